@@ -1,0 +1,22 @@
+"""csoftmax: the softmax family for NumPy, exact to the last bits, bit-reproducible, near memory speed."""
+
+from ._args import DeviceError
+from ._config import __version__, get_include, get_library, show_config
+from ._threads import get_num_threads, set_num_threads, threads
+from .softmax import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
+
+__all__ = [
+    "DeviceError",
+    "__version__",
+    "get_include",
+    "get_library",
+    "get_num_threads",
+    "log_softmax",
+    "log_softmax_vjp",
+    "logsumexp",
+    "set_num_threads",
+    "show_config",
+    "softmax",
+    "softmax_vjp",
+    "threads",
+]

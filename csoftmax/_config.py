@@ -1,0 +1,144 @@
+"""What this installation is and what it found: versions, instruction sets, OpenMP, threads, paths."""
+
+import hashlib
+import os
+import platform
+import re
+import sys
+import warnings
+from pathlib import Path
+
+import numpy as np
+
+from . import _cpu, _threads
+
+__version__ = "0.1.0"
+_HERE = Path(__file__).parent
+
+
+def get_include():
+    """Directory of ``csoftmax.h``, for C and Cython programs that call the kernels.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import csoftmax, os
+    >>> os.path.exists(os.path.join(csoftmax.get_include(), "csoftmax.h"))
+    True
+    """
+    return str(_HERE / "include")
+
+
+def get_library():
+    """Path of the static library with all kernels (it needs no Python; link with ``-fopenmp -lm``).
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import csoftmax, os
+    >>> os.path.basename(csoftmax.get_library())
+    'libcsoftmax.a'
+    """
+    return str(_HERE / "lib" / ("csoftmax.lib" if os.name == "nt" else "libcsoftmax.a"))
+
+
+def source_hash():
+    """Hash of the sources beside this package, as setup.py makes it; None in an installed package."""
+    root = _HERE.parent
+    if not (root / "src_c" / "registry.h").is_file():
+        return None
+    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted(_HERE.rglob("*.p[yx][xd]"))]
+    files.append(_HERE / "include" / "csoftmax.h")
+    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+
+
+if source_hash() not in (None, _cpu.SOURCE_HASH):
+    warnings.warn(
+        "csoftmax's C sources have changed since the extension was built; build it again with pip install -e .",
+        RuntimeWarning,
+        stacklevel=2,
+    )
+
+
+def openmp_libraries():
+    """Paths of the OpenMP runtimes that are loaded in this process (Linux; elsewhere empty)."""
+    try:
+        maps = Path("/proc/self/maps").read_text()
+    except OSError:
+        return []
+    paths = {line.split(None, 5)[5] for line in maps.splitlines() if len(line.split(None, 5)) == 6}
+    return sorted(p for p in paths if re.search(r"lib(gomp|omp|iomp5)[-.\w]*\.so", p))
+
+
+def config():
+    """Everything that show_config prints, as a dict."""
+    libraries = openmp_libraries()
+    decides, bounds = _threads.reason()
+    return {
+        "csoftmax": __version__,
+        "abi": "0.1",
+        "python": sys.version.split()[0],
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "isa": {"used": _cpu.isa(), "available": list(_cpu.isa_available()), "built": list(_cpu.isa_built())},
+        "openmp": {
+            "version": _cpu.OPENMP,
+            "libraries": libraries,
+            "warning": "two OpenMP runtimes are loaded: their threads compete for the same CPUs"
+            if len(libraries) > 1
+            else None,
+        },
+        "threads": {"used": _cpu.get_threads(), "decided_by": decides, "bounds": bounds},
+        "cuda": {"available": False, "reason": "this version has no CUDA backend"},
+        "include": get_include(),
+        "library": get_library(),
+    }
+
+
+def show_config(mode="print"):
+    """Show versions, instruction sets, OpenMP runtimes, threads and why, and the state of CUDA.
+
+    Parameters
+    ----------
+    mode : {"print", "dicts"}, default "print"
+        Print a page, or return it as a dict.
+
+    Returns
+    -------
+    dict or None
+
+    Raises
+    ------
+    ValueError
+        If `mode` is something else.
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> csoftmax.show_config("dicts")["isa"]["used"] in ("scalar", "neon", "avx2", "avx512")
+    True
+    """
+    if mode == "dicts":
+        return config()
+    if mode != "print":
+        raise ValueError(f'mode must be "print" or "dicts", got {mode!r}')
+    page = config()
+    isa, openmp, threads = page["isa"], page["openmp"], page["threads"]
+    print(f"csoftmax {page['csoftmax']} (C ABI {page['abi']}), Python {page['python']}, NumPy {page['numpy']}")
+    print(f"platform  {page['platform']}")
+    print(f"ISA       {isa['used']} (available: {', '.join(isa['available'])}; built: {', '.join(isa['built'])})")
+    print(f"OpenMP    {', '.join(openmp['libraries']) or ('built in' if openmp['version'] else 'none')}")
+    if openmp["warning"]:
+        print(f"          warning: {openmp['warning']}")
+    bounds = ", ".join(f"{name} {bound}" for name, bound in threads["bounds"].items())
+    print(f"threads   {threads['used']} (decided by {threads['decided_by']}; {bounds})")
+    print(f"CUDA      {page['cuda']['reason']}")
+    print(f"C header  {page['include']}")
+    print(f"library   {page['library']}")
+    return None

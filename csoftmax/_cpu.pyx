@@ -1,0 +1,315 @@
+# The CPU binding: pointers and strides out of buffers, one C call, status to exception.
+#
+# One function per kind of signature, not per operation.  Arguments arrive checked (see _args.py), except in
+# `fast`, which takes the one case that must cost as little as possible and declines everything else.
+
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
+from libc.stdint cimport uintptr_t
+
+cimport csoftmax.cpu as cpu
+
+import os
+import threading
+
+from numpy import empty as _empty, ndarray as _ndarray
+
+
+cdef extern from "internal.h" nogil:
+    ctypedef struct csm_table:
+        pass
+    const csm_table *csm_current_table()
+    cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                           const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
+
+cdef extern from "registry.h" nogil:
+    int CSM_OP_softmax, CSM_OP_log_softmax, CSM_OP_logsumexp, CSM_OP_softmax_vjp, CSM_OP_log_softmax_vjp
+    int CSM_DTYPE_f32, CSM_DTYPE_f64, CSM_DTYPE_f16, CSM_DTYPE_bf16
+
+cdef extern from *:
+    """
+    #ifdef _OPENMP
+    #include <omp.h>
+    static int csm_openmp(void) { return _OPENMP; }
+    static int csm_openmp_limit(void) { return omp_get_max_threads(); }
+    #else
+    static int csm_openmp(void) { return 0; }
+    static int csm_openmp_limit(void) { return 1; }
+    #endif
+    """
+    int csm_openmp() nogil
+    int csm_openmp_limit() nogil
+    const char *CSM_SOURCE_HASH
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals()
+
+OPS = {
+    "softmax": CSM_OP_softmax,
+    "log_softmax": CSM_OP_log_softmax,
+    "logsumexp": CSM_OP_logsumexp,
+    "softmax_vjp": CSM_OP_softmax_vjp,
+    "log_softmax_vjp": CSM_OP_log_softmax_vjp,
+}
+DTYPES = {
+    "float32": CSM_DTYPE_f32, "float64": CSM_DTYPE_f64, "float16": CSM_DTYPE_f16, "bfloat16": CSM_DTYPE_bf16,
+}
+ISAS = ("scalar", "neon", "avx2", "avx512")
+SOURCE_HASH = CSM_SOURCE_HASH.decode()
+OPENMP = csm_openmp()
+
+# Below this many elements a call is shorter than giving the GIL away and taking it back.
+cdef enum:
+    KEEP_GIL = 2048
+
+
+# Threads
+
+cdef int _default = 1       # set_num_threads, or the limit
+cdef int _limit = 1         # no call uses more
+cdef int _contexts = 0      # how many csoftmax.threads() are entered, in any thread
+_local = threading.local()
+
+
+cdef int _threads(object num_threads) except -1:
+    cdef int wanted
+    if num_threads is None:
+        wanted = getattr(_local, "limit", 0) if _contexts else 0
+        return wanted if wanted else _default
+    if type(num_threads) is not int:
+        num_threads = _count(num_threads)
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    return <int>min(num_threads, _limit)
+
+
+def _count(value):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise TypeError(f"num_threads must be an int or None, got {value!r} of type {type(value).__name__}")
+    return int(value.__index__())
+
+
+def openmp_limit():
+    """Threads that OpenMP would use by default: OMP_NUM_THREADS, or the CPUs."""
+    return csm_openmp_limit()
+
+
+def set_thread_limit(int limit):
+    """Called once at import with what the machine allows."""
+    global _limit, _default
+    _limit = _default = max(1, limit)
+
+
+def get_threads():
+    return _threads(None)
+
+
+def set_threads(num_threads):
+    global _default
+    _default = _limit if num_threads is None else _threads(num_threads)
+
+
+def enter_threads(num_threads):
+    """Set this thread's bound; returns the one before, for leave_threads."""
+    global _contexts
+    limit = _threads(num_threads)
+    before = getattr(_local, "limit", 0)
+    _contexts += 1
+    _local.limit = limit
+    return before
+
+
+def leave_threads(int before):
+    global _contexts
+    _local.limit = before
+    _contexts -= 1
+
+
+# Instruction sets
+
+def isa():
+    return cpu.csm_isa().decode()
+
+
+def isa_built():
+    return tuple(name for name in ISAS if cpu.csm_isa_built(name.encode()))
+
+
+def isa_available():
+    return tuple(name for name in ISAS if cpu.csm_isa_available(name.encode()))
+
+
+def select_isa(str name):
+    if cpu.csm_select_isa(name.encode()) != 0:
+        raise ValueError(f"instruction set {name!r} is not available; available here: {', '.join(isa_available())}")
+
+
+# Calls
+
+cdef int _check_signals(void *context) noexcept with gil:
+    return PyErr_CheckSignals()
+
+
+cdef int _propagate() except -1:
+    # the signal handler has set the exception
+    return -1
+
+
+cdef int _raise(cpu.csm_status status) except -1:
+    if status == cpu.CSM_OK:
+        return 0
+    if status == cpu.CSM_INTERRUPTED:
+        return _propagate()
+    if status == cpu.CSM_NO_MEMORY:
+        raise MemoryError("csoftmax: no memory for scratch; the output may be partly written")
+    raise ValueError(f"csoftmax: {cpu.csm_status_text(status).decode()}")
+
+
+cdef void _describe(Py_buffer *buffer, cpu.csm_view *view, bint has_axis) noexcept:
+    cdef int i, ndim = buffer.ndim - (1 if has_axis else 0)
+    view.data = buffer.buf
+    view.axis_stride = buffer.strides[ndim] if has_axis else 0
+    for i in range(ndim):
+        view.strides[i] = buffer.strides[i]
+
+
+def run(int op, int dtype, a, b, y, where, double temperature, num_threads):
+    """Run an operation on arrays whose last axis is the softmax axis (y of a log-sum-exp has none)."""
+    cdef Py_buffer buffers[4]
+    cdef cpu.csm_view views[4]
+    cdef cpu.csm_shape shape
+    cdef cpu.csm_options options
+    cdef cpu.csm_status status
+    cdef bint held[4]
+    cdef int i
+    held[0] = held[1] = held[2] = held[3] = False
+    options.size = sizeof(options)
+    options.temperature = temperature
+    options.where = NULL
+    options.threads = _threads(num_threads)
+    options.scratch = NULL
+    options.scratch_size = 0
+    options.interrupt = _check_signals
+    options.interrupt_context = NULL
+    try:
+        for i, array in enumerate((a, y, b, where)):
+            if array is not None:
+                PyObject_GetBuffer(array, &buffers[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if i == 1 else 0))
+                held[i] = True
+                _describe(&buffers[i], &views[i], i != 1 or op != CSM_OP_logsumexp)
+        shape.ndim = buffers[0].ndim - 1
+        for i in range(<int>shape.ndim):
+            shape.shape[i] = buffers[0].shape[i]
+        shape.n = buffers[0].shape[shape.ndim]
+        if held[3]:
+            options.where = &views[3]
+        with nogil:
+            status = csm_run(op, dtype, csm_current_table(), &shape, &views[0],
+                             &views[2] if held[2] else NULL, &views[1], &options)
+    finally:
+        for i in range(4):
+            if held[i]:
+                PyBuffer_Release(&buffers[i])
+    _raise(status)
+
+
+cdef inline bint _is_plain(Py_buffer *buffer) noexcept:
+    # C-contiguous, native and aligned
+    cdef Py_ssize_t stride = buffer.itemsize
+    cdef int i
+    if buffer.format == NULL or buffer.format[1] != 0 or <uintptr_t>buffer.buf % <uintptr_t>buffer.itemsize:
+        return False
+    for i in range(buffer.ndim - 1, -1, -1):
+        if buffer.shape[i] != 1 and buffer.strides[i] != stride:
+            return False
+        stride *= buffer.shape[i]
+    return stride != 0
+
+
+def fast(int op, x, axis, temperature, where, out, device, num_threads):
+    """The plain case: a C-contiguous native numpy array of floats, its last axis, no options but out.
+
+    Returns None for everything else; nothing has been written then.
+    """
+    cdef Py_buffer source, target
+    cdef cpu.csm_view from_view, to_view
+    cdef cpu.csm_shape shape
+    cdef cpu.csm_options options
+    cdef cpu.csm_status status = cpu.CSM_OK
+    cdef int dtype, ndim, threads
+    cdef Py_ssize_t elements, rows
+    cdef bint taken = False
+    if (type(x) is not _ndarray or where is not None or device is not None or type(axis) is not int
+            or type(temperature) is not float or <double>temperature != 1.0
+            or (out is not None and type(out) is not _ndarray)):
+        return None
+    threads = _threads(num_threads)
+    PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO | PyBUF_FORMAT)
+    try:
+        ndim = source.ndim
+        if ndim == 0 or (axis != -1 and axis != ndim - 1) or not _is_plain(&source):
+            return None
+        if source.format[0] == c"f":
+            dtype = CSM_DTYPE_f32
+        elif source.format[0] == c"d":
+            dtype = CSM_DTYPE_f64
+        elif source.format[0] == c"e":
+            dtype = CSM_DTYPE_f16
+        else:
+            return None
+        if out is None:
+            result = _empty(x.shape, x.dtype)
+        else:
+            result = out
+            if not out.flags.writeable:
+                return None
+        PyObject_GetBuffer(result, &target, PyBUF_STRIDED_RO | PyBUF_FORMAT)
+        taken = True
+        elements = source.len // source.itemsize
+        if out is not None:
+            if target.ndim != ndim or not _is_plain(&target) or target.format[0] != source.format[0]:
+                return None
+            for i in range(ndim):
+                if target.shape[i] != source.shape[i]:
+                    return None
+            if (target.buf != source.buf and <char *>target.buf < <char *>source.buf + source.len
+                    and <char *>source.buf < <char *>target.buf + target.len):
+                return None
+        # as rows
+        shape.n = source.shape[ndim - 1]
+        rows = elements // <Py_ssize_t>shape.n
+        shape.ndim = 1
+        shape.shape[0] = rows
+        from_view.data = source.buf
+        to_view.data = target.buf
+        from_view.axis_stride = to_view.axis_stride = source.itemsize
+        from_view.strides[0] = to_view.strides[0] = source.itemsize * <Py_ssize_t>shape.n
+        options.size = sizeof(options)
+        options.temperature = 1
+        options.where = NULL
+        options.threads = threads
+        options.scratch = NULL
+        options.scratch_size = 0
+        options.interrupt = _check_signals
+        options.interrupt_context = NULL
+        if elements < KEEP_GIL:
+            status = csm_run(op, dtype, csm_current_table(), &shape, &from_view, NULL, &to_view, &options)
+        else:
+            with nogil:
+                status = csm_run(op, dtype, csm_current_table(), &shape, &from_view, NULL, &to_view, &options)
+    finally:
+        if taken:
+            PyBuffer_Release(&target)
+        PyBuffer_Release(&source)
+    _raise(status)
+    return result
+
+
+def _choose_isa():
+    name = os.environ.get("CSOFTMAX_ISA")
+    if name and cpu.csm_select_isa(name.encode()) != 0:
+        raise ImportError(f"CSOFTMAX_ISA={name} is not available; available here: {', '.join(isa_available())}")
+
+
+_choose_isa()

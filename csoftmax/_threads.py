@@ -1,0 +1,134 @@
+"""How many threads a call may use: what the machine allows, what the user asks for."""
+
+import contextlib
+import os
+from pathlib import Path
+
+from . import _cpu
+
+# Each entry: what bounds the threads, and the bound.
+_bounds = {}
+
+
+def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
+    """CPUs that the control group (version 2 or 1) grants this process, rounded up; None without a quota."""
+    quotas = []
+    try:
+        for line in Path(membership).read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers == "":  # version 2: the quota of every ancestor counts
+                parts = [p for p in path.split("/") if p]
+                for depth in range(len(parts) + 1):
+                    file = Path(root, *parts[:depth], "cpu.max")
+                    if file.is_file():
+                        quota, period = file.read_text().split()[:2]
+                        if quota != "max":
+                            quotas.append(int(quota) / int(period))
+            elif "cpu" in controllers.split(","):
+                for folder in (Path(root, "cpu", path.lstrip("/")), Path(root, "cpu")):
+                    file = folder / "cpu.cfs_quota_us"
+                    if file.is_file():
+                        quota = int(file.read_text())
+                        if quota > 0:
+                            quotas.append(quota / int((folder / "cpu.cfs_period_us").read_text()))
+                        break
+    except (OSError, ValueError):
+        return None
+    return max(1, -int(-min(quotas) // 1)) if quotas else None
+
+
+def _find_bounds():
+    forced = os.environ.get("CSOFTMAX_NUM_THREADS", "")
+    if forced:
+        if not forced.isdigit() or int(forced) < 1:
+            raise ImportError(f"CSOFTMAX_NUM_THREADS must be a whole number from 1 on, got {forced!r}")
+        return {"CSOFTMAX_NUM_THREADS": int(forced)}
+    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    bounds = {"CPU affinity": affinity or 1}
+    quota = cgroup_quota()
+    if quota is not None:
+        bounds["cgroup quota"] = quota
+    if os.environ.get("OMP_NUM_THREADS"):
+        bounds["OMP_NUM_THREADS"] = _cpu.openmp_limit()
+    if not _cpu.OPENMP:
+        bounds["built without OpenMP"] = 1
+    return bounds
+
+
+def reason():
+    """The bound that decides, and all of them."""
+    return min(_bounds, key=_bounds.get), dict(_bounds)
+
+
+_bounds.update(_find_bounds())
+_cpu.set_thread_limit(min(_bounds.values()))
+
+
+def set_num_threads(num_threads):
+    """Set how many threads calls use from now on, in the whole process.
+
+    Parameters
+    ----------
+    num_threads : int or None
+        At least 1; never more are used than the machine allows (CPU affinity, cgroup quota, OMP_NUM_THREADS; or
+        CSOFTMAX_NUM_THREADS, which overrides them). None restores the default.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not an int, or less than 1.
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> csoftmax.set_num_threads(1)
+    >>> csoftmax.get_num_threads()
+    1
+    >>> csoftmax.set_num_threads(None)
+    """
+    _cpu.set_threads(num_threads)
+
+
+def get_num_threads():
+    """How many threads a call in this thread may use.
+
+    Returns
+    -------
+    int
+        The bound of the innermost `threads` context of this thread, else that of `set_num_threads`.
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> csoftmax.get_num_threads() >= 1
+    True
+    """
+    return _cpu.get_threads()
+
+
+@contextlib.contextmanager
+def threads(num_threads):
+    """Context manager: how many threads the calls of this thread use inside.
+
+    Parameters
+    ----------
+    num_threads : int
+        At least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If it is not an int, or less than 1.
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> with csoftmax.threads(1):
+    ...     csoftmax.get_num_threads()
+    1
+    """
+    before = _cpu.enter_threads(num_threads)
+    try:
+        yield
+    finally:
+        _cpu.leave_threads(before)

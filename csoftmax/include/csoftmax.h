@@ -1,0 +1,120 @@
+/* csoftmax: the softmax family for C programs.
+ *
+ * Every function computes along one axis of an N-dimensional array that is described by a shape and byte
+ * strides, so that any layout of the caller's (transposed, sliced, broadcast, reversed, unaligned) is read in
+ * place.  Results have the same bits whatever the number of threads, the layout, the alignment or the
+ * instruction set.  Nothing is printed, nothing aborts; every function returns a csm_status.
+ *
+ *     csm_shape shape = {.n = 1000, .ndim = 1, .shape = {128}};
+ *     csm_view x = csm_contiguous(&shape, 1000, data, sizeof(float));
+ *     csm_view y = csm_contiguous(&shape, 1000, result, sizeof(float));
+ *     csm_status status = csm_softmax_f32(&shape, &x, &y, NULL);
+ *
+ * Half types are passed as uint16_t bit patterns.  This header is append-only within one CSM_ABI_MAJOR.
+ */
+#ifndef CSOFTMAX_H
+#define CSOFTMAX_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define CSM_ABI_MAJOR 0
+#define CSM_ABI_MINOR 1
+#define CSM_MAX_NDIM 64
+
+typedef enum csm_status {
+    CSM_OK = 0,
+    CSM_NO_MEMORY = 1,      /* an allocation failed; the output may be partly written */
+    CSM_INTERRUPTED = 2,    /* options->interrupt asked to stop; the output may be partly written */
+    CSM_BAD_SHAPE = 3,      /* ndim > CSM_MAX_NDIM, or the number of bytes exceeds PTRDIFF_MAX */
+    CSM_BAD_TEMPERATURE = 4,/* negative or NaN; for gradients also 0 and infinity */
+    CSM_SMALL_SCRATCH = 5   /* options->scratch is smaller than csm_scratch_size() says */
+} csm_status;
+
+/* The batch axes, outermost first, and the number of classes n along the softmax axis. */
+typedef struct csm_shape {
+    size_t n;
+    size_t ndim;
+    size_t shape[CSM_MAX_NDIM];
+} csm_shape;
+
+/* Where an array lies: strides in bytes, of any sign, 0 for broadcasting (inputs only). */
+typedef struct csm_view {
+    void *data;
+    ptrdiff_t axis_stride;
+    ptrdiff_t strides[CSM_MAX_NDIM];
+} csm_view;
+
+/* Start from CSM_OPTIONS_INIT; a NULL pointer to options means the same. */
+typedef struct csm_options {
+    size_t size;            /* sizeof(csm_options) as the caller knew it */
+    double temperature;     /* T > 0, or one of the limits 0 and infinity */
+    const csm_view *where;  /* one byte an element; where it is 0 the element takes no part; NULL = all take part */
+    int threads;            /* an upper bound, at least 1 */
+    void *scratch;          /* csm_scratch_size() bytes, aligned to 64; NULL = allocated and freed by the call */
+    size_t scratch_size;
+    int (*interrupt)(void *context); /* called now and then from the calling thread; non-zero stops the call */
+    void *interrupt_context;
+} csm_options;
+#define CSM_OPTIONS_INIT {sizeof(csm_options), 1.0, NULL, 1, NULL, 0, NULL, NULL}
+
+/* y = softmax(x / T), y = log(softmax(x / T)); y may be x, other overlap is not allowed. */
+csm_status csm_softmax_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_softmax_f64(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_softmax_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_softmax_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_log_softmax_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_log_softmax_f64(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_log_softmax_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_log_softmax_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+
+/* y = log(sum(exp(x / T))): y has no softmax axis (its axis_stride is not used). */
+csm_status csm_logsumexp_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_logsumexp_f64(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_logsumexp_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_logsumexp_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+
+/* dx = dL/dx from dy = dL/dy and y, the result of the forward function; dx may be dy or y. */
+csm_status csm_softmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_softmax_vjp_f64(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_softmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_softmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_log_softmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_log_softmax_vjp_f64(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_log_softmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_log_softmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+
+/* Enough scratch for any of the functions above on this shape with this many threads. */
+size_t csm_scratch_size(const csm_shape *, int threads);
+
+const char *csm_status_text(csm_status);
+
+/* Instruction sets: chosen once, the best that the machine has; names as in CSOFTMAX_ISA. */
+const char *csm_isa(void);                       /* in use */
+int csm_select_isa(const char *name);            /* 0 = done, -1 = not built or not available; not while calls run */
+int csm_isa_built(const char *name);
+int csm_isa_available(const char *name);
+
+/* A C-contiguous array, the softmax axis last; n = shape->n, or 1 for the result of a log-sum-exp. */
+static inline csm_view csm_contiguous(const csm_shape *shape, size_t n, const void *data, size_t itemsize) {
+    csm_view view;
+    ptrdiff_t stride = (ptrdiff_t)itemsize;
+    size_t i;
+    view.data = (void *)(uintptr_t)data;
+    view.axis_stride = stride;
+    stride *= (ptrdiff_t)n;
+    for (i = shape->ndim; i-- > 0;) {
+        view.strides[i] = stride;
+        stride *= (ptrdiff_t)shape->shape[i];
+    }
+    return view;
+}
+
+#ifdef __cplusplus
+}
+#endif
+#endif

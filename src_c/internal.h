@@ -1,0 +1,80 @@
+/* What the files of the core share: the data flows dispatch.c -> driver.c -> row.c -> a unit's table. */
+#ifndef CSM_INTERNAL_H
+#define CSM_INTERNAL_H
+
+#include "../csoftmax/include/csoftmax.h"
+#include "registry.h"
+
+/* parallel.c: the only file that knows of threads */
+typedef struct csm_interrupt {
+    int (*check)(void *context);
+    void *context;
+} csm_interrupt;
+typedef csm_status (*csm_body)(void *context, size_t begin, size_t end, int thread);
+/* Calls body on [0, units) in pieces of about `piece` units, on at most `threads` threads; each thread gets one
+ * contiguous range.  The first status that is not CSM_OK stops the call and is returned. */
+csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context, const csm_interrupt *);
+int csm_threads_for(double elements, size_t units, int threads);
+
+/* layout.c: strided copies */
+typedef struct csm_strided {
+    const char *data;
+    ptrdiff_t row, axis; /* bytes between rows, between classes */
+} csm_strided;
+/* to[r][j] = from[r][j], or the itemsize bytes at fill where the mask is 0.  pitch: bytes between rows of `to`. */
+void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, size_t itemsize,
+                const csm_strided *mask, const void *fill);
+void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows, size_t n,
+                 size_t itemsize);
+int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
+/* Orders the batch axes by the strides of x, drops those of length 1 and joins those that allow it. */
+void csm_collapse(csm_shape *shape, csm_view *const *views, int count);
+
+/* driver.c */
+typedef struct csm_call {
+    csm_op op;
+    csm_dtype dtype;
+    const csm_table *table;
+    const csm_kernels *kernels;      /* of op and dtype */
+    const csm_kernels *wide_kernels; /* of op and the compute dtype, for transformed rows */
+    size_t itemsize, wide_size;
+    csm_shape shape;
+    csm_view a, b, y, where;
+    int has_b, has_where, keeps_axis, forward;
+    double temperature;              /* as given */
+    csm_temperature ordinary;        /* constants for rows as they are */
+    csm_temperature transformed;     /* constants for rows after the transformation in row.c */
+    int always_transform;            /* T is 0, infinite or outside the range of `ordinary` */
+    double scale1, scale2;           /* the transformation multiplies by both */
+    uint64_t absent;                 /* storage bits of an element that takes no part */
+    int threads;
+    csm_interrupt interrupt;
+    char *scratch;                   /* the caller's, or NULL */
+    size_t scratch_each;             /* bytes a thread */
+} csm_call;
+
+csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
+                   const csm_view *y, const csm_options *);
+
+/* row.c: one row of any length, layout and content */
+typedef struct csm_one_row {
+    csm_strided a, b, where; /* row is not used; where.data NULL: all take part */
+    char *y;
+    ptrdiff_t y_axis;
+    int gathered;            /* a and b have the mask applied already */
+} csm_one_row;
+typedef struct csm_row_scratch {
+    char *raw_a, *raw_b, *wide; /* CSM_BLOCK elements each */
+    csm_block *blocks;          /* one for each block of a row */
+} csm_row_scratch;
+size_t csm_row_scratch_size(size_t n);
+csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
+/* Computes a row in order (all other rows of the call may use this scratch next). */
+void csm_row_any(const csm_call *, const csm_one_row *, const csm_row_scratch *);
+/* The same with the blocks of the row handed to threads; scratch: one a thread, blocks of the first are used. */
+csm_status csm_row_split(const csm_call *, const csm_one_row *, csm_row_scratch *each);
+
+/* dispatch.c */
+const csm_table *csm_current_table(void);
+
+#endif

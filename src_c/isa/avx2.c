@@ -1,0 +1,9 @@
+/* The avx2 unit: every kernel in the vocabulary of vec/avx2.h. */
+#define CSM_UNIT avx2
+#if defined(__AVX2__) && defined(__FMA__)
+#include "../vec/avx2.h"
+#include "../kernel/all.inc.h"
+#else
+#include "../registry.h"
+const csm_table *const csm_table_avx2 = NULL; /* built for another architecture */
+#endif

@@ -1,0 +1,9 @@
+/* The neon unit: every kernel in the vocabulary of vec/neon.h. */
+#define CSM_UNIT neon
+#if defined(__aarch64__) || defined(_M_ARM64)
+#include "../vec/neon.h"
+#include "../kernel/all.inc.h"
+#else
+#include "../registry.h"
+const csm_table *const csm_table_neon = NULL; /* built for another architecture */
+#endif

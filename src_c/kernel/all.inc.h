@@ -1,0 +1,140 @@
+/* Every kernel for every dtype in one vocabulary, and the table of them.  A unit (isa/NAME.c) defines CSM_UNIT,
+ * includes its vocabulary and then this file.  The kernels are written once; CSM_DTYPES says for what. */
+#ifndef CSM_UNIT
+#error "all.inc.h needs CSM_UNIT, the name of the instruction set"
+#endif
+
+#include "../registry.h"
+#include "scalars.h"
+
+#if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
+#define UNROLL
+#elif defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 32")
+#elif defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL
+#endif
+#if defined(__GNUC__)
+#define PREFETCH(p) __builtin_prefetch(p)
+#else
+#define PREFETCH(p) ((void)(p))
+#endif
+
+/* float */
+#define V(name) v32_##name
+#define REAL float
+#define EXP_UINT uint32_t
+#define EXP_MANTISSA 23
+#define EXP_EXPONENT_BIAS 127
+#define EXP_BIAS 60      /* B */
+#define EXP_SAFE 30      /* 1 / sum e' times 2^-30 is a normal number */
+#define EXP_MAGIC 0x1.8p23
+#define EXP_LOG2E 0x1.715476p0
+#define EXP_LN2_HI 0x1.62e430p-1
+#define EXP_LN2_LO -0x1.05c610p-29
+#define EXP_SMALL 0x1p-40
+#define EXP_LARGEST_LOG 46
+#define v32_LOAD_REAL v32_load_f32
+#define v32_LOAD_PART_REAL v32_load_part_f32
+#define v32_STORE_REAL v32_store_f32
+#define v32_STORE_PART_REAL v32_store_part_f32
+#include "math.inc.h"
+#include "sum.inc.h"
+
+#define T float
+#define STORED_AS_REAL 1
+#define FN(name) name##_f32
+#define LOAD v32_load_f32
+#define LOAD_PART v32_load_part_f32
+#define STORE v32_store_f32
+#define STORE_PART v32_store_part_f32
+#include "storage.inc.h"
+
+#define T uint16_t
+#define STORED_AS_REAL 0
+#define FN(name) name##_f16
+#define LOAD v32_load_f16
+#define LOAD_PART v32_load_part_f16
+#define STORE v32_store_f16
+#define STORE_PART v32_store_part_f16
+#include "storage.inc.h"
+
+#define T uint16_t
+#define STORED_AS_REAL 0
+#define FN(name) name##_bf16
+#define LOAD v32_load_bf16
+#define LOAD_PART v32_load_part_bf16
+#define STORE v32_store_bf16
+#define STORE_PART v32_store_part_bf16
+#include "storage.inc.h"
+
+/* double */
+#undef V
+#undef REAL
+#undef EXP_UINT
+#undef EXP_MANTISSA
+#undef EXP_EXPONENT_BIAS
+#undef EXP_BIAS
+#undef EXP_SAFE
+#undef EXP_MAGIC
+#undef EXP_LOG2E
+#undef EXP_LN2_HI
+#undef EXP_LN2_LO
+#undef EXP_SMALL
+#undef EXP_LARGEST_LOG
+#define V(name) v64_##name
+#define REAL double
+#define EXP_UINT uint64_t
+#define EXP_MANTISSA 52
+#define EXP_EXPONENT_BIAS 1023
+#define EXP_BIAS 500
+#define EXP_SAFE 450
+#define EXP_MAGIC 0x1.8p52
+#define EXP_LOG2E 0x1.71547652b82fep+0
+#define EXP_LN2_HI 0x1.62e42fefa39efp-1
+#define EXP_LN2_LO 0x1.abc9e3b39803fp-56
+#define EXP_SMALL 0x1p-400
+#define EXP_LARGEST_LOG 350
+#define v64_LOAD_REAL v64_load_f64
+#define v64_LOAD_PART_REAL v64_load_part_f64
+#define v64_STORE_REAL v64_store_f64
+#define v64_STORE_PART_REAL v64_store_part_f64
+#include "math.inc.h"
+#include "sum.inc.h"
+
+#define T double
+#define STORED_AS_REAL 1
+#define FN(name) name##_f64
+#define LOAD v64_load_f64
+#define LOAD_PART v64_load_part_f64
+#define STORE v64_store_f64
+#define STORE_PART v64_store_part_f64
+#include "storage.inc.h"
+
+#define CSM_NAME_(name) #name
+#define CSM_NAME(name) CSM_NAME_(name)
+#define CSM_GLUE_(a, b) a##b
+#define CSM_GLUE(a, b) CSM_GLUE_(a, b)
+
+#define FORWARD(op, pass1, combine, suffix)                                                          \
+    {op##_rows_##suffix, op##_tile_##suffix, pass1##_pass1_##suffix, combine##_combine_##suffix, op##_pass2_##suffix}
+#define BACKWARD(op, suffix) {op##_rows_##suffix, NULL, op##_pass1_##suffix, vjp_combine_##suffix, op##_pass2_##suffix}
+#define SOFTMAX(suffix, storage, compute) FORWARD(softmax, softmax, softmax, suffix),
+#define LOG_SOFTMAX(suffix, storage, compute) FORWARD(log_softmax, log_softmax, log_softmax, suffix),
+#define LOGSUMEXP(suffix, storage, compute) FORWARD(logsumexp, log_softmax, log_softmax, suffix),
+#define SOFTMAX_VJP(suffix, storage, compute) BACKWARD(softmax_vjp, suffix),
+#define LOG_SOFTMAX_VJP(suffix, storage, compute) BACKWARD(log_softmax_vjp, suffix),
+#define MAX(suffix, storage, compute) max_##suffix,
+#define WIDEN(suffix, storage, compute) widen_##suffix,
+#define NARROW(suffix, storage, compute) narrow_##suffix,
+
+static const csm_table table = {
+    CSM_NAME(CSM_UNIT),
+    {{CSM_DTYPES(SOFTMAX)}, {CSM_DTYPES(LOG_SOFTMAX)}, {CSM_DTYPES(LOGSUMEXP)}, {CSM_DTYPES(SOFTMAX_VJP)}, {CSM_DTYPES(LOG_SOFTMAX_VJP)}},
+    {CSM_DTYPES(MAX)},
+    {CSM_DTYPES(WIDEN)},
+    {CSM_DTYPES(NARROW)},
+};
+const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;

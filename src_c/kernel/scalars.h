@@ -1,0 +1,131 @@
+/* What is done once a row or once a block, in plain double arithmetic without contraction, so that every unit and
+ * every compiler gives the same bits.
+ */
+#ifndef CSM_KERNEL_SCALARS_H
+#define CSM_KERNEL_SCALARS_H
+
+#include <math.h>
+
+#include "../registry.h"
+#include "../vec/half.h"
+
+INLINE double csm_double_of(uint64_t u) {
+    double d;
+    memcpy(&d, &u, 8);
+    return d;
+}
+
+#define CSM_NAN csm_double_of(0x7ff8000000000000u)
+#define CSM_INF csm_double_of(0x7ff0000000000000u)
+
+/* 2^d for an integer d <= 1023, 0 below the normal numbers. */
+INLINE double csm_pow2(double d) {
+    return d < -1022 ? 0 : csm_double_of((uint64_t)(int64_t)(d + 1023) << 52);
+}
+
+/* sum += x, the rounding error into low (Knuth 1969). */
+INLINE void csm_two_sum(double *sum, double *low, double x) {
+    double s = *sum + x, v = s - *sum;
+    *low += (*sum - (s - v)) + (x - v);
+    *sum = s;
+}
+
+/* log(1 + q), q >= 0; below 1 ULP (sampled with mpmath).
+ * 1 + q = 2^k (1 + f) (1 + c), sqrt(1/2) <= 1 + f < sqrt 2; with s = f / (2 + f), z = s^2:
+ * log(1 + f) = f - (f^2/2 - s (f^2/2 + z Q(z))), Q a minimax polynomial of 2 (atanh(s)/s - 1) / z, error 5e-16.
+ * Tang 1990 (ACM TOMS 16) gives the analysis of this form; the coefficients are our own Remez fit. */
+static inline double csm_log1p(double q) {
+    double f = q, c = 0, k = 0;
+    if (!(q < 0x1.a8279ap-2)) { /* sqrt 2 - 1 */
+        double u = 1 + q;
+        uint64_t bits;
+        if (!(u < CSM_INF)) return u;
+        c = (q < 1 ? q - (u - 1) : 1 - (u - q)) / u;
+        memcpy(&bits, &u, 8);
+        bits += 0x3ff0000000000000u - 0x3fe6a09e667f3bcdu; /* carries into the exponent from sqrt(1/2) on */
+        k = (double)((int64_t)(bits >> 52) - 1023);
+        f = csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1;
+    }
+    double s = f / (2 + f), z = s * s, half = 0.5 * f * f;
+    double p = 0x1.2ba1c7b4cde5ep-3;
+    p = p * z + 0x1.39f8622f4f1cbp-3;
+    p = p * z + 0x1.7462e3389eed1p-3;
+    p = p * z + 0x1.c71c6240657b5p-3;
+    p = p * z + 0x1.2492492e74198p-2;
+    p = p * z + 0x1.9999999994e37p-2;
+    p = p * z + 0x1.5555555555558p-1;
+    /* ln 2 = 0x1.62e42feep-1 + 0x1.a39ef35793c76p-33, the first with 21 zero bits: k times it is exact */
+    return k * 0x1.62e42feep-1 - ((half - (s * (half + z * p) + (k * 0x1.a39ef35793c76p-33 + c))) - f);
+}
+
+/* max, n and the sums of all blocks relative to them, in index order. */
+INLINE void csm_combine_sums(const csm_block *blocks, size_t count, csm_row *row) {
+    row->max = blocks[0].max;
+    row->n = blocks[0].n;
+    for (size_t b = 1; b < count; b++)
+        if (blocks[b].max > row->max) {
+            row->max = blocks[b].max;
+            row->n = blocks[b].n;
+        }
+    row->hi = row->lo = 0;
+}
+
+/* softmax: 1 / sum e' as a pair, so that neither the sum's rounding nor the reciprocal's reaches the result: as
+ * one number they cost up to 1.9 ULP more.  single: the pair is one of floats. */
+INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int single, csm_row *row) {
+    csm_combine_sums(blocks, count, row);
+    for (size_t b = 0; b < count; b++) {
+        double scale = csm_pow2(blocks[b].n - row->n);
+        csm_two_sum(&row->hi, &row->lo, blocks[b].hi * scale);
+        row->lo += blocks[b].lo * scale;
+    }
+    double sum = row->hi + row->lo, r = 1 / sum;
+    if (single) {
+        row->r = (double)(float)r;
+        row->r_low = (double)(float)(r - row->r);
+    } else {
+        double rest = (row->hi - sum) + row->lo;
+        row->r = r;
+        row->r_low = r * (fma(-r, sum, 1) - r * rest);
+    }
+    row->is_nan = r != r;
+}
+
+/* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' without the maxima. */
+INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
+    double maxima = 0, top = 1;
+    csm_combine_sums(blocks, count, row);
+    for (size_t b = 0; b < count; b++) {
+        double scale = csm_pow2(blocks[b].n - row->n);
+        csm_two_sum(&row->hi, &row->lo, blocks[b].hi * scale);
+        row->lo += blocks[b].lo * scale;
+        if (blocks[b].max == row->max) {
+            maxima += blocks[b].count;
+            top = blocks[b].top;
+        } else {
+            csm_two_sum(&row->hi, &row->lo, blocks[b].count * blocks[b].top * scale);
+        }
+    }
+    double q = (maxima - 1) + (row->hi + row->lo) / top;
+    row->is_nan = q != q;
+    row->tail = row->is_nan ? q : csm_log1p(q);
+}
+
+/* Backward: the sum as a pair. */
+INLINE void csm_combine_pair(const csm_block *blocks, size_t count, int single, csm_row *row) {
+    double hi = 0, lo = 0;
+    for (size_t b = 0; b < count; b++) {
+        csm_two_sum(&hi, &lo, blocks[b].hi);
+        lo += blocks[b].lo;
+    }
+    if (!(lo - lo == 0)) lo = 0; /* hi is infinite or NaN */
+    if (single) {
+        row->hi = (double)(float)(hi + lo);
+        row->lo = row->hi - row->hi == 0 ? (double)(float)((hi - row->hi) + lo) : 0;
+    } else {
+        row->hi = hi + lo;
+        row->lo = row->hi - row->hi == 0 ? (hi - row->hi) + lo : 0;
+    }
+}
+
+#endif

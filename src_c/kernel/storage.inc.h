@@ -1,0 +1,11 @@
+/* All kernels of one storage type; undefines what all.inc.h defined for it. */
+#include "forward.inc.h"
+#include "tile.inc.h"
+#include "vjp.inc.h"
+#undef T
+#undef STORED_AS_REAL
+#undef FN
+#undef LOAD
+#undef LOAD_PART
+#undef STORE
+#undef STORE_PART

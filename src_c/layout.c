@@ -1,0 +1,109 @@
+/* Strided copies and the normal form of a layout. */
+#include "internal.h"
+
+#include <string.h>
+
+/* A fixed number of bytes, at any alignment. */
+#define COPY(size, to, from)                          \
+    do {                                              \
+        if (size == 2) memcpy((to), (from), 2);       \
+        else if (size == 4) memcpy((to), (from), 4);  \
+        else memcpy((to), (from), 8);                 \
+    } while (0)
+
+/* Inlined with constant itemsize.  Eight rows at a time: their lines of `to` stay in the first cache. */
+static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, const size_t size) {
+    if (from.axis == (ptrdiff_t)size) {
+        for (size_t r = 0; r < rows; r++) memcpy(to + r * pitch, from.data + (ptrdiff_t)r * from.row, n * size);
+        return;
+    }
+    size_t r = 0;
+    for (; r + 8 <= rows; r += 8)
+        for (size_t j = 0; j < n; j++) {
+            const char *x = from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis;
+            for (size_t i = 0; i < 8; i++) COPY(size, to + (r + i) * pitch + j * size, x + (ptrdiff_t)i * from.row);
+        }
+    for (; r < rows; r++)
+        for (size_t j = 0; j < n; j++)
+            COPY(size, to + r * pitch + j * size, from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis);
+}
+
+void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, size_t itemsize,
+                const csm_strided *mask, const void *fill) {
+    if (itemsize == 2) gather(to, pitch, from, rows, n, 2);
+    else if (itemsize == 4) gather(to, pitch, from, rows, n, 4);
+    else gather(to, pitch, from, rows, n, 8);
+    if (!mask || !mask->data) return;
+    for (size_t r = 0; r < rows; r++) {
+        const char *m = mask->data + (ptrdiff_t)r * mask->row;
+        for (size_t j = 0; j < n; j++)
+            if (!m[(ptrdiff_t)j * mask->axis]) memcpy(to + r * pitch + j * itemsize, fill, itemsize);
+    }
+}
+
+static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows,
+                           size_t n, const size_t size) {
+    if (axis == (ptrdiff_t)size) {
+        for (size_t r = 0; r < rows; r++) memcpy(to + (ptrdiff_t)r * row, from + r * pitch, n * size);
+        return;
+    }
+    size_t r = 0;
+    for (; r + 8 <= rows; r += 8)
+        for (size_t j = 0; j < n; j++) {
+            char *y = to + (ptrdiff_t)r * row + (ptrdiff_t)j * axis;
+            for (size_t i = 0; i < 8; i++) COPY(size, y + (ptrdiff_t)i * row, from + (r + i) * pitch + j * size);
+        }
+    for (; r < rows; r++)
+        for (size_t j = 0; j < n; j++)
+            COPY(size, to + (ptrdiff_t)r * row + (ptrdiff_t)j * axis, from + r * pitch + j * size);
+}
+
+void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows, size_t n,
+                 size_t itemsize) {
+    if (itemsize == 2) scatter(to, row, axis, from, pitch, rows, n, 2);
+    else if (itemsize == 4) scatter(to, row, axis, from, pitch, rows, n, 4);
+    else scatter(to, row, axis, from, pitch, rows, n, 8);
+}
+
+/* Contiguous along the axis, and every element aligned. */
+int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis) {
+    uintptr_t bits = (uintptr_t)view->data;
+    if (keeps_axis && shape->n > 1 && view->axis_stride != (ptrdiff_t)itemsize) return 0;
+    for (size_t i = 0; i < shape->ndim; i++) bits |= (uintptr_t)view->strides[i];
+    return bits % itemsize == 0;
+}
+
+static size_t magnitude(ptrdiff_t stride) { return stride < 0 ? 0 - (size_t)stride : (size_t)stride; }
+
+void csm_collapse(csm_shape *shape, csm_view *const *views, int count) {
+    size_t ndim = 0;
+    for (size_t i = 0; i < shape->ndim; i++) { /* drop length 1, insert by falling stride of the first view */
+        if (shape->shape[i] == 1) continue;
+        size_t length = shape->shape[i], at = ndim;
+        ptrdiff_t strides[4];
+        for (int v = 0; v < count; v++) strides[v] = views[v]->strides[i];
+        while (at > 0 && magnitude(views[0]->strides[at - 1]) < magnitude(strides[0])) {
+            shape->shape[at] = shape->shape[at - 1];
+            for (int v = 0; v < count; v++) views[v]->strides[at] = views[v]->strides[at - 1];
+            at--;
+        }
+        shape->shape[at] = length;
+        for (int v = 0; v < count; v++) views[v]->strides[at] = strides[v];
+        ndim++;
+    }
+    size_t joined = ndim ? 1 : 0;
+    for (size_t i = 1; i < ndim; i++) {
+        int joins = 1;
+        for (int v = 0; v < count; v++)
+            joins &= views[v]->strides[joined - 1] == views[v]->strides[i] * (ptrdiff_t)shape->shape[i];
+        if (joins) {
+            shape->shape[joined - 1] *= shape->shape[i];
+            for (int v = 0; v < count; v++) views[v]->strides[joined - 1] = views[v]->strides[i];
+        } else {
+            shape->shape[joined] = shape->shape[i];
+            for (int v = 0; v < count; v++) views[v]->strides[joined] = views[v]->strides[i];
+            joined++;
+        }
+    }
+    shape->ndim = joined;
+}

@@ -1,0 +1,124 @@
+/* The only file with threads: OpenMP, the fork guard, the floating-point environment, interrupts.
+ *
+ * libgomp hangs when a process forks after a parallel region and the child enters one; the child is therefore
+ * serial from then on.  Nothing here changes a setting of the process: the thread count is a clause of the region,
+ * and every thread that computes saves its floating-point control word, sets the default (so that a caller's
+ * flush-to-zero, which OpenMP workers do not inherit, cannot make bits depend on threads) and puts it back.
+ */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L
+#endif
+#include "internal.h"
+
+#include <stdatomic.h>
+#include <time.h>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+#if defined(__x86_64__) || defined(_M_X64)
+#include <xmmintrin.h>
+typedef unsigned fp_control;
+static fp_control fp_enter(void) {
+    fp_control saved = _mm_getcsr();
+    _mm_setcsr(0x1f80); /* round to nearest, all exceptions masked, no flush-to-zero */
+    return saved;
+}
+static void fp_leave(fp_control saved) { _mm_setcsr(saved); }
+#elif defined(__aarch64__)
+typedef struct fp_control { uint64_t control, status; } fp_control;
+static fp_control fp_enter(void) {
+    fp_control saved;
+    __asm__ volatile("mrs %0, fpcr" : "=r"(saved.control));
+    __asm__ volatile("mrs %0, fpsr" : "=r"(saved.status));
+    __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)0));
+    return saved;
+}
+static void fp_leave(fp_control saved) {
+    __asm__ volatile("msr fpcr, %0" ::"r"(saved.control));
+    __asm__ volatile("msr fpsr, %0" ::"r"(saved.status));
+}
+#else
+typedef int fp_control;
+static fp_control fp_enter(void) { return 0; }
+static void fp_leave(fp_control saved) { (void)saved; }
+#endif
+
+#if defined(_OPENMP) && !defined(_WIN32)
+#include <pthread.h>
+static atomic_int is_child;
+static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
+static void in_child(void) { atomic_store(&is_child, 1); }
+static void install_guard(void) { pthread_atfork(NULL, NULL, in_child); }
+static int may_start_threads(void) {
+    pthread_once(&guard_once, install_guard);
+    return !atomic_load(&is_child) && !omp_in_parallel();
+}
+#elif defined(_OPENMP)
+static int may_start_threads(void) { return !omp_in_parallel(); }
+#else
+static int may_start_threads(void) { return 0; }
+#endif
+
+/* Below SERIAL elements starting threads costs more than it saves; each thread wants EACH. */
+enum { SERIAL = 32 * 1024, EACH = 16 * 1024 };
+
+int csm_threads_for(double elements, size_t units, int threads) {
+    if (threads <= 1 || elements < SERIAL || units < 2) return 1;
+    if (elements / EACH < threads) threads = (int)(elements / EACH);
+    if (units < (size_t)threads) threads = (int)units;
+    return threads > 1 && may_start_threads() ? threads : 1;
+}
+
+static double now(void) {
+    struct timespec t;
+    timespec_get(&t, TIME_UTC);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+/* How long the calling thread computes before it looks for an interrupt. */
+#define INTERRUPT_SECONDS 0.03
+
+static void run_range(size_t begin, size_t end, size_t piece, int thread, csm_body body, void *context,
+                      const csm_interrupt *interrupt, atomic_int *status) {
+    fp_control saved = fp_enter();
+    double last = 0;
+    while (begin < end && atomic_load_explicit(status, memory_order_relaxed) == CSM_OK) {
+        size_t stop = end - begin > piece ? begin + piece : end;
+        csm_status result = body(context, begin, stop, thread);
+        if (result != CSM_OK) atomic_store(status, result);
+        begin = stop;
+        if (thread == 0 && begin < end && interrupt->check) {
+            double time = now();
+            if (last == 0) last = time;
+            if (time - last > INTERRUPT_SECONDS || time < last) {
+                fp_leave(saved); /* Python code may run in there */
+                if (interrupt->check(interrupt->context)) atomic_store(status, CSM_INTERRUPTED);
+                saved = fp_enter();
+                last = now();
+            }
+        }
+    }
+    fp_leave(saved);
+}
+
+csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context,
+                        const csm_interrupt *interrupt) {
+    atomic_int status = CSM_OK;
+    if (piece == 0) piece = 1;
+#ifdef _OPENMP
+    if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+        {
+            size_t team = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
+            size_t each = units / team, rest = units % team;
+            size_t begin = me * each + (me < rest ? me : rest);
+            run_range(begin, begin + each + (me < rest), piece, (int)me, body, context, interrupt, &status);
+        }
+        return (csm_status)atomic_load(&status);
+    }
+#endif
+    (void)threads;
+    run_range(0, units, piece, 0, body, context, interrupt, &status);
+    return (csm_status)atomic_load(&status);
+}

@@ -1,0 +1,183 @@
+/* The vocabulary on AVX2 + FMA + F16C: 8 floats or 4 doubles.  scalar.h says what each word means. */
+#ifndef CSM_VEC_AVX2_H
+#define CSM_VEC_AVX2_H
+
+#include <immintrin.h>
+#include "half.h"
+
+enum { v32_W = 8, v64_W = 4 };
+
+/* Loading 8 (4) words from table + 8 - count gives the mask of the first count lanes. */
+static const int32_t csm_first32[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
+static const int64_t csm_first64[8] = {-1, -1, -1, -1};
+INLINE __m256i csm_mask32(size_t count) { return _mm256_loadu_si256((const __m256i *)(csm_first32 + 8 - count)); }
+INLINE __m256i csm_mask64(size_t count) { return _mm256_loadu_si256((const __m256i *)(csm_first64 + 4 - count)); }
+
+typedef __m256 v32_t;
+typedef __m256i v32_bits;
+typedef __m256 v32_mask;
+
+INLINE v32_t v32_set(double c) { return _mm256_set1_ps((float)c); }
+INLINE v32_t v32_zero(void) { return _mm256_setzero_ps(); }
+INLINE v32_t v32_add(v32_t a, v32_t b) { return _mm256_add_ps(a, b); }
+INLINE v32_t v32_sub(v32_t a, v32_t b) { return _mm256_sub_ps(a, b); }
+INLINE v32_t v32_mul(v32_t a, v32_t b) { return _mm256_mul_ps(a, b); }
+INLINE v32_t v32_fma(v32_t a, v32_t b, v32_t c) { return _mm256_fmadd_ps(a, b, c); }
+INLINE v32_t v32_fnma(v32_t a, v32_t b, v32_t c) { return _mm256_fnmadd_ps(a, b, c); }
+INLINE v32_t v32_max(v32_t a, v32_t b) { return _mm256_max_ps(a, b); }
+INLINE v32_t v32_min(v32_t a, v32_t b) { return _mm256_min_ps(a, b); }
+INLINE v32_mask v32_eq(v32_t a, v32_t b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
+INLINE v32_mask v32_ordered(v32_t a) { return _mm256_cmp_ps(a, a, _CMP_ORD_Q); }
+INLINE v32_t v32_keep(v32_mask m, v32_t a) { return _mm256_and_ps(m, a); }
+INLINE v32_t v32_drop(v32_mask m, v32_t a) { return _mm256_andnot_ps(m, a); }
+INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return _mm256_blendv_ps(b, a, m); }
+INLINE float v32_top(v32_t a) {
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE double v32_sum_exact(v32_t a) {
+    __m128 m = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps(a, 1));
+    m = _mm_add_ps(m, _mm_movehl_ps(m, m));
+    return (double)_mm_cvtss_f32(_mm_add_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE v32_bits v32_set_bits(uint32_t b) { return _mm256_set1_epi32((int32_t)b); }
+INLINE v32_bits v32_bias(v32_t t, v32_bits base) {
+    return _mm256_sub_epi32(base, _mm256_slli_epi32(_mm256_castps_si256(t), 23));
+}
+INLINE v32_t v32_exponent(v32_t t, v32_bits bias) {
+    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), bias));
+}
+
+INLINE v32_t v32_load_f32(const float *p) { return _mm256_loadu_ps(p); }
+INLINE v32_t v32_load_part_f32(const float *p, size_t count, v32_t fill) {
+    __m256i m = csm_mask32(count);
+    return _mm256_blendv_ps(fill, _mm256_maskload_ps(p, m), _mm256_castsi256_ps(m));
+}
+INLINE void v32_store_f32(float *p, v32_t a) { _mm256_storeu_ps(p, a); }
+/* Not vmaskmovps: its store form is microcoded on Zen. */
+INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) {
+    __m128 h = _mm256_castps256_ps128(a);
+    if (count & 4) {
+        _mm_storeu_ps(p, h);
+        h = _mm256_extractf128_ps(a, 1);
+        p += 4;
+    }
+    if (count & 2) {
+        _mm_storel_pi((__m64 *)p, h);
+        h = _mm_movehl_ps(h, h);
+        p += 2;
+    }
+    if (count & 1) _mm_store_ss(p, h);
+}
+
+/* Eight half words: the first count of them from memory, the rest 0. */
+INLINE __m128i csm_load_part16(const uint16_t *p, size_t count) {
+    union { uint16_t h[8]; __m128i v; } u;
+    u.v = _mm_setzero_si128();
+    for (size_t i = 0; i < count; i++) u.h[i] = p[i];
+    return u.v;
+}
+INLINE void csm_store_part16(uint16_t *p, size_t count, __m128i v) {
+    if (count & 4) {
+        _mm_storel_epi64((__m128i *)p, v);
+        v = _mm_unpackhi_epi64(v, v);
+        p += 4;
+    }
+    if (count & 2) {
+        int32_t two = _mm_cvtsi128_si32(v);
+        memcpy(p, &two, 4);
+        v = _mm_srli_si128(v, 4);
+        p += 2;
+    }
+    if (count & 1) *p = (uint16_t)_mm_cvtsi128_si32(v);
+}
+INLINE v32_t csm_with_fill(v32_t a, size_t count, v32_t fill) {
+    return _mm256_blendv_ps(fill, a, _mm256_castsi256_ps(csm_mask32(count)));
+}
+
+INLINE __m128i csm_narrow_f16(v32_t a) {
+    __m128i h = _mm256_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    /* canonical NaN: where a is unordered, 0x7e00 */
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    __m128i n = _mm_packs_epi32(_mm256_castsi256_si128(nan), _mm256_extracti128_si256(nan, 1));
+    return _mm_blendv_epi8(h, _mm_set1_epi16(0x7e00), n);
+}
+INLINE v32_t v32_load_f16(const uint16_t *p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)); }
+INLINE v32_t v32_load_part_f16(const uint16_t *p, size_t count, v32_t fill) {
+    return csm_with_fill(_mm256_cvtph_ps(csm_load_part16(p, count)), count, fill);
+}
+INLINE void v32_store_f16(uint16_t *p, v32_t a) { _mm_storeu_si128((__m128i *)p, csm_narrow_f16(a)); }
+INLINE void v32_store_part_f16(uint16_t *p, size_t count, v32_t a) { csm_store_part16(p, count, csm_narrow_f16(a)); }
+
+INLINE v32_t csm_widen_bf16(__m128i h) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(h), 16)); }
+INLINE __m128i csm_narrow_bf16(v32_t a) {
+    __m256i u = _mm256_castps_si256(a);
+    __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));
+    __m256i h = _mm256_srli_epi32(_mm256_add_epi32(u, _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff))), 16);
+    __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(a, a, _CMP_UNORD_Q));
+    h = _mm256_blendv_epi8(h, _mm256_set1_epi32(0x7fc0), nan);
+    return _mm_packus_epi32(_mm256_castsi256_si128(h), _mm256_extracti128_si256(h, 1));
+}
+INLINE v32_t v32_load_bf16(const uint16_t *p) { return csm_widen_bf16(_mm_loadu_si128((const __m128i *)p)); }
+INLINE v32_t v32_load_part_bf16(const uint16_t *p, size_t count, v32_t fill) {
+    return csm_with_fill(csm_widen_bf16(csm_load_part16(p, count)), count, fill);
+}
+INLINE void v32_store_bf16(uint16_t *p, v32_t a) { _mm_storeu_si128((__m128i *)p, csm_narrow_bf16(a)); }
+INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) { csm_store_part16(p, count, csm_narrow_bf16(a)); }
+
+typedef __m256d v64_t;
+typedef __m256i v64_bits;
+typedef __m256d v64_mask;
+
+INLINE v64_t v64_set(double c) { return _mm256_set1_pd(c); }
+INLINE v64_t v64_zero(void) { return _mm256_setzero_pd(); }
+INLINE v64_t v64_add(v64_t a, v64_t b) { return _mm256_add_pd(a, b); }
+INLINE v64_t v64_sub(v64_t a, v64_t b) { return _mm256_sub_pd(a, b); }
+INLINE v64_t v64_mul(v64_t a, v64_t b) { return _mm256_mul_pd(a, b); }
+INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return _mm256_fmadd_pd(a, b, c); }
+INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return _mm256_fnmadd_pd(a, b, c); }
+INLINE v64_t v64_max(v64_t a, v64_t b) { return _mm256_max_pd(a, b); }
+INLINE v64_t v64_min(v64_t a, v64_t b) { return _mm256_min_pd(a, b); }
+INLINE v64_mask v64_eq(v64_t a, v64_t b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
+INLINE v64_mask v64_ordered(v64_t a) { return _mm256_cmp_pd(a, a, _CMP_ORD_Q); }
+INLINE v64_t v64_keep(v64_mask m, v64_t a) { return _mm256_and_pd(m, a); }
+INLINE v64_t v64_drop(v64_mask m, v64_t a) { return _mm256_andnot_pd(m, a); }
+INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return _mm256_blendv_pd(b, a, m); }
+INLINE double v64_top(v64_t a) {
+    __m128d m = _mm_max_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(m, _mm_unpackhi_pd(m, m)));
+}
+INLINE double v64_sum_exact(v64_t a) {
+    __m128d m = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(m, _mm_unpackhi_pd(m, m)));
+}
+INLINE v64_bits v64_set_bits(uint64_t b) { return _mm256_set1_epi64x((int64_t)b); }
+INLINE v64_bits v64_bias(v64_t t, v64_bits base) {
+    return _mm256_sub_epi64(base, _mm256_slli_epi64(_mm256_castpd_si256(t), 52));
+}
+INLINE v64_t v64_exponent(v64_t t, v64_bits bias) {
+    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(t), 52), bias));
+}
+INLINE v64_t v64_load_f64(const double *p) { return _mm256_loadu_pd(p); }
+INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) {
+    __m256i m = csm_mask64(count);
+    return _mm256_blendv_pd(fill, _mm256_maskload_pd(p, m), _mm256_castsi256_pd(m));
+}
+INLINE void v64_store_f64(double *p, v64_t a) { _mm256_storeu_pd(p, a); }
+INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
+    __m128d h = _mm256_castpd256_pd128(a);
+    if (count & 2) {
+        _mm_storeu_pd(p, h);
+        h = _mm256_extractf128_pd(a, 1);
+        p += 2;
+    }
+    if (count & 1) _mm_store_sd(p, h);
+}
+
+INLINE void v32_widen(v32_t a, v64_t out[2]) {
+    out[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
+    out[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+}
+
+#endif

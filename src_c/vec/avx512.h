@@ -1,0 +1,143 @@
+/* The vocabulary on AVX-512 F, BW, DQ, VL: 16 floats or 8 doubles.  scalar.h says what each word means.
+ * VSCALEFPS is not used: it rounds subnormal results where the specification multiplies by a power of two. */
+#ifndef CSM_VEC_AVX512_H
+#define CSM_VEC_AVX512_H
+
+#ifndef CSM_AVX512_EMULATED /* the tests supply the intrinsics themselves where no CPU has them */
+#include <immintrin.h>
+#endif
+#include "half.h"
+
+enum { v32_W = 16, v64_W = 8 };
+
+INLINE __mmask16 csm_mask32(size_t count) { return (__mmask16)((1u << count) - 1); }
+INLINE __mmask8 csm_mask64(size_t count) { return (__mmask8)((1u << count) - 1); }
+
+typedef __m512 v32_t;
+typedef __m512i v32_bits;
+typedef __mmask16 v32_mask;
+
+INLINE v32_t v32_set(double c) { return _mm512_set1_ps((float)c); }
+INLINE v32_t v32_zero(void) { return _mm512_setzero_ps(); }
+INLINE v32_t v32_add(v32_t a, v32_t b) { return _mm512_add_ps(a, b); }
+INLINE v32_t v32_sub(v32_t a, v32_t b) { return _mm512_sub_ps(a, b); }
+INLINE v32_t v32_mul(v32_t a, v32_t b) { return _mm512_mul_ps(a, b); }
+INLINE v32_t v32_fma(v32_t a, v32_t b, v32_t c) { return _mm512_fmadd_ps(a, b, c); }
+INLINE v32_t v32_fnma(v32_t a, v32_t b, v32_t c) { return _mm512_fnmadd_ps(a, b, c); }
+INLINE v32_t v32_max(v32_t a, v32_t b) { return _mm512_max_ps(a, b); }
+INLINE v32_t v32_min(v32_t a, v32_t b) { return _mm512_min_ps(a, b); }
+INLINE v32_mask v32_eq(v32_t a, v32_t b) { return _mm512_cmp_ps_mask(a, b, _CMP_EQ_OQ); }
+INLINE v32_mask v32_ordered(v32_t a) { return _mm512_cmp_ps_mask(a, a, _CMP_ORD_Q); }
+INLINE v32_t v32_keep(v32_mask m, v32_t a) { return _mm512_maskz_mov_ps(m, a); }
+INLINE v32_t v32_drop(v32_mask m, v32_t a) { return _mm512_maskz_mov_ps((__mmask16)~m, a); }
+INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return _mm512_mask_blend_ps(m, b, a); }
+INLINE __m256 csm_high256(v32_t a) {
+    return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1));
+}
+INLINE float v32_top(v32_t a) {
+    __m256 q = _mm256_max_ps(_mm512_castps512_ps256(a), csm_high256(a));
+    __m128 m = _mm_max_ps(_mm256_castps256_ps128(q), _mm256_extractf128_ps(q, 1));
+    m = _mm_max_ps(m, _mm_movehl_ps(m, m));
+    return _mm_cvtss_f32(_mm_max_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE double v32_sum_exact(v32_t a) {
+    __m256 q = _mm256_add_ps(_mm512_castps512_ps256(a), csm_high256(a));
+    __m128 m = _mm_add_ps(_mm256_castps256_ps128(q), _mm256_extractf128_ps(q, 1));
+    m = _mm_add_ps(m, _mm_movehl_ps(m, m));
+    return (double)_mm_cvtss_f32(_mm_add_ss(m, _mm_movehdup_ps(m)));
+}
+INLINE v32_bits v32_set_bits(uint32_t b) { return _mm512_set1_epi32((int32_t)b); }
+INLINE v32_bits v32_bias(v32_t t, v32_bits base) {
+    return _mm512_sub_epi32(base, _mm512_slli_epi32(_mm512_castps_si512(t), 23));
+}
+INLINE v32_t v32_exponent(v32_t t, v32_bits bias) {
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32(_mm512_castps_si512(t), 23), bias));
+}
+
+INLINE v32_t v32_load_f32(const float *p) { return _mm512_loadu_ps(p); }
+INLINE v32_t v32_load_part_f32(const float *p, size_t count, v32_t fill) {
+    return _mm512_mask_loadu_ps(fill, csm_mask32(count), p);
+}
+INLINE void v32_store_f32(float *p, v32_t a) { _mm512_storeu_ps(p, a); }
+INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) { _mm512_mask_storeu_ps(p, csm_mask32(count), a); }
+
+INLINE __m256i csm_load_part16(const uint16_t *p, size_t count) {
+    return _mm256_maskz_loadu_epi16(csm_mask32(count), p);
+}
+INLINE void csm_store_part16(uint16_t *p, size_t count, __m256i v) { _mm256_mask_storeu_epi16(p, csm_mask32(count), v); }
+INLINE v32_t csm_with_fill(v32_t a, size_t count, v32_t fill) { return _mm512_mask_blend_ps(csm_mask32(count), fill, a); }
+
+INLINE __m256i csm_narrow_f16(v32_t a) {
+    __m256i h = _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    return _mm256_mask_blend_epi16(v32_ordered(a), _mm256_set1_epi16(0x7e00), h);
+}
+INLINE v32_t v32_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE v32_t v32_load_part_f16(const uint16_t *p, size_t count, v32_t fill) {
+    return csm_with_fill(_mm512_cvtph_ps(csm_load_part16(p, count)), count, fill);
+}
+INLINE void v32_store_f16(uint16_t *p, v32_t a) { _mm256_storeu_si256((__m256i *)p, csm_narrow_f16(a)); }
+INLINE void v32_store_part_f16(uint16_t *p, size_t count, v32_t a) { csm_store_part16(p, count, csm_narrow_f16(a)); }
+
+INLINE v32_t csm_widen_bf16(__m256i h) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(h), 16)); }
+INLINE __m256i csm_narrow_bf16(v32_t a) {
+    __m512i u = _mm512_castps_si512(a);
+    __m512i odd = _mm512_and_si512(_mm512_srli_epi32(u, 16), _mm512_set1_epi32(1));
+    __m512i h = _mm512_srli_epi32(_mm512_add_epi32(u, _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff))), 16);
+    h = _mm512_mask_blend_epi32(v32_ordered(a), _mm512_set1_epi32(0x7fc0), h);
+    return _mm512_cvtepi32_epi16(h);
+}
+INLINE v32_t v32_load_bf16(const uint16_t *p) { return csm_widen_bf16(_mm256_loadu_si256((const __m256i *)p)); }
+INLINE v32_t v32_load_part_bf16(const uint16_t *p, size_t count, v32_t fill) {
+    return csm_with_fill(csm_widen_bf16(csm_load_part16(p, count)), count, fill);
+}
+INLINE void v32_store_bf16(uint16_t *p, v32_t a) { _mm256_storeu_si256((__m256i *)p, csm_narrow_bf16(a)); }
+INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) { csm_store_part16(p, count, csm_narrow_bf16(a)); }
+
+typedef __m512d v64_t;
+typedef __m512i v64_bits;
+typedef __mmask8 v64_mask;
+
+INLINE v64_t v64_set(double c) { return _mm512_set1_pd(c); }
+INLINE v64_t v64_zero(void) { return _mm512_setzero_pd(); }
+INLINE v64_t v64_add(v64_t a, v64_t b) { return _mm512_add_pd(a, b); }
+INLINE v64_t v64_sub(v64_t a, v64_t b) { return _mm512_sub_pd(a, b); }
+INLINE v64_t v64_mul(v64_t a, v64_t b) { return _mm512_mul_pd(a, b); }
+INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return _mm512_fmadd_pd(a, b, c); }
+INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return _mm512_fnmadd_pd(a, b, c); }
+INLINE v64_t v64_max(v64_t a, v64_t b) { return _mm512_max_pd(a, b); }
+INLINE v64_t v64_min(v64_t a, v64_t b) { return _mm512_min_pd(a, b); }
+INLINE v64_mask v64_eq(v64_t a, v64_t b) { return _mm512_cmp_pd_mask(a, b, _CMP_EQ_OQ); }
+INLINE v64_mask v64_ordered(v64_t a) { return _mm512_cmp_pd_mask(a, a, _CMP_ORD_Q); }
+INLINE v64_t v64_keep(v64_mask m, v64_t a) { return _mm512_maskz_mov_pd(m, a); }
+INLINE v64_t v64_drop(v64_mask m, v64_t a) { return _mm512_maskz_mov_pd((__mmask8)~m, a); }
+INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return _mm512_mask_blend_pd(m, b, a); }
+INLINE double v64_top(v64_t a) {
+    __m256d q = _mm256_max_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    __m128d m = _mm_max_pd(_mm256_castpd256_pd128(q), _mm256_extractf128_pd(q, 1));
+    return _mm_cvtsd_f64(_mm_max_sd(m, _mm_unpackhi_pd(m, m)));
+}
+INLINE double v64_sum_exact(v64_t a) {
+    __m256d q = _mm256_add_pd(_mm512_castpd512_pd256(a), _mm512_extractf64x4_pd(a, 1));
+    __m128d m = _mm_add_pd(_mm256_castpd256_pd128(q), _mm256_extractf128_pd(q, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(m, _mm_unpackhi_pd(m, m)));
+}
+INLINE v64_bits v64_set_bits(uint64_t b) { return _mm512_set1_epi64((int64_t)b); }
+INLINE v64_bits v64_bias(v64_t t, v64_bits base) {
+    return _mm512_sub_epi64(base, _mm512_slli_epi64(_mm512_castpd_si512(t), 52));
+}
+INLINE v64_t v64_exponent(v64_t t, v64_bits bias) {
+    return _mm512_castsi512_pd(_mm512_add_epi64(_mm512_slli_epi64(_mm512_castpd_si512(t), 52), bias));
+}
+INLINE v64_t v64_load_f64(const double *p) { return _mm512_loadu_pd(p); }
+INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) {
+    return _mm512_mask_loadu_pd(fill, csm_mask64(count), p);
+}
+INLINE void v64_store_f64(double *p, v64_t a) { _mm512_storeu_pd(p, a); }
+INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) { _mm512_mask_storeu_pd(p, csm_mask64(count), a); }
+
+INLINE void v32_widen(v32_t a, v64_t out[2]) {
+    out[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
+    out[1] = _mm512_cvtps_pd(csm_high256(a));
+}
+
+#endif

@@ -1,0 +1,103 @@
+/* The vocabulary in plain C, one lane: the specification that every other vec/ header equals bit for bit.
+ *
+ * v32_* computes in float, v64_* in double; the kernels spell them V(name).  Where x86 and ARM differ the
+ * comment says what counts.
+ */
+#ifndef CSM_VEC_SCALAR_H
+#define CSM_VEC_SCALAR_H
+
+#include <math.h> /* fma and fmaf: the one thing that a unit may call */
+#include "half.h"
+
+enum { v32_W = 1, v64_W = 1 };
+
+typedef float v32_t;
+typedef uint32_t v32_bits;
+typedef int v32_mask;
+
+INLINE v32_t v32_set(double c) { return (float)c; }
+INLINE v32_t v32_zero(void) { return 0; }
+INLINE v32_t v32_add(v32_t a, v32_t b) { return a + b; }
+INLINE v32_t v32_sub(v32_t a, v32_t b) { return a - b; }
+INLINE v32_t v32_mul(v32_t a, v32_t b) { return a * b; }
+INLINE v32_t v32_fma(v32_t a, v32_t b, v32_t c) { return fmaf(a, b, c); }   /* a b + c */
+INLINE v32_t v32_fnma(v32_t a, v32_t b, v32_t c) { return fmaf(-a, b, c); } /* c - a b */
+/* The larger; the second where they are equal or either is NaN. */
+INLINE v32_t v32_max(v32_t a, v32_t b) { return a > b ? a : b; }
+INLINE v32_t v32_min(v32_t a, v32_t b) { return a < b ? a : b; }
+INLINE v32_mask v32_eq(v32_t a, v32_t b) { return a == b; }
+INLINE v32_mask v32_ordered(v32_t a) { return a == a; }
+INLINE v32_t v32_keep(v32_mask m, v32_t a) { return m ? a : 0; }
+INLINE v32_t v32_drop(v32_mask m, v32_t a) { return m ? 0 : a; }
+INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return m ? a : b; }
+INLINE float v32_top(v32_t a) { return a; } /* largest lane, no lane is NaN */
+INLINE double v32_sum_exact(v32_t a) { return a; } /* sum of lanes that are small integers */
+INLINE v32_bits v32_set_bits(uint32_t b) { return b; }
+INLINE v32_bits v32_bias(v32_t t, v32_bits base) { /* base - n << 23: what v32_exponent adds for -n */
+    uint32_t u;
+    memcpy(&u, &t, 4);
+    return base - (u << 23);
+}
+/* 2^(n + bias) from t = 0x1.8p23 + n, bias = (127 + ...) << 23 */
+INLINE v32_t v32_exponent(v32_t t, v32_bits bias) {
+    uint32_t u;
+    memcpy(&u, &t, 4);
+    u = (u << 23) + bias;
+    memcpy(&t, &u, 4);
+    return t;
+}
+INLINE v32_t v32_load_f32(const float *p) { return *p; }
+INLINE v32_t v32_load_part_f32(const float *p, size_t count, v32_t fill) { return count ? *p : fill; }
+INLINE void v32_store_f32(float *p, v32_t a) { *p = a; }
+INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) { if (count) *p = a; }
+INLINE v32_t v32_load_f16(const uint16_t *p) { return csm_from_f16(*p); }
+INLINE v32_t v32_load_part_f16(const uint16_t *p, size_t count, v32_t fill) { return count ? csm_from_f16(*p) : fill; }
+INLINE void v32_store_f16(uint16_t *p, v32_t a) { *p = csm_to_f16(a); }
+INLINE void v32_store_part_f16(uint16_t *p, size_t count, v32_t a) { if (count) *p = csm_to_f16(a); }
+INLINE v32_t v32_load_bf16(const uint16_t *p) { return csm_from_bf16(*p); }
+INLINE v32_t v32_load_part_bf16(const uint16_t *p, size_t count, v32_t fill) { return count ? csm_from_bf16(*p) : fill; }
+INLINE void v32_store_bf16(uint16_t *p, v32_t a) { *p = csm_to_bf16(a); }
+INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) { if (count) *p = csm_to_bf16(a); }
+
+typedef double v64_t;
+typedef uint64_t v64_bits;
+typedef int v64_mask;
+
+INLINE v64_t v64_set(double c) { return c; }
+INLINE v64_t v64_zero(void) { return 0; }
+INLINE v64_t v64_add(v64_t a, v64_t b) { return a + b; }
+INLINE v64_t v64_sub(v64_t a, v64_t b) { return a - b; }
+INLINE v64_t v64_mul(v64_t a, v64_t b) { return a * b; }
+INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return fma(a, b, c); }
+INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return fma(-a, b, c); }
+INLINE v64_t v64_max(v64_t a, v64_t b) { return a > b ? a : b; }
+INLINE v64_t v64_min(v64_t a, v64_t b) { return a < b ? a : b; }
+INLINE v64_mask v64_eq(v64_t a, v64_t b) { return a == b; }
+INLINE v64_mask v64_ordered(v64_t a) { return a == a; }
+INLINE v64_t v64_keep(v64_mask m, v64_t a) { return m ? a : 0; }
+INLINE v64_t v64_drop(v64_mask m, v64_t a) { return m ? 0 : a; }
+INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return m ? a : b; }
+INLINE double v64_top(v64_t a) { return a; }
+INLINE double v64_sum_exact(v64_t a) { return a; }
+INLINE v64_bits v64_set_bits(uint64_t b) { return b; }
+INLINE v64_bits v64_bias(v64_t t, v64_bits base) {
+    uint64_t u;
+    memcpy(&u, &t, 8);
+    return base - (u << 52);
+}
+INLINE v64_t v64_exponent(v64_t t, v64_bits bias) { /* t = 0x1.8p52 + n, bias << 52 */
+    uint64_t u;
+    memcpy(&u, &t, 8);
+    u = (u << 52) + bias;
+    memcpy(&t, &u, 8);
+    return t;
+}
+INLINE v64_t v64_load_f64(const double *p) { return *p; }
+INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) { return count ? *p : fill; }
+INLINE void v64_store_f64(double *p, v64_t a) { *p = a; }
+INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) { if (count) *p = a; }
+
+/* The lanes of a as float64, in order. */
+INLINE void v32_widen(v32_t a, v64_t out[1]) { out[0] = (double)a; }
+
+#endif
