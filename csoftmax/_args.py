@@ -70,10 +70,10 @@ def as_array(name, x):
     return np.asarray(x)
 
 
-def bfloat16():
-    """The bfloat16 dtype of ml_dtypes; None where that package has not been imported (no such array exists then)."""
+def is_bfloat16(dtype):
+    """Whether it is ml_dtypes' bfloat16; where that package has not been imported no such array exists."""
     module = sys.modules.get("ml_dtypes")
-    return np.dtype(module.bfloat16) if module else None
+    return module is not None and dtype == module.bfloat16
 
 
 def as_float(name, x):
@@ -85,7 +85,7 @@ def as_float(name, x):
     if dtype.kind == "f" and dtype.itemsize in (2, 4, 8):
         native = dtype.newbyteorder("=")
         return (x if dtype == native else x.astype(native)), _cpu.DTYPES[native.name]
-    if dtype == bfloat16():
+    if is_bfloat16(dtype):
         return x, _cpu.DTYPES["bfloat16"]
     raise TypeError(
         f"{name} has dtype {dtype}; allowed are float16, bfloat16 (ml_dtypes), float32, float64 and the integers"
@@ -182,7 +182,7 @@ def axis_last(x, axes):
 
 def bits(x):
     """Bfloat16 has no buffer format of its own."""
-    return x.view(np.uint16) if x.dtype == bfloat16() else x
+    return x.view(np.uint16) if is_bfloat16(x.dtype) else x
 
 
 def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device=None, num_threads=None, keepdims=None):

@@ -4,7 +4,7 @@
 # `fast`, which takes the one case that must cost as little as possible and declines everything else.
 
 from cpython.buffer cimport (
-    PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from libc.stdint cimport uintptr_t
 
@@ -13,7 +13,7 @@ cimport csoftmax.cpu as cpu
 import os
 import threading
 
-from numpy import empty as _empty, ndarray as _ndarray
+from numpy import dtype as _dtype, empty as _empty, ndarray as _ndarray
 
 
 cdef extern from "internal.h" nogil:
@@ -214,11 +214,15 @@ def run(int op, int dtype, a, b, y, where, double temperature, num_threads):
     _raise(status)
 
 
+# Native dtypes are single objects: identity decides, and what is not identical takes the long way.
+cdef object _f32 = _dtype("float32"), _f64 = _dtype("float64"), _f16 = _dtype("float16")
+
+
 cdef inline bint _is_plain(Py_buffer *buffer) noexcept:
-    # C-contiguous, native and aligned
+    # C-contiguous and aligned
     cdef Py_ssize_t stride = buffer.itemsize
     cdef int i
-    if buffer.format == NULL or buffer.format[1] != 0 or <uintptr_t>buffer.buf % <uintptr_t>buffer.itemsize:
+    if <uintptr_t>buffer.buf % <uintptr_t>buffer.itemsize:
         return False
     for i in range(buffer.ndim - 1, -1, -1):
         if buffer.shape[i] != 1 and buffer.strides[i] != stride:
@@ -244,31 +248,32 @@ def fast(int op, x, axis, temperature, where, out, device, num_threads):
             or type(temperature) is not float or <double>temperature != 1.0
             or (out is not None and type(out) is not _ndarray)):
         return None
+    kind = x.dtype
+    if kind is _f32:
+        dtype = CSM_DTYPE_f32
+    elif kind is _f64:
+        dtype = CSM_DTYPE_f64
+    elif kind is _f16:
+        dtype = CSM_DTYPE_f16
+    else:
+        return None
+    if out is not None and (out.dtype is not kind or not out.flags.writeable):
+        return None
     threads = _threads(num_threads)
-    PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO | PyBUF_FORMAT)
+    PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
     try:
         ndim = source.ndim
         if ndim == 0 or (axis != -1 and axis != ndim - 1) or not _is_plain(&source):
             return None
-        if source.format[0] == c"f":
-            dtype = CSM_DTYPE_f32
-        elif source.format[0] == c"d":
-            dtype = CSM_DTYPE_f64
-        elif source.format[0] == c"e":
-            dtype = CSM_DTYPE_f16
-        else:
-            return None
         if out is None:
-            result = _empty(x.shape, x.dtype)
+            result = _empty(x.shape, kind)
         else:
             result = out
-            if not out.flags.writeable:
-                return None
-        PyObject_GetBuffer(result, &target, PyBUF_STRIDED_RO | PyBUF_FORMAT)
+        PyObject_GetBuffer(result, &target, PyBUF_STRIDED_RO)
         taken = True
         elements = source.len // source.itemsize
         if out is not None:
-            if target.ndim != ndim or not _is_plain(&target) or target.format[0] != source.format[0]:
+            if target.ndim != ndim or not _is_plain(&target):
                 return None
             for i in range(ndim):
                 if target.shape[i] != source.shape[i]:
