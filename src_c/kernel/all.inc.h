@@ -25,7 +25,6 @@
 /* float */
 #define V(name) v32_##name
 #define REAL float
-#define EXP_UINT uint32_t
 #define EXP_MANTISSA 23
 #define EXP_EXPONENT_BIAS 127
 #define EXP_BIAS 60      /* B */
@@ -73,7 +72,6 @@
 /* double */
 #undef V
 #undef REAL
-#undef EXP_UINT
 #undef EXP_MANTISSA
 #undef EXP_EXPONENT_BIAS
 #undef EXP_BIAS
@@ -86,7 +84,6 @@
 #undef EXP_LARGEST_LOG
 #define V(name) v64_##name
 #define REAL double
-#define EXP_UINT uint64_t
 #define EXP_MANTISSA 52
 #define EXP_EXPONENT_BIAS 1023
 #define EXP_BIAS 500

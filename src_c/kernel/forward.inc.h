@@ -31,16 +31,16 @@ static double FN(max)(const void *from, size_t k) {
 
 INLINE int FN(ordinary)(double max, const csm_temperature *t) { return max <= t->limit && max >= -t->limit; }
 
-/* The second pass: e' of every element to e (where not NULL), their sums to block.  exact: the log family, which
+/* The second pass: e' of every element, their sums to block.  store: e' goes to e.  exact: the log family, which
  * keeps elements equal to the maximum out of the sum and counts them.  ahead: what to prefetch meanwhile. */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
-                        const int exact, const char *ahead) {
+                        const int store, const int exact, const char *ahead) {
     double ref = block->max;
     ref = ref > t->reference_limit ? t->reference_limit : ref;
     ref = ref < -t->reference_limit ? -t->reference_limit : ref;
-    V(t) magic_n = V(reference)(V(set)(ref), t), low = V(set)(-CSM_INF), m = V(set)(block->max);
+    V(t) low = V(set)(-CSM_INF), m = V(set)(block->max), n0;
     V(t) count = V(zero)(), partial[V(PARTIALS)];
-    V(shift) s = V(shift_from)(magic_n, t);
+    V(shift) s = V(shift_to)(V(set)(ref), t, tempered, &n0);
     V(sum) sum;
     size_t i = 0;
     V(sum_zero)(&sum);
@@ -51,9 +51,8 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
             UNROLL
             for (int h = 0; h < 4; h++) {
                 V(t) z = LOAD(x + i + l + 32 * h);
-                V(exp_parts) p = V(exp)(z, s, t, tempered);
-                y[h] = V(fma)(p.p, p.r_scale, p.scale);
-                if (e) V(STORE_REAL)(e + i + l + 32 * h, y[h]);
+                y[h] = V(exp_value)(z, s, tempered);
+                if (store) V(STORE_REAL)(e + i + l + 32 * h, y[h]);
                 if (exact) {
                     V(mask) is_max = V(eq)(z, m);
                     count = V(add)(count, V(keep)(is_max, V(set)(1)));
@@ -76,9 +75,8 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
                 y[h] = V(zero)();
                 if (at >= k) continue;
                 V(t) z = at + V(W) <= k ? LOAD(x + at) : LOAD_PART(x + at, k - at, low);
-                V(exp_parts) p = V(exp)(z, s, t, tempered);
-                y[h] = V(fma)(p.p, p.r_scale, p.scale);
-                if (e) {
+                y[h] = V(exp_value)(z, s, tempered);
+                if (store) {
                     if (at + V(W) <= k) V(STORE_REAL)(e + at, y[h]);
                     else V(STORE_PART_REAL)(e + at, k - at, y[h]);
                 }
@@ -96,11 +94,10 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     }
     V(sum_total)(&sum, &block->hi, &block->lo);
     REAL n[V(W)];
-    V(STORE_REAL)(n, V(sub)(magic_n, V(set)(EXP_MAGIC)));
+    V(STORE_REAL)(n, n0);
     block->n = (double)n[0];
     if (exact) {
-        V(exp_parts) p = V(exp)(V(set)(ref), s, t, tempered);
-        V(STORE_REAL)(n, V(fma)(p.p, p.r_scale, p.scale));
+        V(STORE_REAL)(n, V(exp_value)(V(set)(ref), s, tempered));
         block->top = (double)n[0];
         block->count = V(sum_exact)(count);
     }
@@ -108,16 +105,16 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
 
 /* One copy of each form, whoever calls it: the code is long. */
 static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const char *ahead) {
-    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 0, ahead);
-    else FN(exp_sum)(x, e, k, t, block, 0, 0, ahead);
+    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, ahead);
+    else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, ahead);
 }
 static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t, csm_block *block) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, NULL);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, NULL);
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL);
 }
 static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block, const char *ahead) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 1, ahead);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 1, ahead);
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, ahead);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, ahead);
 }
 
 static void FN(fill)(T *y, size_t k, double value) {

@@ -12,12 +12,11 @@
 #endif
 
 /* e' of class j for one vector of rows; in the log family 0 where it is the maximum, which is counted. */
-INLINE V(t) FN(tile_term)(REAL *z, size_t j, size_t n, size_t pitch, V(t) m, V(shift) s, const csm_temperature *t,
-                          const int tempered, const int exact, V(t) *count) {
+INLINE V(t) FN(tile_term)(REAL *z, size_t j, size_t n, size_t pitch, V(t) m, V(shift) s, const int tempered,
+                          const int exact, V(t) *count) {
     if (j >= n) return V(zero)();
     V(t) x = V(LOAD_REAL)(z + j * pitch);
-    V(exp_parts) p = V(exp)(x, s, t, tempered);
-    V(t) e = V(fma)(p.p, p.r_scale, p.scale);
+    V(t) e = V(exp_value)(x, s, tempered);
     if (exact) {
         V(mask) is_max = V(eq)(x, m);
         *count = V(add)(*count, V(keep)(is_max, V(set)(1)));
@@ -28,8 +27,8 @@ INLINE V(t) FN(tile_term)(REAL *z, size_t j, size_t n, size_t pitch, V(t) m, V(s
 }
 
 /* Sums of one vector of rows: hi and lo, W doubles each. */
-INLINE void FN(tile_sum)(REAL *z, size_t n, size_t pitch, V(t) m, V(shift) s, const csm_temperature *t,
-                         const int tempered, const int exact, V(t) *count, double *hi, double *lo) {
+INLINE void FN(tile_sum)(REAL *z, size_t n, size_t pitch, V(t) m, V(shift) s, const int tempered,
+                         const int exact, V(t) *count, double *hi, double *lo) {
     enum { N64 = V(W) / v64_W };
     v64_t sum[8][N64], low[8][N64];
     for (int l = 0; l < 8; l++) {
@@ -40,10 +39,10 @@ INLINE void FN(tile_sum)(REAL *z, size_t n, size_t pitch, V(t) m, V(shift) s, co
 #endif
             for (int q = 0; q < 4; q++) {
                 size_t j = i + 8 * (size_t)q;
-                V(t) e0 = FN(tile_term)(z, j, n, pitch, m, s, t, tempered, exact, count);
-                V(t) e1 = FN(tile_term)(z, j + 32, n, pitch, m, s, t, tempered, exact, count);
-                V(t) e2 = FN(tile_term)(z, j + 64, n, pitch, m, s, t, tempered, exact, count);
-                V(t) e3 = FN(tile_term)(z, j + 96, n, pitch, m, s, t, tempered, exact, count);
+                V(t) e0 = FN(tile_term)(z, j, n, pitch, m, s, tempered, exact, count);
+                V(t) e1 = FN(tile_term)(z, j + 32, n, pitch, m, s, tempered, exact, count);
+                V(t) e2 = FN(tile_term)(z, j + 64, n, pitch, m, s, tempered, exact, count);
+                V(t) e3 = FN(tile_term)(z, j + 96, n, pitch, m, s, tempered, exact, count);
 #if EXP_MANTISSA == 23
                 v64_t wide[N64];
                 v32_widen(V(add)(V(add)(e0, e1), V(add)(e2, e3)), wide);
@@ -103,15 +102,14 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
         if (!FN(ordinary)((double)max[c], t)) return 0;
 
     for (size_t c = 0; c < width; c += V(W)) {
-        V(t) m = V(LOAD_REAL)(max + c), magic_n = V(reference)(m, t), count = V(zero)();
-        V(shift) s = V(shift_from)(magic_n, t);
+        V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
+        V(shift) s = V(shift_to)(m, t, 1, &n0);
         double hi[V(W)], lo[V(W)];
-        if (t->tempered) FN(tile_sum)(z + c, n, pitch, m, s, t, 1, exact, &count, hi, lo);
-        else FN(tile_sum)(z + c, n, pitch, m, s, t, 0, exact, &count, hi, lo);
+        if (t->tempered) FN(tile_sum)(z + c, n, pitch, m, s, 1, exact, &count, hi, lo);
+        else FN(tile_sum)(z + c, n, pitch, m, s, 0, exact, &count, hi, lo);
         REAL counts[V(W)], tops[V(W)];
         if (exact) {
-            V(exp_parts) p = V(exp)(m, s, t, t->tempered);
-            V(STORE_REAL)(tops, V(fma)(p.p, p.r_scale, p.scale));
+            V(STORE_REAL)(tops, V(exp_value)(m, s, 1)); /* r times 1 is r */
             V(STORE_REAL)(counts, count);
         }
         for (size_t i = 0; i < V(W) && c + i < width; i++) {

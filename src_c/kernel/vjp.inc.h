@@ -74,17 +74,16 @@ INLINE FN(vjp_constants) FN(vjp_set)(const csm_temperature *t, const csm_row *ro
     c.inv_t1 = V(set)(t->inv_t1);
     c.inv_t2 = V(set)(t->inv_t2);
     c.absent = V(set)(log ? -CSM_INF : 0);
-    c.shift.lowest = V(set)((REAL)(-EXP_EXPONENT_BIAS - bias) * (REAL)EXP_LN2_HI);
-    c.shift.bias = V(set_bits)((EXP_UINT)(EXP_EXPONENT_BIAS + (int)bias) << EXP_MANTISSA);
+    c.shift = V(shift_by)(V(set)(EXP_EXPONENT_BIAS + bias), t, 0);
     return c;
 }
 
-INLINE V(t) FN(vjp_element)(V(t) dy, V(t) y, FN(vjp_constants) c, const csm_temperature *t, const int log) {
+INLINE V(t) FN(vjp_element)(V(t) dy, V(t) y, FN(vjp_constants) c, const int log) {
     V(mask) absent = V(eq)(y, c.absent);
     V(t) d;
     if (log) {
         /* Not the logarithm of a probability beyond this; the exponent must not overflow. */
-        V(exp_parts) p = V(exp)(V(min)(V(set)(EXP_LARGEST_LOG), y), c.shift, t, 0);
+        V(exp_parts) p = V(exp)(V(min)(V(set)(EXP_LARGEST_LOG), y), c.shift, 0);
         d = V(fnma)(c.lo, p.scale, V(fnma)(c.hi, p.scale, dy));
         d = V(fnma)(c.hi, V(mul)(p.p, p.r_scale), d);
         d = V(mul)(V(mul)(d, c.inv_t1), c.inv_t2);
@@ -98,10 +97,10 @@ INLINE V(t) FN(vjp_element)(V(t) dy, V(t) y, FN(vjp_constants) c, const csm_temp
 INLINE void FN(vjp_pass2)(const T *dy, const T *y, T *dx, size_t k, const csm_temperature *t, const csm_row *row, const int log) {
     FN(vjp_constants) c = FN(vjp_set)(t, row, log);
     size_t i = 0;
-    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, FN(vjp_element)(LOAD(dy + i), LOAD(y + i), c, t, log));
+    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, FN(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log));
     if (i < k)
         STORE_PART(dx + i, k - i, FN(vjp_element)(LOAD_PART(dy + i, k - i, V(zero)()),
-                                                  LOAD_PART(y + i, k - i, c.absent), c, t, log));
+                                                  LOAD_PART(y + i, k - i, c.absent), c, log));
 }
 static void FN(softmax_vjp_pass2)(const void *a, const void *b, void *y, size_t k, const csm_temperature *t,
                                   const csm_row *row, const csm_block *block) {

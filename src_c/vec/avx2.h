@@ -14,7 +14,6 @@ INLINE __m256i csm_mask32(size_t count) { return _mm256_loadu_si256((const __m25
 INLINE __m256i csm_mask64(size_t count) { return _mm256_loadu_si256((const __m256i *)(csm_first64 + 4 - count)); }
 
 typedef __m256 v32_t;
-typedef __m256i v32_bits;
 typedef __m256 v32_mask;
 
 INLINE v32_t v32_set(double c) { return _mm256_set1_ps((float)c); }
@@ -41,13 +40,7 @@ INLINE double v32_sum_exact(v32_t a) {
     m = _mm_add_ps(m, _mm_movehl_ps(m, m));
     return (double)_mm_cvtss_f32(_mm_add_ss(m, _mm_movehdup_ps(m)));
 }
-INLINE v32_bits v32_set_bits(uint32_t b) { return _mm256_set1_epi32((int32_t)b); }
-INLINE v32_bits v32_bias(v32_t t, v32_bits base) {
-    return _mm256_sub_epi32(base, _mm256_slli_epi32(_mm256_castps_si256(t), 23));
-}
-INLINE v32_t v32_exponent(v32_t t, v32_bits bias) {
-    return _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32(_mm256_castps_si256(t), 23), bias));
-}
+INLINE v32_t v32_exponent(v32_t t) { return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(t), 23)); }
 
 INLINE v32_t v32_load_f32(const float *p) { return _mm256_loadu_ps(p); }
 INLINE v32_t v32_load_part_f32(const float *p, size_t count, v32_t fill) {
@@ -127,7 +120,6 @@ INLINE void v32_store_bf16(uint16_t *p, v32_t a) { _mm_storeu_si128((__m128i *)p
 INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) { csm_store_part16(p, count, csm_narrow_bf16(a)); }
 
 typedef __m256d v64_t;
-typedef __m256i v64_bits;
 typedef __m256d v64_mask;
 
 INLINE v64_t v64_set(double c) { return _mm256_set1_pd(c); }
@@ -152,13 +144,7 @@ INLINE double v64_sum_exact(v64_t a) {
     __m128d m = _mm_add_pd(_mm256_castpd256_pd128(a), _mm256_extractf128_pd(a, 1));
     return _mm_cvtsd_f64(_mm_add_sd(m, _mm_unpackhi_pd(m, m)));
 }
-INLINE v64_bits v64_set_bits(uint64_t b) { return _mm256_set1_epi64x((int64_t)b); }
-INLINE v64_bits v64_bias(v64_t t, v64_bits base) {
-    return _mm256_sub_epi64(base, _mm256_slli_epi64(_mm256_castpd_si256(t), 52));
-}
-INLINE v64_t v64_exponent(v64_t t, v64_bits bias) {
-    return _mm256_castsi256_pd(_mm256_add_epi64(_mm256_slli_epi64(_mm256_castpd_si256(t), 52), bias));
-}
+INLINE v64_t v64_exponent(v64_t t) { return _mm256_castsi256_pd(_mm256_slli_epi64(_mm256_castpd_si256(t), 52)); }
 INLINE v64_t v64_load_f64(const double *p) { return _mm256_loadu_pd(p); }
 INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) {
     __m256i m = csm_mask64(count);

@@ -9,7 +9,6 @@
 enum { v32_W = 4, v64_W = 2 };
 
 typedef float32x4_t v32_t;
-typedef uint32x4_t v32_bits;
 typedef uint32x4_t v32_mask;
 
 INLINE v32_t v32_set(double c) { return vdupq_n_f32((float)c); }
@@ -28,13 +27,7 @@ INLINE v32_t v32_drop(v32_mask m, v32_t a) { return vreinterpretq_f32_u32(vbicq_
 INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return vbslq_f32(m, a, b); }
 INLINE float v32_top(v32_t a) { return vmaxvq_f32(a); }
 INLINE double v32_sum_exact(v32_t a) { return (double)vaddvq_f32(a); }
-INLINE v32_bits v32_set_bits(uint32_t b) { return vdupq_n_u32(b); }
-INLINE v32_bits v32_bias(v32_t t, v32_bits base) {
-    return vsubq_u32(base, vshlq_n_u32(vreinterpretq_u32_f32(t), 23));
-}
-INLINE v32_t v32_exponent(v32_t t, v32_bits bias) {
-    return vreinterpretq_f32_u32(vaddq_u32(vshlq_n_u32(vreinterpretq_u32_f32(t), 23), bias));
-}
+INLINE v32_t v32_exponent(v32_t t) { return vreinterpretq_f32_u32(vshlq_n_u32(vreinterpretq_u32_f32(t), 23)); }
 
 INLINE v32_t v32_load_f32(const float *p) { return vld1q_f32(p); }
 INLINE v32_t v32_load_part_f32(const float *p, size_t count, v32_t fill) {
@@ -94,7 +87,6 @@ INLINE void v32_store_bf16(uint16_t *p, v32_t a) { vst1_u16(p, csm_narrow_bf16(a
 INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) { csm_store_part16(p, count, csm_narrow_bf16(a)); }
 
 typedef float64x2_t v64_t;
-typedef uint64x2_t v64_bits;
 typedef uint64x2_t v64_mask;
 
 INLINE v64_t v64_set(double c) { return vdupq_n_f64(c); }
@@ -113,13 +105,7 @@ INLINE v64_t v64_drop(v64_mask m, v64_t a) { return vreinterpretq_f64_u64(vbicq_
 INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return vbslq_f64(m, a, b); }
 INLINE double v64_top(v64_t a) { return vmaxvq_f64(a); }
 INLINE double v64_sum_exact(v64_t a) { return vaddvq_f64(a); }
-INLINE v64_bits v64_set_bits(uint64_t b) { return vdupq_n_u64(b); }
-INLINE v64_bits v64_bias(v64_t t, v64_bits base) {
-    return vsubq_u64(base, vshlq_n_u64(vreinterpretq_u64_f64(t), 52));
-}
-INLINE v64_t v64_exponent(v64_t t, v64_bits bias) {
-    return vreinterpretq_f64_u64(vaddq_u64(vshlq_n_u64(vreinterpretq_u64_f64(t), 52), bias));
-}
+INLINE v64_t v64_exponent(v64_t t) { return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(t), 52)); }
 INLINE v64_t v64_load_f64(const double *p) { return vld1q_f64(p); }
 INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) { return count ? vsetq_lane_f64(*p, fill, 0) : fill; }
 INLINE void v64_store_f64(double *p, v64_t a) { vst1q_f64(p, a); }

@@ -12,7 +12,6 @@
 enum { v32_W = 1, v64_W = 1 };
 
 typedef float v32_t;
-typedef uint32_t v32_bits;
 typedef int v32_mask;
 
 INLINE v32_t v32_set(double c) { return (float)c; }
@@ -32,17 +31,11 @@ INLINE v32_t v32_drop(v32_mask m, v32_t a) { return m ? 0 : a; }
 INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return m ? a : b; }
 INLINE float v32_top(v32_t a) { return a; } /* largest lane, no lane is NaN */
 INLINE double v32_sum_exact(v32_t a) { return a; } /* sum of lanes that are small integers */
-INLINE v32_bits v32_set_bits(uint32_t b) { return b; }
-INLINE v32_bits v32_bias(v32_t t, v32_bits base) { /* base - n << 23: what v32_exponent adds for -n */
+/* The low bits of t as the exponent of a power of two. */
+INLINE v32_t v32_exponent(v32_t t) {
     uint32_t u;
     memcpy(&u, &t, 4);
-    return base - (u << 23);
-}
-/* 2^(n + bias) from t = 0x1.8p23 + n, bias = (127 + ...) << 23 */
-INLINE v32_t v32_exponent(v32_t t, v32_bits bias) {
-    uint32_t u;
-    memcpy(&u, &t, 4);
-    u = (u << 23) + bias;
+    u <<= 23;
     memcpy(&t, &u, 4);
     return t;
 }
@@ -60,7 +53,6 @@ INLINE void v32_store_bf16(uint16_t *p, v32_t a) { *p = csm_to_bf16(a); }
 INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) { if (count) *p = csm_to_bf16(a); }
 
 typedef double v64_t;
-typedef uint64_t v64_bits;
 typedef int v64_mask;
 
 INLINE v64_t v64_set(double c) { return c; }
@@ -79,16 +71,10 @@ INLINE v64_t v64_drop(v64_mask m, v64_t a) { return m ? 0 : a; }
 INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return m ? a : b; }
 INLINE double v64_top(v64_t a) { return a; }
 INLINE double v64_sum_exact(v64_t a) { return a; }
-INLINE v64_bits v64_set_bits(uint64_t b) { return b; }
-INLINE v64_bits v64_bias(v64_t t, v64_bits base) {
+INLINE v64_t v64_exponent(v64_t t) {
     uint64_t u;
     memcpy(&u, &t, 8);
-    return base - (u << 52);
-}
-INLINE v64_t v64_exponent(v64_t t, v64_bits bias) { /* t = 0x1.8p52 + n, bias << 52 */
-    uint64_t u;
-    memcpy(&u, &t, 8);
-    u = (u << 52) + bias;
+    u <<= 52;
     memcpy(&t, &u, 8);
     return t;
 }
