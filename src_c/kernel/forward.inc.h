@@ -31,15 +31,21 @@ static double FN(max)(const void *from, size_t k) {
 
 INLINE int FN(ordinary)(double max, const csm_temperature *t) { return max <= t->limit && max >= -t->limit; }
 
-/* The second pass: e' of every element, their sums to block.  store: e' goes to e.  exact: the log family, which
- * keeps elements equal to the maximum out of the sum and counts them.  ahead: what to prefetch meanwhile. */
+INLINE V(t) FN(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
+    *count = V(add)(*count, V(keep)(is_max, V(set)(1)));
+    return V(drop)(is_max, e);
+}
+
+/* The second pass: e' of every element, their sums to block.  store: e' goes to e; a last vector that is not whole
+ * goes to *last instead, where that is not NULL (loading it right after storing it in parts would stall).  exact:
+ * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead: what to prefetch
+ * meanwhile. */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
-                        const int store, const int exact, const char *ahead) {
+                        const int store, const int exact, V(t) *last, const char *ahead) {
     double ref = block->max;
     ref = ref > t->reference_limit ? t->reference_limit : ref;
     ref = ref < -t->reference_limit ? -t->reference_limit : ref;
-    V(t) low = V(set)(-CSM_INF), m = V(set)(block->max), n0;
-    V(t) count = V(zero)(), partial[V(PARTIALS)];
+    V(t) m = V(set)(block->max), n0, count = V(zero)(), partial[V(PARTIALS)];
     V(shift) s = V(shift_to)(V(set)(ref), t, tempered, &n0);
     V(sum) sum;
     size_t i = 0;
@@ -53,43 +59,37 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
                 V(t) z = LOAD(x + i + l + 32 * h);
                 y[h] = V(exp_value)(z, s, tempered);
                 if (store) V(STORE_REAL)(e + i + l + 32 * h, y[h]);
-                if (exact) {
-                    V(mask) is_max = V(eq)(z, m);
-                    count = V(add)(count, V(keep)(is_max, V(set)(1)));
-                    y[h] = V(drop)(is_max, y[h]);
-                }
+                if (exact) y[h] = FN(without_max)(y[h], V(eq)(z, m), &count);
             }
-            partial[l / V(W)] = V(sum_four)(&sum, (int)(l / V(W)), y[0], y[1], y[2], y[3]);
+            partial[l / V(W)] = V(sum_four)(&sum, l / V(W), y[0], y[1], y[2], y[3]);
         }
         if (ahead) {
             for (size_t at = 0; at < CSM_GROUP * sizeof(T); at += 64) PREFETCH(ahead + i * sizeof(T) + at);
         }
         V(sum_group)(&sum, partial);
     }
-    if (i < k) {
-        for (size_t l = 0; l < 32; l += V(W)) {
-            V(t) y[4];
-            UNROLL
-            for (int h = 0; h < 4; h++) {
-                size_t at = i + l + 32 * (size_t)h;
-                y[h] = V(zero)();
-                if (at >= k) continue;
-                V(t) z = at + V(W) <= k ? LOAD(x + at) : LOAD_PART(x + at, k - at, low);
-                y[h] = V(exp_value)(z, s, tempered);
-                if (store) {
-                    if (at + V(W) <= k) V(STORE_REAL)(e + at, y[h]);
-                    else V(STORE_PART_REAL)(e + at, k - at, y[h]);
-                }
-                if (exact) {
-                    V(mask) is_max = V(eq)(z, m);
-                    if (at + V(W) > k) /* the filler equals a maximum of -inf */
-                        is_max = V(eq)(LOAD_PART(x + at, k - at, V(set)(CSM_NAN)), m);
-                    count = V(add)(count, V(keep)(is_max, V(set)(1)));
-                    y[h] = V(drop)(is_max, y[h]);
-                }
-            }
-            partial[l / V(W)] = V(sum_four)(&sum, (int)(l / V(W)), y[0], y[1], y[2], y[3]);
+    if (i < k) { /* a group that is not whole: its missing vectors are 0 */
+        enum { VECTORS = CSM_GROUP / V(W), QUARTER = 32 / V(W) };
+        V(t) y[VECTORS];
+        size_t v = 0;
+        for (; i + V(W) <= k; i += V(W), v++) {
+            V(t) z = LOAD(x + i);
+            y[v] = V(exp_value)(z, s, tempered);
+            if (store) V(STORE_REAL)(e + i, y[v]);
+            if (exact) y[v] = FN(without_max)(y[v], V(eq)(z, m), &count);
         }
+        if (i < k) {
+            V(t) z = LOAD_PART(x + i, k - i, V(set)(-CSM_INF));
+            y[v] = V(exp_value)(z, s, tempered);
+            if (store && last) *last = y[v];
+            if (store && !last) V(STORE_PART_REAL)(e + i, k - i, y[v]);
+            /* a maximum of -inf must not be found in the filler */
+            if (exact) y[v] = FN(without_max)(y[v], V(eq)(LOAD_PART(x + i, k - i, V(set)(CSM_NAN)), m), &count);
+            v++;
+        }
+        for (; v < VECTORS; v++) y[v] = V(zero)();
+        for (int l = 0; l < QUARTER; l++)
+            partial[l] = V(sum_four)(&sum, l, y[l], y[l + QUARTER], y[l + 2 * QUARTER], y[l + 3 * QUARTER]);
         V(sum_group)(&sum, partial);
     }
     V(sum_total)(&sum, &block->hi, &block->lo);
@@ -104,17 +104,18 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
 }
 
 /* One copy of each form, whoever calls it: the code is long. */
-static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const char *ahead) {
-    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, ahead);
-    else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, ahead);
+static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, V(t) *last,
+                                   const char *ahead) {
+    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, last, ahead);
+    else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, last, ahead);
 }
 static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t, csm_block *block) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL);
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL);
 }
 static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block, const char *ahead) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, ahead);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, ahead);
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead);
 }
 
 static void FN(fill)(T *y, size_t k, double value) {
@@ -124,12 +125,158 @@ static void FN(fill)(T *y, size_t k, double value) {
     if (i < k) STORE_PART(y + i, k - i, v);
 }
 
+INLINE V(t) FN(scaled)(V(t) e, V(t) r, V(t) r_low) { return V(fma)(e, r, V(mul)(e, r_low)); }
+
+/* Rows of at most 16 stay in registers from the load to the store. */
+INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempered) {
+    const csm_temperature *t = job->temperature;
+    const size_t n = job->n, used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
+    V(t) low = V(set)(-CSM_INF), inv_t = V(set)(t->inv_t);
+    for (size_t i = 0; i < job->rows; i++) {
+        const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
+        T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
+        V(t) z[V(SIXTEEN)], e[V(SIXTEEN)], max = low, n0, count = V(zero)();
+        V(sum) sum;
+        csm_block block;
+        csm_row row;
+        UNROLL
+        for (size_t v = 0; v < V(SIXTEEN); v++) {
+            z[v] = low;
+            if (v + 1 < used || (v + 1 == used && left == V(W))) z[v] = LOAD(x + v * V(W));
+            else if (v + 1 == used) z[v] = LOAD_PART(x + v * V(W), left, low);
+            max = V(max)(z[v], max);
+        }
+        block.max = (double)V(top)(max);
+        if (!FN(ordinary)(block.max, t)) return i;
+        max = V(set)(block.max);
+        V(shift) s = V(shift_to)(max, t, tempered, &n0);
+        UNROLL
+        for (size_t v = 0; v < V(SIXTEEN); v++) {
+            e[v] = V(zero)();
+            if (v < used) e[v] = V(exp_value)(z[v], s, tempered);
+            if (v < used && op != CSM_OP_softmax) e[v] = FN(without_max)(e[v], V(eq)(z[v], max), &count);
+        }
+        V(sum_sixteen)(&sum, e);
+        V(sum_total)(&sum, &block.hi, &block.lo);
+        V(t) f, f_low;
+        if (op == CSM_OP_softmax) {
+            csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
+            f = V(set)(row.r);
+            f_low = V(set)(row.r_low);
+        } else {
+            REAL top[V(W)];
+            V(STORE_REAL)(top, V(exp_value)(max, s, tempered));
+            block.top = (double)top[0];
+            block.count = V(sum_exact)(count);
+            csm_log_tail(block.count, block.hi, block.lo, block.top, &row);
+            f = f_low = V(set)(-row.tail);
+        }
+        if (row.is_nan || op == CSM_OP_logsumexp) {
+            FN(fill)(y, op == CSM_OP_logsumexp ? 1 : n, row.is_nan ? CSM_NAN : block.max / t->t + row.tail);
+            continue;
+        }
+        UNROLL
+        for (size_t v = 0; v < V(SIXTEEN); v++) {
+            V(t) result = op == CSM_OP_softmax ? FN(scaled)(e[v], f, f_low) : V(fma)(V(sub)(z[v], max), inv_t, f);
+            if (v + 1 < used || (v + 1 == used && left == V(W))) STORE(y + v * V(W), result);
+            else if (v + 1 == used) STORE_PART(y + v * V(W), left, result);
+        }
+    }
+    return job->rows;
+}
+#if EXP_MANTISSA == 23
+/* The same for softmax, W rows at a time: their maxima, reference exponents, sums and reciprocals are computed side
+ * by side.  Returns how many rows are done; a group with a row that is not ordinary, or is NaN, is left to `small`.
+ * most: 1 where a row fits one vector, else 2 (a constant, so that loops over the vectors of a row vanish). */
+INLINE size_t FN(small_groups)(const csm_rows_job *job, const size_t most, const int tempered) {
+    const csm_temperature *t = job->temperature;
+    const size_t n = job->n, used = V(SIXTEEN) == 1 ? 1 : V(SIXTEEN) == 2 ? most : (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
+    const V(t) low = V(set)(-CSM_INF);
+    size_t i = 0;
+    for (; i + V(W) <= job->rows; i += V(W)) {
+        const char *a = job->a + (ptrdiff_t)i * job->a_step;
+        char *to = job->y + (ptrdiff_t)i * job->y_step;
+        V(t) e[V(W)][V(SIXTEEN)], tops[V(W)], n0;
+        REAL magic[V(W)], lowest[V(W)], f[V(W)], f_low[V(W)];
+        v64_t sums[V(W)][V(WIDE)], totals[V(PARTS)], back[V(PARTS)];
+        for (size_t r = 0; r < V(W); r++) {
+            const T *x = (const T *)(a + (ptrdiff_t)r * job->a_step);
+            tops[r] = low;
+            for (size_t v = 0; v < used; v++) {
+                e[r][v] = v + 1 < used || left == V(W) ? LOAD(x + v * V(W)) : LOAD_PART(x + v * V(W), left, low);
+                tops[r] = V(max)(e[r][v], tops[r]);
+            }
+        }
+        V(t) max = V(tops)(tops);
+        if (!((double)V(top)(V(max)(max, V(sub)(V(zero)(), max))) <= t->limit)) return i;
+        V(shift) s = V(shift_to)(max, t, tempered, &n0);
+        V(STORE_REAL)(magic, s.magic);
+        V(STORE_REAL)(lowest, s.lowest);
+        for (size_t r = 0; r < V(W); r++) {
+            V(sum) sum;
+            s.magic = V(splat)(magic + r);
+            s.lowest = V(splat)(lowest + r);
+            for (size_t v = 0; v < used; v++) e[r][v] = V(exp_value)(e[r][v], s, tempered);
+            for (size_t v = used; v < V(SIXTEEN); v++) e[r][v] = V(zero)();
+            V(sum_sixteen)(&sum, e[r]);
+            for (int p = 0; p < V(WIDE); p++) sums[r][p] = sum.lane[p];
+        }
+        V(trees)((const v64_t(*)[V(WIDE)])sums, totals);
+        for (int p = 0; p < V(PARTS); p++) totals[p] = v64_div(v64_set(1), totals[p]);
+        V(t) high = V(narrow)(totals);
+        if (!(V(sum_exact)(V(sub)(high, high)) == 0)) return i; /* a sum is NaN */
+        v32_widen(high, back);
+        for (int p = 0; p < V(PARTS); p++) totals[p] = v64_sub(totals[p], back[p]);
+        V(STORE_REAL)(f, high);
+        V(STORE_REAL)(f_low, V(narrow)(totals));
+        for (size_t r = 0; r < V(W); r++) {
+            T *y = (T *)(to + (ptrdiff_t)r * job->y_step);
+            for (size_t v = 0; v < used; v++) {
+                V(t) result = FN(scaled)(e[r][v], V(splat)(f + r), V(splat)(f_low + r));
+                if (v + 1 < used || left == V(W)) STORE(y + v * V(W), result);
+                else STORE_PART(y + v * V(W), left, result);
+            }
+        }
+    }
+    return i;
+}
+#endif
+
+static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
+    const int tempered = job->temperature->tempered;
+    csm_rows_job rest = *job;
+    size_t done = 0;
+    if (job->n == 0) return 0; /* nothing to load: row.c knows */
+    while (done < job->rows) {
+        rest.a = job->a + (ptrdiff_t)done * job->a_step;
+        rest.y = job->y + (ptrdiff_t)done * job->y_step;
+        rest.rows = job->rows - done;
+#if EXP_MANTISSA == 23
+        if (op == CSM_OP_softmax && V(W) > 1 && rest.rows >= V(W)) {
+            size_t groups = job->n <= V(W) ? tempered ? FN(small_groups)(&rest, 1, 1) : FN(small_groups)(&rest, 1, 0)
+                                           : tempered ? FN(small_groups)(&rest, 2, 1) : FN(small_groups)(&rest, 2, 0);
+            done += groups;
+            rest.a += (ptrdiff_t)groups * job->a_step;
+            rest.y += (ptrdiff_t)groups * job->y_step;
+            rest.rows -= groups;
+            if (rest.rows > V(W)) rest.rows = V(W); /* past the rows that stopped the groups, on with groups */
+        }
+#endif
+#define SMALL(name) (tempered ? FN(small)(&rest, CSM_OP_##name, 1) : FN(small)(&rest, CSM_OP_##name, 0))
+        size_t single = op == CSM_OP_softmax ? SMALL(softmax) : op == CSM_OP_log_softmax ? SMALL(log_softmax) : SMALL(logsumexp);
+#undef SMALL
+        done += single;
+        if (single < rest.rows) break;
+    }
+    return done;
+}
+
 /* softmax */
 
 static void FN(softmax_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t, csm_block *block) {
     (void)b;
     block->max = FN(max)(a, k);
-    if (e) FN(exp_store)(a, e, k, t, block, NULL);
+    if (e) FN(exp_store)(a, e, k, t, block, NULL, NULL);
     else FN(exp_only)(a, k, t, block);
 }
 
@@ -138,10 +285,8 @@ static void FN(softmax_combine)(const csm_block *blocks, size_t count, const csm
     csm_combine_softmax(blocks, count, EXP_MANTISSA == 23, row);
 }
 
-INLINE V(t) FN(scaled)(V(t) e, V(t) r, V(t) r_low) { return V(fma)(e, r, V(mul)(e, r_low)); }
-
 /* y = e' 2^d / sum.  Where r 2^d could be subnormal the power of two comes first. */
-INLINE void FN(scale)(const REAL *e, T *y, size_t k, const csm_row *row, double d) {
+INLINE void FN(scale)(const REAL *e, T *y, size_t k, const csm_row *row, double d, const V(t) *last) {
     size_t i = 0;
     if (d >= -EXP_SAFE) {
         V(t) f = V(set)(row->r * csm_pow2(d)), f_low = V(set)(row->r_low * csm_pow2(d));
@@ -150,7 +295,7 @@ INLINE void FN(scale)(const REAL *e, T *y, size_t k, const csm_row *row, double 
             STORE(y + i + V(W), FN(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low));
         }
         for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), f, f_low));
-        if (i < k) STORE_PART(y + i, k - i, FN(scaled)(V(LOAD_PART_REAL)(e + i, k - i, f), f, f_low));
+        if (i < k) STORE_PART(y + i, k - i, FN(scaled)(last ? *last : V(LOAD_PART_REAL)(e + i, k - i, f), f, f_low));
     } else {
         V(t) g = V(set)(d + EXP_SAFE < 1 - EXP_EXPONENT_BIAS ? 0 : csm_pow2(d + EXP_SAFE));
         V(t) f = V(set)(row->r * csm_pow2(-EXP_SAFE)), f_low = V(set)(row->r_low * csm_pow2(-EXP_SAFE));
@@ -167,27 +312,29 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
         FN(fill)(y, k, CSM_NAN);
     } else if (a) {
         csm_block again = *block;
-        FN(exp_store)(a, e, k, t, &again, NULL);
-        FN(scale)(e, y, k, row, block->n - row->n);
+        FN(exp_store)(a, e, k, t, &again, NULL, NULL);
+        FN(scale)(e, y, k, row, block->n - row->n, NULL);
     } else {
-        FN(scale)((const REAL *)y, y, k, row, block->n - row->n); /* row.c: only where T is REAL */
+        FN(scale)((const REAL *)y, y, k, row, block->n - row->n, NULL); /* row.c: only where T is REAL */
     }
 }
 
 static size_t FN(softmax_rows)(const csm_rows_job *job) {
     const csm_temperature *t = job->temperature;
+    if (job->n <= 16) return FN(small_rows)(job, CSM_OP_softmax);
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
         T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
         REAL *e = STORED_AS_REAL ? (REAL *)(void *)y : job->scratch;
+        V(t) last;
         csm_block block;
         csm_row row;
         block.max = FN(max)(x, job->n);
         if (!FN(ordinary)(block.max, t)) return i;
-        FN(exp_store)(x, e, job->n, t, &block, (const char *)x + job->a_step);
-        FN(softmax_combine)(&block, 1, t, &row);
+        FN(exp_store)(x, e, job->n, t, &block, &last, (const char *)x + job->a_step);
+        csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
         if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
-        else FN(scale)(e, y, job->n, &row, 0);
+        else FN(scale)(e, y, job->n, &row, 0, &last);
     }
     return job->rows;
 }
@@ -234,6 +381,7 @@ static void FN(logsumexp_pass2)(const void *a, const void *b, void *y, size_t k,
 
 INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
+    if (job->n <= 16) return FN(small_rows)(job, keeps_axis ? CSM_OP_log_softmax : CSM_OP_logsumexp);
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
         T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
@@ -242,7 +390,8 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         block.max = FN(max)(x, job->n);
         if (!FN(ordinary)(block.max, t)) return i;
         FN(exp_exact)(x, job->n, t, &block, (const char *)x + job->a_step);
-        csm_combine_log(&block, 1, &row);
+        row.max = block.max;
+        csm_log_tail(block.count, block.hi, block.lo, block.top, &row);
         if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
         else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
     }

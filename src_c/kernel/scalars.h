@@ -70,8 +70,20 @@ INLINE void csm_combine_sums(const csm_block *blocks, size_t count, csm_row *row
     row->hi = row->lo = 0;
 }
 
-/* softmax: 1 / sum e' as a pair, so that neither the sum's rounding nor the reciprocal's reaches the result: as
- * one number they cost up to 1.9 ULP more.  single: the pair is one of floats. */
+/* softmax: 1 / (hi + lo) as a pair, so that neither the sum's rounding nor the reciprocal's reaches the result: as
+ * one number they cost up to 1.9 ULP more.  single: the pair is one of floats (lo is 0 then). */
+INLINE void csm_reciprocal(double hi, double lo, int single, csm_row *row) {
+    double sum = hi + lo, r = 1 / sum;
+    if (single) {
+        row->r = (double)(float)r;
+        row->r_low = (double)(float)(r - row->r);
+    } else {
+        row->r = r;
+        row->r_low = r * (fma(-r, sum, 1) - r * ((hi - sum) + lo));
+    }
+    row->is_nan = r != r;
+}
+
 INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int single, csm_row *row) {
     csm_combine_sums(blocks, count, row);
     for (size_t b = 0; b < count; b++) {
@@ -79,19 +91,16 @@ INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int singl
         csm_two_sum(&row->hi, &row->lo, blocks[b].hi * scale);
         row->lo += blocks[b].lo * scale;
     }
-    double sum = row->hi + row->lo, r = 1 / sum;
-    if (single) {
-        row->r = (double)(float)r;
-        row->r_low = (double)(float)(r - row->r);
-    } else {
-        double rest = (row->hi - sum) + row->lo;
-        row->r = r;
-        row->r_low = r * (fma(-r, sum, 1) - r * rest);
-    }
-    row->is_nan = r != r;
+    csm_reciprocal(row->hi, row->lo, single, row);
 }
 
-/* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' without the maxima. */
+/* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' = hi + lo without the maxima. */
+INLINE void csm_log_tail(double count, double hi, double lo, double top, csm_row *row) {
+    double q = (count - 1) + (hi + lo) / top;
+    row->is_nan = q != q;
+    row->tail = row->is_nan ? q : csm_log1p(q);
+}
+
 INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
     double maxima = 0, top = 1;
     csm_combine_sums(blocks, count, row);
@@ -106,9 +115,7 @@ INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row)
             csm_two_sum(&row->hi, &row->lo, blocks[b].count * blocks[b].top * scale);
         }
     }
-    double q = (maxima - 1) + (row->hi + row->lo) / top;
-    row->is_nan = q != q;
-    row->tail = row->is_nan ? q : csm_log1p(q);
+    csm_log_tail(maxima, row->hi, row->lo, top, row);
 }
 
 /* Backward: the sum as a pair. */

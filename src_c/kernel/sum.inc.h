@@ -14,7 +14,7 @@
 #error "sum.inc.h needs V(name)"
 #endif
 
-enum { V(PARTIALS) = 32 / V(W) };
+enum { V(PARTIALS) = 32 / V(W), V(SIXTEEN) = 16 / V(W) };
 
 #if EXP_MANTISSA == 23
 enum { V(WIDE) = v64_W < 8 ? 8 / v64_W : 1, V(PARTS) = v32_W / v64_W };
@@ -43,10 +43,22 @@ INLINE void V(sum_group)(V(sum) *s, const V(t) *t) {
         }
     }
 }
+/* The same for a row of at most 16: what is missing would only add zeros. */
+INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
+    v64_t wide[V(PARTS)];
+    UNROLL
+    for (int i = 0; i < V(SIXTEEN); i++) {
+        v32_widen(e[i], wide);
+        UNROLL
+        for (int p = 0; p < V(PARTS); p++) {
+            int at = (i * V(PARTS) + p) % V(WIDE);
+            int first = (i * V(PARTS) + p) < V(WIDE);
+            s->lane[at] = first ? wide[p] : v64_add(s->lane[at], wide[p]);
+        }
+    }
+}
 INLINE void V(sum_total)(const V(sum) *s, double *hi, double *lo) {
-    double a[8];
-    for (int i = 0; i < V(WIDE); i++) v64_store_f64(a + i * v64_W, s->lane[i]);
-    *hi = ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+    *hi = v64_tree(s->lane);
     *lo = 0;
 }
 
@@ -66,10 +78,9 @@ INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) {
     for (int p = 0; p < V(PARTS); p++) s->lane[i * V(PARTS) + p] = v64_fma(x[p], y[p], s->lane[i * V(PARTS) + p]);
 }
 INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) {
-    double d[16], a[8];
-    for (int i = 0; i < V(DOT_LANES); i++) v64_store_f64(d + i * v64_W, s->lane[i]);
-    for (int i = 0; i < 8; i++) a[i] = d[i] + d[i + 8];
-    *hi = ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]));
+    v64_t a[V(WIDE)];
+    for (int i = 0; i < V(WIDE); i++) a[i] = v64_add(s->lane[i], s->lane[i + V(WIDE)]);
+    *hi = v64_tree(a);
     *lo = 0;
 }
 #else
@@ -104,6 +115,10 @@ INLINE void V(sum_group)(V(sum) *s, const V(t) *t) {
     for (int i = 0; i < V(WIDE); i++)
         V(accumulate)(&s->hi[i], &s->lo[i],
                       V(add_four)(&s->lo[i], t[i], t[i + V(WIDE)], t[i + 2 * V(WIDE)], t[i + 3 * V(WIDE)]));
+}
+INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
+    UNROLL
+    for (int i = 0; i < V(WIDE); i++) s->hi[i] = V(two_sum)(e[i], e[i + V(WIDE)], &s->lo[i]);
 }
 INLINE void V(pair_total)(double hi[8], const double low[8], double *total, double *rest) {
     double a = ((low[0] + low[4]) + (low[2] + low[6])) + ((low[1] + low[5]) + (low[3] + low[7]));

@@ -12,66 +12,103 @@
 #endif
 
 /* e' of class j for one vector of rows; in the log family 0 where it is the maximum, which is counted. */
-INLINE V(t) FN(tile_term)(REAL *z, size_t j, size_t n, size_t pitch, V(t) m, V(shift) s, const int tempered,
-                          const int exact, V(t) *count) {
-    if (j >= n) return V(zero)();
-    V(t) x = V(LOAD_REAL)(z + j * pitch);
-    V(t) e = V(exp_value)(x, s, tempered);
-    if (exact) {
-        V(mask) is_max = V(eq)(x, m);
-        *count = V(add)(*count, V(keep)(is_max, V(set)(1)));
-        return V(drop)(is_max, e);
-    }
-    V(STORE_REAL)(z + j * pitch, e);
+INLINE V(t) FN(tile_term)(REAL *z, V(t) m, V(shift) s, const int tempered, const int exact, V(t) *count) {
+    V(t) x = V(LOAD_REAL)(z), e = V(exp_value)(x, s, tempered);
+    if (exact) return FN(without_max)(e, V(eq)(x, m), count);
+    V(STORE_REAL)(z, e);
     return e;
 }
 
-/* Sums of one vector of rows: hi and lo, W doubles each. */
-INLINE void FN(tile_sum)(REAL *z, size_t n, size_t pitch, V(t) m, V(shift) s, const int tempered,
-                         const int exact, V(t) *count, double *hi, double *lo) {
+/* t_l and the sum of the four t that share a residue, as sum.inc.h has them. */
+INLINE V(t) FN(tile_four)(v64_t *low, V(t) a, V(t) b, V(t) c, V(t) d) {
+#if EXP_MANTISSA == 23
+    (void)low;
+    return V(add)(V(add)(a, b), V(add)(c, d));
+#else
+    return V(add_four)(low, a, b, c, d);
+#endif
+}
+INLINE void FN(tile_add)(v64_t *sum, v64_t *low, const V(t) t[4]) {
+#if EXP_MANTISSA == 23
+    (void)low;
+    for (int q = 0; q < 4; q++) {
+        v64_t wide[V(PARTS)];
+        v32_widen(t[q], wide);
+        for (int p = 0; p < V(PARTS); p++) sum[p] = v64_add(sum[p], wide[p]);
+    }
+#else
+    V(accumulate)(sum, low, V(add_four)(low, t[0], t[1], t[2], t[3]));
+#endif
+}
+
+/* Sums of one vector of rows, W of each: hi and lo. */
+INLINE void FN(tile_sum)(REAL *z, size_t n, size_t pitch, V(t) m, V(shift) s, const int tempered, const int exact,
+                         V(t) *count, v64_t *hi, v64_t *lo) {
     enum { N64 = V(W) / v64_W };
     v64_t sum[8][N64], low[8][N64];
-    for (int l = 0; l < 8; l++) {
+    const size_t whole = n / CSM_GROUP * CSM_GROUP, left = n - whole, quarters = (left + 31) / 32;
+    V(t) rest[CSM_GROUP]; /* e' of the last, partial group, 0 where it has no class */
+    for (size_t j = 0; j < left; j++) rest[j] = FN(tile_term)(z + (whole + j) * pitch, m, s, tempered, exact, count);
+    for (size_t j = left; j < 32 * quarters; j++) rest[j] = V(zero)();
+    for (size_t l = 0; l < 8; l++) {
         for (int p = 0; p < N64; p++) sum[l][p] = low[l][p] = v64_zero();
-        for (size_t i = (size_t)l; i < n; i += CSM_GROUP) {
-#if EXP_MANTISSA == 52
-            V(t) partial[4];
-#endif
-            for (int q = 0; q < 4; q++) {
-                size_t j = i + 8 * (size_t)q;
-                V(t) e0 = FN(tile_term)(z, j, n, pitch, m, s, tempered, exact, count);
-                V(t) e1 = FN(tile_term)(z, j + 32, n, pitch, m, s, tempered, exact, count);
-                V(t) e2 = FN(tile_term)(z, j + 64, n, pitch, m, s, tempered, exact, count);
-                V(t) e3 = FN(tile_term)(z, j + 96, n, pitch, m, s, tempered, exact, count);
-#if EXP_MANTISSA == 23
-                v64_t wide[N64];
-                v32_widen(V(add)(V(add)(e0, e1), V(add)(e2, e3)), wide);
-                for (int p = 0; p < N64; p++) sum[l][p] = v64_add(sum[l][p], wide[p]);
-#else
-                partial[q] = V(add_four)(&low[l][0], e0, e1, e2, e3);
-#endif
+        for (size_t i = l; i < whole; i += CSM_GROUP) {
+            V(t) t[4];
+            UNROLL
+            for (size_t q = 0; q < 4; q++) {
+                V(t) e[4];
+                UNROLL
+                for (size_t h = 0; h < 4; h++)
+                    e[h] = FN(tile_term)(z + (i + 8 * q + 32 * h) * pitch, m, s, tempered, exact, count);
+                t[q] = FN(tile_four)(low[l], e[0], e[1], e[2], e[3]);
             }
-#if EXP_MANTISSA == 52
-            V(accumulate)(&sum[l][0], &low[l][0], V(add_four)(&low[l][0], partial[0], partial[1], partial[2], partial[3]));
-#endif
+            FN(tile_add)(sum[l], low[l], t);
+        }
+        if (l < left) {
+            V(t) t[4];
+            for (size_t q = 0; q < 4; q++) {
+                const V(t) *e = rest + l + 8 * q, none = V(zero)();
+                t[q] = quarters == 1 ? e[0]
+                                     : FN(tile_four)(low[l], e[0], e[32], quarters > 2 ? e[64] : none,
+                                                     quarters > 3 ? e[96] : none);
+            }
+            FN(tile_add)(sum[l], low[l], t);
         }
     }
-    double a[8][V(W)], b[8][V(W)];
-    for (int l = 0; l < 8; l++)
-        for (int p = 0; p < N64; p++) {
-            v64_store_f64(&a[l][p * v64_W], sum[l][p]);
-            v64_store_f64(&b[l][p * v64_W], low[l][p]);
-        }
-    for (int c = 0; c < V(W); c++) {
 #if EXP_MANTISSA == 23
-        hi[c] = ((a[0][c] + a[4][c]) + (a[2][c] + a[6][c])) + ((a[1][c] + a[5][c]) + (a[3][c] + a[7][c]));
-        lo[c] = 0;
-#else
-        double h[8], r[8];
-        for (int l = 0; l < 8; l++) h[l] = a[l][c], r[l] = b[l][c];
-        V(pair_total)(h, r, &hi[c], &lo[c]);
-#endif
+    for (int p = 0; p < N64; p++) {
+        hi[p] = v64_add(v64_add(v64_add(sum[0][p], sum[4][p]), v64_add(sum[2][p], sum[6][p])),
+                        v64_add(v64_add(sum[1][p], sum[5][p]), v64_add(sum[3][p], sum[7][p])));
+        lo[p] = v64_zero();
     }
+#else /* as pair_total has it */
+    v64_t tail = v64_add(v64_add(v64_add(low[0][0], low[4][0]), v64_add(low[2][0], low[6][0])),
+                         v64_add(v64_add(low[1][0], low[5][0]), v64_add(low[3][0], low[7][0])));
+    for (int i = 0; i < 4; i++) V(accumulate)(&sum[i][0], &tail, sum[i + 4][0]);
+    V(accumulate)(&sum[0][0], &tail, sum[2][0]);
+    V(accumulate)(&sum[1][0], &tail, sum[3][0]);
+    V(accumulate)(&sum[0][0], &tail, sum[1][0]);
+    *hi = sum[0][0];
+    *lo = tail;
+#endif
+}
+
+/* csm_reciprocal for one vector of rows. */
+INLINE void FN(tile_reciprocal)(const v64_t *hi, const v64_t *lo, REAL *r, REAL *r_low) {
+#if EXP_MANTISSA == 23
+    v64_t full[V(PARTS)], back[V(PARTS)];
+    for (int p = 0; p < V(PARTS); p++) full[p] = v64_div(v64_set(1), v64_add(hi[p], lo[p]));
+    V(t) high = V(narrow)(full);
+    v32_widen(high, back);
+    for (int p = 0; p < V(PARTS); p++) full[p] = v64_sub(full[p], back[p]);
+    V(STORE_REAL)(r, high);
+    V(STORE_REAL)(r_low, V(narrow)(full));
+#else
+    v64_t sum = v64_add(*hi, *lo), full = v64_div(v64_set(1), sum);
+    v64_t rest = v64_add(v64_sub(*hi, sum), *lo);
+    V(STORE_REAL)(r, full);
+    V(STORE_REAL)(r_low, v64_mul(full, v64_sub(v64_fnma(full, sum, v64_set(1)), v64_mul(full, rest))));
+#endif
 }
 
 INLINE int FN(tile)(const csm_tile_job *job, const int op) {
@@ -104,29 +141,30 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     for (size_t c = 0; c < width; c += V(W)) {
         V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
         V(shift) s = V(shift_to)(m, t, 1, &n0);
-        double hi[V(W)], lo[V(W)];
+        v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
         if (t->tempered) FN(tile_sum)(z + c, n, pitch, m, s, 1, exact, &count, hi, lo);
         else FN(tile_sum)(z + c, n, pitch, m, s, 0, exact, &count, hi, lo);
+        if (!exact) {
+            FN(tile_reciprocal)(hi, lo, factor + c, factor_low + c);
+            V(t) r = V(LOAD_REAL)(factor + c);
+            has_nan |= !(V(sum_exact)(V(sub)(r, r)) == 0);
+            continue;
+        }
         REAL counts[V(W)], tops[V(W)];
-        if (exact) {
-            V(STORE_REAL)(tops, V(exp_value)(m, s, 1)); /* r times 1 is r */
-            V(STORE_REAL)(counts, count);
+        double h[V(W)], r[V(W)];
+        V(STORE_REAL)(tops, V(exp_value)(m, s, 1)); /* r times 1 is r */
+        V(STORE_REAL)(counts, count);
+        for (int p = 0; p < V(W) / v64_W; p++) {
+            v64_store_f64(h + p * v64_W, hi[p]);
+            v64_store_f64(r + p * v64_W, lo[p]);
         }
         for (size_t i = 0; i < V(W) && c + i < width; i++) {
-            csm_block block = {.max = (double)max[c + i], .n = 0, .hi = hi[i], .lo = lo[i]};
             csm_row row;
-            if (exact) {
-                block.count = (double)counts[i];
-                block.top = (double)tops[i];
-                csm_combine_log(&block, 1, &row);
-                factor[c + i] = (REAL)-row.tail;
-                if (op == CSM_OP_logsumexp) FN(logsumexp_pass2)(NULL, NULL, (T *)(void *)job->y + c + i, 1, t, &row, &block);
-            } else {
-                csm_combine_softmax(&block, 1, EXP_MANTISSA == 23, &row);
-                factor[c + i] = (REAL)row.r;
-                factor_low[c + i] = (REAL)row.r_low;
-            }
+            row.max = (double)max[c + i];
+            csm_log_tail((double)counts[i], h[i], r[i], (double)tops[i], &row);
+            factor[c + i] = (REAL)-row.tail;
             has_nan |= row.is_nan;
+            if (op == CSM_OP_logsumexp) FN(logsumexp_pass2)(NULL, NULL, (T *)(void *)job->y + c + i, 1, t, &row, NULL);
         }
     }
     if (op == CSM_OP_logsumexp) return 1;

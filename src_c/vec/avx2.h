@@ -127,6 +127,12 @@ INLINE v64_t v64_zero(void) { return _mm256_setzero_pd(); }
 INLINE v64_t v64_add(v64_t a, v64_t b) { return _mm256_add_pd(a, b); }
 INLINE v64_t v64_sub(v64_t a, v64_t b) { return _mm256_sub_pd(a, b); }
 INLINE v64_t v64_mul(v64_t a, v64_t b) { return _mm256_mul_pd(a, b); }
+INLINE v64_t v64_div(v64_t a, v64_t b) { return _mm256_div_pd(a, b); }
+INLINE double v64_tree(const v64_t a[2]) {
+    __m256d s = _mm256_add_pd(a[0], a[1]);
+    __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+}
 INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return _mm256_fmadd_pd(a, b, c); }
 INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return _mm256_fnmadd_pd(a, b, c); }
 INLINE v64_t v64_max(v64_t a, v64_t b) { return _mm256_max_pd(a, b); }
@@ -164,6 +170,28 @@ INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
 INLINE void v32_widen(v32_t a, v64_t out[2]) {
     out[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
     out[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));
+}
+INLINE v32_t v32_narrow(const v64_t a[2]) { return _mm256_set_m128(_mm256_cvtpd_ps(a[1]), _mm256_cvtpd_ps(a[0])); }
+
+INLINE v32_t v32_splat(const float *p) { return _mm256_broadcast_ss(p); }
+INLINE v32_t csm_tops4(v32_t a, v32_t b, v32_t c, v32_t d) { /* a b c d of either half */
+    __m256d ab = _mm256_castps_pd(_mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
+    __m256d cd = _mm256_castps_pd(_mm256_max_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)));
+    return _mm256_max_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)), _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));
+}
+INLINE v32_t v32_tops(const v32_t r[8]) {
+    v32_t p = csm_tops4(r[0], r[1], r[2], r[3]), q = csm_tops4(r[4], r[5], r[6], r[7]);
+    return _mm256_max_ps(_mm256_permute2f128_ps(p, q, 0x20), _mm256_permute2f128_ps(p, q, 0x31));
+}
+INLINE __m256d csm_tree_pair(const v64_t a[2], const v64_t b[2]) {
+    __m256d x = _mm256_add_pd(a[0], a[1]), y = _mm256_add_pd(b[0], b[1]);
+    return _mm256_add_pd(_mm256_permute2f128_pd(x, y, 0x20), _mm256_permute2f128_pd(x, y, 0x31));
+}
+INLINE void v32_trees(const v64_t rows[8][2], v64_t out[2]) {
+    for (int i = 0; i < 2; i++) {
+        __m256d x = csm_tree_pair(rows[4 * i], rows[4 * i + 2]), y = csm_tree_pair(rows[4 * i + 1], rows[4 * i + 3]);
+        out[i] = _mm256_add_pd(_mm256_unpacklo_pd(x, y), _mm256_unpackhi_pd(x, y));
+    }
 }
 
 #endif

@@ -94,6 +94,12 @@ INLINE v64_t v64_zero(void) { return _mm512_setzero_pd(); }
 INLINE v64_t v64_add(v64_t a, v64_t b) { return _mm512_add_pd(a, b); }
 INLINE v64_t v64_sub(v64_t a, v64_t b) { return _mm512_sub_pd(a, b); }
 INLINE v64_t v64_mul(v64_t a, v64_t b) { return _mm512_mul_pd(a, b); }
+INLINE v64_t v64_div(v64_t a, v64_t b) { return _mm512_div_pd(a, b); }
+INLINE double v64_tree(const v64_t a[1]) {
+    __m256d s = _mm256_add_pd(_mm512_castpd512_pd256(a[0]), _mm512_extractf64x4_pd(a[0], 1));
+    __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));
+    return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+}
 INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return _mm512_fmadd_pd(a, b, c); }
 INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return _mm512_fnmadd_pd(a, b, c); }
 INLINE v64_t v64_max(v64_t a, v64_t b) { return _mm512_max_pd(a, b); }
@@ -124,6 +130,36 @@ INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) { _mm512_mask_s
 INLINE void v32_widen(v32_t a, v64_t out[2]) {
     out[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     out[1] = _mm512_cvtps_pd(csm_high256(a));
+}
+INLINE v32_t v32_narrow(const v64_t a[2]) {
+    __m512d low = _mm512_castps_pd(_mm512_castps256_ps512(_mm512_cvtpd_ps(a[0])));
+    return _mm512_castpd_ps(_mm512_insertf64x4(low, _mm256_castps_pd(_mm512_cvtpd_ps(a[1])), 1));
+}
+
+INLINE v32_t v32_splat(const float *p) { return _mm512_set1_ps(*p); }
+INLINE v32_t csm_tops4(v32_t a, v32_t b, v32_t c, v32_t d) { /* a b c d of each quarter */
+    __m512d ab = _mm512_castps_pd(_mm512_max_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b)));
+    __m512d cd = _mm512_castps_pd(_mm512_max_ps(_mm512_unpacklo_ps(c, d), _mm512_unpackhi_ps(c, d)));
+    return _mm512_max_ps(_mm512_castpd_ps(_mm512_unpacklo_pd(ab, cd)), _mm512_castpd_ps(_mm512_unpackhi_pd(ab, cd)));
+}
+INLINE v32_t v32_tops(const v32_t r[16]) {
+    v32_t p = csm_tops4(r[0], r[1], r[2], r[3]), q = csm_tops4(r[4], r[5], r[6], r[7]);
+    v32_t u = csm_tops4(r[8], r[9], r[10], r[11]), v = csm_tops4(r[12], r[13], r[14], r[15]);
+    v32_t pq = _mm512_max_ps(_mm512_shuffle_f32x4(p, q, 0x44), _mm512_shuffle_f32x4(p, q, 0xee));
+    v32_t uv = _mm512_max_ps(_mm512_shuffle_f32x4(u, v, 0x44), _mm512_shuffle_f32x4(u, v, 0xee));
+    return _mm512_max_ps(_mm512_shuffle_f32x4(pq, uv, 0x88), _mm512_shuffle_f32x4(pq, uv, 0xdd));
+}
+INLINE v64_t csm_tree4(v64_t a, v64_t b, v64_t c, v64_t d) { /* two numbers a row */
+    v64_t ab = _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
+    v64_t cd = _mm512_add_pd(_mm512_shuffle_f64x2(c, d, 0x44), _mm512_shuffle_f64x2(c, d, 0xee));
+    return _mm512_add_pd(_mm512_shuffle_f64x2(ab, cd, 0x88), _mm512_shuffle_f64x2(ab, cd, 0xdd));
+}
+INLINE void v32_trees(const v64_t rows[16][1], v64_t out[2]) {
+    for (int i = 0; i < 2; i++) {
+        const v64_t(*r)[1] = rows + 8 * i;
+        v64_t x = csm_tree4(r[0][0], r[2][0], r[4][0], r[6][0]), y = csm_tree4(r[1][0], r[3][0], r[5][0], r[7][0]);
+        out[i] = _mm512_add_pd(_mm512_unpacklo_pd(x, y), _mm512_unpackhi_pd(x, y));
+    }
 }
 
 #endif

@@ -94,6 +94,8 @@ INLINE v64_t v64_zero(void) { return vdupq_n_f64(0); }
 INLINE v64_t v64_add(v64_t a, v64_t b) { return vaddq_f64(a, b); }
 INLINE v64_t v64_sub(v64_t a, v64_t b) { return vsubq_f64(a, b); }
 INLINE v64_t v64_mul(v64_t a, v64_t b) { return vmulq_f64(a, b); }
+INLINE v64_t v64_div(v64_t a, v64_t b) { return vdivq_f64(a, b); }
+INLINE double v64_tree(const v64_t a[4]) { return vaddvq_f64(vaddq_f64(vaddq_f64(a[0], a[2]), vaddq_f64(a[1], a[3]))); }
 INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return vfmaq_f64(c, a, b); }
 INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return vfmsq_f64(c, a, b); }
 INLINE v64_t v64_max(v64_t a, v64_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b); }
@@ -116,6 +118,14 @@ INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
 INLINE void v32_widen(v32_t a, v64_t out[2]) {
     out[0] = vcvt_f64_f32(vget_low_f32(a));
     out[1] = vcvt_high_f64_f32(a);
+}
+INLINE v32_t v32_narrow(const v64_t a[2]) { return vcvt_high_f32_f64(vcvt_f32_f64(a[0]), a[1]); }
+
+INLINE v32_t v32_splat(const float *p) { return vld1q_dup_f32(p); }
+INLINE v32_t v32_tops(const v32_t r[4]) { return vpmaxq_f32(vpmaxq_f32(r[0], r[1]), vpmaxq_f32(r[2], r[3])); }
+INLINE float64x2_t csm_tree_half(const v64_t a[4]) { return vaddq_f64(vaddq_f64(a[0], a[2]), vaddq_f64(a[1], a[3])); }
+INLINE void v32_trees(const v64_t rows[4][4], v64_t out[2]) {
+    for (int i = 0; i < 2; i++) out[i] = vpaddq_f64(csm_tree_half(rows[2 * i]), csm_tree_half(rows[2 * i + 1]));
 }
 
 #endif

@@ -60,6 +60,9 @@ INLINE v64_t v64_zero(void) { return 0; }
 INLINE v64_t v64_add(v64_t a, v64_t b) { return a + b; }
 INLINE v64_t v64_sub(v64_t a, v64_t b) { return a - b; }
 INLINE v64_t v64_mul(v64_t a, v64_t b) { return a * b; }
+INLINE v64_t v64_div(v64_t a, v64_t b) { return a / b; }
+/* The eight lanes of 8 / W vectors as ((0+4) + (2+6)) + ((1+5) + (3+7)). */
+INLINE double v64_tree(const v64_t a[8]) { return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])); }
 INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return fma(a, b, c); }
 INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return fma(-a, b, c); }
 INLINE v64_t v64_max(v64_t a, v64_t b) { return a > b ? a : b; }
@@ -85,5 +88,11 @@ INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) { if (count) *p
 
 /* The lanes of a as float64, in order. */
 INLINE void v32_widen(v32_t a, v64_t out[1]) { out[0] = (double)a; }
+INLINE v32_t v32_narrow(const v64_t a[1]) { return (float)a[0]; } /* and back */
+
+/* W rows at once: the largest lane of each row; the tree of v64_tree for each row of float64 sums. */
+INLINE v32_t v32_splat(const float *p) { return *p; }
+INLINE v32_t v32_tops(const v32_t rows[1]) { return rows[0]; }
+INLINE void v32_trees(const v64_t rows[1][8], v64_t out[1]) { out[0] = v64_tree(rows[0]); }
 
 #endif

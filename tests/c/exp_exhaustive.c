@@ -1,0 +1,156 @@
+/* The float32 exp core over every finite |x| <= 10^6, on every instruction set: e^x = P 2^n with P at most 1 ULP
+ * off, P 2^n non-decreasing in x, the same P and n everywhere.
+ *
+ *     exp_exhaustive [--stride S] [--json FILE --commit C]       S = 1: all 2,464,696,322 numbers
+ *
+ * Oracle: r = x - n ln 2 in float64 (x and n times the 32 leading bits of ln 2 are exact, so is their difference),
+ * e^r by a Taylor polynomial of degree 14 (|r| <= 0.38: error below 2e-16, 4e-9 ULP of float32).
+ */
+#define _GNU_SOURCE
+#include "../../src_c/registry.h"
+#include "exp_unit.h"
+
+#include <math.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+typedef void (*exp_unit)(const float *, float *, float *, size_t);
+static const struct {
+    const char *name;
+    exp_unit run;
+    unsigned needs;
+} units[] = {
+    {"scalar", exp_unit_scalar, 0},
+#if defined(__aarch64__)
+    {"neon", exp_unit_neon, CSM_CPU_NEON},
+#else
+    {"avx2", exp_unit_avx2, CSM_CPU_AVX2},
+    {"avx512", exp_unit_avx512, CSM_CPU_AVX2 | CSM_CPU_AVX512},
+#endif
+};
+enum { UNITS = sizeof units / sizeof units[0], CHUNK = 4096 };
+
+/* The floats in order: -10^6 is 0, the two zeros are LARGEST and LARGEST + 1. */
+static const uint32_t LARGEST = 0x49742400;
+static float number(uint64_t i) {
+    uint32_t u = i <= LARGEST ? 0x80000000u | (LARGEST - (uint32_t)i) : (uint32_t)(i - LARGEST - 1);
+    float x;
+    memcpy(&x, &u, 4);
+    return x;
+}
+
+static double exact(float x, float n) {
+    const double r = ((double)x - (double)n * 0x1.62e42feep-1) - (double)n * 0x1.a39ef35793c76p-33;
+    double y = 1.0 / 87178291200;
+    y = y * r + 1.0 / 6227020800;
+    y = y * r + 1.0 / 479001600;
+    y = y * r + 1.0 / 39916800;
+    y = y * r + 1.0 / 3628800;
+    y = y * r + 1.0 / 362880;
+    y = y * r + 1.0 / 40320;
+    y = y * r + 1.0 / 5040;
+    y = y * r + 1.0 / 720;
+    y = y * r + 1.0 / 120;
+    y = y * r + 1.0 / 24;
+    y = y * r + 1.0 / 6;
+    y = y * r + 0.5;
+    y = y * r + 1;
+    return y * r + 1;
+}
+
+static double seconds(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+int main(int argc, char **argv) {
+    uint64_t stride = 1, total = 2 * ((uint64_t)LARGEST + 1), checksum = 0;
+    const char *json = NULL, *commit = "unknown";
+    for (int i = 1; i + 1 < argc; i += 2) {
+        if (!strcmp(argv[i], "--stride")) stride = strtoull(argv[i + 1], NULL, 10);
+        else if (!strcmp(argv[i], "--json")) json = argv[i + 1];
+        else if (!strcmp(argv[i], "--commit")) commit = argv[i + 1];
+    }
+    if (stride < 1) stride = 1;
+    const uint64_t count = (total + stride - 1) / stride, chunks = (count + CHUNK - 1) / CHUNK;
+    const double begin = seconds();
+    double worst[UNITS] = {0};
+    uint64_t falls[UNITS] = {0}, differs[UNITS] = {0}, steps[UNITS] = {0};
+    int available[UNITS], ok = 1;
+    for (int u = 0; u < UNITS; u++) available[u] = (csm_cpu_features() & units[u].needs) == units[u].needs;
+
+#pragma omp parallel for schedule(dynamic, 64) reduction(max : worst) reduction(+ : falls, differs, steps, checksum)
+    for (uint64_t c = 0; c < chunks; c++) {
+        enum { ROOM = CHUNK + 16 };
+        static _Thread_local float x[ROOM], p[UNITS][ROOM], n[UNITS][ROOM];
+        static _Thread_local double wanted[ROOM];
+        uint64_t first = c * CHUNK, last = first + CHUNK < count ? first + CHUNK : count - 1; /* last: next chunk's first */
+        size_t k = (size_t)(last - first) + 1;
+        for (size_t i = 0; i < k; i++) x[i] = number((first + i) * stride);
+        for (size_t i = k; i < (k + 15) / 16 * 16; i++) x[i] = x[k - 1];
+        for (int u = 0; u < UNITS; u++) {
+            if (!available[u]) continue;
+            units[u].run(x, p[u], n[u], (k + 15) / 16 * 16);
+            if (u == 0)
+                for (size_t i = 0; i < k; i++) wanted[i] = exact(x[i], n[0][i]);
+            else differs[u] += memcmp(p[u], p[0], k * 4) != 0 || memcmp(n[u], n[0], k * 4) != 0;
+            double most = 0;
+            uint64_t fell = 0, off = 0;
+            for (size_t i = 0; i < k; i++) {
+                double ulp = wanted[i] >= 1 ? 0x1p-23 : 0x1p-24, error = fabs((double)p[u][i] - wanted[i]) / ulp;
+                most = error > most ? error : most;
+                off += !(error <= 1) || !(fabs((double)x[i] - (double)n[u][i] * 0x1.62e42fefa39efp-1) <= 0.378);
+            }
+            for (size_t i = 0; i + 1 < k; i++) { /* P 2^n against the next one */
+                float step = n[u][i + 1] - n[u][i];
+                float scale = step == 0 ? 1.0f : step == 1 ? 2.0f : 4.0f; /* 4: anything is larger, P lies in (0.68, 1.47) */
+                fell += !(step >= 0) || !(p[u][i] <= scale * p[u][i + 1]);
+            }
+            worst[u] = most > worst[u] ? most : worst[u];
+            falls[u] += fell;
+            steps[u] += off;
+        }
+        for (size_t i = 0; i < k; i++) {
+            uint32_t bits[2];
+            memcpy(&bits[0], &p[0][i], 4);
+            memcpy(&bits[1], &n[0][i], 4);
+            checksum += ((uint64_t)bits[0] * 0x9e3779b97f4a7c15u ^ bits[1]) * (first + i + 1);
+        }
+    }
+    const double took = seconds() - begin;
+
+    char text[2048], date[32];
+    time_t now = time(NULL);
+    strftime(date, sizeof date, "%Y-%m-%d", gmtime(&now));
+    int at = snprintf(text, sizeof text,
+                      "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
+                      "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%016llx\",\n  \"isa\": {",
+                      date, commit, took, (unsigned long long)count, (unsigned long long)stride,
+                      (unsigned long long)checksum);
+    for (int u = 0, comma = 0; u < UNITS; u++) {
+        if (!available[u]) continue;
+        int good = worst[u] <= 1 && falls[u] == 0 && steps[u] == 0 && differs[u] == 0;
+        at += snprintf(text + at, sizeof text - (size_t)at,
+                       "%s\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s}", comma++ ? "," : "", units[u].name,
+                       worst[u], falls[u] ? "false" : "true", differs[u] ? "false" : "true");
+        ok &= good;
+        if (!good)
+            printf("FAILED %s: max %.6f ULP, falls %llu times, %llu wrong, %llu chunks differ from scalar\n", units[u].name,
+                   worst[u], (unsigned long long)falls[u], (unsigned long long)steps[u], (unsigned long long)differs[u]);
+    }
+    snprintf(text + at, sizeof text - (size_t)at, "\n  }\n}\n");
+    fputs(text, stdout);
+    if (json) {
+        FILE *f = fopen(json, "w");
+        if (!f || fputs(text, f) < 0 || fclose(f)) {
+            perror(json);
+            return 1;
+        }
+    }
+    printf("%d passed, %d failed\n", ok, !ok);
+    return !ok;
+}

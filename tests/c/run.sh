@@ -1,0 +1,184 @@
+#!/bin/bash
+# Builds the C core and its tests with plain compilers, no Python, and runs them.
+#
+#     tests/c/run.sh [part ...]        default: native clang simde neon asan exp
+#
+#   native    gcc; scalar, avx2 and (where the CPU has it) avx512 compared byte for byte
+#   clang     the same with clang and no OpenMP; equal output hash
+#   simde     the avx512 unit emulated, on any CPU with AVX2
+#   neon      AArch64 under qemu-user; equal output hash
+#   asan      gcc's address and undefined-behaviour sanitizers
+#   exp       the exp core on every 1009th number, natively and on NEON; exp-all: every one, written to exp_exhaustive.json
+#   valgrind  memcheck: nothing depends on uninitialised memory
+#   long      every case of native, simde and asan, a larger part of neon, valgrind, exp-all
+#
+# CSM_EVERY=K takes every K-th case of native; CSM_BUILD is the build directory (default: temporary).
+# A part whose tools are missing fails, and says which.
+set -eu -o pipefail
+cd "$(dirname "$0")/../.."
+BUILD=${CSM_BUILD:-$(mktemp -d)}
+[ -n "${CSM_BUILD:-}" ] || trap 'rm -rf "$BUILD"' EXIT
+mkdir -p "$BUILD"
+
+# as in setup.py
+FLAGS=(-std=gnu11 -O2 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Werror -ffp-contract=off)
+GCC_FLAGS=(-fno-tree-loop-distribute-patterns -fno-lto -fopenmp)
+AVX2=(-mavx2 -mfma -mf16c)
+AVX512=("${AVX2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+EMULATED=("${AVX2[@]}" -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
+WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
+CORE=(cpu_features dispatch driver layout parallel row)
+SAMPLE=40 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
+
+need() {
+    command -v "$1" >/dev/null || { echo "tests/c/run.sh: $1 is missing (Debian package $2)" >&2; exit 1; }
+}
+
+x86() { [ "$(uname -m)" = x86_64 ]; }
+
+# build NAME COMPILER [FLAG ...]: $BUILD/NAME from the core, every unit and test_core.c.
+# AVX512_FLAGS and FEATURES (the file with csm_cpu_features) may be set.
+build() {
+    local name=$1 cc=$2 unit flags
+    shift 2
+    local out=$BUILD/$name.o.d
+    mkdir -p "$out"
+    local files=("${FEATURES:-src_c/cpu_features.c}")
+    for unit in "${CORE[@]:1}" isa/scalar isa/neon isa/avx2 isa/avx512; do files+=("src_c/$unit.c"); done
+    local jobs=()
+    for unit in "${files[@]}"; do
+        flags=()
+        if [ "${TARGET:-$(uname -m)}" = x86_64 ]; then
+            case $unit in
+            */avx2.c) flags=("${AVX2[@]}") ;;
+            */avx512.c) if [ -n "${AVX512_FLAGS:-}" ]; then flags=(${AVX512_FLAGS}); else flags=("${AVX512[@]}"); fi ;;
+            esac
+        fi
+        "$cc" "${FLAGS[@]}" "$@" "${flags[@]}" -c "$unit" -o "$out/$(basename "$unit" .c).o" &
+        jobs+=($!)
+        if [ ${#jobs[@]} -ge "$(nproc)" ]; then wait "${jobs[0]}"; jobs=("${jobs[@]:1}"); fi
+    done
+    for unit in "${jobs[@]}"; do wait "$unit"; done
+    "$cc" "${FLAGS[@]}" "$@" tests/c/test_core.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
+}
+
+hash_of() { sed -n 's/^hash //p' "$1"; }
+
+# run NAME COMMAND ...: keeps and shows the output
+run() {
+    local name=$1
+    shift
+    echo "== $name: $*"
+    "$@" | tee "$BUILD/$name.log"
+}
+
+same_hash() {
+    local a b
+    a=$(hash_of "$BUILD/$1.log") b=$(hash_of "$BUILD/$2.log")
+    [ -n "$a" ] && [ "$a" = "$b" ] || { echo "FAILED the outputs of $1 ($a) and $2 ($b) differ" >&2; exit 1; }
+    echo "equal hashes: $1, $2"
+}
+
+native_built() { [ -x "$BUILD/native" ] || build native gcc "${GCC_FLAGS[@]}"; }
+native_sample() {
+    [ -f "$BUILD/sample-$1.log" ] && return
+    native_built
+    run "sample-$1" "$BUILD/native" --every "$1"
+}
+
+native() {
+    native_built
+    run native "$BUILD/native" --every "${1:-${CSM_EVERY:-4}}"
+}
+
+clang_() {
+    need clang clang
+    build clang clang
+    native_sample 10
+    run clang "$BUILD/clang" --every 10
+    same_hash clang sample-10
+}
+
+simde() {
+    x86 || { echo "simde: not on $(uname -m)"; return; }
+    [ -f /usr/include/simde/x86/avx512.h ] || { echo "tests/c/run.sh: SIMDe is missing (Debian package libsimde-dev)" >&2; exit 1; }
+    AVX512_FLAGS="${EMULATED[*]}" FEATURES=tests/c/cpu_features_all.c build simde gcc "${GCC_FLAGS[@]}"
+    native_sample 10
+    run simde "$BUILD/simde" --every "${1:-10}"
+    grep -q 'compared: scalar avx2 avx512' "$BUILD/simde.log"
+    [ -n "${1:-}" ] || same_hash simde sample-10
+}
+
+QEMU=(qemu-aarch64 -L /usr/aarch64-linux-gnu)
+neon() {
+    need aarch64-linux-gnu-gcc gcc-aarch64-linux-gnu
+    need qemu-aarch64 qemu-user
+    local every=${1:-$SAMPLE}
+    TARGET=aarch64 build neon aarch64-linux-gnu-gcc "${GCC_FLAGS[@]}"
+    native_sample "$every"
+    run neon "${QEMU[@]}" "$BUILD/neon" --every "$every"
+    grep -q 'compared: scalar neon' "$BUILD/neon.log"
+    same_hash neon "sample-$every"
+}
+
+asan() {
+    build asan gcc "${GCC_FLAGS[@]}" -Wno-error -g -fsanitize=address,undefined -fno-sanitize-recover=all
+    run asan env ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-15}"
+}
+
+valgrind_() {
+    need valgrind valgrind
+    native_built
+    run valgrind valgrind -q --error-exitcode=1 "$BUILD/native" --every 400
+}
+
+# exp_program NAME COMPILER
+exp_program() {
+    local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=()
+    [ "$cc" = aarch64-linux-gnu-gcc ] && isas=(scalar neon)
+    for isa in "${isas[@]}"; do
+        flags=()
+        [ "$isa" = avx2 ] && flags=("${AVX2[@]}")
+        [ "$isa" = avx512 ] && flags=("${AVX512[@]}")
+        "$cc" "${FLAGS[@]}" -Wno-unused-function "${flags[@]}" -DEXP_UNIT="$isa" -DEXP_SOURCE="\"../../src_c/isa/$isa.c\"" \
+            -c tests/c/exp_unit.c -o "$BUILD/$name.$isa.o"
+        objects+=("$BUILD/$name.$isa.o")
+    done
+    "$cc" "${FLAGS[@]}" -fopenmp -O3 tests/c/exp_exhaustive.c src_c/cpu_features.c "${objects[@]}" -lm -o "$BUILD/$name"
+}
+
+exp_() {
+    exp_program exp gcc
+    run exp "$BUILD/exp" --stride 1009
+    if command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then
+        exp_program exp-neon aarch64-linux-gnu-gcc
+        run exp-neon-sample "${QEMU[@]}" "$BUILD/exp-neon" --stride 100003
+        run exp-sample "$BUILD/exp" --stride 100003
+        [ "$(grep checksum "$BUILD/exp-sample.log")" = "$(grep checksum "$BUILD/exp-neon-sample.log")" ]
+    fi
+}
+
+exp_all() {
+    exp_program exp gcc
+    run exp-all "$BUILD/exp" --json tests/c/exp_exhaustive.json --commit "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+}
+
+long() {
+    native 1
+    simde 1
+    asan 1
+    neon 7
+    valgrind_
+    exp_all
+}
+
+[ $# -gt 0 ] || set -- native clang simde neon asan exp
+for part; do
+    case $part in
+    native | simde | neon | asan | long) begin=$SECONDS; "$part" ;;
+    clang | valgrind | exp) begin=$SECONDS; "${part}_" ;;
+    exp-all) begin=$SECONDS; exp_all ;;
+    *) sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    esac
+    echo "== $part done in $((SECONDS - begin)) s"
+done

@@ -1,0 +1,46 @@
+"""Fixtures: instruction sets, more threads than CPUs, compiled C helpers.
+
+A test that compares instruction sets takes `isa`; all others run under the one that CSOFTMAX_ISA selects, and CI runs
+the whole suite once for each.
+"""
+
+import csoftmax
+import ml_dtypes  # noqa: F401  (bfloat16 arrays exist only once it is imported)
+import pytest
+from csoftmax import _cpu
+from helpers import compile_library
+from ops import DTYPES, OPS
+
+
+@pytest.fixture(params=_cpu.isa_available())
+def isa(request):
+    """Each instruction set of this machine in turn."""
+    before = _cpu.isa()
+    _cpu.select_isa(request.param)
+    yield request.param
+    _cpu.select_isa(before)
+
+
+@pytest.fixture(params=OPS, ids=lambda op: op.name)
+def op(request):
+    return request.param
+
+
+@pytest.fixture(params=DTYPES)
+def dtype(request):
+    return request.param
+
+
+@pytest.fixture
+def seven_threads():
+    """Allow seven threads, whatever the machine has."""
+    before = csoftmax.get_num_threads()
+    _cpu.set_thread_limit(7)
+    yield 7
+    _cpu.set_thread_limit(before)
+
+
+@pytest.fixture
+def c_library(tmp_path):
+    """Compile C source to a shared library and return its path."""
+    return lambda source, name="helper": compile_library(tmp_path, source, name)

@@ -1,0 +1,62 @@
+/* csoftmax from C: rows of floats from the command line's sizes, computed with 1 and 2 threads and in the caller's
+ * own scratch.  Prints the bits of the results, which test_embedding.py compares with csoftmax.softmax.
+ *
+ *     cc embed.c -I$(python -c 'import csoftmax; print(csoftmax.get_include())') \
+ *        $(python -c 'import csoftmax; print(csoftmax.get_library())') -fopenmp -lm
+ */
+#include <csoftmax.h>
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static int stop(csm_status status) {
+    fprintf(stderr, "csoftmax: %s\n", csm_status_text(status));
+    return 1;
+}
+
+int main(int argc, char **argv) {
+    if (argc != 3) return 2;
+    const size_t rows = strtoul(argv[1], NULL, 10), n = strtoul(argv[2], NULL, 10);
+    csm_shape shape = {.n = n, .ndim = 1, .shape = {rows}};
+    float *x = calloc(rows * n, sizeof *x), *y = calloc(rows * n, sizeof *y), *lse = calloc(rows, sizeof *lse);
+    void *scratch = aligned_alloc(64, csm_scratch_size(&shape, 2));
+    if (!x || !y || !lse || !scratch) return 3;
+    for (size_t i = 0; i < rows * n; i++) x[i] = (float)(i * 7919 % 2003) / 64;
+
+    csm_view from = csm_contiguous(&shape, n, x, sizeof *x), to = csm_contiguous(&shape, n, y, sizeof *y);
+    csm_status status = csm_softmax_f32(&shape, &from, &to, NULL);
+    if (status != CSM_OK) return stop(status);
+
+    csm_options options = CSM_OPTIONS_INIT;
+    options.threads = 2;
+    options.scratch = scratch;
+    options.scratch_size = csm_scratch_size(&shape, 2);
+    float *again = calloc(rows * n, sizeof *again);
+    if (!again) return 3;
+    csm_view second = csm_contiguous(&shape, n, again, sizeof *again);
+    status = csm_softmax_f32(&shape, &from, &second, &options);
+    if (status != CSM_OK) return stop(status);
+    if (memcmp(y, again, rows * n * sizeof *y) != 0) return 4; /* threads change nothing */
+
+    csm_view one = csm_contiguous(&shape, 1, lse, sizeof *lse);
+    status = csm_logsumexp_f32(&shape, &from, &one, &options);
+    if (status != CSM_OK) return stop(status);
+
+    options.temperature = -1;
+    if (csm_softmax_f32(&shape, &from, &second, &options) != CSM_BAD_TEMPERATURE) return 5;
+
+    printf("%s %d.%d\n", csm_isa(), CSM_ABI_MAJOR, CSM_ABI_MINOR);
+    for (size_t i = 0; i < rows * n; i++) {
+        unsigned bits;
+        memcpy(&bits, &y[i], 4);
+        printf("%08x\n", bits);
+    }
+    for (size_t r = 0; r < rows; r++) {
+        unsigned bits;
+        memcpy(&bits, &lse[r], 4);
+        printf("%08x\n", bits);
+    }
+    free(x), free(y), free(lse), free(again), free(scratch);
+    return 0;
+}

@@ -1,0 +1,49 @@
+# csoftmax from Cython: the functions of csoftmax.h through `cimport csoftmax.cpu`, without Python objects.
+
+cimport csoftmax.cpu as cpu
+
+
+def softmax(const float[:, :] x, float[:, :] y, double temperature, int threads):
+    """Row by row, of any strides; the status as an int."""
+    cdef cpu.csm_shape shape
+    cdef cpu.csm_view source, target
+    cdef cpu.csm_options options
+    cdef cpu.csm_status status
+    shape.n = x.shape[1]
+    shape.ndim = 1
+    shape.shape[0] = x.shape[0]
+    source.data = <void *>&x[0, 0]
+    source.axis_stride = x.strides[1]
+    source.strides[0] = x.strides[0]
+    target.data = &y[0, 0]
+    target.axis_stride = y.strides[1]
+    target.strides[0] = y.strides[0]
+    options.size = sizeof(options)
+    options.temperature = temperature
+    options.where = NULL
+    options.threads = threads
+    options.scratch = NULL
+    options.scratch_size = 0
+    options.interrupt = NULL
+    options.interrupt_context = NULL
+    with nogil:
+        status = cpu.csm_softmax_f32(&shape, &source, &target, &options)
+    return <int>status
+
+
+def logsumexp(const double[::1] x):
+    """Of one row."""
+    cdef cpu.csm_shape shape
+    cdef cpu.csm_view source, target
+    cdef double y = 0
+    shape.n = x.shape[0]
+    shape.ndim = 0
+    source = cpu.csm_contiguous(&shape, shape.n, &x[0], sizeof(double))
+    target = cpu.csm_contiguous(&shape, 1, &y, sizeof(double))
+    if cpu.csm_logsumexp_f64(&shape, &source, &target, NULL) != cpu.CSM_OK:
+        raise RuntimeError("csm_logsumexp_f64 failed")
+    return y
+
+
+def isa():
+    return cpu.csm_isa().decode()

@@ -1,0 +1,66 @@
+"""Writes golden.json: the hash of the result bits for every function, dtype and case below.
+
+    python tests/make_golden.py
+
+A change of these hashes is a change of bits for every user: a deliberate decision, noted in CHANGELOG.md.  Inputs are
+made with integer arithmetic and exact divisions only, so that no random generator's version enters.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401
+import numpy as np
+from ops import DTYPES, OPS, dtype_of
+
+FILE = Path(__file__).with_name("golden.json")
+# name: (rows, K, scale of the logits, offset, temperature)
+CASES = {
+    "1x1": (1, 1, 8, 0, 1.0),
+    "7x2": (7, 2, 8, 0, 1.0),
+    "9x16": (9, 16, 8, 0, 1.0),
+    "5x97": (5, 97, 8, 0, 1.0),
+    "4x1000": (4, 1000, 8, 0, 1.0),
+    "3x4096": (3, 4096, 8, 0, 1.0),
+    "2x10007": (2, 10007, 8, 0, 1.0),
+    "1x50257": (1, 50257, 16, 0, 1.0),
+    "4x300 tails": (4, 300, 120, 0, 1.0),
+    "4x300 offset": (4, 300, 8, 3000, 1.0),
+    "4x300 T=0.3": (4, 300, 8, 0, 0.3),
+    "4x300 T=7": (4, 300, 8, 0, 7.0),
+    "4x300 T=2**-70": (4, 300, 2.0**-11, 0, 2.0**-70),
+}
+
+
+def integers(count, seed):
+    """A linear congruential sequence (Knuth's MMIX constants), 24 bits each."""
+    state, values = seed, []
+    for _ in range(count):
+        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
+        values.append(state >> 40)
+    return np.array(values, np.float64)
+
+
+def inputs(op, dtype, case):
+    rows, k, scale, offset, _ = CASES[case]
+    x = ((integers(rows * k, 1).reshape(rows, k) / 2**24 - 0.5) * scale + offset).astype(dtype_of(dtype))
+    if op.inputs == 1:
+        return (x,)
+    y = integers(rows * k, 2).reshape(rows, k) / 2**24
+    y = -8 * y - 2**-20 if op.log else y / k
+    return x, y.astype(dtype_of(dtype))
+
+
+def digest(op, dtype, case):
+    result = op.function()(*inputs(op, dtype, case), temperature=CASES[case][4])
+    return hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest()[:32]
+
+
+def hashes():
+    return {f"{op.name}/{dtype}/{case}": digest(op, dtype, case) for op in OPS for dtype in DTYPES for case in CASES}
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(hashes(), indent=1) + "\n")
+    print(f"wrote {FILE}")

@@ -1,0 +1,62 @@
+"""The plain C tests (tests/c): the natively compiled part always, emulators and sanitizers with ``-m long``."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+RUN = ROOT / "tests" / "c" / "run.sh"
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld's --wrap, Linux emulators"),
+    pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
+    pytest.mark.skipif("CSOFTMAX_ISA" in os.environ, reason="compares all instruction sets, whichever is forced"),
+]
+
+
+def run(*parts, **environment):
+    done = subprocess.run(
+        [RUN, *parts],
+        env=os.environ | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-6000:]
+    assert " 0 failed" in done.stdout
+    return done.stdout
+
+
+def test_native():
+    run("native", CSM_EVERY="25")
+
+
+def test_exp_core():
+    run("exp")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    ("part", "tool"),
+    [
+        ("clang", "clang"),
+        ("simde", "/usr/include/simde/x86/avx512.h"),
+        ("neon", "qemu-aarch64"),
+        ("asan", "gcc"),
+        ("valgrind", "valgrind"),
+    ],
+)
+def test_part(part, tool):
+    if not (os.path.exists(tool) or shutil.which(tool)):
+        pytest.skip(f"needs {tool}")
+    run(part)
+
+
+@pytest.mark.long
+def test_everything():
+    """Every case, and the exp core on every float; writes tests/c/exp_exhaustive.json."""
+    run("long")

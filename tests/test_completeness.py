@@ -1,0 +1,74 @@
+"""An operation that was forgotten in one of the places that must know it fails here.
+
+Places: the C registry, the binding's table, the public functions, the C header, the Cython header, the op list of the
+tests, the oracles.
+"""
+
+import inspect
+import re
+
+import csoftmax
+import oracle
+import pytest
+from csoftmax import _cpu
+from helpers import ROOT
+from ops import DTYPES, OPS
+
+NAMES = {op.name for op in OPS}
+SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+NOT_OPERATIONS = {"get_include", "get_library", "get_num_threads", "set_num_threads", "show_config", "threads"}
+
+
+def rows(name):
+    """The rows of an X-macro list in registry.h."""
+    text = (ROOT / "src_c" / "registry.h").read_text()
+    body = re.search(rf"#define {name}\(X\)((?:.*\\\n)+.*)", text).group(1)
+    return [re.split(r",\s*", row) for row in re.findall(r"X\(([^)]*)\)", body)]
+
+
+def test_registry_has_the_op_list():
+    assert {row[0]: (int(row[1]), int(row[2])) for row in rows("CSM_OPS")} == {
+        op.name: (op.inputs - 1, int(op.keeps_axis)) for op in OPS
+    }
+
+
+def test_registry_has_the_dtypes():
+    assert [row[0] for row in rows("CSM_DTYPES")] == [SUFFIX[d] for d in DTYPES]
+    assert set(_cpu.DTYPES) == set(DTYPES)
+
+
+def test_registry_has_the_instruction_sets():
+    assert [row[0] for row in rows("CSM_ISAS")] == list(_cpu.ISAS)
+    assert set(_cpu.isa_available()) <= set(_cpu.isa_built()) <= set(_cpu.ISAS)
+    assert _cpu.isa() in _cpu.isa_available()
+    assert "scalar" in _cpu.isa_available()
+
+
+def test_binding_numbers_follow_the_registry():
+    assert {row[0]: i for i, row in enumerate(rows("CSM_OPS"))} == _cpu.OPS
+    numbers = {SUFFIX[name]: code for name, code in _cpu.DTYPES.items()}
+    assert {row[0]: i for i, row in enumerate(rows("CSM_DTYPES"))} == numbers
+
+
+def test_public_functions():
+    public = {n for n in csoftmax.__all__ if inspect.isfunction(getattr(csoftmax, n))}
+    assert public - NOT_OPERATIONS == NAMES
+    assert set(_cpu.OPS) == NAMES
+    assert len(set(csoftmax.__all__)) == len(csoftmax.__all__)
+
+
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_oracle_and_documentation(op):
+    assert callable(getattr(oracle, op.name))
+    parameters = inspect.signature(op.function()).parameters
+    assert list(parameters)[: op.inputs + 1] == (["x", "axis"] if op.inputs == 1 else ["dy", "y", "axis"])
+    assert ("out" in parameters) == op.has_out
+    for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
+        assert f"{section}\n    ---" in op.function().__doc__, f"{op.name} has no section {section}"
+
+
+@pytest.mark.parametrize("file", ["csoftmax/include/csoftmax.h", "csoftmax/cpu.pxd"])
+def test_headers(file):
+    text = (ROOT / file).read_text()
+    declared = set(re.findall(r"^\s*csm_status (csm_\w+?)\(const csm_shape", text, re.M))
+    assert declared == {f"csm_{name}_{suffix}" for name in NAMES for suffix in SUFFIX.values()}
