@@ -54,6 +54,8 @@ class BuildCore(build_ext):
         objects = []
         for unit in [*CORE, *(f"isa/{name}" for name in ISA_FLAGS)]:
             flags = ISA_FLAGS[Path(unit).name][msvc] if unit.startswith("isa/") and x86 else []
+            if unit == "layout" and not msvc:
+                flags = ["-O3"]  # its loops are for the compiler to vectorise
             objects += self.compiler.compile(
                 [f"src_c/{unit}.c"], output_dir=self.build_temp, extra_postargs=common + flags, depends=ext.depends
             )

@@ -11,6 +11,38 @@
         else memcpy((to), (from), 8);                 \
     } while (0)
 
+/* 2, 4 or 8 rows that lie element by element beside each other (a short axis after the softmax axis), aligned: with
+ * the number of rows constant the compiler turns these loops into loads, shuffles and stores. */
+#define INTERLEAVED(T, ROWS)                                                                       \
+    static void split_##T##_##ROWS(T *restrict to, size_t pitch, const T *restrict from, size_t n) { \
+        for (size_t j = 0; j < n; j++)                                                             \
+            for (size_t r = 0; r < ROWS; r++) to[r * pitch + j] = from[j * ROWS + r];              \
+    }                                                                                              \
+    static void join_##T##_##ROWS(T *restrict to, const T *restrict from, size_t pitch, size_t n) { \
+        for (size_t j = 0; j < n; j++)                                                             \
+            for (size_t r = 0; r < ROWS; r++) to[j * ROWS + r] = from[r * pitch + j];              \
+    }
+INTERLEAVED(uint16_t, 2)
+INTERLEAVED(uint16_t, 4)
+INTERLEAVED(uint16_t, 8)
+INTERLEAVED(uint32_t, 2)
+INTERLEAVED(uint32_t, 4)
+INTERLEAVED(uint32_t, 8)
+INTERLEAVED(uint64_t, 2)
+INTERLEAVED(uint64_t, 4)
+INTERLEAVED(uint64_t, 8)
+#undef INTERLEAVED
+static int interleaved(const void *data, ptrdiff_t row, ptrdiff_t axis, size_t rows, size_t size) {
+    return (rows == 2 || rows == 4 || rows == 8) && row == (ptrdiff_t)size && axis == (ptrdiff_t)(rows * size) &&
+           (uintptr_t)data % size == 0;
+}
+#define FOR_INTERLEAVED(T, name, ...)                 \
+    do {                                              \
+        if (rows == 2) name##_##T##_2(__VA_ARGS__);   \
+        else if (rows == 4) name##_##T##_4(__VA_ARGS__); \
+        else name##_##T##_8(__VA_ARGS__);             \
+    } while (0)
+
 /* Inlined with constant itemsize.  Eight rows at a time: their lines of `to` stay in the first cache. */
 static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, const size_t size) {
     if (from.axis == (ptrdiff_t)size) {
@@ -30,7 +62,13 @@ static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows,
 
 void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, size_t itemsize,
                 const csm_strided *mask, const void *fill) {
-    if (itemsize == 2) gather(to, pitch, from, rows, n, 2);
+    if (interleaved(from.data, from.row, from.axis, rows, itemsize)) {
+        const void *x = from.data;
+        void *y = to;
+        if (itemsize == 2) FOR_INTERLEAVED(uint16_t, split, y, pitch / 2, x, n);
+        else if (itemsize == 4) FOR_INTERLEAVED(uint32_t, split, y, pitch / 4, x, n);
+        else FOR_INTERLEAVED(uint64_t, split, y, pitch / 8, x, n);
+    } else if (itemsize == 2) gather(to, pitch, from, rows, n, 2);
     else if (itemsize == 4) gather(to, pitch, from, rows, n, 4);
     else gather(to, pitch, from, rows, n, 8);
     if (!mask || !mask->data) return;
@@ -60,7 +98,13 @@ static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *
 
 void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows, size_t n,
                  size_t itemsize) {
-    if (itemsize == 2) scatter(to, row, axis, from, pitch, rows, n, 2);
+    if (interleaved(to, row, axis, rows, itemsize)) {
+        const void *x = from;
+        void *y = to;
+        if (itemsize == 2) FOR_INTERLEAVED(uint16_t, join, y, x, pitch / 2, n);
+        else if (itemsize == 4) FOR_INTERLEAVED(uint32_t, join, y, x, pitch / 4, n);
+        else FOR_INTERLEAVED(uint64_t, join, y, x, pitch / 8, n);
+    } else if (itemsize == 2) scatter(to, row, axis, from, pitch, rows, n, 2);
     else if (itemsize == 4) scatter(to, row, axis, from, pitch, rows, n, 4);
     else scatter(to, row, axis, from, pitch, rows, n, 8);
 }

@@ -38,10 +38,11 @@ INLINE V(t) FN(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
 
 /* The second pass: e' of every element, their sums to block.  store: e' goes to e; a last vector that is not whole
  * goes to *last instead, where that is not NULL (loading it right after storing it in parts would stall).  exact:
- * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead: what to prefetch
- * meanwhile. */
+ * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will be
+ * read and written next, to prefetch meanwhile ((256, 50257) on AVX2: 0.42 ns an element without, 0.38 with the first,
+ * 0.35 with both). */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
-                        const int store, const int exact, V(t) *last, const char *ahead) {
+                        const int store, const int exact, V(t) *last, const char *ahead, const char *ahead_to) {
     double ref = block->max;
     ref = ref > t->reference_limit ? t->reference_limit : ref;
     ref = ref < -t->reference_limit ? -t->reference_limit : ref;
@@ -64,7 +65,10 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
             partial[l / V(W)] = V(sum_four)(&sum, l / V(W), y[0], y[1], y[2], y[3]);
         }
         if (ahead) {
-            for (size_t at = 0; at < CSM_GROUP * sizeof(T); at += 64) PREFETCH(ahead + i * sizeof(T) + at);
+            for (size_t at = 0; at < CSM_GROUP * sizeof(T); at += 64) {
+                PREFETCH(ahead + i * sizeof(T) + at);
+                if (store) PREFETCH(ahead_to + i * sizeof(T) + at);
+            }
         }
         V(sum_group)(&sum, partial);
     }
@@ -105,17 +109,17 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
 
 /* One copy of each form, whoever calls it: the code is long. */
 static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, V(t) *last,
-                                   const char *ahead) {
-    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, last, ahead);
-    else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, last, ahead);
+                                   const char *ahead, const char *ahead_to) {
+    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, last, ahead, ahead_to);
+    else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, last, ahead, ahead_to);
 }
 static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t, csm_block *block) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL);
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL, NULL);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL, NULL);
 }
 static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block, const char *ahead) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead);
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead, NULL);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead, NULL);
 }
 
 static void FN(fill)(T *y, size_t k, double value) {
@@ -276,7 +280,7 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
 static void FN(softmax_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t, csm_block *block) {
     (void)b;
     block->max = FN(max)(a, k);
-    if (e) FN(exp_store)(a, e, k, t, block, NULL, NULL);
+    if (e) FN(exp_store)(a, e, k, t, block, NULL, (const char *)a + k * sizeof(T), (const char *)e + k * sizeof(T));
     else FN(exp_only)(a, k, t, block);
 }
 
@@ -312,7 +316,7 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
         FN(fill)(y, k, CSM_NAN);
     } else if (a) {
         csm_block again = *block;
-        FN(exp_store)(a, e, k, t, &again, NULL, NULL);
+        FN(exp_store)(a, e, k, t, &again, NULL, NULL, NULL);
         FN(scale)(e, y, k, row, block->n - row->n, NULL);
     } else {
         FN(scale)((const REAL *)y, y, k, row, block->n - row->n, NULL); /* row.c: only where T is REAL */
@@ -331,7 +335,7 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         csm_row row;
         block.max = FN(max)(x, job->n);
         if (!FN(ordinary)(block.max, t)) return i;
-        FN(exp_store)(x, e, job->n, t, &block, &last, (const char *)x + job->a_step);
+        FN(exp_store)(x, e, job->n, t, &block, &last, (const char *)x + job->a_step, (const char *)y + job->y_step);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
         if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
         else FN(scale)(e, y, job->n, &row, 0, &last);
