@@ -88,6 +88,7 @@
 #define EXP_EXPONENT_BIAS 1023
 #define EXP_BIAS 500
 #define EXP_SAFE 450
+#define EXP_SUM_START 0x1p511 /* more than CSM_BLOCK / 8 times the largest e', 1.42 2^B */
 #define EXP_MAGIC 0x1.8p52
 #define EXP_LOG2E 0x1.71547652b82fep+0
 #define EXP_LN2_HI 0x1.62e42fefa39efp-1

@@ -3,9 +3,9 @@
  * A group is 128 elements; lane l (0 ... 31) of it is t_l = (e_l + e_{l+32}) + (e_{l+64} + e_{l+96}), missing
  * elements +0.
  *   float:  t goes to eight float64 lanes, l mod 8, in order of l.
- *   double: u = (t_l + t_{l+8}) + (t_{l+16} + t_{l+24}) goes to eight lanes l mod 8, each a compensated pair; the
- *           errors of these additions too go to the low part (adding small elements to the largest, rounded each
- *           time, cost 1 ULP of the result).
+ *   double: every e_j goes to one of eight lanes, j mod 8 (in a group: l, l+32, l+64, l+96, then l+8, ...).  A lane
+ *           starts at 2^511, more than a block can add to it, so that hi + e and what its rounding leaves over are
+ *           found with three additions (Dekker 1971); the rest goes to the lane's low part.  Nothing is lost.
  * The eight lanes are added as ((0+4) + (2+6)) + ((1+5) + (3+7)).
  * Dot products: sixteen lanes j mod 16; float: exact float64 products, fused into the sum; double: products and
  * sums with their errors (Ogita, Rump & Oishi 2005, Dot2).
@@ -99,26 +99,33 @@ INLINE void V(accumulate)(v64_t *hi, v64_t *lo, v64_t x) {
     *hi = V(two_sum)(*hi, x, &error);
     *lo = v64_add(*lo, error);
 }
-INLINE v64_t V(add_four)(v64_t *lo, v64_t a, v64_t b, v64_t c, v64_t d) {
-    v64_t ab, cd, abcd, s = V(two_sum)(V(two_sum)(a, b, &ab), V(two_sum)(c, d, &cd), &abcd);
-    *lo = v64_add(*lo, v64_add(v64_add(ab, cd), abcd));
-    return s;
-}
 INLINE void V(sum_zero)(V(sum) *s) {
-    for (int i = 0; i < V(WIDE); i++) s->hi[i] = s->lo[i] = v64_zero();
+    for (int i = 0; i < V(WIDE); i++) {
+        s->hi[i] = v64_set(EXP_SUM_START);
+        s->lo[i] = v64_zero();
+    }
+}
+INLINE void V(sum_one)(v64_t *hi, v64_t *lo, v64_t e) {
+    v64_t sum = v64_add(*hi, e);
+    *lo = v64_add(*lo, v64_sub(e, v64_sub(sum, *hi)));
+    *hi = sum;
 }
 INLINE V(t) V(sum_four)(V(sum) *s, int i, V(t) a, V(t) b, V(t) c, V(t) d) {
-    return V(add_four)(&s->lo[i % V(WIDE)], a, b, c, d);
+    v64_t *hi = &s->hi[i % V(WIDE)], *lo = &s->lo[i % V(WIDE)];
+    V(sum_one)(hi, lo, a);
+    V(sum_one)(hi, lo, b);
+    V(sum_one)(hi, lo, c);
+    V(sum_one)(hi, lo, d);
+    return a;
 }
 INLINE void V(sum_group)(V(sum) *s, const V(t) *t) {
-    UNROLL
-    for (int i = 0; i < V(WIDE); i++)
-        V(accumulate)(&s->hi[i], &s->lo[i],
-                      V(add_four)(&s->lo[i], t[i], t[i + V(WIDE)], t[i + 2 * V(WIDE)], t[i + 3 * V(WIDE)]));
+    (void)s;
+    (void)t; /* sum_four has added them */
 }
 INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
+    V(sum_zero)(s);
     UNROLL
-    for (int i = 0; i < V(WIDE); i++) s->hi[i] = V(two_sum)(e[i], e[i + V(WIDE)], &s->lo[i]);
+    for (int i = 0; i < V(SIXTEEN); i++) V(sum_one)(&s->hi[i % V(WIDE)], &s->lo[i % V(WIDE)], e[i]);
 }
 INLINE void V(pair_total)(double hi[8], const double low[8], double *total, double *rest) {
     double a = ((low[0] + low[4]) + (low[2] + low[6])) + ((low[1] + low[5]) + (low[3] + low[7]));
@@ -132,7 +139,7 @@ INLINE void V(pair_total)(double hi[8], const double low[8], double *total, doub
 INLINE void V(sum_total)(const V(sum) *s, double *hi, double *lo) {
     double a[8], b[8];
     for (int i = 0; i < V(WIDE); i++) {
-        v64_store_f64(a + i * v64_W, s->hi[i]);
+        v64_store_f64(a + i * v64_W, v64_sub(s->hi[i], v64_set(EXP_SUM_START)));
         v64_store_f64(b + i * v64_W, s->lo[i]);
     }
     V(pair_total)(a, b, hi, lo);

@@ -19,61 +19,55 @@ INLINE V(t) FN(tile_term)(REAL *z, V(t) m, V(shift) s, const int tempered, const
     return e;
 }
 
-/* t_l and the sum of the four t that share a residue, as sum.inc.h has them. */
-INLINE V(t) FN(tile_four)(v64_t *low, V(t) a, V(t) b, V(t) c, V(t) d) {
+/* Adds four e' of one residue (float: their t_l) to a lane, as sum.inc.h has it. */
+INLINE void FN(tile_four)(v64_t *sum, v64_t *low, V(t) a, V(t) b, V(t) c, V(t) d) {
 #if EXP_MANTISSA == 23
+    v64_t wide[V(PARTS)];
     (void)low;
-    return V(add)(V(add)(a, b), V(add)(c, d));
+    v32_widen(V(add)(V(add)(a, b), V(add)(c, d)), wide);
+    for (int p = 0; p < V(PARTS); p++) sum[p] = v64_add(sum[p], wide[p]);
 #else
-    return V(add_four)(low, a, b, c, d);
-#endif
-}
-INLINE void FN(tile_add)(v64_t *sum, v64_t *low, const V(t) t[4]) {
-#if EXP_MANTISSA == 23
-    (void)low;
-    for (int q = 0; q < 4; q++) {
-        v64_t wide[V(PARTS)];
-        v32_widen(t[q], wide);
-        for (int p = 0; p < V(PARTS); p++) sum[p] = v64_add(sum[p], wide[p]);
-    }
-#else
-    V(accumulate)(sum, low, V(add_four)(low, t[0], t[1], t[2], t[3]));
+    V(sum_one)(sum, low, a);
+    V(sum_one)(sum, low, b);
+    V(sum_one)(sum, low, c);
+    V(sum_one)(sum, low, d);
 #endif
 }
 
 /* Sums of one vector of rows, W of each: hi and lo. */
 INLINE void FN(tile_sum)(REAL *z, size_t n, size_t pitch, V(t) m, V(shift) s, const int tempered, const int exact,
                          V(t) *count, v64_t *hi, v64_t *lo) {
+#if EXP_MANTISSA == 23
+    const double START = 0;
+#else
+    const double START = EXP_SUM_START;
+#endif
     enum { N64 = V(W) / v64_W };
+    const V(t) none = V(zero)();
     v64_t sum[8][N64], low[8][N64];
     const size_t whole = n / CSM_GROUP * CSM_GROUP, left = n - whole, quarters = (left + 31) / 32;
     V(t) rest[CSM_GROUP]; /* e' of the last, partial group, 0 where it has no class */
     for (size_t j = 0; j < left; j++) rest[j] = FN(tile_term)(z + (whole + j) * pitch, m, s, tempered, exact, count);
     for (size_t j = left; j < 32 * quarters; j++) rest[j] = V(zero)();
     for (size_t l = 0; l < 8; l++) {
-        for (int p = 0; p < N64; p++) sum[l][p] = low[l][p] = v64_zero();
+        for (int p = 0; p < N64; p++) {
+            sum[l][p] = v64_set(START);
+            low[l][p] = v64_zero();
+        }
         for (size_t i = l; i < whole; i += CSM_GROUP) {
-            V(t) t[4];
             UNROLL
             for (size_t q = 0; q < 4; q++) {
                 V(t) e[4];
                 UNROLL
                 for (size_t h = 0; h < 4; h++)
                     e[h] = FN(tile_term)(z + (i + 8 * q + 32 * h) * pitch, m, s, tempered, exact, count);
-                t[q] = FN(tile_four)(low[l], e[0], e[1], e[2], e[3]);
+                FN(tile_four)(sum[l], low[l], e[0], e[1], e[2], e[3]);
             }
-            FN(tile_add)(sum[l], low[l], t);
         }
-        if (l < left) {
-            V(t) t[4];
-            for (size_t q = 0; q < 4; q++) {
-                const V(t) *e = rest + l + 8 * q, none = V(zero)();
-                t[q] = quarters == 1 ? e[0]
-                                     : FN(tile_four)(low[l], e[0], e[32], quarters > 2 ? e[64] : none,
-                                                     quarters > 3 ? e[96] : none);
-            }
-            FN(tile_add)(sum[l], low[l], t);
-        }
+        for (size_t j = l; j < 32 && j < left; j += 8)
+            FN(tile_four)(sum[l], low[l], rest[j], quarters > 1 ? rest[j + 32] : none, quarters > 2 ? rest[j + 64] : none,
+                          quarters > 3 ? rest[j + 96] : none);
+        for (int p = 0; p < N64; p++) sum[l][p] = v64_sub(sum[l][p], v64_set(START));
     }
 #if EXP_MANTISSA == 23
     for (int p = 0; p < N64; p++) {
