@@ -2,6 +2,7 @@
 
 import argparse
 import importlib
+import os
 import sys
 from pathlib import Path
 
@@ -85,6 +86,10 @@ def main(argv=None):
     except UnusableError as error:
         print(f"csoftmax {options.command}: {error}", file=sys.stderr)
         return 2
+    except BrokenPipeError:
+        # who reads has had enough, as `head` does; the interpreter must not try again at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except KeyboardInterrupt:
         print(f"csoftmax {options.command}: interrupted", file=sys.stderr)
         return 130

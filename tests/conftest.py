@@ -4,12 +4,13 @@ A test that compares instruction sets takes `isa`; all others run under the one 
 the whole suite once for each.
 """
 
-import csoftmax
 import ml_dtypes  # noqa: F401  (bfloat16 arrays exist only once it is imported)
 import pytest
-from csoftmax import _cpu
 from helpers import compile_library
 from ops import DTYPES, OPS
+
+import csoftmax
+from csoftmax import _cpu
 
 
 @pytest.fixture(params=_cpu.isa_available())

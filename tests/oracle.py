@@ -1,8 +1,8 @@
 """What the functions mean, in more precision than they compute in, along the last axis.
 
 One function for each operation in longdouble (80 bits on x86: 11 bits more than float64), for bulk; `exact` does a
-single row in mpmath and rational arithmetic, for any precision.  Where longdouble is float64 (not x86), `bulk_is_precise`
-is False and tests use `exact` only.
+single row in mpmath and rational arithmetic, for any precision.  Where longdouble is float64 (not x86),
+`bulk_is_precise` is False and tests use `exact` only.
 """
 
 from fractions import Fraction
@@ -76,6 +76,13 @@ def logsumexp_scale(x, temperature=1.0):
 def softmax_vjp(dy, y, temperature=1.0):
     dy, y = wide(dy), wide(y)
     return y * (dy - (dy * y).sum(axis=-1, keepdims=True)) / LD(temperature)
+
+
+def sum_slack(dy, y, dtype, temperature=1.0):
+    """What the rounding of s = sum dy y can be worth in y (dy - s) / T: the kernel holds s as a pair."""
+    precision = 2.0 ** (-98 if dtype == "float64" else -46)
+    dy, y = wide(dy), wide(y)
+    return np.abs(y) * np.abs(dy * y).sum(axis=-1, keepdims=True) * precision / LD(temperature)
 
 
 def log_softmax_vjp(dy, y, temperature=1.0):

@@ -7,11 +7,12 @@ longdouble for bulk, mpmath for selected rows; where longdouble is no more than 
 
 import math
 
-import csoftmax
 import numpy as np
 import oracle
 import pytest
 from ops import FORWARD, SIZES, dtype_of, logits
+
+import csoftmax
 
 LIMITS = {
     "softmax": {"float32": 3, "float64": 4, "float16": 0.51, "bfloat16": 0.51},
@@ -46,6 +47,15 @@ def test_sizes_and_scales(op, dtype):
         rows = max(1, min(64, 40_000 // k))
         for sigma in SIGMAS if k < 10_000 else (1, 20):
             check(op, dtype, logits((rows, k), dtype, seed=k, sigma=sigma))
+
+
+@bulk
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_hardest_rows_found(dtype):
+    """One lane carries most of the sum, so that exp's error there and in the element add up: found by search."""
+    op = FORWARD[0]
+    for rows, k, sigma, seed in ((400, 128, 8, 0), (400, 256, 4, 0), (400, 300, 6, 1), (400, 129, 5, 21)):
+        check(op, dtype, logits((rows, k), dtype, seed=seed, sigma=sigma))
 
 
 @bulk

@@ -7,12 +7,13 @@ tests, the oracles.
 import inspect
 import re
 
-import csoftmax
 import oracle
 import pytest
-from csoftmax import _cpu
 from helpers import ROOT
 from ops import DTYPES, OPS
+
+import csoftmax
+from csoftmax import _cpu
 
 NAMES = {op.name for op in OPS}
 SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}

@@ -1,10 +1,11 @@
 """The examples in the public docstrings run and show what they say."""
 
 import doctest
+import sys
 
 import pytest
+
 from csoftmax import _config, _threads, softmax  # noqa: F401
-import sys
 
 
 @pytest.mark.parametrize("name", ["csoftmax.softmax", "csoftmax._threads", "csoftmax._config"])

@@ -138,7 +138,8 @@ print("done")
 def test_a_violation_is_noticed():
     """The guard works: a write one byte past the end ends the process."""
     done = run_python(
-        PRELUDE + 'place = Guarded(64); a = place.array((8,), np.dtype(np.uint8), True); ctypes.memset(a.ctypes.data, 0, 9)',
+        PRELUDE
+        + "place = Guarded(64); a = place.array((8,), np.dtype(np.uint8), True); ctypes.memset(a.ctypes.data, 0, 9)",
         check=False,
     )
     assert done.returncode < 0

@@ -2,7 +2,6 @@
 
 import sys
 
-import csoftmax
 import hypothesis.extra.numpy as arrays_of
 import hypothesis.strategies as st
 import numpy as np
@@ -10,6 +9,8 @@ import pytest
 from helpers import assert_same_bits, misaligned
 from hypothesis import HealthCheck, given, settings
 from ops import DTYPES, OPS, dtype_of, logits
+
+import csoftmax
 
 SWAPPED = ">" if sys.byteorder == "little" else "<"
 quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
@@ -44,7 +45,9 @@ def calls(draw):
             st.lists(st.integers(0, len(shape) - 1), unique=True, max_size=len(shape)).map(tuple),
         )
     )
-    where = draw(st.one_of(st.none(), arrays_of.arrays(bool, arrays_of.broadcastable_shapes(shape, max_dims=len(shape)))))
+    where = draw(
+        st.one_of(st.none(), arrays_of.arrays(bool, arrays_of.broadcastable_shapes(shape, max_dims=len(shape))))
+    )
     if where is not None:
         try:
             np.broadcast_to(where, shape)
@@ -102,7 +105,9 @@ def test_more_axes_than_one_likes(op):
     if op.keeps_axis:
         result = np.moveaxis(result, 7, -1)
     assert_same_bits(result.reshape(expected.shape), expected)
-    deep = [a[:2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, :].reshape((1,) * 30 + (2,) + (1,) * 31 + (2,)) for a in arrays]
+    deep = [
+        a[:2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, :].reshape((1,) * 30 + (2,) + (1,) * 31 + (2,)) for a in arrays
+    ]
     assert deep[0].ndim == 63
     assert op.function()(*deep, axis=30).ndim == (63 if op.keeps_axis else 62)
 

@@ -1,13 +1,16 @@
 """out may overlap the inputs and the mask in any way: the result is as if they had been copied first."""
 
-import csoftmax
+import itertools
+
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from csoftmax._args import overlaps_itself
 from helpers import assert_same_bits
 from hypothesis import HealthCheck, given, settings
 from ops import DTYPES, OPS, dtype_of, logits
+
+import csoftmax
+from csoftmax._args import overlaps_itself
 
 WITH_OUT = [op for op in OPS if op.has_out]
 operations = pytest.mark.parametrize("op", WITH_OUT, ids=lambda op: op.name)
@@ -131,7 +134,14 @@ def test_out_that_overlaps_itself_is_refused(op):
     arrays = op.make((4, 6), "float64")
     memory = np.full(100, 7.0)
     stride = memory.itemsize
-    for strides in ((0, stride), (stride, 0), (stride, stride), (2 * stride, stride), (-stride, stride), (stride // 2, 7)):
+    for strides in (
+        (0, stride),
+        (stride, 0),
+        (stride, stride),
+        (2 * stride, stride),
+        (-stride, stride),
+        (stride // 2, 7),
+    ):
         out = np.lib.stride_tricks.as_strided(memory[10:], (4, 6), strides)
         with pytest.raises(ValueError, match="out overlaps itself"):
             op.function()(*arrays, out=out)
@@ -152,7 +162,7 @@ def test_overlap_is_found_exactly(shape, strides):
     memory = np.zeros(4000, np.uint8)
     x = np.ndarray(shape, np.uint16, memory, offset=2000, strides=strides[: len(shape)])
     places = sorted(sum(i * s for i, s in zip(index, x.strides, strict=True)) for index in np.ndindex(shape))
-    assert overlaps_itself(x) == any(b - a < 2 for a, b in zip(places, places[1:], strict=False))
+    assert overlaps_itself(x) == any(b - a < 2 for a, b in itertools.pairwise(places))
 
 
 @operations

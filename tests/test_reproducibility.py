@@ -3,12 +3,13 @@
 The reference of a case is the scalar unit, serial, on a C-contiguous copy.
 """
 
-import csoftmax
 import numpy as np
 import pytest
-from csoftmax import _cpu
 from helpers import LAYOUTS, assert_same_bits, call
 from ops import DTYPES, FORWARD, OPS, SIZES, dtype_of, logits
+
+import csoftmax
+from csoftmax import _cpu
 
 TEMPERATURES = (1.0, 0.3, 7.0, 0.0, np.inf, 1e-30, 1e30)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)

@@ -5,12 +5,13 @@ NaN: the whole row, in its canonical bits, whatever payload went in, before +-in
 What takes no part is never read.
 """
 
-import csoftmax
 import numpy as np
 import oracle
 import pytest
 from helpers import LAYOUTS, NAN_BITS, UINT, assert_same_bits, bits, call
 from ops import BACKWARD, FORWARD, OPS, dtype_of, logits
+
+import csoftmax
 
 INDICES = 4 * 16 + 6
 INF = np.float32(np.inf)

@@ -52,7 +52,8 @@ def run(options):
     others = Bystanders()
     taking, left_out = gather(options.peers)
     lines = []
-    modes = ["out", "fresh"] if options.fresh else ["out"]
+    # a log-sum-exp is small and always new
+    modes = ["fresh"] if options.op == "logsumexp" else ["out", "fresh"] if options.fresh else ["out"]
     before = csoftmax.get_num_threads()
     with progress(len(cases) * len(modes) * len(counts), "bench") as bar:
         for case in cases:
@@ -65,7 +66,10 @@ def run(options):
     csoftmax.set_num_threads(before)
     report = {
         "header": header(options, taking, counts, others),
-        "left_out": {f"{name}, {reason}": where for (name, reason), where in left_out.items()},
+        "left_out": [
+            {"name": name, "reason": reason, "cases": where if len(where) < len(cases) else []}
+            for (name, reason), where in left_out.items()
+        ],
         "cases": lines,
         "summaries": summaries(lines, cases),
     }
@@ -254,8 +258,9 @@ def show(report):
     print(", ".join(f"{name} {version}" for name, version in {"numpy": head["numpy"], **head["versions"]}.items()))
     for line in head["notes"]:
         print(line)
-    for what, where in report["left_out"].items():
-        print(f"left out: {what}" + (f" [{'; '.join(where)}]" if where else ""))
+    for each in report["left_out"]:
+        where = f" [{'; '.join(each['cases'])}]" if each["cases"] else ""
+        print(f"left out: {each['name']}, {each['reason']}{where}")
     for mode, text in MODES.items():
         for threads in head["threads"]:
             chosen = [line for line in report["cases"] if (line["mode"], line["threads"]) == (mode, threads)]

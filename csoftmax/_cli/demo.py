@@ -116,7 +116,9 @@ def draw(history, probabilities, correct, path):
     trained, held_out = zip(*history)
     left.plot(trained, label="training, with L2")
     left.plot(held_out, label="held out")
-    left.set(xlabel="iteration of L-BFGS", ylabel="mean cross-entropy", ylim=(0, None), title="Loss", box_aspect=1)
+    left.set(xlabel="iteration of L-BFGS", ylabel="mean cross-entropy", yscale="log", title="Loss", box_aspect=1)
+    left.set_yticks([0.1, 0.2, 0.5, 1, 2], ["0.1", "0.2", "0.5", "1", "2"])
+    left.minorticks_off()
     left.legend()
     left.grid(color="0.9")
 

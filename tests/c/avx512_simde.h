@@ -13,19 +13,19 @@
 #include <string.h>
 
 /* Lanes through memory: no access where the mask is 0. */
-#define LANES(TO, FROM, NAME, TYPE, WHICH)                                                          \
-    static inline TO NAME##_lanes(TO fill, unsigned mask, const void *p) {                          \
-        WHICH lane[sizeof(TO) / sizeof(WHICH)];                                                     \
-        memcpy(lane, &fill, sizeof fill);                                                           \
-        for (unsigned i = 0; i < sizeof(TO) / sizeof(WHICH); i++)                                   \
+#define LANES(TO, FROM, NAME, TYPE, WHICH)                                                           \
+    static inline TO NAME##_lanes(TO fill, unsigned mask, const void *p) {                           \
+        WHICH lane[sizeof(TO) / sizeof(WHICH)];                                                      \
+        memcpy(lane, &fill, sizeof fill);                                                            \
+        for (unsigned i = 0; i < sizeof(TO) / sizeof(WHICH); i++)                                    \
             if (mask >> i & 1) memcpy(&lane[i], (const char *)p + i * sizeof(WHICH), sizeof(WHICH)); \
-        memcpy(&fill, lane, sizeof fill);                                                           \
-        return fill;                                                                                \
-    }                                                                                               \
-    static inline void NAME##_put(void *p, unsigned mask, TO v) {                                   \
-        WHICH lane[sizeof(TO) / sizeof(WHICH)];                                                     \
-        memcpy(lane, &v, sizeof v);                                                                 \
-        for (unsigned i = 0; i < sizeof(TO) / sizeof(WHICH); i++)                                   \
+        memcpy(&fill, lane, sizeof fill);                                                            \
+        return fill;                                                                                 \
+    }                                                                                                \
+    static inline void NAME##_put(void *p, unsigned mask, TO v) {                                    \
+        WHICH lane[sizeof(TO) / sizeof(WHICH)];                                                      \
+        memcpy(lane, &v, sizeof v);                                                                  \
+        for (unsigned i = 0; i < sizeof(TO) / sizeof(WHICH); i++)                                    \
             if (mask >> i & 1) memcpy((char *)p + i * sizeof(WHICH), &lane[i], sizeof(WHICH));       \
     }
 LANES(simde__m512, float, emulated_ps, float, float)
@@ -68,7 +68,8 @@ static inline simde__m512d emulated_cvtps_pd(simde__m256 a) {
 }
 static inline simde__m256 emulated_cvtpd_ps(simde__m512d a) {
     emulated_halves u = {.pd = a};
-    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(u.half_pd[0])), _mm256_cvtpd_ps(u.half_pd[1]), 1);
+    return _mm256_insertf128_ps(_mm256_castps128_ps256(_mm256_cvtpd_ps(u.half_pd[0])), _mm256_cvtpd_ps(u.half_pd[1]),
+                                1);
 }
 static inline simde__m512 emulated_cvtph_ps(simde__m256i a) {
     emulated_halves u;
@@ -108,5 +109,15 @@ static inline simde__m256i emulated_cvtepi32_epi16(simde__m512i a) { /* truncate
 #define _mm512_cvtps_ph(a, rounding) emulated_cvtps_ph(a) /* to nearest even, as the unit asks */
 #define _mm512_cvtepu16_epi32(a) emulated_cvtepu16_epi32(a)
 #define _mm512_cvtepi32_epi16(a) emulated_cvtepi32_epi16(a)
+
+/* There, but without the native name. */
+#undef _mm512_shuffle_f32x4
+#undef _mm512_shuffle_f64x2
+#undef _mm512_shuffle_i32x4
+#undef _mm512_shuffle_i64x2
+#define _mm512_shuffle_f32x4(a, b, which) simde_mm512_shuffle_f32x4(a, b, which)
+#define _mm512_shuffle_f64x2(a, b, which) simde_mm512_shuffle_f64x2(a, b, which)
+#define _mm512_shuffle_i32x4(a, b, which) simde_mm512_shuffle_i32x4(a, b, which)
+#define _mm512_shuffle_i64x2(a, b, which) simde_mm512_shuffle_i64x2(a, b, which)
 
 #endif

@@ -88,7 +88,8 @@ int main(int argc, char **argv) {
         enum { ROOM = CHUNK + 16 };
         static _Thread_local float x[ROOM], p[UNITS][ROOM], n[UNITS][ROOM];
         static _Thread_local double wanted[ROOM];
-        uint64_t first = c * CHUNK, last = first + CHUNK < count ? first + CHUNK : count - 1; /* last: next chunk's first */
+        uint64_t first = c * CHUNK,
+                 last = first + CHUNK < count ? first + CHUNK : count - 1; /* last: next chunk's first */
         size_t k = (size_t)(last - first) + 1;
         for (size_t i = 0; i < k; i++) x[i] = number((first + i) * stride);
         for (size_t i = k; i < (k + 15) / 16 * 16; i++) x[i] = x[k - 1];
@@ -107,7 +108,9 @@ int main(int argc, char **argv) {
             }
             for (size_t i = 0; i + 1 < k; i++) { /* P 2^n against the next one */
                 float step = n[u][i + 1] - n[u][i];
-                float scale = step == 0 ? 1.0f : step == 1 ? 2.0f : 4.0f; /* 4: anything is larger, P lies in (0.68, 1.47) */
+                float scale = step == 0   ? 1.0f
+                              : step == 1 ? 2.0f
+                                          : 4.0f; /* 4: anything is larger, P lies in (0.68, 1.47) */
                 fell += !(step >= 0) || !(p[u][i] <= scale * p[u][i + 1]);
             }
             worst[u] = most > worst[u] ? most : worst[u];
@@ -126,21 +129,22 @@ int main(int argc, char **argv) {
     char text[2048], date[32];
     time_t now = time(NULL);
     strftime(date, sizeof date, "%Y-%m-%d", gmtime(&now));
-    int at = snprintf(text, sizeof text,
-                      "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
-                      "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%016llx\",\n  \"isa\": {",
-                      date, commit, took, (unsigned long long)count, (unsigned long long)stride,
-                      (unsigned long long)checksum);
+    int at = snprintf(
+        text, sizeof text,
+        "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
+        "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%016llx\",\n  \"isa\": {",
+        date, commit, took, (unsigned long long)count, (unsigned long long)stride, (unsigned long long)checksum);
     for (int u = 0, comma = 0; u < UNITS; u++) {
         if (!available[u]) continue;
         int good = worst[u] <= 1 && falls[u] == 0 && steps[u] == 0 && differs[u] == 0;
         at += snprintf(text + at, sizeof text - (size_t)at,
-                       "%s\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s}", comma++ ? "," : "", units[u].name,
-                       worst[u], falls[u] ? "false" : "true", differs[u] ? "false" : "true");
+                       "%s\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s}", comma++ ? "," : "",
+                       units[u].name, worst[u], falls[u] ? "false" : "true", differs[u] ? "false" : "true");
         ok &= good;
         if (!good)
-            printf("FAILED %s: max %.6f ULP, falls %llu times, %llu wrong, %llu chunks differ from scalar\n", units[u].name,
-                   worst[u], (unsigned long long)falls[u], (unsigned long long)steps[u], (unsigned long long)differs[u]);
+            printf("FAILED %s: max %.6f ULP, falls %llu times, %llu wrong, %llu chunks differ from scalar\n",
+                   units[u].name, worst[u], (unsigned long long)falls[u], (unsigned long long)steps[u],
+                   (unsigned long long)differs[u]);
     }
     snprintf(text + at, sizeof text - (size_t)at, "\n  }\n}\n");
     fputs(text, stdout);

@@ -1,0 +1,235 @@
+"""Writes ACCURACY.md: the largest errors found, for every function, dtype and instruction set.
+
+    python tests/make_accuracy.py [--effort 0.5] [--out ACCURACY.md]
+
+Everything in the main table is sampled.  The float32 exp is measured over every number by tests/c, which leaves
+tests/c/exp_exhaustive.json; its figures are quoted with their own date and command.
+"""
+
+import argparse
+import datetime
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401
+import numpy as np
+import oracle
+from ops import DTYPES, OPS, SIZES, dtype_of, logits
+
+import csoftmax
+from csoftmax import _cpu
+
+ROOT = Path(__file__).resolve().parent.parent
+EXHAUSTIVE = ROOT / "tests" / "c" / "exp_exhaustive.json"
+SIGMAS = (0, 0.1, 1, 3, 5, 8, 20, 50, 100)
+OFFSETS = {
+    "float32": (0, -1e3, 1e6, 1e7),
+    "float64": (0, -1e3, 1e6, 2.0**46),
+    "float16": (0, 1e3),
+    "bfloat16": (0, 1e5),
+}
+TEMPERATURES = (1.0, 0.3, 7.0)
+PROMISE = {
+    "softmax": {"float32": "3", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
+    "log_softmax": {"float32": "4", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
+    "logsumexp": {"float32": "4", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
+}
+
+
+def inputs(op, dtype, k, sigma, offset, temperature, elements):
+    """Rows of logits, or of dy and y."""
+    rows = max(1, elements // k)
+    x = logits((rows, k), dtype, seed=k, sigma=sigma * temperature, offset=offset * temperature)
+    if op.inputs == 1:
+        return (x,)
+    forward = csoftmax.log_softmax if op.log else csoftmax.softmax
+    return logits((rows, k), dtype, seed=k + 1, sigma=1.0), forward(x, temperature=temperature)
+
+
+def error(op, dtype, arrays, temperature, result, reference):
+    if op.name == "logsumexp":
+        return oracle.ulps(result, reference, dtype, oracle.logsumexp_scale(arrays[0], temperature))
+    if op.name == "log_softmax_vjp":
+        s = oracle.wide(arrays[0]).sum(axis=-1, keepdims=True)
+        scale = np.maximum(oracle.log_softmax_vjp_scale(*arrays, s, temperature), np.abs(reference))
+        return oracle.ulps(result, reference, dtype, scale)
+    if op.name == "softmax_vjp":
+        slack = oracle.sum_slack(*arrays, dtype, temperature)
+        return float(
+            (np.maximum(np.abs(oracle.wide(result) - reference) - slack, 0) / oracle.spacing(reference, dtype)).max()
+        )
+    return oracle.ulps(result, reference, dtype)
+
+
+def cases(op, dtype, effort):
+    for temperature in TEMPERATURES:
+        for k in SIZES:
+            for sigma in SIGMAS:
+                for offset in OFFSETS[dtype] if op.inputs == 1 else (0,):
+                    if temperature != 1 and (k > 1000 or offset):
+                        continue
+                    if abs(offset) + 6 * sigma * temperature > 6e4 and dtype == "float16":
+                        continue
+                    yield k, sigma, offset, temperature, int(effort * 4000)
+    if op.name == "softmax":  # where the largest errors lie: one lane carries most of the sum
+        for k in (100, 128, 129, 200, 256, 300):
+            for sigma in (4, 5, 6):
+                yield k, sigma, 0, 1.0, int(effort * 200_000)
+
+
+def measure(effort):
+    """{(op, dtype, isa): (worst, where, elements)}; the oracle runs once for all instruction sets."""
+    worst, before = {}, _cpu.isa()
+    for op in OPS:
+        for dtype in DTYPES:
+            if op.name.endswith("vjp") and dtype == "float64":
+                continue  # longdouble is no oracle for a sum of float64 products: see test_vjp_accuracy.py
+            for case in cases(op, dtype, effort):
+                arrays, temperature = inputs(op, dtype, *case), case[3]
+                reference = getattr(oracle, op.name)(*arrays, temperature)
+                for isa in _cpu.isa_available():
+                    _cpu.select_isa(isa)
+                    result = op.function()(*arrays, temperature=temperature)
+                    found = error(op, dtype, arrays, temperature, result, reference)
+                    top, where, count = worst.get((op.name, dtype, isa), (-1.0, None, 0))
+                    if found > top:
+                        top, where = found, case
+                    worst[op.name, dtype, isa] = (top, where, count + arrays[0].size)
+                _cpu.select_isa(before)
+    return worst
+
+
+def exact_gradients(rows):
+    """The float64 gradients against rational arithmetic and mpmath."""
+    worst = {}
+    for op in OPS[3:]:
+        for seed in range(rows):
+            k, sigma = (3, 17, 65, 130)[seed % 4], (0.3, 3, 20)[seed % 3]
+            dy = logits((k,), "float64", seed, 1.0)
+            y = (csoftmax.log_softmax if op.log else csoftmax.softmax)(logits((k,), "float64", seed + 999, sigma))
+            truth, scale = oracle.exact(op.name, dy, y), None
+            if op.log:
+                scale = oracle.log_softmax_vjp_scale(dy, y, oracle.wide(dy).sum())
+                scale = np.maximum(scale, np.abs([float(v) for v in truth]))
+            for isa in _cpu.isa_available():
+                before = _cpu.isa()
+                _cpu.select_isa(isa)
+                found = oracle.exact_ulps(op.function()(dy, y), truth, "float64", scale)
+                _cpu.select_isa(before)
+                top, where, count = worst.get((op.name, "float64", isa), (-1.0, None, 0))
+                if found > top:
+                    top, where = found, (k, sigma, 0, 1.0, k)
+                worst[op.name, "float64", isa] = (top, where, count + k)
+    return worst
+
+
+def output_of(*command):
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def cpu_name():
+    for line in output_of("lscpu").splitlines():
+        if line.startswith("Model name:"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def table(worst):
+    isas = _cpu.isa_available()
+    lines = ["| function | dtype | promise | " + " | ".join(isas) + " | elements | worst at |",
+             "|---|---|---|" + "---|" * (len(isas) + 2)]  # fmt: skip
+    for op in OPS:
+        for dtype in DTYPES:
+            found = [worst.get((op.name, dtype, isa)) for isa in isas]
+            if None in found:
+                continue
+            k, sigma, offset, temperature, _ = found[0][1]
+            place = f"K={k}, σ={sigma:g}" + (f", offset {offset:g}" if offset else "")
+            place += f", T={temperature:g}" if temperature != 1 else ""
+            promise = PROMISE.get(op.name, {}).get(dtype, "-")
+            figures = " | ".join(f"{f[0]:.3f}" for f in found)
+            lines.append(f"| {op.name} | {dtype_of(dtype).name} | {promise} | {figures} | {found[0][2]:,} | {place} |")
+    return lines
+
+
+def exhaustive():
+    if not EXHAUSTIVE.is_file():
+        return ["Not run yet: `tests/c` holds the test, which leaves `tests/c/exp_exhaustive.json`."]
+    found = json.loads(EXHAUSTIVE.read_text())
+    per_isa = found.get("per_isa") or found.get("per-isa") or found.get("max_ulp") or {}
+    if isinstance(per_isa, list):
+        per_isa = {row.get("isa", str(i)): row for i, row in enumerate(per_isa)}
+    lines = [
+        f"The core e^x = P·2^n at **every** finite float32 with |x| ≤ 10⁶ ({found.get('count', 0):,} numbers).",
+        "",
+        "| instruction set | largest error (ULP) |",
+        "|---|---|",
+    ]
+    for isa, row in per_isa.items():
+        value = row.get("max_ulp") if isinstance(row, dict) else row
+        lines.append(f"| {isa} | {value:.4f} |")
+    seconds = found.get("seconds")
+    lines += [
+        "",
+        f"Non-decreasing: {'yes' if found.get('monotone') else 'no'}. Command: `{found.get('command', '?')}`, "
+        f"{found.get('date', '?')}, commit {found.get('commit', '?')}"
+        + (f", {seconds:.0f} s." if isinstance(seconds, (int, float)) else "."),
+    ]
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--effort", type=float, default=0.5, help="multiplies the number of elements")
+    parser.add_argument("--out", type=Path, default=ROOT / "ACCURACY.md")
+    arguments = parser.parse_args()
+    if not oracle.bulk_is_precise:
+        raise SystemExit("longdouble is float64 on this machine: no oracle for the table")
+    begin = time.time()
+    worst = measure(arguments.effort)
+    worst.update(exact_gradients(int(24 * max(1, arguments.effort))))
+    seconds = time.time() - begin
+    commit = output_of("git", "rev-parse", "--short=12", "HEAD") or "unknown"
+    if output_of("git", "status", "--porcelain", "--", "src_c", "csoftmax"):
+        commit += " (with uncommitted changes)"
+    command = "python tests/make_accuracy.py" + (f" --effort {arguments.effort:g}" if arguments.effort != 0.5 else "")
+    page = [
+        "# Accuracy",
+        "",
+        "Generated; do not edit. Errors are in units in the last place (ULP) of the exact result in the type of the",
+        "result, subnormal results included: 0.5 is a correctly rounded result.",
+        "",
+        f"- command: `{command}` ({seconds:.0f} s)",
+        f"- date: {datetime.date.today().isoformat()}, commit {commit}, csoftmax {csoftmax.__version__}",
+        f"- machine: {cpu_name()}, {platform.machine()}, {platform.system()}, NumPy {np.__version__}",
+        "",
+        "## Largest errors found (sampled)",
+        "",
+        f"Normal logits of scale σ = {', '.join(f'{s:g}' for s in SIGMAS)}, K = {SIZES[0]} … {SIZES[-1]:,}, offsets to",
+        "10⁷ (float32) and 2⁴⁶ (float64), temperatures 1, 0.3 and 7. Sampled, not exhaustive: the true maximum is at",
+        "least this. Oracle: longdouble (64 bits); gradients in float64: exact rational arithmetic and mpmath.",
+        "",
+        "- softmax: ULP of each element. log_softmax: ULP of each element (relative error, tails included).",
+        "- logsumexp: ULP of max(|m|, |result|), m the maximum of x / T.",
+        "- softmax_vjp: ULP of each element, beyond what the rounding of s = Σ dy y is worth: y Σ|dy y| / T times 2⁻⁴⁶",
+        "  (float32 and halves), 2⁻⁹⁸ (float64).",
+        "- log_softmax_vjp: ULP of the largest of |dx|, |dy - s 2ⁿ|/T and |s (e^y - 2ⁿ)|/T, s = Σ dy.",
+        "",
+        *table(worst),
+        "",
+        "## float32 exp (exhaustive)",
+        "",
+        *exhaustive(),
+    ]
+    arguments.out.write_text("\n".join(page) + "\n")
+    print(f"wrote {arguments.out} in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

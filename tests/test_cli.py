@@ -1,0 +1,213 @@
+"""The command line: every command as a user runs it, in a fresh process; what it prints, writes and returns."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+import csoftmax
+from csoftmax import _cpu
+from csoftmax.__main__ import main
+from csoftmax._cli import selftest
+
+PNG = b"\x89PNG\r\n\x1a\n"
+
+
+def command(*arguments, code=0, cwd=ROOT, **environment):
+    """Standard output of ``python -m csoftmax …``, which must end with `code`; its error output if that is not 0."""
+    run = subprocess.run(
+        [sys.executable, "-m", "csoftmax", *arguments],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env=os.environ | environment,
+    )
+    assert run.returncode == code, run.stderr
+    assert "Traceback" not in run.stderr
+    return run.stderr if code else run.stdout
+
+
+def block(tmp_path, *modules):
+    """A PYTHONPATH on which these modules cannot be imported."""
+    for module in modules:
+        (tmp_path / f"{module}.py").write_text(f"raise ImportError('no {module} in this test')")
+    return os.pathsep.join([str(tmp_path), str(ROOT)])
+
+
+def test_info():
+    assert json.loads(command("info", "--json")) == json.loads(json.dumps(csoftmax.show_config("dicts")))
+    page = command("info")
+    assert f"csoftmax {csoftmax.__version__}" in page
+    assert _cpu.isa() in page
+
+
+def test_selftest():
+    page = command("selftest")
+    assert "none failed" in page
+    assert "FAIL" not in page
+    report = json.loads(command("selftest", "--json", CSOFTMAX_ISA="scalar"))
+    assert report["ok"]
+    assert report["isa"] == "scalar"
+    assert {line["section"] for line in report["checks"]} >= {"accuracy, ULP", "threads", "layouts", "masks"}
+
+
+_softmax = csoftmax.softmax
+
+
+def three_ulp_off(x, *args, **kwargs):
+    y = _softmax(x, *args, **kwargs)
+    return y - 3 * np.spacing(y) if y.dtype == np.float32 else y
+
+
+def wrong_for_threads(x, *args, num_threads=None, **kwargs):
+    y = _softmax(x, *args, num_threads=num_threads, **kwargs)
+    return np.nextafter(y, y.dtype.type(0)) if num_threads == 3 and y.dtype == np.float64 else y
+
+
+def wrong_for_fortran(x, *args, **kwargs):
+    y = _softmax(x, *args, **kwargs)
+    return y if x.flags.c_contiguous or y.dtype != np.float32 else np.nextafter(y, np.float32(0))
+
+
+def masked_is_tiny(x, *args, where=None, **kwargs):
+    y = _softmax(x, *args, where=where, **kwargs)
+    return y if where is None else np.maximum(y, np.finfo(y.dtype).tiny) if y.dtype == np.float32 else y
+
+
+def raising(*args, **kwargs):
+    raise RuntimeError("out of order")
+
+
+@pytest.mark.parametrize(
+    ("section", "broken"),
+    [
+        ("accuracy, ULP", three_ulp_off),
+        ("threads", wrong_for_threads),
+        ("layouts", wrong_for_fortran),
+        ("masks", masked_is_tiny),
+        ("special values", raising),
+    ],
+)
+def test_selftest_finds_what_is_broken(section, broken, monkeypatch, capsys):
+    monkeypatch.setattr(selftest, "SECTIONS", {section: selftest.SECTIONS[section]})
+    assert main(["selftest"]) == 0
+    assert "none failed" in capsys.readouterr().out
+    monkeypatch.setattr(csoftmax, "softmax", broken)
+    assert main(["selftest"]) == 1
+    assert "FAIL" in capsys.readouterr().out
+
+
+def test_selftest_restores_the_instruction_set(monkeypatch):
+    before = _cpu.isa()
+    for lines in (selftest.instruction_sets(), selftest.check("instruction sets")):
+        monkeypatch.setattr(csoftmax, "softmax", raising)
+        with contextlib.suppress(RuntimeError):
+            list(lines)
+        assert _cpu.isa() == before
+
+
+def test_bench(tmp_path):
+    picture = tmp_path / "roofline.png"
+    shapes = ["--shapes", "2x10,3x100,2x3x4", "--rounds", "2", "--peers", "scipy,jax"]
+    report = json.loads(command("bench", *shapes, "--fresh", "--json", "--plot", str(picture)))
+    assert picture.read_bytes().startswith(PNG)
+    counts = report["header"]["threads"]
+    assert len(report["cases"]) == 3 * 2 * len(counts)
+    for line in report["cases"]:
+        assert {"csoftmax", "copy", "scipy"} <= set(line["results"])
+        assert line["results"]["csoftmax"]["ratio"] == 1
+        assert all(result["us"] > 0 for result in line["results"].values())
+    assert {each["peer"] for each in report["summaries"]} >= {"copy", "scipy"}
+    assert report["header"]["isa"] == _cpu.isa()
+
+
+@pytest.mark.parametrize("op", list(_cpu.OPS))
+@pytest.mark.parametrize("dtype", list(_cpu.DTYPES))
+def test_bench_knows_every_operation(op, dtype, capsys):
+    before = csoftmax.get_num_threads()
+    options = ["--shapes", "4x5x6", "--axis", "1", "--dtype", dtype, "--rounds", "1", "--threads", "1"]
+    assert main(["bench", "--op", op, "--peers", "none", *options]) == 0
+    page = capsys.readouterr().out
+    assert f"(4, 5, 6) axis 1 {dtype}" in page
+    assert csoftmax.get_num_threads() == before
+
+
+@pytest.mark.parametrize("isa", _cpu.isa_available())
+def test_bench_forces_an_instruction_set(isa):
+    options = ["--shapes", "2x10", "--rounds", "1", "--threads", "1", "--peers", "none"]
+    assert json.loads(command("bench", *options, "--isa", isa, "--json"))["header"]["isa"] == isa
+
+
+def test_bench_without_a_peer_says_so(tmp_path):
+    page = command(
+        *["bench", "--shapes", "2x10", "--rounds", "1", "--threads", "1", "--peers", "torch,scipy"],
+        PYTHONPATH=block(tmp_path, "torch", "tqdm"),
+        cwd=tmp_path,
+    )
+    assert "left out: torch, cannot be imported: no torch in this test" in page
+    assert "scipy" in page
+
+
+def test_demo(tmp_path):
+    page = command("demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
+    assert (tmp_path / "csoftmax-demo.png").read_bytes().startswith(PNG)
+    figures = {line[:29].strip(): line[29:].split()[0] for line in page.splitlines()}
+    assert float(figures["held-out accuracy"]) > 0.95
+    assert float(figures["largest difference"]) < 1e-14
+    assert float(figures["error, float32, held out"]) <= 3
+
+
+def test_demo_without_a_picture(tmp_path):
+    page = command("demo", "--no-plot", cwd=tmp_path, PYTHONPATH=block(tmp_path, "matplotlib", "tqdm"))
+    assert "held-out accuracy" in page
+    assert not (tmp_path / "csoftmax-demo.png").exists()
+
+
+@pytest.mark.parametrize("module", ["scipy", "sklearn", "matplotlib"])
+def test_demo_names_what_is_missing(module, tmp_path):
+    message = command("demo", code=2, cwd=tmp_path, PYTHONPATH=block(tmp_path, module))
+    assert {"sklearn": "scikit-learn"}.get(module, module) in message
+    assert "pip install 'csoftmax[demo]'" in message
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        ([], "info|selftest|bench|demo"),
+        (["train"], "train"),
+        (["bench", "--shapes", "10x0"], "'0' is not a whole number from 1 on"),
+        (["bench", "--shapes", "10xa"], "'a' is not a whole number from 1 on"),
+        (["bench", "--shapes", "10x10", "--axis", "2"], "--axis 2 is out of range for the shape (10, 10)"),
+        (["bench", "--shapes", "10x10", "--group", "last"], "--group"),
+        (["bench", "--axis", "0"], "belong to --shapes"),
+        (["bench", "--peers", "scipi"], "'scipi' is not one of scipy"),
+        (["bench", "--op", "softmin"], "softmin"),
+        (["bench", "--rounds", "-1"], "-1"),
+        (["bench", "--threads", "1,0"], "'0' is not a whole number from 1 on"),
+        (["bench", "--threads", "100000"], "csoftmax uses no more than"),
+        (["bench", "--isa", "mmx"], "mmx"),
+        (["bench", "--plot", "picture.txt"], "must end in .png"),
+        (["bench", "--plot", "no/such/folder/a.png"], "there is no folder"),
+        (["demo", "--output", "no/such/folder/a.png"], "there is no folder"),
+    ],
+)
+def test_errors(arguments, says, capsys):
+    try:
+        code = main(arguments)
+    except SystemExit as error:
+        code = error.code
+    assert code == 2
+    assert says in capsys.readouterr().err
+
+
+def test_reader_that_stops_early():
+    run = subprocess.run(
+        f"{sys.executable} -m csoftmax info --json | head -c 1", shell=True, capture_output=True, text=True, cwd=ROOT
+    )
+    assert run.stdout == "{"
+    assert "Traceback" not in run.stderr

@@ -1,0 +1,174 @@
+"""Threads: the functions may be called from many at once, give the GIL away, and count as told."""
+
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, run_python
+from ops import OPS
+
+import csoftmax
+from csoftmax import _cpu, _threads
+
+
+def test_many_python_threads_get_the_same_bits(op, seven_threads):
+    work = []
+    for shape, options in (((50, 40), {}), ((200, 300), {"num_threads": 3}), ((2, 50_000), {"num_threads": 2})):
+        for seed in range(4):
+            arrays = op.make(shape, "float32", seed)
+            work.append((arrays, options, op.function()(*arrays, num_threads=1)))
+
+    def compute(i):
+        arrays, options, expected = work[i % len(work)]
+        assert_same_bits(op.function()(*arrays, **options), expected)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(compute, range(200)))
+
+
+def test_the_gil_is_released_during_long_calls():
+    """Another thread makes progress while a call computes for a second or so."""
+    x = np.broadcast_to(np.float32(1.5), (1 << 16, 4000))
+    ticks, running = [0], threading.Event()
+
+    def tick():
+        running.set()
+        while running.is_set():
+            ticks[0] += 1
+            time.sleep(0.001)
+
+    other = threading.Thread(target=tick)
+    other.start()
+    running.wait()
+    begin, before = time.perf_counter(), ticks[0]
+    while time.perf_counter() - begin < 0.2:
+        csoftmax.logsumexp(x, num_threads=1)
+    during = ticks[0] - before
+    running.clear()
+    other.join()
+    assert during >= 5
+
+
+def test_set_num_threads(seven_threads):
+    assert csoftmax.get_num_threads() == 7
+    csoftmax.set_num_threads(3)
+    assert csoftmax.get_num_threads() == 3
+    csoftmax.set_num_threads(100)
+    assert csoftmax.get_num_threads() == 7  # the machine's limit
+    csoftmax.set_num_threads(2)
+    csoftmax.set_num_threads(None)
+    assert csoftmax.get_num_threads() == 7
+
+
+def test_set_num_threads_holds_for_all_threads(seven_threads):
+    csoftmax.set_num_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(csoftmax.get_num_threads).result() == 2
+
+
+def test_the_context_nests_and_restores(seven_threads):
+    csoftmax.set_num_threads(5)
+    with csoftmax.threads(2):
+        assert csoftmax.get_num_threads() == 2
+        with csoftmax.threads(4):
+            assert csoftmax.get_num_threads() == 4
+            csoftmax.set_num_threads(6)
+            assert csoftmax.get_num_threads() == 4
+        assert csoftmax.get_num_threads() == 2
+    assert csoftmax.get_num_threads() == 6
+    with pytest.raises(KeyError), csoftmax.threads(1):
+        raise KeyError
+    assert csoftmax.get_num_threads() == 6
+
+
+def test_the_context_is_local_to_its_thread(seven_threads):
+    entered, leave = threading.Event(), threading.Event()
+    seen = []
+
+    def other():
+        with csoftmax.threads(3):
+            seen.append(csoftmax.get_num_threads())
+            entered.set()
+            leave.wait()
+        seen.append(csoftmax.get_num_threads())
+
+    thread = threading.Thread(target=other)
+    with csoftmax.threads(2):
+        thread.start()
+        entered.wait()
+        assert csoftmax.get_num_threads() == 2
+    assert csoftmax.get_num_threads() == 7
+    leave.set()
+    thread.join()
+    assert seen == [3, 7]
+
+
+def test_contexts_do_not_change_bits(op, seven_threads):
+    arrays = op.make((300, 333), "float64")
+    expected = op.function()(*arrays)
+    for n in (1, 2, 7):
+        with csoftmax.threads(n):
+            assert_same_bits(op.function()(*arrays), expected)
+
+
+def test_small_calls_start_no_threads():
+    done = run_python("""
+import os, numpy as np, csoftmax
+csoftmax.softmax(np.ones((10, 10)), num_threads=4)
+before = len(os.listdir("/proc/self/task"))
+csoftmax.softmax(np.ones((100, 100)), num_threads=4)
+assert len(os.listdir("/proc/self/task")) == before
+csoftmax.softmax(np.ones((1000, 1000)), num_threads=4)
+print(len(os.listdir("/proc/self/task")) - before)
+""", CSOFTMAX_NUM_THREADS="4", OPENBLAS_NUM_THREADS="1")  # fmt: skip
+    assert int(done.stdout) == (3 if _cpu.OPENMP else 0)
+
+
+def test_process_wide_openmp_settings_are_left_alone(c_library):
+    if not _cpu.OPENMP:
+        pytest.skip("no OpenMP")
+    done = run_python("""
+import ctypes, numpy as np, csoftmax
+omp = ctypes.CDLL(csoftmax.show_config("dicts")["openmp"]["libraries"][0])
+before = omp.omp_get_max_threads(), omp.omp_get_dynamic(), omp.omp_get_max_active_levels()
+csoftmax.set_num_threads(1)
+csoftmax.softmax(np.ones((1000, 1000)), num_threads=2)
+assert (omp.omp_get_max_threads(), omp.omp_get_dynamic(), omp.omp_get_max_active_levels()) == before
+print("done")
+""")
+    assert done.stdout.strip() == "done"
+
+
+def test_what_bounds_the_threads():
+    decides, bounds = _threads.reason()
+    assert bounds[decides] == min(bounds.values()) >= 1
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "expected"),
+    [
+        ({"cpu.max": "max 100000"}, "0::/\n", None),
+        ({"a/b/cpu.max": "150000 100000"}, "0::/a/b\n", 2),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, "0::/a/b\n", 3),
+        ({"a/cpu.max": "50000 100000"}, "0::/a\n", 1),
+        ({"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/x\n", 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/y\n", None),
+        ({}, "0::/gone\n", None),
+        ({"cpu.max": "garbage"}, "0::/\n", None),
+    ],
+)
+def test_cgroup_quota(tmp_path, files, membership, expected):
+    for name, content in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "membership").write_text(membership)
+    assert _threads.cgroup_quota(tmp_path / "root", tmp_path / "membership") == expected
+
+
+def test_every_function_takes_num_threads():
+    for op in OPS:
+        assert op.function().__kwdefaults__["num_threads"] is None
