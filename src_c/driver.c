@@ -30,7 +30,7 @@ static size_t pack_rows(size_t n, size_t itemsize) {
     return rows > PACK_ROWS ? PACK_ROWS : rows;
 }
 static size_t tile_width(size_t n, size_t wide_size) {
-    size_t width = CSM_TILE_BYTES / 4 / (n * wide_size) / 16 * 16; /* a quarter of the room: it stays in L2 */
+    size_t width = 256 * 1024 / ((n | 1) * wide_size) / 16 * 16; /* stays in the second-level cache */
     if (width > CSM_TILE_WIDTH) width = CSM_TILE_WIDTH;
     return width < 16 ? 16 : width;
 }

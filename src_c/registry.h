@@ -88,7 +88,7 @@ typedef struct csm_tile_job {
     const csm_temperature *temperature;
     void *scratch; /* CSM_TILE_BYTES */
 } csm_tile_job;
-enum { CSM_TILE_BYTES = 512 * 1024, CSM_TILE_WIDTH = 512 };
+enum { CSM_TILE_BYTES = 520 * 1024, CSM_TILE_WIDTH = 512 }; /* room for 16 rows of (CSM_BLOCK | 1) doubles */
 
 typedef struct csm_kernels {
     /* Computes rows in order and returns how many are done; fewer than job->rows: the next one has a maximum

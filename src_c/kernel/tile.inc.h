@@ -1,10 +1,9 @@
 /* softmax, log_softmax and logsumexp along a strided axis, rows side by side (any axis but the last of a C array).
  *
- * One vector lane is one row, so nothing is shuffled.  A tile (all classes of `width` rows) is copied to scratch
- * while the maxima are found: memory is read once in long runs, and power-of-two strides, which would fall into
- * one cache set, are gone.  Then, per vector of rows, e' and the sums in the order of sum.inc.h: residue by
- * residue (l mod 8), each adding its partial sums in the order in which the row kernel adds them.  Last, the
- * result is written in long runs.
+ * One vector lane is one row, so nothing is shuffled.  A tile (all classes of `width` rows) is copied to scratch,
+ * vector of rows after vector of rows, while the maxima are found: memory is read once in long runs, and power-of-two
+ * strides, which would fall into one cache set, are gone.  Then, per vector of rows, e' and the sums in the order of
+ * sum.inc.h.  Last, the result is written in long runs.
  * NaN, sums, accuracy: as forward.inc.h, bit for bit.
  */
 #ifndef FN
@@ -34,41 +33,43 @@ INLINE void FN(tile_four)(v64_t *sum, v64_t *low, V(t) a, V(t) b, V(t) c, V(t) d
 #endif
 }
 
-/* Sums of one vector of rows, W of each: hi and lo. */
-INLINE void FN(tile_sum)(REAL *z, size_t n, size_t pitch, V(t) m, V(shift) s, const int tempered, const int exact,
-                         V(t) *count, v64_t *hi, v64_t *lo) {
+/* Sums of one vector of rows, W of each: hi and lo.  Each of the eight lanes gets what it gets in the row kernel, in
+ * the same order; z is walked in four streams, not lane by lane (which left the caches behind: 0.46 against 0.36 ns an
+ * element at 1000 classes, AVX-512). */
+INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int tempered, const int exact, V(t) *count,
+                         v64_t *hi, v64_t *lo) {
 #if EXP_MANTISSA == 23
     const double START = 0;
 #else
     const double START = EXP_SUM_START;
 #endif
     enum { N64 = V(W) / v64_W };
-    const V(t) none = V(zero)();
     v64_t sum[8][N64], low[8][N64];
-    const size_t whole = n / CSM_GROUP * CSM_GROUP, left = n - whole, quarters = (left + 31) / 32;
-    V(t) rest[CSM_GROUP]; /* e' of the last, partial group, 0 where it has no class */
-    for (size_t j = 0; j < left; j++) rest[j] = FN(tile_term)(z + (whole + j) * pitch, m, s, tempered, exact, count);
-    for (size_t j = left; j < 32 * quarters; j++) rest[j] = V(zero)();
-    for (size_t l = 0; l < 8; l++) {
+    const V(t) none = V(zero)();
+    size_t i = 0;
+    for (int l = 0; l < 8; l++)
         for (int p = 0; p < N64; p++) {
             sum[l][p] = v64_set(START);
             low[l][p] = v64_zero();
         }
-        for (size_t i = l; i < whole; i += CSM_GROUP) {
+    for (; i + CSM_GROUP <= n; i += CSM_GROUP)
+        for (size_t l = 0; l < 32; l++) {
+            V(t) e[4];
             UNROLL
-            for (size_t q = 0; q < 4; q++) {
-                V(t) e[4];
-                UNROLL
-                for (size_t h = 0; h < 4; h++)
-                    e[h] = FN(tile_term)(z + (i + 8 * q + 32 * h) * pitch, m, s, tempered, exact, count);
-                FN(tile_four)(sum[l], low[l], e[0], e[1], e[2], e[3]);
-            }
+            for (size_t h = 0; h < 4; h++) e[h] = FN(tile_term)(z + (i + l + 32 * h) * V(W), m, s, tempered, exact, count);
+            FN(tile_four)(sum[l % 8], low[l % 8], e[0], e[1], e[2], e[3]);
         }
-        for (size_t j = l; j < 32 && j < left; j += 8)
-            FN(tile_four)(sum[l], low[l], rest[j], quarters > 1 ? rest[j + 32] : none, quarters > 2 ? rest[j + 64] : none,
-                          quarters > 3 ? rest[j + 96] : none);
-        for (int p = 0; p < N64; p++) sum[l][p] = v64_sub(sum[l][p], v64_set(START));
+    if (i < n) { /* the group that is not whole: 0 where it has no class */
+        const size_t left = n - i, quarters = (left + 31) / 32;
+        V(t) e[CSM_GROUP];
+        for (size_t j = 0; j < left; j++) e[j] = FN(tile_term)(z + (i + j) * V(W), m, s, tempered, exact, count);
+        for (size_t j = left; j < 32 * quarters; j++) e[j] = none;
+        for (size_t l = 0; l < 32 && l < left; l++)
+            FN(tile_four)(sum[l % 8], low[l % 8], e[l], quarters > 1 ? e[l + 32] : none, quarters > 2 ? e[l + 64] : none,
+                          quarters > 3 ? e[l + 96] : none);
     }
+    for (int l = 0; l < 8; l++)
+        for (int p = 0; p < N64; p++) sum[l][p] = v64_sub(sum[l][p], v64_set(START));
 #if EXP_MANTISSA == 23
     for (int p = 0; p < N64; p++) {
         hi[p] = v64_add(v64_add(v64_add(sum[0][p], sum[4][p]), v64_add(sum[2][p], sum[6][p])),
@@ -108,7 +109,7 @@ INLINE void FN(tile_reciprocal)(const v64_t *hi, const v64_t *lo, REAL *r, REAL 
 INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     const csm_temperature *t = job->temperature;
     const size_t n = job->n, width = job->width, whole = width / V(W) * V(W);
-    const size_t lines = (width + 15) / 16, pitch = 16 * (lines | 1); /* an odd number of cache lines */
+    const size_t plane = (n | 1) * V(W); /* of z: one vector of rows, class after class */
     const int exact = op != CSM_OP_softmax;
     REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
     V(t) low = V(set)(-CSM_INF);
@@ -117,15 +118,15 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     for (size_t c = 0; c < width; c += V(W)) V(STORE_REAL)(max + c, low);
     for (size_t j = 0; j < n; j++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)j * job->a_step);
-        REAL *to = z + j * pitch;
+        REAL *to = z + j * V(W);
         for (size_t c = 0; c < whole; c += V(W)) {
             V(t) v = LOAD(x + c);
-            V(STORE_REAL)(to + c, v);
+            V(STORE_REAL)(to + c / V(W) * plane, v);
             V(STORE_REAL)(max + c, V(max)(v, V(LOAD_REAL)(max + c)));
         }
         if (whole < width) {
             V(t) v = LOAD_PART(x + whole, width - whole, V(zero)());
-            V(STORE_REAL)(to + whole, v);
+            V(STORE_REAL)(to + whole / V(W) * plane, v);
             V(STORE_REAL)(max + whole, V(max)(v, V(LOAD_REAL)(max + whole)));
         }
     }
@@ -136,8 +137,8 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
         V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
         V(shift) s = V(shift_to)(m, t, 1, &n0);
         v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
-        if (t->tempered) FN(tile_sum)(z + c, n, pitch, m, s, 1, exact, &count, hi, lo);
-        else FN(tile_sum)(z + c, n, pitch, m, s, 0, exact, &count, hi, lo);
+        if (t->tempered) FN(tile_sum)(z + c / V(W) * plane, n, m, s, 1, exact, &count, hi, lo);
+        else FN(tile_sum)(z + c / V(W) * plane, n, m, s, 0, exact, &count, hi, lo);
         if (!exact) {
             FN(tile_reciprocal)(hi, lo, factor + c, factor_low + c);
             V(t) r = V(LOAD_REAL)(factor + c);
@@ -167,7 +168,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     for (size_t j = 0; j < n; j++) {
         T *y = (T *)(job->y + (ptrdiff_t)j * job->y_step);
         for (size_t c = 0; c < width; c += V(W)) {
-            V(t) v = V(LOAD_REAL)(z + j * pitch + c), f = V(LOAD_REAL)(factor + c);
+            V(t) v = V(LOAD_REAL)(z + c / V(W) * plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
             v = exact ? V(fma)(V(sub)(v, V(LOAD_REAL)(max + c)), inv_t, f)
                       : FN(scaled)(v, f, V(LOAD_REAL)(factor_low + c));
             if (has_nan) v = V(select)(V(ordered)(f), v, V(set)(CSM_NAN));
