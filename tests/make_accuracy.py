@@ -3,7 +3,7 @@
     python tests/make_accuracy.py [--effort 0.5] [--out ACCURACY.md]
 
 Everything in the main table is sampled.  The float32 exp is measured over every number by tests/c, which leaves
-tests/c/exp_exhaustive.json; its figures are quoted with their own date and command.
+tests/c/exp_exhaustive.json (tests/c/run.sh exp-all); its figures are quoted with their own date and command.
 """
 
 import argparse
@@ -162,24 +162,18 @@ def exhaustive():
     if not EXHAUSTIVE.is_file():
         return ["Not run yet: `tests/c` holds the test, which leaves `tests/c/exp_exhaustive.json`."]
     found = json.loads(EXHAUSTIVE.read_text())
-    per_isa = found.get("per_isa") or found.get("per-isa") or found.get("max_ulp") or {}
-    if isinstance(per_isa, list):
-        per_isa = {row.get("isa", str(i)): row for i, row in enumerate(per_isa)}
     lines = [
-        f"The core e^x = P·2^n at **every** finite float32 with |x| ≤ 10⁶ ({found.get('count', 0):,} numbers).",
+        f"The core e^x = P·2^n at **every** finite float32 with |x| ≤ 10⁶ ({found['count']:,} numbers).",
         "",
-        "| instruction set | largest error (ULP) |",
-        "|---|---|",
+        "| instruction set | largest error (ULP) | non-decreasing | same bits as scalar |",
+        "|---|---|---|---|",
     ]
-    for isa, row in per_isa.items():
-        value = row.get("max_ulp") if isinstance(row, dict) else row
-        lines.append(f"| {isa} | {value:.4f} |")
-    seconds = found.get("seconds")
+    for isa, row in found["isa"].items():
+        answers = ["yes" if row[key] else "**no**" for key in ("monotone", "equal")]
+        lines.append(f"| {isa} | {row['max_ulp']:.4f} | {' | '.join(answers)} |")
     lines += [
         "",
-        f"Non-decreasing: {'yes' if found.get('monotone') else 'no'}. Command: `{found.get('command', '?')}`, "
-        f"{found.get('date', '?')}, commit {found.get('commit', '?')}"
-        + (f", {seconds:.0f} s." if isinstance(seconds, (int, float)) else "."),
+        f"Command: `{found['command']}`, {found['date']}, commit {found['commit']}, {found['seconds']} s.",
     ]
     return lines
 

@@ -111,6 +111,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     const size_t n = job->n, width = job->width, whole = width / V(W) * V(W);
     const size_t plane = (n | 1) * V(W); /* of z: one vector of rows, class after class */
     const int exact = op != CSM_OP_softmax;
+    enum { AHEAD = 8 }; /* classes; the hardware does not prefetch across pages: (1000, 4096) axis 0, 0.88 -> 0.66 ns */
     REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
     V(t) low = V(set)(-CSM_INF);
     int has_nan = 0;
@@ -119,6 +120,8 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     for (size_t j = 0; j < n; j++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)j * job->a_step);
         REAL *to = z + j * V(W);
+        for (size_t at = 0; j + AHEAD < n && at < width * sizeof(T); at += 64)
+            PREFETCH((const char *)x + AHEAD * job->a_step + (ptrdiff_t)at);
         for (size_t c = 0; c < whole; c += V(W)) {
             V(t) v = LOAD(x + c);
             V(STORE_REAL)(to + c / V(W) * plane, v);
@@ -167,6 +170,8 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     V(t) inv_t = V(set)(t->inv_t);
     for (size_t j = 0; j < n; j++) {
         T *y = (T *)(job->y + (ptrdiff_t)j * job->y_step);
+        for (size_t at = 0; j + AHEAD < n && at < width * sizeof(T); at += 64)
+            PREFETCH((char *)y + AHEAD * job->y_step + (ptrdiff_t)at);
         for (size_t c = 0; c < width; c += V(W)) {
             V(t) v = V(LOAD_REAL)(z + c / V(W) * plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
             v = exact ? V(fma)(V(sub)(v, V(LOAD_REAL)(max + c)), inv_t, f)
