@@ -10,7 +10,6 @@ import sys
 from typing import NamedTuple
 
 import numpy as np
-from numpy.lib.array_utils import normalize_axis_index
 
 from . import _cpu
 
@@ -33,13 +32,14 @@ class Plan(NamedTuple):
     result: np.ndarray  # what the caller gets
     work: np.ndarray  # what y is a view of ...
     final: np.ndarray  # ... and the view of the result that it must be copied to if they differ
+    given: bool  # the result is the caller's out
 
     def run(self):
         """Compute, and return the result; 0-d results as scalars."""
         _cpu.run(self.op, self.dtype, self.a, self.b, self.y, self.where, self.temperature, self.num_threads)
         if self.work is not self.final:
             np.copyto(self.final, self.work)
-        return self.result if self.result.ndim else self.result[()]
+        return self.result if self.result.ndim or self.given else self.result[()]
 
 
 def check_device(device):
@@ -93,12 +93,15 @@ def as_float(name, x):
 
 
 def check_temperature(temperature, gradient):
-    try:
-        value = float(temperature) if np.ndim(temperature) == 0 and not isinstance(temperature, str) else None
-    except TypeError:
-        value = None
-    if value is None or isinstance(temperature, (bool, np.bool_)):
+    """T as a float."""
+    if isinstance(temperature, (bool, np.bool_, str, bytes, bytearray)) or np.ndim(temperature) != 0:
         raise TypeError(f"temperature must be a real number, got {temperature!r}")
+    try:
+        value = float(temperature)
+    except TypeError:
+        raise TypeError(f"temperature must be a real number, got {temperature!r}") from None
+    except OverflowError:
+        raise ValueError("temperature must be within the range of float64; got an integer beyond it") from None
     if not value >= 0 or (gradient and not 0 < value < math.inf):
         allowed = "positive and finite in a gradient" if gradient else "at least 0"
         raise ValueError(f"temperature must be {allowed}, got {temperature!r}")
@@ -112,9 +115,13 @@ def normalize_axes(axis, ndim):
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
     try:
-        axes = tuple(normalize_axis_index(operator.index(i), ndim, "axis") for i in given)
+        axes = tuple(operator.index(i) for i in given)
     except TypeError:
         raise TypeError(f"axis must be an int, a tuple of ints or None, got {axis!r}") from None
+    for i in axes:
+        if not -ndim <= i < ndim:
+            raise np.exceptions.AxisError(f"axis {i} is out of bounds for an array of dimension {ndim}")
+    axes = tuple(i % ndim for i in axes)
     if len(set(axes)) != len(axes):
         raise ValueError(f"axis names an axis twice: {axis!r}")
     return axes
@@ -191,7 +198,7 @@ def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device
     A gradient has `y` and calls its first argument dy; a log-sum-exp has `keepdims` (else None).
     """
     check_device(device)
-    gradient = y is not None
+    gradient = name.endswith("_vjp")
     x_name = "dy" if gradient else "x"
     x, code = as_float(x_name, x)
     if gradient:
@@ -238,4 +245,4 @@ def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device
     a = bits(axis_last(x, axes))
     b = bits(axis_last(y, axes)) if gradient else None
     mask = axis_last(where, axes) if where is not None else None
-    return Plan(_cpu.OPS[name], code, a, b, bits(rows), mask, temperature, num_threads, result, work, final)
+    return Plan(_cpu.OPS[name], code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, out is not None)

@@ -10,6 +10,7 @@ from libc.stdint cimport uintptr_t
 
 cimport csoftmax.cpu as cpu
 
+import operator
 import os
 import threading
 
@@ -85,9 +86,12 @@ cdef int _threads(object num_threads) except -1:
 
 
 def _count(value):
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise TypeError(f"num_threads must be an int or None, got {value!r} of type {type(value).__name__}")
-    return int(value.__index__())
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"num_threads must be an int or None, got {value!r} of type {type(value).__name__}")
 
 
 def openmp_limit():
@@ -113,6 +117,8 @@ def set_threads(num_threads):
 def enter_threads(num_threads):
     """Set this thread's bound; returns the one before, for leave_threads."""
     global _contexts
+    if num_threads is None:
+        raise TypeError("num_threads must be an int, got None")
     limit = _threads(num_threads)
     before = getattr(_local, "limit", 0)
     _contexts += 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 from pathlib import Path
 
 from . import _cpu
@@ -40,8 +41,8 @@ def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
 def _find_bounds():
     forced = os.environ.get("CSOFTMAX_NUM_THREADS", "")
     if forced:
-        if not forced.isdigit() or int(forced) < 1:
-            raise ImportError(f"CSOFTMAX_NUM_THREADS must be a whole number from 1 on, got {forced!r}")
+        if not re.fullmatch(r"[0-9]{1,6}", forced) or int(forced) < 1:
+            raise ImportError(f"CSOFTMAX_NUM_THREADS must be a whole number from 1 to 999999, got {forced!r}")
         return {"CSOFTMAX_NUM_THREADS": int(forced)}
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     bounds = {"CPU affinity": affinity or 1}

@@ -228,8 +228,7 @@ static csm_status long_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-static csm_status run_split(work *w) {
-    const csm_call *c = w->call;
+static csm_status run_split(work *w, csm_call *c) {
     csm_row_scratch *each = malloc((size_t)c->threads * sizeof *each);
     csm_status status = each ? CSM_OK : CSM_NO_MEMORY;
     for (int i = 0; status == CSM_OK && i < c->threads; i++) {
@@ -294,7 +293,8 @@ static csm_status run_call(csm_call *c, int threads) {
 
     static csm_status (*const bodies[])(void *, size_t, size_t, int) = {rows_body, groups_body, groups_body, long_body};
     csm_status status;
-    if (split) status = run_split(&w);
+    if (split) c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions */
+    if (split) status = run_split(&w, c);
     else status = csm_parallel(units, PIECE / (per * n + 1) + 1, c->threads, bodies[p], &w, &c->interrupt);
 
     if (!c->scratch)
@@ -350,8 +350,8 @@ static void prepare_temperature(csm_call *c) {
     c->ordinary.inv_t2 = c->scale2;
 }
 
-csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
-                   const csm_view *b, const csm_view *y, const csm_options *options) {
+static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
+                      const csm_view *b, const csm_view *y, const csm_options *options) {
     static const csm_options defaults = CSM_OPTIONS_INIT;
 #define SIZE(name, storage, compute) sizeof(storage),
 #define WIDE(name, storage, compute) CSM_DTYPE_##compute,
@@ -419,7 +419,7 @@ csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm
             memcpy(&c.absent, &h, 2);
         }
     }
-    c.interrupt = (csm_interrupt){options->interrupt, options->interrupt_context};
+    c.interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0};
     c.scratch = options->scratch;
     c.threads = 1;
     if (c.scratch) {
@@ -428,4 +428,12 @@ csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm
         if (options->scratch_size / threads < c.scratch_each) return CSM_SMALL_SCRATCH;
     }
     return run_call(&c, options->threads);
+}
+
+csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
+                   const csm_view *b, const csm_view *y, const csm_options *options) {
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = run(op, dtype, table, shape, a, b, y, options);
+    csm_fp_leave(saved);
+    return status;
 }

@@ -9,11 +9,20 @@
 typedef struct csm_interrupt {
     int (*check)(void *context);
     void *context;
+    double last;  /* when it was last called, or the call began; 0 = not yet known */
 } csm_interrupt;
+/* The default floating-point environment for the calling thread, and back.  Whole calls run in it: constants and
+ * what is done between parallel regions must not depend on the caller's rounding mode or flush-to-zero. */
+typedef struct csm_fp_environment {
+    uint64_t control, status;
+} csm_fp_environment;
+csm_fp_environment csm_fp_enter(void);
+void csm_fp_leave(csm_fp_environment);
 typedef csm_status (*csm_body)(void *context, size_t begin, size_t end, int thread);
 /* Calls body on [0, units) in pieces of about `piece` units, on at most `threads` threads; each thread gets one
  * contiguous range.  The first status that is not CSM_OK stops the call and is returned. */
-csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context, const csm_interrupt *);
+csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context, csm_interrupt *);
+double csm_now(void); /* seconds */
 int csm_threads_for(double elements, size_t units, int threads);
 
 /* layout.c: strided copies */
@@ -72,7 +81,7 @@ csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
 /* Computes a row in order (all other rows of the call may use this scratch next). */
 void csm_row_any(const csm_call *, const csm_one_row *, const csm_row_scratch *);
 /* The same with the blocks of the row handed to threads; scratch: one a thread, blocks of the first are used. */
-csm_status csm_row_split(const csm_call *, const csm_one_row *, csm_row_scratch *each);
+csm_status csm_row_split(csm_call *, const csm_one_row *, csm_row_scratch *each);
 
 /* dispatch.c */
 const csm_table *csm_current_table(void);

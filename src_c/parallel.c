@@ -18,30 +18,30 @@
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>
-typedef unsigned fp_control;
-static fp_control fp_enter(void) {
-    fp_control saved = _mm_getcsr();
+csm_fp_environment csm_fp_enter(void) {
+    csm_fp_environment saved = {_mm_getcsr(), 0};
     _mm_setcsr(0x1f80); /* round to nearest, all exceptions masked, no flush-to-zero */
     return saved;
 }
-static void fp_leave(fp_control saved) { _mm_setcsr(saved); }
+void csm_fp_leave(csm_fp_environment saved) { _mm_setcsr((unsigned)saved.control); }
 #elif defined(__aarch64__)
-typedef struct fp_control { uint64_t control, status; } fp_control;
-static fp_control fp_enter(void) {
-    fp_control saved;
+csm_fp_environment csm_fp_enter(void) {
+    csm_fp_environment saved;
     __asm__ volatile("mrs %0, fpcr" : "=r"(saved.control));
     __asm__ volatile("mrs %0, fpsr" : "=r"(saved.status));
     __asm__ volatile("msr fpcr, %0" ::"r"((uint64_t)0));
     return saved;
 }
-static void fp_leave(fp_control saved) {
+void csm_fp_leave(csm_fp_environment saved) {
     __asm__ volatile("msr fpcr, %0" ::"r"(saved.control));
     __asm__ volatile("msr fpsr, %0" ::"r"(saved.status));
 }
 #else
-typedef int fp_control;
-static fp_control fp_enter(void) { return 0; }
-static void fp_leave(fp_control saved) { (void)saved; }
+csm_fp_environment csm_fp_enter(void) {
+    csm_fp_environment none = {0, 0};
+    return none;
+}
+void csm_fp_leave(csm_fp_environment saved) { (void)saved; }
 #endif
 
 #if defined(_OPENMP) && !defined(_WIN32)
@@ -70,7 +70,7 @@ int csm_threads_for(double elements, size_t units, int threads) {
     return threads > 1 && may_start_threads() ? threads : 1;
 }
 
-static double now(void) {
+double csm_now(void) {
     struct timespec t;
     timespec_get(&t, TIME_UTC);
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
@@ -79,31 +79,31 @@ static double now(void) {
 /* How long the calling thread computes before it looks for an interrupt. */
 #define INTERRUPT_SECONDS 0.03
 
+/* The calling thread (0) looks for an interrupt between two pieces; the clock runs on over the regions of a call. */
+static void look_for_interrupt(csm_interrupt *interrupt, atomic_int *status) {
+    double time = csm_now();
+    if (interrupt->last == 0) interrupt->last = time;
+    if (time - interrupt->last <= INTERRUPT_SECONDS && time >= interrupt->last) return;
+    csm_fp_environment saved = csm_fp_enter();
+    if (interrupt->check(interrupt->context)) atomic_store(status, CSM_INTERRUPTED);
+    csm_fp_leave(saved); /* Python code may have run in there */
+    interrupt->last = csm_now();
+}
+
 static void run_range(size_t begin, size_t end, size_t piece, int thread, csm_body body, void *context,
-                      const csm_interrupt *interrupt, atomic_int *status) {
-    fp_control saved = fp_enter();
-    double last = 0;
+                      csm_interrupt *interrupt, atomic_int *status) {
     while (begin < end && atomic_load_explicit(status, memory_order_relaxed) == CSM_OK) {
         size_t stop = end - begin > piece ? begin + piece : end;
         csm_status result = body(context, begin, stop, thread);
         if (result != CSM_OK) atomic_store(status, result);
         begin = stop;
-        if (thread == 0 && begin < end && interrupt->check) {
-            double time = now();
-            if (last == 0) last = time;
-            if (time - last > INTERRUPT_SECONDS || time < last) {
-                fp_leave(saved); /* Python code may run in there */
-                if (interrupt->check(interrupt->context)) atomic_store(status, CSM_INTERRUPTED);
-                saved = fp_enter();
-                last = now();
-            }
-        }
+        /* not after the only piece of a short call: the clock costs as much as ten rows */
+        if (thread == 0 && interrupt->check && (begin < end || interrupt->last != 0)) look_for_interrupt(interrupt, status);
     }
-    fp_leave(saved);
 }
 
 csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context,
-                        const csm_interrupt *interrupt) {
+                        csm_interrupt *interrupt) {
     atomic_int status = CSM_OK;
     if (piece == 0) piece = 1;
 #ifdef _OPENMP
@@ -113,7 +113,9 @@ csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, 
             size_t team = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
             size_t each = units / team, rest = units % team;
             size_t begin = me * each + (me < rest ? me : rest);
+            csm_fp_environment saved = csm_fp_enter(); /* workers do not inherit the caller's */
             run_range(begin, begin + each + (me < rest), piece, (int)me, body, context, interrupt, &status);
+            csm_fp_leave(saved);
         }
         return (csm_status)atomic_load(&status);
     }

@@ -39,8 +39,8 @@ typedef enum csm_dtype { CSM_DTYPES(CSM_DTYPE_ENUM) CSM_DTYPE_COUNT } csm_dtype;
 #undef CSM_DTYPE_ENUM
 
 /* Elements in a block of the blockwise specification (NUMERICS: every sum is made block by block, blocks are
- * combined in order), a multiple of the 128-element group.  Changing it changes bits. */
-enum { CSM_GROUP = 128, CSM_BLOCK = 4096 };
+ * combined in order).  Changing it changes bits. */
+enum { CSM_BLOCK = 4096, CSM_FLUSH = 512 }; /* CSM_FLUSH: see sum.inc.h */
 
 /* Constants of z = x / T for one compute type; every value is already rounded to that type. */
 typedef struct csm_temperature {

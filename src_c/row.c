@@ -41,6 +41,7 @@ typedef struct job {
     csm_row sums;
     int store;                      /* softmax: pass1 leaves e' in y */
     double max, shift;              /* transformation */
+    csm_interrupt *interrupt;       /* NULL: in order, not interrupted */
     double fill;
 } job;
 
@@ -206,7 +207,7 @@ static csm_status in_order(job *j, csm_body body) { return body(j, 0, blocks_of(
 static csm_status in_parallel(job *j, csm_body body) {
     size_t count = blocks_of(j->call->shape.n);
     int threads = csm_threads_for((double)j->call->shape.n, count, j->call->threads);
-    return csm_parallel(count, 64, threads, body, j, &j->call->interrupt);
+    return csm_parallel(count, 64, threads, body, j, j->interrupt);
 }
 
 static double block_max(const job *j) {
@@ -257,8 +258,9 @@ static csm_status row_transformed(job *j, runner run) {
     return run(j, pass2_transformed);
 }
 
-static csm_status run_row(const csm_call *c, const csm_one_row *row, const csm_row_scratch *scratch, runner run) {
-    job j = {.call = c, .row = row, .scratch = scratch, .blocks = scratch[0].blocks};
+static csm_status run_row(const csm_call *c, const csm_one_row *row, const csm_row_scratch *scratch, runner run,
+                          csm_interrupt *interrupt) {
+    job j = {.call = c, .row = row, .scratch = scratch, .blocks = scratch[0].blocks, .interrupt = interrupt};
     csm_status status;
     if (c->forward && c->always_transform) return row_transformed(&j, run);
     j.store = c->op == CSM_OP_softmax && c->itemsize == c->wide_size && y_direct(&j);
@@ -280,9 +282,9 @@ static csm_status run_row(const csm_call *c, const csm_one_row *row, const csm_r
 }
 
 void csm_row_any(const csm_call *c, const csm_one_row *row, const csm_row_scratch *scratch) {
-    run_row(c, row, scratch, in_order); /* in_order always returns CSM_OK: nothing in a row can fail */
+    run_row(c, row, scratch, in_order, NULL); /* in_order always returns CSM_OK: nothing in a row can fail */
 }
 
-csm_status csm_row_split(const csm_call *c, const csm_one_row *row, csm_row_scratch *each) {
-    return run_row(c, row, each, in_parallel);
+csm_status csm_row_split(csm_call *c, const csm_one_row *row, csm_row_scratch *each) {
+    return run_row(c, row, each, in_parallel, &c->interrupt);
 }

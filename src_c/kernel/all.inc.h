@@ -29,6 +29,7 @@
 #define EXP_EXPONENT_BIAS 127
 #define EXP_BIAS 60      /* B */
 #define EXP_SAFE 30      /* 1 / sum e' times 2^-30 is a normal number */
+#define EXP_SUM_START 0x1p66 /* more than 32 times the largest e', 1.42 2^B */
 #define EXP_MAGIC 0x1.8p23
 #define EXP_LOG2E 0x1.715476p0
 #define EXP_LN2_HI 0x1.62e430p-1
@@ -76,6 +77,7 @@
 #undef EXP_EXPONENT_BIAS
 #undef EXP_BIAS
 #undef EXP_SAFE
+#undef EXP_SUM_START
 #undef EXP_MAGIC
 #undef EXP_LOG2E
 #undef EXP_LN2_HI

@@ -46,55 +46,45 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     double ref = block->max;
     ref = ref > t->reference_limit ? t->reference_limit : ref;
     ref = ref < -t->reference_limit ? -t->reference_limit : ref;
-    V(t) m = V(set)(block->max), n0, count = V(zero)(), partial[V(PARTIALS)];
+    enum { STEP = V(CYCLE) > 8 ? V(CYCLE) : 8 }; /* vectors in flight, a multiple of the lanes' cycle */
+    V(t) m = V(set)(block->max), n0, count = V(zero)();
     V(shift) s = V(shift_to)(V(set)(ref), t, tempered, &n0);
     V(sum) sum;
     size_t i = 0;
     V(sum_zero)(&sum);
-    for (; i + CSM_GROUP <= k; i += CSM_GROUP) {
-        UNROLL
-        for (int l = 0; l < 32; l += V(W)) {
-            V(t) y[4];
+    while (i < k) {
+        const size_t end = k - i < CSM_FLUSH ? k : i + CSM_FLUSH;
+        for (; i + STEP * V(W) <= end; i += STEP * V(W)) {
+            if (ahead) {
+                for (size_t at = 0; at < STEP * V(W) * sizeof(T); at += 64) {
+                    PREFETCH(ahead + i * sizeof(T) + at);
+                    if (store) PREFETCH(ahead_to + i * sizeof(T) + at);
+                }
+            }
             UNROLL
-            for (int h = 0; h < 4; h++) {
-                V(t) z = LOAD(x + i + l + 32 * h);
-                y[h] = V(exp_value)(z, s, tempered);
-                if (store) V(STORE_REAL)(e + i + l + 32 * h, y[h]);
-                if (exact) y[h] = FN(without_max)(y[h], V(eq)(z, m), &count);
-            }
-            partial[l / V(W)] = V(sum_four)(&sum, l / V(W), y[0], y[1], y[2], y[3]);
-        }
-        if (ahead) {
-            for (size_t at = 0; at < CSM_GROUP * sizeof(T); at += 64) {
-                PREFETCH(ahead + i * sizeof(T) + at);
-                if (store) PREFETCH(ahead_to + i * sizeof(T) + at);
+            for (size_t v = 0; v < STEP; v++) {
+                V(t) z = LOAD(x + i + v * V(W)), y = V(exp_value)(z, s, tempered);
+                if (store) V(STORE_REAL)(e + i + v * V(W), y);
+                if (exact) y = FN(without_max)(y, V(eq)(z, m), &count);
+                V(sum_add)(&sum, v % V(CYCLE), y);
             }
         }
-        V(sum_group)(&sum, partial);
-    }
-    if (i < k) { /* a group that is not whole: its missing vectors are 0 */
-        enum { VECTORS = CSM_GROUP / V(W), QUARTER = 32 / V(W) };
-        V(t) y[VECTORS];
-        size_t v = 0;
-        for (; i + V(W) <= k; i += V(W), v++) {
-            V(t) z = LOAD(x + i);
-            y[v] = V(exp_value)(z, s, tempered);
-            if (store) V(STORE_REAL)(e + i, y[v]);
-            if (exact) y[v] = FN(without_max)(y[v], V(eq)(z, m), &count);
+        for (size_t v = 0; i + V(W) <= end; i += V(W), v = (v + 1) % V(CYCLE)) {
+            V(t) z = LOAD(x + i), y = V(exp_value)(z, s, tempered);
+            if (store) V(STORE_REAL)(e + i, y);
+            if (exact) y = FN(without_max)(y, V(eq)(z, m), &count);
+            V(sum_add)(&sum, v, y);
         }
-        if (i < k) {
-            V(t) z = LOAD_PART(x + i, k - i, V(set)(-CSM_INF));
-            y[v] = V(exp_value)(z, s, tempered);
-            if (store && last) *last = y[v];
-            if (store && !last) V(STORE_PART_REAL)(e + i, k - i, y[v]);
+        if (i < end) { /* the end of the row; the filler -inf gives 0 */
+            V(t) z = LOAD_PART(x + i, k - i, V(set)(-CSM_INF)), y = V(exp_value)(z, s, tempered);
+            if (store && last) *last = y;
+            if (store && !last) V(STORE_PART_REAL)(e + i, k - i, y);
             /* a maximum of -inf must not be found in the filler */
-            if (exact) y[v] = FN(without_max)(y[v], V(eq)(LOAD_PART(x + i, k - i, V(set)(CSM_NAN)), m), &count);
-            v++;
+            if (exact) y = FN(without_max)(y, V(eq)(LOAD_PART(x + i, k - i, V(set)(CSM_NAN)), m), &count);
+            V(sum_add)(&sum, i / V(W) % V(CYCLE), y);
+            i = k;
         }
-        for (; v < VECTORS; v++) y[v] = V(zero)();
-        for (int l = 0; l < QUARTER; l++)
-            partial[l] = V(sum_four)(&sum, l, y[l], y[l + QUARTER], y[l + 2 * QUARTER], y[l + 3 * QUARTER]);
-        V(sum_group)(&sum, partial);
+        V(sum_flush)(&sum);
     }
     V(sum_total)(&sum, &block->hi, &block->lo);
     REAL n[V(W)];
@@ -202,7 +192,7 @@ INLINE size_t FN(small_groups)(const csm_rows_job *job, const size_t most, const
         char *to = job->y + (ptrdiff_t)i * job->y_step;
         V(t) e[V(W)][V(SIXTEEN)], tops[V(W)], n0;
         REAL magic[V(W)], lowest[V(W)], f[V(W)], f_low[V(W)];
-        v64_t sums[V(W)][V(WIDE)], totals[V(PARTS)], back[V(PARTS)];
+        v64_t sums[V(W)][V(EIGHT)], totals[V(PARTS)], back[V(PARTS)];
         for (size_t r = 0; r < V(W); r++) {
             const T *x = (const T *)(a + (ptrdiff_t)r * job->a_step);
             tops[r] = low;
@@ -223,9 +213,9 @@ INLINE size_t FN(small_groups)(const csm_rows_job *job, const size_t most, const
             for (size_t v = 0; v < used; v++) e[r][v] = V(exp_value)(e[r][v], s, tempered);
             for (size_t v = used; v < V(SIXTEEN); v++) e[r][v] = V(zero)();
             V(sum_sixteen)(&sum, e[r]);
-            for (int p = 0; p < V(WIDE); p++) sums[r][p] = sum.lane[p];
+            V(sum_eight)(&sum, sums[r]);
         }
-        V(trees)((const v64_t(*)[V(WIDE)])sums, totals);
+        V(trees)((const v64_t(*)[V(EIGHT)])sums, totals);
         for (int p = 0; p < V(PARTS); p++) totals[p] = v64_div(v64_set(1), totals[p]);
         V(t) high = V(narrow)(totals);
         if (!(V(sum_exact)(V(sub)(high, high)) == 0)) return i; /* a sum is NaN */

@@ -85,7 +85,7 @@ INLINE V(t) FN(vjp_element)(V(t) dy, V(t) y, FN(vjp_constants) c, const int log)
         /* Not the logarithm of a probability beyond this; the exponent must not overflow. */
         V(exp_parts) p = V(exp)(V(min)(V(set)(EXP_LARGEST_LOG), y), c.shift, 0);
         d = V(fnma)(c.lo, p.scale, V(fnma)(c.hi, p.scale, dy));
-        d = V(fnma)(c.hi, V(mul)(p.p, p.r_scale), d);
+        d = V(fnma)(c.hi, V(mul)(p.t, p.scale), d);
         d = V(mul)(V(mul)(d, c.inv_t1), c.inv_t2);
     } else {
         d = V(mul)(V(mul)(V(mul)(y, c.inv_t1), V(sub)(V(sub)(dy, c.hi), c.lo)), c.inv_t2);
