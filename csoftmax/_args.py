@@ -245,4 +245,5 @@ def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device
     a = bits(axis_last(x, axes))
     b = bits(axis_last(y, axes)) if gradient else None
     mask = axis_last(where, axes) if where is not None else None
-    return Plan(_cpu.OPS[name], code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, out is not None)
+    op, given = _cpu.OPS[name], out is not None
+    return Plan(op, code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, given)

@@ -61,9 +61,10 @@ const char *csm_status_text(csm_status status) {
     return "unknown status";
 }
 
-#define UNARY(op, suffix)                                                                                             \
-    csm_status csm_##op##_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y, const csm_options *o) { \
-        return csm_run(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, x, NULL, y, o);                   \
+#define UNARY(op, suffix)                                                                           \
+    csm_status csm_##op##_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y,    \
+                                   const csm_options *o) {                                          \
+        return csm_run(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, x, NULL, y, o); \
     }
 #define BINARY(op, suffix)                                                                                            \
     csm_status csm_##op##_##suffix(const csm_shape *shape, const csm_view *dy, const csm_view *y, const csm_view *dx, \

@@ -96,15 +96,19 @@ static ptrdiff_t offset_of(const csm_shape *shape, const ptrdiff_t *strides, siz
     }
     return offset;
 }
-static ptrdiff_t last_stride(const csm_call *c, const csm_view *v) { return c->shape.ndim ? v->strides[c->shape.ndim - 1] : 0; }
+static ptrdiff_t last_stride(const csm_call *c, const csm_view *v) {
+    return c->shape.ndim ? v->strides[c->shape.ndim - 1] : 0;
+}
 
 static csm_one_row row_at(const csm_call *c, size_t row) {
     csm_one_row r;
     memset(&r, 0, sizeof r);
     r.a = (csm_strided){(const char *)c->a.data + offset_of(&c->shape, c->a.strides, row), 0, c->a.axis_stride};
-    if (c->has_b) r.b = (csm_strided){(const char *)c->b.data + offset_of(&c->shape, c->b.strides, row), 0, c->b.axis_stride};
+    if (c->has_b)
+        r.b = (csm_strided){(const char *)c->b.data + offset_of(&c->shape, c->b.strides, row), 0, c->b.axis_stride};
     if (c->has_where)
-        r.where = (csm_strided){(const char *)c->where.data + offset_of(&c->shape, c->where.strides, row), 0, c->where.axis_stride};
+        r.where = (csm_strided){(const char *)c->where.data + offset_of(&c->shape, c->where.strides, row), 0,
+                                c->where.axis_stride};
     r.y = (char *)c->y.data + offset_of(&c->shape, c->y.strides, row);
     r.y_axis = c->y.axis_stride;
     return r;
@@ -132,8 +136,11 @@ static csm_status run_rows(work *w, csm_rows_job job, int thread, const csm_stri
         char *memory = scratch(w, thread);
         if (!memory) return CSM_NO_MEMORY;
         csm_row_scratch s = csm_row_scratch_at(memory, c->shape.n);
-        csm_one_row row = {.a = {job.a, 0, (ptrdiff_t)c->itemsize}, .b = {job.b, 0, (ptrdiff_t)c->itemsize},
-                           .y = job.y, .y_axis = (ptrdiff_t)c->itemsize, .gathered = 1};
+        csm_one_row row = {.a = {job.a, 0, (ptrdiff_t)c->itemsize},
+                           .b = {job.b, 0, (ptrdiff_t)c->itemsize},
+                           .y = job.y,
+                           .y_axis = (ptrdiff_t)c->itemsize,
+                           .gathered = 1};
         if (where) row.where = (csm_strided){where->data + (ptrdiff_t)at * where->row, 0, where->axis};
         csm_row_any(c, &row, &s);
         at++;
@@ -152,15 +159,23 @@ static csm_status run_packed(work *w, size_t row, size_t rows, int thread) {
     for (size_t done = 0; done < rows;) {
         size_t most = pack_rows(n, size), count = rows - done < most ? rows - done : most;
         ptrdiff_t skip = (ptrdiff_t)done;
-        ptrdiff_t steps[4] = {last_stride(c, &c->a), last_stride(c, &c->b), last_stride(c, &c->y), last_stride(c, &c->where)};
+        ptrdiff_t steps[4] = {last_stride(c, &c->a), last_stride(c, &c->b), last_stride(c, &c->y),
+                              last_stride(c, &c->where)};
         csm_strided from_a = {r.a.data + skip * steps[0], steps[0], r.a.axis};
         csm_strided from_b = {c->has_b ? r.b.data + skip * steps[1] : NULL, steps[1], r.b.axis};
         csm_strided mask = {c->has_where ? r.where.data + skip * steps[3] : NULL, steps[3], r.where.axis};
         char *y = r.y + skip * steps[2];
         csm_gather(a, pitch, from_a, count, n, size, c->forward ? &mask : NULL, &c->absent);
         if (c->has_b) csm_gather(b, pitch, from_b, count, n, size, &mask, &c->absent);
-        csm_rows_job job = {.a = a, .b = b, .y = a, .a_step = (ptrdiff_t)pitch, .b_step = (ptrdiff_t)pitch,
-                            .y_step = (ptrdiff_t)pitch, .rows = count, .n = n, .temperature = &c->ordinary,
+        csm_rows_job job = {.a = a,
+                            .b = b,
+                            .y = a,
+                            .a_step = (ptrdiff_t)pitch,
+                            .b_step = (ptrdiff_t)pitch,
+                            .y_step = (ptrdiff_t)pitch,
+                            .rows = count,
+                            .n = n,
+                            .temperature = &c->ordinary,
                             .scratch = memory};
         csm_status status = run_rows(w, job, thread, c->has_where ? &mask : NULL);
         if (status != CSM_OK) return status;
@@ -182,10 +197,17 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     while (begin < end) {
         size_t count = run_length(w, begin, end);
         csm_one_row r = row_at(c, begin);
-        csm_rows_job job = {.a = r.a.data, .b = r.b.data, .y = r.y, .a_step = last_stride(c, &c->a),
-                            .b_step = last_stride(c, &c->b), .y_step = last_stride(c, &c->y), .rows = count,
-                            .n = c->shape.n, .temperature = &c->ordinary};
-        if (c->itemsize != c->wide_size && c->op == CSM_OP_softmax && !(job.scratch = scratch(w, thread))) return CSM_NO_MEMORY;
+        csm_rows_job job = {.a = r.a.data,
+                            .b = r.b.data,
+                            .y = r.y,
+                            .a_step = last_stride(c, &c->a),
+                            .b_step = last_stride(c, &c->b),
+                            .y_step = last_stride(c, &c->y),
+                            .rows = count,
+                            .n = c->shape.n,
+                            .temperature = &c->ordinary};
+        if (c->itemsize != c->wide_size && c->op == CSM_OP_softmax && !(job.scratch = scratch(w, thread)))
+            return CSM_NO_MEMORY;
         csm_status status = run_rows(w, job, thread, NULL);
         if (status != CSM_OK) return status;
         begin += count;
@@ -205,8 +227,13 @@ static csm_status groups_body(void *context, size_t begin, size_t end, int threa
             char *memory = scratch(w, thread);
             if (!memory) return CSM_NO_MEMORY;
             csm_one_row r = row_at(c, row);
-            csm_tile_job job = {.a = r.a.data, .y = r.y, .a_step = r.a.axis, .y_step = r.y_axis, .n = c->shape.n,
-                                .width = count, .temperature = &c->ordinary,
+            csm_tile_job job = {.a = r.a.data,
+                                .y = r.y,
+                                .a_step = r.a.axis,
+                                .y_step = r.y_axis,
+                                .n = c->shape.n,
+                                .width = count,
+                                .temperature = &c->ordinary,
                                 .scratch = memory + w->scratch_size - CSM_TILE_BYTES};
             if (c->kernels->tile(&job)) continue;
         }
@@ -254,8 +281,9 @@ static path choose(const csm_call *c, size_t rows, size_t inner) {
         return LONG;
     }
     if (plain) return ROWS;
-    if (!c->has_where && !c->has_b && c->kernels->tile && n > 0 && inner >= 8 && last_stride(c, &c->a) == (ptrdiff_t)size &&
-        last_stride(c, &c->y) == (ptrdiff_t)size && !(c->forward && c->always_transform)) {
+    if (!c->has_where && !c->has_b && c->kernels->tile && n > 0 && inner >= 8 &&
+        last_stride(c, &c->a) == (ptrdiff_t)size && last_stride(c, &c->y) == (ptrdiff_t)size &&
+        !(c->forward && c->always_transform)) {
         uintptr_t bits = (uintptr_t)c->a.data | (uintptr_t)c->y.data | (uintptr_t)c->a.axis_stride;
         if (c->keeps_axis) bits |= (uintptr_t)c->y.axis_stride;
         for (size_t i = 0; i < c->shape.ndim; i++) bits |= (uintptr_t)c->a.strides[i] | (uintptr_t)c->y.strides[i];
@@ -288,8 +316,14 @@ static csm_status run_call(csm_call *c, int threads) {
     if (c->threads > 1 && !(memory = calloc((size_t)c->threads, sizeof *memory))) return CSM_NO_MEMORY;
     if (c->scratch)
         for (int i = 0; i < c->threads; i++) memory[i] = c->scratch + (size_t)i * c->scratch_each;
-    work w = {.call = c, .path = p, .rows = rows, .inner = inner, .per = per, .pack_pitch = pack_pitch(n, c->itemsize),
-              .scratch_size = scratch_size(p, n, c->itemsize), .memory = memory};
+    work w = {.call = c,
+              .path = p,
+              .rows = rows,
+              .inner = inner,
+              .per = per,
+              .pack_pitch = pack_pitch(n, c->itemsize),
+              .scratch_size = scratch_size(p, n, c->itemsize),
+              .memory = memory};
 
     static csm_status (*const bodies[])(void *, size_t, size_t, int) = {rows_body, groups_body, groups_body, long_body};
     csm_status status;
@@ -351,7 +385,7 @@ static void prepare_temperature(csm_call *c) {
 }
 
 static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
-                      const csm_view *b, const csm_view *y, const csm_options *options) {
+                      const csm_view *b, const csm_view *y, const csm_options *options, csm_fp_environment *caller) {
     static const csm_options defaults = CSM_OPTIONS_INIT;
 #define SIZE(name, storage, compute) sizeof(storage),
 #define WIDE(name, storage, compute) CSM_DTYPE_##compute,
@@ -379,7 +413,8 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
     c.keeps_axis = keeps[op];
     c.has_where = options->where != NULL;
     c.temperature = options->temperature;
-    if (!(c.temperature >= 0) || (!c.forward && (c.temperature == 0 || !(c.temperature < CSM_INF)))) return CSM_BAD_TEMPERATURE;
+    if (!(c.temperature >= 0) || (!c.forward && (c.temperature == 0 || !(c.temperature < CSM_INF))))
+        return CSM_BAD_TEMPERATURE;
     size_t elements = c.itemsize;
     for (size_t i = 0; i < shape->ndim; i++) {
         if (shape->shape[i] == 0) return CSM_OK;
@@ -419,7 +454,7 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
             memcpy(&c.absent, &h, 2);
         }
     }
-    c.interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0};
+    c.interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0, *caller};
     c.scratch = options->scratch;
     c.threads = 1;
     if (c.scratch) {
@@ -427,13 +462,15 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
         size_t threads = options->threads < 1 ? 1 : (size_t)options->threads;
         if (options->scratch_size / threads < c.scratch_each) return CSM_SMALL_SCRATCH;
     }
-    return run_call(&c, options->threads);
+    csm_status status = run_call(&c, options->threads);
+    *caller = c.interrupt.caller; /* the callback may have changed it */
+    return status;
 }
 
 csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
                    const csm_view *b, const csm_view *y, const csm_options *options) {
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run(op, dtype, table, shape, a, b, y, options);
+    csm_status status = run(op, dtype, table, shape, a, b, y, options, &saved);
     csm_fp_leave(saved);
     return status;
 }

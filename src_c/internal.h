@@ -6,16 +6,17 @@
 #include "registry.h"
 
 /* parallel.c: the only file that knows of threads */
-typedef struct csm_interrupt {
-    int (*check)(void *context);
-    void *context;
-    double last;  /* when it was last called, or the call began; 0 = not yet known */
-} csm_interrupt;
 /* The default floating-point environment for the calling thread, and back.  Whole calls run in it: constants and
  * what is done between parallel regions must not depend on the caller's rounding mode or flush-to-zero. */
 typedef struct csm_fp_environment {
     uint64_t control, status;
 } csm_fp_environment;
+typedef struct csm_interrupt {
+    int (*check)(void *context);
+    void *context;
+    double last;               /* when it was last called, or the call began; 0 = not yet known */
+    csm_fp_environment caller; /* in which it is called */
+} csm_interrupt;
 csm_fp_environment csm_fp_enter(void);
 void csm_fp_leave(csm_fp_environment);
 typedef csm_status (*csm_body)(void *context, size_t begin, size_t end, int thread);

@@ -4,23 +4,23 @@
 #include <string.h>
 
 /* A fixed number of bytes, at any alignment. */
-#define COPY(size, to, from)                          \
-    do {                                              \
-        if (size == 2) memcpy((to), (from), 2);       \
-        else if (size == 4) memcpy((to), (from), 4);  \
-        else memcpy((to), (from), 8);                 \
+#define COPY(size, to, from)                         \
+    do {                                             \
+        if (size == 2) memcpy((to), (from), 2);      \
+        else if (size == 4) memcpy((to), (from), 4); \
+        else memcpy((to), (from), 8);                \
     } while (0)
 
 /* 2, 4 or 8 rows that lie element by element beside each other (a short axis after the softmax axis), aligned: with
  * the number of rows constant the compiler turns these loops into loads, shuffles and stores. */
-#define INTERLEAVED(T, ROWS)                                                                       \
+#define INTERLEAVED(T, ROWS)                                                                         \
     static void split_##T##_##ROWS(T *restrict to, size_t pitch, const T *restrict from, size_t n) { \
-        for (size_t j = 0; j < n; j++)                                                             \
-            for (size_t r = 0; r < ROWS; r++) to[r * pitch + j] = from[j * ROWS + r];              \
-    }                                                                                              \
-    static void join_##T##_##ROWS(T *restrict to, const T *restrict from, size_t pitch, size_t n) { \
-        for (size_t j = 0; j < n; j++)                                                             \
-            for (size_t r = 0; r < ROWS; r++) to[j * ROWS + r] = from[r * pitch + j];              \
+        for (size_t j = 0; j < n; j++)                                                               \
+            for (size_t r = 0; r < ROWS; r++) to[r * pitch + j] = from[j * ROWS + r];                \
+    }                                                                                                \
+    static void join_##T##_##ROWS(T *restrict to, const T *restrict from, size_t pitch, size_t n) {  \
+        for (size_t j = 0; j < n; j++)                                                               \
+            for (size_t r = 0; r < ROWS; r++) to[j * ROWS + r] = from[r * pitch + j];                \
     }
 INTERLEAVED(uint16_t, 2)
 INTERLEAVED(uint16_t, 4)
@@ -36,11 +36,11 @@ static int interleaved(const void *data, ptrdiff_t row, ptrdiff_t axis, size_t r
     return (rows == 2 || rows == 4 || rows == 8) && row == (ptrdiff_t)size && axis == (ptrdiff_t)(rows * size) &&
            (uintptr_t)data % size == 0;
 }
-#define FOR_INTERLEAVED(T, name, ...)                 \
-    do {                                              \
-        if (rows == 2) name##_##T##_2(__VA_ARGS__);   \
+#define FOR_INTERLEAVED(T, name, ...)                    \
+    do {                                                 \
+        if (rows == 2) name##_##T##_2(__VA_ARGS__);      \
         else if (rows == 4) name##_##T##_4(__VA_ARGS__); \
-        else name##_##T##_8(__VA_ARGS__);             \
+        else name##_##T##_8(__VA_ARGS__);                \
     } while (0)
 
 /* Inlined with constant itemsize.  Eight rows at a time: their lines of `to` stay in the first cache. */

@@ -84,9 +84,9 @@ static void look_for_interrupt(csm_interrupt *interrupt, atomic_int *status) {
     double time = csm_now();
     if (interrupt->last == 0) interrupt->last = time;
     if (time - interrupt->last <= INTERRUPT_SECONDS && time >= interrupt->last) return;
-    csm_fp_environment saved = csm_fp_enter();
+    csm_fp_leave(interrupt->caller); /* Python code may run in there */
     if (interrupt->check(interrupt->context)) atomic_store(status, CSM_INTERRUPTED);
-    csm_fp_leave(saved); /* Python code may have run in there */
+    interrupt->caller = csm_fp_enter();
     interrupt->last = csm_now();
 }
 
@@ -98,7 +98,8 @@ static void run_range(size_t begin, size_t end, size_t piece, int thread, csm_bo
         if (result != CSM_OK) atomic_store(status, result);
         begin = stop;
         /* not after the only piece of a short call: the clock costs as much as ten rows */
-        if (thread == 0 && interrupt->check && (begin < end || interrupt->last != 0)) look_for_interrupt(interrupt, status);
+        if (thread == 0 && interrupt->check && (begin < end || interrupt->last != 0))
+            look_for_interrupt(interrupt, status);
     }
 }
 

@@ -7,25 +7,25 @@
 #include <stdint.h>
 
 /*        name             second input, output has the softmax axis */
-#define CSM_OPS(X)              \
-    X(softmax,         0, 1)    \
-    X(log_softmax,     0, 1)    \
-    X(logsumexp,       0, 0)    \
-    X(softmax_vjp,     1, 1)    \
+#define CSM_OPS(X)       \
+    X(softmax, 0, 1)     \
+    X(log_softmax, 0, 1) \
+    X(logsumexp, 0, 0)   \
+    X(softmax_vjp, 1, 1) \
     X(log_softmax_vjp, 1, 1)
 
 /*        suffix storage    computes in */
-#define CSM_DTYPES(X)           \
-    X(f32,  float,    f32)      \
-    X(f64,  double,   f64)      \
-    X(f16,  uint16_t, f32)      \
+#define CSM_DTYPES(X)     \
+    X(f32, float, f32)    \
+    X(f64, double, f64)   \
+    X(f16, uint16_t, f32) \
     X(bf16, uint16_t, f32)
 
 /*        name    CPU bits needed; later rows are preferred */
-#define CSM_ISAS(X)                    \
-    X(scalar, 0)                       \
-    X(neon,   CSM_CPU_NEON)            \
-    X(avx2,   CSM_CPU_AVX2)            \
+#define CSM_ISAS(X)       \
+    X(scalar, 0)          \
+    X(neon, CSM_CPU_NEON) \
+    X(avx2, CSM_CPU_AVX2) \
     X(avx512, CSM_CPU_AVX2 | CSM_CPU_AVX512)
 
 enum { CSM_CPU_NEON = 1, CSM_CPU_AVX2 = 2, CSM_CPU_AVX512 = 4 };

@@ -82,7 +82,8 @@ static csm_status max_blocks(void *context, size_t begin, size_t end, int thread
     job *j = context;
     const csm_row_scratch *s = &j->scratch[thread];
     for (size_t i = begin; i < end; i++)
-        j->blocks[i].max = j->call->table->max[j->call->dtype](fetch(j, i, &j->row->a, s->raw_a, 1), block_length(j, i));
+        j->blocks[i].max =
+            j->call->table->max[j->call->dtype](fetch(j, i, &j->row->a, s->raw_a, 1), block_length(j, i));
     return CSM_OK;
 }
 
@@ -115,7 +116,8 @@ static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thre
 /* Transformed rows */
 
 static double value_at(const job *j, const char *wide, size_t i) {
-    return j->call->wide_size == 4 ? (double)((const float *)(const void *)wide)[i] : ((const double *)(const void *)wide)[i];
+    return j->call->wide_size == 4 ? (double)((const float *)(const void *)wide)[i]
+                                   : ((const double *)(const void *)wide)[i];
 }
 
 /* max, hi = 1 where the block holds NaN, count = elements that take part */
@@ -158,16 +160,16 @@ static csm_status fill_blocks(void *context, size_t begin, size_t end, int threa
     return CSM_OK;
 }
 
-#define TRANSFORM(REAL)                                                                    \
-    do {                                                                                   \
-        REAL *x = (REAL *)(void *)s->wide;                                                 \
-        const REAL shift = (REAL)j->shift, f = (REAL)c->scale1, g = (REAL)c->scale2;       \
-        const REAL max = (REAL)j->max;                                                     \
-        for (size_t l = 0; l < k; l++) {                                                   \
+#define TRANSFORM(REAL)                                                                           \
+    do {                                                                                          \
+        REAL *x = (REAL *)(void *)s->wide;                                                        \
+        const REAL shift = (REAL)j->shift, f = (REAL)c->scale1, g = (REAL)c->scale2;              \
+        const REAL max = (REAL)j->max;                                                            \
+        for (size_t l = 0; l < k; l++) {                                                          \
             if (c->temperature == 0) x[l] = x[l] == max ? 0 : x[l] < max ? (REAL)-CSM_INF : x[l]; \
-            else if (!(c->temperature < CSM_INF)) x[l] = x[l] > (REAL)-CSM_INF ? 0 : x[l]; \
-            else x[l] = (x[l] - shift) * f * g;                                            \
-        }                                                                                  \
+            else if (!(c->temperature < CSM_INF)) x[l] = x[l] > (REAL)-CSM_INF ? 0 : x[l];        \
+            else x[l] = (x[l] - shift) * f * g;                                                   \
+        }                                                                                         \
     } while (0)
 
 static const char *transformed(const job *j, size_t i, const csm_row_scratch *s) {
@@ -224,7 +226,10 @@ static csm_status fill_row(job *j, double value, runner run) {
         j->fill = value;
         return run(j, fill_blocks);
     }
-    union { float f; double d; } wide, narrow;
+    union {
+        float f;
+        double d;
+    } wide, narrow;
     if (c->wide_size == 4) wide.f = (float)value;
     else wide.d = value;
     c->table->narrow[c->dtype](&wide, &narrow, 1);

@@ -79,14 +79,22 @@ csm_status csm_logsumexp_f16(const csm_shape *, const csm_view *x, const csm_vie
 csm_status csm_logsumexp_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
 
 /* dx = dL/dx from dy = dL/dy and y, the result of the forward function; dx may be dy or y. */
-csm_status csm_softmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_softmax_vjp_f64(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_softmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_softmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_log_softmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_log_softmax_vjp_f64(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_log_softmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_log_softmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_softmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                               const csm_options *);
+csm_status csm_softmax_vjp_f64(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                               const csm_options *);
+csm_status csm_softmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                               const csm_options *);
+csm_status csm_softmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                                const csm_options *);
+csm_status csm_log_softmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                                   const csm_options *);
+csm_status csm_log_softmax_vjp_f64(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                                   const csm_options *);
+csm_status csm_log_softmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                                   const csm_options *);
+csm_status csm_log_softmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                                    const csm_options *);
 
 /* Enough scratch for any of the functions above on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);

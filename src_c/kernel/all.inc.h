@@ -118,7 +118,7 @@
 #define CSM_GLUE_(a, b) a##b
 #define CSM_GLUE(a, b) CSM_GLUE_(a, b)
 
-#define FORWARD(op, pass1, combine, suffix)                                                          \
+#define FORWARD(op, pass1, combine, suffix) \
     {op##_rows_##suffix, op##_tile_##suffix, pass1##_pass1_##suffix, combine##_combine_##suffix, op##_pass2_##suffix}
 #define BACKWARD(op, suffix) {op##_rows_##suffix, NULL, op##_pass1_##suffix, vjp_combine_##suffix, op##_pass2_##suffix}
 #define SOFTMAX(suffix, storage, compute) FORWARD(softmax, softmax, softmax, suffix),
@@ -132,7 +132,11 @@
 
 static const csm_table table = {
     CSM_NAME(CSM_UNIT),
-    {{CSM_DTYPES(SOFTMAX)}, {CSM_DTYPES(LOG_SOFTMAX)}, {CSM_DTYPES(LOGSUMEXP)}, {CSM_DTYPES(SOFTMAX_VJP)}, {CSM_DTYPES(LOG_SOFTMAX_VJP)}},
+    {{CSM_DTYPES(SOFTMAX)},
+     {CSM_DTYPES(LOG_SOFTMAX)},
+     {CSM_DTYPES(LOGSUMEXP)},
+     {CSM_DTYPES(SOFTMAX_VJP)},
+     {CSM_DTYPES(LOG_SOFTMAX_VJP)}},
     {CSM_DTYPES(MAX)},
     {CSM_DTYPES(WIDEN)},
     {CSM_DTYPES(NARROW)},

@@ -56,7 +56,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
         const size_t end = k - i < CSM_FLUSH ? k : i + CSM_FLUSH;
         for (; i + STEP * V(W) <= end; i += STEP * V(W)) {
             if (ahead) {
-                for (size_t at = 0; at < STEP * V(W) * sizeof(T); at += 64) {
+                for (size_t at = 0; at < STEP * V(W) *sizeof(T); at += 64) {
                     PREFETCH(ahead + i * sizeof(T) + at);
                     if (store) PREFETCH(ahead_to + i * sizeof(T) + at);
                 }
@@ -98,8 +98,8 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
 }
 
 /* One copy of each form, whoever calls it: the code is long. */
-static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, V(t) *last,
-                                   const char *ahead, const char *ahead_to) {
+static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block,
+                                   V(t) *last, const char *ahead, const char *ahead_to) {
     if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, last, ahead, ahead_to);
     else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, last, ahead, ahead_to);
 }
@@ -107,7 +107,8 @@ static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t
     if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL, NULL);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL, NULL);
 }
-static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block, const char *ahead) {
+static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block,
+                                   const char *ahead) {
     if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead, NULL);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead, NULL);
 }
@@ -184,7 +185,11 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
  * most: 1 where a row fits one vector, else 2 (a constant, so that loops over the vectors of a row vanish). */
 INLINE size_t FN(small_groups)(const csm_rows_job *job, const size_t most, const int tempered) {
     const csm_temperature *t = job->temperature;
-    const size_t n = job->n, used = V(SIXTEEN) == 1 ? 1 : V(SIXTEEN) == 2 ? most : (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
+    const size_t n = job->n,
+                 used = V(SIXTEEN) == 1   ? 1
+                        : V(SIXTEEN) == 2 ? most
+                                          : (n + V(W) - 1) / V(W),
+                 left = n - (used - 1) * V(W);
     const V(t) low = V(set)(-CSM_INF);
     size_t i = 0;
     for (; i + V(W) <= job->rows; i += V(W)) {
@@ -248,7 +253,8 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
 #if EXP_MANTISSA == 23
         if (op == CSM_OP_softmax && V(W) > 1 && rest.rows >= V(W)) {
             size_t groups = job->n <= V(W) ? tempered ? FN(small_groups)(&rest, 1, 1) : FN(small_groups)(&rest, 1, 0)
-                                           : tempered ? FN(small_groups)(&rest, 2, 1) : FN(small_groups)(&rest, 2, 0);
+                            : tempered     ? FN(small_groups)(&rest, 2, 1)
+                                           : FN(small_groups)(&rest, 2, 0);
             done += groups;
             rest.a += (ptrdiff_t)groups * job->a_step;
             rest.y += (ptrdiff_t)groups * job->y_step;
@@ -257,7 +263,9 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
         }
 #endif
 #define SMALL(name) (tempered ? FN(small)(&rest, CSM_OP_##name, 1) : FN(small)(&rest, CSM_OP_##name, 0))
-        size_t single = op == CSM_OP_softmax ? SMALL(softmax) : op == CSM_OP_log_softmax ? SMALL(log_softmax) : SMALL(logsumexp);
+        size_t single = op == CSM_OP_softmax       ? SMALL(softmax)
+                        : op == CSM_OP_log_softmax ? SMALL(log_softmax)
+                                                   : SMALL(logsumexp);
 #undef SMALL
         done += single;
         if (single < rest.rows) break;
@@ -267,7 +275,8 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
 
 /* softmax */
 
-static void FN(softmax_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t, csm_block *block) {
+static void FN(softmax_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t,
+                              csm_block *block) {
     (void)b;
     block->max = FN(max)(a, k);
     if (e) FN(exp_store)(a, e, k, t, block, NULL, (const char *)a + k * sizeof(T), (const char *)e + k * sizeof(T));
@@ -335,7 +344,8 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
 
 /* log_softmax and logsumexp */
 
-static void FN(log_softmax_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t, csm_block *block) {
+static void FN(log_softmax_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t,
+                                  csm_block *block) {
     (void)b;
     (void)e;
     block->max = FN(max)(a, k);

@@ -19,9 +19,7 @@ INLINE double csm_double_of(uint64_t u) {
 #define CSM_INF csm_double_of(0x7ff0000000000000u)
 
 /* 2^d for an integer d <= 1023, 0 below the normal numbers. */
-INLINE double csm_pow2(double d) {
-    return d < -1022 ? 0 : csm_double_of((uint64_t)(int64_t)(d + 1023) << 52);
-}
+INLINE double csm_pow2(double d) { return d < -1022 ? 0 : csm_double_of((uint64_t)(int64_t)(d + 1023) << 52); }
 
 /* sum += x, the rounding error into low (Knuth 1969). */
 INLINE void csm_two_sum(double *sum, double *low, double x) {

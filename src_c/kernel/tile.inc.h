@@ -37,7 +37,8 @@ INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int temper
                 low[l] = V(zero)();
             }
             for (; j < end; j++)
-                V(sum_one)(&sum[j % V(LANES)], &low[j % V(LANES)], FN(tile_term)(z + j * V(W), m, s, tempered, exact, count));
+                V(sum_one)(&sum[j % V(LANES)], &low[j % V(LANES)],
+                           FN(tile_term)(z + j * V(W), m, s, tempered, exact, count));
             for (int l = 0; l < V(LANES); l++) V(sum_wide)(wide[l], sum[l], low[l]);
         }
     }
@@ -86,7 +87,7 @@ INLINE void FN(tile_reciprocal)(const v64_t *hi, const v64_t *lo, REAL *r, REAL 
 
 INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     const csm_temperature *t = job->temperature;
-    const size_t n = job->n, width = job->width, whole = width / V(W) * V(W);
+    const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
     const size_t plane = (n | 1) * V(W); /* of z: one vector of rows, class after class */
     const int exact = op != CSM_OP_softmax;
     enum { AHEAD = 8 }; /* classes; the hardware does not prefetch across pages: (1000, 4096) axis 0, 0.88 -> 0.66 ns */
@@ -102,12 +103,12 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
             PREFETCH((const char *)x + AHEAD * job->a_step + (ptrdiff_t)at);
         for (size_t c = 0; c < whole; c += V(W)) {
             V(t) v = LOAD(x + c);
-            V(STORE_REAL)(to + c / V(W) * plane, v);
+            V(STORE_REAL)(to + c / V(W) *plane, v);
             V(STORE_REAL)(max + c, V(max)(v, V(LOAD_REAL)(max + c)));
         }
         if (whole < width) {
             V(t) v = LOAD_PART(x + whole, width - whole, V(zero)());
-            V(STORE_REAL)(to + whole / V(W) * plane, v);
+            V(STORE_REAL)(to + whole / V(W) *plane, v);
             V(STORE_REAL)(max + whole, V(max)(v, V(LOAD_REAL)(max + whole)));
         }
     }
@@ -118,8 +119,8 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
         V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
         V(shift) s = V(shift_to)(m, t, 1, &n0);
         v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
-        if (t->tempered) FN(tile_sum)(z + c / V(W) * plane, n, m, s, 1, exact, &count, hi, lo);
-        else FN(tile_sum)(z + c / V(W) * plane, n, m, s, 0, exact, &count, hi, lo);
+        if (t->tempered) FN(tile_sum)(z + c / V(W) *plane, n, m, s, 1, exact, &count, hi, lo);
+        else FN(tile_sum)(z + c / V(W) *plane, n, m, s, 0, exact, &count, hi, lo);
         if (!exact) {
             FN(tile_reciprocal)(hi, lo, factor + c, factor_low + c);
             V(t) r = V(LOAD_REAL)(factor + c);
@@ -134,7 +135,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
             v64_store_f64(h + p * v64_W, hi[p]);
             v64_store_f64(r + p * v64_W, lo[p]);
         }
-        for (size_t i = 0; i < V(W) && c + i < width; i++) {
+        for (size_t i = 0; i < V(W) &&c + i < width; i++) {
             csm_row row;
             row.max = (double)max[c + i];
             csm_log_tail((double)counts[i], h[i], r[i], (double)tops[i], &row);
@@ -151,7 +152,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
         for (size_t at = 0; j + AHEAD < n && at < width * sizeof(T); at += 64)
             PREFETCH((char *)y + AHEAD * job->y_step + (ptrdiff_t)at);
         for (size_t c = 0; c < width; c += V(W)) {
-            V(t) v = V(LOAD_REAL)(z + c / V(W) * plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
+            V(t) v = V(LOAD_REAL)(z + c / V(W) *plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
             v = exact ? V(fma)(V(sub)(v, V(LOAD_REAL)(max + c)), inv_t, f)
                       : FN(scaled)(v, f, V(LOAD_REAL)(factor_low + c));
             if (has_nan) v = V(select)(V(ordered)(f), v, V(set)(CSM_NAN));

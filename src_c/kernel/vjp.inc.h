@@ -44,12 +44,14 @@ INLINE void FN(dot)(const T *dy, const T *y, size_t k, csm_block *block, const i
     V(dot_total)(&dot, &block->hi, &block->lo);
 }
 
-static void FN(softmax_vjp_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t, csm_block *block) {
+static void FN(softmax_vjp_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t,
+                                  csm_block *block) {
     (void)e;
     (void)t;
     FN(dot)(a, b, k, block, 0);
 }
-static void FN(log_softmax_vjp_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t, csm_block *block) {
+static void FN(log_softmax_vjp_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t,
+                                      csm_block *block) {
     (void)e;
     (void)t;
     FN(dot)(a, b, k, block, 1);
@@ -94,13 +96,14 @@ INLINE V(t) FN(vjp_element)(V(t) dy, V(t) y, FN(vjp_constants) c, const int log)
     return V(drop)(absent, d);
 }
 
-INLINE void FN(vjp_pass2)(const T *dy, const T *y, T *dx, size_t k, const csm_temperature *t, const csm_row *row, const int log) {
+INLINE void FN(vjp_pass2)(const T *dy, const T *y, T *dx, size_t k, const csm_temperature *t, const csm_row *row,
+                          const int log) {
     FN(vjp_constants) c = FN(vjp_set)(t, row, log);
     size_t i = 0;
     for (; i + V(W) <= k; i += V(W)) STORE(dx + i, FN(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log));
     if (i < k)
-        STORE_PART(dx + i, k - i, FN(vjp_element)(LOAD_PART(dy + i, k - i, V(zero)()),
-                                                  LOAD_PART(y + i, k - i, c.absent), c, log));
+        STORE_PART(dx + i, k - i,
+                   FN(vjp_element)(LOAD_PART(dy + i, k - i, V(zero)()), LOAD_PART(y + i, k - i, c.absent), c, log));
 }
 static void FN(softmax_vjp_pass2)(const void *a, const void *b, void *y, size_t k, const csm_temperature *t,
                                   const csm_row *row, const csm_block *block) {

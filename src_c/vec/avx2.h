@@ -66,7 +66,10 @@ INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) {
 
 /* Eight half words: the first count of them from memory, the rest 0. */
 INLINE __m128i csm_load_part16(const uint16_t *p, size_t count) {
-    union { uint16_t h[8]; __m128i v; } u;
+    union {
+        uint16_t h[8];
+        __m128i v;
+    } u;
     u.v = _mm_setzero_si128();
     for (size_t i = 0; i < count; i++) u.h[i] = p[i];
     return u.v;

@@ -30,9 +30,7 @@ INLINE v32_mask v32_ordered(v32_t a) { return _mm512_cmp_ps_mask(a, a, _CMP_ORD_
 INLINE v32_t v32_keep(v32_mask m, v32_t a) { return _mm512_maskz_mov_ps(m, a); }
 INLINE v32_t v32_drop(v32_mask m, v32_t a) { return _mm512_maskz_mov_ps((__mmask16)~m, a); }
 INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return _mm512_mask_blend_ps(m, b, a); }
-INLINE __m256 csm_high256(v32_t a) {
-    return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1));
-}
+INLINE __m256 csm_high256(v32_t a) { return _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(a), 1)); }
 INLINE float v32_top(v32_t a) {
     __m256 q = _mm256_max_ps(_mm512_castps512_ps256(a), csm_high256(a));
     __m128 m = _mm_max_ps(_mm256_castps256_ps128(q), _mm256_extractf128_ps(q, 1));
@@ -57,8 +55,12 @@ INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) { _mm512_mask_st
 INLINE __m256i csm_load_part16(const uint16_t *p, size_t count) {
     return _mm256_maskz_loadu_epi16(csm_mask32(count), p);
 }
-INLINE void csm_store_part16(uint16_t *p, size_t count, __m256i v) { _mm256_mask_storeu_epi16(p, csm_mask32(count), v); }
-INLINE v32_t csm_with_fill(v32_t a, size_t count, v32_t fill) { return _mm512_mask_blend_ps(csm_mask32(count), fill, a); }
+INLINE void csm_store_part16(uint16_t *p, size_t count, __m256i v) {
+    _mm256_mask_storeu_epi16(p, csm_mask32(count), v);
+}
+INLINE v32_t csm_with_fill(v32_t a, size_t count, v32_t fill) {
+    return _mm512_mask_blend_ps(csm_mask32(count), fill, a);
+}
 
 INLINE __m256i csm_narrow_f16(v32_t a) {
     __m256i h = _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);

@@ -109,7 +109,9 @@ INLINE double v64_top(v64_t a) { return vmaxvq_f64(a); }
 INLINE double v64_sum_exact(v64_t a) { return vaddvq_f64(a); }
 INLINE v64_t v64_exponent(v64_t t) { return vreinterpretq_f64_u64(vshlq_n_u64(vreinterpretq_u64_f64(t), 52)); }
 INLINE v64_t v64_load_f64(const double *p) { return vld1q_f64(p); }
-INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) { return count ? vsetq_lane_f64(*p, fill, 0) : fill; }
+INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) {
+    return count ? vsetq_lane_f64(*p, fill, 0) : fill;
+}
 INLINE void v64_store_f64(double *p, v64_t a) { vst1q_f64(p, a); }
 INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
     if (count) *p = vgetq_lane_f64(a, 0);

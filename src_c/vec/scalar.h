@@ -42,15 +42,23 @@ INLINE v32_t v32_exponent(v32_t t) {
 INLINE v32_t v32_load_f32(const float *p) { return *p; }
 INLINE v32_t v32_load_part_f32(const float *p, size_t count, v32_t fill) { return count ? *p : fill; }
 INLINE void v32_store_f32(float *p, v32_t a) { *p = a; }
-INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) { if (count) *p = a; }
+INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) {
+    if (count) *p = a;
+}
 INLINE v32_t v32_load_f16(const uint16_t *p) { return csm_from_f16(*p); }
 INLINE v32_t v32_load_part_f16(const uint16_t *p, size_t count, v32_t fill) { return count ? csm_from_f16(*p) : fill; }
 INLINE void v32_store_f16(uint16_t *p, v32_t a) { *p = csm_to_f16(a); }
-INLINE void v32_store_part_f16(uint16_t *p, size_t count, v32_t a) { if (count) *p = csm_to_f16(a); }
+INLINE void v32_store_part_f16(uint16_t *p, size_t count, v32_t a) {
+    if (count) *p = csm_to_f16(a);
+}
 INLINE v32_t v32_load_bf16(const uint16_t *p) { return csm_from_bf16(*p); }
-INLINE v32_t v32_load_part_bf16(const uint16_t *p, size_t count, v32_t fill) { return count ? csm_from_bf16(*p) : fill; }
+INLINE v32_t v32_load_part_bf16(const uint16_t *p, size_t count, v32_t fill) {
+    return count ? csm_from_bf16(*p) : fill;
+}
 INLINE void v32_store_bf16(uint16_t *p, v32_t a) { *p = csm_to_bf16(a); }
-INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) { if (count) *p = csm_to_bf16(a); }
+INLINE void v32_store_part_bf16(uint16_t *p, size_t count, v32_t a) {
+    if (count) *p = csm_to_bf16(a);
+}
 
 typedef double v64_t;
 typedef int v64_mask;
@@ -84,7 +92,9 @@ INLINE v64_t v64_exponent(v64_t t) {
 INLINE v64_t v64_load_f64(const double *p) { return *p; }
 INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) { return count ? *p : fill; }
 INLINE void v64_store_f64(double *p, v64_t a) { *p = a; }
-INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) { if (count) *p = a; }
+INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
+    if (count) *p = a;
+}
 
 /* The lanes of a as float64, in order. */
 INLINE void v32_widen(v32_t a, v64_t out[1]) { out[0] = (double)a; }
