@@ -45,3 +45,10 @@ def seven_threads():
 def c_library(tmp_path):
     """Compile C source to a shared library and return its path."""
     return lambda source, name="helper": compile_library(tmp_path, source, name)
+
+
+@pytest.fixture(autouse=True)
+def default_threads():
+    """No test leaves its thread count to the next (asv's benchmarks set one when they are set up)."""
+    yield
+    csoftmax.set_num_threads(None)

@@ -7,6 +7,7 @@ tests/c/exp_exhaustive.json (tests/c/run.sh exp-all); its figures are quoted wit
 """
 
 import argparse
+import contextlib
 import datetime
 import json
 import platform
@@ -178,6 +179,39 @@ def exhaustive():
     return lines
 
 
+def onnxruntime_softmax(shape):
+    import onnx
+    import onnxruntime
+
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Softmax", ["x"], ["y"], axis=-1)], "softmax", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda values: session.run(None, {"x": values})[0]
+
+
+def peers():
+    """Largest error of float32 softmax beside whichever peers are installed, over the same rows."""
+    functions = {"csoftmax": csoftmax.softmax}
+    with contextlib.suppress(ImportError):
+        import scipy.special
+
+        functions["SciPy"] = lambda x: scipy.special.softmax(x, axis=-1)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        functions["PyTorch"] = lambda x: torch.softmax(torch.from_numpy(x), -1).numpy()
+    with contextlib.suppress(ImportError):
+        functions["ONNX Runtime"] = onnxruntime_softmax((256, 1000))
+    lines = ["| float32, (256, 1000), σ | " + " | ".join(functions) + " |", "|---" * (len(functions) + 1) + "|"]
+    for sigma in (1, 5, 20, 50):
+        x = logits((256, 1000), "float32", seed=7, sigma=sigma)
+        reference = oracle.softmax(x)
+        errors = [f"{np.max(oracle.ulps(f(x), reference, 'float32')):.1f}" for f in functions.values()]
+        lines.append(f"| {sigma} | " + " | ".join(errors) + " |")
+    return lines
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--effort", type=float, default=0.5, help="multiplies the number of elements")
@@ -216,6 +250,10 @@ def main():
         "- log_softmax_vjp: ULP of the largest of |dx|, |dy - s 2ⁿ|/T and |s (e^y - 2ⁿ)|/T, s = Σ dy.",
         "",
         *table(worst),
+        "",
+        "## Softmax beside its peers (sampled)",
+        "",
+        *peers(),
         "",
         "## float32 exp (exhaustive)",
         "",

@@ -39,8 +39,10 @@ def block(tmp_path, *modules):
     return os.pathsep.join([str(tmp_path), str(ROOT)])
 
 
-def test_info():
-    assert json.loads(command("info", "--json")) == json.loads(json.dumps(csoftmax.show_config("dicts")))
+def test_info(tmp_path):
+    # elsewhere than in the checkout, whose package would come before the installed one
+    found = json.loads(command("info", "--json", cwd=tmp_path))
+    assert found == json.loads(json.dumps(csoftmax.show_config("dicts")))
     page = command("info")
     assert f"csoftmax {csoftmax.__version__}" in page
     assert _cpu.isa() in page
