@@ -770,16 +770,17 @@ static void test_arguments(void) {
                       gradient[i]);
             }
             csm_shape none = {4, 2, {3, 0}}, no_class = {0, 1, {3}};
-            check(call(op, dtype, &none, &vx, &vx, &vy, NULL) == CSM_OK, "%s_%s: no rows", ops[op], dtypes[dtype]);
+            check(call(op, dtype, &none, &zeros, &zeros, &zeros, NULL) == CSM_OK, "%s_%s: no rows", ops[op],
+                  dtypes[dtype]);
             check(y[0] == -9 && y[1] == -9 && y[2] == -9 && y[3] == -9, "%s_%s: writes after an error", ops[op],
                   dtypes[dtype]);
             if (keeps[op]) {
-                check(call(op, dtype, &no_class, &vx, &vx, &vy, NULL) == CSM_OK, "%s_%s: no classes", ops[op],
+                check(call(op, dtype, &no_class, &zeros, &zeros, &zeros, NULL) == CSM_OK, "%s_%s: no classes", ops[op],
                       dtypes[dtype]);
             } else {
                 double all[4];
                 csm_view lse = {all, 0, {(ptrdiff_t)sizes_of[dtype]}};
-                check(call(op, dtype, &no_class, &vx, NULL, &lse, NULL) == CSM_OK, "%s_%s: no classes", ops[op],
+                check(call(op, dtype, &no_class, &zeros, NULL, &lse, NULL) == CSM_OK, "%s_%s: no classes", ops[op],
                       dtypes[dtype]);
                 for (size_t i = 0; i < 3; i++) check(get(dtype, all, i) == -INFINITY, "logsumexp of nothing");
             }
