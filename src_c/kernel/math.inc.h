@@ -9,7 +9,9 @@
  *
  * Rounding: x log2(e) + magic leaves an integer in the low bits.  The magic number includes the exponent bias,
  * magic = 0x1.8p23 + 127 + B - n0, so that these low bits are the exponent field of the scale 2^(n - n0 + B), one
- * shift away.  (x log2 e is never halfway between integers, so that n does not depend on the parity of n0.)
+ * shift away.  For T = 1 x log2 e is never halfway between
+ * integers; for another T it can be, and n then depends on the parity of n0, which is part of the specification: n0
+ * depends on the row alone, and every unit and path forms the same sum.
  */
 #ifndef V
 #error "math.inc.h needs V(name)"
