@@ -54,10 +54,10 @@ typedef struct csm_temperature {
 } csm_temperature;
 
 /* What one block of a row contributes.  Forward: reference exponent n, sum = hi + lo of e' over the block (over
- * the elements that are not the maximum, for the log family), count of elements equal to max, e' of max.
+ * the elements that are not the maximum, for the log family), count of elements equal to max, e' of max as a pair.
  * Backward: sum = hi + lo. */
 typedef struct csm_block {
-    double max, n, hi, lo, count, top;
+    double max, n, hi, lo, count, top, top_low;
 } csm_block;
 
 /* What a whole row needs in its second pass. */

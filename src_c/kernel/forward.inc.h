@@ -91,8 +91,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     V(STORE_REAL)(n, n0);
     block->n = (double)n[0];
     if (exact) {
-        V(STORE_REAL)(n, V(exp_value)(V(set)(ref), s, tempered));
-        block->top = (double)n[0];
+        csm_top(ref, t->t, EXP_BIAS, block);
         block->count = V(sum_exact)(count);
     }
 }
@@ -159,11 +158,12 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
             f = V(set)(row.r);
             f_low = V(set)(row.r_low);
         } else {
-            REAL top[V(W)];
-            V(STORE_REAL)(top, V(exp_value)(max, s, tempered));
-            block.top = (double)top[0];
+            REAL n0s[V(W)];
+            V(STORE_REAL)(n0s, n0);
+            block.n = (double)n0s[0];
+            csm_top(block.max, t->t, EXP_BIAS, &block);
             block.count = V(sum_exact)(count);
-            csm_log_tail(block.count, block.hi, block.lo, block.top, &row);
+            csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
             f = f_low = V(set)(-row.tail);
         }
         if (row.is_nan || op == CSM_OP_logsumexp) {
@@ -395,7 +395,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         if (!FN(ordinary)(block.max, t)) return i;
         FN(exp_exact)(x, job->n, t, &block, (const char *)x + job->a_step);
         row.max = block.max;
-        csm_log_tail(block.count, block.hi, block.lo, block.top, &row);
+        csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
         if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
         else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
     }

@@ -28,17 +28,17 @@ INLINE void csm_two_sum(double *sum, double *low, double x) {
     *sum = s;
 }
 
-/* log(1 + q), q >= 0; below 1 ULP (sampled with mpmath).
+/* log(1 + q + q_low), q >= 0, q_low below its last bit; below 1 ULP (sampled with mpmath).
  * 1 + q = 2^k (1 + f) (1 + c), sqrt(1/2) <= 1 + f < sqrt 2; with s = f / (2 + f), z = s^2:
  * log(1 + f) = f - (f^2/2 - s (f^2/2 + z Q(z))), Q a minimax polynomial of 2 (atanh(s)/s - 1) / z, error 5e-16.
  * Tang 1990 (ACM TOMS 16) gives the analysis of this form; the coefficients are our own Remez fit. */
-static inline double csm_log1p(double q) {
-    double f = q, c = 0, k = 0;
+static inline double csm_log1p(double q, double q_low) {
+    double f = q, c = q_low / (1 + q), k = 0;
     if (!(q < 0x1.a8279ap-2)) { /* sqrt 2 - 1 */
         double u = 1 + q;
         uint64_t bits;
         if (!(u < CSM_INF)) return u;
-        c = (q < 1 ? q - (u - 1) : 1 - (u - q)) / u;
+        c = ((q < 1 ? q - (u - 1) : 1 - (u - q)) + q_low) / u;
         memcpy(&bits, &u, 8);
         bits += 0x3ff0000000000000u - 0x3fe6a09e667f3bcdu; /* carries into the exponent from sqrt(1/2) on */
         k = (double)((int64_t)(bits >> 52) - 1023);
@@ -92,15 +92,43 @@ INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int singl
     csm_reciprocal(row->hi, row->lo, single, row);
 }
 
+/* e' = e^(max/T - n ln 2) 2^bias of a maximum as a pair, good to 0.1 ULP of double: what the log family divides by.
+ * Taken from the vectors' exp, its error would count twice where one other class makes up the sum (4.6 ULP in
+ * log_softmax, float64). */
+INLINE void csm_top(double max, double t, double bias, csm_block *block) {
+    const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
+    double z = max / t, p = block->n * ln2;
+    double z_low = fma(-z, t, max) / t - fma(block->n, ln2, -p) - block->n * ln2_low;
+    double near = z - p, r = near + z_low, r2 = r * r, scale = csm_pow2(bias); /* z and p are close: exact */
+    z_low = (near - r) + z_low;
+    double q = 0x1.ad7e35e7d73e4p-26;
+    q = q * r + 0x1.28ae790e15635p-22;
+    q = q * r + 0x1.71df27c50cf1bp-19;
+    q = q * r + 0x1.a01998fd3c442p-16;
+    q = q * r + 0x1.a01a01288200bp-13;
+    q = q * r + 0x1.6c16c18488a09p-10;
+    q = q * r + 0x1.111111112836ep-7;
+    q = q * r + 0x1.55555555506eap-5;
+    q = q * r + 0x1.55555555554f7p-3;
+    /* the same fit; its constant term is 1/2 + 0x1.4p-50 */
+    double half = r2 * 0.5, top = 1 + r, low = ((1 - top) + r) + (r2 * (q * r + 0x1.4p-50) + (z_low + r * z_low));
+    low += fma(r, r, -r2) * 0.5;
+    csm_two_sum(&top, &low, half);
+    block->top = (top + low) * scale;
+    block->top_low = ((top - (top + low)) + low) * scale;
+}
+
 /* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' = hi + lo without the maxima. */
-INLINE void csm_log_tail(double count, double hi, double lo, double top, csm_row *row) {
-    double q = (count - 1) + (hi + lo) / top;
+INLINE void csm_log_tail(double count, double hi, double lo, double top, double top_low, csm_row *row) {
+    double sum = hi + lo, quotient = sum / top, q = count - 1;
+    double q_low = (fma(-quotient, top, sum) + (((hi - sum) + lo) - quotient * top_low)) / top;
+    csm_two_sum(&q, &q_low, quotient);
     row->is_nan = q != q;
-    row->tail = row->is_nan ? q : csm_log1p(q);
+    row->tail = row->is_nan ? q : csm_log1p(q, q_low);
 }
 
 INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
-    double maxima = 0, top = 1;
+    double maxima = 0, top = 1, top_low = 0;
     csm_combine_sums(blocks, count, row);
     for (size_t b = 0; b < count; b++) {
         double scale = csm_pow2(blocks[b].n - row->n);
@@ -109,11 +137,13 @@ INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row)
         if (blocks[b].max == row->max) {
             maxima += blocks[b].count;
             top = blocks[b].top;
+            top_low = blocks[b].top_low;
         } else {
             csm_two_sum(&row->hi, &row->lo, blocks[b].count * blocks[b].top * scale);
+            row->lo += blocks[b].count * blocks[b].top_low * scale;
         }
     }
-    csm_log_tail(maxima, row->hi, row->lo, top, row);
+    csm_log_tail(maxima, row->hi, row->lo, top, top_low, row);
 }
 
 /* Backward: the sum as a pair. */

@@ -127,18 +127,21 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
             has_nan |= !(V(sum_exact)(V(sub)(r, r)) == 0);
             continue;
         }
-        REAL counts[V(W)], tops[V(W)];
+        REAL counts[V(W)], n0s[V(W)];
         double h[V(W)], r[V(W)];
-        V(STORE_REAL)(tops, V(exp_value)(m, s, 1)); /* r times 1 is r */
+        V(STORE_REAL)(n0s, n0);
         V(STORE_REAL)(counts, count);
         for (int p = 0; p < V(W) / v64_W; p++) {
             v64_store_f64(h + p * v64_W, hi[p]);
             v64_store_f64(r + p * v64_W, lo[p]);
         }
         for (size_t i = 0; i < V(W) &&c + i < width; i++) {
+            csm_block block;
             csm_row row;
             row.max = (double)max[c + i];
-            csm_log_tail((double)counts[i], h[i], r[i], (double)tops[i], &row);
+            block.n = (double)n0s[i];
+            csm_top(row.max, t->t, EXP_BIAS, &block);
+            csm_log_tail((double)counts[i], h[i], r[i], block.top, block.top_low, &row);
             factor[c + i] = (REAL)-row.tail;
             has_nan |= row.is_nan;
             if (op == CSM_OP_logsumexp) FN(logsumexp_pass2)(NULL, NULL, (T *)(void *)job->y + c + i, 1, t, &row, NULL);
