@@ -190,14 +190,10 @@ def run(int op, int dtype, a, b, y, where, double temperature, num_threads):
     cdef bint held[4]
     cdef int i
     held[0] = held[1] = held[2] = held[3] = False
-    options.size = sizeof(options)
+    options = cpu.csm_default_options()
     options.temperature = temperature
-    options.where = NULL
     options.threads = _threads(num_threads)
-    options.scratch = NULL
-    options.scratch_size = 0
     options.interrupt = _check_signals
-    options.interrupt_context = NULL
     try:
         for i, array in enumerate((a, y, b, where)):
             if array is not None:
@@ -296,14 +292,9 @@ def fast(int op, x, axis, temperature, where, out, device, num_threads):
         to_view.data = target.buf
         from_view.axis_stride = to_view.axis_stride = source.itemsize
         from_view.strides[0] = to_view.strides[0] = source.itemsize * <Py_ssize_t>shape.n
-        options.size = sizeof(options)
-        options.temperature = 1
-        options.where = NULL
+        options = cpu.csm_default_options()
         options.threads = threads
-        options.scratch = NULL
-        options.scratch_size = 0
         options.interrupt = _check_signals
-        options.interrupt_context = NULL
         if elements < KEEP_GIL:
             status = csm_run(op, dtype, csm_current_table(), &shape, &from_view, NULL, &to_view, &options)
         else:

@@ -40,7 +40,7 @@ cdef extern from "csoftmax.h" nogil:
         int (*interrupt)(void *context) noexcept nogil
         void *interrupt_context
 
-    csm_options CSM_OPTIONS_INIT
+    csm_options csm_default_options()
 
     csm_status csm_softmax_f32(const csm_shape *, const csm_view *, const csm_view *, const csm_options *)
     csm_status csm_softmax_f64(const csm_shape *, const csm_view *, const csm_view *, const csm_options *)

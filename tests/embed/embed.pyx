@@ -18,14 +18,9 @@ def softmax(const float[:, :] x, float[:, :] y, double temperature, int threads)
     target.data = &y[0, 0]
     target.axis_stride = y.strides[1]
     target.strides[0] = y.strides[0]
-    options.size = sizeof(options)
+    options = cpu.csm_default_options()
     options.temperature = temperature
-    options.where = NULL
     options.threads = threads
-    options.scratch = NULL
-    options.scratch_size = 0
-    options.interrupt = NULL
-    options.interrupt_context = NULL
     with nogil:
         status = cpu.csm_softmax_f32(&shape, &source, &target, &options)
     return <int>status
