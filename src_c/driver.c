@@ -12,23 +12,12 @@
 #include <stdlib.h>
 
 enum {
-    PIECE = 256 * 1024,       /* elements between two looks at the clock */
-    PACK_BYTES = 64 * 1024,   /* of one packed group ... */
-    PACK_LIMIT = 8 << 20,     /* ... unless eight rows need more, up to this; longer rows are not packed */
-    PACK_ROWS = 64,
-    SPLIT = 1 << 20,          /* rows from here on are split over threads however many there are */
+    SPLIT = 1 << 20, /* rows from here on are split over threads however many there are */
     ALIGN = 64
 };
 
 static size_t rounded(size_t size) { return (size + ALIGN - 1) / ALIGN * ALIGN; }
 
-/* Bytes between rows of a packed group: an odd number of cache lines, so that rows do not share a set. */
-static size_t pack_pitch(size_t n, size_t itemsize) { return ((n * itemsize + 63) / 64 | 1) * 64; }
-static size_t pack_rows(size_t n, size_t itemsize) {
-    size_t pitch = pack_pitch(n, itemsize), rows = PACK_BYTES / pitch;
-    if (rows < 8) rows = 8 * pitch <= PACK_LIMIT ? 8 : 1;
-    return rows > PACK_ROWS ? PACK_ROWS : rows;
-}
 static size_t tile_width(size_t n, size_t wide_size) {
     size_t width = 256 * 1024 / ((n | 1) * wide_size) / 16 * 16; /* stays in the second-level cache */
     if (width > CSM_TILE_WIDTH) width = CSM_TILE_WIDTH;
@@ -50,7 +39,7 @@ typedef struct work {
 static size_t scratch_size(path p, size_t n, size_t itemsize) {
     size_t size = csm_row_scratch_size(n);
     if (p == TILES) size += CSM_TILE_BYTES;
-    if (p == PACKED || p == TILES) size += 2 * pack_pitch(n, itemsize) * pack_rows(n, itemsize);
+    if (p == PACKED || p == TILES) size += 2 * csm_pack_pitch(n, itemsize) * csm_pack_rows(n, itemsize);
     if (p == ROWS) size += CSM_BLOCK * sizeof(float);
     return rounded(size);
 }
@@ -61,41 +50,16 @@ size_t csm_scratch_size(const csm_shape *shape, int threads) {
     for (int p = ROWS; p <= LONG; p++)
         for (size_t itemsize = 2; itemsize <= 8; itemsize *= 2) {
             size_t size = scratch_size((path)p, shape->n, itemsize);
-            if (size > most && !(p == PACKED && shape->n * itemsize > PACK_LIMIT)) most = size;
+            if (size > most && !(p == PACKED && shape->n * itemsize > CSM_PACK_LIMIT)) most = size;
         }
     return most * (size_t)(threads < 1 ? 1 : threads);
 }
 
 static char *scratch(work *w, int thread) {
-    if (!w->memory[thread]) {
-        void *memory = NULL;
-#if defined(_WIN32)
-        memory = _aligned_malloc(w->scratch_size, ALIGN);
-#else
-        if (posix_memalign(&memory, ALIGN, w->scratch_size)) memory = NULL;
-#endif
-        w->memory[thread] = memory;
-    }
+    if (!w->memory[thread]) w->memory[thread] = csm_allocate(w->scratch_size);
     return w->memory[thread];
 }
 
-static void release(void *memory) {
-#if defined(_WIN32)
-    _aligned_free(memory);
-#else
-    free(memory);
-#endif
-}
-
-/* Byte offset of a row from the indices of its batch axes. */
-static ptrdiff_t offset_of(const csm_shape *shape, const ptrdiff_t *strides, size_t row) {
-    ptrdiff_t offset = 0;
-    for (size_t i = shape->ndim; i-- > 0;) {
-        offset += (ptrdiff_t)(row % shape->shape[i]) * strides[i];
-        row /= shape->shape[i];
-    }
-    return offset;
-}
 static ptrdiff_t last_stride(const csm_call *c, const csm_view *v) {
     return c->shape.ndim ? v->strides[c->shape.ndim - 1] : 0;
 }
@@ -103,13 +67,13 @@ static ptrdiff_t last_stride(const csm_call *c, const csm_view *v) {
 static csm_one_row row_at(const csm_call *c, size_t row) {
     csm_one_row r;
     memset(&r, 0, sizeof r);
-    r.a = (csm_strided){(const char *)c->a.data + offset_of(&c->shape, c->a.strides, row), 0, c->a.axis_stride};
+    r.a = (csm_strided){(const char *)c->a.data + csm_offset(&c->shape, c->a.strides, row), 0, c->a.axis_stride};
     if (c->has_b)
-        r.b = (csm_strided){(const char *)c->b.data + offset_of(&c->shape, c->b.strides, row), 0, c->b.axis_stride};
+        r.b = (csm_strided){(const char *)c->b.data + csm_offset(&c->shape, c->b.strides, row), 0, c->b.axis_stride};
     if (c->has_where)
-        r.where = (csm_strided){(const char *)c->where.data + offset_of(&c->shape, c->where.strides, row), 0,
+        r.where = (csm_strided){(const char *)c->where.data + csm_offset(&c->shape, c->where.strides, row), 0,
                                 c->where.axis_stride};
-    r.y = (char *)c->y.data + offset_of(&c->shape, c->y.strides, row);
+    r.y = (char *)c->y.data + csm_offset(&c->shape, c->y.strides, row);
     r.y_axis = c->y.axis_stride;
     return r;
 }
@@ -154,10 +118,10 @@ static csm_status run_packed(work *w, size_t row, size_t rows, int thread) {
     const size_t n = c->shape.n, size = c->itemsize, pitch = w->pack_pitch;
     char *memory = scratch(w, thread);
     if (!memory) return CSM_NO_MEMORY;
-    char *a = memory + csm_row_scratch_size(n), *b = a + pitch * pack_rows(n, size);
+    char *a = memory + csm_row_scratch_size(n), *b = a + pitch * csm_pack_rows(n, size);
     csm_one_row r = row_at(c, row);
     for (size_t done = 0; done < rows;) {
-        size_t most = pack_rows(n, size), count = rows - done < most ? rows - done : most;
+        size_t most = csm_pack_rows(n, size), count = rows - done < most ? rows - done : most;
         ptrdiff_t skip = (ptrdiff_t)done;
         ptrdiff_t steps[4] = {last_stride(c, &c->a), last_stride(c, &c->b), last_stride(c, &c->y),
                               last_stride(c, &c->where)};
@@ -277,7 +241,7 @@ static path choose(const csm_call *c, size_t rows, size_t inner) {
                 (!c->has_b || csm_contiguous_view(&c->shape, &c->b, size, 1)) &&
                 csm_contiguous_view(&c->shape, &c->y, size, c->keeps_axis);
     if (n > CSM_BLOCK) {
-        if (!plain && n * size <= PACK_LIMIT / 8 && rows > 1) return PACKED;
+        if (!plain && n * size <= CSM_PACK_LIMIT / 8 && rows > 1) return PACKED;
         return LONG;
     }
     if (plain) return ROWS;
@@ -303,7 +267,7 @@ static csm_status run_call(csm_call *c, int threads) {
     int split = p == LONG && (n >= SPLIT || rows < (size_t)threads);
     size_t per = 1, units = rows;
     if (p == TILES) per = tile_width(n, c->wide_size);
-    if (p == PACKED) per = pack_rows(n, c->itemsize);
+    if (p == PACKED) per = csm_pack_rows(n, c->itemsize);
     if (p == TILES || p == PACKED) {
         if (p == TILES && threads > 1) /* at least one tile for each thread */
             while (per > 16 && rows / inner * ((inner + per - 1) / per) < (size_t)threads) per /= 2;
@@ -321,7 +285,7 @@ static csm_status run_call(csm_call *c, int threads) {
               .rows = rows,
               .inner = inner,
               .per = per,
-              .pack_pitch = pack_pitch(n, c->itemsize),
+              .pack_pitch = csm_pack_pitch(n, c->itemsize),
               .scratch_size = scratch_size(p, n, c->itemsize),
               .memory = memory};
 
@@ -329,10 +293,10 @@ static csm_status run_call(csm_call *c, int threads) {
     csm_status status;
     if (split) c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions */
     if (split) status = run_split(&w, c);
-    else status = csm_parallel(units, PIECE / (per * n + 1) + 1, c->threads, bodies[p], &w, &c->interrupt);
+    else status = csm_parallel(units, CSM_PIECE / (per * n + 1) + 1, c->threads, bodies[p], &w, &c->interrupt);
 
     if (!c->scratch)
-        for (int i = 0; i < c->threads; i++) release(memory[i]);
+        for (int i = 0; i < c->threads; i++) csm_release(memory[i]);
     if (memory != &one) free(memory);
     return status;
 }
@@ -358,7 +322,7 @@ static void set_temperature(csm_temperature *t, double value, int single) {
     t->inv_t2 = 1;
 }
 
-static void prepare_temperature(csm_call *c) {
+void csm_set_temperature(csm_call *c) {
     const int single = c->wide_size == 4;
     const double t = c->temperature, range = single ? 0x1p60 : 0x1p500;
     c->scale1 = c->scale2 = 1;
@@ -442,7 +406,7 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
     for (size_t i = 0; i < shape->ndim; i++) c.shape.shape[i] = shape->shape[i];
     csm_collapse(&c.shape, views, count);
 
-    prepare_temperature(&c);
+    csm_set_temperature(&c);
     const float no_class_f32 = -(float)CSM_INF;
     const double no_class_f64 = -CSM_INF;
     c.absent = 0; /* softmax_vjp: y = 0; elsewhere -inf */

@@ -37,6 +37,16 @@ void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n,
 void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows, size_t n,
                  size_t itemsize);
 int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
+/* Rows copied to scratch in groups: bytes between two of them (an odd number of cache lines, so that rows do not share
+ * a set), and how many. */
+size_t csm_pack_pitch(size_t n, size_t itemsize);
+size_t csm_pack_rows(size_t n, size_t itemsize);
+enum { CSM_PACK_LIMIT = 8 << 20, CSM_PIECE = 256 * 1024 /* elements between two looks at the clock */ };
+void *csm_allocate(size_t size); /* aligned to a cache line, or NULL */
+void csm_release(void *);
+/* Byte offset of a row from the indices of its batch axes. */
+ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row);
+enum { CSM_MAX_VIEWS = 8 };
 /* Orders the batch axes by the strides of x, drops those of length 1 and joins those that allow it. */
 void csm_collapse(csm_shape *shape, csm_view *const *views, int count);
 
@@ -63,6 +73,8 @@ typedef struct csm_call {
     size_t scratch_each;             /* bytes a thread */
 } csm_call;
 
+/* The constants of a call from its temperature, dtype sizes known. */
+void csm_set_temperature(csm_call *);
 csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
                    const csm_view *y, const csm_options *);
 
@@ -83,6 +95,9 @@ csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
 void csm_row_any(const csm_call *, const csm_one_row *, const csm_row_scratch *);
 /* The same with the blocks of the row handed to threads; scratch: one a thread, blocks of the first are used. */
 csm_status csm_row_split(csm_call *, const csm_one_row *, csm_row_scratch *each);
+
+/* The transformation that row.c describes, of one block in the compute type. */
+void csm_transform(const csm_call *, void *wide, size_t k, double max, double shift);
 
 /* dispatch.c */
 const csm_table *csm_current_table(void);

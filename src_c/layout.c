@@ -1,7 +1,17 @@
 /* Strided copies and the normal form of a layout. */
+#ifndef _POSIX_C_SOURCE
+#define _POSIX_C_SOURCE 200809L
+#endif
 #include "internal.h"
 
+#include <stdlib.h>
 #include <string.h>
+
+enum {
+    PACK_BYTES = 64 * 1024, /* of one packed group, unless eight rows need more, up to CSM_PACK_LIMIT */
+    PACK_ROWS = 64,
+    ALIGN = 64
+};
 
 /* A fixed number of bytes, at any alignment. */
 #define COPY(size, to, from)                         \
@@ -117,6 +127,39 @@ int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t ite
     return bits % itemsize == 0;
 }
 
+size_t csm_pack_pitch(size_t n, size_t itemsize) { return ((n * itemsize + 63) / 64 | 1) * 64; }
+size_t csm_pack_rows(size_t n, size_t itemsize) {
+    size_t pitch = csm_pack_pitch(n, itemsize), rows = PACK_BYTES / pitch;
+    if (rows < 8) rows = 8 * pitch <= CSM_PACK_LIMIT ? 8 : 1;
+    return rows > PACK_ROWS ? PACK_ROWS : rows;
+}
+
+void *csm_allocate(size_t size) {
+    void *memory = NULL;
+#if defined(_WIN32)
+    memory = _aligned_malloc(size, ALIGN);
+#else
+    if (posix_memalign(&memory, ALIGN, size)) memory = NULL;
+#endif
+    return memory;
+}
+void csm_release(void *memory) {
+#if defined(_WIN32)
+    _aligned_free(memory);
+#else
+    free(memory);
+#endif
+}
+
+ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row) {
+    ptrdiff_t offset = 0;
+    for (size_t i = shape->ndim; i-- > 0;) {
+        offset += (ptrdiff_t)(row % shape->shape[i]) * strides[i];
+        row /= shape->shape[i];
+    }
+    return offset;
+}
+
 static size_t magnitude(ptrdiff_t stride) { return stride < 0 ? 0 - (size_t)stride : (size_t)stride; }
 
 void csm_collapse(csm_shape *shape, csm_view *const *views, int count) {
@@ -124,7 +167,7 @@ void csm_collapse(csm_shape *shape, csm_view *const *views, int count) {
     for (size_t i = 0; i < shape->ndim; i++) { /* drop length 1, insert by falling stride of the first view */
         if (shape->shape[i] == 1) continue;
         size_t length = shape->shape[i], at = ndim;
-        ptrdiff_t strides[4];
+        ptrdiff_t strides[CSM_MAX_VIEWS];
         for (int v = 0; v < count; v++) strides[v] = views[v]->strides[i];
         while (at > 0 && magnitude(views[0]->strides[at - 1]) < magnitude(strides[0])) {
             shape->shape[at] = shape->shape[at - 1];

@@ -162,22 +162,26 @@ static csm_status fill_blocks(void *context, size_t begin, size_t end, int threa
 
 #define TRANSFORM(REAL)                                                                           \
     do {                                                                                          \
-        REAL *x = (REAL *)(void *)s->wide;                                                        \
-        const REAL shift = (REAL)j->shift, f = (REAL)c->scale1, g = (REAL)c->scale2;              \
-        const REAL max = (REAL)j->max;                                                            \
+        REAL *x = wide;                                                                           \
+        const REAL by = (REAL)shift, f = (REAL)c->scale1, g = (REAL)c->scale2;                    \
+        const REAL top = (REAL)max;                                                               \
         for (size_t l = 0; l < k; l++) {                                                          \
-            if (c->temperature == 0) x[l] = x[l] == max ? 0 : x[l] < max ? (REAL)-CSM_INF : x[l]; \
+            if (c->temperature == 0) x[l] = x[l] == top ? 0 : x[l] < top ? (REAL)-CSM_INF : x[l]; \
             else if (!(c->temperature < CSM_INF)) x[l] = x[l] > (REAL)-CSM_INF ? 0 : x[l];        \
-            else x[l] = (x[l] - shift) * f * g;                                                   \
+            else x[l] = (x[l] - by) * f * g;                                                      \
         }                                                                                         \
     } while (0)
+
+void csm_transform(const csm_call *c, void *wide, size_t k, double max, double shift) {
+    if (c->wide_size == 4) TRANSFORM(float);
+    else TRANSFORM(double);
+}
 
 static const char *transformed(const job *j, size_t i, const csm_row_scratch *s) {
     const csm_call *c = j->call;
     size_t k = block_length(j, i);
     c->table->widen[c->dtype](fetch(j, i, &j->row->a, s->raw_a, 1), s->wide, k);
-    if (c->wide_size == 4) TRANSFORM(float);
-    else TRANSFORM(double);
+    csm_transform(c, s->wide, k, j->max, j->shift);
     return s->wide;
 }
 
