@@ -3,11 +3,16 @@
 from ._args import DeviceError
 from ._config import __version__, get_include, get_library, show_config
 from ._threads import get_num_threads, set_num_threads, threads
+from .cross_entropy import CrossEntropyResult, check_labels, cross_entropy, cross_entropy_with_grad
 from .softmax import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
 
 __all__ = [
+    "CrossEntropyResult",
     "DeviceError",
     "__version__",
+    "check_labels",
+    "cross_entropy",
+    "cross_entropy_with_grad",
     "get_include",
     "get_library",
     "get_num_threads",

@@ -92,16 +92,21 @@ def as_float(name, x):
     )
 
 
+def as_number(name, given):
+    """A real number as a float."""
+    if isinstance(given, (bool, np.bool_, str, bytes, bytearray)) or np.ndim(given) != 0:
+        raise TypeError(f"{name} must be a real number, got {given!r}")
+    try:
+        return float(given)
+    except TypeError:
+        raise TypeError(f"{name} must be a real number, got {given!r}") from None
+    except OverflowError:
+        raise ValueError(f"{name} must be within the range of float64; got an integer beyond it") from None
+
+
 def check_temperature(temperature, gradient):
     """T as a float."""
-    if isinstance(temperature, (bool, np.bool_, str, bytes, bytearray)) or np.ndim(temperature) != 0:
-        raise TypeError(f"temperature must be a real number, got {temperature!r}")
-    try:
-        value = float(temperature)
-    except TypeError:
-        raise TypeError(f"temperature must be a real number, got {temperature!r}") from None
-    except OverflowError:
-        raise ValueError("temperature must be within the range of float64; got an integer beyond it") from None
+    value = as_number("temperature", temperature)
     if not value >= 0 or (gradient and not 0 < value < math.inf):
         allowed = "positive and finite in a gradient" if gradient else "at least 0"
         raise ValueError(f"temperature must be {allowed}, got {temperature!r}")
@@ -192,6 +197,23 @@ def bits(x):
     return x.view(np.uint16) if is_bfloat16(x.dtype) else x
 
 
+def result_rows(result, x, axes, reduces=False):
+    """The result with the axes last (`final`), what a backend writes (`work`), and that with the axes joined (`rows`).
+
+    Where `final` cannot be written as rows of x's dtype, `work` is a temporary, to be copied to it in the end.
+    reduces: the result lacks the axes, or has them with length 1.
+    """
+    final = result if reduces else np.moveaxis(result.reshape(x.shape), axes, range(x.ndim - len(axes), x.ndim))
+    shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    if not reduces:
+        shape += (math.prod(x.shape[i] for i in axes),)
+    work, rows = final, final.reshape(shape)
+    if final.dtype != x.dtype or not np.may_share_memory(rows, final):
+        work = np.empty(final.shape, x.dtype)
+        rows = work.reshape(shape)
+    return final, work, rows
+
+
 def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device=None, num_threads=None, keepdims=None):
     """Check the arguments of operation `name` and lay them out.
 
@@ -233,17 +255,250 @@ def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device
         x = x.reshape(1)
         y = y.reshape(1) if gradient else None
         where = where.reshape(1) if where is not None else None
-    # The result with the softmax axes last; where it cannot be written so, a temporary is, and copied in the end.
-    final = result if reduces else np.moveaxis(result.reshape(x.shape), axes, range(x.ndim - len(axes), x.ndim))
-    rows_shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    if not reduces:
-        rows_shape += (math.prod(x.shape[i] for i in axes),)
-    work, rows = final, final.reshape(rows_shape)
-    if final.dtype != x.dtype or not np.may_share_memory(rows, final):
-        work = np.empty(final.shape, x.dtype)
-        rows = work.reshape(rows_shape)
+    final, work, rows = result_rows(result, x, axes, reduces)
     a = bits(axis_last(x, axes))
     b = bits(axis_last(y, axes)) if gradient else None
     mask = axis_last(where, axes) if where is not None else None
     op, given = _cpu.OPS[name], out is not None
     return Plan(op, code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, given)
+
+
+# Cross-entropy
+
+
+class LossPlan(NamedTuple):
+    """What `_cpu.run_loss` takes, in its order, and what becomes of the results."""
+
+    dtype: int
+    x: np.ndarray
+    y: np.ndarray | None
+    loss: np.ndarray
+    labels: np.ndarray | None
+    ignore: int | None
+    soft: np.ndarray | None
+    weight: np.ndarray | None
+    sample_weight: np.ndarray | None
+    upstream: np.ndarray | None
+    temperature: float
+    label_smoothing: float
+    z_loss: float
+    clip_norm: float
+    clip_value: float
+    reduction: int
+    num_threads: int | None
+    loss_dtype: np.dtype
+    result: np.ndarray | None
+    work: np.ndarray | None
+    final: np.ndarray | None
+    target: np.ndarray  # as given, the axis of soft labels last
+    ignore_index: int
+
+    def run(self):
+        """Compute; returns the loss (a scalar unless it is one a row) and the gradient or None."""
+        if _cpu.run_loss(*self[:17]) is not None:
+            raise_bad_label(self.target, self.x.shape[-1], self.ignore_index)
+        if self.work is not self.final:
+            np.copyto(self.final, self.work)
+        return self.loss.astype(self.loss_dtype, copy=False)[()], self.result
+
+
+def raise_bad_label(target, n_classes, ignore_index):
+    """Look for the first bad label, hard or soft, and raise."""
+    if target.dtype.kind in "iu":
+        bad = (target < 0) | (target >= n_classes)
+        if representable(ignore_index, target.dtype):
+            bad &= target != target.dtype.type(ignore_index)
+        if not bad.any():
+            return
+        at = np.unravel_index(int(bad.argmax()), target.shape)
+        place = f"target[{', '.join(map(str, at))}]" if at else "target"
+        classes = f"the classes are 0 to {n_classes - 1}" if n_classes else "there is no class"
+        raise IndexError(f"{place} is {target[at]}: {classes}, and ignore_index is {ignore_index}")
+    bad = ~(np.isfinite(target) & (target >= 0))
+    if not bad.any():
+        return
+    at = np.unravel_index(int(bad.argmax()), target.shape)
+    raise ValueError(
+        f"soft labels must be at least 0 and finite; target, the class axis last, has {target[at]} at "
+        f"({', '.join(map(str, at))})"
+    )
+
+
+def representable(value, dtype):
+    """Whether an integer dtype has the value."""
+    limits = np.iinfo(dtype)
+    return limits.min <= value <= limits.max
+
+
+def check_positive(name, value):
+    """A clip as a float, infinity for None."""
+    if value is None:
+        return math.inf
+    number = as_number(name, value)
+    if not number > 0:
+        raise ValueError(f"{name} must be positive or None, got {value!r}")
+    return number
+
+
+def check_non_negative(name, value, most=math.inf):
+    number = as_number(name, value)
+    if not 0 <= number <= most or number == math.inf:
+        raise ValueError(
+            f"{name} must be at least 0 and {'finite' if most == math.inf else f'at most {most}'}, got {value!r}"
+        )
+    return number
+
+
+def check_weight(name, weight, shape, dtype):
+    """Weights that broadcast to a shape, at least 0 and finite, in a native float dtype."""
+    given = as_array(name, weight)
+    if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
+        raise TypeError(f"{name} must hold real numbers, got dtype {given.dtype}")
+    with np.errstate(over="ignore"):
+        values = given.astype(dtype)  # a private copy
+    try:
+        values = np.broadcast_to(values, shape)
+    except ValueError:
+        raise ValueError(f"{name} has shape {given.shape}, which does not broadcast to {shape}") from None
+    bad = ~(np.isfinite(values) & (values >= 0))
+    if bad.any():
+        at = np.unravel_index(int(bad.argmax()), shape)
+        raise ValueError(f"{name} must be at least 0 and finite, got {values[at]} at ({', '.join(map(str, at))})")
+    return values
+
+
+def check_ignore_index(ignore_index):
+    if isinstance(ignore_index, (bool, np.bool_)):
+        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    try:
+        return operator.index(ignore_index)
+    except TypeError:
+        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}") from None
+
+
+def check_target(target, shape, batch, wide):
+    """Labels (native integers of shape `batch`), or None; soft labels (of `shape`, dtype `wide`), or None."""
+    target = as_array("target", target)
+    dtype = target.dtype
+    kind = "f" if is_bfloat16(dtype) else dtype.kind
+    if (kind == "f" and dtype.itemsize > 8) or kind not in "iuf":
+        raise TypeError(f"target must hold integer labels or floating-point soft labels, got dtype {dtype}")
+    if kind == "f" and target.size == 0 and target.shape == batch != shape:
+        target, kind = target.astype(np.int64), "i"  # an empty list
+    if kind == "f":
+        if target.shape != shape:
+            raise ValueError(
+                f"target has shape {target.shape}: soft labels have the shape of the logits, {shape}; "
+                f"labels of shape {batch} are integers, and these are {dtype}"
+            )
+        return None, target.astype(wide, copy=False)
+    if target.shape != batch:
+        raise ValueError(f"target has shape {target.shape}: the logits have shape {shape}, their rows {batch}")
+    return target.astype(dtype.newbyteorder("="), copy=False), None
+
+
+def check_reduction(reduction):
+    if not isinstance(reduction, str) or reduction not in _cpu.REDUCTIONS:
+        raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
+    return _cpu.REDUCTIONS[reduction]
+
+
+def check_upstream(upstream, reduction, batch):
+    """None where it is 1, else float64 for every row."""
+    values = as_array("upstream", upstream)
+    if values.dtype.kind not in "iuf" and not is_bfloat16(values.dtype):
+        raise TypeError(f"upstream must hold real numbers, got dtype {values.dtype}")
+    if reduction != "none" and values.ndim:
+        raise ValueError(f"upstream must be a number where reduction is {reduction!r}, got shape {values.shape}")
+    try:
+        values = np.broadcast_to(values.astype(np.float64), batch)
+    except ValueError:
+        raise ValueError(f"upstream has shape {values.shape}, which does not broadcast to the rows, {batch}") from None
+    return None if values.ndim == 0 and values == 1 else values
+
+
+def plan_loss(
+    logits,
+    target,
+    axis,
+    *,
+    gradient,
+    weight,
+    sample_weight,
+    label_smoothing,
+    ignore_index,
+    z_loss,
+    temperature,
+    reduction,
+    upstream=1.0,
+    clip_norm=None,
+    clip_value=None,
+    out=None,
+    device=None,
+    num_threads=None,
+):
+    """Check the arguments of cross_entropy or, with `gradient`, of cross_entropy_with_grad, and lay them out."""
+    check_device(device)
+    x, code = as_float("logits", logits)
+    axes = normalize_axes(axis, x.ndim)
+    wide = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    batch = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    labels, soft = check_target(target, x.shape, batch, wide)
+    temperature = check_temperature(temperature, True)
+    smoothing = check_non_negative("label_smoothing", label_smoothing, 1)
+    z_loss = check_non_negative("z_loss", z_loss)
+    ignore_index = check_ignore_index(ignore_index)
+    code_of_reduction = check_reduction(reduction)
+    clips = check_positive("clip_norm", clip_norm), check_positive("clip_value", clip_value)
+    n = math.prod(x.shape[i] for i in axes) if x.ndim else 1
+    if weight is not None:
+        weight = np.ascontiguousarray(check_weight("weight", weight, (n,), wide))
+    if sample_weight is not None:
+        sample_weight = check_weight("sample_weight", sample_weight, batch, np.float64)
+    if gradient:
+        upstream = check_upstream(upstream, reduction, batch)
+    result = final = work = rows = None
+    if gradient and out is not None:
+        check_out(out, x.shape, x.dtype)
+        if np.may_share_memory(out, x) and not same_place(out, x):
+            x = x.copy()
+        if soft is not None and np.may_share_memory(out, soft):
+            soft = soft.copy()
+        result = out
+    elif gradient:
+        result = np.empty_like(x, subok=False)
+    if x.ndim == 0:
+        x = x.reshape(1)
+        soft = None if soft is None else soft.reshape(1)
+    if gradient:
+        final, work, rows = result_rows(result, x, axes)
+    if soft is not None:
+        soft = axis_last(soft, axes)
+    ignore = None
+    if labels is not None and representable(ignore_index, labels.dtype):
+        ignore = ignore_index % 2**64
+    loss = np.empty(batch if reduction == "none" else (), np.float64)
+    return LossPlan(
+        code,
+        bits(axis_last(x, axes)),
+        None if rows is None else bits(rows),
+        loss,
+        labels,
+        ignore,
+        soft,
+        weight,
+        sample_weight,
+        upstream if gradient else None,
+        temperature,
+        smoothing,
+        z_loss,
+        *clips,
+        code_of_reduction,
+        num_threads,
+        wide,
+        result,
+        work,
+        final,
+        soft if labels is None else labels,
+        ignore_index,
+    )

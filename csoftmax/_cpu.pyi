@@ -4,6 +4,8 @@ from numpy.typing import NDArray
 
 OPS: Final[dict[str, int]]
 DTYPES: Final[dict[str, int]]
+LABELS: Final[dict[str, int]]
+REDUCTIONS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 SOURCE_HASH: Final[str]
 OPENMP: Final[int]
@@ -39,3 +41,25 @@ def fast(
     device: object,
     num_threads: int | None,
 ) -> NDArray[Any] | None: ...
+def run_loss(
+    dtype: int,
+    x: NDArray[Any],
+    y: NDArray[Any] | None,
+    loss: NDArray[Any],
+    labels: NDArray[Any] | None,
+    ignore: int | None,
+    soft: NDArray[Any] | None,
+    weight: NDArray[Any] | None,
+    sample_weight: NDArray[Any] | None,
+    upstream: NDArray[Any] | None,
+    temperature: float,
+    label_smoothing: float,
+    z_loss: float,
+    clip_norm: float,
+    clip_value: float,
+    reduction: int,
+    num_threads: int | None,
+) -> int | None: ...
+def fast_loss(
+    x: object, target: object, gradient: bool, out: object, reduction: int, ignore_index: object
+) -> tuple[Any, NDArray[Any] | None] | None: ...

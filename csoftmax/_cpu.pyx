@@ -6,7 +6,7 @@
 from cpython.buffer cimport (
     PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
-from libc.stdint cimport uintptr_t
+from libc.stdint cimport uint64_t, uintptr_t
 
 cimport csoftmax.cpu as cpu
 
@@ -21,6 +21,8 @@ cdef extern from "internal.h" nogil:
     ctypedef struct csm_table:
         pass
     const csm_table *csm_current_table()
+    cpu.csm_status csm_run_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                            const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
 
@@ -56,6 +58,11 @@ OPS = {
 DTYPES = {
     "float32": CSM_DTYPE_f32, "float64": CSM_DTYPE_f64, "float16": CSM_DTYPE_f16, "bfloat16": CSM_DTYPE_bf16,
 }
+LABELS = {
+    "int8": cpu.CSM_INT8, "int16": cpu.CSM_INT16, "int32": cpu.CSM_INT32, "int64": cpu.CSM_INT64,
+    "uint8": cpu.CSM_UINT8, "uint16": cpu.CSM_UINT16, "uint32": cpu.CSM_UINT32, "uint64": cpu.CSM_UINT64,
+}
+REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 ISAS = ("scalar", "neon", "avx2", "avx512")
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
 OPENMP = csm_openmp()
@@ -218,6 +225,7 @@ def run(int op, int dtype, a, b, y, where, double temperature, num_threads):
 
 # Native dtypes are single objects: identity decides, and what is not identical takes the long way.
 cdef object _f32 = _dtype("float32"), _f64 = _dtype("float64"), _f16 = _dtype("float16")
+cdef object _i64 = _dtype("int64"), _i32 = _dtype("int32")
 
 
 cdef inline bint _is_plain(Py_buffer *buffer) noexcept:
@@ -306,6 +314,162 @@ def fast(int op, x, axis, temperature, where, out, device, num_threads):
         PyBuffer_Release(&source)
     _raise(status)
     return result
+
+
+def run_loss(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream, double temperature,
+             double label_smoothing, double z_loss, double clip_norm, double clip_value, int reduction, num_threads):
+    """Cross-entropy of arrays whose last axis is that of the classes (x, y, soft), or that have none (the others).
+
+    labels are integers of a native dtype, ignore is a label as 64 bits or None; sample_weight and upstream are
+    float64, weight and soft have the compute dtype.  Returns None, or, nothing written, the first bad row: its
+    label is no class (soft labels: some row is bad, not this one).
+    """
+    cdef Py_buffer buffers[7]
+    cdef cpu.csm_view views[7]
+    cdef bint held[7]
+    cdef cpu.csm_shape shape
+    cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
+    cdef cpu.csm_status status
+    cdef double *to
+    cdef int i
+    for i in range(7):
+        held[i] = False
+    options.temperature = temperature
+    options.label_smoothing = label_smoothing
+    options.z_loss = z_loss
+    options.clip_norm = clip_norm
+    options.clip_value = clip_value
+    options.reduction = <cpu.csm_reduction>reduction
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    if labels is not None:
+        options.label_type = LABELS[labels.dtype.name]
+        if ignore is not None:
+            options.has_ignore = 1
+            options.ignore = <uint64_t>ignore
+    try:
+        for i, array in enumerate((x, y, soft, labels, sample_weight, upstream, loss)):
+            if array is not None:
+                PyObject_GetBuffer(array, &buffers[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if i in (1, 6) else 0))
+                held[i] = True
+                _describe(&buffers[i], &views[i], i < 3)
+        to = <double *>buffers[6].buf
+        shape.ndim = buffers[0].ndim - 1
+        for i in range(<int>shape.ndim):
+            shape.shape[i] = buffers[0].shape[i]
+        shape.n = buffers[0].shape[shape.ndim]
+        options.soft = &views[2] if held[2] else NULL
+        options.labels = &views[3] if held[3] else NULL
+        options.sample_weight = &views[4] if held[4] else NULL
+        options.upstream = &views[5] if held[5] else NULL
+        if weight is not None:
+            options.weight = <const void *><uintptr_t>weight.ctypes.data
+        with nogil:
+            status = csm_run_loss(dtype, csm_current_table(), &shape, &views[0], &views[1] if held[1] else NULL, to,
+                                  &options)
+    finally:
+        for i in range(7):
+            if held[i]:
+                PyBuffer_Release(&buffers[i])
+    if status == cpu.CSM_BAD_LABEL:
+        return options.position
+    _raise(status)
+
+
+def fast_loss(x, target, bint gradient, out, int reduction, ignore_index):
+    """The plain case: C-contiguous native numpy arrays of floats and of int64 or int32 labels, no options but these.
+
+    Returns None for everything else, bad labels included (nothing has been written then); (loss, gradient) else.
+    """
+    cdef Py_buffer source, labels, result
+    cdef cpu.csm_view from_view, to_view, label_view
+    cdef cpu.csm_shape shape
+    cdef cpu.csm_loss_options options
+    cdef cpu.csm_status status
+    cdef double loss = 0
+    cdef int dtype, ndim, i
+    cdef Py_ssize_t rows = 1
+    cdef bint have_labels = False, have_result = False
+    if type(x) is not _ndarray or type(target) is not _ndarray or type(ignore_index) is not int:
+        return None
+    kind = x.dtype
+    if kind is _f32:
+        dtype = CSM_DTYPE_f32
+    elif kind is _f64:
+        dtype = CSM_DTYPE_f64
+    else:
+        return None
+    options = cpu.csm_default_loss_options()
+    if target.dtype is _i64:
+        options.label_type = cpu.CSM_INT64
+    elif target.dtype is _i32:
+        options.label_type = cpu.CSM_INT32
+    else:
+        return None
+    if not -2147483648 <= ignore_index <= 2147483647:
+        return None
+    if out is not None and (type(out) is not _ndarray or out.dtype is not kind or not out.flags.writeable):
+        return None
+    PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
+    try:
+        ndim = source.ndim
+        if ndim == 0 or not _is_plain(&source):
+            return None
+        PyObject_GetBuffer(target, &labels, PyBUF_STRIDED_RO)
+        have_labels = True
+        if labels.ndim != ndim - 1 or not _is_plain(&labels):
+            return None
+        for i in range(ndim - 1):
+            if labels.shape[i] != source.shape[i]:
+                return None
+            rows *= source.shape[i]
+        grad = None
+        if gradient:
+            grad = out if out is not None else _empty(x.shape, kind)
+            PyObject_GetBuffer(grad, &result, PyBUF_STRIDED_RO)
+            have_result = True
+            if out is not None:
+                if result.ndim != ndim or not _is_plain(&result):
+                    return None
+                for i in range(ndim):
+                    if result.shape[i] != source.shape[i]:
+                        return None
+                if (result.buf != source.buf and <char *>result.buf < <char *>source.buf + source.len
+                        and <char *>source.buf < <char *>result.buf + result.len):
+                    return None
+        shape.n = source.shape[ndim - 1]
+        shape.ndim = 1
+        shape.shape[0] = rows
+        from_view.data = source.buf
+        from_view.axis_stride = to_view.axis_stride = source.itemsize
+        from_view.strides[0] = to_view.strides[0] = source.itemsize * <Py_ssize_t>shape.n
+        if gradient:
+            to_view.data = result.buf
+        label_view.data = labels.buf
+        label_view.strides[0] = labels.itemsize
+        options.labels = &label_view
+        options.has_ignore = 1
+        options.ignore = <uint64_t><Py_ssize_t>ignore_index
+        options.reduction = <cpu.csm_reduction>reduction
+        options.threads = _threads(None)
+        options.interrupt = _check_signals
+        if source.len < KEEP_GIL * source.itemsize:
+            status = csm_run_loss(dtype, csm_current_table(), &shape, &from_view, &to_view if gradient else NULL,
+                                  &loss, &options)
+        else:
+            with nogil:
+                status = csm_run_loss(dtype, csm_current_table(), &shape, &from_view, &to_view if gradient else NULL,
+                                      &loss, &options)
+    finally:
+        if have_result:
+            PyBuffer_Release(&result)
+        if have_labels:
+            PyBuffer_Release(&labels)
+        PyBuffer_Release(&source)
+    if status == cpu.CSM_BAD_LABEL:
+        return None
+    _raise(status)
+    return kind.type(loss), grad
 
 
 def _choose_isa():

@@ -4,7 +4,7 @@
 #
 # Compile with csoftmax.get_include() and link with csoftmax.get_library() (see README, "Embed it").
 
-from libc.stdint cimport uint16_t
+from libc.stdint cimport uint64_t
 
 cdef extern from "csoftmax.h" nogil:
     enum:
@@ -19,6 +19,8 @@ cdef extern from "csoftmax.h" nogil:
         CSM_BAD_SHAPE
         CSM_BAD_TEMPERATURE
         CSM_SMALL_SCRATCH
+        CSM_BAD_LABEL
+        CSM_BAD_OPTION
 
     ctypedef struct csm_shape:
         size_t n
@@ -70,6 +72,53 @@ cdef extern from "csoftmax.h" nogil:
                                        const csm_options *)
     csm_status csm_log_softmax_vjp_bf16(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
                                         const csm_options *)
+
+    ctypedef enum csm_label_type:
+        CSM_INT8
+        CSM_INT16
+        CSM_INT32
+        CSM_INT64
+        CSM_UINT8
+        CSM_UINT16
+        CSM_UINT32
+        CSM_UINT64
+
+    ctypedef enum csm_reduction:
+        CSM_NONE
+        CSM_SUM
+        CSM_MEAN
+
+    ctypedef struct csm_loss_options:
+        size_t size
+        const csm_view *labels
+        csm_label_type label_type
+        int has_ignore
+        uint64_t ignore
+        const csm_view *soft
+        const void *weight
+        const csm_view *sample_weight
+        const csm_view *upstream
+        double temperature
+        double label_smoothing
+        double z_loss
+        double clip_norm
+        double clip_value
+        csm_reduction reduction
+        int threads
+        int (*interrupt)(void *context) noexcept nogil
+        void *interrupt_context
+        size_t position
+
+    csm_loss_options csm_default_loss_options()
+
+    csm_status csm_cross_entropy_f32(const csm_shape *, const csm_view *, const csm_view *, double *,
+                                     csm_loss_options *)
+    csm_status csm_cross_entropy_f64(const csm_shape *, const csm_view *, const csm_view *, double *,
+                                     csm_loss_options *)
+    csm_status csm_cross_entropy_f16(const csm_shape *, const csm_view *, const csm_view *, double *,
+                                     csm_loss_options *)
+    csm_status csm_cross_entropy_bf16(const csm_shape *, const csm_view *, const csm_view *, double *,
+                                      csm_loss_options *)
 
     size_t csm_scratch_size(const csm_shape *, int threads)
     const char *csm_status_text(csm_status)

@@ -57,6 +57,8 @@ const char *csm_status_text(csm_status status) {
     case CSM_BAD_SHAPE: return "too many axes, or more bytes than PTRDIFF_MAX";
     case CSM_BAD_TEMPERATURE: return "temperature is negative or NaN, or not positive and finite in a gradient";
     case CSM_SMALL_SCRATCH: return "scratch is smaller than csm_scratch_size()";
+    case CSM_BAD_LABEL: return "a label is not a class, or a soft label is negative or not finite";
+    case CSM_BAD_OPTION: return "an option of the loss is outside its range, or contradicts another";
     }
     return "unknown status";
 }
@@ -71,10 +73,16 @@ const char *csm_status_text(csm_status status) {
                                    const csm_options *o) {                                                            \
         return csm_run(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, dy, y, dx, o);                    \
     }
+#define LOSS(suffix)                                                                                           \
+    csm_status csm_cross_entropy_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *gradient, \
+                                          double *loss, csm_loss_options *o) {                                 \
+        return csm_run_loss(CSM_DTYPE_##suffix, csm_current_table(), shape, x, gradient, loss, o);             \
+    }
 #define ENTRIES(suffix, storage, compute) \
     UNARY(softmax, suffix)                \
     UNARY(log_softmax, suffix)            \
     UNARY(logsumexp, suffix)              \
     BINARY(softmax_vjp, suffix)           \
-    BINARY(log_softmax_vjp, suffix)
+    BINARY(log_softmax_vjp, suffix)       \
+    LOSS(suffix)
 CSM_DTYPES(ENTRIES)

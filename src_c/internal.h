@@ -96,6 +96,10 @@ void csm_row_any(const csm_call *, const csm_one_row *, const csm_row_scratch *)
 /* The same with the blocks of the row handed to threads; scratch: one a thread, blocks of the first are used. */
 csm_status csm_row_split(csm_call *, const csm_one_row *, csm_row_scratch *each);
 
+/* cross_entropy.c */
+csm_status csm_run_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *gradient,
+                        double *loss, csm_loss_options *);
+
 /* The transformation that row.c describes, of one block in the compute type. */
 void csm_transform(const csm_call *, void *wide, size_t k, double max, double shift);
 

@@ -32,7 +32,9 @@ typedef enum csm_status {
     CSM_INTERRUPTED = 2,    /* options->interrupt asked to stop; the output may be partly written */
     CSM_BAD_SHAPE = 3,      /* ndim > CSM_MAX_NDIM, or the number of bytes exceeds PTRDIFF_MAX */
     CSM_BAD_TEMPERATURE = 4,/* negative or NaN; for gradients also 0 and infinity */
-    CSM_SMALL_SCRATCH = 5   /* options->scratch is smaller than csm_scratch_size() says */
+    CSM_SMALL_SCRATCH = 5,  /* options->scratch is smaller than csm_scratch_size() says */
+    CSM_BAD_LABEL = 6,      /* a label is not a class (loss->position), or a soft label is negative or not finite */
+    CSM_BAD_OPTION = 7      /* cross-entropy: smoothing outside [0, 1], a clip that is not positive, no labels, ... */
 } csm_status;
 
 /* The batch axes, outermost first, and the number of classes n along the softmax axis. */
@@ -96,7 +98,76 @@ csm_status csm_log_softmax_vjp_f16(const csm_shape *, const csm_view *dy, const 
 csm_status csm_log_softmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
                                     const csm_options *);
 
-/* Enough scratch for any of the functions above on this shape with this many threads. */
+/* Cross-entropy.  Per row, with q the label's distribution (one-hot or soft, then smoothed: (1 - epsilon) q +
+ * epsilon / n), class weights w, sample weight s and z = x / T:
+ *     loss = s [sum w_j q_j (lse - z_j) + z_loss lse^2],  lse = log(sum e^z)
+ * Ignored rows, and rows of sample weight 0, are not read and contribute 0. */
+typedef enum csm_label_type {
+    CSM_INT8,
+    CSM_INT16,
+    CSM_INT32,
+    CSM_INT64,
+    CSM_UINT8,
+    CSM_UINT16,
+    CSM_UINT32,
+    CSM_UINT64
+} csm_label_type;
+typedef enum csm_reduction { CSM_NONE, CSM_SUM, CSM_MEAN } csm_reduction;
+
+typedef struct csm_loss_options {
+    size_t size;                   /* sizeof(csm_loss_options) as the caller knew it */
+    const csm_view *labels;        /* one class index a row (no softmax axis) ... */
+    csm_label_type label_type;
+    int has_ignore;
+    uint64_t ignore;               /* the bits of the label to ignore, sign-extended to 64 */
+    const csm_view *soft;          /* ... or a distribution a row: float (f32 and half types) or double */
+    const void *weight;            /* n class weights >= 0: float or double as soft; NULL = 1 */
+    const csm_view *sample_weight; /* double >= 0 a row; NULL = 1 */
+    const csm_view *upstream;      /* double a row: what the gradient is multiplied by; NULL = 1 */
+    double temperature, label_smoothing, z_loss;
+    double clip_norm, clip_value;  /* of a row's gradient before reduction (norm first); INFINITY = none */
+    csm_reduction reduction;       /* CSM_MEAN divides by the sum of s w[label], of s sum w_j q_j with soft labels */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+    size_t position;               /* set with CSM_BAD_LABEL: which row, in C order */
+} csm_loss_options;
+static inline csm_loss_options csm_default_loss_options(void) {
+    csm_loss_options o = {sizeof(csm_loss_options),
+                          NULL,
+                          CSM_INT64,
+                          0,
+                          0,
+                          NULL,
+                          NULL,
+                          NULL,
+                          NULL,
+                          1,
+                          0,
+                          0,
+                          0,
+                          0,
+                          CSM_MEAN,
+                          1,
+                          NULL,
+                          NULL,
+                          0};
+    o.clip_norm = o.clip_value = 1e308 * 10;
+    return o;
+}
+
+/* loss: one double, or with CSM_NONE one a row in C order.  gradient: of the reduced loss (of its sum with CSM_NONE)
+ * times upstream, or NULL; may be x.  Nothing is written unless the labels are good. */
+csm_status csm_cross_entropy_f32(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
+                                 csm_loss_options *);
+csm_status csm_cross_entropy_f64(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
+                                 csm_loss_options *);
+csm_status csm_cross_entropy_f16(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
+                                 csm_loss_options *);
+csm_status csm_cross_entropy_bf16(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
+                                  csm_loss_options *);
+
+/* Enough scratch for any of the functions above that take csm_options, on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);
 
 const char *csm_status_text(csm_status);

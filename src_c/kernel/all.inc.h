@@ -5,6 +5,7 @@
 #endif
 
 #include "../registry.h"
+#include "loss_row.h"
 #include "scalars.h"
 
 #if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
@@ -126,6 +127,9 @@
 #define LOGSUMEXP(suffix, storage, compute) FORWARD(logsumexp, log_softmax, log_softmax, suffix),
 #define SOFTMAX_VJP(suffix, storage, compute) BACKWARD(softmax_vjp, suffix),
 #define LOG_SOFTMAX_VJP(suffix, storage, compute) BACKWARD(log_softmax_vjp, suffix),
+#define LOSS(suffix, storage, compute)                                                   \
+    {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
+     loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
 #define MAX(suffix, storage, compute) max_##suffix,
 #define WIDEN(suffix, storage, compute) widen_##suffix,
 #define NARROW(suffix, storage, compute) narrow_##suffix,
@@ -137,6 +141,7 @@ static const csm_table table = {
      {CSM_DTYPES(LOGSUMEXP)},
      {CSM_DTYPES(SOFTMAX_VJP)},
      {CSM_DTYPES(LOG_SOFTMAX_VJP)}},
+    {CSM_DTYPES(LOSS)},
     {CSM_DTYPES(MAX)},
     {CSM_DTYPES(WIDEN)},
     {CSM_DTYPES(NARROW)},

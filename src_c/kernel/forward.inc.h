@@ -43,9 +43,7 @@ INLINE V(t) FN(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
  * 0.35 with both). */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
                         const int store, const int exact, V(t) *last, const char *ahead, const char *ahead_to) {
-    double ref = block->max;
-    ref = ref > t->reference_limit ? t->reference_limit : ref;
-    ref = ref < -t->reference_limit ? -t->reference_limit : ref;
+    const double ref = csm_reference(block->max, t);
     enum { STEP = V(CYCLE) > 8 ? V(CYCLE) : 8 }; /* vectors in flight, a multiple of the lanes' cycle */
     V(t) m = V(set)(block->max), n0, count = V(zero)();
     V(shift) s = V(shift_to)(V(set)(ref), t, tempered, &n0);
@@ -110,6 +108,12 @@ static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *
                                    const char *ahead) {
     if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead, NULL);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead, NULL);
+}
+
+static NOINLINE void FN(exp_both)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, V(t) *last,
+                                  const char *ahead, const char *ahead_to) {
+    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 1, last, ahead, ahead_to);
+    else FN(exp_sum)(x, e, k, t, block, 0, 1, 1, last, ahead, ahead_to);
 }
 
 static void FN(fill)(T *y, size_t k, double value) {

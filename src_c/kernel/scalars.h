@@ -33,7 +33,7 @@ INLINE void csm_two_sum(double *sum, double *low, double x) {
  * log(1 + f) = f - (f^2/2 - s (f^2/2 + z Q(z))), Q a minimax polynomial of 2 (atanh(s)/s - 1) / z, error 5e-16.
  * Tang 1990 (ACM TOMS 16) gives the analysis of this form; the coefficients are our own Remez fit. */
 static inline double csm_log1p(double q, double q_low) {
-    double f = q, c = q_low / (1 + q), k = 0;
+    double f = q, c = q_low * (1 - q * (1 - q)), k = 0; /* 1/(1+q), well enough for q_low */
     if (!(q < 0x1.a8279ap-2)) { /* sqrt 2 - 1 */
         double u = 1 + q;
         uint64_t bits;
@@ -45,15 +45,17 @@ static inline double csm_log1p(double q, double q_low) {
         f = csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1;
     }
     double s = f / (2 + f), z = s * s, half = 0.5 * f * f;
-    double p = 0x1.2ba1c7b4cde5ep-3;
-    p = p * z + 0x1.39f8622f4f1cbp-3;
-    p = p * z + 0x1.7462e3389eed1p-3;
-    p = p * z + 0x1.c71c6240657b5p-3;
-    p = p * z + 0x1.2492492e74198p-2;
-    p = p * z + 0x1.9999999994e37p-2;
-    p = p * z + 0x1.5555555555558p-1;
+    double z2 = z * z, p = fma(0x1.2ba1c7b4cde5ep-3, z, 0x1.39f8622f4f1cbp-3);
+    p = fma(p, z2, fma(0x1.7462e3389eed1p-3, z, 0x1.c71c6240657b5p-3));
+    p = fma(p, z2, fma(0x1.2492492e74198p-2, z, 0x1.9999999994e37p-2));
+    p = fma(p, z, 0x1.5555555555558p-1);
     /* ln 2 = 0x1.62e42feep-1 + 0x1.a39ef35793c76p-33, the first with 21 zero bits: k times it is exact */
     return k * 0x1.62e42feep-1 - ((half - (s * (half + z * p) + (k * 0x1.a39ef35793c76p-33 + c))) - f);
+}
+
+/* What stands for the maximum of a block where it is infinite or far below the ordinary range. */
+INLINE double csm_reference(double max, const csm_temperature *t) {
+    return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;
 }
 
 /* max, n and the sums of all blocks relative to them, in index order. */
@@ -97,19 +99,19 @@ INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int singl
  * log_softmax, float64). */
 INLINE void csm_top(double max, double t, double bias, csm_block *block) {
     const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
-    double z = max / t, p = block->n * ln2;
-    double z_low = fma(-z, t, max) / t - fma(block->n, ln2, -p) - block->n * ln2_low;
+    double z = max, z_low = 0, p = block->n * ln2;
+    if (t != 1) {
+        z = max / t;
+        z_low = fma(-z, t, max) / t;
+    }
+    z_low = z_low - fma(block->n, ln2, -p) - block->n * ln2_low;
     double near = z - p, r = near + z_low, r2 = r * r, scale = csm_pow2(bias); /* z and p are close: exact */
     z_low = (near - r) + z_low;
-    double q = 0x1.ad7e35e7d73e4p-26;
-    q = q * r + 0x1.28ae790e15635p-22;
-    q = q * r + 0x1.71df27c50cf1bp-19;
-    q = q * r + 0x1.a01998fd3c442p-16;
-    q = q * r + 0x1.a01a01288200bp-13;
-    q = q * r + 0x1.6c16c18488a09p-10;
-    q = q * r + 0x1.111111112836ep-7;
-    q = q * r + 0x1.55555555506eap-5;
-    q = q * r + 0x1.55555555554f7p-3;
+    double q = fma(0x1.ad7e35e7d73e4p-26, r, 0x1.28ae790e15635p-22);
+    q = fma(q, r2, fma(0x1.71df27c50cf1bp-19, r, 0x1.a01998fd3c442p-16));
+    q = fma(q, r2, fma(0x1.a01a01288200bp-13, r, 0x1.6c16c18488a09p-10));
+    q = fma(q, r2, fma(0x1.111111112836ep-7, r, 0x1.55555555506eap-5));
+    q = fma(q, r, 0x1.55555555554f7p-3);
     /* the same fit; its constant term is 1/2 + 0x1.4p-50 */
     double half = r2 * 0.5, top = 1 + r, low = ((1 - top) + r) + (r2 * (q * r + 0x1.4p-50) + (z_low + r * z_low));
     low += fma(r, r, -r2) * 0.5;
@@ -120,9 +122,14 @@ INLINE void csm_top(double max, double t, double bias, csm_block *block) {
 
 /* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' = hi + lo without the maxima. */
 INLINE void csm_log_tail(double count, double hi, double lo, double top, double top_low, csm_row *row) {
-    double sum = hi + lo, quotient = sum / top, q = count - 1;
-    double q_low = (fma(-quotient, top, sum) + (((hi - sum) + lo) - quotient * top_low)) / top;
+    double sum = hi + lo, r = 1 / top, quotient = sum * r, q = count - 1;
+    double q_low = (fma(-quotient, top, sum) + (((hi - sum) + lo) - quotient * top_low)) * r;
     csm_two_sum(&q, &q_low, quotient);
+    row->hi = hi;
+    row->lo = lo;
+    row->count = count;
+    row->top = top;
+    row->top_low = top_low;
     row->is_nan = q != q;
     row->tail = row->is_nan ? q : csm_log1p(q, q_low);
 }

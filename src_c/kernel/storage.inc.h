@@ -2,6 +2,7 @@
 #include "forward.inc.h"
 #include "tile.inc.h"
 #include "vjp.inc.h"
+#include "cross_entropy.inc.h"
 #undef T
 #undef STORED_AS_REAL
 #undef FN

@@ -1,0 +1,552 @@
+/* Cross-entropy from a call to its rows: labels, the mean's divisor, rows to threads, the sum of the losses.
+ *
+ *   labels    copied once, checked, then used from that copy only
+ *   divisor   known before any gradient: it needs the labels alone
+ *   rows      contiguous ones in place, any other layout through scratch; one row is never split, so nothing depends
+ *             on the number of threads.  Rows longer than CSM_BLOCK go block by block, rows that exp's range reduction
+ *             does not take (see row.c) are transformed block by block, twice
+ *   sum       row losses in double, in a fixed tree in C order
+ */
+#include "internal.h"
+#include "kernel/loss_row.h"
+
+#include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
+
+enum { ALIGN = 64 };
+static size_t rounded(size_t size) { return (size + ALIGN - 1) / ALIGN * ALIGN; }
+
+typedef struct loss_run {
+    csm_call base;             /* a: logits, y: gradient, b: soft labels */
+    csm_view order, weight, upstream;
+    const csm_loss_options *options;
+    const csm_loss_kernels *kernels, *wide_kernels;
+    csm_loss_call call, cold;  /* of ordinary and of transformed rows */
+    size_t rows, inner, pitch, soft_pitch, group;
+    int direct;
+    int64_t *labels;
+    double *loss, *mass;
+    char **memory;             /* scratch of each thread */
+    size_t e_size, block_size; /* its parts: e', blocks, wide block, then packed rows */
+    atomic_int bad;
+} loss_run;
+
+/* A tree whose shape depends on the count alone. */
+static double tree_sum(const double *x, size_t n) {
+    if (n <= 8) {
+        double s = 0;
+        for (size_t i = 0; i < n; i++) s += x[i];
+        return s;
+    }
+    size_t half = 8;
+    while (2 * half < n) half *= 2;
+    return tree_sum(x, half) + tree_sum(x + half, n - half);
+}
+
+/* Labels */
+
+static int label_at(const char *p, csm_label_type type, uint64_t *bits) { /* returns whether it is negative */
+#define READ(TYPE)               \
+    do {                         \
+        TYPE v;                  \
+        memcpy(&v, p, sizeof v); \
+        *bits = (uint64_t)v;     \
+        return v < 0;            \
+    } while (0)
+#define READ_UNSIGNED(TYPE)      \
+    do {                         \
+        TYPE v;                  \
+        memcpy(&v, p, sizeof v); \
+        *bits = (uint64_t)v;     \
+        return 0;                \
+    } while (0)
+    switch (type) {
+    case CSM_INT8: READ(int8_t);
+    case CSM_INT16: READ(int16_t);
+    case CSM_INT32: READ(int32_t);
+    case CSM_INT64: READ(int64_t);
+    case CSM_UINT8: READ_UNSIGNED(uint8_t);
+    case CSM_UINT16: READ_UNSIGNED(uint16_t);
+    case CSM_UINT32: READ_UNSIGNED(uint32_t);
+    case CSM_UINT64: READ_UNSIGNED(uint64_t);
+    }
+#undef READ
+#undef READ_UNSIGNED
+    *bits = UINT64_MAX;
+    return 1;
+}
+
+static csm_status copy_labels(loss_run *r, const csm_shape *shape, csm_loss_options *o) {
+    for (size_t i = 0; i < r->rows; i++) {
+        uint64_t bits;
+        int negative =
+            label_at((const char *)o->labels->data + csm_offset(shape, o->labels->strides, i), o->label_type, &bits);
+        if (o->has_ignore && bits == o->ignore) {
+            r->labels[i] = -1;
+        } else if (negative || bits >= shape->n) {
+            o->position = i;
+            return CSM_BAD_LABEL;
+        } else {
+            r->labels[i] = (int64_t)bits;
+        }
+    }
+    return CSM_OK;
+}
+
+static double class_weight(const loss_run *r, size_t j) {
+    const void *w = r->options->weight;
+    if (!w) return 1;
+    return r->base.wide_size == 4 ? (double)((const float *)w)[j] : ((const double *)w)[j];
+}
+static double row_value(const csm_call *c, const csm_view *v, size_t row) {
+    double value;
+    memcpy(&value, (const char *)v->data + csm_offset(&c->shape, v->strides, row), sizeof value);
+    return value;
+}
+static size_t order_of(const loss_run *r, size_t row) {
+    return (size_t)csm_offset(&r->base.shape, r->order.strides, row);
+}
+
+/* Scratch of a thread */
+
+static char *scratch(loss_run *r, int thread) {
+    const csm_call *c = &r->base;
+    if (!r->memory[thread]) {
+        size_t size = r->e_size + r->block_size + CSM_BLOCK * c->wide_size;
+        if (!r->direct) size += r->group * (r->pitch + (c->has_b ? r->soft_pitch : 0));
+        r->memory[thread] = csm_allocate(size);
+    }
+    return r->memory[thread];
+}
+
+/* sum w_j q_j of every row of soft labels. */
+static csm_status mass_body(void *context, size_t begin, size_t end, int thread) {
+    loss_run *r = context;
+    const csm_call *c = &r->base;
+    char *memory = scratch(r, thread);
+    if (!memory) return CSM_NO_MEMORY;
+    for (size_t row = begin; row < end; row++) {
+        const char *q = (const char *)c->b.data + csm_offset(&c->shape, c->b.strides, row);
+        double sum = 0, low = 0;
+        int plain =
+            (uintptr_t)q % c->wide_size == 0 && (c->b.axis_stride == (ptrdiff_t)c->wide_size || c->shape.n == 1);
+        for (size_t i = 0; i < c->shape.n; i += CSM_BLOCK) {
+            size_t k = c->shape.n - i < CSM_BLOCK ? c->shape.n - i : CSM_BLOCK;
+            const char *part = q + (ptrdiff_t)i * c->b.axis_stride;
+            const void *w = r->call.w ? (const char *)r->call.w + i * c->wide_size : NULL;
+            double hi, lo;
+            if (!plain) {
+                csm_strided from = {part, 0, c->b.axis_stride};
+                csm_gather(memory, 0, from, 1, k, c->wide_size, NULL, NULL);
+                part = memory;
+            }
+            if (!r->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&r->bad, 1);
+            csm_two_sum(&sum, &low, hi);
+            low += lo;
+        }
+        r->mass[order_of(r, row)] = sum + low;
+    }
+    return CSM_OK;
+}
+
+/* Rows */
+
+static csm_loss_input input_of(const loss_run *r, const csm_loss_job *job, ptrdiff_t at) {
+    csm_loss_input in = {
+        .label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1, .w_label = 1, .weight = 1, .upstream = 1};
+    if (job->weight) memcpy(&in.weight, job->weight + at * job->weight_step, sizeof in.weight);
+    if (job->upstream) memcpy(&in.upstream, job->upstream + at * job->upstream_step, sizeof in.upstream);
+    if (in.label >= 0) in.mass = in.w_label = class_weight(r, (size_t)in.label);
+    else if (!job->label) in.mass = job->mass[at * job->order];
+    return in;
+}
+
+static void fill(const loss_run *r, char *y, double value) {
+    const csm_call *c = &r->base;
+    union {
+        float f;
+        double d;
+    } wide;
+    char narrow[8];
+    if (!y) return;
+    if (c->wide_size == 4) wide.f = (float)value;
+    else wide.d = value;
+    c->table->narrow[c->dtype](&wide, narrow, 1);
+    for (size_t j = 0; j < c->shape.n; j++) memcpy(y + j * c->itemsize, narrow, c->itemsize);
+}
+
+static double element(const loss_run *r, const char *x, size_t j) {
+    const csm_call *c = &r->base;
+    union {
+        float f;
+        double d;
+    } wide;
+    c->table->widen[c->dtype](x + j * c->itemsize, &wide, 1);
+    return c->wide_size == 4 ? (double)wide.f : wide.d;
+}
+
+static double transformed_element(const csm_call *c, double x, double max, double shift) {
+    union {
+        float f;
+        double d;
+    } wide;
+    if (c->wide_size == 4) wide.f = (float)x;
+    else wide.d = x;
+    csm_transform(c, &wide, 1, max, shift);
+    return c->wide_size == 4 ? (double)wide.f : wide.d;
+}
+
+/* A contiguous row of any length and content; y: the gradient, may be x, NULL: none. */
+static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *memory) {
+    const csm_call *c = &r->base;
+    const size_t n = c->shape.n, count = (n + CSM_BLOCK - 1) / CSM_BLOCK, size = c->itemsize;
+    const char *x = job->x + at * job->x_step, *q = job->q ? job->q + at * job->q_step : NULL;
+    char *y = job->y ? job->y + at * job->y_step : NULL, *wide = memory + r->e_size + r->block_size;
+    csm_block *blocks = (csm_block *)(void *)(memory + r->e_size);
+    csm_loss_input in = input_of(r, job, at);
+    double *loss = &job->loss[at * job->order], max = -CSM_INF;
+
+    if ((job->label && in.label < 0) || in.weight == 0) { /* not even read */
+        *loss = 0;
+        fill(r, y, 0);
+        return;
+    }
+    /* Pass 1 of an ordinary row finds the maximum on its way, unless it would overwrite what may need transforming. */
+    const int fused = !c->always_transform && y != x;
+    const csm_loss_call *call = &r->call;
+    const csm_loss_kernels *kernels = r->kernels;
+    double shift = 0;
+    int cold = 0, store = y && size == c->wide_size; /* store: pass 1 leaves e' in y */
+    csm_loss_row row;
+    if (in.label >= 0) in.x_label = element(r, x, (size_t)in.label);
+#define BLOCK(b)                                                                                           \
+    const size_t k = n - (b) * CSM_BLOCK < CSM_BLOCK ? n - (b) * CSM_BLOCK : CSM_BLOCK;                    \
+    const char *part = x + (b) * CSM_BLOCK * size;                                                         \
+    const csm_loss_terms given = {q ? q + (b) * CSM_BLOCK * c->wide_size : NULL,                           \
+                                  call->w ? (const char *)call->w + (b) * CSM_BLOCK * c->wide_size : NULL, \
+                                  1 - call->smoothing, call->smoothing / (double)n};                       \
+    const csm_loss_terms *terms = call->soft || call->smoothing != 0 ? &given : NULL;                      \
+    if (cold) {                                                                                            \
+        c->table->widen[c->dtype](part, wide, k);                                                          \
+        csm_transform(c, wide, k, max, shift);                                                             \
+        part = wide;                                                                                       \
+    }
+    for (size_t b = 0; b < count; b++) {
+        BLOCK(b)
+        blocks[b].max = c->table->max[c->dtype](part, k);
+        if (blocks[b].max > max) max = blocks[b].max;
+        if (fused) kernels->pass1(part, store ? y + b * CSM_BLOCK * size : NULL, k, call->t, terms, &blocks[b]);
+    }
+    const int ordinary = max <= c->ordinary.limit && max >= -c->ordinary.limit;
+    int nan = !(max < CSM_INF && max > -CSM_INF);
+    in.max = max;
+    if (c->always_transform || !ordinary) {
+        cold = 1;
+        store = 0;
+        call = &r->cold;
+        kernels = r->wide_kernels;
+        shift = ordinary ? 0 : max;
+        if (in.label >= 0) in.x_label = transformed_element(c, in.x_label, max, shift);
+    }
+    for (size_t b = 0; b < count && !nan && !(fused && !cold); b++) {
+        BLOCK(b)
+        if (cold) blocks[b].max = c->table->max[c->wide_size == 4 ? CSM_DTYPE_f32 : CSM_DTYPE_f64](wide, k);
+        kernels->pass1(part, store ? y + b * CSM_BLOCK * size : NULL, k, call->t, terms, &blocks[b]);
+    }
+    if (!nan) {
+        kernels->sums(call, &in, blocks, count, &row);
+        nan = row.is_nan;
+    }
+    *loss = nan ? CSM_NAN : row.loss;
+    if (!y) return;
+    if (nan) {
+        fill(r, y, CSM_NAN);
+        return;
+    }
+    double shrink = 1;
+    if (call->clip_norm < CSM_INF) {
+        double squares = 0;
+        kernels->factors(call, &in, -1, &row);
+        for (size_t b = 0; b < count; b++) {
+            BLOCK(b)
+            ptrdiff_t place = in.label - (ptrdiff_t)(b * CSM_BLOCK);
+            if (in.label < 0 || place < 0 || place >= (ptrdiff_t)k) place = -1;
+            squares += kernels->norm(part, store ? y + b * CSM_BLOCK * size : NULL, k, call->t, &blocks[b], &row, terms,
+                                     place);
+        }
+        shrink = csm_loss_shrink(call, &in, &row, squares);
+    }
+    kernels->factors(call, &in, shrink, &row);
+    for (size_t b = 0; b < count; b++) {
+        BLOCK(b)
+        char *to = y + b * CSM_BLOCK * size;
+        kernels->pass2(part, store ? to : NULL, cold ? wide : to, k, call->t, &blocks[b], &row, terms);
+        if (cold) c->table->narrow[c->dtype](wide, to, k);
+    }
+#undef BLOCK
+    if (in.label >= 0) {
+        union {
+            float f;
+            double d;
+        } target;
+        if (c->wide_size == 4) target.f = (float)row.target;
+        else target.d = row.target;
+        c->table->narrow[c->dtype](&target, y + (size_t)in.label * size, 1);
+    }
+}
+
+static void contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
+    const csm_call *c = &r->base;
+    const csm_loss_job all = job;
+    ptrdiff_t at = 0, rows = (ptrdiff_t)job.rows;
+    while (at < rows) {
+        if (c->shape.n <= CSM_BLOCK && !c->always_transform) {
+            job.x = all.x + at * all.x_step;
+            job.q = all.q ? all.q + at * all.q_step : NULL;
+            job.y = all.y ? all.y + at * all.y_step : NULL;
+            job.label = all.label ? all.label + at * all.order : NULL;
+            job.mass = all.mass ? all.mass + at * all.order : NULL;
+            job.loss = all.loss + at * all.order;
+            job.weight = all.weight ? all.weight + at * all.weight_step : NULL;
+            job.upstream = all.upstream ? all.upstream + at * all.upstream_step : NULL;
+            job.rows = (size_t)(rows - at);
+            job.scratch = memory;
+            at += (ptrdiff_t)r->kernels->rows(&job);
+            if (at == rows) break;
+        }
+        any_row(r, &all, at++, memory);
+    }
+}
+
+static ptrdiff_t step_of(const csm_call *c, const csm_view *v) {
+    return c->shape.ndim ? v->strides[c->shape.ndim - 1] : 0;
+}
+
+static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
+    loss_run *r = context;
+    const csm_call *c = &r->base;
+    const size_t n = c->shape.n;
+    char *memory = scratch(r, thread);
+    if (!memory) return CSM_NO_MEMORY;
+    while (begin < end) {
+        size_t left = r->inner - begin % r->inner, count = end - begin < left ? end - begin : left;
+        if (!r->direct && count > r->group) count = r->group;
+        const size_t order = order_of(r, begin);
+        csm_loss_job job = {.call = &r->call,
+                            .x = (const char *)c->a.data + csm_offset(&c->shape, c->a.strides, begin),
+                            .x_step = step_of(c, &c->a),
+                            .label = r->labels ? r->labels + order : NULL,
+                            .mass = r->mass ? r->mass + order : NULL,
+                            .loss = r->loss + order,
+                            .order = step_of(c, &r->order),
+                            .rows = count};
+        if (c->has_b) {
+            job.q = (const char *)c->b.data + csm_offset(&c->shape, c->b.strides, begin);
+            job.q_step = step_of(c, &c->b);
+        }
+        if (r->call.gradient) {
+            job.y = (char *)c->y.data + csm_offset(&c->shape, c->y.strides, begin);
+            job.y_step = step_of(c, &c->y);
+        }
+        if (r->options->sample_weight) {
+            job.weight = (const char *)r->weight.data + csm_offset(&c->shape, r->weight.strides, begin);
+            job.weight_step = step_of(c, &r->weight);
+        }
+        if (r->options->upstream) {
+            job.upstream = (const char *)r->upstream.data + csm_offset(&c->shape, r->upstream.strides, begin);
+            job.upstream_step = step_of(c, &r->upstream);
+        }
+        if (!r->direct) {
+            char *x = memory + r->e_size + r->block_size + CSM_BLOCK * c->wide_size, *q = x + r->group * r->pitch;
+            csm_gather(x, r->pitch, (csm_strided){job.x, job.x_step, c->a.axis_stride}, count, n, c->itemsize, NULL,
+                       NULL);
+            if (c->has_b)
+                csm_gather(q, r->soft_pitch, (csm_strided){job.q, job.q_step, c->b.axis_stride}, count, n, c->wide_size,
+                           NULL, NULL);
+            csm_loss_job packed = job;
+            packed.x = x;
+            packed.x_step = (ptrdiff_t)r->pitch;
+            if (c->has_b) packed.q = q;
+            packed.q_step = (ptrdiff_t)r->soft_pitch;
+            if (job.y) packed.y = x;
+            packed.y_step = (ptrdiff_t)r->pitch;
+            contiguous_rows(r, packed, memory);
+            if (job.y) csm_scatter(job.y, job.y_step, c->y.axis_stride, x, r->pitch, count, n, c->itemsize);
+        } else {
+            contiguous_rows(r, job, memory);
+        }
+        begin += count;
+    }
+    return CSM_OK;
+}
+
+/* The call */
+
+static int positive(double x) { return x > 0; }
+static int fraction(double x) { return x >= 0 && x <= 1; }
+
+static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options *o, int threads, double *loss) {
+    csm_call *c = &r->base;
+    const size_t n = c->shape.n;
+    csm_status status = CSM_OK;
+    if (r->labels) status = copy_labels(r, shape, o);
+    if (status != CSM_OK) return status;
+    if (n == 0) { /* all rows are ignored, or soft */
+        for (size_t i = 0; i < r->rows; i++) r->loss[i] = !r->labels && o->z_loss > 0 ? CSM_INF : 0;
+    }
+
+    c->threads = csm_threads_for((double)r->rows * (double)n, r->rows, threads);
+    const size_t piece = CSM_PIECE / (n + 1) + 1;
+    if (c->has_b && n > 0) {
+        status = csm_parallel(r->rows, piece, c->threads, mass_body, r, &c->interrupt);
+        if (status != CSM_OK) return status;
+        if (atomic_load(&r->bad)) return CSM_BAD_LABEL;
+    }
+    double divisor = 1;
+    if (o->reduction == CSM_MEAN) {
+        for (size_t i = 0; i < r->rows; i++) { /* loss is free to hold the terms */
+            size_t at = order_of(r, i);
+            double s = o->sample_weight ? row_value(c, &r->weight, i) : 1;
+            if (r->labels) r->loss[at] = r->labels[at] < 0 ? 0 : s * class_weight(r, (size_t)r->labels[at]);
+            else r->loss[at] = n == 0 ? 0 : s * r->mass[at];
+        }
+        divisor = tree_sum(r->loss, r->rows);
+    }
+    csm_pair per_divisor = csm_pair_div(csm_pair_of(1, 0), csm_pair_of(divisor, 0));
+    r->call.per_divisor = per_divisor.hi;
+    r->call.per_divisor_low = per_divisor.lo;
+    r->cold = r->call;
+    r->cold.t = &c->transformed;
+    if (n > 0) {
+        status = csm_parallel(r->rows, piece, c->threads, rows_body, r, &c->interrupt);
+        if (status != CSM_OK) return status;
+    } else if (o->reduction == CSM_MEAN) {
+        for (size_t i = 0; i < r->rows; i++) r->loss[i] = 0;
+    }
+    if (o->reduction != CSM_NONE) *loss = tree_sum(r->loss, r->rows) / divisor;
+    return CSM_OK;
+}
+
+static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                      const csm_view *gradient, double *loss, csm_loss_options *o, csm_fp_environment *caller) {
+#define SIZE(name, storage, compute) sizeof(storage),
+#define WIDE(name, storage, compute) CSM_DTYPE_##compute,
+    static const size_t sizes[] = {CSM_DTYPES(SIZE)};
+    static const csm_dtype wide[] = {CSM_DTYPES(WIDE)};
+#undef SIZE
+#undef WIDE
+    loss_run r;
+    csm_call *c = &r.base;
+    memset(&r, 0, sizeof r);
+    const size_t n = shape->n;
+    if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
+    if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
+    if (!fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !positive(o->clip_norm) ||
+        !positive(o->clip_value) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
+        return CSM_BAD_OPTION;
+    size_t rows = 1, elements = 8;
+    for (size_t i = 0; i < shape->ndim; i++) rows = shape->shape[i] ? rows : 0;
+    for (size_t i = 0; i < shape->ndim && rows; i++) {
+        if (elements > PTRDIFF_MAX / shape->shape[i]) return CSM_BAD_SHAPE;
+        elements *= shape->shape[i];
+        rows *= shape->shape[i];
+    }
+    if (rows && n && elements > PTRDIFF_MAX / n) return CSM_BAD_SHAPE;
+
+    c->dtype = dtype;
+    c->table = table;
+    c->itemsize = sizes[dtype];
+    c->wide_size = sizes[wide[dtype]];
+    c->forward = 1;
+    c->has_b = o->soft != NULL;
+    c->temperature = o->temperature;
+    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    csm_set_temperature(c);
+    r.options = o;
+    r.kernels = &table->loss[dtype];
+    r.wide_kernels = &table->loss[wide[dtype]];
+    r.rows = rows;
+    double weight_sum = (double)n;
+    if (o->weight) {
+        double low = 0;
+        weight_sum = 0;
+        for (size_t j = 0; j < n; j++) csm_two_sum(&weight_sum, &low, class_weight(&r, j));
+        weight_sum += low;
+    }
+    r.call = (csm_loss_call){.n = n,
+                             .t = &c->ordinary,
+                             .temperature = o->temperature,
+                             .w = o->weight,
+                             .weight_sum = weight_sum,
+                             .smoothing = o->label_smoothing,
+                             .z_loss = o->z_loss,
+                             .clip_norm = o->clip_norm,
+                             .clip_value = o->clip_value,
+                             .soft = o->soft != NULL,
+                             .gradient = gradient != NULL};
+
+    /* the batch axes in normal form; order: the row's index in C order, as if in bytes */
+    c->shape.n = n;
+    c->shape.ndim = shape->ndim;
+    ptrdiff_t step = 1;
+    for (size_t i = shape->ndim; i-- > 0;) {
+        c->shape.shape[i] = shape->shape[i];
+        r.order.strides[i] = step;
+        step *= (ptrdiff_t)shape->shape[i];
+    }
+    csm_view *all[6] = {&c->a, &r.order, &c->y, &c->b, &r.weight, &r.upstream};
+    const csm_view *given[6] = {x, NULL, gradient, o->soft, o->sample_weight, o->upstream};
+    csm_view *views[6];
+    int count = 0;
+    for (int v = 0; v < 6; v++) {
+        if (v != 1 && !given[v]) continue;
+        if (given[v]) {
+            all[v]->data = given[v]->data;
+            all[v]->axis_stride = given[v]->axis_stride;
+            for (size_t i = 0; i < shape->ndim; i++) all[v]->strides[i] = given[v]->strides[i];
+        }
+        views[count++] = all[v];
+    }
+    if (rows) csm_collapse(&c->shape, views, count);
+    else c->shape.ndim = 0;
+    r.inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
+    r.direct = csm_contiguous_view(&c->shape, &c->a, c->itemsize, 1) &&
+               (!gradient || csm_contiguous_view(&c->shape, &c->y, c->itemsize, 1)) &&
+               (!c->has_b || csm_contiguous_view(&c->shape, &c->b, c->wide_size, 1));
+    r.pitch = csm_pack_pitch(n, c->itemsize);
+    r.soft_pitch = csm_pack_pitch(n, c->wide_size);
+    r.group = csm_pack_rows(n, c->itemsize);
+    r.e_size = rounded((CSM_BLOCK + 16) * c->wide_size);
+    r.block_size = rounded(((n + CSM_BLOCK - 1) / CSM_BLOCK + 1) * sizeof(csm_block));
+
+    int threads = o->threads < 1 ? 1 : o->threads;
+    if ((size_t)threads > rows) threads = rows ? (int)rows : 1;
+    const size_t labels_size = rounded(o->labels ? rows * sizeof(int64_t) : rows * sizeof(double));
+    const size_t loss_size = o->reduction == CSM_NONE ? 0 : rounded(rows * sizeof(double));
+    const size_t memory_size = rounded((size_t)threads * sizeof(char *));
+    _Alignas(64) char stack[1024];
+    char *memory = stack;
+    if (labels_size + loss_size + memory_size > sizeof stack) {
+        memory = csm_allocate(labels_size + loss_size + memory_size);
+        if (!memory) return CSM_NO_MEMORY;
+    }
+    r.memory = (char **)(void *)memory;
+    memset(r.memory, 0, memory_size);
+    if (o->labels) r.labels = (int64_t *)(void *)(memory + memory_size);
+    else r.mass = (double *)(void *)(memory + memory_size);
+    r.loss = o->reduction == CSM_NONE ? loss : (double *)(void *)(memory + memory_size + labels_size);
+    csm_status status = compute(&r, shape, o, threads, loss);
+    for (int i = 0; i < threads; i++) csm_release(r.memory[i]);
+    if (memory != stack) csm_release(memory);
+    *caller = c->interrupt.caller; /* the callback may have changed it */
+    return status;
+}
+
+csm_status csm_run_loss(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                        const csm_view *gradient, double *loss, csm_loss_options *o) {
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = run(dtype, table, shape, x, gradient, loss, o, &saved);
+    csm_fp_leave(saved);
+    return status;
+}
