@@ -61,5 +61,21 @@ def run_loss(
     num_threads: int | None,
 ) -> int | None: ...
 def fast_loss(
-    x: object, target: object, gradient: bool, out: object, reduction: int, ignore_index: object
+    x: object,
+    target: object,
+    gradient: bool,
+    out: object,
+    reduction: object,
+    ignore_index: object,
+    axis: object,
+    weight: object,
+    sample_weight: object,
+    label_smoothing: object,
+    z_loss: object,
+    temperature: object,
+    upstream: object,
+    clip_norm: object,
+    clip_value: object,
+    device: object,
+    num_threads: int | None,
 ) -> tuple[Any, NDArray[Any] | None] | None: ...

@@ -376,8 +376,10 @@ def run_loss(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight,
     _raise(status)
 
 
-def fast_loss(x, target, bint gradient, out, int reduction, ignore_index):
-    """The plain case: C-contiguous native numpy arrays of floats and of int64 or int32 labels, no options but these.
+def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weight, sample_weight, label_smoothing,
+              z_loss, temperature, upstream, clip_norm, clip_value, device, num_threads):
+    """The plain case: C-contiguous native numpy arrays of floats and of int64 or int32 labels, summed or averaged, no
+    other options.
 
     Returns None for everything else, bad labels included (nothing has been written then); (loss, gradient) else.
     """
@@ -390,7 +392,13 @@ def fast_loss(x, target, bint gradient, out, int reduction, ignore_index):
     cdef int dtype, ndim, i
     cdef Py_ssize_t rows = 1
     cdef bint have_labels = False, have_result = False
-    if type(x) is not _ndarray or type(target) is not _ndarray or type(ignore_index) is not int:
+    if (type(x) is not _ndarray or type(target) is not _ndarray or type(ignore_index) is not int
+            or type(axis) is not int or <object>axis != -1 or weight is not None or sample_weight is not None
+            or clip_norm is not None or clip_value is not None or device is not None
+            or type(label_smoothing) is not float or <double>label_smoothing != 0
+            or type(z_loss) is not float or <double>z_loss != 0
+            or type(temperature) is not float or <double>temperature != 1
+            or type(upstream) is not float or <double>upstream != 1):
         return None
     kind = x.dtype
     if kind is _f32:
@@ -400,6 +408,12 @@ def fast_loss(x, target, bint gradient, out, int reduction, ignore_index):
     else:
         return None
     options = cpu.csm_default_loss_options()
+    if reduction == "mean":
+        options.reduction = cpu.CSM_MEAN
+    elif reduction == "sum":
+        options.reduction = cpu.CSM_SUM
+    else:
+        return None
     if target.dtype is _i64:
         options.label_type = cpu.CSM_INT64
     elif target.dtype is _i32:
@@ -450,8 +464,7 @@ def fast_loss(x, target, bint gradient, out, int reduction, ignore_index):
         options.labels = &label_view
         options.has_ignore = 1
         options.ignore = <uint64_t><Py_ssize_t>ignore_index
-        options.reduction = <cpu.csm_reduction>reduction
-        options.threads = _threads(None)
+        options.threads = _threads(num_threads)
         options.interrupt = _check_signals
         if source.len < KEEP_GIL * source.itemsize:
             status = csm_run_loss(dtype, csm_current_table(), &shape, &from_view, &to_view if gradient else NULL,

@@ -13,23 +13,6 @@ class CrossEntropyResult(NamedTuple):
     grad: Any
 
 
-def _is_plain(axis, weight, sample_weight, label_smoothing, z_loss, temperature, device, num_threads):
-    return (
-        weight is None
-        and sample_weight is None
-        and device is None
-        and num_threads is None
-        and type(axis) is int
-        and axis == -1
-        and type(label_smoothing) is float
-        and label_smoothing == 0
-        and type(z_loss) is float
-        and z_loss == 0
-        and type(temperature) is float
-        and temperature == 1
-    )
-
-
 def cross_entropy(
     logits,
     target,
@@ -109,12 +92,27 @@ def cross_entropy(
     >>> csoftmax.cross_entropy(logits, [0, 1, -100], reduction="none")
     array([4.07605964e-01, 8.49670851e-18, 0.00000000e+00])
     """
-    if _is_plain(axis, weight, sample_weight, label_smoothing, z_loss, temperature, device, num_threads) and (
-        reduction == "mean" or reduction == "sum"
-    ):
-        done = _cpu.fast_loss(logits, target, False, None, _cpu.REDUCTIONS[reduction], ignore_index)
-        if done is not None:
-            return done[0]
+    done = _cpu.fast_loss(
+        logits,
+        target,
+        False,
+        None,
+        reduction,
+        ignore_index,
+        axis,
+        weight,
+        sample_weight,
+        label_smoothing,
+        z_loss,
+        temperature,
+        1.0,
+        None,
+        None,
+        device,
+        num_threads,
+    )
+    if done is not None:
+        return done[0]
     return plan_loss(
         logits,
         target,
@@ -193,17 +191,27 @@ def cross_entropy_with_grad(
     >>> csoftmax.cross_entropy_with_grad(logits, [0]).grad
     array([[-5.021998e-08,  2.510999e-08,  2.510999e-08]], dtype=float32)
     """
-    if (
-        _is_plain(axis, weight, sample_weight, label_smoothing, z_loss, temperature, device, num_threads)
-        and (reduction == "mean" or reduction == "sum")
-        and clip_norm is None
-        and clip_value is None
-        and type(upstream) is float
-        and upstream == 1
-    ):
-        done = _cpu.fast_loss(logits, target, True, out, _cpu.REDUCTIONS[reduction], ignore_index)
-        if done is not None:
-            return CrossEntropyResult(*done)
+    done = _cpu.fast_loss(
+        logits,
+        target,
+        True,
+        out,
+        reduction,
+        ignore_index,
+        axis,
+        weight,
+        sample_weight,
+        label_smoothing,
+        z_loss,
+        temperature,
+        upstream,
+        clip_norm,
+        clip_value,
+        device,
+        num_threads,
+    )
+    if done is not None:
+        return CrossEntropyResult(*done)
     return CrossEntropyResult(
         *plan_loss(
             logits,

@@ -12,6 +12,7 @@
 
 #include <math.h>
 #include <stdatomic.h>
+#include <stddef.h>
 #include <stdlib.h>
 
 enum { ALIGN = 64 };
@@ -27,9 +28,10 @@ typedef struct loss_run {
     int direct;
     int64_t *labels;
     double *loss, *mass;
-    char **memory;             /* scratch of each thread */
-    size_t e_size, block_size; /* its parts: e', blocks, wide block, then packed rows */
+    char **memory; /* scratch of each thread */
+    size_t e_size, block_size, wide_block; /* its parts: e', blocks, wide block, then packed rows */
     atomic_int bad;
+    _Alignas(ALIGN) char first[2048]; /* for thread 0 where it is enough */
 } loss_run;
 
 /* A tree whose shape depends on the count alone. */
@@ -113,9 +115,9 @@ static size_t order_of(const loss_run *r, size_t row) {
 static char *scratch(loss_run *r, int thread) {
     const csm_call *c = &r->base;
     if (!r->memory[thread]) {
-        size_t size = r->e_size + r->block_size + CSM_BLOCK * c->wide_size;
+        size_t size = r->e_size + r->block_size + r->wide_block;
         if (!r->direct) size += r->group * (r->pitch + (c->has_b ? r->soft_pitch : 0));
-        r->memory[thread] = csm_allocate(size);
+        r->memory[thread] = thread == 0 && size <= sizeof r->first ? r->first : csm_allocate(size);
     }
     return r->memory[thread];
 }
@@ -153,8 +155,11 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
 /* Rows */
 
 static csm_loss_input input_of(const loss_run *r, const csm_loss_job *job, ptrdiff_t at) {
-    csm_loss_input in = {
-        .label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1, .w_label = 1, .weight = 1, .upstream = 1};
+    csm_loss_input in = {.label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1,
+                         .w_label = 1,
+                         .weight = 1,
+                         .upstream = 1,
+                         .e_label = -1};
     if (job->weight) memcpy(&in.weight, job->weight + at * job->weight_step, sizeof in.weight);
     if (job->upstream) memcpy(&in.upstream, job->upstream + at * job->upstream_step, sizeof in.upstream);
     if (in.label >= 0) in.mass = in.w_label = class_weight(r, (size_t)in.label);
@@ -253,6 +258,10 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
         BLOCK(b)
         if (cold) blocks[b].max = c->table->max[c->wide_size == 4 ? CSM_DTYPE_f32 : CSM_DTYPE_f64](wide, k);
         kernels->pass1(part, store ? y + b * CSM_BLOCK * size : NULL, k, call->t, terms, &blocks[b]);
+    }
+    if (store && in.label >= 0) {
+        in.e_label = element(r, y, (size_t)in.label);
+        in.n = blocks[(size_t)in.label / CSM_BLOCK].n;
     }
     if (!nan) {
         kernels->sums(call, &in, blocks, count, &row);
@@ -358,7 +367,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
             job.upstream_step = step_of(c, &r->upstream);
         }
         if (!r->direct) {
-            char *x = memory + r->e_size + r->block_size + CSM_BLOCK * c->wide_size, *q = x + r->group * r->pitch;
+            char *x = memory + r->e_size + r->block_size + r->wide_block, *q = x + r->group * r->pitch;
             csm_gather(x, r->pitch, (csm_strided){job.x, job.x_step, c->a.axis_stride}, count, n, c->itemsize, NULL,
                        NULL);
             if (c->has_b)
@@ -438,7 +447,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
 #undef WIDE
     loss_run r;
     csm_call *c = &r.base;
-    memset(&r, 0, sizeof r);
+    memset(&r, 0, offsetof(loss_run, first));
     const size_t n = shape->n;
     if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
     if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
@@ -517,7 +526,9 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     r.pitch = csm_pack_pitch(n, c->itemsize);
     r.soft_pitch = csm_pack_pitch(n, c->wide_size);
     r.group = csm_pack_rows(n, c->itemsize);
-    r.e_size = rounded((CSM_BLOCK + 16) * c->wide_size);
+    const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
+    r.e_size = rounded((block + 16) * c->wide_size);
+    r.wide_block = rounded(block * c->wide_size);
     r.block_size = rounded(((n + CSM_BLOCK - 1) / CSM_BLOCK + 1) * sizeof(csm_block));
 
     int threads = o->threads < 1 ? 1 : o->threads;
@@ -537,7 +548,8 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     else r.mass = (double *)(void *)(memory + memory_size);
     r.loss = o->reduction == CSM_NONE ? loss : (double *)(void *)(memory + memory_size + labels_size);
     csm_status status = compute(&r, shape, o, threads, loss);
-    for (int i = 0; i < threads; i++) csm_release(r.memory[i]);
+    for (int i = 0; i < threads; i++)
+        if (r.memory[i] != r.first) csm_release(r.memory[i]);
     if (memory != stack) csm_release(memory);
     *caller = c->interrupt.caller; /* the callback may have changed it */
     return status;

@@ -135,6 +135,7 @@ typedef struct csm_loss_input {
     double mass;          /* sum w_j q_j before smoothing */
     double weight, upstream; /* sample weight, derivative of the result with respect to the reduced row loss */
     double max;           /* as in the caller's array, where t stands for a transformed row */
+    double e_label, n;    /* e' of the label as pass 1 left it, in a block with this n; negative: not at hand */
 } csm_loss_input;
 
 /* g_j = e'_j (f + f_low) - w_j (soft q_j + flat), clipped to +-clip, times (post + post_low); target: g of the

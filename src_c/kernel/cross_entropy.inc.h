@@ -25,46 +25,53 @@ INLINE V(t) FN(loss_term)(const csm_loss_terms *a, double soft, double flat, siz
 
 /* block->far = sum a_j (ref - x_j), block->mass = sum a_j.  Four terms are added in the compute type, then in double:
  * at most 1 ULP more.  exact: a term with a_j = 0 is 0 even where x_j = -inf. */
+typedef struct FN(loss_far_sums) {
+    V(dot) mass, far;
+} FN(loss_far_sums);
+
+/* 64 elements from i on, or the `left` last ones. */
+INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, const csm_loss_terms *terms, size_t i,
+                               size_t left, const int whole, const int with_mass, const int exact) {
+    enum { STEP = 64 / V(W), Q = STEP / 4 };
+    V(t) a[STEP], p[STEP];
+    UNROLL
+    for (size_t v = 0; v < STEP; v++) {
+        const size_t at = i + v * V(W), count = whole ? V(W) : v * V(W) < left ? left - v * V(W) : 0;
+        a[v] = p[v] = V(zero)();
+        if (count == 0) continue;
+        V(t) z;
+        a[v] = FN(loss_term)(terms, terms->soft, terms->flat, at, count);
+        if (count >= V(W)) {
+            z = LOAD(x + at);
+        } else { /* what is not there weighs nothing; nor does NaN, which the sum of e' reports */
+            z = LOAD_PART(x + at, count, V(set)(CSM_NAN));
+            a[v] = V(keep)(V(ordered)(z), a[v]);
+            z = LOAD_PART(x + at, count, ref);
+        }
+        z = V(sub)(ref, z);
+        if (exact) z = V(drop)(V(eq)(a[v], V(zero)()), z);
+        p[v] = V(mul)(a[v], z);
+    }
+    UNROLL
+    for (int v = 0; v < Q; v++) {
+        V(dot_add)(&s->far, v, V(add)(V(add)(p[v], p[v + Q]), V(add)(p[v + 2 * Q], p[v + 3 * Q])), V(set)(1));
+        if (with_mass)
+            V(dot_add)(&s->mass, v, V(add)(V(add)(a[v], a[v + Q]), V(add)(a[v + 2 * Q], a[v + 3 * Q])), V(set)(1));
+    }
+}
 INLINE void FN(loss_far)(const T *x, size_t k, const csm_temperature *t, const csm_loss_terms *terms, csm_block *block,
                          const int with_mass, const int exact) {
-    enum { STEP = 64 / V(W) };
-    const V(t) ref = V(set)(csm_reference(block->max, t)), one = V(set)(1);
-    V(dot) mass, far;
+    const V(t) ref = V(set)(csm_reference(block->max, t));
+    FN(loss_far_sums) s;
     double hi, lo;
-    V(dot_zero)(&mass);
-    V(dot_zero)(&far);
-    for (size_t i = 0; i < k; i += 64) {
-        V(t) a[STEP], p[STEP];
-        const size_t left = k - i;
-        UNROLL
-        for (size_t v = 0; v < STEP; v++) {
-            const size_t at = i + v * V(W);
-            a[v] = p[v] = V(zero)();
-            if (v * V(W) >= left) continue;
-            V(t) z;
-            a[v] = FN(loss_term)(terms, terms->soft, terms->flat, at, k - at);
-            if (left >= (v + 1) * V(W)) {
-                z = LOAD(x + at);
-            } else { /* what is not there weighs nothing; nor does NaN, which the sum of e' reports */
-                z = LOAD_PART(x + at, k - at, V(set)(CSM_NAN));
-                a[v] = V(keep)(V(ordered)(z), a[v]);
-                z = LOAD_PART(x + at, k - at, ref);
-            }
-            z = V(sub)(ref, z);
-            if (exact) z = V(drop)(V(eq)(a[v], V(zero)()), z);
-            p[v] = V(mul)(a[v], z);
-        }
-        UNROLL
-        for (size_t v = 0; v < STEP / 4; v++) {
-            enum { Q = STEP / 4 };
-            V(dot_add)(&far, (int)v, V(add)(V(add)(p[v], p[v + Q]), V(add)(p[v + 2 * Q], p[v + 3 * Q])), one);
-            if (with_mass)
-                V(dot_add)(&mass, (int)v, V(add)(V(add)(a[v], a[v + Q]), V(add)(a[v + 2 * Q], a[v + 3 * Q])), one);
-        }
-    }
-    V(dot_total)(&mass, &hi, &lo);
+    size_t i = 0;
+    V(dot_zero)(&s.mass);
+    V(dot_zero)(&s.far);
+    for (; i + 64 <= k; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
+    if (i < k) FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, with_mass, exact);
+    V(dot_total)(&s.mass, &hi, &lo);
     block->mass = hi + lo;
-    V(dot_total)(&far, &hi, &lo);
+    V(dot_total)(&s.far, &hi, &lo);
     block->far = lo - lo == 0 ? hi + lo : hi;
 }
 static NOINLINE void FN(loss_term_sums)(const T *x, size_t k, const csm_temperature *t, const csm_loss_terms *terms,
@@ -88,6 +95,44 @@ INLINE void FN(loss_block)(const T *x, REAL *e, size_t k, const csm_temperature 
     } else {
         FN(exp_both)(x, e, k, t, block, NULL, ahead, ahead_to);
     }
+}
+
+/* loss_block without terms for a row of at most 16 in registers; the maximum is found on the way.  Sums as `small` in
+ * forward.inc.h has them.  Returns 0, nothing stored, if the row is not ordinary. */
+INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *t, csm_block *block,
+                          const int tempered) {
+    const size_t used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
+    const V(t) low = V(set)(-CSM_INF);
+    V(t) z[V(SIXTEEN)], y[V(SIXTEEN)], max = low, n0, count = V(zero)();
+    V(sum) sum;
+    REAL first[V(W)];
+    UNROLL
+    for (size_t v = 0; v < V(SIXTEEN); v++) {
+        z[v] = low;
+        if (v + 1 < used || (v + 1 == used && left == V(W))) z[v] = LOAD(x + v * V(W));
+        else if (v + 1 == used) z[v] = LOAD_PART(x + v * V(W), left, low);
+        max = V(max)(z[v], max);
+    }
+    block->max = (double)V(top)(max);
+    if (!FN(ordinary)(block->max, t)) return 0;
+    max = V(set)(block->max);
+    V(shift) s = V(shift_to)(max, t, tempered, &n0);
+    UNROLL
+    for (size_t v = 0; v < V(SIXTEEN); v++) {
+        y[v] = V(zero)();
+        if (v >= used) continue;
+        y[v] = V(exp_value)(z[v], s, tempered);
+        if (e) V(STORE_REAL)(e + v * V(W), y[v]);
+        y[v] = FN(without_max)(y[v], V(eq)(z[v], max), &count);
+    }
+    V(sum_sixteen)(&sum, y);
+    V(sum_total)(&sum, &block->hi, &block->lo);
+    V(STORE_REAL)(first, n0);
+    block->n = (double)first[0];
+    block->mass = block->far = 0;
+    csm_top(block->max, t->t, EXP_BIAS, block);
+    block->count = V(sum_exact)(count);
+    return 1;
 }
 
 static void FN(loss_pass1)(const void *x, void *e, size_t k, const csm_temperature *t, const csm_loss_terms *terms,
@@ -218,20 +263,22 @@ static void FN(loss_pass2)(const void *x, const void *e, void *y, size_t k, cons
 
 static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, double *lo) {
     enum { PER = 16 / V(W) };
-    const V(t) one = V(set)(1);
     V(t) least = V(zero)();
     V(dot) sum;
+    size_t i = 0;
     V(dot_zero)(&sum);
-    for (size_t i = 0; i < k; i += 16) {
-        UNROLL
-        for (int v = 0; v < PER; v++) {
-            size_t at = i + (size_t)v * V(W);
-            if (at >= k) continue;
-            V(t) z = FN(loss_reals)(q, at, k - at);
-            least = V(min)(z, least);
-            V(dot_add)(&sum, v, z, w ? FN(loss_reals)(w, at, k - at) : one);
-        }
+#define MASS(count)                                                           \
+    UNROLL                                                                    \
+    for (int v = 0; v < PER; v++) {                                           \
+        const size_t at = i + (size_t)v * V(W);                               \
+        if (at >= k) continue;                                                \
+        V(t) z = FN(loss_reals)(q, at, count);                                \
+        least = V(min)(z, least);                                             \
+        V(dot_add)(&sum, v, z, w ? FN(loss_reals)(w, at, count) : V(set)(1)); \
     }
+    for (; i + 16 <= k; i += 16) MASS(V(W))
+    if (i < k) MASS(k - at)
+#undef MASS
     V(dot_total)(&sum, hi, lo);
     double low = -(double)V(top)(V(sub)(V(zero)(), least)), total = *hi + *lo;
     return low >= 0 && total - total == 0; /* NaN and infinity are in the sum */
@@ -259,8 +306,13 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
             if (y) FN(fill)(y, n, 0);
             continue;
         }
-        block.max = FN(max)(x, n);
-        if (!FN(ordinary)(block.max, t)) return i;
+        if (n <= 16 && !terms) {
+            if (!(t->tempered ? FN(loss_small)(x, e, n, t, &block, 1) : FN(loss_small)(x, e, n, t, &block, 0)))
+                return i;
+        } else {
+            block.max = FN(max)(x, n);
+            if (!FN(ordinary)(block.max, t)) return i;
+        }
         if (job->label) {
             V(STORE_REAL)(own, LOAD_PART(x + in.label, 1, V(zero)()));
             in.x_label = (double)own[0];
@@ -271,7 +323,10 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
             in.mass = job->mass[order];
         }
         in.max = block.max;
-        FN(loss_block)(x, e, n, t, terms, &block, 1, (const char *)x + job->x_step, (const char *)y);
+        if (n > 16 || terms)
+            FN(loss_block)(x, e, n, t, terms, &block, 1, (const char *)x + job->x_step, (const char *)y);
+        in.n = block.n;
+        in.e_label = e && job->label ? (double)e[in.label] : -1;
         csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row);
         job->loss[order] = row.loss;
         if (!y) continue;

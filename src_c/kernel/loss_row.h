@@ -39,7 +39,7 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     double far = 0;
     csm_combine_log(blocks, count, &row->sums);
     const csm_row *s = &row->sums;
-    for (size_t b = 0; b < count; b++) { /* every term is at least 0 */
+    for (size_t b = 0; b < count && (c->soft || epsilon != 0); b++) { /* every term is at least 0 */
         far += blocks[b].far;
         if (blocks[b].mass != 0) far += (s->max - csm_reference(blocks[b].max, c->t)) * blocks[b].mass;
     }
@@ -53,14 +53,16 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     row->total = sum;
 
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? epsilon / (double)c->n * c->weight_sum : 0);
-    double loss = q * s->tail + far / t, own = (1 - epsilon) * in->w_label;
+    double loss = q * s->tail + (far != 0 ? far / t : 0), own = (1 - epsilon) * in->w_label;
     if (in->label >= 0) {
-        if (own != 0) loss += own * ((s->max - in->x_label) / t);
+        if (own != 0) loss += own * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
         if (c->gradient) {
             row->e_label = s->top;
             row->others = (s->hi + (s->count - 1) * s->top) + s->lo;
             if (in->x_label < s->max) {
-                row->e_label = csm_exp_at(in->x_label, c->t, s->n, bias);
+                double d = in->n - s->n;
+                if (in->e_label < 0) row->e_label = csm_exp_at(in->x_label, c->t, s->n, bias);
+                else row->e_label = in->e_label * csm_pow2(d < -1000 ? -1000 : d) * csm_pow2(d < -1000 ? d + 1000 : 0);
                 row->others = (row->total - row->e_label) + row->total_low;
             }
         }

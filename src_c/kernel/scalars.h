@@ -136,6 +136,12 @@ INLINE void csm_log_tail(double count, double hi, double lo, double top, double 
 
 INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
     double maxima = 0, top = 1, top_low = 0;
+    if (count == 1) {
+        row->max = blocks->max;
+        row->n = blocks->n;
+        csm_log_tail(blocks->count, blocks->hi, blocks->lo, blocks->top, blocks->top_low, row);
+        return;
+    }
     csm_combine_sums(blocks, count, row);
     for (size_t b = 0; b < count; b++) {
         double scale = csm_pow2(blocks[b].n - row->n);
