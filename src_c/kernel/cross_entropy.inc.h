@@ -16,63 +16,104 @@ INLINE V(t) FN(loss_reals)(const void *p, size_t i, size_t count) {
     const REAL *from = p;
     return count >= V(W) ? V(LOAD_REAL)(from + i) : V(LOAD_PART_REAL)(from + i, count, V(zero)());
 }
-INLINE V(t) FN(loss_term)(const csm_loss_terms *a, double soft, double flat, size_t i, size_t count) {
-    V(t) v = V(set)(flat);
-    if (a->q) v = V(fma)(V(set)(soft), FN(loss_reals)(a->q, i, count), v);
-    if (a->w) v = V(mul)(v, FN(loss_reals)(a->w, i, count));
-    return v;
-}
-
-/* block->far = sum a_j (ref - x_j), block->mass = sum a_j.  Four terms are added in the compute type, then in double:
- * at most 1 ULP more.  exact: a term with a_j = 0 is 0 even where x_j = -inf. */
+/* block->far = sum a_j (ref - x_j), block->mass = sum a_j, each as soft times a sum with q and flat times one without.
+ * Four terms are added in the compute type, then in double: at most 1 ULP more.  exact: a term with a_j = 0 is 0 even
+ * where x_j = -inf. */
 typedef struct FN(loss_far_sums) {
-    V(dot) mass, far;
+    V(dot) far_q, far_1, mass_q, mass_1;
 } FN(loss_far_sums);
+
+/* Adds 64 elements, four for each lane. */
+INLINE void FN(loss_add)(V(dot) *sum, const V(t) *p) {
+    enum { Q = 16 / V(W) };
+    UNROLL
+    for (int v = 0; v < Q; v++)
+        V(dot_add)(sum, v, V(add)(V(add)(p[v], p[v + Q]), V(add)(p[v + 2 * Q], p[v + 3 * Q])), V(set)(1));
+}
+INLINE void FN(loss_add_product)(V(dot) *sum, const V(t) *a, const V(t) *b) {
+    enum { Q = 16 / V(W) };
+    UNROLL
+    for (int v = 0; v < Q; v++) {
+        V(t) p = V(mul)(a[v], b[v]), r = V(mul)(a[v + Q], b[v + Q]);
+        p = V(fma)(a[v + 2 * Q], b[v + 2 * Q], p);
+        r = V(fma)(a[v + 3 * Q], b[v + 3 * Q], r);
+        V(dot_add)(sum, v, V(add)(p, r), V(set)(1));
+    }
+}
 
 /* 64 elements from i on, or the `left` last ones. */
 INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, const csm_loss_terms *terms, size_t i,
                                size_t left, const int whole, const int with_mass, const int exact) {
-    enum { STEP = 64 / V(W), Q = STEP / 4 };
-    V(t) a[STEP], p[STEP];
+    enum { STEP = 64 / V(W) };
+    V(t) z[STEP], w[STEP], q[STEP];
+#define COUNT(v) (whole ? (size_t)V(W) : (v) * V(W) < left ? left - (v) * V(W) : 0)
+#define READ(to, from) \
+    UNROLL             \
+    for (size_t v = 0; v < STEP; v++) to[v] = COUNT(v) ? FN(loss_reals)(from, i + v * V(W), COUNT(v)) : V(zero)();
     UNROLL
     for (size_t v = 0; v < STEP; v++) {
-        const size_t at = i + v * V(W), count = whole ? V(W) : v * V(W) < left ? left - v * V(W) : 0;
-        a[v] = p[v] = V(zero)();
-        if (count == 0) continue;
-        V(t) z;
-        a[v] = FN(loss_term)(terms, terms->soft, terms->flat, at, count);
-        if (count >= V(W)) {
-            z = LOAD(x + at);
-        } else { /* what is not there weighs nothing; nor does NaN, which the sum of e' reports */
-            z = LOAD_PART(x + at, count, V(set)(CSM_NAN));
-            a[v] = V(keep)(V(ordered)(z), a[v]);
-            z = LOAD_PART(x + at, count, ref);
+        const T *at = x + i + v * V(W);
+        z[v] = COUNT(v) >= V(W) ? LOAD(at) : COUNT(v) ? LOAD_PART(at, COUNT(v), ref) : ref;
+        z[v] = V(sub)(ref, z[v]); /* 0 where there is nothing */
+    }
+    if (terms->w) {
+        READ(w, terms->w)
+        UNROLL
+        for (size_t v = 0; v < STEP; v++) {
+            if (exact) z[v] = V(drop)(V(eq)(w[v], V(zero)()), z[v]);
+            z[v] = V(mul)(z[v], w[v]);
         }
-        z = V(sub)(ref, z);
-        if (exact) z = V(drop)(V(eq)(a[v], V(zero)()), z);
-        p[v] = V(mul)(a[v], z);
     }
-    UNROLL
-    for (int v = 0; v < Q; v++) {
-        V(dot_add)(&s->far, v, V(add)(V(add)(p[v], p[v + Q]), V(add)(p[v + 2 * Q], p[v + 3 * Q])), V(set)(1));
-        if (with_mass)
-            V(dot_add)(&s->mass, v, V(add)(V(add)(a[v], a[v + Q]), V(add)(a[v + 2 * Q], a[v + 3 * Q])), V(set)(1));
+    if (terms->flat != 0) FN(loss_add)(&s->far_1, z);
+    if (terms->q) {
+        READ(q, terms->q)
+        if (exact) {
+            UNROLL
+            for (size_t v = 0; v < STEP; v++) z[v] = V(drop)(V(eq)(q[v], V(zero)()), z[v]);
+        }
+        FN(loss_add_product)(&s->far_q, q, z);
     }
+    if (with_mass) {
+        if (!terms->w) {
+            UNROLL
+            for (size_t v = 0; v < STEP; v++) { /* 1 where there is an element */
+                const V(t) one = V(set)(1), none = V(set)(CSM_NAN);
+                w[v] = COUNT(v) >= V(W) ? one : V(zero)();
+                if (COUNT(v) && COUNT(v) < V(W))
+                    w[v] = V(keep)(V(ordered)(LOAD_PART(x + i + v * V(W), COUNT(v), none)), one);
+            }
+        }
+        if (terms->flat != 0) FN(loss_add)(&s->mass_1, w);
+        if (terms->q) FN(loss_add_product)(&s->mass_q, q, w);
+    }
+#undef READ
+#undef COUNT
+}
+INLINE double FN(loss_both)(const V(dot) *q, const V(dot) *one, const csm_loss_terms *terms) {
+    double hi, lo, sum = 0;
+    if (terms->q) {
+        V(dot_total)(q, &hi, &lo);
+        sum += terms->soft * (lo - lo == 0 ? hi + lo : hi);
+    }
+    if (terms->flat != 0) {
+        V(dot_total)(one, &hi, &lo);
+        sum += terms->flat * (lo - lo == 0 ? hi + lo : hi);
+    }
+    return sum;
 }
 INLINE void FN(loss_far)(const T *x, size_t k, const csm_temperature *t, const csm_loss_terms *terms, csm_block *block,
                          const int with_mass, const int exact) {
     const V(t) ref = V(set)(csm_reference(block->max, t));
     FN(loss_far_sums) s;
-    double hi, lo;
     size_t i = 0;
-    V(dot_zero)(&s.mass);
-    V(dot_zero)(&s.far);
+    V(dot_zero)(&s.far_q);
+    V(dot_zero)(&s.far_1);
+    if (with_mass) V(dot_zero)(&s.mass_q);
+    if (with_mass) V(dot_zero)(&s.mass_1);
     for (; i + 64 <= k; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
     if (i < k) FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, with_mass, exact);
-    V(dot_total)(&s.mass, &hi, &lo);
-    block->mass = hi + lo;
-    V(dot_total)(&s.far, &hi, &lo);
-    block->far = lo - lo == 0 ? hi + lo : hi;
+    block->far = FN(loss_both)(&s.far_q, &s.far_1, terms);
+    if (with_mass) block->mass = FN(loss_both)(&s.mass_q, &s.mass_1, terms);
 }
 static NOINLINE void FN(loss_term_sums)(const T *x, size_t k, const csm_temperature *t, const csm_loss_terms *terms,
                                         csm_block *block, int with_mass) {
@@ -149,8 +190,7 @@ static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, d
 }
 
 typedef struct FN(loss_constants) {
-    V(t) f, f_low, shift, post, post_low, most, least;
-    double soft, flat;
+    V(t) f, f_low, shift, post, post_low, most, least, soft, flat;
 } FN(loss_constants);
 
 /* e' of a block is relative to the block's n: it gets 2^d, d <= 0, in the factor, or, from 2^-8 on, by itself. */
@@ -165,17 +205,32 @@ INLINE int FN(loss_set)(const csm_block *block, const csm_loss_row *row, FN(loss
     c->post_low = V(set)(row->post_low);
     c->most = V(set)(row->clip);
     c->least = V(set)(-row->clip);
-    c->soft = row->soft;
-    c->flat = row->flat;
+    c->soft = V(set)(row->soft);
+    c->flat = V(set)(row->flat);
     return folded;
 }
-/* subtract: there are terms; plain: neither shift, clip nor post. */
+/* g = e f + e f_low - w (soft q + flat); q, w: whether there are any; plain: neither shift, clip nor post. */
 INLINE V(t) FN(loss_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, FN(loss_constants) c,
-                              const int subtract, const int plain) {
+                              const int q, const int w, const int plain) {
     if (!plain) e = V(mul)(e, c.shift);
-    V(t) g = V(mul)(e, c.f_low);
-    if (subtract) g = V(sub)(g, FN(loss_term)(terms, c.soft, c.flat, i, count));
+    V(t) g;
+    if (w) {
+        V(t) a = q ? V(fma)(c.soft, FN(loss_reals)(terms->q, i, count), c.flat) : c.flat;
+        g = V(fnma)(a, FN(loss_reals)(terms->w, i, count), V(mul)(e, c.f_low));
+    } else {
+        g = V(fma)(e, c.f_low, V(sub)(V(zero)(), c.flat));
+        if (q) g = V(fnma)(c.soft, FN(loss_reals)(terms->q, i, count), g);
+    }
     return V(fma)(e, c.f, g);
+}
+/* The same for terms that may be NULL. */
+INLINE V(t) FN(loss_any_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, FN(loss_constants) c) {
+    if (!terms) return FN(scaled)(V(mul)(e, c.shift), c.f, c.f_low);
+    if (terms->w)
+        return terms->q ? FN(loss_gradient)(e, terms, i, count, c, 1, 1, 0)
+                        : FN(loss_gradient)(e, terms, i, count, c, 0, 1, 0);
+    return terms->q ? FN(loss_gradient)(e, terms, i, count, c, 1, 0, 0)
+                    : FN(loss_gradient)(e, terms, i, count, c, 0, 0, 0);
 }
 
 INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block, const csm_loss_row *row,
@@ -190,13 +245,18 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
         }
         for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), c.f, c.f_low));
     } else if (plain) {
-        for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(loss_gradient)(V(LOAD_REAL)(e + i), terms, i, V(W), c, 1, 1));
+#define WHOLE(q, w) \
+    for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(loss_gradient)(V(LOAD_REAL)(e + i), terms, i, V(W), c, q, w, 1));
+        if (terms->q && terms->w) WHOLE(1, 1)
+        else if (terms->q) WHOLE(1, 0)
+        else if (terms->w) WHOLE(0, 1)
+        else WHOLE(0, 0)
+#undef WHOLE
     }
     for (; i < k; i += V(W)) {
         const int whole = k - i >= V(W);
-        V(t) z = whole || scratch ? V(LOAD_REAL)(e + i) : V(LOAD_PART_REAL)(e + i, k - i, V(zero)()), g;
-        g = terms ? FN(loss_gradient)(z, terms, i, k - i, c, 1, plain)
-                  : FN(loss_gradient)(z, NULL, i, k - i, c, 0, plain);
+        V(t) z = whole || scratch ? V(LOAD_REAL)(e + i) : V(LOAD_PART_REAL)(e + i, k - i, V(zero)());
+        V(t) g = FN(loss_any_gradient)(z, terms, i, k - i, c);
         if (!plain) g = FN(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
         if (whole) STORE(y + i, g);
         else STORE_PART(y + i, k - i, g);
@@ -217,9 +277,7 @@ static NOINLINE double FN(loss_squares)(REAL *e, size_t k, const csm_block *bloc
         for (int v = 0; v < PER; v++) {
             size_t at = i + (size_t)v * V(W);
             if (at >= k) continue;
-            V(t) z = FN(loss_reals)(e, at, k - at), g;
-            if (terms) g = FN(loss_gradient)(z, terms, at, k - at, c, 1, 0);
-            else g = FN(loss_gradient)(z, NULL, at, k - at, c, 0, 0);
+            V(t) g = FN(loss_any_gradient)(FN(loss_reals)(e, at, k - at), terms, at, k - at, c);
             /* what is not there has e' = 0, but flat does not know that */
             if (k - at < V(W)) {
                 REAL kept[V(W)] = {0};
@@ -230,7 +288,7 @@ static NOINLINE double FN(loss_squares)(REAL *e, size_t k, const csm_block *bloc
         }
     }
     if (label >= 0 && terms) {
-        REAL a = (REAL)c.flat;
+        REAL a = (REAL)row->flat;
         if (terms->w) a = a * ((const REAL *)terms->w)[label];
         own = (double)a * (double)a;
     }
@@ -267,18 +325,25 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
     V(dot) sum;
     size_t i = 0;
     V(dot_zero)(&sum);
-#define MASS(count)                                                           \
-    UNROLL                                                                    \
-    for (int v = 0; v < PER; v++) {                                           \
-        const size_t at = i + (size_t)v * V(W);                               \
-        if (at >= k) continue;                                                \
-        V(t) z = FN(loss_reals)(q, at, count);                                \
-        least = V(min)(z, least);                                             \
-        V(dot_add)(&sum, v, z, w ? FN(loss_reals)(w, at, count) : V(set)(1)); \
+    for (; !w && i + 32 <= k; i += 32) { /* two elements are added in the compute type: 0.5 ULP */
+        UNROLL
+        for (int v = 0; v < PER; v++) {
+            const REAL *at = (const REAL *)q + i + (size_t)v * V(W);
+            V(t) a = V(LOAD_REAL)(at), b = V(LOAD_REAL)(at + 16);
+            least = V(min)(a, V(min)(b, least));
+            V(dot_add)(&sum, v, V(add)(a, b), V(set)(1));
+        }
     }
-    for (; i + 16 <= k; i += 16) MASS(V(W))
-    if (i < k) MASS(k - at)
-#undef MASS
+    for (; i < k; i += 16) {
+        UNROLL
+        for (int v = 0; v < PER; v++) {
+            const size_t at = i + (size_t)v * V(W);
+            if (at >= k) continue;
+            V(t) z = FN(loss_reals)(q, at, k - at);
+            least = V(min)(z, least);
+            V(dot_add)(&sum, v, z, w ? FN(loss_reals)(w, at, k - at) : V(set)(1));
+        }
+    }
     V(dot_total)(&sum, hi, lo);
     double low = -(double)V(top)(V(sub)(V(zero)(), least)), total = *hi + *lo;
     return low >= 0 && total - total == 0; /* NaN and infinity are in the sum */
