@@ -384,7 +384,7 @@ def check_target(target, shape, batch, wide):
     if (kind == "f" and dtype.itemsize > 8) or kind not in "iuf":
         raise TypeError(f"target must hold integer labels or floating-point soft labels, got dtype {dtype}")
     if kind == "f" and target.size == 0 and target.shape == batch != shape:
-        target, kind = target.astype(np.int64), "i"  # an empty list
+        target, dtype, kind = target.astype(np.int64), np.dtype(np.int64), "i"  # an empty list
     if kind == "f":
         if target.shape != shape:
             raise ValueError(

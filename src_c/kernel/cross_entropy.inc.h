@@ -193,14 +193,15 @@ typedef struct FN(loss_constants) {
     V(t) f, f_low, shift, post, post_low, most, least, soft, flat;
 } FN(loss_constants);
 
-/* e' of a block is relative to the block's n: it gets 2^d, d <= 0, in the factor, or, from 2^-8 on, by itself. */
+/* e' of a block is relative to the block's n and gets 2^d, d <= 0: in the factor, or, from 2^-8 on, by itself, as far as
+ * that is a normal number (then the gradient is subnormal, and the rest does no harm in the factor). */
 INLINE int FN(loss_set)(const csm_block *block, const csm_loss_row *row, FN(loss_constants) * c) {
-    const double d = block->n - row->sums.n;
+    const double d = block->n - row->sums.n, least = 26 - EXP_EXPONENT_BIAS;
     const int folded = d >= -8;
-    double up = folded ? csm_pow2(d) : 1;
+    const double own = folded ? 0 : d < least ? least : d, up = csm_pow2(d - own);
     c->f = V(set)(row->f * up);
     c->f_low = V(set)(row->f_low * up);
-    c->shift = V(set)(folded || d < 2 - EXP_EXPONENT_BIAS ? folded : csm_pow2(d));
+    c->shift = V(set)(csm_pow2(own));
     c->post = V(set)(row->post);
     c->post_low = V(set)(row->post_low);
     c->most = V(set)(row->clip);

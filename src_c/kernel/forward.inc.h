@@ -75,10 +75,11 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
         }
         if (i < end) { /* the end of the row; the filler -inf gives 0 */
             V(t) z = LOAD_PART(x + i, k - i, V(set)(-CSM_INF)), y = V(exp_value)(z, s, tempered);
+            /* a maximum of -inf must not be found in the filler; e may be x, so this comes before the store */
+            if (exact) z = LOAD_PART(x + i, k - i, V(set)(CSM_NAN));
             if (store && last) *last = y;
             if (store && !last) V(STORE_PART_REAL)(e + i, k - i, y);
-            /* a maximum of -inf must not be found in the filler */
-            if (exact) y = FN(without_max)(y, V(eq)(LOAD_PART(x + i, k - i, V(set)(CSM_NAN)), m), &count);
+            if (exact) y = FN(without_max)(y, V(eq)(z, m), &count);
             V(sum_add)(&sum, i / V(W) % V(CYCLE), y);
             i = k;
         }
