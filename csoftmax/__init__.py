@@ -3,12 +3,21 @@
 from ._args import DeviceError
 from ._config import __version__, get_include, get_library, show_config
 from ._threads import get_num_threads, set_num_threads, threads
-from .cross_entropy import CrossEntropyResult, check_labels, cross_entropy, cross_entropy_with_grad
+from .cross_entropy import (
+    CrossEntropyResult,
+    LinearCrossEntropyResult,
+    check_labels,
+    cross_entropy,
+    cross_entropy_with_grad,
+    linear_cross_entropy,
+    linear_cross_entropy_with_grad,
+)
 from .softmax import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
 
 __all__ = [
     "CrossEntropyResult",
     "DeviceError",
+    "LinearCrossEntropyResult",
     "__version__",
     "check_labels",
     "cross_entropy",
@@ -16,6 +25,8 @@ __all__ = [
     "get_include",
     "get_library",
     "get_num_threads",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_vjp",
     "logsumexp",

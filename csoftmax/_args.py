@@ -367,6 +367,18 @@ def check_weight(name, weight, shape, dtype):
     return values
 
 
+def check_chunk_bytes(chunk_bytes):
+    if chunk_bytes is None:
+        return None
+    try:
+        value = operator.index(chunk_bytes)
+    except TypeError:
+        raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}") from None
+    if value < 1:
+        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
+    return value
+
+
 def check_ignore_index(ignore_index):
     if isinstance(ignore_index, (bool, np.bool_)):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
@@ -400,7 +412,6 @@ def check_target(target, shape, batch, wide):
 def check_reduction(reduction):
     if not isinstance(reduction, str) or reduction not in _cpu.REDUCTIONS:
         raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
-    return _cpu.REDUCTIONS[reduction]
 
 
 def check_upstream(upstream, reduction, batch):
@@ -417,46 +428,70 @@ def check_upstream(upstream, reduction, batch):
     return None if values.ndim == 0 and values == 1 else values
 
 
-def plan_loss(
-    logits,
-    target,
-    axis,
+class LossOptions(NamedTuple):
+    """Checked options of a loss, weights in the compute type."""
+
+    weight: np.ndarray | None
+    sample_weight: np.ndarray | None
+    upstream: np.ndarray | None
+    temperature: float
+    label_smoothing: float
+    z_loss: float
+    clip_norm: float
+    clip_value: float
+    ignore_index: int
+
+
+def check_loss_options(
+    n_classes,
+    batch,
+    wide,
+    reduction,
     *,
-    gradient,
     weight,
     sample_weight,
     label_smoothing,
     ignore_index,
     z_loss,
     temperature,
-    reduction,
-    upstream=1.0,
+    upstream=None,
     clip_norm=None,
     clip_value=None,
-    out=None,
-    device=None,
-    num_threads=None,
 ):
+    """What hard and soft labels, logits and linear layers have in common; upstream None: there is no gradient."""
+    check_reduction(reduction)
+    if weight is not None:
+        weight = np.ascontiguousarray(check_weight("weight", weight, (n_classes,), wide))
+    if sample_weight is not None:
+        sample_weight = check_weight("sample_weight", sample_weight, batch, np.float64)
+    return LossOptions(
+        weight,
+        sample_weight,
+        None if upstream is None else check_upstream(upstream, reduction, batch),
+        check_temperature(temperature, True),
+        check_non_negative("label_smoothing", label_smoothing, 1),
+        check_non_negative("z_loss", z_loss),
+        check_positive("clip_norm", clip_norm),
+        check_positive("clip_value", clip_value),
+        check_ignore_index(ignore_index),
+    )
+
+
+def wide_dtype(dtype):
+    """The type that a dtype computes in."""
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=None, num_threads=None, **options):
     """Check the arguments of cross_entropy or, with `gradient`, of cross_entropy_with_grad, and lay them out."""
     check_device(device)
     x, code = as_float("logits", logits)
     axes = normalize_axes(axis, x.ndim)
-    wide = np.dtype(np.float64 if x.dtype == np.float64 else np.float32)
+    wide = wide_dtype(x.dtype)
     batch = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     labels, soft = check_target(target, x.shape, batch, wide)
-    temperature = check_temperature(temperature, True)
-    smoothing = check_non_negative("label_smoothing", label_smoothing, 1)
-    z_loss = check_non_negative("z_loss", z_loss)
-    ignore_index = check_ignore_index(ignore_index)
-    code_of_reduction = check_reduction(reduction)
-    clips = check_positive("clip_norm", clip_norm), check_positive("clip_value", clip_value)
     n = math.prod(x.shape[i] for i in axes) if x.ndim else 1
-    if weight is not None:
-        weight = np.ascontiguousarray(check_weight("weight", weight, (n,), wide))
-    if sample_weight is not None:
-        sample_weight = check_weight("sample_weight", sample_weight, batch, np.float64)
-    if gradient:
-        upstream = check_upstream(upstream, reduction, batch)
+    checked = check_loss_options(n, batch, wide, reduction, **options)
     result = final = work = rows = None
     if gradient and out is not None:
         check_out(out, x.shape, x.dtype)
@@ -475,30 +510,89 @@ def plan_loss(
     if soft is not None:
         soft = axis_last(soft, axes)
     ignore = None
-    if labels is not None and representable(ignore_index, labels.dtype):
-        ignore = ignore_index % 2**64
-    loss = np.empty(batch if reduction == "none" else (), np.float64)
+    if labels is not None and representable(checked.ignore_index, labels.dtype):
+        ignore = checked.ignore_index % 2**64
     return LossPlan(
         code,
         bits(axis_last(x, axes)),
         None if rows is None else bits(rows),
-        loss,
+        np.empty(batch if reduction == "none" else (), np.float64),
         labels,
         ignore,
         soft,
-        weight,
-        sample_weight,
-        upstream if gradient else None,
-        temperature,
-        smoothing,
-        z_loss,
-        *clips,
-        code_of_reduction,
+        *checked[:8],
+        _cpu.REDUCTIONS[reduction],
         num_threads,
         wide,
         result,
         work,
         final,
         soft if labels is None else labels,
-        ignore_index,
+        checked.ignore_index,
     )
+
+
+class LinearPlan(NamedTuple):
+    """What `linear_loss` runs: all rows that take part, two-dimensional."""
+
+    dtype: int
+    x: np.ndarray  # (N, D)
+    w: np.ndarray  # (K, D)
+    bias: np.ndarray | None  # in the compute type
+    labels: np.ndarray | None
+    soft: np.ndarray | None
+    options: LossOptions  # sample_weight and upstream for the rows of x
+    kept: np.ndarray | None  # which rows of the caller's these are; None: all
+    divisor: float
+    batch: tuple
+    wide: np.dtype
+
+
+def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
+    """Check the arguments of linear_cross_entropy, and drop the rows that take no part."""
+    check_device(device)
+    x, code = as_float("x", x)
+    w, w_code = as_float("w", w)
+    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1]:
+        raise ValueError(f"x has shape {x.shape} and w {w.shape}; allowed are (..., D) and (K, D)")
+    if w_code != code:
+        raise TypeError(f"w has dtype {w.dtype}, x has dtype {x.dtype}: they must be the same")
+    n, wide, batch = len(w), wide_dtype(x.dtype), x.shape[:-1]
+    if bias is not None:
+        given = as_array("bias", bias)
+        if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
+            raise TypeError(f"bias must hold real numbers, got dtype {given.dtype}")
+        if given.shape != (n,):
+            raise ValueError(f"bias has shape {given.shape}; w has {n} rows, so ({n},) is allowed")
+        bias = given.astype(wide)
+    labels, soft = check_target(target, (*batch, n), batch, wide)
+    checked = check_loss_options(n, batch, wide, reduction, **options)
+    rows = math.prod(batch)
+    s, upstream = (
+        None if v is None else np.ascontiguousarray(v).reshape(rows) for v in (checked.sample_weight, checked.upstream)
+    )
+    keep = np.ones(rows, bool) if s is None else s != 0
+    mass = np.ones(rows) if s is None else s
+    if labels is None:
+        soft = soft.reshape(rows, n)
+        raise_bad_label(soft.reshape(*batch, n), n, 0)
+        mass = mass * (soft.sum(-1, dtype=np.float64) if checked.weight is None else soft @ checked.weight)
+    else:
+        raise_bad_label(labels, n, checked.ignore_index)
+        labels = labels.reshape(rows)
+        if representable(checked.ignore_index, labels.dtype):
+            keep &= labels != labels.dtype.type(checked.ignore_index)
+        labels = labels.astype(np.int64)
+    kept = None if keep.all() else np.flatnonzero(keep)
+    x = x.reshape(rows, x.shape[-1])
+    if kept is not None:
+        x, labels, soft, s, upstream, mass = (
+            None if v is None else v[kept] for v in (x, labels, soft, s, upstream, mass)
+        )
+    divisor = 1.0
+    if reduction == "mean":
+        if labels is not None and checked.weight is not None:
+            mass = mass * checked.weight[labels]
+        divisor = float(np.sum(mass, dtype=np.float64))
+    checked = checked._replace(sample_weight=s, upstream=upstream)
+    return LinearPlan(code, x, w, bias, labels, soft, checked, kept, divisor, batch, wide)

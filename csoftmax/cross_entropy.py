@@ -3,7 +3,16 @@
 from typing import Any, NamedTuple
 
 from . import _cpu
-from ._args import as_array, check_ignore_index, plan_loss, raise_bad_label
+from ._args import (
+    as_array,
+    check_chunk_bytes,
+    check_ignore_index,
+    check_non_negative,
+    plan_linear,
+    plan_loss,
+    raise_bad_label,
+)
+from ._linear import linear_loss
 
 
 class CrossEntropyResult(NamedTuple):
@@ -232,6 +241,196 @@ def cross_entropy_with_grad(
             device=device,
             num_threads=num_threads,
         ).run()
+    )
+
+
+class LinearCrossEntropyResult(NamedTuple):
+    """What `linear_cross_entropy_with_grad` returns."""
+
+    loss: Any
+    grad_x: Any
+    grad_w: Any
+    grad_bias: Any
+
+
+def linear_cross_entropy(
+    x,
+    w,
+    target,
+    *,
+    bias=None,
+    chunk_bytes=None,
+    weight=None,
+    sample_weight=None,
+    label_smoothing=0.0,
+    ignore_index=-100,
+    z_loss=0.0,
+    temperature=1.0,
+    reduction="mean",
+    filter_eps=0.0,
+    device=None,
+    num_threads=None,
+):
+    """Cross-entropy of the logits ``x @ w.T + bias``, which never exist as a whole.
+
+    Parameters
+    ----------
+    x : array_like of shape (..., D)
+        Features, in one of the dtypes of `softmax`.
+    w : array_like of shape (K, D) and the dtype of x
+        One row a class.
+    target : array_like of shape (...) or (..., K)
+        As in `cross_entropy`.
+    bias : array_like of shape (K,), optional
+        Added to the logits.
+    chunk_bytes : int, optional
+        Upper bound for the logits that exist at a time, at least those of one row; default 64 MiB, and never more than
+        1024 rows.
+    filter_eps : float, default 0.0
+        Only gradients know it; see `linear_cross_entropy_with_grad`.
+    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction, device, num_threads
+        As in `cross_entropy`; num_threads does not bound the BLAS (threadpoolctl does).
+
+    Returns
+    -------
+    scalar, or ndarray of the shape of the rows with reduction "none"
+        float64 for float64 and integer input, else float32.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, DeviceError, MemoryError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    The logits are as exact as the BLAS of NumPy makes them; from them on `cross_entropy` counts. The result is
+    repeatable for a fixed BLAS, its number of threads and `chunk_bytes`. Ignored rows are dropped before the product.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> csoftmax.linear_cross_entropy(np.array([[1.0, 0.0]]), np.array([[1.0, 5.0], [3.0, 5.0]]), [1]).round(4)
+    np.float64(0.1269)
+    """
+    plan = plan_linear(
+        x,
+        w,
+        target,
+        bias,
+        weight=weight,
+        sample_weight=sample_weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        z_loss=z_loss,
+        temperature=temperature,
+        reduction=reduction,
+        device=device,
+    )
+    return linear_loss(
+        plan,
+        gradient=False,
+        reduction=reduction,
+        chunk_bytes=check_chunk_bytes(chunk_bytes),
+        filter_eps=check_non_negative("filter_eps", filter_eps),
+        num_threads=num_threads,
+    )[0]
+
+
+def linear_cross_entropy_with_grad(
+    x,
+    w,
+    target,
+    *,
+    bias=None,
+    chunk_bytes=None,
+    weight=None,
+    sample_weight=None,
+    label_smoothing=0.0,
+    ignore_index=-100,
+    z_loss=0.0,
+    temperature=1.0,
+    reduction="mean",
+    upstream=1.0,
+    clip_norm=None,
+    clip_value=None,
+    filter_eps=0.0,
+    device=None,
+    num_threads=None,
+):
+    """Cross-entropy of the logits ``x @ w.T + bias`` and its gradients, without the matrix of all logits.
+
+    Parameters
+    ----------
+    x, w, target, bias, chunk_bytes
+        As in `linear_cross_entropy`.
+    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+        As in `cross_entropy`.
+    upstream, clip_norm, clip_value
+        As in `cross_entropy_with_grad`; clipping is of the gradient of a row's logits.
+    filter_eps : float, default 0.0
+        Where no element of the gradient of the row losses exceeds it in a whole tile (the rows of a chunk, and the
+        classes of about 4 MiB of w), the tile is left out of the products.
+    device, num_threads
+        As in `linear_cross_entropy`.
+
+    Returns
+    -------
+    LinearCrossEntropyResult
+        loss, grad_x of the shape of `x`, grad_w (K, D), grad_bias (K,) or None; in the dtype of `x` (float64 for
+        integers). Sums are made in the compute type (float32 for half types), chunk by chunk in order.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, DeviceError, MemoryError
+        As in `cross_entropy`.
+
+    Notes
+    -----
+    Beside the results a call needs chunk_bytes, one panel of 4 MiB, and for half types grad_w in float32.
+
+    With c the factor of a row (sample weight aside: upstream over the mean's divisor), `filter_eps` changes grad_x of
+    the row by at most ``filter_eps * abs(c) * sum(abs(w), axis=0)``, grad_w of a class by at most
+    ``filter_eps * sum(abs(c)[:, None] * abs(x), axis=0)``.
+
+    The idea of gradients in the forward pass, chunk by chunk, is that of Liger Kernel (Hsu et al. 2024); filtering that
+    of Cut Cross-Entropy (Wijmans et al. 2024).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> x, w = np.array([[1.0, 0.0]]), np.array([[1.0, 5.0], [3.0, 5.0]])
+    >>> csoftmax.linear_cross_entropy_with_grad(x, w, [1], bias=[0.0, 0.0]).grad_w.round(4)
+    array([[ 0.1192,  0.    ],
+           [-0.1192,  0.    ]])
+    """
+    plan = plan_linear(
+        x,
+        w,
+        target,
+        bias,
+        weight=weight,
+        sample_weight=sample_weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        z_loss=z_loss,
+        temperature=temperature,
+        reduction=reduction,
+        upstream=upstream,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        device=device,
+    )
+    return LinearCrossEntropyResult(
+        *linear_loss(
+            plan,
+            gradient=True,
+            reduction=reduction,
+            chunk_bytes=check_chunk_bytes(chunk_bytes),
+            filter_eps=check_non_negative("filter_eps", filter_eps),
+            num_threads=num_threads,
+        )
     )
 
 

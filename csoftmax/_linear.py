@@ -1,0 +1,136 @@
+"""Cross-entropy of a linear layer, rows in chunks: the matrix of all logits never exists.
+
+A chunk of rows: logits = x w' + bias (BLAS), loss and gradient of the logits in place (our kernel), then their products
+with w and x (BLAS).  The gradient of w is added to in panels of classes, so that a product and its sum stay in cache:
+(1024, 512, 32000) spends 4 % of its time there.  Half types are widened panel by panel.
+"""
+
+import math
+
+import numpy as np
+
+from . import _cpu
+
+CHUNK_BYTES = 64 << 20  # of logits, unless told otherwise
+MOST_ROWS = 1024  # of a chunk: more make the products no faster
+PANEL_BYTES = 4 << 20  # of w, or of its gradient
+
+
+def rows_of_chunk(rows, classes, itemsize, chunk_bytes):
+    """As many as fit in chunk_bytes, evenly over the chunks, at least 1."""
+    most = max(1, min(MOST_ROWS, (chunk_bytes or CHUNK_BYTES) // max(1, classes * itemsize)))
+    return math.ceil(rows / math.ceil(rows / most)) if rows else 1
+
+
+def panels(classes, features, itemsize):
+    each = max(64, PANEL_BYTES // max(1, features * itemsize) // 64 * 64)
+    return [slice(k, min(k + each, classes)) for k in range(0, classes, each)]
+
+
+class Layer:
+    """x w' + bias, forward and backward, for chunks of rows of one plan."""
+
+    def __init__(self, plan, gradient):
+        self.x, self.bias, self.wide = plan.x, plan.bias, plan.wide
+        self.narrow = plan.x.dtype != plan.wide
+        contiguous = plan.w.flags.c_contiguous or plan.w.flags.f_contiguous
+        self.w = plan.w if contiguous else np.ascontiguousarray(plan.w)
+        self.panels = panels(*self.w.shape, self.wide.itemsize)
+        if gradient:
+            self.grad_x = np.zeros(plan.x.shape, plan.x.dtype)
+            self.grad_w = np.zeros(plan.w.shape, self.wide)
+            self.is_zero = [True] * len(self.panels)
+            self.grad_bias = np.zeros(len(plan.w))
+
+    def weights(self, panel):
+        return self.w[panel].astype(self.wide, copy=False)
+
+    def forward(self, rows, logits):
+        x = self.x[rows].astype(self.wide, copy=False)
+        if not self.narrow:
+            np.matmul(x, self.w.T, out=logits)
+        else:
+            for panel in self.panels:
+                logits[:, panel] = x @ self.weights(panel).T
+        if self.bias is not None:
+            logits += self.bias
+
+    def backward(self, rows, grad, significant):
+        """Adds to the gradients; `significant` says of a panel of grad whether it counts."""
+        x = self.x[rows].astype(self.wide, copy=False)
+        counted = [i for i, panel in enumerate(self.panels) if significant(grad[:, panel])]
+        for i in counted:
+            of_w, part = self.grad_w[self.panels[i]], grad[:, self.panels[i]].T
+            if self.is_zero[i]:
+                np.matmul(part, x, out=of_w)
+            else:
+                of_w += part @ x
+            self.is_zero[i] = False
+        if self.bias is not None:
+            self.grad_bias += np.ones(len(grad), grad.dtype) @ grad
+        if len(counted) == len(self.panels) and not self.narrow:
+            np.matmul(grad, self.w, out=self.grad_x[rows])
+            return
+        grad_x = np.zeros(x.shape, self.wide)
+        for i in counted:
+            grad_x += grad[:, self.panels[i]] @ self.weights(self.panels[i])
+        self.grad_x[rows] = grad_x
+
+    def gradients(self, plan):
+        """In the dtypes and shapes of the caller's arrays."""
+        grad_x, dtype = self.grad_x, plan.x.dtype
+        if plan.kept is not None:
+            grad_x = np.zeros((math.prod(plan.batch), plan.x.shape[1]), dtype)
+            grad_x[plan.kept] = self.grad_x
+        grad_bias = None if self.bias is None else self.grad_bias.astype(dtype)
+        return grad_x.reshape(*plan.batch, plan.x.shape[1]), self.grad_w.astype(dtype, copy=False), grad_bias
+
+
+def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threads):
+    """(loss, grad_x, grad_w, grad_bias), the last three None without `gradient`."""
+    options, (rows, classes) = plan.options, (len(plan.x), len(plan.w))
+    # the kernel's own reduction is none: the mean's divisor is known
+    coefficient = np.ones(rows) if options.upstream is None else options.upstream
+    with np.errstate(divide="ignore", invalid="ignore"):
+        coefficient = coefficient / plan.divisor
+    layer = Layer(plan, gradient)
+    code = _cpu.DTYPES[plan.wide.name]
+    losses = np.zeros(rows)
+    step = rows_of_chunk(rows, classes, plan.wide.itemsize, chunk_bytes)
+    buffer = np.empty((step, classes), plan.wide)
+    for begin in range(0, rows, step):
+        part = slice(begin, min(begin + step, rows))
+        logits = buffer[: part.stop - begin]
+        layer.forward(part, logits)
+        labels, soft, sample_weight, upstream = (
+            None if v is None else v[part] for v in (plan.labels, plan.soft, options.sample_weight, coefficient)
+        )
+        _cpu.run_loss(
+            code,
+            logits,
+            logits if gradient else None,
+            losses[part],
+            labels,
+            None,
+            soft,
+            options.weight,
+            sample_weight,
+            upstream,
+            *options[3:8],
+            _cpu.REDUCTIONS["none"],
+            num_threads,
+        )
+        if gradient:
+            limit = filter_eps * np.abs(upstream)[:, None]
+            layer.backward(
+                part, logits, lambda panel, limit=limit: not filter_eps or not np.all(np.abs(panel) <= limit)
+            )
+    if reduction == "none":
+        loss = np.zeros(math.prod(plan.batch))
+        loss[slice(None) if plan.kept is None else plan.kept] = losses
+        loss = loss.reshape(plan.batch)
+    else:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            loss = np.sum(losses) / np.float64(plan.divisor)
+    loss = np.asarray(loss).astype(plan.wide)[()]
+    return (loss, *layer.gradients(plan)) if gradient else (loss, None, None, None)
