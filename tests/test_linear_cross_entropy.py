@@ -1,0 +1,202 @@
+"""The linear layer with cross-entropy: against the same with all logits, for every option; memory; errors."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from ops import dtype_of
+
+import csoftmax
+
+
+def layer(n, d, k, dtype="float64", seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.standard_normal((n, d)).astype(dtype_of(dtype))
+    w = rng.standard_normal((k, d)).astype(dtype_of(dtype))
+    return x, w, rng.integers(0, k, n), rng.standard_normal(k)
+
+
+def reference(x, w, target, bias=None, **options):
+    """The same in float64 with all logits."""
+    x, w = x.astype(np.float64), w.astype(np.float64)
+    logits = x @ w.T + (0 if bias is None else bias)
+    loss, grad = csoftmax.cross_entropy_with_grad(logits, target, **options)
+    flat, rows = grad.reshape(-1, len(w)), x.reshape(-1, w.shape[1])
+    return loss, grad @ w, flat.T @ rows, flat.sum(0)
+
+
+def check(x, w, target, bias=None, chunk_bytes=None, tolerance=1e-11, **options):
+    got = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, chunk_bytes=chunk_bytes, **options)
+    expected = reference(x, w, target, bias, **options)
+    assert got.grad_x.dtype == got.grad_w.dtype == x.dtype
+    assert got.grad_x.shape == x.shape
+    assert got.grad_w.shape == w.shape
+    assert (got.grad_bias is None) == (bias is None)
+    for a, b in zip(got, expected, strict=True):
+        if a is not None:
+            scale = np.nan_to_num(np.abs(b)).max(initial=1e-3)
+            assert np.allclose(np.asarray(a, np.float64), b, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
+    only = {k: v for k, v in options.items() if k not in ("upstream", "clip_norm", "clip_value")}
+    loss = csoftmax.linear_cross_entropy(x, w, target, bias=bias, chunk_bytes=chunk_bytes, **only)
+    assert np.array_equal(loss, got.loss, equal_nan=True)
+    return got
+
+
+@st.composite
+def problems(draw):
+    n, d, k = draw(st.integers(0, 9)), draw(st.sampled_from([1, 3, 8])), draw(st.sampled_from([1, 2, 7, 40, 300]))
+    seed = draw(st.integers(0, 2**31))
+    x, w, target, bias = layer(n, d, k, seed=seed)
+    rng = np.random.default_rng(seed)
+    options = {
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1])),
+        "z_loss": draw(st.sampled_from([0.0, 1e-3])),
+        "temperature": draw(st.sampled_from([1.0, 0.5])),
+        "reduction": draw(st.sampled_from(["none", "sum", "mean"])),
+        "upstream": 0.5,
+    }
+    if draw(st.booleans()):
+        options["weight"] = rng.random(k) + 0.1
+    if draw(st.booleans()):
+        options["sample_weight"] = rng.random(n) * (rng.random(n) > 0.3)
+    if draw(st.booleans()):
+        options["clip_norm"] = 0.3
+    if draw(st.booleans()):
+        options["clip_value"] = 0.2
+    if options["reduction"] == "none" and draw(st.booleans()):
+        options["upstream"] = rng.standard_normal(n)
+    if draw(st.booleans()):
+        target = rng.random((n, k))
+    elif n and draw(st.booleans()):
+        options["ignore_index"] = int(target[0])
+    bias = bias if draw(st.booleans()) else None
+    return x, w, target, bias, draw(st.sampled_from([None, 1, 8 * k * 2, 8 * k * 5])), options
+
+
+@settings(max_examples=150, deadline=None)
+@given(problems())
+def test_every_combination(problem):
+    x, w, target, bias, chunk_bytes, options = problem
+    check(x, w, target, bias, chunk_bytes, **options)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [("float32", 2e-5), ("float16", 4e-3), ("bfloat16", 3e-2)])
+def test_other_dtypes(dtype, tolerance):
+    x, w, target, bias = layer(70, 24, 5000, dtype)
+    got = check(x, w, target, bias.astype(np.float32), 4 * 5000 * 30, tolerance, label_smoothing=0.1)
+    assert got.loss.dtype == np.float32
+    ints = csoftmax.linear_cross_entropy_with_grad([[1, 2], [3, 4]], [[1, 0], [0, 1], [1, 1]], [0, 2])
+    assert ints.grad_w.dtype == np.float64
+
+
+def test_layouts_and_leading_dimensions():
+    x, w, target, bias = layer(24, 6, 50)
+    expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias)
+    for other_x, other_w in (
+        (np.asfortranarray(x), np.asfortranarray(w)),
+        (np.repeat(x, 2, 0)[::2], np.repeat(w, 2, 1)[:, ::2]),
+        (x[::-1][::-1], w[:, ::-1][:, ::-1]),
+    ):
+        got = csoftmax.linear_cross_entropy_with_grad(other_x, other_w, target, bias=bias)
+        for a, b in zip(got, expected, strict=True):
+            assert np.allclose(a, b, rtol=1e-12, atol=1e-15)
+    got = csoftmax.linear_cross_entropy_with_grad(x.reshape(2, 3, 4, 6), w, target.reshape(2, 3, 4), bias=bias)
+    assert got.grad_x.shape == (2, 3, 4, 6)
+    assert np.array_equal(got.grad_w, expected.grad_w)
+    each = csoftmax.linear_cross_entropy(x.reshape(2, 12, 6), w, target.reshape(2, 12), reduction="none")
+    assert each.shape == (2, 12)
+    one = csoftmax.linear_cross_entropy_with_grad(x[0], w, target[0])
+    assert one.grad_x.shape == (6,)
+    assert isinstance(one.loss, np.float64)
+
+
+def test_ignored_rows_take_no_part():
+    x, w, target, bias = layer(10, 4, 9)
+    expected = csoftmax.linear_cross_entropy_with_grad(x[2:], w, target[2:], bias=bias)
+    x[:2] = np.nan
+    for options in (
+        {"target": np.r_[-100, -100, target[2:]]},
+        {"target": target, "sample_weight": np.r_[0, 0, np.ones(8)]},
+    ):
+        got = csoftmax.linear_cross_entropy_with_grad(x, w, bias=bias, **options)
+        assert got.loss == expected.loss
+        assert np.all(got.grad_x[:2] == 0)
+        assert np.array_equal(got.grad_x[2:], expected.grad_x)
+        assert np.array_equal(got.grad_w, expected.grad_w)
+    nothing = csoftmax.linear_cross_entropy_with_grad(x, w, np.full(10, -100))
+    assert np.isnan(nothing.loss)
+    assert not nothing.grad_x.any()
+    assert not nothing.grad_w.any()
+
+
+def test_repeatable():
+    x, w, target, _ = layer(300, 32, 4000, "float32")
+    first = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=1 << 20)
+    again = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=1 << 20, num_threads=1)
+    for a, b in zip(first[:3], again[:3], strict=True):
+        assert np.array_equal(a, b)
+
+
+def test_filter_is_within_its_bound():
+    x, w, target, bias = layer(200, 16, 9000, "float32")
+    w *= 3
+    eps = 1e-4
+    exact = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias)
+    got = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, chunk_bytes=4 * 9000 * 8, filter_eps=1.0)
+    assert not got.grad_w.any()  # a bound above every element leaves everything out
+    few = 4 * 9000 * 2
+    import csoftmax._linear as linear
+
+    before = linear.PANEL_BYTES
+    linear.PANEL_BYTES = 4096  # tiles small enough that some are negligible
+    try:
+        got = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, chunk_bytes=few, filter_eps=eps)
+    finally:
+        linear.PANEL_BYTES = before
+    c = 1 / 200
+    rounding = 1e-6 * np.abs(exact.grad_w).max()
+    assert np.any(got.grad_w != exact.grad_w)
+    assert np.all(np.abs(got.grad_x - exact.grad_x) <= eps * c * np.abs(w).sum(0) + rounding)
+    assert np.all(np.abs(got.grad_w - exact.grad_w) <= eps * c * np.abs(x).sum(0) + rounding)
+    assert got.loss == exact.loss
+
+
+def test_the_logits_never_exist():
+    """Beside the results at most an eighth of what all logits would need."""
+    n, d, k = 2048, 32, 16000
+    x, w, target, _ = layer(n, d, k, "float32")
+    tracemalloc.start()
+    try:
+        result = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=8 << 20)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak - result.grad_x.nbytes - result.grad_w.nbytes <= n * k * 4 / 8
+
+
+GOOD = {"x": np.zeros((3, 2)), "w": np.zeros((4, 2)), "target": [0, 1, 2]}
+BAD = [
+    ({"w": np.zeros((4, 3))}, ValueError, r"x has shape \(3, 2\) and w \(4, 3\)"),
+    ({"w": np.zeros(2)}, ValueError, "allowed are"),
+    ({"x": np.float64(1)}, ValueError, r"x has shape \(\)"),
+    ({"w": np.zeros((4, 2), np.float32)}, TypeError, "w has dtype float32, x has dtype float64"),
+    ({"bias": [0, 1]}, ValueError, r"bias has shape \(2,\); w has 4 rows"),
+    ({"bias": ["a"] * 4}, TypeError, "bias must hold real numbers"),
+    ({"target": [0, 4, 2]}, IndexError, r"target\[1\] is 4"),
+    ({"target": [0, 1]}, ValueError, "target has shape"),
+    ({"target": -np.ones((3, 4))}, ValueError, "soft labels must be at least 0"),
+    ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be at least 1, got 0"),
+    ({"chunk_bytes": 1.5}, TypeError, "chunk_bytes must be an int or None"),
+    ({"filter_eps": -1}, ValueError, "filter_eps must be at least 0"),
+    ({"reduction": "x"}, ValueError, "reduction must be"),
+    ({"device": "cuda"}, csoftmax.DeviceError, "CPU only"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_errors(bad, error, message):
+    for function in (csoftmax.linear_cross_entropy, csoftmax.linear_cross_entropy_with_grad):
+        with pytest.raises(error, match=message):
+            function(**{**GOOD, **bad})
