@@ -331,9 +331,9 @@ def representable(value, dtype):
 
 
 def check_positive(name, value):
-    """A clip as a float, infinity for None."""
+    """A clip as a float, 0 for none."""
     if value is None:
-        return math.inf
+        return 0.0
     number = as_number(name, value)
     if not number > 0:
         raise ValueError(f"{name} must be positive or None, got {value!r}")

@@ -392,7 +392,6 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 
 /* The call */
 
-static int positive(double x) { return x > 0; }
 static int fraction(double x) { return x >= 0 && x <= 1; }
 
 static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options *o, int threads, double *loss) {
@@ -451,8 +450,8 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     const size_t n = shape->n;
     if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
     if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
-    if (!fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !positive(o->clip_norm) ||
-        !positive(o->clip_value) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
+    if (!fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
+        !(o->clip_value >= 0) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
     size_t rows = 1, elements = 8;
     for (size_t i = 0; i < shape->ndim; i++) rows = shape->shape[i] ? rows : 0;
@@ -490,8 +489,8 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
                              .weight_sum = weight_sum,
                              .smoothing = o->label_smoothing,
                              .z_loss = o->z_loss,
-                             .clip_norm = o->clip_norm,
-                             .clip_value = o->clip_value,
+                             .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
+                             .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
                              .soft = o->soft != NULL,
                              .gradient = gradient != NULL};
 

@@ -125,7 +125,7 @@ typedef struct csm_loss_options {
     const csm_view *sample_weight; /* double >= 0 a row; NULL = 1 */
     const csm_view *upstream;      /* double a row: what the gradient is multiplied by; NULL = 1 */
     double temperature, label_smoothing, z_loss;
-    double clip_norm, clip_value;  /* of a row's gradient before reduction (norm first); INFINITY = none */
+    double clip_norm, clip_value;  /* of a row's gradient before reduction (norm first); 0 = none */
     csm_reduction reduction;       /* CSM_MEAN divides by the sum of s w[label], of s sum w_j q_j with soft labels */
     int threads;
     int (*interrupt)(void *context);
@@ -152,7 +152,6 @@ static inline csm_loss_options csm_default_loss_options(void) {
                           NULL,
                           NULL,
                           0};
-    o.clip_norm = o.clip_value = 1e308 * 10;
     return o;
 }
 

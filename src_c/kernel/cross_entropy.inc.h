@@ -64,27 +64,27 @@ INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, cons
             z[v] = V(mul)(z[v], w[v]);
         }
     }
-    if (terms->flat != 0) FN(loss_add)(&s->far_1, z);
+    if (with_mass && !terms->w) {
+        UNROLL
+        for (size_t v = 0; v < STEP; v++) { /* 1 where there is an element */
+            const V(t) one = V(set)(1), none = V(set)(CSM_NAN);
+            w[v] = COUNT(v) >= V(W) ? one : V(zero)();
+            if (COUNT(v) && COUNT(v) < V(W))
+                w[v] = V(keep)(V(ordered)(LOAD_PART(x + i + v * V(W), COUNT(v), none)), one);
+        }
+    }
+    if (terms->flat != 0) {
+        FN(loss_add)(&s->far_1, z);
+        if (with_mass) FN(loss_add)(&s->mass_1, w);
+    }
     if (terms->q) {
         READ(q, terms->q)
+        if (with_mass) FN(loss_add_product)(&s->mass_q, q, w);
         if (exact) {
             UNROLL
             for (size_t v = 0; v < STEP; v++) z[v] = V(drop)(V(eq)(q[v], V(zero)()), z[v]);
         }
         FN(loss_add_product)(&s->far_q, q, z);
-    }
-    if (with_mass) {
-        if (!terms->w) {
-            UNROLL
-            for (size_t v = 0; v < STEP; v++) { /* 1 where there is an element */
-                const V(t) one = V(set)(1), none = V(set)(CSM_NAN);
-                w[v] = COUNT(v) >= V(W) ? one : V(zero)();
-                if (COUNT(v) && COUNT(v) < V(W))
-                    w[v] = V(keep)(V(ordered)(LOAD_PART(x + i + v * V(W), COUNT(v), none)), one);
-            }
-        }
-        if (terms->flat != 0) FN(loss_add)(&s->mass_1, w);
-        if (terms->q) FN(loss_add_product)(&s->mass_q, q, w);
     }
 #undef READ
 #undef COUNT

@@ -27,7 +27,7 @@ AVX2=(-mavx2 -mfma -mf16c)
 AVX512=("${AVX2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 EMULATED=("${AVX2[@]}" -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
 WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
-CORE=(cpu_features dispatch driver layout parallel row)
+CORE=(cpu_features cross_entropy dispatch driver layout parallel row)
 SAMPLE=40 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
 
 need() {
@@ -60,7 +60,7 @@ build() {
         if [ ${#jobs[@]} -ge "$(nproc)" ]; then wait "${jobs[0]}"; jobs=("${jobs[@]:1}"); fi
     done
     for unit in "${jobs[@]}"; do wait "$unit"; done
-    "$cc" "${FLAGS[@]}" "$@" tests/c/test_core.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
+    "$cc" "${FLAGS[@]}" "$@" tests/c/test_core.c tests/c/test_loss.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
 }
 
 hash_of() { sed -n 's/^hash //p' "$1"; }

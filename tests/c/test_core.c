@@ -802,6 +802,9 @@ static void test_arguments(void) {
     check(csm_softmax_f32(&many, &vx, &vy, NULL) == CSM_OK, "64 axes");
 }
 
+/* test_loss.c: cross-entropy; counts[0] passed, counts[1] failed */
+void test_loss(size_t every, uint64_t *hash, long counts[2]);
+
 int main(int argc, char **argv) {
     size_t every = argc > 2 && !strcmp(argv[1], "--every") ? (size_t)strtoul(argv[2], NULL, 10) : 1;
     if (every < 1) every = 1;
@@ -819,6 +822,10 @@ int main(int argc, char **argv) {
     test_accuracy(every > 1 ? 3 : 1);
     test_guard_pages(every);
     test_threads(every > 8 ? 7 : 1);
+    long loss[2] = {0, 0};
+    test_loss(every, &hash, loss);
+    passed += loss[0];
+    failed += loss[1];
     printf("hash %016llx\n", (unsigned long long)hash);
     test_no_memory();
     if (every < 20) test_scratch();
