@@ -101,7 +101,7 @@ def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=Non
     >>> import numpy as np
     >>> import csoftmax
     >>> csoftmax.log_softmax(np.float32([16.9, 0.0]))
-    array([-4.5753406e-08, -1.6900000e+01], dtype=float32)
+    array([-4.5753403e-08, -1.6900000e+01], dtype=float32)
     """
     y = _cpu.fast(_LOG_SOFTMAX, x, axis, temperature, where, out, device, num_threads)
     if y is not None:

@@ -14,6 +14,8 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 from ops import DTYPES, OPS, dtype_of
 
+import csoftmax
+
 FILE = Path(__file__).with_name("golden.json")
 # name: (rows, K, scale of the logits, offset, temperature)
 CASES = {
@@ -57,8 +59,35 @@ def digest(op, dtype, case):
     return hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest()[:32]
 
 
+LOSSES = {
+    "labels": {},
+    "weights, smoothing, clipped": {"label_smoothing": 0.125, "clip_norm": 0.5, "clip_value": 0.25},
+    "soft, z-loss": {"z_loss": 0.0625},
+}
+
+
+def loss_digest(dtype, case, kind):
+    """Of the row losses, the mean and its gradient."""
+    rows, k, _, _, temperature = CASES[case]
+    (x,) = inputs(OPS[0], dtype, case)
+    options = dict(LOSSES[kind], temperature=temperature)
+    target = (integers(rows, 3) % k).astype(np.int64)
+    if "label_smoothing" in options:
+        options["weight"] = integers(k, 4) / 2**24
+    if "z_loss" in options:
+        target = integers(rows * k, 5).reshape(rows, k) / 2**24 / k
+    loss, grad = csoftmax.cross_entropy_with_grad(x, target, **options)
+    each = csoftmax.cross_entropy(x, target, reduction="none", **{k: options[k] for k in options if "clip" not in k})
+    return hashlib.sha256(each.tobytes() + np.asarray(loss).tobytes() + grad.tobytes()).hexdigest()[:32]
+
+
 def hashes():
-    return {f"{op.name}/{dtype}/{case}": digest(op, dtype, case) for op in OPS for dtype in DTYPES for case in CASES}
+    found = {f"{op.name}/{dtype}/{case}": digest(op, dtype, case) for op in OPS for dtype in DTYPES for case in CASES}
+    for kind in LOSSES:
+        for dtype in DTYPES:
+            for case in CASES:
+                found[f"cross_entropy, {kind}/{dtype}/{case}"] = loss_digest(dtype, case, kind)
+    return found
 
 
 if __name__ == "__main__":

@@ -47,6 +47,27 @@ def test_each_runs(benchmark, op):
                 assert result is None or result >= 0
 
 
+def test_losses_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "asv_bench"))
+    loss = importlib.import_module("benchmarks.loss")
+    from csoftmax._cli.choices import KINDS, Case
+
+    assert {case.op for case in loss.CASES.values()} == {"cross_entropy", "linear_cross_entropy"}
+    cases = [Case("loss", "cross_entropy", (4, 7), -1, "float32", kind) for kind in KINDS]
+    cases.append(Case("loss", "linear_cross_entropy", (4, 3, 7), -1, "float32"))
+    for case in cases:
+        monkeypatch.setitem(loss.CASES, "tiny", case)
+        benchmark = loss.Loss()
+        benchmark.setup("tiny")
+        assert benchmark.time_with_gradient("tiny").shape == case.shape[:2]
+    for dtype in loss.LossAccuracy.params[0]:
+        assert loss.LossAccuracy().track_tail(dtype) <= 4
+    memory = loss.LinearMemory()
+    memory.setup()
+    memory.x, memory.w, memory.labels = memory.x[:5], memory.w[:7], memory.labels[:5]
+    memory.peakmem_linear()
+
+
 def test_the_check_of_results(tmp_path):
     def check():
         script = ROOT / "asv_bench" / "check_results.py"

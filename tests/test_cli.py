@@ -139,6 +139,16 @@ def test_bench_knows_every_operation(op, dtype, capsys):
     assert csoftmax.get_num_threads() == before
 
 
+@pytest.mark.parametrize(("op", "shape"), [("cross_entropy", "6x10"), ("linear_cross_entropy", "5x4x30")])
+def test_bench_knows_the_losses(op, shape, capsys):
+    options = ["--rounds", "1", "--threads", "1", "--fresh", "--peers", "scipy,torch,torch_fused,jax"]
+    assert main(["bench", "--op", op, "--shapes", shape, *options]) == 0
+    page = capsys.readouterr().out
+    assert f"({', '.join(shape.split('x'))}) float32" in page
+    assert main(["bench", "--op", op, "--shapes", "3", "--rounds", "1", "--peers", "none"]) == 0
+    assert f"the shape of {op} is rows x" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("isa", _cpu.isa_available())
 def test_bench_forces_an_instruction_set(isa):
     options = ["--shapes", "2x10", "--rounds", "1", "--threads", "1", "--peers", "none"]

@@ -1,15 +1,30 @@
-"""The examples in the public docstrings run and show what they say."""
+"""The examples in the public docstrings and in the README run; those in docstrings show what they say."""
 
 import doctest
+import re
 import sys
 
 import pytest
+from helpers import ROOT
 
 from csoftmax import _config, _threads, softmax  # noqa: F401
 
 
-@pytest.mark.parametrize("name", ["csoftmax.softmax", "csoftmax._threads", "csoftmax._config"])
+@pytest.mark.parametrize(
+    "name", ["csoftmax.softmax", "csoftmax.cross_entropy", "csoftmax._threads", "csoftmax._config"]
+)
 def test_examples(name):
     result = doctest.testmod(sys.modules[name])
     assert result.attempted > 0
     assert result.failed == 0
+
+
+def test_readme():
+    """Its Python blocks, one after the other, as a reader would type them."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    assert len(blocks) >= 2
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    assert names["grad"].shape == (32, 10)
+    assert names["result"].grad_w.shape == names["w"].shape

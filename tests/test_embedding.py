@@ -70,6 +70,21 @@ def extension(tmp_path_factory):
     return folder
 
 
+def test_cross_entropy_from_cython(extension, monkeypatch):
+    monkeypatch.syspath_prepend(extension)
+    import embed
+
+    x = np.random.default_rng(0).standard_normal((6, 50))
+    labels = np.arange(6, dtype=np.int64)
+    grad = np.zeros_like(x)
+    expected = csoftmax.cross_entropy_with_grad(x, labels)
+    assert embed.cross_entropy(x, labels, grad) == expected.loss
+    np.testing.assert_array_equal(grad, expected.grad)
+    labels[4] = 50
+    with pytest.raises(IndexError, match="4"):
+        embed.cross_entropy(x, labels, grad)
+
+
 def test_cython(extension, monkeypatch):
     monkeypatch.syspath_prepend(extension)
     import embed

@@ -8,7 +8,7 @@ import sys
 
 import make_golden
 import pytest
-from make_golden import CASES, digest
+from make_golden import CASES, LOSSES, digest, loss_digest
 from ops import DTYPES, OPS
 
 little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the hashes are of little-endian bits")
@@ -20,13 +20,22 @@ def golden():
 
 
 def test_every_case_is_there(golden):
-    assert set(golden) == {f"{op.name}/{dtype}/{case}" for op in OPS for dtype in DTYPES for case in CASES}
+    names = [op.name for op in OPS] + [f"cross_entropy, {kind}" for kind in LOSSES]
+    assert set(golden) == {f"{name}/{dtype}/{case}" for name in names for dtype in DTYPES for case in CASES}
 
 
 @little_endian
 def test_bits_are_those_committed(op, dtype, golden):
     changed = [case for case in CASES if digest(op, dtype, case) != golden[f"{op.name}/{dtype}/{case}"]]
     assert not changed, f"other bits than committed for {op.name}/{dtype}: {changed}"
+
+
+@little_endian
+@pytest.mark.parametrize("kind", LOSSES)
+def test_losses_have_the_bits_committed(kind, dtype, golden):
+    name = f"cross_entropy, {kind}/{dtype}"
+    changed = [case for case in CASES if loss_digest(dtype, case, kind) != golden[f"{name}/{case}"]]
+    assert not changed, f"other bits than committed for {name}: {changed}"
 
 
 def test_inputs_are_made_of_integers():

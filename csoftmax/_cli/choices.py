@@ -11,9 +11,11 @@ class Case(NamedTuple):
     shape: tuple
     axis: int
     dtype: str
+    kind: str = "labels"  # of a loss: one of KINDS
 
     def __str__(self):
-        return f"{self.shape}{'' if self.axis == -1 else f' axis {self.axis}'} {self.dtype}".replace(",)", ")")
+        kind = "" if self.kind == "labels" else f" {self.kind}"
+        return f"{self.shape}{'' if self.axis == -1 else f' axis {self.axis}'} {self.dtype}{kind}".replace(",)", ")")
 
 
 # group: (shape, axis, dtype)
@@ -29,17 +31,33 @@ GROUPS = {
     ],
     "half": [((1024, 4096), -1, "float16"), ((1024, 4096), -1, "bfloat16"), ((1024, 4096), -1, "float64")],
 }
+# Of losses, the gradient included: (shape, axis, dtype, kind).  A linear layer's shape is (rows, features, classes).
+KINDS = ("labels", "weights+smoothing", "soft")
+LOSSES = {
+    "cross_entropy": [
+        *[(shape, -1, "float32", "labels") for shape in ((32, 10), (128, 1000), (4096, 1000), (64, 32000))],
+        *[(shape, -1, "float32", "labels") for shape in ((256, 50257), (512, 128256))],
+        *[((1024, 1000), -1, "float32", kind) for kind in KINDS[1:]],
+    ],
+    "linear_cross_entropy": [
+        ((1024, 512, 32000), -1, "float32", "labels"),
+        ((2048, 256, 8000), -1, "float32", "labels"),
+    ],
+}
 # Geometric means are given over these.
 SUMMARIES = {
+    "losses": lambda case: case.group == "loss",
     "last axis, float32": lambda case: case.group == "last",
     "last axis, 1000 to 50257 classes": lambda case: case.group == "last" and 1000 <= case.shape[-1] <= 50257,
     "other axes and dtypes": lambda case: case.group in ("axes", "half"),
     "given shapes": lambda case: case.group == "given",
 }
-PEERS = ("scipy", "torch", "onnxruntime", "jax")
+PEERS = ("scipy", "torch", "torch_fused", "onnxruntime", "jax")
 
 
 def cases(op, group=None, shapes=None, axis=None, dtype=None):
+    if op in LOSSES and not shapes:
+        return [Case("loss", op, *line) for line in LOSSES[op]]
     if shapes:
         return [Case("given", op, shape, -1 if axis is None else axis, dtype or "float32") for shape in shapes]
     wanted = GROUPS if group in (None, "all") else [group]

@@ -13,7 +13,8 @@ import numpy as np
 
 import csoftmax
 
-from .choices import Case
+from . import losses
+from .choices import LOSSES, Case
 from .timing import Contender
 
 
@@ -30,6 +31,7 @@ class Problem(NamedTuple):
     out: np.ndarray
     spare: np.ndarray  # where copies of x go
     fresh: bool  # the result in new memory, no out
+    loss: losses.Problem | None = None
 
     @property
     def reduces(self):
@@ -51,6 +53,15 @@ def problem(case, fresh):
         dtype = np.dtype(ml_dtypes.bfloat16)
     else:
         dtype = np.dtype(case.dtype)
+    if case.op in LOSSES:
+        if case.dtype not in ("float32", "float64") or case.axis not in (-1, len(case.shape) - 1):
+            raise LeftOutError("losses are measured in float32 and float64, along the last axis")
+        lengths = losses.LENGTHS[case.op]
+        if len(case.shape) != len(lengths):
+            raise LeftOutError(f"the shape of {case.op} is {' x '.join(lengths)}")
+        loss = losses.Problem(case, dtype)
+        out = loss.x.copy()
+        return Problem(case, loss.x, None, out, out, fresh, loss)
     rng = np.random.default_rng(0)
     make = np.float64 if case.dtype == "float64" else np.float32
     x = rng.standard_normal(case.shape, dtype=make).astype(dtype, copy=False)
@@ -74,6 +85,8 @@ class Csoftmax:
             raise LeftOutError(f"csoftmax uses no more than {csoftmax.get_num_threads()} threads here")
 
     def contender(self, problem):
+        if problem.loss:
+            return losses.ours(problem)
         names = {"f": getattr(csoftmax, problem.case.op), "x": problem.x, "y": problem.second, "out": problem.out}
         arrays = "x" if problem.second is None else "x, y"
         out = "" if problem.fresh or problem.reduces else ", out=out"
@@ -161,6 +174,8 @@ class Torch:
 
     def contender(self, problem):
         torch, case = self.torch, problem.case
+        if problem.loss:
+            return losses.torchs(torch, problem)
         names = {"x": self.tensor(problem.x), "out": self.tensor(problem.out)}
         if problem.second is None:
             names["f"] = getattr(torch, case.op)
@@ -172,6 +187,17 @@ class Torch:
             statement, out = f"f(x, y, {case.axis}, dtype", "grad_input" if case.op == "softmax_vjp" else "out"
         statement += ")" if problem.fresh or problem.reduces else f", {out}=out)"
         return Contender(self.name, statement, names, torch.inference_mode)
+
+
+class TorchFused(Torch):
+    """PyTorch's linear cross-entropy in chunks."""
+
+    name = "torch_fused"
+
+    def contender(self, problem):
+        if problem.case.op != "linear_cross_entropy":
+            raise LeftOutError("is a linear layer with cross-entropy")
+        return losses.torchs(self.torch, problem, fused=True)
 
 
 ONNX_NODES = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "logsumexp": "ReduceLogSumExp"}
@@ -231,8 +257,8 @@ class Jax:
 
     def contender(self, problem):
         jax, case = self.jax, problem.case
-        if case.op.endswith("_vjp"):
-            raise LeftOutError("has no gradient from the result alone")
+        if case.op.endswith("_vjp") or problem.loss:
+            raise LeftOutError("is not measured with gradients")
         function = getattr(jax.nn, case.op)
         compiled = jax.jit(lambda x: function(x, axis=case.axis))
         x = jax.device_put(problem.x, jax.devices("cpu")[0])
@@ -249,4 +275,4 @@ def csoftmax_default_threads():
 
 
 OWN = (Csoftmax, Copy, ThreadedCopy)
-INSTALLED = {peer.name: peer for peer in (Scipy, Torch, OnnxRuntime, Jax)}
+INSTALLED = {peer.name: peer for peer in (Scipy, Torch, TorchFused, OnnxRuntime, Jax)}

@@ -43,6 +43,25 @@ int main(int argc, char **argv) {
     status = csm_logsumexp_f32(&shape, &from, &one, &options);
     if (status != CSM_OK) return stop(status);
 
+    /* the gradient of cross-entropy with label 0 everywhere sums to 0 over every row */
+    int64_t *labels = calloc(rows, sizeof *labels);
+    double loss = 0;
+    if (!labels) return 3;
+    csm_view classes = csm_contiguous(&shape, 1, labels, sizeof *labels);
+    csm_loss_options of_loss = csm_default_loss_options();
+    of_loss.labels = &classes;
+    status = csm_cross_entropy_f32(&shape, &from, &second, &loss, &of_loss);
+    if (status != CSM_OK) return stop(status);
+    for (size_t r = 0; r < rows; r++) {
+        double sum = 0;
+        for (size_t j = 0; j < n; j++) sum += (double)again[r * n + j];
+        if (!(sum < 1e-5 && sum > -1e-5) || !(loss >= 0)) return 6;
+    }
+    labels[rows - 1] = (int64_t)n;
+    if (csm_cross_entropy_f32(&shape, &from, NULL, &loss, &of_loss) != CSM_BAD_LABEL || of_loss.position != rows - 1)
+        return 7;
+    free(labels);
+
     options.temperature = -1;
     if (csm_softmax_f32(&shape, &from, &second, &options) != CSM_BAD_TEMPERATURE) return 5;
 

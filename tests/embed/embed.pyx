@@ -40,5 +40,25 @@ def logsumexp(const double[::1] x):
     return y
 
 
+def cross_entropy(const double[:, ::1] x, const long long[::1] labels, double[:, ::1] grad):
+    """The mean over the rows; the gradient into grad."""
+    cdef cpu.csm_shape shape
+    cdef cpu.csm_view source, target, classes
+    cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
+    cdef double loss = 0
+    shape.n = x.shape[1]
+    shape.ndim = 1
+    shape.shape[0] = x.shape[0]
+    source = cpu.csm_contiguous(&shape, shape.n, &x[0, 0], sizeof(double))
+    target = cpu.csm_contiguous(&shape, shape.n, &grad[0, 0], sizeof(double))
+    classes = cpu.csm_contiguous(&shape, 1, &labels[0], sizeof(long long))
+    options.labels = &classes
+    status = cpu.csm_cross_entropy_f64(&shape, &source, &target, &loss, &options)
+    if status == cpu.CSM_BAD_LABEL:
+        raise IndexError(options.position)
+    assert status == cpu.CSM_OK
+    return loss
+
+
 def isa():
     return cpu.csm_isa().decode()

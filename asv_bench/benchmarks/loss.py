@@ -1,0 +1,57 @@
+"""Cross-entropy with gradient: time, peak memory of the linear form, largest error."""
+
+import numpy as np
+
+import csoftmax
+from csoftmax._cli import losses, peers
+from csoftmax._cli.choices import LOSSES, Case
+
+CASES = {
+    str(case): case
+    for op in LOSSES
+    for case in (Case("loss", op, *line) for line in LOSSES[op])
+    if np.prod(case.shape[:: max(1, len(case.shape) - 1)]) <= 40_000_000
+}
+
+
+class Loss:
+    params = (list(CASES),)
+    param_names = ("case",)
+    timeout = 120
+
+    def setup(self, label):
+        csoftmax.set_num_threads(1)
+        self.contender = losses.ours(peers.problem(CASES[label], False))
+        self.code = compile(self.contender.statement, "statement", "eval")
+        self.time_with_gradient(label)
+
+    def time_with_gradient(self, label):
+        return eval(self.code, self.contender.names)
+
+
+class LinearMemory:
+    """The inputs are 82 MB, the gradients 70 MB; all logits would be 1 GB."""
+
+    def setup(self):
+        self.x = np.full((4096, 256), 0.5, np.float32)
+        self.w = np.full((64000, 256), 0.5, np.float32)
+        self.labels = np.zeros(4096, np.int64)
+
+    def peakmem_linear(self):
+        csoftmax.linear_cross_entropy_with_grad(self.x, self.w, self.labels)
+
+
+class LossAccuracy:
+    """ULP of the loss where the label is near-certain: 0 from those who form 1 - p."""
+
+    params = (["float32", "float64"],)
+    param_names = ("dtype",)
+
+    def track_tail(self, dtype):
+        gaps = np.linspace(1, 80, 400)
+        x = np.stack([gaps, np.zeros_like(gaps)], axis=-1).astype(dtype)
+        exact = np.log1p(np.exp(-(x[:, 0].astype(np.longdouble))))
+        loss = csoftmax.cross_entropy(x, np.zeros(400, int), reduction="none")
+        return float(np.max(np.abs(loss - exact) / np.spacing(exact.astype(dtype))))
+
+    track_tail.unit = "ULP"
