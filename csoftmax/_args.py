@@ -292,14 +292,20 @@ class LossPlan(NamedTuple):
     final: np.ndarray | None
     target: np.ndarray  # as given, the axis of soft labels last
     ignore_index: int
+    given: bool  # the result is the caller's out
 
     def run(self):
         """Compute; returns the loss (a scalar unless it is one a row) and the gradient or None."""
         if _cpu.run_loss(*self[:17]) is not None:
             raise_bad_label(self.target, self.x.shape[-1], self.ignore_index)
+            raise RuntimeError("target was changed by another thread during the call; nothing has been written")
         if self.work is not self.final:
             np.copyto(self.final, self.work)
-        return self.loss.astype(self.loss_dtype, copy=False)[()], self.result
+        result = self.result
+        if result is not None and result.ndim == 0 and not self.given:
+            result = result[()]
+        with np.errstate(over="ignore"):
+            return self.loss.astype(self.loss_dtype, copy=False)[()], result
 
 
 def raise_bad_label(target, n_classes, ignore_index):
@@ -363,20 +369,26 @@ def check_weight(name, weight, shape, dtype):
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
         at = np.unravel_index(int(bad.argmax()), shape)
-        raise ValueError(f"{name} must be at least 0 and finite, got {values[at]} at ({', '.join(map(str, at))})")
+        value = np.broadcast_to(given, shape)[at]
+        raise ValueError(
+            f"{name} must be at least 0 and finite in {np.dtype(dtype)}, got {value} at ({', '.join(map(str, at))})"
+        )
     return values
 
 
-def check_chunk_bytes(chunk_bytes):
-    if chunk_bytes is None:
-        return None
+def check_count(name, given, least=0, allowed="an int"):
+    """A number of something."""
     try:
-        value = operator.index(chunk_bytes)
+        value = operator.index(given)
     except TypeError:
-        raise TypeError(f"chunk_bytes must be an int or None, got {chunk_bytes!r}") from None
-    if value < 1:
-        raise ValueError(f"chunk_bytes must be at least 1, got {chunk_bytes}")
+        raise TypeError(f"{name} must be {allowed}, got {given!r}") from None
+    if value < least:
+        raise ValueError(f"{name} must be at least {least}, got {given}")
     return value
+
+
+def check_chunk_bytes(chunk_bytes):
+    return None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
 
 
 def check_ignore_index(ignore_index):
@@ -403,7 +415,8 @@ def check_target(target, shape, batch, wide):
                 f"target has shape {target.shape}: soft labels have the shape of the logits, {shape}; "
                 f"labels of shape {batch} are integers, and these are {dtype}"
             )
-        return None, target.astype(wide, copy=False)
+        with np.errstate(over="ignore"):  # what becomes infinite is refused as that
+            return None, target.astype(wide, copy=False)
     if target.shape != batch:
         raise ValueError(f"target has shape {target.shape}: the logits have shape {shape}, their rows {batch}")
     return target.astype(dtype.newbyteorder("="), copy=False), None
@@ -529,6 +542,7 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
         final,
         soft if labels is None else labels,
         checked.ignore_index,
+        out is not None,
     )
 
 

@@ -6,6 +6,7 @@ from . import _cpu
 from ._args import (
     as_array,
     check_chunk_bytes,
+    check_count,
     check_ignore_index,
     check_non_negative,
     plan_linear,
@@ -189,8 +190,9 @@ def cross_entropy_with_grad(
     Notes
     -----
     With labels, without smoothing and z-loss, every element has a relative error of at most 4 ULP: the label's own is
-    minus the sum of the other probabilities, never a difference from 1. Else the bound is 4 ULP of the larger of the
-    two terms that are subtracted. The gradient of an ignored row is 0 whatever its logits hold.
+    minus the sum of the other probabilities, never a difference from 1. Else the bound is 4 ULP of the larger of
+    ``p * (Q + 2 * z_loss * abs(lse))`` and ``w * q``, p the probability and Q the sum of ``w * q``. The gradient of an
+    ignored row is 0 whatever its logits hold.
 
     Examples
     --------
@@ -450,15 +452,15 @@ def check_labels(target, n_classes, ignore_index=-100):
     ------
     IndexError
         Naming the first position and value.
-    TypeError
-        If the labels are not integers.
+    TypeError, ValueError
+        If the labels or n_classes are not integers, or n_classes is negative.
 
     Examples
     --------
     >>> import csoftmax
     >>> csoftmax.check_labels([0, 2, -100], 3)
     """
-    target = as_array("target", target)
+    target, n_classes = as_array("target", target), check_count("n_classes", n_classes)
     if target.size and target.dtype.kind not in "iu":
         raise TypeError(f"target must hold integer labels, got dtype {target.dtype}")
     if target.size:

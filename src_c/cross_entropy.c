@@ -287,6 +287,10 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
         shrink = csm_loss_shrink(call, &in, &row, squares);
     }
     kernels->factors(call, &in, shrink, &row);
+    if (row.is_nan) {
+        fill(r, y, CSM_NAN);
+        return;
+    }
     for (size_t b = 0; b < count; b++) {
         BLOCK(b)
         char *to = y + b * CSM_BLOCK * size;
@@ -394,6 +398,15 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 
 static int fraction(double x) { return x >= 0 && x <= 1; }
 
+static csm_pair reciprocal(double x, double *exponent) {
+    if (x == 0) { /* 1/0: as large as it gets */
+        *exponent = 100000;
+        return csm_pair_of(1, 0);
+    }
+    *exponent = -csm_take_exponent(&x);
+    return csm_pair_div(csm_pair_of(1, 0), csm_pair_of(x, 0));
+}
+
 static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options *o, int threads, double *loss) {
     csm_call *c = &r->base;
     const size_t n = c->shape.n;
@@ -421,9 +434,12 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
         }
         divisor = tree_sum(r->loss, r->rows);
     }
-    csm_pair per_divisor = csm_pair_div(csm_pair_of(1, 0), csm_pair_of(divisor, 0));
-    r->call.per_divisor = per_divisor.hi;
-    r->call.per_divisor_low = per_divisor.lo;
+    csm_pair per = reciprocal(divisor, &r->call.divisor_exponent);
+    r->call.per_divisor = per.hi;
+    r->call.per_divisor_low = per.lo;
+    per = reciprocal(o->temperature, &r->call.t_exponent);
+    r->call.per_t = per.hi;
+    r->call.per_t_low = per.lo;
     r->cold = r->call;
     r->cold.t = &c->transformed;
     if (n > 0) {
@@ -432,7 +448,10 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     } else if (o->reduction == CSM_MEAN) {
         for (size_t i = 0; i < r->rows; i++) r->loss[i] = 0;
     }
-    if (o->reduction != CSM_NONE) *loss = tree_sum(r->loss, r->rows) / divisor;
+    if (o->reduction != CSM_NONE) {
+        *loss = tree_sum(r->loss, r->rows) / divisor;
+        if (*loss != *loss) *loss = CSM_NAN;
+    }
     return CSM_OK;
 }
 
@@ -498,7 +517,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     c->shape.n = n;
     c->shape.ndim = shape->ndim;
     ptrdiff_t step = 1;
-    for (size_t i = shape->ndim; i-- > 0;) {
+    for (size_t i = shape->ndim; i-- > 0 && rows;) {
         c->shape.shape[i] = shape->shape[i];
         r.order.strides[i] = step;
         step *= (ptrdiff_t)shape->shape[i];
@@ -556,6 +575,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
 
 csm_status csm_run_loss(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                         const csm_view *gradient, double *loss, csm_loss_options *o) {
+    if (!o) return CSM_BAD_OPTION; /* there must be labels */
     csm_fp_environment saved = csm_fp_enter();
     csm_status status = run(dtype, table, shape, x, gradient, loss, o, &saved);
     csm_fp_leave(saved);

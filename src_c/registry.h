@@ -124,7 +124,8 @@ typedef struct csm_loss_call {
     double weight_sum;     /* of all classes */
     double smoothing, z_loss;
     double clip_norm, clip_value; /* infinity: none */
-    double per_divisor, per_divisor_low; /* 1 over the divisor of the mean, else 1 */
+    /* 1 / (the divisor of the mean, else 1) and 1 / temperature: pairs times powers of two */
+    double per_divisor, per_divisor_low, divisor_exponent, per_t, per_t_low, t_exponent;
     int soft, gradient;
 } csm_loss_call;
 
@@ -138,14 +139,14 @@ typedef struct csm_loss_input {
     double e_label, n;    /* e' of the label as pass 1 left it, in a block with this n; negative: not at hand */
 } csm_loss_input;
 
-/* g_j = e'_j (f + f_low) - w_j (soft q_j + flat), clipped to +-clip, times (post + post_low); target: g of the
- * label.  plain: no clip, post is 1. */
+/* g_j = e'_j (f + f_low) - w_j (soft q_j + flat), clipped to +-clip, times (post + post_low) 2^post_exponent;
+ * target: g of the label.  plain: no clip, post is 1.  is_nan: loss and gradient, or after `factors` the gradient. */
 typedef struct csm_loss_row {
     csm_row sums;
     double total, total_low; /* sum of all e' */
     double e_label, others;  /* e' of the label, sum of all others */
     double loss;
-    double f, f_low, soft, flat, clip, post, post_low, target;
+    double f, f_low, soft, flat, clip, post, post_low, post_exponent, target;
     int plain, is_nan;
 } csm_loss_row;
 

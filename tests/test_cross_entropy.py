@@ -271,6 +271,86 @@ def test_no_classes_and_scalars():
     assert np.isclose(loss, np.log(4))
 
 
+def test_factors_of_any_size():
+    """Sample weights, upstream gradients and temperatures far from 1: no intermediate result overflows or vanishes."""
+    x = np.array([[0.0, 1.0, 2.0]])
+    expected = csoftmax.cross_entropy_with_grad(x, [0]).grad
+    for dtype in ("float32", "float64"):
+        z = x.astype(dtype)
+        tolerance = 8 * np.finfo(dtype).eps
+        for size in (1e-310, 1e-200, 1e-40, 1e30, 1e200, 1e308):
+            mean = csoftmax.cross_entropy_with_grad(z, [0], sample_weight=[size]).grad
+            assert np.allclose(mean, expected, rtol=tolerance, atol=0)
+            both = csoftmax.cross_entropy_with_grad(
+                z, [0], sample_weight=[size], upstream=1 / size if size > 1e-300 else 1e300, reduction="none"
+            ).grad
+            factor = size * (1 / size if size > 1e-300 else 1e300)
+            assert np.allclose(both, expected * factor, rtol=tolerance, atol=0)
+            if size > 1e-300:
+                for clips in ({"clip_norm": size / 4}, {"clip_norm": size / 4, "clip_value": size}):
+                    clipped = csoftmax.cross_entropy_with_grad(
+                        z, [0], sample_weight=[size], upstream=1 / size, reduction="sum", **clips
+                    ).grad
+                    unit = expected / np.linalg.norm(expected)
+                    assert np.allclose(clipped, unit / 4, rtol=tolerance, atol=0)
+        tail = np.array([[0.0, -69.0, -1.0]], dtype)
+        p = csoftmax.softmax(tail.astype(np.float64))
+        grad = csoftmax.cross_entropy_with_grad(tail, [0], sample_weight=[1e60], reduction="none").grad
+        assert np.isclose(grad[0, 1], p[0, 1] * 1e60, rtol=tolerance)
+        for t in (1e-309, 1e-200, 1e300):
+            got = csoftmax.cross_entropy_with_grad(z * t if dtype == "float64" else z, [0], temperature=t).grad
+            assert np.all(np.sign(got)[0, [0, 2]] == [-1, 1]) or t == 1e300
+    for upstream in (np.inf, -np.inf):
+        got = csoftmax.cross_entropy_with_grad(x, [0], upstream=upstream).grad
+        assert np.array_equal(np.sign(got), np.sign(expected) * np.sign(upstream))
+    got = csoftmax.cross_entropy_with_grad(x, [0], upstream=np.nan).grad
+    assert np.all(bits(got) == NAN_BITS["float64"])
+    got = csoftmax.cross_entropy_with_grad([[0.0, -372.5]], [0], temperature=0.5, upstream=1e10).grad
+    assert np.isclose(got[0, 0], -got[0, 1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("isa_name", _cpu.isa_available())
+def test_no_weight_at_all(isa_name):
+    """The mean's divisor is 0: loss NaN, gradient exactly 0, on every instruction set."""
+    before = _cpu.isa()
+    _cpu.select_isa(isa_name)
+    try:
+        for dtype in ("float32", "float64"):
+            x = np.zeros((2, 3), dtype)
+            for target in (np.zeros(2, int), np.full((2, 3), 0.25)):
+                for options in ({"weight": np.zeros(3)}, {"weight": np.zeros(3), "label_smoothing": 0.1}):
+                    loss, grad = csoftmax.cross_entropy_with_grad(x, target, **options)
+                    assert bits(loss) == NAN_BITS[dtype]
+                    assert not grad.any()
+    finally:
+        _cpu.select_isa(before)
+
+
+def test_large_soft_labels_and_distances():
+    for dtype, large in (("float32", 2e38), ("float64", 9e307)):
+        x = np.zeros((2, 40), dtype)
+        out = np.full_like(x, 7)
+        loss = csoftmax.cross_entropy_with_grad(x, np.full((2, 40), large, dtype), out=out).loss
+        assert loss == np.inf or np.isclose(float(loss), np.log(40)) or np.isnan(loss)
+        assert not np.any(out == 7)
+        x = np.zeros((1, 64), dtype)
+        x[0, 1::16] = np.finfo(dtype).min / 2
+        loss = csoftmax.cross_entropy(x, [0], label_smoothing=0.1)
+        assert np.isclose(float(loss), -0.1 / 64 * 4 * float(np.finfo(dtype).min) / 2, rtol=1e-6)
+    assert csoftmax.cross_entropy([[0, -np.inf, 2.0]], np.full((1, 3), 1 / 3), label_smoothing=1.0) == np.inf
+
+
+def test_scalars_and_their_types():
+    grad = csoftmax.cross_entropy_with_grad(np.float32(3), np.int64(0)).grad
+    assert isinstance(grad, np.float32)
+    with pytest.raises(ValueError, match="n_classes must be at least 0, got -1"):
+        csoftmax.check_labels([0], -1)
+    with pytest.raises(TypeError, match=r"n_classes must be an int, got 2.5"):
+        csoftmax.check_labels([0], 2.5)
+    with pytest.raises(ValueError, match=r"finite in float32, got 1e\+300"):
+        csoftmax.cross_entropy(np.zeros((1, 3), np.float32), [0], weight=[1e300] * 3)
+
+
 # Consistency
 
 
@@ -476,10 +556,10 @@ BAD = [
     ({"target": np.full((3, 4), np.inf)}, ValueError, r"has inf at \(0, 0\)"),
     ({"target": np.full((3, 4), np.nan)}, ValueError, r"has nan at \(0, 0\)"),
     ({"weight": [1, 2, 3]}, ValueError, r"weight has shape \(3,\), which does not broadcast to \(4,\)"),
-    ({"weight": [1, 2, -3, 0]}, ValueError, r"weight must be at least 0 and finite, got -3.0 at \(2\)"),
-    ({"weight": [1, 2, np.inf, 0]}, ValueError, "weight must be at least 0 and finite, got inf"),
+    ({"weight": [1, 2, -3, 0]}, ValueError, r"weight must be at least 0 and finite in float32, got -3 at \(2\)"),
+    ({"weight": [1, 2, np.inf, 0]}, ValueError, "weight must be at least 0 and finite in float32, got inf"),
     ({"weight": ["a"] * 4}, TypeError, "weight must hold real numbers"),
-    ({"sample_weight": [1, np.nan, 1]}, ValueError, "sample_weight must be at least 0 and finite, got nan"),
+    ({"sample_weight": [1, np.nan, 1]}, ValueError, "sample_weight must be at least 0 and finite in float64, got nan"),
     ({"sample_weight": [1, 2]}, ValueError, "sample_weight has shape"),
     ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be at least 0 and at most 1, got 1.5"),
     ({"label_smoothing": "a"}, TypeError, "label_smoothing must be a real number"),

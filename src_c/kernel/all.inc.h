@@ -32,6 +32,7 @@
 #define EXP_SAFE 30      /* 1 / sum e' times 2^-30 is a normal number */
 #define EXP_SUM_START 0x1p66 /* more than 32 times the largest e', 1.42 2^B */
 #define EXP_MAGIC 0x1.8p23
+#define EXP_MOST 0x1.fffffep127
 #define EXP_LOG2E 0x1.715476p0
 #define EXP_LN2_HI 0x1.62e430p-1
 #define EXP_LN2_LO -0x1.05c610p-29
@@ -80,6 +81,7 @@
 #undef EXP_SAFE
 #undef EXP_SUM_START
 #undef EXP_MAGIC
+#undef EXP_MOST
 #undef EXP_LOG2E
 #undef EXP_LN2_HI
 #undef EXP_LN2_LO
@@ -93,6 +95,7 @@
 #define EXP_SAFE 450
 #define EXP_SUM_START 0x1p511 /* more than CSM_BLOCK / 8 times the largest e', 1.42 2^B */
 #define EXP_MAGIC 0x1.8p52
+#define EXP_MOST 0x1.fffffffffffffp1023
 #define EXP_LOG2E 0x1.71547652b82fep+0
 #define EXP_LN2_HI 0x1.62e42fefa39efp-1
 #define EXP_LN2_LO 0x1.abc9e3b39803fp-56

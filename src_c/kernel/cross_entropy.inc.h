@@ -73,25 +73,30 @@ INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, cons
                 w[v] = V(keep)(V(ordered)(LOAD_PART(x + i + v * V(W), COUNT(v), none)), one);
         }
     }
-    if (terms->flat != 0) {
-        FN(loss_add)(&s->far_1, z);
-        if (with_mass) FN(loss_add)(&s->mass_1, w);
-    }
+    if (terms->flat != 0 && !exact) FN(loss_add)(&s->far_1, z);
+    if (terms->flat != 0 && with_mass) FN(loss_add)(&s->mass_1, w);
     if (terms->q) {
         READ(q, terms->q)
         if (with_mass) FN(loss_add_product)(&s->mass_q, q, w);
-        if (exact) {
-            UNROLL
-            for (size_t v = 0; v < STEP; v++) z[v] = V(drop)(V(eq)(q[v], V(zero)()), z[v]);
+        if (!exact) FN(loss_add_product)(&s->far_q, q, z);
+    }
+    if (exact) { /* as products with a_j, into double: sums of distances can overflow */
+        const V(t) flat = V(set)(terms->flat), soft = V(set)(terms->soft);
+        UNROLL
+        for (size_t v = 0; v < STEP; v++) {
+            V(t) a = flat;
+            if (terms->q)
+                a = V(fma)(soft, (COUNT(v) ? FN(loss_reals)(terms->q, i + v * V(W), COUNT(v)) : V(zero)()), flat);
+            a = V(mul)(a, V(drop)(V(eq)(a, V(zero)()), z[v]));
+            V(dot_add)(&s->far_1, (int)(v % (16 / V(W))), a, V(set)(1));
         }
-        FN(loss_add_product)(&s->far_q, q, z);
     }
 #undef READ
 #undef COUNT
 }
 INLINE double FN(loss_both)(const V(dot) *q, const V(dot) *one, const csm_loss_terms *terms) {
     double hi, lo, sum = 0;
-    if (terms->q) {
+    if (terms->q && terms->soft != 0) {
         V(dot_total)(q, &hi, &lo);
         sum += terms->soft * (lo - lo == 0 ? hi + lo : hi);
     }
@@ -112,7 +117,13 @@ INLINE void FN(loss_far)(const T *x, size_t k, const csm_temperature *t, const c
     if (with_mass) V(dot_zero)(&s.mass_1);
     for (; i + 64 <= k; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
     if (i < k) FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, with_mass, exact);
-    block->far = FN(loss_both)(&s.far_q, &s.far_1, terms);
+    if (exact) {
+        double hi, lo;
+        V(dot_total)(&s.far_1, &hi, &lo);
+        block->far = lo - lo == 0 ? hi + lo : hi;
+    } else {
+        block->far = FN(loss_both)(&s.far_q, &s.far_1, terms);
+    }
     if (with_mass) block->mass = FN(loss_both)(&s.mass_q, &s.mass_1, terms);
 }
 static NOINLINE void FN(loss_term_sums)(const T *x, size_t k, const csm_temperature *t, const csm_loss_terms *terms,
@@ -190,7 +201,7 @@ static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, d
 }
 
 typedef struct FN(loss_constants) {
-    V(t) f, f_low, shift, post, post_low, most, least, soft, flat;
+    V(t) f, f_low, shift, post, post_low, power1, power2, most, least, soft, flat;
 } FN(loss_constants);
 
 /* e' of a block is relative to the block's n and gets 2^d, d <= 0: in the factor, or, from 2^-8 on, by itself, as far as
@@ -204,10 +215,15 @@ INLINE int FN(loss_set)(const csm_block *block, const csm_loss_row *row, FN(loss
     c->shift = V(set)(csm_pow2(own));
     c->post = V(set)(row->post);
     c->post_low = V(set)(row->post_low);
+    double e = row->post_exponent, range = 2 * EXP_EXPONENT_BIAS; /* a power of two, in two halves that are normal */
+    e = e > range ? range : e < 4 - range ? 4 - range : e;
+    double half = (e * 0.5 + 0x1.8p52) - 0x1.8p52;
+    c->power1 = V(set)(csm_pow2(half));
+    c->power2 = V(set)(csm_pow2(e - half));
     c->most = V(set)(row->clip);
     c->least = V(set)(-row->clip);
-    c->soft = V(set)(row->soft);
-    c->flat = V(set)(row->flat);
+    c->soft = V(set)(row->soft > EXP_MOST ? EXP_MOST : row->soft);
+    c->flat = V(set)(row->flat > EXP_MOST ? EXP_MOST : row->flat);
     return folded;
 }
 /* g = e f + e f_low - w (soft q + flat); q, w: whether there are any; plain: neither shift, clip nor post. */
@@ -258,7 +274,11 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
         const int whole = k - i >= V(W);
         V(t) z = whole || scratch ? V(LOAD_REAL)(e + i) : V(LOAD_PART_REAL)(e + i, k - i, V(zero)());
         V(t) g = FN(loss_any_gradient)(z, terms, i, k - i, c);
-        if (!plain) g = FN(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
+        if (!plain) {
+            g = FN(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
+            g = V(mul)(V(mul)(g, c.power1), c.power2);
+            g = V(select)(V(ordered)(g), g, V(set)(CSM_NAN)); /* infinite factors */
+        }
         if (whole) STORE(y + i, g);
         else STORE_PART(y + i, k - i, g);
     }
@@ -347,7 +367,15 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
     }
     V(dot_total)(&sum, hi, lo);
     double low = -(double)V(top)(V(sub)(V(zero)(), least)), total = *hi + *lo;
-    return low >= 0 && total - total == 0; /* NaN and infinity are in the sum */
+    if (low >= 0 && total - total == 0) return 1;
+    if (!(low >= 0)) return 0;
+    *hi = *lo = 0; /* NaN, infinity, or an overflow of the sum of two */
+    for (size_t j = 0; j < k; j++) {
+        double z = (double)((const REAL *)q)[j];
+        if (!(z >= 0 && z < CSM_INF)) return 0;
+        *hi += w ? z * (double)((const REAL *)w)[j] : z;
+    }
+    return 1;
 }
 
 static size_t FN(loss_rows)(const csm_loss_job *job) {
@@ -406,6 +434,10 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
             shrink = csm_loss_shrink(call, &in, &row, FN(loss_squares)(e, n, &block, &row, terms, in.label));
         }
         csm_loss_factors(call, &in, shrink, EXP_MANTISSA == 23, &row);
+        if (row.is_nan) {
+            FN(fill)(y, n, CSM_NAN);
+            continue;
+        }
         FN(loss_write)(e, y, n, &block, &row, terms, 1);
         if (job->label) STORE_PART(y + in.label, 1, V(set)(row.target));
     }

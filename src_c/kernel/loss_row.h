@@ -12,7 +12,7 @@ INLINE csm_pair csm_pair_of(double hi, double lo) {
     csm_pair p = {hi, lo};
     return p;
 }
-/* Products and quotients to about 2^-100 (Dekker 1971). */
+/* Products and quotients to about 2^-100 (Dekker 1971), of numbers in the middle of the range. */
 INLINE csm_pair csm_pair_mul(csm_pair a, csm_pair b) {
     double p = a.hi * b.hi, low = fma(a.hi, b.hi, -p) + (a.hi * b.lo + a.lo * b.hi), s = p + low;
     return csm_pair_of(s, low - (s - p));
@@ -20,6 +20,29 @@ INLINE csm_pair csm_pair_mul(csm_pair a, csm_pair b) {
 INLINE csm_pair csm_pair_div(csm_pair a, csm_pair b) {
     double q = a.hi / b.hi, low = (fma(-q, b.hi, a.hi) + (a.lo - q * b.lo)) / b.hi, s = q + low;
     return csm_pair_of(s, low - (s - q));
+}
+/* Brings x to 1 <= |x| < 2 and returns the exponent that is gone; infinity becomes 1 and a large exponent, 0 and NaN
+ * stay. */
+INLINE double csm_take_exponent(double *x) {
+    uint64_t bits;
+    double e = 0;
+    if (*x == 0 || *x != *x) return 0;
+    if (*x < 0x1p-1022 && *x > -0x1p-1022) {
+        *x *= 0x1p600;
+        e = -600;
+    }
+    memcpy(&bits, x, 8);
+    e += (double)((int64_t)(bits >> 52 & 0x7ff) - 1023);
+    if (!(*x - *x == 0)) e = 100000;
+    bits = (bits & 0x800fffffffffffffu) | 0x3ff0000000000000u;
+    memcpy(x, &bits, 8);
+    return e;
+}
+INLINE double csm_times_pow2(double x, double e) { /* e an integer of any size */
+    double half;
+    e = e < -2200 ? -2200 : e > 2046 ? 2046 : e;
+    half = (e * 0.5 + 0x1.8p52) - 0x1.8p52;
+    return x * csm_pow2(half < -1022 ? -1022 : half) * csm_pow2(e - half < -1022 ? -1022 : e - half);
 }
 
 /* e^(x/T - n ln 2) 2^bias for the n of a row's maximum, x <= max. */
@@ -75,81 +98,100 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     row->loss = row->is_nan ? CSM_NAN : in->weight * loss;
 }
 
+/* A product of factors of any size: mantissa and exponent. */
+typedef struct csm_factor {
+    csm_pair m;
+    double e;
+} csm_factor;
+INLINE void csm_factor_by(csm_factor *f, double x) {
+    if (x == 1) return;
+    f->e += csm_take_exponent(&x);
+    f->m = csm_pair_mul(f->m, csm_pair_of(x, 0));
+}
+
 /* shrink: the factor of clip_norm, or negative for the gradient of the row loss alone, whose norm is wanted. */
 INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
                              csm_loss_row *row) {
     const double epsilon = c->smoothing, flat = epsilon != 0 ? epsilon / (double)c->n : 0;
     const int alone = shrink < 0, clips = !alone && c->clip_value < CSM_INF;
     const csm_row *s = &row->sums;
-    csm_pair reduction = csm_pair_of(1, 0), k = csm_pair_of(in->weight, 0);
+    csm_factor reduction = {{1, 0}, 0}, k;
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? flat * c->weight_sum : 0), g = q;
     if (!alone) {
-        reduction = csm_pair_of(c->per_divisor, c->per_divisor_low);
-        if (in->upstream != 1) reduction = csm_pair_mul(reduction, csm_pair_of(in->upstream, 0));
-        if (shrink != 1) k = csm_pair_mul(k, csm_pair_of(shrink, 0));
-        if (!clips) k = k.hi == 1 ? reduction : csm_pair_mul(k, reduction);
+        reduction.m = csm_pair_of(c->per_divisor, c->per_divisor_low);
+        reduction.e = c->divisor_exponent;
+        csm_factor_by(&reduction, in->upstream);
     }
-    if (c->temperature != 1) k = csm_pair_div(k, csm_pair_of(c->temperature, 0));
-    if (!(k.hi - k.hi == 0)) k = csm_pair_of(copysign(0x1p1000, k.hi), 0);
+    k = alone || clips ? (csm_factor){{1, 0}, 0} : reduction;
+    csm_factor_by(&k, in->weight);
+    if (!alone) csm_factor_by(&k, shrink);
+    if (c->temperature != 1) {
+        k.m = csm_pair_mul(k.m, csm_pair_of(c->per_t, c->per_t_low));
+        k.e += c->t_exponent;
+    }
     if (c->z_loss != 0) g += 2 * c->z_loss * (in->max / c->temperature + s->tail);
+    if (!(g - g == 0)) g = copysign(0x1.fffffffffffffp1023, g);
 
-    /* Tiny factors: the power of two is put off to the end, so that nothing is subnormal in between. */
-    double largest = fabs(k.hi) * (fabs(g) > q ? fabs(g) : q), put_off = 1;
-    if (largest < (single ? 0x1p-20 : 0x1p-300) && largest > 0) {
-        uint64_t bits;
-        memcpy(&bits, &largest, 8);
-        int exponent = (int)(bits >> 52) - 1023;
-        if (exponent < -1000) exponent = -1000;
-        put_off = csm_pow2(exponent);
-        k.hi /= put_off;
-        k.lo /= put_off;
+    /* The gradient is of the magnitude k max(q, |g|).  Where that is ordinary the power of two goes into k; elsewhere k is
+     * brought to about 1 / max(q, |g|), and the power is left to the end: nothing is subnormal or infinite in between. */
+    double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), put_off = 0;
+    const double least = single ? -20 : -300, most = single ? 40 : 300;
+    if (largest == 0) k = (csm_factor){{0, 0}, 0};
+    if (k.e + e >= least && k.e + e <= most && k.e >= -900 && k.e <= 900) {
+        double power = csm_pow2(k.e);
+        k.m.hi *= power;
+        k.m.lo *= power;
+    } else {
+        double power = csm_pow2(e > 1000 ? -1000 : -e);
+        k.m.hi *= power;
+        k.m.lo *= power;
+        put_off = k.e + (e > 1000 ? 1000 : e);
     }
     csm_pair f;
-    double e_label = row->e_label, others = row->others;
     if (single) {
-        const double most = 0x1.fffffep127, r = 1 / row->total; /* what overflows does so in the product with e' */
-        f.hi = k.hi * g * r;
-        f.lo = f.hi < most && f.hi > -most ? (double)(float)(f.hi - (double)(float)f.hi) : 0;
-        f.hi = f.hi > most ? most : f.hi < -most ? -most : (double)(float)f.hi;
-        e_label *= r;
-        others *= r;
+        f.hi = k.m.hi * g / row->total;
+        f.lo = (double)(float)(f.hi - (double)(float)f.hi);
+        f.hi = (double)(float)f.hi;
     } else {
-        f = csm_pair_of(row->total, row->total_low);
-        f = csm_pair_div(g == 1 ? k : csm_pair_mul(k, csm_pair_of(g, 0)), f);
-        if (!(f.hi - f.hi == 0)) f = csm_pair_of(copysign(0x1.fffffffffffffp1023, f.hi), 0);
-        e_label /= row->total;
-        others /= row->total;
+        f = csm_pair_div(g == 1 ? k.m : csm_pair_mul(k.m, csm_pair_of(g, 0)), csm_pair_of(row->total, row->total_low));
     }
     row->f = f.hi;
     row->f_low = f.lo;
-    row->soft = k.hi * (1 - epsilon);
-    row->flat = k.hi * flat;
-    row->post = put_off;
-    row->post_low = 0;
+    row->soft = k.m.hi * (1 - epsilon);
+    row->flat = k.m.hi * flat;
     row->clip = CSM_INF;
+    row->post = 1;
+    row->post_low = 0;
+    row->post_exponent = put_off;
     if (clips) {
-        row->clip = c->clip_value / put_off;
-        csm_pair post = csm_pair_mul(reduction, csm_pair_of(put_off, 0));
-        row->post = post.hi;
-        row->post_low = post.lo;
+        row->clip = csm_times_pow2(c->clip_value, -put_off);
+        row->post = reduction.m.hi;
+        row->post_low = reduction.m.lo;
+        row->post_exponent += reduction.e;
+        if (single) {
+            row->post = (double)(float)reduction.m.hi;
+            row->post_low = (double)(float)((reduction.m.hi - row->post) + reduction.m.lo);
+        }
     }
-    row->plain = !clips && put_off == 1;
+    row->plain = !clips && put_off == 0;
+    row->is_nan = s->is_nan || f.hi != f.hi || row->post != row->post;
     if (in->label < 0) return;
     /* p (g - a) - a (1 - p): exact where p is nearly 1 */
     double a = in->w_label * ((1 - epsilon) + flat);
-    double target = k.hi * (e_label * (g - a) - a * others);
-    if (clips) target = target > row->clip ? row->clip : target < -row->clip ? -row->clip : target;
-    row->target = target * row->post;
+    row->target = (k.m.hi * (g - a) * row->e_label - k.m.hi * a * row->others) / row->total;
+    if (alone) return;
+    if (clips) row->target = row->target > row->clip ? row->clip : row->target < -row->clip ? -row->clip : row->target;
+    if (!row->plain) row->target = csm_times_pow2(row->target * (row->post + row->post_low), row->post_exponent);
 }
 
-/* The factor that brings a gradient with this sum of squares (of what `factors` with shrink -1 describes, the label's
- * own target left out) to norm clip_norm at most. */
+/* The factor that brings a gradient with this sum of squares (of what `factors` with shrink -1 describes, before the
+ * power that is put off; the label's own target left out) to norm clip_norm at most. */
 INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, const csm_loss_row *row,
                               double squares) {
-    squares *= row->post * row->post;
+    double most = csm_times_pow2(c->clip_norm, -row->post_exponent);
     if (in->label >= 0) squares += row->target * row->target;
     double norm = sqrt(squares);
-    return norm > c->clip_norm ? c->clip_norm / norm : 1;
+    return norm > most ? most / norm : 1;
 }
 
 #endif
