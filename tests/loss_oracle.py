@@ -60,7 +60,7 @@ def rows(
     g = big_q + 2 * z_loss * lse
     p = e / total
     gradient = p * g - a
-    scale = np.maximum(p * (big_q + 2 * z_loss * np.abs(lse)), a)
+    scale = np.maximum(p * (big_q + 2 * z_loss * np.maximum(np.abs(lse), np.abs(m / t))), a)
     if hard:  # p (g - a) - a (1 - p), with 1 - p as the sum of the others
         label = np.where(kept, target, 0).astype(np.int64)[..., None]
         rest = np.where(np.arange(n) == label, 0, e)
