@@ -80,10 +80,11 @@ static int label_at(const char *p, csm_label_type type, uint64_t *bits) { /* ret
 }
 
 static csm_status copy_labels(loss_run *r, const csm_shape *shape, csm_loss_options *o) {
+    const int flat = shape->ndim == 1; /* no division for each label */
     for (size_t i = 0; i < r->rows; i++) {
         uint64_t bits;
-        int negative =
-            label_at((const char *)o->labels->data + csm_offset(shape, o->labels->strides, i), o->label_type, &bits);
+        ptrdiff_t at = flat ? (ptrdiff_t)i * o->labels->strides[0] : csm_offset(shape, o->labels->strides, i);
+        int negative = label_at((const char *)o->labels->data + at, o->label_type, &bits);
         if (o->has_ignore && bits == o->ignore) {
             r->labels[i] = -1;
         } else if (negative || bits >= shape->n) {
@@ -425,7 +426,11 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
         if (atomic_load(&r->bad)) return CSM_BAD_LABEL;
     }
     double divisor = 1;
-    if (o->reduction == CSM_MEAN) {
+    if (o->reduction == CSM_MEAN && r->labels && !o->weight && !o->sample_weight) {
+        size_t kept = 0;
+        for (size_t i = 0; i < r->rows; i++) kept += r->labels[i] >= 0;
+        divisor = (double)kept;
+    } else if (o->reduction == CSM_MEAN) {
         for (size_t i = 0; i < r->rows; i++) { /* loss is free to hold the terms */
             size_t at = order_of(r, i);
             double s = o->sample_weight ? row_value(c, &r->weight, i) : 1;
@@ -440,6 +445,9 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     per = reciprocal(o->temperature, &r->call.t_exponent);
     r->call.per_t = per.hi;
     r->call.per_t_low = per.lo;
+    r->call.simple = r->labels && o->label_smoothing == 0 && o->z_loss == 0 && o->temperature == 1 &&
+                     o->clip_norm == 0 && o->clip_value == 0 && r->call.divisor_exponent >= -20 &&
+                     r->call.divisor_exponent <= 0;
     r->cold = r->call;
     r->cold.t = &c->transformed;
     if (n > 0) {

@@ -127,6 +127,7 @@ typedef struct csm_loss_call {
     /* 1 / (the divisor of the mean, else 1) and 1 / temperature: pairs times powers of two */
     double per_divisor, per_divisor_low, divisor_exponent, per_t, per_t_low, t_exponent;
     int soft, gradient;
+    int simple; /* labels, no options, 1 / divisor in the middle of the range */
 } csm_loss_call;
 
 /* What a row brings along. */

@@ -182,7 +182,7 @@ INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *
     V(STORE_REAL)(first, n0);
     block->n = (double)first[0];
     block->mass = block->far = 0;
-    csm_top(block->max, t->t, EXP_BIAS, block);
+    csm_top(block->max, t->t, EXP_BIAS, EXP_MANTISSA == 23, block);
     block->count = V(sum_exact)(count);
     return 1;
 }
@@ -252,16 +252,25 @@ INLINE V(t) FN(loss_any_gradient)(V(t) e, const csm_loss_terms *terms, size_t i,
 
 INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block, const csm_loss_row *row,
                            const csm_loss_terms *terms, const int scratch) {
+    size_t i = 0;
+    const double d = block->n - row->sums.n;
+    if (row->plain && !terms && d >= -8) {
+        const double up = csm_pow2(d);
+        const V(t) f = V(set)(row->f * up), f_low = V(set)(row->f_low * up);
+        for (; i + 2 * V(W) <= k; i += 2 * V(W)) {
+            STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), f, f_low));
+            STORE(y + i + V(W), FN(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low));
+        }
+        for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), f, f_low));
+        if (i < k) {
+            V(t) last = scratch ? V(LOAD_REAL)(e + i) : V(LOAD_PART_REAL)(e + i, k - i, f);
+            STORE_PART(y + i, k - i, FN(scaled)(last, f, f_low));
+        }
+        return;
+    }
     FN(loss_constants) c;
     const int plain = FN(loss_set)(block, row, &c) && row->plain;
-    size_t i = 0;
-    if (plain && !terms) {
-        for (; i + 2 * V(W) <= k; i += 2 * V(W)) {
-            STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), c.f, c.f_low));
-            STORE(y + i + V(W), FN(scaled)(V(LOAD_REAL)(e + i + V(W)), c.f, c.f_low));
-        }
-        for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), c.f, c.f_low));
-    } else if (plain) {
+    if (plain && terms) {
 #define WHOLE(q, w) \
     for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(loss_gradient)(V(LOAD_REAL)(e + i), terms, i, V(W), c, q, w, 1));
         if (terms->q && terms->w) WHOLE(1, 1)

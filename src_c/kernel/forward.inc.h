@@ -90,7 +90,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     V(STORE_REAL)(n, n0);
     block->n = (double)n[0];
     if (exact) {
-        csm_top(ref, t->t, EXP_BIAS, block);
+        csm_top(ref, t->t, EXP_BIAS, EXP_MANTISSA == 23, block);
         block->count = V(sum_exact)(count);
     }
 }
@@ -166,7 +166,7 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
             REAL n0s[V(W)];
             V(STORE_REAL)(n0s, n0);
             block.n = (double)n0s[0];
-            csm_top(block.max, t->t, EXP_BIAS, &block);
+            csm_top(block.max, t->t, EXP_BIAS, EXP_MANTISSA == 23, &block);
             block.count = V(sum_exact)(count);
             csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
             f = f_low = V(set)(-row.tail);

@@ -51,7 +51,7 @@ INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bi
     double z = x / t->t;
     if (!((n - 4) * 0.6931471805599453 - z < 1400)) return 0; /* below the subnormal numbers whatever the bias */
     at.n = (z * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
-    csm_top(x, t->t, 0, &at);
+    csm_top(x, t->t, 0, 0, &at);
     double d = at.n - n + bias, half = (d * 0.5 + 0x1.8p52) - 0x1.8p52;
     return at.top * csm_pow2(half) * csm_pow2(d - half);
 }
@@ -114,6 +114,26 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
                              csm_loss_row *row) {
     const double epsilon = c->smoothing, flat = epsilon != 0 ? epsilon / (double)c->n : 0;
     const int alone = shrink < 0, clips = !alone && c->clip_value < CSM_INF;
+    /* The common case, with the bits that the general one gives. */
+    if (c->simple && in->weight == 1 && in->upstream == 1 && in->w_label == 1) {
+        const double a = c->per_divisor * csm_pow2(c->divisor_exponent);
+        if (single) {
+            double f = a / row->total;
+            row->f = (double)(float)f;
+            row->f_low = (double)(float)(f - row->f);
+        } else {
+            csm_pair f = csm_pair_div(csm_pair_of(a, c->per_divisor_low * csm_pow2(c->divisor_exponent)),
+                                      csm_pair_of(row->total, row->total_low));
+            row->f = f.hi;
+            row->f_low = f.lo;
+        }
+        row->target = -(a * row->others) / row->total;
+        row->soft = row->flat = row->post_low = row->post_exponent = 0;
+        row->clip = CSM_INF;
+        row->post = row->plain = 1;
+        row->is_nan = row->sums.is_nan;
+        return;
+    }
     const csm_row *s = &row->sums;
     csm_factor reduction = {{1, 0}, 0}, k;
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? flat * c->weight_sum : 0), g = q;

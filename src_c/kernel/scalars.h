@@ -96,22 +96,29 @@ INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int singl
 
 /* e' = e^(max/T - n ln 2) 2^bias of a maximum as a pair, good to 0.1 ULP of double: what the log family divides by.
  * Taken from the vectors' exp, its error would count twice where one other class makes up the sum (4.6 ULP in
- * log_softmax, float64). */
-INLINE void csm_top(double max, double t, double bias, csm_block *block) {
+ * log_softmax, float64).  single: a double without a low part, good to 2 ULP of double, is enough for floats. */
+INLINE void csm_top(double max, double t, double bias, const int single, csm_block *block) {
     const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
-    double z = max, z_low = 0, p = block->n * ln2;
+    double z = max, z_low = 0, p = block->n * ln2, near, r, scale = csm_pow2(bias);
     if (t != 1) {
         z = max / t;
-        z_low = fma(-z, t, max) / t;
+        if (!single) z_low = fma(-z, t, max) / t;
     }
+    near = z - p; /* z and p are close: exact */
     z_low = z_low - fma(block->n, ln2, -p) - block->n * ln2_low;
-    double near = z - p, r = near + z_low, r2 = r * r, scale = csm_pow2(bias); /* z and p are close: exact */
-    z_low = (near - r) + z_low;
-    double q = fma(0x1.ad7e35e7d73e4p-26, r, 0x1.28ae790e15635p-22);
+    r = near + z_low;
+    double r2 = r * r, q = fma(0x1.ad7e35e7d73e4p-26, r, 0x1.28ae790e15635p-22);
     q = fma(q, r2, fma(0x1.71df27c50cf1bp-19, r, 0x1.a01998fd3c442p-16));
     q = fma(q, r2, fma(0x1.a01a01288200bp-13, r, 0x1.6c16c18488a09p-10));
     q = fma(q, r2, fma(0x1.111111112836ep-7, r, 0x1.55555555506eap-5));
     q = fma(q, r, 0x1.55555555554f7p-3);
+    if (single) {
+        q = fma(q, r, 0x1.000000000000ap-1);
+        block->top = (1 + fma(r2, q, r)) * scale;
+        block->top_low = 0;
+        return;
+    }
+    z_low = (near - r) + z_low;
     /* the same fit; its constant term is 1/2 + 0x1.4p-50 */
     double half = r2 * 0.5, top = 1 + r, low = ((1 - top) + r) + (r2 * (q * r + 0x1.4p-50) + (z_low + r * z_low));
     low += fma(r, r, -r2) * 0.5;

@@ -140,7 +140,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
             csm_row row;
             row.max = (double)max[c + i];
             block.n = (double)n0s[i];
-            csm_top(row.max, t->t, EXP_BIAS, &block);
+            csm_top(row.max, t->t, EXP_BIAS, EXP_MANTISSA == 23, &block);
             csm_log_tail((double)counts[i], h[i], r[i], block.top, block.top_low, &row);
             factor[c + i] = (REAL)-row.tail;
             has_nan |= row.is_nan;
