@@ -153,20 +153,16 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     if (!(g - g == 0)) g = copysign(0x1.fffffffffffffp1023, g);
 
     /* The gradient is of the magnitude k max(q, |g|).  Where that is ordinary the power of two goes into k; elsewhere k is
-     * brought to about 1 / max(q, |g|), and the power is left to the end: nothing is subnormal or infinite in between. */
-    double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), put_off = 0;
-    const double least = single ? -20 : -300, most = single ? 40 : 300;
-    if (largest == 0) k = (csm_factor){{0, 0}, 0};
-    if (k.e + e >= least && k.e + e <= most && k.e >= -900 && k.e <= 900) {
-        double power = csm_pow2(k.e);
-        k.m.hi *= power;
-        k.m.lo *= power;
-    } else {
-        double power = csm_pow2(e > 1000 ? -1000 : -e);
-        k.m.hi *= power;
-        k.m.lo *= power;
-        put_off = k.e + (e > 1000 ? 1000 : e);
-    }
+     * brought as near as needed, and the rest is left to the end: nothing is subnormal or infinite in between. */
+    double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
+    const double least = single ? -20 : -300, most = single ? 100 : alone ? 300 : 900; /* alone: it is squared */
+    if (largest == 0) k.m = csm_pair_of(0, 0);
+    if (k.e + e < least) up = -e;
+    if (k.e + e > most) up = most - e;
+    up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
+    double put_off = k.e - up, power = csm_pow2(up);
+    k.m.hi *= power;
+    k.m.lo *= power;
     csm_pair f;
     if (single) {
         f.hi = k.m.hi * g / row->total;
