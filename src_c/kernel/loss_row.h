@@ -155,7 +155,7 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     /* The gradient is of the magnitude k max(q, |g|).  Where that is ordinary the power of two goes into k; elsewhere k is
      * brought as near as needed, and the rest is left to the end: nothing is subnormal or infinite in between. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
-    const double least = single ? -20 : -300, most = single ? 100 : alone ? 300 : 900; /* alone: it is squared */
+    const double least = single ? -20 : -300, most = single ? 100 : 300;
     if (largest == 0) k.m = csm_pair_of(0, 0);
     if (k.e + e < least) up = -e;
     if (k.e + e > most) up = most - e;
