@@ -2,9 +2,9 @@
 
     python asv_bench/onnxruntime_avx2.py bench --isa avx2 --peers onnxruntime --shapes 128x1000,64x32000
 
-ONNX Runtime asks the CPU itself what it can do.  Before its first session the `cpuid` instructions in its library (found
-with objdump) are replaced in memory by an invalid one, and a signal handler answers in their place, less the AVX-512
-bits.  Linux on x86-64, with objdump and a C compiler.
+ONNX Runtime asks the CPU itself what it can do.  Before its first session the `cpuid` instructions in its library
+(found with objdump) are replaced in memory by an invalid one, and a signal handler answers in their place, less the
+AVX-512 bits.  Linux on x86-64, with objdump and a C compiler.
 """
 
 import ctypes
