@@ -91,8 +91,10 @@ def cross_entropy(
     row with NaN or +inf, or nothing but -inf, has loss NaN. The mean over no row is NaN. The result has the same bits
     for every thread count, layout and instruction set; rows are added in a fixed tree in float64.
 
-    PyTorch differs: with soft labels its mean divides by the number of rows; smoothing combined with class weights is
-    normalised by ``w[target]`` there too, but spreads epsilon with the weights of all classes, as here.
+    ``torch.nn.functional.cross_entropy`` agrees for labels with weights, smoothing and `ignore_index`, and for soft
+    labels unless they are averaged. It differs in these: the mean over soft labels divides by the number of rows; a
+    class of weight 0 with the logit -inf makes its loss NaN; ignored rows that hold NaN have a gradient of NaN; the loss
+    and the label's gradient of a near-certain row are 0 there. It has no sample weights, temperature and z-loss.
 
     Examples
     --------

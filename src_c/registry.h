@@ -164,7 +164,7 @@ typedef struct csm_loss_job {
     const char *weight, *upstream;    /* double; NULL: 1 */
     ptrdiff_t weight_step, upstream_step;
     size_t rows;
-    void *scratch;                    /* CSM_BLOCK + 16 elements of the compute type */
+    void *scratch;                    /* n + 16 elements of the compute type */
 } csm_loss_job;
 
 typedef struct csm_loss_kernels {

@@ -747,7 +747,18 @@ def test_torch_agrees():
         ours = csoftmax.cross_entropy_with_grad(x, target, **options)
         assert np.isclose(ours.loss, loss.item(), rtol=1e-13), options
         assert np.allclose(ours.grad, y.grad.numpy(), rtol=1e-11, atol=1e-15), options
-    # documented difference: soft labels, mean
+    # the differences that the documentation lists
+    functional, row = torch.nn.functional, torch.tensor([[0.0, -torch.inf, 1.0]])
+    zero = torch.tensor([[0.5, 0.0, 0.5]])
+    assert functional.cross_entropy(row, zero).isnan()
+    assert np.isfinite(csoftmax.cross_entropy(row.numpy(), zero.numpy()))
+    z = torch.tensor([[torch.nan, 0, 0], [17.5, 0, 0]], requires_grad=True)
+    functional.cross_entropy(z, torch.tensor([-100, 0])).backward()
+    ours = csoftmax.cross_entropy_with_grad(z.detach().numpy(), np.array([-100, 0]))
+    assert z.grad[0].isnan().all()
+    assert not ours.grad[0].any()
+    assert z.grad[1, 0] == 0
+    assert ours.grad[1, 0] < 0
     ours = csoftmax.cross_entropy(x, 2 * q)
     theirs = torch.nn.functional.cross_entropy(torch.tensor(x), torch.tensor(2 * q)).item()
     assert np.isclose(ours, theirs * 40 / (2 * q).sum(), rtol=1e-12)

@@ -5,7 +5,7 @@
  * a_j x_j would cancel); e' and its sum without the maxima.  Pass 2: g_j = e'_j f - a_j.  Rows of one block keep e' in
  * scratch, longer ones in the gradient where it has the compute type; else it is computed twice.
  * The label's own gradient is computed in double from the sum of the others, and written last.
- * Speed: K = 1000, AVX-512, gradient included: 1.5 times softmax.
+ * Time of softmax, gradient included, K = 1000: 1.2 times; with weights and smoothing 1.8, soft labels 2.1.
  */
 #ifndef FN
 #error "cross_entropy.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
