@@ -93,8 +93,8 @@ def cross_entropy(
 
     ``torch.nn.functional.cross_entropy`` agrees for labels with weights, smoothing and `ignore_index`, and for soft
     labels unless they are averaged. It differs in these: the mean over soft labels divides by the number of rows; a
-    class of weight 0 with the logit -inf makes its loss NaN; ignored rows that hold NaN have a gradient of NaN; the loss
-    and the label's gradient of a near-certain row are 0 there. It has no sample weights, temperature and z-loss.
+    class of weight 0 with the logit -inf makes its loss NaN; ignored rows that hold NaN have a gradient of NaN; the
+    loss and the label's gradient of a near-certain row are 0 there. It has no sample weights, temperature and z-loss.
 
     Examples
     --------
