@@ -13,6 +13,7 @@
 
 enum {
     SPLIT = 1 << 20, /* rows from here on are split over threads however many there are */
+    TABLES = 2 * 64, /* bytes a thread of the caller's scratch for the tables of run_call and run_split */
     ALIGN = 64
 };
 
@@ -52,7 +53,7 @@ size_t csm_scratch_size(const csm_shape *shape, int threads) {
             size_t size = scratch_size((path)p, shape->n, itemsize);
             if (size > most && !(p == PACKED && shape->n * itemsize > CSM_PACK_LIMIT)) most = size;
         }
-    return most * (size_t)(threads < 1 ? 1 : threads);
+    return (most + TABLES) * (size_t)(threads < 1 ? 1 : threads);
 }
 
 static char *scratch(work *w, int thread) {
@@ -219,8 +220,10 @@ static csm_status long_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
+_Static_assert(sizeof(csm_row_scratch) <= TABLES / 2 && sizeof(char *) <= TABLES / 2, "TABLES");
 static csm_status run_split(work *w, csm_call *c) {
-    csm_row_scratch *each = malloc((size_t)c->threads * sizeof *each);
+    csm_row_scratch *each = c->scratch ? (csm_row_scratch *)(void *)(c->scratch + c->threads * (TABLES / 2))
+                                       : malloc((size_t)c->threads * sizeof *each);
     csm_status status = each ? CSM_OK : CSM_NO_MEMORY;
     for (int i = 0; status == CSM_OK && i < c->threads; i++) {
         char *memory = scratch(w, i);
@@ -231,7 +234,7 @@ static csm_status run_split(work *w, csm_call *c) {
         csm_one_row row = row_at(c, i);
         status = csm_row_split(c, &row, each);
     }
-    free(each);
+    if (!c->scratch) free(each);
     return status;
 }
 
@@ -277,9 +280,13 @@ static csm_status run_call(csm_call *c, int threads) {
     }
     c->threads = split ? csm_threads_for((double)n, n / CSM_BLOCK, threads) : csm_threads_for(elements, units, threads);
     char *one = NULL, **memory = &one;
-    if (c->threads > 1 && !(memory = calloc((size_t)c->threads, sizeof *memory))) return CSM_NO_MEMORY;
-    if (c->scratch)
-        for (int i = 0; i < c->threads; i++) memory[i] = c->scratch + (size_t)i * c->scratch_each;
+    if (c->scratch) {
+        char *parts = c->scratch + c->threads * TABLES;
+        memory = (char **)(void *)c->scratch;
+        for (int i = 0; i < c->threads; i++) memory[i] = parts + (size_t)i * (c->scratch_each - TABLES);
+    } else if (c->threads > 1 && !(memory = calloc((size_t)c->threads, sizeof *memory))) {
+        return CSM_NO_MEMORY;
+    }
     work w = {.call = c,
               .path = p,
               .rows = rows,
@@ -297,7 +304,7 @@ static csm_status run_call(csm_call *c, int threads) {
 
     if (!c->scratch)
         for (int i = 0; i < c->threads; i++) csm_release(memory[i]);
-    if (memory != &one) free(memory);
+    if (memory != &one && !c->scratch) free(memory);
     return status;
 }
 
