@@ -103,6 +103,10 @@ def accuracy():
             x = np.stack([gaps, np.zeros_like(gaps)], axis=-1).astype(name)
             error = oracle.ulp_error(csoftmax.log_softmax(x), oracle.forward(x)[1])
             yield f"log_softmax {name}, gaps to {reach}", error, 4
+            p, log_p = oracle.forward(x)[:2]
+            loss, grad = csoftmax.cross_entropy_with_grad(x, np.zeros(len(x), int), reduction="none")
+            yield f"cross_entropy {name}, gaps to {reach}", oracle.ulp_error(loss, -log_p[:, 0]), 4
+            yield f"its gradient {name}, gaps to {reach}", oracle.ulp_error(grad[:, 0], -p[:, 1]), 4
 
 
 def errors(x, temperature=1.0, where=None):
