@@ -178,8 +178,8 @@ typedef struct csm_loss_kernels {
     void (*factors)(const csm_loss_call *, const csm_loss_input *, double shrink, csm_loss_row *);
     /* Sum of the squares of what pass2 would write, the label's own excepted.  label: its place in the block, or
      * negative.  e: e' from pass1, NULL: from x once more. */
-    double (*norm)(const void *x, void *e, size_t k, const csm_temperature *, const csm_block *, const csm_loss_row *,
-                   const csm_loss_terms *terms, ptrdiff_t label);
+    double (*norm)(const void *x, const void *e, size_t k, const csm_temperature *, const csm_block *,
+                   const csm_loss_row *, const csm_loss_terms *terms, ptrdiff_t label);
     void (*pass2)(const void *x, const void *e, void *y, size_t k, const csm_temperature *, const csm_block *,
                   const csm_loss_row *, const csm_loss_terms *terms);
     /* sum w_j q_j of soft labels as a pair; returns 0 if one of them is negative, infinite or NaN. */

@@ -293,41 +293,37 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
     }
 }
 
-static NOINLINE double FN(loss_squares)(REAL *e, size_t k, const csm_block *block, const csm_loss_row *row,
+static NOINLINE double FN(loss_squares)(const REAL *e, size_t k, const csm_block *block, const csm_loss_row *row,
                                         const csm_loss_terms *terms, ptrdiff_t label) {
     enum { PER = 16 / V(W) };
     FN(loss_constants) c;
     V(dot) squares;
-    double hi, lo, own = 0;
+    double hi, lo;
     FN(loss_set)(block, row, &c);
     V(dot_zero)(&squares);
-    if (label >= 0) e[label] = 0; /* its gradient is not e' f - a */
     for (size_t i = 0; i < k; i += 16) {
         UNROLL
         for (int v = 0; v < PER; v++) {
             size_t at = i + (size_t)v * V(W);
             if (at >= k) continue;
             V(t) g = FN(loss_any_gradient)(FN(loss_reals)(e, at, k - at), terms, at, k - at, c);
-            /* what is not there has e' = 0, but flat does not know that */
-            if (k - at < V(W)) {
+            /* not what is not there (its e' is 0, but flat does not know), nor the label, whose gradient is not this */
+            const int holds_label = label >= (ptrdiff_t)at && label < (ptrdiff_t)(at + V(W));
+            if (k - at < V(W) || holds_label) {
                 REAL kept[V(W)] = {0};
-                V(STORE_PART_REAL)(kept, k - at, g);
+                if (k - at < V(W)) V(STORE_PART_REAL)(kept, k - at, g);
+                else V(STORE_REAL)(kept, g);
+                if (holds_label) kept[label - (ptrdiff_t)at] = 0;
                 g = V(LOAD_REAL)(kept);
             }
             V(dot_add)(&squares, v, g, g);
         }
     }
-    if (label >= 0 && terms) {
-        REAL a = (REAL)row->flat;
-        if (terms->w) a = a * ((const REAL *)terms->w)[label];
-        own = (double)a * (double)a;
-    }
     V(dot_total)(&squares, &hi, &lo);
-    hi = (hi - own) + lo;
-    return hi > 0 ? hi : 0;
+    return hi + lo;
 }
 
-static double FN(loss_norm)(const void *x, void *e, size_t k, const csm_temperature *t, const csm_block *block,
+static double FN(loss_norm)(const void *x, const void *e, size_t k, const csm_temperature *t, const csm_block *block,
                             const csm_loss_row *row, const csm_loss_terms *terms, ptrdiff_t label) {
     REAL own[CSM_BLOCK + 16];
     if (!e) {
