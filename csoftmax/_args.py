@@ -454,6 +454,11 @@ class LossOptions(NamedTuple):
     clip_value: float
     ignore_index: int
 
+    @property
+    def factors(self):
+        """Temperature, label_smoothing, z_loss, clip_norm and clip_value, in the order of `_cpu.run_loss`."""
+        return self[3:8]
+
 
 def check_loss_options(
     n_classes,
@@ -533,7 +538,10 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
         labels,
         ignore,
         soft,
-        *checked[:8],
+        checked.weight,
+        checked.sample_weight,
+        checked.upstream,
+        *checked.factors,
         _cpu.REDUCTIONS[reduction],
         num_threads,
         wide,
@@ -586,12 +594,11 @@ def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
         None if v is None else np.ascontiguousarray(v).reshape(rows) for v in (checked.sample_weight, checked.upstream)
     )
     keep = np.ones(rows, bool) if s is None else s != 0
-    mass = np.ones(rows) if s is None else s
     if labels is None:
+        raise_bad_label(soft, n, 0)
         soft = soft.reshape(rows, n)
-        raise_bad_label(soft.reshape(*batch, n), n, 0)
-        mass = mass * (soft.sum(-1, dtype=np.float64) if checked.weight is None else soft @ checked.weight)
     else:
+        labels = labels.copy()  # what is checked is what is used
         raise_bad_label(labels, n, checked.ignore_index)
         labels = labels.reshape(rows)
         if representable(checked.ignore_index, labels.dtype):
@@ -600,12 +607,15 @@ def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
     kept = None if keep.all() else np.flatnonzero(keep)
     x = x.reshape(rows, x.shape[-1])
     if kept is not None:
-        x, labels, soft, s, upstream, mass = (
-            None if v is None else v[kept] for v in (x, labels, soft, s, upstream, mass)
-        )
+        x, labels, soft, s, upstream = (None if v is None else v[kept] for v in (x, labels, soft, s, upstream))
     divisor = 1.0
     if reduction == "mean":
-        if labels is not None and checked.weight is not None:
+        mass = np.ones(len(x)) if s is None else s
+        if soft is not None and checked.weight is None:
+            mass = mass * soft.sum(-1, dtype=np.float64)
+        elif soft is not None:
+            mass = mass * np.einsum("ij,j->i", soft, checked.weight, dtype=np.float64)
+        elif checked.weight is not None:
             mass = mass * checked.weight[labels]
         divisor = float(np.sum(mass, dtype=np.float64))
     checked = checked._replace(sample_weight=s, upstream=upstream)

@@ -241,6 +241,18 @@ cdef inline bint _is_plain(Py_buffer *buffer) noexcept:
     return stride != 0
 
 
+cdef inline bint _fits(Py_buffer *target, Py_buffer *source) noexcept:
+    # whether a result for the plain source can go there: its layout, writable, the same place or none of it
+    cdef int i
+    if target.readonly or target.ndim != source.ndim or not _is_plain(target):
+        return False
+    for i in range(source.ndim):
+        if target.shape[i] != source.shape[i]:
+            return False
+    return (target.buf == source.buf or <char *>target.buf >= <char *>source.buf + source.len
+            or <char *>source.buf >= <char *>target.buf + target.len)
+
+
 def fast(int op, x, axis, temperature, where, out, device, num_threads):
     """The plain case: a C-contiguous native numpy array of floats, its last axis, no options but out.
 
@@ -267,7 +279,7 @@ def fast(int op, x, axis, temperature, where, out, device, num_threads):
         dtype = CSM_DTYPE_f16
     else:
         return None
-    if out is not None and (out.dtype is not kind or not out.flags.writeable):
+    if out is not None and out.dtype is not kind:
         return None
     threads = _threads(num_threads)
     PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
@@ -282,15 +294,8 @@ def fast(int op, x, axis, temperature, where, out, device, num_threads):
         PyObject_GetBuffer(result, &target, PyBUF_STRIDED_RO)
         taken = True
         elements = source.len // source.itemsize
-        if out is not None:
-            if target.ndim != ndim or not _is_plain(&target):
-                return None
-            for i in range(ndim):
-                if target.shape[i] != source.shape[i]:
-                    return None
-            if (target.buf != source.buf and <char *>target.buf < <char *>source.buf + source.len
-                    and <char *>source.buf < <char *>target.buf + target.len):
-                return None
+        if out is not None and not _fits(&target, &source):
+            return None
         # as rows
         shape.n = source.shape[ndim - 1]
         rows = elements // <Py_ssize_t>shape.n
@@ -422,7 +427,7 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
         return None
     if not -2147483648 <= ignore_index <= 2147483647:
         return None
-    if out is not None and (type(out) is not _ndarray or out.dtype is not kind or not out.flags.writeable):
+    if out is not None and (type(out) is not _ndarray or out.dtype is not kind):
         return None
     PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
     try:
@@ -442,15 +447,8 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
             grad = out if out is not None else _empty(x.shape, kind)
             PyObject_GetBuffer(grad, &result, PyBUF_STRIDED_RO)
             have_result = True
-            if out is not None:
-                if result.ndim != ndim or not _is_plain(&result):
-                    return None
-                for i in range(ndim):
-                    if result.shape[i] != source.shape[i]:
-                        return None
-                if (result.buf != source.buf and <char *>result.buf < <char *>source.buf + source.len
-                        and <char *>source.buf < <char *>result.buf + result.len):
-                    return None
+            if out is not None and not _fits(&result, &source):
+                return None
         shape.n = source.shape[ndim - 1]
         shape.ndim = 1
         shape.shape[0] = rows

@@ -1,8 +1,8 @@
 """Cross-entropy of a linear layer, rows in chunks: the matrix of all logits never exists.
 
 A chunk of rows: logits = x w' + bias (BLAS), loss and gradient of the logits in place (our kernel), then their products
-with w and x (BLAS).  The gradient of w is added to in panels of classes, so that a product and its sum stay in cache:
-(1024, 512, 32000) spends 4 % of its time there.  Half types are widened panel by panel.
+with w and x (BLAS).  The gradient of w is added to in panels of classes, so that a product and its sum stay in cache.
+Half types are widened panel by panel.
 """
 
 import math
@@ -12,7 +12,7 @@ import numpy as np
 from . import _cpu
 
 CHUNK_BYTES = 64 << 20  # of logits, unless told otherwise
-MOST_ROWS = 1024  # of a chunk: more make the products no faster
+MOST_ROWS = 1024  # of a chunk
 PANEL_BYTES = 4 << 20  # of w, or of its gradient
 
 
@@ -86,13 +86,14 @@ class Layer:
         return grad_x.reshape(*plan.batch, plan.x.shape[1]), self.grad_w.astype(dtype, copy=False), grad_bias
 
 
+# What overflows or is NaN is a result, as in the kernels, and no reason for a warning of NumPy's.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threads):
     """(loss, grad_x, grad_w, grad_bias), the last three None without `gradient`."""
     options, (rows, classes) = plan.options, (len(plan.x), len(plan.w))
     # the kernel's own reduction is none: the mean's divisor is known
     coefficient = np.ones(rows) if options.upstream is None else options.upstream
-    with np.errstate(divide="ignore", invalid="ignore"):
-        coefficient = coefficient / plan.divisor
+    coefficient = coefficient / plan.divisor
     layer = Layer(plan, gradient)
     code = _cpu.DTYPES[plan.wide.name]
     losses = np.zeros(rows)
@@ -105,7 +106,7 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threa
         labels, soft, sample_weight, upstream = (
             None if v is None else v[part] for v in (plan.labels, plan.soft, options.sample_weight, coefficient)
         )
-        _cpu.run_loss(
+        bad = _cpu.run_loss(
             code,
             logits,
             logits if gradient else None,
@@ -116,10 +117,12 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threa
             options.weight,
             sample_weight,
             upstream,
-            *options[3:8],
+            *options.factors,
             _cpu.REDUCTIONS["none"],
             num_threads,
         )
+        if bad is not None:
+            raise RuntimeError("target was changed by another thread during the call")
         if gradient:
             limit = filter_eps * np.abs(upstream)[:, None]
             layer.backward(
@@ -130,7 +133,6 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threa
         loss[slice(None) if plan.kept is None else plan.kept] = losses
         loss = loss.reshape(plan.batch)
     else:
-        with np.errstate(divide="ignore", invalid="ignore"):
-            loss = np.sum(losses) / np.float64(plan.divisor)
+        loss = np.sum(losses) / np.float64(plan.divisor)
     loss = np.asarray(loss).astype(plan.wide)[()]
     return (loss, *layer.gradients(plan)) if gradient else (loss, None, None, None)

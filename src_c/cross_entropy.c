@@ -15,9 +15,6 @@
 #include <stddef.h>
 #include <stdlib.h>
 
-enum { ALIGN = 64 };
-static size_t rounded(size_t size) { return (size + ALIGN - 1) / ALIGN * ALIGN; }
-
 typedef struct loss_run {
     csm_call base;             /* a: logits, y: gradient, b: soft labels */
     csm_view order, weight, upstream;
@@ -31,7 +28,7 @@ typedef struct loss_run {
     char **memory; /* scratch of each thread */
     size_t e_size, block_size, wide_block; /* its parts: e', blocks, wide block, then packed rows */
     atomic_int bad;
-    _Alignas(ALIGN) char first[2048]; /* for thread 0 where it is enough */
+    _Alignas(CSM_ALIGN) char first[2048]; /* for thread 0 where it is enough */
 } loss_run;
 
 /* A tree whose shape depends on the count alone. */
@@ -102,9 +99,10 @@ static double class_weight(const loss_run *r, size_t j) {
     if (!w) return 1;
     return r->base.wide_size == 4 ? (double)((const float *)w)[j] : ((const double *)w)[j];
 }
-static double row_value(const csm_call *c, const csm_view *v, size_t row) {
-    double value;
-    memcpy(&value, (const char *)v->data + csm_offset(&c->shape, v->strides, row), sizeof value);
+static double sample_weight(const loss_run *r, size_t row) {
+    double value = 1;
+    if (r->options->sample_weight)
+        memcpy(&value, (const char *)r->weight.data + csm_offset(&r->base.shape, r->weight.strides, row), sizeof value);
     return value;
 }
 static size_t order_of(const loss_run *r, size_t row) {
@@ -170,37 +168,22 @@ static csm_loss_input input_of(const loss_run *r, const csm_loss_job *job, ptrdi
 
 static void fill(const loss_run *r, char *y, double value) {
     const csm_call *c = &r->base;
-    union {
-        float f;
-        double d;
-    } wide;
-    char narrow[8];
+    csm_wide element;
     if (!y) return;
-    if (c->wide_size == 4) wide.f = (float)value;
-    else wide.d = value;
-    c->table->narrow[c->dtype](&wide, narrow, 1);
-    for (size_t j = 0; j < c->shape.n; j++) memcpy(y + j * c->itemsize, narrow, c->itemsize);
+    csm_put(c, &element, value);
+    for (size_t j = 0; j < c->shape.n; j++) memcpy(y + j * c->itemsize, &element, c->itemsize);
 }
 
-static double element(const loss_run *r, const char *x, size_t j) {
-    const csm_call *c = &r->base;
-    union {
-        float f;
-        double d;
-    } wide;
-    c->table->widen[c->dtype](x + j * c->itemsize, &wide, 1);
-    return c->wide_size == 4 ? (double)wide.f : wide.d;
+static double element(const csm_call *c, const char *x, size_t j) {
+    csm_wide w;
+    c->table->widen[c->dtype](x + j * c->itemsize, &w, 1);
+    return csm_from_wide(c, w);
 }
 
 static double transformed_element(const csm_call *c, double x, double max, double shift) {
-    union {
-        float f;
-        double d;
-    } wide;
-    if (c->wide_size == 4) wide.f = (float)x;
-    else wide.d = x;
-    csm_transform(c, &wide, 1, max, shift);
-    return c->wide_size == 4 ? (double)wide.f : wide.d;
+    csm_wide w = csm_to_wide(c, x);
+    csm_transform(c, &w, 1, max, shift);
+    return csm_from_wide(c, w);
 }
 
 /* A contiguous row of any length and content; y: the gradient, may be x, NULL: none. */
@@ -225,7 +208,7 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
     double shift = 0;
     int cold = 0, store = y && size == c->wide_size; /* store: pass 1 leaves e' in y */
     csm_loss_row row;
-    if (in.label >= 0) in.x_label = element(r, x, (size_t)in.label);
+    if (in.label >= 0) in.x_label = element(c, x, (size_t)in.label);
 #define BLOCK(b)                                                                                           \
     const size_t k = n - (b) * CSM_BLOCK < CSM_BLOCK ? n - (b) * CSM_BLOCK : CSM_BLOCK;                    \
     const char *part = x + (b) * CSM_BLOCK * size;                                                         \
@@ -257,11 +240,11 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
     }
     for (size_t b = 0; b < count && !nan && !(fused && !cold); b++) {
         BLOCK(b)
-        if (cold) blocks[b].max = c->table->max[c->wide_size == 4 ? CSM_DTYPE_f32 : CSM_DTYPE_f64](wide, k);
+        if (cold) blocks[b].max = c->table->max[c->wide_dtype](wide, k);
         kernels->pass1(part, store ? y + b * CSM_BLOCK * size : NULL, k, call->t, terms, &blocks[b]);
     }
     if (store && in.label >= 0) {
-        in.e_label = element(r, y, (size_t)in.label);
+        in.e_label = element(c, y, (size_t)in.label);
         in.n = blocks[(size_t)in.label / CSM_BLOCK].n;
     }
     if (!nan) {
@@ -299,15 +282,7 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
         if (cold) c->table->narrow[c->dtype](wide, to, k);
     }
 #undef BLOCK
-    if (in.label >= 0) {
-        union {
-            float f;
-            double d;
-        } target;
-        if (c->wide_size == 4) target.f = (float)row.target;
-        else target.d = row.target;
-        c->table->narrow[c->dtype](&target, y + (size_t)in.label * size, 1);
-    }
+    if (in.label >= 0) csm_put(c, y + (size_t)in.label * size, row.target);
 }
 
 static void contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
@@ -333,10 +308,6 @@ static void contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
     }
 }
 
-static ptrdiff_t step_of(const csm_call *c, const csm_view *v) {
-    return c->shape.ndim ? v->strides[c->shape.ndim - 1] : 0;
-}
-
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
     loss_run *r = context;
     const csm_call *c = &r->base;
@@ -349,27 +320,27 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         const size_t order = order_of(r, begin);
         csm_loss_job job = {.call = &r->call,
                             .x = (const char *)c->a.data + csm_offset(&c->shape, c->a.strides, begin),
-                            .x_step = step_of(c, &c->a),
+                            .x_step = csm_last_stride(&c->shape, &c->a),
                             .label = r->labels ? r->labels + order : NULL,
                             .mass = r->mass ? r->mass + order : NULL,
                             .loss = r->loss + order,
-                            .order = step_of(c, &r->order),
+                            .order = csm_last_stride(&c->shape, &r->order),
                             .rows = count};
         if (c->has_b) {
             job.q = (const char *)c->b.data + csm_offset(&c->shape, c->b.strides, begin);
-            job.q_step = step_of(c, &c->b);
+            job.q_step = csm_last_stride(&c->shape, &c->b);
         }
         if (r->call.gradient) {
             job.y = (char *)c->y.data + csm_offset(&c->shape, c->y.strides, begin);
-            job.y_step = step_of(c, &c->y);
+            job.y_step = csm_last_stride(&c->shape, &c->y);
         }
         if (r->options->sample_weight) {
             job.weight = (const char *)r->weight.data + csm_offset(&c->shape, r->weight.strides, begin);
-            job.weight_step = step_of(c, &r->weight);
+            job.weight_step = csm_last_stride(&c->shape, &r->weight);
         }
         if (r->options->upstream) {
             job.upstream = (const char *)r->upstream.data + csm_offset(&c->shape, r->upstream.strides, begin);
-            job.upstream_step = step_of(c, &r->upstream);
+            job.upstream_step = csm_last_stride(&c->shape, &r->upstream);
         }
         if (!r->direct) {
             char *x = memory + r->e_size + r->block_size + r->wide_block, *q = x + r->group * r->pitch;
@@ -414,10 +385,6 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     csm_status status = CSM_OK;
     if (r->labels) status = copy_labels(r, shape, o);
     if (status != CSM_OK) return status;
-    if (n == 0) { /* all rows are ignored, or soft */
-        for (size_t i = 0; i < r->rows; i++) r->loss[i] = !r->labels && o->z_loss > 0 ? CSM_INF : 0;
-    }
-
     c->threads = csm_threads_for((double)r->rows * (double)n, r->rows, threads);
     const size_t piece = CSM_PIECE / (n + 1) + 1;
     if (c->has_b && n > 0) {
@@ -433,7 +400,7 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     } else if (o->reduction == CSM_MEAN) {
         for (size_t i = 0; i < r->rows; i++) { /* loss is free to hold the terms */
             size_t at = order_of(r, i);
-            double s = o->sample_weight ? row_value(c, &r->weight, i) : 1;
+            double s = sample_weight(r, i);
             if (r->labels) r->loss[at] = r->labels[at] < 0 ? 0 : s * class_weight(r, (size_t)r->labels[at]);
             else r->loss[at] = n == 0 ? 0 : s * r->mass[at];
         }
@@ -453,24 +420,20 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     if (n > 0) {
         status = csm_parallel(r->rows, piece, c->threads, rows_body, r, &c->interrupt);
         if (status != CSM_OK) return status;
-    } else if (o->reduction == CSM_MEAN) {
-        for (size_t i = 0; i < r->rows; i++) r->loss[i] = 0;
     }
+    for (size_t i = 0; n == 0 && i < r->rows; i++) /* no class, lse = -inf: all labels are ignored, or soft */
+        r->loss[order_of(r, i)] = c->has_b && o->z_loss > 0 && sample_weight(r, i) != 0 ? CSM_INF : 0;
     if (o->reduction != CSM_NONE) {
         *loss = tree_sum(r->loss, r->rows) / divisor;
         if (*loss != *loss) *loss = CSM_NAN;
     }
+    for (size_t i = 0; c->wide_size == 4 && i < (o->reduction == CSM_NONE ? r->rows : 1); i++)
+        loss[i] = (double)(float)loss[i]; /* here, where the caller's rounding mode is not in force */
     return CSM_OK;
 }
 
 static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                       const csm_view *gradient, double *loss, csm_loss_options *o, csm_fp_environment *caller) {
-#define SIZE(name, storage, compute) sizeof(storage),
-#define WIDE(name, storage, compute) CSM_DTYPE_##compute,
-    static const size_t sizes[] = {CSM_DTYPES(SIZE)};
-    static const csm_dtype wide[] = {CSM_DTYPES(WIDE)};
-#undef SIZE
-#undef WIDE
     loss_run r;
     csm_call *c = &r.base;
     memset(&r, 0, offsetof(loss_run, first));
@@ -489,10 +452,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     }
     if (rows && n && elements > PTRDIFF_MAX / n) return CSM_BAD_SHAPE;
 
-    c->dtype = dtype;
-    c->table = table;
-    c->itemsize = sizes[dtype];
-    c->wide_size = sizes[wide[dtype]];
+    csm_set_dtype(c, dtype, table);
     c->forward = 1;
     c->has_b = o->soft != NULL;
     c->temperature = o->temperature;
@@ -500,7 +460,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     csm_set_temperature(c);
     r.options = o;
     r.kernels = &table->loss[dtype];
-    r.wide_kernels = &table->loss[wide[dtype]];
+    r.wide_kernels = &table->loss[c->wide_dtype];
     r.rows = rows;
     double weight_sum = (double)n;
     if (o->weight) {
@@ -553,16 +513,16 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     r.soft_pitch = csm_pack_pitch(n, c->wide_size);
     r.group = csm_pack_rows(n, c->itemsize);
     const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
-    r.e_size = rounded((block + 16) * c->wide_size);
-    r.wide_block = rounded(block * c->wide_size);
-    r.block_size = rounded(((n + CSM_BLOCK - 1) / CSM_BLOCK + 1) * sizeof(csm_block));
+    r.e_size = csm_rounded((block + 16) * c->wide_size);
+    r.wide_block = csm_rounded(block * c->wide_size);
+    r.block_size = csm_rounded(((n + CSM_BLOCK - 1) / CSM_BLOCK + 1) * sizeof(csm_block));
 
     int threads = o->threads < 1 ? 1 : o->threads;
     if ((size_t)threads > rows) threads = rows ? (int)rows : 1;
-    const size_t labels_size = rounded(o->labels ? rows * sizeof(int64_t) : rows * sizeof(double));
-    const size_t loss_size = o->reduction == CSM_NONE ? 0 : rounded(rows * sizeof(double));
-    const size_t memory_size = rounded((size_t)threads * sizeof(char *));
-    _Alignas(64) char stack[1024];
+    const size_t labels_size = csm_rounded(o->labels ? rows * sizeof(int64_t) : rows * sizeof(double));
+    const size_t loss_size = o->reduction == CSM_NONE ? 0 : csm_rounded(rows * sizeof(double));
+    const size_t memory_size = csm_rounded((size_t)threads * sizeof(char *));
+    _Alignas(CSM_ALIGN) char stack[1024];
     char *memory = stack;
     if (labels_size + loss_size + memory_size > sizeof stack) {
         memory = csm_allocate(labels_size + loss_size + memory_size);

@@ -13,11 +13,8 @@
 
 enum {
     SPLIT = 1 << 20, /* rows from here on are split over threads however many there are */
-    TABLES = 2 * 64, /* bytes a thread of the caller's scratch for the tables of run_call and run_split */
-    ALIGN = 64
+    TABLES = 2 * 64 /* bytes a thread of the caller's scratch for the tables of run_call and run_split */
 };
-
-static size_t rounded(size_t size) { return (size + ALIGN - 1) / ALIGN * ALIGN; }
 
 static size_t tile_width(size_t n, size_t wide_size) {
     size_t width = 256 * 1024 / ((n | 1) * wide_size) / 16 * 16; /* stays in the second-level cache */
@@ -42,7 +39,7 @@ static size_t scratch_size(path p, size_t n, size_t itemsize) {
     if (p == TILES) size += CSM_TILE_BYTES;
     if (p == PACKED || p == TILES) size += 2 * csm_pack_pitch(n, itemsize) * csm_pack_rows(n, itemsize);
     if (p == ROWS) size += CSM_BLOCK * sizeof(float);
-    return rounded(size);
+    return csm_rounded(size);
 }
 
 size_t csm_scratch_size(const csm_shape *shape, int threads) {
@@ -59,10 +56,6 @@ size_t csm_scratch_size(const csm_shape *shape, int threads) {
 static char *scratch(work *w, int thread) {
     if (!w->memory[thread]) w->memory[thread] = csm_allocate(w->scratch_size);
     return w->memory[thread];
-}
-
-static ptrdiff_t last_stride(const csm_call *c, const csm_view *v) {
-    return c->shape.ndim ? v->strides[c->shape.ndim - 1] : 0;
 }
 
 static csm_one_row row_at(const csm_call *c, size_t row) {
@@ -124,8 +117,8 @@ static csm_status run_packed(work *w, size_t row, size_t rows, int thread) {
     for (size_t done = 0; done < rows;) {
         size_t most = csm_pack_rows(n, size), count = rows - done < most ? rows - done : most;
         ptrdiff_t skip = (ptrdiff_t)done;
-        ptrdiff_t steps[4] = {last_stride(c, &c->a), last_stride(c, &c->b), last_stride(c, &c->y),
-                              last_stride(c, &c->where)};
+        ptrdiff_t steps[4] = {csm_last_stride(&c->shape, &c->a), csm_last_stride(&c->shape, &c->b),
+                              csm_last_stride(&c->shape, &c->y), csm_last_stride(&c->shape, &c->where)};
         csm_strided from_a = {r.a.data + skip * steps[0], steps[0], r.a.axis};
         csm_strided from_b = {c->has_b ? r.b.data + skip * steps[1] : NULL, steps[1], r.b.axis};
         csm_strided mask = {c->has_where ? r.where.data + skip * steps[3] : NULL, steps[3], r.where.axis};
@@ -165,9 +158,9 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         csm_rows_job job = {.a = r.a.data,
                             .b = r.b.data,
                             .y = r.y,
-                            .a_step = last_stride(c, &c->a),
-                            .b_step = last_stride(c, &c->b),
-                            .y_step = last_stride(c, &c->y),
+                            .a_step = csm_last_stride(&c->shape, &c->a),
+                            .b_step = csm_last_stride(&c->shape, &c->b),
+                            .y_step = csm_last_stride(&c->shape, &c->y),
                             .rows = count,
                             .n = c->shape.n,
                             .temperature = &c->ordinary};
@@ -249,7 +242,7 @@ static path choose(const csm_call *c, size_t rows, size_t inner) {
     }
     if (plain) return ROWS;
     if (!c->has_where && !c->has_b && c->kernels->tile && n > 0 && inner >= 8 &&
-        last_stride(c, &c->a) == (ptrdiff_t)size && last_stride(c, &c->y) == (ptrdiff_t)size &&
+        csm_last_stride(&c->shape, &c->a) == (ptrdiff_t)size && csm_last_stride(&c->shape, &c->y) == (ptrdiff_t)size &&
         !(c->forward && c->always_transform)) {
         uintptr_t bits = (uintptr_t)c->a.data | (uintptr_t)c->y.data | (uintptr_t)c->a.axis_stride;
         if (c->keeps_axis) bits |= (uintptr_t)c->y.axis_stride;
@@ -308,6 +301,20 @@ static csm_status run_call(csm_call *c, int threads) {
     return status;
 }
 
+void csm_set_dtype(csm_call *c, csm_dtype dtype, const csm_table *table) {
+#define SIZE(name, storage, compute) sizeof(storage),
+#define WIDE(name, storage, compute) CSM_DTYPE_##compute,
+    static const size_t sizes[] = {CSM_DTYPES(SIZE)};
+    static const csm_dtype wide[] = {CSM_DTYPES(WIDE)};
+#undef SIZE
+#undef WIDE
+    c->table = table;
+    c->dtype = dtype;
+    c->wide_dtype = wide[dtype];
+    c->itemsize = sizes[dtype];
+    c->wide_size = sizes[c->wide_dtype];
+}
+
 /* Constants of z = x / T for the compute type, and whether rows can take the ordinary path with them. */
 static void set_temperature(csm_temperature *t, double value, int single) {
     const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56, log2e = 0x1.71547652b82fep+0;
@@ -358,27 +365,18 @@ void csm_set_temperature(csm_call *c) {
 static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
                       const csm_view *b, const csm_view *y, const csm_options *options, csm_fp_environment *caller) {
     static const csm_options defaults = CSM_OPTIONS_INIT;
-#define SIZE(name, storage, compute) sizeof(storage),
-#define WIDE(name, storage, compute) CSM_DTYPE_##compute,
 #define BINARY(name, binary, keeps) binary,
 #define KEEPS(name, binary, keeps) keeps,
-    static const size_t sizes[] = {CSM_DTYPES(SIZE)};
-    static const csm_dtype wide[] = {CSM_DTYPES(WIDE)};
     static const char binary[] = {CSM_OPS(BINARY)}, keeps[] = {CSM_OPS(KEEPS)};
-#undef SIZE
-#undef WIDE
 #undef BINARY
 #undef KEEPS
     csm_call c;
     if (!options) options = &defaults;
     if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
     c.op = op;
-    c.dtype = dtype;
-    c.table = table;
+    csm_set_dtype(&c, dtype, table);
     c.kernels = &table->kernels[op][dtype];
-    c.wide_kernels = &table->kernels[op][wide[dtype]];
-    c.itemsize = sizes[dtype];
-    c.wide_size = sizes[wide[dtype]];
+    c.wide_kernels = &table->kernels[op][c.wide_dtype];
     c.has_b = binary[op];
     c.forward = !binary[op];
     c.keeps_axis = keeps[op];

@@ -5,6 +5,8 @@
 #include "../csoftmax/include/csoftmax.h"
 #include "registry.h"
 
+#include <string.h>
+
 /* parallel.c: the only file that knows of threads */
 /* The default floating-point environment for the calling thread, and back.  Whole calls run in it: constants and
  * what is done between parallel regions must not depend on the caller's rounding mode or flush-to-zero. */
@@ -41,10 +43,13 @@ int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t ite
  * a set), and how many. */
 size_t csm_pack_pitch(size_t n, size_t itemsize);
 size_t csm_pack_rows(size_t n, size_t itemsize);
+enum { CSM_ALIGN = 64 };
+static inline size_t csm_rounded(size_t size) { return (size + CSM_ALIGN - 1) / CSM_ALIGN * CSM_ALIGN; }
 enum { CSM_PACK_LIMIT = 8 << 20, CSM_PIECE = 256 * 1024 /* elements between two looks at the clock */ };
 void *csm_allocate(size_t size); /* aligned to a cache line, or NULL */
 void csm_release(void *);
-/* Byte offset of a row from the indices of its batch axes. */
+/* Byte offset of a row from the indices of its batch axes; bytes between two rows along the last of them. */
+ptrdiff_t csm_last_stride(const csm_shape *, const csm_view *);
 ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row);
 enum { CSM_MAX_VIEWS = 8 };
 /* Orders the batch axes by the strides of x, drops those of length 1 and joins those that allow it. */
@@ -53,7 +58,7 @@ void csm_collapse(csm_shape *shape, csm_view *const *views, int count);
 /* driver.c */
 typedef struct csm_call {
     csm_op op;
-    csm_dtype dtype;
+    csm_dtype dtype, wide_dtype;     /* of the arrays, and the one it computes in */
     const csm_table *table;
     const csm_kernels *kernels;      /* of op and dtype */
     const csm_kernels *wide_kernels; /* of op and the compute dtype, for transformed rows */
@@ -73,12 +78,32 @@ typedef struct csm_call {
     size_t scratch_each;             /* bytes a thread */
 } csm_call;
 
+/* dtype and table of a call, and the sizes that follow. */
+void csm_set_dtype(csm_call *, csm_dtype, const csm_table *);
 /* The constants of a call from its temperature, dtype sizes known. */
 void csm_set_temperature(csm_call *);
 csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
                    const csm_view *y, const csm_options *);
 
 /* row.c: one row of any length, layout and content */
+/* One number of the compute type. */
+typedef union csm_wide {
+    float f;
+    double d;
+} csm_wide;
+static inline csm_wide csm_to_wide(const csm_call *c, double value) {
+    csm_wide w;
+    if (c->wide_size == 4) w.f = (float)value;
+    else w.d = value;
+    return w;
+}
+static inline double csm_from_wide(const csm_call *c, csm_wide w) { return c->wide_size == 4 ? (double)w.f : w.d; }
+/* value as one element of storage */
+static inline void csm_put(const csm_call *c, void *to, double value) {
+    csm_wide w = csm_to_wide(c, value), narrow;
+    c->table->narrow[c->dtype](&w, &narrow, 1);
+    memcpy(to, &narrow, c->itemsize);
+}
 typedef struct csm_one_row {
     csm_strided a, b, where; /* row is not used; where.data NULL: all take part */
     char *y;

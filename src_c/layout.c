@@ -9,8 +9,7 @@
 
 enum {
     PACK_BYTES = 64 * 1024, /* of one packed group, unless eight rows need more, up to CSM_PACK_LIMIT */
-    PACK_ROWS = 64,
-    ALIGN = 64
+    PACK_ROWS = 64
 };
 
 /* A fixed number of bytes, at any alignment. */
@@ -137,9 +136,9 @@ size_t csm_pack_rows(size_t n, size_t itemsize) {
 void *csm_allocate(size_t size) {
     void *memory = NULL;
 #if defined(_WIN32)
-    memory = _aligned_malloc(size, ALIGN);
+    memory = _aligned_malloc(size, CSM_ALIGN);
 #else
-    if (posix_memalign(&memory, ALIGN, size)) memory = NULL;
+    if (posix_memalign(&memory, CSM_ALIGN, size)) memory = NULL;
 #endif
     return memory;
 }
@@ -151,6 +150,9 @@ void csm_release(void *memory) {
 #endif
 }
 
+ptrdiff_t csm_last_stride(const csm_shape *shape, const csm_view *view) {
+    return shape->ndim ? view->strides[shape->ndim - 1] : 0;
+}
 ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row) {
     ptrdiff_t offset = 0;
     for (size_t i = shape->ndim; i-- > 0;) {

@@ -14,12 +14,10 @@
 #include "internal.h"
 #include "kernel/scalars.h"
 
-enum { ALIGN = 64 };
-static size_t rounded(size_t size) { return (size + ALIGN - 1) / ALIGN * ALIGN; }
 static size_t blocks_of(size_t n) { return (n + CSM_BLOCK - 1) / CSM_BLOCK; }
 
 size_t csm_row_scratch_size(size_t n) {
-    return 3 * CSM_BLOCK * sizeof(double) + rounded(blocks_of(n) * sizeof(csm_block));
+    return 3 * CSM_BLOCK * sizeof(double) + csm_rounded(blocks_of(n) * sizeof(csm_block));
 }
 
 csm_row_scratch csm_row_scratch_at(char *memory, size_t n) {
@@ -230,14 +228,7 @@ static csm_status fill_row(job *j, double value, runner run) {
         j->fill = value;
         return run(j, fill_blocks);
     }
-    union {
-        float f;
-        double d;
-    } wide, narrow;
-    if (c->wide_size == 4) wide.f = (float)value;
-    else wide.d = value;
-    c->table->narrow[c->dtype](&wide, &narrow, 1);
-    memcpy(j->row->y, &narrow, c->itemsize);
+    csm_put(c, j->row->y, value);
     return CSM_OK;
 }
 

@@ -118,3 +118,27 @@ def test_subnormal_temperature_with_flush_to_zero(mxcsr):
     result = csoftmax.softmax(x, temperature=1e-309)
     mxcsr.set_mxcsr(DEFAULT)
     assert_same_bits(result, expected)
+
+
+@pytest.mark.parametrize("word", [FTZ_DAZ, *ROUNDINGS.values()], ids=hex)
+def test_cross_entropy(word, mxcsr):
+    """Its bits do not depend on the register, which is the caller's again afterwards."""
+    rng = np.random.default_rng(3)
+    for k, dtype in ((10, "float32"), (300, "float64"), (9000, "float32")):
+        x, labels = logits((5, k), dtype, sigma=30), rng.integers(0, k, 5)
+        # of the right dtype: NumPy converts in the caller's mode
+        soft, weight = rng.random((5, k)).astype(dtype), rng.random(k).astype(dtype)
+        for target, options in (
+            (labels, {}),
+            (labels, {"temperature": 0.3, "clip_norm": 0.1, "z_loss": 0.01}),
+            (soft, {"weight": weight, "label_smoothing": 0.1}),
+            (labels, {"upstream": 1e-40}),
+        ):
+            expected = csoftmax.cross_entropy_with_grad(x, target, **options)
+            mxcsr.set_mxcsr(word)
+            got = csoftmax.cross_entropy_with_grad(x, target, **options)
+            after = mxcsr.get_mxcsr()
+            mxcsr.set_mxcsr(DEFAULT)
+            assert_same_bits(got.loss, expected.loss)
+            assert_same_bits(got.grad, expected.grad)
+            assert after & ~0x3F == word

@@ -155,8 +155,9 @@ static inline csm_loss_options csm_default_loss_options(void) {
     return o;
 }
 
-/* loss: one double, or with CSM_NONE one a row in C order.  gradient: of the reduced loss (of its sum with CSM_NONE)
- * times upstream, or NULL; may be x.  Nothing is written unless the labels are good. */
+/* loss: one double, or with CSM_NONE one a row in C order, rounded to float except for f64.
+ * gradient: of the reduced loss (of its sum with CSM_NONE) times upstream, or NULL; may be x.
+ * Nothing is written unless the labels are good. */
 csm_status csm_cross_entropy_f32(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
                                  csm_loss_options *);
 csm_status csm_cross_entropy_f64(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,

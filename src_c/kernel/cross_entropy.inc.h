@@ -5,6 +5,10 @@
  * a_j x_j would cancel); e' and its sum without the maxima.  Pass 2: g_j = e'_j f - a_j.  Rows of one block keep e' in
  * scratch, longer ones in the gradient where it has the compute type; else it is computed twice.
  * The label's own gradient is computed in double from the sum of the others, and written last.
+ * Sums: e' in the lanes of sum.inc.h; the weighted ones add four terms in the compute type, then in double (pairs for
+ * float64).  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient; else -inf is a class of probability 0;
+ * maxima beyond exp's range are left to row.c's transformation (cross_entropy.c).
+ * Measured error (ACCURACY.md; loss, gradient in ULP): labels 1.5, 2.0 (float32), 2.1, 2.5 (float64), others to 2.8.
  * Time of softmax, gradient included, K = 1000: 1.2 times; with weights and smoothing 1.8, soft labels 2.1.
  */
 #ifndef FN

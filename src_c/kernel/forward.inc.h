@@ -7,7 +7,7 @@
  * Passes: maximum; e' and its sum (softmax stores e'); result.  Rows longer than CSM_BLOCK are computed block by
  * block, each with its own n0, and combined exactly (scalars.h): that is the specification.
  * Sums: sum.inc.h.  NaN: the maximum drops it, the sum keeps it, the whole row becomes the canonical NaN.
- * Maxima that are infinite, NaN or beyond the limit are left to special.c.
+ * Maxima that are infinite, NaN or beyond the limit are left to row.c.
  * Measured: ACCURACY.md.
  */
 #ifndef FN
@@ -409,7 +409,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
 static size_t FN(log_softmax_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 1); }
 static size_t FN(logsumexp_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 0); }
 
-/* Half types are storage; these two let special.c work on the compute type. */
+/* Half types are storage; these two let row.c work on the compute type. */
 static void FN(widen)(const void *from, void *to, size_t k) {
     const T *x = from;
     REAL *y = to;
