@@ -21,6 +21,8 @@ cdef extern from "internal.h" nogil:
     ctypedef struct csm_table:
         pass
     const csm_table *csm_current_table()
+    cpu.csm_status csm_run_topk(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
+                                const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_topk_options *)
     cpu.csm_status csm_run_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                 const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -63,6 +65,7 @@ LABELS = {
     "uint8": cpu.CSM_UINT8, "uint16": cpu.CSM_UINT16, "uint32": cpu.CSM_UINT32, "uint64": cpu.CSM_UINT64,
 }
 REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
+NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
 ISAS = ("scalar", "neon", "avx2", "avx512")
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
 OPENMP = csm_openmp()
@@ -378,6 +381,54 @@ def run_loss(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight,
                 PyBuffer_Release(&buffers[i])
     if status == cpu.CSM_BAD_LABEL:
         return options.position
+    _raise(status)
+
+
+cdef class _Buffers:
+    # the buffers of a call: held while it runs, whatever happens
+    cdef Py_buffer buffer[8]
+    cdef cpu.csm_view view[8]
+    cdef bint held[8]
+    cdef cpu.csm_shape shape
+
+    def __dealloc__(self):
+        for i in range(8):
+            if self.held[i]:
+                PyBuffer_Release(&self.buffer[i])
+
+    cdef const cpu.csm_view *take(self, int i, array, bint has_axis, bint writable) except? NULL:
+        # the view of an array, NULL for None; the first one gives the shape
+        if array is None:
+            return NULL
+        PyObject_GetBuffer(array, &self.buffer[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if writable else 0))
+        self.held[i] = True
+        _describe(&self.buffer[i], &self.view[i], has_axis)
+        if i == 0:
+            self.shape.ndim = self.buffer[0].ndim - 1
+            for j in range(<int>self.shape.ndim):
+                self.shape.shape[j] = self.buffer[0].shape[j]
+            self.shape.n = self.buffer[0].shape[self.shape.ndim]
+        return &self.view[i]
+
+
+def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int normalize, double temperature,
+             num_threads):
+    """The k best of arrays whose last axis is that of the classes; k is the last axis of values and indices."""
+    cdef _Buffers b = _Buffers()
+    cdef cpu.csm_topk_options options = cpu.csm_default_topk_options()
+    cdef cpu.csm_status status
+    cdef size_t k = values.shape[-1]
+    options.smallest = smallest
+    options.unsorted = unsorted
+    options.normalize = <cpu.csm_topk_normalize>normalize
+    options.temperature = temperature
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    b.take(0, x, True, False)
+    b.take(1, values, True, True)
+    b.take(2, indices, True, True)
+    with nogil:
+        status = csm_run_topk(dtype, csm_current_table(), &b.shape, &b.view[0], k, &b.view[1], &b.view[2], &options)
     _raise(status)
 
 

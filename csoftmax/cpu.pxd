@@ -120,6 +120,32 @@ cdef extern from "csoftmax.h" nogil:
     csm_status csm_cross_entropy_bf16(const csm_shape *, const csm_view *, const csm_view *, double *,
                                       csm_loss_options *)
 
+    ctypedef enum csm_topk_normalize:
+        CSM_TOPK_NONE
+        CSM_TOPK_SOFTMAX
+        CSM_TOPK_FULL
+
+    ctypedef struct csm_topk_options:
+        size_t size
+        int smallest
+        int unsorted
+        csm_topk_normalize normalize
+        double temperature
+        int threads
+        int (*interrupt)(void *context) noexcept nogil
+        void *interrupt_context
+
+    csm_topk_options csm_default_topk_options()
+
+    csm_status csm_topk_f32(const csm_shape *, const csm_view *, size_t k, const csm_view *, const csm_view *,
+                            const csm_topk_options *)
+    csm_status csm_topk_f64(const csm_shape *, const csm_view *, size_t k, const csm_view *, const csm_view *,
+                            const csm_topk_options *)
+    csm_status csm_topk_f16(const csm_shape *, const csm_view *, size_t k, const csm_view *, const csm_view *,
+                            const csm_topk_options *)
+    csm_status csm_topk_bf16(const csm_shape *, const csm_view *, size_t k, const csm_view *, const csm_view *,
+                             const csm_topk_options *)
+
     size_t csm_scratch_size(const csm_shape *, int threads)
     const char *csm_status_text(csm_status)
     const char *csm_isa()

@@ -78,11 +78,17 @@ const char *csm_status_text(csm_status status) {
                                           double *loss, csm_loss_options *o) {                                 \
         return csm_run_loss(CSM_DTYPE_##suffix, csm_current_table(), shape, x, gradient, loss, o);             \
     }
+#define TOPK(suffix)                                                                                          \
+    csm_status csm_topk_##suffix(const csm_shape *shape, const csm_view *x, size_t k, const csm_view *values, \
+                                 const csm_view *indices, const csm_topk_options *o) {                        \
+        return csm_run_topk(CSM_DTYPE_##suffix, csm_current_table(), shape, x, k, values, indices, o);        \
+    }
 #define ENTRIES(suffix, storage, compute) \
     UNARY(softmax, suffix)                \
     UNARY(log_softmax, suffix)            \
     UNARY(logsumexp, suffix)              \
     BINARY(softmax_vjp, suffix)           \
     BINARY(log_softmax_vjp, suffix)       \
-    LOSS(suffix)
+    LOSS(suffix)                          \
+    TOPK(suffix)
 CSM_DTYPES(ENTRIES)

@@ -78,6 +78,10 @@ typedef struct csm_call {
     size_t scratch_each;             /* bytes a thread */
 } csm_call;
 
+/* Shape and views of a call in normal form.  to: where view i goes, NULL: it is not used; given[i] NULL: the row's index
+ * in C order.  rows: how many. */
+csm_status csm_lay_out(csm_call *, const csm_shape *, const csm_view *const *given, csm_view *const *to, int count,
+                       size_t *rows);
 /* dtype and table of a call, and the sizes that follow. */
 void csm_set_dtype(csm_call *, csm_dtype, const csm_table *);
 /* The constants of a call from its temperature, dtype sizes known. */
@@ -130,5 +134,11 @@ void csm_transform(const csm_call *, void *wide, size_t k, double max, double sh
 
 /* dispatch.c */
 const csm_table *csm_current_table(void);
+
+/* topk.c */
+size_t csm_select_size(size_t n, size_t k, size_t wide_size);
+csm_select csm_select_at(char *memory, size_t n, size_t k, size_t wide_size);
+csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
+                        const csm_view *values, const csm_view *indices, const csm_topk_options *);
 
 #endif

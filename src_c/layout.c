@@ -155,6 +155,7 @@ ptrdiff_t csm_last_stride(const csm_shape *shape, const csm_view *view) {
 }
 ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row) {
     ptrdiff_t offset = 0;
+    if (shape->ndim == 1) return (ptrdiff_t)row * strides[0]; /* no division */
     for (size_t i = shape->ndim; i-- > 0;) {
         offset += (ptrdiff_t)(row % shape->shape[i]) * strides[i];
         row /= shape->shape[i];
@@ -195,4 +196,37 @@ void csm_collapse(csm_shape *shape, csm_view *const *views, int count) {
         }
     }
     shape->ndim = joined;
+}
+
+csm_status csm_lay_out(csm_call *c, const csm_shape *shape, const csm_view *const *given, csm_view *const *to,
+                       int count, size_t *rows) {
+    csm_view *views[CSM_MAX_VIEWS];
+    int used = 0;
+    size_t elements = 8; /* bytes of the widest element */
+    if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
+    *rows = 1;
+    for (size_t i = 0; i < shape->ndim; i++) *rows = shape->shape[i] ? *rows : 0;
+    for (size_t i = 0; i < shape->ndim && *rows; i++) {
+        if (elements > PTRDIFF_MAX / shape->shape[i]) return CSM_BAD_SHAPE;
+        elements *= shape->shape[i];
+        *rows *= shape->shape[i];
+    }
+    if (*rows && shape->n && elements > PTRDIFF_MAX / shape->n) return CSM_BAD_SHAPE;
+    c->shape.n = shape->n;
+    c->shape.ndim = *rows ? shape->ndim : 0;
+    for (size_t i = 0; i < c->shape.ndim; i++) c->shape.shape[i] = shape->shape[i];
+    for (int v = 0; v < count; v++) {
+        if (!to[v]) continue;
+        if (given[v]) { /* only as much of the views as there are axes: they are long */
+            to[v]->data = given[v]->data;
+            to[v]->axis_stride = given[v]->axis_stride;
+            for (size_t i = 0; i < c->shape.ndim; i++) to[v]->strides[i] = given[v]->strides[i];
+        } else { /* the row's index in C order, as if in bytes */
+            ptrdiff_t step = 1;
+            for (size_t i = c->shape.ndim; i-- > 0; step *= (ptrdiff_t)shape->shape[i]) to[v]->strides[i] = step;
+        }
+        views[used++] = to[v];
+    }
+    csm_collapse(&c->shape, views, used);
+    return CSM_OK;
 }

@@ -186,10 +186,27 @@ typedef struct csm_loss_kernels {
     int (*mass)(const void *q, const void *w, size_t k, double *hi, double *lo);
 } csm_loss_kernels;
 
+/* The k largest or smallest of a row.  Scratch of the selection: candidates and their indices, twice, and block maxima
+ * (or, if dense, the row) in the compute type.  Every CSM_SELECT_GROUP elements from the start of the row have one block
+ * maximum, +inf if there is NaN, and these stay. */
+typedef struct csm_select {
+    void *key, *spare_key;
+    int64_t *index, *spare_index;
+    void *level;
+    size_t capacity, count, maxima; /* how many of each; maxima: 0 if dense */
+} csm_select;
+enum { CSM_SELECT_GROUP = 8, CSM_SELECT_SLACK = 64 /* elements: whole vectors */ };
+/* Whether maxima of blocks of CSM_SELECT_GROUP are too few to find a threshold for k of n. */
+static inline int csm_select_dense(size_t n, size_t k) { return n < 128 || k > n / (3 * CSM_SELECT_GROUP); }
+
 typedef struct csm_table {
     const char *name;
     csm_kernels kernels[CSM_OP_COUNT][CSM_DTYPE_COUNT];
     csm_loss_kernels loss[CSM_DTYPE_COUNT];
+    /* Indices of the k best of n, 0 < k <= n, to s->index, best first if `sorted`. */
+    void (*select[CSM_DTYPE_COUNT])(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
+    /* softmax's pass1 where block->max is known and e' is not wanted */
+    void (*softmax_sum[CSM_DTYPE_COUNT])(const void *x, size_t n, const csm_temperature *, csm_block *block);
     double (*max[CSM_DTYPE_COUNT])(const void *x, size_t n);
     /* storage -> compute type and back, NaN canonical */
     void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);

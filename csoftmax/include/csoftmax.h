@@ -167,6 +167,37 @@ csm_status csm_cross_entropy_f16(const csm_shape *, const csm_view *x, const csm
 csm_status csm_cross_entropy_bf16(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
                                   csm_loss_options *);
 
+/* The k largest of each row, or their softmax.  Ties: the lowest index first; NaN is greater than all numbers, -0
+ * equals +0. */
+typedef enum csm_topk_normalize {
+    CSM_TOPK_NONE,
+    CSM_TOPK_SOFTMAX, /* the softmax of the k values */
+    CSM_TOPK_FULL     /* the softmax of the row at those k */
+} csm_topk_normalize;
+typedef struct csm_topk_options {
+    size_t size;    /* sizeof(csm_topk_options) as the caller knew it */
+    int smallest;   /* the k smallest, ascending; not with normalize */
+    int unsorted;   /* in whatever order is quickest */
+    csm_topk_normalize normalize;
+    double temperature;
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_topk_options;
+static inline csm_topk_options csm_default_topk_options(void) {
+    csm_topk_options o = {sizeof(csm_topk_options), 0, 0, CSM_TOPK_NONE, 1, 1, NULL, NULL};
+    return o;
+}
+/* values: k elements along the axis in the dtype of x; indices: as many int64_t; k <= n.  Neither may overlap x. */
+csm_status csm_topk_f32(const csm_shape *, const csm_view *x, size_t k, const csm_view *values, const csm_view *indices,
+                        const csm_topk_options *);
+csm_status csm_topk_f64(const csm_shape *, const csm_view *x, size_t k, const csm_view *values, const csm_view *indices,
+                        const csm_topk_options *);
+csm_status csm_topk_f16(const csm_shape *, const csm_view *x, size_t k, const csm_view *values, const csm_view *indices,
+                        const csm_topk_options *);
+csm_status csm_topk_bf16(const csm_shape *, const csm_view *x, size_t k, const csm_view *values,
+                         const csm_view *indices, const csm_topk_options *);
+
 /* Enough scratch for any of the functions above that take csm_options, on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);
 

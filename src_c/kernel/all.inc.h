@@ -19,8 +19,21 @@
 #endif
 #if defined(__GNUC__)
 #define PREFETCH(p) __builtin_prefetch(p)
+#define CSM_LOWEST_BIT(bits) ((unsigned)__builtin_ctzll(bits))
 #else
 #define PREFETCH(p) ((void)(p))
+INLINE unsigned csm_lowest_bit(uint64_t bits) {
+    unsigned i = 0;
+    while (!(bits >> i & 1)) i++;
+    return i;
+}
+#define CSM_LOWEST_BIT(bits) csm_lowest_bit(bits)
+#endif
+/* An integer loop that the compiler may vectorise: no OpenMP runtime is needed for it. */
+#if defined(_OPENMP) && !defined(_MSC_VER)
+#define SIMD _Pragma("omp simd")
+#else
+#define SIMD
 #endif
 
 /* float */
@@ -44,6 +57,7 @@
 #define v32_STORE_PART_REAL v32_store_part_f32
 #include "math.inc.h"
 #include "sum.inc.h"
+#include "select.inc.h"
 
 #define T float
 #define STORED_AS_REAL 1
@@ -87,6 +101,8 @@
 #undef EXP_LN2_LO
 #undef EXP_SMALL
 #undef EXP_LARGEST_LOG
+#undef KEY_MOST
+#undef KEY_LEAST
 #define V(name) v64_##name
 #define REAL double
 #define EXP_MANTISSA 52
@@ -107,6 +123,7 @@
 #define v64_STORE_PART_REAL v64_store_part_f64
 #include "math.inc.h"
 #include "sum.inc.h"
+#include "select.inc.h"
 
 #define T double
 #define STORED_AS_REAL 1
@@ -133,6 +150,8 @@
 #define LOSS(suffix, storage, compute)                                                   \
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
+#define SELECT(suffix, storage, compute) select_##suffix,
+#define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,
 #define MAX(suffix, storage, compute) max_##suffix,
 #define WIDEN(suffix, storage, compute) widen_##suffix,
 #define NARROW(suffix, storage, compute) narrow_##suffix,
@@ -145,6 +164,8 @@ static const csm_table table = {
      {CSM_DTYPES(SOFTMAX_VJP)},
      {CSM_DTYPES(LOG_SOFTMAX_VJP)}},
     {CSM_DTYPES(LOSS)},
+    {CSM_DTYPES(SELECT)},
+    {CSM_DTYPES(SOFTMAX_SUM)},
     {CSM_DTYPES(MAX)},
     {CSM_DTYPES(WIDEN)},
     {CSM_DTYPES(NARROW)},

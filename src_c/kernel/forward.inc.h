@@ -288,6 +288,11 @@ static void FN(softmax_pass1)(const void *a, const void *b, void *e, size_t k, c
     else FN(exp_only)(a, k, t, block);
 }
 
+/* The same without e', the maximum being known. */
+static void FN(softmax_sum)(const void *a, size_t k, const csm_temperature *t, csm_block *block) {
+    FN(exp_only)(a, k, t, block);
+}
+
 static void FN(softmax_combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
     (void)t;
     csm_combine_softmax(blocks, count, EXP_MANTISSA == 23, row);

@@ -3,6 +3,7 @@
 #include "tile.inc.h"
 #include "vjp.inc.h"
 #include "cross_entropy.inc.h"
+#include "topk.inc.h"
 #undef T
 #undef STORED_AS_REAL
 #undef FN

@@ -27,6 +27,11 @@ INLINE v32_t v32_max(v32_t a, v32_t b) { return _mm256_max_ps(a, b); }
 INLINE v32_t v32_min(v32_t a, v32_t b) { return _mm256_min_ps(a, b); }
 INLINE v32_mask v32_eq(v32_t a, v32_t b) { return _mm256_cmp_ps(a, b, _CMP_EQ_OQ); }
 INLINE v32_mask v32_ordered(v32_t a) { return _mm256_cmp_ps(a, a, _CMP_ORD_Q); }
+INLINE v32_mask v32_ge(v32_t a, v32_t b) { return _mm256_cmp_ps(a, b, _CMP_GE_OQ); }
+INLINE v32_mask v32_not_le(v32_t a, v32_t b) { return _mm256_cmp_ps(a, b, _CMP_NLE_UQ); }
+INLINE v32_mask v32_unordered(v32_t a, v32_t b) { return _mm256_cmp_ps(a, b, _CMP_UNORD_Q); }
+INLINE v32_mask v32_either(v32_mask m, v32_mask n) { return _mm256_or_ps(m, n); }
+INLINE unsigned v32_bits(v32_mask m) { return (unsigned)_mm256_movemask_ps(m); }
 INLINE v32_t v32_keep(v32_mask m, v32_t a) { return _mm256_and_ps(m, a); }
 INLINE v32_t v32_drop(v32_mask m, v32_t a) { return _mm256_andnot_ps(m, a); }
 INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return _mm256_blendv_ps(b, a, m); }
@@ -142,6 +147,11 @@ INLINE v64_t v64_max(v64_t a, v64_t b) { return _mm256_max_pd(a, b); }
 INLINE v64_t v64_min(v64_t a, v64_t b) { return _mm256_min_pd(a, b); }
 INLINE v64_mask v64_eq(v64_t a, v64_t b) { return _mm256_cmp_pd(a, b, _CMP_EQ_OQ); }
 INLINE v64_mask v64_ordered(v64_t a) { return _mm256_cmp_pd(a, a, _CMP_ORD_Q); }
+INLINE v64_mask v64_ge(v64_t a, v64_t b) { return _mm256_cmp_pd(a, b, _CMP_GE_OQ); }
+INLINE v64_mask v64_not_le(v64_t a, v64_t b) { return _mm256_cmp_pd(a, b, _CMP_NLE_UQ); }
+INLINE v64_mask v64_unordered(v64_t a, v64_t b) { return _mm256_cmp_pd(a, b, _CMP_UNORD_Q); }
+INLINE v64_mask v64_either(v64_mask m, v64_mask n) { return _mm256_or_pd(m, n); }
+INLINE unsigned v64_bits(v64_mask m) { return (unsigned)_mm256_movemask_pd(m); }
 INLINE v64_t v64_keep(v64_mask m, v64_t a) { return _mm256_and_pd(m, a); }
 INLINE v64_t v64_drop(v64_mask m, v64_t a) { return _mm256_andnot_pd(m, a); }
 INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return _mm256_blendv_pd(b, a, m); }

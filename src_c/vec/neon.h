@@ -22,6 +22,16 @@ INLINE v32_t v32_max(v32_t a, v32_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b)
 INLINE v32_t v32_min(v32_t a, v32_t b) { return vbslq_f32(vcltq_f32(a, b), a, b); }
 INLINE v32_mask v32_eq(v32_t a, v32_t b) { return vceqq_f32(a, b); }
 INLINE v32_mask v32_ordered(v32_t a) { return vceqq_f32(a, a); }
+INLINE v32_mask v32_ge(v32_t a, v32_t b) { return vcgeq_f32(a, b); }
+INLINE v32_mask v32_not_le(v32_t a, v32_t b) { return veorq_u32(vcleq_f32(a, b), vdupq_n_u32(~0u)); }
+INLINE v32_mask v32_unordered(v32_t a, v32_t b) {
+    return veorq_u32(vandq_u32(vceqq_f32(a, a), vceqq_f32(b, b)), vdupq_n_u32(~0u));
+}
+INLINE v32_mask v32_either(v32_mask m, v32_mask n) { return vorrq_u32(m, n); }
+INLINE unsigned v32_bits(v32_mask m) {
+    static const uint32_t weight[4] = {1, 2, 4, 8};
+    return vaddvq_u32(vandq_u32(m, vld1q_u32(weight)));
+}
 INLINE v32_t v32_keep(v32_mask m, v32_t a) { return vreinterpretq_f32_u32(vandq_u32(m, vreinterpretq_u32_f32(a))); }
 INLINE v32_t v32_drop(v32_mask m, v32_t a) { return vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), m)); }
 INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return vbslq_f32(m, a, b); }
@@ -102,6 +112,13 @@ INLINE v64_t v64_max(v64_t a, v64_t b) { return vbslq_f64(vcgtq_f64(a, b), a, b)
 INLINE v64_t v64_min(v64_t a, v64_t b) { return vbslq_f64(vcltq_f64(a, b), a, b); }
 INLINE v64_mask v64_eq(v64_t a, v64_t b) { return vceqq_f64(a, b); }
 INLINE v64_mask v64_ordered(v64_t a) { return vceqq_f64(a, a); }
+INLINE v64_mask v64_ge(v64_t a, v64_t b) { return vcgeq_f64(a, b); }
+INLINE v64_mask v64_not_le(v64_t a, v64_t b) { return veorq_u64(vcleq_f64(a, b), vdupq_n_u64(~(uint64_t)0)); }
+INLINE v64_mask v64_unordered(v64_t a, v64_t b) {
+    return veorq_u64(vandq_u64(vceqq_f64(a, a), vceqq_f64(b, b)), vdupq_n_u64(~(uint64_t)0));
+}
+INLINE v64_mask v64_either(v64_mask m, v64_mask n) { return vorrq_u64(m, n); }
+INLINE unsigned v64_bits(v64_mask m) { return (unsigned)((vgetq_lane_u64(m, 0) & 1) | (vgetq_lane_u64(m, 1) & 2)); }
 INLINE v64_t v64_keep(v64_mask m, v64_t a) { return vreinterpretq_f64_u64(vandq_u64(m, vreinterpretq_u64_f64(a))); }
 INLINE v64_t v64_drop(v64_mask m, v64_t a) { return vreinterpretq_f64_u64(vbicq_u64(vreinterpretq_u64_f64(a), m)); }
 INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return vbslq_f64(m, a, b); }

@@ -26,6 +26,11 @@ INLINE v32_t v32_max(v32_t a, v32_t b) { return a > b ? a : b; }
 INLINE v32_t v32_min(v32_t a, v32_t b) { return a < b ? a : b; }
 INLINE v32_mask v32_eq(v32_t a, v32_t b) { return a == b; }
 INLINE v32_mask v32_ordered(v32_t a) { return a == a; }
+INLINE v32_mask v32_ge(v32_t a, v32_t b) { return a >= b; }
+INLINE v32_mask v32_not_le(v32_t a, v32_t b) { return !(a <= b); } /* greater, or either is NaN */
+INLINE v32_mask v32_unordered(v32_t a, v32_t b) { return !(a == a && b == b); }
+INLINE v32_mask v32_either(v32_mask m, v32_mask n) { return m | n; }
+INLINE unsigned v32_bits(v32_mask m) { return (unsigned)m; } /* bit i: lane i */
 INLINE v32_t v32_keep(v32_mask m, v32_t a) { return m ? a : 0; }
 INLINE v32_t v32_drop(v32_mask m, v32_t a) { return m ? 0 : a; }
 INLINE v32_t v32_select(v32_mask m, v32_t a, v32_t b) { return m ? a : b; }
@@ -77,6 +82,11 @@ INLINE v64_t v64_max(v64_t a, v64_t b) { return a > b ? a : b; }
 INLINE v64_t v64_min(v64_t a, v64_t b) { return a < b ? a : b; }
 INLINE v64_mask v64_eq(v64_t a, v64_t b) { return a == b; }
 INLINE v64_mask v64_ordered(v64_t a) { return a == a; }
+INLINE v64_mask v64_ge(v64_t a, v64_t b) { return a >= b; }
+INLINE v64_mask v64_not_le(v64_t a, v64_t b) { return !(a <= b); }
+INLINE v64_mask v64_unordered(v64_t a, v64_t b) { return !(a == a && b == b); }
+INLINE v64_mask v64_either(v64_mask m, v64_mask n) { return m | n; }
+INLINE unsigned v64_bits(v64_mask m) { return (unsigned)m; }
 INLINE v64_t v64_keep(v64_mask m, v64_t a) { return m ? a : 0; }
 INLINE v64_t v64_drop(v64_mask m, v64_t a) { return m ? 0 : a; }
 INLINE v64_t v64_select(v64_mask m, v64_t a, v64_t b) { return m ? a : b; }
