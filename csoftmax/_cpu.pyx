@@ -23,6 +23,11 @@ cdef extern from "internal.h" nogil:
     const csm_table *csm_current_table()
     cpu.csm_status csm_run_topk(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                 const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_topk_options *)
+    cpu.csm_status csm_run_entmax(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                  const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_entmax_options *)
+    cpu.csm_status csm_run_entmax_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                       const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *, double *,
+                                       const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                 const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -429,6 +434,49 @@ def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int no
     b.take(2, indices, True, True)
     with nogil:
         status = csm_run_topk(dtype, csm_current_table(), &b.shape, &b.view[0], k, &b.view[1], &b.view[2], &options)
+    _raise(status)
+
+
+def run_entmax(int dtype, a, b, y, where, double alpha, num_threads):
+    """alpha-entmax of a to y, or, with b, its gradient from dy = a and y = b; the last axis is that of the classes."""
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
+    cdef const cpu.csm_view *second
+    cdef cpu.csm_status status
+    options.alpha = alpha
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, a, True, False)
+    second = buffers.take(1, b, True, False)
+    buffers.take(2, y, True, True)
+    options.where = buffers.take(3, where, True, False)
+    with nogil:
+        status = csm_run_entmax(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second,
+                                &buffers.view[2], &options)
+    _raise(status)
+
+
+def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, where, double alpha, int reduction, num_threads):
+    """Fenchel-Young loss, float64, and its gradient; labels are int64, soft labels have the compute dtype."""
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
+    cdef const cpu.csm_view *hard
+    cdef const cpu.csm_view *distribution
+    cdef const cpu.csm_view *to
+    cdef cpu.csm_status status
+    options.alpha = alpha
+    options.reduction = <cpu.csm_reduction>reduction
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, x, True, False)
+    hard = buffers.take(1, labels, False, False)
+    distribution = buffers.take(2, soft, True, False)
+    to = buffers.take(3, gradient, True, True)
+    buffers.take(4, loss, False, True)
+    options.where = buffers.take(5, where, True, False)
+    with nogil:
+        status = csm_run_entmax_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], hard, distribution,
+                                     to, <double *>buffers.view[4].data, &options)
     _raise(status)
 
 

@@ -146,6 +146,38 @@ cdef extern from "csoftmax.h" nogil:
     csm_status csm_topk_bf16(const csm_shape *, const csm_view *, size_t k, const csm_view *, const csm_view *,
                              const csm_topk_options *)
 
+    ctypedef struct csm_entmax_options:
+        size_t size
+        double alpha
+        const csm_view *where
+        csm_reduction reduction
+        int threads
+        int (*interrupt)(void *context) noexcept nogil
+        void *interrupt_context
+
+    csm_entmax_options csm_default_entmax_options()
+
+    csm_status csm_entmax_f32(const csm_shape *, const csm_view *, const csm_view *, const csm_entmax_options *)
+    csm_status csm_entmax_f64(const csm_shape *, const csm_view *, const csm_view *, const csm_entmax_options *)
+    csm_status csm_entmax_f16(const csm_shape *, const csm_view *, const csm_view *, const csm_entmax_options *)
+    csm_status csm_entmax_bf16(const csm_shape *, const csm_view *, const csm_view *, const csm_entmax_options *)
+    csm_status csm_entmax_vjp_f32(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                  const csm_entmax_options *)
+    csm_status csm_entmax_vjp_f64(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                  const csm_entmax_options *)
+    csm_status csm_entmax_vjp_f16(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                  const csm_entmax_options *)
+    csm_status csm_entmax_vjp_bf16(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                   const csm_entmax_options *)
+    csm_status csm_entmax_loss_f32(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                   const csm_view *, double *, const csm_entmax_options *)
+    csm_status csm_entmax_loss_f64(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                   const csm_view *, double *, const csm_entmax_options *)
+    csm_status csm_entmax_loss_f16(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                   const csm_view *, double *, const csm_entmax_options *)
+    csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                    const csm_view *, double *, const csm_entmax_options *)
+
     size_t csm_scratch_size(const csm_shape *, int threads)
     const char *csm_status_text(csm_status)
     const char *csm_isa()

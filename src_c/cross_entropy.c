@@ -31,18 +31,6 @@ typedef struct loss_run {
     _Alignas(CSM_ALIGN) char first[2048]; /* for thread 0 where it is enough */
 } loss_run;
 
-/* A tree whose shape depends on the count alone. */
-static double tree_sum(const double *x, size_t n) {
-    if (n <= 8) {
-        double s = 0;
-        for (size_t i = 0; i < n; i++) s += x[i];
-        return s;
-    }
-    size_t half = 8;
-    while (2 * half < n) half *= 2;
-    return tree_sum(x, half) + tree_sum(x + half, n - half);
-}
-
 /* Labels */
 
 static int label_at(const char *p, csm_label_type type, uint64_t *bits) { /* returns whether it is negative */
@@ -404,7 +392,7 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
             if (r->labels) r->loss[at] = r->labels[at] < 0 ? 0 : s * class_weight(r, (size_t)r->labels[at]);
             else r->loss[at] = n == 0 ? 0 : s * r->mass[at];
         }
-        divisor = tree_sum(r->loss, r->rows);
+        divisor = csm_tree_sum(r->loss, r->rows);
     }
     csm_pair per = reciprocal(divisor, &r->call.divisor_exponent);
     r->call.per_divisor = per.hi;
@@ -424,7 +412,7 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     for (size_t i = 0; n == 0 && i < r->rows; i++) /* no class, lse = -inf: all labels are ignored, or soft */
         r->loss[order_of(r, i)] = c->has_b && o->z_loss > 0 && sample_weight(r, i) != 0 ? CSM_INF : 0;
     if (o->reduction != CSM_NONE) {
-        *loss = tree_sum(r->loss, r->rows) / divisor;
+        *loss = csm_tree_sum(r->loss, r->rows) / divisor;
         if (*loss != *loss) *loss = CSM_NAN;
     }
     for (size_t i = 0; c->wide_size == 4 && i < (o->reduction == CSM_NONE ? r->rows : 1); i++)

@@ -83,6 +83,21 @@ const char *csm_status_text(csm_status status) {
                                  const csm_view *indices, const csm_topk_options *o) {                        \
         return csm_run_topk(CSM_DTYPE_##suffix, csm_current_table(), shape, x, k, values, indices, o);        \
     }
+#define ENTMAX(suffix)                                                                                              \
+    csm_status csm_entmax_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y,                    \
+                                   const csm_entmax_options *o) {                                                   \
+        return csm_run_entmax(CSM_DTYPE_##suffix, csm_current_table(), shape, x, NULL, y, o);                       \
+    }                                                                                                               \
+    csm_status csm_entmax_vjp_##suffix(const csm_shape *shape, const csm_view *dy, const csm_view *y,               \
+                                       const csm_view *dx, const csm_entmax_options *o) {                           \
+        return csm_run_entmax(CSM_DTYPE_##suffix, csm_current_table(), shape, dy, y, dx, o);                        \
+    }                                                                                                               \
+    csm_status csm_entmax_loss_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *labels,          \
+                                        const csm_view *soft, const csm_view *gradient, double *loss,               \
+                                        const csm_entmax_options *o) {                                              \
+        return csm_run_entmax_loss(CSM_DTYPE_##suffix, csm_current_table(), shape, x, labels, soft, gradient, loss, \
+                                   o);                                                                              \
+    }
 #define ENTRIES(suffix, storage, compute) \
     UNARY(softmax, suffix)                \
     UNARY(log_softmax, suffix)            \
@@ -90,5 +105,6 @@ const char *csm_status_text(csm_status status) {
     BINARY(softmax_vjp, suffix)           \
     BINARY(log_softmax_vjp, suffix)       \
     LOSS(suffix)                          \
-    TOPK(suffix)
+    TOPK(suffix)                          \
+    ENTMAX(suffix)
 CSM_DTYPES(ENTRIES)

@@ -28,7 +28,9 @@ csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, 
 double csm_now(void); /* seconds */
 int csm_threads_for(double elements, size_t units, int threads);
 
-/* layout.c: strided copies */
+/* layout.c: strided copies, sums of row losses */
+/* A tree whose shape depends on the count alone. */
+double csm_tree_sum(const double *x, size_t n);
 typedef struct csm_strided {
     const char *data;
     ptrdiff_t row, axis; /* bytes between rows, between classes */
@@ -140,5 +142,12 @@ size_t csm_select_size(size_t n, size_t k, size_t wide_size);
 csm_select csm_select_at(char *memory, size_t n, size_t k, size_t wide_size);
 csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
                         const csm_view *values, const csm_view *indices, const csm_topk_options *);
+
+/* entmax.c */
+csm_status csm_run_entmax(csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
+                          const csm_view *y, const csm_entmax_options *); /* b: y of a gradient, whose dy is a */
+csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
+                               const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
+                               const csm_entmax_options *);
 
 #endif

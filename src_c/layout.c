@@ -230,3 +230,14 @@ csm_status csm_lay_out(csm_call *c, const csm_shape *shape, const csm_view *cons
     csm_collapse(&c->shape, views, used);
     return CSM_OK;
 }
+
+double csm_tree_sum(const double *x, size_t n) {
+    if (n <= 8) {
+        double s = 0;
+        for (size_t i = 0; i < n; i++) s += x[i];
+        return s;
+    }
+    size_t half = 8;
+    while (2 * half < n) half *= 2;
+    return csm_tree_sum(x, half) + csm_tree_sum(x + half, n - half);
+}

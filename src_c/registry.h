@@ -199,10 +199,36 @@ enum { CSM_SELECT_GROUP = 8, CSM_SELECT_SLACK = 64 /* elements: whole vectors */
 /* Whether maxima of blocks of CSM_SELECT_GROUP are too few to find a threshold for k of n. */
 static inline int csm_select_dense(size_t n, size_t k) { return n < 128 || k > n / (3 * CSM_SELECT_GROUP); }
 
+/* alpha-entmax: see kernel/entmax_solve.h. */
+typedef enum csm_entmax_kind { CSM_SPARSEMAX, CSM_ENTMAX15, CSM_ENTMAX_ANY } csm_entmax_kind;
+typedef struct csm_entmax {
+    csm_entmax_kind kind;
+    int single; /* the result is float or less: no pairs but near alpha = 1 */
+    double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
+} csm_entmax;
+/* Scratch and result for a row: what survives the filter (z as a pair; capacity each, a multiple of 8), then the support
+ * in the order of its indices: probabilities p, u = p^scale, c = 1 + t + t_low. */
+typedef struct csm_support {
+    double *z, *z_low, *p, *u;
+    size_t *index;
+    size_t capacity, count;
+    double max, t, t_low;
+    int is_nan;
+} csm_support;
+typedef struct csm_entmax_kernels {
+    /* Returns how many survive the filter; more than s->capacity: nothing is done. */
+    size_t (*support)(const void *x, size_t n, const csm_entmax *, csm_support *s);
+    /* The support times factor, 0 elsewhere. */
+    void (*spread)(const csm_support *, double factor, void *y, size_t n);
+    /* dx may be dy or y. */
+    void (*vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *);
+} csm_entmax_kernels;
+
 typedef struct csm_table {
     const char *name;
     csm_kernels kernels[CSM_OP_COUNT][CSM_DTYPE_COUNT];
     csm_loss_kernels loss[CSM_DTYPE_COUNT];
+    csm_entmax_kernels entmax[CSM_DTYPE_COUNT];
     /* Indices of the k best of n, 0 < k <= n, to s->index, best first if `sorted`. */
     void (*select[CSM_DTYPE_COUNT])(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
     /* softmax's pass1 where block->max is known and e' is not wanted */

@@ -198,6 +198,44 @@ csm_status csm_topk_f16(const csm_shape *, const csm_view *x, size_t k, const cs
 csm_status csm_topk_bf16(const csm_shape *, const csm_view *x, size_t k, const csm_view *values,
                          const csm_view *indices, const csm_topk_options *);
 
+/* alpha-entmax, y_i = [(alpha - 1) x_i - tau]_+^(1 / (alpha - 1)) with the tau for which sum y = 1; alpha > 1, 2 is
+ * sparsemax.  Its gradient from dy and y, and its Fenchel-Young loss. */
+typedef struct csm_entmax_options {
+    size_t size;             /* sizeof(csm_entmax_options) as the caller knew it */
+    double alpha;
+    const csm_view *where;   /* unsigned char; NULL: all elements take part */
+    csm_reduction reduction; /* of the loss */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_entmax_options;
+static inline csm_entmax_options csm_default_entmax_options(void) {
+    csm_entmax_options o = {sizeof(csm_entmax_options), 1.5, NULL, CSM_MEAN, 1, NULL, NULL};
+    return o;
+}
+csm_status csm_entmax_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_entmax_options *);
+csm_status csm_entmax_f64(const csm_shape *, const csm_view *x, const csm_view *y, const csm_entmax_options *);
+csm_status csm_entmax_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_entmax_options *);
+csm_status csm_entmax_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_entmax_options *);
+csm_status csm_entmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                              const csm_entmax_options *);
+csm_status csm_entmax_vjp_f64(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                              const csm_entmax_options *);
+csm_status csm_entmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                              const csm_entmax_options *);
+csm_status csm_entmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
+                               const csm_entmax_options *);
+/* labels: int64_t, one class a row, or soft: a distribution a row, float (f32 and half types) or double.  loss and
+ * gradient as in csm_cross_entropy. */
+csm_status csm_entmax_loss_f32(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
+                               const csm_view *gradient, double *loss, const csm_entmax_options *);
+csm_status csm_entmax_loss_f64(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
+                               const csm_view *gradient, double *loss, const csm_entmax_options *);
+csm_status csm_entmax_loss_f16(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
+                               const csm_view *gradient, double *loss, const csm_entmax_options *);
+csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
+                                const csm_view *gradient, double *loss, const csm_entmax_options *);
+
 /* Enough scratch for any of the functions above that take csm_options, on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);
 

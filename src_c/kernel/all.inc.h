@@ -36,6 +36,8 @@ INLINE unsigned csm_lowest_bit(uint64_t bits) {
 #define SIMD
 #endif
 
+#include "entmax_solve.h"
+
 /* float */
 #define V(name) v32_##name
 #define REAL float
@@ -150,6 +152,7 @@ INLINE unsigned csm_lowest_bit(uint64_t bits) {
 #define LOSS(suffix, storage, compute)                                                   \
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
+#define ENTMAX(suffix, storage, compute) {support_##suffix, spread_##suffix, entmax_vjp_##suffix},
 #define SELECT(suffix, storage, compute) select_##suffix,
 #define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,
 #define MAX(suffix, storage, compute) max_##suffix,
@@ -164,6 +167,7 @@ static const csm_table table = {
      {CSM_DTYPES(SOFTMAX_VJP)},
      {CSM_DTYPES(LOG_SOFTMAX_VJP)}},
     {CSM_DTYPES(LOSS)},
+    {CSM_DTYPES(ENTMAX)},
     {CSM_DTYPES(SELECT)},
     {CSM_DTYPES(SOFTMAX_SUM)},
     {CSM_DTYPES(MAX)},

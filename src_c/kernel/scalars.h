@@ -53,43 +53,6 @@ static inline double csm_log1p(double q, double q_low) {
     return k * 0x1.62e42feep-1 - ((half - (s * (half + z * p) + (k * 0x1.a39ef35793c76p-33 + c))) - f);
 }
 
-/* (u + u_low)^(p + p_low), u > 0: the logarithm as a pair, below 1 ULP of double for results that are normal numbers. */
-static inline double csm_pow(double u, double u_low, double p, double p_low) {
-    uint64_t bits;
-    double k = 0;
-    if (!(u < CSM_INF)) return u;
-    if (u < 0x1p-900) { /* subnormal numbers too */
-        u *= 0x1p200;
-        u_low *= 0x1p200;
-        k = -200;
-    }
-    memcpy(&bits, &u, 8);
-    bits += 0x3ff0000000000000u - 0x3fe6a09e667f3bcdu; /* as in csm_log1p: u = 2^k f, sqrt(1/2) <= f < sqrt 2 */
-    const double e = (double)((int64_t)(bits >> 52) - 1023);
-    const double f = csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu);
-    k += e;
-    const double above = f - 1, below = f + 1, below_low = 1 - (below - f);
-    const double s = above / below, z = s * s, z2 = z * z;
-    const double s_low = (fma(-s, below, above) - s * below_low) / below;
-    double q = fma(0x1.2ba1c7b4cde5ep-3, z, 0x1.39f8622f4f1cbp-3);
-    q = fma(q, z2, fma(0x1.7462e3389eed1p-3, z, 0x1.c71c6240657b5p-3));
-    q = fma(q, z2, fma(0x1.2492492e74198p-2, z, 0x1.9999999994e37p-2));
-    q = fma(q, z, 0x1.5555555555558p-1);
-    double log = k * 0x1.62e42feep-1, low = k * 0x1.a39ef35793c76p-33 + (2 * s_low + s * z * q + u_low / u);
-    csm_two_sum(&log, &low, 2 * s);
-    const double sum = log + low;
-    low += log - sum;
-    /* e^(p log u) */
-    double w = sum * p, w_low = fma(sum, p, -w) + (low * p + sum * p_low);
-    if (w < -745.2) return 0;
-    const double n = (w * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
-    const double near = fma(-n, 0x1.62e42fefa39efp-1, w), rest = w_low - n * 0x1.abc9e3b39803fp-56;
-    const double r = near + rest;
-    const double t = r + (((near - r) + rest) + r * r * (0.5 + r * csm_exp_rest(r)));
-    if (n < -1000) return (t * 0x1p-200 + 0x1p-200) * csm_pow2(n + 200);
-    return (t + 1) * csm_pow2(n);
-}
-
 /* What stands for the maximum of a block where it is infinite or far below the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {
     return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;
@@ -166,6 +129,45 @@ INLINE void csm_top(double max, double t, double bias, const int single, csm_blo
     csm_two_sum(&top, &low, half);
     block->top = (top + low) * scale;
     block->top_low = ((top - (top + low)) + low) * scale;
+}
+
+/* (u + u_low)^(p + p_low), u > 0: the logarithm as a pair, below 2 ULP of double (sampled with mpmath). */
+static inline double csm_pow(double u, double u_low, double p, double p_low) {
+    uint64_t bits;
+    double k = 0;
+    if (!(u < CSM_INF)) return u;
+    if (u < 0x1p-900) { /* subnormal numbers too */
+        u *= 0x1p200;
+        u_low *= 0x1p200;
+        k = -200;
+    }
+    memcpy(&bits, &u, 8);
+    bits += 0x3ff0000000000000u - 0x3fe6a09e667f3bcdu; /* as in csm_log1p: u = 2^k f, sqrt(1/2) <= f < sqrt 2 */
+    const double e = (double)((int64_t)(bits >> 52) - 1023);
+    const double f = csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu);
+    k += e;
+    double below = f, below_low = 0;
+    csm_two_sum(&below, &below_low, 1);
+    const double above = f - 1, s = above / below, z = s * s, z2 = z * z;
+    const double s_low = (fma(-s, below, above) - s * below_low) / below;
+    double q = fma(0x1.2ba1c7b4cde5ep-3, z, 0x1.39f8622f4f1cbp-3);
+    q = fma(q, z2, fma(0x1.7462e3389eed1p-3, z, 0x1.c71c6240657b5p-3));
+    q = fma(q, z2, fma(0x1.2492492e74198p-2, z, 0x1.9999999994e37p-2));
+    q = fma(q, z, 0x1.5555555555558p-1);
+    double log = k * 0x1.62e42feep-1, low = k * 0x1.a39ef35793c76p-33 + (2 * s_low + s * z * q + u_low / u);
+    csm_two_sum(&log, &low, 2 * s);
+    const double sum = log + low;
+    low += log - sum;
+    /* e^(p log u) */
+    double w = sum * p, w_low = fma(sum, p, -w) + (low * p + sum * p_low);
+    if (w < -745.2) return 0;
+    if (w > 709.79) return CSM_INF;
+    const double n = (w * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
+    const double near = fma(-n, 0x1.62e42fefa39efp-1, w), rest = w_low - n * 0x1.abc9e3b39803fp-56;
+    const double r = near + rest;
+    const double t = r + (((near - r) + rest) + r * r * (0.5 + (r * csm_exp_rest(r) + 0x1.4p-50)));
+    if (n < -1000) return (t * 0x1p-200 + 0x1p-200) * csm_pow2(n + 200);
+    return (t + 1) * csm_pow2(n - 1) * 2;
 }
 
 /* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' = hi + lo without the maxima. */

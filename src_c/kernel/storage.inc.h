@@ -4,6 +4,7 @@
 #include "vjp.inc.h"
 #include "cross_entropy.inc.h"
 #include "topk.inc.h"
+#include "entmax.inc.h"
 #undef T
 #undef STORED_AS_REAL
 #undef FN

@@ -1,0 +1,336 @@
+/* alpha-entmax, its gradient and its Fenchel-Young loss, from a call to its rows.
+ *
+ * A row is computed where it lies if it is contiguous, else in scratch; one row is never split.  Room for what survives
+ * the kernel's filter grows when a row needs it.
+ *
+ * Loss (Blondel, Martins & Niculae 2020), with Omega(p) = sum (p^alpha - p) / (alpha (alpha - 1)):
+ *     L(x, q) = Omega*(x) + Omega(q) - <x, q> = sum d(q_j, p_j) + sum_{p_j = 0} q_j (-u_j) / (alpha - 1)
+ *               + (sum q - 1) (max - (c - 1/alpha) / (alpha - 1)) (-1),
+ * d the Bregman divergence of Omega: terms that are not negative where q sums to 1, so that a small loss keeps its
+ * digits.  u_j = (alpha - 1) (x_j - max) + c.
+ */
+#include "internal.h"
+#include "kernel/scalars.h"
+
+typedef enum entmax_job { FORWARD, VJP, LOSS } entmax_job;
+
+typedef struct entmax_run {
+    csm_call base; /* a: x or dy; y: the result; b: y of a gradient, or soft labels */
+    csm_view order, labels;
+    entmax_job job;
+    csm_entmax e;
+    const csm_entmax_kernels *kernels;
+    size_t rows, row_size, soft_size;
+    int in_place, has_labels, gradient; /* in_place: every array is contiguous */
+    double factor;   /* of the gradient: 1 / rows for a mean */
+    double *loss;    /* by row */
+    struct entmax_scratch *scratch; /* of each thread */
+} entmax_run;
+
+typedef struct entmax_scratch {
+    char *rows;      /* copies of x, y and soft labels */
+    char *support;
+    size_t capacity;
+} entmax_scratch;
+
+static int reserve(entmax_scratch *s, size_t capacity) {
+    capacity = (capacity + 7) / 8 * 8;
+    if (s->support && capacity <= s->capacity) return 1;
+    csm_release(s->support);
+    s->support = capacity < SIZE_MAX / 64 ? csm_allocate(capacity * (4 * sizeof(double) + sizeof(size_t))) : NULL;
+    s->capacity = capacity;
+    return s->support != NULL;
+}
+
+static csm_support support_at(const entmax_scratch *s) {
+    csm_support t = {.z = (double *)(void *)s->support, .capacity = s->capacity};
+    t.z_low = t.z + s->capacity;
+    t.p = t.z_low + s->capacity;
+    t.u = t.p + s->capacity;
+    t.index = (size_t *)(void *)(t.u + s->capacity);
+    return t;
+}
+
+/* A row as contiguous storage, masked elements -inf (of y: 0). */
+static const char *fetch(const entmax_run *r, const csm_view *v, size_t row, size_t size, const void *absent,
+                         char *copy) {
+    const csm_call *c = &r->base;
+    const char *x = (const char *)v->data + csm_offset(&c->shape, v->strides, row);
+    if (r->in_place) return x;
+    csm_strided mask = {NULL, 0, 0};
+    if (absent && c->has_where)
+        mask = (csm_strided){(const char *)c->where.data + csm_offset(&c->shape, c->where.strides, row), 0,
+                             c->where.axis_stride};
+    csm_gather(copy, 0, (csm_strided){x, 0, v->axis_stride}, 1, c->shape.n, size, &mask, absent);
+    return copy;
+}
+
+static int none_left(const entmax_run *r, size_t row) {
+    const csm_call *c = &r->base;
+    if (!c->has_where) return 0;
+    const char *mask = (const char *)c->where.data + csm_offset(&c->shape, c->where.strides, row);
+    for (size_t j = 0; j < c->shape.n; j++)
+        if (mask[(ptrdiff_t)j * c->where.axis_stride]) return 0;
+    return 1;
+}
+
+/* Loss */
+
+/* d(q, p) = (q^alpha - p^alpha - alpha p^(alpha-1) (q - p)) / (alpha (alpha - 1)); u = p^(alpha-1), less = q - p. */
+static double divergence(const csm_entmax *e, double q, double p, double u, double less) {
+    const double per = e->alpha * e->scale;
+    if (q == 0) return p * u / e->alpha;
+    if (e->kind == CSM_SPARSEMAX) return 0.5 * less * less;
+    if (e->kind == CSM_ENTMAX15) { /* with a = sqrt q and b = sqrt p: (a - b)^2 (a + b/2) / 0.75 */
+        const double a = sqrt(q), d = less / (a + u);
+        return d * d * (a + 0.5 * u) / 0.75;
+    }
+    const double power = csm_pow(q, 0, e->alpha, 0), part = less / q;
+    if (part < -0.125 || part > 0.125) return (power - p * u - e->alpha * u * less) / per;
+    /* q^alpha times the integral of v (1 - v)^(alpha-2) from 0 to part */
+    double sum = 0, term = part * part;
+    for (int k = 0; k < 40 && term != 0; k++) {
+        sum += term / (k + 2);
+        term *= part * (k - (e->alpha - 2)) / (k + 1);
+    }
+    return power * sum;
+}
+
+static double as_double(const entmax_run *r, const char *wide, size_t j) {
+    float f;
+    double d;
+    if (r->base.wide_size == 8) {
+        memcpy(&d, wide + 8 * j, 8);
+        return d;
+    }
+    memcpy(&f, wide + 4 * j, 4);
+    return (double)f;
+}
+static double element(const entmax_run *r, const char *x, size_t j) {
+    const csm_call *c = &r->base;
+    csm_wide w;
+    c->table->widen[c->dtype](x + j * c->itemsize, &w, 1);
+    return csm_from_wide(c, w);
+}
+
+static double u_of(const entmax_run *r, const csm_support *s, double x) {
+    return (x - s->max) * r->e.scale + ((1 + s->t) + s->t_low);
+}
+
+/* The loss; p becomes p - q where p > 0, and what of q lies outside the support is left to the caller. */
+static double hard_loss(const entmax_run *r, csm_support *s, const char *x, size_t label) {
+    double loss = 0, others = 0;
+    size_t at = s->count;
+    for (size_t i = 0; i < s->count; i++) {
+        if (s->index[i] == label) {
+            at = i;
+            continue;
+        }
+        others += s->p[i];
+        loss += divergence(&r->e, 0, s->p[i], s->u[i], 0);
+    }
+    if (at < s->count) {
+        loss += divergence(&r->e, 1, s->p[at], s->u[at], others);
+        s->p[at] = -others;
+        return loss;
+    }
+    return loss + (1 / (r->e.alpha * r->e.scale) - u_of(r, s, element(r, x, label)) / r->e.scale);
+}
+
+static double soft_loss(const entmax_run *r, csm_support *s, const char *x, const char *q) {
+    double loss = 0, mass = -1, mass_low = 0;
+    size_t i = 0;
+    for (size_t j = 0; j < r->base.shape.n; j++) {
+        const double qj = as_double(r, q, j);
+        csm_two_sum(&mass, &mass_low, qj);
+        if (i < s->count && s->index[i] == j) {
+            loss += divergence(&r->e, qj, s->p[i], s->u[i], qj - s->p[i]);
+            s->p[i] -= qj;
+            i++;
+        } else if (qj > 0) {
+            const double u = u_of(r, s, element(r, x, j));
+            loss += divergence(&r->e, qj, 0, 0, qj) - qj * (u < 0 ? u : 0) / r->e.scale;
+        }
+    }
+    mass += mass_low;
+    return mass == 0 ? loss : loss - mass * (s->max - (((1 + s->t) + s->t_low) - 1 / r->e.alpha) / r->e.scale);
+}
+
+/* Rows */
+
+static csm_status row_loss(entmax_run *r, size_t row, csm_support *s, const char *x, char *y, char *copy) {
+    const csm_call *c = &r->base;
+    const size_t at = (size_t)csm_offset(&c->shape, r->order.strides, row);
+    int64_t label = 0;
+    const char *q = NULL;
+    if (r->has_labels)
+        memcpy(&label, (const char *)r->labels.data + csm_offset(&c->shape, r->labels.strides, row), sizeof label);
+    else q = fetch(r, &c->b, row, c->wide_size, NULL, copy);
+    if (s->is_nan) r->loss[at] = CSM_NAN;
+    else r->loss[at] = r->has_labels ? hard_loss(r, s, x, (size_t)label) : soft_loss(r, s, x, q);
+    if (!r->gradient) return CSM_OK;
+    /* y may be x; and q of other places is needed once more */
+    r->kernels->spread(s, r->factor, y, c->shape.n);
+    size_t i = 0;
+    for (size_t j = 0; !s->is_nan && q && j < c->shape.n; j++) {
+        const double qj = as_double(r, q, j);
+        if (i < s->count && s->index[i] == j) i++;
+        else if (qj > 0) csm_put(c, y + j * c->itemsize, -qj * r->factor);
+    }
+    if (r->has_labels && !s->is_nan) {
+        for (i = 0; i < s->count && s->index[i] != (size_t)label;) i++;
+        if (i == s->count) csm_put(c, y + (size_t)label * c->itemsize, -r->factor);
+    }
+    return CSM_OK;
+}
+
+static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
+    entmax_run *r = context;
+    const csm_call *c = &r->base;
+    const size_t n = c->shape.n, size = c->itemsize;
+    entmax_scratch *scratch = &r->scratch[thread];
+    const double zero = 0;
+    if (!r->in_place && !scratch->rows && !(scratch->rows = csm_allocate(2 * r->row_size + r->soft_size)))
+        return CSM_NO_MEMORY;
+    char *second = r->in_place ? NULL : scratch->rows + r->row_size, *third = second ? second + r->row_size : NULL;
+    if (r->job != VJP && !reserve(scratch, n < 1024 ? n : 1024)) return CSM_NO_MEMORY;
+    for (size_t row = begin; row < end; row++) {
+        const char *x = fetch(r, &c->a, row, size, r->job == VJP ? NULL : &c->absent, scratch->rows);
+        char *to = r->job == LOSS && !r->gradient ? NULL : (char *)c->y.data + csm_offset(&c->shape, c->y.strides, row);
+        char *y = r->in_place ? to : second;
+        if (r->job == VJP) {
+            const char *p = fetch(r, &c->b, row, size, &zero, second);
+            r->kernels->vjp(x, p, y, n, &r->e);
+        } else {
+            csm_support s = support_at(scratch);
+            const size_t wanted = r->kernels->support(x, n, &r->e, &s);
+            if (wanted > s.capacity) {
+                if (!reserve(scratch, wanted + wanted / 4 < n ? wanted + wanted / 4 : n)) return CSM_NO_MEMORY;
+                s = support_at(scratch);
+                r->kernels->support(x, n, &r->e, &s);
+            }
+            if (s.is_nan && r->job == FORWARD && none_left(r, row)) s.is_nan = 0; /* all 0 */
+            if (r->job == FORWARD) {
+                r->kernels->spread(&s, 1, y, n);
+            } else {
+                csm_status status = row_loss(r, row, &s, x, y, third);
+                if (status != CSM_OK) return status;
+            }
+        }
+        if (!r->in_place && to) csm_scatter(to, 0, c->y.axis_stride, y, 0, 1, n, size);
+    }
+    return CSM_OK;
+}
+
+static csm_status each_row(entmax_run *r, int threads) {
+    csm_call *c = &r->base;
+    const size_t n = c->shape.n;
+    c->threads = csm_threads_for((double)r->rows * (double)n, r->rows, threads);
+    entmax_scratch one = {NULL, NULL, 0};
+    r->scratch = c->threads > 1 ? csm_allocate((size_t)c->threads * sizeof one) : &one;
+    if (!r->scratch) return CSM_NO_MEMORY;
+    for (int i = 0; i < c->threads; i++) r->scratch[i] = one;
+    csm_status status = csm_parallel(r->rows, CSM_PIECE / 4 / (n + 1) + 1, c->threads, rows_body, r, &c->interrupt);
+    for (int i = 0; i < c->threads; i++) {
+        csm_release(r->scratch[i].rows);
+        csm_release(r->scratch[i].support);
+    }
+    if (r->scratch != &one) csm_release(r->scratch);
+    return status;
+}
+
+/* What all three have in common.  labels or soft, and gradient: of the loss. */
+static csm_status prepare(entmax_run *r, entmax_job job, csm_dtype dtype, const csm_table *table,
+                          const csm_shape *shape, const csm_view *a, const csm_view *b, const csm_view *labels,
+                          const csm_view *y, const csm_entmax_options *o, const csm_fp_environment *caller) {
+    csm_call *c = &r->base;
+    memset(r, 0, sizeof *r);
+    if (!(o->alpha > 1 && o->alpha < CSM_INF)) return CSM_BAD_OPTION;
+    csm_set_dtype(c, dtype, table);
+    c->has_where = o->where != NULL;
+    c->has_b = b != NULL;
+    r->has_labels = labels != NULL;
+    r->gradient = y != NULL;
+    r->job = job;
+    csm_status status = csm_lay_out(c, shape, (const csm_view *[]){a, y, b, o->where, labels, NULL},
+                                    (csm_view *[]){&c->a, y ? &c->y : NULL, b ? &c->b : NULL,
+                                                   o->where ? &c->where : NULL, labels ? &r->labels : NULL, &r->order},
+                                    6, &r->rows);
+    if (status != CSM_OK) return status;
+    r->e.single = c->wide_size == 4;
+    r->e.alpha = o->alpha;
+    r->e.scale = o->alpha - 1;
+    r->e.p = 1 / r->e.scale;
+    r->e.p_low = r->e.p < CSM_INF ? fma(-r->e.p, r->e.scale, 1) / r->e.scale : 0;
+    r->e.kind = o->alpha == 2 ? CSM_SPARSEMAX : o->alpha == 1.5 ? CSM_ENTMAX15 : CSM_ENTMAX_ANY;
+    r->kernels = &table->entmax[dtype];
+    const size_t b_size = job == LOSS ? c->wide_size : c->itemsize;
+    r->in_place = !c->has_where && csm_contiguous_view(&c->shape, &c->a, c->itemsize, 1) &&
+                  (!y || csm_contiguous_view(&c->shape, &c->y, c->itemsize, 1)) &&
+                  (!b || csm_contiguous_view(&c->shape, &c->b, b_size, 1));
+    r->row_size = csm_rounded(shape->n * c->itemsize + 1);
+    r->soft_size = job == LOSS && b ? csm_rounded(shape->n * c->wide_size + 1) : 0;
+    const float none_f32 = -(float)CSM_INF;
+    const double none = -CSM_INF;
+    if (dtype == CSM_DTYPE_f32) memcpy(&c->absent, &none_f32, sizeof none_f32);
+    else if (dtype == CSM_DTYPE_f64) memcpy(&c->absent, &none, sizeof none);
+    else csm_put(c, &c->absent, none);
+    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    return CSM_OK;
+}
+
+csm_status csm_run_entmax(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
+                          const csm_view *b, const csm_view *y, const csm_entmax_options *o) {
+    const csm_entmax_options defaults = csm_default_entmax_options();
+    entmax_run r;
+    if (!o) o = &defaults;
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = prepare(&r, b ? VJP : FORWARD, dtype, table, shape, a, b, NULL, y, o, &saved);
+    if (status == CSM_OK && r.rows > 0 && shape->n > 0) {
+        status = each_row(&r, o->threads < 1 ? 1 : o->threads);
+        saved = r.base.interrupt.caller; /* the callback may have changed it */
+    }
+    csm_fp_leave(saved);
+    return status;
+}
+
+static csm_status run_loss(entmax_run *r, const csm_shape *shape, double *loss, const csm_entmax_options *o) {
+    const size_t rows = r->rows, n = shape->n;
+    r->factor = o->reduction == CSM_MEAN ? 1 / (double)rows : 1;
+    csm_status status = CSM_OK;
+    for (size_t i = 0; i < rows && r->has_labels; i++) { /* before anything is written */
+        int64_t label;
+        memcpy(&label, (const char *)r->labels.data + csm_offset(&r->base.shape, r->labels.strides, i), sizeof label);
+        if (label < 0 || (uint64_t)label >= n) return CSM_BAD_LABEL;
+    }
+    r->loss = o->reduction == CSM_NONE ? loss : csm_allocate((rows + 1) * sizeof *loss);
+    if (!r->loss) return CSM_NO_MEMORY;
+    for (size_t i = 0; i < rows && n == 0; i++) r->loss[i] = CSM_NAN; /* soft labels of no class */
+    if (rows > 0 && n > 0) status = each_row(r, o->threads < 1 ? 1 : o->threads);
+    if (o->reduction != CSM_NONE) {
+        *loss = csm_tree_sum(r->loss, rows);
+        if (o->reduction == CSM_MEAN) *loss /= (double)rows;
+        if (*loss != *loss) *loss = CSM_NAN;
+        csm_release(r->loss);
+    }
+    for (size_t i = 0; r->base.wide_size == 4 && i < (o->reduction == CSM_NONE ? rows : 1); i++)
+        loss[i] = (double)(float)loss[i];
+    return status;
+}
+
+csm_status csm_run_entmax_loss(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                               const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
+                               const csm_entmax_options *o) {
+    const csm_entmax_options defaults = csm_default_entmax_options();
+    entmax_run r;
+    if (!o) o = &defaults;
+    if (!labels == !soft || (unsigned)o->reduction > CSM_MEAN) return CSM_BAD_OPTION;
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = prepare(&r, LOSS, dtype, table, shape, x, soft, labels, gradient, o, &saved);
+    if (status == CSM_OK) {
+        status = run_loss(&r, shape, loss, o);
+        saved = r.base.interrupt.caller; /* the callback may have changed it */
+    }
+    csm_fp_leave(saved);
+    return status;
+}
