@@ -11,7 +11,7 @@ from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
-CORE = ["cpu_features", "cross_entropy", "dispatch", "driver", "entmax", "layout", "parallel", "row", "topk"]
+CORE = ["cpu_features", "cross_entropy", "dispatch", "driver", "entmax", "layout", "parallel", "row", "sample", "topk"]
 # unit: flags of GCC and Clang, flags of MSVC.  A unit built for another architecture exports an empty table.
 ISA_FLAGS = {
     "scalar": ([], []),

@@ -37,6 +37,14 @@ class Plan(NamedTuple):
     def run(self):
         """Compute, and return the result; 0-d results as scalars."""
         _cpu.run(self.op, self.dtype, self.a, self.b, self.y, self.where, self.temperature, self.num_threads)
+        return self.finish()
+
+    def entmax(self, alpha):
+        """The same with alpha-entmax in place of softmax."""
+        _cpu.run_entmax(self.dtype, self.a, self.b, self.y, self.where, alpha, self.num_threads)
+        return self.finish()
+
+    def finish(self):
         if self.work is not self.final:
             np.copyto(self.final, self.work)
         return self.result if self.result.ndim or self.given else self.result[()]
@@ -312,14 +320,15 @@ def raise_bad_label(target, n_classes, ignore_index):
     """Look for the first bad label, hard or soft, and raise."""
     if target.dtype.kind in "iu":
         bad = (target < 0) | (target >= n_classes)
-        if representable(ignore_index, target.dtype):
+        if ignore_index is not None and representable(ignore_index, target.dtype):
             bad &= target != target.dtype.type(ignore_index)
         if not bad.any():
             return
         at = np.unravel_index(int(bad.argmax()), target.shape)
         place = f"target[{', '.join(map(str, at))}]" if at else "target"
         classes = f"the classes are 0 to {n_classes - 1}" if n_classes else "there is no class"
-        raise IndexError(f"{place} is {target[at]}: {classes}, and ignore_index is {ignore_index}")
+        ignored = "" if ignore_index is None else f", and ignore_index is {ignore_index}"
+        raise IndexError(f"{place} is {target[at]}: {classes}{ignored}")
     bad = ~(np.isfinite(target) & (target >= 0))
     if not bad.any():
         return
@@ -620,3 +629,281 @@ def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
         divisor = float(np.sum(mass, dtype=np.float64))
     checked = checked._replace(sample_weight=s, upstream=upstream)
     return LinearPlan(code, x, w, bias, labels, soft, checked, kept, divisor, batch, wide)
+
+
+# Sparse softmax
+
+
+class TopKPlan(NamedTuple):
+    """What `_cpu.run_topk` takes, and what the caller gets."""
+
+    dtype: int
+    x: np.ndarray
+    values: np.ndarray
+    indices: np.ndarray
+    smallest: bool
+    unsorted: bool
+    normalize: int
+    temperature: float
+    num_threads: int | None
+    result: tuple  # of which values and indices are views
+    empty: np.ndarray | None  # rows of which nothing takes part
+
+    def run(self):
+        """Compute, and return values and indices."""
+        values, rest = bits(self.values), self[4:9]
+        _cpu.run_topk(self.dtype, bits(self.x), values, self.indices, *rest)
+        if self.empty is not None:
+            self.values[self.empty] = 0
+        return self.result
+
+
+def plan_topk(
+    x,
+    k,
+    axis,
+    *,
+    largest=True,
+    sorted,
+    normalize=None,
+    temperature=1.0,
+    where=None,
+    device=None,
+    num_threads=None,
+):
+    """Check the arguments of topk or, with `normalize`, of topk_softmax, and lay them out."""
+    check_device(device)
+    x, code = as_float("x", x)
+    axes = normalize_axes(axis, x.ndim)
+    temperature = check_temperature(temperature, False)
+    mask = None if where is None else check_where(where, x.shape)
+    if x.ndim == 0:
+        x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
+    n = math.prod(x.shape[i] for i in axes)
+    k = check_count("k", k)
+    if k > n:
+        raise ValueError(f"k must be at most the length of the axis, {n}, got {k}")
+    rows = axis_last(x, axes)
+    empty = None
+    if mask is not None:
+        mask = axis_last(mask, axes)
+        rows = np.where(mask, rows, rows.dtype.type(-math.inf))
+        empty = ~mask.any(-1)
+    place = axes[0] if len(axes) == 1 else rows.ndim - 1
+    shape = (*rows.shape[:-1][:place], k, *rows.shape[:-1][place:])
+    result = np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    values, indices = (np.moveaxis(a, place, -1) for a in result)
+    return TopKPlan(
+        code,
+        rows,
+        values,
+        indices,
+        not largest,
+        not sorted,
+        _cpu.NORMALIZE[normalize],
+        temperature,
+        num_threads,
+        result,
+        empty,
+    )
+
+
+def check_alpha(alpha):
+    value = as_number("alpha", alpha)
+    if not 1 <= value < math.inf:
+        raise ValueError(f"alpha must be at least 1 and finite, got {alpha!r}")
+    return value
+
+
+class EntmaxLossPlan(NamedTuple):
+    """What `_cpu.run_entmax_loss` takes; x and target have the axis of the classes last."""
+
+    dtype: int
+    x: np.ndarray
+    target: np.ndarray
+    alpha: float
+    reduction: str
+    num_threads: int | None
+    wide: np.dtype
+    result: np.ndarray | None  # the gradient as the caller gets it
+    rows: np.ndarray | None  # what a backend writes of it
+    work: np.ndarray | None
+    final: np.ndarray | None
+
+    def run(self):
+        """Compute; returns the loss and the gradient or None."""
+        hard = self.target.dtype.kind == "i"
+        loss = np.empty(self.x.shape[:-1] if self.reduction == "none" else (), np.float64)
+        _cpu.run_entmax_loss(
+            self.dtype,
+            bits(self.x),
+            self.target if hard else None,
+            None if hard else self.target,
+            None if self.rows is None else bits(self.rows),
+            loss,
+            None,
+            self.alpha,
+            _cpu.REDUCTIONS[self.reduction],
+            self.num_threads,
+        )
+        return self.finish(loss)
+
+    def reduced(self, loss, grad):
+        """The same from a loss a row and the gradient of their sum."""
+        count = loss.size if self.reduction == "mean" else 1
+        if self.reduction != "none":
+            loss = loss.sum() / np.float64(count)
+        if self.rows is not None:
+            self.rows[...] = grad if count == 1 else grad / grad.dtype.type(count)
+        return self.finish(np.asarray(loss, np.float64))
+
+    def finish(self, loss):
+        if self.work is not self.final:
+            np.copyto(self.final, self.work)
+        with np.errstate(over="ignore"):
+            return loss.astype(self.wide)[()], self.result
+
+
+def plan_entmax_loss(
+    x, target, alpha, *, gradient, axis, reduction, where=None, out=None, device=None, num_threads=None
+):
+    """Check the arguments of entmax_loss or, with `gradient`, of entmax_loss_with_grad, and lay them out."""
+    check_device(device)
+    x, code = as_float("x", x)
+    axes = normalize_axes(axis, x.ndim)
+    wide = wide_dtype(x.dtype)
+    batch = tuple(n for i, n in enumerate(x.shape) if i not in axes)
+    labels, soft = check_target(target, x.shape, batch, wide)
+    check_reduction(reduction)
+    mask = None if where is None else check_where(where, x.shape)
+    result = final = work = rows = None
+    if gradient:
+        if out is not None:
+            check_out(out, x.shape, x.dtype)
+            if np.may_share_memory(out, x) and not same_place(out, x):
+                x = x.copy()
+            if soft is not None and np.may_share_memory(out, soft):
+                soft = soft.copy()
+        result = np.empty_like(x, subok=False) if out is None else out
+    if mask is not None:
+        x = np.where(mask, x, x.dtype.type(-math.inf))
+    if x.ndim == 0:
+        x, soft = x.reshape(1), None if soft is None else soft.reshape(1)
+    if gradient:
+        final, work, rows = result_rows(result, x, axes)
+    x = axis_last(x, axes)
+    if soft is not None:
+        soft = axis_last(soft, axes)
+        raise_bad_label(soft, x.shape[-1], None)
+        target = soft
+    else:
+        labels = labels.copy()  # what is checked is what is used
+        raise_bad_label(labels, x.shape[-1], None)
+        target = labels.astype(np.int64)
+    return EntmaxLossPlan(code, x, target, alpha, reduction, num_threads, wide, result, rows, work, final)
+
+
+def check_parameter(name, value, batch, kind, allowed, least):
+    """One number a row, or None; `least` says which are allowed."""
+    if value is None:
+        return None
+    given = as_array(name, value)
+    if given.dtype.kind not in ("iu" if kind is np.int64 else "iuf") and not (
+        kind is np.float64 and is_bfloat16(given.dtype)
+    ):
+        raise TypeError(f"{name} must hold {'integers' if kind is np.int64 else 'real numbers'}, got {given.dtype}")
+    try:
+        values = np.broadcast_to(given, batch)
+    except ValueError:
+        raise ValueError(f"{name} has shape {given.shape}, which does not broadcast to the rows, {batch}") from None
+    bad = ~least(values)
+    if np.any(bad):
+        at = np.unravel_index(int(np.argmax(bad)), batch)
+        where = f" for row ({', '.join(map(str, at))})" if given.ndim else ""
+        raise ValueError(f"{name} must be {allowed}, got {values[at]}{where}")
+    if kind is np.int64:
+        given = np.minimum(given, np.iinfo(np.int64).max)
+    return np.broadcast_to(given.astype(kind), batch)
+
+
+class SamplePlan(NamedTuple):
+    """What `_cpu.run_sample` takes, and what the caller gets."""
+
+    dtype: int
+    x: np.ndarray
+    uniform: np.ndarray
+    where: np.ndarray | None
+    temperature: np.ndarray
+    top_k: np.ndarray | None
+    top_p: np.ndarray | None
+    min_p: np.ndarray | None
+    num_threads: int | None
+    shape: tuple
+    out: np.ndarray | None
+
+    def run(self):
+        indices = np.empty(self.uniform.shape, np.int64)
+        if not _cpu.run_sample(self.dtype, bits(self.x), self.uniform, indices, *self[3:9]):
+            self.raise_without_mass()
+        indices = indices.reshape(self.shape)
+        if self.out is not None:
+            self.out[...] = indices
+            return self.out
+        return indices[()]
+
+    def raise_without_mass(self):
+        """Look for the first row without mass, and raise."""
+        x = self.x.astype(np.float64)
+        if self.where is not None:
+            x = np.where(self.where, x, -np.inf)
+        most = np.max(x, axis=-1, initial=-np.inf)
+        at = np.unravel_index(int(np.argmax(~np.isfinite(most))), most.shape)
+        raise ValueError(
+            f"logits have no mass to draw from in row ({', '.join(map(str, at))}): it holds "
+            f"{'nothing but -inf' if most[at] == -np.inf else 'NaN' if most[at] != most[at] else '+inf'}"
+        )
+
+
+def plan_sample(
+    logits,
+    axis,
+    *,
+    temperature,
+    top_k,
+    top_p,
+    min_p,
+    size,
+    rng,
+    where=None,
+    out=None,
+    device=None,
+    num_threads=None,
+):
+    """Check the arguments of sample, take its uniform numbers, and lay them out."""
+    check_device(device)
+    x, code = as_float("logits", logits)
+    axes = normalize_axes(axis, x.ndim)
+    mask = None if where is None else check_where(where, x.shape)
+    if x.ndim == 0:
+        x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
+    x = axis_last(x, axes)
+    mask = None if mask is None else axis_last(mask, axes)
+    batch = x.shape[:-1]
+    given = size if isinstance(size, tuple) else () if size is None else (size,)
+    draws = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+    parameters = (
+        check_parameter("temperature", temperature, batch, np.float64, "at least 0", lambda v: v >= 0),
+        check_parameter("top_k", top_k, batch, np.int64, "at least 1", lambda v: v >= 1),
+        check_parameter(
+            "top_p", top_p, batch, np.float64, "greater than 0 and at most 1", lambda v: (v > 0) & (v <= 1)
+        ),
+        check_parameter("min_p", min_p, batch, np.float64, "at least 0 and at most 1", lambda v: (v >= 0) & (v <= 1)),
+    )
+    if out is not None:
+        check_out(out, batch + draws, np.dtype(np.int64))
+    try:
+        generator = np.random.default_rng(rng)
+    except TypeError:
+        raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}") from None
+    uniform = generator.random((*batch, math.prod(draws)))
+    return SamplePlan(code, x, uniform, mask, *parameters, num_threads, batch + draws, out)

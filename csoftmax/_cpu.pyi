@@ -6,6 +6,7 @@ OPS: Final[dict[str, int]]
 DTYPES: Final[dict[str, int]]
 LABELS: Final[dict[str, int]]
 REDUCTIONS: Final[dict[str, int]]
+NORMALIZE: Final[dict[str | None, int]]
 ISAS: Final[tuple[str, ...]]
 SOURCE_HASH: Final[str]
 OPENMP: Final[int]
@@ -79,3 +80,47 @@ def fast_loss(
     device: object,
     num_threads: int | None,
 ) -> tuple[Any, NDArray[Any] | None] | None: ...
+def run_topk(
+    dtype: int,
+    x: NDArray[Any],
+    values: NDArray[Any],
+    indices: NDArray[Any],
+    smallest: bool,
+    unsorted: bool,
+    normalize: int,
+    temperature: float,
+    num_threads: int | None,
+) -> None: ...
+def run_entmax(
+    dtype: int,
+    a: NDArray[Any],
+    b: NDArray[Any] | None,
+    y: NDArray[Any],
+    where: NDArray[Any] | None,
+    alpha: float,
+    num_threads: int | None,
+) -> None: ...
+def run_entmax_loss(
+    dtype: int,
+    x: NDArray[Any],
+    labels: NDArray[Any] | None,
+    soft: NDArray[Any] | None,
+    gradient: NDArray[Any] | None,
+    loss: NDArray[Any],
+    where: NDArray[Any] | None,
+    alpha: float,
+    reduction: int,
+    num_threads: int | None,
+) -> None: ...
+def run_sample(
+    dtype: int,
+    x: NDArray[Any],
+    uniform: NDArray[Any],
+    indices: NDArray[Any],
+    where: NDArray[Any] | None,
+    temperature: NDArray[Any] | None,
+    top_k: NDArray[Any] | None,
+    top_p: NDArray[Any] | None,
+    min_p: NDArray[Any] | None,
+    num_threads: int | None,
+) -> bool: ...

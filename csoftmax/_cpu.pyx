@@ -28,6 +28,8 @@ cdef extern from "internal.h" nogil:
     cpu.csm_status csm_run_entmax_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                        const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *, double *,
                                        const cpu.csm_entmax_options *)
+    cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
+                                  const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
     cpu.csm_status csm_run_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                 const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -478,6 +480,34 @@ def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, where, double al
         status = csm_run_entmax_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], hard, distribution,
                                      to, <double *>buffers.view[4].data, &options)
     _raise(status)
+
+
+def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p, min_p, num_threads):
+    """Draws from rows whose last axis is that of the classes; the others but where have an axis of draws, or none.
+
+    Returns whether all rows had mass.
+    """
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_sample_options options = cpu.csm_default_sample_options()
+    cdef cpu.csm_status status
+    cdef size_t draws = uniform.shape[-1]
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, x, True, False)
+    buffers.take(1, uniform, True, False)
+    buffers.take(2, indices, True, True)
+    options.where = buffers.take(3, where, True, False)
+    options.temperature = buffers.take(4, temperature, False, False)
+    options.top_k = buffers.take(5, top_k, False, False)
+    options.top_p = buffers.take(6, top_p, False, False)
+    options.min_p = buffers.take(7, min_p, False, False)
+    with nogil:
+        status = csm_run_sample(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], draws,
+                                &buffers.view[1], &buffers.view[2], &options)
+    if status == cpu.CSM_NO_MASS:
+        return False
+    _raise(status)
+    return True
 
 
 def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weight, sample_weight, label_smoothing,

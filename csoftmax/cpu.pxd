@@ -21,6 +21,7 @@ cdef extern from "csoftmax.h" nogil:
         CSM_SMALL_SCRATCH
         CSM_BAD_LABEL
         CSM_BAD_OPTION
+        CSM_NO_MASS
 
     ctypedef struct csm_shape:
         size_t n
@@ -177,6 +178,28 @@ cdef extern from "csoftmax.h" nogil:
                                    const csm_view *, double *, const csm_entmax_options *)
     csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
                                     const csm_view *, double *, const csm_entmax_options *)
+
+    ctypedef struct csm_sample_options:
+        size_t size
+        const csm_view *where
+        const csm_view *temperature
+        const csm_view *top_k
+        const csm_view *top_p
+        const csm_view *min_p
+        int threads
+        int (*interrupt)(void *context) noexcept nogil
+        void *interrupt_context
+
+    csm_sample_options csm_default_sample_options()
+
+    csm_status csm_sample_f32(const csm_shape *, const csm_view *, size_t draws, const csm_view *, const csm_view *,
+                              const csm_sample_options *)
+    csm_status csm_sample_f64(const csm_shape *, const csm_view *, size_t draws, const csm_view *, const csm_view *,
+                              const csm_sample_options *)
+    csm_status csm_sample_f16(const csm_shape *, const csm_view *, size_t draws, const csm_view *, const csm_view *,
+                              const csm_sample_options *)
+    csm_status csm_sample_bf16(const csm_shape *, const csm_view *, size_t draws, const csm_view *, const csm_view *,
+                               const csm_sample_options *)
 
     size_t csm_scratch_size(const csm_shape *, int threads)
     const char *csm_status_text(csm_status)

@@ -58,7 +58,8 @@ const char *csm_status_text(csm_status status) {
     case CSM_BAD_TEMPERATURE: return "temperature is negative or NaN, or not positive and finite in a gradient";
     case CSM_SMALL_SCRATCH: return "scratch is smaller than csm_scratch_size()";
     case CSM_BAD_LABEL: return "a label is not a class, or a soft label is negative or not finite";
-    case CSM_BAD_OPTION: return "an option of the loss is outside its range, or contradicts another";
+    case CSM_BAD_OPTION: return "an option is outside its range, or contradicts another";
+    case CSM_NO_MASS: return "a row to draw from holds NaN or +inf, or nothing but -inf";
     }
     return "unknown status";
 }
@@ -98,6 +99,11 @@ const char *csm_status_text(csm_status status) {
         return csm_run_entmax_loss(CSM_DTYPE_##suffix, csm_current_table(), shape, x, labels, soft, gradient, loss, \
                                    o);                                                                              \
     }
+#define SAMPLE(suffix)                                                                                               \
+    csm_status csm_sample_##suffix(const csm_shape *shape, const csm_view *x, size_t draws, const csm_view *uniform, \
+                                   const csm_view *indices, const csm_sample_options *o) {                           \
+        return csm_run_sample(CSM_DTYPE_##suffix, csm_current_table(), shape, x, draws, uniform, indices, o);        \
+    }
 #define ENTRIES(suffix, storage, compute) \
     UNARY(softmax, suffix)                \
     UNARY(log_softmax, suffix)            \
@@ -106,5 +112,6 @@ const char *csm_status_text(csm_status status) {
     BINARY(log_softmax_vjp, suffix)       \
     LOSS(suffix)                          \
     TOPK(suffix)                          \
-    ENTMAX(suffix)
+    ENTMAX(suffix)                        \
+    SAMPLE(suffix)
 CSM_DTYPES(ENTRIES)

@@ -150,4 +150,8 @@ csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, 
                                const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
                                const csm_entmax_options *);
 
+/* sample.c */
+csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t size,
+                          const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
+
 #endif

@@ -20,6 +20,9 @@ SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf1
 NOT_OPERATIONS = {"get_include", "get_library", "get_num_threads", "set_num_threads", "show_config", "threads"}
 # with signatures of their own, and so with tests of their own: test_cross_entropy.py, test_linear_cross_entropy.py
 LOSSES = {"cross_entropy", "cross_entropy_with_grad", "linear_cross_entropy", "linear_cross_entropy_with_grad"}
+# test_topk.py, test_entmax.py, test_sample.py
+SPARSE = {"topk", "topk_softmax", "to_csr", "sparsemax", "entmax", "entmax_vjp", "entmax_loss", "entmax_loss_with_grad"}
+SPARSE |= {"sample"}
 
 
 def rows(name):
@@ -55,8 +58,8 @@ def test_binding_numbers_follow_the_registry():
 
 def test_public_functions():
     public = {n for n in csoftmax.__all__ if inspect.isfunction(getattr(csoftmax, n))}
-    assert public - NOT_OPERATIONS == NAMES | LOSSES | {"check_labels"}
-    for name in LOSSES:
+    assert public - NOT_OPERATIONS == NAMES | LOSSES | SPARSE | {"check_labels"}
+    for name in LOSSES | SPARSE:
         for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
             assert f"{section}\n    ---" in getattr(csoftmax, name).__doc__, f"{name} has no section {section}"
     assert set(_cpu.OPS) == NAMES
@@ -77,5 +80,5 @@ def test_oracle_and_documentation(op):
 def test_headers(file):
     text = (ROOT / file).read_text()
     declared = set(re.findall(r"^\s*csm_status (csm_\w+?)\(const csm_shape", text, re.M))
-    in_c = NAMES | {"cross_entropy"}
+    in_c = NAMES | {"cross_entropy", "topk", "entmax", "entmax_vjp", "entmax_loss", "sample"}
     assert declared == {f"csm_{name}_{suffix}" for name in in_c for suffix in SUFFIX.values()}

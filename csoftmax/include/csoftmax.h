@@ -34,7 +34,8 @@ typedef enum csm_status {
     CSM_BAD_TEMPERATURE = 4,/* negative or NaN; for gradients also 0 and infinity */
     CSM_SMALL_SCRATCH = 5,  /* options->scratch is smaller than csm_scratch_size() says */
     CSM_BAD_LABEL = 6,      /* a label is not a class (loss->position), or a soft label is negative or not finite */
-    CSM_BAD_OPTION = 7      /* cross-entropy: smoothing outside [0, 1], a clip that is not positive, no labels, ... */
+    CSM_BAD_OPTION = 7, /* cross-entropy: smoothing outside [0, 1], a clip that is not positive, no labels, ... */
+    CSM_NO_MASS = 8 /* a row to draw from holds NaN or +inf, or nothing but -inf */
 } csm_status;
 
 /* The batch axes, outermost first, and the number of classes n along the softmax axis. */
@@ -53,11 +54,11 @@ typedef struct csm_view {
 
 /* Start from CSM_OPTIONS_INIT or csm_default_options(); a NULL pointer to options means the same. */
 typedef struct csm_options {
-    size_t size;            /* sizeof(csm_options) as the caller knew it */
-    double temperature;     /* T > 0, or one of the limits 0 and infinity */
-    const csm_view *where;  /* one byte an element; where it is 0 the element takes no part; NULL = all take part */
-    int threads;            /* an upper bound, at least 1 */
-    void *scratch;          /* csm_scratch_size() bytes, aligned to 64; NULL = allocated and freed by the call */
+    size_t size; /* sizeof(csm_options) as the caller knew it */
+    double temperature; /* T > 0, or one of the limits 0 and infinity */
+    const csm_view *where; /* one byte an element; where it is 0 the element takes no part; NULL = all take part */
+    int threads; /* an upper bound, at least 1 */
+    void *scratch; /* csm_scratch_size() bytes, aligned to 64; NULL = allocated and freed by the call */
     size_t scratch_size;
     int (*interrupt)(void *context); /* called now and then from the calling thread; non-zero stops the call */
     void *interrupt_context;
@@ -115,22 +116,22 @@ typedef enum csm_label_type {
 typedef enum csm_reduction { CSM_NONE, CSM_SUM, CSM_MEAN } csm_reduction;
 
 typedef struct csm_loss_options {
-    size_t size;                   /* sizeof(csm_loss_options) as the caller knew it */
-    const csm_view *labels;        /* one class index a row (no softmax axis) ... */
+    size_t size; /* sizeof(csm_loss_options) as the caller knew it */
+    const csm_view *labels; /* one class index a row (no softmax axis) ... */
     csm_label_type label_type;
     int has_ignore;
-    uint64_t ignore;               /* the bits of the label to ignore, sign-extended to 64 */
-    const csm_view *soft;          /* ... or a distribution a row: float (f32 and half types) or double */
-    const void *weight;            /* n class weights >= 0: float or double as soft; NULL = 1 */
+    uint64_t ignore; /* the bits of the label to ignore, sign-extended to 64 */
+    const csm_view *soft; /* ... or a distribution a row: float (f32 and half types) or double */
+    const void *weight; /* n class weights >= 0: float or double as soft; NULL = 1 */
     const csm_view *sample_weight; /* double >= 0 a row; NULL = 1 */
-    const csm_view *upstream;      /* double a row: what the gradient is multiplied by; NULL = 1 */
+    const csm_view *upstream; /* double a row: what the gradient is multiplied by; NULL = 1 */
     double temperature, label_smoothing, z_loss;
-    double clip_norm, clip_value;  /* of a row's gradient before reduction (norm first); 0 = none */
-    csm_reduction reduction;       /* CSM_MEAN divides by the sum of s w[label], of s sum w_j q_j with soft labels */
+    double clip_norm, clip_value; /* of a row's gradient before reduction (norm first); 0 = none */
+    csm_reduction reduction; /* CSM_MEAN divides by the sum of s w[label], of s sum w_j q_j with soft labels */
     int threads;
     int (*interrupt)(void *context);
     void *interrupt_context;
-    size_t position;               /* set with CSM_BAD_LABEL: which row, in C order */
+    size_t position; /* set with CSM_BAD_LABEL: which row, in C order */
 } csm_loss_options;
 static inline csm_loss_options csm_default_loss_options(void) {
     csm_loss_options o = {sizeof(csm_loss_options),
@@ -172,12 +173,12 @@ csm_status csm_cross_entropy_bf16(const csm_shape *, const csm_view *x, const cs
 typedef enum csm_topk_normalize {
     CSM_TOPK_NONE,
     CSM_TOPK_SOFTMAX, /* the softmax of the k values */
-    CSM_TOPK_FULL     /* the softmax of the row at those k */
+    CSM_TOPK_FULL /* the softmax of the row at those k */
 } csm_topk_normalize;
 typedef struct csm_topk_options {
-    size_t size;    /* sizeof(csm_topk_options) as the caller knew it */
-    int smallest;   /* the k smallest, ascending; not with normalize */
-    int unsorted;   /* in whatever order is quickest */
+    size_t size; /* sizeof(csm_topk_options) as the caller knew it */
+    int smallest; /* the k smallest, ascending; not with normalize */
+    int unsorted; /* in whatever order is quickest */
     csm_topk_normalize normalize;
     double temperature;
     int threads;
@@ -201,9 +202,9 @@ csm_status csm_topk_bf16(const csm_shape *, const csm_view *x, size_t k, const c
 /* alpha-entmax, y_i = [(alpha - 1) x_i - tau]_+^(1 / (alpha - 1)) with the tau for which sum y = 1; alpha > 1, 2 is
  * sparsemax.  Its gradient from dy and y, and its Fenchel-Young loss. */
 typedef struct csm_entmax_options {
-    size_t size;             /* sizeof(csm_entmax_options) as the caller knew it */
+    size_t size; /* sizeof(csm_entmax_options) as the caller knew it */
     double alpha;
-    const csm_view *where;   /* unsigned char; NULL: all elements take part */
+    const csm_view *where; /* unsigned char; NULL: all elements take part */
     csm_reduction reduction; /* of the loss */
     int threads;
     int (*interrupt)(void *context);
@@ -236,14 +237,42 @@ csm_status csm_entmax_loss_f16(const csm_shape *, const csm_view *x, const csm_v
 csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
                                 const csm_view *gradient, double *loss, const csm_entmax_options *);
 
+/* Draws from rows of logits: temperature, the top_k largest, the smallest set whose mass reaches top_p, what has at least
+ * min_p times the largest probability; in this order, each on what the one before left, ties to the lowest index.  One
+ * uniform number in [0, 1) a draw.  A row with NaN, +inf or nothing but -inf: CSM_NO_MASS. */
+typedef struct csm_sample_options {
+    size_t size; /* sizeof(csm_sample_options) as the caller knew it */
+    const csm_view *where; /* unsigned char; NULL: all elements take part */
+    const csm_view *temperature; /* double >= 0 a row, 0: the first maximum; NULL = 1 */
+    const csm_view *top_k; /* int64_t >= 1 a row; NULL: all */
+    const csm_view *top_p; /* double in (0, 1] a row; NULL = 1 */
+    const csm_view *min_p; /* double in [0, 1] a row; NULL = 0 */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_sample_options;
+static inline csm_sample_options csm_default_sample_options(void) {
+    csm_sample_options o = {sizeof(csm_sample_options), NULL, NULL, NULL, NULL, NULL, 1, NULL, NULL};
+    return o;
+}
+/* uniform: `draws` doubles along the axis of each row; indices: as many int64_t. */
+csm_status csm_sample_f32(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
+                          const csm_view *indices, const csm_sample_options *);
+csm_status csm_sample_f64(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
+                          const csm_view *indices, const csm_sample_options *);
+csm_status csm_sample_f16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
+                          const csm_view *indices, const csm_sample_options *);
+csm_status csm_sample_bf16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
+                           const csm_view *indices, const csm_sample_options *);
+
 /* Enough scratch for any of the functions above that take csm_options, on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);
 
 const char *csm_status_text(csm_status);
 
 /* Instruction sets: chosen once, the best that the machine has; names as in CSOFTMAX_ISA. */
-const char *csm_isa(void);                       /* in use */
-int csm_select_isa(const char *name);            /* 0 = done, -1 = not built or not available; not while calls run */
+const char *csm_isa(void); /* in use */
+int csm_select_isa(const char *name); /* 0 = done, -1 = not built or not available; not while calls run */
 int csm_isa_built(const char *name);
 int csm_isa_available(const char *name);
 

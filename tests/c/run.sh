@@ -27,7 +27,7 @@ AVX2=(-mavx2 -mfma -mf16c)
 AVX512=("${AVX2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 EMULATED=("${AVX2[@]}" -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
 WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
-CORE=(cpu_features cross_entropy dispatch driver entmax layout parallel row topk)
+CORE=(cpu_features cross_entropy dispatch driver entmax layout parallel row sample topk)
 SAMPLE=40 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
 
 need() {
