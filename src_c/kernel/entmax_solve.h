@@ -46,14 +46,16 @@ INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t,
     *slope = v64_tree(b);
 }
 
-/* u_i = z_i + 1 + t as a pair. */
+/* u_i = z_i + 1 + t as a pair, the low part below the last digit of the high one. */
 INLINE double csm_entmax_u(const csm_support *s, size_t i, double t, double t_low, double *low) {
     double v = s->z[i], rest = s->z_low[i] + t_low, u = 1;
     csm_two_sum(&v, &rest, t);
     *low = 0;
     csm_two_sum(&u, low, v);
-    *low += rest;
-    return u;
+    rest += *low;
+    v = u + rest;
+    *low = (u - v) + rest;
+    return v;
 }
 
 /* From z (padded to a multiple of 8 with -inf) to the probabilities and indices of the support, in order. */
@@ -69,6 +71,7 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
                       : e->kind == CSM_ENTMAX15 ? sqrt(sum)
                                                 : csm_pow(sum, 0, 1 - e->scale, 0); /* sum^(1 - 1/p) */
         double next = t - (sum - root) / slope;
+        if (e->p < 1 && sum - 1 <= 0x1p-50 && 1 - sum <= 0x1p-50) break; /* the slope has no bound there */
         if (!(next > low && next < high)) {
             /* at the root within rounding, or a step of a concave sum that leaves the bracket */
             if (e->p >= 1 || high - low <= 0x1p-52 * -low) break;
@@ -81,13 +84,13 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
     /* steps whose residual is a sum of pairs: one, and near alpha = 1, where sum and root all but cancel above, two */
     double t_low = 0;
     const int any = e->kind == CSM_ENTMAX_ANY;
-    for (int again = any ? 2 - e->single : !e->single; again > 0 && s->count > 1; again--) {
+    for (int again = !any ? !e->single : e->single && e->p >= 1 ? 1 : 2; again > 0 && s->count > 1; again--) {
         double rest = 0;
         sum = -1;
         slope = 0;
         for (size_t i = 0; i < s->count; i++) {
             double u_low, u = csm_entmax_u(s, i, t, t_low, &u_low);
-            if (!(u + u_low > 0)) continue;
+            if (!(u > 0)) continue;
             if (e->kind == CSM_SPARSEMAX) {
                 csm_two_sum(&sum, &rest, u);
                 rest += u_low;
@@ -115,13 +118,13 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
     }
     for (size_t i = 0; (!e->single || any) && i < s->count; i++) {
         double u_low, u = csm_entmax_u(s, i, t, t_low, &u_low), y;
-        if (!(u + u_low > 0)) continue;
+        if (!(u > 0)) continue;
         if (e->kind == CSM_SPARSEMAX) y = u + u_low;
         else if (e->kind == CSM_ENTMAX15) y = fma(u, u, 2 * u * u_low);
         else y = csm_pow(u, u_low, e->p, e->p_low);
         if (!(y > 0)) continue;
         s->p[kept] = y;
-        s->u[kept] = u + u_low;
+        s->u[kept] = u;
         s->index[kept++] = s->index[i];
     }
     s->count = kept;
