@@ -368,8 +368,9 @@ def entmax_loss(x, target, alpha=1.5, *, axis=-1, reduction="mean", where=None, 
     Blondel, Martins & Niculae, "Learning with Fenchel-Young losses", JMLR 2020: ``Omega*(x) + Omega(q) - sum(q * x)``,
     ``Omega(p) = sum(p**alpha - p) / (alpha * (alpha - 1))``. It is computed as the Bregman divergence of q and
     ``entmax(x)`` and what the classes outside its support add, terms that are not negative, so that small losses keep
-    their digits; the difference of large terms, which the formula suggests, rounds them away. The relative error is
-    about 2**-52 / (alpha - 1) in float64, half a unit in the last place in float32 unless alpha is within 1e-7 of 1.
+    their digits; the difference of large terms, which the formula suggests, rounds them away. In float32 the error is
+    half a unit in the last place; in float64 about ``2**-51 / (alpha * (alpha - 1))`` where a class that is not the
+    label has both probabilities far apart, else a few units.
 
     Examples
     --------

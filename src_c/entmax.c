@@ -86,10 +86,10 @@ static double divergence(const csm_entmax *e, double q, double p, double u, doub
         return d * d * (a + 0.5 * u) / 0.75;
     }
     const double power = csm_pow(q, 0, e->alpha, 0), part = less / q;
-    if (part < -0.125 || part > 0.125) return (power - p * u - e->alpha * u * less) / per;
+    if (part < -0.4 || part > 0.4) return (power - p * u - e->alpha * u * less) / per;
     /* q^alpha times the integral of v (1 - v)^(alpha-2) from 0 to part */
     double sum = 0, term = part * part;
-    for (int k = 0; k < 40 && term != 0; k++) {
+    for (int k = 0; k < 60 && term != 0; k++) {
         sum += term / (k + 2);
         term *= part * (k - (e->alpha - 2)) / (k + 1);
     }
