@@ -387,6 +387,8 @@ def check_weight(name, weight, shape, dtype):
 
 def check_count(name, given, least=0, allowed="an int"):
     """A number of something."""
+    if isinstance(given, (bool, np.bool_)):
+        raise TypeError(f"{name} must be {allowed}, got {given!r}")
     try:
         value = operator.index(given)
     except TypeError:
@@ -729,6 +731,7 @@ class EntmaxLossPlan(NamedTuple):
     rows: np.ndarray | None  # what a backend writes of it
     work: np.ndarray | None
     final: np.ndarray | None
+    given: bool  # the result is the caller's out
 
     def run(self):
         """Compute; returns the loss and the gradient or None."""
@@ -760,8 +763,11 @@ class EntmaxLossPlan(NamedTuple):
     def finish(self, loss):
         if self.work is not self.final:
             np.copyto(self.final, self.work)
+        result = self.result
+        if result is not None and result.ndim == 0 and not self.given:
+            result = result[()]
         with np.errstate(over="ignore"):
-            return loss.astype(self.wide)[()], self.result
+            return loss.astype(self.wide)[()], result
 
 
 def plan_entmax_loss(
@@ -800,14 +806,19 @@ def plan_entmax_loss(
         labels = labels.copy()  # what is checked is what is used
         raise_bad_label(labels, x.shape[-1], None)
         target = labels.astype(np.int64)
-    return EntmaxLossPlan(code, x, target, alpha, reduction, num_threads, wide, result, rows, work, final)
+    return EntmaxLossPlan(
+        code, x, target, alpha, reduction, num_threads, wide, result, rows, work, final, out is not None
+    )
 
 
 def check_parameter(name, value, batch, kind, allowed, least):
     """One number a row, or None; `least` says which are allowed."""
     if value is None:
         return None
-    given = as_array(name, value)
+    try:
+        given = as_array(name, value)
+    except OverflowError:
+        given = np.array(value, object)
     if given.dtype.kind not in ("iu" if kind is np.int64 else "iuf") and not (
         kind is np.float64 and is_bfloat16(given.dtype)
     ):
@@ -821,8 +832,8 @@ def check_parameter(name, value, batch, kind, allowed, least):
         at = np.unravel_index(int(np.argmax(bad)), batch)
         where = f" for row ({', '.join(map(str, at))})" if given.ndim else ""
         raise ValueError(f"{name} must be {allowed}, got {values[at]}{where}")
-    if kind is np.int64:
-        given = np.minimum(given, np.iinfo(np.int64).max)
+    if given.dtype == np.uint64 and kind is np.int64:
+        given = np.minimum(given, np.uint64(np.iinfo(np.int64).max))
     return np.broadcast_to(given.astype(kind), batch)
 
 

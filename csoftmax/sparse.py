@@ -6,7 +6,7 @@ import numpy as np
 
 from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk
 from .cross_entropy import cross_entropy_with_grad
-from .softmax import logsumexp, softmax, softmax_vjp
+from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
 
 
 class TopK(NamedTuple):
@@ -55,7 +55,8 @@ def topk(x, k, axis=-1, *, largest=True, sorted=True, device=None, num_threads=N
     Notes
     -----
     The order is total: NaN is greater than every number, -0 equals +0, and of equal elements the one with the lowest
-    index comes first, ``largest`` or not; ``torch.topk`` leaves ties open. Values are exact copies (NaN canonical).
+    index comes first, ``largest`` or not; ``torch.topk`` leaves ties open. Values are exact copies (NaN canonical);
+    integers are compared as float64, exact to 2**53.
 
     Examples
     --------
@@ -170,6 +171,8 @@ def to_csr(topk, n_classes):
         from scipy.sparse import csr_array
     except ImportError:
         raise ImportError("to_csr needs SciPy: pip install scipy") from None
+    if not isinstance(topk, (tuple, list)) or len(topk) != 2:
+        raise TypeError(f"topk must be a TopK or a pair of arrays, got {type(topk).__name__}")
     values, indices = (as_array(name, a) for name, a in zip(("values", "indices"), topk, strict=True))
     n_classes = check_count("n_classes", n_classes)
     if values.shape != indices.shape or values.ndim == 0:
@@ -318,17 +321,19 @@ def _loss(x, target, alpha, gradient, **options):
     p = plan_entmax_loss(x, target, check_alpha(alpha), gradient=gradient, **options)
     if p.alpha != 1:
         return p.run()
-    # The limit: cross-entropy, with soft labels less their entropy.
+    # The limit: cross-entropy, and with soft labels the divergence of Kullback and Leibler.
     loss, grad = cross_entropy_with_grad(p.x, p.target, reduction="none", num_threads=p.num_threads)
-    with np.errstate(all="ignore"):
-        loss = np.asarray(loss, np.float64)
-        if p.target.dtype.kind == "f":
-            q = p.target.astype(np.float64)
+    if p.target.dtype.kind == "f":
+        with np.errstate(all="ignore"):
+            x, q = p.x.astype(np.float64), p.target.astype(np.float64)
+            log_p = log_softmax(x, num_threads=p.num_threads)
+            log_q = np.log(np.where(q > 0, q, 1))
+            terms = np.where(q > 0, q * (log_q - log_p) - q, 0) + np.exp(log_p)
             left = 1 - q.sum(-1)
-            loss = loss + np.sum(np.where(q > 0, q * np.log(np.where(q > 0, q, 1)), 0), axis=-1)
+            lse = logsumexp(x, num_threads=p.num_threads)
+            loss = np.maximum(terms, 0).sum(-1) + np.where(left == 0, 0, left * (lse - 1))
             if np.any(left):
-                loss = loss + np.where(left == 0, 0, left * logsumexp(p.x).astype(np.float64))
-                grad = (grad + left[..., None] * softmax(p.x)).astype(grad.dtype)
+                grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
     return p.reduced(loss, grad)
 
 
@@ -368,9 +373,8 @@ def entmax_loss(x, target, alpha=1.5, *, axis=-1, reduction="mean", where=None, 
     Blondel, Martins & Niculae, "Learning with Fenchel-Young losses", JMLR 2020: ``Omega*(x) + Omega(q) - sum(q * x)``,
     ``Omega(p) = sum(p**alpha - p) / (alpha * (alpha - 1))``. It is computed as the Bregman divergence of q and
     ``entmax(x)`` and what the classes outside its support add, terms that are not negative, so that small losses keep
-    their digits; the difference of large terms, which the formula suggests, rounds them away. In float32 the error is
-    half a unit in the last place; in float64 about ``2**-51 / (alpha * (alpha - 1))`` where a class that is not the
-    label has both probabilities far apart, else a few units.
+    their digits; the difference of large terms, which the formula suggests, rounds them away. A row of which nothing
+    takes part has loss NaN.
 
     Examples
     --------

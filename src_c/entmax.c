@@ -4,10 +4,12 @@
  * the kernel's filter grows when a row needs it.
  *
  * Loss (Blondel, Martins & Niculae 2020), with Omega(p) = sum (p^alpha - p) / (alpha (alpha - 1)):
- *     L(x, q) = Omega*(x) + Omega(q) - <x, q> = sum d(q_j, p_j) + sum_{p_j = 0} q_j (-u_j) / (alpha - 1)
- *               + (sum q - 1) (max - (c - 1/alpha) / (alpha - 1)) (-1),
- * d the Bregman divergence of Omega: terms that are not negative where q sums to 1, so that a small loss keeps its
- * digits.  u_j = (alpha - 1) (x_j - max) + c.
+ *     L(x, q) = Omega*(x) + Omega(q) - <x, q>
+ *             = sum over p_j > 0 of d(q_j, p_j), d the Bregman divergence of Omega,
+ *               + sum over p_j = 0 of q_j [(ln_a q_j - 1) / alpha - v_j / a]
+ *               - (sum q - 1) (max - (c - 1/alpha) / a),
+ * a = alpha - 1, v_j = a (x_j - max) + c - 1: terms that are not negative where q sums to 1, so that a small loss keeps
+ * its digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
  */
 #include "internal.h"
 #include "kernel/scalars.h"
@@ -76,24 +78,35 @@ static int none_left(const entmax_run *r, size_t row) {
 
 /* Loss */
 
-/* d(q, p) = (q^alpha - p^alpha - alpha p^(alpha-1) (q - p)) / (alpha (alpha - 1)); u = p^(alpha-1), less = q - p. */
+/* d(q, p) = (q^alpha - p^alpha - alpha p^a (q - p)) / (alpha a) = [q (ln_a q - ln_a p) - (q - p) p^a] / alpha;
+ * u = p^a, less = q - p. */
 static double divergence(const csm_entmax *e, double q, double p, double u, double less) {
-    const double per = e->alpha * e->scale;
     if (q == 0) return p * u / e->alpha;
     if (e->kind == CSM_SPARSEMAX) return 0.5 * less * less;
     if (e->kind == CSM_ENTMAX15) { /* with a = sqrt q and b = sqrt p: (a - b)^2 (a + b/2) / 0.75 */
         const double a = sqrt(q), d = less / (a + u);
         return d * d * (a + 0.5 * u) / 0.75;
     }
-    const double power = csm_pow(q, 0, e->alpha, 0), part = less / q;
-    if (part < -0.4 || part > 0.4) return (power - p * u - e->alpha * u * less) / per;
+    const double part = less / q;
+    if (part < -0.4 || part > 0.4)
+        return (q * (csm_log_deformed(q, e->scale) - csm_log_deformed(p, e->scale)) - less * u) / e->alpha;
     /* q^alpha times the integral of v (1 - v)^(alpha-2) from 0 to part */
     double sum = 0, term = part * part;
     for (int k = 0; k < 60 && term != 0; k++) {
         sum += term / (k + 2);
         term *= part * (k - (e->alpha - 2)) / (k + 1);
     }
-    return power * sum;
+    return csm_pow(q, 0, e->alpha, 0) * sum;
+}
+
+/* (c - 1) / a */
+static double c_less_one(const entmax_run *r, const csm_support *s) {
+    return ((r->e.p < 1 ? s->t - 1 : s->t) + s->t_low) / r->e.scale;
+}
+
+/* What a class outside the support adds. */
+static double outside(const entmax_run *r, const csm_support *s, double q, double x) {
+    return q * ((csm_log_deformed(q, r->e.scale) - 1) / r->e.alpha - ((x - s->max) + c_less_one(r, s)));
 }
 
 static double as_double(const entmax_run *r, const char *wide, size_t j) {
@@ -113,10 +126,6 @@ static double element(const entmax_run *r, const char *x, size_t j) {
     return csm_from_wide(c, w);
 }
 
-static double u_of(const entmax_run *r, const csm_support *s, double x) {
-    return (x - s->max) * r->e.scale + ((1 + s->t) + s->t_low);
-}
-
 /* The loss; p becomes p - q where p > 0, and what of q lies outside the support is left to the caller. */
 static double hard_loss(const entmax_run *r, csm_support *s, const char *x, size_t label) {
     double loss = 0, others = 0;
@@ -131,10 +140,10 @@ static double hard_loss(const entmax_run *r, csm_support *s, const char *x, size
     }
     if (at < s->count) {
         loss += divergence(&r->e, 1, s->p[at], s->u[at], others);
-        s->p[at] = -others;
+        s->p[at] = 0 - others;
         return loss;
     }
-    return loss + (1 / (r->e.alpha * r->e.scale) - u_of(r, s, element(r, x, label)) / r->e.scale);
+    return loss + outside(r, s, 1, element(r, x, label));
 }
 
 static double soft_loss(const entmax_run *r, csm_support *s, const char *x, const char *q) {
@@ -148,12 +157,11 @@ static double soft_loss(const entmax_run *r, csm_support *s, const char *x, cons
             s->p[i] -= qj;
             i++;
         } else if (qj > 0) {
-            const double u = u_of(r, s, element(r, x, j));
-            loss += divergence(&r->e, qj, 0, 0, qj) - qj * (u < 0 ? u : 0) / r->e.scale;
+            loss += outside(r, s, qj, element(r, x, j));
         }
     }
     mass += mass_low;
-    return mass == 0 ? loss : loss - mass * (s->max - (((1 + s->t) + s->t_low) - 1 / r->e.alpha) / r->e.scale);
+    return mass == 0 ? loss : loss - mass * (s->max - (c_less_one(r, s) + 1 / r->e.alpha));
 }
 
 /* Rows */

@@ -207,7 +207,7 @@ typedef struct csm_entmax {
     double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
 } csm_entmax;
 /* Scratch and result for a row: what survives the filter (z as a pair; capacity each, a multiple of 8), then the support
- * in the order of its indices: probabilities p, u = p^scale, c = 1 + t + t_low. */
+ * in the order of its indices: probabilities p, u = p^scale.  c = 1 + t + t_low, where p < 1 c = t + t_low. */
 typedef struct csm_support {
     double *z, *z_low, *p, *u;
     size_t *index;

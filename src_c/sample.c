@@ -33,7 +33,7 @@ typedef struct sample_run {
 
 /* A row on its way: logits in `dtype`, whose maximum is finite, and the constants that belong to them. */
 typedef struct sample_row {
-    const char *x;
+    const char *x, *given;  /* given: in the caller's dtype, before any transformation; its order decides */
     csm_dtype dtype;
     size_t itemsize;
     const csm_temperature *t;
@@ -75,10 +75,13 @@ static void masses(const sample_run *r, const sample_row *row, const char *x, si
     const double scale = csm_pow2(block->n - row->n);
     block->hi = (block->hi + block->lo) * scale;
     if (scale == 1) return;
+    int some = 0;
     for (size_t i = 0; i < k; i++) {
         csm_wide w = csm_to_wide(c, mass_at(r, mass, i) * scale);
         memcpy(mass + i * c->wide_size, &w, c->wide_size);
+        some |= csm_from_wide(c, w) > 0;
     }
+    if (!some && block->hi == block->hi) block->hi = 0; /* of masses too small for their type there is none */
 }
 
 /* The first i with sum_{l <= i} mass_l > target, else the last with mass. */
@@ -206,7 +209,7 @@ static csm_status draw_selected(const sample_run *r, size_t at, const sample_row
             !reserve(&s->values, k * row->itemsize))
             return CSM_NO_MEMORY;
         csm_select chosen = csm_select_at(s->select.data, n, k, c->wide_size);
-        c->table->select[row->dtype](row->x, n, k, 0, 1, &chosen);
+        c->table->select[c->dtype](row->given, n, k, 0, 1, &chosen);
         for (size_t i = 0; i < k; i++)
             memcpy(s->values.data + i * row->itemsize, row->x + (size_t)chosen.index[i] * row->itemsize, row->itemsize);
         for (size_t begin = 0; begin < k; begin += CSM_BLOCK)
@@ -253,7 +256,7 @@ static csm_status draw_row(const sample_run *r, size_t at, sample_scratch *s) {
         x = s->row.data;
     }
     if (!reserve(&s->blocks, (n / CSM_BLOCK + 1) * sizeof(csm_block))) return CSM_NO_MEMORY;
-    sample_row row = {.x = x, .dtype = c->dtype, .itemsize = c->itemsize, .t = &own->ordinary};
+    sample_row row = {.x = x, .given = x, .dtype = c->dtype, .itemsize = c->itemsize, .t = &own->ordinary};
     row.blocks = (csm_block *)(void *)s->blocks.data;
     double max = c->table->max[c->dtype](x, n);
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;

@@ -91,6 +91,56 @@ def test_sums_to_one(alpha, dtype):
             assert np.all(np.abs(y.sum(-1) - 1) <= bound)
 
 
+@pytest.mark.parametrize(
+    ("alpha", "n"), [(3, 10**5), (5, 10**5), (6, 1000), (10, 1000), (20, 10), (100, 2), (1e300, 3)]
+)
+def test_ties_with_large_alpha(alpha, n):
+    """The root is 1 / n^(alpha - 1), far below the last digit of 1."""
+    for kind in (np.float32, np.float64):
+        y = csoftmax.entmax(np.zeros(n, kind), alpha)
+        assert np.all(np.abs(y * n - 1) <= 2 * np.finfo(kind).eps)
+        loss, grad = csoftmax.entmax_loss_with_grad(np.zeros(n, kind), 0, alpha)
+        assert np.isclose(loss, (1 - n ** (1.0 - alpha)) / (alpha * (alpha - 1)), rtol=1e-6)
+        assert np.allclose(grad, 1 / n - (np.arange(n) == 0))
+    x = np.round(logits((1000,), "float64")) / 2
+    assert abs(csoftmax.entmax(x, alpha).sum() - 1) <= 1e-12
+
+
+@pytest.mark.parametrize("distance", [2.0**-52, 1e-15, 1e-13, 1e-9])
+def test_next_to_alpha_1(distance):
+    x = logits((3, 50), "float64")
+    y = csoftmax.softmax(x)
+    near = csoftmax.entmax(x, 1 + distance)
+    assert np.allclose(near, y, rtol=1e-12 + 200 * distance, atol=0)
+    assert np.all(np.abs(near.sum(-1) - 1) < 1e-14)
+    for target in ([1, 2, 3], y[::-1]):
+        loss = csoftmax.entmax_loss(x, target, 1 + distance)
+        assert np.isclose(loss, csoftmax.entmax_loss(x, target, 1), rtol=1e-11 + 500 * distance)
+
+
+def test_labels_whose_probability_underflows():
+    x = np.array([0.0, -800.0])
+    for alpha in (1.0001, 1.0000001):
+        hard, soft = csoftmax.entmax_loss(x, 1, alpha), csoftmax.entmax_loss(x, [0.0, 1.0], alpha)
+        assert hard == soft
+        assert np.isclose(hard, float(exact_loss(x, [0, 1], alpha)), rtol=1e-12)
+
+
+def test_divergence_is_not_negative():
+    """alpha = 1, soft labels equal to the probabilities."""
+    for dtype in ("float32", "float64"):
+        x = logits((300, 20), dtype)
+        loss = csoftmax.entmax_loss(x, csoftmax.softmax(x), 1.0, reduction="none")
+        assert np.all(loss >= -16 * EPS[dtype])  # the labels sum to 1 within rounding only
+
+
+def test_scalars():
+    loss, grad = csoftmax.entmax_loss_with_grad(5.0, 0)
+    assert (loss, grad) == (0, 0)
+    assert isinstance(grad, np.float64)
+    assert not np.signbit(grad)
+
+
 def test_limits(dtype):
     x = logits((5, 40), dtype)
     assert_same_bits(csoftmax.entmax(x, 1), csoftmax.softmax(x))

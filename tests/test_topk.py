@@ -253,6 +253,8 @@ def test_to_csr(dtype):
         (lambda: csoftmax.to_csr(([1.0], [1.0]), 3), TypeError, "indices must be integers"),
         (lambda: csoftmax.to_csr(([1.0, 2], [1, 1]), 3), ValueError, "twice in one row"),
         (lambda: csoftmax.to_csr(([1.0, 2], [1]), 3), ValueError, "values have shape"),
+        (lambda: csoftmax.to_csr(([1.0, 2],), 3), TypeError, "topk must be a TopK or a pair of arrays"),
+        (lambda: csoftmax.topk([1.0], True), TypeError, "k must be an int"),
     ],
 )
 def test_errors(call, error, message):

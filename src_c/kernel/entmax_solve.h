@@ -2,10 +2,12 @@
  * z_i = (alpha - 1) (x_i - max) and the c in (0, 1] for which sum y = 1 (Peters, Niculae & Martins 2019;
  * sparsemax, p = 1: Martins & Astudillo 2016).  Everything in double, on the unit's vectors.
  *
- * Newton on the p-norm of u, sum^(1/p) = 1: convex for p >= 1, so that from c = 1, where the sum is at least 1, c falls
- * to the root; for p = 1 these are Michelot's steps (1986), for p = 2 four or five suffice.  A bracket guards p < 1.
- * The root is then improved once with sums of pairs; the result sums to 1 within rounding, whatever its size.
- * c = 1 + t: near alpha = 1 t is tiny, and u^p needs its digits.
+ * p >= 1: Newton on the p-norm of u, sum^(1/p) = 1: convex, so that from c = 1, where the sum is at least 1, c falls to
+ * the root; for p = 1 these are Michelot's steps (1986), for p = 2 four or five suffice.  c = 1 + t: near alpha = 1 t is
+ * tiny, and u^p needs its digits.
+ * p < 1: Newton, in a bracket, on the largest probability m = c^p, sum m (1 + z_i / c)^p = 1, whose slope is
+ * sum (1 + z_i / c)^(p-1); c itself may be as small as count^-(alpha - 1).
+ * The root is then improved with sums of pairs; the result sums to 1 within rounding, whatever its size.
  */
 #ifndef CSM_ENTMAX_SOLVE_H
 #define CSM_ENTMAX_SOLVE_H
@@ -46,10 +48,10 @@ INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t,
     *slope = v64_tree(b);
 }
 
-/* u_i = z_i + 1 + t as a pair, the low part below the last digit of the high one. */
-INLINE double csm_entmax_u(const csm_support *s, size_t i, double t, double t_low, double *low) {
-    double v = s->z[i], rest = s->z_low[i] + t_low, u = 1;
-    csm_two_sum(&v, &rest, t);
+/* u_i = z_i + c as a pair, the low part below the last digit of the high one. */
+INLINE double csm_entmax_u(const csm_support *s, const csm_entmax *e, size_t i, double *low) {
+    double v = s->z[i], rest = s->z_low[i] + s->t_low, u = e->p < 1 ? 0 : 1;
+    csm_two_sum(&v, &rest, s->t);
     *low = 0;
     csm_two_sum(&u, low, v);
     rest += *low;
@@ -58,38 +60,86 @@ INLINE double csm_entmax_u(const csm_support *s, size_t i, double t, double t_lo
     return v;
 }
 
-/* From z (padded to a multiple of 8 with -inf) to the probabilities and indices of the support, in order. */
-static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
-    /* ANY: the steps with pairs do the rest */
-    const double near = e->kind == CSM_ENTMAX_ANY && e->p >= 1 ? 0x1p-20 : 0x1p-53;
+/* t for p >= 1. */
+INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
+    const double near = e->kind == CSM_ENTMAX_ANY ? 0x1p-20 : 0x1p-53; /* ANY: the steps with pairs do the rest */
     double t = 0, low = -1, high = 0, sum, slope;
-    for (int i = 0; i < 200 && s->count > 1; i++) {
+    for (int i = 0; i < 200; i++) {
         csm_entmax_sums(s, e, t, &sum, &slope);
         if (sum >= 1) high = t;
         else low = t;
         double root = e->kind == CSM_SPARSEMAX  ? 1
                       : e->kind == CSM_ENTMAX15 ? sqrt(sum)
                                                 : csm_pow(sum, 0, 1 - e->scale, 0); /* sum^(1 - 1/p) */
-        double next = t - (sum - root) / slope;
-        if (e->p < 1 && sum - 1 <= 0x1p-50 && 1 - sum <= 0x1p-50) break; /* the slope has no bound there */
-        if (!(next > low && next < high)) {
-            /* at the root within rounding, or a step of a concave sum that leaves the bracket */
-            if (e->p >= 1 || high - low <= 0x1p-52 * -low) break;
-            next = 0.5 * (low + high);
-        }
+        const double next = t - (sum - root) / slope;
+        if (!(next > low && next < high)) break; /* at the root within rounding */
         const double step = next < t ? t - next : next - t;
         t = next;
         if (step <= -t * near) break;
     }
-    /* steps whose residual is a sum of pairs: one, and near alpha = 1, where sum and root all but cancel above, two */
-    double t_low = 0;
+    return t;
+}
+
+/* c for p < 1. */
+INLINE double csm_entmax_concave(const csm_support *s, const csm_entmax *e) {
+    double low = 1 / (double)s->count, high = 1, m = low, c = 0;
+    for (int i = 0; i < 200; i++) {
+        double sum = 0, slope = 0;
+        c = csm_pow(m, 0, e->scale, 0);
+        for (size_t k = 0; k < s->count; k++) {
+            const double v = s->z[k] == 0 ? 1 : 1 + s->z[k] / c;
+            if (!(v > 0)) continue;
+            const double w = csm_pow(v, 0, e->p - 1, e->p_low);
+            slope += w;
+            sum += w * v;
+        }
+        sum *= m;
+        if (sum == 1) break;
+        if (sum > 1) high = m;
+        else low = m;
+        double next = m - (sum - 1) / slope;
+        /* an end of the bracket was tried before, but for 1 */
+        if (!(next > low && (next < high || (next == 1 && m < 1 && high == 1 && i == 0)))) next = 0.5 * (low + high);
+        const double step = next < m ? m - next : next - m;
+        m = next;
+        if (step <= 0x1p-52 * m) break;
+    }
+    return csm_pow(m, 0, e->scale, 0);
+}
+
+/* From z (padded to a multiple of 8 with -inf) to the probabilities and indices of the support, in order. */
+static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
     const int any = e->kind == CSM_ENTMAX_ANY;
-    for (int again = !any ? !e->single : e->single && e->p >= 1 ? 1 : 2; again > 0 && s->count > 1; again--) {
+    double sum, slope;
+    s->t = e->p < 1;
+    s->t_low = 0;
+    if (s->count > 1) s->t = e->p < 1 ? csm_entmax_concave(s, e) : csm_entmax_newton(s, e);
+    if (s->t == 0 && e->p < 1) { /* c is too small a number: only maxima have probability */
+        size_t kept = 0;
+        for (size_t i = 0; i < s->count; i++)
+            if (s->z[i] == 0) s->index[kept++] = s->index[i];
+        for (size_t i = 0; i < kept; i++) {
+            s->p[i] = 1 / (double)kept;
+            s->u[i] = 0;
+        }
+        s->count = kept;
+        return;
+    }
+    /* Steps whose residual is a sum of pairs: one, and more near alpha = 1, where sum and root all but cancel above.
+     * p < 1: in a bracket, because the slope has no bound where a number enters the support. */
+    const double c = s->t;
+    double low = -CSM_INF, high = CSM_INF;
+    if (e->p < 1) {
+        high = (4 + e->scale) * 0x1p-48;
+        high = (high < 0.5 ? high : 0.5) * c;
+        low = -high;
+    }
+    for (int again = e->p < 1 ? 150 : any ? 8 : !e->single; again > 0 && s->count > 1; again--) {
         double rest = 0;
         sum = -1;
         slope = 0;
         for (size_t i = 0; i < s->count; i++) {
-            double u_low, u = csm_entmax_u(s, i, t, t_low, &u_low);
+            double u_low, u = csm_entmax_u(s, e, i, &u_low);
             if (!(u > 0)) continue;
             if (e->kind == CSM_SPARSEMAX) {
                 csm_two_sum(&sum, &rest, u);
@@ -106,18 +156,27 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
                 slope += e->p * (y / u);
             }
         }
-        t_low -= (sum + rest) / slope;
+        double next = s->t_low - (sum + rest) / slope;
+        if (sum + rest >= 0) high = s->t_low;
+        else low = s->t_low;
+        if (!(next >= low && next <= high)) {
+            if (e->p >= 1) break; /* the slope is 0, or not a number */
+            next = 0.5 * (low + high);
+        }
+        const double step = next < s->t_low ? s->t_low - next : next - s->t_low;
+        s->t_low = next;
+        if (step <= (e->p < 1 ? c * 0x1p-100 : 0x1p-30 / e->p)) break; /* what is left is of the order of the square */
     }
     size_t kept = 0;
     for (size_t i = 0; e->single && !any && i < s->count; i++) {
-        const double u = s->z[i] + (1 + t), y = e->kind == CSM_SPARSEMAX ? u : u * u;
+        const double u = s->z[i] + (1 + s->t), y = e->kind == CSM_SPARSEMAX ? u : u * u;
         s->p[kept] = y;
         s->u[kept] = u;
         s->index[kept] = s->index[i];
         kept += u > 0 && y > 0;
     }
     for (size_t i = 0; (!e->single || any) && i < s->count; i++) {
-        double u_low, u = csm_entmax_u(s, i, t, t_low, &u_low), y;
+        double u_low, u = csm_entmax_u(s, e, i, &u_low), y;
         if (!(u > 0)) continue;
         if (e->kind == CSM_SPARSEMAX) y = u + u_low;
         else if (e->kind == CSM_ENTMAX15) y = fma(u, u, 2 * u * u_low);
@@ -128,8 +187,6 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
         s->index[kept++] = s->index[i];
     }
     s->count = kept;
-    s->t = t;
-    s->t_low = t_low;
 }
 
 #endif

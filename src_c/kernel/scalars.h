@@ -131,11 +131,10 @@ INLINE void csm_top(double max, double t, double bias, const int single, csm_blo
     block->top_low = ((top - (top + low)) + low) * scale;
 }
 
-/* (u + u_low)^(p + p_low), u > 0: the logarithm as a pair, below 2 ULP of double (sampled with mpmath). */
-static inline double csm_pow(double u, double u_low, double p, double p_low) {
+/* log(u + u_low), u > 0 and finite, as a pair (the low part returned apart): error below 2^-60 or its last digits. */
+static inline double csm_log(double u, double u_low, double *log_low) {
     uint64_t bits;
     double k = 0;
-    if (!(u < CSM_INF)) return u;
     if (u < 0x1p-900) { /* subnormal numbers too */
         u *= 0x1p200;
         u_low *= 0x1p200;
@@ -143,9 +142,8 @@ static inline double csm_pow(double u, double u_low, double p, double p_low) {
     }
     memcpy(&bits, &u, 8);
     bits += 0x3ff0000000000000u - 0x3fe6a09e667f3bcdu; /* as in csm_log1p: u = 2^k f, sqrt(1/2) <= f < sqrt 2 */
-    const double e = (double)((int64_t)(bits >> 52) - 1023);
     const double f = csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu);
-    k += e;
+    k += (double)((int64_t)(bits >> 52) - 1023);
     double below = f, below_low = 0;
     csm_two_sum(&below, &below_low, 1);
     const double above = f - 1, s = above / below, z = s * s, z2 = z * z;
@@ -157,17 +155,33 @@ static inline double csm_pow(double u, double u_low, double p, double p_low) {
     double log = k * 0x1.62e42feep-1, low = k * 0x1.a39ef35793c76p-33 + (2 * s_low + s * z * q + u_low / u);
     csm_two_sum(&log, &low, 2 * s);
     const double sum = log + low;
-    low += log - sum;
-    /* e^(p log u) */
-    double w = sum * p, w_low = fma(sum, p, -w) + (low * p + sum * p_low);
-    if (w < -745.2) return 0;
+    *log_low = (log - sum) + low;
+    return sum;
+}
+/* e^(w + w_low) - less, less 0 or 1. */
+static inline double csm_exp_less(double w, double w_low, const int less) {
+    if (w < -745.2) return -less;
     if (w > 709.79) return CSM_INF;
     const double n = (w * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
     const double near = fma(-n, 0x1.62e42fefa39efp-1, w), rest = w_low - n * 0x1.abc9e3b39803fp-56;
     const double r = near + rest;
     const double t = r + (((near - r) + rest) + r * r * (0.5 + (r * csm_exp_rest(r) + 0x1.4p-50)));
+    if (less) return n > 60 ? (t + 1) * csm_pow2(n - 1) * 2 - 1 : t * csm_pow2(n) + (csm_pow2(n) - 1);
     if (n < -1000) return (t * 0x1p-200 + 0x1p-200) * csm_pow2(n + 200);
     return (t + 1) * csm_pow2(n - 1) * 2;
+}
+/* (u + u_low)^(p + p_low), u > 0: the logarithm as a pair, below 2 ULP of double (sampled with mpmath). */
+static inline double csm_pow(double u, double u_low, double p, double p_low) {
+    if (!(u < CSM_INF)) return p > 0 ? u : p < 0 ? 0 : 1;
+    double low, log = csm_log(u, u_low, &low);
+    const double w = log * p;
+    return csm_exp_less(w, fma(log, p, -w) + (low * p + log * p_low), 0);
+}
+/* (v^a - 1) / a, the logarithm's limit as a -> 0. */
+static inline double csm_log_deformed(double v, double a) {
+    double low, log = csm_log(v, 0, &low);
+    const double w = log * a;
+    return csm_exp_less(w, fma(log, a, -w) + low * a, 1) / a;
 }
 
 /* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' = hi + lo without the maxima. */

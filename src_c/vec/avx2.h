@@ -76,7 +76,7 @@ INLINE __m128i csm_load_part16(const uint16_t *p, size_t count) {
         __m128i v;
     } u;
     u.v = _mm_setzero_si128();
-    for (size_t i = 0; i < count; i++) u.h[i] = p[i];
+    for (size_t i = 0; i < count && i < 8; i++) u.h[i] = p[i];
     return u.v;
 }
 INLINE void csm_store_part16(uint16_t *p, size_t count, __m128i v) {

@@ -1,0 +1,235 @@
+/* Top-k, entmax and sampling in the C core: every dtype, layout, thread count and instruction set against the scalar
+ * unit on contiguous rows, byte for byte; top-k against a plain selection sort too.  Called by test_core.c, whose hash it
+ * goes on with.
+ */
+#include "../../src_c/internal.h"
+#include "../../src_c/kernel/scalars.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define TOPK(name, storage, compute) csm_topk_##name,
+#define ENTMAX(name, storage, compute) csm_entmax_##name,
+#define VJP(name, storage, compute) csm_entmax_vjp_##name,
+#define LOSS(name, storage, compute) csm_entmax_loss_##name,
+#define DRAW(name, storage, compute) csm_sample_##name,
+#define ITEM(name, storage, compute) sizeof(storage),
+#define ISA_NAME(name, bits) #name,
+static csm_status (*const topk[])(const csm_shape *, const csm_view *, size_t, const csm_view *, const csm_view *,
+                                  const csm_topk_options *) = {CSM_DTYPES(TOPK)};
+static csm_status (*const entmax[])(const csm_shape *, const csm_view *, const csm_view *,
+                                    const csm_entmax_options *) = {CSM_DTYPES(ENTMAX)};
+static csm_status (*const vjp[])(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                 const csm_entmax_options *) = {CSM_DTYPES(VJP)};
+static csm_status (*const loss[])(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                  const csm_view *, double *, const csm_entmax_options *) = {CSM_DTYPES(LOSS)};
+static csm_status (*const draw[])(const csm_shape *, const csm_view *, size_t, const csm_view *, const csm_view *,
+                                  const csm_sample_options *) = {CSM_DTYPES(DRAW)};
+static const size_t sizes[] = {CSM_DTYPES(ITEM)};
+static const char *const isas[] = {CSM_ISAS(ISA_NAME)};
+enum { ISAS = sizeof isas / sizeof isas[0], ROWS = 4, DRAWS = 9 };
+
+static uint64_t state = 1181783497276652981u;
+static uint32_t next(void) {
+    state = state * 6364136223846793005u + 1442695040888963407u;
+    return (uint32_t)(state >> 32);
+}
+
+static char *need(size_t size) {
+    char *p = calloc(size + 64, 1);
+    if (!p) abort();
+    return p;
+}
+
+static double get(const char *from, csm_dtype dtype) {
+    float f;
+    double d;
+    uint16_t h;
+    if (dtype == CSM_DTYPE_f64) return memcpy(&d, from, 8), d;
+    if (dtype == CSM_DTYPE_f32) return memcpy(&f, from, 4), (double)f;
+    memcpy(&h, from, 2);
+    return (double)(dtype == CSM_DTYPE_f16 ? csm_from_f16(h) : csm_from_bf16(h));
+}
+static void put(char *to, csm_dtype dtype, double value) {
+    float f = (float)value;
+    uint16_t h = dtype == CSM_DTYPE_f16 ? csm_to_f16(f) : csm_to_bf16(f);
+    if (dtype == CSM_DTYPE_f64) memcpy(to, &value, 8);
+    else if (dtype == CSM_DTYPE_f32) memcpy(to, &f, 4);
+    else memcpy(to, &h, 2);
+}
+
+/* What a problem yields, row by row. */
+typedef struct result {
+    char *values, *full, *y, *dx, *gradient;
+    int64_t *indices, *lowest, draws[2][ROWS * DRAWS];
+    double loss[ROWS];
+    csm_status status[8];
+} result;
+
+static result empty_result(size_t n, size_t k, size_t size) {
+    result r = {need(ROWS * k * size),
+                need(ROWS * k * size),
+                need(ROWS * n * size),
+                need(ROWS * n * size),
+                need(ROWS * n * size),
+                (int64_t *)(void *)need(ROWS * k * 8),
+                (int64_t *)(void *)need(ROWS * k * 8),
+                {{0}},
+                {0},
+                {0}};
+    return r;
+}
+static void release(result *r) {
+    void *const all[] = {r->values, r->full, r->y, r->dx, r->gradient, r->indices, r->lowest};
+    for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* x transposed in memory if so; outputs are contiguous rows. */
+static void compute(csm_dtype dtype, const char *x, size_t n, size_t k, double alpha, int transposed, int threads,
+                    result *r) {
+    const size_t size = sizes[dtype];
+    csm_shape shape = {.n = n, .ndim = 1, .shape = {ROWS}};
+    char *laid = need(ROWS * n * size);
+    for (size_t row = 0; row < ROWS; row++)
+        for (size_t j = 0; j < n; j++)
+            memcpy(laid + (transposed ? j * ROWS + row : row * n + j) * size, x + (row * n + j) * size, size);
+    csm_view vx = csm_contiguous(&shape, n, laid, size), vy = csm_contiguous(&shape, n, r->y, size);
+    if (transposed) {
+        vx.axis_stride = (ptrdiff_t)(ROWS * size);
+        vx.strides[0] = (ptrdiff_t)size;
+    }
+    csm_view vv = csm_contiguous(&shape, k, r->values, size), vf = csm_contiguous(&shape, k, r->full, size);
+    csm_view vi = csm_contiguous(&shape, k, r->indices, 8), vd = csm_contiguous(&shape, n, r->dx, size);
+    csm_view vl = csm_contiguous(&shape, k, r->lowest, 8), vg = csm_contiguous(&shape, n, r->gradient, size);
+    csm_topk_options t = csm_default_topk_options();
+    t.threads = threads;
+    t.smallest = 1;
+    r->status[0] = topk[dtype](&shape, &vx, k, &vv, &vl, &t);
+    t.smallest = 0;
+    t.normalize = CSM_TOPK_FULL;
+    r->status[1] = topk[dtype](&shape, &vx, k, &vf, &vi, &t);
+    t.normalize = CSM_TOPK_NONE;
+    r->status[2] = topk[dtype](&shape, &vx, k, &vv, &vi, &t);
+    csm_entmax_options e = csm_default_entmax_options();
+    e.alpha = alpha;
+    e.threads = threads;
+    e.reduction = CSM_NONE;
+    r->status[3] = entmax[dtype](&shape, &vx, &vy, &e);
+    r->status[4] = vjp[dtype](&shape, &vx, &vy, &vd, &e);
+    int64_t labels[ROWS];
+    for (size_t row = 0; row < ROWS; row++) labels[row] = (int64_t)(row * 7 % n);
+    csm_view classes = csm_contiguous(&shape, 1, labels, 8);
+    r->status[5] = loss[dtype](&shape, &vx, &classes, NULL, &vg, r->loss, &e);
+    double uniform[ROWS * DRAWS], top_p = 0.9, temperature = 0.5;
+    for (int i = 0; i < ROWS * DRAWS; i++) uniform[i] = (double)(i * 37 % 101) / 101;
+    csm_view vu = csm_contiguous(&shape, DRAWS, uniform, 8), one = csm_contiguous(&shape, DRAWS, r->draws[0], 8);
+    csm_view two = csm_contiguous(&shape, DRAWS, r->draws[1], 8);
+    csm_view p = csm_contiguous(&shape, 1, &top_p, 8), warm = csm_contiguous(&shape, 1, &temperature, 8);
+    p.strides[0] = warm.strides[0] = 0;
+    csm_sample_options s = csm_default_sample_options();
+    s.threads = threads;
+    r->status[6] = draw[dtype](&shape, &vx, DRAWS, &vu, &one, &s);
+    s.top_p = &p;
+    s.temperature = &warm;
+    r->status[7] = draw[dtype](&shape, &vx, DRAWS, &vu, &two, &s);
+    free(laid);
+}
+
+static int before(double a, double b) { /* whether a comes before b among the largest */
+    if (a != a) return !(b != b);
+    return !(b != b) && a > b;
+}
+
+static int selected(csm_dtype dtype, const char *x, size_t n, size_t k, const result *r) {
+    for (size_t row = 0; row < ROWS; row++) {
+        const char *from = x + row * n * sizes[dtype];
+        char *taken = need(n);
+        int ok = 1;
+        for (size_t i = 0; i < k && ok; i++) {
+            size_t best = n;
+            for (size_t j = 0; j < n; j++)
+                if (!taken[j] &&
+                    (best == n || before(get(from + j * sizes[dtype], dtype), get(from + best * sizes[dtype], dtype))))
+                    best = j;
+            taken[best] = 1;
+            ok = r->indices[row * k + i] == (int64_t)best;
+        }
+        free(taken);
+        if (!ok) return 0;
+    }
+    return 1;
+}
+
+static int same(const result *a, const result *b, size_t n, size_t k, size_t size) {
+    return !memcmp(a->values, b->values, ROWS * k * size) && !memcmp(a->full, b->full, ROWS * k * size) &&
+           !memcmp(a->y, b->y, ROWS * n * size) && !memcmp(a->dx, b->dx, ROWS * n * size) &&
+           !memcmp(a->gradient, b->gradient, ROWS * n * size) && !memcmp(a->indices, b->indices, ROWS * k * 8) &&
+           !memcmp(a->lowest, b->lowest, ROWS * k * 8) && !memcmp(a->loss, b->loss, sizeof a->loss) &&
+           !memcmp(a->status, b->status, sizeof a->status) &&
+           (a->status[6] != CSM_OK || !memcmp(a->draws, b->draws, sizeof a->draws));
+}
+
+static void add_to(uint64_t *hash, const void *data, size_t size) {
+    for (size_t i = 0; i < size; i++) *hash = (*hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3u;
+}
+
+void test_sparse(size_t every, uint64_t *hash, long counts[2]);
+void test_sparse(size_t every, uint64_t *hash, long counts[2]) {
+    static const size_t lengths[] = {1, 2, 7, 16, 17, 33, 64, 65, 100, 127, 128, 129, 200, 1000, 4096, 4100, 9001};
+    static const double alphas[] = {1.01, 1.3, 1.5, 2, 3};
+    const char *chosen = csm_isa();
+    size_t at = 0;
+    for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++)
+        for (size_t l = 0; l < sizeof lengths / sizeof lengths[0]; l++)
+            for (int kind = 0; kind < 12; kind++) {
+                const size_t n = lengths[l], size = sizes[dtype];
+                const size_t some[] = {1, 5, 40, n / 2, n}, k_or_0 = some[(size_t)kind % 5] % (n + 1);
+                const size_t k = k_or_0 ? k_or_0 : 1;
+                const double alpha = alphas[(l + (size_t)kind) % 5];
+                if (at++ % every) continue;
+                char *x = need(ROWS * n * size);
+                for (size_t i = 0; i < ROWS * n; i++) {
+                    double v = (double)(int)(next() % 4001 - 2000) / 512;
+                    if (kind == 1) v = (double)(i % n) / 64; /* ascending */
+                    if (kind == 2) v = -(double)(i % n) / 64;
+                    if (kind == 3) v = 1;
+                    if (kind == 4) v = next() % 2 ? 0.0 : -0.0;
+                    if (kind == 5) v = (double)(next() % 5);
+                    if (kind == 6) v /= 1024;
+                    if (kind == 7 && next() % 3 == 0) v = -CSM_INF;
+                    if (kind == 8 && i % n == n / 2) v = CSM_NAN;
+                    if (kind == 9 && i / n == 1) v = next() % 2 ? CSM_NAN : CSM_INF;
+                    if (kind == 10) v *= dtype == CSM_DTYPE_f16 ? 1000 : 1e30; /* transformed */
+                    put(x + i * size, (csm_dtype)dtype, v);
+                }
+                result expected = empty_result(n, k, size), got = empty_result(n, k, size);
+                if (csm_select_isa("scalar")) abort();
+                compute((csm_dtype)dtype, x, n, k, alpha, 0, 1, &expected);
+                int ok = (n * k > 400000 || selected((csm_dtype)dtype, x, n, k, &expected));
+                for (int i = 0; i < 6; i++) ok &= expected.status[i] == CSM_OK;
+                for (int i = 6; i < 8; i++)
+                    ok &= expected.status[i] ==
+                          (kind == 8 || kind == 9 || (kind == 7 && n < 9) ? expected.status[i] : CSM_OK);
+                add_to(hash, expected.values, ROWS * k * size);
+                add_to(hash, expected.full, ROWS * k * size);
+                add_to(hash, expected.y, ROWS * n * size);
+                add_to(hash, expected.dx, ROWS * n * size);
+                add_to(hash, expected.gradient, ROWS * n * size);
+                add_to(hash, expected.loss, sizeof expected.loss);
+                if (expected.status[6] == CSM_OK) add_to(hash, expected.draws, sizeof expected.draws);
+                for (int i = 0; i < ISAS; i++) {
+                    if (csm_select_isa(isas[i])) continue;
+                    for (int form = 0; form < 3; form++) {
+                        compute((csm_dtype)dtype, x, n, k, alpha, form & 1, form == 2 ? 3 : 1, &got);
+                        ok &= same(&got, &expected, n, k, size);
+                    }
+                }
+                counts[!ok]++;
+                if (!ok && counts[1] < 20) printf("FAILED sparse dtype %d n %zu k %zu kind %d\n", dtype, n, k, kind);
+                free(x);
+                release(&expected);
+                release(&got);
+            }
+    csm_select_isa(chosen);
+}
