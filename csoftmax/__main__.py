@@ -52,7 +52,9 @@ def parser():
     selftest.add_argument("--json", action="store_true", help="as JSON")
 
     bench = commands.add_parser("bench", help="speed beside the installed peers and a plain copy")
-    bench.add_argument("--op", choices=(*_cpu.OPS, *choices.LOSSES), default="softmax", help="default: softmax")
+    bench.add_argument(
+        "--op", choices=(*_cpu.OPS, *choices.LOSSES, *choices.SPARSE), default="softmax", help="default: softmax"
+    )
     bench.add_argument("--peers", type=names(choices.PEERS), help="comma-separated, or none; default: those installed")
     bench.add_argument("--group", choices=(*choices.GROUPS, "all"), help="which of the usual shapes; default: all")
     bench.add_argument("--shapes", type=shapes, metavar="AxB,CxD", help="these shapes instead, such as 128x1000,8x10")

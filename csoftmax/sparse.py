@@ -266,7 +266,7 @@ def entmax(x, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_thre
     >>> import numpy as np
     >>> import csoftmax
     >>> csoftmax.entmax(np.array([1.0, 0.5, -1.0, -2.0])).round(4)
-    array([0.6354, 0.2993, 0.0022, 0.    ])
+    array([0.674, 0.326, 0.   , 0.   ])
     """
     alpha = check_alpha(alpha)
     if alpha == 1:

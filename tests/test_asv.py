@@ -68,6 +68,24 @@ def test_losses_run(monkeypatch):
     memory.peakmem_linear()
 
 
+def test_sparse_runs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "asv_bench"))
+    sparse = importlib.import_module("benchmarks.sparse")
+    from csoftmax._cli.choices import Case
+
+    assert {case.op for case in sparse.CASES.values()} == {"topk", "topk_softmax", "sparsemax", "entmax"}
+    for op, shape in (("topk", (4, 70, 3)), ("topk_softmax", (4, 70, 3)), ("sparsemax", (4, 7)), ("entmax", (4, 7))):
+        for kind in ("labels", "ascending", "descending", "constant"):
+            monkeypatch.setitem(sparse.CASES, "tiny", Case("sparse", op, shape, -1, "float32", kind))
+            benchmark = sparse.Sparse()
+            benchmark.setup("tiny")
+            assert benchmark.time_sparse("tiny").shape == (4, shape[-1])
+    for name in sparse.Sample.params[0]:
+        benchmark = sparse.Sample()
+        benchmark.setup(name)
+        assert benchmark.time_sample(name).shape == (64,)
+
+
 def test_the_check_of_results(tmp_path):
     def check():
         script = ROOT / "asv_bench" / "check_results.py"

@@ -139,7 +139,17 @@ def test_bench_knows_every_operation(op, dtype, capsys):
     assert csoftmax.get_num_threads() == before
 
 
-@pytest.mark.parametrize(("op", "shape"), [("cross_entropy", "6x10"), ("linear_cross_entropy", "5x4x30")])
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [
+        ("cross_entropy", "6x10"),
+        ("linear_cross_entropy", "5x4x30"),
+        ("topk", "5x40x3"),
+        ("topk_softmax", "5x40x3"),
+        ("sparsemax", "6x10"),
+        ("entmax", "6x10"),
+    ],
+)
 def test_bench_knows_the_losses(op, shape, capsys):
     options = ["--rounds", "1", "--threads", "1", "--fresh", "--peers", "scipy,torch,torch_fused,jax"]
     assert main(["bench", "--op", op, "--shapes", shape, *options]) == 0

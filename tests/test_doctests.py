@@ -11,7 +11,7 @@ from csoftmax import _config, _threads, softmax  # noqa: F401
 
 
 @pytest.mark.parametrize(
-    "name", ["csoftmax.softmax", "csoftmax.cross_entropy", "csoftmax._threads", "csoftmax._config"]
+    "name", ["csoftmax.softmax", "csoftmax.cross_entropy", "csoftmax.sparse", "csoftmax._threads", "csoftmax._config"]
 )
 def test_examples(name):
     result = doctest.testmod(sys.modules[name])

@@ -53,7 +53,7 @@ def run(options):
     taking, left_out = gather(options.peers)
     lines = []
     # a log-sum-exp is small and always new
-    without_out = ("logsumexp", "linear_cross_entropy")
+    without_out = ("logsumexp", "linear_cross_entropy", "topk", "topk_softmax")
     modes = ["fresh"] if options.op in without_out else ["out", "fresh"] if options.fresh else ["out"]
     before = csoftmax.get_num_threads()
     with progress(len(cases) * len(modes) * len(counts), "bench") as bar:

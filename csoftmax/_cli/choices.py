@@ -11,7 +11,7 @@ class Case(NamedTuple):
     shape: tuple
     axis: int
     dtype: str
-    kind: str = "labels"  # of a loss: one of KINDS
+    kind: str = "labels"  # of a loss: one of KINDS; of a top-k: the order of the logits
 
     def __str__(self):
         kind = "" if self.kind == "labels" else f" {self.kind}"
@@ -44,9 +44,21 @@ LOSSES = {
         ((2048, 256, 8000), -1, "float32", "labels"),
     ],
 }
+# Of sparse softmax: (shape, axis, dtype, order of the logits).  The last length of a top-k is k.
+_TOPK = [(1024, 1000, 5), (64, 32000, 8), (64, 32000, 64), (64, 128256, 50), (64, 128256, 512), (1, 1000000, 100)]
+SPARSE = {
+    "topk": [
+        *[(shape, -1, "float32", "labels") for shape in _TOPK],
+        *[((64, 32000, 64), -1, "float32", order) for order in ("ascending", "descending", "constant")],
+    ],
+    "topk_softmax": [(shape, -1, "float32", "labels") for shape in _TOPK],
+    "sparsemax": [(shape, -1, "float32", "labels") for shape in ((1024, 1000), (64, 32000))],
+    "entmax": [(shape, -1, "float32", "labels") for shape in ((1024, 1000), (64, 32000))],
+}
 # Geometric means are given over these.
 SUMMARIES = {
     "losses": lambda case: case.group == "loss",
+    "in random order": lambda case: case.group == "sparse" and case.kind == "labels",
     "last axis, float32": lambda case: case.group == "last",
     "last axis, 1000 to 50257 classes": lambda case: case.group == "last" and 1000 <= case.shape[-1] <= 50257,
     "other axes and dtypes": lambda case: case.group in ("axes", "half"),
@@ -58,6 +70,8 @@ PEERS = ("scipy", "torch", "torch_fused", "onnxruntime", "jax")
 def cases(op, group=None, shapes=None, axis=None, dtype=None):
     if op in LOSSES and not shapes:
         return [Case("loss", op, *line) for line in LOSSES[op]]
+    if op in SPARSE and not shapes:
+        return [Case("sparse", op, *line) for line in SPARSE[op]]
     if shapes:
         return [Case("given", op, shape, -1 if axis is None else axis, dtype or "float32") for shape in shapes]
     wanted = GROUPS if group in (None, "all") else [group]

@@ -31,7 +31,7 @@ class Problem:
 
 
 def ours(problem):
-    loss = problem.loss
+    loss = problem.special
     f = csoftmax.linear_cross_entropy_with_grad if loss.linear else csoftmax.cross_entropy_with_grad
     names = {"f": f, "x": loss.x, "w": loss.w, "t": loss.target, "more": loss.options, "out": problem.out}
     if loss.linear:
@@ -41,7 +41,7 @@ def ours(problem):
 
 def torchs(torch, problem, fused=False):
     """Forward and backward; PyTorch makes the gradient in new memory."""
-    loss = problem.loss
+    loss = problem.special
     x = torch.tensor(loss.x, requires_grad=True)
     w = torch.tensor(loss.w, requires_grad=True) if loss.linear else None
     target = torch.from_numpy(loss.target)

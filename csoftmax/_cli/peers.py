@@ -13,8 +13,8 @@ import numpy as np
 
 import csoftmax
 
-from . import losses
-from .choices import LOSSES, Case
+from . import losses, sparse
+from .choices import LOSSES, SPARSE, Case
 from .timing import Contender
 
 
@@ -31,7 +31,7 @@ class Problem(NamedTuple):
     out: np.ndarray
     spare: np.ndarray  # where copies of x go
     fresh: bool  # the result in new memory, no out
-    loss: losses.Problem | None = None
+    special: losses.Problem | sparse.Problem | None = None  # of an operation in a module of its own
 
     @property
     def reduces(self):
@@ -41,6 +41,11 @@ class Problem(NamedTuple):
     def nbytes(self):
         """Read and written at the least."""
         return self.x.nbytes + (0 if self.second is None else self.second.nbytes) + self.out.nbytes
+
+
+def module_of(op):
+    """Where an operation's problems are made, if not here."""
+    return losses if op in LOSSES else sparse if op in SPARSE else None
 
 
 def problem(case, fresh):
@@ -53,15 +58,16 @@ def problem(case, fresh):
         dtype = np.dtype(ml_dtypes.bfloat16)
     else:
         dtype = np.dtype(case.dtype)
-    if case.op in LOSSES:
+    module = module_of(case.op)
+    if module:
         if case.dtype not in ("float32", "float64") or case.axis not in (-1, len(case.shape) - 1):
-            raise LeftOutError("losses are measured in float32 and float64, along the last axis")
-        lengths = losses.LENGTHS[case.op]
+            raise LeftOutError("losses and sparse softmax are measured in float32 and float64, along the last axis")
+        lengths = module.LENGTHS[case.op]
         if len(case.shape) != len(lengths):
             raise LeftOutError(f"the shape of {case.op} is {' x '.join(lengths)}")
-        loss = losses.Problem(case, dtype)
-        out = loss.x.copy()
-        return Problem(case, loss.x, None, out, out, fresh, loss)
+        special = module.Problem(case, dtype)
+        out = special.x.copy()
+        return Problem(case, special.x, None, out, out, fresh, special)
     rng = np.random.default_rng(0)
     make = np.float64 if case.dtype == "float64" else np.float32
     x = rng.standard_normal(case.shape, dtype=make).astype(dtype, copy=False)
@@ -85,8 +91,8 @@ class Csoftmax:
             raise LeftOutError(f"csoftmax uses no more than {csoftmax.get_num_threads()} threads here")
 
     def contender(self, problem):
-        if problem.loss:
-            return losses.ours(problem)
+        if problem.special:
+            return module_of(problem.case.op).ours(problem)
         names = {"f": getattr(csoftmax, problem.case.op), "x": problem.x, "y": problem.second, "out": problem.out}
         arrays = "x" if problem.second is None else "x, y"
         out = "" if problem.fresh or problem.reduces else ", out=out"
@@ -174,8 +180,8 @@ class Torch:
 
     def contender(self, problem):
         torch, case = self.torch, problem.case
-        if problem.loss:
-            return losses.torchs(torch, problem)
+        if problem.special:
+            return module_of(case.op).torchs(torch, problem)
         names = {"x": self.tensor(problem.x), "out": self.tensor(problem.out)}
         if problem.second is None:
             names["f"] = getattr(torch, case.op)
@@ -257,7 +263,7 @@ class Jax:
 
     def contender(self, problem):
         jax, case = self.jax, problem.case
-        if case.op.endswith("_vjp") or problem.loss:
+        if case.op.endswith("_vjp") or problem.special:
             raise LeftOutError("is not measured with gradients")
         function = getattr(jax.nn, case.op)
         compiled = jax.jit(lambda x: function(x, axis=case.axis))

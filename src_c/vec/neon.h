@@ -43,25 +43,25 @@ INLINE v32_t v32_load_f32(const float *p) { return vld1q_f32(p); }
 INLINE v32_t v32_load_part_f32(const float *p, size_t count, v32_t fill) {
     float u[4];
     vst1q_f32(u, fill);
-    for (size_t i = 0; i < count; i++) u[i] = p[i];
+    for (size_t i = 0; i < count && i < sizeof u / sizeof *u; i++) u[i] = p[i];
     return vld1q_f32(u);
 }
 INLINE void v32_store_f32(float *p, v32_t a) { vst1q_f32(p, a); }
 INLINE void v32_store_part_f32(float *p, size_t count, v32_t a) {
     float u[4];
     vst1q_f32(u, a);
-    for (size_t i = 0; i < count; i++) p[i] = u[i];
+    for (size_t i = 0; i < count && i < sizeof u / sizeof *u; i++) p[i] = u[i];
 }
 
 INLINE uint16x4_t csm_load_part16(const uint16_t *p, size_t count) {
     uint16_t u[4] = {0, 0, 0, 0};
-    for (size_t i = 0; i < count; i++) u[i] = p[i];
+    for (size_t i = 0; i < count && i < sizeof u / sizeof *u; i++) u[i] = p[i];
     return vld1_u16(u);
 }
 INLINE void csm_store_part16(uint16_t *p, size_t count, uint16x4_t v) {
     uint16_t u[4];
     vst1_u16(u, v);
-    for (size_t i = 0; i < count; i++) p[i] = u[i];
+    for (size_t i = 0; i < count && i < sizeof u / sizeof *u; i++) p[i] = u[i];
 }
 INLINE v32_t csm_with_fill(v32_t a, size_t count, v32_t fill) {
     float u[4], f[4];
