@@ -176,6 +176,7 @@ static csm_status row_loss(entmax_run *r, size_t row, csm_support *s, const char
     else q = fetch(r, &c->b, row, c->wide_size, NULL, copy);
     if (s->is_nan) r->loss[at] = CSM_NAN;
     else r->loss[at] = r->has_labels ? hard_loss(r, s, x, (size_t)label) : soft_loss(r, s, x, q);
+    if (r->loss[at] != r->loss[at]) r->loss[at] = CSM_NAN;
     if (!r->gradient) return CSM_OK;
     /* y may be x; and q of other places is needed once more */
     r->kernels->spread(s, r->factor, y, c->shape.n);

@@ -3,7 +3,7 @@
 import mpmath
 import numpy as np
 import pytest
-from helpers import LAYOUTS, assert_same_bits
+from helpers import LAYOUTS, NAN_BITS, assert_same_bits, bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ops import dtype_of, logits
@@ -187,6 +187,19 @@ def test_special_values(dtype):
     assert csoftmax.sparsemax(np.zeros((3, 0), dtype_of(dtype))).shape == (3, 0)
     assert csoftmax.sparsemax(np.float32(4)) == 1
     assert csoftmax.sparsemax(np.array([3, 1], np.int8)).tolist() == [1.0, 0.0]
+
+
+def test_nan_is_canonical(dtype):
+    """The one quiet NaN, whatever the machine's own."""
+    x = logits((3, 20), dtype)
+    x[1, 3] = np.nan
+    y = csoftmax.entmax(x)
+    dy = logits((3, 20), dtype, seed=1)
+    dy[2, int(y[2].argmax())] = np.inf
+    for result in (y[1], csoftmax.entmax_vjp(dy, y)[1:], csoftmax.entmax_loss_with_grad(x, [0, 1, 2]).grad[1]):
+        nan = np.isnan(result.astype(np.float64))
+        assert nan.any()
+        assert np.all(bits(result)[nan] == NAN_BITS[dtype])
 
 
 @pytest.mark.parametrize("place", range(0, 70, 3))

@@ -106,7 +106,8 @@ static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, co
                     top_low += fma(w, dyj, -product);
                     csm_two_sum(&all, &all_low, w);
                 } else {
-                    out[j] = (REAL)(w * ((dyj - mean) - mean_low));
+                    const double dx_j = w * ((dyj - mean) - mean_low);
+                    out[j] = (REAL)(dx_j == dx_j ? dx_j : CSM_NAN);
                 }
             }
             if (pass == 0) continue;
