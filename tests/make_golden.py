@@ -81,12 +81,43 @@ def loss_digest(dtype, case, kind):
     return hashlib.sha256(each.tobytes() + np.asarray(loss).tobytes() + grad.tobytes()).hexdigest()[:32]
 
 
+SPARSE = (1.25, 1.5, 2.0)  # alpha
+
+
+def sparse_digest(dtype, case, alpha):
+    """Of top-k, its softmax, entmax with gradient and loss, and draws."""
+    rows, k, _, _, temperature = CASES[case]
+    (x,) = inputs(OPS[0], dtype, case)
+    few = min(k, 40)
+    full = csoftmax.topk_softmax(x, few, temperature=temperature, normalize="full")
+    smallest = csoftmax.topk(x, few, largest=False)
+    y = csoftmax.entmax(x, alpha)
+    loss, grad = csoftmax.entmax_loss_with_grad(x, (integers(rows, 3) % k).astype(np.int64), alpha, reduction="none")
+    draws = [csoftmax.sample(x, temperature=temperature, rng=Uniform(), size=9, top_p=p) for p in (None, 0.75)]
+    results = [*full, *smallest, y, csoftmax.entmax_vjp(x, y, alpha), loss, grad, *draws]
+    return hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in results)).hexdigest()[:32]
+
+
+class Uniform(np.random.Generator):
+    """Uniform numbers made of integers."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
+
+    def random(self, shape):
+        return integers(int(np.prod(shape)), 6).reshape(shape) / 2**24
+
+
 def hashes():
     found = {f"{op.name}/{dtype}/{case}": digest(op, dtype, case) for op in OPS for dtype in DTYPES for case in CASES}
     for kind in LOSSES:
         for dtype in DTYPES:
             for case in CASES:
                 found[f"cross_entropy, {kind}/{dtype}/{case}"] = loss_digest(dtype, case, kind)
+    for alpha in SPARSE:
+        for dtype in DTYPES:
+            for case in CASES:
+                found[f"sparse, alpha={alpha}/{dtype}/{case}"] = sparse_digest(dtype, case, alpha)
     return found
 
 

@@ -8,7 +8,7 @@ import sys
 
 import make_golden
 import pytest
-from make_golden import CASES, LOSSES, digest, loss_digest
+from make_golden import CASES, LOSSES, SPARSE, digest, loss_digest, sparse_digest
 from ops import DTYPES, OPS
 
 little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the hashes are of little-endian bits")
@@ -21,6 +21,7 @@ def golden():
 
 def test_every_case_is_there(golden):
     names = [op.name for op in OPS] + [f"cross_entropy, {kind}" for kind in LOSSES]
+    names += [f"sparse, alpha={alpha}" for alpha in SPARSE]
     assert set(golden) == {f"{name}/{dtype}/{case}" for name in names for dtype in DTYPES for case in CASES}
 
 
@@ -35,6 +36,14 @@ def test_bits_are_those_committed(op, dtype, golden):
 def test_losses_have_the_bits_committed(kind, dtype, golden):
     name = f"cross_entropy, {kind}/{dtype}"
     changed = [case for case in CASES if loss_digest(dtype, case, kind) != golden[f"{name}/{case}"]]
+    assert not changed, f"other bits than committed for {name}: {changed}"
+
+
+@little_endian
+@pytest.mark.parametrize("alpha", SPARSE)
+def test_sparse_functions_have_the_bits_committed(alpha, dtype, golden):
+    name = f"sparse, alpha={alpha}/{dtype}"
+    changed = [case for case in CASES if sparse_digest(dtype, case, alpha) != golden[f"{name}/{case}"]]
     assert not changed, f"other bits than committed for {name}: {changed}"
 
 

@@ -62,6 +62,30 @@ int main(int argc, char **argv) {
         return 7;
     free(labels);
 
+    /* the three largest of each row, best first, in C's own sparse functions; entmax and draws in place of softmax */
+    float best[3];
+    int64_t where[3], drawn[2];
+    double uniform[2] = {0, 0.999};
+    csm_shape first = {.n = n, .ndim = 0};
+    csm_view row = csm_contiguous(&first, n, x, sizeof *x), values = csm_contiguous(&first, 3, best, sizeof *best);
+    csm_view places = csm_contiguous(&first, 3, where, sizeof *where), at = csm_contiguous(&first, 2, drawn, sizeof *drawn);
+    csm_view numbers = csm_contiguous(&first, 2, uniform, sizeof *uniform);
+    csm_view probabilities = csm_contiguous(&first, n, again, sizeof *again);
+    if (n >= 3) {
+        status = csm_topk_f32(&first, &row, 3, &values, &places, NULL);
+        if (status != CSM_OK) return stop(status);
+        if (best[0] < best[1] || best[1] < best[2] || x[where[2]] != best[2]) return 8;
+        if (csm_topk_f32(&first, &row, n + 1, &values, &places, NULL) != CSM_BAD_OPTION) return 8;
+    }
+    status = csm_entmax_f32(&first, &row, &probabilities, NULL);
+    if (status != CSM_OK) return stop(status);
+    double mass = 0;
+    for (size_t j = 0; j < n; j++) mass += (double)again[j];
+    if (!(mass > 0.99999 && mass < 1.00001)) return 9;
+    status = csm_sample_f32(&first, &row, 2, &numbers, &at, NULL);
+    if (status != CSM_OK) return stop(status);
+    if (drawn[0] < 0 || drawn[1] < drawn[0] || drawn[1] >= (int64_t)n) return 10;
+
     options.temperature = -1;
     if (csm_softmax_f32(&shape, &from, &second, &options) != CSM_BAD_TEMPERATURE) return 5;
 
