@@ -1,3 +1,4 @@
+# cython: auto_pickle=False
 # The CPU binding: pointers and strides out of buffers, one C call, status to exception.
 #
 # One function per kind of signature, not per operation.  Arguments arrive checked (see _args.py), except in
