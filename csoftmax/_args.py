@@ -670,6 +670,7 @@ def plan_topk(
     normalize=None,
     temperature=1.0,
     where=None,
+    out=None,
     device=None,
     num_threads=None,
 ):
@@ -693,7 +694,20 @@ def plan_topk(
         empty = ~mask.any(-1)
     place = axes[0] if len(axes) == 1 else rows.ndim - 1
     shape = (*rows.shape[:-1][:place], k, *rows.shape[:-1][place:])
-    result = np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    if out is None:
+        result = np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    else:
+        if not isinstance(out, tuple) or len(out) != 2:
+            raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
+        for array, dtype in zip(out, (x.dtype, np.dtype(np.int64)), strict=True):
+            check_out(array, shape, dtype)
+            if not array.dtype.isnative:
+                raise TypeError(f"out has dtype {array.dtype}; the native byte order is needed")
+            if np.may_share_memory(array, rows):
+                rows = rows.copy()
+        if np.may_share_memory(*out):
+            raise ValueError("out: values and indices lie at one place in memory")
+        result = tuple(out)
     values, indices = (np.moveaxis(a, place, -1) for a in result)
     return TopKPlan(
         code,

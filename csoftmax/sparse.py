@@ -69,7 +69,17 @@ def topk(x, k, axis=-1, *, largest=True, sorted=True, device=None, num_threads=N
 
 
 def topk_softmax(
-    x, k, axis=-1, *, temperature=1.0, normalize="topk", sorted=True, where=None, device=None, num_threads=None
+    x,
+    k,
+    axis=-1,
+    *,
+    temperature=1.0,
+    normalize="topk",
+    sorted=True,
+    where=None,
+    out=None,
+    device=None,
+    num_threads=None,
 ):
     """Softmax of the k largest elements along an axis, and where they are.
 
@@ -84,6 +94,8 @@ def topk_softmax(
     where : array_like of bool, broadcastable to x, optional
         Elements where it is False take no part. They may be among the k if there are too few others; their probability
         is 0.
+    out : pair of ndarrays of the shapes and dtypes of the result, optional
+        Where values and indices go.
     device, num_threads
         As in `softmax`.
 
@@ -123,6 +135,7 @@ def topk_softmax(
         normalize=normalize,
         temperature=temperature,
         where=where,
+        out=out,
         device=device,
         num_threads=num_threads,
     )

@@ -33,6 +33,7 @@ def topk_softmax(
     normalize: Literal["topk", "full"] = "topk",
     sorted: bool = True,
     where: ArrayLike | None = None,
+    out: tuple[NDArray[Any], NDArray[np.int64]] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> TopK: ...

@@ -142,3 +142,27 @@ def test_cross_entropy(word, mxcsr):
             assert_same_bits(got.loss, expected.loss)
             assert_same_bits(got.grad, expected.grad)
             assert after & ~0x3F == word
+
+
+@pytest.mark.parametrize("word", [FTZ_DAZ, *ROUNDINGS.values()], ids=hex)
+def test_sparse_functions(word, mxcsr):
+    for dtype in ("float32", "float64"):
+        x, dy = logits((4, 300), dtype, sigma=2), logits((4, 300), dtype, seed=1)
+        x[3] *= 1e-38 if dtype == "float32" else 1e-307
+        calls = (
+            lambda x=x: csoftmax.topk(x, 9),
+            lambda x=x: csoftmax.topk_softmax(x, 9, normalize="full"),
+            lambda x=x: [csoftmax.entmax(x, alpha) for alpha in (1.3, 1.5, 2.0, 3.0)],
+            lambda x=x, dy=dy: [csoftmax.entmax_vjp(dy, csoftmax.entmax(x))],
+            lambda x=x: csoftmax.entmax_loss_with_grad(x, [0, 1, 2, 3], reduction="sum"),
+            lambda x=x: [csoftmax.sample(x, rng=0, size=9, top_p=p) for p in (None, 0.8)],
+        )
+        for call in calls:
+            expected = call()
+            mxcsr.set_mxcsr(word)
+            got = call()
+            after = mxcsr.get_mxcsr()
+            mxcsr.set_mxcsr(DEFAULT)
+            assert after & ~0x3F == word
+            for a, b in zip(got, expected, strict=True):
+                assert np.asarray(a).tobytes() == np.asarray(b).tobytes()

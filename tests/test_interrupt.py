@@ -33,6 +33,11 @@ call = {{
         np.broadcast_to(one, (1 << 24, 4000)), where=np.broadcast_to(True, 4000), num_threads={threads}),
     "exceptional rows": lambda: csoftmax.logsumexp(
         np.broadcast_to(np.float32(np.inf), (1 << 24, 4000)), num_threads={threads}),
+    "top-k": lambda: csoftmax.topk(
+        np.broadcast_to(np.arange(4000, dtype="f4"), (1 << 22, 4000)), 1, num_threads={threads}),
+    "entmax loss": lambda: csoftmax.entmax_loss(
+        np.broadcast_to(one, (1 << 22, 4000)), np.zeros(1 << 22, int), num_threads={threads}),
+    "draws": lambda: csoftmax.sample(np.broadcast_to(one, (1 << 22, 4000)), rng=0, num_threads={threads}),
     "temperature 0": lambda: csoftmax.logsumexp(
         np.broadcast_to(one, (1 << 24, 4000)), temperature=0.0, num_threads={threads}),
 }}[{name!r}]
@@ -46,7 +51,7 @@ except KeyboardInterrupt:
     print("and right again")
 """
 NAMES = ["many small rows", "many rows", "long rows", "huge rows", "one row", "axis 0", "masked", "exceptional rows",
-         "temperature 0"]  # fmt: skip
+         "temperature 0", "top-k", "entmax loss", "draws"]  # fmt: skip
 
 
 def interrupt(name, threads, isa):

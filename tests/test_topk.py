@@ -210,6 +210,28 @@ def test_topk_softmax_where():
     assert set(few.indices[2, :2]) == {0, 1}
 
 
+def test_topk_softmax_out(dtype):
+    x = logits((5, 40), dtype)
+    expected = csoftmax.topk_softmax(x, 7)
+    out = np.empty((7, 5), x.dtype).T, np.empty((5, 14), np.int64)[:, ::2]
+    got = csoftmax.topk_softmax(x, 7, out=out)
+    assert got.values is out[0]
+    assert got.indices is out[1]
+    assert_same_bits(out[0], expected.values)
+    assert np.array_equal(out[1], expected.indices)
+    y = x.copy()
+    csoftmax.topk_softmax(y, 7, out=(y[:, :7], out[1]))  # over its own input
+    assert_same_bits(y[:, :7], expected.values)
+    for bad, error in (
+        (out[0], TypeError),
+        ((out[0], out[0]), TypeError),
+        ((out[0][:4], out[1]), ValueError),
+        ((out[0], out[1].astype(">i8")), TypeError),
+    ):
+        with pytest.raises(error, match="out"):
+            csoftmax.topk_softmax(x, 7, out=bad)
+
+
 # to_csr
 
 
