@@ -68,7 +68,8 @@ int main(int argc, char **argv) {
     double uniform[2] = {0, 0.999};
     csm_shape first = {.n = n, .ndim = 0};
     csm_view row = csm_contiguous(&first, n, x, sizeof *x), values = csm_contiguous(&first, 3, best, sizeof *best);
-    csm_view places = csm_contiguous(&first, 3, where, sizeof *where), at = csm_contiguous(&first, 2, drawn, sizeof *drawn);
+    csm_view places = csm_contiguous(&first, 3, where, sizeof *where),
+             at = csm_contiguous(&first, 2, drawn, sizeof *drawn);
     csm_view numbers = csm_contiguous(&first, 2, uniform, sizeof *uniform);
     csm_view probabilities = csm_contiguous(&first, n, again, sizeof *again);
     if (n >= 3) {
