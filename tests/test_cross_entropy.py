@@ -227,7 +227,7 @@ keep = csoftmax.cross_entropy_with_grad(x[[0, 2]], [1, 5])
 for target, options in (([1, -100, 5], {}), ([1, 2, 5], {"sample_weight": [1, 0, 1]})):
     result = csoftmax.cross_entropy_with_grad(rows, target, **options)
     assert result.loss == keep.loss and result.grad[[0, 2]].tobytes() == keep.grad.tobytes()
-print("done")
+print("done", flush=True)
 rows[1, 0]  # and this ends the process
 print("read")
 """
