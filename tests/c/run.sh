@@ -124,7 +124,8 @@ neon() {
 
 asan() {
     build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
-    run asan env ASAN_OPTIONS=detect_stack_use_after_return=1:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-40}"
+    # no detect_stack_use_after_return: its frames are not aligned for AVX-512's vectors (GCC bug 110027)
+    run asan env ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-40}"
 }
 
 valgrind_() {
