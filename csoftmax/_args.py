@@ -649,6 +649,7 @@ class TopKPlan(NamedTuple):
     temperature: float
     num_threads: int | None
     result: tuple  # of which values and indices are views
+    out: tuple | None  # where the caller wants them
     empty: np.ndarray | None  # rows of which nothing takes part
 
     def run(self):
@@ -657,7 +658,11 @@ class TopKPlan(NamedTuple):
         _cpu.run_topk(self.dtype, bits(self.x), values, self.indices, *rest)
         if self.empty is not None:
             self.values[self.empty] = 0
-        return self.result
+        if self.out is None:
+            return self.result
+        for to, a in zip(self.out, self.result, strict=True):
+            to[...] = a
+        return self.out
 
 
 def plan_topk(
@@ -694,20 +699,14 @@ def plan_topk(
         empty = ~mask.any(-1)
     place = axes[0] if len(axes) == 1 else rows.ndim - 1
     shape = (*rows.shape[:-1][:place], k, *rows.shape[:-1][place:])
-    if out is None:
-        result = np.empty(shape, x.dtype), np.empty(shape, np.int64)
-    else:
+    result = np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    if out is not None:
         if not isinstance(out, tuple) or len(out) != 2:
             raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
-        for array, dtype in zip(out, (x.dtype, np.dtype(np.int64)), strict=True):
-            check_out(array, shape, dtype)
-            if not array.dtype.isnative:
-                raise TypeError(f"out has dtype {array.dtype}; the native byte order is needed")
-            if np.may_share_memory(array, rows):
-                rows = rows.copy()
-        if np.may_share_memory(*out):
+        for to, a in zip(out, result, strict=True):
+            check_out(to, shape, a.dtype)
+        if np.shares_memory(*out):
             raise ValueError("out: values and indices lie at one place in memory")
-        result = tuple(out)
     values, indices = (np.moveaxis(a, place, -1) for a in result)
     return TopKPlan(
         code,
@@ -720,6 +719,7 @@ def plan_topk(
         temperature,
         num_threads,
         result,
+        out,
         empty,
     )
 
@@ -758,7 +758,6 @@ class EntmaxLossPlan(NamedTuple):
             None if hard else self.target,
             None if self.rows is None else bits(self.rows),
             loss,
-            None,
             self.alpha,
             _cpu.REDUCTIONS[self.reduction],
             self.num_threads,

@@ -107,7 +107,6 @@ def run_entmax_loss(
     soft: NDArray[Any] | None,
     gradient: NDArray[Any] | None,
     loss: NDArray[Any],
-    where: NDArray[Any] | None,
     alpha: float,
     reduction: int,
     num_threads: int | None,

@@ -198,39 +198,49 @@ cdef void _describe(Py_buffer *buffer, cpu.csm_view *view, bint has_axis) noexce
         view.strides[i] = buffer.strides[i]
 
 
+cdef class _Buffers:
+    # the buffers of a call: held while it runs, whatever happens
+    cdef Py_buffer buffer[8]
+    cdef cpu.csm_view view[8]
+    cdef bint held[8]
+    cdef cpu.csm_shape shape
+
+    def __dealloc__(self):
+        for i in range(8):
+            if self.held[i]:
+                PyBuffer_Release(&self.buffer[i])
+
+    cdef const cpu.csm_view *take(self, int i, array, bint has_axis, bint writable) except? NULL:
+        # the view of an array, NULL for None; the first one gives the shape
+        if array is None:
+            return NULL
+        PyObject_GetBuffer(array, &self.buffer[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if writable else 0))
+        self.held[i] = True
+        _describe(&self.buffer[i], &self.view[i], has_axis)
+        if i == 0:
+            self.shape.ndim = self.buffer[0].ndim - 1
+            for j in range(<int>self.shape.ndim):
+                self.shape.shape[j] = self.buffer[0].shape[j]
+            self.shape.n = self.buffer[0].shape[self.shape.ndim]
+        return &self.view[i]
+
+
 def run(int op, int dtype, a, b, y, where, double temperature, num_threads):
     """Run an operation on arrays whose last axis is the softmax axis (y of a log-sum-exp has none)."""
-    cdef Py_buffer buffers[4]
-    cdef cpu.csm_view views[4]
-    cdef cpu.csm_shape shape
-    cdef cpu.csm_options options
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_options options = cpu.csm_default_options()
+    cdef const cpu.csm_view *to
+    cdef const cpu.csm_view *second
     cdef cpu.csm_status status
-    cdef bint held[4]
-    cdef int i
-    held[0] = held[1] = held[2] = held[3] = False
-    options = cpu.csm_default_options()
     options.temperature = temperature
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals
-    try:
-        for i, array in enumerate((a, y, b, where)):
-            if array is not None:
-                PyObject_GetBuffer(array, &buffers[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if i == 1 else 0))
-                held[i] = True
-                _describe(&buffers[i], &views[i], i != 1 or op != CSM_OP_logsumexp)
-        shape.ndim = buffers[0].ndim - 1
-        for i in range(<int>shape.ndim):
-            shape.shape[i] = buffers[0].shape[i]
-        shape.n = buffers[0].shape[shape.ndim]
-        if held[3]:
-            options.where = &views[3]
-        with nogil:
-            status = csm_run(op, dtype, csm_current_table(), &shape, &views[0],
-                             &views[2] if held[2] else NULL, &views[1], &options)
-    finally:
-        for i in range(4):
-            if held[i]:
-                PyBuffer_Release(&buffers[i])
+    buffers.take(0, a, True, False)
+    to = buffers.take(1, y, op != CSM_OP_logsumexp, True)
+    second = buffers.take(2, b, True, False)
+    options.where = buffers.take(3, where, True, False)
+    with nogil:
+        status = csm_run(op, dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second, to, &options)
     _raise(status)
 
 
@@ -340,16 +350,10 @@ def run_loss(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight,
     float64, weight and soft have the compute dtype.  Returns None, or, nothing written, the first bad row: its
     label is no class (soft labels: some row is bad, not this one).
     """
-    cdef Py_buffer buffers[7]
-    cdef cpu.csm_view views[7]
-    cdef bint held[7]
-    cdef cpu.csm_shape shape
+    cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
+    cdef const cpu.csm_view *gradient
     cdef cpu.csm_status status
-    cdef double *to
-    cdef int i
-    for i in range(7):
-        held[i] = False
     options.temperature = temperature
     options.label_smoothing = label_smoothing
     options.z_loss = z_loss
@@ -363,60 +367,21 @@ def run_loss(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight,
         if ignore is not None:
             options.has_ignore = 1
             options.ignore = <uint64_t>ignore
-    try:
-        for i, array in enumerate((x, y, soft, labels, sample_weight, upstream, loss)):
-            if array is not None:
-                PyObject_GetBuffer(array, &buffers[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if i in (1, 6) else 0))
-                held[i] = True
-                _describe(&buffers[i], &views[i], i < 3)
-        to = <double *>buffers[6].buf
-        shape.ndim = buffers[0].ndim - 1
-        for i in range(<int>shape.ndim):
-            shape.shape[i] = buffers[0].shape[i]
-        shape.n = buffers[0].shape[shape.ndim]
-        options.soft = &views[2] if held[2] else NULL
-        options.labels = &views[3] if held[3] else NULL
-        options.sample_weight = &views[4] if held[4] else NULL
-        options.upstream = &views[5] if held[5] else NULL
-        if weight is not None:
-            options.weight = <const void *><uintptr_t>weight.ctypes.data
-        with nogil:
-            status = csm_run_loss(dtype, csm_current_table(), &shape, &views[0], &views[1] if held[1] else NULL, to,
-                                  &options)
-    finally:
-        for i in range(7):
-            if held[i]:
-                PyBuffer_Release(&buffers[i])
+    buffers.take(0, x, True, False)
+    gradient = buffers.take(1, y, True, True)
+    options.soft = buffers.take(2, soft, True, False)
+    options.labels = buffers.take(3, labels, False, False)
+    options.sample_weight = buffers.take(4, sample_weight, False, False)
+    options.upstream = buffers.take(5, upstream, False, False)
+    buffers.take(6, loss, False, True)
+    if weight is not None:
+        options.weight = <const void *><uintptr_t>weight.ctypes.data
+    with nogil:
+        status = csm_run_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], gradient,
+                              <double *>buffers.view[6].data, &options)
     if status == cpu.CSM_BAD_LABEL:
         return options.position
     _raise(status)
-
-
-cdef class _Buffers:
-    # the buffers of a call: held while it runs, whatever happens
-    cdef Py_buffer buffer[8]
-    cdef cpu.csm_view view[8]
-    cdef bint held[8]
-    cdef cpu.csm_shape shape
-
-    def __dealloc__(self):
-        for i in range(8):
-            if self.held[i]:
-                PyBuffer_Release(&self.buffer[i])
-
-    cdef const cpu.csm_view *take(self, int i, array, bint has_axis, bint writable) except? NULL:
-        # the view of an array, NULL for None; the first one gives the shape
-        if array is None:
-            return NULL
-        PyObject_GetBuffer(array, &self.buffer[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if writable else 0))
-        self.held[i] = True
-        _describe(&self.buffer[i], &self.view[i], has_axis)
-        if i == 0:
-            self.shape.ndim = self.buffer[0].ndim - 1
-            for j in range(<int>self.shape.ndim):
-                self.shape.shape[j] = self.buffer[0].shape[j]
-            self.shape.n = self.buffer[0].shape[self.shape.ndim]
-        return &self.view[i]
 
 
 def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int normalize, double temperature,
@@ -459,7 +424,7 @@ def run_entmax(int dtype, a, b, y, where, double alpha, num_threads):
     _raise(status)
 
 
-def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, where, double alpha, int reduction, num_threads):
+def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, int reduction, num_threads):
     """Fenchel-Young loss, float64, and its gradient; labels are int64, soft labels have the compute dtype."""
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
@@ -476,7 +441,6 @@ def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, where, double al
     distribution = buffers.take(2, soft, True, False)
     to = buffers.take(3, gradient, True, True)
     buffers.take(4, loss, False, True)
-    options.where = buffers.take(5, where, True, False)
     with nogil:
         status = csm_run_entmax_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], hard, distribution,
                                      to, <double *>buffers.view[4].data, &options)

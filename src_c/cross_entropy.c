@@ -162,12 +162,6 @@ static void fill(const loss_run *r, char *y, double value) {
     for (size_t j = 0; j < c->shape.n; j++) memcpy(y + j * c->itemsize, &element, c->itemsize);
 }
 
-static double element(const csm_call *c, const char *x, size_t j) {
-    csm_wide w;
-    c->table->widen[c->dtype](x + j * c->itemsize, &w, 1);
-    return csm_from_wide(c, w);
-}
-
 static double transformed_element(const csm_call *c, double x, double max, double shift) {
     csm_wide w = csm_to_wide(c, x);
     csm_transform(c, &w, 1, max, shift);
@@ -196,7 +190,7 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
     double shift = 0;
     int cold = 0, store = y && size == c->wide_size; /* store: pass 1 leaves e' in y */
     csm_loss_row row;
-    if (in.label >= 0) in.x_label = element(c, x, (size_t)in.label);
+    if (in.label >= 0) in.x_label = csm_element(c, x, (size_t)in.label);
 #define BLOCK(b)                                                                                           \
     const size_t k = n - (b) * CSM_BLOCK < CSM_BLOCK ? n - (b) * CSM_BLOCK : CSM_BLOCK;                    \
     const char *part = x + (b) * CSM_BLOCK * size;                                                         \
@@ -232,7 +226,7 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
         kernels->pass1(part, store ? y + b * CSM_BLOCK * size : NULL, k, call->t, terms, &blocks[b]);
     }
     if (store && in.label >= 0) {
-        in.e_label = element(c, y, (size_t)in.label);
+        in.e_label = csm_element(c, y, (size_t)in.label);
         in.n = blocks[(size_t)in.label / CSM_BLOCK].n;
     }
     if (!nan) {
@@ -426,19 +420,17 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     csm_call *c = &r.base;
     memset(&r, 0, offsetof(loss_run, first));
     const size_t n = shape->n;
-    if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
     if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
     if (!fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
-    size_t rows = 1, elements = 8;
-    for (size_t i = 0; i < shape->ndim; i++) rows = shape->shape[i] ? rows : 0;
-    for (size_t i = 0; i < shape->ndim && rows; i++) {
-        if (elements > PTRDIFF_MAX / shape->shape[i]) return CSM_BAD_SHAPE;
-        elements *= shape->shape[i];
-        rows *= shape->shape[i];
-    }
-    if (rows && n && elements > PTRDIFF_MAX / n) return CSM_BAD_SHAPE;
+    csm_status status =
+        csm_lay_out(c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream},
+                    (csm_view *[]){&c->a, &r.order, gradient ? &c->y : NULL, o->soft ? &c->b : NULL,
+                                   o->sample_weight ? &r.weight : NULL, o->upstream ? &r.upstream : NULL},
+                    6, &r.rows);
+    if (status != CSM_OK) return status;
+    const size_t rows = r.rows;
 
     csm_set_dtype(c, dtype, table);
     c->forward = 1;
@@ -449,7 +441,6 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     r.options = o;
     r.kernels = &table->loss[dtype];
     r.wide_kernels = &table->loss[c->wide_dtype];
-    r.rows = rows;
     double weight_sum = (double)n;
     if (o->weight) {
         double low = 0;
@@ -469,30 +460,6 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
                              .soft = o->soft != NULL,
                              .gradient = gradient != NULL};
 
-    /* the batch axes in normal form; order: the row's index in C order, as if in bytes */
-    c->shape.n = n;
-    c->shape.ndim = shape->ndim;
-    ptrdiff_t step = 1;
-    for (size_t i = shape->ndim; i-- > 0 && rows;) {
-        c->shape.shape[i] = shape->shape[i];
-        r.order.strides[i] = step;
-        step *= (ptrdiff_t)shape->shape[i];
-    }
-    csm_view *all[6] = {&c->a, &r.order, &c->y, &c->b, &r.weight, &r.upstream};
-    const csm_view *given[6] = {x, NULL, gradient, o->soft, o->sample_weight, o->upstream};
-    csm_view *views[6];
-    int count = 0;
-    for (int v = 0; v < 6; v++) {
-        if (v != 1 && !given[v]) continue;
-        if (given[v]) {
-            all[v]->data = given[v]->data;
-            all[v]->axis_stride = given[v]->axis_stride;
-            for (size_t i = 0; i < shape->ndim; i++) all[v]->strides[i] = given[v]->strides[i];
-        }
-        views[count++] = all[v];
-    }
-    if (rows) csm_collapse(&c->shape, views, count);
-    else c->shape.ndim = 0;
     r.inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
     r.direct = csm_contiguous_view(&c->shape, &c->a, c->itemsize, 1) &&
                (!gradient || csm_contiguous_view(&c->shape, &c->y, c->itemsize, 1)) &&
@@ -521,7 +488,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     if (o->labels) r.labels = (int64_t *)(void *)(memory + memory_size);
     else r.mass = (double *)(void *)(memory + memory_size);
     r.loss = o->reduction == CSM_NONE ? loss : (double *)(void *)(memory + memory_size + labels_size);
-    csm_status status = compute(&r, shape, o, threads, loss);
+    status = compute(&r, shape, o, threads, loss);
     for (int i = 0; i < threads; i++)
         if (r.memory[i] != r.first) csm_release(r.memory[i]);
     if (memory != stack) csm_release(memory);

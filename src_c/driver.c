@@ -61,12 +61,9 @@ static char *scratch(work *w, int thread) {
 static csm_one_row row_at(const csm_call *c, size_t row) {
     csm_one_row r;
     memset(&r, 0, sizeof r);
-    r.a = (csm_strided){(const char *)c->a.data + csm_offset(&c->shape, c->a.strides, row), 0, c->a.axis_stride};
-    if (c->has_b)
-        r.b = (csm_strided){(const char *)c->b.data + csm_offset(&c->shape, c->b.strides, row), 0, c->b.axis_stride};
-    if (c->has_where)
-        r.where = (csm_strided){(const char *)c->where.data + csm_offset(&c->shape, c->where.strides, row), 0,
-                                c->where.axis_stride};
+    r.a = csm_row_of(c, &c->a, row);
+    if (c->has_b) r.b = csm_row_of(c, &c->b, row);
+    r.where = csm_mask_of(c, row);
     r.y = (char *)c->y.data + csm_offset(&c->shape, c->y.strides, row);
     r.y_axis = c->y.axis_stride;
     return r;

@@ -23,9 +23,10 @@ typedef struct entmax_run {
     csm_entmax e;
     const csm_entmax_kernels *kernels;
     size_t rows, row_size, soft_size;
-    int in_place, has_labels, gradient; /* in_place: every array is contiguous */
+    int in_place, gradient; /* in_place: every array is contiguous */
     double factor;   /* of the gradient: 1 / rows for a mean */
-    double *loss;    /* by row */
+    double *loss;    /* by row in C order, like label: a copy, checked, NULL for soft labels */
+    size_t *label;
     struct entmax_scratch *scratch; /* of each thread */
 } entmax_run;
 
@@ -57,22 +58,18 @@ static csm_support support_at(const entmax_scratch *s) {
 static const char *fetch(const entmax_run *r, const csm_view *v, size_t row, size_t size, const void *absent,
                          char *copy) {
     const csm_call *c = &r->base;
-    const char *x = (const char *)v->data + csm_offset(&c->shape, v->strides, row);
-    if (r->in_place) return x;
-    csm_strided mask = {NULL, 0, 0};
-    if (absent && c->has_where)
-        mask = (csm_strided){(const char *)c->where.data + csm_offset(&c->shape, c->where.strides, row), 0,
-                             c->where.axis_stride};
-    csm_gather(copy, 0, (csm_strided){x, 0, v->axis_stride}, 1, c->shape.n, size, &mask, absent);
+    const csm_strided x = csm_row_of(c, v, row), mask = csm_mask_of(c, row);
+    if (r->in_place) return x.data;
+    csm_gather(copy, 0, x, 1, c->shape.n, size, absent ? &mask : NULL, absent);
     return copy;
 }
 
 static int none_left(const entmax_run *r, size_t row) {
     const csm_call *c = &r->base;
-    if (!c->has_where) return 0;
-    const char *mask = (const char *)c->where.data + csm_offset(&c->shape, c->where.strides, row);
+    const csm_strided mask = csm_mask_of(c, row);
+    if (!mask.data) return 0;
     for (size_t j = 0; j < c->shape.n; j++)
-        if (mask[(ptrdiff_t)j * c->where.axis_stride]) return 0;
+        if (mask.data[(ptrdiff_t)j * mask.axis]) return 0;
     return 1;
 }
 
@@ -109,23 +106,6 @@ static double outside(const entmax_run *r, const csm_support *s, double q, doubl
     return q * ((csm_log_deformed(q, r->e.scale) - 1) / r->e.alpha - ((x - s->max) + c_less_one(r, s)));
 }
 
-static double as_double(const entmax_run *r, const char *wide, size_t j) {
-    float f;
-    double d;
-    if (r->base.wide_size == 8) {
-        memcpy(&d, wide + 8 * j, 8);
-        return d;
-    }
-    memcpy(&f, wide + 4 * j, 4);
-    return (double)f;
-}
-static double element(const entmax_run *r, const char *x, size_t j) {
-    const csm_call *c = &r->base;
-    csm_wide w;
-    c->table->widen[c->dtype](x + j * c->itemsize, &w, 1);
-    return csm_from_wide(c, w);
-}
-
 /* The loss; p becomes p - q where p > 0, and what of q lies outside the support is left to the caller. */
 static double hard_loss(const entmax_run *r, csm_support *s, const char *x, size_t label) {
     double loss = 0, others = 0;
@@ -143,21 +123,21 @@ static double hard_loss(const entmax_run *r, csm_support *s, const char *x, size
         s->p[at] = 0 - others;
         return loss;
     }
-    return loss + outside(r, s, 1, element(r, x, label));
+    return loss + outside(r, s, 1, csm_element(&r->base, x, label));
 }
 
 static double soft_loss(const entmax_run *r, csm_support *s, const char *x, const char *q) {
     double loss = 0, mass = -1, mass_low = 0;
     size_t i = 0;
     for (size_t j = 0; j < r->base.shape.n; j++) {
-        const double qj = as_double(r, q, j);
+        const double qj = csm_wide_at(&r->base, q, j);
         csm_two_sum(&mass, &mass_low, qj);
         if (i < s->count && s->index[i] == j) {
             loss += divergence(&r->e, qj, s->p[i], s->u[i], qj - s->p[i]);
             s->p[i] -= qj;
             i++;
         } else if (qj > 0) {
-            loss += outside(r, s, qj, element(r, x, j));
+            loss += outside(r, s, qj, csm_element(&r->base, x, j));
         }
     }
     mass += mass_low;
@@ -166,31 +146,27 @@ static double soft_loss(const entmax_run *r, csm_support *s, const char *x, cons
 
 /* Rows */
 
-static csm_status row_loss(entmax_run *r, size_t row, csm_support *s, const char *x, char *y, char *copy) {
+static void row_loss(entmax_run *r, size_t row, csm_support *s, const char *x, char *y, char *copy) {
     const csm_call *c = &r->base;
     const size_t at = (size_t)csm_offset(&c->shape, r->order.strides, row);
-    int64_t label = 0;
-    const char *q = NULL;
-    if (r->has_labels)
-        memcpy(&label, (const char *)r->labels.data + csm_offset(&c->shape, r->labels.strides, row), sizeof label);
-    else q = fetch(r, &c->b, row, c->wide_size, NULL, copy);
+    const size_t label = r->label ? r->label[at] : 0;
+    const char *q = r->label ? NULL : fetch(r, &c->b, row, c->wide_size, NULL, copy);
     if (s->is_nan) r->loss[at] = CSM_NAN;
-    else r->loss[at] = r->has_labels ? hard_loss(r, s, x, (size_t)label) : soft_loss(r, s, x, q);
+    else r->loss[at] = q ? soft_loss(r, s, x, q) : hard_loss(r, s, x, label);
     if (r->loss[at] != r->loss[at]) r->loss[at] = CSM_NAN;
-    if (!r->gradient) return CSM_OK;
+    if (!r->gradient) return;
     /* y may be x; and q of other places is needed once more */
     r->kernels->spread(s, r->factor, y, c->shape.n);
     size_t i = 0;
     for (size_t j = 0; !s->is_nan && q && j < c->shape.n; j++) {
-        const double qj = as_double(r, q, j);
+        const double qj = csm_wide_at(&r->base, q, j);
         if (i < s->count && s->index[i] == j) i++;
         else if (qj > 0) csm_put(c, y + j * c->itemsize, -qj * r->factor);
     }
-    if (r->has_labels && !s->is_nan) {
-        for (i = 0; i < s->count && s->index[i] != (size_t)label;) i++;
-        if (i == s->count) csm_put(c, y + (size_t)label * c->itemsize, -r->factor);
+    if (r->label && !s->is_nan) {
+        for (i = 0; i < s->count && s->index[i] != label;) i++;
+        if (i == s->count) csm_put(c, y + label * c->itemsize, -r->factor);
     }
-    return CSM_OK;
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
@@ -219,12 +195,8 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
                 r->kernels->support(x, n, &r->e, &s);
             }
             if (s.is_nan && r->job == FORWARD && none_left(r, row)) s.is_nan = 0; /* all 0 */
-            if (r->job == FORWARD) {
-                r->kernels->spread(&s, 1, y, n);
-            } else {
-                csm_status status = row_loss(r, row, &s, x, y, third);
-                if (status != CSM_OK) return status;
-            }
+            if (r->job == FORWARD) r->kernels->spread(&s, 1, y, n);
+            else row_loss(r, row, &s, x, y, third);
         }
         if (!r->in_place && to) csm_scatter(to, 0, c->y.axis_stride, y, 0, 1, n, size);
     }
@@ -258,7 +230,6 @@ static csm_status prepare(entmax_run *r, entmax_job job, csm_dtype dtype, const 
     csm_set_dtype(c, dtype, table);
     c->has_where = o->where != NULL;
     c->has_b = b != NULL;
-    r->has_labels = labels != NULL;
     r->gradient = y != NULL;
     r->job = job;
     csm_status status = csm_lay_out(c, shape, (const csm_view *[]){a, y, b, o->where, labels, NULL},
@@ -270,7 +241,7 @@ static csm_status prepare(entmax_run *r, entmax_job job, csm_dtype dtype, const 
     r->e.alpha = o->alpha;
     r->e.scale = o->alpha - 1;
     r->e.p = 1 / r->e.scale;
-    r->e.p_low = r->e.p < CSM_INF ? fma(-r->e.p, r->e.scale, 1) / r->e.scale : 0;
+    r->e.p_low = fma(-r->e.p, r->e.scale, 1) / r->e.scale;
     r->e.kind = o->alpha == 2 ? CSM_SPARSEMAX : o->alpha == 1.5 ? CSM_ENTMAX15 : CSM_ENTMAX_ANY;
     r->kernels = &table->entmax[dtype];
     const size_t b_size = job == LOSS ? c->wide_size : c->itemsize;
@@ -279,11 +250,7 @@ static csm_status prepare(entmax_run *r, entmax_job job, csm_dtype dtype, const 
                   (!b || csm_contiguous_view(&c->shape, &c->b, b_size, 1));
     r->row_size = csm_rounded(shape->n * c->itemsize + 1);
     r->soft_size = job == LOSS && b ? csm_rounded(shape->n * c->wide_size + 1) : 0;
-    const float none_f32 = -(float)CSM_INF;
-    const double none = -CSM_INF;
-    if (dtype == CSM_DTYPE_f32) memcpy(&c->absent, &none_f32, sizeof none_f32);
-    else if (dtype == CSM_DTYPE_f64) memcpy(&c->absent, &none, sizeof none);
-    else csm_put(c, &c->absent, none);
+    csm_put(c, &c->absent, -CSM_INF);
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
     return CSM_OK;
 }
@@ -307,15 +274,23 @@ static csm_status run_loss(entmax_run *r, const csm_shape *shape, double *loss, 
     const size_t rows = r->rows, n = shape->n;
     r->factor = o->reduction == CSM_MEAN ? 1 / (double)rows : 1;
     csm_status status = CSM_OK;
-    for (size_t i = 0; i < rows && r->has_labels; i++) { /* before anything is written */
+    if (r->labels.data && !(r->label = csm_allocate((rows + 1) * sizeof *r->label))) return CSM_NO_MEMORY;
+    for (size_t i = 0; i < rows && r->label; i++) { /* before anything is written */
+        const size_t at = (size_t)csm_offset(&r->base.shape, r->order.strides, i);
         int64_t label;
-        memcpy(&label, (const char *)r->labels.data + csm_offset(&r->base.shape, r->labels.strides, i), sizeof label);
-        if (label < 0 || (uint64_t)label >= n) return CSM_BAD_LABEL;
+        memcpy(&label, csm_row_of(&r->base, &r->labels, i).data, sizeof label);
+        r->label[at] = (size_t)label;
+        if (label < 0 || (uint64_t)label >= n) status = CSM_BAD_LABEL;
     }
     r->loss = o->reduction == CSM_NONE ? loss : csm_allocate((rows + 1) * sizeof *loss);
-    if (!r->loss) return CSM_NO_MEMORY;
-    for (size_t i = 0; i < rows && n == 0; i++) r->loss[i] = CSM_NAN; /* soft labels of no class */
-    if (rows > 0 && n > 0) status = each_row(r, o->threads < 1 ? 1 : o->threads);
+    if (!r->loss) status = CSM_NO_MEMORY;
+    for (size_t i = 0; i < rows && n == 0 && status == CSM_OK; i++) r->loss[i] = CSM_NAN; /* soft labels, no class */
+    if (rows > 0 && n > 0 && status == CSM_OK) status = each_row(r, o->threads < 1 ? 1 : o->threads);
+    csm_release(r->label);
+    if (status != CSM_OK) {
+        if (o->reduction != CSM_NONE) csm_release(r->loss);
+        return status;
+    }
     if (o->reduction != CSM_NONE) {
         *loss = csm_tree_sum(r->loss, rows);
         if (o->reduction == CSM_MEAN) *loss /= (double)rows;

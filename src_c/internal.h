@@ -104,11 +104,29 @@ static inline csm_wide csm_to_wide(const csm_call *c, double value) {
     return w;
 }
 static inline double csm_from_wide(const csm_call *c, csm_wide w) { return c->wide_size == 4 ? (double)w.f : w.d; }
+/* Element i of an array of the compute type; element j of storage. */
+static inline double csm_wide_at(const csm_call *c, const char *wide, size_t i) {
+    csm_wide w;
+    memcpy(&w, wide + i * c->wide_size, c->wide_size);
+    return csm_from_wide(c, w);
+}
+static inline double csm_element(const csm_call *c, const char *x, size_t j) {
+    csm_wide w;
+    c->table->widen[c->dtype](x + j * c->itemsize, &w, 1);
+    return csm_from_wide(c, w);
+}
 /* value as one element of storage */
 static inline void csm_put(const csm_call *c, void *to, double value) {
     csm_wide w = csm_to_wide(c, value), narrow;
     c->table->narrow[c->dtype](&w, &narrow, 1);
     memcpy(to, &narrow, c->itemsize);
+}
+/* A row of a view, and of the mask (data NULL: there is none). */
+static inline csm_strided csm_row_of(const csm_call *c, const csm_view *v, size_t row) {
+    return (csm_strided){(const char *)v->data + csm_offset(&c->shape, v->strides, row), 0, v->axis_stride};
+}
+static inline csm_strided csm_mask_of(const csm_call *c, size_t row) {
+    return c->has_where ? csm_row_of(c, &c->where, row) : (csm_strided){NULL, 0, 0};
 }
 typedef struct csm_one_row {
     csm_strided a, b, where; /* row is not used; where.data NULL: all take part */

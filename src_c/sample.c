@@ -57,17 +57,6 @@ static double number(const sample_run *r, const csm_view *v, size_t row) {
     return value;
 }
 
-static double mass_at(const sample_run *r, const char *mass, size_t i) {
-    float f;
-    double d;
-    if (r->base.wide_size == 8) {
-        memcpy(&d, mass + 8 * i, 8);
-        return d;
-    }
-    memcpy(&f, mass + 4 * i, 4);
-    return (double)f;
-}
-
 /* e' of k logits, to `mass`, relative to the row's n; their sum to block->hi. */
 static void masses(const sample_run *r, const sample_row *row, const char *x, size_t k, char *mass, csm_block *block) {
     const csm_call *c = &r->base;
@@ -77,22 +66,22 @@ static void masses(const sample_run *r, const sample_row *row, const char *x, si
     if (scale == 1) return;
     int some = 0;
     for (size_t i = 0; i < k; i++) {
-        csm_wide w = csm_to_wide(c, mass_at(r, mass, i) * scale);
+        csm_wide w = csm_to_wide(c, csm_wide_at(&r->base, mass, i) * scale);
         memcpy(mass + i * c->wide_size, &w, c->wide_size);
         some |= csm_from_wide(c, w) > 0;
     }
     if (!some && block->hi == block->hi) block->hi = 0; /* of masses too small for their type there is none */
 }
 
-/* The first i with sum_{l <= i} mass_l > target, else the last with mass. */
+/* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */
 static size_t search(const sample_run *r, const char *mass, size_t k, double target) {
     double sum = 0;
     size_t last = 0;
     for (size_t i = 0; i < k; i++) {
-        const double m = mass_at(r, mass, i);
-        if (!(m > 0)) continue;
-        sum += m;
+        const double next = sum + csm_wide_at(&r->base, mass, i);
+        if (!(next > sum)) continue;
         last = i;
+        sum = next;
         if (sum > target) break;
     }
     return last;
@@ -135,7 +124,7 @@ static csm_status draw_from(const sample_run *r, size_t row, const char *mass, s
         for (size_t b = 0; b < n_blocks; b++) {
             double sum = 0;
             for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++)
-                sums[i] = sum += mass_at(r, mass, i);
+                sums[i] = sum += csm_wide_at(&r->base, mass, i);
         }
     }
     for (size_t draw = 0; draw < r->size; draw++) {
@@ -162,7 +151,7 @@ static void apply_min(const sample_run *r, char *mass, size_t count, double leas
     for (size_t b = 0; b * CSM_BLOCK < count; b++) {
         double sum = 0;
         for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++) {
-            const double m = mass_at(r, mass, i);
+            const double m = csm_wide_at(&r->base, mass, i);
             if (m >= least) sum += m;
             else memcpy(mass + i * r->base.wide_size, &none, r->base.wide_size);
         }
@@ -217,9 +206,9 @@ static csm_status draw_selected(const sample_run *r, size_t at, const sample_row
                    s->mass.data + begin * c->wide_size, &row->blocks[begin / CSM_BLOCK]);
         if (row->blocks[0].hi != row->blocks[0].hi) return CSM_NO_MASS; /* NaN comes first */
         double total = all, sum = 0;
-        for (size_t i = 0; i < k && top_k < n; i++) total += mass_at(r, s->mass.data, i);
+        for (size_t i = 0; i < k && top_k < n; i++) total += csm_wide_at(&r->base, s->mass.data, i);
         size_t kept = top_p < 1 ? 0 : k;
-        while (kept < k && sum < top_p * total) sum += mass_at(r, s->mass.data, kept++);
+        while (kept < k && sum < top_p * total) sum += csm_wide_at(&r->base, s->mass.data, kept++);
         if (kept < k || top_k < n || k == n || sum >= top_p * total) {
             apply_min(r, s->mass.data, kept, min_p * row->most, row->blocks);
             return draw_from(r, at, s->mass.data, kept, chosen.index, row->blocks, s);
@@ -245,14 +234,12 @@ static csm_status draw_row(const sample_run *r, size_t at, sample_scratch *s) {
     if (!(t >= 0)) return CSM_BAD_TEMPERATURE;
     if (!(top_p > 0 && top_p <= 1) || !(min_p >= 0 && min_p <= 1)) return CSM_BAD_OPTION;
 
-    const char *x = (const char *)c->a.data + csm_offset(&c->shape, c->a.strides, at);
+    const csm_strided from = csm_row_of(c, &c->a, at);
+    const char *x = from.data;
     if (!r->direct) {
-        csm_strided mask = {NULL, 0, 0};
-        if (c->has_where)
-            mask = (csm_strided){(const char *)c->where.data + csm_offset(&c->shape, c->where.strides, at), 0,
-                                 c->where.axis_stride};
+        const csm_strided mask = csm_mask_of(c, at);
         if (!reserve(&s->row, n * c->itemsize)) return CSM_NO_MEMORY;
-        csm_gather(s->row.data, 0, (csm_strided){x, 0, c->a.axis_stride}, 1, n, c->itemsize, &mask, &c->absent);
+        csm_gather(s->row.data, 0, from, 1, n, c->itemsize, &mask, &c->absent);
         x = s->row.data;
     }
     if (!reserve(&s->blocks, (n / CSM_BLOCK + 1) * sizeof(csm_block))) return CSM_NO_MEMORY;
@@ -269,7 +256,7 @@ static csm_status draw_row(const sample_run *r, size_t at, sample_scratch *s) {
         if (!reserve(&s->wide, n * c->wide_size)) return CSM_NO_MEMORY;
         c->table->widen[c->dtype](x, s->wide.data, n);
         for (size_t i = 0; i < n; i++) /* T = 0 would lose it */
-            if (mass_at(r, s->wide.data, i) != mass_at(r, s->wide.data, i)) return CSM_NO_MASS;
+            if (csm_wide_at(&r->base, s->wide.data, i) != csm_wide_at(&r->base, s->wide.data, i)) return CSM_NO_MASS;
         csm_transform(own, s->wide.data, n, max, ordinary ? 0 : max);
         row.x = s->wide.data;
         row.dtype = c->wide_dtype;

@@ -46,9 +46,9 @@ static char *scratch(topk_run *r, int thread) {
 }
 
 static csm_strided x_at(const topk_run *r, size_t row, size_t begin) {
-    const csm_call *c = &r->base;
-    const char *x = (const char *)c->a.data + csm_offset(&c->shape, c->a.strides, row);
-    return (csm_strided){x + (ptrdiff_t)begin * c->a.axis_stride, 0, c->a.axis_stride};
+    csm_strided x = csm_row_of(&r->base, &r->base.a, row);
+    x.data += (ptrdiff_t)begin * x.axis;
+    return x;
 }
 
 /* Elements as aligned contiguous storage. */

@@ -75,7 +75,7 @@ def test_sparse_runs(monkeypatch):
 
     assert {case.op for case in sparse.CASES.values()} == {"topk", "topk_softmax", "sparsemax", "entmax"}
     for op, shape in (("topk", (4, 70, 3)), ("topk_softmax", (4, 70, 3)), ("sparsemax", (4, 7)), ("entmax", (4, 7))):
-        for kind in ("labels", "ascending", "descending", "constant"):
+        for kind in ("plain", "ascending", "descending", "constant"):
             monkeypatch.setitem(sparse.CASES, "tiny", Case("sparse", op, shape, -1, "float32", kind))
             benchmark = sparse.Sparse()
             benchmark.setup("tiny")

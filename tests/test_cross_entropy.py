@@ -4,6 +4,7 @@ import loss_oracle
 import numpy as np
 import oracle
 import pytest
+from failing_allocations import SHIM
 from helpers import LAYOUTS, NAN_BITS, assert_same_bits, bits, run_python
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -685,10 +686,9 @@ def test_guard_pages():
 
 
 ALLOCATIONS = """
-import ctypes
 import numpy as np, csoftmax
 from csoftmax import _cpu
-shim = ctypes.CDLL(None)
+from failing_allocations import every_failure
 _cpu.set_thread_limit(7)
 rng = np.random.default_rng(0)
 refused = 0
@@ -697,31 +697,14 @@ for shape, axis in (((300, 600), 1), ((600, 300), 0), ((3, 9000), 1), ((9000, 40
     k = shape[axis]
     for target in (rng.integers(0, k, x.size // k), rng.random(shape)):
         for options in ({}, {"num_threads": 7, "label_smoothing": 0.1, "clip_norm": 0.1}):
-            expected = csoftmax.cross_entropy_with_grad(x, target, axis=axis, **options)
-            for n in range(1, 60):
-                shim.shim_arm(n)
-                try:
-                    got = csoftmax.cross_entropy_with_grad(x, target, axis=axis, **options)
-                except MemoryError:
-                    assert shim.shim_fails() == 1
-                    refused += 1
-                else:
-                    assert shim.shim_fails() == 0
-                    assert got.loss == expected.loss and got.grad.tobytes() == expected.grad.tobytes()
-                    break
-                finally:
-                    leaked = shim.shim_held()
-                    shim.shim_arm(0)
-                    assert leaked == 0, (shape, n, leaked)
-            else:
-                raise AssertionError("never came through")
+            refused += every_failure(
+                lambda: csoftmax.cross_entropy_with_grad(x, target, axis=axis, **options), (shape, options), 60
+            )
 print("refused", refused)
 """
 
 
 def test_failing_allocations(c_library):
-    from test_allocation import SHIM
-
     done = run_python(ALLOCATIONS, LD_PRELOAD=str(c_library(SHIM, "shim")))
     assert int(done.stdout.split()[-1]) >= 20
 

@@ -11,10 +11,10 @@ class Case(NamedTuple):
     shape: tuple
     axis: int
     dtype: str
-    kind: str = "labels"  # of a loss: one of KINDS; of a top-k: the order of the logits
+    kind: str = "plain"  # of a loss: one of KINDS; of a top-k: the order of the logits, plain: random
 
     def __str__(self):
-        kind = "" if self.kind == "labels" else f" {self.kind}"
+        kind = "" if self.kind == "plain" else f" {self.kind}"
         return f"{self.shape}{'' if self.axis == -1 else f' axis {self.axis}'} {self.dtype}{kind}".replace(",)", ")")
 
 
@@ -32,33 +32,33 @@ GROUPS = {
     "half": [((1024, 4096), -1, "float16"), ((1024, 4096), -1, "bfloat16"), ((1024, 4096), -1, "float64")],
 }
 # Of losses, the gradient included: (shape, axis, dtype, kind).  A linear layer's shape is (rows, features, classes).
-KINDS = ("labels", "weights+smoothing", "soft")
+KINDS = ("plain", "weights+smoothing", "soft")
 LOSSES = {
     "cross_entropy": [
-        *[(shape, -1, "float32", "labels") for shape in ((32, 10), (128, 1000), (4096, 1000), (64, 32000))],
-        *[(shape, -1, "float32", "labels") for shape in ((256, 50257), (512, 128256))],
+        *[(shape, -1, "float32") for shape in ((32, 10), (128, 1000), (4096, 1000), (64, 32000))],
+        *[(shape, -1, "float32") for shape in ((256, 50257), (512, 128256))],
         *[((1024, 1000), -1, "float32", kind) for kind in KINDS[1:]],
     ],
     "linear_cross_entropy": [
-        ((1024, 512, 32000), -1, "float32", "labels"),
-        ((2048, 256, 8000), -1, "float32", "labels"),
+        ((1024, 512, 32000), -1, "float32"),
+        ((2048, 256, 8000), -1, "float32"),
     ],
 }
 # Of sparse softmax: (shape, axis, dtype, order of the logits).  The last length of a top-k is k.
 _TOPK = [(1024, 1000, 5), (64, 32000, 8), (64, 32000, 64), (64, 128256, 50), (64, 128256, 512), (1, 1000000, 100)]
 SPARSE = {
     "topk": [
-        *[(shape, -1, "float32", "labels") for shape in _TOPK],
+        *[(shape, -1, "float32") for shape in _TOPK],
         *[((64, 32000, 64), -1, "float32", order) for order in ("ascending", "descending", "constant")],
     ],
-    "topk_softmax": [(shape, -1, "float32", "labels") for shape in _TOPK],
-    "sparsemax": [(shape, -1, "float32", "labels") for shape in ((1024, 1000), (64, 32000))],
-    "entmax": [(shape, -1, "float32", "labels") for shape in ((1024, 1000), (64, 32000))],
+    "topk_softmax": [(shape, -1, "float32") for shape in _TOPK],
+    "sparsemax": [(shape, -1, "float32") for shape in ((1024, 1000), (64, 32000))],
+    "entmax": [(shape, -1, "float32") for shape in ((1024, 1000), (64, 32000))],
 }
 # Geometric means are given over these.
 SUMMARIES = {
     "losses": lambda case: case.group == "loss",
-    "in random order": lambda case: case.group == "sparse" and case.kind == "labels",
+    "in random order": lambda case: case.group == "sparse" and case.kind == "plain",
     "last axis, float32": lambda case: case.group == "last",
     "last axis, 1000 to 50257 classes": lambda case: case.group == "last" and 1000 <= case.shape[-1] <= 50257,
     "other axes and dtypes": lambda case: case.group in ("axes", "half"),

@@ -34,7 +34,7 @@ typedef enum csm_status {
     CSM_BAD_TEMPERATURE = 4,/* negative or NaN; for gradients also 0 and infinity */
     CSM_SMALL_SCRATCH = 5,  /* options->scratch is smaller than csm_scratch_size() says */
     CSM_BAD_LABEL = 6,      /* a label is not a class (loss->position), or a soft label is negative or not finite */
-    CSM_BAD_OPTION = 7, /* cross-entropy: smoothing outside [0, 1], a clip that is not positive, no labels, ... */
+    CSM_BAD_OPTION = 7, /* one is outside its limits: smoothing, a clip, k, alpha, top-p ...; or there are no labels */
     CSM_NO_MASS = 8 /* a row to draw from holds NaN or +inf, or nothing but -inf */
 } csm_status;
 

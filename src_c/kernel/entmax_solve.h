@@ -1,6 +1,6 @@
 /* alpha-entmax of the numbers that can have probability: y_i = u_i^p, u_i = z_i + c > 0, p = 1 / (alpha - 1),
  * z_i = (alpha - 1) (x_i - max) and the c in (0, 1] for which sum y = 1 (Peters, Niculae & Martins 2019;
- * sparsemax, p = 1: Martins & Astudillo 2016).  Everything in double, on the unit's vectors.
+ * sparsemax, p = 1: Martins & Astudillo 2016).  Everything in double, on the unit's vectors; the last sums as pairs.
  *
  * p >= 1: Newton on the p-norm of u, sum^(1/p) = 1: convex, so that from c = 1, where the sum is at least 1, c falls to
  * the root; for p = 1 these are Michelot's steps (1986), for p = 2 four or five suffice.  c = 1 + t: near alpha = 1 t is

@@ -42,7 +42,7 @@ INLINE REAL V(below)(REAL x) {
     return V(of_key)(key - 1 - (key == 0));
 }
 
-INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* how many are >= t; whole vectors */
+INLINE size_t V(count_some)(const REAL *m, size_t count, REAL t) { /* count: exact in a float */
     V(t) a = V(zero)(), b = a, c = a, d = a, at = V(set)((double)t), one = V(set)(1);
     size_t i = 0;
     for (; i + 4 * V(W) <= count; i += 4 * V(W)) {
@@ -53,6 +53,12 @@ INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* how many a
     }
     for (; i < count; i += V(W)) a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), one));
     return (size_t)V(sum_exact)(V(add)(V(add)(a, b), V(add)(c, d)));
+}
+INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* how many are >= t; whole vectors */
+    enum { MOST = 1 << 20 };
+    size_t sum = 0;
+    for (size_t i = 0; i < count; i += MOST) sum += V(count_some)(m + i, count - i < MOST ? count - i : MOST, t);
+    return sum;
 }
 
 /* A number t with at least k of the m >= t, and few more; no m is NaN.  exact: the k-th largest.
@@ -96,6 +102,15 @@ static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exa
     return V(of_key)(low);
 }
 
+INLINE void V(swap)(csm_select *s) { /* what was sorted to the spare place is the result */
+    void *key = s->key;
+    int64_t *index = s->index;
+    s->key = s->spare_key;
+    s->spare_key = key;
+    s->index = s->spare_index;
+    s->spare_index = index;
+}
+
 /* Descending, stable.  Up to RANKED by counting what comes before each; more by bytes, the lowest first. */
 static NOINLINE void V(sort)(csm_select *s) {
     enum { RANKED = 128 };
@@ -113,19 +128,16 @@ static NOINLINE void V(sort)(csm_select *s) {
         for (size_t i = 0; i < padded; i++) before[i] = same[i] = 0;
         for (size_t i = 0; i < count; i += 4) {
             const V(key) a = key[i], b = key[i + 1], c = key[i + 2], d = key[i + 3];
-            SIMD for (size_t j = 0; j < padded; j++) before[j] +=
-                (V(key))((a > key[j]) + (b > key[j])) + ((c > key[j]) + (d > key[j]));
+            SIMD
+            for (size_t j = 0; j < padded; j++)
+                before[j] += (V(key))((a > key[j]) + (b > key[j])) + ((c > key[j]) + (d > key[j]));
         }
         for (size_t i = 0; i < count; i++) {
             const size_t at = (size_t)before[i] + same[before[i]]++;
             to[at] = key[i];
             s->spare_index[at] = s->index[i];
         }
-        s->key = s->spare_key;
-        s->spare_key = key;
-        int64_t *index = s->index;
-        s->index = s->spare_index;
-        s->spare_index = index;
+        V(swap)(s);
         return;
     }
     size_t places[sizeof(V(key))][256];
@@ -150,11 +162,7 @@ static NOINLINE void V(sort)(csm_select *s) {
             to[at] = from[i];
             s->spare_index[at] = index[i];
         }
-        s->spare_key = s->key;
-        s->key = to;
-        int64_t *swap = s->index;
-        s->index = s->spare_index;
-        s->spare_index = swap;
+        V(swap)(s);
     }
 #undef DIGIT
 }

@@ -8,7 +8,7 @@
  *   sort        select.inc.h
  *
  * Rows of which a large part is wanted have no use for maxima: the threshold is found on a copy.
- * Time: f32 rows of 32,000 in cache take 1.6 times as long as their maximum for k = 8, 2.5 times for k = 64.
+ * Nothing is computed: no accumulators, no rounding.  NaN comes first among the largest, last among the smallest.
  */
 #ifndef FN
 #error "topk.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
