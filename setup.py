@@ -9,6 +9,7 @@ from pathlib import Path
 from Cython.Build import cythonize
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
+from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 CORE = ["cpu_features", "cross_entropy", "dispatch", "driver", "entmax", "layout", "parallel", "row", "sample", "topk"]
@@ -78,6 +79,21 @@ class BuildCore(build_ext):
             shutil.copy2(file, to / file.name)
 
 
+class BuildPython(build_py):
+    """Puts the core's headers into csoftmax/_cuda: the CUDA kernels are compiled with them when first called."""
+
+    def run(self):
+        super().run()
+        if self.editable_mode:
+            return  # they are found in src_c
+        for header in sorted((ROOT / "src_c").rglob("*.h")):
+            name = header.relative_to(ROOT / "src_c")
+            if name.parts[0] in ("kernel", "vec") or str(name) == "registry.h":
+                to = Path(self.build_lib) / "csoftmax" / "_cuda" / "core" / name
+                to.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy2(header, to)
+
+
 core = Extension(
     "csoftmax._cpu",
     ["csoftmax/_cpu.pyx"],
@@ -85,4 +101,4 @@ core = Extension(
     define_macros=[("CSM_SOURCE_HASH", f'"{source_hash()}"')],
     depends=[str(f.relative_to(ROOT)) for f in sorted((ROOT / "src_c").rglob("*.h"))],
 )
-setup(ext_modules=cythonize([core], language_level=3), cmdclass={"build_ext": BuildCore})
+setup(ext_modules=cythonize([core], language_level=3), cmdclass={"build_ext": BuildCore, "build_py": BuildPython})

@@ -7,11 +7,12 @@ here and nowhere else.  What comes out needs no further check.
 import math
 import operator
 import sys
+import types
 from typing import NamedTuple
 
 import numpy as np
 
-from . import _cpu
+from . import _cpu, _cuda
 
 
 class DeviceError(RuntimeError):
@@ -33,10 +34,15 @@ class Plan(NamedTuple):
     work: np.ndarray  # what y is a view of ...
     final: np.ndarray  # ... and the view of the result that it must be copied to if they differ
     given: bool  # the result is the caller's out
+    on_cuda: bool  # the arrays are CuPy's
 
     def run(self):
-        """Compute, and return the result; 0-d results as scalars."""
-        _cpu.run(self.op, self.dtype, self.a, self.b, self.y, self.where, self.temperature, self.num_threads)
+        """Compute, and return the result; 0-d results as scalars (on a CUDA device as arrays: a scalar would wait)."""
+        arguments = self.op, self.dtype, self.a, self.b, self.y, self.where, self.temperature
+        if self.on_cuda:
+            _cuda.run(*arguments)
+        else:
+            _cpu.run(*arguments, self.num_threads)
         return self.finish()
 
     def entmax(self, alpha):
@@ -46,31 +52,83 @@ class Plan(NamedTuple):
 
     def finish(self):
         if self.work is not self.final:
-            np.copyto(self.final, self.work)
-        return self.result if self.result.ndim or self.given else self.result[()]
+            self.final[...] = self.work
+        return self.result if self.result.ndim or self.given or self.on_cuda else self.result[()]
 
 
-def check_device(device):
-    """The CPU, or an exception."""
-    if device is None or device == "cpu":
-        return
-    kind, _, index = device.partition(":") if isinstance(device, str) else ("", "", "")
-    if kind != "cuda" or (":" in device and not index.isdigit()):
-        raise ValueError(f'device must be None, "cpu", "cuda" or "cuda:<index>", got {device!r}')
-    raise DeviceError(
-        f"device={device!r} cannot be used: this version of csoftmax computes on the CPU only, its CUDA backend is "
-        'not released yet. Leave device out or pass device="cpu"; move CuPy arrays with cupy.asnumpy(x) first.'
-    )
+class Place(NamedTuple):
+    """Where a call computes, and how arrays get there: the one place where kinds of array are told apart."""
+
+    xp: types.ModuleType = np  # NumPy, or CuPy
+    index: int | None = None  # of the CUDA device
+    moves: bool = False  # the caller named the device: arrays from elsewhere are moved there
+
+    def array(self, name, x):
+        """A base-class ndarray of the argument at this place, whatever its dtype."""
+        if self.index is None:
+            if is_cupy(x) and self.moves:
+                return x.get()
+            return as_array(name, x)
+        if is_cupy(x):
+            if x.device.id != self.index:
+                if not self.moves:
+                    raise DeviceError(
+                        f"{name} is on CUDA device {x.device.id}, the first argument on {self.index}; pass device="
+                    )
+                with self.xp.cuda.Device(self.index):
+                    return self.xp.array(x)
+            return x
+        if not self.moves:
+            raise DeviceError(
+                f"{name} is on the CPU, the first argument on CUDA device {self.index}: pass cupy.asarray({name}), or "
+                "name the device with device="
+            )
+        with self.xp.cuda.Device(self.index):
+            return self.xp.asarray(as_array(name, x))
+
+
+CPU = Place()
+
+
+def is_cupy(x):
+    return type(x).__module__.partition(".")[0] == "cupy"
+
+
+def place_of(device, x, cpu_only=None):
+    """The place that `device` names, or where x is.  cpu_only: the name of a function that has no CUDA kernels."""
+    kind, index = "cpu", None
+    if device is not None:
+        kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
+        if device != "cpu" and (kind != "cuda" or (":" in device and not number.isdigit())):
+            raise ValueError(f'device must be None, "cpu", "cuda" or "cuda:<index>", got {device!r}')
+        index = int(number) if number else None
+    elif is_cupy(x):
+        kind, index = "cuda", x.device.id
+    if kind == "cpu":
+        return Place(moves=device is not None)
+    if cpu_only:
+        raise DeviceError(
+            f"{cpu_only} has no CUDA kernels in this version, it computes on the CPU only: pass "
+            'device="cpu", which copies CuPy arrays to the CPU'
+        )
+    try:
+        xp = _cuda.require(index)
+    except _cuda.Unavailable as error:
+        raise DeviceError(f'device="cuda" cannot be used: {error}. device="cpu" computes on the CPU.') from None
+    return Place(xp, xp.cuda.Device().id if index is None else index, device is not None)
+
+
+def require_cpu(function, device, *arrays):
+    """The arrays of a function without CUDA kernels; CuPy's are copied to the CPU if `device` says so."""
+    place_of(device, arrays[0], function)
+    return [x.get() if device is not None and is_cupy(x) else x for x in arrays]
 
 
 def as_array(name, x):
     """A base-class ndarray of the argument, whatever its dtype."""
     module = type(x).__module__.partition(".")[0]
     if module == "cupy":
-        raise DeviceError(
-            f"{name} is a CuPy array: this version of csoftmax computes on the CPU only, its CUDA backend is not "
-            f"released yet. Pass cupy.asnumpy({name})."
-        )
+        raise DeviceError(f'{name} is a CuPy array, and the call computes on the CPU: pass device="cpu" or "cuda"')
     if module == "torch":
         raise TypeError(f"{name} is a torch.Tensor, which this version does not take; pass {name}.numpy()")
     if isinstance(x, np.ma.MaskedArray):
@@ -84,9 +142,9 @@ def is_bfloat16(dtype):
     return module is not None and dtype == module.bfloat16
 
 
-def as_float(name, x):
+def as_float(name, x, place=CPU):
     """The array in native byte order, integers as float64, and the code of its dtype."""
-    x = as_array(name, x)
+    x = place.array(name, x)
     dtype = x.dtype
     if dtype.kind in "iu":
         return x.astype(np.float64), _cpu.DTYPES["float64"]
@@ -163,39 +221,43 @@ def overlaps_itself(x):
     return bool(np.any(np.diff(places) < x.itemsize))
 
 
-def check_out(out, shape, dtype):
-    if not isinstance(out, np.ndarray) or isinstance(out, np.ma.MaskedArray):
-        raise TypeError(f"out must be a numpy.ndarray or None, got {type(out).__name__}")
+def check_out(out, shape, dtype, place=CPU):
+    wanted = isinstance(out, place.xp.ndarray) and is_cupy(out) == (place.index is not None)
+    if not wanted or isinstance(out, np.ma.MaskedArray):
+        raise TypeError(f"out must be a {place.xp.__name__}.ndarray or None, got {type(out).__name__}")
+    if place.index is not None and out.device.id != place.index:
+        raise DeviceError(f"out is on CUDA device {out.device.id}; the result is on device {place.index}")
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; the result has shape {shape}")
     if out.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
-    if not out.flags.writeable:
+    if place.index is None and not out.flags.writeable:
         raise ValueError("out is read-only; a writable array is needed")
     if overlaps_itself(out):
         raise ValueError("out overlaps itself: several of its elements lie at one place in memory")
 
 
-def check_where(where, shape):
-    mask = as_array("where", where)
+def check_where(where, shape, place=CPU):
+    mask = place.array("where", where)
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be boolean, got dtype {mask.dtype}")
     try:
-        return np.broadcast_to(mask, shape)
+        return place.xp.broadcast_to(mask, shape)
     except ValueError:
         raise ValueError(f"where has shape {mask.shape}, which does not broadcast to the shape {shape} of x") from None
 
 
 def same_place(a, b):
     """One array in the same layout: an elementwise pass may write where it has read."""
-    return a.ctypes.data == b.ctypes.data and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
+    begin = [x.data.ptr if is_cupy(x) else x.ctypes.data for x in (a, b)]
+    return begin[0] == begin[1] and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
 
 
 def axis_last(x, axes):
     """The array with the softmax axes joined into one, last; a view where the layout allows it."""
     if len(axes) == 1:
         return np.moveaxis(x, axes[0], -1) if axes[0] != x.ndim - 1 else x
-    x = np.moveaxis(x, axes, range(x.ndim - len(axes), x.ndim))
+    x = np.moveaxis(x, axes, tuple(range(x.ndim - len(axes), x.ndim)))
     batch = x.shape[: x.ndim - len(axes)]
     return x.reshape(*batch, math.prod(x.shape[len(batch) :]))
 
@@ -205,34 +267,47 @@ def bits(x):
     return x.view(np.uint16) if is_bfloat16(x.dtype) else x
 
 
-def result_rows(result, x, axes, reduces=False):
+def result_rows(result, x, axes, reduces=False, xp=np):
     """The result with the axes last (`final`), what a backend writes (`work`), and that with the axes joined (`rows`).
 
     Where `final` cannot be written as rows of x's dtype, `work` is a temporary, to be copied to it in the end.
     reduces: the result lacks the axes, or has them with length 1.
     """
-    final = result if reduces else np.moveaxis(result.reshape(x.shape), axes, range(x.ndim - len(axes), x.ndim))
+    final = result if reduces else np.moveaxis(result.reshape(x.shape), axes, tuple(range(x.ndim - len(axes), x.ndim)))
     shape = tuple(n for i, n in enumerate(x.shape) if i not in axes)
     if not reduces:
         shape += (math.prod(x.shape[i] for i in axes),)
     work, rows = final, final.reshape(shape)
-    if final.dtype != x.dtype or not np.may_share_memory(rows, final):
-        work = np.empty(final.shape, x.dtype)
+    if final.dtype != x.dtype or not xp.may_share_memory(rows, final):
+        work = xp.empty(final.shape, x.dtype)
         rows = work.reshape(shape)
     return final, work, rows
 
 
-def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device=None, num_threads=None, keepdims=None):
+def plan(
+    name,
+    x,
+    axis,
+    *,
+    y=None,
+    temperature=1.0,
+    where=None,
+    out=None,
+    device=None,
+    num_threads=None,
+    keepdims=None,
+):
     """Check the arguments of operation `name` and lay them out.
 
     A gradient has `y` and calls its first argument dy; a log-sum-exp has `keepdims` (else None).
     """
-    check_device(device)
+    place = place_of(device, x)
+    xp = place.xp
     gradient = name.endswith("_vjp")
     x_name = "dy" if gradient else "x"
-    x, code = as_float(x_name, x)
+    x, code = as_float(x_name, x, place)
     if gradient:
-        y, y_code = as_float("y", y)
+        y, y_code = as_float("y", y, place)
         if y_code != code or y.shape != x.shape:
             raise (TypeError if y_code != code else ValueError)(
                 f"y has dtype {y.dtype} and shape {y.shape}; dy has dtype {x.dtype} and shape {x.shape}: "
@@ -246,29 +321,31 @@ def plan(name, x, axis, *, y=None, temperature=1.0, where=None, out=None, device
         drop = axes if x.ndim else ()
         shape = tuple(1 if i in drop else n for i, n in enumerate(x.shape) if keepdims or i not in drop)
     if where is not None:
-        where = check_where(where, x.shape)
+        where = check_where(where, x.shape, place)
     if out is not None:
-        check_out(out, shape, x.dtype)
-        if where is not None and np.may_share_memory(out, where):
+        check_out(out, shape, x.dtype, place)
+        if where is not None and xp.may_share_memory(out, where):
             where = where.copy()
-        if np.may_share_memory(out, x) and not same_place(out, x):
+        if xp.may_share_memory(out, x) and not same_place(out, x):
             x = x.copy()
-        if gradient and np.may_share_memory(out, y) and not same_place(out, y):
+        if gradient and xp.may_share_memory(out, y) and not same_place(out, y):
             y = y.copy()
         result = out
+    elif reduces:
+        result = xp.empty(shape, x.dtype)
     else:
-        result = np.empty(shape, x.dtype) if reduces else np.empty_like(x, subok=False)
+        result = xp.empty_like(x, subok=False)
 
     if x.ndim == 0:
         x = x.reshape(1)
         y = y.reshape(1) if gradient else None
         where = where.reshape(1) if where is not None else None
-    final, work, rows = result_rows(result, x, axes, reduces)
+    final, work, rows = result_rows(result, x, axes, reduces, xp)
     a = bits(axis_last(x, axes))
     b = bits(axis_last(y, axes)) if gradient else None
     mask = axis_last(where, axes) if where is not None else None
-    op, given = _cpu.OPS[name], out is not None
-    return Plan(op, code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, given)
+    op, given, on_cuda = _cpu.OPS[name], out is not None, place.index is not None
+    return Plan(op, code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, given, on_cuda)
 
 
 # Cross-entropy
@@ -513,7 +590,8 @@ def wide_dtype(dtype):
 
 def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=None, num_threads=None, **options):
     """Check the arguments of cross_entropy or, with `gradient`, of cross_entropy_with_grad, and lay them out."""
-    check_device(device)
+    logits, target, *values = require_cpu("cross_entropy", device, logits, target, *options.values())
+    options = dict(zip(options, values, strict=True))
     x, code = as_float("logits", logits)
     axes = normalize_axes(axis, x.ndim)
     wide = wide_dtype(x.dtype)
@@ -583,7 +661,10 @@ class LinearPlan(NamedTuple):
 
 def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
     """Check the arguments of linear_cross_entropy, and drop the rows that take no part."""
-    check_device(device)
+    x, w, target, bias, *values = require_cpu(
+        "linear_cross_entropy", device, x, w, target, bias, *options.values()
+    )
+    options = dict(zip(options, values, strict=True))
     x, code = as_float("x", x)
     w, w_code = as_float("w", w)
     if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1]:
@@ -680,7 +761,7 @@ def plan_topk(
     num_threads=None,
 ):
     """Check the arguments of topk or, with `normalize`, of topk_softmax, and lay them out."""
-    check_device(device)
+    x, where = require_cpu("topk" if normalize is None else "topk_softmax", device, x, where)
     x, code = as_float("x", x)
     axes = normalize_axes(axis, x.ndim)
     temperature = check_temperature(temperature, False)
@@ -787,7 +868,7 @@ def plan_entmax_loss(
     x, target, alpha, *, gradient, axis, reduction, where=None, out=None, device=None, num_threads=None
 ):
     """Check the arguments of entmax_loss or, with `gradient`, of entmax_loss_with_grad, and lay them out."""
-    check_device(device)
+    x, target, where = require_cpu("entmax_loss", device, x, target, where)
     x, code = as_float("x", x)
     axes = normalize_axes(axis, x.ndim)
     wide = wide_dtype(x.dtype)
@@ -904,7 +985,9 @@ def plan_sample(
     num_threads=None,
 ):
     """Check the arguments of sample, take its uniform numbers, and lay them out."""
-    check_device(device)
+    logits, where, temperature, top_k, top_p, min_p = require_cpu(
+        "sample", device, logits, where, temperature, top_k, top_p, min_p
+    )
     x, code = as_float("logits", logits)
     axes = normalize_axes(axis, x.ndim)
     mask = None if where is None else check_where(where, x.shape)

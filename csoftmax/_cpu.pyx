@@ -15,11 +15,13 @@ import operator
 import os
 import threading
 
-from numpy import dtype as _dtype, empty as _empty, ndarray as _ndarray
+from numpy import dtype as _dtype, empty as _empty, frombuffer as _frombuffer, ndarray as _ndarray
 
 
 cdef extern from "internal.h" nogil:
     ctypedef struct csm_table:
+        pass
+    ctypedef struct csm_scales:
         pass
     const csm_table *csm_current_table()
     cpu.csm_status csm_run_topk(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
@@ -35,6 +37,8 @@ cdef extern from "internal.h" nogil:
                                 const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                            const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
+
+    csm_scales csm_scales_of(int, double)
 
 cdef extern from "registry.h" nogil:
     int CSM_OP_softmax, CSM_OP_log_softmax, CSM_OP_logsumexp, CSM_OP_softmax_vjp, CSM_OP_log_softmax_vjp
@@ -68,6 +72,7 @@ OPS = {
 DTYPES = {
     "float32": CSM_DTYPE_f32, "float64": CSM_DTYPE_f64, "float16": CSM_DTYPE_f16, "bfloat16": CSM_DTYPE_bf16,
 }
+SUFFIXES = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}  # CSM_DTYPES
 LABELS = {
     "int8": cpu.CSM_INT8, "int16": cpu.CSM_INT16, "int32": cpu.CSM_INT32, "int64": cpu.CSM_INT64,
     "uint8": cpu.CSM_UINT8, "uint16": cpu.CSM_UINT16, "uint32": cpu.CSM_UINT32, "uint64": cpu.CSM_UINT64,
@@ -223,6 +228,12 @@ cdef class _Buffers:
                 self.shape.shape[j] = self.buffer[0].shape[j]
             self.shape.n = self.buffer[0].shape[self.shape.ndim]
         return &self.view[i]
+
+
+def scales(int dtype, double temperature):
+    """A call's temperature as the constants that kernels elsewhere need: a csm_scales, in an array of one element."""
+    cdef csm_scales s = csm_scales_of(dtype, temperature)
+    return _frombuffer((<char *>&s)[:sizeof(s)], f"V{sizeof(s)}")
 
 
 def run(int op, int dtype, a, b, y, where, double temperature, num_threads):

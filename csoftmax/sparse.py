@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk
+from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk, require_cpu
 from .cross_entropy import cross_entropy_with_grad
 from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
 
@@ -284,7 +284,8 @@ def entmax(x, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_thre
     alpha = check_alpha(alpha)
     if alpha == 1:
         return softmax(x, axis, where=where, out=out, device=device, num_threads=num_threads)
-    return plan("softmax", x, axis, where=where, out=out, device=device, num_threads=num_threads).entmax(alpha)
+    x, where = require_cpu("entmax", device, x, where)
+    return plan("softmax", x, axis, where=where, out=out, num_threads=num_threads).entmax(alpha)
 
 
 def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_threads=None):
@@ -326,7 +327,8 @@ def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, 
     alpha = check_alpha(alpha)
     if alpha == 1:
         return softmax_vjp(dy, y, axis, where=where, out=out, device=device, num_threads=num_threads)
-    p = plan("softmax_vjp", dy, axis, y=y, where=where, out=out, device=device, num_threads=num_threads)
+    dy, y, where = require_cpu("entmax_vjp", device, dy, y, where)
+    p = plan("softmax_vjp", dy, axis, y=y, where=where, out=out, num_threads=num_threads)
     return p.entmax(alpha)
 
 

@@ -359,6 +359,14 @@ void csm_set_temperature(csm_call *c) {
     c->ordinary.inv_t2 = c->scale2;
 }
 
+csm_scales csm_scales_of(csm_dtype dtype, double temperature) {
+    csm_call c;
+    csm_set_dtype(&c, dtype, NULL);
+    c.temperature = temperature;
+    csm_set_temperature(&c);
+    return (csm_scales){temperature, c.scale1, c.scale2, c.ordinary, c.transformed, c.always_transform};
+}
+
 static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
                       const csm_view *b, const csm_view *y, const csm_options *options, csm_fp_environment *caller) {
     static const csm_options defaults = CSM_OPTIONS_INIT;

@@ -88,6 +88,8 @@ csm_status csm_lay_out(csm_call *, const csm_shape *, const csm_view *const *giv
 void csm_set_dtype(csm_call *, csm_dtype, const csm_table *);
 /* The constants of a call from its temperature, dtype sizes known. */
 void csm_set_temperature(csm_call *);
+/* The same for kernels elsewhere (CUDA). */
+csm_scales csm_scales_of(csm_dtype, double temperature);
 csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
                    const csm_view *y, const csm_options *);
 

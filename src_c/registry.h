@@ -3,8 +3,7 @@
 #ifndef CSM_REGISTRY_H
 #define CSM_REGISTRY_H
 
-#include <stddef.h>
-#include <stdint.h>
+#include "vec/standard.h"
 
 /*        name             second input, output has the softmax axis */
 #define CSM_OPS(X)       \
@@ -52,6 +51,14 @@ typedef struct csm_temperature {
     double limit;                 /* rows with |max| <= limit take the ordinary path (NaN and infinity do not) */
     double reference_limit;       /* the reference maximum of a block is clamped to this */
 } csm_temperature;
+
+/* A call's temperature: constants for rows as they are, and for rows that row.c transforms (x less the maximum or not, times
+ * scale1 and scale2) first. */
+typedef struct csm_scales {
+    double temperature, scale1, scale2;
+    csm_temperature ordinary, transformed;
+    int always_transform; /* T is 0, infinite or outside the range of `ordinary` */
+} csm_scales;
 
 /* What one block of a row contributes.  Forward: reference exponent n, sum = hi + lo of e' over the block (over
  * the elements that are not the maximum, for the log family), count of elements equal to max, e' of max as a pair.
@@ -239,9 +246,11 @@ typedef struct csm_table {
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
 } csm_table;
 
+#if !defined(__cplusplus)
 /* One exported symbol per unit; NULL when the unit was built without its instruction set. */
 #define CSM_ISA_TABLE(name, bits) extern const csm_table *const csm_table_##name;
 CSM_ISAS(CSM_ISA_TABLE)
 #undef CSM_ISA_TABLE
+#endif
 
 #endif

@@ -38,26 +38,13 @@ INLINE unsigned csm_lowest_bit(uint64_t bits) {
 
 #include "entmax_solve.h"
 
-/* float */
-#define V(name) v32_##name
-#define REAL float
-#define EXP_MANTISSA 23
-#define EXP_EXPONENT_BIAS 127
-#define EXP_BIAS 60      /* B */
-#define EXP_SAFE 30      /* 1 / sum e' times 2^-30 is a normal number */
-#define EXP_SUM_START 0x1p66 /* more than 32 times the largest e', 1.42 2^B */
-#define EXP_MAGIC 0x1.8p23
-#define EXP_MOST 0x1.fffffep127
-#define EXP_LOG2E 0x1.715476p0
-#define EXP_LN2_HI 0x1.62e430p-1
-#define EXP_LN2_LO -0x1.05c610p-29
-#define EXP_SMALL 0x1p-40
-#define EXP_LARGEST_LOG 46
+#include "single.inc.h"
 #define v32_LOAD_REAL v32_load_f32
 #define v32_LOAD_PART_REAL v32_load_part_f32
 #define v32_STORE_REAL v32_store_f32
 #define v32_STORE_PART_REAL v32_store_part_f32
 #include "math.inc.h"
+#include "element.inc.h"
 #include "sum.inc.h"
 #include "select.inc.h"
 
@@ -88,42 +75,15 @@ INLINE unsigned csm_lowest_bit(uint64_t bits) {
 #define STORE_PART v32_store_part_bf16
 #include "storage.inc.h"
 
-/* double */
-#undef V
-#undef REAL
-#undef EXP_MANTISSA
-#undef EXP_EXPONENT_BIAS
-#undef EXP_BIAS
-#undef EXP_SAFE
-#undef EXP_SUM_START
-#undef EXP_MAGIC
-#undef EXP_MOST
-#undef EXP_LOG2E
-#undef EXP_LN2_HI
-#undef EXP_LN2_LO
-#undef EXP_SMALL
-#undef EXP_LARGEST_LOG
 #undef KEY_MOST
 #undef KEY_LEAST
-#define V(name) v64_##name
-#define REAL double
-#define EXP_MANTISSA 52
-#define EXP_EXPONENT_BIAS 1023
-#define EXP_BIAS 500
-#define EXP_SAFE 450
-#define EXP_SUM_START 0x1p511 /* more than CSM_BLOCK / 8 times the largest e', 1.42 2^B */
-#define EXP_MAGIC 0x1.8p52
-#define EXP_MOST 0x1.fffffffffffffp1023
-#define EXP_LOG2E 0x1.71547652b82fep+0
-#define EXP_LN2_HI 0x1.62e42fefa39efp-1
-#define EXP_LN2_LO 0x1.abc9e3b39803fp-56
-#define EXP_SMALL 0x1p-400
-#define EXP_LARGEST_LOG 350
+#include "double.inc.h"
 #define v64_LOAD_REAL v64_load_f64
 #define v64_LOAD_PART_REAL v64_load_part_f64
 #define v64_STORE_REAL v64_store_f64
 #define v64_STORE_PART_REAL v64_store_part_f64
 #include "math.inc.h"
+#include "element.inc.h"
 #include "sum.inc.h"
 #include "select.inc.h"
 

@@ -15,11 +15,6 @@
 #error "cross_entropy.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* The reals from i on: a whole vector, or the last `count`, the rest 0. */
-INLINE V(t) FN(loss_reals)(const void *p, size_t i, size_t count) {
-    const REAL *from = p;
-    return count >= V(W) ? V(LOAD_REAL)(from + i) : V(LOAD_PART_REAL)(from + i, count, V(zero)());
-}
 /* block->far = sum a_j (ref - x_j), block->mass = sum a_j, each as soft times a sum with q and flat times one without.
  * Four terms are added in the compute type, then in double: at most 1 ULP more.  exact: a term with a_j = 0 is 0 even
  * where x_j = -inf. */
@@ -53,7 +48,7 @@ INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, cons
 #define COUNT(v) (whole ? (size_t)V(W) : (v) * V(W) < left ? left - (v) * V(W) : 0)
 #define READ(to, from) \
     UNROLL             \
-    for (size_t v = 0; v < STEP; v++) to[v] = COUNT(v) ? FN(loss_reals)(from, i + v * V(W), COUNT(v)) : V(zero)();
+    for (size_t v = 0; v < STEP; v++) to[v] = COUNT(v) ? V(loss_reals)(from, i + v * V(W), COUNT(v)) : V(zero)();
     UNROLL
     for (size_t v = 0; v < STEP; v++) {
         const T *at = x + i + v * V(W);
@@ -90,7 +85,7 @@ INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, cons
         for (size_t v = 0; v < STEP; v++) {
             V(t) a = flat;
             if (terms->q)
-                a = V(fma)(soft, (COUNT(v) ? FN(loss_reals)(terms->q, i + v * V(W), COUNT(v)) : V(zero)()), flat);
+                a = V(fma)(soft, (COUNT(v) ? V(loss_reals)(terms->q, i + v * V(W), COUNT(v)) : V(zero)()), flat);
             a = V(mul)(a, V(drop)(V(eq)(a, V(zero)()), z[v]));
             V(dot_add)(&s->far_1, (int)(v % (16 / V(W))), a, V(set)(1));
         }
@@ -179,7 +174,7 @@ INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *
         if (v >= used) continue;
         y[v] = V(exp_value)(z[v], s, tempered);
         if (e) V(STORE_REAL)(e + v * V(W), y[v]);
-        y[v] = FN(without_max)(y[v], V(eq)(z[v], max), &count);
+        y[v] = V(without_max)(y[v], V(eq)(z[v], max), &count);
     }
     V(sum_sixteen)(&sum, y);
     V(sum_total)(&sum, &block->hi, &block->lo);
@@ -204,56 +199,6 @@ static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_factors(c, in, shrink, EXP_MANTISSA == 23, row);
 }
 
-typedef struct FN(loss_constants) {
-    V(t) f, f_low, shift, post, post_low, power1, power2, most, least, soft, flat;
-} FN(loss_constants);
-
-/* e' of a block is relative to the block's n and gets 2^d, d <= 0: in the factor, or, from 2^-8 on, by itself, as far as
- * that is a normal number (then the gradient is subnormal, and the rest does no harm in the factor). */
-INLINE int FN(loss_set)(const csm_block *block, const csm_loss_row *row, FN(loss_constants) * c) {
-    const double d = block->n - row->sums.n, least = 26 - EXP_EXPONENT_BIAS;
-    const int folded = d >= -8;
-    const double own = folded ? 0 : d < least ? least : d, up = csm_pow2(d - own);
-    c->f = V(set)(row->f * up);
-    c->f_low = V(set)(row->f_low * up);
-    c->shift = V(set)(csm_pow2(own));
-    c->post = V(set)(row->post);
-    c->post_low = V(set)(row->post_low);
-    double e = row->post_exponent, range = 2 * EXP_EXPONENT_BIAS; /* a power of two, in two halves that are normal */
-    e = e > range ? range : e < 4 - range ? 4 - range : e;
-    double half = (e * 0.5 + 0x1.8p52) - 0x1.8p52;
-    c->power1 = V(set)(csm_pow2(half));
-    c->power2 = V(set)(csm_pow2(e - half));
-    c->most = V(set)(row->clip);
-    c->least = V(set)(-row->clip);
-    c->soft = V(set)(row->soft > EXP_MOST ? EXP_MOST : row->soft);
-    c->flat = V(set)(row->flat > EXP_MOST ? EXP_MOST : row->flat);
-    return folded;
-}
-/* g = e f + e f_low - w (soft q + flat); q, w: whether there are any; plain: neither shift, clip nor post. */
-INLINE V(t) FN(loss_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, FN(loss_constants) c,
-                              const int q, const int w, const int plain) {
-    if (!plain) e = V(mul)(e, c.shift);
-    V(t) g;
-    if (w) {
-        V(t) a = q ? V(fma)(c.soft, FN(loss_reals)(terms->q, i, count), c.flat) : c.flat;
-        g = V(fnma)(a, FN(loss_reals)(terms->w, i, count), V(mul)(e, c.f_low));
-    } else {
-        g = V(fma)(e, c.f_low, V(sub)(V(zero)(), c.flat));
-        if (q) g = V(fnma)(c.soft, FN(loss_reals)(terms->q, i, count), g);
-    }
-    return V(fma)(e, c.f, g);
-}
-/* The same for terms that may be NULL. */
-INLINE V(t) FN(loss_any_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, FN(loss_constants) c) {
-    if (!terms) return FN(scaled)(V(mul)(e, c.shift), c.f, c.f_low);
-    if (terms->w)
-        return terms->q ? FN(loss_gradient)(e, terms, i, count, c, 1, 1, 0)
-                        : FN(loss_gradient)(e, terms, i, count, c, 0, 1, 0);
-    return terms->q ? FN(loss_gradient)(e, terms, i, count, c, 1, 0, 0)
-                    : FN(loss_gradient)(e, terms, i, count, c, 0, 0, 0);
-}
-
 INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block, const csm_loss_row *row,
                            const csm_loss_terms *terms, const int scratch) {
     size_t i = 0;
@@ -262,21 +207,21 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
         const double up = csm_pow2(d);
         const V(t) f = V(set)(row->f * up), f_low = V(set)(row->f_low * up);
         for (; i + 2 * V(W) <= k; i += 2 * V(W)) {
-            STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), f, f_low));
-            STORE(y + i + V(W), FN(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low));
+            STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), f, f_low));
+            STORE(y + i + V(W), V(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low));
         }
-        for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), f, f_low));
+        for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), f, f_low));
         if (i < k) {
             V(t) last = scratch ? V(LOAD_REAL)(e + i) : V(LOAD_PART_REAL)(e + i, k - i, f);
-            STORE_PART(y + i, k - i, FN(scaled)(last, f, f_low));
+            STORE_PART(y + i, k - i, V(scaled)(last, f, f_low));
         }
         return;
     }
-    FN(loss_constants) c;
-    const int plain = FN(loss_set)(block, row, &c) && row->plain;
+    V(loss_constants) c;
+    const int plain = V(loss_set)(block, row, &c) && row->plain;
     if (plain && terms) {
 #define WHOLE(q, w) \
-    for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(loss_gradient)(V(LOAD_REAL)(e + i), terms, i, V(W), c, q, w, 1));
+    for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(loss_gradient)(V(LOAD_REAL)(e + i), terms, i, V(W), c, q, w, 1));
         if (terms->q && terms->w) WHOLE(1, 1)
         else if (terms->q) WHOLE(1, 0)
         else if (terms->w) WHOLE(0, 1)
@@ -286,9 +231,9 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
     for (; i < k; i += V(W)) {
         const int whole = k - i >= V(W);
         V(t) z = whole || scratch ? V(LOAD_REAL)(e + i) : V(LOAD_PART_REAL)(e + i, k - i, V(zero)());
-        V(t) g = FN(loss_any_gradient)(z, terms, i, k - i, c);
+        V(t) g = V(loss_any_gradient)(z, terms, i, k - i, c);
         if (!plain) {
-            g = FN(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
+            g = V(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
             g = V(mul)(V(mul)(g, c.power1), c.power2);
             g = V(select)(V(ordered)(g), g, V(set)(CSM_NAN)); /* infinite factors */
         }
@@ -300,17 +245,17 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
 static NOINLINE double FN(loss_squares)(const REAL *e, size_t k, const csm_block *block, const csm_loss_row *row,
                                         const csm_loss_terms *terms, ptrdiff_t label) {
     enum { PER = 16 / V(W) };
-    FN(loss_constants) c;
+    V(loss_constants) c;
     V(dot) squares;
     double hi, lo;
-    FN(loss_set)(block, row, &c);
+    V(loss_set)(block, row, &c);
     V(dot_zero)(&squares);
     for (size_t i = 0; i < k; i += 16) {
         UNROLL
         for (int v = 0; v < PER; v++) {
             size_t at = i + (size_t)v * V(W);
             if (at >= k) continue;
-            V(t) g = FN(loss_any_gradient)(FN(loss_reals)(e, at, k - at), terms, at, k - at, c);
+            V(t) g = V(loss_any_gradient)(V(loss_reals)(e, at, k - at), terms, at, k - at, c);
             /* not what is not there (its e' is 0, but flat does not know), nor the label, whose gradient is not this */
             const int holds_label = label >= (ptrdiff_t)at && label < (ptrdiff_t)(at + V(W));
             if (k - at < V(W) || holds_label) {
@@ -369,9 +314,9 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
         for (int v = 0; v < PER; v++) {
             const size_t at = i + (size_t)v * V(W);
             if (at >= k) continue;
-            V(t) z = FN(loss_reals)(q, at, k - at);
+            V(t) z = V(loss_reals)(q, at, k - at);
             least = V(min)(z, least);
-            V(dot_add)(&sum, v, z, w ? FN(loss_reals)(w, at, k - at) : V(set)(1));
+            V(dot_add)(&sum, v, z, w ? V(loss_reals)(w, at, k - at) : V(set)(1));
         }
     }
     V(dot_total)(&sum, hi, lo);

@@ -31,11 +31,6 @@ static double FN(max)(const void *from, size_t k) {
 
 INLINE int FN(ordinary)(double max, const csm_temperature *t) { return max <= t->limit && max >= -t->limit; }
 
-INLINE V(t) FN(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
-    *count = V(add)(*count, V(keep)(is_max, V(set)(1)));
-    return V(drop)(is_max, e);
-}
-
 /* The second pass: e' of every element, their sums to block.  store: e' goes to e; a last vector that is not whole
  * goes to *last instead, where that is not NULL (loading it right after storing it in parts would stall).  exact:
  * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will be
@@ -63,14 +58,14 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
             for (size_t v = 0; v < STEP; v++) {
                 V(t) z = LOAD(x + i + v * V(W)), y = V(exp_value)(z, s, tempered);
                 if (store) V(STORE_REAL)(e + i + v * V(W), y);
-                if (exact) y = FN(without_max)(y, V(eq)(z, m), &count);
+                if (exact) y = V(without_max)(y, V(eq)(z, m), &count);
                 V(sum_add)(&sum, v % V(CYCLE), y);
             }
         }
         for (size_t v = 0; i + V(W) <= end; i += V(W), v = (v + 1) % V(CYCLE)) {
             V(t) z = LOAD(x + i), y = V(exp_value)(z, s, tempered);
             if (store) V(STORE_REAL)(e + i, y);
-            if (exact) y = FN(without_max)(y, V(eq)(z, m), &count);
+            if (exact) y = V(without_max)(y, V(eq)(z, m), &count);
             V(sum_add)(&sum, v, y);
         }
         if (i < end) { /* the end of the row; the filler -inf gives 0 */
@@ -79,7 +74,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
             if (exact) z = LOAD_PART(x + i, k - i, V(set)(CSM_NAN));
             if (store && last) *last = y;
             if (store && !last) V(STORE_PART_REAL)(e + i, k - i, y);
-            if (exact) y = FN(without_max)(y, V(eq)(z, m), &count);
+            if (exact) y = V(without_max)(y, V(eq)(z, m), &count);
             V(sum_add)(&sum, i / V(W) % V(CYCLE), y);
             i = k;
         }
@@ -124,8 +119,6 @@ static void FN(fill)(T *y, size_t k, double value) {
     if (i < k) STORE_PART(y + i, k - i, v);
 }
 
-INLINE V(t) FN(scaled)(V(t) e, V(t) r, V(t) r_low) { return V(fma)(e, r, V(mul)(e, r_low)); }
-
 /* Rows of at most 16 stay in registers from the load to the store. */
 INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempered) {
     const csm_temperature *t = job->temperature;
@@ -153,7 +146,7 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
         for (size_t v = 0; v < V(SIXTEEN); v++) {
             e[v] = V(zero)();
             if (v < used) e[v] = V(exp_value)(z[v], s, tempered);
-            if (v < used && op != CSM_OP_softmax) e[v] = FN(without_max)(e[v], V(eq)(z[v], max), &count);
+            if (v < used && op != CSM_OP_softmax) e[v] = V(without_max)(e[v], V(eq)(z[v], max), &count);
         }
         V(sum_sixteen)(&sum, e);
         V(sum_total)(&sum, &block.hi, &block.lo);
@@ -177,7 +170,7 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
         }
         UNROLL
         for (size_t v = 0; v < V(SIXTEEN); v++) {
-            V(t) result = op == CSM_OP_softmax ? FN(scaled)(e[v], f, f_low) : V(fma)(V(sub)(z[v], max), inv_t, f);
+            V(t) result = op == CSM_OP_softmax ? V(scaled)(e[v], f, f_low) : V(fma)(V(sub)(z[v], max), inv_t, f);
             if (v + 1 < used || (v + 1 == used && left == V(W))) STORE(y + v * V(W), result);
             else if (v + 1 == used) STORE_PART(y + v * V(W), left, result);
         }
@@ -236,7 +229,7 @@ INLINE size_t FN(small_groups)(const csm_rows_job *job, const size_t most, const
         for (size_t r = 0; r < V(W); r++) {
             T *y = (T *)(to + (ptrdiff_t)r * job->y_step);
             for (size_t v = 0; v < used; v++) {
-                V(t) result = FN(scaled)(e[r][v], V(splat)(f + r), V(splat)(f_low + r));
+                V(t) result = V(scaled)(e[r][v], V(splat)(f + r), V(splat)(f_low + r));
                 if (v + 1 < used || left == V(W)) STORE(y + v * V(W), result);
                 else STORE_PART(y + v * V(W), left, result);
             }
@@ -298,22 +291,22 @@ static void FN(softmax_combine)(const csm_block *blocks, size_t count, const csm
     csm_combine_softmax(blocks, count, EXP_MANTISSA == 23, row);
 }
 
-/* y = e' 2^d / sum.  Where r 2^d could be subnormal the power of two comes first. */
+/* y = e' 2^d / sum */
 INLINE void FN(scale)(const REAL *e, T *y, size_t k, const csm_row *row, double d, const V(t) *last) {
+    const V(scaling) c = V(scaling_of)(row, d);
     size_t i = 0;
-    if (d >= -EXP_SAFE) {
-        V(t) f = V(set)(row->r * csm_pow2(d)), f_low = V(set)(row->r_low * csm_pow2(d));
+    if (c.plain) {
         for (; i + 2 * V(W) <= k; i += 2 * V(W)) {
-            STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), f, f_low));
-            STORE(y + i + V(W), FN(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low));
+            STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), c.f, c.f_low));
+            STORE(y + i + V(W), V(scaled)(V(LOAD_REAL)(e + i + V(W)), c.f, c.f_low));
         }
-        for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(scaled)(V(LOAD_REAL)(e + i), f, f_low));
-        if (i < k) STORE_PART(y + i, k - i, FN(scaled)(last ? *last : V(LOAD_PART_REAL)(e + i, k - i, f), f, f_low));
+        for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), c.f, c.f_low));
+        if (i < k)
+            STORE_PART(y + i, k - i, V(scaled)(last ? *last : V(LOAD_PART_REAL)(e + i, k - i, c.f), c.f, c.f_low));
     } else {
-        V(t) g = V(set)(d + EXP_SAFE < 1 - EXP_EXPONENT_BIAS ? 0 : csm_pow2(d + EXP_SAFE));
-        V(t) f = V(set)(row->r * csm_pow2(-EXP_SAFE)), f_low = V(set)(row->r_low * csm_pow2(-EXP_SAFE));
-        for (; i + V(W) <= k; i += V(W)) STORE(y + i, FN(scaled)(V(mul)(g, V(LOAD_REAL)(e + i)), f, f_low));
-        if (i < k) STORE_PART(y + i, k - i, FN(scaled)(V(mul)(g, V(LOAD_PART_REAL)(e + i, k - i, f)), f, f_low));
+        for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(scaled)(V(mul)(c.up, V(LOAD_REAL)(e + i)), c.f, c.f_low));
+        if (i < k)
+            STORE_PART(y + i, k - i, V(scaled)(V(mul)(c.up, V(LOAD_PART_REAL)(e + i, k - i, c.f)), c.f, c.f_low));
     }
 }
 

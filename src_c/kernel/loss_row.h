@@ -135,14 +135,15 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
         return;
     }
     const csm_row *s = &row->sums;
-    csm_factor reduction = {{1, 0}, 0}, k;
+    const csm_factor one = {{1, 0}, 0};
+    csm_factor reduction = one, k;
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? flat * c->weight_sum : 0), g = q;
     if (!alone) {
         reduction.m = csm_pair_of(c->per_divisor, c->per_divisor_low);
         reduction.e = c->divisor_exponent;
         csm_factor_by(&reduction, in->upstream);
     }
-    k = alone || clips ? (csm_factor){{1, 0}, 0} : reduction;
+    k = alone || clips ? one : reduction;
     csm_factor_by(&k, in->weight);
     if (!alone) csm_factor_by(&k, shrink);
     if (c->temperature != 1) {

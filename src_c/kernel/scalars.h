@@ -4,8 +4,6 @@
 #ifndef CSM_KERNEL_SCALARS_H
 #define CSM_KERNEL_SCALARS_H
 
-#include <math.h>
-
 #include "../registry.h"
 #include "../vec/half.h"
 

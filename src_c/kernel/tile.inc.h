@@ -13,7 +13,7 @@
 /* e' of class j for one vector of rows; in the log family 0 where it is the maximum, which is counted. */
 INLINE V(t) FN(tile_term)(REAL *z, V(t) m, V(shift) s, const int tempered, const int exact, V(t) *count) {
     V(t) x = V(LOAD_REAL)(z), e = V(exp_value)(x, s, tempered);
-    if (exact) return FN(without_max)(e, V(eq)(x, m), count);
+    if (exact) return V(without_max)(e, V(eq)(x, m), count);
     V(STORE_REAL)(z, e);
     return e;
 }
@@ -157,7 +157,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
         for (size_t c = 0; c < width; c += V(W)) {
             V(t) v = V(LOAD_REAL)(z + c / V(W) *plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
             v = exact ? V(fma)(V(sub)(v, V(LOAD_REAL)(max + c)), inv_t, f)
-                      : FN(scaled)(v, f, V(LOAD_REAL)(factor_low + c));
+                      : V(scaled)(v, f, V(LOAD_REAL)(factor_low + c));
             if (has_nan) v = V(select)(V(ordered)(f), v, V(set)(CSM_NAN));
             if (c < whole) STORE(y + c, v);
             else STORE_PART(y + c, width - c, v);

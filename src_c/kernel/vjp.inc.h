@@ -61,49 +61,14 @@ static void FN(vjp_combine)(const csm_block *blocks, size_t count, const csm_tem
     csm_combine_pair(blocks, count, EXP_MANTISSA == 23, row);
 }
 
-typedef struct FN(vjp_constants) {
-    V(t) hi, lo, inv_t1, inv_t2, absent;
-    V(shift) shift;
-} FN(vjp_constants);
-
-INLINE FN(vjp_constants) FN(vjp_set)(const csm_temperature *t, const csm_row *row, const int log) {
-    FN(vjp_constants) c;
-    /* Log: e^y carries 2^bias, s its inverse: e^y then loses nothing down to the subnormal numbers.  Not where s
-     * itself would lose digits; there e^y s vanishes anyway. */
-    double bias = log && (row->hi >= EXP_SMALL || row->hi <= -EXP_SMALL) ? EXP_BIAS : 0, down = csm_pow2(-bias);
-    c.hi = V(set)(row->hi * down);
-    c.lo = V(set)(row->lo * down);
-    c.inv_t1 = V(set)(t->inv_t1);
-    c.inv_t2 = V(set)(t->inv_t2);
-    c.absent = V(set)(log ? -CSM_INF : 0);
-    c.shift = V(shift_by)(V(set)(EXP_EXPONENT_BIAS + bias), t, 0);
-    return c;
-}
-
-INLINE V(t) FN(vjp_element)(V(t) dy, V(t) y, FN(vjp_constants) c, const int log) {
-    V(mask) absent = V(eq)(y, c.absent);
-    V(t) d;
-    if (log) {
-        /* Not the logarithm of a probability beyond this; the exponent must not overflow. */
-        V(exp_parts) p = V(exp)(V(min)(V(set)(EXP_LARGEST_LOG), y), c.shift, 0);
-        d = V(fnma)(c.lo, p.scale, V(fnma)(c.hi, p.scale, dy));
-        d = V(fnma)(c.hi, V(mul)(p.t, p.scale), d);
-        d = V(mul)(V(mul)(d, c.inv_t1), c.inv_t2);
-    } else {
-        d = V(mul)(V(mul)(V(mul)(y, c.inv_t1), V(sub)(V(sub)(dy, c.hi), c.lo)), c.inv_t2);
-    }
-    d = V(select)(V(ordered)(d), d, V(set)(CSM_NAN));
-    return V(drop)(absent, d);
-}
-
 INLINE void FN(vjp_pass2)(const T *dy, const T *y, T *dx, size_t k, const csm_temperature *t, const csm_row *row,
                           const int log) {
-    FN(vjp_constants) c = FN(vjp_set)(t, row, log);
+    V(vjp_constants) c = V(vjp_set)(t, row, log);
     size_t i = 0;
-    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, FN(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log));
+    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, V(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log));
     if (i < k)
         STORE_PART(dx + i, k - i,
-                   FN(vjp_element)(LOAD_PART(dy + i, k - i, V(zero)()), LOAD_PART(y + i, k - i, c.absent), c, log));
+                   V(vjp_element)(LOAD_PART(dy + i, k - i, V(zero)()), LOAD_PART(y + i, k - i, c.absent), c, log));
 }
 static void FN(softmax_vjp_pass2)(const void *a, const void *b, void *y, size_t k, const csm_temperature *t,
                                   const csm_row *row, const csm_block *block) {

@@ -3,9 +3,7 @@
 #ifndef CSM_VEC_HALF_H
 #define CSM_VEC_HALF_H
 
-#include <stddef.h>
-#include <stdint.h>
-#include <string.h>
+#include "standard.h"
 
 #ifndef INLINE
 #if defined(_MSC_VER)
@@ -28,6 +26,18 @@ INLINE uint32_t csm_bits_of(float f) {
     return u;
 }
 
+#if defined(__CUDA_ARCH__) /* single instructions; those to bfloat16 need sm_80 */
+INLINE float csm_from_f16(uint16_t h) {
+    float f;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
+    return f;
+}
+INLINE uint16_t csm_to_f16(float f) {
+    uint16_t h;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(h) : "f"(f));
+    return f == f ? h : 0x7e00;
+}
+#else
 INLINE float csm_from_f16(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
     if (rest >= 0x7c00) return csm_float_of(sign | 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00 ? 0x400000 : 0));
@@ -49,6 +59,7 @@ INLINE uint16_t csm_to_f16(float f) {
     rest += 0xfff + (rest >> 13 & 1); /* may carry into the exponent, up to inf: as it should */
     return (uint16_t)(sign | ((rest - 0x38000000) >> 13));
 }
+#endif
 
 INLINE float csm_from_bf16(uint16_t h) { return csm_float_of((uint32_t)h << 16); }
 

@@ -6,7 +6,6 @@
 #ifndef CSM_VEC_SCALAR_H
 #define CSM_VEC_SCALAR_H
 
-#include <math.h> /* fma and fmaf: the one thing that a unit may call */
 #include "half.h"
 
 enum { v32_W = 1, v64_W = 1 };

@@ -1,0 +1,242 @@
+"""The CUDA backend: kernels compiled when they are first needed, launched through CuPy on its current stream.
+
+CuPy is imported by the first call that needs it.  NVRTC compiles without flush-to-zero and without contraction, which
+CuPy's own compilation would not do; machine code is kept in CuPy's cache folder.  Nothing here synchronises.
+
+A launch rule (`_launch_*`) chooses kernel, threads and shared memory from the length of a row and the device alone:
+a row's bits do not depend on how many others there are.
+"""
+
+import functools
+import hashlib
+import math
+import os
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from .. import _cpu
+
+_HERE = Path(__file__).parent
+BLOCK = 4096  # CSM_BLOCK of registry.h
+BLOCK_BYTES = 72  # sizeof(csm_block)
+SUFFIX = {_cpu.DTYPES[name]: suffix for name, suffix in _cpu.SUFFIXES.items()}
+_GRID = 2**31 - 1
+
+# What an operation's module is made of: file, inputs, bytes of a row's record, length up to which a team computes a row
+# (float, double).  An operation is added by a row here.
+_FORWARD, _BACKWARD = ("softmax.cu", 1, 112, (512, 256)), ("vjp.cu", 2, 88, (512, 256))
+MODULES = {
+    "softmax": _FORWARD,
+    "log_softmax": _FORWARD,
+    "logsumexp": _FORWARD,
+    "softmax_vjp": _BACKWARD,
+    "log_softmax_vjp": _BACKWARD,
+}
+KERNELS = ("teams", "whole", "blocks", "combine", "apply")
+_OP_NAMES = {_cpu.OPS[name]: name for name in MODULES}
+
+
+def core():
+    """The folder with the core's headers: beside this file in an installed package, src_c in a checkout."""
+    installed = _HERE / "core"
+    return installed if installed.is_dir() else _HERE.parent.parent / "src_c"
+
+
+def options(op, suffix, arch):
+    """What NVRTC is given to compile operation `op` for storage type `suffix`."""
+    return (
+        f"-arch=sm_{arch}",
+        "-std=c++17",
+        "-default-device",  # the core's headers have no __device__
+        "-fmad=false",  # the CPU's bits: a product and a sum are fused only where the source says so
+        "-diag-suppress=177",  # functions of shared headers that a module does not use
+        f"-DSTORAGE_{suffix}",
+        f"-DOP=CSM_OP_{op}",
+        f"-DROW_BYTES={MODULES[op][2]}",
+        f"-DBLOCK_BYTES={BLOCK_BYTES}",
+        f"-I{_HERE}",
+        f"-I{core()}",
+    )
+
+
+def compile(op, suffix, arch):
+    """Machine code of an operation for a compute capability ("90"), and the compiler's log."""
+    from cupy.cuda import nvrtc
+
+    source = (_HERE / MODULES[op][0]).read_text()
+    program = nvrtc.createProgram(source, MODULES[op][0], (), ())
+    try:
+        nvrtc.compileProgram(program, (*options(op, suffix, arch), "--ptxas-options=-v"))
+        # CuPy leaves out the last byte
+        return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
+    except nvrtc.NVRTCError as error:
+        raise RuntimeError(f"NVRTC cannot compile {op} for sm_{arch}: {error}\n{nvrtc.getProgramLog(program)}") from None
+    finally:
+        nvrtc.destroyProgram(program)
+
+
+def _machine_code(op, suffix, arch):
+    """The file with an operation's machine code, compiled if it is not there yet."""
+    from cupy.cuda import nvrtc
+
+    parts = [repr((op, suffix, arch, nvrtc.getVersion()))]
+    for folder in (_HERE, core()):
+        parts += [f.read_text() for f in sorted(folder.rglob("*")) if f.suffix in (".h", ".cuh", ".cu")]
+    tag = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
+    file = folder / f"csoftmax-{tag}.cubin"
+    if not file.exists():
+        code, _ = compile(op, suffix, arch)
+        folder.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=folder)
+        with os.fdopen(handle, "wb") as f:
+            f.write(code)
+        os.replace(name, file)  # whole, or not at all
+    return file
+
+
+@functools.cache
+def _module(op, suffix, device):
+    import cupy
+
+    arch = cupy.cuda.Device(device).compute_capability
+    return cupy.RawModule(path=str(_machine_code(op, suffix, arch)))
+
+
+@functools.cache
+def _kernel(op, suffix, device, name):
+    """A kernel that may use all the shared memory that a block can have."""
+    kernel = _module(op, suffix, device).get_function(name)
+    kernel.max_dynamic_shared_size_bytes = _shared_limit(device)
+    return kernel
+
+
+@functools.cache
+def _shared_limit(device):
+    """Bytes of shared memory that a block may ask for."""
+    import cupy
+
+    return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
+
+
+@functools.cache
+def _scales(dtype, temperature):
+    return _cpu.scales(dtype, temperature)
+
+
+def room(count, itemsize):
+    """Elements of shared memory for `count` of any alignment: `room` of common.cuh."""
+    vector = 16 // itemsize
+    return (count + 2 * vector - 1) // vector * vector
+
+
+class Launch:
+    """The launch rule of one operation, storage type and row length."""
+
+    def __init__(self, op, dtype, n, limit):
+        _, inputs, self.row_bytes, teams = MODULES[op]
+        suffix = SUFFIX[dtype]
+        itemsize, wide = {"f32": (4, 4), "f64": (8, 8), "f16": (2, 4), "bf16": (2, 4)}[suffix]
+        self.blocks = -(-n // BLOCK)
+        most = 14 if wide == 4 else 7  # MOST_WARPS of common.cuh
+        apart = 512 if wide == 8 and op in ("log_softmax", "logsumexp") else 0  # SEGMENT of softmax.cu
+        block = (room(min(n, BLOCK), itemsize) * inputs + apart) * wide
+        whole = -(-self.blocks * (BLOCK_BYTES + (12 if inputs == 1 else 0)) // 16) * 16 + self.blocks * block
+        if n <= teams[wide == 8]:
+            lines = 4 if wide == 8 and inputs == 1 else 2  # teams of a warp
+            self.each = max(lines, min(32, (8192 // wide) // (n * inputs) // lines * lines))
+            self.kernel, self.warps = "teams", 4
+            self.shared = 4 * room(self.each * n, itemsize) * wide * inputs
+        elif self.blocks <= most and whole <= limit:
+            self.kernel, self.warps, self.shared = "whole", self.blocks, whole
+        else:
+            if inputs == 2:
+                block = room(1024, itemsize) * wide * inputs  # SEGMENT of vjp.cu
+            self.kernel, self.warps, self.shared = "blocks", 1, block
+            staged = self.blocks * BLOCK_BYTES
+            self.staged = staged if staged <= limit else 0
+
+    def grid(self, rows):
+        """Blocks of threads for so many rows."""
+        units = {"teams": -(-rows // (4 * getattr(self, "each", 1))), "whole": rows, "blocks": rows * self.blocks}
+        return (min(units[self.kernel], _GRID),)
+
+
+_launch = functools.cache(Launch)
+
+
+def run(op, dtype, a, b, y, where, temperature):
+    """Run an operation on CuPy arrays whose last axis is the softmax axis (y of a log-sum-exp has none).
+
+    The kernels need contiguous rows: any other layout is copied, and so is a mask that is broadcast.
+    """
+    import cupy
+
+    name, n = _OP_NAMES[op], a.shape[-1]
+    rows = math.prod(a.shape[:-1])
+    if y.size == 0:
+        return
+    if n == 0:  # the sum of nothing
+        y[...] = -math.inf
+        return
+    device = a.device.id
+    with cupy.cuda.Device(device):
+        inputs = [cupy.ascontiguousarray(x) for x in ((a,) if b is None else (a, b))]
+        mask = None if where is None else cupy.ascontiguousarray(where)
+        to = y if y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
+        rule = _launch(name, dtype, n, _shared_limit(device))
+        scales, rows_, grid = _scales(dtype, temperature), np.int64(rows), rule.grid(rows)
+
+        def launch(kernel, grid, threads, shared, *arguments):
+            _kernel(name, SUFFIX[dtype], device, kernel)(grid, (threads,), (*arguments, scales), shared_mem=shared)
+
+        if rule.kernel == "teams":
+            launch("teams", grid, 128, rule.shared, *inputs, mask, to, rows_, np.int32(n), np.int32(rule.each))
+        elif rule.kernel == "whole":
+            launch("whole", grid, 32 * rule.warps, rule.shared, *inputs, mask, to, rows_, np.int32(n))
+        else:
+            blocks = cupy.empty(rows * rule.blocks * BLOCK_BYTES, np.uint8)
+            known = cupy.empty(rows * rule.row_bytes, np.uint8)
+            size = rows_, np.int64(n)
+            if b is None:
+                for again in (0, 1):  # the second time for rows that exp does not take as they are
+                    again, staged = np.int32(again), np.int32(rule.staged > 0)
+                    launch("blocks", grid, 32, rule.shared, *inputs, mask, blocks, known, *size, again)
+                    launch("combine", (min(rows, _GRID),), 128, rule.staged, blocks, known, to, *size, again, staged)
+                if name != "logsumexp":
+                    launch("apply", grid, 32, rule.shared, *inputs, mask, to, blocks, known, *size)
+            else:
+                launch("blocks", grid, 32, rule.shared, *inputs, mask, blocks, *size)
+                launch("combine", (min(-(-rows // 128), _GRID),), 128, 0, blocks, known, *size)
+                launch("apply", grid, 32, rule.shared, *inputs, mask, to, known, *size)
+        if to is not y:
+            y[...] = to
+
+
+class Unavailable(Exception):
+    """Why there is no CUDA device."""
+
+
+def require(device):
+    """The CuPy module, device number `device` (None: the current one) checked, or Unavailable."""
+    python = Path(sys.executable).name
+    install = f"{python} -m pip install 'csoftmax[cuda13x]' (CUDA 13) or 'csoftmax[cuda12x]' (CUDA 12)"
+    try:
+        import cupy
+    except ImportError as error:
+        raise Unavailable(f"CuPy cannot be imported ({error}); install it: {install}") from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except Exception as error:
+        raise Unavailable(
+            f"CuPy finds no CUDA driver ({error}); a device of NVIDIA's and its driver are needed, and a CuPy for the "
+            f"driver's version of CUDA: {install}"
+        ) from None
+    if count == 0:
+        raise Unavailable("there is no CUDA device (is CUDA_VISIBLE_DEVICES set?)")
+    if device is not None and device >= count:
+        raise Unavailable(f"there is no device {device}; the devices are 0 to {count - 1}")
+    return cupy

@@ -1,0 +1,187 @@
+/* What the CUDA kernels share: the storage type that a module is compiled for (-DSTORAGE_f32, _f64, _f16 or _bf16), copies
+ * between global and shared memory, sums in the lanes of the CPU's specification.
+ *
+ * exp, the row constants and what is done to an element come from the core's own headers with its scalar vocabulary, and
+ * the sums run over the same lanes in the same order: results have the bits of the CPU.  Compiled with -fmad=false
+ * (products and sums are fused only where the source says fma) and without flush-to-zero.
+ *
+ * A row lies in shared memory while it is worked on: one read and one write of each element, whatever its alignment.
+ * Elements are copied 16 bytes at a time; in shared memory a row begins as many elements past a 16-byte boundary as it
+ * does in global memory.
+ */
+#ifndef CSOFTMAX_COMMON_CUH
+#define CSOFTMAX_COMMON_CUH
+
+#define UNROLL _Pragma("unroll")
+#include "vec/scalar.h"
+#include "kernel/loss_row.h"
+
+#if defined(STORAGE_f64)
+#include "kernel/double.inc.h"
+#define v64_LOAD_REAL v64_load_f64
+#define v64_LOAD_PART_REAL v64_load_part_f64
+typedef double T;
+#define LOAD v64_load_f64
+#define STORE v64_store_f64
+#else
+#include "kernel/single.inc.h"
+#define v32_LOAD_REAL v32_load_f32
+#define v32_LOAD_PART_REAL v32_load_part_f32
+#if defined(STORAGE_f32)
+typedef float T;
+#define LOAD v32_load_f32
+#define STORE v32_store_f32
+#elif defined(STORAGE_f16)
+typedef uint16_t T;
+#define LOAD v32_load_f16
+#define STORE v32_store_f16
+#elif defined(STORAGE_bf16)
+typedef uint16_t T;
+#define LOAD v32_load_bf16
+#define STORE v32_store_bf16
+#else
+#error "a STORAGE_<dtype> must be defined"
+#endif
+#endif
+#include "kernel/math.inc.h"
+#include "kernel/element.inc.h"
+#include "kernel/sum.inc.h"
+
+enum {
+    WARP = 32,
+    VECTOR = 16 / sizeof(T),   /* elements in 16 bytes of storage */
+    WIDE = 16 / sizeof(REAL),  /* and of the compute type */
+    BATCH = LOADS,             /* vectors in flight in each thread, of one array */
+    SINGLE = EXP_MANTISSA == 23,
+    TEAM = SINGLE ? 16 : 8,    /* threads that add e', one for each lane of sum.inc.h */
+    CHUNK = SINGLE ? (int)CSM_FLUSH : (int)CSM_BLOCK, /* elements that a lane adds before double takes over */
+    DOT_TEAM = 16,             /* lanes of dot products */
+    MOST_WARPS = SINGLE ? 14 : 7 /* of a thread block: as many blocks as 227 KB of shared memory hold */
+};
+#define EVERYONE 0xffffffffu
+#define INLINE_MEMBER __device__ __forceinline__
+
+struct alignas(16) vector {
+    T v[VECTOR];
+};
+struct alignas(16) wide {
+    REAL v[WIDE];
+};
+
+INLINE int lead(const T *p) { return (int)((uintptr_t)p / sizeof(T) % VECTOR); }
+
+/* Room in shared memory for count elements with any lead. */
+INLINE size_t room(size_t count) { return (count + 2 * VECTOR - 1) / VECTOR * VECTOR; }
+
+/* [0, count) of storage to shared memory; where the mask is 0, `absent`.  to: lead(from) past a 16-byte boundary. */
+INLINE void load(REAL *to, const T *from, const uint8_t *mask, int count, REAL absent, int thread, int threads) {
+    int head = (VECTOR - lead(from)) % VECTOR;
+    head = head < count ? head : count;
+    const int vectors = (count - head) / VECTOR, tail = head + vectors * VECTOR;
+    const vector *body = (const vector *)(const void *)(from + head);
+    if (thread < head) to[thread] = LOAD(from + thread);
+    for (int v = thread; v < vectors; v += BATCH * threads) {
+        vector batch[BATCH];
+        UNROLL
+        for (int b = 0; b < BATCH; b++)
+            if (v + b * threads < vectors) batch[b] = body[v + b * threads];
+        UNROLL
+        for (int b = 0; b < BATCH; b++) {
+            if (v + b * threads >= vectors) break;
+            wide *at = (wide *)(void *)(to + head + (v + b * threads) * VECTOR);
+            UNROLL
+            for (int w = 0; w < VECTOR / WIDE; w++) {
+                wide part;
+                UNROLL
+                for (int i = 0; i < WIDE; i++) part.v[i] = LOAD(&batch[b].v[w * WIDE + i]);
+                at[w] = part;
+            }
+        }
+    }
+    if (tail + thread < count) to[tail + thread] = LOAD(from + tail + thread);
+    if (!mask) return;
+    __syncwarp();
+    for (int i = thread; i < count; i += threads)
+        if (!mask[i]) to[i] = absent;
+}
+
+/* value(i) for i in [0, count) to storage. */
+template <class Value> INLINE void store(T *to, int count, Value value, int thread, int threads) {
+    int head = (VECTOR - lead(to)) % VECTOR;
+    head = head < count ? head : count;
+    const int vectors = (count - head) / VECTOR, tail = head + vectors * VECTOR;
+    vector *body = (vector *)(void *)(to + head);
+    if (thread < head) STORE(to + thread, value.one(thread));
+    for (int v = thread; v < vectors; v += threads) {
+        vector all;
+        UNROLL
+        for (int w = 0; w < VECTOR / WIDE; w++) {
+            const wide part = value.some(head + v * VECTOR + w * WIDE);
+            UNROLL
+            for (int i = 0; i < WIDE; i++) STORE(&all.v[w * WIDE + i], part.v[i]);
+        }
+        body[v] = all;
+    }
+    if (tail + thread < count) STORE(to + tail + thread, value.one(tail + thread));
+}
+/* WIDE numbers of shared memory from s + i on, at once where they are aligned. */
+INLINE wide several(const REAL *s) {
+    wide w;
+    if ((uintptr_t)s % 16 == 0) return *(const wide *)(const void *)s;
+    UNROLL
+    for (int i = 0; i < WIDE; i++) w.v[i] = s[i];
+    return w;
+}
+/* Values for store: one number, or numbers of shared memory as they are. */
+struct constant {
+    REAL x;
+    INLINE_MEMBER REAL one(int) const { return x; }
+    INLINE_MEMBER wide some(int) const {
+        wide w;
+        UNROLL
+        for (int i = 0; i < WIDE; i++) w.v[i] = x;
+        return w;
+    }
+};
+struct copied {
+    const REAL *s;
+    INLINE_MEMBER REAL one(int i) const { return s[i]; }
+    INLINE_MEMBER wide some(int i) const { return several(s + i); }
+};
+
+/* The largest of a group of `width` neighbouring threads, no NaN among them. */
+INLINE REAL group_max(REAL x, int width) {
+    for (int d = width / 2; d > 0; d /= 2) x = V(max)(__shfl_xor_sync(EVERYONE, x, d), x);
+    return x;
+}
+/* A sum of small integers. */
+INLINE REAL group_count(REAL x, int width) {
+    for (int d = width / 2; d > 0; d /= 2) x += __shfl_xor_sync(EVERYONE, x, d);
+    return x;
+}
+INLINE int group_any(int x, int width) {
+    for (int d = width / 2; d > 0; d /= 2) x |= __shfl_xor_sync(EVERYONE, x, d);
+    return x;
+}
+/* Eight lanes as ((0+4) + (2+6)) + ((1+5) + (3+7)), the tree of v64_tree. */
+INLINE double tree(double x) {
+    x += __shfl_xor_sync(EVERYONE, x, 4);
+    x += __shfl_xor_sync(EVERYONE, x, 2);
+    return x + __shfl_xor_sync(EVERYONE, x, 1);
+}
+/* The same of pairs in the eight lanes from `first` on. */
+INLINE void tree_pair(double hi, double low, int first, double *total, double *rest) {
+#if EXP_MANTISSA == 52
+    double a[8], b[8];
+    UNROLL
+    for (int i = 0; i < 8; i++) {
+        a[i] = __shfl_sync(EVERYONE, hi, first + i);
+        b[i] = __shfl_sync(EVERYONE, low, first + i);
+    }
+    V(pair_total)(a, b, total, rest);
+#else /* never called */
+    *total = *rest = 0;
+#endif
+}
+
+#endif

@@ -1,0 +1,405 @@
+/* softmax, log_softmax or logsumexp (-DOP=CSM_OP_<name>) of contiguous rows.
+ *
+ *   teams    short rows: several for each warp, which copies them together; a team of as many threads as there are lanes
+ *            computes a row
+ *   whole    a thread block for each row, a warp for each of its blocks of CSM_BLOCK, all of it in shared memory
+ *   blocks, combine, apply
+ *            rows that shared memory cannot hold: a warp for each block, twice; between them one thread adds the blocks up
+ *            in their order
+ *
+ * Reads and writes of each element: one and one; blocks + apply: two and one.  Time is that of the copies where memory
+ * is slower than 4 double additions and some 40 float operations for four elements.
+ * Rows that exp's range reduction does not take are transformed in shared memory, as row.c does it.
+ * Error, special values: the bits of the CPU (src_c/kernel/forward.inc.h).
+ */
+#define LOADS 8
+#include "common.cuh"
+
+#define EXACT (OP != CSM_OP_softmax) /* the log family keeps the maximum out of the sum */
+#define REDUCES (OP == CSM_OP_logsumexp)
+/* Double keeps e' of a segment apart from x where both are needed: eight lanes are too few to compute exp as they add. */
+#define APART (!SINGLE && EXACT)
+enum { SEGMENT = 512 };
+
+/* What is known of a whole row. */
+struct whole_row {
+    csm_row sums;
+    double max;  /* as given, before any transformation */
+    double fill;
+    int cold, special; /* transformed; all of it is `fill` */
+};
+static_assert(sizeof(whole_row) == ROW_BYTES && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch rules have");
+
+INLINE REAL transformed(REAL x, const csm_scales &c, double max, double shift) {
+    const REAL f = (REAL)c.scale1, g = (REAL)c.scale2, top = (REAL)max;
+    if (c.temperature == 0) return x == top ? 0 : x < top ? (REAL)-CSM_INF : x;
+    if (!(c.temperature < CSM_INF)) return x > (REAL)-CSM_INF ? 0 : x;
+    return (x - (REAL)shift) * f * g;
+}
+INLINE int ordinary(double max, const csm_scales &c) {
+    return !c.always_transform && max <= c.ordinary.limit && max >= -c.ordinary.limit;
+}
+INLINE double shift_of(double max, const csm_scales &c) {
+    return max <= c.ordinary.limit && max >= -c.ordinary.limit ? 0 : max;
+}
+/* Rows whose result needs no sum. */
+INLINE int special(double max, int nan, int kept, const csm_scales &c, double *fill) {
+    *fill = CSM_NAN;
+    if (!kept) *fill = EXACT ? -CSM_INF : 0;
+    else if (nan) return 1;
+    else if (max == CSM_INF || max == -CSM_INF) *fill = REDUCES ? max : CSM_NAN;
+    else if (REDUCES && c.temperature == 0 && max != 0) *fill = max > 0 ? CSM_INF : -CSM_INF;
+    else return 0;
+    return 1;
+}
+INLINE double lse(const whole_row &row, const csm_scales &c) {
+    if (row.special) return row.fill;
+    if (row.sums.is_nan) return CSM_NAN;
+    if (row.cold && (c.temperature == 0 || !(c.temperature < CSM_INF))) return row.sums.tail;
+    return row.max / c.temperature + row.sums.tail;
+}
+
+INLINE REAL exp_of(REAL z, const V(shift) & s) { return V(exp_value)(z, s, 1); }
+
+/* Sums of e' of the k elements at s, at most CSM_BLOCK, by a group of `width` threads: a team, or a warp.  All of the warp
+ * calls it.  softmax leaves e' at s; apart: room for e' where APART. */
+template <int width>
+INLINE void add_up(REAL *s, REAL *apart, int k, double max, const csm_temperature &t, csm_block *block) {
+    const int thread = threadIdx.x % width, lane = thread % TEAM, teams = width / TEAM, team = thread / TEAM;
+    const double ref = csm_reference(max, &t);
+    const REAL m = (REAL)max;
+    REAL n0, count = 0;
+    const V(shift) shift = V(shift_to)((REAL)ref, &t, 1, &n0);
+    block->max = max;
+    block->n = (double)n0;
+    block->mass = block->far = 0;
+    __syncwarp(); /* others have read what is written here */
+    if (!SINGLE && width == WARP) { /* exp by everyone, sums by one team */
+        REAL hi = EXP_SUM_START, lo = 0;
+        const int segment = APART ? (int)SEGMENT : k;
+        for (int begin = 0; begin < k; begin += segment) {
+            const int end = k < begin + segment ? k : begin + segment;
+            REAL *e = APART ? apart - begin : s;
+            for (int i = begin + thread; i < end; i += WARP) {
+                const REAL z = s[i];
+                REAL y = exp_of(z, shift);
+                if (EXACT) {
+                    count += z == m;
+                    y = z == m ? 0 : y;
+                }
+                e[i] = y;
+            }
+            __syncwarp();
+            if (team == 0)
+                for (int i = begin + lane; i < end; i += TEAM) V(sum_one)(&hi, &lo, e[i]);
+            __syncwarp();
+        }
+        tree_pair((double)(hi - (REAL)EXP_SUM_START), (double)lo, 0, &block->hi, &block->lo);
+    } else {
+        double sum = 0, low = 0;
+        for (int first = 0; first < k || first == 0; first += teams * CHUNK) {
+            const int begin = first + team * CHUNK, end = k < begin + CHUNK ? k : begin + CHUNK;
+            REAL hi = EXP_SUM_START, lo = 0;
+            /* neighbouring teams one step apart: otherwise they would ask the same banks of shared memory */
+            for (int i = begin + lane - (team & 1) * TEAM; i < end; i += TEAM) {
+                if (i < begin) continue;
+                const REAL z = s[i];
+                REAL y = exp_of(z, shift);
+                if (!EXACT) s[i] = y;
+                if (EXACT) {
+                    count += z == m;
+                    y = z == m ? 0 : y;
+                }
+                V(sum_one)(&hi, &lo, y);
+            }
+            hi -= (REAL)EXP_SUM_START;
+            for (int of = 0; of < teams; of++) { /* the chunks in their order */
+                const int from = threadIdx.x % WARP / width * width + of * TEAM + lane;
+                sum = sum + (double)__shfl_sync(EVERYONE, hi, from);
+                if (SINGLE) sum = sum + (double)__shfl_sync(EVERYONE, lo, from);
+                else low = (double)__shfl_sync(EVERYONE, lo, from);
+            }
+        }
+        if (SINGLE) {
+            sum += __shfl_xor_sync(EVERYONE, sum, 8);
+            block->hi = tree(sum);
+            block->lo = 0;
+        } else {
+            tree_pair(sum, low, threadIdx.x % WARP / TEAM * TEAM, &block->hi, &block->lo);
+        }
+    }
+    if (EXACT) {
+        block->count = (double)group_count(count, width);
+        csm_top(ref, t.t, EXP_BIAS, SINGLE, block);
+    }
+}
+
+INLINE void combine_blocks(const csm_block *blocks, size_t count, csm_row *row) {
+    if (EXACT) csm_combine_log(blocks, count, row);
+    else csm_combine_softmax(blocks, count, SINGLE, row);
+}
+
+/* The result of a block from what add_up left at s. */
+struct result {
+    const REAL *s;
+    V(scaling) scaling;
+    REAL max, inv_t, minus_tail;
+    INLINE_MEMBER REAL of(REAL x) const {
+        if (EXACT) return V(fma)(x - max, inv_t, minus_tail);
+        return V(scaled)(scaling.up * x, scaling.f, scaling.f_low);
+    }
+    INLINE_MEMBER REAL one(int i) const { return of(s[i]); }
+    INLINE_MEMBER wide some(int i) const {
+        wide w = several(s + i);
+        UNROLL
+        for (int j = 0; j < WIDE; j++) w.v[j] = of(w.v[j]);
+        return w;
+    }
+};
+INLINE result result_of(const REAL *s, const csm_row &row, double n, const csm_temperature &t) {
+    result r;
+    r.s = s;
+    r.scaling = V(scaling_of)(&row, EXACT ? 0 : n - row.n);
+    r.max = (REAL)row.max;
+    r.inv_t = (REAL)t.inv_t;
+    r.minus_tail = (REAL)-row.tail;
+    return r;
+}
+
+extern __shared__ unsigned char memory[];
+
+extern "C" __global__ void __launch_bounds__(128, 1)
+    teams(const T *x, const uint8_t *__restrict__ mask, T *y, long long rows, int n, int each, csm_scales c) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const int team = lane / TEAM, thread = lane % TEAM;
+    REAL *own = (REAL *)(void *)memory + warp * room((size_t)each * n);
+    for (long long first = ((long long)blockIdx.x * warps + warp) * each; first < rows;
+         first += (long long)gridDim.x * warps * each) {
+        const int count = rows - first < each ? (int)(rows - first) : each;
+        const T *from = x + first * n;
+        const uint8_t *kept = mask ? mask + first * n : NULL;
+        REAL *data = own + lead(from);
+        load(data, from, kept, count * n, (REAL)-CSM_INF, lane, WARP);
+        __syncwarp();
+        for (int at = 0; at < count; at += WARP / TEAM) { /* teams without a row go along */
+            const int r = at + team, k = r < count ? n : 0;
+            REAL *s = data + (r < count ? r : 0) * n;
+            REAL max = (REAL)-CSM_INF;
+            for (int i = thread; i < k; i += TEAM) max = V(max)(s[i], max);
+            max = group_max(max, TEAM);
+            whole_row row;
+            row.max = (double)max;
+            row.cold = k > 0 && !ordinary(row.max, c);
+            row.special = 0;
+            if (__any_sync(EVERYONE, row.cold)) {
+                int nan = 0, any = 0;
+                for (int i = thread; i < k; i += TEAM) {
+                    nan |= s[i] != s[i];
+                    any |= !kept || kept[r * n + i];
+                }
+                nan = group_any(nan, TEAM);
+                any = group_any(any, TEAM);
+                row.special = row.cold && special(row.max, nan, any, c, &row.fill);
+                if (row.cold && !row.special) {
+                    const double shift = shift_of(row.max, c);
+                    for (int i = thread; i < k; i += TEAM) s[i] = transformed(s[i], c, row.max, shift);
+                    max = transformed(max, c, row.max, shift);
+                }
+                __syncwarp();
+            }
+            const csm_temperature t = row.cold ? c.transformed : c.ordinary;
+            csm_block block;
+            add_up<TEAM>(s, s, k, (double)max, t, &block);
+            combine_blocks(&block, 1, &row.sums);
+            if (REDUCES) {
+                if (thread == 0 && k > 0) STORE(y + first + r, (REAL)lse(row, c));
+                continue;
+            }
+            const result value = result_of(s, row.sums, block.n, t);
+            const int filled = row.special || row.sums.is_nan;
+            const REAL fill = (REAL)(row.special ? row.fill : CSM_NAN);
+            __syncwarp();
+            for (int i = thread; i < k; i += TEAM) s[i] = filled ? fill : value.one(i);
+        }
+        __syncwarp();
+        if (!REDUCES) {
+            const copied value = {data};
+            store(y + first * n, count * n, value, lane, WARP);
+        }
+        __syncwarp();
+    }
+}
+
+/* The maximum of what a warp has in shared memory. */
+INLINE REAL warp_max(const REAL *s, int k) {
+    REAL max = (REAL)-CSM_INF;
+    for (int i = threadIdx.x % WARP; i < k; i += WARP) max = V(max)(s[i], max);
+    return group_max(max, WARP);
+}
+/* Whether a warp's part holds NaN (1), something that the mask keeps (2). */
+INLINE int inspect(const REAL *s, const uint8_t *kept, int k) {
+    int found = 0;
+    for (int i = threadIdx.x % WARP; i < k; i += WARP) found |= (s[i] != s[i] ? 1 : 0) | (!kept || kept[i] ? 2 : 0);
+    return group_any(found, WARP);
+}
+
+/* blockDim.x / WARP = how many blocks of CSM_BLOCK a row has. */
+extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, 1)
+    whole(const T *x, const uint8_t *__restrict__ mask, T *y, long long rows, int n, csm_scales c) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const size_t capacity = room(n < CSM_BLOCK ? n : CSM_BLOCK);
+    csm_block *blocks = (csm_block *)(void *)memory;
+    double *maxima = (double *)(void *)(blocks + warps);
+    int *found = (int *)(void *)(maxima + warps);
+    REAL *own = (REAL *)(void *)(memory + (warps * (sizeof(csm_block) + sizeof(double) + sizeof(int)) + 15) / 16 * 16) +
+                warp * (capacity + (APART ? (int)SEGMENT : 0));
+    REAL *apart = own + capacity;
+    const int begin = warp * CSM_BLOCK, k = n - begin < CSM_BLOCK ? n - begin : CSM_BLOCK;
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const T *from = x + at * n + begin;
+        const uint8_t *kept = mask ? mask + at * n + begin : NULL;
+        REAL *s = own + lead(from);
+        load(s, from, kept, k, (REAL)-CSM_INF, lane, WARP);
+        __syncwarp();
+        REAL max = warp_max(s, k);
+        if (lane == 0) maxima[warp] = (double)max;
+        __syncthreads();
+        whole_row row;
+        row.max = -CSM_INF;
+        for (int w = 0; w < warps; w++) row.max = maxima[w] > row.max ? maxima[w] : row.max;
+        row.cold = !ordinary(row.max, c);
+        row.special = 0;
+        if (row.cold) { /* all threads agree */
+            const int own_found = inspect(s, kept, k);
+            if (lane == 0) found[warp] = own_found;
+            __syncthreads();
+            int all = 0;
+            for (int w = 0; w < warps; w++) all |= found[w];
+            row.special = special(row.max, all & 1, all & 2, c, &row.fill);
+            const double shift = shift_of(row.max, c);
+            for (int i = lane; i < k && !row.special; i += WARP) s[i] = transformed(s[i], c, row.max, shift);
+            if (!row.special) max = transformed(max, c, row.max, shift);
+            __syncwarp();
+        }
+        const csm_temperature t = row.cold ? c.transformed : c.ordinary;
+        csm_block block;
+        add_up<WARP>(s, apart, k, (double)max, t, &block);
+        if (lane == 0) blocks[warp] = block;
+        __syncthreads();
+        combine_blocks(blocks, (size_t)warps, &row.sums);
+        T *to = y + at * n + begin;
+        if (REDUCES) {
+            if (threadIdx.x == 0) STORE(y + at, (REAL)lse(row, c));
+        } else if (row.special || row.sums.is_nan) {
+            const constant value = {(REAL)(row.special ? row.fill : CSM_NAN)};
+            store(to, k, value, lane, WARP);
+        } else {
+            store(to, k, result_of(s, row.sums, block.n, t), lane, WARP);
+        }
+        __syncthreads();
+    }
+}
+
+/* A warp for each block of each row.  again: cold rows only, transformed. */
+extern "C" __global__ void __launch_bounds__(32, 1)
+    blocks(const T *x, const uint8_t *__restrict__ mask, csm_block *to, const whole_row *__restrict__ known,
+           long long rows, long long n, int again, csm_scales c) {
+    const int lane = threadIdx.x;
+    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
+        const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK;
+        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        if (again && (!known[at].cold || known[at].special)) continue;
+        const T *from = x + at * n + begin;
+        const uint8_t *kept = mask ? mask + at * n + begin : NULL;
+        REAL *s = (REAL *)(void *)memory + lead(from), *apart = (REAL *)(void *)memory + room(CSM_BLOCK);
+        load(s, from, kept, k, (REAL)-CSM_INF, lane, WARP);
+        __syncwarp();
+        REAL max = warp_max(s, k);
+        const int found = again ? 0 : inspect(s, kept, k);
+        if (again) {
+            const double top = known[at].max, shift = shift_of(top, c);
+            for (int i = lane; i < k; i += WARP) s[i] = transformed(s[i], c, top, shift);
+            max = transformed(max, c, top, shift);
+            __syncwarp();
+        }
+        csm_block block;
+        add_up<WARP>(s, apart, k, (double)max, again ? c.transformed : c.ordinary, &block);
+        block.mass = found & 1; /* NaN, and whether anything takes part: for `combine` */
+        block.far = found & 2;
+        if (lane == 0) to[unit] = block;
+        __syncwarp();
+    }
+}
+
+/* A thread block for each row; its first thread adds up.  staged: shared memory holds the row's blocks. */
+extern "C" __global__ void __launch_bounds__(128, 1)
+    combine(const csm_block *__restrict__ from, whole_row *to, T *y, long long rows, long long n, int again, int staged,
+            csm_scales c) {
+    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const csm_block *blocks = from + at * per;
+        if (again && (!to[at].cold || to[at].special)) continue;
+        if (staged) {
+            csm_block *own = (csm_block *)(void *)memory;
+            for (long long b = threadIdx.x; b < per; b += blockDim.x) own[b] = blocks[b];
+            blocks = own;
+            __syncthreads();
+        }
+        if (threadIdx.x == 0) {
+            whole_row row;
+            if (again) {
+                row = to[at];
+            } else {
+                int nan = 0, kept = 0;
+                row.max = -CSM_INF;
+                for (long long b = 0; b < per; b++) {
+                    row.max = blocks[b].max > row.max ? blocks[b].max : row.max;
+                    nan |= blocks[b].mass != 0;
+                    kept |= blocks[b].far != 0;
+                }
+                row.cold = !ordinary(row.max, c);
+                row.fill = 0;
+                row.special = row.cold && special(row.max, nan, kept, c, &row.fill);
+            }
+            combine_blocks(blocks, (size_t)per, &row.sums);
+            if (REDUCES) STORE(y + at, (REAL)lse(row, c));
+            to[at] = row;
+        }
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32, 1)
+    apply(const T *x, const uint8_t *__restrict__ mask, T *y, const csm_block *__restrict__ known_blocks,
+          const whole_row *__restrict__ known, long long rows, long long n, csm_scales c) {
+    const int lane = threadIdx.x;
+    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
+        const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK;
+        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        T *to = y + at * n + begin;
+        const whole_row row = known[at];
+        if (row.special || row.sums.is_nan) {
+            const constant value = {(REAL)(row.special ? row.fill : CSM_NAN)};
+            store(to, k, value, lane, WARP);
+            continue;
+        }
+        const T *from = x + at * n + begin;
+        REAL *s = (REAL *)(void *)memory + lead(from);
+        load(s, from, mask ? mask + at * n + begin : NULL, k, (REAL)-CSM_INF, lane, WARP);
+        __syncwarp();
+        const csm_temperature t = row.cold ? c.transformed : c.ordinary;
+        const csm_block block = known_blocks[unit];
+        const double shift = shift_of(row.max, c);
+        REAL n0;
+        const V(shift) by = V(shift_to)((REAL)csm_reference(block.max, &t), &t, 1, &n0);
+        for (int i = lane; i < k && (row.cold || !EXACT); i += WARP) {
+            const REAL z = row.cold ? transformed(s[i], c, row.max, shift) : s[i];
+            s[i] = EXACT ? z : exp_of(z, by);
+        }
+        __syncwarp();
+        store(to, k, result_of(s, row.sums, block.n, t), lane, WARP);
+        __syncwarp();
+    }
+}

@@ -1,0 +1,183 @@
+/* Gradients of softmax or log_softmax (-DOP=CSM_OP_<name>) for contiguous rows: kernels as in softmax.cu, with dy and y in
+ * shared memory.  The dot product runs over the sixteen lanes of the specification, so only sixteen threads of a warp add;
+ * the rest of the work is everyone's.
+ *
+ * Reads and writes of each element: two and one; blocks + apply: four and one.
+ * Accumulators: double, for double pairs.  Error, special values: the bits of the CPU (src_c/kernel/vjp.inc.h).
+ */
+#define LOADS 4
+#include "common.cuh"
+
+enum { LOG = OP == CSM_OP_log_softmax_vjp, SEGMENT = 1024 /* of a block that `blocks` and `apply` hold */ };
+#define ABSENT (LOG ? (REAL)-CSM_INF : (REAL)0) /* y of an element that takes no part */
+
+static_assert(sizeof(csm_row) == ROW_BYTES && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch rules have");
+
+/* Adds dy y, or dy, of k elements to the lanes of the first sixteen threads of each `width`. */
+template <int width> INLINE void add_products(V(dot) * sum, const REAL *dy, const REAL *y, int k) {
+    if (threadIdx.x % width >= DOT_TEAM) return;
+    for (int i = threadIdx.x % DOT_TEAM; i < k; i += DOT_TEAM) {
+        const REAL b = y[i], a = b == ABSENT ? 0 : dy[i];
+        V(dot_add)(sum, 0, a, LOG ? (REAL)1 : b);
+    }
+}
+/* The sum of the lanes, to all threads; all of the warp calls it. */
+template <int width> INLINE void total(const V(dot) & sum, csm_block *block) {
+    const int lane = threadIdx.x % DOT_TEAM, first = threadIdx.x % WARP / width * width;
+    const csm_block none = {0};
+    *block = none;
+#if EXP_MANTISSA == 23
+    double both = __shfl_sync(EVERYONE, sum.lane[0], first + lane);
+    both += __shfl_xor_sync(EVERYONE, both, 8);
+    block->hi = tree(both);
+#else
+    double hi = sum.hi[0], low = sum.lo[0];
+    const double other = __shfl_sync(EVERYONE, hi, first + lane % 8 + 8);
+    low += __shfl_sync(EVERYONE, low, first + lane % 8 + 8);
+    csm_two_sum(&hi, &low, other); /* of use in lanes 0 to 7 */
+    tree_pair(hi, low, first, &block->hi, &block->lo);
+#endif
+}
+
+struct gradient {
+    const REAL *dy, *y;
+    V(vjp_constants) c;
+    INLINE_MEMBER REAL one(int i) const { return V(vjp_element)(dy[i], y[i], c, LOG); }
+    INLINE_MEMBER wide some(int i) const {
+        wide a = several(dy + i), b = several(y + i);
+        UNROLL
+        for (int j = 0; j < WIDE; j++) a.v[j] = V(vjp_element)(a.v[j], b.v[j], c, LOG);
+        return a;
+    }
+};
+INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, const csm_temperature &t) {
+    const gradient g = {dy, y, V(vjp_set)(&t, &row, LOG)};
+    return g;
+}
+
+/* count elements of dy and y to shared memory; *y: where the second begin. */
+INLINE REAL *load_both(REAL *own, size_t capacity, const T *dy, const T *y, const uint8_t *mask, int count, int thread,
+                       const REAL **second) {
+    REAL *a = own + lead(dy), *b = own + capacity + lead(y);
+    load(a, dy, NULL, count, 0, thread, WARP);
+    load(b, y, mask, count, ABSENT, thread, WARP);
+    *second = b;
+    __syncwarp();
+    return a;
+}
+
+extern __shared__ unsigned char memory[];
+
+extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx,
+                                                        long long rows, int n, int each, csm_scales c) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const int team = lane / DOT_TEAM, thread = lane % DOT_TEAM;
+    const size_t capacity = room((size_t)each * n);
+    REAL *own = (REAL *)(void *)memory + warp * 2 * capacity;
+    for (long long first = ((long long)blockIdx.x * warps + warp) * each; first < rows;
+         first += (long long)gridDim.x * warps * each) {
+        const int count = rows - first < each ? (int)(rows - first) : each;
+        const REAL *b;
+        REAL *a = load_both(own, capacity, dy + first * n, y + first * n, mask ? mask + first * n : NULL, count * n, lane, &b);
+        for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row goes along */
+            const int r = at + team, k = r < count ? n : 0, begin = (r < count ? r : 0) * n;
+            V(dot) sum;
+            csm_block block;
+            csm_row row;
+            V(dot_zero)(&sum);
+            add_products<DOT_TEAM>(&sum, a + begin, b + begin, k);
+            total<DOT_TEAM>(sum, &block);
+            csm_combine_pair(&block, 1, SINGLE, &row);
+            const gradient value = gradient_of(a + begin, b + begin, row, c.ordinary);
+            for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.one(i);
+        }
+        __syncwarp();
+        const copied value = {a};
+        store(dx + first * n, count * n, value, lane, WARP);
+        __syncwarp();
+    }
+}
+
+/* blockDim.x / WARP = how many blocks of CSM_BLOCK a row has. */
+extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, 1)
+    whole(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, int n, csm_scales c) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const size_t capacity = room(n < CSM_BLOCK ? n : CSM_BLOCK);
+    csm_block *blocks = (csm_block *)(void *)memory;
+    REAL *own = (REAL *)(void *)(memory + (warps * sizeof(csm_block) + 15) / 16 * 16) + warp * 2 * capacity;
+    const int begin = warp * CSM_BLOCK, k = n - begin < CSM_BLOCK ? n - begin : CSM_BLOCK;
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const long long from = at * n + begin;
+        const REAL *b;
+        const REAL *a = load_both(own, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane, &b);
+        V(dot) sum;
+        csm_block block;
+        csm_row row;
+        V(dot_zero)(&sum);
+        add_products<WARP>(&sum, a, b, k);
+        total<WARP>(sum, &block);
+        if (lane == 0) blocks[warp] = block;
+        __syncthreads();
+        csm_combine_pair(blocks, (size_t)warps, SINGLE, &row);
+        store(dx + from, k, gradient_of(a, b, row, c.ordinary), lane, WARP);
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask,
+                                                        csm_block *to, long long rows, long long n, csm_scales c) {
+    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    (void)c;
+    for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
+        const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
+        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        V(dot) sum;
+        csm_block block;
+        V(dot_zero)(&sum);
+        for (int done = 0; done < k; done += SEGMENT) {
+            const int some = k - done < SEGMENT ? k - done : SEGMENT;
+            const long long first = from + done;
+            const REAL *b;
+            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first, mask ? mask + first : NULL,
+                                      some, threadIdx.x, &b);
+            add_products<WARP>(&sum, a, b, some);
+            __syncwarp();
+        }
+        total<WARP>(sum, &block);
+        if (threadIdx.x == 0) to[unit] = block;
+    }
+}
+
+/* A thread for each row. */
+extern "C" __global__ void __launch_bounds__(128, 1)
+    combine(const csm_block *__restrict__ from, csm_row *to, long long rows, long long n, csm_scales c) {
+    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    (void)c;
+    for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < rows; at += (long long)gridDim.x * blockDim.x) {
+        csm_row row;
+        row.is_nan = 0;
+        row.max = row.n = row.r = row.r_low = row.tail = row.count = row.top = row.top_low = 0;
+        csm_combine_pair(from + at * per, (size_t)per, SINGLE, &row);
+        to[at] = row;
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(32, 1) apply(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx,
+                                                       const csm_row *__restrict__ known, long long rows, long long n,
+                                                       csm_scales c) {
+    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
+        const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
+        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        const csm_row row = known[at];
+        for (int done = 0; done < k; done += SEGMENT) {
+            const int some = k - done < SEGMENT ? k - done : SEGMENT;
+            const long long first = from + done;
+            const REAL *b;
+            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first, mask ? mask + first : NULL,
+                                      some, threadIdx.x, &b);
+            store(dx + first, some, gradient_of(a, b, row, c.ordinary), threadIdx.x, WARP);
+            __syncwarp();
+        }
+    }
+}

@@ -1,0 +1,21 @@
+/* The standard headers that kernels need: sizes, memcpy, fma.  CUDA's run-time compiler has none, but knows the names. */
+#ifndef CSM_VEC_STANDARD_H
+#define CSM_VEC_STANDARD_H
+
+#if defined(__CUDACC_RTC__)
+typedef signed char int8_t;
+typedef unsigned char uint8_t;
+typedef unsigned short uint16_t;
+typedef int int32_t;
+typedef unsigned uint32_t;
+typedef long long int64_t;
+typedef unsigned long long uint64_t;
+typedef unsigned long long uintptr_t;
+#else
+#include <math.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#endif
+
+#endif

@@ -1,0 +1,171 @@
+"""A `cupy` whose device is the model: arrays are NumPy's, modules are compiled by g++.
+
+What csoftmax uses of CuPy is here with CuPy's names and behaviour, so that the package's own dispatch, launch rules and
+arguments run unchanged; anything else is missing.  `machine code` is the source text with its options.
+"""
+
+import contextlib
+import json
+import re
+import sys
+import types
+from pathlib import Path
+from unittest import mock
+
+import numpy as np
+
+from . import Module, by_value
+
+ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}
+
+
+class ndarray(np.ndarray):
+    """On the device: csoftmax must not read its numbers on the host."""
+
+    @property
+    def device(self):
+        return Device(0)
+
+    @property
+    def data(self):
+        return types.SimpleNamespace(ptr=self.ctypes.data)
+
+    def get(self):
+        return np.array(self)
+
+    def __array__(self, *args, **kwargs):
+        raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
+
+    def __bool__(self):
+        raise AssertionError("an array of the device is looked at on the host: that would wait for it")
+
+    __float__ = __int__ = __index__ = item = tolist = __bool__
+
+
+ndarray.__module__ = "cupy"
+
+
+def on_device(x):
+    """A new array like CuPy's: its memory begins at a multiple of 512 bytes."""
+    x = np.asarray(x.view(np.ndarray) if isinstance(x, ndarray) else x)
+    y = empty(x.shape, x.dtype)
+    np.copyto(y.view(np.ndarray), x)
+    return y
+
+
+def empty(shape, dtype=np.float64):
+    dtype, shape = np.dtype(dtype), (shape,) if isinstance(shape, int) else tuple(shape)
+    size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    memory = np.full(size + 1024, 0xAA, np.uint8)
+    begin = -memory.ctypes.data % 512
+    return memory[begin : begin + size].view(dtype).reshape(shape).view(ndarray)
+
+
+class Device:
+    def __init__(self, number=None):
+        self.id = 0 if number is None else number
+        self.compute_capability = "90"
+        self.attributes = dict(ATTRIBUTES)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *error):
+        return None
+
+
+class RawKernel:
+    launches = []  # noqa: RUF012 - what has been launched, for tests: (name, grid, block, shared, counts)
+    options = {"count": False, "races": True, "backward": False}  # noqa: RUF012
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+        self.max_dynamic_shared_size_bytes = 48 * 1024
+
+    def __call__(self, grid, block, args, *, shared_mem=0):
+        for a in args:
+            if isinstance(a, np.ndarray) and not isinstance(a, ndarray) and a.size != 1:
+                raise TypeError("a NumPy array is passed by value, and must have one element")
+            if isinstance(a, ndarray) and not a.flags.c_contiguous:
+                raise AssertionError("a kernel does not see strides")
+        args = [
+            by_value(a) if isinstance(a, np.ndarray) and not isinstance(a, ndarray) else
+            a.view(np.ndarray) if isinstance(a, ndarray) else a
+            for a in args
+        ]
+        limit = self.max_dynamic_shared_size_bytes
+        counts = self.kernel(grid, block, args, shared_mem, limit=limit, **self.options)
+        self.launches.append((self.kernel.name, tuple(grid), tuple(block), shared_mem, counts))
+
+
+class RawModule:
+    def __init__(self, *, path):
+        code = json.loads(Path(path).read_bytes().rstrip(b"\0"))
+        defines = [o for o in code["options"] if o.startswith("-D")]
+        names = re.findall(r'extern "C" __global__.*?(\w+)\(const', code["source"], re.S)
+        include = [o[2:] for o in code["options"] if o.startswith("-I")]
+        self.module = Module(code["source"], names, defines, include)
+
+    def get_function(self, name):
+        return RawKernel(self.module.kernel(name))
+
+
+class NVRTCError(RuntimeError):
+    pass
+
+
+def _nvrtc():
+    programs = {}
+
+    def create(source, name, headers, include_names):
+        programs[len(programs)] = {"source": source}
+        return len(programs) - 1
+
+    def compile_program(program, options):
+        programs[program]["options"] = list(options)
+
+    return types.SimpleNamespace(
+        NVRTCError=NVRTCError,
+        createProgram=create,
+        compileProgram=compile_program,
+        getCUBIN=lambda program: json.dumps(programs[program]).encode(),
+        getProgramLog=lambda program: "",
+        destroyProgram=lambda program: None,
+        getVersion=lambda: (0, 0),
+    )
+
+
+def module():
+    """The stand-in as a module."""
+    cupy = types.ModuleType("cupy")
+    cupy.ndarray, cupy.RawModule, cupy.empty = ndarray, RawModule, empty
+    cupy.asarray = lambda x: x if isinstance(x, ndarray) else on_device(x)
+    cupy.array = on_device
+    cupy.asnumpy = lambda x: x.get()
+    cupy.empty_like = lambda x, subok=False: empty(x.shape, x.dtype)
+    cupy.ascontiguousarray = lambda x: x if x.flags.c_contiguous else on_device(x)
+    cupy.broadcast_to = lambda x, shape: np.broadcast_to(x, shape, subok=True)
+    cupy.may_share_memory = np.may_share_memory
+    cuda = types.ModuleType("cupy.cuda")
+    cuda.Device, cuda.nvrtc = Device, _nvrtc()
+    cuda.runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
+    cupy.cuda = cuda
+    return cupy
+
+
+@contextlib.contextmanager
+def installed(folder):
+    """`import cupy` finds the stand-in; machine code goes to the folder."""
+    import csoftmax._cuda as backend
+
+    caches = [f for f in vars(backend).values() if hasattr(f, "cache_clear")]
+    cupy = module()
+    modules = {"cupy": cupy, "cupy.cuda": cupy.cuda}
+    with mock.patch.dict(sys.modules, modules), mock.patch.dict("os.environ", {"CUPY_CACHE_DIR": str(folder)}):
+        for f in caches:
+            f.cache_clear()
+        try:
+            yield cupy
+        finally:
+            for f in caches:
+                f.cache_clear()

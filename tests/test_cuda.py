@@ -1,0 +1,386 @@
+"""The CUDA backend: the bits of the CPU, one read and one write, errors.
+
+Runs on the model of tests/cuda_model by default, through a stand-in for CuPy; with -m gpu on a real device.
+"""
+
+import contextlib
+import itertools
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cuda_model import stand_in
+from helpers import assert_same_bits
+from ops import BACKWARD, FORWARD, OPS, dtype_of, logits
+
+import csoftmax
+import csoftmax._cuda as backend
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the model needs g++")
+
+
+def real_cupy():
+    cupy = pytest.importorskip("cupy", reason="CuPy is not installed")
+    try:
+        backend.require(None)
+    except backend.Unavailable as error:
+        pytest.skip(str(error))
+    return cupy
+
+
+@pytest.fixture(params=[pytest.param("model", marks=needs_compiler), pytest.param("device", marks=pytest.mark.gpu)])
+def gpu(request, tmp_path_factory):
+    """cupy, and `launches`, what has been launched (of the model)."""
+    if request.param == "device":
+        yield SimpleNamespace(cupy=real_cupy(), model=False, launches=[])
+        return
+    with stand_in.installed(tmp_path_factory.getbasetemp() / "machine code") as cupy:
+        stand_in.RawKernel.launches.clear()
+        yield SimpleNamespace(cupy=cupy, model=True, launches=stand_in.RawKernel.launches)
+
+
+@contextlib.contextmanager
+def model_options(**options):
+    before = dict(stand_in.RawKernel.options)
+    stand_in.RawKernel.options.update(options)
+    try:
+        yield
+    finally:
+        stand_in.RawKernel.options.update(before)
+
+
+@contextlib.contextmanager
+def shared_memory(gpu, size):
+    """A device with so little shared memory that long rows do not fit."""
+    if not gpu.model:
+        yield
+        return
+    before = dict(stand_in.ATTRIBUTES)
+    stand_in.ATTRIBUTES["MaxSharedMemoryPerBlockOptin"] = size
+    backend._shared_limit.cache_clear()
+    backend._kernel.cache_clear()
+    try:
+        yield
+    finally:
+        stand_in.ATTRIBUTES.update(before)
+        backend._shared_limit.cache_clear()
+        backend._kernel.cache_clear()
+
+
+def on_device(gpu, *arrays):
+    return [gpu.cupy.asarray(a) for a in arrays]
+
+
+def check(gpu, op, arrays, **options):
+    """The result has the CPU's bits, whichever thread goes first."""
+    expected = np.asarray(op.function()(*arrays, **options))
+    given = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    for backward in (False, True) if gpu.model else (False,):
+        with model_options(backward=backward):
+            got = op.function()(*on_device(gpu, *arrays), **given)
+        assert isinstance(got, gpu.cupy.ndarray)
+        assert_same_bits(got.get(), expected, f"{op.name} {arrays[0].shape} {arrays[0].dtype} {options}")
+
+
+@pytest.fixture(params=OPS, ids=lambda op: op.name)
+def op(request):
+    return request.param
+
+
+# around the teams of threads, the vectors, the chunks of 512, the blocks of 4096
+LENGTHS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 100, 255, 256, 257, 511, 512, 513, 1000, 4095, 4096, 4097, 9000, 12288)
+
+
+@pytest.mark.parametrize("n", LENGTHS)
+def test_bits_of_the_cpu(gpu, op, dtype, n):
+    rows = 67 if n < 20 else 5 if n < 1000 else 2
+    check(gpu, op, op.make((rows, n), dtype, seed=n, sigma=5))
+
+
+def test_rows_beyond_shared_memory(gpu, op, dtype):
+    """Blocks, combine, apply; by shared memory that is small, and by a row that no device holds."""
+    with shared_memory(gpu, 48 * 1024 if op.inputs == 1 else 66 * 1024):
+        check(gpu, op, op.make((3, 20_001), dtype, sigma=9))
+    if gpu.model:
+        assert {"blocks", "combine"} <= {launch[0] for launch in gpu.launches}
+    check(gpu, op, op.make((2, 120_000), dtype, sigma=2))
+
+
+@pytest.mark.parametrize("temperature", [0.37, 3.0, 1e-3, 1e25, 1e-30, 1e200, 5e-324])
+def test_temperature(gpu, op, dtype, temperature):
+    for n in (10, 700, 5000):
+        check(gpu, op, op.make((3, n), dtype, sigma=4), temperature=temperature)
+
+
+@pytest.mark.parametrize("temperature", [0.0, float("inf")])
+def test_limits_of_the_temperature(gpu, dtype, temperature):
+    for op, n in itertools.product(FORWARD, (10, 700, 5000)):
+        x = np.round(logits((4, n), dtype))
+        x[1] -= x[1].max()
+        check(gpu, op, (x,), temperature=temperature)
+
+
+def special_rows(n, dtype):
+    """One special value in each row, at the ends and in between, among ordinary numbers and among others."""
+    rows = []
+    least, most = (float(f(dtype_of(dtype))) for f in (_least, _most))
+    for special in (np.nan, np.inf, -np.inf, most, -most, least, -0.0, 6e4):
+        for place in {0, n // 2, n - 1}:
+            row = logits(n, "float64", seed=place)
+            row[place] = special
+            rows.append(row)
+        rows.append(np.full(n, special))
+    for first, second in ((np.inf, np.nan), (-np.inf, np.nan), (np.inf, -np.inf), (most, -np.inf)):
+        rows.append(np.where(np.arange(n) % 2, first, second))
+    with np.errstate(over="ignore", invalid="ignore"):
+        return np.array(rows).astype(dtype_of(dtype))
+
+
+def _most(dtype):
+    return np.finfo(dtype).max if dtype.kind == "f" else 3e38
+
+
+def _least(dtype):
+    return np.finfo(dtype).smallest_subnormal if dtype.kind == "f" else 1e-40
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 600, 4100])
+def test_special_values(gpu, dtype, n):
+    x = special_rows(n, dtype)
+    for op in FORWARD:
+        for temperature in (1.0, 2.5, 0.0):
+            check(gpu, op, (x,), temperature=temperature)
+    for op in BACKWARD:
+        y = (csoftmax.log_softmax if op.log else csoftmax.softmax)(logits(x.shape, dtype))
+        with np.errstate(all="ignore"):
+            check(gpu, op, (x, y))
+            check(gpu, op, (y, x))
+
+
+def test_special_values_beyond_shared_memory(gpu, dtype):
+    x = special_rows(9000, dtype)
+    with shared_memory(gpu, 48 * 1024 if dtype != "float64" else 66 * 1024):
+        for op in FORWARD:
+            check(gpu, op, (x,))
+        check(gpu, FORWARD[0], (x,), temperature=1e-30)
+    assert not gpu.model or "whole" not in {launch[0] for launch in gpu.launches}
+
+
+@pytest.mark.parametrize("n", [9, 600, 4200, 20_001])
+def test_where(gpu, op, dtype, n):
+    arrays = op.make((5, n), dtype)
+    mask = np.random.default_rng(n).random((5, n)) < 0.5
+    mask[1], mask[2], mask[3, n // 2 :] = False, True, False
+    arrays[0][~mask] = np.nan  # what takes no part may hold anything
+    check(gpu, op, arrays, where=mask)
+    check(gpu, op, op.make((5, n), dtype), where=mask[4])
+
+
+def test_axes_and_strides(gpu, op):
+    x = op.make((4, 5, 6), "float32")
+    for axis in (0, 1, 2, -1, (0, 2), None):
+        check(gpu, op, x, axis=axis)
+    turned = [np.asfortranarray(a) for a in x]
+    check(gpu, op, turned, axis=1)
+    expected = op.function()(*(a[::2, :, ::-1] for a in x))
+    got = op.function()(*(a[::2, :, ::-1] for a in on_device(gpu, *x)))
+    assert_same_bits(got.get(), np.asarray(expected))
+
+
+@pytest.mark.parametrize("n", [11, 701, 5001])
+def test_alignment(gpu, op, dtype, n):
+    """Rows that begin anywhere: in a larger array, from every element of the first 16 bytes on."""
+    arrays = op.make((3, n), dtype)
+    expected = np.asarray(op.function()(*arrays))
+    for offset in range(1, 9):
+        memory = [gpu.cupy.empty(a.size + 16, a.dtype) for a in arrays]
+        views = [m[offset + i : offset + i + a.size].reshape(a.shape) for i, (m, a) in enumerate(zip(memory, arrays))]
+        for view, a in zip(views, arrays, strict=True):
+            view[...] = gpu.cupy.asarray(a)
+        assert_same_bits(op.function()(*views).get(), expected, f"offset {offset}")
+
+
+def test_out(gpu, dtype):
+    for op, n in itertools.product([op for op in OPS if op.has_out], (12, 800, 5000)):
+        arrays = op.make((3, n), dtype)
+        expected = op.function()(*arrays)
+        for i in range(op.inputs):  # over each input
+            given = on_device(gpu, *arrays)
+            if gpu.model:
+                given = [stand_in.on_device(a) for a in arrays]
+            assert op.function()(*given, out=given[i]) is given[i]
+            assert_same_bits(given[i].get(), expected, f"{op.name} over input {i}")
+        out = gpu.cupy.empty((n, 3), dtype_of(dtype)).T
+        assert op.function()(*on_device(gpu, *arrays), out=out) is out
+        assert_same_bits(out.get(), expected)
+        shifted = gpu.cupy.empty((3 * n + 5,), dtype_of(dtype))
+        shifted[: 3 * n] = gpu.cupy.asarray(arrays[0]).reshape(-1)
+        out = shifted[5:].reshape(3, n)  # overlaps
+        op.function()(shifted[: 3 * n].reshape(3, n), *on_device(gpu, *arrays[1:]), out=out)
+        assert_same_bits(out.get(), expected)
+
+
+def test_batch_does_not_matter(gpu, op, dtype):
+    for n in (10, 300, 700, 5000):
+        arrays = op.make((40, n), dtype)
+        all_rows = op.function()(*on_device(gpu, *arrays)).get()
+        for i in (0, 17, 39):
+            one = op.function()(*on_device(gpu, *(a[i : i + 1] for a in arrays))).get()
+            assert_same_bits(one, all_rows[i : i + 1])
+
+
+@pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (3, 0, 4), (), (1,)])
+def test_empty_and_small(gpu, op, shape):
+    arrays = [np.full(shape, i - 1, np.float32) for i in range(op.inputs)]
+    expected = np.asarray(op.function()(*arrays))
+    got = op.function()(*on_device(gpu, *arrays))
+    assert isinstance(got, gpu.cupy.ndarray)
+    assert_same_bits(got.get(), expected)
+
+
+def test_integers(gpu):
+    x = np.arange(12).reshape(3, 4)
+    assert_same_bits(csoftmax.softmax(gpu.cupy.asarray(x)).get(), csoftmax.softmax(x))
+
+
+def test_traffic(gpu, op, dtype):
+    """Each element is read and written once where shared memory holds a row, else read twice; whole sectors."""
+    if not gpu.model:
+        pytest.skip("only the model counts")
+    itemsize = dtype_of(dtype).itemsize
+    most = {"float32": 57344, "float16": 57344, "bfloat16": 57344, "float64": 28672}[dtype]
+    most //= 2 if op.inputs == 2 or (op.log and dtype == "float64") else 1
+    most = most // 4096 * 4096
+    for n, reads in ((1024, 1), (4096, 1), (most, 1), (131072, 2)):
+        arrays = op.make((2, n), dtype)
+        gpu.launches.clear()
+        with model_options(count=True, races=False):
+            op.function()(*on_device(gpu, *arrays))
+        counts = [launch[4] for launch in gpu.launches]
+        elements = 2 * n * itemsize
+        loads, stores = (32 * sum(c[f"{kind}_sectors"] for c in counts) / elements for kind in ("load", "store"))
+        # sectors that are not full; what is written and read again of blocks (72 bytes of 4096 elements) and rows
+        noise = 0.01 if reads == 1 else 12 * 96 / (4096 * itemsize)
+        expected = op.inputs * (reads if op.keeps_axis else 1)
+        assert expected <= loads <= expected + noise, (n, loads)
+        noise += 0 if op.keeps_axis else 2 * 32 / (n * itemsize)
+        assert op.keeps_axis <= stores <= op.keeps_axis + noise, (n, stores)
+
+
+def test_offsets_of_rows_are_64_bits(gpu):
+    """The last rows of an array with more than 2^31 elements: the others are not computed."""
+    if not gpu.model:
+        pytest.skip("only the model leaves rows out")
+    import ctypes
+    import mmap
+
+    for n, dtype in ((500, np.float16), (3000, np.float16), (60_000, np.float16)):
+        rows = 2**31 // n + 300
+        size = rows * n * 2
+        pair = [mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000) for _ in range(2)]
+        x, y = (np.frombuffer(m, dtype).reshape(rows, n).view(stand_in.ndarray) for m in pair)
+        last = logits((1, n), "float16")
+        x[-1] = last
+        rule = backend._launch("softmax", csoftmax._cpu.DTYPES["float16"], n, backend._shared_limit(0))
+        grid = rule.grid(rows)[0]
+        module = backend._module("softmax", "f16", 0).module
+        only = module.library.cuda_model_only_blocks
+        only(ctypes.c_uint64(grid - 1 if rule.kernel != "blocks" else grid - rule.blocks), ctypes.c_uint64(2**64 - 1))
+        try:
+            if rule.kernel == "blocks":  # the last row's record is the last block of threads as well
+                continue
+            csoftmax.softmax(x, out=y)
+        finally:
+            only(ctypes.c_uint64(0), ctypes.c_uint64(2**64 - 1))
+        assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), csoftmax.softmax(last))
+        assert not y.view(np.ndarray)[0].any()
+
+
+# device=
+
+
+def test_device_keyword(gpu):
+    x = logits((4, 30))
+    expected = csoftmax.softmax(x)
+    for device in ("cuda", "cuda:0"):
+        got = csoftmax.softmax(x, device=device)
+        assert isinstance(got, gpu.cupy.ndarray)
+        assert_same_bits(got.get(), expected)
+    back = csoftmax.softmax(gpu.cupy.asarray(x), device="cpu")
+    assert type(back) is np.ndarray
+    assert_same_bits(back, expected)
+    mask = np.arange(30) % 2 == 0
+    with pytest.raises(csoftmax.DeviceError, match="where is on the CPU"):
+        csoftmax.softmax(gpu.cupy.asarray(x), where=mask)
+    got = csoftmax.softmax(gpu.cupy.asarray(x), where=mask, device="cuda")
+    assert_same_bits(got.get(), csoftmax.softmax(x, where=mask))
+    with pytest.raises(csoftmax.DeviceError, match="where is a CuPy array"):
+        csoftmax.softmax(x, where=gpu.cupy.asarray(mask))
+    with pytest.raises(TypeError, match=r"out must be a cupy.ndarray"):
+        csoftmax.softmax(gpu.cupy.asarray(x), out=np.empty_like(x))
+    with pytest.raises(TypeError, match=r"out must be a numpy.ndarray"):
+        csoftmax.softmax(x, out=gpu.cupy.asarray(x))
+    with pytest.raises(csoftmax.DeviceError, match="no device 97"):
+        csoftmax.softmax(x, device="cuda:97")
+    for wrong in ("gpu", "cuda:", "cuda:x", 0):
+        with pytest.raises(ValueError, match="device must be"):
+            csoftmax.softmax(x, device=wrong)
+
+
+def test_functions_without_cuda_kernels(gpu):
+    """They say so, and compute on the CPU where they are told to."""
+    x = logits((4, 30))
+    there, target = gpu.cupy.asarray(x), np.arange(4)
+    calls = {
+        "cross_entropy": lambda x, **o: csoftmax.cross_entropy(x, target, **o),
+        "linear_cross_entropy": lambda x, **o: csoftmax.linear_cross_entropy(x, x, target, **o),
+        "topk": lambda x, **o: csoftmax.topk(x, 3, **o).values,
+        "topk_softmax": lambda x, **o: csoftmax.topk_softmax(x, 3, **o).values,
+        "entmax": lambda x, **o: csoftmax.entmax(x, **o),
+        "entmax_vjp": lambda x, **o: csoftmax.entmax_vjp(x, x, **o),
+        "entmax_loss": lambda x, **o: csoftmax.entmax_loss(x, target, **o),
+        "sample": lambda x, **o: csoftmax.sample(x, rng=0, **o),
+    }
+    for name, call in calls.items():
+        with pytest.raises(csoftmax.DeviceError, match=f"^{name} has no CUDA kernels"):
+            call(there)
+        with pytest.raises(csoftmax.DeviceError, match=f"^{name} has no CUDA kernels"):
+            call(x, device="cuda")
+        assert np.array_equal(call(there, device="cpu"), call(x))
+
+
+def test_errors_come_before_launches(gpu):
+    x = gpu.cupy.asarray(logits((4, 30)))
+    for options in ({"axis": 2}, {"temperature": -1.0}, {"out": gpu.cupy.empty((4, 29), np.float32)}):
+        with pytest.raises((ValueError, IndexError)):
+            csoftmax.softmax(x, **options)
+    with pytest.raises(TypeError, match="where must be boolean"):
+        csoftmax.softmax(x, where=x)
+    assert not gpu.launches
+
+
+def test_launch_rules_fit():
+    """Every length has a kernel whose threads and shared memory the device allows."""
+    for op, suffix, limit in itertools.product(backend.MODULES, backend.SUFFIX, (64 * 1024, 99 * 1024, 227 * 1024)):
+        for n in (*range(1, 700), *range(700, 60_000, 501), 57344, 57345, 28672, 28673, 10**7):
+            rule = backend.Launch(op, suffix, n, limit)
+            assert 32 <= 32 * rule.warps <= 1024
+            assert rule.shared <= limit, (op, suffix, n, limit)
+            if rule.kernel == "teams":
+                assert rule.each * n < 2**31
+            assert rule.grid(2**40)[0] < 2**31
+
+
+def test_machine_code_is_kept(gpu, tmp_path, monkeypatch):
+    if not gpu.model:
+        pytest.skip("a real device keeps its own")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "new"))
+    x = gpu.cupy.asarray(logits((4, 30)))
+    csoftmax.softmax(x)
+    (file,) = (tmp_path / "new").iterdir()
+    before = file.stat().st_mtime_ns
+    backend._module.cache_clear()
+    backend._kernel.cache_clear()
+    csoftmax.softmax(x)
+    assert [f.stat().st_mtime_ns for f in (tmp_path / "new").iterdir()] == [before]

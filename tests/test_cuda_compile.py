@@ -1,0 +1,87 @@
+"""Every CUDA module compiles for every generation of devices, in registers alone, with 128-bit accesses.
+
+Needs CuPy and NVIDIA's compiler and disassembler, but no driver:
+    pip install cupy-cuda13x nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-nvdisasm
+"""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+import csoftmax
+import csoftmax._cuda as backend
+
+pytest.importorskip("cupy", reason="CuPy is not installed")
+ARCHITECTURES = ("75", "80", "90", "100", "120")
+# Threads of the largest block; a multiprocessor has 65,536 registers.  Small blocks: twelve at a time.
+THREADS = {"whole": {"f32": 448, "f16": 448, "bf16": 448, "f64": 224}}
+BUDGET = 168
+
+
+def kernels_of(log):
+    """name: (stack, bytes spilled, registers) out of the assembler's log."""
+    found = {}
+    for part in log.split("Compiling entry function '")[1:]:
+        numbers = [
+            sum(int(n) for n in re.findall(pattern, part))
+            for pattern in (r"(\d+) bytes stack frame", r"(\d+) bytes spill", r"Used (\d+) registers")
+        ]
+        found[part.split("'")[0]] = tuple(numbers)
+    return found
+
+
+def disassembler():
+    nvidia = pytest.importorskip("nvidia", reason="nvidia-cuda-nvdisasm is not installed")
+    for folder in nvidia.__path__:
+        for path in Path(folder).glob("cu*/bin/nvdisasm"):
+            return path
+    pytest.skip("nvidia-cuda-nvdisasm is not installed")
+
+
+@pytest.fixture(params=ARCHITECTURES)
+def arch(request):
+    return request.param
+
+
+@pytest.mark.parametrize("suffix", backend.SUFFIX.values())
+@pytest.mark.parametrize("op", backend.MODULES)
+def test_compiles(op, suffix, arch, tmp_path):
+    code, log = backend.compile(op, suffix, arch)
+    assert "warning" not in log.lower(), log
+    kernels = kernels_of(log)
+    assert set(kernels) == set(backend.KERNELS)
+    for name, (stack, spilled, registers) in kernels.items():
+        assert (stack, spilled) == (0, 0), f"{name} spills"
+        most = 65536 // THREADS[name][suffix] // 8 * 8 if name in THREADS else BUDGET
+        assert registers <= most, f"{name} takes {registers} registers"
+    if arch != "90":
+        return
+    (tmp_path / "code").write_bytes(code)
+    done = subprocess.run([disassembler(), "-c", tmp_path / "code"], capture_output=True, text=True, check=True)
+    sections = re.split(r"^\.text\.(\w+):", done.stdout, flags=re.M)
+    for name, text in zip(sections[1::2], sections[2::2], strict=True):
+        assert not re.search(r"\b(LDL|STL)\b", text), f"{name} uses local memory"
+        if name != "combine":
+            assert "LDG.E.128" in text, name
+        if name in ("teams", "whole", "apply") and op != "logsumexp":
+            assert "STG.E.128" in text, name
+
+
+def test_error_has_the_compilers_words(monkeypatch):
+    monkeypatch.setattr(backend, "options", lambda *a: ("-DSTORAGE_none",))
+    with pytest.raises(RuntimeError, match=r"(?s)NVRTC cannot compile softmax for sm_90.*error"):
+        backend.compile("softmax", "f32", "90")
+
+
+def test_no_driver_is_a_device_error():
+    """CuPy is there, a driver is not: the message says so."""
+    try:
+        backend.require(None)
+    except backend.Unavailable:
+        pass
+    else:
+        pytest.skip("there is a device")
+    with pytest.raises(csoftmax.DeviceError, match=r"no CUDA driver.*csoftmax\[cuda13x"):
+        csoftmax.softmax([1.0, 2.0], device="cuda")
