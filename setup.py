@@ -13,6 +13,13 @@ from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
 CORE = ["cpu_features", "cross_entropy", "dispatch", "driver", "entmax", "layout", "parallel", "row", "sample", "topk"]
+# Headers of the core that the CUDA kernels include.
+CUDA_HEADERS = [
+    "registry.h",
+    *(f"vec/{name}.h" for name in ("half", "scalar", "standard")),
+    *(f"kernel/{name}.inc.h" for name in ("single", "double", "math", "element", "sum")),
+    *(f"kernel/{name}.h" for name in ("scalars", "loss_row")),
+]
 # unit: flags of GCC and Clang, flags of MSVC.  A unit built for another architecture exports an empty table.
 ISA_FLAGS = {
     "scalar": ([], []),
@@ -86,12 +93,10 @@ class BuildPython(build_py):
         super().run()
         if self.editable_mode:
             return  # they are found in src_c
-        for header in sorted((ROOT / "src_c").rglob("*.h")):
-            name = header.relative_to(ROOT / "src_c")
-            if name.parts[0] in ("kernel", "vec") or str(name) == "registry.h":
-                to = Path(self.build_lib) / "csoftmax" / "_cuda" / "core" / name
-                to.parent.mkdir(parents=True, exist_ok=True)
-                shutil.copy2(header, to)
+        for name in CUDA_HEADERS:
+            to = Path(self.build_lib) / "csoftmax" / "_cuda" / "core" / name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / "src_c" / name, to)
 
 
 core = Extension(

@@ -114,7 +114,8 @@ def place_of(device, x, cpu_only=None):
     try:
         xp = _cuda.require(index)
     except _cuda.Unavailable as error:
-        raise DeviceError(f'device="cuda" cannot be used: {error}. device="cpu" computes on the CPU.') from None
+        what = "The device of a CuPy array" if device is None else f"device={device!r}"
+        raise DeviceError(f'{what} cannot be used: {error}. device="cpu" computes on the CPU.') from None
     return Place(xp, xp.cuda.Device().id if index is None else index, device is not None)
 
 
@@ -661,9 +662,7 @@ class LinearPlan(NamedTuple):
 
 def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
     """Check the arguments of linear_cross_entropy, and drop the rows that take no part."""
-    x, w, target, bias, *values = require_cpu(
-        "linear_cross_entropy", device, x, w, target, bias, *options.values()
-    )
+    x, w, target, bias, *values = require_cpu("linear_cross_entropy", device, x, w, target, bias, *options.values())
     options = dict(zip(options, values, strict=True))
     x, code = as_float("x", x)
     w, w_code = as_float("w", w)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _cpu, _threads
+from . import _cpu, _cuda, _threads
 
 __version__ = "0.1.0"
 _HERE = Path(__file__).parent
@@ -95,7 +95,7 @@ def config():
             else None,
         },
         "threads": {"used": _cpu.get_threads(), "decided_by": decides, "bounds": bounds},
-        "cuda": {"available": False, "reason": "this version has no CUDA backend"},
+        "cuda": _cuda.state(),
         "include": get_include(),
         "library": get_library(),
     }

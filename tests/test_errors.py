@@ -1,6 +1,8 @@
 """A wrong argument: the right exception, a message that names argument, value and what is allowed, out untouched."""
 
 import decimal
+import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -62,8 +64,9 @@ def test_torch_tensors(op):
 
 def test_cupy_arrays(op):
     """Never converted silently."""
-    fake = type("ndarray", (), {"__module__": "cupy", "__array__": lambda self, *a, **k: X})
-    refused(op, csoftmax.DeviceError, "CuPy", "cupy.asnumpy", arrays=[fake()] * op.inputs)
+    there = {"__array__": lambda self, *a, **k: X, "device": SimpleNamespace(id=10**6)}
+    fake = type("ndarray", (), {"__module__": "cupy", **there})
+    refused(op, csoftmax.DeviceError, "CuPy array cannot be used", 'device="cpu"', arrays=[fake()] * op.inputs)
 
 
 @pytest.mark.parametrize("axis", [2, -3, 100, (0, 2), (0, -3), 10**25, -(10**25)])
@@ -140,7 +143,7 @@ def test_out(op):
 def test_out_is_untouched_whatever_else_is_wrong(op):
     if not op.has_out:
         pytest.skip("no out")
-    for options in ({"axis": 7}, {"temperature": -1}, {"where": X}, {"device": "cuda"}, {"num_threads": 0}):
+    for options in ({"axis": 7}, {"temperature": -1}, {"where": X}, {"device": "cuda:1000000"}, {"num_threads": 0}):
         out = np.full((3, 4), 7, np.float32)
         with pytest.raises((TypeError, ValueError, RuntimeError)):
             op.function()(*[X] * op.inputs, out=out, **options)
@@ -170,10 +173,23 @@ def test_devices_that_do_not_exist(op, device):
     refused(op, ValueError, "device", repr(device), '"cpu"', '"cuda"', device=device)
 
 
-@pytest.mark.parametrize("device", ["cuda", "cuda:0", "cuda:1"])
-def test_cuda_is_not_there_yet(op, device):
-    refused(op, csoftmax.DeviceError, device, "CUDA", 'device="cpu"', device=device)
+def test_device_that_is_not_there(op):
+    """Whatever is missing (CuPy, a driver, or just so many devices), the message says it."""
+    refused(op, csoftmax.DeviceError, "cuda:1000000", 'device="cpu"', device="cuda:1000000")
     assert issubclass(csoftmax.DeviceError, RuntimeError)
+
+
+def test_what_is_missing(monkeypatch):
+    from csoftmax import _cuda
+
+    monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
+    with pytest.raises(csoftmax.DeviceError, match=r"CuPy cannot be imported.*pip install 'csoftmax\[cuda13x\]'"):
+        csoftmax.softmax(X, device="cuda")
+    assert _cuda.state()["available"] is False
+    runtime = SimpleNamespace(getDeviceCount=lambda: 0)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
+    with pytest.raises(csoftmax.DeviceError, match="there is no CUDA device"):
+        csoftmax.softmax(X, device="cuda")
 
 
 @pytest.mark.parametrize("value", [0, -1, -(10**30)])

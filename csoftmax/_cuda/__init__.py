@@ -12,7 +12,6 @@ import hashlib
 import math
 import os
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -73,13 +72,16 @@ def compile(op, suffix, arch):
         # CuPy leaves out the last byte
         return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
-        raise RuntimeError(f"NVRTC cannot compile {op} for sm_{arch}: {error}\n{nvrtc.getProgramLog(program)}") from None
+        log = nvrtc.getProgramLog(program)
+        raise RuntimeError(f"NVRTC cannot compile {op} for sm_{arch}: {error}\n{log}") from None
     finally:
         nvrtc.destroyProgram(program)
 
 
 def _machine_code(op, suffix, arch):
     """The file with an operation's machine code, compiled if it is not there yet."""
+    import tempfile
+
     from cupy.cuda import nvrtc
 
     parts = [repr((op, suffix, arch, nvrtc.getVersion()))]
@@ -240,3 +242,14 @@ def require(device):
     if device is not None and device >= count:
         raise Unavailable(f"there is no device {device}; the devices are 0 to {count - 1}")
     return cupy
+
+
+def state():
+    """Whether there is a CUDA device, and why not, or which."""
+    try:
+        cupy = require(None)
+    except Unavailable as error:
+        return {"available": False, "reason": str(error)}
+    count = cupy.cuda.runtime.getDeviceCount()
+    names = [cupy.cuda.runtime.getDeviceProperties(i)["name"].decode() for i in range(count)]
+    return {"available": True, "reason": f"CuPy {cupy.__version__}; {', '.join(names)}"}

@@ -49,13 +49,13 @@ typedef uint16_t T;
 
 enum {
     WARP = 32,
-    VECTOR = 16 / sizeof(T),   /* elements in 16 bytes of storage */
-    WIDE = 16 / sizeof(REAL),  /* and of the compute type */
-    BATCH = LOADS,             /* vectors in flight in each thread, of one array */
+    VECTOR = 16 / sizeof(T), /* elements in 16 bytes of storage */
+    WIDE = 16 / sizeof(REAL), /* and of the compute type */
+    BATCH = LOADS, /* vectors in flight in each thread, of one array */
     SINGLE = EXP_MANTISSA == 23,
-    TEAM = SINGLE ? 16 : 8,    /* threads that add e', one for each lane of sum.inc.h */
+    TEAM = SINGLE ? 16 : 8, /* threads that add e', one for each lane of sum.inc.h */
     CHUNK = SINGLE ? (int)CSM_FLUSH : (int)CSM_BLOCK, /* elements that a lane adds before double takes over */
-    DOT_TEAM = 16,             /* lanes of dot products */
+    DOT_TEAM = 16, /* lanes of dot products */
     MOST_WARPS = SINGLE ? 14 : 7 /* of a thread block: as many blocks as 227 KB of shared memory hold */
 };
 #define EVERYONE 0xffffffffu

@@ -59,7 +59,7 @@ INLINE double lse(const whole_row &row, const csm_scales &c) {
     return row.max / c.temperature + row.sums.tail;
 }
 
-INLINE REAL exp_of(REAL z, const V(shift) & s) { return V(exp_value)(z, s, 1); }
+INLINE REAL exp_of(REAL z, const V(shift) &s) { return V(exp_value)(z, s, 1); }
 
 /* Sums of e' of the k elements at s, at most CSM_BLOCK, by a group of `width` threads: a team, or a warp.  All of the warp
  * calls it.  softmax leaves e' at s; apart: room for e' where APART. */
@@ -244,7 +244,7 @@ INLINE int inspect(const REAL *s, const uint8_t *kept, int k) {
 }
 
 /* blockDim.x / WARP = how many blocks of CSM_BLOCK a row has. */
-extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, 1)
+extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     whole(const T *x, const uint8_t *__restrict__ mask, T *y, long long rows, int n, csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const size_t capacity = room(n < CSM_BLOCK ? n : CSM_BLOCK);

@@ -14,7 +14,7 @@ enum { LOG = OP == CSM_OP_log_softmax_vjp, SEGMENT = 1024 /* of a block that `bl
 static_assert(sizeof(csm_row) == ROW_BYTES && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch rules have");
 
 /* Adds dy y, or dy, of k elements to the lanes of the first sixteen threads of each `width`. */
-template <int width> INLINE void add_products(V(dot) * sum, const REAL *dy, const REAL *y, int k) {
+template <int width> INLINE void add_products(V(dot) *sum, const REAL *dy, const REAL *y, int k) {
     if (threadIdx.x % width >= DOT_TEAM) return;
     for (int i = threadIdx.x % DOT_TEAM; i < k; i += DOT_TEAM) {
         const REAL b = y[i], a = b == ABSENT ? 0 : dy[i];
@@ -22,7 +22,7 @@ template <int width> INLINE void add_products(V(dot) * sum, const REAL *dy, cons
     }
 }
 /* The sum of the lanes, to all threads; all of the warp calls it. */
-template <int width> INLINE void total(const V(dot) & sum, csm_block *block) {
+template <int width> INLINE void total(const V(dot) &sum, csm_block *block) {
     const int lane = threadIdx.x % DOT_TEAM, first = threadIdx.x % WARP / width * width;
     const csm_block none = {0};
     *block = none;
@@ -68,8 +68,8 @@ INLINE REAL *load_both(REAL *own, size_t capacity, const T *dy, const T *y, cons
 
 extern __shared__ unsigned char memory[];
 
-extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx,
-                                                        long long rows, int n, int each, csm_scales c) {
+extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T *y, const uint8_t *__restrict__ mask,
+                                                           T *dx, long long rows, int n, int each, csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const int team = lane / DOT_TEAM, thread = lane % DOT_TEAM;
     const size_t capacity = room((size_t)each * n);
@@ -78,7 +78,8 @@ extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T 
          first += (long long)gridDim.x * warps * each) {
         const int count = rows - first < each ? (int)(rows - first) : each;
         const REAL *b;
-        REAL *a = load_both(own, capacity, dy + first * n, y + first * n, mask ? mask + first * n : NULL, count * n, lane, &b);
+        REAL *a = load_both(own, capacity, dy + first * n, y + first * n, mask ? mask + first * n : NULL, count * n,
+                            lane, &b);
         for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row goes along */
             const int r = at + team, k = r < count ? n : 0, begin = (r < count ? r : 0) * n;
             V(dot) sum;
@@ -99,7 +100,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T 
 }
 
 /* blockDim.x / WARP = how many blocks of CSM_BLOCK a row has. */
-extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, 1)
+extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     whole(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, int n, csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const size_t capacity = room(n < CSM_BLOCK ? n : CSM_BLOCK);
@@ -125,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS * WARP, 1)
 }
 
 extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask,
-                                                        csm_block *to, long long rows, long long n, csm_scales c) {
+                                                           csm_block *to, long long rows, long long n, csm_scales c) {
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     (void)c;
     for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
@@ -138,8 +139,8 @@ extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T 
             const int some = k - done < SEGMENT ? k - done : SEGMENT;
             const long long first = from + done;
             const REAL *b;
-            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first, mask ? mask + first : NULL,
-                                      some, threadIdx.x, &b);
+            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first,
+                                      mask ? mask + first : NULL, some, threadIdx.x, &b);
             add_products<WARP>(&sum, a, b, some);
             __syncwarp();
         }
@@ -153,7 +154,8 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     combine(const csm_block *__restrict__ from, csm_row *to, long long rows, long long n, csm_scales c) {
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     (void)c;
-    for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < rows; at += (long long)gridDim.x * blockDim.x) {
+    for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < rows;
+         at += (long long)gridDim.x * blockDim.x) {
         csm_row row;
         row.is_nan = 0;
         row.max = row.n = row.r = row.r_low = row.tail = row.count = row.top = row.top_low = 0;
@@ -162,9 +164,9 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32, 1) apply(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx,
-                                                       const csm_row *__restrict__ known, long long rows, long long n,
-                                                       csm_scales c) {
+extern "C" __global__ void __launch_bounds__(32, 1)
+    apply(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, const csm_row *__restrict__ known,
+          long long rows, long long n, csm_scales c) {
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
         const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
@@ -174,8 +176,8 @@ extern "C" __global__ void __launch_bounds__(32, 1) apply(const T *dy, const T *
             const int some = k - done < SEGMENT ? k - done : SEGMENT;
             const long long first = from + done;
             const REAL *b;
-            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first, mask ? mask + first : NULL,
-                                      some, threadIdx.x, &b);
+            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first,
+                                      mask ? mask + first : NULL, some, threadIdx.x, &b);
             store(dx + first, some, gradient_of(a, b, row, c.ordinary), threadIdx.x, WARP);
             __syncwarp();
         }

@@ -119,9 +119,16 @@ class Kernel:
         message, counts = ctypes.create_string_buffer(1024), (ctypes.c_uint64 * 6)()
         flags = count | races << 1 | backward << 2
         failed = self.library.cuda_model_launch(
-            self.entry, ctypes.c_void_p(values.ctypes.data), *shapes, ctypes.c_size_t(shared), ctypes.c_size_t(limit),
-            flags, ranges,
-            len(memory) // 2, message, counts,
+            self.entry,
+            ctypes.c_void_p(values.ctypes.data),
+            *shapes,
+            ctypes.c_size_t(shared),
+            ctypes.c_size_t(limit),
+            flags,
+            ranges,
+            len(memory) // 2,
+            message,
+            counts,
         )
         if failed:
             raise KernelError(message.value.decode())

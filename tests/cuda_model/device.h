@@ -89,13 +89,13 @@ inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_MODEL_PLACE) {
 template <class T> T __shfl_sync(unsigned mask, T value, int from, int width = 32, CUDA_MODEL_PLACE) {
     const int me = cuda_model::cuda_model_lane();
     from = (me & ~(width - 1)) | (from & (width - 1));
-    return cuda_model::of_bits<T>(cuda_model::cuda_model_exchange(cuda_model::SHUFFLE, mask, cuda_model::bits_of(value),
-                                                                  from, file, line));
+    return cuda_model::of_bits<T>(
+        cuda_model::cuda_model_exchange(cuda_model::SHUFFLE, mask, cuda_model::bits_of(value), from, file, line));
 }
 template <class T> T __shfl_xor_sync(unsigned mask, T value, int lanes, int width = 32, CUDA_MODEL_PLACE) {
     const int me = cuda_model::cuda_model_lane(), from = (me ^ lanes) > (me | (width - 1)) ? me : me ^ lanes;
-    return cuda_model::of_bits<T>(cuda_model::cuda_model_exchange(cuda_model::SHUFFLE, mask, cuda_model::bits_of(value),
-                                                                  from, file, line));
+    return cuda_model::of_bits<T>(
+        cuda_model::cuda_model_exchange(cuda_model::SHUFFLE, mask, cuda_model::bits_of(value), from, file, line));
 }
 inline unsigned __ballot_sync(unsigned mask, int predicate, CUDA_MODEL_PLACE) {
     return cuda_model::cuda_model_vote(mask, predicate, file, line);

@@ -131,9 +131,11 @@ void release_warp() {
     const int base = current->warp * 32, lanes = std::min<int>(32, (int)fibers.size() - base);
     for (int i = 0; i < 32; i++) {
         if (!(current->mask >> i & 1)) continue;
-        if (i >= lanes) fail("the mask names lane " + std::to_string(i) + ", which does not exist, at " + place(*current));
+        if (i >= lanes)
+            fail("the mask names lane " + std::to_string(i) + ", which does not exist, at " + place(*current));
         const fiber &other = fibers[base + i];
-        if (other.waits == DONE) fail("the mask names lane " + std::to_string(i) + ", which has exited, at " + place(*current));
+        if (other.waits == DONE)
+            fail("the mask names lane " + std::to_string(i) + ", which has exited, at " + place(*current));
         if (other.waits != AT_WARP) return;
         if (other.operation != current->operation || other.line != current->line || other.mask != current->mask)
             fail("divergent: lane " + std::to_string(current->lane) + " waits at " + place(*current) + ", lane " +
@@ -165,14 +167,16 @@ void in_shared(size_t at, size_t size, bool writes) {
     for (size_t i = at; i < at + size; i++) {
         shadow &s = shadows[i];
         const auto concurrent = [&](int other, unsigned then, unsigned then_warp) {
-            return other >= 0 && other != me.id && then == epoch && (other / 32 != me.warp || then_warp == me.warp_epoch);
+            return other >= 0 && other != me.id && then == epoch &&
+                   (other / 32 != me.warp || then_warp == me.warp_epoch);
         };
         if (!writes && s.writer < 0) fail("shared memory read before it is written");
         if (concurrent(s.writer, s.written, s.written_warp))
             fail(std::string("race in shared memory: ") + (writes ? "write" : "read") + " after the write of thread " +
                  std::to_string(s.writer));
-        if (writes && s.reader >= 0 && ((s.several && s.read == epoch && s.read_warp == me.warp_epoch) ||
-                                        concurrent(s.reader, s.read, s.read_warp)))
+        if (writes && s.reader >= 0 &&
+            ((s.several && s.read == epoch && s.read_warp == me.warp_epoch) ||
+             concurrent(s.reader, s.read, s.read_warp)))
             fail("race in shared memory: write after the read of thread " + std::to_string(s.reader));
         if (writes) {
             s.writer = me.id;
@@ -181,7 +185,8 @@ void in_shared(size_t at, size_t size, bool writes) {
             s.reader = -1;
             s.several = false;
         } else {
-            s.several = s.reader >= 0 && s.read == epoch && s.read_warp == me.warp_epoch && (s.several || s.reader != me.id);
+            s.several =
+                s.reader >= 0 && s.read == epoch && s.read_warp == me.warp_epoch && (s.several || s.reader != me.id);
             s.reader = me.id;
             s.read = epoch;
             s.read_warp = me.warp_epoch;
@@ -220,7 +225,8 @@ int find_library(dl_phdr_info *info, size_t, void *) {
     for (int i = 0; i < info->dlpi_phnum; i++) {
         const auto &p = info->dlpi_phdr[i];
         const uintptr_t from = info->dlpi_addr + p.p_vaddr, to = from + p.p_memsz;
-        if (p.p_type == PT_LOAD && (uintptr_t)&current >= from && (uintptr_t)&current < to) library = {info->dlpi_addr, to};
+        if (p.p_type == PT_LOAD && (uintptr_t)&current >= from && (uintptr_t)&current < to)
+            library = {info->dlpi_addr, to};
     }
     return 0;
 }
@@ -238,7 +244,8 @@ coordinates *cuda_model_here;
 int cuda_model_lane() { return current->lane; }
 uint64_t cuda_model_exchange(int operation, unsigned mask, uint64_t value, int from, const char *file, int line) {
     meet(operation, mask, value, file, line);
-    if (!(mask >> from & 1)) fail("a shuffle reads lane " + std::to_string(from) + " outside its mask, at " + place(file, line));
+    if (!(mask >> from & 1))
+        fail("a shuffle reads lane " + std::to_string(from) + " outside its mask, at " + place(file, line));
     return fibers[current->warp * 32 + from].brought[current->turn];
 }
 unsigned cuda_model_vote(unsigned mask, int predicate, const char *file, int line) {
@@ -255,7 +262,8 @@ void cuda_model_barrier(const char *file, int line) {
     me->line = line;
     bool all = true;
     for (const fiber &other : fibers) {
-        if (other.waits == DONE) fail("__syncthreads at " + place(*me) + ", but thread " + std::to_string(other.id) + " has exited");
+        if (other.waits == DONE)
+            fail("__syncthreads at " + place(*me) + ", but thread " + std::to_string(other.id) + " has exited");
         if (other.waits != AT_BARRIER) all = false;
         else if (other.line != line) fail("threads at different __syncthreads: " + place(*me) + " and " + place(other));
     }
@@ -278,10 +286,10 @@ void *cuda_model_static_shared(size_t id, size_t size, size_t align) {
 }
 
 /* What -fsanitize=thread calls. */
-#define HOOK(n)                                                                                                     \
-    void __tsan_read##n(void *p) { access(p, n, false, __builtin_return_address(0)); }                              \
-    void __tsan_write##n(void *p) { access(p, n, true, __builtin_return_address(0)); }                              \
-    void __tsan_unaligned_read##n(void *p) { access(p, n, false, __builtin_return_address(0)); }                    \
+#define HOOK(n)                                                                                  \
+    void __tsan_read##n(void *p) { access(p, n, false, __builtin_return_address(0)); }           \
+    void __tsan_write##n(void *p) { access(p, n, true, __builtin_return_address(0)); }           \
+    void __tsan_unaligned_read##n(void *p) { access(p, n, false, __builtin_return_address(0)); } \
     void __tsan_unaligned_write##n(void *p) { access(p, n, true, __builtin_return_address(0)); }
 HOOK(1)
 HOOK(2)
@@ -289,11 +297,14 @@ HOOK(4)
 HOOK(8)
 HOOK(16)
 #undef HOOK
-void __tsan_read_range(void *p, size_t n) { /* of structures: their parts are aligned, their size is not a power of two */
-    for (size_t i = 0; i < n; i += 8) access((char *)p + i, std::min<size_t>(8, n - i), false, (char *)__builtin_return_address(0) + i);
+void __tsan_read_range(void *p,
+                       size_t n) { /* of structures: their parts are aligned, their size is not a power of two */
+    for (size_t i = 0; i < n; i += 8)
+        access((char *)p + i, std::min<size_t>(8, n - i), false, (char *)__builtin_return_address(0) + i);
 }
 void __tsan_write_range(void *p, size_t n) {
-    for (size_t i = 0; i < n; i += 8) access((char *)p + i, std::min<size_t>(8, n - i), true, (char *)__builtin_return_address(0) + i);
+    for (size_t i = 0; i < n; i += 8)
+        access((char *)p + i, std::min<size_t>(8, n - i), true, (char *)__builtin_return_address(0) + i);
 }
 void __tsan_init() {}
 void __tsan_func_entry(void *) {}
@@ -313,12 +324,14 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
     const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
     error.clear();
     if (n == 0 || n > 1024) error = "a block has 1 to 1024 threads, not " + std::to_string(n);
-    else if (dynamic > limit) error = std::to_string(dynamic) + " bytes of shared memory; the kernel may have " + std::to_string(limit);
+    else if (dynamic > limit)
+        error = std::to_string(dynamic) + " bytes of shared memory; the kernel may have " + std::to_string(limit);
     if (!library.to) dl_iterate_phdr(find_library, nullptr);
     if (n_stacks < n) {
         if (stacks) munmap(stacks, n_stacks * STACK);
         n_stacks = n;
-        stacks = (char *)mmap(nullptr, n * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+        stacks = (char *)mmap(nullptr, n * STACK, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE,
+                              -1, 0);
     }
     kernel = entry;
     arguments = at;
@@ -345,8 +358,10 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
             fiber &f = fibers[i];
             f.where.block_size = {block[0], block[1], block[2]};
             f.where.grid_size = {grid[0], grid[1], grid[2]};
-            f.where.thread = {(unsigned)(i % block[0]), (unsigned)(i / block[0] % block[1]), (unsigned)(i / block[0] / block[1])};
-            f.where.block = {(unsigned)(id % grid[0]), (unsigned)(id / grid[0] % grid[1]), (unsigned)(id / grid[0] / grid[1])};
+            f.where.thread = {(unsigned)(i % block[0]), (unsigned)(i / block[0] % block[1]),
+                              (unsigned)(i / block[0] / block[1])};
+            f.where.block = {(unsigned)(id % grid[0]), (unsigned)(id / grid[0] % grid[1]),
+                             (unsigned)(id / grid[0] / grid[1])};
             f.id = (int)i;
             f.lane = (int)(i % 32);
             f.warp = (int)(i / 32);
@@ -366,7 +381,8 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
                 const size_t warp = backward ? warps - 1 - w : w, from = warp * 32, to = std::min(n, from + 32);
                 for (bool ran = true; ran && error.empty();) { /* until the whole warp waits */
                     ran = false;
-                    for (size_t i = from; i < to && error.empty(); i++) ran |= step(fibers[backward ? from + to - 1 - i : i]);
+                    for (size_t i = from; i < to && error.empty(); i++)
+                        ran |= step(fibers[backward ? from + to - 1 - i : i]);
                     any |= ran;
                 }
             }
@@ -375,7 +391,8 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
         for (const fiber &f : fibers)
             if (f.waits != DONE && error.empty())
                 error = "deadlock: thread " + std::to_string(f.id) + " waits at " + place(f) +
-                        (f.waits == AT_BARRIER ? " (__syncthreads)" : " (a warp operation)") + " for threads that never come";
+                        (f.waits == AT_BARRIER ? " (__syncthreads)" : " (a warp operation)") +
+                        " for threads that never come";
         for (const auto &entry : requests) {
             const request &r = entry.second;
             uint64_t *to = totals + (r.writes ? 3 : 0);

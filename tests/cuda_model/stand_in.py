@@ -89,8 +89,11 @@ class RawKernel:
             if isinstance(a, ndarray) and not a.flags.c_contiguous:
                 raise AssertionError("a kernel does not see strides")
         args = [
-            by_value(a) if isinstance(a, np.ndarray) and not isinstance(a, ndarray) else
-            a.view(np.ndarray) if isinstance(a, ndarray) else a
+            by_value(a)
+            if isinstance(a, np.ndarray) and not isinstance(a, ndarray)
+            else a.view(np.ndarray)
+            if isinstance(a, ndarray)
+            else a
             for a in args
         ]
         limit = self.max_dynamic_shared_size_bytes
