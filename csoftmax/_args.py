@@ -6,6 +6,7 @@ here and nowhere else.  What comes out needs no further check.
 
 import math
 import operator
+import os
 import sys
 import types
 from typing import NamedTuple
@@ -379,9 +380,28 @@ class LossPlan(NamedTuple):
     target: np.ndarray  # as given, the axis of soft labels last
     ignore_index: int
     given: bool  # the result is the caller's out
+    on_cuda: bool  # the arrays are CuPy's, the loss has the compute dtype
+
+    def run_on_cuda(self):
+        """The same on a CUDA device: a bad label makes its row NaN, unless the host is told to wait and look."""
+        if os.environ.get("CSOFTMAX_SYNC_CHECKS") == "1":
+            raise_bad_label(self.target.get(), self.x.shape[-1], self.ignore_index)
+        if self.x.size:
+            _cuda.run_loss(*self[:16])
+        else:  # no row, or no class: there is nothing to compute, and the CPU knows the result
+            host = np.empty(self.loss.shape, np.float64)
+            x, y, _, *rest = (a.get() if is_cupy(a) else a for a in self[1:16])
+            if _cpu.run_loss(self.dtype, x, y, host, *rest, None) is not None:
+                host[...] = math.nan
+            self.loss.set(host.astype(self.loss.dtype))
+        if self.work is not self.final:
+            self.final[...] = self.work
+        return self.loss, self.result
 
     def run(self):
         """Compute; returns the loss (a scalar unless it is one a row) and the gradient or None."""
+        if self.on_cuda:
+            return self.run_on_cuda()
         if _cpu.run_loss(*self[:17]) is not None:
             raise_bad_label(self.target, self.x.shape[-1], self.ignore_index)
             raise RuntimeError("target was changed by another thread during the call; nothing has been written")
@@ -442,17 +462,21 @@ def check_non_negative(name, value, most=math.inf):
     return number
 
 
-def check_weight(name, weight, shape, dtype):
-    """Weights that broadcast to a shape, at least 0 and finite, in a native float dtype."""
-    given = as_array(name, weight)
+def check_weight(name, weight, shape, dtype, place=CPU):
+    """Weights that broadcast to a shape, at least 0 and finite (unread if on a device), in a native float dtype."""
+    on_cuda = place.index is not None
+    there = on_cuda and is_cupy(weight)
+    given = place.array(name, weight) if there or not on_cuda else as_array(name, weight)
     if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
         raise TypeError(f"{name} must hold real numbers, got dtype {given.dtype}")
     with np.errstate(over="ignore"):
         values = given.astype(dtype)  # a private copy
     try:
-        values = np.broadcast_to(values, shape)
+        values = (place.xp if there else np).broadcast_to(values, shape)
     except ValueError:
         raise ValueError(f"{name} has shape {given.shape}, which does not broadcast to {shape}") from None
+    if there:
+        return values
     bad = ~(np.isfinite(values) & (values >= 0))
     if bad.any():
         at = np.unravel_index(int(bad.argmax()), shape)
@@ -460,7 +484,7 @@ def check_weight(name, weight, shape, dtype):
         raise ValueError(
             f"{name} must be at least 0 and finite in {np.dtype(dtype)}, got {value} at ({', '.join(map(str, at))})"
         )
-    return values
+    return place.array(name, values) if on_cuda else values
 
 
 def check_count(name, given, least=0, allowed="an int"):
@@ -489,9 +513,9 @@ def check_ignore_index(ignore_index):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}") from None
 
 
-def check_target(target, shape, batch, wide):
+def check_target(target, shape, batch, wide, place=CPU):
     """Labels (native integers of shape `batch`), or None; soft labels (of `shape`, dtype `wide`), or None."""
-    target = as_array("target", target)
+    target = place.array("target", target)
     dtype = target.dtype
     kind = "f" if is_bfloat16(dtype) else dtype.kind
     if (kind == "f" and dtype.itemsize > 8) or kind not in "iuf":
@@ -516,18 +540,23 @@ def check_reduction(reduction):
         raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
 
 
-def check_upstream(upstream, reduction, batch):
+def check_upstream(upstream, reduction, batch, place=CPU):
     """None where it is 1, else float64 for every row."""
-    values = as_array("upstream", upstream)
+    if place.index is not None and (is_cupy(upstream) or np.ndim(upstream)):
+        values = place.array("upstream", upstream)
+    else:
+        values = as_array("upstream", upstream)
     if values.dtype.kind not in "iuf" and not is_bfloat16(values.dtype):
         raise TypeError(f"upstream must hold real numbers, got dtype {values.dtype}")
     if reduction != "none" and values.ndim:
         raise ValueError(f"upstream must be a number where reduction is {reduction!r}, got shape {values.shape}")
+    if place.index is not None and not is_cupy(values):  # a number of the host
+        return None if values == 1 else place.xp.full(batch, values, np.float64)
     try:
-        values = np.broadcast_to(values.astype(np.float64), batch)
+        values = place.xp.broadcast_to(values.astype(np.float64), batch)
     except ValueError:
         raise ValueError(f"upstream has shape {values.shape}, which does not broadcast to the rows, {batch}") from None
-    return None if values.ndim == 0 and values == 1 else values
+    return None if place.index is None and values.ndim == 0 and values == 1 else values
 
 
 class LossOptions(NamedTuple):
@@ -564,17 +593,18 @@ def check_loss_options(
     upstream=None,
     clip_norm=None,
     clip_value=None,
+    place=CPU,
 ):
     """What hard and soft labels, logits and linear layers have in common; upstream None: there is no gradient."""
     check_reduction(reduction)
     if weight is not None:
-        weight = np.ascontiguousarray(check_weight("weight", weight, (n_classes,), wide))
+        weight = place.xp.ascontiguousarray(check_weight("weight", weight, (n_classes,), wide, place))
     if sample_weight is not None:
-        sample_weight = check_weight("sample_weight", sample_weight, batch, np.float64)
+        sample_weight = check_weight("sample_weight", sample_weight, batch, np.float64, place)
     return LossOptions(
         weight,
         sample_weight,
-        None if upstream is None else check_upstream(upstream, reduction, batch),
+        None if upstream is None else check_upstream(upstream, reduction, batch, place),
         check_temperature(temperature, True),
         check_non_negative("label_smoothing", label_smoothing, 1),
         check_non_negative("z_loss", z_loss),
@@ -591,30 +621,33 @@ def wide_dtype(dtype):
 
 def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=None, num_threads=None, **options):
     """Check the arguments of cross_entropy or, with `gradient`, of cross_entropy_with_grad, and lay them out."""
-    logits, target, *values = require_cpu("cross_entropy", device, logits, target, *options.values())
-    options = dict(zip(options, values, strict=True))
-    x, code = as_float("logits", logits)
+    place = place_of(device, logits)
+    if place.index is None and device is not None:
+        logits, target, *values = require_cpu("cross_entropy", device, logits, target, *options.values())
+        options = dict(zip(options, values, strict=True))
+    xp = place.xp
+    x, code = as_float("logits", logits, place)
     axes = normalize_axes(axis, x.ndim)
     wide = wide_dtype(x.dtype)
     batch = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    labels, soft = check_target(target, x.shape, batch, wide)
+    labels, soft = check_target(target, x.shape, batch, wide, place)
     n = math.prod(x.shape[i] for i in axes) if x.ndim else 1
-    checked = check_loss_options(n, batch, wide, reduction, **options)
+    checked = check_loss_options(n, batch, wide, reduction, place=place, **options)
     result = final = work = rows = None
     if gradient and out is not None:
-        check_out(out, x.shape, x.dtype)
-        if np.may_share_memory(out, x) and not same_place(out, x):
+        check_out(out, x.shape, x.dtype, place)
+        if xp.may_share_memory(out, x) and not same_place(out, x):
             x = x.copy()
-        if soft is not None and np.may_share_memory(out, soft):
+        if soft is not None and xp.may_share_memory(out, soft):
             soft = soft.copy()
         result = out
     elif gradient:
-        result = np.empty_like(x, subok=False)
+        result = xp.empty_like(x, subok=False)
     if x.ndim == 0:
         x = x.reshape(1)
         soft = None if soft is None else soft.reshape(1)
     if gradient:
-        final, work, rows = result_rows(result, x, axes)
+        final, work, rows = result_rows(result, x, axes, xp=xp)
     if soft is not None:
         soft = axis_last(soft, axes)
     ignore = None
@@ -624,7 +657,7 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
         code,
         bits(axis_last(x, axes)),
         None if rows is None else bits(rows),
-        np.empty(batch if reduction == "none" else (), np.float64),
+        xp.empty(batch if reduction == "none" else (), np.float64 if place.index is None else wide),
         labels,
         ignore,
         soft,
@@ -641,6 +674,7 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
         soft if labels is None else labels,
         checked.ignore_index,
         out is not None,
+        place.index is not None,
     )
 
 

@@ -24,6 +24,16 @@ def isa_built() -> tuple[str, ...]: ...
 def isa_available() -> tuple[str, ...]: ...
 def select_isa(name: str) -> None: ...
 def scales(dtype: int, temperature: float) -> NDArray[Any]: ...
+def loss_call(
+    n: int,
+    temperature: float,
+    label_smoothing: float,
+    z_loss: float,
+    clip_norm: float,
+    clip_value: float,
+    soft: bool,
+    gradient: bool,
+) -> NDArray[Any]: ...
 def run(
     op: int,
     dtype: int,

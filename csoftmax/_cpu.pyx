@@ -38,7 +38,10 @@ cdef extern from "internal.h" nogil:
     cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                            const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
 
+    ctypedef struct csm_loss_call:
+        pass
     csm_scales csm_scales_of(int, double)
+    csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
 
 cdef extern from "registry.h" nogil:
     int CSM_OP_softmax, CSM_OP_log_softmax, CSM_OP_logsumexp, CSM_OP_softmax_vjp, CSM_OP_log_softmax_vjp
@@ -234,6 +237,22 @@ def scales(int dtype, double temperature):
     """A call's temperature as the constants that kernels elsewhere need: a csm_scales, in an array of one element."""
     cdef csm_scales s = csm_scales_of(dtype, temperature)
     return _frombuffer((<char *>&s)[:sizeof(s)], f"V{sizeof(s)}")
+
+
+def loss_call(size_t n, double temperature, double label_smoothing, double z_loss, double clip_norm,
+              double clip_value, bint soft, bint gradient):
+    """The same of a loss: a csm_loss_call, all but what the labels and the weights decide."""
+    cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
+    cdef cpu.csm_view view
+    cdef csm_loss_call call
+    options.temperature = temperature
+    options.label_smoothing = label_smoothing
+    options.z_loss = z_loss
+    options.clip_norm = clip_norm
+    options.clip_value = clip_value
+    options.soft = &view if soft else NULL
+    call = csm_loss_call_of(&options, n, gradient)
+    return _frombuffer((<char *>&call)[:sizeof(call)], f"V{sizeof(call)}")
 
 
 def run(int op, int dtype, a, b, y, where, double temperature, num_threads):

@@ -9,6 +9,7 @@ from ._args import (
     check_count,
     check_ignore_index,
     check_non_negative,
+    is_cupy,
     plan_linear,
     plan_loss,
     raise_bad_label,
@@ -463,7 +464,8 @@ def check_labels(target, n_classes, ignore_index=-100):
     >>> import csoftmax
     >>> csoftmax.check_labels([0, 2, -100], 3)
     """
-    target, n_classes = as_array("target", target), check_count("n_classes", n_classes)
+    target = as_array("target", target.get() if is_cupy(target) else target)
+    n_classes = check_count("n_classes", n_classes)
     if target.size and target.dtype.kind not in "iu":
         raise TypeError(f"target must hold integer labels, got dtype {target.dtype}")
     if target.size:

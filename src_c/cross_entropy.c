@@ -352,13 +352,22 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 
 static int fraction(double x) { return x >= 0 && x <= 1; }
 
-static csm_pair reciprocal(double x, double *exponent) {
-    if (x == 0) { /* 1/0: as large as it gets */
-        *exponent = 100000;
-        return csm_pair_of(1, 0);
-    }
-    *exponent = -csm_take_exponent(&x);
-    return csm_pair_div(csm_pair_of(1, 0), csm_pair_of(x, 0));
+/* What a call has in common but for the mean's divisor, the temperature's constants and the sum of weights. */
+csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient) {
+    csm_loss_call call = {.n = n,
+                          .temperature = o->temperature,
+                          .w = o->weight,
+                          .weight_sum = (double)n,
+                          .smoothing = o->label_smoothing,
+                          .z_loss = o->z_loss,
+                          .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
+                          .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
+                          .soft = o->soft != NULL,
+                          .gradient = gradient};
+    const csm_pair per = csm_pair_reciprocal(o->temperature, &call.t_exponent);
+    call.per_t = per.hi;
+    call.per_t_low = per.lo;
+    return call;
 }
 
 static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options *o, int threads, double *loss) {
@@ -388,15 +397,7 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
         }
         divisor = csm_tree_sum(r->loss, r->rows);
     }
-    csm_pair per = reciprocal(divisor, &r->call.divisor_exponent);
-    r->call.per_divisor = per.hi;
-    r->call.per_divisor_low = per.lo;
-    per = reciprocal(o->temperature, &r->call.t_exponent);
-    r->call.per_t = per.hi;
-    r->call.per_t_low = per.lo;
-    r->call.simple = r->labels && o->label_smoothing == 0 && o->z_loss == 0 && o->temperature == 1 &&
-                     o->clip_norm == 0 && o->clip_value == 0 && r->call.divisor_exponent >= -20 &&
-                     r->call.divisor_exponent <= 0;
+    csm_loss_divide(&r->call, divisor);
     r->cold = r->call;
     r->cold.t = &c->transformed;
     if (n > 0) {
@@ -448,18 +449,9 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
         for (size_t j = 0; j < n; j++) csm_two_sum(&weight_sum, &low, class_weight(&r, j));
         weight_sum += low;
     }
-    r.call = (csm_loss_call){.n = n,
-                             .t = &c->ordinary,
-                             .temperature = o->temperature,
-                             .w = o->weight,
-                             .weight_sum = weight_sum,
-                             .smoothing = o->label_smoothing,
-                             .z_loss = o->z_loss,
-                             .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
-                             .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
-                             .soft = o->soft != NULL,
-                             .gradient = gradient != NULL};
-
+    r.call = csm_loss_call_of(o, n, gradient != NULL);
+    r.call.t = &c->ordinary;
+    r.call.weight_sum = weight_sum;
     r.inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
     r.direct = csm_contiguous_view(&c->shape, &c->a, c->itemsize, 1) &&
                (!gradient || csm_contiguous_view(&c->shape, &c->y, c->itemsize, 1)) &&

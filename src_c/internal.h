@@ -148,6 +148,7 @@ void csm_row_any(const csm_call *, const csm_one_row *, const csm_row_scratch *)
 csm_status csm_row_split(csm_call *, const csm_one_row *, csm_row_scratch *each);
 
 /* cross_entropy.c */
+csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);
 csm_status csm_run_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *gradient,
                         double *loss, csm_loss_options *);
 

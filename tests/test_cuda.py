@@ -17,6 +17,7 @@ from ops import BACKWARD, FORWARD, OPS, dtype_of, logits
 import csoftmax
 import csoftmax._cuda as backend
 
+ROW_OPS = [op.name for op in OPS]
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the model needs g++")
 
 
@@ -297,6 +298,194 @@ def test_offsets_of_rows_are_64_bits(gpu):
         assert not y.view(np.ndarray)[0].any()
 
 
+# Cross-entropy
+
+
+def check_loss(gpu, x, target, **options):
+    """Loss and gradient have the CPU's bits; the gradient over the logits as well, and the loss alone."""
+    with np.errstate(all="ignore"):
+        expected = csoftmax.cross_entropy_with_grad(x, target, **options)
+    given = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    what = f"{x.shape} {x.dtype} {target.dtype} {options}"
+    for backward in (False, True) if gpu.model else (False,):
+        with model_options(backward=backward):
+            there, labels = stand_in.on_device(x) if gpu.model else gpu.cupy.array(x), gpu.cupy.asarray(target)
+            got = csoftmax.cross_entropy_with_grad(there, labels, **given)
+            assert isinstance(got.loss, gpu.cupy.ndarray)
+            assert_same_bits(got.loss.get(), np.asarray(expected.loss), what)
+            assert_same_bits(got.grad.get(), expected.grad, what)
+            alone = {k: v for k, v in given.items() if k not in ("upstream", "clip_norm", "clip_value")}
+            assert_same_bits(csoftmax.cross_entropy(there, labels, **alone).get(), np.asarray(expected.loss), what)
+            csoftmax.cross_entropy_with_grad(there, labels, out=there, **given)
+            assert_same_bits(there.get(), expected.grad, what)
+
+
+def targets(shape, dtype, seed=0):
+    """Labels of every kind, and soft labels."""
+    rng = np.random.default_rng(seed)
+    rows, n = shape
+    hard = rng.integers(0, n, rows)
+    hard[rows // 2] = -100
+    soft = rng.dirichlet(np.full(n, 0.3), rows).astype(np.float64 if dtype == "float64" else np.float32)
+    return hard, soft * (soft > 1e-3)
+
+
+@pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 33, 64, 100, 513, 1000, 4096, 4097, 9000])
+def test_cross_entropy(gpu, dtype, n):
+    shape = (9 if n < 1000 else 3, n)
+    x = logits(shape, dtype, seed=n, sigma=4)
+    hard, soft = targets(shape, dtype, n)
+    for reduction in ("mean", "sum", "none"):
+        check_loss(gpu, x, hard, reduction=reduction)
+    check_loss(gpu, x, soft)
+    check_loss(gpu, x, hard, label_smoothing=0.1)
+
+
+@pytest.mark.parametrize("n", [5, 70, 4500])
+def test_cross_entropy_options(gpu, dtype, n):
+    shape = (6, n)
+    rng = np.random.default_rng(n)
+    wide = np.float64 if dtype == "float64" else np.float32
+    x = logits(shape, dtype, sigma=4)
+    hard, soft = targets(shape, dtype)
+    weight = (rng.random(n) * (rng.random(n) < 0.8)).astype(wide)
+    sample = rng.random(6) * 3
+    sample[4] = 0
+    every = [
+        {"weight": weight},
+        {"sample_weight": sample, "reduction": "sum"},
+        {"z_loss": 0.3},
+        {"temperature": 0.3},
+        {"temperature": 1e30, "z_loss": 1e-3},
+        {"clip_norm": 0.05},
+        {"clip_value": 1e-3, "reduction": "none", "upstream": sample},
+        {"upstream": 1e-30, "reduction": "sum"},
+        {"upstream": 1e30},
+        {"weight": weight, "sample_weight": sample, "label_smoothing": 0.2, "z_loss": 0.1, "temperature": 2.5,
+         "clip_norm": 0.1, "clip_value": 0.01, "upstream": 0.7},
+    ]  # fmt: skip
+    for options in every:
+        check_loss(gpu, x, hard, **options)
+        check_loss(gpu, x, soft, **options)
+        check_loss(gpu, x, hard, label_smoothing=0.05, **{k: v for k, v in options.items() if k != "label_smoothing"})
+
+
+def test_cross_entropy_beyond_shared_memory(gpu, dtype):
+    shape = (3, 30_001)
+    x = logits(shape, dtype, sigma=4)
+    hard, soft = targets(shape, dtype)
+    hard[0] = 25_000
+    with shared_memory(gpu, 64 * 1024):
+        for options in ({}, {"clip_norm": 0.01, "label_smoothing": 0.1}, {"temperature": 1e-30}):
+            check_loss(gpu, x, hard, **options)
+            check_loss(gpu, x, soft, **options)
+    check_loss(gpu, logits((2, 700_000), dtype), np.array([3, 600_000]))  # what is known of blocks lies elsewhere
+
+
+def test_cross_entropy_special_values(gpu, dtype):
+    for n in (3, 40, 4100):
+        x = special_rows(n, dtype)
+        hard, soft = targets(x.shape, dtype)
+        for reduction in ("none", "mean"):
+            check_loss(gpu, x, hard, reduction=reduction)
+            check_loss(gpu, x, soft, reduction=reduction, label_smoothing=0.1)
+        x[:, 0] = np.inf  # rows that take no part may hold anything
+        check_loss(gpu, x, np.full(len(x), -100), reduction="sum")
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+def test_label_types(gpu, kind):
+    x = logits((5, 90))
+    for ignore in (-100, 3, 2**63, -1):
+        target = np.array([0, 3, 89, 7, 3]).astype(kind)
+        check_loss(gpu, x, target, ignore_index=ignore)
+
+
+def test_labels_along_other_axes(gpu):
+    x = logits((4, 11, 5))
+    target = np.random.default_rng(0).integers(0, 11, (4, 5))
+    expected = csoftmax.cross_entropy_with_grad(x, target, axis=1)
+    got = csoftmax.cross_entropy_with_grad(gpu.cupy.asarray(x), gpu.cupy.asarray(target), axis=1)
+    assert_same_bits(got.loss.get(), np.asarray(expected.loss))
+    assert_same_bits(got.grad.get(), expected.grad)
+
+
+def test_bad_labels(gpu, monkeypatch):
+    """NaN in their rows, of loss and gradient; an exception where the host is to wait."""
+    x, target = logits((5, 30)), np.array([1, 30, -1, 2**40, 29])
+    soft = np.full((5, 30), 1 / 30, np.float32)
+    soft[1, 4], soft[2, 29], soft[3, 0] = -1, np.nan, np.inf
+    there = gpu.cupy.asarray(x)
+    for wrong, error in ((target, IndexError), (soft, ValueError)):
+        labels = gpu.cupy.asarray(wrong)
+        got = csoftmax.cross_entropy_with_grad(there, labels, reduction="none")
+        assert np.array_equal(np.isnan(got.loss.get()), [False, True, True, True, False])
+        assert np.array_equal(np.isnan(got.grad.get()).all(-1), [False, True, True, True, False])
+        right = csoftmax.cross_entropy_with_grad(x[::4], wrong[::4], reduction="none")
+        assert_same_bits(got.grad.get()[::4], right.grad)
+        with monkeypatch.context() as m:
+            m.setenv("CSOFTMAX_SYNC_CHECKS", "1")
+            with pytest.raises(error):
+                csoftmax.cross_entropy(there, labels)
+    with pytest.raises(IndexError, match=r"target\[1\] is 30"):
+        csoftmax.check_labels(gpu.cupy.asarray(target), 30)
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
+def test_no_rows_or_no_classes(gpu, shape):
+    x, target = np.zeros(shape, np.float32), np.full(shape[0], -100)
+    for reduction in ("mean", "sum", "none"):
+        with np.errstate(all="ignore"):
+            expected = csoftmax.cross_entropy_with_grad(x, target, reduction=reduction)
+        got = csoftmax.cross_entropy_with_grad(gpu.cupy.asarray(x), gpu.cupy.asarray(target), reduction=reduction)
+        assert_same_bits(got.loss.get(), np.asarray(expected.loss))
+        assert got.grad.shape == shape
+
+
+def test_many_row_losses(gpu):
+    """The tree over rows, whatever their number."""
+    for rows in (1, 7, 8, 9, 63, 64, 65, 1000):
+        x = logits((rows, 3), seed=rows)
+        target = np.arange(rows) % 3
+        for reduction in ("mean", "sum"):
+            got = csoftmax.cross_entropy(gpu.cupy.asarray(x), gpu.cupy.asarray(target), reduction=reduction)
+            assert_same_bits(got.get(), np.asarray(csoftmax.cross_entropy(x, target, reduction=reduction)))
+
+
+def test_loss_arguments_on_the_host(gpu):
+    x, target, weight = logits((4, 6)), np.arange(4), np.ones(6, np.float32)
+    there = gpu.cupy.asarray(x)
+    with pytest.raises(csoftmax.DeviceError, match="target is on the CPU"):
+        csoftmax.cross_entropy(there, target)
+    with pytest.raises(csoftmax.DeviceError, match="weight is on the CPU"):
+        csoftmax.cross_entropy(there, gpu.cupy.asarray(target), weight=weight)
+    with pytest.raises(ValueError, match="weight must be at least 0"):
+        csoftmax.cross_entropy(x, target, weight=-weight, device="cuda")
+    got = csoftmax.cross_entropy(x, target, weight=weight, sample_weight=[1, 2, 0, 1], device="cuda")
+    assert_same_bits(
+        got.get(), np.asarray(csoftmax.cross_entropy(x, target, weight=weight, sample_weight=[1, 2, 0, 1]))
+    )
+    back = csoftmax.cross_entropy(there, gpu.cupy.asarray(target), device="cpu")
+    assert back == csoftmax.cross_entropy(x, target)
+
+
+def test_traffic_of_cross_entropy(gpu, dtype):
+    """Once read and once written where shared memory holds the row."""
+    if not gpu.model:
+        pytest.skip("only the model counts")
+    itemsize = dtype_of(dtype).itemsize
+    for n, reads in ((1024, 1), (4096, 1), (24576 if dtype == "float64" else 49152, 1), (131072, 3)):
+        x = gpu.cupy.asarray(logits((2, n), dtype))
+        gpu.launches.clear()
+        with model_options(count=True, races=False):
+            csoftmax.cross_entropy_with_grad(x, gpu.cupy.asarray(np.array([1, n - 1])))
+        (counts,) = [launch[4] for launch in gpu.launches if launch[0] == "rows"]
+        loads, stores = (32 * counts[f"{kind}_sectors"] / (2 * n * itemsize) for kind in ("load", "store"))
+        noise = 0.02 + 2000 / (n * itemsize)  # labels, constants, row losses
+        assert reads <= loads <= reads + noise, (n, loads)
+        assert 1 <= stores <= 1 + noise, (n, stores)
+
+
 # device=
 
 
@@ -333,7 +522,6 @@ def test_functions_without_cuda_kernels(gpu):
     x = logits((4, 30))
     there, target = gpu.cupy.asarray(x), np.arange(4)
     calls = {
-        "cross_entropy": lambda x, **o: csoftmax.cross_entropy(x, target, **o),
         "linear_cross_entropy": lambda x, **o: csoftmax.linear_cross_entropy(x, x, target, **o),
         "topk": lambda x, **o: csoftmax.topk(x, 3, **o).values,
         "topk_softmax": lambda x, **o: csoftmax.topk_softmax(x, 3, **o).values,
@@ -362,7 +550,7 @@ def test_errors_come_before_launches(gpu):
 
 def test_launch_rules_fit():
     """Every length has a kernel whose threads and shared memory the device allows."""
-    for op, suffix, limit in itertools.product(backend.MODULES, backend.SUFFIX, (64 * 1024, 99 * 1024, 227 * 1024)):
+    for op, suffix, limit in itertools.product(ROW_OPS, backend.SUFFIX, (64 * 1024, 99 * 1024, 227 * 1024)):
         for n in (*range(1, 700), *range(700, 60_000, 501), 57344, 57345, 28672, 28673, 10**7):
             rule = backend.Launch(op, suffix, n, limit)
             assert 32 <= 32 * rule.warps <= 1024

@@ -33,9 +33,17 @@ MODULES = {
     "logsumexp": _FORWARD,
     "softmax_vjp": _BACKWARD,
     "log_softmax_vjp": _BACKWARD,
+    "cross_entropy": ("cross_entropy.cu", 1, 152, None),
 }
-KERNELS = ("teams", "whole", "blocks", "combine", "apply")
-_OP_NAMES = {_cpu.OPS[name]: name for name in MODULES}
+_ROWS = ("teams", "whole", "blocks", "combine", "apply")
+KERNELS = {
+    "softmax.cu": _ROWS,
+    "vjp.cu": _ROWS,
+    "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
+}
+_OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
+_SHARED_ROW = 616  # sizeof(shared_row) of cross_entropy.cu
+_ITEMSIZES = {"f32": (4, 4), "f64": (8, 8), "f16": (2, 4), "bf16": (2, 4)}  # of storage, of the compute type
 
 
 def core():
@@ -56,6 +64,7 @@ def options(op, suffix, arch):
         f"-DOP=CSM_OP_{op}",
         f"-DROW_BYTES={MODULES[op][2]}",
         f"-DBLOCK_BYTES={BLOCK_BYTES}",
+        f"-DSHARED_BYTES={_SHARED_ROW}",
         f"-I{_HERE}",
         f"-I{core()}",
     )
@@ -135,15 +144,18 @@ def room(count, itemsize):
     return (count + 2 * vector - 1) // vector * vector
 
 
+def _most_warps(wide):
+    return 14 if wide == 4 else 7  # MOST_WARPS of common.cuh
+
+
 class Launch:
     """The launch rule of one operation, storage type and row length."""
 
     def __init__(self, op, dtype, n, limit):
         _, inputs, self.row_bytes, teams = MODULES[op]
-        suffix = SUFFIX[dtype]
-        itemsize, wide = {"f32": (4, 4), "f64": (8, 8), "f16": (2, 4), "bf16": (2, 4)}[suffix]
+        itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
         self.blocks = -(-n // BLOCK)
-        most = 14 if wide == 4 else 7  # MOST_WARPS of common.cuh
+        most = _most_warps(wide)
         apart = 512 if wide == 8 and op in ("log_softmax", "logsumexp") else 0  # SEGMENT of softmax.cu
         block = (room(min(n, BLOCK), itemsize) * inputs + apart) * wide
         whole = -(-self.blocks * (BLOCK_BYTES + (12 if inputs == 1 else 0)) // 16) * 16 + self.blocks * block
@@ -214,6 +226,86 @@ def run(op, dtype, a, b, y, where, temperature):
                 launch("blocks", grid, 32, rule.shared, *inputs, mask, blocks, *size)
                 launch("combine", (min(-(-rows // 128), _GRID),), 128, 0, blocks, known, *size)
                 launch("apply", grid, 32, rule.shared, *inputs, mask, to, known, *size)
+        if to is not y:
+            y[...] = to
+
+
+@functools.cache
+def launch_loss(dtype, n, limit):
+    """Launch rule of cross-entropy: warps, bytes of shared memory, bytes elsewhere for what is known of blocks."""
+    itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
+    count = -(-n // BLOCK)
+    stats = count * BLOCK_BYTES
+    elsewhere = stats if stats > 8192 else 0
+    for warps in range(min(count, _most_warps(wide)), 0, -1):
+        head = _SHARED_ROW + 16 * warps + (0 if elsewhere else stats)
+        shared = -(-head // 16) * 16 + warps * room(min(n, BLOCK), itemsize) * wide
+        if shared <= limit:
+            break
+    return warps, shared, elsewhere
+
+
+def run_loss(
+    dtype,
+    x,
+    y,
+    loss,
+    labels,
+    ignore,
+    soft,
+    weight,
+    sample_weight,
+    upstream,
+    temperature,
+    label_smoothing,
+    z_loss,
+    clip_norm,
+    clip_value,
+    reduction,
+):
+    """Cross-entropy of CuPy arrays, as `_cpu.run_loss` has it; loss has the compute dtype, and nothing is returned.
+
+    A row with a bad label gets NaN.
+    """
+    import cupy
+
+    n, rows = x.shape[-1], math.prod(x.shape[:-1])
+    device, suffix = x.device.id, SUFFIX[dtype]
+    with cupy.cuda.Device(device):
+        x, soft, weight, sample_weight, upstream, labels = (
+            None if a is None else cupy.ascontiguousarray(a) for a in (x, soft, weight, sample_weight, upstream, labels)
+        )
+        to = y if y is None or y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
+        call = _cpu.loss_call(
+            n, temperature, label_smoothing, z_loss, clip_norm, clip_value, soft is not None, y is not None
+        )
+        terms, losses = cupy.empty(rows, np.float64), cupy.empty(rows, np.float64)
+        ready = cupy.empty(MODULES["cross_entropy"][2], np.uint8)
+        size = np.int64(rows), np.int64(n)
+        mean, each = reduction == _cpu.REDUCTIONS["mean"], reduction == _cpu.REDUCTIONS["none"]
+
+        def launch(kernel, grid, threads, shared, *arguments):
+            grid = (max(1, min(grid, _GRID)),)
+            _kernel("cross_entropy", suffix, device, kernel)(grid, (threads,), arguments, shared_mem=shared)
+
+        checked = masses = None
+        if labels is not None:
+            checked = cupy.empty(rows, np.int64)
+            kind = np.int32(_cpu.LABELS[labels.dtype.name])
+            ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
+            options = weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
+            launch("labels", -(-rows // 128), 128, 0, labels, checked, terms, *options)
+        else:
+            masses = cupy.empty(rows, np.float64)
+            launch("masses", -(-rows // 4), 128, 0, soft, masses, terms, weight, sample_weight, *size)
+        launch("divide", 1, 1024, 0, terms, weight, ready, size[0], np.int32(mean), call)
+        warps, shared, elsewhere = launch_loss(dtype, n, _shared_limit(device))
+        grid = min(rows, 1024) if elsewhere else rows
+        stats = cupy.empty(grid * elsewhere, np.uint8) if elsewhere else None
+        arrays = x, soft, to, checked, masses, weight, sample_weight, upstream, losses, loss if each else None
+        launch("rows", grid, 32 * warps, shared, *arrays, stats, ready, *size, _scales(dtype, temperature))
+        if not each:
+            launch("reduce", 1, 1024, 0, losses, loss, ready, size[0])
         if to is not y:
             y[...] = to
 

@@ -183,5 +183,21 @@ INLINE void tree_pair(double hi, double low, int first, double *total, double *r
     *total = *rest = 0;
 #endif
 }
+/* The total of a dot product whose lanes are the first sixteen threads of each `width`; all of the warp calls it. */
+template <int width> INLINE void dot_total(const V(dot) &sum, double *hi, double *lo) {
+    const int lane = threadIdx.x % DOT_TEAM, first = threadIdx.x % WARP / width * width;
+#if EXP_MANTISSA == 23
+    double both = __shfl_sync(EVERYONE, sum.lane[0], first + lane);
+    both += __shfl_xor_sync(EVERYONE, both, 8);
+    *hi = tree(both);
+    *lo = 0;
+#else
+    double high = sum.hi[0], low = sum.lo[0];
+    const double other = __shfl_sync(EVERYONE, high, first + lane % 8 + 8);
+    low += __shfl_sync(EVERYONE, low, first + lane % 8 + 8);
+    csm_two_sum(&high, &low, other); /* of use in lanes 0 to 7 */
+    tree_pair(high, low, first, hi, lo);
+#endif
+}
 
 #endif

@@ -13,13 +13,11 @@
  * Error, special values: the bits of the CPU (src_c/kernel/forward.inc.h).
  */
 #define LOADS 8
-#include "common.cuh"
+#include "forward.cuh"
 
 #define EXACT (OP != CSM_OP_softmax) /* the log family keeps the maximum out of the sum */
 #define REDUCES (OP == CSM_OP_logsumexp)
-/* Double keeps e' of a segment apart from x where both are needed: eight lanes are too few to compute exp as they add. */
-#define APART (!SINGLE && EXACT)
-enum { SEGMENT = 512 };
+#define APART (!SINGLE && EXACT) /* room for add_up */
 
 /* What is known of a whole row. */
 struct whole_row {
@@ -30,18 +28,6 @@ struct whole_row {
 };
 static_assert(sizeof(whole_row) == ROW_BYTES && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch rules have");
 
-INLINE REAL transformed(REAL x, const csm_scales &c, double max, double shift) {
-    const REAL f = (REAL)c.scale1, g = (REAL)c.scale2, top = (REAL)max;
-    if (c.temperature == 0) return x == top ? 0 : x < top ? (REAL)-CSM_INF : x;
-    if (!(c.temperature < CSM_INF)) return x > (REAL)-CSM_INF ? 0 : x;
-    return (x - (REAL)shift) * f * g;
-}
-INLINE int ordinary(double max, const csm_scales &c) {
-    return !c.always_transform && max <= c.ordinary.limit && max >= -c.ordinary.limit;
-}
-INLINE double shift_of(double max, const csm_scales &c) {
-    return max <= c.ordinary.limit && max >= -c.ordinary.limit ? 0 : max;
-}
 /* Rows whose result needs no sum. */
 INLINE int special(double max, int nan, int kept, const csm_scales &c, double *fill) {
     *fill = CSM_NAN;
@@ -57,81 +43,6 @@ INLINE double lse(const whole_row &row, const csm_scales &c) {
     if (row.sums.is_nan) return CSM_NAN;
     if (row.cold && (c.temperature == 0 || !(c.temperature < CSM_INF))) return row.sums.tail;
     return row.max / c.temperature + row.sums.tail;
-}
-
-INLINE REAL exp_of(REAL z, const V(shift) &s) { return V(exp_value)(z, s, 1); }
-
-/* Sums of e' of the k elements at s, at most CSM_BLOCK, by a group of `width` threads: a team, or a warp.  All of the warp
- * calls it.  softmax leaves e' at s; apart: room for e' where APART. */
-template <int width>
-INLINE void add_up(REAL *s, REAL *apart, int k, double max, const csm_temperature &t, csm_block *block) {
-    const int thread = threadIdx.x % width, lane = thread % TEAM, teams = width / TEAM, team = thread / TEAM;
-    const double ref = csm_reference(max, &t);
-    const REAL m = (REAL)max;
-    REAL n0, count = 0;
-    const V(shift) shift = V(shift_to)((REAL)ref, &t, 1, &n0);
-    block->max = max;
-    block->n = (double)n0;
-    block->mass = block->far = 0;
-    __syncwarp(); /* others have read what is written here */
-    if (!SINGLE && width == WARP) { /* exp by everyone, sums by one team */
-        REAL hi = EXP_SUM_START, lo = 0;
-        const int segment = APART ? (int)SEGMENT : k;
-        for (int begin = 0; begin < k; begin += segment) {
-            const int end = k < begin + segment ? k : begin + segment;
-            REAL *e = APART ? apart - begin : s;
-            for (int i = begin + thread; i < end; i += WARP) {
-                const REAL z = s[i];
-                REAL y = exp_of(z, shift);
-                if (EXACT) {
-                    count += z == m;
-                    y = z == m ? 0 : y;
-                }
-                e[i] = y;
-            }
-            __syncwarp();
-            if (team == 0)
-                for (int i = begin + lane; i < end; i += TEAM) V(sum_one)(&hi, &lo, e[i]);
-            __syncwarp();
-        }
-        tree_pair((double)(hi - (REAL)EXP_SUM_START), (double)lo, 0, &block->hi, &block->lo);
-    } else {
-        double sum = 0, low = 0;
-        for (int first = 0; first < k || first == 0; first += teams * CHUNK) {
-            const int begin = first + team * CHUNK, end = k < begin + CHUNK ? k : begin + CHUNK;
-            REAL hi = EXP_SUM_START, lo = 0;
-            /* neighbouring teams one step apart: otherwise they would ask the same banks of shared memory */
-            for (int i = begin + lane - (team & 1) * TEAM; i < end; i += TEAM) {
-                if (i < begin) continue;
-                const REAL z = s[i];
-                REAL y = exp_of(z, shift);
-                if (!EXACT) s[i] = y;
-                if (EXACT) {
-                    count += z == m;
-                    y = z == m ? 0 : y;
-                }
-                V(sum_one)(&hi, &lo, y);
-            }
-            hi -= (REAL)EXP_SUM_START;
-            for (int of = 0; of < teams; of++) { /* the chunks in their order */
-                const int from = threadIdx.x % WARP / width * width + of * TEAM + lane;
-                sum = sum + (double)__shfl_sync(EVERYONE, hi, from);
-                if (SINGLE) sum = sum + (double)__shfl_sync(EVERYONE, lo, from);
-                else low = (double)__shfl_sync(EVERYONE, lo, from);
-            }
-        }
-        if (SINGLE) {
-            sum += __shfl_xor_sync(EVERYONE, sum, 8);
-            block->hi = tree(sum);
-            block->lo = 0;
-        } else {
-            tree_pair(sum, low, threadIdx.x % WARP / TEAM * TEAM, &block->hi, &block->lo);
-        }
-    }
-    if (EXACT) {
-        block->count = (double)group_count(count, width);
-        csm_top(ref, t.t, EXP_BIAS, SINGLE, block);
-    }
 }
 
 INLINE void combine_blocks(const csm_block *blocks, size_t count, csm_row *row) {
@@ -209,7 +120,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             }
             const csm_temperature t = row.cold ? c.transformed : c.ordinary;
             csm_block block;
-            add_up<TEAM>(s, s, k, (double)max, t, &block);
+            add_up<TEAM, EXACT, !EXACT>(s, s, k, (double)max, t, &block);
             combine_blocks(&block, 1, &row.sums);
             if (REDUCES) {
                 if (thread == 0 && k > 0) STORE(y + first + r, (REAL)lse(row, c));
@@ -230,12 +141,6 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     }
 }
 
-/* The maximum of what a warp has in shared memory. */
-INLINE REAL warp_max(const REAL *s, int k) {
-    REAL max = (REAL)-CSM_INF;
-    for (int i = threadIdx.x % WARP; i < k; i += WARP) max = V(max)(s[i], max);
-    return group_max(max, WARP);
-}
 /* Whether a warp's part holds NaN (1), something that the mask keeps (2). */
 INLINE int inspect(const REAL *s, const uint8_t *kept, int k) {
     int found = 0;
@@ -283,7 +188,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         }
         const csm_temperature t = row.cold ? c.transformed : c.ordinary;
         csm_block block;
-        add_up<WARP>(s, apart, k, (double)max, t, &block);
+        add_up<WARP, EXACT, !EXACT>(s, apart, k, (double)max, t, &block);
         if (lane == 0) blocks[warp] = block;
         __syncthreads();
         combine_blocks(blocks, (size_t)warps, &row.sums);
@@ -324,7 +229,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
             __syncwarp();
         }
         csm_block block;
-        add_up<WARP>(s, apart, k, (double)max, again ? c.transformed : c.ordinary, &block);
+        add_up<WARP, EXACT, !EXACT>(s, apart, k, (double)max, again ? c.transformed : c.ordinary, &block);
         block.mass = found & 1; /* NaN, and whether anything takes part: for `combine` */
         block.far = found & 2;
         if (lane == 0) to[unit] = block;

@@ -21,24 +21,6 @@ template <int width> INLINE void add_products(V(dot) *sum, const REAL *dy, const
         V(dot_add)(sum, 0, a, LOG ? (REAL)1 : b);
     }
 }
-/* The sum of the lanes, to all threads; all of the warp calls it. */
-template <int width> INLINE void total(const V(dot) &sum, csm_block *block) {
-    const int lane = threadIdx.x % DOT_TEAM, first = threadIdx.x % WARP / width * width;
-    const csm_block none = {0};
-    *block = none;
-#if EXP_MANTISSA == 23
-    double both = __shfl_sync(EVERYONE, sum.lane[0], first + lane);
-    both += __shfl_xor_sync(EVERYONE, both, 8);
-    block->hi = tree(both);
-#else
-    double hi = sum.hi[0], low = sum.lo[0];
-    const double other = __shfl_sync(EVERYONE, hi, first + lane % 8 + 8);
-    low += __shfl_sync(EVERYONE, low, first + lane % 8 + 8);
-    csm_two_sum(&hi, &low, other); /* of use in lanes 0 to 7 */
-    tree_pair(hi, low, first, &block->hi, &block->lo);
-#endif
-}
-
 struct gradient {
     const REAL *dy, *y;
     V(vjp_constants) c;
@@ -83,11 +65,11 @@ extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T 
         for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row goes along */
             const int r = at + team, k = r < count ? n : 0, begin = (r < count ? r : 0) * n;
             V(dot) sum;
-            csm_block block;
+            csm_block block = {0};
             csm_row row;
             V(dot_zero)(&sum);
             add_products<DOT_TEAM>(&sum, a + begin, b + begin, k);
-            total<DOT_TEAM>(sum, &block);
+            dot_total<DOT_TEAM>(sum, &block.hi, &block.lo);
             csm_combine_pair(&block, 1, SINGLE, &row);
             const gradient value = gradient_of(a + begin, b + begin, row, c.ordinary);
             for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.one(i);
@@ -112,11 +94,11 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         const REAL *b;
         const REAL *a = load_both(own, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane, &b);
         V(dot) sum;
-        csm_block block;
+        csm_block block = {0};
         csm_row row;
         V(dot_zero)(&sum);
         add_products<WARP>(&sum, a, b, k);
-        total<WARP>(sum, &block);
+        dot_total<WARP>(sum, &block.hi, &block.lo);
         if (lane == 0) blocks[warp] = block;
         __syncthreads();
         csm_combine_pair(blocks, (size_t)warps, SINGLE, &row);
@@ -133,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T 
         const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
         const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
         V(dot) sum;
-        csm_block block;
+        csm_block block = {0};
         V(dot_zero)(&sum);
         for (int done = 0; done < k; done += SEGMENT) {
             const int some = k - done < SEGMENT ? k - done : SEGMENT;
@@ -144,7 +126,7 @@ extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T 
             add_products<WARP>(&sum, a, b, some);
             __syncwarp();
         }
-        total<WARP>(sum, &block);
+        dot_total<WARP>(sum, &block.hi, &block.lo);
         if (threadIdx.x == 0) to[unit] = block;
     }
 }

@@ -45,6 +45,24 @@ INLINE double csm_times_pow2(double x, double e) { /* e an integer of any size *
     return x * csm_pow2(half < -1022 ? -1022 : half) * csm_pow2(e - half < -1022 ? -1022 : e - half);
 }
 
+/* 1 / x as a pair of middling size times 2^exponent. */
+INLINE csm_pair csm_pair_reciprocal(double x, double *exponent) {
+    if (x == 0) { /* 1/0: as large as it gets */
+        *exponent = 100000;
+        return csm_pair_of(1, 0);
+    }
+    *exponent = -csm_take_exponent(&x);
+    return csm_pair_div(csm_pair_of(1, 0), csm_pair_of(x, 0));
+}
+/* The divisor of a mean, 1 where there is none. */
+INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
+    const csm_pair per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
+    c->per_divisor = per.hi;
+    c->per_divisor_low = per.lo;
+    c->simple = !c->soft && c->smoothing == 0 && c->z_loss == 0 && c->temperature == 1 && c->clip_norm == CSM_INF &&
+                c->clip_value == CSM_INF && c->divisor_exponent >= -20 && c->divisor_exponent <= 0;
+}
+
 /* e^(x/T - n ln 2) 2^bias for the n of a row's maximum, x <= max. */
 INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bias) {
     csm_block at;

@@ -33,6 +33,9 @@ class ndarray(np.ndarray):
     def get(self):
         return np.array(self)
 
+    def set(self, x):
+        np.copyto(self.view(np.ndarray), x, casting="no")
+
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
@@ -105,7 +108,7 @@ class RawModule:
     def __init__(self, *, path):
         code = json.loads(Path(path).read_bytes().rstrip(b"\0"))
         defines = [o for o in code["options"] if o.startswith("-D")]
-        names = re.findall(r'extern "C" __global__.*?(\w+)\(const', code["source"], re.S)
+        names = re.findall(r'extern "C" __global__ void\s+__launch_bounds__\([^)]*\)\s+(\w+)\(', code["source"])
         include = [o[2:] for o in code["options"] if o.startswith("-I")]
         self.module = Module(code["source"], names, defines, include)
 
@@ -146,6 +149,7 @@ def module():
     cupy.array = on_device
     cupy.asnumpy = lambda x: x.get()
     cupy.empty_like = lambda x, subok=False: empty(x.shape, x.dtype)
+    cupy.full = lambda shape, value, dtype: on_device(np.full(shape, value, dtype))
     cupy.ascontiguousarray = lambda x: x if x.flags.c_contiguous else on_device(x)
     cupy.broadcast_to = lambda x, shape: np.broadcast_to(x, shape, subok=True)
     cupy.may_share_memory = np.may_share_memory

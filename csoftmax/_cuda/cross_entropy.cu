@@ -1,0 +1,426 @@
+/* Cross-entropy and its gradient for contiguous rows, with the options of src_c/kernel/cross_entropy.inc.h and its bits.
+ *
+ *   labels   of every row: checked, the term that it adds to the mean's divisor; soft labels: their masses
+ *   divide   the divisor, before any gradient; constants that follow from it
+ *   rows     a thread block for each row, warps for its blocks of CSM_BLOCK.  The gradient may overwrite the logits.  A
+ *            warp holds one block: rows with more blocks than warps are read once more for each pass
+ *   reduce   row losses to their sum or mean, in a tree over their order
+ *
+ * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: it could
+ * only raise an exception if the host waited.  Ignored rows are not read.
+ * Reads and writes of each element: one and one; rows that shared memory does not hold: two or three and one.
+ * Row constants are computed by one thread, in double.
+ */
+#define LOADS 4
+#include "forward.cuh"
+
+/* What `divide` leaves for `rows` and `reduce`. */
+struct prepared {
+    double divisor, weight_sum;
+    csm_loss_call call; /* per_divisor and what follows */
+};
+enum { IGNORED = -1, BAD = -2 };
+
+/* What the threads of a row share. */
+struct shared_row {
+    csm_scales scales;
+    csm_loss_call call;
+    csm_loss_input in;
+    csm_loss_row row;
+    double shrink;
+};
+static_assert(sizeof(csm_block) == BLOCK_BYTES && sizeof(prepared) == ROW_BYTES && sizeof(shared_row) == SHARED_BYTES,
+              "sizes that the launch rules have");
+
+/* type: a csm_label_type: 0 to 3 int8 to int64, 4 to 7 uint8 to uint64. */
+INLINE long long read_label(const void *labels, int type, long long i) {
+    switch (type) {
+    case 0: return ((const int8_t *)labels)[i];
+    case 1: return ((const short *)labels)[i];
+    case 2: return ((const int32_t *)labels)[i];
+    case 3: return ((const int64_t *)labels)[i];
+    case 4: return ((const uint8_t *)labels)[i];
+    case 5: return ((const uint16_t *)labels)[i];
+    case 6: return ((const uint32_t *)labels)[i];
+    default: return ((const int64_t *)labels)[i];
+    }
+}
+
+/* to: labels as IGNORED, BAD or a class; terms: what a row adds to the divisor. */
+extern "C" __global__ void __launch_bounds__(128, 1)
+    labels(const void *from, long long *to, double *terms, const REAL *__restrict__ w,
+           const double *__restrict__ weight, long long rows, long long n, int type, int ignores, long long ignored) {
+    for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < rows;
+         i += (long long)gridDim.x * blockDim.x) {
+        long long label = read_label(from, type, i);
+        if (ignores && label == ignored) label = IGNORED;
+        else if (label < 0 || label >= n) label = BAD; /* unsigned ones beyond 2^63 are negative here */
+        to[i] = label;
+        const double s = weight ? weight[i] : 1;
+        terms[i] = label < 0 ? 0 : s * (w ? (double)w[label] : 1);
+    }
+}
+
+/* The same of soft labels: masses, sum w_j q_j, NaN where one is bad.  A warp for each row. */
+extern "C" __global__ void __launch_bounds__(128, 1)
+    masses(const REAL *__restrict__ q, double *to, double *terms, const REAL *__restrict__ w,
+           const double *__restrict__ weight, long long rows, long long n) {
+    const int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
+    for (long long at = (long long)blockIdx.x * warps + threadIdx.x / WARP; at < rows;
+         at += (long long)gridDim.x * warps) {
+        double total = 0, low = 0;
+        int bad = 0;
+        for (long long begin = 0; begin < n; begin += CSM_BLOCK) {
+            const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+            const REAL *part = q + at * n + begin, *own = w ? w + begin : NULL;
+            V(dot) sum;
+            double hi, lo;
+            V(dot_zero)(&sum);
+            for (int i = lane; i < k; i += WARP) bad |= !(part[i] >= 0 && (double)part[i] < CSM_INF);
+            int i = lane;
+            if (lane < DOT_TEAM && !own)
+                for (; i - lane + 32 <= k; i += 32) V(dot_add)(&sum, 0, part[i] + part[i + 16], 1);
+            if (lane < DOT_TEAM)
+                for (; i < k; i += DOT_TEAM) V(dot_add)(&sum, 0, part[i], own ? own[i] : (REAL)1);
+            dot_total<WARP>(sum, &hi, &lo);
+            if (!(hi + lo - (hi + lo) == 0)) { /* the sum of two overflows in the compute type */
+                hi = lo = 0;
+                for (int j = 0; j < k; j++) hi += own ? (double)part[j] * (double)own[j] : (double)part[j];
+            }
+            csm_two_sum(&total, &low, hi);
+            low += lo;
+        }
+        bad = group_any(bad, WARP);
+        if (lane > 0) continue;
+        to[at] = bad ? CSM_NAN : total + low;
+        terms[at] = n == 0 ? 0 : (weight ? weight[at] : 1) * to[at];
+    }
+}
+
+/* csm_tree_sum of layout.c in one thread block; x is overwritten. */
+INLINE double tree_sum(double *x, long long n) {
+    const long long leaves = (n + 7) / 8;
+    for (long long leaf = threadIdx.x; leaf < leaves; leaf += blockDim.x) {
+        double s = 0;
+        for (long long i = 8 * leaf; i < n && i < 8 * leaf + 8; i++) s += x[i];
+        x[8 * leaf] = s;
+    }
+    __syncthreads();
+    for (long long step = 1; step < leaves; step *= 2) {
+        for (long long i = 2 * step * threadIdx.x; i + step < leaves; i += 2 * step * blockDim.x)
+            x[8 * i] += x[8 * (i + step)];
+        __syncthreads();
+    }
+    return n > 0 ? x[0] : 0;
+}
+
+/* One block of threads. */
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    divide(double *terms, const REAL *__restrict__ w, prepared *to, long long rows, int mean, csm_loss_call call) {
+    const double divisor = mean ? tree_sum(terms, rows) : 1;
+    if (threadIdx.x > 0) return;
+    to->divisor = divisor;
+    double sum = (double)call.n, low = 0;
+    if (w && call.smoothing != 0) {
+        sum = 0;
+        for (size_t j = 0; j < call.n; j++) csm_two_sum(&sum, &low, (double)w[j]);
+        sum += low;
+    }
+    to->weight_sum = sum;
+    to->call = call;
+    csm_loss_divide(&to->call, divisor);
+}
+
+extern "C" __global__ void __launch_bounds__(1024, 1)
+    reduce(double *losses, REAL *to, const prepared *__restrict__ from, long long rows) {
+    const double sum = tree_sum(losses, rows) / from->divisor;
+    if (threadIdx.x == 0) *to = (REAL)(sum == sum ? sum : CSM_NAN);
+}
+
+/* Weighted distances from the reference, sum a_j (ref - x_j), and sum a_j, of a block at s, as loss_far of the CPU. */
+struct far_sums {
+    V(dot) far_q, far_1, mass_q, mass_1;
+};
+INLINE REAL four(const REAL *p) { return (p[0] + p[1]) + (p[2] + p[3]); }
+INLINE REAL four_products(const REAL *a, const REAL *b) {
+    return V(fma)(a[2], b[2], a[0] * b[0]) + V(fma)(a[3], b[3], a[1] * b[1]);
+}
+INLINE double both_parts(const V(dot) &q, const V(dot) &one, const csm_loss_terms &terms) {
+    double hi, lo, sum = 0;
+    dot_total<WARP>(q, &hi, &lo);
+    if (terms.q && terms.soft != 0) sum += terms.soft * (lo - lo == 0 ? hi + lo : hi);
+    dot_total<WARP>(one, &hi, &lo);
+    if (terms.flat != 0) sum += terms.flat * (lo - lo == 0 ? hi + lo : hi);
+    return sum;
+}
+template <bool exact>
+INLINE void add_far(const REAL *s, int k, double reference, const csm_loss_terms &terms, csm_block *block) {
+    const int lane = threadIdx.x % WARP;
+    const REAL ref = (REAL)reference, flat = (REAL)terms.flat, soft = (REAL)terms.soft;
+    const REAL *tq = (const REAL *)terms.q, *tw = (const REAL *)terms.w;
+    far_sums sums;
+    V(dot_zero)(&sums.far_q);
+    V(dot_zero)(&sums.far_1);
+    V(dot_zero)(&sums.mass_q);
+    V(dot_zero)(&sums.mass_1);
+    for (int i = lane; lane < DOT_TEAM && i - lane < k; i += 4 * DOT_TEAM) {
+        REAL z[4], w[4], q[4];
+        UNROLL
+        for (int v = 0; v < 4; v++) {
+            const int j = i + v * DOT_TEAM, there = j < k;
+            z[v] = there ? ref - s[j] : ref - ref;
+            w[v] = there ? tw ? tw[j] : (REAL)1 : 0;
+            q[v] = there && tq ? tq[j] : 0;
+            if (tw) {
+                if (exact) z[v] = w[v] == 0 ? 0 : z[v];
+                z[v] = z[v] * w[v];
+            }
+        }
+        if (terms.flat != 0) V(dot_add)(&sums.mass_1, 0, four(w), 1);
+        if (tq) V(dot_add)(&sums.mass_q, 0, four_products(q, w), 1);
+        if (!exact && terms.flat != 0) V(dot_add)(&sums.far_1, 0, four(z), 1);
+        if (!exact && tq) V(dot_add)(&sums.far_q, 0, four_products(q, z), 1);
+        if (exact) {
+            UNROLL
+            for (int v = 0; v < 4; v++) {
+                const REAL a = tq ? V(fma)(soft, q[v], flat) : flat;
+                V(dot_add)(&sums.far_1, 0, a * (a == 0 ? 0 : z[v]), 1);
+            }
+        }
+    }
+    block->mass = both_parts(sums.mass_q, sums.mass_1, terms);
+    if (exact) {
+        double hi, lo;
+        dot_total<WARP>(sums.far_1, &hi, &lo);
+        block->far = lo - lo == 0 ? hi + lo : hi;
+    } else {
+        block->far = both_parts(sums.far_q, sums.far_1, terms);
+    }
+}
+
+/* The gradient of a block from its e' at s. */
+struct loss_gradient {
+    const REAL *s;
+    V(loss_constants) c;
+    csm_loss_terms terms;
+    bool has_terms, plain;
+    INLINE_MEMBER REAL unclipped(REAL e, int i) const {
+        if (has_terms) return V(loss_any_gradient)(e, &terms, (size_t)i, 1, c);
+        return V(loss_any_gradient)(e, NULL, (size_t)i, 1, c);
+    }
+    INLINE_MEMBER REAL of(REAL e, int i) const {
+        REAL g = unclipped(e, i);
+        if (plain) return g;
+        g = V(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
+        g = g * c.power1 * c.power2;
+        return g == g ? g : (REAL)CSM_NAN;
+    }
+    INLINE_MEMBER REAL one(int i) const { return of(s[i], i); }
+    INLINE_MEMBER wide some(int i) const {
+        wide w = several(s + i);
+        UNROLL
+        for (int j = 0; j < WIDE; j++) w.v[j] = of(w.v[j], i + j);
+        return w;
+    }
+};
+
+/* All threads of a block: one value to a whole row. */
+static __device__ void fill_row(T *to, long long n, REAL x) {
+    for (long long i = threadIdx.x; i < n; i += blockDim.x) STORE(to + i, x);
+}
+
+extern __shared__ unsigned char memory[];
+
+/* blockDim.x / WARP: how many blocks of a row are in shared memory at a time.  stats: room for the blocks of gridDim.x rows, or
+ * NULL: shared memory has it. */
+extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
+    rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
+         const double *__restrict__ masses, const REAL *__restrict__ w, const double *__restrict__ weight,
+         const double *__restrict__ upstream, double *losses, REAL *row_losses, csm_block *stats,
+         const prepared *__restrict__ ready, long long rows, long long n, csm_scales scales) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const int count = (int)((n + CSM_BLOCK - 1) / CSM_BLOCK), again = count > warps;
+    shared_row *const shared = (shared_row *)(void *)memory;
+    double *const maxima = (double *)(void *)(shared + 1), *const squares = maxima + warps;
+    csm_block *const blocks = stats ? stats + (long long)blockIdx.x * count : (csm_block *)(void *)(squares + warps);
+    unsigned char *const end = stats ? (unsigned char *)(squares + warps) : (unsigned char *)(blocks + count);
+    REAL *const own = (REAL *)(void *)(memory + (end - memory + 15) / 16 * 16) +
+                      warp * room(n < CSM_BLOCK ? (size_t)n : (size_t)CSM_BLOCK);
+    if (threadIdx.x == 0) {
+        shared->scales = scales;
+        shared->call = ready->call;
+        shared->call.w = w;
+        shared->call.weight_sum = ready->weight_sum;
+    }
+    const bool gradient = y != NULL;
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const T *const from = x + at * n;
+        if (threadIdx.x == 0) {
+            csm_loss_input in;
+            in.label = labels ? (ptrdiff_t)labels[at] : IGNORED;
+            in.w_label = in.weight = in.upstream = 1;
+            in.mass = masses ? masses[at] : 0;
+            in.max = in.x_label = in.n = 0;
+            in.e_label = -1;
+            if (weight) in.weight = weight[at];
+            if (upstream) in.upstream = upstream[at];
+            if (in.label >= 0) {
+                in.x_label = (double)LOAD(from + in.label);
+                if (w) in.w_label = (double)w[in.label];
+                in.mass = in.w_label;
+            }
+            shared->in = in;
+        }
+        __syncthreads();
+        const long long label = (long long)shared->in.label;
+        T *const to = gradient ? y + at * n : NULL;
+        const bool skipped = (labels && label == IGNORED) || shared->in.weight == 0;
+        bool nan = labels ? label == BAD : !(shared->in.mass == shared->in.mass);
+        double max = -CSM_INF;
+        if (!skipped && !nan) {
+            REAL most = (REAL)-CSM_INF;
+            for (int b = warp; b < count; b += warps) {
+                const T *part = from + (long long)b * CSM_BLOCK;
+                const int k =
+                    n - (long long)b * CSM_BLOCK < CSM_BLOCK ? (int)(n - (long long)b * CSM_BLOCK) : (int)CSM_BLOCK;
+                load(own + lead(part), part, NULL, k, 0, lane, WARP);
+                __syncwarp();
+                most = V(max)(warp_max(own + lead(part), k), most);
+                __syncwarp();
+            }
+            if (lane == 0) maxima[warp] = (double)most;
+            __syncthreads();
+            for (int i = 0; i < warps; i++) max = maxima[i] > max ? maxima[i] : max;
+            nan = !(max < CSM_INF && max > -CSM_INF);
+        }
+        if (skipped || nan) { /* all threads agree */
+            const double fill = skipped ? 0 : CSM_NAN;
+            if (threadIdx.x == 0) {
+                losses[at] = fill;
+                if (row_losses) row_losses[at] = (REAL)fill;
+            }
+            if (gradient) fill_row(to, n, (REAL)fill);
+            __syncthreads();
+            continue;
+        }
+        const bool cold = !ordinary(max, scales);
+        const double shift = shift_of(max, scales);
+        const csm_temperature &t = cold ? shared->scales.transformed : shared->scales.ordinary; /* few registers */
+        const double smoothing = shared->call.smoothing;
+        csm_loss_terms terms;
+        terms.soft = 1 - smoothing;
+        terms.flat = smoothing / (double)n;
+        const bool has_terms = q || smoothing != 0;
+
+        /* Each pass goes over the blocks; where a warp has more than one, it loads them again. */
+        for (int pass = 0; pass < 3; pass++) {
+            const bool clips = shared->call.clip_norm < CSM_INF;
+            if (pass == 1 && !(gradient && clips)) continue;
+            double sum_of_squares = 0;
+            for (int b = warp; b < count; b += warps) {
+                const long long begin = (long long)b * CSM_BLOCK;
+                const T *part = from + begin;
+                const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+                REAL *s = own + lead(part);
+                terms.q = q ? q + at * n + begin : NULL;
+                terms.w = w ? w + begin : NULL;
+                if (again) {
+                    __syncwarp(); /* done with the block before */
+                    load(s, part, NULL, k, 0, lane, WARP);
+                    __syncwarp();
+                }
+                if (again || pass == 0) {
+                    if (cold)
+                        for (int i = lane; i < k; i += WARP) s[i] = transformed(s[i], scales, max, shift);
+                    __syncwarp();
+                }
+                csm_block block;
+                if (pass == 0) {
+                    const double own_max = (double)warp_max(s, k), ref = csm_reference(own_max, &t);
+                    double mass = 0, far = 0;
+                    if (has_terms) {
+                        add_far<false>(s, k, ref, terms, &block);
+                        if (!(block.far - block.far == 0)) add_far<true>(s, k, ref, terms, &block);
+                        mass = block.mass;
+                        far = block.far;
+                    }
+                    add_up<WARP, true, true>(s, s, k, own_max, t, &block);
+                    block.mass = mass;
+                    block.far = far;
+                    if (lane == 0) blocks[b] = block;
+                    __syncwarp();
+                    const long long place = label - begin;
+                    if (lane == 0 && label >= 0 && place >= 0 && place < k) {
+                        /* else it is computed once more in double, as on the CPU */
+                        if (gradient && !cold && (n <= CSM_BLOCK || sizeof(T) == sizeof(REAL)))
+                            shared->in.e_label = (double)s[place];
+                        shared->in.n = block.n;
+                    }
+                    continue;
+                }
+                block = blocks[b];
+                if (again) {
+                    REAL n0;
+                    const V(shift) by = V(shift_to)((REAL)csm_reference(block.max, &t), &t, 1, &n0);
+                    for (int i = lane; i < k; i += WARP) s[i] = exp_of(s[i], by);
+                    __syncwarp();
+                }
+                loss_gradient value;
+                value.s = s;
+                value.terms = terms;
+                value.has_terms = has_terms;
+                value.plain = V(loss_set)(&block, &shared->row, &value.c) && shared->row.plain;
+                if (pass == 1) {
+                    V(dot) sum;
+                    double hi, lo;
+                    V(dot_zero)(&sum);
+                    for (int i = lane; lane < DOT_TEAM && i < k; i += DOT_TEAM) {
+                        const REAL g = begin + i == label ? 0 : value.unclipped(s[i], i);
+                        V(dot_add)(&sum, 0, g, g);
+                    }
+                    dot_total<WARP>(sum, &hi, &lo);
+                    if (again) {
+                        if (lane == 0) blocks[b].count = hi + lo; /* it has been used */
+                    } else {
+                        sum_of_squares = hi + lo;
+                    }
+                    __syncwarp();
+                    continue;
+                }
+                T *out = to + begin;
+                store(out, k, value, lane, WARP);
+                __syncwarp();
+                if (lane == 0 && label >= begin && label - begin < k)
+                    STORE(out + (label - begin), (REAL)shared->row.target);
+            }
+            if (pass == 1 && !again && lane == 0) squares[warp] = sum_of_squares;
+            __syncthreads();
+            if (pass == 2) break;
+            if (threadIdx.x == 0) {
+                csm_loss_call *call = &shared->call;
+                csm_loss_input *in = &shared->in;
+                call->t = cold ? &shared->scales.transformed : &shared->scales.ordinary;
+                if (pass == 0) {
+                    in->max = max;
+                    if (cold && label >= 0) in->x_label = (double)transformed((REAL)in->x_label, scales, max, shift);
+                    csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row);
+                    losses[at] = shared->row.loss;
+                    if (row_losses) row_losses[at] = (REAL)shared->row.loss;
+                    shared->shrink = 1;
+                    if (gradient) csm_loss_factors(call, in, clips ? -1 : 1, SINGLE, &shared->row);
+                } else {
+                    double all = 0;
+                    for (int b = 0; b < count; b++) all += again ? blocks[b].count : squares[b];
+                    csm_loss_factors(call, in, csm_loss_shrink(call, in, &shared->row, all), SINGLE, &shared->row);
+                }
+            }
+            __syncthreads();
+            if (!gradient) break;
+            if (shared->row.is_nan) {
+                fill_row(to, n, (REAL)CSM_NAN);
+                break;
+            }
+        }
+        __syncthreads();
+    }
+}
