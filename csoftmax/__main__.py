@@ -64,6 +64,12 @@ def parser():
     bench.add_argument("--fresh", action="store_true", help="also measure results in new memory, without out=")
     bench.add_argument("--rounds", type=positive, help="default: as many as fit in 4 seconds a line, 5 to 41")
     bench.add_argument("--isa", choices=_cpu.isa_available(), help="instruction set for csoftmax (and PyTorch)")
+    bench.add_argument(
+        "--device",
+        choices=("cpu", "cuda"),
+        default="cpu",
+        help="cuda: through CuPy, with --op, --shapes, --dtype, --rounds, --json",
+    )
     bench.add_argument("--json", action="store_true", help="as JSON")
     bench.add_argument("--plot", type=Path, metavar="FILE.png", help="write a roofline picture (PNG, SVG or PDF)")
 
@@ -81,10 +87,13 @@ def main(argv=None):
     if options.command == "bench":
         if options.shapes and options.group:
             top.error("bench: --group chooses among the usual shapes; it cannot be used with --shapes")
-        if not options.shapes and (options.axis is not None or options.dtype):
+        if not options.shapes and options.device == "cpu" and (options.axis is not None or options.dtype):
             top.error("bench: --axis and --dtype belong to --shapes; the usual shapes have their own")
+    command = options.command
+    if command == "bench" and options.device == "cuda":
+        command = "bench_cuda"
     try:
-        return importlib.import_module(f"._cli.{options.command}", __package__).run(options)
+        return importlib.import_module(f"._cli.{command}", __package__).run(options)
     except UnusableError as error:
         print(f"csoftmax {options.command}: {error}", file=sys.stderr)
         return 2

@@ -4,14 +4,17 @@ Runs on the model of tests/cuda_model by default, through a stand-in for CuPy; w
 """
 
 import contextlib
+import importlib
 import itertools
+import json
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from cuda_model import stand_in
-from helpers import assert_same_bits
+from helpers import ROOT, assert_same_bits
 from ops import BACKWARD, FORWARD, OPS, dtype_of, logits
 
 import csoftmax
@@ -572,3 +575,51 @@ def test_machine_code_is_kept(gpu, tmp_path, monkeypatch):
     backend._kernel.cache_clear()
     csoftmax.softmax(x)
     assert [f.stat().st_mtime_ns for f in (tmp_path / "new").iterdir()] == [before]
+
+
+# Commands and benchmarks
+
+
+@pytest.mark.parametrize("op", ["softmax", "log_softmax", "cross_entropy"])
+def test_bench(gpu, op, capsys):
+    from csoftmax.__main__ import main
+
+    command = ["bench", "--device", "cuda", "--op", op, "--shapes", "4x30,2x700", "--rounds", "2"]
+    assert main([*command, "--json"]) == 0
+    report = json.loads(capsys.readouterr().out)
+    assert [line["shape"] for line in report["cases"]] == [[4, 30], [2, 700]]
+    assert all(line["gb_per_s"]["csoftmax"] > 0 and line["faster_than"]["copy"] > 0 for line in report["cases"])
+    assert main(command) == 0
+    assert "geometric mean" in capsys.readouterr().out
+
+
+def test_bench_without_a_device(monkeypatch, capsys):
+    from csoftmax.__main__ import main
+
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    assert main(["bench", "--device", "cuda"]) == 2
+    assert "CuPy cannot be imported" in capsys.readouterr().err
+    assert main(["bench", "--device", "cuda", "--op", "topk"]) == 2
+    assert "not topk" in capsys.readouterr().err
+
+
+def test_asv(gpu, monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "asv_bench"))
+    cuda = importlib.import_module("benchmarks.cuda")
+    benchmark = cuda.Cuda()
+    for name in benchmark.params[0]:
+        benchmark.setup(name, (4, 30))
+        assert benchmark.track_bandwidth(name, (4, 30)) > 0
+
+
+def test_asv_without_a_device(monkeypatch):
+    monkeypatch.setitem(sys.modules, "cupy", None)
+    monkeypatch.syspath_prepend(str(ROOT / "asv_bench"))
+    with pytest.raises(NotImplementedError, match="CuPy"):  # asv then leaves the benchmark out
+        importlib.import_module("benchmarks.cuda").Cuda().setup("softmax", (4, 30))
+
+
+def test_state(gpu):
+    state = csoftmax.show_config("dicts")["cuda"]
+    assert state["available"]
+    assert state["reason"].startswith("CuPy ")

@@ -8,6 +8,7 @@ import contextlib
 import json
 import re
 import sys
+import time
 import types
 from pathlib import Path
 from unittest import mock
@@ -116,6 +117,14 @@ class RawModule:
         return RawKernel(self.module.kernel(name))
 
 
+class Event:
+    def record(self):
+        self.time = time.perf_counter()
+
+    def synchronize(self):
+        pass
+
+
 class NVRTCError(RuntimeError):
     pass
 
@@ -155,7 +164,12 @@ def module():
     cupy.may_share_memory = np.may_share_memory
     cuda = types.ModuleType("cupy.cuda")
     cuda.Device, cuda.nvrtc = Device, _nvrtc()
-    cuda.runtime = types.SimpleNamespace(getDeviceCount=lambda: 1)
+    cuda.runtime = types.SimpleNamespace(
+        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"a model of a CUDA block"}
+    )
+    cuda.Event, cuda.get_elapsed_time = Event, lambda begin, end: 1000 * (end.time - begin.time)
+    cupy.copyto = lambda to, x: np.copyto(to.view(np.ndarray), x.view(np.ndarray))
+    cupy.__version__ = "0"
     cupy.cuda = cuda
     return cupy
 
@@ -167,7 +181,7 @@ def installed(folder):
 
     caches = [f for f in vars(backend).values() if hasattr(f, "cache_clear")]
     cupy = module()
-    modules = {"cupy": cupy, "cupy.cuda": cupy.cuda}
+    modules = {"cupy": cupy, "cupy.cuda": cupy.cuda, "cupyx": None}
     with mock.patch.dict(sys.modules, modules), mock.patch.dict("os.environ", {"CUPY_CACHE_DIR": str(folder)}):
         for f in caches:
             f.cache_clear()

@@ -1,0 +1,38 @@
+"""Time and bandwidth on a CUDA device; left out where there is none."""
+
+import numpy as np
+
+import csoftmax
+from csoftmax import _cuda
+
+SHAPES = ((16384, 1024), (1024, 50257))
+
+
+class Cuda:
+    params = (("softmax", "log_softmax", "cross_entropy"), SHAPES)
+    param_names = ("operation", "shape")
+    timeout = 120
+
+    def setup(self, name, shape):
+        try:
+            self.cupy = _cuda.require(None)
+        except _cuda.Unavailable as reason:
+            raise NotImplementedError(str(reason)) from None
+        x = self.cupy.asarray(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
+        labels = self.cupy.asarray(np.zeros(shape[0], np.int64))
+        out = self.cupy.empty_like(x)
+        self.calls = {
+            "softmax": lambda: csoftmax.softmax(x, out=out),
+            "log_softmax": lambda: csoftmax.log_softmax(x, out=out),
+            "cross_entropy": lambda: csoftmax.cross_entropy_with_grad(x, labels, out=out),
+        }
+        self.nbytes = 2 * x.nbytes
+        self.calls[name]()
+
+    def track_bandwidth(self, name, shape):
+        from csoftmax._cli.bench_cuda import seconds
+
+        call = self.calls[name]
+        return self.nbytes / np.median([seconds(self.cupy, call, 20) for _ in range(9)]) / 1e9
+
+    track_bandwidth.unit = "GB/s"
