@@ -182,11 +182,18 @@ def installed(folder):
     caches = [f for f in vars(backend).values() if hasattr(f, "cache_clear")]
     cupy = module()
     modules = {"cupy": cupy, "cupy.cuda": cupy.cuda, "cupyx": None}
-    with mock.patch.dict(sys.modules, modules), mock.patch.dict("os.environ", {"CUPY_CACHE_DIR": str(folder)}):
+    before = {name: sys.modules.get(name) for name in modules}
+    sys.modules.update(modules)  # what else is imported meanwhile stays: extension modules cannot be loaded twice
+    for f in caches:
+        f.cache_clear()
+    try:
+        with mock.patch.dict("os.environ", {"CUPY_CACHE_DIR": str(folder)}):
+            yield cupy
+    finally:
+        for name, one in before.items():
+            if one is None:
+                del sys.modules[name]
+            else:
+                sys.modules[name] = one
         for f in caches:
             f.cache_clear()
-        try:
-            yield cupy
-        finally:
-            for f in caches:
-                f.cache_clear()
