@@ -123,7 +123,11 @@ def place_of(device, x, cpu_only=None):
 def require_cpu(function, device, *arrays):
     """The arrays of a function without CUDA kernels; CuPy's are copied to the CPU if `device` says so."""
     place_of(device, arrays[0], function)
-    return [x.get() if device is not None and is_cupy(x) else x for x in arrays]
+    return to_host(*arrays) if device is not None else arrays
+
+
+def to_host(*arrays):
+    return [x.get() if is_cupy(x) else x for x in arrays]
 
 
 def as_array(name, x):
@@ -623,7 +627,7 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
     """Check the arguments of cross_entropy or, with `gradient`, of cross_entropy_with_grad, and lay them out."""
     place = place_of(device, logits)
     if place.index is None and device is not None:
-        logits, target, *values = require_cpu("cross_entropy", device, logits, target, *options.values())
+        logits, target, *values = to_host(logits, target, *options.values())
         options = dict(zip(options, values, strict=True))
     xp = place.xp
     x, code = as_float("logits", logits, place)
@@ -692,32 +696,40 @@ class LinearPlan(NamedTuple):
     divisor: float
     batch: tuple
     wide: np.dtype
+    ignore: int | None = None  # on a CUDA device: of the labels, which the kernel checks; kept and divisor are its own
+    on_cuda: bool = False
 
 
 def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
     """Check the arguments of linear_cross_entropy, and drop the rows that take no part."""
-    x, w, target, bias, *values = require_cpu("linear_cross_entropy", device, x, w, target, bias, *options.values())
-    options = dict(zip(options, values, strict=True))
-    x, code = as_float("x", x)
-    w, w_code = as_float("w", w)
+    place = place_of(device, x)
+    if place.index is None and device is not None:
+        x, w, target, bias, *values = to_host(x, w, target, bias, *options.values())
+        options = dict(zip(options, values, strict=True))
+    x, code = as_float("x", x, place)
+    w, w_code = as_float("w", w, place)
     if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1]:
         raise ValueError(f"x has shape {x.shape} and w {w.shape}; allowed are (..., D) and (K, D)")
     if w_code != code:
         raise TypeError(f"w has dtype {w.dtype}, x has dtype {x.dtype}: they must be the same")
     n, wide, batch = len(w), wide_dtype(x.dtype), x.shape[:-1]
     if bias is not None:
-        given = as_array("bias", bias)
+        given = place.array("bias", bias)
         if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
             raise TypeError(f"bias must hold real numbers, got dtype {given.dtype}")
         if given.shape != (n,):
             raise ValueError(f"bias has shape {given.shape}; w has {n} rows, so ({n},) is allowed")
         bias = given.astype(wide)
-    labels, soft = check_target(target, (*batch, n), batch, wide)
-    checked = check_loss_options(n, batch, wide, reduction, **options)
+    labels, soft = check_target(target, (*batch, n), batch, wide, place)
+    checked = check_loss_options(n, batch, wide, reduction, place=place, **options)
     rows = math.prod(batch)
     s, upstream = (
-        None if v is None else np.ascontiguousarray(v).reshape(rows) for v in (checked.sample_weight, checked.upstream)
+        None if v is None else place.xp.ascontiguousarray(v).reshape(rows)
+        for v in (checked.sample_weight, checked.upstream)
     )
+    if place.index is not None:
+        checked = checked._replace(sample_weight=s, upstream=upstream)
+        return plan_linear_on_cuda(place, code, x, w, bias, labels, soft, checked, batch, wide)
     keep = np.ones(rows, bool) if s is None else s != 0
     if labels is None:
         raise_bad_label(soft, n, 0)
@@ -745,6 +757,21 @@ def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
         divisor = float(np.sum(mass, dtype=np.float64))
     checked = checked._replace(sample_weight=s, upstream=upstream)
     return LinearPlan(code, x, w, bias, labels, soft, checked, kept, divisor, batch, wide)
+
+
+def plan_linear_on_cuda(place, code, x, w, bias, labels, soft, checked, batch, wide):
+    """The rest of plan_linear: nothing is read, so no row is dropped."""
+    rows, n, ignore = math.prod(batch), len(w), None
+    target = soft if labels is None else labels
+    if os.environ.get("CSOFTMAX_SYNC_CHECKS") == "1":
+        raise_bad_label(target.get(), n, checked.ignore_index)
+    if labels is not None and representable(checked.ignore_index, labels.dtype):
+        ignore = checked.ignore_index % 2**64
+    flat = [
+        None if a is None else place.xp.ascontiguousarray(a).reshape(rows, *more)
+        for a, more in ((x, x.shape[-1:]), (labels, ()), (soft, (n,)))
+    ]
+    return LinearPlan(code, flat[0], w, bias, *flat[1:], checked, None, 1.0, batch, wide, ignore, True)
 
 
 # Sparse softmax

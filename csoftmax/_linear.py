@@ -86,10 +86,18 @@ class Layer:
         return grad_x.reshape(*plan.batch, plan.x.shape[1]), self.grad_w.astype(dtype, copy=False), grad_bias
 
 
-# What overflows or is NaN is a result, as in the kernels, and no reason for a warning of NumPy's.
-@np.errstate(over="ignore", invalid="ignore", divide="ignore")
 def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threads):
     """(loss, grad_x, grad_w, grad_bias), the last three None without `gradient`."""
+    if plan.on_cuda:
+        from ._cuda import linear
+
+        return linear.linear_loss(plan, gradient=gradient, reduction=reduction, chunk_bytes=chunk_bytes)
+    return linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_threads)
+
+
+# What overflows or is NaN is a result, as in the kernels, and no reason for a warning of NumPy's.
+@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_threads):
     options, (rows, classes) = plan.options, (len(plan.x), len(plan.w))
     # the kernel's own reduction is none: the mean's divisor is known
     coefficient = np.ones(rows) if options.upstream is None else options.upstream

@@ -211,7 +211,7 @@ BAD = [
     ({"chunk_bytes": 1.5}, TypeError, "chunk_bytes must be an int or None"),
     ({"filter_eps": -1}, ValueError, "filter_eps must be at least 0"),
     ({"reduction": "x"}, ValueError, "reduction must be"),
-    ({"device": "cuda"}, csoftmax.DeviceError, "CPU only"),
+    ({"device": "cuda:1000000"}, csoftmax.DeviceError, "cuda:1000000"),
 ]
 
 

@@ -245,67 +245,87 @@ def launch_loss(dtype, n, limit):
     return warps, shared, elsewhere
 
 
-def run_loss(
-    dtype,
-    x,
-    y,
-    loss,
-    labels,
-    ignore,
-    soft,
-    weight,
-    sample_weight,
-    upstream,
-    temperature,
-    label_smoothing,
-    z_loss,
-    clip_norm,
-    clip_value,
-    reduction,
-):
+class Loss:
+    """Cross-entropy of CuPy arrays in steps: labels and divisor, rows (all, or some at a time), the sum.
+
+    Arrays are C-contiguous, their rows in one axis; soft, sample_weight, upstream and labels have one entry a row.
+    """
+
+    def __init__(
+        self, dtype, n, labels, ignore, soft, weight, sample_weight, upstream, factors, *, reduction, gradient
+    ):
+        import cupy
+
+        given = labels if soft is None else soft
+        self.dtype, self.n, self.count, self.device = dtype, n, len(given), given.device.id
+        self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
+        self.temperature = factors[0]
+        call = _cpu.loss_call(n, *factors, soft is not None, gradient)
+        terms, self.losses = cupy.empty(self.count, np.float64), cupy.empty(self.count, np.float64)
+        self.ready = cupy.empty(MODULES["cross_entropy"][2], np.uint8)
+        self.labels = self.masses = None
+        size = np.int64(self.count), np.int64(n)
+        if labels is not None:
+            self.labels = cupy.empty(self.count, np.int64)
+            kind = np.int32(_cpu.LABELS[labels.dtype.name])
+            ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
+            options = weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
+            self.launch("labels", -(-self.count // 128), 128, 0, labels, self.labels, terms, *options)
+        else:
+            self.masses = cupy.empty(self.count, np.float64)
+            self.launch("masses", -(-self.count // 4), 128, 0, soft, self.masses, terms, weight, sample_weight, *size)
+        mean = np.int32(reduction == "mean")
+        self.launch("divide", 1, 1024, 0, terms, weight, self.ready, size[0], mean, call)
+
+    def launch(self, kernel, grid, threads, shared, *arguments):
+        grid = (max(1, min(grid, _GRID)),)
+        run = _kernel("cross_entropy", SUFFIX[self.dtype], self.device, kernel)
+        run(grid, (threads,), arguments, shared_mem=shared)
+
+    def rows(self, x, y, first=0, row_losses=None):
+        """Losses of rows from `first` on, and their gradients to y; row_losses: all of them, in the compute type."""
+        import cupy
+
+        count = len(x)
+        if not count:
+            return
+        part = slice(first, first + count)
+        warps, shared, elsewhere = launch_loss(self.dtype, self.n, _shared_limit(self.device))
+        grid = min(count, 1024) if elsewhere else count
+        stats = cupy.empty(grid * elsewhere, np.uint8) if elsewhere else None
+        by_row = self.soft, self.labels, self.masses, self.sample_weight, self.upstream, self.losses, row_losses
+        soft, labels, masses, weights, upstream, losses, row_losses = (None if a is None else a[part] for a in by_row)
+        arrays = x, soft, y, labels, masses, self.weight, weights, upstream, losses, row_losses, stats, self.ready
+        size = np.int64(count), np.int64(self.n)
+        self.launch("rows", grid, 32 * warps, shared, *arrays, *size, _scales(self.dtype, self.temperature))
+
+    def reduce(self, loss):
+        """The sum or the mean of the row losses, which are lost."""
+        self.launch("reduce", 1, 1024, 0, self.losses, loss, self.ready, np.int64(self.count))
+
+
+def run_loss(dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream, *factors_and_reduction):
     """Cross-entropy of CuPy arrays, as `_cpu.run_loss` has it; loss has the compute dtype, and nothing is returned.
 
     A row with a bad label gets NaN.
     """
     import cupy
 
+    *factors, reduction = factors_and_reduction
     n, rows = x.shape[-1], math.prod(x.shape[:-1])
-    device, suffix = x.device.id, SUFFIX[dtype]
-    with cupy.cuda.Device(device):
-        x, soft, weight, sample_weight, upstream, labels = (
-            None if a is None else cupy.ascontiguousarray(a) for a in (x, soft, weight, sample_weight, upstream, labels)
-        )
+    reduction = next(name for name, code in _cpu.REDUCTIONS.items() if code == reduction)
+
+    def flat(a, *shape):
+        return None if a is None else cupy.ascontiguousarray(a).reshape(*shape)
+
+    with cupy.cuda.Device(x.device.id):
         to = y if y is None or y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
-        call = _cpu.loss_call(
-            n, temperature, label_smoothing, z_loss, clip_norm, clip_value, soft is not None, y is not None
-        )
-        terms, losses = cupy.empty(rows, np.float64), cupy.empty(rows, np.float64)
-        ready = cupy.empty(MODULES["cross_entropy"][2], np.uint8)
-        size = np.int64(rows), np.int64(n)
-        mean, each = reduction == _cpu.REDUCTIONS["mean"], reduction == _cpu.REDUCTIONS["none"]
-
-        def launch(kernel, grid, threads, shared, *arguments):
-            grid = (max(1, min(grid, _GRID)),)
-            _kernel("cross_entropy", suffix, device, kernel)(grid, (threads,), arguments, shared_mem=shared)
-
-        checked = masses = None
-        if labels is not None:
-            checked = cupy.empty(rows, np.int64)
-            kind = np.int32(_cpu.LABELS[labels.dtype.name])
-            ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
-            options = weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
-            launch("labels", -(-rows // 128), 128, 0, labels, checked, terms, *options)
-        else:
-            masses = cupy.empty(rows, np.float64)
-            launch("masses", -(-rows // 4), 128, 0, soft, masses, terms, weight, sample_weight, *size)
-        launch("divide", 1, 1024, 0, terms, weight, ready, size[0], np.int32(mean), call)
-        warps, shared, elsewhere = launch_loss(dtype, n, _shared_limit(device))
-        grid = min(rows, 1024) if elsewhere else rows
-        stats = cupy.empty(grid * elsewhere, np.uint8) if elsewhere else None
-        arrays = x, soft, to, checked, masses, weight, sample_weight, upstream, losses, loss if each else None
-        launch("rows", grid, 32 * warps, shared, *arrays, stats, ready, *size, _scales(dtype, temperature))
-        if not each:
-            launch("reduce", 1, 1024, 0, losses, loss, ready, size[0])
+        by_row = weight, flat(sample_weight, rows), flat(upstream, rows)
+        task = Loss(dtype, n, flat(labels, rows), ignore, flat(soft, rows, n), *by_row, factors, reduction=reduction, gradient=y is not None)
+        each = flat(loss, rows) if reduction == "none" else None
+        task.rows(flat(x, rows, n), flat(to, rows, n), 0, each)
+        if each is None:
+            task.reduce(loss)
         if to is not y:
             y[...] = to
 

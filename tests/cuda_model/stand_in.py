@@ -158,6 +158,8 @@ def module():
     cupy.array = on_device
     cupy.asnumpy = lambda x: x.get()
     cupy.empty_like = lambda x, subok=False: empty(x.shape, x.dtype)
+    cupy.matmul = lambda a, b, out=None: np.matmul(a, b, out=out)
+    cupy.where = lambda condition, a, b: on_device(np.where(condition.view(np.ndarray), a.view(np.ndarray), b))
     cupy.full = lambda shape, value, dtype: on_device(np.full(shape, value, dtype))
     cupy.ascontiguousarray = lambda x: x if x.flags.c_contiguous else on_device(x)
     cupy.broadcast_to = lambda x, shape: np.broadcast_to(x, shape, subok=True)
