@@ -375,8 +375,8 @@ def linear_cross_entropy_with_grad(
     upstream, clip_norm, clip_value
         As in `cross_entropy_with_grad`; clipping is of the gradient of a row's logits.
     filter_eps : float, default 0.0
-        On the CPU; a CUDA device leaves nothing out. Where no element of the gradient of the row losses exceeds it in a whole tile (the rows of a chunk, and the
-        classes of about 4 MiB of w), the tile is left out of the products.
+        Where no element of the gradient of the row losses exceeds it in a whole tile (the rows of a chunk, and the
+        classes of about 4 MiB of w), the tile is left out of the products. On a CUDA device none is.
     device, num_threads
         As in `linear_cross_entropy`.
 

@@ -507,9 +507,7 @@ def check_linear(gpu, dtype, soft=False, chunk_bytes=None, **options):
     expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, **options)
     there = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
     given = on_device(gpu, x, w, target)
-    got = csoftmax.linear_cross_entropy_with_grad(
-        *given, bias=gpu.cupy.asarray(bias), chunk_bytes=chunk_bytes, **there
-    )
+    got = csoftmax.linear_cross_entropy_with_grad(*given, bias=gpu.cupy.asarray(bias), chunk_bytes=chunk_bytes, **there)
     # the products are rounded otherwise; half types round their results
     tolerance = {"float64": 1e-12, "float32": 2e-5, "float16": 4e-3, "bfloat16": 3e-2}[dtype]
     for a, b in zip(got, expected, strict=True):

@@ -321,7 +321,8 @@ def run_loss(dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, ups
     with cupy.cuda.Device(x.device.id):
         to = y if y is None or y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
         by_row = weight, flat(sample_weight, rows), flat(upstream, rows)
-        task = Loss(dtype, n, flat(labels, rows), ignore, flat(soft, rows, n), *by_row, factors, reduction=reduction, gradient=y is not None)
+        target = flat(labels, rows), ignore, flat(soft, rows, n)
+        task = Loss(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
         each = flat(loss, rows) if reduction == "none" else None
         task.rows(flat(x, rows, n), flat(to, rows, n), 0, each)
         if each is None:

@@ -54,4 +54,3 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes):
     dtype = plan.x.dtype
     grad_bias = None if plan.bias is None else grad_bias.astype(dtype)
     return loss, grad_x.reshape(*plan.batch, features), grad_w.astype(dtype, copy=False), grad_bias
-
