@@ -4,6 +4,7 @@ Which kinds of array are taken, which device computes, dtypes, axes, masks, outp
 here and nowhere else.  What comes out needs no further check.
 """
 
+import contextlib
 import math
 import operator
 import os
@@ -41,9 +42,10 @@ class Plan(NamedTuple):
         """Compute, and return the result; 0-d results as scalars (on a CUDA device as arrays: a scalar would wait)."""
         arguments = self.op, self.dtype, self.a, self.b, self.y, self.where, self.temperature
         if self.on_cuda:
-            _cuda.run(*arguments)
-        else:
-            _cpu.run(*arguments, self.num_threads)
+            with self.a.device:
+                _cuda.run(*arguments)
+                return self.finish()
+        _cpu.run(*arguments, self.num_threads)
         return self.finish()
 
     def entmax(self, alpha):
@@ -61,31 +63,38 @@ class Place(NamedTuple):
     """Where a call computes, and how arrays get there: the one place where kinds of array are told apart."""
 
     xp: types.ModuleType = np  # NumPy, or CuPy
-    index: int | None = None  # of the CUDA device
+    number: int | None = None  # of the CUDA device; None: the CPU
     moves: bool = False  # the caller named the device: arrays from elsewhere are moved there
 
     def array(self, name, x):
         """A base-class ndarray of the argument at this place, whatever its dtype."""
-        if self.index is None:
+        if self.number is None:
             if is_cupy(x) and self.moves:
                 return x.get()
             return as_array(name, x)
         if is_cupy(x):
-            if x.device.id != self.index:
+            if x.device.id != self.number:
                 if not self.moves:
                     raise DeviceError(
-                        f"{name} is on CUDA device {x.device.id}, the first argument on {self.index}; pass device="
+                        f"{name} is on CUDA device {x.device.id}, the first argument on {self.number}; pass device="
                     )
-                with self.xp.cuda.Device(self.index):
+                with self.context():
                     return self.xp.array(x)
             return x
         if not self.moves:
             raise DeviceError(
-                f"{name} is on the CPU, the first argument on CUDA device {self.index}: pass cupy.asarray({name}), or "
+                f"{name} is on the CPU, the first argument on CUDA device {self.number}: pass cupy.asarray({name}), or "
                 "name the device with device="
             )
-        with self.xp.cuda.Device(self.index):
-            return self.xp.asarray(as_array(name, x))
+        host = as_array(name, x)
+        if (host.dtype.kind not in "biuf" or host.dtype.itemsize > 8) and not is_bfloat16(host.dtype):
+            return host  # of a dtype that no function takes: the checks that follow say so
+        with self.context():
+            return self.xp.asarray(host)
+
+    def context(self):
+        """In which arrays are made: on the device of this place, whichever is the current one."""
+        return contextlib.nullcontext() if self.number is None else self.xp.cuda.Device(self.number)
 
 
 CPU = Place()
@@ -228,16 +237,16 @@ def overlaps_itself(x):
 
 
 def check_out(out, shape, dtype, place=CPU):
-    wanted = isinstance(out, place.xp.ndarray) and is_cupy(out) == (place.index is not None)
+    wanted = isinstance(out, place.xp.ndarray) and is_cupy(out) == (place.number is not None)
     if not wanted or isinstance(out, np.ma.MaskedArray):
         raise TypeError(f"out must be a {place.xp.__name__}.ndarray or None, got {type(out).__name__}")
-    if place.index is not None and out.device.id != place.index:
-        raise DeviceError(f"out is on CUDA device {out.device.id}; the result is on device {place.index}")
+    if place.number is not None and out.device.id != place.number:
+        raise DeviceError(f"out is on CUDA device {out.device.id}; the result is on device {place.number}")
     if out.shape != shape:
         raise ValueError(f"out has shape {out.shape}; the result has shape {shape}")
     if out.dtype.newbyteorder("=") != dtype:
         raise TypeError(f"out has dtype {out.dtype}; the result has dtype {dtype}")
-    if place.index is None and not out.flags.writeable:
+    if place.number is None and not out.flags.writeable:
         raise ValueError("out is read-only; a writable array is needed")
     if overlaps_itself(out):
         raise ValueError("out overlaps itself: several of its elements lie at one place in memory")
@@ -253,10 +262,27 @@ def check_where(where, shape, place=CPU):
         raise ValueError(f"where has shape {mask.shape}, which does not broadcast to the shape {shape} of x") from None
 
 
+def address(x):
+    return x.data.ptr if is_cupy(x) else x.ctypes.data
+
+
+def may_share_memory(a, b):
+    """NumPy's; of CuPy's arrays by their addresses, whoever has allocated them."""
+    if not is_cupy(a):
+        return np.may_share_memory(a, b)
+    if not (a.size and b.size):
+        return False
+    bounds = []
+    for x in (a, b):
+        reach = [stride * (length - 1) for stride, length in zip(x.strides, x.shape, strict=True)]
+        low = address(x) + sum(r for r in reach if r < 0)
+        bounds.append((low, low + sum(map(abs, reach)) + x.itemsize))
+    return bounds[0][0] < bounds[1][1] and bounds[1][0] < bounds[0][1]
+
+
 def same_place(a, b):
     """One array in the same layout: an elementwise pass may write where it has read."""
-    begin = [x.data.ptr if is_cupy(x) else x.ctypes.data for x in (a, b)]
-    return begin[0] == begin[1] and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
+    return address(a) == address(b) and a.strides == b.strides and a.shape == b.shape and a.dtype == b.dtype
 
 
 def axis_last(x, axes):
@@ -284,7 +310,7 @@ def result_rows(result, x, axes, reduces=False, xp=np):
     if not reduces:
         shape += (math.prod(x.shape[i] for i in axes),)
     work, rows = final, final.reshape(shape)
-    if final.dtype != x.dtype or not xp.may_share_memory(rows, final):
+    if final.dtype != x.dtype or not may_share_memory(rows, final):
         work = xp.empty(final.shape, x.dtype)
         rows = work.reshape(shape)
     return final, work, rows
@@ -308,6 +334,11 @@ def plan(
     A gradient has `y` and calls its first argument dy; a log-sum-exp has `keepdims` (else None).
     """
     place = place_of(device, x)
+    with place.context():
+        return lay_out(place, name, x, axis, y, temperature, where, out, num_threads, keepdims)
+
+
+def lay_out(place, name, x, axis, y, temperature, where, out, num_threads, keepdims):
     xp = place.xp
     gradient = name.endswith("_vjp")
     x_name = "dy" if gradient else "x"
@@ -330,17 +361,17 @@ def plan(
         where = check_where(where, x.shape, place)
     if out is not None:
         check_out(out, shape, x.dtype, place)
-        if where is not None and xp.may_share_memory(out, where):
+        if where is not None and may_share_memory(out, where):
             where = where.copy()
-        if xp.may_share_memory(out, x) and not same_place(out, x):
+        if may_share_memory(out, x) and not same_place(out, x):
             x = x.copy()
-        if gradient and xp.may_share_memory(out, y) and not same_place(out, y):
+        if gradient and may_share_memory(out, y) and not same_place(out, y):
             y = y.copy()
         result = out
     elif reduces:
         result = xp.empty(shape, x.dtype)
     else:
-        result = xp.empty_like(x, subok=False)
+        result = xp.empty_like(x)
 
     if x.ndim == 0:
         x = x.reshape(1)
@@ -350,7 +381,7 @@ def plan(
     a = bits(axis_last(x, axes))
     b = bits(axis_last(y, axes)) if gradient else None
     mask = axis_last(where, axes) if where is not None else None
-    op, given, on_cuda = _cpu.OPS[name], out is not None, place.index is not None
+    op, given, on_cuda = _cpu.OPS[name], out is not None, place.number is not None
     return Plan(op, code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, given, on_cuda)
 
 
@@ -390,16 +421,17 @@ class LossPlan(NamedTuple):
         """The same on a CUDA device: a bad label makes its row NaN, unless the host is told to wait and look."""
         if os.environ.get("CSOFTMAX_SYNC_CHECKS") == "1":
             raise_bad_label(self.target.get(), self.x.shape[-1], self.ignore_index)
-        if self.x.size:
-            _cuda.run_loss(*self[:16])
-        else:  # no row, or no class: there is nothing to compute, and the CPU knows the result
-            host = np.empty(self.loss.shape, np.float64)
-            x, y, _, *rest = (a.get() if is_cupy(a) else a for a in self[1:16])
-            if _cpu.run_loss(self.dtype, x, y, host, *rest, None) is not None:
-                host[...] = math.nan
-            self.loss.set(host.astype(self.loss.dtype))
-        if self.work is not self.final:
-            self.final[...] = self.work
+        with self.x.device:
+            if self.x.size:
+                _cuda.run_loss(*self[:16])
+            else:  # no row, or no class: there is nothing to compute, and the CPU knows the result
+                host = np.empty(self.loss.shape, np.float64)
+                x, y, _, *rest = to_host(*self[1:16])
+                if _cpu.run_loss(self.dtype, x, y, host, *rest, None) is not None:
+                    host[...] = math.nan
+                self.loss.set(host.astype(self.loss.dtype))
+            if self.work is not self.final:
+                self.final[...] = self.work
         return self.loss, self.result
 
     def run(self):
@@ -468,7 +500,7 @@ def check_non_negative(name, value, most=math.inf):
 
 def check_weight(name, weight, shape, dtype, place=CPU):
     """Weights that broadcast to a shape, at least 0 and finite (unread if on a device), in a native float dtype."""
-    on_cuda = place.index is not None
+    on_cuda = place.number is not None
     there = on_cuda and is_cupy(weight)
     given = place.array(name, weight) if there or not on_cuda else as_array(name, weight)
     if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
@@ -546,7 +578,7 @@ def check_reduction(reduction):
 
 def check_upstream(upstream, reduction, batch, place=CPU):
     """None where it is 1, else float64 for every row."""
-    if place.index is not None and (is_cupy(upstream) or np.ndim(upstream)):
+    if place.number is not None and (is_cupy(upstream) or np.ndim(upstream)):
         values = place.array("upstream", upstream)
     else:
         values = as_array("upstream", upstream)
@@ -554,13 +586,13 @@ def check_upstream(upstream, reduction, batch, place=CPU):
         raise TypeError(f"upstream must hold real numbers, got dtype {values.dtype}")
     if reduction != "none" and values.ndim:
         raise ValueError(f"upstream must be a number where reduction is {reduction!r}, got shape {values.shape}")
-    if place.index is not None and not is_cupy(values):  # a number of the host
+    if place.number is not None and not is_cupy(values):  # a number of the host
         return None if values == 1 else place.xp.full(batch, values, np.float64)
     try:
         values = place.xp.broadcast_to(values.astype(np.float64), batch)
     except ValueError:
         raise ValueError(f"upstream has shape {values.shape}, which does not broadcast to the rows, {batch}") from None
-    return None if place.index is None and values.ndim == 0 and values == 1 else values
+    return None if place.number is None and values.ndim == 0 and values == 1 else values
 
 
 class LossOptions(NamedTuple):
@@ -626,9 +658,14 @@ def wide_dtype(dtype):
 def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=None, num_threads=None, **options):
     """Check the arguments of cross_entropy or, with `gradient`, of cross_entropy_with_grad, and lay them out."""
     place = place_of(device, logits)
-    if place.index is None and device is not None:
+    if place.number is None and device is not None:
         logits, target, *values = to_host(logits, target, *options.values())
         options = dict(zip(options, values, strict=True))
+    with place.context():
+        return lay_out_loss(place, logits, target, axis, gradient, reduction, out, num_threads, options)
+
+
+def lay_out_loss(place, logits, target, axis, gradient, reduction, out, num_threads, options):
     xp = place.xp
     x, code = as_float("logits", logits, place)
     axes = normalize_axes(axis, x.ndim)
@@ -640,13 +677,13 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
     result = final = work = rows = None
     if gradient and out is not None:
         check_out(out, x.shape, x.dtype, place)
-        if xp.may_share_memory(out, x) and not same_place(out, x):
+        if may_share_memory(out, x) and not same_place(out, x):
             x = x.copy()
-        if soft is not None and xp.may_share_memory(out, soft):
+        if soft is not None and may_share_memory(out, soft):
             soft = soft.copy()
         result = out
     elif gradient:
-        result = xp.empty_like(x, subok=False)
+        result = xp.empty_like(x)
     if x.ndim == 0:
         x = x.reshape(1)
         soft = None if soft is None else soft.reshape(1)
@@ -661,7 +698,7 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
         code,
         bits(axis_last(x, axes)),
         None if rows is None else bits(rows),
-        xp.empty(batch if reduction == "none" else (), np.float64 if place.index is None else wide),
+        xp.empty(batch if reduction == "none" else (), np.float64 if place.number is None else wide),
         labels,
         ignore,
         soft,
@@ -678,7 +715,7 @@ def plan_loss(logits, target, axis, *, gradient, reduction, out=None, device=Non
         soft if labels is None else labels,
         checked.ignore_index,
         out is not None,
-        place.index is not None,
+        place.number is not None,
     )
 
 
@@ -703,9 +740,14 @@ class LinearPlan(NamedTuple):
 def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
     """Check the arguments of linear_cross_entropy, and drop the rows that take no part."""
     place = place_of(device, x)
-    if place.index is None and device is not None:
+    if place.number is None and device is not None:
         x, w, target, bias, *values = to_host(x, w, target, bias, *options.values())
         options = dict(zip(options, values, strict=True))
+    with place.context():
+        return lay_out_linear(place, x, w, target, bias, reduction, options)
+
+
+def lay_out_linear(place, x, w, target, bias, reduction, options):
     x, code = as_float("x", x, place)
     w, w_code = as_float("w", w, place)
     if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1]:
@@ -727,7 +769,7 @@ def plan_linear(x, w, target, bias, *, reduction, device=None, **options):
         None if v is None else place.xp.ascontiguousarray(v).reshape(rows)
         for v in (checked.sample_weight, checked.upstream)
     )
-    if place.index is not None:
+    if place.number is not None:
         checked = checked._replace(sample_weight=s, upstream=upstream)
         return plan_linear_on_cuda(place, code, x, w, bias, labels, soft, checked, batch, wide)
     keep = np.ones(rows, bool) if s is None else s != 0
@@ -942,9 +984,9 @@ def plan_entmax_loss(
             check_out(out, x.shape, x.dtype)
             if np.may_share_memory(out, x) and not same_place(out, x):
                 x = x.copy()
-            if soft is not None and np.may_share_memory(out, soft):
+            if soft is not None and may_share_memory(out, soft):
                 soft = soft.copy()
-        result = np.empty_like(x, subok=False) if out is None else out
+        result = np.empty_like(x) if out is None else out
     if mask is not None:
         x = np.where(mask, x, x.dtype.type(-math.inf))
     if x.ndim == 0:

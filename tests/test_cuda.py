@@ -235,8 +235,8 @@ def test_batch_does_not_matter(gpu, op, dtype):
 
 
 @pytest.mark.parametrize("shape", [(0,), (0, 5), (5, 0), (3, 0, 4), (), (1,)])
-def test_empty_and_small(gpu, op, shape):
-    arrays = [np.full(shape, i - 1, np.float32) for i in range(op.inputs)]
+def test_empty_and_small(gpu, op, dtype, shape):
+    arrays = [np.full(shape, i - 1, dtype_of(dtype)) for i in range(op.inputs)]
     expected = np.asarray(op.function()(*arrays))
     got = op.function()(*on_device(gpu, *arrays))
     assert isinstance(got, gpu.cupy.ndarray)
@@ -394,6 +394,21 @@ def test_cross_entropy_special_values(gpu, dtype):
             check_loss(gpu, x, soft, reduction=reduction, label_smoothing=0.1)
         x[:, 0] = np.inf  # rows that take no part may hold anything
         check_loss(gpu, x, np.full(len(x), -100), reduction="sum")
+
+
+def test_soft_labels_that_overflow(gpu):
+    """Found by a fuzzer: four labels whose sum is beyond float32."""
+    for n in (49, 64, 5000):
+        soft = np.zeros((1, n), np.float32)
+        soft[0, 0:64:16] = 1e38
+        check_loss(gpu, np.zeros((1, n), np.float32), soft)
+        check_loss(gpu, np.zeros((1, n), np.float32), soft, label_smoothing=0.1)
+    soft, weight = np.array([[3e38, 0.5, 0.5]], np.float32), np.array([0, 1, 1], np.float32)
+    options = {"weight": weight, "sample_weight": np.array([1e3]), "reduction": "sum"}
+    check_loss(gpu, np.zeros((1, 3), np.float32), soft, **options)
+    got = csoftmax.cross_entropy_with_grad(np.zeros((1, 3), np.float32), soft, **options)
+    assert np.isfinite(got.grad).all()
+    assert np.isfinite(csoftmax.cross_entropy(np.zeros((1, 64), np.float32), np.ones((1, 64), np.float32) * 1e38 * 0.5))
 
 
 @pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
@@ -585,6 +600,60 @@ def test_device_keyword(gpu):
     for wrong in ("gpu", "cuda:", "cuda:x", 0):
         with pytest.raises(ValueError, match="device must be"):
             csoftmax.softmax(x, device=wrong)
+
+
+def test_another_device_than_the_current_one(gpu):
+    """Everything is allocated and computed where the first argument is."""
+    if not gpu.model and gpu.cupy.cuda.runtime.getDeviceCount() < 2:
+        pytest.skip("there is one device")
+    x, target = logits((4, 30)), np.arange(4)
+    with gpu.cupy.cuda.Device(1):
+        there, labels, turned = gpu.cupy.asarray(x), gpu.cupy.asarray(target), gpu.cupy.asarray(x.T).T
+    for given in (there, turned):
+        results = [
+            csoftmax.softmax(given),
+            csoftmax.logsumexp(given, keepdims=True),
+            csoftmax.softmax_vjp(given, there),
+            *csoftmax.cross_entropy_with_grad(given, labels, upstream=2.0, weight=gpu_ones(gpu, 30)),
+            *csoftmax.linear_cross_entropy_with_grad(given, there[:3], labels % 3, bias=gpu_ones(gpu, 3)),
+        ]
+        assert {result.device.id for result in results} == {1}
+        assert_same_bits(results[0].get(), csoftmax.softmax(x))
+    moved = csoftmax.softmax(x, device="cuda:1")
+    assert moved.device.id == 1
+    with pytest.raises(csoftmax.DeviceError, match="y is on CUDA device 0"):
+        csoftmax.softmax_vjp(there, gpu.cupy.asarray(x))
+    assert csoftmax.softmax_vjp(there, gpu.cupy.asarray(x), device="cuda:1").device.id == 1
+    with pytest.raises(csoftmax.DeviceError, match="out is on CUDA device 0"):
+        csoftmax.softmax(there, out=gpu.cupy.asarray(x))
+
+
+def gpu_ones(gpu, n):
+    with gpu.cupy.cuda.Device(1):
+        return gpu.cupy.asarray(np.ones(n, np.float32))
+
+
+def test_targets():
+    """Devices that NVRTC does not know yet run the code of their generation, or PTX."""
+    supported = [75, 80, 90, 100, 120]
+    assert backend.target("90", supported) == "sm_90"
+    assert backend.target("86", supported) == "sm_80"
+    assert backend.target("103", supported) == "sm_100"
+    assert backend.target("130", supported) == "compute_120"
+
+
+def test_home_that_cannot_be_written(gpu, tmp_path, monkeypatch):
+    if not gpu.model:
+        pytest.skip("a real device keeps its own")
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file" / "folder"))
+    csoftmax.softmax(gpu.cupy.asarray(logits((4, 30))))
+
+
+def test_dtypes_that_are_not_taken(gpu):
+    for x in (np.array([None, 1]), np.ones(3, np.longdouble), np.ones(3, complex)):
+        with pytest.raises(TypeError, match="x has dtype"):
+            csoftmax.softmax(x, device="cuda")
 
 
 def test_functions_without_cuda_kernels(gpu):

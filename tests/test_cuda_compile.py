@@ -14,7 +14,8 @@ import csoftmax
 import csoftmax._cuda as backend
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
-ARCHITECTURES = ("75", "80", "90", "100", "120")
+_ROWS = backend.KERNELS["softmax.cu"]
+ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 # Threads of the largest block; a multiprocessor has 65,536 registers.  Small blocks: twelve at a time.
 _MOST = {"f32": 448, "f16": 448, "bf16": 448, "f64": 224}
 THREADS = {"whole": _MOST, "rows": _MOST, "divide": dict.fromkeys(_MOST, 1024), "reduce": dict.fromkeys(_MOST, 1024)}
@@ -57,7 +58,7 @@ def test_compiles(op, suffix, arch, tmp_path):
         assert (stack, spilled) == (0, 0), f"{name} spills"
         most = 65536 // THREADS[name][suffix] // 8 * 8 if name in THREADS else BUDGET
         assert registers <= most, f"{name} takes {registers} registers"
-    if arch != "90":
+    if arch != "sm_90":
         return
     (tmp_path / "code").write_bytes(code)
     done = subprocess.run([disassembler(), "-c", tmp_path / "code"], capture_output=True, text=True, check=True)
@@ -73,7 +74,13 @@ def test_compiles(op, suffix, arch, tmp_path):
 def test_error_has_the_compilers_words(monkeypatch):
     monkeypatch.setattr(backend, "options", lambda *a: ("-DSTORAGE_none",))
     with pytest.raises(RuntimeError, match=r"(?s)NVRTC cannot compile softmax for sm_90.*error"):
-        backend.compile("softmax", "f32", "90")
+        backend.compile("softmax", "f32", "sm_90")
+
+
+def test_ptx():
+    code, _ = backend.compile("softmax", "f32", "compute_90")
+    assert b".target sm_90" in code
+    assert {name for name in backend.KERNELS["softmax.cu"] if f".entry {name}(".encode() in code} == set(_ROWS)
 
 
 def test_no_driver_is_a_device_error():

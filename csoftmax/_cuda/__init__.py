@@ -52,10 +52,18 @@ def core():
     return installed if installed.is_dir() else _HERE.parent.parent / "src_c"
 
 
+def target(capability, supported):
+    """What to compile for: the device's own compute capability, or, for devices newer than NVRTC, what they can run."""
+    capability, supported = int(capability), sorted(map(int, supported))
+    # machine code runs on later devices of its generation, PTX on all later ones
+    near = [arch for arch in supported if arch // 10 == capability // 10 and arch <= capability]
+    return f"sm_{near[-1]}" if near else f"compute_{supported[-1]}"
+
+
 def options(op, suffix, arch):
     """What NVRTC is given to compile operation `op` for storage type `suffix`."""
     return (
-        f"-arch=sm_{arch}",
+        f"-arch={arch}",
         "-std=c++17",
         "-default-device",  # the core's headers have no __device__
         "-fmad=false",  # the CPU's bits: a product and a sum are fused only where the source says so
@@ -71,18 +79,20 @@ def options(op, suffix, arch):
 
 
 def compile(op, suffix, arch):
-    """Machine code of an operation for a compute capability ("90"), and the compiler's log."""
+    """Machine code of an operation for "sm_90" (of "compute_90" PTX), and the compiler's log."""
     from cupy.cuda import nvrtc
 
     source = (_HERE / MODULES[op][0]).read_text()
     program = nvrtc.createProgram(source, MODULES[op][0], (), ())
     try:
         nvrtc.compileProgram(program, (*options(op, suffix, arch), "--ptxas-options=-v"))
+        if arch.startswith("compute"):
+            return nvrtc.getPTX(program).encode(), nvrtc.getProgramLog(program)
         # CuPy leaves out the last byte
         return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program)
-        raise RuntimeError(f"NVRTC cannot compile {op} for sm_{arch}: {error}\n{log}") from None
+        raise RuntimeError(f"NVRTC cannot compile {op} for {arch}: {error}\n{log}") from None
     finally:
         nvrtc.destroyProgram(program)
 
@@ -97,12 +107,17 @@ def _machine_code(op, suffix, arch):
     for folder in (_HERE, core()):
         parts += [f.read_text() for f in sorted(folder.rglob("*")) if f.suffix in (".h", ".cuh", ".cu")]
     tag = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+    name = f"csoftmax-{tag}.{'ptx' if arch.startswith('compute') else 'cubin'}"
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
-    file = folder / f"csoftmax-{tag}.cubin"
+    file = folder / name
     if not file.exists():
         code, _ = compile(op, suffix, arch)
-        folder.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle, name = tempfile.mkstemp(dir=folder)
+        except OSError:  # a home that cannot be written
+            file = Path(tempfile.mkdtemp()) / name
+            handle, name = tempfile.mkstemp(dir=file.parent)
         with os.fdopen(handle, "wb") as f:
             f.write(code)
         os.replace(name, file)  # whole, or not at all
@@ -112,8 +127,9 @@ def _machine_code(op, suffix, arch):
 @functools.cache
 def _module(op, suffix, device):
     import cupy
+    from cupy.cuda import nvrtc
 
-    arch = cupy.cuda.Device(device).compute_capability
+    arch = target(cupy.cuda.Device(device).compute_capability, nvrtc.getSupportedArchs())
     return cupy.RawModule(path=str(_machine_code(op, suffix, arch)))
 
 
@@ -194,7 +210,7 @@ def run(op, dtype, a, b, y, where, temperature):
     if y.size == 0:
         return
     if n == 0:  # the sum of nothing
-        y[...] = -math.inf
+        y[...] = 0xFF80 if y.dtype == np.uint16 else -math.inf  # bfloat16 comes as its bits
         return
     device = a.device.id
     with cupy.cuda.Device(device):

@@ -68,6 +68,18 @@ struct alignas(16) wide {
     REAL v[WIDE];
 };
 
+/* The CPU's NaN: the device's own has other bits, and so have conversions of it. */
+INLINE REAL canonical(REAL x) {
+#if EXP_MANTISSA == 23
+    const uint32_t u = csm_bits_of(x);
+    return csm_float_of((u & 0x7fffffffu) > 0x7f800000u ? 0x7fc00000u : u);
+#else
+    uint64_t u;
+    memcpy(&u, &x, 8);
+    return csm_double_of((u & 0x7fffffffffffffffu) > 0x7ff0000000000000u ? 0x7ff8000000000000u : u);
+#endif
+}
+
 INLINE int lead(const T *p) { return (int)((uintptr_t)p / sizeof(T) % VECTOR); }
 
 /* Room in shared memory for count elements with any lead. */

@@ -134,7 +134,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 extern "C" __global__ void __launch_bounds__(1024, 1)
     reduce(double *losses, REAL *to, const prepared *__restrict__ from, long long rows) {
     const double sum = tree_sum(losses, rows) / from->divisor;
-    if (threadIdx.x == 0) *to = (REAL)(sum == sum ? sum : CSM_NAN);
+    if (threadIdx.x == 0) *to = canonical((REAL)sum);
 }
 
 /* Weighted distances from the reference, sum a_j (ref - x_j), and sum a_j, of a block at s, as loss_far of the CPU. */
@@ -213,7 +213,7 @@ struct loss_gradient {
         if (plain) return g;
         g = V(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
         g = g * c.power1 * c.power2;
-        return g == g ? g : (REAL)CSM_NAN;
+        return canonical(g);
     }
     INLINE_MEMBER REAL one(int i) const { return of(s[i], i); }
     INLINE_MEMBER wide some(int i) const {
@@ -229,7 +229,7 @@ static __device__ void fill_row(T *to, long long n, REAL x) {
     for (long long i = threadIdx.x; i < n; i += blockDim.x) STORE(to + i, x);
 }
 
-extern __shared__ unsigned char memory[];
+extern __shared__ __align__(16) unsigned char memory[];
 
 /* blockDim.x / WARP: how many blocks of a row are in shared memory at a time.  stats: room for the blocks of gridDim.x rows, or
  * NULL: shared memory has it. */
@@ -297,9 +297,9 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             const double fill = skipped ? 0 : CSM_NAN;
             if (threadIdx.x == 0) {
                 losses[at] = fill;
-                if (row_losses) row_losses[at] = (REAL)fill;
+                if (row_losses) row_losses[at] = canonical((REAL)fill);
             }
-            if (gradient) fill_row(to, n, (REAL)fill);
+            if (gradient) fill_row(to, n, canonical((REAL)fill));
             __syncthreads();
             continue;
         }
@@ -391,7 +391,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                 store(out, k, value, lane, WARP);
                 __syncwarp();
                 if (lane == 0 && label >= begin && label - begin < k)
-                    STORE(out + (label - begin), (REAL)shared->row.target);
+                    STORE(out + (label - begin), canonical((REAL)shared->row.target));
             }
             if (pass == 1 && !again && lane == 0) squares[warp] = sum_of_squares;
             __syncthreads();
@@ -405,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                     if (cold && label >= 0) in->x_label = (double)transformed((REAL)in->x_label, scales, max, shift);
                     csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row);
                     losses[at] = shared->row.loss;
-                    if (row_losses) row_losses[at] = (REAL)shared->row.loss;
+                    if (row_losses) row_losses[at] = canonical((REAL)shared->row.loss);
                     shared->shrink = 1;
                     if (gradient) csm_loss_factors(call, in, clips ? -1 : 1, SINGLE, &shared->row);
                 } else {
@@ -417,7 +417,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             __syncthreads();
             if (!gradient) break;
             if (shared->row.is_nan) {
-                fill_row(to, n, (REAL)CSM_NAN);
+                fill_row(to, n, canonical((REAL)CSM_NAN));
                 break;
             }
         }

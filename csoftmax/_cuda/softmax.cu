@@ -77,7 +77,7 @@ INLINE result result_of(const REAL *s, const csm_row &row, double n, const csm_t
     return r;
 }
 
-extern __shared__ unsigned char memory[];
+extern __shared__ __align__(16) unsigned char memory[];
 
 extern "C" __global__ void __launch_bounds__(128, 1)
     teams(const T *x, const uint8_t *__restrict__ mask, T *y, long long rows, int n, int each, csm_scales c) {
@@ -123,12 +123,12 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             add_up<TEAM, EXACT, !EXACT>(s, s, k, (double)max, t, &block);
             combine_blocks(&block, 1, &row.sums);
             if (REDUCES) {
-                if (thread == 0 && k > 0) STORE(y + first + r, (REAL)lse(row, c));
+                if (thread == 0 && k > 0) STORE(y + first + r, canonical((REAL)lse(row, c)));
                 continue;
             }
             const result value = result_of(s, row.sums, block.n, t);
             const int filled = row.special || row.sums.is_nan;
-            const REAL fill = (REAL)(row.special ? row.fill : CSM_NAN);
+            const REAL fill = canonical((REAL)(row.special ? row.fill : CSM_NAN));
             __syncwarp();
             for (int i = thread; i < k; i += TEAM) s[i] = filled ? fill : value.one(i);
         }
@@ -194,9 +194,9 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         combine_blocks(blocks, (size_t)warps, &row.sums);
         T *to = y + at * n + begin;
         if (REDUCES) {
-            if (threadIdx.x == 0) STORE(y + at, (REAL)lse(row, c));
+            if (threadIdx.x == 0) STORE(y + at, canonical((REAL)lse(row, c)));
         } else if (row.special || row.sums.is_nan) {
-            const constant value = {(REAL)(row.special ? row.fill : CSM_NAN)};
+            const constant value = {canonical((REAL)(row.special ? row.fill : CSM_NAN))};
             store(to, k, value, lane, WARP);
         } else {
             store(to, k, result_of(s, row.sums, block.n, t), lane, WARP);
@@ -268,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                 row.special = row.cold && special(row.max, nan, kept, c, &row.fill);
             }
             combine_blocks(blocks, (size_t)per, &row.sums);
-            if (REDUCES) STORE(y + at, (REAL)lse(row, c));
+            if (REDUCES) STORE(y + at, canonical((REAL)lse(row, c)));
             to[at] = row;
         }
         __syncthreads();
@@ -286,7 +286,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
         T *to = y + at * n + begin;
         const whole_row row = known[at];
         if (row.special || row.sums.is_nan) {
-            const constant value = {(REAL)(row.special ? row.fill : CSM_NAN)};
+            const constant value = {canonical((REAL)(row.special ? row.fill : CSM_NAN))};
             store(to, k, value, lane, WARP);
             continue;
         }

@@ -24,11 +24,11 @@ template <int width> INLINE void add_products(V(dot) *sum, const REAL *dy, const
 struct gradient {
     const REAL *dy, *y;
     V(vjp_constants) c;
-    INLINE_MEMBER REAL one(int i) const { return V(vjp_element)(dy[i], y[i], c, LOG); }
+    INLINE_MEMBER REAL one(int i) const { return canonical(V(vjp_element)(dy[i], y[i], c, LOG)); }
     INLINE_MEMBER wide some(int i) const {
         wide a = several(dy + i), b = several(y + i);
         UNROLL
-        for (int j = 0; j < WIDE; j++) a.v[j] = V(vjp_element)(a.v[j], b.v[j], c, LOG);
+        for (int j = 0; j < WIDE; j++) a.v[j] = canonical(V(vjp_element)(a.v[j], b.v[j], c, LOG));
         return a;
     }
 };
@@ -48,7 +48,7 @@ INLINE REAL *load_both(REAL *own, size_t capacity, const T *dy, const T *y, cons
     return a;
 }
 
-extern __shared__ unsigned char memory[];
+extern __shared__ __align__(16) unsigned char memory[];
 
 extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T *y, const uint8_t *__restrict__ mask,
                                                            T *dx, long long rows, int n, int each, csm_scales c) {

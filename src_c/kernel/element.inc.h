@@ -101,6 +101,7 @@ INLINE V(t) V(loss_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size
     V(t) g;
     if (w) {
         V(t) a = q ? V(fma)(c.soft, V(loss_reals)(terms->q, i, count), c.flat) : c.flat;
+        a = V(min)(V(set)(EXP_MOST), a); /* a weight of 0 makes it 0 */
         g = V(fnma)(a, V(loss_reals)(terms->w, i, count), V(mul)(e, c.f_low));
     } else {
         g = V(fma)(e, c.f_low, V(sub)(V(zero)(), c.flat));

@@ -82,7 +82,8 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     const csm_row *s = &row->sums;
     for (size_t b = 0; b < count && (c->soft || epsilon != 0); b++) { /* every term is at least 0 */
         far += blocks[b].far;
-        if (blocks[b].mass != 0) far += (s->max - csm_reference(blocks[b].max, c->t)) * blocks[b].mass;
+        const double apart = s->max - csm_reference(blocks[b].max, c->t);
+        if (apart != 0 && blocks[b].mass != 0) far += apart * blocks[b].mass; /* masses can be infinite */
     }
     /* total = S' + count top */
     double maxima = s->count * s->top;

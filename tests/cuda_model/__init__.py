@@ -27,7 +27,7 @@ class KernelError(RuntimeError):
 
 def rewritten(source):
     """Declarations of shared memory, which ordinary C++ does not have."""
-    dynamic = r"extern\s+__shared__\s+([\w\s]+?)\s+(\w+)\s*\[\s*\]\s*;"
+    dynamic = r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w\s]+?)\s+(\w+)\s*\[\s*\]\s*;"
     source = re.sub(dynamic, r"#define \2 ((\1 *)cuda_model::cuda_model_dynamic_shared())", source)
     count = iter(range(1, 10**6))
 

@@ -17,15 +17,19 @@ import numpy as np
 
 from . import Module, by_value
 
+CURRENT = [0]  # the current device, innermost last
 ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}
 
 
 class ndarray(np.ndarray):
     """On the device: csoftmax must not read its numbers on the host."""
 
+    def __array_finalize__(self, parent):
+        self.number = getattr(parent, "number", CURRENT[-1])
+
     @property
     def device(self):
-        return Device(0)
+        return Device(self.number)
 
     @property
     def data(self):
@@ -62,20 +66,21 @@ def empty(shape, dtype=np.float64):
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.full(size + 1024, 0xAA, np.uint8)
     begin = -memory.ctypes.data % 512
-    return memory[begin : begin + size].view(dtype).reshape(shape).view(ndarray)
+    return memory[begin : begin + size].view(dtype).reshape(shape).view(ndarray)  # on the current device
 
 
 class Device:
     def __init__(self, number=None):
-        self.id = 0 if number is None else number
+        self.id = CURRENT[-1] if number is None else number
         self.compute_capability = "90"
         self.attributes = dict(ATTRIBUTES)
 
     def __enter__(self):
+        CURRENT.append(self.id)
         return self
 
     def __exit__(self, *error):
-        return None
+        CURRENT.pop()
 
 
 class RawKernel:
@@ -92,6 +97,8 @@ class RawKernel:
                 raise TypeError("a NumPy array is passed by value, and must have one element")
             if isinstance(a, ndarray) and not a.flags.c_contiguous:
                 raise AssertionError("a kernel does not see strides")
+            if isinstance(a, ndarray) and a.number != CURRENT[-1]:
+                raise AssertionError(f"an array of device {a.number} in a launch on device {CURRENT[-1]}")
         args = [
             by_value(a)
             if isinstance(a, np.ndarray) and not isinstance(a, ndarray)
@@ -147,6 +154,7 @@ def _nvrtc():
         getProgramLog=lambda program: "",
         destroyProgram=lambda program: None,
         getVersion=lambda: (0, 0),
+        getSupportedArchs=lambda: [75, 80, 90],
     )
 
 
@@ -157,7 +165,7 @@ def module():
     cupy.asarray = lambda x: x if isinstance(x, ndarray) else on_device(x)
     cupy.array = on_device
     cupy.asnumpy = lambda x: x.get()
-    cupy.empty_like = lambda x, subok=False: empty(x.shape, x.dtype)
+    cupy.empty_like = lambda x: empty(x.shape, x.dtype)
     cupy.matmul = lambda a, b, out=None: np.matmul(a, b, out=out)
     cupy.where = lambda condition, a, b: on_device(np.where(condition.view(np.ndarray), a.view(np.ndarray), b))
     cupy.full = lambda shape, value, dtype: on_device(np.full(shape, value, dtype))
@@ -167,7 +175,7 @@ def module():
     cuda = types.ModuleType("cupy.cuda")
     cuda.Device, cuda.nvrtc = Device, _nvrtc()
     cuda.runtime = types.SimpleNamespace(
-        getDeviceCount=lambda: 1, getDeviceProperties=lambda i: {"name": b"a model of a CUDA block"}
+        getDeviceCount=lambda: 2, getDeviceProperties=lambda i: {"name": b"a model of a CUDA block"}
     )
     cuda.Event, cuda.get_elapsed_time = Event, lambda begin, end: 1000 * (end.time - begin.time)
     cupy.copyto = lambda to, x: np.copyto(to.view(np.ndarray), x.view(np.ndarray))
@@ -183,7 +191,7 @@ def installed(folder):
 
     caches = [f for f in vars(backend).values() if hasattr(f, "cache_clear")]
     cupy = module()
-    modules = {"cupy": cupy, "cupy.cuda": cupy.cuda, "cupyx": None}
+    modules = {"cupy": cupy, "cupy.cuda": cupy.cuda, "cupyx": None, "cupyx.scipy": None}
     before = {name: sys.modules.get(name) for name in modules}
     sys.modules.update(modules)  # what else is imported meanwhile stays: extension modules cannot be loaded twice
     for f in caches:
