@@ -87,7 +87,7 @@ def compile(op, suffix, arch):
     try:
         nvrtc.compileProgram(program, (*options(op, suffix, arch), "--ptxas-options=-v"))
         if arch.startswith("compute"):
-            return nvrtc.getPTX(program).encode(), nvrtc.getProgramLog(program)
+            return nvrtc.getPTX(program), nvrtc.getProgramLog(program)
         # CuPy leaves out the last byte
         return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
     except nvrtc.NVRTCError as error:

@@ -304,7 +304,6 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             continue;
         }
         const bool cold = !ordinary(max, scales);
-        const double shift = shift_of(max, scales);
         const csm_temperature &t = cold ? shared->scales.transformed : shared->scales.ordinary; /* few registers */
         const double smoothing = shared->call.smoothing;
         csm_loss_terms terms;
@@ -331,7 +330,8 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                 }
                 if (again || pass == 0) {
                     if (cold)
-                        for (int i = lane; i < k; i += WARP) s[i] = transformed(s[i], scales, max, shift);
+                        for (int i = lane; i < k; i += WARP)
+                            s[i] = transformed(s[i], scales, max, shift_of(max, scales));
                     __syncwarp();
                 }
                 csm_block block;
@@ -402,7 +402,8 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                 call->t = cold ? &shared->scales.transformed : &shared->scales.ordinary;
                 if (pass == 0) {
                     in->max = max;
-                    if (cold && label >= 0) in->x_label = (double)transformed((REAL)in->x_label, scales, max, shift);
+                    if (cold && label >= 0)
+                        in->x_label = (double)transformed((REAL)in->x_label, scales, max, shift_of(max, scales));
                     csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row);
                     losses[at] = shared->row.loss;
                     if (row_losses) row_losses[at] = canonical((REAL)shared->row.loss);
