@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -88,3 +89,22 @@ def test_subnormals_survive_the_import():
     code = "import csoftmax, sys; sys.exit(float.fromhex('0x1p-1030') * 0.5 == 0)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
     assert "set_fast_math" not in output("nm", _cpu.__file__)
+
+
+def test_cuda_sources_are_whole():
+    """Every header that the CUDA kernels include lies where the compiler is told to look."""
+    from csoftmax import _cuda
+
+    folder = Path(_cuda.__file__).parent
+    left, seen = [folder / name for name in _cuda.KERNELS], set()
+    assert all(path.is_file() for path in left)
+    while left:
+        path = left.pop()
+        if path in seen:
+            continue
+        seen.add(path)
+        for name in re.findall(r'^#include "(.+)"', path.read_text(), re.M):
+            found = [p for p in (path.parent / name, folder / name, _cuda.core() / name) if p.is_file()]
+            assert found, f"{path.name} includes {name}"
+            left.append(found[0].resolve())
+    assert len(seen) >= 12

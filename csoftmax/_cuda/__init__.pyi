@@ -1,0 +1,82 @@
+from collections.abc import Iterable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+BLOCK: int
+BLOCK_BYTES: int
+SUFFIX: dict[int, str]
+MODULES: dict[str, tuple[str, int, int, tuple[int, int] | None]]
+KERNELS: dict[str, tuple[str, ...]]
+
+def core() -> Path: ...
+def target(capability: str, supported: Iterable[int]) -> str: ...
+def options(op: str, suffix: str, arch: str) -> tuple[str, ...]: ...
+def compile(op: str, suffix: str, arch: str) -> tuple[bytes, str]: ...
+def room(count: int, itemsize: int) -> int: ...
+
+class Launch:
+    kernel: str
+    blocks: int
+    warps: int
+    shared: int
+    row_bytes: int
+    each: int
+    staged: int
+    def __init__(self, op: str, dtype: int, n: int, limit: int) -> None: ...
+    def grid(self, rows: int) -> tuple[int]: ...
+
+def run(op: int, dtype: int, a: Any, b: Any, y: Any, where: Any, temperature: float) -> None: ...
+def launch_loss(dtype: int, n: int, limit: int) -> tuple[int, int, int]: ...
+
+class Loss:
+    dtype: int
+    n: int
+    count: int
+    device: int
+    soft: Any
+    weight: Any
+    sample_weight: Any
+    upstream: Any
+    temperature: float
+    losses: Any
+    ready: Any
+    labels: Any
+    masses: Any
+    def __init__(
+        self,
+        dtype: int,
+        n: int,
+        labels: Any,
+        ignore: int | None,
+        soft: Any,
+        weight: Any,
+        sample_weight: Any,
+        upstream: Any,
+        factors: Any,
+        *,
+        reduction: str,
+        gradient: bool,
+    ) -> None: ...
+    def launch(self, kernel: str, grid: int, threads: int, shared: int, *arguments: Any) -> None: ...
+    def rows(self, x: Any, y: Any, first: int = 0, row_losses: Any = None) -> None: ...
+    def reduce(self, loss: Any) -> None: ...
+
+def run_loss(
+    dtype: int,
+    x: Any,
+    y: Any,
+    loss: Any,
+    labels: Any,
+    ignore: int | None,
+    soft: Any,
+    weight: Any,
+    sample_weight: Any,
+    upstream: Any,
+    *factors_and_reduction: Any,
+) -> None: ...
+
+class Unavailable(Exception): ...
+
+def require(device: int | None) -> ModuleType: ...
+def state() -> dict[str, Any]: ...
