@@ -1,0 +1,57 @@
+"""What alpha-entmax and its loss are, by bisection in mpmath, and rows to try them on."""
+
+import mpmath
+import numpy as np
+from ops import dtype_of
+
+
+def numbers(x):
+    return [v if isinstance(v, mpmath.mpf) else mpmath.mpf(float(v)) for v in x]
+
+
+def exact(x, alpha):
+    """Probabilities as mpmath numbers: bisection of the sum, 200 bits."""
+    with mpmath.workprec(200):
+        scale = mpmath.mpf(alpha) - 1
+        z = [scale * v for v in numbers(x)]
+        top = max(z)
+        low, high = mpmath.mpf(0), mpmath.mpf(1)  # of c: u = z - top + c
+        for _ in range(190):
+            c = (low + high) / 2
+            total = sum((v - top + c) ** (1 / scale) for v in z if v - top + c > 0)
+            low, high = (low, c) if total >= 1 else (c, high)
+        return [(v - top + high) ** (1 / scale) if v - top + high > 0 else mpmath.mpf(0) for v in z]
+
+
+def exact_loss(x, q, alpha):
+    """Omega*(x) + Omega(q) - <x, q>."""
+    p = exact(x, alpha)
+    with mpmath.workprec(200):
+        a = mpmath.mpf(alpha)
+        x, q = numbers(x), numbers(q)
+
+        def omega(r):
+            return sum((v**a if v > 0 else 0) - v for v in r) / (a * (a - 1))
+
+        return (
+            sum(u * v for u, v in zip(p, x, strict=True))
+            - omega(p)
+            + omega(q)
+            - sum(u * v for u, v in zip(q, x, strict=True))
+        )
+
+
+def ulps(got, expected, dtype):
+    """Distance in units of the last place of the exact number."""
+    place = np.spacing(np.array(abs(float(expected))).astype(dtype_of(dtype))).astype(np.float64)
+    return float(abs(mpmath.mpf(float(got)) - expected) / mpmath.mpf(float(place)))
+
+
+def rows(dtype, seed=0):
+    """Rows of several scales and lengths: few survivors, all survive, ties."""
+    rng = np.random.default_rng(seed)
+    for n in (1, 2, 3, 8, 17, 60):
+        for sigma, offset in ((0.001, 0), (0.4, 0), (1, 0), (5, 3), (100, 0), (1, 300)):
+            yield (rng.standard_normal(n) * sigma + offset).astype(dtype_of(dtype))
+        yield np.round(rng.standard_normal(n)).astype(dtype_of(dtype))
+        yield np.full(n, 1.5).astype(dtype_of(dtype))
