@@ -336,7 +336,7 @@ def main():
         "",
         "Sparse softmax (rows of 1 to 60 numbers, many scales and ties; the loss of the smallest logit as the label)",
         "against bisection in 200 bits. Promised is 0.51 ULP of every element, in float64 for alpha 1.5 and 2; for",
-        "another alpha a float64 result is that of a threshold which is off by its last digit, many ULP where u is tiny.",
+        "another alpha a float64 result is that of a threshold off by its last digit, many ULP where u is tiny.",
         "float64 losses that are nearly 0 are good to their terms, not to their own last digits.",
         "",
         *of_sparse,
