@@ -43,6 +43,16 @@ def _run(*command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[:5000]}")
 
 
+def _runtime(folder, build):
+    """The model itself, compiled once for all kernels."""
+    source = HERE / "runtime.cpp"
+    compiled = folder / f"runtime-{hashlib.sha256(source.read_bytes()).hexdigest()[:20]}.o"
+    if not compiled.exists():
+        _run("g++", "-std=c++17", "-O2", "-fPIC", "-c", source, "-o", build / "runtime.o")
+        os.replace(build / "runtime.o", compiled)
+    return compiled
+
+
 class Module:
     """Kernels of one source text; names: those to be called, extern "C" or templates with their arguments."""
 
@@ -66,8 +76,7 @@ class Module:
                 (build / "kernel.cpp").write_text(text)
                 watched = ["g++", *flags, "-fsanitize=thread", "-include", HERE / "device.h"]
                 _run(*watched, "-c", build / "kernel.cpp", "-o", build / "k.o")
-                _run("g++", "-std=c++17", "-O2", "-fPIC", "-c", HERE / "runtime.cpp", "-o", build / "runtime.o")
-                _run("g++", "-shared", build / "k.o", build / "runtime.o", "-o", build / "out.so", "-Wl,-z,now")
+                _run("g++", "-shared", build / "k.o", _runtime(folder, build), "-o", build / "out.so", "-Wl,-z,now")
                 os.replace(build / "out.so", library)
         self.library = ctypes.CDLL(str(library))
         self.names = list(names)
