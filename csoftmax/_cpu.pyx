@@ -40,7 +40,7 @@ cdef extern from "internal.h" nogil:
 
     ctypedef struct csm_loss_call:
         pass
-    csm_scales csm_scales_of(int, double)
+    void csm_set_scales(csm_scales *, double, int)
     csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
 
 cdef extern from "registry.h" nogil:
@@ -235,7 +235,8 @@ cdef class _Buffers:
 
 def scales(int dtype, double temperature):
     """A call's temperature as the constants that kernels elsewhere need: a csm_scales, in an array of one element."""
-    cdef csm_scales s = csm_scales_of(dtype, temperature)
+    cdef csm_scales s
+    csm_set_scales(&s, temperature, dtype != CSM_DTYPE_f64)
     return _frombuffer((<char *>&s)[:sizeof(s)], f"V{sizeof(s)}")
 
 

@@ -142,5 +142,6 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
         loss = loss.reshape(plan.batch)
     else:
         loss = np.sum(losses) / np.float64(plan.divisor)
+        loss = loss if loss == loss else np.nan  # x86 gives 0 / 0 a sign
     loss = np.asarray(loss).astype(plan.wide)[()]
     return (loss, *layer.gradients(plan)) if gradient else (loss, None, None, None)

@@ -79,7 +79,9 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        For a label that is neither a class nor `ignore_index`, with the first position and value.
+        For a label that is neither a class nor `ignore_index`, with the first position and value. On a CUDA device
+        such a row is NaN instead, because nothing waits for the device; the environment variable
+        ``CSOFTMAX_SYNC_CHECKS=1`` makes it wait and raise.
     TypeError, ValueError, DeviceError, MemoryError
         As in `softmax`.
 

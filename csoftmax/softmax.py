@@ -14,7 +14,7 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, n
     ----------
     x : array_like of shape (...)
         Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64). Any strides,
-        alignment and byte order.
+        alignment and byte order. Of NumPy or CuPy.
     axis : int, tuple of ints or None, default -1
         The axis or axes that sum to 1; None means all.
     temperature : float, default 1.0
@@ -24,7 +24,8 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, n
     out : ndarray of the shape and dtype of the result, optional
         Where to write; may be `x` itself or overlap it in any way.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
-        Where to compute; None follows `x`.
+        Where to compute; None follows `x`: a CuPy array is computed where it is and gives a CuPy array. Any other
+        device gets copies of all arguments.
     num_threads : int, optional
         An upper bound for this call. The result has the same bits for every value.
 

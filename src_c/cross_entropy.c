@@ -162,9 +162,9 @@ static void fill(const loss_run *r, char *y, double value) {
     for (size_t j = 0; j < c->shape.n; j++) memcpy(y + j * c->itemsize, &element, c->itemsize);
 }
 
-static double transformed_element(const csm_call *c, double x, double max, double shift) {
+static double transformed_element(const csm_call *c, double x, double max) {
     csm_wide w = csm_to_wide(c, x);
-    csm_transform(c, &w, 1, max, shift);
+    csm_transform(c, &w, 1, max);
     return csm_from_wide(c, w);
 }
 
@@ -184,10 +184,9 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
         return;
     }
     /* Pass 1 of an ordinary row finds the maximum on its way, unless it would overwrite what may need transforming. */
-    const int fused = !c->always_transform && y != x;
+    const int fused = !c->scales.always_transform && y != x;
     const csm_loss_call *call = &r->call;
     const csm_loss_kernels *kernels = r->kernels;
-    double shift = 0;
     int cold = 0, store = y && size == c->wide_size; /* store: pass 1 leaves e' in y */
     csm_loss_row row;
     if (in.label >= 0) in.x_label = csm_element(c, x, (size_t)in.label);
@@ -200,7 +199,7 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
     const csm_loss_terms *terms = call->soft || call->smoothing != 0 ? &given : NULL;                      \
     if (cold) {                                                                                            \
         c->table->widen[c->dtype](part, wide, k);                                                          \
-        csm_transform(c, wide, k, max, shift);                                                             \
+        csm_transform(c, wide, k, max);                                                                    \
         part = wide;                                                                                       \
     }
     for (size_t b = 0; b < count; b++) {
@@ -209,16 +208,14 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
         if (blocks[b].max > max) max = blocks[b].max;
         if (fused) kernels->pass1(part, store ? y + b * CSM_BLOCK * size : NULL, k, call->t, terms, &blocks[b]);
     }
-    const int ordinary = max <= c->ordinary.limit && max >= -c->ordinary.limit;
     int nan = !(max < CSM_INF && max > -CSM_INF);
     in.max = max;
-    if (c->always_transform || !ordinary) {
+    if (!csm_takes(&c->scales, max)) {
         cold = 1;
         store = 0;
         call = &r->cold;
         kernels = r->wide_kernels;
-        shift = ordinary ? 0 : max;
-        if (in.label >= 0) in.x_label = transformed_element(c, in.x_label, max, shift);
+        if (in.label >= 0) in.x_label = transformed_element(c, in.x_label, max);
     }
     for (size_t b = 0; b < count && !nan && !(fused && !cold); b++) {
         BLOCK(b)
@@ -272,7 +269,7 @@ static void contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
     const csm_loss_job all = job;
     ptrdiff_t at = 0, rows = (ptrdiff_t)job.rows;
     while (at < rows) {
-        if (c->shape.n <= CSM_BLOCK && !c->always_transform) {
+        if (c->shape.n <= CSM_BLOCK && !c->scales.always_transform) {
             job.x = all.x + at * all.x_step;
             job.q = all.q ? all.q + at * all.q_step : NULL;
             job.y = all.y ? all.y + at * all.y_step : NULL;
@@ -399,7 +396,7 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     }
     csm_loss_divide(&r->call, divisor);
     r->cold = r->call;
-    r->cold.t = &c->transformed;
+    r->cold.t = &c->scales.transformed;
     if (n > 0) {
         status = csm_parallel(r->rows, piece, c->threads, rows_body, r, &c->interrupt);
         if (status != CSM_OK) return status;
@@ -436,9 +433,8 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     csm_set_dtype(c, dtype, table);
     c->forward = 1;
     c->has_b = o->soft != NULL;
-    c->temperature = o->temperature;
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
-    csm_set_temperature(c);
+    csm_set_scales(&c->scales, o->temperature, c->wide_size == 4);
     r.options = o;
     r.kernels = &table->loss[dtype];
     r.wide_kernels = &table->loss[c->wide_dtype];
@@ -450,7 +446,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
         weight_sum += low;
     }
     r.call = csm_loss_call_of(o, n, gradient != NULL);
-    r.call.t = &c->ordinary;
+    r.call.t = &c->scales.ordinary;
     r.call.weight_sum = weight_sum;
     r.inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
     r.direct = csm_contiguous_view(&c->shape, &c->a, c->itemsize, 1) &&

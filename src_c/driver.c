@@ -81,7 +81,7 @@ static csm_status run_rows(work *w, csm_rows_job job, int thread, const csm_stri
         job.b = c->has_b ? b + (ptrdiff_t)at * job.b_step : NULL;
         job.y = y + (ptrdiff_t)at * job.y_step;
         job.rows = rows - at;
-        if (c->shape.n <= CSM_BLOCK && !(c->forward && c->always_transform)) {
+        if (c->shape.n <= CSM_BLOCK && !(c->forward && c->scales.always_transform)) {
             size_t done = c->kernels->rows(&job);
             at += done;
             if (at == rows) break;
@@ -130,7 +130,7 @@ static csm_status run_packed(work *w, size_t row, size_t rows, int thread) {
                             .y_step = (ptrdiff_t)pitch,
                             .rows = count,
                             .n = n,
-                            .temperature = &c->ordinary,
+                            .temperature = &c->scales.ordinary,
                             .scratch = memory};
         csm_status status = run_rows(w, job, thread, c->has_where ? &mask : NULL);
         if (status != CSM_OK) return status;
@@ -160,7 +160,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
                             .y_step = csm_last_stride(&c->shape, &c->y),
                             .rows = count,
                             .n = c->shape.n,
-                            .temperature = &c->ordinary};
+                            .temperature = &c->scales.ordinary};
         if (c->itemsize != c->wide_size && c->op == CSM_OP_softmax && !(job.scratch = scratch(w, thread)))
             return CSM_NO_MEMORY;
         csm_status status = run_rows(w, job, thread, NULL);
@@ -188,7 +188,7 @@ static csm_status groups_body(void *context, size_t begin, size_t end, int threa
                                 .y_step = r.y_axis,
                                 .n = c->shape.n,
                                 .width = count,
-                                .temperature = &c->ordinary,
+                                .temperature = &c->scales.ordinary,
                                 .scratch = memory + w->scratch_size - CSM_TILE_BYTES};
             if (c->kernels->tile(&job)) continue;
         }
@@ -240,7 +240,7 @@ static path choose(const csm_call *c, size_t rows, size_t inner) {
     if (plain) return ROWS;
     if (!c->has_where && !c->has_b && c->kernels->tile && n > 0 && inner >= 8 &&
         csm_last_stride(&c->shape, &c->a) == (ptrdiff_t)size && csm_last_stride(&c->shape, &c->y) == (ptrdiff_t)size &&
-        !(c->forward && c->always_transform)) {
+        !(c->forward && c->scales.always_transform)) {
         uintptr_t bits = (uintptr_t)c->a.data | (uintptr_t)c->y.data | (uintptr_t)c->a.axis_stride;
         if (c->keeps_axis) bits |= (uintptr_t)c->y.axis_stride;
         for (size_t i = 0; i < c->shape.ndim; i++) bits |= (uintptr_t)c->a.strides[i] | (uintptr_t)c->y.strides[i];
@@ -333,14 +333,14 @@ static void set_temperature(csm_temperature *t, double value, int single) {
     t->inv_t2 = 1;
 }
 
-void csm_set_temperature(csm_call *c) {
-    const int single = c->wide_size == 4;
-    const double t = c->temperature, range = single ? 0x1p60 : 0x1p500;
-    c->scale1 = c->scale2 = 1;
-    c->always_transform = !(t >= 1 / range && t <= range);
-    set_temperature(&c->ordinary, c->always_transform ? 1 : t, single);
-    c->transformed = c->ordinary;
-    if (!c->always_transform || t == 0 || !(t < CSM_INF)) return;
+void csm_set_scales(csm_scales *s, double temperature, int single) {
+    const double t = temperature, range = single ? 0x1p60 : 0x1p500;
+    s->temperature = t;
+    s->scale1 = s->scale2 = 1;
+    s->always_transform = !(t >= 1 / range && t <= range);
+    set_temperature(&s->ordinary, s->always_transform ? 1 : t, single);
+    s->transformed = s->ordinary;
+    if (!s->always_transform || t == 0 || !(t < CSM_INF)) return;
     int k, k1;
     double mantissa = 2 * frexp(t, &k); /* T = mantissa 2^k */
     k--;
@@ -349,22 +349,14 @@ void csm_set_temperature(csm_call *c) {
     if (k < -most) k = -most;
     if (k > most) k = most;
     k1 = -k / 2;
-    c->scale1 = ldexp(1, k1);
-    c->scale2 = ldexp(1, -k - k1);
-    set_temperature(&c->transformed, mantissa, single);
+    s->scale1 = ldexp(1, k1);
+    s->scale2 = ldexp(1, -k - k1);
+    set_temperature(&s->transformed, mantissa, single);
     /* |max / T| against the limit is decided on the data as they are; gradients multiply by 1/T */
-    c->ordinary.limit = (single ? 1e6 : 0x1p45) * t;
-    c->ordinary.inv_t1 = c->scale1 / mantissa;
-    if (single) c->ordinary.inv_t1 = (double)(float)c->ordinary.inv_t1;
-    c->ordinary.inv_t2 = c->scale2;
-}
-
-csm_scales csm_scales_of(csm_dtype dtype, double temperature) {
-    csm_call c;
-    csm_set_dtype(&c, dtype, NULL);
-    c.temperature = temperature;
-    csm_set_temperature(&c);
-    return (csm_scales){temperature, c.scale1, c.scale2, c.ordinary, c.transformed, c.always_transform};
+    s->ordinary.limit = (single ? 1e6 : 0x1p45) * t;
+    s->ordinary.inv_t1 = s->scale1 / mantissa;
+    if (single) s->ordinary.inv_t1 = (double)(float)s->ordinary.inv_t1;
+    s->ordinary.inv_t2 = s->scale2;
 }
 
 static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
@@ -386,9 +378,8 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
     c.forward = !binary[op];
     c.keeps_axis = keeps[op];
     c.has_where = options->where != NULL;
-    c.temperature = options->temperature;
-    if (!(c.temperature >= 0) || (!c.forward && (c.temperature == 0 || !(c.temperature < CSM_INF))))
-        return CSM_BAD_TEMPERATURE;
+    const double t = options->temperature;
+    if (!(t >= 0) || (!c.forward && (t == 0 || !(t < CSM_INF)))) return CSM_BAD_TEMPERATURE;
     size_t elements = c.itemsize;
     for (size_t i = 0; i < shape->ndim; i++) {
         if (shape->shape[i] == 0) return CSM_OK;
@@ -416,7 +407,7 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
     for (size_t i = 0; i < shape->ndim; i++) c.shape.shape[i] = shape->shape[i];
     csm_collapse(&c.shape, views, count);
 
-    csm_set_temperature(&c);
+    csm_set_scales(&c.scales, t, c.wide_size == 4);
     const float no_class_f32 = -(float)CSM_INF;
     const double no_class_f64 = -CSM_INF;
     c.absent = 0; /* softmax_vjp: y = 0; elsewhere -inf */

@@ -68,11 +68,7 @@ typedef struct csm_call {
     csm_shape shape;
     csm_view a, b, y, where;
     int has_b, has_where, keeps_axis, forward;
-    double temperature;              /* as given */
-    csm_temperature ordinary;        /* constants for rows as they are */
-    csm_temperature transformed;     /* constants for rows after the transformation in row.c */
-    int always_transform;            /* T is 0, infinite or outside the range of `ordinary` */
-    double scale1, scale2;           /* the transformation multiplies by both */
+    csm_scales scales;               /* of the temperature */
     uint64_t absent;                 /* storage bits of an element that takes no part */
     int threads;
     csm_interrupt interrupt;
@@ -86,10 +82,7 @@ csm_status csm_lay_out(csm_call *, const csm_shape *, const csm_view *const *giv
                        size_t *rows);
 /* dtype and table of a call, and the sizes that follow. */
 void csm_set_dtype(csm_call *, csm_dtype, const csm_table *);
-/* The constants of a call from its temperature, dtype sizes known. */
-void csm_set_temperature(csm_call *);
-/* The same for kernels elsewhere (CUDA). */
-csm_scales csm_scales_of(csm_dtype, double temperature);
+void csm_set_scales(csm_scales *, double temperature, int single);
 csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
                    const csm_view *y, const csm_options *);
 
@@ -153,7 +146,7 @@ csm_status csm_run_loss(csm_dtype, const csm_table *, const csm_shape *, const c
                         double *loss, csm_loss_options *);
 
 /* The transformation that row.c describes, of one block in the compute type. */
-void csm_transform(const csm_call *, void *wide, size_t k, double max, double shift);
+void csm_transform(const csm_call *, void *wide, size_t k, double max);
 
 /* dispatch.c */
 const csm_table *csm_current_table(void);

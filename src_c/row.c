@@ -38,7 +38,7 @@ typedef struct job {
     csm_block *blocks;
     csm_row sums;
     int store;                      /* softmax: pass1 leaves e' in y */
-    double max, shift;              /* transformation */
+    double max;                     /* of a row that is transformed */
     csm_interrupt *interrupt;       /* NULL: in order, not interrupted */
     double fill;
 } job;
@@ -92,7 +92,8 @@ static csm_status pass1_blocks(void *context, size_t begin, size_t end, int thre
     for (size_t i = begin; i < end; i++) {
         const char *a = fetch(j, i, &j->row->a, s->raw_a, c->forward);
         const char *b = c->has_b ? fetch(j, i, &j->row->b, s->raw_b, 1) : NULL;
-        c->kernels->pass1(a, b, j->store ? y_block(j, i) : NULL, block_length(j, i), &c->ordinary, &j->blocks[i]);
+        c->kernels->pass1(a, b, j->store ? y_block(j, i) : NULL, block_length(j, i), &c->scales.ordinary,
+                          &j->blocks[i]);
     }
     return CSM_OK;
 }
@@ -105,7 +106,7 @@ static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thre
         const char *a = j->store ? NULL : fetch(j, i, &j->row->a, s->raw_a, c->forward);
         const char *b = c->has_b ? fetch(j, i, &j->row->b, s->raw_b, 1) : NULL;
         char *y = y_direct(j) ? y_block(j, i) : s->wide;
-        c->kernels->pass2(a, b, y, block_length(j, i), &c->ordinary, &j->sums, &j->blocks[i]);
+        c->kernels->pass2(a, b, y, block_length(j, i), &c->scales.ordinary, &j->sums, &j->blocks[i]);
         if (y == s->wide) put(j, i, y);
     }
     return CSM_OK;
@@ -158,19 +159,13 @@ static csm_status fill_blocks(void *context, size_t begin, size_t end, int threa
     return CSM_OK;
 }
 
-#define TRANSFORM(REAL)                                                                           \
-    do {                                                                                          \
-        REAL *x = wide;                                                                           \
-        const REAL by = (REAL)shift, f = (REAL)c->scale1, g = (REAL)c->scale2;                    \
-        const REAL top = (REAL)max;                                                               \
-        for (size_t l = 0; l < k; l++) {                                                          \
-            if (c->temperature == 0) x[l] = x[l] == top ? 0 : x[l] < top ? (REAL)-CSM_INF : x[l]; \
-            else if (!(c->temperature < CSM_INF)) x[l] = x[l] > (REAL)-CSM_INF ? 0 : x[l];        \
-            else x[l] = (x[l] - by) * f * g;                                                      \
-        }                                                                                         \
+#define TRANSFORM(REAL)                                                                     \
+    do {                                                                                    \
+        REAL *x = wide;                                                                     \
+        for (size_t l = 0; l < k; l++) x[l] = CSM_TRANSFORMED(REAL, x[l], &c->scales, max); \
     } while (0)
 
-void csm_transform(const csm_call *c, void *wide, size_t k, double max, double shift) {
+void csm_transform(const csm_call *c, void *wide, size_t k, double max) {
     if (c->wide_size == 4) TRANSFORM(float);
     else TRANSFORM(double);
 }
@@ -179,7 +174,7 @@ static const char *transformed(const job *j, size_t i, const csm_row_scratch *s)
     const csm_call *c = j->call;
     size_t k = block_length(j, i);
     c->table->widen[c->dtype](fetch(j, i, &j->row->a, s->raw_a, 1), s->wide, k);
-    csm_transform(c, s->wide, k, j->max, j->shift);
+    csm_transform(c, s->wide, k, j->max);
     return s->wide;
 }
 
@@ -187,8 +182,8 @@ static csm_status pass1_transformed(void *context, size_t begin, size_t end, int
     job *j = context;
     const csm_call *c = j->call;
     for (size_t i = begin; i < end; i++)
-        c->wide_kernels->pass1(transformed(j, i, &j->scratch[thread]), NULL, NULL, block_length(j, i), &c->transformed,
-                               &j->blocks[i]);
+        c->wide_kernels->pass1(transformed(j, i, &j->scratch[thread]), NULL, NULL, block_length(j, i),
+                               &c->scales.transformed, &j->blocks[i]);
     return CSM_OK;
 }
 
@@ -198,7 +193,7 @@ static csm_status pass2_transformed(void *context, size_t begin, size_t end, int
     const csm_row_scratch *s = &j->scratch[thread];
     for (size_t i = begin; i < end; i++) {
         size_t k = block_length(j, i);
-        c->wide_kernels->pass2(transformed(j, i, s), NULL, s->wide, k, &c->transformed, &j->sums, &j->blocks[i]);
+        c->wide_kernels->pass2(transformed(j, i, s), NULL, s->wide, k, &c->scales.transformed, &j->sums, &j->blocks[i]);
         c->table->narrow[c->dtype](s->wide, s->raw_a, k);
         put(j, i, s->raw_a);
     }
@@ -234,27 +229,19 @@ static csm_status fill_row(job *j, double value, runner run) {
 
 static csm_status row_transformed(job *j, runner run) {
     const csm_call *c = j->call;
-    const double t = c->temperature;
-    double nan = 0, kept = 0;
+    double nan = 0, kept = 0, fill;
     csm_status status = run(j, inspect_blocks);
     if (status != CSM_OK) return status;
     for (size_t i = 0; i < blocks_of(c->shape.n); i++) {
         nan += j->blocks[i].hi;
         kept += j->blocks[i].count;
     }
-    const double max = block_max(j);
-    const int lse = !c->keeps_axis;
-    if (kept == 0) return fill_row(j, c->op == CSM_OP_softmax ? 0 : -CSM_INF, run);
-    if (nan > 0) return fill_row(j, CSM_NAN, run);
-    if (max == CSM_INF) return fill_row(j, lse ? CSM_INF : CSM_NAN, run);
-    if (max == -CSM_INF) return fill_row(j, lse ? -CSM_INF : CSM_NAN, run);
-    if (lse && t == 0 && max != 0) return fill_row(j, max > 0 ? CSM_INF : -CSM_INF, run);
-    j->max = max;
-    j->shift = max <= c->ordinary.limit && max >= -c->ordinary.limit ? 0 : max;
+    j->max = block_max(j);
+    if (csm_is_special(c->op, c->scales.temperature, j->max, nan > 0, kept > 0, &fill)) return fill_row(j, fill, run);
     status = run(j, pass1_transformed);
     if (status != CSM_OK) return status;
-    c->wide_kernels->combine(j->blocks, blocks_of(c->shape.n), &c->transformed, &j->sums);
-    if (lse) return fill_row(j, t == 0 || !(t < CSM_INF) ? j->sums.tail : max / t + j->sums.tail, run);
+    c->wide_kernels->combine(j->blocks, blocks_of(c->shape.n), &c->scales.transformed, &j->sums);
+    if (!c->keeps_axis) return fill_row(j, csm_lse(&c->scales, j->max, j->sums.tail, 1), run);
     return run(j, pass2_transformed);
 }
 
@@ -262,22 +249,19 @@ static csm_status run_row(const csm_call *c, const csm_one_row *row, const csm_r
                           csm_interrupt *interrupt) {
     job j = {.call = c, .row = row, .scratch = scratch, .blocks = scratch[0].blocks, .interrupt = interrupt};
     csm_status status;
-    if (c->forward && c->always_transform) return row_transformed(&j, run);
+    if (c->forward && c->scales.always_transform) return row_transformed(&j, run);
     j.store = c->op == CSM_OP_softmax && c->itemsize == c->wide_size && y_direct(&j);
     if (j.store && row->y == row->a.data) { /* pass1 would overwrite a row that must be transformed */
         status = run(&j, max_blocks);
         if (status != CSM_OK) return status;
-        double max = block_max(&j);
-        if (!(max <= c->ordinary.limit && max >= -c->ordinary.limit)) return row_transformed(&j, run);
+        if (!csm_takes(&c->scales, block_max(&j))) return row_transformed(&j, run);
     }
     status = run(&j, pass1_blocks);
     if (status != CSM_OK) return status;
-    if (c->forward) {
-        double max = block_max(&j);
-        if (!(max <= c->ordinary.limit && max >= -c->ordinary.limit)) return row_transformed(&j, run);
-    }
-    c->kernels->combine(j.blocks, blocks_of(c->shape.n), &c->ordinary, &j.sums);
-    if (!c->keeps_axis) return fill_row(&j, j.sums.is_nan ? CSM_NAN : j.sums.max / c->ordinary.t + j.sums.tail, run);
+    if (c->forward && !csm_takes(&c->scales, block_max(&j))) return row_transformed(&j, run);
+    c->kernels->combine(j.blocks, blocks_of(c->shape.n), &c->scales.ordinary, &j.sums);
+    if (!c->keeps_axis)
+        return fill_row(&j, j.sums.is_nan ? CSM_NAN : csm_lse(&c->scales, j.sums.max, j.sums.tail, 0), run);
     return run(&j, pass2_blocks);
 }
 

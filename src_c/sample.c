@@ -243,25 +243,21 @@ static csm_status draw_row(const sample_run *r, size_t at, sample_scratch *s) {
         x = s->row.data;
     }
     if (!reserve(&s->blocks, (n / CSM_BLOCK + 1) * sizeof(csm_block))) return CSM_NO_MEMORY;
-    sample_row row = {.x = x, .given = x, .dtype = c->dtype, .itemsize = c->itemsize, .t = &own->ordinary};
+    sample_row row = {.x = x, .given = x, .dtype = c->dtype, .itemsize = c->itemsize, .t = &own->scales.ordinary};
     row.blocks = (csm_block *)(void *)s->blocks.data;
     double max = c->table->max[c->dtype](x, n);
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
-    if (!(own->temperature == t)) {
-        own->temperature = t;
-        csm_set_temperature(own);
-    }
-    const int ordinary = max <= own->ordinary.limit && max >= -own->ordinary.limit;
-    if (own->always_transform || !ordinary) {
+    if (!(own->scales.temperature == t)) csm_set_scales(&own->scales, t, own->wide_size == 4);
+    if (!csm_takes(&own->scales, max)) {
         if (!reserve(&s->wide, n * c->wide_size)) return CSM_NO_MEMORY;
         c->table->widen[c->dtype](x, s->wide.data, n);
         for (size_t i = 0; i < n; i++) /* T = 0 would lose it */
             if (csm_wide_at(&r->base, s->wide.data, i) != csm_wide_at(&r->base, s->wide.data, i)) return CSM_NO_MASS;
-        csm_transform(own, s->wide.data, n, max, ordinary ? 0 : max);
+        csm_transform(own, s->wide.data, n, max);
         row.x = s->wide.data;
         row.dtype = c->wide_dtype;
         row.itemsize = c->wide_size;
-        row.t = &own->transformed;
+        row.t = &own->scales.transformed;
         max = c->table->max[c->wide_dtype](row.x, n);
     }
     const csm_wide highest = csm_to_wide(c, max);
@@ -312,8 +308,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
         csm_call *own = &r.scratch[i].call;
         csm_set_dtype(own, dtype, table);
         own->forward = 1;
-        own->temperature = 1;
-        csm_set_temperature(own);
+        csm_set_scales(&own->scales, 1, own->wide_size == 4);
     }
     status = csm_parallel(r.rows, CSM_PIECE / 4 / (shape->n + 1) + 1, c->threads, rows_body, &r, &c->interrupt);
     for (int i = 0; i < c->threads; i++) {

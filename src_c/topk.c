@@ -83,21 +83,22 @@ static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row
         const size_t begin = b * CSM_BLOCK, k = n - begin < CSM_BLOCK ? n - begin : CSM_BLOCK;
         const char *x = row + begin * c->itemsize;
         if (s->maxima == 0) {
-            softmax->pass1(x, NULL, NULL, k, &c->ordinary, &blocks[b]);
+            softmax->pass1(x, NULL, NULL, k, &c->scales.ordinary, &blocks[b]);
             continue;
         }
         const size_t first = begin / CSM_SELECT_GROUP, rest = s->maxima - first;
         blocks[b].max = c->table->max[c->wide_dtype]((const char *)s->level + first * c->wide_size,
                                                      b + 1 < count ? CSM_BLOCK / CSM_SELECT_GROUP : rest);
-        c->table->softmax_sum[c->dtype](x, k, &c->ordinary, &blocks[b]);
+        c->table->softmax_sum[c->dtype](x, k, &c->scales.ordinary, &blocks[b]);
     }
-    if (row) softmax->combine(blocks, count, &c->ordinary, &sums);
-    if (row && !c->always_transform && sums.max <= c->ordinary.limit && sums.max >= -c->ordinary.limit) {
+    if (row) softmax->combine(blocks, count, &c->scales.ordinary, &sums);
+    if (row && csm_takes(&c->scales, sums.max)) {
         top.max = sums.max;
         top.n = sums.n;
         for (size_t i = 0; i < r->k; i += CSM_BLOCK) {
             char *part = values + i * c->itemsize;
-            softmax->pass2(part, NULL, part, r->k - i < CSM_BLOCK ? r->k - i : CSM_BLOCK, &c->ordinary, &sums, &top);
+            softmax->pass2(part, NULL, part, r->k - i < CSM_BLOCK ? r->k - i : CSM_BLOCK, &c->scales.ordinary, &sums,
+                           &top);
         }
         return CSM_OK;
     }
@@ -106,7 +107,7 @@ static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row
     const csm_shape shape = {.n = n};
     csm_view from = {(void *)(uintptr_t)x.data, x.axis, {0}}, to = {all, (ptrdiff_t)c->itemsize, {0}};
     csm_options o = csm_default_options();
-    o.temperature = c->temperature;
+    o.temperature = c->scales.temperature;
     o.threads = threads;
     csm_status status = csm_run(CSM_OP_softmax, c->dtype, c->table, &shape, &from, NULL, &to, &o);
     csm_strided y = {all, 0, (ptrdiff_t)c->itemsize};
@@ -131,7 +132,7 @@ static csm_status write_row(const topk_run *r, size_t row, const char *whole, co
         const csm_shape shape = {.n = r->k};
         csm_view view = {values, (ptrdiff_t)size, {0}};
         csm_options o = csm_default_options();
-        o.temperature = c->temperature;
+        o.temperature = c->scales.temperature;
         status = csm_run(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
     } else {
         c->table->widen[c->dtype](values, wide, r->k);
@@ -221,8 +222,7 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     csm_status status = csm_lay_out(c, shape, (const csm_view *[]){x, values, indices},
                                     (csm_view *[]){&c->a, &c->y, &c->b}, 3, &r.rows);
     if (status != CSM_OK || r.rows == 0 || k == 0) return status;
-    c->temperature = o->temperature;
-    csm_set_temperature(c);
+    csm_set_scales(&c->scales, o->temperature, c->wide_size == 4);
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
     r.options = o;
     r.k = k;

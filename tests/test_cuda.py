@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import mmap
 import shutil
 import sys
 from types import SimpleNamespace
@@ -272,33 +273,37 @@ def test_traffic(gpu, op, dtype):
         assert op.keeps_axis <= stores <= op.keeps_axis + noise, (n, stores)
 
 
-def test_offsets_of_rows_are_64_bits(gpu):
-    """The last rows of an array with more than 2^31 elements: the others are not computed."""
+def many_rows(n, count):
+    """`count` float16 arrays of n columns and more than 2^31 elements: zeros that take no memory until written."""
+    rows = 2**31 // n + 300
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
+    memory = (mmap.mmap(-1, rows * n * 2, flags=flags) for _ in range(count))
+    return [np.frombuffer(m, np.float16).reshape(rows, n).view(stand_in.ndarray) for m in memory]
+
+
+@pytest.mark.parametrize("n", [500, 3000, 60_000])
+def test_offsets_of_rows_are_64_bits(gpu, n):
+    """The last rows of arrays with more than 2^31 elements, by each kernel: the others are not computed."""
     if not gpu.model:
         pytest.skip("only the model leaves rows out")
-    import ctypes
-    import mmap
-
-    for n, dtype in ((500, np.float16), (3000, np.float16), (60_000, np.float16)):
-        rows = 2**31 // n + 300
-        size = rows * n * 2
-        pair = [mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000) for _ in range(2)]
-        x, y = (np.frombuffer(m, dtype).reshape(rows, n).view(stand_in.ndarray) for m in pair)
-        last = logits((1, n), "float16")
-        x[-1] = last
-        rule = backend._launch("softmax", csoftmax._cpu.DTYPES["float16"], n, backend._shared_limit(0))
-        grid = rule.grid(rows)[0]
-        module = backend._module("softmax", "f16", 0).module
-        only = module.library.cuda_model_only_blocks
-        only(ctypes.c_uint64(grid - 1 if rule.kernel != "blocks" else grid - rule.blocks), ctypes.c_uint64(2**64 - 1))
-        try:
-            if rule.kernel == "blocks":  # the last row's record is the last block of threads as well
-                continue
-            csoftmax.softmax(x, out=y)
-        finally:
-            only(ctypes.c_uint64(0), ctypes.c_uint64(2**64 - 1))
-        assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), csoftmax.softmax(last))
+    host = [logits((1, n), "float16", seed) for seed in (0, 1)]
+    for op in (op for op in OPS if op.has_out):
+        *given, y = many_rows(n, op.inputs + 1)
+        for array, last in zip(given, host):
+            array[-1] = last
+        kernel = backend._launch(op.name, csoftmax._cpu.DTYPES["float16"], n, backend._shared_limit(0))
+        with model_options(last=kernel.blocks if kernel.kernel == "blocks" else 1):
+            op.function()(*given, out=y)
+        assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), op.function()(*host[: op.inputs]), op.name)
         assert not y.view(np.ndarray)[0].any()
+    x, y = many_rows(n, 2)
+    x[-1] = host[0]
+    labels = gpu.cupy.full(len(x), n - 1, np.int64)
+    with model_options(last=1):
+        csoftmax.cross_entropy_with_grad(x, labels, reduction="sum", out=y)
+    expected = csoftmax.cross_entropy_with_grad(host[0], np.array([n - 1]), reduction="sum")
+    assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), expected.grad)
+    assert not y.view(np.ndarray)[0].any()
 
 
 # Cross-entropy
@@ -441,6 +446,9 @@ def test_bad_labels(gpu, monkeypatch):
         assert np.array_equal(np.isnan(got.grad.get()).all(-1), [False, True, True, True, False])
         right = csoftmax.cross_entropy_with_grad(x[::4], wrong[::4], reduction="none")
         assert_same_bits(got.grad.get()[::4], right.grad)
+        mean = csoftmax.cross_entropy_with_grad(there, labels)  # its divisor counts the good rows
+        assert np.isnan(mean.loss.get())
+        assert_same_bits(mean.grad.get()[::4], csoftmax.cross_entropy_with_grad(x[::4], wrong[::4]).grad)
         with monkeypatch.context() as m:
             m.setenv("CSOFTMAX_SYNC_CHECKS", "1")
             with pytest.raises(error):
@@ -458,6 +466,13 @@ def test_no_rows_or_no_classes(gpu, shape):
         got = csoftmax.cross_entropy_with_grad(gpu.cupy.asarray(x), gpu.cupy.asarray(target), reduction=reduction)
         assert_same_bits(got.loss.get(), np.asarray(expected.loss))
         assert got.grad.shape == shape
+        w = np.zeros((shape[1], 4), np.float32)
+        arrays = np.zeros((shape[0], 4), np.float32), w, target
+        with np.errstate(all="ignore"):
+            expected = csoftmax.linear_cross_entropy_with_grad(*arrays, reduction=reduction)
+        got = csoftmax.linear_cross_entropy_with_grad(*on_device(gpu, *arrays), reduction=reduction)
+        for one, other in zip(got[:3], expected[:3], strict=True):
+            assert_same_bits(one.get(), np.asarray(other))
 
 
 def test_many_row_losses(gpu):
@@ -647,7 +662,9 @@ def test_home_that_cannot_be_written(gpu, tmp_path, monkeypatch):
         pytest.skip("a real device keeps its own")
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file" / "folder"))
-    csoftmax.softmax(gpu.cupy.asarray(logits((4, 30))))
+    x = logits((4, 30))
+    assert_same_bits(csoftmax.softmax(gpu.cupy.asarray(x)).get(), csoftmax.softmax(x))
+    assert [f.name for f in tmp_path.iterdir()] == ["file"]
 
 
 def test_dtypes_that_are_not_taken(gpu):

@@ -3,8 +3,8 @@
 CuPy is imported by the first call that needs it.  NVRTC compiles without flush-to-zero and without contraction, which
 CuPy's own compilation would not do; machine code is kept in CuPy's cache folder.  Nothing here synchronises.
 
-A launch rule (`_launch_*`) chooses kernel, threads and shared memory from the length of a row and the device alone:
-a row's bits do not depend on how many others there are.
+A launch rule (`Launch`, `launch_loss`) chooses kernel, threads and shared memory from the length of a row and the
+device alone: a row's bits do not depend on how many others there are.
 """
 
 import functools
@@ -33,7 +33,7 @@ MODULES = {
     "logsumexp": _FORWARD,
     "softmax_vjp": _BACKWARD,
     "log_softmax_vjp": _BACKWARD,
-    "cross_entropy": ("cross_entropy.cu", 1, 152, None),
+    "cross_entropy": ("cross_entropy.cu", 1, 144, None),
 }
 _ROWS = ("teams", "whole", "blocks", "combine", "apply")
 KERNELS = {
@@ -42,7 +42,7 @@ KERNELS = {
     "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
 }
 _OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
-_SHARED_ROW = 616  # sizeof(shared_row) of cross_entropy.cu
+_SHARED_ROW = 608  # sizeof(shared_row) of cross_entropy.cu
 _ITEMSIZES = {"f32": (4, 4), "f64": (8, 8), "f16": (2, 4), "bf16": (2, 4)}  # of storage, of the compute type
 
 
@@ -149,7 +149,7 @@ def _shared_limit(device):
     return cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def _scales(dtype, temperature):
     return _cpu.scales(dtype, temperature)
 
@@ -170,7 +170,7 @@ class Launch:
     def __init__(self, op, dtype, n, limit):
         _, inputs, self.row_bytes, teams = MODULES[op]
         itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
-        self.blocks = -(-n // BLOCK)
+        self.blocks, self.each, self.staged = -(-n // BLOCK), 1, 0
         most = _most_warps(wide)
         apart = 512 if wide == 8 and op in ("log_softmax", "logsumexp") else 0  # SEGMENT of softmax.cu
         block = (room(min(n, BLOCK), itemsize) * inputs + apart) * wide
@@ -191,11 +191,11 @@ class Launch:
 
     def grid(self, rows):
         """Blocks of threads for so many rows."""
-        units = {"teams": -(-rows // (4 * getattr(self, "each", 1))), "whole": rows, "blocks": rows * self.blocks}
+        units = {"teams": -(-rows // (4 * self.each)), "whole": rows, "blocks": rows * self.blocks}
         return (min(units[self.kernel], _GRID),)
 
 
-_launch = functools.cache(Launch)
+_launch = functools.lru_cache(1024)(Launch)
 
 
 def run(op, dtype, a, b, y, where, temperature):
@@ -221,12 +221,12 @@ def run(op, dtype, a, b, y, where, temperature):
         scales, rows_, grid = _scales(dtype, temperature), np.int64(rows), rule.grid(rows)
 
         def launch(kernel, grid, threads, shared, *arguments):
-            _kernel(name, SUFFIX[dtype], device, kernel)(grid, (threads,), (*arguments, scales), shared_mem=shared)
+            _kernel(name, SUFFIX[dtype], device, kernel)(grid, (threads,), arguments, shared_mem=shared)
 
         if rule.kernel == "teams":
-            launch("teams", grid, 128, rule.shared, *inputs, mask, to, rows_, np.int32(n), np.int32(rule.each))
+            launch("teams", grid, 128, rule.shared, *inputs, mask, to, rows_, np.int32(n), np.int32(rule.each), scales)
         elif rule.kernel == "whole":
-            launch("whole", grid, 32 * rule.warps, rule.shared, *inputs, mask, to, rows_, np.int32(n))
+            launch("whole", grid, 32 * rule.warps, rule.shared, *inputs, mask, to, rows_, np.int32(n), scales)
         else:
             blocks = cupy.empty(rows * rule.blocks * BLOCK_BYTES, np.uint8)
             known = cupy.empty(rows * rule.row_bytes, np.uint8)
@@ -234,26 +234,27 @@ def run(op, dtype, a, b, y, where, temperature):
             if b is None:
                 for again in (0, 1):  # the second time for rows that exp does not take as they are
                     again, staged = np.int32(again), np.int32(rule.staged > 0)
-                    launch("blocks", grid, 32, rule.shared, *inputs, mask, blocks, known, *size, again)
-                    launch("combine", (min(rows, _GRID),), 128, rule.staged, blocks, known, to, *size, again, staged)
+                    more = again, staged, scales
+                    launch("blocks", grid, 32, rule.shared, *inputs, mask, blocks, known, *size, again, scales)
+                    launch("combine", (min(rows, _GRID),), 128, rule.staged, blocks, known, to, *size, *more)
                 if name != "logsumexp":
-                    launch("apply", grid, 32, rule.shared, *inputs, mask, to, blocks, known, *size)
+                    launch("apply", grid, 32, rule.shared, *inputs, mask, to, blocks, known, *size, scales)
             else:
                 launch("blocks", grid, 32, rule.shared, *inputs, mask, blocks, *size)
                 launch("combine", (min(-(-rows // 128), _GRID),), 128, 0, blocks, known, *size)
-                launch("apply", grid, 32, rule.shared, *inputs, mask, to, known, *size)
+                launch("apply", grid, 32, rule.shared, *inputs, mask, to, known, *size, scales)
         if to is not y:
             y[...] = to
 
 
-@functools.cache
+@functools.lru_cache(1024)
 def launch_loss(dtype, n, limit):
     """Launch rule of cross-entropy: warps, bytes of shared memory, bytes elsewhere for what is known of blocks."""
     itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
     count = -(-n // BLOCK)
     stats = count * BLOCK_BYTES
     elsewhere = stats if stats > 8192 else 0
-    for warps in range(min(count, _most_warps(wide)), 0, -1):
+    for warps in range(max(1, min(count, _most_warps(wide))), 0, -1):
         head = _SHARED_ROW + 16 * warps + (0 if elsewhere else stats)
         shared = -(-head // 16) * 16 + warps * room(min(n, BLOCK), itemsize) * wide
         if shared <= limit:
@@ -290,7 +291,7 @@ class Loss:
         else:
             self.masses = cupy.empty(self.count, np.float64)
             self.launch("masses", -(-self.count // 4), 128, 0, soft, self.masses, terms, weight, sample_weight, *size)
-        mean = np.int32(reduction == "mean")
+        mean = np.int32(reduction == _cpu.REDUCTIONS["mean"])
         self.launch("divide", 1, 1024, 0, terms, weight, self.ready, size[0], mean, call)
 
     def launch(self, kernel, grid, threads, shared, *arguments):
@@ -329,7 +330,6 @@ def run_loss(dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, ups
 
     *factors, reduction = factors_and_reduction
     n, rows = x.shape[-1], math.prod(x.shape[:-1])
-    reduction = next(name for name, code in _cpu.REDUCTIONS.items() if code == reduction)
 
     def flat(a, *shape):
         return None if a is None else cupy.ascontiguousarray(a).reshape(*shape)
@@ -339,7 +339,7 @@ def run_loss(dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, ups
         by_row = weight, flat(sample_weight, rows), flat(upstream, rows)
         target = flat(labels, rows), ignore, flat(soft, rows, n)
         task = Loss(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
-        each = flat(loss, rows) if reduction == "none" else None
+        each = flat(loss, rows) if reduction == _cpu.REDUCTIONS["none"] else None
         task.rows(flat(x, rows, n), flat(to, rows, n), 0, each)
         if each is None:
             task.reduce(loss)

@@ -55,7 +55,7 @@ class Loss:
         upstream: Any,
         factors: Any,
         *,
-        reduction: str,
+        reduction: int,
         gradient: bool,
     ) -> None: ...
     def launch(self, kernel: str, grid: int, threads: int, shared: int, *arguments: Any) -> None: ...

@@ -68,6 +68,11 @@ struct alignas(16) wide {
     REAL v[WIDE];
 };
 
+/* Of the block that begins at `begin` in a row of n. */
+INLINE int block_length(long long n, long long begin) {
+    return n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+}
+
 /* The CPU's NaN: the device's own has other bits, and so have conversions of it. */
 INLINE REAL canonical(REAL x) {
 #if EXP_MANTISSA == 23

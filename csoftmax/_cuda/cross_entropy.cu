@@ -9,15 +9,17 @@
  * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: it could
  * only raise an exception if the host waited.  Ignored rows are not read.
  * Reads and writes of each element: one and one; rows that shared memory does not hold: two or three and one.
- * Row constants are computed by one thread, in double.
+ * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double); row
+ * constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient.
+ * Formulas: registry.h.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.  Time: not measured on hardware yet.
  */
 #define LOADS 4
 #include "forward.cuh"
 
 /* What `divide` leaves for `rows` and `reduce`. */
 struct prepared {
-    double divisor, weight_sum;
-    csm_loss_call call; /* per_divisor and what follows */
+    double divisor;
+    csm_loss_call call; /* all but the temperature's constants */
 };
 enum { IGNORED = -1, BAD = -2 };
 
@@ -27,7 +29,6 @@ struct shared_row {
     csm_loss_call call;
     csm_loss_input in;
     csm_loss_row row;
-    double shrink;
 };
 static_assert(sizeof(csm_block) == BLOCK_BYTES && sizeof(prepared) == ROW_BYTES && sizeof(shared_row) == SHARED_BYTES,
               "sizes that the launch rules have");
@@ -71,7 +72,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         double total = 0, low = 0;
         int bad = 0;
         for (long long begin = 0; begin < n; begin += CSM_BLOCK) {
-            const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+            const int k = block_length(n, begin);
             const REAL *part = q + at * n + begin, *own = w ? w + begin : NULL;
             V(dot) sum;
             double hi, lo;
@@ -93,7 +94,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         bad = group_any(bad, WARP);
         if (lane > 0) continue;
         to[at] = bad ? CSM_NAN : total + low;
-        terms[at] = n == 0 ? 0 : (weight ? weight[at] : 1) * to[at];
+        terms[at] = bad ? 0 : (weight ? weight[at] : 1) * to[at];
     }
 }
 
@@ -126,8 +127,9 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
         for (size_t j = 0; j < call.n; j++) csm_two_sum(&sum, &low, (double)w[j]);
         sum += low;
     }
-    to->weight_sum = sum;
     to->call = call;
+    to->call.w = w;
+    to->call.weight_sum = sum;
     csm_loss_divide(&to->call, divisor);
 }
 
@@ -249,8 +251,6 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     if (threadIdx.x == 0) {
         shared->scales = scales;
         shared->call = ready->call;
-        shared->call.w = w;
-        shared->call.weight_sum = ready->weight_sum;
     }
     const bool gradient = y != NULL;
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
@@ -280,9 +280,9 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         if (!skipped && !nan) {
             REAL most = (REAL)-CSM_INF;
             for (int b = warp; b < count; b += warps) {
-                const T *part = from + (long long)b * CSM_BLOCK;
-                const int k =
-                    n - (long long)b * CSM_BLOCK < CSM_BLOCK ? (int)(n - (long long)b * CSM_BLOCK) : (int)CSM_BLOCK;
+                const long long begin = (long long)b * CSM_BLOCK;
+                const T *part = from + begin;
+                const int k = block_length(n, begin);
                 load(own + lead(part), part, NULL, k, 0, lane, WARP);
                 __syncwarp();
                 most = V(max)(warp_max(own + lead(part), k), most);
@@ -303,7 +303,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             __syncthreads();
             continue;
         }
-        const bool cold = !ordinary(max, scales);
+        const bool cold = !csm_takes(&scales, max);
         const csm_temperature &t = cold ? shared->scales.transformed : shared->scales.ordinary; /* few registers */
         const double smoothing = shared->call.smoothing;
         csm_loss_terms terms;
@@ -319,7 +319,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             for (int b = warp; b < count; b += warps) {
                 const long long begin = (long long)b * CSM_BLOCK;
                 const T *part = from + begin;
-                const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+                const int k = block_length(n, begin);
                 REAL *s = own + lead(part);
                 terms.q = q ? q + at * n + begin : NULL;
                 terms.w = w ? w + begin : NULL;
@@ -328,12 +328,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                     load(s, part, NULL, k, 0, lane, WARP);
                     __syncwarp();
                 }
-                if (again || pass == 0) {
-                    if (cold)
-                        for (int i = lane; i < k; i += WARP)
-                            s[i] = transformed(s[i], scales, max, shift_of(max, scales));
-                    __syncwarp();
-                }
+                if (cold && (again || pass == 0)) transform(s, k, scales, max);
                 csm_block block;
                 if (pass == 0) {
                     const double own_max = (double)warp_max(s, k), ref = csm_reference(own_max, &t);
@@ -359,12 +354,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                     continue;
                 }
                 block = blocks[b];
-                if (again) {
-                    REAL n0;
-                    const V(shift) by = V(shift_to)((REAL)csm_reference(block.max, &t), &t, 1, &n0);
-                    for (int i = lane; i < k; i += WARP) s[i] = exp_of(s[i], by);
-                    __syncwarp();
-                }
+                if (again) exp_again(s, k, block, t);
                 loss_gradient value;
                 value.s = s;
                 value.terms = terms;
@@ -403,11 +393,10 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                 if (pass == 0) {
                     in->max = max;
                     if (cold && label >= 0)
-                        in->x_label = (double)transformed((REAL)in->x_label, scales, max, shift_of(max, scales));
+                        in->x_label = (double)(REAL)CSM_TRANSFORMED(REAL, (REAL)in->x_label, &scales, max);
                     csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row);
                     losses[at] = shared->row.loss;
                     if (row_losses) row_losses[at] = canonical((REAL)shared->row.loss);
-                    shared->shrink = 1;
                     if (gradient) csm_loss_factors(call, in, clips ? -1 : 1, SINGLE, &shared->row);
                 } else {
                     double all = 0;

@@ -8,17 +8,10 @@
 
 enum { SEGMENT = 512 };
 
-INLINE REAL transformed(REAL x, const csm_scales &c, double max, double shift) {
-    const REAL f = (REAL)c.scale1, g = (REAL)c.scale2, top = (REAL)max;
-    if (c.temperature == 0) return x == top ? 0 : x < top ? (REAL)-CSM_INF : x;
-    if (!(c.temperature < CSM_INF)) return x > (REAL)-CSM_INF ? 0 : x;
-    return (x - (REAL)shift) * f * g;
-}
-INLINE int ordinary(double max, const csm_scales &c) {
-    return !c.always_transform && max <= c.ordinary.limit && max >= -c.ordinary.limit;
-}
-INLINE double shift_of(double max, const csm_scales &c) {
-    return max <= c.ordinary.limit && max >= -c.ordinary.limit ? 0 : max;
+/* The k elements of a warp's part, whose row exp does not take, max: its maximum. */
+INLINE void transform(REAL *s, int k, const csm_scales &c, double max) {
+    for (int i = threadIdx.x % WARP; i < k; i += WARP) s[i] = CSM_TRANSFORMED(REAL, s[i], &c, max);
+    __syncwarp();
 }
 /* The maximum of what a warp has in shared memory. */
 INLINE REAL warp_max(const REAL *s, int k) {
@@ -27,6 +20,14 @@ INLINE REAL warp_max(const REAL *s, int k) {
     return group_max(max, WARP);
 }
 INLINE REAL exp_of(REAL z, const V(shift) &s) { return V(exp_value)(z, s, 1); }
+
+/* e' of a warp's part of a block that add_up has seen, once more. */
+INLINE void exp_again(REAL *s, int k, const csm_block &block, const csm_temperature &t) {
+    REAL n0;
+    const V(shift) by = V(shift_to)((REAL)csm_reference(block.max, &t), &t, 1, &n0);
+    for (int i = threadIdx.x % WARP; i < k; i += WARP) s[i] = exp_of(s[i], by);
+    __syncwarp();
+}
 
 /* Sums of e' of the k elements at s, at most CSM_BLOCK, by a group of `width` threads: a team, or a warp.  All of the warp
  * calls it.  exact: elements equal to the maximum are kept out of the sums and counted.  keep: e' stays at s; else, in double,

@@ -19,7 +19,7 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes):
     with cupy.cuda.Device(plan.x.device.id):
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
         code = _cpu.DTYPES[wide.name]
-        task = Loss(code, classes, *by_row, options.factors, reduction=reduction, gradient=gradient)
+        task = Loss(code, classes, *by_row, options.factors, reduction=_cpu.REDUCTIONS[reduction], gradient=gradient)
         # a row that takes no part may hold anything, and anything times 0 is not always 0
         part = cupy.full(rows, True, bool) if task.labels is None else task.labels != -1
         if options.sample_weight is not None:

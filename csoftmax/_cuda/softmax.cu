@@ -1,4 +1,4 @@
-/* softmax, log_softmax or logsumexp (-DOP=CSM_OP_<name>) of contiguous rows.
+/* softmax, log_softmax or logsumexp (-DOP=CSM_OP_<name>) of contiguous rows: the formulas of src_c/kernel/forward.inc.h.
  *
  *   teams    short rows: several for each warp, which copies them together; a team of as many threads as there are lanes
  *            computes a row
@@ -7,10 +7,11 @@
  *            rows that shared memory cannot hold: a warp for each block, twice; between them one thread adds the blocks up
  *            in their order
  *
- * Reads and writes of each element: one and one; blocks + apply: two and one.  Time is that of the copies where memory
- * is slower than 4 double additions and some 40 float operations for four elements.
- * Rows that exp's range reduction does not take are transformed in shared memory, as row.c does it.
- * Error, special values: the bits of the CPU (src_c/kernel/forward.inc.h).
+ * Reads and writes of each element: one and one; blocks + apply: two and one (tests/test_cuda.py counts them).
+ * Accumulators: pairs of the compute type in 16 (double: 8) lanes, float lanes into double after 512 elements; row constants
+ * in double.  NaN: the maximum drops it, the sum keeps it, the whole row becomes the canonical NaN; rows of infinities, of
+ * nothing, or beyond exp's range reduction are transformed or filled as row.c does it.
+ * Error: the CPU's (ACCURACY.md), because the bits are the CPU's.  Time: not measured on hardware yet.
  */
 #define LOADS 8
 #include "forward.cuh"
@@ -22,28 +23,19 @@
 /* What is known of a whole row. */
 struct whole_row {
     csm_row sums;
-    double max;  /* as given, before any transformation */
+    double max; /* as given, before any transformation */
     double fill;
     int cold, special; /* transformed; all of it is `fill` */
 };
 static_assert(sizeof(whole_row) == ROW_BYTES && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch rules have");
 
-/* Rows whose result needs no sum. */
-INLINE int special(double max, int nan, int kept, const csm_scales &c, double *fill) {
-    *fill = CSM_NAN;
-    if (!kept) *fill = EXACT ? -CSM_INF : 0;
-    else if (nan) return 1;
-    else if (max == CSM_INF || max == -CSM_INF) *fill = REDUCES ? max : CSM_NAN;
-    else if (REDUCES && c.temperature == 0 && max != 0) *fill = max > 0 ? CSM_INF : -CSM_INF;
-    else return 0;
-    return 1;
+INLINE REAL lse(const whole_row &row, const csm_scales &c) {
+    if (row.special) return canonical((REAL)row.fill);
+    return canonical((REAL)(row.sums.is_nan ? CSM_NAN : csm_lse(&c, row.max, row.sums.tail, row.cold)));
 }
-INLINE double lse(const whole_row &row, const csm_scales &c) {
-    if (row.special) return row.fill;
-    if (row.sums.is_nan) return CSM_NAN;
-    if (row.cold && (c.temperature == 0 || !(c.temperature < CSM_INF))) return row.sums.tail;
-    return row.max / c.temperature + row.sums.tail;
-}
+/* What fills a row whose result is one value. */
+INLINE int is_filled(const whole_row &row) { return row.special || row.sums.is_nan; }
+INLINE REAL fill_of(const whole_row &row) { return canonical((REAL)(row.special ? row.fill : CSM_NAN)); }
 
 INLINE void combine_blocks(const csm_block *blocks, size_t count, csm_row *row) {
     if (EXACT) csm_combine_log(blocks, count, row);
@@ -100,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             max = group_max(max, TEAM);
             whole_row row;
             row.max = (double)max;
-            row.cold = k > 0 && !ordinary(row.max, c);
+            row.cold = k > 0 && !csm_takes(&c, row.max);
             row.special = 0;
             if (__any_sync(EVERYONE, row.cold)) {
                 int nan = 0, any = 0;
@@ -110,11 +102,10 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                 }
                 nan = group_any(nan, TEAM);
                 any = group_any(any, TEAM);
-                row.special = row.cold && special(row.max, nan, any, c, &row.fill);
+                row.special = row.cold && csm_is_special(OP, c.temperature, row.max, nan, any, &row.fill);
                 if (row.cold && !row.special) {
-                    const double shift = shift_of(row.max, c);
-                    for (int i = thread; i < k; i += TEAM) s[i] = transformed(s[i], c, row.max, shift);
-                    max = transformed(max, c, row.max, shift);
+                    for (int i = thread; i < k; i += TEAM) s[i] = CSM_TRANSFORMED(REAL, s[i], &c, row.max);
+                    max = CSM_TRANSFORMED(REAL, max, &c, row.max);
                 }
                 __syncwarp();
             }
@@ -123,12 +114,12 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             add_up<TEAM, EXACT, !EXACT>(s, s, k, (double)max, t, &block);
             combine_blocks(&block, 1, &row.sums);
             if (REDUCES) {
-                if (thread == 0 && k > 0) STORE(y + first + r, canonical((REAL)lse(row, c)));
+                if (thread == 0 && k > 0) STORE(y + first + r, lse(row, c));
                 continue;
             }
             const result value = result_of(s, row.sums, block.n, t);
-            const int filled = row.special || row.sums.is_nan;
-            const REAL fill = canonical((REAL)(row.special ? row.fill : CSM_NAN));
+            const int filled = is_filled(row);
+            const REAL fill = fill_of(row);
             __syncwarp();
             for (int i = thread; i < k; i += TEAM) s[i] = filled ? fill : value.one(i);
         }
@@ -159,7 +150,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     REAL *own = (REAL *)(void *)(memory + (warps * (sizeof(csm_block) + sizeof(double) + sizeof(int)) + 15) / 16 * 16) +
                 warp * (capacity + (APART ? (int)SEGMENT : 0));
     REAL *apart = own + capacity;
-    const int begin = warp * CSM_BLOCK, k = n - begin < CSM_BLOCK ? n - begin : CSM_BLOCK;
+    const int begin = warp * CSM_BLOCK, k = block_length(n, begin);
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const T *from = x + at * n + begin;
         const uint8_t *kept = mask ? mask + at * n + begin : NULL;
@@ -172,7 +163,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         whole_row row;
         row.max = -CSM_INF;
         for (int w = 0; w < warps; w++) row.max = maxima[w] > row.max ? maxima[w] : row.max;
-        row.cold = !ordinary(row.max, c);
+        row.cold = !csm_takes(&c, row.max);
         row.special = 0;
         if (row.cold) { /* all threads agree */
             const int own_found = inspect(s, kept, k);
@@ -180,11 +171,11 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             __syncthreads();
             int all = 0;
             for (int w = 0; w < warps; w++) all |= found[w];
-            row.special = special(row.max, all & 1, all & 2, c, &row.fill);
-            const double shift = shift_of(row.max, c);
-            for (int i = lane; i < k && !row.special; i += WARP) s[i] = transformed(s[i], c, row.max, shift);
-            if (!row.special) max = transformed(max, c, row.max, shift);
-            __syncwarp();
+            row.special = csm_is_special(OP, c.temperature, row.max, all & 1, all & 2, &row.fill);
+            if (!row.special) {
+                transform(s, k, c, row.max);
+                max = CSM_TRANSFORMED(REAL, max, &c, row.max);
+            }
         }
         const csm_temperature t = row.cold ? c.transformed : c.ordinary;
         csm_block block;
@@ -194,9 +185,9 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         combine_blocks(blocks, (size_t)warps, &row.sums);
         T *to = y + at * n + begin;
         if (REDUCES) {
-            if (threadIdx.x == 0) STORE(y + at, canonical((REAL)lse(row, c)));
-        } else if (row.special || row.sums.is_nan) {
-            const constant value = {canonical((REAL)(row.special ? row.fill : CSM_NAN))};
+            if (threadIdx.x == 0) STORE(y + at, lse(row, c));
+        } else if (is_filled(row)) {
+            const constant value = {fill_of(row)};
             store(to, k, value, lane, WARP);
         } else {
             store(to, k, result_of(s, row.sums, block.n, t), lane, WARP);
@@ -213,7 +204,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
         const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK;
-        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        const int k = block_length(n, begin);
         if (again && (!known[at].cold || known[at].special)) continue;
         const T *from = x + at * n + begin;
         const uint8_t *kept = mask ? mask + at * n + begin : NULL;
@@ -223,10 +214,9 @@ extern "C" __global__ void __launch_bounds__(32, 1)
         REAL max = warp_max(s, k);
         const int found = again ? 0 : inspect(s, kept, k);
         if (again) {
-            const double top = known[at].max, shift = shift_of(top, c);
-            for (int i = lane; i < k; i += WARP) s[i] = transformed(s[i], c, top, shift);
-            max = transformed(max, c, top, shift);
-            __syncwarp();
+            const double top = known[at].max;
+            transform(s, k, c, top);
+            max = CSM_TRANSFORMED(REAL, max, &c, top);
         }
         csm_block block;
         add_up<WARP, EXACT, !EXACT>(s, apart, k, (double)max, again ? c.transformed : c.ordinary, &block);
@@ -263,12 +253,12 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                     nan |= blocks[b].mass != 0;
                     kept |= blocks[b].far != 0;
                 }
-                row.cold = !ordinary(row.max, c);
+                row.cold = !csm_takes(&c, row.max);
                 row.fill = 0;
-                row.special = row.cold && special(row.max, nan, kept, c, &row.fill);
+                row.special = row.cold && csm_is_special(OP, c.temperature, row.max, nan, kept, &row.fill);
             }
             combine_blocks(blocks, (size_t)per, &row.sums);
-            if (REDUCES) STORE(y + at, canonical((REAL)lse(row, c)));
+            if (REDUCES) STORE(y + at, lse(row, c));
             to[at] = row;
         }
         __syncthreads();
@@ -282,11 +272,11 @@ extern "C" __global__ void __launch_bounds__(32, 1)
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
         const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK;
-        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        const int k = block_length(n, begin);
         T *to = y + at * n + begin;
         const whole_row row = known[at];
-        if (row.special || row.sums.is_nan) {
-            const constant value = {canonical((REAL)(row.special ? row.fill : CSM_NAN))};
+        if (is_filled(row)) {
+            const constant value = {fill_of(row)};
             store(to, k, value, lane, WARP);
             continue;
         }
@@ -296,14 +286,8 @@ extern "C" __global__ void __launch_bounds__(32, 1)
         __syncwarp();
         const csm_temperature t = row.cold ? c.transformed : c.ordinary;
         const csm_block block = known_blocks[unit];
-        const double shift = shift_of(row.max, c);
-        REAL n0;
-        const V(shift) by = V(shift_to)((REAL)csm_reference(block.max, &t), &t, 1, &n0);
-        for (int i = lane; i < k && (row.cold || !EXACT); i += WARP) {
-            const REAL z = row.cold ? transformed(s[i], c, row.max, shift) : s[i];
-            s[i] = EXACT ? z : exp_of(z, by);
-        }
-        __syncwarp();
+        if (row.cold) transform(s, k, c, row.max);
+        if (!EXACT) exp_again(s, k, block, t);
         store(to, k, result_of(s, row.sums, block.n, t), lane, WARP);
         __syncwarp();
     }

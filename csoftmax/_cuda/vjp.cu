@@ -2,8 +2,10 @@
  * shared memory.  The dot product runs over the sixteen lanes of the specification, so only sixteen threads of a warp add;
  * the rest of the work is everyone's.
  *
- * Reads and writes of each element: two and one; blocks + apply: four and one.
- * Accumulators: double, for double pairs.  Error, special values: the bits of the CPU (src_c/kernel/vjp.inc.h).
+ * Formulas, passes over a block and what elements with y = 0 (log: -inf) and NaN give: src_c/kernel/vjp.inc.h.
+ * Reads and writes of each element: two and one; blocks + apply: four and one (tests/test_cuda.py counts them).
+ * Accumulators: double in 16 lanes, for double pairs.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
+ * Time: not measured on hardware yet.
  */
 #define LOADS 4
 #include "common.cuh"
@@ -88,7 +90,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     const size_t capacity = room(n < CSM_BLOCK ? n : CSM_BLOCK);
     csm_block *blocks = (csm_block *)(void *)memory;
     REAL *own = (REAL *)(void *)(memory + (warps * sizeof(csm_block) + 15) / 16 * 16) + warp * 2 * capacity;
-    const int begin = warp * CSM_BLOCK, k = n - begin < CSM_BLOCK ? n - begin : CSM_BLOCK;
+    const int begin = warp * CSM_BLOCK, k = block_length(n, begin);
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const long long from = at * n + begin;
         const REAL *b;
@@ -107,13 +109,12 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask,
-                                                           csm_block *to, long long rows, long long n, csm_scales c) {
+extern "C" __global__ void __launch_bounds__(32, 1)
+    blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask, csm_block *to, long long rows, long long n) {
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
-    (void)c;
     for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
         const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
-        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        const int k = block_length(n, begin);
         V(dot) sum;
         csm_block block = {0};
         V(dot_zero)(&sum);
@@ -133,9 +134,8 @@ extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T 
 
 /* A thread for each row. */
 extern "C" __global__ void __launch_bounds__(128, 1)
-    combine(const csm_block *__restrict__ from, csm_row *to, long long rows, long long n, csm_scales c) {
+    combine(const csm_block *__restrict__ from, csm_row *to, long long rows, long long n) {
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
-    (void)c;
     for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < rows;
          at += (long long)gridDim.x * blockDim.x) {
         csm_row row;
@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
     const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
         const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
-        const int k = n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
+        const int k = block_length(n, begin);
         const csm_row row = known[at];
         for (int done = 0; done < k; done += SEGMENT) {
             const int some = k - done < SEGMENT ? k - done : SEGMENT;

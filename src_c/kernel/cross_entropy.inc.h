@@ -165,7 +165,7 @@ INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *
         max = V(max)(z[v], max);
     }
     block->max = (double)V(top)(max);
-    if (!FN(ordinary)(block->max, t)) return 0;
+    if (!csm_ordinary(t, block->max)) return 0;
     max = V(set)(block->max);
     V(shift) s = V(shift_to)(max, t, tempered, &n0);
     UNROLL
@@ -359,7 +359,7 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
                 return i;
         } else {
             block.max = FN(max)(x, n);
-            if (!FN(ordinary)(block.max, t)) return i;
+            if (!csm_ordinary(t, block.max)) return i;
         }
         if (job->label) {
             V(STORE_REAL)(own, LOAD_PART(x + in.label, 1, V(zero)()));

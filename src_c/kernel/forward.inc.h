@@ -29,8 +29,6 @@ static double FN(max)(const void *from, size_t k) {
     return (double)V(top)(V(max)(V(max)(a, b), V(max)(c, d)));
 }
 
-INLINE int FN(ordinary)(double max, const csm_temperature *t) { return max <= t->limit && max >= -t->limit; }
-
 /* The second pass: e' of every element, their sums to block.  store: e' goes to e; a last vector that is not whole
  * goes to *last instead, where that is not NULL (loading it right after storing it in parts would stall).  exact:
  * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will be
@@ -139,7 +137,7 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
             max = V(max)(z[v], max);
         }
         block.max = (double)V(top)(max);
-        if (!FN(ordinary)(block.max, t)) return i;
+        if (!csm_ordinary(t, block.max)) return i;
         max = V(set)(block.max);
         V(shift) s = V(shift_to)(max, t, tempered, &n0);
         UNROLL
@@ -336,7 +334,7 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         csm_block block;
         csm_row row;
         block.max = FN(max)(x, job->n);
-        if (!FN(ordinary)(block.max, t)) return i;
+        if (!csm_ordinary(t, block.max)) return i;
         FN(exp_store)(x, e, job->n, t, &block, &last, (const char *)x + job->a_step, (const char *)y + job->y_step);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
         if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
@@ -395,7 +393,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         csm_block block;
         csm_row row;
         block.max = FN(max)(x, job->n);
-        if (!FN(ordinary)(block.max, t)) return i;
+        if (!csm_ordinary(t, block.max)) return i;
         FN(exp_exact)(x, job->n, t, &block, (const char *)x + job->a_step);
         row.max = block.max;
         csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);

@@ -56,6 +56,38 @@ INLINE double csm_reference(double max, const csm_temperature *t) {
     return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;
 }
 
+/* Whether exp's range reduction takes a row with this maximum as it is; NaN and infinity it does not. */
+INLINE int csm_ordinary(const csm_temperature *t, double max) { return max <= t->limit && max >= -t->limit; }
+INLINE int csm_takes(const csm_scales *s, double max) {
+    return !s->always_transform && csm_ordinary(&s->ordinary, max);
+}
+
+/* x of any other row, in the type REAL, as row.c's table has it; max: the row's. */
+#define CSM_TRANSFORMED(REAL, x, s, max)                           \
+    ((s)->temperature == 0 ? ((x) == (REAL)(max)  ? 0              \
+                              : (x) < (REAL)(max) ? (REAL)-CSM_INF \
+                                                  : (x))           \
+     : !((s)->temperature < CSM_INF)                               \
+         ? ((x) > (REAL)-CSM_INF ? 0 : (x))                        \
+         : ((x) - (csm_ordinary(&(s)->ordinary, (max)) ? 0 : (REAL)(max))) * (REAL)(s)->scale1 * (REAL)(s)->scale2)
+
+/* Whether a row has its result without any sum: `fill`, everywhere.  nan: there is NaN; kept: something takes part. */
+INLINE int csm_is_special(csm_op op, double temperature, double max, int nan, int kept, double *fill) {
+    const int lse = op == CSM_OP_logsumexp;
+    *fill = CSM_NAN;
+    if (!kept) *fill = op == CSM_OP_softmax ? 0 : -CSM_INF;
+    else if (nan) return 1;
+    else if (max == CSM_INF || max == -CSM_INF) *fill = lse ? max : CSM_NAN;
+    else if (lse && temperature == 0 && max != 0) *fill = max > 0 ? CSM_INF : -CSM_INF;
+    else return 0;
+    return 1;
+}
+/* log-sum-exp of a row with this maximum from its tail; transformed: the tail is of x/T already. */
+INLINE double csm_lse(const csm_scales *s, double max, double tail, int transformed) {
+    if (transformed && (s->temperature == 0 || !(s->temperature < CSM_INF))) return tail;
+    return max / s->temperature + tail;
+}
+
 /* max, n and the sums of all blocks relative to them, in index order. */
 INLINE void csm_combine_sums(const csm_block *blocks, size_t count, csm_row *row) {
     row->max = blocks[0].max;

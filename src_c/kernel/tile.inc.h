@@ -113,7 +113,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
         }
     }
     for (size_t c = 0; c < width; c++)
-        if (!FN(ordinary)((double)max[c], t)) return 0;
+        if (!csm_ordinary(t, (double)max[c])) return 0;
 
     for (size_t c = 0; c < width; c += V(W)) {
         V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;

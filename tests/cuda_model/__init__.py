@@ -97,7 +97,10 @@ class Kernel:
         count = getattr(self.library, f"cuda_model_sizes{i}")(sizes)
         self.sizes = list(sizes[:count])
 
-    def __call__(self, grid, block, arguments, shared=0, *, limit=48 * 1024, count=False, races=True, backward=False):
+    def __call__(
+        self, grid, block, arguments, shared=0, *, limit=48 * 1024, count=False, races=True, backward=False, last=None
+    ):
+        """What it counted.  last: so many blocks run, the rest is left out."""
         if len(arguments) != len(self.sizes):
             raise TypeError(f"{self.name} takes {len(self.sizes)} arguments, not {len(arguments)}")
         values = np.zeros(sum(s + 24 for s in self.sizes) + 32, np.uint8)  # their addresses, then themselves
@@ -127,6 +130,7 @@ class Kernel:
         ranges = (ctypes.c_size_t * len(memory))(*memory)
         message, counts = ctypes.create_string_buffer(1024), (ctypes.c_uint64 * 6)()
         flags = count | races << 1 | backward << 2
+        first_block = 0 if last is None else max(0, int(np.prod(shapes[0][:], dtype=np.int64)) - last)
         failed = self.library.cuda_model_launch(
             self.entry,
             ctypes.c_void_p(values.ctypes.data),
@@ -134,6 +138,7 @@ class Kernel:
             ctypes.c_size_t(shared),
             ctypes.c_size_t(limit),
             flags,
+            ctypes.c_uint64(first_block),
             ranges,
             len(memory) // 2,
             message,

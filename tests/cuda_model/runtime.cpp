@@ -113,7 +113,6 @@ range parameters, library;
 bool watching, counting, racing;
 std::map<std::pair<std::pair<void *, int>, int>, request> requests; /* by place, time, warp */
 uint64_t totals[6];
-uint64_t first_block = 0, last_block = ~uint64_t(0);
 
 void pause() { switch_to(&current->saved, &scheduler); }
 [[noreturn]] void fail(const std::string &what) {
@@ -310,16 +309,11 @@ void __tsan_init() {}
 void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
 
-/* Only these blocks of the next launches run: rows far behind the first without running all before them. */
-void cuda_model_only_blocks(uint64_t first, uint64_t last) {
-    first_block = first;
-    last_block = last;
-}
-
 enum { COUNT = 1, RACES = 2, BACKWARD = 4 };
-/* memory: [from, to) of the kernel's parameters, then of each array.  Returns whether there was an error. */
+/* Blocks before first_block are left out.  memory: [from, to) of the kernel's parameters, then of each array.  Returns whether there was an error. */
 int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, const unsigned *block, size_t dynamic,
-                      size_t limit, int flags, const uintptr_t *memory, int n_memory, char *message, uint64_t *counts) {
+                      size_t limit, int flags, uint64_t first_block, const uintptr_t *memory, int n_memory,
+                      char *message, uint64_t *counts) {
     const size_t n = (size_t)block[0] * block[1] * block[2];
     const uint64_t blocks = (uint64_t)grid[0] * grid[1] * grid[2];
     error.clear();
@@ -343,9 +337,8 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
     const bool backward = flags & BACKWARD;
     memset(totals, 0, sizeof totals);
     shared.resize(228 * 1024);
-    for (uint64_t b = 0; b < blocks && error.empty(); b++) {
-        const uint64_t id = backward ? blocks - 1 - b : b;
-        if (id < first_block || id >= last_block) continue;
+    for (uint64_t b = first_block; b < blocks && error.empty(); b++) {
+        const uint64_t id = backward ? blocks - 1 - (b - first_block) : b;
         memset(shared.data(), 0xff, shared.size()); /* NaN */
         if (racing) shadows.assign(shared.size(), shadow());
         statics.clear();

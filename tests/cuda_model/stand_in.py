@@ -85,7 +85,7 @@ class Device:
 
 class RawKernel:
     launches = []  # noqa: RUF012 - what has been launched, for tests: (name, grid, block, shared, counts)
-    options = {"count": False, "races": True, "backward": False}  # noqa: RUF012
+    options = {"count": False, "races": True, "backward": False, "last": None}  # noqa: RUF012
 
     def __init__(self, kernel):
         self.kernel = kernel
