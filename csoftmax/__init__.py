@@ -60,3 +60,14 @@ __all__ = [
     "topk",
     "topk_softmax",
 ]
+
+_LATE = ("calibration", "class_weight", "linear_model", "metrics")
+
+
+def __getattr__(name):
+    """Submodules of learning, imported when they are first looked at: most of them need scikit-learn."""
+    if name in _LATE:
+        from importlib import import_module
+
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,6 +1,7 @@
 """The examples in the public docstrings and in the README run; those in docstrings show what they say."""
 
 import doctest
+import importlib
 import re
 import shutil
 import sys
@@ -11,12 +12,23 @@ from helpers import ROOT
 
 from csoftmax import _config, _threads, softmax  # noqa: F401
 
+MODULES = [
+    "softmax",
+    "cross_entropy",
+    "sparse",
+    "linear_model",
+    "calibration",
+    "metrics",
+    "class_weight",
+    "_threads",
+    "_config",
+]
 
-@pytest.mark.parametrize(
-    "name", ["csoftmax.softmax", "csoftmax.cross_entropy", "csoftmax.sparse", "csoftmax._threads", "csoftmax._config"]
-)
+
+@pytest.mark.parametrize("name", MODULES)
 def test_examples(name):
-    result = doctest.testmod(sys.modules[name])
+    importlib.import_module(f"csoftmax.{name}")
+    result = doctest.testmod(sys.modules[f"csoftmax.{name}"])
     assert result.attempted > 0
     assert result.failed == 0
 

@@ -1,0 +1,215 @@
+"""Files of models: arrays in safetensors or npz, everything else in a JSON header; never pickle.
+
+A file is written beside its place and moved there when it is complete.  Reading checks sizes before anything is
+allocated, and executes nothing.
+
+Arrays: coef, intercept, and classes if they are numbers.  Header: {"format", "version", "class", "parameters",
+"classes" if they are strings, "n_iter", "history", "feature_names", "frozen"}.
+"""
+
+import json
+import math
+import os
+import tempfile
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+FORMAT, VERSION = "csoftmax-model", 1
+HEADER = "csoftmax"  # its name among the metadata of safetensors, and of an array of bytes in npz
+MOST_HEADER = 64 << 20  # bytes
+
+
+def _jsonable(value):
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, np.ndarray):
+        return value.tolist()
+    if isinstance(value, dict):
+        return {"__pairs__": [[_jsonable(k), _jsonable(v)] for k, v in value.items()]}
+    if isinstance(value, np.random.RandomState):
+        return None
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, list | tuple):
+        return [_jsonable(v) for v in value]
+    raise TypeError(f"{value!r} cannot be saved")
+
+
+def _from_json(value):
+    if isinstance(value, dict) and set(value) == {"__pairs__"}:
+        return dict(value["__pairs__"])
+    return value
+
+
+def contents(model):
+    """(arrays, header) of a fitted estimator."""
+    arrays = {"coef": model.coef_, "intercept": model.intercept_}
+    header = {"format": FORMAT, "version": VERSION, "class": type(model).__name__}
+    parameters = model.get_params(deep=False)
+    parameters["callbacks"] = None
+    header["parameters"] = {name: _jsonable(value) for name, value in parameters.items()}
+    if model.classes_.dtype.kind in "biuf":
+        arrays["classes"] = model.classes_.astype(np.uint8) if model.classes_.dtype == bool else model.classes_
+        header["bool_classes"] = model.classes_.dtype == bool
+    else:
+        header["classes"] = [str(c) for c in model.classes_]
+        if any(not isinstance(c, str) for c in model.classes_.tolist()):
+            raise TypeError(f"classes_ must be numbers or strings to be saved, got {model.classes_!r}")
+        header["object_classes"] = model.classes_.dtype == object
+    header["n_iter"], header["history"] = (
+        int(model.n_iter_),
+        {k: list(map(float, v)) for k, v in model.history_.items()},
+    )
+    if hasattr(model, "feature_names_in_"):
+        header["feature_names"] = list(map(str, model.feature_names_in_))
+    if hasattr(model, "frozen_"):
+        header["frozen"] = model.frozen_.tolist()
+    return {name: np.ascontiguousarray(a) for name, a in arrays.items()}, header
+
+
+def save(model, path):
+    """Safetensors, or npz if that is how the name ends."""
+    path = Path(path)
+    arrays, header = contents(model)
+    text = json.dumps(header)
+    if path.suffix != ".npz":
+        try:
+            from safetensors.numpy import save as encode
+        except ImportError as error:
+            raise ImportError(
+                f"safetensors cannot be imported ({error}); install it, or choose a name that ends in .npz"
+            ) from error
+        write_whole(path, lambda f: f.write(encode(arrays, metadata={HEADER: text})))
+    else:
+        arrays[HEADER] = np.frombuffer(text.encode(), np.uint8)
+        write_whole(path, lambda f: np.savez(f, **arrays))
+
+
+def write_whole(path, write):
+    """write(file) to a new file that then takes the place of `path`; if anything fails, what was there stays."""
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as f:
+            write(f)
+            f.flush()
+            os.fsync(f.fileno())
+        mask = os.umask(0)
+        os.umask(mask)
+        os.chmod(name, 0o666 & ~mask)  # as open() would have made it
+        os.replace(name, path)
+    except BaseException:
+        os.unlink(name)
+        raise
+
+
+class DamagedError(ValueError):
+    """A file that is no model, or not whole."""
+
+
+def _read_npz(path):
+    arrays = {}
+    with zipfile.ZipFile(path) as archive:
+        size = path.stat().st_size
+        for entry in archive.infolist():
+            if entry.compress_type != zipfile.ZIP_STORED or entry.file_size > size:
+                raise DamagedError(f"{entry.filename!r} is compressed or larger than the file")
+            with archive.open(entry) as f:
+                version = np.lib.format.read_magic(f)
+                read = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+                if version not in read:
+                    raise DamagedError(f"{entry.filename!r} has npy version {version}")
+                shape, fortran, dtype = read[version](f, max_header_size=10_000)
+                if dtype.kind not in "biuf":
+                    raise DamagedError(f"{entry.filename!r} has dtype {dtype}")
+                count = math.prod(shape)
+                if fortran or count < 0 or f.tell() + count * dtype.itemsize != entry.file_size:
+                    raise DamagedError(f"{entry.filename!r} has {entry.file_size} bytes, not those of shape {shape}")
+                arrays[entry.filename.removesuffix(".npy")] = np.frombuffer(f.read(), dtype).reshape(shape).copy()
+    if HEADER not in arrays:
+        raise DamagedError("it has no header of csoftmax")
+    text = arrays.pop(HEADER)
+    if text.dtype != np.uint8 or text.nbytes > MOST_HEADER:
+        raise DamagedError("its header is no text")
+    return arrays, text.tobytes().decode()
+
+
+def _read_safetensors(path):
+    from safetensors import safe_open
+
+    with safe_open(path, framework="numpy") as f:  # checks offsets and sizes against the file
+        text = (f.metadata() or {}).get(HEADER)
+        if text is None:
+            raise DamagedError("it has no header of csoftmax")
+        return {name: f.get_tensor(name) for name in f.keys()}, text  # noqa: SIM118 - it is no dict
+
+
+def read(path):
+    """(arrays, header), checked as far as it goes without knowing the class."""
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file {str(path)!r}")
+    try:
+        with path.open("rb") as f:
+            npz = f.read(4) == b"PK\x03\x04"
+        arrays, text = (_read_npz if npz else _read_safetensors)(path)
+        header = json.loads(text)
+        if not isinstance(header, dict) or header.get("format") != FORMAT:
+            raise DamagedError("it is no model of csoftmax")
+        if header.get("version") != VERSION:
+            raise DamagedError(f"it has version {header.get('version')!r}; this csoftmax reads version {VERSION}")
+        return arrays, header
+    except ImportError:
+        raise
+    except Exception as error:  # whatever the libraries make of a damaged file
+        raise DamagedError(f"{str(path)!r} cannot be read as a model: {error}") from error
+
+
+def load(cls, path):
+    """A fitted estimator of class cls."""
+    arrays, header = read(path)
+
+    def need(condition, what):
+        if not condition:
+            raise DamagedError(f"{str(path)!r} cannot be read as a model: {what}")
+
+    need(header.get("class") == cls.__name__, f"it is a {header.get('class')!r}, not a {cls.__name__}")
+    coef, intercept = arrays.get("coef"), arrays.get("intercept")
+    need(coef is not None and intercept is not None, "coef or intercept is missing")
+    need(coef.ndim == 2 and coef.dtype in (np.float32, np.float64), f"coef has shape {coef.shape}, dtype {coef.dtype}")
+    need(
+        intercept.shape == coef.shape[:1] and intercept.dtype == coef.dtype,
+        f"intercept has shape {intercept.shape}, dtype {intercept.dtype}; coef {coef.shape}, {coef.dtype}",
+    )
+    names = header.get("classes")
+    if names is not None:
+        need(isinstance(names, list) and all(isinstance(n, str) for n in names), "classes are no strings")
+        classes = np.array(names, object if header.get("object_classes") else None)
+    else:
+        need("classes" in arrays, "classes are missing")
+        classes = arrays["classes"].astype(bool) if header.get("bool_classes") else arrays["classes"]
+    need(classes.shape == coef.shape[:1], f"there are {classes.shape} classes and coef {coef.shape}")
+    given = header.get("parameters")
+    known = cls().get_params(deep=False)
+    need(isinstance(given, dict) and set(given) <= set(known), "parameters are none of this class")
+    model = cls(**{name: _from_json(value) for name, value in given.items()})
+    try:
+        model._check_parameters()
+    except (TypeError, ValueError) as error:
+        need(False, str(error))
+    history = header.get("history")
+    need(
+        isinstance(history, dict) and all(isinstance(v, list) for v in history.values()), "history is no dict of lists"
+    )
+    need(isinstance(header.get("n_iter"), int), "n_iter is no number")
+    model.coef_, model.intercept_, model.classes_ = coef, intercept, classes
+    model.history_, model.n_iter_, model.n_features_in_ = history, header["n_iter"], coef.shape[1]
+    if "feature_names" in header:
+        need(len(header["feature_names"]) == coef.shape[1], "there are more or fewer feature names than columns")
+        model.feature_names_in_ = np.array(header["feature_names"], object)
+    if "frozen" in header:
+        need(len(header["frozen"]) == len(coef), "frozen has another length than classes")
+        model.frozen_ = np.array(header["frozen"], bool)
+    return model
