@@ -1,4 +1,4 @@
-"""The command line: ``python -m csoftmax info|selftest|bench|demo``.  Here the options, in _cli/ the work."""
+"""The command line: ``python -m csoftmax``.  Here the options, in _cli/ the work."""
 
 import argparse
 import importlib
@@ -43,7 +43,9 @@ def shapes(text):
 def parser():
     top = argparse.ArgumentParser(prog="python -m csoftmax", description="The softmax family on this machine.")
     top.add_argument("--version", action="version", version=f"csoftmax {__version__}")
-    commands = top.add_subparsers(dest="command", required=True, metavar="info|selftest|bench|demo")
+    commands = top.add_subparsers(
+        dest="command", required=True, metavar="info|selftest|bench|demo|fit|predict|evaluate|calibrate"
+    )
 
     info = commands.add_parser("info", help="versions, instruction sets, OpenMP, threads")
     info.add_argument("--json", action="store_true", help="as JSON")
@@ -73,10 +75,65 @@ def parser():
     bench.add_argument("--json", action="store_true", help="as JSON")
     bench.add_argument("--plot", type=Path, metavar="FILE.png", help="write a roofline picture (PNG, SVG or PDF)")
 
-    demo = commands.add_parser("demo", help="train a classifier on real images of digits, and check it")
-    demo.add_argument("--output", type=Path, default=Path("csoftmax-demo.png"), help="default: csoftmax-demo.png")
-    demo.add_argument("--no-plot", action="store_true", help="write no picture")
+    demo = commands.add_parser("demo", help="train a classifier on real images of digits, calibrate and check it")
+    demo.add_argument("--output", type=Path, default=Path("csoftmax-demo.html"), help="default: csoftmax-demo.html")
+    demo.add_argument("--no-plot", action="store_true", help="write no page")
+    learning(commands)
     return top
+
+
+def fraction(text):
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1]")
+    return value
+
+
+def not_negative(text):
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not at least 0 and finite")
+    return value
+
+
+def learning(commands):
+    """The commands for people who have a file."""
+    table = "table: .csv or .tsv with a header, .npz with one two-dimensional array, or .parquet"
+    fit = commands.add_parser("fit", help="train softmax regression on a table")
+    fit.add_argument("data", type=Path, help=table)
+    fit.add_argument("--target", required=True, metavar="COLUMN", help="the column of labels")
+    fit.add_argument("--output", type=Path, default=Path("model.safetensors"), help="default: model.safetensors")
+    fit.add_argument("--solver", choices=("lbfgs", "adamw"), default="lbfgs", help="default: lbfgs")
+    fit.add_argument("--penalty-l2", type=not_negative, default=1e-4, help="default: 1e-4")
+    fit.add_argument("--class-weight", choices=("balanced", "effective_number"), help="default: none")
+    fit.add_argument("--label-smoothing", type=fraction, default=0.0, help="default: 0")
+    fit.add_argument("--max-epochs", type=positive, default=500, help="default: 500")
+    fit.add_argument("--learning-rate", type=not_negative, default=1e-2, help="of adamw; default: 0.01")
+    fit.add_argument("--batch-norm", action="store_true", help="of the logits, with adamw")
+    fit.add_argument("--early-stopping", action="store_true", help="hold out a tenth, keep the best epoch")
+    fit.add_argument("--no-standardize", dest="standardize", action="store_false", help="take the columns as they are")
+    fit.add_argument("--save-every", type=positive, metavar="N", help="also save the model after every N epochs")
+    fit.add_argument("--seed", type=int, default=0, help="default: 0")
+
+    predict = commands.add_parser("predict", help="labels and probabilities of a table, as CSV")
+    predict.add_argument("model", type=Path)
+    predict.add_argument("data", type=Path, help=table)
+    predict.add_argument("--target", metavar="COLUMN", help="a column to leave out, if it is there")
+    predict.add_argument("--top", type=positive, metavar="K", help="the K most probable labels; default: 1")
+    predict.add_argument("--output", type=Path, help="default: standard output")
+
+    evaluate = commands.add_parser("evaluate", help="accuracy, F1, ROC-AUC, calibration of a model on a table")
+    evaluate.add_argument("model", type=Path)
+    evaluate.add_argument("data", type=Path, help=table)
+    evaluate.add_argument("--target", required=True, metavar="COLUMN", help="the column of labels")
+    evaluate.add_argument("--json", action="store_true", help="as JSON")
+    evaluate.add_argument("--html", type=Path, metavar="PAGE.html", help="also write one page with plots")
+
+    calibrate = commands.add_parser("calibrate", help="fit the model's temperature on held-out data")
+    calibrate.add_argument("model", type=Path)
+    calibrate.add_argument("data", type=Path, help=table)
+    calibrate.add_argument("--target", required=True, metavar="COLUMN", help="the column of labels")
+    calibrate.add_argument("--output", type=Path, help="default: the model's own file")
 
 
 def main(argv=None):
@@ -92,6 +149,8 @@ def main(argv=None):
     command = options.command
     if command == "bench" and options.device == "cuda":
         command = "bench_cuda"
+    if command in ("fit", "predict", "evaluate", "calibrate"):
+        command = "learn"
     try:
         return importlib.import_module(f"._cli.{command}", __package__).run(options)
     except UnusableError as error:

@@ -42,7 +42,9 @@ def block(tmp_path, *modules):
 def test_info(tmp_path):
     # elsewhere than in the checkout, whose package would come before the installed one
     found = json.loads(command("info", "--json", cwd=tmp_path))
-    assert found == json.loads(json.dumps(csoftmax.show_config("dicts")))
+    expected = json.loads(json.dumps(csoftmax.show_config("dicts")))
+    assert found.pop("openmp")["version"] == expected.pop("openmp")["version"]  # this process has more libraries
+    assert found == expected
     page = command("info")
     assert f"csoftmax {csoftmax.__version__}" in page
     assert _cpu.isa() in page
@@ -177,17 +179,19 @@ def test_bench_without_a_peer_says_so(tmp_path):
 
 def test_demo(tmp_path):
     page = command("demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert (tmp_path / "csoftmax-demo.png").read_bytes().startswith(PNG)
+    assert (tmp_path / "csoftmax-demo.html").read_text().count("data:image/png;base64,") == 2
     figures = {line[:29].strip(): line[29:].split()[0] for line in page.splitlines()}
-    assert float(figures["held-out accuracy"]) > 0.95
+    assert float(figures["held-out accuracy"]) > 0.85  # five classes have nine images each
+    recalls = [float(line.split()[-1]) for line in page.splitlines() if "recall of the rare" in line]
+    assert recalls[1] > recalls[0]
     assert float(figures["largest difference"]) < 1e-14
     assert float(figures["error, float32, held out"]) <= 3
 
 
-def test_demo_without_a_picture(tmp_path):
+def test_demo_without_a_page(tmp_path):
     page = command("demo", "--no-plot", cwd=tmp_path, PYTHONPATH=block(tmp_path, "matplotlib", "tqdm"))
     assert "held-out accuracy" in page
-    assert not (tmp_path / "csoftmax-demo.png").exists()
+    assert not (tmp_path / "csoftmax-demo.html").exists()
 
 
 @pytest.mark.parametrize("module", ["scipy", "sklearn", "matplotlib"])
@@ -200,7 +204,7 @@ def test_demo_names_what_is_missing(module, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "info|selftest|bench|demo"),
+        ([], "info|selftest|bench|demo|fit|predict|evaluate|calibrate"),
         (["train"], "train"),
         (["bench", "--shapes", "10x0"], "'0' is not a whole number from 1 on"),
         (["bench", "--shapes", "10xa"], "'a' is not a whole number from 1 on"),
@@ -215,7 +219,7 @@ def test_demo_names_what_is_missing(module, tmp_path):
         (["bench", "--isa", "mmx"], "mmx"),
         (["bench", "--plot", "picture.txt"], "must end in .png"),
         (["bench", "--plot", "no/such/folder/a.png"], "there is no folder"),
-        (["demo", "--output", "no/such/folder/a.png"], "there is no folder"),
+        (["demo", "--output", "no/such/folder/a.html"], "there is no folder"),
     ],
 )
 def test_errors(arguments, says, capsys):
