@@ -144,8 +144,6 @@ def as_array(name, x):
     module = type(x).__module__.partition(".")[0]
     if module == "cupy":
         raise DeviceError(f'{name} is a CuPy array, and the call computes on the CPU: pass device="cpu" or "cuda"')
-    if module == "torch":
-        raise TypeError(f"{name} is a torch.Tensor, which this version does not take; pass {name}.numpy()")
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; pass {name}.data, and where=~numpy.ma.getmaskarray({name})")
     return np.asarray(x)

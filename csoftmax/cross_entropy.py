@@ -15,6 +15,9 @@ from ._args import (
     raise_bad_label,
 )
 from ._linear import linear_loss
+from ._tensors import array_of, is_tensor, running, takes_tensors
+
+_run = running(plan_loss)
 
 
 class CrossEntropyResult(NamedTuple):
@@ -128,7 +131,7 @@ def cross_entropy(
     )
     if done is not None:
         return done[0]
-    return plan_loss(
+    return _run(
         logits,
         target,
         axis,
@@ -142,7 +145,7 @@ def cross_entropy(
         reduction=reduction,
         device=device,
         num_threads=num_threads,
-    ).run()[0]
+    )[0]
 
 
 def cross_entropy_with_grad(
@@ -230,7 +233,7 @@ def cross_entropy_with_grad(
     if done is not None:
         return tuple.__new__(CrossEntropyResult, done)  # half the time of CrossEntropyResult(*done)
     return CrossEntropyResult(
-        *plan_loss(
+        *_run(
             logits,
             target,
             axis,
@@ -248,7 +251,20 @@ def cross_entropy_with_grad(
             out=out,
             device=device,
             num_threads=num_threads,
-        ).run()
+        )
+    )
+
+
+@takes_tensors
+def _linear(x, w, target, *, bias, gradient, chunk_bytes, filter_eps, num_threads, **options):
+    """(loss, grad_x, grad_w, grad_bias)."""
+    return linear_loss(
+        plan_linear(x, w, target, bias, **options),
+        gradient=gradient,
+        reduction=options["reduction"],
+        chunk_bytes=check_chunk_bytes(chunk_bytes),
+        filter_eps=check_non_negative("filter_eps", filter_eps),
+        num_threads=num_threads,
     )
 
 
@@ -321,11 +337,15 @@ def linear_cross_entropy(
     >>> csoftmax.linear_cross_entropy(np.array([[1.0, 0.0]]), np.array([[1.0, 5.0], [3.0, 5.0]]), [1]).round(4)
     np.float64(0.1269)
     """
-    plan = plan_linear(
+    return _linear(
         x,
         w,
         target,
-        bias,
+        bias=bias,
+        gradient=False,
+        chunk_bytes=chunk_bytes,
+        filter_eps=filter_eps,
+        num_threads=num_threads,
         weight=weight,
         sample_weight=sample_weight,
         label_smoothing=label_smoothing,
@@ -334,14 +354,6 @@ def linear_cross_entropy(
         temperature=temperature,
         reduction=reduction,
         device=device,
-    )
-    return linear_loss(
-        plan,
-        gradient=False,
-        reduction=reduction,
-        chunk_bytes=check_chunk_bytes(chunk_bytes),
-        filter_eps=check_non_negative("filter_eps", filter_eps),
-        num_threads=num_threads,
     )[0]
 
 
@@ -413,11 +425,15 @@ def linear_cross_entropy_with_grad(
     array([[ 0.1192,  0.    ],
            [-0.1192,  0.    ]])
     """
-    plan = plan_linear(
+    result = _linear(
         x,
         w,
         target,
-        bias,
+        bias=bias,
+        gradient=True,
+        chunk_bytes=chunk_bytes,
+        filter_eps=filter_eps,
+        num_threads=num_threads,
         weight=weight,
         sample_weight=sample_weight,
         label_smoothing=label_smoothing,
@@ -430,16 +446,7 @@ def linear_cross_entropy_with_grad(
         clip_value=clip_value,
         device=device,
     )
-    return LinearCrossEntropyResult(
-        *linear_loss(
-            plan,
-            gradient=True,
-            reduction=reduction,
-            chunk_bytes=check_chunk_bytes(chunk_bytes),
-            filter_eps=check_non_negative("filter_eps", filter_eps),
-            num_threads=num_threads,
-        )
-    )
+    return LinearCrossEntropyResult(*result)
 
 
 def check_labels(target, n_classes, ignore_index=-100):
@@ -466,6 +473,7 @@ def check_labels(target, n_classes, ignore_index=-100):
     >>> import csoftmax
     >>> csoftmax.check_labels([0, 2, -100], 3)
     """
+    target = array_of(target) if is_tensor(target) else target
     target = as_array("target", target.get() if is_cupy(target) else target)
     n_classes = check_count("n_classes", n_classes)
     if target.size and target.dtype.kind not in "iu":

@@ -2,9 +2,11 @@
 
 from . import _cpu
 from ._args import plan
+from ._tensors import running
 
 _SOFTMAX = _cpu.OPS["softmax"]
 _LOG_SOFTMAX = _cpu.OPS["log_softmax"]
+_run = running(plan)
 
 
 def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
@@ -14,7 +16,8 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, n
     ----------
     x : array_like of shape (...)
         Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64). Any strides,
-        alignment and byte order. Of NumPy or CuPy.
+        alignment and byte order. Of NumPy or CuPy; a tensor of PyTorch gives a tensor, without copies, and must not
+        require grad.
     axis : int, tuple of ints or None, default -1
         The axis or axes that sum to 1; None means all.
     temperature : float, default 1.0
@@ -66,9 +69,9 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, n
     y = _cpu.fast(_SOFTMAX, x, axis, temperature, where, out, device, num_threads)
     if y is not None:
         return y
-    return plan(
+    return _run(
         "softmax", x, axis, temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
-    ).run()
+    )
 
 
 def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
@@ -107,9 +110,9 @@ def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=Non
     y = _cpu.fast(_LOG_SOFTMAX, x, axis, temperature, where, out, device, num_threads)
     if y is not None:
         return y
-    return plan(
+    return _run(
         "log_softmax", x, axis, temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
-    ).run()
+    )
 
 
 def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device=None, num_threads=None):
@@ -146,7 +149,7 @@ def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device
     >>> csoftmax.logsumexp([1000.0, 1000.0])
     np.float64(1000.6931471805599)
     """
-    return plan(
+    return _run(
         "logsumexp",
         x,
         axis,
@@ -155,7 +158,7 @@ def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device
         device=device,
         num_threads=num_threads,
         keepdims=bool(keepdims),
-    ).run()
+    )
 
 
 def softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
@@ -201,7 +204,7 @@ def softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device
     >>> csoftmax.softmax_vjp(np.array([0.0, 0.0, 1.0]), y).round(4)
     array([-0.0599, -0.1628,  0.2227])
     """
-    return plan(
+    return _run(
         "softmax_vjp",
         dy,
         axis,
@@ -211,7 +214,7 @@ def softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device
         out=out,
         device=device,
         num_threads=num_threads,
-    ).run()
+    )
 
 
 def log_softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
@@ -249,7 +252,7 @@ def log_softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, de
     >>> csoftmax.log_softmax_vjp(np.float32([-1.0, 0.0, 0.0]), y)
     array([-5.021998e-08,  2.510999e-08,  2.510999e-08], dtype=float32)
     """
-    return plan(
+    return _run(
         "log_softmax_vjp",
         dy,
         axis,
@@ -259,4 +262,4 @@ def log_softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, de
         out=out,
         device=device,
         num_threads=num_threads,
-    ).run()
+    )

@@ -5,8 +5,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk, require_cpu
+from ._tensors import array_of, is_tensor, running, takes_tensors
 from .cross_entropy import cross_entropy_with_grad
 from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
+
+_topk, _sample = running(plan_topk), running(plan_sample)
 
 
 class TopK(NamedTuple):
@@ -65,7 +68,7 @@ def topk(x, k, axis=-1, *, largest=True, sorted=True, device=None, num_threads=N
     >>> csoftmax.topk(np.array([3.0, 1.0, 4.0, 1.0, 5.0, 4.0]), 3)
     TopK(values=array([5., 4., 4.]), indices=array([4, 2, 5]))
     """
-    return TopK(*plan_topk(x, k, axis, largest=largest, sorted=sorted, device=device, num_threads=num_threads).run())
+    return TopK(*_topk(x, k, axis, largest=largest, sorted=sorted, device=device, num_threads=num_threads))
 
 
 def topk_softmax(
@@ -127,7 +130,7 @@ def topk_softmax(
     """
     if normalize not in ("topk", "full"):
         raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
-    p = plan_topk(
+    result = _topk(
         x,
         k,
         axis,
@@ -139,7 +142,7 @@ def topk_softmax(
         device=device,
         num_threads=num_threads,
     )
-    return TopK(*p.run())
+    return TopK(*result)
 
 
 def to_csr(topk, n_classes):
@@ -186,6 +189,7 @@ def to_csr(topk, n_classes):
         raise ImportError("to_csr needs SciPy: pip install scipy") from None
     if not isinstance(topk, (tuple, list)) or len(topk) != 2:
         raise TypeError(f"topk must be a TopK or a pair of arrays, got {type(topk).__name__}")
+    topk = (array_of(a) if is_tensor(a) else a for a in topk)
     values, indices = (as_array(name, a) for name, a in zip(("values", "indices"), topk, strict=True))
     n_classes = check_count("n_classes", n_classes)
     if values.shape != indices.shape or values.ndim == 0:
@@ -284,6 +288,11 @@ def entmax(x, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_thre
     alpha = check_alpha(alpha)
     if alpha == 1:
         return softmax(x, axis, where=where, out=out, device=device, num_threads=num_threads)
+    return _entmax(x, alpha, axis, where=where, out=out, device=device, num_threads=num_threads)
+
+
+@takes_tensors
+def _entmax(x, alpha, axis, *, where, out, device, num_threads):
     x, where = require_cpu("entmax", device, x, where)
     return plan("softmax", x, axis, where=where, out=out, num_threads=num_threads).entmax(alpha)
 
@@ -327,11 +336,17 @@ def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, 
     alpha = check_alpha(alpha)
     if alpha == 1:
         return softmax_vjp(dy, y, axis, where=where, out=out, device=device, num_threads=num_threads)
+    return _entmax_vjp(dy, y, alpha, axis, where=where, out=out, device=device, num_threads=num_threads)
+
+
+@takes_tensors
+def _entmax_vjp(dy, y, alpha, axis, *, where, out, device, num_threads):
     dy, y, where = require_cpu("entmax_vjp", device, dy, y, where)
     p = plan("softmax_vjp", dy, axis, y=y, where=where, out=out, num_threads=num_threads)
     return p.entmax(alpha)
 
 
+@takes_tensors
 def _loss(x, target, alpha, gradient, **options):
     p = plan_entmax_loss(x, target, check_alpha(alpha), gradient=gradient, **options)
     if p.alpha != 1:
@@ -539,7 +554,7 @@ def sample(
     >>> csoftmax.sample(logits, temperature=[1.0, 0.0], top_k=2, rng=0)
     array([0, 2])
     """
-    return plan_sample(
+    return _sample(
         logits,
         axis,
         temperature=temperature,
@@ -552,4 +567,4 @@ def sample(
         out=out,
         device=device,
         num_threads=num_threads,
-    ).run()
+    )

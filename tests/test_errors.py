@@ -57,11 +57,6 @@ def test_masked_arrays(op):
     refused(op, TypeError, "where", "masked array", where=np.ma.masked_array(X > 3, mask=X > 5))
 
 
-def test_torch_tensors(op):
-    torch = pytest.importorskip("torch")
-    refused(op, TypeError, "torch.Tensor", "numpy()", arrays=[torch.zeros(3, 4)] * op.inputs)
-
-
 def test_cupy_arrays(op):
     """Never converted silently."""
     there = {"__array__": lambda self, *a, **k: X, "device": SimpleNamespace(id=10**6)}

@@ -1,0 +1,154 @@
+"""Tensors of PyTorch in and out, on the CPU: the bits of arrays, the same memory, errors."""
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits
+from ops import OPS, logits
+
+import csoftmax
+
+torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def tensor(a):
+    """A tensor with the array's numbers, in memory of its own."""
+    a = np.ascontiguousarray(a)
+    if a.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(a.copy())
+
+
+def array(t):
+    assert isinstance(t, torch.Tensor)
+    if t.dtype == torch.bfloat16:
+        return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return t.numpy()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_softmax_family(op, dtype):
+    for shape in ((4, 30), (3, 5, 700), (7,), (0, 5)):
+        arrays = op.make(shape, dtype)
+        expected = np.asarray(op.function()(*arrays))
+        given = [tensor(a) for a in arrays]
+        got = op.function()(*given)
+        assert got.dtype == DTYPES[dtype]
+        assert_same_bits(array(got), expected)
+        for t, a in zip(given, arrays, strict=True):
+            assert_same_bits(array(t), a)
+        if op.has_out:
+            assert op.function()(*given, out=given[0]) is given[0]
+            assert_same_bits(array(given[0]), expected)
+
+
+def test_layouts():
+    x = torch.randn(6, 8, 10)
+    for view in (x.transpose(0, 2), x[::2, 1:], x[0].expand(4, 8, 10), x.permute(1, 2, 0)):
+        for axis in (0, -1, (0, 1), None):
+            assert_same_bits(array(csoftmax.softmax(view, axis)), csoftmax.softmax(view.numpy(), axis))
+    out = torch.zeros(10, 8, 6).transpose(0, 2)
+    assert csoftmax.softmax(x, out=out) is out
+    assert_same_bits(out.numpy(), csoftmax.softmax(x.numpy()))
+    assert csoftmax.logsumexp(x[0, 0]).shape == ()
+    assert csoftmax.softmax(torch.tensor(3.0)).item() == 1
+
+
+def test_masks_and_integers():
+    x, mask = torch.randn(5, 9), torch.rand(5, 9) < 0.5
+    expected = csoftmax.softmax(x.numpy(), where=mask.numpy())
+    assert_same_bits(array(csoftmax.softmax(x, where=mask)), expected)
+    assert_same_bits(array(csoftmax.softmax(x, where=mask.numpy())), expected)
+    assert_same_bits(csoftmax.softmax(x.numpy(), where=mask), expected)  # an array first: an array comes back
+    assert csoftmax.softmax(torch.arange(4)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy(dtype):
+    x, w = logits((6, 40), dtype), np.random.default_rng(0).random(40)
+    w = w.astype(np.float64 if dtype == "float64" else np.float32)
+    target = np.array([0, 39, 5, -100, 7, 7])
+    for options in ({}, {"reduction": "none"}, {"weight": w, "label_smoothing": 0.1, "sample_weight": np.arange(6.0)}):
+        given = {k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+        expected = csoftmax.cross_entropy_with_grad(x, target, **options)
+        got = csoftmax.cross_entropy_with_grad(tensor(x), tensor(target), **given)
+        assert isinstance(got, csoftmax.CrossEntropyResult)
+        assert_same_bits(array(got.loss), np.asarray(expected.loss))
+        assert_same_bits(array(got.grad), expected.grad)
+        assert_same_bits(array(csoftmax.cross_entropy(tensor(x), tensor(target), **given)), np.asarray(expected.loss))
+    logits_ = tensor(x)
+    result = csoftmax.cross_entropy_with_grad(logits_, tensor(target), out=logits_)
+    assert result.grad is logits_
+    with pytest.raises(IndexError, match=r"target\[1\] is 40"):
+        csoftmax.cross_entropy(tensor(x), torch.tensor([0, 40, 0, 0, 0, 0]))
+    with pytest.raises(IndexError, match=r"target\[1\] is 40"):
+        csoftmax.check_labels(torch.tensor([0, 40]), 40)
+
+
+def test_linear_cross_entropy():
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.normal(size=s).astype(np.float32) for s in ((6, 5), (11, 5), 11))
+    target = rng.integers(0, 11, 6)
+    for bias in (None, b):
+        expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias)
+        t = None if bias is None else tensor(bias)
+        got = csoftmax.linear_cross_entropy_with_grad(tensor(x), tensor(w), tensor(target), bias=t)
+        assert isinstance(got, csoftmax.LinearCrossEntropyResult)
+        for one, other in zip(got, expected, strict=True):
+            assert (one is None) == (other is None)
+            assert one is None or np.array_equal(array(one), other)
+        loss = csoftmax.linear_cross_entropy(tensor(x), tensor(w), tensor(target), bias=t)
+        assert loss.item() == csoftmax.linear_cross_entropy(x, w, target, bias=bias)
+
+
+def test_sparse():
+    x = logits((6, 50))
+    t = tensor(x)
+    target = np.arange(6)
+    for f in (
+        lambda x, target: csoftmax.topk(x, 5),
+        lambda x, target: csoftmax.topk_softmax(x, 5, normalize="full"),
+        lambda x, target: csoftmax.sparsemax(x),
+        lambda x, target: csoftmax.entmax(x, 1.3),
+        lambda x, target: csoftmax.entmax(x, 1),
+        lambda x, target: csoftmax.entmax_vjp(x, csoftmax.entmax(x)),
+        lambda x, target: csoftmax.entmax_loss_with_grad(x, target),
+        lambda x, target: csoftmax.entmax_loss(x, target, reduction="none"),
+        lambda x, target: csoftmax.entmax_loss(x, target, alpha=1),
+        lambda x, target: csoftmax.sample(x, top_k=5, size=3, rng=0),
+    ):
+        expected, got = f(x, target), f(t, tensor(target))
+        if isinstance(expected, tuple):
+            assert type(got) is type(expected)
+        else:
+            expected, got = (expected,), (got,)
+        for one, other in zip(got, expected, strict=True):
+            assert_same_bits(array(one), np.asarray(other))
+    assert csoftmax.to_csr(csoftmax.topk(t, 5), 50).nnz == 30
+    out = torch.empty(6, 50)
+    assert csoftmax.sparsemax(t, out=out) is out
+
+
+def test_errors():
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"x requires grad.*detach"):
+        csoftmax.softmax(x.clone().requires_grad_())
+    with pytest.raises(ValueError, match="target requires grad"):
+        csoftmax.cross_entropy(x, torch.rand(3, 4).requires_grad_())
+    with pytest.raises(ValueError, match="requires grad"):
+        csoftmax.softmax(torch.nn.Parameter(x))
+    with pytest.raises(TypeError, match="strided"):
+        csoftmax.softmax(x.to_sparse())
+    with pytest.raises(TypeError, match="meta"):
+        csoftmax.softmax(x.to("meta"))
+    with pytest.raises(TypeError, match="complex64"):
+        csoftmax.softmax(x.to(torch.complex64))
+    with pytest.raises(TypeError, match="bool"):
+        csoftmax.softmax(x > 0)
+    with pytest.raises(ValueError, match=r"out has shape \(3, 5\)"):
+        csoftmax.softmax(x, out=torch.empty(3, 5))
+    with pytest.raises(csoftmax.DeviceError, match="cuda"):
+        csoftmax.softmax(x, device="cuda:99")
