@@ -549,7 +549,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     def _fit_lbfgs(self, X, y, sample_weight, options, validation):
         dtype, k = X.dtype, len(self.classes_)
-        if X.size <= SMALL_DATA and k * (X.shape[1] + 1) <= lbfgs.FEW_PARAMETERS:
+        few = X.size <= SMALL_DATA and k * (X.shape[1] + 1) <= lbfgs.FEW_PARAMETERS
+        if few and (self.tol is None or self.tol < lbfgs.COARSE):
             X = X.astype(np.float64, copy=False)
             options = options._replace(weight=None if options.weight is None else options.weight.astype(np.float64))
         place = self._place(X)

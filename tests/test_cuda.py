@@ -10,6 +10,7 @@ import json
 import mmap
 import shutil
 import sys
+import warnings
 from types import SimpleNamespace
 
 import numpy as np
@@ -775,3 +776,37 @@ def test_state(gpu):
     state = csoftmax.show_config("dicts")["cuda"]
     assert state["available"]
     assert state["reason"].startswith("CuPy ")
+
+
+# Learning
+
+
+@pytest.mark.parametrize("options", [{}, {"solver": "adamw"}, {"solver": "adamw", "batch_norm": True}])
+def test_training(gpu, options):
+    """The same code on CuPy: the data are moved once, the result is the CPU's but for the products."""
+    from csoftmax.linear_model import SoftmaxRegression
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(60, 5)).astype(np.float32)
+    y = (x @ rng.normal(size=(5, 3))).argmax(axis=1)
+    w = rng.integers(0, 3, 60).astype(float)
+    given = {"max_epochs": 6, "tol": 1e-9, "random_state": 0, "class_weight": "balanced", **options}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # six iterations are not enough
+        here, there = (SoftmaxRegression(device=device, **given).fit(x, y, w) for device in (None, "cuda"))
+    assert type(there.coef_) is np.ndarray
+    assert np.allclose(there.coef_, here.coef_, rtol=1e-4, atol=1e-5)
+    assert np.allclose(there.history_["loss"], here.history_["loss"], rtol=1e-5)
+    stopped = SoftmaxRegression(device="cuda", early_stopping=True, **given)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert len(stopped.fit(x, y, w).history_["validation_loss"]) == 6
+
+
+def test_training_on_a_device_takes_no_sparse_data(gpu):
+    import scipy.sparse as sp
+
+    from csoftmax.linear_model import SoftmaxRegression
+
+    with pytest.raises(TypeError, match="X is sparse"):
+        SoftmaxRegression(device="cuda").fit(sp.eye_array(4).tocsr(), [0, 1, 0, 1])

@@ -83,7 +83,8 @@ class Trainer:
             first["intercept"] = intercept
         self.parameters = {name: place.array(name, p) for name, p in first.items()}
         self.has_intercept, self.batch_norm = intercept is not None, batch_norm
-        self.options, self.hyper, self.frozen, self.num_threads = options.at(place), hyper, frozen, num_threads
+        self.options, self.hyper, self.num_threads = options.at(place), hyper, num_threads
+        self.frozen = None if frozen is None else place.array("frozen", frozen)
         self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in self.parameters.items()}
         self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
         self.steps = 0

@@ -21,6 +21,7 @@ HESSIAN_WORK = 2e9  # multiplications; more rows than that allows are sampled
 # a third the objective was never above that of plain L-BFGS with the same tol.  The Hessian makes much more cheap to
 # reach.
 MARGIN, POLISH = 0.3, 1e-4
+COARSE = 3e-5  # a tol from which on the Hessian takes longer than the iterations that it saves
 NEAR = 1e-2  # largest element of the gradient, from which the Hessian hardly changes
 MEMORY = 10
 
@@ -130,6 +131,7 @@ def minimize(objective, coef, intercept, *, penalty, tol, most_iterations, froze
 
     has_intercept, dtype = intercept is not None, objective.x.dtype
     small = coef.size + has_intercept * len(coef) <= FEW_PARAMETERS and penalty > 0 and frozen is None
+    small = small and tol < COARSE
     count, done, first = 0, False, (coef, intercept)
 
     def step_at(coef, intercept):
