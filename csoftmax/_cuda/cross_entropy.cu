@@ -3,12 +3,14 @@
  *   labels   of every row: checked, the term that it adds to the mean's divisor; soft labels: their masses
  *   divide   the divisor, before any gradient; constants that follow from it
  *   rows     a thread block for each row, warps for its blocks of CSM_BLOCK.  The gradient may overwrite the logits.  A
- *            warp holds one block: rows with more blocks than warps are read once more for each pass
+ *            warp holds one block: rows with more blocks than warps are read once more for each pass, and their sums are
+ *            begun before the maximum of the row is known: again for rows that turn out to need transforming
  *   reduce   row losses to their sum or mean, in a tree over their order
  *
  * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: it could
  * only raise an exception if the host waited.  Ignored rows are not read.
- * Reads and writes of each element: one and one; rows that shared memory does not hold: two or three and one.
+ * Reads and writes of each element: one and one; rows that shared memory does not hold: two and one (clip_norm, and rows
+ * to transform: one read more each).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double); row
  * constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient.
  * Formulas: registry.h.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.  Time: not measured on hardware yet.
@@ -275,36 +277,33 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         const long long label = (long long)shared->in.label;
         T *const to = gradient ? y + at * n : NULL;
         const bool skipped = (labels && label == IGNORED) || shared->in.weight == 0;
-        bool nan = labels ? label == BAD : !(shared->in.mass == shared->in.mass);
+        bool nan = labels ? label == BAD : !(shared->in.mass == shared->in.mass), cold = false;
         double max = -CSM_INF;
-        if (!skipped && !nan) {
-            REAL most = (REAL)-CSM_INF;
-            for (int b = warp; b < count; b += warps) {
-                const long long begin = (long long)b * CSM_BLOCK;
-                const T *part = from + begin;
-                const int k = block_length(n, begin);
-                load(own + lead(part), part, NULL, k, 0, lane, WARP);
-                __syncwarp();
-                most = V(max)(warp_max(own + lead(part), k), most);
-                __syncwarp();
-            }
+        const auto fill = [&](double x) { /* all threads agree on it */
+                                          if (threadIdx.x == 0) {
+                                              losses[at] = x;
+                                              if (row_losses) row_losses[at] = canonical((REAL)x);
+                                          }
+                                          if (gradient) fill_row(to, n, canonical((REAL)x));
+        };
+        if (!skipped && !nan && !again) {
+            const long long begin = (long long)warp * CSM_BLOCK;
+            const T *part = from + begin;
+            const int k = begin < n ? block_length(n, begin) : 0;
+            load(own + lead(part), part, NULL, k, 0, lane, WARP);
+            __syncwarp();
+            const REAL most = warp_max(own + lead(part), k);
             if (lane == 0) maxima[warp] = (double)most;
             __syncthreads();
             for (int i = 0; i < warps; i++) max = maxima[i] > max ? maxima[i] : max;
             nan = !(max < CSM_INF && max > -CSM_INF);
         }
-        if (skipped || nan) { /* all threads agree */
-            const double fill = skipped ? 0 : CSM_NAN;
-            if (threadIdx.x == 0) {
-                losses[at] = fill;
-                if (row_losses) row_losses[at] = canonical((REAL)fill);
-            }
-            if (gradient) fill_row(to, n, canonical((REAL)fill));
+        if (skipped || nan) {
+            fill(skipped ? 0 : CSM_NAN);
             __syncthreads();
             continue;
         }
-        const bool cold = !csm_takes(&scales, max);
-        const csm_temperature &t = cold ? shared->scales.transformed : shared->scales.ordinary; /* few registers */
+        cold = !again && !csm_takes(&scales, max);
         const double smoothing = shared->call.smoothing;
         csm_loss_terms terms;
         terms.soft = 1 - smoothing;
@@ -313,6 +312,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
 
         /* Each pass goes over the blocks; where a warp has more than one, it loads them again. */
         for (int pass = 0; pass < 3; pass++) {
+            const csm_temperature &t = cold ? shared->scales.transformed : shared->scales.ordinary; /* few registers */
             const bool clips = shared->call.clip_norm < CSM_INF;
             if (pass == 1 && !(gradient && clips)) continue;
             double sum_of_squares = 0;
@@ -386,6 +386,20 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             if (pass == 1 && !again && lane == 0) squares[warp] = sum_of_squares;
             __syncthreads();
             if (pass == 2) break;
+            if (pass == 0 && again && !cold) { /* now the row's maximum is known */
+                for (int b = 0; b < count; b++) max = blocks[b].max > max ? blocks[b].max : max;
+                if (!(max < CSM_INF && max > -CSM_INF)) {
+                    fill(CSM_NAN);
+                    break;
+                }
+                cold = !csm_takes(&scales, max);
+                __syncthreads();
+                if (cold) {
+                    if (threadIdx.x == 0) shared->in.e_label = -1;
+                    pass = -1;
+                    continue;
+                }
+            }
             if (threadIdx.x == 0) {
                 csm_loss_call *call = &shared->call;
                 csm_loss_input *in = &shared->in;
