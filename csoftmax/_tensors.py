@@ -20,7 +20,7 @@ def array_of(x, name="a tensor"):
     """The array of NumPy's or CuPy's that shares the tensor's memory."""
     torch = sys.modules["torch"]
     if x.requires_grad:
-        raise ValueError(f"{name} requires grad, and these functions record none; pass {name}.detach()")
+        raise ValueError(f"{name} requires grad, and this records none: csoftmax.torch does, or pass {name}.detach()")
     if x.layout != torch.strided or x.is_quantized or x.is_neg():
         raise TypeError(f"{name} must be an ordinary strided tensor, got layout {x.layout}, dtype {x.dtype}")
     half = x.dtype == torch.bfloat16

@@ -134,7 +134,7 @@ def test_sparse():
 
 def test_errors():
     x = torch.randn(3, 4)
-    with pytest.raises(ValueError, match=r"x requires grad.*detach"):
+    with pytest.raises(ValueError, match=r"x requires grad.*csoftmax\.torch.*detach"):
         csoftmax.softmax(x.clone().requires_grad_())
     with pytest.raises(ValueError, match="target requires grad"):
         csoftmax.cross_entropy(x, torch.rand(3, 4).requires_grad_())
@@ -152,3 +152,155 @@ def test_errors():
         csoftmax.softmax(x, out=torch.empty(3, 5))
     with pytest.raises(csoftmax.DeviceError, match="cuda"):
         csoftmax.softmax(x, device="cuda:99")
+
+
+# csoftmax.torch
+
+
+def samples():
+    """Calls of each operator with arguments that record a gradient."""
+    import csoftmax.torch as ct
+
+    def x(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def turned(*shape):
+        return x(*shape).detach().T.requires_grad_()
+
+    generator = torch.Generator().manual_seed(0)
+    target, soft = torch.tensor([0, 4, 2, -100]), torch.rand(4, 5, dtype=torch.float64, generator=generator)
+    weight = torch.rand(5, dtype=torch.float64, generator=generator)
+    base = (None, 0.0, -100, 0.0, 1.0)
+    full = (weight, 0.1, -100, 0.01, 2.0)
+    return {
+        "softmax": (ct._softmax, (x(3, 5), 0, 1.5)),
+        "log_softmax": (ct._log_softmax, (turned(3, 5), 1, 1.0)),
+        "entmax": (ct._entmax, (x(3, 5), 1.5, -1)),
+        "topk_softmax": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, False)),
+        "topk_softmax full": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, True)),
+        "cross_entropy": (ct._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
+        "softmax turned": (ct._softmax, (turned(3, 5), 1, 1.0)),
+        "cross_entropy turned": (ct._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
+        "entmax turned": (ct._entmax, (turned(3, 5), 1.3, 0)),
+        "topk_softmax turned": (ct._topk_softmax, (turned(3, 5), 2, 0, 1.5, True)),
+        "linear turned": (ct._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
+        "cross_entropy none": (ct._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
+        "cross_entropy soft": (ct._cross_entropy, (x(4, 5), soft, -1, *full, "sum", True)),
+        "linear": (ct._linear_cross_entropy, (x(4, 3), x(5, 3), target, x(5), *full, "mean", True)),
+        "linear, no bias": (ct._linear_cross_entropy, (x(4, 3), x(5, 3), target, None, *base, "sum", True)),
+    }
+
+
+@pytest.mark.parametrize("name", samples())
+def test_operators(name):
+    op, arguments = samples()[name]
+    torch.library.opcheck(op, arguments)
+
+    def differentiable(*tensors):
+        given = iter(tensors)
+        result = op(*(next(given) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments))
+        return result[0] if isinstance(result, tuple) else result
+
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+    torch.autograd.gradcheck(differentiable, tensors, atol=1e-6)
+
+
+def test_against_pytorch():
+    import csoftmax.torch as ct
+
+    functional = torch.nn.functional
+    x, target = torch.randn(6, 9), torch.tensor([0, 8, 3, -100, 1, 1])
+    w, layer = torch.rand(9), torch.randn(9, 4)
+    features = torch.randn(6, 4)
+    pairs = [
+        (lambda t: ct.softmax(t, 0)[2].sum(), lambda t: torch.softmax(t, 0)[2].sum()),
+        (lambda t: ct.log_softmax(t).square().sum(), lambda t: torch.log_softmax(t, -1).square().sum()),
+        (
+            lambda t: ct.cross_entropy(t, target, weight=w, label_smoothing=0.1),
+            lambda t: functional.cross_entropy(t, target, weight=w, label_smoothing=0.1),
+        ),
+        (
+            lambda t: (ct.cross_entropy(t, target, reduction="none") * torch.arange(6)).sum(),
+            lambda t: (functional.cross_entropy(t, target, reduction="none") * torch.arange(6)).sum(),
+        ),
+    ]
+    for ours, theirs in pairs:
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        left, right = ours(a), theirs(b)
+        (3 * left).backward()
+        (3 * right).backward()
+        assert torch.allclose(left, right, rtol=1e-5)
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+    a, b = layer.clone().requires_grad_(), layer.clone().requires_grad_()
+    ct.linear_cross_entropy(features, a, target).backward()
+    functional.cross_entropy(features @ b.T, target).backward()
+    assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_half_types_and_modules():
+    import csoftmax.torch as ct
+
+    x = torch.randn(4, 7, dtype=torch.bfloat16, requires_grad=True)
+    loss = ct.cross_entropy(x, torch.arange(4))
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert x.grad.dtype == torch.bfloat16
+    layer = torch.nn.Linear(3, 11)
+    ct.linear_cross_entropy(torch.randn(5, 3), layer.weight, torch.arange(5), bias=layer.bias).backward()
+    assert layer.weight.grad.abs().sum() > 0
+    assert layer.bias.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not ct.softmax(x).requires_grad
+        assert ct.linear_cross_entropy(torch.randn(5, 3), layer.weight, torch.arange(5), reduction="none").shape == (5,)
+    assert ct.sparsemax(torch.tensor([3.0, 0.0])).tolist() == [1, 0]
+
+
+def test_examples():
+    import doctest
+
+    import csoftmax.torch as ct
+
+    result = doctest.testmod(ct)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_compile():
+    """Under torch.compile, as one graph."""
+    import csoftmax.torch as ct
+
+    def f(x, target):
+        p = ct.softmax(2 * x, temperature=0.5)
+        return ct.cross_entropy(p, target) + ct.entmax(x).square().sum() + ct.topk_softmax(x, 3).values.sum()
+
+    x, target = torch.randn(4, 7), torch.arange(4)
+    results = []
+    for function in (f, torch.compile(f, backend="aot_eager", fullgraph=True)):
+        t = x.clone().requires_grad_()
+        loss = function(t, target)
+        loss.backward()
+        results.append((loss.detach(), t.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1])
+
+
+def test_errors_of_operators():
+    import csoftmax.torch as ct
+
+    x = torch.randn(3, 4, requires_grad=True)
+    for f in (ct.softmax, ct.log_softmax, ct.entmax, lambda x: ct.topk_softmax(x, 1)):
+        with pytest.raises(TypeError, match="floating point"):
+            f(torch.arange(3))
+        with pytest.raises(TypeError, match=r"torch\.Tensor"):
+            f([1.0, 2.0])
+    with pytest.raises(IndexError, match=r"target\[0\] is 9"):
+        ct.cross_entropy(x, torch.tensor([9, 0, 0]))
+    with pytest.raises(ValueError, match="no gradient here"):
+        ct.linear_cross_entropy(x, torch.randn(5, 4), torch.arange(3), reduction="none")
+    with pytest.raises(ValueError, match="normalize"):
+        ct.topk_softmax(x, 1, normalize="some")
+    with pytest.raises(ValueError, match="temperature"):
+        ct.softmax(x, temperature=-1)
+    (g,) = torch.autograd.grad(ct.softmax(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):  # no second derivative
+        g.sum().backward()
