@@ -34,7 +34,7 @@ __all__ = [
 
 INVERSE_TEMPERATURES = math.exp(-10), math.exp(10)  # the range in which 1/T is looked for, scikit-learn's
 NO_LOSS = 1e-16  # all rows are right and certain: no temperature is too low
-LOWEST = -1e4  # stands for a logit of -inf where logits are multiplied by something
+FLOOR = 1e4  # a logit of -inf is so far below the largest of its row where logits are multiplied by something
 
 
 class _Calibrator(BaseEstimator):
@@ -85,6 +85,8 @@ class _Calibrator(BaseEstimator):
 
 def _logits(logits):
     z = np.asarray(logits)
+    if z.ndim == 1:  # a decision function of two classes
+        z = np.column_stack([np.zeros_like(z), z])
     if z.dtype.kind not in "fiu" and z.dtype.name != "bfloat16":
         raise TypeError(f"logits must hold numbers, got dtype {z.dtype}")
     if z.ndim != 2 or z.shape[0] == 0 or z.shape[1] == 0:
@@ -97,6 +99,11 @@ def _logits(logits):
     if len(nothing):
         raise ValueError(f"logits[{nothing[0]}] is -inf in every column")
     return z
+
+
+def _finite(z):
+    """With numbers in place of -inf."""
+    return np.where(np.isneginf(z), z.max(axis=1, keepdims=True) - FLOOR, z)
 
 
 class TemperatureScaling(_Calibrator):
@@ -138,8 +145,9 @@ class TemperatureScaling(_Calibrator):
 
         Parameters
         ----------
-        logits : array_like of shape (N, K)
-            Held-out logits; -inf is allowed where it is not the label's.
+        logits : array_like of shape (N, K), or (N,)
+            Held-out logits; -inf is allowed where it is not the label's. With one axis, the decision function of two
+            classes.
         y : array_like of int, shape (N,)
             Columns of the true classes.
 
@@ -194,7 +202,7 @@ class _Affine(_Calibrator):
     """
 
     def _features(self, z):
-        return np.maximum(z / self.temperature_, LOWEST)
+        return _finite(z / self.temperature_)
 
     def _minimize(self, x, labels, start, unpack, pack, penalty):
         """Parameters that minimise the mean cross-entropy plus penalty(coef, intercept) = (value, gradients)."""
@@ -364,7 +372,7 @@ class DirichletCalibration(MatrixScaling):
     """
 
     def _features(self, z):
-        return np.maximum(log_softmax(z, temperature=self.temperature_), LOWEST)
+        return _finite(log_softmax(z, temperature=self.temperature_))
 
 
 class IsotonicCalibration(_Calibrator):
@@ -397,10 +405,11 @@ class IsotonicCalibration(_Calibrator):
         """Calibrated probabilities, float64 of shape (N, K)."""
         p = softmax(self._columns(logits))
         rows, top = np.arange(len(p)), p.argmax(axis=1)
-        before, after = p[rows, top], self.regression_.predict(p.max(axis=1))
-        rest = p.sum(axis=1) - before
+        after = self.regression_.predict(p.max(axis=1))
+        p[rows, top] = 0
+        rest = p.sum(axis=1)
         if p.shape[1] == 1:
-            return p
+            return np.ones_like(p)
         # where nothing is left for the others, they share what the first one loses
         p *= np.divide(1 - after, rest, out=np.zeros_like(rest), where=rest > 0)[:, None]
         p[rest <= 0] = ((1 - after[rest <= 0]) / (p.shape[1] - 1))[:, None]
@@ -432,17 +441,13 @@ class PlattScaling(_Calibrator):
         inner = FrozenEstimator(_LogitsAsClassifier().fit(z, labels))
         everything = np.arange(len(z))  # nothing is refitted, so that all rows can be in one part
         self.calibrator_ = CalibratedClassifierCV(inner, method="sigmoid", cv=[(everything, everything)])
-        self.calibrator_.fit(self._decisions(z), labels)
+        self.calibrator_.fit(_finite(z), labels)
         self.converged_ = True
         return self
 
-    @staticmethod
-    def _decisions(z):
-        return np.maximum(z, LOWEST)
-
     def transform(self, logits):
         """Calibrated probabilities, float64 of shape (N, K)."""
-        return self.calibrator_.predict_proba(self._decisions(self._columns(logits)))
+        return self.calibrator_.predict_proba(_finite(self._columns(logits)))
 
 
 class _LogitsAsClassifier(BaseEstimator):

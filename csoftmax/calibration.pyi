@@ -14,7 +14,7 @@ __all__ = [
 
 INVERSE_TEMPERATURES: tuple[float, float]
 NO_LOSS: float
-LOWEST: float
+FLOOR: float
 
 class _Calibrator:
     n_classes_: int

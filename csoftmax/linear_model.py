@@ -213,6 +213,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         """
         self._check_parameters()
         again = self.warm_start and hasattr(self, "coef_")
+        self.__dict__.pop("_trainer", None)
         X, y = self._validated(X, y, reset=not again)
         check_classification_targets(y)
         if sample_weight is not None:
@@ -228,10 +229,13 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 f"{type(self).__name__} needs samples of at least 2 classes in the data, but the data contains only "
                 f"one class: {self.classes_[0]!r}"
             )
+        if sample_weight is not None and not sample_weight.all():
+            kept = np.flatnonzero(sample_weight)  # the others take no part in anything
+            X, indices, sample_weight = X[kept], indices[kept], sample_weight[kept]
+        options = self._options(X.dtype, indices, sample_weight)
         validation = None
         if self.early_stopping:
             X, indices, sample_weight, validation = self._held_out(X, indices, sample_weight)
-        options = self._options(X.dtype, indices, sample_weight)
         run = self._fit_lbfgs if self.solver == "lbfgs" else self._fit_adamw
         run(X, indices, sample_weight, options, validation)
         return self
@@ -257,23 +261,28 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         self._check_parameters()
         if self.early_stopping:
             raise ValueError("early_stopping needs rows to hold out, which fit_batches has not; use a callback")
-        if not (self.warm_start and hasattr(self, "coef_")):
+        epochs = self.max_epochs if epochs is None else epochs
+        if not isinstance(epochs, numbers.Integral) or epochs < 1:
+            raise ValueError(f"epochs must be an int of at least 1, got {epochs!r}")
+        if self.warm_start and hasattr(self, "coef_"):
+            self._same_classes(classes)
+        else:
             self._forget()
             self.classes_ = LabelEncoder().fit(np.asarray(classes)).classes_
-        monitor = Monitor(self, epochs or self.max_epochs)
-        parts, first = batches, None
+        monitor = Monitor(self, epochs)
+        parts = batches
         with monitor:
-            for epoch in range(epochs or self.max_epochs):
+            for epoch in range(epochs):
                 sums = adamw.Sums()
                 for batch in parts() if callable(parts) else parts:
-                    first = batch if first is None else first
                     sums.add(self._minibatch(*batch))
                 if sums.batches == 0:
                     raise ValueError(
                         "batches gave nothing in epoch "
                         f"{epoch + 1}: an iterator is used up after one; pass a callable that returns a new one"
                     )
-                self._settle((X for X, *_ in (parts() if callable(parts) else parts)) if self.batch_norm else None)
+                again = (self._checked(X) for X, *_ in (parts() if callable(parts) else parts))
+                self._settle(again if self.batch_norm else None)
                 if monitor.epoch_ends(self._record(sums)):
                     break
         return self
@@ -298,8 +307,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             self._check_parameters()
             self._forget()
             self.classes_ = LabelEncoder().fit(np.asarray(classes)).classes_
-        elif classes is not None and not np.array_equal(np.unique(classes), np.sort(self.classes_)):
-            raise ValueError(f"classes are {np.unique(classes)!r}, but were {self.classes_!r} in the first call")
+        elif classes is not None:
+            self._same_classes(classes)
         sums = adamw.Sums()
         sums.add(self._minibatch(X, y, sample_weight))
         self._settle(None)
@@ -322,6 +331,11 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         """
         check_is_fitted(self, "coef_")
         new = np.unique(np.asarray(classes))
+        if len(new) == 0:
+            return self
+        kinds = {"U": "text", "O": "text"}
+        if kinds.get(new.dtype.kind, "number") != kinds.get(self.classes_.dtype.kind, "number"):
+            raise ValueError(f"classes are {new!r}, of another kind than those of the model: {self.classes_!r}")
         known = np.intersect1d(new, self.classes_)
         if len(known):
             raise ValueError(f"classes has {known[0]!r}, which the model has already")
@@ -480,11 +494,21 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             )
         return indices
 
+    def _same_classes(self, classes):
+        if not np.array_equal(np.unique(classes), np.sort(self.classes_)):
+            raise ValueError(f"classes are {np.unique(classes)!r}, but were {self.classes_!r} in the first call")
+
+    def _checked(self, X):
+        """X of a prediction."""
+        return validate_data(
+            self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32], accept_large_sparse=True
+        )
+
     def _held_out(self, X, y, sample_weight):
         from sklearn.model_selection import train_test_split
 
         rows = np.arange(len(y))
-        size = max(1, round(self.validation_fraction * len(y)))
+        size = max(1, min(len(y) - 1, round(self.validation_fraction * len(y))))
         counts = np.bincount(y)
         counts = counts[counts > 0]
         stratify = y if counts.min() > 1 and size >= len(counts) and len(y) - size >= len(counts) else None
@@ -584,10 +608,17 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         best = monitor.best if validation is not None and monitor.best else (step.coef, step.intercept)
         self._keep(*best, dtype)
         self.n_iter_ = count
-        if not converged and count >= self.max_epochs and not monitor.stopped:
+        if count == 0:  # the start was the end
+            record = step.loss, step.accuracy, step.gradient_norm, math.nan
+            names = "loss", "accuracy", "gradient_norm", "learning_rate"
+            self.history_ = {name: [value] for name, value in zip(names, record, strict=True)}
+        # what rounding keeps from converging all the way is no reason for a warning
+        stuck = step.gradient_max > 100 * (self.tol or TOLERANCE[X.dtype])
+        if not converged and not monitor.stopped and (stuck or count >= self.max_epochs):
             warnings.warn(
-                f"lbfgs has not converged in max_epochs={self.max_epochs} iterations (largest element of the gradient "
-                f"{step.gradient_max:.3g}, tol {self.tol or TOLERANCE[X.dtype]:.3g}); raise max_epochs, or penalty_l2",
+                f"lbfgs has not converged in {count} iterations, max_epochs={self.max_epochs} (largest element of the "
+                f"gradient {step.gradient_max:.3g}, tol {self.tol or TOLERANCE[X.dtype]:.3g}); raise max_epochs or "
+                "penalty_l2, or scale the data",
                 ConvergenceWarning,
                 stacklevel=4,
             )
@@ -597,12 +628,12 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         held = None
         if validation is not None:
             held = Objective(*validation, k, options._replace(label_smoothing=0.0), self.num_threads, place)
-        trainer = self._new_trainer(X.shape[1], dtype, options, place)
+        step = rows_of_block(X.shape[1], k, dtype.itemsize)
+        trainer = self._new_trainer(X, dtype, options, place, step)
         monitor = Monitor(self, self.max_epochs, held)
         rng = check_random_state(self.random_state)
         if self.init == "xavier":  # go on where the first parameters have ended
             rng = check_random_state(rng.randint(2**31 - 1))
-        step = rows_of_block(X.shape[1], k, dtype.itemsize)
         count = 0
 
         def fold():
@@ -634,22 +665,34 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             )
         return place
 
-    def _new_trainer(self, features, dtype, options, place):
-        coef, intercept = self._start(features, dtype, zeros=False)
-        hyper = adamw.Hyper(
+    def _hyper(self):
+        return adamw.Hyper(
             float(self.learning_rate),
             float(self.output_learning_rate or self.learning_rate),
             float(self.penalty_l2),
             self.clip_norm,
             self.clip_value,
         )
+
+    def _new_trainer(self, X, dtype, options, place, step):
+        """step: rows of X at a time."""
+        known = hasattr(self, "coef_")
+        coef, intercept = self._start(X.shape[1], dtype, zeros=False)
+        batch_norm = None
+        if self.batch_norm:
+            if hasattr(self, "frozen_") and self.frozen_.any():
+                raise ValueError("batch_norm changes all classes: it cannot be used with frozen ones")
+            k = len(coef)
+            batch_norm = np.zeros(k), np.ones(k)
+            if known:  # normalised, then scaled back: the model that is there
+                batch_norm = adamw.statistics(coef, (X[i : i + step] for i in range(0, X.shape[0], step)))
         return adamw.Trainer(
             coef,
             intercept,
             options,
-            hyper,
+            self._hyper(),
             place,
-            batch_norm=self.batch_norm,
+            batch_norm=batch_norm,
             frozen=getattr(self, "frozen_", None),
             num_threads=self.num_threads,
         )
@@ -667,9 +710,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                     f"class_weight={self.class_weight!r} needs all labels at once; pass a dict or an array"
                 )
             everything = np.arange(len(self.classes_))
-            self._trainer = self._new_trainer(
-                X.shape[1], X.dtype, self._options(X.dtype, everything, None), self._place(X)
-            )
+            options = self._options(X.dtype, everything, None)
+            self._trainer = self._new_trainer(X, X.dtype, options, self._place(X), max(1, X.shape[0]))
+        self._trainer.hyper = self._hyper()
         return self._trainer.step(X.astype(self._trainer.parameters["coef"].dtype, copy=False), indices, sample_weight)
 
     def _settle(self, blocks):
@@ -683,7 +726,5 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     def _logits(self, X):
         check_is_fitted(self, "coef_")
-        X = validate_data(
-            self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32], accept_large_sparse=True
-        )
+        X = self._checked(X)
         return logits_of(X, self.coef_.astype(X.dtype, copy=False), self.intercept_.astype(X.dtype, copy=False))

@@ -330,8 +330,8 @@ def evaluate(model, X, y, *, calibrator=None, n_bins=15):
     Parameters
     ----------
     model : fitted classifier
-        With `predict_proba` and `classes_`; logits are taken from `csoftmax.linear_model.SoftmaxRegression`, else they
-        are the logarithms of the probabilities.
+        With `predict_proba` and `classes_`. A calibrator gets the `decision_function` of
+        `csoftmax.linear_model.SoftmaxRegression`, of other classifiers the logarithms of the probabilities.
     X : array-like of shape (N, D)
         Data that the model has not seen.
     y : array-like of shape (N,)

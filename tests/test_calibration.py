@@ -41,6 +41,15 @@ def logits_of_digits(seed):
     return model.decision_function(b), y_b, model.decision_function(c), y_c
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For scikit-learn and BLAS: several thread pools on few CPUs wait for each other."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
+
+
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def digits(request):
     return logits_of_digits(request.param)
@@ -455,3 +464,51 @@ def test_weights_are_those_of_cross_entropy():
     x = np.random.default_rng(0).normal(size=(4, 3))
     for weight in (inverse_frequency(y, 3), effective_number(y, n_classes=3)):
         assert np.isfinite(csoftmax.cross_entropy(x, y, weight=weight))
+
+
+# Found by review
+
+
+def test_isotonic_rows_add_up():
+    z = np.array([[60.0, 0, 0, 0]] * 10 + [[0.0, 0, 0, 0]] * 4)
+    model = calibration.IsotonicCalibration().fit(z, [0] * 6 + [1] * 4 + [0, 1, 2, 3])
+    sure = model.transform([[0, -36.5, -36.5, -36.5], [0, -37.2, -37.5, -38.0], [0, -800, -800, -900.0]])
+    assert np.allclose(sure.sum(axis=1), 1, rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_low_logits_are_logits(digits, kind):
+    z, y, _, _ = digits
+    there = kind().fit(z - 5e4, y).transform(z - 5e4)
+    assert nll(there, y) < nll(csoftmax.softmax(z), y) + 0.1
+
+
+def test_decision_functions_of_two_classes():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    y = (X[:, 0] + rng.normal(size=200) > 0).astype(int)
+    model = SoftmaxRegression().fit(X[:100], y[:100])
+    z = model.decision_function(X[100:])
+    scaling = calibration.TemperatureScaling().fit(z, y[100:])
+    assert np.allclose(scaling.transform(z)[:, 1], 1 / (1 + np.exp(-z / scaling.temperature_)))
+    for kind in ALL:
+        assert kind().fit(z, y[100:]).transform(z).shape == (100, 2)
+    assert metrics.evaluate(model, X[100:], y[100:], calibrator=scaling).to_dict()["rows"] == 100
+
+
+def test_a_report_gives_the_calibrator_what_it_was_fitted_on(digits):
+    X, y = load_digits(return_X_y=True)
+    model = SoftmaxRegression(temperature=3.0, tol=1e-5, max_epochs=300).fit(X[:600] / 16, y[:600])
+    for kind in (calibration.VectorScaling, calibration.TemperatureScaling):
+        scaling = kind().fit(model.decision_function(X[600:1200] / 16), y[600:1200])
+        expected = sk.log_loss(y[1200:], scaling.transform(model.decision_function(X[1200:] / 16)))
+        report = metrics.evaluate(model, X[1200:] / 16, y[1200:], calibrator=scaling).to_dict()
+        assert report["after"]["log_loss"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_report_of_a_tree():
+    from sklearn.tree import DecisionTreeClassifier
+
+    X, y = load_digits(return_X_y=True)
+    model = DecisionTreeClassifier(max_depth=6, random_state=0).fit(X[:900], y[:900])
+    assert np.isfinite(metrics.evaluate(model, X[900:], y[900:]).to_dict()["after"]["log_loss"])

@@ -1,11 +1,14 @@
 """SoftmaxRegression: scikit-learn's own checks, its objective against LogisticRegression, options, files, kills."""
 
+import copy
 import itertools
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -26,6 +29,15 @@ import csoftmax
 from csoftmax._learn import adamw, lbfgs
 from csoftmax._learn.objective import Objective, Options
 from csoftmax.linear_model import SoftmaxRegression
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    """For scikit-learn and BLAS: several thread pools on few CPUs wait for each other."""
+    from threadpoolctl import threadpool_limits
+
+    with threadpool_limits(1):
+        yield
 
 
 @parametrize_with_checks([SoftmaxRegression(), SoftmaxRegression(solver="adamw", random_state=0)])
@@ -308,7 +320,8 @@ def test_batch_norm_gradient_and_folding():
 
     hyper = adamw.Hyper(0.1, 0.1, 0.0, None, None)
     start = rng.normal(size=(3, 4)), np.zeros(3)
-    trainer = Recorder(start[0].copy(), start[1], Options(), hyper, Place(), batch_norm=True)
+    begin = np.zeros(3), np.ones(3)
+    trainer = Recorder(start[0].copy(), start[1], Options(), hyper, Place(), batch_norm=begin)
     trainer.parameters["gain"][:] = [0.5, 1.0, 2.0]
     trainer.parameters["shift"][:] = [0.1, -0.2, 0.0]
     trainer.step(X, y, None)
@@ -626,7 +639,8 @@ def test_hostile_files(tmp_path):
     changes = [
         {"version": 99}, {"format": "else"}, {"class": "Other"}, {"classes": ["a"]}, {"history": 3}, {"n_iter": "x"},
         {"parameters": {"__class__": "os.system"}}, {"parameters": {"solver": "sgd"}}, {"feature_names": ["a"]},
-        {"frozen": [True]}, {"parameters": 5},
+        {"frozen": [True]}, {"parameters": 5}, {"frozen": 5}, {"feature_names": 7},
+        {"parameters": {"class_weight": {"__pairs__": 5}}}, {"parameters": {"class_weight": {"__pairs__": [[[], 1]]}}},
     ]  # fmt: skip
     for change in changes:
         save_file(arrays, path, metadata={"csoftmax": json.dumps({**header, **change})})
@@ -697,3 +711,109 @@ def test_killed_training(tmp_path):
         process.stdout.close()
         assert process.returncode != 0
         assert SoftmaxRegression.load(path).predict(X / 16).shape == y.shape
+
+
+# Found by review
+
+
+def three_classes(rows=120, seed=0):
+    rng = np.random.default_rng(seed)
+    X = rng.normal(size=(rows, 4))
+    return X, (X @ rng.normal(size=(4, 3))).argmax(axis=1)
+
+
+def test_fit_replaces_what_partial_fit_has_begun():
+    X, y = three_classes()
+    model = SoftmaxRegression(solver="adamw", warm_start=True, random_state=0, max_epochs=100, learning_rate=0.1)
+    model.partial_fit(X, y, classes=[0, 1, 2]).fit(X, y)
+    before = model.score(X, y)
+    model.partial_fit(X[:5], y[:5])
+    assert model.score(X, y) > before - 0.1
+    model.set_params(learning_rate=1e-12)
+    coef = model.coef_.copy()
+    model.partial_fit(X, y)
+    assert np.abs(model.coef_ - coef).max() < 1e-9
+
+
+def test_pickle_and_copy_while_training():
+    X, y = three_classes()
+    for options in ({}, {"batch_norm": True}, {"class_weight": np.ones(3)}):
+        model = SoftmaxRegression(solver="adamw", random_state=0, **options).partial_fit(X, y, classes=[0, 1, 2])
+        for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert np.array_equal(other.partial_fit(X, y).coef_, copy.deepcopy(model).partial_fit(X, y).coef_)
+
+
+def test_batch_norm_goes_on_where_it_was():
+    X, y = three_classes()
+    model = SoftmaxRegression(solver="adamw", batch_norm=True, warm_start=True, max_epochs=40, random_state=0).fit(X, y)
+    before = model.predict_proba(X)
+    model.set_params(max_epochs=1, learning_rate=1e-12).fit(X, y)
+    assert np.allclose(model.predict_proba(X), before, atol=1e-6)
+    with pytest.raises(ValueError, match="frozen"):
+        model.freeze().fit(X, y)
+
+
+def test_rows_of_weight_zero_take_no_part():
+    X, y = three_classes()
+    w = np.arange(120.0) % 3
+    for options in ({"class_weight": "effective_number"}, {"class_weight": "balanced"}, {"early_stopping": True}):
+        given = {"random_state": 0, "penalty_l2": 1e-2, **options}
+        a, b = SoftmaxRegression(**given).fit(X, y, w), SoftmaxRegression(**given).fit(X[w > 0], y[w > 0], w[w > 0])
+        assert np.allclose(a.coef_, b.coef_, atol=1e-8)
+    model = SoftmaxRegression(class_weight="balanced", early_stopping=True, random_state=1, max_epochs=500)
+    assert model.fit(X[:4], [0, 0, 0, 1]).n_iter_ > 0
+    model = SoftmaxRegression(solver="adamw", class_weight={0: 0.0}, batch_size=1, max_epochs=2, random_state=0)
+    assert np.isfinite(model.fit(X, y).history_["loss"]).all()
+
+
+def test_generators_and_epochs():
+    X, y = three_classes()
+    parts = [(X[i : i + 20], y[i : i + 20]) for i in range(0, 120, 20)]
+    model = SoftmaxRegression(solver="adamw", batch_norm=True, random_state=0)
+    model.fit_batches(iter(parts), [0, 1, 2], epochs=1)
+    assert np.abs(model.coef_).max() < 10
+    for epochs in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="epochs"):
+            model.fit_batches(parts, [0, 1, 2], epochs=epochs)
+    with pytest.raises(ValueError, match="first call"):
+        model.set_params(warm_start=True).fit_batches(parts, [0, 1], epochs=1)
+
+
+def test_limits_of_blas_are_taken_back():
+    from threadpoolctl import threadpool_info
+
+    X, y = three_classes()
+    before = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    inside, out = threading.Event(), threading.Event()
+
+    def first(model, record):
+        inside.set()
+        return out.wait(30)
+
+    thread = threading.Thread(target=lambda: SoftmaxRegression(callbacks=first).fit(X, y))
+    thread.start()
+    inside.wait(30)
+
+    def second(model, record):
+        out.set()
+        thread.join(30)
+
+    SoftmaxRegression(callbacks=second, max_epochs=200).fit(X, y)
+    assert [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"] == before
+
+
+def test_hopeless_scales_are_reported():
+    X, y = three_classes()
+    with pytest.warns(ConvergenceWarning, match="scale the data"):
+        SoftmaxRegression().fit(X * 1e100, y)
+    flat = SoftmaxRegression().fit([[1.0], [-1.0], [1.0], [-1.0]], [0, 0, 1, 1])
+    assert flat.n_iter_ == 0
+    assert len(flat.history_["loss"]) == 1
+
+
+def test_kinds_of_labels_are_not_mixed():
+    X, y = three_classes()
+    model = SoftmaxRegression().fit(X, y)
+    with pytest.raises(ValueError, match="another kind"):
+        model.add_classes(["a"])
+    assert model.add_classes([]).classes_.dtype == np.int64

@@ -3,6 +3,7 @@
 The model's file is that of `SoftmaxRegression.save`; `calibrate` writes a temperature into it.
 """
 
+import copy
 import csv
 import json
 import sys
@@ -47,12 +48,25 @@ def _table(path, model, target, needs_target=True):
 
 def _labels(path, table, model):
     labels = table.target
-    if labels.dtype.kind != model.classes_.dtype.kind:
-        labels = labels.astype(str) if model.classes_.dtype.kind in "UO" else labels
-    unknown = np.flatnonzero(~np.isin(labels, model.classes_))
+    if labels.dtype.kind != model.classes_.dtype.kind:  # labels of one kind may look like another: 1, "1", 1.0
+        known = {str(c): c for c in model.classes_.tolist()}
+        known |= {str(float(c)): c for c in model.classes_.tolist() if not isinstance(c, str)}
+        labels = np.array([known.get(t, t) for t in labels.astype(str).tolist()], object)
+    classes = set(model.classes_.tolist())
+    unknown = [i for i, label in enumerate(labels.tolist()) if label not in classes]
     if len(unknown):
         raise UnusableError(f"{path}, row {unknown[0] + 1}: the model has not seen {str(labels[unknown[0]])!r}")
-    return labels
+    return labels.astype(model.classes_.dtype)
+
+
+def _in_columns(model, names, mean, std):
+    """The model for columns as they are, with their names, from one of standardised columns."""
+    model = copy.copy(model)
+    coef = model.coef_ / std
+    model.coef_ = coef.astype(model.coef_.dtype)
+    model.intercept_ = (model.intercept_ - coef @ mean).astype(model.intercept_.dtype)
+    model.feature_names_in_ = np.array(names, object)
+    return model
 
 
 def fit(options):
@@ -66,11 +80,18 @@ def fit(options):
         raise UnusableError(
             f"{options.data}: {options.target!r} has one class, {labels[0]!r}; there is nothing to learn"
         )
+    mean, std = np.zeros(table.x.shape[1]), np.ones(table.x.shape[1])
+    if options.standardize:
+        mean, std = table.x.mean(axis=0, dtype=np.float64), table.x.std(axis=0, dtype=np.float64)
+        noise = len(table.x) * np.finfo(np.float64).eps * np.abs(table.x).max(axis=0)
+        std = np.where(std > noise, std, 1)  # a constant column stays as it is
+
+    def save(model):
+        _in_columns(model, table.names, mean, std).save(options.output)
+
     callbacks = ["progress"]
     if options.save_every:
-        callbacks.append(
-            lambda model, record: model.save(options.output) if record["epoch"] % options.save_every == 0 else None
-        )
+        callbacks.append(lambda model, record: save(model) if record["epoch"] % options.save_every == 0 else None)
     model = linear_model.SoftmaxRegression(
         solver=options.solver,
         penalty_l2=options.penalty_l2,
@@ -83,8 +104,7 @@ def fit(options):
         random_state=options.seed,
         callbacks=callbacks,
     )
-    mean, std = (table.x.mean(axis=0), table.x.std(axis=0)) if options.standardize else (None, None)
-    x = (table.x - mean) / np.where(std > 0, std, 1) if options.standardize else table.x
+    x = (table.x - mean) / std if options.standardize else table.x
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
@@ -93,12 +113,11 @@ def fit(options):
             raise UnusableError(str(error)) from error
     for warning in caught:
         print(f"csoftmax fit: {warning.message}", file=sys.stderr)
-    if options.standardize:  # into the coefficients, so that the model takes the columns as they are
-        model.coef_ = (model.coef_ / np.where(std > 0, std, 1)).astype(model.coef_.dtype)
-        model.intercept_ = (model.intercept_ - model.coef_ @ mean).astype(model.intercept_.dtype)
-    accuracy = model.score(table.x, table.target)
-    model.feature_names_in_ = np.array(table.names, object)
-    model.save(options.output)
+    try:
+        save(model)
+    except OSError as error:
+        raise UnusableError(f"cannot write {str(options.output)!r}: {error}") from error
+    accuracy = model.score(x, table.target)
     sizes = f"{counts.min()} to {counts.max()} rows"
     print(f"{len(table.x)} rows, {table.x.shape[1]} columns, {len(labels)} classes ({sizes})")
     print(f"{model.n_iter_} epochs, loss {model.history_['loss'][-1]:.6g}, accuracy {accuracy:.4f}")

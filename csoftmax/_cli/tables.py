@@ -69,10 +69,11 @@ def _choose(names, place, wanted, path):
     """Places of the columns of numbers."""
     if wanted is None:
         return [i for i in range(len(names)) if i != place]
+    places = {name: i for i, name in enumerate(names)}
     for name in wanted:
-        if name not in names:
+        if name not in places:
             raise UnusableError(f"{path} has no column {name!r}, which the model was trained with")
-    return [names.index(name) for name in wanted]
+    return [places[name] for name in wanted]
 
 
 def _text(path, target, needed, wanted):
@@ -80,9 +81,9 @@ def _text(path, target, needed, wanted):
         reader = csv.reader(file, delimiter="\t" if path.suffix == ".tsv" else ",", strict=True)
         try:
             names = [name.strip() for name in next(reader, [])]
-            twice = {name for name in names if names.count(name) > 1}
-            if twice:
-                raise UnusableError(f"{path}, line 1: column {sorted(twice)[0]!r} is there twice")
+            if len(set(names)) < len(names):
+                twice = next(name for i, name in enumerate(names) if name in names[:i])
+                raise UnusableError(f"{path}, line 1: column {twice!r} is there twice")
             place = _find(names, target, path, needed)
             chosen = _choose(names, place, wanted, path)
             numbers, labels = array.array("d"), []

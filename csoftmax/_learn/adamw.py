@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .._args import place_of
 from ..cross_entropy import cross_entropy_with_grad
 from .objective import host, logits_of, product
 
@@ -33,6 +34,7 @@ class Progress(NamedTuple):
     """Of one minibatch."""
 
     loss: float  # weighted mean, without penalty
+    divisor: float  # of that mean
     right: float  # weight of the rows classified right
     weight: float
     gradient_norm: float
@@ -47,22 +49,22 @@ class Sums:
     """Of the minibatches of an epoch."""
 
     def __init__(self):
-        self.batches, self.loss, self.right, self.weight, self.norm = 0, 0.0, 0.0, 0.0, 0.0
+        self.batches, self.loss, self.divisor, self.right, self.weight, self.norm = 0, 0.0, 0.0, 0.0, 0.0, 0.0
 
     def add(self, progress):
         """One minibatch."""
         self.batches += 1
-        self.loss += progress.loss * progress.weight
+        self.loss += progress.loss * progress.divisor
+        self.divisor += progress.divisor
         self.right += progress.right
         self.weight += progress.weight
         self.norm += progress.gradient_norm
 
     def means(self):
         """For the history."""
-        weight = self.weight or 1.0
         return {
-            "loss": self.loss / weight,
-            "accuracy": self.right / weight,
+            "loss": self.loss / (self.divisor or 1.0),
+            "accuracy": self.right / (self.weight or 1.0),
             "gradient_norm": self.norm / max(1, self.batches),
         }
 
@@ -70,24 +72,48 @@ class Sums:
 class Trainer:
     """Parameters and the moments of AdamW.  names: coef, intercept, and with batch norm gain, shift."""
 
-    def __init__(self, coef, intercept, options, hyper, place, *, batch_norm=False, frozen=None, num_threads=None):
+    def __init__(self, coef, intercept, options, hyper, place, *, batch_norm=None, frozen=None, num_threads=None):
+        """batch_norm: None, or mean and variance of coef x that the folded parameters are to be unfolded with."""
         self.place, self.dtype = place, coef.dtype
         first = {"coef": coef}
-        if batch_norm:
-            k = len(coef)
-            first["gain"] = np.ones(k)
+        if batch_norm is not None:
+            mean, variance = batch_norm
+            first["gain"] = np.sqrt(variance + VARIANCE_FLOOR)
             if intercept is not None:
-                first["shift"] = intercept.astype(np.float64)
-            self.mean, self.variance = place.array("mean", np.zeros(k)), place.array("variance", np.ones(k))
+                first["shift"] = intercept + mean
+            self.mean, self.variance = place.array("mean", mean), place.array("variance", variance)
         elif intercept is not None:
             first["intercept"] = intercept
         self.parameters = {name: place.array(name, p) for name, p in first.items()}
-        self.has_intercept, self.batch_norm = intercept is not None, batch_norm
+        self.has_intercept, self.batch_norm = intercept is not None, batch_norm is not None
         self.options, self.hyper, self.num_threads = options.at(place), hyper, num_threads
         self.frozen = None if frozen is None else place.array("frozen", frozen)
         self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in self.parameters.items()}
         self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
         self.steps = 0
+
+    def __getstate__(self):
+        """On the host, without the module that a place holds: for pickle and copy."""
+        state = {name: value for name, value in self.__dict__.items() if name not in ("place", "scratch")}
+        state["device"] = None if self.place.number is None else f"cuda:{self.place.number}"
+        for name in ("mean", "variance", "frozen"):
+            if state.get(name) is not None:
+                state[name] = host(state[name])
+        state["options"] = self.options._replace(weight=host(self.options.weight))
+        state["parameters"] = {name: host(p) for name, p in self.parameters.items()}
+        state["moments"] = {name: tuple(map(host, pair)) for name, pair in self.moments.items()}
+        return state
+
+    def __setstate__(self, state):
+        place = self.place = place_of(state.pop("device"), None)
+        self.__dict__.update(state)
+        for name in ("mean", "variance", "frozen"):
+            if self.__dict__.get(name) is not None:
+                setattr(self, name, place.array(name, self.__dict__[name]))
+        self.options = self.options.at(place)
+        self.parameters = {name: place.array(name, p) for name, p in self.parameters.items()}
+        self.moments = {name: tuple(place.array(name, m) for m in pair) for name, pair in self.moments.items()}
+        self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
 
     def step(self, x, y, sample_weight):
         """One minibatch."""
@@ -101,8 +127,12 @@ class Trainer:
         hits = logits.argmax(axis=1) == y
         weight = float(len(y) if sample_weight is None else host(sample_weight.sum()))
         right = float(host(hits.sum() if sample_weight is None else (hits * sample_weight).sum()))
-        if weight == 0:
-            return Progress(0.0, 0.0, 0.0, 0.0)
+        divisor = weight
+        if self.options.weight is not None:
+            by_row = self.options.weight[y]
+            divisor = float(host(by_row.sum() if sample_weight is None else (by_row * sample_weight).sum()))
+        if divisor == 0:  # nobody takes part
+            return Progress(0.0, 0.0, right, weight, 0.0)
         result = cross_entropy_with_grad(
             logits, y, sample_weight=sample_weight, out=logits, num_threads=self.num_threads, **self.options._asdict()
         )
@@ -119,7 +149,7 @@ class Trainer:
         gradients["coef"] = product(grad, x)
         norm = self._clip(gradients)
         self._update(gradients)
-        return Progress(float(host(result.loss)), right, weight, norm)
+        return Progress(float(host(result.loss)), divisor, right, weight, norm)
 
     def _normalize(self, logits):
         mean = logits.mean(axis=0, dtype=np.float64)
@@ -187,7 +217,7 @@ class Trainer:
 
 
 def statistics(coef, blocks):
-    """Mean and variance of coef x over the rows of all blocks."""
+    """Mean and variance of coef x over the rows of all blocks; None if there are none."""
     count, mean, square = 0, np.zeros(len(coef)), np.zeros(len(coef))
     for x in blocks:
         s = logits_of(x, coef, None).astype(np.float64)
@@ -196,7 +226,7 @@ def statistics(coef, blocks):
         square += np.square(s - own).sum(axis=0) + delta**2 * (count * len(s) / max(1, count + len(s)))
         mean += delta * (len(s) / max(1, count + len(s)))
         count += len(s)
-    return mean, square / max(1, count)
+    return (mean, square / count) if count else None
 
 
 def xavier(classes, features, dtype, rng):

@@ -12,6 +12,7 @@ of our kernels that take turns wait for each other: on two cores 8 times as long
 import contextlib
 import functools
 import math
+import threading
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -73,6 +74,14 @@ def host(a):
     return a.get() if is_cupy(a) else a
 
 
+def _square(x):
+    """In float64, so that it does not overflow."""
+    if not is_sparse(x):
+        return np.square(x, dtype=np.float64)
+    x = x.astype(np.float64)
+    return x.multiply(x)
+
+
 def product(grad, x):
     """Grad' X."""
     return np.ascontiguousarray((x.T @ grad).T) if is_sparse(x) else grad.T @ x
@@ -84,6 +93,26 @@ def _libraries():
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
+
+
+_LOCK, _LIMIT = threading.Lock(), {"users": 0, "limiter": None}
+
+
+@contextlib.contextmanager
+def _one_blas_thread():
+    """For the whole process: the first who comes limits, the last who goes restores."""
+    with _LOCK:
+        if _LIMIT["users"] == 0:
+            _LIMIT["limiter"] = _libraries().limit(limits=1, user_api="blas")
+            _LIMIT["limiter"].__enter__()
+        _LIMIT["users"] += 1
+    try:
+        yield
+    finally:
+        with _LOCK:
+            _LIMIT["users"] -= 1
+            if _LIMIT["users"] == 0:
+                _LIMIT["limiter"].__exit__(None, None, None)
 
 
 class Objective:
@@ -119,7 +148,7 @@ class Objective:
             yield
             return
         workers = min(len(self.groups), self.num_threads or get_num_threads())
-        with _libraries().limit(limits=1, user_api="blas"):
+        with _one_blas_thread():
             if workers < 2:
                 yield
                 return
@@ -180,9 +209,7 @@ class Objective:
             w = np.ones(x.shape[0]) if w is None else w
             x = host(x) if is_cupy(x) else x
             mean += x.T @ host(w) / self.total_weight
-            square += (
-                (x.multiply(x) if is_sparse(x) else np.square(x, dtype=np.float64)).T @ host(w) / self.total_weight
-            )
+            square += _square(x).T @ host(w) / self.total_weight
         return mean, np.maximum(square - mean**2, 0)
 
     def hessian(self, coef, intercept, most_rows):

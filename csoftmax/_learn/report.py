@@ -10,7 +10,7 @@ import numpy as np
 
 from .. import metrics
 from ..cross_entropy import cross_entropy
-from ..softmax import softmax
+from ..linear_model import SoftmaxRegression
 
 MOST_DRAWN = 60  # classes of a confusion matrix that is drawn with its labels
 MOST_LISTED = 40  # classes in the text
@@ -159,8 +159,8 @@ def _calibrated(logits, labels, calibrator):
     if calibrator is not None:
         return calibrator.transform(logits), f"{type(calibrator).__name__}, fitted beforehand"
     if len(labels) < 2:
-        return softmax(logits), "none: there is one row"
-    p, temperatures = np.empty(logits.shape), []
+        return None, "none: there is one row"
+    p, temperatures = np.empty((len(logits), max(2, logits[0].size))), []
     for fitted, measured in ((0, 1), (1, 0)):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a half in which all is right has no finite optimum
@@ -183,10 +183,14 @@ def make_report(model, X, y, calibrator, n_bins):
     wrong = np.flatnonzero(classes[labels] != y)
     if len(wrong):
         raise ValueError(f"y[{wrong[0]}] is {y[wrong[0]]!r}, a label that the model has not seen")
-    log_p = model.predict_log_proba(X) if hasattr(model, "predict_log_proba") else np.log(model.predict_proba(X))
-    log_p = log_p.astype(np.float64)
-    before = softmax(log_p)
-    after, how = _calibrated(log_p, labels, calibrator)
+    before = np.asarray(model.predict_proba(X), np.float64)
+    if hasattr(model, "predict_log_proba") and hasattr(model, "coef_") and not (before == 0).any():
+        log_p = np.asarray(model.predict_log_proba(X), np.float64)
+    else:  # trees and neighbours are certain where they should not be: no calibration can take that back
+        log_p = np.log(np.maximum(before, np.finfo(np.float64).tiny))
+    logits = np.asarray(model.decision_function(X), np.float64) if isinstance(model, SoftmaxRegression) else log_p
+    after, how = _calibrated(logits, labels, calibrator)
+    after = before if after is None else after
     predicted = before.argmax(axis=1)
     k = len(classes)
     precision, recall, f1, support = sk.precision_recall_fscore_support(

@@ -49,6 +49,8 @@ def contents(model):
     header = {"format": FORMAT, "version": VERSION, "class": type(model).__name__}
     parameters = model.get_params(deep=False)
     parameters["callbacks"] = None
+    if not isinstance(parameters["random_state"], int | np.integer):
+        parameters["random_state"] = None
     header["parameters"] = {name: _jsonable(value) for name, value in parameters.items()}
     if model.classes_.dtype.kind in "biuf":
         arrays["classes"] = model.classes_.astype(np.uint8) if model.classes_.dtype == bool else model.classes_
@@ -169,6 +171,15 @@ def read(path):
 
 def load(cls, path):
     """A fitted estimator of class cls."""
+    try:
+        return _load(cls, path)
+    except (TypeError, KeyError, AttributeError, ValueError) as error:  # of a header that is made up
+        if isinstance(error, DamagedError):
+            raise
+        raise DamagedError(f"{str(path)!r} cannot be read as a model: {error}") from error
+
+
+def _load(cls, path):
     arrays, header = read(path)
 
     def need(condition, what):
