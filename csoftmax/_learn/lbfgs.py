@@ -75,7 +75,7 @@ class Centred:
 
 
 class Whitened:
-    """Coordinates L' (coef, intercept), with L L' the Hessian, `free` parameters only."""
+    """Coordinates L' (coef, intercept), with L L' the Hessian."""
 
     def __init__(self, hessian, shape, has_intercept):
         from scipy.linalg import cholesky
