@@ -204,8 +204,11 @@ class _Affine(_Calibrator):
     def _features(self, z):
         return _finite(z / self.temperature_)
 
-    def _minimize(self, x, labels, start, unpack, pack, penalty):
-        """Parameters that minimise the mean cross-entropy plus penalty(coef, intercept) = (value, gradients)."""
+    def _minimize(self, z, labels, start, unpack, pack, penalty):
+        """Parameters that minimise the mean cross-entropy plus penalty(coef, intercept) = (value, gradients), from the
+        best temperature."""
+        self.temperature_ = TemperatureScaling().fit(z, labels).temperature_
+        x = self._features(z)
 
         def value(u):
             coef, intercept = unpack(u)
@@ -297,9 +300,8 @@ class VectorScaling(_Affine):
         """As `TemperatureScaling.fit`."""
         z, labels = self._start(logits, y)
         k = z.shape[1]
-        self.temperature_ = TemperatureScaling().fit(z, labels).temperature_
         return self._minimize(
-            self._features(z),
+            z,
             labels,
             np.concatenate([np.ones(k), np.zeros(k)]),
             lambda u: (np.diag(u[:k]), u[k:]),
@@ -346,9 +348,8 @@ class MatrixScaling(_Affine):
         """As `TemperatureScaling.fit`."""
         z, labels = self._start(logits, y)
         k = z.shape[1]
-        self.temperature_ = TemperatureScaling().fit(z, labels).temperature_
         return self._minimize(
-            self._features(z),
+            z,
             labels,
             np.concatenate([np.eye(k).ravel(), np.zeros(k)]),
             lambda u: (u[: k * k].reshape(k, k), u[k * k :]),

@@ -26,6 +26,7 @@ except ImportError as error:
 from . import class_weight as _class_weight
 from ._args import place_of
 from ._learn import adamw, lbfgs, store
+from ._learn.labels import indices_of
 from ._learn.monitor import Monitor, SupportsCallbacks, with_callbacks
 from ._learn.objective import Objective, Options, host, is_sparse, logits_of, rows_of_block
 from .softmax import log_softmax, softmax
@@ -37,6 +38,7 @@ INITS = ("xavier", "zeros")
 CLASS_WEIGHTS = ("balanced", "effective_number")
 # No element of the gradient above this: float64, float32.
 TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-5}
+RECORDED = ("loss", "accuracy", "gradient_norm")  # of a step of lbfgs
 SMALL_DATA = 2**22  # elements of X that are computed in float64 whatever they come in, if the parameters are few
 
 
@@ -218,7 +220,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         check_classification_targets(y)
         if sample_weight is not None:
             sample_weight = _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
-            self._check_any(sample_weight)
+            if not sample_weight.any():
+                raise ValueError("sample_weight is 0 for every row: there is no class to learn")
         if not again:
             self._forget()
             encoder = LabelEncoder().fit(y)
@@ -281,7 +284,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                         "batches gave nothing in epoch "
                         f"{epoch + 1}: an iterator is used up after one; pass a callable that returns a new one"
                     )
-                again = (self._checked(X) for X, *_ in (parts() if callable(parts) else parts))
+                again = (self._validated(X) for X, *_ in (parts() if callable(parts) else parts))
                 self._settle(again if self.batch_norm else None)
                 if monitor.epoch_ends(self._record(sums)):
                     break
@@ -458,22 +461,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 if getattr(self, name) is not unset and getattr(self, name) != unset:
                     raise ValueError(f"{name} needs solver='adamw'")
 
-    def _validated(self, X, y, *, reset):
-        return validate_data(
-            self,
-            X,
-            y,
-            reset=reset,
-            accept_sparse="csr",
-            dtype=[np.float64, np.float32],
-            order=None,
-            accept_large_sparse=True,
-        )
-
-    @staticmethod
-    def _check_any(sample_weight):
-        if not sample_weight.any():
-            raise ValueError("sample_weight is 0 for every row: there is no class to learn")
+    def _validated(self, *data, reset=False):
+        """X, or (X, y), as training and predictions take them."""
+        return validate_data(self, *data, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32])
 
     def _forget(self):
         """No state of an earlier training."""
@@ -483,13 +473,10 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     def _indices(self, y):
         """Numbers of the labels in classes_."""
-        order = np.argsort(self.classes_, kind="stable")
-        places = np.searchsorted(self.classes_, y, sorter=order)
-        indices = order[np.minimum(places, len(order) - 1)]
-        wrong = self.classes_[indices] != y
-        if np.any(wrong):
+        indices, unknown = indices_of(y, self.classes_)
+        if len(unknown):
             raise ValueError(
-                f"y has the label {np.asarray(y)[wrong][0]!r}, which is not among the classes: {self.classes_!r}"
+                f"y has the label {np.asarray(y)[unknown[0]]!r}, which is not among the classes: {self.classes_!r}"
                 " (add_classes appends to them)"
             )
         return indices
@@ -498,31 +485,22 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         if not np.array_equal(np.unique(classes), np.sort(self.classes_)):
             raise ValueError(f"classes are {np.unique(classes)!r}, but were {self.classes_!r} in the first call")
 
-    def _checked(self, X):
-        """X of a prediction."""
-        return validate_data(
-            self, X, reset=False, accept_sparse="csr", dtype=[np.float64, np.float32], accept_large_sparse=True
-        )
-
     def _held_out(self, X, y, sample_weight):
         from sklearn.model_selection import train_test_split
 
+        if len(y) < 2:
+            raise ValueError(f"early_stopping needs at least 2 rows, got {len(y)}")
         rows = np.arange(len(y))
         size = max(1, min(len(y) - 1, round(self.validation_fraction * len(y))))
         counts = np.bincount(y)
         counts = counts[counts > 0]
         stratify = y if counts.min() > 1 and size >= len(counts) and len(y) - size >= len(counts) else None
-        if size >= len(y):
-            raise ValueError(f"early_stopping needs at least 2 rows, got {len(y)}")
         train, held = train_test_split(
             rows, test_size=size, stratify=stratify, random_state=check_random_state(self.random_state)
         )
         train.sort()
         held.sort()
         parts = [(X[part], y[part], None if sample_weight is None else sample_weight[part]) for part in (train, held)]
-        for _, _, weight in parts:
-            if weight is not None:
-                self._check_any(weight)
         return *parts[0], parts[1]
 
     def _options(self, dtype, y, sample_weight):
@@ -537,11 +515,10 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             if given == "effective_number":
                 weight = _class_weight.effective_number(y, n_classes=len(self.classes_))
             else:
-                rows = slice(None) if sample_weight is None else sample_weight > 0
-                present = np.unique(y[rows])
+                present = np.unique(y)
                 weight = np.zeros(len(self.classes_))
-                keywords = {} if sample_weight is None else {"sample_weight": sample_weight[rows]}
-                weight[present] = compute_class_weight("balanced", classes=present, y=y[rows], **keywords)
+                keywords = {} if sample_weight is None else {"sample_weight": sample_weight}
+                weight[present] = compute_class_weight("balanced", classes=present, y=y, **keywords)
         elif isinstance(given, dict):
             weight = compute_class_weight(given, classes=self.classes_, y=self.classes_[y])
         elif given is not None:
@@ -577,47 +554,38 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         if few and (self.tol is None or self.tol < lbfgs.COARSE):
             X = X.astype(np.float64, copy=False)
             options = options._replace(weight=None if options.weight is None else options.weight.astype(np.float64))
+        tol = self.tol or TOLERANCE[X.dtype]
         place = self._place(X)
         objective = Objective(X, y, sample_weight, k, options, self.num_threads, place)
-        held = None
-        if validation is not None:
-            held = Objective(*validation, k, options._replace(label_smoothing=0.0), self.num_threads, place)
-        monitor = Monitor(self, self.max_epochs, held)
+        monitor = self._monitor(options, validation, place)
+
+        def record(step):
+            return {**{name: getattr(step, name) for name in RECORDED}, "learning_rate": math.nan}
 
         def after(step):
             monitor.parameters(step.coef, step.intercept, dtype)
-            return monitor.epoch_ends(
-                {
-                    "loss": step.loss,
-                    "accuracy": step.accuracy,
-                    "gradient_norm": step.gradient_norm,
-                    "learning_rate": math.nan,
-                }
-            )
+            return monitor.epoch_ends(record(step))
 
         with monitor, objective.working():
             step, count, converged = lbfgs.minimize(
                 objective,
                 *self._start(X.shape[1], np.float64, zeros=True),
                 penalty=float(self.penalty_l2),
-                tol=self.tol or TOLERANCE[X.dtype],
+                tol=tol,
                 most_iterations=self.max_epochs,
                 frozen=getattr(self, "frozen_", None),
                 after=after,
             )
-        best = monitor.best if validation is not None and monitor.best else (step.coef, step.intercept)
-        self._keep(*best, dtype)
+        self._keep(*(monitor.best or (step.coef, step.intercept)), dtype)
         self.n_iter_ = count
         if count == 0:  # the start was the end
-            record = step.loss, step.accuracy, step.gradient_norm, math.nan
-            names = "loss", "accuracy", "gradient_norm", "learning_rate"
-            self.history_ = {name: [value] for name, value in zip(names, record, strict=True)}
+            self.history_ = {name: [value] for name, value in record(step).items()}
         # what rounding keeps from converging all the way is no reason for a warning
-        stuck = step.gradient_max > 100 * (self.tol or TOLERANCE[X.dtype])
+        stuck = step.gradient_max > 100 * tol
         if not converged and not monitor.stopped and (stuck or count >= self.max_epochs):
             warnings.warn(
                 f"lbfgs has not converged in {count} iterations, max_epochs={self.max_epochs} (largest element of the "
-                f"gradient {step.gradient_max:.3g}, tol {self.tol or TOLERANCE[X.dtype]:.3g}); raise max_epochs or "
+                f"gradient {step.gradient_max:.3g}, tol {tol:.3g}); raise max_epochs or "
                 "penalty_l2, or scale the data",
                 ConvergenceWarning,
                 stacklevel=4,
@@ -625,12 +593,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     def _fit_adamw(self, X, y, sample_weight, options, validation):
         dtype, k, place = X.dtype, len(self.classes_), self._place(X)
-        held = None
-        if validation is not None:
-            held = Objective(*validation, k, options._replace(label_smoothing=0.0), self.num_threads, place)
         step = rows_of_block(X.shape[1], k, dtype.itemsize)
         trainer = self._new_trainer(X, dtype, options, place, step)
-        monitor = Monitor(self, self.max_epochs, held)
+        monitor = self._monitor(options, validation, place)
         rng = check_random_state(self.random_state)
         if self.init == "xavier":  # go on where the first parameters have ended
             rng = check_random_state(rng.randint(2**31 - 1))
@@ -653,8 +618,16 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 monitor.parameters(*fold(), dtype)
                 if monitor.epoch_ends(self._record(sums)):
                     break
-            self._keep(*(monitor.best if validation is not None and monitor.best else fold()), dtype)
+            self._keep(*(monitor.best or fold()), dtype)
         self.n_iter_ = count
+
+    def _monitor(self, options, validation, place):
+        """Of a fit; the loss of held-out rows is without smoothing."""
+        held_out = None
+        if validation is not None:
+            options = options._replace(label_smoothing=0.0)
+            held_out = Objective(*validation, len(self.classes_), options, self.num_threads, place)
+        return Monitor(self, self.max_epochs, held_out)
 
     def _place(self, X):
         """Where to train; sparse X only on the CPU."""
@@ -726,5 +699,5 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     def _logits(self, X):
         check_is_fitted(self, "coef_")
-        X = self._checked(X)
+        X = self._validated(X)
         return logits_of(X, self.coef_.astype(X.dtype, copy=False), self.intercept_.astype(X.dtype, copy=False))

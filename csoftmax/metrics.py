@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ._learn.labels import indices_of
+
 __all__ = [
     "ReliabilityCurve",
     "brier_score",
@@ -57,9 +59,7 @@ def _check(y_true, y_prob, labels, sample_weight):
         labels = np.asarray(labels)
         if labels.shape != (k,) or len(np.unique(labels)) != k:
             raise ValueError(f"labels must be {k} different labels, one for each column of y_prob, got {labels!r}")
-        order = np.argsort(labels, kind="stable")
-        at = order[np.minimum(np.searchsorted(labels, y, sorter=order), k - 1)]
-        bad = np.flatnonzero(labels[at] != y)
+        at, bad = indices_of(y, labels)
         if len(bad):
             raise ValueError(f"y_true[{bad[0]}] is {y[bad[0]]!r}, which is not in labels")
         y = at

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
+import warnings
 import zipfile
 
 import numpy as np
@@ -23,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import GridSearchCV, cross_val_score, train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
+from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import csoftmax
@@ -99,8 +102,11 @@ def test_large_problem_takes_the_first_coordinates_only():
     assert len(np.unique(y)) * 61 > lbfgs.FEW_PARAMETERS
     ours = SoftmaxRegression(penalty_l2=1e-2, class_weight="balanced", max_epochs=500).fit(X, y, w)
     # scikit-learn: C times the sum of weighted losses
-    total = np.sum(w * ours._options(X.dtype, ours._indices(y), w).weight[ours._indices(y)])
-    weight = ours._options(X.dtype, ours._indices(y), w).weight
+    weight = np.zeros(40)
+    weight[np.unique(y[w > 0])] = compute_class_weight(
+        "balanced", classes=np.unique(y[w > 0]), y=y[w > 0], sample_weight=w[w > 0]
+    )
+    total = np.sum(w * weight[y])
     theirs = LogisticRegression(C=1 / (1e-2 * total), class_weight=dict(enumerate(weight)), tol=1e-9, max_iter=5000)
     theirs.fit(X, y, w)
     assert np.abs(ours.coef_ - theirs.coef_).max() <= 1e-5
@@ -817,3 +823,32 @@ def test_kinds_of_labels_are_not_mixed():
     with pytest.raises(ValueError, match="another kind"):
         model.add_classes(["a"])
     assert model.add_classes([]).classes_.dtype == np.int64
+
+
+@pytest.mark.parametrize("given", [{"solver": "adamw", "batch_size": 1024}, {"solver": "lbfgs"}])
+def test_bigrams_take_an_eighth_of_their_logits(given):
+    """English bigrams, the second word as the class: memory beside the data against that of all logits."""
+    pairs = sorted(bigrams().items(), key=lambda pair: -pair[1])[:40_000]
+    firsts, first = np.unique([a for (a, _), _ in pairs], return_inverse=True)
+    seconds, y = np.unique([b for (_, b), _ in pairs], return_inverse=True)
+    X = np.random.default_rng(0).normal(size=(len(firsts), 16)).astype(np.float32)[first]
+    logits = len(y) * len(seconds) * 4
+    assert logits > 6e8
+    model = SoftmaxRegression(max_epochs=1, penalty_l2=1e-6, random_state=0, **given)
+    tracemalloc.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # one iteration
+            model.fit(X, y)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < logits / 8
+    assert model.history_["loss"][-1] < np.log(len(seconds))
+
+
+def bigrams():
+    """Of the package wordsegment, with their counts."""
+    wordsegment = pytest.importorskip("wordsegment", reason="the test extra has it")
+    wordsegment.load()
+    return {tuple(pair.split(" ")): n for pair, n in wordsegment.BIGRAMS.items() if pair.count(" ") == 1}

@@ -181,8 +181,9 @@ def calibrate(options):
     names = getattr(model, "feature_names_in_", None)
     table = _table(options.data, model, options.target)
     labels = _labels(options.data, table, model)
-    order = np.argsort(model.classes_, kind="stable")
-    indices = order[np.searchsorted(model.classes_, labels, sorter=order)]
+    from .._learn.labels import indices_of
+
+    indices, _ = indices_of(labels, model.classes_)
     log_p = model.predict_log_proba(table.x)
     scaling = calibration.TemperatureScaling().fit(log_p, indices)
     before, after = (metrics.expected_calibration_error(indices, p) for p in (np.exp(log_p), scaling.transform(log_p)))

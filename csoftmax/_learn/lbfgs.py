@@ -132,11 +132,11 @@ def minimize(objective, coef, intercept, *, penalty, tol, most_iterations, froze
     has_intercept, dtype = intercept is not None, objective.x.dtype
     small = coef.size + has_intercept * len(coef) <= FEW_PARAMETERS and penalty > 0 and frozen is None
     small = small and tol < COARSE
-    count, done, first = 0, False, (coef, intercept)
+    count, done, given = 0, False, (coef, intercept)
 
     def step_at(coef, intercept):
         if frozen is not None:  # to the last bit, whatever the coordinates have rounded
-            for now, before in zip((coef, intercept), first, strict=True):
+            for now, before in zip((coef, intercept), given, strict=True):
                 if now is not None:
                     now[frozen] = before[frozen]
         single = coef.astype(dtype), None if intercept is None else intercept.astype(dtype)

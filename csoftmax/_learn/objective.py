@@ -6,7 +6,7 @@ for sparse X) are done.
 
 The rows are dealt to a few groups of fixed size, which our own threads work on, each with one BLAS thread, and the
 groups are added in their order: the result depends on shapes only, not on the number of threads.  Threads of BLAS and
-of our kernels that take turns wait for each other: on two cores 8 times as long with 2,000 classes.
+of our kernels that take turns wait for each other (CONTRIBUTING.md, "Decisions").
 """
 
 import contextlib
@@ -136,10 +136,9 @@ class Objective:
         per_group = -(-len(blocks) // GROUPS) if self.grouped else len(blocks)
         self.groups = [blocks[i : i + per_group] for i in range(0, len(blocks), max(1, per_group))]
         self.pool = None
-        self.x, self.y, self.options = place.array("X", x) if place.number is not None else x, y, options.at(place)
-        self.y, self.sample_weight = place.array("y", y), None
-        if sample_weight is not None:
-            self.sample_weight = place.array("sample_weight", weights)
+        self.x = x if place.number is None else place.array("X", x)  # sparse X is no array
+        self.y, self.options = place.array("y", y), options.at(place)
+        self.sample_weight = None if sample_weight is None else place.array("sample_weight", weights)
 
     @contextlib.contextmanager
     def working(self):

@@ -11,6 +11,7 @@ import numpy as np
 from .. import metrics
 from ..cross_entropy import cross_entropy
 from ..linear_model import SoftmaxRegression
+from .labels import indices_of
 
 MOST_DRAWN = 60  # classes of a confusion matrix that is drawn with its labels
 MOST_LISTED = 40  # classes in the text
@@ -178,9 +179,7 @@ def make_report(model, X, y, calibrator, n_bins):
     check_is_fitted(model)
     y = np.asarray(y)
     classes = np.asarray(model.classes_)
-    order = np.argsort(classes, kind="stable")
-    labels = order[np.minimum(np.searchsorted(classes, y, sorter=order), len(classes) - 1)]
-    wrong = np.flatnonzero(classes[labels] != y)
+    labels, wrong = indices_of(y, classes)
     if len(wrong):
         raise ValueError(f"y[{wrong[0]}] is {y[wrong[0]]!r}, a label that the model has not seen")
     before = np.asarray(model.predict_proba(X), np.float64)

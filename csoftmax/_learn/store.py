@@ -28,8 +28,6 @@ def _jsonable(value):
         return value.tolist()
     if isinstance(value, dict):
         return {"__pairs__": [[_jsonable(k), _jsonable(v)] for k, v in value.items()]}
-    if isinstance(value, np.random.RandomState):
-        return None
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -60,10 +58,8 @@ def contents(model):
         if any(not isinstance(c, str) for c in model.classes_.tolist()):
             raise TypeError(f"classes_ must be numbers or strings to be saved, got {model.classes_!r}")
         header["object_classes"] = model.classes_.dtype == object
-    header["n_iter"], header["history"] = (
-        int(model.n_iter_),
-        {k: list(map(float, v)) for k, v in model.history_.items()},
-    )
+    header["n_iter"] = int(model.n_iter_)
+    header["history"] = {name: list(map(float, values)) for name, values in model.history_.items()}
     if hasattr(model, "feature_names_in_"):
         header["feature_names"] = list(map(str, model.feature_names_in_))
     if hasattr(model, "frozen_"):
