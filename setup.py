@@ -1,9 +1,12 @@
-"""Builds the C core (one static library, each instruction-set unit with its own flags) and the binding on it."""
+"""Builds the C core (one library, each instruction-set unit with its own flags) and the extensions on it."""
 
 import hashlib
 import os
 import shutil
+import subprocess
 import sys
+import sysconfig
+import tomllib
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -22,18 +25,19 @@ CUDA_HEADERS = [
 ]
 # unit: flags of GCC and Clang, flags of MSVC.  A unit built for another architecture exports an empty table.
 ISA_FLAGS = {
-    "scalar": ([], []),
+    "scalar": (["-Os"], []),  # for CPUs that nobody has any more: small is what counts
     "neon": ([], []),
     "avx2": (["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"]),
     "avx512": (
         ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-        ["/arch:AVX512"],
+        [],  # not compiled with MSVC until it has been tested
     ),
 }
 GNU_FLAGS = [
     *["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"],
     # the same bits on every instruction set; no call of memcpy from a unit
     *["-ffp-contract=off", "-fno-tree-loop-distribute-patterns", "-fno-lto"],
+    "-g0",  # Python's own flags ask for debug information: ten times the size, and paths of the building machine
     *["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"],
 ]
 MSVC_FLAGS = ["/std:c11", "/experimental:c11atomics", "/O2", "/fp:precise"]
@@ -46,44 +50,87 @@ def machine():
 def source_hash():
     """Of everything that is compiled: an editable install finds out by it that its build is stale."""
     files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((ROOT / "csoftmax").rglob("*.p[yx][xd]"))]
-    files.append(ROOT / "csoftmax" / "include" / "csoftmax.h")
+    files += sorted((ROOT / "csoftmax" / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
-class BuildCore(build_ext):
-    """Compiles the core before the extension, and leaves a copy of what it built beside the sources: Python puts
-    the current directory first, so that `python -m csoftmax` in a checkout needs the extension there."""
+SOURCE_HASH = ("CSM_SOURCE_HASH", f'"{source_hash()}"')
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+SHARED = sys.platform == "linux"  # elsewhere the core is linked into each extension, and given away as a static library
+SONAME = "libcsoftmax.so.0"  # the number is CSM_ABI_MAJOR
+HARDENED = ["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack", "-Wl,--build-id=none"]
 
-    def build_extension(self, ext):
-        msvc = self.compiler.compiler_type == "msvc"
+
+class BuildCore(build_ext):
+    """Builds the core before the extensions, and leaves a copy of all of it beside the sources: Python puts the
+    current directory first, so that `python -m csoftmax` in a checkout needs them there."""
+
+    def build_extensions(self):
+        self.msvc = self.compiler.compiler_type == "msvc"
+        self.openmp = [] if sys.platform == "darwin" else ["/openmp" if self.msvc else "-fopenmp"]
+        self.flags = (MSVC_FLAGS if self.msvc else GNU_FLAGS) + self.openmp
+        self.library = Path(self.build_lib) / "csoftmax" / "lib"
+        self.library.mkdir(parents=True, exist_ok=True)
+        objects = self.compile_core()
+        if SHARED:
+            self.link_shared(objects)
+        else:
+            self.compiler.create_static_lib(objects, "csoftmax", output_dir=str(self.library))
+        self.describe()
+        for ext in self.extensions:
+            ext.extra_compile_args = MSVC_FLAGS if self.msvc else GNU_FLAGS
+            if SHARED:
+                ext.extra_objects = [str(self.library / SONAME)]
+                ext.extra_link_args = [*HARDENED, "-Wl,-s", "-Wl,-rpath,$ORIGIN/lib", "-Wl,--enable-new-dtags"]
+            else:
+                ext.extra_objects = objects
+                ext.extra_link_args = [] if self.msvc else self.openmp
+        super().build_extensions()
+        if not self.inplace:
+            for ext in self.extensions:
+                built = Path(self.get_ext_fullpath(ext.name))
+                shutil.copy2(built, ROOT / "csoftmax" / built.name)
+        shutil.copytree(self.library, ROOT / "csoftmax" / "lib", dirs_exist_ok=True)
+
+    def compile_core(self):
+        """The objects; the units of the instruction sets with their own flags."""
         x86 = any(name in machine().lower() for name in ("x86_64", "amd64"))
-        openmp = [] if sys.platform == "darwin" else ["/openmp" if msvc else "-fopenmp"]
-        common = (MSVC_FLAGS if msvc else GNU_FLAGS) + openmp
         objects = []
         for unit in [*CORE, *(f"isa/{name}" for name in ISA_FLAGS)]:
-            flags = ISA_FLAGS[Path(unit).name][msvc] if unit.startswith("isa/") and x86 else []
-            if unit == "layout" and not msvc:
+            flags = ISA_FLAGS[Path(unit).name][self.msvc] if unit.startswith("isa/") and x86 else []
+            if unit == "layout" and not self.msvc:
                 flags = ["-O3"]  # its loops are for the compiler to vectorise
             objects += self.compiler.compile(
-                [f"src_c/{unit}.c"], output_dir=self.build_temp, extra_postargs=common + flags, depends=ext.depends
+                [f"src_c/{unit}.c"],
+                output_dir=self.build_temp,
+                macros=[SOURCE_HASH],
+                extra_postargs=self.flags + flags,
+                depends=HEADERS,
             )
-        package = Path(self.build_lib) / "csoftmax"
-        library = package / "lib"
-        library.mkdir(parents=True, exist_ok=True)
-        self.compiler.create_static_lib(objects, "csoftmax", output_dir=str(library))
-        ext.extra_objects = objects
-        ext.extra_compile_args = common
-        if not msvc:
-            ext.extra_link_args = openmp + ([] if sys.platform == "darwin" else ["-Wl,-z,relro,-z,now"])
-        super().build_extension(ext)
-        if self.inplace:
-            built = [*library.iterdir()]
-        else:
-            built = [*library.iterdir(), Path(self.get_ext_fullpath(ext.name))]
-        for file in built:
-            to = ROOT / "csoftmax" / ("lib" if file.parent == library else "")
-            to.mkdir(exist_ok=True)
-            shutil.copy2(file, to / file.name)
+        return objects
+
+    def link_shared(self, objects):
+        """libcsoftmax.so.0, which needs libgomp.so.1 under its own name: whoever has loaded one shares it with us.
+
+        With CSOFTMAX_BUNDLE_LIBGOMP (for wheels that are given to others) a copy of it lies beside, for machines
+        without one."""
+        extra = [*self.openmp, *HARDENED, "-Wl,-s", f"-Wl,-soname,{SONAME}", "-Wl,--version-script=src_c/csoftmax.map"]
+        extra += ["-Wl,-rpath,$ORIGIN", "-Wl,--enable-new-dtags"]
+        self.compiler.link_shared_object(objects, str(self.library / SONAME), libraries=["m"], extra_postargs=extra)
+        if os.environ.get("CSOFTMAX_BUNDLE_LIBGOMP"):
+            found = subprocess.check_output([*self.compiler.compiler[:1], "-print-file-name=libgomp.so.1"], text=True)
+            shutil.copyfile(Path(found.strip()).resolve(), self.library / "libgomp.so.1")
+
+    def describe(self):
+        """The files for CMake and pkg-config, which know where they lie and so need no prefix."""
+        for name, folder in (
+            ("csoftmax-config.cmake", "cmake/csoftmax"),
+            ("csoftmax-config-version.cmake", "cmake/csoftmax"),
+            ("csoftmax.pc", "pkgconfig"),
+        ):
+            to = self.library / folder / name
+            to.parent.mkdir(parents=True, exist_ok=True)
+            to.write_text((ROOT / "src_c" / "package" / f"{name}.in").read_text().replace("@VERSION@", VERSION))
 
 
 class BuildPython(build_py):
@@ -99,11 +146,22 @@ class BuildPython(build_py):
             shutil.copy2(ROOT / "src_c" / name, to)
 
 
-core = Extension(
-    "csoftmax._cpu",
-    ["csoftmax/_cpu.pyx"],
-    include_dirs=["csoftmax/include", "src_c"],
-    define_macros=[("CSM_SOURCE_HASH", f'"{source_hash()}"')],
-    depends=[str(f.relative_to(ROOT)) for f in sorted((ROOT / "src_c").rglob("*.h"))],
+# One build for every CPython from 3.11 on; a free-threaded one has no stable ABI before 3.15.
+STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+HEADERS = [str(f.relative_to(ROOT)) for f in [*ROOT.glob("src_c/**/*.h"), *ROOT.glob("csoftmax/include/*.h")]]
+extensions = [
+    Extension(
+        f"csoftmax.{name}",
+        [f"csoftmax/{name}.pyx"],
+        include_dirs=["csoftmax/include", "src_c"],
+        define_macros=[SOURCE_HASH, *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [])],
+        depends=[*HEADERS, *(str(f.relative_to(ROOT)) for f in ROOT.glob("src_c/**/*.c"))],
+        py_limited_api=STABLE_ABI,
+    )
+    for name in ("_cpu", "cpu")
+]
+setup(
+    ext_modules=cythonize(extensions, language_level=3),
+    cmdclass={"build_ext": BuildCore, "build_py": BuildPython},
+    options={"bdist_wheel": {"py_limited_api": "cp311"}} if STABLE_ABI else {},
 )
-setup(ext_modules=cythonize([core], language_level=3), cmdclass={"build_ext": BuildCore, "build_py": BuildPython})

@@ -1,7 +1,8 @@
 """csoftmax: the softmax family for NumPy, exact to the last bits, bit-reproducible, near memory speed."""
 
 from ._args import DeviceError
-from ._config import __version__, get_include, get_library, show_config
+from ._config import __version__, get_cmake_dir, get_include, get_library, show_config
+from ._cpu import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._threads import get_num_threads, set_num_threads, threads
 from .cross_entropy import (
     CrossEntropyResult,
@@ -41,6 +42,7 @@ __all__ = [
     "entmax_loss",
     "entmax_loss_with_grad",
     "entmax_vjp",
+    "get_cmake_dir",
     "get_include",
     "get_library",
     "get_num_threads",

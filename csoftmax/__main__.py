@@ -9,6 +9,7 @@ from pathlib import Path
 from . import __version__, _cpu
 from ._cli import choices
 from ._cli.optional import UnusableError
+from ._config import get_cmake_dir, get_include, get_library, link_flags
 
 
 def names(allowed):
@@ -43,6 +44,14 @@ def shapes(text):
 def parser():
     top = argparse.ArgumentParser(prog="python -m csoftmax", description="The softmax family on this machine.")
     top.add_argument("--version", action="version", version=f"csoftmax {__version__}")
+    library = Path(get_library()).parent
+    for name, text, meaning in (
+        ("cflags", f"-I{get_include()}", "where csoftmax.h is, for a C compiler"),
+        ("libs", link_flags(), "the library, for a linker"),
+        ("cmakedir", get_cmake_dir(), "for CMake: -Dcsoftmax_DIR="),
+        ("pkgconfigdir", library / "pkgconfig", "for pkg-config: PKG_CONFIG_PATH="),
+    ):
+        top.add_argument(f"--{name}", action="version", version=str(text), help=meaning)
     commands = top.add_subparsers(
         dest="command", required=True, metavar="info|selftest|bench|demo|fit|predict|evaluate|calibrate"
     )

@@ -33,7 +33,7 @@ def get_include():
 
 
 def get_library():
-    """Path of the static library with all kernels (it needs no Python; link with ``-fopenmp -lm``).
+    """Path of the library with all kernels, which needs no Python: on Linux a shared one, elsewhere static.
 
     Returns
     -------
@@ -43,9 +43,32 @@ def get_library():
     --------
     >>> import csoftmax, os
     >>> os.path.basename(csoftmax.get_library())
-    'libcsoftmax.a'
+    'libcsoftmax.so.0'
     """
-    return str(_HERE / "lib" / ("csoftmax.lib" if os.name == "nt" else "libcsoftmax.a"))
+    name = "libcsoftmax.so.0" if sys.platform == "linux" else "csoftmax.lib" if os.name == "nt" else "libcsoftmax.a"
+    return str(_HERE / "lib" / name)
+
+
+def get_cmake_dir():
+    """Directory of ``csoftmax-config.cmake``, for ``-Dcsoftmax_DIR=``.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> import csoftmax, os
+    >>> os.listdir(csoftmax.get_cmake_dir())[0].endswith(".cmake")
+    True
+    """
+    return str(_HERE / "lib" / "cmake" / "csoftmax")
+
+
+def link_flags():
+    """What a compiler of the Unix kind needs to link with the library and to find it when the program runs."""
+    library = get_library()
+    return f"{library} -Wl,-rpath,{os.path.dirname(library)}" if sys.platform == "linux" else f"{library} -lm"
 
 
 def source_hash():
@@ -54,7 +77,7 @@ def source_hash():
     if not (root / "src_c" / "registry.h").is_file():
         return None
     files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted(_HERE.rglob("*.p[yx][xd]"))]
-    files.append(_HERE / "include" / "csoftmax.h")
+    files += sorted((_HERE / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
@@ -82,7 +105,7 @@ def config():
     decides, bounds = _threads.reason()
     return {
         "csoftmax": __version__,
-        "abi": "0.1",
+        "abi": _cpu.ABI,
         "python": sys.version.split()[0],
         "numpy": np.__version__,
         "platform": platform.platform(),

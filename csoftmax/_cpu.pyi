@@ -11,6 +11,8 @@ NORMALIZE: Final[dict[str | None, int]]
 ISAS: Final[tuple[str, ...]]
 SOURCE_HASH: Final[str]
 OPENMP: Final[int]
+ABI: Final[str]
+C_API: Final[Any]
 __test__: dict[str, str]
 
 def openmp_limit() -> int: ...

@@ -1,4 +1,4 @@
-# cython: auto_pickle=False
+# cython: auto_pickle=False, binding=False
 # The CPU binding: pointers and strides out of buffers, one C call, status to exception.
 #
 # One function per kind of signature, not per operation.  Arguments arrive checked (see _args.py), except in
@@ -7,6 +7,7 @@
 from cpython.buffer cimport (
     PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
+from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport uint64_t, uintptr_t
 
 cimport csoftmax.cpu as cpu
@@ -24,6 +25,9 @@ cdef extern from "internal.h" nogil:
     ctypedef struct csm_scales:
         pass
     const csm_table *csm_current_table()
+    const char *csm_source()
+    int csm_openmp()
+    int csm_openmp_limit()
     cpu.csm_status csm_run_topk(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                 const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_topk_options *)
     cpu.csm_status csm_run_entmax(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -48,19 +52,16 @@ cdef extern from "registry.h" nogil:
     int CSM_DTYPE_f32, CSM_DTYPE_f64, CSM_DTYPE_f16, CSM_DTYPE_bf16
 
 cdef extern from *:
-    """
-    #ifdef _OPENMP
-    #include <omp.h>
-    static int csm_openmp(void) { return _OPENMP; }
-    static int csm_openmp_limit(void) { return omp_get_max_threads(); }
-    #else
-    static int csm_openmp(void) { return 0; }
-    static int csm_openmp_limit(void) { return 1; }
-    #endif
-    """
-    int csm_openmp() nogil
-    int csm_openmp_limit() nogil
     const char *CSM_SOURCE_HASH
+
+cdef extern from *:
+    """
+    #include "csoftmax_api.h"
+    #define CSM_API_ENTRY(type, name) csm_##name,
+    static const csm_api csm_api_table = {CSM_ABI_MAJOR, CSM_ABI_MINOR, sizeof(csm_api),
+                                          CSM_API_FUNCTIONS(CSM_API_ENTRY)};
+    """
+    const void *csm_api_pointer "&csm_api_table"
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
@@ -84,6 +85,8 @@ REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
 ISAS = ("scalar", "neon", "avx2", "avx512")
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
+ABI = f"{cpu.CSM_ABI_MAJOR}.{cpu.CSM_ABI_MINOR}"
+C_API = PyCapsule_New(<void *>csm_api_pointer, "csoftmax._C_API", NULL)
 OPENMP = csm_openmp()
 
 # Below this many elements a call is shorter than giving the GIL away and taking it back.
@@ -96,19 +99,28 @@ cdef enum:
 cdef int _default = 1       # set_num_threads, or the limit
 cdef int _limit = 1         # no call uses more
 cdef int _contexts = 0      # how many csoftmax.threads() are entered, in any thread
+cdef int _openmp = csm_openmp_limit()  # at import; less later: threadpoolctl or omp_set_num_threads wants fewer
 _local = threading.local()
 
 
-cdef int _threads(object num_threads) except -1:
-    cdef int wanted
-    if num_threads is None:
-        wanted = getattr(_local, "limit", 0) if _contexts else 0
-        return wanted if wanted else _default
+cdef int _bounded(object num_threads) except -1:
     if type(num_threads) is not int:
         num_threads = _count(num_threads)
     if num_threads < 1:
         raise ValueError(f"num_threads must be at least 1, got {num_threads}")
     return <int>min(num_threads, _limit)
+
+
+cdef int _threads(object num_threads) except -1:
+    # of a call
+    cdef int wanted = 0, openmp = csm_openmp_limit()
+    if num_threads is not None:
+        wanted = _bounded(num_threads)
+    else:
+        if _contexts:
+            wanted = getattr(_local, "limit", 0)
+        wanted = wanted if wanted else _default
+    return openmp if openmp < _openmp and openmp < wanted else wanted
 
 
 def _count(value):
@@ -137,7 +149,7 @@ def get_threads():
 
 def set_threads(num_threads):
     global _default
-    _default = _limit if num_threads is None else _threads(num_threads)
+    _default = _limit if num_threads is None else _bounded(num_threads)
 
 
 def enter_threads(num_threads):
@@ -145,7 +157,7 @@ def enter_threads(num_threads):
     global _contexts
     if num_threads is None:
         raise TypeError("num_threads must be an int, got None")
-    limit = _threads(num_threads)
+    limit = _bounded(num_threads)
     before = getattr(_local, "limit", 0)
     _contexts += 1
     _local.limit = limit
@@ -614,4 +626,9 @@ def _choose_isa():
         raise ImportError(f"CSOFTMAX_ISA={name} is not available; available here: {', '.join(isa_available())}")
 
 
+if csm_source().decode() != SOURCE_HASH:
+    raise ImportError(
+        f"csoftmax {SOURCE_HASH} has found the libcsoftmax of another build, {csm_source().decode()!r}: look at "
+        "LD_LIBRARY_PATH, or install csoftmax again"
+    )
 _choose_isa()

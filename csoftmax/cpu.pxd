@@ -1,10 +1,11 @@
-# Public Cython API: the functions of csoftmax.h.  Append-only.
+# Public Cython API: the functions of csoftmax.h, and functions of this module.  Append-only.
 #
 #     cimport csoftmax.cpu as cpu
 #
-# Compile with csoftmax.get_include() and link with csoftmax.get_library() (see README, "Embed it").
+# Compile with csoftmax.get_include(); for the functions of csoftmax.h link with csoftmax.get_library() too, for those
+# at the end nothing (see README, "Embed it").
 
-from libc.stdint cimport uint64_t
+from libc.stdint cimport intptr_t, uint16_t, uint64_t
 
 cdef extern from "csoftmax.h" nogil:
     enum:
@@ -201,6 +202,31 @@ cdef extern from "csoftmax.h" nogil:
     csm_status csm_sample_bf16(const csm_shape *, const csm_view *, size_t draws, const csm_view *, const csm_view *,
                                const csm_sample_options *)
 
+    csm_status csm_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step,
+                                    size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step,
+                                    size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_softmax_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step,
+                                    size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_softmax_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step,
+                                     size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_log_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step,
+                                        size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_log_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step,
+                                        size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_log_softmax_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step,
+                                        size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_log_softmax_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step,
+                                         size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_logsumexp_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step,
+                                      size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_logsumexp_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step,
+                                      size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_logsumexp_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step,
+                                      size_t n, size_t begin, size_t end, double temperature)
+    csm_status csm_logsumexp_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step,
+                                       size_t n, size_t begin, size_t end, double temperature)
+
     size_t csm_scratch_size(const csm_shape *, int threads)
     const char *csm_status_text(csm_status)
     const char *csm_isa()
@@ -208,3 +234,32 @@ cdef extern from "csoftmax.h" nogil:
     int csm_isa_built(const char *)
     int csm_isa_available(const char *)
     csm_view csm_contiguous(const csm_shape *, size_t n, const void *data, size_t itemsize)
+
+# Functions of the module csoftmax.cpu: nothing to link.  They return a csm_status, the last two 1, or 0 for an error.
+
+cdef int softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n,
+                          size_t begin, size_t end, double temperature) noexcept nogil
+cdef int softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n,
+                          size_t begin, size_t end, double temperature) noexcept nogil
+cdef int softmax_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                          size_t begin, size_t end, double temperature) noexcept nogil
+cdef int softmax_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                           size_t begin, size_t end, double temperature) noexcept nogil
+cdef int log_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n,
+                              size_t begin, size_t end, double temperature) noexcept nogil
+cdef int log_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n,
+                              size_t begin, size_t end, double temperature) noexcept nogil
+cdef int log_softmax_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                              size_t begin, size_t end, double temperature) noexcept nogil
+cdef int log_softmax_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                               size_t begin, size_t end, double temperature) noexcept nogil
+cdef int logsumexp_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n,
+                            size_t begin, size_t end, double temperature) noexcept nogil
+cdef int logsumexp_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n,
+                            size_t begin, size_t end, double temperature) noexcept nogil
+cdef int logsumexp_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                            size_t begin, size_t end, double temperature) noexcept nogil
+cdef int logsumexp_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                             size_t begin, size_t end, double temperature) noexcept nogil
+cdef int softmax_line(double *x, intptr_t n, double *y, intptr_t m, void *temperature) noexcept nogil
+cdef int logsumexp_window(double *x, intptr_t n, double *y, void *temperature) noexcept nogil

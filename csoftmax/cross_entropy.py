@@ -14,8 +14,8 @@ from ._args import (
     plan_loss,
     raise_bad_label,
 )
+from ._foreign import native, running, takes_foreign
 from ._linear import linear_loss
-from ._tensors import array_of, is_tensor, running, takes_tensors
 
 _run = running(plan_loss)
 
@@ -255,7 +255,7 @@ def cross_entropy_with_grad(
     )
 
 
-@takes_tensors
+@takes_foreign
 def _linear(x, w, target, *, bias, gradient, chunk_bytes, filter_eps, num_threads, **options):
     """(loss, grad_x, grad_w, grad_bias)."""
     return linear_loss(
@@ -473,7 +473,7 @@ def check_labels(target, n_classes, ignore_index=-100):
     >>> import csoftmax
     >>> csoftmax.check_labels([0, 2, -100], 3)
     """
-    target = array_of(target) if is_tensor(target) else target
+    target = native(target, "target")
     target = as_array("target", target.get() if is_cupy(target) else target)
     n_classes = check_count("n_classes", n_classes)
     if target.size and target.dtype.kind not in "iu":

@@ -2,7 +2,7 @@
 
 from . import _cpu
 from ._args import plan
-from ._tensors import running
+from ._foreign import running
 
 _SOFTMAX = _cpu.OPS["softmax"]
 _LOG_SOFTMAX = _cpu.OPS["log_softmax"]

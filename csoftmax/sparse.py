@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk, require_cpu
-from ._tensors import array_of, is_tensor, running, takes_tensors
+from ._foreign import native, running, takes_foreign
 from .cross_entropy import cross_entropy_with_grad
 from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
 
@@ -189,8 +189,7 @@ def to_csr(topk, n_classes):
         raise ImportError("to_csr needs SciPy: pip install scipy") from None
     if not isinstance(topk, (tuple, list)) or len(topk) != 2:
         raise TypeError(f"topk must be a TopK or a pair of arrays, got {type(topk).__name__}")
-    topk = (array_of(a) if is_tensor(a) else a for a in topk)
-    values, indices = (as_array(name, a) for name, a in zip(("values", "indices"), topk, strict=True))
+    values, indices = (as_array(n, native(a, n)) for n, a in zip(("values", "indices"), topk, strict=True))
     n_classes = check_count("n_classes", n_classes)
     if values.shape != indices.shape or values.ndim == 0:
         raise ValueError(f"values have shape {values.shape}, indices {indices.shape}; both must be (..., k)")
@@ -291,7 +290,7 @@ def entmax(x, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_thre
     return _entmax(x, alpha, axis, where=where, out=out, device=device, num_threads=num_threads)
 
 
-@takes_tensors
+@takes_foreign
 def _entmax(x, alpha, axis, *, where, out, device, num_threads):
     x, where = require_cpu("entmax", device, x, where)
     return plan("softmax", x, axis, where=where, out=out, num_threads=num_threads).entmax(alpha)
@@ -339,14 +338,14 @@ def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, 
     return _entmax_vjp(dy, y, alpha, axis, where=where, out=out, device=device, num_threads=num_threads)
 
 
-@takes_tensors
+@takes_foreign
 def _entmax_vjp(dy, y, alpha, axis, *, where, out, device, num_threads):
     dy, y, where = require_cpu("entmax_vjp", device, dy, y, where)
     p = plan("softmax_vjp", dy, axis, y=y, where=where, out=out, num_threads=num_threads)
     return p.entmax(alpha)
 
 
-@takes_tensors
+@takes_foreign
 def _loss(x, target, alpha, gradient, **options):
     p = plan_entmax_loss(x, target, check_alpha(alpha), gradient=gradient, **options)
     if p.alpha != 1:

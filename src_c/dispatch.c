@@ -14,6 +14,10 @@ static const isa isas[] = {CSM_ISAS(ROW)};
 #undef ROW
 enum { ISA_COUNT = sizeof isas / sizeof isas[0] };
 
+#ifndef CSM_SOURCE_HASH
+#define CSM_SOURCE_HASH "" /* nobody asks */
+#endif
+
 static _Atomic(const csm_table *) chosen;
 
 static const isa *find(const char *name) {
@@ -104,6 +108,20 @@ const char *csm_status_text(csm_status status) {
                                    const csm_view *indices, const csm_sample_options *o) {                           \
         return csm_run_sample(CSM_DTYPE_##suffix, csm_current_table(), shape, x, draws, uniform, indices, o);        \
     }
+#define ROWS(op, suffix, storage)                                                                                   \
+    csm_status csm_##op##_rows_##suffix(const storage *x, ptrdiff_t x_step, storage *y, ptrdiff_t y_step, size_t n, \
+                                        size_t begin, size_t end, double temperature) {                             \
+        if (end < begin) return CSM_BAD_SHAPE;                                                                      \
+        csm_shape shape = {.n = n, .ndim = 1, .shape = {end - begin}};                                              \
+        const ptrdiff_t size = (ptrdiff_t)sizeof *x, first = (ptrdiff_t)begin;                                      \
+        csm_view from = {.data = (void *)(uintptr_t)(x + first * x_step), .axis_stride = size};                     \
+        csm_view to = {.data = y + first * y_step, .axis_stride = size};                                            \
+        from.strides[0] = x_step * size;                                                                            \
+        to.strides[0] = y_step * size;                                                                              \
+        csm_options options = CSM_OPTIONS_INIT;                                                                     \
+        options.temperature = temperature;                                                                          \
+        return csm_##op##_##suffix(&shape, &from, &to, &options);                                                   \
+    }
 #define ENTRIES(suffix, storage, compute) \
     UNARY(softmax, suffix)                \
     UNARY(log_softmax, suffix)            \
@@ -113,5 +131,10 @@ const char *csm_status_text(csm_status status) {
     LOSS(suffix)                          \
     TOPK(suffix)                          \
     ENTMAX(suffix)                        \
-    SAMPLE(suffix)
+    SAMPLE(suffix)                        \
+    ROWS(softmax, suffix, storage)        \
+    ROWS(log_softmax, suffix, storage)    \
+    ROWS(logsumexp, suffix, storage)
 CSM_DTYPES(ENTRIES)
+
+const char *csm_source(void) { return CSM_SOURCE_HASH; }

@@ -82,9 +82,6 @@ csm_status csm_lay_out(csm_call *, const csm_shape *, const csm_view *const *giv
                        size_t *rows);
 /* dtype and table of a call, and the sizes that follow. */
 void csm_set_dtype(csm_call *, csm_dtype, const csm_table *);
-void csm_set_scales(csm_scales *, double temperature, int single);
-csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
-                   const csm_view *y, const csm_options *);
 
 /* row.c: one row of any length, layout and content */
 /* One number of the compute type. */
@@ -140,32 +137,46 @@ void csm_row_any(const csm_call *, const csm_one_row *, const csm_row_scratch *)
 /* The same with the blocks of the row handed to threads; scratch: one a thread, blocks of the first are used. */
 csm_status csm_row_split(csm_call *, const csm_one_row *, csm_row_scratch *each);
 
-/* cross_entropy.c */
-csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);
-csm_status csm_run_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *gradient,
-                        double *loss, csm_loss_options *);
-
 /* The transformation that row.c describes, of one block in the compute type. */
 void csm_transform(const csm_call *, void *wide, size_t k, double max);
-
-/* dispatch.c */
-const csm_table *csm_current_table(void);
 
 /* topk.c */
 size_t csm_select_size(size_t n, size_t k, size_t wide_size);
 csm_select csm_select_at(char *memory, size_t n, size_t k, size_t wide_size);
+
+/* What the extension module calls beside csoftmax.h; in a shared library these have a version of their own
+ * (csoftmax.map). */
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility push(default)
+#endif
+/* dispatch.c */
+const csm_table *csm_current_table(void);
+const char *csm_source(void); /* CSM_SOURCE_HASH of the library */
+/* parallel.c */
+int csm_openmp(void);       /* _OPENMP, 0 without */
+int csm_openmp_limit(void); /* threads that it would use by default */
+/* driver.c */
+void csm_set_scales(csm_scales *, double temperature, int single);
+csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
+                   const csm_view *y, const csm_options *);
+/* cross_entropy.c */
+csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);
+csm_status csm_run_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *gradient,
+                        double *loss, csm_loss_options *);
+/* topk.c */
 csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
                         const csm_view *values, const csm_view *indices, const csm_topk_options *);
-
 /* entmax.c */
 csm_status csm_run_entmax(csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
                           const csm_view *y, const csm_entmax_options *); /* b: y of a gradient, whose dy is a */
 csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
                                const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
                                const csm_entmax_options *);
-
 /* sample.c */
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t size,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility pop
+#endif
 
 #endif

@@ -15,6 +15,11 @@
 
 #ifdef _OPENMP
 #include <omp.h>
+int csm_openmp(void) { return _OPENMP; }
+int csm_openmp_limit(void) { return omp_get_max_threads(); }
+#else
+int csm_openmp(void) { return 0; }
+int csm_openmp_limit(void) { return 1; }
 #endif
 #if defined(__x86_64__) || defined(_M_X64)
 #include <xmmintrin.h>

@@ -4,8 +4,8 @@ import ctypes
 
 import numpy as np
 
-# posix_memalign is only used by the core; malloc and calloc are everyone's, so only those that return into the
-# extension count, and OpenMP's do not.
+# posix_memalign is only used by the core; malloc and calloc are everyone's, so only those that return into its library
+# count, and OpenMP's do not.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -21,7 +21,7 @@ static int from_the_core(void *caller) {
     Dl_info info;
     if (inside) return 0;
     inside = 1;
-    int ours = dladdr(caller, &info) && info.dli_fname && strstr(info.dli_fname, "csoftmax/_cpu");
+    int ours = dladdr(caller, &info) && info.dli_fname && strstr(info.dli_fname, "/libcsoftmax.so");
     inside = 0;
     return ours;
 }

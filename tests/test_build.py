@@ -1,4 +1,4 @@
-"""What was built: one exported symbol per instruction-set unit, nothing borrowed from libc, hardened objects."""
+"""What was installed: exports, hardening, dependencies."""
 
 import os
 import re
@@ -16,8 +16,9 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF only"),
     pytest.mark.skipif(shutil.which("nm") is None or shutil.which("readelf") is None, reason="needs binutils"),
 ]
-# The compiler's own, and the position-independent code's table.
-HARMLESS = {"__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+
+BINARIES = [_cpu.__file__, _cpu.__file__.replace("_cpu", "cpu")]
+BINARIES += [csoftmax.get_library()] if sys.platform.startswith("linux") else []
 
 
 def output(*command):
@@ -26,69 +27,77 @@ def output(*command):
     return done.stdout
 
 
-def symbols():
-    """{object of the library: [(kind, name), ...]}; lower-case kinds are local."""
-    table, member = {}, None
-    for line in output("nm", csoftmax.get_library()).splitlines():
-        if line.endswith(".o:"):
-            member = line[:-3]
-            table[member] = []
-        elif line:
-            *_, kind, name = line.split()
-            table[member].append((kind, name))
-    return table
+@pytest.mark.parametrize("file", BINARIES[:2], ids=["_cpu", "cpu"])
+def test_extension_exports(file):
+    names = [line.split()[-1] for line in output("nm", "-D", "--defined-only", file).splitlines()]
+    assert [name for name in names if name not in ("_init", "_fini")] == [f"PyInit_{Path(file).name.split('.')[0]}"]
 
 
-@pytest.mark.parametrize("unit", _cpu.ISAS)
-def test_unit(unit):
-    found = symbols()[unit]
-    exported = [name for kind, name in found if kind.isupper() and kind != "U"]
-    assert exported == [f"csm_table_{unit}"]
-    undefined = {name for kind, name in found if kind == "U"} - HARMLESS
-    assert undefined <= ({"fma", "fmaf"} if unit == "scalar" else set())
-
-
-def test_library():
-    """Every name is ours; the public header's functions are all there."""
-    table = symbols()
-    assert set(table) >= {*_cpu.ISAS, "cpu_features", "dispatch", "driver", "layout", "parallel", "row"}
-    exported = {name for found in table.values() for kind, name in found if kind.isupper() and kind != "U"}
-    assert [name for name in exported if not name.startswith("csm_")] == []
-    with open(os.path.join(csoftmax.get_include(), "csoftmax.h"), encoding="ascii") as file:
-        header = file.read()
-    declared = set(re.findall(r"^(?:csm_status|size_t|int|const char \*) ?(csm_\w+)\(", header, re.MULTILINE))
-    assert len(declared) >= 26
-    assert declared <= exported
-
-
-def test_only_one_file_has_threads():
-    with_openmp = {
-        member for member, found in symbols().items() if any(re.match("GOMP_|omp_", name) for _, name in found)
-    }
-    assert with_openmp <= {"parallel"}
-
-
-def test_extension_exports():
-    names = [line.split()[-1] for line in output("nm", "-D", "--defined-only", _cpu.__file__).splitlines()]
-    assert [name for name in names if name not in ("_init", "_fini")] == ["PyInit__cpu"]
-
-
-def test_hardening():
-    dynamic = output("readelf", "-dW", _cpu.__file__)
+@pytest.mark.parametrize("file", BINARIES, ids=["_cpu", "cpu", "library"])
+def test_hardening(file):
+    dynamic = output("readelf", "-dW", file)
     assert re.search(r"BIND_NOW|\bNOW\b", dynamic)
-    segments = output("readelf", "-lW", _cpu.__file__)
+    segments = output("readelf", "-lW", file)
     assert "GNU_RELRO" in segments
     assert re.search(r"GNU_STACK.* RW ", segments), "the stack is executable"
-    assert "RPATH" not in dynamic
-    imported = output("nm", "-D", "--undefined-only", _cpu.__file__)
-    assert "__stack_chk_fail" in imported
+    assert "__stack_chk_fail" in output("nm", "-D", "--undefined-only", file)
+    assert "TEXTREL" not in dynamic
+
+
+def test_dependencies():
+    """One OpenMP runtime, under its own name and in the library alone; what lies beside is found wherever it lies."""
+    found = [output("readelf", "-dW", file) for file in BINARIES]
+    needed = [set(re.findall(r"NEEDED.*\[(.+)\]", page)) for page in found]
+    system = {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
+    assert [names - system for names in needed] == [{"libcsoftmax.so.0"}, {"libcsoftmax.so.0"}, {"libgomp.so.1"}]
+    for page, path in zip(found, ("$ORIGIN/lib", "$ORIGIN/lib", "$ORIGIN")):
+        ((kind, paths),) = re.findall(r"\((RPATH|RUNPATH)\).*\[(.+)\]", page)
+        assert kind == "RUNPATH"
+        assert path in paths.split(":")  # a Python may add its own
+
+
+def test_old_openmp_suffices():
+    """No newer function of libgomp than what every runtime since GCC 4.9 has (and LLVM's imitates)."""
+    versions = set(re.findall(r"@((?:GOMP|OMP|OACC)_[\d.]+)", output("nm", "-D", csoftmax.get_library())))
+    assert versions <= {"GOMP_1.0", "GOMP_4.0", "OMP_1.0"}
+
+
+def test_library_of_another_build(tmp_path):
+    """The extension does not run with a libcsoftmax that it was not built with."""
+    source = tmp_path / "other.c"
+    names = re.findall(r"(csm_\w+)@CSOFTMAX_", output("nm", "-D", "--undefined-only", _cpu.__file__))
+    stubs = "".join(f"void {name}(void) {{}}\n" for name in names if name != "csm_source")
+    source.write_text(stubs + 'const char *csm_source(void) { return "0123456789abcdef"; }\n')
+    private = [n for n in names if f"{n}@CSOFTMAX_PRIVATE" in output("nm", "-D", _cpu.__file__)]
+    (tmp_path / "map").write_text(f"CSOFTMAX_PRIVATE {{ {'; '.join(private)}; }};\nCSOFTMAX_0 {{ csm_*; }};\n")
+    library = tmp_path / "libcsoftmax.so.0"
+    output(
+        "cc",
+        "-shared",
+        "-fPIC",
+        f"-Wl,-soname,{library.name}",
+        f"-Wl,--version-script={tmp_path}/map",
+        source,
+        "-o",
+        library,
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", "import csoftmax"],
+        env={**os.environ, "LD_LIBRARY_PATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "0123456789abcdef" in done.stderr
+    assert "LD_LIBRARY_PATH" in done.stderr
 
 
 def test_subnormals_survive_the_import():
     """-ffast-math would link a constructor that flushes them in the whole process."""
     code = "import csoftmax, sys; sys.exit(float.fromhex('0x1p-1030') * 0.5 == 0)"
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True, timeout=120)
-    assert "set_fast_math" not in output("nm", _cpu.__file__)
 
 
 def test_cuda_sources_are_whole():

@@ -17,7 +17,8 @@ from csoftmax import _cpu
 
 NAMES = {op.name for op in OPS}
 SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
-NOT_OPERATIONS = {"get_include", "get_library", "get_num_threads", "set_num_threads", "show_config", "threads"}
+NOT_OPERATIONS = {"get_cmake_dir", "get_include", "get_library", "show_config"}
+NOT_OPERATIONS |= {"get_num_threads", "set_num_threads", "threads"}
 # with signatures of their own, and so with tests of their own: test_cross_entropy.py, test_linear_cross_entropy.py
 LOSSES = {"cross_entropy", "cross_entropy_with_grad", "linear_cross_entropy", "linear_cross_entropy_with_grad"}
 # test_topk.py, test_entmax.py, test_sample.py

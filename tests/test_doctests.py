@@ -44,4 +44,5 @@ def test_readme(tmp_path):
             exec(block, names)
     assert isinstance(names["p"], stand_in.ndarray)
     assert names["grad"].shape == (32, 10)
+    assert (names["columns"] == names["csoftmax"].softmax(names["np"].eye(4), axis=0)).all()
     assert names["result"].grad_w.shape == names["w"].shape

@@ -1,4 +1,4 @@
-"""The installed package from C and from Cython: header, static library and cpu.pxd suffice, the bits are the same."""
+"""The installed package from C, CMake, Cython, Numba and SciPy: what it installs suffices, the bits are the same."""
 
 import os
 import shutil
@@ -25,13 +25,41 @@ def run(*command, cwd):
     return done.stdout
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
-    """The C program, compiled against the installed package with every warning an error."""
+def says(option):
+    """`python -m csoftmax OPTION`, outside of the checkout."""
+    return run(sys.executable, "-m", "csoftmax", option, cwd=Path(csoftmax.__file__).parent.parent).strip()
+
+
+STRICT = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
+
+
+def by_options(folder):
+    """cc and the options of the command line."""
+    flags = [*says("--cflags").split(), *says("--libs").split()]
+    run(*CC.split(), *STRICT, EMBED / "embed.c", *flags, "-o", folder / "embed", cwd=folder)
+
+
+def by_pkg_config(folder):
+    """cc and pkg-config."""
+    where = f"PKG_CONFIG_PATH={says('--pkgconfigdir')}"
+    flags = run("env", where, "pkg-config", "--cflags", "--libs", "csoftmax >= 0.1", cwd=folder).split()
+    run(*CC.split(), *STRICT, EMBED / "embed.c", *flags, "-o", folder / "embed", cwd=folder)
+
+
+def by_cmake(folder):
+    """A CMake project."""
+    run("cmake", "-S", EMBED, "-B", folder, f"-Dcsoftmax_DIR={says('--cmakedir')}", cwd=folder)
+    run("cmake", "--build", folder, cwd=folder)
+
+
+@pytest.fixture(scope="module", params=[by_options, by_pkg_config, by_cmake], ids=lambda way: way.__name__)
+def program(request, tmp_path_factory):
+    """The C program, built against the installed package."""
+    needed = {by_pkg_config: "pkg-config", by_cmake: "cmake"}.get(request.param)
+    if needed and shutil.which(needed) is None:
+        pytest.skip(f"{needed} is not installed")
     folder = tmp_path_factory.mktemp("embed-c")
-    flags = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
-    source = [EMBED / "embed.c", f"-I{csoftmax.get_include()}", csoftmax.get_library(), "-fopenmp", "-lm"]
-    run(*CC.split(), *flags, *source, "-o", folder / "embed", cwd=folder)
+    request.param(folder)
     return folder / "embed"
 
 
@@ -63,7 +91,7 @@ def test_header_alone(tmp_path, language):
 def extension(tmp_path_factory):
     """The folder of the Cython package, built against the installed package."""
     folder = tmp_path_factory.mktemp("embed-cython")
-    for name in ("embed.pyx", "setup.py"):
+    for name in ("embed.pyx", "unlinked.pyx", "capsule.c", "setup.py"):
         shutil.copy(EMBED / name, folder)
     run(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=folder)
     assert list(folder.glob(f"embed*{sysconfig.get_config_var('EXT_SUFFIX')}"))
@@ -100,3 +128,90 @@ def test_cython(extension, monkeypatch):
     assert embed.softmax(x, y[0], -1.0, 1) == 4
     row = x[0].astype(np.float64)
     assert embed.logsumexp(row) == csoftmax.logsumexp(row)
+
+
+def test_cython_without_linking(extension, monkeypatch):
+    monkeypatch.syspath_prepend(extension)
+    import unlinked
+
+    x = (np.arange(7000) * 7919 % 2003 / 64).astype(np.float32).reshape(7, 1000)
+    for workers in (1, 2, 3):
+        y = np.zeros_like(x)
+        assert unlinked.softmax(x, y, workers) == 0
+        np.testing.assert_array_equal(y.view(np.uint32), csoftmax.softmax(x).view(np.uint32))
+
+
+def test_capsule(extension, monkeypatch):
+    monkeypatch.syspath_prepend(extension)
+    import capsule
+
+    x = np.random.default_rng(0).standard_normal(50)
+    assert capsule.logsumexp(x) == csoftmax.logsumexp(x)
+
+
+def test_capsule_of_another_version(extension):
+    """A module that was compiled for a newer csoftmax, or another major version, is not let in."""
+    code = """if True:
+        import ctypes, sys
+        import csoftmax
+        pointer = ctypes.pythonapi.PyCapsule_GetPointer
+        pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+        new = ctypes.pythonapi.PyCapsule_New
+        new.restype, new.argtypes = ctypes.py_object, [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
+        there = ctypes.cast(pointer(csoftmax._C_API, b"csoftmax._C_API"), ctypes.POINTER(ctypes.c_int))
+        table = (ctypes.c_int * 4)(*there[:4])
+        which = int(sys.argv[1])
+        table[which] += 1 if which == 0 else -8  # the major version; the size
+        csoftmax._C_API = new(ctypes.addressof(table), b"csoftmax._C_API", None)
+        try:
+            import capsule
+        except ImportError as error:
+            assert "C ABI" in str(error), error
+        else:
+            sys.exit("it was let in")
+    """
+    for which in ("0", "2"):
+        run("env", f"PYTHONPATH={extension}", sys.executable, "-c", code, which, cwd=extension)
+
+
+def test_numba():
+    """By address: the rows of a jitted function's own loop."""
+    numba = pytest.importorskip("numba", reason="the gate installs it")
+    import ctypes
+
+    import csoftmax.cpu
+    from numba.extending import get_cython_function_address
+
+    size, real = ctypes.c_ssize_t, ctypes.c_double
+    kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, size, ctypes.c_void_p, size, size, size, size, real)
+    softmax_rows = kind(get_cython_function_address("csoftmax.cpu", "softmax_rows_f64"))
+
+    @numba.njit(parallel=True)
+    def softmax(x, y, parts):
+        rows, n = x.shape
+        for i in numba.prange(parts):
+            softmax_rows(x.ctypes.data, n, y.ctypes.data, n, n, rows * i // parts, rows * (i + 1) // parts, 1.0)
+
+    x = np.random.default_rng(0).standard_normal((13, 300))
+    y = np.zeros_like(x)
+    softmax(x, y, 4)
+    np.testing.assert_array_equal(y, csoftmax.softmax(x))
+
+
+def test_scipy_low_level_callable():
+    """As filters of scipy.ndimage: along an axis, and the soft maximum of a neighbourhood."""
+    import ctypes
+
+    ndimage = pytest.importorskip("scipy.ndimage", reason="the test extra has it")
+    import csoftmax.cpu
+    from scipy import LowLevelCallable
+
+    x = np.random.default_rng(0).standard_normal((30, 40))
+    line = LowLevelCallable.from_cython(csoftmax.cpu, "softmax_line")
+    np.testing.assert_array_equal(ndimage.generic_filter1d(x, line, 1, axis=0), csoftmax.softmax(x, axis=0))
+    temperature = ctypes.pointer(ctypes.c_double(0.25))
+    window = LowLevelCallable.from_cython(csoftmax.cpu, "logsumexp_window", ctypes.cast(temperature, ctypes.c_void_p))
+    soft = ndimage.generic_filter(x, window, size=3, mode="nearest")
+    padded = np.pad(x, 1, mode="edge")
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3)).reshape(30, 40, 9)
+    np.testing.assert_array_equal(soft, csoftmax.logsumexp(windows, temperature=0.25))

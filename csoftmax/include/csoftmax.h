@@ -21,9 +21,12 @@
 #ifdef __cplusplus
 extern "C" {
 #endif
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility push(default)
+#endif
 
 #define CSM_ABI_MAJOR 0
-#define CSM_ABI_MINOR 1
+#define CSM_ABI_MINOR 2
 #define CSM_MAX_NDIM 64
 
 typedef enum csm_status {
@@ -265,6 +268,33 @@ csm_status csm_sample_f16(const csm_shape *, const csm_view *x, size_t draws, co
 csm_status csm_sample_bf16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
                            const csm_view *indices, const csm_sample_options *);
 
+/* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread alone: for hosts that deal the rows
+ * of one call to threads of their own.  Steps: elements between two rows; y of a log-sum-exp has one element a row. */
+csm_status csm_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n, size_t begin,
+                                size_t end, double temperature);
+csm_status csm_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n, size_t begin,
+                                size_t end, double temperature);
+csm_status csm_softmax_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                size_t begin, size_t end, double temperature);
+csm_status csm_softmax_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                 size_t begin, size_t end, double temperature);
+csm_status csm_log_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n,
+                                    size_t begin, size_t end, double temperature);
+csm_status csm_log_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n,
+                                    size_t begin, size_t end, double temperature);
+csm_status csm_log_softmax_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                    size_t begin, size_t end, double temperature);
+csm_status csm_log_softmax_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                     size_t begin, size_t end, double temperature);
+csm_status csm_logsumexp_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n, size_t begin,
+                                  size_t end, double temperature);
+csm_status csm_logsumexp_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n,
+                                  size_t begin, size_t end, double temperature);
+csm_status csm_logsumexp_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                  size_t begin, size_t end, double temperature);
+csm_status csm_logsumexp_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                   size_t begin, size_t end, double temperature);
+
 /* Enough scratch for any of the functions above that take csm_options, on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);
 
@@ -297,6 +327,9 @@ static inline csm_view csm_contiguous(const csm_shape *shape, size_t n, const vo
     return view;
 }
 
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility pop
+#endif
 #ifdef __cplusplus
 }
 #endif

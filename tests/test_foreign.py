@@ -1,0 +1,129 @@
+"""Arrays of other libraries than NumPy, CuPy and PyTorch (test_torch.py): in by DLPack, out by their namespace."""
+
+import numpy as np
+import pytest
+
+import csoftmax
+
+RNG = np.random.default_rng(0)
+X = RNG.standard_normal((5, 40))
+
+
+def libraries():
+    for name in ("array_api_strict", "jax.numpy"):
+        try:
+            module = __import__(name, fromlist=["asarray"])
+        except ImportError:
+            continue
+        yield pytest.param(module, id=name)
+
+
+LIBRARIES = list(libraries())
+
+
+@pytest.fixture(params=LIBRARIES)
+def xp(request):
+    return request.param
+
+
+def test_one_is_there():
+    assert LIBRARIES, "array-api-strict is in the test extra"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("function", ["softmax", "log_softmax", "logsumexp", "sparsemax", "entmax"])
+def test_results_are_of_the_same_library(xp, function, dtype):
+    if xp.__name__ == "jax.numpy" and dtype == "float64":
+        pytest.skip("JAX has float64 only where it is switched on")
+    x = X.astype(dtype)
+    there = xp.asarray(x)
+    for options in ({}, {"axis": 0}, {"num_threads": 1}):
+        got = getattr(csoftmax, function)(there, **options)
+        expected = getattr(csoftmax, function)(x, **options)
+        assert type(got) is type(there)
+        assert str(got.dtype).endswith(dtype)
+        np.testing.assert_array_equal(np.asarray(got), expected)
+
+
+def test_results_of_several_arrays(xp):
+    x = X.astype(np.float32)
+    y = np.arange(5)
+    there = xp.asarray(x)
+    got = csoftmax.cross_entropy_with_grad(there, xp.asarray(y))
+    expected = csoftmax.cross_entropy_with_grad(x, y)
+    assert type(got.loss) is type(got.grad) is type(there)
+    assert got.loss.shape == ()
+    assert float(got.loss) == expected.loss
+    np.testing.assert_array_equal(np.asarray(got.grad), expected.grad)
+    best = csoftmax.topk(there, 3)
+    assert type(best.values) is type(best.indices) is type(there)
+    np.testing.assert_array_equal(np.asarray(best.indices), csoftmax.topk(x, 3).indices)
+    loss, *grads = csoftmax.linear_cross_entropy_with_grad(there, xp.asarray(x[:4]), xp.asarray(y % 4))
+    assert all(type(g) is type(there) for g in (loss, *grads[:2]))
+    csoftmax.check_labels(xp.asarray(y), 5)
+    with pytest.raises(IndexError, match="target"):
+        csoftmax.check_labels(xp.asarray(y), 3)
+
+
+def test_the_first_array_decides(xp):
+    """NumPy's logits with another library's labels give NumPy's arrays."""
+    got = csoftmax.cross_entropy_with_grad(X, xp.asarray(np.arange(5)))
+    assert type(got.grad) is np.ndarray
+
+
+def test_no_copy_and_in_place():
+    strict = pytest.importorskip("array_api_strict", reason="the test extra has it")
+    x = X.copy()
+    there = strict.from_dlpack(x)
+    out = csoftmax.softmax(there, out=there)
+    assert out is there
+    np.testing.assert_array_equal(x, csoftmax.softmax(X))
+
+
+def test_jax_arrays_are_not_written():
+    jnp = pytest.importorskip("jax.numpy", reason="the gate installs it")
+    there = jnp.asarray(X.astype(np.float32))
+    with pytest.raises(ValueError, match=r"out.*read-only"):
+        csoftmax.softmax(X.astype(np.float32), out=there)
+
+
+def test_jax_bfloat16():
+    jnp = pytest.importorskip("jax.numpy", reason="the gate installs it")
+    there = jnp.asarray(X).astype(jnp.bfloat16)
+    got = csoftmax.softmax(there)
+    assert got.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(np.asarray(got), csoftmax.softmax(np.asarray(there)))
+
+
+class Exporter:
+    """Has DLPack and nothing else."""
+
+    def __init__(self, array, device=None):
+        self.array, self.device = array, device
+
+    def __dlpack__(self, **options):
+        return self.array.__dlpack__(**options)
+
+    def __dlpack_device__(self):
+        return self.device or self.array.__dlpack_device__()
+
+
+@pytest.mark.parametrize("view", [lambda x: x, lambda x: x[::-1, ::2], lambda x: x.T], ids=["plain", "strided", "T"])
+def test_anything_with_dlpack(view):
+    x = view(X.copy())
+    got = csoftmax.softmax(Exporter(x))
+    assert type(got) is np.ndarray
+    np.testing.assert_array_equal(got, csoftmax.softmax(x))
+
+
+def test_read_only():
+    x = X.copy()
+    x.flags.writeable = False
+    np.testing.assert_array_equal(csoftmax.softmax(Exporter(x)), csoftmax.softmax(X))
+    with pytest.raises(ValueError, match=r"out.*read-only"):
+        csoftmax.softmax(X, out=Exporter(x))
+
+
+def test_a_device_that_is_none_of_ours():
+    with pytest.raises(TypeError, match="x is on a device of DLPack's kind 8"):
+        csoftmax.softmax(Exporter(X, device=(8, 0)))
