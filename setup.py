@@ -34,6 +34,10 @@ ISA_FLAGS = {
         [],  # not compiled with MSVC until it has been tested
     ),
 }
+CORE_FLAGS = {
+    "layout": ["-O3"],  # its loops are for the compiler to vectorise
+    **{name: ["-Os"] for name in ("entmax", "sample", "topk")},  # what takes time in these is in the units
+}
 GNU_FLAGS = [
     *["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"],
     # the same bits on every instruction set; no call of memcpy from a unit
@@ -51,6 +55,7 @@ def machine():
 def source_hash():
     """Of everything that is compiled: an editable install finds out by it that its build is stale."""
     files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((ROOT / "csoftmax").rglob("*.p[yx][xd]"))]
+    files += [ROOT / "csoftmax" / f"_xla.{kind}" for kind in "ch"]
     files += sorted((ROOT / "csoftmax" / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
@@ -99,8 +104,8 @@ class BuildCore(build_ext):
 
         def objects_of(unit):
             flags = ISA_FLAGS[Path(unit).name][self.msvc] if unit.startswith("isa/") and x86 else []
-            if unit == "layout" and not self.msvc:
-                flags = ["-O3"]  # its loops are for the compiler to vectorise
+            if not self.msvc:
+                flags = flags or CORE_FLAGS.get(unit, [])
             return self.compiler.compile(
                 [f"src_c/{unit}.c"],
                 output_dir=self.build_temp,
@@ -157,13 +162,13 @@ HEADERS = [str(f.relative_to(ROOT)) for f in [*ROOT.glob("src_c/**/*.h"), *ROOT.
 extensions = [
     Extension(
         f"csoftmax.{name}",
-        [f"csoftmax/{name}.pyx"],
-        include_dirs=["csoftmax/include", "src_c"],
+        [f"csoftmax/{name}.pyx", *sources],
+        include_dirs=["csoftmax/include", "csoftmax", "src_c"],
         define_macros=[SOURCE_HASH, *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [])],
         depends=[*HEADERS, *(str(f.relative_to(ROOT)) for f in ROOT.glob("src_c/**/*.c"))],
         py_limited_api=STABLE_ABI,
     )
-    for name in ("_cpu", "cpu")
+    for name, sources in (("_cpu", ["csoftmax/_xla.c"]), ("cpu", []))
 ]
 setup(
     ext_modules=cythonize(extensions, language_level=3),

@@ -77,6 +77,7 @@ def source_hash():
     if not (root / "src_c" / "registry.h").is_file():
         return None
     files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted(_HERE.rglob("*.p[yx][xd]"))]
+    files += [_HERE / f"_xla.{kind}" for kind in "ch"]
     files += sorted((_HERE / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 

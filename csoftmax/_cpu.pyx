@@ -66,6 +66,16 @@ cdef extern from *:
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
 
+cdef extern from "_xla.h" nogil:
+    void csm_xla_softmax()
+    void csm_xla_log_softmax()
+    void csm_xla_logsumexp()
+    void csm_xla_softmax_vjp()
+    void csm_xla_log_softmax_vjp()
+    void csm_xla_entmax()
+    void csm_xla_entmax_vjp()
+    void csm_xla_cross_entropy()
+
 OPS = {
     "softmax": CSM_OP_softmax,
     "log_softmax": CSM_OP_log_softmax,
@@ -85,6 +95,20 @@ REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
 ISAS = ("scalar", "neon", "avx2", "avx512")
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
+cdef _target(void *function):
+    return PyCapsule_New(function, "xla._CUSTOM_CALL_TARGET", NULL)
+
+
+XLA_TARGETS = {
+    "softmax": _target(<void *>csm_xla_softmax),
+    "log_softmax": _target(<void *>csm_xla_log_softmax),
+    "logsumexp": _target(<void *>csm_xla_logsumexp),
+    "softmax_vjp": _target(<void *>csm_xla_softmax_vjp),
+    "log_softmax_vjp": _target(<void *>csm_xla_log_softmax_vjp),
+    "entmax": _target(<void *>csm_xla_entmax),
+    "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
+    "cross_entropy": _target(<void *>csm_xla_cross_entropy),
+}
 ABI = f"{cpu.CSM_ABI_MAJOR}.{cpu.CSM_ABI_MINOR}"
 C_API = PyCapsule_New(<void *>csm_api_pointer, "csoftmax._C_API", NULL)
 OPENMP = csm_openmp()

@@ -22,7 +22,7 @@ echo "two builds: the same bytes"
 
 cd "$WORK/first"
 auditwheel show ./*.whl
-auditwheel repair --exclude libgomp.so.1 -w "$OUT" ./*.whl
+auditwheel repair -z 9 --exclude libgomp.so.1 -w "$OUT" ./*.whl
 cp ./*.tar.gz "$OUT"
 cd "$OUT"
 ls -l

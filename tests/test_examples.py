@@ -25,7 +25,7 @@ def run(name, tmp_path, **environment):
 
 
 def test_all_are_listed():
-    listed = re.findall(r"`(plot_\w+\.py)` \|", (ROOT / "examples" / "README.md").read_text())
+    listed = re.findall(r"`(\w+\.py)` \|", (ROOT / "examples" / "README.md").read_text())
     assert sorted(listed) == EXAMPLES
 
 
@@ -50,6 +50,14 @@ def test_temperature(tmp_path):
     page = run("plot_temperature.py", tmp_path)
     assert "T = 0    [1. 0. 0. 0.]" in page
     assert "T = inf  [0.25 0.25 0.25 0.25]" in page
+
+
+def test_thinc(tmp_path):
+    pytest.importorskip("thinc", reason="the gate installs it")
+    page = run("thinc_ops.py", tmp_path)
+    errors = dict(re.findall(r"^(\w+): largest relative error (\S+)$", page, re.M))
+    assert float(errors["csoftmax"]) < 3e-7 < float(errors["numpy"])
+    assert float(re.search(r"accuracy on held-out digits: ([\d.]+)", page)[1]) > 0.95
 
 
 def test_many_classes(tmp_path):

@@ -1,0 +1,17 @@
+#!/bin/bash
+# asv of two commits, their rounds interleaved: which benchmarks differ by more than the threshold?
+#
+#     asv_bench/compare.sh BASE NEW [benchmarks]       a regular expression; default: time_ and track_ulp
+#
+# Exits with 1 where something has become worse by more than FACTOR (default 1.15), and asserts that something was
+# measured.  Needs asv, virtualenv and a C compiler: each commit is built in an environment of its own.
+set -eu -o pipefail
+cd "$(dirname "$0")"
+BASE=$(git rev-parse "$1") NEW=$(git rev-parse "$2") WHICH=${3:-time_|track_ulp} FACTOR=${FACTOR:-1.15}
+[ -f "${ASV_MACHINE:-$HOME/.asv-machine.json}" ] || asv machine --yes
+status=0
+asv continuous --interleave-rounds --factor "$FACTOR" --show-stderr -b "$WHICH" "$BASE" "$NEW" || status=$?
+for commit in "$BASE" "$NEW"; do
+    ls ../.asv/results/*/"${commit:0:8}"-*.json >/dev/null || { echo "no results of $commit" >&2; exit 2; }
+done
+exit $status

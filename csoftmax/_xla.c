@@ -1,0 +1,283 @@
+/* Targets of XLA's foreign function interface, for csoftmax.jax: XLA's buffers into a call of the core.
+ *
+ * XLA calls a target with one structure; what of it is needed is declared here, after the layout that XLA publishes
+ * (version 0 of its interface), so that building does not need JAX.  Every structure begins with its size, which is
+ * checked before anything behind it is read.  Rows lie along the last axis of contiguous arrays.
+ */
+#include "_xla.h"
+
+#include "internal.h"
+
+#include <stdio.h>
+#include <stdlib.h>
+
+typedef struct xla_extension {
+    size_t size;
+    int type;
+    struct xla_extension *next;
+} xla_extension;
+typedef struct xla_version {
+    size_t size;
+    xla_extension *extensions;
+    int major, minor;
+} xla_version;
+/* asked for when a target is registered: an extension of type 1 */
+typedef struct xla_metadata {
+    size_t size;
+    xla_version version;
+    uint32_t traits;
+    int64_t state_type;
+} xla_metadata;
+typedef struct xla_metadata_extension {
+    xla_extension base;
+    xla_metadata *metadata;
+} xla_metadata_extension;
+
+typedef struct xla_new_error {
+    size_t size;
+    xla_extension *extensions;
+    const char *message;
+    int code;
+} xla_new_error;
+typedef struct xla_api {
+    size_t size;
+    xla_extension *extensions;
+    xla_version version;
+    const void *internal;
+    void *(*create_error)(xla_new_error *);
+} xla_api;
+enum {
+    XLA_INVALID_ARGUMENT = 3,
+    XLA_OUT_OF_MEMORY = 8,
+    XLA_METADATA = 1,
+    XLA_BUFFER = 1,
+    XLA_SCALAR = 3,
+    XLA_EXECUTE = 3
+};
+
+typedef struct xla_buffer {
+    size_t size;
+    xla_extension *extensions;
+    int dtype;
+    void *data;
+    int64_t rank;
+    int64_t *dims;
+} xla_buffer;
+typedef struct xla_list {
+    size_t size;
+    xla_extension *extensions;
+    int64_t count;
+    int *types;
+    void **items;
+} xla_list;
+typedef struct xla_text {
+    const char *at;
+    size_t length;
+} xla_text;
+typedef struct xla_attributes {
+    size_t size;
+    xla_extension *extensions;
+    int64_t count;
+    int *types;
+    xla_text **names;
+    void **items;
+} xla_attributes;
+typedef struct xla_scalar {
+    int dtype;
+    void *value;
+} xla_scalar;
+struct xla_frame {
+    size_t size;
+    xla_extension *extensions;
+    const xla_api *api;
+    void *context;
+    int stage;
+    xla_list arguments, results;
+    xla_attributes attributes;
+};
+enum { XLA_S32 = 4, XLA_S64 = 5, XLA_F16 = 10, XLA_F32 = 11, XLA_F64 = 12, XLA_BF16 = 16 };
+
+static void *failure(const xla_frame *f, int code, const char *message) {
+    xla_new_error error = {sizeof error, NULL, message, code};
+    return f->api->create_error(&error);
+}
+
+static void *failed_with(const xla_frame *f, csm_status status) {
+    if (status == CSM_OK) return NULL;
+    char text[160];
+    snprintf(text, sizeof text, "csoftmax: %s", csm_status_text(status));
+    return failure(f, status == CSM_NO_MEMORY ? XLA_OUT_OF_MEMORY : XLA_INVALID_ARGUMENT, text);
+}
+
+/* Whether the frame is one to compute; otherwise *answer is what to return. */
+static int to_compute(const xla_frame *f, void **answer) {
+    *answer = NULL;
+    for (xla_extension *e = f->extensions; e; e = e->next)
+        if (e->type == XLA_METADATA) {
+            xla_version *version = &((xla_metadata_extension *)e)->metadata->version;
+            version->major = 0;
+            version->minor = f->api ? f->api->version.minor : 0; /* whatever is there: sizes are checked below */
+            return 0;
+        }
+    if (f->size < sizeof *f || f->api->version.major != 0) {
+        *answer =
+            failure(f, XLA_INVALID_ARGUMENT, "csoftmax: this version of XLA has another foreign function interface");
+        return 0;
+    }
+    return f->stage == XLA_EXECUTE;
+}
+
+static const xla_buffer *buffer_of(const xla_list *list, int64_t i) {
+    if (i >= list->count || list->types[i] != XLA_BUFFER) return NULL;
+    const xla_buffer *b = list->items[i];
+    return b->size >= sizeof *b ? b : NULL;
+}
+
+static const void *attribute(const xla_frame *f, const char *name, int dtype) {
+    for (int64_t i = 0; i < f->attributes.count; i++) {
+        const xla_text *text = f->attributes.names[i];
+        const xla_scalar *scalar = f->attributes.items[i];
+        if (f->attributes.types[i] == XLA_SCALAR && text->length == strlen(name) &&
+            memcmp(text->at, name, text->length) == 0 && scalar->dtype == dtype)
+            return scalar->value;
+    }
+    return NULL;
+}
+static double real(const xla_frame *f, const char *name, double otherwise) {
+    const double *value = attribute(f, name, XLA_F64);
+    return value ? *value : otherwise;
+}
+static int threads(const xla_frame *f) {
+    const int64_t *value = attribute(f, "threads", XLA_S64);
+    return value && *value > 0 && *value < INT32_MAX ? (int)*value : 1;
+}
+
+static int dtype_of(const xla_buffer *b, csm_dtype *dtype, size_t *itemsize) {
+    switch (b->dtype) {
+    case XLA_F16:
+        *dtype = CSM_DTYPE_f16;
+        *itemsize = 2;
+        return 1;
+    case XLA_BF16:
+        *dtype = CSM_DTYPE_bf16;
+        *itemsize = 2;
+        return 1;
+    case XLA_F32:
+        *dtype = CSM_DTYPE_f32;
+        *itemsize = 4;
+        return 1;
+    case XLA_F64:
+        *dtype = CSM_DTYPE_f64;
+        *itemsize = 8;
+        return 1;
+    default: return 0;
+    }
+}
+
+typedef struct matrix {
+    csm_dtype dtype;
+    size_t itemsize;
+    csm_shape shape;
+} matrix;
+/* The first argument as rows, and whether everything else that is named has as many elements (rows: one a row). */
+static int matrix_of(const xla_frame *f, matrix *m) {
+    const xla_buffer *x = buffer_of(&f->arguments, 0);
+    if (!x || x->rank < 1 || !dtype_of(x, &m->dtype, &m->itemsize)) return 0;
+    m->shape.n = (size_t)x->dims[x->rank - 1];
+    m->shape.ndim = 1;
+    m->shape.shape[0] = 1;
+    for (int64_t i = 0; i < x->rank - 1; i++) m->shape.shape[0] *= (size_t)x->dims[i];
+    return 1;
+}
+static int has(const xla_buffer *b, size_t elements) {
+    if (!b) return 0;
+    size_t count = 1;
+    for (int64_t i = 0; i < b->rank; i++) count *= (size_t)b->dims[i];
+    return count == elements;
+}
+static csm_view view_of(const matrix *m, const xla_buffer *b) {
+    return csm_contiguous(&m->shape, m->shape.n, b->data, m->itemsize);
+}
+static const char wrong[] = "csoftmax: the arguments have other shapes or dtypes than csoftmax.jax gives";
+
+static void *run(xla_frame *f, csm_op op) {
+    void *answer;
+    if (!to_compute(f, &answer)) return answer;
+    matrix m;
+    const int two = op == CSM_OP_softmax_vjp || op == CSM_OP_log_softmax_vjp, row = op == CSM_OP_logsumexp;
+    const xla_buffer *b = two ? buffer_of(&f->arguments, 1) : NULL, *y = buffer_of(&f->results, 0);
+    if (!matrix_of(f, &m)) return failure(f, XLA_INVALID_ARGUMENT, wrong);
+    const size_t rows = m.shape.shape[0];
+    if (!has(y, row ? rows : rows * m.shape.n) || (two && !has(b, rows * m.shape.n)))
+        return failure(f, XLA_INVALID_ARGUMENT, wrong);
+    csm_view from = view_of(&m, buffer_of(&f->arguments, 0)), second, to = view_of(&m, y);
+    if (two) second = view_of(&m, b);
+    if (row) to = csm_contiguous(&m.shape, 1, y->data, m.itemsize);
+    csm_options options = csm_default_options();
+    options.temperature = real(f, "temperature", 1);
+    options.threads = threads(f);
+    return failed_with(f,
+                       csm_run(op, m.dtype, csm_current_table(), &m.shape, &from, two ? &second : NULL, &to, &options));
+}
+void *csm_xla_softmax(xla_frame *f) { return run(f, CSM_OP_softmax); }
+void *csm_xla_log_softmax(xla_frame *f) { return run(f, CSM_OP_log_softmax); }
+void *csm_xla_logsumexp(xla_frame *f) { return run(f, CSM_OP_logsumexp); }
+void *csm_xla_softmax_vjp(xla_frame *f) { return run(f, CSM_OP_softmax_vjp); }
+void *csm_xla_log_softmax_vjp(xla_frame *f) { return run(f, CSM_OP_log_softmax_vjp); }
+
+static void *entmax(xla_frame *f, int backward) {
+    void *answer;
+    if (!to_compute(f, &answer)) return answer;
+    matrix m;
+    const xla_buffer *b = backward ? buffer_of(&f->arguments, 1) : NULL, *y = buffer_of(&f->results, 0);
+    if (!matrix_of(f, &m)) return failure(f, XLA_INVALID_ARGUMENT, wrong);
+    const size_t elements = m.shape.shape[0] * m.shape.n;
+    if (!has(y, elements) || (backward && !has(b, elements))) return failure(f, XLA_INVALID_ARGUMENT, wrong);
+    csm_view from = view_of(&m, buffer_of(&f->arguments, 0)), second, to = view_of(&m, y);
+    if (backward) second = view_of(&m, b);
+    csm_entmax_options options = csm_default_entmax_options();
+    options.alpha = real(f, "alpha", 1.5);
+    options.threads = threads(f);
+    return failed_with(
+        f, csm_run_entmax(m.dtype, csm_current_table(), &m.shape, &from, backward ? &second : NULL, &to, &options));
+}
+void *csm_xla_entmax(xla_frame *f) { return entmax(f, 0); }
+void *csm_xla_entmax_vjp(xla_frame *f) { return entmax(f, 1); }
+
+/* (x, labels) -> the loss of each row, and its gradient if there is a second result */
+void *csm_xla_cross_entropy(xla_frame *f) {
+    void *answer;
+    if (!to_compute(f, &answer)) return answer;
+    matrix m;
+    const xla_buffer *labels = buffer_of(&f->arguments, 1), *loss = buffer_of(&f->results, 0);
+    const int wanted = f->results.count > 1;
+    const xla_buffer *gradient = wanted ? buffer_of(&f->results, 1) : NULL;
+    if (!matrix_of(f, &m)) return failure(f, XLA_INVALID_ARGUMENT, wrong);
+    const size_t rows = m.shape.shape[0];
+    const int64_t *ignore = attribute(f, "ignore_index", XLA_S64);
+    if (!has(labels, rows) || !has(loss, rows) || (wanted && !has(gradient, rows * m.shape.n)) || !ignore ||
+        (labels->dtype != XLA_S32 && labels->dtype != XLA_S64) || (loss->dtype != XLA_F32 && loss->dtype != XLA_F64))
+        return failure(f, XLA_INVALID_ARGUMENT, wrong);
+    const int narrow = labels->dtype == XLA_S32;
+    csm_view x = view_of(&m, buffer_of(&f->arguments, 0)), to;
+    if (wanted) to = view_of(&m, gradient);
+    csm_view classes = csm_contiguous(&m.shape, 1, labels->data, narrow ? 4 : 8);
+    csm_loss_options options = csm_default_loss_options();
+    options.labels = &classes;
+    options.label_type = narrow ? CSM_INT32 : CSM_INT64;
+    options.has_ignore = 1;
+    options.ignore = (uint64_t)*ignore;
+    options.temperature = real(f, "temperature", 1);
+    options.label_smoothing = real(f, "label_smoothing", 0);
+    options.z_loss = real(f, "z_loss", 0);
+    options.reduction = CSM_NONE;
+    options.threads = threads(f);
+    double *each = loss->dtype == XLA_F64 ? loss->data : malloc((rows | 1) * sizeof(double));
+    if (!each) return failed_with(f, CSM_NO_MEMORY);
+    csm_status status = csm_run_loss(m.dtype, csm_current_table(), &m.shape, &x, wanted ? &to : NULL, each, &options);
+    if (loss->dtype == XLA_F32) {
+        for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss->data)[i] = (float)each[i];
+        free(each);
+    }
+    return failed_with(f, status);
+}

@@ -1,0 +1,153 @@
+"""csoftmax.jax: the bits of the NumPy functions under jit, gradients, vmap, errors."""
+
+import numpy as np
+import pytest
+
+import csoftmax
+
+jax = pytest.importorskip("jax", reason="the gate installs it")
+jnp = jax.numpy
+check_grads = pytest.importorskip("jax.test_util").check_grads
+cj = pytest.importorskip("csoftmax.jax")
+
+RNG = np.random.default_rng(0)
+
+
+@pytest.fixture(autouse=True)
+def with_float64():
+    with jax.enable_x64(True):
+        yield
+
+
+FUNCTIONS = {
+    "softmax": {"temperature": 0.7},
+    "log_softmax": {"temperature": 0.7},
+    "logsumexp": {"temperature": 0.7},
+    "entmax": {"alpha": 1.3},
+    "sparsemax": {},
+}
+
+
+def data(dtype, shape=(3, 4, 50)):
+    return jnp.asarray(3 * RNG.standard_normal(shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_same_bits(name, axis, dtype):
+    x, options = data(dtype), FUNCTIONS[name]
+    expected = getattr(csoftmax, name)(np.asarray(x), axis=axis, **options)
+    for function in (getattr(cj, name), jax.jit(getattr(cj, name), static_argnames=("axis", *options))):
+        got = function(x, axis=axis, **options)
+        assert got.dtype == x.dtype
+        np.testing.assert_array_equal(np.asarray(got), expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients(name):
+    x, options = data("float64", (4, 6)), FUNCTIONS[name]
+    function = getattr(cj, name)
+    for axis in (-1, 0):
+        check_grads(lambda x, axis=axis: function(x, axis=axis, **options), (x,), order=1, modes=["rev"], eps=1e-6)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vmap(name):
+    x, function = data("float32"), getattr(cj, name)
+    np.testing.assert_array_equal(jax.vmap(function)(x), function(x))
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(function))(x), function(x))
+    moved = jax.vmap(function, in_axes=1, out_axes=1)(x) if name != "logsumexp" else jax.vmap(function, 1, 1)(x)
+    np.testing.assert_array_equal(moved, function(x))
+    each = jax.vmap(jax.grad(lambda row: (function(row) ** 2).sum()))(x[0])
+    np.testing.assert_array_equal(each, jax.grad(lambda rows: (function(rows) ** 2).sum())(x[0]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy(dtype, reduction):
+    options = {"label_smoothing": 0.1, "ignore_index": 3, "z_loss": 1e-3, "temperature": 0.8, "reduction": reduction}
+    logits = data(dtype, (6, 5, 4))
+    labels = RNG.integers(0, 5, (6, 4))
+    labels[0, 0] = 3
+    for kind in (np.int64, np.int32, np.uint8, np.uint32, np.uint64):
+        there = jnp.asarray(labels.astype(kind))
+        expected = csoftmax.cross_entropy_with_grad(np.asarray(logits), labels, axis=1, **options)
+        got = jax.jit(lambda z, t: cj.cross_entropy(z, t, axis=1, **options))(logits, there)
+        assert got.dtype == expected.loss.dtype
+        np.testing.assert_allclose(got, expected.loss, rtol=1e-14 if dtype == "float64" else 1e-6)
+        if reduction == "none":
+            np.testing.assert_array_equal(got, expected.loss)
+        grad = jax.grad(lambda z, t: cj.cross_entropy(z, t, axis=1, **options).sum())(logits, there)
+        assert grad.dtype == logits.dtype
+        tolerance = {"bfloat16": 2e-2, "float32": 1e-6, "float64": 1e-14}[dtype]
+        np.testing.assert_allclose(
+            np.asarray(grad, np.float64), np.asarray(expected.grad, np.float64), rtol=tolerance, atol=1e-12
+        )
+    if dtype == "float64":
+        of_logits = lambda z: cj.cross_entropy(z, there, axis=1, **options)  # noqa: E731
+        check_grads(of_logits, (logits,), order=1, modes=["rev"], eps=1e-6)
+
+
+def test_cross_entropy_under_vmap():
+    logits, labels = data("float32", (3, 4, 7)), jnp.asarray(RNG.integers(0, 7, (3, 4)))
+    got = jax.vmap(lambda z, t: jax.grad(cj.cross_entropy)(z, t))(logits, labels)
+    each = [jax.grad(cj.cross_entropy)(z, t) for z, t in zip(logits, labels)]
+    np.testing.assert_array_equal(got, jnp.stack(each))
+
+
+def test_it_trains():
+    """A linear layer, by gradient descent under jit."""
+    x, labels = data("float32", (200, 5)), jnp.asarray(RNG.integers(0, 3, 200))
+
+    @jax.jit
+    def step(w):
+        loss, grad = jax.value_and_grad(lambda w: cj.cross_entropy(x @ w, labels))(w)
+        return loss, w - 0.1 * grad
+
+    w = jnp.zeros((5, 3), jnp.float32)
+    losses = []
+    for _ in range(20):
+        loss, w = step(w)
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(np.log(3))
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_threads_and_large():
+    """On as many threads as there are, several calls at once."""
+    x = data("float32", (300, 5000))
+    with csoftmax.threads(2):
+        both = jax.jit(lambda x: (cj.softmax(x), cj.log_softmax(x)))(x)
+    np.testing.assert_array_equal(both[0], csoftmax.softmax(np.asarray(x)))
+    np.testing.assert_array_equal(both[1], csoftmax.log_softmax(np.asarray(x)))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (1,)])
+def test_awkward_shapes(shape):
+    x = data("float32", shape)
+    np.testing.assert_array_equal(cj.softmax(x), csoftmax.softmax(np.asarray(x)))
+
+
+def test_errors():
+    x, labels = data("float32", (3, 4)), jnp.array([0, 1, 2])
+    with pytest.raises(TypeError, match="x must be float16, bfloat16, float32 or float64, got int32"):
+        cj.softmax(labels.astype(jnp.int32))
+    with pytest.raises(ValueError, match="axis must be an int from -2 to 1, got 2"):
+        cj.softmax(x, axis=2)
+    with pytest.raises(ValueError, match="temperature must be in"):
+        cj.softmax(x, temperature=-1)
+    with pytest.raises(TypeError, match="temperature must be a number that is known"):
+        jax.jit(lambda x, t: cj.softmax(x, temperature=t))(x, 1.0)
+    with pytest.raises(ValueError, match="alpha must be in"):
+        cj.entmax(x, alpha=1.0)
+    with pytest.raises(TypeError, match=r"labels must be integers of shape \(3,\)"):
+        cj.cross_entropy(x, labels[:2])
+    with pytest.raises(ValueError, match="reduction must be"):
+        cj.cross_entropy(x, labels, reduction="median")
+    with pytest.raises(jax.errors.JaxRuntimeError, match="a label is not a class"):
+        cj.cross_entropy(x, labels + 2).block_until_ready()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="other shapes or dtypes"):
+        jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((2,), jnp.float32))(x).block_until_ready()
+    with pytest.raises(jax.errors.JaxRuntimeError, match="other shapes or dtypes"):
+        jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((3,), jnp.int32))(labels.astype(jnp.int32))
