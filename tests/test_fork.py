@@ -70,7 +70,7 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("method", [m for m in multiprocessing.get_all_start_methods() if m != "forkserver"])
+@pytest.mark.parametrize("method", multiprocessing.get_all_start_methods())
 def test_multiprocessing(method, tmp_path):
     script = tmp_path / "pool.py"
     script.write_text(POOL.format(method=method))
