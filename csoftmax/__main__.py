@@ -41,6 +41,14 @@ def shapes(text):
     return [tuple(positive(length) for length in part.split("x")) for part in text.split(",")]
 
 
+class Say(argparse.Action):
+    """Prints its constant as it is (action="version" would break the line) and ends."""
+
+    def __call__(self, parser, namespace, values, option_string=None):
+        print(self.const)
+        parser.exit()
+
+
 def parser():
     top = argparse.ArgumentParser(prog="python -m csoftmax", description="The softmax family on this machine.")
     top.add_argument("--version", action="version", version=f"csoftmax {__version__}")
@@ -51,7 +59,7 @@ def parser():
         ("cmakedir", get_cmake_dir(), "for CMake: -Dcsoftmax_DIR="),
         ("pkgconfigdir", library / "pkgconfig", "for pkg-config: PKG_CONFIG_PATH="),
     ):
-        top.add_argument(f"--{name}", action="version", version=str(text), help=meaning)
+        top.add_argument(f"--{name}", action=Say, nargs=0, const=text, help=meaning)
     commands = top.add_subparsers(
         dest="command", required=True, metavar="info|selftest|bench|demo|fit|predict|evaluate|calibrate"
     )

@@ -39,6 +39,15 @@ def block(tmp_path, *modules):
     return os.pathsep.join([str(tmp_path), str(ROOT)])
 
 
+@pytest.mark.parametrize("option", ["--cflags", "--libs", "--cmakedir", "--pkgconfigdir"])
+def test_build_options_are_one_line(option):
+    text = command(option, COLUMNS="20")
+    assert text.endswith("\n")
+    assert text.count("\n") == 1
+    for path in text.replace("-I", "").split():
+        assert os.path.exists(path.removeprefix("-Wl,-rpath,"))
+
+
 def test_info(tmp_path):
     # elsewhere than in the checkout, whose package would come before the installed one
     found = json.loads(command("info", "--json", cwd=tmp_path))
