@@ -42,9 +42,10 @@ def shapes(text):
 
 
 class Say(argparse.Action):
-    """Prints its constant as it is (action="version" would break the line) and ends."""
+    """Says its constant as it is, where action="version" would break the line."""
 
     def __call__(self, parser, namespace, values, option_string=None):
+        """Print it and end."""
         print(self.const)
         parser.exit()
 
