@@ -54,7 +54,8 @@ def machine():
 
 def source_hash():
     """Of everything that is compiled: an editable install finds out by it that its build is stale."""
-    files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((ROOT / "csoftmax").rglob("*.p[yx][xd]"))]
+    files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((ROOT / "csoftmax").glob("*.pyx"))]
+    files += sorted((ROOT / "csoftmax").glob("*.pxd"))
     files += [ROOT / "csoftmax" / f"_xla.{kind}" for kind in "ch"]
     files += sorted((ROOT / "csoftmax" / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
@@ -76,7 +77,9 @@ class BuildCore(build_ext):
         self.openmp = [] if sys.platform == "darwin" else ["/openmp" if self.msvc else "-fopenmp"]
         self.flags = (MSVC_FLAGS if self.msvc else GNU_FLAGS) + self.openmp
         self.library = Path(self.build_lib) / "csoftmax" / "lib"
-        self.library.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(self.library, ignore_errors=True)  # of an earlier build, perhaps with another libgomp
+        self.library.mkdir(parents=True)
+        self.force = True  # the extensions carry the hash of all sources, as the library does
         objects = self.compile_core()
         if SHARED:
             self.link_shared(objects)
@@ -95,8 +98,12 @@ class BuildCore(build_ext):
         if not self.inplace:
             for ext in self.extensions:
                 built = Path(self.get_ext_fullpath(ext.name))
-                shutil.copy2(built, ROOT / "csoftmax" / built.name)
-        shutil.copytree(self.library, ROOT / "csoftmax" / "lib", dirs_exist_ok=True)
+                beside = ROOT / "csoftmax" / built.name
+                beside.unlink(missing_ok=True)  # who runs it keeps it; writing into it would be felt there
+                shutil.copy2(built, beside)
+        beside = ROOT / "csoftmax" / "lib"
+        shutil.rmtree(beside, ignore_errors=True)
+        shutil.copytree(self.library, beside)
 
     def compile_core(self):
         """The objects; the units of the instruction sets with their own flags."""
@@ -141,7 +148,11 @@ class BuildCore(build_ext):
         ):
             to = self.library / folder / name
             to.parent.mkdir(parents=True, exist_ok=True)
-            to.write_text((ROOT / "src_c" / "package" / f"{name}.in").read_text().replace("@VERSION@", VERSION))
+            text = (ROOT / "src_c" / "package" / f"{name}.in").read_text().replace("@VERSION@", VERSION)
+            linked = (
+                f"${{prefix}}/lib/{SONAME} -Wl,-rpath,${{prefix}}/lib" if SHARED else "${prefix}/lib/libcsoftmax.a -lm"
+            )
+            to.write_text(text.replace("@LIBS@", linked))
 
 
 class BuildPython(build_py):

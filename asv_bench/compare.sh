@@ -9,9 +9,12 @@ set -eu -o pipefail
 cd "$(dirname "$0")"
 BASE=$(git rev-parse "$1") NEW=$(git rev-parse "$2") WHICH=${3:-time_|track_ulp} FACTOR=${FACTOR:-1.15}
 [ -f "${ASV_MACHINE:-$HOME/.asv-machine.json}" ] || asv machine --yes
+mark=$(mktemp)
 status=0
 asv continuous --interleave-rounds --factor "$FACTOR" --show-stderr -b "$WHICH" "$BASE" "$NEW" || status=$?
 for commit in "$BASE" "$NEW"; do
-    ls ../.asv/results/*/"${commit:0:8}"-*.json >/dev/null || { echo "no results of $commit" >&2; exit 2; }
+    new=$(find ../.asv/results -name "${commit:0:8}-*.json" -newer "$mark")
+    [ -n "$new" ] || { echo "no new results of $commit" >&2; exit 2; }
 done
+rm -f "$mark"
 exit $status

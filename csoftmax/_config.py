@@ -76,7 +76,8 @@ def source_hash():
     root = _HERE.parent
     if not (root / "src_c" / "registry.h").is_file():
         return None
-    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted(_HERE.rglob("*.p[yx][xd]"))]
+    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted(_HERE.glob("*.pyx"))]
+    files += sorted(_HERE.glob("*.pxd"))
     files += [_HERE / f"_xla.{kind}" for kind in "ch"]
     files += sorted((_HERE / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]

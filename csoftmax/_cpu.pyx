@@ -123,7 +123,7 @@ cdef enum:
 cdef int _default = 1       # set_num_threads, or the limit
 cdef int _limit = 1         # no call uses more
 cdef int _contexts = 0      # how many csoftmax.threads() are entered, in any thread
-cdef int _openmp = csm_openmp_limit()  # at import; less later: threadpoolctl or omp_set_num_threads wants fewer
+cdef int _openmp = 1        # OpenMP's default; less in a thread: threadpoolctl or omp_set_num_threads wants fewer there
 _local = threading.local()
 
 
@@ -156,15 +156,16 @@ def _count(value):
     raise TypeError(f"num_threads must be an int or None, got {value!r} of type {type(value).__name__}")
 
 
-def openmp_limit():
-    """Threads that OpenMP would use by default: OMP_NUM_THREADS, or the CPUs."""
-    return csm_openmp_limit()
-
-
 def set_thread_limit(int limit):
     """Called once at import with what the machine allows."""
     global _limit, _default
     _limit = _default = max(1, limit)
+
+
+def set_openmp_default(int threads):
+    """Called once at import: OMP_NUM_THREADS, or the CPUs."""
+    global _openmp
+    _openmp = threads
 
 
 def get_threads():

@@ -11,6 +11,9 @@ import sys
 
 import numpy as np
 
+from . import _cuda
+from ._args import DeviceError
+
 # Of arguments that are nobody else's array: looked up before anything else is.
 _OWN = {np.ndarray, type(None), bool, int, float, str, list, tuple}
 _DL_CPU, _DL_CUDA, _DL_CUDA_HOST = 1, 2, 3
@@ -36,18 +39,31 @@ def native(x, name="an array"):
     return _of_tensor(x, name) if is_tensor(x) else _of_dlpack(x, name)
 
 
-def _of_dlpack(x, name):
-    kind = int(x.__dlpack_device__()[0])
-    if kind == _DL_CUDA:
-        import cupy
+def _cupy(name):
+    try:
+        return _cuda.require(None)
+    except _cuda.Unavailable as error:
+        raise DeviceError(f"{name} is on a CUDA device, which cannot be used: {error}") from None
 
-        return cupy.from_dlpack(x)
+
+def _of_dlpack(x, name):
+    what = f"{name} is a {type(x).__module__}.{type(x).__name__}"
+    try:
+        kind = int(x.__dlpack_device__()[0])
+    except Exception as error:  # whatever the library raises where there is no memory to see, as while JAX traces
+        hint = "; inside jax.jit use csoftmax.jax" if "jax" in sys.modules else ""
+        raise TypeError(f"{what} without memory that can be seen: {error}{hint}") from error
+    if kind == _DL_CUDA:
+        return _cupy(name).from_dlpack(x)
     if kind not in (_DL_CPU, _DL_CUDA_HOST):
         raise TypeError(f"{name} is on a device of DLPack's kind {kind}; arrays on the CPU (1) and CUDA (2) are taken")
     try:
         return np.from_dlpack(x)
-    except (BufferError, RuntimeError, TypeError):  # bfloat16, or a bool: not every NumPy takes them this way
-        return np.asarray(x)
+    except (BufferError, RuntimeError, TypeError) as error:  # bfloat16: not every NumPy takes it this way
+        a = np.asarray(x)
+        if name == "out" or a.dtype == object:  # perhaps a copy
+            raise TypeError(f"{what} that NumPy cannot take by DLPack: {error}") from error
+        return a
 
 
 def _of_tensor(x, name):
@@ -62,9 +78,7 @@ def _of_tensor(x, name):
     if x.device.type == "cpu":
         a = x.numpy()
     elif x.device.type == "cuda":
-        import cupy
-
-        a = cupy.from_dlpack(x)
+        a = _cupy(name).from_dlpack(x)
     else:
         raise TypeError(f"{name} is on the device {x.device}; tensors on cpu and cuda are taken")
     if half:
@@ -121,11 +135,12 @@ def takes_foreign(function):
         result = function(*arguments, **options)
         if not is_foreign(first):
             return result
+        own = {id(x) for x in (*arguments, *options.values())}
 
         def back(a):
-            if a is None:
-                return None
-            return given[id(a)][0] if id(a) in given else _back(a, first)  # the caller's out is that very array
+            if id(a) in given:  # the caller's out
+                return given[id(a)][0]
+            return a if a is None or id(a) in own else _back(a, first)
 
         return tuple(map(back, result)) if isinstance(result, tuple) else back(result)
 

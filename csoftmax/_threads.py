@@ -38,19 +38,28 @@ def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
     return max(1, -int(-min(quotas) // 1)) if quotas else None
 
 
+def _affinity():
+    return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
+
+
+def _of_openmp():
+    """What OMP_NUM_THREADS says (of the outermost level), or None."""
+    wanted = re.match(r"\s*([1-9][0-9]{0,5})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(wanted[1]) if wanted else None
+
+
 def _find_bounds():
     forced = os.environ.get("CSOFTMAX_NUM_THREADS", "")
     if forced:
         if not re.fullmatch(r"[0-9]{1,6}", forced) or int(forced) < 1:
             raise ImportError(f"CSOFTMAX_NUM_THREADS must be a whole number from 1 to 999999, got {forced!r}")
         return {"CSOFTMAX_NUM_THREADS": int(forced)}
-    affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    bounds = {"CPU affinity": affinity or 1}
+    bounds = {"CPU affinity": _affinity()}
     quota = cgroup_quota()
     if quota is not None:
         bounds["cgroup quota"] = quota
-    if os.environ.get("OMP_NUM_THREADS"):
-        bounds["OMP_NUM_THREADS"] = _cpu.openmp_limit()
+    if _of_openmp():
+        bounds["OMP_NUM_THREADS"] = _of_openmp()
     if not _cpu.OPENMP:
         bounds["built without OpenMP"] = 1
     return bounds
@@ -63,6 +72,7 @@ def reason():
 
 _bounds.update(_find_bounds())
 _cpu.set_thread_limit(min(_bounds.values()))
+_cpu.set_openmp_default(_of_openmp() or _affinity())
 
 
 def set_num_threads(num_threads):

@@ -8,6 +8,7 @@
 
 #include "internal.h"
 
+#include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -97,6 +98,8 @@ struct xla_frame {
 };
 enum { XLA_S32 = 4, XLA_S64 = 5, XLA_F16 = 10, XLA_F32 = 11, XLA_F64 = 12, XLA_BF16 = 16 };
 
+static int has_api(const xla_frame *f) { return f->api && f->api->size >= sizeof *f->api; }
+
 static void *failure(const xla_frame *f, int code, const char *message) {
     xla_new_error error = {sizeof error, NULL, message, code};
     return f->api->create_error(&error);
@@ -109,17 +112,28 @@ static void *failed_with(const xla_frame *f, csm_status status) {
     return failure(f, status == CSM_NO_MEMORY ? XLA_OUT_OF_MEMORY : XLA_INVALID_ARGUMENT, text);
 }
 
+/* Answers the question for the version of the interface.  XLA wants its own back, which it names from minor version 2
+ * on; that the layout is the one declared here is seen by the sizes. */
+static int is_query(const xla_frame *f) {
+    if (f->size < offsetof(xla_frame, context)) return 0;
+    for (xla_extension *e = f->extensions; e; e = e->next) {
+        if (e->size < sizeof(xla_metadata_extension) || e->type != XLA_METADATA) continue;
+        xla_metadata *metadata = ((xla_metadata_extension *)e)->metadata;
+        if (metadata->size < offsetof(xla_metadata, traits)) return 0;
+        metadata->version.major = 0;
+        metadata->version.minor = has_api(f) ? f->api->version.minor : 1;
+        return 1;
+    }
+    return 0;
+}
+
 /* Whether the frame is one to compute; otherwise *answer is what to return. */
 static int to_compute(const xla_frame *f, void **answer) {
     *answer = NULL;
-    for (xla_extension *e = f->extensions; e; e = e->next)
-        if (e->type == XLA_METADATA) {
-            xla_version *version = &((xla_metadata_extension *)e)->metadata->version;
-            version->major = 0;
-            version->minor = f->api ? f->api->version.minor : 0; /* whatever is there: sizes are checked below */
-            return 0;
-        }
-    if (f->size < sizeof *f || f->api->version.major != 0) {
+    if (is_query(f)) return 0;
+    if (f->size < sizeof *f || f->api->version.major != 0 || f->arguments.size < sizeof f->arguments ||
+        f->results.size < sizeof f->results || f->attributes.size < sizeof f->attributes) {
+        /* the error's constructor has been in its place from the first version on */
         *answer =
             failure(f, XLA_INVALID_ARGUMENT, "csoftmax: this version of XLA has another foreign function interface");
         return 0;

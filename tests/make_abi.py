@@ -1,4 +1,4 @@
-"""The C ABI as text: exported symbols with their versions, sizes and offsets of structures, values of enumerators.
+"""The C ABI as text: exported symbols with their versions, prototypes, sizes and offsets of structures, enumerators.
 
     python tests/make_abi.py > tests/abi.txt
 
@@ -36,6 +36,12 @@ def fields(body):
     return names
 
 
+def functions(text):
+    """Prototypes of the preprocessed header, each on a line."""
+    found = re.findall(r"^((?:csm_status|size_t|int|const char \*) ?csm_\w+\([^;{]*\));", text, re.M)
+    return sorted("function " + re.sub(r"\s+", " ", one) for one in found)
+
+
 def layout():
     include = f"-I{csoftmax.get_include()}"
     with tempfile.TemporaryDirectory() as folder:
@@ -51,7 +57,7 @@ def layout():
         lines += ['printf("abi %d.%d\\n", CSM_ABI_MAJOR, CSM_ABI_MINOR);', "}"]
         source.write_text("\n".join(lines))
         output("cc", include, source, "-o", Path(folder) / "abi")
-        return output(Path(folder) / "abi").splitlines()
+        return output(Path(folder) / "abi").splitlines() + functions(text)
 
 
 def abi():

@@ -75,13 +75,14 @@ def test_c(program, rows, n):
     np.testing.assert_array_equal(bits[rows * n :], csoftmax.logsumexp(x).view(np.uint32))
 
 
+@pytest.mark.parametrize("header", ["csoftmax.h", "csoftmax_api.h"])
 @pytest.mark.parametrize("language", ["c++", "c"])
-def test_header_alone(tmp_path, language):
-    """The header compiles by itself, as C99 and as C++, without a warning."""
+def test_header_alone(tmp_path, language, header):
+    """Each header compiles by itself, as C99 and as C++, without a warning."""
     standard = "-std=c++11" if language == "c++" else "-std=c99"
     if language == "c++" and shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
-    (tmp_path / "only.c").write_text("#include <csoftmax.h>\nint main(void) { return CSM_OK; }\n")
+    (tmp_path / "only.c").write_text(f"#include <{header}>\nint main(void) {{ return CSM_OK; }}\n")
     compiler = ["c++"] if language == "c++" else CC.split()
     flags = ["-x", language, standard, "-Wall", "-Wextra", "-Wpedantic", "-Werror", "-fsyntax-only"]
     run(*compiler, *flags, f"-I{csoftmax.get_include()}", "only.c", cwd=tmp_path)
@@ -174,13 +175,48 @@ def test_capsule_of_another_version(extension):
         run("env", f"PYTHONPATH={extension}", sys.executable, "-c", code, which, cwd=extension)
 
 
+ROWS = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": None}
+
+
+@pytest.mark.parametrize("suffix", ROWS)
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
+def test_rows(name, suffix):
+    """Every function of rows: a range in the middle, rows further apart than they are long, a temperature."""
+    import ctypes
+
+    import csoftmax.cpu
+
+    dtype = ROWS[suffix] or pytest.importorskip("ml_dtypes", reason="the test extra has it").bfloat16
+    capsule = csoftmax.cpu.__pyx_capi__[f"{name}_rows_{suffix}"]
+    signature, pointer = ctypes.pythonapi.PyCapsule_GetName, ctypes.pythonapi.PyCapsule_GetPointer
+    signature.restype, signature.argtypes = ctypes.c_char_p, [ctypes.py_object]
+    pointer.restype, pointer.argtypes = ctypes.c_void_p, [ctypes.py_object, ctypes.c_char_p]
+    size = ctypes.c_ssize_t
+    kind = ctypes.CFUNCTYPE(
+        ctypes.c_int, ctypes.c_void_p, size, ctypes.c_void_p, size, size, size, size, ctypes.c_double
+    )
+    function = kind(pointer(capsule, signature(capsule)))
+    x = (4 * np.random.default_rng(0).standard_normal((9, 120))).astype(dtype)
+    keeps = name != "logsumexp"
+    y = np.zeros((9, 110) if keeps else (9, 3), dtype)
+    assert function(x.ctypes.data, 120, y.ctypes.data, y.shape[1], 100, 2, 7, 0.7) == 0
+    expected = getattr(csoftmax, name)(x[2:7, :100], temperature=0.7)
+    got = y[2:7, :100] if keeps else y[2:7, 0]
+    bits = f"u{got.itemsize}"
+    np.testing.assert_array_equal(np.ascontiguousarray(got).view(bits), np.ascontiguousarray(expected).view(bits))
+    y[2:7, : 100 if keeps else 1] = 0
+    assert not y.any()
+    assert function(x.ctypes.data, 120, y.ctypes.data, 110, 100, 3, 2, 0.7) == 3  # CSM_BAD_SHAPE
+
+
 def test_numba():
     """By address: the rows of a jitted function's own loop."""
     numba = pytest.importorskip("numba", reason="the gate installs it")
     import ctypes
 
-    import csoftmax.cpu
     from numba.extending import get_cython_function_address
+
+    import csoftmax.cpu
 
     size, real = ctypes.c_ssize_t, ctypes.c_double
     kind = ctypes.CFUNCTYPE(ctypes.c_int, ctypes.c_void_p, size, ctypes.c_void_p, size, size, size, size, real)
@@ -203,8 +239,9 @@ def test_scipy_low_level_callable():
     import ctypes
 
     ndimage = pytest.importorskip("scipy.ndimage", reason="the test extra has it")
-    import csoftmax.cpu
     from scipy import LowLevelCallable
+
+    import csoftmax.cpu
 
     x = np.random.default_rng(0).standard_normal((30, 40))
     line = LowLevelCallable.from_cython(csoftmax.cpu, "softmax_line")

@@ -127,3 +127,36 @@ def test_read_only():
 def test_a_device_that_is_none_of_ours():
     with pytest.raises(TypeError, match="x is on a device of DLPack's kind 8"):
         csoftmax.softmax(Exporter(X, device=(8, 0)))
+
+
+def test_out_of_numpy_is_out(xp):
+    """It comes back as it is: an array of another library would alias memory that the caller writes to."""
+    x, out = X.astype(np.float32), np.zeros(X.shape, np.float32)
+    assert csoftmax.softmax(xp.asarray(x), out=out) is out
+    np.testing.assert_array_equal(out, csoftmax.softmax(x))
+
+
+def test_out_that_cannot_be_seen():
+    """Nothing is computed into a copy that nobody gets."""
+
+    class Refuses(Exporter):
+        def __dlpack__(self, **options):
+            raise BufferError("not today")
+
+        def __array__(self, dtype=None, copy=None):
+            return self.array.copy()
+
+    np.testing.assert_array_equal(csoftmax.softmax(Refuses(X)), csoftmax.softmax(X))
+    with pytest.raises(TypeError, match=r"out is a .*Refuses that NumPy cannot take by DLPack: not today"):
+        csoftmax.softmax(X, out=Refuses(X.copy()))
+
+
+def test_a_device_that_is_not_there():
+    with pytest.raises(csoftmax.DeviceError, match="x is on a CUDA device, which cannot be used: "):
+        csoftmax.softmax(Exporter(X, device=(2, 0)))
+
+
+def test_inside_jit():
+    jax = pytest.importorskip("jax", reason="the gate installs it")
+    with pytest.raises(TypeError, match=r"x is a jax.*inside jax.jit use csoftmax.jax"):
+        jax.jit(csoftmax.softmax)(jax.numpy.zeros(3))
