@@ -304,3 +304,16 @@ def test_errors_of_operators():
     (g,) = torch.autograd.grad(ct.softmax(x).square().sum(), x, create_graph=True)
     with pytest.raises(RuntimeError):  # no second derivative
         g.sum().backward()
+
+
+def test_bench_goes_on_after_torch_has_set_its_threads(capsys):
+    """PyTorch may share its OpenMP with csoftmax, and its limit then holds for both."""
+    from csoftmax.__main__ import main
+
+    before = torch.get_num_threads()
+    try:
+        assert main(["bench", "--shapes", "32x10", "--threads", "1,2", "--peers", "torch", "--rounds", "1"]) == 0
+    finally:
+        torch.set_num_threads(before)
+        csoftmax.set_num_threads(None)
+    assert capsys.readouterr().out.count("(32, 10)") == 2

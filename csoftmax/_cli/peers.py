@@ -5,6 +5,7 @@ gives the statement for a problem, or raises `LeftOutError` with the reason.  A 
 exists already is measured so (`out=`); all of them work on the same arrays.
 """
 
+import ctypes
 import importlib.metadata
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -13,6 +14,7 @@ import numpy as np
 
 import csoftmax
 
+from .._config import openmp_libraries
 from . import losses, sparse
 from .choices import LOSSES, SPARSE, Case
 from .timing import Contender
@@ -86,6 +88,8 @@ class Csoftmax:
         self.version = csoftmax.__version__
 
     def threads(self, count):
+        for path in openmp_libraries():  # PyTorch may have set the limit of the runtime that both use
+            ctypes.CDLL(path).omp_set_num_threads(count)
         csoftmax.set_num_threads(count)
         if csoftmax.get_num_threads() < count:
             raise LeftOutError(f"csoftmax uses no more than {csoftmax.get_num_threads()} threads here")
