@@ -41,6 +41,7 @@ def run(options):
         check_picture(options.plot)
     if options.isa and os.environ.get("CSOFTMAX_ISA") != options.isa:
         restart(options)
+    peers.limit_openmp(os.cpu_count())
     most = peers.csoftmax_default_threads()
     counts = options.threads or sorted({1, most})
     if max(counts) > most:
@@ -64,6 +65,7 @@ def run(options):
                     line = measure(case, mode, threads, taking, left_out, options.rounds)
                     lines += [line] if line else []
                     bar.update()
+    peers.limit_openmp(os.cpu_count())
     csoftmax.set_num_threads(before)
     report = {
         "header": header(options, taking, counts, others),

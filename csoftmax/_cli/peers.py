@@ -81,6 +81,12 @@ def problem(case, fresh):
     return Problem(case, x, second, out, out if out.shape == x.shape else x.copy(), fresh)
 
 
+def limit_openmp(count):
+    """Of this thread, in every runtime: PyTorch may have set that of the one which csoftmax uses too."""
+    for path in openmp_libraries():
+        ctypes.CDLL(path).omp_set_num_threads(count)
+
+
 class Csoftmax:
     name = "csoftmax"
 
@@ -88,8 +94,7 @@ class Csoftmax:
         self.version = csoftmax.__version__
 
     def threads(self, count):
-        for path in openmp_libraries():  # PyTorch may have set the limit of the runtime that both use
-            ctypes.CDLL(path).omp_set_num_threads(count)
+        limit_openmp(count)
         csoftmax.set_num_threads(count)
         if csoftmax.get_num_threads() < count:
             raise LeftOutError(f"csoftmax uses no more than {csoftmax.get_num_threads()} threads here")
