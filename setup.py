@@ -74,12 +74,13 @@ class BuildCore(build_ext):
 
     def build_extensions(self):
         self.msvc = self.compiler.compiler_type == "msvc"
+        common = MSVC_FLAGS if self.msvc else GNU_FLAGS
         self.openmp = [] if sys.platform == "darwin" else ["/openmp" if self.msvc else "-fopenmp"]
-        self.flags = (MSVC_FLAGS if self.msvc else GNU_FLAGS) + self.openmp
+        self.flags = common + self.openmp
         self.library = Path(self.build_lib) / "csoftmax" / "lib"
         shutil.rmtree(self.library, ignore_errors=True)  # of an earlier build, perhaps with another libgomp
         self.library.mkdir(parents=True)
-        self.force = True  # the extensions carry the hash of all sources, as the library does
+        self.force = True  # whatever has changed: the extensions carry the hash of all sources, as the library does
         objects = self.compile_core()
         if SHARED:
             self.link_shared(objects)
@@ -87,7 +88,7 @@ class BuildCore(build_ext):
             self.compiler.create_static_lib(objects, "csoftmax", output_dir=str(self.library))
         self.describe()
         for ext in self.extensions:
-            ext.extra_compile_args = MSVC_FLAGS if self.msvc else GNU_FLAGS
+            ext.extra_compile_args = common
             if SHARED:
                 ext.extra_objects = [str(self.library / SONAME)]
                 ext.extra_link_args = [*HARDENED, "-Wl,-s", "-Wl,-rpath,$ORIGIN/lib", "-Wl,--enable-new-dtags"]
@@ -118,7 +119,6 @@ class BuildCore(build_ext):
                 output_dir=self.build_temp,
                 macros=[SOURCE_HASH],
                 extra_postargs=self.flags + flags,
-                depends=HEADERS,
             )
 
         units = [*(f"isa/{name}" for name in ISA_FLAGS), *CORE]  # those that take long first
@@ -141,6 +141,8 @@ class BuildCore(build_ext):
 
     def describe(self):
         """The files for CMake and pkg-config, which know where they lie and so need no prefix."""
+        shared = f"${{prefix}}/lib/{SONAME} -Wl,-rpath,${{prefix}}/lib"
+        linked = shared if SHARED else "${prefix}/lib/libcsoftmax.a -lm"
         for name, folder in (
             ("csoftmax-config.cmake", "cmake/csoftmax"),
             ("csoftmax-config-version.cmake", "cmake/csoftmax"),
@@ -149,9 +151,6 @@ class BuildCore(build_ext):
             to = self.library / folder / name
             to.parent.mkdir(parents=True, exist_ok=True)
             text = (ROOT / "src_c" / "package" / f"{name}.in").read_text().replace("@VERSION@", VERSION)
-            linked = (
-                f"${{prefix}}/lib/{SONAME} -Wl,-rpath,${{prefix}}/lib" if SHARED else "${prefix}/lib/libcsoftmax.a -lm"
-            )
             to.write_text(text.replace("@LIBS@", linked))
 
 
@@ -170,14 +169,12 @@ class BuildPython(build_py):
 
 # One build for every CPython from 3.11 on; a free-threaded one has no stable ABI before 3.15.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
-HEADERS = [str(f.relative_to(ROOT)) for f in [*ROOT.glob("src_c/**/*.h"), *ROOT.glob("csoftmax/include/*.h")]]
 extensions = [
     Extension(
         f"csoftmax.{name}",
         [f"csoftmax/{name}.pyx", *sources],
         include_dirs=["csoftmax/include", "csoftmax", "src_c"],
         define_macros=[SOURCE_HASH, *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [])],
-        depends=[*HEADERS, *(str(f.relative_to(ROOT)) for f in ROOT.glob("src_c/**/*.c"))],
         py_limited_api=STABLE_ABI,
     )
     for name, sources in (("_cpu", ["csoftmax/_xla.c"]), ("cpu", []))

@@ -52,9 +52,6 @@ cdef extern from "registry.h" nogil:
     int CSM_DTYPE_f32, CSM_DTYPE_f64, CSM_DTYPE_f16, CSM_DTYPE_bf16
 
 cdef extern from *:
-    const char *CSM_SOURCE_HASH
-
-cdef extern from *:
     """
     #include "csoftmax_api.h"
     #define CSM_API_ENTRY(type, name) csm_##name,
@@ -62,6 +59,7 @@ cdef extern from *:
                                           CSM_API_FUNCTIONS(CSM_API_ENTRY)};
     """
     const void *csm_api_pointer "&csm_api_table"
+    const char *CSM_SOURCE_HASH
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
@@ -95,20 +93,6 @@ REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
 ISAS = ("scalar", "neon", "avx2", "avx512")
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
-cdef _target(void *function):
-    return PyCapsule_New(function, "xla._CUSTOM_CALL_TARGET", NULL)
-
-
-XLA_TARGETS = {
-    "softmax": _target(<void *>csm_xla_softmax),
-    "log_softmax": _target(<void *>csm_xla_log_softmax),
-    "logsumexp": _target(<void *>csm_xla_logsumexp),
-    "softmax_vjp": _target(<void *>csm_xla_softmax_vjp),
-    "log_softmax_vjp": _target(<void *>csm_xla_log_softmax_vjp),
-    "entmax": _target(<void *>csm_xla_entmax),
-    "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
-    "cross_entropy": _target(<void *>csm_xla_cross_entropy),
-}
 ABI = f"{cpu.CSM_ABI_MAJOR}.{cpu.CSM_ABI_MINOR}"
 C_API = PyCapsule_New(<void *>csm_api_pointer, "csoftmax._C_API", NULL)
 OPENMP = csm_openmp()
@@ -643,6 +627,23 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
         return None
     _raise(status)
     return kind.type(loss), grad
+
+
+# For csoftmax.jax: what XLA calls, in the capsules that it takes.
+cdef _target(void *function):
+    return PyCapsule_New(function, "xla._CUSTOM_CALL_TARGET", NULL)
+
+
+XLA_TARGETS = {
+    "softmax": _target(<void *>csm_xla_softmax),
+    "log_softmax": _target(<void *>csm_xla_log_softmax),
+    "logsumexp": _target(<void *>csm_xla_logsumexp),
+    "softmax_vjp": _target(<void *>csm_xla_softmax_vjp),
+    "log_softmax_vjp": _target(<void *>csm_xla_log_softmax_vjp),
+    "entmax": _target(<void *>csm_xla_entmax),
+    "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
+    "cross_entropy": _target(<void *>csm_xla_cross_entropy),
+}
 
 
 def _choose_isa():

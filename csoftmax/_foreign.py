@@ -32,7 +32,7 @@ def is_foreign(x):
     return is_tensor(x) or (hasattr(kind, "__dlpack__") and kind.__module__.partition(".")[0] != "cupy")
 
 
-def native(x, name="an array"):
+def native(x, name):
     """An array of NumPy's or CuPy's on the memory of another library's; anything else as it is."""
     if not is_foreign(x):
         return x

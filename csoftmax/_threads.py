@@ -58,8 +58,8 @@ def _find_bounds():
     quota = cgroup_quota()
     if quota is not None:
         bounds["cgroup quota"] = quota
-    if _of_openmp():
-        bounds["OMP_NUM_THREADS"] = _of_openmp()
+    if _wanted_of_openmp:
+        bounds["OMP_NUM_THREADS"] = _wanted_of_openmp
     if not _cpu.OPENMP:
         bounds["built without OpenMP"] = 1
     return bounds
@@ -70,9 +70,10 @@ def reason():
     return min(_bounds, key=_bounds.get), dict(_bounds)
 
 
+_wanted_of_openmp = _of_openmp()
 _bounds.update(_find_bounds())
 _cpu.set_thread_limit(min(_bounds.values()))
-_cpu.set_openmp_default(_of_openmp() or _affinity())
+_cpu.set_openmp_default(_wanted_of_openmp or _affinity())
 
 
 def set_num_threads(num_threads):

@@ -157,81 +157,81 @@ static const void *attribute(const xla_frame *f, const char *name, int dtype) {
     }
     return NULL;
 }
-static double real(const xla_frame *f, const char *name, double otherwise) {
-    const double *value = attribute(f, name, XLA_F64);
-    return value ? *value : otherwise;
+static void read_real(const xla_frame *f, const char *name, double *value) {
+    const double *given = attribute(f, name, XLA_F64);
+    if (given) *value = *given;
 }
 static int threads(const xla_frame *f) {
     const int64_t *value = attribute(f, "threads", XLA_S64);
     return value && *value > 0 && *value < INT32_MAX ? (int)*value : 1;
 }
 
-static int dtype_of(const xla_buffer *b, csm_dtype *dtype, size_t *itemsize) {
-    switch (b->dtype) {
-    case XLA_F16:
-        *dtype = CSM_DTYPE_f16;
-        *itemsize = 2;
-        return 1;
-    case XLA_BF16:
-        *dtype = CSM_DTYPE_bf16;
-        *itemsize = 2;
-        return 1;
-    case XLA_F32:
-        *dtype = CSM_DTYPE_f32;
-        *itemsize = 4;
-        return 1;
-    case XLA_F64:
-        *dtype = CSM_DTYPE_f64;
-        *itemsize = 8;
-        return 1;
+static int dtype_of(int kind, csm_dtype *dtype) {
+    switch (kind) {
+    case XLA_F16: *dtype = CSM_DTYPE_f16; return 1;
+    case XLA_BF16: *dtype = CSM_DTYPE_bf16; return 1;
+    case XLA_F32: *dtype = CSM_DTYPE_f32; return 1;
+    case XLA_F64: *dtype = CSM_DTYPE_f64; return 1;
     default: return 0;
     }
 }
+static size_t itemsize_of(int kind) { return kind == XLA_F64 ? 8 : kind == XLA_F32 || kind == XLA_S32 ? 4 : 2; }
 
+/* The first argument, x, as rows. */
 typedef struct matrix {
+    int kind; /* XLA's name of the dtype */
     csm_dtype dtype;
-    size_t itemsize;
     csm_shape shape;
+    csm_view x;
 } matrix;
-/* The first argument as rows, and whether everything else that is named has as many elements (rows: one a row). */
 static int matrix_of(const xla_frame *f, matrix *m) {
     const xla_buffer *x = buffer_of(&f->arguments, 0);
-    if (!x || x->rank < 1 || !dtype_of(x, &m->dtype, &m->itemsize)) return 0;
+    if (!x || x->rank < 1 || !dtype_of(x->dtype, &m->dtype)) return 0;
+    m->kind = x->dtype;
     m->shape.n = (size_t)x->dims[x->rank - 1];
     m->shape.ndim = 1;
     m->shape.shape[0] = 1;
     for (int64_t i = 0; i < x->rank - 1; i++) m->shape.shape[0] *= (size_t)x->dims[i];
+    m->x = csm_contiguous(&m->shape, m->shape.n, x->data, itemsize_of(m->kind));
     return 1;
 }
-static int has(const xla_buffer *b, size_t elements) {
-    if (!b) return 0;
+/* The buffer as n elements of that dtype for each of x's rows, if it is that. */
+static int view_of(const matrix *m, const xla_buffer *b, int kind, size_t n, csm_view *view) {
+    if (!b || b->dtype != kind) return 0;
     size_t count = 1;
     for (int64_t i = 0; i < b->rank; i++) count *= (size_t)b->dims[i];
-    return count == elements;
+    if (count != m->shape.shape[0] * n) return 0;
+    *view = csm_contiguous(&m->shape, n, b->data, itemsize_of(kind));
+    return 1;
 }
-static csm_view view_of(const matrix *m, const xla_buffer *b) {
-    return csm_contiguous(&m->shape, m->shape.n, b->data, m->itemsize);
+static void *wrong(const xla_frame *f) {
+    return failure(f, XLA_INVALID_ARGUMENT,
+                   "csoftmax: the arguments have other shapes or dtypes than csoftmax.jax gives");
 }
-static const char wrong[] = "csoftmax: the arguments have other shapes or dtypes than csoftmax.jax gives";
+
+/* (x) or (dy, y) -> y or dx, all of one dtype; results of n elements a row, 0: as x */
+typedef struct operands {
+    matrix m;
+    csm_view second, y;
+} operands;
+static int operands_of(const xla_frame *f, int two, size_t n, operands *o) {
+    if (!matrix_of(f, &o->m)) return 0;
+    const matrix *m = &o->m;
+    return view_of(m, buffer_of(&f->results, 0), m->kind, n ? n : m->shape.n, &o->y) &&
+           (!two || view_of(m, buffer_of(&f->arguments, 1), m->kind, m->shape.n, &o->second));
+}
 
 static void *run(xla_frame *f, csm_op op) {
     void *answer;
     if (!to_compute(f, &answer)) return answer;
-    matrix m;
-    const int two = op == CSM_OP_softmax_vjp || op == CSM_OP_log_softmax_vjp, row = op == CSM_OP_logsumexp;
-    const xla_buffer *b = two ? buffer_of(&f->arguments, 1) : NULL, *y = buffer_of(&f->results, 0);
-    if (!matrix_of(f, &m)) return failure(f, XLA_INVALID_ARGUMENT, wrong);
-    const size_t rows = m.shape.shape[0];
-    if (!has(y, row ? rows : rows * m.shape.n) || (two && !has(b, rows * m.shape.n)))
-        return failure(f, XLA_INVALID_ARGUMENT, wrong);
-    csm_view from = view_of(&m, buffer_of(&f->arguments, 0)), second, to = view_of(&m, y);
-    if (two) second = view_of(&m, b);
-    if (row) to = csm_contiguous(&m.shape, 1, y->data, m.itemsize);
+    operands o;
+    const int two = op == CSM_OP_softmax_vjp || op == CSM_OP_log_softmax_vjp;
+    if (!operands_of(f, two, op == CSM_OP_logsumexp, &o)) return wrong(f);
     csm_options options = csm_default_options();
-    options.temperature = real(f, "temperature", 1);
+    read_real(f, "temperature", &options.temperature);
     options.threads = threads(f);
-    return failed_with(f,
-                       csm_run(op, m.dtype, csm_current_table(), &m.shape, &from, two ? &second : NULL, &to, &options));
+    return failed_with(
+        f, csm_run(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x, two ? &o.second : NULL, &o.y, &options));
 }
 void *csm_xla_softmax(xla_frame *f) { return run(f, CSM_OP_softmax); }
 void *csm_xla_log_softmax(xla_frame *f) { return run(f, CSM_OP_log_softmax); }
@@ -242,55 +242,48 @@ void *csm_xla_log_softmax_vjp(xla_frame *f) { return run(f, CSM_OP_log_softmax_v
 static void *entmax(xla_frame *f, int backward) {
     void *answer;
     if (!to_compute(f, &answer)) return answer;
-    matrix m;
-    const xla_buffer *b = backward ? buffer_of(&f->arguments, 1) : NULL, *y = buffer_of(&f->results, 0);
-    if (!matrix_of(f, &m)) return failure(f, XLA_INVALID_ARGUMENT, wrong);
-    const size_t elements = m.shape.shape[0] * m.shape.n;
-    if (!has(y, elements) || (backward && !has(b, elements))) return failure(f, XLA_INVALID_ARGUMENT, wrong);
-    csm_view from = view_of(&m, buffer_of(&f->arguments, 0)), second, to = view_of(&m, y);
-    if (backward) second = view_of(&m, b);
+    operands o;
+    if (!operands_of(f, backward, 0, &o)) return wrong(f);
     csm_entmax_options options = csm_default_entmax_options();
-    options.alpha = real(f, "alpha", 1.5);
+    read_real(f, "alpha", &options.alpha);
     options.threads = threads(f);
-    return failed_with(
-        f, csm_run_entmax(m.dtype, csm_current_table(), &m.shape, &from, backward ? &second : NULL, &to, &options));
+    return failed_with(f, csm_run_entmax(o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
+                                         backward ? &o.second : NULL, &o.y, &options));
 }
 void *csm_xla_entmax(xla_frame *f) { return entmax(f, 0); }
 void *csm_xla_entmax_vjp(xla_frame *f) { return entmax(f, 1); }
 
-/* (x, labels) -> the loss of each row, and its gradient if there is a second result */
+/* (x, int32 labels, -1: ignored) -> the loss of each row (float64 for float64, else float32), and its gradient if
+ * there is a second result */
 void *csm_xla_cross_entropy(xla_frame *f) {
     void *answer;
     if (!to_compute(f, &answer)) return answer;
     matrix m;
-    const xla_buffer *labels = buffer_of(&f->arguments, 1), *loss = buffer_of(&f->results, 0);
+    csm_view labels, loss, gradient;
     const int wanted = f->results.count > 1;
-    const xla_buffer *gradient = wanted ? buffer_of(&f->results, 1) : NULL;
-    if (!matrix_of(f, &m)) return failure(f, XLA_INVALID_ARGUMENT, wrong);
-    const size_t rows = m.shape.shape[0];
-    const int64_t *ignore = attribute(f, "ignore_index", XLA_S64);
-    if (!has(labels, rows) || !has(loss, rows) || (wanted && !has(gradient, rows * m.shape.n)) || !ignore ||
-        (labels->dtype != XLA_S32 && labels->dtype != XLA_S64) || (loss->dtype != XLA_F32 && loss->dtype != XLA_F64))
-        return failure(f, XLA_INVALID_ARGUMENT, wrong);
-    const int narrow = labels->dtype == XLA_S32;
-    csm_view x = view_of(&m, buffer_of(&f->arguments, 0)), to;
-    if (wanted) to = view_of(&m, gradient);
-    csm_view classes = csm_contiguous(&m.shape, 1, labels->data, narrow ? 4 : 8);
+    if (!matrix_of(f, &m)) return wrong(f);
+    const int wide = m.kind == XLA_F64;
+    if (!view_of(&m, buffer_of(&f->arguments, 1), XLA_S32, 1, &labels) ||
+        !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, 1, &loss) ||
+        (wanted && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)))
+        return wrong(f);
     csm_loss_options options = csm_default_loss_options();
-    options.labels = &classes;
-    options.label_type = narrow ? CSM_INT32 : CSM_INT64;
+    options.labels = &labels;
+    options.label_type = CSM_INT32;
     options.has_ignore = 1;
-    options.ignore = (uint64_t)*ignore;
-    options.temperature = real(f, "temperature", 1);
-    options.label_smoothing = real(f, "label_smoothing", 0);
-    options.z_loss = real(f, "z_loss", 0);
+    options.ignore = (uint64_t)-1;
+    read_real(f, "temperature", &options.temperature);
+    read_real(f, "label_smoothing", &options.label_smoothing);
+    read_real(f, "z_loss", &options.z_loss);
     options.reduction = CSM_NONE;
     options.threads = threads(f);
-    double *each = loss->dtype == XLA_F64 ? loss->data : malloc((rows | 1) * sizeof(double));
+    const size_t rows = m.shape.shape[0];
+    double *each = wide ? loss.data : malloc((rows | 1) * sizeof(double));
     if (!each) return failed_with(f, CSM_NO_MEMORY);
-    csm_status status = csm_run_loss(m.dtype, csm_current_table(), &m.shape, &x, wanted ? &to : NULL, each, &options);
-    if (loss->dtype == XLA_F32) {
-        for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss->data)[i] = (float)each[i];
+    csm_status status =
+        csm_run_loss(m.dtype, csm_current_table(), &m.shape, &m.x, wanted ? &gradient : NULL, each, &options);
+    if (!wide) {
+        for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss.data)[i] = (float)each[i];
         free(each);
     }
     return failed_with(f, status);

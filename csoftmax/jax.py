@@ -186,7 +186,7 @@ def sparsemax(x, axis=-1):
 
 
 def _equal(labels, value):
-    """Where labels have it; a value that their dtype has not is nowhere."""
+    """Where labels have it; a value that their dtype does not have is equal to none of them."""
     bounds = jnp.iinfo(labels.dtype)
     return labels == value if bounds.min <= value <= bounds.max else jnp.zeros(labels.shape, bool)
 
@@ -251,7 +251,6 @@ def cross_entropy(
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
     most = np.finfo(np.float64).max
     options = (
-        ("ignore_index", np.int64(-1)),
         ("label_smoothing", np.float64(_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
         ("temperature", np.float64(_number("temperature", temperature, 0, most))),
         ("z_loss", np.float64(_number("z_loss", z_loss, 0, most, open_low=False))),

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import run_python
 
 import csoftmax
 from csoftmax import _cpu
@@ -55,6 +56,32 @@ def test_dependencies():
         ((kind, paths),) = re.findall(r"\((RPATH|RUNPATH)\).*\[(.+)\]", page)
         assert kind == "RUNPATH"
         assert path in paths.split(":")  # a Python may add its own
+
+
+LOADED = """if True:
+    import ctypes, os, re
+    for path in os.environ["LIBRARIES"].split(":"):
+        ctypes.CDLL(path)
+    print(*sorted({line.split()[-1] for line in open("/proc/self/maps") if re.search(r"lib(gomp|csoftmax)", line)}))
+"""
+
+
+def test_libgomp_beside_the_library(tmp_path):
+    """As in the wheel: it is used if nobody has loaded one, and shared with us if somebody has."""
+    maps = run_python("import csoftmax; print(*csoftmax._config.openmp_libraries())")
+    (libgomp,) = maps.stdout.split()
+    ours = shutil.copy(csoftmax.get_library(), tmp_path)
+    beside = shutil.copyfile(libgomp, tmp_path / "libgomp.so.1")
+    assert run_python(LOADED, LIBRARIES=ours).stdout.split() == sorted([ours, str(beside)])
+    assert run_python(LOADED, LIBRARIES=f"{libgomp}:{ours}").stdout.split() == sorted([ours, libgomp])
+
+
+@pytest.mark.skipif(
+    not Path(csoftmax.get_library()).with_name("libgomp.so.1").exists(), reason="not a wheel with a libgomp inside"
+)
+def test_libgomp_inside_the_wheel():
+    used = run_python("import csoftmax; print(*csoftmax._config.openmp_libraries())").stdout.split()
+    assert used == [str(Path(csoftmax.get_library()).with_name("libgomp.so.1"))]
 
 
 def test_old_openmp_suffices():

@@ -161,6 +161,23 @@ def test_errors():
         jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((2,), jnp.float32))(x).block_until_ready()
     with pytest.raises(REFUSED, match="other shapes or dtypes"):
         jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((3,), jnp.int32))(labels.astype(jnp.int32))
+    # XLA's memory is never read or written as another dtype
+    half = x.astype(jnp.float16)
+    for name, result, arguments in (
+        ("softmax", half, [x]),
+        ("softmax", x, [half]),
+        ("logsumexp", half[:, 0], [x]),
+        ("softmax_vjp", x, [x, half]),
+        ("entmax", half, [x]),
+        ("entmax_vjp", x, [x, half]),
+        ("cross_entropy", [half[:, 0]], [x, labels.astype(jnp.int32)]),
+        ("cross_entropy", [x[:, 0]], [x.astype(jnp.float64), labels.astype(jnp.int32)]),
+        ("cross_entropy", [x[:, 0]], [x, labels.astype(jnp.int16)]),
+        ("cross_entropy", [x[:, 0], half], [x, labels.astype(jnp.int32)]),
+    ):
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), result)
+        with pytest.raises(REFUSED, match="other shapes or dtypes"):
+            jax.block_until_ready(jax.ffi.ffi_call(f"csoftmax_{name}", like)(*arguments))
     with pytest.raises(ValueError, match="x must have at least one axis"):
         cj.softmax(jnp.float32(1))
     with pytest.raises(TypeError, match="ignore_index must be an int"):

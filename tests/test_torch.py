@@ -307,12 +307,15 @@ def test_errors_of_operators():
 
 
 def test_bench_goes_on_after_torch_has_set_its_threads(capsys):
-    """PyTorch may share its OpenMP with csoftmax, and its limit then holds for both."""
+    """PyTorch may share its OpenMP with csoftmax, and its limit then holds for both; it is left as it was."""
     from csoftmax.__main__ import main
 
     before = torch.get_num_threads()
     try:
+        torch.set_num_threads(1)
+        limited = csoftmax.get_num_threads()
         assert main(["bench", "--shapes", "32x10", "--threads", "1,2", "--peers", "torch", "--rounds", "1"]) == 0
+        assert (torch.get_num_threads(), csoftmax.get_num_threads()) == (1, limited)
     finally:
         torch.set_num_threads(before)
         csoftmax.set_num_threads(None)

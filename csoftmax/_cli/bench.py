@@ -15,8 +15,6 @@ from pathlib import Path
 
 import numpy as np
 
-import csoftmax
-
 from .. import _cpu
 from . import choices, peers, roofline
 from .optional import UnusableError, check_picture, load, progress
@@ -41,7 +39,21 @@ def run(options):
         check_picture(options.plot)
     if options.isa and os.environ.get("CSOFTMAX_ISA") != options.isa:
         restart(options)
-    peers.limit_openmp(os.cpu_count())
+    with peers.any_threads():
+        report = compare_all(options)
+    if options.json:
+        json.dump(report, sys.stdout, indent=2)
+        print()
+    else:
+        show(report)
+    if options.plot:
+        roofline.draw(report, options.plot)
+        print(f"picture: {options.plot}", file=sys.stderr)
+    return 0
+
+
+def compare_all(options):
+    """The report: every case, in every mode, with every number of threads."""
     most = peers.csoftmax_default_threads()
     counts = options.threads or sorted({1, most})
     if max(counts) > most:
@@ -56,7 +68,6 @@ def run(options):
     # a log-sum-exp is small and always new
     without_out = ("logsumexp", "linear_cross_entropy", "topk", "topk_softmax")
     modes = ["fresh"] if options.op in without_out else ["out", "fresh"] if options.fresh else ["out"]
-    before = csoftmax.get_num_threads()
     with progress(len(cases) * len(modes) * len(counts), "bench") as bar:
         for case in cases:
             for mode in modes:
@@ -65,9 +76,7 @@ def run(options):
                     line = measure(case, mode, threads, taking, left_out, options.rounds)
                     lines += [line] if line else []
                     bar.update()
-    peers.limit_openmp(os.cpu_count())
-    csoftmax.set_num_threads(before)
-    report = {
+    return {
         "header": header(options, taking, counts, others),
         "left_out": [
             {"name": name, "reason": reason, "cases": where if len(where) < len(cases) else []}
@@ -76,15 +85,6 @@ def run(options):
         "cases": lines,
         "summaries": summaries(lines, cases),
     }
-    if options.json:
-        json.dump(report, sys.stdout, indent=2)
-        print()
-    else:
-        show(report)
-    if options.plot:
-        roofline.draw(report, options.plot)
-        print(f"picture: {options.plot}", file=sys.stderr)
-    return 0
 
 
 def restart(options):

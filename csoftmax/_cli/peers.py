@@ -5,8 +5,10 @@ gives the statement for a problem, or raises `LeftOutError` with the reason.  A 
 exists already is measured so (`out=`); all of them work on the same arrays.
 """
 
+import contextlib
 import ctypes
 import importlib.metadata
+import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
@@ -85,6 +87,21 @@ def limit_openmp(count):
     """Of this thread, in every runtime: PyTorch may have set that of the one which csoftmax uses too."""
     for path in openmp_libraries():
         ctypes.CDLL(path).omp_set_num_threads(count)
+
+
+@contextlib.contextmanager
+def any_threads():
+    """All CPUs for everyone, whatever was set before; it is set again in the end."""
+    runtimes = [ctypes.CDLL(path) for path in openmp_libraries()]
+    limits = [runtime.omp_get_max_threads() for runtime in runtimes]
+    limit_openmp(os.cpu_count())
+    before = csoftmax.get_num_threads()
+    try:
+        yield
+    finally:
+        for runtime, limit in zip(runtimes, limits, strict=True):
+            runtime.omp_set_num_threads(limit)
+        csoftmax.set_num_threads(before)
 
 
 class Csoftmax:
