@@ -1,29 +1,31 @@
 """Whether csoftmax is slower beside other libraries with threads of their own, and they beside it.
 
     pip install torch scikit-learn
-    python asv_bench/together.py
+    python asv_bench/together.py [--pause SECONDS]
 
-Each figure is a median in a fresh process: alone, and with the others imported and working in turns with it.  Each turn
-begins with a copy that fills the caches, so that what differs is threads, not who has evicted whom.  The processes are
-interleaved.
+Each figure is a median in a fresh process: alone, and with the others imported and working in turns with it.  A library
+that is alone waits while it would be the others' turn, and each turn begins with a pass over 128 MB: what differs is
+threads, not caches or how long ago a thread has last been awake.  With --pause, each turn begins with that much sleep,
+as in a server between two requests, and the first call is shown by itself.  The processes are interleaved.
 """
 
+import argparse
 import json
 import subprocess
 import sys
 
 import numpy as np
 
-ROUNDS = 7
+ROUNDS = 9
 CODE = """
 import json, statistics, sys, time
 import numpy as np
-which = sys.argv[1].split("+")
+which, pause = sys.argv[1].split("+"), float(sys.argv[2])
 for name in which:
     __import__(name)
 x = np.random.default_rng(0).standard_normal((512, 4000)).astype(np.float32)
 out = np.empty_like(x)
-work = {}
+work = dict.fromkeys(("csoftmax", "torch", "sklearn"))
 if "csoftmax" in which:
     import csoftmax
     work["csoftmax"] = lambda: csoftmax.softmax(x, out=out)
@@ -35,38 +37,45 @@ if "sklearn" in which:
     from sklearn.metrics import pairwise_distances_argmin
     a, b = x[:, :64].copy(), x[:256, 64:128].copy()
     work["sklearn"] = lambda: pairwise_distances_argmin(a, b)
-seconds = {name: [] for name in work}
-big = np.zeros(2**23), np.zeros(2**23)  # twice 64 MB
+seconds = {name: [] for name in which}
+big = np.ones(2**24)
 for i in range(30):
     for name, call in work.items():
-        np.copyto(*big)
-        begin = time.perf_counter()
+        np.add(big, 1.0, out=big)
+        time.sleep(pause)
+        if not call:
+            continue
+        times = []
         for _ in range(3):
+            begin = time.perf_counter()
             call()
-        seconds[name].append(time.perf_counter() - begin)
-print(json.dumps({name: statistics.median(s[10:]) / 3 for name, s in seconds.items()}))
+            times.append(time.perf_counter() - begin)
+        seconds[name].append((times[0], sum(times) / 3))
+print(json.dumps({name: [statistics.median(t) for t in zip(*s[10:])] for name, s in seconds.items()}))
 """
 
 
-def run(which):
-    done = subprocess.run([sys.executable, "-c", CODE, which], capture_output=True, text=True, check=True)
-    return json.loads(done.stdout)
+def run(which, pause):
+    command = [sys.executable, "-c", CODE, which, str(pause)]
+    return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
 def main():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--pause", type=float, default=0, help="seconds of sleep before each turn")
+    pause = parser.parse_args().pause
     ways = ["csoftmax", "torch", "sklearn", "csoftmax+torch+sklearn", "torch+sklearn+csoftmax", "torch+sklearn"]
     found = {way: [] for way in ways}
     for _ in range(ROUNDS):
         for way in ways:
-            found[way].append(run(way))
-
-    def median(way, name):
-        return float(np.median([each[name] for each in found[way]]))
-
-    for name in ("csoftmax", "torch", "sklearn"):
-        alone = median(name, name)
-        rest = {way: median(way, name) / alone for way in ways if name in way.split("+") and way != name}
-        print(f"{name:9} alone {alone * 1e6:7.0f} us; " + ", ".join(f"{way} {r:.2f}" for way, r in rest.items()))
+            found[way].append(run(way, pause))
+    for which, what in enumerate(("first call", "mean of three calls")):
+        print(what)
+        for name in ("csoftmax", "torch", "sklearn"):
+            median = {w: np.median([each[name][which] for each in found[w]]) for w in ways if name in w.split("+")}
+            alone = median.pop(name)
+            rest = ", ".join(f"{way} {time / alone:.2f}" for way, time in median.items())
+            print(f"  {name:9} alone {alone * 1e6:7.0f} us; {rest}")
 
 
 if __name__ == "__main__":

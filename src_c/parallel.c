@@ -5,13 +5,16 @@
  * and every thread that computes saves its floating-point control word, sets the default (so that a caller's
  * flush-to-zero, which OpenMP workers do not inherit, cannot make bits depend on threads) and puts it back.
  */
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* sched_getcpu */
 #endif
 #include "internal.h"
 
 #include <stdatomic.h>
 #include <time.h>
+#ifndef _WIN32
+#include <sched.h>
+#endif
 
 #ifdef _OPENMP
 #include <omp.h>
@@ -95,38 +98,129 @@ static void look_for_interrupt(csm_interrupt *interrupt, atomic_int *status) {
     interrupt->last = csm_now();
 }
 
-static void run_range(size_t begin, size_t end, size_t piece, int thread, csm_body body, void *context,
-                      csm_interrupt *interrupt, atomic_int *status) {
-    while (begin < end && atomic_load_explicit(status, memory_order_relaxed) == CSM_OK) {
-        size_t stop = end - begin > piece ? begin + piece : end;
-        csm_status result = body(context, begin, stop, thread);
-        if (result != CSM_OK) atomic_store(status, result);
-        begin = stop;
-        /* not after the only piece of a short call: the clock costs as much as ten rows */
-        if (thread == 0 && interrupt->check && (begin < end || interrupt->last != 0))
-            look_for_interrupt(interrupt, status);
+typedef struct region {
+    csm_body body;
+    void *context;
+    csm_interrupt *interrupt;
+    size_t piece, unseen; /* units since the calling thread looked for an interrupt */
+    atomic_int status;
+} region;
+
+static int goes_on(const region *r) { return atomic_load_explicit(&r->status, memory_order_relaxed) == CSM_OK; }
+
+static void run_piece(region *r, size_t begin, size_t end, int thread) {
+    csm_status result = r->body(r->context, begin, end, thread);
+    if (result != CSM_OK) atomic_store(&r->status, result);
+    if (thread != 0 || !r->interrupt->check) return;
+    r->unseen += end - begin;
+    if (r->unseen < r->piece) return; /* in a short call the clock would cost as much as ten rows */
+    look_for_interrupt(r->interrupt, &r->status);
+    r->unseen = 0;
+}
+
+#ifdef _OPENMP
+/* Each thread has a share of the units, the same in every call of the same size: what it has in its cache it finds
+ * again.  Who has finished his own takes pieces of the others' shares, so that a call does not wait for a thread that
+ * wakes up late or whose CPU is busy with another library's. */
+enum { SHARES = 64, PIECES = 8 /* of a share */ };
+typedef struct share {
+    _Alignas(CSM_ALIGN) atomic_size_t next;
+    size_t end;
+} share;
+typedef struct team {
+    share shares[SHARES];
+    size_t count, piece;
+    int cpu; /* of the calling thread */
+    atomic_int entered;
+} team;
+
+/* At least an eighth of `piece`, so that the dealing out costs nothing beside the work. */
+static size_t piece_of_share(size_t units, size_t piece) {
+    size_t wanted = units / PIECES > piece / 8 ? units / PIECES : piece / 8;
+    if (wanted > piece) return piece;
+    return wanted > 16 ? wanted / 16 * 16 /* kernels take short rows in groups */ : wanted ? wanted : 1;
+}
+
+/* Where Linux does not know which CPUs share a cache, as in many virtual machines, it may wake a worker on the CPU of
+ * the thread that calls it, though others are idle.  The two would wait for each other for milliseconds: each spins in
+ * turn in the barrier at the region's end until a clock interrupt.  So those who have work give way to those who have
+ * not been in yet, and a worker that finds itself on the caller's CPU goes elsewhere: it is forbidden that CPU and, once
+ * it has been moved, allowed all of its CPUs again. */
+static int this_cpu(void) {
+#ifdef __linux__
+    return sched_getcpu();
+#else
+    return -1;
+#endif
+}
+
+static void leave_cpu(int cpu) {
+#ifdef __linux__
+    cpu_set_t allowed, others;
+    if (cpu < 0 || sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    others = allowed;
+    CPU_CLR(cpu, &others);
+    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
+        sched_setaffinity(0, sizeof allowed, &allowed);
+#else
+    (void)cpu;
+#endif
+}
+
+static void give_way(team *t, int times) {
+#ifndef _WIN32
+    const int all = omp_get_num_threads();
+    while (times-- > 0 && atomic_load_explicit(&t->entered, memory_order_relaxed) < all) sched_yield();
+#else
+    (void)t, (void)times;
+#endif
+}
+
+static void run_shares(region *r, team *t, int thread) {
+    for (size_t i = 0, done = 0; i < t->count; i++) {
+        share *s = &t->shares[((size_t)thread + i) % t->count];
+        while (atomic_load_explicit(&s->next, memory_order_relaxed) < s->end && goes_on(r)) {
+            size_t begin = atomic_fetch_add_explicit(&s->next, t->piece, memory_order_relaxed);
+            if (begin >= s->end) break;
+            run_piece(r, begin, s->end - begin > t->piece ? begin + t->piece : s->end, thread);
+            if (done++ == 0) give_way(t, 1);
+        }
     }
 }
 
+static void run_parallel(region *r, size_t units, int threads) {
+    team t;
+    t.count = threads < SHARES ? (size_t)threads : SHARES;
+    const size_t each = units / t.count, rest = units % t.count;
+    for (size_t i = 0, next = 0; i < t.count; i++) {
+        atomic_init(&t.shares[i].next, next);
+        t.shares[i].end = next += each + (i < rest);
+    }
+    t.piece = piece_of_share(each, r->piece);
+    t.cpu = this_cpu();
+    atomic_init(&t.entered, 0);
+#pragma omp parallel num_threads(threads)
+    {
+        atomic_fetch_add_explicit(&t.entered, 1, memory_order_relaxed);
+        const int thread = omp_get_thread_num();
+        if (thread != 0) leave_cpu(t.cpu);
+        csm_fp_environment saved = csm_fp_enter(); /* workers do not inherit the caller's */
+        run_shares(r, &t, thread);
+        csm_fp_leave(saved);
+        give_way(&t, 1000);
+    }
+}
+#endif
+
 csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context,
                         csm_interrupt *interrupt) {
-    atomic_int status = CSM_OK;
-    if (piece == 0) piece = 1;
+    region r = {.body = body, .context = context, .interrupt = interrupt, .piece = piece ? piece : 1};
 #ifdef _OPENMP
-    if (threads > 1) {
-#pragma omp parallel num_threads(threads)
-        {
-            size_t team = (size_t)omp_get_num_threads(), me = (size_t)omp_get_thread_num();
-            size_t each = units / team, rest = units % team;
-            size_t begin = me * each + (me < rest ? me : rest);
-            csm_fp_environment saved = csm_fp_enter(); /* workers do not inherit the caller's */
-            run_range(begin, begin + each + (me < rest), piece, (int)me, body, context, interrupt, &status);
-            csm_fp_leave(saved);
-        }
-        return (csm_status)atomic_load(&status);
-    }
+    if (threads > 1) run_parallel(&r, units, threads);
+    else
 #endif
-    (void)threads;
-    run_range(0, units, piece, 0, body, context, interrupt, &status);
-    return (csm_status)atomic_load(&status);
+        for (size_t begin = 0; begin < units && goes_on(&r); begin += r.piece)
+            run_piece(&r, begin, units - begin > r.piece ? begin + r.piece : units, 0);
+    if (interrupt->last != 0 && goes_on(&r)) look_for_interrupt(interrupt, &r.status); /* one of many regions */
+    return (csm_status)atomic_load(&r.status);
 }

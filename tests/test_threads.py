@@ -1,5 +1,6 @@
 """Threads: the functions may be called from many at once, give the GIL away, and count as told."""
 
+import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -27,6 +28,29 @@ def test_many_python_threads_get_the_same_bits(op, seven_threads):
 
     with ThreadPoolExecutor(8) as pool:
         assert all(pool.map(compute, range(200)))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_affinity_is_left_as_it_is():
+    """Workers that are woken on the caller's CPU leave it; afterwards every thread may run where it could before."""
+    code = """if True:
+        import os, sys, time, numpy as np, csoftmax
+        x = np.random.default_rng(0).standard_normal((64, 2000)).astype(np.float32)
+        expected = csoftmax.softmax(x, num_threads=1).tobytes()
+
+        def masks():
+            return {name: os.sched_getaffinity(int(name)) for name in os.listdir("/proc/self/task")}
+
+        for cpus in (os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}):
+            for thread in masks():
+                os.sched_setaffinity(int(thread), cpus)
+            for pause in 20 * [0, 0.02]:
+                time.sleep(pause)
+                assert csoftmax.softmax(x).tobytes() == expected
+                assert all(mask == cpus for mask in masks().values()), (cpus, masks())
+        assert len(masks()) >= 3
+    """
+    run_python(code, CSOFTMAX_NUM_THREADS="3", OMP_NUM_THREADS=None)
 
 
 def test_the_gil_is_released_during_long_calls():

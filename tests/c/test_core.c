@@ -743,6 +743,46 @@ static void test_interrupt(void) {
     free(x), free(y);
 }
 
+/* Every unit is computed once, whatever the counts; and who waits for nobody computes the shares of those who are late. */
+typedef struct shared_work {
+    size_t units, piece;
+    int late; /* this thread's first piece lasts until all others are done */
+    atomic_int *times;
+    atomic_size_t done;
+} shared_work;
+static csm_status shared_body(void *context, size_t begin, size_t end, int thread) {
+    shared_work *w = context;
+    if (begin >= end || end - begin > w->piece || end > w->units) return CSM_BAD_SHAPE;
+    for (size_t i = begin; i < end; i++) atomic_fetch_add(&w->times[i], 1);
+    size_t done = atomic_fetch_add(&w->done, end - begin) + end - begin;
+    if (thread == w->late) {
+        double limit = csm_now() + 10;
+        while ((done = atomic_load(&w->done)) < w->units && csm_now() < limit) usleep(100);
+        if (done < w->units) return CSM_INTERRUPTED;
+    }
+    return CSM_OK;
+}
+static void test_shares(void) {
+    enum { MOST = 5000 };
+    static atomic_int times[MOST];
+    static const size_t units[] = {2, 3, 7, 16, 64, 65, 127, 1000, 4999}, pieces[] = {1, 5, 64, 100000};
+    static const int counts[] = {1, 2, 3, 8, 63, 64, 65, 100};
+    for (size_t u = 0; u < sizeof units / sizeof *units; u++)
+        for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++)
+            for (size_t t = 0; t < sizeof counts / sizeof *counts; t++)
+                for (int late = -1; late < (csm_openmp() && counts[t] <= 3 && counts[t] > 1 ? counts[t] : 0); late++) {
+                    for (size_t i = 0; i < units[u]; i++) atomic_store(&times[i], 0);
+                    shared_work w = {.units = units[u], .piece = pieces[p], .late = late, .times = times};
+                    csm_interrupt none = {0};
+                    csm_status status = csm_parallel(units[u], pieces[p], counts[t], shared_body, &w, &none);
+                    int once = status == CSM_OK;
+                    for (size_t i = 0; i < units[u]; i++) once &= atomic_load(&times[i]) == 1;
+                    check(once, "%zu units in pieces of %zu on %d threads, %d late: status %d", units[u], pieces[p],
+                          counts[t], late, status);
+                    if (!once) return; /* one has waited for long */
+                }
+}
+
 static void test_arguments(void) {
     float x[4] = {1, 2, 3, 4}, y[4] = {-9, -9, -9, -9};
     csm_shape one = {4, 0, {0}};
@@ -832,6 +872,7 @@ int main(int argc, char **argv) {
     if (every < 20) test_scratch();
     test_environment();
     test_interrupt();
+    test_shares();
     printf("%ld passed, %ld failed\n", passed, failed);
     return failed != 0;
 }
