@@ -21,8 +21,8 @@ CORE = ["cpu_features", "cross_entropy", "dispatch", "driver", "entmax", "layout
 CUDA_HEADERS = [
     "registry.h",
     *(f"vec/{name}.h" for name in ("half", "scalar", "standard")),
-    *(f"kernel/{name}.inc.h" for name in ("single", "double", "math", "element", "sum")),
-    *(f"kernel/{name}.h" for name in ("scalars", "loss_row")),
+    *(f"kernel/{name}.inc.h" for name in ("single", "double", "math", "element", "select", "sum")),
+    *(f"kernel/{name}.h" for name in ("entmax_solve", "loss_row", "scalars")),
 ]
 # unit: flags of GCC and Clang, flags of MSVC.  A unit built for another architecture exports an empty table.
 ISA_FLAGS = {

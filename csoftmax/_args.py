@@ -50,7 +50,12 @@ class Plan(NamedTuple):
 
     def entmax(self, alpha):
         """The same with alpha-entmax in place of softmax."""
-        _cpu.run_entmax(self.dtype, self.a, self.b, self.y, self.where, alpha, self.num_threads)
+        arguments = self.dtype, self.a, self.b, self.y, self.where, alpha
+        if self.on_cuda:
+            with self.a.device:
+                _cuda.run_entmax(*arguments)
+                return self.finish()
+        _cpu.run_entmax(*arguments, self.num_threads)
         return self.finish()
 
     def finish(self):
@@ -832,11 +837,19 @@ class TopKPlan(NamedTuple):
     result: tuple  # of which values and indices are views
     out: tuple | None  # where the caller wants them
     empty: np.ndarray | None  # rows of which nothing takes part
+    on_cuda: bool  # the arrays are CuPy's
 
     def run(self):
         """Compute, and return values and indices."""
-        values, rest = bits(self.values), self[4:9]
-        _cpu.run_topk(self.dtype, bits(self.x), values, self.indices, *rest)
+        arguments = self.dtype, bits(self.x), bits(self.values), self.indices, *self[4:8]
+        if self.on_cuda:
+            with self.x.device:
+                _cuda.run_topk(*arguments)
+                return self.finish()
+        _cpu.run_topk(*arguments, self.num_threads)
+        return self.finish()
+
+    def finish(self):
         if self.empty is not None:
             self.values[self.empty] = 0
         if self.out is None:
@@ -861,11 +874,19 @@ def plan_topk(
     num_threads=None,
 ):
     """Check the arguments of topk or, with `normalize`, of topk_softmax, and lay them out."""
-    x, where = require_cpu("topk" if normalize is None else "topk_softmax", device, x, where)
-    x, code = as_float("x", x)
+    place = place_of(device, x)
+    with place.context():
+        return lay_out_topk(
+            place, x, k, axis, largest, sorted, _cpu.NORMALIZE[normalize], temperature, where, out, num_threads
+        )
+
+
+def lay_out_topk(place, x, k, axis, largest, sorted, normalize, temperature, where, out, num_threads):
+    xp = place.xp
+    x, code = as_float("x", x, place)
     axes = normalize_axes(axis, x.ndim)
     temperature = check_temperature(temperature, False)
-    mask = None if where is None else check_where(where, x.shape)
+    mask = None if where is None else check_where(where, x.shape, place)
     if x.ndim == 0:
         x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
     n = math.prod(x.shape[i] for i in axes)
@@ -876,33 +897,21 @@ def plan_topk(
     empty = None
     if mask is not None:
         mask = axis_last(mask, axes)
-        rows = np.where(mask, rows, rows.dtype.type(-math.inf))
+        rows = xp.where(mask, rows, rows.dtype.type(-math.inf))
         empty = ~mask.any(-1)
-    place = axes[0] if len(axes) == 1 else rows.ndim - 1
-    shape = (*rows.shape[:-1][:place], k, *rows.shape[:-1][place:])
-    result = np.empty(shape, x.dtype), np.empty(shape, np.int64)
+    at = axes[0] if len(axes) == 1 else rows.ndim - 1
+    shape = (*rows.shape[:-1][:at], k, *rows.shape[:-1][at:])
+    result = xp.empty(shape, x.dtype), xp.empty(shape, np.int64)
     if out is not None:
         if not isinstance(out, tuple) or len(out) != 2:
             raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
         for to, a in zip(out, result, strict=True):
-            check_out(to, shape, a.dtype)
-        if np.shares_memory(*out):
+            check_out(to, shape, a.dtype, place)
+        if (np.shares_memory if place.number is None else may_share_memory)(*out):
             raise ValueError("out: values and indices lie at one place in memory")
-    values, indices = (np.moveaxis(a, place, -1) for a in result)
-    return TopKPlan(
-        code,
-        rows,
-        values,
-        indices,
-        not largest,
-        not sorted,
-        _cpu.NORMALIZE[normalize],
-        temperature,
-        num_threads,
-        result,
-        out,
-        empty,
-    )
+    values, indices = (np.moveaxis(a, at, -1) for a in result)
+    how = not largest, not sorted, normalize, temperature, num_threads
+    return TopKPlan(code, rows, values, indices, *how, result, out, empty, place.number is not None)
 
 
 def check_alpha(alpha):

@@ -24,6 +24,8 @@ cdef extern from "internal.h" nogil:
         pass
     ctypedef struct csm_scales:
         pass
+    ctypedef struct csm_entmax:
+        pass
     const csm_table *csm_current_table()
     const char *csm_source()
     int csm_openmp()
@@ -45,6 +47,7 @@ cdef extern from "internal.h" nogil:
     ctypedef struct csm_loss_call:
         pass
     void csm_set_scales(csm_scales *, double, int)
+    void csm_set_entmax(csm_entmax *, double, int)
     csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
 
 cdef extern from "registry.h" nogil:
@@ -259,6 +262,13 @@ def scales(int dtype, double temperature):
     cdef csm_scales s
     csm_set_scales(&s, temperature, dtype != CSM_DTYPE_f64)
     return _frombuffer((<char *>&s)[:sizeof(s)], f"V{sizeof(s)}")
+
+
+def entmax(int dtype, double alpha):
+    """The same of alpha-entmax: a csm_entmax."""
+    cdef csm_entmax e
+    csm_set_entmax(&e, alpha, dtype != CSM_DTYPE_f64)
+    return _frombuffer((<char *>&e)[:sizeof(e)], f"V{sizeof(e)}")
 
 
 def loss_call(size_t n, double temperature, double label_smoothing, double z_loss, double clip_norm,

@@ -4,7 +4,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk, require_cpu
+from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk
 from ._foreign import native, running, takes_foreign
 from .cross_entropy import cross_entropy_with_grad
 from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
@@ -292,8 +292,7 @@ def entmax(x, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_thre
 
 @takes_foreign
 def _entmax(x, alpha, axis, *, where, out, device, num_threads):
-    x, where = require_cpu("entmax", device, x, where)
-    return plan("softmax", x, axis, where=where, out=out, num_threads=num_threads).entmax(alpha)
+    return plan("softmax", x, axis, where=where, out=out, device=device, num_threads=num_threads).entmax(alpha)
 
 
 def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_threads=None):
@@ -340,8 +339,7 @@ def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, 
 
 @takes_foreign
 def _entmax_vjp(dy, y, alpha, axis, *, where, out, device, num_threads):
-    dy, y, where = require_cpu("entmax_vjp", device, dy, y, where)
-    p = plan("softmax_vjp", dy, axis, y=y, where=where, out=out, num_threads=num_threads)
+    p = plan("softmax_vjp", dy, axis, y=y, where=where, out=out, device=device, num_threads=num_threads)
     return p.entmax(alpha)
 
 

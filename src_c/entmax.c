@@ -220,6 +220,15 @@ static csm_status each_row(entmax_run *r, int threads) {
     return status;
 }
 
+void csm_set_entmax(csm_entmax *e, double alpha, int single) {
+    e->single = single;
+    e->alpha = alpha;
+    e->scale = alpha - 1;
+    e->p = 1 / e->scale;
+    e->p_low = fma(-e->p, e->scale, 1) / e->scale;
+    e->kind = alpha == 2 ? CSM_SPARSEMAX : alpha == 1.5 ? CSM_ENTMAX15 : CSM_ENTMAX_ANY;
+}
+
 /* What all three have in common.  labels or soft, and gradient: of the loss. */
 static csm_status prepare(entmax_run *r, entmax_job job, csm_dtype dtype, const csm_table *table,
                           const csm_shape *shape, const csm_view *a, const csm_view *b, const csm_view *labels,
@@ -237,12 +246,7 @@ static csm_status prepare(entmax_run *r, entmax_job job, csm_dtype dtype, const 
                                                    o->where ? &c->where : NULL, labels ? &r->labels : NULL, &r->order},
                                     6, &r->rows);
     if (status != CSM_OK) return status;
-    r->e.single = c->wide_size == 4;
-    r->e.alpha = o->alpha;
-    r->e.scale = o->alpha - 1;
-    r->e.p = 1 / r->e.scale;
-    r->e.p_low = fma(-r->e.p, r->e.scale, 1) / r->e.scale;
-    r->e.kind = o->alpha == 2 ? CSM_SPARSEMAX : o->alpha == 1.5 ? CSM_ENTMAX15 : CSM_ENTMAX_ANY;
+    csm_set_entmax(&r->e, o->alpha, c->wide_size == 4);
     r->kernels = &table->entmax[dtype];
     const size_t b_size = job == LOSS ? c->wide_size : c->itemsize;
     r->in_place = !c->has_where && csm_contiguous_view(&c->shape, &c->a, c->itemsize, 1) &&

@@ -156,6 +156,7 @@ int csm_openmp(void);       /* _OPENMP, 0 without */
 int csm_openmp_limit(void); /* threads that it would use by default */
 /* driver.c */
 void csm_set_scales(csm_scales *, double temperature, int single);
+void csm_set_entmax(csm_entmax *, double alpha, int single);
 csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *a, const csm_view *b,
                    const csm_view *y, const csm_options *);
 /* cross_entropy.c */

@@ -12,6 +12,7 @@ import shutil
 import sys
 import warnings
 from types import SimpleNamespace
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -520,6 +521,223 @@ def test_traffic_of_cross_entropy(gpu, dtype):
         assert 1 <= stores <= 1 + noise, (n, stores)
 
 
+# Top-k and entmax
+
+
+def check_topk(gpu, x, k, **options):
+    """Values, indices and probabilities of the CPU, whichever thread goes first."""
+    mask = options.pop("where", None)
+    for backward in (False, True) if gpu.model else (False,):
+        with model_options(backward=backward):
+            there = gpu.cupy.asarray(x)
+            results = (
+                [] if mask is not None else [(csoftmax.topk, {"largest": True}), (csoftmax.topk, {"largest": False})]
+            )
+            results += [(csoftmax.topk_softmax, {"normalize": n, "temperature": 0.7}) for n in ("topk", "full")]
+            for function, own in results:
+                masks = (
+                    {} if mask is None else {"where": mask},
+                    {} if mask is None else {"where": gpu.cupy.asarray(mask)},
+                )
+                expected, got = (
+                    function(x, k, **own, **options, **masks[0]),
+                    function(there, k, **own, **options, **masks[1]),
+                )
+                what = f"{function.__name__} {x.shape} {x.dtype} {k} {own} {options}"
+                assert isinstance(got.values, gpu.cupy.ndarray)
+                assert_same_bits(got.values.get(), expected.values, what)
+                assert np.array_equal(got.indices.get(), expected.indices), what
+
+
+@pytest.mark.parametrize("n", [1, 2, 5, 31, 32, 33, 500, 513, 1100, 4100])
+def test_topk(gpu, dtype, n):
+    x = logits((3, n), dtype, seed=n)
+    ties = np.round(logits((4, n), dtype, seed=n) * 2)  # -0 and 0 among them
+    ties[3] = 1
+    for k in sorted({1, 2, n // 3, n - 1, n} & set(range(1, n + 1))):
+        if k <= 1024:
+            check_topk(gpu, x, k)
+            check_topk(gpu, ties, k)
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 600])
+def test_topk_of_special_values(gpu, dtype, n):
+    x = special_rows(n, dtype)
+    for k in {1, n // 2 or 1, n}:
+        check_topk(gpu, x, k)
+
+
+def test_topk_in_pieces(gpu, dtype):
+    """Rows of several pieces, cut again; equal elements on both sides of a cut."""
+    x = np.round(logits((2, 40_000), dtype), 1)
+    x[1, 5:] = 0
+    for k in (1, 33, 1000):
+        check_topk(gpu, x, k)
+    with shared_memory(gpu, 48 * 1024):
+        gpu.launches.clear()
+        expected = csoftmax.topk(np.tile(x[:1], 4), 1000)
+        got = csoftmax.topk(gpu.cupy.asarray(np.tile(x[:1], 4)), 1000)
+        assert np.array_equal(got.indices.get(), expected.indices)
+    cuts = [launch[1] for launch in gpu.launches if launch[0] == "choose"]
+    assert not gpu.model or len(set(cuts)) >= 3
+
+
+def test_topk_of_many(gpu, dtype):
+    """More than a kernel sorts."""
+    x = np.round(logits((2, 3000), dtype) * 8) / 8
+    x[1, 7], x[1, 2000] = np.nan, -np.inf
+    for k in (1025, 3000):
+        check_topk(gpu, x, k)
+
+
+def test_topk_layouts(gpu, dtype):
+    x = logits((3, 40, 5), dtype)
+    for axis in (0, 1, -1, (0, 2), None):
+        check_topk(gpu, x, 2, axis=axis)
+    check_topk(gpu, np.asfortranarray(x), 3, axis=1)
+    mask = np.random.default_rng(0).random((3, 40, 5)) < 0.5
+    mask[1] = False
+    check_topk(gpu, x, 4, where=mask)
+    check_topk(gpu, x[0, :, 0], 7)
+    for shape, k in (((0, 5), 2), ((5, 0), 0), ((4, 6), 0)):
+        check_topk(gpu, np.zeros(shape, dtype_of(dtype)), k)
+    values = gpu.cupy.empty((4, 40, 3), dtype_of(dtype)).transpose(2, 0, 1)[:, :2]
+    out = values.transpose(0, 2, 1), gpu.cupy.empty((3, 40, 2), np.int64)
+    expected = csoftmax.topk_softmax(x, 2)
+    got = csoftmax.topk_softmax(gpu.cupy.asarray(x), 2, out=out)
+    assert got.values is out[0]
+    assert_same_bits(out[0].get(), expected.values)
+    assert np.array_equal(out[1].get(), expected.indices)
+    unsorted = csoftmax.topk(gpu.cupy.asarray(x), 2, sorted=False)
+    assert np.array_equal(np.sort(unsorted.indices.get()), np.sort(expected.indices))
+
+
+def test_topk_errors(gpu):
+    x = gpu.cupy.asarray(logits((4, 30)))
+    out = gpu.cupy.empty((4, 2), np.float32), gpu.cupy.empty((4, 2), np.int64)
+    with pytest.raises(ValueError, match="k must be at most the length of the axis, 30"):
+        csoftmax.topk(x, 31)
+    with pytest.raises(TypeError, match="out must be a pair of arrays"):
+        csoftmax.topk_softmax(x, 2, out=out[0])
+    with pytest.raises(TypeError, match=r"out must be a cupy.ndarray"):
+        csoftmax.topk_softmax(x, 2, out=(np.empty((4, 2), np.float32), out[1]))
+    with pytest.raises(ValueError, match="values and indices lie at one place"):
+        csoftmax.topk_softmax(x, 2, out=(out[1].view(np.float32)[:, :2], out[1]))
+    assert not gpu.launches
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 1.05, 1.3, 3.0, 30.0])
+@pytest.mark.parametrize("n", [1, 2, 9, 33, 257, 700, 5000])
+def test_entmax(gpu, dtype, n, alpha):
+    for sigma in (0.02, 2):  # nearly everything survives; few do
+        x = logits((3, n), dtype, seed=n, sigma=sigma)
+        check_entmax(gpu, x, alpha)
+
+
+def check_entmax(gpu, x, alpha, **options):
+    expected = csoftmax.entmax(x, alpha, **options)
+    dy = logits(x.shape, x.dtype.name, seed=99)
+    with np.errstate(all="ignore"):
+        gradient = csoftmax.entmax_vjp(dy, expected, alpha, **options)
+    given = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    what = f"{x.shape} {x.dtype} {alpha} {options}"
+    for backward in (False, True) if gpu.model else (False,):
+        with model_options(backward=backward):
+            there = stand_in.on_device(x) if gpu.model else gpu.cupy.array(x)
+            y = csoftmax.entmax(there, alpha, **given)
+            assert isinstance(y, gpu.cupy.ndarray)
+            assert_same_bits(y.get(), expected, what)
+            assert_same_bits(csoftmax.entmax_vjp(gpu.cupy.asarray(dy), y, alpha, **given).get(), gradient, what)
+            assert csoftmax.entmax(there, alpha, out=there, **given) is there
+            assert_same_bits(there.get(), expected, what)
+            csoftmax.entmax_vjp(gpu.cupy.asarray(dy), there, alpha, out=there, **given)
+            assert_same_bits(there.get(), gradient, what)
+
+
+@pytest.mark.parametrize("n", [1, 2, 19, 600])
+def test_entmax_of_special_values(gpu, dtype, n):
+    x = special_rows(n, dtype)
+    for alpha in (1.5, 2.0, 1.2, 4.0):
+        check_entmax(gpu, x, alpha)
+
+
+def test_entmax_beyond_shared_memory(gpu, dtype):
+    """Parts of a row; few survivors and many, more rows than places for those."""
+    x = np.stack([logits(20_000, dtype, seed, sigma) for seed, sigma in enumerate((3, 0.001, 1, 0))])
+    with shared_memory(gpu, 64 * 1024):
+        for alpha in (1.5, 2.0):
+            check_entmax(gpu, x, alpha)
+    if gpu.model:
+        with mock.patch.object(backend, "_ELSEWHERE", 2 * 40 * 20_000):
+            check_entmax(gpu, x, 2.0)
+
+
+def test_entmax_layouts(gpu, dtype):
+    x = logits((3, 40, 5), dtype)
+    for axis in (0, 1, -1, (0, 2), None):
+        check_entmax(gpu, x, 1.5, axis=axis)
+    mask = np.random.default_rng(0).random((3, 40, 5)) < 0.5
+    mask[1] = False
+    check_entmax(gpu, x, 2.0, where=mask)
+    for n in (11, 701):
+        rows = logits((3, n), dtype)
+        expected = csoftmax.sparsemax(rows)
+        for offset in range(1, 9):  # rows that begin anywhere
+            memory = gpu.cupy.empty(3 * n + 16, rows.dtype)
+            view = memory[offset : offset + 3 * n].reshape(3, n)
+            view[...] = gpu.cupy.asarray(rows)
+            assert_same_bits(csoftmax.sparsemax(view).get(), expected, f"offset {offset}")
+    for shape in ((0,), (0, 5), (5, 0), (1,)):
+        check_entmax(gpu, np.zeros(shape, dtype_of(dtype)), 2.0)
+    assert_same_bits(csoftmax.entmax(gpu.cupy.asarray(x), 1.0).get(), csoftmax.softmax(x))
+
+
+def test_traffic_of_topk_and_entmax(gpu, dtype):
+    """Read once and written once where shared memory holds the row; a top-k reads a row once, however long it is."""
+    if not gpu.model:
+        pytest.skip("only the model counts")
+    itemsize = dtype_of(dtype).itemsize
+
+    def sectors(call, n):
+        gpu.launches.clear()
+        with model_options(count=True, races=False):
+            call()
+        counts = [launch[4] for launch in gpu.launches]
+        return [32 * sum(c[f"{k}_sectors"] for c in counts) / (2 * n * itemsize) for k in ("load", "store")]
+
+    for n, reads in ((1024, 1), (4096, 1), (20_000, 1), (131_072, 2)):
+        x = gpu.cupy.asarray(logits((2, n), dtype, sigma=4))
+        y = csoftmax.sparsemax(x)
+        support = 2 * 32 * 64 / (n * itemsize)  # a sector for each of what has probability
+        loads, stores = sectors(lambda x=x: csoftmax.sparsemax(x), n)
+        assert reads <= loads <= reads + 0.02, (n, loads)
+        assert 1 <= stores <= 1 + 0.02 + support, (n, stores)
+        loads, stores = sectors(lambda x=x, y=y: csoftmax.entmax_vjp(x, y, 2.0), n)
+        reads = 1 if n < 9000 else 2
+        assert 2 * reads <= loads <= 2 * reads + 0.02, (n, loads)
+        assert 1 <= stores <= 1.02, (n, stores)
+        loads, stores = sectors(lambda x=x: csoftmax.topk(x, 5), n)
+        extra = 5 * (32 + 16) * (1 + -(-n // 8192)) / (n * itemsize)
+        assert 1 <= loads <= 1.02 + extra, (n, loads)
+
+
+def test_launch_rules_of_topk_and_entmax():
+    for dtype, limit in itertools.product(backend.SUFFIX, (48 * 1024, 99 * 1024, 227 * 1024)):
+        for n in (*range(1, 100), 1000, 8191, 8192, 8193, 20_000, 65_535, 65_536, 10**7):
+            for k in {1, min(n, 50), min(n, 1024)}:
+                piece, warps, shared = backend.launch_topk(dtype, n, k, limit)
+                assert shared <= limit
+                assert 1 <= warps <= 16
+                assert 1 <= piece <= min(n, 65535)
+                assert piece == n or piece >= 2 * k  # candidates get fewer
+            for gradient in (False, True):
+                part, warps, shared, elsewhere = backend.launch_entmax(dtype, n, gradient, limit)
+                assert shared <= limit
+                assert 1 <= warps <= 8
+                assert 1 <= part <= n
+                assert elsewhere in (0, -(-n // 8) * 8)
+
+
 # The linear layer
 
 
@@ -630,6 +848,9 @@ def test_another_device_than_the_current_one(gpu):
             csoftmax.softmax(given),
             csoftmax.logsumexp(given, keepdims=True),
             csoftmax.softmax_vjp(given, there),
+            *csoftmax.topk_softmax(given, 3, normalize="full"),
+            csoftmax.entmax(given),
+            csoftmax.entmax_vjp(given, there),
             *csoftmax.cross_entropy_with_grad(given, labels, upstream=2.0, weight=gpu_ones(gpu, 30)),
             *csoftmax.linear_cross_entropy_with_grad(given, there[:3], labels % 3, bias=gpu_ones(gpu, 3)),
         ]
@@ -679,10 +900,6 @@ def test_functions_without_cuda_kernels(gpu):
     x = logits((4, 30))
     there, target = gpu.cupy.asarray(x), np.arange(4)
     calls = {
-        "topk": lambda x, **o: csoftmax.topk(x, 3, **o).values,
-        "topk_softmax": lambda x, **o: csoftmax.topk_softmax(x, 3, **o).values,
-        "entmax": lambda x, **o: csoftmax.entmax(x, **o),
-        "entmax_vjp": lambda x, **o: csoftmax.entmax_vjp(x, x, **o),
         "entmax_loss": lambda x, **o: csoftmax.entmax_loss(x, target, **o),
         "sample": lambda x, **o: csoftmax.sample(x, rng=0, **o),
     }

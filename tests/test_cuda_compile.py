@@ -18,7 +18,14 @@ _ROWS = backend.KERNELS["softmax.cu"]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
 # Threads of the largest block; a multiprocessor has 65,536 registers.  Small blocks: twelve at a time.
 _MOST = {"f32": 448, "f16": 448, "bf16": 448, "f64": 224}
-THREADS = {"whole": _MOST, "rows": _MOST, "divide": dict.fromkeys(_MOST, 1024), "reduce": dict.fromkeys(_MOST, 1024)}
+THREADS = {
+    "forward": dict.fromkeys(_MOST, 256),
+    "choose": dict.fromkeys(_MOST, 512),
+    "whole": _MOST,
+    "rows": _MOST,
+    "divide": dict.fromkeys(_MOST, 1024),
+    "reduce": dict.fromkeys(_MOST, 1024),
+}
 BUDGET = 168
 
 
@@ -65,9 +72,9 @@ def test_compiles(op, suffix, arch, tmp_path):
     sections = re.split(r"^\.text\.(\w+):", done.stdout, flags=re.M)
     for name, text in zip(sections[1::2], sections[2::2], strict=True):
         assert not re.search(r"\b(LDL|STL)\b", text), f"{name} uses local memory"
-        if name in ("teams", "whole", "blocks", "apply", "rows"):
+        if name in ("teams", "whole", "blocks", "apply", "rows", "choose", "forward", "backward"):
             assert "LDG.E.128" in text, name
-        if name in ("teams", "whole", "apply", "rows") and op != "logsumexp":
+        if name in ("teams", "whole", "apply", "rows", "forward", "backward") and op != "logsumexp":
             assert "STG.E.128" in text, name
 
 

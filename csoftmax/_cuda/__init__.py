@@ -34,15 +34,23 @@ MODULES = {
     "softmax_vjp": _BACKWARD,
     "log_softmax_vjp": _BACKWARD,
     "cross_entropy": ("cross_entropy.cu", 1, 144, None),
+    "topk": ("topk.cu", 1, 0, None),
+    "entmax": ("entmax.cu", 1, 0, None),
 }
 _ROWS = ("teams", "whole", "blocks", "combine", "apply")
 KERNELS = {
     "softmax.cu": _ROWS,
     "vjp.cu": _ROWS,
     "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
+    "topk.cu": ("choose", "keys", "gather"),
+    "entmax.cu": ("forward", "backward"),
 }
 _OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
-_SHARED_ROW = 608  # sizeof(shared_row) of cross_entropy.cu
+_SHARED_ROW = 608  # sizeof(shared_row) of cross_entropy.cu, and room for that of entmax.cu
+_SORTED_BY_KERNEL = 1024  # most of a row that topk.cu sorts
+_ENTMAX_PARTS = 4096, 2048, 1024  # of longer rows in shared memory
+_ENTMAX_FEW = 512  # FEW of entmax.cu
+_ELSEWHERE = 2**28  # bytes, for survivors of entmax that shared memory does not hold
 _ITEMSIZES = {"f32": (4, 4), "f64": (8, 8), "f16": (2, 4), "bf16": (2, 4)}  # of storage, of the compute type
 
 
@@ -343,6 +351,104 @@ def run_loss(dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, ups
         task.rows(flat(x, rows, n), flat(to, rows, n), 0, each)
         if each is None:
             task.reduce(loss)
+        if to is not y:
+            y[...] = to
+
+
+@functools.lru_cache(1024)
+def launch_topk(dtype, n, k, limit):
+    """Launch rule of a selection: elements of a piece, warps, bytes of shared memory."""
+    itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
+    rest = 16 * 40 + k * (wide + 4)  # counts of 16 warps; keys and places of the best
+    most = min((limit - rest) // wide - 32 // itemsize, 65535) // 64 * 64
+    usual = max(8192, 16 * k)  # several blocks of threads on a multiprocessor, and few candidates
+    pieces = 1 if n <= min(most, 2 * usual) else -(-n // min(most, usual))
+    piece = n if pieces == 1 else -(-n // (64 * pieces)) * 64  # cuts at whole sectors of memory
+    warps = max(1, min(16, -(-piece // 512)))
+    return piece, warps, -(-warps * 40 // 16) * 16 + room(piece, itemsize) * wide + k * (wide + 4)
+
+
+def run_topk(dtype, x, values, indices, smallest, unsorted, normalize, temperature):
+    """The k best of CuPy arrays along the last axis, as `_cpu.run_topk` has it; values and indices may have strides."""
+    import cupy
+
+    n, k, rows = x.shape[-1], values.shape[-1], math.prod(x.shape[:-1])
+    if values.size == 0:
+        return
+    device = x.device.id
+    with cupy.cuda.Device(device):
+        x = cupy.ascontiguousarray(x).reshape(rows, n)
+
+        def launch(kernel, grid, threads, shared, *arguments):
+            grid = (min(grid, _GRID),)
+            _kernel("topk", SUFFIX[dtype], device, kernel)(grid, (threads,), arguments, shared_mem=shared)
+
+        def gather(a):
+            to, size = cupy.empty((rows, k), x.dtype), (np.int64(rows), np.int64(n), np.int64(k))
+            launch("gather", -(-rows * k // 128), 128, 0, a, best, to, *size)
+            return to
+
+        if k > _SORTED_BY_KERNEL:
+            wide = np.int64 if SUFFIX[dtype] == "f64" else np.int32
+            keys = cupy.empty(x.shape, wide)
+            launch("keys", -(-x.size // 128), 128, 0, x, keys, np.int64(x.size), np.int32(smallest))
+            best = cupy.ascontiguousarray(cupy.argsort(keys, axis=-1)[:, :k].astype(np.int64, copy=False))
+            found = gather(x)
+        else:
+            found, best, length = x, None, n
+            while length > k or best is None:
+                piece, warps, shared = launch_topk(dtype, length, k, _shared_limit(device))
+                pieces = -(-length // piece)
+                left = (pieces - 1) * k + min(k, length - (pieces - 1) * piece)
+                to = cupy.empty((rows, left), x.dtype), cupy.empty((rows, left), np.int64)
+                size = np.int64(rows), np.int64(length), np.int32(piece), np.int32(k)
+                how = np.int32(smallest), np.int32(pieces == 1 and not unsorted)
+                launch("choose", rows * pieces, 32 * warps, shared, found, best, *to, *size, *how)
+                (found, best), length = to, left
+        if normalize == _cpu.NORMALIZE["full"]:
+            all_of = cupy.empty_like(x)
+            run(_cpu.OPS["softmax"], dtype, x, None, all_of, None, temperature)
+            found = gather(all_of)
+        elif normalize == _cpu.NORMALIZE["topk"]:
+            run(_cpu.OPS["softmax"], dtype, found, None, found, None, temperature)
+        values[...] = found.reshape(values.shape)
+        indices[...] = best.reshape(indices.shape)
+
+
+@functools.lru_cache(1024)
+def launch_entmax(dtype, n, gradient, limit):
+    """Launch rule of entmax: elements in shared memory, warps, bytes of shared memory, survivors that lie elsewhere."""
+    itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
+    padded = -(-n // 8) * 8
+    for part in (n, *(most for most in _ENTMAX_PARTS if most < n)):
+        arrays = (2 if gradient else 1) * room(part, itemsize) * wide
+        shared = _SHARED_ROW + arrays + (16 * part if gradient else 40 * min(padded, _ENTMAX_FEW))
+        if shared <= limit:
+            break
+    return part, max(1, min(8, -(-part // 512))), shared, 0 if gradient or n <= _ENTMAX_FEW else padded
+
+
+def run_entmax(dtype, a, b, y, where, alpha):
+    """alpha-entmax of CuPy arrays along the last axis, or its gradient, as `_cpu.run_entmax` has it."""
+    import cupy
+
+    n, rows = a.shape[-1], math.prod(a.shape[:-1])
+    if y.size == 0:
+        return
+    device = a.device.id
+    with cupy.cuda.Device(device):
+        inputs = [cupy.ascontiguousarray(x) for x in ((a,) if b is None else (a, b))]
+        mask = None if where is None else cupy.ascontiguousarray(where)
+        to = y if y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
+        part, warps, shared, each = launch_entmax(dtype, n, b is not None, _shared_limit(device))
+        grid, size = min(rows, _GRID), (np.int64(rows), np.int64(n), np.int32(part))
+        memory = ()
+        if b is None:
+            grid = max(1, min(grid, _ELSEWHERE // (40 * each))) if each else grid
+            memory = cupy.empty(grid * each * 5, np.float64) if each else None, np.int64(each)
+        kernel = _kernel("entmax", SUFFIX[dtype], device, "forward" if b is None else "backward")
+        arguments = *inputs, mask, to, *memory, *size, _cpu.entmax(dtype, alpha)
+        kernel((grid,), (32 * warps,), arguments, shared_mem=shared)
         if to is not y:
             y[...] = to
 

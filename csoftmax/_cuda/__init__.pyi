@@ -75,6 +75,19 @@ def run_loss(
     upstream: Any,
     *factors_and_reduction: Any,
 ) -> None: ...
+def launch_topk(dtype: int, n: int, k: int, limit: int) -> tuple[int, int, int]: ...
+def run_topk(
+    dtype: int,
+    x: Any,
+    values: Any,
+    indices: Any,
+    smallest: bool,
+    unsorted: bool,
+    normalize: int,
+    temperature: float,
+) -> None: ...
+def launch_entmax(dtype: int, n: int, gradient: bool, limit: int) -> tuple[int, int, int, int]: ...
+def run_entmax(dtype: int, a: Any, b: Any, y: Any, where: Any, alpha: float) -> None: ...
 
 class Unavailable(Exception): ...
 

@@ -114,9 +114,9 @@ INLINE void V(swap)(csm_select *s) { /* what was sorted to the spare place is th
 /* Descending, stable.  Up to RANKED by counting what comes before each; more by bytes, the lowest first. */
 static NOINLINE void V(sort)(csm_select *s) {
     enum { RANKED = 128 };
-    V(key) *key = s->key;
+    V(key) *key = (V(key) *)s->key;
     const size_t count = s->count;
-    V(key) *to = s->spare_key;
+    V(key) *to = (V(key) *)s->spare_key;
     int sorted = 1;
     for (size_t i = 1; i < count && sorted; i++) sorted = key[i - 1] >= key[i];
     if (sorted) return;
@@ -147,7 +147,7 @@ static NOINLINE void V(sort)(csm_select *s) {
     for (size_t i = 0; i < count; i++)
         for (size_t d = 0; d < sizeof(V(key)); d++) places[d][DIGIT(key[i], d)]++;
     for (size_t d = 0; d < sizeof(V(key)); d++) {
-        const V(key) *from = s->key;
+        const V(key) *from = (const V(key) *)s->key;
         const int64_t *index = s->index;
         if (places[d][DIGIT(from[0], d)] == count) continue; /* all the same */
         size_t sum = 0;
@@ -156,7 +156,7 @@ static NOINLINE void V(sort)(csm_select *s) {
             places[d][i] = sum;
             sum += here;
         }
-        to = s->spare_key;
+        to = (V(key) *)s->spare_key;
         for (size_t i = 0; i < count; i++) {
             size_t at = places[d][DIGIT(from[i], d)]++;
             to[at] = from[i];

@@ -11,7 +11,11 @@
 #define NOINLINE __declspec(noinline)
 #else
 #define INLINE static inline __attribute__((always_inline, unused))
+#if defined(__CUDACC_RTC__)
+#define NOINLINE inline /* a call would need a stack */
+#else
 #define NOINLINE __attribute__((noinline))
+#endif
 #endif
 #endif
 

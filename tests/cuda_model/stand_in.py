@@ -170,6 +170,7 @@ def module():
     cupy.where = lambda condition, a, b: on_device(np.where(condition.view(np.ndarray), a.view(np.ndarray), b))
     cupy.full = lambda shape, value, dtype: on_device(np.full(shape, value, dtype))
     cupy.ascontiguousarray = lambda x: x if x.flags.c_contiguous else on_device(x)
+    cupy.argsort = lambda x, axis=-1: on_device(np.argsort(x.view(np.ndarray), axis, kind="stable"))  # as CuPy's
     cupy.broadcast_to = lambda x, shape: np.broadcast_to(x, shape, subok=True)
     cupy.may_share_memory = np.may_share_memory
     cuda = types.ModuleType("cupy.cuda")

@@ -1,0 +1,253 @@
+/* alpha-entmax of contiguous rows and its gradient, with the CPU's bits: src_c/kernel/entmax_solve.h finds the threshold.
+ *
+ *   forward   a thread block for each row: its maximum; the numbers that can have probability, in the order of their
+ *             indices (src_c/kernel/entmax.inc.h), to shared memory, or, where they are many, to `elsewhere`; the solver, in
+ *             one thread, because its sums have an order; zeros, and what is left of the numbers
+ *   backward  a thread block for each row: the elements with y > 0, a part of the row at a time; their sums, as pairs, in
+ *             one thread; the row once more
+ *
+ * Reads and writes of each element: one and one (of what has probability one write more); rows that shared memory does not
+ * hold: two reads, three where more than FEW survive (tests/test_cuda.py counts them).
+ * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
+ * Time: some ns for each survivor and step of the solver; other rows' blocks go on meanwhile.  Not measured on hardware yet.
+ */
+#define LOADS 4
+#define SIMD
+#include "common.cuh"
+#include "kernel/select.inc.h"
+#include "kernel/entmax_solve.h"
+
+enum { MOST_THREADS = 256, FEW = 512 /* survivors in shared memory */ };
+
+/* What the threads of a row share. */
+struct shared_row {
+    csm_support s;
+    size_t counts[MOST_THREADS / WARP];
+    double most[MOST_THREADS / WARP], top, top_low, all, all_low;
+};
+static_assert(sizeof(shared_row) <= SHARED_BYTES, "room that the launch rules leave");
+
+/* put(i, number) for the i in [0, count) that are wanted, numbered in their order from `done` on; returns done and how many
+ * there were.  All threads of the block call it. */
+template <class Wanted, class Put>
+INLINE size_t number(int count, size_t done, size_t *counts, Wanted wanted, Put put) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const int each = (count + warps * WARP - 1) / (warps * WARP) * WARP, begin = warp * each;
+    const int end = begin + each < count ? begin + each : count;
+    size_t own = 0, all = done;
+    for (int i = begin; i < end; i += WARP)
+        own += (size_t)__popc(__ballot_sync(EVERYONE, i + lane < end && wanted(i + lane)));
+    if (lane == 0) counts[warp] = own;
+    __syncthreads();
+    own = done;
+    for (int w = 0; w < warps; w++) {
+        own += w < warp ? counts[w] : 0;
+        all += counts[w];
+    }
+    for (int i = begin; i < end; i += WARP) {
+        const bool is = i + lane < end && wanted(i + lane);
+        const unsigned some = __ballot_sync(EVERYONE, is);
+        if (is) put(i + lane, own + (size_t)__popc(some & ((1u << lane) - 1)));
+        own += (size_t)__popc(some);
+    }
+    __syncthreads();
+    return all;
+}
+
+INLINE csm_support support_at(double *memory, size_t capacity) {
+    csm_support s = {memory,
+                     memory + capacity,
+                     memory + 2 * capacity,
+                     memory + 3 * capacity,
+                     (size_t *)(void *)(memory + 4 * capacity),
+                     capacity};
+    return s;
+}
+
+extern __shared__ __align__(16) unsigned char memory[];
+
+/* Where shared memory has the parts of the arrays, `part` elements at most, and what follows them. */
+INLINE REAL *array_at(int number, int part) {
+    return (REAL *)(void *)(memory + SHARED_BYTES) + number * room((size_t)part);
+}
+
+/* elsewhere: five times `capacity` doubles for each block, where capacity, at least n, is a multiple of 8; NULL: no row is
+ * longer than FEW. */
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+    forward(const T *x, const uint8_t *__restrict__ mask, T *y, double *elsewhere, long long capacity, long long rows,
+            long long n, int part, csm_entmax e) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    shared_row *const shared = (shared_row *)(void *)memory;
+    REAL *const own = array_at(0, part);
+    double *const few = (double *)(void *)array_at(1, part);
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const T *const from = x + at * n;
+        const uint8_t *const own_mask = mask ? mask + at * n : NULL;
+        const auto fetch = [&](long long begin) {
+            const int count = n - begin < part ? (int)(n - begin) : part;
+            REAL *const to = own + lead(from + begin);
+            __syncthreads();
+            load(to, from + begin, own_mask ? own_mask + begin : NULL, count, (REAL)-CSM_INF, threadIdx.x, blockDim.x);
+            __syncthreads();
+            return count;
+        };
+        REAL most = (REAL)-CSM_INF;
+        int there = 0; /* an element that the mask leaves */
+        for (long long begin = 0; begin < n; begin += part) {
+            const int count = fetch(begin);
+            const REAL *const s = own + lead(from + begin);
+            for (int i = threadIdx.x; i < count; i += blockDim.x) {
+                most = V(max)(s[i], most);
+                there |= !own_mask || own_mask[begin + i];
+            }
+        }
+        most = group_max(most, WARP);
+        there = group_any(there, WARP);
+        if (lane == 0) {
+            shared->most[warp] = (double)most;
+            shared->counts[warp] = (size_t)there;
+        }
+        __syncthreads();
+        double max = -CSM_INF;
+        there = 0;
+        for (int w = 0; w < warps; w++) {
+            max = shared->most[w] > max ? shared->most[w] : max;
+            there |= (int)shared->counts[w];
+        }
+        __syncthreads();
+        T *const to = y + at * n;
+        const auto fill = [&](REAL value) {
+            const constant all = {value};
+            for (long long begin = 0; begin < n; begin += part)
+                store(to + begin, (int)(n - begin < part ? n - begin : part), all, threadIdx.x, blockDim.x);
+        };
+        if (!(max > -CSM_INF && max < CSM_INF)) {
+            fill(there ? canonical((REAL)CSM_NAN) : (REAL)0);
+            __syncthreads();
+            continue;
+        }
+        const double least = max - 1 / e.scale;
+        REAL bound = least < -EXP_MOST ? (REAL)-CSM_INF : (REAL)least;
+        if ((double)bound >= least && bound > (REAL)-CSM_INF) bound = V(below)(bound);
+        csm_support s = support_at(few, n < FEW ? (size_t)(n + 7) / 8 * 8 : (size_t)FEW);
+        size_t count = 0;
+        for (int again = 0; again == 0 || (again == 1 && count > s.capacity); again++) {
+            if (again) s = support_at(elsewhere + (long long)blockIdx.x * 5 * capacity, (size_t)capacity);
+            count = 0;
+            for (long long begin = 0; begin < n; begin += part) {
+                const int k = n > part ? fetch(begin) : (int)n;
+                const REAL *const v = own + lead(from + begin);
+                count = number(
+                    k, count, shared->counts, [&](int i) { return !(v[i] <= bound); },
+                    [&](int i, size_t j) {
+                        if (j >= s.capacity) return;
+                        s.z[j] = (double)v[i];
+                        s.index[j] = (size_t)(begin + i);
+                    });
+            }
+        }
+        int nan = 0;
+        for (size_t i = threadIdx.x; i < (count + 7) / 8 * 8; i += blockDim.x) {
+            if (i >= count) {
+                s.z[i] = -CSM_INF;
+                continue;
+            }
+            const double z = s.z[i];
+            nan |= z != z;
+            if (e.single && e.kind != CSM_ENTMAX_ANY) {
+                s.z[i] = (z - max) * e.scale;
+                continue;
+            }
+            double d = -max, low = 0;
+            csm_two_sum(&d, &low, z);
+            s.z[i] = d * e.scale;
+            s.z_low[i] = fma(d, e.scale, -s.z[i]) + low * e.scale;
+        }
+        nan = group_any(nan, WARP);
+        if (lane == 0) shared->counts[warp] = (size_t)nan;
+        __syncthreads();
+        for (int w = 0; w < warps; w++) nan |= (int)shared->counts[w];
+        if (threadIdx.x == 0 && !nan) {
+            shared->s = s;
+            shared->s.count = count;
+            shared->s.max = max;
+            shared->s.is_nan = 0;
+            csm_entmax_solve(&shared->s, &e);
+        }
+        fill(nan ? canonical((REAL)CSM_NAN) : (REAL)0);
+        __syncthreads();
+        count = nan ? 0 : shared->s.count;
+        for (size_t i = threadIdx.x; i < count; i += blockDim.x) STORE(to + s.index[i], V(set)(s.p[i] * 1.0));
+        __syncthreads();
+    }
+}
+
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+    backward(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, long long n, int part,
+             csm_entmax e) {
+    shared_row *const shared = (shared_row *)(void *)memory;
+    REAL *const first = array_at(0, part), *const second = array_at(1, part);
+    double *const w = (double *)(void *)array_at(2, part), *const d = w + part;
+    const auto weight = [&](double v) {
+        return e.kind == CSM_SPARSEMAX  ? (v == v ? 1 : v)
+               : e.kind == CSM_ENTMAX15 ? sqrt(v)
+                                        : csm_pow(v, 0, 1 - e.scale, 0);
+    };
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        double mean = 0, mean_low = 0;
+        if (threadIdx.x == 0) shared->top = shared->top_low = shared->all = shared->all_low = 0;
+        for (int pass = 0; pass < 2; pass++) {
+            if (pass == 1) {
+                const double den = shared->all + shared->all_low, num = shared->top + shared->top_low;
+                mean = num / den;
+                mean_low = (fma(-mean, den, num) + ((shared->top - num) + shared->top_low) -
+                            mean * ((shared->all - den) + shared->all_low)) /
+                           den;
+            }
+            for (long long begin = 0; begin < n; begin += part) {
+                const long long from = at * n + begin;
+                const int k = n - begin < part ? (int)(n - begin) : part;
+                REAL *const g = first + lead(dy + from), *const p = second + lead(y + from);
+                if (pass == 0 || n > part) {
+                    __syncthreads();
+                    load(g, dy + from, NULL, k, 0, threadIdx.x, blockDim.x);
+                    load(p, y + from, mask ? mask + from : NULL, k, 0, threadIdx.x, blockDim.x);
+                    __syncthreads();
+                }
+                if (pass == 0) {
+                    const size_t count = number(
+                        k, 0, shared->counts, [&](int i) { return !(p[i] <= 0); },
+                        [&](int i, size_t j) {
+                            w[j] = weight((double)p[i]);
+                            d[j] = (double)g[i];
+                        });
+                    if (threadIdx.x == 0) {
+                        double top = shared->top, top_low = shared->top_low, all = shared->all, low = shared->all_low;
+                        for (size_t j = 0; j < count; j++) {
+                            const double product = w[j] * d[j];
+                            csm_two_sum(&top, &top_low, product);
+                            top_low += fma(w[j], d[j], -product);
+                            csm_two_sum(&all, &low, w[j]);
+                        }
+                        shared->top = top;
+                        shared->top_low = top_low;
+                        shared->all = all;
+                        shared->all_low = low;
+                    }
+                    __syncthreads();
+                    continue;
+                }
+                for (int i = threadIdx.x; i < k; i += blockDim.x) {
+                    const REAL v = p[i];
+                    double value = 0;
+                    if (!(v <= 0)) value = weight((double)v) * (((double)g[i] - mean) - mean_low);
+                    g[i] = canonical((REAL)(value == value ? value : CSM_NAN));
+                }
+                __syncthreads();
+                const copied value = {g};
+                store(dx + from, k, value, threadIdx.x, blockDim.x);
+            }
+        }
+        __syncthreads();
+    }
+}
