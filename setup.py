@@ -22,7 +22,7 @@ CUDA_HEADERS = [
     "registry.h",
     *(f"vec/{name}.h" for name in ("half", "scalar", "standard")),
     *(f"kernel/{name}.inc.h" for name in ("single", "double", "math", "element", "select", "sum")),
-    *(f"kernel/{name}.h" for name in ("entmax_solve", "loss_row", "scalars")),
+    *(f"kernel/{name}.h" for name in ("entmax_loss", "entmax_solve", "loss_row", "scalars")),
 ]
 # unit: flags of GCC and Clang, flags of MSVC.  A unit built for another architecture exports an empty table.
 ISA_FLAGS = {

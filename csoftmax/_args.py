@@ -922,7 +922,7 @@ def check_alpha(alpha):
 
 
 class EntmaxLossPlan(NamedTuple):
-    """What `_cpu.run_entmax_loss` takes; x and target have the axis of the classes last."""
+    """What a backend's run_entmax_loss takes; x and target have the axis of the classes last."""
 
     dtype: int
     x: np.ndarray
@@ -936,23 +936,31 @@ class EntmaxLossPlan(NamedTuple):
     work: np.ndarray | None
     final: np.ndarray | None
     given: bool  # the result is the caller's out
+    place: Place
+
+    @property
+    def on_cuda(self):
+        return self.place.number is not None
 
     def run(self):
         """Compute; returns the loss and the gradient or None."""
-        hard = self.target.dtype.kind == "i"
-        loss = np.empty(self.x.shape[:-1] if self.reduction == "none" else (), np.float64)
-        _cpu.run_entmax_loss(
-            self.dtype,
-            bits(self.x),
-            self.target if hard else None,
-            None if hard else self.target,
-            None if self.rows is None else bits(self.rows),
-            loss,
-            self.alpha,
-            _cpu.REDUCTIONS[self.reduction],
-            self.num_threads,
-        )
-        return self.finish(loss)
+        soft = self.target if self.target.dtype.kind == "f" else None
+        rows = None if self.rows is None else bits(self.rows)
+        what = self.dtype, bits(self.x), self.target if soft is None else None, soft, rows
+        how = self.alpha, _cpu.REDUCTIONS[self.reduction]
+        shape = self.x.shape[:-1] if self.reduction == "none" else ()
+        if self.on_cuda and self.x.size:
+            with self.x.device:
+                loss = self.place.xp.empty(shape, self.wide)
+                _cuda.run_entmax_loss(*what, loss, *how)
+                return self.finish(loss)
+        loss = np.empty(shape, np.float64)
+        if not self.on_cuda:
+            _cpu.run_entmax_loss(*what, loss, *how, self.num_threads)
+            return self.finish(loss)
+        _cpu.run_entmax_loss(what[0], *to_host(*what[1:]), loss, *how, None)  # no row, or no class
+        with self.x.device:
+            return self.finish(self.place.xp.asarray(loss.astype(self.wide)))
 
     def reduced(self, loss, grad):
         """The same from a loss a row and the gradient of their sum."""
@@ -961,12 +969,14 @@ class EntmaxLossPlan(NamedTuple):
             loss = loss.sum() / np.float64(count)
         if self.rows is not None:
             self.rows[...] = grad if count == 1 else grad / grad.dtype.type(count)
-        return self.finish(np.asarray(loss, np.float64))
+        return self.finish(loss.astype(self.wide) if self.on_cuda else np.asarray(loss, np.float64))
 
     def finish(self, loss):
         if self.work is not self.final:
-            np.copyto(self.final, self.work)
+            self.final[...] = self.work
         result = self.result
+        if self.on_cuda:
+            return loss, result
         if result is not None and result.ndim == 0 and not self.given:
             result = result[()]
         with np.errstate(over="ignore"):
@@ -977,40 +987,45 @@ def plan_entmax_loss(
     x, target, alpha, *, gradient, axis, reduction, where=None, out=None, device=None, num_threads=None
 ):
     """Check the arguments of entmax_loss or, with `gradient`, of entmax_loss_with_grad, and lay them out."""
-    x, target, where = require_cpu("entmax_loss", device, x, target, where)
-    x, code = as_float("x", x)
+    place = place_of(device, x)
+    with place.context():
+        return lay_out_entmax_loss(place, x, target, alpha, gradient, axis, reduction, where, out, num_threads)
+
+
+def lay_out_entmax_loss(place, x, target, alpha, gradient, axis, reduction, where, out, num_threads):
+    xp = place.xp
+    x, code = as_float("x", x, place)
     axes = normalize_axes(axis, x.ndim)
     wide = wide_dtype(x.dtype)
     batch = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    labels, soft = check_target(target, x.shape, batch, wide)
+    labels, soft = check_target(target, x.shape, batch, wide, place)
     check_reduction(reduction)
-    mask = None if where is None else check_where(where, x.shape)
+    mask = None if where is None else check_where(where, x.shape, place)
     result = final = work = rows = None
     if gradient:
         if out is not None:
-            check_out(out, x.shape, x.dtype)
-            if np.may_share_memory(out, x) and not same_place(out, x):
+            check_out(out, x.shape, x.dtype, place)
+            if may_share_memory(out, x) and not same_place(out, x):
                 x = x.copy()
             if soft is not None and may_share_memory(out, soft):
                 soft = soft.copy()
-        result = np.empty_like(x) if out is None else out
+        result = xp.empty_like(x) if out is None else out
     if mask is not None:
-        x = np.where(mask, x, x.dtype.type(-math.inf))
+        x = xp.where(mask, x, x.dtype.type(-math.inf))
     if x.ndim == 0:
         x, soft = x.reshape(1), None if soft is None else soft.reshape(1)
     if gradient:
-        final, work, rows = result_rows(result, x, axes)
+        final, work, rows = result_rows(result, x, axes, xp=xp)
     x = axis_last(x, axes)
-    if soft is not None:
-        soft = axis_last(soft, axes)
-        raise_bad_label(soft, x.shape[-1], None)
-        target = soft
-    else:
-        labels = labels.copy()  # what is checked is what is used
-        raise_bad_label(labels, x.shape[-1], None)
-        target = labels.astype(np.int64)
+    target = labels if soft is None else axis_last(soft, axes)
+    if place.number is None:
+        target = target.copy() if soft is None else target  # what is checked is what is used
+        raise_bad_label(target, x.shape[-1], None)
+        target = target.astype(np.int64) if soft is None else target
+    elif os.environ.get("CSOFTMAX_SYNC_CHECKS") == "1":
+        raise_bad_label(target.get(), x.shape[-1], None)
     return EntmaxLossPlan(
-        code, x, target, alpha, reduction, num_threads, wide, result, rows, work, final, out is not None
+        code, x, target, alpha, reduction, num_threads, wide, result, rows, work, final, out is not None, place
     )
 
 

@@ -349,19 +349,27 @@ def _loss(x, target, alpha, gradient, **options):
     if p.alpha != 1:
         return p.run()
     # The limit: cross-entropy, and with soft labels the divergence of Kullback and Leibler.
-    loss, grad = cross_entropy_with_grad(p.x, p.target, reduction="none", num_threads=p.num_threads)
-    if p.target.dtype.kind == "f":
-        with np.errstate(all="ignore"):
-            x, q = p.x.astype(np.float64), p.target.astype(np.float64)
-            log_p = log_softmax(x, num_threads=p.num_threads)
-            log_q = np.log(np.where(q > 0, q, 1))
-            terms = np.where(q > 0, q * (log_q - log_p) - q, 0) + np.exp(log_p)
-            left = 1 - q.sum(-1)
-            lse = logsumexp(x, num_threads=p.num_threads)
-            loss = np.maximum(terms, 0).sum(-1) + np.where(left == 0, 0, left * (lse - 1))
-            if np.any(left):
-                grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
-    return p.reduced(loss, grad)
+    with p.place.context():
+        loss, grad = cross_entropy_with_grad(p.x, p.target, reduction="none", num_threads=p.num_threads)
+        if p.target.dtype.kind == "f":
+            loss, grad = _kullback_leibler(p, grad)
+        return p.reduced(loss, grad)
+
+
+def _kullback_leibler(p, grad):
+    """Losses of rows, and their gradients, from those of cross-entropy, which take the mass of q to be 1."""
+    xp = p.place.xp
+    with np.errstate(all="ignore"):
+        x, q = p.x.astype(np.float64), p.target.astype(np.float64)
+        log_p = log_softmax(x, num_threads=p.num_threads)
+        log_q = np.log(xp.where(q > 0, q, 1.0))
+        terms = xp.where(q > 0, q * (log_q - log_p) - q, 0.0) + np.exp(log_p)
+        left = 1 - q.sum(-1)
+        lse = logsumexp(x, num_threads=p.num_threads)
+        loss = np.maximum(terms, 0).sum(-1) + xp.where(left == 0, 0.0, left * (lse - 1))
+        if p.on_cuda or np.any(left):  # to look at a device's would be to wait for it
+            grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
+    return loss, grad
 
 
 def entmax_loss(x, target, alpha=1.5, *, axis=-1, reduction="mean", where=None, device=None, num_threads=None):

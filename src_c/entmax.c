@@ -2,17 +2,9 @@
  *
  * A row is computed where it lies if it is contiguous, else in scratch; one row is never split.  Room for what survives
  * the kernel's filter grows when a row needs it.
- *
- * Loss (Blondel, Martins & Niculae 2020), with Omega(p) = sum (p^alpha - p) / (alpha (alpha - 1)):
- *     L(x, q) = Omega*(x) + Omega(q) - <x, q>
- *             = sum over p_j > 0 of d(q_j, p_j), d the Bregman divergence of Omega,
- *               + sum over p_j = 0 of q_j [(ln_a q_j - 1) / alpha - v_j / a]
- *               - (sum q - 1) (max - (c - 1/alpha) / a),
- * a = alpha - 1, v_j = a (x_j - max) + c - 1: terms that are not negative where q sums to 1, so that a small loss keeps
- * its digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
  */
 #include "internal.h"
-#include "kernel/scalars.h"
+#include "kernel/entmax_loss.h"
 
 typedef enum entmax_job { FORWARD, VJP, LOSS } entmax_job;
 
@@ -73,75 +65,13 @@ static int none_left(const entmax_run *r, size_t row) {
     return 1;
 }
 
-/* Loss */
-
-/* d(q, p) = (q^alpha - p^alpha - alpha p^a (q - p)) / (alpha a) = [q (ln_a q - ln_a p) - (q - p) p^a] / alpha;
- * u = p^a, less = q - p. */
-static double divergence(const csm_entmax *e, double q, double p, double u, double less) {
-    if (q == 0) return p * u / e->alpha;
-    if (e->kind == CSM_SPARSEMAX) return 0.5 * less * less;
-    if (e->kind == CSM_ENTMAX15) { /* with a = sqrt q and b = sqrt p: (a - b)^2 (a + b/2) / 0.75 */
-        const double a = sqrt(q), d = less / (a + u);
-        return d * d * (a + 0.5 * u) / 0.75;
-    }
-    const double part = less / q;
-    if (part < -0.4 || part > 0.4)
-        return (q * (csm_log_deformed(q, e->scale) - csm_log_deformed(p, e->scale)) - less * u) / e->alpha;
-    /* q^alpha times the integral of v (1 - v)^(alpha-2) from 0 to part */
-    double sum = 0, term = part * part;
-    for (int k = 0; k < 60 && term != 0; k++) {
-        sum += term / (k + 2);
-        term *= part * (k - (e->alpha - 2)) / (k + 1);
-    }
-    return csm_pow(q, 0, e->alpha, 0) * sum;
-}
-
-/* (c - 1) / a */
-static double c_less_one(const entmax_run *r, const csm_support *s) {
-    return ((r->e.p < 1 ? s->t - 1 : s->t) + s->t_low) / r->e.scale;
-}
-
-/* What a class outside the support adds. */
-static double outside(const entmax_run *r, const csm_support *s, double q, double x) {
-    return q * ((csm_log_deformed(q, r->e.scale) - 1) / r->e.alpha - ((x - s->max) + c_less_one(r, s)));
-}
-
-/* The loss; p becomes p - q where p > 0, and what of q lies outside the support is left to the caller. */
-static double hard_loss(const entmax_run *r, csm_support *s, const char *x, size_t label) {
-    double loss = 0, others = 0;
-    size_t at = s->count;
-    for (size_t i = 0; i < s->count; i++) {
-        if (s->index[i] == label) {
-            at = i;
-            continue;
-        }
-        others += s->p[i];
-        loss += divergence(&r->e, 0, s->p[i], s->u[i], 0);
-    }
-    if (at < s->count) {
-        loss += divergence(&r->e, 1, s->p[at], s->u[at], others);
-        s->p[at] = 0 - others;
-        return loss;
-    }
-    return loss + outside(r, s, 1, csm_element(&r->base, x, label));
-}
-
 static double soft_loss(const entmax_run *r, csm_support *s, const char *x, const char *q) {
-    double loss = 0, mass = -1, mass_low = 0;
-    size_t i = 0;
+    csm_soft_loss l = csm_soft_start();
     for (size_t j = 0; j < r->base.shape.n; j++) {
         const double qj = csm_wide_at(&r->base, q, j);
-        csm_two_sum(&mass, &mass_low, qj);
-        if (i < s->count && s->index[i] == j) {
-            loss += divergence(&r->e, qj, s->p[i], s->u[i], qj - s->p[i]);
-            s->p[i] -= qj;
-            i++;
-        } else if (qj > 0) {
-            loss += outside(r, s, qj, csm_element(&r->base, x, j));
-        }
+        if (csm_soft_add(&r->e, s, &l, j, qj)) l.loss += csm_outside(&r->e, s, qj, csm_element(&r->base, x, j));
     }
-    mass += mass_low;
-    return mass == 0 ? loss : loss - mass * (s->max - (c_less_one(r, s) + 1 / r->e.alpha));
+    return csm_soft_end(&r->e, s, &l);
 }
 
 /* Rows */
@@ -152,7 +82,7 @@ static void row_loss(entmax_run *r, size_t row, csm_support *s, const char *x, c
     const size_t label = r->label ? r->label[at] : 0;
     const char *q = r->label ? NULL : fetch(r, &c->b, row, c->wide_size, NULL, copy);
     if (s->is_nan) r->loss[at] = CSM_NAN;
-    else r->loss[at] = q ? soft_loss(r, s, x, q) : hard_loss(r, s, x, label);
+    else r->loss[at] = q ? soft_loss(r, s, x, q) : csm_hard_loss(&r->e, s, label, csm_element(c, x, label));
     if (r->loss[at] != r->loss[at]) r->loss[at] = CSM_NAN;
     if (!r->gradient) return;
     /* y may be x; and q of other places is needed once more */

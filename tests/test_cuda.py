@@ -692,6 +692,96 @@ def test_entmax_layouts(gpu, dtype):
     assert_same_bits(csoftmax.entmax(gpu.cupy.asarray(x), 1.0).get(), csoftmax.softmax(x))
 
 
+def check_entmax_loss(gpu, x, target, alpha, **options):
+    """Loss and gradient have the CPU's bits; the gradient over the logits as well, and the loss alone."""
+    with np.errstate(all="ignore"):
+        expected = csoftmax.entmax_loss_with_grad(x, target, alpha, **options)
+    given = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    what = f"{x.shape} {x.dtype} {target.dtype} {alpha} {options}"
+    for backward in (False, True) if gpu.model else (False,):
+        with model_options(backward=backward):
+            there, labels = stand_in.on_device(x) if gpu.model else gpu.cupy.array(x), gpu.cupy.asarray(target)
+            got = csoftmax.entmax_loss_with_grad(there, labels, alpha, **given)
+            assert isinstance(got.loss, gpu.cupy.ndarray)
+            assert_same_bits(got.loss.get(), np.asarray(expected.loss), what)
+            assert_same_bits(got.grad.get(), expected.grad, what)
+            assert_same_bits(csoftmax.entmax_loss(there, labels, alpha, **given).get(), np.asarray(expected.loss), what)
+            csoftmax.entmax_loss_with_grad(there, labels, alpha, out=there, **given)
+            assert_same_bits(there.get(), expected.grad, what)
+
+
+@pytest.mark.parametrize("alpha", [1.5, 2.0, 1.1, 3.0])
+@pytest.mark.parametrize("n", [1, 2, 9, 40, 700, 5000])
+def test_entmax_loss(gpu, dtype, n, alpha):
+    for reduction, sigma in (("mean", 2), ("sum", 0.05), ("none", 5)):
+        x = logits((5, n), dtype, seed=n, sigma=sigma)
+        hard, soft = targets(x.shape, dtype, n)
+        hard[2] = n - 1
+        hard[3] = x[3].argmax()  # in the support
+        soft[1] *= 1.5  # not a distribution
+        check_entmax_loss(gpu, x, hard, alpha, reduction=reduction)
+        check_entmax_loss(gpu, x, soft, alpha, reduction=reduction)
+
+
+def test_entmax_loss_of_special_values_and_layouts(gpu, dtype):
+    for n in (3, 40, 700):
+        x = special_rows(n, dtype)
+        hard, soft = targets(x.shape, dtype)
+        for alpha in (1.5, 2.0, 1.3):
+            check_entmax_loss(gpu, x, np.abs(hard) % n, alpha, reduction="none")
+            check_entmax_loss(gpu, x, soft, alpha, reduction="none")
+    x = logits((4, 11, 5), dtype)
+    target = np.random.default_rng(0).integers(0, 11, (4, 5))
+    mask = np.random.default_rng(1).random((4, 11, 5)) < 0.7
+    check_entmax_loss(gpu, x, target, 2.0, axis=1)
+    check_entmax_loss(gpu, x, target.astype(np.uint8), 1.5, axis=1, where=mask)
+    with shared_memory(gpu, 48 * 1024):
+        x = np.stack([logits(20_000, dtype, seed, sigma) for seed, sigma in enumerate((3, 0.001))])
+        hard, soft = targets(x.shape, dtype)
+        check_entmax_loss(gpu, x, np.array([19_999, 5]), 1.5)
+        check_entmax_loss(gpu, x, soft, 2.0)
+    for shape in ((0, 5), (0, 0), (3, 0)):
+        soft = np.zeros(shape, np.float64 if dtype == "float64" else np.float32)
+        check_entmax_loss(gpu, np.zeros(shape, dtype_of(dtype)), soft, 1.5, reduction="sum")
+
+
+def test_entmax_loss_with_alpha_1(gpu, dtype):
+    """Cross-entropy, and with soft labels what CuPy computes of it: not the CPU's bits."""
+    x = logits((6, 30), dtype)
+    hard, soft = targets(x.shape, dtype)
+    hard[hard < 0] = 1
+    soft[2] *= 2
+    for target, reduction in itertools.product((hard, soft), ("mean", "none")):
+        expected = csoftmax.entmax_loss_with_grad(x, target, 1.0, reduction=reduction)
+        got = csoftmax.entmax_loss_with_grad(*on_device(gpu, x, target), 1.0, reduction=reduction)
+        for one, other in zip(got, expected, strict=True):
+            assert isinstance(one, gpu.cupy.ndarray)
+            assert one.dtype == np.asarray(other).dtype
+            one, other = one.get().astype(np.float64), np.asarray(other).astype(np.float64)
+            assert np.allclose(one, other, rtol=1e-2 if other.ndim == 2 and x.itemsize == 2 else 1e-5, atol=1e-6)
+
+
+def test_bad_labels_of_entmax_loss(gpu, monkeypatch):
+    x, target = logits((5, 30)), np.array([1, 30, -1, 2**40, 29])
+    soft = np.full((5, 30), 1 / 30, np.float32)
+    soft[1, 4], soft[2, 29], soft[3, 0] = -1, np.nan, np.inf
+    there = gpu.cupy.asarray(x)
+    for wrong, error in ((target, IndexError), (soft, ValueError)):
+        labels = gpu.cupy.asarray(wrong)
+        got = csoftmax.entmax_loss_with_grad(there, labels, reduction="none")
+        assert np.array_equal(np.isnan(got.loss.get()), [False, True, True, True, False])
+        assert np.array_equal(np.isnan(got.grad.get()).all(-1), [False, True, True, True, False])
+        right = csoftmax.entmax_loss_with_grad(x[::4], wrong[::4], reduction="none")
+        assert_same_bits(got.grad.get()[::4], right.grad)
+        assert np.isnan(csoftmax.entmax_loss(there, labels).get())
+        with monkeypatch.context() as m:
+            m.setenv("CSOFTMAX_SYNC_CHECKS", "1")
+            with pytest.raises(error):
+                csoftmax.entmax_loss(there, labels)
+    with pytest.raises(csoftmax.DeviceError, match="target is on the CPU"):
+        csoftmax.entmax_loss(there, target)
+
+
 def test_traffic_of_topk_and_entmax(gpu, dtype):
     """Read once and written once where shared memory holds the row; a top-k reads a row once, however long it is."""
     if not gpu.model:
@@ -851,6 +941,8 @@ def test_another_device_than_the_current_one(gpu):
             *csoftmax.topk_softmax(given, 3, normalize="full"),
             csoftmax.entmax(given),
             csoftmax.entmax_vjp(given, there),
+            *csoftmax.entmax_loss_with_grad(given, labels),
+            *csoftmax.entmax_loss_with_grad(given, labels, 1.0),
             *csoftmax.cross_entropy_with_grad(given, labels, upstream=2.0, weight=gpu_ones(gpu, 30)),
             *csoftmax.linear_cross_entropy_with_grad(given, there[:3], labels % 3, bias=gpu_ones(gpu, 3)),
         ]
@@ -898,9 +990,8 @@ def test_dtypes_that_are_not_taken(gpu):
 def test_functions_without_cuda_kernels(gpu):
     """They say so, and compute on the CPU where they are told to."""
     x = logits((4, 30))
-    there, target = gpu.cupy.asarray(x), np.arange(4)
+    there = gpu.cupy.asarray(x)
     calls = {
-        "entmax_loss": lambda x, **o: csoftmax.entmax_loss(x, target, **o),
         "sample": lambda x, **o: csoftmax.sample(x, rng=0, **o),
     }
     for name, call in calls.items():

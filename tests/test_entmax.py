@@ -404,7 +404,7 @@ GOOD = {"x": np.zeros((3, 4)), "target": [0, 1, 2]}
         ({"alpha": np.nan}, ValueError, "alpha must be at least 1"),
         ({"alpha": "2"}, TypeError, "alpha must be a real number"),
         ({"reduction": "x"}, ValueError, "reduction must be"),
-        ({"device": "cuda:97"}, csoftmax.DeviceError, "CPU only"),
+        ({"device": "cuda:97"}, csoftmax.DeviceError, "cannot be used"),
         ({"out": np.zeros((3, 5))}, ValueError, "out has shape"),
         ({"x": np.zeros((3, 4), bool)}, TypeError, "x has dtype bool"),
     ],
@@ -413,7 +413,6 @@ def test_errors(bad, error, message):
     with pytest.raises(error, match=message):
         csoftmax.entmax_loss_with_grad(**{**GOOD, **bad})
     if set(bad) & {"alpha", "device"}:
-        message = "cannot be used" if "device" in bad else message  # these have CUDA kernels
         with pytest.raises(error, match=message):
             csoftmax.entmax(np.zeros(3), **bad)
         with pytest.raises(error, match=message):

@@ -43,7 +43,7 @@ KERNELS = {
     "vjp.cu": _ROWS,
     "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
     "topk.cu": ("choose", "keys", "gather"),
-    "entmax.cu": ("forward", "backward"),
+    "entmax.cu": ("forward", "rows", "backward"),
 }
 _OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
 _SHARED_ROW = 608  # sizeof(shared_row) of cross_entropy.cu, and room for that of entmax.cu
@@ -270,6 +270,32 @@ def launch_loss(dtype, n, limit):
     return warps, shared, elsewhere
 
 
+def launch_of_loss(dtype, device, kernel, grid, threads, shared, *arguments):
+    run = _kernel("cross_entropy", SUFFIX[dtype], device, kernel)
+    run((max(1, min(grid, _GRID)),), (threads,), arguments, shared_mem=shared)
+
+
+def check_target(dtype, n, labels, ignore, soft, weight=None, sample_weight=None):
+    """Labels as int64, negative where they are no class, or None; masses of soft labels, NaN where one is bad, or None;
+    what each row adds to a mean's divisor."""
+    import cupy
+
+    given = labels if soft is None else soft
+    count, device, checked, masses = len(given), given.device.id, None, None
+    terms, size = cupy.empty(count, np.float64), (np.int64(count), np.int64(n))
+    if labels is not None:
+        checked = cupy.empty(count, np.int64)
+        kind = np.int32(_cpu.LABELS[labels.dtype.name])
+        ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
+        arguments = labels, checked, terms, weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
+        launch_of_loss(dtype, device, "labels", -(-count // 128), 128, 0, *arguments)
+    else:
+        masses = cupy.empty(count, np.float64)
+        arguments = soft, masses, terms, weight, sample_weight, *size
+        launch_of_loss(dtype, device, "masses", -(-count // 4), 128, 0, *arguments)
+    return checked, masses, terms
+
+
 class Loss:
     """Cross-entropy of CuPy arrays in steps: labels and divisor, rows (all, or some at a time), the sum.
 
@@ -286,26 +312,14 @@ class Loss:
         self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
         self.temperature = factors[0]
         call = _cpu.loss_call(n, *factors, soft is not None, gradient)
-        terms, self.losses = cupy.empty(self.count, np.float64), cupy.empty(self.count, np.float64)
+        self.losses = cupy.empty(self.count, np.float64)
         self.ready = cupy.empty(MODULES["cross_entropy"][2], np.uint8)
-        self.labels = self.masses = None
-        size = np.int64(self.count), np.int64(n)
-        if labels is not None:
-            self.labels = cupy.empty(self.count, np.int64)
-            kind = np.int32(_cpu.LABELS[labels.dtype.name])
-            ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
-            options = weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
-            self.launch("labels", -(-self.count // 128), 128, 0, labels, self.labels, terms, *options)
-        else:
-            self.masses = cupy.empty(self.count, np.float64)
-            self.launch("masses", -(-self.count // 4), 128, 0, soft, self.masses, terms, weight, sample_weight, *size)
+        self.labels, self.masses, terms = check_target(dtype, n, labels, ignore, soft, weight, sample_weight)
         mean = np.int32(reduction == _cpu.REDUCTIONS["mean"])
-        self.launch("divide", 1, 1024, 0, terms, weight, self.ready, size[0], mean, call)
+        self.launch("divide", 1, 1024, 0, terms, weight, self.ready, np.int64(self.count), mean, call)
 
     def launch(self, kernel, grid, threads, shared, *arguments):
-        grid = (max(1, min(grid, _GRID)),)
-        run = _kernel("cross_entropy", SUFFIX[self.dtype], self.device, kernel)
-        run(grid, (threads,), arguments, shared_mem=shared)
+        launch_of_loss(self.dtype, self.device, kernel, grid, threads, shared, *arguments)
 
     def rows(self, x, y, first=0, row_losses=None):
         """Losses of rows from `first` on, and their gradients to y; row_losses: all of them, in the compute type."""
@@ -440,15 +454,58 @@ def run_entmax(dtype, a, b, y, where, alpha):
         inputs = [cupy.ascontiguousarray(x) for x in ((a,) if b is None else (a, b))]
         mask = None if where is None else cupy.ascontiguousarray(where)
         to = y if y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
-        part, warps, shared, each = launch_entmax(dtype, n, b is not None, _shared_limit(device))
-        grid, size = min(rows, _GRID), (np.int64(rows), np.int64(n), np.int32(part))
-        memory = ()
+        e = _cpu.entmax(dtype, alpha)
         if b is None:
-            grid = max(1, min(grid, _ELSEWHERE // (40 * each))) if each else grid
-            memory = cupy.empty(grid * each * 5, np.float64) if each else None, np.int64(each)
-        kernel = _kernel("entmax", SUFFIX[dtype], device, "forward" if b is None else "backward")
-        arguments = *inputs, mask, to, *memory, *size, _cpu.entmax(dtype, alpha)
-        kernel((grid,), (32 * warps,), arguments, shared_mem=shared)
+            _find_support("forward", dtype, device, rows, n, inputs[0], mask, to, last=(e,))
+        else:
+            part, warps, shared, _ = launch_entmax(dtype, n, True, _shared_limit(device))
+            arguments = *inputs, mask, to, np.int64(rows), np.int64(n), np.int32(part), e
+            kernel = _kernel("entmax", SUFFIX[dtype], device, "backward")
+            kernel((min(rows, _GRID),), (32 * warps,), arguments, shared_mem=shared)
+        if to is not y:
+            y[...] = to
+
+
+def _find_support(kernel, dtype, device, rows, n, *arrays, last):
+    """Launch a kernel of entmax.cu that looks for survivors; `last` follows what all of them take."""
+    import cupy
+
+    part, warps, shared, each = launch_entmax(dtype, n, False, _shared_limit(device))
+    grid = max(1, min(rows, _ELSEWHERE // (40 * each))) if each else min(rows, _GRID)
+    elsewhere = cupy.empty(grid * each * 5, np.float64) if each else None
+    size = np.int64(each), np.int64(rows), np.int64(n), np.int32(part)
+    run_kernel = _kernel("entmax", SUFFIX[dtype], device, kernel)
+    run_kernel((grid,), (32 * warps,), (*arrays, elsewhere, *size, *last), shared_mem=shared)
+
+
+def run_entmax_loss(dtype, x, labels, soft, y, loss, alpha, reduction):
+    """The loss of entmax of CuPy arrays, as `_cpu.run_entmax_loss` has it; loss has the compute dtype.
+
+    A row with a bad label gets NaN.
+    """
+    import cupy
+
+    n, rows = x.shape[-1], math.prod(x.shape[:-1])
+    device, each = x.device.id, reduction == _cpu.REDUCTIONS["none"]
+    mean = reduction == _cpu.REDUCTIONS["mean"]
+    with cupy.cuda.Device(device):
+        x = cupy.ascontiguousarray(x).reshape(rows, n)
+        soft = None if soft is None else cupy.ascontiguousarray(soft).reshape(rows, n)
+        labels = None if labels is None else cupy.ascontiguousarray(labels).reshape(rows)
+        to = y if y is None or y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
+        checked, masses, _ = check_target(dtype, n, labels, None, soft)
+        losses, row_losses = cupy.empty(rows, np.float64), cupy.empty(rows, loss.dtype) if each else None
+        arrays = x, soft, to, checked, masses, losses, row_losses
+        last = np.float64(1 / rows if mean else 1.0), _cpu.entmax(dtype, alpha)
+        _find_support("rows", dtype, device, rows, n, *arrays, last=last)
+        if each:
+            loss[...] = row_losses.reshape(loss.shape)
+        else:
+            ready = cupy.empty(MODULES["cross_entropy"][2], np.uint8)
+            ones, call = cupy.full(rows, 1.0, np.float64), _cpu.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
+            size = np.int64(rows)
+            launch_of_loss(dtype, device, "divide", 1, 1024, 0, ones, None, ready, size, np.int32(mean), call)
+            launch_of_loss(dtype, device, "reduce", 1, 1024, 0, losses, loss, ready, size)
         if to is not y:
             y[...] = to
 

@@ -3,6 +3,7 @@
  *   forward   a thread block for each row: its maximum; the numbers that can have probability, in the order of their
  *             indices (src_c/kernel/entmax.inc.h), to shared memory, or, where they are many, to `elsewhere`; the solver, in
  *             one thread, because its sums have an order; zeros, and what is left of the numbers
+ *   rows      the same for the loss, in one thread (src_c/kernel/entmax_loss.h), and its gradient, which may overwrite x
  *   backward  a thread block for each row: the elements with y > 0, a part of the row at a time; their sums, as pairs, in
  *             one thread; the row once more
  *
@@ -15,6 +16,7 @@
 #define SIMD
 #include "common.cuh"
 #include "kernel/select.inc.h"
+#include "kernel/entmax_loss.h"
 #include "kernel/entmax_solve.h"
 
 enum { MOST_THREADS = 256, FEW = 512 /* survivors in shared memory */ };
@@ -71,114 +73,182 @@ INLINE REAL *array_at(int number, int part) {
     return (REAL *)(void *)(memory + SHARED_BYTES) + number * room((size_t)part);
 }
 
-/* elsewhere: five times `capacity` doubles for each block, where capacity, at least n, is a multiple of 8; NULL: no row is
- * longer than FEW. */
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-    forward(const T *x, const uint8_t *__restrict__ mask, T *y, double *elsewhere, long long capacity, long long rows,
-            long long n, int part, csm_entmax e) {
+/* All threads of a block: one value to a whole row. */
+INLINE void fill(T *to, long long n, int part, double x) {
+    const constant all = {canonical((REAL)x)};
+    for (long long begin = 0; begin < n; begin += part)
+        store(to + begin, (int)(n - begin < part ? n - begin : part), all, threadIdx.x, blockDim.x);
+}
+
+/* The support and the probabilities of a row to shared->s.  elsewhere: five times `capacity` doubles for each block, where
+ * capacity, at least n, is a multiple of 8; NULL: no row is longer than FEW. */
+enum outcome { FOUND, NOTHING /* the mask leaves no element */, UNDEFINED };
+INLINE outcome find_support(const T *from, const uint8_t *mask, double *elsewhere, long long capacity, long long n,
+                            int part, const csm_entmax &e) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     shared_row *const shared = (shared_row *)(void *)memory;
     REAL *const own = array_at(0, part);
-    double *const few = (double *)(void *)array_at(1, part);
+    const auto fetch = [&](long long begin) {
+        const int count = n - begin < part ? (int)(n - begin) : part;
+        __syncthreads();
+        load(own + lead(from + begin), from + begin, mask ? mask + begin : NULL, count, (REAL)-CSM_INF, threadIdx.x,
+             blockDim.x);
+        __syncthreads();
+        return count;
+    };
+    REAL most = (REAL)-CSM_INF;
+    int there = 0; /* an element that the mask leaves */
+    for (long long begin = 0; begin < n; begin += part) {
+        const int count = fetch(begin);
+        const REAL *const s = own + lead(from + begin);
+        for (int i = threadIdx.x; i < count; i += blockDim.x) {
+            most = V(max)(s[i], most);
+            there |= !mask || mask[begin + i];
+        }
+    }
+    most = group_max(most, WARP);
+    there = group_any(there, WARP);
+    if (lane == 0) {
+        shared->most[warp] = (double)most;
+        shared->counts[warp] = (size_t)there;
+    }
+    __syncthreads();
+    double max = -CSM_INF;
+    there = 0;
+    for (int w = 0; w < warps; w++) {
+        max = shared->most[w] > max ? shared->most[w] : max;
+        there |= (int)shared->counts[w];
+    }
+    __syncthreads();
+    if (!(max > -CSM_INF && max < CSM_INF)) return there ? UNDEFINED : NOTHING;
+
+    const double least = max - 1 / e.scale;
+    REAL bound = least < -EXP_MOST ? (REAL)-CSM_INF : (REAL)least;
+    if ((double)bound >= least && bound > (REAL)-CSM_INF) bound = V(below)(bound);
+    csm_support s = support_at((double *)(void *)array_at(1, part), n < FEW ? (size_t)(n + 7) / 8 * 8 : (size_t)FEW);
+    size_t count = 0;
+    for (int again = 0; again == 0 || (again == 1 && count > s.capacity); again++) {
+        if (again) s = support_at(elsewhere + (long long)blockIdx.x * 5 * capacity, (size_t)capacity);
+        count = 0;
+        for (long long begin = 0; begin < n; begin += part) {
+            const int k = n > part ? fetch(begin) : (int)n;
+            const REAL *const v = own + lead(from + begin);
+            count = number(
+                k, count, shared->counts, [&](int i) { return !(v[i] <= bound); },
+                [&](int i, size_t j) {
+                    if (j >= s.capacity) return;
+                    s.z[j] = (double)v[i];
+                    s.index[j] = (size_t)(begin + i);
+                });
+        }
+    }
+    int nan = 0;
+    for (size_t i = threadIdx.x; i < (count + 7) / 8 * 8; i += blockDim.x) {
+        if (i >= count) {
+            s.z[i] = -CSM_INF;
+            continue;
+        }
+        const double z = s.z[i];
+        nan |= z != z;
+        if (e.single && e.kind != CSM_ENTMAX_ANY) {
+            s.z[i] = (z - max) * e.scale;
+            continue;
+        }
+        double d = -max, low = 0;
+        csm_two_sum(&d, &low, z);
+        s.z[i] = d * e.scale;
+        s.z_low[i] = fma(d, e.scale, -s.z[i]) + low * e.scale;
+    }
+    nan = group_any(nan, WARP);
+    if (lane == 0) shared->counts[warp] = (size_t)nan;
+    __syncthreads();
+    for (int w = 0; w < warps; w++) nan |= (int)shared->counts[w];
+    if (threadIdx.x == 0 && !nan) {
+        shared->s = s;
+        shared->s.count = count;
+        shared->s.max = max;
+        shared->s.is_nan = 0;
+        csm_entmax_solve(&shared->s, &e);
+    }
+    __syncthreads();
+    return nan ? UNDEFINED : FOUND;
+}
+
+/* The support times factor, where the row has been written already. */
+INLINE void scatter(T *to, double factor) {
+    const csm_support &s = ((shared_row *)(void *)memory)->s;
+    __syncthreads();
+    for (size_t i = threadIdx.x; i < s.count; i += blockDim.x) STORE(to + s.index[i], V(set)(s.p[i] * factor));
+    __syncthreads();
+}
+
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+    forward(const T *x, const uint8_t *__restrict__ mask, T *y, double *elsewhere, long long capacity, long long rows,
+            long long n, int part, csm_entmax e) {
+    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const outcome found = find_support(x + at * n, mask ? mask + at * n : NULL, elsewhere, capacity, n, part, e);
+        fill(y + at * n, n, part, found == UNDEFINED ? CSM_NAN : 0);
+        if (found == FOUND) scatter(y + at * n, 1);
+    }
+}
+
+/* The losses of rows, and their gradients times factor to y, unless that is NULL.  labels: negative where they are no class;
+ * or NULL: soft labels q, whose masses are NaN where one is bad. */
+extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+    rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
+         const double *__restrict__ masses, double *losses, REAL *row_losses, double *elsewhere, long long capacity,
+         long long rows, long long n, int part, double factor, csm_entmax e) {
+    shared_row *const shared = (shared_row *)(void *)memory;
+    int *const some = (int *)(void *)array_at(0, part); /* where the row was */
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const T *const from = x + at * n;
-        const uint8_t *const own_mask = mask ? mask + at * n : NULL;
-        const auto fetch = [&](long long begin) {
-            const int count = n - begin < part ? (int)(n - begin) : part;
-            REAL *const to = own + lead(from + begin);
-            __syncthreads();
-            load(to, from + begin, own_mask ? own_mask + begin : NULL, count, (REAL)-CSM_INF, threadIdx.x, blockDim.x);
-            __syncthreads();
-            return count;
-        };
-        REAL most = (REAL)-CSM_INF;
-        int there = 0; /* an element that the mask leaves */
-        for (long long begin = 0; begin < n; begin += part) {
-            const int count = fetch(begin);
-            const REAL *const s = own + lead(from + begin);
-            for (int i = threadIdx.x; i < count; i += blockDim.x) {
-                most = V(max)(s[i], most);
-                there |= !own_mask || own_mask[begin + i];
+        T *const to = y ? y + at * n : NULL;
+        const long long label = labels ? labels[at] : 0;
+        outcome found = labels ? (label < 0 ? UNDEFINED : FOUND) : (masses[at] == masses[at] ? FOUND : UNDEFINED);
+        if (found == FOUND) found = find_support(from, NULL, elsewhere, capacity, n, part, e);
+        double loss = CSM_NAN;
+        if (found == FOUND && labels && threadIdx.x == 0)
+            loss = csm_hard_loss(&e, &shared->s, (size_t)label, (double)LOAD(from + label));
+        if (found == FOUND && !labels) {
+            csm_soft_loss l = csm_soft_start();
+            for (long long begin = 0; begin < n; begin += part) {
+                const int k = n - begin < part ? (int)(n - begin) : part;
+                const REAL *const own = q + at * n + begin;
+                const size_t count = number(
+                    k, 0, shared->counts, [&](int i) { return own[i] != 0; }, [&](int i, size_t j) { some[j] = i; });
+                if (threadIdx.x == 0) {
+                    csm_support &s = shared->s;
+                    for (size_t i = 0; i <= count; i++) {
+                        const size_t j = (size_t)(begin + (i < count ? some[i] : k));
+                        while (l.next < s.count && s.index[l.next] < j) csm_soft_add(&e, &s, &l, s.index[l.next], 0);
+                        if (i == count) break;
+                        const double qj = (double)own[some[i]];
+                        if (csm_soft_add(&e, &s, &l, j, qj))
+                            l.loss += csm_outside(&e, &s, qj, (double)LOAD(x + at * n + j));
+                    }
+                }
+                __syncthreads();
             }
+            if (threadIdx.x == 0) loss = csm_soft_end(&e, &shared->s, &l);
         }
-        most = group_max(most, WARP);
-        there = group_any(there, WARP);
-        if (lane == 0) {
-            shared->most[warp] = (double)most;
-            shared->counts[warp] = (size_t)there;
-        }
-        __syncthreads();
-        double max = -CSM_INF;
-        there = 0;
-        for (int w = 0; w < warps; w++) {
-            max = shared->most[w] > max ? shared->most[w] : max;
-            there |= (int)shared->counts[w];
+        if (threadIdx.x == 0) {
+            losses[at] = loss == loss ? loss : CSM_NAN;
+            if (row_losses) row_losses[at] = canonical((REAL)loss);
         }
         __syncthreads();
-        T *const to = y + at * n;
-        const auto fill = [&](REAL value) {
-            const constant all = {value};
-            for (long long begin = 0; begin < n; begin += part)
-                store(to + begin, (int)(n - begin < part ? n - begin : part), all, threadIdx.x, blockDim.x);
-        };
-        if (!(max > -CSM_INF && max < CSM_INF)) {
-            fill(there ? canonical((REAL)CSM_NAN) : (REAL)0);
+        if (!to) continue;
+        fill(to, n, part, found == FOUND ? 0 : CSM_NAN);
+        if (found != FOUND) {
             __syncthreads();
             continue;
         }
-        const double least = max - 1 / e.scale;
-        REAL bound = least < -EXP_MOST ? (REAL)-CSM_INF : (REAL)least;
-        if ((double)bound >= least && bound > (REAL)-CSM_INF) bound = V(below)(bound);
-        csm_support s = support_at(few, n < FEW ? (size_t)(n + 7) / 8 * 8 : (size_t)FEW);
-        size_t count = 0;
-        for (int again = 0; again == 0 || (again == 1 && count > s.capacity); again++) {
-            if (again) s = support_at(elsewhere + (long long)blockIdx.x * 5 * capacity, (size_t)capacity);
-            count = 0;
-            for (long long begin = 0; begin < n; begin += part) {
-                const int k = n > part ? fetch(begin) : (int)n;
-                const REAL *const v = own + lead(from + begin);
-                count = number(
-                    k, count, shared->counts, [&](int i) { return !(v[i] <= bound); },
-                    [&](int i, size_t j) {
-                        if (j >= s.capacity) return;
-                        s.z[j] = (double)v[i];
-                        s.index[j] = (size_t)(begin + i);
-                    });
-            }
-        }
-        int nan = 0;
-        for (size_t i = threadIdx.x; i < (count + 7) / 8 * 8; i += blockDim.x) {
-            if (i >= count) {
-                s.z[i] = -CSM_INF;
-                continue;
-            }
-            const double z = s.z[i];
-            nan |= z != z;
-            if (e.single && e.kind != CSM_ENTMAX_ANY) {
-                s.z[i] = (z - max) * e.scale;
-                continue;
-            }
-            double d = -max, low = 0;
-            csm_two_sum(&d, &low, z);
-            s.z[i] = d * e.scale;
-            s.z_low[i] = fma(d, e.scale, -s.z[i]) + low * e.scale;
-        }
-        nan = group_any(nan, WARP);
-        if (lane == 0) shared->counts[warp] = (size_t)nan;
         __syncthreads();
-        for (int w = 0; w < warps; w++) nan |= (int)shared->counts[w];
-        if (threadIdx.x == 0 && !nan) {
-            shared->s = s;
-            shared->s.count = count;
-            shared->s.max = max;
-            shared->s.is_nan = 0;
-            csm_entmax_solve(&shared->s, &e);
+        if (labels && threadIdx.x == 0) STORE(to + label, V(set)(-factor));
+        for (long long j = threadIdx.x; !labels && j < n; j += blockDim.x) {
+            const double qj = (double)q[at * n + j];
+            if (qj > 0) STORE(to + j, V(set)(-qj * factor));
         }
-        fill(nan ? canonical((REAL)CSM_NAN) : (REAL)0);
-        __syncthreads();
-        count = nan ? 0 : shared->s.count;
-        for (size_t i = threadIdx.x; i < count; i += blockDim.x) STORE(to + s.index[i], V(set)(s.p[i] * 1.0));
-        __syncthreads();
+        scatter(to, factor);
     }
 }
 

@@ -167,7 +167,9 @@ def module():
     cupy.asnumpy = lambda x: x.get()
     cupy.empty_like = lambda x: empty(x.shape, x.dtype)
     cupy.matmul = lambda a, b, out=None: np.matmul(a, b, out=out)
-    cupy.where = lambda condition, a, b: on_device(np.where(condition.view(np.ndarray), a.view(np.ndarray), b))
+    cupy.where = lambda *arrays: on_device(
+        np.where(*(a.view(np.ndarray) if isinstance(a, ndarray) else a for a in arrays))
+    )
     cupy.full = lambda shape, value, dtype: on_device(np.full(shape, value, dtype))
     cupy.ascontiguousarray = lambda x: x if x.flags.c_contiguous else on_device(x)
     cupy.argsort = lambda x, axis=-1: on_device(np.argsort(x.view(np.ndarray), axis, kind="stable"))  # as CuPy's
