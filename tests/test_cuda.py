@@ -306,6 +306,18 @@ def test_offsets_of_rows_are_64_bits(gpu, n):
     expected = csoftmax.cross_entropy_with_grad(host[0], np.array([n - 1]), reduction="sum")
     assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), expected.grad)
     assert not y.view(np.ndarray)[0].any()
+    x, dy, y = many_rows(n, 3)
+    x[-1], dy[-1] = host
+    with model_options(last=-(-n // 8192)):
+        got = csoftmax.topk(x, 3)
+    assert np.array_equal(got.indices.get()[-1:], csoftmax.topk(host[0], 3).indices)
+    with model_options(last=1):
+        csoftmax.entmax_vjp(dy, x, 2.0, out=y)
+        assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), csoftmax.entmax_vjp(host[1], host[0], 2.0))
+        if n <= backend._ENTMAX_FEW:  # else few blocks go over all rows
+            csoftmax.entmax(x, out=y)
+            assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), csoftmax.entmax(host[0]))
+    assert not y.view(np.ndarray)[0].any()
 
 
 # Cross-entropy
