@@ -269,18 +269,33 @@ def address(x):
     return x.data.ptr if is_cupy(x) else x.ctypes.data
 
 
+class _Layout:
+    """Where an array of CuPy's lies, for NumPy's questions about memory, none of which is read."""
+
+    def __init__(self, x):
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (address(x), True),
+            "shape": x.shape,
+            "strides": x.strides,
+            "typestr": f"|V{x.itemsize}",
+        }
+
+
+def _laid_out(*arrays):
+    return (np.asarray(_Layout(x)) if is_cupy(x) else x for x in arrays)
+
+
 def may_share_memory(a, b):
-    """NumPy's; of CuPy's arrays by their addresses, whoever has allocated them."""
-    if not is_cupy(a):
-        return np.may_share_memory(a, b)
-    if not (a.size and b.size):
-        return False
-    bounds = []
-    for x in (a, b):
-        reach = [stride * (length - 1) for stride, length in zip(x.strides, x.shape, strict=True)]
-        low = address(x) + sum(r for r in reach if r < 0)
-        bounds.append((low, low + sum(map(abs, reach)) + x.itemsize))
-    return bounds[0][0] < bounds[1][1] and bounds[1][0] < bounds[0][1]
+    """NumPy's, of CuPy's arrays too, whoever has allocated them."""
+    return np.may_share_memory(*_laid_out(a, b))
+
+
+def masked(xp, mask, x):
+    """The array with -inf where the mask is False; bfloat16, of which CuPy computes little, as its bits."""
+    if is_bfloat16(x.dtype):
+        return xp.where(mask, bits(x), np.uint16(0xFF80)).view(x.dtype)
+    return xp.where(mask, x, x.dtype.type(-math.inf))
 
 
 def same_place(a, b):
@@ -837,12 +852,12 @@ class TopKPlan(NamedTuple):
     result: tuple  # of which values and indices are views
     out: tuple | None  # where the caller wants them
     empty: np.ndarray | None  # rows of which nothing takes part
-    on_cuda: bool  # the arrays are CuPy's
+    place: Place
 
     def run(self):
         """Compute, and return values and indices."""
         arguments = self.dtype, bits(self.x), bits(self.values), self.indices, *self[4:8]
-        if self.on_cuda:
+        if self.place.number is not None:
             with self.x.device:
                 _cuda.run_topk(*arguments)
                 return self.finish()
@@ -850,8 +865,9 @@ class TopKPlan(NamedTuple):
         return self.finish()
 
     def finish(self):
-        if self.empty is not None:
-            self.values[self.empty] = 0
+        if self.empty is not None:  # not by a mask: a device's would have to be counted first
+            values = bits(self.values)
+            values[...] = self.place.xp.where(self.empty[..., None], values.dtype.type(0), values)
         if self.out is None:
             return self.result
         for to, a in zip(self.out, self.result, strict=True):
@@ -897,7 +913,7 @@ def lay_out_topk(place, x, k, axis, largest, sorted, normalize, temperature, whe
     empty = None
     if mask is not None:
         mask = axis_last(mask, axes)
-        rows = xp.where(mask, rows, rows.dtype.type(-math.inf))
+        rows = masked(xp, mask, rows)
         empty = ~mask.any(-1)
     at = axes[0] if len(axes) == 1 else rows.ndim - 1
     shape = (*rows.shape[:-1][:at], k, *rows.shape[:-1][at:])
@@ -907,11 +923,11 @@ def lay_out_topk(place, x, k, axis, largest, sorted, normalize, temperature, whe
             raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
         for to, a in zip(out, result, strict=True):
             check_out(to, shape, a.dtype, place)
-        if (np.shares_memory if place.number is None else may_share_memory)(*out):
+        if np.shares_memory(*_laid_out(*out)):
             raise ValueError("out: values and indices lie at one place in memory")
     values, indices = (np.moveaxis(a, at, -1) for a in result)
     how = not largest, not sorted, normalize, temperature, num_threads
-    return TopKPlan(code, rows, values, indices, *how, result, out, empty, place.number is not None)
+    return TopKPlan(code, rows, values, indices, *how, result, out, empty, place)
 
 
 def check_alpha(alpha):
@@ -949,18 +965,18 @@ class EntmaxLossPlan(NamedTuple):
         what = self.dtype, bits(self.x), self.target if soft is None else None, soft, rows
         how = self.alpha, _cpu.REDUCTIONS[self.reduction]
         shape = self.x.shape[:-1] if self.reduction == "none" else ()
-        if self.on_cuda and self.x.size:
-            with self.x.device:
-                loss = self.place.xp.empty(shape, self.wide)
-                _cuda.run_entmax_loss(*what, loss, *how)
-                return self.finish(loss)
-        loss = np.empty(shape, np.float64)
         if not self.on_cuda:
+            loss = np.empty(shape, np.float64)
             _cpu.run_entmax_loss(*what, loss, *how, self.num_threads)
             return self.finish(loss)
-        _cpu.run_entmax_loss(what[0], *to_host(*what[1:]), loss, *how, None)  # no row, or no class
         with self.x.device:
-            return self.finish(self.place.xp.asarray(loss.astype(self.wide)))
+            if self.x.size:
+                loss = self.place.xp.empty(shape, self.wide)
+                _cuda.run_entmax_loss(*what, loss, *how)
+            else:  # the sum of no rows; rows without classes have no loss, and no rows no mean
+                nothing = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
+                loss = self.place.xp.full(shape, 0 if nothing else math.nan, self.wide)
+            return self.finish(loss)
 
     def reduced(self, loss, grad):
         """The same from a loss a row and the gradient of their sum."""
@@ -968,7 +984,7 @@ class EntmaxLossPlan(NamedTuple):
         if self.reduction != "none":
             loss = loss.sum() / np.float64(count)
         if self.rows is not None:
-            self.rows[...] = grad if count == 1 else grad / grad.dtype.type(count)
+            self.rows[...] = grad if count == 1 else (grad.astype(self.wide) / self.wide.type(count)).astype(grad.dtype)
         return self.finish(loss.astype(self.wide) if self.on_cuda else np.asarray(loss, np.float64))
 
     def finish(self, loss):
@@ -1011,7 +1027,7 @@ def lay_out_entmax_loss(place, x, target, alpha, gradient, axis, reduction, wher
                 soft = soft.copy()
         result = xp.empty_like(x) if out is None else out
     if mask is not None:
-        x = xp.where(mask, x, x.dtype.type(-math.inf))
+        x = masked(xp, mask, x)
     if x.ndim == 0:
         x, soft = x.reshape(1), None if soft is None else soft.reshape(1)
     if gradient:

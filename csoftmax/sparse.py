@@ -1,5 +1,6 @@
 """Sparse softmax: top-k, sparsemax and alpha-entmax with their losses, and drawing from logits."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -352,11 +353,11 @@ def _loss(x, target, alpha, gradient, **options):
     with p.place.context():
         loss, grad = cross_entropy_with_grad(p.x, p.target, reduction="none", num_threads=p.num_threads)
         if p.target.dtype.kind == "f":
-            loss, grad = _kullback_leibler(p, grad)
+            loss, grad = _kullback_leibler(p, loss, grad)
         return p.reduced(loss, grad)
 
 
-def _kullback_leibler(p, grad):
+def _kullback_leibler(p, cross_entropy, grad):
     """Losses of rows, and their gradients, from those of cross-entropy, which take the mass of q to be 1."""
     xp = p.place.xp
     with np.errstate(all="ignore"):
@@ -367,6 +368,8 @@ def _kullback_leibler(p, grad):
         left = 1 - q.sum(-1)
         lse = logsumexp(x, num_threads=p.num_threads)
         loss = np.maximum(terms, 0).sum(-1) + xp.where(left == 0, 0.0, left * (lse - 1))
+        if p.on_cuda:  # where bad labels have made rows NaN
+            loss = xp.where(cross_entropy == cross_entropy, loss, math.nan)
         if p.on_cuda or np.any(left):  # to look at a device's would be to wait for it
             grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
     return loss, grad

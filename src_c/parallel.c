@@ -1,7 +1,8 @@
 /* The only file with threads: OpenMP, the fork guard, the floating-point environment, interrupts.
  *
  * libgomp hangs when a process forks after a parallel region and the child enters one; the child is therefore
- * serial from then on.  Nothing here changes a setting of the process: the thread count is a clause of the region,
+ * serial from then on.  Nothing here changes a setting of the process for longer than a move to another CPU takes: the
+ * thread count is a clause of the region,
  * and every thread that computes saves its floating-point control word, sets the default (so that a caller's
  * flush-to-zero, which OpenMP workers do not inherit, cannot make bits depend on threads) and puts it back.
  */
@@ -14,6 +15,10 @@
 #include <time.h>
 #ifndef _WIN32
 #include <sched.h>
+#endif
+#ifdef __linux__
+#include <stdio.h>
+#include <unistd.h>
 #endif
 
 #ifdef _OPENMP
@@ -102,8 +107,10 @@ typedef struct region {
     csm_body body;
     void *context;
     csm_interrupt *interrupt;
-    size_t piece, unseen; /* units since the calling thread looked for an interrupt */
+    size_t piece;
     atomic_int status;
+    _Alignas(CSM_ALIGN)
+        size_t unseen; /* units since the calling thread, the only one that writes here, looked for an interrupt */
 } region;
 
 static int goes_on(const region *r) { return atomic_load_explicit(&r->status, memory_order_relaxed) == CSM_OK; }
@@ -145,7 +152,8 @@ static size_t piece_of_share(size_t units, size_t piece) {
  * the thread that calls it, though others are idle.  The two would wait for each other for milliseconds: each spins in
  * turn in the barrier at the region's end until a clock interrupt.  So those who have work give way to those who have
  * not been in yet, and a worker that finds itself on the caller's CPU goes elsewhere: it is forbidden that CPU and, once
- * it has been moved, allowed all of its CPUs again. */
+ * it has been moved, allowed all of them again.  Only where it was allowed all of them before, which then says the same,
+ * whatever CPUs come later; and not under a system call filter, which may end the process for asking. */
 static int this_cpu(void) {
 #ifdef __linux__
     return sched_getcpu();
@@ -154,14 +162,32 @@ static int this_cpu(void) {
 #endif
 }
 
+#ifdef __linux__
+static int is_filtered(void) {
+    static atomic_int answer; /* 0: not known yet */
+    int known = atomic_load_explicit(&answer, memory_order_relaxed);
+    if (known) return known > 1;
+    char line[128];
+    int mode = 2;
+    FILE *status = fopen("/proc/self/status", "re");
+    while (status && fgets(line, sizeof line, status))
+        if (sscanf(line, "Seccomp: %d", &mode) == 1) break;
+    if (status) fclose(status);
+    atomic_store_explicit(&answer, mode == 0 ? 1 : 2, memory_order_relaxed);
+    return mode != 0;
+}
+#endif
+
 static void leave_cpu(int cpu) {
 #ifdef __linux__
-    cpu_set_t allowed, others;
+    cpu_set_t allowed;
     if (cpu < 0 || sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
-    others = allowed;
-    CPU_CLR(cpu, &others);
-    if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0)
-        sched_setaffinity(0, sizeof allowed, &allowed);
+    const int count = CPU_COUNT(&allowed);
+    if (count < 2 || count < omp_get_num_threads() || count != sysconf(_SC_NPROCESSORS_ONLN) || is_filtered()) return;
+    CPU_CLR(cpu, &allowed);
+    if (sched_setaffinity(0, sizeof allowed, &allowed) != 0) return;
+    memset(&allowed, 0xff, sizeof allowed);
+    for (int i = 0; i < 3 && sched_setaffinity(0, sizeof allowed, &allowed) != 0; i++) {}
 #else
     (void)cpu;
 #endif
@@ -218,6 +244,8 @@ csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, 
 #ifdef _OPENMP
     if (threads > 1) run_parallel(&r, units, threads);
     else
+#else
+    (void)threads;
 #endif
         for (size_t begin = 0; begin < units && goes_on(&r); begin += r.piece)
             run_piece(&r, begin, units - begin > r.piece ? begin + r.piece : units, 0);

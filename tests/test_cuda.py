@@ -636,6 +636,9 @@ def test_topk_errors(gpu):
     with pytest.raises(ValueError, match="values and indices lie at one place"):
         csoftmax.topk_softmax(x, 2, out=(out[1].view(np.float32)[:, :2], out[1]))
     assert not gpu.launches
+    both = gpu.cupy.empty((4, 4), np.int64)  # side by side in one array
+    csoftmax.topk_softmax(x, 2, out=(both.view(np.float32)[:, :2], both[:, 2:]))
+    assert np.array_equal(both[:, 2:].get(), csoftmax.topk(x, 2).indices.get())
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 1.05, 1.3, 3.0, 30.0])
@@ -691,6 +694,9 @@ def test_entmax_layouts(gpu, dtype):
     mask = np.random.default_rng(0).random((3, 40, 5)) < 0.5
     mask[1] = False
     check_entmax(gpu, x, 2.0, where=mask)
+    for n in (600, 2000, 5000):  # several warps mask what others have loaded
+        mask = np.random.default_rng(n).random((3, n)) < 0.5
+        check_entmax(gpu, logits((3, n), dtype), 1.5, where=mask)
     for n in (11, 701):
         rows = logits((3, n), dtype)
         expected = csoftmax.sparsemax(rows)
@@ -754,7 +760,11 @@ def test_entmax_loss_of_special_values_and_layouts(gpu, dtype):
         check_entmax_loss(gpu, x, soft, 2.0)
     for shape in ((0, 5), (0, 0), (3, 0)):
         soft = np.zeros(shape, np.float64 if dtype == "float64" else np.float32)
-        check_entmax_loss(gpu, np.zeros(shape, dtype_of(dtype)), soft, 1.5, reduction="sum")
+        for reduction in ("mean", "sum", "none"):
+            check_entmax_loss(gpu, np.zeros(shape, dtype_of(dtype)), soft, 1.5, reduction=reduction)
+    for alpha in (1.0, 1.5):  # no label is a class
+        got = csoftmax.entmax_loss(*on_device(gpu, x[:2, :0], np.zeros(2, np.int32)), alpha, reduction="none")
+        assert np.isnan(got.get()).all()
 
 
 def test_entmax_loss_with_alpha_1(gpu, dtype):
@@ -786,6 +796,9 @@ def test_bad_labels_of_entmax_loss(gpu, monkeypatch):
         right = csoftmax.entmax_loss_with_grad(x[::4], wrong[::4], reduction="none")
         assert_same_bits(got.grad.get()[::4], right.grad)
         assert np.isnan(csoftmax.entmax_loss(there, labels).get())
+        assert np.array_equal(
+            np.isnan(csoftmax.entmax_loss(there, labels, 1.0, reduction="none").get()), np.isnan(got.loss.get())
+        )
         with monkeypatch.context() as m:
             m.setenv("CSOFTMAX_SYNC_CHECKS", "1")
             with pytest.raises(error):

@@ -117,7 +117,8 @@ INLINE void load(REAL *to, const T *from, const uint8_t *mask, int count, REAL a
     }
     if (tail + thread < count) to[tail + thread] = LOAD(from + tail + thread);
     if (!mask) return;
-    __syncwarp();
+    if (threads > WARP) __syncthreads(); /* others have written what this thread masks */
+    else __syncwarp();
     for (int i = thread; i < count; i += threads)
         if (!mask[i]) to[i] = absent;
 }

@@ -35,6 +35,18 @@ class ndarray(np.ndarray):
     def data(self):
         return types.SimpleNamespace(ptr=self.ctypes.data)
 
+    def __getitem__(self, key):
+        return super().__getitem__(self.checked(key))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(self.checked(key), value)
+
+    @staticmethod
+    def checked(key):
+        if any(isinstance(k, np.ndarray) and k.dtype == bool for k in (key if isinstance(key, tuple) else (key,))):
+            raise AssertionError("a mask as an index: CuPy waits for the device to count it")
+        return key
+
     def get(self):
         return np.array(self)
 
