@@ -323,22 +323,23 @@ def test_offsets_of_rows_are_64_bits(gpu, n):
 # Cross-entropy
 
 
-def check_loss(gpu, x, target, **options):
+def check_loss(gpu, x, target, name="cross_entropy", **options):
     """Loss and gradient have the CPU's bits; the gradient over the logits as well, and the loss alone."""
+    loss, with_grad = getattr(csoftmax, name), getattr(csoftmax, f"{name}_with_grad")
     with np.errstate(all="ignore"):
-        expected = csoftmax.cross_entropy_with_grad(x, target, **options)
+        expected = with_grad(x, target, **options)
     given = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    what = f"{x.shape} {x.dtype} {target.dtype} {options}"
+    what = f"{name} {x.shape} {x.dtype} {target.dtype} {options}"
     for backward in (False, True) if gpu.model else (False,):
         with model_options(backward=backward):
             there, labels = stand_in.on_device(x) if gpu.model else gpu.cupy.array(x), gpu.cupy.asarray(target)
-            got = csoftmax.cross_entropy_with_grad(there, labels, **given)
+            got = with_grad(there, labels, **given)
             assert isinstance(got.loss, gpu.cupy.ndarray)
             assert_same_bits(got.loss.get(), np.asarray(expected.loss), what)
             assert_same_bits(got.grad.get(), expected.grad, what)
             alone = {k: v for k, v in given.items() if k not in ("upstream", "clip_norm", "clip_value")}
-            assert_same_bits(csoftmax.cross_entropy(there, labels, **alone).get(), np.asarray(expected.loss), what)
-            csoftmax.cross_entropy_with_grad(there, labels, out=there, **given)
+            assert_same_bits(loss(there, labels, **alone).get(), np.asarray(expected.loss), what)
+            with_grad(there, labels, out=there, **given)
             assert_same_bits(there.get(), expected.grad, what)
 
 
@@ -447,28 +448,39 @@ def test_labels_along_other_axes(gpu):
     assert_same_bits(got.grad.get(), expected.grad)
 
 
-def test_bad_labels(gpu, monkeypatch):
-    """NaN in their rows, of loss and gradient; an exception where the host is to wait."""
-    x, target = logits((5, 30)), np.array([1, 30, -1, 2**40, 29])
+def bad_targets():
+    """Labels and soft labels whose middle rows are bad, and what raises then."""
     soft = np.full((5, 30), 1 / 30, np.float32)
     soft[1, 4], soft[2, 29], soft[3, 0] = -1, np.nan, np.inf
-    there = gpu.cupy.asarray(x)
-    for wrong, error in ((target, IndexError), (soft, ValueError)):
+    return (np.array([1, 30, -1, 2**40, 29]), IndexError), (soft, ValueError)
+
+
+@pytest.mark.parametrize("name", ["cross_entropy", "entmax_loss"])
+def test_bad_labels(gpu, monkeypatch, name):
+    """NaN in their rows, of loss and gradient; an exception where the host is to wait."""
+    loss, with_grad = getattr(csoftmax, name), getattr(csoftmax, f"{name}_with_grad")
+    x = logits((5, 30))
+    there, bad = gpu.cupy.asarray(x), [False, True, True, True, False]
+    for wrong, error in bad_targets():
         labels = gpu.cupy.asarray(wrong)
-        got = csoftmax.cross_entropy_with_grad(there, labels, reduction="none")
-        assert np.array_equal(np.isnan(got.loss.get()), [False, True, True, True, False])
-        assert np.array_equal(np.isnan(got.grad.get()).all(-1), [False, True, True, True, False])
-        right = csoftmax.cross_entropy_with_grad(x[::4], wrong[::4], reduction="none")
-        assert_same_bits(got.grad.get()[::4], right.grad)
-        mean = csoftmax.cross_entropy_with_grad(there, labels)  # its divisor counts the good rows
-        assert np.isnan(mean.loss.get())
-        assert_same_bits(mean.grad.get()[::4], csoftmax.cross_entropy_with_grad(x[::4], wrong[::4]).grad)
+        got = with_grad(there, labels, reduction="none")
+        assert np.array_equal(np.isnan(got.loss.get()), bad)
+        assert np.array_equal(np.isnan(got.grad.get()).all(-1), bad)
+        assert_same_bits(got.grad.get()[::4], with_grad(x[::4], wrong[::4], reduction="none").grad)
+        assert np.isnan(loss(there, labels).get())
         with monkeypatch.context() as m:
             m.setenv("CSOFTMAX_SYNC_CHECKS", "1")
             with pytest.raises(error):
-                csoftmax.cross_entropy(there, labels)
+                loss(there, labels)
+        if name == "cross_entropy":  # the divisor of its mean counts the good rows
+            expected = csoftmax.cross_entropy_with_grad(x[::4], wrong[::4])
+            assert_same_bits(with_grad(there, labels).grad.get()[::4], expected.grad)
+        else:
+            assert np.array_equal(np.isnan(loss(there, labels, 1.0, reduction="none").get()), bad)
     with pytest.raises(IndexError, match=r"target\[1\] is 30"):
-        csoftmax.check_labels(gpu.cupy.asarray(target), 30)
+        csoftmax.check_labels(gpu.cupy.asarray(bad_targets()[0][0]), 30)
+    with pytest.raises(csoftmax.DeviceError, match="target is on the CPU"):
+        loss(there, np.arange(5))
 
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0), (0, 0)])
@@ -711,21 +723,7 @@ def test_entmax_layouts(gpu, dtype):
 
 
 def check_entmax_loss(gpu, x, target, alpha, **options):
-    """Loss and gradient have the CPU's bits; the gradient over the logits as well, and the loss alone."""
-    with np.errstate(all="ignore"):
-        expected = csoftmax.entmax_loss_with_grad(x, target, alpha, **options)
-    given = {k: gpu.cupy.asarray(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
-    what = f"{x.shape} {x.dtype} {target.dtype} {alpha} {options}"
-    for backward in (False, True) if gpu.model else (False,):
-        with model_options(backward=backward):
-            there, labels = stand_in.on_device(x) if gpu.model else gpu.cupy.array(x), gpu.cupy.asarray(target)
-            got = csoftmax.entmax_loss_with_grad(there, labels, alpha, **given)
-            assert isinstance(got.loss, gpu.cupy.ndarray)
-            assert_same_bits(got.loss.get(), np.asarray(expected.loss), what)
-            assert_same_bits(got.grad.get(), expected.grad, what)
-            assert_same_bits(csoftmax.entmax_loss(there, labels, alpha, **given).get(), np.asarray(expected.loss), what)
-            csoftmax.entmax_loss_with_grad(there, labels, alpha, out=there, **given)
-            assert_same_bits(there.get(), expected.grad, what)
+    check_loss(gpu, x, target, "entmax_loss", alpha=alpha, **options)
 
 
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 1.1, 3.0])
@@ -781,30 +779,6 @@ def test_entmax_loss_with_alpha_1(gpu, dtype):
             assert one.dtype == np.asarray(other).dtype
             one, other = one.get().astype(np.float64), np.asarray(other).astype(np.float64)
             assert np.allclose(one, other, rtol=1e-2 if other.ndim == 2 and x.itemsize == 2 else 1e-5, atol=1e-6)
-
-
-def test_bad_labels_of_entmax_loss(gpu, monkeypatch):
-    x, target = logits((5, 30)), np.array([1, 30, -1, 2**40, 29])
-    soft = np.full((5, 30), 1 / 30, np.float32)
-    soft[1, 4], soft[2, 29], soft[3, 0] = -1, np.nan, np.inf
-    there = gpu.cupy.asarray(x)
-    for wrong, error in ((target, IndexError), (soft, ValueError)):
-        labels = gpu.cupy.asarray(wrong)
-        got = csoftmax.entmax_loss_with_grad(there, labels, reduction="none")
-        assert np.array_equal(np.isnan(got.loss.get()), [False, True, True, True, False])
-        assert np.array_equal(np.isnan(got.grad.get()).all(-1), [False, True, True, True, False])
-        right = csoftmax.entmax_loss_with_grad(x[::4], wrong[::4], reduction="none")
-        assert_same_bits(got.grad.get()[::4], right.grad)
-        assert np.isnan(csoftmax.entmax_loss(there, labels).get())
-        assert np.array_equal(
-            np.isnan(csoftmax.entmax_loss(there, labels, 1.0, reduction="none").get()), np.isnan(got.loss.get())
-        )
-        with monkeypatch.context() as m:
-            m.setenv("CSOFTMAX_SYNC_CHECKS", "1")
-            with pytest.raises(error):
-                csoftmax.entmax_loss(there, labels)
-    with pytest.raises(csoftmax.DeviceError, match="target is on the CPU"):
-        csoftmax.entmax_loss(there, target)
 
 
 def test_traffic_of_topk_and_entmax(gpu, dtype):

@@ -206,6 +206,15 @@ class Launch:
 _launch = functools.lru_cache(1024)(Launch)
 
 
+def _contiguous(a, b, where, y):
+    """What the kernels take: inputs, mask, and where the result goes, which is y if that is contiguous."""
+    import cupy
+
+    inputs = [cupy.ascontiguousarray(x) for x in ((a,) if b is None else (a, b))]
+    mask = None if where is None else cupy.ascontiguousarray(where)
+    return inputs, mask, y if y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
+
+
 def run(op, dtype, a, b, y, where, temperature):
     """Run an operation on CuPy arrays whose last axis is the softmax axis (y of a log-sum-exp has none).
 
@@ -222,9 +231,7 @@ def run(op, dtype, a, b, y, where, temperature):
         return
     device = a.device.id
     with cupy.cuda.Device(device):
-        inputs = [cupy.ascontiguousarray(x) for x in ((a,) if b is None else (a, b))]
-        mask = None if where is None else cupy.ascontiguousarray(where)
-        to = y if y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
+        inputs, mask, to = _contiguous(a, b, where, y)
         rule = _launch(name, dtype, n, _shared_limit(device))
         scales, rows_, grid = _scales(dtype, temperature), np.int64(rows), rule.grid(rows)
 
@@ -451,9 +458,7 @@ def run_entmax(dtype, a, b, y, where, alpha):
         return
     device = a.device.id
     with cupy.cuda.Device(device):
-        inputs = [cupy.ascontiguousarray(x) for x in ((a,) if b is None else (a, b))]
-        mask = None if where is None else cupy.ascontiguousarray(where)
-        to = y if y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
+        inputs, mask, to = _contiguous(a, b, where, y)
         e = _cpu.entmax(dtype, alpha)
         if b is None:
             _find_support("forward", dtype, device, rows, n, inputs[0], mask, to, last=(e,))
