@@ -41,22 +41,20 @@ class Plan(NamedTuple):
     def run(self):
         """Compute, and return the result; 0-d results as scalars (on a CUDA device as arrays: a scalar would wait)."""
         arguments = self.op, self.dtype, self.a, self.b, self.y, self.where, self.temperature
-        if self.on_cuda:
-            with self.a.device:
-                _cuda.run(*arguments)
-                return self.finish()
-        _cpu.run(*arguments, self.num_threads)
-        return self.finish()
+        return self.compute(_cpu.run, _cuda.run, arguments)
 
     def entmax(self, alpha):
         """The same with alpha-entmax in place of softmax."""
         arguments = self.dtype, self.a, self.b, self.y, self.where, alpha
-        if self.on_cuda:
-            with self.a.device:
-                _cuda.run_entmax(*arguments)
-                return self.finish()
-        _cpu.run_entmax(*arguments, self.num_threads)
-        return self.finish()
+        return self.compute(_cpu.run_entmax, _cuda.run_entmax, arguments)
+
+    def compute(self, on_cpu, on_cuda, arguments):
+        if not self.on_cuda:
+            on_cpu(*arguments, self.num_threads)
+            return self.finish()
+        with self.a.device:
+            on_cuda(*arguments)
+            return self.finish()
 
     def finish(self):
         if self.work is not self.final:

@@ -116,7 +116,8 @@ def topk_softmax(
     Notes
     -----
     One pass over the row finds the elements, a second, while the row is in cache, adds up the exponentials of "full";
-    no array of the size of `x` is written. NaN, +inf, or nothing but -inf among what takes part makes the row NaN, as
+    no array of the size of `x` is written (on a GPU "full" computes `softmax` into one and takes the elements from
+    it). NaN, +inf, or nothing but -inf among what takes part makes the row NaN, as
     in `softmax`.
 
     Examples
@@ -402,7 +403,8 @@ def entmax_loss(x, target, alpha=1.5, *, axis=-1, reduction="mean", where=None, 
     Raises
     ------
     IndexError
-        For a label that is no class, with the first position and value.
+        For a label that is no class, with the first position and value. On a GPU, where looking would wait for the
+        device, such a row's loss (and gradient) is NaN; ``CSOFTMAX_SYNC_CHECKS=1`` makes it wait and raise.
     TypeError, ValueError, DeviceError, MemoryError
         As in `softmax`.
 

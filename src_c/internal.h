@@ -22,7 +22,8 @@ typedef struct csm_interrupt {
 csm_fp_environment csm_fp_enter(void);
 void csm_fp_leave(csm_fp_environment);
 typedef csm_status (*csm_body)(void *context, size_t begin, size_t end, int thread);
-/* Calls body on [0, units) in pieces of at most `piece` units, on at most `threads` threads, in any order.  The first status that is not CSM_OK stops the call and is returned. */
+/* Calls body on [0, units) in pieces of at most `piece` units, on at most `threads` threads, in any order.  The first
+ * status that is not CSM_OK stops the call and is returned. */
 csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context, csm_interrupt *);
 double csm_now(void); /* seconds */
 int csm_threads_for(double elements, size_t units, int threads);

@@ -1,10 +1,10 @@
 /* The only file with threads: OpenMP, the fork guard, the floating-point environment, interrupts.
  *
  * libgomp hangs when a process forks after a parallel region and the child enters one; the child is therefore
- * serial from then on.  Nothing here changes a setting of the process for longer than a move to another CPU takes: the
- * thread count is a clause of the region,
- * and every thread that computes saves its floating-point control word, sets the default (so that a caller's
- * flush-to-zero, which OpenMP workers do not inherit, cannot make bits depend on threads) and puts it back.
+ * serial from then on.  Nothing here changes a setting of the process (a worker's affinity, for as long as its move to
+ * another CPU takes, is the exception): the thread count is a clause of the region, and every thread that computes
+ * saves its floating-point control word, sets the default (so that a caller's flush-to-zero, which OpenMP workers do
+ * not inherit, cannot make bits depend on threads) and puts it back.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getcpu */
@@ -109,8 +109,8 @@ typedef struct region {
     csm_interrupt *interrupt;
     size_t piece;
     atomic_int status;
-    _Alignas(CSM_ALIGN)
-        size_t unseen; /* units since the calling thread, the only one that writes here, looked for an interrupt */
+    /* Units since the calling thread, the only one that writes here, looked for an interrupt. */
+    _Alignas(CSM_ALIGN) size_t unseen;
 } region;
 
 static int goes_on(const region *r) { return atomic_load_explicit(&r->status, memory_order_relaxed) == CSM_OK; }
@@ -163,17 +163,14 @@ static int this_cpu(void) {
 }
 
 #ifdef __linux__
+/* Read anew each time, which is seldom: a filter may come at any time, and to one thread only. */
 static int is_filtered(void) {
-    static atomic_int answer; /* 0: not known yet */
-    int known = atomic_load_explicit(&answer, memory_order_relaxed);
-    if (known) return known > 1;
     char line[128];
     int mode = 2;
-    FILE *status = fopen("/proc/self/status", "re");
+    FILE *status = fopen("/proc/thread-self/status", "re");
     while (status && fgets(line, sizeof line, status))
         if (sscanf(line, "Seccomp: %d", &mode) == 1) break;
     if (status) fclose(status);
-    atomic_store_explicit(&answer, mode == 0 ? 1 : 2, memory_order_relaxed);
     return mode != 0;
 }
 #endif
@@ -181,9 +178,10 @@ static int is_filtered(void) {
 static void leave_cpu(int cpu) {
 #ifdef __linux__
     cpu_set_t allowed;
-    if (cpu < 0 || sched_getcpu() != cpu || sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
+    if (cpu < 0 || sched_getcpu() != cpu || is_filtered()) return;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
     const int count = CPU_COUNT(&allowed);
-    if (count < 2 || count < omp_get_num_threads() || count != sysconf(_SC_NPROCESSORS_ONLN) || is_filtered()) return;
+    if (count < 2 || count < omp_get_num_threads() || count != sysconf(_SC_NPROCESSORS_ONLN)) return;
     CPU_CLR(cpu, &allowed);
     if (sched_setaffinity(0, sizeof allowed, &allowed) != 0) return;
     memset(&allowed, 0xff, sizeof allowed);

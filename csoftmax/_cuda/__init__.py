@@ -3,7 +3,7 @@
 CuPy is imported by the first call that needs it.  NVRTC compiles without flush-to-zero and without contraction, which
 CuPy's own compilation would not do; machine code is kept in CuPy's cache folder.  Nothing here synchronises.
 
-A launch rule (`Launch`, `launch_loss`) chooses kernel, threads and shared memory from the length of a row and the
+A launch rule (`Launch`, `launch_*`) chooses kernel, threads and shared memory from the length of a row and the
 device alone: a row's bits do not depend on how many others there are.
 """
 

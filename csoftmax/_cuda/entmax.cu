@@ -10,6 +10,8 @@
  * Reads and writes of each element: one and one (of what has probability one write more); rows that shared memory does not
  * hold: two reads, three where more than FEW survive (tests/test_cuda.py counts them).
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
+ * NaN, +inf or nothing but -inf: the whole row is NaN, as on the CPU; a row of which a mask leaves nothing is zeros, and
+ * its loss NaN; a label that is no class makes its row and its loss NaN.
  * Time: some ns for each survivor and step of the solver; other rows' blocks go on meanwhile.  Not measured on hardware yet.
  */
 #define LOADS 4

@@ -8,6 +8,8 @@
  * its digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
  *
  * Plain C in double, one thread a row, on the CPU and on CUDA; the terms are added in the order of the classes.
+ * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; of a double 1.8 ULP, for alpha = 1.5,
+ * where (sqrt q - sqrt p)^2 is of rounded roots, 15.4.  A row whose threshold is NaN has loss NaN.
  */
 #ifndef CSM_ENTMAX_LOSS_H
 #define CSM_ENTMAX_LOSS_H
