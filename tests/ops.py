@@ -28,6 +28,33 @@ def logits(shape, dtype="float32", seed=0, sigma=3.0, offset=0.0):
     return x.astype(dtype_of(dtype))
 
 
+def unlike_rows(rows, k, dtype="float32", seed=0):
+    """Logits of rows that kernels cannot all take the same way: ordinary ones, and a third of other kinds among them."""
+    x = logits((rows, k), dtype, seed=seed)
+    rng = np.random.default_rng(seed + 1)
+    large = 6e4 if dtype == "float16" else 1e30
+    for i in np.flatnonzero(rng.random(rows) < 1 / 3):
+        j = rng.integers(k)
+        kind = rng.integers(8)
+        if kind == 0:
+            x[i, j] = np.nan
+        elif kind == 1:
+            x[i, j] = np.inf
+        elif kind == 2:
+            x[i] = -np.inf
+        elif kind == 3:
+            x[i, j:] = -np.inf
+        elif kind == 4:
+            x[i, j] = large
+        elif kind == 5:
+            x[i] = -large
+        elif kind == 6:
+            x[i] = x[i, j]
+        else:
+            x[i, rng.random(k) < 0.3] = 20
+    return x
+
+
 def _wide_softmax(x, log):
     x = np.asarray(x, dtype=np.float64)
     z = x - x.max(axis=-1, keepdims=True, initial=-np.inf)

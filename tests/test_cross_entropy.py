@@ -8,7 +8,7 @@ from failing_allocations import SHIM
 from helpers import LAYOUTS, NAN_BITS, assert_same_bits, bits, run_python
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ops import SIZES, dtype_of, logits
+from ops import SIZES, dtype_of, logits, unlike_rows
 
 import csoftmax
 from csoftmax import _cpu
@@ -523,6 +523,30 @@ def test_same_bits_for_threads_layouts_and_batches(dtype, variant, seven_threads
             got = csoftmax.cross_entropy_with_grad(x[i : i + 1], target[i : i + 1], reduction="none", **alone)
             assert_same_bits(got.loss, each.loss[i : i + 1])
             assert_same_bits(got.grad, each.grad[i : i + 1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_among_others_are_rows_alone(dtype, variant, isa):
+    """As in test_reproducibility; a fifth of the rows is ignored."""
+    for k in (1, 2, 10, 16, 17, 40, 300, 512, 513, 1025, 2049):
+        x = unlike_rows(69, k, dtype, seed=k)
+        _, target, options = problem(dtype, len(x), k, variant)
+        if target.ndim == 1:
+            target[np.random.default_rng(k).random(len(x)) < 0.2] = -100
+        alone = []
+        for i in range(len(x)):
+            one = {key: value[i : i + 1] if key == "sample_weight" else value for key, value in options.items()}
+            alone.append(csoftmax.cross_entropy_with_grad(x[i : i + 1], target[i : i + 1], reduction="none", **one))
+        losses, grads = (np.concatenate(parts) for parts in zip(*alone, strict=True))
+        for threads in (1, 2):
+            got = csoftmax.cross_entropy_with_grad(x, target, reduction="none", num_threads=threads, **options)
+            assert_same_bits(got.loss, losses, f"K={k}")
+            assert_same_bits(got.grad, grads, f"K={k}")
+        unclipped = {key: value for key, value in options.items() if not key.startswith("clip")}
+        assert_same_bits(csoftmax.cross_entropy(x, target, reduction="none", **unclipped), losses, f"K={k}")
+        in_place = x.copy()
+        csoftmax.cross_entropy_with_grad(in_place, target, reduction="sum", out=in_place, **options)
+        assert_same_bits(in_place, grads, f"K={k} in place")
 
 
 def test_images_and_tuples_of_axes():

@@ -6,7 +6,7 @@ The reference of a case is the scalar unit, serial, on a C-contiguous copy.
 import numpy as np
 import pytest
 from helpers import LAYOUTS, assert_same_bits, call
-from ops import DTYPES, FORWARD, OPS, SIZES, dtype_of, logits
+from ops import DTYPES, FORWARD, OPS, SIZES, dtype_of, logits, unlike_rows
 
 import csoftmax
 from csoftmax import _cpu
@@ -39,6 +39,21 @@ def test_layouts_on_every_instruction_set(op, dtype, isa, layout):
     for rows, k in ((1, 9), (37, 20), (19, 131), (70, 40), (18, 4099)):
         arrays = op.make((rows, k), dtype, seed=k)
         assert_same_bits(call(op, arrays, layout), scalar(op, (dtype, "layout", k), arrays), f"K={k}")
+
+
+@pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
+def test_rows_among_others_are_rows_alone(op, dtype, isa):
+    """Kernels compute several rows together, or seek the next row's maximum early; rows of every kind among them."""
+    for k in (1, 2, 10, 16, 17, 40, 300, 1024, 1025, 2048, 2049):
+        x = unlike_rows(69, k, dtype, seed=k)
+        for t in (1.0, 0.7):
+            alone = [op.function()(x[i : i + 1], temperature=t) for i in range(len(x))]
+            for got in (op.function()(x, temperature=t, num_threads=1), op.function()(x, temperature=t)):
+                assert_same_bits(got, np.concatenate(alone), f"K={k} T={t}")
+            if op.has_out:
+                in_place = x.copy()
+                op.function()(in_place, temperature=t, out=in_place)
+                assert_same_bits(in_place, np.concatenate(alone), f"K={k} T={t} in place")
 
 
 def test_temperatures_on_every_instruction_set(op, dtype, isa):

@@ -8,6 +8,11 @@
 #include "loss_row.h"
 #include "scalars.h"
 
+enum {
+    AHEAD = 2048,        /* longest row that finds the next one's maximum: both and the result in 32 KB */
+    TOGETHER = 1024,     /* longest row whose tail is found together with others' ... */
+    LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */
+};
 #if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
 #define UNROLL
 #elif defined(__GNUC__) && !defined(__clang__)
@@ -20,6 +25,7 @@
 #if defined(__GNUC__)
 #define PREFETCH(p) __builtin_prefetch(p)
 #define CSM_LOWEST_BIT(bits) ((unsigned)__builtin_ctzll(bits))
+#define CSM_BIT_COUNT(bits) ((unsigned)__builtin_popcount(bits))
 #else
 #define PREFETCH(p) ((void)(p))
 INLINE unsigned csm_lowest_bit(uint64_t bits) {
@@ -28,6 +34,12 @@ INLINE unsigned csm_lowest_bit(uint64_t bits) {
     return i;
 }
 #define CSM_LOWEST_BIT(bits) csm_lowest_bit(bits)
+INLINE unsigned csm_bit_count(uint64_t bits) {
+    unsigned count = 0;
+    for (; bits; bits &= bits - 1) count++;
+    return count;
+}
+#define CSM_BIT_COUNT(bits) csm_bit_count(bits)
 #endif
 /* An integer loop that the compiler may vectorise: no OpenMP runtime is needed for it. */
 #if defined(_OPENMP) && !defined(_MSC_VER)
@@ -37,6 +49,7 @@ INLINE unsigned csm_lowest_bit(uint64_t bits) {
 #endif
 
 #include "entmax_solve.h"
+#include "tails.h"
 
 #include "single.inc.h"
 #define v32_LOAD_REAL v32_load_f32

@@ -114,8 +114,8 @@ INLINE void FN(loss_far)(const T *x, size_t k, const csm_temperature *t, const c
     V(dot_zero)(&s.far_1);
     if (with_mass) V(dot_zero)(&s.mass_q);
     if (with_mass) V(dot_zero)(&s.mass_1);
-    for (; i + 64 <= k; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
-    if (i < k) FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, with_mass, exact);
+    for (; i + 64 <= k && !exact; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
+    for (; i < k; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, with_mass, exact);
     if (exact) {
         double hi, lo;
         V(dot_total)(&s.far_1, &hi, &lo);
@@ -138,7 +138,7 @@ INLINE void FN(loss_block)(const T *x, REAL *e, size_t k, const csm_temperature 
     block->mass = block->far = 0;
     if (terms) FN(loss_term_sums)(x, k, t, terms, block, !scratch);
     if (!e) {
-        FN(exp_exact)(x, k, t, block, ahead);
+        FN(exp_exact)(x, k, t, block, ahead, NULL);
     } else if (scratch) {
         V(t) last = V(zero)();
         FN(exp_both)(x, e, k, t, block, &last, ahead, ahead_to);
@@ -332,33 +332,100 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
     return 1;
 }
 
+/* Whether a row is read at all; its label, or -1, and its weight to `in`. */
+INLINE int FN(loss_takes)(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+    in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
+    in->weight = 1;
+    if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);
+    return !(job->label && in->label < 0) && in->weight != 0;
+}
+
+#if EXP_MANTISSA == 23
+/* loss_rows with labels and no option for W rows, from row i on, of at most LOSS_TOGETHER elements.  Returns 0, nothing
+ * written, if one of them is ignored, not ordinary or NaN. */
+static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
+    const csm_temperature *t = job->call->t;
+    const size_t n = job->call->n;
+    const int64_t *label = job->label + (ptrdiff_t)i * job->order;
+    const char *x = job->x + (ptrdiff_t)i * job->x_step;
+    char *y = job->call->gradient ? job->y + (ptrdiff_t)i * job->y_step : NULL;
+    enum { PITCH = LOSS_TOGETHER + 16 };
+    FN(group) g;
+    csm_tails s;
+    csm_simple_losses l;
+    REAL own[V(W)];
+    _Alignas(64) REAL e[V(W) *PITCH];
+    int64_t least = 0;
+    for (ptrdiff_t r = 0; r < V(W); r++) least |= label[r * job->order];
+    if (least < 0) return 0;
+    if (n <= 16 ? !FN(group_log)(&g, x, job->x_step, n, t, &s)
+                : !FN(log_together)(x, job->x_step, n, t, y ? e : NULL, PITCH, y, job->y_step, &s))
+        return 0;
+    for (ptrdiff_t r = 0; r < V(W); r++) {
+        const size_t at = (size_t)label[r * job->order];
+        const T *logits = (const T *)(const void *)(x + r * job->x_step);
+        l.e_label[r] = n <= 16 ? (double)g.e[r][at] : y ? (double)e[(size_t)r * PITCH + at] : 0;
+        if (n > 16) V(STORE_REAL)(own, LOAD_PART(logits + at, 1, V(zero)()));
+        l.x_label[r] = (double)(n <= 16 ? g.z[r][at] : own[0]);
+    }
+    csm_find_losses(job->call, &s, &l);
+    for (ptrdiff_t r = 0; r < V(W); r++) {
+        T *to = (T *)(void *)(y + r * job->y_step);
+        job->loss[((ptrdiff_t)i + r) * job->order] = l.loss[r];
+        if (!y) continue;
+        if (n <= 16) {
+            for (size_t v = 0; v * V(W) < n; v++)
+                FN(group_store)(to, n, v,
+                                V(scaled)(V(LOAD_REAL)(g.e[r] + v * V(W)), V(splat)(l.f + r), V(splat)(l.f_low + r)));
+        } else {
+            const csm_block block = {0};
+            const csm_loss_row row = {.f = (double)l.f[r], .f_low = (double)l.f_low[r], .plain = 1};
+            FN(loss_write)(e + r * PITCH, to, n, &block, &row, NULL, 0);
+        }
+        STORE_PART(to + label[r * job->order], 1, V(set)(l.target[r]));
+    }
+    return 1;
+}
+#endif
+
 static size_t FN(loss_rows)(const csm_loss_job *job) {
     const csm_loss_call *call = job->call;
     const csm_temperature *t = call->t;
     const size_t n = call->n;
     csm_loss_terms every = {NULL, call->w, 1 - call->smoothing, call->smoothing / (double)n};
     const csm_loss_terms *terms = call->soft || call->smoothing != 0 ? &every : NULL;
+    const int is_small = n <= 16 && !terms;
+#if EXP_MANTISSA == 23
+    const int has_groups = V(W) > 1 && n <= LOSS_TOGETHER && call->simple && !call->w && !job->weight && !job->upstream;
+#endif
+    double max = 0;
+    int max_is_known = 0;
     for (size_t i = 0; i < job->rows; i++) {
+#if EXP_MANTISSA == 23
+        if (has_groups && i % V(W) == 0 && job->rows - i >= V(W) &&FN(loss_together)(job, i)) {
+            i += V(W) - 1;
+            max_is_known = 0;
+            continue;
+        }
+#endif
         const ptrdiff_t at = (ptrdiff_t)i, order = at * job->order;
         const T *x = (const T *)(const void *)(job->x + at * job->x_step);
         T *y = call->gradient ? (T *)(void *)(job->y + at * job->y_step) : NULL;
-        csm_loss_input in = {
-            .label = job->label ? (ptrdiff_t)job->label[order] : -1, .w_label = 1, .weight = 1, .upstream = 1};
+        csm_loss_input in = {.w_label = 1, .upstream = 1}, next;
         csm_block block;
         csm_loss_row row;
         REAL own[V(W)], *e = call->gradient ? job->scratch : NULL;
-        if (job->weight) memcpy(&in.weight, job->weight + at * job->weight_step, sizeof in.weight);
         if (job->upstream) memcpy(&in.upstream, job->upstream + at * job->upstream_step, sizeof in.upstream);
-        if ((job->label && in.label < 0) || in.weight == 0) { /* takes no part: not even read */
+        if (!FN(loss_takes)(job, at, &in)) {
             job->loss[order] = 0;
             if (y) FN(fill)(y, n, 0);
             continue;
         }
-        if (n <= 16 && !terms) {
+        if (is_small) {
             if (!(t->tempered ? FN(loss_small)(x, e, n, t, &block, 1) : FN(loss_small)(x, e, n, t, &block, 0)))
                 return i;
         } else {
-            block.max = FN(max)(x, n);
+            block.max = max_is_known ? max : FN(max)(x, n);
             if (!csm_ordinary(t, block.max)) return i;
         }
         if (job->label) {
@@ -371,12 +438,13 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
             in.mass = job->mass[order];
         }
         in.max = block.max;
-        if (n > 16 || terms)
-            FN(loss_block)(x, e, n, t, terms, &block, 1, (const char *)x + job->x_step, (const char *)y);
+        if (!is_small) FN(loss_block)(x, e, n, t, terms, &block, 1, (const char *)x + job->x_step, (const char *)y);
         in.n = block.n;
         in.e_label = e && job->label ? (double)e[in.label] : -1;
         csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row);
         job->loss[order] = row.loss;
+        max_is_known = n <= AHEAD && !is_small && i + 1 < job->rows && FN(loss_takes)(job, at + 1, &next);
+        if (max_is_known) max = FN(max)((const char *)x + job->x_step, n);
         if (!y) continue;
         if (row.is_nan) {
             FN(fill)(y, n, CSM_NAN);

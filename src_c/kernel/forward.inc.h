@@ -42,6 +42,10 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     V(shift) s = V(shift_to)(V(set)(ref), t, tempered, &n0);
     V(sum) sum;
     size_t i = 0;
+    REAL n[V(W)];
+    V(STORE_REAL)(n, n0);
+    block->n = (double)n[0];
+    if (exact) csm_top(ref, t->t, EXP_BIAS, EXP_MANTISSA == 23, block); /* beside the vectors */
     V(sum_zero)(&sum);
     while (i < k) {
         const size_t end = k - i < CSM_FLUSH ? k : i + CSM_FLUSH;
@@ -49,15 +53,28 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
             if (ahead) {
                 for (size_t at = 0; at < STEP * V(W) *sizeof(T); at += 64) {
                     PREFETCH(ahead + i * sizeof(T) + at);
-                    if (store) PREFETCH(ahead_to + i * sizeof(T) + at);
+                    if (ahead_to) PREFETCH(ahead_to + i * sizeof(T) + at);
                 }
+            }
+            V(t) y[STEP];
+            V(mask) any = V(eq)(m, V(set)(CSM_NAN));
+            UNROLL
+            for (size_t v = 0; v < STEP; v++) {
+                V(t) z = LOAD(x + i + v * V(W));
+                y[v] = V(exp_value)(z, s, tempered);
+                if (exact) any = V(either)(any, V(eq)(z, m));
+                if (store && !exact) V(STORE_REAL)(e + i + v * V(W), y[v]);
+            }
+            const int has_max = exact && V(bits)(any); /* seldom: all others are spared a tenth of their time */
+            for (size_t v = 0; v < STEP && has_max; v++) {
+                V(t) z = LOAD(x + i + v * V(W)); /* e may be x */
+                if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
+                y[v] = V(without_max)(y[v], V(eq)(z, m), &count);
             }
             UNROLL
             for (size_t v = 0; v < STEP; v++) {
-                V(t) z = LOAD(x + i + v * V(W)), y = V(exp_value)(z, s, tempered);
-                if (store) V(STORE_REAL)(e + i + v * V(W), y);
-                if (exact) y = V(without_max)(y, V(eq)(z, m), &count);
-                V(sum_add)(&sum, v % V(CYCLE), y);
+                if (exact && store && !has_max) V(STORE_REAL)(e + i + v * V(W), y[v]);
+                V(sum_add)(&sum, v % V(CYCLE), y[v]);
             }
         }
         for (size_t v = 0; i + V(W) <= end; i += V(W), v = (v + 1) % V(CYCLE)) {
@@ -79,13 +96,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
         V(sum_flush)(&sum);
     }
     V(sum_total)(&sum, &block->hi, &block->lo);
-    REAL n[V(W)];
-    V(STORE_REAL)(n, n0);
-    block->n = (double)n[0];
-    if (exact) {
-        csm_top(ref, t->t, EXP_BIAS, EXP_MANTISSA == 23, block);
-        block->count = V(sum_exact)(count);
-    }
+    if (exact) block->count = V(sum_exact)(count);
 }
 
 /* One copy of each form, whoever calls it: the code is long. */
@@ -98,10 +109,10 @@ static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t
     if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL, NULL);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL, NULL);
 }
-static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block,
-                                   const char *ahead) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead, NULL);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead, NULL);
+static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block, const char *ahead,
+                                   const char *ahead_to) {
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead, ahead_to);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead, ahead_to);
 }
 
 static NOINLINE void FN(exp_both)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, V(t) *last,
@@ -118,7 +129,7 @@ static void FN(fill)(T *y, size_t k, double value) {
 }
 
 /* Rows of at most 16 stay in registers from the load to the store. */
-INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempered) {
+INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keeps_axis, const int tempered) {
     const csm_temperature *t = job->temperature;
     const size_t n = job->n, used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
     V(t) low = V(set)(-CSM_INF), inv_t = V(set)(t->inv_t);
@@ -144,12 +155,12 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
         for (size_t v = 0; v < V(SIXTEEN); v++) {
             e[v] = V(zero)();
             if (v < used) e[v] = V(exp_value)(z[v], s, tempered);
-            if (v < used && op != CSM_OP_softmax) e[v] = V(without_max)(e[v], V(eq)(z[v], max), &count);
+            if (v < used && exact) e[v] = V(without_max)(e[v], V(eq)(z[v], max), &count);
         }
         V(sum_sixteen)(&sum, e);
         V(sum_total)(&sum, &block.hi, &block.lo);
         V(t) f, f_low;
-        if (op == CSM_OP_softmax) {
+        if (!exact) {
             csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
             f = V(set)(row.r);
             f_low = V(set)(row.r_low);
@@ -162,13 +173,13 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
             csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
             f = f_low = V(set)(-row.tail);
         }
-        if (row.is_nan || op == CSM_OP_logsumexp) {
-            FN(fill)(y, op == CSM_OP_logsumexp ? 1 : n, row.is_nan ? CSM_NAN : block.max / t->t + row.tail);
+        if (row.is_nan || !keeps_axis) {
+            FN(fill)(y, keeps_axis ? n : 1, row.is_nan ? CSM_NAN : block.max / t->t + row.tail);
             continue;
         }
         UNROLL
         for (size_t v = 0; v < V(SIXTEEN); v++) {
-            V(t) result = op == CSM_OP_softmax ? V(scaled)(e[v], f, f_low) : V(fma)(V(sub)(z[v], max), inv_t, f);
+            V(t) result = !exact ? V(scaled)(e[v], f, f_low) : V(fma)(V(sub)(z[v], max), inv_t, f);
             if (v + 1 < used || (v + 1 == used && left == V(W))) STORE(y + v * V(W), result);
             else if (v + 1 == used) STORE_PART(y + v * V(W), left, result);
         }
@@ -176,64 +187,58 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int op, const int tempere
     return job->rows;
 }
 #if EXP_MANTISSA == 23
-/* The same for softmax, W rows at a time: their maxima, reference exponents, sums and reciprocals are computed side
- * by side.  Returns how many rows are done; a group with a row that is not ordinary, or is NaN, is left to `small`.
- * most: 1 where a row fits one vector, else 2 (a constant, so that loops over the vectors of a row vanish). */
-INLINE size_t FN(small_groups)(const csm_rows_job *job, const size_t most, const int tempered) {
-    const csm_temperature *t = job->temperature;
-    const size_t n = job->n,
-                 used = V(SIXTEEN) == 1   ? 1
-                        : V(SIXTEEN) == 2 ? most
-                                          : (n + V(W) - 1) / V(W),
-                 left = n - (used - 1) * V(W);
-    const V(t) low = V(set)(-CSM_INF);
+/* The same, W rows at a time (group.inc.h).  Returns how many rows are done; a group with a row that is not ordinary, or
+ * is NaN, is left to `small`. */
+INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t most, const int tempered) {
+    const size_t n = job->n, used = USED(n, most);
     size_t i = 0;
     for (; i + V(W) <= job->rows; i += V(W)) {
-        const char *a = job->a + (ptrdiff_t)i * job->a_step;
-        char *to = job->y + (ptrdiff_t)i * job->y_step;
-        V(t) e[V(W)][V(SIXTEEN)], tops[V(W)], n0;
-        REAL magic[V(W)], lowest[V(W)], f[V(W)], f_low[V(W)];
-        v64_t sums[V(W)][V(EIGHT)], totals[V(PARTS)], back[V(PARTS)];
-        for (size_t r = 0; r < V(W); r++) {
-            const T *x = (const T *)(a + (ptrdiff_t)r * job->a_step);
-            tops[r] = low;
-            for (size_t v = 0; v < used; v++) {
-                e[r][v] = v + 1 < used || left == V(W) ? LOAD(x + v * V(W)) : LOAD_PART(x + v * V(W), left, low);
-                tops[r] = V(max)(e[r][v], tops[r]);
-            }
-        }
-        V(t) max = V(tops)(tops);
-        if (!((double)V(top)(V(max)(max, V(sub)(V(zero)(), max))) <= t->limit)) return i;
-        V(shift) s = V(shift_to)(max, t, tempered, &n0);
-        V(STORE_REAL)(magic, s.magic);
-        V(STORE_REAL)(lowest, s.lowest);
-        for (size_t r = 0; r < V(W); r++) {
-            V(sum) sum;
-            s.magic = V(splat)(magic + r);
-            s.lowest = V(splat)(lowest + r);
-            for (size_t v = 0; v < used; v++) e[r][v] = V(exp_value)(e[r][v], s, tempered);
-            for (size_t v = used; v < V(SIXTEEN); v++) e[r][v] = V(zero)();
-            V(sum_sixteen)(&sum, e[r]);
-            V(sum_eight)(&sum, sums[r]);
-        }
-        V(trees)((const v64_t(*)[V(EIGHT)])sums, totals);
-        for (int p = 0; p < V(PARTS); p++) totals[p] = v64_div(v64_set(1), totals[p]);
-        V(t) high = V(narrow)(totals);
+        FN(group) g;
+        REAL f[V(W)], f_low[V(W)];
+        v64_t back[V(PARTS)];
+        if (!FN(group_exp)(&g, job->a + (ptrdiff_t)i * job->a_step, job->a_step, n, job->temperature, most, tempered,
+                           0))
+            return i;
+        for (int p = 0; p < V(PARTS); p++) g.sums[p] = v64_div(v64_set(1), g.sums[p]);
+        V(t) high = V(narrow)(g.sums);
         if (!(V(sum_exact)(V(sub)(high, high)) == 0)) return i; /* a sum is NaN */
         v32_widen(high, back);
-        for (int p = 0; p < V(PARTS); p++) totals[p] = v64_sub(totals[p], back[p]);
+        for (int p = 0; p < V(PARTS); p++) g.sums[p] = v64_sub(g.sums[p], back[p]);
         V(STORE_REAL)(f, high);
-        V(STORE_REAL)(f_low, V(narrow)(totals));
+        V(STORE_REAL)(f_low, V(narrow)(g.sums));
         for (size_t r = 0; r < V(W); r++) {
-            T *y = (T *)(to + (ptrdiff_t)r * job->y_step);
-            for (size_t v = 0; v < used; v++) {
-                V(t) result = V(scaled)(e[r][v], V(splat)(f + r), V(splat)(f_low + r));
-                if (v + 1 < used || left == V(W)) STORE(y + v * V(W), result);
-                else STORE_PART(y + v * V(W), left, result);
-            }
+            T *y = (T *)(job->y + (ptrdiff_t)(i + r) * job->y_step);
+            for (size_t v = 0; v < used; v++)
+                FN(group_store)(y, n, v,
+                                V(scaled)(V(LOAD_REAL)(g.e[r] + v * V(W)), V(splat)(f + r), V(splat)(f_low + r)));
         }
     }
     return i;
+}
+INLINE size_t FN(log_groups)(const csm_rows_job *job, const int keeps_axis) {
+    const csm_temperature *t = job->temperature;
+    const V(t) inv_t = V(set)(t->inv_t);
+    size_t i = 0;
+    for (; i + V(W) <= job->rows; i += V(W)) {
+        FN(group) g;
+        csm_tails s;
+        if (!FN(group_log)(&g, job->a + (ptrdiff_t)i * job->a_step, job->a_step, job->n, t, &s)) return i;
+        for (size_t r = 0; r < V(W); r++) {
+            T *y = (T *)(job->y + (ptrdiff_t)(i + r) * job->y_step);
+            const V(t) tail = V(set)(-s.tail[r]), max = V(splat)(g.max + r);
+            if (!keeps_axis) STORE_PART(y, 1, V(set)(s.max[r] / t->t + s.tail[r]));
+            for (size_t v = 0; keeps_axis && v * V(W) < job->n; v++)
+                FN(group_store)(y, job->n, v, V(fma)(V(sub)(V(LOAD_REAL)(g.z[r] + v * V(W)), max), inv_t, tail));
+        }
+    }
+    return i;
+}
+static NOINLINE size_t FN(small_groups)(const csm_rows_job *job, int op) {
+    const int tempered = job->temperature->tempered;
+    if (op == CSM_OP_log_softmax) return FN(log_groups)(job, 1);
+    if (op == CSM_OP_logsumexp) return FN(log_groups)(job, 0);
+    if (ONE_VECTOR(job->n)) return tempered ? FN(softmax_groups)(job, 1, 1) : FN(softmax_groups)(job, 1, 0);
+    return tempered ? FN(softmax_groups)(job, 2, 1) : FN(softmax_groups)(job, 2, 0);
 }
 #endif
 
@@ -247,10 +252,8 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
         rest.y = job->y + (ptrdiff_t)done * job->y_step;
         rest.rows = job->rows - done;
 #if EXP_MANTISSA == 23
-        if (op == CSM_OP_softmax && V(W) > 1 && rest.rows >= V(W)) {
-            size_t groups = job->n <= V(W) ? tempered ? FN(small_groups)(&rest, 1, 1) : FN(small_groups)(&rest, 1, 0)
-                            : tempered     ? FN(small_groups)(&rest, 2, 1)
-                                           : FN(small_groups)(&rest, 2, 0);
+        if (V(W) > 1 && rest.rows >= V(W)) {
+            size_t groups = FN(small_groups)(&rest, op);
             done += groups;
             rest.a += (ptrdiff_t)groups * job->a_step;
             rest.y += (ptrdiff_t)groups * job->y_step;
@@ -258,11 +261,10 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
             if (rest.rows > V(W)) rest.rows = V(W); /* past the rows that stopped the groups, on with groups */
         }
 #endif
-#define SMALL(name) (tempered ? FN(small)(&rest, CSM_OP_##name, 1) : FN(small)(&rest, CSM_OP_##name, 0))
-        size_t single = op == CSM_OP_softmax       ? SMALL(softmax)
-                        : op == CSM_OP_log_softmax ? SMALL(log_softmax)
-                                                   : SMALL(logsumexp);
-#undef SMALL
+        const int keeps_axis = op != CSM_OP_logsumexp;
+        size_t single;
+        if (op == CSM_OP_softmax) single = tempered ? FN(small)(&rest, 0, 1, 1) : FN(small)(&rest, 0, 1, 0);
+        else single = tempered ? FN(small)(&rest, 1, keeps_axis, 1) : FN(small)(&rest, 1, keeps_axis, 0);
         done += single;
         if (single < rest.rows) break;
     }
@@ -326,6 +328,8 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
 static size_t FN(softmax_rows)(const csm_rows_job *job) {
     const csm_temperature *t = job->temperature;
     if (job->n <= 16) return FN(small_rows)(job, CSM_OP_softmax);
+    double max = 0; /* of the next row: sought while the scalars of this one are on their way */
+    int is_known = 0;
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
         T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
@@ -333,10 +337,12 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         V(t) last;
         csm_block block;
         csm_row row;
-        block.max = FN(max)(x, job->n);
+        block.max = is_known ? max : FN(max)(x, job->n);
         if (!csm_ordinary(t, block.max)) return i;
         FN(exp_store)(x, e, job->n, t, &block, &last, (const char *)x + job->a_step, (const char *)y + job->y_step);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
+        is_known = job->n <= AHEAD && i + 1 < job->rows;
+        if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
         if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
         else FN(scale)(e, y, job->n, &row, 0, &last);
     }
@@ -350,7 +356,7 @@ static void FN(log_softmax_pass1)(const void *a, const void *b, void *e, size_t 
     (void)b;
     (void)e;
     block->max = FN(max)(a, k);
-    FN(exp_exact)(a, k, t, block, NULL);
+    FN(exp_exact)(a, k, t, block, NULL, NULL);
 }
 
 static void FN(log_softmax_combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
@@ -384,19 +390,65 @@ static void FN(logsumexp_pass2)(const void *a, const void *b, void *y, size_t k,
     FN(fill)(y, 1, row->is_nan ? CSM_NAN : row->max / t->t + row->tail);
 }
 
+#if EXP_MANTISSA == 23
+/* W rows of at most TOGETHER elements: their tails together, as scalars they take half the time of a row of 50.  e: NULL,
+ * or where their e' go, `pitch` apart.  Returns 0 if a row is not ordinary or is NaN. */
+static NOINLINE int FN(log_together)(const char *a, ptrdiff_t step, size_t n, const csm_temperature *t, REAL *e,
+                                     size_t pitch, const char *y, ptrdiff_t y_step, csm_tails *s) {
+    double none = 0;
+    for (int r = 0; r < V(W); r++, a += step, y = y ? y + y_step : NULL) {
+        const T *x = (const T *)(const void *)a;
+        csm_block block;
+        s->max[r] = block.max = FN(max)(x, n);
+        if (!csm_ordinary(t, block.max)) return 0;
+        if (e) FN(exp_both)(x, e + (size_t)r * pitch, n, t, &block, NULL, a + step, y);
+        else FN(exp_exact)(x, n, t, &block, a + step, y);
+        s->n[r] = block.n;
+        s->sum[r] = block.hi;
+        s->count[r] = block.count;
+        none += block.hi * 0;
+    }
+    csm_find_tails(s, t->t, EXP_BIAS);
+    return none == 0;
+}
+#endif
+
 INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
     if (job->n <= 16) return FN(small_rows)(job, keeps_axis ? CSM_OP_log_softmax : CSM_OP_logsumexp);
+    double max = 0; /* of the next row: sought while the scalars of this one are on their way */
+    int is_known = 0;
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
         T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
         csm_block block;
         csm_row row;
-        block.max = FN(max)(x, job->n);
+#if EXP_MANTISSA == 23
+        csm_tails s;
+        if (V(W) > 1 && job->n <= TOGETHER && i % V(W) == 0 &&
+            job->rows - i >= V(W) &&FN(log_together)((const char *)x, job->a_step, job->n, t, NULL, 0,
+                                                     keeps_axis ? (const char *)y : NULL, job->y_step, &s)) {
+            for (int r = 0; r < V(W); r++) {
+                block.max = row.max = s.max[r];
+                row.tail = s.tail[r];
+                row.is_nan = 0;
+                if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
+                else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
+                x = (const T *)((const char *)x + job->a_step);
+                y = (T *)((char *)y + job->y_step);
+            }
+            i += V(W) - 1;
+            is_known = 0;
+            continue;
+        }
+#endif
+        block.max = is_known ? max : FN(max)(x, job->n);
         if (!csm_ordinary(t, block.max)) return i;
-        FN(exp_exact)(x, job->n, t, &block, (const char *)x + job->a_step);
+        FN(exp_exact)(x, job->n, t, &block, (const char *)x + job->a_step, keeps_axis ? (const char *)y : NULL);
         row.max = block.max;
         csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
+        is_known = job->n <= AHEAD && i + 1 < job->rows;
+        if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
         if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
         else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
     }

@@ -74,6 +74,19 @@ INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bi
     return at.top * csm_pow2(half) * csm_pow2(d - half);
 }
 
+/* S', the sum without the maxima, becomes that of all. */
+INLINE void csm_loss_total(double *total, double *low, double count, double top, double top_low) {
+    const double maxima = count * top;
+    *low += fma(count, top, -maxima) + count * top_low;
+    csm_two_sum(total, low, maxima);
+    const double sum = *total + *low; /* the low part of a sum can be large */
+    *low = (*total - sum) + *low;
+    *total = sum;
+}
+/* Of a call that is simple: what a row's gradient is multiplied by, and the label's own gradient. */
+INLINE double csm_loss_share(const csm_loss_call *c) { return c->per_divisor * csm_pow2(c->divisor_exponent); }
+INLINE double csm_loss_simple_target(double share, double others, double total) { return -(share * others) / total; }
+
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
                           double bias, csm_loss_row *row) {
     const double epsilon = c->smoothing, t = c->t->t;
@@ -85,14 +98,9 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
         const double apart = s->max - csm_reference(blocks[b].max, c->t);
         if (apart != 0 && blocks[b].mass != 0) far += apart * blocks[b].mass; /* masses can be infinite */
     }
-    /* total = S' + count top */
-    double maxima = s->count * s->top;
     row->total = s->hi;
-    row->total_low = s->lo + (fma(s->count, s->top, -maxima) + s->count * s->top_low);
-    csm_two_sum(&row->total, &row->total_low, maxima);
-    double sum = row->total + row->total_low; /* the low part of a sum can be large */
-    row->total_low = (row->total - sum) + row->total_low;
-    row->total = sum;
+    row->total_low = s->lo;
+    csm_loss_total(&row->total, &row->total_low, s->count, s->top, s->top_low);
 
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? epsilon / (double)c->n * c->weight_sum : 0);
     double loss = q * s->tail + (far != 0 ? far / t : 0), own = (1 - epsilon) * in->w_label;
@@ -135,7 +143,7 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     const int alone = shrink < 0, clips = !alone && c->clip_value < CSM_INF;
     /* The common case, with the bits that the general one gives. */
     if (c->simple && in->weight == 1 && in->upstream == 1 && in->w_label == 1) {
-        const double a = c->per_divisor * csm_pow2(c->divisor_exponent);
+        const double a = csm_loss_share(c);
         if (single) {
             double f = a / row->total;
             row->f = (double)(float)f;
@@ -146,7 +154,7 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
             row->f = f.hi;
             row->f_low = f.lo;
         }
-        row->target = -(a * row->others) / row->total;
+        row->target = csm_loss_simple_target(a, row->others, row->total);
         row->soft = row->flat = row->post_low = row->post_exponent = 0;
         row->clip = CSM_INF;
         row->post = row->plain = 1;

@@ -13,6 +13,17 @@ INLINE double csm_double_of(uint64_t u) {
     return d;
 }
 
+INLINE uint64_t csm_double_bits(double d) {
+    uint64_t u;
+    memcpy(&u, &d, 8);
+    return u;
+}
+/* Both are computed: compilers make no branch of it, and vectors of loops around it. */
+INLINE double csm_choose(int which, double yes, double no) {
+    const uint64_t mask = 0 - (uint64_t)which;
+    return csm_double_of((csm_double_bits(yes) & mask) | (csm_double_bits(no) & ~mask));
+}
+
 #define CSM_NAN csm_double_of(0x7ff8000000000000u)
 #define CSM_INF csm_double_of(0x7ff0000000000000u)
 
@@ -30,25 +41,22 @@ INLINE void csm_two_sum(double *sum, double *low, double x) {
  * 1 + q = 2^k (1 + f) (1 + c), sqrt(1/2) <= 1 + f < sqrt 2; with s = f / (2 + f), z = s^2:
  * log(1 + f) = f - (f^2/2 - s (f^2/2 + z Q(z))), Q a minimax polynomial of 2 (atanh(s)/s - 1) / z, error 5e-16.
  * Tang 1990 (ACM TOMS 16) gives the analysis of this form; the coefficients are our own Remez fit. */
-static inline double csm_log1p(double q, double q_low) {
-    double f = q, c = q_low * (1 - q * (1 - q)), k = 0; /* 1/(1+q), well enough for q_low */
-    if (!(q < 0x1.a8279ap-2)) { /* sqrt 2 - 1 */
-        double u = 1 + q;
-        uint64_t bits;
-        if (!(u < CSM_INF)) return u;
-        c = ((q < 1 ? q - (u - 1) : 1 - (u - q)) + q_low) / u;
-        memcpy(&bits, &u, 8);
-        bits += 0x3ff0000000000000u - 0x3fe6a09e667f3bcdu; /* carries into the exponent from sqrt(1/2) on */
-        k = (double)((int64_t)(bits >> 52) - 1023);
-        f = csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1;
-    }
+INLINE double csm_log1p(double q, double q_low) {
+    const double u = 1 + q, lost = csm_choose(q < 1, q - (u - 1), 1 - (u - q));
+    const int near = q < 0x1.a8279ap-2; /* sqrt 2 - 1 */
+    /* carries into the exponent from sqrt(1/2) on */
+    const uint64_t bits = csm_double_bits(u) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu);
+    const double k = csm_choose(near, 0, csm_double_of(bits >> 52 | 0x4330000000000000u) - (0x1p52 + 1023));
+    const double f = csm_choose(near, q, csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1);
+    const double c = csm_choose(near, q_low * (1 - q * (1 - q)) /* 1/(1+q), well enough */, (lost + q_low) / u);
     double s = f / (2 + f), z = s * s, half = 0.5 * f * f;
     double z2 = z * z, p = fma(0x1.2ba1c7b4cde5ep-3, z, 0x1.39f8622f4f1cbp-3);
     p = fma(p, z2, fma(0x1.7462e3389eed1p-3, z, 0x1.c71c6240657b5p-3));
     p = fma(p, z2, fma(0x1.2492492e74198p-2, z, 0x1.9999999994e37p-2));
     p = fma(p, z, 0x1.5555555555558p-1);
     /* ln 2 = 0x1.62e42feep-1 + 0x1.a39ef35793c76p-33, the first with 21 zero bits: k times it is exact */
-    return k * 0x1.62e42feep-1 - ((half - (s * (half + z * p) + (k * 0x1.a39ef35793c76p-33 + c))) - f);
+    p = k * 0x1.62e42feep-1 - ((half - (s * (half + z * p) + (k * 0x1.a39ef35793c76p-33 + c))) - f);
+    return csm_choose(u < CSM_INF, p, u);
 }
 
 /* What stands for the maximum of a block where it is infinite or far below the ordinary range. */
@@ -225,7 +233,7 @@ INLINE void csm_log_tail(double count, double hi, double lo, double top, double 
     row->top = top;
     row->top_low = top_low;
     row->is_nan = q != q;
-    row->tail = row->is_nan ? q : csm_log1p(q, q_low);
+    row->tail = csm_log1p(q, q_low);
 }
 
 INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {

@@ -1,0 +1,53 @@
+/* What loss_row.h and scalars.h do once a row, for as many short rows of floats as a vector has lanes: loops over lanes in
+ * plain C, without branches, which compilers turn into vectors; each lane has the bits of the row alone.
+ */
+#ifndef CSM_KERNEL_TAILS_H
+#define CSM_KERNEL_TAILS_H
+
+#include "loss_row.h"
+
+/* In: maximum, its n, sum of e' without the maxima, how many maxima.  Out: e' of a maximum, log(sum e^(x - max)). */
+typedef struct csm_tails {
+    double max[v32_W], n[v32_W], sum[v32_W], count[v32_W], top[v32_W], tail[v32_W];
+} csm_tails;
+
+INLINE void csm_find_tails_at(csm_tails *s, double t, double bias) {
+    SIMD
+    for (int r = 0; r < v32_W; r++) {
+        csm_block block;
+        csm_row row;
+        block.n = s->n[r];
+        csm_top(s->max[r], t, bias, 1, &block);
+        csm_log_tail(s->count[r], s->sum[r], 0, block.top, 0, &row);
+        s->top[r] = block.top;
+        s->tail[r] = row.tail;
+    }
+}
+
+static NOINLINE void csm_find_tails(csm_tails *s, double t, double bias) {
+    if (t == 1) csm_find_tails_at(s, 1, bias);
+    else csm_find_tails_at(s, t, bias);
+}
+
+/* In: the label's logit and e'.  Out: what csm_loss_sums and csm_loss_factors find for a call that is `simple`. */
+typedef struct csm_simple_losses {
+    double x_label[v32_W], e_label[v32_W], loss[v32_W], target[v32_W];
+    float f[v32_W], f_low[v32_W];
+} csm_simple_losses;
+
+static NOINLINE void csm_find_losses(const csm_loss_call *c, const csm_tails *s, csm_simple_losses *l) {
+    const double a = csm_loss_share(c);
+    SIMD
+    for (int r = 0; r < v32_W; r++) {
+        double total = s->sum[r], total_low = 0;
+        csm_loss_total(&total, &total_low, s->count[r], s->top[r], 0);
+        const double less = (total - l->e_label[r]) + total_low, equal = s->sum[r] + (s->count[r] - 1) * s->top[r];
+        const double others = csm_choose(l->x_label[r] < s->max[r], less, equal), f = a / total;
+        l->f[r] = (float)f;
+        l->f_low[r] = (float)(f - (double)l->f[r]);
+        l->target[r] = csm_loss_simple_target(a, others, total);
+        l->loss[r] = s->tail[r] + (s->max[r] - l->x_label[r]);
+    }
+}
+
+#endif
