@@ -29,7 +29,7 @@ def logits(shape, dtype="float32", seed=0, sigma=3.0, offset=0.0):
 
 
 def unlike_rows(rows, k, dtype="float32", seed=0):
-    """Logits of rows that kernels cannot all take the same way: ordinary ones, and a third of other kinds among them."""
+    """Logits of rows that kernels cannot all take the same way: ordinary ones, a third of other kinds among them."""
     x = logits((rows, k), dtype, seed=seed)
     rng = np.random.default_rng(seed + 1)
     large = 6e4 if dtype == "float16" else 1e30
