@@ -9,7 +9,7 @@
 #include "scalars.h"
 
 enum {
-    AHEAD = 2048,        /* longest row that finds the next one's maximum: both and the result in 32 KB */
+    EARLY_MAX = 2048,    /* longest row that finds the next one's maximum: both and the result in 32 KB */
     TOGETHER = 1024,     /* longest row whose tail is found together with others' ... */
     LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */
 };

@@ -150,8 +150,8 @@ INLINE void FN(loss_block)(const T *x, REAL *e, size_t k, const csm_temperature 
 
 /* loss_block without terms for a row of at most 16 in registers; the maximum is found on the way.  Sums as `small` in
  * forward.inc.h has them.  Returns 0, nothing stored, if the row is not ordinary. */
-INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *t, csm_block *block,
-                          const int tempered) {
+INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *t, csm_block *block) {
+    const int tempered = t->tempered;
     const size_t used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
     const V(t) low = V(set)(-CSM_INF);
     V(t) z[V(SIXTEEN)], y[V(SIXTEEN)], max = low, n0, count = V(zero)();
@@ -422,8 +422,7 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
             continue;
         }
         if (is_small) {
-            if (!(t->tempered ? FN(loss_small)(x, e, n, t, &block, 1) : FN(loss_small)(x, e, n, t, &block, 0)))
-                return i;
+            if (!FN(loss_small)(x, e, n, t, &block)) return i;
         } else {
             block.max = max_is_known ? max : FN(max)(x, n);
             if (!csm_ordinary(t, block.max)) return i;
@@ -443,7 +442,7 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
         in.e_label = e && job->label ? (double)e[in.label] : -1;
         csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row);
         job->loss[order] = row.loss;
-        max_is_known = n <= AHEAD && !is_small && i + 1 < job->rows && FN(loss_takes)(job, at + 1, &next);
+        max_is_known = n <= EARLY_MAX && !is_small && i + 1 < job->rows && FN(loss_takes)(job, at + 1, &next);
         if (max_is_known) max = FN(max)((const char *)x + job->x_step, n);
         if (!y) continue;
         if (row.is_nan) {

@@ -129,8 +129,9 @@ static void FN(fill)(T *y, size_t k, double value) {
 }
 
 /* Rows of at most 16 stay in registers from the load to the store. */
-INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keeps_axis, const int tempered) {
+INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
+    const int tempered = t->tempered; /* not a form for each: who has few rows waits for other things */
     const size_t n = job->n, used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
     V(t) low = V(set)(-CSM_INF), inv_t = V(set)(t->inv_t);
     for (size_t i = 0; i < job->rows; i++) {
@@ -243,7 +244,6 @@ static NOINLINE size_t FN(small_groups)(const csm_rows_job *job, int op) {
 #endif
 
 static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
-    const int tempered = job->temperature->tempered;
     csm_rows_job rest = *job;
     size_t done = 0;
     if (job->n == 0) return 0; /* nothing to load: row.c knows */
@@ -263,8 +263,8 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
 #endif
         const int keeps_axis = op != CSM_OP_logsumexp;
         size_t single;
-        if (op == CSM_OP_softmax) single = tempered ? FN(small)(&rest, 0, 1, 1) : FN(small)(&rest, 0, 1, 0);
-        else single = tempered ? FN(small)(&rest, 1, keeps_axis, 1) : FN(small)(&rest, 1, keeps_axis, 0);
+        if (op == CSM_OP_softmax) single = FN(small)(&rest, 0, 1);
+        else single = FN(small)(&rest, 1, keeps_axis);
         done += single;
         if (single < rest.rows) break;
     }
@@ -341,7 +341,7 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         if (!csm_ordinary(t, block.max)) return i;
         FN(exp_store)(x, e, job->n, t, &block, &last, (const char *)x + job->a_step, (const char *)y + job->y_step);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
-        is_known = job->n <= AHEAD && i + 1 < job->rows;
+        is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
         if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
         if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
         else FN(scale)(e, y, job->n, &row, 0, &last);
@@ -447,7 +447,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         FN(exp_exact)(x, job->n, t, &block, (const char *)x + job->a_step, keeps_axis ? (const char *)y : NULL);
         row.max = block.max;
         csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
-        is_known = job->n <= AHEAD && i + 1 < job->rows;
+        is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
         if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
         if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
         else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);

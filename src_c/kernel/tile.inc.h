@@ -85,11 +85,27 @@ INLINE void FN(tile_reciprocal)(const v64_t *hi, const v64_t *lo, REAL *r, REAL 
 #endif
 }
 
-INLINE int FN(tile)(const csm_tile_job *job, const int op) {
+/* Of one vector of rows. */
+INLINE void FN(tile_tails)(csm_tails *s, const double *low, const csm_temperature *t) {
+#if EXP_MANTISSA == 23
+    (void)low; /* 0 */
+    csm_find_tails(s, t->t, EXP_BIAS);
+#else
+    for (int i = 0; i < V(W); i++) {
+        csm_block block;
+        csm_row row;
+        block.n = s->n[i];
+        csm_top(s->max[i], t->t, EXP_BIAS, 0, &block);
+        csm_log_tail(s->count[i], s->sum[i], low[i], block.top, block.top_low, &row);
+        s->tail[i] = row.tail;
+    }
+#endif
+}
+
+INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
     const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
     const size_t plane = (n | 1) * V(W); /* of z: one vector of rows, class after class */
-    const int exact = op != CSM_OP_softmax;
     enum { AHEAD = 8 }; /* classes; the hardware does not prefetch across pages: (1000, 4096) axis 0, 0.88 -> 0.66 ns */
     REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
     V(t) low = V(set)(-CSM_INF);
@@ -127,27 +143,30 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
             has_nan |= !(V(sum_exact)(V(sub)(r, r)) == 0);
             continue;
         }
+        csm_tails tails;
         REAL counts[V(W)], n0s[V(W)];
-        double h[V(W)], r[V(W)];
+        double low_parts[V(W)];
         V(STORE_REAL)(n0s, n0);
         V(STORE_REAL)(counts, count);
         for (int p = 0; p < V(W) / v64_W; p++) {
-            v64_store_f64(h + p * v64_W, hi[p]);
-            v64_store_f64(r + p * v64_W, lo[p]);
+            v64_store_f64(tails.sum + p * v64_W, hi[p]);
+            v64_store_f64(low_parts + p * v64_W, lo[p]);
         }
+        for (size_t i = 0; i < V(W); i++) {
+            tails.max[i] = (double)max[c + i];
+            tails.n[i] = (double)n0s[i];
+            tails.count[i] = (double)counts[i];
+        }
+        FN(tile_tails)(&tails, low_parts, t);
         for (size_t i = 0; i < V(W) &&c + i < width; i++) {
-            csm_block block;
-            csm_row row;
-            row.max = (double)max[c + i];
-            block.n = (double)n0s[i];
-            csm_top(row.max, t->t, EXP_BIAS, EXP_MANTISSA == 23, &block);
-            csm_log_tail((double)counts[i], h[i], r[i], block.top, block.top_low, &row);
-            factor[c + i] = (REAL)-row.tail;
-            has_nan |= row.is_nan;
-            if (op == CSM_OP_logsumexp) FN(logsumexp_pass2)(NULL, NULL, (T *)(void *)job->y + c + i, 1, t, &row, NULL);
+            const double tail = tails.tail[i];
+            factor[c + i] = (REAL)-tail;
+            has_nan |= tail != tail;
+            if (!keeps_axis)
+                FN(fill)((T *)(void *)job->y + c + i, 1, tail == tail ? tails.max[i] / t->t + tail : CSM_NAN);
         }
     }
-    if (op == CSM_OP_logsumexp) return 1;
+    if (!keeps_axis) return 1;
 
     V(t) inv_t = V(set)(t->inv_t);
     for (size_t j = 0; j < n; j++) {
@@ -165,6 +184,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int op) {
     }
     return 1;
 }
-static int FN(softmax_tile)(const csm_tile_job *job) { return FN(tile)(job, CSM_OP_softmax); }
-static int FN(log_softmax_tile)(const csm_tile_job *job) { return FN(tile)(job, CSM_OP_log_softmax); }
-static int FN(logsumexp_tile)(const csm_tile_job *job) { return FN(tile)(job, CSM_OP_logsumexp); }
+static int FN(softmax_tile)(const csm_tile_job *job) { return FN(tile)(job, 0, 1); }
+static NOINLINE int FN(log_tile)(const csm_tile_job *job, int keeps_axis) { return FN(tile)(job, 1, keeps_axis); }
+static int FN(log_softmax_tile)(const csm_tile_job *job) { return FN(log_tile)(job, 1); }
+static int FN(logsumexp_tile)(const csm_tile_job *job) { return FN(log_tile)(job, 0); }
