@@ -8,6 +8,7 @@ from cpython.buffer cimport (
     PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_New
+from libc.float cimport DBL_MAX, FLT_MAX
 from libc.stdint cimport uint64_t, uintptr_t
 
 cimport csoftmax.cpu as cpu
@@ -332,8 +333,25 @@ cdef inline bint _fits(Py_buffer *target, Py_buffer *source) noexcept:
     for i in range(source.ndim):
         if target.shape[i] != source.shape[i]:
             return False
-    return (target.buf == source.buf or <char *>target.buf >= <char *>source.buf + source.len
-            or <char *>source.buf >= <char *>target.buf + target.len)
+    return target.buf == source.buf or _apart(target, source)
+
+
+cdef inline bint _apart(Py_buffer *a, Py_buffer *b) noexcept:
+    # of two that are plain: whether they share no memory
+    return <char *>a.buf >= <char *>b.buf + b.len or <char *>b.buf >= <char *>a.buf + a.len
+
+
+cdef inline bint _are_weights(Py_buffer *w, bint single) noexcept:
+    # finite and not negative
+    cdef Py_ssize_t i
+    cdef double most = FLT_MAX if single else DBL_MAX
+    cdef bint good = True
+    for i in range(w.shape[0]):
+        if single:
+            good &= 0 <= (<float *>w.buf)[i] <= most
+        else:
+            good &= 0 <= (<double *>w.buf)[i] <= most
+    return good
 
 
 def fast(int op, x, axis, temperature, where, out, device, num_threads):
@@ -539,12 +557,12 @@ def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p,
 
 def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weight, sample_weight, label_smoothing,
               z_loss, temperature, upstream, clip_norm, clip_value, device, num_threads):
-    """The plain case: C-contiguous native numpy arrays of floats and of int64 or int32 labels, summed or averaged, no
-    other options.
+    """The plain case: C-contiguous native numpy arrays of floats, labels of int64, int32 or (soft) the logits' dtype,
+    class weights of theirs, options that are floats; nothing but losses that belongs to a row.
 
     Returns None for everything else, bad labels included (nothing has been written then); (loss, gradient) else.
     """
-    cdef Py_buffer source, labels, result
+    cdef Py_buffer source, labels, result, weights, losses
     cdef cpu.csm_view from_view, to_view, label_view
     cdef cpu.csm_shape shape
     cdef cpu.csm_loss_options options
@@ -552,14 +570,16 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
     cdef double loss = 0
     cdef int dtype, ndim, i
     cdef Py_ssize_t rows = 1
-    cdef bint have_labels = False, have_result = False
+    cdef double *to_loss = &loss
+    cdef bint have_labels = False, have_result = False, have_weights = False, have_losses = False, soft = False
     if (type(x) is not _ndarray or type(target) is not _ndarray or type(ignore_index) is not int
-            or type(axis) is not int or <object>axis != -1 or weight is not None or sample_weight is not None
-            or clip_norm is not None or clip_value is not None or device is not None
-            or type(label_smoothing) is not float or <double>label_smoothing != 0
-            or type(z_loss) is not float or <double>z_loss != 0
-            or type(temperature) is not float or <double>temperature != 1
-            or type(upstream) is not float or <double>upstream != 1):
+            or type(axis) is not int or <object>axis != -1 or sample_weight is not None or device is not None
+            or type(label_smoothing) is not float or not 0 <= <double>label_smoothing <= 1
+            or type(z_loss) is not float or not 0 <= <double>z_loss <= DBL_MAX
+            or type(temperature) is not float or not 0 < <double>temperature <= DBL_MAX
+            or type(upstream) is not float or <double>upstream != 1
+            or (clip_norm is not None and (type(clip_norm) is not float or not 0 < <double>clip_norm <= DBL_MAX))
+            or (clip_value is not None and (type(clip_value) is not float or not 0 < <double>clip_value <= DBL_MAX))):
         return None
     kind = x.dtype
     if kind is _f32:
@@ -573,13 +593,19 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
         options.reduction = cpu.CSM_MEAN
     elif reduction == "sum":
         options.reduction = cpu.CSM_SUM
+    elif reduction == "none":
+        options.reduction = cpu.CSM_NONE
     else:
         return None
     if target.dtype is _i64:
         options.label_type = cpu.CSM_INT64
     elif target.dtype is _i32:
         options.label_type = cpu.CSM_INT32
+    elif target.dtype is kind:
+        soft = True
     else:
+        return None
+    if weight is not None and (type(weight) is not _ndarray or weight.dtype is not kind):
         return None
     if not -2147483648 <= ignore_index <= 2147483647:
         return None
@@ -588,23 +614,38 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
     PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
     try:
         ndim = source.ndim
-        if ndim == 0 or not _is_plain(&source):
+        if ndim == 0 or (ndim == 1 and options.reduction == cpu.CSM_NONE) or not _is_plain(&source):
             return None
         PyObject_GetBuffer(target, &labels, PyBUF_STRIDED_RO)
         have_labels = True
-        if labels.ndim != ndim - 1 or not _is_plain(&labels):
+        if labels.ndim != ndim - 1 + soft or not _is_plain(&labels):
             return None
-        for i in range(ndim - 1):
+        for i in range(labels.ndim):
             if labels.shape[i] != source.shape[i]:
                 return None
+        for i in range(ndim - 1):
             rows *= source.shape[i]
+        if weight is not None:
+            PyObject_GetBuffer(weight, &weights, PyBUF_STRIDED_RO)
+            have_weights = True
+            if (weights.ndim != 1 or weights.shape[0] != source.shape[ndim - 1] or not _is_plain(&weights)
+                    or not _are_weights(&weights, source.itemsize == 4)):
+                return None
+            options.weight = weights.buf
         grad = None
         if gradient:
             grad = out if out is not None else _empty(x.shape, kind)
             PyObject_GetBuffer(grad, &result, PyBUF_STRIDED_RO)
             have_result = True
-            if out is not None and not _fits(&result, &source):
+            if out is not None and not (_fits(&result, &source) and (not soft or _apart(&result, &labels))
+                                        and (not have_weights or _apart(&result, &weights))):
                 return None
+        each = None
+        if options.reduction == cpu.CSM_NONE:
+            each = _empty(x.shape[:-1], _f64)
+            PyObject_GetBuffer(each, &losses, PyBUF_STRIDED_RO)
+            have_losses = True
+            to_loss = <double *>losses.buf
         shape.n = source.shape[ndim - 1]
         shape.ndim = 1
         shape.shape[0] = rows
@@ -614,28 +655,45 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
         if gradient:
             to_view.data = result.buf
         label_view.data = labels.buf
-        label_view.strides[0] = labels.itemsize
-        options.labels = &label_view
-        options.has_ignore = 1
-        options.ignore = <uint64_t><Py_ssize_t>ignore_index
+        label_view.strides[0] = from_view.strides[0] if soft else labels.itemsize
+        label_view.axis_stride = labels.itemsize
+        if soft:
+            options.soft = &label_view
+        else:
+            options.labels = &label_view
+            options.has_ignore = 1
+            options.ignore = <uint64_t><Py_ssize_t>ignore_index
+        options.label_smoothing = label_smoothing
+        options.z_loss = z_loss
+        options.temperature = temperature
+        if clip_norm is not None:
+            options.clip_norm = clip_norm
+        if clip_value is not None:
+            options.clip_value = clip_value
         options.threads = _threads(num_threads)
         options.interrupt = _check_signals
         if source.len < KEEP_GIL * source.itemsize:
             status = csm_run_loss(dtype, csm_current_table(), &shape, &from_view, &to_view if gradient else NULL,
-                                  &loss, &options)
+                                  to_loss, &options)
         else:
             with nogil:
                 status = csm_run_loss(dtype, csm_current_table(), &shape, &from_view, &to_view if gradient else NULL,
-                                      &loss, &options)
+                                      to_loss, &options)
     finally:
         if have_result:
             PyBuffer_Release(&result)
         if have_labels:
             PyBuffer_Release(&labels)
+        if have_weights:
+            PyBuffer_Release(&weights)
+        if have_losses:
+            PyBuffer_Release(&losses)
         PyBuffer_Release(&source)
     if status == cpu.CSM_BAD_LABEL:
         return None
     _raise(status)
+    if each is not None:
+        return each if kind is _f64 else each.astype(kind), grad
     return kind.type(loss), grad
 
 

@@ -549,6 +549,63 @@ def test_rows_among_others_are_rows_alone(dtype, variant, isa):
         assert_same_bits(in_place, grads, f"K={k} in place")
 
 
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_the_short_way_through_the_arguments(kind):
+    """Plain arguments are not laid out in Python; device="cpu" sends them the long way.  The same bits, the same errors."""
+    x, q, w = logits((40, 30), kind), soft_labels((40, 30), 1, kind), np.random.default_rng(2).random(30).astype(kind)
+    t = labels(40, 30)
+    t[3] = -100
+    given = (
+        {"label_smoothing": 0.1},
+        {"z_loss": 1e-3},
+        {"temperature": 0.5},
+        {"weight": w},
+        {"weight": w, "label_smoothing": 0.3, "z_loss": 0.1, "temperature": 3.0, "clip_norm": 0.1, "clip_value": 0.05},
+        {},
+    )
+    for options in given:
+        for target in (t, q, t.astype(np.int32)):
+            for reduction in ("mean", "sum", "none"):
+                short = csoftmax.cross_entropy_with_grad(x, target, reduction=reduction, **options)
+                long = csoftmax.cross_entropy_with_grad(x, target, reduction=reduction, device="cpu", **options)
+                assert_same_bits(np.asarray(short.loss), np.asarray(long.loss), f"{options} {reduction}")
+                assert_same_bits(short.grad, long.grad, f"{options} {reduction}")
+                assert type(short.loss) is type(long.loss)
+        cube = csoftmax.cross_entropy(x.reshape(4, 10, 30), t.reshape(4, 10), weight=w, reduction="none")
+        assert_same_bits(cube.ravel(), csoftmax.cross_entropy(x, t, weight=w, reduction="none"), "three axes")
+    expected = csoftmax.cross_entropy_with_grad(x, q, weight=w, device="cpu")
+    for out in (soft := q.copy(), np.concatenate([w, x.ravel()])):
+        w_there = out[:30] if out.ndim == 1 else w
+        where = out[15 : 15 + x.size].reshape(x.shape) if out.ndim == 1 else out
+        got = csoftmax.cross_entropy_with_grad(x, soft if out is soft else q, weight=w_there, out=where)
+        assert got.loss == expected.loss  # out overlaps labels, then weights
+        assert_same_bits(where, expected.grad)
+    before = x.copy()
+    for bad, error in (
+        ({"weight": -w}, ValueError),
+        ({"weight": w * np.nan}, ValueError),
+        ({"weight": w + np.inf}, ValueError),
+        ({"weight": w[:-1]}, ValueError),
+        ({"label_smoothing": 1.5}, ValueError),
+        ({"label_smoothing": np.nan}, ValueError),
+        ({"z_loss": np.inf}, ValueError),
+        ({"temperature": 0.0}, ValueError),
+        ({"clip_norm": 0.0}, ValueError),
+        ({"clip_value": -1.0}, ValueError),
+        ({"target": -q}, ValueError),
+        ({"target": q + np.inf}, ValueError),
+        ({"target": t + 30}, IndexError),
+        ({"target": q[:, :-1].copy()}, ValueError),
+    ):
+        arguments = {"target": t, "out": x, **bad}
+        with pytest.raises(error) as short:
+            csoftmax.cross_entropy_with_grad(x, **arguments)
+        with pytest.raises(error) as long:
+            csoftmax.cross_entropy_with_grad(x, device="cpu", **arguments)
+        assert str(short.value) == str(long.value)
+        assert_same_bits(x, before, str(bad))
+
+
 def test_images_and_tuples_of_axes():
     x = logits((2, 5, 6, 7), "float32")
     t = labels((2, 6, 7), 5)
