@@ -551,7 +551,7 @@ def test_rows_among_others_are_rows_alone(dtype, variant, isa):
 
 @pytest.mark.parametrize("kind", ["float32", "float64"])
 def test_the_short_way_through_the_arguments(kind):
-    """Plain arguments are not laid out in Python; device="cpu" sends them the long way: the same bits, the same errors."""
+    """Plain arguments are not laid out in Python, device="cpu" sends them the long way: the same bits and errors."""
     x, q, w = logits((40, 30), kind), soft_labels((40, 30), 1, kind), np.random.default_rng(2).random(30).astype(kind)
     t = labels(40, 30)
     t[3] = -100

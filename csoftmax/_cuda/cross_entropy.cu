@@ -408,7 +408,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                     in->max = max;
                     if (cold && label >= 0)
                         in->x_label = (double)(REAL)CSM_TRANSFORMED(REAL, (REAL)in->x_label, &scales, max);
-                    csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row);
+                    csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row, NULL, NULL);
                     losses[at] = shared->row.loss;
                     if (row_losses) row_losses[at] = canonical((REAL)shared->row.loss);
                     if (gradient) csm_loss_factors(call, in, clips ? -1 : 1, SINGLE, &shared->row);

@@ -193,7 +193,7 @@ static void FN(loss_pass1)(const void *x, void *e, size_t k, const csm_temperatu
 }
 static void FN(loss_sums)(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
                           csm_loss_row *row) {
-    csm_loss_sums(c, in, blocks, count, EXP_BIAS, row);
+    csm_loss_sums(c, in, blocks, count, EXP_BIAS, row, NULL, NULL);
 }
 static void FN(loss_factors)(const csm_loss_call *c, const csm_loss_input *in, double shrink, csm_loss_row *row) {
     csm_loss_factors(c, in, shrink, EXP_MANTISSA == 23, row);
@@ -388,7 +388,7 @@ static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
 }
 #endif
 
-static size_t FN(loss_rows)(const csm_loss_job *job) {
+INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_late_losses *late) {
     const csm_loss_call *call = job->call;
     const csm_temperature *t = call->t;
     const size_t n = call->n;
@@ -440,8 +440,8 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
         if (!is_small) FN(loss_block)(x, e, n, t, terms, &block, 1, (const char *)x + job->x_step, (const char *)y);
         in.n = block.n;
         in.e_label = e && job->label ? (double)e[in.label] : -1;
-        csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row);
-        job->loss[order] = row.loss;
+        if (late && late->count == 8) csm_settle(late);
+        csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row, late, &job->loss[order]);
         max_is_known = n <= EARLY_MAX && !is_small && i + 1 < job->rows && FN(loss_takes)(job, at + 1, &next);
         if (max_is_known) max = FN(max)((const char *)x + job->x_step, n);
         if (!y) continue;
@@ -463,4 +463,11 @@ static size_t FN(loss_rows)(const csm_loss_job *job) {
         if (job->label) STORE_PART(y + in.label, 1, V(set)(row.target));
     }
     return job->rows;
+}
+static size_t FN(loss_rows)(const csm_loss_job *job) {
+    csm_late_losses late;
+    late.count = 0;
+    const size_t done = FN(loss_rows_of)(job, job->rows < 4 ? NULL : &late); /* fewer lose by it */
+    if (late.count) csm_settle(&late);
+    return done;
 }

@@ -87,11 +87,20 @@ INLINE void csm_loss_total(double *total, double *low, double count, double top,
 INLINE double csm_loss_share(const csm_loss_call *c) { return c->per_divisor * csm_pow2(c->divisor_exponent); }
 INLINE double csm_loss_simple_target(double share, double others, double total) { return -(share * others) / total; }
 
+/* Losses that wait for their logarithms, which nothing else needs: weight ((factor log1p(q) + far) + label). */
+typedef struct csm_late_losses {
+    double q[8], q_low[8], factor[8], far[8], label[8], weight[8], *loss[8];
+    int count;
+} csm_late_losses;
+
+/* to: where the loss goes, or NULL: to row->loss alone; late: NULL, or where it may wait, row->loss not being set then. */
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
-                          double bias, csm_loss_row *row) {
+                          double bias, csm_loss_row *row, csm_late_losses *late, double *to) {
     const double epsilon = c->smoothing, t = c->t->t;
-    double far = 0;
-    csm_combine_log(blocks, count, &row->sums);
+    double far = 0, quotient, quotient_low;
+    csm_combine_quotient(blocks, count, &row->sums, &quotient, &quotient_low);
+    const int waits = late && c->z_loss == 0 && !row->sums.is_nan;
+    if (!waits) row->sums.tail = csm_log1p(quotient, quotient_low);
     const csm_row *s = &row->sums;
     for (size_t b = 0; b < count && (c->soft || epsilon != 0); b++) { /* every term is at least 0 */
         far += blocks[b].far;
@@ -103,9 +112,11 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     csm_loss_total(&row->total, &row->total_low, s->count, s->top, s->top_low);
 
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? epsilon / (double)c->n * c->weight_sum : 0);
-    double loss = q * s->tail + (far != 0 ? far / t : 0), own = (1 - epsilon) * in->w_label;
+    const double from_far = far != 0 ? far / t : 0, own = (1 - epsilon) * in->w_label;
+    double from_label = 0, loss = waits ? 0 : q * s->tail + from_far;
     if (in->label >= 0) {
-        if (own != 0) loss += own * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
+        if (own != 0) from_label = own * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
+        loss += from_label;
         if (c->gradient) {
             row->e_label = s->top;
             row->others = (s->hi + (s->count - 1) * s->top) + s->lo;
@@ -117,12 +128,24 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
             }
         }
     }
+    row->is_nan = s->is_nan;
+    if (waits) {
+        const int at = late->count++;
+        late->q[at] = quotient;
+        late->q_low[at] = quotient_low;
+        late->factor[at] = q;
+        late->far[at] = from_far;
+        late->label[at] = from_label;
+        late->weight[at] = in->weight;
+        late->loss[at] = to;
+        return;
+    }
     if (c->z_loss != 0) {
         double lse = in->max / c->temperature + s->tail;
         loss += c->z_loss * (lse * lse);
     }
-    row->is_nan = s->is_nan;
     row->loss = row->is_nan ? CSM_NAN : in->weight * loss;
+    if (to) *to = row->loss;
 }
 
 /* A product of factors of any size: mantissa and exponent. */

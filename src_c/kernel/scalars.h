@@ -222,8 +222,10 @@ static inline double csm_log_deformed(double v, double a) {
     return csm_exp_less(w, fma(log, a, -w) + low * a, 1) / a;
 }
 
-/* log family: tail = log(sum e^(x - max)) = log1p((count - 1) + S'/e'_max), S' = hi + lo without the maxima. */
-INLINE void csm_log_tail(double count, double hi, double lo, double top, double top_low, csm_row *row) {
+/* log family: tail = log(sum e^(x - max)) = log1p(q + q_low), q = (count - 1) + S'/e'_max, S' = hi + lo without the
+ * maxima.  The row gets all but the tail. */
+INLINE void csm_log_quotient(double count, double hi, double lo, double top, double top_low, csm_row *row, double *to,
+                             double *to_low) {
     double sum = hi + lo, r = 1 / top, quotient = sum * r, q = count - 1;
     double q_low = (fma(-quotient, top, sum) + (((hi - sum) + lo) - quotient * top_low)) * r;
     csm_two_sum(&q, &q_low, quotient);
@@ -233,15 +235,21 @@ INLINE void csm_log_tail(double count, double hi, double lo, double top, double 
     row->top = top;
     row->top_low = top_low;
     row->is_nan = q != q;
+    *to = q;
+    *to_low = q_low;
+}
+INLINE void csm_log_tail(double count, double hi, double lo, double top, double top_low, csm_row *row) {
+    double q, q_low;
+    csm_log_quotient(count, hi, lo, top, top_low, row, &q, &q_low);
     row->tail = csm_log1p(q, q_low);
 }
 
-INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
+INLINE void csm_combine_quotient(const csm_block *blocks, size_t count, csm_row *row, double *q, double *q_low) {
     double maxima = 0, top = 1, top_low = 0;
     if (count == 1) {
         row->max = blocks->max;
         row->n = blocks->n;
-        csm_log_tail(blocks->count, blocks->hi, blocks->lo, blocks->top, blocks->top_low, row);
+        csm_log_quotient(blocks->count, blocks->hi, blocks->lo, blocks->top, blocks->top_low, row, q, q_low);
         return;
     }
     csm_combine_sums(blocks, count, row);
@@ -258,7 +266,12 @@ INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row)
             row->lo += blocks[b].count * blocks[b].top_low * scale;
         }
     }
-    csm_log_tail(maxima, row->hi, row->lo, top, top_low, row);
+    csm_log_quotient(maxima, row->hi, row->lo, top, top_low, row, q, q_low);
+}
+INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
+    double q, q_low;
+    csm_combine_quotient(blocks, count, row, &q, &q_low);
+    row->tail = csm_log1p(q, q_low);
 }
 
 /* Backward: the sum as a pair. */

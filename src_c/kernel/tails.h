@@ -50,4 +50,17 @@ static NOINLINE void csm_find_losses(const csm_loss_call *c, const csm_tails *s,
     }
 }
 
+static NOINLINE void csm_settle(csm_late_losses *late) {
+    double loss[8];
+    for (int i = late->count; i < 8; i++) /* anything */
+        late->q[i] = late->q_low[i] = late->factor[i] = late->far[i] = late->label[i] = late->weight[i] = 0;
+    SIMD
+    for (int i = 0; i < 8; i++) {
+        const double tail = csm_log1p(late->q[i], late->q_low[i]);
+        loss[i] = late->weight[i] * ((late->factor[i] * tail + late->far[i]) + late->label[i]);
+    }
+    for (int i = 0; i < late->count; i++) *late->loss[i] = loss[i];
+    late->count = 0;
+}
+
 #endif
