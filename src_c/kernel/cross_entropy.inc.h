@@ -114,7 +114,12 @@ INLINE void FN(loss_far)(const T *x, size_t k, const csm_temperature *t, const c
     V(dot_zero)(&s.far_1);
     if (with_mass) V(dot_zero)(&s.mass_q);
     if (with_mass) V(dot_zero)(&s.mass_1);
-    for (; i + 64 <= k && !exact; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
+    for (; i + 64 <= k && !exact; i += 64) {
+        if (terms
+                ->q) /* the next row's or block's, if it is the next in memory: (4096, 1000) 0.57 ns an element, 0.46 so */
+            for (size_t at = 0; at < 64; at += 64 / sizeof(REAL)) PREFETCH((const REAL *)terms->q + k + i + at);
+        FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
+    }
     for (; i < k; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, with_mass, exact);
     if (exact) {
         double hi, lo;
@@ -301,6 +306,7 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
     size_t i = 0;
     V(dot_zero)(&sum);
     for (; !w && i + 32 <= k; i += 32) { /* two elements are added in the compute type: 0.5 ULP */
+        for (size_t at = 0; at < 32; at += 64 / sizeof(REAL)) PREFETCH((const char *)((const REAL *)q + i + at) + 6144);
         UNROLL
         for (int v = 0; v < PER; v++) {
             const REAL *at = (const REAL *)q + i + (size_t)v * V(W);
