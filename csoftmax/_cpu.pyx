@@ -557,8 +557,8 @@ def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p,
 
 def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weight, sample_weight, label_smoothing,
               z_loss, temperature, upstream, clip_norm, clip_value, device, num_threads):
-    """The plain case: C-contiguous native numpy arrays of floats, labels of int64, int32 or (soft) the logits' dtype,
-    class weights of theirs, options that are floats; nothing but losses that belongs to a row.
+    """The plain case: C-contiguous native numpy arrays of floats; labels of int64, int32 or (soft) the logits' dtype;
+    class weights of the logits' dtype; other options None or Python floats, no sample_weight, upstream 1.
 
     Returns None for everything else, bad labels included (nothing has been written then); (loss, gradient) else.
     """

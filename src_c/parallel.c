@@ -163,7 +163,7 @@ static int this_cpu(void) {
 }
 
 #ifdef __linux__
-/* Read anew each time, which is seldom: a filter may come at any time, and to one thread only. */
+/* Read anew each time: a filter may come at any time, and to one thread only. */
 static int is_filtered(void) {
     char line[128];
     int mode = 2;
@@ -177,11 +177,13 @@ static int is_filtered(void) {
 
 static void leave_cpu(int cpu) {
 #ifdef __linux__
+    static _Thread_local int stays; /* it may not be moved: not asked again, which would cost as much as a small call */
     cpu_set_t allowed;
-    if (cpu < 0 || sched_getcpu() != cpu || is_filtered()) return;
+    if (cpu < 0 || stays || sched_getcpu() != cpu || is_filtered()) return;
     if (sched_getaffinity(0, sizeof allowed, &allowed) != 0) return;
     const int count = CPU_COUNT(&allowed);
-    if (count < 2 || count < omp_get_num_threads() || count != sysconf(_SC_NPROCESSORS_ONLN)) return;
+    stays = count < 2 || count != sysconf(_SC_NPROCESSORS_ONLN);
+    if (stays || count < omp_get_num_threads()) return;
     CPU_CLR(cpu, &allowed);
     if (sched_setaffinity(0, sizeof allowed, &allowed) != 0) return;
     memset(&allowed, 0xff, sizeof allowed);

@@ -9,8 +9,8 @@
 #include "scalars.h"
 
 enum {
-    EARLY_MAX = 2048,    /* longest row that finds the next one's maximum: both and the result in 32 KB */
-    TOGETHER = 1024,     /* longest row whose tail is found together with others' ... */
+    EARLY_MAX = 2048, /* longest row that finds the next one's maximum: of floats, both and the result take 24 KB */
+    TOGETHER = 1024, /* longest row whose tail is found together with others' ... */
     LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */
 };
 #if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
@@ -41,7 +41,8 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 }
 #define CSM_BIT_COUNT(bits) csm_bit_count(bits)
 #endif
-/* An integer loop that the compiler may vectorise: no OpenMP runtime is needed for it. */
+/* A loop that the compiler may vectorise, of integers or of floats that are not added up across the loop, so that each
+ * lane's operations are its own: no OpenMP runtime is needed for it. */
 #if defined(_OPENMP) && !defined(_MSC_VER)
 #define SIMD _Pragma("omp simd")
 #else

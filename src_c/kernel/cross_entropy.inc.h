@@ -9,7 +9,7 @@
  * float64).  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient; else -inf is a class of probability 0;
  * maxima beyond exp's range are left to row.c's transformation (cross_entropy.c).
  * Measured error (ACCURACY.md; loss, gradient in ULP): labels 1.5, 2.0 (float32), 2.1, 2.5 (float64), others to 2.8.
- * Time of softmax, gradient included, K = 1000: 1.25 times; with weights and smoothing 1.7, soft labels 1.9; of rows of 10: 2.1 times.
+ * Time of softmax, gradient included, K = 1000: 1.25 times; with weights and smoothing 1.7, soft labels 1.9; K = 10: 2.1.
  */
 #ifndef FN
 #error "cross_entropy.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -377,9 +377,9 @@ static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
     }
     csm_find_losses(job->call, &s, &l);
     for (ptrdiff_t r = 0; r < V(W); r++) {
-        T *to = (T *)(void *)(y + r * job->y_step);
         job->loss[((ptrdiff_t)i + r) * job->order] = l.loss[r];
         if (!y) continue;
+        T *to = (T *)(void *)(y + r * job->y_step);
         if (n <= 16) {
             for (size_t v = 0; v * V(W) < n; v++)
                 FN(group_store)(to, n, v,

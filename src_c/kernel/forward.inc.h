@@ -14,15 +14,15 @@
 #error "forward.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* How many elements come before the first that begins a cache line, in passes that need no lanes: vectors of NumPy's
- * large arrays, which begin 16 bytes behind a page, would all lie across two ((64, 32000) takes 15 % longer). */
+/* How many elements come before the first from which on no vector lies across two cache lines, for passes that need no
+ * lanes: NumPy's large arrays begin 16 bytes behind a page ((64, 32000) takes 15 % longer without). */
 INLINE size_t FN(head)(const T *x, size_t k) { return k < 2048 ? 0 : (0 - (uintptr_t)x) % 64 / sizeof(T) % V(W); }
 
 static double FN(max)(const void *from, size_t k) {
     const T *x = from;
     V(t) low = V(set)(-CSM_INF), a = low, b = low, c = low, d = low;
     size_t i = FN(head)(x, k);
-    if (i) d = LOAD_PART(x, i, low);
+    if (i) d = V(max)(LOAD_PART(x, i, low), low); /* not as it is: it may be NaN */
     for (; i + 4 * V(W) <= k; i += 4 * V(W)) {
         a = V(max)(LOAD(x + i), a);
         b = V(max)(LOAD(x + i + V(W)), b);

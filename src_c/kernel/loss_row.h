@@ -93,7 +93,8 @@ typedef struct csm_late_losses {
     int count;
 } csm_late_losses;
 
-/* to: where the loss goes, or NULL: to row->loss alone; late: NULL, or where it may wait, row->loss not being set then. */
+/* to: where the loss goes, or NULL (only without late): to row->loss alone.  late: NULL, or where it may wait; row->loss,
+ * row->sums.tail and *to are not set then (nothing but z-loss's gradient reads the tail, and with z-loss nothing waits). */
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
                           double bias, csm_loss_row *row, csm_late_losses *late, double *to) {
     const double epsilon = c->smoothing, t = c->t->t;

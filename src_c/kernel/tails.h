@@ -1,5 +1,6 @@
-/* What loss_row.h and scalars.h do once a row, for as many short rows of floats as a vector has lanes: loops over lanes in
- * plain C, without branches, which compilers turn into vectors; each lane has the bits of the row alone.
+/* What loss_row.h and scalars.h do once a row, for several rows: for as many rows of floats as a vector has lanes, or (the
+ * logarithms of losses) for eight of any type.  Loops over rows in plain C, without branches, which compilers turn into
+ * vectors; each row has the bits that it has alone.
  */
 #ifndef CSM_KERNEL_TAILS_H
 #define CSM_KERNEL_TAILS_H
