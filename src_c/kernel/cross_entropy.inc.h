@@ -362,9 +362,9 @@ static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
     csm_simple_losses l;
     REAL own[V(W)];
     _Alignas(64) REAL e[V(W) *PITCH];
-    int64_t least = 0;
-    for (ptrdiff_t r = 0; r < V(W); r++) least |= label[r * job->order];
-    if (least < 0) return 0;
+    int64_t all = 0;
+    for (ptrdiff_t r = 0; r < V(W); r++) all |= label[r * job->order];
+    if (all < 0) return 0; /* one is */
     if (n <= 16 ? !FN(group_log)(&g, x, job->x_step, n, t, &s)
                 : !FN(log_together)(x, job->x_step, n, t, y ? e : NULL, PITCH, y, job->y_step, &s))
         return 0;
@@ -447,7 +447,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_late_losses *late) {
         if (!is_small) FN(loss_block)(x, e, n, t, terms, &block, 1, (const char *)x + job->x_step, (const char *)y);
         in.n = block.n;
         in.e_label = e && job->label ? (double)e[in.label] : -1;
-        if (late && late->count == 8) csm_settle(late);
+        if (late && late->count == CSM_LATE) csm_settle(late);
         csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row, late, &job->loss[order]);
         max_is_known = n <= EARLY_MAX && !is_small && i + 1 < job->rows && FN(loss_takes)(job, at + 1, &next);
         if (max_is_known) max = FN(max)((const char *)x + job->x_step, n);

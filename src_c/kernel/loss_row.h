@@ -88,8 +88,10 @@ INLINE double csm_loss_share(const csm_loss_call *c) { return c->per_divisor * c
 INLINE double csm_loss_simple_target(double share, double others, double total) { return -(share * others) / total; }
 
 /* Losses that wait for their logarithms, which nothing else needs: weight ((factor log1p(q) + far) + label). */
+enum { CSM_LATE = 8 };
 typedef struct csm_late_losses {
-    double q[8], q_low[8], factor[8], far[8], label[8], weight[8], *loss[8];
+    double q[CSM_LATE], q_low[CSM_LATE], factor[CSM_LATE], far[CSM_LATE], label[CSM_LATE], weight[CSM_LATE];
+    double *loss[CSM_LATE];
     int count;
 } csm_late_losses;
 

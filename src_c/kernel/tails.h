@@ -1,6 +1,7 @@
 /* What loss_row.h and scalars.h do once a row, for several rows: for as many rows of floats as a vector has lanes, or (the
- * logarithms of losses) for eight of any type.  Loops over rows in plain C, without branches, which compilers turn into
- * vectors; each row has the bits that it has alone.
+ * logarithms of losses) for CSM_LATE of any type.  Loops over rows in plain C, without branches, which compilers turn into
+ * vectors; each row has the bits that it has alone, and so the error (ACCURACY.md).
+ * Everything in double.  A sum that is NaN makes its row's tail and loss NaN, and touches no other row.
  */
 #ifndef CSM_KERNEL_TAILS_H
 #define CSM_KERNEL_TAILS_H
@@ -52,11 +53,11 @@ static NOINLINE void csm_find_losses(const csm_loss_call *c, const csm_tails *s,
 }
 
 static NOINLINE void csm_settle(csm_late_losses *late) {
-    double loss[8];
-    for (int i = late->count; i < 8; i++) /* anything */
+    double loss[CSM_LATE];
+    for (int i = late->count; i < CSM_LATE; i++) /* anything */
         late->q[i] = late->q_low[i] = late->factor[i] = late->far[i] = late->label[i] = late->weight[i] = 0;
     SIMD
-    for (int i = 0; i < 8; i++) {
+    for (int i = 0; i < CSM_LATE; i++) {
         const double tail = csm_log1p(late->q[i], late->q_low[i]);
         loss[i] = late->weight[i] * ((late->factor[i] * tail + late->far[i]) + late->label[i]);
     }

@@ -783,6 +783,29 @@ static void test_shares(void) {
                 }
 }
 
+/* The maximum is that of the numbers: NaN is dropped, also before the first cache line, and nothing else with it. */
+static void test_maximum(void) {
+    static const size_t lengths[] = {5, 40, 2047, 2048, 4099}, offsets[] = {0, 1, 3, 4, 8};
+    _Alignas(64) static char memory[(4099 + 8) * 8];
+    for (int i = 0; i < isa_count; i++)
+        for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++)
+            for (size_t l = 0; l < sizeof lengths / sizeof *lengths; l++)
+                for (size_t o = 0; o < sizeof offsets / sizeof *offsets; o++) {
+                    const size_t n = lengths[l];
+                    char *x = memory + offsets[o] * sizes_of[dtype];
+                    use(isas[i]);
+                    for (size_t nan = 0; nan < 3; nan++)
+                        for (size_t most = 0; most < n; most += n < 100 ? 1 : 61) {
+                            for (size_t j = 0; j < n; j++) put(dtype, x, j, -100);
+                            put(dtype, x, most, -3);
+                            if (nan != most) put(dtype, x, nan, NAN);
+                            const double got = csm_current_table()->max[dtype](x, n);
+                            check(got == -3, "maximum of %zu %s, %s, %zu behind a line, NaN at %zu, -3 at %zu: %g", n,
+                                  dtypes[dtype], isas[i], offsets[o], nan, most, got);
+                        }
+                }
+}
+
 static void test_arguments(void) {
     float x[4] = {1, 2, 3, 4}, y[4] = {-9, -9, -9, -9};
     csm_shape one = {4, 0, {0}};
@@ -857,6 +880,7 @@ int main(int argc, char **argv) {
         }
     printf("\n");
     test_arguments();
+    test_maximum();
     test_grid(every);
     test_special(every > 4 ? every / 4 : 1);
     test_accuracy(every > 1 ? 3 : 1);
