@@ -107,8 +107,8 @@ def is_cupy(x):
     return type(x).__module__.partition(".")[0] == "cupy"
 
 
-def place_of(device, x, cpu_only=None):
-    """The place that `device` names, or where x is.  cpu_only: the name of a function that has no CUDA kernels."""
+def place_of(device, x):
+    """The place that `device` names, or where x is."""
     kind, index = "cpu", None
     if device is not None:
         kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
@@ -119,23 +119,12 @@ def place_of(device, x, cpu_only=None):
         kind, index = "cuda", x.device.id
     if kind == "cpu":
         return Place(moves=device is not None)
-    if cpu_only:
-        raise DeviceError(
-            f"{cpu_only} has no CUDA kernels in this version, it computes on the CPU only: pass "
-            'device="cpu", which copies CuPy arrays to the CPU'
-        )
     try:
         xp = _cuda.require(index)
     except _cuda.Unavailable as error:
         what = "The device of a CuPy array" if device is None else f"device={device!r}"
         raise DeviceError(f'{what} cannot be used: {error}. device="cpu" computes on the CPU.') from None
     return Place(xp, xp.cuda.Device().id if index is None else index, device is not None)
-
-
-def require_cpu(function, device, *arrays):
-    """The arrays of a function without CUDA kernels; CuPy's are copied to the CPU if `device` says so."""
-    place_of(device, arrays[0], function)
-    return to_host(*arrays) if device is not None else arrays
 
 
 def to_host(*arrays):
@@ -1070,7 +1059,7 @@ def check_parameter(name, value, batch, kind, allowed, least):
 
 
 class SamplePlan(NamedTuple):
-    """What `_cpu.run_sample` takes, and what the caller gets."""
+    """What a backend's run_sample takes, and what the caller gets."""
 
     dtype: int
     x: np.ndarray
@@ -1083,24 +1072,52 @@ class SamplePlan(NamedTuple):
     num_threads: int | None
     shape: tuple
     out: np.ndarray | None
+    place: Place
 
     def run(self):
+        if self.place.number is not None:
+            with self.place.context():
+                return self.finish(self.run_on_device())
         indices = np.empty(self.uniform.shape, np.int64)
         if not _cpu.run_sample(self.dtype, bits(self.x), self.uniform, indices, *self[3:9]):
-            self.raise_without_mass()
+            x = self.x.astype(np.float64)
+            if self.where is not None:
+                x = np.where(self.where, x, -np.inf)
+            most = np.max(x, axis=-1, initial=-np.inf)
+            self.raise_without_mass(int(np.argmax(~np.isfinite(most))), most)
+        return self.finish(indices)
+
+    def run_on_device(self):
+        """The draws, or the error of a row without mass, for which the device is waited for."""
+        xp, (*batch, n) = self.place.xp, self.x.shape
+        rows, draws = math.prod(batch), self.uniform.shape[-1]
+        if rows == 0 or draws == 0:
+            return xp.empty((rows, draws), np.int64)
+        if n == 0:
+            self.raise_without_mass(0, np.full(batch, -np.inf))
+        x = bits(self.x if self.where is None else masked(xp, self.where, self.x))
+        x = xp.ascontiguousarray(x).reshape(rows, n)
+        uniform = self.uniform.reshape(rows, draws)
+        parameters = (None if p is None else p.reshape(rows) for p in self[4:8])
+        indices, states = _cuda.run_sample(self.dtype, x, uniform, *parameters)
+        if np.any(states):
+            first = int(np.argmax(states != 0))
+            most = np.zeros(batch)
+            most.flat[first] = np.max(x[first].get().view(self.x.dtype).astype(np.float64))
+            self.raise_without_mass(first, most)
+        return indices
+
+    def finish(self, indices):
         indices = indices.reshape(self.shape)
         if self.out is not None:
             self.out[...] = indices
             return self.out
-        return indices[()]
+        return indices if self.place.number is not None else indices[()]
 
-    def raise_without_mass(self):
-        """Look for the first row without mass, and raise."""
-        x = self.x.astype(np.float64)
-        if self.where is not None:
-            x = np.where(self.where, x, -np.inf)
-        most = np.max(x, axis=-1, initial=-np.inf)
-        at = np.unravel_index(int(np.argmax(~np.isfinite(most))), most.shape)
+    @staticmethod
+    def raise_without_mass(row, most):
+        """For the first row without mass; most: the largest logits of the rows."""
+        at = np.unravel_index(row, most.shape)
         raise ValueError(
             f"logits have no mass to draw from in row ({', '.join(map(str, at))}): it holds "
             f"{'nothing but -inf' if most[at] == -np.inf else 'NaN' if most[at] != most[at] else '+inf'}"
@@ -1123,12 +1140,20 @@ def plan_sample(
     num_threads=None,
 ):
     """Check the arguments of sample, take its uniform numbers, and lay them out."""
-    logits, where, temperature, top_k, top_p, min_p = require_cpu(
-        "sample", device, logits, where, temperature, top_k, top_p, min_p
-    )
-    x, code = as_float("logits", logits)
+    place = place_of(device, logits)
+    with place.context():
+        return lay_out_sample(
+            place, logits, axis, (temperature, top_k, top_p, min_p), size, rng, where, out, num_threads
+        )
+
+
+def lay_out_sample(place, logits, axis, parameters, size, rng, where, out, num_threads):
+    x, code = as_float("logits", logits, place)
     axes = normalize_axes(axis, x.ndim)
-    mask = None if where is None else check_where(where, x.shape)
+    mask = None if where is None else check_where(where, x.shape, place)
+    if place.number is not None or place.moves:  # the parameters are checked, and few
+        parameters = to_host(*parameters)
+    temperature, top_k, top_p, min_p = parameters
     if x.ndim == 0:
         x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
     x = axis_last(x, axes)
@@ -1145,10 +1170,10 @@ def plan_sample(
         check_parameter("min_p", min_p, batch, np.float64, "at least 0 and at most 1", lambda v: (v >= 0) & (v <= 1)),
     )
     if out is not None:
-        check_out(out, batch + draws, np.dtype(np.int64))
+        check_out(out, batch + draws, np.dtype(np.int64), place)
     try:
         generator = np.random.default_rng(rng)
     except TypeError:
         raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}") from None
     uniform = generator.random((*batch, math.prod(draws)))
-    return SamplePlan(code, x, uniform, mask, *parameters, num_threads, batch + draws, out)
+    return SamplePlan(code, x, uniform, mask, *parameters, num_threads, batch + draws, out, place)

@@ -551,7 +551,8 @@ def sample(
     Every draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the sum
     of the probabilities exceeds u: of all classes in the order of their indices; if `top_k` or `top_p` selects, in
     falling order of the logits. So the same generator gives the same draws whatever the number of threads, the
-    layout of the logits or the instruction set.
+    layout of the logits, the instruction set or the device. A CuPy array's draws are a CuPy array. The call waits for
+    the device: parameters that lie there are copied, and rows without mass raise.
 
     Examples
     --------

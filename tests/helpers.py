@@ -93,3 +93,14 @@ def compile_library(folder, source, name="helper"):
     path.write_text(source)
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, path, "-ldl", "-lm"], check=True)
     return library
+
+
+class FixedUniform(np.random.Generator):
+    """A generator whose uniform numbers are given."""
+
+    def __init__(self, u):
+        super().__init__(np.random.PCG64(0))
+        self.u = u
+
+    def random(self, shape):
+        return self.u.reshape(shape)

@@ -9,7 +9,7 @@ SHAPES = ((16384, 1024), (1024, 50257))
 
 
 class Cuda:
-    params = (("softmax", "log_softmax", "cross_entropy"), SHAPES)
+    params = (("softmax", "log_softmax", "cross_entropy", "topk", "sparsemax", "sample"), SHAPES)
     param_names = ("operation", "shape")
     timeout = 120
 
@@ -25,8 +25,11 @@ class Cuda:
             "softmax": lambda: csoftmax.softmax(x, out=out),
             "log_softmax": lambda: csoftmax.log_softmax(x, out=out),
             "cross_entropy": lambda: csoftmax.cross_entropy_with_grad(x, labels, out=out),
+            "topk": lambda: csoftmax.topk(x, 20),
+            "sparsemax": lambda: csoftmax.sparsemax(x, out=out),
+            "sample": lambda: csoftmax.sample(x, rng=0),
         }
-        self.nbytes = 2 * x.nbytes
+        self.nbytes = x.nbytes * (1 if name in ("topk", "sample") else 2)
         self.calls[name]()
 
     def track_bandwidth(self, name, shape):

@@ -1,8 +1,8 @@
 """``python -m csoftmax bench --device cuda``: bandwidth beside a copy on the device, CuPy and PyTorch.
 
 Contenders take turns; each turn is timed by two events around enough calls to last 2 ms, so that launches overlap as
-they do in use.  GB/s counts one read and one write of the logits, the least that anyone can do; "of copy" is that of a
-copy from device memory to device memory in the same round.
+they do in use.  GB/s counts one read and one write of the logits (of top-k one read), the least that anyone can do; "of
+copy" is that of a copy from device memory to device memory in the same round.
 """
 
 import json
@@ -19,7 +19,8 @@ from .timing import geometric_mean
 
 SHAPES = ((32768, 256), (16384, 1024), (4096, 4096), (2048, 16384), (1024, 50257), (512, 131072), (8, 4194304))
 SAMPLE = 0.002  # seconds
-OPS = ("softmax", "log_softmax", "cross_entropy")
+OPS = ("softmax", "log_softmax", "cross_entropy", "topk", "sparsemax", "entmax")
+K = 50  # of top-k
 
 
 def run(options):
@@ -54,10 +55,14 @@ def contenders(cupy, op, shape, dtype):
     labels = cupy.asarray(rng.integers(0, shape[-1], shape[0]))
     function = getattr(csoftmax, op if op != "cross_entropy" else "cross_entropy_with_grad")
     calls = {"copy": lambda: cupy.copyto(out, x)}
+    k = min(K, shape[-1])
     if op == "cross_entropy":
         calls["csoftmax"] = lambda: function(x, labels, out=out)
+    elif op == "topk":
+        calls["csoftmax"] = lambda: function(x, k)
     else:
         calls["csoftmax"] = lambda: function(x, out=out)
+    if op in ("softmax", "log_softmax"):
         try:
             from cupyx.scipy import special
 
@@ -79,7 +84,9 @@ def contenders(cupy, op, shape, dtype):
             torch.nn.functional.cross_entropy(theirs, target).backward()
 
         calls["torch"] = both
-    else:
+    elif op == "topk":
+        calls["torch"] = lambda: torch.topk(theirs, k)
+    elif hasattr(torch, op):
         calls["torch"] = lambda: getattr(torch, op)(theirs, -1)
     return calls
 
@@ -106,7 +113,7 @@ def measure(cupy, op, shape, dtype, rounds):
         for name, call in calls.items():
             times[name].append(seconds(cupy, call, numbers[name]))
     times = {name: np.array(t) for name, t in times.items()}
-    traffic = 2 * int(np.prod(shape)) * np.dtype(dtype).itemsize
+    traffic = (1 if op == "topk" else 2) * int(np.prod(shape)) * np.dtype(dtype).itemsize
     return {
         "shape": list(shape),
         "gb_per_s": {name: float(traffic / np.median(t) / 1e9) for name, t in times.items()},

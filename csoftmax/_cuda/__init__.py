@@ -36,6 +36,7 @@ MODULES = {
     "cross_entropy": ("cross_entropy.cu", 1, 144, None),
     "topk": ("topk.cu", 1, 0, None),
     "entmax": ("entmax.cu", 1, 0, None),
+    "sample": ("sample.cu", 1, 40, None),
 }
 _ROWS = ("teams", "whole", "blocks", "combine", "apply")
 KERNELS = {
@@ -44,10 +45,12 @@ KERNELS = {
     "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
     "topk.cu": ("choose", "keys", "gather"),
     "entmax.cu": ("forward", "rows", "backward"),
+    "sample.cu": ("sums", "min_sums", "draw", "chosen"),
 }
 _OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
 _SHARED_ROW = 608  # sizeof(shared_row) of cross_entropy.cu, and room for that of entmax.cu
 _SORTED_BY_KERNEL = 1024  # most of a row that topk.cu sorts
+_TRAIL = 528  # sizeof(trail) of sample.cu
 _ENTMAX_PARTS = 4096, 2048, 1024  # of longer rows in shared memory
 _ENTMAX_FEW = 512  # FEW of entmax.cu
 _ELSEWHERE = 2**28  # bytes, for survivors of entmax that shared memory does not hold
@@ -81,6 +84,7 @@ def options(op, suffix, arch):
         f"-DROW_BYTES={MODULES[op][2]}",
         f"-DBLOCK_BYTES={BLOCK_BYTES}",
         f"-DSHARED_BYTES={_SHARED_ROW}",
+        f"-DTRAIL_BYTES={_TRAIL}",
         f"-I{_HERE}",
         f"-I{core()}",
     )
@@ -180,7 +184,7 @@ class Launch:
         itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
         self.blocks, self.each, self.staged = -(-n // BLOCK), 1, 0
         most = _most_warps(wide)
-        apart = 512 if wide == 8 and op in ("log_softmax", "logsumexp") else 0  # SEGMENT of softmax.cu
+        apart = 32 if wide == 8 and op in ("log_softmax", "logsumexp") else 0  # SEGMENT of softmax.cu
         block = (room(min(n, BLOCK), itemsize) * inputs + apart) * wide
         whole = -(-self.blocks * (BLOCK_BYTES + (12 if inputs == 1 else 0)) // 16) * 16 + self.blocks * block
         if n <= teams[wide == 8]:
@@ -434,6 +438,70 @@ def run_topk(dtype, x, values, indices, smallest, unsorted, normalize, temperatu
             run(_cpu.OPS["softmax"], dtype, found, None, found, None, temperature)
         values[...] = found.reshape(values.shape)
         indices[...] = best.reshape(indices.shape)
+
+
+def run_sample(dtype, x, uniform, temperature, top_k, top_p, min_p):
+    """Draws from contiguous rows of a CuPy array, one for each uniform number, and whether rows have no mass.
+
+    The uniform numbers and the parameters (one a row, or None) come from the CPU, and the answer for rows goes there:
+    the call waits for the device.
+    """
+    import cupy
+
+    rows, n = x.shape
+    device, size = x.device.id, uniform.shape[1]
+    top_k = np.full(rows, n) if top_k is None else np.minimum(top_k, n)
+    top_k = np.where(temperature == 0, 1, top_k)
+    top_p = np.ones(rows) if top_p is None else top_p
+    states, indices = np.empty(rows, np.int32), cupy.empty((rows, size), np.int64)
+    selects = (top_k < n) | (top_p < 1)
+
+    def launch(kernel, grid, of, *arguments):
+        itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
+        shared = -(-_TRAIL // 16) * 16 + room(min(of, BLOCK), itemsize) * wide
+        _kernel("sample", SUFFIX[dtype], device, kernel)((min(grid, _GRID),), (32,), arguments, shared_mem=shared)
+
+    def draw(which, k):
+        """From some rows: from all of their logits, or (k > 0) from the k largest."""
+        part = x if len(which) == rows else x[cupy.asarray(which)]
+        count, units = len(which), len(which) * -(-n // BLOCK)
+        values, numbers = np.unique(temperature[which], return_inverse=True)
+        scales = np.frombuffer(b"".join(_scales(dtype, float(t)).tobytes() for t in values), np.uint8)
+        own = np.int64(count), np.int64(n)
+        temperatures = cupy.asarray(scales), cupy.asarray(numbers.astype(np.int32))
+        least = None if min_p is None or not np.any(min_p[which]) else cupy.asarray(min_p[which])
+        numbers, parts = cupy.asarray(uniform[which]), None
+        to, found = cupy.empty((count, size), np.int64), cupy.empty(count, np.int32)
+        if not k or np.any(top_k[which] == n):
+            first, parts = (cupy.empty(units * MODULES["sample"][2], np.uint8) for _ in range(2))
+            launch("sums", units, n, part, None, first, *own, *temperatures)
+            launch("sums", units, n, part, first, parts, *own, *temperatures)
+        if k:
+            chosen, at = cupy.empty((count, k), x.dtype), cupy.empty((count, k), np.int64)
+            run_topk(dtype, part, chosen, at, False, False, _cpu.NORMALIZE[None], 1.0)
+            filters = cupy.asarray(top_k[which]), cupy.asarray(top_p[which]), least
+            sums = cupy.empty((count, -(-k // BLOCK)), np.float64)
+            more = np.int64(k), np.int64(size), *temperatures
+            launch("chosen", count, k, chosen, at, parts, *filters, numbers, sums, to, found, *own, *more)
+        else:
+            if least is not None:
+                launch("min_sums", units, n, part, parts, first, least, *own, *temperatures)
+                parts = first
+            launch("draw", units, n, part, parts, least, numbers, to, found, *own, np.int64(size), *temperatures)
+        if count == rows:
+            indices[...] = to
+        else:
+            indices[cupy.asarray(which)] = to
+        states[which] = found.get()
+
+    with cupy.cuda.Device(device):
+        if not selects.all():
+            draw(np.flatnonzero(~selects), 0)
+        which, k = np.flatnonzero(selects), _SORTED_BY_KERNEL
+        while len(which):
+            draw(which, min(int(np.max(top_k[which])), k))
+            which, k = which[states[which] == 2], n
+    return indices, states
 
 
 @functools.lru_cache(1024)

@@ -3,6 +3,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 BLOCK: int
 BLOCK_BYTES: int
 SUFFIX: dict[int, str]
@@ -92,6 +94,15 @@ def run_topk(
     normalize: int,
     temperature: float,
 ) -> None: ...
+def run_sample(
+    dtype: int,
+    x: Any,
+    uniform: np.ndarray,
+    temperature: np.ndarray,
+    top_k: np.ndarray | None,
+    top_p: np.ndarray | None,
+    min_p: np.ndarray | None,
+) -> tuple[Any, np.ndarray]: ...
 def launch_entmax(dtype: int, n: int, gradient: bool, limit: int) -> tuple[int, int, int, int]: ...
 def run_entmax(dtype: int, a: Any, b: Any, y: Any, where: Any, alpha: float) -> None: ...
 def run_entmax_loss(

@@ -6,7 +6,7 @@
 
 #include "common.cuh"
 
-enum { SEGMENT = 512 };
+enum { SEGMENT = WARP }; /* of few, so that shared memory holds as long a row of the log family as of softmax */
 
 /* The k elements of a warp's part, whose row exp does not take, max: its maximum. */
 INLINE void transform(REAL *s, int k, const csm_scales &c, double max) {
