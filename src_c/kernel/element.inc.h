@@ -52,9 +52,10 @@ INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
     V(t) d;
     if (log) {
         /* Not the logarithm of a probability beyond this; the exponent must not overflow. */
-        V(exp_parts) p = V(exp)(V(min)(V(set)(EXP_LARGEST_LOG), y), c.shift, 0);
-        d = V(fnma)(c.lo, p.scale, V(fnma)(c.hi, p.scale, dy));
-        d = V(fnma)(c.hi, V(mul)(p.t, p.scale), d);
+        V(t) e = V(min)(V(set)(EXP_LARGEST_LOG), y), scale;
+        V(exp_parts)(1, &e, &scale, c.shift, 0);
+        d = V(fnma)(c.lo, scale, V(fnma)(c.hi, scale, dy));
+        d = V(fnma)(c.hi, V(mul)(e, scale), d);
         d = V(mul)(V(mul)(d, c.inv_t1), c.inv_t2);
     } else {
         d = V(mul)(V(mul)(V(mul)(y, c.inv_t1), V(sub)(V(sub)(dy, c.hi), c.lo)), c.inv_t2);

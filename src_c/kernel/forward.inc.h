@@ -16,7 +16,7 @@
 
 /* How many elements come before the first from which on no vector lies across two cache lines, for passes that need no
  * lanes: NumPy's large arrays begin 16 bytes behind a page ((64, 32000) takes 15 % longer without). */
-INLINE size_t FN(head)(const T *x, size_t k) { return k < 2048 ? 0 : (0 - (uintptr_t)x) % 64 / sizeof(T) % V(W); }
+INLINE size_t FN(head)(const T *x, size_t k) { return k < LINES ? 0 : (0 - (uintptr_t)x) % 64 / sizeof(T) % V(W); }
 
 static double FN(max)(const void *from, size_t k) {
     const T *x = from;
@@ -64,13 +64,22 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
             V(t) y[STEP];
             V(mask) any = V(eq)(m, V(set)(CSM_NAN));
             UNROLL
-            for (size_t v = 0; v < STEP; v++) {
-                V(t) z = LOAD(x + i + v * V(W));
-                y[v] = V(exp_value)(z, s, tempered);
-                if (exact) any = V(either)(any, V(eq)(z, m));
-                if (store && !exact) V(STORE_REAL)(e + i + v * V(W), y[v]);
+            for (size_t first = 0; first < STEP; first += V(SIDE)) {
+                UNROLL
+                for (size_t v = first; v < first + V(SIDE); v++) {
+                    y[v] = LOAD(x + i + v * V(W));
+                    if (exact) any = V(either)(any, V(eq)(y[v], m));
+                }
+                V(exp_values)(V(SIDE), y + first, s, tempered);
+                if (exact) continue;
+                UNROLL
+                for (size_t v = first; v < first + V(SIDE); v++) {
+                    if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
+                    V(sum_add)(&sum, v % V(CYCLE), y[v]);
+                }
             }
-            const int has_max = exact && V(bits)(any); /* seldom: all others are spared a tenth of their time */
+            if (!exact) continue;
+            const int has_max = V(bits)(any) != 0; /* seldom: all others are spared a tenth of their time */
             for (size_t v = 0; v < STEP && has_max; v++) {
                 V(t) z = LOAD(x + i + v * V(W)); /* e may be x */
                 if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
@@ -78,7 +87,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
             }
             UNROLL
             for (size_t v = 0; v < STEP; v++) {
-                if (exact && store && !has_max) V(STORE_REAL)(e + i + v * V(W), y[v]);
+                if (store && !has_max) V(STORE_REAL)(e + i + v * V(W), y[v]);
                 V(sum_add)(&sum, v % V(CYCLE), y[v]);
             }
         }
@@ -302,7 +311,7 @@ INLINE void FN(scale)(const REAL *e, T *y, size_t k, const csm_row *row, double 
     size_t i = 0;
     if (c.plain) {
         const size_t stored = last ? k / V(W) *V(W) : k;
-        if (STORED_AS_REAL && (i = FN(head)(y, k)) > 0)
+        if (STORED_AS_REAL && k >= LINES_IN_PLACE && (i = FN(head)(y, k)) > 0)
             STORE_PART(y, i, V(scaled)(V(LOAD_PART_REAL)(e, i, c.f), c.f, c.f_low));
         for (; i + 2 * V(W) <= stored; i += 2 * V(W)) {
             STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), c.f, c.f_low));

@@ -10,12 +10,33 @@
 #error "tile.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* e' of class j for one vector of rows; in the log family 0 where it is the maximum, which is counted. */
-INLINE V(t) FN(tile_term)(REAL *z, V(t) m, V(shift) s, const int tempered, const int exact, V(t) *count) {
-    V(t) x = V(LOAD_REAL)(z), e = V(exp_value)(x, s, tempered);
-    if (exact) return V(without_max)(e, V(eq)(x, m), count);
-    V(STORE_REAL)(z, e);
-    return e;
+/* e' of `classes` classes for one vector of rows; in the log family 0 where it is the maximum, which is counted. */
+INLINE void FN(tile_terms)(const int classes, REAL *z, V(t) *e, V(t) m, V(shift) s, const int tempered, const int exact,
+                           V(t) *count) {
+    V(t) x[V(SIDE)];
+    UNROLL
+    for (int j = 0; j < classes; j++) e[j] = x[j] = V(LOAD_REAL)(z + j * V(W));
+    V(exp_values)(classes, e, s, tempered);
+    UNROLL
+    for (int j = 0; j < classes; j++) {
+        if (exact) e[j] = V(without_max)(e[j], V(eq)(x[j], m), count);
+        else V(STORE_REAL)(z + j * V(W), e[j]);
+    }
+}
+/* The classes [from, to) for one vector of rows, class j to lane j mod V(LANES). */
+INLINE void FN(tile_add)(REAL *z, size_t from, size_t to, V(t) m, V(shift) s, const int tempered, const int exact,
+                         V(t) *count, V(t) *sum, V(t) *low) {
+    size_t j = from;
+    V(t) e[V(SIDE)];
+    for (; j + V(SIDE) <= to; j += V(SIDE)) {
+        FN(tile_terms)(V(SIDE), z + j * V(W), e, m, s, tempered, exact, count);
+        UNROLL
+        for (size_t v = 0; v < V(SIDE); v++) V(sum_one)(&sum[(j + v) % V(LANES)], &low[(j + v) % V(LANES)], e[v]);
+    }
+    for (; j < to; j++) {
+        FN(tile_terms)(1, z + j * V(W), e, m, s, tempered, exact, count);
+        V(sum_one)(&sum[j % V(LANES)], &low[j % V(LANES)], e[0]);
+    }
 }
 
 /* Sums of one vector of rows, W of each: hi and lo.  Each lane gets what it gets in the row kernel, in the same order.
@@ -28,17 +49,18 @@ INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int temper
     for (int l = 0; l < V(LANES); l++)
         for (int p = 0; p < V(PARTS); p++) wide[l][p] = v64_zero();
     if (n <= 16) {
-        for (size_t j = 0; j < n; j++) v32_widen(FN(tile_term)(z + j * V(W), m, s, tempered, exact, count), wide[j]);
+        for (size_t j = 0; j < n; j++) {
+            V(t) e;
+            FN(tile_terms)(1, z + j * V(W), &e, m, s, tempered, exact, count);
+            v32_widen(e, wide[j]);
+        }
     } else {
-        for (size_t j = 0; j < n;) {
-            const size_t end = n - j < CSM_FLUSH ? n : j + CSM_FLUSH;
+        for (size_t j = 0; j < n; j += CSM_FLUSH) {
             for (int l = 0; l < V(LANES); l++) {
                 sum[l] = V(set)(EXP_SUM_START);
                 low[l] = V(zero)();
             }
-            for (; j < end; j++)
-                V(sum_one)(&sum[j % V(LANES)], &low[j % V(LANES)],
-                           FN(tile_term)(z + j * V(W), m, s, tempered, exact, count));
+            FN(tile_add)(z, j, n - j < CSM_FLUSH ? n : j + CSM_FLUSH, m, s, tempered, exact, count, sum, low);
             for (int l = 0; l < V(LANES); l++) V(sum_wide)(wide[l], sum[l], low[l]);
         }
     }
@@ -53,8 +75,7 @@ INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int temper
         sum[l] = V(set)(EXP_SUM_START);
         low[l] = V(zero)();
     }
-    for (size_t j = 0; j < n; j++)
-        V(sum_one)(&sum[j % V(LANES)], &low[j % V(LANES)], FN(tile_term)(z + j * V(W), m, s, tempered, exact, count));
+    FN(tile_add)(z, 0, n, m, s, tempered, exact, count, sum, low);
     for (int l = 0; l < V(LANES); l++) sum[l] = v64_sub(sum[l], v64_set(EXP_SUM_START));
     v64_t tail = v64_add(v64_add(v64_add(low[0], low[4]), v64_add(low[2], low[6])),
                          v64_add(v64_add(low[1], low[5]), v64_add(low[3], low[7])));

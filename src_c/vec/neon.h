@@ -7,6 +7,7 @@
 #include "half.h"
 
 enum { v32_W = 4, v64_W = 2 };
+enum { v32_SIDE = 4, v64_SIDE = 4 }; /* vectors whose exp is computed side by side */
 
 typedef float32x4_t v32_t;
 typedef uint32x4_t v32_mask;

@@ -9,6 +9,7 @@
 #include "half.h"
 
 enum { v32_W = 1, v64_W = 1 };
+enum { v32_SIDE = 1, v64_SIDE = 1 }; /* vectors whose exp is computed side by side */
 
 typedef float v32_t;
 typedef int v32_mask;
