@@ -93,6 +93,11 @@ INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, cons
 #undef READ
 #undef COUNT
 }
+/* One copy for what is seldom: the ends of long rows, and rows with infinities. */
+static NOINLINE void FN(loss_far_rest)(FN(loss_far_sums) * s, const T *x, V(t) ref, const csm_loss_terms *terms,
+                                       size_t i, size_t left, int exact) {
+    FN(loss_far_group)(s, x, ref, terms, i, left, 0, 1, exact);
+}
 INLINE double FN(loss_both)(const V(dot) *q, const V(dot) *one, const csm_loss_terms *terms) {
     double hi, lo, sum = 0;
     if (terms->q && terms->soft != 0) {
@@ -120,7 +125,10 @@ INLINE void FN(loss_far)(const T *x, size_t k, const csm_temperature *t, const c
             for (size_t at = 0; at < 64; at += 64 / sizeof(REAL)) PREFETCH((const REAL *)terms->q + k + i + at);
         FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
     }
-    for (; i < k; i += 64) FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, with_mass, exact);
+    for (; i < k; i += 64) {
+        if (with_mass) FN(loss_far_rest)(&s, x, ref, terms, i, k - i, exact);
+        else FN(loss_far_group)(&s, x, ref, terms, i, k - i, 0, 0, 0);
+    }
     if (exact) {
         double hi, lo;
         V(dot_total)(&s.far_1, &hi, &lo);
