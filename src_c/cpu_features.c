@@ -18,10 +18,12 @@ static uint64_t xgetbv(void) {
 unsigned csm_cpu_features(void) {
     unsigned r[4], features = 0;
     cpuid(0, 0, r);
+    const int is_amd = r[1] == 0x68747541 && r[3] == 0x69746e65 && r[2] == 0x444d4163; /* AuthenticAMD */
     if (r[0] < 7) return 0;
     cpuid(1, 0, r);
+    if (is_amd && (r[0] >> 8 & 15) + (r[0] >> 20 & 255) == 0x19) features |= CSM_CPU_FETCHES; /* Zen 3 and 4 */
     const unsigned need = 1u << 12 /* FMA */ | 1u << 27 /* OSXSAVE */ | 1u << 28 /* AVX */ | 1u << 29; /* F16C */
-    if ((r[2] & need) != need) return 0;
+    if ((r[2] & need) != need) return features;
     uint64_t state = xgetbv(); /* which registers the system saves */
     cpuid(7, 0, r);
     if ((state & 0x6) == 0x6 && (r[1] & 1u << 5)) features |= CSM_CPU_AVX2;

@@ -37,6 +37,17 @@ const csm_table *csm_current_table(void) {
     return table;
 }
 
+/* Asked once: in a virtual machine CPUID takes longer than a small call. */
+int csm_fetches_rows(void) {
+    static atomic_int known; /* 0: not yet */
+    int answer = atomic_load_explicit(&known, memory_order_relaxed);
+    if (!answer) {
+        answer = csm_cpu_features() & CSM_CPU_FETCHES ? 1 : -1;
+        atomic_store_explicit(&known, answer, memory_order_relaxed);
+    }
+    return answer > 0;
+}
+
 const char *csm_isa(void) { return csm_current_table()->name; }
 int csm_isa_built(const char *name) {
     const isa *i = find(name);

@@ -160,7 +160,8 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
                             .y_step = csm_last_stride(&c->shape, &c->y),
                             .rows = count,
                             .n = c->shape.n,
-                            .temperature = &c->scales.ordinary};
+                            .temperature = &c->scales.ordinary,
+                            .fetches = csm_fetches_rows()};
         if (c->itemsize != c->wide_size && c->op == CSM_OP_softmax && !(job.scratch = scratch(w, thread)))
             return CSM_NO_MEMORY;
         csm_status status = run_rows(w, job, thread, NULL);

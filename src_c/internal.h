@@ -140,6 +140,9 @@ csm_status csm_row_split(csm_call *, const csm_one_row *, csm_row_scratch *each)
 /* The transformation that row.c describes, of one block in the compute type. */
 void csm_transform(const csm_call *, void *wide, size_t k, double max);
 
+/* dispatch.c */
+int csm_fetches_rows(void); /* CSM_CPU_FETCHES */
+
 /* topk.c */
 size_t csm_select_size(size_t n, size_t k, size_t wide_size);
 csm_select csm_select_at(char *memory, size_t n, size_t k, size_t wide_size);

@@ -27,7 +27,8 @@
     X(avx2, CSM_CPU_AVX2) \
     X(avx512, CSM_CPU_AVX2 | CSM_CPU_AVX512)
 
-enum { CSM_CPU_NEON = 1, CSM_CPU_AVX2 = 2, CSM_CPU_AVX512 = 4 };
+/* No unit needs the last: rows come to the CPU best when it is not told of them ahead (csm_rows_job). */
+enum { CSM_CPU_NEON = 1, CSM_CPU_AVX2 = 2, CSM_CPU_AVX512 = 4, CSM_CPU_FETCHES = 8 };
 unsigned csm_cpu_features(void);
 
 #define CSM_OP_ENUM(name, binary, keeps) CSM_OP_##name,
@@ -86,6 +87,7 @@ typedef struct csm_rows_job {
     size_t rows, n;
     const csm_temperature *temperature;
     void *scratch; /* CSM_BLOCK elements of the compute type */
+    int fetches;   /* CSM_CPU_FETCHES */
 } csm_rows_job;
 
 /* A tile of neighbouring rows that lie side by side: the softmax axis strided, the rows contiguous across. */

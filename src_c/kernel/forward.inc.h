@@ -348,6 +348,8 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
     if (job->n <= 16) return FN(small_rows)(job, CSM_OP_softmax);
     double max = 0; /* of the next row: sought while the scalars of this one are on their way */
     int is_known = 0;
+    /* On Zen 4 (4096, 1000) takes 15 % longer with both, (4096, 4000) 12 % with the second. */
+    const int tells = !job->fetches || job->n > EARLY_MAX, tells_of_y = !job->fetches;
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
         T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
@@ -357,7 +359,8 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         csm_row row;
         block.max = is_known ? max : FN(max)(x, job->n);
         if (!csm_ordinary(t, block.max)) return i;
-        FN(exp_store)(x, e, job->n, t, &block, &last, (const char *)x + job->a_step, (const char *)y + job->y_step);
+        FN(exp_store)(x, e, job->n, t, &block, &last, tells ? (const char *)x + job->a_step : NULL,
+                      tells_of_y ? (const char *)y + job->y_step : NULL);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
         is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
         if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
