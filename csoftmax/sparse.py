@@ -537,7 +537,7 @@ def sample(
     Returns
     -------
     ndarray of int64, or a scalar for one row and no size
-        Of the shape of the rows, then `size`.
+        Of the shape of the rows, then `size`. Of CuPy logits a CuPy array.
 
     Raises
     ------

@@ -21,7 +21,7 @@ unsigned csm_cpu_features(void) {
     const int is_amd = r[1] == 0x68747541 && r[3] == 0x69746e65 && r[2] == 0x444d4163; /* AuthenticAMD */
     if (r[0] < 7) return 0;
     cpuid(1, 0, r);
-    if (is_amd && (r[0] >> 8 & 15) + (r[0] >> 20 & 255) == 0x19) features |= CSM_CPU_FETCHES; /* Zen 3 and 4 */
+    if (is_amd && (r[0] >> 8 & 15) + (r[0] >> 20 & 255) == 0x19) features |= CSM_CPU_FETCHES; /* Zen 4, and 3 */
     const unsigned need = 1u << 12 /* FMA */ | 1u << 27 /* OSXSAVE */ | 1u << 28 /* AVX */ | 1u << 29; /* F16C */
     if ((r[2] & need) != need) return features;
     uint64_t state = xgetbv(); /* which registers the system saves */

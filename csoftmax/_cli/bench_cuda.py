@@ -1,8 +1,8 @@
 """``python -m csoftmax bench --device cuda``: bandwidth beside a copy on the device, CuPy and PyTorch.
 
 Contenders take turns; each turn is timed by two events around enough calls to last 2 ms, so that launches overlap as
-they do in use.  GB/s counts one read and one write of the logits (of top-k one read), the least that anyone can do; "of
-copy" is that of a copy from device memory to device memory in the same round.
+they do in use.  GB/s counts one read and one write of the logits (for top-k one read), the least that anyone can do;
+"of copy" is the share of the GB/s of a copy from device memory to device memory in the same round.
 """
 
 import json
@@ -113,12 +113,15 @@ def measure(cupy, op, shape, dtype, rounds):
         for name, call in calls.items():
             times[name].append(seconds(cupy, call, numbers[name]))
     times = {name: np.array(t) for name, t in times.items()}
-    traffic = (1 if op == "topk" else 2) * int(np.prod(shape)) * np.dtype(dtype).itemsize
+    size = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    traffic = {name: size if op == "topk" and name != "copy" else 2 * size for name in calls}
     return {
         "shape": list(shape),
-        "gb_per_s": {name: float(traffic / np.median(t) / 1e9) for name, t in times.items()},
+        "gb_per_s": {name: float(traffic[name] / np.median(t) / 1e9) for name, t in times.items()},
         "faster_than": {
-            name: float(np.median(t / times["csoftmax"])) for name, t in times.items() if name != "csoftmax"
+            name: float(np.median(t / times["csoftmax"])) * traffic["csoftmax"] / traffic[name]
+            for name, t in times.items()
+            if name != "csoftmax"
         },
     }
 

@@ -1,7 +1,7 @@
 """The CUDA backend: kernels compiled when they are first needed, launched through CuPy on its current stream.
 
 CuPy is imported by the first call that needs it.  NVRTC compiles without flush-to-zero and without contraction, which
-CuPy's own compilation would not do; machine code is kept in CuPy's cache folder.  Nothing here synchronises.
+CuPy's own compilation would not do; machine code is kept in CuPy's cache folder.  Only run_sample synchronises.
 
 A launch rule (`Launch`, `launch_*`) chooses kernel, threads and shared memory from the length of a row and the
 device alone: a row's bits do not depend on how many others there are.
@@ -184,7 +184,7 @@ class Launch:
         itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
         self.blocks, self.each, self.staged = -(-n // BLOCK), 1, 0
         most = _most_warps(wide)
-        apart = 32 if wide == 8 and op in ("log_softmax", "logsumexp") else 0  # SEGMENT of softmax.cu
+        apart = 32 if wide == 8 and op in ("log_softmax", "logsumexp") else 0  # SEGMENT of forward.cuh
         block = (room(min(n, BLOCK), itemsize) * inputs + apart) * wide
         whole = -(-self.blocks * (BLOCK_BYTES + (12 if inputs == 1 else 0)) // 16) * 16 + self.blocks * block
         if n <= teams[wide == 8]:
@@ -450,8 +450,9 @@ def run_sample(dtype, x, uniform, temperature, top_k, top_p, min_p):
 
     rows, n = x.shape
     device, size = x.device.id, uniform.shape[1]
-    top_k = np.full(rows, n) if top_k is None else np.minimum(top_k, n)
-    top_k = np.where(temperature == 0, 1, top_k)
+    temperature = np.ones(rows) if temperature is None else temperature
+    top_k = np.full(rows, n, np.int64) if top_k is None else np.minimum(top_k, n)
+    top_k = np.where(temperature == 0, np.int64(1), top_k)
     top_p = np.ones(rows) if top_p is None else top_p
     states, indices = np.empty(rows, np.int32), cupy.empty((rows, size), np.int64)
     selects = (top_k < n) | (top_p < 1)

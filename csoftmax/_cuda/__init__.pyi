@@ -98,7 +98,7 @@ def run_sample(
     dtype: int,
     x: Any,
     uniform: np.ndarray,
-    temperature: np.ndarray,
+    temperature: np.ndarray | None,
     top_k: np.ndarray | None,
     top_p: np.ndarray | None,
     min_p: np.ndarray | None,

@@ -5,9 +5,10 @@
  *   draw      a warp for each block again, which computes the draws that land in it
  *   chosen    a warp for each row, from its largest logits in falling order (topk.cu): top-k, top-p, min-p
  *
- * A draw walks through running sums in double, which have the order of the classes: one thread adds a block up, and leaves
+ * A draw walks through running sums in double, which have the order of the classes: one thread adds a block up, leaving
  * a mark every APART elements, from where the threads walk on to their draws.
- * Reads of each element: one, twice with min-p, and once more for blocks in which draws land; with top-k what topk.cu reads.
+ * Reads of each element: one, two with min-p or where exp does not take a row as it is, one more for blocks in which draws
+ * land.  With top-k those of topk.cu, with top-p alone one more; again, sorted by a library, where 1024 are too few.
  * NaN, +inf or nothing but -inf: no mass; the row's state says so.  Time: not measured on hardware yet.
  */
 #define LOADS 8
@@ -88,8 +89,8 @@ INLINE void masses(REAL *s, const T *from, int k, double least, const base &row,
     __syncwarp();
 }
 
-/* The sum of k masses from the first to the last, and what is needed to look for draws in it: the sum before every APART
- * elements, and the last mass that adds to it. */
+/* The sum of k masses from the first to the last, and what is needed to look for draws in it: the sum before every
+ * APART elements, and the last mass that adds to it. */
 struct trail {
     double before[MARKS];
     double sum;

@@ -9,8 +9,8 @@
 #include "scalars.h"
 
 enum {
-    LINES = 512,
-    LINES_IN_PLACE = 2048, /* shortest rows whose passes begin at a cache line; which load what they store */
+    LINES = 512, /* shortest row whose passes begin at a cache line ... */
+    LINES_IN_PLACE = 2048, /* ... where they load what has just been stored, across other vectors */
     EARLY_MAX = 2048, /* longest row that finds the next one's maximum: of floats, both and the result take 24 KB */
     TOGETHER = 1024, /* longest row whose tail is found together with others' ... */
     LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */

@@ -219,7 +219,8 @@ INLINE void FN(loss_write)(const REAL *e, T *y, size_t k, const csm_block *block
     if (row->plain && !terms && d >= -8) {
         const double up = csm_pow2(d);
         const V(t) f = V(set)(row->f * up), f_low = V(set)(row->f_low * up);
-        if (!scratch && (i = FN(head)(y, k)) > 0) STORE_PART(y, i, V(scaled)(V(LOAD_PART_REAL)(e, i, f), f, f_low));
+        if (!scratch && k >= LINES_IN_PLACE && (i = FN(head)(y, k)) > 0)
+            STORE_PART(y, i, V(scaled)(V(LOAD_PART_REAL)(e, i, f), f, f_low));
         for (; i + 2 * V(W) <= k; i += 2 * V(W)) {
             STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), f, f_low));
             STORE(y + i + V(W), V(scaled)(V(LOAD_REAL)(e + i + V(W)), f, f_low));

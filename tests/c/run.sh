@@ -12,7 +12,7 @@
 #   valgrind  memcheck: nothing depends on uninitialised memory
 #   long      every case of native and simde, more of neon and asan, valgrind, exp-all
 #
-# CSM_EVERY=K takes every K-th case of native; CSM_BUILD is the build directory (default: temporary), and a program that is
+# CSM_EVERY=K takes every K-th case of native; CSM_BUILD is the build directory (default: temporary): a program that is
 # there already is not built again.
 # A part whose tools are missing fails, and says which.
 set -eu -o pipefail

@@ -785,7 +785,7 @@ static void test_shares(void) {
 
 /* The maximum is that of the numbers: NaN is dropped, also before the first cache line, and nothing else with it. */
 static void test_maximum(void) {
-    static const size_t lengths[] = {5, 40, 2047, 2048, 4099}, offsets[] = {0, 1, 3, 4, 8};
+    static const size_t lengths[] = {5, 40, 511, 512, 2048, 4099}, offsets[] = {0, 1, 3, 4, 8};
     _Alignas(64) static char memory[(4099 + 8) * 8];
     for (int i = 0; i < isa_count; i++)
         for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++)
