@@ -1,4 +1,4 @@
-"""What alpha-entmax and its loss are, by bisection in mpmath, and rows to try them on."""
+"""What alpha-entmax and its loss are, by Newton's method and bisection in mpmath, and rows to try them on."""
 
 import mpmath
 import numpy as np
@@ -10,17 +10,25 @@ def numbers(x):
 
 
 def exact(x, alpha):
-    """Probabilities as mpmath numbers: bisection of the sum, 200 bits."""
+    """Probabilities as mpmath numbers: the root of their sum less 1, between bounds, 200 bits."""
     with mpmath.workprec(200):
         scale = mpmath.mpf(alpha) - 1
         z = [scale * v for v in numbers(x)]
         top = max(z)
         low, high = mpmath.mpf(0), mpmath.mpf(1)  # of c: u = z - top + c
-        for _ in range(190):
-            c = (low + high) / 2
-            total = sum((v - top + c) ** (1 / scale) for v in z if v - top + c > 0)
-            low, high = (low, c) if total >= 1 else (c, high)
-        return [(v - top + high) ** (1 / scale) if v - top + high > 0 else mpmath.mpf(0) for v in z]
+        c, power = (low + high) / 2, 1 / scale
+        for _ in range(1000):
+            parts = [(v - top + c, (v - top + c) ** power) for v in z if v - top + c > 0]
+            rest, slope = sum(p for _, p in parts) - 1, power * sum(p / u for u, p in parts)
+            low, high = (low, c) if rest >= 0 else (c, high)
+            before, c = c, c - rest / slope
+            if abs(c - before) <= mpmath.mpf(2) ** -190:
+                break
+            if not low < c < high:
+                c = (low + high) / 2
+        else:
+            raise AssertionError("no root")
+        return [(v - top + c) ** power if v - top + c > 0 else mpmath.mpf(0) for v in z]
 
 
 def exact_loss(x, q, alpha):
