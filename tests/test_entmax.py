@@ -1,4 +1,4 @@
-"""sparsemax, alpha-entmax, gradient and Fenchel-Young loss: against bisection in mpmath and their definitions."""
+"""sparsemax, alpha-entmax, gradient and Fenchel-Young loss: against a root in mpmath and their definitions."""
 
 import mpmath
 import numpy as np
