@@ -320,6 +320,15 @@ def test_offsets_of_rows_are_64_bits(gpu, n):
     assert not y.view(np.ndarray)[0].any()
 
 
+def test_a_row_of_more_than_ten_million(gpu):
+    x = logits((10_000_019,), "float32")
+    x[[0, 4_999_999, -1]] = 30, -np.inf, 31
+    there = gpu.cupy.asarray(x)
+    with model_options(races=False):
+        for function in (csoftmax.softmax, csoftmax.logsumexp):
+            assert_same_bits(function(there).get(), np.asarray(function(x)), function.__name__)
+
+
 # Cross-entropy
 
 
