@@ -9,6 +9,8 @@
  * a mark every APART elements, from where the threads walk on to their draws.
  * Reads of each element: one, two with min-p or where exp does not take a row as it is, one more for blocks in which draws
  * land.  With top-k those of topk.cu, with top-p alone one more; again, sorted by a library, where 1024 are too few.
+ * Masses: e' of softmax.  Sums: of blocks in the lanes of sum.inc.h, all others in double, from the first to the last.
+ * Error: draws are the CPU's (tests/test_cuda.py), because the sums are.
  * NaN, +inf or nothing but -inf: no mass; the row's state says so.  Time: not measured on hardware yet.
  */
 #define LOADS 8
