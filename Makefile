@@ -24,6 +24,7 @@ lint:  ## ruff, clang-format, cython-lint
 	ruff check .
 	ruff format --check .
 	clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
+	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format leaves comments as they are
 	cython-lint csoftmax/*.pyx csoftmax/*.pxd tests/embed/*.pyx
 
 format:  ## rewrite Python and C in the project's style

@@ -76,8 +76,8 @@ typedef struct csm_call {
     size_t scratch_each;             /* bytes a thread */
 } csm_call;
 
-/* Shape and views of a call in normal form.  to: where view i goes, NULL: it is not used; given[i] NULL: the row's index
- * in C order.  rows: how many. */
+/* Shape and views of a call in normal form.  to: where view i goes, NULL: it is not used; given[i] NULL: the row's
+ * index in C order.  rows: how many. */
 csm_status csm_lay_out(csm_call *, const csm_shape *, const csm_view *const *given, csm_view *const *to, int count,
                        size_t *rows);
 /* dtype and table of a call, and the sizes that follow. */

@@ -151,9 +151,9 @@ static size_t piece_of_share(size_t units, size_t piece) {
 /* Where Linux does not know which CPUs share a cache, as in many virtual machines, it may wake a worker on the CPU of
  * the thread that calls it, though others are idle.  The two would wait for each other for milliseconds: each spins in
  * turn in the barrier at the region's end until a clock interrupt.  So those who have work give way to those who have
- * not been in yet, and a worker that finds itself on the caller's CPU goes elsewhere: it is forbidden that CPU and, once
- * it has been moved, allowed all of them again.  Only where it was allowed all of them before, which then says the same,
- * whatever CPUs come later; and not under a system call filter, which may end the process for asking. */
+ * not been in yet, and a worker that finds itself on the caller's CPU goes elsewhere: it is forbidden that CPU and,
+ * once it has been moved, allowed all of them again.  Only where it was allowed all of them before, which then says the
+ * same, whatever CPUs come later; and not under a system call filter, which may end the process for asking. */
 static int this_cpu(void) {
 #ifdef __linux__
     return sched_getcpu();

@@ -53,8 +53,8 @@ typedef struct csm_temperature {
     double reference_limit;       /* the reference maximum of a block is clamped to this */
 } csm_temperature;
 
-/* A call's temperature: constants for rows as they are, and for rows that row.c transforms (x less the maximum or not, times
- * scale1 and scale2) first. */
+/* A call's temperature: constants for rows as they are, and for rows that row.c transforms (x less the maximum or not,
+ * times scale1 and scale2) first. */
 typedef struct csm_scales {
     double temperature, scale1, scale2;
     csm_temperature ordinary, transformed;
@@ -196,8 +196,8 @@ typedef struct csm_loss_kernels {
 } csm_loss_kernels;
 
 /* The k largest or smallest of a row.  Scratch of the selection: candidates and their indices, twice, and block maxima
- * (or, if dense, the row) in the compute type.  Every CSM_SELECT_GROUP elements from the start of the row have one block
- * maximum, +inf if there is NaN, and these stay. */
+ * (or, if dense, the row) in the compute type.  Every CSM_SELECT_GROUP elements from the start of the row have one
+ * block maximum, +inf if there is NaN, and these stay. */
 typedef struct csm_select {
     void *key, *spare_key;
     int64_t *index, *spare_index;
@@ -215,8 +215,8 @@ typedef struct csm_entmax {
     int single; /* the result is float or less: no pairs but near alpha = 1 */
     double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
 } csm_entmax;
-/* Scratch and result for a row: what survives the filter (z as a pair; capacity each, a multiple of 8), then the support
- * in the order of its indices: probabilities p, u = p^scale.  c = 1 + t + t_low, where p < 1 c = t + t_low. */
+/* Scratch and result for a row: what survives the filter (z as a pair; capacity each, a multiple of 8), then the
+ * support in the order of its indices: probabilities p, u = p^scale.  c = 1 + t + t_low, where p < 1 c = t + t_low. */
 typedef struct csm_support {
     double *z, *z_low, *p, *u;
     size_t *index;

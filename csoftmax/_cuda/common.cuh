@@ -1,8 +1,8 @@
-/* What the CUDA kernels share: the storage type that a module is compiled for (-DSTORAGE_f32, _f64, _f16 or _bf16), copies
- * between global and shared memory, sums in the lanes of the CPU's specification.
+/* What the CUDA kernels share: the storage type that a module is compiled for (-DSTORAGE_f32, _f64, _f16 or _bf16),
+ * copies between global and shared memory, sums in the lanes of the CPU's specification.
  *
- * exp, the row constants and what is done to an element come from the core's own headers with its scalar vocabulary, and
- * the sums run over the same lanes in the same order: results have the bits of the CPU.  Compiled with -fmad=false
+ * exp, the row constants and what is done to an element come from the core's own headers with its scalar vocabulary,
+ * and the sums run over the same lanes in the same order: results have the bits of the CPU.  Compiled with -fmad=false
  * (products and sums are fused only where the source says fma) and without flush-to-zero.
  *
  * A row lies in shared memory while it is worked on: one read and one write of each element, whatever its alignment.

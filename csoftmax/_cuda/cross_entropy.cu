@@ -1,19 +1,21 @@
-/* Cross-entropy and its gradient for contiguous rows, with the options of src_c/kernel/cross_entropy.inc.h and its bits.
+/* Cross-entropy and its gradient for contiguous rows, with the options and bits of
+ * src_c/kernel/cross_entropy.inc.h.
  *
  *   labels   of every row: checked, the term that it adds to the mean's divisor; soft labels: their masses
  *   divide   the divisor, before any gradient; constants that follow from it
  *   rows     a thread block for each row, warps for its blocks of CSM_BLOCK.  The gradient may overwrite the logits.  A
- *            warp holds one block: rows with more blocks than warps are read once more for each pass, and their sums are
- *            begun before the maximum of the row is known: again for rows that turn out to need transforming
+ *            warp holds one block: rows with more blocks than warps are read once more for each pass, and their sums
+ *            are begun before the maximum of the row is known: again for rows that turn out to need transforming
  *   reduce   row losses to their sum or mean, in a tree over their order
  *
- * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: it could
- * only raise an exception if the host waited.  Ignored rows are not read.
- * Reads and writes of each element: one and one; rows that shared memory does not hold: two and one (clip_norm, and rows
- * to transform: one read more each).
- * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double); row
- * constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient.
- * Formulas: registry.h.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.  Time: not measured on hardware yet.
+ * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: it
+ * could only raise an exception if the host waited.  Ignored rows are not read.
+ * Reads and writes of each element: one and one; rows that shared memory does not hold: two and one (clip_norm, and
+ * rows to transform: one read more each).
+ * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);
+ * row constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and
+ * gradient.
+ * Formulas: registry.h.  Error: the CPU's (ACCURACY.md), because the bits are.  Time: not measured on hardware yet.
  */
 #define LOADS 4
 #include "forward.cuh"
@@ -235,8 +237,8 @@ static __device__ void fill_row(T *to, long long n, REAL x) {
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-/* blockDim.x / WARP: how many blocks of a row are in shared memory at a time.  stats: room for the blocks of gridDim.x rows, or
- * NULL: shared memory has it. */
+/* blockDim.x / WARP: how many blocks of a row are in shared memory at a time.  stats: room for the blocks of gridDim.x
+ * rows, or NULL: shared memory has it. */
 extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
          const double *__restrict__ masses, const REAL *__restrict__ w, const double *__restrict__ weight,

@@ -1,18 +1,19 @@
-/* alpha-entmax of contiguous rows and its gradient, with the CPU's bits: src_c/kernel/entmax_solve.h finds the threshold.
+/* alpha-entmax of contiguous rows and its gradient, with the CPU's bits: the threshold is that of
+ * src_c/kernel/entmax_solve.h.
  *
  *   forward   a thread block for each row: its maximum; the numbers that can have probability, in the order of their
- *             indices (src_c/kernel/entmax.inc.h), to shared memory, or, where they are many, to `elsewhere`; the solver, in
- *             one thread, because its sums have an order; zeros, and what is left of the numbers
- *   rows      the same for the loss, in one thread (src_c/kernel/entmax_loss.h), and its gradient, which may overwrite x
- *   backward  a thread block for each row: the elements with y > 0, a part of the row at a time; their sums, as pairs, in
- *             one thread; the row once more
+ *             indices (src_c/kernel/entmax.inc.h), to shared memory, or, where they are many, to `elsewhere`; the
+ *             solver, in one thread, because its sums have an order; zeros, and what is left of the numbers
+ *   rows      the same for the loss, in one thread (src_c/kernel/entmax_loss.h), and its gradient, which may be x
+ *   backward  a thread block for each row: the elements with y > 0, a part of the row at a time; their sums, as pairs,
+ *             in one thread; the row once more
  *
- * Reads and writes of each element: one and one (of what has probability one write more); rows that shared memory does not
- * hold: two reads, three where more than FEW survive (tests/test_cuda.py counts them).
+ * Reads and writes of each element: one and one (of what has probability one write more); rows that shared memory does
+ * not hold: two reads, three where more than FEW survive (tests/test_cuda.py counts them).
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
- * NaN, +inf or nothing but -inf: the whole row is NaN, as on the CPU; a row of which a mask leaves nothing is zeros, and
- * its loss NaN; a label that is no class makes its row and its loss NaN.
- * Time: some ns for each survivor and step of the solver; other rows' blocks go on meanwhile.  Not measured on hardware yet.
+ * NaN, +inf or nothing but -inf: the whole row is NaN, as on the CPU; a row of which a mask leaves nothing is zeros,
+ * and its loss NaN; a label that is no class makes its row and its loss NaN.
+ * Time: some ns for each survivor and step of the solver; other rows' blocks go on.  Not measured on hardware yet.
  */
 #define LOADS 4
 #define SIMD
@@ -31,8 +32,8 @@ struct shared_row {
 };
 static_assert(sizeof(shared_row) <= SHARED_BYTES, "room that the launch rules leave");
 
-/* put(i, number) for the i in [0, count) that are wanted, numbered in their order from `done` on; returns done and how many
- * there were.  All threads of the block call it. */
+/* put(i, number) for the i in [0, count) that are wanted, numbered in their order from `done` on; returns done and how
+ * many there were.  All threads of the block call it. */
 template <class Wanted, class Put>
 INLINE size_t number(int count, size_t done, size_t *counts, Wanted wanted, Put put) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -82,8 +83,8 @@ INLINE void fill(T *to, long long n, int part, double x) {
         store(to + begin, (int)(n - begin < part ? n - begin : part), all, threadIdx.x, blockDim.x);
 }
 
-/* The support and the probabilities of a row to shared->s.  elsewhere: five times `capacity` doubles for each block, where
- * capacity, at least n, is a multiple of 8; NULL: no row is longer than FEW. */
+/* The support and the probabilities of a row to shared->s.  elsewhere: five times `capacity` doubles for each block,
+ * where capacity, at least n, is a multiple of 8; NULL: no row is longer than FEW. */
 enum outcome { FOUND, NOTHING /* the mask leaves no element */, UNDEFINED };
 INLINE outcome find_support(const T *from, const uint8_t *mask, double *elsewhere, long long capacity, long long n,
                             int part, const csm_entmax &e) {
@@ -194,8 +195,8 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
     }
 }
 
-/* The losses of rows, and their gradients times factor to y, unless that is NULL.  labels: negative where they are no class;
- * or NULL: soft labels q, whose masses are NaN where one is bad. */
+/* The losses of rows, and their gradients times factor to y, unless that is NULL.  labels: negative where they are no
+ * class; or NULL: soft labels q, whose masses are NaN where one is bad. */
 extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
          const double *__restrict__ masses, double *losses, REAL *row_losses, double *elsewhere, long long capacity,

@@ -1,5 +1,5 @@
-/* The first pass over a block of logits that lies in shared memory: maximum, transformation of rows that exp's range reduction
- * does not take, e' and its sums.  Shared by softmax.cu and cross_entropy.cu.
+/* The first pass over a block of logits that lies in shared memory: maximum, transformation of rows that exp's range
+ * reduction does not take, e' and its sums.  Shared by softmax.cu and cross_entropy.cu.
  */
 #ifndef CSOFTMAX_FORWARD_CUH
 #define CSOFTMAX_FORWARD_CUH
@@ -29,9 +29,9 @@ INLINE void exp_again(REAL *s, int k, const csm_block &block, const csm_temperat
     __syncwarp();
 }
 
-/* Sums of e' of the k elements at s, at most CSM_BLOCK, by a group of `width` threads: a team, or a warp.  All of the warp
- * calls it.  exact: elements equal to the maximum are kept out of the sums and counted.  keep: e' stays at s; else, in double,
- * `apart` is room for SEGMENT numbers, because eight lanes are too few to compute exp as they add. */
+/* Sums of e' of the k elements at s, at most CSM_BLOCK, by a group of `width` threads: a team, or a warp.  All of the
+ * warp calls it.  exact: elements equal to the maximum are kept out of the sums and counted.  keep: e' stays at s;
+ * else, in double, `apart` is room for SEGMENT numbers, because eight lanes are too few to compute exp as they add. */
 template <int width, bool exact, bool keep>
 INLINE void add_up(REAL *s, REAL *apart, int k, double max, const csm_temperature &t, csm_block *block) {
     const int thread = threadIdx.x % width, lane = thread % TEAM, teams = width / TEAM, team = thread / TEAM;

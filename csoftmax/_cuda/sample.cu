@@ -7,9 +7,10 @@
  *
  * A draw walks through running sums in double, which have the order of the classes: one thread adds a block up, leaving
  * a mark every APART elements, from where the threads walk on to their draws.
- * Reads of each element: one, two with min-p or where exp does not take a row as it is, one more for blocks in which draws
- * land.  With top-k those of topk.cu, with top-p alone one more; again, sorted by a library, where 1024 are too few.
- * Masses: e' of softmax.  Sums: of blocks in the lanes of sum.inc.h, all others in double, from the first to the last.
+ * Reads of each element: one, two with min-p or where exp does not take a row as it is, one more for blocks in which
+ * draws land.  With top-k those of topk.cu, with top-p alone one more; again, sorted by a library, where 1024 are too
+ * few.
+ * Masses: e' of softmax.  Sums: of blocks in the lanes of sum.inc.h, all others in double, from first to last.
  * Error: draws are the CPU's (tests/test_cuda.py), because the sums are.
  * NaN, +inf or nothing but -inf: no mass; the row's state says so.  Time: not measured on hardware yet.
  */
@@ -153,8 +154,8 @@ INLINE bool lands(const place &p, double uniform, double *rest) {
 extern __shared__ __align__(16) unsigned char memory[];
 INLINE REAL *elements(const T *from) { return (REAL *)(void *)(memory + (sizeof(trail) + 15) / 16 * 16) + lead(from); }
 
-/* which: the temperature of each row.  known: NULL, or what the first call left, for rows that exp does not take as they
- * are: those are transformed, the rest is passed on. */
+/* which: the temperature of each row.  known: NULL, or what the first call left, for rows that exp does not take as
+ * they are: those are transformed, the rest is passed on. */
 extern "C" __global__ void __launch_bounds__(WARP, 1)
     sums(const T *x, const part *__restrict__ known, part *to, long long rows, long long n,
          const csm_scales *__restrict__ scales, const int *__restrict__ which) {

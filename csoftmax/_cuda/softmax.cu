@@ -1,16 +1,17 @@
-/* softmax, log_softmax or logsumexp (-DOP=CSM_OP_<name>) of contiguous rows: the formulas of src_c/kernel/forward.inc.h.
+/* softmax, log_softmax or logsumexp (-DOP=CSM_OP_<name>) of contiguous rows, as
+ * src_c/kernel/forward.inc.h has them.
  *
- *   teams    short rows: several for each warp, which copies them together; a team of as many threads as there are lanes
- *            computes a row
+ *   teams    short rows: several for each warp, which copies them together; a team of as many threads as there are
+ *            lanes computes a row
  *   whole    a thread block for each row, a warp for each of its blocks of CSM_BLOCK, all of it in shared memory
  *   blocks, combine, apply
- *            rows that shared memory cannot hold: a warp for each block, twice; between them one thread adds the blocks up
- *            in their order
+ *            rows that shared memory cannot hold: a warp for each block, twice; between them one thread adds the blocks
+ *            up in their order
  *
  * Reads and writes of each element: one and one; blocks + apply: two and one (tests/test_cuda.py counts them).
- * Accumulators: pairs of the compute type in 16 (double: 8) lanes, float lanes into double after 512 elements; row constants
- * in double.  NaN: the maximum drops it, the sum keeps it, the whole row becomes the canonical NaN; rows of infinities, of
- * nothing, or beyond exp's range reduction are transformed or filled as row.c does it.
+ * Accumulators: pairs of the compute type in 16 (double: 8) lanes, float lanes into double after 512 elements; row
+ * constants in double.  NaN: the maximum drops it, the sum keeps it, the whole row becomes the canonical NaN; rows of
+ * infinities, of nothing, or beyond exp's range reduction are transformed or filled as row.c does it.
  * Error: the CPU's (ACCURACY.md), because the bits are the CPU's.  Time: not measured on hardware yet.
  */
 #define LOADS 8

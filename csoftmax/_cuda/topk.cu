@@ -1,15 +1,15 @@
-/* The k largest (smallest) of contiguous rows, in the total order of src_c/kernel/select.inc.h, so with the CPU's results:
- * NaN is the greatest, -0 equals +0, of equal elements the one with the lowest index comes first.
+/* The k largest (smallest) of contiguous rows, in the total order of src_c/kernel/select.inc.h, so with the CPU's
+ * results: NaN is the greatest, -0 equals +0, of equal elements the one with the lowest index comes first.
  *
- *   choose   a thread block for each piece of a row, which lies in shared memory as integer keys: the k-th largest key, four
- *            bits at a time; what reaches it, in the order of the indices; the best first by counting what comes before
- *            each.  A row of several pieces leaves k candidates of each, which are selected from in turn
+ *   choose   a thread block for each piece of a row, which lies in shared memory as integer keys: the k-th largest key,
+ *            four bits at a time; what reaches it, in the order of the indices; the best first by counting what comes
+ *            before each.  A row of several pieces leaves k candidates of each, which are selected from in turn
  *   keys     for many more: integers that a library sorts
  *   gather   elements at indices
  *
- * Reads of each element: one, wherever a row is cut (tests/test_cuda.py counts them), and k more.  Nothing is computed, so
- * nothing is rounded.  Time: (bits of a key) / 4 passes over shared memory, k^2 comparisons a row, sorted; not measured on
- * hardware yet.
+ * Reads of each element: one, wherever a row is cut (tests/test_cuda.py counts them), and k more.  Nothing is computed,
+ * so nothing is rounded.  Time: (bits of a key) / 4 passes over shared memory, k^2 comparisons a row, sorted; not
+ * measured on hardware yet.
  */
 #define LOADS 4
 #define SIMD
@@ -20,7 +20,7 @@ typedef V(ukey) ukey;
 enum { DIGIT = 4, MOST_THREADS = 512, MOST_OF_A_PIECE = 65535 /* counts have 16 bits */ };
 INLINE ukey ordered_key(REAL x, int smallest) { return (ukey)V(key_of)(x, smallest) ^ (ukey)KEY_LEAST; }
 
-/* How many keys have each digit, four counts in each number; the sums are those of all threads.  all: 4 for each warp. */
+/* How many keys have each digit, four counts in each number; the sums are those of all threads.  all: 4 a warp. */
 typedef unsigned long long four_counts;
 INLINE void count_digits(const ukey *keys, int count, ukey mask, ukey prefix, int shift, four_counts *all,
                          four_counts total[4]) {

@@ -1,6 +1,6 @@
-/* Gradients of softmax or log_softmax (-DOP=CSM_OP_<name>) for contiguous rows: kernels as in softmax.cu, with dy and y in
- * shared memory.  The dot product runs over the sixteen lanes of the specification, so only sixteen threads of a warp add;
- * the rest of the work is everyone's.
+/* Gradients of softmax or log_softmax (-DOP=CSM_OP_<name>) for contiguous rows: kernels as in softmax.cu, with dy and y
+ * in shared memory.  The dot product runs over the sixteen lanes of the specification, so only sixteen threads of a
+ * warp add; the rest of the work is everyone's.
  *
  * Formulas, passes over a block and what elements with y = 0 (log: -inf) and NaN give: src_c/kernel/vjp.inc.h.
  * Reads and writes of each element: two and one; blocks + apply: four and one (tests/test_cuda.py counts them).

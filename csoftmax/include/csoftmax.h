@@ -240,9 +240,9 @@ csm_status csm_entmax_loss_f16(const csm_shape *, const csm_view *x, const csm_v
 csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
                                 const csm_view *gradient, double *loss, const csm_entmax_options *);
 
-/* Draws from rows of logits: temperature, the top_k largest, the smallest set whose mass reaches top_p, what has at least
- * min_p times the largest probability; in this order, each on what the one before left, ties to the lowest index.  One
- * uniform number in [0, 1) a draw.  A row with NaN, +inf or nothing but -inf: CSM_NO_MASS. */
+/* Draws from rows of logits: temperature, the top_k largest, the smallest set whose mass reaches top_p, what has at
+ * least min_p times the largest probability; in this order, each on what the one before left, ties to the lowest index.
+ * One uniform number in [0, 1) a draw.  A row with NaN, +inf or nothing but -inf: CSM_NO_MASS. */
 typedef struct csm_sample_options {
     size_t size; /* sizeof(csm_sample_options) as the caller knew it */
     const csm_view *where; /* unsigned char; NULL: all elements take part */
@@ -268,8 +268,9 @@ csm_status csm_sample_f16(const csm_shape *, const csm_view *x, size_t draws, co
 csm_status csm_sample_bf16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
                            const csm_view *indices, const csm_sample_options *);
 
-/* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread alone: for hosts that deal the rows
- * of one call to threads of their own.  Steps: elements between two rows; y of a log-sum-exp has one element a row. */
+/* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread alone: for hosts that deal the
+ * rows of one call to threads of their own.  Steps: elements between two rows; y of a log-sum-exp: one element
+ * a row. */
 csm_status csm_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n, size_t begin,
                                 size_t end, double temperature);
 csm_status csm_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n, size_t begin,

@@ -6,10 +6,11 @@
  * scratch, longer ones in the gradient where it has the compute type; else it is computed twice.
  * The label's own gradient is computed in double from the sum of the others, and written last.
  * Sums: e' in the lanes of sum.inc.h; the weighted ones add four terms in the compute type, then in double (pairs for
- * float64).  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient; else -inf is a class of probability 0;
- * maxima beyond exp's range are left to row.c's transformation (cross_entropy.c).
+ * float64).  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient; else -inf is a class of probability
+ * 0; maxima beyond exp's range are left to row.c's transformation (cross_entropy.c).
  * Measured error (ACCURACY.md; loss, gradient in ULP): labels 1.5, 2.0 (float32), 2.1, 2.5 (float64), others to 2.8.
- * Time of softmax, gradient included, K = 1000: 1.25 times; with weights and smoothing 1.7, soft labels 1.9; K = 10: 2.1.
+ * Time of softmax, gradient included, K = 1000: 1.25 times; with weights and smoothing 1.7, soft labels 1.9;
+ * K = 10: 2.1.
  */
 #ifndef FN
 #error "cross_entropy.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -292,7 +293,7 @@ static double FN(loss_norm)(const void *x, const void *e, size_t k, const csm_te
     REAL own[CSM_BLOCK + 16];
     if (!e) {
         csm_block again = *block;
-        FN(exp_both)(x, own, k, t, &again, NULL, NULL, NULL);
+        FN(exp_store)(x, own, k, t, &again, NULL, NULL, NULL);
         e = own;
     }
     return FN(loss_squares)(e, k, block, row, terms, label);
@@ -303,7 +304,7 @@ static void FN(loss_pass2)(const void *x, const void *e, void *y, size_t k, cons
     REAL own[CSM_BLOCK + 16];
     if (!e) {
         csm_block again = *block;
-        FN(exp_both)(x, own, k, t, &again, NULL, NULL, NULL);
+        FN(exp_store)(x, own, k, t, &again, NULL, NULL, NULL);
         e = own;
     }
     FN(loss_write)(e, y, k, block, row, terms, 0);

@@ -1,5 +1,5 @@
-/* What is done to one element, or one vector of them, in the second passes: shared by the kernels of every storage type,
- * and by the CUDA kernels, which take these functions from here with the scalar vocabulary.
+/* What is done to one element, or one vector of them, in the second passes: shared by the kernels of every storage
+ * type, and by the CUDA kernels, which take these functions from here with the scalar vocabulary.
  */
 #ifndef V
 #error "element.inc.h needs V(name), the constants of the compute type and V(LOAD_REAL)"
@@ -12,8 +12,8 @@ INLINE V(t) V(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
 
 INLINE V(t) V(scaled)(V(t) e, V(t) r, V(t) r_low) { return V(fma)(e, r, V(mul)(e, r_low)); }
 
-/* What softmax multiplies e' of a block by, 2^d r, d the block's n less the row's: r as a pair, and before it `up`, which
- * takes the power of two where r 2^d could be subnormal (else 1). */
+/* What softmax multiplies e' of a block by, 2^d r, d the block's n less the row's: r as a pair, and before it `up`,
+ * which takes the power of two where r 2^d could be subnormal (else 1). */
 typedef struct V(scaling) {
     V(t) up, f, f_low;
     int plain; /* up is 1 */
@@ -73,8 +73,8 @@ typedef struct V(loss_constants) {
     V(t) f, f_low, shift, post, post_low, power1, power2, most, least, soft, flat;
 } V(loss_constants);
 
-/* e' of a block is relative to the block's n and gets 2^d, d <= 0: in the factor, or, from 2^-8 on, by itself, as far as
- * that is a normal number (then the gradient is subnormal, and the rest does no harm in the factor). */
+/* e' of a block is relative to the block's n and gets 2^d, d <= 0: in the factor, or, from 2^-8 on, by itself, as far
+ * as that is a normal number (then the gradient is subnormal, and the rest does no harm in the factor). */
 INLINE int V(loss_set)(const csm_block *block, const csm_loss_row *row, V(loss_constants) *c) {
     const double d = block->n - row->sums.n, least = 26 - EXP_EXPONENT_BIAS;
     const int folded = d >= -8;

@@ -1,5 +1,5 @@
-/* The Fenchel-Young loss of alpha-entmax of one row, from what the solver has left (Blondel, Martins & Niculae 2020), with
- * Omega(p) = sum (p^alpha - p) / (alpha (alpha - 1)):
+/* The Fenchel-Young loss of alpha-entmax of one row, from what the solver has left (Blondel, Martins & Niculae 2020),
+ * with Omega(p) = sum (p^alpha - p) / (alpha (alpha - 1)):
  *     L(x, q) = Omega*(x) + Omega(q) - <x, q>
  *             = sum over p_j > 0 of d(q_j, p_j), d the Bregman divergence of Omega,
  *               + sum over p_j = 0 of q_j [(ln_a q_j - 1) / alpha - v_j / a]
@@ -8,8 +8,8 @@
  * its digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
  *
  * Plain C in double, one thread a row, on the CPU and on CUDA; the terms are added in the order of the classes.
- * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; of a double 1.8 ULP, for alpha = 1.5,
- * where (sqrt q - sqrt p)^2 is of rounded roots, 15.4.  A row whose threshold is NaN has loss NaN.
+ * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; of a double 1.8 ULP, for alpha =
+ * 1.5, where (sqrt q - sqrt p)^2 is of rounded roots, 15.4.  A row whose threshold is NaN has loss NaN.
  */
 #ifndef CSM_ENTMAX_LOSS_H
 #define CSM_ENTMAX_LOSS_H

@@ -3,8 +3,8 @@
  * sparsemax, p = 1: Martins & Astudillo 2016).  Everything in double, on the unit's vectors; the last sums as pairs.
  *
  * p >= 1: Newton on the p-norm of u, sum^(1/p) = 1: convex, so that from c = 1, where the sum is at least 1, c falls to
- * the root; for p = 1 these are Michelot's steps (1986), for p = 2 four or five suffice.  c = 1 + t: near alpha = 1 t is
- * tiny, and u^p needs its digits.
+ * the root; for p = 1 these are Michelot's steps (1986), for p = 2 four or five suffice.  c = 1 + t: near alpha = 1 t
+ * is tiny, and u^p needs its digits.
  * p < 1: Newton, in a bracket, on the largest probability m = c^p, sum m (1 + z_i / c)^p = 1, whose slope is
  * sum (1 + z_i / c)^(p-1); c itself may be as small as count^-(alpha - 1).
  * The root is then improved with sums of pairs; the result sums to 1 within rounding, whatever its size.

@@ -36,9 +36,9 @@ static double FN(max)(const void *from, size_t k) {
 
 /* The second pass: e' of every element, their sums to block.  store: e' goes to e; a last vector that is not whole
  * goes to *last instead, where that is not NULL (loading it right after storing it in parts would stall).  exact:
- * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will be
- * read and written next, to prefetch meanwhile ((256, 50257) on AVX2: 0.42 ns an element without, 0.38 with the first,
- * 0.35 with both). */
+ * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will
+ * be read and written next, to prefetch meanwhile ((256, 50257) on AVX2: 0.42 ns an element without, 0.38 with the
+ * first, 0.35 with both). */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
                         const int store, const int exact, V(t) *last, const char *ahead, const char *ahead_to) {
     const double ref = csm_reference(block->max, t);
@@ -203,8 +203,8 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keep
     return job->rows;
 }
 #if EXP_MANTISSA == 23
-/* The same, W rows at a time (group.inc.h).  Returns how many rows are done; a group with a row that is not ordinary, or
- * is NaN, is left to `small`. */
+/* The same, W rows at a time (group.inc.h).  Returns how many rows are done; a group with a row that is not ordinary,
+ * or is NaN, is left to `small`. */
 INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t most, const int tempered) {
     const size_t n = job->n, used = USED(n, most);
     size_t i = 0;
@@ -414,8 +414,8 @@ static void FN(logsumexp_pass2)(const void *a, const void *b, void *y, size_t k,
 }
 
 #if EXP_MANTISSA == 23
-/* W rows of at most TOGETHER elements: their tails together, as scalars they take half the time of a row of 50.  e: NULL,
- * or where their e' go, `pitch` apart.  Returns 0 if a row is not ordinary or is NaN. */
+/* W rows of at most TOGETHER elements: their tails together, as scalars they take half the time of a row of 50.  e:
+ * NULL, or where their e' go, `pitch` apart.  Returns 0 if a row is not ordinary or is NaN. */
 static NOINLINE int FN(log_together)(const char *a, ptrdiff_t step, size_t n, const csm_temperature *t, REAL *e,
                                      size_t pitch, const char *y, ptrdiff_t y_step, csm_tails *s) {
     double none = 0;

@@ -1,7 +1,7 @@
-/* Rows of at most 16 elements of a type that is computed in float, as many at a time as a vector has lanes: their maxima,
- * reference exponents and sums are found side by side.  Formulas, sums (in double) and bits, and so the errors, are those
- * of `small` in forward.inc.h.  Passes: none over memory but one read and one write.  A group with a row of NaN, or whose
- * maximum is infinite or beyond the limit, is left to the caller.
+/* Rows of at most 16 elements of a type that is computed in float, as many at a time as a vector has lanes: their
+ * maxima, reference exponents and sums are found side by side.  Formulas, sums (in double) and bits, and so the errors,
+ * are those of `small` in forward.inc.h.  Passes: none over memory but one read and one write.  A group with a row of
+ * NaN, or whose maximum is infinite or beyond the limit, is left to the caller.
  *
  * 10 elements, AVX-512, one thread: softmax 6 ns a row, log_softmax 8 (one by one 30), a loss and its gradient 13 (49).
  */

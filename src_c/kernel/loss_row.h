@@ -95,8 +95,9 @@ typedef struct csm_late_losses {
     int count;
 } csm_late_losses;
 
-/* to: where the loss goes, or NULL (only without late): to row->loss alone.  late: NULL, or where it may wait; row->loss,
- * row->sums.tail and *to are not set then (nothing but z-loss's gradient reads the tail, and with z-loss nothing waits). */
+/* to: where the loss goes, or NULL (only without late): to row->loss alone.  late: NULL, or where it may wait;
+ * row->loss, row->sums.tail and *to are not set then (nothing but z-loss's gradient reads the tail, and with z-loss
+ * nothing waits). */
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
                           double bias, csm_loss_row *row, csm_late_losses *late, double *to) {
     const double epsilon = c->smoothing, t = c->t->t;
@@ -206,8 +207,8 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     if (c->z_loss != 0) g += 2 * c->z_loss * (in->max / c->temperature + s->tail);
     if (!(g - g == 0)) g = copysign(0x1.fffffffffffffp1023, g);
 
-    /* The gradient is of the magnitude k max(q, |g|).  Where that is ordinary the power of two goes into k; elsewhere k is
-     * brought as near as needed, and the rest is left to the end: nothing is subnormal or infinite in between. */
+    /* The gradient is of the magnitude k max(q, |g|).  Where that is ordinary the power of two goes into k; elsewhere k
+     * is brought as near as needed, and the rest is left to the end: nothing is subnormal or infinite in between. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
     const double least = single ? -20 : -300, most = single ? 100 : 300;
     if (largest == 0) k.m = csm_pair_of(0, 0);

@@ -48,8 +48,8 @@ INLINE V(shift) V(shift_to)(V(t) max, const csm_temperature *c, const int temper
  * |x| <= 10^6; Q is a minimax fit that favours r < -0.245, where the roundings leave least room.  Double: Q is our
  * Remez fit, 0.03 ULP.
  *
- * Of `count` vectors, at most V(SIDE): x becomes t.  A step of all of them, then the next: a whole chain after the other
- * fills the scheduler with operations that wait (rows of 1000 in cache, AVX2 on Zen 4: 0.38 ns an element, so 0.35). */
+ * Of `count` vectors, at most V(SIDE): x becomes t.  A step of all of them, then the next: a whole chain after the
+ * other fills the scheduler with operations that wait (rows of 1000, AVX2 on Zen 4: 0.38 ns an element, so 0.35). */
 #define EACH \
     UNROLL   \
     for (int v = 0; v < count; v++)

@@ -1,6 +1,6 @@
-/* What loss_row.h and scalars.h do once a row, for several rows: for as many rows of floats as a vector has lanes, or (the
- * logarithms of losses) for CSM_LATE of any type.  Loops over rows in plain C, without branches, which compilers turn into
- * vectors; each row has the bits that it has alone, and so the error (ACCURACY.md).
+/* What loss_row.h and scalars.h do once a row, for several rows: for as many rows of floats as a vector has lanes, or
+ * (the logarithms of losses) for CSM_LATE of any type.  Loops over rows in plain C, without branches, which compilers
+ * turn into vectors; each row has the bits that it has alone, and so the error (ACCURACY.md).
  * Everything in double.  A sum that is NaN makes its row's tail and loss NaN, and touches no other row.
  */
 #ifndef CSM_KERNEL_TAILS_H

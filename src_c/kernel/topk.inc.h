@@ -49,8 +49,8 @@ static NOINLINE void FN(cut)(FN(sieve) * q, const int smallest) {
     }
 }
 
-/* What is wanted of [i, end), at most a group, to the candidates: first a bit each, so that the branches that nobody can
- * predict are one a candidate. */
+/* What is wanted of [i, end), at most a group, to the candidates: first a bit each, so that the branches that nobody
+ * can predict are one a candidate. */
 INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     enum { WORD = 64 / V(W) < CSM_SELECT_GROUP ? 64 / V(W) : CSM_SELECT_GROUP }; /* vectors whose bits fit */
     csm_select *s = q->s;
@@ -81,7 +81,8 @@ INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     if (count > s->capacity - FN(STEP)) FN(cut)(q, smallest);
 }
 
-/* Block maxima of [i, end), at most a group; in smallest, of minus x.  Prefetching, (64, 128256) takes 0.91 ms, else 1.08. */
+/* Block maxima of [i, end), at most a group; in smallest, of minus x.  Prefetching, (64, 128256) takes 0.91 ms, not
+ * 1.08. */
 INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) {
     enum { AHEAD = 6144 };
     const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF);

@@ -1,4 +1,4 @@
-/* The standard headers that kernels need: sizes, memcpy, fma.  CUDA's run-time compiler has none, but knows the names. */
+/* The standard headers that kernels need: sizes, memcpy, fma.  CUDA's run-time compiler has none, but knows them. */
 #ifndef CSM_VEC_STANDARD_H
 #define CSM_VEC_STANDARD_H
 

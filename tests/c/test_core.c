@@ -743,7 +743,7 @@ static void test_interrupt(void) {
     free(x), free(y);
 }
 
-/* Every unit is computed once, whatever the counts; and who waits for nobody computes the shares of those who are late. */
+/* Every unit is computed once, whatever the counts; and who waits for nobody computes the shares of the late. */
 typedef struct shared_work {
     size_t units, piece;
     int late; /* this thread's first piece lasts until all others are done */

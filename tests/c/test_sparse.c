@@ -1,6 +1,6 @@
 /* Top-k, entmax and sampling in the C core: every dtype, layout, thread count and instruction set against the scalar
- * unit on contiguous rows, byte for byte; top-k against a plain selection sort too.  Called by test_core.c, whose hash it
- * goes on with.
+ * unit on contiguous rows, byte for byte; top-k against a plain selection sort too.  Called by test_core.c, whose hash
+ * it goes on with.
  */
 #include "../../src_c/internal.h"
 #include "../../src_c/kernel/scalars.h"

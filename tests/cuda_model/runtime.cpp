@@ -1,11 +1,11 @@
 /* The model of a CUDA block: its threads as fibers, what they wait for, and what they do to memory.
  *
- * Scheduling: a warp runs until all of its lanes wait at __syncthreads or are done, then the next one runs (greedy); forward
- * or from the last warp and lane.  Code that relies on an order which CUDA does not promise gives other results in one
- * of the two.
+ * Scheduling: a warp runs until all of its lanes wait at __syncthreads or are done, then the next one runs (greedy);
+ * forward or from the last warp and lane.  Code that relies on an order which CUDA does not promise gives other results
+ * in one of the two.
  * Errors: a lane of a mask that has exited, waits elsewhere or never comes; barriers that not all threads reach; reads
- * and writes outside the given arrays or the shared memory asked for, or misaligned; shared memory read before it is written;
- * shared memory that two threads use without a barrier between them, one of them writing.
+ * and writes outside the given arrays or the shared memory asked for, or misaligned; shared memory read before it is
+ * written; shared memory that two threads use without a barrier between them, one of them writing.
  * Counts: requests (one access of one warp), the 32-byte sectors they touch, bytes.
  */
 #include <algorithm>
@@ -310,7 +310,8 @@ void __tsan_func_entry(void *) {}
 void __tsan_func_exit() {}
 
 enum { COUNT = 1, RACES = 2, BACKWARD = 4 };
-/* Blocks before first_block are left out.  memory: [from, to) of the kernel's parameters, then of each array.  Returns whether there was an error. */
+/* Blocks before first_block are left out.  memory: [from, to) of the kernel's parameters, then of each array.  Returns
+ * whether there was an error. */
 int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, const unsigned *block, size_t dynamic,
                       size_t limit, int flags, uint64_t first_block, const uintptr_t *memory, int n_memory,
                       char *message, uint64_t *counts) {
