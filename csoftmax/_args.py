@@ -112,7 +112,7 @@ def place_of(device, x):
     kind, index = "cpu", None
     if device is not None:
         kind, _, number = device.partition(":") if isinstance(device, str) else ("", "", "")
-        if device != "cpu" and (kind != "cuda" or (":" in device and not number.isdigit())):
+        if device != "cpu" and (kind != "cuda" or (":" in device and not (number.isascii() and number.isdigit()))):
             raise ValueError(f'device must be None, "cpu", "cuda" or "cuda:<index>", got {device!r}')
         index = int(number) if number else None
     elif is_cupy(x):
@@ -138,7 +138,10 @@ def as_array(name, x):
         raise DeviceError(f'{name} is a CuPy array, and the call computes on the CPU: pass device="cpu" or "cuda"')
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; pass {name}.data, and where=~numpy.ma.getmaskarray({name})")
-    return np.asarray(x)
+    try:
+        return np.asarray(x)
+    except ValueError as error:  # rows of different lengths
+        raise ValueError(f"{name} cannot be made an array of numbers: {error}") from None
 
 
 def is_bfloat16(dtype):
@@ -155,6 +158,8 @@ def as_float(name, x, place=CPU):
         return x.astype(np.float64), _cpu.DTYPES["float64"]
     if dtype.kind == "f" and dtype.itemsize in (2, 4, 8):
         native = dtype.newbyteorder("=")
+        if dtype != native and is_cupy(x):
+            raise TypeError(f"{name} is a CuPy array in foreign byte order, which CuPy does not convert")
         return (x if dtype == native else x.astype(native)), _cpu.DTYPES[native.name]
     if is_bfloat16(dtype):
         return x, _cpu.DTYPES["bfloat16"]
@@ -165,7 +170,9 @@ def as_float(name, x, place=CPU):
 
 def as_number(name, given):
     """A real number as a float."""
-    if isinstance(given, (bool, np.bool_, str, bytes, bytearray)) or np.ndim(given) != 0:
+    dtype = getattr(given, "dtype", None)
+    not_real = dtype is not None and getattr(dtype, "kind", "f") not in "iuf" and not is_bfloat16(dtype)
+    if not_real or isinstance(given, (bool, str, bytes, bytearray)) or np.ndim(given) != 0:
         raise TypeError(f"{name} must be a real number, got {given!r}")
     try:
         return float(given)
@@ -451,7 +458,7 @@ class LossPlan(NamedTuple):
         result = self.result
         if result is not None and result.ndim == 0 and not self.given:
             result = result[()]
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             return self.loss.astype(self.loss_dtype, copy=False)[()], result
 
 
@@ -510,8 +517,8 @@ def check_weight(name, weight, shape, dtype, place=CPU):
     given = place.array(name, weight) if there or not on_cuda else as_array(name, weight)
     if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
         raise TypeError(f"{name} must hold real numbers, got dtype {given.dtype}")
-    with np.errstate(over="ignore"):
-        values = given.astype(dtype)  # a private copy
+    values = kept_sign(given, dtype)
+    values = values.copy() if values is given else values
     try:
         values = (place.xp if there else np).broadcast_to(values, shape)
     except ValueError:
@@ -528,6 +535,20 @@ def check_weight(name, weight, shape, dtype, place=CPU):
     return place.array(name, values) if on_cuda else values
 
 
+def kept_sign(x, dtype):
+    """The array in a float dtype; what is not 0 stays so, as the least number of its sign."""
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        values = x.astype(dtype, copy=False)
+    if values is x or x.dtype.kind != "f" or x.dtype.itemsize <= values.dtype.itemsize:
+        return values
+    gone = (values == 0) & (x != 0)
+    if is_cupy(x) or gone.any():  # to look at a device's would be to wait for it
+        xp = sys.modules["cupy"] if is_cupy(x) else np
+        least = np.finfo(dtype).smallest_subnormal
+        values = xp.where(gone, xp.where(x < 0, -least, least), values)
+    return values
+
+
 def check_count(name, given, least=0, allowed="an int"):
     """A number of something."""
     if isinstance(given, (bool, np.bool_)):
@@ -539,6 +560,13 @@ def check_count(name, given, least=0, allowed="an int"):
     if value < least:
         raise ValueError(f"{name} must be at least {least}, got {given}")
     return value
+
+
+def check_num_threads(num_threads):
+    """For those who may come to no kernel, which would check it."""
+    if num_threads is not None:
+        check_count("num_threads", num_threads, 1, "an int or None")
+    return num_threads
 
 
 def check_chunk_bytes(chunk_bytes):
@@ -569,8 +597,7 @@ def check_target(target, shape, batch, wide, place=CPU):
                 f"target has shape {target.shape}: soft labels have the shape of the logits, {shape}; "
                 f"labels of shape {batch} are integers, and these are {dtype}"
             )
-        with np.errstate(over="ignore"):  # what becomes infinite is refused as that
-            return None, target.astype(wide, copy=False)
+        return None, kept_sign(target, wide)  # what becomes infinite is refused as that
     if target.shape != batch:
         raise ValueError(f"target has shape {target.shape}: the logits have shape {shape}, their rows {batch}")
     return target.astype(dtype.newbyteorder("="), copy=False), None
@@ -594,7 +621,8 @@ def check_upstream(upstream, reduction, batch, place=CPU):
     if place.number is not None and not is_cupy(values):  # a number of the host
         return None if values == 1 else place.xp.full(batch, values, np.float64)
     try:
-        values = place.xp.broadcast_to(values.astype(np.float64), batch)
+        with np.errstate(over="ignore", under="ignore"):
+            values = place.xp.broadcast_to(values.astype(np.float64), batch)
     except ValueError:
         raise ValueError(f"upstream has shape {values.shape}, which does not broadcast to the rows, {batch}") from None
     return None if place.number is None and values.ndim == 0 and values == 1 else values
@@ -766,7 +794,8 @@ def lay_out_linear(place, x, w, target, bias, reduction, options):
             raise TypeError(f"bias must hold real numbers, got dtype {given.dtype}")
         if given.shape != (n,):
             raise ValueError(f"bias has shape {given.shape}; w has {n} rows, so ({n},) is allowed")
-        bias = given.astype(wide)
+        with np.errstate(over="ignore", under="ignore"):
+            bias = given.astype(wide)
     labels, soft = check_target(target, (*batch, n), batch, wide, place)
     checked = check_loss_options(n, batch, wide, reduction, place=place, **options)
     rows = math.prod(batch)
@@ -793,6 +822,10 @@ def lay_out_linear(place, x, w, target, bias, reduction, options):
     if kept is not None:
         x, labels, soft, s, upstream = (None if v is None else v[kept] for v in (x, labels, soft, s, upstream))
     divisor = 1.0
+    if reduction == "mean" and s is not None and s.size and not (checked.clip_norm or checked.clip_value):
+        # their scale cancels, and row losses are rounded to float32
+        with np.errstate(under="ignore"):
+            s = np.ldexp(s, -np.frexp(s.max())[1])
     if reduction == "mean":
         mass = np.ones(len(x)) if s is None else s
         if soft is not None and checked.weight is None:
@@ -969,7 +1002,8 @@ class EntmaxLossPlan(NamedTuple):
         """The same from a loss a row and the gradient of their sum."""
         count = loss.size if self.reduction == "mean" else 1
         if self.reduction != "none":
-            loss = loss.sum() / np.float64(count)
+            with np.errstate(invalid="ignore"):  # the mean of no rows
+                loss = loss.sum() / np.float64(count)
         if self.rows is not None:
             self.rows[...] = grad if count == 1 else (grad.astype(self.wide) / self.wide.type(count)).astype(grad.dtype)
         return self.finish(loss.astype(self.wide) if self.on_cuda else np.asarray(loss, np.float64))
@@ -982,7 +1016,7 @@ class EntmaxLossPlan(NamedTuple):
             return loss, result
         if result is not None and result.ndim == 0 and not self.given:
             result = result[()]
-        with np.errstate(over="ignore"):
+        with np.errstate(over="ignore", under="ignore"):
             return loss.astype(self.wide)[()], result
 
 
@@ -1036,10 +1070,10 @@ def check_parameter(name, value, batch, kind, allowed, least):
     """One number a row, or None; `least` says which are allowed."""
     if value is None:
         return None
-    try:
-        given = as_array(name, value)
-    except OverflowError:
-        given = np.array(value, object)
+    if isinstance(value, int) and abs(value) >= 2**63:  # which NumPy has no integers for
+        with contextlib.suppress(OverflowError):
+            value = float(value) if kind is np.float64 else min(value, 2**63 - 1)
+    given = as_array(name, value)
     if given.dtype.kind not in ("iu" if kind is np.int64 else "iuf") and not (
         kind is np.float64 and is_bfloat16(given.dtype)
     ):
@@ -1175,5 +1209,7 @@ def lay_out_sample(place, logits, axis, parameters, size, rng, where, out, num_t
         generator = np.random.default_rng(rng)
     except TypeError:
         raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}") from None
+    except ValueError:
+        raise ValueError(f"rng must be at least 0 where it is an int, got {rng!r}") from None
     uniform = generator.random((*batch, math.prod(draws)))
     return SamplePlan(code, x, uniform, mask, *parameters, num_threads, batch + draws, out, place)

@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from . import _cuda
-from ._args import DeviceError
+from ._args import DeviceError, to_host
 
 # Of arguments that are nobody else's array: looked up before anything else is.
 _OWN = {np.ndarray, type(None), bool, int, float, str, list, tuple}
@@ -96,7 +96,7 @@ def _back(a, like):
         return a
     library = like.__array_namespace__()
     if isinstance(a, np.generic) or a.dtype.name == "bfloat16":
-        return library.asarray(np.asarray(a))
+        return library.asarray(np.asarray(*to_host(a)))
     try:
         return library.from_dlpack(a)
     except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
@@ -113,6 +113,16 @@ def _tensor(a):
     return t.view(torch.bfloat16) if half else t
 
 
+def _written(out):
+    """The caller's own array, whose library did not see that something is still being written to it."""
+    if is_tensor(out) and out.device.type == "cuda":
+        cupy = sys.modules["cupy"]
+        with cupy.cuda.Device(out.device.index):
+            theirs = sys.modules["torch"].cuda.current_stream(out.device).cuda_stream
+            cupy.cuda.ExternalStream(theirs).wait_event(cupy.cuda.get_current_stream().record())
+    return out
+
+
 def takes_foreign(function):
     """`function` with other libraries' arrays among its arguments; results are of the library of its first array."""
     names = list(inspect.signature(function).parameters)
@@ -124,6 +134,8 @@ def takes_foreign(function):
         given = {}  # the others' arrays, by the arrays that they have become
 
         def converted(name, x):
+            if name == "out" and isinstance(x, tuple):
+                return tuple(converted(name, a) for a in x)
             a = native(x, name)
             if a is not x:
                 given[id(a)] = x, a
@@ -133,14 +145,14 @@ def takes_foreign(function):
         arguments = [converted(name, a) for name, a in zip(names, arguments)]
         options = {name: converted(name, x) for name, x in options.items()}
         result = function(*arguments, **options)
-        if not is_foreign(first):
+        if not is_foreign(first) and "out" not in options:
             return result
         own = {id(x) for x in (*arguments, *options.values())}
 
         def back(a):
             if id(a) in given:  # the caller's out
-                return given[id(a)][0]
-            return a if a is None or id(a) in own else _back(a, first)
+                return _written(given[id(a)][0])
+            return a if a is None or id(a) in own or not is_foreign(first) else _back(a, first)
 
         return tuple(map(back, result)) if isinstance(result, tuple) else back(result)
 

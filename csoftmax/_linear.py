@@ -96,7 +96,7 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threa
 
 
 # What overflows or is NaN is a result, as in the kernels, and no reason for a warning of NumPy's.
-@np.errstate(over="ignore", invalid="ignore", divide="ignore")
+@np.errstate(all="ignore")
 def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_threads):
     options, (rows, classes) = plan.options, (len(plan.x), len(plan.w))
     # the kernel's own reduction is none: the mean's divisor is known

@@ -9,6 +9,7 @@ from ._args import (
     check_count,
     check_ignore_index,
     check_non_negative,
+    check_num_threads,
     is_cupy,
     plan_linear,
     plan_loss,
@@ -264,7 +265,7 @@ def _linear(x, w, target, *, bias, gradient, chunk_bytes, filter_eps, num_thread
         reduction=options["reduction"],
         chunk_bytes=check_chunk_bytes(chunk_bytes),
         filter_eps=check_non_negative("filter_eps", filter_eps),
-        num_threads=num_threads,
+        num_threads=check_num_threads(num_threads),
     )
 
 

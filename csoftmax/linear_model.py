@@ -24,7 +24,7 @@ except ImportError as error:
     ) from error
 
 from . import class_weight as _class_weight
-from ._args import place_of
+from ._args import check_num_threads, place_of
 from ._learn import adamw, lbfgs, store
 from ._learn.labels import indices_of
 from ._learn.monitor import Monitor, SupportsCallbacks, with_callbacks
@@ -556,7 +556,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             options = options._replace(weight=None if options.weight is None else options.weight.astype(np.float64))
         tol = self.tol or TOLERANCE[X.dtype]
         place = self._place(X)
-        objective = Objective(X, y, sample_weight, k, options, self.num_threads, place)
+        objective = Objective(X, y, sample_weight, k, options, check_num_threads(self.num_threads), place)
         monitor = self._monitor(options, validation, place)
 
         def record(step):

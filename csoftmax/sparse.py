@@ -5,7 +5,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ._args import as_array, check_alpha, check_count, plan, plan_entmax_loss, plan_sample, plan_topk
+from ._args import (
+    DeviceError,
+    as_array,
+    check_alpha,
+    check_count,
+    is_cupy,
+    plan,
+    plan_entmax_loss,
+    plan_sample,
+    plan_topk,
+)
 from ._foreign import native, running, takes_foreign
 from .cross_entropy import cross_entropy_with_grad
 from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
@@ -191,6 +201,8 @@ def to_csr(topk, n_classes):
         raise ImportError("to_csr needs SciPy: pip install scipy") from None
     if not isinstance(topk, (tuple, list)) or len(topk) != 2:
         raise TypeError(f"topk must be a TopK or a pair of arrays, got {type(topk).__name__}")
+    if any(map(is_cupy, topk)):
+        raise DeviceError("topk is on a CUDA device, where SciPy has no matrices: pass values.get() and indices.get()")
     values, indices = (as_array(n, native(a, n)) for n, a in zip(("values", "indices"), topk, strict=True))
     n_classes = check_count("n_classes", n_classes)
     if values.shape != indices.shape or values.ndim == 0:
@@ -352,7 +364,10 @@ def _loss(x, target, alpha, gradient, **options):
         return p.run()
     # The limit: cross-entropy, and with soft labels the divergence of Kullback and Leibler.
     with p.place.context():
-        loss, grad = cross_entropy_with_grad(p.x, p.target, reduction="none", num_threads=p.num_threads)
+        no_label = 2**64  # nothing is ignored
+        loss, grad = cross_entropy_with_grad(
+            p.x, p.target, reduction="none", ignore_index=no_label, num_threads=p.num_threads
+        )
         if p.target.dtype.kind == "f":
             loss, grad = _kullback_leibler(p, loss, grad)
         return p.reduced(loss, grad)

@@ -330,8 +330,9 @@ static void set_temperature(csm_temperature *t, double value, int single) {
     }
     t->limit = (single ? 1e6 : 0x1p45) * value;
     t->reference_limit = (single ? 0x1p21 : 0x1p46) * value;
-    t->inv_t1 = t->inv_t;
-    t->inv_t2 = 1;
+    /* y T^-1 (dy - s): last what is less than 1, for y may be subnormal and y (dy - s) not */
+    t->inv_t1 = value > 1 ? 1 : t->inv_t;
+    t->inv_t2 = value > 1 ? t->inv_t : 1;
 }
 
 void csm_set_scales(csm_scales *s, double temperature, int single) {

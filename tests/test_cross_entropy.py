@@ -667,11 +667,17 @@ BAD = [
     ({"target": np.zeros(3)}, ValueError, r"labels of shape \(3,\) are integers"),
     ({"target": np.zeros(3, complex)}, TypeError, "got dtype complex128"),
     ({"target": -np.ones((3, 4))}, ValueError, r"soft labels must be at least 0 and finite"),
+    ({"target": np.full((3, 4), -1e-60)}, ValueError, r"soft labels must be at least 0"),  # -0 in float32
     ({"target": np.full((3, 4), np.inf)}, ValueError, r"has inf at \(0, 0\)"),
     ({"target": np.full((3, 4), np.nan)}, ValueError, r"has nan at \(0, 0\)"),
     ({"weight": [1, 2, 3]}, ValueError, r"weight has shape \(3,\), which does not broadcast to \(4,\)"),
     ({"weight": [1, 2, -3, 0]}, ValueError, r"weight must be at least 0 and finite in float32, got -3 at \(2\)"),
     ({"weight": [1, 2, np.inf, 0]}, ValueError, "weight must be at least 0 and finite in float32, got inf"),
+    ({"weight": np.array([1, 1, -1e-60, 1])}, ValueError, r"weight must be at least 0 .* got -1e-60 at \(2\)"),
+    ({"sample_weight": np.array([1, np.longdouble("-1e-4000"), 1])}, ValueError, "sample_weight must be at least 0"),
+    ({"temperature": np.complex128(1)}, TypeError, "temperature must be a real number"),
+    ({"temperature": np.array("1")}, TypeError, "temperature must be a real number"),
+    ({"logits": [[1, 2], [3]]}, ValueError, "logits cannot be made an array of numbers"),
     ({"weight": ["a"] * 4}, TypeError, "weight must hold real numbers"),
     ({"sample_weight": [1, np.nan, 1]}, ValueError, "sample_weight must be at least 0 and finite in float64, got nan"),
     ({"sample_weight": [1, 2]}, ValueError, "sample_weight has shape"),
@@ -707,6 +713,16 @@ def test_errors_name_the_argument_and_write_nothing(bad, error, message):
     if only_loss and "reduction" not in bad | {}:
         with pytest.raises(error, match=message):
             csoftmax.cross_entropy(**{**GOOD, **only_loss})
+
+
+def test_what_underflows_in_the_compute_type_is_still_not_nothing():
+    """A term of weight 1e-60 at -inf is infinite, whatever float32 makes of 1e-60; and NumPy's alarms stay silent."""
+    x = np.array([[0, -np.inf]], np.float32)
+    with np.errstate(all="raise"):
+        assert csoftmax.cross_entropy(x, np.array([[1, 1e-60]])) == np.inf
+        assert csoftmax.cross_entropy(x, [1], weight=np.array([1, 1e-60])) == np.inf
+        assert csoftmax.cross_entropy_with_grad(x[:, :1], [0], upstream=np.longdouble("1e4000")).loss == 0
+        assert csoftmax.cross_entropy_with_grad(np.zeros((1, 2), np.float32), np.array([[1e-50, 1]])).loss > 0
 
 
 def test_a_bad_label_is_found_before_anything_is_written():

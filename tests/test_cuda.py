@@ -1101,6 +1101,7 @@ def test_another_device_than_the_current_one(gpu):
     x, target = logits((4, 30)), np.arange(4)
     with gpu.cupy.cuda.Device(1):
         there, labels, turned = gpu.cupy.asarray(x), gpu.cupy.asarray(target), gpu.cupy.asarray(x.T).T
+        of_three = gpu.cupy.asarray(target % 3)
     for given in (there, turned):
         results = [
             csoftmax.softmax(given),
@@ -1112,7 +1113,7 @@ def test_another_device_than_the_current_one(gpu):
             *csoftmax.entmax_loss_with_grad(given, labels),
             *csoftmax.entmax_loss_with_grad(given, labels, 1.0),
             *csoftmax.cross_entropy_with_grad(given, labels, upstream=2.0, weight=gpu_ones(gpu, 30)),
-            *csoftmax.linear_cross_entropy_with_grad(given, there[:3], labels % 3, bias=gpu_ones(gpu, 3)),
+            *csoftmax.linear_cross_entropy_with_grad(given, there[:3], of_three, bias=gpu_ones(gpu, 3)),
         ]
         assert {result.device.id for result in results} == {1}
         assert_same_bits(results[0].get(), csoftmax.softmax(x))
@@ -1137,6 +1138,9 @@ def test_targets():
     assert backend.target("86", supported) == "sm_80"
     assert backend.target("103", supported) == "sm_100"
     assert backend.target("130", supported) == "compute_120"
+    assert backend.target("110", supported) == "compute_100"
+    with pytest.raises(RuntimeError, match=r"7\.5 and later, and the device has 7\.0"):
+        backend.target("70", supported)
 
 
 def test_home_that_cannot_be_written(gpu, tmp_path, monkeypatch):
@@ -1239,6 +1243,45 @@ def test_state(gpu):
     assert state["reason"].startswith("CuPy ")
 
 
+def test_alpha_one_ignores_no_label(gpu):
+    """The default ignore_index of cross_entropy is a bad label here, as for every other alpha."""
+    x, labels = gpu.cupy.asarray(np.zeros((2, 4))), gpu.cupy.asarray(np.array([0, -100]))
+    for alpha in (1.0, 1.5):
+        assert np.isnan(csoftmax.entmax_loss(x, labels, alpha).get())
+        loss, grad = csoftmax.entmax_loss_with_grad(x, labels, alpha, reduction="none")
+        assert np.array_equal(np.isnan(loss.get()), [False, True])
+        assert np.array_equal(np.isnan(grad.get()), [[False] * 4, [True] * 4])
+
+
+def test_linear_gradients_have_the_dtype_of_x(gpu):
+    for name in dtypes_of_the_linear_layer():
+        x, w = (gpu.cupy.asarray(np.ones(shape).astype(name)) for shape in ((3, 4), (5, 4)))
+        labels = gpu.cupy.asarray(np.array([0, -100, 1]))
+        result = csoftmax.linear_cross_entropy_with_grad(x, w, labels)
+        assert result.grad_x.dtype == result.grad_w.dtype == x.dtype
+
+
+def dtypes_of_the_linear_layer():
+    import ml_dtypes
+
+    return np.float16, ml_dtypes.bfloat16, np.float32, np.float64
+
+
+def test_to_csr_says_what_to_do(gpu):
+    best = csoftmax.topk(gpu.cupy.asarray(np.eye(3)), 2)
+    with pytest.raises(csoftmax.DeviceError, match=r"values\.get\(\)"):
+        csoftmax.to_csr(best, 3)
+
+
+def test_no_visible_device_is_not_a_missing_driver(gpu, monkeypatch):
+    def count():
+        raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")
+
+    monkeypatch.setattr(gpu.cupy.cuda.runtime, "getDeviceCount", count)
+    with pytest.raises(csoftmax.DeviceError, match="CUDA_VISIBLE_DEVICES"):
+        csoftmax.softmax(np.ones(2), device="cuda")
+
+
 # Learning
 
 
@@ -1255,6 +1298,9 @@ def test_training(gpu, options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # six iterations are not enough
         here, there = (SoftmaxRegression(device=device, **given).fit(x, y, w) for device in (None, "cuda"))
+        if gpu.model or gpu.cupy.cuda.runtime.getDeviceCount() > 1:
+            other = SoftmaxRegression(device="cuda:1", **given).fit(x, y, w)  # not the current device
+            assert np.allclose(other.coef_, there.coef_, rtol=1e-4, atol=1e-5)
     assert type(there.coef_) is np.ndarray
     assert np.allclose(there.coef_, here.coef_, rtol=1e-4, atol=1e-5)
     assert np.allclose(there.history_["loss"], here.history_["loss"], rtol=1e-5)

@@ -162,7 +162,7 @@ def test_y_is_missing():
 
 
 @pytest.mark.parametrize(
-    "device", ["gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "cuda:1.5", "", 0, 1.5, b"cpu", ["cpu"]]
+    "device", ["gpu", "CUDA", "cuda:", "cuda:x", "cuda:²", "cuda:-1", "cuda:1.5", "", 0, 1.5, b"cpu", ["cpu"]]
 )
 def test_devices_that_do_not_exist(op, device):
     refused(op, ValueError, "device", repr(device), '"cpu"', '"cuda"', device=device)

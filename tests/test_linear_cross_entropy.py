@@ -188,9 +188,23 @@ def test_a_target_that_another_thread_changes(monkeypatch):
             function(np.zeros((3, 2)), np.zeros((4, 2)), [0, 1, 2])
 
 
+def test_the_scale_of_sample_weights_cancels_in_the_mean():
+    """Though row losses are float32: weights of a size that those do not have."""
+    x, w = np.ones((2, 2), np.float32), np.zeros((2, 2), np.float32)
+    ordinary = csoftmax.linear_cross_entropy_with_grad(x, w, [0, 1], sample_weight=[3, 1])
+    for scale in (1e-300, 1e-50, 1e-40, 1e40, 1e307):
+        got = csoftmax.linear_cross_entropy_with_grad(x, w, [0, 1], sample_weight=[3 * scale, scale])
+        np.testing.assert_allclose(got.loss, np.log(2), rtol=1e-6)
+        np.testing.assert_allclose(got.grad_w, ordinary.grad_w, rtol=1e-6)
+
+
 def test_overflow_is_a_result_and_no_warning():
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), np.errstate(all="raise"):
         warnings.simplefilter("error")
+        small = np.zeros((1, 2), np.float32)
+        assert np.isnan(csoftmax.linear_cross_entropy(small, np.zeros((2, 2), np.float32), [0], bias=[1e300, 0]))
+        half = np.float16([[1, 0]]), np.eye(2, dtype=np.float16) * 100, [0]
+        assert csoftmax.linear_cross_entropy_with_grad(*half, bias=np.zeros(2)).loss >= 0
         x, w = np.full((2, 3), 1e200), np.full((4, 3), 1e200)
         assert np.isnan(csoftmax.linear_cross_entropy_with_grad(x, w, [0, 1]).loss)
         assert np.isnan(csoftmax.linear_cross_entropy(np.float16([[np.nan, 1]]), np.ones((3, 2), np.float16), [1]))
@@ -207,6 +221,8 @@ BAD = [
     ({"target": [0, 4, 2]}, IndexError, r"target\[1\] is 4"),
     ({"target": [0, 1]}, ValueError, "target has shape"),
     ({"target": -np.ones((3, 4))}, ValueError, "soft labels must be at least 0"),
+    ({"num_threads": 0}, ValueError, "num_threads must be at least 1, got 0"),
+    ({"num_threads": "2", "target": [-100] * 3}, TypeError, "num_threads must be an int or None"),
     ({"chunk_bytes": 0}, ValueError, "chunk_bytes must be at least 1, got 0"),
     ({"chunk_bytes": 1.5}, TypeError, "chunk_bytes must be an int or None"),
     ({"filter_eps": -1}, ValueError, "filter_eps must be at least 0"),

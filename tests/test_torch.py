@@ -1,5 +1,9 @@
 """Tensors of PyTorch in and out, on the CPU: the bits of arrays, the same memory, errors."""
 
+import contextlib
+import sys
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from helpers import assert_same_bits
@@ -130,6 +134,39 @@ def test_sparse():
     assert csoftmax.to_csr(csoftmax.topk(t, 5), 50).nnz == 30
     out = torch.empty(6, 50)
     assert csoftmax.sparsemax(t, out=out) is out
+    assert csoftmax.sparsemax(x, out=out) is out  # of another library than the first argument
+    assert_same_bits(array(out), csoftmax.sparsemax(x))
+    pair = torch.empty(6, 5), torch.empty(6, 5, dtype=torch.int64)
+    best = csoftmax.topk_softmax(t, 5, out=pair)
+    assert best.values is pair[0]
+    assert best.indices is pair[1]
+    assert_same_bits(array(pair[0]), csoftmax.topk_softmax(x, 5).values)
+
+
+def test_a_result_written_on_cuda_is_waited_for(monkeypatch):
+    """PyTorch's stream waits for CuPy's, which still writes to the caller's out (no device: their names only)."""
+    from csoftmax import _foreign
+
+    log = []
+
+    class Stream:
+        def __init__(self, pointer):
+            self.pointer = pointer
+
+        def wait_event(self, event):
+            log.append((self.pointer, event))
+
+    class Current(contextlib.nullcontext):
+        def record(self):
+            return "event of CuPy's stream"
+
+    cuda = SimpleNamespace(Device=Current, ExternalStream=Stream, get_current_stream=Current)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=42))
+    monkeypatch.setattr(_foreign, "is_tensor", lambda x: True)
+    out = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
+    assert _foreign._written(out) is out
+    assert log == [(42, "event of CuPy's stream")]
 
 
 def test_errors():

@@ -52,6 +52,18 @@ def test_softmax_vjp(dtype, kind):
                 assert float(error.max()) <= LIMITS[dtype], f"K={k} sigma={sigma} T={t}: {float(error.max())} ULP"
 
 
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("t", [1.0, 3.3, 25.0, 1e9])
+def test_subnormal_probabilities(dtype, t):
+    """Of a y that is subnormal no digit is lost on the way to a dx that is not, though y / T would have few."""
+    dtype = np.dtype(dtype)
+    tiny = np.finfo(dtype).smallest_subnormal
+    for steps in (1, 3, 1000, 43210):
+        y, dy = np.array([steps * tiny, 1], dtype), np.array([1e30, 0], dtype)
+        exact = Fraction(float(y[0])) * Fraction(float(dy[0])) / Fraction(t)
+        assert abs(Fraction(float(csoftmax.softmax_vjp(dy, y, temperature=t)[0])) / exact - 1) < 4 * np.finfo(dtype).eps
+
+
 @pytest.mark.parametrize("kind", ["normal", "one-hot", "shifted", "tiny"])
 def test_softmax_vjp_float64(kind):
     """Exact rational arithmetic: products of two float64 do not fit longdouble."""

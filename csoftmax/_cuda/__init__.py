@@ -1,7 +1,8 @@
 """The CUDA backend: kernels compiled when they are first needed, launched through CuPy on its current stream.
 
 CuPy is imported by the first call that needs it.  NVRTC compiles without flush-to-zero and without contraction, which
-CuPy's own compilation would not do; machine code is kept in CuPy's cache folder.  Only run_sample synchronises.
+CuPy's own compilation would not do; machine code is kept in CuPy's cache folder.  Only run_sample synchronises (and,
+where k is beyond 1024, run_topk with versions of CuPy whose argsort waits).
 
 A launch rule (`Launch`, `launch_*`) chooses kernel, threads and shared memory from the length of a row and the
 device alone: a row's bits do not depend on how many others there are.
@@ -68,7 +69,15 @@ def target(capability, supported):
     capability, supported = int(capability), sorted(map(int, supported))
     # machine code runs on later devices of its generation, PTX on all later ones
     near = [arch for arch in supported if arch // 10 == capability // 10 and arch <= capability]
-    return f"sm_{near[-1]}" if near else f"compute_{supported[-1]}"
+    if near:
+        return f"sm_{near[-1]}"
+    earlier = [arch for arch in supported if arch <= capability]
+    if not earlier:
+        raise RuntimeError(
+            f"NVRTC compiles for compute capability {supported[0] / 10} and later, and the device has "
+            f"{capability / 10}; an earlier CUDA is needed"
+        )
+    return f"compute_{earlier[-1]}"
 
 
 def options(op, suffix, arch):
@@ -599,6 +608,8 @@ def require(device):
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except Exception as error:
+        if "NoDevice" in str(error):
+            raise Unavailable(f"there is no CUDA device (is CUDA_VISIBLE_DEVICES set?): {error}") from None
         raise Unavailable(
             f"CuPy finds no CUDA driver ({error}); a device of NVIDIA's and its driver are needed, and a CuPy for the "
             f"driver's version of CUDA: {install}"

@@ -7,6 +7,7 @@ repeatable for one device and one version of cuBLAS; they are not the CPU's bits
 import numpy as np
 
 from .. import _cpu
+from .._args import bits
 from .._linear import rows_of_chunk
 from . import Loss
 
@@ -24,7 +25,8 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes):
         part = cupy.full(rows, True, bool) if task.labels is None else task.labels != -1
         if options.sample_weight is not None:
             part = part & (options.sample_weight != 0)
-        x = cupy.where(part[:, None], plan.x, plan.x.dtype.type(0))
+        given = bits(plan.x)  # CuPy chooses among bfloat16 numbers as float32
+        x = cupy.where(part[:, None], given, given.dtype.type(0)).view(plan.x.dtype)
         w = plan.w.astype(wide, copy=False)
         each = cupy.empty(rows, wide) if reduction == "none" else None
         if gradient:

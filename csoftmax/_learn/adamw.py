@@ -13,7 +13,7 @@ import numpy as np
 
 from .._args import place_of
 from ..cross_entropy import cross_entropy_with_grad
-from .objective import host, logits_of, product
+from .objective import at_place, host, logits_of, product
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
 VARIANCE_FLOOR = 1e-5  # added to the variance of batch norm
@@ -89,7 +89,8 @@ class Trainer:
         self.options, self.hyper, self.num_threads = options.at(place), hyper, num_threads
         self.frozen = None if frozen is None else place.array("frozen", frozen)
         self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in self.parameters.items()}
-        self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
+        with place.context():
+            self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
         self.steps = 0
 
     def __getstate__(self):
@@ -113,8 +114,10 @@ class Trainer:
         self.options = self.options.at(place)
         self.parameters = {name: place.array(name, p) for name, p in self.parameters.items()}
         self.moments = {name: tuple(place.array(name, m) for m in pair) for name, pair in self.moments.items()}
-        self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
+        with place.context():
+            self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
 
+    @at_place
     def step(self, x, y, sample_weight):
         """One minibatch."""
         if self.place.number is not None:

@@ -54,6 +54,17 @@ def is_sparse(x):
     return hasattr(x, "tocsr")
 
 
+def at_place(method):
+    """With the place's device as the current one, on which CuPy makes the results of its arithmetic."""
+
+    @functools.wraps(method)
+    def there(self, *arguments, **options):
+        with self.place.context():
+            return method(self, *arguments, **options)
+
+    return there
+
+
 def rows_of_block(features, classes, itemsize):
     """As many as keep X and logits in cache, but enough for BLAS to be fast."""
     return max(FEWEST, min(MOST, BLOCK_BYTES // max(1, (features + classes) * itemsize)))
@@ -165,6 +176,7 @@ class Objective:
         weight = None if self.sample_weight is None else self.sample_weight[part]
         return self.x[part], self.y[part], weight
 
+    @at_place
     def evaluate(self, coef, intercept, *, gradient=True):
         """At coef (K, D) and intercept (K,) or None, of X's dtype."""
         coef = self.place.array("coef", coef)

@@ -7,6 +7,7 @@
  * class dominates); the result.  The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the
  * tail.  Elements with y = 0 (log: y = -inf) take no part: their dy does not matter, their dx is +0.
  * NaN elsewhere is written as the canonical NaN.
+ * For T > 1 the quotient comes last, for T < 1 first; there y_j / T is rounded as a subnormal number if y_j is one.
  * Error: a few ULP of dx (softmax), of max(|dy - s 2^n|, |s em1|)/T (log).
  */
 #ifndef FN

@@ -53,6 +53,23 @@ class ndarray(np.ndarray):
     def set(self, x):
         np.copyto(self.view(np.ndarray), x, casting="no")
 
+    def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
+        """As CuPy's: on the current device, where all operands have to be, none of them NumPy's."""
+        arrays = [a for a in (*inputs, *out) if isinstance(a, np.ndarray)]
+        if any(not isinstance(a, ndarray) for a in arrays):
+            raise TypeError(f"Unsupported type {np.ndarray}")
+        if any(a.number != CURRENT[-1] for a in arrays):
+            raise AssertionError(f"arithmetic on device {CURRENT[-1]} of arrays of {[a.number for a in arrays]}")
+        views = (a.view(np.ndarray) if isinstance(a, ndarray) else a for a in inputs)
+        if out:
+            options["out"] = tuple(a.view(np.ndarray) for a in out)
+        result = getattr(ufunc, method)(*views, **options)
+        return out[0] if out else np.asarray(result).view(ndarray)
+
+    def __array_function__(self, function, types, arguments, options):
+        result = super().__array_function__(function, types, arguments, options)
+        return result.view(ndarray) if type(result) is np.ndarray else result
+
     def __array__(self, *args, **kwargs):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
@@ -170,6 +187,12 @@ def _nvrtc():
     )
 
 
+def where(mask, x, y):
+    if any(getattr(a, "dtype", mask.dtype).name == "bfloat16" for a in (x, y)):
+        raise AssertionError("CuPy has no loop of `where` for bfloat16, and makes it float32")
+    return on_device(np.where(*(a.view(np.ndarray) if isinstance(a, ndarray) else a for a in (mask, x, y))))
+
+
 def module():
     """The stand-in as a module."""
     cupy = types.ModuleType("cupy")
@@ -179,9 +202,7 @@ def module():
     cupy.asnumpy = lambda x: x.get()
     cupy.empty_like = lambda x: empty(x.shape, x.dtype)
     cupy.matmul = lambda a, b, out=None: np.matmul(a, b, out=out)
-    cupy.where = lambda *arrays: on_device(
-        np.where(*(a.view(np.ndarray) if isinstance(a, ndarray) else a for a in arrays))
-    )
+    cupy.where = where
     cupy.full = lambda shape, value, dtype: on_device(np.full(shape, value, dtype))
     cupy.ascontiguousarray = lambda x: x if x.flags.c_contiguous else on_device(x)
     cupy.argsort = lambda x, axis=-1: on_device(np.argsort(x.view(np.ndarray), axis, kind="stable"))  # as CuPy's
