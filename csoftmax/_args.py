@@ -823,9 +823,10 @@ def lay_out_linear(place, x, w, target, bias, reduction, options):
         x, labels, soft, s, upstream = (None if v is None else v[kept] for v in (x, labels, soft, s, upstream))
     divisor = 1.0
     if reduction == "mean" and s is not None and s.size and not (checked.clip_norm or checked.clip_value):
-        # their scale cancels, and row losses are rounded to float32
-        with np.errstate(under="ignore"):
-            s = np.ldexp(s, -np.frexp(s.max())[1])
+        exponent = np.frexp(s.max())[1]
+        if abs(exponent) > 60:  # their scale cancels, and row losses are rounded to float32
+            with np.errstate(under="ignore"):
+                s = np.ldexp(s, -exponent)
     if reduction == "mean":
         mass = np.ones(len(x)) if s is None else s
         if soft is not None and checked.weight is None:

@@ -88,8 +88,8 @@ class Trainer:
         self.has_intercept, self.batch_norm = intercept is not None, batch_norm is not None
         self.options, self.hyper, self.num_threads = options.at(place), hyper, num_threads
         self.frozen = None if frozen is None else place.array("frozen", frozen)
-        self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in self.parameters.items()}
         with place.context():
+            self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in self.parameters.items()}
             self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
         self.steps = 0
 

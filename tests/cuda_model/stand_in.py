@@ -67,6 +67,8 @@ class ndarray(np.ndarray):
         return out[0] if out else np.asarray(result).view(ndarray)
 
     def __array_function__(self, function, types, arguments, options):
+        if any(isinstance(a, ndarray) and a.number != CURRENT[-1] for a in arguments):
+            raise AssertionError(f"numpy.{function.__name__} on device {CURRENT[-1]} of an array of another")
         result = super().__array_function__(function, types, arguments, options)
         return result.view(ndarray) if type(result) is np.ndarray else result
 
