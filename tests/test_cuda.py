@@ -1267,6 +1267,15 @@ def dtypes_of_the_linear_layer():
     return np.float16, ml_dtypes.bfloat16, np.float32, np.float64
 
 
+def test_foreign_byte_order_on_the_device(gpu):
+    """CuPy reads the bytes of such an array in its own order, whatever its dtype says."""
+    if not gpu.model:
+        pytest.skip("CuPy may refuse to make one")
+    x = gpu.cupy.asarray(np.ones(3, np.dtype(np.float32).newbyteorder()))
+    with pytest.raises(TypeError, match="x is a CuPy array in foreign byte order"):
+        csoftmax.softmax(x)
+
+
 def test_to_csr_says_what_to_do(gpu):
     best = csoftmax.topk(gpu.cupy.asarray(np.eye(3)), 2)
     with pytest.raises(csoftmax.DeviceError, match=r"values\.get\(\)"):

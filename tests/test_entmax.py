@@ -452,3 +452,9 @@ def test_the_entmax_package_agrees():
     theirs = entmax.entmax15_loss(row, torch.tensor([0])).item()
     assert ours > 0
     assert abs(theirs / ours - 1) > 0.1
+
+
+@pytest.mark.parametrize("alpha", [1, 1.5, 2])
+def test_the_mean_of_no_rows(alpha):
+    """NaN, and no warning, which the tests' configuration makes an error."""
+    assert np.isnan(csoftmax.entmax_loss(np.empty((0, 6)), np.empty(0, int), alpha))

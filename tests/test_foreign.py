@@ -1,5 +1,7 @@
 """Arrays of other libraries than NumPy, CuPy and PyTorch (test_torch.py): in by DLPack, out by their namespace."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 
@@ -127,6 +129,18 @@ def test_read_only():
 def test_a_device_that_is_none_of_ours():
     with pytest.raises(TypeError, match="x is on a device of DLPack's kind 8"):
         csoftmax.softmax(Exporter(X, device=(8, 0)))
+
+
+def test_bfloat16_of_a_device_goes_back_through_the_host():
+    """To a library other than PyTorch, none of which takes it by DLPack: CuPy refuses to be an array of NumPy's."""
+    import ml_dtypes
+
+    from csoftmax import _foreign
+
+    host = np.ones(3, ml_dtypes.bfloat16)
+    kind = type("ndarray", (), {"__module__": "cupy", "dtype": host.dtype, "get": lambda self: host})
+    library = SimpleNamespace(asarray=lambda a: a)
+    assert _foreign._back(kind(), SimpleNamespace(__array_namespace__=lambda: library)) is host
 
 
 def test_out_of_numpy_is_out(xp):

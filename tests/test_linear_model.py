@@ -853,3 +853,10 @@ def bigrams():
     wordsegment = pytest.importorskip("wordsegment", reason="the test extra has it")
     wordsegment.load()
     return {tuple(pair.split(" ")): n for pair, n in wordsegment.BIGRAMS.items() if pair.count(" ") == 1}
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "adamw"])
+def test_impossible_numbers_of_threads(solver):
+    for wrong, error in ((0, ValueError), (-2, ValueError), ("x", TypeError)):
+        with pytest.raises(error, match="num_threads must be"):
+            SoftmaxRegression(solver=solver, num_threads=wrong).fit(np.eye(4), [0, 1, 0, 1])

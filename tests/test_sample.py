@@ -262,6 +262,7 @@ def test_rows_without_mass(value, text, options, dtype):
         ({"size": True}, TypeError, "size must be an int"),
         ({"temperature": 10**400}, TypeError, "temperature must hold real numbers"),
         ({"size": 1.5}, TypeError, "size must be an int, a tuple of ints or None"),
+        ({"rng": -1}, ValueError, "rng must be at least 0 where it is an int, got -1"),
         ({"rng": "x"}, TypeError, "rng must be None, an int or a numpy.random.Generator"),
         ({"out": np.empty(3)}, TypeError, "out has dtype float64"),
         ({"out": np.empty(4, np.int64)}, ValueError, r"out has shape \(4,\)"),
@@ -284,3 +285,11 @@ def test_top_p_of_flat_rows():
             p, _ = distribution(x[row], top_p=top_p)
             assert np.all(p[draws[row]] > 0)
     assert len(set(draws[0])) > 250
+
+
+def test_parameters_beyond_numpys_integers():
+    x = np.log(np.array([0.1, 0.2, 0.7]))
+    for size in (2**63, 2**64, 2**70):
+        assert csoftmax.sample(x, top_k=size, size=9, rng=1).tolist() == csoftmax.sample(x, size=9, rng=1).tolist()
+        flat = csoftmax.sample(x, temperature=size, size=9, rng=1)
+        assert flat.tolist() == csoftmax.sample(x, temperature=float(size), size=9, rng=1).tolist()
