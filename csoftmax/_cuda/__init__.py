@@ -52,7 +52,7 @@ _OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
 _SHARED_ROW = 608  # sizeof(shared_row) of cross_entropy.cu, and room for that of entmax.cu
 _SORTED_BY_KERNEL = 1024  # most of a row that topk.cu sorts
 _TRAIL = 528  # sizeof(trail) of sample.cu
-_ENTMAX_PARTS = 4096, 2048, 1024  # of longer rows in shared memory
+_ENTMAX_PARTS = 4096, 2048, 1024  # of a row in shared memory; a gradient's is there whole where it can be
 _ENTMAX_FEW = 512  # FEW of entmax.cu
 _ELSEWHERE = 2**28  # bytes, for survivors of entmax that shared memory does not hold
 _ITEMSIZES = {"f32": (4, 4), "f64": (8, 8), "f16": (2, 4), "bf16": (2, 4)}  # of storage, of the compute type
@@ -519,7 +519,7 @@ def launch_entmax(dtype, n, gradient, limit):
     """Launch rule of entmax: elements in shared memory, warps, bytes of shared memory, survivors that lie elsewhere."""
     itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
     padded = -(-n // 8) * 8
-    for part in (n, *(most for most in _ENTMAX_PARTS if most < n)):
+    for part in (*[n] * (gradient or n <= _ENTMAX_PARTS[0]), *(most for most in _ENTMAX_PARTS if most < n)):
         arrays = (2 if gradient else 1) * room(part, itemsize) * wide
         shared = _SHARED_ROW + arrays + (16 * part if gradient else 40 * min(padded, _ENTMAX_FEW))
         if shared <= limit:

@@ -1,15 +1,17 @@
 /* alpha-entmax of contiguous rows and its gradient, with the CPU's bits: the threshold is that of
  * src_c/kernel/entmax_solve.h.
  *
- *   forward   a thread block for each row: its maximum; the numbers that can have probability, in the order of their
- *             indices (src_c/kernel/entmax.inc.h), to shared memory, or, where they are many, to `elsewhere`; the
- *             solver, in one thread, because its sums have an order; zeros, and what is left of the numbers
+ *   forward   a thread block for each row, part by part: the maximum so far; the numbers that can have probability
+ *             beside it, in the order of their indices (src_c/kernel/entmax.inc.h), to shared memory, or, where more than
+ *             FEW survive, to `elsewhere`; the solver, in one thread, because its sums have an order; zeros, and what is
+ *             left of the numbers
  *   rows      the same for the loss, in one thread (src_c/kernel/entmax_loss.h), and its gradient, which may be x
  *   backward  a thread block for each row: the elements with y > 0, a part of the row at a time; their sums, as pairs,
  *             in one thread; the row once more
  *
- * Reads and writes of each element: one and one (of what has probability one write more); rows that shared memory does
- * not hold: two reads, three where more than FEW survive (tests/test_cuda.py counts them).
+ * Reads and writes of each element, however long the row: one and one, of what has probability one write more; beyond
+ * FEW survivors go through global memory (forty bytes each).  The gradient reads a row that shared memory does not hold
+ * twice (tests/test_cuda.py counts).
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
  * NaN, +inf or nothing but -inf: the whole row is NaN, as on the CPU; a row of which a mask leaves nothing is zeros,
  * and its loss NaN; a label that is no class makes its row and its loss NaN.
@@ -83,68 +85,91 @@ INLINE void fill(T *to, long long n, int part, double x) {
         store(to + begin, (int)(n - begin < part ? n - begin : part), all, threadIdx.x, blockDim.x);
 }
 
+/* Of the first `count` survivors those that are greater than the bound or NaN, in their order; how many.  A thread has
+ * read its survivor before any is moved. */
+INLINE size_t sift(const csm_support &s, size_t count, REAL bound, size_t *counts) {
+    size_t kept = 0;
+    for (size_t begin = 0; begin < count; begin += blockDim.x) {
+        const int k = count - begin < blockDim.x ? (int)(count - begin) : (int)blockDim.x;
+        const size_t i = begin + threadIdx.x;
+        const double z = i < count ? s.z[i] : 0;
+        const size_t index = i < count ? s.index[i] : 0;
+        kept = number(
+            k, kept, counts, [&](int) { return !(z <= (double)bound); },
+            [&](int, size_t j) {
+                s.z[j] = z;
+                s.index[j] = index;
+            });
+    }
+    return kept;
+}
+
 /* The support and the probabilities of a row to shared->s.  elsewhere: five times `capacity` doubles for each block,
- * where capacity, at least n, is a multiple of 8; NULL: no row is longer than FEW. */
+ * where capacity, at least n, is a multiple of 8; NULL: no row is longer than FEW.  A part's survivors are those above
+ * the bound that its and the former parts' maximum sets, so that the row is read once. */
 enum outcome { FOUND, NOTHING /* the mask leaves no element */, UNDEFINED };
 INLINE outcome find_support(const T *from, const uint8_t *mask, double *elsewhere, long long capacity, long long n,
                             int part, const csm_entmax &e) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     shared_row *const shared = (shared_row *)(void *)memory;
     REAL *const own = array_at(0, part);
-    const auto fetch = [&](long long begin) {
-        const int count = n - begin < part ? (int)(n - begin) : part;
-        __syncthreads();
-        load(own + lead(from + begin), from + begin, mask ? mask + begin : NULL, count, (REAL)-CSM_INF, threadIdx.x,
-             blockDim.x);
-        __syncthreads();
-        return count;
-    };
-    REAL most = (REAL)-CSM_INF;
+    csm_support s = support_at((double *)(void *)array_at(1, part), n < FEW ? (size_t)(n + 7) / 8 * 8 : (size_t)FEW);
+    REAL most = (REAL)-CSM_INF, bound = most;
+    double max = -CSM_INF;
+    size_t count = 0;
     int there = 0; /* an element that the mask leaves */
     for (long long begin = 0; begin < n; begin += part) {
-        const int count = fetch(begin);
-        const REAL *const s = own + lead(from + begin);
-        for (int i = threadIdx.x; i < count; i += blockDim.x) {
-            most = V(max)(s[i], most);
+        const int k = n - begin < part ? (int)(n - begin) : part;
+        const REAL *const v = own + lead(from + begin);
+        __syncthreads();
+        load(own + lead(from + begin), from + begin, mask ? mask + begin : NULL, k, (REAL)-CSM_INF, threadIdx.x,
+             blockDim.x);
+        __syncthreads();
+        for (int i = threadIdx.x; i < k; i += blockDim.x) {
+            most = V(max)(v[i], most);
             there |= !mask || mask[begin + i];
         }
+        most = group_max(most, WARP);
+        if (lane == 0) shared->most[warp] = (double)most;
+        __syncthreads();
+        for (int w = 0; w < warps; w++) max = shared->most[w] > max ? shared->most[w] : max;
+
+        const double least = max - 1 / e.scale;
+        bound = least < -EXP_MOST ? (REAL)-CSM_INF : (REAL)least;
+        if ((double)bound >= least && bound > (REAL)-CSM_INF) bound = V(below)(bound);
+        const auto wanted = [&](int i) { return !(v[i] <= bound); };
+        const auto put = [&](int i, size_t j) {
+            if (j >= s.capacity) return;
+            s.z[j] = (double)v[i];
+            s.index[j] = (size_t)(begin + i);
+        };
+        const size_t all = number(k, count, shared->counts, wanted, put);
+        if (all <= s.capacity) {
+            count = all;
+            continue;
+        }
+        /* no room: without those that the bound has left behind, or elsewhere */
+        const size_t more = all - count;
+        count = sift(s, count, bound, shared->counts);
+        if (count + more > s.capacity) {
+            const csm_support far = support_at(elsewhere + (long long)blockIdx.x * 5 * capacity, (size_t)capacity);
+            for (size_t i = threadIdx.x; i < count; i += blockDim.x) {
+                far.z[i] = s.z[i];
+                far.index[i] = s.index[i];
+            }
+            s = far;
+        }
+        count = number(k, count, shared->counts, wanted, put);
     }
-    most = group_max(most, WARP);
+    if (n > part) count = sift(s, count, bound, shared->counts);
     there = group_any(there, WARP);
-    if (lane == 0) {
-        shared->most[warp] = (double)most;
-        shared->counts[warp] = (size_t)there;
-    }
+    if (lane == 0) shared->counts[warp] = (size_t)there;
     __syncthreads();
-    double max = -CSM_INF;
     there = 0;
-    for (int w = 0; w < warps; w++) {
-        max = shared->most[w] > max ? shared->most[w] : max;
-        there |= (int)shared->counts[w];
-    }
+    for (int w = 0; w < warps; w++) there |= (int)shared->counts[w];
     __syncthreads();
     if (!(max > -CSM_INF && max < CSM_INF)) return there ? UNDEFINED : NOTHING;
 
-    const double least = max - 1 / e.scale;
-    REAL bound = least < -EXP_MOST ? (REAL)-CSM_INF : (REAL)least;
-    if ((double)bound >= least && bound > (REAL)-CSM_INF) bound = V(below)(bound);
-    csm_support s = support_at((double *)(void *)array_at(1, part), n < FEW ? (size_t)(n + 7) / 8 * 8 : (size_t)FEW);
-    size_t count = 0;
-    for (int again = 0; again == 0 || (again == 1 && count > s.capacity); again++) {
-        if (again) s = support_at(elsewhere + (long long)blockIdx.x * 5 * capacity, (size_t)capacity);
-        count = 0;
-        for (long long begin = 0; begin < n; begin += part) {
-            const int k = n > part ? fetch(begin) : (int)n;
-            const REAL *const v = own + lead(from + begin);
-            count = number(
-                k, count, shared->counts, [&](int i) { return !(v[i] <= bound); },
-                [&](int i, size_t j) {
-                    if (j >= s.capacity) return;
-                    s.z[j] = (double)v[i];
-                    s.index[j] = (size_t)(begin + i);
-                });
-        }
-    }
     int nan = 0;
     for (size_t i = threadIdx.x; i < (count + 7) / 8 * 8; i += blockDim.x) {
         if (i >= count) {
