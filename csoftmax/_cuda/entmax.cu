@@ -2,9 +2,9 @@
  * src_c/kernel/entmax_solve.h.
  *
  *   forward   a thread block for each row, part by part: the maximum so far; the numbers that can have probability
- *             beside it, in the order of their indices (src_c/kernel/entmax.inc.h), to shared memory, or, where more than
- *             FEW survive, to `elsewhere`; the solver, in one thread, because its sums have an order; zeros, and what is
- *             left of the numbers
+ *             beside it, in the order of their indices (src_c/kernel/entmax.inc.h), to shared memory, or, where
+ *             more than FEW survive, to `elsewhere`; the solver, in one thread, because its sums have an order;
+ *             zeros, and what is left of the numbers
  *   rows      the same for the loss, in one thread (src_c/kernel/entmax_loss.h), and its gradient, which may be x
  *   backward  a thread block for each row: the elements with y > 0, a part of the row at a time; their sums, as pairs,
  *             in one thread; the row once more
