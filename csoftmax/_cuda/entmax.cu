@@ -10,8 +10,9 @@
  *             in one thread; the row once more
  *
  * Reads and writes of each element, however long the row: one and one, of what has probability one write more; beyond
- * FEW survivors go through global memory (forty bytes each).  The gradient reads a row that shared memory does not hold
- * twice (tests/test_cuda.py counts).
+ * FEW survivors go through global memory (forty bytes each).  Soft labels are read twice, with a gradient three times,
+ * and the loss reads the logits of labels outside the support once more.  backward reads a row that shared memory does
+ * not hold twice (tests/test_cuda.py counts, but for soft labels).
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
  * NaN, +inf or nothing but -inf: the whole row is NaN, as on the CPU; a row of which a mask leaves nothing is zeros,
  * and its loss NaN; a label that is no class makes its row and its loss NaN.
