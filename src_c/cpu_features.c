@@ -21,7 +21,7 @@ unsigned csm_cpu_features(void) {
     const int is_amd = r[1] == 0x68747541 && r[3] == 0x69746e65 && r[2] == 0x444d4163; /* AuthenticAMD */
     if (r[0] < 7) return 0;
     cpuid(1, 0, r);
-    if (is_amd && (r[0] >> 8 & 15) + (r[0] >> 20 & 255) == 0x19) features |= CSM_CPU_FETCHES; /* Zen 4, and 3 */
+    const int is_zen_3_or_4 = is_amd && (r[0] >> 8 & 15) + (r[0] >> 20 & 255) == 0x19;
     const unsigned need = 1u << 12 /* FMA */ | 1u << 27 /* OSXSAVE */ | 1u << 28 /* AVX */ | 1u << 29; /* F16C */
     if ((r[2] & need) != need) return features;
     uint64_t state = xgetbv(); /* which registers the system saves */
@@ -29,6 +29,7 @@ unsigned csm_cpu_features(void) {
     if ((state & 0x6) == 0x6 && (r[1] & 1u << 5)) features |= CSM_CPU_AVX2;
     const unsigned wide = 1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31; /* VL */
     if ((state & 0xe6) == 0xe6 && (r[1] & wide) == wide) features |= CSM_CPU_AVX512;
+    if (is_zen_3_or_4 && (r[1] & 1u << 16)) features |= CSM_CPU_FETCHES; /* 4 is the first with AVX-512 */
     return features;
 }
 #elif defined(__aarch64__) || defined(_M_ARM64)

@@ -37,15 +37,20 @@ const csm_table *csm_current_table(void) {
     return table;
 }
 
+/* What a call reads and writes is thought to be in cache up to this: on Zen 3 (32 MB of last cache, shared) telling of
+ * rows of 1000 costs 6 % at 1 to 4 MB, nothing at 8, and saves 13 % at 12 and 20 to 28 % at 24 MB and more. */
+static const double CACHED = 8e6;
+
 /* Asked once: in a virtual machine CPUID takes longer than a small call. */
-int csm_fetches_rows(void) {
+csm_tells csm_tells_of(double bytes) {
     static atomic_int known; /* 0: not yet */
+    if (bytes <= CACHED) return CSM_TELLS_NOTHING;
     int answer = atomic_load_explicit(&known, memory_order_relaxed);
     if (!answer) {
-        answer = csm_cpu_features() & CSM_CPU_FETCHES ? 1 : -1;
+        answer = csm_cpu_features() & CSM_CPU_FETCHES ? CSM_TELLS_LONG : CSM_TELLS_ALL;
         atomic_store_explicit(&known, answer, memory_order_relaxed);
     }
-    return answer > 0;
+    return (csm_tells)answer;
 }
 
 const char *csm_isa(void) { return csm_current_table()->name; }

@@ -31,6 +31,7 @@ typedef struct work {
     size_t inner, per;     /* rows along the last batch axis; rows in a unit */
     size_t pack_pitch;
     size_t scratch_size;   /* a thread */
+    csm_tells tells;
     char **memory;         /* a thread's scratch, allocated when first needed */
 } work;
 
@@ -161,7 +162,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
                             .rows = count,
                             .n = c->shape.n,
                             .temperature = &c->scales.ordinary,
-                            .fetches = csm_fetches_rows()};
+                            .tells = w->tells};
         if (c->itemsize != c->wide_size && c->op == CSM_OP_softmax && !(job.scratch = scratch(w, thread)))
             return CSM_NO_MEMORY;
         csm_status status = run_rows(w, job, thread, NULL);
@@ -285,6 +286,7 @@ static csm_status run_call(csm_call *c, int threads) {
               .per = per,
               .pack_pitch = csm_pack_pitch(n, c->itemsize),
               .scratch_size = scratch_size(p, n, c->itemsize),
+              .tells = csm_tells_of(2 * elements * (double)c->itemsize),
               .memory = memory};
 
     static csm_status (*const bodies[])(void *, size_t, size_t, int) = {rows_body, groups_body, groups_body, long_body};

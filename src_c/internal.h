@@ -141,7 +141,7 @@ csm_status csm_row_split(csm_call *, const csm_one_row *, csm_row_scratch *each)
 void csm_transform(const csm_call *, void *wide, size_t k, double max);
 
 /* dispatch.c */
-int csm_fetches_rows(void); /* CSM_CPU_FETCHES */
+csm_tells csm_tells_of(double bytes); /* of a call that reads and writes so much */
 
 /* topk.c */
 size_t csm_select_size(size_t n, size_t k, size_t wide_size);

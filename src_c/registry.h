@@ -27,7 +27,7 @@
     X(avx2, CSM_CPU_AVX2) \
     X(avx512, CSM_CPU_AVX2 | CSM_CPU_AVX512)
 
-/* No unit needs the last: rows come to the CPU best when it is not told of them ahead (csm_rows_job). */
+/* No unit needs the last: rows come to the CPU best when it is told little of them ahead (csm_tells). */
 enum { CSM_CPU_NEON = 1, CSM_CPU_AVX2 = 2, CSM_CPU_AVX512 = 4, CSM_CPU_FETCHES = 8 };
 unsigned csm_cpu_features(void);
 
@@ -79,6 +79,10 @@ typedef struct csm_row {
     int is_nan;      /* the whole row is NaN */
 } csm_row;
 
+/* What a CPU is told of ahead (prefetches): nothing where all is in its cache; the sources of long rows; sources and
+ * results. */
+typedef enum csm_tells { CSM_TELLS_NOTHING, CSM_TELLS_LONG, CSM_TELLS_ALL } csm_tells;
+
 /* Rows that are contiguous along the softmax axis and at most CSM_BLOCK long (any length: pass1/pass2). */
 typedef struct csm_rows_job {
     const char *a, *b;
@@ -87,7 +91,7 @@ typedef struct csm_rows_job {
     size_t rows, n;
     const csm_temperature *temperature;
     void *scratch; /* CSM_BLOCK elements of the compute type */
-    int fetches;   /* CSM_CPU_FETCHES */
+    csm_tells tells;
 } csm_rows_job;
 
 /* A tile of neighbouring rows that lie side by side: the softmax axis strided, the rows contiguous across. */

@@ -12,8 +12,9 @@ enum {
     LINES = 512, /* shortest row whose passes begin at a cache line ... */
     LINES_IN_PLACE = 2048, /* ... where they load what has just been stored, across other vectors */
     EARLY_MAX = 2048, /* longest row that finds the next one's maximum: of floats, both and the result take 24 KB */
-    TOGETHER = 1024, /* longest row whose tail is found together with others' ... */
+    TOGETHER = 512, /* longest row whose tail is found together with others' ... */
     LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */
+    SOFTMAX_TOGETHER = 2048 / v32_W, /* longest row that waits for others before its result: 8 KB of e' */
 };
 #if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
 #define UNROLL
@@ -42,6 +43,16 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
     return count;
 }
 #define CSM_BIT_COUNT(bits) csm_bit_count(bits)
+#endif
+/* Has a variable computed by here: gcc puts off the sums of many vectors until its registers no longer suffice. */
+#if defined(__GNUC__) && defined(__AVX512F__)
+#define SETTLE(v) __asm__ volatile("" : "+v"(v))
+#elif defined(__GNUC__) && defined(__x86_64__)
+#define SETTLE(v) __asm__ volatile("" : "+x"(v))
+#elif defined(__GNUC__) && defined(__aarch64__)
+#define SETTLE(v) __asm__ volatile("" : "+w"(v))
+#else
+#define SETTLE(v) ((void)(v))
 #endif
 /* A loop that the compiler may vectorise, of integers or of floats that are not added up across the loop, so that each
  * lane's operations are its own: no OpenMP runtime is needed for it. */

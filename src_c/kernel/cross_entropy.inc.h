@@ -152,13 +152,13 @@ INLINE void FN(loss_block)(const T *x, REAL *e, size_t k, const csm_temperature 
     block->mass = block->far = 0;
     if (terms) FN(loss_term_sums)(x, k, t, terms, block, !scratch);
     if (!e) {
-        FN(exp_exact)(x, k, t, block, ahead, NULL);
+        FN(exp_exact)(x, NULL, k, t, block, NULL, ahead, NULL);
     } else if (scratch) {
         V(t) last = V(zero)();
-        FN(exp_both)(x, e, k, t, block, &last, ahead, ahead_to);
+        FN(exp_exact)(x, e, k, t, block, &last, ahead, ahead_to);
         if (k % V(W)) V(STORE_REAL)(e + k / V(W) *V(W), last);
     } else {
-        FN(exp_both)(x, e, k, t, block, NULL, ahead, ahead_to);
+        FN(exp_exact)(x, e, k, t, block, NULL, ahead, ahead_to);
     }
 }
 
@@ -375,8 +375,10 @@ static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
     int64_t all = 0;
     for (ptrdiff_t r = 0; r < V(W); r++) all |= label[r * job->order];
     if (all < 0) return 0; /* one is */
+    const csm_rows_job rows = {
+        .a = x, .y = y, .a_step = job->x_step, .y_step = job->y_step, .n = n, .temperature = t, .tells = CSM_TELLS_ALL};
     if (n <= 16 ? !FN(group_log)(&g, x, job->x_step, n, t, &s)
-                : !FN(log_together)(x, job->x_step, n, t, y ? e : NULL, PITCH, y, job->y_step, &s))
+                : !FN(log_together)(&rows, y ? (char *)e : NULL, PITCH * sizeof(REAL), &s))
         return 0;
     for (ptrdiff_t r = 0; r < V(W); r++) {
         const size_t at = (size_t)label[r * job->order];

@@ -18,8 +18,7 @@
  * lanes: NumPy's large arrays begin 16 bytes behind a page ((64, 32000) takes 15 % longer without). */
 INLINE size_t FN(head)(const T *x, size_t k) { return k < LINES ? 0 : (0 - (uintptr_t)x) % 64 / sizeof(T) % V(W); }
 
-static double FN(max)(const void *from, size_t k) {
-    const T *x = from;
+INLINE V(t) FN(max_lanes)(const T *x, size_t k) {
     V(t) low = V(set)(-CSM_INF), a = low, b = low, c = low, d = low;
     size_t i = FN(head)(x, k);
     if (i) d = V(max)(LOAD_PART(x, i, low), low); /* not as it is: it may be NaN */
@@ -31,83 +30,104 @@ static double FN(max)(const void *from, size_t k) {
     }
     for (; i + V(W) <= k; i += V(W)) a = V(max)(LOAD(x + i), a);
     if (i < k) b = V(max)(LOAD_PART(x + i, k - i, low), b);
-    return (double)V(top)(V(max)(V(max)(a, b), V(max)(c, d)));
+    return V(max)(V(max)(a, b), V(max)(c, d));
+}
+static double FN(max)(const void *from, size_t k) { return (double)V(top)(FN(max_lanes)(from, k)); }
+
+/* The second pass: e' of at most CSM_FLUSH elements, of a row (block) whose maximum is m and whose constants are s, and
+ * their sums in the lanes of `sum`.  store: e' goes to e; a last vector that is not whole goes to *last instead, where
+ * that is not NULL (loading it right after storing it in parts would stall).  exact: the log family, which keeps
+ * elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will be read and written next,
+ * to prefetch meanwhile ((256, 50257) on AVX2: 0.42 ns an element without, 0.38 with the first, 0.35 with both). */
+INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(shift) s, V(sum) *sum, V(t) *count,
+                         const int tempered, const int store, const int exact, V(t) *last, const char *ahead,
+                         const char *ahead_to) {
+    enum { STEP = (int)V(CYCLE) > (int)V(STEP) ? (int)V(CYCLE) : (int)V(STEP) }; /* a multiple of the lanes' cycle */
+    _Static_assert(STEP % V(SIDE) == 0, "groups of vectors whose exp is computed side by side");
+    size_t i = 0;
+    for (; i + STEP * V(W) <= k; i += STEP * V(W)) {
+        if (ahead) {
+            for (size_t at = 0; at < STEP * V(W) *sizeof(T); at += 64) {
+                PREFETCH(ahead + i * sizeof(T) + at);
+                if (ahead_to) PREFETCH(ahead_to + i * sizeof(T) + at);
+            }
+        }
+        V(t) y[STEP];
+        V(mask) any = V(eq)(m, V(set)(CSM_NAN));
+        UNROLL
+        for (size_t first = 0; first < STEP; first += V(SIDE)) {
+            UNROLL
+            for (size_t v = first; v < first + V(SIDE); v++) {
+                y[v] = LOAD(x + i + v * V(W));
+                if (exact) any = V(either)(any, V(eq)(y[v], m));
+            }
+            V(exp_values)(V(SIDE), y + first, s, tempered);
+            if (exact) continue;
+            UNROLL
+            for (size_t v = first; v < first + V(SIDE); v++) {
+                if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
+                V(sum_add)(sum, v % V(CYCLE), y[v]);
+            }
+            UNROLL
+            for (int v = 0; v < V(CYCLE); v++) {
+                SETTLE(sum->hi[v]);
+                SETTLE(sum->lo[v]);
+            }
+        }
+        if (!exact) continue;
+        const int has_max = V(bits)(any) != 0; /* seldom: all others are spared a tenth of their time */
+        for (size_t v = 0; v < STEP && has_max; v++) {
+            V(t) z = LOAD(x + i + v * V(W)); /* e may be x */
+            if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
+            y[v] = V(without_max)(y[v], V(eq)(z, m), count);
+        }
+        UNROLL
+        for (size_t v = 0; v < STEP; v++) {
+            if (store && !has_max) V(STORE_REAL)(e + i + v * V(W), y[v]);
+            V(sum_add)(sum, v % V(CYCLE), y[v]);
+        }
+    }
+    for (size_t first = 0; i < k; i += V(SIDE) *V(W), first += V(SIDE)) { /* the end; the filler -inf adds 0 */
+        const size_t whole = (k - i) / V(W), rest = whole < V(SIDE) ? (k - i) % V(W) : 0;
+        V(t) y[V(SIDE)], z[V(SIDE)], end = V(set)(-CSM_INF), end_z = V(set)(CSM_NAN);
+        if (rest) end = LOAD_PART(x + i + whole * V(W), rest, end);
+        /* a maximum of -inf must not be found in the filler */
+        if (rest && exact) end_z = LOAD_PART(x + i + whole * V(W), rest, end_z);
+        UNROLL
+        for (size_t v = 0; v < V(SIDE); v++) {
+            z[v] = y[v] = v < whole ? LOAD(x + i + v * V(W)) : v == whole ? end : V(set)(-CSM_INF);
+            if (exact && v >= whole) z[v] = v == whole ? end_z : V(set)(CSM_NAN);
+        }
+        V(exp_values)(V(SIDE), y, s, tempered);
+        UNROLL
+        for (size_t v = 0; v < V(SIDE); v++) {
+            if (store && v < whole) V(STORE_REAL)(e + i + v * V(W), y[v]); /* e may be x: after all loads */
+            if (v == whole) end = y[v];
+            if (exact) y[v] = V(without_max)(y[v], V(eq)(z[v], m), count);
+            V(sum_add)(sum, V(SIDE) % V(CYCLE) == 0 ? v % V(CYCLE) : (first + v) % V(CYCLE), y[v]);
+        }
+        if (rest && store && last) *last = end;
+        else if (rest && store) V(STORE_PART_REAL)(e + i + whole * V(W), rest, end);
+    }
 }
 
-/* The second pass: e' of every element, their sums to block.  store: e' goes to e; a last vector that is not whole
- * goes to *last instead, where that is not NULL (loading it right after storing it in parts would stall).  exact:
- * the log family, which keeps elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will
- * be read and written next, to prefetch meanwhile ((256, 50257) on AVX2: 0.42 ns an element without, 0.38 with the
- * first, 0.35 with both). */
+/* The same for a row or block of any length whose maximum is known; sums to block. */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
                         const int store, const int exact, V(t) *last, const char *ahead, const char *ahead_to) {
     const double ref = csm_reference(block->max, t);
-    enum { STEP = V(CYCLE) > 8 ? V(CYCLE) : 8 }; /* vectors in flight, a multiple of the lanes' cycle */
-    _Static_assert(STEP % V(SIDE) == 0, "groups of vectors whose exp is computed side by side");
-    V(t) m = V(set)(block->max), n0, count = V(zero)();
+    V(t) n0, count;
     V(shift) s = V(shift_to)(V(set)(ref), t, tempered, &n0);
     V(sum) sum;
-    size_t i = 0;
     REAL n[V(W)];
     V(STORE_REAL)(n, n0);
     block->n = (double)n[0];
     if (exact) csm_top(ref, t->t, EXP_BIAS, EXP_MANTISSA == 23, block); /* beside the vectors */
     V(sum_zero)(&sum);
-    while (i < k) {
-        const size_t end = k - i < CSM_FLUSH ? k : i + CSM_FLUSH;
-        for (; i + STEP * V(W) <= end; i += STEP * V(W)) {
-            if (ahead) {
-                for (size_t at = 0; at < STEP * V(W) *sizeof(T); at += 64) {
-                    PREFETCH(ahead + i * sizeof(T) + at);
-                    if (ahead_to) PREFETCH(ahead_to + i * sizeof(T) + at);
-                }
-            }
-            V(t) y[STEP];
-            V(mask) any = V(eq)(m, V(set)(CSM_NAN));
-            UNROLL
-            for (size_t first = 0; first < STEP; first += V(SIDE)) {
-                UNROLL
-                for (size_t v = first; v < first + V(SIDE); v++) {
-                    y[v] = LOAD(x + i + v * V(W));
-                    if (exact) any = V(either)(any, V(eq)(y[v], m));
-                }
-                V(exp_values)(V(SIDE), y + first, s, tempered);
-                if (exact) continue;
-                UNROLL
-                for (size_t v = first; v < first + V(SIDE); v++) {
-                    if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
-                    V(sum_add)(&sum, v % V(CYCLE), y[v]);
-                }
-            }
-            if (!exact) continue;
-            const int has_max = V(bits)(any) != 0; /* seldom: all others are spared a tenth of their time */
-            for (size_t v = 0; v < STEP && has_max; v++) {
-                V(t) z = LOAD(x + i + v * V(W)); /* e may be x */
-                if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
-                y[v] = V(without_max)(y[v], V(eq)(z, m), &count);
-            }
-            UNROLL
-            for (size_t v = 0; v < STEP; v++) {
-                if (store && !has_max) V(STORE_REAL)(e + i + v * V(W), y[v]);
-                V(sum_add)(&sum, v % V(CYCLE), y[v]);
-            }
-        }
-        for (size_t v = 0; i + V(W) <= end; i += V(W), v = (v + 1) % V(CYCLE)) {
-            V(t) z = LOAD(x + i), y = V(exp_value)(z, s, tempered);
-            if (store) V(STORE_REAL)(e + i, y);
-            if (exact) y = V(without_max)(y, V(eq)(z, m), &count);
-            V(sum_add)(&sum, v, y);
-        }
-        if (i < end) { /* the end of the row; the filler -inf gives 0 */
-            V(t) z = LOAD_PART(x + i, k - i, V(set)(-CSM_INF)), y = V(exp_value)(z, s, tempered);
-            /* a maximum of -inf must not be found in the filler; e may be x, so this comes before the store */
-            if (exact) z = LOAD_PART(x + i, k - i, V(set)(CSM_NAN));
-            if (store && last) *last = y;
-            if (store && !last) V(STORE_PART_REAL)(e + i, k - i, y);
-            if (exact) y = V(without_max)(y, V(eq)(z, m), &count);
-            V(sum_add)(&sum, i / V(W) % V(CYCLE), y);
-            i = k;
-        }
+    count = V(zero)();
+    for (size_t i = 0; i < k; i += CSM_FLUSH) {
+        FN(exp_part)(x + i, store ? e + i : NULL, k - i < CSM_FLUSH ? k - i : CSM_FLUSH, V(set)(block->max), s, &sum,
+                     &count, tempered, store, exact, last, ahead ? ahead + i * sizeof(T) : NULL,
+                     ahead_to ? ahead_to + i * sizeof(T) : NULL);
         V(sum_flush)(&sum);
     }
     V(sum_total)(&sum, &block->hi, &block->lo);
@@ -124,17 +144,69 @@ static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t
     if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL, NULL);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL, NULL);
 }
-static NOINLINE void FN(exp_exact)(const T *x, size_t k, const csm_temperature *t, csm_block *block, const char *ahead,
-                                   const char *ahead_to) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, NULL, ahead, ahead_to);
+/* e: NULL, or where they go. */
+static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block,
+                                   V(t) *last, const char *ahead, const char *ahead_to) {
+    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, e != NULL, 1, last, ahead, ahead_to);
+    else if (e) FN(exp_sum)(x, e, k, t, block, 0, 1, 1, last, ahead, ahead_to);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead, ahead_to);
 }
 
-static NOINLINE void FN(exp_both)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, V(t) *last,
-                                  const char *ahead, const char *ahead_to) {
-    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 1, last, ahead, ahead_to);
-    else FN(exp_sum)(x, e, k, t, block, 0, 1, 1, last, ahead, ahead_to);
+#if EXP_MANTISSA == 23
+/* The same for W rows, so that no row waits for its maximum, its sum and what is done with it once a row. */
+typedef struct FN(rows) {
+    REAL max[V(W)], n[V(W)];
+    v64_t sums[V(PARTS)];
+    double count[V(W)]; /* exact only */
+    V(t) last[V(W)]; /* not exact: the end of a row that is no whole vector */
+} FN(rows);
+
+/* e: where their e' go, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not ordinary. */
+INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int tempered,
+                        const int store, const int exact) {
+    const csm_temperature *t = job->temperature;
+    const int tells = exact ? job->tells != CSM_TELLS_NOTHING : job->tells == CSM_TELLS_ALL;
+    const size_t n = job->n; /* at most CSM_FLUSH */
+    REAL magic[V(W)], lowest[V(W)];
+    V(t) tops[V(W)], n0;
+    V(sum) sum[V(W)];
+    v64_t sums[V(W)][V(EIGHT)];
+    for (int r = 0; r < V(W); r++) tops[r] = FN(max_lanes)((const T *)(const void *)(job->a + r * job->a_step), n);
+    V(t) max = V(tops)(tops);
+    if (!((double)V(top)(V(max)(max, V(sub)(V(zero)(), max))) <= t->limit)) return 0;
+    V(shift) s = V(shift_to)(max, t, tempered, &n0);
+    V(STORE_REAL)(magic, s.magic);
+    V(STORE_REAL)(lowest, s.lowest);
+    V(STORE_REAL)(g->max, max);
+    V(STORE_REAL)(g->n, n0);
+    for (int r = 0; r < V(W); r++) {
+        const T *x = (const T *)(const void *)(job->a + r * job->a_step);
+        const V(t) m = V(splat)(g->max + r);
+        V(t) count = V(zero)();
+        s.magic = V(splat)(magic + r);
+        s.lowest = V(splat)(lowest + r);
+        V(sum_restart)(&sum[r]);
+        FN(exp_part)(x, (REAL *)(void *)(e + r * pitch), n, m, s, &sum[r], &count, tempered, store, exact,
+                     exact ? NULL : &g->last[r], tells ? (const char *)x + V(W) *job->a_step : NULL,
+                     tells && job->y ? job->y + (r + 1) * job->y_step : NULL);
+        if (exact) g->count[r] = V(sum_exact)(count);
+    }
+    for (int r = 0; r < V(W); r++) { /* not above, where the next row would have to wait */
+        V(sum_eight_of_part)(&sum[r], sums[r]);
+    }
+    V(trees)((const v64_t(*)[V(EIGHT)])sums, g->sums);
+    return 1;
 }
+/* One copy of each form here too. */
+static NOINLINE int FN(exp_rows_store)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
+    if (job->temperature->tempered) return FN(exp_rows)(job, e, pitch, g, 1, 1, 0);
+    return FN(exp_rows)(job, e, pitch, g, 0, 1, 0);
+}
+static NOINLINE int FN(exp_rows_exact)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
+    if (job->temperature->tempered) return FN(exp_rows)(job, e, pitch, g, 1, e != NULL, 1);
+    return FN(exp_rows)(job, e, pitch, g, 0, e != NULL, 1);
+}
+#endif
 
 static void FN(fill)(T *y, size_t k, double value) {
     V(t) v = V(set)(value);
@@ -203,6 +275,19 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keep
     return job->rows;
 }
 #if EXP_MANTISSA == 23
+/* 1 / sum of W rows as csm_reciprocal has it: rounded, and what that leaves over. */
+INLINE void FN(reciprocals)(v64_t *sums, REAL *r, REAL *r_low) {
+    v64_t back[V(PARTS)];
+    UNROLL
+    for (int p = 0; p < V(PARTS); p++) sums[p] = v64_div(v64_set(1), sums[p]);
+    V(t) high = V(narrow)(sums);
+    V(STORE_REAL)(r, high);
+    v32_widen(high, back);
+    UNROLL
+    for (int p = 0; p < V(PARTS); p++) sums[p] = v64_sub(sums[p], back[p]);
+    V(STORE_REAL)(r_low, V(narrow)(sums));
+}
+
 /* The same, W rows at a time (group.inc.h).  Returns how many rows are done; a group with a row that is not ordinary,
  * or is NaN, is left to `small`. */
 INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t most, const int tempered) {
@@ -211,19 +296,15 @@ INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t most, con
     for (; i + V(W) <= job->rows; i += V(W)) {
         FN(group) g;
         REAL f[V(W)], f_low[V(W)];
-        v64_t back[V(PARTS)];
         if (!FN(group_exp)(&g, job->a + (ptrdiff_t)i * job->a_step, job->a_step, n, job->temperature, most, tempered,
                            0))
             return i;
-        for (int p = 0; p < V(PARTS); p++) g.sums[p] = v64_div(v64_set(1), g.sums[p]);
-        V(t) high = V(narrow)(g.sums);
-        if (!(V(sum_exact)(V(sub)(high, high)) == 0)) return i; /* a sum is NaN */
-        v32_widen(high, back);
-        for (int p = 0; p < V(PARTS); p++) g.sums[p] = v64_sub(g.sums[p], back[p]);
-        V(STORE_REAL)(f, high);
-        V(STORE_REAL)(f_low, V(narrow)(g.sums));
+        FN(reciprocals)(g.sums, f, f_low);
+        V(t) all = V(LOAD_REAL)(f);
+        if (!(V(sum_exact)(V(sub)(all, all)) == 0)) return i; /* a sum is NaN */
         for (size_t r = 0; r < V(W); r++) {
             T *y = (T *)(job->y + (ptrdiff_t)(i + r) * job->y_step);
+            UNROLL
             for (size_t v = 0; v < used; v++)
                 FN(group_store)(y, n, v,
                                 V(scaled)(V(LOAD_REAL)(g.e[r] + v * V(W)), V(splat)(f + r), V(splat)(f_low + r)));
@@ -344,13 +425,33 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
     }
 }
 
+#if EXP_MANTISSA == 23
+/* The first W rows, of at most SOFTMAX_TOGETHER elements.  Returns 0, with nothing written, if one is not ordinary. */
+static int FN(softmax_together)(const csm_rows_job *job) {
+    const size_t n = job->n;
+    char *e = STORED_AS_REAL ? job->y : job->scratch;
+    const ptrdiff_t pitch = STORED_AS_REAL ? job->y_step : (ptrdiff_t)((n + V(W) - 1) / V(W) *V(W) *sizeof(REAL));
+    REAL r[V(W)], r_low[V(W)];
+    FN(rows) g;
+    if (!FN(exp_rows_store)(job, e, pitch, &g)) return 0;
+    FN(reciprocals)(g.sums, r, r_low);
+    for (int i = 0; i < V(W); i++) {
+        T *y = (T *)(void *)(job->y + i * job->y_step);
+        const csm_row row = {.r = (double)r[i], .r_low = (double)r_low[i]};
+        if (r[i] != r[i]) FN(fill)(y, n, CSM_NAN);
+        else FN(scale)((const REAL *)(const void *)(e + i * pitch), y, n, &row, 0, &g.last[i]);
+    }
+    return 1;
+}
+#endif
+
 static size_t FN(softmax_rows)(const csm_rows_job *job) {
     const csm_temperature *t = job->temperature;
     if (job->n <= 16) return FN(small_rows)(job, CSM_OP_softmax);
     double max = 0; /* of the next row: sought while the scalars of this one are on their way */
     int is_known = 0;
-    /* On Zen 4 (4096, 1000) takes 12 % longer with both, (4096, 4000) 7 % with the second. */
-    const int tells = !job->fetches || job->n > EARLY_MAX, tells_of_y = !job->fetches;
+    /* On Zen 4 (4096, 1000) takes 12 % longer with both, (4096, 4000) 7 % with the second; on Zen 3 a fifth less. */
+    const int tells = job->tells == CSM_TELLS_ALL || (job->tells == CSM_TELLS_LONG && job->n > EARLY_MAX);
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
         T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
@@ -358,10 +459,21 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         V(t) last;
         csm_block block;
         csm_row row;
+#if EXP_MANTISSA == 23
+        csm_rows_job some = *job;
+        some.a = (const char *)x;
+        some.y = (char *)y;
+        if (V(W) > 1 && job->n <= SOFTMAX_TOGETHER && i % V(W) == 0 &&
+            job->rows - i >= V(W) &&FN(softmax_together)(&some)) {
+            i += V(W) - 1;
+            is_known = 0;
+            continue;
+        }
+#endif
         block.max = is_known ? max : FN(max)(x, job->n);
         if (!csm_ordinary(t, block.max)) return i;
         FN(exp_store)(x, e, job->n, t, &block, &last, tells ? (const char *)x + job->a_step : NULL,
-                      tells_of_y ? (const char *)y + job->y_step : NULL);
+                      job->tells == CSM_TELLS_ALL ? (const char *)y + job->y_step : NULL);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
         is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
         if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
@@ -378,7 +490,7 @@ static void FN(log_softmax_pass1)(const void *a, const void *b, void *e, size_t 
     (void)b;
     (void)e;
     block->max = FN(max)(a, k);
-    FN(exp_exact)(a, k, t, block, NULL, NULL);
+    FN(exp_exact)(a, NULL, k, t, block, NULL, NULL, NULL);
 }
 
 static void FN(log_softmax_combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
@@ -414,24 +526,20 @@ static void FN(logsumexp_pass2)(const void *a, const void *b, void *y, size_t k,
 }
 
 #if EXP_MANTISSA == 23
-/* W rows of at most TOGETHER elements: their tails together, as scalars they take half the time of a row of 50.  e:
- * NULL, or where their e' go, `pitch` apart.  Returns 0 if a row is not ordinary or is NaN. */
-static NOINLINE int FN(log_together)(const char *a, ptrdiff_t step, size_t n, const csm_temperature *t, REAL *e,
-                                     size_t pitch, const char *y, ptrdiff_t y_step, csm_tails *s) {
+/* The first W rows, of at most TOGETHER elements, and their tails.  e: NULL, or where their e' go.  Returns 0 if a row
+ * is not ordinary or is NaN. */
+static int FN(log_together)(const csm_rows_job *job, char *e, ptrdiff_t pitch, csm_tails *s) {
     double none = 0;
-    for (int r = 0; r < V(W); r++, a += step, y = y ? y + y_step : NULL) {
-        const T *x = (const T *)(const void *)a;
-        csm_block block;
-        s->max[r] = block.max = FN(max)(x, n);
-        if (!csm_ordinary(t, block.max)) return 0;
-        if (e) FN(exp_both)(x, e + (size_t)r * pitch, n, t, &block, NULL, a + step, y);
-        else FN(exp_exact)(x, n, t, &block, a + step, y);
-        s->n[r] = block.n;
-        s->sum[r] = block.hi;
-        s->count[r] = block.count;
-        none += block.hi * 0;
+    FN(rows) g;
+    if (!FN(exp_rows_exact)(job, e, pitch, &g)) return 0;
+    for (int p = 0; p < V(PARTS); p++) v64_store_f64(s->sum + p * v64_W, g.sums[p]);
+    for (int r = 0; r < V(W); r++) {
+        s->max[r] = (double)g.max[r];
+        s->n[r] = (double)g.n[r];
+        s->count[r] = g.count[r];
+        none += s->sum[r] * 0;
     }
-    csm_find_tails(s, t->t, EXP_BIAS);
+    csm_find_tails(s, job->temperature->t, EXP_BIAS);
     return none == 0;
 }
 #endif
@@ -448,9 +556,11 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         csm_row row;
 #if EXP_MANTISSA == 23
         csm_tails s;
+        csm_rows_job some = *job;
+        some.a = (const char *)x;
+        some.y = keeps_axis ? (char *)y : NULL;
         if (V(W) > 1 && job->n <= TOGETHER && i % V(W) == 0 &&
-            job->rows - i >= V(W) &&FN(log_together)((const char *)x, job->a_step, job->n, t, NULL, 0,
-                                                     keeps_axis ? (const char *)y : NULL, job->y_step, &s)) {
+            job->rows - i >= V(W) &&FN(log_together)(&some, NULL, 0, &s)) {
             for (int r = 0; r < V(W); r++) {
                 block.max = row.max = s.max[r];
                 row.tail = s.tail[r];
@@ -467,7 +577,8 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
 #endif
         block.max = is_known ? max : FN(max)(x, job->n);
         if (!csm_ordinary(t, block.max)) return i;
-        FN(exp_exact)(x, job->n, t, &block, (const char *)x + job->a_step, keeps_axis ? (const char *)y : NULL);
+        FN(exp_exact)(x, NULL, job->n, t, &block, NULL, (const char *)x + job->a_step,
+                      keeps_axis ? (const char *)y : NULL);
         row.max = block.max;
         csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
         is_known = job->n <= EARLY_MAX && i + 1 < job->rows;

@@ -32,6 +32,7 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
     for (size_t r = 0; r < V(W); r++) {
         const T *x = (const T *)(a + (ptrdiff_t)r * step);
         tops[r] = low;
+        UNROLL
         for (size_t v = 0; v < used; v++) {
             V(t) part = v + 1 < used || left == V(W) ? LOAD(x + v * V(W)) : LOAD_PART(x + v * V(W), left, low);
             tops[r] = V(max)(part, tops[r]);
@@ -51,6 +52,7 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
         unsigned count = 0;
         s.magic = V(splat)(magic + r);
         s.lowest = V(splat)(lowest + r);
+        UNROLL
         for (size_t v = 0; v < V(SIXTEEN); v++) {
             y[v] = V(zero)();
             if (v >= used) continue;

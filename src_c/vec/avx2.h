@@ -6,7 +6,8 @@
 #include "half.h"
 
 enum { v32_W = 8, v64_W = 4 };
-enum { v32_SIDE = 4, v64_SIDE = 4 }; /* vectors whose exp is computed side by side */
+enum { v32_SIDE = 4, v64_SIDE = 4 }; /* vectors whose exp is computed side by side ... */
+enum { v32_STEP = 4, v64_STEP = 4 }; /* ... and in a step of the loop over a row */
 
 /* Loading 8 (4) words from table + 8 - count gives the mask of the first count lanes. */
 static const int32_t csm_first32[16] = {-1, -1, -1, -1, -1, -1, -1, -1};

@@ -9,7 +9,8 @@
 #include "half.h"
 
 enum { v32_W = 16, v64_W = 8 };
-enum { v32_SIDE = 2, v64_SIDE = 2 }; /* vectors whose exp is computed side by side */
+enum { v32_SIDE = 2, v64_SIDE = 2 }; /* vectors whose exp is computed side by side ... */
+enum { v32_STEP = 8, v64_STEP = 8 }; /* ... and in a step of the loop over a row */
 
 INLINE __mmask16 csm_mask32(size_t count) { return (__mmask16)((1u << count) - 1); }
 INLINE __mmask8 csm_mask64(size_t count) { return (__mmask8)((1u << count) - 1); }

@@ -7,7 +7,8 @@
 #include "half.h"
 
 enum { v32_W = 4, v64_W = 2 };
-enum { v32_SIDE = 4, v64_SIDE = 4 }; /* vectors whose exp is computed side by side */
+enum { v32_SIDE = 4, v64_SIDE = 4 }; /* vectors whose exp is computed side by side ... */
+enum { v32_STEP = 8, v64_STEP = 8 }; /* ... and in a step of the loop over a row */
 
 typedef float32x4_t v32_t;
 typedef uint32x4_t v32_mask;

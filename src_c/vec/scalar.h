@@ -9,7 +9,8 @@
 #include "half.h"
 
 enum { v32_W = 1, v64_W = 1 };
-enum { v32_SIDE = 1, v64_SIDE = 1 }; /* vectors whose exp is computed side by side */
+enum { v32_SIDE = 1, v64_SIDE = 1 }; /* vectors whose exp is computed side by side ... */
+enum { v32_STEP = 1, v64_STEP = 1 }; /* ... and in a step of the loop over a row */
 
 typedef float v32_t;
 typedef int v32_mask;
