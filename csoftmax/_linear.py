@@ -14,12 +14,20 @@ from . import _cpu
 CHUNK_BYTES = 64 << 20  # of logits, unless told otherwise
 MOST_ROWS = 1024  # of a chunk
 PANEL_BYTES = 4 << 20  # of w, or of its gradient
+KERNEL_SECONDS = 1e-9  # of an element, about
+SPIN_SECONDS = 0.01  # OpenMP's threads spin so long after a chunk, and the BLAS has that much less of the CPUs
 
 
 def rows_of_chunk(rows, classes, itemsize, chunk_bytes):
     """As many as fit in chunk_bytes, evenly over the chunks, at least 1."""
     most = max(1, min(MOST_ROWS, (chunk_bytes or CHUNK_BYTES) // max(1, classes * itemsize)))
     return math.ceil(rows / math.ceil(rows / most)) if rows else 1
+
+
+def kernel_threads(elements, num_threads):
+    """For the kernel between two products: None (as many as there are) if that saves more than its threads cost."""
+    threads = num_threads or _cpu.get_threads()
+    return num_threads if elements * KERNEL_SECONDS * (1 - 1 / threads) > SPIN_SECONDS else 1
 
 
 def panels(classes, features, itemsize):
@@ -107,6 +115,7 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
     losses = np.zeros(rows)
     step = rows_of_chunk(rows, classes, plan.wide.itemsize, chunk_bytes)
     buffer = np.empty((step, classes), plan.wide)
+    num_threads = kernel_threads(buffer.size, num_threads)
     for begin in range(0, rows, step):
         part = slice(begin, min(begin + step, rows))
         logits = buffer[: part.stop - begin]

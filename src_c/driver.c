@@ -321,6 +321,7 @@ static void set_temperature(csm_temperature *t, double value, int single) {
     t->t = value;
     t->tempered = value != 1;
     t->inv_t = single ? (double)(float)(1 / value) : 1 / value;
+    t->inv_t_low = single ? (double)(float)(1 / value - t->inv_t) : fma(-t->inv_t, value, 1) / value;
     if (single) {
         t->log2e = (double)(float)(log2e / value);
         t->ln2_hi = t->tempered ? (double)(float)(ln2 * value) : 0x1.62e430p-1;

@@ -60,13 +60,10 @@ void csm_fp_leave(csm_fp_environment saved) { (void)saved; }
 #if defined(_OPENMP) && !defined(_WIN32)
 #include <pthread.h>
 static atomic_int is_child;
-static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
 static void in_child(void) { atomic_store(&is_child, 1); }
-static void install_guard(void) { pthread_atfork(NULL, NULL, in_child); }
-static int may_start_threads(void) {
-    pthread_once(&guard_once, install_guard);
-    return !atomic_load(&is_child) && !omp_in_parallel();
-}
+/* When the library is loaded, not when it first computes: another library may have used the same libgomp before. */
+__attribute__((constructor)) static void install_guard(void) { pthread_atfork(NULL, NULL, in_child); }
+static int may_start_threads(void) { return !atomic_load(&is_child) && !omp_in_parallel(); }
 #elif defined(_OPENMP)
 static int may_start_threads(void) { return !omp_in_parallel(); }
 #else

@@ -50,6 +50,17 @@ def test_sizes_and_scales(op, dtype):
 
 
 @bulk
+def test_hardest_rows_found_with_a_temperature():
+    """1/T rounded, and the product with it, took these to 3.20 and, with 1/T as a pair, to 3.08 ULP."""
+    row = [17.164436, 2.9935205, -21.427898, -12.262162, 1.2861689, 5.0619345, 4.2730608]
+    check(FORWARD[0], "float32", np.array([row], np.float32), 0.4161493728521245)
+    rng = np.random.default_rng(1)
+    for _ in range(60):
+        k, temperature, sigma = int(rng.integers(2, 9)), float(np.exp(rng.normal() * 1.2)), rng.choice([3, 8, 20, 50])
+        check(FORWARD[0], "float32", (rng.standard_normal((20_000, k)) * sigma).astype(np.float32), temperature)
+
+
+@bulk
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_hardest_rows_found(dtype):
     """One lane carries most of the sum, so that exp's error there and in the element add up: found by search."""

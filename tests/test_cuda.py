@@ -1216,6 +1216,14 @@ def test_machine_code_is_kept(gpu, tmp_path, monkeypatch):
     backend._kernel.cache_clear()
     csoftmax.softmax(x)
     assert [f.stat().st_mtime_ns for f in (tmp_path / "new").iterdir()] == [before]
+    given = backend.options
+    monkeypatch.setattr(backend, "options", lambda *a: (*given(*a), "-DOTHER"))
+    backend._module.cache_clear()
+    backend._kernel.cache_clear()
+    csoftmax.softmax(x)
+    assert len(list((tmp_path / "new").iterdir())) == 2  # compiled with other options: not the same code
+    backend._module.cache_clear()
+    backend._kernel.cache_clear()
 
 
 # Commands and benchmarks

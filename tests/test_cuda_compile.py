@@ -79,6 +79,16 @@ def test_compiles(op, suffix, arch, tmp_path):
             assert "STG.E.128" in text, name
 
 
+@pytest.mark.parametrize("suffix", backend.SUFFIX.values())
+@pytest.mark.parametrize("op", backend.MODULES)
+def test_subnormals_stay_and_nothing_is_contracted(op, suffix):
+    """PTX says so itself: no .ftz, and every addition, subtraction and product of floats has its own rounding."""
+    code, _ = backend.compile(op, suffix, "compute_90")
+    text = code.decode()
+    assert ".ftz" not in text
+    assert not re.search(r"\b(add|sub|mul)\.f(32|64)\b", text)
+
+
 def test_error_has_the_compilers_words(monkeypatch):
     monkeypatch.setattr(backend, "options", lambda *a: ("-DSTORAGE_none",))
     with pytest.raises(RuntimeError, match=r"(?s)NVRTC cannot compile softmax for sm_90.*error"):

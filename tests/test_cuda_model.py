@@ -41,6 +41,15 @@ __global__ void write_after_read(const float *x, float *y) {
     y[threadIdx.x] = parts[31 - threadIdx.x];
     parts[threadIdx.x] = 0;
 }
+__global__ void write_after_read_of_warps(const float *x, float *y) {
+    __shared__ float parts[96];
+    parts[threadIdx.x] = x[threadIdx.x % 64];
+    __syncthreads();
+    if (threadIdx.x < 64) y[threadIdx.x] = parts[0];
+    else if (parts[0] > 1e30f) y[0] = 0;
+    __syncwarp();
+    if (threadIdx.x == 32) parts[0] = 0;
+}
 __global__ void divergent_shuffle(const float *x, float *y) {
     float v = x[threadIdx.x];
     if (threadIdx.x < 16) v += __shfl_xor_sync(ALL, v, 1);
@@ -100,6 +109,7 @@ __global__ void votes(const float *x, int *count) {
 """
 NAMES = [
     *["sum_rows", "missing_barrier", "missing_warp_barrier", "write_after_read", "divergent_shuffle", "two_shuffles"],
+    "write_after_read_of_warps",
     *["shuffle_outside", "early_exit", "divergent_barrier", "two_barriers", "barrier_after_exit", "copy_from"],
     *["copy_strided", "copy_vectors", "dynamic", "misaligned_shared", "last_row<int>", "last_row<long long>"],
     *["takes_structure", "votes"],
@@ -135,6 +145,7 @@ PLANTED = {
     "missing_barrier": ("race|before it is written", 64, ()),
     "missing_warp_barrier": ("race|before it is written", 32, ()),
     "write_after_read": ("race", 32, ()),
+    "write_after_read_of_warps": ("race", 96, ()),
     "divergent_shuffle": ("exited|never come", 32, ()),
     "two_shuffles": ("divergent", 32, ()),
     "shuffle_outside": ("outside its mask", 32, ()),

@@ -178,6 +178,46 @@ def test_the_logits_never_exist():
     assert beside <= 72e6 <= n * k * 4 / 8, beside
 
 
+def beside(*args, **options):
+    """Bytes that a call needs beside its results."""
+    tracemalloc.start()
+    try:
+        result = csoftmax.linear_cross_entropy_with_grad(*args, **options)
+        return tracemalloc.get_traced_memory()[1] - result.grad_x.nbytes - result.grad_w.nbytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_chunk_bytes_bounds_the_logits():
+    x, w, target, _ = layer(2048, 64, 4000, "float32")
+    for megabytes in (1, 2, 8):
+        needed = beside(x, w, target, chunk_bytes=megabytes << 20)
+        assert (megabytes << 20) // 2 < needed < (megabytes + 3 << 20)  # a panel of 1 MB, and products, beside it
+
+
+def test_half_types_accumulate_in_float32():
+    """Hundreds of chunks, and one rounding at the end."""
+    x, w, target, bias = layer(600, 8, 5, "bfloat16")
+    options = {"bias": bias.astype(x.dtype), "reduction": "sum"}
+    whole = csoftmax.linear_cross_entropy_with_grad(
+        x.astype(np.float32), w.astype(np.float32), target, bias=options["bias"].astype(np.float32), reduction="sum"
+    )
+    small = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=40, **options)
+    for name in ("grad_w", "grad_bias"):
+        got, exact = getattr(small, name).astype(np.float64), getattr(whole, name).astype(np.float64)
+        assert np.all(np.abs(got - exact) <= np.abs(exact) * 2.0**-8 + 1e-5), name
+
+
+def test_the_kernel_between_products_has_threads_only_where_they_pay():
+    """OpenMP's threads spin for a while, and the BLAS waits for them: (65536, 64, 100) took 9 times as long."""
+    from csoftmax import _linear
+
+    with csoftmax.threads(2):
+        assert _linear.kernel_threads(100_000, None) == _linear.kernel_threads(16_000_000, 2) == 1
+    assert _linear.kernel_threads(100_000_000, 4) == 4
+    assert _linear.kernel_threads(100_000_000, 1) == 1
+
+
 def test_a_target_that_another_thread_changes(monkeypatch):
     """The kernel checks what it reads, and what it refuses is not passed over."""
     from csoftmax import _cpu

@@ -79,6 +79,18 @@ def test_fork_after_use(order):
     assert run_python(code, ORDER=",".join(order), timeout=300).stdout.split() == [digest()]
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
+@pytest.mark.parametrize("order", [LIBRARIES, LIBRARIES[::-1]], ids="-".join)
+def test_fork_before_first_use(order):
+    """The parent has only imported csoftmax; others have started threads of the OpenMP runtime that it shares."""
+    code = WORK + (
+        "\nimport signal\ntheirs()\npid = os.fork()\n"
+        "if pid == 0:\n    signal.alarm(60)\n    print(ours(), flush=True)\n    os._exit(0)\n"
+        "assert os.waitpid(pid, 0)[1] == 0\n"
+    )
+    assert run_python(code, ORDER=",".join(order), timeout=300).stdout.split() == [digest()]
+
+
 def test_threadpoolctl_sees_and_limits():
     """As its limits say, which OpenMP keeps for each thread; nothing stays behind, whenever csoftmax was imported."""
     code = """if True:

@@ -124,7 +124,8 @@ def _machine_code(op, suffix, arch):
 
     from cupy.cuda import nvrtc
 
-    parts = [repr((op, suffix, arch, nvrtc.getVersion()))]
+    flags = [option for option in options(op, suffix, arch) if not option.startswith("-I")]
+    parts = [repr((op, suffix, arch, flags, nvrtc.getVersion()))]
     for folder in (_HERE, core()):
         parts += [f.read_text() for f in sorted(folder.rglob("*")) if f.suffix in (".h", ".cuh", ".cu")]
     tag = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]

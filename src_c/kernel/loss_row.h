@@ -249,7 +249,12 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     if (in->label < 0) return;
     /* p (g - a) - a (1 - p): exact where p is nearly 1 */
     double a = in->w_label * ((1 - epsilon) + flat);
-    row->target = (k.m.hi * (g - a) * row->e_label - k.m.hi * a * row->others) / row->total;
+    if (!single && g == a) { /* of plain labels, relative to itself: in pairs, for every rounding counts */
+        const csm_pair of_others = csm_pair_mul(csm_pair_mul(k.m, csm_pair_of(a, 0)), csm_pair_of(row->others, 0));
+        row->target = 0 - csm_pair_div(of_others, csm_pair_of(row->total, row->total_low)).hi; /* no -0 */
+    } else {
+        row->target = (k.m.hi * (g - a) * row->e_label - k.m.hi * a * row->others) / row->total;
+    }
     if (alone) return;
     if (clips) row->target = row->target > row->clip ? row->clip : row->target < -row->clip ? -row->clip : row->target;
     if (!row->plain) row->target = csm_times_pow2(row->target * (row->post + row->post_low), row->post_exponent);

@@ -83,6 +83,7 @@ struct shadow { /* of one byte of shared memory */
     int writer = -1, reader = -1;
     unsigned written = 0, written_warp = 0, read = 0, read_warp = 0; /* epochs */
     bool several = false; /* readers in this epoch */
+    bool warps = false; /* readers of several warps since the block's barrier */
 };
 struct request {
     std::vector<uintptr_t> sectors;
@@ -174,7 +175,7 @@ void in_shared(size_t at, size_t size, bool writes) {
             fail(std::string("race in shared memory: ") + (writes ? "write" : "read") + " after the write of thread " +
                  std::to_string(s.writer));
         if (writes && s.reader >= 0 &&
-            ((s.several && s.read == epoch && s.read_warp == me.warp_epoch) ||
+            ((s.warps && s.read == epoch) || (s.several && s.read == epoch && s.read_warp == me.warp_epoch) ||
              concurrent(s.reader, s.read, s.read_warp)))
             fail("race in shared memory: write after the read of thread " + std::to_string(s.reader));
         if (writes) {
@@ -182,8 +183,9 @@ void in_shared(size_t at, size_t size, bool writes) {
             s.written = epoch;
             s.written_warp = me.warp_epoch;
             s.reader = -1;
-            s.several = false;
+            s.several = s.warps = false;
         } else {
+            s.warps = s.reader >= 0 && s.read == epoch && (s.warps || s.reader / 32 != me.warp);
             s.several =
                 s.reader >= 0 && s.read == epoch && s.read_warp == me.warp_epoch && (s.several || s.reader != me.id);
             s.reader = me.id;
