@@ -376,7 +376,7 @@ def test_report(tmp_path, digits):
     assert f"accuracy {figures['accuracy']:.4f}" in str(report)
     report.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/png;base64,") == 2
+    assert page.count("data:image/png;base64,") == 3
     assert "&lt;3&gt;" in page
     assert not re.search(r"<\d>", page)  # names of classes are escaped
     given = calibration.TemperatureScaling().fit(model.decision_function(X_new), y[900:])

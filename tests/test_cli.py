@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -188,7 +189,13 @@ def test_bench_without_a_peer_says_so(tmp_path):
 
 def test_demo(tmp_path):
     page = command("demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert (tmp_path / "csoftmax-demo.html").read_text().count("data:image/png;base64,") == 2
+    html = (tmp_path / "csoftmax-demo.html").read_text()
+    assert re.findall(r'alt="([^"]*)" src="data:image/png;base64,', html) == [
+        "reliability diagrams",
+        "confusion matrix",
+        "loss curve",
+    ]
+    assert re.search(r"^speed.* us \(SciPy .* us\): .* times SciPy's$", page, re.M)
     figures = {line[:29].strip(): line[29:].split()[0] for line in page.splitlines()}
     assert float(figures["held-out accuracy"]) > 0.85  # five classes have nine images each
     recalls = [float(line.split()[-1]) for line in page.splitlines() if "recall of the rare" in line]

@@ -20,8 +20,8 @@ MOST_LISTED = 40  # classes in the text
 class Report:
     """Figures of one classifier on one data set; see `csoftmax.metrics.evaluate`."""
 
-    def __init__(self, figures, curves):
-        self._figures, self._curves = figures, curves
+    def __init__(self, figures, curves, history):
+        self._figures, self._curves, self._history = figures, curves, history
 
     def to_dict(self):
         """All figures: numbers, strings and lists of them."""
@@ -69,6 +69,9 @@ class Report:
             (r["class"], f"{r['precision']:.4f}", f"{r['recall']:.4f}", f"{r['f1']:.4f}", r["rows"])
             for r in f["per_class"]
         ]
+        training = ""
+        if self._history:
+            training = PICTURE.format("Training", "loss curve", self._picture(self._draw_loss, 6.4, 3.6))
         page = PAGE.format(
             model=html.escape(f["model"]),
             head=_table(None, head),
@@ -76,6 +79,7 @@ class Report:
             how=html.escape(f["calibration"]),
             reliability=self._picture(self._draw_reliability, 9.2, 4.8),
             confusion=self._picture(self._draw_confusion, 6.4, 5.6),
+            training=training,
             classes=_table(("class", "precision", "recall", "F1", "rows"), per_class),
         )
         write_whole(Path(path), lambda file: file.write(page.encode()))
@@ -94,6 +98,13 @@ class Report:
         for axes, p, title in zip(figure.subplots(1, 2), (before, after), ("as predicted", "calibrated")):
             metrics.plot_reliability(y, p, ax=axes, n_bins=n_bins)
             axes.set_title(title)
+
+    def _draw_loss(self, figure):
+        axes = figure.add_subplot()
+        for name, values in self._history.items():
+            axes.plot(range(1, len(values) + 1), values, label=name.replace("_", " "))
+        axes.set(xlabel="iteration or epoch", ylabel="loss", yscale="log")
+        axes.legend()
 
     def _draw_confusion(self, figure):
         matrix, names = np.array(self._figures["confusion_matrix"]), self._figures["classes"]
@@ -136,9 +147,13 @@ h1 {{ font-size: 1.3rem; overflow-wrap: anywhere }} h2 {{ font-size: 1.1rem; mar
 <img alt="reliability diagrams" src="data:image/png;base64,{reliability}">
 <h2>Confusion matrix</h2>
 <img alt="confusion matrix" src="data:image/png;base64,{confusion}">
-<h2>Classes</h2>
+{training}<h2>Classes</h2>
 {classes}
 </body></html>
+"""
+
+PICTURE = """<h2>{}</h2>
+<img alt="{}" src="data:image/png;base64,{}">
 """
 
 
@@ -231,4 +246,6 @@ def make_report(model, X, y, calibrator, n_bins):
         ],
         "confusion_matrix": sk.confusion_matrix(labels, predicted, labels=np.arange(k)).tolist(),
     }
-    return Report(figures, (labels, before, after, n_bins))
+    history = model.history_ if isinstance(model, SoftmaxRegression) and hasattr(model, "history_") else {}
+    losses = {key: each for key, each in history.items() if key.endswith("loss") and each and min(each) > 0}
+    return Report(figures, (labels, before, after, n_bins), losses)
