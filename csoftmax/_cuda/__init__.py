@@ -49,7 +49,7 @@ KERNELS = {
     "sample.cu": ("sums", "min_sums", "draw", "chosen"),
 }
 _OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
-_SHARED_ROW = 608  # sizeof(shared_row) of cross_entropy.cu, and room for that of entmax.cu
+_SHARED_ROW = 624  # sizeof(shared_row) of cross_entropy.cu, and room for that of entmax.cu
 _SORTED_BY_KERNEL = 1024  # most of a row that topk.cu sorts
 _TRAIL = 528  # sizeof(trail) of sample.cu
 _ENTMAX_PARTS = 4096, 2048, 1024  # of a row in shared memory; a gradient's is there whole where it can be

@@ -45,7 +45,8 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 #define CSM_BIT_COUNT(bits) csm_bit_count(bits)
 #endif
 /* Has a variable computed by here: gcc puts off the sums of many vectors until its registers no longer suffice. */
-#if defined(__GNUC__) && defined(__AVX512F__)
+#if defined(SETTLE) /* emulated vectors lie in no register */
+#elif defined(__GNUC__) && defined(__AVX512F__)
 #define SETTLE(v) __asm__ volatile("" : "+v"(v))
 #elif defined(__GNUC__) && defined(__x86_64__)
 #define SETTLE(v) __asm__ volatile("" : "+x"(v))
