@@ -19,7 +19,8 @@ INLINE REAL warp_max(const REAL *s, int k) {
     for (int i = threadIdx.x % WARP; i < k; i += WARP) max = V(max)(s[i], max);
     return group_max(max, WARP);
 }
-INLINE REAL exp_of(REAL z, const V(shift) &s) { return V(exp_value)(z, s, 1); }
+/* T = 1 has a form of its own, with a rounding less. */
+INLINE REAL exp_of(REAL z, const V(shift) &s) { return V(exp_value)(z, s, s.inv_t != 1 || s.inv_t_low != 0); }
 
 /* e' of a warp's part of a block that add_up has seen, once more. */
 INLINE void exp_again(REAL *s, int k, const csm_block &block, const csm_temperature &t) {

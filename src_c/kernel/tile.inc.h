@@ -156,8 +156,8 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
         V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
         V(shift) s = V(shift_to)(m, t, 1, &n0);
         v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
-        /* Without a temperature the log family multiplies by 1: one copy less of long code. */
-        if (exact || t->tempered) FN(tile_sum)(z + c / V(W) *plane, n, m, s, 1, exact, &count, hi, lo);
+        /* The log family asks in the loop whether there is a temperature: one copy less of long code. */
+        if (exact || t->tempered) FN(tile_sum)(z + c / V(W) *plane, n, m, s, t->tempered, exact, &count, hi, lo);
         else FN(tile_sum)(z + c / V(W) *plane, n, m, s, 0, exact, &count, hi, lo);
         if (!exact) {
             FN(tile_reciprocal)(hi, lo, factor + c, factor_low + c);
