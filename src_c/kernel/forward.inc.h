@@ -197,13 +197,11 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
     V(trees)((const v64_t(*)[V(EIGHT)])sums, g->sums);
     return 1;
 }
-/* One copy of each form here too. */
+/* One copy of each form here too, none for temperatures: their rows go one by one. */
 static NOINLINE int FN(exp_rows_store)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
-    if (job->temperature->tempered) return FN(exp_rows)(job, e, pitch, g, 1, 1, 0);
     return FN(exp_rows)(job, e, pitch, g, 0, 1, 0);
 }
 static NOINLINE int FN(exp_rows_exact)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
-    if (job->temperature->tempered) return FN(exp_rows)(job, e, pitch, g, 1, e != NULL, 1);
     return FN(exp_rows)(job, e, pitch, g, 0, e != NULL, 1);
 }
 #endif
@@ -463,7 +461,7 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         csm_rows_job some = *job;
         some.a = (const char *)x;
         some.y = (char *)y;
-        if (V(W) > 1 && job->n <= SOFTMAX_TOGETHER && i % V(W) == 0 &&
+        if (STORED_AS_REAL && V(W) == 8 && !t->tempered && job->n <= SOFTMAX_TOGETHER && i % V(W) == 0 &&
             job->rows - i >= V(W) &&FN(softmax_together)(&some)) {
             i += V(W) - 1;
             is_known = 0;
@@ -559,7 +557,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         csm_rows_job some = *job;
         some.a = (const char *)x;
         some.y = keeps_axis ? (char *)y : NULL;
-        if (V(W) > 1 && job->n <= TOGETHER && i % V(W) == 0 &&
+        if (V(W) > 1 && !t->tempered && job->n <= TOGETHER && i % V(W) == 0 &&
             job->rows - i >= V(W) &&FN(log_together)(&some, NULL, 0, &s)) {
             for (int r = 0; r < V(W); r++) {
                 block.max = row.max = s.max[r];

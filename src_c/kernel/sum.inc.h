@@ -25,7 +25,6 @@ typedef struct V(sum) {
 } V(sum);
 
 INLINE void V(sum_restart)(V(sum) *s) {
-    UNROLL
     for (int i = 0; i < V(CYCLE); i++) {
         s->hi[i] = V(set)(EXP_SUM_START);
         s->lo[i] = V(zero)();
@@ -33,7 +32,6 @@ INLINE void V(sum_restart)(V(sum) *s) {
 }
 INLINE void V(sum_zero)(V(sum) *s) {
     V(sum_restart)(s);
-    UNROLL
     for (int i = 0; i < 2 * V(EIGHT); i++) s->lane[i] = v64_zero();
 }
 INLINE void V(sum_one)(V(t) *hi, V(t) *lo, V(t) e) {
@@ -47,11 +45,9 @@ INLINE void V(sum_wide)(v64_t *lane, V(t) hi, V(t) lo) {
     v64_t a[V(PARTS)], b[V(PARTS)];
     v32_widen(V(sub)(hi, V(set)(EXP_SUM_START)), a);
     v32_widen(lo, b);
-    UNROLL
     for (int p = 0; p < V(PARTS); p++) lane[p] = v64_add(v64_add(lane[p], a[p]), b[p]);
 }
 INLINE void V(sum_flush)(V(sum) *s) {
-    UNROLL
     for (int i = 0; i < V(CYCLE); i++) V(sum_wide)(&s->lane[i * V(PARTS)], s->hi[i], s->lo[i]);
     V(sum_restart)(s);
 }
@@ -61,12 +57,10 @@ INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
     for (int i = 0; i < V(SIXTEEN); i++) v32_widen(e[i], &s->lane[i * V(PARTS)]);
 }
 INLINE void V(sum_eight)(const V(sum) *s, v64_t *eight) {
-    UNROLL
     for (int i = 0; i < V(EIGHT); i++) eight[i] = v64_add(s->lane[i], s->lane[i + V(EIGHT)]);
 }
 /* Of at most CSM_FLUSH elements, since V(sum_restart). */
 INLINE void V(sum_eight_of_part)(V(sum) *s, v64_t *eight) {
-    UNROLL
     for (int i = 0; i < 2 * V(EIGHT); i++) s->lane[i] = v64_zero();
     V(sum_flush)(s);
     V(sum_eight)(s, eight);
@@ -110,7 +104,6 @@ INLINE void V(sum_one)(v64_t *hi, v64_t *lo, v64_t e) {
     *hi = sum;
 }
 INLINE void V(sum_zero)(V(sum) *s) {
-    UNROLL
     for (int i = 0; i < V(EIGHT); i++) {
         s->hi[i] = v64_set(EXP_SUM_START);
         s->lo[i] = v64_zero();
@@ -134,7 +127,6 @@ INLINE void V(pair_total)(double hi[8], const double low[8], double *total, doub
 }
 INLINE void V(sum_total)(const V(sum) *s, double *hi, double *lo) {
     double a[8], b[8];
-    UNROLL
     for (int i = 0; i < V(EIGHT); i++) {
         v64_store_f64(a + i * v64_W, v64_sub(s->hi[i], v64_set(EXP_SUM_START)));
         v64_store_f64(b + i * v64_W, s->lo[i]);
@@ -146,7 +138,6 @@ typedef struct V(dot) {
     v64_t hi[2 * V(EIGHT)], lo[2 * V(EIGHT)];
 } V(dot);
 INLINE void V(dot_zero)(V(dot) *s) {
-    UNROLL
     for (int i = 0; i < 2 * V(EIGHT); i++) s->hi[i] = s->lo[i] = v64_zero();
 }
 INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) {
@@ -156,7 +147,6 @@ INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) {
 }
 INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) {
     double a[16], b[16];
-    UNROLL
     for (int i = 0; i < 2 * V(EIGHT); i++) {
         v64_store_f64(a + i * v64_W, s->hi[i]);
         v64_store_f64(b + i * v64_W, s->lo[i]);
