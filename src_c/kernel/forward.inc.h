@@ -186,8 +186,8 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
         s.magic = V(splat)(magic + r);
         s.lowest = V(splat)(lowest + r);
         V(sum_restart)(&sum[r]);
-        FN(exp_part)(x, (REAL *)(void *)(e + r * pitch), n, m, s, &sum[r], &count, tempered, store, exact,
-                     exact ? NULL : &g->last[r], tells ? (const char *)x + V(W) *job->a_step : NULL,
+        FN(exp_part)(x, store ? (REAL *)(void *)(e + r * pitch) : NULL, n, m, s, &sum[r], &count, tempered, store,
+                     exact, exact ? NULL : &g->last[r], tells ? (const char *)x + V(W) *job->a_step : NULL,
                      tells && job->y ? job->y + (r + 1) * job->y_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
     }
