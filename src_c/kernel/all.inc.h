@@ -14,7 +14,7 @@ enum {
     EARLY_MAX = 2048, /* longest row that finds the next one's maximum: of floats, both and the result take 24 KB */
     TOGETHER = 512, /* longest row whose tail is found together with others' ... */
     LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */
-    SOFTMAX_TOGETHER = 2048 / v32_W, /* longest row that waits for others before its result: 8 KB of e' */
+    SOFTMAX_TOGETHER = 2048 / v32_W, /* longest row that waits for others before its result: 8 KB of floats */
 };
 #if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
 #define UNROLL

@@ -153,7 +153,7 @@ static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temp
 }
 
 #if EXP_MANTISSA == 23
-/* The same for W rows, so that no row waits for its maximum, its sum and what is done with it once a row. */
+/* The same for W rows at T = 1, so that no row waits for its maximum, its sum and what is done with it once a row. */
 typedef struct FN(rows) {
     REAL max[V(W)], n[V(W)];
     v64_t sums[V(PARTS)];
@@ -162,23 +162,17 @@ typedef struct FN(rows) {
 } FN(rows);
 
 /* e: where their e' go, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not ordinary. */
-INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int tempered,
-                        const int store, const int exact) {
-    const csm_temperature *t = job->temperature;
+INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int store,
+                        const int exact) {
     const int tells = exact ? job->tells != CSM_TELLS_NOTHING : job->tells == CSM_TELLS_ALL;
     const size_t n = job->n; /* at most CSM_FLUSH */
     REAL magic[V(W)], lowest[V(W)];
-    V(t) tops[V(W)], n0;
+    V(t) tops[V(W)];
     V(sum) sum[V(W)];
     v64_t sums[V(W)][V(EIGHT)];
     for (int r = 0; r < V(W); r++) tops[r] = FN(max_lanes)((const T *)(const void *)(job->a + r * job->a_step), n);
-    V(t) max = V(tops)(tops);
-    if (!((double)V(top)(V(max)(max, V(sub)(V(zero)(), max))) <= t->limit)) return 0;
-    V(shift) s = V(shift_to)(max, t, tempered, &n0);
-    V(STORE_REAL)(magic, s.magic);
-    V(STORE_REAL)(lowest, s.lowest);
-    V(STORE_REAL)(g->max, max);
-    V(STORE_REAL)(g->n, n0);
+    V(shift) s;
+    if (!FN(rows_shift)(tops, job->temperature, 0, &s, magic, lowest, g->max, g->n)) return 0;
     for (int r = 0; r < V(W); r++) {
         const T *x = (const T *)(const void *)(job->a + r * job->a_step);
         const V(t) m = V(splat)(g->max + r);
@@ -186,8 +180,8 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
         s.magic = V(splat)(magic + r);
         s.lowest = V(splat)(lowest + r);
         V(sum_restart)(&sum[r]);
-        FN(exp_part)(x, store ? (REAL *)(void *)(e + r * pitch) : NULL, n, m, s, &sum[r], &count, tempered, store,
-                     exact, exact ? NULL : &g->last[r], tells ? (const char *)x + V(W) *job->a_step : NULL,
+        FN(exp_part)(x, store ? (REAL *)(void *)(e + r * pitch) : NULL, n, m, s, &sum[r], &count, 0, store, exact,
+                     exact ? NULL : &g->last[r], tells ? (const char *)x + V(W) *job->a_step : NULL,
                      tells && job->y ? job->y + (r + 1) * job->y_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
     }
@@ -197,12 +191,12 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
     V(trees)((const v64_t(*)[V(EIGHT)])sums, g->sums);
     return 1;
 }
-/* One copy of each form here too, none for temperatures: their rows go one by one. */
+/* One copy of each form here too.  For temperatures the wheel has no room: their rows go one by one. */
 static NOINLINE int FN(exp_rows_store)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
-    return FN(exp_rows)(job, e, pitch, g, 0, 1, 0);
+    return FN(exp_rows)(job, e, pitch, g, 1, 0);
 }
 static NOINLINE int FN(exp_rows_exact)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
-    return FN(exp_rows)(job, e, pitch, g, 0, e != NULL, 1);
+    return FN(exp_rows)(job, e, pitch, g, e != NULL, 1);
 }
 #endif
 
@@ -424,20 +418,18 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
 }
 
 #if EXP_MANTISSA == 23
-/* The first W rows, of at most SOFTMAX_TOGETHER elements.  Returns 0, with nothing written, if one is not ordinary. */
+/* The first W rows, of at most SOFTMAX_TOGETHER floats, at T = 1.  Returns 0, with nothing written, if one is not
+ * ordinary. */
 static int FN(softmax_together)(const csm_rows_job *job) {
-    const size_t n = job->n;
-    char *e = STORED_AS_REAL ? job->y : job->scratch;
-    const ptrdiff_t pitch = STORED_AS_REAL ? job->y_step : (ptrdiff_t)((n + V(W) - 1) / V(W) *V(W) *sizeof(REAL));
     REAL r[V(W)], r_low[V(W)];
     FN(rows) g;
-    if (!FN(exp_rows_store)(job, e, pitch, &g)) return 0;
+    if (!FN(exp_rows_store)(job, job->y, job->y_step, &g)) return 0;
     FN(reciprocals)(g.sums, r, r_low);
     for (int i = 0; i < V(W); i++) {
         T *y = (T *)(void *)(job->y + i * job->y_step);
         const csm_row row = {.r = (double)r[i], .r_low = (double)r_low[i]};
-        if (r[i] != r[i]) FN(fill)(y, n, CSM_NAN);
-        else FN(scale)((const REAL *)(const void *)(e + i * pitch), y, n, &row, 0, &g.last[i]);
+        if (r[i] != r[i]) FN(fill)(y, job->n, CSM_NAN);
+        else FN(scale)((const REAL *)(const void *)y, y, job->n, &row, 0, &g.last[i]);
     }
     return 1;
 }

@@ -21,13 +21,27 @@ typedef struct FN(group) {
 #define ONE_VECTOR(n) (V(SIXTEEN) != 2 || (n) <= V(W))
 #define USED(n, most) (V(SIXTEEN) == 1 ? 1 : V(SIXTEEN) == 2 ? (most) : ((n) + V(W) - 1) / V(W))
 
+/* The constants of W rows from vectors whose largest lanes are their maxima: *s, of which magic and lowest differ from
+ * row to row, and each row's maximum and n.  Returns 0 if a row is not ordinary. */
+INLINE int FN(rows_shift)(const V(t) *tops, const csm_temperature *t, const int tempered, V(shift) *s, REAL *magic,
+                          REAL *lowest, REAL *max, REAL *n) {
+    V(t) all = V(tops)(tops), n0;
+    if (!((double)V(top)(V(max)(all, V(sub)(V(zero)(), all))) <= t->limit)) return 0;
+    *s = V(shift_to)(all, t, tempered, &n0);
+    V(STORE_REAL)(magic, s->magic);
+    V(STORE_REAL)(lowest, s->lowest);
+    V(STORE_REAL)(max, all);
+    V(STORE_REAL)(n, n0);
+    return 1;
+}
+
 /* Returns 0 if a row is not ordinary. */
 INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                          const size_t most, const int tempered, const int exact) {
     const size_t used = USED(n, most), left = n - (used - 1) * V(W);
     const V(t) low = V(set)(-CSM_INF);
     REAL (*z)[16] = exact ? g->z : g->e, magic[V(W)], lowest[V(W)];
-    V(t) tops[V(W)], n0;
+    V(t) tops[V(W)];
     v64_t sums[V(W)][V(EIGHT)];
     for (size_t r = 0; r < V(W); r++) {
         const T *x = (const T *)(a + (ptrdiff_t)r * step);
@@ -39,13 +53,8 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
             V(STORE_REAL)(z[r] + v * V(W), part);
         }
     }
-    V(t) max = V(tops)(tops);
-    if (!((double)V(top)(V(max)(max, V(sub)(V(zero)(), max))) <= t->limit)) return 0;
-    V(shift) s = V(shift_to)(max, t, tempered, &n0);
-    V(STORE_REAL)(magic, s.magic);
-    V(STORE_REAL)(lowest, s.lowest);
-    V(STORE_REAL)(g->max, max);
-    V(STORE_REAL)(g->n, n0);
+    V(shift) s;
+    if (!FN(rows_shift)(tops, t, tempered, &s, magic, lowest, g->max, g->n)) return 0;
     for (size_t r = 0; r < V(W); r++) {
         V(sum) sum;
         V(t) y[V(SIXTEEN)];
