@@ -72,7 +72,7 @@ INLINE result result_of(const REAL *s, const csm_row &row, double n, const csm_t
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-extern "C" __global__ void __launch_bounds__(128, 1)
+extern "C" __global__ void __launch_bounds__(128, 3)
     teams(const T *x, const uint8_t *__restrict__ mask, T *y, long long rows, int n, int each, csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const int team = lane / TEAM, thread = lane % TEAM;
