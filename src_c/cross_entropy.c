@@ -154,6 +154,12 @@ static csm_loss_input input_of(const loss_run *r, const csm_loss_job *job, ptrdi
     return in;
 }
 
+static int takes_part(const csm_loss_job *job, ptrdiff_t at) {
+    double weight = 1;
+    if (job->weight) memcpy(&weight, job->weight + at * job->weight_step, sizeof weight);
+    return !(job->label && job->label[at * job->order] < 0) && weight != 0;
+}
+
 static void fill(const loss_run *r, char *y, double value) {
     const csm_call *c = &r->base;
     csm_wide element;
@@ -178,7 +184,7 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
     csm_loss_input in = input_of(r, job, at);
     double *loss = &job->loss[at * job->order], max = -CSM_INF;
 
-    if ((job->label && in.label < 0) || in.weight == 0) { /* not even read */
+    if (!takes_part(job, at)) { /* not even read */
         *loss = 0;
         fill(r, y, 0);
         return;
@@ -287,6 +293,17 @@ static void contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
     }
 }
 
+/* Rows that take part, to their places in scratch: no other is read. */
+static void gather_kept(const loss_run *r, const csm_loss_job *job, char *to, size_t pitch, csm_strided from,
+                        size_t size) {
+    for (size_t begin = 0, end; begin < job->rows; begin = end + 1) {
+        for (end = begin; end < job->rows && takes_part(job, (ptrdiff_t)end); end++) {}
+        csm_gather(to + begin * pitch, pitch,
+                   (csm_strided){from.data + (ptrdiff_t)begin * from.row, from.row, from.axis}, end - begin,
+                   r->base.shape.n, size, NULL, NULL);
+    }
+}
+
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
     loss_run *r = context;
     const csm_call *c = &r->base;
@@ -323,11 +340,10 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         }
         if (!r->direct) {
             char *x = memory + r->e_size + r->block_size + r->wide_block, *q = x + r->group * r->pitch;
-            csm_gather(x, r->pitch, (csm_strided){job.x, job.x_step, c->a.axis_stride}, count, n, c->itemsize, NULL,
-                       NULL);
+            gather_kept(r, &job, x, r->pitch, (csm_strided){job.x, job.x_step, c->a.axis_stride}, c->itemsize);
             if (c->has_b)
-                csm_gather(q, r->soft_pitch, (csm_strided){job.q, job.q_step, c->b.axis_stride}, count, n, c->wide_size,
-                           NULL, NULL);
+                gather_kept(r, &job, q, r->soft_pitch, (csm_strided){job.q, job.q_step, c->b.axis_stride},
+                            c->wide_size);
             csm_loss_job packed = job;
             packed.x = x;
             packed.x_step = (ptrdiff_t)r->pitch;

@@ -227,10 +227,30 @@ place = Guarded(3 * PAGE)
 rows = place.array(x.shape, x.dtype, True)
 rows[...] = x
 assert libc.mprotect(place.base + 2 * PAGE, PAGE, 0) == 0  # the row in the middle
-keep = csoftmax.cross_entropy_with_grad(x[[0, 2]], [1, 5])
-for target, options in (([1, -100, 5], {}), ([1, 2, 5], {"sample_weight": [1, 0, 1]})):
-    result = csoftmax.cross_entropy_with_grad(rows, target, **options)
-    assert result.loss == keep.loss and result.grad[[0, 2]].tobytes() == keep.grad.tobytes()
+strided = np.empty((3, 2 * x.shape[1]), np.float32)[:, ::2]
+for logits, axis, out in (
+    (rows, -1, None),
+    (rows[:, ::-1], -1, None),
+    (rows[::-1, ::2], -1, None),
+    (rows.T, 0, None),
+    (rows.T[::3], 0, None),
+    (rows, -1, strided),
+    (rows.reshape(1, 3, -1)[:, ::-1, 1:], -1, None),
+):
+    k = logits.shape[axis]
+    shape = tuple(n for i, n in enumerate(logits.shape) if i != axis % logits.ndim)
+    t, q = np.array([1, 2, 5]).reshape(shape), np.random.default_rng(1).random((3, k))
+    weights = np.array([1, 0, 1]).reshape(shape)
+    soft = np.moveaxis(q.reshape(*shape, k), -1, axis)
+    kept = np.moveaxis(logits, axis, -1)[..., [0, 2], :].reshape(2, k)
+    for target, options in ((np.where(weights, t, -100), {}), (t, {"sample_weight": weights}),
+                            (soft, {"sample_weight": weights})):
+        keep = csoftmax.cross_entropy_with_grad(kept, [1, 5] if target is not soft else q[[0, 2]])
+        result = csoftmax.cross_entropy_with_grad(logits, target, axis=axis, out=out, **options)
+        grad = np.moveaxis(result.grad, axis, -1).reshape(3, k)
+        assert result.loss == keep.loss and grad[[0, 2]].tobytes() == keep.grad.tobytes()
+        assert not grad[1].any()
+        assert csoftmax.cross_entropy(logits, target, axis=axis, **options) == keep.loss
 print("done", flush=True)
 rows[1, 0]  # and this ends the process
 print("read")
@@ -238,7 +258,7 @@ print("read")
 
 
 def test_ignored_rows_may_be_unreadable():
-    """Their page cannot be accessed, so that one read ends the process."""
+    """Their page cannot be accessed, so that one read ends the process: in rows in place and in rows that are packed."""
     from test_guard_pages import PRELUDE
 
     done = run_python(PRELUDE + UNREADABLE, check=False)
