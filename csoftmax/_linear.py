@@ -2,7 +2,8 @@
 
 A chunk of rows: logits = x w' + bias (BLAS), loss and gradient of the logits in place (our kernel), then their products
 with w and x (BLAS).  The gradient of w is added to in panels of classes, so that a product and its sum stay in cache.
-Half types are widened panel by panel.
+Half types are widened panel by panel.  With filter_eps the products take only the classes whose gradient counts in some
+row of the chunk.
 """
 
 import math
@@ -12,15 +13,17 @@ import numpy as np
 from . import _cpu
 
 CHUNK_BYTES = 64 << 20  # of logits, unless told otherwise
+HALF_CHUNK_BYTES = 48 << 20  # where the gradient of w has to be kept in float32 as well
 MOST_ROWS = 1024  # of a chunk
 PANEL_BYTES = 4 << 20  # of w, or of its gradient
 KERNEL_SECONDS = 1e-9  # of an element, about
 SPIN_SECONDS = 0.01  # OpenMP's threads spin so long after a chunk, and the BLAS has that much less of the CPUs
 
 
-def rows_of_chunk(rows, classes, itemsize, chunk_bytes):
-    """As many as fit in chunk_bytes, evenly over the chunks, at least 1."""
-    most = max(1, min(MOST_ROWS, (chunk_bytes or CHUNK_BYTES) // max(1, classes * itemsize)))
+def rows_of_chunk(rows, classes, plan, chunk_bytes):
+    """As many as fit in chunk_bytes (of the plan's compute type), evenly over the chunks, at least 1."""
+    chunk_bytes = chunk_bytes or (CHUNK_BYTES if plan.x.dtype == plan.wide else HALF_CHUNK_BYTES)
+    most = max(1, min(MOST_ROWS, chunk_bytes // max(1, classes * plan.wide.itemsize)))
     return math.ceil(rows / math.ceil(rows / most)) if rows else 1
 
 
@@ -47,11 +50,10 @@ class Layer:
         if gradient:
             self.grad_x = np.zeros(plan.x.shape, plan.x.dtype)
             self.grad_w = np.zeros(plan.w.shape, self.wide)
-            self.is_zero = [True] * len(self.panels)
             self.grad_bias = np.zeros(len(plan.w))
 
-    def weights(self, panel):
-        return self.w[panel].astype(self.wide, copy=False)
+    def weights(self, classes):
+        return self.w[classes].astype(self.wide, copy=False)
 
     def forward(self, rows, logits):
         x = self.x[rows].astype(self.wide, copy=False)
@@ -59,29 +61,39 @@ class Layer:
             np.matmul(x, self.w.T, out=logits)
         else:
             for panel in self.panels:
-                logits[:, panel] = x @ self.weights(panel).T
+                np.matmul(x, self.weights(panel).T, out=logits[:, panel])
         if self.bias is not None:
             logits += self.bias
 
-    def backward(self, rows, grad, significant):
-        """Adds to the gradients; `significant` says of a panel of grad whether it counts."""
+    def significant(self, grad, limit):
+        """The classes of which some row's gradient exceeds its limit, in pieces of a panel's size."""
+        width = max(64, PANEL_BYTES // max(1, len(grad) * grad.itemsize))
+        counts = np.empty(grad.shape[1], bool)
+        for k in range(0, len(counts), width):
+            np.all(np.abs(grad[:, k : k + width]) <= limit, axis=0, out=counts[k : k + width])
+        np.logical_not(counts, out=counts)  # of NaN too
+        classes, each = np.flatnonzero(counts), self.panels[0].stop
+        if len(classes) == len(counts):
+            return self.panels
+        return [classes[k : k + each] for k in range(0, len(classes), each)]
+
+    def backward(self, rows, grad, limit):
+        """Adds to the gradients; limit: of what does not count, for each row, or None."""
         x = self.x[rows].astype(self.wide, copy=False)
-        counted = [i for i, panel in enumerate(self.panels) if significant(grad[:, panel])]
-        for i in counted:
-            of_w, part = self.grad_w[self.panels[i]], grad[:, self.panels[i]].T
-            if self.is_zero[i]:
-                np.matmul(part, x, out=of_w)
+        pieces = self.panels if limit is None else self.significant(grad, limit)
+        for classes in pieces:
+            if rows.start == 0 and pieces is self.panels:
+                np.matmul(grad[:, classes].T, x, out=self.grad_w[classes])
             else:
-                of_w += part @ x
-            self.is_zero[i] = False
+                self.grad_w[classes] += grad[:, classes].T @ x
         if self.bias is not None:
             self.grad_bias += np.ones(len(grad), grad.dtype) @ grad
-        if len(counted) == len(self.panels) and not self.narrow:
+        if pieces is self.panels and not self.narrow:
             np.matmul(grad, self.w, out=self.grad_x[rows])
             return
         grad_x = np.zeros(x.shape, self.wide)
-        for i in counted:
-            grad_x += grad[:, self.panels[i]] @ self.weights(self.panels[i])
+        for classes in pieces:
+            grad_x += grad[:, classes] @ self.weights(classes)
         self.grad_x[rows] = grad_x
 
     def gradients(self, plan):
@@ -113,7 +125,7 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
     layer = Layer(plan, gradient)
     code = _cpu.DTYPES[plan.wide.name]
     losses = np.zeros(rows)
-    step = rows_of_chunk(rows, classes, plan.wide.itemsize, chunk_bytes)
+    step = rows_of_chunk(rows, classes, plan, chunk_bytes)
     buffer = np.empty((step, classes), plan.wide)
     num_threads = kernel_threads(buffer.size, num_threads)
     for begin in range(0, rows, step):
@@ -141,10 +153,7 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
         if bad is not None:
             raise RuntimeError("target was changed by another thread during the call")
         if gradient:
-            limit = filter_eps * np.abs(upstream)[:, None]
-            layer.backward(
-                part, logits, lambda panel, limit=limit: not filter_eps or not np.all(np.abs(panel) <= limit)
-            )
+            layer.backward(part, logits, filter_eps * np.abs(upstream)[:, None] if filter_eps else None)
     if reduction == "none":
         loss = np.zeros(math.prod(plan.batch))
         loss[slice(None) if plan.kept is None else plan.kept] = losses

@@ -309,8 +309,8 @@ def linear_cross_entropy(
     bias : array_like of shape (K,), optional
         Added to the logits.
     chunk_bytes : int, optional
-        Upper bound for the logits that exist at a time, at least those of one row; default 64 MiB, and never more than
-        1024 rows.
+        Upper bound for the logits that exist at a time, at least those of one row; default 64 MiB (48 MiB for half
+        types), and never more than 1024 rows.
     filter_eps : float, default 0.0
         Only gradients know it; see `linear_cross_entropy_with_grad`.
     weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction, device, num_threads
@@ -390,8 +390,8 @@ def linear_cross_entropy_with_grad(
     upstream, clip_norm, clip_value
         As in `cross_entropy_with_grad`; clipping is of the gradient of a row's logits.
     filter_eps : float, default 0.0
-        Where no element of the gradient of the row losses exceeds it in a whole tile (the rows of a chunk, and the
-        classes of about 4 MiB of w), the tile is left out of the products. On a CUDA device none is.
+        Classes for which no element of the gradient of the row losses exceeds it in a whole chunk of rows are left out
+        of that chunk's products; faster where few classes count. On a CUDA device none is.
     device, num_threads
         As in `linear_cross_entropy`.
 
@@ -408,7 +408,9 @@ def linear_cross_entropy_with_grad(
 
     Notes
     -----
-    Beside the results a call needs chunk_bytes, one panel of 4 MiB, and for half types grad_w in float32.
+    Beside the results a call needs chunk_bytes and a panel of 4 MiB; for half types also grad_w, a panel of w and a
+    chunk's rows of x and grad_x in float32; with filter_eps another panel. A CUDA device needs chunk_bytes, x once
+    more and twice grad_w, for half types w in float32 as well.
 
     With c the factor of a row (sample weight aside: upstream over the mean's divisor), `filter_eps` changes grad_x of
     the row by at most ``filter_eps * abs(c) * sum(abs(w), axis=0)``, grad_w of a class by at most

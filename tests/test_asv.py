@@ -64,6 +64,7 @@ def test_losses_run(monkeypatch):
         assert loss.LossAccuracy().track_tail(dtype) <= 4
     memory = loss.LinearMemory()
     memory.setup()
+    assert 0 < memory.track_extra_of_all_logits() <= 1 / 8
     memory.x, memory.w, memory.labels = memory.x[:5], memory.w[:7], memory.labels[:5]
     memory.peakmem_linear()
 

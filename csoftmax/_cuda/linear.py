@@ -32,7 +32,7 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes):
         if gradient:
             grad_x, grad_w = cupy.empty(x.shape, x.dtype), cupy.full(w.shape, 0, wide)
             grad_bias = None if plan.bias is None else cupy.full(classes, 0, np.float64)
-        step = rows_of_chunk(rows, classes, wide.itemsize, chunk_bytes)
+        step = rows_of_chunk(rows, classes, plan, chunk_bytes)
         buffer = cupy.empty((step, classes), wide)
         for begin in range(0, rows, step):
             chunk = slice(begin, min(begin + step, rows))
