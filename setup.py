@@ -42,6 +42,8 @@ GNU_FLAGS = [
     *["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"],
     # the same bits on every instruction set; no call of memcpy from a unit
     *["-ffp-contract=off", "-fno-tree-loop-distribute-patterns", "-fno-lto"],
+    # GCC 12 forgets the rounding of neighbouring (double)(float) where it makes vectors of them
+    "-fno-tree-slp-vectorize",
     "-fno-asynchronous-unwind-tables",  # nothing here is unwound, and the wheel has a limit
     "-g0",  # Python's own flags ask for debug information: ten times the size, and paths of the building machine
     *["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"],

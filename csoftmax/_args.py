@@ -137,7 +137,10 @@ def as_array(name, x):
     if module == "cupy":
         raise DeviceError(f'{name} is a CuPy array, and the call computes on the CPU: pass device="cpu" or "cuda"')
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(f"{name} is a masked array; pass {name}.data, and where=~numpy.ma.getmaskarray({name})")
+        raise TypeError(
+            f"{name} is a masked array; pass {name}.data, and ~numpy.ma.getmaskarray({name}) as where; to a loss, "
+            f"{name}.filled(-numpy.inf)"
+        )
     try:
         return np.asarray(x)
     except ValueError as error:  # rows of different lengths
@@ -179,14 +182,15 @@ def as_number(name, given):
     except TypeError:
         raise TypeError(f"{name} must be a real number, got {given!r}") from None
     except OverflowError:
-        raise ValueError(f"{name} must be within the range of float64; got an integer beyond it") from None
+        bits = given.bit_length()
+        raise ValueError(f"{name} must be within the range of float64, got an integer of {bits} bits") from None
 
 
 def check_temperature(temperature, gradient):
     """T as a float."""
     value = as_number("temperature", temperature)
     if not value >= 0 or (gradient and not 0 < value < math.inf):
-        allowed = "positive and finite in a gradient" if gradient else "at least 0"
+        allowed = "positive and finite" if gradient else "at least 0"
         raise ValueError(f"temperature must be {allowed}, got {temperature!r}")
     return value
 
@@ -365,6 +369,8 @@ def lay_out(place, name, x, axis, y, temperature, where, out, num_threads, keepd
     temperature = check_temperature(temperature, gradient)
     axes = normalize_axes(axis, x.ndim)
     reduces = keepdims is not None
+    if reduces and not isinstance(keepdims, bool | np.bool_ | int):
+        raise TypeError(f"keepdims must be a bool, got {keepdims!r}")
     shape = x.shape
     if reduces:
         drop = axes if x.ndim else ()

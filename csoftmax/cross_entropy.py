@@ -99,9 +99,21 @@ def cross_entropy(
     for every thread count, layout and instruction set; rows are added in a fixed tree in float64.
 
     ``torch.nn.functional.cross_entropy`` agrees for labels with weights, smoothing and `ignore_index`, and for soft
-    labels unless they are averaged. It differs in these: the mean over soft labels divides by the number of rows; a
-    class of weight 0 with the logit -inf makes its loss NaN; ignored rows that hold NaN have a gradient of NaN; the
-    loss and the label's gradient of a near-certain row are 0 there. It has no sample weights, temperature and z-loss.
+    labels unless they are averaged. It differs in these, and why:
+
+    - The mean over soft labels divides by the number of rows there, here by the weight that the rows have, as both do
+      for labels: one-hot rows and labels are the same thing, and so are a row and its weight halved and doubled.
+    - A class of weight 0 with the logit -inf makes its loss NaN (0 times inf): here it takes no part.
+    - Ignored rows that hold NaN have a gradient of NaN there: here they are not read.
+    - The loss and the label's gradient of a near-certain row are 0 there: here they keep their digits.
+    - The loss of half types has their dtype there: here it is float32, which the kernel computes in anyway.
+    - `ignore_index` with soft labels: it refuses one that is not negative and ignores the others; here all are ignored.
+    - Negative weights are computed with there: here they are refused, because sums of terms of one sign are what the
+      bounds of the error rest on.
+    - Rows that all weigh 0 under a mean are 0 / 0 in both; the gradient is NaN there, and 0 here, so that such a batch
+      changes no parameter.
+
+    It has no sample weights, temperature and z-loss.
 
     Examples
     --------
@@ -199,10 +211,10 @@ def cross_entropy_with_grad(
     Notes
     -----
     With labels, without smoothing and z-loss, every element has a relative error of at most 4 ULP: the label's own is
-    minus the sum of the other probabilities, never a difference from 1. Else the bound is 4 ULP of the larger of
-    ``p * (Q + 2 * z_loss * M)`` and ``w * q``, p the probability, Q the sum of ``w * q``, and M the larger of abs(lse)
-    and the largest abs(z), to whose magnitude lse is known. In float64 sample weights, `upstream` and the mean's
-    divisor add their own roundings: up to 2 ULP more. The gradient of an ignored row is 0 whatever its logits hold.
+    minus the sum of the other probabilities, never a difference from 1. Else the bound is 4 ULP of the largest of the
+    element, ``p * (Q + 2 * z_loss * M)`` and ``w * q``, p the probability, Q the sum of ``w * q``, and M the larger of
+    abs(lse) and the largest abs(z), to whose magnitude lse is known. The gradient of an ignored row is 0 whatever its
+    logits hold.
 
     Examples
     --------

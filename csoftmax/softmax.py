@@ -157,7 +157,7 @@ def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device
         where=where,
         device=device,
         num_threads=num_threads,
-        keepdims=bool(keepdims),
+        keepdims=False if keepdims is None else keepdims,
     )
 
 

@@ -57,6 +57,23 @@ def test_masked_arrays(op):
     refused(op, TypeError, "where", "masked array", where=np.ma.masked_array(X > 3, mask=X > 5))
 
 
+def test_masked_logits_of_a_loss():
+    with pytest.raises(TypeError, match=r"logits is a masked array; .* to a loss, logits.filled\(-numpy.inf\)"):
+        csoftmax.cross_entropy(np.ma.masked_array(X, mask=X > 3), np.zeros(len(X), int))
+
+
+@pytest.mark.parametrize("value", ["no", 0.0, np.zeros(3)])
+def test_keepdims_is_a_bool(value):
+    with pytest.raises(TypeError, match="keepdims must be a bool, got"):
+        csoftmax.logsumexp(X, keepdims=value)
+    assert csoftmax.logsumexp(X, keepdims=np.True_).shape == csoftmax.logsumexp(X, keepdims=1).shape == (len(X), 1)
+
+
+def test_integers_beyond_float64():
+    with pytest.raises(ValueError, match="within the range of float64, got an integer of 1329 bits"):
+        csoftmax.softmax(X, temperature=10**400)
+
+
 def test_cupy_arrays(op):
     """Never converted silently."""
     there = {"__array__": lambda self, *a, **k: X, "device": SimpleNamespace(id=10**6)}

@@ -163,31 +163,41 @@ INLINE void csm_factor_by(csm_factor *f, double x) {
     f->m = csm_pair_mul(f->m, csm_pair_of(x, 0));
 }
 
+/* What float64's factors are made of, where one rounding after the other would add up: (1 - epsilon), epsilon / n, and
+ * g = (1 - epsilon) mass + epsilon / n weight_sum + 2 z_loss lse.  Returns 0 where numbers are too large or small. */
+typedef struct csm_loss_pairs {
+    csm_pair rest, flat, g;
+} csm_loss_pairs;
+static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_input *in, double tail,
+                                      csm_loss_pairs *to) {
+    const double epsilon = c->smoothing, rest = 1 - epsilon, q = in->mass + c->weight_sum,
+                 of_max = in->max / c->temperature;
+    const double z = 2 * c->z_loss, least = 0x1p-500, most = 0x1p500;
+    if (!(q >= least && q <= most && (z == 0 || (z >= least && fabs(of_max) <= most)))) return 0;
+    to->rest = csm_pair_of(rest, (1 - rest) - epsilon);
+    to->flat = csm_pair_of(0, 0);
+    to->g = csm_pair_mul(to->rest, csm_pair_of(in->mass, 0));
+    if (epsilon != 0) {
+        to->flat = csm_pair_div(csm_pair_of(epsilon, 0), csm_pair_of((double)c->n, 0));
+        const csm_pair all = csm_pair_mul(to->flat, csm_pair_of(c->weight_sum, 0));
+        csm_two_sum(&to->g.hi, &to->g.lo, all.hi);
+        to->g.lo += all.lo;
+    }
+    if (z != 0) {
+        csm_pair lse = {of_max, 0};
+        csm_two_sum(&lse.hi, &lse.lo, tail);
+        const csm_pair by_z = csm_pair_mul(lse, csm_pair_of(z, 0));
+        csm_two_sum(&to->g.hi, &to->g.lo, by_z.hi);
+        to->g.lo += by_z.lo;
+    }
+    return 1;
+}
+
 /* shrink: the factor of clip_norm, or negative for the gradient of the row loss alone, whose norm is wanted. */
-INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
-                             csm_loss_row *row) {
+static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
+                                          csm_loss_row *row) {
     const double epsilon = c->smoothing, flat = epsilon != 0 ? epsilon / (double)c->n : 0;
     const int alone = shrink < 0, clips = !alone && c->clip_value < CSM_INF;
-    /* The common case, with the bits that the general one gives. */
-    if (c->simple && in->weight == 1 && in->upstream == 1 && in->w_label == 1) {
-        const double a = csm_loss_share(c);
-        if (single) {
-            double f = a / row->total;
-            row->f = (double)(float)f;
-            row->f_low = (double)(float)(f - row->f);
-        } else {
-            csm_pair f = csm_pair_div(csm_pair_of(a, c->per_divisor_low * csm_pow2(c->divisor_exponent)),
-                                      csm_pair_of(row->total, row->total_low));
-            row->f = f.hi;
-            row->f_low = f.lo;
-        }
-        row->target = csm_loss_simple_target(a, row->others, row->total);
-        row->soft = row->flat = row->post_low = row->post_exponent = 0;
-        row->clip = CSM_INF;
-        row->post = row->plain = 1;
-        row->is_nan = row->sums.is_nan;
-        return;
-    }
     const csm_row *s = &row->sums;
     const csm_factor one = {{1, 0}, 0};
     csm_factor reduction = one, k;
@@ -219,17 +229,29 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     k.m.hi *= power;
     k.m.lo *= power;
     csm_pair f;
+    csm_loss_pairs p;
+    int paired = 0;
+    row->soft = k.m.hi * (1 - epsilon);
+    row->flat = k.m.hi * flat;
     if (single) {
         f.hi = k.m.hi * g / row->total;
         f.lo = (double)(float)(f.hi - (double)(float)f.hi);
         f.hi = (double)(float)f.hi;
     } else {
-        f = csm_pair_div(g == 1 ? k.m : csm_pair_mul(k.m, csm_pair_of(g, 0)), csm_pair_of(row->total, row->total_low));
+        csm_pair by_g = k.m;
+        if (g != 1) {
+            if ((paired = csm_loss_in_pairs(c, in, s->tail, &p))) {
+                by_g = csm_pair_mul(k.m, p.g);
+                row->soft = csm_pair_mul(k.m, p.rest).hi;
+                row->flat = csm_pair_mul(k.m, p.flat).hi;
+            } else {
+                by_g = csm_pair_mul(k.m, csm_pair_of(g, 0));
+            }
+        }
+        f = csm_pair_div(by_g, csm_pair_of(row->total, row->total_low));
     }
     row->f = f.hi;
     row->f_low = f.lo;
-    row->soft = k.m.hi * (1 - epsilon);
-    row->flat = k.m.hi * flat;
     row->clip = CSM_INF;
     row->post = 1;
     row->post_low = 0;
@@ -249,15 +271,53 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     if (in->label < 0) return;
     /* p (g - a) - a (1 - p): exact where p is nearly 1 */
     double a = in->w_label * ((1 - epsilon) + flat);
-    if (!single && g == a) { /* of plain labels, relative to itself: in pairs, for every rounding counts */
-        const csm_pair of_others = csm_pair_mul(csm_pair_mul(k.m, csm_pair_of(a, 0)), csm_pair_of(row->others, 0));
-        row->target = 0 - csm_pair_div(of_others, csm_pair_of(row->total, row->total_low)).hi; /* no -0 */
-    } else {
+    if (single) {
         row->target = (k.m.hi * (g - a) * row->e_label - k.m.hi * a * row->others) / row->total;
+    } else { /* in pairs, for every rounding counts; of plain labels relative to itself */
+        csm_pair apart = csm_pair_of(g - a, 0), own = csm_pair_of(a, 0);
+        if (paired) {
+            csm_two_sum(&p.rest.hi, &p.rest.lo, p.flat.hi);
+            p.rest.lo += p.flat.lo;
+            own = csm_pair_mul(csm_pair_of(in->w_label, 0), p.rest);
+            apart = p.g;
+            csm_two_sum(&apart.hi, &apart.lo, -own.hi);
+            apart.lo -= own.lo;
+        }
+        csm_pair sum = csm_pair_mul(csm_pair_mul(k.m, own), csm_pair_of(-row->others, 0));
+        if (g != a) {
+            const csm_pair more = csm_pair_mul(csm_pair_mul(k.m, apart), csm_pair_of(row->e_label, 0));
+            csm_two_sum(&sum.hi, &sum.lo, more.hi);
+            sum.lo += more.lo;
+        }
+        row->target = 0 + csm_pair_div(sum, csm_pair_of(row->total, row->total_low)).hi; /* no -0 */
     }
     if (alone) return;
     if (clips) row->target = row->target > row->clip ? row->clip : row->target < -row->clip ? -row->clip : row->target;
     if (!row->plain) row->target = csm_times_pow2(row->target * (row->post + row->post_low), row->post_exponent);
+}
+/* The same, the common case in place, with the bits that the general one gives. */
+INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
+                             csm_loss_row *row) {
+    if (c->simple && in->weight == 1 && in->upstream == 1 && in->w_label == 1) {
+        const double a = csm_loss_share(c);
+        if (single) {
+            double f = a / row->total;
+            row->f = (double)(float)f;
+            row->f_low = (double)(float)(f - row->f);
+        } else {
+            csm_pair f = csm_pair_div(csm_pair_of(a, c->per_divisor_low * csm_pow2(c->divisor_exponent)),
+                                      csm_pair_of(row->total, row->total_low));
+            row->f = f.hi;
+            row->f_low = f.lo;
+        }
+        row->target = csm_loss_simple_target(a, row->others, row->total);
+        row->soft = row->flat = row->post_low = row->post_exponent = 0;
+        row->clip = CSM_INF;
+        row->post = row->plain = 1;
+        row->is_nan = row->sums.is_nan;
+        return;
+    }
+    csm_loss_any_factors(c, in, shrink, single, row);
 }
 
 /* The factor that brings a gradient with this sum of squares (of what `factors` with shrink -1 describes, before the

@@ -23,7 +23,7 @@ mkdir -p "$BUILD"
 
 # as in setup.py
 FLAGS=(-std=gnu11 -O2 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Werror -ffp-contract=off)
-GCC_FLAGS=(-fno-tree-loop-distribute-patterns -fno-lto -fopenmp)
+GCC_FLAGS=(-fno-tree-loop-distribute-patterns -fno-tree-slp-vectorize -fno-lto -fopenmp)
 AVX2=(-mavx2 -mfma -mf16c)
 AVX512=("${AVX2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl)
 EMULATED=("${AVX2[@]}" -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
