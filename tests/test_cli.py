@@ -200,6 +200,8 @@ def test_demo(tmp_path):
     assert float(figures["held-out accuracy"]) > 0.85  # five classes have nine images each
     recalls = [float(line.split()[-1]) for line in page.splitlines() if "recall of the rare" in line]
     assert recalls[1] > recalls[0]
+    by_hand, estimator = map(float, re.findall(r"^by hand .*?(0\.\d+).*?(0\.\d+) above$", page, re.M)[0])
+    assert np.isclose(by_hand, estimator, rtol=1e-3)
     assert float(figures["largest difference"]) < 1e-14
     assert float(figures["error, float32, held out"]) <= 3
 

@@ -26,10 +26,10 @@ FLAGS=(-std=gnu11 -O2 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -W
 GCC_FLAGS=(-fno-tree-loop-distribute-patterns -fno-tree-slp-vectorize -fno-lto -fopenmp)
 AVX2=(-mavx2 -mfma -mf16c)
 AVX512=("${AVX2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl)
-EMULATED=("${AVX2[@]}" -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
+EMULATED=("${AVX2[@]}" -O1 -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
 WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
 CORE=(cpu_features cross_entropy dispatch driver entmax layout parallel row sample topk)
-SAMPLE=40 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
+SAMPLE=80 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
 
 need() {
     command -v "$1" >/dev/null || { echo "tests/c/run.sh: $1 is missing (Debian package $2)" >&2; exit 1; }
@@ -124,9 +124,9 @@ neon() {
 }
 
 asan() {
-    build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O1 -fsanitize=address,undefined -fno-sanitize-recover=all
+    build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O0 -fsanitize=address,undefined -fno-sanitize-recover=all
     # no detect_stack_use_after_return: its frames are not aligned for AVX-512's vectors (GCC bug 110027)
-    run asan env ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-40}"
+    run asan env ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-$SAMPLE}"
 }
 
 valgrind_() {
