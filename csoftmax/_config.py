@@ -98,7 +98,7 @@ def openmp_libraries():
     except OSError:
         return []
     paths = {line.split(None, 5)[5] for line in maps.splitlines() if len(line.split(None, 5)) == 6}
-    return sorted(p for p in paths if re.search(r"lib(gomp|omp|iomp5)[-.\w]*\.so", p))
+    return sorted(p for p in paths if re.search(r"lib(gomp|omp|iomp5)(-[^/]*)?\.so", p))
 
 
 def config():

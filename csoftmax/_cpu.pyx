@@ -160,6 +160,12 @@ def get_threads():
     return _threads(None)
 
 
+def thread_settings():
+    """What csoftmax.threads (0: not entered), set_num_threads and OpenMP (0: its default) say to this thread."""
+    cdef int openmp = csm_openmp_limit()
+    return getattr(_local, "limit", 0), _default, openmp if openmp < _openmp else 0
+
+
 def set_threads(num_threads):
     global _default
     _default = _limit if num_threads is None else _bounded(num_threads)

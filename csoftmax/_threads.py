@@ -66,8 +66,16 @@ def _find_bounds():
 
 
 def reason():
-    """The bound that decides, and all of them."""
-    return min(_bounds, key=_bounds.get), dict(_bounds)
+    """The bound that decides in this thread, and all of them."""
+    bounds, limit = dict(_bounds), min(_bounds.values())
+    context, default, openmp = _cpu.thread_settings()
+    if context:
+        bounds["csoftmax.threads"] = context
+    elif default < limit:
+        bounds["set_num_threads"] = default
+    if openmp:
+        bounds["omp_set_num_threads or threadpoolctl"] = openmp
+    return min(bounds, key=bounds.get), bounds
 
 
 _wanted_of_openmp = _of_openmp()

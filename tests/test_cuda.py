@@ -1162,8 +1162,81 @@ def test_targets():
     assert backend.target("103", supported) == "sm_100"
     assert backend.target("130", supported) == "compute_120"
     assert backend.target("110", supported) == "compute_100"
-    with pytest.raises(RuntimeError, match=r"7\.5 and later, and the device has 7\.0"):
+    with pytest.raises(backend.Unavailable, match=r"7\.5 and later, and the device has 7\.0"):
         backend.target("70", supported)
+
+
+def test_devices_and_compilers_that_cannot_be_used(gpu, monkeypatch):
+    if not gpu.model:
+        pytest.skip("a real device can")
+    for supported, message in (
+        (lambda: [100, 120], r"cannot be used: NVRTC compiles for compute capability 10\.0 and later, .* has 9\.0"),
+        (mock.Mock(side_effect=RuntimeError("no libnvrtc.so")), r"NVRTC, the compiler \(no libnvrtc.so\); pip install"),
+    ):
+        backend._architecture.cache_clear()
+        monkeypatch.setattr(gpu.cupy.cuda.nvrtc, "getSupportedArchs", supported)
+        for call in (lambda: csoftmax.softmax([1.0, 2.0], device="cuda"), lambda: csoftmax.softmax(gpu.cupy.empty(3))):
+            with pytest.raises(csoftmax.DeviceError, match=message):
+                call()
+        assert not backend.state()["available"]
+    backend._architecture.cache_clear()
+
+
+def test_nothing_waits(gpu, monkeypatch):
+    """Every function but `sample` only enqueues work."""
+    if not gpu.model:
+        pytest.skip("only the model knows who waits")
+    x, rng = gpu.cupy.asarray(logits((6, 40))), np.random.default_rng(0)
+    y, t = gpu.cupy.asarray(csoftmax.softmax(x.get())), gpu.cupy.asarray(np.array([1, 2, -100, 3, 4, 5]))
+    q, w = gpu.cupy.asarray(rng.random((6, 40), np.float32)), gpu.cupy.asarray(rng.random(40))
+    mask, out, s = gpu.cupy.asarray(rng.random((6, 40)) > 0.3), gpu.cupy.empty_like(x), gpu.cupy.asarray(rng.random(6))
+    wide = gpu.cupy.asarray(rng.random((50, 40), np.float32))
+    long = gpu.cupy.asarray(logits((2, 3000)))
+    hard = gpu.cupy.asarray(np.array([1, 2, 0, 3, 4, 5]))
+    with stand_in.nothing_waits():
+        for function in (csoftmax.softmax, csoftmax.log_softmax):
+            function(x)
+            function(x, out=out, temperature=0.5, where=mask)
+            function(x, axis=0)
+        csoftmax.logsumexp(x, where=mask)
+        csoftmax.softmax_vjp(x, y, where=mask)
+        csoftmax.log_softmax_vjp(x, y)
+        for target in (t, q):
+            csoftmax.cross_entropy(x, target)
+            csoftmax.cross_entropy(x, target, weight=w, sample_weight=s, label_smoothing=0.1, z_loss=0.1)
+            csoftmax.cross_entropy_with_grad(x, target, reduction="none", upstream=s, clip_norm=0.1, out=out)
+            csoftmax.linear_cross_entropy(x, wide, target if target is t else gpu.cupy.asarray(q_of(6, 50)), bias=None)
+            csoftmax.linear_cross_entropy_with_grad(
+                x, wide, target if target is t else gpu.cupy.asarray(q_of(6, 50)), sample_weight=s, chunk_bytes=1000
+            )
+        for alpha in (1.0, 1.5, 2.0, 1.2):
+            csoftmax.entmax(x, alpha, where=mask)
+            csoftmax.entmax_vjp(x, y, alpha)
+            csoftmax.entmax_loss(x, hard, alpha)
+            csoftmax.entmax_loss_with_grad(x, q, alpha, reduction="none")
+        csoftmax.sparsemax(long)
+        csoftmax.topk(long, 5)
+        csoftmax.topk(long, 1024, largest=False)
+        csoftmax.topk_softmax(x, 5, normalize="full")
+        csoftmax.topk(long, 2000)
+        with pytest.raises(AssertionError, match="copied to the host"):  # rows without mass raise
+            csoftmax.sample(x, rng=0)
+
+
+def q_of(rows, n):
+    return np.random.default_rng(1).random((rows, n), np.float32)
+
+
+def test_linear_cross_entropy_keeps_to_its_budget(gpu):
+    """chunk_bytes bounds the logits that exist at a time: as many launches as there are chunks of them."""
+    if not gpu.model:
+        pytest.skip("only the model knows what was launched")
+    x, w, t = (np.float32(a) for a in (np.ones((40, 3)), np.ones((50, 3)), np.zeros(40)))
+    given = on_device(gpu, x, w, t.astype(np.int64))
+    for rows, launches in ((40, 1), (20, 2), (13, 4), (1, 40)):
+        gpu.launches.clear()
+        csoftmax.linear_cross_entropy_with_grad(*given, chunk_bytes=4 * 50 * rows)
+        assert sum(launch[0] == "rows" for launch in gpu.launches) == launches
 
 
 def test_home_that_cannot_be_written(gpu, tmp_path, monkeypatch):

@@ -16,7 +16,6 @@ import csoftmax._cuda as backend
 pytest.importorskip("cupy", reason="CuPy is not installed")
 _ROWS = backend.KERNELS["softmax.cu"]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
-LESS = ("sm_80", "sm_100")  # between their neighbours, with -m long
 # Threads of the largest block; a multiprocessor has 65,536 registers.  Small blocks: twelve at a time.
 _MOST = {"f32": 448, "f16": 448, "bf16": 448, "f64": 224}
 THREADS = {
@@ -50,7 +49,7 @@ def disassembler():
     pytest.skip("nvidia-cuda-nvdisasm is not installed")
 
 
-@pytest.fixture(params=[pytest.param(a, marks=pytest.mark.long) if a in LESS else a for a in ARCHITECTURES])
+@pytest.fixture(params=ARCHITECTURES)
 def arch(request):
     return request.param
 

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import threadpoolctl
 from helpers import assert_same_bits, run_python
 from ops import OPS
 
@@ -207,6 +208,38 @@ print("done")
 def test_what_bounds_the_threads():
     decides, bounds = _threads.reason()
     assert bounds[decides] == min(bounds.values()) >= 1
+
+
+def test_who_asked_for_fewer_threads(seven_threads, monkeypatch):
+    """`info` says what decides now, not what decided at import."""
+    monkeypatch.setattr(_threads, "_bounds", {"CPU affinity": 7})
+    assert _threads.reason() == ("CPU affinity", {"CPU affinity": 7})
+    csoftmax.set_num_threads(3)
+    assert _threads.reason() == ("set_num_threads", {"CPU affinity": 7, "set_num_threads": 3})
+    with csoftmax.threads(5):
+        assert _threads.reason() == ("csoftmax.threads", {"CPU affinity": 7, "csoftmax.threads": 5})
+        assert csoftmax.show_config("dicts")["threads"]["used"] == 5
+    assert _threads.reason()[0] == "set_num_threads"
+    csoftmax.set_num_threads(None)
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        decides, bounds = _threads.reason()
+        assert decides == "omp_set_num_threads or threadpoolctl"
+        assert bounds[decides] == csoftmax.get_num_threads() == 1
+
+
+def test_two_openmp_runtimes(monkeypatch):
+    """Found by their files, and told."""
+    from csoftmax import _config
+
+    assert csoftmax.show_config("dicts")["openmp"]["warning"] is None or len(_config.openmp_libraries()) > 1
+    maps = "7f00-7f01 r-xp 00000000 08:01 1 /a/lib{}\n"
+    names = "gomp.so.1", "gomp-a34b3233.so.1.0.0", "iomp5.so", "gompute.so", "m.so.6"
+    text = "".join(map(maps.format, names))
+    monkeypatch.setattr(_config.Path, "read_text", lambda self: text)
+    assert _config.openmp_libraries() == ["/a/libgomp-a34b3233.so.1.0.0", "/a/libgomp.so.1", "/a/libiomp5.so"]
+    assert "two OpenMP runtimes are loaded" in csoftmax.show_config("dicts")["openmp"]["warning"]
+    monkeypatch.setattr(_config, "openmp_libraries", lambda: ["/a/libgomp.so.1"])
+    assert csoftmax.show_config("dicts")["openmp"]["warning"] is None
 
 
 @pytest.mark.parametrize(

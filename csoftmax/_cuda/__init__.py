@@ -64,6 +64,10 @@ def core():
     return installed if installed.is_dir() else _HERE.parent.parent / "src_c"
 
 
+class Unavailable(Exception):
+    """Why there is no CUDA device."""
+
+
 def target(capability, supported):
     """What to compile for: the device's own compute capability, or, for devices newer than NVRTC, what they can run."""
     capability, supported = int(capability), sorted(map(int, supported))
@@ -73,7 +77,7 @@ def target(capability, supported):
         return f"sm_{near[-1]}"
     earlier = [arch for arch in supported if arch <= capability]
     if not earlier:
-        raise RuntimeError(
+        raise Unavailable(
             f"NVRTC compiles for compute capability {supported[0] / 10} and later, and the device has "
             f"{capability / 10}; an earlier CUDA is needed"
         )
@@ -149,10 +153,8 @@ def _machine_code(op, suffix, arch):
 @functools.cache
 def _module(op, suffix, device):
     import cupy
-    from cupy.cuda import nvrtc
 
-    arch = target(cupy.cuda.Device(device).compute_capability, nvrtc.getSupportedArchs())
-    return cupy.RawModule(path=str(_machine_code(op, suffix, arch)))
+    return cupy.RawModule(path=str(_machine_code(op, suffix, _architecture(device))))
 
 
 @functools.cache
@@ -594,10 +596,6 @@ def run_entmax_loss(dtype, x, labels, soft, y, loss, alpha, reduction):
             y[...] = to
 
 
-class Unavailable(Exception):
-    """Why there is no CUDA device."""
-
-
 def require(device):
     """The CuPy module, device number `device` (None: the current one) checked, or Unavailable."""
     python = Path(sys.executable).name
@@ -619,7 +617,25 @@ def require(device):
         raise Unavailable("there is no CUDA device (is CUDA_VISIBLE_DEVICES set?)")
     if device is not None and device >= count:
         raise Unavailable(f"there is no device {device}; the devices are 0 to {count - 1}")
+    _architecture(cupy.cuda.Device().id if device is None else device)
     return cupy
+
+
+@functools.cache
+def _architecture(device):
+    """What modules for the device are compiled for; Unavailable without a compiler, or one that knows the device."""
+    import cupy
+
+    try:
+        from cupy.cuda import nvrtc
+
+        supported = nvrtc.getSupportedArchs()
+    except Exception as error:  # CuPy loads NVRTC at the first call, and has several ways to say that it is not there
+        raise Unavailable(
+            f"CuPy cannot load NVRTC, the compiler ({error}); pip install 'csoftmax[cuda13x]' or 'csoftmax[cuda12x]' "
+            "brings it"
+        ) from None
+    return target(cupy.cuda.Device(device).compute_capability, supported)
 
 
 def state():

@@ -18,6 +18,7 @@ import numpy as np
 from . import Module, by_value
 
 CURRENT = [0]  # the current device, innermost last
+NO_WAITING = []  # not empty: nothing may wait for the device
 ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}
 
 
@@ -48,6 +49,8 @@ class ndarray(np.ndarray):
         return key
 
     def get(self):
+        if NO_WAITING:
+            raise AssertionError("an array of the device is copied to the host: that waits for it")
         return np.array(self)
 
     def set(self, x):
@@ -98,6 +101,16 @@ def empty(shape, dtype=np.float64):
     memory = np.full(size + 1024, 0xAA, np.uint8)
     begin = -memory.ctypes.data % 512
     return memory[begin : begin + size].view(dtype).reshape(shape).view(ndarray)  # on the current device
+
+
+@contextlib.contextmanager
+def nothing_waits():
+    """Within it the host may only enqueue work."""
+    NO_WAITING.append(True)
+    try:
+        yield
+    finally:
+        NO_WAITING.pop()
 
 
 class Device:
@@ -160,7 +173,7 @@ class Event:
         self.time = time.perf_counter()
 
     def synchronize(self):
-        pass
+        assert not NO_WAITING, "an event is waited for"
 
 
 class NVRTCError(RuntimeError):
