@@ -259,13 +259,14 @@ def test_traffic(gpu, op, dtype):
     most = {"float32": 57344, "float16": 57344, "bfloat16": 57344, "float64": 28672}[dtype]
     most //= op.inputs
     most = most // 4096 * 4096
-    for n, reads in ((1024, 1), (4096, 1), (most, 1), (131072, 2)):
-        arrays = op.make((2, n), dtype)
+    for n, reads in ((16, 1), (128, 1), (512, 1), (1024, 1), (4096, 1), (most, 1), (131072, 2)):
+        rows = max(2, 1024 // n)
+        arrays = op.make((rows, n), dtype)
         gpu.launches.clear()
         with model_options(count=True, races=False):
             op.function()(*on_device(gpu, *arrays))
         counts = [launch[4] for launch in gpu.launches]
-        elements = 2 * n * itemsize
+        elements = rows * n * itemsize
         loads, stores = (32 * sum(c[f"{kind}_sectors"] for c in counts) / elements for kind in ("load", "store"))
         # sectors that are not full; what is written and read again of blocks (72 bytes of 4096 elements) and rows
         noise = 0.01 if reads == 1 else 12 * 96 / (4096 * itemsize)
@@ -275,12 +276,12 @@ def test_traffic(gpu, op, dtype):
         assert op.keeps_axis <= stores <= op.keeps_axis + noise, (n, stores)
 
 
-def many_rows(n, count):
-    """`count` float16 arrays of n columns and more than 2^31 elements: zeros that take no memory until written."""
-    rows = 2**31 // n + 300
+def many_rows(n, count, dtype="float16"):
+    """`count` arrays of n columns and more than 2^31 elements: zeros that take no memory until written."""
+    rows, dtype = 2**31 // n + 300, np.dtype(dtype)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
-    memory = (mmap.mmap(-1, rows * n * 2, flags=flags) for _ in range(count))
-    return [np.frombuffer(m, np.float16).reshape(rows, n).view(stand_in.ndarray) for m in memory]
+    memory = (mmap.mmap(-1, rows * n * dtype.itemsize, flags=flags) for _ in range(count))
+    return [np.frombuffer(m, dtype).reshape(rows, n).view(stand_in.ndarray) for m in memory]
 
 
 @pytest.mark.parametrize("n", [500, 3000, 60_000])
@@ -318,6 +319,27 @@ def test_offsets_of_rows_are_64_bits(gpu, n):
             csoftmax.entmax(x, out=y)
             assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), csoftmax.entmax(host[0]))
     assert not y.view(np.ndarray)[0].any()
+
+
+def test_offsets_of_soft_labels_and_draws_are_64_bits(gpu, monkeypatch):
+    if not gpu.model:
+        pytest.skip("only the model leaves rows out")
+    n = 60_000
+    (x, y), (q,) = many_rows(n, 2), many_rows(n, 1, "float32")
+    row, labels = logits((1, n), "float16"), np.random.default_rng(0).random((1, n), np.float32)
+    x[-1], q[-1] = row[0], labels[0]
+    with model_options(last=1):
+        csoftmax.cross_entropy_with_grad(x, q, label_smoothing=0.1, reduction="sum", out=y)
+    expected = csoftmax.cross_entropy_with_grad(row, labels, label_smoothing=0.1, reduction="sum")
+    assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), expected.grad)
+    assert not y.view(np.ndarray)[0].any()
+
+    # rows that are left out are not without mass
+    monkeypatch.setattr(gpu.cupy, "empty", lambda shape, dtype: stand_in.on_device(np.zeros(shape, dtype)))
+    for options in ({}, {"min_p": 1e-6}, {"top_k": 9}):
+        with model_options(last=-(-n // 4096)):
+            got = csoftmax.sample(x, rng=FixedUniform(np.full(len(x), 0.7)), **options)
+        assert got.get()[-1] == csoftmax.sample(row, rng=FixedUniform(np.array([0.7])), **options)[0], options
 
 
 def test_a_row_of_more_than_ten_million(gpu):
