@@ -560,20 +560,31 @@ def test_loss_arguments_on_the_host(gpu):
 
 
 def test_traffic_of_cross_entropy(gpu, dtype):
-    """Once read and once written where shared memory holds the row."""
+    """Each logit is read and written once where shared memory holds the row, else read twice: beside them labels,
+    constants and row losses, a few sectors a row.  Of soft labels the mean's divisor takes one read, the row two, the
+    last of which asks for each sector once an element of a thread's vector."""
     if not gpu.model:
         pytest.skip("only the model counts")
     itemsize = dtype_of(dtype).itemsize
-    for n, reads in ((1024, 1), (4096, 1), (28672 if dtype == "float64" else 57344, 1), (131072, 2)):
+    wide = np.dtype(np.float64 if dtype == "float64" else np.float32)
+    most = 28672 if dtype == "float64" else 57344
+    for n, reads in ((64, 1), (256, 1), (1024, 1), (2048, 1), (4096, 1), (most, 1), (131072, 2)):
         x = gpu.cupy.asarray(logits((2, n), dtype))
-        gpu.launches.clear()
-        with model_options(count=True, races=False):
-            csoftmax.cross_entropy_with_grad(x, gpu.cupy.asarray(np.array([1, n - 1])))
-        (counts,) = [launch[4] for launch in gpu.launches if launch[0] == "rows"]
-        loads, stores = (32 * counts[f"{kind}_sectors"] / (2 * n * itemsize) for kind in ("load", "store"))
-        noise = 0.02 + 2000 / (n * itemsize)  # labels, constants, row losses
-        assert reads <= loads <= reads + noise, (n, loads)
-        assert 1 <= stores <= 1 + noise, (n, stores)
+        for soft in (False, True):
+            q = np.random.default_rng(n).random((2, n)).astype(wide) if soft else np.array([1, n - 1])
+            gpu.launches.clear()
+            with model_options(count=True, races=False):
+                csoftmax.cross_entropy_with_grad(x, gpu.cupy.asarray(q))
+            before, counts = (
+                next(launch[4] for launch in gpu.launches if launch[0] == name)
+                for name in ("masses" if soft else "labels", "rows")
+            )
+            sectors, of_labels = n * itemsize // 32, n * wide.itemsize // 32 if soft else 0
+            loads, stores = (counts[f"{kind}_sectors"] / 2 for kind in ("load", "store"))
+            more = of_labels * (1 + 16 // itemsize)
+            assert 0 <= loads - reads * sectors <= 8 + more, (n, soft, loads)
+            assert 0 <= stores - sectors <= 2, (n, soft, stores)
+            assert 0 <= before["load_sectors"] / 2 - of_labels <= 1, (n, soft, before)
 
 
 # Top-k and entmax

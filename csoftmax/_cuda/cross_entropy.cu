@@ -10,8 +10,10 @@
  *
  * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: it
  * could only raise an exception if the host waited.  Ignored rows are not read.
- * Reads and writes of each element: one and one; rows that shared memory does not hold: two and one (clip_norm, and
- * rows to transform: one read more each).
+ * Reads and writes of each logit: one and one; rows that shared memory does not hold: two and one (clip_norm, and
+ * rows to transform: one read more each).  Soft labels: three reads, one of them before any gradient, for the mean,
+ * and one, in the gradient, by threads of which each takes neighbours one by one: the first cache has to hold them.
+ * A row of labels costs 7 sectors of 32 bytes more (constants, the label) and writes 2 (the loss, the label's gradient).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);
  * row constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and
  * gradient.
@@ -81,12 +83,19 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             V(dot) sum;
             double hi, lo;
             V(dot_zero)(&sum);
-            for (int i = lane; i < k; i += WARP) bad |= !(part[i] >= 0 && (double)part[i] < CSM_INF);
+            const auto checked = [&](int i) {
+                const REAL a = part[i];
+                bad |= !(a >= 0 && (double)a < CSM_INF);
+                return a;
+            };
             int i = lane;
             if (lane < DOT_TEAM && !own)
-                for (; i - lane + 32 <= k; i += 32) V(dot_add)(&sum, 0, part[i] + part[i + 16], 1);
+                for (; i - lane + 32 <= k; i += 32) {
+                    const REAL a = checked(i), b = checked(i + 16);
+                    V(dot_add)(&sum, 0, a + b, 1);
+                }
             if (lane < DOT_TEAM)
-                for (; i < k; i += DOT_TEAM) V(dot_add)(&sum, 0, part[i], own ? own[i] : (REAL)1);
+                for (; i < k; i += DOT_TEAM) V(dot_add)(&sum, 0, checked(i), own ? own[i] : (REAL)1);
             dot_total<WARP>(sum, &hi, &lo);
             if (!(hi + lo - (hi + lo) == 0)) { /* the sum of two overflows in the compute type */
                 hi = lo = 0;
@@ -252,10 +261,9 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
     unsigned char *const end = stats ? (unsigned char *)(squares + warps) : (unsigned char *)(blocks + count);
     REAL *const own = (REAL *)(void *)(memory + (end - memory + 15) / 16 * 16) +
                       warp * room(n < CSM_BLOCK ? (size_t)n : (size_t)CSM_BLOCK);
-    if (threadIdx.x == 0) {
-        shared->scales = scales;
-        shared->call = ready->call;
-    }
+    if (threadIdx.x == 0) shared->scales = scales;
+    for (int i = threadIdx.x; i < (int)(sizeof shared->call / 4); i += blockDim.x) /* neighbours, whole sectors */
+        ((unsigned *)&shared->call)[i] = ((const unsigned *)&ready->call)[i];
     const bool gradient = y != NULL;
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const T *const from = x + at * n;
@@ -269,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             if (weight) in.weight = weight[at];
             if (upstream) in.upstream = upstream[at];
             if (in.label >= 0) {
-                in.x_label = (double)LOAD(from + in.label);
+                if (again) in.x_label = (double)LOAD(from + in.label);
                 if (w) in.w_label = (double)w[in.label];
                 in.mass = in.w_label;
             }
@@ -333,6 +341,8 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                 if (cold && (again || pass == 0)) transform(s, k, scales, max);
                 csm_block block;
                 if (pass == 0) {
+                    if (!again && lane == 0 && label >= begin && label - begin < k)
+                        shared->in.x_label = (double)s[label - begin]; /* transformed, if the row is */
                     const double own_max = (double)warp_max(s, k), ref = csm_reference(own_max, &t);
                     double mass = 0, far = 0;
                     if (has_terms) {
@@ -408,7 +418,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                 call->t = cold ? &shared->scales.transformed : &shared->scales.ordinary;
                 if (pass == 0) {
                     in->max = max;
-                    if (cold && label >= 0)
+                    if (cold && again && label >= 0)
                         in->x_label = (double)(REAL)CSM_TRANSFORMED(REAL, (REAL)in->x_label, &scales, max);
                     csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row, NULL, NULL);
                     losses[at] = shared->row.loss;
