@@ -13,7 +13,7 @@
  * Reads and writes of each logit: one and one; rows that shared memory does not hold: two and one (clip_norm, and
  * rows to transform: one read more each).  Soft labels: three reads, one of them before any gradient, for the mean,
  * and one, in the gradient, by threads of which each takes neighbours one by one: the first cache has to hold them.
- * A row of labels costs 7 sectors of 32 bytes more (constants, the label) and writes 2 (the loss, the label's gradient).
+ * A row of labels reads 7 sectors of 32 bytes more (constants, the label) and writes 2 (the loss, its own gradient).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);
  * row constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and
  * gradient.

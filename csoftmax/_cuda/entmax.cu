@@ -16,7 +16,7 @@
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
  * NaN, +inf or nothing but -inf: the whole row is NaN, as on the CPU; a row of which a mask leaves nothing is zeros,
  * and its loss NaN; a label that is no class makes its row and its loss NaN.
- * Time: some ns for each survivor and step of the solver; other rows' blocks go on.  Not measured on hardware yet.
+ * Time: not measured on hardware yet; the solver of a row is one thread, beside other rows' blocks.
  */
 #define LOADS 4
 #define SIMD
