@@ -99,9 +99,9 @@ def test_more_than_two_to_the_31_elements_in_a_batch():
 @pytest.mark.long
 def test_all_axes_of_more_than_two_to_the_31():
     in_bounded_memory(
-        f"x = np.broadcast_to(np.float32(0), (3, {HUGE // 3 + 1}))\n"
-        f"assert abs(float(csoftmax.logsumexp(x[0])) - {math.log(HUGE // 3 + 1)!r}) < 3e-6",
-        200,
+        f"x = np.broadcast_to(np.float16(0), (3, {HUGE // 3 + 1}))\n"
+        f"assert csoftmax.logsumexp(x, axis=None) == np.float16({math.log(3 * (HUGE // 3 + 1))!r})",
+        4500,  # a copy: no stride leads from row to row
     )
 
 
@@ -117,3 +117,29 @@ def test_constant_row_of_a_million_is_exact(dtype):
     p = csoftmax.softmax(np.zeros((1, k), dtype_of(dtype)))
     assert oracle.ulps(p[0, :3], np.full(3, 1 / np.longdouble(k)), dtype) <= 0.51
     assert len(np.unique(bits(p))) == 1
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["softmax", "log_softmax", "softmax_vjp", "log_softmax_vjp"])
+def test_results_of_more_than_two_to_the_31_elements(name):
+    """Rows of 1000, then one row: the result alone is 4 GiB of float16."""
+    rows = HUGE // 1000 + 1
+    arguments = "x, y" if name.endswith("vjp") else "x"
+    of_y = -21.5 if name.startswith("log") else 2.0**-24
+    code = f"""
+row = np.arange(1000, dtype=np.float16) / 128
+of_row = csoftmax.{name.removesuffix("_vjp")}(row)
+x, y = (np.broadcast_to(a, ({rows}, 1000)) for a in (row, of_row))
+out = np.empty(x.shape, np.float16)
+result = csoftmax.{name}({arguments}, out=out)
+one = csoftmax.{name}(*(a[:1] for a in ({arguments},)))
+assert result is out
+for i in range(0, len(out), 1 << 18):
+    assert np.array_equal(out[i : i + (1 << 18)], np.broadcast_to(one, out[i : i + (1 << 18)].shape))
+flat = out.reshape(-1)
+x, y = (np.broadcast_to(np.float16(a), flat.shape) for a in (1.5, {of_y}))
+csoftmax.{name}({arguments}, out=flat)
+assert abs(float(flat[0]) - {{"softmax": 0, "log_softmax": -21.484375}}.get("{name}", float(flat[0]))) < 1e-9
+for i in range(0, len(out), 1 << 18):
+    assert np.all(out[i : i + (1 << 18)] == flat[0])"""
+    in_bounded_memory(code, 4500, 3000)
