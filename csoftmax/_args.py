@@ -822,7 +822,7 @@ def lay_out_linear(place, x, w, target, bias, reduction, options):
         labels = labels.reshape(rows)
         if representable(checked.ignore_index, labels.dtype):
             keep &= labels != labels.dtype.type(checked.ignore_index)
-        labels = labels.astype(np.int64)
+        labels = labels.astype(np.int64, copy=False)
     kept = None if keep.all() else np.flatnonzero(keep)
     x = x.reshape(rows, x.shape[-1])
     if kept is not None:

@@ -34,8 +34,9 @@ def kernel_threads(elements, num_threads):
 
 
 def panels(classes, features, itemsize):
+    """Slices of the classes, and how many each has."""
     each = max(64, PANEL_BYTES // max(1, features * itemsize) // 64 * 64)
-    return [slice(k, min(k + each, classes)) for k in range(0, classes, each)]
+    return [slice(k, min(k + each, classes)) for k in range(0, classes, each)], each
 
 
 class Layer:
@@ -46,7 +47,7 @@ class Layer:
         self.narrow = plan.x.dtype != plan.wide
         contiguous = plan.w.flags.c_contiguous or plan.w.flags.f_contiguous
         self.w = plan.w if contiguous else np.ascontiguousarray(plan.w)
-        self.panels = panels(*self.w.shape, self.wide.itemsize)
+        self.panels, self.each = panels(*self.w.shape, self.wide.itemsize)
         if gradient:
             self.grad_x = np.zeros(plan.x.shape, plan.x.dtype)
             self.grad_w = np.zeros(plan.w.shape, self.wide)
@@ -72,10 +73,10 @@ class Layer:
         for k in range(0, len(counts), width):
             np.all(np.abs(grad[:, k : k + width]) <= limit, axis=0, out=counts[k : k + width])
         np.logical_not(counts, out=counts)  # of NaN too
-        classes, each = np.flatnonzero(counts), self.panels[0].stop
+        classes = np.flatnonzero(counts)
         if len(classes) == len(counts):
             return self.panels
-        return [classes[k : k + each] for k in range(0, len(classes), each)]
+        return [classes[k : k + self.each] for k in range(0, len(classes), self.each)]
 
     def backward(self, rows, grad, limit):
         """Adds to the gradients; limit: of what does not count, for each row, or None."""

@@ -141,23 +141,14 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
 
 /* Rows */
 
-static csm_loss_input input_of(const loss_run *r, const csm_loss_job *job, ptrdiff_t at) {
-    csm_loss_input in = {.label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1,
-                         .w_label = 1,
-                         .weight = 1,
-                         .upstream = 1,
-                         .e_label = -1};
-    if (job->weight) memcpy(&in.weight, job->weight + at * job->weight_step, sizeof in.weight);
-    if (job->upstream) memcpy(&in.upstream, job->upstream + at * job->upstream_step, sizeof in.upstream);
-    if (in.label >= 0) in.mass = in.w_label = class_weight(r, (size_t)in.label);
-    else if (!job->label) in.mass = job->mass[at * job->order];
-    return in;
-}
-
-static int takes_part(const csm_loss_job *job, ptrdiff_t at) {
-    double weight = 1;
-    if (job->weight) memcpy(&weight, job->weight + at * job->weight_step, sizeof weight);
-    return !(job->label && job->label[at * job->order] < 0) && weight != 0;
+/* All of a row's but what its logits say.  Returns whether it takes part. */
+static int input_of(const loss_run *r, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+    *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
+    if (!csm_loss_takes(job, at, in)) return 0;
+    if (job->upstream) memcpy(&in->upstream, job->upstream + at * job->upstream_step, sizeof in->upstream);
+    if (in->label >= 0) in->mass = in->w_label = class_weight(r, (size_t)in->label);
+    else in->mass = job->mass[at * job->order];
+    return 1;
 }
 
 static void fill(const loss_run *r, char *y, double value) {
@@ -181,10 +172,10 @@ static void any_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
     const char *x = job->x + at * job->x_step, *q = job->q ? job->q + at * job->q_step : NULL;
     char *y = job->y ? job->y + at * job->y_step : NULL, *wide = memory + r->e_size + r->block_size;
     csm_block *blocks = (csm_block *)(void *)(memory + r->e_size);
-    csm_loss_input in = input_of(r, job, at);
+    csm_loss_input in;
     double *loss = &job->loss[at * job->order], max = -CSM_INF;
 
-    if (!takes_part(job, at)) { /* not even read */
+    if (!input_of(r, job, at, &in)) { /* not even read */
         *loss = 0;
         fill(r, y, 0);
         return;
@@ -296,8 +287,9 @@ static void contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
 /* Rows that take part, to their places in scratch: no other is read. */
 static void gather_kept(const loss_run *r, const csm_loss_job *job, char *to, size_t pitch, csm_strided from,
                         size_t size) {
+    csm_loss_input in;
     for (size_t begin = 0, end; begin < job->rows; begin = end + 1) {
-        for (end = begin; end < job->rows && takes_part(job, (ptrdiff_t)end); end++) {}
+        for (end = begin; end < job->rows && csm_loss_takes(job, (ptrdiff_t)end, &in); end++) {}
         csm_gather(to + begin * pitch, pitch,
                    (csm_strided){from.data + (ptrdiff_t)begin * from.row, from.row, from.axis}, end - begin,
                    r->base.shape.n, size, NULL, NULL);

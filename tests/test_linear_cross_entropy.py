@@ -187,6 +187,12 @@ def test_filter_above_everything_leaves_everything_out():
     assert np.isnan(got.grad_w).all()
 
 
+def test_filter_without_classes():
+    got = csoftmax.linear_cross_entropy_with_grad(np.ones((2, 3)), np.ones((0, 3)), np.ones((2, 0)), filter_eps=0.1)
+    assert got.grad_w.shape == (0, 3)
+    assert not got.grad_x.any()
+
+
 def test_labels_are_copied_once(monkeypatch):
     """What the caller writes to them during the call changes nothing."""
     from csoftmax import _cpu

@@ -1,8 +1,8 @@
 """``python -m csoftmax demo``: from real images to calibrated probabilities, with everything checked on the way.
 
 The data are scikit-learn's digits, 1,797 images of 8 x 8 pixels, made imbalanced: of five classes one image in ten is
-kept for training.  Softmax regression is trained without and with class weights, calibrated on held-out images,
-evaluated on others (a page with plots), compared with scikit-learn, and used.
+kept for training.  Softmax regression is trained without and with class weights, once more by hand, calibrated on
+held-out images, evaluated on others (a page with plots), compared with scikit-learn, and used.
 """
 
 import time
@@ -17,8 +17,6 @@ from .timing import Contender, interleave, ratio
 
 RARE = 5  # classes from this one on are thinned out
 KEPT = 10  # one in so many
-
-
 PENALTY = 1e-6  # of the squared coefficients, half
 
 

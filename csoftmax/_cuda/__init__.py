@@ -65,7 +65,7 @@ def core():
 
 
 class Unavailable(Exception):
-    """Why there is no CUDA device."""
+    """Why CUDA cannot be used."""
 
 
 def target(capability, supported):
@@ -596,10 +596,14 @@ def run_entmax_loss(dtype, x, labels, soft, y, loss, alpha, reduction):
             y[...] = to
 
 
+def _install():
+    python = Path(sys.executable).name
+    return f"{python} -m pip install 'csoftmax[cuda13x]' (CUDA 13) or 'csoftmax[cuda12x]' (CUDA 12)"
+
+
 def require(device):
     """The CuPy module, device number `device` (None: the current one) checked, or Unavailable."""
-    python = Path(sys.executable).name
-    install = f"{python} -m pip install 'csoftmax[cuda13x]' (CUDA 13) or 'csoftmax[cuda12x]' (CUDA 12)"
+    install = _install()
     try:
         import cupy
     except ImportError as error:
@@ -631,10 +635,7 @@ def _architecture(device):
 
         supported = nvrtc.getSupportedArchs()
     except Exception as error:  # CuPy loads NVRTC at the first call, and has several ways to say that it is not there
-        raise Unavailable(
-            f"CuPy cannot load NVRTC, the compiler ({error}); pip install 'csoftmax[cuda13x]' or 'csoftmax[cuda12x]' "
-            "brings it"
-        ) from None
+        raise Unavailable(f"CuPy cannot load NVRTC, the compiler ({error}); install it: {_install()}") from None
     return target(cupy.cuda.Device(device).compute_capability, supported)
 
 

@@ -349,14 +349,6 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
     return 1;
 }
 
-/* Whether a row is read at all; its label, or -1, and its weight to `in`. */
-INLINE int FN(loss_takes)(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
-    in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
-    in->weight = 1;
-    if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);
-    return !(job->label && in->label < 0) && in->weight != 0;
-}
-
 #if EXP_MANTISSA == 23
 /* loss_rows with labels and no option for W rows, from row i on, of at most LOSS_TOGETHER elements.  Returns 0, nothing
  * written, if one of them is ignored, not ordinary or NaN. */
@@ -435,7 +427,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_late_losses *late) {
         csm_loss_row row;
         REAL own[V(W)], *e = call->gradient ? job->scratch : NULL;
         if (job->upstream) memcpy(&in.upstream, job->upstream + at * job->upstream_step, sizeof in.upstream);
-        if (!FN(loss_takes)(job, at, &in)) {
+        if (!csm_loss_takes(job, at, &in)) {
             job->loss[order] = 0;
             if (y) FN(fill)(y, n, 0);
             continue;
@@ -461,7 +453,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_late_losses *late) {
         in.e_label = e && job->label ? (double)e[in.label] : -1;
         if (late && late->count == CSM_LATE) csm_settle(late);
         csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row, late, &job->loss[order]);
-        max_is_known = n <= EARLY_MAX && !is_small && i + 1 < job->rows && FN(loss_takes)(job, at + 1, &next);
+        max_is_known = n <= EARLY_MAX && !is_small && i + 1 < job->rows && csm_loss_takes(job, at + 1, &next);
         if (max_is_known) max = FN(max)((const char *)x + job->x_step, n);
         if (!y) continue;
         if (row.is_nan) {

@@ -83,6 +83,13 @@ INLINE void csm_loss_total(double *total, double *low, double count, double top,
     *low = (*total - sum) + *low;
     *total = sum;
 }
+/* Whether a row is read at all; its label, or -1, and its weight to `in`. */
+INLINE int csm_loss_takes(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+    in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
+    in->weight = 1;
+    if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);
+    return !(job->label && in->label < 0) && in->weight != 0;
+}
 /* Of a call that is simple: what a row's gradient is multiplied by, and the label's own gradient. */
 INLINE double csm_loss_share(const csm_loss_call *c) { return c->per_divisor * csm_pow2(c->divisor_exponent); }
 INLINE double csm_loss_simple_target(double share, double others, double total) { return -(share * others) / total; }
