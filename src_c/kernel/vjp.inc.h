@@ -8,8 +8,8 @@
  * tail.  Elements with y = 0 (log: y = -inf) take no part: their dy does not matter, their dx is +0.
  * NaN elsewhere is written as the canonical NaN.
  * For T > 1 the quotient comes last, for T < 1 first; there y_j / T is rounded as a subnormal number if y_j is one.
- * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T (log);
- * float64 1.3.
+ * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
+ * (log); float64 1.3.
  */
 #ifndef FN
 #error "vjp.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
