@@ -1,6 +1,6 @@
 # Everything a contributor does.  Each target prints the one real command that it runs.
 PYTHON ?= python
-CLANG_FORMAT_FILES = $$(find src_c csoftmax/include csoftmax/_xla.? csoftmax/_cuda tests/c tests/embed tests/cuda_model -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+CLANG_FORMAT_FILES = $$(find src_c csoftmax/include csoftmax/_pages.? csoftmax/_quick.? csoftmax/_xla.? csoftmax/_cuda tests/c tests/embed tests/cuda_model -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-long bench lint format accuracy asv golden ci

@@ -59,7 +59,7 @@ def source_hash():
     """Of everything that is compiled: an editable install finds out by it that its build is stale."""
     files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((ROOT / "csoftmax").glob("*.pyx"))]
     files += sorted((ROOT / "csoftmax").glob("*.pxd"))
-    files += [ROOT / "csoftmax" / f"_xla.{kind}" for kind in "ch"]
+    files += [ROOT / "csoftmax" / f"{name}.{kind}" for name in ("_pages", "_quick", "_xla") for kind in "ch"]
     files += sorted((ROOT / "csoftmax" / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
@@ -180,7 +180,7 @@ extensions = [
         define_macros=[SOURCE_HASH, *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [])],
         py_limited_api=STABLE_ABI,
     )
-    for name, sources in (("_cpu", ["csoftmax/_xla.c"]), ("cpu", []))
+    for name, sources in (("_cpu", ["csoftmax/_pages.c", "csoftmax/_quick.c", "csoftmax/_xla.c"]), ("cpu", []))
 ]
 setup(
     ext_modules=cythonize(extensions, language_level=3),

@@ -95,6 +95,10 @@ class Place(NamedTuple):
         with self.context():
             return self.xp.asarray(host)
 
+    def result_like(self, x):
+        """An array like x for a result."""
+        return _cpu.empty_like(x) if self.number is None else self.xp.empty_like(x)
+
     def context(self):
         """In which arrays are made: on the device of this place, whichever is the current one."""
         return contextlib.nullcontext() if self.number is None else self.xp.cuda.Device(self.number)
@@ -389,7 +393,7 @@ def lay_out(place, name, x, axis, y, temperature, where, out, num_threads, keepd
     elif reduces:
         result = xp.empty(shape, x.dtype)
     else:
-        result = xp.empty_like(x)
+        result = place.result_like(x)
 
     if x.ndim == 0:
         x = x.reshape(1)
@@ -722,7 +726,7 @@ def lay_out_loss(place, logits, target, axis, gradient, reduction, out, num_thre
             soft = soft.copy()
         result = out
     elif gradient:
-        result = xp.empty_like(x)
+        result = place.result_like(x)
     if x.ndim == 0:
         x = x.reshape(1)
         soft = None if soft is None else soft.reshape(1)
@@ -1053,7 +1057,7 @@ def lay_out_entmax_loss(place, x, target, alpha, gradient, axis, reduction, wher
                 x = x.copy()
             if soft is not None and may_share_memory(out, soft):
                 soft = soft.copy()
-        result = xp.empty_like(x) if out is None else out
+        result = place.result_like(x) if out is None else out
     if mask is not None:
         x = masked(xp, mask, x)
     if x.ndim == 0:

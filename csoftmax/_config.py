@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _cpu, _cuda, _threads
+from . import _cpu, _cuda, _memory, _threads
 
 __version__ = "0.1.0"
 _HERE = Path(__file__).parent
@@ -78,7 +78,7 @@ def source_hash():
         return None
     files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted(_HERE.glob("*.pyx"))]
     files += sorted(_HERE.glob("*.pxd"))
-    files += [_HERE / f"_xla.{kind}" for kind in "ch"]
+    files += [_HERE / f"{name}.{kind}" for name in ("_pages", "_quick", "_xla") for kind in "ch"]
     files += sorted((_HERE / "include").glob("*.h"))
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
@@ -120,6 +120,7 @@ def config():
             else None,
         },
         "threads": {"used": _cpu.get_threads(), "decided_by": decides, "bounds": bounds},
+        "memory": {"kept": _cpu.kept_pages(), "limit": _memory.LIMIT},
         "cuda": _cuda.state(),
         "include": get_include(),
         "library": get_library(),
@@ -163,6 +164,7 @@ def show_config(mode="print"):
         print(f"          warning: {openmp['warning']}")
     bounds = ", ".join(f"{name} {bound}" for name, bound in threads["bounds"].items())
     print(f"threads   {threads['used']} (decided by {threads['decided_by']}; {bounds})")
+    print(f"memory    {page['memory']['kept']:,} bytes kept for later results (at most {page['memory']['limit']:,})")
     print(f"CUDA      {page['cuda']['reason']}")
     print(f"C header  {page['include']}")
     print(f"library   {page['library']}")

@@ -1,6 +1,10 @@
-from typing import Any, Final
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
 
+import numpy as np
 from numpy.typing import NDArray
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
 
 OPS: Final[dict[str, int]]
 DTYPES: Final[dict[str, int]]
@@ -49,16 +53,11 @@ def run(
     temperature: float,
     num_threads: int | None,
 ) -> None: ...
-def fast(
-    op: int,
-    x: object,
-    axis: object,
-    temperature: object,
-    where: object,
-    out: object,
-    device: object,
-    num_threads: int | None,
-) -> NDArray[Any] | None: ...
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]: ...
+def empty_like(x: NDArray[Any]) -> NDArray[Any]: ...
+def set_pages_limit(size: int) -> None: ...
+def kept_pages() -> int: ...
+def quick(function: _Function) -> _Function: ...
 def run_loss(
     dtype: int,
     x: NDArray[Any],

@@ -2,10 +2,11 @@
 # The CPU binding: pointers and strides out of buffers, one C call, status to exception.
 #
 # One function per kind of signature, not per operation.  Arguments arrive checked (see _args.py), except in
-# `fast`, which takes the one case that must cost as little as possible and declines everything else.
+# `fast_loss`, which takes the cases that must cost as little as possible and declines everything else; _quick.c does
+# so for the softmax family.
 
 from cpython.buffer cimport (
-    PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_New
 from libc.float cimport DBL_MAX, FLT_MAX
@@ -16,8 +17,12 @@ cimport csoftmax.cpu as cpu
 import operator
 import os
 import threading
+from inspect import signature as _signature
+from math import prod as _prod
 
-from numpy import dtype as _dtype, empty as _empty, frombuffer as _frombuffer, ndarray as _ndarray
+from numpy import (
+    dtype as _dtype, empty as _empty, empty_like as _empty_like, frombuffer as _frombuffer, ndarray as _ndarray,
+)
 
 
 cdef extern from "internal.h" nogil:
@@ -67,6 +72,26 @@ cdef extern from *:
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
+
+cdef extern from "_pages.h":
+    size_t CSM_LARGE
+    bint csm_keeps_pages()
+    void csm_set_pages_limit(size_t)
+    size_t csm_kept_pages()
+    void *csm_take_pages(size_t)
+    void csm_give_pages(void *, size_t)
+
+cdef extern from "_quick.h":
+    ctypedef struct csm_quick:
+        void *ndarray
+        void *empty
+        void *empty_like
+        void *dtypes[4]
+        int (*threads)(object) except -1
+        int (*interrupt)(void *) noexcept
+        int (*raise_ "raise")(cpu.csm_status) except -1
+    int csm_quick_set_up(const csm_quick *) except -1
+    object csm_quick_function(int, object, object, object)
 
 cdef extern from "_xla.h" nogil:
     void csm_xla_softmax()
@@ -206,6 +231,53 @@ def isa_available():
 def select_isa(str name):
     if cpu.csm_select_isa(name.encode()) != 0:
         raise ValueError(f"instruction set {name!r} is not available; available here: {', '.join(isa_available())}")
+
+
+# Large results
+
+cdef class _Pages:
+    # memory that is used again when the array that lies in it is gone
+    cdef void *memory
+    cdef size_t size
+
+    def __cinit__(self, size_t size):
+        self.memory = csm_take_pages(size)
+        if self.memory == NULL:
+            raise MemoryError(f"csoftmax: no memory for a result of {size} bytes")
+        self.size = size
+
+    def __getbuffer__(self, Py_buffer *buffer, int flags):
+        PyBuffer_FillInfo(buffer, self, self.memory, <Py_ssize_t>self.size, 0, flags)
+
+    def __dealloc__(self):
+        if self.memory != NULL:
+            csm_give_pages(self.memory, self.size)
+
+
+cdef inline _new(shape, dtype, Py_ssize_t size):
+    # a result of so many bytes
+    return _ndarray(shape, dtype, _Pages(size)) if size >= CSM_LARGE and csm_keeps_pages() else _empty(shape, dtype)
+
+
+def empty(shape, dtype):
+    """numpy.empty for a result or scratch; dtype is a numpy dtype."""
+    return _new(shape, dtype, _prod(shape) * dtype.itemsize)
+
+
+def empty_like(x):
+    """numpy.empty_like for a result."""
+    cdef Py_ssize_t size = x.nbytes
+    return _new(x.shape, x.dtype, size) if size >= CSM_LARGE and x.flags.c_contiguous else _empty_like(x)
+
+
+def set_pages_limit(size_t size):
+    """Bytes of results' memory that are kept at most, at the system's disposal, when nobody has them any more."""
+    csm_set_pages_limit(size)
+
+
+def kept_pages():
+    """Bytes that are kept now."""
+    return csm_kept_pages()
 
 
 # Calls
@@ -360,72 +432,28 @@ cdef inline bint _are_weights(Py_buffer *w, bint single) noexcept:
     return good
 
 
-def fast(int op, x, axis, temperature, where, out, device, num_threads):
-    """The plain case: a C-contiguous native numpy array of floats, its last axis, no options but out.
+cdef _set_up_quick():
+    cdef csm_quick needs
+    needs.ndarray = <void *>_ndarray
+    needs.empty = <void *>_empty
+    needs.empty_like = <void *>empty_like
+    needs.dtypes[CSM_DTYPE_f32] = <void *>_f32
+    needs.dtypes[CSM_DTYPE_f64] = <void *>_f64
+    needs.dtypes[CSM_DTYPE_f16] = <void *>_f16
+    needs.dtypes[CSM_DTYPE_bf16] = NULL
+    needs.threads = _threads
+    needs.interrupt = _check_signals
+    needs.raise_ = _raise
+    csm_quick_set_up(&needs)
 
-    Returns None for everything else; nothing has been written then.
-    """
-    cdef Py_buffer source, target
-    cdef cpu.csm_view from_view, to_view
-    cdef cpu.csm_shape shape
-    cdef cpu.csm_options options
-    cdef cpu.csm_status status = cpu.CSM_OK
-    cdef int dtype, ndim, threads
-    cdef Py_ssize_t elements, rows
-    cdef bint taken = False
-    if (type(x) is not _ndarray or where is not None or device is not None or type(axis) is not int
-            or type(temperature) is not float or <double>temperature != 1.0
-            or (out is not None and type(out) is not _ndarray)):
-        return None
-    kind = x.dtype
-    if kind is _f32:
-        dtype = CSM_DTYPE_f32
-    elif kind is _f64:
-        dtype = CSM_DTYPE_f64
-    elif kind is _f16:
-        dtype = CSM_DTYPE_f16
-    else:
-        return None
-    if out is not None and out.dtype is not kind:
-        return None
-    threads = _threads(num_threads)
-    PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
-    try:
-        ndim = source.ndim
-        if ndim == 0 or (axis != -1 and axis != ndim - 1) or not _is_plain(&source):
-            return None
-        if out is None:
-            result = _empty(x.shape, kind)
-        else:
-            result = out
-        PyObject_GetBuffer(result, &target, PyBUF_STRIDED_RO)
-        taken = True
-        elements = source.len // source.itemsize
-        if out is not None and not _fits(&target, &source):
-            return None
-        # as rows
-        shape.n = source.shape[ndim - 1]
-        rows = elements // <Py_ssize_t>shape.n
-        shape.ndim = 1
-        shape.shape[0] = rows
-        from_view.data = source.buf
-        to_view.data = target.buf
-        from_view.axis_stride = to_view.axis_stride = source.itemsize
-        from_view.strides[0] = to_view.strides[0] = source.itemsize * <Py_ssize_t>shape.n
-        options = cpu.csm_default_options()
-        options.threads = threads
-        options.interrupt = _check_signals
-        if elements < KEEP_GIL:
-            status = csm_run(op, dtype, csm_current_table(), &shape, &from_view, NULL, &to_view, &options)
-        else:
-            with nogil:
-                status = csm_run(op, dtype, csm_current_table(), &shape, &from_view, NULL, &to_view, &options)
-    finally:
-        if taken:
-            PyBuffer_Release(&target)
-        PyBuffer_Release(&source)
-    _raise(status)
-    return result
+
+_set_up_quick()
+
+
+def quick(function):
+    """Decorates the Python function of an operation in OPS: plain arguments will not reach it (see _quick.c)."""
+    doc = f"{function.__name__}{_signature(function)}\n--\n\n{function.__doc__}"
+    return csm_quick_function(OPS[function.__name__], function, function.__module__, doc)
 
 
 def run_loss(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream, double temperature,
@@ -640,7 +668,7 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
             options.weight = weights.buf
         grad = None
         if gradient:
-            grad = out if out is not None else _empty(x.shape, kind)
+            grad = out if out is not None else _new(x.shape, kind, source.len)
             PyObject_GetBuffer(grad, &result, PyBUF_STRIDED_RO)
             have_result = True
             if out is not None and not (_fits(&result, &source) and (not soft or _apart(&result, &labels))

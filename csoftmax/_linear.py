@@ -50,7 +50,7 @@ class Layer:
         self.panels, self.each = panels(*self.w.shape, self.wide.itemsize)
         if gradient:
             self.grad_x = np.zeros(plan.x.shape, plan.x.dtype)
-            self.grad_w = np.zeros(plan.w.shape, self.wide)
+            self.grad_w = _cpu.empty(plan.w.shape, self.wide)
             self.grad_bias = np.zeros(len(plan.w))
 
     def weights(self, classes):
@@ -82,8 +82,12 @@ class Layer:
         """Adds to the gradients; limit: of what does not count, for each row, or None."""
         x = self.x[rows].astype(self.wide, copy=False)
         pieces = self.panels if limit is None else self.significant(grad, limit)
+        first = rows.start == 0
+        if first and pieces is not self.panels:
+            self.grad_w.fill(0)
+            first = False
         for classes in pieces:
-            if rows.start == 0 and pieces is self.panels:
+            if first:
                 np.matmul(grad[:, classes].T, x, out=self.grad_w[classes])
             else:
                 self.grad_w[classes] += grad[:, classes].T @ x
@@ -100,6 +104,8 @@ class Layer:
     def gradients(self, plan):
         """In the dtypes and shapes of the caller's arrays."""
         grad_x, dtype = self.grad_x, plan.x.dtype
+        if not len(self.x):
+            self.grad_w.fill(0)
         if plan.kept is not None:
             grad_x = np.zeros((math.prod(plan.batch), plan.x.shape[1]), dtype)
             grad_x[plan.kept] = self.grad_x
@@ -127,7 +133,7 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
     code = _cpu.DTYPES[plan.wide.name]
     losses = np.zeros(rows)
     step = rows_of_chunk(rows, classes, plan, chunk_bytes)
-    buffer = np.empty((step, classes), plan.wide)
+    buffer = _cpu.empty((step, classes), plan.wide)
     num_threads = kernel_threads(buffer.size, num_threads)
     for begin in range(0, rows, step):
         part = slice(begin, min(begin + step, rows))

@@ -4,11 +4,10 @@ from . import _cpu
 from ._args import plan
 from ._foreign import running
 
-_SOFTMAX = _cpu.OPS["softmax"]
-_LOG_SOFTMAX = _cpu.OPS["log_softmax"]
 _run = running(plan)
 
 
+@_cpu.quick
 def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Softmax, ``exp(x / T) / sum(exp(x / T))``, along one or more axes.
 
@@ -66,14 +65,12 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, n
     >>> csoftmax.softmax([0.0, 1.0], temperature=0)
     array([0., 1.])
     """
-    y = _cpu.fast(_SOFTMAX, x, axis, temperature, where, out, device, num_threads)
-    if y is not None:
-        return y
     return _run(
         "softmax", x, axis, temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
     )
 
 
+@_cpu.quick
 def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Logarithm of the softmax, ``x / T - log(sum(exp(x / T)))``, along one or more axes.
 
@@ -107,14 +104,12 @@ def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=Non
     >>> csoftmax.log_softmax(np.float32([16.9, 0.0]))
     array([-4.5753403e-08, -1.6900000e+01], dtype=float32)
     """
-    y = _cpu.fast(_LOG_SOFTMAX, x, axis, temperature, where, out, device, num_threads)
-    if y is not None:
-        return y
     return _run(
         "log_softmax", x, axis, temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
     )
 
 
+@_cpu.quick
 def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device=None, num_threads=None):
     """Logarithm of the sum of exponentials, ``log(sum(exp(x / T)))``, along one or more axes.
 
@@ -161,6 +156,7 @@ def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device
     )
 
 
+@_cpu.quick
 def softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Gradient of a loss through `softmax`: dL/dx from dL/dy and ``y = softmax(x)``.
 
@@ -217,6 +213,7 @@ def softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device
     )
 
 
+@_cpu.quick
 def log_softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Gradient of a loss through `log_softmax`: dL/dx from dL/dy and ``y = log_softmax(x)``.
 

@@ -13,6 +13,7 @@
 
 enum {
     SPLIT = 1 << 20, /* rows from here on are split over threads however many there are */
+    SMALL = 2048, /* elements of a call for which finding a path would cost as much as the rows */
     TABLES = 2 * 64 /* bytes a thread of the caller's scratch for the tables of run_call and run_split */
 };
 
@@ -364,6 +365,25 @@ void csm_set_scales(csm_scales *s, double temperature, int single) {
     s->ordinary.inv_t2 = s->scale2;
 }
 
+/* A small call whose rows are contiguous, without anything but kernels->rows around them; returns how many are done. */
+static size_t run_small(const csm_call *c, const csm_shape *shape, const csm_view *a, const csm_view *b,
+                        const csm_view *y) {
+    const size_t size = c->itemsize, rows = shape->ndim ? shape->shape[0] : 1;
+    if (shape->ndim > 1 || shape->n == 0 || rows * shape->n >= SMALL || c->has_where || c->scratch ||
+        (c->forward && c->scales.always_transform) || (c->op == CSM_OP_softmax && size != c->wide_size) ||
+        !csm_contiguous_view(shape, a, size, 1) || (c->has_b && !csm_contiguous_view(shape, b, size, 1)) ||
+        !csm_contiguous_view(shape, y, size, c->keeps_axis))
+        return 0;
+    csm_rows_job job = {.a = a->data, .y = y->data, .rows = rows, .n = shape->n, .temperature = &c->scales.ordinary};
+    if (c->has_b) job.b = b->data;
+    if (shape->ndim) {
+        job.a_step = a->strides[0];
+        job.y_step = y->strides[0];
+        if (c->has_b) job.b_step = b->strides[0];
+    }
+    return c->kernels->rows(&job);
+}
+
 static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *a,
                       const csm_view *b, const csm_view *y, const csm_options *options, csm_fp_environment *caller) {
     static const csm_options defaults = CSM_OPTIONS_INIT;
@@ -394,6 +414,11 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
     if (shape->n != 0 && elements > PTRDIFF_MAX / shape->n) return CSM_BAD_SHAPE;
     if (shape->n == 0 && c.keeps_axis) return CSM_OK;
 
+    c.scratch = options->scratch;
+    csm_set_scales(&c.scales, t, c.wide_size == 4);
+    const size_t done = run_small(&c, shape, a, b, y);
+    if (done > 0 && done == (shape->ndim ? shape->shape[0] : 1)) return CSM_OK;
+
     /* only as much of the views as there are axes: they are long */
     c.shape.n = shape->n;
     c.shape.ndim = shape->ndim;
@@ -407,12 +432,13 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
         all[v]->data = given[v]->data;
         all[v]->axis_stride = given[v]->axis_stride;
         for (size_t i = 0; i < shape->ndim; i++) all[v]->strides[i] = given[v]->strides[i];
+        if (done) all[v]->data = (char *)all[v]->data + (ptrdiff_t)done * all[v]->strides[0];
         views[count++] = all[v];
     }
     for (size_t i = 0; i < shape->ndim; i++) c.shape.shape[i] = shape->shape[i];
+    if (done) c.shape.shape[0] -= done;
     csm_collapse(&c.shape, views, count);
 
-    csm_set_scales(&c.scales, t, c.wide_size == 4);
     const float no_class_f32 = -(float)CSM_INF;
     const double no_class_f64 = -CSM_INF;
     c.absent = 0; /* softmax_vjp: y = 0; elsewhere -inf */
@@ -425,7 +451,6 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
         }
     }
     c.interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0, *caller};
-    c.scratch = options->scratch;
     c.threads = 1;
     if (c.scratch) {
         c.scratch_each = csm_scratch_size(shape, 1);

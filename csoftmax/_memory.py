@@ -1,0 +1,30 @@
+"""How much memory of large results is kept for later ones (see _pages.c): decided once, at import."""
+
+import os
+import re
+
+from . import _cpu
+
+MOST = 512 << 20  # two results of 256 MB: a loop whose new result comes before the old one goes
+
+
+def _physical():
+    """Bytes of memory that the machine has, or 0 where it does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, OSError, ValueError):
+        return 0
+
+
+def _limit():
+    """What CSOFTMAX_KEEP_BYTES says, or a sixteenth of the memory, at most MOST."""
+    wanted = os.environ.get("CSOFTMAX_KEEP_BYTES", "")
+    if not wanted:
+        return min(MOST, _physical() // 16)
+    if not re.fullmatch(r"[0-9]{1,18}", wanted):
+        raise ImportError(f"CSOFTMAX_KEEP_BYTES must be a whole number of bytes (0: none is kept), got {wanted!r}")
+    return int(wanted)
+
+
+LIMIT = _limit()
+_cpu.set_pages_limit(LIMIT)

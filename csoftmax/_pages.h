@@ -1,0 +1,17 @@
+/* Memory of large results, which is used again (_pages.c). */
+#ifndef CSM_PAGES_H
+#define CSM_PAGES_H
+
+#include <stddef.h>
+
+/* Results of so many bytes lie in it: malloc maps and unmaps those each time (glibc: its largest threshold). */
+enum { CSM_LARGE = 32 << 20 };
+
+int csm_keeps_pages(void); /* whether this system can, and the limit is not 0 */
+void csm_set_pages_limit(size_t bytes); /* how much is kept at most, and gives back the rest */
+size_t csm_kept_pages(void); /* bytes kept now */
+/* All of these are called under the GIL.  NULL: no memory.  What is in it is arbitrary. */
+void *csm_take_pages(size_t size);
+void csm_give_pages(void *memory, size_t size);
+
+#endif
