@@ -228,6 +228,7 @@ def test_no_reference_is_lost_or_kept(op):
 
     watched = [*arrays, out, t, np.dtype(np.float32), np.empty, op.function()]
     calls()
+    gc.collect()  # of the tests before
     before = [sys.getrefcount(w) for w in watched]
     tracemalloc.start()
     try:
