@@ -80,8 +80,8 @@ def test_offsets(op, dtype):
 
 @bulk
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
-def test_a_million_classes(op):
-    check(op, "float32", logits((1, 1_000_003), "float32", sigma=5))
+def test_a_million_classes(op, dtype):
+    check(op, dtype, logits((1, 1_000_003), dtype, sigma=5))
 
 
 @bulk

@@ -9,6 +9,7 @@ import sys
 
 import numpy as np
 import pytest
+import threadpoolctl
 from helpers import ROOT
 
 import csoftmax
@@ -169,6 +170,23 @@ def test_bench_knows_the_losses(op, shape, capsys):
     assert f"({', '.join(shape.split('x'))}) float32" in page
     assert main(["bench", "--op", op, "--shapes", "3", "--rounds", "1", "--peers", "none"]) == 0
     assert f"the shape of {op} is rows x" in capsys.readouterr().out
+
+
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+def test_bench_limits_the_blas_too(monkeypatch):
+    """Products of linear_cross_entropy with one thread have one; afterwards the BLAS is as it was."""
+    before, seen, real = blas_threads(), [], csoftmax.linear_cross_entropy_with_grad
+    monkeypatch.setattr(
+        csoftmax, "linear_cross_entropy_with_grad", lambda *a, **o: seen.append(max(blas_threads())) or real(*a, **o)
+    )
+    options = ["--shapes", "5x4x30", "--rounds", "1", "--threads", "1", "--peers", "none"]
+    assert main(["bench", "--op", "linear_cross_entropy", *options]) == 0
+    assert set(seen) == {1}
+    assert blas_threads() == before
+    assert max(before) > 1 or os.cpu_count() == 1, "the test can see nothing"
 
 
 @pytest.mark.parametrize("isa", _cpu.isa_available())

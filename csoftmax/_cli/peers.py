@@ -89,6 +89,15 @@ def limit_openmp(count):
         ctypes.CDLL(path).omp_set_num_threads(count)
 
 
+def limit_blas(count):
+    """Of NumPy's BLAS, with which linear_cross_entropy multiplies; a context, after which it is as it was."""
+    try:
+        import threadpoolctl
+    except ImportError:
+        return contextlib.nullcontext()
+    return threadpoolctl.threadpool_limits(count, user_api="blas")
+
+
 @contextlib.contextmanager
 def any_threads():
     """All CPUs for everyone, whatever was set before; it is set again in the end."""
@@ -97,7 +106,8 @@ def any_threads():
     limit_openmp(os.cpu_count())
     before = csoftmax.get_num_threads()
     try:
-        yield
+        with limit_blas(os.cpu_count()):
+            yield
     finally:
         for runtime, limit in zip(runtimes, limits, strict=True):
             runtime.omp_set_num_threads(limit)
@@ -112,6 +122,7 @@ class Csoftmax:
 
     def threads(self, count):
         limit_openmp(count)
+        limit_blas(count)
         csoftmax.set_num_threads(count)
         if csoftmax.get_num_threads() < count:
             raise LeftOutError(f"csoftmax uses no more than {csoftmax.get_num_threads()} threads here")
