@@ -78,6 +78,7 @@ cdef extern from "_pages.h":
     bint csm_keeps_pages()
     void csm_set_pages_limit(size_t)
     size_t csm_kept_pages()
+    void csm_set_tracemalloc(uintptr_t, uintptr_t)
     void *csm_take_pages(size_t)
     void csm_give_pages(void *, size_t)
 
@@ -273,6 +274,11 @@ def empty_like(x):
 def set_pages_limit(size_t size):
     """Bytes of results' memory that are kept at most, at the system's disposal, when nobody has them any more."""
     csm_set_pages_limit(size)
+
+
+def set_tracemalloc(uintptr_t track, uintptr_t untrack):
+    """Addresses of PyTraceMalloc_Track and PyTraceMalloc_Untrack."""
+    csm_set_tracemalloc(track, untrack)
 
 
 def kept_pages():

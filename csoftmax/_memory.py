@@ -26,5 +26,17 @@ def _limit():
     return int(wanted)
 
 
+def _tell_tracemalloc():
+    """As NumPy does for its arrays; the functions exist, but not in the stable ABI that the extension is built for."""
+    try:
+        from ctypes import c_void_p, cast, pythonapi
+
+        functions = pythonapi.PyTraceMalloc_Track, pythonapi.PyTraceMalloc_Untrack
+    except (ImportError, AttributeError):  # PyPy, or no ctypes
+        return
+    _cpu.set_tracemalloc(*(cast(function, c_void_p).value for function in functions))
+
+
+_tell_tracemalloc()
 LIMIT = _limit()
 _cpu.set_pages_limit(LIMIT)

@@ -13,7 +13,6 @@
 #include "_pages.h"
 
 #ifdef __linux__
-#include <stdint.h>
 #include <string.h>
 #include <sys/mman.h>
 #endif
@@ -25,6 +24,10 @@ static struct {
     size_t size;
 } kept[PLACES]; /* the latest first; nothing behind the first without memory */
 static size_t limit, total;
+
+enum { NUMPYS = 389047 /* the domain of numpy's arrays, numpy.lib.tracemalloc_domain */ };
+static int (*track)(unsigned, uintptr_t, size_t);
+static int (*untrack)(unsigned, uintptr_t);
 
 static size_t rounded(size_t size) { return (size + HUGE - 1) / HUGE * HUGE; }
 
@@ -64,9 +67,12 @@ void csm_set_pages_limit(size_t bytes) {
     make_room(0);
 }
 
-void *csm_take_pages(size_t size) {
-    if (size > PTRDIFF_MAX - 2 * (size_t)HUGE) return NULL;
-    size = rounded(size);
+void csm_set_tracemalloc(uintptr_t new_track, uintptr_t new_untrack) {
+    track = (int (*)(unsigned, uintptr_t, size_t))new_track;
+    untrack = (int (*)(unsigned, uintptr_t))new_untrack;
+}
+
+static void *take(size_t size) {
     for (int i = 0; i < PLACES; i++) {
         if (!kept[i].memory || kept[i].size != size) continue;
         void *memory = kept[i].memory;
@@ -79,7 +85,15 @@ void *csm_take_pages(size_t size) {
     return map(size);
 }
 
+void *csm_take_pages(size_t size) {
+    if (size > PTRDIFF_MAX - 2 * (size_t)HUGE) return NULL;
+    void *memory = take(rounded(size));
+    if (memory && track) (void)track(NUMPYS, (uintptr_t)memory, size);
+    return memory;
+}
+
 void csm_give_pages(void *memory, size_t size) {
+    if (untrack) (void)untrack(NUMPYS, (uintptr_t)memory);
     size = rounded(size);
     if (size > limit || madvise(memory, size, MADV_FREE) != 0) {
         munmap(memory, size);
@@ -95,6 +109,7 @@ void csm_give_pages(void *memory, size_t size) {
 int csm_keeps_pages(void) { return 0; }
 size_t csm_kept_pages(void) { return 0; }
 void csm_set_pages_limit(size_t bytes) { (void)bytes; }
+void csm_set_tracemalloc(uintptr_t track, uintptr_t untrack) { (void)track, (void)untrack; }
 void *csm_take_pages(size_t size) {
     (void)size;
     return NULL;

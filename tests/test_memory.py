@@ -3,6 +3,7 @@
 import gc
 import os
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -89,6 +90,25 @@ def test_views_hold_the_memory():
     others = [csoftmax.softmax(logits(seed=1)) for _ in range(3)]
     assert_same_bits(row, expected)
     assert not any(np.shares_memory(row, other) for other in others)
+
+
+def test_tracemalloc_sees_what_is_held():
+    x = logits()
+    tracemalloc.start()
+    try:
+        before = tracemalloc.get_traced_memory()[0]
+        y = csoftmax.softmax(x)
+        z = csoftmax.softmax(x)
+        held = tracemalloc.get_traced_memory()[0] - before
+        assert 0 <= held - y.nbytes - z.nbytes < 10_000
+        domain = tracemalloc.DomainFilter(True, np.lib.tracemalloc_domain)
+        sizes = [trace.size for trace in tracemalloc.take_snapshot().filter_traces([domain]).traces]
+        assert sorted(sizes)[-2:] == [y.nbytes, z.nbytes]
+        del y, z
+        assert tracemalloc.get_traced_memory()[0] - before < 100_000
+        assert _cpu.kept_pages() == 2 * 34 * MB
+    finally:
+        tracemalloc.stop()
 
 
 def test_no_more_is_kept_than_allowed():
