@@ -6,7 +6,7 @@
 # so for the softmax family.
 
 from cpython.buffer cimport (
-    PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_New
 from libc.float cimport DBL_MAX, FLT_MAX
@@ -75,7 +75,7 @@ cdef extern from "Python.h":
 
 cdef extern from "_pages.h":
     size_t CSM_LARGE
-    bint csm_keeps_pages()
+    bint csm_keeps_pages(size_t)
     void csm_set_pages_limit(size_t)
     size_t csm_kept_pages()
     void csm_set_tracemalloc(uintptr_t, uintptr_t)
@@ -236,19 +236,33 @@ def select_isa(str name):
 
 # Large results
 
+cdef char *_BYTES = "B"  # of the struct module
+
+
 cdef class _Pages:
     # memory that is used again when the array that lies in it is gone
     cdef void *memory
     cdef size_t size
+    cdef Py_ssize_t shape, stride
 
     def __cinit__(self, size_t size):
         self.memory = csm_take_pages(size)
         if self.memory == NULL:
             raise MemoryError(f"csoftmax: no memory for a result of {size} bytes")
-        self.size = size
+        self.size = self.shape = size
+        self.stride = 1
 
     def __getbuffer__(self, Py_buffer *buffer, int flags):
-        PyBuffer_FillInfo(buffer, self, self.memory, <Py_ssize_t>self.size, 0, flags)
+        buffer.buf = self.memory
+        buffer.obj = self
+        buffer.len = self.shape
+        buffer.readonly = 0
+        buffer.itemsize = buffer.ndim = 1
+        buffer.format = _BYTES if flags & PyBUF_FORMAT else NULL
+        buffer.shape = &self.shape
+        buffer.strides = &self.stride
+        buffer.suboffsets = NULL
+        buffer.internal = NULL
 
     def __dealloc__(self):
         if self.memory != NULL:
@@ -257,7 +271,7 @@ cdef class _Pages:
 
 cdef inline _new(shape, dtype, Py_ssize_t size):
     # a result of so many bytes
-    return _ndarray(shape, dtype, _Pages(size)) if size >= CSM_LARGE and csm_keeps_pages() else _empty(shape, dtype)
+    return _ndarray(shape, dtype, _Pages(size)) if csm_keeps_pages(size) else _empty(shape, dtype)
 
 
 def empty(shape, dtype):
@@ -267,8 +281,14 @@ def empty(shape, dtype):
 
 def empty_like(x):
     """numpy.empty_like for a result."""
-    cdef Py_ssize_t size = x.nbytes
-    return _new(x.shape, x.dtype, size) if size >= CSM_LARGE and x.flags.c_contiguous else _empty_like(x)
+    cdef size_t size = x.nbytes
+    return _new(x.shape, x.dtype, size) if csm_keeps_pages(size) and _in_c_order(x) else _empty_like(x)
+
+
+cdef bint _in_c_order(x):
+    # whether an array like x is C-contiguous, which x itself need not be
+    steps = [abs(step) for step, length in zip(x.strides, x.shape) if length != 1]
+    return steps == sorted(steps, reverse=True) and 0 not in steps
 
 
 def set_pages_limit(size_t size):
@@ -391,9 +411,19 @@ def run(int op, int dtype, a, b, y, where, double temperature, num_threads):
     _raise(status)
 
 
-# Native dtypes are single objects: identity decides, and what is not identical takes the long way.
+# Native dtypes are mostly these objects, but not those of arrays that were pickled.
 cdef object _f32 = _dtype("float32"), _f64 = _dtype("float64"), _f16 = _dtype("float16")
 cdef object _i64 = _dtype("int64"), _i32 = _dtype("int32")
+
+
+cdef _native(dtype):
+    # that of the objects above which is equal to a dtype, or itself
+    if dtype is _f32 or dtype is _f64 or dtype is _i64 or dtype is _i32:
+        return dtype
+    for known in (_f32, _f64, _i64, _i32):
+        if dtype == known:
+            return known
+    return dtype
 
 
 cdef inline bint _is_plain(Py_buffer *buffer) noexcept:
@@ -458,7 +488,7 @@ _set_up_quick()
 
 def quick(function):
     """Decorates the Python function of an operation in OPS: plain arguments will not reach it (see _quick.c)."""
-    doc = f"{function.__name__}{_signature(function)}\n--\n\n{function.__doc__}"
+    doc = f"{function.__name__}{_signature(function)}\n--\n\n{function.__doc__ or ''}"
     return csm_quick_function(OPS[function.__name__], function, function.__module__, doc)
 
 
@@ -621,7 +651,7 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
             or (clip_norm is not None and (type(clip_norm) is not float or not 0 < <double>clip_norm <= DBL_MAX))
             or (clip_value is not None and (type(clip_value) is not float or not 0 < <double>clip_value <= DBL_MAX))):
         return None
-    kind = x.dtype
+    kind, labels_kind = _native(x.dtype), _native(target.dtype)
     if kind is _f32:
         dtype = CSM_DTYPE_f32
     elif kind is _f64:
@@ -637,19 +667,19 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
         options.reduction = cpu.CSM_NONE
     else:
         return None
-    if target.dtype is _i64:
+    if labels_kind is _i64:
         options.label_type = cpu.CSM_INT64
-    elif target.dtype is _i32:
+    elif labels_kind is _i32:
         options.label_type = cpu.CSM_INT32
-    elif target.dtype is kind:
+    elif labels_kind is kind:
         soft = True
     else:
         return None
-    if weight is not None and (type(weight) is not _ndarray or weight.dtype is not kind):
+    if weight is not None and (type(weight) is not _ndarray or _native(weight.dtype) is not kind):
         return None
     if not -2147483648 <= ignore_index <= 2147483647:
         return None
-    if out is not None and (type(out) is not _ndarray or out.dtype is not kind):
+    if out is not None and (type(out) is not _ndarray or _native(out.dtype) is not kind):
         return None
     PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
     try:
@@ -674,7 +704,7 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
             options.weight = weights.buf
         grad = None
         if gradient:
-            grad = out if out is not None else _new(x.shape, kind, source.len)
+            grad = out if out is not None else _new(x.shape, x.dtype, source.len)
             PyObject_GetBuffer(grad, &result, PyBUF_STRIDED_RO)
             have_result = True
             if out is not None and not (_fits(&result, &source) and (not soft or _apart(&result, &labels))

@@ -2,6 +2,7 @@
 
 import os
 import re
+import sys
 
 from . import _cpu
 
@@ -11,19 +12,28 @@ MOST = 512 << 20  # two results of 256 MB: a loop whose new result comes before 
 def _physical():
     """Bytes of memory that the machine has, or 0 where it does not say."""
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        return max(0, os.sysconf("SC_PHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):
         return 0
 
 
+def _is_limited():
+    """Whether this process may not map what it likes: what is kept would be missed by others."""
+    try:
+        from resource import RLIM_INFINITY, RLIMIT_AS, RLIMIT_DATA, getrlimit
+    except ImportError:
+        return False
+    return any(getrlimit(kind)[0] != RLIM_INFINITY for kind in (RLIMIT_AS, RLIMIT_DATA))
+
+
 def _limit():
-    """What CSOFTMAX_KEEP_BYTES says, or a sixteenth of the memory, at most MOST."""
+    """What CSOFTMAX_KEEP_BYTES says, or a sixteenth of the memory, at most MOST; 0 where memory is limited."""
     wanted = os.environ.get("CSOFTMAX_KEEP_BYTES", "")
     if not wanted:
-        return min(MOST, _physical() // 16)
+        return 0 if _is_limited() else min(MOST, _physical() // 16)
     if not re.fullmatch(r"[0-9]{1,18}", wanted):
         raise ImportError(f"CSOFTMAX_KEEP_BYTES must be a whole number of bytes (0: none is kept), got {wanted!r}")
-    return int(wanted)
+    return min(int(wanted), sys.maxsize)
 
 
 def _tell_tracemalloc():

@@ -38,10 +38,10 @@ static void remove_place(int i) {
     kept[PLACES - 1].size = 0;
 }
 
-/* Gives back the oldest until there is room for `size` more. */
-static void make_room(size_t size) {
+/* Gives back the oldest until no more than `most` bytes in `places` places are kept. */
+static void make_room(size_t most, int places) {
     for (int i = PLACES - 1; i >= 0; i--) {
-        if (!kept[i].memory || (total + size <= limit && !kept[PLACES - 1].memory)) continue;
+        if (!kept[i].memory || (total <= most && i < places)) continue;
         munmap(kept[i].memory, kept[i].size);
         remove_place(i);
     }
@@ -59,12 +59,12 @@ static void *map(size_t size) {
     return memory + before;
 }
 
-int csm_keeps_pages(void) { return limit > 0; }
+int csm_keeps_pages(size_t size) { return size >= CSM_LARGE && size <= limit; }
 size_t csm_kept_pages(void) { return total; }
 
 void csm_set_pages_limit(size_t bytes) {
     limit = bytes;
-    make_room(0);
+    make_room(limit, PLACES);
 }
 
 void csm_set_tracemalloc(uintptr_t new_track, uintptr_t new_untrack) {
@@ -81,7 +81,7 @@ static void *take(size_t size) {
     }
     void *memory = map(size);
     if (memory || total == 0) return memory;
-    make_room(limit); /* an address space that is limited */
+    make_room(0, 0); /* an address space that is limited */
     return map(size);
 }
 
@@ -99,14 +99,14 @@ void csm_give_pages(void *memory, size_t size) {
         munmap(memory, size);
         return;
     }
-    make_room(size);
+    make_room(limit - size, PLACES - 1);
     memmove(kept + 1, kept, sizeof kept[0] * (PLACES - 1));
     kept[0].memory = memory;
     kept[0].size = size;
     total += size;
 }
 #else
-int csm_keeps_pages(void) { return 0; }
+int csm_keeps_pages(size_t size) { return (void)size, 0; }
 size_t csm_kept_pages(void) { return 0; }
 void csm_set_pages_limit(size_t bytes) { (void)bytes; }
 void csm_set_tracemalloc(uintptr_t track, uintptr_t untrack) { (void)track, (void)untrack; }

@@ -8,7 +8,7 @@
 /* Results of so many bytes lie in it: malloc maps and unmaps those each time (glibc: its largest threshold). */
 enum { CSM_LARGE = 32 << 20 };
 
-int csm_keeps_pages(void); /* whether this system can, and the limit is not 0 */
+int csm_keeps_pages(size_t size); /* whether a result of so many bytes should lie there */
 void csm_set_pages_limit(size_t bytes); /* how much is kept at most, and gives back the rest */
 size_t csm_kept_pages(void); /* bytes kept now */
 /* Addresses of Python's functions by which tracemalloc knows what others allocate. */

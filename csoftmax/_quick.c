@@ -1,9 +1,10 @@
 /* The public functions of the softmax family as C functions: what must cost little is done here, and everything else by
  * the Python function of the same name, which gets the arguments as they came.
  *
- * Quick are numpy arrays of native floats of any strides, one axis, a temperature that is positive and finite, and an
- * `out` that is contiguous as the input is, and apart from it or the same.  Nothing is written before all of that is
- * known, and no argument is refused here: the Python function has the words for it.
+ * Quick are numpy arrays of native floats of any strides, one axis, a temperature that is positive and finite, a number
+ * of threads, and an `out` that is C-contiguous as the inputs are, and apart from each or the same.  Nothing is written
+ * before all of that is known, no argument is refused here (the Python function has the words for it), and none of them
+ * is asked for anything that could run code of its own.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -17,7 +18,7 @@
 enum { AXIS, TEMPERATURE, WHERE, OUT, DEVICE, NUM_THREADS, KEEPDIMS, KEYWORDS };
 static const char *const names[KEYWORDS] = {"axis", "temperature", "where", "out", "device", "num_threads", "keepdims"};
 static PyObject *keywords[KEYWORDS]; /* interned, as those of calls are */
-static PyObject *dtype_name;
+static PyObject *dtype_name, *nothing; /* (): the index of an array's only element */
 static csm_quick module;
 static PyObject *functions[CSM_OP_COUNT]; /* those of Python */
 
@@ -82,17 +83,28 @@ static int read_axis(PyObject *given, int ndim) {
     return (int)(axis < 0 ? axis + ndim : axis);
 }
 
-/* The dtype of a numpy array, or -1 for one that is not quick, or another object. */
-static int dtype_of(PyObject *array) {
+/* Nothing, or an int from 1 on. */
+static int is_count(PyObject *given) {
+    int overflow;
+    return !given || (PyLong_CheckExact(given) && PyLong_AsLongAndOverflow(given, &overflow) >= 1 && !overflow);
+}
+
+/* The dtype of a numpy array, or -1 for one that is not quick, or another object.  Native dtypes are mostly the same
+ * objects; *other: it is one that is equal, as those of arrays that were pickled are. */
+static int dtype_of(PyObject *array, int *other) {
+    *other = 0;
     if ((PyObject *)Py_TYPE(array) != module.ndarray) return -1;
     PyObject *dtype = PyObject_GetAttr(array, dtype_name);
-    if (!dtype) {
-        PyErr_Clear();
-        return -1;
+    int i = CSM_DTYPE_COUNT;
+    if (dtype)
+        for (i = 0; i < CSM_DTYPE_COUNT && dtype != module.dtypes[i];) i++;
+    if (dtype && i == CSM_DTYPE_COUNT) {
+        *other = 1;
+        for (i = 0; i < CSM_DTYPE_COUNT; i++)
+            if (module.dtypes[i] && PyObject_RichCompareBool(dtype, module.dtypes[i], Py_EQ) == 1) break;
     }
-    int i = 0;
-    while (i < CSM_DTYPE_COUNT && dtype != module.dtypes[i]) i++;
-    Py_DECREF(dtype);
+    Py_XDECREF(dtype);
+    PyErr_Clear();
     return i < CSM_DTYPE_COUNT ? i : -1;
 }
 
@@ -116,15 +128,16 @@ static int same_shape(const Py_buffer *a, const Py_buffer *b) {
 
 /* Whether a result can be written to `to` while `from` is read. */
 static int may_write(const Py_buffer *to, const Py_buffer *from) {
-    if (to->readonly || !same_shape(to, from) || !is_plain(to) || !is_plain(from)) return 0;
+    if (to->readonly || to->itemsize != from->itemsize || !same_shape(to, from) || !is_plain(to) || !is_plain(from))
+        return 0;
     const char *t = to->buf, *f = from->buf;
     return t == f || t >= f + from->len || f >= t + to->len;
 }
 
 /* Arrays in rows that are not large are made without asking what NumPy thinks is like them, which costs half a small
- * call. */
-static PyObject *new_result(PyObject *x, const Py_buffer *like, int without, int dtype) {
-    if (without < 0 && (like->len >= CSM_LARGE || !is_plain(like)))
+ * call.  exactly: with the very dtype of x. */
+static PyObject *new_result(PyObject *x, const Py_buffer *like, int without, int dtype, int exactly) {
+    if (without < 0 && (exactly || like->len >= CSM_LARGE || !is_plain(like)))
         return PyObject_CallFunctionObjArgs(module.empty_like, x, NULL);
     PyObject *shape = PyTuple_New(like->ndim - (without >= 0)), *result = NULL;
     for (int i = 0, to = 0; shape && i < like->ndim; i++) {
@@ -176,19 +189,22 @@ static PyObject *quick(csm_op op, const arguments *given) {
     Py_buffer buffer[3]; /* the arrays, and the result behind them */
     PyObject *out = given->keyword[OUT], *result = NULL;
     csm_options options = csm_default_options();
-    if (!read_temperature(given->keyword[TEMPERATURE], &options.temperature)) return NULL;
-    const int dtype = dtype_of(given->array[0]);
-    if (dtype < 0 || (out && dtype_of(out) != dtype) || (arrays > 1 && dtype_of(given->array[1]) != dtype)) return NULL;
+    if (!read_temperature(given->keyword[TEMPERATURE], &options.temperature) || !is_count(given->keyword[NUM_THREADS]))
+        return NULL;
+    int other, unused;
+    const int dtype = dtype_of(given->array[0], &other);
+    if (dtype < 0 || (out && dtype_of(out, &unused) != dtype) ||
+        (arrays > 1 && dtype_of(given->array[1], &unused) != dtype))
+        return NULL;
 
     int held = 0;
     while (held < arrays && PyObject_GetBuffer(given->array[held], &buffer[held], PyBUF_STRIDED_RO) == 0) held++;
     const int axis = held == arrays && buffer[0].ndim > 0 ? read_axis(given->keyword[AXIS], buffer[0].ndim) : -1;
     if (axis < 0 || buffer[0].len == 0 || (arrays > 1 && !same_shape(&buffer[0], &buffer[1]))) goto end;
-    if (!keeps_axis[op] && buffer[0].ndim == 1) goto end; /* a scalar */
     options.threads = module.threads(given->keyword[NUM_THREADS] ? given->keyword[NUM_THREADS] : Py_None);
     if (options.threads < 0) goto end;
 
-    result = out ? out : new_result(given->array[0], &buffer[0], keeps_axis[op] ? -1 : axis, dtype);
+    result = out ? out : new_result(given->array[0], &buffer[0], keeps_axis[op] ? -1 : axis, dtype, other);
     if (!result) goto end;
     if (out) Py_INCREF(out);
     if (PyObject_GetBuffer(result, &buffer[held], PyBUF_STRIDED_RO) != 0) {
@@ -200,6 +216,11 @@ static PyObject *quick(csm_op op, const arguments *given) {
     for (int i = 0; out && i < arrays; i++) writes = writes && may_write(&buffer[arrays], &buffer[i]);
     if (!writes || module.raise(compute(op, (csm_dtype)dtype, buffer, &buffer[arrays], axis, &options)) != 0)
         Py_CLEAR(result);
+    if (result && !keeps_axis[op] && buffer[0].ndim == 1) { /* a scalar */
+        PyObject *array = result;
+        result = PyObject_GetItem(array, nothing);
+        Py_DECREF(array);
+    }
 end:
     while (held-- > 0) PyBuffer_Release(&buffer[held]);
     return result;
@@ -247,7 +268,9 @@ int csm_quick_set_up(const csm_quick *given) {
     for (int i = 0; i < CSM_DTYPE_COUNT; i++) Py_XINCREF(module.dtypes[i]);
     for (int k = 0; k < KEYWORDS; k++)
         if (!(keywords[k] = PyUnicode_InternFromString(names[k]))) return -1;
-    return (dtype_name = PyUnicode_InternFromString("dtype")) ? 0 : -1;
+    dtype_name = PyUnicode_InternFromString("dtype");
+    nothing = PyTuple_New(0);
+    return dtype_name && nothing ? 0 : -1;
 }
 
 PyObject *csm_quick_function(csm_op op, PyObject *function, PyObject *module_name, PyObject *doc) {

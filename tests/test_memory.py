@@ -76,9 +76,33 @@ def test_small_results_are_numpys_own():
     assert _cpu.kept_pages() == 0
 
 
-def test_another_layout_is_kept():
-    x = np.asfortranarray(logits())
-    assert csoftmax.softmax(x, 0).flags.f_contiguous
+def test_layouts():
+    """Whatever gives a result in C order; others are NumPy's, in the order that it would choose."""
+    x = np.repeat(logits(), 2, 1)
+    for view in (x[:, ::2], x[:, ::-2], x[::-1, : 1 << 18], x[:, None, : 1 << 18]):
+        y = csoftmax.softmax(view, num_threads=2)
+        assert not y.flags.owndata
+        assert y.flags.c_contiguous
+        assert np.empty_like(view).flags.c_contiguous
+    for view in (np.asfortranarray(x), x.T, np.broadcast_to(x[0], x.shape)):
+        y = csoftmax.softmax(view, num_threads=2)
+        assert y.strides == np.empty_like(view).strides
+        assert y.flags.owndata
+
+
+def test_no_reference_is_lost():
+    x = logits()
+    csoftmax.softmax(x)
+    before = sys.getrefcount(None)
+    for _ in range(30):
+        csoftmax.softmax(x)
+    assert abs(sys.getrefcount(None) - before) < 20
+
+
+def test_what_is_too_large_to_be_kept_is_numpys():
+    _cpu.set_pages_limit(33 * MB)
+    assert csoftmax.softmax(logits((34, 1 << 18))).flags.owndata
+    assert not csoftmax.softmax(logits()).flags.owndata
 
 
 def test_views_hold_the_memory():
@@ -117,9 +141,11 @@ def test_no_more_is_kept_than_allowed():
         del_me = csoftmax.softmax(np.zeros((rows, k), np.float32))
         del del_me
         assert _cpu.kept_pages() <= 256 * MB
-    assert _cpu.kept_pages() == (34 + 66 + 130) * MB  # the last one alone would have been too much
+    assert _cpu.kept_pages() == (34 + 66 + 130) * MB  # the last one alone would have been too much: NumPy's
     results = [csoftmax.softmax(logits()) for _ in range(6)]
     results.clear()  # the older ones make place for them: no more than four are kept
+    assert _cpu.kept_pages() == 4 * 34 * MB
+    _cpu.set_pages_limit(200 * MB)
     assert _cpu.kept_pages() == 4 * 34 * MB
     _cpu.set_pages_limit(100 * MB)
     assert _cpu.kept_pages() == 2 * 34 * MB
@@ -180,6 +206,18 @@ def test_the_limit_is_a_setting():
     done = run_python(code, check=False, CSOFTMAX_KEEP_BYTES="-1")
     assert done.returncode == 1
     assert "CSOFTMAX_KEEP_BYTES must be a whole number of bytes (0: none is kept), got '-1'" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_nothing_is_kept_where_memory_is_limited(kind):
+    code = f"""
+import resource
+resource.setrlimit(resource.{kind}, (8 << 30, resource.RLIM_INFINITY))
+import csoftmax
+print(csoftmax.show_config('dicts')['memory']['limit'])
+"""
+    assert run_python(code, CSOFTMAX_KEEP_BYTES=None).stdout.strip() == "0"
+    assert run_python(code, CSOFTMAX_KEEP_BYTES="5").stdout.strip() == "5"
 
 
 LIMITED = """

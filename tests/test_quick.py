@@ -7,6 +7,7 @@ import contextlib
 import gc
 import inspect
 import pickle
+import subprocess
 import sys
 import tracemalloc
 
@@ -110,6 +111,27 @@ def test_out(op, quick):
             assert_same_bits(target, expected)
 
 
+def test_dtypes_that_are_equal_but_other_objects(op, quick):
+    """Those of arrays that come out of a pickle, as from another process."""
+    arrays = pickle.loads(pickle.dumps(op.make((3, 5))))
+    assert arrays[0].dtype is not np.dtype(np.float32), "the test shows nothing"
+    expected = op.function()(*arrays, (-1,))
+    assert_same_bits(quick(op.function(), *arrays), expected)
+    if op.has_out:
+        out = pickle.loads(pickle.dumps(np.zeros_like(expected)))
+        assert_same_bits(quick(op.function(), *arrays, out=out), expected)
+        tagged = [a.astype(np.dtype("f4", metadata={"unit": "nat"})) for a in arrays]
+        assert quick(op.function(), *tagged).dtype.metadata == {"unit": "nat"}
+
+
+def test_scalars(quick):
+    for dtype in (np.float16, np.float32, np.float64):
+        x = np.array([1, 2, 3], dtype)
+        got, expected = quick(csoftmax.logsumexp, x), csoftmax.logsumexp(x, (0,))
+        assert type(got) is type(expected) is dtype
+        assert got == expected
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -123,6 +145,10 @@ def test_out(op, quick):
         {"temperature": np.float64(2)},
         {"where": True},
         {"device": "cpu"},
+        {"num_threads": np.int64(1)},
+        {"num_threads": 0},
+        {"num_threads": 2**70},
+        {"num_threads": True},
         {"x": np.float32(3)},
         {"x": np.zeros((0, 3), np.float32)},
         {"x": np.zeros((2, 3), np.int32)},
@@ -185,6 +211,28 @@ def test_num_threads_is_checked_before_anything_is_written(num_threads):
     with pytest.raises((TypeError, ValueError), match="num_threads"):
         csoftmax.softmax(x, out=out, num_threads=num_threads)
     assert (out == 7).all()
+
+
+def test_no_argument_runs_code_while_buffers_are_looked_at():
+    """An index that turns `out` into smaller elements was taken for one of the right size."""
+
+    class Index:
+        def __index__(self):
+            out.dtype = np.float32
+            return 1
+
+    memory = np.full((2, 2048), 7.0)
+    out = memory[:1, :1024].reshape(2, 512)
+    with pytest.raises((TypeError, ValueError)):
+        csoftmax.softmax(np.zeros((2, 1024)), out=out, num_threads=Index())
+    assert (memory[0, 1024:] == 7).all()
+    assert (memory[1] == 7).all()
+
+
+def test_without_docstrings():
+    code = "import csoftmax as c, inspect; print(c.softmax.__doc__, inspect.signature(c.softmax).parameters['axis'])"
+    done = subprocess.run([sys.executable, "-OO", "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout in ("None axis=-1\n", " axis=-1\n")
 
 
 def test_arguments_by_name(quick):
