@@ -50,6 +50,33 @@ __global__ void write_after_read_of_warps(const float *x, float *y) {
     __syncwarp();
     if (threadIdx.x == 32) parts[0] = 0;
 }
+__global__ void bytes_of_words(const float *x, float *y) {
+    __shared__ float parts[32];
+    char *bytes = (char *)parts; /* threads of four warps, a byte of each word each: no race */
+    bytes[threadIdx.x % 32 * 4 + threadIdx.x / 32] = ((const char *)x)[threadIdx.x % 32 * 4 + threadIdx.x / 32];
+    __syncthreads();
+    if (threadIdx.x < 32) y[threadIdx.x] = parts[threadIdx.x];
+}
+__global__ void byte_then_word(const float *x, float *y) {
+    __shared__ float parts[32];
+    if (threadIdx.x < 32) parts[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0) ((char *)parts)[5] = 0;
+    if (threadIdx.x == 33) y[1] = parts[1];
+}
+__global__ void word_then_byte(const float *x, float *y) {
+    __shared__ float parts[32];
+    if (threadIdx.x < 32) parts[threadIdx.x] = x[threadIdx.x];
+    __syncthreads();
+    if (threadIdx.x == 0) y[1] = parts[1];
+    if (threadIdx.x == 33) ((char *)parts)[6] = 0;
+}
+__global__ void one_byte_unwritten(const float *x, float *y) {
+    __shared__ float parts[32];
+    if (threadIdx.x < 3) ((char *)parts)[threadIdx.x] = ((const char *)x)[threadIdx.x];
+    __syncwarp();
+    if (threadIdx.x == 0) y[0] = parts[0];
+}
 __global__ void divergent_shuffle(const float *x, float *y) {
     float v = x[threadIdx.x];
     if (threadIdx.x < 16) v += __shfl_xor_sync(ALL, v, 1);
@@ -110,6 +137,7 @@ __global__ void votes(const float *x, int *count) {
 NAMES = [
     *["sum_rows", "missing_barrier", "missing_warp_barrier", "write_after_read", "divergent_shuffle", "two_shuffles"],
     "write_after_read_of_warps",
+    *("bytes_of_words", "byte_then_word", "word_then_byte", "one_byte_unwritten"),
     *["shuffle_outside", "early_exit", "divergent_barrier", "two_barriers", "barrier_after_exit", "copy_from"],
     *["copy_strided", "copy_vectors", "dynamic", "misaligned_shared", "last_row<int>", "last_row<long long>"],
     *["takes_structure", "votes"],
@@ -146,6 +174,9 @@ PLANTED = {
     "missing_warp_barrier": ("race|before it is written", 32, ()),
     "write_after_read": ("race", 32, ()),
     "write_after_read_of_warps": ("race", 96, ()),
+    "byte_then_word": ("race", 64, ()),
+    "word_then_byte": ("race", 64, ()),
+    "one_byte_unwritten": ("before it is written", 32, ()),
     "divergent_shuffle": ("exited|never come", 32, ()),
     "two_shuffles": ("divergent", 32, ()),
     "shuffle_outside": ("outside its mask", 32, ()),
@@ -169,6 +200,8 @@ def test_planted_bug(kernels, name, backward):
 
 def test_shared_memory(kernels):
     x, y = floats(64), floats(64)
+    kernels.kernel("bytes_of_words")((1,), (128,), (x, y))
+    assert np.array_equal(x[:32], y[:32])
     dynamic = kernels.kernel("dynamic")
     dynamic((1,), (64,), (x, y, np.int32(64)), 256)
     assert np.array_equal(x, y)

@@ -79,8 +79,8 @@ struct fiber {
     unsigned warp_epoch; /* how many __syncwarp it has passed */
     std::unordered_map<void *, int> times; /* how often it has passed an access, by its place in the code */
 };
-struct shadow { /* of one byte of shared memory */
-    int writer = -1, reader = -1;
+struct shadow { /* of a word of shared memory, or of one of its bytes */
+    int writer = -1, reader = -1, writer_warp = -1, reader_warp = -1;
     unsigned written = 0, written_warp = 0, read = 0, read_warp = 0; /* epochs */
     bool several = false; /* readers in this epoch */
     bool warps = false; /* readers of several warps since the block's barrier */
@@ -101,10 +101,14 @@ void (*kernel)(void **);
 void **arguments;
 
 std::vector<char> shared;
-std::vector<shadow> shadows;
+std::vector<shadow> words, bytes; /* a word's, or its four bytes' where they have been used one by one */
+std::vector<char> by_bytes;
 size_t dynamic_size, static_begin, static_top;
 std::map<size_t, size_t> statics;
 unsigned epoch; /* how many __syncthreads the block has passed */
+size_t at_barrier; /* threads that wait there ... */
+const fiber *first_at_barrier; /* ... the first of them, and one that has exited */
+const fiber *one_done;
 
 struct range {
     uintptr_t from, to;
@@ -159,39 +163,50 @@ void meet(int operation, unsigned mask, uint64_t value, const char *file, int li
     pause();
 }
 
+void touch(shadow &s, bool writes) {
+    const fiber &me = *current;
+    const auto concurrent = [&](int other, int warp, unsigned then, unsigned then_warp) {
+        return then == epoch && other >= 0 && other != me.id && (warp != me.warp || then_warp == me.warp_epoch);
+    };
+    if (!writes && s.writer < 0) fail("shared memory read before it is written");
+    if (concurrent(s.writer, s.writer_warp, s.written, s.written_warp))
+        fail(std::string("race in shared memory: ") + (writes ? "write" : "read") + " after the write of thread " +
+             std::to_string(s.writer));
+    if (writes && s.reader >= 0 &&
+        ((s.warps && s.read == epoch) || (s.several && s.read == epoch && s.read_warp == me.warp_epoch) ||
+         concurrent(s.reader, s.reader_warp, s.read, s.read_warp)))
+        fail("race in shared memory: write after the read of thread " + std::to_string(s.reader));
+    if (writes) {
+        s.writer = me.id;
+        s.writer_warp = me.warp;
+        s.written = epoch;
+        s.written_warp = me.warp_epoch;
+        s.reader = -1;
+        s.several = s.warps = false;
+    } else {
+        const bool again = s.reader >= 0 && s.read == epoch;
+        s.warps = again && (s.warps || s.reader_warp != me.warp);
+        s.several = again && s.read_warp == me.warp_epoch && (s.several || s.reader != me.id);
+        s.reader = me.id;
+        s.reader_warp = me.warp;
+        s.read = epoch;
+        s.read_warp = me.warp_epoch;
+    }
+}
 void in_shared(size_t at, size_t size, bool writes) {
     if (at + size > dynamic_size && (at < static_begin || at + size > static_top)) fail("shared memory out of bounds");
     if (at % size && size <= 16) fail("misaligned " + std::to_string(size) + "-byte access to shared memory");
     if (!racing) return;
-    const fiber &me = *current;
-    for (size_t i = at; i < at + size; i++) {
-        shadow &s = shadows[i];
-        const auto concurrent = [&](int other, unsigned then, unsigned then_warp) {
-            return other >= 0 && other != me.id && then == epoch &&
-                   (other / 32 != me.warp || then_warp == me.warp_epoch);
-        };
-        if (!writes && s.writer < 0) fail("shared memory read before it is written");
-        if (concurrent(s.writer, s.written, s.written_warp))
-            fail(std::string("race in shared memory: ") + (writes ? "write" : "read") + " after the write of thread " +
-                 std::to_string(s.writer));
-        if (writes && s.reader >= 0 &&
-            ((s.warps && s.read == epoch) || (s.several && s.read == epoch && s.read_warp == me.warp_epoch) ||
-             concurrent(s.reader, s.read, s.read_warp)))
-            fail("race in shared memory: write after the read of thread " + std::to_string(s.reader));
-        if (writes) {
-            s.writer = me.id;
-            s.written = epoch;
-            s.written_warp = me.warp_epoch;
-            s.reader = -1;
-            s.several = s.warps = false;
-        } else {
-            s.warps = s.reader >= 0 && s.read == epoch && (s.warps || s.reader / 32 != me.warp);
-            s.several =
-                s.reader >= 0 && s.read == epoch && s.read_warp == me.warp_epoch && (s.several || s.reader != me.id);
-            s.reader = me.id;
-            s.read = epoch;
-            s.read_warp = me.warp_epoch;
+    for (size_t i = at; i < at + size;) {
+        const size_t word = i / 4;
+        if (!by_bytes[word] && i % 4 == 0 && at + size - i >= 4) {
+            touch(words[word], writes);
+            i += 4;
+            continue;
         }
+        if (!by_bytes[word]) std::fill_n(&bytes[4 * word], 4, words[word]);
+        by_bytes[word] = 1;
+        touch(bytes[i++], writes);
     }
 }
 void in_global(uintptr_t at, size_t size, bool writes, void *code) {
@@ -234,6 +249,7 @@ int find_library(dl_phdr_info *info, size_t, void *) {
 void begin() {
     kernel(arguments);
     current->waits = DONE;
+    one_done = current;
     for (;;) pause();
 }
 bool step(fiber &f);
@@ -261,15 +277,14 @@ void cuda_model_barrier(const char *file, int line) {
     me->waits = AT_BARRIER;
     me->file = file;
     me->line = line;
-    bool all = true;
-    for (const fiber &other : fibers) {
-        if (other.waits == DONE)
-            fail("__syncthreads at " + place(*me) + ", but thread " + std::to_string(other.id) + " has exited");
-        if (other.waits != AT_BARRIER) all = false;
-        else if (other.line != line) fail("threads at different __syncthreads: " + place(*me) + " and " + place(other));
-    }
-    if (all) {
+    if (one_done)
+        fail("__syncthreads at " + place(*me) + ", but thread " + std::to_string(one_done->id) + " has exited");
+    if (at_barrier == 0) first_at_barrier = me;
+    else if (first_at_barrier->line != line)
+        fail("threads at different __syncthreads: " + place(*me) + " and " + place(*first_at_barrier));
+    if (++at_barrier == fibers.size()) {
         epoch++;
+        at_barrier = 0;
         for (fiber &other : fibers) other.waits = READY;
     }
     pause();
@@ -340,14 +355,23 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
     const bool backward = flags & BACKWARD;
     memset(totals, 0, sizeof totals);
     shared.resize(228 * 1024);
+    size_t used = shared.size(); /* by the block before */
     for (uint64_t b = first_block; b < blocks && error.empty(); b++) {
         const uint64_t id = backward ? blocks - 1 - (b - first_block) : b;
-        memset(shared.data(), 0xff, shared.size()); /* NaN */
-        if (racing) shadows.assign(shared.size(), shadow());
+        memset(shared.data(), 0xff, used); /* NaN */
+        if (racing) {
+            words.resize(shared.size() / 4);
+            bytes.resize(shared.size());
+            by_bytes.resize(shared.size() / 4);
+            std::fill_n(words.begin(), (used + 3) / 4, shadow());
+            std::fill_n(by_bytes.begin(), (used + 3) / 4, 0);
+        }
         statics.clear();
         dynamic_size = dynamic;
         static_begin = static_top = (dynamic + 15) / 16 * 16;
         epoch = 0;
+        at_barrier = 0;
+        one_done = nullptr;
         requests.clear();
         fibers.resize(n);
         for (size_t i = 0; i < n; i++) {
@@ -384,6 +408,7 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
             }
         }
         watching = false;
+        used = std::max(dynamic, static_top);
         for (const fiber &f : fibers)
             if (f.waits != DONE && error.empty())
                 error = "deadlock: thread " + std::to_string(f.id) + " waits at " + place(f) +
