@@ -91,6 +91,10 @@ cdef extern from "_quick.h":
         int (*threads)(object) except -1
         int (*interrupt)(void *) noexcept
         int (*raise_ "raise")(cpu.csm_status) except -1
+    int CSM_KEEP_GIL
+    bint csm_is_plain(const Py_buffer *) noexcept
+    bint csm_are_apart(const Py_buffer *, const Py_buffer *) noexcept
+    bint csm_may_write(const Py_buffer *, const Py_buffer *) noexcept
     int csm_quick_set_up(const csm_quick *) except -1
     object csm_quick_function(int, object, object, object)
 
@@ -126,11 +130,6 @@ SOURCE_HASH = CSM_SOURCE_HASH.decode()
 ABI = f"{cpu.CSM_ABI_MAJOR}.{cpu.CSM_ABI_MINOR}"
 C_API = PyCapsule_New(<void *>csm_api_pointer, "csoftmax._C_API", NULL)
 OPENMP = csm_openmp()
-
-# Below this many elements a call is shorter than giving the GIL away and taking it back.
-cdef enum:
-    KEEP_GIL = 2048
-
 
 # Threads
 
@@ -426,35 +425,6 @@ cdef _native(dtype):
     return dtype
 
 
-cdef inline bint _is_plain(Py_buffer *buffer) noexcept:
-    # C-contiguous and aligned
-    cdef Py_ssize_t stride = buffer.itemsize
-    cdef int i
-    if <uintptr_t>buffer.buf % <uintptr_t>buffer.itemsize:
-        return False
-    for i in range(buffer.ndim - 1, -1, -1):
-        if buffer.shape[i] != 1 and buffer.strides[i] != stride:
-            return False
-        stride *= buffer.shape[i]
-    return stride != 0
-
-
-cdef inline bint _fits(Py_buffer *target, Py_buffer *source) noexcept:
-    # whether a result for the plain source can go there: its layout, writable, the same place or none of it
-    cdef int i
-    if target.readonly or target.ndim != source.ndim or not _is_plain(target):
-        return False
-    for i in range(source.ndim):
-        if target.shape[i] != source.shape[i]:
-            return False
-    return target.buf == source.buf or _apart(target, source)
-
-
-cdef inline bint _apart(Py_buffer *a, Py_buffer *b) noexcept:
-    # of two that are plain: whether they share no memory
-    return <char *>a.buf >= <char *>b.buf + b.len or <char *>b.buf >= <char *>a.buf + a.len
-
-
 cdef inline bint _are_weights(Py_buffer *w, bint single) noexcept:
     # finite and not negative
     cdef Py_ssize_t i
@@ -684,11 +654,11 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
     PyObject_GetBuffer(x, &source, PyBUF_STRIDED_RO)
     try:
         ndim = source.ndim
-        if ndim == 0 or (ndim == 1 and options.reduction == cpu.CSM_NONE) or not _is_plain(&source):
+        if ndim == 0 or (ndim == 1 and options.reduction == cpu.CSM_NONE) or not csm_is_plain(&source):
             return None
         PyObject_GetBuffer(target, &labels, PyBUF_STRIDED_RO)
         have_labels = True
-        if labels.ndim != ndim - 1 + soft or not _is_plain(&labels):
+        if labels.ndim != ndim - 1 + soft or not csm_is_plain(&labels):
             return None
         for i in range(labels.ndim):
             if labels.shape[i] != source.shape[i]:
@@ -698,7 +668,7 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
         if weight is not None:
             PyObject_GetBuffer(weight, &weights, PyBUF_STRIDED_RO)
             have_weights = True
-            if (weights.ndim != 1 or weights.shape[0] != source.shape[ndim - 1] or not _is_plain(&weights)
+            if (weights.ndim != 1 or weights.shape[0] != source.shape[ndim - 1] or not csm_is_plain(&weights)
                     or not _are_weights(&weights, source.itemsize == 4)):
                 return None
             options.weight = weights.buf
@@ -707,8 +677,9 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
             grad = out if out is not None else _new(x.shape, x.dtype, source.len)
             PyObject_GetBuffer(grad, &result, PyBUF_STRIDED_RO)
             have_result = True
-            if out is not None and not (_fits(&result, &source) and (not soft or _apart(&result, &labels))
-                                        and (not have_weights or _apart(&result, &weights))):
+            if out is not None and not (csm_may_write(&result, &source)
+                                        and (not soft or csm_are_apart(&result, &labels))
+                                        and (not have_weights or csm_are_apart(&result, &weights))):
                 return None
         each = None
         if options.reduction == cpu.CSM_NONE:
@@ -742,7 +713,7 @@ def fast_loss(x, target, bint gradient, out, reduction, ignore_index, axis, weig
             options.clip_value = clip_value
         options.threads = _threads(num_threads)
         options.interrupt = _check_signals
-        if source.len < KEEP_GIL * source.itemsize:
+        if source.len < CSM_KEEP_GIL * source.itemsize:
             status = csm_run_loss(dtype, csm_current_table(), &shape, &from_view, &to_view if gradient else NULL,
                                   to_loss, &options)
         else:

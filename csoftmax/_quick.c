@@ -22,9 +22,6 @@ static PyObject *dtype_name, *nothing; /* (): the index of an array's only eleme
 static csm_quick module;
 static PyObject *functions[CSM_OP_COUNT]; /* those of Python */
 
-/* Below this many elements a call is shorter than giving the GIL away and taking it back, and has one thread. */
-enum { KEEP_GIL = 2048 };
-
 static const char has_two[] = {
 #define TWO(name, binary, keeps) binary,
     CSM_OPS(TWO)
@@ -108,8 +105,7 @@ static int dtype_of(PyObject *array, int *other) {
     return i < CSM_DTYPE_COUNT ? i : -1;
 }
 
-/* C-contiguous, aligned and not empty. */
-static int is_plain(const Py_buffer *b) {
+int csm_is_plain(const Py_buffer *b) {
     Py_ssize_t stride = b->itemsize;
     if ((uintptr_t)b->buf % (size_t)b->itemsize) return 0;
     for (int i = b->ndim - 1; i >= 0; i--) {
@@ -119,6 +115,11 @@ static int is_plain(const Py_buffer *b) {
     return stride != 0;
 }
 
+int csm_are_apart(const Py_buffer *a, const Py_buffer *b) {
+    const char *x = a->buf, *y = b->buf;
+    return x >= y + b->len || y >= x + a->len;
+}
+
 static int same_shape(const Py_buffer *a, const Py_buffer *b) {
     if (a->ndim != b->ndim) return 0;
     for (int i = 0; i < a->ndim; i++)
@@ -126,18 +127,15 @@ static int same_shape(const Py_buffer *a, const Py_buffer *b) {
     return 1;
 }
 
-/* Whether a result can be written to `to` while `from` is read. */
-static int may_write(const Py_buffer *to, const Py_buffer *from) {
-    if (to->readonly || to->itemsize != from->itemsize || !same_shape(to, from) || !is_plain(to) || !is_plain(from))
-        return 0;
-    const char *t = to->buf, *f = from->buf;
-    return t == f || t >= f + from->len || f >= t + to->len;
+int csm_may_write(const Py_buffer *to, const Py_buffer *from) {
+    return !to->readonly && to->itemsize == from->itemsize && same_shape(to, from) && csm_is_plain(to) &&
+           csm_is_plain(from) && (to->buf == from->buf || csm_are_apart(to, from));
 }
 
 /* Arrays in rows that are not large are made without asking what NumPy thinks is like them, which costs half a small
  * call.  exactly: with the very dtype of x. */
 static PyObject *new_result(PyObject *x, const Py_buffer *like, int without, int dtype, int exactly) {
-    if (without < 0 && (exactly || like->len >= CSM_LARGE || !is_plain(like)))
+    if (without < 0 && (exactly || like->len >= CSM_LARGE || !csm_is_plain(like)))
         return PyObject_CallFunctionObjArgs(module.empty_like, x, NULL);
     PyObject *shape = PyTuple_New(like->ndim - (without >= 0)), *result = NULL;
     for (int i = 0, to = 0; shape && i < like->ndim; i++) {
@@ -173,7 +171,7 @@ static csm_status compute(csm_op op, csm_dtype dtype, const Py_buffer *b, const 
     describe(b, axis, &view[0]);
     if (two) describe(b + 1, axis, &view[1]);
     describe(y, keeps_axis[op] ? axis : -1, &view[2]);
-    if (elements < KEEP_GIL)
+    if (elements < CSM_KEEP_GIL)
         return csm_run(op, dtype, csm_current_table(), &shape, &view[0], two ? &view[1] : NULL, &view[2], options);
     options->interrupt = module.interrupt;
     PyThreadState *state = PyEval_SaveThread();
@@ -213,7 +211,7 @@ static PyObject *quick(csm_op op, const arguments *given) {
     }
     held++;
     int writes = 1;
-    for (int i = 0; out && i < arrays; i++) writes = writes && may_write(&buffer[arrays], &buffer[i]);
+    for (int i = 0; out && i < arrays; i++) writes = writes && csm_may_write(&buffer[arrays], &buffer[i]);
     if (!writes || module.raise(compute(op, (csm_dtype)dtype, buffer, &buffer[arrays], axis, &options)) != 0)
         Py_CLEAR(result);
     if (result && !keeps_axis[op] && buffer[0].ndim == 1) { /* a scalar */
@@ -275,6 +273,7 @@ int csm_quick_set_up(const csm_quick *given) {
 
 PyObject *csm_quick_function(csm_op op, PyObject *function, PyObject *module_name, PyObject *doc) {
     Py_INCREF(function);
+    Py_XDECREF(functions[op]); /* of a module that is loaded again */
     functions[op] = function;
     methods[op].ml_doc = PyUnicode_AsUTF8AndSize(doc, NULL);
     if (!methods[op].ml_doc) return NULL;

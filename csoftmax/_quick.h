@@ -6,6 +6,14 @@
 
 #include "internal.h"
 
+/* Below this many elements a call is shorter than giving the GIL away and taking it back, and has one thread. */
+enum { CSM_KEEP_GIL = 2048 };
+/* C-contiguous, aligned and not empty; of two that are, whether they share no memory; whether a result can be written
+ * to `to` while `from`, of its shape, is read: both plain, the same place or apart. */
+int csm_is_plain(const Py_buffer *);
+int csm_are_apart(const Py_buffer *, const Py_buffer *);
+int csm_may_write(const Py_buffer *to, const Py_buffer *from);
+
 /* What they need of the module around them: numpy.ndarray, functions for new arrays (shape, dtype; of few bytes) and
  * (like another), the native dtypes in the order of CSM_DTYPES (NULL: not taken), and functions in C: a call's number
  * of threads from num_threads (-1: an exception is set), the look for an interrupt, and the exception of a status. */

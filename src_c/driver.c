@@ -3,6 +3,7 @@
  *   rows   contiguous along the axis, n <= CSM_BLOCK          unit: a row
  *   tiles  rows side by side (an axis that is not the last)   unit: a tile of rows
  *   packed any other layout, or a mask                        unit: a group of rows, copied to scratch
+ *   small  a few rows, contiguous too                         no unit: at once, before any of this is looked at
  *   long   n > CSM_BLOCK: row by row (row.c); rows that are few or huge are split at their blocks
  */
 #include "internal.h"

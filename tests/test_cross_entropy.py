@@ -1,5 +1,7 @@
 """Cross-entropy and its gradient: every combination of options against the definition, in ULP; bits; errors."""
 
+import pickle
+
 import loss_oracle
 import ml_dtypes
 import mpmath
@@ -1001,3 +1003,21 @@ def test_float64_gradients_with_every_factor():
             largest = np.maximum(expected.scale, np.abs(expected.gradient)) / expected.divisor.sum()
             worst = max(worst, oracle.ulps(grad, expected.gradient / expected.divisor.sum(), "float64", largest))
     assert worst <= 4, f"{worst:.3f} ULP"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dtypes_that_are_equal_but_other_objects_take_the_short_way(dtype):
+    """Those of arrays that come out of a pickle, as from another process."""
+    made = [logits((6, 5), dtype), labels(6, 5), np.arange(1, 6).astype(dtype), np.empty((6, 5), dtype)]
+    x, target, weight, out = pickle.loads(pickle.dumps(made))
+    assert x.dtype is not np.dtype(dtype), "the test shows nothing"
+    rest = ("mean", -100, -1, weight, None, 0.1, 0.0, 1.0, 1.0, None, None, None, None)
+    for to in (None, out):
+        assert _cpu.fast_loss(x, target, True, to, *rest) is not None
+        loss, grad = csoftmax.cross_entropy_with_grad(x, target, weight=weight, label_smoothing=0.1, out=to)
+        expected = csoftmax.cross_entropy_with_grad(*made[:2], weight=made[2], label_smoothing=0.1)
+        assert loss == expected.loss
+        assert_same_bits(grad, expected.grad)
+    assert _cpu.fast_loss(x, x.astype(x.dtype), True, None, *rest) is None  # a negative soft label
+    soft = pickle.loads(pickle.dumps(soft_labels((6, 5), dtype=dtype)))
+    assert _cpu.fast_loss(x, soft, True, None, *rest) is not None
