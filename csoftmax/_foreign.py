@@ -12,7 +12,7 @@ import sys
 import numpy as np
 
 from . import _cuda
-from ._args import DeviceError, to_host
+from ._args import DeviceError, is_cupy, to_host
 
 # Of arguments that are nobody else's array: looked up before anything else is.
 _OWN = {np.ndarray, type(None), bool, int, float, str, list, tuple}
@@ -29,7 +29,7 @@ def is_foreign(x):
     kind = type(x)
     if kind in _OWN or isinstance(x, np.ndarray | np.generic):
         return False
-    return is_tensor(x) or (hasattr(kind, "__dlpack__") and kind.__module__.partition(".")[0] != "cupy")
+    return is_tensor(x) or (hasattr(kind, "__dlpack__") and not is_cupy(x))
 
 
 def native(x, name):
@@ -109,7 +109,7 @@ def _tensor(a):
     if half:
         a = np.asarray(a) if isinstance(a, np.generic) else a
         a = a.view(np.int16)
-    t = torch.from_numpy(np.asarray(a)) if isinstance(a, np.ndarray | np.generic) else torch.from_dlpack(a)
+    t = torch.from_dlpack(a) if is_cupy(a) else torch.from_numpy(np.asarray(a))
     return t.view(torch.bfloat16) if half else t
 
 

@@ -54,9 +54,15 @@ def inputs(op, dtype, case):
     return x, y.astype(dtype_of(dtype))
 
 
-def digest(op, dtype, case):
-    result = op.function()(*inputs(op, dtype, case), temperature=CASES[case][4])
-    return hashlib.sha256(np.ascontiguousarray(result).tobytes()).hexdigest()[:32]
+def hashed(*results):
+    """CuPy's come to the host."""
+    host = (r.get() if hasattr(r, "get") else np.asarray(r) for r in results)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in host)).hexdigest()[:32]
+
+
+def digest(op, dtype, case, place=np.asarray):
+    """`place` puts the inputs where they are to be computed with."""
+    return hashed(op.function()(*map(place, inputs(op, dtype, case)), temperature=CASES[case][4]))
 
 
 LOSSES = {
@@ -66,36 +72,36 @@ LOSSES = {
 }
 
 
-def loss_digest(dtype, case, kind):
+def loss_digest(dtype, case, kind, place=np.asarray):
     """Of the row losses, the mean and its gradient."""
     rows, k, _, _, temperature = CASES[case]
     (x,) = inputs(OPS[0], dtype, case)
     options = dict(LOSSES[kind], temperature=temperature)
     target = (integers(rows, 3) % k).astype(np.int64)
     if "label_smoothing" in options:
-        options["weight"] = integers(k, 4) / 2**24
+        options["weight"] = place(integers(k, 4) / 2**24)
     if "z_loss" in options:
         target = integers(rows * k, 5).reshape(rows, k) / 2**24 / k
+    x, target = place(x), place(target)
     loss, grad = csoftmax.cross_entropy_with_grad(x, target, **options)
     each = csoftmax.cross_entropy(x, target, reduction="none", **{k: options[k] for k in options if "clip" not in k})
-    return hashlib.sha256(each.tobytes() + np.asarray(loss).tobytes() + grad.tobytes()).hexdigest()[:32]
+    return hashed(each, loss, grad)
 
 
 SPARSE = (1.25, 1.5, 2.0)  # alpha
 
 
-def sparse_digest(dtype, case, alpha):
+def sparse_digest(dtype, case, alpha, place=np.asarray):
     """Of top-k, its softmax, entmax with gradient and loss, and draws."""
     rows, k, _, _, temperature = CASES[case]
     (x,) = inputs(OPS[0], dtype, case)
-    few = min(k, 40)
+    x, labels, few = place(x), place((integers(rows, 3) % k).astype(np.int64)), min(k, 40)
     full = csoftmax.topk_softmax(x, few, temperature=temperature, normalize="full")
     smallest = csoftmax.topk(x, few, largest=False)
     y = csoftmax.entmax(x, alpha)
-    loss, grad = csoftmax.entmax_loss_with_grad(x, (integers(rows, 3) % k).astype(np.int64), alpha, reduction="none")
+    loss, grad = csoftmax.entmax_loss_with_grad(x, labels, alpha, reduction="none")
     draws = [csoftmax.sample(x, temperature=temperature, rng=Uniform(), size=9, top_p=p) for p in (None, 0.75)]
-    results = [*full, *smallest, y, csoftmax.entmax_vjp(x, y, alpha), loss, grad, *draws]
-    return hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in results)).hexdigest()[:32]
+    return hashed(*full, *smallest, y, csoftmax.entmax_vjp(x, y, alpha), loss, grad, *draws)
 
 
 class Uniform(np.random.Generator):

@@ -1,4 +1,7 @@
-"""The plain C tests (tests/c): the natively compiled part always, emulators and sanitizers with ``-m long``."""
+"""The plain C tests (tests/c): exp's core always, the natively compiled part without CMake; with ``-m long`` the rest.
+
+With CMake, test_c_library.py runs the same program natively.
+"""
 
 import os
 import shutil
@@ -31,6 +34,7 @@ def run(*parts, **environment):
     return done.stdout
 
 
+@pytest.mark.skipif(shutil.which("cmake") is not None, reason="test_c_library.py has CMake build and run it")
 def test_native():
     run("native", CSM_EVERY="25")
 

@@ -1,12 +1,15 @@
 """The C library by itself: built, tested, installed and used with CMake alone; its symbols; its binary interface.
 
-It needs the sources: the tests of an installed package are test_embedding.py and test_build.py.
+It needs the sources: the tests of an installed package are test_embedding.py and test_build.py.  CSM_CMAKE_BUILD: the
+build directory (default: temporary).
 """
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from helpers import ROOT
@@ -14,6 +17,7 @@ from make_abi import abi
 
 from csoftmax import _cpu
 
+fcntl = pytest.importorskip("fcntl", reason="Unix only")
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld and ELF"),
     pytest.mark.skipif(
@@ -34,10 +38,15 @@ def output(*command, cwd=None):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A build directory."""
-    folder = tmp_path_factory.mktemp("cmake")
-    output("cmake", "-S", ROOT / "src_c", "-B", folder)
-    output("cmake", "--build", folder, "-j", "2")
+    """A build directory, one for all processes of pytest-xdist."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = Path(os.environ.get("CSM_CMAKE_BUILD", shared / "cmake"))
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        output("cmake", "-S", ROOT / "src_c", "-B", folder)
+        output("cmake", "--build", folder, "-j", "2")
     return folder
 
 

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import itertools
 import json
+import math
 import mmap
 import shutil
 import sys
@@ -14,6 +15,7 @@ import warnings
 from types import SimpleNamespace
 from unittest import mock
 
+import make_golden
 import numpy as np
 import pytest
 from cuda_model import stand_in
@@ -165,6 +167,41 @@ def test_special_values(gpu, dtype, n):
             check(gpu, op, (y, x))
 
 
+@pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
+def test_special_values_at_every_index(gpu, dtype, special):
+    """Row i has it at index i; then it is the only one, or one other is finite, in a row of -inf."""
+    for n in (1, 2, 17, 35, 70):
+        x = logits((n, n), dtype, seed=n)
+        np.fill_diagonal(x, special)
+        lonely = np.full((n, n), -np.inf, x.dtype)
+        np.fill_diagonal(lonely, 3 if special == -np.inf else special)
+        labels = np.arange(n)[::-1].copy()
+        for rows in (x, lonely):
+            for op in FORWARD:
+                check(gpu, op, (rows,))
+            check_loss(gpu, rows, labels, reduction="none")
+            check_entmax(gpu, rows, 1.5)
+        dy = logits((n, n), dtype, seed=n + 1)
+        for op in BACKWARD:
+            check(gpu, op, (x, dy))
+            check(gpu, op, (dy, x))
+
+
+def test_golden_bits(gpu, dtype):
+    """Those that are committed: of every case but the long rows, which other tests compare with the CPU's."""
+    golden = json.loads(make_golden.FILE.read_text())
+    for case, (rows, k, *_) in make_golden.CASES.items():
+        if rows * k > 2000:
+            continue
+        place = gpu.cupy.asarray
+        found = {op.name: make_golden.digest(op, dtype, case, place) for op in OPS}
+        for kind in make_golden.LOSSES:
+            found[f"cross_entropy, {kind}"] = make_golden.loss_digest(dtype, case, kind, place)
+        for alpha in make_golden.SPARSE:
+            found[f"sparse, alpha={alpha}"] = make_golden.sparse_digest(dtype, case, alpha, place)
+        assert found == {name: golden[f"{name}/{dtype}/{case}"] for name in found}, case
+
+
 def test_special_values_beyond_shared_memory(gpu, dtype):
     x = special_rows(9000, dtype)
     with shared_memory(gpu, 48 * 1024 if dtype != "float64" else 66 * 1024):
@@ -276,12 +313,17 @@ def test_traffic(gpu, op, dtype):
         assert op.keeps_axis <= stores <= op.keeps_axis + noise, (n, stores)
 
 
-def many_rows(n, count, dtype="float16"):
-    """`count` arrays of n columns and more than 2^31 elements: zeros that take no memory until written."""
-    rows, dtype = 2**31 // n + 300, np.dtype(dtype)
+def zeros(shape, dtype):
+    """On the device, in memory that is not there until it is written."""
+    shape, dtype = (shape,) if isinstance(shape, int) else shape, np.dtype(dtype)
     flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000  # MAP_NORESERVE
-    memory = (mmap.mmap(-1, rows * n * dtype.itemsize, flags=flags) for _ in range(count))
-    return [np.frombuffer(m, dtype).reshape(rows, n).view(stand_in.ndarray) for m in memory]
+    memory = mmap.mmap(-1, max(1, math.prod(shape) * dtype.itemsize), flags=flags)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape).view(stand_in.ndarray)
+
+
+def many_rows(n, count, dtype="float16"):
+    """`count` arrays of n columns and more than 2^31 elements, all 0."""
+    return [zeros((2**31 // n + 300, n), dtype) for _ in range(count)]
 
 
 @pytest.mark.parametrize("n", [500, 3000, 60_000])
@@ -335,20 +377,107 @@ def test_offsets_of_soft_labels_and_draws_are_64_bits(gpu, monkeypatch):
     assert not y.view(np.ndarray)[0].any()
 
     # rows that are left out are not without mass
-    monkeypatch.setattr(gpu.cupy, "empty", lambda shape, dtype: stand_in.on_device(np.zeros(shape, dtype)))
+    monkeypatch.setattr(gpu.cupy, "empty", zeros)
     for options in ({}, {"min_p": 1e-6}, {"top_k": 9}):
         with model_options(last=-(-n // 4096)):
             got = csoftmax.sample(x, rng=FixedUniform(np.full(len(x), 0.7)), **options)
         assert got.get()[-1] == csoftmax.sample(row, rng=FixedUniform(np.array([0.7])), **options)[0], options
 
 
-def test_a_row_of_more_than_ten_million(gpu):
+@pytest.mark.parametrize("n", [600, 60_000])
+def test_offsets_of_survivors_are_64_bits(gpu, monkeypatch, n):
+    """Rows of entmax with more survivors than shared memory holds, each with places of its own elsewhere."""
+    if not gpu.model:
+        pytest.skip("only the model leaves rows out")
+    (x, y), row = many_rows(n, 2), np.linspace(-1e-3, 1e-3, n, dtype=np.float16)[None]
+    x[-1] = row[0]
+    monkeypatch.setattr(gpu.cupy, "empty", zeros)
+    monkeypatch.setattr(backend, "_ELSEWHERE", 2**50)
+    with model_options(last=1):
+        csoftmax.entmax(x, 2.0, out=y)
+    expected = csoftmax.entmax(row, 2.0)
+    assert np.count_nonzero(expected) > backend._ENTMAX_FEW
+    assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), expected)
+    assert not y.view(np.ndarray)[0].any()
+
+
+def test_offsets_of_keys_are_64_bits(gpu, monkeypatch):
+    """A top-k of more than a kernel sorts."""
+    if not gpu.model:
+        pytest.skip("only the model leaves rows out")
+    n, k = 60_000, backend._SORTED_BY_KERNEL + 1
+    (x,), row = many_rows(n, 1), logits((1, n), "float16")
+    x[-1] = row[0]
+
+    def argsort(keys, axis):
+        assert not keys.view(np.ndarray)[0].any()
+        places = zeros(keys.shape, np.int64)
+        places[-1] = np.argsort(keys.view(np.ndarray)[-1], kind="stable")
+        return places
+
+    monkeypatch.setattr(gpu.cupy, "empty", zeros)
+    monkeypatch.setattr(gpu.cupy, "argsort", argsort)
+    with model_options(last=-(-n // 128)):
+        got = csoftmax.topk(x, k)
+    expected = csoftmax.topk(row, k)
+    assert_same_bits(np.asarray(got.values.view(np.ndarray)[-1:]), expected.values)
+    assert np.array_equal(got.indices.view(np.ndarray)[-1:], expected.indices)
+
+
+LONGEST = {
+    "softmax": csoftmax.softmax,
+    "cross_entropy": lambda x: csoftmax.cross_entropy_with_grad(x[None], labels_like(x), reduction="sum").grad,
+    "logsumexp": csoftmax.logsumexp,
+    "topk": lambda x: csoftmax.topk(x, 7).indices,
+    "sparsemax": csoftmax.sparsemax,
+    "sample": lambda x: csoftmax.sample(x, rng=0, size=3),
+}
+
+
+def labels_like(x):
+    """A label in the last block, where x is."""
+    label = np.array([x.shape[0] - 5])
+    return label if type(x) is np.ndarray else sys.modules["cupy"].asarray(label)
+
+
+@pytest.mark.parametrize(
+    "name", ["softmax", "cross_entropy", *(pytest.param(n, marks=pytest.mark.long) for n in [*LONGEST][2:])]
+)
+def test_a_row_of_more_than_ten_million(gpu, name):
     x = logits((10_000_019,), "float32")
     x[[0, 4_999_999, -1]] = 30, -np.inf, 31
-    there = gpu.cupy.asarray(x)
     with model_options(races=False):
-        for function in (csoftmax.softmax, csoftmax.logsumexp):
-            assert_same_bits(function(there).get(), np.asarray(function(x)), function.__name__)
+        got = LONGEST[name](gpu.cupy.asarray(x)).get()
+    assert_same_bits(np.atleast_1d(got), np.atleast_1d(LONGEST[name](x)), name)
+
+
+def test_blocks_of_a_row_that_shared_memory_does_not_hold(gpu):
+    """A row of the long kernels has a record for each of its blocks; where they are too many they are read in place."""
+    n = 400_000
+    with shared_memory(gpu, 17 * 1024):
+        if gpu.model:
+            records = 17 * 1024 // backend.BLOCK_BYTES
+            n = (records + 1) * backend.BLOCK
+            assert backend._launch("logsumexp", csoftmax._cpu.DTYPES["float32"], n, 17 * 1024).staged == 0
+        x = logits((n,), "float32")
+        with model_options(races=False):
+            assert_same_bits(csoftmax.logsumexp(gpu.cupy.asarray(x)).get(), np.asarray(csoftmax.logsumexp(x)))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("limit", [64 * 1024, 99 * 1024])  # of compute capability 7.5; of 8.6 and 12.0
+def test_longest_rows_of_each_kernel(gpu, op, dtype, limit):
+    """On devices with less shared memory than the model's: the last length of a kernel and the first of the next."""
+    if not gpu.model:
+        pytest.skip("a real device has its own limit")
+    storage = csoftmax._cpu.DTYPES[dtype]
+    kernels = [backend.Launch(op.name, storage, n, limit).kernel for n in range(1, 60_000)]
+    last = [n for n in range(1, len(kernels)) if kernels[n - 1] != kernels[n]]
+    assert len(last) == 2
+    with shared_memory(gpu, limit):
+        for n in last:
+            check(gpu, op, op.make((2, n), dtype))
+            check(gpu, op, op.make((2, n + 1), dtype))
 
 
 # Cross-entropy
@@ -434,6 +563,24 @@ def test_cross_entropy_beyond_shared_memory(gpu, dtype):
             check_loss(gpu, x, hard, **options)
             check_loss(gpu, x, soft, **options)
     check_loss(gpu, logits((2, 700_000), dtype), np.array([3, 600_000]))  # what is known of blocks lies elsewhere
+
+
+def test_alignment_of_soft_labels(gpu, dtype):
+    """Labels, logits and class weights that begin anywhere, each for itself."""
+    for n in (37, 5000):
+        x, (_, soft) = logits((3, n), dtype), targets((3, n), dtype)
+        weight = np.random.default_rng(n).random(n).astype(soft.dtype)
+        for options in ({}, {"weight": weight}):
+            expected = csoftmax.cross_entropy_with_grad(x, soft, **options)
+            for offsets in ((0, 1, 2), (1, 0, 3), (3, 2, 0)):
+                views = []
+                for a, offset in zip((x, soft, weight), offsets):
+                    view = gpu.cupy.empty(a.size + 4, a.dtype)[offset : offset + a.size].reshape(a.shape)
+                    view[...] = gpu.cupy.asarray(a)
+                    views.append(view)
+                got = csoftmax.cross_entropy_with_grad(*views[:2], weight=views[2] if options else None)
+                assert_same_bits(got.grad.get(), expected.grad, f"{n} {options} {offsets}")
+                assert_same_bits(got.loss.get(), np.asarray(expected.loss))
 
 
 def test_cross_entropy_special_values(gpu, dtype):
@@ -575,7 +722,7 @@ def test_loss_arguments_on_the_host(gpu):
 def test_traffic_of_cross_entropy(gpu, dtype):
     """Each logit is read and written once where shared memory holds the row, else read twice: beside them labels,
     constants and row losses, a few sectors a row.  Of soft labels the mean's divisor takes one read, the row two, the
-    last of which asks for each sector once an element of a thread's vector."""
+    last of which asks twice for each sector of half types, once for each half."""
     if not gpu.model:
         pytest.skip("only the model counts")
     itemsize = dtype_of(dtype).itemsize
@@ -594,7 +741,7 @@ def test_traffic_of_cross_entropy(gpu, dtype):
             )
             sectors, of_labels = n * itemsize // 32, n * wide.itemsize // 32 if soft else 0
             loads, stores = (counts[f"{kind}_sectors"] / 2 for kind in ("load", "store"))
-            more = of_labels * (1 + 16 // itemsize)
+            more = of_labels * (3 if itemsize == 2 else 2)
             assert 0 <= loads - reads * sectors <= 8 + more, (n, soft, loads)
             assert 0 <= stores - sectors <= 2, (n, soft, stores)
             assert 0 <= before["load_sectors"] / 2 - of_labels <= 1, (n, soft, before)

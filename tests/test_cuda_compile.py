@@ -54,10 +54,17 @@ def arch(request):
     return request.param
 
 
+def check_roundings(ptx):
+    """Subnormals stay, and nothing is contracted: each sum, difference and product of floats has its own rounding."""
+    assert ".entry" in ptx
+    assert ".ftz" not in ptx
+    assert not re.search(r"\b(add|sub|mul)\.f(32|64)\b", ptx)
+
+
 @pytest.mark.parametrize("suffix", backend.SUFFIX.values())
 @pytest.mark.parametrize("op", backend.MODULES)
 def test_compiles(op, suffix, arch, tmp_path):
-    code, log = backend.compile(op, suffix, arch)
+    code, ptx, log = backend.compile(op, suffix, arch)
     assert "warning" not in log.lower(), log
     kernels = kernels_of(log)
     assert set(kernels) == set(backend.KERNELS[backend.MODULES[op][0]])
@@ -68,6 +75,7 @@ def test_compiles(op, suffix, arch, tmp_path):
         assert registers <= most, f"{name} takes {registers} registers"
     if arch != "sm_90":
         return
+    check_roundings(ptx.decode())
     (tmp_path / "code").write_bytes(code)
     done = subprocess.run([disassembler(), "-c", tmp_path / "code"], capture_output=True, text=True, check=True)
     sections = re.split(r"^\.text\.(\w+):", done.stdout, flags=re.M)
@@ -79,16 +87,6 @@ def test_compiles(op, suffix, arch, tmp_path):
             assert "STG.E.128" in text, name
 
 
-@pytest.mark.parametrize("suffix", backend.SUFFIX.values())
-@pytest.mark.parametrize("op", backend.MODULES)
-def test_subnormals_stay_and_nothing_is_contracted(op, suffix):
-    """PTX says so itself: no .ftz, and every addition, subtraction and product of floats has its own rounding."""
-    code, _ = backend.compile(op, suffix, "compute_90")
-    text = code.decode()
-    assert ".ftz" not in text
-    assert not re.search(r"\b(add|sub|mul)\.f(32|64)\b", text)
-
-
 def test_error_has_the_compilers_words(monkeypatch):
     monkeypatch.setattr(backend, "options", lambda *a: ("-DSTORAGE_none",))
     with pytest.raises(RuntimeError, match=r"(?s)NVRTC cannot compile softmax for sm_90.*error"):
@@ -96,7 +94,9 @@ def test_error_has_the_compilers_words(monkeypatch):
 
 
 def test_ptx():
-    code, _ = backend.compile("softmax", "f32", "compute_90")
+    code, ptx, _ = backend.compile("softmax", "f32", "compute_90")
+    assert code == ptx
+    check_roundings(ptx.decode())
     assert b".target sm_90" in code
     assert {name for name in backend.KERNELS["softmax.cu"] if f".entry {name}(".encode() in code} == set(_ROWS)
 

@@ -144,9 +144,10 @@ NAMES = [
 ]
 
 
-@pytest.fixture(scope="module")
-def kernels():
-    return Module(SOURCE, NAMES)
+@pytest.fixture(scope="module", params=[(), ("-DUCONTEXT",)], ids=["fibers", "ucontext"])
+def kernels(request):
+    """With both ways to switch threads."""
+    return Module(SOURCE, NAMES, runtime_flags=request.param)
 
 
 def floats(n, misaligned=False):

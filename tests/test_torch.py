@@ -1,11 +1,11 @@
 """Tensors of PyTorch in and out, on the CPU: the bits of arrays, the same memory, errors."""
 
-import contextlib
-import sys
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from cuda_model import stand_in
 from helpers import assert_same_bits
 from ops import OPS, logits
 
@@ -143,30 +143,72 @@ def test_sparse():
     assert_same_bits(array(pair[0]), csoftmax.topk_softmax(x, 5).values)
 
 
-def test_a_result_written_on_cuda_is_waited_for(monkeypatch):
-    """PyTorch's stream waits for CuPy's, which still writes to the caller's out (no device: their names only)."""
-    from csoftmax import _foreign
+class Cuda(torch.Tensor):
+    """A tensor that says it is on a CUDA device; its memory is the CPU's, as that of the model of one."""
 
-    log = []
+    device = property(lambda self: torch.device("cuda", 0))
 
-    class Stream:
-        def __init__(self, pointer):
-            self.pointer = pointer
+    def __dlpack_device__(self):
+        return 2, 0
 
-        def wait_event(self, event):
-            log.append((self.pointer, event))
+    def __dlpack__(self, **options):
+        return self.as_subclass(torch.Tensor).__dlpack__(**options)
 
-    class Current(contextlib.nullcontext):
-        def record(self):
-            return "event of CuPy's stream"
 
-    cuda = SimpleNamespace(Device=Current, ExternalStream=Stream, get_current_stream=Current)
-    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=cuda))
+@pytest.fixture
+def on_cuda(monkeypatch, tmp_path):
+    """array -> Cuda, while the model of a device is there and PyTorch takes CuPy's arrays."""
+    from_dlpack = torch.from_dlpack
+
+    def take(a):
+        assert a.__dlpack_device__() == (2, 0)
+        return from_dlpack(a.view(np.ndarray)).as_subclass(Cuda)
+
+    monkeypatch.setattr(torch, "from_dlpack", take)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=42))
-    monkeypatch.setattr(_foreign, "is_tensor", lambda x: True)
-    out = SimpleNamespace(device=SimpleNamespace(type="cuda", index=0))
-    assert _foreign._written(out) is out
-    assert log == [(42, "event of CuPy's stream")]
+    monkeypatch.setattr(stand_in.Stream, "waits", [])
+    with stand_in.installed(tmp_path):
+        yield lambda a: tensor(a).as_subclass(Cuda)
+
+
+def array_of_cuda(t):
+    assert type(t) is Cuda
+    return array(t.as_subclass(torch.Tensor))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the model of a device needs g++")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_on_cuda(on_cuda, dtype):
+    """Through DLPack to CuPy and back, on the same memory; PyTorch's stream waits for what is written to its out."""
+    x, labels = logits((5, 40), dtype), np.arange(5)
+    there, classes = on_cuda(x), on_cuda(labels)
+    assert_same_bits(array_of_cuda(csoftmax.softmax(there)), csoftmax.softmax(x))
+    assert_same_bits(array_of_cuda(csoftmax.log_softmax(there.T, 0)), csoftmax.log_softmax(x.T, 0))
+    got, expected = csoftmax.cross_entropy_with_grad(there, classes), csoftmax.cross_entropy_with_grad(x, labels)
+    assert_same_bits(array_of_cuda(got.grad), expected.grad)
+    assert_same_bits(array_of_cuda(got.loss), np.asarray(expected.loss))
+    best = csoftmax.topk(there, 3)
+    assert np.array_equal(array_of_cuda(best.indices), csoftmax.topk(x, 3).indices)
+    assert stand_in.Stream.waits == []
+    assert_same_bits(array_of_cuda(there), x)
+    assert csoftmax.softmax(there, out=there) is there
+    assert stand_in.Stream.waits == [(42, 0)]
+    assert_same_bits(array_of_cuda(there), csoftmax.softmax(x))
+
+
+@needs_compiler
+def test_tensors_of_two_devices(on_cuda):
+    x, labels = logits((5, 40)), np.arange(5)
+    with pytest.raises(csoftmax.DeviceError, match="target is on the CPU"):
+        csoftmax.cross_entropy(on_cuda(x), tensor(labels))
+    with pytest.raises(csoftmax.DeviceError, match="target is a CuPy array"):
+        csoftmax.cross_entropy(tensor(x), on_cuda(labels))
+    back = csoftmax.softmax(on_cuda(x), device="cpu")
+    assert type(back) is torch.Tensor
+    assert_same_bits(array(back), csoftmax.softmax(x))
 
 
 def test_errors():

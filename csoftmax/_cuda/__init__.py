@@ -104,17 +104,16 @@ def options(op, suffix, arch):
 
 
 def compile(op, suffix, arch):
-    """Machine code of an operation for "sm_90" (of "compute_90" PTX), and the compiler's log."""
+    """Machine code of an operation for "sm_90" (for "compute_90" PTX), its PTX, and the compiler's log."""
     from cupy.cuda import nvrtc
 
     source = (_HERE / MODULES[op][0]).read_text()
     program = nvrtc.createProgram(source, MODULES[op][0], (), ())
     try:
         nvrtc.compileProgram(program, (*options(op, suffix, arch), "--ptxas-options=-v"))
-        if arch.startswith("compute"):
-            return nvrtc.getPTX(program), nvrtc.getProgramLog(program)
+        ptx, log = nvrtc.getPTX(program), nvrtc.getProgramLog(program)
         # CuPy leaves out the last byte
-        return nvrtc.getCUBIN(program) + b"\0", nvrtc.getProgramLog(program)
+        return ptx if arch.startswith("compute") else nvrtc.getCUBIN(program) + b"\0", ptx, log
     except nvrtc.NVRTCError as error:
         log = nvrtc.getProgramLog(program)
         raise RuntimeError(f"NVRTC cannot compile {op} for {arch}: {error}\n{log}") from None
@@ -137,7 +136,7 @@ def _machine_code(op, suffix, arch):
     folder = Path(os.environ.get("CUPY_CACHE_DIR") or Path.home() / ".cupy" / "kernel_cache")
     file = folder / name
     if not file.exists():
-        code, _ = compile(op, suffix, arch)
+        code, _, _ = compile(op, suffix, arch)
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, name = tempfile.mkstemp(dir=folder)
@@ -452,6 +451,13 @@ def run_topk(dtype, x, values, indices, smallest, unsorted, normalize, temperatu
         indices[...] = best.reshape(indices.shape)
 
 
+@functools.lru_cache(1024)
+def launch_sample(dtype, n):
+    """Launch rule of draws, a warp for each block of a row or each row: bytes of shared memory."""
+    itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
+    return -(-_TRAIL // 16) * 16 + room(min(n, BLOCK), itemsize) * wide
+
+
 def run_sample(dtype, x, uniform, temperature, top_k, top_p, min_p):
     """Draws from contiguous rows of a CuPy array, one for each uniform number, and whether rows have no mass.
 
@@ -470,9 +476,8 @@ def run_sample(dtype, x, uniform, temperature, top_k, top_p, min_p):
     selects = (top_k < n) | (top_p < 1)
 
     def launch(kernel, grid, of, *arguments):
-        itemsize, wide = _ITEMSIZES[SUFFIX[dtype]]
-        shared = -(-_TRAIL // 16) * 16 + room(min(of, BLOCK), itemsize) * wide
-        _kernel("sample", SUFFIX[dtype], device, kernel)((min(grid, _GRID),), (32,), arguments, shared_mem=shared)
+        run_kernel = _kernel("sample", SUFFIX[dtype], device, kernel)
+        run_kernel((min(grid, _GRID),), (32,), arguments, shared_mem=launch_sample(dtype, of))
 
     def draw(which, k):
         """From some rows: from all of their logits, or (k > 0) from the k largest."""

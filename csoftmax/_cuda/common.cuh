@@ -142,7 +142,7 @@ template <class Value> INLINE void store(T *to, int count, Value value, int thre
     }
     if (tail + thread < count) STORE(to + tail + thread, value.one(tail + thread));
 }
-/* WIDE numbers of shared memory from s + i on, at once where they are aligned. */
+/* WIDE numbers from s on, at once where they are aligned. */
 INLINE wide several(const REAL *s) {
     wide w;
     if ((uintptr_t)s % 16 == 0) return *(const wide *)(const void *)s;

@@ -12,7 +12,7 @@
  * could only raise an exception if the host waited.  Ignored rows are not read.
  * Reads and writes of each logit: one and one; rows that shared memory does not hold: two and one (clip_norm, and
  * rows to transform: one read more each).  Soft labels: three reads, one of them before any gradient, for the mean,
- * and one, in the gradient, by threads of which each takes neighbours one by one: the first cache has to hold them.
+ * one for the loss, one for the gradient (of 16 bytes a thread, for half types in two halves of a sector).
  * A row of labels reads 7 sectors of 32 bytes more (constants, the label) and writes 2 (the loss, its own gradient).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);
  * row constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and
@@ -219,22 +219,31 @@ struct loss_gradient {
     V(loss_constants) c;
     csm_loss_terms terms;
     bool has_terms, plain;
-    INLINE_MEMBER REAL unclipped(REAL e, int i) const {
-        if (has_terms) return V(loss_any_gradient)(e, &terms, (size_t)i, 1, c);
+    INLINE_MEMBER REAL unclipped(REAL e, const csm_loss_terms &of, int i) const {
+        if (has_terms) return V(loss_any_gradient)(e, &of, (size_t)i, 1, c);
         return V(loss_any_gradient)(e, NULL, (size_t)i, 1, c);
     }
-    INLINE_MEMBER REAL of(REAL e, int i) const {
-        REAL g = unclipped(e, i);
+    INLINE_MEMBER REAL value(REAL e, const csm_loss_terms &of, int i) const {
+        REAL g = unclipped(e, of, i);
         if (plain) return g;
         g = V(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
         g = g * c.power1 * c.power2;
         return canonical(g);
     }
-    INLINE_MEMBER REAL one(int i) const { return of(s[i], i); }
+    INLINE_MEMBER REAL one(int i) const { return value(s[i], terms, i); }
     INLINE_MEMBER wide some(int i) const {
         wide w = several(s + i);
+        if (terms.q) { /* read at once, as it is written */
+            const wide q = several((const REAL *)terms.q + i);
+            csm_loss_terms here = terms;
+            here.q = q.v;
+            if (terms.w) here.w = (const REAL *)terms.w + i;
+            UNROLL
+            for (int j = 0; j < WIDE; j++) w.v[j] = value(w.v[j], here, j);
+            return w;
+        }
         UNROLL
-        for (int j = 0; j < WIDE; j++) w.v[j] = of(w.v[j], i + j);
+        for (int j = 0; j < WIDE; j++) w.v[j] = value(w.v[j], terms, i + j);
         return w;
     }
 };
@@ -377,7 +386,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                     double hi, lo;
                     V(dot_zero)(&sum);
                     for (int i = lane; lane < DOT_TEAM && i < k; i += DOT_TEAM) {
-                        const REAL g = begin + i == label ? 0 : value.unclipped(s[i], i);
+                        const REAL g = begin + i == label ? 0 : value.unclipped(s[i], terms, i);
                         V(dot_add)(&sum, 0, g, g);
                     }
                     dot_total<WARP>(sum, &hi, &lo);

@@ -43,12 +43,13 @@ def _run(*command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[:5000]}")
 
 
-def _runtime(folder, build):
+def _runtime(folder, build, flags):
     """The model itself, compiled once for all kernels."""
     source = HERE / "runtime.cpp"
-    compiled = folder / f"runtime-{hashlib.sha256(source.read_bytes()).hexdigest()[:20]}.o"
+    tag = hashlib.sha256(source.read_bytes() + "\0".join(flags).encode()).hexdigest()[:20]
+    compiled = folder / f"runtime-{tag}.o"
     if not compiled.exists():
-        _run("g++", "-std=c++17", "-O2", "-fPIC", "-c", source, "-o", build / "runtime.o")
+        _run("g++", "-std=c++17", "-O2", "-fPIC", *flags, "-c", source, "-o", build / "runtime.o")
         os.replace(build / "runtime.o", compiled)
     return compiled
 
@@ -56,7 +57,7 @@ def _runtime(folder, build):
 class Module:
     """Kernels of one source text; names: those to be called, extern "C" or templates with their arguments."""
 
-    def __init__(self, source, names, options=(), include=()):
+    def __init__(self, source, names, options=(), include=(), runtime_flags=()):
         entries = [
             f'extern "C" void cuda_model_call{i}(void **a) {{ cuda_model::entry<decltype(&{n})>::call(&{n}, a); }}\n'
             f'extern "C" int cuda_model_sizes{i}(int *to) {{ return cuda_model::entry<decltype(&{n})>::sizes(to); }}\n'
@@ -68,7 +69,7 @@ class Module:
         folder.mkdir(exist_ok=True)
         parts = [(HERE / name).read_text() for name in ("device.h", "runtime.cpp")]
         parts += [f.read_text() for p in include for f in sorted(Path(p).rglob("*.*h"))]
-        tag = hashlib.sha256("\0".join([text, *flags, *parts]).encode()).hexdigest()[:20]
+        tag = hashlib.sha256("\0".join([text, *flags, *runtime_flags, *parts]).encode()).hexdigest()[:20]
         library = folder / f"{tag}.so"
         if not library.exists():
             with tempfile.TemporaryDirectory(dir=folder) as build:
@@ -76,7 +77,8 @@ class Module:
                 (build / "kernel.cpp").write_text(text)
                 watched = ["g++", *flags, "-fsanitize=thread", "-include", HERE / "device.h"]
                 _run(*watched, "-c", build / "kernel.cpp", "-o", build / "k.o")
-                _run("g++", "-shared", build / "k.o", _runtime(folder, build), "-o", build / "out.so", "-Wl,-z,now")
+                runtime = _runtime(folder, build, runtime_flags)
+                _run("g++", "-shared", build / "k.o", runtime, "-o", build / "out.so", "-Wl,-z,now")
                 os.replace(build / "out.so", library)
         self.library = ctypes.CDLL(str(library))
         self.names = list(names)

@@ -29,9 +29,9 @@ struct coordinates { /* as in device.h */
     uint3 thread, block, block_size, grid_size;
 };
 
-/* Fibers: one stack each, switched by hand on x86-64, by ucontext elsewhere. */
+/* Fibers: one stack each, switched by hand on x86-64, by ucontext elsewhere (and with UCONTEXT). */
 const size_t STACK = 1 << 16;
-#if defined(__x86_64__)
+#if defined(__x86_64__) && !defined(UCONTEXT)
 typedef void *context;
 extern "C" void cuda_model_switch(context *save, context to);
 asm(".text\n"

@@ -83,6 +83,9 @@ class ndarray(np.ndarray):
 
     __float__ = __int__ = __index__ = item = tolist = __bool__
 
+    def __dlpack_device__(self):
+        return 2, self.number
+
 
 ndarray.__module__ = "cupy"
 
@@ -101,6 +104,26 @@ def empty(shape, dtype=np.float64):
     memory = np.full(size + 1024, 0xAA, np.uint8)
     begin = -memory.ctypes.data % 512
     return memory[begin : begin + size].view(dtype).reshape(shape).view(ndarray)  # on the current device
+
+
+class _Host:
+    """The memory of another library's array, which says that it is on a CUDA device, as NumPy can see it."""
+
+    def __init__(self, x):
+        self.__dlpack__ = x.__dlpack__
+
+    def __dlpack_device__(self):
+        return 1, 0
+
+
+def from_dlpack(x):
+    """On that memory; of a library that has made it with the model, as CUDA's cannot be had."""
+    kind, number = x.__dlpack_device__()
+    if kind != 2:
+        raise TypeError(f"memory of DLPack's kind {kind} is not CUDA's")
+    a = np.from_dlpack(_Host(x)).view(ndarray)
+    a.number = number
+    return a
 
 
 @contextlib.contextmanager
@@ -168,6 +191,19 @@ class RawModule:
         return RawKernel(self.module.kernel(name))
 
 
+class Stream:
+    waits = []  # noqa: RUF012 - for tests: (the stream that waits, the one it waits for)
+
+    def __init__(self, pointer=0):
+        self.pointer = pointer
+
+    def record(self):
+        return self
+
+    def wait_event(self, event):
+        self.waits.append((self.pointer, event.pointer))
+
+
 class Event:
     def record(self):
         self.time = time.perf_counter()
@@ -195,6 +231,7 @@ def _nvrtc():
         createProgram=create,
         compileProgram=compile_program,
         getCUBIN=lambda program: json.dumps(programs[program]).encode(),
+        getPTX=lambda program: b"",
         getProgramLog=lambda program: "",
         destroyProgram=lambda program: None,
         getVersion=lambda: (0, 0),
@@ -231,6 +268,8 @@ def module():
     cuda.Event, cuda.get_elapsed_time = Event, lambda begin, end: 1000 * (end.time - begin.time)
     cupy.copyto = lambda to, x: np.copyto(to.view(np.ndarray), x.view(np.ndarray))
     cupy.__version__ = "0"
+    cuda.ExternalStream, cuda.get_current_stream = Stream, Stream
+    cupy.from_dlpack = from_dlpack
     cupy.cuda = cuda
     return cupy
 
