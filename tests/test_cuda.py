@@ -170,7 +170,7 @@ def test_special_values(gpu, dtype, n):
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf], ids=str)
 def test_special_values_at_every_index(gpu, dtype, special):
     """Row i has it at index i; then it is the only one, or one other is finite, in a row of -inf."""
-    for n in (1, 2, 17, 35, 70):
+    for n in (1, 2, 17, 35):
         x = logits((n, n), dtype, seed=n)
         np.fill_diagonal(x, special)
         lonely = np.full((n, n), -np.inf, x.dtype)
@@ -191,7 +191,7 @@ def test_golden_bits(gpu, dtype):
     """Those that are committed: of every case but the long rows, which other tests compare with the CPU's."""
     golden = json.loads(make_golden.FILE.read_text())
     for case, (rows, k, *_) in make_golden.CASES.items():
-        if rows * k > 2000:
+        if rows * k > 600:
             continue
         place = gpu.cupy.asarray
         found = {op.name: make_golden.digest(op, dtype, case, place) for op in OPS}
@@ -797,7 +797,7 @@ def test_topk_in_pieces(gpu, dtype):
     """Rows of several pieces, cut again; equal elements on both sides of a cut."""
     x = np.round(logits((2, 40_000), dtype), 1)
     x[1, 5:] = 0
-    for k in (1, 33, 1000):
+    for k in (1, 1000):
         check_topk(gpu, x, k)
     with shared_memory(gpu, 48 * 1024):
         gpu.launches.clear()
@@ -945,7 +945,8 @@ def check_entmax_loss(gpu, x, target, alpha, **options):
 @pytest.mark.parametrize("alpha", [1.5, 2.0, 1.1, 3.0])
 @pytest.mark.parametrize("n", [1, 2, 9, 40, 700, 5000])
 def test_entmax_loss(gpu, dtype, n, alpha):
-    for reduction, sigma in (("mean", 2), ("sum", 0.05), ("none", 5)):
+    cases = [("mean", 2), ("sum", 0.05), ("none", 5)]
+    for reduction, sigma in cases if n < 700 else [cases[int(2 * alpha) % 3]]:  # one of them for each alpha
         x = logits((5, n), dtype, seed=n, sigma=sigma)
         hard, soft = targets(x.shape, dtype, n)
         hard[2] = n - 1

@@ -114,7 +114,7 @@ struct range {
     uintptr_t from, to;
 };
 std::vector<range> arrays;
-range parameters, library;
+range parameters, library, all_shared, all_stacks, all_fibers;
 bool watching, counting, racing;
 std::map<std::pair<std::pair<void *, int>, int>, request> requests; /* by place, time, warp */
 uint64_t totals[6];
@@ -193,10 +193,11 @@ void touch(shadow &s, bool writes) {
         s.read_warp = me.warp_epoch;
     }
 }
-void in_shared(size_t at, size_t size, bool writes) {
+__attribute__((always_inline)) inline void in_shared(size_t at, size_t size, bool writes) {
     if (at + size > dynamic_size && (at < static_begin || at + size > static_top)) fail("shared memory out of bounds");
     if (at % size && size <= 16) fail("misaligned " + std::to_string(size) + "-byte access to shared memory");
     if (!racing) return;
+    if (size == 4 && !by_bytes[at / 4]) return touch(words[at / 4], writes);
     for (size_t i = at; i < at + size;) {
         const size_t word = i / 4;
         if (!by_bytes[word] && i % 4 == 0 && at + size - i >= 4) {
@@ -220,21 +221,23 @@ void in_global(uintptr_t at, size_t size, bool writes, void *code) {
     for (uintptr_t s = at / 32; s <= (at + size - 1) / 32; s++)
         if (std::find(r.sectors.begin(), r.sectors.end(), s) == r.sectors.end()) r.sectors.push_back(s);
 }
-bool within(const range &r, uintptr_t at, size_t size) { return at >= r.from && at + size <= r.to; }
-void access(void *address, size_t size, bool writes, void *code) {
-    if (!watching) return;
-    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
-    const range stack = {(uintptr_t)stacks, (uintptr_t)stacks + n_stacks * STACK};
-    const range here = {(uintptr_t)fibers.data(), (uintptr_t)(fibers.data() + fibers.size())};
-    const range block = {(uintptr_t)shared.data(), (uintptr_t)shared.data() + shared.size()};
-    if (within(stack, at, size) || within(here, at, size) || within(parameters, at, size) || within(library, at, size))
-        return;
-    if (within(block, at, size)) return in_shared(at - block.from, size, writes);
-    for (const range &r : arrays)
-        if (within(r, at, size)) return in_global(at, size, writes, code);
+[[noreturn]] void out_of_bounds(void *address, size_t size, bool writes) {
     char what[100];
     snprintf(what, sizeof what, "global %s of %zu bytes out of bounds at %p", writes ? "write" : "read", size, address);
     fail(what);
+}
+inline bool within(const range &r, uintptr_t at, size_t size) { return at >= r.from && at + size <= r.to; }
+/* Into each hook, where size and writes are constants. */
+__attribute__((always_inline)) inline void access(void *address, size_t size, bool writes, void *code) {
+    if (!watching) return;
+    const uintptr_t at = reinterpret_cast<uintptr_t>(address);
+    if (within(all_shared, at, size)) return in_shared(at - all_shared.from, size, writes);
+    if (within(all_stacks, at, size) || within(all_fibers, at, size) || within(parameters, at, size) ||
+        within(library, at, size))
+        return;
+    for (const range &r : arrays)
+        if (within(r, at, size)) return in_global(at, size, writes, code);
+    out_of_bounds(address, size, writes);
 }
 
 int find_library(dl_phdr_info *info, size_t, void *) {
@@ -354,7 +357,9 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
     racing = flags & RACES;
     const bool backward = flags & BACKWARD;
     memset(totals, 0, sizeof totals);
+    all_stacks = {(uintptr_t)stacks, (uintptr_t)stacks + n_stacks * STACK};
     shared.resize(228 * 1024);
+    all_shared = {(uintptr_t)shared.data(), (uintptr_t)shared.data() + shared.size()};
     size_t used = shared.size(); /* by the block before */
     for (uint64_t b = first_block; b < blocks && error.empty(); b++) {
         const uint64_t id = backward ? blocks - 1 - (b - first_block) : b;
@@ -374,6 +379,7 @@ int cuda_model_launch(void (*entry)(void **), void **at, const unsigned *grid, c
         one_done = nullptr;
         requests.clear();
         fibers.resize(n);
+        all_fibers = {(uintptr_t)fibers.data(), (uintptr_t)(fibers.data() + n)};
         for (size_t i = 0; i < n; i++) {
             fiber &f = fibers[i];
             f.where.block_size = {block[0], block[1], block[2]};
