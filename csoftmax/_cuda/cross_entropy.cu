@@ -12,7 +12,8 @@
  * could only raise an exception if the host waited.  Ignored rows are not read.
  * Reads and writes of each logit: one and one; rows that shared memory does not hold: two and one (clip_norm, and
  * rows to transform: one read more each).  Soft labels: three reads, one of them before any gradient, for the mean,
- * one for the loss, one for the gradient (of 16 bytes a thread, for half types in two halves of a sector).
+ * one for the loss and, by the same warp, one for the gradient (of 16 bytes a thread, for half types in two halves of a
+ * sector); to keep them in shared memory would halve the rows that fit.
  * A row of labels reads 7 sectors of 32 bytes more (constants, the label) and writes 2 (the loss, its own gradient).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);
  * row constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and
