@@ -17,16 +17,21 @@ from csoftmax import _cpu
 # Of test_cuda.py, seconds each on the model.
 SLOW = {
     *("topk_in_pieces", "topk_layouts", "topk_of_special_values", "rows_beyond_shared_memory"),
-    *("entmax_loss", "entmax_beyond_shared_memory", "entmax_loss_of_special_values_and_layouts"),
+    *("topk", "topk_of_many", "sample", "sample_of_long_rows", "sample_parameters_of_each_row"),
+    *("entmax", "entmax_loss", "entmax_beyond_shared_memory", "entmax_loss_of_special_values_and_layouts"),
+    *("entmax_of_special_values", "entmax_with_as_many_survivors_as_places"),
     *("cross_entropy_options", "cross_entropy_special_values", "cross_entropy_beyond_shared_memory"),
-    "special_values_beyond_shared_memory",
+    *("special_values", "special_values_at_every_index", "special_values_beyond_shared_memory"),
+    *("temperature", "where", "golden_bits"),
 }
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """In float16 these are bfloat16's code but for loads and stores, which other tests see: with -m long."""
+    """Marks: `every_isa`; `long` in float16, where SLOW is bfloat16's code but for loads and stores, which others see."""
     for item in items:
+        if "isa" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.every_isa)
         if item.path.name == "test_cuda.py" and item.originalname.removeprefix("test_") in SLOW:
             parameters = item.callspec.params
             if (parameters["gpu"], parameters["dtype"]) == ("model", "float16"):
