@@ -28,7 +28,7 @@ SLOW = {
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks: `every_isa`; `long` in float16, where SLOW is bfloat16's code but for loads and stores, which others see."""
+    """Marks: `every_isa`; `long` for SLOW in float16, which is bfloat16's code but for loads and stores."""
     for item in items:
         if "isa" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.every_isa)
