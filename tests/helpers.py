@@ -1,6 +1,7 @@
 """What several test files share: bits, layouts, calls in a fresh process, small C libraries."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
+HAS_CMAKE = all(shutil.which(tool) is not None for tool in ("cmake", "nm", "cc"))  # what test_c_library.py needs
 NAN_BITS = {"float32": 0x7FC00000, "float64": 0x7FF8000000000000, "float16": 0x7E00, "bfloat16": 0x7FC0}
 UINT = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 

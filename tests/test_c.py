@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers import HAS_CMAKE
 
 ROOT = Path(__file__).parent.parent
 RUN = ROOT / "tests" / "c" / "run.sh"
@@ -34,7 +35,7 @@ def run(*parts, **environment):
     return done.stdout
 
 
-@pytest.mark.skipif(shutil.which("cmake") is not None, reason="test_c_library.py has CMake build and run it")
+@pytest.mark.skipif(HAS_CMAKE, reason="test_c_library.py has CMake build and run it")
 def test_native():
     run("native", CSM_EVERY="25")
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from helpers import ROOT
+from helpers import HAS_CMAKE, ROOT
 from make_abi import abi
 
 from csoftmax import _cpu
@@ -20,9 +20,7 @@ from csoftmax import _cpu
 fcntl = pytest.importorskip("fcntl", reason="Unix only")
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld and ELF"),
-    pytest.mark.skipif(
-        any(shutil.which(tool) is None for tool in ("cmake", "nm", "cc")), reason="needs cmake, cc, binutils"
-    ),
+    pytest.mark.skipif(not HAS_CMAKE, reason="needs cmake, cc, binutils"),
 ]
 # The compiler's own, and the position-independent code's table.
 HARMLESS = {"__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}

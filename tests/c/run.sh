@@ -12,8 +12,8 @@
 #   valgrind  memcheck: nothing depends on uninitialised memory
 #   long      every case of native and simde, more of neon and asan, valgrind, exp-all
 #
-# CSM_EVERY=K takes every K-th case of native; CSM_BUILD is the build directory (default: temporary): a program or an
-# object that is there already is not built again.
+# CSM_EVERY=K takes every K-th case of native; CSM_BUILD is the build directory (default: temporary): the program `native`
+# that is there already is not built again, nor is an object that is newer than all sources.
 # A part whose tools are missing fails, and says which.
 set -eu -o pipefail
 cd "$(dirname "$0")/../.."
@@ -48,7 +48,10 @@ build() {
     for unit in "${CORE[@]:1}" isa/scalar isa/neon isa/avx2 isa/avx512; do files+=("src_c/$unit.c"); done
     local jobs=()
     for unit in "${files[@]}"; do
-        [ ! -f "$out/$(basename "$unit" .c).o" ] || continue
+        local object=$out/$(basename "$unit" .c).o
+        if [ -f "$object" ] && [ -z "$(find src_c csoftmax/include tests/c -newer "$object" -name '*.[ch]' -print -quit)" ]; then
+            continue
+        fi
         flags=()
         [ "$unit" != src_c/layout.c ] || flags=(-O3)
         if [ "${TARGET:-$(uname -m)}" = x86_64 ]; then
@@ -57,7 +60,7 @@ build() {
             */avx512.c) if [ -n "${AVX512_FLAGS:-}" ]; then flags=(${AVX512_FLAGS}); else flags=("${AVX512[@]}"); fi ;;
             esac
         fi
-        "$cc" "${FLAGS[@]}" "$@" "${flags[@]}" -c "$unit" -o "$out/$(basename "$unit" .c).o" &
+        "$cc" "${FLAGS[@]}" "$@" "${flags[@]}" -c "$unit" -o "$object" &
         jobs+=($!)
         if [ ${#jobs[@]} -ge "$(nproc)" ]; then wait "${jobs[0]}"; jobs=("${jobs[@]:1}"); fi
     done

@@ -107,7 +107,7 @@ def empty(shape, dtype=np.float64):
 
 
 class _Host:
-    """The memory of another library's array, which says that it is on a CUDA device, as NumPy can see it."""
+    """Another library's array that says it is on a CUDA device: for NumPy, on the CPU, where its memory is."""
 
     def __init__(self, x):
         self.__dlpack__ = x.__dlpack__
@@ -117,7 +117,7 @@ class _Host:
 
 
 def from_dlpack(x):
-    """On that memory; of a library that has made it with the model, as CUDA's cannot be had."""
+    """An array on the memory of another library's, which says it is CUDA's and is the CPU's, as all of the model."""
     kind, number = x.__dlpack_device__()
     if kind != 2:
         raise TypeError(f"memory of DLPack's kind {kind} is not CUDA's")
