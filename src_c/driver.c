@@ -18,10 +18,15 @@ enum {
     TABLES = 2 * 64 /* bytes a thread of the caller's scratch for the tables of run_call and run_split */
 };
 
-static size_t tile_width(size_t n, size_t wide_size) {
-    size_t width = 256 * 1024 / ((n | 1) * wide_size) / 16 * 16; /* stays in the second-level cache */
-    if (width > CSM_TILE_WIDTH) width = CSM_TILE_WIDTH;
-    return width < 16 ? 16 : width;
+static size_t tile_width(const csm_call *c) {
+    size_t least = 16, most = CSM_TILE_WIDTH;
+    if (c->has_b) { /* no copy of the tile in scratch, but lanes */
+        most = c->wide_size == 4 ? CSM_VJP_WIDTH : CSM_VJP_WIDTH / 2;
+        least = most / 2;
+    }
+    size_t width = 256 * 1024 / ((c->shape.n | 1) * c->wide_size) / 16 * 16; /* stays in the second-level cache */
+    if (width > most) width = most;
+    return width < least ? least : width;
 }
 
 typedef enum path { ROWS, TILES, PACKED, LONG } path;
@@ -188,7 +193,9 @@ static csm_status groups_body(void *context, size_t begin, size_t end, int threa
             csm_one_row r = row_at(c, row);
             csm_tile_job job = {.a = r.a.data,
                                 .y = r.y,
+                                .b = r.b.data,
                                 .a_step = r.a.axis,
+                                .b_step = r.b.axis,
                                 .y_step = r.y_axis,
                                 .n = c->shape.n,
                                 .width = count,
@@ -232,6 +239,14 @@ static csm_status run_split(work *w, csm_call *c) {
     return status;
 }
 
+/* Neighbouring rows are neighbours in memory, and all elements are aligned. */
+static int side_by_side(const csm_shape *shape, const csm_view *v, size_t size, int has_axis) {
+    uintptr_t bits = (uintptr_t)v->data;
+    if (has_axis) bits |= (uintptr_t)v->axis_stride;
+    for (size_t i = 0; i < shape->ndim; i++) bits |= (uintptr_t)v->strides[i];
+    return bits % size == 0 && csm_last_stride(shape, v) == (ptrdiff_t)size;
+}
+
 static path choose(const csm_call *c, size_t rows, size_t inner) {
     const size_t n = c->shape.n, size = c->itemsize;
     int plain = !c->has_where && csm_contiguous_view(&c->shape, &c->a, size, 1) &&
@@ -242,14 +257,10 @@ static path choose(const csm_call *c, size_t rows, size_t inner) {
         return LONG;
     }
     if (plain) return ROWS;
-    if (!c->has_where && !c->has_b && c->kernels->tile && n > 0 && inner >= 8 &&
-        csm_last_stride(&c->shape, &c->a) == (ptrdiff_t)size && csm_last_stride(&c->shape, &c->y) == (ptrdiff_t)size &&
-        !(c->forward && c->scales.always_transform)) {
-        uintptr_t bits = (uintptr_t)c->a.data | (uintptr_t)c->y.data | (uintptr_t)c->a.axis_stride;
-        if (c->keeps_axis) bits |= (uintptr_t)c->y.axis_stride;
-        for (size_t i = 0; i < c->shape.ndim; i++) bits |= (uintptr_t)c->a.strides[i] | (uintptr_t)c->y.strides[i];
-        if (bits % size == 0) return TILES;
-    }
+    if (!c->has_where && n > 0 && inner >= 8 && side_by_side(&c->shape, &c->a, size, 1) &&
+        side_by_side(&c->shape, &c->y, size, c->keeps_axis) && (!c->has_b || side_by_side(&c->shape, &c->b, size, 1)) &&
+        !(c->forward && c->scales.always_transform))
+        return TILES;
     return PACKED;
 }
 
@@ -263,7 +274,7 @@ static csm_status run_call(csm_call *c, int threads) {
     double elements = (double)rows * (double)n;
     int split = p == LONG && (n >= SPLIT || rows < (size_t)threads);
     size_t per = 1, units = rows;
-    if (p == TILES) per = tile_width(n, c->wide_size);
+    if (p == TILES) per = tile_width(c);
     if (p == PACKED) per = csm_pack_rows(n, c->itemsize);
     if (p == TILES || p == PACKED) {
         if (p == TILES && threads > 1) /* at least one tile for each thread */

@@ -96,14 +96,18 @@ typedef struct csm_rows_job {
 
 /* A tile of neighbouring rows that lie side by side: the softmax axis strided, the rows contiguous across. */
 typedef struct csm_tile_job {
-    const char *a;
+    const char *a, *b;
     char *y;
-    ptrdiff_t a_step, y_step; /* bytes between successive classes */
+    ptrdiff_t a_step, b_step, y_step; /* bytes between successive classes */
     size_t n, width;
     const csm_temperature *temperature;
     void *scratch; /* CSM_TILE_BYTES */
 } csm_tile_job;
-enum { CSM_TILE_BYTES = 520 * 1024, CSM_TILE_WIDTH = 512 }; /* room for 16 rows of (CSM_BLOCK | 1) doubles */
+enum {
+    CSM_TILE_BYTES = 520 * 1024,
+    CSM_TILE_WIDTH = 512,
+    CSM_VJP_WIDTH = 128
+}; /* room for 16 rows of (CSM_BLOCK | 1) doubles */
 
 typedef struct csm_kernels {
     /* Computes rows in order and returns how many are done; fewer than job->rows: the next one has a maximum

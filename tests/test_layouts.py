@@ -126,6 +126,34 @@ def test_large_transposed_arrays(op, dtype):
             assert result.flags.c_contiguous
 
 
+@pytest.mark.parametrize("op", [op for op in OPS if op.inputs == 2], ids=lambda op: op.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 7.0])
+def test_gradients_of_rows_side_by_side(op, dtype, temperature):
+    """Many rows, along the first axis and along the last, have the bits that each has alone."""
+    rng = np.random.default_rng(0)
+    vjp = op.function()
+    for n in (1, 2, 7, 8, 9, 15, 16, 17, 31, 33, 127, 128, 129, 700):
+        for rows in (8, 9, 17, 40, 70, 133):
+            dy, y = (a.astype(np.float64) for a in op.make((n, rows), dtype, seed=n + rows))
+            dy[rng.integers(n, size=2), [1, 2]] = [np.inf, np.nan]
+            dy[:, 3] = -0.0
+            dy[:, 4] *= 1e-42  # s is subnormal, or, in half types, 0
+            dy[:, 5] = 6e4  # s is large, and the differences from it are small
+            y[rng.integers(n), 2:6] = -np.inf if op.log else 0  # takes no part
+            y[:, 6] = -np.inf if op.log else 0
+            dy, y = (a.astype(dtype_of(dtype)) for a in (dy, y))
+            alone = [vjp(np.array(a), np.array(b), temperature=temperature) for a, b in zip(dy.T, y.T, strict=True)]
+            expected = np.array(alone).astype(dy.dtype)
+            beside = vjp(dy, y, axis=0, temperature=temperature)
+            assert_same_bits(beside.T, expected, f"{n} classes, {rows} rows, axis 0")
+            below = [np.array(a.T, order="C") for a in (dy, y)]
+            assert_same_bits(vjp(*below, temperature=temperature), expected, f"{n} classes, {rows} rows, axis 1")
+            inside = dy.copy()
+            vjp(inside, y, axis=0, temperature=temperature, out=inside)
+            assert_same_bits(inside.T, expected, f"{n} classes, {rows} rows, in place")
+
+
 def test_where_of_every_layout(op):
     arrays = op.make((4, 6, 50), "float32")
     mask = np.random.default_rng(0).random((4, 6, 50)) < 0.7

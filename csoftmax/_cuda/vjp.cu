@@ -35,7 +35,7 @@ struct gradient {
     }
 };
 INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, const csm_temperature &t) {
-    const gradient g = {dy, y, V(vjp_set)(&t, &row, LOG)};
+    const gradient g = {dy, y, V(vjp_set)(&t, V(set)(row.hi), V(set)(row.lo), LOG)};
     return g;
 }
 

@@ -14,6 +14,7 @@ enum {
     EARLY_MAX = 2048, /* longest row that finds the next one's maximum: of floats, both and the result take 24 KB */
     TOGETHER = 512, /* longest row whose tail is found together with others' ... */
     LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */
+    VJP_TOGETHER = 128, /* longest row of gradients whose sum is found together with others' */
     SOFTMAX_TOGETHER = 2048 / v32_W, /* longest row that waits for others before its result: 8 KB of floats */
 };
 #if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
@@ -62,6 +63,21 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 #else
 #define SIMD
 #endif
+
+static const double csm_zeros[CSM_VJP_WIDTH]; /* lanes before the first class */
+
+/* Class j of a tile is being read: fetches what will be in eight classes, which is in the next tile at the end of this
+ * one.  The hardware does not prefetch across pages: (1000, 4096) axis 0, 0.88 -> 0.66 ns an element; into the next
+ * tile, gradients of (8, 21, 512, 512) axis 1, 1.8 -> 1.4. */
+INLINE void csm_tile_ahead(const void *tile, ptrdiff_t step, size_t j, size_t n, size_t bytes) {
+    enum { AHEAD = 8 };
+    uintptr_t p = (uintptr_t)tile + (uintptr_t)step * (j + AHEAD);
+    if (j + AHEAD >= n) {
+        if (n < AHEAD) return;
+        p += bytes - (uintptr_t)step * n;
+    }
+    for (size_t at = 0; at < bytes; at += 64) PREFETCH((const char *)(p + at));
+}
 
 #include "entmax_solve.h"
 #include "tails.h"
@@ -131,7 +147,8 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 
 #define FORWARD(op, pass1, combine, suffix) \
     {op##_rows_##suffix, op##_tile_##suffix, pass1##_pass1_##suffix, combine##_combine_##suffix, op##_pass2_##suffix}
-#define BACKWARD(op, suffix) {op##_rows_##suffix, NULL, op##_pass1_##suffix, vjp_combine_##suffix, op##_pass2_##suffix}
+#define BACKWARD(op, suffix) \
+    {op##_rows_##suffix, op##_tile_##suffix, op##_pass1_##suffix, vjp_combine_##suffix, op##_pass2_##suffix}
 #define SOFTMAX(suffix, storage, compute) FORWARD(softmax, softmax, softmax, suffix),
 #define LOG_SOFTMAX(suffix, storage, compute) FORWARD(log_softmax, log_softmax, log_softmax, suffix),
 #define LOGSUMEXP(suffix, storage, compute) FORWARD(logsumexp, log_softmax, log_softmax, suffix),

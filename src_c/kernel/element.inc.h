@@ -33,17 +33,23 @@ typedef struct V(vjp_constants) {
     V(shift) shift;
 } V(vjp_constants);
 
-INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, const csm_row *row, const int log) {
+/* s = hi + lo, of one row or of as many as a vector has lanes. */
+INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, V(t) hi, V(t) lo, const int log) {
     V(vjp_constants) c;
     /* Log: e^y carries 2^bias, s its inverse: e^y then loses nothing down to the subnormal numbers.  Not where s
      * itself would lose digits; there e^y s vanishes anyway. */
-    double bias = log && (row->hi >= EXP_SMALL || row->hi <= -EXP_SMALL) ? EXP_BIAS : 0, down = csm_pow2(-bias);
-    c.hi = V(set)(row->hi * down);
-    c.lo = V(set)(row->lo * down);
+    V(t) bias = V(zero)(), down = V(set)(1);
+    if (log) {
+        V(mask) ample = V(either)(V(ge)(hi, V(set)(EXP_SMALL)), V(ge)(V(set)(-EXP_SMALL), hi));
+        bias = V(keep)(ample, V(set)(EXP_BIAS));
+        down = V(select)(ample, V(set)(csm_pow2(-EXP_BIAS)), down);
+    }
+    c.hi = V(mul)(hi, down);
+    c.lo = V(mul)(lo, down);
     c.inv_t1 = V(set)(t->inv_t1);
     c.inv_t2 = V(set)(t->inv_t2);
     c.absent = V(set)(log ? -CSM_INF : 0);
-    c.shift = V(shift_by)(V(set)(EXP_EXPONENT_BIAS + bias), t, 0);
+    c.shift = V(shift_by)(V(add)(V(set)(EXP_EXPONENT_BIAS), bias), t, 0);
     return c;
 }
 

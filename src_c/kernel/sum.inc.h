@@ -10,12 +10,18 @@
  * Dot products: sixteen lanes j mod 16, then lane l + lane l+8; float: exact float64 products, fused into the sum;
  *               double: products and sums with their errors (Ogita, Rump & Oishi 2005, Dot2).
  * Eight lanes are added as ((0+4) + (2+6)) + ((1+5) + (3+7)).
+ * fold, dot_one and pair_of do the same for W rows side by side, a lane being a vector of one lane of each row.
  */
 #ifndef V
 #error "sum.inc.h needs V(name)"
 #endif
 
 enum { V(EIGHT) = 8 / v64_W, V(SIXTEEN) = 16 / V(W) };
+
+INLINE v64_t V(eight_added)(const v64_t *a) {
+    return v64_add(v64_add(v64_add(a[0], a[4]), v64_add(a[2], a[6])),
+                   v64_add(v64_add(a[1], a[5]), v64_add(a[3], a[7])));
+}
 
 #if EXP_MANTISSA == 23
 enum { V(PARTS) = v32_W / v64_W, V(LANES) = 16, V(CYCLE) = 16 / V(W) };
@@ -74,16 +80,34 @@ INLINE void V(sum_total)(const V(sum) *s, double *hi, double *lo) {
 
 typedef V(sum) V(dot); /* its float64 lanes */
 INLINE void V(dot_zero)(V(dot) *s) { V(sum_zero)(s); }
-INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) {
+INLINE void V(dot_one)(v64_t *hi, v64_t *lo, V(t) a, V(t) b) {
     v64_t x[V(PARTS)], y[V(PARTS)];
+    (void)lo;
     v32_widen(a, x);
     v32_widen(b, y);
     UNROLL
-    for (int p = 0; p < V(PARTS); p++) s->lane[i * V(PARTS) + p] = v64_fma(x[p], y[p], s->lane[i * V(PARTS) + p]);
+    for (int p = 0; p < V(PARTS); p++) hi[p] = v64_fma(x[p], y[p], hi[p]);
 }
+INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) { V(dot_one)(&s->lane[i * V(PARTS)], NULL, a, b); }
 INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) { V(sum_total)(s, hi, lo); }
+/* The eight lanes of a vector of rows (of double: and what they have left over, as in pair_total). */
+INLINE void V(fold)(const v64_t *lane, const v64_t *rest, v64_t *hi, v64_t *lo) {
+    (void)rest;
+    *hi = V(eight_added)(lane);
+    *lo = v64_zero();
+}
+/* csm_combine_pair of one block. */
+INLINE void V(pair_of)(v64_t *hi, v64_t lo, V(t) *high, V(t) *low) {
+    v64_t rest[V(PARTS)];
+    (void)lo; /* 0 */
+    for (int p = 0; p < V(PARTS); p++) hi[p] = v64_add(v64_zero(), hi[p]); /* never -0 */
+    *high = V(narrow)(hi);
+    v32_widen(*high, rest);
+    for (int p = 0; p < V(PARTS); p++) rest[p] = v64_sub(hi[p], rest[p]);
+    *low = V(keep)(V(eq)(V(sub)(*high, *high), V(zero)()), V(narrow)(rest));
+}
 #else
-enum { V(LANES) = 8, V(CYCLE) = 8 / V(W) };
+enum { V(PARTS) = 1, V(LANES) = 8, V(CYCLE) = 8 / V(W) };
 typedef struct V(sum) {
     v64_t hi[V(EIGHT)], lo[V(EIGHT)];
 } V(sum);
@@ -140,11 +164,12 @@ typedef struct V(dot) {
 INLINE void V(dot_zero)(V(dot) *s) {
     for (int i = 0; i < 2 * V(EIGHT); i++) s->hi[i] = s->lo[i] = v64_zero();
 }
-INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) {
+INLINE void V(dot_one)(v64_t *hi, v64_t *lo, V(t) a, V(t) b) {
     v64_t p = v64_mul(a, b), minus_error = v64_fnma(a, b, p);
-    s->lo[i] = v64_sub(s->lo[i], minus_error);
-    V(accumulate)(&s->hi[i], &s->lo[i], p);
+    *lo = v64_sub(*lo, minus_error);
+    V(accumulate)(hi, lo, p);
 }
+INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) { V(dot_one)(&s->hi[i], &s->lo[i], a, b); }
 INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) {
     double a[16], b[16];
     for (int i = 0; i < 2 * V(EIGHT); i++) {
@@ -156,5 +181,22 @@ INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) {
         csm_two_sum(&a[i], &b[i], a[i + 8]);
     }
     V(pair_total)(a, b, hi, lo);
+}
+INLINE void V(fold)(v64_t *lane, const v64_t *rest, v64_t *hi, v64_t *lo) {
+    v64_t tail = V(eight_added)(rest);
+    for (int i = 0; i < 4; i++) V(accumulate)(&lane[i], &tail, lane[i + 4]);
+    V(accumulate)(&lane[0], &tail, lane[2]);
+    V(accumulate)(&lane[1], &tail, lane[3]);
+    V(accumulate)(&lane[0], &tail, lane[1]);
+    *hi = lane[0];
+    *lo = tail;
+}
+/* csm_combine_pair of one block. */
+INLINE void V(pair_of)(const v64_t *hi, v64_t lo, V(t) *high, V(t) *low) {
+    v64_t sum = v64_add(v64_zero(), *hi); /* never -0 */
+    v64_t rest = v64_keep(v64_eq(v64_sub(sum, sum), v64_zero()), lo);
+    rest = v64_keep(v64_eq(v64_sub(rest, rest), v64_zero()), rest);
+    *high = v64_add(sum, rest);
+    *low = v64_keep(v64_eq(v64_sub(*high, *high), v64_zero()), v64_add(v64_sub(sum, *high), rest));
 }
 #endif

@@ -1,8 +1,12 @@
 /* The float32 exp core over every finite |x| <= 10^6, on every instruction set: e^x = P 2^n with P at most 1 ULP
  * off, P 2^n non-decreasing in x, the same P and n everywhere.
  *
- *     exp_exhaustive [--stride S] [--json FILE --commit C]       S = 1: all 2,464,696,322 numbers; else every
- *         S-th run of 4096 neighbours, and (S < 10000) all of 1/64 <= |x| < 1/2, where P's steps are smallest
+ *     exp_exhaustive [--stride S] [--json FILE --commit C] [--emulated NAME] [--other NAME --checksum X]
+ *     exp_exhaustive [--stride S] --only NAME
+ *
+ * S = 1: all 2,464,696,322 numbers; else every S-th run of 4096 neighbours, and (S < 10000) all of 1/64 <= |x| < 1/2,
+ * where P's steps are smallest.  --only computes the checksum of one unit's bits, for an emulator in which all else
+ * would take hours; --other compares it with that of the units here.  No single wrong P leaves the checksum as it is.
  *
  * Oracle: r = x - n ln 2 in float64 (x and n times the 32 leading bits of ln 2 are exact, so is their difference),
  * e^r by a Taylor polynomial of degree 14 (|r| <= 0.38: error below 2e-16, 4e-9 ULP of float32).
@@ -70,11 +74,19 @@ static double seconds(void) {
 
 int main(int argc, char **argv) {
     uint64_t stride = 1, total = 2 * ((uint64_t)LARGEST + 1), checksum = 0;
-    const char *json = NULL, *commit = "unknown";
+    const char *json = NULL, *commit = "unknown", *only = NULL, *other = NULL, *other_checksum = "", *emulated = "";
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--stride")) stride = strtoull(argv[i + 1], NULL, 10);
         else if (!strcmp(argv[i], "--json")) json = argv[i + 1];
         else if (!strcmp(argv[i], "--commit")) commit = argv[i + 1];
+        else if (!strcmp(argv[i], "--only")) only = argv[i + 1];
+        else if (!strcmp(argv[i], "--other")) other = argv[i + 1];
+        else if (!strcmp(argv[i], "--checksum")) other_checksum = argv[i + 1];
+        else if (!strcmp(argv[i], "--emulated")) emulated = argv[i + 1];
+        else {
+            fprintf(stderr, "unknown: %s\n", argv[i]);
+            return 2;
+        }
     }
     if (stride < 1) stride = 1;
     const uint64_t chunks = (total + CHUNK - 1) / CHUNK;
@@ -82,8 +94,15 @@ int main(int argc, char **argv) {
     const double begin = seconds();
     double worst[UNITS] = {0};
     uint64_t falls[UNITS] = {0}, differs[UNITS] = {0}, steps[UNITS] = {0};
-    int available[UNITS], ok = 1;
-    for (int u = 0; u < UNITS; u++) available[u] = (csm_cpu_features() & units[u].needs) == units[u].needs;
+    int available[UNITS], ok = 1, base = 0;
+    for (int u = 0; u < UNITS; u++) {
+        available[u] = (csm_cpu_features() & units[u].needs) == units[u].needs;
+        if (only && !strcmp(only, units[u].name)) base = u;
+    }
+    if (!available[base] || (only && strcmp(only, units[base].name) != 0)) {
+        fprintf(stderr, "no unit %s here\n", only);
+        return 2;
+    }
 
 #pragma omp parallel for schedule(dynamic, 64) reduction(max : worst) \
     reduction(+ : falls, differs, steps, checksum, count)
@@ -98,8 +117,9 @@ int main(int argc, char **argv) {
         count += total - first < CHUNK ? total - first : CHUNK;
         for (size_t i = 0; i < k; i++) x[i] = number(first + i);
         for (size_t i = k; i < (k + 15) / 16 * 16; i++) x[i] = x[k - 1];
+        if (only) units[base].run(x, p[base], n[base], (k + 15) / 16 * 16);
         for (int u = 0; u < UNITS; u++) {
-            if (!available[u]) continue;
+            if (only || !available[u]) continue;
             units[u].run(x, p[u], n[u], (k + 15) / 16 * 16);
             if (u == 0)
                 for (size_t i = 0; i < k; i++) wanted[i] = exact(x[i], n[0][i]);
@@ -124,32 +144,43 @@ int main(int argc, char **argv) {
         }
         for (size_t i = 0; i < k; i++) {
             uint32_t bits[2];
-            memcpy(&bits[0], &p[0][i], 4);
-            memcpy(&bits[1], &n[0][i], 4);
+            memcpy(&bits[0], &p[base][i], 4);
+            memcpy(&bits[1], &n[base][i], 4);
             checksum += ((uint64_t)bits[0] * 0x9e3779b97f4a7c15u ^ bits[1]) * (first + i + 1);
         }
     }
     const double took = seconds() - begin;
 
-    char text[2048], date[32];
+    char text[2048], date[32], here[32];
+    snprintf(here, sizeof here, "%016llx", (unsigned long long)checksum);
     time_t now = time(NULL);
     strftime(date, sizeof date, "%Y-%m-%d", gmtime(&now));
-    int at = snprintf(
-        text, sizeof text,
-        "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
-        "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%016llx\",\n  \"isa\": {",
-        date, commit, took, (unsigned long long)count, (unsigned long long)stride, (unsigned long long)checksum);
+    int at =
+        snprintf(text, sizeof text,
+                 "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
+                 "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%s\",\n  \"isa\": {",
+                 date, commit, took, (unsigned long long)count, (unsigned long long)stride, here);
     for (int u = 0, comma = 0; u < UNITS; u++) {
-        if (!available[u]) continue;
+        if (only || !available[u]) continue;
         int good = worst[u] <= 1 && falls[u] == 0 && steps[u] == 0 && differs[u] == 0;
         at += snprintf(text + at, sizeof text - (size_t)at,
-                       "%s\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s}", comma++ ? "," : "",
-                       units[u].name, worst[u], falls[u] ? "false" : "true", differs[u] ? "false" : "true");
+                       "%s\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s, \"how\": \"%s\"}",
+                       comma++ ? "," : "", units[u].name, worst[u], falls[u] ? "false" : "true",
+                       differs[u] ? "false" : "true", strcmp(emulated, units[u].name) ? "this CPU" : "emulated");
         ok &= good;
         if (!good)
             printf("FAILED %s: max %.6f ULP, falls %llu times, %llu wrong, %llu chunks differ from scalar\n",
                    units[u].name, worst[u], (unsigned long long)falls[u], (unsigned long long)steps[u],
                    (unsigned long long)differs[u]);
+    }
+    if (other) {
+        int equal = !strcmp(here, other_checksum);
+        at += snprintf(
+            text + at, sizeof text - (size_t)at,
+            ",\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s, \"how\": \"emulated, by checksum\"}",
+            other, worst[0], falls[0] ? "false" : "true", equal ? "true" : "false");
+        ok &= equal;
+        if (!equal) printf("FAILED %s: checksum %s, here %s\n", other, other_checksum, here);
     }
     snprintf(text + at, sizeof text - (size_t)at, "\n  }\n}\n");
     fputs(text, stdout);

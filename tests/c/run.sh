@@ -8,7 +8,8 @@
 #   simde     the avx512 unit emulated, on any CPU with AVX2
 #   neon      AArch64 under qemu-user; equal output hash
 #   asan      gcc's address and undefined-behaviour sanitizers
-#   exp       the exp core on a sample, natively and on NEON; exp-all: every one, written to exp_exhaustive.json
+#   exp       the exp core on a sample, natively and on NEON; exp-all: every one, on emulated units too, written to
+#             exp_exhaustive.json
 #   valgrind  memcheck: nothing depends on uninitialised memory
 #   long      every case of native and simde, more of neon and asan, valgrind, exp-all
 #
@@ -146,21 +147,25 @@ valgrind_() {
     [ "$status" -le 1 ] && [ ! -s "$BUILD/valgrind.err" ] && echo "1 passed, 0 failed"
 }
 
-# exp_program NAME COMPILER
+# exp_program NAME COMPILER [emulated]: with AVX-512 through SIMDe
 exp_program() {
-    local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=() jobs=()
+    local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=() jobs=() avx512=("${AVX512[@]}") features=src_c/cpu_features.c
     [ "$cc" = aarch64-linux-gnu-gcc ] && isas=(scalar neon)
+    if [ -n "${3:-}" ]; then
+        avx512=("${EMULATED[@]}")
+        features=tests/c/cpu_features_all.c
+    fi
     for isa in "${isas[@]}"; do
         flags=()
         [ "$isa" = avx2 ] && flags=("${AVX2[@]}")
-        [ "$isa" = avx512 ] && flags=("${AVX512[@]}")
+        [ "$isa" = avx512 ] && flags=("${avx512[@]}")
         "$cc" "${FLAGS[@]}" -Wno-unused-function "${flags[@]}" -DEXP_UNIT="$isa" -DEXP_SOURCE="\"../../src_c/isa/$isa.c\"" \
             -c tests/c/exp_unit.c -o "$BUILD/$name.$isa.o" &
         jobs+=($!)
         objects+=("$BUILD/$name.$isa.o")
     done
     for isa in "${jobs[@]}"; do wait "$isa"; done
-    "$cc" "${FLAGS[@]}" -fopenmp -O3 tests/c/exp_exhaustive.c src_c/cpu_features.c "${objects[@]}" -lm -o "$BUILD/$name"
+    "$cc" "${FLAGS[@]}" -fopenmp -O3 tests/c/exp_exhaustive.c "$features" "${objects[@]}" -lm -o "$BUILD/$name"
 }
 
 exp_() {
@@ -175,8 +180,20 @@ exp_() {
 }
 
 exp_all() {
-    exp_program exp gcc
-    run exp-all "$BUILD/exp" --json tests/c/exp_exhaustive.json --commit "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)"
+    local options=()
+    if x86 && ! grep -qw avx512f /proc/cpuinfo && [ -f /usr/include/simde/x86/avx512.h ]; then
+        exp_program exp gcc emulated
+        options+=(--emulated avx512)
+    else
+        exp_program exp gcc
+    fi
+    if x86 && command -v aarch64-linux-gnu-gcc >/dev/null && command -v qemu-aarch64 >/dev/null; then
+        exp_program exp-neon aarch64-linux-gnu-gcc
+        run exp-neon-all "${QEMU[@]}" "$BUILD/exp-neon" --only neon
+        options+=(--other neon --checksum "$(sed -n 's/.*"checksum": "\(.*\)".*/\1/p' "$BUILD/exp-neon-all.log")")
+    fi
+    run exp-all "$BUILD/exp" --json tests/c/exp_exhaustive.json --commit "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+        "${options[@]}"
 }
 
 long() {
@@ -194,7 +211,7 @@ for part; do
     native | simde | neon | asan | long) begin=$SECONDS; "$part" ;;
     clang | valgrind | exp) begin=$SECONDS; "${part}_" ;;
     exp-all) begin=$SECONDS; exp_all ;;
-    *) sed -n '2,20s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
     echo "== $part done in $((SECONDS - begin)) s"
 done
