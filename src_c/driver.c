@@ -257,7 +257,7 @@ static path choose(const csm_call *c, size_t rows, size_t inner) {
         return LONG;
     }
     if (plain) return ROWS;
-    if (!c->has_where && n > 0 && inner >= 8 && side_by_side(&c->shape, &c->a, size, 1) &&
+    if (!c->has_where && c->kernels->tile && n > 0 && inner >= 8 && side_by_side(&c->shape, &c->a, size, 1) &&
         side_by_side(&c->shape, &c->y, size, c->keeps_axis) && (!c->has_b || side_by_side(&c->shape, &c->b, size, 1)) &&
         !(c->forward && c->scales.always_transform))
         return TILES;

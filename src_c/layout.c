@@ -52,6 +52,13 @@ static int interleaved(const void *data, ptrdiff_t row, ptrdiff_t axis, size_t r
         else name##_##T##_8(__VA_ARGS__);                \
     } while (0)
 
+/* What lies eight steps ahead: the hardware does not look into the next page. */
+#if defined(__GNUC__)
+#define FETCH(p, step) __builtin_prefetch((const char *)((uintptr_t)(p) + 8 * (uintptr_t)(step)))
+#else
+#define FETCH(p, step) ((void)0)
+#endif
+
 /* Inlined with constant itemsize.  Eight rows at a time: their lines of `to` stay in the first cache. */
 static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, const size_t size) {
     if (from.axis == (ptrdiff_t)size) {
@@ -62,12 +69,44 @@ static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows,
     for (; r + 8 <= rows; r += 8)
         for (size_t j = 0; j < n; j++) {
             const char *x = from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis;
+            FETCH(x, from.axis);
             for (size_t i = 0; i < 8; i++) COPY(size, to + (r + i) * pitch + j * size, x + (ptrdiff_t)i * from.row);
         }
     for (; r < rows; r++)
         for (size_t j = 0; j < n; j++)
             COPY(size, to + r * pitch + j * size, from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis);
 }
+
+/* `fill` where the mask is 0.  Bits and no branch: at random masks that took 5 ns an element, this 1.  Eight rows at a
+ * time where the mask is, like the data, contiguous across them. */
+#define MASKED(T, x, m) (T)(((x) & (T)-(T)((m) != 0)) | (filler & (T)-(T)((m) == 0)))
+#define MASK(T)                                                                                               \
+    static void mask_##T(char *to, size_t pitch, csm_strided mask, size_t rows, size_t n, const void *fill) { \
+        const size_t step = pitch / sizeof(T);                                                                \
+        T filler;                                                                                             \
+        size_t r = 0;                                                                                         \
+        memcpy(&filler, fill, sizeof filler);                                                                 \
+        for (; mask.row == 1 && mask.axis != 1 && r + 8 <= rows; r += 8)                                      \
+            for (size_t j = 0; j < n; j++) {                                                                  \
+                const char *m = mask.data + (ptrdiff_t)r + (ptrdiff_t)j * mask.axis;                          \
+                FETCH(m, mask.axis);                                                                          \
+                T *x = (T *)(void *)(to + r * pitch) + j;                                                     \
+                for (size_t i = 0; i < 8; i++) x[i * step] = MASKED(T, x[i * step], m[i]);                    \
+            }                                                                                                 \
+        for (; r < rows; r++) {                                                                               \
+            const char *restrict m = mask.data + (ptrdiff_t)r * mask.row;                                     \
+            T *restrict x = (T *)(void *)(to + r * pitch);                                                    \
+            if (mask.axis == 1)                                                                               \
+                for (size_t j = 0; j < n; j++) x[j] = MASKED(T, x[j], m[j]);                                  \
+            else                                                                                              \
+                for (size_t j = 0; j < n; j++) x[j] = MASKED(T, x[j], m[(ptrdiff_t)j * mask.axis]);           \
+        }                                                                                                     \
+    }
+MASK(uint16_t)
+MASK(uint32_t)
+MASK(uint64_t)
+#undef MASK
+#undef MASKED
 
 void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, size_t itemsize,
                 const csm_strided *mask, const void *fill) {
@@ -81,11 +120,9 @@ void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n,
     else if (itemsize == 4) gather(to, pitch, from, rows, n, 4);
     else gather(to, pitch, from, rows, n, 8);
     if (!mask || !mask->data) return;
-    for (size_t r = 0; r < rows; r++) {
-        const char *m = mask->data + (ptrdiff_t)r * mask->row;
-        for (size_t j = 0; j < n; j++)
-            if (!m[(ptrdiff_t)j * mask->axis]) memcpy(to + r * pitch + j * itemsize, fill, itemsize);
-    }
+    if (itemsize == 2) mask_uint16_t(to, pitch, *mask, rows, n, fill);
+    else if (itemsize == 4) mask_uint32_t(to, pitch, *mask, rows, n, fill);
+    else mask_uint64_t(to, pitch, *mask, rows, n, fill);
 }
 
 static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows,
@@ -98,6 +135,7 @@ static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *
     for (; r + 8 <= rows; r += 8)
         for (size_t j = 0; j < n; j++) {
             char *y = to + (ptrdiff_t)r * row + (ptrdiff_t)j * axis;
+            FETCH(y, axis);
             for (size_t i = 0; i < 8; i++) COPY(size, y + (ptrdiff_t)i * row, from + (r + i) * pitch + j * size);
         }
     for (; r < rows; r++)

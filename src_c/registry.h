@@ -104,10 +104,10 @@ typedef struct csm_tile_job {
     void *scratch; /* CSM_TILE_BYTES */
 } csm_tile_job;
 enum {
-    CSM_TILE_BYTES = 520 * 1024,
-    CSM_TILE_WIDTH = 512,
-    CSM_VJP_WIDTH = 128
-}; /* room for 16 rows of (CSM_BLOCK | 1) doubles */
+    CSM_TILE_BYTES = 520 * 1024, /* room for 16 rows of (CSM_BLOCK | 1) doubles */
+    CSM_TILE_WIDTH = 512,        /* most rows of a tile; */
+    CSM_VJP_WIDTH = 128          /* of gradients; float64 half of them */
+};
 
 typedef struct csm_kernels {
     /* Computes rows in order and returns how many are done; fewer than job->rows: the next one has a maximum

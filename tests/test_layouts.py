@@ -171,6 +171,27 @@ def test_where_of_every_layout(op):
     assert_same_bits(op.function()(*arrays, where=odd), op.function()(*arrays))
 
 
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_masks_of_rows_side_by_side(op, dtype):
+    """As if the data had -inf (the gradient of softmax: y = 0) where the mask is False; true is any byte but 0."""
+    rng = np.random.default_rng(0)
+    for n in (1, 2, 9, 35, 300):
+        for rows in (3, 8, 21, 40):
+            arrays = list(op.make((n, rows), dtype, seed=n + rows))
+            full = (rng.random((n, rows)) < 0.6).astype(np.uint8) * rng.integers(1, 256, (n, rows), dtype=np.uint8)
+            full[0] = 128  # something is left of each row
+            for mask in (full, full[:, :1], np.asfortranarray(full), full[:, :1].repeat(rows, 1)):
+                where = mask.view(bool)
+                filled = [a.copy() for a in arrays]
+                filled[-1][np.broadcast_to(mask == 0, (n, rows))] = 0 if op.name == "softmax_vjp" else -np.inf
+                expected = op.function()(*(np.array(a.T, order="C") for a in filled))
+                result = op.function()(*arrays, axis=0, where=where)
+                assert_same_bits(result.T if op.keeps_axis else result, expected, f"{n} classes, {rows} rows, axis 0")
+                below = op.function()(*(np.array(a.T, order="C") for a in arrays), where=where.T)
+                assert_same_bits(below, expected, f"{n} classes, {rows} rows, axis 1")
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
 def test_byte_order(op, dtype):
     arrays = op.make((5, 33), dtype)

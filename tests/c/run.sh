@@ -181,7 +181,7 @@ exp_() {
 
 exp_all() {
     local options=()
-    if x86 && ! grep -qw avx512f /proc/cpuinfo && [ -f /usr/include/simde/x86/avx512.h ]; then
+    if x86 && ! grep -qw avx512vl /proc/cpuinfo && [ -f /usr/include/simde/x86/avx512.h ]; then
         exp_program exp gcc emulated
         options+=(--emulated avx512)
     else
