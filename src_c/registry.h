@@ -5,6 +5,12 @@
 
 #include "vec/standard.h"
 
+#if defined(__GNUC__)
+#define PREFETCH(p) __builtin_prefetch(p)
+#else
+#define PREFETCH(p) ((void)(p))
+#endif
+
 /*        name             second input, output has the softmax axis */
 #define CSM_OPS(X)       \
     X(softmax, 0, 1)     \

@@ -152,6 +152,12 @@ def test_gradients_of_rows_side_by_side(op, dtype, temperature):
             inside = dy.copy()
             vjp(inside, y, axis=0, temperature=temperature, out=inside)
             assert_same_bits(inside.T, expected, f"{n} classes, {rows} rows, in place")
+            # all but one of the arrays as a tile wants them
+            stepped = [a.repeat(2, axis=1)[:, ::2] for a in (dy, y, dy)]
+            for i in range(3):
+                a, b, out = (*(stepped[j] if j == i else x for j, x in enumerate((dy, y, np.empty_like(dy)))),)
+                vjp(a, b, axis=0, temperature=temperature, out=out)
+                assert_same_bits(out.T, expected, f"{n} classes, {rows} rows, every second element of array {i}")
 
 
 def test_where_of_every_layout(op):

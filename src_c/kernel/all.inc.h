@@ -27,11 +27,9 @@ enum {
 #define UNROLL
 #endif
 #if defined(__GNUC__)
-#define PREFETCH(p) __builtin_prefetch(p)
 #define CSM_LOWEST_BIT(bits) ((unsigned)__builtin_ctzll(bits))
 #define CSM_BIT_COUNT(bits) ((unsigned)__builtin_popcount(bits))
 #else
-#define PREFETCH(p) ((void)(p))
 INLINE unsigned csm_lowest_bit(uint64_t bits) {
     unsigned i = 0;
     while (!(bits >> i & 1)) i++;

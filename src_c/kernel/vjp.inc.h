@@ -4,8 +4,10 @@
  *   log_softmax_vjp  dx_j = (dy_j - s 2^n_j - s em1_j) / T,           s = sum dy,  e^y = 2^n + em1
  *
  * Passes: the dot product (sum.inc.h; s is a pair in the compute type, so that dy - s keeps its digits where one
- * class dominates); the result.  The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the
- * tail.  Elements with y = 0 (log: y = -inf) take no part: their dy does not matter, their dx is +0.
+ * class dominates); the result.  Rows one by one (vjp_rows), short ones as many at a time as a vector has lanes
+ * (vjp_group), along a strided axis side by side (vjp_tile): the same operations in the same order, so the same bits.
+ * The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the tail.  Elements with y = 0 (log:
+ * y = -inf) take no part: their dy does not matter, their dx is +0.
  * NaN elsewhere is written as the canonical NaN.
  * For T > 1 the quotient comes last, for T < 1 first; there y_j / T is rounded as a subnormal number if y_j is one.
  * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
