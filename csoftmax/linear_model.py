@@ -24,7 +24,8 @@ except ImportError as error:
     ) from error
 
 from . import class_weight as _class_weight
-from ._args import check_num_threads, place_of
+from ._arguments.numbers import check_num_threads
+from ._arguments.places import place_of
 from ._learn import adamw, lbfgs, store
 from ._learn.labels import indices_of
 from ._learn.monitor import Monitor, SupportsCallbacks, with_callbacks

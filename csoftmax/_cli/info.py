@@ -2,7 +2,7 @@
 
 import json
 
-from .._config import show_config
+from .._runtime.config import show_config
 
 
 def run(options):

@@ -134,7 +134,7 @@ def predict(options):
         raise UnusableError(f"--top must be 1 to {len(model.classes_)}, the number of classes, got {options.top}")
     table = _table(options.data, model, options.target, needs_target=False)
     from .._learn.store import write_whole
-    from ..sparse import topk
+    from .. import topk
 
     best = topk(model.predict_proba(table.x), options.top or 1)
 

@@ -16,7 +16,7 @@ import numpy as np
 
 import csoftmax
 
-from .._config import openmp_libraries
+from .._runtime.config import openmp_libraries
 from . import losses, sparse
 from .choices import LOSSES, SPARSE, Case
 from .timing import Contender

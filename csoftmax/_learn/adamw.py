@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._args import place_of
+from .._arguments.places import place_of
 from ..cross_entropy import cross_entropy_with_grad
 from .objective import at_place, host, logits_of, product
 

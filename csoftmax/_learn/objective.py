@@ -18,8 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .._args import Place, is_cupy
-from .._threads import get_num_threads
+from .._arguments.places import Place, is_cupy
+from .._runtime.threads import get_num_threads
 from ..cross_entropy import cross_entropy, cross_entropy_with_grad
 from ..softmax import softmax
 

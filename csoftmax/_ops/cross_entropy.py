@@ -270,7 +270,7 @@ def cross_entropy(
     return loss
 
 
-@binding.quick
+@binding.quick_returning(CrossEntropyResult)
 def cross_entropy_with_grad(
     logits: ArrayLike,
     target: ArrayLike,

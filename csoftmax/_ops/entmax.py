@@ -1,14 +1,181 @@
-HEAD
+"""Sparsemax and alpha-entmax, the gradient of both, and their Fenchel-Young losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments.foreign import takes_foreign
+from .._arguments.labels import check_on_device, check_target, raise_bad_label
+from .._arguments.layouts import (
+    Result,
+    Rows,
+    batch_shape,
+    check_where,
+    lay_out_gradient,
+    lay_out_rows,
+    normalize_axes,
+)
+from .._arguments.numbers import check_alpha, check_reduction
+from .._arguments.places import Place, as_float, place_of
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer, compute_dtype
+from .._cuda import launch_entmax, launch_entmax_loss
+from .cross_entropy import cross_entropy_with_grad
+from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
+
+__all__ = [
+    "EntmaxLossResult",
+    "entmax",
+    "entmax_loss",
+    "entmax_loss_with_grad",
+    "entmax_vjp",
+    "sparsemax",
+]
+
+_Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
+_Reduction = Literal["none", "sum", "mean"]
 
 
 class EntmaxLossResult(NamedTuple):
-    """What `entmax_loss_with_grad` returns."""
+    """The result of `entmax_loss_with_grad`."""
 
     loss: Any
     grad: Any
 
 
-def sparsemax(x, axis=-1, *, where=None, out=None, device=None, num_threads=None):
+class EntmaxPlan(NamedTuple):
+    """A checked call of entmax, or, with a second input, of entmax_vjp."""
+
+    alpha: float
+    rows: Rows
+    num_threads: Any
+
+    def run(self) -> Any:
+        """Compute, and return the result."""
+        rows = self.rows
+        arguments = rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, self.alpha
+        if not rows.result.place.on_cuda:
+            binding.run_entmax(*arguments, self.num_threads)
+            return rows.result.finish()
+        with rows.first.device:
+            launch_entmax(*arguments)
+            return rows.result.finish()
+
+
+def plan_entmax(
+    x: Any, alpha: float, axis: Any, *, y: Any = None, where: Any, out: Any, device: Any, num_threads: Any
+) -> EntmaxPlan:
+    """Check a call; x is dy where y is given."""
+    place = place_of(device, x)
+    with place.context():
+        return EntmaxPlan(alpha, lay_out_rows(place, x, y, axis, where, out), num_threads)
+
+
+class EntmaxLossPlan(NamedTuple):
+    """A checked call of entmax_loss or entmax_loss_with_grad; x and target have the class axis last."""
+
+    dtype: int
+    x: Any
+    target: Any
+    alpha: float
+    reduction: str
+    num_threads: Any
+    compute: np.dtype[Any]
+    gradient: Result | None
+    place: Place
+
+    def run(self) -> tuple[Any, Any]:
+        """Compute; returns the loss and the gradient or None."""
+        soft = self.target if self.target.dtype.kind == "f" else None
+        rows = None if self.gradient is None else self.gradient.rows
+        arrays = self.dtype, as_buffer(self.x), self.target if soft is None else None, soft, rows
+        options = self.alpha, binding.REDUCTIONS[self.reduction]
+        shape = self.x.shape[:-1] if self.reduction == "none" else ()
+        if not self.place.on_cuda:
+            loss = np.empty(shape, np.float64)
+            binding.run_entmax_loss(*arrays, loss, *options, self.num_threads)
+            return self._finish(loss)
+        with self.x.device:
+            if self.x.size:
+                loss = self.place.xp.empty(shape, self.compute)
+                launch_entmax_loss(*arrays, loss, *options)
+            else:  # the sum of no rows is 0; a row without classes has no loss, and no rows have no mean
+                is_zero = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
+                loss = self.place.xp.full(shape, 0 if is_zero else math.nan, self.compute)
+            return self._finish(loss)
+
+    def reduce(self, losses: Any, grad: Any) -> tuple[Any, Any]:
+        """The loss and the gradient, from the losses of the rows and the gradient of their sum."""
+        loss = losses
+        count = loss.size if self.reduction == "mean" else 1
+        if self.reduction != "none":
+            with np.errstate(invalid="ignore"):  # the mean of no rows
+                loss = loss.sum() / np.float64(count)
+        if self.gradient is not None:
+            if count != 1:
+                grad = (grad.astype(self.compute) / self.compute.type(count)).astype(grad.dtype)
+            self.gradient.rows[...] = as_buffer(grad)
+        return self._finish(loss.astype(self.compute) if self.place.on_cuda else np.asarray(loss, np.float64))
+
+    def _finish(self, loss: Any) -> tuple[Any, Any]:
+        gradient = None if self.gradient is None else self.gradient.finish()
+        if self.place.on_cuda:
+            return loss, gradient
+        with np.errstate(over="ignore", under="ignore"):
+            return loss.astype(self.compute)[()], gradient
+
+
+def plan_entmax_loss(
+    x: Any,
+    target: Any,
+    alpha: float,
+    *,
+    gradient: bool,
+    axis: Any,
+    reduction: str,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: Any = None,
+) -> EntmaxLossPlan:
+    """Check a call of entmax_loss or, with `gradient`, of entmax_loss_with_grad."""
+    place = place_of(device, x)
+    with place.context():
+        x, dtype = as_float("x", x, place)
+        axes = normalize_axes(axis, x.ndim)
+        compute = compute_dtype(x.dtype)
+        labels, soft = check_target(target, x.shape, batch_shape(x, axes), compute, place)
+        check_reduction(reduction)
+        mask = None if where is None else check_where(where, x.shape, place)
+        x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place, mask)
+        target = _check_labels(labels, x.shape[-1], place) if soft is None else _check_labels(soft, x.shape[-1], place)
+    return EntmaxLossPlan(dtype, x, target, alpha, reduction, num_threads, compute, result, place)
+
+
+def _check_labels(target: Any, n_classes: int, place: Place) -> Any:
+    """Labels that have been checked, hard ones as a copy so that no other thread can change them afterwards."""
+    if place.on_cuda:
+        check_on_device(target, n_classes, None)
+        return target
+    is_hard = target.dtype.kind != "f"
+    target = target.copy() if is_hard else target
+    raise_bad_label(target, n_classes, None)
+    return target.astype(np.int64) if is_hard else target
+
+
+def sparsemax(
+    x: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
     """Sparsemax, the Euclidean projection onto the simplex: ``max(x - tau, 0)``, which sums to 1.
 
     Parameters
@@ -41,7 +208,16 @@ def sparsemax(x, axis=-1, *, where=None, out=None, device=None, num_threads=None
     return entmax(x, 2.0, axis, where=where, out=out, device=device, num_threads=num_threads)
 
 
-def entmax(x, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_threads=None):
+def entmax(
+    x: ArrayLike,
+    alpha: float = 1.5,
+    axis: _Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
     """alpha-entmax, ``max((alpha - 1) x - tau, 0) ** (1 / (alpha - 1))``, which sums to 1.
 
     Parameters
@@ -78,17 +254,26 @@ def entmax(x, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_thre
     array([0.674, 0.326, 0.   , 0.   ])
     """
     alpha = check_alpha(alpha)
-    if alpha == 1:
-        return softmax(x, axis, where=where, out=out, device=device, num_threads=num_threads)
-    return _entmax(x, alpha, axis, where=where, out=out, device=device, num_threads=num_threads)
+    options = {"where": where, "out": out, "device": device, "num_threads": num_threads}
+    return softmax(x, axis, **options) if alpha == 1 else _run_entmax(x, alpha, axis, **options)
 
 
 @takes_foreign
-def _entmax(x, alpha, axis, *, where, out, device, num_threads):
-    return plan("softmax", x, axis, where=where, out=out, device=device, num_threads=num_threads).entmax(alpha)
+def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
+    return plan_entmax(x, alpha, axis, **options).run()
 
 
-def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, num_threads=None):
+def entmax_vjp(
+    dy: ArrayLike,
+    y: ArrayLike,
+    alpha: float = 1.5,
+    axis: _Axis = -1,
+    *,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
     """Gradient of a loss through `entmax`: dL/dx from dL/dy and ``y = entmax(x, alpha)``.
 
     Parameters
@@ -125,52 +310,62 @@ def entmax_vjp(dy, y, alpha=1.5, axis=-1, *, where=None, out=None, device=None, 
     array([ 0.5, -0.5,  0. ])
     """
     alpha = check_alpha(alpha)
-    if alpha == 1:
-        return softmax_vjp(dy, y, axis, where=where, out=out, device=device, num_threads=num_threads)
-    return _entmax_vjp(dy, y, alpha, axis, where=where, out=out, device=device, num_threads=num_threads)
+    options = {"where": where, "out": out, "device": device, "num_threads": num_threads}
+    return softmax_vjp(dy, y, axis, **options) if alpha == 1 else _run_entmax_vjp(dy, y, alpha, axis, **options)
 
 
 @takes_foreign
-def _entmax_vjp(dy, y, alpha, axis, *, where, out, device, num_threads):
-    p = plan("softmax_vjp", dy, axis, y=y, where=where, out=out, device=device, num_threads=num_threads)
-    return p.entmax(alpha)
+def _run_entmax_vjp(dy: Any, y: Any, alpha: float, axis: Any, **options: Any) -> Any:
+    return plan_entmax(dy, alpha, axis, y=y, **options).run()
 
 
 @takes_foreign
-def _loss(x, target, alpha, gradient, **options):
-    p = plan_entmax_loss(x, target, check_alpha(alpha), gradient=gradient, **options)
-    if p.alpha != 1:
-        return p.run()
-    # The limit: cross-entropy, and with soft labels the divergence of Kullback and Leibler.
-    with p.place.context():
-        no_label = 2**64  # nothing is ignored
+def _run_loss(x: Any, target: Any, alpha: Any, **options: Any) -> tuple[Any, Any]:
+    plan = plan_entmax_loss(x, target, check_alpha(alpha), **options)
+    return plan.run() if plan.alpha != 1 else _run_limit(plan)
+
+
+def _run_limit(plan: EntmaxLossPlan) -> tuple[Any, Any]:
+    """The loss at alpha = 1: cross-entropy, or, with soft labels, the Kullback-Leibler divergence."""
+    with plan.place.context():
+        no_label = 2**64  # equal to no label, so that nothing is ignored
         loss, grad = cross_entropy_with_grad(
-            p.x, p.target, reduction="none", ignore_index=no_label, num_threads=p.num_threads
+            plan.x, plan.target, reduction="none", ignore_index=no_label, num_threads=plan.num_threads
         )
-        if p.target.dtype.kind == "f":
-            loss, grad = _kullback_leibler(p, loss, grad)
-        return p.reduced(loss, grad)
+        if plan.target.dtype.kind == "f":
+            loss, grad = _kullback_leibler(plan, loss, grad)
+        return plan.reduce(loss, grad)
 
 
-def _kullback_leibler(p, cross_entropy, grad):
-    """Losses of rows, and their gradients, from those of cross-entropy, which take the mass of q to be 1."""
-    xp = p.place.xp
+def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tuple[Any, Any]:
+    """Losses and gradients of rows, from those of cross-entropy, whose rows are taken to have the mass 1."""
+    xp = plan.place.xp
     with np.errstate(all="ignore"):
-        x, q = p.x.astype(np.float64), p.target.astype(np.float64)
-        log_p = log_softmax(x, num_threads=p.num_threads)
+        x, q = plan.x.astype(np.float64), plan.target.astype(np.float64)
+        log_p = log_softmax(x, num_threads=plan.num_threads)
         log_q = np.log(xp.where(q > 0, q, 1.0))
         terms = xp.where(q > 0, q * (log_q - log_p) - q, 0.0) + np.exp(log_p)
         left = 1 - q.sum(-1)
-        lse = logsumexp(x, num_threads=p.num_threads)
+        lse = logsumexp(x, num_threads=plan.num_threads)
         loss = np.maximum(terms, 0).sum(-1) + xp.where(left == 0, 0.0, left * (lse - 1))
-        if p.on_cuda:  # where bad labels have made rows NaN
+        if plan.place.on_cuda:  # rows with bad labels are NaN
             loss = xp.where(cross_entropy == cross_entropy, loss, math.nan)
-        if p.on_cuda or np.any(left):  # to look at a device's would be to wait for it
+        if plan.place.on_cuda or np.any(left):  # on a device always: a look at the masses would wait for it
             grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
     return loss, grad
 
 
-def entmax_loss(x, target, alpha=1.5, *, axis=-1, reduction="mean", where=None, device=None, num_threads=None):
+def entmax_loss(
+    x: ArrayLike,
+    target: ArrayLike,
+    alpha: float = 1.5,
+    *,
+    axis: _Axis = -1,
+    reduction: _Reduction = "mean",
+    where: ArrayLike | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
     """Fenchel-Young loss of alpha-entmax: 0 exactly where ``entmax(x)`` is the target's distribution.
 
     Parameters
@@ -218,22 +413,23 @@ def entmax_loss(x, target, alpha=1.5, *, axis=-1, reduction="mean", where=None, 
     >>> csoftmax.entmax_loss(x, [0, 0], alpha=2.0, reduction="none")
     array([0.0625, 0.    ])
     """
-    return _loss(
-        x,
-        target,
-        alpha,
-        False,
-        axis=axis,
-        reduction=reduction,
-        where=where,
-        device=device,
-        num_threads=num_threads,
-    )[0]
+    options = {"axis": axis, "reduction": reduction, "where": where, "device": device, "num_threads": num_threads}
+    loss, _ = _run_loss(x, target, alpha, gradient=False, **options)
+    return loss
 
 
 def entmax_loss_with_grad(
-    x, target, alpha=1.5, *, axis=-1, reduction="mean", where=None, out=None, device=None, num_threads=None
-):
+    x: ArrayLike,
+    target: ArrayLike,
+    alpha: float = 1.5,
+    *,
+    axis: _Axis = -1,
+    reduction: _Reduction = "mean",
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> EntmaxLossResult:
     """`entmax_loss` and its gradient with respect to the logits, ``entmax(x) - q``.
 
     Parameters
@@ -267,128 +463,5 @@ def entmax_loss_with_grad(
     >>> csoftmax.entmax_loss_with_grad(np.array([[1.0, 0.5, -1.0]]), [0], alpha=2.0)
     EntmaxLossResult(loss=np.float64(0.0625), grad=array([[-0.25,  0.25,  0.  ]]))
     """
-    return EntmaxLossResult(
-        *_loss(
-            x,
-            target,
-            alpha,
-            True,
-            axis=axis,
-            reduction=reduction,
-            where=where,
-            out=out,
-            device=device,
-            num_threads=num_threads,
-        )
-    )
-
-
-
-class EntmaxLossPlan(NamedTuple):
-    """What a backend's run_entmax_loss takes; x and target have the axis of the classes last."""
-
-    dtype: int
-    x: np.ndarray
-    target: np.ndarray
-    alpha: float
-    reduction: str
-    num_threads: int | None
-    wide: np.dtype
-    result: np.ndarray | None  # the gradient as the caller gets it
-    rows: np.ndarray | None  # what a backend writes of it
-    work: np.ndarray | None
-    final: np.ndarray | None
-    given: bool  # the result is the caller's out
-    place: Place
-
-    @property
-    def on_cuda(self):
-        return self.place.number is not None
-
-    def run(self):
-        """Compute; returns the loss and the gradient or None."""
-        soft = self.target if self.target.dtype.kind == "f" else None
-        rows = None if self.rows is None else bits(self.rows)
-        what = self.dtype, bits(self.x), self.target if soft is None else None, soft, rows
-        how = self.alpha, _cpu.REDUCTIONS[self.reduction]
-        shape = self.x.shape[:-1] if self.reduction == "none" else ()
-        if not self.on_cuda:
-            loss = np.empty(shape, np.float64)
-            _cpu.run_entmax_loss(*what, loss, *how, self.num_threads)
-            return self.finish(loss)
-        with self.x.device:
-            if self.x.size:
-                loss = self.place.xp.empty(shape, self.wide)
-                _cuda.run_entmax_loss(*what, loss, *how)
-            else:  # the sum of no rows; rows without classes have no loss, and no rows no mean
-                nothing = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
-                loss = self.place.xp.full(shape, 0 if nothing else math.nan, self.wide)
-            return self.finish(loss)
-
-    def reduced(self, loss, grad):
-        """The same from a loss a row and the gradient of their sum."""
-        count = loss.size if self.reduction == "mean" else 1
-        if self.reduction != "none":
-            with np.errstate(invalid="ignore"):  # the mean of no rows
-                loss = loss.sum() / np.float64(count)
-        if self.rows is not None:
-            self.rows[...] = grad if count == 1 else (grad.astype(self.wide) / self.wide.type(count)).astype(grad.dtype)
-        return self.finish(loss.astype(self.wide) if self.on_cuda else np.asarray(loss, np.float64))
-
-    def finish(self, loss):
-        if self.work is not self.final:
-            self.final[...] = self.work
-        result = self.result
-        if self.on_cuda:
-            return loss, result
-        if result is not None and result.ndim == 0 and not self.given:
-            result = result[()]
-        with np.errstate(over="ignore", under="ignore"):
-            return loss.astype(self.wide)[()], result
-
-
-def plan_entmax_loss(
-    x, target, alpha, *, gradient, axis, reduction, where=None, out=None, device=None, num_threads=None
-):
-    """Check the arguments of entmax_loss or, with `gradient`, of entmax_loss_with_grad, and lay them out."""
-    place = place_of(device, x)
-    with place.context():
-        return lay_out_entmax_loss(place, x, target, alpha, gradient, axis, reduction, where, out, num_threads)
-
-
-def lay_out_entmax_loss(place, x, target, alpha, gradient, axis, reduction, where, out, num_threads):
-    xp = place.xp
-    x, code = as_float("x", x, place)
-    axes = normalize_axes(axis, x.ndim)
-    wide = wide_dtype(x.dtype)
-    batch = tuple(n for i, n in enumerate(x.shape) if i not in axes)
-    labels, soft = check_target(target, x.shape, batch, wide, place)
-    check_reduction(reduction)
-    mask = None if where is None else check_where(where, x.shape, place)
-    result = final = work = rows = None
-    if gradient:
-        if out is not None:
-            check_out(out, x.shape, x.dtype, place)
-            if may_share_memory(out, x) and not same_place(out, x):
-                x = x.copy()
-            if soft is not None and may_share_memory(out, soft):
-                soft = soft.copy()
-        result = place.result_like(x) if out is None else out
-    if mask is not None:
-        x = masked(xp, mask, x)
-    if x.ndim == 0:
-        x, soft = x.reshape(1), None if soft is None else soft.reshape(1)
-    if gradient:
-        final, work, rows = result_rows(result, x, axes, xp=xp)
-    x = axis_last(x, axes)
-    target = labels if soft is None else axis_last(soft, axes)
-    if place.number is None:
-        target = target.copy() if soft is None else target  # what is checked is what is used
-        raise_bad_label(target, x.shape[-1], None)
-        target = target.astype(np.int64) if soft is None else target
-    elif os.environ.get("CSOFTMAX_SYNC_CHECKS") == "1":
-        raise_bad_label(target.get(), x.shape[-1], None)
-    return EntmaxLossPlan(
-        code, x, target, alpha, reduction, num_threads, wide, result, rows, work, final, out is not None, place
-    )
-
+    options = {"axis": axis, "reduction": reduction, "where": where, "device": device, "num_threads": num_threads}
+    return EntmaxLossResult(*_run_loss(x, target, alpha, gradient=True, out=out, **options))

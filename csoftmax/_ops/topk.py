@@ -1,14 +1,146 @@
-HEAD
+"""The k largest or smallest elements of rows, their softmax, and the sparse matrix of both."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .._arguments.foreign import as_native, takes_foreign
+from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
+from .._arguments.numbers import check_count, check_temperature
+from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer
+from .._cuda import launch_topk
+
+__all__ = ["TopK", "to_csr", "topk", "topk_softmax"]
+
+_Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 
 class TopK(NamedTuple):
-    """What `topk` and `topk_softmax` return."""
+    """The result of `topk` and `topk_softmax`."""
 
     values: Any
     indices: Any
 
 
-def topk(x, k, axis=-1, *, largest=True, sorted=True, device=None, num_threads=None):
+class TopKPlan(NamedTuple):
+    """A checked call of topk or topk_softmax."""
+
+    dtype: int
+    x: Any
+    values: Any
+    indices: Any
+    smallest: bool
+    unsorted: bool
+    normalize: int
+    temperature: float
+    num_threads: int | None
+    result: tuple[Any, Any]  # the arrays of which values and indices are views
+    out: tuple[Any, Any] | None  # where the caller wants them
+    empty: Any | None  # mask of the rows that `where` leaves nothing of
+    place: Place
+
+    def run(self) -> tuple[Any, Any]:
+        """Compute, and return values and indices."""
+        arrays = self.dtype, as_buffer(self.x), as_buffer(self.values), self.indices
+        options = self.smallest, self.unsorted, self.normalize, self.temperature
+        if self.place.on_cuda:
+            with self.x.device:
+                launch_topk(*arrays, *options)
+                return self._finish()
+        binding.run_topk(*arrays, *options, self.num_threads)
+        return self._finish()
+
+    def _finish(self) -> tuple[Any, Any]:
+        if self.empty is not None:  # not by indexing with the mask, which would make a device count it first
+            values = as_buffer(self.values)
+            values[...] = self.place.xp.where(self.empty[..., None], values.dtype.type(0), values)
+        if self.out is None:
+            return self.result
+        for to, a in zip(self.out, self.result, strict=True):
+            to[...] = a
+        return self.out
+
+
+def plan_topk(
+    x: Any,
+    k: Any,
+    axis: Any,
+    *,
+    largest: bool = True,
+    sorted: bool,
+    normalize: str | None = None,
+    temperature: Any = 1.0,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: Any = None,
+) -> TopKPlan:
+    """Check a call of topk or, with `normalize`, of topk_softmax."""
+    place = place_of(device, x)
+    with place.context():
+        options = not largest, not sorted, binding.NORMALIZE[normalize], check_temperature(temperature, False)
+        return _lay_out_topk(place, x, k, axis, (*options, num_threads), where, out)
+
+
+def _lay_out_topk(
+    place: Place, x: Any, k: Any, axis: Any, options: tuple[bool, bool, int, float, Any], where: Any, out: Any
+) -> TopKPlan:
+    xp = place.xp
+    x, dtype = as_float("x", x, place)
+    axes = normalize_axes(axis, x.ndim)
+    mask = None if where is None else check_where(where, x.shape, place)
+    if x.ndim == 0:
+        x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
+    n = math.prod(x.shape[i] for i in axes)
+    k = check_count("k", k)
+    if k > n:
+        raise ValueError(f"k must be at most the length of the axis, {n}, got {k}")
+    rows = axis_last(x, axes)
+    empty = None
+    if mask is not None:
+        mask = axis_last(mask, axes)
+        rows = masked(xp, mask, rows)
+        empty = ~mask.any(-1)
+    at = axes[0] if len(axes) == 1 else rows.ndim - 1
+    shape = (*rows.shape[:-1][:at], k, *rows.shape[:-1][at:])
+    result = xp.empty(shape, x.dtype), xp.empty(shape, np.int64)
+    if out is not None:
+        _check_pair(out, result, place)
+    values, indices = (np.moveaxis(a, at, -1) for a in result)
+    return TopKPlan(dtype, rows, values, indices, *options, result, out, empty, place)
+
+
+def _check_pair(out: Any, result: tuple[Any, Any], place: Place) -> None:
+    """Refuse an `out` that is not a pair of arrays like those of the result."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
+    for to, a in zip(out, result, strict=True):
+        check_out(to, a.shape, a.dtype, place)
+    if shares_memory(*out):
+        raise ValueError("out: values and indices share memory")
+
+
+@takes_foreign
+def _run_topk(x: Any, k: Any, axis: Any, **options: Any) -> tuple[Any, Any]:
+    return plan_topk(x, k, axis, **options).run()
+
+
+def topk(
+    x: ArrayLike,
+    k: SupportsIndex,
+    axis: _Axis = -1,
+    *,
+    largest: bool = True,
+    sorted: bool = True,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> TopK:
     """The k largest (or smallest) elements along an axis, and where they are.
 
     Parameters
@@ -50,22 +182,22 @@ def topk(x, k, axis=-1, *, largest=True, sorted=True, device=None, num_threads=N
     >>> csoftmax.topk(np.array([3.0, 1.0, 4.0, 1.0, 5.0, 4.0]), 3)
     TopK(values=array([5., 4., 4.]), indices=array([4, 2, 5]))
     """
-    return TopK(*_topk(x, k, axis, largest=largest, sorted=sorted, device=device, num_threads=num_threads))
+    return TopK(*_run_topk(x, k, axis, largest=largest, sorted=sorted, device=device, num_threads=num_threads))
 
 
 def topk_softmax(
-    x,
-    k,
-    axis=-1,
+    x: ArrayLike,
+    k: SupportsIndex,
+    axis: _Axis = -1,
     *,
-    temperature=1.0,
-    normalize="topk",
-    sorted=True,
-    where=None,
-    out=None,
-    device=None,
-    num_threads=None,
-):
+    temperature: float = 1.0,
+    normalize: Literal["topk", "full"] = "topk",
+    sorted: bool = True,
+    where: ArrayLike | None = None,
+    out: tuple[NDArray[Any], NDArray[np.int64]] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> TopK:
     """Softmax of the k largest elements along an axis, and where they are.
 
     Parameters
@@ -113,7 +245,7 @@ def topk_softmax(
     """
     if normalize not in ("topk", "full"):
         raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
-    result = _topk(
+    result = _run_topk(
         x,
         k,
         axis,
@@ -128,7 +260,7 @@ def topk_softmax(
     return TopK(*result)
 
 
-def to_csr(topk, n_classes):
+def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -> Any:
     """Top-k results as a sparse matrix, one row for each row of the batch.
 
     Parameters
@@ -174,7 +306,7 @@ def to_csr(topk, n_classes):
         raise TypeError(f"topk must be a TopK or a pair of arrays, got {type(topk).__name__}")
     if any(map(is_cupy, topk)):
         raise DeviceError("topk is on a CUDA device, where SciPy has no matrices: pass values.get() and indices.get()")
-    values, indices = (as_array(n, native(a, n)) for n, a in zip(("values", "indices"), topk, strict=True))
+    values, indices = (as_array(n, as_native(a, n)) for n, a in zip(("values", "indices"), topk, strict=True))
     n_classes = check_count("n_classes", n_classes)
     if values.shape != indices.shape or values.ndim == 0:
         raise ValueError(f"values have shape {values.shape}, indices {indices.shape}; both must be (..., k)")
@@ -198,98 +330,3 @@ def to_csr(topk, n_classes):
     matrix = csr_array((values.ravel(), indices.ravel().astype(np.int64), starts), shape=(rows, n_classes))
     matrix.has_canonical_format = True
     return matrix
-
-
-
-class TopKPlan(NamedTuple):
-    """What `_cpu.run_topk` takes, and what the caller gets."""
-
-    dtype: int
-    x: np.ndarray
-    values: np.ndarray
-    indices: np.ndarray
-    smallest: bool
-    unsorted: bool
-    normalize: int
-    temperature: float
-    num_threads: int | None
-    result: tuple  # of which values and indices are views
-    out: tuple | None  # where the caller wants them
-    empty: np.ndarray | None  # rows of which nothing takes part
-    place: Place
-
-    def run(self):
-        """Compute, and return values and indices."""
-        arguments = self.dtype, bits(self.x), bits(self.values), self.indices, *self[4:8]
-        if self.place.number is not None:
-            with self.x.device:
-                _cuda.run_topk(*arguments)
-                return self.finish()
-        _cpu.run_topk(*arguments, self.num_threads)
-        return self.finish()
-
-    def finish(self):
-        if self.empty is not None:  # not by a mask: a device's would have to be counted first
-            values = bits(self.values)
-            values[...] = self.place.xp.where(self.empty[..., None], values.dtype.type(0), values)
-        if self.out is None:
-            return self.result
-        for to, a in zip(self.out, self.result, strict=True):
-            to[...] = a
-        return self.out
-
-
-def plan_topk(
-    x,
-    k,
-    axis,
-    *,
-    largest=True,
-    sorted,
-    normalize=None,
-    temperature=1.0,
-    where=None,
-    out=None,
-    device=None,
-    num_threads=None,
-):
-    """Check the arguments of topk or, with `normalize`, of topk_softmax, and lay them out."""
-    place = place_of(device, x)
-    with place.context():
-        return lay_out_topk(
-            place, x, k, axis, largest, sorted, _cpu.NORMALIZE[normalize], temperature, where, out, num_threads
-        )
-
-
-def lay_out_topk(place, x, k, axis, largest, sorted, normalize, temperature, where, out, num_threads):
-    xp = place.xp
-    x, code = as_float("x", x, place)
-    axes = normalize_axes(axis, x.ndim)
-    temperature = check_temperature(temperature, False)
-    mask = None if where is None else check_where(where, x.shape, place)
-    if x.ndim == 0:
-        x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
-    n = math.prod(x.shape[i] for i in axes)
-    k = check_count("k", k)
-    if k > n:
-        raise ValueError(f"k must be at most the length of the axis, {n}, got {k}")
-    rows = axis_last(x, axes)
-    empty = None
-    if mask is not None:
-        mask = axis_last(mask, axes)
-        rows = masked(xp, mask, rows)
-        empty = ~mask.any(-1)
-    at = axes[0] if len(axes) == 1 else rows.ndim - 1
-    shape = (*rows.shape[:-1][:at], k, *rows.shape[:-1][at:])
-    result = xp.empty(shape, x.dtype), xp.empty(shape, np.int64)
-    if out is not None:
-        if not isinstance(out, tuple) or len(out) != 2:
-            raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
-        for to, a in zip(out, result, strict=True):
-            check_out(to, shape, a.dtype, place)
-        if np.shares_memory(*_laid_out(*out)):
-            raise ValueError("out: values and indices lie at one place in memory")
-    values, indices = (np.moveaxis(a, at, -1) for a in result)
-    how = not largest, not sorted, normalize, temperature, num_threads
-    return TopKPlan(code, rows, values, indices, *how, result, out, empty, place)
-

@@ -1,4 +1,6 @@
-"""What this installation is and what it found: versions, instruction sets, OpenMP, threads, paths."""
+"""The installation and what it found: versions, instruction sets, OpenMP, threads, paths."""
+
+from __future__ import annotations
 
 import hashlib
 import os
@@ -7,17 +9,19 @@ import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any, Literal, overload
 
 import numpy as np
 
-from . import _cuda, _memory, _threads
-from ._cpu import binding
+from .. import _cuda
+from .._cpu import binding
+from . import memory, threads
 
 __version__ = "0.1.0"
-_HERE = Path(__file__).parent
+_PACKAGE = Path(__file__).parent.parent
 
 
-def get_include():
+def get_include() -> str:
     """Directory of ``csoftmax.h``, for C and Cython programs that call the kernels.
 
     Returns
@@ -30,11 +34,11 @@ def get_include():
     >>> os.path.exists(os.path.join(csoftmax.get_include(), "csoftmax.h"))
     True
     """
-    return str(_HERE / "include")
+    return str(_PACKAGE / "include")
 
 
-def get_library():
-    """Path of the library with all kernels, which needs no Python: on Linux a shared one, elsewhere static.
+def get_library() -> str:
+    """Path of the library with all kernels, which needs no Python: shared on Linux, static elsewhere.
 
     Returns
     -------
@@ -47,10 +51,10 @@ def get_library():
     'libcsoftmax.so.0'
     """
     name = "libcsoftmax.so.0" if sys.platform == "linux" else "csoftmax.lib" if os.name == "nt" else "libcsoftmax.a"
-    return str(_HERE / "lib" / name)
+    return str(_PACKAGE / "lib" / name)
 
 
-def get_cmake_dir():
+def get_cmake_dir() -> str:
     """Directory of ``csoftmax-config.cmake``, for ``-Dcsoftmax_DIR=``.
 
     Returns
@@ -63,22 +67,22 @@ def get_cmake_dir():
     >>> os.listdir(csoftmax.get_cmake_dir())[0].endswith(".cmake")
     True
     """
-    return str(_HERE / "lib" / "cmake" / "csoftmax")
+    return str(_PACKAGE / "lib" / "cmake" / "csoftmax")
 
 
-def link_flags():
-    """What a compiler of the Unix kind needs to link with the library and to find it when the program runs."""
+def link_flags() -> str:
+    """Arguments with which a Unix compiler links the library, so that the program finds it when it runs."""
     library = get_library()
     return f"{library} -Wl,-rpath,{os.path.dirname(library)}" if sys.platform == "linux" else f"{library} -lm"
 
 
-def source_hash():
+def source_hash() -> str | None:
     """Hash of the sources beside this package, as setup.py makes it; None in an installed package."""
-    root = _HERE.parent
+    root = _PACKAGE.parent
     if not (root / "src_c" / "registry.h").is_file():
         return None
-    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted((_HERE / "include").glob("*.h"))]
-    for folder in (_HERE, _HERE / "_cpu"):
+    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted((_PACKAGE / "include").glob("*.h"))]
+    for folder in (_PACKAGE, _PACKAGE / "_cpu"):
         files += [f for f in sorted(folder.iterdir()) if f.suffix in (".c", ".h", ".pxd", ".pyx")]
     files = [f for f in files if f.suffix != ".c" or not f.with_suffix(".pyx").exists()]  # that is Cython's
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
@@ -92,7 +96,7 @@ if source_hash() not in (None, binding.SOURCE_HASH):
     )
 
 
-def openmp_libraries():
+def openmp_libraries() -> list[str]:
     """Paths of the OpenMP runtimes that are loaded in this process (Linux; elsewhere empty)."""
     try:
         maps = Path("/proc/self/maps").read_text()
@@ -102,10 +106,10 @@ def openmp_libraries():
     return sorted(p for p in paths if re.search(r"lib(gomp|omp|iomp5)(-[^/]*)?\.so", p))
 
 
-def config():
+def config() -> dict[str, Any]:
     """Everything that show_config prints, as a dict."""
     libraries = openmp_libraries()
-    decides, bounds = _threads.reason()
+    decides, bounds = threads.reason()
     return {
         "csoftmax": __version__,
         "abi": binding.ABI,
@@ -121,14 +125,18 @@ def config():
             else None,
         },
         "threads": {"used": binding.get_threads(), "decided_by": decides, "bounds": bounds},
-        "memory": {"kept": binding.kept_pages(), "limit": _memory.LIMIT},
+        "memory": {"kept": binding.kept_pages(), "limit": memory.LIMIT},
         "cuda": _cuda.state(),
         "include": get_include(),
         "library": get_library(),
     }
 
 
-def show_config(mode="print"):
+@overload
+def show_config(mode: Literal["print"] = "print") -> None: ...
+@overload
+def show_config(mode: Literal["dicts"]) -> dict[str, Any]: ...
+def show_config(mode: str = "print") -> dict[str, Any] | None:
     """Show versions, instruction sets, OpenMP runtimes, threads and why, and the state of CUDA.
 
     Parameters
@@ -156,15 +164,15 @@ def show_config(mode="print"):
     if mode != "print":
         raise ValueError(f'mode must be "print" or "dicts", got {mode!r}')
     page = config()
-    isa, openmp, threads = page["isa"], page["openmp"], page["threads"]
+    isa, openmp, limits = page["isa"], page["openmp"], page["threads"]
     print(f"csoftmax {page['csoftmax']} (C ABI {page['abi']}), Python {page['python']}, NumPy {page['numpy']}")
     print(f"platform  {page['platform']}")
     print(f"ISA       {isa['used']} (available: {', '.join(isa['available'])}; built: {', '.join(isa['built'])})")
     print(f"OpenMP    {', '.join(openmp['libraries']) or ('built in' if openmp['version'] else 'none')}")
     if openmp["warning"]:
         print(f"          warning: {openmp['warning']}")
-    bounds = ", ".join(f"{name} {bound}" for name, bound in threads["bounds"].items())
-    print(f"threads   {threads['used']} (decided by {threads['decided_by']}; {bounds})")
+    bounds = ", ".join(f"{name} {bound}" for name, bound in limits["bounds"].items())
+    print(f"threads   {limits['used']} (decided by {limits['decided_by']}; {bounds})")
     print(f"memory    {page['memory']['kept']:,} bytes kept for later results (at most {page['memory']['limit']:,})")
     print(f"CUDA      {page['cuda']['reason']}")
     print(f"C header  {page['include']}")

@@ -1,17 +1,22 @@
-"""How many threads a call may use: what the machine allows, what the user asks for."""
+"""How many threads a call may use: what the machine allows, and what the user asks for."""
+
+from __future__ import annotations
 
 import contextlib
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
-from ._cpu import binding
+from .._cpu import binding
 
-# Each entry: what bounds the threads, and the bound.
-_bounds = {}
+# What bounds the threads of this process, and each bound.
+_bounds: dict[str, int] = {}
 
 
-def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
+def cgroup_quota(
+    root: str | os.PathLike[str] = "/sys/fs/cgroup", membership: str | os.PathLike[str] = "/proc/self/cgroup"
+) -> int | None:
     """CPUs that the control group (version 2 or 1) grants this process, rounded up; None without a quota."""
     quotas = []
     try:
@@ -38,17 +43,17 @@ def cgroup_quota(root="/sys/fs/cgroup", membership="/proc/self/cgroup"):
     return max(1, -int(-min(quotas) // 1)) if quotas else None
 
 
-def _affinity():
+def _affinity() -> int:
     return (len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()) or 1
 
 
-def _of_openmp():
-    """What OMP_NUM_THREADS says (of the outermost level), or None."""
-    wanted = re.match(r"\s*([1-9][0-9]{0,5})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
-    return int(wanted[1]) if wanted else None
+def _requested_of_openmp() -> int | None:
+    """The number in OMP_NUM_THREADS (the one for the outermost level), or None."""
+    match = re.match(r"\s*([1-9][0-9]{0,5})\s*(,|$)", os.environ.get("OMP_NUM_THREADS", ""))
+    return int(match[1]) if match else None
 
 
-def _find_bounds():
+def _find_bounds() -> dict[str, int]:
     forced = os.environ.get("CSOFTMAX_NUM_THREADS", "")
     if forced:
         if not re.fullmatch(r"[0-9]{1,6}", forced) or int(forced) < 1:
@@ -58,15 +63,15 @@ def _find_bounds():
     quota = cgroup_quota()
     if quota is not None:
         bounds["cgroup quota"] = quota
-    if _wanted_of_openmp:
-        bounds["OMP_NUM_THREADS"] = _wanted_of_openmp
+    if _requested:
+        bounds["OMP_NUM_THREADS"] = _requested
     if not binding.OPENMP:
         bounds["built without OpenMP"] = 1
     return bounds
 
 
-def reason():
-    """The bound that decides in this thread, and all of them."""
+def reason() -> tuple[str, dict[str, int]]:
+    """The name of the bound that decides in this thread, and all bounds."""
     bounds, limit = dict(_bounds), min(_bounds.values())
     context, default, openmp = binding.thread_settings()
     if context:
@@ -75,17 +80,17 @@ def reason():
         bounds["set_num_threads"] = default
     if openmp:
         bounds["omp_set_num_threads or threadpoolctl"] = openmp
-    return min(bounds, key=bounds.get), bounds
+    return min(bounds, key=bounds.__getitem__), bounds
 
 
-_wanted_of_openmp = _of_openmp()
+_requested = _requested_of_openmp()
 _bounds.update(_find_bounds())
 binding.set_thread_limit(min(_bounds.values()))
-binding.set_openmp_default(_wanted_of_openmp or _affinity())
+binding.set_openmp_default(_requested or _affinity())
 
 
-def set_num_threads(num_threads):
-    """Set how many threads calls use from now on, in the whole process.
+def set_num_threads(num_threads: int | None) -> None:
+    """Set how many threads calls in the whole process use from now on.
 
     Parameters
     ----------
@@ -109,8 +114,8 @@ def set_num_threads(num_threads):
     binding.set_threads(num_threads)
 
 
-def get_num_threads():
-    """How many threads a call in this thread may use.
+def get_num_threads() -> int:
+    """Number of threads that a call in this thread may use.
 
     Returns
     -------
@@ -127,8 +132,8 @@ def get_num_threads():
 
 
 @contextlib.contextmanager
-def threads(num_threads):
-    """Context manager: how many threads the calls of this thread use inside.
+def threads(num_threads: int) -> Iterator[None]:
+    """Context manager that bounds the threads of calls in this thread.
 
     Parameters
     ----------
