@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _cuda
 from .._arguments.foreign import as_native, takes_foreign
 from .._arguments.labels import (
     LossOptions,
@@ -28,7 +29,6 @@ from .._arguments.numbers import check_count
 from .._arguments.places import Place, as_array, as_float, is_cupy, place_of, to_host
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
-from .._cuda import launch_loss
 
 __all__ = ["CrossEntropyResult", "check_labels", "cross_entropy", "cross_entropy_with_grad"]
 
@@ -85,7 +85,7 @@ class LossPlan(NamedTuple):
         check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
         with self.logits.device:
             if self.logits.size:
-                launch_loss(*self._arguments())
+                _cuda.launch_loss(*self._arguments())
             else:  # no row, or no class: nothing to compute, and the CPU knows the result
                 dtype, logits, rows, _, *rest = self._arguments()
                 host = np.empty(self.loss.shape, np.float64)

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _cuda
 from .._arguments.foreign import takes_foreign
 from .._arguments.labels import check_on_device, check_target, raise_bad_label
 from .._arguments.layouts import (
@@ -23,7 +24,6 @@ from .._arguments.numbers import check_alpha, check_reduction
 from .._arguments.places import Place, as_float, place_of
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
-from .._cuda import launch_entmax, launch_entmax_loss
 from .cross_entropy import cross_entropy_with_grad
 from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
 
@@ -62,7 +62,7 @@ class EntmaxPlan(NamedTuple):
             binding.run_entmax(*arguments, self.num_threads)
             return rows.result.finish()
         with rows.first.device:
-            launch_entmax(*arguments)
+            _cuda.launch_entmax(*arguments)
             return rows.result.finish()
 
 
@@ -102,7 +102,7 @@ class EntmaxLossPlan(NamedTuple):
         with self.x.device:
             if self.x.size:
                 loss = self.place.xp.empty(shape, self.compute)
-                launch_entmax_loss(*arrays, loss, *options)
+                _cuda.launch_entmax_loss(*arrays, loss, *options)
             else:  # the sum of no rows is 0; a row without classes has no loss, and no rows have no mean
                 is_zero = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
                 loss = self.place.xp.full(shape, 0 if is_zero else math.nan, self.compute)

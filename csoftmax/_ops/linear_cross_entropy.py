@@ -259,7 +259,7 @@ def _run_linear(
         return _run_linear_on_cpu(plan, gradient, reduction, filter_eps, num_threads)
     from .._cuda.linear import run_linear_loss
 
-    return run_linear_loss(plan, gradient=gradient, reduction=reduction)
+    return run_linear_loss(plan, gradient=gradient, reduction=reduction, chunk_rows=plan.chunk_rows)
 
 
 def linear_cross_entropy(

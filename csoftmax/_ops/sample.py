@@ -8,13 +8,13 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _cuda
 from .._arguments.foreign import takes_foreign
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
 from .._arguments.numbers import check_count, check_parameter
 from .._arguments.places import Place, as_float, place_of, to_host
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .._cuda import launch_sample
 
 __all__ = ["sample"]
 
@@ -66,7 +66,7 @@ class SamplePlan(NamedTuple):
         parameters = (
             None if p is None else p.reshape(rows) for p in (self.temperature, self.top_k, self.top_p, self.min_p)
         )
-        indices, states = launch_sample(self.dtype, x, self.uniforms.reshape(rows, draws), *parameters)
+        indices, states = _cuda.launch_sample(self.dtype, x, self.uniforms.reshape(rows, draws), *parameters)
         if np.any(states):
             first = int(np.argmax(states != 0))
             maxima = np.zeros(batch)

@@ -7,12 +7,12 @@ from typing import Any, NamedTuple, TypeVar, overload
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _cuda
 from .._arguments.foreign import takes_foreign
 from .._arguments.layouts import Rows, lay_out_rows
 from .._arguments.numbers import check_temperature
 from .._arguments.places import place_of
 from .._cpu import binding
-from .._cuda import launch_softmax
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
@@ -36,7 +36,7 @@ class SoftmaxPlan(NamedTuple):
             binding.run_softmax(*arguments, self.num_threads)
             return rows.result.finish()
         with rows.first.device:
-            launch_softmax(*arguments)
+            _cuda.launch_softmax(*arguments)
             return rows.result.finish()
 
 

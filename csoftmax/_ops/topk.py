@@ -8,13 +8,13 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _cuda
 from .._arguments.foreign import as_native, takes_foreign
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
 from .._arguments.numbers import check_count, check_temperature
 from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
-from .._cuda import launch_topk
 
 __all__ = ["TopK", "to_csr", "topk", "topk_softmax"]
 
@@ -51,7 +51,7 @@ class TopKPlan(NamedTuple):
         options = self.smallest, self.unsorted, self.normalize, self.temperature
         if self.place.on_cuda:
             with self.x.device:
-                launch_topk(*arrays, *options)
+                _cuda.launch_topk(*arrays, *options)
                 return self._finish()
         binding.run_topk(*arrays, *options, self.num_threads)
         return self._finish()
