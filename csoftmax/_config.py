@@ -1,6 +1,5 @@
 """What this installation is and what it found: versions, instruction sets, OpenMP, threads, paths."""
 
-import hashlib
 import os
 import platform
 import re
@@ -12,8 +11,9 @@ import numpy as np
 
 from . import _cuda, _memory, _threads
 from ._cpu import binding
+from ._runtime.source_hash import source_hash
 
-__version__ = "0.1.0"
+__version__ = binding.VERSION
 _HERE = Path(__file__).parent
 
 
@@ -72,19 +72,7 @@ def link_flags():
     return f"{library} -Wl,-rpath,{os.path.dirname(library)}" if sys.platform == "linux" else f"{library} -lm"
 
 
-def source_hash():
-    """Hash of the sources beside this package, as setup.py makes it; None in an installed package."""
-    root = _HERE.parent
-    if not (root / "src_c" / "registry.h").is_file():
-        return None
-    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted((_HERE / "include").glob("*.h"))]
-    for folder in (_HERE, _HERE / "_cpu"):
-        files += [f for f in sorted(folder.iterdir()) if f.suffix in (".c", ".h", ".pxd", ".pyx")]
-    files = [f for f in files if f.suffix != ".c" or not f.with_suffix(".pyx").exists()]  # that is Cython's
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
-
-
-if source_hash() not in (None, binding.SOURCE_HASH):
+if source_hash(_HERE.parent) not in (None, binding.SOURCE_HASH):
     warnings.warn(
         "csoftmax's C sources have changed since the extension was built; build it again with pip install -e .",
         RuntimeWarning,

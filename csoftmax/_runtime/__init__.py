@@ -1,0 +1,1 @@
+"""What a process runs with: configuration, threads, memory of results."""
