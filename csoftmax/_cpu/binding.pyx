@@ -68,6 +68,7 @@ cdef extern from *:
     """
     const void *csm_api_pointer "&csm_api_table"
     const char *CSM_SOURCE_HASH
+    const char *CSM_VERSION
 
 # Names from the lists of registry.h, whose rows begin with the name.
 cdef extern from *:
@@ -139,6 +140,7 @@ REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
+VERSION = CSM_VERSION.decode()
 ABI = f"{cpu.CSM_ABI_MAJOR}.{cpu.CSM_ABI_MINOR}"
 C_API = PyCapsule_New(<void *>csm_api_pointer, "csoftmax._C_API", NULL)
 OPENMP = csm_openmp()

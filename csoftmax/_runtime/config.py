@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import re
@@ -16,8 +15,9 @@ import numpy as np
 from .. import _cuda
 from .._cpu import binding
 from . import memory, threads
+from .source_hash import source_hash
 
-__version__ = "0.1.0"
+__version__ = binding.VERSION
 _PACKAGE = Path(__file__).parent.parent
 
 
@@ -76,19 +76,7 @@ def link_flags() -> str:
     return f"{library} -Wl,-rpath,{os.path.dirname(library)}" if sys.platform == "linux" else f"{library} -lm"
 
 
-def source_hash() -> str | None:
-    """Hash of the sources beside this package, as setup.py makes it; None in an installed package."""
-    root = _PACKAGE.parent
-    if not (root / "src_c" / "registry.h").is_file():
-        return None
-    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted((_PACKAGE / "include").glob("*.h"))]
-    for folder in (_PACKAGE, _PACKAGE / "_cpu"):
-        files += [f for f in sorted(folder.iterdir()) if f.suffix in (".c", ".h", ".pxd", ".pyx")]
-    files = [f for f in files if f.suffix != ".c" or not f.with_suffix(".pyx").exists()]  # that is Cython's
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
-
-
-if source_hash() not in (None, binding.SOURCE_HASH):
+if source_hash(_PACKAGE.parent) not in (None, binding.SOURCE_HASH):
     warnings.warn(
         "csoftmax's C sources have changed since the extension was built; build it again with pip install -e .",
         RuntimeWarning,

@@ -22,14 +22,20 @@ BUILD=${CSM_BUILD:-$(mktemp -d)}
 [ -n "${CSM_BUILD:-}" ] || trap 'rm -rf "$BUILD"' EXIT
 mkdir -p "$BUILD"
 
-# as in setup.py
-FLAGS=(-std=gnu11 -O2 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Werror -ffp-contract=off)
-GCC_FLAGS=(-fno-tree-loop-distribute-patterns -fno-tree-slp-vectorize -fno-lto -fopenmp)
-AVX2=(-mavx2 -mfma -mf16c)
-AVX512=("${AVX2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+# flags_of KINDS FILE: from src_c/flags.txt; FILE is a file of src_c, or * for the flags of all files.
+flags_of() {
+    awk -v kinds=" $1 " -v file="$2" '/^[a-z]/ && index(kinds, " " $1 " ") && $2 == file {
+        for (i = 3; i <= NF; i++) print $i
+    }' src_c/flags.txt
+}
+
+mapfile -t FLAGS < <(flags_of gnu '*' && echo -Werror)
+mapfile -t GCC_FLAGS < <(flags_of gcc '*' && echo -fopenmp)
+mapfile -t AVX2 < <(flags_of gnu-x86 isa/avx2.c)
+mapfile -t AVX512 < <(flags_of gnu-x86 isa/avx512.c)
 EMULATED=("${AVX2[@]}" -O1 -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
 WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
-CORE=(cpu_features cross_entropy dispatch driver entmax layout parallel row sample topk)
+FEATURES_FILE=src_c/cpu_features.c
 SAMPLE=160 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
 
 need() {
@@ -45,16 +51,14 @@ build() {
     shift 2
     local out=$BUILD/$name.o.d
     mkdir -p "$out"
-    local files=("${FEATURES:-src_c/cpu_features.c}")
-    for unit in "${CORE[@]:1}" isa/scalar isa/neon isa/avx2 isa/avx512; do files+=("src_c/$unit.c"); done
-    local jobs=()
-    for unit in "${files[@]}"; do
-        local object=$out/$(basename "$unit" .c).o
-        if [ -f "$object" ] && [ -z "$(find src_c csoftmax/include tests/c -newer "$object" -name '*.[ch]' -print -quit)" ]; then
+    local files=() jobs=() object
+    for unit in src_c/*.c src_c/isa/*.c; do [ "$unit" = $FEATURES_FILE ] || files+=("$unit"); done
+    for unit in "${FEATURES:-$FEATURES_FILE}" "${files[@]}"; do
+        object=$out/$(basename "$unit" .c).o
+        if [ -f "$object" ] && [ -z "$(find src_c csoftmax/include tests/c -newer "$object" \( -name '*.[ch]' -o -name flags.txt \) -print -quit)" ]; then
             continue
         fi
-        flags=()
-        [ "$unit" != src_c/layout.c ] || flags=(-O3)
+        mapfile -t flags < <(flags_of gnu "${unit#src_c/}")
         if [ "${TARGET:-$(uname -m)}" = x86_64 ]; then
             case $unit in
             */avx2.c) flags=("${AVX2[@]}") ;;
@@ -149,7 +153,7 @@ valgrind_() {
 
 # exp_program NAME COMPILER [emulated]: with AVX-512 through SIMDe
 exp_program() {
-    local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=() jobs=() avx512=("${AVX512[@]}") features=src_c/cpu_features.c
+    local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=() jobs=() avx512=("${AVX512[@]}") features=$FEATURES_FILE
     [ "$cc" = aarch64-linux-gnu-gcc ] && isas=(scalar neon)
     if [ -n "${3:-}" ]; then
         avx512=("${EMULATED[@]}")
