@@ -163,7 +163,9 @@ class Result(NamedTuple):
         return self.array if self.array.ndim or self.given or self.place.on_cuda else self.array[()]
 
 
-def lay_out_result(array: Any, x: Any, axes: tuple[int, ...], given: bool, place: Place, reduces: bool = False) -> Result:
+def lay_out_result(
+    array: Any, x: Any, axes: tuple[int, ...], given: bool, place: Place, reduces: bool = False
+) -> Result:
     """The rows of a result array for an input x.
 
     Where the array cannot be written as rows of x's dtype, the rows are those of a temporary that is copied in the
@@ -191,13 +193,13 @@ class Rows(NamedTuple):
 
 
 def lay_out_rows(
-    place: Place, x: Any, y: Any, axis: Any, where: Any, out: Any, *, keepdims: Any = None
+    place: Place, x: Any, y: Any, axis: Any, where: Any, out: Any, *, gradient: bool, keepdims: Any = None
 ) -> Rows:
     """Check and lay out the arrays of a call.
 
-    A gradient has two inputs, dy and y, here called x and y. A reduction has `keepdims`, all other calls None.
+    A gradient has two inputs, dy (here x) and y. A reduction has `keepdims`, all other calls None.
     """
-    gradient, reduces = y is not None, keepdims is not None
+    reduces = keepdims is not None
     x, dtype = as_float("dy" if gradient else "x", x, place)
     if gradient:
         y, y_dtype = as_float("y", y, place)

@@ -225,7 +225,10 @@ _QUICK = {
 
 
 cdef _quick_function(function, result_type):
-    doc = f"{function.__name__}{_signature(function)}\n--\n\n{function.__doc__ or ''}"
+    signature = _signature(function)  # without annotations, which __text_signature__ cannot have
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    signature = signature.replace(parameters=parameters, return_annotation=signature.empty)
+    doc = f"{function.__name__}{signature}\n--\n\n{function.__doc__ or ''}"
     return csm_quick_function(_QUICK[function.__name__], function, function.__module__, doc, result_type)
 
 

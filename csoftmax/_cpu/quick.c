@@ -18,7 +18,7 @@
 csm_quick csm_quick_module;
 #define module csm_quick_module
 static PyObject *keywords[CSM_KEYWORD_COUNT]; /* interned, as those of calls are */
-static PyObject *dtype_name, *empty_tuple;    /* (): the index of the only element of a 0-d array */
+static PyObject *dtype_name, *empty_tuple; /* (): the index of the only element of a 0-d array */
 static PyObject *functions[CSM_QUICK_COUNT], *result_types[CSM_QUICK_COUNT];
 
 static const char is_binary[] = {
@@ -37,10 +37,10 @@ static const char keeps_axis[] = {
 enum {
     SOFTMAX_KEYWORDS = BIT(AXIS) | BIT(TEMPERATURE) | BIT(WHERE) | BIT(DEVICE) | BIT(NUM_THREADS),
     LOSS_KEYWORDS = BIT(AXIS) | BIT(WEIGHT) | BIT(SAMPLE_WEIGHT) | BIT(LABEL_SMOOTHING) | BIT(IGNORE_INDEX) |
-                    BIT(Z_LOSS) | BIT(TEMPERATURE) | BIT(REDUCTION) | BIT(DEVICE) | BIT(NUM_THREADS),
+        BIT(Z_LOSS) | BIT(TEMPERATURE) | BIT(REDUCTION) | BIT(DEVICE) | BIT(NUM_THREADS),
     GRADIENT_KEYWORDS = BIT(UPSTREAM) | BIT(CLIP_NORM) | BIT(CLIP_VALUE) | BIT(OUT),
     NONE_IS_DEFAULT = BIT(WHERE) | BIT(OUT) | BIT(DEVICE) | BIT(NUM_THREADS) | BIT(KEEPDIMS) | BIT(WEIGHT) |
-                      BIT(SAMPLE_WEIGHT) | BIT(CLIP_NORM) | BIT(CLIP_VALUE),
+        BIT(SAMPLE_WEIGHT) | BIT(CLIP_NORM) | BIT(CLIP_VALUE),
     NEVER_PLAIN = BIT(WHERE) | BIT(DEVICE) | BIT(SAMPLE_WEIGHT), /* whatever their value */
 };
 
@@ -221,7 +221,8 @@ static PyObject *quick_softmax(csm_op op, const csm_arguments *given) {
 
     result = out;
     if (out) Py_INCREF(out);
-    else result = csm_new_result(given->array[0], &buffer[0], keeps_axis[op] ? -1 : axis, module.dtypes[dtype], is_copy);
+    else
+        result = csm_new_result(given->array[0], &buffer[0], keeps_axis[op] ? -1 : axis, module.dtypes[dtype], is_copy);
     if (!result) goto end;
     if (PyObject_GetBuffer(result, &buffer[held], PyBUF_STRIDED_RO) != 0) {
         Py_CLEAR(result);
@@ -264,9 +265,9 @@ static PyObject *enter(int which, PyObject *const *args, Py_ssize_t count, PyObj
     csm_arguments given;
     PyObject *result = NULL;
     if (read_arguments(which, args, count, kwnames, &given))
-        result = which < CSM_OP_COUNT ? quick_softmax((csm_op)which, &given)
-                                      : csm_quick_loss(which == CSM_QUICK_CROSS_ENTROPY_WITH_GRAD, &given,
-                                                       result_types[which]);
+        result = which < CSM_OP_COUNT
+                     ? quick_softmax((csm_op)which, &given)
+                     : csm_quick_loss(which == CSM_QUICK_CROSS_ENTROPY_WITH_GRAD, &given, result_types[which]);
     return result || PyErr_Occurred() ? result : pass_on(which, args, count, kwnames);
 }
 

@@ -17,11 +17,22 @@ enum {
 enum { CSM_KEEP_GIL = 2048 };
 
 /* Keywords of these functions. */
-#define CSM_KEYWORDS(X)                                                                              \
-    X(AXIS, axis) X(TEMPERATURE, temperature) X(WHERE, where) X(OUT, out) X(DEVICE, device)          \
-    X(NUM_THREADS, num_threads) X(KEEPDIMS, keepdims) X(WEIGHT, weight)                              \
-    X(SAMPLE_WEIGHT, sample_weight) X(LABEL_SMOOTHING, label_smoothing) X(IGNORE_INDEX, ignore_index) \
-    X(Z_LOSS, z_loss) X(REDUCTION, reduction) X(UPSTREAM, upstream) X(CLIP_NORM, clip_norm)          \
+#define CSM_KEYWORDS(X)                 \
+    X(AXIS, axis)                       \
+    X(TEMPERATURE, temperature)         \
+    X(WHERE, where)                     \
+    X(OUT, out)                         \
+    X(DEVICE, device)                   \
+    X(NUM_THREADS, num_threads)         \
+    X(KEEPDIMS, keepdims)               \
+    X(WEIGHT, weight)                   \
+    X(SAMPLE_WEIGHT, sample_weight)     \
+    X(LABEL_SMOOTHING, label_smoothing) \
+    X(IGNORE_INDEX, ignore_index)       \
+    X(Z_LOSS, z_loss)                   \
+    X(REDUCTION, reduction)             \
+    X(UPSTREAM, upstream)               \
+    X(CLIP_NORM, clip_norm)             \
     X(CLIP_VALUE, clip_value)
 #define CSM_KEYWORD_ENUM(name, text) CSM_KEYWORD_##name,
 enum { CSM_KEYWORDS(CSM_KEYWORD_ENUM) CSM_KEYWORD_COUNT };
@@ -35,14 +46,15 @@ typedef struct csm_arguments {
 /* What quick calls need of the Python module around them. */
 typedef struct csm_quick {
     PyObject *ndarray;
-    PyObject *empty;      /* empty(shape, dtype) for results of few bytes */
+    PyObject *empty; /* empty(shape, dtype) for results of few bytes */
     PyObject *empty_like; /* empty_like(x) for results of any size */
-    PyObject *dtypes[CSM_DTYPE_COUNT];  /* native dtypes in the order of CSM_DTYPES; NULL for those without a quick way */
+    PyObject
+        *dtypes[CSM_DTYPE_COUNT]; /* native dtypes in the order of CSM_DTYPES; NULL for those without a quick way */
     PyObject *scalars[CSM_DTYPE_COUNT]; /* their scalar types */
-    PyObject *int64, *int32;            /* dtypes of labels */
+    PyObject *int64, *int32; /* dtypes of labels */
     int (*threads)(PyObject *num_threads); /* a call's number of threads, or -1 with an exception */
-    int (*interrupt)(void *);              /* looks for a signal */
-    int (*raise)(csm_status);              /* 0, or -1 with the exception of a status */
+    int (*interrupt)(void *); /* looks for a signal */
+    int (*raise)(csm_status); /* 0, or -1 with the exception of a status */
 } csm_quick;
 extern csm_quick csm_quick_module;
 

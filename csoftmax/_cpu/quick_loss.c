@@ -179,7 +179,8 @@ PyObject *csm_quick_loss(int gradient, const csm_arguments *given, PyObject *res
     PyObject *const kinds[] = {module.int64, module.int32, module.dtypes[dtype]}, *const kind = module.dtypes[dtype];
     const int labels = csm_dtype_index(given->array[1], kinds, 3, &unused), is_soft = labels == 2;
     if (labels < 0 || (out && csm_dtype_index(out, &kind, 1, &unused) != 0)) return NULL;
-    if (keyword[CSM_KEYWORD_WEIGHT] && csm_dtype_index(keyword[CSM_KEYWORD_WEIGHT], &kind, 1, &unused) != 0) return NULL;
+    if (keyword[CSM_KEYWORD_WEIGHT] && csm_dtype_index(keyword[CSM_KEYWORD_WEIGHT], &kind, 1, &unused) != 0)
+        return NULL;
     options.label_type = labels == 1 ? CSM_INT32 : CSM_INT64;
 
     buffers b = {.has_logits = 0};

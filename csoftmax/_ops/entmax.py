@@ -67,12 +67,12 @@ class EntmaxPlan(NamedTuple):
 
 
 def plan_entmax(
-    x: Any, alpha: float, axis: Any, *, y: Any = None, where: Any, out: Any, device: Any, num_threads: Any
+    x: Any, y: Any, alpha: float, axis: Any, *, gradient: bool, where: Any, out: Any, device: Any, num_threads: Any
 ) -> EntmaxPlan:
-    """Check a call; x is dy where y is given."""
+    """Check a call of entmax, or of entmax_vjp, where x is dy."""
     place = place_of(device, x)
     with place.context():
-        return EntmaxPlan(alpha, lay_out_rows(place, x, y, axis, where, out), num_threads)
+        return EntmaxPlan(alpha, lay_out_rows(place, x, y, axis, where, out, gradient=gradient), num_threads)
 
 
 class EntmaxLossPlan(NamedTuple):
@@ -260,7 +260,7 @@ def entmax(
 
 @takes_foreign
 def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
-    return plan_entmax(x, alpha, axis, **options).run()
+    return plan_entmax(x, None, alpha, axis, gradient=False, **options).run()
 
 
 def entmax_vjp(
@@ -316,7 +316,7 @@ def entmax_vjp(
 
 @takes_foreign
 def _run_entmax_vjp(dy: Any, y: Any, alpha: float, axis: Any, **options: Any) -> Any:
-    return plan_entmax(dy, alpha, axis, y=y, **options).run()
+    return plan_entmax(dy, y, alpha, axis, gradient=True, **options).run()
 
 
 @takes_foreign

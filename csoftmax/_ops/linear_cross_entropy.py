@@ -93,9 +93,7 @@ def _lay_out_linear(
     by_row = checked.sample_weight, checked.upstream
     s, upstream = (None if v is None else place.xp.ascontiguousarray(v).reshape(rows) for v in by_row)
     checked = checked._replace(sample_weight=s, upstream=upstream)
-    plan = LinearPlan(
-        dtype, x, w, bias, labels, soft, checked, None, 1.0, batch, compute, None, place, 1
-    )
+    plan = LinearPlan(dtype, x, w, bias, labels, soft, checked, None, 1.0, batch, compute, None, place, 1)
     plan = _flat_on_cuda(plan) if place.on_cuda else _kept_rows(plan, reduction)
     return plan._replace(chunk_rows=_chunk_rows(len(plan.x), n, x.dtype, chunk_bytes))
 

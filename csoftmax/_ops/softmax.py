@@ -53,11 +53,12 @@ def plan_softmax(
     num_threads: int | None = None,
     keepdims: Any = None,
 ) -> SoftmaxPlan:
-    """Check a call of the operation `name`; x is dy where y is given."""
+    """Check a call of the operation `name`; x is dy in a gradient."""
+    gradient = name.endswith("_vjp")
     place = place_of(device, x)
     with place.context():
-        temperature = check_temperature(temperature, gradient=y is not None)
-        rows = lay_out_rows(place, x, y, axis, where, out, keepdims=keepdims)
+        temperature = check_temperature(temperature, gradient)
+        rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient, keepdims=keepdims)
     return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
 
 
