@@ -19,9 +19,9 @@ FIELDS = ("Decision", "Figure", "Reason", "Rejected", "Supersedes", "Code")
 INTRODUCTION = """\
 # Decisions
 
-Why csoftmax is built as it is: what was decided, the figures that decided it, and what was rejected. One page an area. An
-entry keeps its number for ever; one that no longer holds is marked as superseded or withdrawn. Code cites an entry as
-"decision topk 1".
+Why csoftmax is built as it is: what was decided, the figures that decided it, and what was rejected. One page an area.
+An entry keeps its number for ever; one that no longer holds is marked as superseded or withdrawn. Code cites an entry
+as "decision topk 1".
 
 This page is generated: `python tests/tools/make_decisions_index.py`.
 """
@@ -78,9 +78,7 @@ def make_index(pages):
         lines += [f"| {d.link} | {d.title} | {d.status} | {d.date} |" for d in decisions]
         lines += ["", f"[The page]({area}.md)\n"]
     lines.append("## No longer in force\n")
-    lines += [
-        f"- {d.link} {d.title}: {d.status}" for _, page in pages.values() for d in page if d.status != "accepted"
-    ]
+    lines += [f"- {d.link} {d.title}: {d.status}" for _, page in pages.values() for d in page if d.status != "accepted"]
     return "\n".join(lines) + "\n"
 
 
