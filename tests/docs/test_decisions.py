@@ -61,7 +61,8 @@ def test_citations():
         listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, check=True).stdout
         files = [ROOT / name for name in listed.decode().split("\0") if name]
     except (OSError, subprocess.CalledProcessError):
-        files = [path for folder in ("csoftmax", "src_c", "docs", "tests") for path in (ROOT / folder).rglob("*")]
+        files = list(ROOT.glob("*.md"))
+        files += [path for folder in ("csoftmax", "src_c", "docs", "tests") for path in (ROOT / folder).rglob("*")]
     wrong = []
     for path in files:
         if (
