@@ -1,85 +1,114 @@
-"""How well probabilities are calibrated: ECE and its relatives, Brier score, reliability curve and plot, a whole
-report.
+"""Calibration errors, Brier score, reliability curve and diagram; public as `csoftmax.metrics`."""
 
-What scikit-learn has (confusion matrix, F1, ROC-AUC) is scikit-learn's; `evaluate` puts all of it together.
-"""
+from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 
-from ._learn.labels import indices_of
-
-__all__ = [
-    "ReliabilityCurve",
-    "brier_score",
-    "classwise_calibration_error",
-    "evaluate",
-    "expected_calibration_error",
-    "maximum_calibration_error",
-    "plot_reliability",
-    "reliability_curve",
-]
+from .labels import check_indices, indices_of
 
 STRATEGIES = ("uniform", "quantile")
+Strategy = Literal["uniform", "quantile"]
 
 
 class ReliabilityCurve(NamedTuple):
-    """What `reliability_curve` returns; one entry a bin, NaN where a bin is empty (counts and edges excepted)."""
+    """Result of `reliability_curve`: one element for each bin, NaN in empty bins except for counts and edges.
 
-    accuracy: np.ndarray
-    confidence: np.ndarray
-    counts: np.ndarray
-    lower: np.ndarray
-    upper: np.ndarray
-    edges: np.ndarray
+    Attributes
+    ----------
+    accuracy : ndarray of shape (n_bins,)
+        Share of right predictions.
+    confidence : ndarray of shape (n_bins,)
+        Mean confidence.
+    counts : ndarray of int, shape (n_bins,)
+        Number of rows.
+    lower, upper : ndarray of shape (n_bins,)
+        Ends of the confidence interval of the accuracy.
+    edges : ndarray of shape (n_bins + 1,)
+        Edges of the bins.
+    """
+
+    accuracy: NDArray[np.float64]
+    confidence: NDArray[np.float64]
+    counts: NDArray[np.int64]
+    lower: NDArray[np.float64]
+    upper: NDArray[np.float64]
+    edges: NDArray[np.float64]
 
 
-def _check(y_true, y_prob, labels, sample_weight):
-    """Indices of the labels, probabilities (N, K) in float64, weights."""
-    y, p = np.asarray(y_true), np.asarray(y_prob)
-    if p.ndim == 1 and y.ndim == 2:
-        raise ValueError(f"y_true has shape {y.shape}, y_prob {p.shape}: the labels come first, then the probabilities")
-    if y.ndim != 1:
-        raise ValueError(f"y_true must have one axis, got shape {y.shape}")
+class _Bins(NamedTuple):
+    """Sums over the rows of each bin; bin i holds the confidences in (edges[i], edges[i + 1]]."""
+
+    weight: NDArray[Any]
+    hits: NDArray[Any]  # weight of the rows predicted right
+    confidence: NDArray[Any]  # weighted
+    counts: NDArray[Any]
+    edges: NDArray[Any]
+
+    def gaps(self) -> NDArray[np.float64]:
+        """Distance between accuracy and mean confidence, times the weight of the bin."""
+        return np.abs(self.hits - self.confidence)
+
+
+def _check_probabilities(y_prob: ArrayLike, rows: int) -> NDArray[np.float64]:
+    """Probabilities of shape (N, K) in float64."""
+    p = np.asarray(y_prob)
     if p.dtype.kind not in "fiub" and p.dtype.name != "bfloat16":
         raise TypeError(f"y_prob must hold probabilities, got dtype {p.dtype}")
     p = p.astype(np.float64)
     if p.ndim == 1:  # of the second of two classes
         p = np.column_stack([1 - p, p])
-    if p.ndim != 2 or len(p) != len(y):
-        raise ValueError(f"y_prob must have shape ({len(y)}, K), got {p.shape}")
-    if len(y) == 0 or p.shape[1] == 0:
+    if p.ndim != 2 or len(p) != rows:
+        raise ValueError(f"y_prob must have shape ({rows}, K), got {p.shape}")
+    if rows == 0 or p.shape[1] == 0:
         raise ValueError(f"y_prob is empty: shape {p.shape}")
     wrong = np.argwhere(~((p >= 0) & (p <= 1)))
     if len(wrong):
         raise ValueError(f"y_prob[{wrong[0][0]}, {wrong[0][1]}] is {p[tuple(wrong[0])]}; probabilities are in [0, 1]")
-    k = p.shape[1]
+    return p
+
+
+def _check_true_labels(y: NDArray[Any], labels: ArrayLike | None, k: int) -> NDArray[Any]:
+    """Column of y_prob that each label belongs to."""
     if labels is not None:
         labels = np.asarray(labels)
         if labels.shape != (k,) or len(np.unique(labels)) != k:
             raise ValueError(f"labels must be {k} different labels, one for each column of y_prob, got {labels!r}")
-        at, bad = indices_of(y, labels)
+        indices, bad = indices_of(y, labels)
         if len(bad):
             raise ValueError(f"y_true[{bad[0]}] is {y[bad[0]]!r}, which is not in labels")
-        y = at
-    else:
-        if y.dtype.kind not in "iub":
-            raise TypeError(f"y_true must hold integers, or labels must be given; got dtype {y.dtype}")
-        bad = np.flatnonzero((y < 0) | (y >= k)) if y.dtype.kind != "b" else np.array([], int)
-        if len(bad) or (y.dtype.kind == "b" and k != 2):
-            value = y[bad[0]] if len(bad) else "bool"
-            raise ValueError(f"y_true has {value!r}; classes are 0 to {k - 1}, one for each column of y_prob")
+        return indices
+    if y.dtype.kind == "b":
+        if k != 2:
+            raise ValueError(f"y_true holds bools, the labels of two classes, but y_prob has {k} columns")
         y = y.astype(np.int64)
+    return check_indices("y_true", y, k, ", or labels must be given")
+
+
+def _check(
+    y_true: ArrayLike, y_prob: ArrayLike, labels: ArrayLike | None, sample_weight: ArrayLike | None
+) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
+    """Columns of the labels, probabilities (N, K), weights."""
+    y = np.asarray(y_true)
+    if y.ndim != 1:
+        shapes = f"y_true has shape {y.shape}, y_prob {np.shape(y_prob)}"
+        if np.ndim(y_prob) == 1 and y.ndim == 2:
+            raise ValueError(f"{shapes}: the labels come first, then the probabilities")
+        raise ValueError(f"y_true must have one axis, got shape {y.shape}")
+    p = _check_probabilities(y_prob, len(y))
+    indices = _check_true_labels(y, labels, p.shape[1])
     if sample_weight is None:
-        return y, p, np.ones(len(y))
+        return indices, p, np.ones(len(y))
     w = np.asarray(sample_weight, np.float64)
     if w.shape != y.shape or not (np.isfinite(w).all() and (w >= 0).all()) or not w.any():
         raise ValueError("sample_weight must have one number for each row, finite, at least 0 and not all of them 0")
-    return y, p, w
+    return indices, p, w
 
 
-def _edges(confidence, n_bins, strategy):
+def _choose_edges(confidence: NDArray[np.float64], n_bins: int, strategy: Strategy) -> NDArray[np.float64]:
+    """Edges of the bins, from 0 to 1."""
     if not isinstance(n_bins, int | np.integer) or isinstance(n_bins, bool) or n_bins < 1:
         raise ValueError(f"n_bins must be an int of at least 1, got {n_bins!r}")
     if strategy not in STRATEGIES:
@@ -91,35 +120,62 @@ def _edges(confidence, n_bins, strategy):
     return edges
 
 
-def _bins(confidence, hits, weight, n_bins, strategy):
-    """(weight, sum of hits, sum of confidence, number) of each bin, and the edges.  Bin i: (edges[i], edges[i + 1]]."""
-    edges = _edges(confidence, n_bins, strategy)
+def _fill_bins(
+    confidence: NDArray[np.float64],
+    hits: NDArray[np.bool_],
+    weight: NDArray[np.float64],
+    n_bins: int,
+    strategy: Strategy,
+) -> _Bins:
+    """Sort the rows into bins of confidence."""
+    edges = _choose_edges(confidence, n_bins, strategy)
     at = np.searchsorted(edges[1:-1], confidence, side="left")
-    sums = [np.bincount(at, w, n_bins) for w in (weight, weight * hits, weight * confidence)]
-    return *sums, np.bincount(at, minlength=n_bins), edges
+    return _Bins(
+        np.bincount(at, weight, n_bins),
+        np.bincount(at, weight * hits, n_bins),
+        np.bincount(at, weight * confidence, n_bins),
+        np.bincount(at, minlength=n_bins),
+        edges,
+    )
 
 
-def _top(y_true, y_prob, labels, sample_weight):
+def _bin_predictions(
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    n_bins: int,
+    strategy: Strategy,
+    labels: ArrayLike | None,
+    sample_weight: ArrayLike | None,
+) -> _Bins:
+    """Bins of the largest probability of each row."""
     y, p, w = _check(y_true, y_prob, labels, sample_weight)
-    best = p.argmax(axis=1)
-    return p[np.arange(len(p)), best], best == y, w
+    predicted = p.argmax(axis=1)
+    return _fill_bins(p[np.arange(len(p)), predicted], predicted == y, w, n_bins, strategy)
 
 
-def expected_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform", labels=None, sample_weight=None):
-    """Mean distance between confidence and accuracy, over bins of confidence.
+def expected_calibration_error(
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    *,
+    n_bins: int = 15,
+    strategy: Strategy = "uniform",
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Expected calibration error: mean distance between confidence and accuracy over bins of confidence.
 
     Parameters
     ----------
     y_true : array_like of shape (N,)
-        Numbers of the columns of `y_prob`, or elements of `labels`.
+        True classes: column indices of `y_prob`, or elements of `labels`.
     y_prob : array_like of shape (N, K), or (N,)
-        Probabilities; with one axis, those of the second of two classes. The confidence of a row is its largest, its
-        prediction the first column that has it.
+        Probabilities; with one axis, those of the second of two classes. The confidence of a row is its largest
+        probability, its prediction the first column that holds it.
     n_bins : int, default 15
         Number of bins.
     strategy : {"uniform", "quantile"}
-        Bins of equal width, or of equal numbers of rows (quantiles; equal confidences are in one bin). A bin includes
-        its upper edge, the first bin 0 as well.
+        Bins of equal width, or of equal numbers of rows (quantiles; equal confidences share a bin). A bin includes its
+        upper edge, and the first bin also includes 0.
     labels : array_like of shape (K,), optional
         Labels of the columns, such as `classes_` of an estimator.
     sample_weight : array_like of shape (N,), optional
@@ -128,13 +184,13 @@ def expected_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform",
     Returns
     -------
     float
-        In [0, 1]: the sum over bins of (weight of the bin / weight of all) * |accuracy - mean confidence|; empty bins
-        have weight 0 (Naeini et al. 2015; Guo et al. 2017).
+        The error, in [0, 1]: the sum over the bins of (weight of the bin / total weight) * abs(accuracy - mean
+        confidence), with weight 0 for empty bins (Naeini et al. 2015; Guo et al. 2017).
 
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what was received and what is allowed.
+        The message names the argument, its value and what is allowed.
 
     Examples
     --------
@@ -142,13 +198,20 @@ def expected_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform",
     >>> round(expected_calibration_error([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]), 4)
     0.3333
     """
-    confidence, hits, w = _top(y_true, y_prob, labels, sample_weight)
-    total, right, sure, _, _ = _bins(confidence, hits, w, n_bins, strategy)
-    return float(np.abs(right - sure).sum() / total.sum())
+    bins = _bin_predictions(y_true, y_prob, n_bins, strategy, labels, sample_weight)
+    return float(bins.gaps().sum() / bins.weight.sum())
 
 
-def maximum_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform", labels=None, sample_weight=None):
-    """Largest distance between confidence and accuracy over the bins that are not empty.
+def maximum_calibration_error(
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    *,
+    n_bins: int = 15,
+    strategy: Strategy = "uniform",
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Maximum calibration error: largest distance between confidence and accuracy over the bins that are not empty.
 
     Parameters
     ----------
@@ -158,7 +221,12 @@ def maximum_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform", 
     Returns
     -------
     float
-        In [0, 1] (Naeini et al. 2015).
+        The error, in [0, 1] (Naeini et al. 2015).
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
 
     Examples
     --------
@@ -166,14 +234,21 @@ def maximum_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform", 
     >>> round(maximum_calibration_error([0, 1, 1], [[0.9, 0.1], [0.2, 0.8], [0.9, 0.1]]), 4)
     0.4
     """
-    confidence, hits, w = _top(y_true, y_prob, labels, sample_weight)
-    total, right, sure, _, _ = _bins(confidence, hits, w, n_bins, strategy)
-    there = total > 0
-    return float((np.abs(right - sure)[there] / total[there]).max())
+    bins = _bin_predictions(y_true, y_prob, n_bins, strategy, labels, sample_weight)
+    filled = bins.weight > 0
+    return float((bins.gaps()[filled] / bins.weight[filled]).max())
 
 
-def classwise_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform", labels=None, sample_weight=None):
-    """Calibration error of each class's probability, averaged over the classes.
+def classwise_calibration_error(
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    *,
+    n_bins: int = 15,
+    strategy: Strategy = "uniform",
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+) -> float:
+    """Class-wise calibration error: that of each class's probability, averaged over the classes.
 
     Parameters
     ----------
@@ -183,7 +258,12 @@ def classwise_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform"
     Returns
     -------
     float
-        The mean over all K classes, those that do not occur included (Kull et al. 2019).
+        The mean over all K classes, including those that do not occur (Kull et al. 2019).
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
 
     Examples
     --------
@@ -194,25 +274,37 @@ def classwise_calibration_error(y_true, y_prob, *, n_bins=15, strategy="uniform"
     y, p, w = _check(y_true, y_prob, labels, sample_weight)
     errors = []
     for k in range(p.shape[1]):
-        total, right, sure, _, _ = _bins(p[:, k], y == k, w, n_bins, strategy)
-        errors.append(np.abs(right - sure).sum() / total.sum())
+        bins = _fill_bins(p[:, k], y == k, w, n_bins, strategy)
+        errors.append(bins.gaps().sum() / bins.weight.sum())
     return float(np.mean(errors))
 
 
-def brier_score(y_true, y_prob, *, labels=None, sample_weight=None, scale_by_half="auto"):
-    """Mean squared distance between the probabilities and the one-hot labels.
+def brier_score(
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    *,
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    scale_by_half: bool | Literal["auto"] = "auto",
+) -> float:
+    """Brier score: mean squared distance between the probabilities and the one-hot labels.
 
     Parameters
     ----------
     y_true, y_prob, labels, sample_weight
         As in `expected_calibration_error`.
     scale_by_half : {"auto", True, False}
-        Whether to halve the sum over the classes; "auto": for two classes, as scikit-learn has it.
+        Whether to halve the sum over the classes; "auto" halves it for two classes, as scikit-learn does.
 
     Returns
     -------
     float
-        In [0, 2], or [0, 1] halved (Brier 1950).
+        The score, in [0, 2], or in [0, 1] if halved (Brier 1950).
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
 
     Examples
     --------
@@ -230,22 +322,35 @@ def brier_score(y_true, y_prob, *, labels=None, sample_weight=None, scale_by_hal
 
 
 def reliability_curve(
-    y_true, y_prob, *, n_bins=15, strategy="uniform", labels=None, sample_weight=None, confidence_level=0.95
-):
-    """Accuracy and mean confidence of bins of confidence, with intervals.
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
+    *,
+    n_bins: int = 15,
+    strategy: Strategy = "uniform",
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    confidence_level: float = 0.95,
+) -> ReliabilityCurve:
+    """Accuracy and mean confidence of each bin of confidence, with confidence intervals.
 
     Parameters
     ----------
     y_true, y_prob, n_bins, strategy, labels, sample_weight
         As in `expected_calibration_error`.
     confidence_level : float in (0, 1), default 0.95
-        Of the intervals.
+        Level of the intervals.
 
     Returns
     -------
     ReliabilityCurve
-        accuracy, confidence, counts, lower, upper (ends of the interval of Clopper & Pearson 1934 for the accuracy of
-        so many rows, weights aside), each of shape (n_bins,), NaN in empty bins; edges of shape (n_bins + 1,).
+        accuracy, confidence, counts, lower and upper of shape (n_bins,), NaN in empty bins; edges of shape
+        (n_bins + 1,). lower and upper are the ends of the exact binomial interval (Clopper & Pearson 1934) for the
+        number of rows in the bin; weights change the accuracy but not that number.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
 
     Examples
     --------
@@ -258,60 +363,68 @@ def reliability_curve(
 
     if not 0 < confidence_level < 1:
         raise ValueError(f"confidence_level must be in (0, 1), got {confidence_level!r}")
-    confidence, hits, w = _top(y_true, y_prob, labels, sample_weight)
-    total, right, sure, counts, edges = _bins(confidence, hits, w, n_bins, strategy)
+    bins = _bin_predictions(y_true, y_prob, n_bins, strategy, labels, sample_weight)
+    counts = bins.counts
     with np.errstate(invalid="ignore"):
-        accuracy, mean = np.clip(right / total, 0, 1), sure / total
-    hit = accuracy * counts
+        accuracy, mean = np.clip(bins.hits / bins.weight, 0, 1), bins.confidence / bins.weight
+    hits = accuracy * counts
     tail = (1 - confidence_level) / 2
     with np.errstate(invalid="ignore"):
-        lower = np.where(hit > 0, betaincinv(np.maximum(hit, 1e-300), counts - hit + 1, tail), 0.0)
-        upper = np.where(hit < counts, betaincinv(hit + 1, np.maximum(counts - hit, 1e-300), 1 - tail), 1.0)
+        lower = np.where(hits > 0, betaincinv(np.maximum(hits, 1e-300), counts - hits + 1, tail), 0.0)
+        upper = np.where(hits < counts, betaincinv(hits + 1, np.maximum(counts - hits, 1e-300), 1 - tail), 1.0)
     empty = np.isnan(accuracy)
     lower[empty] = upper[empty] = np.nan
-    return ReliabilityCurve(accuracy, mean, counts, lower, upper, edges)
+    return ReliabilityCurve(accuracy, mean, counts, lower, upper, bins.edges)
 
 
 def plot_reliability(
-    y_true,
-    y_prob,
+    y_true: ArrayLike,
+    y_prob: ArrayLike,
     *,
-    ax=None,
-    name=None,
-    n_bins=15,
-    strategy="uniform",
-    labels=None,
-    sample_weight=None,
-    confidence_level=0.95,
-):
-    """Draw the reliability diagram: accuracy over confidence with intervals, and how the rows are spread.
+    ax: Any = None,
+    name: str | None = None,
+    n_bins: int = 15,
+    strategy: Strategy = "uniform",
+    labels: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    confidence_level: float = 0.95,
+) -> Any:
+    """Draw a reliability diagram: accuracy over confidence with intervals, and the share of rows in each bin.
 
     Parameters
     ----------
     y_true, y_prob, n_bins, strategy, labels, sample_weight, confidence_level
         As in `reliability_curve`.
     ax : matplotlib.axes.Axes, optional
-        Where to draw; default: new axes of a new figure.
+        Axes to draw on; default: those of a new figure.
     name : str, optional
-        For the legend.
+        Name of the model in the legend.
 
     Returns
     -------
     matplotlib.axes.Axes
-        What has been drawn on.
+        The axes.
+
+    Examples
+    --------
+    >>> from matplotlib.figure import Figure
+    >>> from csoftmax.metrics import plot_reliability
+    >>> ax = plot_reliability([0, 1, 1], [0.2, 0.7, 0.9], ax=Figure().add_subplot(), name="model")
+    >>> ax.get_legend().get_texts()[-1].get_text()
+    'model: ECE 0.200'
     """
-    given = {"n_bins": n_bins, "strategy": strategy, "labels": labels, "sample_weight": sample_weight}
+    given: dict[str, Any] = {"n_bins": n_bins, "strategy": strategy, "labels": labels, "sample_weight": sample_weight}
     curve = reliability_curve(y_true, y_prob, confidence_level=confidence_level, **given)
     ece = expected_calibration_error(y_true, y_prob, **given)
     if ax is None:
         import matplotlib.pyplot as plt
 
         ax = plt.figure(figsize=(4.8, 4.8), layout="constrained").add_subplot()
-    there = curve.counts > 0
-    x, y = curve.confidence[there], curve.accuracy[there]
+    filled = curve.counts > 0
+    x, y = curve.confidence[filled], curve.accuracy[filled]
     if not any(line.get_gid() == "diagonal" for line in ax.lines):
         ax.plot([0, 1], [0, 1], color="0.5", linestyle="--", linewidth=1, label="perfectly calibrated", gid="diagonal")
-    errors = np.abs([y - curve.lower[there], curve.upper[there] - y])
+    errors = np.abs([y - curve.lower[filled], curve.upper[filled] - y])
     label = f"{name + ': ' if name else ''}ECE {ece:.3f}"
     (line, *_) = ax.errorbar(x, y, errors, fmt="o-", markersize=4, linewidth=1, capsize=2, label=label)
     share = curve.counts / curve.counts.sum()
@@ -322,42 +435,3 @@ def plot_reliability(
     ax.grid(color="0.9")
     ax.set_axisbelow(True)
     return ax
-
-
-def evaluate(model, X, y, *, calibrator=None, n_bins=15):
-    """Everything about a classifier's predictions on labelled data, in one report.
-
-    Parameters
-    ----------
-    model : fitted classifier
-        With `predict_proba` and `classes_`. A calibrator gets the `decision_function` of
-        `csoftmax.linear_model.SoftmaxRegression`, of other classifiers the logarithms of the probabilities.
-    X : array-like of shape (N, D)
-        Data that the model has not seen.
-    y : array-like of shape (N,)
-        Their labels.
-    calibrator : fitted calibrator of `csoftmax.calibration`, optional
-        For the figures after calibration. Default: a `TemperatureScaling` fitted on one half of the rows and
-        measured on the other, and the reverse.
-    n_bins : int, default 15
-        Of the calibration errors.
-
-    Returns
-    -------
-    Report
-        ``str(report)`` is text, ``report.to_dict()`` a dict of numbers and lists, ``report.to_html(path)`` writes one
-        page with plots.
-
-    Examples
-    --------
-    >>> from sklearn.datasets import load_iris
-    >>> from csoftmax.linear_model import SoftmaxRegression
-    >>> from csoftmax.metrics import evaluate
-    >>> X, y = load_iris(return_X_y=True)
-    >>> report = evaluate(SoftmaxRegression().fit(X[::2], y[::2]), X[1::2], y[1::2])
-    >>> round(report.to_dict()["accuracy"], 2)
-    0.97
-    """
-    from ._learn.report import make_report
-
-    return make_report(model, X, y, calibrator, n_bins)

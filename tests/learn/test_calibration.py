@@ -129,7 +129,7 @@ def test_matrix_scaling_is_a_penalised_regression(digits):
 def test_gradients_of_the_penalties(kind):
     rng = np.random.default_rng(0)
     coef, b = rng.normal(size=(4, 4)), rng.normal(size=4)
-    penalty = calibration._odir(4, 3.0, 2.0, 5.0)
+    penalty = calibration._make_penalty(4, 3.0, 5.0, 2.0)
     _, of_coef, of_b = penalty(coef, b)
     for i in range(4):
         for parameter, gradient in ((coef, of_coef), (b, of_b)):

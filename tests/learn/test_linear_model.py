@@ -31,6 +31,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 import csoftmax
 from csoftmax._learn import adamw, lbfgs
 from csoftmax._learn.objective import Objective, Options
+from csoftmax._learn.parameters import hold_out
 from csoftmax.linear_model import SoftmaxRegression
 
 
@@ -99,7 +100,7 @@ def test_large_problem_takes_the_first_coordinates_only():
     X += 3
     w = rng.integers(0, 3, 900).astype(float)
     w[y == 7] = 0  # a class that takes no part
-    assert len(np.unique(y)) * 61 > lbfgs.FEW_PARAMETERS
+    assert len(np.unique(y)) * 61 > lbfgs.MAX_HESSIAN_PARAMETERS
     ours = SoftmaxRegression(penalty_l2=1e-2, class_weight="balanced", max_epochs=500).fit(X, y, w)
     # scikit-learn: C times the sum of weighted losses
     weight = np.zeros(40)
@@ -175,7 +176,7 @@ def test_coordinates_are_a_change_of_variables():
     part = Objective(X, y, None, 3, Options())
     coef, intercept = rng.normal(size=(3, 5)), rng.normal(size=3)
     step = lbfgs.Step(coef, intercept, 0, 0, 0, 0)
-    for coordinates in (lbfgs.Centred(part, 1e-3, True), lbfgs.whitened(part, step, 1e-3, True)):
+    for coordinates in (lbfgs.Centred(part, 1e-3, True), lbfgs.whiten(part, step, 1e-3, True)):
         u = coordinates.coordinates(coef, intercept)
         back = coordinates.parameters(u)
         assert np.allclose(back[0], coef)
@@ -258,7 +259,7 @@ def test_early_stopping(solver):
     assert np.argmin(held) == len(held) - 4  # three epochs without improvement, then the best one is restored
     again = clone(model).fit(X / 16, y)
     assert np.array_equal(again.coef_, model.coef_)
-    _, _, _, (X_held, y_held, _) = model._held_out(X / 16, y, None)
+    _, (X_held, y_held, _) = hold_out(model, X / 16, y, None)
     assert objective(X_held, y_held, model.coef_, model.intercept_, 0) == pytest.approx(min(held), rel=1e-12)
 
 
@@ -295,7 +296,7 @@ def test_adamw_against_a_plain_definition():
         "output_learning_rate": 0.01,
     }
     model = SoftmaxRegression(solver="adamw", batch_size=64, max_epochs=7, random_state=1, **given).fit(X, y)
-    w, b = adamw.xavier(3, 5, np.float64, np.random.RandomState(1)), np.zeros(3)
+    w, b = adamw.draw_xavier(3, 5, np.float64, np.random.RandomState(1)), np.zeros(3)
     assert np.abs(w).max() <= np.sqrt(6 / 8)
     moments = [np.zeros_like(p) for p in (w, w, b, b)]
     for t in range(1, 8):
@@ -345,10 +346,10 @@ def test_batch_norm_gradient_and_folding():
                 ends.append(loss())
                 trainer.parameters[name].flat[i] -= sign * 1e-6
             assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(gradient.flat[i], rel=1e-5, abs=1e-9)
-    statistics = adamw.statistics(trainer.parameters["coef"], [X[:20], X[20:21], X[21:]])
+    statistics = adamw.compute_statistics(trainer.parameters["coef"], [X[:20], X[20:21], X[21:]])
     s = X @ trainer.parameters["coef"].T
     assert np.allclose(statistics, (s.mean(0), s.var(0)))
-    coef, intercept = trainer.folded(statistics)
+    coef, intercept = trainer.fold(statistics)
     assert float(csoftmax.cross_entropy(X @ coef.T + intercept, y)) == pytest.approx(loss(), rel=1e-12)
 
 
@@ -369,7 +370,7 @@ def test_adamw_learns(options):
 
 def test_batches_are_even():
     for rows, size in itertools.product((1, 2, 255, 256, 257, 1000, 1023), (1, 7, 256)):
-        parts = adamw.batches(rows, size)
+        parts = adamw.split_batches(rows, size)
         lengths = [p.stop - p.start for p in parts]
         assert sum(lengths) == rows
         assert max(lengths) <= size
