@@ -1,16 +1,11 @@
-"""Calibration against scikit-learn and plain definitions, on real logits; metrics at their edges; reports."""
+"""Calibrators on real logits: against scikit-learn and their definitions, limits, errors."""
 
-import itertools
-import json
 import math
-import re
-import warnings
 
 import numpy as np
 import pytest
-from scipy import optimize, stats
-from sklearn import metrics as sk
-from sklearn.calibration import CalibratedClassifierCV, calibration_curve
+from scipy import optimize
+from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
@@ -20,7 +15,6 @@ from sklearn.model_selection import train_test_split
 
 import csoftmax
 from csoftmax import calibration, metrics
-from csoftmax.class_weight import effective_number, inverse_frequency
 from csoftmax.linear_model import SoftmaxRegression
 
 SCALINGS = (
@@ -29,11 +23,13 @@ SCALINGS = (
     calibration.MatrixScaling,
     calibration.DirichletCalibration,
 )
+
+
 ALL = (*SCALINGS, calibration.IsotonicCalibration, calibration.PlattScaling)
 
 
-def logits_of_digits(seed):
-    """An overconfident model's logits on two held-out parts."""
+def compute_logits_of_digits(seed):
+    """Logits and labels of an overconfident model on two held-out parts."""
     X, y = load_digits(return_X_y=True)
     a, rest, y_a, y_rest = train_test_split(X / 16, y, test_size=0.6, random_state=seed)
     b, c, y_b, y_c = train_test_split(rest, y_rest, test_size=0.5, random_state=seed)
@@ -41,42 +37,36 @@ def logits_of_digits(seed):
     return model.decision_function(b), y_b, model.decision_function(c), y_c
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """For scikit-learn and BLAS: several thread pools on few CPUs wait for each other."""
-    from threadpoolctl import threadpool_limits
-
-    with threadpool_limits(1):
-        yield
-
-
 @pytest.fixture(scope="module", params=[0, 1, 2])
 def digits(request):
-    return logits_of_digits(request.param)
+    return compute_logits_of_digits(request.param)
 
 
-def nll(p, y):
+def compute_nll(p, y):
     return float(-np.log(p[np.arange(len(y)), y]).mean())
 
 
 @pytest.mark.parametrize("kind", SCALINGS)
-def test_held_out_calibration_is_better(digits, kind):
+def test_calibration_improves_held_out_rows(digits, kind):
     z, y, z_new, y_new = digits
     scaling = kind().fit(z, y)
     p = scaling.transform(z_new)
     before = csoftmax.softmax(z_new)
     assert np.allclose(p.sum(axis=1), 1)
     assert scaling.converged_
-    assert nll(p, y_new) < nll(before, y_new)
+    assert compute_nll(p, y_new) < compute_nll(before, y_new)
     assert metrics.expected_calibration_error(y_new, p) < metrics.expected_calibration_error(y_new, before)
-    losses = [note["loss"] for note in scaling.history_]
+    losses = [entry["loss"] for entry in scaling.history_]
     assert losses[-1] <= losses[0]
     assert len(losses) >= scaling.n_iter_ > 0
-    assert nll(scaling.transform(z), y) <= nll(csoftmax.softmax(z), y)
+    assert compute_nll(scaling.transform(z), y) <= compute_nll(csoftmax.softmax(z), y)
     assert np.array_equal(kind().fit_transform(z, y), scaling.transform(z))
 
 
-def test_temperature_is_the_optimum(digits):
+# Temperature
+
+
+def test_temperature_is_the_minimum(digits):
     z, y, _, _ = digits
     scaling = calibration.TemperatureScaling().fit(z, y)
     loss = lambda log_beta: float(csoftmax.cross_entropy(z, y, temperature=math.exp(-log_beta)))  # noqa: E731
@@ -88,7 +78,19 @@ def test_temperature_is_the_optimum(digits):
     assert np.array_equal(scaling.transform(z), csoftmax.softmax(z, temperature=scaling.temperature_))
 
 
-def test_temperature_of_sklearn(digits):
+@pytest.mark.parametrize("seed", range(20))
+def test_temperature_stops_at_the_rounding_error(seed):
+    """Scales, sizes and offsets at which the derivative never becomes 0."""
+    rng = np.random.default_rng(seed)
+    rows, classes = int(rng.integers(20, 800)), int(rng.choice([2, 3, 10, 100]))
+    z = rng.normal(size=(rows, classes)) * 10 ** rng.uniform(-1, 2) + rng.choice([0, 1e4])
+    y = np.where(rng.random(rows) < 0.7, z.argmax(axis=1), rng.integers(0, classes, rows))
+    scaling = calibration.TemperatureScaling().fit(z, y)
+    assert scaling.converged_
+    assert scaling.n_iter_ <= 15
+
+
+def test_temperature_equals_that_of_sklearn(digits):
     z, y, _, _ = digits
     inner = calibration._LogitsAsClassifier().fit(z, y)
     try:
@@ -105,18 +107,41 @@ def test_limits_of_the_temperature():
     assert always_right.converged_
     always_wrong = calibration.TemperatureScaling().fit(np.array([[9.0, 0], [0, 9.0]]), [1, 0])
     assert always_wrong.temperature_ == pytest.approx(math.exp(10), rel=1e-6)
-    nothing = calibration.TemperatureScaling().fit(np.zeros((5, 3)), [0, 1, 2, 0, 1])
-    assert nothing.temperature_ == 1
+    uninformative = calibration.TemperatureScaling().fit(np.zeros((5, 3)), [0, 1, 2, 0, 1])
+    assert uninformative.temperature_ == 1
     certain = np.array([[0, -np.inf], [0.0, 1.0], [1.0, 0.0], [1.0, 0]])
     scaling = calibration.TemperatureScaling().fit(certain, [0, 1, 1, 0])
     assert math.isfinite(scaling.temperature_)
     assert scaling.transform(certain)[0].tolist() == [1, 0]
-    one = calibration.TemperatureScaling().fit(np.zeros((3, 1)), [0, 0, 0])
-    assert one.transform(np.ones((2, 1))).tolist() == [[1], [1]]
+    single = calibration.TemperatureScaling().fit(np.zeros((3, 1)), [0, 0, 0])
+    assert single.transform(np.ones((2, 1))).tolist() == [[1], [1]]
 
 
-def test_matrix_scaling_is_a_penalised_regression(digits):
-    """Without penalties on the diagonal and with tiny ones elsewhere, scikit-learn's optimum on the same features."""
+@pytest.mark.parametrize("kind", ALL)
+def test_offset_of_the_logits_does_not_matter(digits, kind):
+    z, y, _, _ = digits
+    p = kind().fit(z - 5e4, y).transform(z - 5e4)
+    assert compute_nll(p, y) < compute_nll(csoftmax.softmax(z), y) + 0.1
+
+
+def test_decision_functions_of_two_classes():
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(200, 3))
+    y = (X[:, 0] + rng.normal(size=200) > 0).astype(int)
+    model = SoftmaxRegression().fit(X[:100], y[:100])
+    z = model.decision_function(X[100:])
+    scaling = calibration.TemperatureScaling().fit(z, y[100:])
+    assert np.allclose(scaling.transform(z)[:, 1], 1 / (1 + np.exp(-z / scaling.temperature_)))
+    for kind in ALL:
+        assert kind().fit(z, y[100:]).transform(z).shape == (100, 2)
+    assert metrics.evaluate(model, X[100:], y[100:], calibrator=scaling).to_dict()["rows"] == 100
+
+
+# Vector, matrix, Dirichlet
+
+
+def test_matrix_scaling_without_penalties_is_a_regression(digits):
+    """It has the minimum of scikit-learn on the same features."""
     z, y, _, _ = digits
     x = z[:, :4]
     labels = y % 4
@@ -125,14 +150,13 @@ def test_matrix_scaling_is_a_penalised_regression(digits):
     assert np.allclose(ours.transform(x), theirs.predict_proba(x / ours.temperature_), atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", SCALINGS[1:])
-def test_gradients_of_the_penalties(kind):
+def test_gradients_of_the_penalties():
     rng = np.random.default_rng(0)
     coef, b = rng.normal(size=(4, 4)), rng.normal(size=4)
     penalty = calibration._make_penalty(4, 3.0, 5.0, 2.0)
-    _, of_coef, of_b = penalty(coef, b)
+    _, grad_coef, grad_b = penalty(coef, b)
     for i in range(4):
-        for parameter, gradient in ((coef, of_coef), (b, of_b)):
+        for parameter, gradient in ((coef, grad_coef), (b, grad_b)):
             ends = []
             for sign in (1, -1):
                 parameter.flat[i] += sign * 1e-6
@@ -153,6 +177,17 @@ def test_strong_penalties_leave_temperature_scaling(digits):
         assert np.allclose(scaling.fit(z, y).transform(z), plain, atol=1e-6)
 
 
+def test_warning_without_convergence(digits):
+    z, y, _, _ = digits
+    with pytest.warns(ConvergenceWarning, match="raise max_iter"):
+        scaling = calibration.MatrixScaling(max_iter=2).fit(z, y)
+    assert not scaling.converged_
+    assert [entry["iteration"] for entry in scaling.history_] == [0, 1, 2]
+
+
+# Isotonic and Platt
+
+
 def test_isotonic_is_fitted_on_correctness(digits):
     z, y, z_new, y_new = digits
     model = calibration.IsotonicCalibration().fit(z, y)
@@ -165,9 +200,16 @@ def test_isotonic_is_fitted_on_correctness(digits):
     assert np.array_equal(p[np.arange(len(p)), top], expected.predict(before.max(axis=1)))
     assert np.allclose(p.sum(axis=1), 1)
     assert metrics.expected_calibration_error(y_new, p) < metrics.expected_calibration_error(y_new, before)
-    sure = model.transform(np.array([[900.0] + [-900.0] * 9]))  # all others are 0: they share what is left
+    sure = model.transform(np.array([[900.0] + [-900.0] * 9]))  # all others are 0: they share the remainder
     assert sure.sum() == pytest.approx(1)
     assert np.isfinite(sure).all()
+
+
+def test_isotonic_rows_sum_to_one():
+    z = np.array([[60.0, 0, 0, 0]] * 10 + [[0.0, 0, 0, 0]] * 4)
+    model = calibration.IsotonicCalibration().fit(z, [0] * 6 + [1] * 4 + [0, 1, 2, 3])
+    sure = model.transform([[0, -36.5, -36.5, -36.5], [0, -37.2, -37.5, -38.0], [0, -800, -800, -900.0]])
+    assert np.allclose(sure.sum(axis=1), 1, rtol=1e-12)
 
 
 def test_platt(digits):
@@ -202,313 +244,3 @@ def test_errors_of_calibrators(kind):
     fitted = kind().fit(z + np.eye(4, 3), [0, 1, 2, 0])
     with pytest.raises(ValueError, match="3 columns"):
         fitted.transform(z[:, :2])
-
-
-def test_convergence_is_reported(digits):
-    z, y, _, _ = digits
-    with pytest.warns(ConvergenceWarning, match="raise max_iter"):
-        scaling = calibration.MatrixScaling(max_iter=2).fit(z, y)
-    assert not scaling.converged_
-    assert [note["iteration"] for note in scaling.history_] == [0, 1, 2]
-
-
-# Metrics
-
-
-def plain_ece(y, p, edges):
-    """By definition, a loop over the bins."""
-    confidence, hits = p.max(axis=1), p.argmax(axis=1) == y
-    total, worst = 0.0, 0.0
-    for i, (low, high) in enumerate(itertools.pairwise(edges)):
-        inside = (confidence > low) & (confidence <= high) | ((i == 0) & (confidence == low))
-        if inside.any():
-            gap = abs(hits[inside].mean() - confidence[inside].mean())
-            total += inside.mean() * gap
-            worst = max(worst, gap)
-    return total, worst
-
-
-@pytest.mark.parametrize("strategy", ["uniform", "quantile"])
-@pytest.mark.parametrize("n_bins", [1, 2, 7, 15, 100])
-def test_ece_is_its_definition(strategy, n_bins):
-    rng = np.random.default_rng(n_bins)
-    for p in (
-        rng.dirichlet(np.ones(4), 200),
-        rng.dirichlet(np.full(4, 0.05), 200),  # many certain rows
-        np.eye(4)[rng.integers(0, 4, 50)],  # confidence 1
-        np.full((30, 4), 0.25),
-        np.round(rng.dirichlet(np.ones(4), 300) * 10) / 10,  # on the edges of the bins
-        rng.dirichlet(np.ones(1), 20),  # one class
-    ):
-        y = rng.integers(0, p.shape[1], len(p))
-        edges = np.linspace(0, 1, n_bins + 1)
-        if strategy == "quantile":
-            edges = np.quantile(p.max(axis=1), edges)
-            edges[0], edges[-1] = 0, 1
-        ece, mce = plain_ece(y, p, edges)
-        given = {"n_bins": n_bins, "strategy": strategy}
-        assert metrics.expected_calibration_error(y, p, **given) == pytest.approx(ece, abs=1e-14)
-        assert metrics.maximum_calibration_error(y, p, **given) == pytest.approx(mce, abs=1e-14)
-        curve = metrics.reliability_curve(y, p, **given)
-        assert curve.counts.sum() == len(p)
-        assert np.array_equal(np.isnan(curve.accuracy), curve.counts == 0)
-        assert len(curve.edges) == n_bins + 1
-
-
-def test_confidence_zero_and_one():
-    """Inside the bins: (N,) probabilities of the second of two classes."""
-    assert metrics.expected_calibration_error([0, 1], [0.0, 1.0]) == 0
-    assert metrics.expected_calibration_error([1, 0], [0.0, 1.0]) == 1
-    assert metrics.maximum_calibration_error([1, 1], [1.0, 1.0]) == 0
-    assert (
-        metrics.expected_calibration_error([0, 0], np.zeros((2, 3))) == 1
-    )  # all of it 0: predicted the first, confidence 0
-
-
-def test_classwise_and_curve_against_sklearn():
-    rng = np.random.default_rng(0)
-    p, y = rng.dirichlet(np.ones(3), 500), rng.integers(0, 3, 500)
-    total = 0
-    for k in range(3):
-        share, mean = calibration_curve(y == k, p[:, k], n_bins=10)
-        counts = np.bincount(np.searchsorted(np.linspace(0, 1, 11)[1:-1], p[:, k]), minlength=10)
-        total += (counts[counts > 0] / 500 * np.abs(share - mean)).sum() / 3
-    assert metrics.classwise_calibration_error(y, p, n_bins=10) == pytest.approx(total, rel=1e-12)
-    absent = np.column_stack([p, np.zeros(500)])  # a class that never occurs and never is predicted
-    assert metrics.classwise_calibration_error(y, absent, n_bins=10) == pytest.approx(total * 3 / 4, rel=1e-12)
-
-
-def test_brier_against_sklearn():
-    rng = np.random.default_rng(0)
-    p, y, w = rng.dirichlet(np.ones(3), 80), rng.integers(0, 3, 80), rng.random(80)
-    onehot = np.eye(3)[y]
-    expected = float(np.sum((p - onehot) ** 2, axis=1) @ w / w.sum())
-    assert metrics.brier_score(y, p, sample_weight=w) == pytest.approx(expected, rel=1e-14)
-    assert metrics.brier_score(y % 2, p[:, 0]) == pytest.approx(sk.brier_score_loss(y % 2, p[:, 0]), rel=1e-14)
-    assert metrics.brier_score(y, p, scale_by_half=True) == metrics.brier_score(y, p) / 2
-
-
-def test_intervals():
-    y, p = [1, 1, 1, 0, 0], [0.9] * 5
-    curve = metrics.reliability_curve(y, p, n_bins=5, confidence_level=0.9)
-    exact = stats.binomtest(3, 5).proportion_ci(0.9)
-    assert curve.lower[-1] == pytest.approx(exact.low)
-    assert curve.upper[-1] == pytest.approx(exact.high)
-    edge = metrics.reliability_curve([1, 1], [0.9, 0.9], n_bins=5)
-    assert edge.upper[-1] == 1
-    assert 0 < edge.lower[-1] < 1
-    assert np.isnan(edge.lower[0])
-
-
-def test_labels_and_weights():
-    rng = np.random.default_rng(0)
-    p, y = rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60)
-    names = np.array(["b", "a", "c"])
-    for f in (
-        metrics.expected_calibration_error,
-        metrics.maximum_calibration_error,
-        metrics.classwise_calibration_error,
-        metrics.brier_score,
-    ):
-        assert f(names[y], p, labels=names) == f(y, p)
-        w = rng.integers(0, 3, 60)
-        assert f(y, p, sample_weight=w) == pytest.approx(f(np.repeat(y, w), np.repeat(p, w, axis=0)), rel=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("y", "p", "options", "match"),
-    [
-        ([[0, 1]], [0.5], {}, "labels come first"),
-        ([0, 3], np.full((2, 3), 1 / 3), {}, "3"),
-        ([0, -1], np.full((2, 3), 1 / 3), {}, "-1"),
-        ([0, 1], [[1.5, -0.5], [0.5, 0.5]], {}, r"y_prob\[0, 0\]"),
-        ([0, 1], [[np.nan, 1], [0.5, 0.5]], {}, "nan"),
-        ([0, 1], np.full((3, 2), 0.5), {}, "shape"),
-        ([], np.zeros((0, 2)), {}, "empty"),
-        ([0, 1], np.full((2, 2), 0.5), {"n_bins": 0}, "n_bins"),
-        ([0, 1], np.full((2, 2), 0.5), {"strategy": "x"}, "strategy"),
-        ([0, 1], np.full((2, 2), 0.5), {"labels": [0]}, "labels"),
-        ([0, 2], np.full((2, 2), 0.5), {"labels": [0, 1]}, "not in labels"),
-        ([0, 1], np.full((2, 2), 0.5), {"sample_weight": [0, 0]}, "sample_weight"),
-    ],
-)
-def test_errors_of_metrics(y, p, options, match):
-    with pytest.raises(ValueError, match=match):
-        metrics.expected_calibration_error(y, p, **options)
-    with pytest.raises(TypeError, match="y_true"):
-        metrics.expected_calibration_error(["a", "b"], [0.5, 0.5])
-
-
-def test_plot(tmp_path):
-    from matplotlib.figure import Figure
-
-    axes = Figure().add_subplot()
-    assert metrics.plot_reliability([0, 1, 1], [0.2, 0.7, 0.9], ax=axes, name="model") is axes
-    metrics.plot_reliability([0, 1, 1], [0.1, 0.6, 0.9], ax=axes, name="other")
-    legend = [t.get_text() for t in axes.get_legend().get_texts()]
-    assert legend.count("perfectly calibrated") == 1
-    assert any(t.startswith("model: ECE ") for t in legend)
-    axes.figure.savefig(tmp_path / "plot.png")
-
-
-# Reports
-
-
-def test_report(tmp_path, digits):
-    X, y = load_digits(return_X_y=True)
-    names = np.array([f"<{d}>" for d in range(10)])
-    model = SoftmaxRegression(max_epochs=30, tol=1e-2).fit(X[:900] / 16, names[y[:900]])
-    X_new, y_new = X[900:] / 16, names[y[900:]]
-    report = metrics.evaluate(model, X_new, y_new)
-    figures = report.to_dict()
-    assert json.loads(json.dumps(figures)) == figures
-    predicted = model.predict(X_new)
-    assert figures["accuracy"] == sk.accuracy_score(y_new, predicted)
-    assert figures["macro_f1"] == pytest.approx(sk.f1_score(y_new, predicted, average="macro"))
-    assert figures["weighted_f1"] == pytest.approx(sk.f1_score(y_new, predicted, average="weighted"))
-    p = model.predict_proba(X_new)
-    assert figures["roc_auc"] == pytest.approx(sk.roc_auc_score(y_new, p, multi_class="ovr"))
-    assert figures["before"]["log_loss"] == pytest.approx(sk.log_loss(y_new, p))
-    assert figures["before"]["ece"] == pytest.approx(
-        metrics.expected_calibration_error(y_new, p, labels=model.classes_)
-    )
-    assert np.array_equal(figures["confusion_matrix"], sk.confusion_matrix(y_new, predicted))
-    assert f"accuracy {figures['accuracy']:.4f}" in str(report)
-    report.to_html(tmp_path / "page.html")
-    page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
-    assert "&lt;3&gt;" in page
-    assert not re.search(r"<\d>", page)  # names of classes are escaped
-    given = calibration.TemperatureScaling().fit(model.decision_function(X_new), y[900:])
-    assert (
-        metrics.evaluate(model, X_new, y_new, calibrator=given).to_dict()["after"]["log_loss"]
-        <= figures["before"]["log_loss"]
-    )
-
-
-def test_report_with_classes_that_do_not_occur():
-    X, y = load_digits(return_X_y=True)
-    model = SoftmaxRegression(max_epochs=30, tol=1e-2).fit(X, y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        figures = metrics.evaluate(model, X[y < 2], y[y < 2]).to_dict()
-        assert len(figures["per_class"]) == 10
-        assert 0 < figures["roc_auc"] <= 1
-        assert metrics.evaluate(model, X[y == 1], y[y == 1]).to_dict()["roc_auc"] is None
-        assert metrics.evaluate(model, X[:1], y[:1]).to_dict()["rows"] == 1
-    with pytest.raises(ValueError, match="has not seen"):
-        metrics.evaluate(model, X[:3], [0, 1, 17])
-
-
-def test_report_of_other_classifiers():
-    X, y = load_digits(return_X_y=True)
-    model = LogisticRegression(C=0.1, max_iter=300).fit(X[::2] / 16, y[::2])
-    figures = metrics.evaluate(model, X[1::2] / 16, y[1::2]).to_dict()
-    assert figures["accuracy"] == model.score(X[1::2] / 16, y[1::2])
-
-
-# Class weights
-
-
-def test_inverse_frequency():
-    y = [0, 0, 0, 2, 2, 3]
-    assert np.allclose(inverse_frequency(y), [6 / 12, 0, 6 / 8, 6 / 4])
-    assert np.allclose(inverse_frequency(y, 5, "n_over_n"), [2, 0, 3, 6, 0])
-    assert np.allclose(inverse_frequency(y, normalize="max_over_n"), [1, 0, 1.5, 3])
-    from sklearn.utils.class_weight import compute_class_weight
-
-    full = np.array([0, 1, 1, 2, 2, 2])
-    assert np.allclose(inverse_frequency(full), compute_class_weight("balanced", classes=np.arange(3), y=full))
-    assert inverse_frequency([], n_classes=2).tolist() == [0, 0]
-
-
-def test_effective_number():
-    y = np.repeat([0, 1, 2], [1, 50, 100_000])
-    for beta in (0, 0.5, 0.999, 0.9999999, 1):
-        w = effective_number(y, beta, n_classes=4)
-        assert w.sum() == pytest.approx(4)
-        assert w[3] == 0
-    from mpmath import mp, mpf
-
-    with mp.workdps(50):
-        beta = mpf(0.9999999)
-        raw = [(1 - beta) / (1 - beta**n) for n in (1, 50, 100_000)]
-        exact = [float(r / sum(raw) * 3) for r in raw]
-    assert np.allclose(effective_number(y, 0.9999999), exact, rtol=1e-14)
-    assert np.allclose(effective_number(y, 0), 1)
-    assert np.allclose(effective_number(y, 1), inverse_frequency(y) / inverse_frequency(y).sum() * 3)
-
-
-@pytest.mark.parametrize("f", [inverse_frequency, effective_number])
-def test_errors_of_class_weights(f):
-    for y, options, error in (
-        ([0, -1], {}, ValueError),
-        ([0, 3], {"n_classes": 3}, ValueError),
-        ([0.5], {}, TypeError),
-        (["a"], {}, TypeError),
-        ([[0]], {}, ValueError),
-        ([], {}, ValueError),
-        ([0], {"n_classes": 0}, ValueError),
-    ):
-        with pytest.raises(error):
-            f(y, **options)
-    with pytest.raises(ValueError, match="normalize"):
-        inverse_frequency([0], normalize="x")
-    for beta in (-0.1, 1.1, np.nan):
-        with pytest.raises(ValueError, match="beta"):
-            effective_number([0], beta)
-
-
-def test_weights_are_those_of_cross_entropy():
-    y = np.array([0, 0, 0, 1])
-    x = np.random.default_rng(0).normal(size=(4, 3))
-    for weight in (inverse_frequency(y, 3), effective_number(y, n_classes=3)):
-        assert np.isfinite(csoftmax.cross_entropy(x, y, weight=weight))
-
-
-# Found by review
-
-
-def test_isotonic_rows_add_up():
-    z = np.array([[60.0, 0, 0, 0]] * 10 + [[0.0, 0, 0, 0]] * 4)
-    model = calibration.IsotonicCalibration().fit(z, [0] * 6 + [1] * 4 + [0, 1, 2, 3])
-    sure = model.transform([[0, -36.5, -36.5, -36.5], [0, -37.2, -37.5, -38.0], [0, -800, -800, -900.0]])
-    assert np.allclose(sure.sum(axis=1), 1, rtol=1e-12)
-
-
-@pytest.mark.parametrize("kind", ALL)
-def test_low_logits_are_logits(digits, kind):
-    z, y, _, _ = digits
-    there = kind().fit(z - 5e4, y).transform(z - 5e4)
-    assert nll(there, y) < nll(csoftmax.softmax(z), y) + 0.1
-
-
-def test_decision_functions_of_two_classes():
-    rng = np.random.default_rng(0)
-    X = rng.normal(size=(200, 3))
-    y = (X[:, 0] + rng.normal(size=200) > 0).astype(int)
-    model = SoftmaxRegression().fit(X[:100], y[:100])
-    z = model.decision_function(X[100:])
-    scaling = calibration.TemperatureScaling().fit(z, y[100:])
-    assert np.allclose(scaling.transform(z)[:, 1], 1 / (1 + np.exp(-z / scaling.temperature_)))
-    for kind in ALL:
-        assert kind().fit(z, y[100:]).transform(z).shape == (100, 2)
-    assert metrics.evaluate(model, X[100:], y[100:], calibrator=scaling).to_dict()["rows"] == 100
-
-
-def test_a_report_gives_the_calibrator_what_it_was_fitted_on(digits):
-    X, y = load_digits(return_X_y=True)
-    model = SoftmaxRegression(temperature=3.0, tol=1e-5, max_epochs=300).fit(X[:600] / 16, y[:600])
-    for kind in (calibration.VectorScaling, calibration.TemperatureScaling):
-        scaling = kind().fit(model.decision_function(X[600:1200] / 16), y[600:1200])
-        expected = sk.log_loss(y[1200:], scaling.transform(model.decision_function(X[1200:] / 16)))
-        report = metrics.evaluate(model, X[1200:] / 16, y[1200:], calibrator=scaling).to_dict()
-        assert report["after"]["log_loss"] == pytest.approx(expected, rel=1e-9)
-
-
-def test_report_of_a_tree():
-    from sklearn.tree import DecisionTreeClassifier
-
-    X, y = load_digits(return_X_y=True)
-    model = DecisionTreeClassifier(max_depth=6, random_state=0).fit(X[:900], y[:900])
-    assert np.isfinite(metrics.evaluate(model, X[900:], y[900:]).to_dict()["after"]["log_loss"])
