@@ -8,7 +8,7 @@ from pathlib import Path
 
 from . import __version__
 from ._cli import choices
-from ._cli.optional import UnusableError
+from ._runtime.optional import UnusableError
 from ._runtime.config import get_cmake_dir, get_include, get_library, link_flags
 from ._cpu import binding
 

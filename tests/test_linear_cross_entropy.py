@@ -205,7 +205,7 @@ def test_labels_are_copied_once(monkeypatch):
         changed[:] = 49
         return run_loss(*arguments)
 
-    monkeypatch.setattr(binding, "run_loss", and_change)
+    monkeypatch.setattr(binding, "run_cross_entropy", and_change)
     got = csoftmax.linear_cross_entropy_with_grad(x, w, changed, chunk_bytes=8 * 50 * 10)
     assert np.all(changed == 49)
     assert got.loss == expected.loss
@@ -273,7 +273,7 @@ def test_a_target_that_another_thread_changes(monkeypatch):
     """The kernel checks what it reads, and what it refuses is not passed over."""
     from csoftmax._cpu import binding
 
-    monkeypatch.setattr(binding, "run_loss", lambda *_: 0)
+    monkeypatch.setattr(binding, "run_cross_entropy", lambda *_: 0)
     for function in (csoftmax.linear_cross_entropy, csoftmax.linear_cross_entropy_with_grad):
         with pytest.raises(RuntimeError, match="target was changed"):
             function(np.zeros((3, 2)), np.zeros((4, 2)), [0, 1, 2])

@@ -11,7 +11,7 @@ import pytest
 from helpers import assert_same_bits, run_python
 
 import csoftmax
-from csoftmax import _memory
+from csoftmax._runtime import memory as _memory
 from csoftmax._cpu import binding
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere NumPy allocates")

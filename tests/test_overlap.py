@@ -10,7 +10,7 @@ from hypothesis import HealthCheck, given, settings
 from ops import DTYPES, OPS, dtype_of, logits
 
 import csoftmax
-from csoftmax._args import overlaps_itself
+from csoftmax._arguments.layouts import overlaps_itself
 
 WITH_OUT = [op for op in OPS if op.has_out]
 operations = pytest.mark.parametrize("op", WITH_OUT, ids=lambda op: op.name)

@@ -1,4 +1,4 @@
-"""Tensors of PyTorch in and out, on the CPU: the bits of arrays, the same memory, errors."""
+"""PyTorch tensors as arguments and results: bits, memory, errors; the operators of csoftmax.torch."""
 
 import shutil
 from types import SimpleNamespace
@@ -18,7 +18,7 @@ DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.f
 
 
 def tensor(a):
-    """A tensor with the array's numbers, in memory of its own."""
+    """A tensor with a copy of the array's numbers."""
     a = np.ascontiguousarray(a)
     if a.dtype == ml_dtypes.bfloat16:
         return torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16)
@@ -66,7 +66,7 @@ def test_masks_and_integers():
     expected = csoftmax.softmax(x.numpy(), where=mask.numpy())
     assert_same_bits(array(csoftmax.softmax(x, where=mask)), expected)
     assert_same_bits(array(csoftmax.softmax(x, where=mask.numpy())), expected)
-    assert_same_bits(csoftmax.softmax(x.numpy(), where=mask), expected)  # an array first: an array comes back
+    assert_same_bits(csoftmax.softmax(x.numpy(), where=mask), expected)  # the first argument decides
     assert csoftmax.softmax(torch.arange(4)).dtype == torch.float64
 
 
@@ -101,9 +101,9 @@ def test_linear_cross_entropy():
         t = None if bias is None else tensor(bias)
         got = csoftmax.linear_cross_entropy_with_grad(tensor(x), tensor(w), tensor(target), bias=t)
         assert isinstance(got, csoftmax.LinearCrossEntropyResult)
-        for one, other in zip(got, expected, strict=True):
-            assert (one is None) == (other is None)
-            assert one is None or np.array_equal(array(one), other)
+        for t, a in zip(got, expected, strict=True):
+            assert (t is None) == (a is None)
+            assert t is None or np.array_equal(array(t), a)
         loss = csoftmax.linear_cross_entropy(tensor(x), tensor(w), tensor(target), bias=t)
         assert loss.item() == csoftmax.linear_cross_entropy(x, w, target, bias=bias)
 
@@ -129,12 +129,12 @@ def test_sparse():
             assert type(got) is type(expected)
         else:
             expected, got = (expected,), (got,)
-        for one, other in zip(got, expected, strict=True):
-            assert_same_bits(array(one), np.asarray(other))
+        for result, a in zip(got, expected, strict=True):
+            assert_same_bits(array(result), np.asarray(a))
     assert csoftmax.to_csr(csoftmax.topk(t, 5), 50).nnz == 30
     out = torch.empty(6, 50)
     assert csoftmax.sparsemax(t, out=out) is out
-    assert csoftmax.sparsemax(x, out=out) is out  # of another library than the first argument
+    assert csoftmax.sparsemax(x, out=out) is out  # another library than that of the first argument
     assert_same_bits(array(out), csoftmax.sparsemax(x))
     pair = torch.empty(6, 5), torch.empty(6, 5, dtype=torch.int64)
     best = csoftmax.topk_softmax(t, 5, out=pair)
@@ -144,7 +144,7 @@ def test_sparse():
 
 
 class Cuda(torch.Tensor):
-    """A tensor that says it is on a CUDA device; its memory is the CPU's, as that of the model of one."""
+    """A tensor that claims to be on a CUDA device; like that of the model of a device, its memory is the CPU's."""
 
     device = property(lambda self: torch.device("cuda", 0))
 
@@ -157,7 +157,7 @@ class Cuda(torch.Tensor):
 
 @pytest.fixture
 def on_cuda(monkeypatch, tmp_path):
-    """array -> Cuda, while the model of a device is there and PyTorch takes CuPy's arrays."""
+    """Function from an array to a Cuda tensor; the model of a device is installed and PyTorch takes its arrays."""
     from_dlpack = torch.from_dlpack
 
     def take(a):
@@ -171,7 +171,7 @@ def on_cuda(monkeypatch, tmp_path):
         yield lambda a: tensor(a).as_subclass(Cuda)
 
 
-def array_of_cuda(t):
+def array_from_cuda(t):
     assert type(t) is Cuda
     return array(t.as_subclass(torch.Tensor))
 
@@ -182,25 +182,25 @@ needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the mod
 @needs_compiler
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_tensors_on_cuda(on_cuda, dtype):
-    """Through DLPack to CuPy and back, on the same memory; PyTorch's stream waits for what is written to its out."""
+    """They pass through DLPack to CuPy and back in the same memory; PyTorch's stream waits for writes to its out."""
     x, labels = logits((5, 40), dtype), np.arange(5)
-    there, classes = on_cuda(x), on_cuda(labels)
-    assert_same_bits(array_of_cuda(csoftmax.softmax(there)), csoftmax.softmax(x))
-    assert_same_bits(array_of_cuda(csoftmax.log_softmax(there.T, 0)), csoftmax.log_softmax(x.T, 0))
-    got, expected = csoftmax.cross_entropy_with_grad(there, classes), csoftmax.cross_entropy_with_grad(x, labels)
-    assert_same_bits(array_of_cuda(got.grad), expected.grad)
-    assert_same_bits(array_of_cuda(got.loss), np.asarray(expected.loss))
-    best = csoftmax.topk(there, 3)
-    assert np.array_equal(array_of_cuda(best.indices), csoftmax.topk(x, 3).indices)
+    z, classes = on_cuda(x), on_cuda(labels)
+    assert_same_bits(array_from_cuda(csoftmax.softmax(z)), csoftmax.softmax(x))
+    assert_same_bits(array_from_cuda(csoftmax.log_softmax(z.T, 0)), csoftmax.log_softmax(x.T, 0))
+    got, expected = csoftmax.cross_entropy_with_grad(z, classes), csoftmax.cross_entropy_with_grad(x, labels)
+    assert_same_bits(array_from_cuda(got.grad), expected.grad)
+    assert_same_bits(array_from_cuda(got.loss), np.asarray(expected.loss))
+    best = csoftmax.topk(z, 3)
+    assert np.array_equal(array_from_cuda(best.indices), csoftmax.topk(x, 3).indices)
     assert stand_in.Stream.waits == []
-    assert_same_bits(array_of_cuda(there), x)
-    assert csoftmax.softmax(there, out=there) is there
+    assert_same_bits(array_from_cuda(z), x)
+    assert csoftmax.softmax(z, out=z) is z
     assert stand_in.Stream.waits == [(42, 0)]
-    assert_same_bits(array_of_cuda(there), csoftmax.softmax(x))
+    assert_same_bits(array_from_cuda(z), csoftmax.softmax(x))
 
 
 @needs_compiler
-def test_tensors_of_two_devices(on_cuda):
+def test_errors_of_tensors_on_two_devices(on_cuda):
     x, labels = logits((5, 40)), np.arange(5)
     with pytest.raises(csoftmax.DeviceError, match="target is on the CPU"):
         csoftmax.cross_entropy(on_cuda(x), tensor(labels))
@@ -211,7 +211,7 @@ def test_tensors_of_two_devices(on_cuda):
     assert_same_bits(array(back), csoftmax.softmax(x))
 
 
-def test_errors():
+def test_errors_of_tensors():
     x = torch.randn(3, 4)
     with pytest.raises(ValueError, match=r"x requires grad.*csoftmax\.torch.*detach"):
         csoftmax.softmax(x.clone().requires_grad_())
@@ -236,8 +236,8 @@ def test_errors():
 # csoftmax.torch
 
 
-def samples():
-    """Calls of each operator with arguments that record a gradient."""
+def make_calls():
+    """Name -> (operator, arguments of which some record a gradient)."""
     import csoftmax.torch as ct
 
     def x(*shape):
@@ -254,13 +254,13 @@ def samples():
     return {
         "softmax": (ct._softmax, (x(3, 5), 0, 1.5)),
         "log_softmax": (ct._log_softmax, (turned(3, 5), 1, 1.0)),
-        "entmax": (ct._entmax, (x(3, 5), 1.5, -1)),
+        "entmax": (ct._entmax, (x(3, 5), -1, 1.5)),
         "topk_softmax": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, False)),
         "topk_softmax full": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, True)),
         "cross_entropy": (ct._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
         "softmax turned": (ct._softmax, (turned(3, 5), 1, 1.0)),
         "cross_entropy turned": (ct._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
-        "entmax turned": (ct._entmax, (turned(3, 5), 1.3, 0)),
+        "entmax turned": (ct._entmax, (turned(3, 5), 0, 1.3)),
         "topk_softmax turned": (ct._topk_softmax, (turned(3, 5), 2, 0, 1.5, True)),
         "linear turned": (ct._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
         "cross_entropy none": (ct._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
@@ -270,14 +270,14 @@ def samples():
     }
 
 
-@pytest.mark.parametrize("name", samples())
-def test_operators(name):
-    op, arguments = samples()[name]
+@pytest.mark.parametrize("name", make_calls())
+def test_operators_and_their_gradients(name):
+    op, arguments = make_calls()[name]
     torch.library.opcheck(op, arguments)
 
     def differentiable(*tensors):
-        given = iter(tensors)
-        result = op(*(next(given) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments))
+        following = iter(tensors)
+        result = op(*(next(following) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments))
         return result[0] if isinstance(result, tuple) else result
 
     tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
@@ -316,7 +316,7 @@ def test_against_pytorch():
     assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
 
 
-def test_half_types_and_modules():
+def test_bfloat16_and_modules():
     import csoftmax.torch as ct
 
     x = torch.randn(4, 7, dtype=torch.bfloat16, requires_grad=True)
@@ -334,7 +334,7 @@ def test_half_types_and_modules():
     assert ct.sparsemax(torch.tensor([3.0, 0.0])).tolist() == [1, 0]
 
 
-def test_examples():
+def test_docstrings():
     import doctest
 
     import csoftmax.torch as ct
@@ -345,7 +345,7 @@ def test_examples():
 
 
 def test_compile():
-    """Under torch.compile, as one graph."""
+    """torch.compile keeps the operators in one graph."""
     import csoftmax.torch as ct
 
     def f(x, target):
@@ -381,12 +381,12 @@ def test_errors_of_operators():
     with pytest.raises(ValueError, match="temperature"):
         ct.softmax(x, temperature=-1)
     (g,) = torch.autograd.grad(ct.softmax(x).square().sum(), x, create_graph=True)
-    with pytest.raises(RuntimeError):  # no second derivative
+    with pytest.raises(RuntimeError):  # there is no second derivative
         g.sum().backward()
 
 
-def test_bench_goes_on_after_torch_has_set_its_threads(capsys):
-    """PyTorch may share its OpenMP with csoftmax, and its limit then holds for both; it is left as it was."""
+def test_bench_after_torch_has_limited_its_threads(capsys):
+    """PyTorch may share its OpenMP with csoftmax, whose threads its limit then limits too; bench restores the limit."""
     from csoftmax.__main__ import main
 
     before = torch.get_num_threads()

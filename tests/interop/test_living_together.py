@@ -1,8 +1,9 @@
 """csoftmax beside other libraries with threads: PyTorch, scikit-learn, threadpoolctl, joblib, multiprocessing.
 
-Whatever is imported first, and whoever forks: the right numbers, and no hang (every process has a time limit).
+In every order of imports and through forks the numbers are right and nothing hangs; every process has a time limit.
 """
 
+import hashlib
 import importlib.util
 import itertools
 import os
@@ -16,7 +17,7 @@ import csoftmax
 LIBRARIES = ["csoftmax", "sklearn", "torch"] if importlib.util.find_spec("torch") else ["csoftmax", "sklearn"]
 pytest.importorskip("sklearn", reason="the test extra has it")
 
-# All of them work in turns, with as many threads as they like; prints a digest of what csoftmax computes.
+# Defines ours() and theirs(): work with any number of threads. ours() returns a digest of csoftmax's results.
 WORK = """
 import hashlib, os, sys
 import numpy as np
@@ -46,11 +47,10 @@ def theirs():
 """
 
 
-def digest():
+def compute_digest():
+    """What ours() should return."""
     rng = np.random.default_rng(0)
     x = rng.standard_normal((256, 4000)).astype(np.float32)
-    import hashlib
-
     return hashlib.sha256(csoftmax.softmax(x).tobytes() + csoftmax.entmax(x[:8]).tobytes()).hexdigest()
 
 
@@ -58,13 +58,13 @@ def digest():
 def test_import_orders(order):
     code = WORK + "\nfor _ in range(3):\n    theirs()\n    print(ours())\n"
     printed = run_python(code, ORDER=",".join(order), timeout=300).stdout.split()
-    assert printed == [digest()] * 3
+    assert printed == [compute_digest()] * 3
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("order", [LIBRARIES, LIBRARIES[::-1]], ids="-".join)
 def test_fork_after_use(order):
-    """The child computes with csoftmax, however many pools its parent has started."""
+    """The child computes with csoftmax after its parent has started several thread pools."""
     code = WORK + (
         "\nimport signal\ntheirs()\nexpected = ours()\ntheirs()\n"
         "pid = os.fork()\n"
@@ -76,23 +76,23 @@ def test_fork_after_use(order):
         "assert os.waitpid(pid, 0)[1] == 0\n"
         "theirs()\nprint(ours())\n"
     )
-    assert run_python(code, ORDER=",".join(order), timeout=300).stdout.split() == [digest()]
+    assert run_python(code, ORDER=",".join(order), timeout=300).stdout.split() == [compute_digest()]
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 @pytest.mark.parametrize("order", [LIBRARIES, LIBRARIES[::-1]], ids="-".join)
 def test_fork_before_first_use(order):
-    """The parent has only imported csoftmax; others have started threads of the OpenMP runtime that it shares."""
+    """The parent has only imported csoftmax; other libraries have started threads of the OpenMP that they share."""
     code = WORK + (
         "\nimport signal\ntheirs()\npid = os.fork()\n"
         "if pid == 0:\n    signal.alarm(60)\n    print(ours(), flush=True)\n    os._exit(0)\n"
         "assert os.waitpid(pid, 0)[1] == 0\n"
     )
-    assert run_python(code, ORDER=",".join(order), timeout=300).stdout.split() == [digest()]
+    assert run_python(code, ORDER=",".join(order), timeout=300).stdout.split() == [compute_digest()]
 
 
-def test_threadpoolctl_sees_and_limits():
-    """As its limits say, which OpenMP keeps for each thread; nothing stays behind, whenever csoftmax was imported."""
+def test_threadpoolctl_finds_and_limits_the_threads():
+    """Its limits, which OpenMP keeps for each thread, end with their context, whenever csoftmax was imported."""
     code = """if True:
         import threadpoolctl, sklearn.utils  # which loads an OpenMP
         with threadpoolctl.threadpool_limits(1):
@@ -117,7 +117,7 @@ def test_threadpoolctl_sees_and_limits():
 
 
 def test_joblib():
-    """loky's workers, and threads, each with its share of the CPUs."""
+    """Workers of all backends compute the right numbers; those of loky get their share of the CPUs."""
     code = """if True:
         import joblib, numpy as np, csoftmax
         x = np.random.default_rng(0).standard_normal((64, 3000))

@@ -1,4 +1,4 @@
-"""csoftmax.jax: the bits of the NumPy functions under jit, gradients, vmap, errors."""
+"""csoftmax.jax: the bits of the functions for NumPy under jit, gradients, vmap, errors."""
 
 import doctest
 import importlib
@@ -14,24 +14,24 @@ check_grads = pytest.importorskip("jax.test_util").check_grads
 cj = pytest.importorskip("csoftmax.jax")
 
 RNG = np.random.default_rng(0)
-REFUSED = (jax.errors.JaxRuntimeError, ValueError)  # by the target; which of them depends on how XLA runs it
+KERNEL_ERRORS = (jax.errors.JaxRuntimeError, ValueError)  # the type depends on how XLA runs the kernel
 
 
-def precision(wide):
-    """The context: with float64, or in JAX's default configuration without."""
+def set_float64(wide):
+    """Context with float64, or without as in JAX's default configuration."""
     enable = getattr(jax, "enable_x64", None)  # before JAX 0.8: experimental
     return enable(wide) if enable is not None else importlib.import_module("jax.experimental").enable_x64(wide)
 
 
 @pytest.fixture(autouse=True)
-def with_float64():
-    with precision(True):
+def float64():
+    with set_float64(True):
         yield
 
 
 @pytest.fixture(autouse=True)
-def same_numbers(monkeypatch):
-    """A test's numbers do not depend on which tests have run before."""
+def seed(monkeypatch):
+    """The numbers of a test do not depend on the tests that have run before."""
     monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
 
 
@@ -44,15 +44,16 @@ FUNCTIONS = {
 }
 
 
-def data(dtype, shape=(3, 4, 50)):
+def draw(dtype, shape=(3, 4, 50)):
+    """Random logits."""
     return jnp.asarray(3 * RNG.standard_normal(shape)).astype(dtype)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("axis", [-1, 0, 1])
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_same_bits(name, axis, dtype):
-    x, options = data(dtype), FUNCTIONS[name]
+def test_bits_equal_those_for_numpy(name, axis, dtype):
+    x, options = draw(dtype), FUNCTIONS[name]
     expected = getattr(csoftmax, name)(np.asarray(x), axis=axis, **options)
     for function in (getattr(cj, name), jax.jit(getattr(cj, name), static_argnames=("axis", *options))):
         got = function(x, axis=axis, **options)
@@ -62,7 +63,7 @@ def test_same_bits(name, axis, dtype):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_gradients(name):
-    x, options = data("float64", (4, 6)), FUNCTIONS[name]
+    x, options = draw("float64", (4, 6)), FUNCTIONS[name]
     function = getattr(cj, name)
     for axis in (-1, 0):
         check_grads(lambda x, axis=axis: function(x, axis=axis, **options), (x,), order=1, modes=["rev"], eps=1e-6)
@@ -70,7 +71,7 @@ def test_gradients(name):
 
 @pytest.mark.parametrize("name", FUNCTIONS)
 def test_vmap(name):
-    x, function = data("float32"), getattr(cj, name)
+    x, function = draw("float32"), getattr(cj, name)
     np.testing.assert_array_equal(jax.vmap(function)(x), function(x))
     np.testing.assert_array_equal(jax.vmap(jax.vmap(function))(x), function(x))
     moved = jax.vmap(function, in_axes=1, out_axes=1)(x) if name != "logsumexp" else jax.vmap(function, 1, 1)(x)
@@ -83,39 +84,39 @@ def test_vmap(name):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 def test_cross_entropy(dtype, reduction):
     options = {"label_smoothing": 0.1, "ignore_index": 3, "z_loss": 1e-3, "temperature": 0.8, "reduction": reduction}
-    logits = data(dtype, (6, 5, 4))
+    logits = draw(dtype, (6, 5, 4))
     labels = RNG.integers(0, 5, (6, 4))
     labels[0, 0] = 3
-    for kind in (np.int64, np.int32, np.uint8, np.uint32, np.uint64):
-        there = jnp.asarray(labels.astype(kind))
+    for kind in (np.int64, np.uint8):
+        targets = jnp.asarray(labels.astype(kind))
         expected = csoftmax.cross_entropy_with_grad(np.asarray(logits), labels, axis=1, **options)
-        got = jax.jit(lambda z, t: cj.cross_entropy(z, t, axis=1, **options))(logits, there)
+        got = jax.jit(lambda z, t: cj.cross_entropy(z, t, axis=1, **options))(logits, targets)
         assert got.dtype == expected.loss.dtype
         np.testing.assert_allclose(got, expected.loss, rtol=1e-14 if dtype == "float64" else 1e-6)
         if reduction == "none":
             np.testing.assert_array_equal(got, expected.loss)
-        grad = jax.grad(lambda z, t: cj.cross_entropy(z, t, axis=1, **options).sum())(logits, there)
+        grad = jax.grad(lambda z, t: cj.cross_entropy(z, t, axis=1, **options).sum())(logits, targets)
         assert grad.dtype == logits.dtype
-        # to the bit: the gradient of each row, which XLA multiplies by what comes from above
+        # to the bit: XLA multiplies the gradient of each row by the upstream gradient
         wide = expected.loss.dtype.type
         upstream = wide(1) / wide((labels != 3).sum() if reduction == "mean" else 1)
         rows = csoftmax.cross_entropy_with_grad(np.asarray(logits), labels, axis=1, **{**options, "reduction": "none"})
         np.testing.assert_array_equal(grad, (rows.grad.astype(wide) * upstream).astype(rows.grad.dtype))
     if dtype == "float64":
-        of_logits = lambda z: cj.cross_entropy(z, there, axis=1, **options)  # noqa: E731
-        check_grads(of_logits, (logits,), order=1, modes=["rev"], eps=1e-6)
+        loss_of = lambda z: cj.cross_entropy(z, targets, axis=1, **options)  # noqa: E731
+        check_grads(loss_of, (logits,), order=1, modes=["rev"], eps=1e-6)
 
 
 def test_cross_entropy_under_vmap():
-    logits, labels = data("float32", (3, 4, 7)), jnp.asarray(RNG.integers(0, 7, (3, 4)))
+    logits, labels = draw("float32", (3, 4, 7)), jnp.asarray(RNG.integers(0, 7, (3, 4)))
     got = jax.vmap(lambda z, t: jax.grad(cj.cross_entropy)(z, t))(logits, labels)
     each = [jax.grad(cj.cross_entropy)(z, t) for z, t in zip(logits, labels)]
     np.testing.assert_array_equal(got, jnp.stack(each))
 
 
-def test_it_trains():
-    """A linear layer, by gradient descent under jit."""
-    x, labels = data("float32", (200, 5)), jnp.asarray(RNG.integers(0, 3, 200))
+def test_training():
+    """A linear layer learns by gradient descent under jit."""
+    x, labels = draw("float32", (200, 5)), jnp.asarray(RNG.integers(0, 3, 200))
 
     @jax.jit
     def step(w):
@@ -131,9 +132,9 @@ def test_it_trains():
     assert losses == sorted(losses, reverse=True)
 
 
-def test_threads_and_large():
-    """On as many threads as there are, several calls at once."""
-    x = data("float32", (300, 5000))
+def test_large_arrays_on_two_threads():
+    """XLA may run both calls at once."""
+    x = draw("float32", (300, 5000))
     with csoftmax.threads(2):
         both = jax.jit(lambda x: (cj.softmax(x), cj.log_softmax(x)))(x)
     np.testing.assert_array_equal(both[0], csoftmax.softmax(np.asarray(x)))
@@ -142,12 +143,12 @@ def test_threads_and_large():
 
 @pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (1,)])
 def test_awkward_shapes(shape):
-    x = data("float32", shape)
+    x = draw("float32", shape)
     np.testing.assert_array_equal(cj.softmax(x), csoftmax.softmax(np.asarray(x)))
 
 
 def test_errors():
-    x, labels = data("float32", (3, 4)), jnp.array([0, 1, 2])
+    x, labels = draw("float32", (3, 4)), jnp.array([0, 1, 2])
     with pytest.raises(TypeError, match="x must be float16, bfloat16, float32 or float64, got int32"):
         cj.softmax(labels.astype(jnp.int32))
     with pytest.raises(ValueError, match="axis must be from -2 to 1, got 2"):
@@ -162,13 +163,13 @@ def test_errors():
         cj.cross_entropy(x, labels[:2])
     with pytest.raises(ValueError, match="reduction must be"):
         cj.cross_entropy(x, labels, reduction="median")
-    with pytest.raises(REFUSED, match="a label is not a class"):
+    with pytest.raises(KERNEL_ERRORS, match="a label is not a class"):
         cj.cross_entropy(x, labels + 2).block_until_ready()
-    with pytest.raises(REFUSED, match="other shapes or dtypes"):
+    with pytest.raises(KERNEL_ERRORS, match="other shapes or dtypes"):
         jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((2,), jnp.float32))(x).block_until_ready()
-    with pytest.raises(REFUSED, match="other shapes or dtypes"):
+    with pytest.raises(KERNEL_ERRORS, match="other shapes or dtypes"):
         jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((3,), jnp.int32))(labels.astype(jnp.int32))
-    # XLA's memory is never read or written as another dtype
+    # the kernels never take XLA's memory for another dtype
     half = x.astype(jnp.float16)
     for name, result, arguments in (
         ("softmax", half, [x]),
@@ -183,7 +184,7 @@ def test_errors():
         ("cross_entropy", [x[:, 0], half], [x, labels.astype(jnp.int32)]),
     ):
         like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), result)
-        with pytest.raises(REFUSED, match="other shapes or dtypes"):
+        with pytest.raises(KERNEL_ERRORS, match="other shapes or dtypes"):
             jax.block_until_ready(jax.ffi.ffi_call(f"csoftmax_{name}", like)(*arguments))
     with pytest.raises(ValueError, match="x must have at least one axis"):
         cj.softmax(jnp.float32(1))
@@ -193,25 +194,25 @@ def test_errors():
 
 
 @pytest.mark.parametrize("wide", [False, True])
-def test_labels_of_every_type(wide):
-    """An unsigned label that would turn negative is no class; a label to ignore that the type has not is nowhere."""
-    with precision(wide):
+def test_labels_of_every_dtype(wide):
+    """Labels that a cast would turn into a class are refused; ignore_index may be outside the range of the dtype."""
+    with set_float64(wide):
         logits = jnp.asarray(RNG.standard_normal((3, 4)), jnp.float32)
         for kind in ("int8", "int16", "int32", "uint8", "uint16", "uint32", *(["int64", "uint64"] * wide)):
             labels = jnp.array([0, 3, 1], kind)
             expected = csoftmax.cross_entropy(np.asarray(logits), np.array([0, 3, 1]), ignore_index=3, reduction="none")
             got = cj.cross_entropy(logits, labels, ignore_index=3, reduction="none")
             np.testing.assert_array_equal(got, expected)
-            for nowhere in (-100, 2**40, 2**70):
-                plain = cj.cross_entropy(logits, labels, ignore_index=nowhere)
+            for absent in (-100, 2**40, 2**70):
+                plain = cj.cross_entropy(logits, labels, ignore_index=absent)
                 assert float(plain) == pytest.approx(float(csoftmax.cross_entropy(np.asarray(logits), [0, 3, 1])))
         for kind, label in (("uint32", 2**32 - 100), *([("uint64", 2**64 - 100)] * wide)):
-            with pytest.raises(REFUSED, match="a label is not a class"):
+            with pytest.raises(KERNEL_ERRORS, match="a label is not a class"):
                 cj.cross_entropy(logits, jnp.array([0, label, 1], kind)).block_until_ready()
 
 
-def test_default_precision():
-    with precision(False):
+def test_default_set_float64():
+    with set_float64(False):
         x = jnp.asarray(RNG.standard_normal((5, 9)), jnp.float32)
         assert x.dtype == cj.softmax(x).dtype == jnp.float32
         np.testing.assert_array_equal(cj.softmax(x), csoftmax.softmax(np.asarray(x)))
