@@ -80,6 +80,11 @@ def copy_on_device(gpu, x):
     return stand_in.on_device(x) if gpu.model else gpu.cupy.array(x)
 
 
+def make_inputs(op, shape, dtype="float32", seed=0, sigma=3.0):
+    """Inputs of an operation of the softmax family, with the softmax axis last."""
+    return op.make(shape, dtype, seed=seed, sigma=sigma)
+
+
 def check(gpu, op, arrays, **options):
     """The result of an operation has the CPU's bits."""
     expected = np.asarray(op.function()(*arrays, **options))

@@ -8,6 +8,7 @@ from cuda_checks import (
     check,
     copy_on_device,
     costly_dtypes,
+    make_inputs,
     model_options,
     on_device,
     rows_with_special_at,
@@ -31,24 +32,24 @@ LENGTHS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 100, 255, 256, 257, 511, 512, 513,
 @pytest.mark.parametrize("n", LENGTHS)
 def test_bits_of_the_cpu(gpu, op, dtype, n):
     rows = 67 if n < 20 else 5 if n < 1000 else 2
-    check(gpu, op, op.make((rows, n), dtype, seed=n, sigma=5))
+    check(gpu, op, make_inputs(op, (rows, n), dtype, seed=n, sigma=5))
 
 
 @costly_dtypes
 def test_rows_beyond_shared_memory(gpu, op, dtype):
     """The kernels blocks, combine and apply: on a device with little shared memory, and for a row that none holds."""
     with shared_memory(gpu, 48 * 1024 if op.inputs == 1 else 66 * 1024):
-        check(gpu, op, op.make((3, 20_001), dtype, sigma=9))
+        check(gpu, op, make_inputs(op, (3, 20_001), dtype, sigma=9))
     if gpu.model:
         assert {"blocks", "combine"} <= {launch[0] for launch in gpu.launches}
-    check(gpu, op, op.make((2, 120_000), dtype, sigma=2))
+    check(gpu, op, make_inputs(op, (2, 120_000), dtype, sigma=2))
 
 
 @costly_dtypes
 @pytest.mark.parametrize("temperature", [0.37, 3.0, 1e-3, 1e25, 1e-30, 1e200, 5e-324])
 def test_temperature(gpu, op, dtype, temperature):
     for n in (10, 700, 5000):
-        check(gpu, op, op.make((3, n), dtype, sigma=4), temperature=temperature)
+        check(gpu, op, make_inputs(op, (3, n), dtype, sigma=4), temperature=temperature)
 
 
 @pytest.mark.parametrize("temperature", [0.0, float("inf")])
@@ -100,16 +101,16 @@ def test_special_values_beyond_shared_memory(gpu, dtype):
 @costly_dtypes
 @pytest.mark.parametrize("n", [9, 600, 4200, 20_001])
 def test_where(gpu, op, dtype, n):
-    arrays = op.make((5, n), dtype)
+    arrays = make_inputs(op, (5, n), dtype)
     mask = np.random.default_rng(n).random((5, n)) < 0.5
     mask[1], mask[2], mask[3, n // 2 :] = False, True, False
     arrays[0][~mask] = np.nan  # elements that take no part may hold anything
     check(gpu, op, arrays, where=mask)
-    check(gpu, op, op.make((5, n), dtype), where=mask[4])
+    check(gpu, op, make_inputs(op, (5, n), dtype), where=mask[4])
 
 
 def test_axes_and_strides(gpu, op):
-    x = op.make((4, 5, 6), "float32")
+    x = make_inputs(op, (4, 5, 6), "float32")
     for axis in (0, 1, 2, -1, (0, 2), None):
         check(gpu, op, x, axis=axis)
     turned = [np.asfortranarray(a) for a in x]
@@ -122,7 +123,7 @@ def test_axes_and_strides(gpu, op):
 @pytest.mark.parametrize("n", [11, 701, 5001])
 def test_alignment(gpu, op, dtype, n):
     """Rows that begin at each element of 16 bytes, within a larger array."""
-    arrays = op.make((3, n), dtype)
+    arrays = make_inputs(op, (3, n), dtype)
     expected = np.asarray(op.function()(*arrays))
     for offset in range(1, 9):
         memory = [gpu.cupy.empty(a.size + 16, a.dtype) for a in arrays]
@@ -135,7 +136,7 @@ def test_alignment(gpu, op, dtype, n):
 def test_out(gpu, dtype):
     """Results that overwrite an input, that have strides, and that overlap an input."""
     for op, n in itertools.product([op for op in OPS if op.has_out], (12, 800, 5000)):
-        arrays = op.make((3, n), dtype)
+        arrays = make_inputs(op, (3, n), dtype)
         expected = op.function()(*arrays)
         for i in range(op.inputs):
             given = [copy_on_device(gpu, a) for a in arrays]
@@ -154,7 +155,7 @@ def test_out(gpu, dtype):
 def test_batch_does_not_matter(gpu, op, dtype):
     """A row has the same bits alone and among others."""
     for n in (10, 300, 700, 5000):
-        arrays = op.make((40, n), dtype)
+        arrays = make_inputs(op, (40, n), dtype)
         all_rows = op.function()(*on_device(gpu, *arrays)).get()
         for i in (0, 17, 39):
             alone = op.function()(*on_device(gpu, *(a[i : i + 1] for a in arrays))).get()
@@ -182,7 +183,7 @@ def test_traffic(model, op, dtype):
     longest = held // sizes.BLOCK_ELEMENTS * sizes.BLOCK_ELEMENTS
     for n, reads in ((16, 1), (128, 1), (512, 1), (1024, 1), (4096, 1), (longest, 1), (131072, 2)):
         rows = max(2, 1024 // n)
-        arrays = op.make((rows, n), dtype)
+        arrays = make_inputs(op, (rows, n), dtype)
         model.launches.clear()
         with model_options(count=True, races=False):
             op.function()(*on_device(model, *arrays))
@@ -219,8 +220,8 @@ def test_longest_rows_of_each_kernel(model, op, dtype, limit):
     assert len(last) == 2
     with shared_memory(model, limit):
         for n in last:
-            check(model, op, op.make((2, n), dtype))
-            check(model, op, op.make((2, n + 1), dtype))
+            check(model, op, make_inputs(op, (2, n), dtype))
+            check(model, op, make_inputs(op, (2, n + 1), dtype))
 
 
 def test_launch_plans_fit():

@@ -1,8 +1,8 @@
 /* The model of a CUDA block: its threads as fibers, their waits, and their accesses to memory.
  *
  * Scheduling: a warp runs until all of its lanes wait at __syncthreads or are done, then the next one runs; forward, or
- * backward from the last warp and lane.  Code that relies on an order which CUDA does not promise gives other results in
- * the other direction.
+ * backward from the last warp and lane.  Code that relies on an order which CUDA does not promise gives other results
+ * in the other direction.
  * Errors: a lane of a mask that has exited, waits elsewhere or never comes; barriers that not all threads reach; reads
  * and writes outside the given arrays or the requested shared memory, or misaligned; shared memory that is read before
  * it is written; shared memory that two threads access without a barrier between them, one of them writing.
