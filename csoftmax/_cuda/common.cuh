@@ -88,7 +88,7 @@ INLINE REAL canonical(REAL x) {
 /* Elements between a 16-byte boundary and p. */
 INLINE int lead(const T *p) { return (int)((uintptr_t)p / sizeof(T) % VECTOR); }
 
-/* Elements of shared memory that `count` take up at any alignment. */
+/* Elements of shared memory to set aside for `count` at any alignment. */
 INLINE size_t room(size_t count) { return (count + 2 * VECTOR - 1) / VECTOR * VECTOR; }
 
 /* Copies [0, count) of storage to shared memory, `absent` where the mask is 0.  `to` lies lead(from) elements past a

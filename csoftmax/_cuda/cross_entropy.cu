@@ -32,7 +32,7 @@ struct prepared {
 };
 enum { IGNORED = -1, BAD = -2 };
 
-/* What the threads of a row share. */
+/* The state that the threads of a row share. */
 struct shared_row {
     csm_scales scales;
     csm_loss_call call;

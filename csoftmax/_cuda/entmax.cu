@@ -26,7 +26,7 @@
 
 enum { MAX_THREADS = 256 };
 
-/* What the threads of a row share. */
+/* The state that the threads of a row share. */
 struct shared_row {
     csm_support s;
     size_t counts[MAX_THREADS / WARP]; /* of each warp */

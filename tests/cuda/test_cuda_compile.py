@@ -1,4 +1,4 @@
-"""Every CUDA module compiles for every generation of devices, in registers alone, with 128-bit accesses.
+"""Every CUDA module compiles for every generation of devices, without local memory and with 128-bit accesses.
 
 Needs CuPy and NVIDIA's compiler and disassembler, but no driver:
     pip install cupy-cuda13x nvidia-cuda-nvrtc nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-nvdisasm
@@ -11,26 +11,30 @@ from pathlib import Path
 import pytest
 
 import csoftmax
-import csoftmax._cuda as backend
+from csoftmax._cuda import Unavailable, compiler, require
+from csoftmax._cuda.sizes import SUFFIXES
 
 pytest.importorskip("cupy", reason="CuPy is not installed")
-_ROWS = backend.KERNELS["softmax.cu"]
 ARCHITECTURES = ("sm_75", "sm_80", "sm_90", "sm_100", "sm_120")
-# Threads of the largest block; a multiprocessor has 65,536 registers.  Small blocks: twelve at a time.
-_MOST = {"f32": 448, "f16": 448, "bf16": 448, "f64": 224}
+# Threads of a kernel's largest block, all of whose registers must fit in the 65,536 of a multiprocessor.  Kernels that
+# are not named have blocks of few threads, and MAX_REGISTERS lets twelve warps run at a time.
+_ROW_THREADS = {"f32": 448, "f16": 448, "bf16": 448, "f64": 224}
 THREADS = {
-    "softmax.cu": {"whole": _MOST},
-    "vjp.cu": {"whole": _MOST},
-    "cross_entropy.cu": {"rows": _MOST, **dict.fromkeys(("divide", "reduce"), dict.fromkeys(_MOST, 1024))},
-    "topk.cu": {"choose": dict.fromkeys(_MOST, 512)},
-    "entmax.cu": dict.fromkeys(("forward", "rows", "backward"), dict.fromkeys(_MOST, 256)),
+    "softmax.cu": {"whole": _ROW_THREADS},
+    "vjp.cu": {"whole": _ROW_THREADS},
+    "cross_entropy.cu": {
+        "rows": _ROW_THREADS,
+        **dict.fromkeys(("divide", "reduce"), dict.fromkeys(_ROW_THREADS, 1024)),
+    },
+    "topk.cu": {"choose": dict.fromkeys(_ROW_THREADS, 512)},
+    "entmax.cu": dict.fromkeys(("forward", "rows", "backward"), dict.fromkeys(_ROW_THREADS, 256)),
     "sample.cu": {},
 }
-BUDGET = 168
+MAX_REGISTERS = 168
 
 
 def kernels_of(log):
-    """name: (stack, bytes spilled, registers) out of the assembler's log."""
+    """{name: (bytes of stack, bytes spilled, registers)} from the assembler's log."""
     found = {}
     for part in log.split("Compiling entry function '")[1:]:
         numbers = [
@@ -55,24 +59,24 @@ def arch(request):
 
 
 def check_roundings(ptx):
-    """Subnormals stay, and nothing is contracted: each sum, difference and product of floats has its own rounding."""
+    """Subnormals are kept, and each sum, difference and product of floats has a rounding of its own."""
     assert ".entry" in ptx
     assert ".ftz" not in ptx
     assert not re.search(r"\b(add|sub|mul)\.f(32|64)\b", ptx)
 
 
-@pytest.mark.parametrize("suffix", backend.SUFFIX.values())
-@pytest.mark.parametrize("op", backend.MODULES)
+@pytest.mark.parametrize("suffix", SUFFIXES.values())
+@pytest.mark.parametrize("op", compiler.SOURCES)
 def test_compiles(op, suffix, arch, tmp_path):
-    code, ptx, log = backend.compile(op, suffix, arch)
+    code, ptx, log = compiler.compile_module(op, suffix, arch)
     assert "warning" not in log.lower(), log
     kernels = kernels_of(log)
-    assert set(kernels) == set(backend.KERNELS[backend.MODULES[op][0]])
+    assert set(kernels) == set(compiler.KERNELS[compiler.SOURCES[op]])
     for name, (stack, spilled, registers) in kernels.items():
         assert (stack, spilled) == (0, 0), f"{name} spills"
-        large = THREADS[backend.MODULES[op][0]].get(name)
-        most = 65536 // large[suffix] // 8 * 8 if large else BUDGET
-        assert registers <= most, f"{name} takes {registers} registers"
+        threads = THREADS[compiler.SOURCES[op]].get(name)
+        limit = 65536 // threads[suffix] // 8 * 8 if threads else MAX_REGISTERS
+        assert registers <= limit, f"{name} takes {registers} registers"
     if arch != "sm_90":
         return
     check_roundings(ptx.decode())
@@ -87,25 +91,27 @@ def test_compiles(op, suffix, arch, tmp_path):
             assert "STG.E.128" in text, name
 
 
-def test_error_has_the_compilers_words(monkeypatch):
-    monkeypatch.setattr(backend, "options", lambda *a: ("-DSTORAGE_none",))
+def test_error_quotes_the_compiler(monkeypatch):
+    monkeypatch.setattr(compiler, "options", lambda *a: ("-DSTORAGE_none",))
     with pytest.raises(RuntimeError, match=r"(?s)NVRTC cannot compile softmax for sm_90.*error"):
-        backend.compile("softmax", "f32", "sm_90")
+        compiler.compile_module("softmax", "f32", "sm_90")
 
 
 def test_ptx():
-    code, ptx, _ = backend.compile("softmax", "f32", "compute_90")
+    code, ptx, _ = compiler.compile_module("softmax", "f32", "compute_90")
     assert code == ptx
     check_roundings(ptx.decode())
     assert b".target sm_90" in code
-    assert {name for name in backend.KERNELS["softmax.cu"] if f".entry {name}(".encode() in code} == set(_ROWS)
+    assert {name for name in compiler.KERNELS["softmax.cu"] if f".entry {name}(".encode() in code} == set(
+        compiler.KERNELS["softmax.cu"]
+    )
 
 
 def test_no_driver_is_a_device_error():
-    """CuPy is there, a driver is not: the message says so."""
+    """With CuPy but without a driver, the message names the driver."""
     try:
-        backend.require(None)
-    except backend.Unavailable:
+        require(None)
+    except Unavailable:
         pass
     else:
         pytest.skip("there is a device")

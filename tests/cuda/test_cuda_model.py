@@ -1,4 +1,4 @@
-"""The model of a CUDA block catches every bug that is planted here, and says nothing against what is right."""
+"""The model of a CUDA block catches every bug that is planted here, and accepts correct kernels."""
 
 import mmap
 import shutil
@@ -15,7 +15,7 @@ __device__ float warp_sum(float x) {
     for (int d = 16; d; d /= 2) x += __shfl_xor_sync(ALL, x, d);
     return x;
 }
-__global__ void sum_rows(const float *x, float *y, int n) { /* right: a block for each row, 64 threads */
+__global__ void sum_rows(const float *x, float *y, int n) { /* correct: a block for each row, 64 threads */
     __shared__ float parts[2];
     float sum = 0;
     for (int i = threadIdx.x; i < n; i += blockDim.x) sum += x[blockIdx.x * n + i];
@@ -52,7 +52,7 @@ __global__ void write_after_read_of_warps(const float *x, float *y) {
 }
 __global__ void bytes_of_words(const float *x, float *y) {
     __shared__ float parts[32];
-    char *bytes = (char *)parts; /* threads of four warps, a byte of each word each: no race */
+    char *bytes = (char *)parts; /* four warps, each with its own byte of every word: no race */
     bytes[threadIdx.x % 32 * 4 + threadIdx.x / 32] = ((const char *)x)[threadIdx.x % 32 * 4 + threadIdx.x / 32];
     __syncthreads();
     if (threadIdx.x < 32) y[threadIdx.x] = parts[threadIdx.x];
@@ -146,7 +146,7 @@ NAMES = [
 
 @pytest.fixture(scope="module", params=[(), ("-DUCONTEXT",)], ids=["fibers", "ucontext"])
 def kernels(request):
-    """With both ways to switch threads."""
+    """The kernels above, with both ways to switch between threads."""
     return Module(SOURCE, NAMES, runtime_flags=request.param)
 
 
@@ -159,7 +159,7 @@ def floats(n, misaligned=False):
 
 
 @pytest.mark.parametrize("backward", [False, True])
-def test_right_code_runs(kernels, backward):
+def test_correct_kernels_run(kernels, backward):
     x, y = floats(5 * 300), floats(5)
     kernels.kernel("sum_rows")((5,), (64,), (x, y, np.int32(300)), backward=backward)
     assert np.allclose(y, x.reshape(5, 300).sum(1), atol=1e-4)
@@ -256,7 +256,7 @@ def test_argument_sizes(kernels):
 
 
 def test_overflow_of_row_offsets(kernels):
-    """Rows behind the first 2^31 elements: only the last block runs, the memory before it is never touched."""
+    """A row beyond the first 2^31 elements: only the last block runs, and memory before it is never touched."""
     rows, n = 70_000, 32_768
     x = np.frombuffer(mmap.mmap(-1, rows * n * 4, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | 0x4000), np.float32)
     x[-n:] = 1.5

@@ -1,7 +1,7 @@
-"""Runs CUDA kernels on the CPU, one block at a time, and watches what they do: see device.h and runtime.cpp.
+"""Runs CUDA kernels on the CPU, one block at a time, and checks their accesses: see device.h and runtime.cpp.
 
-A kernel's text is compiled by g++ with -fsanitize=thread, whose calls at each memory access the model answers itself.
-Speed: some hundred ns for each access of each thread.
+g++ compiles a kernel's text with -fsanitize=thread; the model itself is the library that is called at each memory
+access.  An access of a thread takes a few hundred ns.
 """
 
 import ctypes
@@ -15,18 +15,18 @@ from pathlib import Path
 import numpy as np
 
 HERE = Path(__file__).parent
-# -fno-tree-sra: g++ would load a 16-byte structure in parts before the accesses are announced.
+# -fno-tree-sra: else g++ loads a 16-byte structure in parts before it announces the accesses.
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", "-fno-tree-sra", "-fno-strict-aliasing", "-fwrapv"]
 FLAGS += ["-ffp-contract=off", *(["-mfma"] if os.uname().machine == "x86_64" else [])]
 COUNTS = ("loads", "load_sectors", "load_bytes", "stores", "store_sectors", "store_bytes")
 
 
 class KernelError(RuntimeError):
-    """A kernel did what hardware would not forgive."""
+    """A kernel did something that is undefined on hardware."""
 
 
-def rewritten(source):
-    """Declarations of shared memory, which ordinary C++ does not have."""
+def rewrite_shared(source):
+    """The source with declarations of shared memory, which C++ does not have, as calls of the model."""
     dynamic = r"extern\s+__shared__\s+(?:__align__\(\d+\)\s+)?([\w\s]+?)\s+(\w+)\s*\[\s*\]\s*;"
     source = re.sub(dynamic, r"#define \2 ((\1 *)cuda_model::cuda_model_dynamic_shared())", source)
     count = iter(range(1, 10**6))
@@ -43,8 +43,8 @@ def _run(*command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[:5000]}")
 
 
-def _runtime(folder, build, flags):
-    """The model itself, compiled once for all kernels."""
+def _compile_runtime(folder, build, flags):
+    """The object of the model itself, compiled once for all kernels."""
     source = HERE / "runtime.cpp"
     tag = hashlib.sha256(source.read_bytes() + "\0".join(flags).encode()).hexdigest()[:20]
     compiled = folder / f"runtime-{tag}.o"
@@ -55,7 +55,7 @@ def _runtime(folder, build, flags):
 
 
 class Module:
-    """Kernels of one source text; names: those to be called, extern "C" or templates with their arguments."""
+    """The kernels of a source text; names: of those that are called, with the arguments of templates."""
 
     def __init__(self, source, names, options=(), include=(), runtime_flags=()):
         entries = [
@@ -63,7 +63,7 @@ class Module:
             f'extern "C" int cuda_model_sizes{i}(int *to) {{ return cuda_model::entry<decltype(&{n})>::sizes(to); }}\n'
             for i, n in enumerate(names)
         ]
-        text = f'#line 1 "kernel.cu"\n{rewritten(source)}\n' + "".join(entries)
+        text = f'#line 1 "kernel.cu"\n{rewrite_shared(source)}\n' + "".join(entries)
         flags = [*FLAGS, *options, *(f"-I{p}" for p in include)]
         folder = Path(tempfile.gettempdir()) / f"csoftmax-cuda-model-{os.getuid()}"
         folder.mkdir(exist_ok=True)
@@ -77,7 +77,7 @@ class Module:
                 (build / "kernel.cpp").write_text(text)
                 watched = ["g++", *flags, "-fsanitize=thread", "-include", HERE / "device.h"]
                 _run(*watched, "-c", build / "kernel.cpp", "-o", build / "k.o")
-                runtime = _runtime(folder, build, runtime_flags)
+                runtime = _compile_runtime(folder, build, runtime_flags)
                 _run("g++", "-shared", build / "k.o", runtime, "-o", build / "out.so", "-Wl,-z,now")
                 os.replace(build / "out.so", library)
         self.library = ctypes.CDLL(str(library))
@@ -102,10 +102,12 @@ class Kernel:
     def __call__(
         self, grid, block, arguments, shared=0, *, limit=48 * 1024, count=False, races=True, backward=False, last=None
     ):
-        """What it counted.  last: so many blocks run, the rest is left out."""
+        """Launch, and return the counts.  last: only so many of the last blocks run."""
         if len(arguments) != len(self.sizes):
             raise TypeError(f"{self.name} takes {len(self.sizes)} arguments, not {len(arguments)}")
-        values = np.zeros(sum(s + 24 for s in self.sizes) + 32, np.uint8)  # their addresses, then themselves
+        values = np.zeros(
+            sum(s + 24 for s in self.sizes) + 32, np.uint8
+        )  # addresses of the arguments, then the arguments
         values = values[-values.ctypes.data % 16 :]
         addresses = values[: 8 * len(arguments)].view(np.uint64)
         memory, at = [values.ctypes.data, values.ctypes.data + values.nbytes], (8 * len(arguments) + 15) // 16 * 16
@@ -120,7 +122,7 @@ class Kernel:
                 raw = np.zeros(8, np.uint8)
             elif isinstance(argument, np.generic):
                 raw = np.frombuffer(argument.tobytes(), np.uint8)
-            else:  # as CuPy has it
+            else:  # CuPy's conversions
                 kind = np.int64 if isinstance(argument, int) else np.float64
                 raw = np.frombuffer(np.array(argument, kind).tobytes(), np.uint8)
             if raw.size != size:
@@ -152,7 +154,7 @@ class Kernel:
 
 
 class by_value:
-    """A structure that is passed itself: an array of one element."""
+    """A structure that is passed by value: an array of one element."""
 
     def __init__(self, array):
         assert array.size == 1

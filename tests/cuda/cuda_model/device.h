@@ -1,7 +1,7 @@
-/* What a kernel sees of CUDA when g++ compiles it for the model: force-included before the .cu text.
+/* The part of CUDA that kernels use, for g++, which compiles them for the model: included before the .cu text.
  *
- * A thread of a block is a fiber (runtime.cpp).  Barriers, shuffles and votes pass through the runtime, which knows who
- * waits where; -fsanitize=thread makes g++ announce each memory access, and the runtime takes the place of its library.
+ * A thread of a block is a fiber (runtime.cpp).  Barriers, shuffles and votes call the runtime, which keeps track of
+ * waiting threads; -fsanitize=thread makes g++ announce each memory access, and the runtime replaces its library.
  * Nothing here comes from NVIDIA's headers: kernels that need more of CUDA than this do not compile.
  */
 #ifndef CUDA_MODEL_DEVICE_H
@@ -37,9 +37,9 @@ struct coordinates {
     dim3 block_size, grid_size;
 };
 extern "C" {
-extern coordinates *cuda_model_here; /* of the thread that runs */
+extern coordinates *cuda_model_here; /* those of the running thread */
 int cuda_model_lane();
-/* Waits for all lanes of the mask at this place; returns the value that lane `from` brought. */
+/* Waits until all lanes of the mask are at this place, and returns the value that lane `from` brought. */
 uint64_t cuda_model_exchange(int operation, unsigned mask, uint64_t value, int from, const char *file, int line);
 unsigned cuda_model_vote(unsigned mask, int predicate, const char *file, int line);
 void cuda_model_barrier(const char *file, int line);
@@ -60,7 +60,7 @@ template <class T> T of_bits(uint64_t bits) {
 template <class Array> Array &static_shared(size_t id) {
     return *static_cast<Array *>(cuda_model_static_shared(id, sizeof(Array), alignof(Array)));
 }
-/* Calls a kernel with arguments that lie at addresses; their sizes, so that the loader can check what it is given. */
+/* Calls a kernel with arguments at addresses, and tells the sizes of its parameters, which the loader checks. */
 template <class Kernel> struct entry;
 template <class... A> struct entry<void (*)(A...)> {
     static int sizes(int *out) {
@@ -85,7 +85,7 @@ inline void __syncthreads(CUDA_MODEL_PLACE) { cuda_model::cuda_model_barrier(fil
 inline void __syncwarp(unsigned mask = 0xffffffffu, CUDA_MODEL_PLACE) {
     cuda_model::cuda_model_exchange(cuda_model::SYNC_WARP, mask, 0, cuda_model::cuda_model_lane(), file, line);
 }
-/* Lanes as the PTX manual has them: a source outside the segment of `width` lanes is the lane itself. */
+/* Lanes as in the PTX manual: a source outside the segment of `width` lanes is the lane itself. */
 template <class T> T __shfl_sync(unsigned mask, T value, int from, int width = 32, CUDA_MODEL_PLACE) {
     const int me = cuda_model::cuda_model_lane();
     from = (me & ~(width - 1)) | (from & (width - 1));

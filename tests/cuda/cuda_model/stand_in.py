@@ -1,7 +1,7 @@
-"""A `cupy` whose device is the model: arrays are NumPy's, modules are compiled by g++.
+"""A `cupy` whose device is the model: its arrays are NumPy's, and g++ compiles its modules.
 
-What csoftmax uses of CuPy is here with CuPy's names and behaviour, so that the package's own dispatch, launch rules and
-arguments run unchanged; anything else is missing.  `machine code` is the source text with its options.
+It has the part of CuPy that csoftmax uses, with CuPy's names and behaviour, so that the package's own dispatch, launch
+plans and arguments run unchanged.  "Machine code" is the source text with its options.
 """
 
 import contextlib
@@ -17,13 +17,13 @@ import numpy as np
 
 from . import Module, by_value
 
-CURRENT = [0]  # the current device, innermost last
-NO_WAITING = []  # not empty: nothing may wait for the device
+CURRENT = [0]  # the stack of current devices
+NO_WAITING = []  # if it is not empty, a host that waits for the device is an error
 ATTRIBUTES = {"MaxSharedMemoryPerBlockOptin": 227 * 1024}
 
 
 class ndarray(np.ndarray):
-    """On the device: csoftmax must not read its numbers on the host."""
+    """An array on the device: csoftmax must not read its numbers on the host."""
 
     def __array_finalize__(self, parent):
         self.number = getattr(parent, "number", CURRENT[-1])
@@ -57,7 +57,7 @@ class ndarray(np.ndarray):
         np.copyto(self.view(np.ndarray), x, casting="no")
 
     def __array_ufunc__(self, ufunc, method, *inputs, out=(), **options):
-        """As CuPy's: on the current device, where all operands have to be, none of them NumPy's."""
+        """Arithmetic as CuPy's: all operands must be CuPy's, and on the current device."""
         arrays = [a for a in (*inputs, *out) if isinstance(a, np.ndarray)]
         if any(not isinstance(a, ndarray) for a in arrays):
             raise TypeError(f"Unsupported type {np.ndarray}")
@@ -79,7 +79,7 @@ class ndarray(np.ndarray):
         raise TypeError("Implicit conversion to a NumPy array is not allowed. Please use `.get()`")
 
     def __bool__(self):
-        raise AssertionError("an array of the device is looked at on the host: that would wait for it")
+        raise AssertionError("the host reads an array of the device: it would wait for it")
 
     __float__ = __int__ = __index__ = item = tolist = __bool__
 
@@ -91,7 +91,7 @@ ndarray.__module__ = "cupy"
 
 
 def on_device(x):
-    """A new array like CuPy's: its memory begins at a multiple of 512 bytes."""
+    """A copy on the device; like CuPy's memory, its own begins at a multiple of 512 bytes."""
     x = np.asarray(x.view(np.ndarray) if isinstance(x, ndarray) else x)
     y = empty(x.shape, x.dtype)
     np.copyto(y.view(np.ndarray), x)
@@ -103,11 +103,11 @@ def empty(shape, dtype=np.float64):
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
     memory = np.full(size + 1024, 0xAA, np.uint8)
     begin = -memory.ctypes.data % 512
-    return memory[begin : begin + size].view(dtype).reshape(shape).view(ndarray)  # on the current device
+    return memory[begin : begin + size].view(dtype).reshape(shape).view(ndarray)
 
 
 class _Host:
-    """Another library's array that says it is on a CUDA device: for NumPy, on the CPU, where its memory is."""
+    """Another library's array that claims to be on a CUDA device, for NumPy: its memory is the CPU's."""
 
     def __init__(self, x):
         self.__dlpack__ = x.__dlpack__
@@ -117,7 +117,7 @@ class _Host:
 
 
 def from_dlpack(x):
-    """An array on the memory of another library's, which says it is CUDA's and is the CPU's, as all of the model."""
+    """An array on the memory of another library's array, which claims to be CUDA's."""
     kind, number = x.__dlpack_device__()
     if kind != 2:
         raise TypeError(f"memory of DLPack's kind {kind} is not CUDA's")
@@ -128,7 +128,7 @@ def from_dlpack(x):
 
 @contextlib.contextmanager
 def nothing_waits():
-    """Within it the host may only enqueue work."""
+    """A context in which the host may only enqueue work."""
     NO_WAITING.append(True)
     try:
         yield
@@ -151,7 +151,7 @@ class Device:
 
 
 class RawKernel:
-    launches = []  # noqa: RUF012 - what has been launched, for tests: (name, grid, block, shared, counts)
+    launches = []  # noqa: RUF012 - for tests: (name, grid, block, shared, counts)
     options = {"count": False, "races": True, "backward": False, "last": None}  # noqa: RUF012
 
     def __init__(self, kernel):
@@ -257,7 +257,9 @@ def module():
     cupy.where = where
     cupy.full = lambda shape, value, dtype: on_device(np.full(shape, value, dtype))
     cupy.ascontiguousarray = lambda x: x if x.flags.c_contiguous else on_device(x)
-    cupy.argsort = lambda x, axis=-1: on_device(np.argsort(x.view(np.ndarray), axis, kind="stable"))  # as CuPy's
+    cupy.argsort = lambda x, axis=-1: on_device(
+        np.argsort(x.view(np.ndarray), axis, kind="stable")
+    )  # stable, as CuPy's
     cupy.broadcast_to = lambda x, shape: np.broadcast_to(x, shape, subok=True)
     cupy.may_share_memory = np.may_share_memory
     cuda = types.ModuleType("cupy.cuda")
@@ -276,24 +278,24 @@ def module():
 
 @contextlib.contextmanager
 def installed(folder):
-    """`import cupy` finds the stand-in; machine code goes to the folder."""
-    import csoftmax._cuda as backend
+    """A context in which `import cupy` finds the stand-in, and machine code goes to the folder."""
+    from csoftmax._cuda import compiler, device
 
-    caches = [f for f in vars(backend).values() if hasattr(f, "cache_clear")]
+    caches = device.find_architecture, device.read_shared_limit, compiler.load_module, compiler.load_kernel
     cupy = module()
     modules = {"cupy": cupy, "cupy.cuda": cupy.cuda, "cupyx": None, "cupyx.scipy": None}
     before = {name: sys.modules.get(name) for name in modules}
-    sys.modules.update(modules)  # what else is imported meanwhile stays: extension modules cannot be loaded twice
+    sys.modules.update(modules)  # other imports stay, because extension modules cannot be loaded twice
     for f in caches:
         f.cache_clear()
     try:
         with mock.patch.dict("os.environ", {"CUPY_CACHE_DIR": str(folder)}):
             yield cupy
     finally:
-        for name, one in before.items():
-            if one is None:
+        for name, real in before.items():
+            if real is None:
                 del sys.modules[name]
             else:
-                sys.modules[name] = one
+                sys.modules[name] = real
         for f in caches:
             f.cache_clear()
