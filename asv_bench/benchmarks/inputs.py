@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from csoftmax._cli.choices import GROUPS
+from csoftmax._bench.cases import GROUPS
 
 
 def load_operations():

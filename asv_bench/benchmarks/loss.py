@@ -5,13 +5,13 @@ import tracemalloc
 import numpy as np
 
 import csoftmax
-from csoftmax._cli import losses, peers
-from csoftmax._cli.choices import LOSSES, Case
+from csoftmax._bench.cases import LOSSES, usual_cases
+from csoftmax._bench.problems import make_problem
 
 CASES = {
     str(case): case
     for op in LOSSES
-    for case in (Case("loss", op, *line) for line in LOSSES[op])
+    for case in usual_cases(op)
     if np.prod(case.shape[:: max(1, len(case.shape) - 1)]) <= 40_000_000
 }
 
@@ -23,7 +23,7 @@ class Loss:
 
     def setup(self, label):
         csoftmax.set_num_threads(1)
-        self.contender = losses.ours(peers.problem(CASES[label], False))
+        self.contender = make_problem(CASES[label], fresh=False).prepare_csoftmax()
         self.code = compile(self.contender.statement, "statement", "eval")
         self.time_with_gradient(label)
 

@@ -3,11 +3,10 @@
 import numpy as np
 
 import csoftmax
-from csoftmax._cli import peers, sparse
-from csoftmax._cli.choices import SPARSE, Case
+from csoftmax._bench.cases import SPARSE, usual_cases
+from csoftmax._bench.problems import make_problem
 
-CASES = {f"{op} {case}": case for op in SPARSE for case in (Case("sparse", op, *line) for line in SPARSE[op])}
-
+CASES = {f"{op} {case}": case for op in SPARSE for case in usual_cases(op)}
 
 FILTERS = {"plain": {}, "top_k": {"top_k": 50}, "top_p": {"top_p": 0.9, "temperature": 0.7}}
 
@@ -18,7 +17,7 @@ class Sparse:
 
     def setup(self, label):
         csoftmax.set_num_threads(1)
-        self.contender = sparse.ours(peers.problem(CASES[label], False))
+        self.contender = make_problem(CASES[label], fresh=False).prepare_csoftmax()
         self.code = compile(self.contender.statement, "statement", "eval")
         self.time_sparse(label)
 

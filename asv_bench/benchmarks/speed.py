@@ -5,7 +5,7 @@ import timeit
 import numpy as np
 
 import csoftmax
-from csoftmax._cli.timing import repeats
+from csoftmax._bench.timing import count_calls
 
 from .inputs import LABELS, NAMES, Arrays
 
@@ -25,7 +25,7 @@ class Speed:
 
     def track_bandwidth(self, name, label):
         timer = timeit.Timer(self.arrays.call)
-        number, _ = repeats(timer)
+        number, _ = count_calls(timer)
         return self.arrays.nbytes / (np.median(timer.repeat(9, number)) / number) / 1e9
 
     track_bandwidth.unit = "GB/s"

@@ -1,5 +1,8 @@
-"""What bench measures unless told otherwise: the usual shapes, and the names of the peers."""
+"""The cases of ``bench``: the usual shapes of every operation, and the groups whose geometric means are shown."""
 
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 
@@ -8,18 +11,18 @@ class Case(NamedTuple):
 
     group: str
     op: str
-    shape: tuple
+    shape: tuple[int, ...]
     axis: int
     dtype: str
-    kind: str = "plain"  # of a loss: one of KINDS; of a top-k: the order of the logits, plain: random
+    kind: str = "plain"  # of a loss: one of LOSS_KINDS; of a top-k: the order of the logits, plain being random
 
-    def __str__(self):
+    def __str__(self) -> str:
         kind = "" if self.kind == "plain" else f" {self.kind}"
         return f"{self.shape}{'' if self.axis == -1 else f' axis {self.axis}'} {self.dtype}{kind}".replace(",)", ")")
 
 
-# group: (shape, axis, dtype)
-GROUPS = {
+# The softmax family, by group: (shape, axis, dtype).
+GROUPS: dict[str, list[tuple[tuple[int, ...], int, str]]] = {
     "last": [
         *[((1, 10), -1, "float32"), ((32, 10), -1, "float32"), ((4096, 16), -1, "float32")],
         *[((128, 1000), -1, "float32"), ((4096, 1000), -1, "float32"), ((64, 32000), -1, "float32")],
@@ -31,32 +34,30 @@ GROUPS = {
     ],
     "half": [((1024, 4096), -1, "float16"), ((1024, 4096), -1, "bfloat16"), ((1024, 4096), -1, "float64")],
 }
-# Of losses, the gradient included: (shape, axis, dtype, kind).  A linear layer's shape is (rows, features, classes).
-KINDS = ("plain", "weights+smoothing", "soft")
-LOSSES = {
+# Losses with their gradients: (shape, kind), in float32 along the last axis.
+# The shape of a linear layer is (rows, features, classes).
+LOSS_KINDS = ("plain", "weights+smoothing", "soft")
+LOSSES: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "cross_entropy": [
-        *[(shape, -1, "float32") for shape in ((32, 10), (128, 1000), (4096, 1000), (64, 32000))],
-        *[(shape, -1, "float32") for shape in ((256, 50257), (512, 128256))],
-        *[((1024, 1000), -1, "float32", kind) for kind in KINDS[1:]],
+        *[((32, 10), "plain"), ((128, 1000), "plain"), ((4096, 1000), "plain"), ((64, 32000), "plain")],
+        *[((256, 50257), "plain"), ((512, 128256), "plain")],
+        *[((1024, 1000), "weights+smoothing"), ((1024, 1000), "soft")],
     ],
-    "linear_cross_entropy": [
-        ((1024, 512, 32000), -1, "float32"),
-        ((2048, 256, 8000), -1, "float32"),
-    ],
+    "linear_cross_entropy": [((1024, 512, 32000), "plain"), ((2048, 256, 8000), "plain")],
 }
-# Of sparse softmax: (shape, axis, dtype, order of the logits).  The last length of a top-k is k.
-_TOPK = [(1024, 1000, 5), (64, 32000, 8), (64, 32000, 64), (64, 128256, 50), (64, 128256, 512), (1, 1000000, 100)]
-SPARSE = {
+# Sparse softmax: (shape, order of the logits), in float32 along the last axis.  The last length of a top-k is k.
+TOPK_SHAPES = ((1024, 1000, 5), (64, 32000, 8), (64, 32000, 64), (64, 128256, 50), (64, 128256, 512), (1, 1000000, 100))
+SPARSE: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "topk": [
-        *[(shape, -1, "float32") for shape in _TOPK],
-        *[((64, 32000, 64), -1, "float32", order) for order in ("ascending", "descending", "constant")],
+        *[(shape, "plain") for shape in TOPK_SHAPES],
+        *[((64, 32000, 64), order) for order in ("ascending", "descending", "constant")],
     ],
-    "topk_softmax": [(shape, -1, "float32") for shape in _TOPK],
-    "sparsemax": [(shape, -1, "float32") for shape in ((1024, 1000), (64, 32000))],
-    "entmax": [(shape, -1, "float32") for shape in ((1024, 1000), (64, 32000))],
+    "topk_softmax": [(shape, "plain") for shape in TOPK_SHAPES],
+    "sparsemax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
+    "entmax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
 }
-# Geometric means are given over these.
-SUMMARIES = {
+# Geometric means are shown over these.
+SUMMARIES: dict[str, Callable[[Case], bool]] = {
     "losses": lambda case: case.group == "loss",
     "in random order": lambda case: case.group == "sparse" and case.kind == "plain",
     "last axis, float32": lambda case: case.group == "last",
@@ -64,15 +65,17 @@ SUMMARIES = {
     "other axes and dtypes": lambda case: case.group in ("axes", "half"),
     "given shapes": lambda case: case.group == "given",
 }
-PEERS = ("scipy", "torch", "torch_fused", "onnxruntime", "jax")
 
 
-def cases(op, group=None, shapes=None, axis=None, dtype=None):
-    if op in LOSSES and not shapes:
-        return [Case("loss", op, *line) for line in LOSSES[op]]
-    if op in SPARSE and not shapes:
-        return [Case("sparse", op, *line) for line in SPARSE[op]]
-    if shapes:
-        return [Case("given", op, shape, -1 if axis is None else axis, dtype or "float32") for shape in shapes]
-    wanted = GROUPS if group in (None, "all") else [group]
+def usual_cases(op: str, group: str = "all") -> list[Case]:
+    """Return the usual cases of an operation; the softmax family has them in groups."""
+    for name, table in (("loss", LOSSES), ("sparse", SPARSE)):
+        if op in table:
+            return [Case(name, op, shape, -1, "float32", kind) for shape, kind in table[op]]
+    wanted = GROUPS if group == "all" else [group]
     return [Case(name, op, *line) for name in wanted for line in GROUPS[name]]
+
+
+def given_cases(op: str, shapes: Sequence[tuple[int, ...]], axis: int, dtype: str) -> list[Case]:
+    """Return a case for each shape that the user has chosen."""
+    return [Case("given", op, shape, axis, dtype) for shape in shapes]

@@ -1,148 +1,132 @@
-"""``python -m csoftmax bench``: speed beside the installed peers and a plain copy, in one interleaved run.
+"""Comparing csoftmax with the installed peers and a plain copy in one interleaved run.
 
-Input and output are allocated and touched first, everyone works on the same arrays, and everyone's result is
-compared with csoftmax's before it is timed.  timing.py says how the samples are taken, peers.py who takes part.
+Inputs and outputs are allocated and touched first, all contenders work on the same arrays, and the result of each is
+compared with csoftmax's before it is timed.  timing.py takes the samples; peers.py has the contenders.
 """
+
+from __future__ import annotations
 
 import datetime
 import gc
-import json
 import os
 import platform
 import shlex
-import sys
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _cpu
-from . import choices, peers, roofline
-from .optional import UnusableError, check_picture, load, progress
-from .table import layout
-from .timing import Bystanders, geometric_mean, interleave, ratio
+import csoftmax
 
-# How to hold PyTorch to the same instruction set.
-ATEN = {"scalar": "default", "avx2": "avx2", "avx512": "avx512"}
-# Results may differ from csoftmax's by this much and still be the same function.
+from .. import _cpu
+from .._runtime.optional import UnusableError, progress
+from .cases import SUMMARIES, Case
+from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_threads
+from .problems import LeftOutError, Problem, make_problem
+from .timing import Contender, OtherProcesses, geometric_mean, interleave, ratio
+
+# Operations whose results cannot go to given memory; a log-sum-exp is small and always new.
+WITHOUT_OUT = ("logsumexp", "linear_cross_entropy", "topk", "topk_softmax")
+# Tolerances within which another result is that of the same function.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-1, "float32": 1e-3, "float64": 1e-6}
 NOTES = {
-    "threads": "Each thread pool keeps its own waiting policy; nobody is timed while the threads of another spin.",
+    "threads": "Each thread pool keeps its own waiting policy; no sample begins while threads of another pool spin.",
     "scipy": "SciPy has no out= and one thread.",
     "jax": "JAX has no out=.",
     "isa": "PyTorch is held to the same instruction set; ONNX Runtime, NumPy and SciPy cannot be.",
 }
+LeftOut = dict[tuple[str, str], list[str]]  # by contender and reason: the cases
 
 
-def run(options):
-    if options.plot:
-        load("matplotlib", "bench")
-        check_picture(options.plot)
-    if options.isa and os.environ.get("CSOFTMAX_ISA") != options.isa:
-        restart(options)
-    with peers.any_threads():
-        report = compare_all(options)
-    if options.json:
-        json.dump(report, sys.stdout, indent=2)
-        print()
-    else:
-        show(report)
-    if options.plot:
-        roofline.draw(report, options.plot)
-        print(f"picture: {options.plot}", file=sys.stderr)
-    return 0
+class Request(NamedTuple):
+    """The comparison that is asked for."""
+
+    op: str
+    cases: Sequence[Case]
+    peers: Sequence[str]  # names in PEERS
+    threads: Sequence[int] | None = None  # None: 1, and as many as csoftmax uses here
+    fresh: bool = False  # also with results in new memory
+    rounds: int | None = None  # None: as many as fit in the budget of a line
+    isa: str | None = None  # the instruction set that was forced
+    command: Sequence[str] = ()  # the arguments of the command line, for the report
 
 
-def compare_all(options):
-    """The report: every case, in every mode, with every number of threads."""
-    most = peers.csoftmax_default_threads()
-    counts = options.threads or sorted({1, most})
-    if max(counts) > most:
-        raise UnusableError(f"--threads {max(counts)}: csoftmax uses no more than {most} threads here")
-    cases = choices.cases(options.op, options.group, options.shapes, options.axis, options.dtype)
-    for case in cases:
+@allow_all_cpus()
+def compare(request: Request) -> dict[str, Any]:
+    """Measure every case, in every mode, with every number of threads; returns the report."""
+    max_threads = default_threads()
+    counts = request.threads or sorted({1, max_threads})
+    if max(counts) > max_threads:
+        raise UnusableError(f"--threads {max(counts)}: csoftmax uses no more than {max_threads} threads here")
+    for case in request.cases:
         if not -len(case.shape) <= case.axis < len(case.shape):
             raise UnusableError(f"--axis {case.axis} is out of range for the shape {case.shape}")
-    others = Bystanders()
-    taking, left_out = gather(options.peers)
+    others = OtherProcesses()
+    left_out: LeftOut = {}
+    contenders = find_contenders(request.peers, left_out)
+    modes = ["fresh"] if request.op in WITHOUT_OUT else ["out", "fresh"] if request.fresh else ["out"]
     lines = []
-    # a log-sum-exp is small and always new
-    without_out = ("logsumexp", "linear_cross_entropy", "topk", "topk_softmax")
-    modes = ["fresh"] if options.op in without_out else ["out", "fresh"] if options.fresh else ["out"]
-    with progress(len(cases) * len(modes) * len(counts), "bench") as bar:
-        for case in cases:
+    with progress(len(request.cases) * len(modes) * len(counts), "bench") as bar:
+        for case in request.cases:
             for mode in modes:
                 for threads in counts:
                     bar.set_postfix_str(f"{case}, {threads} threads")
-                    line = measure(case, mode, threads, taking, left_out, options.rounds)
+                    line = measure(case, mode, threads, contenders, left_out, request.rounds)
                     lines += [line] if line else []
                     bar.update()
     return {
-        "header": header(options, taking, counts, others),
+        "header": describe(request, contenders, counts, others),
         "left_out": [
-            {"name": name, "reason": reason, "cases": where if len(where) < len(cases) else []}
+            {"name": name, "reason": reason, "cases": where if len(where) < len(request.cases) else []}
             for (name, reason), where in left_out.items()
         ],
         "cases": lines,
-        "summaries": summaries(lines, cases),
+        "summaries": summarize(lines, request.cases),
     }
 
 
-def restart(options):
-    """Begin again with the instruction set forced: libraries choose theirs when they are loaded."""
-    environment = os.environ | {"CSOFTMAX_ISA": options.isa}
-    if options.isa in ATEN:
-        environment["ATEN_CPU_CAPABILITY"] = ATEN[options.isa]
-    sys.stdout.flush()
-    os.execve(sys.executable, [sys.executable, "-m", "csoftmax", *options.argv], environment)
-
-
-def gather(names):
-    """Everyone who takes part, and a place for the reasons why others do not."""
-    left_out = {}
-    taking = [peer() for peer in peers.OWN]
-    for name in choices.PEERS if names is None else names:
+def find_contenders(names: Sequence[str], left_out: LeftOut) -> list[Peer]:
+    """Return csoftmax, the copies, and the peers that can be imported; the others are entered in `left_out`."""
+    found = [peer() for peer in ALWAYS]
+    for name in names:
         try:
-            taking.append(peers.INSTALLED[name]())
+            found.append(PEERS[name]())
         except ImportError as error:
             left_out[name, f"cannot be imported: {error}"] = []
-    return taking, left_out
+    return found
 
 
-def measure(case, mode, threads, taking, left_out, rounds):
-    """One line of the table, or None if not even csoftmax can do it."""
+def leave_out(left_out: LeftOut, name: str, reason: str, case: Case) -> None:
+    """Enter a contender that cannot take part in a case."""
+    where = left_out.setdefault((name, reason), [])
+    if str(case) not in where:
+        where.append(str(case))
 
-    def leave_out(name, reason):
-        where = left_out.setdefault((name, reason), [])
-        where += [str(case)] if str(case) not in where else []
 
+def measure(
+    case: Case, mode: str, threads: int, contenders: Sequence[Peer], left_out: LeftOut, rounds: int | None
+) -> dict[str, Any] | None:
+    """Measure one line of the table; None if csoftmax itself cannot take part."""
     try:
-        problem = peers.problem(case, mode == "fresh")
-    except peers.LeftOutError as reason:
-        leave_out("everyone", str(reason))
+        problem = make_problem(case, mode == "fresh")
+    except LeftOutError as reason:
+        leave_out(left_out, "all contenders", str(reason), case)
         return None
-    reference = None
-    contenders = []
-    for peer in taking:
-        try:
-            peer.threads(threads)
-            contender = peer.contender(problem)
-            result = once(contender, problem)
-            if isinstance(peer, peers.Csoftmax):
-                reference = result
-            elif not isinstance(peer, peers.Copy):
-                compare(result, reference, case.dtype)
-        except peers.LeftOutError as reason:
-            if not isinstance(peer, peers.Copy):
-                leave_out(peer.name, str(reason))
-        except Exception as error:
-            if isinstance(peer, peers.Csoftmax):
-                raise
-            # a peer's own refusal, such as a dtype that it does not know
-            leave_out(peer.name, f"{str(error).splitlines()[0]:.100}")
-        else:
-            contenders.append(contender)
+    prepared = prepare(problem, threads, contenders, left_out)
     gc.collect()
-    seconds = interleave(contenders, rounds, threads)
+    seconds = interleave(prepared, rounds, threads)
+    results = {}
+    for contender in prepared:
+        median = np.median(seconds[contender.name])
+        moved = 2 * problem.x.nbytes if contender.name.startswith("copy") else problem.nbytes
+        results[contender.name] = {
+            "us": float(median * 1e6),
+            "ratio": ratio(seconds, contender.name, "csoftmax"),
+            "gb_per_s": float(moved / median / 1e9),
+            "call": contender.statement,
+        }
     return {
         "case": str(case),
         "group": case.group,
@@ -154,28 +138,42 @@ def measure(case, mode, threads, taking, left_out, rounds):
         "threads": threads,
         "bytes": problem.nbytes,
         "rounds": len(seconds["csoftmax"]),
-        "results": {
-            contender.name: {
-                "us": float(np.median(seconds[contender.name]) * 1e6),
-                "ratio": ratio(seconds, contender.name, "csoftmax"),
-                "gb_per_s": float(bytes_of(contender.name, problem) / np.median(seconds[contender.name]) / 1e9),
-                "call": contender.statement,
-            }
-            for contender in contenders
-        },
+        "results": results,
     }
 
 
-def bytes_of(name, problem):
-    return 2 * problem.x.nbytes if name.startswith("copy") else problem.nbytes
+def prepare(problem: Problem, threads: int, contenders: Sequence[Peer], left_out: LeftOut) -> list[Contender]:
+    """Return the statements of those who can take part and compute what csoftmax computes."""
+    reference = None
+    prepared = []
+    for peer in contenders:
+        try:
+            peer.set_threads(threads)
+            contender = peer.prepare(problem)
+            result = run_once(contender, problem)
+            if isinstance(peer, Csoftmax):
+                reference = result
+            elif not isinstance(peer, Copy):
+                check_result(result, reference, problem.case.dtype)
+        except LeftOutError as reason:
+            if not isinstance(peer, Copy):
+                leave_out(left_out, peer.name, str(reason), problem.case)
+        except Exception as error:
+            if isinstance(peer, Csoftmax):
+                raise
+            # a peer's own refusal, for example of a dtype
+            leave_out(left_out, peer.name, f"{str(error).splitlines()[0]:.100}", problem.case)
+        else:
+            prepared.append(contender)
+    return prepared
 
 
-def once(contender, problem):
-    """What a contender computes, as a NumPy array of its own."""
-    problem.out.view(np.uint8).fill(0xFF)  # NaN: whoever writes nothing is found out
+def run_once(contender: Contender, problem: Problem) -> Any:
+    """Return the result of a contender as a new float64 array; None if its statement returns nothing."""
+    problem.out.view(np.uint8).fill(0xFF)  # NaN, so that a contender that writes nothing is found out
     with contender.context():
         result = eval(contender.statement, contender.names)
-    if "out" in contender.statement or "binding" in contender.statement:
+    if contender.fills_out:
         result = problem.out
     elif isinstance(result, list):
         result = result[0]
@@ -184,18 +182,18 @@ def once(contender, problem):
     return None if result is None else np.array(result, dtype=np.float64)
 
 
-def compare(result, reference, dtype):
+def check_result(result: Any, reference: Any, dtype: str) -> None:
+    """Refuse a contender whose result is not csoftmax's."""
     if not np.allclose(result, reference, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 1e-2):
-        raise peers.LeftOutError("gives another result")
+        raise LeftOutError("gives another result")
 
 
-def summaries(lines, cases):
-    """Geometric means of the ratios."""
+def summarize(lines: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[dict[str, Any]]:
+    """Return the geometric means and the lowest of the ratios, for each group of SUMMARIES, mode and thread count."""
     case_of = {str(case): case for case in cases}
     found = []
-    runs = dict.fromkeys((line["mode"], line["threads"]) for line in lines)
-    for what, belongs in choices.SUMMARIES.items():
-        for mode, threads in runs:
+    for what, belongs in SUMMARIES.items():
+        for mode, threads in dict.fromkeys((line["mode"], line["threads"]) for line in lines):
             chosen = [
                 line["results"]
                 for line in lines
@@ -217,7 +215,34 @@ def summaries(lines, cases):
     return found
 
 
-def cpu_model():
+def describe(
+    request: Request, contenders: Sequence[Peer], counts: Sequence[int], others: OtherProcesses
+) -> dict[str, Any]:
+    """Return the header of the report: when, where and on what it was measured."""
+    wanted = {peer.name for peer in contenders}
+    wanted |= {"threads"} if max(counts) > 1 else set()
+    wanted |= {"isa"} if request.isa else set()
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["python", "-m", "csoftmax", *request.command]),
+        "commit": find_commit(),
+        "op": request.op,
+        "cpu": find_cpu_model(),
+        "cpus": os.cpu_count(),
+        "isa": _cpu.isa(),
+        "threads": list(counts),
+        "platform": platform.platform(),
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "versions": {peer.name: peer.version for peer in contenders if not isinstance(peer, Copy)},
+        "seconds": round(others.elapsed(), 1),
+        "other_processes_cpus": others.cpus(),
+        "notes": [text for key, text in NOTES.items() if key in wanted],
+    }
+
+
+def find_cpu_model() -> str:
+    """Return the name of the CPU."""
     try:
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -227,76 +252,13 @@ def cpu_model():
     return platform.processor() or platform.machine()
 
 
-def header(options, taking, counts, others):
-    return {
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": shlex.join(["python", "-m", "csoftmax", *options.argv]),
-        "op": options.op,
-        "cpu": cpu_model(),
-        "cpus": os.cpu_count(),
-        "isa": _cpu.isa(),
-        "threads": counts,
-        "platform": platform.platform(),
-        "python": platform.python_version(),
-        "numpy": np.__version__,
-        "versions": {peer.name: peer.version for peer in taking if not isinstance(peer, peers.Copy)},
-        "seconds": round(others.seconds(), 1),
-        "other_processes_cpus": others.cpus(),
-        "notes": [
-            text
-            for key, text in NOTES.items()
-            if (key == "threads" and max(counts) > 1)
-            or (key == "isa" and options.isa)
-            or key in {peer.name for peer in taking}
-        ],
-    }
-
-
-MODES = {"out": "results into memory that exists (out=)", "fresh": "results in new memory"}
-
-
-def show(report):
-    head = report["header"]
-    print(f"{head['command']}\n{head['date']}, {head['cpu']} ({head['cpus']} CPUs), ISA {head['isa']}")
-    print(", ".join(f"{name} {version}" for name, version in {"numpy": head["numpy"], **head["versions"]}.items()))
-    for line in head["notes"]:
-        print(line)
-    for each in report["left_out"]:
-        where = f" [{'; '.join(each['cases'])}]" if each["cases"] else ""
-        print(f"left out: {each['name']}, {each['reason']}{where}")
-    for mode, text in MODES.items():
-        for threads in head["threads"]:
-            chosen = [line for line in report["cases"] if (line["mode"], line["threads"]) == (mode, threads)]
-            means = [each for each in report["summaries"] if (each["mode"], each["threads"]) == (mode, threads)]
-            if chosen:
-                print(f"\n{head['op']}, {threads} thread{'s' * (threads > 1)}, {text}")
-                print("microseconds per call; behind them time / csoftmax's time (above 1: csoftmax is faster)")
-                print("\n".join(tabulate(chosen, means)))
-    others = head["other_processes_cpus"]
-    print(f"\n{head['seconds']} s" + ("" if others is None else f"; meanwhile other processes used {others:.2f} CPUs"))
-    if others is not None and others > 0.1:
-        print("The machine was not idle: do not rely on these figures, on those with several threads least of all.")
-
-
-def tabulate(lines, means):
-    names = list(dict.fromkeys(name for line in lines for name in line["results"] if name != "csoftmax"))
-    rows = [("", "csoftmax", "GB/s", *(cell for name in names for cell in (name, "")), "rounds")]
-    for line in lines:
-        own = line["results"]["csoftmax"]
-        cells = [line["case"], number(own["us"]), f"{own['gb_per_s']:.1f}"]
-        for name in names:
-            result = line["results"].get(name)
-            cells += [number(result["us"]), f"{result['ratio']:.2f}"] if result else ["-", ""]
-        rows.append((*cells, str(line["rounds"])))
-    for what in dict.fromkeys(each["what"] for each in means):
-        by_name = {each["peer"]: each for each in means if each["what"] == what}
-        for text, key in (("geometric mean", "geometric_mean"), ("lowest", "lowest")):
-            cells = [f"{text}, {what}", "", ""]
-            for name in names:
-                cells += ["", f"{by_name[name][key]:.2f}" if name in by_name else ""]
-            rows.append((*cells, ""))
-    return layout(rows, "<" + ">" * (len(rows[0]) - 1))
-
-
-def number(us):
-    return f"{us:.2f}" if us < 10 else f"{us:.1f}" if us < 1000 else f"{us:,.0f}"
+def find_commit() -> str | None:
+    """Return the commit of the checkout that the package lies in, marked if it has changes; None elsewhere."""
+    root = Path(csoftmax.__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return None
+    command = ["git", "-C", str(root), "describe", "--always", "--dirty", "--exclude=*", "--abbrev=12"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return None

@@ -1,112 +1,70 @@
-"""Who is measured: csoftmax, plain copies, and the peers that are installed.
+"""The contenders: csoftmax, plain copies, and the peers that are installed.
 
-A peer is a class: its constructor imports the package, `threads` prepares it for a number of threads, `contender`
-gives the statement for a problem, or raises `LeftOutError` with the reason.  A peer that can write into memory that
-exists already is measured so (`out=`); all of them work on the same arrays.
+The constructor of a peer imports its package, `set_threads` prepares it for a number of threads, and `prepare` returns
+its statement for a problem or raises `LeftOutError`.  A peer that can write into given memory is measured that way
+(`out=`).
 """
+
+from __future__ import annotations
 
 import contextlib
 import ctypes
+import importlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 import csoftmax
 
 from .._config import openmp_libraries
-from . import losses, sparse
-from .choices import LOSSES, SPARSE, Case
+from .problems import LeftOutError, LossProblem, Problem, RowProblem
 from .timing import Contender
 
 
-class LeftOutError(Exception):
-    """A peer cannot take part; the message says why."""
+class Peer(Protocol):
+    """The interface of a contender."""
+
+    name: str
+    version: str
+
+    def set_threads(self, count: int) -> None:
+        """Prepare for a number of threads, or raise `LeftOutError`."""
+
+    def prepare(self, problem: Problem) -> Contender:
+        """Return the statement for a problem, or raise `LeftOutError`."""
 
 
-class Problem(NamedTuple):
-    """A case and its arrays, whose pages have been touched."""
-
-    case: Case
-    x: np.ndarray  # dy for a gradient
-    second: np.ndarray | None  # y for a gradient
-    out: np.ndarray
-    spare: np.ndarray  # where copies of x go
-    fresh: bool  # the result in new memory, no out
-    special: losses.Problem | sparse.Problem | None = None  # of an operation in a module of its own
-
-    @property
-    def reduces(self):
-        return self.case.op == "logsumexp"
-
-    @property
-    def nbytes(self):
-        """Read and written at the least."""
-        return self.x.nbytes + (0 if self.second is None else self.second.nbytes) + self.out.nbytes
-
-
-def module_of(op):
-    """Where an operation's problems are made, if not here."""
-    return losses if op in LOSSES else sparse if op in SPARSE else None
-
-
-def problem(case, fresh):
-    """Normal logits, and an output for them."""
-    if case.dtype == "bfloat16":
-        try:
-            import ml_dtypes
-        except ImportError:
-            raise LeftOutError("NumPy has bfloat16 only with ml_dtypes, which is not installed") from None
-        dtype = np.dtype(ml_dtypes.bfloat16)
-    else:
-        dtype = np.dtype(case.dtype)
-    module = module_of(case.op)
-    if module:
-        if case.dtype not in ("float32", "float64") or case.axis not in (-1, len(case.shape) - 1):
-            raise LeftOutError("losses and sparse softmax are measured in float32 and float64, along the last axis")
-        lengths = module.LENGTHS[case.op]
-        if len(case.shape) != len(lengths):
-            raise LeftOutError(f"the shape of {case.op} is {' x '.join(lengths)}")
-        special = module.Problem(case, dtype)
-        out = special.x.copy()
-        return Problem(case, special.x, None, out, out, fresh, special)
-    rng = np.random.default_rng(0)
-    make = np.float64 if case.dtype == "float64" else np.float32
-    x = rng.standard_normal(case.shape, dtype=make).astype(dtype, copy=False)
-    second = None
-    if case.op.endswith("_vjp"):
-        second = getattr(csoftmax, case.op.removesuffix("_vjp"))(x, case.axis)
-        x = rng.standard_normal(case.shape, dtype=make).astype(dtype, copy=False)
-    out = np.array(csoftmax.logsumexp(x, case.axis) if case.op == "logsumexp" else x)
-    return Problem(case, x, second, out, out if out.shape == x.shape else x.copy(), fresh)
-
-
-def limit_openmp(count):
-    """Of this thread, in every runtime: PyTorch may have set that of the one which csoftmax uses too."""
+def limit_openmp(count: int) -> None:
+    """Set this thread's limit in every OpenMP runtime: PyTorch may have set that of the one which csoftmax shares."""
     for path in openmp_libraries():
         ctypes.CDLL(path).omp_set_num_threads(count)
 
 
-def limit_blas(count):
-    """Of NumPy's BLAS, with which linear_cross_entropy multiplies; a context, after which it is as it was."""
+def limit_blas(count: int) -> contextlib.AbstractContextManager[Any]:
+    """Limit NumPy's BLAS, which multiplies in linear_cross_entropy; leaving the returned context restores it."""
     try:
         import threadpoolctl
     except ImportError:
         return contextlib.nullcontext()
-    return threadpoolctl.threadpool_limits(count, user_api="blas")
+    limits: contextlib.AbstractContextManager[Any] = threadpoolctl.threadpool_limits(count, user_api="blas")
+    return limits
 
 
 @contextlib.contextmanager
-def any_threads():
-    """All CPUs for everyone, whatever was set before; it is set again in the end."""
+def allow_all_cpus() -> Iterator[None]:
+    """Allow every library all CPUs, whatever was set before, and restore the limits at the end."""
     runtimes = [ctypes.CDLL(path) for path in openmp_libraries()]
     limits = [runtime.omp_get_max_threads() for runtime in runtimes]
-    limit_openmp(os.cpu_count())
+    cpus = os.cpu_count() or 1
+    limit_openmp(cpus)
     before = csoftmax.get_num_threads()
     try:
-        with limit_blas(os.cpu_count()):
+        with limit_blas(cpus):
             yield
     finally:
         for runtime, limit in zip(runtimes, limits, strict=True):
@@ -114,41 +72,52 @@ def any_threads():
         csoftmax.set_num_threads(before)
 
 
+def default_threads() -> int:
+    """Return the number of threads that csoftmax uses unless another is set."""
+    before = csoftmax.get_num_threads()
+    csoftmax.set_num_threads(None)
+    default = csoftmax.get_num_threads()
+    csoftmax.set_num_threads(before)
+    return default
+
+
 class Csoftmax:
+    """csoftmax itself."""
+
     name = "csoftmax"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.version = csoftmax.__version__
 
-    def threads(self, count):
+    def set_threads(self, count: int) -> None:
+        """Set csoftmax's threads, and those of its OpenMP runtime and BLAS."""
         limit_openmp(count)
         limit_blas(count)
         csoftmax.set_num_threads(count)
         if csoftmax.get_num_threads() < count:
             raise LeftOutError(f"csoftmax uses no more than {csoftmax.get_num_threads()} threads here")
 
-    def contender(self, problem):
-        if problem.special:
-            return module_of(problem.case.op).ours(problem)
-        names = {"f": getattr(csoftmax, problem.case.op), "x": problem.x, "y": problem.second, "out": problem.out}
-        arrays = "x" if problem.second is None else "x, y"
-        out = "" if problem.fresh or problem.reduces else ", out=out"
-        return Contender(self.name, f"f({arrays}, {problem.case.axis}{out})", names)
+    def prepare(self, problem: Problem) -> Contender:
+        """Return csoftmax's statement."""
+        return problem.prepare_csoftmax()
 
 
 class Copy:
-    """One plain copy of the input: what memory allows."""
+    """One plain copy of the input: the limit that memory sets."""
 
     name = "copy"
     version = np.__version__
 
-    def threads(self, count):
+    def set_threads(self, count: int) -> None:
+        """Keep the number, for a copy that has threads."""
         self.count = count
 
-    def contender(self, problem):
+    def prepare(self, problem: Problem) -> Contender:
+        """Return the statement that copies."""
+        x = as_bytes(problem.x)
         if problem.fresh:
-            return Contender(self.name, "x.copy()", {"x": raw(problem.x)})
-        return Contender(self.name, "copyto(y, x)", {"copyto": np.copyto, "x": raw(problem.x), "y": raw(problem.spare)})
+            return Contender(self.name, "x.copy()", {"x": x})
+        return Contender(self.name, "copyto(y, x)", {"copyto": np.copyto, "x": x, "y": as_bytes(problem.spare)})
 
 
 class ThreadedCopy(Copy):
@@ -156,42 +125,42 @@ class ThreadedCopy(Copy):
 
     name = "copy, threads"
 
-    def contender(self, problem):
+    def prepare(self, problem: Problem) -> Contender:
+        """Return the statement that copies."""
         if self.count == 1 or problem.fresh:
             raise LeftOutError("one thread" if self.count == 1 else "a copy into new memory has one thread")
         pool = ThreadPoolExecutor(self.count - 1)
-        pieces = [
-            list(zip(np.array_split(raw(problem.spare), self.count), np.array_split(raw(problem.x), self.count)))[i]
-            for i in range(self.count)
-        ]
+        targets, sources = (np.array_split(as_bytes(a), self.count) for a in (problem.spare, problem.x))
+        first, *others = zip(targets, sources, strict=True)
 
-        def copy():
-            others = [pool.submit(np.copyto, y, x) for y, x in pieces[1:]]
-            np.copyto(*pieces[0])
-            for other in others:
-                other.result()
+        def copy() -> None:
+            started = [pool.submit(np.copyto, y, x) for y, x in others]
+            np.copyto(*first)
+            for piece in started:
+                piece.result()
 
         return Contender(self.name, "copy()", {"copy": copy})
 
 
-def raw(x):
-    """The bytes: a copy of them is memcpy, whatever the dtype."""
+def as_bytes(x: NDArray[Any]) -> NDArray[np.uint8]:
+    """View an array as bytes: a copy of them is memcpy, whatever the dtype."""
     return x.reshape(-1).view(np.uint8)
 
 
 class Scipy:
-    """scipy.special; it always makes a new array, and works in one thread."""
+    """scipy.special, which always makes a new array and works in one thread."""
 
     name = "scipy"
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.special = importlib.import_module("scipy.special")
         self.version = importlib.metadata.version("scipy")
 
-    def threads(self, count):
-        pass
+    def set_threads(self, count: int) -> None:
+        """Do nothing: SciPy has one thread."""
 
-    def contender(self, problem):
+    def prepare(self, problem: Problem) -> Contender:
+        """Return SciPy's statement."""
         function = getattr(self.special, problem.case.op, None)
         if function is None:
             raise LeftOutError(f"has no {problem.case.op}")
@@ -199,37 +168,21 @@ class Scipy:
 
 
 class Torch:
-    """PyTorch on the CPU, inside torch.inference_mode()."""
+    """PyTorch on the CPU, inside torch.inference_mode() if there is no gradient."""
 
     name = "torch"
 
-    def __init__(self):
-        self.torch = importlib.import_module("torch")
+    def __init__(self) -> None:
+        self.torch: Any = importlib.import_module("torch")
         self.version = self.torch.__version__
 
-    def threads(self, count):
+    def set_threads(self, count: int) -> None:
+        """Set PyTorch's threads."""
         self.torch.set_num_threads(count)
 
-    def tensor(self, x):
-        if x.dtype.name == "bfloat16":
-            return self.torch.from_numpy(x.view(np.int16)).view(self.torch.bfloat16)
-        return self.torch.from_numpy(x)
-
-    def contender(self, problem):
-        torch, case = self.torch, problem.case
-        if problem.special:
-            return module_of(case.op).torchs(torch, problem)
-        names = {"x": self.tensor(problem.x), "out": self.tensor(problem.out)}
-        if problem.second is None:
-            names["f"] = getattr(torch, case.op)
-            statement, out = f"f(x, {case.axis}", "out"
-        else:
-            names["f"] = getattr(torch, f"_{case.op.removesuffix('_vjp')}_backward_data")
-            names |= {"y": self.tensor(problem.second), "dtype": names["x"].dtype}
-            # the name of the output differs between the two
-            statement, out = f"f(x, y, {case.axis}, dtype", "grad_input" if case.op == "softmax_vjp" else "out"
-        statement += ")" if problem.fresh or problem.reduces else f", {out}=out)"
-        return Contender(self.name, statement, names, torch.inference_mode)
+    def prepare(self, problem: Problem) -> Contender:
+        """Return PyTorch's statement."""
+        return problem.prepare_torch(self.torch)
 
 
 class TorchFused(Torch):
@@ -237,37 +190,38 @@ class TorchFused(Torch):
 
     name = "torch_fused"
 
-    def contender(self, problem):
-        if problem.case.op != "linear_cross_entropy":
+    def prepare(self, problem: Problem) -> Contender:
+        """Return PyTorch's statement."""
+        if not (isinstance(problem, LossProblem) and problem.linear):
             raise LeftOutError("is a linear layer with cross-entropy")
-        return losses.torchs(self.torch, problem, fused=True)
-
-
-ONNX_NODES = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "logsumexp": "ReduceLogSumExp"}
+        return problem.prepare_torch(self.torch, fused=True)
 
 
 class OnnxRuntime:
-    """ONNX Runtime: a model of one node, input and output bound beforehand."""
+    """ONNX Runtime: a model of one node, with input and output bound beforehand."""
 
     name = "onnxruntime"
+    NODES: ClassVar = {"softmax": "Softmax", "log_softmax": "LogSoftmax", "logsumexp": "ReduceLogSumExp"}
 
-    def __init__(self):
-        self.onnx = importlib.import_module("onnx")
-        self.runtime = importlib.import_module("onnxruntime")
+    def __init__(self) -> None:
+        self.onnx: Any = importlib.import_module("onnx")
+        self.runtime: Any = importlib.import_module("onnxruntime")
         self.runtime.set_default_logger_severity(3)
         self.version = self.runtime.__version__
 
-    def threads(self, count):
+    def set_threads(self, count: int) -> None:
+        """Keep the number: it is an option of each session."""
         self.count = count
 
-    def contender(self, problem):
+    def prepare(self, problem: Problem) -> Contender:
+        """Return ONNX Runtime's statement."""
         case, helper = problem.case, self.onnx.helper
-        if case.op not in ONNX_NODES or case.dtype != "float32":
-            raise LeftOutError(f"measured for {', '.join(ONNX_NODES)} in float32 only")
+        if case.op not in self.NODES or case.dtype != "float32":
+            raise LeftOutError(f"measured for {', '.join(self.NODES)} in float32 only")
         attributes = {"axis": case.axis} if case.op != "logsumexp" else {"axes": [case.axis], "keepdims": 0}
         kind = self.onnx.TensorProto.FLOAT
         graph = helper.make_graph(
-            [helper.make_node(ONNX_NODES[case.op], ["x"], ["y"], **attributes)],
+            [helper.make_node(self.NODES[case.op], ["x"], ["y"], **attributes)],
             case.op,
             [helper.make_tensor_value_info("x", kind, problem.x.shape)],
             [helper.make_tensor_value_info("y", kind, problem.out.shape)],
@@ -281,41 +235,41 @@ class OnnxRuntime:
         binding = session.io_binding()
         binding.bind_cpu_input("x", problem.x)
         binding.bind_output("y", "cpu", 0, np.float32, problem.out.shape, problem.out.ctypes.data)
-        return Contender(self.name, "run(binding)", {"run": session.run_with_iobinding, "binding": binding})
+        names = {"run": session.run_with_iobinding, "binding": binding}
+        return Contender(self.name, "run(binding)", names, fills_out=True)
 
 
 class Jax:
-    """JAX, compiled for the CPU; it always makes a new array, and its number of threads is its own choice."""
+    """JAX, compiled for the CPU; it always makes a new array and chooses its number of threads itself."""
 
     name = "jax"
 
-    def __init__(self):
-        self.jax = importlib.import_module("jax")
+    def __init__(self) -> None:
+        self.jax: Any = importlib.import_module("jax")
         self.jax.config.update("jax_enable_x64", True)
         self.version = self.jax.__version__
 
-    def threads(self, count):
-        if count != csoftmax_default_threads():
-            raise LeftOutError("always uses all CPUs: measured only where csoftmax does")
+    def set_threads(self, count: int) -> None:
+        """Refuse every number but that of all CPUs."""
+        if count != default_threads():
+            raise LeftOutError("always uses all CPUs: measured only if csoftmax does too")
 
-    def contender(self, problem):
-        jax, case = self.jax, problem.case
-        if case.op.endswith("_vjp") or problem.special:
-            raise LeftOutError("is not measured with gradients")
-        function = getattr(jax.nn, case.op)
-        compiled = jax.jit(lambda x: function(x, axis=case.axis))
+    def prepare(self, problem: Problem) -> Contender:
+        """Return JAX's statement."""
+        if not isinstance(problem, RowProblem) or problem.y is not None:
+            raise LeftOutError("is measured with softmax, log_softmax and logsumexp only")
+        jax, axis = self.jax, problem.case.axis
+        function = getattr(jax.nn, problem.case.op)
+        compiled = jax.jit(lambda x: function(x, axis=axis))
         x = jax.device_put(problem.x, jax.devices("cpu")[0])
         return Contender(self.name, "f(x).block_until_ready()", {"f": compiled, "x": x})
 
 
-def csoftmax_default_threads():
-    """As many as csoftmax uses unless told otherwise."""
-    before = csoftmax.get_num_threads()
-    csoftmax.set_num_threads(None)
-    default = csoftmax.get_num_threads()
-    csoftmax.set_num_threads(before)
-    return default
-
-
-OWN = (Csoftmax, Copy, ThreadedCopy)
-INSTALLED = {peer.name: peer for peer in (Scipy, Torch, TorchFused, OnnxRuntime, Jax)}
+ALWAYS: tuple[type[Peer], ...] = (Csoftmax, Copy, ThreadedCopy)
+PEERS: dict[str, type[Peer]] = {
+    "scipy": Scipy,
+    "torch": Torch,
+    "torch_fused": TorchFused,
+    "onnxruntime": OnnxRuntime,
+    "jax": Jax,
+}

@@ -50,10 +50,10 @@ def test_each_runs(benchmark, op):
 def test_losses_run(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "asv_bench"))
     loss = importlib.import_module("benchmarks.loss")
-    from csoftmax._cli.choices import KINDS, Case
+    from csoftmax._bench.cases import LOSS_KINDS, Case
 
     assert {case.op for case in loss.CASES.values()} == {"cross_entropy", "linear_cross_entropy"}
-    cases = [Case("loss", "cross_entropy", (4, 7), -1, "float32", kind) for kind in KINDS]
+    cases = [Case("loss", "cross_entropy", (4, 7), -1, "float32", kind) for kind in LOSS_KINDS]
     cases.append(Case("loss", "linear_cross_entropy", (4, 3, 7), -1, "float32"))
     for case in cases:
         monkeypatch.setitem(loss.CASES, "tiny", case)
@@ -72,7 +72,7 @@ def test_losses_run(monkeypatch):
 def test_sparse_runs(monkeypatch):
     monkeypatch.syspath_prepend(str(ROOT / "asv_bench"))
     sparse = importlib.import_module("benchmarks.sparse")
-    from csoftmax._cli.choices import Case
+    from csoftmax._bench.cases import Case
 
     assert {case.op for case in sparse.CASES.values()} == {"topk", "topk_softmax", "sparsemax", "entmax"}
     for op, shape in (("topk", (4, 70, 3)), ("topk_softmax", (4, 70, 3)), ("sparsemax", (4, 7)), ("entmax", (4, 7))):
