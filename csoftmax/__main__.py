@@ -42,8 +42,8 @@ class PrintText(argparse.Action):
         parser.exit()
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the command line, with the arguments of all commands."""
+def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
+    """Return the parser of the command line, with the arguments of the command that `argv` names."""
     parser = argparse.ArgumentParser(prog="python -m csoftmax", description="The softmax family on this machine.")
     parser.add_argument("--version", action="version", version=f"csoftmax {__version__}")
     for name, text, meaning in (
@@ -55,8 +55,10 @@ def make_parser() -> argparse.ArgumentParser:
         parser.add_argument(f"--{name}", action=PrintText, nargs=0, const=text, help=meaning)
     commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
     for name, meaning in COMMANDS.items():
-        module = importlib.import_module(f"._cli.{name}", __package__)
         command = commands.add_parser(name, help=meaning)
+        if name not in argv:
+            continue  # its module need not be imported: bench alone takes 10 ms
+        module = importlib.import_module(f"._cli.{name}", __package__)
         if hasattr(module, "add_arguments"):
             module.add_arguments(command)
             command.set_defaults(main=module.main)
@@ -69,7 +71,7 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Carry out a command; returns the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = make_parser().parse_args(argv)
+    arguments = make_parser(argv).parse_args(argv)
     arguments.argv = list(argv)
     try:
         return int(arguments.main(arguments))

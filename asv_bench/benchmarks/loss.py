@@ -32,21 +32,23 @@ class Loss:
 
 
 class LinearMemory:
-    """The inputs are 82 MB, the gradients 70 MB; all logits would be 1 GB."""
+    """Peak memory: the inputs have 70 MB, the gradients as much; all logits would be 1 GB."""
+
+    rows, features, classes = 4096, 256, 64000
 
     def setup(self):
-        self.x = np.full((4096, 256), 0.5, np.float32)
-        self.w = np.full((64000, 256), 0.5, np.float32)
-        self.labels = np.zeros(4096, np.int64)
+        self.x = np.full((self.rows, self.features), 0.5, np.float32)
+        self.w = np.full((self.classes, self.features), 0.5, np.float32)
+        self.labels = np.zeros(self.rows, np.int64)
 
     def peakmem_linear(self):
         csoftmax.linear_cross_entropy_with_grad(self.x, self.w, self.labels)
 
     def peakmem_inputs(self):
-        """What of that is there before the call."""
+        """The part of that which is there before the call."""
 
     def track_extra_of_all_logits(self):
-        """What a call needs beside its results, as a share of all logits in float32: at most an eighth is promised."""
+        """Memory of a call beside its results, as a share of all logits in float32; the promise is an eighth."""
         tracemalloc.start()
         try:
             result = csoftmax.linear_cross_entropy_with_grad(self.x, self.w, self.labels)
@@ -59,7 +61,7 @@ class LinearMemory:
 
 
 class LossAccuracy:
-    """ULP of the loss where the label is near-certain: 0 from those who form 1 - p."""
+    """ULP of the loss of a near-certain label, which is 0 if it is computed from 1 - p."""
 
     params = (["float32", "float64"],)
     param_names = ("dtype",)

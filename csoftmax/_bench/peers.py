@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import importlib
-import importlib.metadata
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -154,7 +153,7 @@ class Scipy:
 
     def __init__(self) -> None:
         self.special = importlib.import_module("scipy.special")
-        self.version = importlib.metadata.version("scipy")
+        self.version = importlib.import_module("scipy").__version__
 
     def set_threads(self, count: int) -> None:
         """Do nothing: SciPy has one thread."""

@@ -37,7 +37,7 @@ def format_report(report: dict[str, Any]) -> str:
                 page += [
                     f"\n{head['op']}, {threads} thread{'s' * (threads > 1)}, {text}",
                     f"microseconds per call; behind them {RATIOS}",
-                    *_text_table(chosen, means),
+                    *format_text_table(chosen, means),
                 ]
     others = head["other_processes_cpus"]
     page.append(f"\n{head['seconds']} s" + ("" if others is None else f"; other processes used {others:.2f} CPUs"))
@@ -46,8 +46,8 @@ def format_report(report: dict[str, Any]) -> str:
     return "\n".join(page)
 
 
-def _text_table(lines: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]) -> list[str]:
-    """One line a case: csoftmax's time and bandwidth, and the time and ratio of each peer."""
+def format_text_table(lines: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]) -> list[str]:
+    """Return a table with a line for each case: csoftmax's time and bandwidth, and each peer's time and ratio."""
     names = _peers(lines)
     rows = [["", "csoftmax", "GB/s", *(cell for name in names for cell in (name, "")), "rounds"]]
     for line in lines:
@@ -86,17 +86,17 @@ def format_report_markdown(report: dict[str, Any]) -> str:
             page += [
                 f"{head['op']}, {text}, {counts} thread{plural}.  The first column has the microseconds per call of "
                 f"csoftmax, the others {RATIOS}.",
-                "\n".join(_markdown_table(head["op"], head["threads"], chosen, means)),
+                "\n".join(format_markdown_table(head["op"], head["threads"], chosen, means)),
             ]
     if head["other_processes_cpus"] is not None:
         page.append(f"Other processes used {head['other_processes_cpus']:.2f} CPUs during the {head['seconds']} s.")
     return "\n\n".join(page)
 
 
-def _markdown_table(
+def format_markdown_table(
     op: str, counts: Sequence[int], lines: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]
 ) -> list[str]:
-    """One line a case: csoftmax's time and the ratio of each peer, with each number of threads."""
+    """Return a table with a line for each case: csoftmax's time and the ratio of each peer, by number of threads."""
     names = _peers(lines)
 
     def join(figures: dict[int, str]) -> str:

@@ -1,4 +1,4 @@
-"""The command line: every command as a user runs it, in a fresh process; what it prints, writes and returns."""
+"""The command line: what each command prints, writes and returns, once as a user runs it, in a fresh process."""
 
 import contextlib
 import json
@@ -15,35 +15,39 @@ from helpers import ROOT
 import csoftmax
 from csoftmax import _cpu
 from csoftmax.__main__ import main
+from csoftmax._bench import compare, table
 from csoftmax._cli import selftest
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def command(*arguments, code=0, cwd=ROOT, **environment):
-    """Standard output of ``python -m csoftmax …``, which must end with `code`; its error output if that is not 0."""
-    run = subprocess.run(
+    """Run ``python -m csoftmax …``, which must end with `code`; returns its output, or its errors if that is not 0."""
+    done = subprocess.run(
         [sys.executable, "-m", "csoftmax", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
         env=os.environ | environment,
     )
-    assert run.returncode == code, run.stderr
-    assert "Traceback" not in run.stderr
-    return run.stderr if code else run.stdout
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if code else done.stdout
 
 
 def block(tmp_path, *modules):
-    """A PYTHONPATH on which these modules cannot be imported."""
+    """Return a PYTHONPATH on which these modules cannot be imported."""
     for module in modules:
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('no {module} in this test')")
     return os.pathsep.join([str(tmp_path), str(ROOT)])
 
 
 @pytest.mark.parametrize("option", ["--cflags", "--libs", "--cmakedir", "--pkgconfigdir"])
-def test_build_options_are_one_line(option):
-    text = command(option, COLUMNS="20")
+def test_build_options_are_one_line(option, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    with pytest.raises(SystemExit, match="0"):
+        main([option])
+    text = capsys.readouterr().out
     assert text.endswith("\n")
     assert text.count("\n") == 1
     for path in text.replace("-I", "").split():
@@ -51,11 +55,11 @@ def test_build_options_are_one_line(option):
 
 
 def test_info(tmp_path):
-    # elsewhere than in the checkout, whose package would come before the installed one
+    # in another folder than the checkout, whose package would come before the installed one
     found = json.loads(command("info", "--json", cwd=tmp_path))
     expected = json.loads(json.dumps(csoftmax.show_config("dicts")))
-    assert found.pop("openmp")["version"] == expected.pop("openmp")["version"]  # this process has more libraries
-    assert found.pop("memory")["limit"] == expected.pop("memory")["limit"]  # and perhaps keeps some
+    assert found.pop("openmp")["version"] == expected.pop("openmp")["version"]  # this process has loaded more libraries
+    assert found.pop("memory")["limit"] == expected.pop("memory")["limit"]  # and may keep memory
     assert found == expected
     page = command("info")
     assert f"csoftmax {csoftmax.__version__}" in page
@@ -66,6 +70,12 @@ def test_selftest():
     page = command("selftest")
     assert "none failed" in page
     assert "FAIL" not in page
+    for section in ("accuracy, ULP", "threads", "layouts", "masks"):
+        assert f"\n{section}  " in page
+
+
+@pytest.mark.slow
+def test_selftest_as_json_on_another_instruction_set():
     report = json.loads(command("selftest", "--json", CSOFTMAX_ISA="scalar"))
     assert report["ok"]
     assert report["isa"] == "scalar"
@@ -103,16 +113,15 @@ def raising(*args, **kwargs):
     ("section", "broken"),
     [
         ("accuracy, ULP", three_ulp_off),
-        ("threads", wrong_for_threads),
+        pytest.param("threads", wrong_for_threads, marks=pytest.mark.slow),
         ("layouts", wrong_for_fortran),
         ("masks", masked_is_tiny),
         ("special values", raising),
     ],
 )
 def test_selftest_finds_what_is_broken(section, broken, monkeypatch, capsys):
-    monkeypatch.setattr(selftest, "SECTIONS", {section: selftest.SECTIONS[section]})
-    assert main(["selftest"]) == 0
-    assert "none failed" in capsys.readouterr().out
+    monkeypatch.setattr(selftest, "SECTIONS", {section: selftest.SECTIONS[section]})  # test_selftest: it passes
+    monkeypatch.setattr(selftest, "SIZES", (3, 17, 131))
     monkeypatch.setattr(csoftmax, "softmax", broken)
     assert main(["selftest"]) == 1
     assert "FAIL" in capsys.readouterr().out
@@ -142,6 +151,38 @@ def test_bench(tmp_path):
     assert report["header"]["isa"] == _cpu.isa()
 
 
+def test_bench_as_markdown(capsys):
+    options = ["--shapes", "2x10,3x100", "--rounds", "1", "--threads", "1", "--peers", "scipy", "--fresh"]
+    assert main(["bench", *options, "--markdown"]) == 0
+    page = capsys.readouterr().out
+    head, *tables = page.split("\n| softmax | µs | copy | scipy |\n| --- | ---: | ---: | ---: |\n")
+    assert len(tables) == 2  # with out= and without
+    assert head.startswith("`python -m csoftmax bench --shapes 2x10,3x100 ")
+    assert re.search(r"^20\d\d-\d\d-\d\d", head, re.M)
+    for part in (f"instruction set {_cpu.isa()}", f"numpy {np.__version__}", "scipy 1.", "1 thread.", "(out=)"):
+        assert part in head
+    commit = compare.find_commit()
+    assert commit is None or f"commit {commit}" in head
+    for text in tables:
+        rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        assert [row[0] for row in rows[:2]] == ["| (2, 10) float32", "| (3, 100) float32"]
+        assert rows[2][0].startswith("| geometric mean")
+        assert all(float(cell.strip("| ")) > 0 for row in rows[:2] for cell in row[1:])
+
+
+def test_markdown_joins_thread_counts():
+    """A cell has a figure for each number of threads, and a dash for those that a peer has not been measured with."""
+
+    def line(threads, **us):
+        results = {name: {"us": each, "ratio": each / us["csoftmax"], "gb_per_s": 1.0} for name, each in us.items()}
+        return {"case": "(8, 9)", "mode": "out", "threads": threads, "rounds": 1, "results": results}
+
+    lines = [line(1, csoftmax=1.0, torch=2.0), line(2, csoftmax=0.5, torch=2.0, jax=3.0)]
+    found = table.format_markdown_table("softmax", [1, 2], lines, [])
+    assert found[0] == "| softmax | µs | torch | jax |"
+    assert found[2] == "| (8, 9) | 1.00 / 0.50 | 2.00 / 4.00 | – / 6.00 |"
+
+
 @pytest.mark.parametrize("op", list(_cpu.OPS))
 @pytest.mark.parametrize("dtype", list(_cpu.DTYPES))
 def test_bench_knows_every_operation(op, dtype, capsys):
@@ -164,7 +205,7 @@ def test_bench_knows_every_operation(op, dtype, capsys):
         ("entmax", "6x10"),
     ],
 )
-def test_bench_knows_the_losses(op, shape, capsys):
+def test_bench_knows_losses_and_sparse_softmax(op, shape, capsys):
     options = ["--rounds", "1", "--threads", "1", "--fresh", "--peers", "scipy,torch,torch_fused,jax"]
     assert main(["bench", "--op", op, "--shapes", shape, *options]) == 0
     page = capsys.readouterr().out
@@ -178,7 +219,7 @@ def blas_threads():
 
 
 def test_bench_limits_the_blas_too(monkeypatch):
-    """Products of linear_cross_entropy with one thread have one; afterwards the BLAS is as it was."""
+    """With --threads 1 the products of linear_cross_entropy have one thread; afterwards the limit is as before."""
     before, seen, real = blas_threads(), [], csoftmax.linear_cross_entropy_with_grad
     monkeypatch.setattr(
         csoftmax, "linear_cross_entropy_with_grad", lambda *a, **o: seen.append(max(blas_threads())) or real(*a, **o)
@@ -187,7 +228,7 @@ def test_bench_limits_the_blas_too(monkeypatch):
     assert main(["bench", "--op", "linear_cross_entropy", *options]) == 0
     assert set(seen) == {1}
     assert blas_threads() == before
-    assert max(before) > 1 or os.cpu_count() == 1, "the test can see nothing"
+    assert max(before) > 1 or os.cpu_count() == 1, "this machine cannot show the limit"
 
 
 @pytest.mark.parametrize("isa", _cpu.isa_available())
@@ -225,16 +266,22 @@ def test_demo(tmp_path):
     assert float(figures["error, float32, held out"]) <= 3
 
 
+@pytest.mark.slow
 def test_demo_without_a_page(tmp_path):
     page = command("demo", "--no-plot", cwd=tmp_path, PYTHONPATH=block(tmp_path, "matplotlib", "tqdm"))
     assert "held-out accuracy" in page
     assert not (tmp_path / "csoftmax-demo.html").exists()
 
 
-@pytest.mark.parametrize("module", ["scipy", "sklearn", "matplotlib"])
-def test_demo_names_what_is_missing(module, tmp_path):
-    message = command("demo", code=2, cwd=tmp_path, PYTHONPATH=block(tmp_path, module))
-    assert {"sklearn": "scikit-learn"}.get(module, module) in message
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("scipy.special", "scipy"), ("sklearn.datasets", "scikit-learn"), ("matplotlib", "matplotlib")],
+)
+def test_demo_names_what_is_missing(module, package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["demo"]) == 2
+    message = capsys.readouterr().err
+    assert f"this needs {package}," in message
     assert "pip install 'csoftmax[demo]'" in message
 
 
@@ -254,6 +301,7 @@ def test_demo_names_what_is_missing(module, tmp_path):
         (["bench", "--threads", "1,0"], "'0' is not a whole number from 1 on"),
         (["bench", "--threads", "100000"], "csoftmax uses no more than"),
         (["bench", "--isa", "mmx"], "mmx"),
+        (["bench", "--json", "--markdown"], "not allowed with"),
         (["bench", "--plot", "picture.txt"], "must end in .png"),
         (["bench", "--plot", "no/such/folder/a.png"], "there is no folder"),
         (["demo", "--output", "no/such/folder/a.html"], "there is no folder"),
@@ -269,8 +317,8 @@ def test_errors(arguments, says, capsys):
 
 
 def test_reader_that_stops_early():
-    run = subprocess.run(
+    done = subprocess.run(
         f"{sys.executable} -m csoftmax info --json | head -c 1", shell=True, capture_output=True, text=True, cwd=ROOT
     )
-    assert run.stdout == "{"
-    assert "Traceback" not in run.stderr
+    assert done.stdout == "{"
+    assert "Traceback" not in done.stderr
