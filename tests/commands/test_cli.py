@@ -255,7 +255,7 @@ def test_demo(tmp_path):
         "confusion matrix",
         "loss curve",
     ]
-    assert re.search(r"^speed.* us \(SciPy .* us\): .* times SciPy's$", page, re.M)
+    assert re.search(r"^speed.* us \(SciPy .* us\): .* times as fast$", page, re.M)
     figures = {line[:29].strip(): line[29:].split()[0] for line in page.splitlines()}
     assert float(figures["held-out accuracy"]) > 0.85  # five classes have nine images each
     recalls = [float(line.split()[-1]) for line in page.splitlines() if "recall of the rare" in line]
