@@ -11,7 +11,8 @@ import numpy as np
 
 import csoftmax
 
-from . import oracle
+from .._spec.formats import ulp_error
+from .._spec.softmax import exact_forward
 from .optional import UnusableError, load
 from .timing import Contender, interleave, ratio
 
@@ -99,8 +100,8 @@ def run(options):
         print(f"{f'image {i + 1}, a {t_out[i]}':28} {guesses}")
 
     single = model.decision_function(x_out).astype(np.float32)
-    exact = oracle.forward(single)[0]
-    ours, theirs = (oracle.ulp_error(f(single, axis=-1), exact) for f in (csoftmax.softmax, special.softmax))
+    exact = exact_forward(single)[0]
+    ours, theirs = (ulp_error(f(single, axis=-1), exact) for f in (csoftmax.softmax, special.softmax))
     print(f"error, float32, held out     {ours:.2f} ULP (SciPy {theirs:.2f} ULP)")
     seconds = interleave(
         [
