@@ -19,7 +19,8 @@ import csoftmax
 
 from .._bench.timing import Contender, interleave, ratio
 from .._runtime.optional import check_folder, load
-from . import oracle
+from .._spec.formats import ulp_error
+from .._spec.softmax import exact_forward
 
 if TYPE_CHECKING:
     from ..calibration import TemperatureScaling
@@ -173,9 +174,9 @@ def show_guesses(digits: Digits, probabilities: Array) -> None:
 
 def show_errors(logits: Array) -> None:
     """Show the largest error of softmax on these logits, beside SciPy's."""
-    exact = oracle.forward(logits)[0]
+    exact = exact_forward(logits)[0]
     functions = csoftmax.softmax, load("scipy.special", "demo").softmax
-    ours, scipy = (oracle.ulp_error(f(logits, axis=-1), exact) for f in functions)
+    ours, scipy = (ulp_error(f(logits, axis=-1), exact) for f in functions)
     show("error, float32, held out", f"{ours:.2f} ULP (SciPy {scipy:.2f} ULP)")
 
 
