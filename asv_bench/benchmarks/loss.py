@@ -6,7 +6,8 @@ import numpy as np
 
 import csoftmax
 from csoftmax._bench.cases import LOSSES, usual_cases
-from csoftmax._bench.problems import make_problem
+
+from .inputs import prepare_call
 
 CASES = {
     str(case): case
@@ -23,12 +24,11 @@ class Loss:
 
     def setup(self, label):
         csoftmax.set_num_threads(1)
-        self.contender = make_problem(CASES[label], fresh=False).prepare_csoftmax()
-        self.code = compile(self.contender.statement, "statement", "eval")
-        self.time_with_gradient(label)
+        self.call, _ = prepare_call(CASES[label])
+        self.call()
 
     def time_with_gradient(self, label):
-        return eval(self.code, self.contender.names)
+        return self.call()
 
 
 class LinearMemory:

@@ -1,10 +1,11 @@
-"""Top-k, sparsemax, entmax and drawing: time, and what top-k costs where the row is sorted."""
+"""Time of top-k (of sorted and constant rows too), sparsemax, entmax and sampling."""
 
 import numpy as np
 
 import csoftmax
 from csoftmax._bench.cases import SPARSE, usual_cases
-from csoftmax._bench.problems import make_problem
+
+from .inputs import prepare_call
 
 CASES = {f"{op} {case}": case for op in SPARSE for case in usual_cases(op)}
 
@@ -17,16 +18,15 @@ class Sparse:
 
     def setup(self, label):
         csoftmax.set_num_threads(1)
-        self.contender = make_problem(CASES[label], fresh=False).prepare_csoftmax()
-        self.code = compile(self.contender.statement, "statement", "eval")
-        self.time_sparse(label)
+        self.call, _ = prepare_call(CASES[label])
+        self.call()
 
     def time_sparse(self, label):
-        return eval(self.code, self.contender.names)
+        return self.call()
 
 
 class Sample:
-    """One draw from each row, as an inference server takes it."""
+    """One draw from each row, as in an inference server."""
 
     params = (list(FILTERS),)
     param_names = ("filter",)

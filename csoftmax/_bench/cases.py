@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from .._spec.operations import OPERATIONS, SOFTMAX_FAMILY
+
 
 class Case(NamedTuple):
     """One line of the table."""
@@ -21,7 +23,8 @@ class Case(NamedTuple):
         return f"{self.shape}{'' if self.axis == -1 else f' axis {self.axis}'} {self.dtype}{kind}".replace(",)", ")")
 
 
-# The softmax family, by group: (shape, axis, dtype).
+# The softmax family, in groups: (shape, axis, dtype).
+ROW_OPS = tuple(record.name for record in SOFTMAX_FAMILY)
 GROUPS: dict[str, list[tuple[tuple[int, ...], int, str]]] = {
     "last": [
         *[((1, 10), -1, "float32"), ((32, 10), -1, "float32"), ((4096, 16), -1, "float32")],
@@ -56,6 +59,19 @@ SPARSE: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "sparsemax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
     "entmax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
 }
+# Every other operation, on the sample of its record, in float32 along the last axis.
+RECORDED_SHAPES = ((1024, 1000), (64, 32000))
+RECORDED = tuple(
+    record.name
+    for record in OPERATIONS
+    if record not in SOFTMAX_FAMILY and record.name.removesuffix("_with_grad") not in (*LOSSES, *SPARSE)
+)
+OPS = (*ROW_OPS, *LOSSES, *SPARSE, *RECORDED)
+# Operations that are always measured with results in new memory.
+WITHOUT_OUT = (
+    *("linear_cross_entropy", "topk", "topk_softmax"),
+    *(record.name for record in OPERATIONS if not record.has_out and record.name not in LOSSES),
+)
 # Geometric means are shown over these.
 SUMMARIES: dict[str, Callable[[Case], bool]] = {
     "losses": lambda case: case.group == "loss",
@@ -63,6 +79,7 @@ SUMMARIES: dict[str, Callable[[Case], bool]] = {
     "last axis, float32": lambda case: case.group == "last",
     "last axis, 1000 to 50257 classes": lambda case: case.group == "last" and 1000 <= case.shape[-1] <= 50257,
     "other axes and dtypes": lambda case: case.group in ("axes", "half"),
+    "usual shapes": lambda case: case.group == "recorded",
     "given shapes": lambda case: case.group == "given",
 }
 
@@ -72,6 +89,8 @@ def usual_cases(op: str, group: str = "all") -> list[Case]:
     for name, table in (("loss", LOSSES), ("sparse", SPARSE)):
         if op in table:
             return [Case(name, op, shape, -1, "float32", kind) for shape, kind in table[op]]
+    if op in RECORDED:
+        return [Case("recorded", op, shape, -1, "float32") for shape in RECORDED_SHAPES]
     wanted = GROUPS if group == "all" else [group]
     return [Case(name, op, *line) for name in wanted for line in GROUPS[name]]
 

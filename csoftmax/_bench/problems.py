@@ -1,7 +1,7 @@
 """The problems of ``bench``: the arrays of a case, and the statements in which csoftmax and PyTorch solve it.
 
-A problem is of one of three kinds: rows of logits (the softmax family), a loss with its gradient, or sparse softmax.
-All contenders work on the same arrays, whose pages have been touched.
+A problem is of one of four kinds: rows of logits (the softmax family), a loss with its gradient, sparse softmax, or the
+sample of a record, for every other operation.  All contenders work on the same arrays, whose pages have been touched.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 
 import csoftmax
 
-from .cases import LOSSES, SPARSE, Case
+from .._spec.formats import dtype_of
+from .._spec.operations import BY_NAME
+from .cases import LOSSES, ROW_OPS, SPARSE, Case
 from .timing import Contender
 
 Array = NDArray[Any]
@@ -54,22 +56,18 @@ class RowProblem(Problem):
         dtype = dtype_of(case.dtype)
         rng, draws = np.random.default_rng(0), drawn_type(case)
         x: Array = rng.standard_normal(case.shape, dtype=draws).astype(dtype, copy=False)
+        record = BY_NAME[case.op]
         self.y: Array | None = None  # the result of the forward operation, for a vjp
-        if case.op.endswith("_vjp"):
+        if record.inputs == 2:
             self.y = getattr(csoftmax, case.op.removesuffix("_vjp"))(x, case.axis)
             x = rng.standard_normal(case.shape, dtype=draws).astype(dtype, copy=False)
-        self.reduces = case.op == "logsumexp"
-        super().__init__(case, fresh, x, np.array(csoftmax.logsumexp(x, case.axis) if self.reduces else x))
+        self.takes_out = record.has_out and not fresh
+        super().__init__(case, fresh, x, np.array(x if record.keeps_axis else record.function()(x, case.axis)))
 
     @property
     def nbytes(self) -> int:
         """The least number of bytes that a call reads and writes."""
         return super().nbytes + (0 if self.y is None else self.y.nbytes)
-
-    @property
-    def takes_out(self) -> bool:
-        """Whether the result goes to `out`: a log-sum-exp is small and always new."""
-        return not self.fresh and not self.reduces
 
     def prepare_csoftmax(self) -> Contender:
         """Return csoftmax's statement."""
@@ -195,21 +193,52 @@ class SparseProblem(Problem):
         return Contender("torch", "f(x)", {"f": function, "x": x}, torch.inference_mode)
 
 
+class RecordProblem(Problem):
+    """The sample of a record (csoftmax/_spec), for operations that no peer has."""
+
+    def __init__(self, case: Case, fresh: bool) -> None:
+        if case.axis not in (-1, len(case.shape) - 1):
+            raise LeftOutError(f"{case.op} is measured along the last axis")
+        self.record = BY_NAME[case.op]
+        self.sample = self.record.sample(case.shape, case.dtype)
+        results = self.record.compute(self.sample)
+        self.takes_out = self.record.has_out and not fresh
+        first = next(iter(self.sample.arrays.values()))
+        super().__init__(case, fresh, first, np.array(results[-1]) if results else np.empty(0))
+        self._nbytes = sum(int(a.nbytes) for a in (*self.sample.arrays.values(), *results))
+
+    @property
+    def nbytes(self) -> int:
+        """The least number of bytes that a call reads and writes."""
+        return self._nbytes
+
+    def prepare_csoftmax(self) -> Contender:
+        """Return csoftmax's statement."""
+        options = self.sample.options | ({"out": self.out} if self.takes_out else {})
+        names = {"f": self.record.function(), "options": options, **self.sample.arrays}
+        arguments = ", ".join(self.sample.arrays)
+        if self.record.invoke is not None:
+            names["invoke"] = self.record.invoke
+            statement = f"invoke(f, {arguments}, **options)"
+        else:
+            statement = f"f({arguments}, **options)"
+        return Contender("csoftmax", statement, names, fills_out=self.takes_out)
+
+    def prepare_torch(self, torch: Any) -> Contender:
+        """Raise `LeftOutError`."""
+        raise LeftOutError(f"has no {self.case.op}")
+
+
 def make_problem(case: Case, fresh: bool) -> Problem:
     """Make the arrays of a case, or raise `LeftOutError`."""
-    kind = LossProblem if case.op in LOSSES else SparseProblem if case.op in SPARSE else RowProblem
-    return kind(case, fresh)
-
-
-def dtype_of(name: str) -> np.dtype[Any]:
-    """Return the NumPy dtype; bfloat16 is ml_dtypes'."""
-    if name != "bfloat16":
-        return np.dtype(name)
+    if case.op in LOSSES:
+        return LossProblem(case, fresh)
+    if case.op in SPARSE:
+        return SparseProblem(case, fresh)
     try:
-        import ml_dtypes
+        return RowProblem(case, fresh) if case.op in ROW_OPS else RecordProblem(case, fresh)
     except ImportError:
         raise LeftOutError("NumPy has bfloat16 only with ml_dtypes, which is not installed") from None
-    return np.dtype(ml_dtypes.bfloat16)
 
 
 def check_row_case(case: Case, lengths: tuple[str, ...]) -> None:

@@ -21,7 +21,7 @@ TORCH_ISA = {"scalar": "default", "avx2": "avx2", "avx512": "avx512"}
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     add = parser.add_argument
-    add("--op", choices=(*_cpu.OPS, *cases.LOSSES, *cases.SPARSE), default="softmax", help="default: softmax")
+    add("--op", choices=cases.OPS, default="softmax", help="default: softmax")
     add("--peers", type=parse_names(peers.PEERS), help="comma-separated, or none; default: all that are installed")
     add("--group", choices=(*cases.GROUPS, "all"), help="a group of the usual shapes; default: all")
     add("--shapes", type=parse_shapes, metavar="AxB,CxD", help="these shapes instead, such as 128x1000,8x10")

@@ -15,8 +15,9 @@ from helpers import ROOT
 import csoftmax
 from csoftmax import _cpu
 from csoftmax.__main__ import main
-from csoftmax._bench import compare, table
+from csoftmax._bench import cases, compare, table
 from csoftmax._cli import selftest
+from csoftmax._spec.operations import BY_NAME, OPERATIONS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -194,6 +195,15 @@ def test_bench_knows_every_operation(op, dtype, capsys):
     assert csoftmax.get_num_threads() == before
 
 
+@pytest.mark.parametrize("op", cases.RECORDED)
+def test_bench_knows_every_record(op, capsys):
+    options = ["--op", op, "--shapes", "6x10", "--rounds", "1", "--threads", "1", "--fresh"]
+    assert main(["bench", *options, "--peers", "torch"]) == 0
+    page = capsys.readouterr().out
+    assert page.count("(6, 10) float32") == 2 if BY_NAME[op].has_out else 1
+    assert "left out: torch" in page
+
+
 @pytest.mark.parametrize(
     ("op", "shape"),
     [
@@ -229,6 +239,13 @@ def test_bench_limits_the_blas_too(monkeypatch):
     assert set(seen) == {1}
     assert blas_threads() == before
     assert max(before) > 1 or os.cpu_count() == 1, "this machine cannot show the limit"
+
+
+def test_bench_leaves_out_no_operation():
+    """The name of a loss stands for the loss with its gradient."""
+    measured = {f"{op}_with_grad" if op in cases.LOSSES else op for op in cases.OPS}
+    assert {record.name for record in OPERATIONS} - measured == set(cases.LOSSES)
+    assert set(cases.ROW_OPS) == set(_cpu.OPS)
 
 
 @pytest.mark.parametrize("isa", _cpu.isa_available())
