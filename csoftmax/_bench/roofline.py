@@ -73,7 +73,7 @@ def draw_panel(axes: Any, lines: Sequence[dict[str, Any]]) -> None:
 
 def find_roof(line: dict[str, Any]) -> float:
     """Return the bandwidth of the faster copy, in GB/s."""
-    return max(result["gb_per_s"] for name, result in line["results"].items() if name.startswith("copy"))
+    return float(max(result["gb_per_s"] for name, result in line["results"].items() if name.startswith("copy")))
 
 
 def format_bytes(nbytes: float) -> str:

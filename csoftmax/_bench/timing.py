@@ -69,8 +69,8 @@ def interleave(contenders: Sequence[Contender], rounds: int | None = None, threa
         rounds = int(np.clip(BUDGET_SECONDS / (cost + (threads > 1) * 0.02 * len(contenders)), 5, 41))
     found = {contender.name: np.empty(rounds) for contender in contenders}
     for i in range(rounds):
-        # rotated, so that the first place goes round
-        for j in np.roll(np.arange(len(contenders)), i):
+        first = -i % len(contenders)  # another contender begins each round
+        for j in (*range(first, len(contenders)), *range(first)):
             if threads > 1:
                 wait_for_idle_threads()
             with contenders[j].context():

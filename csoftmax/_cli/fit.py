@@ -44,7 +44,8 @@ def main(arguments: argparse.Namespace) -> int:
     models.require_packages()
     check_folder(arguments.output)
     table = tables.read(arguments.data, arguments.target)
-    labels, counts = np.unique(np.asarray(table.target), return_counts=True)
+    target = np.asarray(table.target)
+    labels, counts = np.unique(target, return_counts=True)
     if len(labels) < 2:
         raise UnusableError(
             f"{arguments.data}: {arguments.target!r} has one class, {labels[0]!r}; there is nothing to learn"
@@ -57,12 +58,12 @@ def main(arguments: argparse.Namespace) -> int:
         undo_scale(model, table.names, mean, std).save(arguments.output)
 
     x = (table.x - mean) / std if arguments.standardize else table.x
-    model = train(make_model(arguments, save), x.astype(table.x.dtype, copy=False), table.target)
+    model = train(make_model(arguments, save), x.astype(table.x.dtype, copy=False), target)
     try:
         save(model)
     except OSError as error:
         raise UnusableError(f"cannot write {str(arguments.output)!r}: {error}") from error
-    accuracy = model.score(x, table.target)
+    accuracy = model.score(x, target)
     sizes = f"{counts.min()} to {counts.max()} rows"
     print(f"{len(table.x)} rows, {table.x.shape[1]} columns, {len(labels)} classes ({sizes})")
     print(f"{model.n_iter_} epochs, loss {model.history_['loss'][-1]:.6g}, accuracy {accuracy:.4f}")

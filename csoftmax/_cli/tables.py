@@ -61,10 +61,10 @@ def read(path: Path, target: str | None, *, needs_target: bool = True, wanted: S
 
 def parse_labels(values: Any) -> NDArray[Any]:
     """Return labels as integers if all of them are whole numbers, else as strings."""
-    values = np.asarray(values)
-    if values.dtype.kind in "iub":
-        return values.astype(np.int64)
-    text = values.astype(str)
+    labels: NDArray[Any] = np.asarray(values)
+    if labels.dtype.kind in "iub":
+        return labels.astype(np.int64)
+    text = labels.astype(str)
     try:
         whole = np.array([int(v) for v in text], np.int64)
     except (ValueError, OverflowError):
@@ -156,15 +156,15 @@ def _refuse_row(at: str, row: list[tuple[str, str]]) -> None:
 
 def _check_numbers(path: Path, x: Any, names: list[str]) -> NDArray[Any]:
     """Return the features in float32 or float64; refuse other kinds of values, and values that are not finite."""
-    x = np.asarray(x)
-    if x.dtype.kind not in "fiub":
-        raise UnusableError(f"{path}: the features have dtype {x.dtype}, they must be numbers")
-    x = x.astype(np.float32 if x.dtype == np.float32 else np.float64, copy=False)
-    wrong = np.argwhere(~np.isfinite(x))
+    given: NDArray[Any] = np.asarray(x)
+    if given.dtype.kind not in "fiub":
+        raise UnusableError(f"{path}: the features have dtype {given.dtype}, they must be numbers")
+    numbers = given.astype(np.float32 if given.dtype == np.float32 else np.float64, copy=False)
+    wrong = np.argwhere(~np.isfinite(numbers))
     if len(wrong):
         row, column = map(int, wrong[0])
-        raise UnusableError(f"{path}, row {row}: column {names[column]!r} is {x[row, column]}")
-    return x
+        raise UnusableError(f"{path}, row {row}: column {names[column]!r} is {numbers[row, column]}")
+    return numbers
 
 
 def _read_npz(path: Path, target: str | None, needed: bool, wanted: Sequence[str] | None) -> Table:

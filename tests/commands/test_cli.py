@@ -15,7 +15,7 @@ from helpers import ROOT
 import csoftmax
 from csoftmax import _cpu
 from csoftmax.__main__ import main
-from csoftmax._bench import cases, compare, table
+from csoftmax._bench import cases, compare, cuda, table
 from csoftmax._cli import selftest
 from csoftmax._spec.operations import BY_NAME, OPERATIONS
 
@@ -182,6 +182,22 @@ def test_markdown_joins_thread_counts():
     found = table.format_markdown_table("softmax", [1, 2], lines, [])
     assert found[0] == "| softmax | µs | torch | jax |"
     assert found[2] == "| (8, 9) | 1.00 / 0.50 | 2.00 / 4.00 | – / 6.00 |"
+
+
+def test_device_report_as_markdown():
+    header = {
+        "command": "python -m csoftmax bench",
+        "device": "a device",
+        "csoftmax": "0",
+        "op": "softmax",
+        "dtype": "f",
+    }
+    line = {"shape": [3, 4], "gb_per_s": {"copy": 2.0, "csoftmax": 1.0}, "faster_than": {"copy": 0.5}}
+    page = cuda.format_device_report({"header": header, "cases": [line], "summary": {"copy": 0.5}}, markdown=True)
+    assert page.startswith(
+        "`python -m csoftmax bench`\n\ncsoftmax 0, softmax, f; a device\n\n| shape | GB/s | of copy |"
+    )
+    assert page.splitlines()[-2:] == ["| (3, 4) | 1 | 0.50 |", "| geometric mean |  | 0.50 |"]
 
 
 @pytest.mark.parametrize("op", list(_cpu.OPS))
