@@ -336,7 +336,7 @@ def test_offsets_of_rows_are_64_bits(gpu, n):
         *given, y = many_rows(n, op.inputs + 1)
         for array, last in zip(given, host):
             array[-1] = last
-        kernel = backend._launch(op.name, csoftmax._cpu.DTYPES["float16"], n, backend._shared_limit(0))
+        kernel = backend._launch(op.name, csoftmax._cpu.binding.DTYPES["float16"], n, backend._shared_limit(0))
         with model_options(last=kernel.blocks if kernel.kernel == "blocks" else 1):
             op.function()(*given, out=y)
         assert_same_bits(np.asarray(y.view(np.ndarray)[-1:]), op.function()(*host[: op.inputs]), op.name)
@@ -458,7 +458,7 @@ def test_blocks_of_a_row_that_shared_memory_does_not_hold(gpu):
         if gpu.model:
             records = 17 * 1024 // backend.BLOCK_BYTES
             n = (records + 1) * backend.BLOCK
-            assert backend._launch("logsumexp", csoftmax._cpu.DTYPES["float32"], n, 17 * 1024).staged == 0
+            assert backend._launch("logsumexp", csoftmax._cpu.binding.DTYPES["float32"], n, 17 * 1024).staged == 0
         x = logits((n,), "float32")
         with model_options(races=False):
             assert_same_bits(csoftmax.logsumexp(gpu.cupy.asarray(x)).get(), np.asarray(csoftmax.logsumexp(x)))
@@ -470,7 +470,7 @@ def test_longest_rows_of_each_kernel(gpu, op, dtype, limit):
     """On devices with less shared memory than the model's: the last length of a kernel and the first of the next."""
     if not gpu.model:
         pytest.skip("a real device has its own limit")
-    storage = csoftmax._cpu.DTYPES[dtype]
+    storage = csoftmax._cpu.binding.DTYPES[dtype]
     kernels = [backend.Launch(op.name, storage, n, limit).kernel for n in range(1, 60_000)]
     last = [n for n in range(1, len(kernels)) if kernels[n - 1] != kernels[n]]
     assert len(last) == 2

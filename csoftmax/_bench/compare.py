@@ -20,7 +20,7 @@ import numpy as np
 
 import csoftmax
 
-from .. import _cpu
+from .._cpu import binding
 from .._runtime.optional import UnusableError, progress
 from .cases import SUMMARIES, WITHOUT_OUT, Case
 from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_threads
@@ -228,7 +228,7 @@ def describe(
         "op": request.op,
         "cpu": find_cpu_model(),
         "cpus": os.cpu_count(),
-        "isa": _cpu.isa(),
+        "isa": binding.isa(),
         "threads": list(counts),
         "platform": platform.platform(),
         "python": platform.python_version(),

@@ -9,8 +9,8 @@ import shlex
 import sys
 from pathlib import Path
 
-from .. import _cpu
 from .._bench import cases, compare, cuda, peers, roofline, table
+from .._cpu import binding
 from .._runtime.optional import UnusableError, check_picture, load
 from .arguments import parse_counts, parse_names, parse_positive, parse_shapes
 
@@ -26,11 +26,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--group", choices=(*cases.GROUPS, "all"), help="a group of the usual shapes; default: all")
     add("--shapes", type=parse_shapes, metavar="AxB,CxD", help="these shapes instead, such as 128x1000,8x10")
     add("--axis", type=int, help="with --shapes; default: -1")
-    add("--dtype", choices=tuple(_cpu.DTYPES), help="with --shapes; default: float32")
+    add("--dtype", choices=tuple(binding.DTYPES), help="with --shapes; default: float32")
     add("--threads", type=parse_counts, metavar="N,M", help="default: 1, and as many as csoftmax uses here")
     add("--fresh", action="store_true", help="also measure results in new memory, without out=")
     add("--rounds", type=parse_positive, help="default: as many as fit in 4 seconds a line, 5 to 41")
-    add("--isa", choices=_cpu.isa_available(), help="instruction set for csoftmax (and PyTorch)")
+    add("--isa", choices=binding.isa_available(), help="instruction set for csoftmax (and PyTorch)")
     add(
         "--device",
         choices=("cpu", "cuda"),

@@ -17,7 +17,7 @@ import numpy as np
 
 import csoftmax
 
-from .. import _cpu
+from .._cpu import binding
 from .._spec.formats import EXACT, JUDGES_FLOAT64, available_dtypes, count_different_bits, ulp_error, wide
 from .._spec.layouts import LAYOUTS, compute_in
 from .._spec.operations import BY_NAME, FORWARD, OPERATIONS, SOFTMAX_FAMILY
@@ -55,11 +55,11 @@ class Line(NamedTuple):
 @contextlib.contextmanager
 def keep_isa():
     """Select the instruction set of before again, whatever happens."""
-    before = _cpu.isa()
+    before = binding.isa()
     try:
         yield
     finally:
-        _cpu.select_isa(before)
+        binding.select_isa(before)
 
 
 def operations(promise: str) -> list[Operation]:
@@ -114,7 +114,7 @@ def accuracy():
 def instruction_sets():
     """Compare the bits of each with those of scalar, which is the specification."""
     with keep_isa():
-        for isa in sorted(set(_cpu.isa_available()) - {"scalar"}):
+        for isa in sorted(set(binding.isa_available()) - {"scalar"}):
             for dtype in available_dtypes():
                 different = 0
                 for op in operations(BITWISE):
@@ -123,7 +123,7 @@ def instruction_sets():
                             sample = op.sample((9 if n < 100 else 2, n), dtype, seed, (1, 20)[seed % 2])
                             results = []
                             for each in ("scalar", isa):
-                                _cpu.select_isa(each)
+                                binding.select_isa(each)
                                 results.append(compute_in(op, sample, layout_name))
                             different += count_differences(*results)
                 yield f"{isa} equals scalar, {dtype}", different, 0
@@ -318,7 +318,7 @@ def run(options) -> int:
     report = {
         "ok": ok,
         "csoftmax": csoftmax.__version__,
-        "isa": _cpu.isa(),
+        "isa": binding.isa(),
         "threads": csoftmax.get_num_threads(),
         "seconds": round(time.perf_counter() - begin, 2),
         "checks": [{**line._asdict(), "ok": line.ok} for line in lines],

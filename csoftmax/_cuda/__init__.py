@@ -17,12 +17,12 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _cpu
+from .._cpu import binding
 
 _HERE = Path(__file__).parent
 BLOCK = 4096  # CSM_BLOCK of registry.h
 BLOCK_BYTES = 72  # sizeof(csm_block)
-SUFFIX = {_cpu.DTYPES[name]: suffix for name, suffix in _cpu.SUFFIXES.items()}
+SUFFIX = {binding.DTYPES[name]: suffix for name, suffix in binding.SUFFIXES.items()}
 _GRID = 2**31 - 1
 
 # What an operation's module is made of: file, inputs, bytes of a row's record, length up to which a team computes a row
@@ -48,7 +48,7 @@ KERNELS = {
     "entmax.cu": ("forward", "rows", "backward"),
     "sample.cu": ("sums", "min_sums", "draw", "chosen"),
 }
-_OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
+_OP_NAMES = {number: name for name, number in binding.OPS.items()}
 _SHARED_ROW = 624  # sizeof(shared_row) of cross_entropy.cu, and room for that of entmax.cu
 _SORTED_BY_KERNEL = 1024  # most of a row that topk.cu sorts
 _TRAIL = 528  # sizeof(trail) of sample.cu
@@ -174,7 +174,7 @@ def _shared_limit(device):
 
 @functools.lru_cache(1024)
 def _scales(dtype, temperature):
-    return _cpu.scales(dtype, temperature)
+    return binding.scales(dtype, temperature)
 
 
 def room(count, itemsize):
@@ -307,7 +307,7 @@ def check_target(dtype, n, labels, ignore, soft, weight=None, sample_weight=None
     terms, size = cupy.empty(count, np.float64), (np.int64(count), np.int64(n))
     if labels is not None:
         checked = cupy.empty(count, np.int64)
-        kind = np.int32(_cpu.LABELS[labels.dtype.name])
+        kind = np.int32(binding.LABELS[labels.dtype.name])
         ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
         arguments = labels, checked, terms, weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
         launch_of_loss(dtype, device, "labels", -(-count // 128), 128, 0, *arguments)
@@ -333,11 +333,11 @@ class Loss:
         self.dtype, self.n, self.count, self.device = dtype, n, len(given), given.device.id
         self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
         self.temperature = factors[0]
-        call = _cpu.loss_call(n, *factors, soft is not None, gradient)
+        call = binding.loss_call(n, *factors, soft is not None, gradient)
         self.losses = cupy.empty(self.count, np.float64)
         self.ready = cupy.empty(MODULES["cross_entropy"][2], np.uint8)
         self.labels, self.masses, terms = check_target(dtype, n, labels, ignore, soft, weight, sample_weight)
-        mean = np.int32(reduction == _cpu.REDUCTIONS["mean"])
+        mean = np.int32(reduction == binding.REDUCTIONS["mean"])
         self.launch("divide", 1, 1024, 0, terms, weight, self.ready, np.int64(self.count), mean, call)
 
     def launch(self, kernel, grid, threads, shared, *arguments):
@@ -366,7 +366,7 @@ class Loss:
 
 
 def run_loss(dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream, *factors_and_reduction):
-    """Cross-entropy of CuPy arrays, as `_cpu.run_loss` has it; loss has the compute dtype, and nothing is returned.
+    """Cross-entropy of CuPy arrays, as `binding.run_loss` has it; loss has the compute dtype, and nothing is returned.
 
     A row with a bad label gets NaN.
     """
@@ -383,7 +383,7 @@ def run_loss(dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, ups
         by_row = weight, flat(sample_weight, rows), flat(upstream, rows)
         target = flat(labels, rows), ignore, flat(soft, rows, n)
         task = Loss(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
-        each = flat(loss, rows) if reduction == _cpu.REDUCTIONS["none"] else None
+        each = flat(loss, rows) if reduction == binding.REDUCTIONS["none"] else None
         task.rows(flat(x, rows, n), flat(to, rows, n), 0, each)
         if each is None:
             task.reduce(loss)
@@ -405,7 +405,7 @@ def launch_topk(dtype, n, k, limit):
 
 
 def run_topk(dtype, x, values, indices, smallest, unsorted, normalize, temperature):
-    """The k best of CuPy arrays along the last axis, as `_cpu.run_topk` has it; values and indices may have strides."""
+    """The k best of CuPy arrays along the last axis; values and indices may have strides."""
     import cupy
 
     n, k, rows = x.shape[-1], values.shape[-1], math.prod(x.shape[:-1])
@@ -441,12 +441,12 @@ def run_topk(dtype, x, values, indices, smallest, unsorted, normalize, temperatu
                 how = np.int32(smallest), np.int32(pieces == 1 and not unsorted)
                 launch("choose", rows * pieces, 32 * warps, shared, found, best, *to, *size, *how)
                 (found, best), length = to, left
-        if normalize == _cpu.NORMALIZE["full"]:
+        if normalize == binding.NORMALIZE["full"]:
             all_of = cupy.empty_like(x)
-            run(_cpu.OPS["softmax"], dtype, x, None, all_of, None, temperature)
+            run(binding.OPS["softmax"], dtype, x, None, all_of, None, temperature)
             found = gather(all_of)
-        elif normalize == _cpu.NORMALIZE["topk"]:
-            run(_cpu.OPS["softmax"], dtype, found, None, found, None, temperature)
+        elif normalize == binding.NORMALIZE["topk"]:
+            run(binding.OPS["softmax"], dtype, found, None, found, None, temperature)
         values[...] = found.reshape(values.shape)
         indices[...] = best.reshape(indices.shape)
 
@@ -496,7 +496,7 @@ def run_sample(dtype, x, uniform, temperature, top_k, top_p, min_p):
             launch("sums", units, n, part, first, parts, *own, *temperatures)
         if k:
             chosen, at = cupy.empty((count, k), x.dtype), cupy.empty((count, k), np.int64)
-            run_topk(dtype, part, chosen, at, False, False, _cpu.NORMALIZE[None], 1.0)
+            run_topk(dtype, part, chosen, at, False, False, binding.NORMALIZE[None], 1.0)
             filters = cupy.asarray(top_k[which]), cupy.asarray(top_p[which]), least
             sums = cupy.empty((count, -(-k // BLOCK)), np.float64)
             more = np.int64(k), np.int64(size), *temperatures
@@ -536,7 +536,7 @@ def launch_entmax(dtype, n, gradient, limit):
 
 
 def run_entmax(dtype, a, b, y, where, alpha):
-    """alpha-entmax of CuPy arrays along the last axis, or its gradient, as `_cpu.run_entmax` has it."""
+    """alpha-entmax of CuPy arrays along the last axis, or its gradient, as `binding.run_entmax` has it."""
     import cupy
 
     n, rows = a.shape[-1], math.prod(a.shape[:-1])
@@ -545,7 +545,7 @@ def run_entmax(dtype, a, b, y, where, alpha):
     device = a.device.id
     with cupy.cuda.Device(device):
         inputs, mask, to = _contiguous(a, b, where, y)
-        e = _cpu.entmax(dtype, alpha)
+        e = binding.entmax(dtype, alpha)
         if b is None:
             _find_support("forward", dtype, device, rows, n, inputs[0], mask, to, last=(e,))
         else:
@@ -570,15 +570,15 @@ def _find_support(kernel, dtype, device, rows, n, *arrays, last):
 
 
 def run_entmax_loss(dtype, x, labels, soft, y, loss, alpha, reduction):
-    """The loss of entmax of CuPy arrays, as `_cpu.run_entmax_loss` has it; loss has the compute dtype.
+    """The loss of entmax of CuPy arrays, as `binding.run_entmax_loss` has it; loss has the compute dtype.
 
     A row with a bad label gets NaN.
     """
     import cupy
 
     n, rows = x.shape[-1], math.prod(x.shape[:-1])
-    device, each = x.device.id, reduction == _cpu.REDUCTIONS["none"]
-    mean = reduction == _cpu.REDUCTIONS["mean"]
+    device, each = x.device.id, reduction == binding.REDUCTIONS["none"]
+    mean = reduction == binding.REDUCTIONS["mean"]
     with cupy.cuda.Device(device):
         x = cupy.ascontiguousarray(x).reshape(rows, n)
         soft = None if soft is None else cupy.ascontiguousarray(soft).reshape(rows, n)
@@ -587,13 +587,13 @@ def run_entmax_loss(dtype, x, labels, soft, y, loss, alpha, reduction):
         checked, masses, _ = check_target(dtype, n, labels, None, soft)
         losses, row_losses = cupy.empty(rows, np.float64), cupy.empty(rows, loss.dtype) if each else None
         arrays = x, soft, to, checked, masses, losses, row_losses
-        last = np.float64(1 / rows if mean else 1.0), _cpu.entmax(dtype, alpha)
+        last = np.float64(1 / rows if mean else 1.0), binding.entmax(dtype, alpha)
         _find_support("rows", dtype, device, rows, n, *arrays, last=last)
         if each:
             loss[...] = row_losses.reshape(loss.shape)
         else:
             ready = cupy.empty(MODULES["cross_entropy"][2], np.uint8)
-            ones, call = cupy.full(rows, 1.0, np.float64), _cpu.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
+            ones, call = cupy.full(rows, 1.0, np.float64), binding.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
             size = np.int64(rows)
             launch_of_loss(dtype, device, "divide", 1, 1024, 0, ones, None, ready, size, np.int32(mean), call)
             launch_of_loss(dtype, device, "reduce", 1, 1024, 0, losses, loss, ready, size)

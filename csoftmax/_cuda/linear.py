@@ -6,9 +6,9 @@ repeatable for one device and one version of cuBLAS; they are not the CPU's bits
 
 import numpy as np
 
-from .. import _cpu
 from .._args import bits
-from .._linear import rows_of_chunk
+from .._cpu import binding
+from .._cpu.linear import rows_of_chunk
 from . import Loss
 
 
@@ -19,8 +19,8 @@ def linear_loss(plan, *, gradient, reduction, chunk_bytes):
     (rows, features), classes, wide, options = plan.x.shape, len(plan.w), plan.wide, plan.options
     with cupy.cuda.Device(plan.x.device.id):
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
-        code = _cpu.DTYPES[wide.name]
-        task = Loss(code, classes, *by_row, options.factors, reduction=_cpu.REDUCTIONS[reduction], gradient=gradient)
+        code = binding.DTYPES[wide.name]
+        task = Loss(code, classes, *by_row, options.factors, reduction=binding.REDUCTIONS[reduction], gradient=gradient)
         # a row that takes no part may hold anything, and anything times 0 is not always 0
         part = cupy.full(rows, True, bool) if task.labels is None else task.labels != -1
         if options.sample_weight is not None:

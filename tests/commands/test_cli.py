@@ -13,10 +13,10 @@ import threadpoolctl
 from helpers import ROOT
 
 import csoftmax
-from csoftmax import _cpu
 from csoftmax.__main__ import main
 from csoftmax._bench import cases, compare, cuda, table
 from csoftmax._cli import selftest
+from csoftmax._cpu import binding
 from csoftmax._spec.operations import BY_NAME, OPERATIONS
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -64,7 +64,7 @@ def test_info(tmp_path):
     assert found == expected
     page = command("info")
     assert f"csoftmax {csoftmax.__version__}" in page
-    assert _cpu.isa() in page
+    assert binding.isa() in page
 
 
 def test_selftest():
@@ -129,12 +129,12 @@ def test_selftest_finds_what_is_broken(section, broken, monkeypatch, capsys):
 
 
 def test_selftest_restores_the_instruction_set(monkeypatch):
-    before = _cpu.isa()
+    before = binding.isa()
     for lines in (selftest.instruction_sets(), selftest.check("instruction sets")):
         monkeypatch.setattr(csoftmax, "softmax", raising)
         with contextlib.suppress(RuntimeError):
             list(lines)
-        assert _cpu.isa() == before
+        assert binding.isa() == before
 
 
 def test_bench(tmp_path):
@@ -149,7 +149,7 @@ def test_bench(tmp_path):
         assert line["results"]["csoftmax"]["ratio"] == 1
         assert all(result["us"] > 0 for result in line["results"].values())
     assert {each["peer"] for each in report["summaries"]} >= {"copy", "scipy"}
-    assert report["header"]["isa"] == _cpu.isa()
+    assert report["header"]["isa"] == binding.isa()
 
 
 def test_bench_as_markdown(capsys):
@@ -160,7 +160,7 @@ def test_bench_as_markdown(capsys):
     assert len(tables) == 2  # with out= and without
     assert head.startswith("`python -m csoftmax bench --shapes 2x10,3x100 ")
     assert re.search(r"^20\d\d-\d\d-\d\d", head, re.M)
-    for part in (f"instruction set {_cpu.isa()}", f"numpy {np.__version__}", "scipy 1.", "1 thread.", "(out=)"):
+    for part in (f"instruction set {binding.isa()}", f"numpy {np.__version__}", "scipy 1.", "1 thread.", "(out=)"):
         assert part in head
     commit = compare.find_commit()
     assert commit is None or f"commit {commit}" in head
@@ -200,8 +200,8 @@ def test_device_report_as_markdown():
     assert page.splitlines()[-2:] == ["| (3, 4) | 1 | 0.50 |", "| geometric mean |  | 0.50 |"]
 
 
-@pytest.mark.parametrize("op", list(_cpu.OPS))
-@pytest.mark.parametrize("dtype", list(_cpu.DTYPES))
+@pytest.mark.parametrize("op", list(binding.OPS))
+@pytest.mark.parametrize("dtype", list(binding.DTYPES))
 def test_bench_knows_every_operation(op, dtype, capsys):
     before = csoftmax.get_num_threads()
     options = ["--shapes", "4x5x6", "--axis", "1", "--dtype", dtype, "--rounds", "1", "--threads", "1"]
@@ -261,10 +261,10 @@ def test_bench_leaves_out_no_operation():
     """The name of a loss stands for the loss with its gradient."""
     measured = {f"{op}_with_grad" if op in cases.LOSSES else op for op in cases.OPS}
     assert {record.name for record in OPERATIONS} - measured == set(cases.LOSSES)
-    assert set(cases.ROW_OPS) == set(_cpu.OPS)
+    assert set(cases.ROW_OPS) == set(binding.OPS)
 
 
-@pytest.mark.parametrize("isa", _cpu.isa_available())
+@pytest.mark.parametrize("isa", binding.isa_available())
 def test_bench_forces_an_instruction_set(isa):
     options = ["--shapes", "2x10", "--rounds", "1", "--threads", "1", "--peers", "none"]
     assert json.loads(command("bench", *options, "--isa", isa, "--json"))["header"]["isa"] == isa
