@@ -1,4 +1,4 @@
-"""The command line: every command as a user runs it, in a fresh process; what it prints, writes and returns."""
+"""The command line: what each command prints, writes and returns, once as a user runs it, in a fresh process."""
 
 import contextlib
 import json
@@ -14,36 +14,41 @@ from helpers import ROOT
 
 import csoftmax
 from csoftmax.__main__ import main
+from csoftmax._bench import cases, compare, cuda, table
 from csoftmax._cli import selftest
 from csoftmax._cpu import binding
+from csoftmax._spec.operations import BY_NAME, OPERATIONS
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
 
 def command(*arguments, code=0, cwd=ROOT, **environment):
-    """Standard output of ``python -m csoftmax …``, which must end with `code`; its error output if that is not 0."""
-    run = subprocess.run(
+    """Run ``python -m csoftmax …``, which must end with `code`; returns its output, or its errors if that is not 0."""
+    done = subprocess.run(
         [sys.executable, "-m", "csoftmax", *arguments],
         capture_output=True,
         text=True,
         cwd=cwd,
         env=os.environ | environment,
     )
-    assert run.returncode == code, run.stderr
-    assert "Traceback" not in run.stderr
-    return run.stderr if code else run.stdout
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr if code else done.stdout
 
 
 def block(tmp_path, *modules):
-    """A PYTHONPATH on which these modules cannot be imported."""
+    """Return a PYTHONPATH on which these modules cannot be imported."""
     for module in modules:
         (tmp_path / f"{module}.py").write_text(f"raise ImportError('no {module} in this test')")
     return os.pathsep.join([str(tmp_path), str(ROOT)])
 
 
 @pytest.mark.parametrize("option", ["--cflags", "--libs", "--cmakedir", "--pkgconfigdir"])
-def test_build_options_are_one_line(option):
-    text = command(option, COLUMNS="20")
+def test_build_options_are_one_line(option, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "20")
+    with pytest.raises(SystemExit, match="0"):
+        main([option])
+    text = capsys.readouterr().out
     assert text.endswith("\n")
     assert text.count("\n") == 1
     for path in text.replace("-I", "").split():
@@ -51,11 +56,11 @@ def test_build_options_are_one_line(option):
 
 
 def test_info(tmp_path):
-    # elsewhere than in the checkout, whose package would come before the installed one
+    # in another folder than the checkout, whose package would come before the installed one
     found = json.loads(command("info", "--json", cwd=tmp_path))
     expected = json.loads(json.dumps(csoftmax.show_config("dicts")))
-    assert found.pop("openmp")["version"] == expected.pop("openmp")["version"]  # this process has more libraries
-    assert found.pop("memory")["limit"] == expected.pop("memory")["limit"]  # and perhaps keeps some
+    assert found.pop("openmp")["version"] == expected.pop("openmp")["version"]  # this process has loaded more libraries
+    assert found.pop("memory")["limit"] == expected.pop("memory")["limit"]  # and may keep memory
     assert found == expected
     page = command("info")
     assert f"csoftmax {csoftmax.__version__}" in page
@@ -66,6 +71,12 @@ def test_selftest():
     page = command("selftest")
     assert "none failed" in page
     assert "FAIL" not in page
+    for section in ("accuracy, ULP", "threads", "layouts", "masks"):
+        assert f"\n{section}  " in page
+
+
+@pytest.mark.slow
+def test_selftest_as_json_on_another_instruction_set():
     report = json.loads(command("selftest", "--json", CSOFTMAX_ISA="scalar"))
     assert report["ok"]
     assert report["isa"] == "scalar"
@@ -103,16 +114,15 @@ def raising(*args, **kwargs):
     ("section", "broken"),
     [
         ("accuracy, ULP", three_ulp_off),
-        ("threads", wrong_for_threads),
+        pytest.param("threads", wrong_for_threads, marks=pytest.mark.slow),
         ("layouts", wrong_for_fortran),
         ("masks", masked_is_tiny),
         ("special values", raising),
     ],
 )
 def test_selftest_finds_what_is_broken(section, broken, monkeypatch, capsys):
-    monkeypatch.setattr(selftest, "SECTIONS", {section: selftest.SECTIONS[section]})
-    assert main(["selftest"]) == 0
-    assert "none failed" in capsys.readouterr().out
+    monkeypatch.setattr(selftest, "SECTIONS", {section: selftest.SECTIONS[section]})  # test_selftest: it passes
+    monkeypatch.setattr(selftest, "SIZES", (3, 17, 131))
     monkeypatch.setattr(csoftmax, "softmax", broken)
     assert main(["selftest"]) == 1
     assert "FAIL" in capsys.readouterr().out
@@ -142,6 +152,54 @@ def test_bench(tmp_path):
     assert report["header"]["isa"] == binding.isa()
 
 
+def test_bench_as_markdown(capsys):
+    options = ["--shapes", "2x10,3x100", "--rounds", "1", "--threads", "1", "--peers", "scipy", "--fresh"]
+    assert main(["bench", *options, "--markdown"]) == 0
+    page = capsys.readouterr().out
+    head, *tables = page.split("\n| softmax | µs | copy | scipy |\n| --- | ---: | ---: | ---: |\n")
+    assert len(tables) == 2  # with out= and without
+    assert head.startswith("`python -m csoftmax bench --shapes 2x10,3x100 ")
+    assert re.search(r"^20\d\d-\d\d-\d\d", head, re.M)
+    for part in (f"instruction set {binding.isa()}", f"numpy {np.__version__}", "scipy 1.", "1 thread.", "(out=)"):
+        assert part in head
+    commit = compare.find_commit()
+    assert commit is None or f"commit {commit}" in head
+    for text in tables:
+        rows = [line.split(" | ") for line in text.splitlines() if line.startswith("| ")]
+        assert [row[0] for row in rows[:2]] == ["| (2, 10) float32", "| (3, 100) float32"]
+        assert rows[2][0].startswith("| geometric mean")
+        assert all(float(cell.strip("| ")) > 0 for row in rows[:2] for cell in row[1:])
+
+
+def test_markdown_joins_thread_counts():
+    """A cell has a figure for each number of threads, and a dash for those that a peer has not been measured with."""
+
+    def line(threads, **us):
+        results = {name: {"us": each, "ratio": each / us["csoftmax"], "gb_per_s": 1.0} for name, each in us.items()}
+        return {"case": "(8, 9)", "mode": "out", "threads": threads, "rounds": 1, "results": results}
+
+    lines = [line(1, csoftmax=1.0, torch=2.0), line(2, csoftmax=0.5, torch=2.0, jax=3.0)]
+    found = table.format_markdown_table("softmax", [1, 2], lines, [])
+    assert found[0] == "| softmax | µs | torch | jax |"
+    assert found[2] == "| (8, 9) | 1.00 / 0.50 | 2.00 / 4.00 | – / 6.00 |"
+
+
+def test_device_report_as_markdown():
+    header = {
+        "command": "python -m csoftmax bench",
+        "device": "a device",
+        "csoftmax": "0",
+        "op": "softmax",
+        "dtype": "f",
+    }
+    line = {"shape": [3, 4], "gb_per_s": {"copy": 2.0, "csoftmax": 1.0}, "faster_than": {"copy": 0.5}}
+    page = cuda.format_device_report({"header": header, "cases": [line], "summary": {"copy": 0.5}}, markdown=True)
+    assert page.startswith(
+        "`python -m csoftmax bench`\n\ncsoftmax 0, softmax, f; a device\n\n| shape | GB/s | of copy |"
+    )
+    assert page.splitlines()[-2:] == ["| (3, 4) | 1 | 0.50 |", "| geometric mean |  | 0.50 |"]
+
+
 @pytest.mark.parametrize("op", list(binding.OPS))
 @pytest.mark.parametrize("dtype", list(binding.DTYPES))
 def test_bench_knows_every_operation(op, dtype, capsys):
@@ -151,6 +209,15 @@ def test_bench_knows_every_operation(op, dtype, capsys):
     page = capsys.readouterr().out
     assert f"(4, 5, 6) axis 1 {dtype}" in page
     assert csoftmax.get_num_threads() == before
+
+
+@pytest.mark.parametrize("op", cases.RECORDED)
+def test_bench_knows_every_record(op, capsys):
+    options = ["--op", op, "--shapes", "6x10", "--rounds", "1", "--threads", "1", "--fresh"]
+    assert main(["bench", *options, "--peers", "torch"]) == 0
+    page = capsys.readouterr().out
+    assert page.count("(6, 10) float32") == 2 if BY_NAME[op].has_out else 1
+    assert "left out: torch" in page
 
 
 @pytest.mark.parametrize(
@@ -164,7 +231,7 @@ def test_bench_knows_every_operation(op, dtype, capsys):
         ("entmax", "6x10"),
     ],
 )
-def test_bench_knows_the_losses(op, shape, capsys):
+def test_bench_knows_losses_and_sparse_softmax(op, shape, capsys):
     options = ["--rounds", "1", "--threads", "1", "--fresh", "--peers", "scipy,torch,torch_fused,jax"]
     assert main(["bench", "--op", op, "--shapes", shape, *options]) == 0
     page = capsys.readouterr().out
@@ -178,7 +245,7 @@ def blas_threads():
 
 
 def test_bench_limits_the_blas_too(monkeypatch):
-    """Products of linear_cross_entropy with one thread have one; afterwards the BLAS is as it was."""
+    """With --threads 1 the products of linear_cross_entropy have one thread; afterwards the limit is as before."""
     before, seen, real = blas_threads(), [], csoftmax.linear_cross_entropy_with_grad
     monkeypatch.setattr(
         csoftmax, "linear_cross_entropy_with_grad", lambda *a, **o: seen.append(max(blas_threads())) or real(*a, **o)
@@ -187,7 +254,14 @@ def test_bench_limits_the_blas_too(monkeypatch):
     assert main(["bench", "--op", "linear_cross_entropy", *options]) == 0
     assert set(seen) == {1}
     assert blas_threads() == before
-    assert max(before) > 1 or os.cpu_count() == 1, "the test can see nothing"
+    assert max(before) > 1 or os.cpu_count() == 1, "this machine cannot show the limit"
+
+
+def test_bench_leaves_out_no_operation():
+    """The name of a loss stands for the loss with its gradient."""
+    measured = {f"{op}_with_grad" if op in cases.LOSSES else op for op in cases.OPS}
+    assert {record.name for record in OPERATIONS} - measured == set(cases.LOSSES)
+    assert set(cases.ROW_OPS) == set(binding.OPS)
 
 
 @pytest.mark.parametrize("isa", binding.isa_available())
@@ -214,7 +288,7 @@ def test_demo(tmp_path):
         "confusion matrix",
         "loss curve",
     ]
-    assert re.search(r"^speed.* us \(SciPy .* us\): .* times SciPy's$", page, re.M)
+    assert re.search(r"^speed.* us \(SciPy .* us\): .* times as fast$", page, re.M)
     figures = {line[:29].strip(): line[29:].split()[0] for line in page.splitlines()}
     assert float(figures["held-out accuracy"]) > 0.85  # five classes have nine images each
     recalls = [float(line.split()[-1]) for line in page.splitlines() if "recall of the rare" in line]
@@ -225,16 +299,22 @@ def test_demo(tmp_path):
     assert float(figures["error, float32, held out"]) <= 3
 
 
+@pytest.mark.slow
 def test_demo_without_a_page(tmp_path):
     page = command("demo", "--no-plot", cwd=tmp_path, PYTHONPATH=block(tmp_path, "matplotlib", "tqdm"))
     assert "held-out accuracy" in page
     assert not (tmp_path / "csoftmax-demo.html").exists()
 
 
-@pytest.mark.parametrize("module", ["scipy", "sklearn", "matplotlib"])
-def test_demo_names_what_is_missing(module, tmp_path):
-    message = command("demo", code=2, cwd=tmp_path, PYTHONPATH=block(tmp_path, module))
-    assert {"sklearn": "scikit-learn"}.get(module, module) in message
+@pytest.mark.parametrize(
+    ("module", "package"),
+    [("scipy.special", "scipy"), ("sklearn.datasets", "scikit-learn"), ("matplotlib", "matplotlib")],
+)
+def test_demo_names_what_is_missing(module, package, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, module, None)
+    assert main(["demo"]) == 2
+    message = capsys.readouterr().err
+    assert f"this needs {package}," in message
     assert "pip install 'csoftmax[demo]'" in message
 
 
@@ -254,6 +334,7 @@ def test_demo_names_what_is_missing(module, tmp_path):
         (["bench", "--threads", "1,0"], "'0' is not a whole number from 1 on"),
         (["bench", "--threads", "100000"], "csoftmax uses no more than"),
         (["bench", "--isa", "mmx"], "mmx"),
+        (["bench", "--json", "--markdown"], "not allowed with"),
         (["bench", "--plot", "picture.txt"], "must end in .png"),
         (["bench", "--plot", "no/such/folder/a.png"], "there is no folder"),
         (["demo", "--output", "no/such/folder/a.html"], "there is no folder"),
@@ -269,8 +350,8 @@ def test_errors(arguments, says, capsys):
 
 
 def test_reader_that_stops_early():
-    run = subprocess.run(
+    done = subprocess.run(
         f"{sys.executable} -m csoftmax info --json | head -c 1", shell=True, capture_output=True, text=True, cwd=ROOT
     )
-    assert run.stdout == "{"
-    assert "Traceback" not in run.stderr
+    assert done.stdout == "{"
+    assert "Traceback" not in done.stderr

@@ -1,4 +1,4 @@
-"""fit, predict, evaluate, calibrate: from files to files, and what is said about bad ones."""
+"""The commands fit, predict, evaluate and calibrate: from files to files, and the errors for bad ones."""
 
 import csv
 import json
@@ -30,7 +30,7 @@ def write(path, header, rows):
 
 
 def loaded(path):
-    """A model, without the names of its columns: here are no data frames."""
+    """Load a model without the names of its columns: the tests pass arrays, about which it would warn."""
     model = SoftmaxRegression.load(path)
     assert model.__dict__.pop("feature_names_in_", None) is not None
     return model
@@ -40,7 +40,7 @@ def run(*arguments, code=0):
     assert main([str(a) for a in arguments]) == code
 
 
-def test_the_whole_way(iris, capsys):
+def test_from_fit_to_predict(iris, capsys):
     X, names = iris
     run("fit", "train.csv", "--target", "species", "--penalty-l2", "1e-3")
     assert "75 rows, 4 columns, 3 classes" in capsys.readouterr().out
@@ -70,10 +70,10 @@ def test_the_whole_way(iris, capsys):
 def test_columns_may_be_in_another_order(iris, capsys):
     run("fit", "train.csv", "--target", "species")
     rows = list(csv.reader(Path("test.csv").read_text().splitlines()))
-    write("turned.csv", [*rows[0][::-1], "more"], [[*r[::-1], "1"] for r in rows[1:]])
-    for name in ("test.csv", "turned.csv"):
+    write("reversed.csv", [*rows[0][::-1], "more"], [[*r[::-1], "1"] for r in rows[1:]])
+    for name in ("test.csv", "reversed.csv"):
         run("predict", "model.safetensors", name, "--target", "species", "--output", name + ".out")
-    assert Path("test.csv.out").read_text() == Path("turned.csv.out").read_text()
+    assert Path("test.csv.out").read_text() == Path("reversed.csv.out").read_text()
 
 
 @pytest.mark.parametrize("options", [["--no-standardize"], ["--solver", "adamw", "--batch-norm", "--early-stopping"]])
@@ -191,7 +191,7 @@ def test_interrupted_training_leaves_the_last_model(iris, monkeypatch, capsys):
     model = loaded("model.safetensors")
     assert len(model.history_["loss"]) == 4
     X, names = iris
-    assert model.score(X, names) > 0.6  # of columns as they are, not as they were standardised for training
+    assert model.score(X, names) > 0.6  # the saved model is that for columns as they are, not standardised
 
 
 def test_constant_columns(tmp_path, monkeypatch):
