@@ -692,8 +692,7 @@ def test_failed_save_leaves_what_was_there(tmp_path, monkeypatch):
 
 
 KILLED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs inherit that it is ignored
+import sys
 from sklearn.datasets import load_digits
 from csoftmax.linear_model import SoftmaxRegression
 X, y = load_digits(return_X_y=True)
