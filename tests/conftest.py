@@ -5,6 +5,7 @@ the whole suite once for each.
 """
 
 import os
+import signal
 
 import ml_dtypes  # noqa: F401  (bfloat16 arrays exist only once it is imported)
 import pytest
@@ -70,6 +71,17 @@ def seven_threads():
 def c_library(tmp_path):
     """Compile C source to a shared library and return its path."""
     return lambda source, name="helper": compile_library(tmp_path, source, name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, here and in the processes that tests start, also where the tests are a shell's
+    background job: that has SIGINT ignored, which Python takes over and every child inherits."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -9,7 +9,9 @@
 #if defined(_MSC_VER)
 #define INLINE static __forceinline
 #define NOINLINE __declspec(noinline)
+#define CSM_ASSUME(condition) __assume(condition)
 #else
+#define CSM_ASSUME(condition) ((condition) ? (void)0 : __builtin_unreachable())
 #define INLINE static inline __attribute__((always_inline, unused))
 #if defined(__CUDACC_RTC__)
 #define NOINLINE inline /* a call would need a stack */

@@ -62,7 +62,7 @@ def test_public_functions():
     assert public - NOT_OPERATIONS == NAMES | LOSSES | SPARSE | {"check_labels"}
     for name in LOSSES | SPARSE:
         for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
-            assert f"{section}\n    ---" in getattr(csoftmax, name).__doc__, f"{name} has no section {section}"
+            assert f"{section}\n---" in inspect.getdoc(getattr(csoftmax, name)), f"{name} has no section {section}"
     assert set(binding.OPS) == NAMES
     assert len(set(csoftmax.__all__)) == len(csoftmax.__all__)
 
@@ -74,7 +74,7 @@ def test_oracle_and_documentation(op):
     assert list(parameters)[: op.inputs + 1] == (["x", "axis"] if op.inputs == 1 else ["dy", "y", "axis"])
     assert ("out" in parameters) == op.has_out
     for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
-        assert f"{section}\n    ---" in op.function().__doc__, f"{op.name} has no section {section}"
+        assert f"{section}\n---" in inspect.getdoc(op.function()), f"{op.name} has no section {section}"
 
 
 def test_capsule_has_every_function():

@@ -136,8 +136,7 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 KILLED = """
-import signal, sys
-signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell ignore it
+import sys
 from sklearn.datasets import load_digits
 from csoftmax.linear_model import SoftmaxRegression
 X, y = load_digits(return_X_y=True)
