@@ -88,7 +88,7 @@ class BuildCore(build_ext):
         if not self.inplace:
             for ext in self.extensions:
                 built = Path(self.get_ext_fullpath(ext.name))
-                beside = ROOT / built.relative_to(Path(self.build_lib).absolute())
+                beside = ROOT / built.absolute().relative_to(Path(self.build_lib).absolute())
                 beside.unlink(missing_ok=True)  # who runs it keeps it; writing into it would be felt there
                 shutil.copy2(built, beside)
         beside = ROOT / "csoftmax" / "lib"
