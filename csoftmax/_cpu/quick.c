@@ -23,12 +23,12 @@ static csm_quick module;
 static PyObject *functions[CSM_OP_COUNT]; /* those of Python */
 
 static const char has_two[] = {
-#define TWO(name, binary, keeps) binary,
+#define TWO(name, signature, ...) CSM_INPUTS_##signature == 2,
     CSM_OPS(TWO)
 #undef TWO
 };
 static const char keeps_axis[] = {
-#define KEEPS(name, binary, keeps) keeps,
+#define KEEPS(name, signature, keeps, ...) keeps,
     CSM_OPS(KEEPS)
 #undef KEEPS
 };
@@ -248,14 +248,13 @@ static PyObject *enter(csm_op op, PyObject *const *args, Py_ssize_t count, PyObj
 }
 
 /* One C function an operation: pickle finds a function by its name only if it is bound to nothing. */
-#define ENTRY(name, binary, keeps)                                                                              \
+#define ENTRY(name, ...)                                                                                        \
     static PyObject *name##_entry(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) { \
         (void)self;                                                                                             \
         return enter(CSM_OP_##name, args, count, kwnames);                                                      \
     }
 CSM_OPS(ENTRY)
-#define METHOD(name, binary, keeps) \
-    {#name, (PyCFunction)(void (*)(void))name##_entry, METH_FASTCALL | METH_KEYWORDS, NULL},
+#define METHOD(name, ...) {#name, (PyCFunction)(void (*)(void))name##_entry, METH_FASTCALL | METH_KEYWORDS, NULL},
 static PyMethodDef methods[] = {CSM_OPS(METHOD)};
 
 int csm_quick_set_up(const csm_quick *given) {

@@ -4,7 +4,7 @@
 
 #include <Python.h>
 
-#include "internal.h"
+#include "core/extension.h"
 
 /* Below this many elements a call is shorter than giving the GIL away and taking it back, and has one thread. */
 enum { CSM_KEEP_GIL = 2048 };

@@ -21,9 +21,9 @@
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
-#include "kernel/select.inc.h"
-#include "kernel/entmax_loss.h"
-#include "kernel/entmax_solve.h"
+#include "kernel/topk/select.inc.h"
+#include "kernel/entmax/loss.h"
+#include "kernel/entmax/solve.h"
 
 enum { MOST_THREADS = 256, FEW = 512 /* survivors in shared memory */ };
 

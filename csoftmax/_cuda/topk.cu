@@ -14,7 +14,7 @@
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
-#include "kernel/select.inc.h"
+#include "kernel/topk/select.inc.h"
 
 typedef V(ukey) ukey;
 enum { DIGIT = 4, MOST_THREADS = 512, MOST_OF_A_PIECE = 65535 /* counts have 16 bits */ };

@@ -5,20 +5,6 @@
 
 #include "standard.h"
 
-#ifndef INLINE
-#if defined(_MSC_VER)
-#define INLINE static __forceinline
-#define NOINLINE __declspec(noinline)
-#else
-#define INLINE static inline __attribute__((always_inline, unused))
-#if defined(__CUDACC_RTC__)
-#define NOINLINE inline /* a call would need a stack */
-#else
-#define NOINLINE __attribute__((noinline))
-#endif
-#endif
-#endif
-
 INLINE float csm_float_of(uint32_t u) {
     float f;
     memcpy(&f, &u, 4);
