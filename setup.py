@@ -107,7 +107,7 @@ class BuildCore(build_ext):
             )
 
         # the units first: they take longest
-        files = [path for folder in ("isa", ".") for path in sorted((ROOT / "src_c" / folder).glob("*.c"))]
+        files = [path for folder in ("isa", "ops", "core") for path in sorted((ROOT / "src_c" / folder).glob("*.c"))]
         files = [str(path.relative_to(ROOT / "src_c")) for path in files]
         # MSVC's compiler sets itself up when it is first used
         with ThreadPoolExecutor(1 if self.msvc else os.cpu_count()) as pool:

@@ -6,6 +6,7 @@ build directory (default: temporary).
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from helpers import HAS_CMAKE, ROOT
-from make_abi import abi
 
+import csoftmax
 from csoftmax._cpu import binding
 
 fcntl = pytest.importorskip("fcntl", reason="Unix only")
@@ -123,8 +124,18 @@ def test_flags_are_for_files_that_exist():
 
 
 def test_abi():
-    """Programs that are compiled already go on working; what is new has a new minor version (tests/make_abi.py)."""
-    now, then = abi(), (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    """Programs that are compiled already go on working; what is new has a new minor version (see make_interface.py)."""
+    script = runpy.run_path(str(ROOT / "src_c" / "make_interface.py"))
+    now = script["generate"]()[script["ABI"]].splitlines()
+    then = script["ABI"].read_text().splitlines()
     gone = [line for line in then if line not in now and not line.startswith(("abi ", "struct "))]
     assert gone == [], "CSM_ABI_MAJOR and SONAME must change"
-    assert now == then, "write tests/abi.txt again: python tests/make_abi.py > tests/abi.txt"
+    assert now == then, "run make generate"
+
+
+def test_symbols():
+    """The library exports what the header declares."""
+    symbols = output("nm", "-D", "--defined-only", csoftmax.get_library()).split("\n")
+    exported = [line.split()[-1] for line in symbols if "@@CSOFTMAX_" in line and not line.endswith("_PRIVATE")]
+    then = (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    assert [f"symbol {name}" for name in sorted(exported)] == [line for line in then if line.startswith("symbol ")]

@@ -24,7 +24,7 @@ from numpy import (
 )
 
 
-cdef extern from "internal.h" nogil:
+cdef extern from "core/extension.h" nogil:
     ctypedef struct csm_table:
         pass
     ctypedef struct csm_scales:

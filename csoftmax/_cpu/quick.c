@@ -22,12 +22,12 @@ static PyObject *dtype_name, *empty_tuple; /* (): the index of the only element 
 static PyObject *functions[CSM_QUICK_COUNT], *result_types[CSM_QUICK_COUNT];
 
 static const char is_binary[] = {
-#define IS_BINARY(name, binary, keeps) binary,
+#define IS_BINARY(name, signature, ...) CSM_INPUTS_##signature == 2,
     CSM_OPS(IS_BINARY)
 #undef IS_BINARY
 };
 static const char keeps_axis[] = {
-#define KEEPS_AXIS(name, binary, keeps) keeps,
+#define KEEPS_AXIS(name, signature, keeps, ...) keeps,
     CSM_OPS(KEEPS_AXIS)
 #undef KEEPS_AXIS
 };
@@ -278,8 +278,8 @@ static PyObject *enter(int which, PyObject *const *args, Py_ssize_t count, PyObj
         return enter(which, args, count, kwnames);                                                              \
     }
 #define METHOD(name) {#name, (PyCFunction)(void (*)(void))name##_entry, METH_FASTCALL | METH_KEYWORDS, NULL}
-#define OP_ENTRY(name, binary, keeps) ENTRY(name, CSM_OP_##name)
-#define OP_METHOD(name, binary, keeps) METHOD(name),
+#define OP_ENTRY(name, ...) ENTRY(name, CSM_OP_##name)
+#define OP_METHOD(name, ...) METHOD(name),
 CSM_OPS(OP_ENTRY)
 ENTRY(cross_entropy, CSM_QUICK_CROSS_ENTROPY)
 ENTRY(cross_entropy_with_grad, CSM_QUICK_CROSS_ENTROPY_WITH_GRAD)

@@ -4,7 +4,7 @@
 
 #include <Python.h>
 
-#include "internal.h"
+#include "core/extension.h"
 
 /* The functions with a quick way: the operations of CSM_OPS, then the losses. */
 enum {

@@ -1,18 +1,12 @@
-/* Strided copies and the normal form of a layout. */
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L
-#endif
-#include "internal.h"
-
-#include <stdlib.h>
-#include <string.h>
+/* Strided copies, and the normal form of a layout. */
+#include "call.h"
 
 enum {
-    PACK_BYTES = 64 * 1024, /* of one packed group, unless eight rows need more, up to CSM_PACK_LIMIT */
-    PACK_ROWS = 64
+    PACK_BYTES = 64 * 1024, /* of a packed group; eight rows may need more, up to CSM_PACK_LIMIT_BYTES */
+    PACK_ROWS = 64          /* of the largest group */
 };
 
-/* A fixed number of bytes, at any alignment. */
+/* Copies 2, 4 or 8 bytes, at any alignment. */
 #define COPY(size, to, from)                         \
     do {                                             \
         if (size == 2) memcpy((to), (from), 2);      \
@@ -20,8 +14,8 @@ enum {
         else memcpy((to), (from), 8);                \
     } while (0)
 
-/* 2, 4 or 8 rows that lie element by element beside each other (a short axis after the softmax axis), aligned: with
- * the number of rows constant the compiler turns these loops into loads, shuffles and stores. */
+/* Rows that lie interleaved, element by element (a short axis after the softmax axis): 2, 4 or 8 of them, aligned.
+ * With a constant number of rows the compiler turns these loops into loads, shuffles and stores. */
 #define INTERLEAVED(T, ROWS)                                                                         \
     static void split_##T##_##ROWS(T *restrict to, size_t pitch, const T *restrict from, size_t n) { \
         for (size_t j = 0; j < n; j++)                                                               \
@@ -41,7 +35,7 @@ INTERLEAVED(uint64_t, 2)
 INTERLEAVED(uint64_t, 4)
 INTERLEAVED(uint64_t, 8)
 #undef INTERLEAVED
-static int interleaved(const void *data, ptrdiff_t row, ptrdiff_t axis, size_t rows, size_t size) {
+static int is_interleaved(const void *data, ptrdiff_t row, ptrdiff_t axis, size_t rows, size_t size) {
     return (rows == 2 || rows == 4 || rows == 8) && row == (ptrdiff_t)size && axis == (ptrdiff_t)(rows * size) &&
            (uintptr_t)data % size == 0;
 }
@@ -52,10 +46,10 @@ static int interleaved(const void *data, ptrdiff_t row, ptrdiff_t axis, size_t r
         else name##_##T##_8(__VA_ARGS__);                \
     } while (0)
 
-/* What lies eight steps ahead: the hardware does not look into the next page. */
-#define FETCH(p, step) PREFETCH((const char *)((uintptr_t)(p) + 8 * (uintptr_t)(step)))
+/* Prefetches eight elements ahead: hardware prefetchers stop at page boundaries. */
+#define PREFETCH_STRIDED(p, step) PREFETCH((const char *)((uintptr_t)(p) + 8 * (uintptr_t)(step)))
 
-/* Inlined with constant itemsize.  Eight rows at a time: their lines of `to` stay in the first cache. */
+/* Inlined with a constant size.  Eight rows at a time: their lines of `to` stay in the first-level cache. */
 static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, const size_t size) {
     if (from.axis == (ptrdiff_t)size) {
         for (size_t r = 0; r < rows; r++) memcpy(to + r * pitch, from.data + (ptrdiff_t)r * from.row, n * size);
@@ -65,7 +59,7 @@ static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows,
     for (; r + 8 <= rows; r += 8)
         for (size_t j = 0; j < n; j++) {
             const char *x = from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis;
-            FETCH(x, from.axis);
+            PREFETCH_STRIDED(x, from.axis);
             for (size_t i = 0; i < 8; i++) COPY(size, to + (r + i) * pitch + j * size, x + (ptrdiff_t)i * from.row);
         }
     for (; r < rows; r++)
@@ -73,7 +67,7 @@ static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows,
             COPY(size, to + r * pitch + j * size, from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis);
 }
 
-/* `fill` where the mask is 0.  By bits, without a branch: at random masks that took 5 ns an element, this 1. */
+/* Writes `fill` where the mask is 0.  A bitwise select: with random masks a branch took 5 ns an element, this takes 1. */
 #define MASK(T)                                                                                  \
     static void mask_##T(T *restrict x, const char *restrict mask, size_t n, const void *fill) { \
         T filler;                                                                                \
@@ -88,7 +82,7 @@ MASK(uint32_t)
 MASK(uint64_t)
 #undef MASK
 
-/* Masks that are not contiguous along the axis are copied in pieces, for eight rows at a time. */
+/* A mask that is not contiguous along the axis is copied first, in pieces, eight rows at a time. */
 static void apply_mask(char *to, size_t pitch, csm_strided mask, size_t rows, size_t n, size_t size, const void *fill) {
     enum { ROWS = 8, PIECE = 64 };
     char copy[ROWS][PIECE];
@@ -99,7 +93,7 @@ static void apply_mask(char *to, size_t pitch, csm_strided mask, size_t rows, si
             const char *from = mask.data + (ptrdiff_t)r * mask.row + (ptrdiff_t)begin * mask.axis;
             for (size_t j = 0; mask.axis != 1 && j < k; j++) {
                 const char *m = from + (ptrdiff_t)j * mask.axis;
-                FETCH(m, mask.axis);
+                PREFETCH_STRIDED(m, mask.axis);
                 for (size_t i = 0; i < count; i++) copy[i][j] = m[(ptrdiff_t)i * mask.row];
             }
             for (size_t i = 0; i < count; i++) {
@@ -115,7 +109,7 @@ static void apply_mask(char *to, size_t pitch, csm_strided mask, size_t rows, si
 
 void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, size_t itemsize,
                 const csm_strided *mask, const void *fill) {
-    if (interleaved(from.data, from.row, from.axis, rows, itemsize)) {
+    if (is_interleaved(from.data, from.row, from.axis, rows, itemsize)) {
         const void *x = from.data;
         void *y = to;
         if (itemsize == 2) FOR_INTERLEAVED(uint16_t, split, y, pitch / 2, x, n);
@@ -137,7 +131,7 @@ static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *
     for (; r + 8 <= rows; r += 8)
         for (size_t j = 0; j < n; j++) {
             char *y = to + (ptrdiff_t)r * row + (ptrdiff_t)j * axis;
-            FETCH(y, axis);
+            PREFETCH_STRIDED(y, axis);
             for (size_t i = 0; i < 8; i++) COPY(size, y + (ptrdiff_t)i * row, from + (r + i) * pitch + j * size);
         }
     for (; r < rows; r++)
@@ -147,7 +141,7 @@ static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *
 
 void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows, size_t n,
                  size_t itemsize) {
-    if (interleaved(to, row, axis, rows, itemsize)) {
+    if (is_interleaved(to, row, axis, rows, itemsize)) {
         const void *x = from;
         void *y = to;
         if (itemsize == 2) FOR_INTERLEAVED(uint16_t, join, y, x, pitch / 2, n);
@@ -158,7 +152,6 @@ void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size
     else scatter(to, row, axis, from, pitch, rows, n, 8);
 }
 
-/* Contiguous along the axis, and every element aligned. */
 int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis) {
     uintptr_t bits = (uintptr_t)view->data;
     if (keeps_axis && shape->n > 1 && view->axis_stride != (ptrdiff_t)itemsize) return 0;
@@ -169,25 +162,8 @@ int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t ite
 size_t csm_pack_pitch(size_t n, size_t itemsize) { return ((n * itemsize + 63) / 64 | 1) * 64; }
 size_t csm_pack_rows(size_t n, size_t itemsize) {
     size_t pitch = csm_pack_pitch(n, itemsize), rows = PACK_BYTES / pitch;
-    if (rows < 8) rows = 8 * pitch <= CSM_PACK_LIMIT ? 8 : 1;
+    if (rows < 8) rows = 8 * pitch <= CSM_PACK_LIMIT_BYTES ? 8 : 1;
     return rows > PACK_ROWS ? PACK_ROWS : rows;
-}
-
-void *csm_allocate(size_t size) {
-    void *memory = NULL;
-#if defined(_WIN32)
-    memory = _aligned_malloc(size, CSM_ALIGN);
-#else
-    if (posix_memalign(&memory, CSM_ALIGN, size)) memory = NULL;
-#endif
-    return memory;
-}
-void csm_release(void *memory) {
-#if defined(_WIN32)
-    _aligned_free(memory);
-#else
-    free(memory);
-#endif
 }
 
 ptrdiff_t csm_last_stride(const csm_shape *shape, const csm_view *view) {
@@ -195,7 +171,7 @@ ptrdiff_t csm_last_stride(const csm_shape *shape, const csm_view *view) {
 }
 ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row) {
     ptrdiff_t offset = 0;
-    if (shape->ndim == 1) return (ptrdiff_t)row * strides[0]; /* no division */
+    if (shape->ndim == 1) return (ptrdiff_t)row * strides[0]; /* without a division */
     for (size_t i = shape->ndim; i-- > 0;) {
         offset += (ptrdiff_t)(row % shape->shape[i]) * strides[i];
         row /= shape->shape[i];
@@ -205,9 +181,15 @@ ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t ro
 
 static size_t magnitude(ptrdiff_t stride) { return stride < 0 ? 0 - (size_t)stride : (size_t)stride; }
 
+void csm_copy_view(csm_view *to, const csm_view *from, size_t ndim) {
+    to->data = from->data;
+    to->axis_stride = from->axis_stride;
+    for (size_t i = 0; i < ndim; i++) to->strides[i] = from->strides[i];
+}
+
 void csm_collapse(csm_shape *shape, csm_view *const *views, int count) {
     size_t ndim = 0;
-    for (size_t i = 0; i < shape->ndim; i++) { /* drop length 1, insert by falling stride of the first view */
+    for (size_t i = 0; i < shape->ndim; i++) { /* drops length 1, inserts by falling stride of the first view */
         if (shape->shape[i] == 1) continue;
         size_t length = shape->shape[i], at = ndim;
         ptrdiff_t strides[CSM_MAX_VIEWS];
@@ -236,48 +218,4 @@ void csm_collapse(csm_shape *shape, csm_view *const *views, int count) {
         }
     }
     shape->ndim = joined;
-}
-
-csm_status csm_lay_out(csm_call *c, const csm_shape *shape, const csm_view *const *given, csm_view *const *to,
-                       int count, size_t *rows) {
-    csm_view *views[CSM_MAX_VIEWS];
-    int used = 0;
-    size_t elements = 8; /* bytes of the widest element */
-    if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
-    *rows = 1;
-    for (size_t i = 0; i < shape->ndim; i++) *rows = shape->shape[i] ? *rows : 0;
-    for (size_t i = 0; i < shape->ndim && *rows; i++) {
-        if (elements > PTRDIFF_MAX / shape->shape[i]) return CSM_BAD_SHAPE;
-        elements *= shape->shape[i];
-        *rows *= shape->shape[i];
-    }
-    if (*rows && shape->n && elements > PTRDIFF_MAX / shape->n) return CSM_BAD_SHAPE;
-    c->shape.n = shape->n;
-    c->shape.ndim = *rows ? shape->ndim : 0;
-    for (size_t i = 0; i < c->shape.ndim; i++) c->shape.shape[i] = shape->shape[i];
-    for (int v = 0; v < count; v++) {
-        if (!to[v]) continue;
-        if (given[v]) { /* only as much of the views as there are axes: they are long */
-            to[v]->data = given[v]->data;
-            to[v]->axis_stride = given[v]->axis_stride;
-            for (size_t i = 0; i < c->shape.ndim; i++) to[v]->strides[i] = given[v]->strides[i];
-        } else { /* the row's index in C order, as if in bytes */
-            ptrdiff_t step = 1;
-            for (size_t i = c->shape.ndim; i-- > 0; step *= (ptrdiff_t)shape->shape[i]) to[v]->strides[i] = step;
-        }
-        views[used++] = to[v];
-    }
-    csm_collapse(&c->shape, views, used);
-    return CSM_OK;
-}
-
-double csm_tree_sum(const double *x, size_t n) {
-    if (n <= 8) {
-        double s = 0;
-        for (size_t i = 0; i < n; i++) s += x[i];
-        return s;
-    }
-    size_t half = 8;
-    while (2 * half < n) half *= 2;
-    return csm_tree_sum(x, half) + csm_tree_sum(x + half, n - half);
 }

@@ -1,5 +1,5 @@
-/* What the CPU and the operating system offer: CPUID and XGETBV on x86, the architecture itself on AArch64. */
-#include "registry.h"
+/* The features of the CPU that the operating system allows: from CPUID and XGETBV on x86, given on AArch64. */
+#include "dispatch.h"
 
 #if defined(__x86_64__) || defined(_M_X64)
 #if defined(_MSC_VER)
@@ -24,12 +24,12 @@ unsigned csm_cpu_features(void) {
     const int is_zen_3_or_4 = is_amd && (r[0] >> 8 & 15) + (r[0] >> 20 & 255) == 0x19;
     const unsigned need = 1u << 12 /* FMA */ | 1u << 27 /* OSXSAVE */ | 1u << 28 /* AVX */ | 1u << 29; /* F16C */
     if ((r[2] & need) != need) return features;
-    uint64_t state = xgetbv(); /* which registers the system saves */
+    uint64_t state = xgetbv(); /* the registers that the system saves */
     cpuid(7, 0, r);
     if ((state & 0x6) == 0x6 && (r[1] & 1u << 5)) features |= CSM_CPU_AVX2;
     const unsigned wide = 1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31; /* VL */
     if ((state & 0xe6) == 0xe6 && (r[1] & wide) == wide) features |= CSM_CPU_AVX512;
-    if (is_zen_3_or_4 && (r[1] & 1u << 16)) features |= CSM_CPU_FETCHES; /* 4 is the first with AVX-512 */
+    if (is_zen_3_or_4 && (r[1] & 1u << 16)) features |= CSM_CPU_FETCHES; /* AVX-512: Zen 4 */
     return features;
 }
 #elif defined(__aarch64__) || defined(_M_ARM64)

@@ -2,4 +2,4 @@
 #define CSM_UNIT scalar
 #define CSM_NO_UNROLL
 #include "../vec/scalar.h"
-#include "../kernel/all.inc.h"
+#include "../kernel/unit.inc.h"

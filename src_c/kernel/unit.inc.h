@@ -1,12 +1,11 @@
 /* Every kernel for every dtype in one vocabulary, and the table of them.  A unit (isa/NAME.c) defines CSM_UNIT,
  * includes its vocabulary and then this file.  The kernels are written once; CSM_DTYPES says for what. */
 #ifndef CSM_UNIT
-#error "all.inc.h needs CSM_UNIT, the name of the instruction set"
+#error "unit.inc.h needs CSM_UNIT, the name of the instruction set"
 #endif
 
-#include "../registry.h"
-#include "loss_row.h"
-#include "scalars.h"
+#include "cross_entropy/row.h"
+#include "table.h"
 
 enum {
     LINES = 512, /* shortest row whose passes begin at a cache line ... */
@@ -77,18 +76,18 @@ INLINE void csm_tile_ahead(const void *tile, ptrdiff_t step, size_t j, size_t n,
     for (size_t at = 0; at < bytes; at += 64) PREFETCH((const char *)(p + at));
 }
 
-#include "entmax_solve.h"
-#include "tails.h"
+#include "cross_entropy/row_groups.h"
+#include "entmax/solve.h"
 
-#include "single.inc.h"
+#include "../math/single.inc.h"
 #define v32_LOAD_REAL v32_load_f32
 #define v32_LOAD_PART_REAL v32_load_part_f32
 #define v32_STORE_REAL v32_store_f32
 #define v32_STORE_PART_REAL v32_store_part_f32
-#include "math.inc.h"
-#include "element.inc.h"
-#include "sum.inc.h"
-#include "select.inc.h"
+#include "../math/exp.inc.h"
+#include "../math/sum.inc.h"
+#include "softmax/element.inc.h"
+#include "topk/select.inc.h"
 
 #define T float
 #define STORED_AS_REAL 1
@@ -119,15 +118,15 @@ INLINE void csm_tile_ahead(const void *tile, ptrdiff_t step, size_t j, size_t n,
 
 #undef KEY_MOST
 #undef KEY_LEAST
-#include "double.inc.h"
+#include "../math/double.inc.h"
 #define v64_LOAD_REAL v64_load_f64
 #define v64_LOAD_PART_REAL v64_load_part_f64
 #define v64_STORE_REAL v64_store_f64
 #define v64_STORE_PART_REAL v64_store_part_f64
-#include "math.inc.h"
-#include "element.inc.h"
-#include "sum.inc.h"
-#include "select.inc.h"
+#include "../math/exp.inc.h"
+#include "../math/sum.inc.h"
+#include "softmax/element.inc.h"
+#include "topk/select.inc.h"
 
 #define T double
 #define STORED_AS_REAL 1
@@ -143,15 +142,9 @@ INLINE void csm_tile_ahead(const void *tile, ptrdiff_t step, size_t j, size_t n,
 #define CSM_GLUE_(a, b) a##b
 #define CSM_GLUE(a, b) CSM_GLUE_(a, b)
 
-#define FORWARD(op, pass1, combine, suffix) \
-    {op##_rows_##suffix, op##_tile_##suffix, pass1##_pass1_##suffix, combine##_combine_##suffix, op##_pass2_##suffix}
-#define BACKWARD(op, suffix) \
-    {op##_rows_##suffix, op##_tile_##suffix, op##_pass1_##suffix, vjp_combine_##suffix, op##_pass2_##suffix}
-#define SOFTMAX(suffix, storage, compute) FORWARD(softmax, softmax, softmax, suffix),
-#define LOG_SOFTMAX(suffix, storage, compute) FORWARD(log_softmax, log_softmax, log_softmax, suffix),
-#define LOGSUMEXP(suffix, storage, compute) FORWARD(logsumexp, log_softmax, log_softmax, suffix),
-#define SOFTMAX_VJP(suffix, storage, compute) BACKWARD(softmax_vjp, suffix),
-#define LOG_SOFTMAX_VJP(suffix, storage, compute) BACKWARD(log_softmax_vjp, suffix),
+#define KERNELS(suffix, storage, compute, op, pass1, combine) \
+    {op##_rows_##suffix, op##_tile_##suffix, pass1##_pass1_##suffix, combine##_combine_##suffix, op##_pass2_##suffix},
+#define KERNELS_OF(op, signature, keeps_axis, pass1, combine) {CSM_DTYPES_WITH(KERNELS, op, pass1, combine)},
 #define LOSS(suffix, storage, compute)                                                   \
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
@@ -164,19 +157,8 @@ INLINE void csm_tile_ahead(const void *tile, ptrdiff_t step, size_t j, size_t n,
 
 #ifndef CSM_NO_TABLE /* tests/c/exp_unit.c: nothing is compiled then but what it calls */
 static const csm_table table = {
-    CSM_NAME(CSM_UNIT),
-    {{CSM_DTYPES(SOFTMAX)},
-     {CSM_DTYPES(LOG_SOFTMAX)},
-     {CSM_DTYPES(LOGSUMEXP)},
-     {CSM_DTYPES(SOFTMAX_VJP)},
-     {CSM_DTYPES(LOG_SOFTMAX_VJP)}},
-    {CSM_DTYPES(LOSS)},
-    {CSM_DTYPES(ENTMAX)},
-    {CSM_DTYPES(SELECT)},
-    {CSM_DTYPES(SOFTMAX_SUM)},
-    {CSM_DTYPES(MAX)},
-    {CSM_DTYPES(WIDEN)},
-    {CSM_DTYPES(NARROW)},
+    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},  {CSM_DTYPES(ENTMAX)}, {CSM_DTYPES(SELECT)},
+    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)}, {CSM_DTYPES(NARROW)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

@@ -1,11 +1,9 @@
-/* What is done once a row or once a block, in plain double arithmetic without contraction, so that every unit and
- * every compiler gives the same bits.
- */
-#ifndef CSM_KERNEL_SCALARS_H
-#define CSM_KERNEL_SCALARS_H
+/* Functions of single numbers, in plain double arithmetic without contraction, so that every unit and every compiler
+ * gives the same bits. */
+#ifndef CSM_MATH_SCALARS_H
+#define CSM_MATH_SCALARS_H
 
-#include "../registry.h"
-#include "../vec/half.h"
+#include "../vec/standard.h"
 
 INLINE double csm_double_of(uint64_t u) {
     double d;
@@ -59,79 +57,6 @@ INLINE double csm_log1p(double q, double q_low) {
     return csm_choose(u < CSM_INF, p, u);
 }
 
-/* What stands for the maximum of a block where it is infinite or far below the ordinary range. */
-INLINE double csm_reference(double max, const csm_temperature *t) {
-    return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;
-}
-
-/* Whether exp's range reduction takes a row with this maximum as it is; NaN and infinity it does not. */
-INLINE int csm_ordinary(const csm_temperature *t, double max) { return max <= t->limit && max >= -t->limit; }
-INLINE int csm_takes(const csm_scales *s, double max) {
-    return !s->always_transform && csm_ordinary(&s->ordinary, max);
-}
-
-/* x of any other row, in the type REAL, as row.c's table has it; max: the row's. */
-#define CSM_TRANSFORMED(REAL, x, s, max)                           \
-    ((s)->temperature == 0 ? ((x) == (REAL)(max)  ? 0              \
-                              : (x) < (REAL)(max) ? (REAL)-CSM_INF \
-                                                  : (x))           \
-     : !((s)->temperature < CSM_INF)                               \
-         ? ((x) > (REAL)-CSM_INF ? 0 : (x))                        \
-         : ((x) - (csm_ordinary(&(s)->ordinary, (max)) ? 0 : (REAL)(max))) * (REAL)(s)->scale1 * (REAL)(s)->scale2)
-
-/* Whether a row has its result without any sum: `fill`, everywhere.  nan: there is NaN; kept: something takes part. */
-INLINE int csm_is_special(csm_op op, double temperature, double max, int nan, int kept, double *fill) {
-    const int lse = op == CSM_OP_logsumexp;
-    *fill = CSM_NAN;
-    if (!kept) *fill = op == CSM_OP_softmax ? 0 : -CSM_INF;
-    else if (nan) return 1;
-    else if (max == CSM_INF || max == -CSM_INF) *fill = lse ? max : CSM_NAN;
-    else if (lse && temperature == 0 && max != 0) *fill = max > 0 ? CSM_INF : -CSM_INF;
-    else return 0;
-    return 1;
-}
-/* log-sum-exp of a row with this maximum from its tail; transformed: the tail is of x/T already. */
-INLINE double csm_lse(const csm_scales *s, double max, double tail, int transformed) {
-    if (transformed && (s->temperature == 0 || !(s->temperature < CSM_INF))) return tail;
-    return max / s->temperature + tail;
-}
-
-/* max, n and the sums of all blocks relative to them, in index order. */
-INLINE void csm_combine_sums(const csm_block *blocks, size_t count, csm_row *row) {
-    row->max = blocks[0].max;
-    row->n = blocks[0].n;
-    for (size_t b = 1; b < count; b++)
-        if (blocks[b].max > row->max) {
-            row->max = blocks[b].max;
-            row->n = blocks[b].n;
-        }
-    row->hi = row->lo = 0;
-}
-
-/* softmax: 1 / (hi + lo) as a pair, so that neither the sum's rounding nor the reciprocal's reaches the result: as
- * one number they cost up to 1.9 ULP more.  single: the pair is one of floats (lo is 0 then). */
-INLINE void csm_reciprocal(double hi, double lo, int single, csm_row *row) {
-    double sum = hi + lo, r = 1 / sum;
-    if (single) {
-        row->r = (double)(float)r;
-        row->r_low = (double)(float)(r - row->r);
-    } else {
-        row->r = r;
-        row->r_low = r * (fma(-r, sum, 1) - r * ((hi - sum) + lo));
-    }
-    row->is_nan = r != r;
-}
-
-INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int single, csm_row *row) {
-    csm_combine_sums(blocks, count, row);
-    for (size_t b = 0; b < count; b++) {
-        double scale = csm_pow2(blocks[b].n - row->n);
-        csm_two_sum(&row->hi, &row->lo, blocks[b].hi * scale);
-        row->lo += blocks[b].lo * scale;
-    }
-    csm_reciprocal(row->hi, row->lo, single, row);
-}
-
 /* (e^r - 1 - r - r^2/2) / r^3 for |r| <= 0.36, of the fit that the vectors' exp has; its 1/2 is 1/2 + 0x1.4p-50. */
 INLINE double csm_exp_rest(double r) {
     double r2 = r * r, q = fma(0x1.ad7e35e7d73e4p-26, r, 0x1.28ae790e15635p-22);
@@ -139,34 +64,6 @@ INLINE double csm_exp_rest(double r) {
     q = fma(q, r2, fma(0x1.a01a01288200bp-13, r, 0x1.6c16c18488a09p-10));
     q = fma(q, r2, fma(0x1.111111112836ep-7, r, 0x1.55555555506eap-5));
     return fma(q, r, 0x1.55555555554f7p-3);
-}
-
-/* e' = e^(max/T - n ln 2) 2^bias of a maximum as a pair, good to 0.1 ULP of double: what the log family divides by.
- * Taken from the vectors' exp, its error would count twice where one other class makes up the sum (4.6 ULP in
- * log_softmax, float64).  single: a double without a low part, good to 2 ULP of double, is enough for floats. */
-INLINE void csm_top(double max, double t, double bias, const int single, csm_block *block) {
-    const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
-    double z = max, z_low = 0, p = block->n * ln2, near, r, scale = csm_pow2(bias);
-    if (t != 1) {
-        z = max / t;
-        if (!single) z_low = fma(-z, t, max) / t;
-    }
-    near = z - p; /* z and p are close: exact */
-    z_low = z_low - fma(block->n, ln2, -p) - block->n * ln2_low;
-    r = near + z_low;
-    double r2 = r * r, q = csm_exp_rest(r);
-    if (single) {
-        q = fma(q, r, 0x1.000000000000ap-1);
-        block->top = (1 + fma(r2, q, r)) * scale;
-        block->top_low = 0;
-        return;
-    }
-    z_low = (near - r) + z_low;
-    double half = r2 * 0.5, top = 1 + r, low = ((1 - top) + r) + (r2 * (q * r + 0x1.4p-50) + (z_low + r * z_low));
-    low += fma(r, r, -r2) * 0.5;
-    csm_two_sum(&top, &low, half);
-    block->top = (top + low) * scale;
-    block->top_low = ((top - (top + low)) + low) * scale;
 }
 
 /* log(u + u_low), u > 0 and finite, as a pair (the low part returned apart): error below 2^-60 or its last digits. */
@@ -220,75 +117,6 @@ static inline double csm_log_deformed(double v, double a) {
     double low, log = csm_log(v, 0, &low);
     const double w = log * a;
     return csm_exp_less(w, fma(log, a, -w) + low * a, 1) / a;
-}
-
-/* log family: tail = log(sum e^(x - max)) = log1p(q + q_low), q = (count - 1) + S'/e'_max, S' = hi + lo without the
- * maxima.  The row gets all but the tail. */
-INLINE void csm_log_quotient(double count, double hi, double lo, double top, double top_low, csm_row *row, double *to,
-                             double *to_low) {
-    double sum = hi + lo, r = 1 / top, quotient = sum * r, q = count - 1;
-    double q_low = (fma(-quotient, top, sum) + (((hi - sum) + lo) - quotient * top_low)) * r;
-    csm_two_sum(&q, &q_low, quotient);
-    row->hi = hi;
-    row->lo = lo;
-    row->count = count;
-    row->top = top;
-    row->top_low = top_low;
-    row->is_nan = q != q;
-    *to = q;
-    *to_low = q_low;
-}
-INLINE void csm_log_tail(double count, double hi, double lo, double top, double top_low, csm_row *row) {
-    double q, q_low;
-    csm_log_quotient(count, hi, lo, top, top_low, row, &q, &q_low);
-    row->tail = csm_log1p(q, q_low);
-}
-
-INLINE void csm_combine_quotient(const csm_block *blocks, size_t count, csm_row *row, double *q, double *q_low) {
-    double maxima = 0, top = 1, top_low = 0;
-    if (count == 1) {
-        row->max = blocks->max;
-        row->n = blocks->n;
-        csm_log_quotient(blocks->count, blocks->hi, blocks->lo, blocks->top, blocks->top_low, row, q, q_low);
-        return;
-    }
-    csm_combine_sums(blocks, count, row);
-    for (size_t b = 0; b < count; b++) {
-        double scale = csm_pow2(blocks[b].n - row->n);
-        csm_two_sum(&row->hi, &row->lo, blocks[b].hi * scale);
-        row->lo += blocks[b].lo * scale;
-        if (blocks[b].max == row->max) {
-            maxima += blocks[b].count;
-            top = blocks[b].top;
-            top_low = blocks[b].top_low;
-        } else {
-            csm_two_sum(&row->hi, &row->lo, blocks[b].count * blocks[b].top * scale);
-            row->lo += blocks[b].count * blocks[b].top_low * scale;
-        }
-    }
-    csm_log_quotient(maxima, row->hi, row->lo, top, top_low, row, q, q_low);
-}
-INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
-    double q, q_low;
-    csm_combine_quotient(blocks, count, row, &q, &q_low);
-    row->tail = csm_log1p(q, q_low);
-}
-
-/* Backward: the sum as a pair. */
-INLINE void csm_combine_pair(const csm_block *blocks, size_t count, int single, csm_row *row) {
-    double hi = 0, lo = 0;
-    for (size_t b = 0; b < count; b++) {
-        csm_two_sum(&hi, &lo, blocks[b].hi);
-        lo += blocks[b].lo;
-    }
-    if (!(lo - lo == 0)) lo = 0; /* hi is infinite or NaN */
-    if (single) {
-        row->hi = (double)(float)(hi + lo);
-        row->lo = row->hi - row->hi == 0 ? (double)(float)((hi - row->hi) + lo) : 0;
-    } else {
-        row->hi = hi + lo;
-        row->lo = row->hi - row->hi == 0 ? (hi - row->hi) + lo : 0;
-    }
 }
 
 #endif

@@ -1,80 +1,79 @@
-/* Draws from rows of logits: temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution at one
- * uniform number a draw.
+/* The driver of sampling: temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution at one
+ * uniform number for each draw.
  *
  * Without top-k and top-p the classes are in the order of their indices; with them in falling order, lowest index first
- * on ties, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set; sums over blocks
- * are the kernels', within a block or over selected classes they run from the first to the last in double.  So a draw
- * depends on the row, its parameters and its uniform number, and on nothing else.
+ * on ties, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  Sums over blocks
+ * are the kernels'; within a block, and over selected classes, they run from the first to the last in double.  So a
+ * draw depends on the row, its parameters and its uniform number, and on nothing else.
  *
  * top-p alone does not say how many classes it needs: 64 are selected, then 8 times as many, until their mass suffices.
  */
-#include "internal.h"
-#include "kernel/scalars.h"
+#include "../core/call.h"
+#include "../core/extension.h"
+#include "../core/selection.h"
 
-typedef struct buffer {
-    char *data;
-    size_t size;
-} buffer;
+enum {
+    PREFIX_DRAWS = 8,    /* from this many draws of a row on, prefix sums are searched by bisection */
+    FIRST_SELECTED = 64, /* classes that are selected for top-p, */
+    GROWTH = 8           /* and how many times as many if they do not suffice */
+};
 
-/* What a thread computes with. */
-typedef struct sample_scratch {
-    csm_call call; /* with the temperature of the row */
-    buffer row, wide, mass, sums, select, blocks, values;
-} sample_scratch;
+/* Buffers of a thread. */
+enum { ROW, WIDE, MASS, SUMS, SELECT, BLOCKS, VALUES, BUFFERS };
 
 typedef struct sample_run {
-    csm_call base;          /* a: logits, y: indices, b: uniform numbers */
-    csm_view temperature, top_k, top_p, min_p;
+    csm_call base;
+    csm_view x, indices, uniforms, temperature, top_k, top_p, min_p;
     const csm_sample_options *options;
-    size_t size, rows;
-    int direct;
-    sample_scratch *scratch; /* of each thread */
+    size_t draws, rows;
+    int is_direct;      /* x is contiguous and has no mask */
+    csm_scales *scales; /* of each thread: with the temperature of its row */
+    csm_scratch scratch;
 } sample_run;
 
 /* A row on its way: logits in `dtype`, whose maximum is finite, and the constants that belong to them. */
 typedef struct sample_row {
-    const char *x, *given;  /* given: in the caller's dtype, before any transformation; its order decides */
+    size_t index;
+    int thread;
+    const char *x, *given; /* given: in the caller's dtype, before any transformation; its order decides */
     csm_dtype dtype;
     size_t itemsize;
     const csm_temperature *t;
     csm_block *blocks;
-    double n, most; /* n and e' of the maximum */
+    double n, max_mass; /* n and e' of the maximum */
+    double min_p, top_p;
+    size_t top_k;
 } sample_row;
 
-enum { PREFIXES_FROM = 8, FIRST = 64, GROWTH = 8 };
-
-static int reserve(buffer *b, size_t size) {
-    if (size <= b->size) return 1;
-    csm_release(b->data);
-    b->data = csm_allocate(csm_rounded(size));
-    b->size = b->data ? size : 0;
-    return b->data != NULL;
+static char *buffer(sample_run *r, int thread, int which, size_t size) {
+    return csm_scratch_get(&r->scratch, thread, which, size);
 }
 
-static double number(const sample_run *r, const csm_view *v, size_t row) {
+static double number_at(const sample_run *r, const csm_view *v, size_t row) {
     double value;
-    memcpy(&value, (const char *)v->data + csm_offset(&r->base.shape, v->strides, row), sizeof value);
+    memcpy(&value, csm_row_data(&r->base, v, row), sizeof value);
     return value;
 }
 
-/* e' of k logits, to `mass`, relative to the row's n; their sum to block->hi. */
-static void masses(const sample_run *r, const sample_row *row, const char *x, size_t k, char *mass, csm_block *block) {
+/* Computes e' of k logits, relative to the row's n, to `mass`, and their sum to block->hi. */
+static void find_masses(const sample_run *r, const sample_row *row, const char *x, size_t k, char *mass,
+                        csm_block *block) {
     const csm_call *c = &r->base;
     c->table->kernels[CSM_OP_softmax][row->dtype].pass1(x, NULL, mass, k, row->t, block);
     const double scale = csm_pow2(block->n - row->n);
     block->hi = (block->hi + block->lo) * scale;
     if (scale == 1) return;
-    int some = 0;
+    int is_positive = 0;
     for (size_t i = 0; i < k; i++) {
-        csm_wide w = csm_to_wide(c, csm_wide_at(&r->base, mass, i) * scale);
+        csm_wide w = csm_to_wide(c, csm_wide_at(c, mass, i) * scale);
         memcpy(mass + i * c->wide_size, &w, c->wide_size);
-        some |= csm_from_wide(c, w) > 0;
+        is_positive |= csm_from_wide(c, w) > 0;
     }
-    if (!some && block->hi == block->hi) block->hi = 0; /* of masses too small for their type there is none */
+    if (!is_positive && block->hi == block->hi) block->hi = 0; /* every mass is too small for its type */
 }
 
 /* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */
-static size_t search(const sample_run *r, const char *mass, size_t k, double target) {
+static size_t search_masses(const sample_run *r, const char *mass, size_t k, double target) {
     double sum = 0;
     size_t last = 0;
     for (size_t i = 0; i < k; i++) {
@@ -86,7 +85,7 @@ static size_t search(const sample_run *r, const char *mass, size_t k, double tar
     }
     return last;
 }
-/* The same from the sums themselves. */
+/* The same from the prefix sums. */
 static size_t search_sums(const double *sums, size_t k, double target) {
     size_t low = 0, high = k; /* the first whose sum is greater, or k */
     while (low < high) {
@@ -101,34 +100,34 @@ static size_t search_sums(const double *sums, size_t k, double target) {
 
 static double uniform_at(const sample_run *r, size_t row, size_t draw) {
     double u;
-    const csm_call *c = &r->base;
-    memcpy(&u, (const char *)c->b.data + csm_offset(&c->shape, c->b.strides, row) + (ptrdiff_t)draw * c->b.axis_stride,
-           sizeof u);
+    memcpy(&u, csm_row_data(&r->base, &r->uniforms, row) + (ptrdiff_t)draw * r->uniforms.axis_stride, sizeof u);
     return u;
 }
 static void put_index(const sample_run *r, size_t row, size_t draw, int64_t index) {
     const csm_call *c = &r->base;
-    memcpy((char *)c->y.data + csm_offset(&c->shape, c->y.strides, row) + (ptrdiff_t)draw * c->y.axis_stride, &index,
-           sizeof index);
+    memcpy((char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row) +
+               (ptrdiff_t)draw * r->indices.axis_stride,
+           &index, sizeof index);
 }
 
-/* Draws from `count` masses, their classes 0, 1, ... or index[0], index[1], ... */
-static csm_status draw_from(const sample_run *r, size_t row, const char *mass, size_t count, const int64_t *index,
-                            const csm_block *blocks, sample_scratch *s) {
-    const size_t n_blocks = (count + CSM_BLOCK - 1) / CSM_BLOCK;
+/* Draws from `count` masses, which are those of the classes 0, 1, ... or index[0], index[1], ... */
+static csm_status draw_from(sample_run *r, const sample_row *row, const char *mass, size_t count,
+                            const int64_t *index) {
+    const csm_block *blocks = row->blocks;
+    const size_t n_blocks = csm_block_count(count);
     double total = 0, *sums = NULL;
     for (size_t b = 0; b < n_blocks; b++) total += blocks[b].hi;
-    if (r->size >= PREFIXES_FROM) {
-        if (!reserve(&s->sums, count * sizeof *sums)) return CSM_NO_MEMORY;
-        sums = (double *)(void *)s->sums.data;
+    if (r->draws >= PREFIX_DRAWS) {
+        sums = (double *)(void *)buffer(r, row->thread, SUMS, count * sizeof *sums);
+        if (!sums) return CSM_NO_MEMORY;
         for (size_t b = 0; b < n_blocks; b++) {
             double sum = 0;
             for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++)
                 sums[i] = sum += csm_wide_at(&r->base, mass, i);
         }
     }
-    for (size_t draw = 0; draw < r->size; draw++) {
-        double target = uniform_at(r, row, draw) * total, before = 0;
+    for (size_t draw = 0; draw < r->draws; draw++) {
+        double target = uniform_at(r, row->index, draw) * total, before = 0;
         size_t block = 0, last = 0;
         for (; block < n_blocks; block++) {
             if (!(blocks[block].hi > 0)) continue;
@@ -137,150 +136,172 @@ static csm_status draw_from(const sample_run *r, size_t row, const char *mass, s
             before += blocks[block].hi;
         }
         if (block == n_blocks) before = total - blocks[block = last].hi;
-        const size_t begin = block * CSM_BLOCK, k = count - begin < CSM_BLOCK ? count - begin : CSM_BLOCK;
+        const size_t begin = block * CSM_BLOCK, k = csm_block_length(count, begin);
         const size_t at = begin + (sums ? search_sums(sums + begin, k, target - before)
-                                        : search(r, mass + begin * r->base.wide_size, k, target - before));
-        put_index(r, row, draw, index ? index[at] : (int64_t)at);
+                                        : search_masses(r, mass + begin * r->base.wide_size, k, target - before));
+        put_index(r, row->index, draw, index ? index[at] : (int64_t)at);
     }
     return CSM_OK;
 }
 
-/* Sets masses below the least to 0 and their blocks' sums anew. */
-static void apply_min(const sample_run *r, char *mass, size_t count, double least, csm_block *blocks) {
+/* Sets masses below min_p times the largest to 0, and the sums of their blocks anew. */
+static void apply_min_p(const sample_run *r, const sample_row *row, char *mass, size_t count) {
     const csm_wide none = csm_to_wide(&r->base, 0);
+    const double threshold = row->min_p * row->max_mass;
     for (size_t b = 0; b * CSM_BLOCK < count; b++) {
         double sum = 0;
         for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++) {
             const double m = csm_wide_at(&r->base, mass, i);
-            if (m >= least) sum += m;
+            if (m >= threshold) sum += m;
             else memcpy(mass + i * r->base.wide_size, &none, r->base.wide_size);
         }
-        blocks[b].hi = sum;
+        row->blocks[b].hi = sum;
     }
 }
 
-static csm_status draw_all(const sample_run *r, size_t at, const sample_row *row, double min_p, sample_scratch *s) {
+static csm_status draw_all(sample_run *r, const sample_row *row) {
     const csm_call *c = &r->base;
-    const size_t n = c->shape.n, count = (n + CSM_BLOCK - 1) / CSM_BLOCK;
-    if (!reserve(&s->mass, n * c->wide_size)) return CSM_NO_MEMORY;
-    for (size_t b = 0; b < count; b++) {
-        const size_t begin = b * CSM_BLOCK, k = n - begin < CSM_BLOCK ? n - begin : CSM_BLOCK;
-        masses(r, row, row->x + begin * row->itemsize, k, s->mass.data + begin * c->wide_size, &row->blocks[b]);
+    const size_t n = c->shape.n;
+    char *mass = buffer(r, row->thread, MASS, n * c->wide_size);
+    if (!mass) return CSM_NO_MEMORY;
+    for (size_t b = 0; b < csm_block_count(n); b++) {
+        const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
+        find_masses(r, row, row->x + begin * row->itemsize, k, mass + begin * c->wide_size, &row->blocks[b]);
         if (row->blocks[b].hi != row->blocks[b].hi) return CSM_NO_MASS; /* NaN */
     }
-    if (min_p > 0) apply_min(r, s->mass.data, n, min_p * row->most, row->blocks);
-    return draw_from(r, at, s->mass.data, n, NULL, row->blocks, s);
+    if (row->min_p > 0) apply_min_p(r, row, mass, n);
+    return draw_from(r, row, mass, n, NULL);
 }
 
-/* Mass of the whole row. */
+/* The mass of a whole row. */
 static double row_mass(const sample_run *r, const sample_row *row) {
     const csm_call *c = &r->base;
     double total = 0, low = 0;
     for (size_t begin = 0; begin < c->shape.n; begin += CSM_BLOCK) {
-        const size_t k = c->shape.n - begin < CSM_BLOCK ? c->shape.n - begin : CSM_BLOCK;
         csm_block block;
-        c->table->kernels[CSM_OP_softmax][row->dtype].pass1(row->x + begin * row->itemsize, NULL, NULL, k, row->t,
-                                                            &block);
+        c->table->kernels[CSM_OP_softmax][row->dtype].pass1(row->x + begin * row->itemsize, NULL, NULL,
+                                                            csm_block_length(c->shape.n, begin), row->t, &block);
         csm_two_sum(&total, &low, (block.hi + block.lo) * csm_pow2(block.n - row->n));
     }
     return total + low;
 }
 
-static csm_status draw_selected(const sample_run *r, size_t at, const sample_row *row, size_t top_k, double top_p,
-                                double min_p, sample_scratch *s) {
+static csm_status draw_selected(sample_run *r, const sample_row *row) {
     const csm_call *c = &r->base;
-    const size_t n = c->shape.n;
-    const double all = top_k == n ? row_mass(r, row) : 0;
-    size_t k = top_k < n ? top_k : n < FIRST ? n : FIRST;
+    const size_t n = c->shape.n, top_k = row->top_k;
+    const double top_p = row->top_p, all = top_k == n ? row_mass(r, row) : 0;
+    size_t k = top_k < n ? top_k : n < FIRST_SELECTED ? n : FIRST_SELECTED;
     if (all != all) return CSM_NO_MASS; /* NaN */
     for (;;) {
-        if (!reserve(&s->select, csm_select_size(n, k, c->wide_size)) || !reserve(&s->mass, k * c->wide_size) ||
-            !reserve(&s->values, k * row->itemsize))
-            return CSM_NO_MEMORY;
-        csm_select chosen = csm_select_at(s->select.data, n, k, c->wide_size);
+        char *memory = buffer(r, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
+        char *mass = buffer(r, row->thread, MASS, k * c->wide_size);
+        char *values = buffer(r, row->thread, VALUES, k * row->itemsize);
+        if (!memory || !mass || !values) return CSM_NO_MEMORY;
+        csm_select chosen = csm_select_at(memory, n, k, c->wide_size);
         c->table->select[c->dtype](row->given, n, k, 0, 1, &chosen);
         for (size_t i = 0; i < k; i++)
-            memcpy(s->values.data + i * row->itemsize, row->x + (size_t)chosen.index[i] * row->itemsize, row->itemsize);
+            memcpy(values + i * row->itemsize, row->x + (size_t)chosen.index[i] * row->itemsize, row->itemsize);
         for (size_t begin = 0; begin < k; begin += CSM_BLOCK)
-            masses(r, row, s->values.data + begin * row->itemsize, k - begin < CSM_BLOCK ? k - begin : CSM_BLOCK,
-                   s->mass.data + begin * c->wide_size, &row->blocks[begin / CSM_BLOCK]);
+            find_masses(r, row, values + begin * row->itemsize, csm_block_length(k, begin), mass + begin * c->wide_size,
+                        &row->blocks[begin / CSM_BLOCK]);
         if (row->blocks[0].hi != row->blocks[0].hi) return CSM_NO_MASS; /* NaN comes first */
         double total = all, sum = 0;
-        for (size_t i = 0; i < k && top_k < n; i++) total += csm_wide_at(&r->base, s->mass.data, i);
+        for (size_t i = 0; i < k && top_k < n; i++) total += csm_wide_at(c, mass, i);
         size_t kept = top_p < 1 ? 0 : k;
-        while (kept < k && sum < top_p * total) sum += csm_wide_at(&r->base, s->mass.data, kept++);
+        while (kept < k && sum < top_p * total) sum += csm_wide_at(c, mass, kept++);
         if (kept < k || top_k < n || k == n || sum >= top_p * total) {
-            apply_min(r, s->mass.data, kept, min_p * row->most, row->blocks);
-            return draw_from(r, at, s->mass.data, kept, chosen.index, row->blocks, s);
+            apply_min_p(r, row, mass, kept);
+            return draw_from(r, row, mass, kept, chosen.index);
         }
         k = k > n / GROWTH ? n : k * GROWTH;
     }
 }
 
-static csm_status draw_row(const sample_run *r, size_t at, sample_scratch *s) {
-    const csm_call *c = &r->base;
-    csm_call *own = &s->call;
-    const size_t n = c->shape.n;
+/* Reads and checks the parameters of a row. */
+static csm_status read_parameters(const sample_run *r, sample_row *row, double *temperature) {
     const csm_sample_options *o = r->options;
-    const double t = o->temperature ? number(r, &r->temperature, at) : 1;
-    const double top_p = o->top_p ? number(r, &r->top_p, at) : 1, min_p = o->min_p ? number(r, &r->min_p, at) : 0;
-    size_t top_k = n;
+    const size_t at = row->index, n = r->base.shape.n;
+    *temperature = o->temperature ? number_at(r, &r->temperature, at) : 1;
+    row->top_p = o->top_p ? number_at(r, &r->top_p, at) : 1;
+    row->min_p = o->min_p ? number_at(r, &r->min_p, at) : 0;
+    row->top_k = n;
     if (o->top_k) {
         int64_t k;
-        memcpy(&k, (const char *)r->top_k.data + csm_offset(&c->shape, r->top_k.strides, at), sizeof k);
+        memcpy(&k, csm_row_data(&r->base, &r->top_k, at), sizeof k);
         if (k < 1) return CSM_BAD_OPTION;
-        if ((uint64_t)k < n) top_k = (size_t)k;
+        if ((uint64_t)k < n) row->top_k = (size_t)k;
     }
-    if (!(t >= 0)) return CSM_BAD_TEMPERATURE;
-    if (!(top_p > 0 && top_p <= 1) || !(min_p >= 0 && min_p <= 1)) return CSM_BAD_OPTION;
+    if (!(*temperature >= 0)) return CSM_BAD_TEMPERATURE;
+    if (!(row->top_p > 0 && row->top_p <= 1) || !(row->min_p >= 0 && row->min_p <= 1)) return CSM_BAD_OPTION;
+    if (*temperature == 0) row->top_k = 1;
+    return CSM_OK;
+}
 
-    const csm_strided from = csm_row_of(c, &c->a, at);
-    const char *x = from.data;
-    if (!r->direct) {
+/* Transforms a row that exp's range reduction does not take. */
+static csm_status transform_row(sample_run *r, sample_row *row, const csm_scales *scales, double *max) {
+    const csm_call *c = &r->base;
+    const size_t n = c->shape.n;
+    char *wide = buffer(r, row->thread, WIDE, n * c->wide_size);
+    if (!wide) return CSM_NO_MEMORY;
+    c->table->widen[c->dtype](row->given, wide, n);
+    for (size_t i = 0; i < n; i++) /* the transformation of T = 0 would lose NaN */
+        if (csm_wide_at(c, wide, i) != csm_wide_at(c, wide, i)) return CSM_NO_MASS;
+    csm_transform(scales, csm_is_single(c), wide, n, *max);
+    row->x = wide;
+    row->dtype = c->wide_dtype;
+    row->itemsize = c->wide_size;
+    row->t = &scales->transformed;
+    *max = c->table->max[c->wide_dtype](wide, n);
+    return CSM_OK;
+}
+
+static csm_status draw_row(sample_run *r, size_t at, int thread) {
+    const csm_call *c = &r->base;
+    csm_scales *scales = &r->scales[thread];
+    const size_t n = c->shape.n;
+    sample_row row = {
+        .index = at, .thread = thread, .dtype = c->dtype, .itemsize = c->itemsize, .t = &scales->ordinary};
+    double temperature;
+    csm_status status = read_parameters(r, &row, &temperature);
+    if (status != CSM_OK) return status;
+
+    const csm_strided from = csm_row_of(c, &r->x, at);
+    row.x = from.data;
+    if (!r->is_direct) {
         const csm_strided mask = csm_mask_of(c, at);
-        if (!reserve(&s->row, n * c->itemsize)) return CSM_NO_MEMORY;
-        csm_gather(s->row.data, 0, from, 1, n, c->itemsize, &mask, &c->absent);
-        x = s->row.data;
+        char *copy = buffer(r, thread, ROW, n * c->itemsize);
+        if (!copy) return CSM_NO_MEMORY;
+        csm_gather(copy, 0, from, 1, n, c->itemsize, &mask, &c->absent);
+        row.x = copy;
     }
-    if (!reserve(&s->blocks, (n / CSM_BLOCK + 1) * sizeof(csm_block))) return CSM_NO_MEMORY;
-    sample_row row = {.x = x, .given = x, .dtype = c->dtype, .itemsize = c->itemsize, .t = &own->scales.ordinary};
-    row.blocks = (csm_block *)(void *)s->blocks.data;
-    double max = c->table->max[c->dtype](x, n);
+    row.given = row.x;
+    row.blocks = (csm_block *)(void *)buffer(r, thread, BLOCKS, (n / CSM_BLOCK + 1) * sizeof(csm_block));
+    if (!row.blocks) return CSM_NO_MEMORY;
+    double max = c->table->max[c->dtype](row.x, n);
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
-    if (!(own->scales.temperature == t)) csm_set_scales(&own->scales, t, own->wide_size == 4);
-    if (!csm_takes(&own->scales, max)) {
-        if (!reserve(&s->wide, n * c->wide_size)) return CSM_NO_MEMORY;
-        c->table->widen[c->dtype](x, s->wide.data, n);
-        for (size_t i = 0; i < n; i++) /* T = 0 would lose it */
-            if (csm_wide_at(&r->base, s->wide.data, i) != csm_wide_at(&r->base, s->wide.data, i)) return CSM_NO_MASS;
-        csm_transform(own, s->wide.data, n, max);
-        row.x = s->wide.data;
-        row.dtype = c->wide_dtype;
-        row.itemsize = c->wide_size;
-        row.t = &own->scales.transformed;
-        max = c->table->max[c->wide_dtype](row.x, n);
-    }
+    if (!(scales->temperature == temperature)) csm_set_scales(scales, temperature, csm_is_single(c));
+    if (!csm_takes(scales, max)) status = transform_row(r, &row, scales, &max);
+    if (status != CSM_OK) return status;
+
     const csm_wide highest = csm_to_wide(c, max);
-    csm_wide first;
+    csm_wide e;
     csm_block top;
-    c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(&highest, NULL, &first, 1, row.t, &top);
+    c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(&highest, NULL, &e, 1, row.t, &top);
     row.n = top.n;
-    row.most = csm_from_wide(c, first);
-    if (t == 0) top_k = 1;
-    if (top_k < n || top_p < 1) return draw_selected(r, at, &row, top_k, top_p, min_p, s);
-    return draw_all(r, at, &row, min_p, s);
+    row.max_mass = csm_from_wide(c, e);
+    return row.top_k < n || row.top_p < 1 ? draw_selected(r, &row) : draw_all(r, &row);
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    const sample_run *r = context;
+    sample_run *r = context;
     for (size_t row = begin; row < end; row++) {
-        csm_status status = draw_row(r, row, &r->scratch[thread]);
+        csm_status status = draw_row(r, row, thread);
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
 }
 
-static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t size,
+static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t draws,
                       const csm_view *uniform, const csm_view *indices, const csm_sample_options *o,
                       csm_fp_environment *caller) {
     sample_run r;
@@ -289,44 +310,47 @@ static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *
     csm_set_dtype(c, dtype, table);
     csm_status status = csm_lay_out(
         c, shape, (const csm_view *[]){x, indices, uniform, o->where, o->temperature, o->top_k, o->top_p, o->min_p},
-        (csm_view *[]){&c->a, &c->y, &c->b, o->where ? &c->where : NULL, o->temperature ? &r.temperature : NULL,
-                       o->top_k ? &r.top_k : NULL, o->top_p ? &r.top_p : NULL, o->min_p ? &r.min_p : NULL},
+        (csm_view *[]){&r.x, &r.indices, &r.uniforms, o->where ? &c->where : NULL,
+                       o->temperature ? &r.temperature : NULL, o->top_k ? &r.top_k : NULL, o->top_p ? &r.top_p : NULL,
+                       o->min_p ? &r.min_p : NULL},
         8, &r.rows);
-    if (status != CSM_OK || r.rows == 0 || size == 0) return status;
+    if (status != CSM_OK || r.rows == 0 || draws == 0) return status;
     if (shape->n == 0) return CSM_NO_MASS;
     c->has_where = o->where != NULL;
     r.options = o;
-    r.size = size;
-    r.direct = !c->has_where && csm_contiguous_view(&c->shape, &c->a, c->itemsize, 1);
+    r.draws = draws;
+    r.is_direct = !c->has_where && csm_contiguous_view(&c->shape, &r.x, c->itemsize, 1);
     csm_put(c, &c->absent, -CSM_INF);
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
     c->threads = csm_threads_for((double)r.rows * (double)shape->n, r.rows, o->threads < 1 ? 1 : o->threads);
-    r.scratch = csm_allocate((size_t)c->threads * sizeof *r.scratch);
-    if (!r.scratch) return CSM_NO_MEMORY;
-    memset(r.scratch, 0, (size_t)c->threads * sizeof *r.scratch);
-    for (int i = 0; i < c->threads; i++) {
-        csm_call *own = &r.scratch[i].call;
-        csm_set_dtype(own, dtype, table);
-        own->forward = 1;
-        csm_set_scales(&own->scales, 1, own->wide_size == 4);
-    }
-    status = csm_parallel(r.rows, CSM_PIECE / 4 / (shape->n + 1) + 1, c->threads, rows_body, &r, &c->interrupt);
-    for (int i = 0; i < c->threads; i++) {
-        sample_scratch *s = &r.scratch[i];
-        buffer *const buffers[] = {&s->row, &s->wide, &s->mass, &s->sums, &s->select, &s->blocks, &s->values};
-        for (size_t b = 0; b < sizeof buffers / sizeof *buffers; b++) csm_release(buffers[b]->data);
-    }
-    csm_release(r.scratch);
+    csm_buffer single[BUFFERS];
+    status = csm_scratch_begin(&r.scratch, c->threads, BUFFERS, single);
+    if (status != CSM_OK) return status;
+    r.scales = csm_allocate((size_t)c->threads * sizeof *r.scales);
+    for (int i = 0; r.scales && i < c->threads; i++) csm_set_scales(&r.scales[i], 1, csm_is_single(c));
+    if (!r.scales) status = CSM_NO_MEMORY;
+    else
+        status =
+            csm_parallel(r.rows, CSM_PIECE_ELEMENTS / 4 / (shape->n + 1) + 1, c->threads, rows_body, &r, &c->interrupt);
+    csm_release(r.scales);
+    csm_scratch_end(&r.scratch);
     *caller = c->interrupt.caller; /* the callback may have changed it */
     return status;
 }
 
 csm_status csm_run_sample(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                          size_t size, const csm_view *uniform, const csm_view *indices,
+                          size_t draws, const csm_view *uniform, const csm_view *indices,
                           const csm_sample_options *options) {
     const csm_sample_options defaults = csm_default_sample_options();
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run(dtype, table, shape, x, size, uniform, indices, options ? options : &defaults, &saved);
+    csm_status status = run(dtype, table, shape, x, draws, uniform, indices, options ? options : &defaults, &saved);
     csm_fp_leave(saved);
     return status;
 }
+
+#define SAMPLE(suffix, storage, compute)                                                                             \
+    csm_status csm_sample_##suffix(const csm_shape *shape, const csm_view *x, size_t draws, const csm_view *uniform, \
+                                   const csm_view *indices, const csm_sample_options *o) {                           \
+        return csm_run_sample(CSM_DTYPE_##suffix, csm_current_table(), shape, x, draws, uniform, indices, o);        \
+    }
+CSM_DTYPES(SAMPLE)

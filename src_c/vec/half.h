@@ -5,22 +5,6 @@
 
 #include "standard.h"
 
-#ifndef INLINE
-#if defined(_MSC_VER)
-#define INLINE static __forceinline
-#define NOINLINE __declspec(noinline)
-#define CSM_ASSUME(condition) __assume(condition)
-#else
-#define CSM_ASSUME(condition) ((condition) ? (void)0 : __builtin_unreachable())
-#define INLINE static inline __attribute__((always_inline, unused))
-#if defined(__CUDACC_RTC__)
-#define NOINLINE inline /* a call would need a stack */
-#else
-#define NOINLINE __attribute__((noinline))
-#endif
-#endif
-#endif
-
 INLINE float csm_float_of(uint32_t u) {
     float f;
     memcpy(&f, &u, 4);

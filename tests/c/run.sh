@@ -35,7 +35,7 @@ mapfile -t AVX2 < <(flags_of gnu-x86 isa/avx2.c)
 mapfile -t AVX512 < <(flags_of gnu-x86 isa/avx512.c)
 EMULATED=("${AVX2[@]}" -O1 -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
 WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
-FEATURES_FILE=src_c/cpu_features.c
+FEATURES_FILE=src_c/isa/cpu.c
 SAMPLE=160 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
 
 need() {
@@ -52,7 +52,7 @@ build() {
     local out=$BUILD/$name.o.d
     mkdir -p "$out"
     local files=() jobs=() object
-    for unit in src_c/*.c src_c/isa/*.c; do [ "$unit" = $FEATURES_FILE ] || files+=("$unit"); done
+    for unit in src_c/{core,ops,isa}/*.c; do [ "$unit" = $FEATURES_FILE ] || files+=("$unit"); done
     for unit in "${FEATURES:-$FEATURES_FILE}" "${files[@]}"; do
         object=$out/$(basename "$unit" .c).o
         if [ -f "$object" ] && [ -z "$(find src_c csoftmax/include tests/c -newer "$object" \( -name '*.[ch]' -o -name flags.txt \) -print -quit)" ]; then
@@ -113,7 +113,7 @@ clang_() {
 simde() {
     x86 || { echo "simde: not on $(uname -m)"; return; }
     [ -f /usr/include/simde/x86/avx512.h ] || { echo "tests/c/run.sh: SIMDe is missing (Debian package libsimde-dev)" >&2; exit 1; }
-    AVX512_FLAGS="${EMULATED[*]}" FEATURES=tests/c/cpu_features_all.c build simde gcc "${GCC_FLAGS[@]}"
+    AVX512_FLAGS="${EMULATED[*]}" FEATURES=tests/c/cpu_emulated.c build simde gcc "${GCC_FLAGS[@]}"
     native_sample 25
     run simde "$BUILD/simde" --every "${1:-25}"
     grep -q 'compared: scalar avx2 avx512' "$BUILD/simde.log"
@@ -157,7 +157,7 @@ exp_program() {
     [ "$cc" = aarch64-linux-gnu-gcc ] && isas=(scalar neon)
     if [ -n "${3:-}" ]; then
         avx512=("${EMULATED[@]}")
-        features=tests/c/cpu_features_all.c
+        features=tests/c/cpu_emulated.c
     fi
     for isa in "${isas[@]}"; do
         flags=()

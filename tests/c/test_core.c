@@ -9,7 +9,8 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
-#include "../../src_c/internal.h"
+#include "../../src_c/core/call.h"
+#include "../../src_c/core/extension.h"
 #include "../../src_c/vec/half.h"
 
 #include <math.h>
@@ -95,9 +96,9 @@ typedef csm_status (*binary)(const csm_shape *, const csm_view *, const csm_view
                              const csm_options *);
 #define NAME(name, storage, compute) #name,
 #define ITEM(name, storage, compute) sizeof(storage),
-#define OP_NAME(name, has_b, keeps) #name,
-#define OP_BINARY(name, has_b, keeps) has_b,
-#define OP_KEEPS(name, has_b, keeps) keeps,
+#define OP_NAME(name, signature, keeps, pass1, combine) #name,
+#define OP_BINARY(name, signature, keeps, pass1, combine) CSM_INPUTS_##signature == 2,
+#define OP_KEEPS(name, signature, keeps, pass1, combine) keeps,
 #define SOFTMAX(name, storage, compute) csm_softmax_##name,
 #define LOG_SOFTMAX(name, storage, compute) csm_log_softmax_##name,
 #define LOGSUMEXP(name, storage, compute) csm_logsumexp_##name,

@@ -2,8 +2,9 @@
  * unit on contiguous rows, byte for byte; top-k against a plain selection sort too.  Called by test_core.c, whose hash
  * it goes on with.
  */
-#include "../../src_c/internal.h"
-#include "../../src_c/kernel/scalars.h"
+#include "../../src_c/core/call.h"
+#include "../../src_c/core/extension.h"
+#include "../../src_c/vec/half.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -358,7 +358,7 @@ static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
     const size_t n = job->call->n;
     const int64_t *label = job->label + (ptrdiff_t)i * job->order;
     const char *x = job->x + (ptrdiff_t)i * job->x_step;
-    char *y = job->call->gradient ? job->y + (ptrdiff_t)i * job->y_step : NULL;
+    char *y = job->call->gradient ? job->gradient + (ptrdiff_t)i * job->gradient_step : NULL;
     enum { PITCH = LOSS_TOGETHER + 16 };
     FN(group) g;
     csm_tails s;
@@ -368,8 +368,13 @@ static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
     int64_t all = 0;
     for (ptrdiff_t r = 0; r < V(W); r++) all |= label[r * job->order];
     if (all < 0) return 0; /* one is */
-    const csm_rows_job rows = {
-        .a = x, .y = y, .a_step = job->x_step, .y_step = job->y_step, .n = n, .temperature = t, .tells = CSM_TELLS_ALL};
+    const csm_rows_job rows = {.input = x,
+                               .result = y,
+                               .input_step = job->x_step,
+                               .result_step = job->gradient_step,
+                               .n = n,
+                               .temperature = t,
+                               .prefetch = CSM_PREFETCH_ALL};
     if (n <= 16 ? !FN(group_log)(&g, x, job->x_step, n, t, &s)
                 : !FN(log_together)(&rows, y ? (char *)e : NULL, PITCH * sizeof(REAL), &s))
         return 0;
@@ -384,7 +389,7 @@ static NOINLINE int FN(loss_together)(const csm_loss_job *job, size_t i) {
     for (ptrdiff_t r = 0; r < V(W); r++) {
         job->loss[((ptrdiff_t)i + r) * job->order] = l.loss[r];
         if (!y) continue;
-        T *to = (T *)(void *)(y + r * job->y_step);
+        T *to = (T *)(void *)(y + r * job->gradient_step);
         if (n <= 16) {
             for (size_t v = 0; v * V(W) < n; v++)
                 FN(group_store)(to, n, v,
@@ -422,7 +427,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_late_losses *late) {
 #endif
         const ptrdiff_t at = (ptrdiff_t)i, order = at * job->order;
         const T *x = (const T *)(const void *)(job->x + at * job->x_step);
-        T *y = call->gradient ? (T *)(void *)(job->y + at * job->y_step) : NULL;
+        T *y = call->gradient ? (T *)(void *)(job->gradient + at * job->gradient_step) : NULL;
         csm_loss_input in = {.w_label = 1, .upstream = 1}, next;
         csm_block block;
         csm_loss_row row;

@@ -3,10 +3,10 @@
  * turn into vectors; each row has the bits that it has alone, and so the error (ACCURACY.md).
  * Everything in double.  A sum that is NaN makes its row's tail and loss NaN, and touches no other row.
  */
-#ifndef CSM_KERNEL_TAILS_H
-#define CSM_KERNEL_TAILS_H
+#ifndef CSM_CROSS_ENTROPY_ROW_GROUPS_H
+#define CSM_CROSS_ENTROPY_ROW_GROUPS_H
 
-#include "loss_row.h"
+#include "row.h"
 
 /* In: maximum, its n, sum of e' without the maxima, how many maxima.  Out: e' of a maximum, log(sum e^(x - max)). */
 typedef struct csm_tails {

@@ -14,7 +14,8 @@
 #ifndef CSM_ENTMAX_LOSS_H
 #define CSM_ENTMAX_LOSS_H
 
-#include "scalars.h"
+#include "../../math/scalars.h"
+#include "job.h"
 
 /* d(q, p) = (q^alpha - p^alpha - alpha p^a (q - p)) / (alpha a) = [q (ln_a q - ln_a p) - (q - p) p^a] / alpha;
  * u = p^a, less = q - p. */

@@ -12,6 +12,9 @@
 #ifndef CSM_ENTMAX_SOLVE_H
 #define CSM_ENTMAX_SOLVE_H
 
+#include "../../math/scalars.h"
+#include "job.h"
+
 /* sum u^p and sum u^(p-1), in eight lanes for the closed forms. */
 INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t, double *sum, double *slope) {
     enum { EIGHT = 8 / v64_W };

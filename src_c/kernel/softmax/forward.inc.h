@@ -164,25 +164,26 @@ typedef struct FN(rows) {
 /* e: where their e' go, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not ordinary. */
 INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int store,
                         const int exact) {
-    const int tells = exact ? job->tells != CSM_TELLS_NOTHING : job->tells == CSM_TELLS_ALL;
+    const int prefetches = exact ? job->prefetch != CSM_PREFETCH_NOTHING : job->prefetch == CSM_PREFETCH_ALL;
     const size_t n = job->n; /* at most CSM_FLUSH */
     REAL magic[V(W)], lowest[V(W)];
     V(t) tops[V(W)];
     V(sum) sum[V(W)];
     v64_t sums[V(W)][V(EIGHT)];
-    for (int r = 0; r < V(W); r++) tops[r] = FN(max_lanes)((const T *)(const void *)(job->a + r * job->a_step), n);
+    for (int r = 0; r < V(W); r++)
+        tops[r] = FN(max_lanes)((const T *)(const void *)(job->input + r * job->input_step), n);
     V(shift) s;
     if (!FN(rows_shift)(tops, job->temperature, 0, &s, magic, lowest, g->max, g->n)) return 0;
     for (int r = 0; r < V(W); r++) {
-        const T *x = (const T *)(const void *)(job->a + r * job->a_step);
+        const T *x = (const T *)(const void *)(job->input + r * job->input_step);
         const V(t) m = V(splat)(g->max + r);
         V(t) count = V(zero)();
         s.magic = V(splat)(magic + r);
         s.lowest = V(splat)(lowest + r);
         V(sum_restart)(&sum[r]);
         FN(exp_part)(x, store ? (REAL *)(void *)(e + r * pitch) : NULL, n, m, s, &sum[r], &count, 0, store, exact,
-                     exact ? NULL : &g->last[r], tells ? (const char *)x + V(W) *job->a_step : NULL,
-                     tells && job->y ? job->y + (r + 1) * job->y_step : NULL);
+                     exact ? NULL : &g->last[r], prefetches ? (const char *)x + V(W) *job->input_step : NULL,
+                     prefetches && job->result ? job->result + (r + 1) * job->result_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
     }
     for (int r = 0; r < V(W); r++) { /* not above, where the next row would have to wait */
@@ -214,8 +215,8 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keep
     const size_t n = job->n, used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
     V(t) low = V(set)(-CSM_INF), inv_t = V(set)(t->inv_t);
     for (size_t i = 0; i < job->rows; i++) {
-        const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
-        T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
+        const T *x = (const T *)(job->input + (ptrdiff_t)i * job->input_step);
+        T *y = (T *)(job->result + (ptrdiff_t)i * job->result_step);
         V(t) z[V(SIXTEEN)], e[V(SIXTEEN)], max = low, n0, count = V(zero)();
         V(sum) sum;
         csm_block block;
@@ -288,14 +289,14 @@ INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t most, con
     for (; i + V(W) <= job->rows; i += V(W)) {
         FN(group) g;
         REAL f[V(W)], f_low[V(W)];
-        if (!FN(group_exp)(&g, job->a + (ptrdiff_t)i * job->a_step, job->a_step, n, job->temperature, most, tempered,
-                           0))
+        if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, job->temperature, most,
+                           tempered, 0))
             return i;
         FN(reciprocals)(g.sums, f, f_low);
         V(t) all = V(LOAD_REAL)(f);
         if (!(V(sum_exact)(V(sub)(all, all)) == 0)) return i; /* a sum is NaN */
         for (size_t r = 0; r < V(W); r++) {
-            T *y = (T *)(job->y + (ptrdiff_t)(i + r) * job->y_step);
+            T *y = (T *)(job->result + (ptrdiff_t)(i + r) * job->result_step);
             UNROLL
             for (size_t v = 0; v < used; v++)
                 FN(group_store)(y, n, v,
@@ -311,9 +312,9 @@ INLINE size_t FN(log_groups)(const csm_rows_job *job, const int keeps_axis) {
     for (; i + V(W) <= job->rows; i += V(W)) {
         FN(group) g;
         csm_tails s;
-        if (!FN(group_log)(&g, job->a + (ptrdiff_t)i * job->a_step, job->a_step, job->n, t, &s)) return i;
+        if (!FN(group_log)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, job->n, t, &s)) return i;
         for (size_t r = 0; r < V(W); r++) {
-            T *y = (T *)(job->y + (ptrdiff_t)(i + r) * job->y_step);
+            T *y = (T *)(job->result + (ptrdiff_t)(i + r) * job->result_step);
             const V(t) tail = V(set)(-s.tail[r]), max = V(splat)(g.max + r);
             if (!keeps_axis) STORE_PART(y, 1, V(set)(s.max[r] / t->t + s.tail[r]));
             for (size_t v = 0; keeps_axis && v * V(W) < job->n; v++)
@@ -336,15 +337,15 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
     size_t done = 0;
     if (job->n == 0) return 0; /* nothing to load: row.c knows */
     while (done < job->rows) {
-        rest.a = job->a + (ptrdiff_t)done * job->a_step;
-        rest.y = job->y + (ptrdiff_t)done * job->y_step;
+        rest.input = job->input + (ptrdiff_t)done * job->input_step;
+        rest.result = job->result + (ptrdiff_t)done * job->result_step;
         rest.rows = job->rows - done;
 #if EXP_MANTISSA == 23
         if (V(W) > 1 && rest.rows >= V(W)) {
             size_t groups = FN(small_groups)(&rest, op);
             done += groups;
-            rest.a += (ptrdiff_t)groups * job->a_step;
-            rest.y += (ptrdiff_t)groups * job->y_step;
+            rest.input += (ptrdiff_t)groups * job->input_step;
+            rest.result += (ptrdiff_t)groups * job->result_step;
             rest.rows -= groups;
             if (rest.rows > V(W)) rest.rows = V(W); /* past the rows that stopped the groups, on with groups */
         }
@@ -423,10 +424,10 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
 static int FN(softmax_together)(const csm_rows_job *job) {
     REAL r[V(W)], r_low[V(W)];
     FN(rows) g;
-    if (!FN(exp_rows_store)(job, job->y, job->y_step, &g)) return 0;
+    if (!FN(exp_rows_store)(job, job->result, job->result_step, &g)) return 0;
     FN(reciprocals)(g.sums, r, r_low);
     for (int i = 0; i < V(W); i++) {
-        T *y = (T *)(void *)(job->y + i * job->y_step);
+        T *y = (T *)(void *)(job->result + i * job->result_step);
         const csm_row row = {.r = (double)r[i], .r_low = (double)r_low[i]};
         if (r[i] != r[i]) FN(fill)(y, job->n, CSM_NAN);
         else FN(scale)((const REAL *)(const void *)y, y, job->n, &row, 0, &g.last[i]);
@@ -441,18 +442,19 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
     double max = 0; /* of the next row: sought while the scalars of this one are on their way */
     int is_known = 0;
     /* On Zen 4 (4096, 1000) takes 12 % longer with both, (4096, 4000) 7 % with the second; on Zen 3 a fifth less. */
-    const int tells = job->tells == CSM_TELLS_ALL || (job->tells == CSM_TELLS_LONG && job->n > EARLY_MAX);
+    const int prefetches =
+        job->prefetch == CSM_PREFETCH_ALL || (job->prefetch == CSM_PREFETCH_LONG && job->n > EARLY_MAX);
     for (size_t i = 0; i < job->rows; i++) {
-        const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
-        T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
+        const T *x = (const T *)(job->input + (ptrdiff_t)i * job->input_step);
+        T *y = (T *)(job->result + (ptrdiff_t)i * job->result_step);
         REAL *e = STORED_AS_REAL ? (REAL *)(void *)y : job->scratch;
         V(t) last;
         csm_block block;
         csm_row row;
 #if EXP_MANTISSA == 23
         csm_rows_job some = *job;
-        some.a = (const char *)x;
-        some.y = (char *)y;
+        some.input = (const char *)x;
+        some.result = (char *)y;
         if (STORED_AS_REAL && V(W) == 8 && !t->tempered && job->n <= SOFTMAX_TOGETHER && i % V(W) == 0 &&
             job->rows - i >= V(W) &&FN(softmax_together)(&some)) {
             i += V(W) - 1;
@@ -462,11 +464,11 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
 #endif
         block.max = is_known ? max : FN(max)(x, job->n);
         if (!csm_ordinary(t, block.max)) return i;
-        FN(exp_store)(x, e, job->n, t, &block, &last, tells ? (const char *)x + job->a_step : NULL,
-                      job->tells == CSM_TELLS_ALL ? (const char *)y + job->y_step : NULL);
+        FN(exp_store)(x, e, job->n, t, &block, &last, prefetches ? (const char *)x + job->input_step : NULL,
+                      job->prefetch == CSM_PREFETCH_ALL ? (const char *)y + job->result_step : NULL);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
         is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
-        if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
+        if (is_known) max = FN(max)((const char *)x + job->input_step, job->n);
         if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
         else FN(scale)(e, y, job->n, &row, 0, &last);
     }
@@ -540,15 +542,15 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
     double max = 0; /* of the next row: sought while the scalars of this one are on their way */
     int is_known = 0;
     for (size_t i = 0; i < job->rows; i++) {
-        const T *x = (const T *)(job->a + (ptrdiff_t)i * job->a_step);
-        T *y = (T *)(job->y + (ptrdiff_t)i * job->y_step);
+        const T *x = (const T *)(job->input + (ptrdiff_t)i * job->input_step);
+        T *y = (T *)(job->result + (ptrdiff_t)i * job->result_step);
         csm_block block;
         csm_row row;
 #if EXP_MANTISSA == 23
         csm_tails s;
         csm_rows_job some = *job;
-        some.a = (const char *)x;
-        some.y = keeps_axis ? (char *)y : NULL;
+        some.input = (const char *)x;
+        some.result = keeps_axis ? (char *)y : NULL;
         if (V(W) > 1 && !t->tempered && job->n <= TOGETHER && i % V(W) == 0 &&
             job->rows - i >= V(W) &&FN(log_together)(&some, NULL, 0, &s)) {
             for (int r = 0; r < V(W); r++) {
@@ -557,8 +559,8 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
                 row.is_nan = 0;
                 if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
                 else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
-                x = (const T *)((const char *)x + job->a_step);
-                y = (T *)((char *)y + job->y_step);
+                x = (const T *)((const char *)x + job->input_step);
+                y = (T *)((char *)y + job->result_step);
             }
             i += V(W) - 1;
             is_known = 0;
@@ -567,12 +569,12 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
 #endif
         block.max = is_known ? max : FN(max)(x, job->n);
         if (!csm_ordinary(t, block.max)) return i;
-        FN(exp_exact)(x, NULL, job->n, t, &block, NULL, (const char *)x + job->a_step,
+        FN(exp_exact)(x, NULL, job->n, t, &block, NULL, (const char *)x + job->input_step,
                       keeps_axis ? (const char *)y : NULL);
         row.max = block.max;
         csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
         is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
-        if (is_known) max = FN(max)((const char *)x + job->a_step, job->n);
+        if (is_known) max = FN(max)((const char *)x + job->input_step, job->n);
         if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
         else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
     }

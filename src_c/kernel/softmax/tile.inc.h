@@ -125,9 +125,9 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
 
     for (size_t c = 0; c < width; c += V(W)) V(STORE_REAL)(max + c, low);
     for (size_t j = 0; j < n; j++) {
-        const T *x = (const T *)(job->a + (ptrdiff_t)j * job->a_step);
+        const T *x = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
         REAL *to = z + j * V(W);
-        csm_tile_ahead(job->a, job->a_step, j, n, width * sizeof(T));
+        csm_tile_ahead(job->input, job->input_step, j, n, width * sizeof(T));
         for (size_t c = 0; c < whole; c += V(W)) {
             V(t) v = LOAD(x + c);
             V(STORE_REAL)(to + c / V(W) *plane, v);
@@ -175,15 +175,15 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
             factor[c + i] = (REAL)-tail;
             has_nan |= tail != tail;
             if (!keeps_axis)
-                FN(fill)((T *)(void *)job->y + c + i, 1, tail == tail ? tails.max[i] / t->t + tail : CSM_NAN);
+                FN(fill)((T *)(void *)job->result + c + i, 1, tail == tail ? tails.max[i] / t->t + tail : CSM_NAN);
         }
     }
     if (!keeps_axis) return 1;
 
     V(t) inv_t = V(set)(t->inv_t);
     for (size_t j = 0; j < n; j++) {
-        T *y = (T *)(job->y + (ptrdiff_t)j * job->y_step);
-        csm_tile_ahead(job->y, job->y_step, j, n, width * sizeof(T));
+        T *y = (T *)(job->result + (ptrdiff_t)j * job->result_step);
+        csm_tile_ahead(job->result, job->result_step, j, n, width * sizeof(T));
         for (size_t c = 0; c < width; c += V(W)) {
             V(t) v = V(LOAD_REAL)(z + c / V(W) *plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
             v = exact ? V(fma)(V(sub)(v, V(LOAD_REAL)(max + c)), inv_t, f)

@@ -118,8 +118,8 @@ INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
     FN(vjp_many) many;
     for (int r = 0; r < V(W); r++) {
         V(dot) dot;
-        dy[r] = (const T *)(job->a + (ptrdiff_t)(i + r) * job->a_step);
-        y[r] = (const T *)(job->b + (ptrdiff_t)(i + r) * job->b_step);
+        dy[r] = (const T *)(job->input + (ptrdiff_t)(i + r) * job->input_step);
+        y[r] = (const T *)(job->y + (ptrdiff_t)(i + r) * job->y_step);
         FN(dot)(dy[r], y[r], job->n, &dot, log);
         V(sum_eight)(&dot, sums[r]);
     }
@@ -128,7 +128,7 @@ INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
     V(vjp_constants) c = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log);
     for (int r = 0; r < V(W); r++) {
         VJP_GET(V(splat), (&many), r, c);
-        FN(vjp_results)(dy[r], y[r], (T *)(job->y + (ptrdiff_t)(i + r) * job->y_step), job->n, c, log);
+        FN(vjp_results)(dy[r], y[r], (T *)(job->result + (ptrdiff_t)(i + r) * job->result_step), job->n, c, log);
     }
 }
 #endif
@@ -140,8 +140,8 @@ INLINE size_t FN(vjp_rows)(const csm_rows_job *job, const int log) {
     for (; V(W) > 1 && job->n <= VJP_TOGETHER && i + V(W) <= job->rows; i += V(W)) FN(vjp_group)(job, i, log);
 #endif
     for (; i < job->rows; i++) { /* calls, so that there is one copy of the passes */
-        const char *dy = job->a + (ptrdiff_t)i * job->a_step, *y = job->b + (ptrdiff_t)i * job->b_step;
-        char *dx = job->y + (ptrdiff_t)i * job->y_step;
+        const char *dy = job->input + (ptrdiff_t)i * job->input_step, *y = job->y + (ptrdiff_t)i * job->y_step;
+        char *dx = job->result + (ptrdiff_t)i * job->result_step;
         csm_block block;
         csm_row row;
         if (log) FN(log_softmax_vjp_pass1)(dy, y, NULL, job->n, t, &block);
@@ -178,12 +178,12 @@ INLINE void FN(vjp_load)(const T *dy, const T *y, size_t left, V(t) absent, V(t)
 INLINE void FN(vjp_tile_sums)(const csm_tile_job *job, double *lanes, const int log) {
     V(t) absent = V(set)(log ? -CSM_INF : 0), one = V(set)(1);
     for (size_t j = 0; j < job->n; j++) {
-        const T *dy = (const T *)(job->a + (ptrdiff_t)j * job->a_step);
-        const T *y = (const T *)(job->b + (ptrdiff_t)j * job->b_step);
+        const T *dy = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
+        const T *y = (const T *)(job->y + (ptrdiff_t)j * job->y_step);
         double *lane = lanes + j % 16 * CSM_VJP_WIDTH;
         const double *before = j < 16 ? csm_zeros : lane;
-        csm_tile_ahead(job->a, job->a_step, j, job->n, job->width * sizeof(T));
-        csm_tile_ahead(job->b, job->b_step, j, job->n, job->width * sizeof(T));
+        csm_tile_ahead(job->input, job->input_step, j, job->n, job->width * sizeof(T));
+        csm_tile_ahead(job->y, job->y_step, j, job->n, job->width * sizeof(T));
         for (size_t c = 0; c < job->width; c += V(W)) {
             v64_t sum[V(PARTS)], rest = v64_zero();
             V(t) a, b;
@@ -217,10 +217,10 @@ INLINE void FN(vjp_tile_total)(const double *lanes, size_t n, size_t c, v64_t *t
 INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * many, const int log) {
     V(vjp_constants) k = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log);
     for (size_t j = 0; j < job->n; j++) {
-        const T *dy = (const T *)(job->a + (ptrdiff_t)j * job->a_step);
-        const T *y = (const T *)(job->b + (ptrdiff_t)j * job->b_step);
-        T *dx = (T *)(job->y + (ptrdiff_t)j * job->y_step);
-        csm_tile_ahead(job->y, job->y_step, j, job->n, job->width * sizeof(T));
+        const T *dy = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
+        const T *y = (const T *)(job->y + (ptrdiff_t)j * job->y_step);
+        T *dx = (T *)(job->result + (ptrdiff_t)j * job->result_step);
+        csm_tile_ahead(job->result, job->result_step, j, job->n, job->width * sizeof(T));
         for (size_t c = 0; c < job->width; c += V(W)) {
             V(t) a, b;
             FN(vjp_load)(dy + c, y + c, job->width - c, k.absent, &a, &b);
