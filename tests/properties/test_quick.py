@@ -18,9 +18,9 @@ from helpers import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
-from ops import BY_NAME
 
 import csoftmax
+from csoftmax._spec.operations import BY_NAME
 
 MODULE = sys.modules["csoftmax.softmax"]  # the name in the package is the function's
 
