@@ -16,8 +16,29 @@ EPSILON = {name: 2.0**-precision for name, (precision, _) in FORMATS.items()}
 UNITS_OF_THRESHOLD = 4
 
 
+def solve(z, power, c):
+    """Return the root c of sum((z + c)_+^power) = 1 in (0, 1]: Newton's method within bounds, from a first guess."""
+    low, high = np.zeros_like(c), np.ones_like(c)
+    for _ in range(200):
+        u = np.maximum(z + c, 0)
+        p = u**power
+        rest = p.sum(axis=-1, keepdims=True) - 1
+        slope = power * np.divide(p, u, out=np.zeros_like(u), where=u > 0).sum(axis=-1, keepdims=True)
+        low, high = np.where(rest < 0, c, low), np.where(rest >= 0, c, high)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            step = c - rest / slope
+        following = np.where((step > low) & (step <= high), step, (low + high) / 2)
+        if np.all(np.abs(following - c) <= 4 * np.finfo(c.dtype).eps * c):
+            break
+        c = following
+    return following
+
+
 def exact_probabilities(x, alpha, where=None):
-    """Return entmax of finite logits: the root c of sum((alpha - 1)(x - max) + c)_+^(1/(alpha - 1)) = 1 in (0, 1]."""
+    """Return entmax of finite logits: (z + c)_+^(1/(alpha - 1)), z = (alpha - 1)(x - max), with a sum of 1.
+
+    The root is sought in float64 first, where powers are cheap.
+    """
     x = wide(x)
     if where is not None:
         x = np.where(where, x, -np.inf)
@@ -25,37 +46,25 @@ def exact_probabilities(x, alpha, where=None):
         return exact_forward(x)[0]
     power = 1 / (EXACT(alpha) - 1)
     z = (x - x.max(axis=-1, keepdims=True)) / power
-    low, high = np.zeros_like(z[..., :1]), np.ones_like(z[..., :1])
-    c = high
-    for _ in range(200):
-        u = np.maximum(z + c, 0)
-        p = u**power
-        rest = p.sum(axis=-1, keepdims=True) - 1
-        slope = power * np.divide(p, u, out=np.zeros_like(u), where=u > 0).sum(axis=-1, keepdims=True)
-        low, high = np.where(rest < 0, c, low), np.where(rest >= 0, c, high)
-        step = c - rest / slope
-        following = np.where((step > low) & (step <= high), step, (low + high) / 2)
-        if np.all(np.abs(following - c) <= 4 * np.finfo(EXACT).eps * c):
-            break
-        c = following
-    return np.maximum(z + following, 0) ** power
+    guess = solve(z.astype(np.float64), np.float64(power), np.ones(z[..., :1].shape))
+    return np.maximum(z + solve(z, power, guess.astype(EXACT)), 0) ** power
 
 
-def exact_entmax(x, alpha=1.5, where=None):
-    """Return the probabilities; the slack is what a threshold in the compute type's last digit is worth.
-
-    An error dtau of the threshold is p^(2 - alpha) dtau / (alpha - 1) in p.
-    """
-    name = np.asarray(x).dtype.name
-    p = exact_probabilities(x, alpha, where)
+def slack_of_probabilities(p, alpha, dtype):
+    """Return what a threshold in the compute type's last digit is worth: p^(2 - alpha) dtau / (alpha - 1) in p."""
     with np.errstate(divide="ignore"):
         sensitivity = np.where(p > 0, p + p ** (2 - EXACT(alpha)) / max(EXACT(alpha) - 1, EXACT(2.0**-52)), 1)
     threshold = 16 * np.finfo(EXACT).eps
-    if name == "float64" and alpha not in (1, 1.5, 2):
+    if dtype == "float64" and alpha not in (1, 1.5, 2):
         threshold = UNITS_OF_THRESHOLD * EPSILON["float64"]
     slack = threshold * sensitivity
     # what is too small for the type may also be 0
-    return (Exact(p, None, np.where(p < smallest_normal("float32"), np.maximum(slack, p), slack)),)
+    return np.where(p < smallest_normal("float32"), np.maximum(slack, p), slack)
+
+
+def exact_entmax(x, alpha=1.5, where=None):
+    p = exact_probabilities(x, alpha, where)
+    return (Exact(p, None, slack_of_probabilities(p, alpha, np.asarray(x).dtype.name)),)
 
 
 def exact_sparsemax(x, where=None):
@@ -99,16 +108,20 @@ def exact_entmax_loss_with_grad(x, target, alpha=1.5, reduction="mean", where=No
     chain = 1 + x.shape[-1] / 64  # roundings of sums whose lanes are float64 as the results are
     missing = np.abs(q.sum(axis=-1) - 1) * (top + 1)
     slack = 64 * np.finfo(EXACT).eps * (top + 1) + missing * 2.0**-50
-    if name == "float64":
+    doubt_of_sum = EXACT(0)
+    if name == "float64":  # p is of a threshold that is off by up to its last digit, and so is the sum of all p
+        support = np.where(p > 0, np.where(p > 0, p, 1) ** (2 - EXACT(alpha)), 0).sum(axis=-1)
+        doubt_of_sum = 2 * EPSILON["float64"] * support / max(alpha - 1, 2.0**-52) if alpha != 1 else support * 0
         terms = chain * np.abs((p - q) * x).sum(axis=-1) + 4 / max(alpha * (alpha - 1), 0.25)
-        slack = slack + EPSILON["float64"] * (8 * np.abs(each) + terms)
+        slack = slack + EPSILON["float64"] * (8 * np.abs(each) + terms) + 2 * doubt_of_sum
     factor = {"none": EXACT(1), "sum": EXACT(1), "mean": 1 / EXACT(max(each.size, 1))}[reduction]
     loss = Exact(each, None, slack) if reduction == "none" else Exact(each.sum() * factor, None, slack.sum() * factor)
-    (exact,) = exact_entmax(wide(x) if name == "bfloat16" else x.astype(name), alpha, where)
+    slack = slack_of_probabilities(p, alpha, name)
     scale = np.maximum(np.maximum(p, q), np.abs(p - q)) * factor
     # a label's p - q is formed from the other classes
-    others = exact.slack.sum(axis=-1, keepdims=True) + (chain * EPSILON["float64"] if name == "float64" else 0)
-    doubt = exact.slack + np.where(q > 0, others, 0)
+    others = slack.sum(axis=-1, keepdims=True) + (chain * EPSILON["float64"] if name == "float64" else 0)
+    others = others + np.asarray(doubt_of_sum)[..., None]
+    doubt = slack + np.where(q > 0, others, 0)
     return loss, Exact((p - q) * factor, scale, doubt * factor)
 
 
@@ -118,8 +131,10 @@ def exact_entmax_loss(x, target, alpha=1.5, reduction="mean", where=None):
 
 def make_gradient(shape, dtype, seed, sigma, soft):
     """Return dy and a y that is 1.5-entmax of logits, in float64 and rounded."""
-    y = exact_probabilities(logits(shape, "float64", seed, sigma), 1.5) if shape[-1] else np.zeros(shape)
-    return logits(shape, dtype, seed + 1, 1.0), y.astype(np.float64).astype(dtype_of(dtype))
+    z = logits(shape, "float64", seed, sigma) / 2
+    z = z - z.max(axis=-1, keepdims=True, initial=-np.inf)
+    y = np.maximum(z + solve(z, 2.0, np.ones((*shape[:-1], 1))), 0) ** 2
+    return logits(shape, dtype, seed + 1, 1.0), y.astype(dtype_of(dtype))
 
 
 NAN_ROWS = {"NaN": (np.nan,), "+inf": (np.nan,), "all -inf": (np.nan,)}

@@ -44,9 +44,9 @@ def arrange(op: Operation, sample: Sample, layout: str) -> tuple[Sample, int]:
 
     def bring(name, value):
         role = op.role(name, sample)
-        if role == CLASSES:
+        if role == CLASSES and op.accepts("axis"):
             return LAYOUTS[layout](value)[0]
-        return value[None] if layout == "3-d middle" and role == ROWS and np.ndim(value) else value
+        return value[None] if layout == "3-d middle" and role in (CLASSES, ROWS) and np.ndim(value) else value
 
     return Sample(*({name: bring(name, value) for name, value in part.items()} for part in sample)), axis
 

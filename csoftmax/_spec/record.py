@@ -142,16 +142,16 @@ class Operation:
         names = (argument.name for argument in self.arguments)
         return Sample(dict(zip(names, arrays, strict=True)), chosen.options(tuple(shape), dtype, seed))
 
-    def call(self, sample: Sample, axis=None, **options):
-        """Call the function as a user would: arrays by position, everything else by name."""
+    def call(self, sample: Sample, axis=..., **options):
+        """Call the function as a user would: arrays by position, everything else by name; `...` is the default axis."""
         options = {**sample.options, **options}
-        if axis is not None and self.accepts("axis"):
+        if axis is not ... and self.accepts("axis"):
             options["axis"] = axis
         if self.invoke is not None:
             return self.invoke(self.function(), *sample.arrays.values(), **options)
         return self.function()(*sample.arrays.values(), **options)
 
-    def compute(self, sample: Sample, axis=None, **options) -> tuple[np.ndarray, ...]:
+    def compute(self, sample: Sample, axis=..., **options) -> tuple[np.ndarray, ...]:
         """Call the function and return its results as a tuple of arrays."""
         return self.unpack(self.call(sample, axis, **options))
 

@@ -10,12 +10,13 @@ import re
 import oracle
 import pytest
 from helpers import ROOT
-from ops import DTYPES, OPS
 
 import csoftmax
 from csoftmax._cpu import binding
+from csoftmax._spec.formats import DTYPES
+from csoftmax._spec.operations import SOFTMAX_FAMILY
 
-NAMES = {op.name for op in OPS}
+NAMES = {op.name for op in SOFTMAX_FAMILY}
 SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
 NOT_OPERATIONS = {"get_cmake_dir", "get_include", "get_library", "show_config"}
 NOT_OPERATIONS |= {"get_num_threads", "set_num_threads", "threads"}
@@ -36,7 +37,7 @@ def rows(name):
 def test_registry_has_the_op_list():
     inputs = {"UNARY": 1, "BINARY": 2}
     assert {row[0]: (inputs[row[1]], int(row[2])) for row in rows("CSM_OPS")} == {
-        op.name: (op.inputs, int(op.keeps_axis)) for op in OPS
+        op.name: (op.inputs, int(op.keeps_axis)) for op in SOFTMAX_FAMILY
     }
 
 
@@ -68,7 +69,7 @@ def test_public_functions():
     assert len(set(csoftmax.__all__)) == len(csoftmax.__all__)
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", SOFTMAX_FAMILY, ids=lambda op: op.name)
 def test_oracle_and_documentation(op):
     assert callable(getattr(oracle, op.name))
     parameters = inspect.signature(op.function()).parameters

@@ -1,4 +1,7 @@
-"""What several test files share: bits, layouts, calls in a fresh process, small C libraries."""
+"""What several test files share: comparing bits, calls in a fresh process, small C libraries.
+
+Layouts of arrays and sample inputs belong to the records, csoftmax/_spec.
+"""
 
 import os
 import shutil
@@ -7,18 +10,14 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
-HAS_CMAKE = all(shutil.which(tool) is not None for tool in ("cmake", "nm", "cc"))  # what test_c_library.py needs
-NAN_BITS = {"float32": 0x7FC00000, "float64": 0x7FF8000000000000, "float16": 0x7E00, "bfloat16": 0x7FC0}
-UINT = {2: np.uint16, 4: np.uint32, 8: np.uint64}
+from csoftmax._spec.formats import bits
+from csoftmax._spec.operations import OPERATIONS
 
-
-def bits(x):
-    """The bit patterns of an array, in C order and native byte order."""
-    x = np.asarray(x)
-    x = np.array(x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("=")), order="C")
-    return x.view(UINT[x.dtype.itemsize])
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "tests" / "records"
+HAS_CMAKE = all(shutil.which(tool) is not None for tool in ("cmake", "nm", "cc"))  # for the tests of the C library
 
 
 def assert_same_bits(got, expected, what=""):
@@ -34,47 +33,12 @@ def assert_same_bits(got, expected, what=""):
         )
 
 
-def misaligned(x):
-    """A C-contiguous copy that begins at an odd address."""
-    memory = np.zeros(x.nbytes + 65, np.uint8)
-    begin = 1 - memory.ctypes.data % 2 + 2
-    y = memory[begin : begin + x.nbytes].view(x.dtype).reshape(x.shape)
-    y[...] = x
-    assert x.size == 0 or y.ctypes.data % 2 == 1
-    return y
-
-
-def _strided(x):
-    y = np.zeros((2 * x.shape[0] + 1, 3 * x.shape[1] + 2), x.dtype)[1::2, 2::3][: x.shape[0], : x.shape[1]]
-    y[...] = x
-    return y
-
-
-# Each takes (rows, K) and gives the same values in another layout, and the axis of K.
-LAYOUTS = {
-    "last axis": lambda x: (np.ascontiguousarray(x), -1),
-    "axis 0": lambda x: (np.ascontiguousarray(x.T), 0),
-    "strided": lambda x: (_strided(x), 1),
-    "strided axis 0": lambda x: (_strided(np.ascontiguousarray(x.T)), 0),
-    "reversed": lambda x: (np.ascontiguousarray(x[::-1, ::-1])[::-1, ::-1], -1),
-    "padded rows": lambda x: (np.concatenate([x, x], axis=1)[:, : x.shape[1]], -1),
-    "misaligned": lambda x: (misaligned(x), -1),
-    "misaligned axis 0": lambda x: (misaligned(np.ascontiguousarray(x.T)), 0),
-    "3-d middle": lambda x: (np.ascontiguousarray(x[None].transpose(0, 2, 1)), 1),
-}
-
-
-def call(op, arrays, layout="last axis", **options):
-    """Call an operation on (rows, K) arrays brought into a layout; the result is (rows, K) or (rows,) again."""
-    views = [LAYOUTS[layout](a) for a in arrays]
-    axis = views[0][1]
-    result = op.function()(*(v for v, _ in views), axis=axis, **options)
-    if layout == "3-d middle":
-        result = result[0]
-        axis = 0
-    if op.keeps_axis and axis == 0:
-        result = result.T
-    return result
+def assert_same_results(got, expected, what=""):
+    """Compare the bits of several results."""
+    __tracebackhide__ = True
+    assert len(got) == len(expected), what
+    for i, (one, other) in enumerate(zip(got, expected, strict=True)):
+        assert_same_bits(np.asarray(one), np.asarray(other), f"{what}, result {i}")
 
 
 def run_python(code, *, script=None, timeout=120, check=True, **environment):
@@ -103,12 +67,7 @@ def compile_library(folder, source, name="helper"):
     return library
 
 
-class FixedUniform(np.random.Generator):
-    """A generator whose uniform numbers are given."""
-
-    def __init__(self, u):
-        super().__init__(np.random.PCG64(0))
-        self.u = u
-
-    def random(self, shape):
-        return self.u.reshape(shape)
+def every_record(promise):
+    """Parametrise a test with `record`, every operation that makes a promise; the others say why not in the record."""
+    records = [op for op in OPERATIONS if promise not in op.exempt and op.is_available]
+    return pytest.mark.parametrize("record", records, ids=lambda op: op.name)

@@ -10,14 +10,16 @@ import mpmath
 import numpy as np
 import oracle
 import pytest
-from failing_allocations import SHIM
-from helpers import LAYOUTS, NAN_BITS, assert_same_bits, bits, run_python
+from helpers import assert_same_bits, run_python
+from helpers.failing_allocations import SHIM
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from ops import SIZES, dtype_of, logits, unlike_rows
 
 import csoftmax
 from csoftmax._cpu import binding
+from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
+from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.samples import SIZES, logits, unlike_rows
 
 LD = np.longdouble
 bulk = pytest.mark.skipif(not oracle.bulk_is_precise, reason="longdouble is float64 here")

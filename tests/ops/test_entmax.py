@@ -4,13 +4,15 @@ import mpmath
 import numpy as np
 import pytest
 from entmax_oracle import exact, exact_loss, numbers, rows, ulps
-from helpers import LAYOUTS, NAN_BITS, assert_same_bits, bits
+from helpers import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops import dtype_of, logits
 
 import csoftmax
 from csoftmax._cpu import binding
+from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
+from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.samples import logits
 
 ALPHAS = (1.000001, 1.01, 1.2, 1.5, 1.7, 2.0, 3.0, 5.0)
 EPS = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ops import dtype_of
 
 import csoftmax
+from csoftmax._spec.formats import dtype_of
 
 
 def layer(n, d, k, dtype="float64", seed=0):

@@ -3,12 +3,13 @@
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import LAYOUTS, FixedUniform
-from ops import dtype_of, logits
 from scipy import stats
 
 import csoftmax
 from csoftmax._cpu import binding
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.samples import FixedUniform, logits
 
 
 def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):

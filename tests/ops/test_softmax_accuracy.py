@@ -10,9 +10,11 @@ import math
 import numpy as np
 import oracle
 import pytest
-from ops import FORWARD, SIZES, dtype_of, logits
 
 import csoftmax
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.operations import FORWARD
+from csoftmax._spec.samples import SIZES, logits
 
 LIMITS = {
     "softmax": {"float32": 3, "float64": 4, "float16": 0.51, "bfloat16": 0.51},

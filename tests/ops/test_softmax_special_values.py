@@ -8,10 +8,13 @@ What takes no part is never read.
 import numpy as np
 import oracle
 import pytest
-from helpers import LAYOUTS, NAN_BITS, UINT, assert_same_bits, bits, call
-from ops import BACKWARD, FORWARD, OPS, dtype_of, logits
+from helpers import assert_same_bits
 
 import csoftmax
+from csoftmax._spec.formats import NAN_BITS, UNSIGNED, bits, dtype_of
+from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.operations import BACKWARD, FORWARD, SOFTMAX_FAMILY
+from csoftmax._spec.samples import logits
 
 INDICES = 4 * 16 + 6
 INF = np.float32(np.inf)
@@ -31,7 +34,7 @@ def payloads(dtype):
 
 def nan(dtype, i=0):
     patterns = payloads(dtype)
-    return np.array(patterns[i % len(patterns)], UINT[dtype_of(dtype).itemsize]).view(dtype_of(dtype))
+    return np.array(patterns[i % len(patterns)], UNSIGNED[dtype_of(dtype).itemsize]).view(dtype_of(dtype))
 
 
 def assert_canonical_nan(result, dtype):
@@ -346,7 +349,7 @@ def test_temperature_infinite(dtype, layout):
 
 
 def csoftmax_op(name):
-    return next(op for op in OPS if op.name == name)
+    return next(op for op in SOFTMAX_FAMILY if op.name == name)
 
 
 @pytest.mark.parametrize("temperature", [0.0, np.inf, 1e-30, 1e-300, 1e300, 0.5, 2.0])

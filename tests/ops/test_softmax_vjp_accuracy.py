@@ -13,9 +13,10 @@ from fractions import Fraction
 import numpy as np
 import oracle
 import pytest
-from ops import dtype_of, logits
 
 import csoftmax
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.samples import logits
 
 bulk = pytest.mark.skipif(not oracle.bulk_is_precise, reason="longdouble is float64 here")
 LOG_LIMIT = (4.5, 5.5)  # T = 1, other T

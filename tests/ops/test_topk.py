@@ -2,14 +2,16 @@
 
 import numpy as np
 import pytest
-from failing_allocations import SHIM
-from helpers import LAYOUTS, NAN_BITS, assert_same_bits, bits, misaligned, run_python
+from helpers import assert_same_bits, run_python
+from helpers.failing_allocations import SHIM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from ops import dtype_of, logits
 
 import csoftmax
+from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
+from csoftmax._spec.layouts import LAYOUTS, misaligned
+from csoftmax._spec.samples import logits
 
 
 def stable(x, k, largest=True):

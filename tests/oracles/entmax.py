@@ -1,8 +1,12 @@
-"""What alpha-entmax and its loss are, by Newton's method and bisection in mpmath, and rows to try them on."""
+"""What alpha-entmax and its loss mean, by Newton's method and bisection in mpmath, and rows to try them on.
+
+csoftmax/_spec/entmax.py has the same in long double, for many rows.
+"""
 
 import mpmath
 import numpy as np
-from ops import dtype_of
+
+from csoftmax._spec.formats import dtype_of
 
 
 def numbers(x):
@@ -10,7 +14,7 @@ def numbers(x):
 
 
 def exact(x, alpha):
-    """Probabilities as mpmath numbers: the root of their sum less 1, between bounds, 200 bits."""
+    """Return the probabilities as mpmath numbers: the root of their sum less 1, between bounds, in 200 bits."""
     with mpmath.workprec(200):
         scale = mpmath.mpf(alpha) - 1
         z = [scale * v for v in numbers(x)]
@@ -32,7 +36,7 @@ def exact(x, alpha):
 
 
 def exact_loss(x, q, alpha):
-    """Omega*(x) + Omega(q) - <x, q>."""
+    """Return Omega*(x) + Omega(q) - <x, q>."""
     p = exact(x, alpha)
     with mpmath.workprec(200):
         a = mpmath.mpf(alpha)
@@ -50,13 +54,13 @@ def exact_loss(x, q, alpha):
 
 
 def ulps(got, expected, dtype):
-    """Distance in units of the last place of the exact number."""
+    """Return the distance in units in the last place of the exact number."""
     place = np.spacing(np.array(abs(float(expected))).astype(dtype_of(dtype))).astype(np.float64)
     return float(abs(mpmath.mpf(float(got)) - expected) / mpmath.mpf(float(place)))
 
 
 def rows(dtype, seed=0):
-    """Rows of several scales and lengths: few survivors, all survive, ties."""
+    """Yield rows of several scales and lengths: few survivors, all survive, ties."""
     rng = np.random.default_rng(seed)
     for n in (1, 2, 3, 8, 17, 60):
         for sigma, offset in ((0.001, 0), (0.4, 0), (1, 0), (5, 3), (100, 0), (1, 300)):

@@ -8,10 +8,10 @@ import math
 import numpy as np
 import oracle
 import pytest
-from helpers import bits, run_python
-from ops import dtype_of
+from helpers import run_python
 
 import csoftmax
+from csoftmax._spec.formats import bits, dtype_of
 
 HUGE = 2**31 + 5
 

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from helpers import run_python
-from ops import dtype_of
 
 import csoftmax
+from csoftmax._spec.formats import dtype_of
 
 X = np.arange(12, dtype=np.float32).reshape(3, 4)
 

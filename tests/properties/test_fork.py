@@ -9,9 +9,9 @@ import sys
 
 import pytest
 from helpers import assert_same_bits, run_python
-from ops import logits
 
 import csoftmax
+from csoftmax._spec.samples import logits
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 

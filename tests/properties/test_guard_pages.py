@@ -7,14 +7,17 @@ import sys
 
 import pytest
 from helpers import run_python
-from ops import DTYPES, OPS
+
+from csoftmax._spec.formats import DTYPES
+from csoftmax._spec.operations import SOFTMAX_FAMILY
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mmap and mprotect as on Linux")
 
 PRELUDE = '''
 import ctypes, mmap, sys
 import numpy as np, ml_dtypes, csoftmax
-from ops import BY_NAME, dtype_of
+from csoftmax._spec.operations import BY_NAME
+from csoftmax._spec.formats import dtype_of
 libc = ctypes.CDLL(None, use_errno=True)
 libc.mmap.restype = ctypes.c_void_p
 libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -66,7 +69,7 @@ def in_a_process(code):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", SOFTMAX_FAMILY, ids=lambda op: op.name)
 def test_every_length(op, dtype):
     """K = 1 ... 131 in one and in three rows, along the last axis and axis 0, with temperature and mask."""
     in_a_process(f'''
@@ -87,7 +90,7 @@ print("done")
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", SOFTMAX_FAMILY, ids=lambda op: op.name)
 def test_long_and_wide_arrays(op, dtype):
     """Around the block length and beyond, tiles of every width, several threads."""
     in_a_process(f'''
@@ -106,7 +109,7 @@ print("done")
 ''')
 
 
-@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+@pytest.mark.parametrize("op", SOFTMAX_FAMILY, ids=lambda op: op.name)
 def test_special_rows_and_odd_views(op):
     """The cold paths: NaN, infinities, limits of temperature, misaligned and strided views at the page's edge."""
     in_a_process(f'''

@@ -5,16 +5,36 @@ import itertools
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from helpers import assert_same_bits
+from helpers import assert_same_bits, assert_same_results, every_record
 from hypothesis import HealthCheck, given, settings
-from ops import DTYPES, OPS, dtype_of, logits
 
-import csoftmax
-from csoftmax._arguments.layouts import overlaps_itself
+from csoftmax._spec.formats import DTYPES, dtype_of
+from csoftmax._spec.layouts import LAYOUTS, arrange, restore
+from csoftmax._spec.operations import OPERATIONS
+from csoftmax._spec.record import CLASSES, Sample
+from csoftmax._spec.samples import logits
 
-WITH_OUT = [op for op in OPS if op.has_out]
-operations = pytest.mark.parametrize("op", WITH_OUT, ids=lambda op: op.name)
-quick = settings(max_examples=120, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+quick = settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck), derandomize=True)
+# Those whose out has the classes; the pair of topk_softmax is tested in tests/ops/test_topk.py.
+WITH_OUT = [op for op in OPERATIONS if "overlap" not in op.exempt and op.results[-1].role == CLASSES]
+with_out = pytest.mark.parametrize("record", WITH_OUT, ids=lambda op: op.name)
+
+
+def placed(record, sample):
+    """Return the names of the arrays that have the dtype and the shape of out."""
+    first = sample.arrays[record.arguments[0].name]
+    return [name for name, a in sample.arrays.items() if a.shape == first.shape and a.dtype == first.dtype]
+
+
+def check(record, sample, out, what, axis=..., expected=None):
+    """Write over the arrays that `out` overlaps, and compare with a call on copies."""
+    copies = Sample({name: a.copy() for name, a in sample.arrays.items()}, sample.options)
+    expected = record.compute(copies, axis) if expected is None else expected
+    results = record.call(sample, axis, out=out)
+    got = results[-1] if isinstance(results, tuple) else results
+    assert got is out
+    assert_same_bits(out, expected[-1], what)
+    return expected
 
 
 @st.composite
@@ -39,99 +59,149 @@ def windows(draw, shape):
 
 @st.composite
 def overlaps(draw):
-    shape = draw(st.sampled_from([(5,), (40,), (3, 4), (4, 4), (2, 17), (9, 9), (2, 3, 5), (3, 3, 3)]))
-    return draw(windows(shape)), draw(windows(shape)), draw(windows(shape)), draw(st.integers(0, len(shape) - 1))
+    shape = draw(st.sampled_from([(1, 5), (1, 40), (3, 4), (4, 4), (2, 17), (9, 9), (6, 5), (9, 3)]))
+    return shape, draw(windows(shape)), draw(windows(shape)), draw(windows(shape)), draw(st.sampled_from([0, 1]))
 
 
-@operations
+@with_out
 @quick
-@given(case=overlaps(), dtype=st.sampled_from(DTYPES))
-def test_any_overlap(op, case, dtype):
-    """Partial, shifted, transposed, reversed, interleaved: out, dy and y are windows of one piece of memory."""
-    first, second, target, axis = case
-    memory = (np.abs(logits(4096, "float64")) / 8 * (-1 if op.log else 1)).astype(dtype_of(dtype))
-    arrays = [first(memory), second(memory)][: op.inputs]
-    expected = op.function()(*(a.copy() for a in arrays), axis=axis)
-    before = memory.copy()
-    out = target(memory)
-    assert op.function()(*arrays, axis=axis, out=out) is out
-    assert_same_bits(out, expected)
-    target(before)[...] = expected
+@given(case=overlaps(), dtype=st.sampled_from(DTYPES), data=st.data())
+def test_any_overlap(record, case, dtype, data):
+    """Partial, shifted, transposed, reversed, interleaved: out and inputs are windows of one piece of memory."""
+    shape, *views, target, axis = case
+    variant = data.draw(st.sampled_from(list(record.variants)))
+    sample, _ = arrange(record, record.sample(shape if axis else shape[::-1], dtype, 1, variant=variant), "last axis")
+    if axis == 0:
+        sample, _ = arrange(record, record.sample(shape[::-1], dtype, 1, variant=variant), "axis 0")
+    memory = (np.abs(logits(4096, "float64")) / 8 * (-1 if record.log else 1)).astype(dtype_of(dtype))
+    arrays = dict(sample.arrays)
+    for name, view in zip(placed(record, sample), views):
+        arrays[name] = view(memory)
+    sample = Sample(arrays, sample.options)
+    before, out = memory.copy(), target(memory)
+    expected = check(record, sample, out, f"{variant}, axis {axis}", axis)
+    target(before)[...] = expected[-1]
     assert_same_bits(memory, before, "memory outside out")
 
 
-@operations
-def test_shifted_by_every_distance(op, dtype):
+@with_out
+def test_shifted_by_every_distance(record, dtype):
     for k in (1, 7, 33, 5000):
         for distance in (1, 3, 16, 31, k):
+            sample = record.sample((4, k), dtype)
             memory = np.zeros(k * 4 + 2 * distance, dtype_of(dtype))
             x = memory[distance : distance + 4 * k].reshape(4, k)
-            arrays = op.make((4, k), dtype)
-            expected = op.function()(*arrays)
+            expected = record.compute(sample)
             for begin in (0, 2 * distance):
-                for which in range(op.inputs):
-                    x[...] = arrays[which]
-                    given_arrays = list(arrays)
-                    given_arrays[which] = x
+                for name in placed(record, sample):
+                    x[...] = sample.arrays[name]
+                    moved = Sample({**sample.arrays, name: x}, sample.options)
                     out = memory[begin : begin + 4 * k].reshape(4, k)
-                    op.function()(*given_arrays, out=out)
-                    assert_same_bits(out, expected, f"K={k} shift {begin - distance}")
+                    check(record, moved, out, f"K={k} shift {begin - distance}", expected=expected)
 
 
-@operations
-def test_transposed_onto_itself(op, dtype):
+@with_out
+def test_transposed_onto_itself(record, dtype):
     for k in (2, 16, 65):
-        arrays = op.make((k, k), dtype)
-        expected = op.function()(*arrays)
-        for which in range(op.inputs):
-            given_arrays = [a.copy() for a in arrays]
-            op.function()(*given_arrays, out=given_arrays[which].T)
-            assert_same_bits(given_arrays[which].T, expected)
-            given_arrays = [a.copy() for a in arrays]
-            op.function()(*given_arrays, out=given_arrays[which][::-1, ::-1])
-            assert_same_bits(given_arrays[which][::-1, ::-1], expected)
+        sample = record.sample((k, k), dtype)
+        for name in placed(record, sample):
+            for turn in (lambda a: a.T, lambda a: a[::-1, ::-1]):
+                target = sample.arrays[name].copy()
+                check(record, Sample({**sample.arrays, name: target}, sample.options), turn(target), f"K={k}")
 
 
-@operations
-def test_in_place_over_several_axes(op):
+@with_out
+def test_in_place(record, dtype):
+    """Write over each input, in every layout, with every set of options."""
+    for variant in record.variants:
+        for rows, k in ((3, 2), (40, 30), (17, 200), (9, 4097))[: 4 if variant == "plain" else 3]:
+            sample = record.sample((rows, k), dtype, k, variant=variant)
+            expected = record.compute(sample)
+            for layout in LAYOUTS if variant == "plain" else ("last axis", "axis 0"):
+                for name in placed(record, sample):
+                    arranged, axis = arrange(record, sample, layout)
+                    target = arranged.arrays[name].copy(order="K")
+                    arranged = Sample({**arranged.arrays, name: target}, arranged.options)
+                    results = record.compute(arranged, axis, out=target)
+                    assert_same_results(restore(record, results, layout), expected, f"{variant}, K={k} {layout}")
+                    assert np.shares_memory(results[-1], target)
+
+
+@with_out
+def test_every_layout_of_the_destination(record, dtype):
+    for rows, k in ((5, 9), (33, 70), (9, 4200)):
+        sample = record.sample((rows, k), dtype, k)
+        expected = record.compute(sample)
+        for name, layout in LAYOUTS.items():
+            if name != "3-d middle":
+                target, axis = layout(np.zeros((rows, k), dtype_of(dtype)))
+                arranged, _ = arrange(record, sample, "axis 0" if axis == 0 else "last axis")
+                record.call(arranged, axis, out=target)
+                assert_same_bits(target.T if axis == 0 else target, expected[-1], name)
+
+
+@with_out
+def test_in_place_over_several_axes(record):
+    if not record.accepts("axis"):
+        pytest.skip("it takes no axis")
     for axis in ((0, 2), (2, 0), None, (1,), (0, 1)):
-        arrays = op.make((3, 4, 5), "float64")
-        expected = op.function()(*arrays, axis=axis)
-        target = arrays[0].copy()
-        op.function()(target, *arrays[1:], axis=axis, out=target)
-        assert_same_bits(target, expected, f"axis {axis}")
-        strided = np.zeros((6, 4, 10))[::2, :, ::-2]
-        op.function()(*arrays, axis=axis, out=strided)
-        assert_same_bits(strided, expected, f"axis {axis}")
+        taken = axis if axis is not None else (0, 1, 2)
+        batch = tuple(n for i, n in enumerate((3, 4, 5)) if i not in taken)
+        sample = record.sample((int(np.prod(batch)), 60 // int(np.prod(batch))), "float64")
+        arrays = {name: a.reshape(3, 4, 5) if a.ndim > 1 else a.reshape(batch) for name, a in sample.arrays.items()}
+        first = record.arguments[0].name
+        for out in (arrays[first].copy(), np.zeros((6, 4, 10))[::2, :, ::-2]):
+            given_arrays = {**arrays, first: out} if out.flags.c_contiguous else arrays
+            check(record, Sample(given_arrays, sample.options), out, f"axis {axis}", axis)
 
 
-@operations
-def test_y_is_dy_is_out(op):
-    if op.inputs == 1:
-        pytest.skip("one input")
+@with_out
+def test_inputs_that_are_one_array_and_out(record):
+    sample = record.sample((4, 100), "float32")
+    names = placed(record, sample)
     for k in (5, 100, 5000):
-        _, y = op.make((4, k), "float32")
-        expected = op.function()(y.copy(), y.copy())
-        assert op.function()(y, y, out=y) is y
-        assert_same_bits(y, expected)
+        sample = record.sample((4, k), "float32")
+        y = sample.arrays[names[-1]]
+        check(record, Sample({**sample.arrays, **dict.fromkeys(names, y)}, sample.options), y, f"K={k}")
 
 
-@operations
-def test_the_mask_lies_in_out(op):
+@with_out
+def test_the_mask_lies_in_out(record):
     """where is read before anything is written, even where out is the same memory."""
-    arrays = op.make((4, 64), "float32")
+    if not record.accepts("where"):
+        pytest.skip("it takes no where")
+    sample = record.sample((4, 64), "float32")
     memory = np.zeros((4, 64), np.float32)
     where = memory.view(np.bool_).reshape(4, 256)[:, 100:164]
     mask = np.arange(256).reshape(4, 64) % 3 > 0
+    if "target" in sample.arrays:
+        mask[np.arange(4), sample.arrays["target"]] = True
     where[...] = mask
-    expected = op.function()(*arrays, where=mask)
-    op.function()(*arrays, where=where, out=memory)
-    assert_same_bits(memory, expected)
+    expected = record.compute(sample, where=mask)
+    record.call(sample, where=where, out=memory)
+    assert_same_bits(memory, expected[-1])
 
 
-@operations
-def test_out_that_overlaps_itself_is_refused(op):
-    arrays = op.make((4, 6), "float64")
+@with_out
+def test_options_lie_in_out(record):
+    """Labels, weights and soft labels are read before anything is written."""
+    for variant in record.variants:
+        sample = record.sample((40, 30), "float64", variant=variant)
+        expected = record.compute(sample)
+        for name, a in [*sample.arrays.items(), *sample.options.items()]:
+            if isinstance(a, np.ndarray) and a.dtype.itemsize == 8:
+                memory = np.zeros((40, 30))
+                there = memory.reshape(-1)[7 : 7 + a.size].view(a.dtype).reshape(a.shape) if a.size < 1200 else memory
+                there[...] = a
+                part = sample.arrays if name in sample.arrays else sample.options
+                changed = {**part, name: there}
+                moved = Sample(changed, sample.options) if part is sample.arrays else Sample(sample.arrays, changed)
+                assert_same_results(record.compute(moved, out=memory), expected, f"{variant}, {name}")
+
+
+@with_out
+def test_out_that_overlaps_itself_is_refused(record):
+    sample = record.sample((4, 6), "float64")
     memory = np.full(100, 7.0)
     stride = memory.itemsize
     for strides in (
@@ -144,12 +214,13 @@ def test_out_that_overlaps_itself_is_refused(op):
     ):
         out = np.lib.stride_tricks.as_strided(memory[10:], (4, 6), strides)
         with pytest.raises(ValueError, match="out overlaps itself"):
-            op.function()(*arrays, out=out)
+            record.call(sample, out=out)
     assert np.all(memory == 7)
+    expected = record.compute(sample)
     for strides in ((6 * stride, stride), (stride, 4 * stride), (-6 * stride, stride), (9 * stride, stride)):
         out = np.lib.stride_tricks.as_strided(memory[30:], (4, 6), strides)
-        op.function()(*arrays, out=out)
-        assert_same_bits(out, op.function()(*arrays))
+        record.call(sample, out=out)
+        assert_same_bits(out, expected[-1])
 
 
 @quick
@@ -158,19 +229,17 @@ def test_out_that_overlaps_itself_is_refused(op):
     strides=st.lists(st.integers(-12, 12), min_size=4, max_size=4),
 )
 def test_overlap_is_found_exactly(shape, strides):
-    """Against the definition: two elements share a byte."""
+    """Compare with the definition: two elements share a byte."""
+    from csoftmax._arguments.layouts import overlaps_itself
+
     memory = np.zeros(4000, np.uint8)
     x = np.ndarray(shape, np.uint16, memory, offset=2000, strides=strides[: len(shape)])
     places = sorted(sum(i * s for i, s in zip(index, x.strides, strict=True)) for index in np.ndindex(shape))
     assert overlaps_itself(x) == any(b - a < 2 for a, b in itertools.pairwise(places))
 
 
-@operations
-def test_the_result_of_a_call_is_out_itself(op):
-    arrays = op.make((3, 5), "float32")
-    out = np.zeros((3, 5), np.float32)
-    assert op.function()(*arrays, out=out) is out
-    assert op.function()(*arrays, axis=0, out=out) is out
-    fresh = op.function()(*arrays)
-    assert not any(np.shares_memory(fresh, a) for a in arrays)
-    assert csoftmax.softmax(out) is not out
+@every_record("overlap")
+def test_a_fresh_result_shares_no_memory(record):
+    sample = record.sample((3, 5), "float32")
+    for result in record.compute(sample):
+        assert not any(np.shares_memory(result, a) for a in sample.arrays.values())

@@ -18,9 +18,9 @@ from helpers import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as stn
-from ops import BY_NAME
 
 import csoftmax
+from csoftmax._spec.operations import BY_NAME
 
 RUN = "csoftmax._ops.softmax._run_softmax"  # what the Python function of a call that is not plain calls
 

@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 import threadpoolctl
 from helpers import assert_same_bits, run_python
-from ops import OPS
 
 import csoftmax
-from csoftmax import _threads
-from csoftmax._cpu import binding
+from csoftmax import _cpu, _threads
+from csoftmax._spec.operations import SOFTMAX_FAMILY
 
 SYSTEM_CALLS = {  # of Linux
     "x86_64": {"SECCOMP": 317, "SETAFFINITY": 203},
@@ -267,5 +266,5 @@ def test_cgroup_quota(tmp_path, files, membership, expected):
 
 
 def test_every_function_takes_num_threads():
-    for op in OPS:
+    for op in SOFTMAX_FAMILY:
         assert inspect.signature(op.function()).parameters["num_threads"].default is None

@@ -20,10 +20,12 @@ import loss_oracle
 import ml_dtypes  # noqa: F401
 import numpy as np
 import oracle
-from ops import DTYPES, OPS, SIZES, dtype_of, logits
 
 import csoftmax
 from csoftmax._cpu import binding
+from csoftmax._spec.formats import DTYPES, dtype_of
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.samples import SIZES, logits
 
 # The smallest normal number of the type.
 TINY = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float64": 2.0**-1022, "float16": 2.0**-14}
@@ -89,7 +91,7 @@ def cases(op, dtype, effort):
 def measure(effort):
     """{(op, dtype, isa): (worst, where, elements)}; the oracle runs once for all instruction sets."""
     worst, before = {}, binding.isa()
-    for op in OPS:
+    for op in SOFTMAX_FAMILY:
         for dtype in DTYPES:
             if op.name.endswith("vjp") and dtype == "float64":
                 continue  # longdouble is no oracle for a sum of float64 products: see test_vjp_accuracy.py
@@ -111,7 +113,7 @@ def measure(effort):
 def exact_gradients(rows):
     """The float64 gradients against rational arithmetic and mpmath."""
     worst = {}
-    for op in OPS[3:]:
+    for op in SOFTMAX_FAMILY[3:]:
         for seed in range(rows):
             k, sigma = (3, 17, 65, 130)[seed % 4], (0.3, 3, 20)[seed % 3]
             dy = logits((k,), "float64", seed, 1.0)
@@ -220,7 +222,7 @@ def table(worst):
     isas = binding.isa_available()
     lines = ["| function | dtype | promise | " + " | ".join(isas) + " | elements | worst at |",
              "|---|---|---|" + "---|" * (len(isas) + 2)]  # fmt: skip
-    for op in OPS:
+    for op in SOFTMAX_FAMILY:
         for dtype in DTYPES:
             found = [worst.get((op.name, dtype, isa)) for isa in isas]
             if None in found:

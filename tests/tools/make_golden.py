@@ -1,6 +1,6 @@
-"""Writes golden.json: the hash of the result bits for every function, dtype and case below.
+"""Writes tests/records/golden.json: the hash of the result bits for every function, dtype and case below.
 
-    python tests/make_golden.py
+    python tests/tools/make_golden.py
 
 A change of these hashes is a change of bits for every user: a deliberate decision, noted in CHANGELOG.md.  Inputs are
 made with integer arithmetic and exact divisions only, so that no random generator's version enters.
@@ -12,11 +12,13 @@ from pathlib import Path
 
 import ml_dtypes  # noqa: F401
 import numpy as np
-from ops import DTYPES, OPS, dtype_of
 
 import csoftmax
+from csoftmax._spec.formats import DTYPES, dtype_of
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.samples import integers
 
-FILE = Path(__file__).with_name("golden.json")
+FILE = Path(__file__).resolve().parents[1] / "records" / "golden.json"
 # name: (rows, K, scale of the logits, offset, temperature)
 CASES = {
     "1x1": (1, 1, 8, 0, 1.0),
@@ -35,15 +37,6 @@ CASES = {
 }
 
 
-def integers(count, seed):
-    """A linear congruential sequence (Knuth's MMIX constants), 24 bits each."""
-    state, values = seed, []
-    for _ in range(count):
-        state = (state * 6364136223846793005 + 1442695040888963407) % 2**64
-        values.append(state >> 40)
-    return np.array(values, np.float64)
-
-
 def inputs(op, dtype, case):
     rows, k, scale, offset, _ = CASES[case]
     x = ((integers(rows * k, 1).reshape(rows, k) / 2**24 - 0.5) * scale + offset).astype(dtype_of(dtype))
@@ -55,13 +48,13 @@ def inputs(op, dtype, case):
 
 
 def hashed(*results):
-    """CuPy's come to the host."""
+    """Return the hash of the bits of all results, which CuPy copies to the host."""
     host = (r.get() if hasattr(r, "get") else np.asarray(r) for r in results)
     return hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in host)).hexdigest()[:32]
 
 
 def digest(op, dtype, case, place=np.asarray):
-    """`place` puts the inputs where they are to be computed with."""
+    """Return the hash of a case of the softmax family; `place` puts the inputs where they are computed with."""
     return hashed(op.function()(*map(place, inputs(op, dtype, case)), temperature=CASES[case][4]))
 
 
@@ -73,9 +66,9 @@ LOSSES = {
 
 
 def loss_digest(dtype, case, kind, place=np.asarray):
-    """Of the row losses, the mean and its gradient."""
+    """Return the hash of the row losses, their mean and its gradient."""
     rows, k, _, _, temperature = CASES[case]
-    (x,) = inputs(OPS[0], dtype, case)
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
     options = dict(LOSSES[kind], temperature=temperature)
     target = (integers(rows, 3) % k).astype(np.int64)
     if "label_smoothing" in options:
@@ -92,12 +85,12 @@ SPARSE = (1.25, 1.5, 2.0)  # alpha
 
 
 def sparse_digest(dtype, case, alpha, place=np.asarray):
-    """Of top-k, its softmax, entmax with gradient and loss, and draws."""
+    """Return the hash of top-k, its softmax, entmax with gradient and loss, and draws."""
     rows, k, _, _, temperature = CASES[case]
-    (x,) = inputs(OPS[0], dtype, case)
-    x, labels, few = place(x), place((integers(rows, 3) % k).astype(np.int64)), min(k, 40)
-    full = csoftmax.topk_softmax(x, few, temperature=temperature, normalize="full")
-    smallest = csoftmax.topk(x, few, largest=False)
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    x, labels, count = place(x), place((integers(rows, 3) % k).astype(np.int64)), min(k, 40)
+    full = csoftmax.topk_softmax(x, count, temperature=temperature, normalize="full")
+    smallest = csoftmax.topk(x, count, largest=False)
     y = csoftmax.entmax(x, alpha)
     loss, grad = csoftmax.entmax_loss_with_grad(x, labels, alpha, reduction="none")
     draws = [csoftmax.sample(x, temperature=temperature, rng=Uniform(), size=9, top_p=p) for p in (None, 0.75)]
@@ -105,7 +98,7 @@ def sparse_digest(dtype, case, alpha, place=np.asarray):
 
 
 class Uniform(np.random.Generator):
-    """Uniform numbers made of integers."""
+    """A generator whose uniform numbers are made of integers."""
 
     def __init__(self):
         super().__init__(np.random.PCG64(0))
@@ -115,7 +108,12 @@ class Uniform(np.random.Generator):
 
 
 def hashes():
-    found = {f"{op.name}/{dtype}/{case}": digest(op, dtype, case) for op in OPS for dtype in DTYPES for case in CASES}
+    found = {
+        f"{op.name}/{dtype}/{case}": digest(op, dtype, case)
+        for op in SOFTMAX_FAMILY
+        for dtype in DTYPES
+        for case in CASES
+    }
     for kind in LOSSES:
         for dtype in DTYPES:
             for case in CASES:
