@@ -192,7 +192,7 @@ class TorchFused(Torch):
     def prepare(self, problem: Problem) -> Contender:
         """Return PyTorch's statement."""
         if not (isinstance(problem, LossProblem) and problem.linear):
-            raise LeftOutError("is a linear layer with cross-entropy")
+            raise LeftOutError("has linear_cross_entropy only")
         return problem.prepare_torch(self.torch, fused=True)
 
 
