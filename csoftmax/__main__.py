@@ -59,12 +59,8 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         if name not in argv:
             continue  # its module need not be imported: bench alone takes 10 ms
         module = importlib.import_module(f"._cli.{name}", __package__)
-        if hasattr(module, "add_arguments"):
-            module.add_arguments(command)
-            command.set_defaults(main=module.main)
-        else:  # temporary: selftest
-            command.add_argument("--json", action="store_true", help="as JSON")
-            command.set_defaults(main=module.run)
+        module.add_arguments(command)
+        command.set_defaults(main=module.main)
     return parser
 
 

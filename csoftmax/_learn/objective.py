@@ -23,9 +23,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arguments.places import CPU, Place, is_cupy
-from .._runtime.threads import get_num_threads
 from .._ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from .._ops.softmax import softmax
+from .._runtime.threads import get_num_threads
 
 BLOCK_BYTES = 2 << 20  # of a block of X and its logits
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 128, 1024

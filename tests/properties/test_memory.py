@@ -11,8 +11,8 @@ import pytest
 from helpers import assert_same_bits, run_python
 
 import csoftmax
-from csoftmax._runtime import memory as _memory
 from csoftmax._cpu import binding
+from csoftmax._runtime import memory as _memory
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere NumPy allocates")
 MB = 1 << 20

@@ -14,7 +14,8 @@ import threadpoolctl
 from helpers import assert_same_bits, run_python
 
 import csoftmax
-from csoftmax import _cpu, _threads
+from csoftmax._cpu import binding
+from csoftmax._runtime import threads as _threads
 from csoftmax._spec.operations import SOFTMAX_FAMILY
 
 SYSTEM_CALLS = {  # of Linux
