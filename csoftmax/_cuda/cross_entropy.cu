@@ -227,7 +227,7 @@ struct loss_gradient {
     INLINE_MEMBER REAL value(REAL e, const csm_loss_terms &of, int i) const {
         REAL g = unclipped(e, of, i);
         if (plain) return g;
-        g = V(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
+        g = V(scaled)(V(max)(c.clip_low, V(min)(c.clip_high, g)), c.post, c.post_low);
         g = g * c.power1 * c.power2;
         return canonical(g);
     }
@@ -323,7 +323,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
             __syncthreads();
             continue;
         }
-        cold = !again && !csm_takes(&scales, max);
+        cold = !again && !csm_fits_range(&scales, max);
         const double smoothing = shared->call.smoothing;
         csm_loss_terms terms;
         terms.soft = 1 - smoothing;
@@ -414,7 +414,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
                     fill(CSM_NAN);
                     break;
                 }
-                cold = !csm_takes(&scales, max);
+                cold = !csm_fits_range(&scales, max);
                 __syncthreads();
                 if (cold) {
                     if (threadIdx.x == 0) shared->in.e_label = -1;

@@ -93,7 +93,7 @@ extern "C" __global__ void __launch_bounds__(128, 3)
             max = group_max(max, TEAM);
             whole_row row;
             row.max = (double)max;
-            row.cold = k > 0 && !csm_takes(&c, row.max);
+            row.cold = k > 0 && !csm_fits_range(&c, row.max);
             row.special = 0;
             if (__any_sync(EVERYONE, row.cold)) {
                 int nan = 0, any = 0;
@@ -164,7 +164,7 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
         whole_row row;
         row.max = -CSM_INF;
         for (int w = 0; w < warps; w++) row.max = maxima[w] > row.max ? maxima[w] : row.max;
-        row.cold = !csm_takes(&c, row.max);
+        row.cold = !csm_fits_range(&c, row.max);
         row.special = 0;
         if (row.cold) { /* all threads agree */
             const int own_found = inspect(s, kept, k);
@@ -254,7 +254,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                     nan |= blocks[b].mass != 0;
                     kept |= blocks[b].far != 0;
                 }
-                row.cold = !csm_takes(&c, row.max);
+                row.cold = !csm_fits_range(&c, row.max);
                 row.fill = 0;
                 row.special = row.cold && csm_is_special(OP, c.temperature, row.max, nan, kept, &row.fill);
             }

@@ -116,7 +116,8 @@ typedef struct team {
     atomic_int entered;
 } team;
 
-/* Units that a thread takes at once: at least an eighth of `piece`, so that taking them costs nothing beside the work. */
+/* Units that a thread takes at once: at least an eighth of `piece`, so that taking them costs nothing beside the
+ * work. */
 static size_t piece_of_share(size_t units, size_t piece) {
     size_t wanted = units / PIECES > piece / 8 ? units / PIECES : piece / 8;
     if (wanted > piece) return piece;

@@ -87,7 +87,7 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
 /* Collects what a row has beside its logits.  Returns whether the row takes part. */
 static int read_input(const loss_run *r, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
-    if (!csm_loss_takes(job, at, in)) return 0;
+    if (!csm_loss_reads(job, at, in)) return 0;
     if (job->upstream) memcpy(&in->upstream, job->upstream + at * job->upstream_step, sizeof in->upstream);
     if (in->label >= 0) in->mass = in->w_label = class_weight(r, (size_t)in->label);
     else in->mass = job->mass[at * job->order];
@@ -165,7 +165,7 @@ static int sum_row(loss_row_run *s) {
         if (is_fused) run_pass1(s, b, &p);
     }
     in->max = s->max;
-    if (!csm_takes(&c->scales, s->max)) {
+    if (!csm_fits_range(&c->scales, s->max)) {
         s->is_transformed = 1;
         s->stores_e = 0;
         s->call = &r->transformed;
@@ -272,7 +272,7 @@ static void gather_kept(const loss_run *r, const csm_loss_job *job, char *to, si
                         size_t size) {
     csm_loss_input in;
     for (size_t begin = 0, end; begin < job->rows; begin = end + 1) {
-        for (end = begin; end < job->rows && csm_loss_takes(job, (ptrdiff_t)end, &in); end++) {}
+        for (end = begin; end < job->rows && csm_loss_reads(job, (ptrdiff_t)end, &in); end++) {}
         csm_gather(to + begin * pitch, pitch,
                    (csm_strided){from.data + (ptrdiff_t)begin * from.row, from.row, from.axis}, end - begin,
                    r->base.shape.n, size, NULL, NULL);

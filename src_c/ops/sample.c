@@ -280,7 +280,7 @@ static csm_status draw_row(sample_run *r, size_t at, int thread) {
     double max = c->table->max[c->dtype](row.x, n);
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
     if (!(scales->temperature == temperature)) csm_set_scales(scales, temperature, csm_is_single(c));
-    if (!csm_takes(scales, max)) status = transform_row(r, &row, scales, &max);
+    if (!csm_fits_range(scales, max)) status = transform_row(r, &row, scales, &max);
     if (status != CSM_OK) return status;
 
     const csm_wide highest = csm_to_wide(c, max);

@@ -83,7 +83,7 @@ static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row
     const size_t n = c->shape.n;
     csm_row sums;
     if (row) sum_row(r, row, s, blocks, &sums);
-    if (row && csm_takes(&c->scales, sums.max)) {
+    if (row && csm_fits_range(&c->scales, sums.max)) {
         const csm_block top = {.max = sums.max, .n = sums.n};
         for (size_t i = 0; i < r->k; i += CSM_BLOCK) {
             char *part = values + i * c->itemsize;

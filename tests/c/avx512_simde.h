@@ -10,7 +10,7 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
-#define SETTLE(v) ((void)(v))
+#define KEEP_IN_REGISTER(v) ((void)(v))
 #include <string.h>
 
 /* Lanes through memory: no access where the mask is 0. */

@@ -70,7 +70,7 @@ build() {
         if [ ${#jobs[@]} -ge "$(nproc)" ]; then wait "${jobs[0]}"; jobs=("${jobs[@]:1}"); fi
     done
     for unit in "${jobs[@]}"; do wait "$unit"; done
-    "$cc" "${FLAGS[@]}" "$@" tests/c/test_core.c tests/c/test_loss.c tests/c/test_sparse.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
+    "$cc" "${FLAGS[@]}" "$@" tests/c/problem.c tests/c/test_*.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
 }
 
 hash_of() { sed -n 's/^hash //p' "$1"; }
