@@ -64,7 +64,7 @@ double csm_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* How long the calling thread computes before it checks for an interrupt. */
+/* The time that the calling thread computes before it checks for an interrupt. */
 #define INTERRUPT_SECONDS 0.03
 
 /* The calling thread (0) checks for an interrupt between two pieces.  The clock runs on over the regions of a call. */

@@ -1,4 +1,4 @@
-/* What a block of a row contributes, and what a row needs once its blocks are combined. */
+/* The sums of a block, and those of a row whose blocks are combined. */
 #ifndef CSM_MATH_BLOCK_H
 #define CSM_MATH_BLOCK_H
 

@@ -349,8 +349,8 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 
 static int is_fraction(double x) { return x >= 0 && x <= 1; }
 
-/* What the rows of a call have in common, but for the mean's divisor, the temperature's constants and the sum of the
- * weights. */
+/* The constants that the rows of a call have in common, except the mean's divisor, the temperature's constants and the
+ * sum of the weights. */
 csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient) {
     csm_loss_call call = {.n = n,
                           .temperature = o->temperature,
@@ -368,7 +368,7 @@ csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient
     return call;
 }
 
-/* What the sum of the losses is divided by. */
+/* The number by which the sum of the losses is divided. */
 static double find_divisor(loss_run *r) {
     const csm_loss_options *o = r->options;
     if (o->reduction != CSM_MEAN) return 1;
@@ -462,8 +462,9 @@ static csm_status prepare(loss_run *r, csm_dtype dtype, const csm_table *table, 
     return CSM_OK;
 }
 
-static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                      const csm_view *gradient, double *loss, csm_loss_options *o, csm_fp_environment *caller) {
+static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                                    const csm_view *gradient, double *loss, csm_loss_options *o,
+                                    csm_fp_environment *caller) {
     enum { STACK_BYTES = 1024, STACK_SCRATCH_BYTES = 2048 }; /* small calls allocate nothing */
     _Alignas(CSM_ALIGN) char stack[STACK_BYTES], stack_scratch[STACK_SCRATCH_BYTES];
     csm_buffer single;
@@ -495,7 +496,7 @@ csm_status csm_run_loss(csm_dtype dtype, const csm_table *table, const csm_shape
                         const csm_view *gradient, double *loss, csm_loss_options *o) {
     if (!o) return CSM_BAD_OPTION; /* there must be labels */
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run(dtype, table, shape, x, gradient, loss, o, &saved);
+    csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, &saved);
     csm_fp_leave(saved);
     return status;
 }

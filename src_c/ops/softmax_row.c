@@ -112,7 +112,7 @@ static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thre
 
 /* Transformed rows */
 
-/* Of each block: max; hi = 1 if it holds NaN; count = elements that take part. */
+/* Sets for each block: max; hi = 1 if it holds NaN; count = elements that take part. */
 static csm_status inspect_blocks(void *context, size_t begin, size_t end, int thread) {
     row_run *r = context;
     const csm_call *c = &r->call->base;

@@ -1,5 +1,5 @@
-/* Problems of the softmax family in every layout, the scalar unit's answers, and what a test of the C core needs beside:
- * a count of checks, failing allocations, guard pages. */
+/* Problems of the softmax family in every layout, the scalar unit's answers, and what a test of the C core needs
+ * beside: a count of checks, failing allocations, guard pages. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -130,7 +130,7 @@ uint32_t next(void) {
 
 const char *const kinds[] = {"normal", "ties", "wide", "beyond", "special"};
 
-/* A number with few enough bits that no libm function and no rounding mode has a say in it. */
+/* A number with so few bits that it depends neither on libm nor on the rounding mode. */
 static double value(int kind, int dtype, size_t row) {
     double bell = ((double)(next() >> 12) + (next() >> 12) + (next() >> 12) + (next() >> 12)) / 0x1p19 - 4;
     double spread = (double)(int32_t)next() / 0x1p31;

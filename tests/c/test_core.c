@@ -210,7 +210,7 @@ static void test_interrupt(void) {
     free(x), free(y);
 }
 
-/* Every unit is computed once, whatever the counts; and who waits for nobody computes the shares of the late. */
+/* Every unit is computed exactly once, for any counts, and threads that are done compute the shares of a late one. */
 typedef struct shared_work {
     size_t units, piece;
     int late; /* this thread's first piece lasts until all others are done */

@@ -1,4 +1,4 @@
-/* What the kernels of cross-entropy get, and the table of them. */
+/* The arguments of the kernels of cross-entropy, and the table of the kernels. */
 #ifndef CSM_CROSS_ENTROPY_JOB_H
 #define CSM_CROSS_ENTROPY_JOB_H
 
@@ -14,7 +14,7 @@ typedef struct csm_loss_terms {
     double soft, flat;
 } csm_loss_terms;
 
-/* What the rows of a call have in common. */
+/* The constants that the rows of a call have in common. */
 typedef struct csm_loss_call {
     size_t n;
     const csm_temperature *t;

@@ -1,7 +1,7 @@
 /* alpha-entmax of a contiguous row and its gradient, one storage type T.  The numbers above max - 1/(alpha - 1), the
  * only ones that can have probability, are copied to doubles; solve.h does the rest.
  *
- * Accumulators: double, or pairs of them, whatever T is.  Largest error measured (tests/test_entmax.py, against
+ * Accumulators: double, or pairs of doubles, for every T.  Largest error measured (tests/test_entmax.py, against
  * mpmath): 0.51 ULP of T; for double with an alpha other than 1.5 and 2, that of a change of tau by 2^-53.
  * Time: two passes over the row and one over the result; each survivor of the filter costs a few ns.
  * NaN, +inf or nothing but -inf: the whole row is NaN.
@@ -72,7 +72,7 @@ static void FN(spread)(const csm_support *s, double factor, void *to, size_t n) 
     for (size_t i = 0; i < s->count; i++) STORE_PART(y + s->index[i], 1, V(set)(s->p[i] * factor));
 }
 
-/* dx = s (dy - sum(s dy) / sum(s)), s = y^(2 - alpha) where y > 0; sums as pairs; dx = 0 elsewhere, whatever dy is. */
+/* dx = s (dy - sum(s dy) / sum(s)), s = y^(2 - alpha) where y > 0; sums as pairs; dx = 0 elsewhere, for any dy. */
 static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *e) {
     const T *g = dy, *p = y;
     T *to = dx;

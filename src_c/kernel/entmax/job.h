@@ -1,4 +1,4 @@
-/* What the kernels of alpha-entmax get, and the table of them. */
+/* The arguments of the kernels of alpha-entmax, and the table of the kernels. */
 #ifndef CSM_ENTMAX_JOB_H
 #define CSM_ENTMAX_JOB_H
 

@@ -7,7 +7,7 @@
  * is tiny, and u^p needs its digits.
  * p < 1: Newton, in a bracket, on the largest probability m = c^p, sum m (1 + z_i / c)^p = 1, whose slope is
  * sum (1 + z_i / c)^(p-1); c itself may be as small as count^-(alpha - 1).
- * The root is then improved with sums of pairs; the result sums to 1 within rounding, whatever its size.
+ * The root is then improved with sums of pairs; the result sums to 1 within rounding, for any size.
  */
 #ifndef CSM_ENTMAX_SOLVE_H
 #define CSM_ENTMAX_SOLVE_H

@@ -276,7 +276,7 @@ INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int 
     return job->rows;
 }
 #if EXP_MANTISSA == 23
-/* 1 / sum of W rows as csm_reciprocal has it: rounded, and what that leaves over. */
+/* 1 / sum of W rows as a pair, as csm_reciprocal computes it. */
 INLINE void FN(reciprocals)(v64_t *sums, REAL *r, REAL *r_low) {
     v64_t back[V(PARTS)];
     UNROLL

@@ -164,7 +164,7 @@ static size_t FN(log_softmax_vjp_rows)(const csm_rows_job *job) {
 
 /* Along a strided axis, rows side by side: the lanes of all rows are kept in scratch, and class after class is added to
  * them, so that memory is read in long runs.  It is read twice, the second time from the caches.
- * Rejected: a copy of the tile in scratch, as tile.inc.h has it (1.3 to 2 times the time even where the stride is a
+ * Rejected: a copy of the tile in scratch, as in tile.inc.h (1.3 to 2 times the time even where the stride is a
  * power of two); tiles of 128 bytes (twice the time of 256). */
 enum { FN(VJP_REST) = CSM_VJP_WIDTH / 2 }; /* double: offset of a lane's low parts */
 INLINE void FN(vjp_load)(const T *dy, const T *y, size_t left, V(t) absent, V(t) *a, V(t) *b) {

@@ -1,4 +1,4 @@
-/* What the selection of the k best gets. */
+/* The scratch of a selection of the k best. */
 #ifndef CSM_TOPK_JOB_H
 #define CSM_TOPK_JOB_H
 

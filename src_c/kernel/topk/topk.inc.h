@@ -2,7 +2,7 @@
  *
  *   maxima      of blocks of 8 elements (one lane of 8 vectors), in one pass over the row; blocks with NaN get +inf
  *   threshold   the maxima are folded until about 3 k are left: at least k elements reach the k-th largest of those,
- *               whatever the order of the row
+ *               in any order of the row
  *   candidates  the elements that reach the threshold, from the blocks whose maximum does.  If they are many, because
  *               the row is sorted or full of ties, they are cut to the best k, and only better ones are added
  *   sort        select.inc.h
