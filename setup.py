@@ -1,4 +1,4 @@
-"""Builds the C core (one library, each instruction-set unit with its own flags) and the extensions on it."""
+"""Builds the C core (one library, some of whose files have their own flags) and the extensions on it."""
 
 import os
 import re
@@ -66,9 +66,9 @@ class BuildCore(build_ext):
         self.openmp = [] if sys.platform == "darwin" else ["/openmp" if self.msvc else "-fopenmp"]
         self.flags = common + self.openmp
         self.library = Path(self.build_lib) / "csoftmax" / "lib"
-        shutil.rmtree(self.library, ignore_errors=True)  # of an earlier build, perhaps with another libgomp
+        shutil.rmtree(self.library, ignore_errors=True)  # left by an earlier build, perhaps with another libgomp
         self.library.mkdir(parents=True)
-        self.force = True  # whatever has changed: the extensions carry the hash of all sources, as the library does
+        self.force = True  # always: the extensions and the library carry the hash of all sources
         objects = self.compile_core()
         if SHARED:
             self.link_shared(objects)
@@ -88,15 +88,15 @@ class BuildCore(build_ext):
         if not self.inplace:
             for ext in self.extensions:
                 built = Path(self.get_ext_fullpath(ext.name))
-                beside = ROOT / built.absolute().relative_to(Path(self.build_lib).absolute())
-                beside.unlink(missing_ok=True)  # who runs it keeps it; writing into it would be felt there
+                beside = ROOT / self.get_ext_filename(self.get_ext_fullname(ext.name))
+                beside.unlink(missing_ok=True)  # first: a running process has the old file mapped
                 shutil.copy2(built, beside)
         beside = ROOT / "csoftmax" / "lib"
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(self.library, beside)
 
     def compile_core(self):
-        """The objects; each file with its own flags."""
+        """Compile the core, each file with its own flags; return the object files."""
 
         def objects_of(file):
             return self.compiler.compile(
@@ -109,15 +109,15 @@ class BuildCore(build_ext):
         # the units first: they take longest
         files = [path for folder in ("isa", "ops", "core") for path in sorted((ROOT / "src_c" / folder).glob("*.c"))]
         files = [str(path.relative_to(ROOT / "src_c")) for path in files]
-        # MSVC's compiler sets itself up when it is first used
+        # MSVC: setuptools sets the compiler up when it is first used
         with ThreadPoolExecutor(1 if self.msvc else os.cpu_count()) as pool:
             return [name for objects in pool.map(objects_of, files) for name in objects]
 
     def link_shared(self, objects):
-        """libcsoftmax.so.0, which needs libgomp.so.1 under its own name: whoever has loaded one shares it with us.
+        """Link libcsoftmax.so.0, which needs libgomp.so.1 under its own name, so that a process has one of it.
 
-        With CSOFTMAX_BUNDLE_LIBGOMP (for wheels that are given to others) a copy of it lies beside, for machines
-        without one."""
+        With CSOFTMAX_BUNDLE_LIBGOMP (for wheels that are published) a copy of libgomp lies beside the library, for
+        machines without one."""
         extra = [*self.openmp, *HARDENED, "-Wl,-s", f"-Wl,-soname,{SONAME}", "-Wl,--version-script=src_c/csoftmax.map"]
         extra += ["-Wl,-rpath,$ORIGIN", "-Wl,--enable-new-dtags"]
         self.compiler.link_shared_object(objects, str(self.library / SONAME), libraries=["m"], extra_postargs=extra)
@@ -127,7 +127,7 @@ class BuildCore(build_ext):
             shutil.copyfile(ROOT / "src_c" / "package" / "libgomp.LICENSE.txt", self.library / "libgomp.LICENSE.txt")
 
     def describe(self):
-        """The files for CMake and pkg-config, which know where they lie and so need no prefix."""
+        """Write the files for CMake and pkg-config.  They find the library relative to themselves, without a prefix."""
         shared = f"${{prefix}}/lib/{SONAME} -Wl,-rpath,${{prefix}}/lib"
         linked = shared if SHARED else "${prefix}/lib/libcsoftmax.a -lm"
         for name, folder in (

@@ -30,7 +30,8 @@
     X(avx2, CSM_CPU_AVX2) \
     X(avx512, CSM_CPU_AVX2 | CSM_CPU_AVX512)
 
-/* CSM_CPU_FETCHES selects no unit.  It marks CPUs whose hardware prefetcher does better with few software prefetches. */
+/* CSM_CPU_FETCHES selects no unit.  It marks CPUs whose hardware prefetcher does better with few software
+ * prefetches. */
 enum { CSM_CPU_NEON = 1, CSM_CPU_AVX2 = 2, CSM_CPU_AVX512 = 4, CSM_CPU_FETCHES = 8 };
 
 #define CSM_OP_ENUM(name, ...) CSM_OP_##name,

@@ -1,4 +1,4 @@
-/* The functions of csoftmax.h for extension modules of Python, found at run time: there is nothing to link.
+/* The functions of csoftmax.h for extension modules of Python, found at run time: nothing needs to be linked.
  *
  *     #include <Python.h>
  *     #include <csoftmax_api.h>
@@ -7,7 +7,7 @@
  *     csm->softmax_f32(&shape, &x, &y, NULL);  without the GIL too
  *
  * The table is that of the capsule csoftmax._C_API.  It is append-only within one CSM_ABI_MAJOR; csm_import() refuses
- * one that is shorter than this header knows it.
+ * one that is shorter than in this header.
  */
 #ifndef CSOFTMAX_API_H
 #define CSOFTMAX_API_H

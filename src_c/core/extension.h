@@ -1,5 +1,5 @@
-/* What the Python extension calls beside csoftmax.h.  In a shared library these functions have a version of their own
- * (csoftmax.map, which make_interface.py writes from this header). */
+/* Functions that the Python extension calls beside those of csoftmax.h.  In a shared library these functions have a
+ * version of their own (csoftmax.map, which make_interface.py writes from this header). */
 #ifndef CSM_CORE_EXTENSION_H
 #define CSM_CORE_EXTENSION_H
 

@@ -67,7 +67,8 @@ static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows,
             COPY(size, to + r * pitch + j * size, from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis);
 }
 
-/* Writes `fill` where the mask is 0.  A bitwise select: with random masks a branch took 5 ns an element, this takes 1. */
+/* Writes `fill` where the mask is 0.  A bitwise select: with random masks a branch took 5 ns an element, this takes
+ * 1. */
 #define MASK(T)                                                                                  \
     static void mask_##T(T *restrict x, const char *restrict mask, size_t n, const void *fill) { \
         T filler;                                                                                \

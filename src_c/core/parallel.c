@@ -64,7 +64,7 @@ double csm_now(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-/* How long the calling thread computes before it checks for an interrupt. */
+/* The time that the calling thread computes before it checks for an interrupt. */
 #define INTERRUPT_SECONDS 0.03
 
 /* The calling thread (0) checks for an interrupt between two pieces.  The clock runs on over the regions of a call. */
@@ -116,7 +116,8 @@ typedef struct team {
     atomic_int entered;
 } team;
 
-/* Units that a thread takes at once: at least an eighth of `piece`, so that taking them costs nothing beside the work. */
+/* Units that a thread takes at once: at least an eighth of `piece`, so that taking them costs nothing beside the
+ * work. */
 static size_t piece_of_share(size_t units, size_t piece) {
     size_t wanted = units / PIECES > piece / 8 ? units / PIECES : piece / 8;
     if (wanted > piece) return piece;

@@ -16,7 +16,7 @@ typedef csm_status (*csm_body)(void *context, size_t begin, size_t end, int thre
 /* Calls body on [0, units) in pieces of at most `piece` units, on at most `threads` threads, in any order.  The first
  * status that is not CSM_OK stops the call and is returned. */
 csm_status csm_parallel(size_t units, size_t piece, int threads, csm_body body, void *context, csm_interrupt *);
-/* How many threads are worth starting for so many elements in so many units: at most `threads`. */
+/* The number of threads worth starting for so many elements in so many units, limited to `threads`. */
 int csm_threads_for(double elements, size_t units, int threads);
 double csm_now(void); /* seconds */
 

@@ -6,7 +6,7 @@
 static size_t capacity_for(size_t n, size_t k) { return (n - k > k + 512 ? 2 * k + 512 : n) + CSM_SELECT_SLACK * 2; }
 
 static size_t level_size(size_t n, size_t k) {
-    return csm_select_dense(n, k) ? n + CSM_SELECT_SLACK : n / 4 + 4 * CSM_SELECT_SLACK;
+    return csm_is_dense_selection(n, k) ? n + CSM_SELECT_SLACK : n / 4 + 4 * CSM_SELECT_SLACK;
 }
 
 size_t csm_select_size(size_t n, size_t k, size_t wide_size) {

@@ -37,7 +37,7 @@ void csm_set_scales(csm_scales *s, double temperature, int single) {
     int k, k1;
     double mantissa = 2 * frexp(t, &k); /* T = mantissa 2^k */
     k--;
-    const int max_exponent = single ? 170 : 2100; /* beyond it the result is the limit, whatever the data */
+    const int max_exponent = single ? 170 : 2100; /* beyond it the result is the limit, for any data */
     if (k < -max_exponent) k = -max_exponent;
     if (k > max_exponent) k = max_exponent;
     k1 = -k / 2;

@@ -1,4 +1,4 @@
-/* The scalar unit: every kernel in plain C.  It is the specification: the other units equal it bit for bit. */
+/* The scalar unit: every kernel in plain C.  It is the specification; the other units equal it bit for bit. */
 #define CSM_UNIT scalar
 #define CSM_NO_UNROLL
 #include "../vec/scalar.h"

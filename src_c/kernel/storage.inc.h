@@ -1,4 +1,4 @@
-/* All kernels of one storage type; undefines what unit.inc.h defined for it. */
+/* All kernels of one storage type.  Undefines the macros that unit.inc.h defined for it. */
 #include "softmax/short_rows.inc.h"
 #include "softmax/forward.inc.h"
 #include "softmax/tile.inc.h"

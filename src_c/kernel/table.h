@@ -13,12 +13,12 @@ typedef struct csm_table {
     csm_kernels kernels[CSM_OP_COUNT][CSM_DTYPE_COUNT];
     csm_loss_kernels loss[CSM_DTYPE_COUNT];
     csm_entmax_kernels entmax[CSM_DTYPE_COUNT];
-    /* Indices of the k best of n, 0 < k <= n, to s->index, best first if `sorted`. */
+    /* Finds the indices of the k best of n, 0 < k <= n, for s->index; best first if `sorted`. */
     void (*select[CSM_DTYPE_COUNT])(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
-    /* softmax's pass1 where block->max is known and e' is not wanted */
+    /* pass1 of softmax for a known block->max, without e' */
     void (*softmax_sum[CSM_DTYPE_COUNT])(const void *x, size_t n, const csm_temperature *, csm_block *block);
     double (*max[CSM_DTYPE_COUNT])(const void *x, size_t n);
-    /* storage -> compute type and back, NaN canonical */
+    /* storage -> compute type and back; NaN becomes canonical */
     void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
 } csm_table;

@@ -1,5 +1,5 @@
-/* Every kernel for every dtype in one vocabulary, and the table of them.  A unit (isa/NAME.c) defines CSM_UNIT,
- * includes its vocabulary and then this file.  The kernels are written once; CSM_DTYPES says for what. */
+/* All kernels for all dtypes in one vocabulary, and the table of them.  A unit (isa/NAME.c) defines CSM_UNIT and
+ * includes its vocabulary, then this file. */
 #ifndef CSM_UNIT
 #error "unit.inc.h needs CSM_UNIT, the name of the instruction set"
 #endif
@@ -8,15 +8,16 @@
 #include "table.h"
 
 enum {
-    LINES = 512, /* shortest row whose passes begin at a cache line ... */
-    LINES_IN_PLACE = 2048, /* ... where they load what has just been stored, across other vectors */
-    EARLY_MAX = 2048, /* longest row that finds the next one's maximum: of floats, both and the result take 24 KB */
-    TOGETHER = 512, /* longest row whose tail is found together with others' ... */
-    LOSS_TOGETHER = 512, /* ... where their e' are kept meanwhile */
-    VJP_TOGETHER = 128, /* longest row of gradients whose sum is found together with others' */
-    SOFTMAX_TOGETHER = 2048 / v32_W, /* longest row that waits for others before its result: 8 KB of floats */
+    ALIGNED_LENGTH = 512, /* elements of the shortest row whose passes begin at a cache line */
+    ALIGNED_IN_PLACE_LENGTH = 2048, /* the same for a pass that loads what has just been stored in other vectors */
+    EARLY_MAX_LENGTH =
+        2048, /* longest row that finds the next row's maximum: in float, both and the result take 24 KB */
+    GROUPED_LOG_LENGTH = 512, /* longest row whose tail is found in a group of rows; */
+    GROUPED_LOSS_LENGTH = 512, /* the same for losses, whose e' is kept meanwhile; */
+    GROUPED_VJP_LENGTH = 128, /* longest row of a gradient whose sum is found in a group; */
+    GROUPED_SOFTMAX_LENGTH = 2048 / v32_W, /* longest row of softmax in a group: 8 KB of floats */
 };
-#if defined(CSM_NO_UNROLL) /* scalar: a group would be 128 copies of exp */
+#if defined(CSM_NO_UNROLL) /* scalar: unrolling a group would make 128 copies of exp */
 #define UNROLL
 #elif defined(__GNUC__) && !defined(__clang__)
 #define UNROLL _Pragma("GCC unroll 32")
@@ -42,19 +43,19 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 }
 #define CSM_BIT_COUNT(bits) csm_bit_count(bits)
 #endif
-/* Has a variable computed by here: gcc puts off the sums of many vectors until its registers no longer suffice. */
-#if defined(SETTLE) /* emulated vectors lie in no register */
+/* Forces a variable to be computed here: gcc puts off the sums of many vectors until it runs out of registers. */
+#if defined(KEEP_IN_REGISTER) /* emulated vectors lie in no register */
 #elif defined(__GNUC__) && defined(__AVX512F__)
-#define SETTLE(v) __asm__ volatile("" : "+v"(v))
+#define KEEP_IN_REGISTER(v) __asm__ volatile("" : "+v"(v))
 #elif defined(__GNUC__) && defined(__x86_64__)
-#define SETTLE(v) __asm__ volatile("" : "+x"(v))
+#define KEEP_IN_REGISTER(v) __asm__ volatile("" : "+x"(v))
 #elif defined(__GNUC__) && defined(__aarch64__)
-#define SETTLE(v) __asm__ volatile("" : "+w"(v))
+#define KEEP_IN_REGISTER(v) __asm__ volatile("" : "+w"(v))
 #else
-#define SETTLE(v) ((void)(v))
+#define KEEP_IN_REGISTER(v) ((void)(v))
 #endif
-/* A loop that the compiler may vectorise, of integers or of floats that are not added up across the loop, so that each
- * lane's operations are its own: no OpenMP runtime is needed for it. */
+/* Marks a loop that the compiler may vectorise: over integers, or over floats that are not added up across the loop, so
+ * that lanes are independent.  It needs no OpenMP runtime. */
 #if defined(_OPENMP) && !defined(_MSC_VER)
 #define SIMD _Pragma("omp simd")
 #else
@@ -63,10 +64,10 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 
 static const double csm_zeros[CSM_VJP_WIDTH]; /* lanes before the first class */
 
-/* Class j of a tile is being read: fetches what will be in eight classes, which is in the next tile at the end of this
- * one.  The hardware does not prefetch across pages: (1000, 4096) axis 0, 0.88 -> 0.66 ns an element; into the next
- * tile, gradients of (8, 21, 512, 512) axis 1, 1.8 -> 1.4. */
-INLINE void csm_tile_ahead(const void *tile, ptrdiff_t step, size_t j, size_t n, size_t bytes) {
+/* Prefetches eight classes ahead of class j of a tile; at the end of a tile, in the next one.  Hardware prefetchers
+ * stop at page boundaries: (1000, 4096) axis 0, 0.88 -> 0.66 ns an element; into the next tile, gradients of (8, 21,
+ * 512, 512) axis 1, 1.8 -> 1.4. */
+INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t n, size_t bytes) {
     enum { AHEAD = 8 };
     uintptr_t p = (uintptr_t)tile + (uintptr_t)step * (j + AHEAD);
     if (j + AHEAD >= n) {
@@ -155,7 +156,7 @@ INLINE void csm_tile_ahead(const void *tile, ptrdiff_t step, size_t j, size_t n,
 #define WIDEN(suffix, storage, compute) widen_##suffix,
 #define NARROW(suffix, storage, compute) narrow_##suffix,
 
-#ifndef CSM_NO_TABLE /* tests/c/exp_unit.c: nothing is compiled then but what it calls */
+#ifndef CSM_NO_TABLE /* tests/c/exp_unit.c, which needs no kernel */
 static const csm_table table = {
     CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},  {CSM_DTYPES(ENTMAX)}, {CSM_DTYPES(SELECT)},
     {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)}, {CSM_DTYPES(NARROW)},

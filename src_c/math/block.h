@@ -1,33 +1,33 @@
-/* What a block of a row contributes, and what a row needs once its blocks are combined. */
+/* The sums of a block, and those of a row whose blocks are combined. */
 #ifndef CSM_MATH_BLOCK_H
 #define CSM_MATH_BLOCK_H
 
 #include "scalars.h"
 
-/* Elements in a block of the blockwise specification (NUMERICS: every sum is made block by block, blocks are
- * combined in order).  Changing it changes bits. */
-enum { CSM_BLOCK = 4096, CSM_FLUSH = 512 }; /* CSM_FLUSH: see sum.inc.h */
+/* Elements in a block.  Every sum is made block by block, and blocks are combined in order: changing CSM_BLOCK changes
+ * bits.  CSM_FLUSH: see sum.inc.h. */
+enum { CSM_BLOCK = 4096, CSM_FLUSH = 512 };
 
-/* What one block of a row contributes.  Forward: reference exponent n, sum = hi + lo of e' over the block (over
- * the elements that are not the maximum, for the log family), count of elements equal to max, e' of max as a pair.
- * Backward: sum = hi + lo. */
+/* The contribution of one block to its row.  Forward: reference exponent n; sum = hi + lo of e' over the block (log
+ * family: over the elements that are not the maximum); count of elements equal to max; e' of max as a pair.
+ * Gradients: sum = hi + lo. */
 typedef struct csm_block {
     double max, n, hi, lo, count, top, top_low;
     double mass, far; /* cross-entropy: sum a_j and sum a_j (max - x_j), in units of x */
 } csm_block;
 
-/* What a whole row needs in its second pass. */
+/* The sums of a whole row, which its second pass needs. */
 typedef struct csm_row {
     double max, n;
     double r, r_low; /* softmax: 1 / sum e' as a pair */
     double tail;     /* log family: log(sum e^(x - max)) */
     double hi, lo;   /* log family: sum of e' without the maxima; backward: the dot product or sum */
-    double count, top, top_low; /* log family: of the maximum, as in csm_block */
+    double count, top, top_low; /* log family: as in csm_block */
     int is_nan;      /* the whole row is NaN */
 } csm_row;
 
-/* softmax: 1 / (hi + lo) as a pair, so that neither the sum's rounding nor the reciprocal's reaches the result: as
- * one number they cost up to 1.9 ULP more.  single: the pair is one of floats (lo is 0 then). */
+/* softmax: 1 / (hi + lo) as a pair, so that neither the rounding of the sum nor that of the reciprocal reaches the
+ * result: as one number they cost up to 1.9 ULP more.  single: the pair is one of floats (lo is 0 then). */
 INLINE void csm_reciprocal(double hi, double lo, int single, csm_row *row) {
     double sum = hi + lo, r = 1 / sum;
     if (single) {
@@ -40,9 +40,9 @@ INLINE void csm_reciprocal(double hi, double lo, int single, csm_row *row) {
     row->is_nan = r != r;
 }
 
-/* e' = e^(max/T - n ln 2) 2^bias of a maximum as a pair, good to 0.1 ULP of double: what the log family divides by.
- * Taken from the vectors' exp, its error would count twice where one other class makes up the sum (4.6 ULP in
- * log_softmax, float64).  single: a double without a low part, good to 2 ULP of double, is enough for floats. */
+/* e' = e^(max/T - n ln 2) 2^bias of a maximum as a pair, good to 0.1 ULP of double: the divisor of the log family.
+ * With the vectors' exp its error would count twice where one other class makes up the sum (4.6 ULP in log_softmax,
+ * float64).  single: a double without a low part, good to 2 ULP of double, is enough for floats. */
 INLINE void csm_top(double max, double t, double bias, const int single, csm_block *block) {
     const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
     double z = max, z_low = 0, p = block->n * ln2, near, r, scale = csm_pow2(bias);
@@ -50,7 +50,7 @@ INLINE void csm_top(double max, double t, double bias, const int single, csm_blo
         z = max / t;
         if (!single) z_low = fma(-z, t, max) / t;
     }
-    near = z - p; /* z and p are close: exact */
+    near = z - p; /* exact, because z and p are close */
     z_low = z_low - fma(block->n, ln2, -p) - block->n * ln2_low;
     r = near + z_low;
     double r2 = r * r, q = csm_exp_rest(r);
@@ -69,7 +69,7 @@ INLINE void csm_top(double max, double t, double bias, const int single, csm_blo
 }
 
 /* log family: tail = log(sum e^(x - max)) = log1p(q + q_low), q = (count - 1) + S'/e'_max, S' = hi + lo without the
- * maxima.  The row gets all but the tail. */
+ * maxima.  Sets everything in the row but the tail. */
 INLINE void csm_log_quotient(double count, double hi, double lo, double top, double top_low, csm_row *row, double *to,
                              double *to_low) {
     double sum = hi + lo, r = 1 / top, quotient = sum * r, q = count - 1;

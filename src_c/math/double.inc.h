@@ -1,4 +1,4 @@
-/* The compute type double, in place of float where that has been. */
+/* The compute type double, which replaces float. */
 #undef V
 #undef REAL
 #undef EXP_MANTISSA

@@ -9,19 +9,19 @@
  * cost 0.4 ULP of the result).
  *
  * Rounding: x log2(e) + magic leaves an integer in the low bits.  The magic number includes the exponent bias,
- * magic = 0x1.8p23 + 127 + B - n0, so that these low bits are the exponent field of the scale 2^(n - n0 + B), one
- * shift away.  For T = 1 x log2 e is never halfway between
- * integers; for another T it can be, and n then depends on the parity of n0, which is part of the specification: n0
- * depends on the row alone, and every unit and path forms the same sum.
+ * magic = 0x1.8p23 + 127 + B - n0, so that these low bits, shifted, are the exponent field of the scale
+ * 2^(n - n0 + B).  For T = 1, x log2 e is never halfway between integers.  For another T it can be, and n then depends
+ * on the parity of n0, which is part of the specification: n0 depends on the row alone, and every unit and path forms
+ * the same sum.
  */
 #ifndef V
-#error "math.inc.h needs V(name)"
+#error "exp.inc.h needs V(name)"
 #endif
 
-/* Constants of one row, or of one vector of rows: all that exp needs, so that a loop holds them in registers. */
+/* The constants that exp needs for one row, or for one vector of rows; a loop holds them in registers. */
 typedef struct V(shift) {
     V(t) magic, log2e, ln2_hi, ln2_lo, inv_t, inv_t_low;
-    V(t) lowest; /* below it the scale is 0, and so is the result */
+    V(t) lowest; /* below it, the scale and so the result are 0 */
 } V(shift);
 
 /* bias: 127 + B - n0 */
@@ -46,23 +46,24 @@ INLINE V(shift) V(shift_to)(V(t) max, const csm_temperature *c, const int temper
 /* e' = scale + scale t, t = e^r - 1, scale = 2^(n - n0 + B): the parts serve expm1 as well.
  *
  * t = r + r^2 Q(r) is rounded once, to the spacing of r, and increases with r at least 0.7 times as fast: that makes
- * exp non-decreasing.  (1 + r P(r) is 0.86 ULP at best but steps back at 2,993 floats.)  Float: 0.988 ULP over all
+ * exp non-decreasing.  (1 + r P(r) has 0.86 ULP at best, but decreases at 2,993 floats.)  Float: 0.988 ULP over all
  * |x| <= 10^6; Q is a minimax fit that favours r < -0.245, where the roundings leave least room.  Double: Q is our
  * Remez fit, 0.03 ULP.
  *
- * Of `count` vectors, at most V(SIDE): x becomes t.  A step of all of them, then the next: a whole chain after the
- * other fills the scheduler with operations that wait (rows of 1000, AVX2 on Zen 4: 0.38 ns an element, so 0.35). */
+ * x becomes t, for `count` vectors, at most V(SIDE).  The vectors advance in lockstep.  Finishing one chain before the
+ * next would fill the scheduler with stalled operations (rows of 1000, AVX2 on Zen 4: 0.38 instead of 0.35 ns for each
+ * element). */
 #define EACH \
     UNROLL   \
     for (int v = 0; v < count; v++)
 INLINE void V(exp_parts)(const int count, V(t) *x, V(t) *scale, V(shift) s, const int tempered) {
     V(t) r[V(SIDE)], q[V(SIDE)], low[V(SIDE)];
-    EACH x[v] = V(max)(s.lowest, x[v]); /* the constant first: NaN passes */
+    EACH x[v] = V(max)(s.lowest, x[v]); /* the constant comes first, so that NaN passes */
     EACH scale[v] = V(fma)(x[v], s.log2e, s.magic);
     EACH q[v] = V(sub)(scale[v], s.magic);
     EACH r[v] = V(fnma)(q[v], s.ln2_hi, x[v]);
     EACH r[v] = V(fnma)(q[v], s.ln2_lo, r[v]);
-    if (tempered) { /* by 1/T, whose rounding and the product's are kept in low */
+    if (tempered) { /* times 1/T; the roundings of 1/T and of the product are kept in low */
         EACH low[v] = V(mul)(r[v], s.inv_t);
         EACH q[v] = V(fma)(r[v], s.inv_t, V(sub)(V(zero)(), low[v]));
         EACH q[v] = V(fma)(r[v], s.inv_t_low, q[v]);
@@ -94,7 +95,7 @@ INLINE void V(exp_parts)(const int count, V(t) *x, V(t) *scale, V(shift) s, cons
     }
 }
 
-/* e' in place of x. */
+/* Replaces x by e'. */
 INLINE void V(exp_values)(const int count, V(t) *x, V(shift) s, const int tempered) {
     V(t) scale[V(SIDE)];
     V(exp_parts)(count, x, scale, s, tempered);

@@ -16,7 +16,7 @@ INLINE uint64_t csm_double_bits(double d) {
     memcpy(&u, &d, 8);
     return u;
 }
-/* Both are computed: compilers make no branch of it, and vectors of loops around it. */
+/* A select without a branch, so that compilers can vectorise loops that use it. */
 INLINE double csm_choose(int which, double yes, double no) {
     const uint64_t mask = 0 - (uint64_t)which;
     return csm_double_of((csm_double_bits(yes) & mask) | (csm_double_bits(no) & ~mask));
@@ -42,7 +42,7 @@ INLINE void csm_two_sum(double *sum, double *low, double x) {
 INLINE double csm_log1p(double q, double q_low) {
     const double u = 1 + q, lost = csm_choose(q < 1, q - (u - 1), 1 - (u - q));
     const int near = q < 0x1.a8279ap-2; /* sqrt 2 - 1 */
-    /* carries into the exponent from sqrt(1/2) on */
+    /* carries into the exponent from sqrt(1/2) upwards */
     const uint64_t bits = csm_double_bits(u) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu);
     const double k = csm_choose(near, 0, csm_double_of(bits >> 52 | 0x4330000000000000u) - (0x1p52 + 1023));
     const double f = csm_choose(near, q, csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1);
@@ -57,7 +57,7 @@ INLINE double csm_log1p(double q, double q_low) {
     return csm_choose(u < CSM_INF, p, u);
 }
 
-/* (e^r - 1 - r - r^2/2) / r^3 for |r| <= 0.36, of the fit that the vectors' exp has; its 1/2 is 1/2 + 0x1.4p-50. */
+/* (e^r - 1 - r - r^2/2) / r^3 for |r| <= 0.36, from the fit of exp.inc.h; its 1/2 is 1/2 + 0x1.4p-50. */
 INLINE double csm_exp_rest(double r) {
     double r2 = r * r, q = fma(0x1.ad7e35e7d73e4p-26, r, 0x1.28ae790e15635p-22);
     q = fma(q, r2, fma(0x1.71df27c50cf1bp-19, r, 0x1.a01998fd3c442p-16));
@@ -66,7 +66,8 @@ INLINE double csm_exp_rest(double r) {
     return fma(q, r, 0x1.55555555554f7p-3);
 }
 
-/* log(u + u_low), u > 0 and finite, as a pair (the low part returned apart): error below 2^-60 or its last digits. */
+/* log(u + u_low), u > 0 and finite, as a pair, whose low part goes to *log_low.  Error: below 2^-60, or the last digits
+ * of the low part. */
 static inline double csm_log(double u, double u_low, double *log_low) {
     uint64_t bits;
     double k = 0;
@@ -112,7 +113,7 @@ static inline double csm_pow(double u, double u_low, double p, double p_low) {
     const double w = log * p;
     return csm_exp_less(w, fma(log, p, -w) + (low * p + log * p_low), 0);
 }
-/* (v^a - 1) / a, the logarithm's limit as a -> 0. */
+/* (v^a - 1) / a, which tends to log(v) as a -> 0. */
 static inline double csm_log_deformed(double v, double a) {
     double low, log = csm_log(v, 0, &low);
     const double w = log * a;

@@ -1,8 +1,8 @@
 /* Sums and dot products in the vocabulary of one compute type.
  *
- * Sums, float:  e_j goes to lane j mod 16, in order of j.  A lane starts at 2^66, more than 32 elements can add to it,
- *               so that hi + e and what its rounding leaves over are found with three additions (Dekker 1971); the
- *               rest goes to the lane's low part.  After every 512 elements both parts are added to sixteen float64
+ * Sums, float:  e_j goes to lane j mod 16, in order of j.  A lane starts at 2^66, which is more than 32 elements can
+ *               add, so that hi + e and its rounding error take three additions (Dekker 1971); the error goes to the
+ *               lane's low part.  After every 512 elements both parts are added to sixteen float64
  *               lanes.  At most 16 elements go to the float64 lanes at once.  (Adding four elements first,
  *               rounded, takes 0.235 against 0.284 ns an element, AVX2, and cost 1 ULP: the largest element was rounded
  *               twice on its way up.  Adding every element in float64 takes 0.327.)
@@ -57,7 +57,7 @@ INLINE void V(sum_flush)(V(sum) *s) {
     for (int i = 0; i < V(CYCLE); i++) V(sum_wide)(&s->lane[i * V(PARTS)], s->hi[i], s->lo[i]);
     V(sum_restart)(s);
 }
-/* Of a row of at most 16, its missing elements 0. */
+/* A row of at most 16 elements, padded with 0. */
 INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
     UNROLL
     for (int i = 0; i < V(SIXTEEN); i++) v32_widen(e[i], &s->lane[i * V(PARTS)]);
@@ -65,7 +65,7 @@ INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
 INLINE void V(sum_eight)(const V(sum) *s, v64_t *eight) {
     for (int i = 0; i < V(EIGHT); i++) eight[i] = v64_add(s->lane[i], s->lane[i + V(EIGHT)]);
 }
-/* Of at most CSM_FLUSH elements, since V(sum_restart). */
+/* The same for at most CSM_FLUSH elements, added since V(sum_restart). */
 INLINE void V(sum_eight_of_part)(V(sum) *s, v64_t *eight) {
     for (int i = 0; i < 2 * V(EIGHT); i++) s->lane[i] = v64_zero();
     V(sum_flush)(s);
@@ -90,13 +90,13 @@ INLINE void V(dot_one)(v64_t *hi, v64_t *lo, V(t) a, V(t) b) {
 }
 INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) { V(dot_one)(&s->lane[i * V(PARTS)], NULL, a, b); }
 INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) { V(sum_total)(s, hi, lo); }
-/* The eight lanes of a vector of rows (of double: and what they have left over, as in pair_total). */
+/* Adds up the eight lanes of a vector of rows (double: with their rounding errors, as in pair_total). */
 INLINE void V(fold)(const v64_t *lane, const v64_t *rest, v64_t *hi, v64_t *lo) {
     (void)rest;
     *hi = V(eight_added)(lane);
     *lo = v64_zero();
 }
-/* csm_combine_pair of one block. */
+/* csm_combine_pair for one block. */
 INLINE void V(pair_of)(v64_t *hi, v64_t lo, V(t) *high, V(t) *low) {
     v64_t rest[V(PARTS)];
     (void)lo; /* 0 */
@@ -191,7 +191,7 @@ INLINE void V(fold)(v64_t *lane, const v64_t *rest, v64_t *hi, v64_t *lo) {
     *hi = lane[0];
     *lo = tail;
 }
-/* csm_combine_pair of one block. */
+/* csm_combine_pair for one block. */
 INLINE void V(pair_of)(const v64_t *hi, v64_t lo, V(t) *high, V(t) *low) {
     v64_t sum = v64_add(v64_zero(), *hi); /* never -0 */
     v64_t rest = v64_keep(v64_eq(v64_sub(sum, sum), v64_zero()), lo);

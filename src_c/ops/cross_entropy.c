@@ -87,7 +87,7 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
 /* Collects what a row has beside its logits.  Returns whether the row takes part. */
 static int read_input(const loss_run *r, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
-    if (!csm_loss_takes(job, at, in)) return 0;
+    if (!csm_loss_reads(job, at, in)) return 0;
     if (job->upstream) memcpy(&in->upstream, job->upstream + at * job->upstream_step, sizeof in->upstream);
     if (in->label >= 0) in->mass = in->w_label = class_weight(r, (size_t)in->label);
     else in->mass = job->mass[at * job->order];
@@ -165,7 +165,7 @@ static int sum_row(loss_row_run *s) {
         if (is_fused) run_pass1(s, b, &p);
     }
     in->max = s->max;
-    if (!csm_takes(&c->scales, s->max)) {
+    if (!csm_fits_range(&c->scales, s->max)) {
         s->is_transformed = 1;
         s->stores_e = 0;
         s->call = &r->transformed;
@@ -272,7 +272,7 @@ static void gather_kept(const loss_run *r, const csm_loss_job *job, char *to, si
                         size_t size) {
     csm_loss_input in;
     for (size_t begin = 0, end; begin < job->rows; begin = end + 1) {
-        for (end = begin; end < job->rows && csm_loss_takes(job, (ptrdiff_t)end, &in); end++) {}
+        for (end = begin; end < job->rows && csm_loss_reads(job, (ptrdiff_t)end, &in); end++) {}
         csm_gather(to + begin * pitch, pitch,
                    (csm_strided){from.data + (ptrdiff_t)begin * from.row, from.row, from.axis}, end - begin,
                    r->base.shape.n, size, NULL, NULL);
@@ -349,8 +349,8 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 
 static int is_fraction(double x) { return x >= 0 && x <= 1; }
 
-/* What the rows of a call have in common, but for the mean's divisor, the temperature's constants and the sum of the
- * weights. */
+/* The constants that the rows of a call have in common, except the mean's divisor, the temperature's constants and the
+ * sum of the weights. */
 csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient) {
     csm_loss_call call = {.n = n,
                           .temperature = o->temperature,
@@ -368,7 +368,7 @@ csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient
     return call;
 }
 
-/* What the sum of the losses is divided by. */
+/* The number by which the sum of the losses is divided. */
 static double find_divisor(loss_run *r) {
     const csm_loss_options *o = r->options;
     if (o->reduction != CSM_MEAN) return 1;
@@ -462,8 +462,9 @@ static csm_status prepare(loss_run *r, csm_dtype dtype, const csm_table *table, 
     return CSM_OK;
 }
 
-static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                      const csm_view *gradient, double *loss, csm_loss_options *o, csm_fp_environment *caller) {
+static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                                    const csm_view *gradient, double *loss, csm_loss_options *o,
+                                    csm_fp_environment *caller) {
     enum { STACK_BYTES = 1024, STACK_SCRATCH_BYTES = 2048 }; /* small calls allocate nothing */
     _Alignas(CSM_ALIGN) char stack[STACK_BYTES], stack_scratch[STACK_SCRATCH_BYTES];
     csm_buffer single;
@@ -495,7 +496,7 @@ csm_status csm_run_loss(csm_dtype dtype, const csm_table *table, const csm_shape
                         const csm_view *gradient, double *loss, csm_loss_options *o) {
     if (!o) return CSM_BAD_OPTION; /* there must be labels */
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run(dtype, table, shape, x, gradient, loss, o, &saved);
+    csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, &saved);
     csm_fp_leave(saved);
     return status;
 }

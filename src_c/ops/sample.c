@@ -31,7 +31,7 @@ typedef struct sample_run {
     csm_scratch scratch;
 } sample_run;
 
-/* A row on its way: logits in `dtype`, whose maximum is finite, and the constants that belong to them. */
+/* A row while it is drawn from: logits in `dtype`, whose maximum is finite, and the constants that belong to them. */
 typedef struct sample_row {
     size_t index;
     int thread;
@@ -280,7 +280,7 @@ static csm_status draw_row(sample_run *r, size_t at, int thread) {
     double max = c->table->max[c->dtype](row.x, n);
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
     if (!(scales->temperature == temperature)) csm_set_scales(scales, temperature, csm_is_single(c));
-    if (!csm_takes(scales, max)) status = transform_row(r, &row, scales, &max);
+    if (!csm_fits_range(scales, max)) status = transform_row(r, &row, scales, &max);
     if (status != CSM_OK) return status;
 
     const csm_wide highest = csm_to_wide(c, max);
@@ -301,9 +301,9 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t draws,
-                      const csm_view *uniform, const csm_view *indices, const csm_sample_options *o,
-                      csm_fp_environment *caller) {
+static csm_status run_sample(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                             size_t draws, const csm_view *uniform, const csm_view *indices,
+                             const csm_sample_options *o, csm_fp_environment *caller) {
     sample_run r;
     csm_call *c = &r.base;
     memset(&r, 0, sizeof r);
@@ -343,7 +343,8 @@ csm_status csm_run_sample(csm_dtype dtype, const csm_table *table, const csm_sha
                           const csm_sample_options *options) {
     const csm_sample_options defaults = csm_default_sample_options();
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run(dtype, table, shape, x, draws, uniform, indices, options ? options : &defaults, &saved);
+    csm_status status =
+        run_sample(dtype, table, shape, x, draws, uniform, indices, options ? options : &defaults, &saved);
     csm_fp_leave(saved);
     return status;
 }

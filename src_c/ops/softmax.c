@@ -379,9 +379,9 @@ static csm_status check_shape(const csm_shape *shape, size_t itemsize, int keeps
     return CSM_OK;
 }
 
-static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *input,
-                      const csm_view *y, const csm_view *result, const csm_options *options,
-                      csm_fp_environment *caller) {
+static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+                              const csm_view *input, const csm_view *y, const csm_view *result,
+                              const csm_options *options, csm_fp_environment *caller) {
     static const csm_options defaults = CSM_OPTIONS_INIT;
 #define IS_GRADIENT(name, signature, keeps_axis, pass1, combine) CSM_INPUTS_##signature == 2,
 #define KEEPS_AXIS(name, signature, keeps_axis, pass1, combine) keeps_axis,
@@ -443,7 +443,7 @@ static csm_status run(csm_op op, csm_dtype dtype, const csm_table *table, const 
 csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *input,
                    const csm_view *y, const csm_view *result, const csm_options *options) {
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run(op, dtype, table, shape, input, y, result, options, &saved);
+    csm_status status = run_softmax(op, dtype, table, shape, input, y, result, options, &saved);
     csm_fp_leave(saved);
     return status;
 }

@@ -112,7 +112,7 @@ static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thre
 
 /* Transformed rows */
 
-/* Of each block: max; hi = 1 if it holds NaN; count = elements that take part. */
+/* Sets for each block: max; hi = 1 if it holds NaN; count = elements that take part. */
 static csm_status inspect_blocks(void *context, size_t begin, size_t end, int thread) {
     row_run *r = context;
     const csm_call *c = &r->call->base;
@@ -241,11 +241,11 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     if (r.stores_e && place->result == place->input.data) { /* pass1 would overwrite a row that must be transformed */
         status = run(&r, max_blocks);
         if (status != CSM_OK) return status;
-        if (!csm_takes(scales, max_of_blocks(&r))) return run_transformed_row(&r, run);
+        if (!csm_fits_range(scales, max_of_blocks(&r))) return run_transformed_row(&r, run);
     }
     status = run(&r, pass1_blocks);
     if (status != CSM_OK) return status;
-    if (!c->is_gradient && !csm_takes(scales, max_of_blocks(&r))) return run_transformed_row(&r, run);
+    if (!c->is_gradient && !csm_fits_range(scales, max_of_blocks(&r))) return run_transformed_row(&r, run);
     c->kernels->combine(r.blocks, csm_block_count(c->base.shape.n), &scales->ordinary, &r.sums);
     if (!c->keeps_axis) return fill_row(&r, r.sums.is_nan ? CSM_NAN : csm_lse(scales, r.sums.max, r.sums.tail, 0), run);
     return run(&r, pass2_blocks);

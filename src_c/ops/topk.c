@@ -83,7 +83,7 @@ static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row
     const size_t n = c->shape.n;
     csm_row sums;
     if (row) sum_row(r, row, s, blocks, &sums);
-    if (row && csm_takes(&c->scales, sums.max)) {
+    if (row && csm_fits_range(&c->scales, sums.max)) {
         const csm_block top = {.max = sums.max, .n = sums.n};
         for (size_t i = 0; i < r->k; i += CSM_BLOCK) {
             char *part = values + i * c->itemsize;
@@ -219,9 +219,9 @@ static csm_status run_pieces(topk_run *r) {
     return status;
 }
 
-static csm_status run(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
-                      const csm_view *values, const csm_view *indices, const csm_topk_options *o,
-                      csm_fp_environment *caller) {
+static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
+                           const csm_view *values, const csm_view *indices, const csm_topk_options *o,
+                           csm_fp_environment *caller) {
     topk_run r;
     csm_call *c = &r.base;
     memset(&r, 0, sizeof r);
@@ -263,7 +263,7 @@ csm_status csm_run_topk(csm_dtype dtype, const csm_table *table, const csm_shape
                         const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
     const csm_topk_options defaults = csm_default_topk_options();
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run(dtype, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
+    csm_status status = run_topk(dtype, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
     csm_fp_leave(saved);
     return status;
 }

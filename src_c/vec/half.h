@@ -16,7 +16,7 @@ INLINE uint32_t csm_bits_of(float f) {
     return u;
 }
 
-#if defined(__CUDA_ARCH__) /* single instructions; those to bfloat16 need sm_80 */
+#if defined(__CUDA_ARCH__) /* single instructions; conversion to bfloat16 would need sm_80 */
 INLINE float csm_from_f16(uint16_t h) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
@@ -46,7 +46,7 @@ INLINE uint16_t csm_to_f16(float f) {
         uint32_t v = csm_bits_of(csm_float_of(rest) + 0.5f);
         return (uint16_t)(sign | (v - 0x3f000000));
     }
-    rest += 0xfff + (rest >> 13 & 1); /* may carry into the exponent, up to inf: as it should */
+    rest += 0xfff + (rest >> 13 & 1); /* may carry into the exponent, up to inf, as it should */
     return (uint16_t)(sign | ((rest - 0x38000000) >> 13));
 }
 #endif

@@ -1,4 +1,5 @@
-/* The standard headers that kernels need: sizes, memcpy, fma.  CUDA's run-time compiler has none, but knows them. */
+/* The standard headers that kernels need (sizes, memcpy, fma), and words for compilers.  CUDA's run-time compiler has
+ * no headers, but knows their functions. */
 #ifndef CSM_VEC_STANDARD_H
 #define CSM_VEC_STANDARD_H
 

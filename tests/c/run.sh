@@ -13,9 +13,9 @@
 #   valgrind  memcheck: nothing depends on uninitialised memory
 #   long      every case of native and simde, more of neon and asan, valgrind, exp-all
 #
-# CSM_EVERY=K takes every K-th case of native; CSM_BUILD is the build directory (default: temporary): the program `native`
-# that is there already is not built again, nor is an object that is newer than all sources.
-# A part whose tools are missing fails, and says which.
+# CSM_EVERY=K takes every K-th case of native.  CSM_BUILD is the build directory (default: a temporary one); a program
+# `native` in it is not built again, nor is an object that is newer than all sources.
+# A part whose tools are missing fails and names them.
 set -eu -o pipefail
 cd "$(dirname "$0")/../.."
 BUILD=${CSM_BUILD:-$(mktemp -d)}
@@ -70,7 +70,7 @@ build() {
         if [ ${#jobs[@]} -ge "$(nproc)" ]; then wait "${jobs[0]}"; jobs=("${jobs[@]:1}"); fi
     done
     for unit in "${jobs[@]}"; do wait "$unit"; done
-    "$cc" "${FLAGS[@]}" "$@" tests/c/test_core.c tests/c/test_loss.c tests/c/test_sparse.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
+    "$cc" "${FLAGS[@]}" "$@" tests/c/problem.c tests/c/test_*.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
 }
 
 hash_of() { sed -n 's/^hash //p' "$1"; }
@@ -133,7 +133,7 @@ neon() {
 }
 
 asan() {
-    local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run here need not be watched
+    local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run here needs no sanitizer
     ! x86 || grep -qw avx512f /proc/cpuinfo || AVX512_FLAGS+=" -fno-sanitize=all"
     # null pointers stop ASan by themselves; another check of each access makes the compilation a third longer
     build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O0 -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all

@@ -1,5 +1,5 @@
 /* Cross-entropy in the C core: every kind of label and option, dtype, layout, thread count and instruction set against
- * the scalar unit on contiguous rows, byte for byte.  Called by test_core.c, whose hash it goes on with.
+ * the scalar unit on contiguous rows, byte for byte.  Called by test_core.c, whose hash it continues.
  */
 #include "../../src_c/core/call.h"
 #include "../../src_c/core/extension.h"

@@ -1,4 +1,4 @@
-/* Cross-entropy: what is done once a row, in double and, where the rounding would show, in pairs of doubles. */
+/* Cross-entropy: the scalar work for a row, in double and, where the rounding would show, in pairs of doubles. */
 #ifndef CSM_CROSS_ENTROPY_ROW_H
 #define CSM_CROSS_ENTROPY_ROW_H
 
@@ -6,7 +6,7 @@
 #include "../softmax/combine.h"
 #include "job.h"
 
-/* The divisor of a mean, 1 where there is none. */
+/* Sets the divisor of a mean, 1 if there is none. */
 INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
     const csm_pair per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
     c->per_divisor = per.hi;
@@ -19,14 +19,14 @@ INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
 INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bias) {
     csm_block at;
     double z = x / t->t;
-    if (!((n - 4) * 0.6931471805599453 - z < 1400)) return 0; /* below the subnormal numbers whatever the bias */
+    if (!((n - 4) * 0.6931471805599453 - z < 1400)) return 0; /* below the subnormal numbers with any bias */
     at.n = (z * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
     csm_top(x, t->t, 0, 0, &at);
     double d = at.n - n + bias, half = (d * 0.5 + 0x1.8p52) - 0x1.8p52;
     return at.top * csm_pow2(half) * csm_pow2(d - half);
 }
 
-/* S', the sum without the maxima, becomes that of all. */
+/* Adds the maxima to S', the sum without them. */
 INLINE void csm_loss_total(double *total, double *low, double count, double top, double top_low) {
     const double maxima = count * top;
     *low += fma(count, top, -maxima) + count * top_low;
@@ -35,50 +35,51 @@ INLINE void csm_loss_total(double *total, double *low, double count, double top,
     *low = (*total - sum) + *low;
     *total = sum;
 }
-/* Whether a row is read at all; its label, or -1, and its weight to `in`. */
-INLINE int csm_loss_takes(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+/* Whether a row is read at all.  Sets its label, or -1, and its weight in `in`. */
+INLINE int csm_loss_reads(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
     in->weight = 1;
     if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);
     return !(job->label && in->label < 0) && in->weight != 0;
 }
-/* Of a call that is simple: what a row's gradient is multiplied by, and the label's own gradient. */
+/* For a call that is simple: the factor of a row's gradient, and the gradient of the label. */
 INLINE double csm_loss_share(const csm_loss_call *c) { return c->per_divisor * csm_pow2(c->divisor_exponent); }
 INLINE double csm_loss_simple_target(double share, double others, double total) { return -(share * others) / total; }
 
-/* Losses that wait for their logarithms, which nothing else needs: weight ((factor log1p(q) + far) + label). */
-enum { CSM_LATE = 8 };
-typedef struct csm_late_losses {
-    double q[CSM_LATE], q_low[CSM_LATE], factor[CSM_LATE], far[CSM_LATE], label[CSM_LATE], weight[CSM_LATE];
-    double *loss[CSM_LATE];
+/* Losses whose logarithms are still to be taken, several at once: weight ((factor log1p(q) + far) + label). */
+enum { CSM_PENDING = 8 };
+typedef struct csm_pending_losses {
+    double q[CSM_PENDING], q_low[CSM_PENDING], factor[CSM_PENDING], far[CSM_PENDING], label[CSM_PENDING],
+        weight[CSM_PENDING];
+    double *loss[CSM_PENDING];
     int count;
-} csm_late_losses;
+} csm_pending_losses;
 
-/* to: where the loss goes, or NULL (only without late): to row->loss alone.  late: NULL, or where it may wait;
- * row->loss, row->sums.tail and *to are not set then (nothing but z-loss's gradient reads the tail, and with z-loss
- * nothing waits). */
+/* Sums and loss of a row.  to: where the loss goes beside row->loss; NULL only without `pending`.  pending: NULL, or
+ * the list to which the loss may be added; then row->loss, row->sums.tail and *to are not set.  (Only the gradient of
+ * z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
-                          double bias, csm_loss_row *row, csm_late_losses *late, double *to) {
+                          double bias, csm_loss_row *row, csm_pending_losses *pending, double *to) {
     const double epsilon = c->smoothing, t = c->t->t;
     double far = 0, quotient, quotient_low;
     csm_combine_quotient(blocks, count, &row->sums, &quotient, &quotient_low);
-    const int waits = late && c->z_loss == 0 && !row->sums.is_nan;
+    const int waits = pending && c->z_loss == 0 && !row->sums.is_nan;
     if (!waits) row->sums.tail = csm_log1p(quotient, quotient_low);
     const csm_row *s = &row->sums;
-    for (size_t b = 0; b < count && (c->soft || epsilon != 0); b++) { /* every term is at least 0 */
+    for (size_t b = 0; b < count && (c->soft || epsilon != 0); b++) { /* no term is negative */
         far += blocks[b].far;
         const double apart = s->max - csm_reference(blocks[b].max, c->t);
-        if (apart != 0 && blocks[b].mass != 0) far += apart * blocks[b].mass; /* masses can be infinite */
+        if (apart != 0 && blocks[b].mass != 0) far += apart * blocks[b].mass; /* a mass can be infinite */
     }
     row->total = s->hi;
     row->total_low = s->lo;
     csm_loss_total(&row->total, &row->total_low, s->count, s->top, s->top_low);
 
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? epsilon / (double)c->n * c->weight_sum : 0);
-    const double from_far = far != 0 ? far / t : 0, own = (1 - epsilon) * in->w_label;
+    const double from_far = far != 0 ? far / t : 0, label_part = (1 - epsilon) * in->w_label;
     double from_label = 0, loss = waits ? 0 : q * s->tail + from_far;
     if (in->label >= 0) {
-        if (own != 0) from_label = own * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
+        if (label_part != 0) from_label = label_part * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
         loss += from_label;
         if (c->gradient) {
             row->e_label = s->top;
@@ -93,14 +94,14 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     }
     row->is_nan = s->is_nan;
     if (waits) {
-        const int at = late->count++;
-        late->q[at] = quotient;
-        late->q_low[at] = quotient_low;
-        late->factor[at] = q;
-        late->far[at] = from_far;
-        late->label[at] = from_label;
-        late->weight[at] = in->weight;
-        late->loss[at] = to;
+        const int at = pending->count++;
+        pending->q[at] = quotient;
+        pending->q_low[at] = quotient_low;
+        pending->factor[at] = q;
+        pending->far[at] = from_far;
+        pending->label[at] = from_label;
+        pending->weight[at] = in->weight;
+        pending->loss[at] = to;
         return;
     }
     if (c->z_loss != 0) {
@@ -111,7 +112,7 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     if (to) *to = row->loss;
 }
 
-/* A product of factors of any size: mantissa and exponent. */
+/* A product of factors of any size, as mantissa and exponent. */
 typedef struct csm_factor {
     csm_pair m;
     double e;
@@ -122,8 +123,8 @@ INLINE void csm_factor_by(csm_factor *f, double x) {
     f->m = csm_pair_mul(f->m, csm_pair_of(x, 0));
 }
 
-/* What float64's factors are made of, where one rounding after the other would add up: (1 - epsilon), epsilon / n, and
- * g = (1 - epsilon) mass + epsilon / n weight_sum + 2 z_loss lse.  Returns 0 where numbers are too large or small. */
+/* Parts of the factors as pairs, for float64, where successive roundings would add up: (1 - epsilon), epsilon / n, and
+ * g = (1 - epsilon) mass + epsilon / n weight_sum + 2 z_loss lse.  Returns 0 if numbers are too large or too small. */
 typedef struct csm_loss_pairs {
     csm_pair rest, flat, g;
 } csm_loss_pairs;
@@ -131,8 +132,8 @@ static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_inp
                                       csm_loss_pairs *to) {
     const double epsilon = c->smoothing, rest = 1 - epsilon, q = in->mass + c->weight_sum,
                  of_max = in->max / c->temperature;
-    const double z = 2 * c->z_loss, least = 0x1p-500, most = 0x1p500;
-    if (!(q >= least && q <= most && (z == 0 || (z >= least && fabs(of_max) <= most)))) return 0;
+    const double z = 2 * c->z_loss, lower = 0x1p-500, upper = 0x1p500;
+    if (!(q >= lower && q <= upper && (z == 0 || (z >= lower && fabs(of_max) <= upper)))) return 0;
     to->rest = csm_pair_of(rest, (1 - rest) - epsilon);
     to->flat = csm_pair_of(0, 0);
     to->g = csm_pair_mul(to->rest, csm_pair_of(in->mass, 0));
@@ -152,23 +153,48 @@ static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_inp
     return 1;
 }
 
-/* shrink: the factor of clip_norm, or negative for the gradient of the row loss alone, whose norm is wanted. */
+/* The gradient k [p (g - a) - a (1 - p)] of the label, which is exact where p is nearly 1.  p: e_label / total, 1 - p:
+ * others / total; pairs: NULL, or the parts of g and a. */
+INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, double a, csm_loss_pairs *pairs,
+                              const int single, const csm_loss_row *row) {
+    if (single) return (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total;
+    /* in pairs, because every rounding counts; plain labels: relative to the result */
+    csm_pair apart = csm_pair_of(g - a, 0), label_part = csm_pair_of(a, 0);
+    if (pairs) {
+        csm_two_sum(&pairs->rest.hi, &pairs->rest.lo, pairs->flat.hi);
+        pairs->rest.lo += pairs->flat.lo;
+        label_part = csm_pair_mul(csm_pair_of(in->w_label, 0), pairs->rest);
+        apart = pairs->g;
+        csm_two_sum(&apart.hi, &apart.lo, -label_part.hi);
+        apart.lo -= label_part.lo;
+    }
+    csm_pair sum = csm_pair_mul(csm_pair_mul(k, label_part), csm_pair_of(-row->others, 0));
+    if (g != a) {
+        const csm_pair more = csm_pair_mul(csm_pair_mul(k, apart), csm_pair_of(row->e_label, 0));
+        csm_two_sum(&sum.hi, &sum.lo, more.hi);
+        sum.lo += more.lo;
+    }
+    return 0 + csm_pair_div(sum, csm_pair_of(row->total, row->total_low)).hi; /* no -0 */
+}
+
+/* The factors of a row's gradient.  shrink: the factor of clip_norm; negative for the gradient of the row loss alone,
+ * whose norm is to be found. */
 static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
                                           csm_loss_row *row) {
     const double epsilon = c->smoothing, flat = epsilon != 0 ? epsilon / (double)c->n : 0;
-    const int alone = shrink < 0, clips = !alone && c->clip_value < CSM_INF;
+    const int is_row_alone = shrink < 0, clips = !is_row_alone && c->clip_value < CSM_INF;
     const csm_row *s = &row->sums;
-    const csm_factor one = {{1, 0}, 0};
-    csm_factor reduction = one, k;
+    const csm_factor unit = {{1, 0}, 0};
+    csm_factor reduction = unit, k;
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? flat * c->weight_sum : 0), g = q;
-    if (!alone) {
+    if (!is_row_alone) {
         reduction.m = csm_pair_of(c->per_divisor, c->per_divisor_low);
         reduction.e = c->divisor_exponent;
         csm_factor_by(&reduction, in->upstream);
     }
-    k = alone || clips ? one : reduction;
+    k = is_row_alone || clips ? unit : reduction;
     csm_factor_by(&k, in->weight);
-    if (!alone) csm_factor_by(&k, shrink);
+    if (!is_row_alone) csm_factor_by(&k, shrink);
     if (c->temperature != 1) {
         k.m = csm_pair_mul(k.m, csm_pair_of(c->per_t, c->per_t_low));
         k.e += c->t_exponent;
@@ -176,13 +202,13 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     if (c->z_loss != 0) g += 2 * c->z_loss * (in->max / c->temperature + s->tail);
     if (!(g - g == 0)) g = copysign(0x1.fffffffffffffp1023, g);
 
-    /* The gradient is of the magnitude k max(q, |g|).  Where that is ordinary the power of two goes into k; elsewhere k
-     * is brought as near as needed, and the rest is left to the end: nothing is subnormal or infinite in between. */
+    /* The gradient has the magnitude k max(q, |g|).  If that is ordinary, the power of two goes into k; otherwise k is
+ * brought as near as needed and the rest is put off to the end, so that nothing is subnormal or infinite in between. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
-    const double least = single ? -20 : -300, most = single ? 100 : 300;
+    const double lower = single ? -20 : -300, upper = single ? 100 : 300;
     if (largest == 0) k.m = csm_pair_of(0, 0);
-    if (k.e + e < least) up = -e;
-    if (k.e + e > most) up = most - e;
+    if (k.e + e < lower) up = -e;
+    if (k.e + e > upper) up = upper - e;
     up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
     double put_off = k.e - up, power = csm_pow2(up);
     k.m.hi *= power;
@@ -228,33 +254,12 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     row->plain = !clips && put_off == 0;
     row->is_nan = s->is_nan || f.hi != f.hi || row->post != row->post;
     if (in->label < 0) return;
-    /* p (g - a) - a (1 - p): exact where p is nearly 1 */
-    double a = in->w_label * ((1 - epsilon) + flat);
-    if (single) {
-        row->target = (k.m.hi * (g - a) * row->e_label - k.m.hi * a * row->others) / row->total;
-    } else { /* in pairs, for every rounding counts; of plain labels relative to itself */
-        csm_pair apart = csm_pair_of(g - a, 0), own = csm_pair_of(a, 0);
-        if (paired) {
-            csm_two_sum(&p.rest.hi, &p.rest.lo, p.flat.hi);
-            p.rest.lo += p.flat.lo;
-            own = csm_pair_mul(csm_pair_of(in->w_label, 0), p.rest);
-            apart = p.g;
-            csm_two_sum(&apart.hi, &apart.lo, -own.hi);
-            apart.lo -= own.lo;
-        }
-        csm_pair sum = csm_pair_mul(csm_pair_mul(k.m, own), csm_pair_of(-row->others, 0));
-        if (g != a) {
-            const csm_pair more = csm_pair_mul(csm_pair_mul(k.m, apart), csm_pair_of(row->e_label, 0));
-            csm_two_sum(&sum.hi, &sum.lo, more.hi);
-            sum.lo += more.lo;
-        }
-        row->target = 0 + csm_pair_div(sum, csm_pair_of(row->total, row->total_low)).hi; /* no -0 */
-    }
-    if (alone) return;
+    row->target = csm_loss_target(in, k.m, g, in->w_label * ((1 - epsilon) + flat), paired ? &p : NULL, single, row);
+    if (is_row_alone) return;
     if (clips) row->target = row->target > row->clip ? row->clip : row->target < -row->clip ? -row->clip : row->target;
     if (!row->plain) row->target = csm_times_pow2(row->target * (row->post + row->post_low), row->post_exponent);
 }
-/* The same, the common case in place, with the bits that the general one gives. */
+/* The same.  The common case is computed in line, with the bits of the general one. */
 INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
                              csm_loss_row *row) {
     if (c->simple && in->weight == 1 && in->upstream == 1 && in->w_label == 1) {
@@ -279,14 +284,14 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_any_factors(c, in, shrink, single, row);
 }
 
-/* The factor that brings a gradient with this sum of squares (of what `factors` with shrink -1 describes, before the
- * power that is put off; the label's own target left out) to norm clip_norm at most. */
+/* The factor that limits the norm of a gradient to clip_norm.  squares: the sum of the squares that `factors` with
+ * shrink -1 describes, before the power that is put off, without the label's. */
 INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, const csm_loss_row *row,
                               double squares) {
-    double most = csm_times_pow2(c->clip_norm, -row->post_exponent);
+    double upper = csm_times_pow2(c->clip_norm, -row->post_exponent);
     if (in->label >= 0) squares += row->target * row->target;
     double norm = sqrt(squares);
-    return norm > most ? most / norm : 1;
+    return norm > upper ? upper / norm : 1;
 }
 
 #endif

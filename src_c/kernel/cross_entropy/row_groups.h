@@ -1,14 +1,14 @@
-/* What loss_row.h and scalars.h do once a row, for several rows: for as many rows of floats as a vector has lanes, or
- * (the logarithms of losses) for CSM_LATE of any type.  Loops over rows in plain C, without branches, which compilers
- * turn into vectors; each row has the bits that it has alone, and so the error (ACCURACY.md).
- * Everything in double.  A sum that is NaN makes its row's tail and loss NaN, and touches no other row.
+/* The scalar work for a row (row.h, block.h), for a group of rows: for as many rows of floats as a vector has lanes or,
+ * for the logarithms of losses, for CSM_PENDING rows of any type.  The loops over rows are plain C without branches,
+ * which compilers turn into vectors.  Each row has the bits that it has alone, and so the error (ACCURACY.md).
+ * Everything is in double.  A sum that is NaN makes its row's tail and loss NaN and touches no other row.
  */
 #ifndef CSM_CROSS_ENTROPY_ROW_GROUPS_H
 #define CSM_CROSS_ENTROPY_ROW_GROUPS_H
 
 #include "row.h"
 
-/* In: maximum, its n, sum of e' without the maxima, how many maxima.  Out: e' of a maximum, log(sum e^(x - max)). */
+/* In: maximum, its n, sum of e' without the maxima, number of maxima.  Out: e' of a maximum, log(sum e^(x - max)). */
 typedef struct csm_tails {
     double max[v32_W], n[v32_W], sum[v32_W], count[v32_W], top[v32_W], tail[v32_W];
 } csm_tails;
@@ -31,7 +31,7 @@ static NOINLINE void csm_find_tails(csm_tails *s, double t, double bias) {
     else csm_find_tails_at(s, t, bias);
 }
 
-/* In: the label's logit and e'.  Out: what csm_loss_sums and csm_loss_factors find for a call that is `simple`. */
+/* In: the label's logit and e'.  Out: the results of csm_loss_sums and csm_loss_factors for a call that is `simple`. */
 typedef struct csm_simple_losses {
     double x_label[v32_W], e_label[v32_W], loss[v32_W], target[v32_W];
     float f[v32_W], f_low[v32_W];
@@ -43,8 +43,8 @@ static NOINLINE void csm_find_losses(const csm_loss_call *c, const csm_tails *s,
     for (int r = 0; r < v32_W; r++) {
         double total = s->sum[r], total_low = 0;
         csm_loss_total(&total, &total_low, s->count[r], s->top[r], 0);
-        const double less = (total - l->e_label[r]) + total_low, equal = s->sum[r] + (s->count[r] - 1) * s->top[r];
-        const double others = csm_choose(l->x_label[r] < s->max[r], less, equal), f = a / total;
+        const double without = (total - l->e_label[r]) + total_low, ties = s->sum[r] + (s->count[r] - 1) * s->top[r];
+        const double others = csm_choose(l->x_label[r] < s->max[r], without, ties), f = a / total;
         l->f[r] = (float)f;
         l->f_low[r] = (float)(f - (double)l->f[r]);
         l->target[r] = csm_loss_simple_target(a, others, total);
@@ -52,17 +52,18 @@ static NOINLINE void csm_find_losses(const csm_loss_call *c, const csm_tails *s,
     }
 }
 
-static NOINLINE void csm_settle(csm_late_losses *late) {
-    double loss[CSM_LATE];
-    for (int i = late->count; i < CSM_LATE; i++) /* anything */
-        late->q[i] = late->q_low[i] = late->factor[i] = late->far[i] = late->label[i] = late->weight[i] = 0;
+static NOINLINE void csm_finish_losses(csm_pending_losses *pending) {
+    double loss[CSM_PENDING];
+    for (int i = pending->count; i < CSM_PENDING; i++) /* any value will do */
+        pending->q[i] = pending->q_low[i] = pending->factor[i] = pending->far[i] = pending->label[i] =
+            pending->weight[i] = 0;
     SIMD
-    for (int i = 0; i < CSM_LATE; i++) {
-        const double tail = csm_log1p(late->q[i], late->q_low[i]);
-        loss[i] = late->weight[i] * ((late->factor[i] * tail + late->far[i]) + late->label[i]);
+    for (int i = 0; i < CSM_PENDING; i++) {
+        const double tail = csm_log1p(pending->q[i], pending->q_low[i]);
+        loss[i] = pending->weight[i] * ((pending->factor[i] * tail + pending->far[i]) + pending->label[i]);
     }
-    for (int i = 0; i < late->count; i++) *late->loss[i] = loss[i];
-    late->count = 0;
+    for (int i = 0; i < pending->count; i++) *pending->loss[i] = loss[i];
+    pending->count = 0;
 }
 
 #endif

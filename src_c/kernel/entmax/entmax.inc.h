@@ -1,16 +1,16 @@
-/* alpha-entmax of a contiguous row and its gradient, one storage type T: the numbers above max - 1/(alpha - 1), the
- * only ones that can have probability, are copied to doubles; entmax_solve.h does the rest.
+/* alpha-entmax of a contiguous row and its gradient, one storage type T.  The numbers above max - 1/(alpha - 1), the
+ * only ones that can have probability, are copied to doubles; solve.h does the rest.
  *
- * Accumulators: double, or pairs of them, whatever T is.  Largest error measured (tests/test_entmax.py, against
- * mpmath): 0.51 ULP of T; double with another alpha than 1.5 and 2: that of a change of tau by 2^-53.
- * Time: two passes over the row and one over the result; what survives the filter costs a few ns each.
+ * Accumulators: double, or pairs of doubles, for every T.  Largest error measured (tests/test_entmax.py, against
+ * mpmath): 0.51 ULP of T; for double with an alpha other than 1.5 and 2, that of a change of tau by 2^-53.
+ * Time: two passes over the row and one over the result; each survivor of the filter costs a few ns.
  * NaN, +inf or nothing but -inf: the whole row is NaN.
  */
 #ifndef FN
 #error "entmax.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* Survivors of [0, n) greater than the bound, or NaN; counted, and stored while there is room. */
+/* Finds the survivors of [0, n): greater than the bound, or NaN.  They are counted, and stored while there is room. */
 INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
     const V(t) limit = V(set)((double)bound);
     size_t count = 0;
@@ -33,7 +33,7 @@ INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
     return count;
 }
 
-/* Returns how many survive the filter; more than s->capacity: to be called again with more room. */
+/* Returns how many survive the filter; if more than s->capacity, it must be called again with more room. */
 static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_support *s) {
     const T *x = from;
     const double max = FN(max)(x, n);
@@ -41,17 +41,17 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
     s->is_nan = !(max > -CSM_INF && max < CSM_INF);
     s->count = 0;
     if (s->is_nan) return 0;
-    /* rounded down: a survivor more does no harm */
-    const double least = max - 1 / e->scale;
-    REAL bound = least < -EXP_MOST ? -(REAL)CSM_INF : (REAL)least;
-    if ((double)bound >= least && bound > -(REAL)CSM_INF) bound = V(below)(bound);
+    /* rounded down: one more survivor does no harm */
+    const double lower = max - 1 / e->scale;
+    REAL bound = lower < -EXP_MOST ? -(REAL)CSM_INF : (REAL)lower;
+    if ((double)bound >= lower && bound > -(REAL)CSM_INF) bound = V(below)(bound);
     const size_t count = FN(survivors)(x, n, bound, s);
     if (count > s->capacity) return count;
     for (size_t i = 0; i < count; i++) {
         double d = -max, low = 0;
         if (s->z[i] != s->z[i]) s->is_nan = 1;
         if (e->single && e->kind != CSM_ENTMAX_ANY) {
-            s->z[i] = (s->z[i] - max) * e->scale; /* exact, or beyond the precision of float */
+            s->z[i] = (s->z[i] - max) * e->scale; /* exact, or more precise than float */
             continue;
         }
         csm_two_sum(&d, &low, s->z[i]);
@@ -65,14 +65,14 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
     return count;
 }
 
-/* The row of probabilities, times factor. */
+/* Writes the row of probabilities, times factor. */
 static void FN(spread)(const csm_support *s, double factor, void *to, size_t n) {
     T *y = to;
     FN(fill)(y, n, s->is_nan ? CSM_NAN : 0);
     for (size_t i = 0; i < s->count; i++) STORE_PART(y + s->index[i], 1, V(set)(s->p[i] * factor));
 }
 
-/* dx = s (dy - sum(s dy) / sum(s)), s = y^(2 - alpha) where y > 0; sums as pairs; dx = 0 elsewhere, whatever dy is. */
+/* dx = s (dy - sum(s dy) / sum(s)), s = y^(2 - alpha) where y > 0; sums as pairs; dx = 0 elsewhere, for any dy. */
 static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *e) {
     const T *g = dy, *p = y;
     T *to = dx;
@@ -91,7 +91,7 @@ static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, co
             REAL lane[V(W)], grad[V(W)], out[V(W)];
             if (bits) {
                 V(STORE_REAL)(lane, v);
-                /* used only where y > 0: elsewhere dy may hold anything */
+                /* used only where y > 0; elsewhere dy may hold anything */
                 V(STORE_REAL)(grad, k == V(W) ? LOAD(g + i) : LOAD_PART(g + i, k, V(zero)()));
             }
             if (pass == 1) V(STORE_REAL)(out, V(zero)());

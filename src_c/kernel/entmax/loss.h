@@ -1,15 +1,15 @@
-/* The Fenchel-Young loss of alpha-entmax of one row, from what the solver has left (Blondel, Martins & Niculae 2020),
+/* The Fenchel-Young loss of alpha-entmax of one row, from the solver's support (Blondel, Martins & Niculae 2020),
  * with Omega(p) = sum (p^alpha - p) / (alpha (alpha - 1)):
  *     L(x, q) = Omega*(x) + Omega(q) - <x, q>
  *             = sum over p_j > 0 of d(q_j, p_j), d the Bregman divergence of Omega,
  *               + sum over p_j = 0 of q_j [(ln_a q_j - 1) / alpha - v_j / a]
  *               - (sum q - 1) (max - (c - 1/alpha) / a),
- * a = alpha - 1, v_j = a (x_j - max) + c - 1: terms that are not negative where q sums to 1, so that a small loss keeps
- * its digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
+ * a = alpha - 1, v_j = a (x_j - max) + c - 1.  No term is negative where q sums to 1, so that a small loss keeps its
+ * digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
  *
- * Plain C in double, one thread a row, on the CPU and on CUDA; the terms are added in the order of the classes.
- * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; of a double 1.8 ULP, for alpha =
- * 1.5, where (sqrt q - sqrt p)^2 is of rounded roots, 15.4.  A row whose threshold is NaN has loss NaN.
+ * Plain C in double, one thread for each row, on the CPU and on CUDA; the terms are added in the order of the classes.
+ * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; 1.8 ULP of a double, and 15.4 for
+ * alpha = 1.5, where (sqrt q - sqrt p)^2 is made of rounded roots.  A row whose threshold is NaN has loss NaN.
  */
 #ifndef CSM_ENTMAX_LOSS_H
 #define CSM_ENTMAX_LOSS_H
@@ -43,12 +43,12 @@ static inline double csm_c_less_one(const csm_entmax *e, const csm_support *s) {
     return ((e->p < 1 ? s->t - 1 : s->t) + s->t_low) / e->scale;
 }
 
-/* What a class outside the support adds. */
+/* The term of a class outside the support. */
 static inline double csm_outside(const csm_entmax *e, const csm_support *s, double q, double x) {
     return q * ((csm_log_deformed(q, e->scale) - 1) / e->alpha - ((x - s->max) + csm_c_less_one(e, s)));
 }
 
-/* The loss for a label; p becomes p - q where p > 0, and what of q lies outside the support is left to the caller. */
+/* The loss for a label.  p becomes p - q where p > 0; the part of q outside the support is left to the caller. */
 static inline double csm_hard_loss(const csm_entmax *e, csm_support *s, size_t label, double x_label) {
     double loss = 0, others = 0;
     size_t at = s->count;
@@ -66,7 +66,7 @@ static inline double csm_hard_loss(const csm_entmax *e, csm_support *s, size_t l
     return loss;
 }
 
-/* The same for soft labels, class by class; those with neither probability nor a label may be left out. */
+/* The same for soft labels, class by class; classes with neither probability nor a label may be left out. */
 typedef struct csm_soft_loss {
     double loss, mass, mass_low;
     size_t next; /* of the support */
@@ -76,7 +76,7 @@ static inline csm_soft_loss csm_soft_start(void) {
     const csm_soft_loss l = {0, -1, 0, 0};
     return l;
 }
-/* Class j, soft label q; 1: it has a label and no probability, and the caller adds csm_outside. */
+/* Adds class j with soft label q.  Returns 1 if it has a label and no probability: then the caller adds csm_outside. */
 static inline int csm_soft_add(const csm_entmax *e, csm_support *s, csm_soft_loss *l, size_t j, double q) {
     csm_two_sum(&l->mass, &l->mass_low, q);
     if (l->next == s->count || s->index[l->next] != j) return q > 0;

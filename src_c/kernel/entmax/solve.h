@@ -7,7 +7,7 @@
  * is tiny, and u^p needs its digits.
  * p < 1: Newton, in a bracket, on the largest probability m = c^p, sum m (1 + z_i / c)^p = 1, whose slope is
  * sum (1 + z_i / c)^(p-1); c itself may be as small as count^-(alpha - 1).
- * The root is then improved with sums of pairs; the result sums to 1 within rounding, whatever its size.
+ * The root is then improved with sums of pairs; the result sums to 1 within rounding, for any size.
  */
 #ifndef CSM_ENTMAX_SOLVE_H
 #define CSM_ENTMAX_SOLVE_H
@@ -63,9 +63,9 @@ INLINE double csm_entmax_u(const csm_support *s, const csm_entmax *e, size_t i, 
     return v;
 }
 
-/* t for p >= 1. */
+/* Finds t for p >= 1. */
 INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
-    const double near = e->kind == CSM_ENTMAX_ANY ? 0x1p-20 : 0x1p-53; /* ANY: the steps with pairs do the rest */
+    const double near = e->kind == CSM_ENTMAX_ANY ? 0x1p-20 : 0x1p-53; /* ANY: the steps in pairs below do the rest */
     double t = 0, low = -1, high = 0, sum, slope;
     for (int i = 0; i < 200; i++) {
         csm_entmax_sums(s, e, t, &sum, &slope);
@@ -75,7 +75,7 @@ INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
                       : e->kind == CSM_ENTMAX15 ? sqrt(sum)
                                                 : csm_pow(sum, 0, 1 - e->scale, 0); /* sum^(1 - 1/p) */
         const double next = t - (sum - root) / slope;
-        if (!(next > low && next < high)) break; /* at the root within rounding */
+        if (!(next > low && next < high)) break; /* at the root, within rounding */
         const double step = next < t ? t - next : next - t;
         t = next;
         if (step <= -t * near) break;
@@ -83,7 +83,7 @@ INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
     return t;
 }
 
-/* c for p < 1. */
+/* Finds c for p < 1. */
 INLINE double csm_entmax_concave(const csm_support *s, const csm_entmax *e) {
     double low = 1 / (double)s->count, high = 1, m = low, c = 0;
     for (int i = 0; i < 200; i++) {
@@ -101,7 +101,7 @@ INLINE double csm_entmax_concave(const csm_support *s, const csm_entmax *e) {
         if (sum > 1) high = m;
         else low = m;
         double next = m - (sum - 1) / slope;
-        /* an end of the bracket was tried before, but for 1 */
+        /* the ends of the bracket have been tried, except 1 */
         if (!(next > low && (next < high || (next == 1 && m < 1 && high == 1 && i == 0)))) next = 0.5 * (low + high);
         const double step = next < m ? m - next : next - m;
         m = next;
@@ -110,14 +110,15 @@ INLINE double csm_entmax_concave(const csm_support *s, const csm_entmax *e) {
     return csm_pow(m, 0, e->scale, 0);
 }
 
-/* From z (padded to a multiple of 8 with -inf) to the probabilities and indices of the support, in order. */
+/* Finds the probabilities and indices of the support, in order, from z, which is padded to a multiple of 8 with
+ * -inf. */
 static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
     const int any = e->kind == CSM_ENTMAX_ANY;
     double sum, slope;
     s->t = e->p < 1;
     s->t_low = 0;
     if (s->count > 1) s->t = e->p < 1 ? csm_entmax_concave(s, e) : csm_entmax_newton(s, e);
-    if (s->t == 0 && e->p < 1) { /* c is too small a number: only maxima have probability */
+    if (s->t == 0 && e->p < 1) { /* c underflows: only maxima have probability */
         size_t kept = 0;
         for (size_t i = 0; i < s->count; i++)
             if (s->z[i] == 0) s->index[kept++] = s->index[i];
@@ -128,8 +129,8 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
         s->count = kept;
         return;
     }
-    /* Steps whose residual is a sum of pairs: one, and more near alpha = 1, where sum and root all but cancel above.
-     * p < 1: in a bracket, because the slope has no bound where a number enters the support. */
+    /* Steps whose residual is a sum of pairs: one, and more near alpha = 1, where sum and root nearly cancel above.
+     * p < 1: in a bracket, because the slope is unbounded where a number enters the support. */
     const double c = s->t;
     double low = -CSM_INF, high = CSM_INF;
     if (e->p < 1) {
@@ -168,7 +169,8 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
         }
         const double step = next < s->t_low ? s->t_low - next : next - s->t_low;
         s->t_low = next;
-        if (step <= (e->p < 1 ? c * 0x1p-100 : 0x1p-30 / e->p)) break; /* what is left is of the order of the square */
+        if (step <= (e->p < 1 ? c * 0x1p-100 : 0x1p-30 / e->p))
+            break; /* the remaining error is of the order of its square */
     }
     size_t kept = 0;
     for (size_t i = 0; e->single && !any && i < s->count; i++) {

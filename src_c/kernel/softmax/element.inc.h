@@ -1,5 +1,5 @@
-/* What is done to one element, or one vector of them, in the second passes: shared by the kernels of every storage
- * type, and by the CUDA kernels, which take these functions from here with the scalar vocabulary.
+/* The second passes on one element, or one vector of elements.  Shared by the kernels of every storage type and by the
+ * CUDA kernels, which include this file with the scalar vocabulary.
  */
 #ifndef V
 #error "element.inc.h needs V(name), the constants of the compute type and V(LOAD_REAL)"
@@ -12,7 +12,7 @@ INLINE V(t) V(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
 
 INLINE V(t) V(scaled)(V(t) e, V(t) r, V(t) r_low) { return V(fma)(e, r, V(mul)(e, r_low)); }
 
-/* What softmax multiplies e' of a block by, 2^d r, d the block's n less the row's: r as a pair, and before it `up`,
+/* The factor 2^d r of e' in softmax, d = n of the block less n of the row: r as a pair and, applied before it, `up`,
  * which takes the power of two where r 2^d could be subnormal (else 1). */
 typedef struct V(scaling) {
     V(t) up, f, f_low;
@@ -33,7 +33,7 @@ typedef struct V(vjp_constants) {
     V(shift) shift;
 } V(vjp_constants);
 
-/* s = hi + lo, of one row or of as many as a vector has lanes. */
+/* s = hi + lo, of one row or of as many rows as a vector has lanes. */
 INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, V(t) hi, V(t) lo, const int log) {
     V(vjp_constants) c;
     /* Log: e^y carries 2^bias, s its inverse: e^y then loses nothing down to the subnormal numbers.  Not where s
@@ -57,7 +57,7 @@ INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
     V(mask) absent = V(eq)(y, c.absent);
     V(t) d;
     if (log) {
-        /* Not the logarithm of a probability beyond this; the exponent must not overflow. */
+        /* A larger number is no logarithm of a probability; the exponent must not overflow. */
         V(t) e = V(min)(V(set)(EXP_LARGEST_LOG), y), scale;
         V(exp_parts)(1, &e, &scale, c.shift, 0);
         d = V(fnma)(c.lo, scale, V(fnma)(c.hi, scale, dy));
@@ -70,38 +70,40 @@ INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
     return V(drop)(absent, d);
 }
 
-/* The reals from i on: a whole vector, or the last `count`, the rest 0. */
+/* The numbers from i on: a whole vector, or the last `count` and then 0. */
 INLINE V(t) V(loss_reals)(const void *p, size_t i, size_t count) {
     const REAL *from = (const REAL *)p;
     return count >= V(W) ? V(LOAD_REAL)(from + i) : V(LOAD_PART_REAL)(from + i, count, V(zero)());
 }
 typedef struct V(loss_constants) {
-    V(t) f, f_low, shift, post, post_low, power1, power2, most, least, soft, flat;
+    V(t) f, f_low, shift, post, post_low, power1, power2, clip_high, clip_low, soft, flat;
 } V(loss_constants);
 
-/* e' of a block is relative to the block's n and gets 2^d, d <= 0: in the factor, or, from 2^-8 on, by itself, as far
- * as that is a normal number (then the gradient is subnormal, and the rest does no harm in the factor). */
+/* e' of a block is relative to the block's n and needs 2^d, d <= 0.  The factor takes it; below 2^-8 a factor of its
+ * own does, as far as that is a normal number (then the gradient is subnormal, and the rest does no harm in the
+ * factor). */
 INLINE int V(loss_set)(const csm_block *block, const csm_loss_row *row, V(loss_constants) *c) {
-    const double d = block->n - row->sums.n, least = 26 - EXP_EXPONENT_BIAS;
+    const double d = block->n - row->sums.n, min_shift = 26 - EXP_EXPONENT_BIAS;
     const int folded = d >= -8;
-    const double own = folded ? 0 : d < least ? least : d, up = csm_pow2(d - own);
+    const double own_shift = folded ? 0 : d < min_shift ? min_shift : d, up = csm_pow2(d - own_shift);
     c->f = V(set)(row->f * up);
     c->f_low = V(set)(row->f_low * up);
-    c->shift = V(set)(csm_pow2(own));
+    c->shift = V(set)(csm_pow2(own_shift));
     c->post = V(set)(row->post);
     c->post_low = V(set)(row->post_low);
-    double e = row->post_exponent, range = 2 * EXP_EXPONENT_BIAS; /* a power of two, in two halves that are normal */
+    double e = row->post_exponent,
+           range = 2 * EXP_EXPONENT_BIAS; /* a power of two, in two halves that are normal numbers */
     e = e > range ? range : e < 4 - range ? 4 - range : e;
     double half = (e * 0.5 + 0x1.8p52) - 0x1.8p52;
     c->power1 = V(set)(csm_pow2(half));
     c->power2 = V(set)(csm_pow2(e - half));
-    c->most = V(set)(row->clip);
-    c->least = V(set)(-row->clip);
+    c->clip_high = V(set)(row->clip);
+    c->clip_low = V(set)(-row->clip);
     c->soft = V(set)(row->soft > EXP_MOST ? EXP_MOST : row->soft);
     c->flat = V(set)(row->flat > EXP_MOST ? EXP_MOST : row->flat);
     return folded;
 }
-/* g = e f + e f_low - w (soft q + flat); q, w: whether there are any; plain: neither shift, clip nor post. */
+/* g = e f + e f_low - w (soft q + flat).  q, w: whether there are any; plain: no shift, no clip, no post. */
 INLINE V(t) V(loss_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, V(loss_constants) c,
                              const int q, const int w, const int plain) {
     if (!plain) e = V(mul)(e, c.shift);

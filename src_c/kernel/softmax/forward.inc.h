@@ -1,27 +1,29 @@
 /* softmax, log_softmax and logsumexp of contiguous rows, for one storage type T (FN(name) = name_<suffix>).
  *
- *   softmax      y_j = e'_j / sum e',   e'_j = P(r_j) 2^(n_j - n0 + B)           (math.inc.h)
+ *   softmax      y_j = e'_j / sum e',   e'_j = P(r_j) 2^(n_j - n0 + B)           (exp.inc.h)
  *   log_softmax  y_j = (x_j - m)/T - log1p((c - 1) + S'/e'_m)                    c maxima, S' the sum of the others
  *   logsumexp    m/T + log1p((c - 1) + S'/e'_m)
  *
  * Passes: maximum; e' and its sum (softmax stores e'); result.  Rows longer than CSM_BLOCK are computed block by
- * block, each with its own n0, and combined exactly (scalars.h): that is the specification.
- * Sums: sum.inc.h.  NaN: the maximum drops it, the sum keeps it, the whole row becomes the canonical NaN.
- * Maxima that are infinite, NaN or beyond the limit are left to row.c.
+ * block, each with its own n0, and combined exactly (combine.h): that is the specification.
+ * Sums: sum.inc.h.  NaN: the maximum drops it, the sum keeps it, and the whole row becomes the canonical NaN.
+ * Rows whose maximum is infinite, NaN or beyond the limit are left to ops/softmax_row.c.
  * Measured: ACCURACY.md.
  */
 #ifndef FN
 #error "forward.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* How many elements come before the first from which on no vector lies across two cache lines, for passes that need no
- * lanes: NumPy's large arrays begin 16 bytes behind a page ((64, 32000) takes 15 % longer without). */
-INLINE size_t FN(head)(const T *x, size_t k) { return k < LINES ? 0 : (0 - (uintptr_t)x) % 64 / sizeof(T) % V(W); }
+/* Elements before the first cache line, for passes whose result does not depend on lanes: from there on no vector
+ * crosses two lines.  NumPy's large arrays begin 16 bytes behind a page; without this (64, 32000) takes 15 % longer. */
+INLINE size_t FN(head)(const T *x, size_t k) {
+    return k < ALIGNED_LENGTH ? 0 : (0 - (uintptr_t)x) % 64 / sizeof(T) % V(W);
+}
 
 INLINE V(t) FN(max_lanes)(const T *x, size_t k) {
     V(t) low = V(set)(-CSM_INF), a = low, b = low, c = low, d = low;
     size_t i = FN(head)(x, k);
-    if (i) d = V(max)(LOAD_PART(x, i, low), low); /* not as it is: it may be NaN */
+    if (i) d = V(max)(LOAD_PART(x, i, low), low); /* through max, because it may be NaN */
     for (; i + 4 * V(W) <= k; i += 4 * V(W)) {
         a = V(max)(LOAD(x + i), a);
         b = V(max)(LOAD(x + i + V(W)), b);
@@ -34,15 +36,18 @@ INLINE V(t) FN(max_lanes)(const T *x, size_t k) {
 }
 static double FN(max)(const void *from, size_t k) { return (double)V(top)(FN(max_lanes)(from, k)); }
 
-/* The second pass: e' of at most CSM_FLUSH elements, of a row (block) whose maximum is m and whose constants are s, and
- * their sums in the lanes of `sum`.  store: e' goes to e; a last vector that is not whole goes to *last instead, where
- * that is not NULL (loading it right after storing it in parts would stall).  exact: the log family, which keeps
- * elements equal to the maximum out of the sum and counts them.  ahead, ahead_to: what will be read and written next,
- * to prefetch meanwhile ((256, 50257) on AVX2: 0.42 ns an element without, 0.38 with the first, 0.35 with both). */
+/* The second pass: e' of at most CSM_FLUSH elements of a row (block) whose maximum is m and whose constants are s, and
+ * their sums in the lanes of `sum`.
+ *
+ * store: e' goes to e.  A last vector that is not whole goes to *last instead, unless that is NULL: loading it right
+ * after a partial store would stall.
+ * exact: the log family, which keeps elements equal to the maximum out of the sum and counts them.
+ * ahead, ahead_to: addresses to prefetch, which will be read and written next ((256, 50257) on AVX2: 0.42 ns an element
+ * without, 0.38 with the first, 0.35 with both). */
 INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(shift) s, V(sum) *sum, V(t) *count,
                          const int tempered, const int store, const int exact, V(t) *last, const char *ahead,
                          const char *ahead_to) {
-    enum { STEP = (int)V(CYCLE) > (int)V(STEP) ? (int)V(CYCLE) : (int)V(STEP) }; /* a multiple of the lanes' cycle */
+    enum { STEP = (int)V(CYCLE) > (int)V(STEP) ? (int)V(CYCLE) : (int)V(STEP) }; /* a multiple of CYCLE */
     _Static_assert(STEP % V(SIDE) == 0, "groups of vectors whose exp is computed side by side");
     size_t i = 0;
     for (; i + STEP * V(W) <= k; i += STEP * V(W)) {
@@ -70,12 +75,12 @@ INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(sh
             }
             UNROLL
             for (int v = 0; v < V(CYCLE); v++) {
-                SETTLE(sum->hi[v]);
-                SETTLE(sum->lo[v]);
+                KEEP_IN_REGISTER(sum->hi[v]);
+                KEEP_IN_REGISTER(sum->lo[v]);
             }
         }
         if (!exact) continue;
-        const int has_max = V(bits)(any) != 0; /* seldom: all others are spared a tenth of their time */
+        const int has_max = V(bits)(any) != 0; /* rare; testing first saves 10 % on all other vectors */
         for (size_t v = 0; v < STEP && has_max; v++) {
             V(t) z = LOAD(x + i + v * V(W)); /* e may be x */
             if (store) V(STORE_REAL)(e + i + v * V(W), y[v]);
@@ -87,7 +92,8 @@ INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(sh
             V(sum_add)(sum, v % V(CYCLE), y[v]);
         }
     }
-    for (size_t first = 0; i < k; i += V(SIDE) *V(W), first += V(SIDE)) { /* the end; the filler -inf adds 0 */
+    for (size_t first = 0; i < k;
+         i += V(SIDE) *V(W), first += V(SIDE)) { /* the end of the row; the filler -inf adds 0 */
         const size_t whole = (k - i) / V(W), rest = whole < V(SIDE) ? (k - i) % V(W) : 0;
         V(t) y[V(SIDE)], z[V(SIDE)], end = V(set)(-CSM_INF), end_z = V(set)(CSM_NAN);
         if (rest) end = LOAD_PART(x + i + whole * V(W), rest, end);
@@ -111,7 +117,7 @@ INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(sh
     }
 }
 
-/* The same for a row or block of any length whose maximum is known; sums to block. */
+/* The same for a row or block of any length whose maximum is known; the sums go to *block. */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
                         const int store, const int exact, V(t) *last, const char *ahead, const char *ahead_to) {
     const double ref = csm_reference(block->max, t);
@@ -121,7 +127,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     REAL n[V(W)];
     V(STORE_REAL)(n, n0);
     block->n = (double)n[0];
-    if (exact) csm_top(ref, t->t, EXP_BIAS, EXP_MANTISSA == 23, block); /* beside the vectors */
+    if (exact) csm_top(ref, t->t, EXP_BIAS, EXP_MANTISSA == 23, block); /* overlaps with the vectors */
     V(sum_zero)(&sum);
     count = V(zero)();
     for (size_t i = 0; i < k; i += CSM_FLUSH) {
@@ -134,7 +140,7 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     if (exact) block->count = V(sum_exact)(count);
 }
 
-/* One copy of each form, whoever calls it: the code is long. */
+/* Out of line on purpose: the body is large and has many callers. */
 static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block,
                                    V(t) *last, const char *ahead, const char *ahead_to) {
     if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, last, ahead, ahead_to);
@@ -144,7 +150,7 @@ static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t
     if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL, NULL);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL, NULL);
 }
-/* e: NULL, or where they go. */
+/* e: where e' goes, or NULL. */
 static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block,
                                    V(t) *last, const char *ahead, const char *ahead_to) {
     if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, e != NULL, 1, last, ahead, ahead_to);
@@ -153,15 +159,16 @@ static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temp
 }
 
 #if EXP_MANTISSA == 23
-/* The same for W rows at T = 1, so that no row waits for its maximum, its sum and what is done with it once a row. */
+/* The same for W rows at T = 1, grouped, so that no row stalls on its maximum, its sum and the scalar work for a
+ * row. */
 typedef struct FN(rows) {
     REAL max[V(W)], n[V(W)];
     v64_t sums[V(PARTS)];
     double count[V(W)]; /* exact only */
-    V(t) last[V(W)]; /* not exact: the end of a row that is no whole vector */
+    V(t) last[V(W)]; /* not exact: the end of a row, if it is not a whole vector */
 } FN(rows);
 
-/* e: where their e' go, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not ordinary. */
+/* e: where e' of the rows goes, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not ordinary. */
 INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int store,
                         const int exact) {
     const int prefetches = exact ? job->prefetch != CSM_PREFETCH_NOTHING : job->prefetch == CSM_PREFETCH_ALL;
@@ -186,13 +193,14 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
                      prefetches && job->result ? job->result + (r + 1) * job->result_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
     }
-    for (int r = 0; r < V(W); r++) { /* not above, where the next row would have to wait */
+    for (int r = 0; r < V(W); r++) { /* in a loop of its own, so that no row stalls the next */
         V(sum_eight_of_part)(&sum[r], sums[r]);
     }
     V(trees)((const v64_t(*)[V(EIGHT)])sums, g->sums);
     return 1;
 }
-/* One copy of each form here too.  For temperatures the wheel has no room: their rows go one by one. */
+/* Out of line as above.  Grouped only at T = 1: a second copy for other temperatures would push the wheel past its size
+ * limit. */
 static NOINLINE int FN(exp_rows_store)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
     return FN(exp_rows)(job, e, pitch, g, 1, 0);
 }
@@ -208,10 +216,10 @@ static void FN(fill)(T *y, size_t k, double value) {
     if (i < k) STORE_PART(y + i, k - i, v);
 }
 
-/* Rows of at most 16 stay in registers from the load to the store. */
-INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keeps_axis) {
+/* Rows of at most 16 elements stay in registers from the load to the store. */
+INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
-    const int tempered = t->tempered; /* not a form for each: who has few rows waits for other things */
+    const int tempered = t->tempered; /* not specialised on T = 1: with few rows this branch is not the bottleneck */
     const size_t n = job->n, used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
     V(t) low = V(set)(-CSM_INF), inv_t = V(set)(t->inv_t);
     for (size_t i = 0; i < job->rows; i++) {
@@ -229,7 +237,7 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keep
             max = V(max)(z[v], max);
         }
         block.max = (double)V(top)(max);
-        if (!csm_ordinary(t, block.max)) return i;
+        if (!csm_is_ordinary(t, block.max)) return i;
         max = V(set)(block.max);
         V(shift) s = V(shift_to)(max, t, tempered, &n0);
         UNROLL
@@ -268,7 +276,7 @@ INLINE size_t FN(small)(const csm_rows_job *job, const int exact, const int keep
     return job->rows;
 }
 #if EXP_MANTISSA == 23
-/* 1 / sum of W rows as csm_reciprocal has it: rounded, and what that leaves over. */
+/* 1 / sum of W rows as a pair, as csm_reciprocal computes it. */
 INLINE void FN(reciprocals)(v64_t *sums, REAL *r, REAL *r_low) {
     v64_t back[V(PARTS)];
     UNROLL
@@ -281,16 +289,16 @@ INLINE void FN(reciprocals)(v64_t *sums, REAL *r, REAL *r_low) {
     V(STORE_REAL)(r_low, V(narrow)(sums));
 }
 
-/* The same, W rows at a time (group.inc.h).  Returns how many rows are done; a group with a row that is not ordinary,
- * or is NaN, is left to `small`. */
-INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t most, const int tempered) {
-    const size_t n = job->n, used = USED(n, most);
+/* The same, W rows at a time (short_rows.inc.h).  Returns how many rows are done; a group with a row that is NaN or not
+ * ordinary is left to `tiny_rows`. */
+INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t max_vectors, const int tempered) {
+    const size_t n = job->n, used = USED(n, max_vectors);
     size_t i = 0;
     for (; i + V(W) <= job->rows; i += V(W)) {
         FN(group) g;
         REAL f[V(W)], f_low[V(W)];
-        if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, job->temperature, most,
-                           tempered, 0))
+        if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, job->temperature,
+                           max_vectors, tempered, 0))
             return i;
         FN(reciprocals)(g.sums, f, f_low);
         V(t) all = V(LOAD_REAL)(f);
@@ -335,7 +343,7 @@ static NOINLINE size_t FN(small_groups)(const csm_rows_job *job, int op) {
 static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
     csm_rows_job rest = *job;
     size_t done = 0;
-    if (job->n == 0) return 0; /* nothing to load: row.c knows */
+    if (job->n == 0) return 0; /* nothing to load: left to ops/softmax_row.c */
     while (done < job->rows) {
         rest.input = job->input + (ptrdiff_t)done * job->input_step;
         rest.result = job->result + (ptrdiff_t)done * job->result_step;
@@ -347,13 +355,13 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
             rest.input += (ptrdiff_t)groups * job->input_step;
             rest.result += (ptrdiff_t)groups * job->result_step;
             rest.rows -= groups;
-            if (rest.rows > V(W)) rest.rows = V(W); /* past the rows that stopped the groups, on with groups */
+            if (rest.rows > V(W)) rest.rows = V(W); /* only past the row that stopped the groups */
         }
 #endif
         const int keeps_axis = op != CSM_OP_logsumexp;
         size_t single;
-        if (op == CSM_OP_softmax) single = FN(small)(&rest, 0, 1);
-        else single = FN(small)(&rest, 1, keeps_axis);
+        if (op == CSM_OP_softmax) single = FN(tiny_rows)(&rest, 0, 1);
+        else single = FN(tiny_rows)(&rest, 1, keeps_axis);
         done += single;
         if (single < rest.rows) break;
     }
@@ -370,7 +378,7 @@ static void FN(softmax_pass1)(const void *a, const void *b, void *e, size_t k, c
     else FN(exp_only)(a, k, t, block);
 }
 
-/* The same without e', the maximum being known. */
+/* The same without e', for a known maximum. */
 static void FN(softmax_sum)(const void *a, size_t k, const csm_temperature *t, csm_block *block) {
     FN(exp_only)(a, k, t, block);
 }
@@ -386,7 +394,7 @@ INLINE void FN(scale)(const REAL *e, T *y, size_t k, const csm_row *row, double 
     size_t i = 0;
     if (c.plain) {
         const size_t stored = last ? k / V(W) *V(W) : k;
-        if (STORED_AS_REAL && k >= LINES_IN_PLACE && (i = FN(head)(y, k)) > 0)
+        if (STORED_AS_REAL && k >= ALIGNED_IN_PLACE_LENGTH && (i = FN(head)(y, k)) > 0)
             STORE_PART(y, i, V(scaled)(V(LOAD_PART_REAL)(e, i, c.f), c.f, c.f_low));
         for (; i + 2 * V(W) <= stored; i += 2 * V(W)) {
             STORE(y + i, V(scaled)(V(LOAD_REAL)(e + i), c.f, c.f_low));
@@ -414,14 +422,15 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
         FN(exp_store)(a, e, k, t, &again, NULL, NULL, NULL);
         FN(scale)(e, y, k, row, block->n - row->n, NULL);
     } else {
-        FN(scale)((const REAL *)y, y, k, row, block->n - row->n, NULL); /* row.c: only where T is REAL */
+        FN(scale)((const REAL *)y, y, k, row, block->n - row->n,
+                  NULL); /* only where T is REAL: see ops/softmax_row.c */
     }
 }
 
 #if EXP_MANTISSA == 23
-/* The first W rows, of at most SOFTMAX_TOGETHER floats, at T = 1.  Returns 0, with nothing written, if one is not
- * ordinary. */
-static int FN(softmax_together)(const csm_rows_job *job) {
+/* The first W rows, grouped, of at most GROUPED_SOFTMAX_LENGTH floats, at T = 1.  Returns 0, with nothing written, if a
+ * row is not ordinary. */
+static int FN(grouped_softmax_rows)(const csm_rows_job *job) {
     REAL r[V(W)], r_low[V(W)];
     FN(rows) g;
     if (!FN(exp_rows_store)(job, job->result, job->result_step, &g)) return 0;
@@ -439,11 +448,12 @@ static int FN(softmax_together)(const csm_rows_job *job) {
 static size_t FN(softmax_rows)(const csm_rows_job *job) {
     const csm_temperature *t = job->temperature;
     if (job->n <= 16) return FN(small_rows)(job, CSM_OP_softmax);
-    double max = 0; /* of the next row: sought while the scalars of this one are on their way */
+    double max = 0; /* of the next row: found while the scalar work for this one is in flight */
     int is_known = 0;
-    /* On Zen 4 (4096, 1000) takes 12 % longer with both, (4096, 4000) 7 % with the second; on Zen 3 a fifth less. */
+    /* On Zen 4 prefetching both costs (4096, 1000) 12 %, prefetching results costs (4096, 4000) 7 %; on Zen 3 it saves
+     * a fifth. */
     const int prefetches =
-        job->prefetch == CSM_PREFETCH_ALL || (job->prefetch == CSM_PREFETCH_LONG && job->n > EARLY_MAX);
+        job->prefetch == CSM_PREFETCH_ALL || (job->prefetch == CSM_PREFETCH_LONG && job->n > EARLY_MAX_LENGTH);
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->input + (ptrdiff_t)i * job->input_step);
         T *y = (T *)(job->result + (ptrdiff_t)i * job->result_step);
@@ -452,22 +462,22 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
         csm_block block;
         csm_row row;
 #if EXP_MANTISSA == 23
-        csm_rows_job some = *job;
-        some.input = (const char *)x;
-        some.result = (char *)y;
-        if (STORED_AS_REAL && V(W) == 8 && !t->tempered && job->n <= SOFTMAX_TOGETHER && i % V(W) == 0 &&
-            job->rows - i >= V(W) &&FN(softmax_together)(&some)) {
+        csm_rows_job group_job = *job;
+        group_job.input = (const char *)x;
+        group_job.result = (char *)y;
+        if (STORED_AS_REAL && V(W) == 8 && !t->tempered && job->n <= GROUPED_SOFTMAX_LENGTH && i % V(W) == 0 &&
+            job->rows - i >= V(W) &&FN(grouped_softmax_rows)(&group_job)) {
             i += V(W) - 1;
             is_known = 0;
             continue;
         }
 #endif
         block.max = is_known ? max : FN(max)(x, job->n);
-        if (!csm_ordinary(t, block.max)) return i;
+        if (!csm_is_ordinary(t, block.max)) return i;
         FN(exp_store)(x, e, job->n, t, &block, &last, prefetches ? (const char *)x + job->input_step : NULL,
                       job->prefetch == CSM_PREFETCH_ALL ? (const char *)y + job->result_step : NULL);
         csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
-        is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
+        is_known = job->n <= EARLY_MAX_LENGTH && i + 1 < job->rows;
         if (is_known) max = FN(max)((const char *)x + job->input_step, job->n);
         if (row.is_nan) FN(fill)(y, job->n, CSM_NAN);
         else FN(scale)(e, y, job->n, &row, 0, &last);
@@ -518,9 +528,9 @@ static void FN(logsumexp_pass2)(const void *a, const void *b, void *y, size_t k,
 }
 
 #if EXP_MANTISSA == 23
-/* The first W rows, of at most TOGETHER elements, and their tails.  e: NULL, or where their e' go.  Returns 0 if a row
- * is not ordinary or is NaN. */
-static int FN(log_together)(const csm_rows_job *job, char *e, ptrdiff_t pitch, csm_tails *s) {
+/* The first W rows, grouped, of at most GROUPED_LOG_LENGTH elements, and their tails.  e: where e' goes, or NULL.
+ * Returns 0 if a row is NaN or not ordinary. */
+static int FN(grouped_log_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, csm_tails *s) {
     double none = 0;
     FN(rows) g;
     if (!FN(exp_rows_exact)(job, e, pitch, &g)) return 0;
@@ -539,7 +549,7 @@ static int FN(log_together)(const csm_rows_job *job, char *e, ptrdiff_t pitch, c
 INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
     if (job->n <= 16) return FN(small_rows)(job, keeps_axis ? CSM_OP_log_softmax : CSM_OP_logsumexp);
-    double max = 0; /* of the next row: sought while the scalars of this one are on their way */
+    double max = 0; /* of the next row: found while the scalar work for this one is in flight */
     int is_known = 0;
     for (size_t i = 0; i < job->rows; i++) {
         const T *x = (const T *)(job->input + (ptrdiff_t)i * job->input_step);
@@ -548,11 +558,11 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         csm_row row;
 #if EXP_MANTISSA == 23
         csm_tails s;
-        csm_rows_job some = *job;
-        some.input = (const char *)x;
-        some.result = keeps_axis ? (char *)y : NULL;
-        if (V(W) > 1 && !t->tempered && job->n <= TOGETHER && i % V(W) == 0 &&
-            job->rows - i >= V(W) &&FN(log_together)(&some, NULL, 0, &s)) {
+        csm_rows_job group_job = *job;
+        group_job.input = (const char *)x;
+        group_job.result = keeps_axis ? (char *)y : NULL;
+        if (V(W) > 1 && !t->tempered && job->n <= GROUPED_LOG_LENGTH && i % V(W) == 0 &&
+            job->rows - i >= V(W) &&FN(grouped_log_rows)(&group_job, NULL, 0, &s)) {
             for (int r = 0; r < V(W); r++) {
                 block.max = row.max = s.max[r];
                 row.tail = s.tail[r];
@@ -568,12 +578,12 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
         }
 #endif
         block.max = is_known ? max : FN(max)(x, job->n);
-        if (!csm_ordinary(t, block.max)) return i;
+        if (!csm_is_ordinary(t, block.max)) return i;
         FN(exp_exact)(x, NULL, job->n, t, &block, NULL, (const char *)x + job->input_step,
                       keeps_axis ? (const char *)y : NULL);
         row.max = block.max;
         csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
-        is_known = job->n <= EARLY_MAX && i + 1 < job->rows;
+        is_known = job->n <= EARLY_MAX_LENGTH && i + 1 < job->rows;
         if (is_known) max = FN(max)((const char *)x + job->input_step, job->n);
         if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
         else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
@@ -583,7 +593,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
 static size_t FN(log_softmax_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 1); }
 static size_t FN(logsumexp_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 0); }
 
-/* Half types are storage; these two let row.c work on the compute type. */
+/* Between storage and compute type, for drivers that work on the compute type. */
 static void FN(widen)(const void *from, void *to, size_t k) {
     const T *x = from;
     REAL *y = to;

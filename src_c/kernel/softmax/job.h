@@ -1,4 +1,4 @@
-/* What the kernels of the softmax family get, and the table of them. */
+/* The arguments of the kernels of the softmax family, and the table of the kernels. */
 #ifndef CSM_SOFTMAX_JOB_H
 #define CSM_SOFTMAX_JOB_H
 

@@ -1,28 +1,28 @@
-/* Rows of at most 16 elements of a type that is computed in float, as many at a time as a vector has lanes: their
+/* Rows of at most 16 elements of a type that is computed in float, grouped by as many as a vector has lanes: their
  * maxima, reference exponents and sums are found side by side.  Formulas, sums (in double) and bits, and so the errors,
- * are those of `small` in forward.inc.h.  Passes: none over memory but one read and one write.  A group with a row of
- * NaN, or whose maximum is infinite or beyond the limit, is left to the caller.
+ * are those of `tiny_rows` in forward.inc.h.  Memory is read once and written once.  A group with a row that is NaN, or
+ * whose maximum is infinite or beyond the limit, is left to the caller.
  *
  * 10 elements, AVX-512, one thread: softmax 6 ns a row, log_softmax 8 (one by one 30), a loss and its gradient 13 (49).
  */
 #ifndef FN
-#error "group.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
+#error "short_rows.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
 #if EXP_MANTISSA == 23
 typedef struct FN(group) {
-    REAL z[V(W)][16], e[V(W)][16]; /* whole vectors of them; z, only if exact: -inf where there is nothing */
+    REAL z[V(W)][16], e[V(W)][16]; /* whole vectors; z only if exact, -inf beyond the row */
     REAL max[V(W)], n[V(W)];
-    v64_t sums[V(PARTS)]; /* exact: of what is less than the maximum */
+    v64_t sums[V(PARTS)]; /* exact: without the maxima */
     double count[V(W)]; /* exact: of maxima */
 } FN(group);
 
-/* Vectors of a row; most: 1 where it fits one, else 2 (a constant, so that loops over them vanish). */
+/* Vectors of a row.  max_vectors: 1 where a row fits one vector, else 2; a constant, so that loops over them vanish. */
 #define ONE_VECTOR(n) (V(SIXTEEN) != 2 || (n) <= V(W))
-#define USED(n, most) (V(SIXTEEN) == 1 ? 1 : V(SIXTEEN) == 2 ? (most) : ((n) + V(W) - 1) / V(W))
+#define USED(n, max_vectors) (V(SIXTEEN) == 1 ? 1 : V(SIXTEEN) == 2 ? (max_vectors) : ((n) + V(W) - 1) / V(W))
 
-/* The constants of W rows from vectors whose largest lanes are their maxima: *s, of which magic and lowest differ from
- * row to row, and each row's maximum and n.  Returns 0 if a row is not ordinary. */
+/* The constants of W rows, from a vector for each row whose largest lane is its maximum: *s, of which magic and lowest
+ * differ from row to row, and each row's maximum and n.  Returns 0 if a row is not ordinary. */
 INLINE int FN(rows_shift)(const V(t) *tops, const csm_temperature *t, const int tempered, V(shift) *s, REAL *magic,
                           REAL *lowest, REAL *max, REAL *n) {
     V(t) all = V(tops)(tops), n0;
@@ -37,8 +37,8 @@ INLINE int FN(rows_shift)(const V(t) *tops, const csm_temperature *t, const int 
 
 /* Returns 0 if a row is not ordinary. */
 INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
-                         const size_t most, const int tempered, const int exact) {
-    const size_t used = USED(n, most), left = n - (used - 1) * V(W);
+                         const size_t max_vectors, const int tempered, const int exact) {
+    const size_t used = USED(n, max_vectors), left = n - (used - 1) * V(W);
     const V(t) low = V(set)(-CSM_INF);
     REAL (*z)[16] = exact ? g->z : g->e, magic[V(W)], lowest[V(W)];
     V(t) tops[V(W)];
@@ -81,22 +81,22 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
     return 1;
 }
 
-/* The same with tails.  Returns 0 if a row is not ordinary or is NaN. */
+/* The same with tails.  Returns 0 if a row is NaN or not ordinary. */
 INLINE int FN(group_log_of)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
-                            csm_tails *s, const size_t most, const int tempered) {
-    double none = 0;
-    if (!FN(group_exp)(g, a, step, n, t, most, tempered, 1)) return 0;
+                            csm_tails *s, const size_t max_vectors, const int tempered) {
+    double check = 0;
+    if (!FN(group_exp)(g, a, step, n, t, max_vectors, tempered, 1)) return 0;
     for (int p = 0; p < V(PARTS); p++) v64_store_f64(s->sum + p * v64_W, g->sums[p]);
     for (int r = 0; r < V(W); r++) {
         s->max[r] = (double)g->max[r];
         s->n[r] = (double)g->n[r];
         s->count[r] = g->count[r];
-        none += s->sum[r] * 0;
+        check += s->sum[r] * 0;
     }
     csm_find_tails(s, t->t, EXP_BIAS);
-    return none == 0;
+    return check == 0;
 }
-/* One copy, whoever calls it: the code is long. */
+/* Out of line on purpose: the body is large and has several callers. */
 static NOINLINE int FN(group_log)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                                   csm_tails *s) {
     if (ONE_VECTOR(n))
@@ -104,7 +104,7 @@ static NOINLINE int FN(group_log)(FN(group) * g, const char *a, ptrdiff_t step, 
     return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1) : FN(group_log_of)(g, a, step, n, t, s, 2, 0);
 }
 
-/* One vector of a row to y. */
+/* Stores vector v of a row. */
 INLINE void FN(group_store)(T *y, size_t n, size_t v, V(t) result) {
     const size_t left = n - v * V(W);
     if (left >= V(W)) STORE(y + v * V(W), result);

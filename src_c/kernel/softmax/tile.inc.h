@@ -1,16 +1,16 @@
 /* softmax, log_softmax and logsumexp along a strided axis, rows side by side (any axis but the last of a C array).
  *
  * One vector lane is one row, so nothing is shuffled.  A tile (all classes of `width` rows) is copied to scratch,
- * vector of rows after vector of rows, while the maxima are found: memory is read once in long runs, and power-of-two
- * strides, which would fall into one cache set, are gone.  Then, per vector of rows, e' and the sums in the order of
- * sum.inc.h.  Last, the result is written in long runs.
+ * vector of rows after vector of rows, while the maxima are found: memory is read once in long runs, and scratch has no
+ * power-of-two strides, which would fall into one cache set.  Then e' and the sums are computed for each vector of
+ * rows, in the order of sum.inc.h.  Last, the result is written in long runs.
  * NaN, sums, accuracy: as forward.inc.h, bit for bit.
  */
 #ifndef FN
 #error "tile.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* e' of `classes` classes for one vector of rows; in the log family 0 where it is the maximum, which is counted. */
+/* e' of `classes` classes for one vector of rows.  The log family counts maxima and takes 0 for them. */
 INLINE void FN(tile_terms)(const int classes, REAL *z, V(t) *e, V(t) m, V(shift) s, const int tempered, const int exact,
                            V(t) *count) {
     V(t) x[V(SIDE)];
@@ -39,8 +39,9 @@ INLINE void FN(tile_add)(REAL *z, size_t from, size_t to, V(t) m, V(shift) s, co
     }
 }
 
-/* Sums of one vector of rows, W of each: hi and lo.  Each lane gets what it gets in the row kernel, in the same order.
- * Lane by lane instead of class by class leaves the caches behind: 0.46 against 0.36 ns an element at 1000 classes. */
+/* Sums of one vector of rows, hi and lo of W rows.  Each lane adds the elements that it adds in the row kernel, in the
+ * same order.  Lane by lane instead of class by class would leave the caches: 0.46 against 0.36 ns an element at 1000
+ * classes. */
 INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int tempered, const int exact, V(t) *count,
                          v64_t *hi, v64_t *lo) {
     V(t) sum[V(LANES)], low[V(LANES)];
@@ -98,7 +99,7 @@ INLINE void FN(tile_reciprocal)(const v64_t *hi, const v64_t *lo, REAL *r, REAL 
 #endif
 }
 
-/* Of one vector of rows. */
+/* The tails of one vector of rows. */
 INLINE void FN(tile_tails)(csm_tails *s, const double *low, const csm_temperature *t) {
 #if EXP_MANTISSA == 23
     (void)low; /* 0 */
@@ -118,7 +119,7 @@ INLINE void FN(tile_tails)(csm_tails *s, const double *low, const csm_temperatur
 INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
     const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
-    const size_t plane = (n | 1) * V(W); /* of z: one vector of rows, class after class */
+    const size_t plane = (n | 1) * V(W); /* elements of z for one vector of rows, class after class */
     REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
     V(t) low = V(set)(-CSM_INF);
     int has_nan = 0;
@@ -127,7 +128,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
     for (size_t j = 0; j < n; j++) {
         const T *x = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
         REAL *to = z + j * V(W);
-        csm_tile_ahead(job->input, job->input_step, j, n, width * sizeof(T));
+        csm_prefetch_tile(job->input, job->input_step, j, n, width * sizeof(T));
         for (size_t c = 0; c < whole; c += V(W)) {
             V(t) v = LOAD(x + c);
             V(STORE_REAL)(to + c / V(W) *plane, v);
@@ -140,13 +141,13 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
         }
     }
     for (size_t c = 0; c < width; c++)
-        if (!csm_ordinary(t, (double)max[c])) return 0;
+        if (!csm_is_ordinary(t, (double)max[c])) return 0;
 
     for (size_t c = 0; c < width; c += V(W)) {
         V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
         V(shift) s = V(shift_to)(m, t, 1, &n0);
         v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
-        /* The log family asks in the loop whether there is a temperature: one copy less of long code. */
+        /* The log family tests for a temperature inside the loop, which saves a copy of long code. */
         if (exact || t->tempered) FN(tile_sum)(z + c / V(W) *plane, n, m, s, t->tempered, exact, &count, hi, lo);
         else FN(tile_sum)(z + c / V(W) *plane, n, m, s, 0, exact, &count, hi, lo);
         if (!exact) {
@@ -183,7 +184,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
     V(t) inv_t = V(set)(t->inv_t);
     for (size_t j = 0; j < n; j++) {
         T *y = (T *)(job->result + (ptrdiff_t)j * job->result_step);
-        csm_tile_ahead(job->result, job->result_step, j, n, width * sizeof(T));
+        csm_prefetch_tile(job->result, job->result_step, j, n, width * sizeof(T));
         for (size_t c = 0; c < width; c += V(W)) {
             V(t) v = V(LOAD_REAL)(z + c / V(W) *plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
             v = exact ? V(fma)(V(sub)(v, V(LOAD_REAL)(max + c)), inv_t, f)

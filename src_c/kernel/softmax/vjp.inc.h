@@ -4,12 +4,13 @@
  *   log_softmax_vjp  dx_j = (dy_j - s 2^n_j - s em1_j) / T,           s = sum dy,  e^y = 2^n + em1
  *
  * Passes: the dot product (sum.inc.h; s is a pair in the compute type, so that dy - s keeps its digits where one
- * class dominates); the result.  Rows one by one (vjp_rows), short ones as many at a time as a vector has lanes
- * (vjp_group), along a strided axis side by side (vjp_tile): the same operations in the same order, so the same bits.
- * The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the tail.  Elements with y = 0 (log:
- * y = -inf) take no part: their dy does not matter, their dx is +0.
+ * class dominates); the result.  Rows are computed one by one (vjp_rows), short ones in groups of as many as a vector
+ * has lanes (vjp_group), along a strided axis side by side (vjp_tile): the same operations in the same order, so the
+ * same bits.  The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the tail.  Elements with
+ * y = 0 (log: y = -inf) take no part: their dy does not matter, and their dx is +0.
  * NaN elsewhere is written as the canonical NaN.
- * For T > 1 the quotient comes last, for T < 1 first; there y_j / T is rounded as a subnormal number if y_j is one.
+ * The division by T comes last for T > 1 and first for T < 1, where y_j / T is rounded as a subnormal number if y_j is
+ * one.
  * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
  * (log); float64 1.3.
  */
@@ -18,7 +19,7 @@
 #endif
 
 INLINE void FN(dot)(const T *dy, const T *y, size_t k, V(dot) *dot, const int log) {
-    V(t) absent = V(set)(log ? -CSM_INF : 0), one = V(set)(1);
+    V(t) absent = V(set)(log ? -CSM_INF : 0), ones = V(set)(1);
     enum { PER = 16 / V(W) };
     size_t i = 0;
     V(dot_zero)(dot);
@@ -26,7 +27,7 @@ INLINE void FN(dot)(const T *dy, const T *y, size_t k, V(dot) *dot, const int lo
         UNROLL
         for (int v = 0; v < PER; v++) {
             V(t) b = LOAD(y + i + v * V(W)), a = V(drop)(V(eq)(b, absent), LOAD(dy + i + v * V(W)));
-            V(dot_add)(dot, v, a, log ? one : b);
+            V(dot_add)(dot, v, a, log ? ones : b);
         }
     }
     UNROLL
@@ -42,7 +43,7 @@ INLINE void FN(dot)(const T *dy, const T *y, size_t k, V(dot) *dot, const int lo
             b = LOAD_PART(y + at, k - at, absent);
         }
         a = V(drop)(V(eq)(b, absent), a);
-        V(dot_add)(dot, v, a, log ? one : b);
+        V(dot_add)(dot, v, a, log ? ones : b);
     }
 }
 
@@ -89,14 +90,14 @@ static NOINLINE void FN(log_softmax_vjp_pass2)(const void *a, const void *b, voi
     FN(vjp_pass2)(a, b, y, k, t, row, 1);
 }
 
-/* Where both gradients share their loops, to save space: 2.5 KB a type and unit. */
+/* Whether both gradients share their loops, which saves 2.5 KB for each type and unit. */
 #define VJP_ONE_COPY (V(W) == 1 || !STORED_AS_REAL)
 
-/* What differs from row to row among the constants of many. */
+/* Those constants of many rows that differ from row to row. */
 typedef struct FN(vjp_many) {
     REAL hi[CSM_VJP_WIDTH], lo[CSM_VJP_WIDTH], magic[CSM_VJP_WIDTH], lowest[CSM_VJP_WIDTH];
 } FN(vjp_many);
-/* Of the W rows from i on, from their sums: as csm_combine_pair, side by side. */
+/* Sets them for the W rows from i on, from their sums: csm_combine_pair, side by side. */
 INLINE void FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, const csm_temperature *t, const int log) {
     V(t) high, low;
     V(pair_of)(total, rest, &high, &low);
@@ -111,7 +112,8 @@ INLINE void FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, co
      c.shift.lowest = from(m->lowest + i))
 
 #if EXP_MANTISSA == 23
-/* As many rows as a vector has lanes, their sums added up side by side: (4096, 16) AVX2, 22 -> 11 to 13 ns a row. */
+/* A group of as many rows as a vector has lanes, whose sums are added up side by side: (4096, 16) on AVX2, 22 -> 11 to
+ * 13 ns a row. */
 INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
     const T *dy[V(W)], *y[V(W)];
     v64_t sums[V(W)][V(EIGHT)], total[V(PARTS)];
@@ -137,9 +139,9 @@ INLINE size_t FN(vjp_rows)(const csm_rows_job *job, const int log) {
     const csm_temperature *t = job->temperature;
     size_t i = 0;
 #if EXP_MANTISSA == 23
-    for (; V(W) > 1 && job->n <= VJP_TOGETHER && i + V(W) <= job->rows; i += V(W)) FN(vjp_group)(job, i, log);
+    for (; V(W) > 1 && job->n <= GROUPED_VJP_LENGTH && i + V(W) <= job->rows; i += V(W)) FN(vjp_group)(job, i, log);
 #endif
-    for (; i < job->rows; i++) { /* calls, so that there is one copy of the passes */
+    for (; i < job->rows; i++) { /* out of line, so that there is one copy of the passes */
         const char *dy = job->input + (ptrdiff_t)i * job->input_step, *y = job->y + (ptrdiff_t)i * job->y_step;
         char *dx = job->result + (ptrdiff_t)i * job->result_step;
         csm_block block;
@@ -160,11 +162,11 @@ static size_t FN(log_softmax_vjp_rows)(const csm_rows_job *job) {
     return VJP_ONE_COPY ? FN(vjp_rows_of_either)(job, 1) : FN(vjp_rows)(job, 1);
 }
 
-/* Along a strided axis, rows side by side: the lanes of all rows are kept in scratch, class after class is added to
- * them, so that memory is read in long runs.  It is read twice, the second time out of the caches.
- * Rejected: a copy of the tile in scratch, as tile.inc.h has it (1.3 to 2 times the time even where the stride is a
+/* Along a strided axis, rows side by side: the lanes of all rows are kept in scratch, and class after class is added to
+ * them, so that memory is read in long runs.  It is read twice, the second time from the caches.
+ * Rejected: a copy of the tile in scratch, as in tile.inc.h (1.3 to 2 times the time even where the stride is a
  * power of two); tiles of 128 bytes (twice the time of 256). */
-enum { FN(VJP_REST) = CSM_VJP_WIDTH / 2 }; /* of double: where a lane has its low parts */
+enum { FN(VJP_REST) = CSM_VJP_WIDTH / 2 }; /* double: offset of a lane's low parts */
 INLINE void FN(vjp_load)(const T *dy, const T *y, size_t left, V(t) absent, V(t) *a, V(t) *b) {
     if (left >= V(W)) {
         *a = LOAD(dy);
@@ -174,29 +176,29 @@ INLINE void FN(vjp_load)(const T *dy, const T *y, size_t left, V(t) absent, V(t)
         *b = LOAD_PART(y, left, absent);
     }
 }
-/* To each row's lanes. */
+/* Adds all classes to the lanes of each row. */
 INLINE void FN(vjp_tile_sums)(const csm_tile_job *job, double *lanes, const int log) {
-    V(t) absent = V(set)(log ? -CSM_INF : 0), one = V(set)(1);
+    V(t) absent = V(set)(log ? -CSM_INF : 0), ones = V(set)(1);
     for (size_t j = 0; j < job->n; j++) {
         const T *dy = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
         const T *y = (const T *)(job->y + (ptrdiff_t)j * job->y_step);
         double *lane = lanes + j % 16 * CSM_VJP_WIDTH;
         const double *before = j < 16 ? csm_zeros : lane;
-        csm_tile_ahead(job->input, job->input_step, j, job->n, job->width * sizeof(T));
-        csm_tile_ahead(job->y, job->y_step, j, job->n, job->width * sizeof(T));
+        csm_prefetch_tile(job->input, job->input_step, j, job->n, job->width * sizeof(T));
+        csm_prefetch_tile(job->y, job->y_step, j, job->n, job->width * sizeof(T));
         for (size_t c = 0; c < job->width; c += V(W)) {
             v64_t sum[V(PARTS)], rest = v64_zero();
             V(t) a, b;
             FN(vjp_load)(dy + c, y + c, job->width - c, absent, &a, &b);
             for (int p = 0; p < V(PARTS); p++) sum[p] = v64_load_f64(before + c + p * v64_W);
             if (EXP_MANTISSA != 23) rest = v64_load_f64(before + FN(VJP_REST) + c);
-            V(dot_one)(sum, &rest, V(drop)(V(eq)(b, absent), a), log ? one : b);
+            V(dot_one)(sum, &rest, V(drop)(V(eq)(b, absent), a), log ? ones : b);
             for (int p = 0; p < V(PARTS); p++) v64_store_f64(lane + c + p * v64_W, sum[p]);
             if (EXP_MANTISSA != 23) v64_store_f64(lane + FN(VJP_REST) + c, rest);
         }
     }
 }
-/* The lanes of W rows added up. */
+/* Adds up the lanes of W rows. */
 INLINE void FN(vjp_tile_total)(const double *lanes, size_t n, size_t c, v64_t *total, v64_t *rest) {
     for (size_t p = 0; p < V(PARTS); p++) {
         v64_t sum[8], low[8];
@@ -220,7 +222,7 @@ INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * m
         const T *dy = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
         const T *y = (const T *)(job->y + (ptrdiff_t)j * job->y_step);
         T *dx = (T *)(job->result + (ptrdiff_t)j * job->result_step);
-        csm_tile_ahead(job->result, job->result_step, j, job->n, job->width * sizeof(T));
+        csm_prefetch_tile(job->result, job->result_step, j, job->n, job->width * sizeof(T));
         for (size_t c = 0; c < job->width; c += V(W)) {
             V(t) a, b;
             FN(vjp_load)(dy + c, y + c, job->width - c, k.absent, &a, &b);

@@ -1,8 +1,8 @@
 /* Selection in one compute type: a threshold that at least k numbers reach, and the stable sort of the candidates.
  *
- * Keys are integers in the order of the numbers: -0 is +0, NaN comes before everything when the largest are wanted and
- * after everything when the smallest are (whose numbers are negated), so that one descending order serves both.
- * Candidates lie in the order of their indices wherever their keys are equal; every sort keeps that order.
+ * Keys are integers in the order of the numbers.  -0 is +0.  NaN comes before all numbers among the largest and after
+ * all numbers among the smallest (whose numbers are negated), so that one descending order serves both.
+ * Candidates with equal keys lie in the order of their indices; every sort keeps that order.
  */
 #ifndef V
 #error "select.inc.h needs V(name)"
@@ -36,13 +36,13 @@ INLINE REAL V(of_key)(V(key) key) {
     return x;
 }
 
-/* The next smaller number; of 0 the negative one nearest to it. */
+/* The next smaller number; below 0 the negative number nearest to it. */
 INLINE REAL V(below)(REAL x) {
     const V(key) key = V(key_of)(x, 0);
     return V(of_key)(key - 1 - (key == 0));
 }
 
-INLINE size_t V(count_some)(const REAL *m, size_t count, REAL t) { /* count: exact in a float */
+INLINE size_t V(count_some)(const REAL *m, size_t count, REAL t) { /* count must be exact in a float */
     V(t) a = V(zero)(), b = a, c = a, d = a, at = V(set)((double)t), one = V(set)(1);
     size_t i = 0;
     for (; i + 4 * V(W) <= count; i += 4 * V(W)) {
@@ -54,23 +54,23 @@ INLINE size_t V(count_some)(const REAL *m, size_t count, REAL t) { /* count: exa
     for (; i < count; i += V(W)) a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), one));
     return (size_t)V(sum_exact)(V(add)(V(add)(a, b), V(add)(c, d)));
 }
-INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* how many are >= t; whole vectors */
-    enum { MOST = 1 << 20 };
+INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* how many are >= t; count is of whole vectors */
+    enum { CHUNK = 1 << 20 };
     size_t sum = 0;
-    for (size_t i = 0; i < count; i += MOST) sum += V(count_some)(m + i, count - i < MOST ? count - i : MOST, t);
+    for (size_t i = 0; i < count; i += CHUNK) sum += V(count_some)(m + i, count - i < CHUNK ? count - i : CHUNK, t);
     return sum;
 }
 
-/* A number t with at least k of the m >= t, and few more; no m is NaN.  exact: the k-th largest.
- * Few: the one whose rank is k - 1.  Many: bisection on keys. */
+/* A number t that at least k of the m reach, and few more; no m is NaN.  exact: the k-th largest.
+ * Of up to RANKED numbers the one whose rank is k - 1 is taken; of more, keys are bisected. */
 static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exact) {
-    enum { FEW = 32, VECTORS = FEW / V(W) };
-    V(t) most = V(set)(-CSM_INF), least = V(set)(CSM_INF);
-    if (count <= FEW && k > 1) {
+    enum { RANKED = 32, VECTORS = RANKED / V(W) };
+    V(t) largest = V(set)(-CSM_INF), lowest = V(set)(CSM_INF);
+    if (count <= RANKED && k > 1) {
         V(t) v[VECTORS], above[VECTORS];
         const V(t) one = V(set)(1), last = V(set)((double)(k - 1));
         for (size_t l = 0; l < VECTORS; l++) {
-            v[l] = l * V(W) < count ? V(LOAD_REAL)(m + l * V(W)) : most;
+            v[l] = l * V(W) < count ? V(LOAD_REAL)(m + l * V(W)) : largest;
             above[l] = V(zero)();
         }
         for (size_t j = 0; j < count; j++) {
@@ -78,15 +78,15 @@ static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exa
             for (size_t l = 0; l < VECTORS; l++) above[l] = V(add)(above[l], V(keep)(V(not_le)(at, v[l]), one));
         }
         for (size_t l = 0; l < VECTORS; l++)
-            if (l * V(W) < count) least = V(min)(V(select)(V(ge)(last, above[l]), v[l], least), least);
-        return -V(top)(V(sub)(V(zero)(), least));
+            if (l * V(W) < count) lowest = V(min)(V(select)(V(ge)(last, above[l]), v[l], lowest), lowest);
+        return -V(top)(V(sub)(V(zero)(), lowest));
     }
     for (size_t i = 0; i < count; i += V(W)) {
         V(t) v = V(LOAD_REAL)(m + i);
-        most = V(max)(v, most);
-        least = V(min)(v, least);
+        largest = V(max)(v, largest);
+        lowest = V(min)(v, lowest);
     }
-    V(key) high = V(key_of)(V(top)(most), 0), low = V(key_of)(-V(top)(V(sub)(V(zero)(), least)), 0);
+    V(key) high = V(key_of)(V(top)(largest), 0), low = V(key_of)(-V(top)(V(sub)(V(zero)(), lowest)), 0);
     if (k == 1) return V(of_key)(high);
     while (low < high) {
         V(key) middle = (V(key))((V(ukey))low + ((V(ukey))high - (V(ukey))low) / 2 + 1);
@@ -102,7 +102,7 @@ static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exa
     return V(of_key)(low);
 }
 
-INLINE void V(swap)(csm_select *s) { /* what was sorted to the spare place is the result */
+INLINE void V(swap)(csm_select *s) { /* makes the spare arrays, where the sorted keys are, the current ones */
     void *key = s->key;
     int64_t *index = s->index;
     s->key = s->spare_key;
@@ -111,7 +111,8 @@ INLINE void V(swap)(csm_select *s) { /* what was sorted to the spare place is th
     s->spare_index = index;
 }
 
-/* Descending, stable.  Up to RANKED by counting what comes before each; more by bytes, the lowest first. */
+/* Sorts in descending order, stably: up to RANKED keys by counting the greater ones, more by bytes, the lowest
+ * first. */
 static NOINLINE void V(sort)(csm_select *s) {
     enum { RANKED = 128 };
     V(key) *key = (V(key) *)s->key;
@@ -149,7 +150,7 @@ static NOINLINE void V(sort)(csm_select *s) {
     for (size_t d = 0; d < sizeof(V(key)); d++) {
         const V(key) *from = (const V(key) *)s->key;
         const int64_t *index = s->index;
-        if (places[d][DIGIT(from[0], d)] == count) continue; /* all the same */
+        if (places[d][DIGIT(from[0], d)] == count) continue; /* all have this digit */
         size_t sum = 0;
         for (size_t i = 0; i < 256; i++) {
             size_t here = places[d][i];

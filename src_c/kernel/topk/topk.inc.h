@@ -2,13 +2,13 @@
  *
  *   maxima      of blocks of 8 elements (one lane of 8 vectors), in one pass over the row; blocks with NaN get +inf
  *   threshold   the maxima are folded until about 3 k are left: at least k elements reach the k-th largest of those,
- *               whatever the order of the row
- *   candidates  what reaches the threshold, from the blocks whose maximum does; where they are many, because the row
- *               is sorted or full of ties, they are cut to the best k and only what is better comes after
+ *               in any order of the row
+ *   candidates  the elements that reach the threshold, from the blocks whose maximum does.  If they are many, because
+ *               the row is sorted or full of ties, they are cut to the best k, and only better ones are added
  *   sort        select.inc.h
  *
- * Rows of which a large part is wanted have no use for maxima: the threshold is found on a copy.
- * Nothing is computed: no accumulators, no rounding.  NaN comes first among the largest, last among the smallest.
+ * If k is a large part of n, maxima do not help, and the threshold is found on a copy of the row.
+ * There is no arithmetic, so no rounding.  NaN comes first among the largest and last among the smallest.
  */
 #ifndef FN
 #error "topk.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -16,7 +16,7 @@
 
 enum { FN(STEP) = CSM_SELECT_GROUP * V(W) };
 
-/* What is still wanted: see FN(wanted). */
+/* The state of the search: which elements are candidates, see FN(is_wanted). */
 typedef struct FN(sieve) {
     csm_select *s;
     const T *x;
@@ -25,13 +25,13 @@ typedef struct FN(sieve) {
     int all, done;
 } FN(sieve);
 
-/* Largest: greater than the limit, or NaN.  Smallest: minus x at least the limit. */
+/* Among the largest: greater than the limit, or NaN.  Among the smallest: -x is at least the limit. */
 INLINE V(mask) FN(wanted)(V(t) x, REAL limit, const int smallest) {
     V(t) t = V(set)((double)limit);
     return smallest ? V(ge)(V(sub)(V(zero)(), x), t) : V(not_le)(x, t);
 }
 
-/* The candidates are cut to the best k; what comes later must be better than those. */
+/* Cuts the candidates to the best k; later ones must be better than all of those. */
 static NOINLINE void FN(cut)(FN(sieve) * q, const int smallest) {
     csm_select *s = q->s;
     V(sort)(s);
@@ -49,10 +49,10 @@ static NOINLINE void FN(cut)(FN(sieve) * q, const int smallest) {
     }
 }
 
-/* What is wanted of [i, end), at most a group, to the candidates: first a bit each, so that the branches that nobody
- * can predict are one a candidate. */
+/* Collects the candidates of [i, end), which is at most a group.  Compares the group into a bit mask first, so that
+ * there is one unpredictable branch for each candidate instead of one for each element. */
 INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
-    enum { WORD = 64 / V(W) < CSM_SELECT_GROUP ? 64 / V(W) : CSM_SELECT_GROUP }; /* vectors whose bits fit */
+    enum { WORD = 64 / V(W) < CSM_SELECT_GROUP ? 64 / V(W) : CSM_SELECT_GROUP }; /* vectors whose bits fit the mask */
     csm_select *s = q->s;
     V(key) *key = s->key;
     int64_t *index = s->index;
@@ -65,10 +65,10 @@ INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
             const size_t at = i + g * V(W);
             if (at >= end) break;
             V(t) v = end - at >= V(W) ? LOAD(q->x + at) : LOAD_PART(q->x + at, end - at, V(zero)());
-            uint64_t some = V(bits)(FN(wanted)(v, q->limit, smallest));
-            if (q->all) some = ((uint64_t)1 << V(W))-1;
-            if (end - at < V(W)) some &= ((uint64_t)1 << (end - at)) - 1;
-            bits |= some << g * V(W);
+            uint64_t word = V(bits)(FN(wanted)(v, q->limit, smallest));
+            if (q->all) word = ((uint64_t)1 << V(W))-1;
+            if (end - at < V(W)) word &= ((uint64_t)1 << (end - at)) - 1;
+            bits |= word << g * V(W);
             if (!STORED_AS_REAL) V(STORE_REAL)(real + g * V(W), v);
         }
         for (; bits; bits &= bits - 1) {
@@ -81,8 +81,8 @@ INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     if (count > s->capacity - FN(STEP)) FN(cut)(q, smallest);
 }
 
-/* Block maxima of [i, end), at most a group; in smallest, of minus x.  Prefetching, (64, 128256) takes 0.91 ms, not
- * 1.08. */
+/* Block maxima of [i, end), which is at most a group; among the smallest, of -x.  With prefetching, (64, 128256) takes
+ * 0.91 ms instead of 1.08. */
 INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) {
     enum { AHEAD = 6144 };
     const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF);
@@ -104,7 +104,7 @@ INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) 
     return V(select)(nan, V(set)(CSM_INF), V(max)(a, b));
 }
 
-/* Lane by lane over every `width`-th number: neighbours stay apart, for sorted rows. */
+/* Maxima of every `width`-th number, lane by lane: neighbours stay apart, which matters in sorted rows. */
 INLINE void FN(fold)(const REAL *level, size_t count, REAL *to, size_t width) {
     for (size_t i = 0; i < width; i += V(W)) {
         V(t) m = V(LOAD_REAL)(level + i);
@@ -116,7 +116,7 @@ INLINE void FN(fold)(const REAL *level, size_t count, REAL *to, size_t width) {
 INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, int sorted, csm_select *s) {
     FN(sieve) q = {s, x, k, -(REAL)CSM_INF, 0, 0};
     REAL *level = s->level, t = -(REAL)CSM_INF;
-    const int dense = csm_select_dense(n, k);
+    const int dense = csm_is_dense_selection(n, k);
     size_t count = 0;
     s->count = s->maxima = 0;
     if (!dense) {
@@ -133,15 +133,15 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
         t = V(threshold)(top, width, k, 0);
     } else if (n > 64 && k < n) {
         count = (n + V(W) - 1) / V(W) *V(W);
-        const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF), most = V(set)(CSM_INF);
+        const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF), largest = V(set)(CSM_INF);
         for (size_t i = 0; i < n; i += V(W)) {
             V(t) v = n - i >= V(W) ? LOAD(x + i) : LOAD_PART(x + i, n - i, none);
-            v = V(select)(V(ordered)(v), v, most); /* NaN: the greatest */
+            v = V(select)(V(ordered)(v), v, largest); /* NaN is the greatest */
             V(STORE_REAL)(level + i, smallest ? V(sub)(V(zero)(), v) : v);
         }
         t = V(threshold)(level, count, k, !sorted);
     }
-    /* t itself is wanted */
+    /* t itself is a candidate */
     q.all = smallest && t == -(REAL)CSM_INF;
     if (smallest) q.limit = t;
     else q.limit = t > -(REAL)CSM_INF ? V(below)(t) : (REAL)CSM_NAN;
@@ -153,15 +153,16 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
         for (size_t chunk = 0; chunk * V(W) < count && !q.done; chunk += CHUNK) {
             const size_t end = count / V(W) - chunk < CHUNK ? count / V(W) : chunk + CHUNK;
             const V(t) limit = V(set)((double)q.limit);
-            /* a block with NaN is +inf, and wanted beyond +inf; in smallest the maxima are those of minus x */
+            /* the maximum of a block with NaN is +inf, and is wanted beyond +inf; among the smallest the maxima are of
+             * -x */
             const int inclusive = smallest || q.limit == (REAL)CSM_INF;
             uint32_t hit[CHUNK];
             size_t hits = 0;
             for (size_t g = chunk; g < end; g++) {
                 V(t) m = V(LOAD_REAL)(level + g * V(W));
-                unsigned some = V(bits)(inclusive ? V(ge)(m, limit) : V(not_le)(m, limit));
+                unsigned word = V(bits)(inclusive ? V(ge)(m, limit) : V(not_le)(m, limit));
                 hit[hits] = (uint32_t)(g - chunk);
-                hits += some != 0 || q.all;
+                hits += word != 0 || q.all;
             }
             for (size_t h = 0; h < hits && !q.done; h++) {
                 const size_t begin = (chunk + hit[h]) * FN(STEP);
