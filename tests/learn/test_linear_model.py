@@ -131,7 +131,7 @@ def test_pipeline_search_and_calibration_of_sklearn():
     assert cross_val_score(pipeline, X, y, cv=3).mean() > 0.9
     grid = GridSearchCV(SoftmaxRegression(), {"penalty_l2": [1e-4, 1e-2, 10.0]}, cv=3, n_jobs=2).fit(X, y)
     assert grid.best_params_["penalty_l2"] < 10
-    calibrated = CalibratedClassifierCV(SoftmaxRegression(penalty_l2=1e-2), cv=3, n_jobs=2).fit(X, y)
+    calibrated = CalibratedClassifierCV(SoftmaxRegression(penalty_l2=1e-2), cv=3).fit(X, y)
     assert calibrated.score(X, y) > 0.9
 
 
