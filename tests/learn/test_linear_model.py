@@ -65,7 +65,7 @@ def test_coefficients_equal_those_of_logistic_regression(data, penalty):
     X, y = data
     ours = SoftmaxRegression(penalty_l2=penalty, max_epochs=500).fit(X, y)
     theirs = LogisticRegression(C=1 / (penalty * len(y)), solver="newton-cholesky", tol=1e-12).fit(X, y)
-    assert np.abs(ours.coef_ - theirs.coef_).max() <= 1e-8
+    assert np.abs(ours.coef_ - theirs.coef_).max() <= 3e-8  # both end where rounding allows no more
     shift = (ours.intercept_ - theirs.intercept_).mean()  # the same number for all classes changes no probability
     assert np.abs(ours.intercept_ - theirs.intercept_ - shift).max() <= 1e-7
     values = [compute_objective(X, y, m.coef_, m.intercept_, penalty) for m in (ours, theirs)]
@@ -94,12 +94,9 @@ def test_problem_with_too_many_parameters_for_a_hessian():
     w[y == 7] = 0  # all rows of one class have weight 0
     assert len(np.unique(y)) * 61 > lbfgs.MAX_HESSIAN_PARAMETERS
     ours = SoftmaxRegression(penalty_l2=1e-2, class_weight="balanced", max_epochs=500).fit(X, y, w)
-    # scikit-learn multiplies the sum of the weighted losses by C
-    weight = np.zeros(40)
-    weight[np.unique(y[w > 0])] = compute_class_weight(
-        "balanced", classes=np.unique(y[w > 0]), y=y[w > 0], sample_weight=w[w > 0]
-    )
-    total = np.sum(w * weight[y])
+    counts = np.bincount(y, w, 40)
+    weight = np.divide(counts.sum(), np.count_nonzero(counts) * counts, out=np.zeros(40), where=counts > 0)
+    total = np.sum(w * weight[y])  # scikit-learn multiplies the sum of the weighted losses by C
     theirs = LogisticRegression(C=1 / (1e-2 * total), class_weight=dict(enumerate(weight)), tol=1e-9, max_iter=5000)
     theirs.fit(X, y, w)
     assert np.abs(ours.coef_ - theirs.coef_).max() <= 1e-5
@@ -176,6 +173,9 @@ def test_class_weight(data):
     c = SoftmaxRegression(class_weight=dict(enumerate(effective_number(y)))).fit(X, y)
     assert np.array_equal(a.coef_, b.coef_)
     assert np.allclose(a.coef_, c.coef_, atol=1e-7)
+    balanced = compute_class_weight("balanced", classes=np.arange(k), y=y)
+    d, e = (SoftmaxRegression(class_weight=weight).fit(X, y) for weight in ("balanced", balanced))
+    assert np.array_equal(d.coef_, e.coef_)
     rare = SoftmaxRegression(class_weight={0: 100.0}).fit(X, y)
     assert np.sum(rare.predict(X) == 0) >= np.sum(SoftmaxRegression().fit(X, y).predict(X) == 0)
     for wrong in ("heavy", np.ones(k + 1), {0: -1.0}, np.full(k, np.nan)):
