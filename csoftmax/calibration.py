@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -51,7 +52,7 @@ Penalty = Callable[[Array, Array], tuple[float, Array, Array]]
 """Value and gradients of a penalty on coef and intercept."""
 
 
-class _Calibrator(BaseEstimator):
+class _Calibrator(BaseEstimator, ABC):
     """Checks and history that all calibrators share."""
 
     n_classes_: int
@@ -59,12 +60,18 @@ class _Calibrator(BaseEstimator):
     converged_: bool
     history_: list[dict[str, float]]
 
-    if TYPE_CHECKING:  # methods of scikit-learn, which has no types, and of the subclasses
+    if TYPE_CHECKING:  # scikit-learn's methods, which have no types there
 
         def get_params(self, deep: bool = True) -> dict[str, Any]: ...
         def set_params(self, **params: Any) -> Self: ...
-        def fit(self, logits: ArrayLike, y: ArrayLike) -> Self: ...
-        def transform(self, logits: ArrayLike) -> Array: ...
+
+    @abstractmethod
+    def fit(self, logits: ArrayLike, y: ArrayLike) -> Self:
+        """Learn from held-out rows, as in `TemperatureScaling.fit`."""
+
+    @abstractmethod
+    def transform(self, logits: ArrayLike) -> Array:
+        """Calibrate logits, as in `TemperatureScaling.transform`."""
 
     def fit_transform(self, logits: ArrayLike, y: ArrayLike) -> Array:
         """Call `fit`, then return `transform` of the same logits.
@@ -375,8 +382,9 @@ class VectorScaling(_Affine):
     >>> import numpy as np
     >>> from csoftmax.calibration import VectorScaling
     >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
-    >>> VectorScaling().fit(logits, [0, 0, 1, 1]).transform(logits)[0].round(2)
-    array([0.75, 0.25])
+    >>> scaling = VectorScaling().fit(logits, [0, 0, 1, 1])  # class 0 is right in two of three rows
+    >>> scaling.transform(logits)[0].round(2)
+    array([0.65, 0.35])
     """
 
     def __init__(
@@ -426,8 +434,9 @@ class MatrixScaling(_Affine):
     >>> import numpy as np
     >>> from csoftmax.calibration import MatrixScaling
     >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
-    >>> MatrixScaling().fit(logits, [0, 0, 1, 1]).transform(logits)[0].round(2)
-    array([0.75, 0.25])
+    >>> scaling = MatrixScaling().fit(logits, [0, 0, 1, 1])  # class 0 is right in two of three rows
+    >>> scaling.transform(logits)[0].round(2)
+    array([0.65, 0.35])
     """
 
     def __init__(
@@ -469,8 +478,9 @@ class DirichletCalibration(MatrixScaling):
     >>> import numpy as np
     >>> from csoftmax.calibration import DirichletCalibration
     >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
-    >>> DirichletCalibration().fit(logits, [0, 0, 1, 1]).transform(logits)[0].round(2)
-    array([0.75, 0.25])
+    >>> calibration = DirichletCalibration().fit(logits, [0, 0, 1, 1])  # class 0 is right in two of three rows
+    >>> calibration.transform(logits)[0].round(2)
+    array([0.65, 0.35])
     """
 
     def _features(self, z: Array) -> Array:

@@ -147,11 +147,10 @@ def _choose_class_weights(
     if given == "effective_number":
         return weigh_by_effective_number(np.bincount(y, minlength=len(classes)).astype(np.float64))
     if given == "balanced":
-        occurring = np.unique(y)
-        weight = np.zeros(len(classes))
-        keywords = {} if sample_weight is None else {"sample_weight": sample_weight}
-        weight[occurring] = compute_class_weight("balanced", classes=occurring, y=y, **keywords)
-        return weight
+        # scikit-learn's compute_class_weight takes sample_weight since 1.7
+        counts = np.bincount(y, sample_weight, len(classes)).astype(np.float64)
+        occurring = len(np.unique(y))
+        return np.divide(counts.sum(), occurring * counts, out=np.zeros(len(classes)), where=counts > 0)
     raise ValueError(
         f"class_weight must be None, a dict, an array or one of {', '.join(map(repr, CLASS_WEIGHTS))}, got {given!r}"
     )

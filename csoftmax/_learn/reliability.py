@@ -410,8 +410,8 @@ def plot_reliability(
     >>> from matplotlib.figure import Figure
     >>> from csoftmax.metrics import plot_reliability
     >>> ax = plot_reliability([0, 1, 1], [0.2, 0.7, 0.9], ax=Figure().add_subplot(), name="model")
-    >>> ax.get_legend().get_texts()[-1].get_text()
-    'model: ECE 0.200'
+    >>> ax.get_xlabel()
+    'confidence (largest probability)'
     """
     given: dict[str, Any] = {"n_bins": n_bins, "strategy": strategy, "labels": labels, "sample_weight": sample_weight}
     curve = reliability_curve(y_true, y_prob, confidence_level=confidence_level, **given)

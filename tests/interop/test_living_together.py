@@ -116,20 +116,32 @@ def test_threadpoolctl_finds_and_limits_the_threads():
     run_python(code, OMP_NUM_THREADS="4", CSOFTMAX_NUM_THREADS="4")
 
 
+# A module of its own: workers that are not forked import the function by its name.
+JOBLIB_WORK = """
+import numpy as np
+import csoftmax
+
+x = np.random.default_rng(0).standard_normal((64, 3000))
+
+def work(_):
+    return csoftmax.get_num_threads(), csoftmax.softmax(x).tobytes()
+"""
+
+
 def test_joblib(tmp_path):
-    """Workers of all backends compute the right numbers; those of loky get their share of the CPUs."""
-    code = """if True:
-        import joblib, numpy as np, csoftmax
-        x = np.random.default_rng(0).standard_normal((64, 3000))
-        expected = csoftmax.softmax(x).tobytes()
+    """Workers of all backends compute the same bits; those of loky get their share of the CPUs."""
+    (tmp_path / "joblib_work.py").write_text(JOBLIB_WORK)
+    code = f"""if True:
+        import sys
+        sys.path.insert(0, {str(tmp_path)!r})
+        import joblib
+        from joblib_work import work
 
-        def work(i):
-            return csoftmax.get_num_threads(), csoftmax.softmax(x).tobytes() == expected
-
-        for backend in ("loky", "threading", "multiprocessing") if __name__ == "__main__" else ():
+        _, expected = work(0)
+        for backend in ("loky", "threading", "multiprocessing"):
             found = joblib.Parallel(2, backend=backend)(joblib.delayed(work)(i) for i in range(6))
-            assert all(good for _, good in found), backend
+            assert all(bits == expected for _, bits in found), backend
             if backend == "loky":
-                assert {count for count, _ in found} <= {1, max(1, joblib.cpu_count() // 2)}, found
+                assert {{count for count, _ in found}} <= {{1, max(1, joblib.cpu_count() // 2)}}
     """
-    run_python(code, script=tmp_path / "work.py", timeout=300)
+    run_python(code, timeout=300)
