@@ -31,6 +31,11 @@ cdef extern from "core/extension.h" nogil:
         pass
     ctypedef struct csm_entmax:
         pass
+    ctypedef struct csm_block:
+        pass
+    ctypedef struct csm_row:
+        pass
+    int CSM_BLOCK
     const csm_table *csm_current_table()
     const char *csm_source()
     int csm_openmp()
@@ -139,6 +144,8 @@ LABELS = {
 REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
+BLOCK_ELEMENTS = CSM_BLOCK
+STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
 VERSION = CSM_VERSION.decode()
 ABI = f"{cpu.CSM_ABI_MAJOR}.{cpu.CSM_ABI_MINOR}"
