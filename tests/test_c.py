@@ -1,4 +1,4 @@
-"""The plain C tests (tests/c): exp's core always, the natively compiled part without CMake; with ``-m long`` the rest.
+"""The C tests (tests/c): the core of exp; the natively compiled part, without CMake; with ``-m long`` the others.
 
 With CMake, test_c_library.py runs the same program natively.
 """

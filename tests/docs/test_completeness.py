@@ -1,4 +1,4 @@
-"""An operation that was forgotten in one of the places that must know it fails here.
+"""Fails if an operation is missing in one of the places that must have it.
 
 Places: the C registry, the binding's table, the public functions, the C header, the Cython header, the op list of the
 tests, the oracles.
@@ -80,7 +80,7 @@ def test_oracle_and_documentation(op):
 
 
 def test_capsule_has_every_function():
-    """What the library exports is in csm_api, under the same name."""
+    """Every function that the library exports is in csm_api, under the same name."""
     lines = (ROOT / "tests" / "abi.txt").read_text().splitlines()
     exported = {re.search(r"symbol csm_(\w+)@@CSOFTMAX_0", line)[1] for line in lines if line.startswith("symbol")}
     members = {line.split()[0].removeprefix("csm_api.") for line in lines if line.startswith("csm_api.")}
