@@ -222,7 +222,10 @@ RECORDS = (
         vjp_limits,
         VJP_VARIANTS,
         {},
-        (*ALPHA_ERRORS, BadCall({"y": np.ones((4, 3), np.float32)}, ValueError, r"y has shape \(4, 3\)")),
+        (
+            *ALPHA_ERRORS,
+            BadCall({"y": np.ones((4, 3), np.float32)}, ValueError, r"y has dtype float32 and shape \(4, 3\)"),
+        ),
         SPARSE,
         exempt={"quick": NO_QUICK_PATH},
     ),

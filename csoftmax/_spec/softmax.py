@@ -134,7 +134,7 @@ FORWARD_ERRORS = tuple(BadCall({"temperature": t}, ValueError, TOO_SMALL) for t 
 BACKWARD_ERRORS = (
     *(BadCall({"temperature": t}, ValueError, "temperature must be positive and finite") for t in (0.0, -1.0, np.inf)),
     BadCall({"y": np.ones((3, 4))}, TypeError, "y has dtype float64"),
-    BadCall({"y": np.ones((4, 3), np.float32)}, ValueError, r"y has shape \(4, 3\)"),
+    BadCall({"y": np.ones((4, 3), np.float32)}, ValueError, r"y has dtype float32 and shape \(4, 3\)"),
     BadCall({"y": None}, TypeError, "y has dtype object"),
 )
 

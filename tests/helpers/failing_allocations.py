@@ -4,8 +4,7 @@ import ctypes
 
 import numpy as np
 
-# posix_memalign is only used by the core; malloc and calloc are everyone's, so only those that return into its library
-# count, and OpenMP's do not.
+# Only calls that return into the core's library count: OpenMP and Python allocate as well.
 SHIM = r"""
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -69,7 +68,7 @@ void free(void *p) {
 """
 
 
-def every_failure(compute, what, most=200):
+def fail_every_allocation(compute, what, limit=200):
     """Fail each allocation of compute() in turn, until none is left to fail; returns how many there were.
 
     Every failure must be a MemoryError that leaks nothing, and the next call right.
@@ -81,7 +80,7 @@ def every_failure(compute, what, most=200):
         return [np.asarray(a).tobytes() for a in (got if isinstance(got, tuple) else (got,))]
 
     expected = result()
-    for n in range(1, most):
+    for n in range(1, limit):
         shim.shim_arm(n)
         try:
             got = result()

@@ -1,173 +1,129 @@
 """A wrong argument: the right exception, a message that names argument, value and what is allowed, out untouched."""
 
 import decimal
+import re
 import sys
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import every_record, run_python
 
 import csoftmax
 from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.operations import OPERATIONS
+from csoftmax._spec.record import CLASSES, Sample
 
-X = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+def with_option(option):
+    """Parametrise a test with every operation that takes an option."""
+    records = [op for op in OPERATIONS if op.accepts(option)]
+    return pytest.mark.parametrize("record", records, ids=lambda op: op.name)
 
 
-def refused(op, error, *patterns, arrays=None, **options):
+with_axis, with_threads, with_device = map(with_option, ("axis", "num_threads", "device"))
+with_out = pytest.mark.parametrize(
+    "record", [op for op in OPERATIONS if op.has_out and op.results[-1].role == CLASSES], ids=lambda op: op.name
+)
+
+
+def good_call(record):
+    """Return the named arguments of a call on (3, 4) float32 that is right."""
+    sample = record.sample((3, 4), "float32", seed=1)
+    arrays = sample.arrays if record.invoke is None else {"topk": tuple(sample.arrays.values())}
+    return {**arrays, **sample.options}
+
+
+def refused(record, error, *patterns, **changes):
     """The call raises the error with all patterns in the message, and out keeps what it held."""
-    arrays = [X / 100 if op.inputs == 1 else np.abs(X) / -100] * op.inputs if arrays is None else arrays
-    out = options.get("out")
-    if out is None and op.has_out and "out" not in options:
-        out = options["out"] = np.full((3, 4), 7, np.float32)
-    before = out.copy() if isinstance(out, np.ndarray) else None
+    arguments = {**good_call(record), **changes}
+    if "out" not in changes and record.has_out and record.results[-1].role == CLASSES:
+        arguments["out"] = np.full((3, 4), 7, np.float32)
+    out = arguments.get("out")
+    before = out.copy() if type(out) is np.ndarray else None
     with pytest.raises(error) as caught:
-        op.function()(*arrays, **options)
+        record.function()(**arguments)
     for pattern in patterns:
         assert pattern in str(caught.value), f"{pattern!r} is not in the message: {caught.value}"
     if before is not None:
         assert np.array_equal(out, before), "out has changed"
+    return str(caught.value)
+
+
+def float_arguments(record):
+    """Return the names of the arrays that must be of floating type."""
+    sample = record.sample((3, 4), "float32")
+    return [] if record.invoke else [name for name, a in sample.arrays.items() if a.dtype == np.float32]
+
+
+# The errors of each record
+
+
+@every_record("errors")
+def test_the_good_call_is_taken(record):
+    record.function()(**good_call(record))
+
+
+@pytest.mark.parametrize(
+    ("record", "bad"),
+    [(op, bad) for op in OPERATIONS for bad in op.bad_calls if op.is_available],
+    ids=[f"{op.name}-{i}" for op in OPERATIONS for i, _ in enumerate(op.bad_calls) if op.is_available],
+)
+def test_bad_calls_of_the_record(record, bad):
+    message = refused(record, bad.exception(), **bad.changes)
+    assert re.search(bad.message, message), f"{bad.message!r} is not in the message: {message}"
+
+
+# Arrays
 
 
 @pytest.mark.parametrize(
     "dtype", ["bool", "complex64", "complex128", "object", "longdouble", "U3", "S3", "datetime64[s]", "V8", "m8[s]"]
 )
-def test_dtypes_that_are_not_taken(op, dtype):
+@every_record("errors")
+def test_dtypes_that_are_not_taken(record, dtype):
     bad = np.zeros((3, 4), dtype)
-    names = ["x"] if op.inputs == 1 else ["dy", "y"]
-    for i, name in enumerate(names):
-        arrays = [X] * op.inputs
-        arrays[i] = bad
-        refused(op, TypeError, name, str(bad.dtype), "float16", "float32", "float64", arrays=arrays)
+    for name in float_arguments(record):
+        if bad.shape == good_call(record)[name].shape:
+            refused(record, TypeError, name, str(bad.dtype), "float16", "float32", "float64", **{name: bad})
 
 
-@pytest.mark.parametrize("value", ["text", {1: 2}, object(), [1, None], {1.0, 2.0}])
-def test_things_that_are_not_arrays(op, value):
-    refused(op, TypeError, "x" if op.inputs == 1 else "dy", "dtype", arrays=[value] * op.inputs)
+@pytest.mark.parametrize("value", ["text", {1: 2}, object(), [1, None], {1.0, 2.0}, None])
+@every_record("errors")
+def test_things_that_are_not_arrays(record, value):
+    for name in float_arguments(record)[:1]:
+        refused(record, TypeError, name, "dtype", **{name: value})
 
 
-def test_none_is_not_an_array(op):
-    with pytest.raises(TypeError, match="has dtype object"):
-        op.function()(*[None] * op.inputs)
-
-
-def test_masked_arrays(op):
-    masked = np.ma.masked_array(X, mask=X > 3)
-    refused(op, TypeError, "masked array", "where", arrays=[masked] * op.inputs)
-    refused(op, TypeError, "where", "masked array", where=np.ma.masked_array(X > 3, mask=X > 5))
+@every_record("errors")
+def test_masked_arrays(record):
+    for name in float_arguments(record):
+        x = good_call(record)[name]
+        refused(record, TypeError, name, "masked array", **{name: np.ma.masked_array(x, mask=x > 0)})
+    if record.accepts("where"):
+        where = np.ma.masked_array(np.ones((3, 4), bool), mask=np.eye(3, 4) > 0)
+        refused(record, TypeError, "where", "masked array", where=where)
 
 
 def test_masked_logits_of_a_loss():
+    x = np.zeros((3, 4), np.float32)
     with pytest.raises(TypeError, match=r"logits is a masked array; .* to a loss, logits.filled\(-numpy.inf\)"):
-        csoftmax.cross_entropy(np.ma.masked_array(X, mask=X > 3), np.zeros(len(X), int))
+        csoftmax.cross_entropy(np.ma.masked_array(x, mask=x > 3), np.zeros(3, int))
 
 
-@pytest.mark.parametrize("value", ["no", 0.0, np.zeros(3)])
-def test_keepdims_is_a_bool(value):
-    with pytest.raises(TypeError, match="keepdims must be a bool, got"):
-        csoftmax.logsumexp(X, keepdims=value)
-    assert csoftmax.logsumexp(X, keepdims=np.True_).shape == csoftmax.logsumexp(X, keepdims=1).shape == (len(X), 1)
+@every_record("errors")
+def test_ragged_lists(record):
+    for name in float_arguments(record)[:1]:
+        refused(record, ValueError, name, **{name: [[1.0, 2.0], [3.0]]})
 
 
-def test_integers_beyond_float64():
-    with pytest.raises(ValueError, match="within the range of float64, got an integer of 1329 bits"):
-        csoftmax.softmax(X, temperature=10**400)
-
-
-def test_cupy_arrays(op):
+@every_record("errors")
+def test_cupy_arrays(record):
     """Never converted silently."""
-    there = {"__array__": lambda self, *a, **k: X, "device": SimpleNamespace(id=10**6)}
+    there = {"__array__": lambda self, *a, **k: np.zeros((3, 4)), "device": SimpleNamespace(id=10**6)}
     fake = type("ndarray", (), {"__module__": "cupy", **there})
-    refused(op, csoftmax.DeviceError, "CuPy array cannot be used", 'device="cpu"', arrays=[fake()] * op.inputs)
-
-
-@pytest.mark.parametrize("axis", [2, -3, 100, (0, 2), (0, -3), 10**25, -(10**25)])
-def test_axis_out_of_range(op, axis):
-    refused(op, (ValueError, IndexError), "axis", axis=axis)
-
-
-@pytest.mark.parametrize("axis", [(0, 0), (1, -1), (0, 1, 0)])
-def test_axis_twice(op, axis):
-    refused(op, ValueError, "axis", str(axis), axis=axis)
-
-
-@pytest.mark.parametrize("axis", [1.0, "1", [0, 1], (0, 1.0), np.array([0, 1]), b"0", {0}])
-def test_axis_of_another_type(op, axis):
-    refused(op, TypeError, "axis", "int", axis=axis)
-
-
-@pytest.mark.parametrize("value", [-1.0, -1e-300, -np.inf, np.nan, -5, np.float32(-2), decimal.Decimal(-1)])
-def test_temperatures_that_are_not_positive(op, value):
-    refused(
-        op, ValueError, "temperature", repr(value), "at least 0" if op.inputs == 1 else "positive", temperature=value
-    )
-
-
-@pytest.mark.parametrize("value", [0, 0.0, -0.0, np.inf])
-def test_limits_of_temperature_have_no_gradient(op, value):
-    if op.inputs == 1:
-        assert op.function()(X, temperature=value) is not None
-    else:
-        refused(op, ValueError, "temperature", repr(value), "positive and finite", temperature=value)
-
-
-@pytest.mark.parametrize("value", ["1", b"1", None, 1j, [1.0], np.ones(1), True, np.True_, {}, object()])
-def test_temperatures_of_another_type(op, value):
-    refused(op, TypeError, "temperature", "real number", temperature=value)
-
-
-def test_a_temperature_that_float64_cannot_hold(op):
-    refused(op, (ValueError, TypeError), "temperature", temperature=10**400)
-
-
-def test_temperatures_that_are_taken(op):
-    y = [X / 100] if op.inputs == 1 else [X, np.abs(X) / -100]
-    for value in (2, np.float32(2), np.int8(2), np.array(2.0), decimal.Decimal(2)):
-        assert np.array_equal(op.function()(*y, temperature=value), op.function()(*y, temperature=2.0))
-
-
-def test_where(op):
-    for bad in (X, X.astype(np.uint8), [[0, 1, 1, 0]], 1, None.__class__, "yes"):
-        refused(op, TypeError, "where", "bool", where=bad)
-    for shape in ((4, 3), (2, 4), (3, 3), (1, 3, 4, 1), (0,)):
-        refused(op, ValueError, "where", str(shape), "(3, 4)", where=np.ones(shape, bool))
-    refused(op, ValueError, "where", "(2, 3, 4)", where=np.ones((2, 3, 4), bool))
-
-
-def test_out(op):
-    if not op.has_out:
-        with pytest.raises(TypeError, match="out"):
-            op.function()(X, out=np.zeros(3, np.float32))
-        return
-    for shape in ((4, 3), (3, 5), (12,), (1, 3, 4), (), (3, 4, 1), (0, 4)):
-        refused(op, ValueError, "out", str(shape), "(3, 4)", out=np.zeros(shape, np.float32))
-    for dtype in ("float64", "float16", "int32", "complex64", "bool", "object", dtype_of("bfloat16")):
-        refused(op, TypeError, "out", str(np.dtype(dtype)), "float32", out=np.zeros((3, 4), dtype))
-    frozen = np.full((3, 4), 7, np.float32)
-    frozen.flags.writeable = False
-    refused(op, ValueError, "out", "read-only", out=frozen)
-    refused(op, ValueError, "out", "read-only", out=np.broadcast_to(np.float32(0), (3, 4)))
-    for bad in (X.tolist(), "out", 3, memoryview(X), bytearray(48), np.ma.masked_array(np.zeros((3, 4), np.float32))):
-        refused(op, TypeError, "out", "numpy.ndarray", type(bad).__name__, out=bad)
-    refused(op, TypeError, "float64", out=np.zeros((3, 4), np.float32), arrays=[X.astype(int)] * op.inputs)
-
-
-def test_out_is_untouched_whatever_else_is_wrong(op):
-    if not op.has_out:
-        pytest.skip("no out")
-    for options in ({"axis": 7}, {"temperature": -1}, {"where": X}, {"device": "cuda:1000000"}, {"num_threads": 0}):
-        out = np.full((3, 4), 7, np.float32)
-        with pytest.raises((TypeError, ValueError, RuntimeError)):
-            op.function()(*[X] * op.inputs, out=out, **options)
-        assert np.all(out == 7), f"{options}"
-
-
-def test_y_does_not_match_dy(op):
-    if op.inputs == 1:
-        pytest.skip("one input")
-    refused(op, TypeError, "y", "float64", "float32", "same", arrays=[X, X.astype(float)])
-    refused(op, ValueError, "y", "(4, 3)", "(3, 4)", arrays=[X, X.T])
-    refused(op, ValueError, "y", "(4,)", "(3, 4)", arrays=[X, X[0]])
+    for name in float_arguments(record)[:1]:
+        refused(record, csoftmax.DeviceError, "CuPy array cannot be used", 'device="cpu"', **{name: fake()})
 
 
 def test_y_is_missing():
@@ -178,46 +134,205 @@ def test_y_is_missing():
         assert "TypeError: y has dtype object" in done.stderr, done.stderr
 
 
+# Options that many functions have
+
+
+@pytest.mark.parametrize("axis", [2, -3, 100, (0, 2), (0, -3), 10**25, -(10**25)])
+@with_axis
+def test_axis_out_of_range(record, axis):
+    refused(record, (ValueError, IndexError), "axis", axis=axis)
+
+
+@pytest.mark.parametrize("axis", [(0, 0), (1, -1), (0, 1, 0)])
+@with_axis
+def test_axis_twice(record, axis):
+    refused(record, ValueError, "axis", str(axis), axis=axis)
+
+
+@pytest.mark.parametrize("axis", [1.0, "1", [0, 1], (0, 1.0), np.array([0, 1]), b"0", {0}])
+@with_axis
+def test_axis_of_another_type(record, axis):
+    refused(record, TypeError, "axis", "int", axis=axis)
+
+
+@pytest.mark.parametrize("value", [-1.0, -1e-300, -np.inf, np.nan, -5, np.float32(-2), decimal.Decimal(-1)])
+def test_temperatures_that_are_not_positive(op, value):
+    allowed = "at least 0" if op.inputs == 1 else "positive"
+    refused(op, ValueError, "temperature", repr(value), allowed, temperature=value)
+
+
+@pytest.mark.parametrize("value", [0, 0.0, -0.0, np.inf])
+def test_limits_of_temperature_have_no_gradient(op, value):
+    if op.inputs == 1:
+        assert op.function()(np.zeros((3, 4)), temperature=value) is not None
+    else:
+        refused(op, ValueError, "temperature", repr(value), "positive and finite", temperature=value)
+
+
+@pytest.mark.parametrize("value", ["1", b"1", None, 1j, [1.0], np.ones(1), True, np.True_, {}, object()])
+@every_record("errors")
+def test_temperatures_of_another_type(record, value):
+    if not record.accepts("temperature") or record.name == "sample":  # which takes one a row
+        pytest.skip("it takes no temperature that is one number")
+    refused(record, TypeError, "temperature", "real number", temperature=value)
+
+
+@every_record("errors")
+def test_a_temperature_that_float64_cannot_hold(record):
+    if not record.accepts("temperature"):
+        pytest.skip("it takes no temperature")
+    refused(record, (ValueError, TypeError), "temperature", temperature=10**400)
+
+
+def test_integers_beyond_float64():
+    with pytest.raises(ValueError, match="within the range of float64, got an integer of 1329 bits"):
+        csoftmax.softmax(np.zeros(3), temperature=10**400)
+
+
+def test_temperatures_that_are_taken(op):
+    arrays = op.make((3, 4), "float32", 0, 1.0, False)
+    for value in (2, np.float32(2), np.int8(2), np.array(2.0), decimal.Decimal(2)):
+        assert np.array_equal(op.function()(*arrays, temperature=value), op.function()(*arrays, temperature=2.0))
+
+
+@pytest.mark.parametrize("value", ["no", 0.0, np.zeros(3)])
+def test_keepdims_is_a_bool(value):
+    x = np.zeros((3, 4))
+    with pytest.raises(TypeError, match="keepdims must be a bool, got"):
+        csoftmax.logsumexp(x, keepdims=value)
+    assert csoftmax.logsumexp(x, keepdims=np.True_).shape == csoftmax.logsumexp(x, keepdims=1).shape == (3, 1)
+
+
+@every_record("errors")
+def test_where(record):
+    if not record.accepts("where"):
+        pytest.skip("it takes no where")
+    x = np.zeros((3, 4), np.float32)
+    for bad in (x, x.astype(np.uint8), [[0, 1, 1, 0]], 1, None.__class__, "yes"):
+        refused(record, TypeError, "where", "bool", where=bad)
+    for shape in ((4, 3), (2, 4), (3, 3), (1, 3, 4, 1), (0,), (2, 3, 4)):
+        refused(record, ValueError, "where", str(shape), "(3, 4)", where=np.ones(shape, bool))
+
+
+# out
+
+
+@with_out
+def test_out(record):
+    for shape in ((4, 3), (3, 5), (12,), (1, 3, 4), (), (3, 4, 1), (0, 4)):
+        refused(record, ValueError, "out", str(shape), "(3, 4)", out=np.zeros(shape, np.float32))
+    for dtype in ("float64", "float16", "int32", "complex64", "bool", "object", dtype_of("bfloat16")):
+        refused(record, TypeError, "out", str(np.dtype(dtype)), "float32", out=np.zeros((3, 4), dtype))
+    frozen = np.full((3, 4), 7, np.float32)
+    frozen.flags.writeable = False
+    refused(record, ValueError, "out", "read-only", out=frozen)
+    refused(record, ValueError, "out", "read-only", out=np.broadcast_to(np.float32(0), (3, 4)))
+    x = np.zeros((3, 4), np.float32)
+    for bad in (x.tolist(), "out", 3, memoryview(x), bytearray(48), np.ma.masked_array(x)):
+        refused(record, TypeError, "out", "numpy.ndarray", type(bad).__name__, out=bad)
+    integers = {name: good_call(record)[name].astype(int) for name in float_arguments(record)}
+    refused(record, TypeError, "float64", out=np.zeros((3, 4), np.float32), **integers)
+
+
+@every_record("errors")
+def test_out_where_there_is_none(record):
+    if record.has_out:
+        pytest.skip("it takes out")
+    refused(record, TypeError, "out", out=np.zeros(3, np.float32))
+
+
+@with_out
+def test_out_is_untouched_whatever_else_is_wrong(record):
+    """In many rows, where threads write, the last of which is bad."""
+    for changes in ({"axis": 7}, {"temperature": -1}, {"where": 1.0}, {"device": "cuda:1000000"}, {"num_threads": 0}):
+        if record.accepts(next(iter(changes))):
+            refused(record, (TypeError, ValueError, RuntimeError), **changes)
+
+
+@pytest.mark.parametrize("bad", [50, -7])
+@every_record("errors")
+def test_a_bad_label_is_found_before_anything_is_written(record, bad):
+    if "target" not in (argument.name for argument in record.arguments):
+        pytest.skip("it takes no labels")
+    sample = record.sample((3000, 50), "float32")
+    labels = sample.arrays["target"].copy()
+    labels[2999] = bad
+    arrays = {**sample.arrays, "target": labels}
+    first = next(iter(arrays.values()))
+    before = first.copy()
+    options = {"out": first} if record.has_out else {}
+    with pytest.raises(IndexError, match=rf"target\[2999\] is {bad}"):
+        record.call(Sample(arrays, sample.options), **options)
+    assert np.array_equal(first, before)
+
+
+@pytest.mark.parametrize("bad", [-1e-30, np.nan, np.inf])
+@every_record("errors")
+def test_a_bad_soft_label_is_found_before_anything_is_written(record, bad):
+    soft = next((name for name, chosen in record.variants.items() if chosen.soft), None)
+    if soft is None:
+        pytest.skip("it takes no soft labels")
+    sample = record.sample((3000, 50), "float32", variant=soft)
+    sample.arrays["target"][2999, 49] = bad
+    first = next(iter(sample.arrays.values()))
+    before = first.copy()
+    options = {"out": first} if record.has_out else {}
+    with pytest.raises(ValueError, match=r"at \(2999, 49\)"):
+        record.call(sample, **options)
+    assert np.array_equal(first, before)
+
+
+# Devices and threads
+
+
 @pytest.mark.parametrize(
     "device", ["gpu", "CUDA", "cuda:", "cuda:x", "cuda:²", "cuda:-1", "cuda:1.5", "", 0, 1.5, b"cpu", ["cpu"]]
 )
-def test_devices_that_do_not_exist(op, device):
-    refused(op, ValueError, "device", repr(device), '"cpu"', '"cuda"', device=device)
+@with_device
+def test_devices_that_do_not_exist(record, device):
+    refused(record, ValueError, "device", repr(device), '"cpu"', '"cuda"', device=device)
 
 
-def test_device_that_is_not_there(op):
+@with_device
+def test_device_that_is_not_there(record):
     """Whatever is missing (CuPy, a driver, or just so many devices), the message says it."""
-    refused(op, csoftmax.DeviceError, "cuda:1000000", 'device="cpu"', device="cuda:1000000")
+    refused(record, csoftmax.DeviceError, "cuda:1000000", 'device="cpu"', device="cuda:1000000")
     assert issubclass(csoftmax.DeviceError, RuntimeError)
 
 
 def test_what_is_missing(monkeypatch):
     from csoftmax import _cuda
 
+    x = np.zeros((3, 4))
     monkeypatch.setitem(sys.modules, "cupy", None)  # as if it were not installed
     with pytest.raises(csoftmax.DeviceError, match=r"CuPy cannot be imported.*pip install 'csoftmax\[cuda13x\]'"):
-        csoftmax.softmax(X, device="cuda")
+        csoftmax.softmax(x, device="cuda")
     assert _cuda.state()["available"] is False
     runtime = SimpleNamespace(getDeviceCount=lambda: 0)
     monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=SimpleNamespace(runtime=runtime)))
     with pytest.raises(csoftmax.DeviceError, match="there is no CUDA device"):
-        csoftmax.softmax(X, device="cuda")
+        csoftmax.softmax(x, device="cuda")
 
 
 @pytest.mark.parametrize("value", [0, -1, -(10**30)])
-def test_num_threads_that_are_not_positive(op, value):
-    refused(op, ValueError, "num_threads", str(value), "at least 1", num_threads=value)
+@with_threads
+def test_num_threads_that_are_not_positive(record, value):
+    refused(record, ValueError, "num_threads", str(value), "at least 1", num_threads=value)
 
 
 @pytest.mark.parametrize("value", [True, False, 1.5, 2.0, "2", [1], np.array([1, 2])])
-def test_num_threads_of_another_type(op, value):
-    refused(op, TypeError, "num_threads", "int", num_threads=value)
+@with_threads
+def test_num_threads_of_another_type(record, value):
+    refused(record, TypeError, "num_threads", "int", num_threads=value)
 
 
-def test_num_threads_that_are_taken(op):
-    expected = op.function()(*[X] * op.inputs)
+@with_threads
+def test_num_threads_that_are_taken(record):
+    sample = record.sample((3, 4))
+    expected = record.compute(sample)
     for value in (1, 2, 10**30, np.int8(1), None):
-        assert np.array_equal(op.function()(*[X] * op.inputs, num_threads=value), expected, equal_nan=True)
+        for got, right in zip(record.compute(sample, num_threads=value), expected):
+            assert np.array_equal(got, right, equal_nan=True)
 
 
 @pytest.mark.parametrize("setter", [csoftmax.set_num_threads, lambda n: csoftmax.threads(n).__enter__()])
@@ -232,22 +347,19 @@ def test_setting_threads(setter):
     assert csoftmax.get_num_threads() == before
 
 
-def test_unknown_keywords_and_positions(op):
+@every_record("errors")
+def test_unknown_keywords_and_positions(record):
+    refused(record, TypeError, temprature=2.0)
+    sample = record.sample((3, 4))
     with pytest.raises(TypeError):
-        op.function()(*[X] * op.inputs, temprature=2.0)
+        record.function()(*sample.arrays.values(), *range(9))
     with pytest.raises(TypeError):
-        op.function()(*[X] * op.inputs, -1, 1.0)
-    with pytest.raises(TypeError):
-        op.function()()
+        record.function()()
 
 
 def test_show_config():
     with pytest.raises(ValueError, match=r"mode.*'dict'"):
         csoftmax.show_config("dict")
-
-
-def test_ragged_lists(op):
-    refused(op, ValueError, arrays=[[[1.0, 2.0], [3.0]]] * op.inputs)
 
 
 # The environment, read once at import

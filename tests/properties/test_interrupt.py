@@ -1,93 +1,114 @@
 """Ctrl-C ends a long call with KeyboardInterrupt, whatever its shape, threads and instruction set.
 
-The aim is 100 ms; tested is less than a second, for busy machines.  Each call would run for many seconds: the
-inputs are broadcast views, so they need no memory.
+The aim is 100 ms; tested is less than a second, for busy machines.  Where the result is small, each call would run for
+many seconds: the inputs are broadcast views, so they need no memory.
 """
 
-import os
 import signal
-import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
-from helpers import ROOT, run_python
+from helpers import every_record, run_python
 
+import csoftmax
 from csoftmax._cpu import binding
+from csoftmax._spec.record import CLASSES, ROWS, Sample
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
-
-CODE = """
-import sys, time
-import numpy as np, csoftmax
-one = np.float32(1.5)
-call = {{
-    "many small rows": lambda: csoftmax.logsumexp(np.broadcast_to(one, (1 << 29, 100)), num_threads={threads}),
-    "many rows": lambda: csoftmax.logsumexp(np.broadcast_to(one, (1 << 24, 4000)), num_threads={threads}),
-    "long rows": lambda: csoftmax.logsumexp(np.broadcast_to(one, (1 << 20, 50_000)), num_threads={threads}),
-    "huge rows": lambda: csoftmax.logsumexp(
-        np.broadcast_to(np.ones(1 << 20, "f4"), (1 << 16, 1 << 20)), num_threads={threads}),
-    "one row": lambda: csoftmax.logsumexp(np.broadcast_to(one, (1 << 36,)), num_threads={threads}),
-    "axis 0": lambda: csoftmax.logsumexp(np.broadcast_to(one, (4000, 1 << 24)), axis=0, num_threads={threads}),
-    "masked": lambda: csoftmax.logsumexp(
-        np.broadcast_to(one, (1 << 24, 4000)), where=np.broadcast_to(True, 4000), num_threads={threads}),
-    "exceptional rows": lambda: csoftmax.logsumexp(
-        np.broadcast_to(np.float32(np.inf), (1 << 24, 4000)), num_threads={threads}),
-    "top-k": lambda: csoftmax.topk(
-        np.broadcast_to(np.arange(50_000, dtype="f4"), (1 << 22, 50_000)), 1, num_threads={threads}),
-    "entmax loss": lambda: csoftmax.entmax_loss(
-        np.broadcast_to(one, (1 << 22, 4000)), np.zeros(1 << 22, int), num_threads={threads}),
-    "draws": lambda: csoftmax.sample(np.broadcast_to(one, (1 << 22, 4000)), rng=0, num_threads={threads}),
-    "temperature 0": lambda: csoftmax.logsumexp(
-        np.broadcast_to(one, (1 << 24, 4000)), temperature=0.0, num_threads={threads}),
-}}[{name!r}]
-print("ready", flush=True)
-try:
-    call()
-except KeyboardInterrupt:
-    print("interrupted", time.time(), flush=True)
-    y = csoftmax.softmax(np.zeros((300, 400), "f4"), num_threads={threads})
-    assert np.all(y == np.float32(1) / 400)
-    print("and right again")
-"""
-NAMES = ["many small rows", "many rows", "long rows", "huge rows", "one row", "axis 0", "masked", "exceptional rows",
-         "temperature 0", "top-k", "entmax loss", "draws"]  # fmt: skip
+ONE = np.float32(1.5)
+# Shapes of logsumexp calls that take other paths through the core.
+CALLS = {
+    "many small rows": lambda: (np.broadcast_to(ONE, (1 << 29, 100)), {}),
+    "many rows": lambda: (np.broadcast_to(ONE, (1 << 24, 4000)), {}),
+    "long rows": lambda: (np.broadcast_to(ONE, (1 << 20, 50_000)), {}),
+    "huge rows": lambda: (np.broadcast_to(np.ones(1 << 20, "f4"), (1 << 16, 1 << 20)), {}),
+    "one row": lambda: (np.broadcast_to(ONE, (1 << 36,)), {}),
+    "axis 0": lambda: (np.broadcast_to(ONE, (4000, 1 << 24)), {"axis": 0}),
+    "masked": lambda: (np.broadcast_to(ONE, (1 << 24, 4000)), {"where": np.broadcast_to(True, 4000)}),
+    "exceptional rows": lambda: (np.broadcast_to(np.float32(np.inf), (1 << 24, 4000)), {}),
+    "temperature 0": lambda: (np.broadcast_to(ONE, (1 << 24, 4000)), {"temperature": 0.0}),
+}
 
 
-def interrupt(name, threads, isa):
-    path = os.pathsep.join([str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])])
-    env = {**os.environ, "CSOFTMAX_ISA": isa, "PYTHONPATH": path}
-    code = CODE.format(name=name, threads=threads)
-    with subprocess.Popen(
-        [sys.executable, "-c", code], env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    ) as child:
-        try:
-            assert child.stdout.readline().strip() == "ready", child.stderr.read()
-            time.sleep(0.4)
-            sent = time.time()
-            child.send_signal(signal.SIGINT)
-            output, errors = child.communicate(timeout=10)
-        except subprocess.TimeoutExpired:
-            raise AssertionError(f"{name}, {threads} threads, {isa}: not interrupted within 10 s") from None
-        finally:
-            child.kill()
-    lines = output.splitlines()
-    assert lines, f"no output: {errors}"
-    assert lines[0].startswith("interrupted"), output + errors
-    assert lines[1:] == ["and right again"], output + errors
-    return float(lines[0].split()[1]) - sent
+def seconds_to_stop(call, after=0.1):
+    """Send SIGINT during a call; return the time from the signal to the exception."""
+    sent = []
+
+    def interrupt(*_):
+        sent.append(time.perf_counter())
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, after)
+    begin = time.perf_counter()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call()
+        return time.perf_counter() - begin - after
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", CALLS)
 def test_long_calls(name, threads):
-    seconds = interrupt(name, threads, binding.isa())
+    x, options = CALLS[name]()
+    seconds = seconds_to_stop(lambda: csoftmax.logsumexp(x, num_threads=threads, **options))
     assert seconds < 1, f"{seconds:.2f} s from the signal to the exception"
+    y = csoftmax.softmax(np.zeros((300, 400), "f4"), num_threads=threads)
+    assert np.all(y == np.float32(1) / 400)  # and right again
 
 
 @pytest.mark.parametrize("name", ["many rows", "huge rows", "one row", "axis 0", "temperature 0"])
-def test_long_calls_of_the_slowest_unit(name):
-    assert interrupt(name, 1, "scalar") < 1
+def test_long_calls_of_the_slowest_unit(name, keep_isa):
+    binding.select_isa("scalar")
+    x, options = CALLS[name]()
+    assert seconds_to_stop(lambda: csoftmax.logsumexp(x, num_threads=1, **options)) < 1
+
+
+def repeat_rows(record, rows):
+    """Return a call on many rows of 4000 classes, views of one row; results of that size are written into its input."""
+    sample = record.sample((1, 4000), "float32")
+    wanted = {argument.name for argument in record.arguments}
+
+    def many(name, a):
+        role = record.role(name, sample)
+        if not isinstance(a, np.ndarray) or role not in (CLASSES, ROWS):
+            return a[np.zeros(rows, int)] if name == "rng" else a
+        return np.broadcast_to(a, (rows, *a.shape[1:]))
+
+    arrays = {name: many(name, a) for name, a in sample.arrays.items() if name in wanted}
+    options = {name: many(name, a) for name, a in sample.options.items()}
+    return Sample(arrays, options)
+
+
+@every_record("interrupt")
+def test_every_operation(record, keep_isa):
+    """Results with the classes need memory, so these calls are kept short of it: the slowest unit, 128 MB at most."""
+    binding.select_isa("scalar")
+    has_classes = any(result.role == CLASSES for result in record.results)
+    sample = repeat_rows(record, 1 << 13 if has_classes else 1 << 18)
+    after = 0.03 if has_classes else 0.1
+    seconds = seconds_to_stop(lambda: record.call(sample, num_threads=1), after)
+    assert seconds < 1, f"{seconds:.2f} s from the signal to the exception"
+
+
+def test_a_signal_of_the_system_ends_a_call():
+    """The real thing: SIGINT from another process, during a call that would take minutes."""
+    code = """
+import os, signal, subprocess, sys, time
+import numpy as np, csoftmax
+me = os.getpid()
+subprocess.Popen([sys.executable, "-c", f"import os, time; time.sleep(0.3); os.kill({me}, {int(signal.SIGINT)})"])
+try:
+    csoftmax.logsumexp(np.broadcast_to(np.float32(1.5), (1 << 24, 4000)), num_threads=2)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    assert run_python(code, timeout=30).stdout.strip() == "interrupted"
 
 
 def test_a_handler_that_does_not_raise_lets_the_call_finish():
