@@ -179,8 +179,8 @@ class TemperatureScaling(_Calibrator):
             else:
                 low = beta
             step = beta - first / second if second > 0 else (INVERSE_TEMPERATURES[first < 0])
-            # A step this short is the end, even one out of the bracket: at the minimum `first` is a rounding error, whose
-            # sign may have put the minimum on the wrong side, and bisection would take 40 iterations to come back.
+            # A step this short is the end, even one out of the bracket: at the minimum `first` is a rounding error,
+            # whose sign may have put the minimum on the wrong side, and bisection takes 40 iterations to come back.
             if not low < step < high and abs(step - beta) > 1e-12 * beta:
                 step = math.sqrt(low * high)
             if loss < NO_LOSS or first == 0 or abs(step - beta) <= 1e-12 * beta:
