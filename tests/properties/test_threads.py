@@ -13,7 +13,8 @@ import threadpoolctl
 from helpers import assert_same_results, every_record, run_python
 
 import csoftmax
-from csoftmax import _cpu, _threads
+from csoftmax._cpu import binding
+from csoftmax._runtime import threads as _threads
 
 SYSTEM_CALLS = {  # of Linux
     "x86_64": {"SECCOMP": 317, "SETAFFINITY": 203},
