@@ -1,9 +1,9 @@
 # Everything a contributor does.  Each target prints the one real command that it runs.
 PYTHON ?= python
-CLANG_FORMAT_FILES = $$(find src_c csoftmax/include csoftmax/_pages.? csoftmax/_quick.? csoftmax/_xla.? csoftmax/_cuda tests/c tests/embed tests/cuda_model -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-long bench lint format accuracy asv golden ci
+.PHONY: help dev test test-long bench lint format generate accuracy asv golden ci
 
 help:  ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -25,10 +25,13 @@ lint:  ## ruff, clang-format, cython-lint
 	ruff format --check .
 	clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
 	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format leaves comments as they are
-	cython-lint csoftmax/*.pyx csoftmax/*.pxd tests/embed/*.pyx
+	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/*.pxd tests/embed/*.pyx
 
 format:  ## rewrite Python and C in the project's style
 	ruff check --fix . && ruff format . && clang-format -i $(CLANG_FORMAT_FILES)
+
+generate:  ## write what follows from csoftmax.h: the Cython and capsule headers, the export list, abi.txt
+	$(PYTHON) src_c/make_interface.py
 
 accuracy:  ## measure ACCURACY.md again
 	$(PYTHON) tests/make_accuracy.py

@@ -5,13 +5,14 @@ the whole suite once for each.
 """
 
 import os
+import signal
 
 import ml_dtypes  # noqa: F401  (bfloat16 arrays exist only once it is imported)
 import pytest
 from helpers import compile_library
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._spec.formats import DTYPES
 from csoftmax._spec.operations import SOFTMAX_FAMILY
 
@@ -24,21 +25,21 @@ def pytest_collection_modifyitems(items):
             item.add_marker(pytest.mark.every_isa)
 
 
-@pytest.fixture(params=[_cpu.isa()] if os.environ.get("CSOFTMAX_ISA") else _cpu.isa_available())
+@pytest.fixture(params=[binding.isa()] if os.environ.get("CSOFTMAX_ISA") else binding.isa_available())
 def isa(request):
     """Each instruction set of this machine in turn; if one is forced, that one: the others had their turn elsewhere."""
-    before = _cpu.isa()
-    _cpu.select_isa(request.param)
+    before = binding.isa()
+    binding.select_isa(request.param)
     yield request.param
-    _cpu.select_isa(before)
+    binding.select_isa(before)
 
 
 @pytest.fixture
 def keep_isa():
     """Select the instruction set of before again after a test that selects others itself."""
-    before = _cpu.isa()
+    before = binding.isa()
     yield before
-    _cpu.select_isa(before)
+    binding.select_isa(before)
 
 
 @pytest.fixture(params=SOFTMAX_FAMILY, ids=lambda op: op.name)
@@ -52,19 +53,47 @@ def dtype(request):
     return request.param
 
 
+def _called(*args, **options):
+    raise AssertionError("the Python function was called")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Calls a function that has a quick way, and fails if the Python function was called."""
+
+    def call(function, *args, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr("csoftmax._ops.softmax._run_softmax", _called)
+            patch.setattr("csoftmax._ops.cross_entropy._run_loss", _called)
+            return function(*args, **options)
+
+    return call
+
+
 @pytest.fixture
 def seven_threads():
     """Allow seven threads, whatever the machine has."""
     before = csoftmax.get_num_threads()
-    _cpu.set_thread_limit(7)
+    binding.set_thread_limit(7)
     yield 7
-    _cpu.set_thread_limit(before)
+    binding.set_thread_limit(before)
 
 
 @pytest.fixture
 def c_library(tmp_path):
     """Compile C source to a shared library and return its path."""
     return lambda source, name="helper": compile_library(tmp_path, source, name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, here and in the processes that tests start, also where the tests are a shell's
+    background job: that has SIGINT ignored, which Python takes over and every child inherits."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ count of differences that must be 0.  The tests that come with the sources check
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
@@ -17,15 +18,15 @@ import numpy as np
 
 import csoftmax
 
-from .. import _cpu
+from .._bench.table import layout
+from .._cpu import binding
+from .._runtime.optional import progress
 from .._spec.formats import EXACT, JUDGES_FLOAT64, available_dtypes, count_different_bits, ulp_error, wide
 from .._spec.layouts import LAYOUTS, compute_in
 from .._spec.operations import BY_NAME, FORWARD, OPERATIONS, SOFTMAX_FAMILY
 from .._spec.record import CLASSES, Operation, Sample
 from .._spec.samples import logits
 from .._spec.softmax import exact_forward
-from .optional import progress
-from .table import layout
 
 SIZES = (1, 2, 3, 5, 10, 16, 17, 33, 65, 131, 1000, 4099)
 # The offsets of float32 and float64 lie on both sides of where the special path for large logits begins.
@@ -55,11 +56,11 @@ class Line(NamedTuple):
 @contextlib.contextmanager
 def keep_isa():
     """Select the instruction set of before again, whatever happens."""
-    before = _cpu.isa()
+    before = binding.isa()
     try:
         yield
     finally:
-        _cpu.select_isa(before)
+        binding.select_isa(before)
 
 
 def operations(promise: str) -> list[Operation]:
@@ -114,7 +115,7 @@ def accuracy():
 def instruction_sets():
     """Compare the bits of each with those of scalar, which is the specification."""
     with keep_isa():
-        for isa in sorted(set(_cpu.isa_available()) - {"scalar"}):
+        for isa in sorted(set(binding.isa_available()) - {"scalar"}):
             for dtype in available_dtypes():
                 different = 0
                 for op in operations(BITWISE):
@@ -123,7 +124,7 @@ def instruction_sets():
                             sample = op.sample((9 if n < 100 else 2, n), dtype, seed, (1, 20)[seed % 2])
                             results = []
                             for each in ("scalar", isa):
-                                _cpu.select_isa(each)
+                                binding.select_isa(each)
                                 results.append(compute_in(op, sample, layout_name))
                             different += count_differences(*results)
                 yield f"{isa} equals scalar, {dtype}", different, 0
@@ -305,8 +306,13 @@ def check(section):
         yield Line(section, "stopped", f"{type(error).__name__}: {error}", 0)
 
 
-def run(options) -> int:
-    """Run the command; return its exit status."""
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the arguments of the command."""
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def main(arguments: argparse.Namespace) -> int:
+    """Check every section and show the lines."""
     begin = time.perf_counter()
     lines = []
     with progress(len(SECTIONS), "selftest") as bar:
@@ -318,12 +324,12 @@ def run(options) -> int:
     report = {
         "ok": ok,
         "csoftmax": csoftmax.__version__,
-        "isa": _cpu.isa(),
+        "isa": binding.isa(),
         "threads": csoftmax.get_num_threads(),
         "seconds": round(time.perf_counter() - begin, 2),
         "checks": [{**line._asdict(), "ok": line.ok} for line in lines],
     }
-    if options.json:
+    if arguments.json:
         json.dump(report, sys.stdout, indent=2)
         print()
     else:

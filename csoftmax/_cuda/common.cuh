@@ -1,12 +1,12 @@
-/* What the CUDA kernels share: the storage type that a module is compiled for (-DSTORAGE_f32, _f64, _f16 or _bf16),
- * copies between global and shared memory, sums in the lanes of the CPU's specification.
+/* Code that all CUDA kernels share: the storage type of a module (-DSTORAGE_f32, _f64, _f16 or _bf16), copies between
+ * global and shared memory, and sums in the lanes of the CPU's specification.
  *
- * exp, the row constants and what is done to an element come from the core's own headers with its scalar vocabulary,
- * and the sums run over the same lanes in the same order: results have the bits of the CPU.  Compiled with -fmad=false
- * (products and sums are fused only where the source says fma) and without flush-to-zero.
+ * exp, the row constants and the formulas of an element come from the core's headers with its scalar vocabulary, and
+ * the sums run over the same lanes in the same order, so that results have the CPU's bits.  Modules are compiled with
+ * -fmad=false (products and sums are fused only where the source says fma) and without flush-to-zero.
  *
- * A row lies in shared memory while it is worked on: one read and one write of each element, whatever its alignment.
- * Elements are copied 16 bytes at a time; in shared memory a row begins as many elements past a 16-byte boundary as it
+ * A row stays in shared memory while it is computed: each element is read once and written once, at any alignment.
+ * Elements are copied 16 bytes at a time.  In shared memory a row begins as many elements past a 16-byte boundary as it
  * does in global memory.
  */
 #ifndef CSOFTMAX_COMMON_CUH
@@ -14,17 +14,17 @@
 
 #define UNROLL _Pragma("unroll")
 #include "vec/scalar.h"
-#include "kernel/loss_row.h"
+#include "kernel/cross_entropy/row.h"
 
 #if defined(STORAGE_f64)
-#include "kernel/double.inc.h"
+#include "math/double.inc.h"
 #define v64_LOAD_REAL v64_load_f64
 #define v64_LOAD_PART_REAL v64_load_part_f64
 typedef double T;
 #define LOAD v64_load_f64
 #define STORE v64_store_f64
 #else
-#include "kernel/single.inc.h"
+#include "math/single.inc.h"
 #define v32_LOAD_REAL v32_load_f32
 #define v32_LOAD_PART_REAL v32_load_part_f32
 #if defined(STORAGE_f32)
@@ -43,22 +43,22 @@ typedef uint16_t T;
 #error "a STORAGE_<dtype> must be defined"
 #endif
 #endif
-#include "kernel/math.inc.h"
-#include "kernel/element.inc.h"
-#include "kernel/sum.inc.h"
+#include "math/exp.inc.h"
+#include "kernel/softmax/element.inc.h"
+#include "math/sum.inc.h"
 
 enum {
     WARP = 32,
     VECTOR = 16 / sizeof(T), /* elements in 16 bytes of storage */
-    WIDE = 16 / sizeof(REAL), /* and of the compute type */
-    BATCH = LOADS, /* vectors in flight in each thread, of one array */
+    WIDE = 16 / sizeof(REAL), /* elements in 16 bytes of the compute type */
+    BATCH = LOADS, /* vectors of one array that each thread has in flight */
     SINGLE = EXP_MANTISSA == 23,
     TEAM = SINGLE ? 16 : 8, /* threads that add e', one for each lane of sum.inc.h */
-    CHUNK = SINGLE ? (int)CSM_FLUSH : (int)CSM_BLOCK, /* elements that a lane adds before double takes over */
-    DOT_TEAM = 16, /* lanes of dot products */
-    MOST_WARPS = SINGLE ? 14 : 7 /* of a thread block: as many blocks as 227 KB of shared memory hold */
+    CHUNK = SINGLE ? (int)CSM_FLUSH : (int)CSM_BLOCK, /* elements that the lanes add before double takes over */
+    DOT_TEAM = 16 /* lanes of dot products */
 };
-#define EVERYONE 0xffffffffu
+static_assert(CSM_BLOCK == BLOCK_ELEMENTS && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch plans assume");
+#define ALL_LANES 0xffffffffu
 #define INLINE_MEMBER __device__ __forceinline__
 
 struct alignas(16) vector {
@@ -68,12 +68,12 @@ struct alignas(16) wide {
     REAL v[WIDE];
 };
 
-/* Of the block that begins at `begin` in a row of n. */
+/* The length of the block that begins at `begin` in a row of n. */
 INLINE int block_length(long long n, long long begin) {
     return n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
 }
 
-/* The CPU's NaN: the device's own has other bits, and so have conversions of it. */
+/* x, or the CPU's NaN: the device's NaN has other bits, and so have conversions of it. */
 INLINE REAL canonical(REAL x) {
 #if EXP_MANTISSA == 23
     const uint32_t u = csm_bits_of(x);
@@ -85,12 +85,14 @@ INLINE REAL canonical(REAL x) {
 #endif
 }
 
+/* Elements between a 16-byte boundary and p. */
 INLINE int lead(const T *p) { return (int)((uintptr_t)p / sizeof(T) % VECTOR); }
 
-/* Room in shared memory for count elements with any lead. */
+/* Elements of shared memory to set aside for `count` at any alignment. */
 INLINE size_t room(size_t count) { return (count + 2 * VECTOR - 1) / VECTOR * VECTOR; }
 
-/* [0, count) of storage to shared memory; where the mask is 0, `absent`.  to: lead(from) past a 16-byte boundary. */
+/* Copies [0, count) of storage to shared memory, `absent` where the mask is 0.  `to` lies lead(from) elements past a
+ * 16-byte boundary. */
 INLINE void load(REAL *to, const T *from, const uint8_t *mask, int count, REAL absent, int thread, int threads) {
     int head = (VECTOR - lead(from)) % VECTOR;
     head = head < count ? head : count;
@@ -117,44 +119,45 @@ INLINE void load(REAL *to, const T *from, const uint8_t *mask, int count, REAL a
     }
     if (tail + thread < count) to[tail + thread] = LOAD(from + tail + thread);
     if (!mask) return;
-    if (threads > WARP) __syncthreads(); /* others have written what this thread masks */
+    if (threads > WARP) __syncthreads(); /* other threads have loaded the elements that this one masks */
     else __syncwarp();
     for (int i = thread; i < count; i += threads)
         if (!mask[i]) to[i] = absent;
 }
 
-/* value(i) for i in [0, count) to storage. */
+/* Writes the value at each i in [0, count) to storage. */
 template <class Value> INLINE void store(T *to, int count, Value value, int thread, int threads) {
     int head = (VECTOR - lead(to)) % VECTOR;
     head = head < count ? head : count;
     const int vectors = (count - head) / VECTOR, tail = head + vectors * VECTOR;
     vector *body = (vector *)(void *)(to + head);
-    if (thread < head) STORE(to + thread, value.one(thread));
+    if (thread < head) STORE(to + thread, value.at(thread));
     for (int v = thread; v < vectors; v += threads) {
         vector all;
         UNROLL
         for (int w = 0; w < VECTOR / WIDE; w++) {
-            const wide part = value.some(head + v * VECTOR + w * WIDE);
+            const wide part = value.wide_at(head + v * VECTOR + w * WIDE);
             UNROLL
             for (int i = 0; i < WIDE; i++) STORE(&all.v[w * WIDE + i], part.v[i]);
         }
         body[v] = all;
     }
-    if (tail + thread < count) STORE(to + tail + thread, value.one(tail + thread));
+    if (tail + thread < count) STORE(to + tail + thread, value.at(tail + thread));
 }
-/* WIDE numbers from s on, at once where they are aligned. */
-INLINE wide several(const REAL *s) {
+
+/* WIDE numbers from s on, in one access where s is aligned. */
+INLINE wide load_wide(const REAL *s) {
     wide w;
     if ((uintptr_t)s % 16 == 0) return *(const wide *)(const void *)s;
     UNROLL
     for (int i = 0; i < WIDE; i++) w.v[i] = s[i];
     return w;
 }
-/* Values for store: one number, or numbers of shared memory as they are. */
+/* Values for `store`: one number throughout, or the numbers in shared memory. */
 struct constant {
     REAL x;
-    INLINE_MEMBER REAL one(int) const { return x; }
-    INLINE_MEMBER wide some(int) const {
+    INLINE_MEMBER REAL at(int) const { return x; }
+    INLINE_MEMBER wide wide_at(int) const {
         wide w;
         UNROLL
         for (int i = 0; i < WIDE; i++) w.v[i] = x;
@@ -163,57 +166,60 @@ struct constant {
 };
 struct copied {
     const REAL *s;
-    INLINE_MEMBER REAL one(int i) const { return s[i]; }
-    INLINE_MEMBER wide some(int i) const { return several(s + i); }
+    INLINE_MEMBER REAL at(int i) const { return s[i]; }
+    INLINE_MEMBER wide wide_at(int i) const { return load_wide(s + i); }
 };
 
-/* The largest of a group of `width` neighbouring threads, no NaN among them. */
+/* The largest x of a group of `width` neighbouring threads; none is NaN. */
 INLINE REAL group_max(REAL x, int width) {
-    for (int d = width / 2; d > 0; d /= 2) x = V(max)(__shfl_xor_sync(EVERYONE, x, d), x);
+    for (int d = width / 2; d > 0; d /= 2) x = V(max)(__shfl_xor_sync(ALL_LANES, x, d), x);
     return x;
 }
-/* A sum of small integers. */
+/* The sum of small integers of a group. */
 INLINE REAL group_count(REAL x, int width) {
-    for (int d = width / 2; d > 0; d /= 2) x += __shfl_xor_sync(EVERYONE, x, d);
+    for (int d = width / 2; d > 0; d /= 2) x += __shfl_xor_sync(ALL_LANES, x, d);
     return x;
 }
+/* All bits that are set in a group. */
 INLINE int group_any(int x, int width) {
-    for (int d = width / 2; d > 0; d /= 2) x |= __shfl_xor_sync(EVERYONE, x, d);
+    for (int d = width / 2; d > 0; d /= 2) x |= __shfl_xor_sync(ALL_LANES, x, d);
     return x;
 }
-/* Eight lanes as ((0+4) + (2+6)) + ((1+5) + (3+7)), the tree of v64_tree. */
+/* The sum of eight lanes as ((0+4) + (2+6)) + ((1+5) + (3+7)), the order of v64_tree. */
 INLINE double tree(double x) {
-    x += __shfl_xor_sync(EVERYONE, x, 4);
-    x += __shfl_xor_sync(EVERYONE, x, 2);
-    return x + __shfl_xor_sync(EVERYONE, x, 1);
+    x += __shfl_xor_sync(ALL_LANES, x, 4);
+    x += __shfl_xor_sync(ALL_LANES, x, 2);
+    return x + __shfl_xor_sync(ALL_LANES, x, 1);
 }
-/* The same of pairs in the eight lanes from `first` on. */
+/* The sum of pairs in the eight lanes from `first` on, in the same order. */
 INLINE void tree_pair(double hi, double low, int first, double *total, double *rest) {
 #if EXP_MANTISSA == 52
     double a[8], b[8];
     UNROLL
     for (int i = 0; i < 8; i++) {
-        a[i] = __shfl_sync(EVERYONE, hi, first + i);
-        b[i] = __shfl_sync(EVERYONE, low, first + i);
+        a[i] = __shfl_sync(ALL_LANES, hi, first + i);
+        b[i] = __shfl_sync(ALL_LANES, low, first + i);
     }
     V(pair_total)(a, b, total, rest);
 #else /* never called */
     *total = *rest = 0;
 #endif
 }
-/* The total of a dot product whose lanes are the first sixteen threads of each `width`; all of the warp calls it. */
+
+/* The total of a dot product whose lanes are the first sixteen threads of each `width`.  All threads of the warp call
+ * it. */
 template <int width> INLINE void dot_total(const V(dot) &sum, double *hi, double *lo) {
     const int lane = threadIdx.x % DOT_TEAM, first = threadIdx.x % WARP / width * width;
 #if EXP_MANTISSA == 23
-    double both = __shfl_sync(EVERYONE, sum.lane[0], first + lane);
-    both += __shfl_xor_sync(EVERYONE, both, 8);
+    double both = __shfl_sync(ALL_LANES, sum.lane[0], first + lane);
+    both += __shfl_xor_sync(ALL_LANES, both, 8);
     *hi = tree(both);
     *lo = 0;
 #else
     double high = sum.hi[0], low = sum.lo[0];
-    const double other = __shfl_sync(EVERYONE, high, first + lane % 8 + 8);
-    low += __shfl_sync(EVERYONE, low, first + lane % 8 + 8);
-    csm_two_sum(&high, &low, other); /* of use in lanes 0 to 7 */
+    const double other = __shfl_sync(ALL_LANES, high, first + lane % 8 + 8);
+    low += __shfl_sync(ALL_LANES, low, first + lane % 8 + 8);
+    csm_two_sum(&high, &low, other); /* lanes 0 to 7 hold the results */
     tree_pair(high, low, first, hi, lo);
 #endif
 }

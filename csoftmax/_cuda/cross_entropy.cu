@@ -1,46 +1,48 @@
-/* Cross-entropy and its gradient for contiguous rows, with the options and bits of
- * src_c/kernel/cross_entropy.inc.h.
+/* Cross-entropy and its gradient for contiguous rows, with the options and bits of the core's kernels.
  *
- *   labels   of every row: checked, the term that it adds to the mean's divisor; soft labels: their masses
- *   divide   the divisor, before any gradient; constants that follow from it
- *   rows     a thread block for each row, warps for its blocks of CSM_BLOCK.  The gradient may overwrite the logits.  A
- *            warp holds one block: rows with more blocks than warps are read once more for each pass, and their sums
- *            are begun before the maximum of the row is known: again for rows that turn out to need transforming
- *   reduce   row losses to their sum or mean, in a tree over their order
+ *   labels   checks the label of every row, and computes the term that the row adds to the mean's divisor
+ *   masses   the same for soft labels, and the mass of each row
+ *   divide   the divisor, before any gradient, and the constants that follow from it
+ *   rows     a block of threads for each row, warps for the row's blocks of CSM_BLOCK.  The gradient may overwrite the
+ *            logits.  A warp holds one block.  A row with more blocks than warps is read again for each pass, and its
+ *            sums begin before its maximum is known; they are repeated if the maximum is beyond exp's range
+ *   reduce   the sum or mean of the row losses, in a tree over their order
  *
- * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: it
- * could only raise an exception if the host waited.  Ignored rows are not read.
- * Reads and writes of each logit: one and one; rows that shared memory does not hold: two and one (clip_norm, and
- * rows to transform: one read more each).  Soft labels: three reads, one of them before any gradient, for the mean,
- * one for the loss and, by the same warp, one for the gradient (of 16 bytes a thread, for half types in two halves of a
- * sector); to keep them in shared memory would halve the rows that fit.
- * A row of labels reads 7 sectors of 32 bytes more (constants, the label) and writes 2 (the loss, its own gradient).
+ * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: an
+ * exception would need a host that waits.  Ignored rows are not read.
+ * Reads and writes of each logit: one and one; in rows that shared memory does not hold two and one (clip_norm and
+ * transformed rows: one more read each).  Soft labels are read three times: before any gradient, for the mean; for the
+ * loss; and for the gradient, by the same warp (16 bytes a thread, for half types in two halves of a sector).  Keeping
+ * them in shared memory would halve the length of the rows that fit.
+ * A row of labels reads 7 more sectors of 32 bytes (constants, the label) and writes 2 (the loss, the gradient of the
+ * label).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);
- * row constants in double and pairs, by one thread.  A row with NaN, +inf or nothing but -inf gives NaN, loss and
- * gradient.
- * Formulas: registry.h.  Error: the CPU's (ACCURACY.md), because the bits are.  Time: not measured on hardware yet.
+ * one thread computes the row constants in double and pairs.  A row with NaN or +inf, or with nothing but -inf, gives
+ * NaN for loss and gradient.
+ * Formulas: the core's headers of cross-entropy.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
+ * Time: not measured on hardware yet.
  */
 #define LOADS 4
 #include "forward.cuh"
 
-/* What `divide` leaves for `rows` and `reduce`. */
+/* The constants that `divide` leaves for `rows` and `reduce`. */
 struct prepared {
     double divisor;
-    csm_loss_call call; /* all but the temperature's constants */
+    csm_loss_call call; /* without the constants of the temperature */
 };
 enum { IGNORED = -1, BAD = -2 };
 
-/* What the threads of a row share. */
+/* The state that the threads of a row share. */
 struct shared_row {
     csm_scales scales;
     csm_loss_call call;
     csm_loss_input in;
     csm_loss_row row;
 };
-static_assert(sizeof(csm_block) == BLOCK_BYTES && sizeof(prepared) == ROW_BYTES && sizeof(shared_row) == SHARED_BYTES,
-              "sizes that the launch rules have");
+static_assert(sizeof(prepared) == RECORD_BYTES && sizeof(shared_row) == SHARED_ROW_BYTES,
+              "sizes that the launch plans assume");
 
-/* type: a csm_label_type: 0 to 3 int8 to int64, 4 to 7 uint8 to uint64. */
+/* type: a csm_label_type; 0 to 3 are int8 to int64, 4 to 7 uint8 to uint64. */
 INLINE long long read_label(const void *labels, int type, long long i) {
     switch (type) {
     case 0: return ((const int8_t *)labels)[i];
@@ -54,7 +56,7 @@ INLINE long long read_label(const void *labels, int type, long long i) {
     }
 }
 
-/* to: labels as IGNORED, BAD or a class; terms: what a row adds to the divisor. */
+/* to: a class, IGNORED or BAD for each row; terms: its term of the divisor. */
 extern "C" __global__ void __launch_bounds__(128, 1)
     labels(const void *from, long long *to, double *terms, const REAL *__restrict__ w,
            const double *__restrict__ weight, long long rows, long long n, int type, int ignores, long long ignored) {
@@ -62,14 +64,15 @@ extern "C" __global__ void __launch_bounds__(128, 1)
          i += (long long)gridDim.x * blockDim.x) {
         long long label = read_label(from, type, i);
         if (ignores && label == ignored) label = IGNORED;
-        else if (label < 0 || label >= n) label = BAD; /* unsigned ones beyond 2^63 are negative here */
+        else if (label < 0 || label >= n) label = BAD; /* unsigned labels beyond 2^63 are negative here */
         to[i] = label;
         const double s = weight ? weight[i] : 1;
         terms[i] = label < 0 ? 0 : s * (w ? (double)w[label] : 1);
     }
 }
 
-/* The same of soft labels: masses, sum w_j q_j, NaN where one is bad.  A warp for each row. */
+/* The same for soft labels, a warp for each row.  to: the mass of a row, sum w_j q_j, or NaN if one of its labels is
+ * bad. */
 extern "C" __global__ void __launch_bounds__(128, 1)
     masses(const REAL *__restrict__ q, double *to, double *terms, const REAL *__restrict__ w,
            const double *__restrict__ weight, long long rows, long long n) {
@@ -80,7 +83,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         int bad = 0;
         for (long long begin = 0; begin < n; begin += CSM_BLOCK) {
             const int k = block_length(n, begin);
-            const REAL *part = q + at * n + begin, *own = w ? w + begin : NULL;
+            const REAL *part = q + at * n + begin, *weights = w ? w + begin : NULL;
             V(dot) sum;
             double hi, lo;
             V(dot_zero)(&sum);
@@ -90,17 +93,17 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                 return a;
             };
             int i = lane;
-            if (lane < DOT_TEAM && !own)
+            if (lane < DOT_TEAM && !weights)
                 for (; i - lane + 32 <= k; i += 32) {
                     const REAL a = checked(i), b = checked(i + 16);
                     V(dot_add)(&sum, 0, a + b, 1);
                 }
             if (lane < DOT_TEAM)
-                for (; i < k; i += DOT_TEAM) V(dot_add)(&sum, 0, checked(i), own ? own[i] : (REAL)1);
+                for (; i < k; i += DOT_TEAM) V(dot_add)(&sum, 0, checked(i), weights ? weights[i] : (REAL)1);
             dot_total<WARP>(sum, &hi, &lo);
-            if (!(hi + lo - (hi + lo) == 0)) { /* the sum of two overflows in the compute type */
+            if (!(hi + lo - (hi + lo) == 0)) { /* a sum of two labels overflows in the compute type */
                 hi = lo = 0;
-                for (int j = 0; j < k; j++) hi += own ? (double)part[j] * (double)own[j] : (double)part[j];
+                for (int j = 0; j < k; j++) hi += weights ? (double)part[j] * (double)weights[j] : (double)part[j];
             }
             csm_two_sum(&total, &low, hi);
             low += lo;
@@ -112,7 +115,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     }
 }
 
-/* csm_tree_sum of layout.c in one thread block; x is overwritten. */
+/* The core's csm_tree_sum, by one block of threads; x is overwritten. */
 INLINE double tree_sum(double *x, long long n) {
     const long long leaves = (n + 7) / 8;
     for (long long leaf = threadIdx.x; leaf < leaves; leaf += blockDim.x) {
@@ -129,7 +132,7 @@ INLINE double tree_sum(double *x, long long n) {
     return n > 0 ? x[0] : 0;
 }
 
-/* One block of threads. */
+/* One block of threads for the whole call. */
 extern "C" __global__ void __launch_bounds__(1024, 1)
     divide(double *terms, const REAL *__restrict__ w, prepared *to, long long rows, int mean, csm_loss_call call) {
     const double divisor = mean ? tree_sum(terms, rows) : 1;
@@ -153,15 +156,16 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     if (threadIdx.x == 0) *to = canonical((REAL)sum);
 }
 
-/* Weighted distances from the reference, sum a_j (ref - x_j), and sum a_j, of a block at s, as loss_far of the CPU. */
+/* Weighted distances from the reference, sum a_j (ref - x_j), and masses, sum a_j, of a block at s; apart for the soft
+ * labels (q) and for 1, as on the CPU. */
 struct far_sums {
     V(dot) far_q, far_1, mass_q, mass_1;
 };
-INLINE REAL four(const REAL *p) { return (p[0] + p[1]) + (p[2] + p[3]); }
-INLINE REAL four_products(const REAL *a, const REAL *b) {
+INLINE REAL sum_of_four(const REAL *p) { return (p[0] + p[1]) + (p[2] + p[3]); }
+INLINE REAL sum_of_products(const REAL *a, const REAL *b) {
     return V(fma)(a[2], b[2], a[0] * b[0]) + V(fma)(a[3], b[3], a[1] * b[1]);
 }
-INLINE double both_parts(const V(dot) &q, const V(dot) &one, const csm_loss_terms &terms) {
+INLINE double weighted_total(const V(dot) &q, const V(dot) &one, const csm_loss_terms &terms) {
     double hi, lo, sum = 0;
     dot_total<WARP>(q, &hi, &lo);
     if (terms.q && terms.soft != 0) sum += terms.soft * (lo - lo == 0 ? hi + lo : hi);
@@ -183,19 +187,19 @@ INLINE void add_far(const REAL *s, int k, double reference, const csm_loss_terms
         REAL z[4], w[4], q[4];
         UNROLL
         for (int v = 0; v < 4; v++) {
-            const int j = i + v * DOT_TEAM, there = j < k;
-            z[v] = there ? ref - s[j] : ref - ref;
-            w[v] = there ? tw ? tw[j] : (REAL)1 : 0;
-            q[v] = there && tq ? tq[j] : 0;
+            const int j = i + v * DOT_TEAM, exists = j < k;
+            z[v] = exists ? ref - s[j] : ref - ref;
+            w[v] = exists ? tw ? tw[j] : (REAL)1 : 0;
+            q[v] = exists && tq ? tq[j] : 0;
             if (tw) {
                 if (exact) z[v] = w[v] == 0 ? 0 : z[v];
                 z[v] = z[v] * w[v];
             }
         }
-        if (terms.flat != 0) V(dot_add)(&sums.mass_1, 0, four(w), 1);
-        if (tq) V(dot_add)(&sums.mass_q, 0, four_products(q, w), 1);
-        if (!exact && terms.flat != 0) V(dot_add)(&sums.far_1, 0, four(z), 1);
-        if (!exact && tq) V(dot_add)(&sums.far_q, 0, four_products(q, z), 1);
+        if (terms.flat != 0) V(dot_add)(&sums.mass_1, 0, sum_of_four(w), 1);
+        if (tq) V(dot_add)(&sums.mass_q, 0, sum_of_products(q, w), 1);
+        if (!exact && terms.flat != 0) V(dot_add)(&sums.far_1, 0, sum_of_four(z), 1);
+        if (!exact && tq) V(dot_add)(&sums.far_q, 0, sum_of_products(q, z), 1);
         if (exact) {
             UNROLL
             for (int v = 0; v < 4; v++) {
@@ -204,17 +208,17 @@ INLINE void add_far(const REAL *s, int k, double reference, const csm_loss_terms
             }
         }
     }
-    block->mass = both_parts(sums.mass_q, sums.mass_1, terms);
+    block->mass = weighted_total(sums.mass_q, sums.mass_1, terms);
     if (exact) {
         double hi, lo;
         dot_total<WARP>(sums.far_1, &hi, &lo);
         block->far = lo - lo == 0 ? hi + lo : hi;
     } else {
-        block->far = both_parts(sums.far_q, sums.far_1, terms);
+        block->far = weighted_total(sums.far_q, sums.far_1, terms);
     }
 }
 
-/* The gradient of a block from its e' at s. */
+/* The gradient of a block from its e' at s, as values for `store`. */
 struct loss_gradient {
     const REAL *s;
     V(loss_constants) c;
@@ -227,20 +231,20 @@ struct loss_gradient {
     INLINE_MEMBER REAL value(REAL e, const csm_loss_terms &of, int i) const {
         REAL g = unclipped(e, of, i);
         if (plain) return g;
-        g = V(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
+        g = V(scaled)(V(max)(c.clip_low, V(min)(c.clip_high, g)), c.post, c.post_low);
         g = g * c.power1 * c.power2;
         return canonical(g);
     }
-    INLINE_MEMBER REAL one(int i) const { return value(s[i], terms, i); }
-    INLINE_MEMBER wide some(int i) const {
-        wide w = several(s + i);
-        if (terms.q) { /* read at once, as it is written */
-            const wide q = several((const REAL *)terms.q + i);
-            csm_loss_terms here = terms;
-            here.q = q.v;
-            if (terms.w) here.w = (const REAL *)terms.w + i;
+    INLINE_MEMBER REAL at(int i) const { return value(s[i], terms, i); }
+    INLINE_MEMBER wide wide_at(int i) const {
+        wide w = load_wide(s + i);
+        if (terms.q) { /* in one access, as the gradient is written */
+            const wide q = load_wide((const REAL *)terms.q + i);
+            csm_loss_terms shifted = terms;
+            shifted.q = q.v;
+            if (terms.w) shifted.w = (const REAL *)terms.w + i;
             UNROLL
-            for (int j = 0; j < WIDE; j++) w.v[j] = value(w.v[j], here, j);
+            for (int j = 0; j < WIDE; j++) w.v[j] = value(w.v[j], shifted, j);
             return w;
         }
         UNROLL
@@ -249,204 +253,268 @@ struct loss_gradient {
     }
 };
 
-/* All threads of a block: one value to a whole row. */
+extern __shared__ __align__(16) unsigned char memory[];
+
+/* The arguments of `rows`. */
+struct rows_job {
+    const T *x;
+    const REAL *q;
+    T *y;
+    const long long *labels;
+    const double *masses;
+    const REAL *w;
+    const double *weight, *upstream;
+    double *losses;
+    REAL *row_losses;
+    long long n;
+};
+/* The row that a block of threads computes, as each of its threads sees it. */
+struct row_state {
+    shared_row *shared;
+    double *maxima, *squares; /* one number a warp */
+    csm_block *blocks; /* a record for each block of the row */
+    REAL *data; /* the block that this warp holds */
+    int count; /* blocks of the row */
+    bool reloads; /* there are more blocks than warps, and each pass loads them again */
+    long long at, label;
+    const T *from;
+    T *to; /* NULL: no gradient */
+    double max; /* of the row, as given; with reloads known after the first pass */
+    bool transforms; /* the row is beyond exp's range */
+};
+enum { SUMS, NORM, GRADIENT }; /* passes over a row */
+
+/* Writes one value to a whole row.  All threads of the block call it. */
 static __device__ void fill_row(T *to, long long n, REAL x) {
     for (long long i = threadIdx.x; i < n; i += blockDim.x) STORE(to + i, x);
 }
+/* The same for the loss and, if there is one, the gradient of a row. */
+INLINE void fill(const rows_job &job, const row_state &row, double x) {
+    if (threadIdx.x == 0) {
+        job.losses[row.at] = x;
+        if (job.row_losses) job.row_losses[row.at] = canonical((REAL)x);
+    }
+    if (row.to) fill_row(row.to, job.n, canonical((REAL)x));
+}
 
-extern __shared__ __align__(16) unsigned char memory[];
+/* One thread: the label, mass and weights of a row to shared memory. */
+INLINE void read_input(const rows_job &job, const row_state &row) {
+    csm_loss_input in;
+    in.label = job.labels ? (ptrdiff_t)job.labels[row.at] : IGNORED;
+    in.w_label = in.weight = in.upstream = 1;
+    in.mass = job.masses ? job.masses[row.at] : 0;
+    in.max = in.x_label = in.n = 0;
+    in.e_label = -1;
+    if (job.weight) in.weight = job.weight[row.at];
+    if (job.upstream) in.upstream = job.upstream[row.at];
+    if (in.label >= 0) {
+        if (row.reloads) in.x_label = (double)LOAD(row.from + in.label);
+        if (job.w) in.w_label = (double)job.w[in.label];
+        in.mass = in.w_label;
+    }
+    row.shared->in = in;
+}
 
-/* blockDim.x / WARP: how many blocks of a row are in shared memory at a time.  stats: room for the blocks of gridDim.x
- * rows, or NULL: shared memory has it. */
-extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
-    rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
-         const double *__restrict__ masses, const REAL *__restrict__ w, const double *__restrict__ weight,
-         const double *__restrict__ upstream, double *losses, REAL *row_losses, csm_block *stats,
-         const prepared *__restrict__ ready, long long rows, long long n, csm_scales scales) {
+/* Loads a row that the warps hold, and finds its maximum. */
+INLINE void load_row(const rows_job &job, row_state &row) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const int count = (int)((n + CSM_BLOCK - 1) / CSM_BLOCK), again = count > warps;
-    shared_row *const shared = (shared_row *)(void *)memory;
-    double *const maxima = (double *)(void *)(shared + 1), *const squares = maxima + warps;
-    csm_block *const blocks = stats ? stats + (long long)blockIdx.x * count : (csm_block *)(void *)(squares + warps);
-    unsigned char *const end = stats ? (unsigned char *)(squares + warps) : (unsigned char *)(blocks + count);
-    REAL *const own = (REAL *)(void *)(memory + (end - memory + 15) / 16 * 16) +
-                      warp * room(n < CSM_BLOCK ? (size_t)n : (size_t)CSM_BLOCK);
-    if (threadIdx.x == 0) shared->scales = scales;
-    for (int i = threadIdx.x; i < (int)(sizeof shared->call / 4); i += blockDim.x) /* neighbours, whole sectors */
-        ((unsigned *)&shared->call)[i] = ((const unsigned *)&ready->call)[i];
-    const bool gradient = y != NULL;
-    for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
-        const T *const from = x + at * n;
-        if (threadIdx.x == 0) {
-            csm_loss_input in;
-            in.label = labels ? (ptrdiff_t)labels[at] : IGNORED;
-            in.w_label = in.weight = in.upstream = 1;
-            in.mass = masses ? masses[at] : 0;
-            in.max = in.x_label = in.n = 0;
-            in.e_label = -1;
-            if (weight) in.weight = weight[at];
-            if (upstream) in.upstream = upstream[at];
-            if (in.label >= 0) {
-                if (again) in.x_label = (double)LOAD(from + in.label);
-                if (w) in.w_label = (double)w[in.label];
-                in.mass = in.w_label;
-            }
-            shared->in = in;
-        }
-        __syncthreads();
-        const long long label = (long long)shared->in.label;
-        T *const to = gradient ? y + at * n : NULL;
-        const bool skipped = (labels && label == IGNORED) || shared->in.weight == 0;
-        bool nan = labels ? label == BAD : !(shared->in.mass == shared->in.mass), cold = false;
-        double max = -CSM_INF;
-        const auto fill = [&](double x) { /* all threads agree on it */
-                                          if (threadIdx.x == 0) {
-                                              losses[at] = x;
-                                              if (row_losses) row_losses[at] = canonical((REAL)x);
-                                          }
-                                          if (gradient) fill_row(to, n, canonical((REAL)x));
-        };
-        if (!skipped && !nan && !again) {
-            const long long begin = (long long)warp * CSM_BLOCK;
-            const T *part = from + begin;
-            const int k = begin < n ? block_length(n, begin) : 0;
-            load(own + lead(part), part, NULL, k, 0, lane, WARP);
+    const long long begin = (long long)warp * CSM_BLOCK;
+    const T *part = row.from + begin;
+    const int k = begin < job.n ? block_length(job.n, begin) : 0;
+    load(row.data + lead(part), part, NULL, k, 0, lane, WARP);
+    __syncwarp();
+    const REAL warps_max = warp_max(row.data + lead(part), k);
+    if (lane == 0) row.maxima[warp] = (double)warps_max;
+    __syncthreads();
+    for (int i = 0; i < warps; i++) row.max = row.maxima[i] > row.max ? row.maxima[i] : row.max;
+}
+
+/* The first pass over a block: its record, and e' to s. */
+INLINE void sum_block(const rows_job &job, const row_state &row, const csm_loss_terms &terms, bool has_terms,
+                      const csm_temperature &t, int b, REAL *s, int k) {
+    const int lane = threadIdx.x % WARP;
+    const long long place = row.label - (long long)b * CSM_BLOCK;
+    const bool has_label = row.label >= 0 && place >= 0 && place < k;
+    if (!row.reloads && lane == 0 && has_label)
+        row.shared->in.x_label = (double)s[place]; /* transformed, if the row is */
+    csm_block block;
+    const double max = (double)warp_max(s, k), ref = csm_reference(max, &t);
+    double mass = 0, far = 0;
+    if (has_terms) {
+        add_far<false>(s, k, ref, terms, &block);
+        if (!(block.far - block.far == 0)) add_far<true>(s, k, ref, terms, &block);
+        mass = block.mass;
+        far = block.far;
+    }
+    add_up<WARP, true, true>(s, s, k, max, t, &block);
+    block.mass = mass;
+    block.far = far;
+    if (lane == 0) row.blocks[b] = block;
+    __syncwarp();
+    if (lane == 0 && has_label) {
+        /* otherwise e' of the label is computed again in double, as on the CPU */
+        if (row.to && !row.transforms && (job.n <= CSM_BLOCK || sizeof(T) == sizeof(REAL)))
+            row.shared->in.e_label = (double)s[place];
+        row.shared->in.n = block.n;
+    }
+}
+
+/* The sum of squares of a block's gradient, except the label's; place: of the label, in the block or not. */
+INLINE double square_block(const loss_gradient &value, const REAL *s, int k, long long place) {
+    const int lane = threadIdx.x % WARP;
+    V(dot) sum;
+    double hi, lo;
+    V(dot_zero)(&sum);
+    for (int i = lane; lane < DOT_TEAM && i < k; i += DOT_TEAM) {
+        const REAL g = i == place ? 0 : value.unclipped(s[i], value.terms, i);
+        V(dot_add)(&sum, 0, g, g);
+    }
+    dot_total<WARP>(sum, &hi, &lo);
+    return hi + lo;
+}
+
+/* One pass over the blocks of a row.  A warp that has more than one block loads each of them again. */
+INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scales &scales, int pass) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    /* in shared memory, to save registers */
+    const csm_temperature &t = row.transforms ? row.shared->scales.transformed : row.shared->scales.ordinary;
+    const double smoothing = row.shared->call.smoothing;
+    csm_loss_terms terms;
+    terms.soft = 1 - smoothing;
+    terms.flat = smoothing / (double)job.n;
+    const bool has_terms = job.q || smoothing != 0;
+    double sum_of_squares = 0;
+    for (int b = warp; b < row.count; b += warps) {
+        const long long begin = (long long)b * CSM_BLOCK, place = row.label - begin;
+        const T *part = row.from + begin;
+        const int k = block_length(job.n, begin);
+        REAL *s = row.data + lead(part);
+        terms.q = job.q ? job.q + row.at * job.n + begin : NULL;
+        terms.w = job.w ? job.w + begin : NULL;
+        if (row.reloads) {
+            __syncwarp(); /* all threads are done with the block before */
+            load(s, part, NULL, k, 0, lane, WARP);
             __syncwarp();
-            const REAL most = warp_max(own + lead(part), k);
-            if (lane == 0) maxima[warp] = (double)most;
-            __syncthreads();
-            for (int i = 0; i < warps; i++) max = maxima[i] > max ? maxima[i] : max;
-            nan = !(max < CSM_INF && max > -CSM_INF);
         }
-        if (skipped || nan) {
-            fill(skipped ? 0 : CSM_NAN);
-            __syncthreads();
+        if (row.transforms && (row.reloads || pass == SUMS)) transform(s, k, scales, row.max);
+        if (pass == SUMS) {
+            sum_block(job, row, terms, has_terms, t, b, s, k);
             continue;
         }
-        cold = !again && !csm_takes(&scales, max);
-        const double smoothing = shared->call.smoothing;
-        csm_loss_terms terms;
-        terms.soft = 1 - smoothing;
-        terms.flat = smoothing / (double)n;
-        const bool has_terms = q || smoothing != 0;
+        const csm_block block = row.blocks[b];
+        if (row.reloads) exp_again(s, k, block, t);
+        loss_gradient value;
+        value.s = s;
+        value.terms = terms;
+        value.has_terms = has_terms;
+        value.plain = V(loss_set)(&block, &row.shared->row, &value.c) && row.shared->row.plain;
+        if (pass == NORM) {
+            const double squares = square_block(value, s, k, place);
+            if (!row.reloads) sum_of_squares = squares;
+            else if (lane == 0) row.blocks[b].count = squares; /* the count is not needed any more */
+            __syncwarp();
+            continue;
+        }
+        store(row.to + begin, k, value, lane, WARP);
+        __syncwarp();
+        if (lane == 0 && row.label >= begin && place < k)
+            STORE(row.to + row.label, canonical((REAL)row.shared->row.target));
+    }
+    if (pass == NORM && !row.reloads && lane == 0) row.squares[warp] = sum_of_squares;
+}
 
-        /* Each pass goes over the blocks; where a warp has more than one, it loads them again. */
-        for (int pass = 0; pass < 3; pass++) {
-            const csm_temperature &t = cold ? shared->scales.transformed : shared->scales.ordinary; /* few registers */
-            const bool clips = shared->call.clip_norm < CSM_INF;
-            if (pass == 1 && !(gradient && clips)) continue;
-            double sum_of_squares = 0;
-            for (int b = warp; b < count; b += warps) {
-                const long long begin = (long long)b * CSM_BLOCK;
-                const T *part = from + begin;
-                const int k = block_length(n, begin);
-                REAL *s = own + lead(part);
-                terms.q = q ? q + at * n + begin : NULL;
-                terms.w = w ? w + begin : NULL;
-                if (again) {
-                    __syncwarp(); /* done with the block before */
-                    load(s, part, NULL, k, 0, lane, WARP);
-                    __syncwarp();
-                }
-                if (cold && (again || pass == 0)) transform(s, k, scales, max);
-                csm_block block;
-                if (pass == 0) {
-                    if (!again && lane == 0 && label >= begin && label - begin < k)
-                        shared->in.x_label = (double)s[label - begin]; /* transformed, if the row is */
-                    const double own_max = (double)warp_max(s, k), ref = csm_reference(own_max, &t);
-                    double mass = 0, far = 0;
-                    if (has_terms) {
-                        add_far<false>(s, k, ref, terms, &block);
-                        if (!(block.far - block.far == 0)) add_far<true>(s, k, ref, terms, &block);
-                        mass = block.mass;
-                        far = block.far;
-                    }
-                    add_up<WARP, true, true>(s, s, k, own_max, t, &block);
-                    block.mass = mass;
-                    block.far = far;
-                    if (lane == 0) blocks[b] = block;
-                    __syncwarp();
-                    const long long place = label - begin;
-                    if (lane == 0 && label >= 0 && place >= 0 && place < k) {
-                        /* else it is computed once more in double, as on the CPU */
-                        if (gradient && !cold && (n <= CSM_BLOCK || sizeof(T) == sizeof(REAL)))
-                            shared->in.e_label = (double)s[place];
-                        shared->in.n = block.n;
-                    }
-                    continue;
-                }
-                block = blocks[b];
-                if (again) exp_again(s, k, block, t);
-                loss_gradient value;
-                value.s = s;
-                value.terms = terms;
-                value.has_terms = has_terms;
-                value.plain = V(loss_set)(&block, &shared->row, &value.c) && shared->row.plain;
-                if (pass == 1) {
-                    V(dot) sum;
-                    double hi, lo;
-                    V(dot_zero)(&sum);
-                    for (int i = lane; lane < DOT_TEAM && i < k; i += DOT_TEAM) {
-                        const REAL g = begin + i == label ? 0 : value.unclipped(s[i], terms, i);
-                        V(dot_add)(&sum, 0, g, g);
-                    }
-                    dot_total<WARP>(sum, &hi, &lo);
-                    if (again) {
-                        if (lane == 0) blocks[b].count = hi + lo; /* it has been used */
-                    } else {
-                        sum_of_squares = hi + lo;
-                    }
-                    __syncwarp();
-                    continue;
-                }
-                T *out = to + begin;
-                store(out, k, value, lane, WARP);
-                __syncwarp();
-                if (lane == 0 && label >= begin && label - begin < k)
-                    STORE(out + (label - begin), canonical((REAL)shared->row.target));
-            }
-            if (pass == 1 && !again && lane == 0) squares[warp] = sum_of_squares;
-            __syncthreads();
-            if (pass == 2) break;
-            if (pass == 0 && again && !cold) { /* now the row's maximum is known */
-                for (int b = 0; b < count; b++) max = blocks[b].max > max ? blocks[b].max : max;
-                if (!(max < CSM_INF && max > -CSM_INF)) {
-                    fill(CSM_NAN);
-                    break;
-                }
-                cold = !csm_takes(&scales, max);
-                __syncthreads();
-                if (cold) {
-                    if (threadIdx.x == 0) shared->in.e_label = -1;
-                    pass = -1;
-                    continue;
-                }
-            }
-            if (threadIdx.x == 0) {
-                csm_loss_call *call = &shared->call;
-                csm_loss_input *in = &shared->in;
-                call->t = cold ? &shared->scales.transformed : &shared->scales.ordinary;
-                if (pass == 0) {
-                    in->max = max;
-                    if (cold && again && label >= 0)
-                        in->x_label = (double)(REAL)CSM_TRANSFORMED(REAL, (REAL)in->x_label, &scales, max);
-                    csm_loss_sums(call, in, blocks, (size_t)count, EXP_BIAS, &shared->row, NULL, NULL);
-                    losses[at] = shared->row.loss;
-                    if (row_losses) row_losses[at] = canonical((REAL)shared->row.loss);
-                    if (gradient) csm_loss_factors(call, in, clips ? -1 : 1, SINGLE, &shared->row);
-                } else {
-                    double all = 0;
-                    for (int b = 0; b < count; b++) all += again ? blocks[b].count : squares[b];
-                    csm_loss_factors(call, in, csm_loss_shrink(call, in, &shared->row, all), SINGLE, &shared->row);
-                }
-            }
-            __syncthreads();
-            if (!gradient) break;
-            if (shared->row.is_nan) {
-                fill_row(to, n, canonical((REAL)CSM_NAN));
+/* One thread, after the pass SUMS: the row's loss and the factors of its gradient, which NORM corrects. */
+INLINE void combine(const rows_job &job, const row_state &row, const csm_scales &scales, int pass, bool clips) {
+    csm_loss_call *call = &row.shared->call;
+    csm_loss_input *in = &row.shared->in;
+    csm_loss_row *to = &row.shared->row;
+    call->t = row.transforms ? &row.shared->scales.transformed : &row.shared->scales.ordinary;
+    if (pass == SUMS) {
+        in->max = row.max;
+        if (row.transforms && row.reloads && row.label >= 0)
+            in->x_label = (double)(REAL)CSM_TRANSFORMED(REAL, (REAL)in->x_label, &scales, row.max);
+        csm_loss_sums(call, in, row.blocks, (size_t)row.count, EXP_BIAS, to, NULL, NULL);
+        job.losses[row.at] = to->loss;
+        if (job.row_losses) job.row_losses[row.at] = canonical((REAL)to->loss);
+        if (row.to) csm_loss_factors(call, in, clips ? -1 : 1, SINGLE, to);
+    } else {
+        double all = 0;
+        for (int b = 0; b < row.count; b++) all += row.reloads ? row.blocks[b].count : row.squares[b];
+        csm_loss_factors(call, in, csm_loss_shrink(call, in, to, all), SINGLE, to);
+    }
+}
+
+/* All passes over a row. */
+INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &scales) {
+    for (int pass = SUMS; pass <= GRADIENT; pass++) {
+        const bool clips = row.shared->call.clip_norm < CSM_INF;
+        if (pass == NORM && !(row.to && clips)) continue;
+        pass_over(job, row, scales, pass);
+        __syncthreads();
+        if (pass == GRADIENT) break;
+        if (pass == SUMS && row.reloads && !row.transforms) { /* now the row's maximum is known */
+            for (int b = 0; b < row.count; b++) row.max = row.blocks[b].max > row.max ? row.blocks[b].max : row.max;
+            if (!(row.max < CSM_INF && row.max > -CSM_INF)) {
+                fill(job, row, CSM_NAN);
                 break;
             }
+            row.transforms = !csm_fits_range(&scales, row.max);
+            __syncthreads();
+            if (row.transforms) {
+                if (threadIdx.x == 0) row.shared->in.e_label = -1;
+                pass = SUMS - 1;
+                continue;
+            }
         }
+        if (threadIdx.x == 0) combine(job, row, scales, pass, clips);
+        __syncthreads();
+        if (!row.to) break;
+        if (row.shared->row.is_nan) {
+            fill_row(row.to, job.n, canonical((REAL)CSM_NAN));
+            break;
+        }
+    }
+}
+
+/* blockDim.x / WARP is the number of blocks of a row in shared memory at a time.  records: room for the blocks of
+ * gridDim.x rows, or NULL: shared memory has them. */
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
+    rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
+         const double *__restrict__ masses, const REAL *__restrict__ w, const double *__restrict__ weight,
+         const double *__restrict__ upstream, double *losses, REAL *row_losses, csm_block *records,
+         const prepared *__restrict__ ready, long long rows, long long n, csm_scales scales) {
+    const int warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    const rows_job job = {x, q, y, labels, masses, w, weight, upstream, losses, row_losses, n};
+    row_state row;
+    row.count = (int)((n + CSM_BLOCK - 1) / CSM_BLOCK);
+    row.reloads = row.count > warps;
+    row.shared = (shared_row *)(void *)memory;
+    row.maxima = (double *)(void *)(row.shared + 1);
+    row.squares = row.maxima + warps;
+    csm_block *const after = (csm_block *)(void *)(row.squares + warps);
+    row.blocks = records ? records + (long long)blockIdx.x * row.count : after;
+    unsigned char *const end = (unsigned char *)(records ? after : after + row.count);
+    row.data = (REAL *)(void *)(memory + (end - memory + 15) / 16 * 16) +
+               warp * room(n < CSM_BLOCK ? (size_t)n : (size_t)CSM_BLOCK);
+    if (threadIdx.x == 0) row.shared->scales = scales;
+    for (int i = threadIdx.x; i < (int)(sizeof row.shared->call / 4); i += blockDim.x) /* neighbours, whole sectors */
+        ((unsigned *)&row.shared->call)[i] = ((const unsigned *)&ready->call)[i];
+    for (row.at = blockIdx.x; row.at < rows; row.at += gridDim.x) {
+        row.from = x + row.at * n;
+        row.to = y ? y + row.at * n : NULL;
+        if (threadIdx.x == 0) read_input(job, row);
+        __syncthreads();
+        row.label = (long long)row.shared->in.label;
+        row.max = -CSM_INF;
+        const bool skipped = (labels && row.label == IGNORED) || row.shared->in.weight == 0;
+        bool nan = labels ? row.label == BAD : !(row.shared->in.mass == row.shared->in.mass);
+        if (!skipped && !nan && !row.reloads) {
+            load_row(job, row);
+            nan = !(row.max < CSM_INF && row.max > -CSM_INF);
+        }
+        row.transforms = !row.reloads && !csm_fits_range(&scales, row.max);
+        if (skipped || nan) fill(job, row, skipped ? 0 : CSM_NAN);
+        else run_passes(job, row, scales);
         __syncthreads();
     }
 }

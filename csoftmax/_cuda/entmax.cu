@@ -1,62 +1,62 @@
-/* alpha-entmax of contiguous rows and its gradient, with the CPU's bits: the threshold is that of
- * src_c/kernel/entmax_solve.h.
+/* alpha-entmax of contiguous rows and its gradient, with the CPU's bits: the threshold comes from the core's solver.
  *
- *   forward   a thread block for each row, part by part: the maximum so far; the numbers that can have probability
- *             beside it, in the order of their indices (src_c/kernel/entmax.inc.h), to shared memory, or, where
- *             more than FEW survive, to `elsewhere`; the solver, in one thread, because its sums have an order;
- *             zeros, and what is left of the numbers
- *   rows      the same for the loss, in one thread (src_c/kernel/entmax_loss.h), and its gradient, which may be x
- *   backward  a thread block for each row: the elements with y > 0, a part of the row at a time; their sums, as pairs,
- *             in one thread; the row once more
+ *   forward   a block of threads for each row, one part of the row after the other: the maximum so far; the survivors,
+ *             elements that can have probability beside it, in the order of their indices, to shared memory, or, if
+ *             there are more than SHARED_SURVIVORS, to global memory; the solver, in one thread, because its sums have
+ *             an order; zeros, then the support
+ *   rows      the same for the loss, which one thread computes, and its gradient, which may overwrite x
+ *   backward  a block of threads for each row: the elements with y > 0, one part of the row at a time; their sums, as
+ *             pairs, in one thread; the row once more
  *
- * Reads and writes of each element, however long the row: one and one, of what has probability one write more; beyond
- * FEW survivors go through global memory (forty bytes each).  Soft labels are read twice, with a gradient three times,
- * and the loss reads the logits of labels outside the support once more.  backward reads a row that shared memory does
- * not hold twice (tests/test_cuda.py counts, but for soft labels).
+ * Reads and writes of each element, however long the row: one and one; an element with probability is written twice.
+ * Survivors in global memory take forty bytes each.  Soft labels are read twice, with a gradient three times, and the
+ * loss reads the logits of labels outside the support once more.  backward reads a row that shared memory does not hold
+ * twice (tests/cuda counts all of this except soft labels).
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
- * NaN, +inf or nothing but -inf: the whole row is NaN, as on the CPU; a row of which a mask leaves nothing is zeros,
- * and its loss NaN; a label that is no class makes its row and its loss NaN.
- * Time: not measured on hardware yet; the solver of a row is one thread, beside other rows' blocks.
+ * A row with NaN or +inf, or with nothing but -inf, becomes NaN, as on the CPU.  A row of which a mask leaves nothing
+ * becomes zeros, and its loss NaN.  A label that is no class makes its row and its loss NaN.
+ * Time: not measured on hardware yet; one thread solves a row while the blocks of other rows run.
  */
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
-#include "kernel/select.inc.h"
-#include "kernel/entmax_loss.h"
-#include "kernel/entmax_solve.h"
+#include "kernel/topk/select.inc.h"
+#include "kernel/entmax/loss.h"
+#include "kernel/entmax/solve.h"
 
-enum { MOST_THREADS = 256, FEW = 512 /* survivors in shared memory */ };
+enum { MAX_THREADS = 256 };
 
-/* What the threads of a row share. */
+/* The state that the threads of a row share. */
 struct shared_row {
     csm_support s;
-    size_t counts[MOST_THREADS / WARP];
-    double most[MOST_THREADS / WARP], top, top_low, all, all_low;
+    size_t counts[MAX_THREADS / WARP]; /* of each warp */
+    double maxima[MAX_THREADS / WARP]; /* of each warp */
+    double top, top_low, all, all_low; /* backward: sums of weights times dy, and of weights, as pairs */
 };
-static_assert(sizeof(shared_row) <= SHARED_BYTES, "room that the launch rules leave");
+static_assert(sizeof(shared_row) <= SHARED_ROW_BYTES, "room that the launch plans leave");
 
-/* put(i, number) for the i in [0, count) that are wanted, numbered in their order from `done` on; returns done and how
- * many there were.  All threads of the block call it. */
+/* Calls put(i, number) for each i in [0, count) that is wanted, numbered in order from `done` on.  Returns the next
+ * number.  counts: scratch, one a warp.  All threads of the block call it. */
 template <class Wanted, class Put>
 INLINE size_t number(int count, size_t done, size_t *counts, Wanted wanted, Put put) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const int each = (count + warps * WARP - 1) / (warps * WARP) * WARP, begin = warp * each;
-    const int end = begin + each < count ? begin + each : count;
-    size_t own = 0, all = done;
+    const int per_warp = (count + warps * WARP - 1) / (warps * WARP) * WARP, begin = warp * per_warp;
+    const int end = begin + per_warp < count ? begin + per_warp : count;
+    size_t next = 0, all = done;
     for (int i = begin; i < end; i += WARP)
-        own += (size_t)__popc(__ballot_sync(EVERYONE, i + lane < end && wanted(i + lane)));
-    if (lane == 0) counts[warp] = own;
+        next += (size_t)__popc(__ballot_sync(ALL_LANES, i + lane < end && wanted(i + lane)));
+    if (lane == 0) counts[warp] = next;
     __syncthreads();
-    own = done;
+    next = done;
     for (int w = 0; w < warps; w++) {
-        own += w < warp ? counts[w] : 0;
+        next += w < warp ? counts[w] : 0;
         all += counts[w];
     }
     for (int i = begin; i < end; i += WARP) {
-        const bool is = i + lane < end && wanted(i + lane);
-        const unsigned some = __ballot_sync(EVERYONE, is);
-        if (is) put(i + lane, own + (size_t)__popc(some & ((1u << lane) - 1)));
-        own += (size_t)__popc(some);
+        const bool is_wanted = i + lane < end && wanted(i + lane);
+        const unsigned lanes = __ballot_sync(ALL_LANES, is_wanted);
+        if (is_wanted) put(i + lane, next + (size_t)__popc(lanes & ((1u << lane) - 1)));
+        next += (size_t)__popc(lanes);
     }
     __syncthreads();
     return all;
@@ -74,20 +74,20 @@ INLINE csm_support support_at(double *memory, size_t capacity) {
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-/* Where shared memory has the parts of the arrays, `part` elements at most, and what follows them. */
+/* Where array `number` begins in shared memory, if each has `part` elements; also where the last array ends. */
 INLINE REAL *array_at(int number, int part) {
-    return (REAL *)(void *)(memory + SHARED_BYTES) + number * room((size_t)part);
+    return (REAL *)(void *)(memory + SHARED_ROW_BYTES) + number * room((size_t)part);
 }
 
-/* All threads of a block: one value to a whole row. */
+/* Writes one value to a whole row.  All threads of the block call it. */
 INLINE void fill(T *to, long long n, int part, double x) {
-    const constant all = {canonical((REAL)x)};
+    const constant value = {canonical((REAL)x)};
     for (long long begin = 0; begin < n; begin += part)
-        store(to + begin, (int)(n - begin < part ? n - begin : part), all, threadIdx.x, blockDim.x);
+        store(to + begin, (int)(n - begin < part ? n - begin : part), value, threadIdx.x, blockDim.x);
 }
 
-/* Of the first `count` survivors those that are greater than the bound or NaN, in their order; how many.  A thread has
- * read its survivor before any is moved. */
+/* Keeps those of the first `count` survivors that are greater than the bound or NaN, in order; returns their number.
+ * Each thread has read its survivor before any of them is moved. */
 INLINE size_t sift(const csm_support &s, size_t count, REAL bound, size_t *counts) {
     size_t kept = 0;
     for (size_t begin = 0; begin < count; begin += blockDim.x) {
@@ -105,39 +105,41 @@ INLINE size_t sift(const csm_support &s, size_t count, REAL bound, size_t *count
     return kept;
 }
 
-/* The support and the probabilities of a row to shared->s.  elsewhere: five times `capacity` doubles for each block,
- * where capacity, at least n, is a multiple of 8; NULL: no row is longer than FEW.  A part's survivors are those above
- * the bound that its and the former parts' maximum sets, so that the row is read once. */
+/* Finds the support and the probabilities of a row and leaves them in shared->s.  The survivors of a part are those
+ * above the bound set by the maximum of this part and those before it, so that the row is read once.  in_global: five
+ * times `capacity` doubles for each block of threads, where capacity is at least n and a multiple of 8; NULL: no row is
+ * longer than SHARED_SURVIVORS. */
 enum outcome { FOUND, NOTHING /* the mask leaves no element */, UNDEFINED };
-INLINE outcome find_support(const T *from, const uint8_t *mask, double *elsewhere, long long capacity, long long n,
+INLINE outcome find_support(const T *from, const uint8_t *mask, double *in_global, long long capacity, long long n,
                             int part, const csm_entmax &e) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     shared_row *const shared = (shared_row *)(void *)memory;
-    REAL *const own = array_at(0, part);
-    csm_support s = support_at((double *)(void *)array_at(1, part), n < FEW ? (size_t)(n + 7) / 8 * 8 : (size_t)FEW);
-    REAL most = (REAL)-CSM_INF, bound = most;
+    REAL *const data = array_at(0, part);
+    csm_support s = support_at((double *)(void *)array_at(1, part),
+                               n < SHARED_SURVIVORS ? (size_t)(n + 7) / 8 * 8 : (size_t)SHARED_SURVIVORS);
+    REAL thread_max = (REAL)-CSM_INF, bound = thread_max;
     double max = -CSM_INF;
     size_t count = 0;
-    int there = 0; /* an element that the mask leaves */
+    int any_kept = 0; /* whether the mask leaves an element */
     for (long long begin = 0; begin < n; begin += part) {
         const int k = n - begin < part ? (int)(n - begin) : part;
-        const REAL *const v = own + lead(from + begin);
+        const REAL *const v = data + lead(from + begin);
         __syncthreads();
-        load(own + lead(from + begin), from + begin, mask ? mask + begin : NULL, k, (REAL)-CSM_INF, threadIdx.x,
+        load(data + lead(from + begin), from + begin, mask ? mask + begin : NULL, k, (REAL)-CSM_INF, threadIdx.x,
              blockDim.x);
         __syncthreads();
         for (int i = threadIdx.x; i < k; i += blockDim.x) {
-            most = V(max)(v[i], most);
-            there |= !mask || mask[begin + i];
+            thread_max = V(max)(v[i], thread_max);
+            any_kept |= !mask || mask[begin + i];
         }
-        most = group_max(most, WARP);
-        if (lane == 0) shared->most[warp] = (double)most;
+        thread_max = group_max(thread_max, WARP);
+        if (lane == 0) shared->maxima[warp] = (double)thread_max;
         __syncthreads();
-        for (int w = 0; w < warps; w++) max = shared->most[w] > max ? shared->most[w] : max;
+        for (int w = 0; w < warps; w++) max = shared->maxima[w] > max ? shared->maxima[w] : max;
 
-        const double least = max - 1 / e.scale;
-        bound = least < -EXP_MOST ? (REAL)-CSM_INF : (REAL)least;
-        if ((double)bound >= least && bound > (REAL)-CSM_INF) bound = V(below)(bound);
+        const double lower = max - 1 / e.scale;
+        bound = lower < -EXP_MOST ? (REAL)-CSM_INF : (REAL)lower;
+        if ((double)bound >= lower && bound > (REAL)-CSM_INF) bound = V(below)(bound);
         const auto wanted = [&](int i) { return !(v[i] <= bound); };
         const auto put = [&](int i, size_t j) {
             if (j >= s.capacity) return;
@@ -149,27 +151,27 @@ INLINE outcome find_support(const T *from, const uint8_t *mask, double *elsewher
             count = all;
             continue;
         }
-        /* no room: without those that the bound has left behind, or elsewhere */
+        /* no room: drop the survivors that are now below the bound; if that is not enough, move to global memory */
         const size_t more = all - count;
         count = sift(s, count, bound, shared->counts);
         if (count + more > s.capacity) {
-            const csm_support far = support_at(elsewhere + (long long)blockIdx.x * 5 * capacity, (size_t)capacity);
+            const csm_support large = support_at(in_global + (long long)blockIdx.x * 5 * capacity, (size_t)capacity);
             for (size_t i = threadIdx.x; i < count; i += blockDim.x) {
-                far.z[i] = s.z[i];
-                far.index[i] = s.index[i];
+                large.z[i] = s.z[i];
+                large.index[i] = s.index[i];
             }
-            s = far;
+            s = large;
         }
         count = number(k, count, shared->counts, wanted, put);
     }
     if (n > part) count = sift(s, count, bound, shared->counts);
-    there = group_any(there, WARP);
-    if (lane == 0) shared->counts[warp] = (size_t)there;
+    any_kept = group_any(any_kept, WARP);
+    if (lane == 0) shared->counts[warp] = (size_t)any_kept;
     __syncthreads();
-    there = 0;
-    for (int w = 0; w < warps; w++) there |= (int)shared->counts[w];
+    any_kept = 0;
+    for (int w = 0; w < warps; w++) any_kept |= (int)shared->counts[w];
     __syncthreads();
-    if (!(max > -CSM_INF && max < CSM_INF)) return there ? UNDEFINED : NOTHING;
+    if (!(max > -CSM_INF && max < CSM_INF)) return any_kept ? UNDEFINED : NOTHING;
 
     int nan = 0;
     for (size_t i = threadIdx.x; i < (count + 7) / 8 * 8; i += blockDim.x) {
@@ -203,7 +205,7 @@ INLINE outcome find_support(const T *from, const uint8_t *mask, double *elsewher
     return nan ? UNDEFINED : FOUND;
 }
 
-/* The support times factor, where the row has been written already. */
+/* Writes the support times factor over a row of zeros. */
 INLINE void scatter(T *to, double factor) {
     const csm_support &s = ((shared_row *)(void *)memory)->s;
     __syncthreads();
@@ -211,30 +213,30 @@ INLINE void scatter(T *to, double factor) {
     __syncthreads();
 }
 
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
-    forward(const T *x, const uint8_t *__restrict__ mask, T *y, double *elsewhere, long long capacity, long long rows,
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
+    forward(const T *x, const uint8_t *__restrict__ mask, T *y, double *in_global, long long capacity, long long rows,
             long long n, int part, csm_entmax e) {
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
-        const outcome found = find_support(x + at * n, mask ? mask + at * n : NULL, elsewhere, capacity, n, part, e);
+        const outcome found = find_support(x + at * n, mask ? mask + at * n : NULL, in_global, capacity, n, part, e);
         fill(y + at * n, n, part, found == UNDEFINED ? CSM_NAN : 0);
         if (found == FOUND) scatter(y + at * n, 1);
     }
 }
 
-/* The losses of rows, and their gradients times factor to y, unless that is NULL.  labels: negative where they are no
- * class; or NULL: soft labels q, whose masses are NaN where one is bad. */
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+/* Computes the losses of rows, and writes their gradients times factor to y unless y is NULL.  labels: negative for
+ * those that are no class; NULL: soft labels q, whose mass is NaN in a row with a bad one. */
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
-         const double *__restrict__ masses, double *losses, REAL *row_losses, double *elsewhere, long long capacity,
+         const double *__restrict__ masses, double *losses, REAL *row_losses, double *in_global, long long capacity,
          long long rows, long long n, int part, double factor, csm_entmax e) {
     shared_row *const shared = (shared_row *)(void *)memory;
-    int *const some = (int *)(void *)array_at(0, part); /* where the row was */
+    int *const places = (int *)(void *)array_at(0, part); /* the row is not needed any more */
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const T *const from = x + at * n;
         T *const to = y ? y + at * n : NULL;
         const long long label = labels ? labels[at] : 0;
         outcome found = labels ? (label < 0 ? UNDEFINED : FOUND) : (masses[at] == masses[at] ? FOUND : UNDEFINED);
-        if (found == FOUND) found = find_support(from, NULL, elsewhere, capacity, n, part, e);
+        if (found == FOUND) found = find_support(from, NULL, in_global, capacity, n, part, e);
         double loss = CSM_NAN;
         if (found == FOUND && labels && threadIdx.x == 0)
             loss = csm_hard_loss(&e, &shared->s, (size_t)label, (double)LOAD(from + label));
@@ -242,16 +244,17 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
             csm_soft_loss l = csm_soft_start();
             for (long long begin = 0; begin < n; begin += part) {
                 const int k = n - begin < part ? (int)(n - begin) : part;
-                const REAL *const own = q + at * n + begin;
+                const REAL *const labels_here = q + at * n + begin;
                 const size_t count = number(
-                    k, 0, shared->counts, [&](int i) { return own[i] != 0; }, [&](int i, size_t j) { some[j] = i; });
+                    k, 0, shared->counts, [&](int i) { return labels_here[i] != 0; },
+                    [&](int i, size_t j) { places[j] = i; });
                 if (threadIdx.x == 0) {
                     csm_support &s = shared->s;
                     for (size_t i = 0; i <= count; i++) {
-                        const size_t j = (size_t)(begin + (i < count ? some[i] : k));
+                        const size_t j = (size_t)(begin + (i < count ? places[i] : k));
                         while (l.next < s.count && s.index[l.next] < j) csm_soft_add(&e, &s, &l, s.index[l.next], 0);
                         if (i == count) break;
-                        const double qj = (double)own[some[i]];
+                        const double qj = (double)labels_here[places[i]];
                         if (csm_soft_add(&e, &s, &l, j, qj))
                             l.loss += csm_outside(&e, &s, qj, (double)LOAD(x + at * n + j));
                     }
@@ -281,7 +284,7 @@ extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(MOST_THREADS, 1)
+extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     backward(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, long long n, int part,
              csm_entmax e) {
     shared_row *const shared = (shared_row *)(void *)memory;

@@ -1,58 +1,66 @@
-"""Cross-entropy of a linear layer on a CUDA device: cuBLAS through CuPy for the products, our kernel in between.
+"""Cross-entropy of a linear layer on a CUDA device: cuBLAS through CuPy for the products, our kernel between them.
 
-Rows in chunks, so that the matrix of all logits never exists; everything is enqueued, nothing waited for. Results are
-repeatable for one device and one version of cuBLAS; they are not the CPU's bits, because the products are not.
+Rows are computed in chunks, so that the matrix of all logits never exists; all work is enqueued, and nothing waits.
+Results repeat on one device with one version of cuBLAS; they are not the CPU's bits, because the products are not.
 """
+
+from __future__ import annotations
+
+from typing import Any
 
 import numpy as np
 
-from .. import _cpu
-from .._args import bits
-from .._linear import rows_of_chunk
-from . import Loss
+from .._cpu import binding
+from .cross_entropy import LossInSteps
 
 
-def linear_loss(plan, *, gradient, reduction, chunk_bytes):
-    """(loss, grad_x, grad_w, grad_bias), the last three None without `gradient`."""
+def _without_ignored_rows(x: Any, target: Any, sample_weight: Any) -> Any:
+    """Zeros in the rows of x that take no part: such a row may hold anything, and NaN or infinity times 0 is not 0."""
     import cupy
 
-    (rows, features), classes, wide, options = plan.x.shape, len(plan.w), plan.wide, plan.options
+    takes_part = cupy.full(len(x), True, bool) if target.labels is None else target.labels != -1
+    if sample_weight is not None:
+        takes_part = takes_part & (sample_weight != 0)
+    # as integers: CuPy's `where` converts bfloat16 to float32
+    storage = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
+    return cupy.where(takes_part[:, None], storage, storage.dtype.type(0)).view(x.dtype)
+
+
+def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: int) -> tuple[Any, Any, Any, Any]:
+    """(loss, grad_x, grad_w, grad_bias) of a plan, from chunk_rows rows at a time; no gradients: three times None."""
+    import cupy
+
+    (rows, features), classes, wide, options = plan.x.shape, len(plan.w), plan.compute, plan.options
     with cupy.cuda.Device(plan.x.device.id):
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
-        code = _cpu.DTYPES[wide.name]
-        task = Loss(code, classes, *by_row, options.factors, reduction=_cpu.REDUCTIONS[reduction], gradient=gradient)
-        # a row that takes no part may hold anything, and anything times 0 is not always 0
-        part = cupy.full(rows, True, bool) if task.labels is None else task.labels != -1
-        if options.sample_weight is not None:
-            part = part & (options.sample_weight != 0)
-        given = bits(plan.x)  # CuPy chooses among bfloat16 numbers as float32
-        x = cupy.where(part[:, None], given, given.dtype.type(0)).view(plan.x.dtype)
+        code, kind = binding.DTYPES[wide.name], binding.REDUCTIONS[reduction]
+        steps = LossInSteps(code, classes, *by_row, options.factors, reduction=kind, gradient=gradient)
+        x = _without_ignored_rows(plan.x, steps.target, options.sample_weight)
         w = plan.w.astype(wide, copy=False)
-        each = cupy.empty(rows, wide) if reduction == "none" else None
+        row_losses = cupy.empty(rows, wide) if reduction == "none" else None
         if gradient:
             grad_x, grad_w = cupy.empty(x.shape, x.dtype), cupy.full(w.shape, 0, wide)
             grad_bias = None if plan.bias is None else cupy.full(classes, 0, np.float64)
-        step = rows_of_chunk(rows, classes, plan, chunk_bytes)
-        buffer = cupy.empty((step, classes), wide)
-        for begin in range(0, rows, step):
-            chunk = slice(begin, min(begin + step, rows))
-            logits, some = buffer[: chunk.stop - begin], x[chunk].astype(wide, copy=False)
-            cupy.matmul(some, w.T, out=logits)
+        buffer = cupy.empty((chunk_rows, classes), wide)
+        for begin in range(0, rows, chunk_rows):
+            chunk = slice(begin, min(begin + chunk_rows, rows))
+            logits, x_chunk = buffer[: chunk.stop - begin], x[chunk].astype(wide, copy=False)
+            cupy.matmul(x_chunk, w.T, out=logits)
             if plan.bias is not None:
                 logits += plan.bias
-            task.rows(logits, logits if gradient else None, begin, each)
+            steps.run_rows(logits, logits if gradient else None, begin, row_losses)
             if gradient:
                 grad_x[chunk] = cupy.matmul(logits, w)
-                grad_w += cupy.matmul(logits.T, some)
-                if plan.bias is not None:
+                grad_w += cupy.matmul(logits.T, x_chunk)
+                if grad_bias is not None:
                     grad_bias += logits.sum(axis=0, dtype=np.float64)
-        if each is not None:
-            loss = each.reshape(plan.batch)
+        if row_losses is not None:
+            loss = row_losses.reshape(plan.batch)
         else:
             loss = cupy.empty((), wide)
-            task.reduce(loss)
+            steps.reduce(loss)
     if not gradient:
         return loss, None, None, None
     dtype = plan.x.dtype
-    grad_bias = None if plan.bias is None else grad_bias.astype(dtype)
-    return loss, grad_x.reshape(*plan.batch, features), grad_w.astype(dtype, copy=False), grad_bias
+    bias = None if grad_bias is None else grad_bias.astype(dtype)
+    return loss, grad_x.reshape(*plan.batch, features), grad_w.astype(dtype, copy=False), bias

@@ -1,19 +1,19 @@
 /* Gradients of softmax or log_softmax (-DOP=CSM_OP_<name>) for contiguous rows: kernels as in softmax.cu, with dy and y
  * in shared memory.  The dot product runs over the sixteen lanes of the specification, so only sixteen threads of a
- * warp add; the rest of the work is everyone's.
+ * warp add; all threads share the rest of the work.
  *
- * Formulas, passes over a block and what elements with y = 0 (log: -inf) and NaN give: src_c/kernel/vjp.inc.h.
- * Reads and writes of each element: two and one; blocks + apply: four and one (tests/test_cuda.py counts them).
+ * Formulas, passes over a block, and the results of elements with y = 0 (log: -inf) and NaN: the core's vjp kernels.
+ * Reads and writes of each element: two and one; blocks + apply: four and one (tests/cuda counts them).
  * Accumulators: double in 16 lanes, for double pairs.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
  * Time: not measured on hardware yet.
  */
 #define LOADS 4
 #include "common.cuh"
 
-enum { LOG = OP == CSM_OP_log_softmax_vjp, SEGMENT = 1024 /* of a block that `blocks` and `apply` hold */ };
-#define ABSENT (LOG ? (REAL)-CSM_INF : (REAL)0) /* y of an element that takes no part */
+enum { LOG = OP == CSM_OP_log_softmax_vjp };
+#define ABSENT (LOG ? (REAL)-CSM_INF : (REAL)0) /* y of an element that takes no part in its row */
 
-static_assert(sizeof(csm_row) == ROW_BYTES && sizeof(csm_block) == BLOCK_BYTES, "sizes that the launch rules have");
+static_assert(sizeof(csm_row) == RECORD_BYTES, "a size that the launch plans assume");
 
 /* Adds dy y, or dy, of k elements to the lanes of the first sixteen threads of each `width`. */
 template <int width> INLINE void add_products(V(dot) *sum, const REAL *dy, const REAL *y, int k) {
@@ -26,9 +26,9 @@ template <int width> INLINE void add_products(V(dot) *sum, const REAL *dy, const
 struct gradient {
     const REAL *dy, *y;
     V(vjp_constants) c;
-    INLINE_MEMBER REAL one(int i) const { return canonical(V(vjp_element)(dy[i], y[i], c, LOG)); }
-    INLINE_MEMBER wide some(int i) const {
-        wide a = several(dy + i), b = several(y + i);
+    INLINE_MEMBER REAL at(int i) const { return canonical(V(vjp_element)(dy[i], y[i], c, LOG)); }
+    INLINE_MEMBER wide wide_at(int i) const {
+        wide a = load_wide(dy + i), b = load_wide(y + i);
         UNROLL
         for (int j = 0; j < WIDE; j++) a.v[j] = canonical(V(vjp_element)(a.v[j], b.v[j], c, LOG));
         return a;
@@ -39,10 +39,10 @@ INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, c
     return g;
 }
 
-/* count elements of dy and y to shared memory; *y: where the second begin. */
-INLINE REAL *load_both(REAL *own, size_t capacity, const T *dy, const T *y, const uint8_t *mask, int count, int thread,
+/* Copies count elements of dy and y to shared memory.  Returns where dy begins; *second: where y begins. */
+INLINE REAL *load_both(REAL *to, size_t capacity, const T *dy, const T *y, const uint8_t *mask, int count, int thread,
                        const REAL **second) {
-    REAL *a = own + lead(dy), *b = own + capacity + lead(y);
+    REAL *a = to + lead(dy), *b = to + capacity + lead(y);
     load(a, dy, NULL, count, 0, thread, WARP);
     load(b, y, mask, count, ABSENT, thread, WARP);
     *second = b;
@@ -52,19 +52,20 @@ INLINE REAL *load_both(REAL *own, size_t capacity, const T *dy, const T *y, cons
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T *y, const uint8_t *__restrict__ mask,
-                                                           T *dx, long long rows, int n, int each, csm_scales c) {
+extern "C" __global__ void __launch_bounds__(128, 1)
+    teams(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, int n, int rows_per_warp,
+          csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const int team = lane / DOT_TEAM, thread = lane % DOT_TEAM;
-    const size_t capacity = room((size_t)each * n);
-    REAL *own = (REAL *)(void *)memory + warp * 2 * capacity;
-    for (long long first = ((long long)blockIdx.x * warps + warp) * each; first < rows;
-         first += (long long)gridDim.x * warps * each) {
-        const int count = rows - first < each ? (int)(rows - first) : each;
+    const size_t capacity = room((size_t)rows_per_warp * n);
+    REAL *warp_data = (REAL *)(void *)memory + warp * 2 * capacity;
+    for (long long first = ((long long)blockIdx.x * warps + warp) * rows_per_warp; first < rows;
+         first += (long long)gridDim.x * warps * rows_per_warp) {
+        const int count = rows - first < rows_per_warp ? (int)(rows - first) : rows_per_warp;
         const REAL *b;
-        REAL *a = load_both(own, capacity, dy + first * n, y + first * n, mask ? mask + first * n : NULL, count * n,
-                            lane, &b);
-        for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row goes along */
+        REAL *a = load_both(warp_data, capacity, dy + first * n, y + first * n, mask ? mask + first * n : NULL,
+                            count * n, lane, &b);
+        for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row runs along for the shuffles */
             const int r = at + team, k = r < count ? n : 0, begin = (r < count ? r : 0) * n;
             V(dot) sum;
             csm_block block = {0};
@@ -74,7 +75,7 @@ extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T 
             dot_total<DOT_TEAM>(sum, &block.hi, &block.lo);
             csm_combine_pair(&block, 1, SINGLE, &row);
             const gradient value = gradient_of(a + begin, b + begin, row, c.ordinary);
-            for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.one(i);
+            for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.at(i);
         }
         __syncwarp();
         const copied value = {a};
@@ -83,18 +84,18 @@ extern "C" __global__ void __launch_bounds__(128, 1) teams(const T *dy, const T 
     }
 }
 
-/* blockDim.x / WARP = how many blocks of CSM_BLOCK a row has. */
-extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
+/* blockDim.x / WARP is the number of blocks of CSM_BLOCK in a row. */
+extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
     whole(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, int n, csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const size_t capacity = room(n < CSM_BLOCK ? n : CSM_BLOCK);
     csm_block *blocks = (csm_block *)(void *)memory;
-    REAL *own = (REAL *)(void *)(memory + (warps * sizeof(csm_block) + 15) / 16 * 16) + warp * 2 * capacity;
+    REAL *warp_data = (REAL *)(void *)(memory + (warps * sizeof(csm_block) + 15) / 16 * 16) + warp * 2 * capacity;
     const int begin = warp * CSM_BLOCK, k = block_length(n, begin);
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const long long from = at * n + begin;
         const REAL *b;
-        const REAL *a = load_both(own, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane, &b);
+        const REAL *a = load_both(warp_data, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane, &b);
         V(dot) sum;
         csm_block block = {0};
         csm_row row;
@@ -111,20 +112,21 @@ extern "C" __global__ void __launch_bounds__(MOST_WARPS *WARP, 1)
 
 extern "C" __global__ void __launch_bounds__(32, 1)
     blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask, csm_block *to, long long rows, long long n) {
-    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
-    for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
-        const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
+    const long long blocks_per_row = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    for (long long unit = blockIdx.x; unit < rows * blocks_per_row; unit += gridDim.x) {
+        const long long at = unit / blocks_per_row, begin = (unit - at * blocks_per_row) * CSM_BLOCK,
+                        from = at * n + begin;
         const int k = block_length(n, begin);
         V(dot) sum;
         csm_block block = {0};
         V(dot_zero)(&sum);
-        for (int done = 0; done < k; done += SEGMENT) {
-            const int some = k - done < SEGMENT ? k - done : SEGMENT;
+        for (int done = 0; done < k; done += GRADIENT_SEGMENT_ELEMENTS) {
+            const int length = k - done < GRADIENT_SEGMENT_ELEMENTS ? k - done : GRADIENT_SEGMENT_ELEMENTS;
             const long long first = from + done;
             const REAL *b;
-            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first,
-                                      mask ? mask + first : NULL, some, threadIdx.x, &b);
-            add_products<WARP>(&sum, a, b, some);
+            const REAL *a = load_both((REAL *)(void *)memory, room(GRADIENT_SEGMENT_ELEMENTS), dy + first, y + first,
+                                      mask ? mask + first : NULL, length, threadIdx.x, &b);
+            add_products<WARP>(&sum, a, b, length);
             __syncwarp();
         }
         dot_total<WARP>(sum, &block.hi, &block.lo);
@@ -135,13 +137,13 @@ extern "C" __global__ void __launch_bounds__(32, 1)
 /* A thread for each row. */
 extern "C" __global__ void __launch_bounds__(128, 1)
     combine(const csm_block *__restrict__ from, csm_row *to, long long rows, long long n) {
-    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    const long long blocks_per_row = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < rows;
          at += (long long)gridDim.x * blockDim.x) {
         csm_row row;
         row.is_nan = 0;
         row.max = row.n = row.r = row.r_low = row.tail = row.count = row.top = row.top_low = 0;
-        csm_combine_pair(from + at * per, (size_t)per, SINGLE, &row);
+        csm_combine_pair(from + at * blocks_per_row, (size_t)blocks_per_row, SINGLE, &row);
         to[at] = row;
     }
 }
@@ -149,18 +151,19 @@ extern "C" __global__ void __launch_bounds__(128, 1)
 extern "C" __global__ void __launch_bounds__(32, 1)
     apply(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, const csm_row *__restrict__ known,
           long long rows, long long n, csm_scales c) {
-    const long long per = (n + CSM_BLOCK - 1) / CSM_BLOCK;
-    for (long long unit = blockIdx.x; unit < rows * per; unit += gridDim.x) {
-        const long long at = unit / per, begin = (unit - at * per) * CSM_BLOCK, from = at * n + begin;
+    const long long blocks_per_row = (n + CSM_BLOCK - 1) / CSM_BLOCK;
+    for (long long unit = blockIdx.x; unit < rows * blocks_per_row; unit += gridDim.x) {
+        const long long at = unit / blocks_per_row, begin = (unit - at * blocks_per_row) * CSM_BLOCK,
+                        from = at * n + begin;
         const int k = block_length(n, begin);
         const csm_row row = known[at];
-        for (int done = 0; done < k; done += SEGMENT) {
-            const int some = k - done < SEGMENT ? k - done : SEGMENT;
+        for (int done = 0; done < k; done += GRADIENT_SEGMENT_ELEMENTS) {
+            const int length = k - done < GRADIENT_SEGMENT_ELEMENTS ? k - done : GRADIENT_SEGMENT_ELEMENTS;
             const long long first = from + done;
             const REAL *b;
-            const REAL *a = load_both((REAL *)(void *)memory, room(SEGMENT), dy + first, y + first,
-                                      mask ? mask + first : NULL, some, threadIdx.x, &b);
-            store(dx + first, some, gradient_of(a, b, row, c.ordinary), threadIdx.x, WARP);
+            const REAL *a = load_both((REAL *)(void *)memory, room(GRADIENT_SEGMENT_ELEMENTS), dy + first, y + first,
+                                      mask ? mask + first : NULL, length, threadIdx.x, &b);
+            store(dx + first, length, gradient_of(a, b, row, c.ordinary), threadIdx.x, WARP);
             __syncwarp();
         }
     }

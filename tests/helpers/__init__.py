@@ -41,12 +41,18 @@ def assert_same_results(got, expected, what=""):
         assert_same_bits(np.asarray(one), np.asarray(other), f"{what}, result {i}")
 
 
-def run_python(code, *, timeout=120, check=True, **environment):
-    """Run code in a fresh interpreter; the environment variables are set in it."""
+def run_python(code, *, script=None, timeout=120, check=True, **environment):
+    """Run code in a fresh interpreter; the environment variables are set in it.
+
+    script: a path to write the code to first; multiprocessing's workers find functions of a file, but not of `-c`.
+    """
+    if script is not None:
+        Path(script).write_text(code)
     path = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment}
     env = {k: v for k, v in env.items() if v is not None}
-    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=timeout)
+    command = [sys.executable, *(["-c", code] if script is None else [str(script)])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
     if check:
         assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

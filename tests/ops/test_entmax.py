@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
 from csoftmax._spec.layouts import LAYOUTS
 from csoftmax._spec.samples import logits
@@ -207,9 +207,9 @@ def test_same_bits(alpha, dtype, isa, seven_threads):
             for target in (labels, soft):
                 yield from csoftmax.entmax_loss_with_grad(x, target, alpha, **options)
 
-        _cpu.select_isa("scalar")
+        binding.select_isa("scalar")
         expected = list(everything())
-        _cpu.select_isa(isa)
+        binding.select_isa(isa)
         for threads in (1, 2, 7):
             for got, right in zip(everything(num_threads=threads), expected, strict=True):
                 assert_same_bits(np.asarray(got), np.asarray(right), f"{n} {threads}")

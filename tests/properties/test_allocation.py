@@ -11,11 +11,11 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD")
 CODE = """
 import ml_dtypes, numpy as np
 from helpers.failing_allocations import fail_every_allocation
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._spec.layouts import arrange
 from csoftmax._spec.operations import BY_NAME
 
-_cpu.set_thread_limit(7)
+binding.set_thread_limit(7)
 record = BY_NAME["{name}"]
 largest = refused = 0
 for dtype in ("float32", "float16"):

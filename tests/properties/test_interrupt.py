@@ -13,7 +13,7 @@ import pytest
 from helpers import every_record, run_python
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._spec.record import CLASSES, ROWS, Sample
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
@@ -64,7 +64,7 @@ def test_long_calls(name, threads):
 
 @pytest.mark.parametrize("name", ["many rows", "huge rows", "one row", "axis 0", "temperature 0"])
 def test_long_calls_of_the_slowest_unit(name, keep_isa):
-    _cpu.select_isa("scalar")
+    binding.select_isa("scalar")
     x, options = CALLS[name]()
     assert seconds_to_stop(lambda: csoftmax.logsumexp(x, num_threads=1, **options)) < 1
 
@@ -88,7 +88,7 @@ def repeat_rows(record, rows):
 @every_record("interrupt")
 def test_every_operation(record, keep_isa):
     """Results with the classes need memory, so these calls are kept short of it: the slowest unit, 128 MB at most."""
-    _cpu.select_isa("scalar")
+    binding.select_isa("scalar")
     has_classes = any(result.role == CLASSES for result in record.results)
     sample = repeat_rows(record, 1 << 13 if has_classes else 1 << 18)
     after = 0.03 if has_classes else 0.1

@@ -230,7 +230,7 @@ def test_out_that_overlaps_itself_is_refused(record):
 )
 def test_overlap_is_found_exactly(shape, strides):
     """Compare with the definition: two elements share a byte."""
-    from csoftmax._args import overlaps_itself
+    from csoftmax._arguments.layouts import overlaps_itself
 
     memory = np.zeros(4000, np.uint8)
     x = np.ndarray(shape, np.uint16, memory, offset=2000, strides=strides[: len(shape)])

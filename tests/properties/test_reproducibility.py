@@ -8,7 +8,7 @@ import pytest
 from helpers import assert_same_bits, assert_same_results, every_record
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._spec.formats import DTYPES, dtype_of
 from csoftmax._spec.layouts import compute_in
 from csoftmax._spec.operations import BACKWARD, FORWARD, SOFTMAX_FAMILY
@@ -23,13 +23,13 @@ def compute_scalar(record, key, sample, **options):
     """Return the scalar unit's results, computed once."""
     key = record.name, *key
     if key not in _scalar:
-        before = _cpu.isa()
-        _cpu.select_isa("scalar")
+        before = binding.isa()
+        binding.select_isa("scalar")
         try:
             serial = {"num_threads": 1} if record.accepts("num_threads") else {}
             _scalar[key] = record.compute(sample, **serial, **options)
         finally:
-            _cpu.select_isa(before)
+            binding.select_isa(before)
     return _scalar[key]
 
 
@@ -95,7 +95,7 @@ def test_every_half_number_on_every_instruction_set(isa):
 
 
 def test_the_isa_can_be_forced_and_is_the_one_used(isa):
-    assert _cpu.isa() == isa
+    assert binding.isa() == isa
     assert csoftmax.show_config("dicts")["isa"]["used"] == isa
 
 
@@ -204,5 +204,5 @@ def test_repeated_calls(record, dtype):
 
 
 def test_dtypes_are_all_here():
-    assert set(DTYPES) == set(_cpu.DTYPES)
-    assert [op.name for op in SOFTMAX_FAMILY] == list(_cpu.OPS)
+    assert set(DTYPES) == set(binding.DTYPES)
+    assert [op.name for op in SOFTMAX_FAMILY] == list(binding.OPS)

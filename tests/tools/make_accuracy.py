@@ -22,7 +22,7 @@ import numpy as np
 import oracle
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._spec.formats import DTYPES, dtype_of
 from csoftmax._spec.operations import SOFTMAX_FAMILY
 from csoftmax._spec.samples import SIZES, logits
@@ -90,7 +90,7 @@ def cases(op, dtype, effort):
 
 def measure(effort):
     """{(op, dtype, isa): (worst, where, elements)}; the oracle runs once for all instruction sets."""
-    worst, before = {}, _cpu.isa()
+    worst, before = {}, binding.isa()
     for op in SOFTMAX_FAMILY:
         for dtype in DTYPES:
             if op.name.endswith("vjp") and dtype == "float64":
@@ -98,15 +98,15 @@ def measure(effort):
             for case in cases(op, dtype, effort):
                 arrays, temperature = inputs(op, dtype, *case), case[3]
                 reference = getattr(oracle, op.name)(*arrays, temperature)
-                for isa in _cpu.isa_available():
-                    _cpu.select_isa(isa)
+                for isa in binding.isa_available():
+                    binding.select_isa(isa)
                     result = op.function()(*arrays, temperature=temperature)
                     found = error(op, dtype, arrays, temperature, result, reference)
                     top, where, count = worst.get((op.name, dtype, isa), (-1.0, None, 0))
                     if found > top:
                         top, where = found, case
                     worst[op.name, dtype, isa] = (top, where, count + arrays[0].size)
-                _cpu.select_isa(before)
+                binding.select_isa(before)
     return worst
 
 
@@ -122,11 +122,11 @@ def exact_gradients(rows):
             if op.log:
                 scale = oracle.log_softmax_vjp_scale(dy, y, oracle.wide(dy).sum())
                 scale = np.maximum(scale, np.abs([float(v) for v in truth]))
-            for isa in _cpu.isa_available():
-                before = _cpu.isa()
-                _cpu.select_isa(isa)
+            for isa in binding.isa_available():
+                before = binding.isa()
+                binding.select_isa(isa)
                 found = oracle.exact_ulps(op.function()(dy, y), truth, "float64", scale)
-                _cpu.select_isa(before)
+                binding.select_isa(before)
                 top, where, count = worst.get((op.name, "float64", isa), (-1.0, None, 0))
                 if found > top:
                     top, where = found, (k, sigma, 0, 1.0, k)
@@ -136,7 +136,7 @@ def exact_gradients(rows):
 
 def losses(effort):
     """Cross-entropy: {(what, dtype, isa): (worst, elements)}; errors as test_cross_entropy.py measures them."""
-    worst, before, rng = {}, _cpu.isa(), np.random.default_rng(0)
+    worst, before, rng = {}, binding.isa(), np.random.default_rng(0)
     kinds = ("labels, no options", "weights, smoothing", "soft labels, z-loss")
     for dtype in DTYPES:
         loss_dtype = "float64" if dtype == "float64" else "float32"
@@ -151,8 +151,8 @@ def losses(effort):
                     if "soft" in kind:
                         target, options = rng.random((rows, k), np.float32), {"z_loss": 1e-3}
                     truth = loss_oracle.rows(x, target, **options)
-                    for isa in _cpu.isa_available():
-                        _cpu.select_isa(isa)
+                    for isa in binding.isa_available():
+                        binding.select_isa(isa)
                         loss, grad = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
                         found = {
                             f"loss, {kind}": oracle.ulps(loss, truth.loss, loss_dtype, truth.loss_scale),
@@ -162,12 +162,12 @@ def losses(effort):
                             top, count = worst.get((what, dtype, isa), (0.0, 0))
                             count += rows if what.startswith("loss") else x.size
                             worst[what, dtype, isa] = max(top, error), count
-    _cpu.select_isa(before)
+    binding.select_isa(before)
     return worst
 
 
 def loss_table(worst):
-    isas = _cpu.isa_available()
+    isas = binding.isa_available()
     lines = ["| cross-entropy | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
     for what, dtype in dict.fromkeys(key[:2] for key in worst):
         found = [worst[what, dtype, isa] for isa in isas]
@@ -178,7 +178,7 @@ def loss_table(worst):
 
 def sparse():
     """alpha-entmax of the rows of test_entmax.py, and their losses: lines of the table."""
-    isas, before = _cpu.isa_available(), _cpu.isa()
+    isas, before = binding.isa_available(), binding.isa()
     lines = ["| function | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
     for alpha in (1.2, 1.5, 2.0, 3.0):
         for dtype in DTYPES:
@@ -189,14 +189,14 @@ def sparse():
                 target = int(np.argmin(x))
                 true_loss = entmax_oracle.exact_loss(x, np.eye(len(x))[target], alpha)
                 for isa in isas:
-                    _cpu.select_isa(isa)
+                    binding.select_isa(isa)
                     y, value = csoftmax.entmax(x, alpha), csoftmax.entmax_loss(x, target, alpha)
                     # what is too small for the type may also be 0
                     errors = [entmax_oracle.ulps(g, p, dtype) for g, p in zip(y, truth) if g > 0 or p > TINY[dtype]]
                     worst[isa] = max(worst[isa], *errors)
                     if true_loss > 0:
                         loss[isa] = max(loss[isa], entmax_oracle.ulps(value, true_loss, wide))
-                _cpu.select_isa(before)
+                binding.select_isa(before)
             name = {1.5: "entmax", 2.0: "sparsemax"}.get(alpha, f"entmax, alpha = {alpha:g}")
             for what, found in ((name, worst), (f"loss of {name}", loss)):
                 figures = " | ".join(f"{found[isa]:.3f}" for isa in isas)
@@ -219,7 +219,7 @@ def cpu_name():
 
 
 def table(worst):
-    isas = _cpu.isa_available()
+    isas = binding.isa_available()
     lines = ["| function | dtype | promise | " + " | ".join(isas) + " | elements | worst at |",
              "|---|---|---|" + "---|" * (len(isas) + 2)]  # fmt: skip
     for op in SOFTMAX_FAMILY:
@@ -324,22 +324,23 @@ def main():
         "",
         "- softmax: ULP of each element. log_softmax: ULP of each element (relative error, tails included).",
         "- logsumexp: ULP of max(|m|, |result|), m the maximum of x / T.",
-        "- softmax_vjp: ULP of each element, beyond what the rounding of s = Σ dy y is worth: y Σ|dy y| / T times 2⁻⁴⁶",
-        "  (float32 and halves), 2⁻⁹⁸ (float64).",
+        "- softmax_vjp: ULP of each element, in excess of the effect of rounding s = Σ dy y: y Σ|dy y| / T times 2⁻⁴⁶",
+        "  (float32 and half types), 2⁻⁹⁸ (float64).",
         "- log_softmax_vjp: ULP of the largest of |dx|, |dy - s 2ⁿ|/T and |s (e^y - 2ⁿ)|/T, s = Σ dy.",
         "",
         *table(worst),
         "",
-        "Cross-entropy with gradient, σ = 0 to 50, half of the labels the largest logit: promised are 4 ULP, relative,",
-        "for labels without smoothing and z-loss (0.51 for the gradient in half types, whose loss is float32), else of",
-        "the larger of the two terms that are subtracted.",
+        "Cross-entropy with gradient, σ = 0 to 50; half of the labels are the largest logit. The promise is 4 ULP,",
+        "relative, for labels without smoothing and z-loss (0.51 for the gradient in half types, whose loss is",
+        "float32), otherwise 4 ULP of the larger of the two terms that are subtracted.",
         "",
         *loss_table(of_losses),
         "",
         "Sparse softmax (rows of 1 to 60 numbers, many scales and ties; the loss of the smallest logit as the label)",
-        "against bisection in 200 bits. Promised is 0.51 ULP of every element, in float64 for alpha 1.5 and 2; for",
-        "another alpha a float64 result is that of a threshold off by its last digit, many ULP where u is tiny.",
-        "float64 losses that are nearly 0 are good to their terms, not to their own last digits.",
+        "against bisection in 200 bits. The promise is 0.51 ULP of every element, in float64 for alpha 1.5 and 2. For",
+        "another alpha a float64 result is that of a threshold off by its last digit, which is many ULP where the",
+        "element is tiny. float64 losses close to 0 are accurate relative to their terms, not to their own last",
+        "digits.",
         "",
         *of_sparse,
         "",

@@ -1,0 +1,127 @@
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+OPS: Final[dict[str, int]]
+DTYPES: Final[dict[str, int]]
+SUFFIXES: Final[dict[str, str]]
+LABELS: Final[dict[str, int]]
+REDUCTIONS: Final[dict[str, int]]
+NORMALIZE: Final[dict[str | None, int]]
+ISAS: Final[tuple[str, ...]]
+BLOCK_ELEMENTS: Final[int]
+STRUCT_BYTES: Final[dict[str, int]]
+SOURCE_HASH: Final[str]
+VERSION: Final[str]
+OPENMP: Final[int]
+XLA_TARGETS: Final[dict[str, Any]]
+ABI: Final[str]
+C_API: Final[Any]
+__test__: dict[str, str]
+
+def set_openmp_default(threads: int) -> None: ...
+def set_thread_limit(limit: int) -> None: ...
+def get_threads() -> int: ...
+def thread_settings() -> tuple[int, int, int]: ...
+def set_threads(num_threads: int | None) -> None: ...
+def enter_threads(num_threads: int | None) -> int: ...
+def leave_threads(before: int) -> None: ...
+def isa() -> str: ...
+def isa_built() -> tuple[str, ...]: ...
+def isa_available() -> tuple[str, ...]: ...
+def select_isa(name: str) -> None: ...
+def scales(dtype: int, temperature: float) -> NDArray[Any]: ...
+def entmax(dtype: int, alpha: float) -> NDArray[Any]: ...
+def loss_call(
+    n: int,
+    temperature: float,
+    label_smoothing: float,
+    z_loss: float,
+    clip_norm: float,
+    clip_value: float,
+    soft: bool,
+    gradient: bool,
+) -> NDArray[Any]: ...
+def run_softmax(
+    op: int,
+    dtype: int,
+    a: NDArray[Any],
+    b: NDArray[Any] | None,
+    y: NDArray[Any],
+    where: NDArray[Any] | None,
+    temperature: float,
+    num_threads: int | None,
+) -> None: ...
+def empty(shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]: ...
+def empty_like(x: NDArray[Any]) -> NDArray[Any]: ...
+def set_pages_limit(size: int) -> None: ...
+def set_tracemalloc(track: int, untrack: int) -> None: ...
+def kept_pages() -> int: ...
+def quick(function: _Function) -> _Function: ...
+def quick_returning(result_type: type) -> Callable[[_Function], _Function]: ...
+def run_cross_entropy(
+    dtype: int,
+    x: NDArray[Any],
+    y: NDArray[Any] | None,
+    loss: NDArray[Any],
+    labels: NDArray[Any] | None,
+    ignore: int | None,
+    soft: NDArray[Any] | None,
+    weight: NDArray[Any] | None,
+    sample_weight: NDArray[Any] | None,
+    upstream: NDArray[Any] | None,
+    temperature: float,
+    label_smoothing: float,
+    z_loss: float,
+    clip_norm: float,
+    clip_value: float,
+    reduction: int,
+    num_threads: int | None,
+) -> int | None: ...
+def run_topk(
+    dtype: int,
+    x: NDArray[Any],
+    values: NDArray[Any],
+    indices: NDArray[Any],
+    smallest: bool,
+    unsorted: bool,
+    normalize: int,
+    temperature: float,
+    num_threads: int | None,
+) -> None: ...
+def run_entmax(
+    dtype: int,
+    a: NDArray[Any],
+    b: NDArray[Any] | None,
+    y: NDArray[Any],
+    where: NDArray[Any] | None,
+    alpha: float,
+    num_threads: int | None,
+) -> None: ...
+def run_entmax_loss(
+    dtype: int,
+    x: NDArray[Any],
+    labels: NDArray[Any] | None,
+    soft: NDArray[Any] | None,
+    gradient: NDArray[Any] | None,
+    loss: NDArray[Any],
+    alpha: float,
+    reduction: int,
+    num_threads: int | None,
+) -> None: ...
+def run_sample(
+    dtype: int,
+    x: NDArray[Any],
+    uniform: NDArray[Any],
+    indices: NDArray[Any],
+    where: NDArray[Any] | None,
+    temperature: NDArray[Any] | None,
+    top_k: NDArray[Any] | None,
+    top_p: NDArray[Any] | None,
+    min_p: NDArray[Any] | None,
+    num_threads: int | None,
+) -> bool: ...

@@ -1,0 +1,280 @@
+# cython: auto_pickle=False, binding=False
+# The binding of the C core. Arguments arrive checked by csoftmax._arguments, except in quick calls (quick.c), which
+# accept plain arguments only.
+#
+# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function a signature.
+
+from cpython.buffer cimport (
+    PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+)
+from cpython.pycapsule cimport PyCapsule_New
+from libc.stdint cimport uint64_t, uintptr_t
+
+cimport csoftmax.cpu as cpu
+
+import operator
+import os
+import threading
+from inspect import signature as _signature
+from math import prod as _prod
+
+from numpy import (
+    dtype as _dtype, empty as _empty, empty_like as _empty_like, float32 as _float32, float64 as _float64,
+    frombuffer as _frombuffer, ndarray as _ndarray,
+)
+
+
+cdef extern from "core/extension.h" nogil:
+    ctypedef struct csm_table:
+        pass
+    ctypedef struct csm_scales:
+        pass
+    ctypedef struct csm_entmax:
+        pass
+    ctypedef struct csm_block:
+        pass
+    ctypedef struct csm_row:
+        pass
+    int CSM_BLOCK
+    const csm_table *csm_current_table()
+    const char *csm_source()
+    int csm_openmp()
+    int csm_openmp_limit()
+    cpu.csm_status csm_run_topk(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
+                                const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_topk_options *)
+    cpu.csm_status csm_run_entmax(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                  const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_entmax_options *)
+    cpu.csm_status csm_run_entmax_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                       const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *, double *,
+                                       const cpu.csm_entmax_options *)
+    cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
+                                  const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
+    cpu.csm_status csm_run_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                const cpu.csm_view *, double *, cpu.csm_loss_options *)
+    cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                           const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
+
+    ctypedef struct csm_loss_call:
+        pass
+    void csm_set_scales(csm_scales *, double, int)
+    void csm_set_entmax(csm_entmax *, double, int)
+    csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
+
+cdef extern from "registry.h" nogil:
+    int CSM_OP_logsumexp
+    int CSM_DTYPE_f32, CSM_DTYPE_f64, CSM_DTYPE_f16, CSM_DTYPE_bf16, CSM_OP_COUNT, CSM_DTYPE_COUNT
+
+cdef extern from *:
+    """
+    #include "csoftmax_api.h"
+    #define CSM_API_ENTRY(type, name) csm_##name,
+    static const csm_api csm_api_table = {CSM_ABI_MAJOR, CSM_ABI_MINOR, sizeof(csm_api),
+                                          CSM_API_FUNCTIONS(CSM_API_ENTRY)};
+    """
+    const void *csm_api_pointer "&csm_api_table"
+    const char *CSM_SOURCE_HASH
+    const char *CSM_VERSION
+
+# Names from the lists of registry.h, whose rows begin with the name.
+cdef extern from *:
+    """
+    #define CSM_ROW_NAME(name, ...) #name,
+    #define CSM_ROW_COUNT(name, ...) +1
+    static const char *const csm_op_names[] = {CSM_OPS(CSM_ROW_NAME)};
+    static const char *const csm_dtype_suffixes[] = {CSM_DTYPES(CSM_ROW_NAME)};
+    static const char *const csm_isa_names[] = {CSM_ISAS(CSM_ROW_NAME)};
+    enum { CSM_ISA_COUNT = 0 CSM_ISAS(CSM_ROW_COUNT) };
+    """
+    const char **csm_op_names
+    const char **csm_dtype_suffixes
+    const char **csm_isa_names
+    int CSM_ISA_COUNT
+
+cdef extern from "Python.h":
+    int PyErr_CheckSignals()
+
+cdef extern from "pages.h":
+    size_t CSM_LARGE
+    bint csm_keeps_pages(size_t)
+    void csm_set_pages_limit(size_t)
+    size_t csm_kept_pages()
+    void csm_set_tracemalloc(uintptr_t, uintptr_t)
+    void *csm_take_pages(size_t)
+    void csm_give_pages(void *, size_t)
+
+cdef extern from "quick.h":
+    ctypedef struct csm_quick:
+        void *ndarray
+        void *empty
+        void *empty_like
+        void *dtypes[4]
+        void *scalars[4]
+        void *int64
+        void *int32
+        int (*threads)(object) except -1
+        int (*interrupt)(void *) noexcept
+        int (*raise_ "raise")(cpu.csm_status) except -1
+    int CSM_QUICK_CROSS_ENTROPY, CSM_QUICK_CROSS_ENTROPY_WITH_GRAD
+    int csm_quick_set_up(const csm_quick *) except -1
+    object csm_quick_function(int, object, object, object, object)
+
+cdef extern from "xla.h" nogil:
+    void csm_xla_softmax()
+    void csm_xla_log_softmax()
+    void csm_xla_logsumexp()
+    void csm_xla_softmax_vjp()
+    void csm_xla_log_softmax_vjp()
+    void csm_xla_entmax()
+    void csm_xla_entmax_vjp()
+    void csm_xla_cross_entropy()
+
+
+cdef _numpy_name(suffix):
+    # "f32" to "float32", "bf16" to "bfloat16"
+    return suffix.replace("f", "float")
+
+
+OPS = {csm_op_names[i].decode(): i for i in range(CSM_OP_COUNT)}
+SUFFIXES = {_numpy_name(csm_dtype_suffixes[i].decode()): csm_dtype_suffixes[i].decode() for i in range(CSM_DTYPE_COUNT)}
+DTYPES = {name: i for i, name in enumerate(SUFFIXES)}
+LABELS = {
+    "int8": cpu.CSM_INT8, "int16": cpu.CSM_INT16, "int32": cpu.CSM_INT32, "int64": cpu.CSM_INT64,
+    "uint8": cpu.CSM_UINT8, "uint16": cpu.CSM_UINT16, "uint32": cpu.CSM_UINT32, "uint64": cpu.CSM_UINT64,
+}
+REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
+NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
+ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
+BLOCK_ELEMENTS = CSM_BLOCK
+STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device
+SOURCE_HASH = CSM_SOURCE_HASH.decode()
+VERSION = CSM_VERSION.decode()
+ABI = f"{cpu.CSM_ABI_MAJOR}.{cpu.CSM_ABI_MINOR}"
+C_API = PyCapsule_New(<void *>csm_api_pointer, "csoftmax._C_API", NULL)
+OPENMP = csm_openmp()
+
+# Errors and signals
+
+cdef int _check_signals(void *context) noexcept with gil:
+    return PyErr_CheckSignals()
+
+
+cdef int _propagate() except -1:
+    # the signal handler has set the exception
+    return -1
+
+
+cdef int _raise(cpu.csm_status status) except -1:
+    if status == cpu.CSM_OK:
+        return 0
+    if status == cpu.CSM_INTERRUPTED:
+        return _propagate()
+    if status == cpu.CSM_NO_MEMORY:
+        raise MemoryError("csoftmax: no memory for scratch; the output may be partly written")
+    raise ValueError(f"csoftmax: {cpu.csm_status_text(status).decode()}")
+
+
+include "threads.pxi"
+include "results.pxi"
+include "calls.pxi"
+
+
+# Instruction sets
+
+def isa():
+    return cpu.csm_isa().decode()
+
+
+def isa_built():
+    return tuple(name for name in ISAS if cpu.csm_isa_built(name.encode()))
+
+
+def isa_available():
+    return tuple(name for name in ISAS if cpu.csm_isa_available(name.encode()))
+
+
+def select_isa(str name):
+    if cpu.csm_select_isa(name.encode()) != 0:
+        raise ValueError(f"instruction set {name!r} is not available; available here: {', '.join(isa_available())}")
+
+
+# Quick calls
+
+cdef object _f32 = _dtype("float32"), _f64 = _dtype("float64"), _f16 = _dtype("float16")
+cdef object _i64 = _dtype("int64"), _i32 = _dtype("int32")
+
+
+cdef _set_up_quick():
+    cdef csm_quick needs
+    needs.ndarray = <void *>_ndarray
+    needs.empty = <void *>_empty
+    needs.empty_like = <void *>empty_like
+    needs.dtypes[CSM_DTYPE_f32] = <void *>_f32
+    needs.dtypes[CSM_DTYPE_f64] = <void *>_f64
+    needs.dtypes[CSM_DTYPE_f16] = <void *>_f16
+    needs.dtypes[CSM_DTYPE_bf16] = NULL
+    needs.scalars[CSM_DTYPE_f32] = <void *>_float32
+    needs.scalars[CSM_DTYPE_f64] = <void *>_float64
+    needs.scalars[CSM_DTYPE_f16] = needs.scalars[CSM_DTYPE_bf16] = NULL
+    needs.int64 = <void *>_i64
+    needs.int32 = <void *>_i32
+    needs.threads = _threads
+    needs.interrupt = _check_signals
+    needs.raise_ = _raise
+    csm_quick_set_up(&needs)
+
+
+_set_up_quick()
+_QUICK = {
+    **OPS,
+    "cross_entropy": CSM_QUICK_CROSS_ENTROPY,
+    "cross_entropy_with_grad": CSM_QUICK_CROSS_ENTROPY_WITH_GRAD,
+}
+
+
+cdef _quick_function(function, result_type):
+    signature = _signature(function)  # without annotations, which __text_signature__ cannot have
+    parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
+    signature = signature.replace(parameters=parameters, return_annotation=signature.empty)
+    doc = f"{function.__name__}{signature}\n--\n\n{function.__doc__ or ''}"
+    return csm_quick_function(_QUICK[function.__name__], function, function.__module__, doc, result_type)
+
+
+def quick(function):
+    """Decorate the Python function of an operation or of cross_entropy: plain calls will not reach it (quick.c)."""
+    return _quick_function(function, None)
+
+
+def quick_returning(result_type):
+    """`quick` for cross_entropy_with_grad, which returns a named tuple."""
+    return lambda function: _quick_function(function, result_type)
+
+
+# The functions that XLA calls for csoftmax.jax, in the capsules that it accepts.
+cdef _target(void *function):
+    return PyCapsule_New(function, "xla._CUSTOM_CALL_TARGET", NULL)
+
+
+XLA_TARGETS = {
+    "softmax": _target(<void *>csm_xla_softmax),
+    "log_softmax": _target(<void *>csm_xla_log_softmax),
+    "logsumexp": _target(<void *>csm_xla_logsumexp),
+    "softmax_vjp": _target(<void *>csm_xla_softmax_vjp),
+    "log_softmax_vjp": _target(<void *>csm_xla_log_softmax_vjp),
+    "entmax": _target(<void *>csm_xla_entmax),
+    "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
+    "cross_entropy": _target(<void *>csm_xla_cross_entropy),
+}
+
+
+def _choose_isa():
+    name = os.environ.get("CSOFTMAX_ISA")
+    if name and cpu.csm_select_isa(name.encode()) != 0:
+        raise ImportError(f"CSOFTMAX_ISA={name} is not available; available here: {', '.join(isa_available())}")
+
+
+if csm_source().decode() != SOURCE_HASH:
+    raise ImportError(
+        f"csoftmax {SOURCE_HASH} has found the libcsoftmax of another build, {csm_source().decode()!r}: look at "
+        "LD_LIBRARY_PATH, or install csoftmax again"
+    )
+_choose_isa()

@@ -1,0 +1,118 @@
+/* Memory of large results, which is used again.
+ *
+ * A new array of 50 MB costs more than the softmax that fills it: the system has to find its pages, to clear and to map
+ * them, and to take them back when the array is gone.  So the memory of the last few large results is kept, but at the
+ * system's disposal (MADV_FREE): it takes the pages whenever it needs them, and whoever writes to them before that has
+ * them again at no cost.  Linux counts them as used by the process until then.
+ *
+ * Only Linux; elsewhere NumPy allocates, as it does for everything smaller than CSM_LARGE.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* madvise */
+#endif
+#include "pages.h"
+
+#ifdef __linux__
+#include <string.h>
+#include <sys/mman.h>
+#endif
+
+#if defined(__linux__) && defined(MADV_FREE)
+enum { PLACES = 4, HUGE = 2 << 20 /* a huge page: sizes are multiples of it, so that none is split */ };
+static struct {
+    void *memory;
+    size_t size;
+} kept[PLACES]; /* the latest first; nothing behind the first without memory */
+static size_t limit, total;
+
+enum { NUMPYS = 389047 /* the domain of numpy's arrays, numpy.lib.tracemalloc_domain */ };
+static int (*track)(unsigned, uintptr_t, size_t);
+static int (*untrack)(unsigned, uintptr_t);
+
+static size_t rounded(size_t size) { return (size + HUGE - 1) / HUGE * HUGE; }
+
+static void remove_place(int i) {
+    total -= kept[i].size;
+    memmove(kept + i, kept + i + 1, sizeof kept[0] * (size_t)(PLACES - 1 - i));
+    kept[PLACES - 1].memory = NULL;
+    kept[PLACES - 1].size = 0;
+}
+
+/* Gives back the oldest until no more than `most` bytes in `places` places are kept. */
+static void make_room(size_t most, int places) {
+    for (int i = PLACES - 1; i >= 0; i--) {
+        if (!kept[i].memory || (total <= most && i < places)) continue;
+        munmap(kept[i].memory, kept[i].size);
+        remove_place(i);
+    }
+}
+
+static void *map(size_t size) {
+    char *memory = mmap(NULL, size + HUGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (memory == MAP_FAILED) return NULL;
+    const size_t before = (size_t)(-(uintptr_t)memory % HUGE);
+    if (before) munmap(memory, before);
+    munmap(memory + before + size, HUGE - before);
+#ifdef MADV_HUGEPAGE
+    (void)madvise(memory + before, size, MADV_HUGEPAGE); /* where the system has them */
+#endif
+    return memory + before;
+}
+
+int csm_keeps_pages(size_t size) { return size >= CSM_LARGE && size <= limit; }
+size_t csm_kept_pages(void) { return total; }
+
+void csm_set_pages_limit(size_t bytes) {
+    limit = bytes;
+    make_room(limit, PLACES);
+}
+
+void csm_set_tracemalloc(uintptr_t new_track, uintptr_t new_untrack) {
+    track = (int (*)(unsigned, uintptr_t, size_t))new_track;
+    untrack = (int (*)(unsigned, uintptr_t))new_untrack;
+}
+
+static void *take(size_t size) {
+    for (int i = 0; i < PLACES; i++) {
+        if (!kept[i].memory || kept[i].size != size) continue;
+        void *memory = kept[i].memory;
+        remove_place(i);
+        return memory;
+    }
+    void *memory = map(size);
+    if (memory || total == 0) return memory;
+    make_room(0, 0); /* an address space that is limited */
+    return map(size);
+}
+
+void *csm_take_pages(size_t size) {
+    if (size > PTRDIFF_MAX - 2 * (size_t)HUGE) return NULL;
+    void *memory = take(rounded(size));
+    if (memory && track) (void)track(NUMPYS, (uintptr_t)memory, size);
+    return memory;
+}
+
+void csm_give_pages(void *memory, size_t size) {
+    if (untrack) (void)untrack(NUMPYS, (uintptr_t)memory);
+    size = rounded(size);
+    if (size > limit || madvise(memory, size, MADV_FREE) != 0) {
+        munmap(memory, size);
+        return;
+    }
+    make_room(limit - size, PLACES - 1);
+    memmove(kept + 1, kept, sizeof kept[0] * (PLACES - 1));
+    kept[0].memory = memory;
+    kept[0].size = size;
+    total += size;
+}
+#else
+int csm_keeps_pages(size_t size) { return (void)size, 0; }
+size_t csm_kept_pages(void) { return 0; }
+void csm_set_pages_limit(size_t bytes) { (void)bytes; }
+void csm_set_tracemalloc(uintptr_t track, uintptr_t untrack) { (void)track, (void)untrack; }
+void *csm_take_pages(size_t size) {
+    (void)size;
+    return NULL;
+}
+void csm_give_pages(void *memory, size_t size) { (void)memory, (void)size; }
+#endif

@@ -1,0 +1,290 @@
+/* Targets of XLA's foreign function interface, for csoftmax.jax: XLA's buffers into a call of the core.
+ *
+ * XLA calls a target with one structure; what of it is needed is declared here, after the layout that XLA publishes
+ * (version 0 of its interface), so that building does not need JAX.  Every structure begins with its size, which is
+ * checked before anything behind it is read.  Rows lie along the last axis of contiguous arrays.
+ */
+#include "xla.h"
+
+#include "core/extension.h"
+
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+
+typedef struct xla_extension {
+    size_t size;
+    int type;
+    struct xla_extension *next;
+} xla_extension;
+typedef struct xla_version {
+    size_t size;
+    xla_extension *extensions;
+    int major, minor;
+} xla_version;
+/* asked for when a target is registered: an extension of type 1 */
+typedef struct xla_metadata {
+    size_t size;
+    xla_version version;
+    uint32_t traits;
+    int64_t state_type;
+} xla_metadata;
+typedef struct xla_metadata_extension {
+    xla_extension base;
+    xla_metadata *metadata;
+} xla_metadata_extension;
+
+typedef struct xla_new_error {
+    size_t size;
+    xla_extension *extensions;
+    const char *message;
+    int code;
+} xla_new_error;
+typedef struct xla_api {
+    size_t size;
+    xla_extension *extensions;
+    xla_version version;
+    const void *internal;
+    void *(*create_error)(xla_new_error *);
+} xla_api;
+enum {
+    XLA_INVALID_ARGUMENT = 3,
+    XLA_OUT_OF_MEMORY = 8,
+    XLA_METADATA = 1,
+    XLA_BUFFER = 1,
+    XLA_SCALAR = 3,
+    XLA_EXECUTE = 3
+};
+
+typedef struct xla_buffer {
+    size_t size;
+    xla_extension *extensions;
+    int dtype;
+    void *data;
+    int64_t rank;
+    int64_t *dims;
+} xla_buffer;
+typedef struct xla_list {
+    size_t size;
+    xla_extension *extensions;
+    int64_t count;
+    int *types;
+    void **items;
+} xla_list;
+typedef struct xla_text {
+    const char *at;
+    size_t length;
+} xla_text;
+typedef struct xla_attributes {
+    size_t size;
+    xla_extension *extensions;
+    int64_t count;
+    int *types;
+    xla_text **names;
+    void **items;
+} xla_attributes;
+typedef struct xla_scalar {
+    int dtype;
+    void *value;
+} xla_scalar;
+struct xla_frame {
+    size_t size;
+    xla_extension *extensions;
+    const xla_api *api;
+    void *context;
+    int stage;
+    xla_list arguments, results;
+    xla_attributes attributes;
+};
+enum { XLA_S32 = 4, XLA_S64 = 5, XLA_F16 = 10, XLA_F32 = 11, XLA_F64 = 12, XLA_BF16 = 16 };
+
+static int has_api(const xla_frame *f) { return f->api && f->api->size >= sizeof *f->api; }
+
+static void *failure(const xla_frame *f, int code, const char *message) {
+    xla_new_error error = {sizeof error, NULL, message, code};
+    return f->api->create_error(&error);
+}
+
+static void *failed_with(const xla_frame *f, csm_status status) {
+    if (status == CSM_OK) return NULL;
+    char text[160];
+    snprintf(text, sizeof text, "csoftmax: %s", csm_status_text(status));
+    return failure(f, status == CSM_NO_MEMORY ? XLA_OUT_OF_MEMORY : XLA_INVALID_ARGUMENT, text);
+}
+
+/* Answers the question for the version of the interface.  XLA wants its own back, which it names from minor version 2
+ * on; that the layout is the one declared here is seen by the sizes. */
+static int is_query(const xla_frame *f) {
+    if (f->size < offsetof(xla_frame, context)) return 0;
+    for (xla_extension *e = f->extensions; e; e = e->next) {
+        if (e->size < sizeof(xla_metadata_extension) || e->type != XLA_METADATA) continue;
+        xla_metadata *metadata = ((xla_metadata_extension *)e)->metadata;
+        if (metadata->size < offsetof(xla_metadata, traits)) return 0;
+        metadata->version.major = 0;
+        metadata->version.minor = has_api(f) ? f->api->version.minor : 1;
+        return 1;
+    }
+    return 0;
+}
+
+/* Whether the frame is one to compute; otherwise *answer is what to return. */
+static int to_compute(const xla_frame *f, void **answer) {
+    *answer = NULL;
+    if (is_query(f)) return 0;
+    if (f->size < sizeof *f || f->api->version.major != 0 || f->arguments.size < sizeof f->arguments ||
+        f->results.size < sizeof f->results || f->attributes.size < sizeof f->attributes) {
+        /* the error's constructor has been in its place from the first version on */
+        *answer =
+            failure(f, XLA_INVALID_ARGUMENT, "csoftmax: this version of XLA has another foreign function interface");
+        return 0;
+    }
+    return f->stage == XLA_EXECUTE;
+}
+
+static const xla_buffer *buffer_of(const xla_list *list, int64_t i) {
+    if (i >= list->count || list->types[i] != XLA_BUFFER) return NULL;
+    const xla_buffer *b = list->items[i];
+    return b->size >= sizeof *b ? b : NULL;
+}
+
+static const void *attribute(const xla_frame *f, const char *name, int dtype) {
+    for (int64_t i = 0; i < f->attributes.count; i++) {
+        const xla_text *text = f->attributes.names[i];
+        const xla_scalar *scalar = f->attributes.items[i];
+        if (f->attributes.types[i] == XLA_SCALAR && text->length == strlen(name) &&
+            memcmp(text->at, name, text->length) == 0 && scalar->dtype == dtype)
+            return scalar->value;
+    }
+    return NULL;
+}
+static void read_real(const xla_frame *f, const char *name, double *value) {
+    const double *given = attribute(f, name, XLA_F64);
+    if (given) *value = *given;
+}
+static int threads(const xla_frame *f) {
+    const int64_t *value = attribute(f, "threads", XLA_S64);
+    return value && *value > 0 && *value < INT32_MAX ? (int)*value : 1;
+}
+
+static int dtype_of(int kind, csm_dtype *dtype) {
+    switch (kind) {
+    case XLA_F16: *dtype = CSM_DTYPE_f16; return 1;
+    case XLA_BF16: *dtype = CSM_DTYPE_bf16; return 1;
+    case XLA_F32: *dtype = CSM_DTYPE_f32; return 1;
+    case XLA_F64: *dtype = CSM_DTYPE_f64; return 1;
+    default: return 0;
+    }
+}
+static size_t itemsize_of(int kind) { return kind == XLA_F64 ? 8 : kind == XLA_F32 || kind == XLA_S32 ? 4 : 2; }
+
+/* The first argument, x, as rows. */
+typedef struct matrix {
+    int kind; /* XLA's name of the dtype */
+    csm_dtype dtype;
+    csm_shape shape;
+    csm_view x;
+} matrix;
+static int matrix_of(const xla_frame *f, matrix *m) {
+    const xla_buffer *x = buffer_of(&f->arguments, 0);
+    if (!x || x->rank < 1 || !dtype_of(x->dtype, &m->dtype)) return 0;
+    m->kind = x->dtype;
+    m->shape.n = (size_t)x->dims[x->rank - 1];
+    m->shape.ndim = 1;
+    m->shape.shape[0] = 1;
+    for (int64_t i = 0; i < x->rank - 1; i++) m->shape.shape[0] *= (size_t)x->dims[i];
+    m->x = csm_contiguous(&m->shape, m->shape.n, x->data, itemsize_of(m->kind));
+    return 1;
+}
+/* The buffer as n elements of that dtype for each of x's rows, if it is that. */
+static int view_of(const matrix *m, const xla_buffer *b, int kind, size_t n, csm_view *view) {
+    if (!b || b->dtype != kind) return 0;
+    size_t count = 1;
+    for (int64_t i = 0; i < b->rank; i++) count *= (size_t)b->dims[i];
+    if (count != m->shape.shape[0] * n) return 0;
+    *view = csm_contiguous(&m->shape, n, b->data, itemsize_of(kind));
+    return 1;
+}
+static void *wrong(const xla_frame *f) {
+    return failure(f, XLA_INVALID_ARGUMENT,
+                   "csoftmax: the arguments have other shapes or dtypes than csoftmax.jax gives");
+}
+
+/* (x) or (dy, y) -> y or dx, all of one dtype; results of n elements a row, 0: as x */
+typedef struct operands {
+    matrix m;
+    csm_view second, y;
+} operands;
+static int operands_of(const xla_frame *f, int two, size_t n, operands *o) {
+    if (!matrix_of(f, &o->m)) return 0;
+    const matrix *m = &o->m;
+    return view_of(m, buffer_of(&f->results, 0), m->kind, n ? n : m->shape.n, &o->y) &&
+           (!two || view_of(m, buffer_of(&f->arguments, 1), m->kind, m->shape.n, &o->second));
+}
+
+static void *run(xla_frame *f, csm_op op) {
+    void *answer;
+    if (!to_compute(f, &answer)) return answer;
+    operands o;
+    const int two = op == CSM_OP_softmax_vjp || op == CSM_OP_log_softmax_vjp;
+    if (!operands_of(f, two, op == CSM_OP_logsumexp, &o)) return wrong(f);
+    csm_options options = csm_default_options();
+    read_real(f, "temperature", &options.temperature);
+    options.threads = threads(f);
+    return failed_with(
+        f, csm_run(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x, two ? &o.second : NULL, &o.y, &options));
+}
+void *csm_xla_softmax(xla_frame *f) { return run(f, CSM_OP_softmax); }
+void *csm_xla_log_softmax(xla_frame *f) { return run(f, CSM_OP_log_softmax); }
+void *csm_xla_logsumexp(xla_frame *f) { return run(f, CSM_OP_logsumexp); }
+void *csm_xla_softmax_vjp(xla_frame *f) { return run(f, CSM_OP_softmax_vjp); }
+void *csm_xla_log_softmax_vjp(xla_frame *f) { return run(f, CSM_OP_log_softmax_vjp); }
+
+static void *entmax(xla_frame *f, int backward) {
+    void *answer;
+    if (!to_compute(f, &answer)) return answer;
+    operands o;
+    if (!operands_of(f, backward, 0, &o)) return wrong(f);
+    csm_entmax_options options = csm_default_entmax_options();
+    read_real(f, "alpha", &options.alpha);
+    options.threads = threads(f);
+    return failed_with(f, csm_run_entmax(o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
+                                         backward ? &o.second : NULL, &o.y, &options));
+}
+void *csm_xla_entmax(xla_frame *f) { return entmax(f, 0); }
+void *csm_xla_entmax_vjp(xla_frame *f) { return entmax(f, 1); }
+
+/* (x, int32 labels, -1: ignored) -> the loss of each row (float64 for float64, else float32), and its gradient if
+ * there is a second result */
+void *csm_xla_cross_entropy(xla_frame *f) {
+    void *answer;
+    if (!to_compute(f, &answer)) return answer;
+    matrix m;
+    csm_view labels, loss, gradient;
+    const int wanted = f->results.count > 1;
+    if (!matrix_of(f, &m)) return wrong(f);
+    const int wide = m.kind == XLA_F64;
+    if (!view_of(&m, buffer_of(&f->arguments, 1), XLA_S32, 1, &labels) ||
+        !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, 1, &loss) ||
+        (wanted && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)))
+        return wrong(f);
+    csm_loss_options options = csm_default_loss_options();
+    options.labels = &labels;
+    options.label_type = CSM_INT32;
+    options.has_ignore = 1;
+    options.ignore = (uint64_t)-1;
+    read_real(f, "temperature", &options.temperature);
+    read_real(f, "label_smoothing", &options.label_smoothing);
+    read_real(f, "z_loss", &options.z_loss);
+    options.reduction = CSM_NONE;
+    options.threads = threads(f);
+    const size_t rows = m.shape.shape[0];
+    double *each = wide ? loss.data : malloc((rows | 1) * sizeof(double));
+    if (!each) return failed_with(f, CSM_NO_MEMORY);
+    csm_status status =
+        csm_run_loss(m.dtype, csm_current_table(), &m.shape, &m.x, wanted ? &gradient : NULL, each, &options);
+    if (!wide) {
+        for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss.data)[i] = (float)each[i];
+        free(each);
+    }
+    return failed_with(f, status);
+}

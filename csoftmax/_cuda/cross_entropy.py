@@ -1,0 +1,190 @@
+"""Launches of cross_entropy.cu: losses of labels or soft labels, and their gradients."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._cpu import binding
+from .device import read_shared_limit
+from .launch import as_rows, as_size, contiguous_or_new, launch_kernel, make_scales
+from .sizes import (
+    BLOCK_BYTES,
+    BLOCK_ELEMENTS,
+    MAX_WARPS,
+    RECORD_BYTES,
+    SHARED_ROW_BYTES,
+    align,
+    item_bytes,
+    room,
+)
+
+_SHARED_RECORDS_BYTES = 8192  # beyond this much, the records of a row's blocks lie in global memory
+_GRID_WITH_RECORDS = 1024  # blocks of threads that have such records there
+
+
+class LossLaunch(NamedTuple):
+    """How rows of cross-entropy of one storage type and length are launched."""
+
+    warps: int
+    shared_bytes: int
+    record_bytes: int  # of global memory for each block of threads, 0: shared memory has them
+
+
+@functools.lru_cache(1024)
+def plan_loss_launch(dtype: int, n: int, shared_limit: int) -> LossLaunch:
+    """The launch of rows of n classes: as many warps as there are blocks in a row, if shared memory holds them."""
+    itemsize, wide = item_bytes(dtype)
+    blocks = -(-n // BLOCK_ELEMENTS)
+    records = blocks * BLOCK_BYTES
+    in_global = records > _SHARED_RECORDS_BYTES
+    for warps in range(max(1, min(blocks, MAX_WARPS[wide])), 0, -1):
+        head = SHARED_ROW_BYTES + 16 * warps + (0 if in_global else records)
+        shared_bytes = align(head, 16) + warps * room(min(n, BLOCK_ELEMENTS), itemsize) * wide
+        if shared_bytes <= shared_limit:
+            break
+    return LossLaunch(warps, shared_bytes, records if in_global else 0)
+
+
+class Target(NamedTuple):
+    """What the kernels need of labels or of soft labels, one entry a row."""
+
+    labels: Any  # int64: a class, IGNORED (-1) or BAD (-2); None with soft labels
+    masses: Any  # of soft labels, NaN where one is bad; None with labels
+    terms: Any  # what each row adds to the divisor of a mean
+
+
+def launch_loss_kernel(
+    dtype: int, device: int, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any
+) -> None:
+    """Launch a kernel of cross_entropy.cu."""
+    launch_kernel("cross_entropy", dtype, device, kernel, grid, threads, shared_bytes, *arguments)
+
+
+def launch_target(
+    dtype: int, n: int, labels: Any, ignore: int | None, soft: Any, weight: Any = None, sample_weight: Any = None
+) -> Target:
+    """Check labels, or soft labels, on the device."""
+    import cupy
+
+    given = labels if soft is None else soft
+    count, device = len(given), given.device.id
+    terms, size = cupy.empty(count, np.float64), as_size(count, n)
+    if labels is not None:
+        checked = cupy.empty(count, np.int64)
+        kind = np.int32(binding.LABELS[labels.dtype.name])
+        ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
+        arguments = labels, checked, terms, weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
+        launch_loss_kernel(dtype, device, "labels", -(-count // 128), 128, 0, *arguments)
+        return Target(checked, None, terms)
+    masses = cupy.empty(count, np.float64)
+    launch_loss_kernel(
+        dtype, device, "masses", -(-count // 4), 128, 0, soft, masses, terms, weight, sample_weight, *size
+    )
+    return Target(None, masses, terms)
+
+
+class LossInSteps:
+    """Cross-entropy of CuPy arrays in steps: target and divisor, rows (all, or a chunk at a time), their sum.
+
+    Arrays are C-contiguous with their rows in one axis; soft, sample_weight, upstream and labels have an entry a row.
+    factors : temperature, label_smoothing, z_loss, clip_norm, clip_value.
+    """
+
+    def __init__(
+        self,
+        dtype: int,
+        n: int,
+        labels: Any,
+        ignore: int | None,
+        soft: Any,
+        weight: Any,
+        sample_weight: Any,
+        upstream: Any,
+        factors: tuple[float, float, float, float, float],
+        *,
+        reduction: int,
+        gradient: bool,
+    ) -> None:
+        import cupy
+
+        given = labels if soft is None else soft
+        self.dtype, self.n, self.count, self.device = dtype, n, len(given), given.device.id
+        self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
+        self.temperature = factors[0]
+        call = binding.loss_call(n, *factors, soft is not None, gradient)
+        self.losses = cupy.empty(self.count, np.float64)
+        self.prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
+        self.target = launch_target(dtype, n, labels, ignore, soft, weight, sample_weight)
+        mean = np.int32(reduction == binding.REDUCTIONS["mean"])
+        arguments = self.target.terms, weight, self.prepared, np.int64(self.count), mean, call
+        self._launch("divide", 1, 1024, 0, *arguments)
+
+    def _launch(self, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
+        launch_loss_kernel(self.dtype, self.device, kernel, grid, threads, shared_bytes, *arguments)
+
+    def run_rows(self, x: Any, y: Any, first: int = 0, row_losses: Any = None) -> None:
+        """Compute the losses of the rows x, which begin at row `first`, and their gradients to y (None: no gradient).
+
+        row_losses : the losses of all rows in the compute type, or None.
+        """
+        import cupy
+
+        count = len(x)
+        if not count:
+            return
+        part = slice(first, first + count)
+        warps, shared_bytes, record_bytes = plan_loss_launch(self.dtype, self.n, read_shared_limit(self.device))
+        grid = min(count, _GRID_WITH_RECORDS) if record_bytes else count
+        records = cupy.empty(grid * record_bytes, np.uint8) if record_bytes else None
+        by_row = self.soft, *self.target[:2], self.sample_weight, self.upstream, self.losses, row_losses
+        soft, labels, masses, weights, upstream, losses, row_losses = (None if a is None else a[part] for a in by_row)
+        arrays = x, soft, y, labels, masses, self.weight, weights, upstream, losses, row_losses, records, self.prepared
+        scales = make_scales(self.dtype, self.temperature)
+        self._launch("rows", grid, 32 * warps, shared_bytes, *arrays, *as_size(count, self.n), scales)
+
+    def reduce(self, loss: Any) -> None:
+        """Write the sum or the mean of the row losses to `loss`; the row losses are overwritten."""
+        self._launch("reduce", 1, 1024, 0, self.losses, loss, self.prepared, np.int64(self.count))
+
+
+def launch_loss(
+    dtype: int,
+    x: Any,
+    y: Any,
+    loss: Any,
+    labels: Any,
+    ignore: int | None,
+    soft: Any,
+    weight: Any,
+    sample_weight: Any,
+    upstream: Any,
+    temperature: float,
+    label_smoothing: float,
+    z_loss: float,
+    clip_norm: float,
+    clip_value: float,
+    reduction: int,
+) -> None:
+    """Cross-entropy of CuPy arrays, with the arguments of the CPU's run_loss; `loss` has the compute dtype.
+
+    A row with a bad label gets NaN.
+    """
+    import cupy
+
+    factors = temperature, label_smoothing, z_loss, clip_norm, clip_value
+    n, rows = x.shape[-1], math.prod(x.shape[:-1])
+    with cupy.cuda.Device(x.device.id):
+        to = contiguous_or_new(y)
+        by_row = weight, as_rows(sample_weight, rows), as_rows(upstream, rows)
+        target = as_rows(labels, rows), ignore, as_rows(soft, rows, n)
+        steps = LossInSteps(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
+        row_losses = as_rows(loss, rows) if reduction == binding.REDUCTIONS["none"] else None
+        steps.run_rows(as_rows(x, rows, n), as_rows(to, rows, n), 0, row_losses)
+        if row_losses is None:
+            steps.reduce(loss)
+        if to is not y:
+            y[...] = to

@@ -1,0 +1,115 @@
+"""Launches of topk.cu: the k best of each row."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from .._cpu import binding
+from .device import read_shared_limit
+from .launch import as_rows, as_size, launch_kernel
+from .sizes import SUFFIXES, align, item_bytes, room
+from .softmax import launch_softmax
+
+MAX_SORTED_BY_KERNEL = 1024  # elements of a row that topk.cu sorts; a library sorts more
+
+
+class TopkLaunch(NamedTuple):
+    """How a selection from rows of one storage type and length is launched."""
+
+    piece: int  # elements of a row that a block of threads selects from
+    warps: int
+    shared_bytes: int
+
+
+@functools.lru_cache(1024)
+def plan_topk_launch(dtype: int, n: int, k: int, shared_limit: int) -> TopkLaunch:
+    """The launch of a selection of k of n; longer rows are cut into pieces, which leave k candidates each."""
+    itemsize, wide = item_bytes(dtype)
+    fixed_bytes = 16 * 40 + k * (wide + 4)  # the counts of 16 warps; keys and places of the best
+    max_piece = min((shared_limit - fixed_bytes) // wide - 32 // itemsize, 65535) // 64 * 64
+    usual_piece = max(8192, 16 * k)  # several blocks of threads on a multiprocessor, and few candidates
+    pieces = 1 if n <= min(max_piece, 2 * usual_piece) else -(-n // min(max_piece, usual_piece))
+    piece = n if pieces == 1 else align(n, 64 * pieces) // pieces  # cuts at whole sectors of memory
+    warps = max(1, min(16, -(-piece // 512)))
+    return TopkLaunch(piece, warps, align(warps * 40, 16) + room(piece, itemsize) * wide + k * (wide + 4))
+
+
+def launch_topk(
+    dtype: int,
+    x: Any,
+    values: Any,
+    indices: Any,
+    smallest: bool,
+    unsorted: bool,
+    normalize: int,
+    temperature: float,
+) -> None:
+    """The k best of CuPy arrays along the last axis, with the arguments of the CPU's run_topk.
+
+    values and indices may have strides.  Waits for the device only where k is above MAX_SORTED_BY_KERNEL, and only
+    with versions of CuPy whose argsort does.
+    """
+    import cupy
+
+    n, k, rows = x.shape[-1], values.shape[-1], math.prod(x.shape[:-1])
+    if values.size == 0:
+        return
+    with cupy.cuda.Device(x.device.id):
+        x = as_rows(x, rows, n)
+        if k > MAX_SORTED_BY_KERNEL:
+            best = _sort(dtype, x, k, smallest)
+            found = _gather(dtype, x, best)
+        else:
+            found, best = _select(dtype, x, k, smallest, unsorted)
+        if normalize == binding.NORMALIZE["full"]:
+            probabilities = cupy.empty_like(x)
+            launch_softmax(binding.OPS["softmax"], dtype, x, None, probabilities, None, temperature)
+            found = _gather(dtype, probabilities, best)
+        elif normalize == binding.NORMALIZE["topk"]:
+            launch_softmax(binding.OPS["softmax"], dtype, found, None, found, None, temperature)
+        values[...] = found.reshape(values.shape)
+        indices[...] = best.reshape(indices.shape)
+
+
+def _gather(dtype: int, a: Any, indices: Any) -> Any:
+    """The elements of each row of a at its indices."""
+    import cupy
+
+    (rows, n), k = a.shape, indices.shape[1]
+    to = cupy.empty((rows, k), a.dtype)
+    arguments = a, indices, to, *as_size(rows, n), np.int64(k)
+    launch_kernel("topk", dtype, a.device.id, "gather", -(-rows * k // 128), 128, 0, *arguments)
+    return to
+
+
+def _sort(dtype: int, x: Any, k: int, smallest: bool) -> Any:
+    """The indices of the k best of each row, in order, by sorting the whole row with CuPy."""
+    import cupy
+
+    keys = cupy.empty(x.shape, np.int64 if SUFFIXES[dtype] == "f64" else np.int32)
+    arguments = x, keys, np.int64(x.size), np.int32(smallest)
+    launch_kernel("topk", dtype, x.device.id, "keys", -(-x.size // 128), 128, 0, *arguments)
+    return cupy.ascontiguousarray(cupy.argsort(keys, axis=-1)[:, :k].astype(np.int64, copy=False))
+
+
+def _select(dtype: int, x: Any, k: int, smallest: bool, unsorted: bool) -> tuple[Any, Any]:
+    """The k best of each row and their indices: from the pieces of the row, then from the pieces' candidates."""
+    import cupy
+
+    rows, length = x.shape
+    device, found, best = x.device.id, x, None
+    while length > k or best is None:
+        piece, warps, shared_bytes = plan_topk_launch(dtype, length, k, read_shared_limit(device))
+        pieces = -(-length // piece)
+        left = (pieces - 1) * k + min(k, length - (pieces - 1) * piece)
+        to = cupy.empty((rows, left), x.dtype), cupy.empty((rows, left), np.int64)
+        sizes = *as_size(rows, length), np.int32(piece), np.int32(k)
+        order = np.int32(smallest), np.int32(pieces == 1 and not unsorted)
+        arguments = found, best, *to, *sizes, *order
+        launch_kernel("topk", dtype, device, "choose", rows * pieces, 32 * warps, shared_bytes, *arguments)
+        (found, best), length = to, left
+    return found, best
