@@ -132,6 +132,7 @@ def test_ignored_rows_take_no_part():
     assert not nothing.grad_w.any()
 
 
+@pytest.mark.promise("reproducibility", "linear_cross_entropy_with_grad")
 def test_repeatable():
     x, w, target, _ = layer(300, 32, 4000, "float32")
     first = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=1 << 20)
@@ -212,6 +213,7 @@ def test_labels_are_copied_once(monkeypatch):
     assert np.array_equal(got.grad_w, expected.grad_w)
 
 
+@pytest.mark.promise("memory", "linear_cross_entropy_with_grad")
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_logits_never_exist(dtype):
     """Beside the results at most an eighth of what all logits would need; the figure in the README."""

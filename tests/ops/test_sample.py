@@ -9,8 +9,8 @@ import csoftmax
 from csoftmax._cpu import binding
 from csoftmax._spec.formats import dtype_of
 from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.sample import distribution
 from csoftmax._spec.samples import FixedUniform, logits
-
 
 COMBINATIONS = [
     {},

@@ -4,8 +4,8 @@ softmax_vjp: y (dy - s) / T, s = sum dy y.  s is a float64 (float32 input) or tw
 the compute type, so the error is 4 ULP of dx beyond what the rounding of that pair is worth where dy - s cancels:
 2^-46 (float64: 2^-98) of y sum |dy y| / T.  Largest found in 10 million elements: 2.4 at T = 1, 3.6 at others.
 log_softmax_vjp: (dy - e^y sum dy) / T, in ULP of the larger of the terms that are subtracted (see
-src_c/kernel/softmax/vjp.inc.h); largest found 4.3 at T = 1, 5.3 at others, where dividing by T rounds too.  The gradient at
-a near-certain class keeps relative accuracy.
+src_c/kernel/softmax/vjp.inc.h); largest found 4.3 at T = 1, 5.3 at others, where dividing by T rounds too.  The
+gradient at a near-certain class keeps relative accuracy.
 """
 
 from fractions import Fraction

@@ -9,8 +9,8 @@ from hypothesis.extra import numpy as hnp
 
 import csoftmax
 from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
-from csoftmax._spec.layouts import LAYOUTS, misaligned
 from csoftmax._spec.samples import logits
+from csoftmax._spec.topk import stable_topk
 
 
 def check(x, k, largest=True, **options):
@@ -267,7 +267,6 @@ except ImportError as e:
     print(e)
 """)
     assert done.stdout.strip() == "to_csr needs SciPy: pip install scipy"
-
 
 
 def test_torch_agrees():

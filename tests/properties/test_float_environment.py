@@ -46,23 +46,23 @@ def samples(record):
             ((2, 9000), "last axis", {}),
             ((1, 200_000), "last axis", threads),
         ):
-            yield record, record.sample(shape, dtype, sigma=sigma), layout, options
+            yield record.sample(shape, dtype, sigma=sigma), layout, options
         for variant in record.variants:
-            yield record, record.sample((5, 70), dtype, sigma=sigma, variant=variant), "last axis", {}
+            yield record.sample((5, 70), dtype, sigma=sigma, variant=variant), "last axis", {}
         if record in FORWARD:
             for x in (
                 logits((5, 70), dtype, sigma=1e-40),
                 logits((5, 70), dtype, offset=3e7),
                 np.full((5, 70), np.inf),
             ):
-                yield record, Sample({"x": x.astype(dtype)}, {}), "last axis", {}
-            yield record, record.sample((5, 70), dtype, sigma=sigma), "last axis", {"temperature": 1e-200}
+                yield Sample({"x": x.astype(dtype)}, {}), "last axis", {}
+            yield record.sample((5, 70), dtype, sigma=sigma), "last axis", {"temperature": 1e-200}
 
 
 @every_record("float_environment")
 def test_the_register_of_the_caller(record, mxcsr):
     """Its control bits and sticky flags are the same after a call, and no bit of the results depends on it."""
-    for record, sample, layout, options in samples(record):
+    for sample, layout, options in samples(record):
         expected = compute_in(record, sample, layout, **options)
         arranged, axis = arrange(record, sample, layout)  # NumPy would convert in the caller's mode
         for word in (DEFAULT, FTZ_DAZ, *ROUNDINGS.values()):
@@ -70,7 +70,7 @@ def test_the_register_of_the_caller(record, mxcsr):
             results = record.call(arranged, axis, **options)
             after = mxcsr.get_mxcsr()
             mxcsr.set_mxcsr(DEFAULT)
-            what = f"{list(sample.arrays.values())[0].shape} {list(sample.options)} {options}, {word:#x}"
+            what = f"{next(iter(sample.arrays.values())).shape} {list(sample.options)} {options}, {word:#x}"
             assert after & ~0x3F == word, f"{what}: {after:#x} afterwards"
             assert_same_results(restore(record, record.unpack(results), layout), expected, what)
 

@@ -52,9 +52,9 @@ def test_twenty_forks():
 EVERY_OPERATION = """
 import os, signal, sys
 import ml_dtypes
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._spec.operations import BY_NAME
-_cpu.set_thread_limit(3)
+binding.set_thread_limit(3)
 for name in {names}:
     record = BY_NAME[name]
     options = {{"num_threads": 3}} if record.accepts("num_threads") else {{}}
