@@ -190,6 +190,12 @@ LOSS_ERRORS = (
     *target_errors(),
     BadCall({"weight": [1, 2, 3]}, ValueError, r"weight has shape \(3,\), which does not broadcast to \(4,\)"),
     BadCall({"weight": [1, 2, -3, 0]}, ValueError, r"weight must be at least 0 and finite in float32, got -3 at \(2\)"),
+    BadCall({"weight": [1, 2, np.inf, 0]}, ValueError, "weight must be at least 0 and finite in float32, got inf"),
+    # what would be -0 in the compute type is refused as well
+    BadCall({"weight": np.array([1, 1, -1e-60, 1])}, ValueError, r"weight must be at least 0 .* got -1e-60 at \(2\)"),
+    BadCall({"target": np.full((3, 4), -1e-60)}, ValueError, "soft labels must be at least 0"),
+    BadCall({"sample_weight": np.array([1, EXACT("-1e-4000"), 1])}, ValueError, "sample_weight must be at least 0"),
+    BadCall({"temperature": np.complex128(1)}, TypeError, "temperature must be a real number"),
     BadCall({"weight": ["a"] * 4}, TypeError, "weight must hold real numbers"),
     BadCall({"sample_weight": [1, np.nan, 1]}, ValueError, "sample_weight must be at least 0 and finite in float64"),
     BadCall({"sample_weight": [1, 2]}, ValueError, "sample_weight has shape"),

@@ -107,6 +107,7 @@ EXEMPT = {
     "reproducibility": f"{OF_THE_BLAS}; tests/ops/test_linear_cross_entropy.py repeats a call",
     "golden": OF_THE_BLAS,
     "overlap": NO_OUT,
+    "float_environment": "the BLAS computes in the caller's rounding mode",
     "quick": "its products of matrices cost far more than a call",
     "memory": "gradients of the weights are allocated by NumPy",
     "interrupt": "a product of matrices belongs to the BLAS; a call can be interrupted between chunks",

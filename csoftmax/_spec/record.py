@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable, Mapping
@@ -76,6 +77,13 @@ def constant(**options) -> Callable[[tuple, str, int], dict]:
     return lambda shape, dtype, seed: dict(options)
 
 
+@functools.cache
+def parameters_of(function) -> tuple[frozenset[str], bool]:
+    """Return the names of a function's parameters, and whether it takes any keyword."""
+    parameters = inspect.signature(function).parameters
+    return frozenset(parameters), any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+
+
 def unpack(result) -> tuple[np.ndarray, ...]:
     """Return a result as a tuple of arrays: fields that are None are left out."""
     parts = result if isinstance(result, tuple) else (result,)
@@ -90,7 +98,7 @@ class Operation:
     family: str
     arguments: tuple[Argument, ...]
     results: tuple[Result, ...]
-    make: Callable[..., tuple]  # (shape, dtype, seed, sigma, soft) → the arrays, class axis last
+    make_arrays: Callable[..., tuple]  # (shape, dtype, seed, sigma, soft) → the arrays, class axis last
     oracle: Callable[..., tuple[Exact | Bounds, ...]]  # (*arrays, **options) → one for each result, long double
     limits: Callable[[str, Mapping], tuple[float, ...]]  # (dtype, options) → allowed ULP of each result
     variants: Mapping[str, Variant] = field(default_factory=lambda: {"plain": Variant()})
@@ -117,8 +125,8 @@ class Operation:
 
     def accepts(self, option: str) -> bool:
         """Tell whether the function has a parameter of this name, or takes any."""
-        parameters = inspect.signature(self.function()).parameters
-        return option in parameters or any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
+        names, takes_any = parameters_of(self.function())
+        return takes_any or option in names
 
     @property
     def inputs(self) -> int:
@@ -138,9 +146,13 @@ class Operation:
     def sample(self, shape, dtype="float32", seed=0, sigma=3.0, variant="plain") -> Sample:
         """Return the arguments of a call on rows of shape[-1] classes."""
         chosen = self.variants[variant]
-        arrays = self.make(tuple(shape), dtype, seed, sigma, chosen.soft)
+        arrays = self.make_arrays(tuple(shape), dtype, seed, sigma, chosen.soft)
         names = (argument.name for argument in self.arguments)
         return Sample(dict(zip(names, arrays, strict=True)), chosen.options(tuple(shape), dtype, seed))
+
+    def make(self, shape, dtype="float32", seed=0, sigma=3.0) -> tuple:
+        """Return the arrays of a call without options, the class axis last."""
+        return self.make_arrays(tuple(shape), dtype, seed, sigma, False)
 
     def call(self, sample: Sample, axis=..., **options):
         """Call the function as a user would: arrays by position, everything else by name; `...` is the default axis."""

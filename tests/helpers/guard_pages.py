@@ -4,6 +4,7 @@ A violation is a segmentation fault, so these calls run in a process of their ow
 """
 
 import ctypes
+import itertools
 import mmap
 
 import numpy as np
@@ -93,35 +94,33 @@ def check(op, sample, places, axis=..., **options):
 
 
 def check_sizes(name, dtype, sizes, rows=(1, 3)):
-    """Check every number of classes, with every set of options, along the last axis and the first."""
+    """Check numbers of classes along the last axis and the first; each also with one set of options, in turn."""
     op, places = BY_NAME[name], Places()
+    others = itertools.cycle(op.variants)
     for k in sizes:
-        for variant in op.variants:
-            for n in rows if variant == "plain" else rows[-1:]:
-                sample = op.sample((n, k), dtype, seed=k, variant=variant)
-                check(op, sample, places)
-                if op.accepts("axis"):
-                    check(op, transposed(op, sample), places, axis=0)
+        for n, variant in [*((n, "plain") for n in rows), (rows[-1], next(others))]:
+            sample = op.sample((n, k), dtype, seed=k, variant=variant)
+            check(op, sample, places)
+            if op.accepts("axis"):
+                check(op, transposed(op, sample), places, axis=0)
 
 
 def check_wide(name, dtype, widths, rows=9):
     """Check many rows side by side, which kernels compute in tiles, and calls of several threads."""
     op, places = BY_NAME[name], Places()
     for width in widths:
-        sample = transposed(op, op.sample((width, rows), dtype, seed=width))
-        check(op, sample, places, axis=0)
+        check(op, transposed(op, op.sample((width, rows), dtype, seed=width)), places, axis=0)
     if op.accepts("num_threads"):
         sample = op.sample((101, 1001), dtype)
-        for threads in (2, 3):
-            check(op, sample, places, num_threads=threads)
-            if op.accepts("axis"):
-                check(op, transposed(op, sample), places, axis=0, num_threads=threads)
+        check(op, sample, places, num_threads=3)
+        if op.accepts("axis"):
+            check(op, transposed(op, sample), places, axis=0, num_threads=3)
 
 
 def check_odd_views(name, dtype):
     """Check rows of special values, steps and odd addresses at the page's edge; refused calls read nothing either."""
     op, places, kind = BY_NAME[name], [Guarded(1 << 20) for _ in range(4)], dtype_of(dtype)
-    for k in (1, 7, 33, 130, 4099):
+    for k in (1, 7, 33, 4099):
         sample = op.sample((3, k), dtype, seed=k)
         names = [n for n, a in sample.arrays.items() if op.role(n, sample) == CLASSES and a.dtype == kind]
         for value in (np.nan, np.inf, -np.inf, 1e6, 60000.0):

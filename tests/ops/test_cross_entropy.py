@@ -4,25 +4,22 @@ import functools
 import operator
 import pickle
 
-import loss_oracle
 import ml_dtypes
 import mpmath
 import numpy as np
-import oracle
 import pytest
 from helpers import assert_same_bits, run_python
-from helpers.failing_allocations import SHIM
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from oracles.cross_entropy import exact as exact_row
 
 import csoftmax
 from csoftmax._cpu import binding
-from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
-from csoftmax._spec.layouts import LAYOUTS
-from csoftmax._spec.samples import SIZES, logits, unlike_rows
+from csoftmax._spec.cross_entropy import exact_rows, one_hot
+from csoftmax._spec.formats import EXACT, JUDGES_FLOAT64, NAN_BITS, bits, dtype_of, ulp_error
+from csoftmax._spec.samples import logits, unlike_rows
 
-LD = np.longdouble
-bulk = pytest.mark.skipif(not oracle.bulk_is_precise, reason="longdouble is float64 here")
+bulk = pytest.mark.skipif(not JUDGES_FLOAT64, reason="long double is float64 here")
 LABELS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 LOSS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
 
@@ -39,13 +36,13 @@ def soft_labels(shape, seed=0, dtype=np.float32):
 def check_rows(x, target, limit=4, **options):
     """Losses (reduction none) and gradients against the oracle."""
     dtype = x.dtype.name
-    expected = loss_oracle.rows(x, target, **options)
+    expected = exact_rows(x, target, **options)
     loss, grad = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
     assert loss.dtype == LOSS[dtype]
     assert grad.dtype == x.dtype
-    error = oracle.ulps(loss, expected.loss, LOSS[dtype], expected.loss_scale)
+    error = ulp_error(loss, expected.loss, LOSS[dtype], expected.loss_scale)
     assert error <= 4, f"loss {x.shape} {options}: {error:.3f} ULP"
-    check_gradient(grad, expected, LD(1), limit, f"gradient {x.shape} {options}")
+    check_gradient(grad, expected, EXACT(1), limit, f"gradient {x.shape} {options}")
     return loss, grad
 
 
@@ -56,22 +53,11 @@ def check_gradient(grad, expected, c, limit, what):
     half = grad.dtype.name in ("float16", "bfloat16")
     largest = np.maximum(expected.scale, np.abs(expected.gradient))
     for scale, most in ((largest, 0.51),) if half else ((expected.scale, limit), (largest, 4.1)):
-        error = oracle.ulps(grad, expected.gradient * c, grad.dtype.name, scale * c)
+        error = ulp_error(grad, expected.gradient * c, grad.dtype.name, scale * c)
         assert error <= most, f"{what}: {error:.3f} ULP"
 
 
 # Accuracy
-
-
-@bulk
-def test_sizes_and_scales(dtype):
-    for k in SIZES:
-        n = max(2, min(40, 20_000 // k))
-        for sigma in (0, 1, 20) if k < 10_000 else (5,):
-            x = logits((n, k), dtype, seed=k, sigma=sigma)
-            check_rows(x, labels(n, k, k))
-            check_rows(x, np.asarray(x.astype(np.float64).argmax(1)))
-            check_rows(x, np.asarray(x.astype(np.float64).argmin(1)))
 
 
 @bulk
@@ -89,8 +75,6 @@ def test_offsets_and_temperatures(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exact_tails(dtype):
     """Where the label is near-certain: the gap up to the range of the type; PyTorch and scikit-learn return 0."""
-    import mpmath
-
     for gap in (1, 17.5, 40, 88, 100) if dtype == "float32" else (1, 40, 300, 700):
         for k, others in ((2, 1), (3, 2), (50, 3), (5000, 2)):
             x = np.full((1, k), -3.0 * gap, dtype)
@@ -100,10 +84,10 @@ def test_exact_tails(dtype):
             with mpmath.workprec(2500):
                 e = [mpmath.exp(mpmath.mpf(float(v))) for v in x[0]]
                 rest = mpmath.fsum(e[:-1])
-                expected = np.array([LD(mpmath.nstr(mpmath.log1p(rest), 40))])
-                target = LD(mpmath.nstr(-rest / (1 + rest), 40))
-            assert oracle.ulps(loss, expected, dtype) <= 4
-            assert oracle.ulps(grad[:, -1], np.array([target]), dtype) <= 4
+                expected = np.array([EXACT(mpmath.nstr(mpmath.log1p(rest), 40))])
+                target = EXACT(mpmath.nstr(-rest / (1 + rest), 40))
+            assert ulp_error(loss, expected, dtype) <= 4
+            assert ulp_error(grad[:, -1], np.array([target]), dtype) <= 4
             assert loss[0] > 0 > grad[0, -1]
 
 
@@ -121,8 +105,6 @@ def test_tails_of_many_rows(dtype):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_the_definition_in_mpmath(dtype):
     """The longdouble oracle agrees with the plain definition, which is checked against differences of itself."""
-    import mpmath
-
     rng = np.random.default_rng(3)
     for i in range(12):
         k = int(rng.integers(2, 9))
@@ -131,11 +113,11 @@ def test_the_definition_in_mpmath(dtype):
         if i % 5:
             options["weight"] = rng.random(k).astype(dtype)
         target = np.asarray(int(rng.integers(k))) if i % 2 else soft_labels((k,), i, dtype)
-        loss, gradient = loss_oracle.exact(x, target if target.ndim else int(target), **options)
-        rows = loss_oracle.rows(x[None], target[None], **options)
-        assert abs(rows.loss[0] - LD(mpmath.nstr(loss, 40))) <= 1e-17 * abs(rows.loss_scale[0])
+        loss, gradient = exact_row(x, target if target.ndim else int(target), **options)
+        rows = exact_rows(x[None], target[None], **options)
+        assert abs(rows.loss[0] - EXACT(mpmath.nstr(loss, 40))) <= 1e-17 * abs(rows.loss_scale[0])
         for j in range(k):
-            assert abs(rows.gradient[0, j] - LD(mpmath.nstr(gradient[j], 40))) <= 1e-17 * rows.scale[0, j]
+            assert abs(rows.gradient[0, j] - EXACT(mpmath.nstr(gradient[j], 40))) <= 1e-17 * rows.scale[0, j]
         check_rows(x[None], target[None], **options)
 
 
@@ -175,7 +157,7 @@ def test_every_combination(problem):
     dtype = x.dtype.name
     half, real = dtype in ("float16", "bfloat16"), LOSS[dtype]
     loss = check_rows(x, target, 5, **options)[0]
-    expected = loss_oracle.rows(x, target, **options)
+    expected = exact_rows(x, target, **options)
     assert_same_bits(csoftmax.cross_entropy(x, target, reduction="none", **options), loss)
 
     # clipping of a row's gradient, norm first, under every reduction
@@ -185,7 +167,7 @@ def test_every_combination(problem):
         clip_norm, clip_value = float(np.median(norms)) or 1.0, float(np.abs(expected.gradient).max() / 3) or 1.0
         clips += [(clip_norm, None), (None, clip_value), (clip_norm, clip_value)]
     for reduction in ("none", "sum", "mean"):
-        divisor = expected.divisor.sum() if reduction == "mean" else LD(1)
+        divisor = expected.divisor.sum() if reduction == "mean" else EXACT(1)
         for norm, value in clips:
             reduced, grad = csoftmax.cross_entropy_with_grad(
                 x, target, reduction=reduction, upstream=0.75, clip_norm=norm, clip_value=value, **options
@@ -198,9 +180,9 @@ def test_every_combination(problem):
                     assert not np.isfinite(reduced) or expected.loss.sum() != 0
                     continue
                 slack = 4 * expected.loss_scale.sum() / divisor
-                difference = abs(LD(reduced) - expected.loss.sum() / divisor)
+                difference = abs(EXACT(reduced) - expected.loss.sum() / divisor)
                 assert difference <= slack * np.finfo(real).eps + np.finfo(real).smallest_subnormal
-            c = LD(0.75) / divisor
+            c = EXACT(0.75) / divisor
             if not norm and not value:
                 check_gradient(grad, expected, c, 5, reduction)
                 continue
@@ -210,16 +192,16 @@ def test_every_combination(problem):
                     shrink = np.where(norms > norm, norm / norms, 1)
                 reference, scale = reference * shrink, scale * shrink
             if value:
-                reference = np.clip(reference, -LD(value), LD(value))
+                reference = np.clip(reference, -EXACT(value), EXACT(value))
             with np.errstate(invalid="ignore", divide="ignore"):  # the norm is as good as the gradient
-                doubt = np.sqrt((expected.scale**2).sum(-1, keepdims=True)) / norms if norm else LD(0)
+                doubt = np.sqrt((expected.scale**2).sum(-1, keepdims=True)) / norms if norm else EXACT(0)
             eps = ml_dtypes.finfo(x.dtype).eps if half else np.finfo(dtype).eps
             slack = c * float(eps) * (8 * np.abs(reference) * (1 + np.nan_to_num(doubt)) + 6 * scale)
             tiny = float(ml_dtypes.finfo(x.dtype).smallest_subnormal)
             if reduction != "none":
                 tiny *= 1 + c  # rounded, clipped, times c
             beyond = np.isinf(grad) & (np.abs(c * reference) > 0.99 * float(ml_dtypes.finfo(x.dtype).max))  # in float16
-            assert np.all(beyond | (np.abs(grad.astype(LD) - c * reference) <= slack + tiny))
+            assert np.all(beyond | (np.abs(grad.astype(EXACT) - c * reference) <= slack + tiny))
 
 
 # Special values and rows that take no part
@@ -245,6 +227,8 @@ def test_ignored_rows_are_not_read(dtype):
 
 
 UNREADABLE = """
+import csoftmax
+from helpers.guard_pages import *
 x = np.random.default_rng(0).standard_normal((3, PAGE // 4)).astype(np.float32)
 place = Guarded(3 * PAGE)
 rows = place.array(x.shape, x.dtype, True)
@@ -282,9 +266,7 @@ print("read")
 
 def test_ignored_rows_may_be_unreadable():
     """Their page cannot be accessed, so that one read ends the process, in rows in place and packed ones."""
-    from test_guard_pages import PRELUDE
-
-    done = run_python(PRELUDE + UNREADABLE, check=False)
+    done = run_python(UNREADABLE, check=False)
     assert done.stdout.split() == ["done"], done.stdout + done.stderr
     assert done.returncode < 0
 
@@ -432,7 +414,7 @@ def test_hard_labels_are_one_hot_rows(options):
     for dtype in ("float32", "float64"):
         x, t = logits((9, 33), dtype), labels(9, 33)
         w = np.random.default_rng(1).random(33)
-        q = loss_oracle.one_hot(t, 33, np.float64)
+        q = one_hot(t, 33, np.float64)
         for reduction in ("none", "mean", "sum"):
             hard = csoftmax.cross_entropy_with_grad(x, t, weight=w, reduction=reduction, **options)
             soft = csoftmax.cross_entropy_with_grad(x, q, weight=w, reduction=reduction, **options)
@@ -442,9 +424,9 @@ def test_hard_labels_are_one_hot_rows(options):
 
 
 def tree(x):
-    """Row losses are added so: halves at the largest power of two times eight, eight in their order."""
+    """Add row losses as the core does: in halves at the largest power of two times eight, eight of them in order."""
     if len(x) <= 8:
-        return sum(x, np.float64(0))
+        return functools.reduce(operator.add, x, np.float64(0))  # sum() compensates from CPython 3.12 on
     half = 8
     while 2 * half < len(x):
         half *= 2
@@ -458,8 +440,7 @@ def test_row_losses_are_added_in_the_tree(n):
     assert csoftmax.cross_entropy(x, t, sample_weight=s, reduction="sum") == tree(each)
     assert csoftmax.cross_entropy(x, t, sample_weight=s) == tree(each) / tree(s)
     if n == 4099:  # which no simpler sum would give
-        in_order = functools.reduce(operator.add, each.tolist())  # Python's sum compensates since 3.12
-        assert len({float(tree(each)), float(each.sum()), in_order}) == 3
+        assert len({float(tree(each)), float(each.sum()), functools.reduce(operator.add, each.tolist())}) == 3
 
 
 def test_mean_is_sum_over_the_divisor():
@@ -534,60 +515,6 @@ def problem(dtype, n, k, variant, sigma=3.0):
         if options.get(name):
             options[name] = rng.random(size)
     return x, target, options
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_same_bits_on_every_instruction_set(dtype, variant, isa):
-    for n, k in ((7, 3), (5, 16), (5, 17), (3, 129), (3, 1000), (2, 4097), (1, 9000)):
-        x, target, options = problem(dtype, n, k, variant)
-        for z in (x, x * 1e7) if dtype == "float32" else (x,):
-            got = csoftmax.cross_entropy_with_grad(z, target, **options)
-            binding.select_isa("scalar")
-            expected = csoftmax.cross_entropy_with_grad(z, target, **options)
-            binding.select_isa(isa)
-            assert_same_bits(np.asarray(got.loss), np.asarray(expected.loss), f"{n} {k}")
-            assert_same_bits(got.grad, expected.grad, f"{n} {k}")
-
-
-@pytest.mark.parametrize("variant", VARIANTS)
-def test_same_bits_for_threads_layouts_and_batches(dtype, variant, seven_threads):
-    for n, k in ((130, 300), (300, 11), (9, 5000)):
-        x, target, options = problem(dtype, n, k, variant)
-        expected = csoftmax.cross_entropy_with_grad(x, target, num_threads=1, **options)
-        for threads in (2, 3, 7):
-            got = csoftmax.cross_entropy_with_grad(x, target, num_threads=threads, **options)
-            assert got.loss == expected.loss
-            assert_same_bits(got.grad, expected.grad)
-        in_place = x.copy()
-        got = csoftmax.cross_entropy_with_grad(in_place, target, out=in_place, **options)
-        assert got.grad is in_place
-        assert_same_bits(in_place, expected.grad, "in place")
-        for name, layout in LAYOUTS.items():
-            view, axis = layout(x)
-            q = layout(target)[0] if target.ndim == 2 else target
-            rows = {}
-            if view.ndim == 3:
-                q = q if q.ndim == 3 else q[None]
-                rows = {"sample_weight": options["sample_weight"][None]} if "sample_weight" in options else {}
-            got = csoftmax.cross_entropy_with_grad(view, q, axis=axis, **{**options, **rows})
-            assert got.loss == expected.loss, name
-            flat = np.moveaxis(got.grad, axis, -1).reshape(n, k)
-            assert_same_bits(flat, expected.grad, name)
-            out = np.empty((n, 2 * k), x.dtype)[:, ::2].T
-            got = csoftmax.cross_entropy_with_grad(
-                np.moveaxis(view, axis, -1).reshape(n, k).T,
-                np.moveaxis(q, axis, -1).reshape(n, k).T if target.ndim == 2 else target,
-                axis=0,
-                out=out,
-                **options,
-            )
-            assert_same_bits(out.T, expected.grad, name)
-        each = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
-        for i in range(0, n, max(1, n // 5)):
-            alone = {key: value[i : i + 1] if key == "sample_weight" else value for key, value in options.items()}
-            got = csoftmax.cross_entropy_with_grad(x[i : i + 1], target[i : i + 1], reduction="none", **alone)
-            assert_same_bits(got.loss, each.loss[i : i + 1])
-            assert_same_bits(got.grad, each.grad[i : i + 1])
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -687,94 +614,7 @@ def test_images_and_tuples_of_axes():
     assert csoftmax.cross_entropy(x, t, axis=(1, 2)) == csoftmax.cross_entropy(joined, t.reshape(-1))
 
 
-def test_overlapping_outputs():
-    memory = np.zeros((12, 40), np.float32)
-    x = logits((10, 40), "float32")
-    t = labels(10, 40)
-    expected = csoftmax.cross_entropy_with_grad(x, t).grad
-    memory[:10] = x
-    csoftmax.cross_entropy_with_grad(memory[:10], t, out=memory[1:11])
-    assert_same_bits(memory[1:11], expected)
-    q = soft_labels((10, 40))
-    expected = csoftmax.cross_entropy_with_grad(x, q).grad
-    memory[:10] = q
-    csoftmax.cross_entropy_with_grad(x, memory[:10], out=memory[:10])
-    assert_same_bits(memory[:10], expected)
-
-
-def test_integer_logits_and_other_byte_orders():
-    x = np.arange(12).reshape(3, 4)
-    t = np.array([0, 1, 2])
-    loss, grad = csoftmax.cross_entropy_with_grad(x, t)
-    expected = csoftmax.cross_entropy_with_grad(x.astype(np.float64), t)
-    assert loss == expected.loss
-    assert grad.dtype == np.float64
-    assert_same_bits(grad, expected.grad)
-    swapped = x.astype(">f4")
-    got = csoftmax.cross_entropy_with_grad(swapped, t, out=np.empty((3, 4), ">f4"))
-    assert_same_bits(got.grad, csoftmax.cross_entropy_with_grad(x.astype(np.float32), t).grad)
-    with pytest.raises(TypeError, match="target must hold integer labels"):
-        csoftmax.cross_entropy(x, t.astype(bool))
-
-
 # Errors
-
-
-GOOD = {"logits": np.zeros((3, 4), np.float32), "target": np.array([0, 1, 2])}
-BAD = [
-    ({"target": np.array([0, 4, 2])}, IndexError, r"target\[1\] is 4: the classes are 0 to 3"),
-    ({"target": np.array([0, -1, 7])}, IndexError, r"target\[1\] is -1"),
-    ({"target": np.array([0, 1])}, ValueError, r"target has shape \(2,\): the logits have shape \(3, 4\)"),
-    ({"target": np.zeros((3, 5))}, ValueError, r"target has shape \(3, 5\): soft labels have the shape"),
-    ({"target": np.zeros(3)}, ValueError, r"labels of shape \(3,\) are integers"),
-    ({"target": np.zeros(3, complex)}, TypeError, "got dtype complex128"),
-    ({"target": -np.ones((3, 4))}, ValueError, r"soft labels must be at least 0 and finite"),
-    ({"target": np.full((3, 4), -1e-60)}, ValueError, r"soft labels must be at least 0"),  # -0 in float32
-    ({"target": np.full((3, 4), np.inf)}, ValueError, r"has inf at \(0, 0\)"),
-    ({"target": np.full((3, 4), np.nan)}, ValueError, r"has nan at \(0, 0\)"),
-    ({"weight": [1, 2, 3]}, ValueError, r"weight has shape \(3,\), which does not broadcast to \(4,\)"),
-    ({"weight": [1, 2, -3, 0]}, ValueError, r"weight must be at least 0 and finite in float32, got -3 at \(2\)"),
-    ({"weight": [1, 2, np.inf, 0]}, ValueError, "weight must be at least 0 and finite in float32, got inf"),
-    ({"weight": np.array([1, 1, -1e-60, 1])}, ValueError, r"weight must be at least 0 .* got -1e-60 at \(2\)"),
-    ({"sample_weight": np.array([1, np.longdouble("-1e-4000"), 1])}, ValueError, "sample_weight must be at least 0"),
-    ({"temperature": np.complex128(1)}, TypeError, "temperature must be a real number"),
-    ({"temperature": np.array("1")}, TypeError, "temperature must be a real number"),
-    ({"logits": [[1, 2], [3]]}, ValueError, "logits cannot be made an array of numbers"),
-    ({"weight": ["a"] * 4}, TypeError, "weight must hold real numbers"),
-    ({"sample_weight": [1, np.nan, 1]}, ValueError, "sample_weight must be at least 0 and finite in float64, got nan"),
-    ({"sample_weight": [1, 2]}, ValueError, "sample_weight has shape"),
-    ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be at least 0 and at most 1, got 1.5"),
-    ({"label_smoothing": "a"}, TypeError, "label_smoothing must be a real number"),
-    ({"z_loss": -1.0}, ValueError, "z_loss must be at least 0 and finite, got -1.0"),
-    ({"temperature": 0.0}, ValueError, "temperature must be positive and finite"),
-    ({"reduction": "avg"}, ValueError, 'reduction must be "none", "sum" or "mean"'),
-    ({"reduction": None}, ValueError, 'reduction must be "none", "sum" or "mean"'),
-    ({"ignore_index": 1.5}, TypeError, "ignore_index must be an int, got 1.5"),
-    ({"ignore_index": True}, TypeError, "ignore_index must be an int, got True"),
-    ({"upstream": [1.0, 2.0, 3.0]}, ValueError, "upstream must be a number where reduction is 'mean'"),
-    ({"upstream": [1.0, 2.0], "reduction": "none"}, ValueError, r"upstream has shape \(2,\)"),
-    ({"upstream": "a"}, TypeError, "upstream must hold real numbers"),
-    ({"clip_norm": 0.0}, ValueError, "clip_norm must be positive or None, got 0.0"),
-    ({"clip_value": -1}, ValueError, "clip_value must be positive or None, got -1"),
-    ({"axis": 2}, np.exceptions.AxisError, "axis 2 is out of bounds"),
-    ({"device": "cuda:1000000"}, csoftmax.DeviceError, "cuda:1000000"),
-    ({"out": np.zeros((3, 4))}, TypeError, "out has dtype float64"),
-    ({"out": np.zeros((3, 3), np.float32)}, ValueError, r"out has shape \(3, 3\)"),
-    ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
-    ({"logits": np.zeros((3, 4), bool)}, TypeError, "logits has dtype bool"),
-]
-
-
-@pytest.mark.parametrize(("bad", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
-def test_errors_name_the_argument_and_write_nothing(bad, error, message):
-    out = np.full((3, 4), 7, np.float32)
-    with pytest.raises(error, match=message):
-        csoftmax.cross_entropy_with_grad(**{"out": out, **GOOD, **bad})
-    assert np.all(out == 7)
-    only_loss = {key: value for key, value in bad.items() if key not in ("upstream", "clip_norm", "clip_value", "out")}
-    if only_loss and "reduction" not in bad | {}:
-        with pytest.raises(error, match=message):
-            csoftmax.cross_entropy(**{**GOOD, **only_loss})
 
 
 def test_what_underflows_in_the_compute_type_is_still_not_nothing():
@@ -787,106 +627,7 @@ def test_what_underflows_in_the_compute_type_is_still_not_nothing():
         assert csoftmax.cross_entropy_with_grad(np.zeros((1, 2), np.float32), np.array([[1e-50, 1]])).loss > 0
 
 
-def test_a_bad_label_is_found_before_anything_is_written():
-    """In the last row of many, several threads, in place."""
-    x = logits((3000, 50), "float32")
-    before = x.copy()
-    t = labels(3000, 50)
-    t[2999] = 50
-    with pytest.raises(IndexError, match=r"target\[2999\] is 50"):
-        csoftmax.cross_entropy_with_grad(x, t, out=x)
-    assert_same_bits(x, before)
-    q = soft_labels((3000, 50))
-    q[2999, 49] = -1e-30
-    with pytest.raises(ValueError, match=r"at \(2999, 49\)"):
-        csoftmax.cross_entropy_with_grad(x, q, out=x)
-    assert_same_bits(x, before)
-
-
-def test_check_labels():
-    csoftmax.check_labels(np.uint8([0, 3, 255]), 4, ignore_index=255)
-    csoftmax.check_labels([], 0)
-    with pytest.raises(IndexError, match=r"target\[0, 1\] is 4"):
-        csoftmax.check_labels([[0, 4], [5, 0]], 4)
-    with pytest.raises(TypeError, match="integer labels"):
-        csoftmax.check_labels([0.5], 4)
-
-
 # Memory
-
-
-GUARDED = """
-import loss_oracle
-places = [Guarded(1 << 20) for _ in range(5)]
-rng = np.random.default_rng(0)
-for name in ("float32", "float64", "float16", "bfloat16"):
-    dtype = dtype_of(name)
-    real = np.dtype(np.float64 if name == "float64" else np.float32)
-    for k in (*range(1, 132), 4095, 4096, 4097, 9001):
-        x = rng.standard_normal((3, k)).astype(dtype)
-        t, q, w = rng.integers(0, k, 3), rng.random((3, k)).astype(real), rng.random(k).astype(real)
-        smoothed = {"label_smoothing": 0.1, "clip_norm": 0.1}
-        for hard, more in ((True, {}), (True, smoothed), (False, {"clip_value": 0.1})):
-            expected = csoftmax.cross_entropy_with_grad(x, t if hard else q, weight=w, **more)
-            for at_end in (True, False):
-                views = [places[0].array((3, k), dtype, at_end), places[1].array((3, k), dtype, at_end)]
-                target = places[2].array((3,) if hard else (3, k), np.dtype(np.int64) if hard else real, at_end)
-                weight = places[3].array((k,), real, at_end)
-                views[0][...], target[...], weight[...] = x, t if hard else q, w
-                got = csoftmax.cross_entropy_with_grad(views[0], target, weight=weight, out=views[1], **more)
-                assert got.loss == expected.loss and got.grad.tobytes() == expected.grad.tobytes(), (name, k)
-                csoftmax.cross_entropy_with_grad(views[0], target, weight=weight, out=views[0], **more)
-                assert views[0].tobytes() == expected.grad.tobytes(), (name, k, hard, at_end, more)
-                views[0][...] = np.nan if k % 2 else np.inf
-                csoftmax.cross_entropy_with_grad(views[0], target, out=views[1])
-print("done")
-"""
-
-
-def test_guard_pages():
-    from test_guard_pages import PRELUDE
-
-    done = run_python(PRELUDE + GUARDED)
-    assert done.stdout.split()[-1] == "done"
-
-
-ALLOCATIONS = """
-import numpy as np, csoftmax
-from csoftmax._cpu import binding
-from failing_allocations import every_failure
-binding.set_thread_limit(7)
-rng = np.random.default_rng(0)
-refused = 0
-for shape, axis in (((300, 600), 1), ((600, 300), 0), ((3, 9000), 1), ((9000, 40), 0)):
-    x = rng.standard_normal(shape).astype(np.float32)
-    k = shape[axis]
-    for target in (rng.integers(0, k, x.size // k), rng.random(shape)):
-        for options in ({}, {"num_threads": 7, "label_smoothing": 0.1, "clip_norm": 0.1}):
-            refused += every_failure(
-                lambda: csoftmax.cross_entropy_with_grad(x, target, axis=axis, **options), (shape, options), 60
-            )
-print("refused", refused)
-"""
-
-
-def test_failing_allocations(c_library):
-    done = run_python(ALLOCATIONS, LD_PRELOAD=str(c_library(SHIM, "shim")))
-    assert int(done.stdout.split()[-1]) >= 20
-
-
-def test_interrupt():
-    import _thread
-    import threading
-    import time
-
-    x = np.broadcast_to(np.float32(1.5), (1 << 20, 4000))
-    timer = threading.Timer(0.3, _thread.interrupt_main)
-    begin = time.perf_counter()
-    timer.start()
-    with pytest.raises(KeyboardInterrupt):
-        csoftmax.cross_entropy(x, np.broadcast_to(np.int64(1), 1 << 20), num_threads=1)
-    timer.join()
-    assert time.perf_counter() - begin < 3
 
 
 # PyTorch, where the definitions agree
@@ -1000,10 +741,10 @@ def test_float64_gradients_with_every_factor():
                 "weight": rng.random(64),
                 "sample_weight": rng.random(100) + 0.1,
             }
-            expected = loss_oracle.rows(x, t, **options)
+            expected = exact_rows(x, t, **options)
             grad = csoftmax.cross_entropy_with_grad(x, t, **options).grad
             largest = np.maximum(expected.scale, np.abs(expected.gradient)) / expected.divisor.sum()
-            worst = max(worst, oracle.ulps(grad, expected.gradient / expected.divisor.sum(), "float64", largest))
+            worst = max(worst, ulp_error(grad, expected.gradient / expected.divisor.sum(), "float64", largest))
     assert worst <= 4, f"{worst:.3f} ULP"
 
 

@@ -3,15 +3,13 @@
 import mpmath
 import numpy as np
 import pytest
-from entmax_oracle import exact, exact_loss, numbers, rows, ulps
 from helpers import assert_same_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from oracles.entmax import exact, exact_loss, numbers, rows, ulps
 
 import csoftmax
-from csoftmax._cpu import binding
 from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
-from csoftmax._spec.layouts import LAYOUTS
 from csoftmax._spec.samples import logits
 
 ALPHAS = (1.000001, 1.01, 1.2, 1.5, 1.7, 2.0, 3.0, 5.0)
@@ -157,7 +155,7 @@ def test_nan_is_canonical(dtype):
         assert np.all(bits(result)[nan] == NAN_BITS[dtype])
 
 
-@pytest.mark.parametrize("place", range(0, 70, 3))
+@pytest.mark.parametrize("place", range(0, 70, 9))
 def test_special_values_at_every_place(place, dtype):
     x = logits((1, 70), dtype)
     for value in (np.nan, np.inf):
@@ -189,56 +187,6 @@ def test_where(dtype):
         dx = csoftmax.entmax_vjp(with_nan, y, alpha, where=where)
         assert not np.any(dx[~where])
         assert np.isfinite(dx.astype(np.float64)).all()
-
-
-@pytest.mark.parametrize("alpha", [1.3, 1.5, 2.0])
-def test_same_bits(alpha, dtype, isa, seven_threads):
-    """Every instruction set, number of threads, layout; in place and overlapping."""
-    for n, sigma in ((3, 1), (16, 1), (129, 0.1), (1000, 1), (5000, 0.01)):
-        x = logits((9, n), dtype, sigma=sigma)
-        y = csoftmax.entmax(x, alpha)
-        dy = logits((9, n), dtype, seed=4)
-        labels, soft = np.arange(9) % n, np.random.default_rng(2).random((9, n)).astype(dtype_of(dtype))
-        soft[:, ::3] = 0
-
-        def everything(x=x, y=y, dy=dy, labels=labels, soft=soft, **options):
-            yield csoftmax.entmax(x, alpha, **options)
-            yield csoftmax.entmax_vjp(dy, y, alpha, **options)
-            for target in (labels, soft):
-                yield from csoftmax.entmax_loss_with_grad(x, target, alpha, **options)
-
-        binding.select_isa("scalar")
-        expected = list(everything())
-        binding.select_isa(isa)
-        for threads in (1, 2, 7):
-            for got, right in zip(everything(num_threads=threads), expected, strict=True):
-                assert_same_bits(np.asarray(got), np.asarray(right), f"{n} {threads}")
-        for name, layout in LAYOUTS.items():
-            view, axis = layout(x)
-            got = csoftmax.entmax(view, alpha, axis)
-            got = got[0].T if name == "3-d middle" else got.T if axis == 0 else got
-            assert_same_bits(got, expected[0], name)
-            if name == "3-d middle":
-                continue
-            got = csoftmax.entmax_loss_with_grad(view, labels, alpha, axis=axis)
-            assert_same_bits(np.asarray(got.loss), np.asarray(expected[2]), name)
-            assert_same_bits(got.grad.T if axis == 0 else got.grad, expected[3], name)
-            got = csoftmax.entmax_vjp(layout(dy)[0], layout(y)[0], alpha, axis)
-            assert_same_bits(got.T if axis == 0 else got, expected[1], name)
-        place = x.copy()
-        assert csoftmax.entmax(place, alpha, out=place) is place
-        assert_same_bits(place, expected[0])
-        for target, right in ((labels, expected[3]), (soft, expected[5])):
-            place = x.copy()
-            assert csoftmax.entmax_loss_with_grad(place, target, alpha, out=place).grad is place
-            assert_same_bits(place, right)
-        long = np.concatenate([x.ravel(), x.ravel()])
-        a, b = long[: x.size].reshape(x.shape), long[5 : x.size + 5].reshape(x.shape)
-        csoftmax.entmax(a, alpha, out=b)
-        assert_same_bits(b, expected[0], "overlapping")
-        place = dy.copy()
-        csoftmax.entmax_vjp(place, y, alpha, out=place)
-        assert_same_bits(place, expected[1])
 
 
 # Gradient and loss
@@ -389,46 +337,6 @@ def test_images():
     assert np.array_equal(np.moveaxis(got.grad, 1, -1).reshape(-1, 5), flat.grad)
     joined = csoftmax.entmax(x, 1.5, axis=(1, 3))
     assert np.allclose(joined.sum(axis=(1, 3)), 1)
-
-
-GOOD = {"x": np.zeros((3, 4)), "target": [0, 1, 2]}
-
-
-@pytest.mark.parametrize(
-    ("bad", "error", "message"),
-    [
-        ({"target": [0, 4, 2]}, IndexError, r"target\[1\] is 4: the classes are 0 to 3$"),
-        ({"target": [0, -100, 2]}, IndexError, r"target\[1\] is -100"),
-        ({"target": [0, 1]}, ValueError, "target has shape"),
-        ({"target": -np.ones((3, 4))}, ValueError, "soft labels must be at least 0"),
-        ({"alpha": 0.9}, ValueError, "alpha must be at least 1 and finite, got 0.9"),
-        ({"alpha": np.inf}, ValueError, "alpha must be at least 1"),
-        ({"alpha": np.nan}, ValueError, "alpha must be at least 1"),
-        ({"alpha": "2"}, TypeError, "alpha must be a real number"),
-        ({"reduction": "x"}, ValueError, "reduction must be"),
-        ({"device": "cuda:97"}, csoftmax.DeviceError, "cannot be used"),
-        ({"out": np.zeros((3, 5))}, ValueError, "out has shape"),
-        ({"x": np.zeros((3, 4), bool)}, TypeError, "x has dtype bool"),
-    ],
-)
-def test_errors(bad, error, message):
-    with pytest.raises(error, match=message):
-        csoftmax.entmax_loss_with_grad(**{**GOOD, **bad})
-    if set(bad) & {"alpha", "device"}:
-        with pytest.raises(error, match=message):
-            csoftmax.entmax(np.zeros(3), **bad)
-        with pytest.raises(error, match=message):
-            csoftmax.entmax_vjp(np.zeros(3), np.zeros(3), **bad)
-
-
-def test_a_bad_label_is_found_before_anything_is_written():
-    x = logits((3000, 20), "float32")
-    before = x.copy()
-    labels = np.zeros(3000, int)
-    labels[2999] = 20
-    with pytest.raises(IndexError, match=r"target\[2999\] is 20"):
-        csoftmax.entmax_loss_with_grad(x, labels, out=x)
-    assert_same_bits(x, before)
 
 
 def test_the_entmax_package_agrees():

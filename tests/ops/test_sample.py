@@ -9,30 +9,8 @@ import csoftmax
 from csoftmax._cpu import binding
 from csoftmax._spec.formats import dtype_of
 from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.sample import distribution
 from csoftmax._spec.samples import FixedUniform, logits
-
-
-def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
-    """Probabilities of one row after all filters, in float64, and the classes in the order of the draw."""
-    x = np.asarray(x).astype(np.float64)
-    n = len(x)
-    order = np.argsort(-x, kind="stable")
-    if temperature == 0:
-        return np.eye(n)[order[0]], order
-    p = csoftmax.softmax(x, temperature=temperature)
-    if top_k is not None:
-        p[order[top_k:]] = 0
-        p /= p.sum()
-    if top_p is not None and top_p < 1:
-        before = np.concatenate([[0], np.cumsum(p[order])[:-1]])
-        p[order[before >= top_p]] = 0
-        p /= p.sum()
-    if min_p is not None:
-        p[p < min_p * p.max()] = 0
-        p /= p.sum()
-    selects = (top_k is not None and top_k < n) or (top_p is not None and top_p < 1)
-    return p, order if selects else np.arange(n)
-
 
 COMBINATIONS = [
     {},
@@ -244,37 +222,6 @@ def test_rows_without_mass(value, text, options, dtype):
             x[2, n // 2] = value
         with pytest.raises(ValueError, match=rf"logits have no mass to draw from in row \(2\): it holds {text}"):
             csoftmax.sample(x, rng=0, **options)
-
-
-@pytest.mark.parametrize(
-    ("bad", "error", "message"),
-    [
-        ({"temperature": -1}, ValueError, "temperature must be at least 0, got -1"),
-        ({"temperature": [1, np.nan, 1]}, ValueError, r"temperature must be at least 0, got nan for row \(1\)"),
-        ({"temperature": [1, 2]}, ValueError, r"temperature has shape \(2,\), which does not broadcast"),
-        ({"temperature": "1"}, TypeError, "temperature must hold real numbers"),
-        ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
-        ({"top_k": 1.5}, TypeError, "top_k must hold integers"),
-        ({"top_p": 0.0}, ValueError, "top_p must be greater than 0 and at most 1, got 0.0"),
-        ({"top_p": 1.01}, ValueError, "top_p must be greater than 0"),
-        ({"min_p": -0.1}, ValueError, "min_p must be at least 0 and at most 1"),
-        ({"min_p": np.nan}, ValueError, "min_p must be at least 0"),
-        ({"size": -1}, ValueError, "size must be at least 0"),
-        ({"size": True}, TypeError, "size must be an int"),
-        ({"temperature": 10**400}, TypeError, "temperature must hold real numbers"),
-        ({"size": 1.5}, TypeError, "size must be an int, a tuple of ints or None"),
-        ({"rng": -1}, ValueError, "rng must be at least 0 where it is an int, got -1"),
-        ({"rng": "x"}, TypeError, "rng must be None, an int or a numpy.random.Generator"),
-        ({"out": np.empty(3)}, TypeError, "out has dtype float64"),
-        ({"out": np.empty(4, np.int64)}, ValueError, r"out has shape \(4,\)"),
-        ({"where": np.zeros((3, 5), bool)}, ValueError, "nothing but -inf"),
-        ({"logits": np.zeros((3, 0))}, ValueError, "nothing but -inf"),
-        ({"device": "cuda:0"}, csoftmax.DeviceError, "device='cuda:0' cannot be used"),
-    ],
-)
-def test_errors(bad, error, message):
-    with pytest.raises(error, match=message):
-        csoftmax.sample(**{"logits": np.zeros((3, 5)), **bad})
 
 
 def test_top_p_of_flat_rows():

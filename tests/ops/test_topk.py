@@ -3,29 +3,18 @@
 import numpy as np
 import pytest
 from helpers import assert_same_bits, run_python
-from helpers.failing_allocations import SHIM
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 import csoftmax
 from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
-from csoftmax._spec.layouts import LAYOUTS, misaligned
 from csoftmax._spec.samples import logits
-
-
-def stable(x, k, largest=True):
-    """Values and indices from a stable sort: NaN greatest, lowest index first."""
-    wide = np.asarray(x).astype(np.float64) + 0.0
-    is_nan = np.isnan(wide)
-    number = np.where(is_nan, 0, wide)
-    key = (-number, ~is_nan) if largest else (number, is_nan)
-    index = np.lexsort(key, axis=-1)[..., :k]
-    return np.take_along_axis(np.asarray(x), index, -1), index
+from csoftmax._spec.topk import stable_topk
 
 
 def check(x, k, largest=True, **options):
-    values, index = stable(x, k, largest)
+    values, index = stable_topk(x, k, largest)
     got = csoftmax.topk(x, k, largest=largest, **options)
     what = f"n = {x.shape[-1]}, k = {k}, {x.dtype}, largest={largest}, {options}"
     assert got.indices.dtype == np.int64
@@ -93,30 +82,18 @@ def test_any_shape_and_axis(x, data):
     n = x.shape[axis]
     k = data.draw(st.integers(0, n))
     got = csoftmax.topk(x, k, axis=axis)
-    values, index = stable(np.moveaxis(x, axis, -1), k)
+    values, index = stable_topk(np.moveaxis(x, axis, -1), k)
     assert np.array_equal(np.moveaxis(got.indices, axis, -1), index)
     assert np.array_equal(np.moveaxis(got.values, axis, -1), values, equal_nan=True)
-
-
-@pytest.mark.parametrize("name", LAYOUTS)
-def test_layouts(name, dtype):
-    x = np.round(logits((9, 300), dtype, sigma=20))
-    view, axis = LAYOUTS[name](x)
-    for k in (3, 200):
-        values, index = stable(x, k)
-        got = csoftmax.topk(view, k, axis=axis)
-        for result, expected in zip(got, (values, index), strict=True):
-            result = result[0] if name == "3-d middle" else result
-            assert np.array_equal(result if axis in (-1, 1) and name != "3-d middle" else result.T, expected), name
 
 
 def test_axes():
     x = logits((3, 4, 5), "float64")
     flat = csoftmax.topk(x, 7, axis=None)
-    assert np.array_equal(flat.indices, stable(x.ravel(), 7)[1])
+    assert np.array_equal(flat.indices, stable_topk(x.ravel(), 7)[1])
     pair = csoftmax.topk(x, 6, axis=(2, 0))
     assert pair.values.shape == (4, 6)
-    assert np.array_equal(pair.indices, stable(x.transpose(1, 2, 0).reshape(4, 15), 6)[1])
+    assert np.array_equal(pair.indices, stable_topk(x.transpose(1, 2, 0).reshape(4, 15), 6)[1])
     middle = csoftmax.topk(x, 2, axis=1)
     assert middle.values.shape == middle.indices.shape == (3, 2, 5)
     scalar = csoftmax.topk(np.float32(3), 1)
@@ -134,7 +111,7 @@ def test_pieces_of_long_rows(n, seven_threads):
     """Few rows, and rows longer than a piece, are cut: sorted rows, ties and NaN over the cuts, any threads."""
     x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
     for y in (np.stack([x, -x]), np.sort(x), np.round(4 * x), np.where(x > 1, np.nan, x)[::-1]):
-        values, index = stable(y, 2000)
+        values, index = stable_topk(y, 2000)
         for k in (1, 100, 2000):
             for threads in (1, 2, 7):
                 got = csoftmax.topk(y, k, num_threads=threads)
@@ -279,32 +256,6 @@ def test_to_csr(dtype):
 # Errors, memory
 
 
-@pytest.mark.parametrize(
-    ("call", "error", "message"),
-    [
-        (lambda: csoftmax.topk([1.0, 2], 3), ValueError, "k must be at most the length of the axis, 2, got 3"),
-        (lambda: csoftmax.topk([1.0, 2], -1), ValueError, "k must be at least 0, got -1"),
-        (lambda: csoftmax.topk([1.0, 2], 1.5), TypeError, "k must be an int, got 1.5"),
-        (lambda: csoftmax.topk([True, False], 1), TypeError, "x has dtype bool"),
-        (lambda: csoftmax.topk([1.0], 1, axis=1), np.exceptions.AxisError, "axis 1 is out of bounds"),
-        (lambda: csoftmax.topk([1.0], 1, device="cuda:97"), csoftmax.DeviceError, "cannot be used"),
-        (lambda: csoftmax.topk([1.0], 1, num_threads=0), ValueError, "num_threads must be at least 1"),
-        (lambda: csoftmax.topk_softmax([1.0], 1, normalize="all"), ValueError, 'normalize must be "topk" or "full"'),
-        (lambda: csoftmax.topk_softmax([1.0], 1, temperature=-1), ValueError, "temperature must be at least 0"),
-        (lambda: csoftmax.topk_softmax([1.0], 1, where=[1]), TypeError, "where must be boolean"),
-        (lambda: csoftmax.to_csr(([1.0], [3]), 3), IndexError, "indices have 3 in row 0: the classes are 0 to 2"),
-        (lambda: csoftmax.to_csr(([1.0], [1.0]), 3), TypeError, "indices must be integers"),
-        (lambda: csoftmax.to_csr(([1.0, 2], [1, 1]), 3), ValueError, "twice in one row"),
-        (lambda: csoftmax.to_csr(([1.0, 2], [1]), 3), ValueError, "values have shape"),
-        (lambda: csoftmax.to_csr(([1.0, 2],), 3), TypeError, "topk must be a TopK or a pair of arrays"),
-        (lambda: csoftmax.topk([1.0], True), TypeError, "k must be an int"),
-    ],
-)
-def test_errors(call, error, message):
-    with pytest.raises(error, match=message):
-        call()
-
-
 def test_scipy_is_asked_for():
     done = run_python("""
 import sys
@@ -316,78 +267,6 @@ except ImportError as e:
     print(e)
 """)
     assert done.stdout.strip() == "to_csr needs SciPy: pip install scipy"
-
-
-GUARDED = """
-for dtype in ("float32", "float64", "float16", "bfloat16"):
-    dtype = dtype_of(dtype)
-    for n in (*range(1, 140), 300, 1000, 4099):
-        x = np.round(np.random.default_rng(n).standard_normal((2, n)) * 4).astype(dtype)
-        place = Guarded(x.nbytes)
-        for at_end in (True, False):
-            view = place.array(x.shape, dtype, at_end)
-            view[...] = x
-            for k in {1, min(n, 5), n}:
-                for largest in (True, False):
-                    got, expected = csoftmax.topk(view, k, largest=largest), csoftmax.topk(x, k, largest=largest)
-                    assert got.indices.tobytes() == expected.indices.tobytes()
-            csoftmax.topk_softmax(view, 1, normalize="full")
-            for alpha in (1.3, 1.5, 2.0):
-                y = csoftmax.entmax(x, alpha)
-                assert csoftmax.entmax(view, alpha).tobytes() == y.tobytes()
-                csoftmax.entmax_loss_with_grad(view, [0, n - 1], alpha)
-                csoftmax.entmax_vjp(view, y, alpha)
-            csoftmax.sample(view, rng=0, size=2)
-            csoftmax.sample(view, rng=0, top_k=3, top_p=0.9, min_p=0.1)
-print("done")
-"""
-
-
-def test_guard_pages():
-    """Nothing outside the arrays is read, by any of the sparse functions."""
-    from test_guard_pages import PRELUDE
-
-    done = run_python(PRELUDE + GUARDED)
-    assert done.stdout.split()[-1] == "done"
-
-
-ALLOCATIONS = """
-import numpy as np, csoftmax
-from csoftmax._cpu import binding
-from failing_allocations import every_failure
-binding.set_thread_limit(7)
-x = np.random.default_rng(0).standard_normal((40, 9000)).astype(np.float32)
-row = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
-target = np.arange(40)
-calls = {
-    "topk": lambda t: csoftmax.topk(x, 50, num_threads=t),
-    "transposed": lambda t: csoftmax.topk(x.T, 5, axis=0, num_threads=t),
-    "pieces": lambda t: csoftmax.topk(row, 50, num_threads=t),
-    "full": lambda t: csoftmax.topk_softmax(x, 50, temperature=1e-80, normalize="full", num_threads=t),
-    "entmax": lambda t: (csoftmax.entmax(x * 0.01, num_threads=t),),
-    "entmax axis 0": lambda t: (csoftmax.entmax(x, axis=0, num_threads=t),),
-    "loss": lambda t: csoftmax.entmax_loss_with_grad(x * 0.01, target, num_threads=t),
-    "sample": lambda t: (csoftmax.sample(x, size=20, rng=0, num_threads=t),),
-    "top_p": lambda t: (csoftmax.sample(x, top_p=0.9, temperature=1e-80, rng=0, num_threads=t),),
-}
-refused = 0
-for name, call in calls.items():
-    for threads in (1, 7):
-        refused += every_failure(lambda: call(threads), (name, threads))
-print("refused", refused)
-"""
-
-
-def test_failing_allocations(c_library):
-    """Every allocation of the sparse functions fails in turn: MemoryError, nothing leaked."""
-    done = run_python(ALLOCATIONS, LD_PRELOAD=str(c_library(SHIM, "shim")))
-    assert int(done.stdout.split()[-1]) >= 20
-
-
-def test_misaligned_and_read_only(dtype):
-    x = misaligned(logits((3, 200), dtype))
-    x.flags.writeable = False
-    check(x, 7)
 
 
 def test_torch_agrees():

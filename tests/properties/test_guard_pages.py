@@ -9,7 +9,7 @@ import pytest
 from helpers import every_record, run_python
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="mmap and mprotect as on Linux")
-PRELUDE = "import ml_dtypes\nfrom helpers.guard_pages import *\n"
+PRELUDE = "import ml_dtypes\nfrom csoftmax._spec.formats import DTYPES\nfrom helpers.guard_pages import *\n"
 
 
 def run_guarded(code):
@@ -18,18 +18,31 @@ def run_guarded(code):
 
 
 @every_record("guard_pages")
-def test_every_length(record, dtype):
-    """K = 1 ... 131 in one row and three, along the last axis and the first, with every set of options."""
-    run_guarded(f"check_sizes({record.name!r}, {dtype!r}, range(1, 132))")
+def test_lengths(record):
+    """Rows around every vector width, in one row and three, along the last axis and the first, with all options."""
+    run_guarded(
+        f"for dtype in DTYPES: check_sizes({record.name!r}, dtype, (*range(1, 36), 63, 64, 65, 127, 128, 129, 131))"
+    )
 
 
 @every_record("guard_pages")
-def test_long_wide_and_special_arrays(record, dtype):
+def test_long_wide_and_special_arrays(record):
     """Around the block length and beyond, tiles of every width, several threads; rows of special values, odd views."""
     run_guarded(
-        f"check_sizes({record.name!r}, {dtype!r}, (1000, 4095, 4096, 4097, 12289), rows=(1, 2))\n"
-        f"check_wide({record.name!r}, {dtype!r}, (*range(8, 36), 63, 65, 127, 129, 511, 513))\n"
-        f"check_odd_views({record.name!r}, {dtype!r})"
+        "for dtype in DTYPES:\n"
+        f"    check_sizes({record.name!r}, dtype, (1000, 4095, 4097), rows=(2,))\n"
+        f"    check_wide({record.name!r}, dtype, (*range(8, 36, 3), 63, 65, 127, 129, 511, 513))\n"
+        f"    check_odd_views({record.name!r}, dtype)"
+    )
+
+
+@pytest.mark.slow
+@every_record("guard_pages")
+def test_every_length(record, dtype):
+    """K = 1 ... 131, lengths of several blocks, tiles of every width."""
+    run_guarded(
+        f"check_sizes({record.name!r}, {dtype!r}, (*range(36, 132), 4096, 8191, 12289, 40001))\n"
+        f"check_wide({record.name!r}, {dtype!r}, range(8, 36))"
     )
 
 

@@ -96,8 +96,9 @@ def check_view(record, call, dtype, variant):
         flat_parts.append(flat_part)
     try:
         expected = record.compute(Sample(*flat_parts))
-    except ValueError as error:  # a broadcast mask may leave nothing of a row
-        assert "no mass" in str(error)
+    except ValueError:  # a broadcast mask may leave nothing of a row to draw from
+        with pytest.raises(ValueError, match="no mass"):
+            record.compute(Sample(*given_parts), axis)
         return
     results = []
     for kind, result in zip(record.results, record.compute(Sample(*given_parts), axis)):
@@ -185,6 +186,15 @@ def test_as_many_axes_as_numpy_has(record):
         assert_same_results((got.reshape(right.shape),), (right,))
 
 
+def move_classes(record, sample, batch, axis):
+    """Return the call with rows of a shape and the classes along an axis, contiguous."""
+
+    def move(a):
+        return np.ascontiguousarray(np.moveaxis(a.reshape(*batch, a.shape[-1]), -1, axis))
+
+    return change(record, change(record, sample, move), lambda a: a.reshape(batch), (ROWS,))
+
+
 @with_axis
 def test_large_transposed_arrays(record, dtype):
     """Check axes of every kind of inner size, wide enough for tiles, packed groups and long rows."""
@@ -194,8 +204,7 @@ def test_large_transposed_arrays(record, dtype):
         k, rows = shape[axis], math.prod(batch)
         sample = record.sample((rows, k), dtype, len(shape))
         expected = record.compute(sample)
-        moved = change(record, sample, lambda a: np.ascontiguousarray(np.moveaxis(a.reshape(*batch, k), -1, axis)))
-        moved = change(record, moved, lambda a: a.reshape(batch), (ROWS,))
+        moved = move_classes(record, sample, batch, axis)
         for kind, got, right in zip(record.results, record.compute(moved, axis), expected):
             if kind.role in (CLASSES, TOP):
                 assert kind.role == TOP or got.flags.c_contiguous
@@ -339,8 +348,7 @@ def test_objects_with_array_protocol(record):
 @with_axis
 def test_axis_is_any_index(record):
     sample = record.sample((15, 4), "float32")
-    cube = change(record, sample, lambda a: np.ascontiguousarray(np.moveaxis(a.reshape(3, 5, 4), -1, 1)))
-    cube = change(record, cube, lambda a: a.reshape(3, 5), (ROWS,))
+    cube = move_classes(record, sample, (3, 5), 1)
     expected = record.compute(cube, 1)
     for axis in (np.int64(1), -2, (1,), True):
         assert_same_results(record.compute(cube, axis), expected, f"axis {axis}")

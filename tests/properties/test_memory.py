@@ -1,4 +1,4 @@
-"""The memory of large results, which is used again (pages.c)."""
+"""The memory of large results is used again (pages.c)."""
 
 import gc
 import os
@@ -8,11 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, run_python
+from helpers import assert_same_bits, every_record, run_python
 
 import csoftmax
 from csoftmax._cpu import binding
 from csoftmax._runtime import memory as _memory
+from csoftmax._spec.record import CLASSES, ROWS, Sample
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere NumPy allocates")
 MB = 1 << 20
@@ -35,22 +36,18 @@ def logits(shape=LARGE, seed=0):
     return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
 
 
-def large_results():
-    x = logits()
-    t = np.zeros(len(x), np.int64)
-    return {
-        "softmax": lambda: csoftmax.softmax(x),
-        "log_softmax, options": lambda: csoftmax.log_softmax(x, temperature=np.float64(2), where=True),
-        "softmax_vjp": lambda: csoftmax.softmax_vjp(x, x),
-        "cross_entropy": lambda: csoftmax.cross_entropy_with_grad(x, t).grad,
-        "cross_entropy, options": lambda: csoftmax.cross_entropy_with_grad(x, t, sample_weight=np.ones(len(x))).grad,
-        "sparsemax": lambda: csoftmax.sparsemax(x),
-    }
+def large_call(record):
+    """Return a call whose result with the classes has 33 MB: one row, 33 times."""
+    sample = record.sample((1, LARGE[1]))
+
+    def many(name, a):
+        return np.repeat(a, LARGE[0], axis=0) if record.role(name, sample) in (CLASSES, ROWS) else a
+
+    return Sample(*({name: many(name, a) for name, a in part.items()} for part in sample))
 
 
-@pytest.mark.parametrize("name", large_results())
-def test_a_large_result_lies_where_the_last_one_was(name):
-    call = large_results()[name]
+def check_reuse(call):
+    """The memory of a dead result is that of the next but one; nothing is written while anybody has it."""
     first = call()
     expected, at = first.copy(), address(first)
     assert at % (2 * MB) == 0
@@ -70,7 +67,25 @@ def test_a_large_result_lies_where_the_last_one_was(name):
     assert_same_bits(second, expected)
 
 
-def test_small_results_are_numpys_own():
+@every_record("memory")
+def test_a_large_result_lies_where_the_last_one_was(record):
+    sample = large_call(record)
+
+    def call():
+        result = record.call(sample)
+        return result[-1] if isinstance(result, tuple) else result
+
+    check_reuse(call)
+
+
+def test_options_take_the_same_memory():
+    x = logits()
+    check_reuse(lambda: csoftmax.log_softmax(x, temperature=np.float64(2), where=True))
+    t, weights = np.zeros(len(x), np.int64), np.ones(len(x))
+    check_reuse(lambda: csoftmax.cross_entropy_with_grad(x, t, sample_weight=weights).grad)
+
+
+def test_numpy_allocates_small_results():
     y = csoftmax.softmax(logits((31, 1 << 18)))
     assert y.flags.owndata
     del y
@@ -78,7 +93,7 @@ def test_small_results_are_numpys_own():
 
 
 def test_layouts():
-    """Whatever gives a result in C order; others are NumPy's, in the order that it would choose."""
+    """Results in C order take kept memory; NumPy allocates the others, in the order that it chooses."""
     x = np.repeat(logits(), 2, 1)
     for view in (x[:, ::2], x[:, ::-2], x[::-1, : 1 << 18], x[:, None, : 1 << 18]):
         y = csoftmax.softmax(view, num_threads=2)
@@ -100,7 +115,7 @@ def test_no_reference_is_lost():
     assert abs(sys.getrefcount(None) - before) < 20
 
 
-def test_what_is_too_large_to_be_kept_is_numpys():
+def test_numpy_allocates_what_is_too_large_to_keep():
     binding.set_pages_limit(33 * MB)
     assert csoftmax.softmax(logits((34, 1 << 18))).flags.owndata
     assert not csoftmax.softmax(logits()).flags.owndata
@@ -142,9 +157,9 @@ def test_no_more_is_kept_than_allowed():
         del_me = csoftmax.softmax(np.zeros((rows, k), np.float32))
         del del_me
         assert binding.kept_pages() <= 256 * MB
-    assert binding.kept_pages() == (34 + 66 + 130) * MB  # the last one alone would have been too much: NumPy's
+    assert binding.kept_pages() == (34 + 66 + 130) * MB  # the last one alone exceeds the limit: NumPy allocates it
     results = [csoftmax.softmax(logits()) for _ in range(6)]
-    results.clear()  # the older ones make place for them: no more than four are kept
+    results.clear()  # at most four are kept, the latest
     assert binding.kept_pages() == 4 * 34 * MB
     binding.set_pages_limit(200 * MB)
     assert binding.kept_pages() == 4 * 34 * MB
@@ -170,7 +185,7 @@ def test_threads_of_python_share_it():
 
 
 def test_the_system_may_take_it():
-    """What is kept is at its disposal: after it has gone, results are as right as before."""
+    """Kept memory is marked as free to take: after the system has taken it, results are right all the same."""
     import ctypes
 
     madvise = ctypes.CDLL(None, use_errno=True).madvise

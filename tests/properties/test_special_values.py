@@ -4,6 +4,8 @@ NaN is written in its canonical bits, whatever payload went in.  The tables of s
 temperature) are in tests/ops.
 """
 
+import contextlib
+
 import numpy as np
 import pytest
 from helpers import assert_same_results, every_record
@@ -120,11 +122,9 @@ def test_no_warning_and_no_floating_point_exception(record, dtype):
     x = sample.arrays[name].copy()
     x[0, 1], x[1, 2], x[2] = payloads(dtype)[1], np.inf, -np.inf
     with np.errstate(all="raise"):
-        for arrays in (sample.arrays, {**sample.arrays, name: x}):
-            try:
-                record.compute(Sample(arrays, sample.options))
-            except ValueError as error:
-                assert "no mass" in str(error)
+        record.compute(sample)
+        with contextlib.suppress(ValueError):  # no mass to draw from
+            record.compute(Sample({**sample.arrays, name: x}, sample.options))
 
 
 @every_record("special_values")

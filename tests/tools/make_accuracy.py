@@ -1,6 +1,6 @@
 """Writes ACCURACY.md: the largest errors found, for every function, dtype and instruction set.
 
-    python tests/make_accuracy.py [--effort 0.5] [--out ACCURACY.md]
+    python tests/tools/make_accuracy.py [--effort 0.5] [--out ACCURACY.md]
 
 Everything in the main table is sampled.  The float32 exp is measured over every number by tests/c, which leaves
 tests/c/exp_exhaustive.json (tests/c/run.sh exp-all); its figures are quoted with their own date and command.
@@ -12,25 +12,35 @@ import datetime
 import json
 import platform
 import subprocess
+import sys
 import time
 from pathlib import Path
 
-import entmax_oracle
-import loss_oracle
 import ml_dtypes  # noqa: F401
 import numpy as np
-import oracle
 
 import csoftmax
 from csoftmax._cpu import binding
-from csoftmax._spec.formats import DTYPES, dtype_of
-from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.cross_entropy import exact_rows
+from csoftmax._spec.formats import (
+    DTYPES,
+    JUDGES_FLOAT64,
+    dtype_of,
+    loss_dtype,
+    measure_error,
+    smallest_normal,
+    ulp_error,
+)
+from csoftmax._spec.operations import BACKWARD, FORWARD, SOFTMAX_FAMILY
 from csoftmax._spec.samples import SIZES, logits
+from csoftmax._spec.softmax import exact_forward, exact_log_softmax_vjp
 
-# The smallest normal number of the type.
-TINY = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float64": 2.0**-1022, "float16": 2.0**-14}
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.insert(0, str(ROOT / "tests"))
 
-ROOT = Path(__file__).resolve().parent.parent
+from oracles import entmax as entmax_oracle  # noqa: E402
+from oracles import softmax as softmax_oracle  # noqa: E402
+
 EXHAUSTIVE = ROOT / "tests" / "c" / "exp_exhaustive.json"
 SIGMAS = (0, 0.1, 1, 3, 5, 8, 20, 50, 100)
 OFFSETS = {
@@ -40,11 +50,6 @@ OFFSETS = {
     "bfloat16": (0, 1e5),
 }
 TEMPERATURES = (1.0, 0.3, 7.0)
-PROMISE = {
-    "softmax": {"float32": "3", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
-    "log_softmax": {"float32": "4", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
-    "logsumexp": {"float32": "4", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
-}
 
 
 def inputs(op, dtype, k, sigma, offset, temperature, elements):
@@ -55,21 +60,6 @@ def inputs(op, dtype, k, sigma, offset, temperature, elements):
         return (x,)
     forward = csoftmax.log_softmax if op.log else csoftmax.softmax
     return logits((rows, k), dtype, seed=k + 1, sigma=1.0), forward(x, temperature=temperature)
-
-
-def error(op, dtype, arrays, temperature, result, reference):
-    if op.name == "logsumexp":
-        return oracle.ulps(result, reference, dtype, oracle.logsumexp_scale(arrays[0], temperature))
-    if op.name == "log_softmax_vjp":
-        s = oracle.wide(arrays[0]).sum(axis=-1, keepdims=True)
-        scale = np.maximum(oracle.log_softmax_vjp_scale(*arrays, s, temperature), np.abs(reference))
-        return oracle.ulps(result, reference, dtype, scale)
-    if op.name == "softmax_vjp":
-        slack = oracle.sum_slack(*arrays, dtype, temperature)
-        return float(
-            (np.maximum(np.abs(oracle.wide(result) - reference) - slack, 0) / oracle.spacing(reference, dtype)).max()
-        )
-    return oracle.ulps(result, reference, dtype)
 
 
 def cases(op, dtype, effort):
@@ -94,14 +84,14 @@ def measure(effort):
     for op in SOFTMAX_FAMILY:
         for dtype in DTYPES:
             if op.name.endswith("vjp") and dtype == "float64":
-                continue  # longdouble is no oracle for a sum of float64 products: see test_vjp_accuracy.py
+                continue  # long double is no oracle for a sum of float64 products: see exact_gradients
             for case in cases(op, dtype, effort):
                 arrays, temperature = inputs(op, dtype, *case), case[3]
-                reference = getattr(oracle, op.name)(*arrays, temperature)
+                (expected,) = op.oracle(*arrays, temperature)
                 for isa in binding.isa_available():
                     binding.select_isa(isa)
                     result = op.function()(*arrays, temperature=temperature)
-                    found = error(op, dtype, arrays, temperature, result, reference)
+                    found = measure_error(result, expected, dtype)
                     top, where, count = worst.get((op.name, dtype, isa), (-1.0, None, 0))
                     if found > top:
                         top, where = found, case
@@ -113,19 +103,18 @@ def measure(effort):
 def exact_gradients(rows):
     """The float64 gradients against rational arithmetic and mpmath."""
     worst = {}
-    for op in SOFTMAX_FAMILY[3:]:
+    for op in BACKWARD:
         for seed in range(rows):
             k, sigma = (3, 17, 65, 130)[seed % 4], (0.3, 3, 20)[seed % 3]
             dy = logits((k,), "float64", seed, 1.0)
             y = (csoftmax.log_softmax if op.log else csoftmax.softmax)(logits((k,), "float64", seed + 999, sigma))
-            truth, scale = oracle.exact(op.name, dy, y), None
+            truth, scale = softmax_oracle.exact(op.name, dy, y), None
             if op.log:
-                scale = oracle.log_softmax_vjp_scale(dy, y, oracle.wide(dy).sum())
-                scale = np.maximum(scale, np.abs([float(v) for v in truth]))
+                scale = exact_log_softmax_vjp(dy, y)[0].scale
             for isa in binding.isa_available():
                 before = binding.isa()
                 binding.select_isa(isa)
-                found = oracle.exact_ulps(op.function()(dy, y), truth, "float64", scale)
+                found = softmax_oracle.exact_ulps(op.function()(dy, y), truth, "float64", scale)
                 binding.select_isa(before)
                 top, where, count = worst.get((op.name, "float64", isa), (-1.0, None, 0))
                 if found > top:
@@ -139,7 +128,6 @@ def losses(effort):
     worst, before, rng = {}, binding.isa(), np.random.default_rng(0)
     kinds = ("labels, no options", "weights, smoothing", "soft labels, z-loss")
     for dtype in DTYPES:
-        loss_dtype = "float64" if dtype == "float64" else "float32"
         for k in SIZES:
             rows = max(2, int(effort * 4000) // k)
             for sigma in (0, 1, 5, 20, 50):
@@ -150,13 +138,13 @@ def losses(effort):
                         options = {"weight": rng.random(k).astype(np.float32), "label_smoothing": 0.1}
                     if "soft" in kind:
                         target, options = rng.random((rows, k), np.float32), {"z_loss": 1e-3}
-                    truth = loss_oracle.rows(x, target, **options)
+                    truth = exact_rows(x, target, **options)
                     for isa in binding.isa_available():
                         binding.select_isa(isa)
                         loss, grad = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
                         found = {
-                            f"loss, {kind}": oracle.ulps(loss, truth.loss, loss_dtype, truth.loss_scale),
-                            f"gradient, {kind}": oracle.ulps(grad, truth.gradient, dtype, truth.scale),
+                            f"loss, {kind}": ulp_error(loss, truth.loss, loss_dtype(dtype), truth.loss_scale),
+                            f"gradient, {kind}": ulp_error(grad, truth.gradient, dtype, truth.scale),
                         }
                         for what, error in found.items():
                             top, count = worst.get((what, dtype, isa), (0.0, 0))
@@ -183,7 +171,7 @@ def sparse():
     for alpha in (1.2, 1.5, 2.0, 3.0):
         for dtype in DTYPES:
             worst, loss, elements = dict.fromkeys(isas, 0.0), dict.fromkeys(isas, 0.0), 0
-            wide = "float64" if dtype == "float64" else "float32"
+            wide_dtype = loss_dtype(dtype)
             for x in entmax_oracle.rows(dtype):
                 truth, elements = entmax_oracle.exact(x, alpha), elements + len(x)
                 target = int(np.argmin(x))
@@ -192,10 +180,11 @@ def sparse():
                     binding.select_isa(isa)
                     y, value = csoftmax.entmax(x, alpha), csoftmax.entmax_loss(x, target, alpha)
                     # what is too small for the type may also be 0
-                    errors = [entmax_oracle.ulps(g, p, dtype) for g, p in zip(y, truth) if g > 0 or p > TINY[dtype]]
+                    judged = [(g, p) for g, p in zip(y, truth) if g > 0 or p > smallest_normal(dtype)]
+                    errors = [entmax_oracle.ulps(g, p, dtype) for g, p in judged]
                     worst[isa] = max(worst[isa], *errors)
                     if true_loss > 0:
-                        loss[isa] = max(loss[isa], entmax_oracle.ulps(value, true_loss, wide))
+                        loss[isa] = max(loss[isa], entmax_oracle.ulps(value, true_loss, wide_dtype))
                 binding.select_isa(before)
             name = {1.5: "entmax", 2.0: "sparsemax"}.get(alpha, f"entmax, alpha = {alpha:g}")
             for what, found in ((name, worst), (f"loss of {name}", loss)):
@@ -230,7 +219,7 @@ def table(worst):
             k, sigma, offset, temperature, _ = found[0][1]
             place = f"K={k}, σ={sigma:g}" + (f", offset {offset:g}" if offset else "")
             place += f", T={temperature:g}" if temperature != 1 else ""
-            promise = PROMISE.get(op.name, {}).get(dtype, "-")
+            promise = f"{op.limits(dtype, {})[0]:g}" if op in FORWARD else "-"
             figures = " | ".join(f"{f[0]:.3f}" for f in found)
             lines.append(f"| {op.name} | {dtype_of(dtype).name} | {promise} | {figures} | {found[0][2]:,} | {place} |")
     return lines
@@ -283,8 +272,8 @@ def peers():
     lines = ["| float32, (256, 1000), σ | " + " | ".join(functions) + " |", "|---" * (len(functions) + 1) + "|"]
     for sigma in (1, 5, 20, 50):
         x = logits((256, 1000), "float32", seed=7, sigma=sigma)
-        reference = oracle.softmax(x)
-        errors = [f"{np.max(oracle.ulps(f(x), reference, 'float32')):.1f}" for f in functions.values()]
+        reference = exact_forward(x)[0]
+        errors = [f"{ulp_error(f(x), reference):.1f}" for f in functions.values()]
         lines.append(f"| {sigma} | " + " | ".join(errors) + " |")
     return lines
 
@@ -294,7 +283,7 @@ def main():
     parser.add_argument("--effort", type=float, default=0.5, help="multiplies the number of elements")
     parser.add_argument("--out", type=Path, default=ROOT / "ACCURACY.md")
     arguments = parser.parse_args()
-    if not oracle.bulk_is_precise:
+    if not JUDGES_FLOAT64:
         raise SystemExit("longdouble is float64 on this machine: no oracle for the table")
     begin = time.time()
     worst = measure(arguments.effort)
@@ -305,7 +294,8 @@ def main():
     commit = output_of("git", "rev-parse", "--short=12", "HEAD") or "unknown"
     if output_of("git", "status", "--porcelain", "--", "src_c", "csoftmax"):
         commit += " (with uncommitted changes)"
-    command = "python tests/make_accuracy.py" + (f" --effort {arguments.effort:g}" if arguments.effort != 0.5 else "")
+    command = "python tests/tools/make_accuracy.py"
+    command += f" --effort {arguments.effort:g}" if arguments.effort != 0.5 else ""
     page = [
         "# Accuracy",
         "",

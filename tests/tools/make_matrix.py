@@ -1,13 +1,13 @@
-"""The README's table of platforms, from the output of .ci/run: the lines that begin with RAN.
+"""Writes the table of docs/numbers/platforms.md from the output of .ci/run: the lines that begin with RAN.
 
-.ci/run | tee gate.log; python tests/make_matrix.py gate.log
+.ci/run | tee gate.log; python tests/tools/make_matrix.py gate.log
 """
 
 import re
 import sys
 from pathlib import Path
 
-README = Path(__file__).resolve().parent.parent / "README.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "numbers" / "platforms.md"
 
 
 def table(output):
@@ -18,6 +18,6 @@ def table(output):
 
 
 if __name__ == "__main__":
-    text = README.read_text()
+    text = PAGE.read_text()
     new = f"<!-- matrix -->\n{table(Path(sys.argv[1]).read_text())}\n<!-- end of matrix -->"
-    README.write_text(re.sub(r"<!-- matrix -->.*<!-- end of matrix -->", lambda _: new, text, flags=re.S))
+    PAGE.write_text(re.sub(r"<!-- matrix -->.*<!-- end of matrix -->", lambda _: new, text, flags=re.S))

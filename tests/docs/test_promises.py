@@ -1,0 +1,106 @@
+"""Every operation keeps every promise, or its record says why not; and no pair of before has been lost.
+
+A pair (promise, operation) is tested if tests/properties/test_<promise>.py takes every record and the record does not
+opt out, or if a test of the family carries the marker `promise`.  tests/records/promises_before.json holds the pairs
+that were tested before there were records.
+"""
+
+import ast
+import inspect
+import json
+
+import pytest
+from helpers import RECORDS, ROOT
+
+import csoftmax
+from csoftmax._spec.operations import BY_NAME, OPERATIONS
+from csoftmax._spec.record import PROMISES
+
+TESTS = ROOT / "tests"
+# Public functions that compute nothing.
+SETTINGS = {
+    "get_cmake_dir",
+    "get_include",
+    "get_library",
+    "get_num_threads",
+    "set_num_threads",
+    "show_config",
+    "threads",
+}
+
+
+def decorators(path):
+    """Yield the decorator calls of all tests of a file: name and constant arguments."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            for each in node.decorator_list:
+                if isinstance(each, ast.Call):
+                    name = ast.unparse(each.func).removeprefix("pytest.mark.")
+                    yield name, tuple(a.value for a in each.args if isinstance(a, ast.Constant))
+
+
+def properties():
+    """Return the promises of which a property file takes every record."""
+    return {
+        arguments[0]
+        for path in (TESTS / "properties").glob("test_*.py")
+        for name, arguments in decorators(path)
+        if name == "every_record" and path.stem == f"test_{arguments[0]}"
+    }
+
+
+def marked_pairs():
+    """Return the pairs that tests of single families claim."""
+    return {
+        arguments for path in TESTS.glob("*/test_*.py") for name, arguments in decorators(path) if name == "promise"
+    }
+
+
+def tested_pairs():
+    """Return all pairs that are tested now."""
+    pairs = {(promise, op.name) for promise in properties() for op in OPERATIONS if promise not in op.exempt}
+    return pairs | marked_pairs()
+
+
+def test_every_public_function_that_computes_has_a_record():
+    public = {name for name in csoftmax.__all__ if inspect.isroutine(getattr(csoftmax, name))}
+    assert public - SETTINGS == set(BY_NAME), "a public function without a record in csoftmax/_spec, or the reverse"
+    assert len(OPERATIONS) == len(BY_NAME)
+
+
+@pytest.mark.parametrize("record", OPERATIONS, ids=lambda op: op.name)
+def test_every_record_is_complete(record):
+    assert callable(record.oracle), f"{record.name} has no oracle"
+    sample = record.sample((4, 6), seed=1)
+    assert len(record.oracle(*sample.arrays.values(), **sample.options)) >= len(record.compute(sample))
+    assert "plain" in record.variants
+    assert record.bad_calls or record.name == "sparsemax", "no bad call: which arguments does it refuse?"
+    for bad in record.bad_calls:
+        assert issubclass(bad.exception(), Exception)
+    names = list(inspect.signature(record.function()).parameters)
+    arrays = ["topk"] if record.invoke else [argument.name for argument in record.arguments]
+    assert names[: len(arrays)] == arrays
+
+
+def test_every_promise_is_a_property():
+    assert properties() == set(PROMISES)
+
+
+@pytest.mark.parametrize("record", OPERATIONS, ids=lambda op: op.name)
+def test_every_promise_is_kept_or_has_a_reason(record):
+    assert set(record.exempt) <= set(PROMISES)
+    assert all(len(reason) > 10 for reason in record.exempt.values())
+    tested = {promise for promise, name in tested_pairs() if name == record.name}
+    assert tested | set(record.exempt) == set(PROMISES)
+
+
+def test_marked_pairs_exist():
+    for promise, name in marked_pairs():
+        assert promise in PROMISES
+        assert name in BY_NAME
+
+
+def test_no_pair_has_been_lost():
+    before = json.loads((RECORDS / "promises_before.json").read_text())
+    pairs = {(promise, name) for promise, names in before.items() for name in names}
+    assert pairs <= tested_pairs(), f"lost: {sorted(pairs - tested_pairs())}"
