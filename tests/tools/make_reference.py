@@ -40,12 +40,6 @@ def read_all(tree):
     raise ValueError("the module has no __all__")
 
 
-def read_face():
-    """The public names of the package: those that the face lists itself, and all that the families export."""
-    families = sorted((PACKAGE / "_ops").glob("[a-z]*.py"))
-    return sorted(name for path in (PACKAGE / "__init__.py", *families) for name in read_all(parse(path)))
-
-
 def format_docstring(docstring):
     """A numpydoc docstring as Markdown: sections become bold lines, examples become code."""
     lines, result, in_example = docstring.splitlines(), [], False
