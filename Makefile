@@ -25,7 +25,7 @@ lint:  ## ruff, clang-format, cython-lint
 	ruff format --check .
 	clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
 	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format leaves comments as they are
-	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/*.pxd tests/embed/*.pyx
+	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/_cpu/*.pxi csoftmax/*.pxd tests/build/embed/*.pyx
 
 format:  ## rewrite Python and C in the project's style
 	ruff check --fix . && ruff format . && clang-format -i $(CLANG_FORMAT_FILES)
@@ -34,10 +34,10 @@ generate:  ## write what follows from csoftmax.h: the Cython and capsule headers
 	$(PYTHON) src_c/make_interface.py
 
 accuracy:  ## measure ACCURACY.md again
-	$(PYTHON) tests/make_accuracy.py
+	$(PYTHON) tests/tools/make_accuracy.py
 
 golden:  ## write the golden hashes again (a change of bits is a logged decision)
-	$(PYTHON) tests/make_golden.py
+	$(PYTHON) tests/tools/make_golden.py
 
 asv:  ## quick run of the benchmarks and their web page
 	cd asv_bench && asv run --quick --python=same --set-commit-hash=$$(git rev-parse HEAD) && asv publish

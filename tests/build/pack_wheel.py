@@ -1,7 +1,7 @@
 """Compresses a wheel again in place with zopfli: 4 % smaller, and the same bytes every time.
 
 pip install zopfli
-python tests/pack_wheel.py WHEEL
+python tests/build/pack_wheel.py WHEEL
 """
 
 import sys

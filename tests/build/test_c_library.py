@@ -20,6 +20,7 @@ from csoftmax._cpu import binding
 
 fcntl = pytest.importorskip("fcntl", reason="Unix only")
 pytestmark = [
+    pytest.mark.build,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld and ELF"),
     pytest.mark.skipif(not HAS_CMAKE, reason="needs cmake, cc, binutils"),
 ]
@@ -97,7 +98,7 @@ def test_its_own_tests(built):
 @pytest.mark.parametrize("way", ["cmake", "pkg-config"])
 def test_installed(built, tmp_path, way):
     """A program finds the library where it was installed, without Python."""
-    embed, installed = ROOT / "tests" / "embed", tmp_path / "moved"
+    embed, installed = ROOT / "tests" / "build" / "embed", tmp_path / "moved"
     output("cmake", "--install", built, "--prefix", installed)
     if way == "cmake":
         output("cmake", "-S", embed, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed}")
@@ -137,5 +138,5 @@ def test_symbols():
     """The library exports what the header declares."""
     symbols = output("nm", "-D", "--defined-only", csoftmax.get_library()).split("\n")
     exported = [line.split()[-1] for line in symbols if "@@CSOFTMAX_" in line and not line.endswith("_PRIVATE")]
-    then = (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    then = (ROOT / "tests" / "records" / "abi.txt").read_text().splitlines()
     assert [f"symbol {name}" for name in sorted(exported)] == [line for line in then if line.startswith("symbol ")]

@@ -14,7 +14,10 @@ import csoftmax
 
 EMBED = Path(__file__).parent / "embed"
 CC = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-pytestmark = pytest.mark.skipif(sys.platform == "win32" or CC is None, reason="needs a C compiler of the Unix kind")
+pytestmark = [
+    pytest.mark.build,
+    pytest.mark.skipif(sys.platform == "win32" or CC is None, reason="needs a C compiler of the Unix kind"),
+]
 
 
 def run(*command, cwd):

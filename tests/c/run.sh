@@ -196,7 +196,7 @@ exp_all() {
         run exp-neon-all "${QEMU[@]}" "$BUILD/exp-neon" --only neon
         options+=(--other neon --checksum "$(sed -n 's/.*"checksum": "\(.*\)".*/\1/p' "$BUILD/exp-neon-all.log")")
     fi
-    run exp-all "$BUILD/exp" --json tests/c/exp_exhaustive.json --commit "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+    run exp-all "$BUILD/exp" --json tests/records/exp_exhaustive.json --commit "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
         "${options[@]}"
 }
 
