@@ -1,6 +1,6 @@
 # Everything a contributor does.  Each target prints the one real command that it runs.
 PYTHON ?= python
-CLANG_FORMAT_FILES = $$(find src_c csoftmax/include csoftmax/_pages.? csoftmax/_quick.? csoftmax/_xla.? csoftmax/_cuda tests/c tests/embed tests/cuda_model -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
+CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-long bench lint format accuracy asv golden ci
@@ -25,7 +25,7 @@ lint:  ## ruff, clang-format, cython-lint
 	ruff format --check .
 	clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
 	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format leaves comments as they are
-	cython-lint csoftmax/*.pyx csoftmax/*.pxd tests/embed/*.pyx
+	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/*.pxd tests/embed/*.pyx
 
 format:  ## rewrite Python and C in the project's style
 	ruff check --fix . && ruff format . && clang-format -i $(CLANG_FORMAT_FILES)

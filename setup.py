@@ -57,10 +57,11 @@ def machine():
 
 def source_hash():
     """Of everything that is compiled: an editable install finds out by it that its build is stale."""
-    files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((ROOT / "csoftmax").glob("*.pyx"))]
-    files += sorted((ROOT / "csoftmax").glob("*.pxd"))
-    files += [ROOT / "csoftmax" / f"{name}.{kind}" for name in ("_pages", "_quick", "_xla") for kind in "ch"]
-    files += sorted((ROOT / "csoftmax" / "include").glob("*.h"))
+    package = ROOT / "csoftmax"
+    files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((package / "include").glob("*.h"))]
+    for folder in (package, package / "_cpu"):
+        files += [f for f in sorted(folder.iterdir()) if f.suffix in (".c", ".h", ".pxd", ".pyx")]
+    files = [f for f in files if f.suffix != ".c" or not f.with_suffix(".pyx").exists()]  # that is Cython's
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
@@ -94,7 +95,8 @@ class BuildCore(build_ext):
             ext.extra_compile_args = common
             if SHARED:
                 ext.extra_objects = [str(self.library / SONAME)]
-                ext.extra_link_args = [*HARDENED, "-Wl,-s", "-Wl,-rpath,$ORIGIN/lib", "-Wl,--enable-new-dtags"]
+                library = "/".join(["$ORIGIN", *[".."] * (ext.name.count(".") - 1), "lib"])
+                ext.extra_link_args = [*HARDENED, "-Wl,-s", f"-Wl,-rpath,{library}", "-Wl,--enable-new-dtags"]
             else:
                 ext.extra_objects = objects
                 ext.extra_link_args = [] if self.msvc else self.openmp
@@ -102,7 +104,7 @@ class BuildCore(build_ext):
         if not self.inplace:
             for ext in self.extensions:
                 built = Path(self.get_ext_fullpath(ext.name))
-                beside = ROOT / "csoftmax" / built.name
+                beside = ROOT / built.relative_to(Path(self.build_lib).absolute())
                 beside.unlink(missing_ok=True)  # who runs it keeps it; writing into it would be felt there
                 shutil.copy2(built, beside)
         beside = ROOT / "csoftmax" / "lib"
@@ -172,15 +174,22 @@ class BuildPython(build_py):
 
 # One build for every CPython from 3.11 on; a free-threaded one has no stable ABI before 3.15.
 STABLE_ABI = not sysconfig.get_config_var("Py_GIL_DISABLED")
+BINDING = Path("csoftmax/_cpu")
 extensions = [
     Extension(
-        f"csoftmax.{name}",
-        [f"csoftmax/{name}.pyx", *sources],
-        include_dirs=["csoftmax/include", "csoftmax", "src_c"],
+        name,
+        sources,
+        include_dirs=["csoftmax/include", "csoftmax/_cpu", "src_c"],
         define_macros=[SOURCE_HASH, *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [])],
         py_limited_api=STABLE_ABI,
     )
-    for name, sources in (("_cpu", ["csoftmax/_pages.c", "csoftmax/_quick.c", "csoftmax/_xla.c"]), ("cpu", []))
+    for name, sources in (
+        (
+            "csoftmax._cpu.binding",
+            [str(BINDING / "binding.pyx"), *sorted(str(f) for f in BINDING.glob("*.c") if f.stem != "binding")],
+        ),
+        ("csoftmax.cpu", ["csoftmax/cpu.pyx"]),
+    )
 ]
 setup(
     ext_modules=cythonize(extensions, language_level=3),

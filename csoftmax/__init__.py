@@ -2,7 +2,7 @@
 
 from ._args import DeviceError
 from ._config import __version__, get_cmake_dir, get_include, get_library, show_config
-from ._cpu import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
+from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._threads import get_num_threads, set_num_threads, threads
 from .cross_entropy import (
     CrossEntropyResult,

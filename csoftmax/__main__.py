@@ -6,10 +6,11 @@ import os
 import sys
 from pathlib import Path
 
-from . import __version__, _cpu
+from . import __version__
 from ._cli import choices
 from ._cli.optional import UnusableError
 from ._config import get_cmake_dir, get_include, get_library, link_flags
+from ._cpu import binding
 
 
 def names(allowed):
@@ -73,17 +74,17 @@ def parser():
 
     bench = commands.add_parser("bench", help="speed beside the installed peers and a plain copy")
     bench.add_argument(
-        "--op", choices=(*_cpu.OPS, *choices.LOSSES, *choices.SPARSE), default="softmax", help="default: softmax"
+        "--op", choices=(*binding.OPS, *choices.LOSSES, *choices.SPARSE), default="softmax", help="default: softmax"
     )
     bench.add_argument("--peers", type=names(choices.PEERS), help="comma-separated, or none; default: those installed")
     bench.add_argument("--group", choices=(*choices.GROUPS, "all"), help="which of the usual shapes; default: all")
     bench.add_argument("--shapes", type=shapes, metavar="AxB,CxD", help="these shapes instead, such as 128x1000,8x10")
     bench.add_argument("--axis", type=int, help="with --shapes; default: -1")
-    bench.add_argument("--dtype", choices=tuple(_cpu.DTYPES), help="with --shapes; default: float32")
+    bench.add_argument("--dtype", choices=tuple(binding.DTYPES), help="with --shapes; default: float32")
     bench.add_argument("--threads", type=counts, metavar="N,M", help="default: 1 and as many as csoftmax uses here")
     bench.add_argument("--fresh", action="store_true", help="also measure results in new memory, without out=")
     bench.add_argument("--rounds", type=positive, help="default: as many as fit in 4 seconds a line, 5 to 41")
-    bench.add_argument("--isa", choices=_cpu.isa_available(), help="instruction set for csoftmax (and PyTorch)")
+    bench.add_argument("--isa", choices=binding.isa_available(), help="instruction set for csoftmax (and PyTorch)")
     bench.add_argument(
         "--device",
         choices=("cpu", "cuda"),

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from . import _cpu, _cuda
+from . import _cuda
+from ._cpu import binding
 
 
 class DeviceError(RuntimeError):
@@ -41,12 +42,12 @@ class Plan(NamedTuple):
     def run(self):
         """Compute, and return the result; 0-d results as scalars (on a CUDA device as arrays: a scalar would wait)."""
         arguments = self.op, self.dtype, self.a, self.b, self.y, self.where, self.temperature
-        return self.compute(_cpu.run, _cuda.run, arguments)
+        return self.compute(binding.run, _cuda.run, arguments)
 
     def entmax(self, alpha):
         """The same with alpha-entmax in place of softmax."""
         arguments = self.dtype, self.a, self.b, self.y, self.where, alpha
-        return self.compute(_cpu.run_entmax, _cuda.run_entmax, arguments)
+        return self.compute(binding.run_entmax, _cuda.run_entmax, arguments)
 
     def compute(self, on_cpu, on_cuda, arguments):
         if not self.on_cuda:
@@ -97,7 +98,7 @@ class Place(NamedTuple):
 
     def result_like(self, x):
         """An array like x for a result."""
-        return _cpu.empty_like(x) if self.number is None else self.xp.empty_like(x)
+        return binding.empty_like(x) if self.number is None else self.xp.empty_like(x)
 
     def context(self):
         """In which arrays are made: on the device of this place, whichever is the current one."""
@@ -162,14 +163,14 @@ def as_float(name, x, place=CPU):
     x = place.array(name, x)
     dtype = x.dtype
     if dtype.kind in "iu":
-        return x.astype(np.float64), _cpu.DTYPES["float64"]
+        return x.astype(np.float64), binding.DTYPES["float64"]
     if dtype.kind == "f" and dtype.itemsize in (2, 4, 8):
         native = dtype.newbyteorder("=")
         if dtype != native and is_cupy(x):
             raise TypeError(f"{name} is a CuPy array in foreign byte order, which CuPy does not convert")
-        return (x if dtype == native else x.astype(native)), _cpu.DTYPES[native.name]
+        return (x if dtype == native else x.astype(native)), binding.DTYPES[native.name]
     if is_bfloat16(dtype):
-        return x, _cpu.DTYPES["bfloat16"]
+        return x, binding.DTYPES["bfloat16"]
     raise TypeError(
         f"{name} has dtype {dtype}; allowed are float16, bfloat16 (ml_dtypes), float32, float64 and the integers"
     )
@@ -403,7 +404,7 @@ def lay_out(place, name, x, axis, y, temperature, where, out, num_threads, keepd
     a = bits(axis_last(x, axes))
     b = bits(axis_last(y, axes)) if gradient else None
     mask = axis_last(where, axes) if where is not None else None
-    op, given, on_cuda = _cpu.OPS[name], out is not None, place.number is not None
+    op, given, on_cuda = binding.OPS[name], out is not None, place.number is not None
     return Plan(op, code, a, b, bits(rows), mask, temperature, num_threads, result, work, final, given, on_cuda)
 
 
@@ -411,7 +412,7 @@ def lay_out(place, name, x, axis, y, temperature, where, out, num_threads, keepd
 
 
 class LossPlan(NamedTuple):
-    """What `_cpu.run_loss` takes, in its order, and what becomes of the results."""
+    """What `binding.run_loss` takes, in its order, and what becomes of the results."""
 
     dtype: int
     x: np.ndarray
@@ -449,7 +450,7 @@ class LossPlan(NamedTuple):
             else:  # no row, or no class: there is nothing to compute, and the CPU knows the result
                 host = np.empty(self.loss.shape, np.float64)
                 x, y, _, *rest = to_host(*self[1:16])
-                if _cpu.run_loss(self.dtype, x, y, host, *rest, None) is not None:
+                if binding.run_loss(self.dtype, x, y, host, *rest, None) is not None:
                     host[...] = math.nan
                 self.loss.set(host.astype(self.loss.dtype))
             if self.work is not self.final:
@@ -460,7 +461,7 @@ class LossPlan(NamedTuple):
         """Compute; returns the loss (a scalar unless it is one a row) and the gradient or None."""
         if self.on_cuda:
             return self.run_on_cuda()
-        if _cpu.run_loss(*self[:17]) is not None:
+        if binding.run_loss(*self[:17]) is not None:
             raise_bad_label(self.target, self.x.shape[-1], self.ignore_index)
             raise RuntimeError("target was changed by another thread during the call; nothing has been written")
         if self.work is not self.final:
@@ -614,7 +615,7 @@ def check_target(target, shape, batch, wide, place=CPU):
 
 
 def check_reduction(reduction):
-    if not isinstance(reduction, str) or reduction not in _cpu.REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in binding.REDUCTIONS:
         raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
 
 
@@ -653,7 +654,7 @@ class LossOptions(NamedTuple):
 
     @property
     def factors(self):
-        """Temperature, label_smoothing, z_loss, clip_norm and clip_value, in the order of `_cpu.run_loss`."""
+        """Temperature, label_smoothing, z_loss, clip_norm and clip_value, in the order of `binding.run_loss`."""
         return self[3:8]
 
 
@@ -749,7 +750,7 @@ def lay_out_loss(place, logits, target, axis, gradient, reduction, out, num_thre
         checked.sample_weight,
         checked.upstream,
         *checked.factors,
-        _cpu.REDUCTIONS[reduction],
+        binding.REDUCTIONS[reduction],
         num_threads,
         wide,
         result,
@@ -869,7 +870,7 @@ def plan_linear_on_cuda(place, code, x, w, bias, labels, soft, checked, batch, w
 
 
 class TopKPlan(NamedTuple):
-    """What `_cpu.run_topk` takes, and what the caller gets."""
+    """What `binding.run_topk` takes, and what the caller gets."""
 
     dtype: int
     x: np.ndarray
@@ -892,7 +893,7 @@ class TopKPlan(NamedTuple):
             with self.x.device:
                 _cuda.run_topk(*arguments)
                 return self.finish()
-        _cpu.run_topk(*arguments, self.num_threads)
+        binding.run_topk(*arguments, self.num_threads)
         return self.finish()
 
     def finish(self):
@@ -924,7 +925,7 @@ def plan_topk(
     place = place_of(device, x)
     with place.context():
         return lay_out_topk(
-            place, x, k, axis, largest, sorted, _cpu.NORMALIZE[normalize], temperature, where, out, num_threads
+            place, x, k, axis, largest, sorted, binding.NORMALIZE[normalize], temperature, where, out, num_threads
         )
 
 
@@ -994,11 +995,11 @@ class EntmaxLossPlan(NamedTuple):
         soft = self.target if self.target.dtype.kind == "f" else None
         rows = None if self.rows is None else bits(self.rows)
         what = self.dtype, bits(self.x), self.target if soft is None else None, soft, rows
-        how = self.alpha, _cpu.REDUCTIONS[self.reduction]
+        how = self.alpha, binding.REDUCTIONS[self.reduction]
         shape = self.x.shape[:-1] if self.reduction == "none" else ()
         if not self.on_cuda:
             loss = np.empty(shape, np.float64)
-            _cpu.run_entmax_loss(*what, loss, *how, self.num_threads)
+            binding.run_entmax_loss(*what, loss, *how, self.num_threads)
             return self.finish(loss)
         with self.x.device:
             if self.x.size:
@@ -1124,7 +1125,7 @@ class SamplePlan(NamedTuple):
             with self.place.context():
                 return self.finish(self.run_on_device())
         indices = np.empty(self.uniform.shape, np.int64)
-        if not _cpu.run_sample(self.dtype, bits(self.x), self.uniform, indices, *self[3:9]):
+        if not binding.run_sample(self.dtype, bits(self.x), self.uniform, indices, *self[3:9]):
             x = self.x.astype(np.float64)
             if self.where is not None:
                 x = np.where(self.where, x, -np.inf)

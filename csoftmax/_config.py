@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from . import _cpu, _cuda, _memory, _threads
+from . import _cuda, _memory, _threads
+from ._cpu import binding
 
 __version__ = "0.1.0"
 _HERE = Path(__file__).parent
@@ -76,14 +77,14 @@ def source_hash():
     root = _HERE.parent
     if not (root / "src_c" / "registry.h").is_file():
         return None
-    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted(_HERE.glob("*.pyx"))]
-    files += sorted(_HERE.glob("*.pxd"))
-    files += [_HERE / f"{name}.{kind}" for name in ("_pages", "_quick", "_xla") for kind in "ch"]
-    files += sorted((_HERE / "include").glob("*.h"))
+    files = [*sorted((root / "src_c").rglob("*.[ch]")), *sorted((_HERE / "include").glob("*.h"))]
+    for folder in (_HERE, _HERE / "_cpu"):
+        files += [f for f in sorted(folder.iterdir()) if f.suffix in (".c", ".h", ".pxd", ".pyx")]
+    files = [f for f in files if f.suffix != ".c" or not f.with_suffix(".pyx").exists()]  # that is Cython's
     return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
 
 
-if source_hash() not in (None, _cpu.SOURCE_HASH):
+if source_hash() not in (None, binding.SOURCE_HASH):
     warnings.warn(
         "csoftmax's C sources have changed since the extension was built; build it again with pip install -e .",
         RuntimeWarning,
@@ -107,20 +108,20 @@ def config():
     decides, bounds = _threads.reason()
     return {
         "csoftmax": __version__,
-        "abi": _cpu.ABI,
+        "abi": binding.ABI,
         "python": sys.version.split()[0],
         "numpy": np.__version__,
         "platform": platform.platform(),
-        "isa": {"used": _cpu.isa(), "available": list(_cpu.isa_available()), "built": list(_cpu.isa_built())},
+        "isa": {"used": binding.isa(), "available": list(binding.isa_available()), "built": list(binding.isa_built())},
         "openmp": {
-            "version": _cpu.OPENMP,
+            "version": binding.OPENMP,
             "libraries": libraries,
             "warning": "two OpenMP runtimes are loaded: their threads compete for the same CPUs"
             if len(libraries) > 1
             else None,
         },
-        "threads": {"used": _cpu.get_threads(), "decided_by": decides, "bounds": bounds},
-        "memory": {"kept": _cpu.kept_pages(), "limit": _memory.LIMIT},
+        "threads": {"used": binding.get_threads(), "decided_by": decides, "bounds": bounds},
+        "memory": {"kept": binding.kept_pages(), "limit": _memory.LIMIT},
         "cuda": _cuda.state(),
         "include": get_include(),
         "library": get_library(),

@@ -1,10 +1,10 @@
-"""How much memory of large results is kept for later ones (see _pages.c): decided once, at import."""
+"""How much memory of large results is kept for later ones (see pages.c): decided once, at import."""
 
 import os
 import re
 import sys
 
-from . import _cpu
+from ._cpu import binding
 
 MOST = 512 << 20  # two results of 256 MB: a loop whose new result comes before the old one goes
 
@@ -44,9 +44,9 @@ def _tell_tracemalloc():
         functions = pythonapi.PyTraceMalloc_Track, pythonapi.PyTraceMalloc_Untrack
     except (ImportError, AttributeError):  # PyPy, or no ctypes
         return
-    _cpu.set_tracemalloc(*(cast(function, c_void_p).value for function in functions))
+    binding.set_tracemalloc(*(cast(function, c_void_p).value for function in functions))
 
 
 _tell_tracemalloc()
 LIMIT = _limit()
-_cpu.set_pages_limit(LIMIT)
+binding.set_pages_limit(LIMIT)

@@ -5,7 +5,7 @@ import os
 import re
 from pathlib import Path
 
-from . import _cpu
+from ._cpu import binding
 
 # Each entry: what bounds the threads, and the bound.
 _bounds = {}
@@ -60,7 +60,7 @@ def _find_bounds():
         bounds["cgroup quota"] = quota
     if _wanted_of_openmp:
         bounds["OMP_NUM_THREADS"] = _wanted_of_openmp
-    if not _cpu.OPENMP:
+    if not binding.OPENMP:
         bounds["built without OpenMP"] = 1
     return bounds
 
@@ -68,7 +68,7 @@ def _find_bounds():
 def reason():
     """The bound that decides in this thread, and all of them."""
     bounds, limit = dict(_bounds), min(_bounds.values())
-    context, default, openmp = _cpu.thread_settings()
+    context, default, openmp = binding.thread_settings()
     if context:
         bounds["csoftmax.threads"] = context
     elif default < limit:
@@ -80,8 +80,8 @@ def reason():
 
 _wanted_of_openmp = _of_openmp()
 _bounds.update(_find_bounds())
-_cpu.set_thread_limit(min(_bounds.values()))
-_cpu.set_openmp_default(_wanted_of_openmp or _affinity())
+binding.set_thread_limit(min(_bounds.values()))
+binding.set_openmp_default(_wanted_of_openmp or _affinity())
 
 
 def set_num_threads(num_threads):
@@ -106,7 +106,7 @@ def set_num_threads(num_threads):
     1
     >>> csoftmax.set_num_threads(None)
     """
-    _cpu.set_threads(num_threads)
+    binding.set_threads(num_threads)
 
 
 def get_num_threads():
@@ -123,7 +123,7 @@ def get_num_threads():
     >>> csoftmax.get_num_threads() >= 1
     True
     """
-    return _cpu.get_threads()
+    return binding.get_threads()
 
 
 @contextlib.contextmanager
@@ -147,8 +147,8 @@ def threads(num_threads):
     ...     csoftmax.get_num_threads()
     1
     """
-    before = _cpu.enter_threads(num_threads)
+    before = binding.enter_threads(num_threads)
     try:
         yield
     finally:
-        _cpu.leave_threads(before)
+        binding.leave_threads(before)

@@ -2,7 +2,6 @@
 
 from typing import Any, NamedTuple
 
-from . import _cpu
 from ._args import (
     as_array,
     check_chunk_bytes,
@@ -15,8 +14,9 @@ from ._args import (
     plan_loss,
     raise_bad_label,
 )
+from ._cpu import binding
+from ._cpu.linear import linear_loss
 from ._foreign import native, running, takes_foreign
-from ._linear import linear_loss
 
 _run = running(plan_loss)
 
@@ -123,7 +123,7 @@ def cross_entropy(
     >>> csoftmax.cross_entropy(logits, [0, 1, -100], reduction="none")
     array([4.07605964e-01, 8.49670851e-18, 0.00000000e+00])
     """
-    done = _cpu.fast_loss(
+    done = binding.fast_loss(
         logits,
         target,
         False,
@@ -224,7 +224,7 @@ def cross_entropy_with_grad(
     >>> csoftmax.cross_entropy_with_grad(logits, [0]).grad
     array([[-5.021998e-08,  2.510999e-08,  2.510999e-08]], dtype=float32)
     """
-    done = _cpu.fast_loss(
+    done = binding.fast_loss(
         logits,
         target,
         True,

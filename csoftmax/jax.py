@@ -16,18 +16,18 @@ try:
 except ImportError as error:
     raise ImportError(f"csoftmax.jax needs JAX >= 0.5 ({error}); install it with: pip install jax") from error
 
-from . import _cpu
+from ._cpu import binding
 
 __all__ = ["cross_entropy", "entmax", "log_softmax", "logsumexp", "softmax", "sparsemax"]
 
-for _name, _target in _cpu.XLA_TARGETS.items():
+for _name, _target in binding.XLA_TARGETS.items():
     jax.ffi.register_ffi_target(f"csoftmax_{_name}", _target, platform="cpu")
 
 
 def _call(name, results, *arrays, **attributes):
     """Rows along the last axis; vmap adds axes in front, to all arrays."""
     call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method="broadcast_all")
-    return call(*arrays, threads=np.int64(_cpu.get_threads()), **attributes)
+    return call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
 
 
 def _like(x):

@@ -1,13 +1,13 @@
 """softmax, log_softmax, logsumexp and the gradients of the first two."""
 
-from . import _cpu
 from ._args import plan
+from ._cpu import binding
 from ._foreign import running
 
 _run = running(plan)
 
 
-@_cpu.quick
+@binding.quick
 def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Softmax, ``exp(x / T) / sum(exp(x / T))``, along one or more axes.
 
@@ -70,7 +70,7 @@ def softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, n
     )
 
 
-@_cpu.quick
+@binding.quick
 def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Logarithm of the softmax, ``x / T - log(sum(exp(x / T)))``, along one or more axes.
 
@@ -109,7 +109,7 @@ def log_softmax(x, axis=-1, *, temperature=1.0, where=None, out=None, device=Non
     )
 
 
-@_cpu.quick
+@binding.quick
 def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device=None, num_threads=None):
     """Logarithm of the sum of exponentials, ``log(sum(exp(x / T)))``, along one or more axes.
 
@@ -156,7 +156,7 @@ def logsumexp(x, axis=-1, *, keepdims=False, temperature=1.0, where=None, device
     )
 
 
-@_cpu.quick
+@binding.quick
 def softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Gradient of a loss through `softmax`: dL/dx from dL/dy and ``y = softmax(x)``.
 
@@ -213,7 +213,7 @@ def softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device
     )
 
 
-@_cpu.quick
+@binding.quick
 def log_softmax_vjp(dy, y, axis=-1, *, temperature=1.0, where=None, out=None, device=None, num_threads=None):
     """Gradient of a loss through `log_softmax`: dL/dx from dL/dy and ``y = log_softmax(x)``.
 

@@ -19,7 +19,7 @@ cd "$ROOT"
 python -m build --no-isolation --outdir "$WORK/first" . >"$WORK/log" 2>&1 || { tail -50 "$WORK/log"; exit 1; }
 if [ -n "$BUILT" ]; then
     python -m zipfile -e "$WORK"/first/*.whl "$WORK/wheel"
-    for library in {_cpu.abi3,cpu.abi3}.so lib/libcsoftmax.so.0; do
+    for library in {_cpu/binding.abi3,cpu.abi3}.so lib/libcsoftmax.so.0; do
         cmp "$WORK/wheel/csoftmax/$library" "$BUILT/csoftmax/$library"
     done
     echo "built in two directories: the same libraries"
@@ -41,7 +41,7 @@ python "$ROOT/tests/pack_wheel.py" "$wheel"
 python -m zipfile -l "$wheel" | grep 'csoftmax/lib/libgomp.LICENSE.txt' >/dev/null
 [ "$(stat -c %s "$wheel")" -lt 1000000 ] || { echo "FAILED: $wheel is not smaller than 1 MB" >&2; exit 1; }
 python -m zipfile -l "$wheel" | awk '{print $1}' | grep '\.so' | sort | tee "$WORK/libraries"
-printf '%s\n' csoftmax/{_cpu.abi3,cpu.abi3}.so csoftmax/lib/lib{csoftmax.so.0,gomp.so.1} | cmp - "$WORK/libraries"
+printf '%s\n' csoftmax/{_cpu/binding.abi3,cpu.abi3}.so csoftmax/lib/lib{csoftmax.so.0,gomp.so.1} | cmp - "$WORK/libraries"
 abi3audit --strict "$wheel"
 check-wheel-contents "$wheel"
 twine check --strict ./*.whl ./*.tar.gz

@@ -12,7 +12,7 @@ from helpers import compile_library
 from ops import DTYPES, OPS
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 # Of test_cuda.py, seconds each on the model.
 SLOW = {
@@ -38,13 +38,13 @@ def pytest_collection_modifyitems(items):
                 item.add_marker(pytest.mark.long)
 
 
-@pytest.fixture(params=[_cpu.isa()] if os.environ.get("CSOFTMAX_ISA") else _cpu.isa_available())
+@pytest.fixture(params=[binding.isa()] if os.environ.get("CSOFTMAX_ISA") else binding.isa_available())
 def isa(request):
     """Each instruction set of this machine in turn; if one is forced, that one: the others had their turn elsewhere."""
-    before = _cpu.isa()
-    _cpu.select_isa(request.param)
+    before = binding.isa()
+    binding.select_isa(request.param)
     yield request.param
-    _cpu.select_isa(before)
+    binding.select_isa(before)
 
 
 @pytest.fixture(params=OPS, ids=lambda op: op.name)
@@ -61,9 +61,9 @@ def dtype(request):
 def seven_threads():
     """Allow seven threads, whatever the machine has."""
     before = csoftmax.get_num_threads()
-    _cpu.set_thread_limit(7)
+    binding.set_thread_limit(7)
     yield 7
-    _cpu.set_thread_limit(before)
+    binding.set_thread_limit(before)
 
 
 @pytest.fixture

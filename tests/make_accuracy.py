@@ -23,7 +23,7 @@ import oracle
 from ops import DTYPES, OPS, SIZES, dtype_of, logits
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 # The smallest normal number of the type.
 TINY = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float64": 2.0**-1022, "float16": 2.0**-14}
@@ -88,7 +88,7 @@ def cases(op, dtype, effort):
 
 def measure(effort):
     """{(op, dtype, isa): (worst, where, elements)}; the oracle runs once for all instruction sets."""
-    worst, before = {}, _cpu.isa()
+    worst, before = {}, binding.isa()
     for op in OPS:
         for dtype in DTYPES:
             if op.name.endswith("vjp") and dtype == "float64":
@@ -96,15 +96,15 @@ def measure(effort):
             for case in cases(op, dtype, effort):
                 arrays, temperature = inputs(op, dtype, *case), case[3]
                 reference = getattr(oracle, op.name)(*arrays, temperature)
-                for isa in _cpu.isa_available():
-                    _cpu.select_isa(isa)
+                for isa in binding.isa_available():
+                    binding.select_isa(isa)
                     result = op.function()(*arrays, temperature=temperature)
                     found = error(op, dtype, arrays, temperature, result, reference)
                     top, where, count = worst.get((op.name, dtype, isa), (-1.0, None, 0))
                     if found > top:
                         top, where = found, case
                     worst[op.name, dtype, isa] = (top, where, count + arrays[0].size)
-                _cpu.select_isa(before)
+                binding.select_isa(before)
     return worst
 
 
@@ -120,11 +120,11 @@ def exact_gradients(rows):
             if op.log:
                 scale = oracle.log_softmax_vjp_scale(dy, y, oracle.wide(dy).sum())
                 scale = np.maximum(scale, np.abs([float(v) for v in truth]))
-            for isa in _cpu.isa_available():
-                before = _cpu.isa()
-                _cpu.select_isa(isa)
+            for isa in binding.isa_available():
+                before = binding.isa()
+                binding.select_isa(isa)
                 found = oracle.exact_ulps(op.function()(dy, y), truth, "float64", scale)
-                _cpu.select_isa(before)
+                binding.select_isa(before)
                 top, where, count = worst.get((op.name, "float64", isa), (-1.0, None, 0))
                 if found > top:
                     top, where = found, (k, sigma, 0, 1.0, k)
@@ -134,7 +134,7 @@ def exact_gradients(rows):
 
 def losses(effort):
     """Cross-entropy: {(what, dtype, isa): (worst, elements)}; errors as test_cross_entropy.py measures them."""
-    worst, before, rng = {}, _cpu.isa(), np.random.default_rng(0)
+    worst, before, rng = {}, binding.isa(), np.random.default_rng(0)
     kinds = ("labels, no options", "weights, smoothing", "soft labels, z-loss")
     for dtype in DTYPES:
         loss_dtype = "float64" if dtype == "float64" else "float32"
@@ -149,8 +149,8 @@ def losses(effort):
                     if "soft" in kind:
                         target, options = rng.random((rows, k), np.float32), {"z_loss": 1e-3}
                     truth = loss_oracle.rows(x, target, **options)
-                    for isa in _cpu.isa_available():
-                        _cpu.select_isa(isa)
+                    for isa in binding.isa_available():
+                        binding.select_isa(isa)
                         loss, grad = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
                         found = {
                             f"loss, {kind}": oracle.ulps(loss, truth.loss, loss_dtype, truth.loss_scale),
@@ -160,12 +160,12 @@ def losses(effort):
                             top, count = worst.get((what, dtype, isa), (0.0, 0))
                             count += rows if what.startswith("loss") else x.size
                             worst[what, dtype, isa] = max(top, error), count
-    _cpu.select_isa(before)
+    binding.select_isa(before)
     return worst
 
 
 def loss_table(worst):
-    isas = _cpu.isa_available()
+    isas = binding.isa_available()
     lines = ["| cross-entropy | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
     for what, dtype in dict.fromkeys(key[:2] for key in worst):
         found = [worst[what, dtype, isa] for isa in isas]
@@ -176,7 +176,7 @@ def loss_table(worst):
 
 def sparse():
     """alpha-entmax of the rows of test_entmax.py, and their losses: lines of the table."""
-    isas, before = _cpu.isa_available(), _cpu.isa()
+    isas, before = binding.isa_available(), binding.isa()
     lines = ["| function | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
     for alpha in (1.2, 1.5, 2.0, 3.0):
         for dtype in DTYPES:
@@ -187,14 +187,14 @@ def sparse():
                 target = int(np.argmin(x))
                 true_loss = entmax_oracle.exact_loss(x, np.eye(len(x))[target], alpha)
                 for isa in isas:
-                    _cpu.select_isa(isa)
+                    binding.select_isa(isa)
                     y, value = csoftmax.entmax(x, alpha), csoftmax.entmax_loss(x, target, alpha)
                     # what is too small for the type may also be 0
                     errors = [entmax_oracle.ulps(g, p, dtype) for g, p in zip(y, truth) if g > 0 or p > TINY[dtype]]
                     worst[isa] = max(worst[isa], *errors)
                     if true_loss > 0:
                         loss[isa] = max(loss[isa], entmax_oracle.ulps(value, true_loss, wide))
-                _cpu.select_isa(before)
+                binding.select_isa(before)
             name = {1.5: "entmax", 2.0: "sparsemax"}.get(alpha, f"entmax, alpha = {alpha:g}")
             for what, found in ((name, worst), (f"loss of {name}", loss)):
                 figures = " | ".join(f"{found[isa]:.3f}" for isa in isas)
@@ -217,7 +217,7 @@ def cpu_name():
 
 
 def table(worst):
-    isas = _cpu.isa_available()
+    isas = binding.isa_available()
     lines = ["| function | dtype | promise | " + " | ".join(isas) + " | elements | worst at |",
              "|---|---|---|" + "---|" * (len(isas) + 2)]  # fmt: skip
     for op in OPS:

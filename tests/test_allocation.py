@@ -11,9 +11,9 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="LD_PRELOAD")
 CODE = r"""
 import numpy as np
 from failing_allocations import every_failure
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from ops import OPS
-_cpu.set_thread_limit(7)
+binding.set_thread_limit(7)
 shapes = [((300, 60), 0), ((5, 3, 60), 1), ((64, 1000), 1), ((3, 9000), 1), ((9000, 3), 0)]
 shapes += [((1, 200_000), 1), ((2, 50000), 1)]
 most, refused = 0, 0

@@ -11,14 +11,15 @@ import pytest
 from helpers import run_python
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax import cpu
+from csoftmax._cpu import binding
 
 pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="ELF only"),
     pytest.mark.skipif(shutil.which("nm") is None or shutil.which("readelf") is None, reason="needs binutils"),
 ]
 
-BINARIES = [_cpu.__file__, _cpu.__file__.replace("_cpu", "cpu")]
+BINARIES = [binding.__file__, cpu.__file__]
 BINARIES += [csoftmax.get_library()] if sys.platform.startswith("linux") else []
 
 
@@ -28,13 +29,13 @@ def output(*command):
     return done.stdout
 
 
-@pytest.mark.parametrize("file", BINARIES[:2], ids=["_cpu", "cpu"])
+@pytest.mark.parametrize("file", BINARIES[:2], ids=["binding", "cpu"])
 def test_extension_exports(file):
     names = [line.split()[-1] for line in output("nm", "-D", "--defined-only", file).splitlines()]
     assert [name for name in names if name not in ("_init", "_fini")] == [f"PyInit_{Path(file).name.split('.')[0]}"]
 
 
-@pytest.mark.parametrize("file", BINARIES, ids=["_cpu", "cpu", "library"][: len(BINARIES)])
+@pytest.mark.parametrize("file", BINARIES, ids=["binding", "cpu", "library"][: len(BINARIES)])
 def test_hardening(file):
     dynamic = output("readelf", "-dW", file)
     assert re.search(r"BIND_NOW|\bNOW\b", dynamic)
@@ -52,7 +53,7 @@ def test_dependencies():
     system = {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
     system |= {name for names in needed for name in names if name.startswith("libc.musl-")}
     assert [names - system for names in needed] == [{"libcsoftmax.so.0"}, {"libcsoftmax.so.0"}, {"libgomp.so.1"}]
-    for page, path in zip(found, ("$ORIGIN/lib", "$ORIGIN/lib", "$ORIGIN")):
+    for page, path in zip(found, ("$ORIGIN/../lib", "$ORIGIN/lib", "$ORIGIN")):
         ((kind, paths),) = re.findall(r"\((RPATH|RUNPATH)\).*\[(.+)\]", page)
         assert kind == "RUNPATH"
         assert path in paths.split(":")  # a Python may add its own
@@ -93,10 +94,10 @@ def test_old_openmp_suffices():
 def test_library_of_another_build(tmp_path):
     """The extension does not run with a libcsoftmax that it was not built with."""
     source = tmp_path / "other.c"
-    names = re.findall(r"(csm_\w+)@CSOFTMAX_", output("nm", "-D", "--undefined-only", _cpu.__file__))
+    names = re.findall(r"(csm_\w+)@CSOFTMAX_", output("nm", "-D", "--undefined-only", binding.__file__))
     stubs = "".join(f"void {name}(void) {{}}\n" for name in names if name != "csm_source")
     source.write_text(stubs + 'const char *csm_source(void) { return "0123456789abcdef"; }\n')
-    private = [n for n in names if f"{n}@CSOFTMAX_PRIVATE" in output("nm", "-D", _cpu.__file__)]
+    private = [n for n in names if f"{n}@CSOFTMAX_PRIVATE" in output("nm", "-D", binding.__file__)]
     (tmp_path / "map").write_text(f"CSOFTMAX_PRIVATE {{ {'; '.join(private)}; }};\nCSOFTMAX_0 {{ csm_*; }};\n")
     library = tmp_path / "libcsoftmax.so.0"
     output(

@@ -15,7 +15,7 @@ import pytest
 from helpers import HAS_CMAKE, ROOT
 from make_abi import abi
 
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 fcntl = pytest.importorskip("fcntl", reason="Unix only")
 pytestmark = [
@@ -62,7 +62,7 @@ def symbols(built):
     return table
 
 
-@pytest.mark.parametrize("unit", _cpu.ISAS)
+@pytest.mark.parametrize("unit", binding.ISAS)
 def test_unit(symbols, unit):
     """One symbol each, and nothing borrowed from libc."""
     found = symbols[unit]
@@ -109,7 +109,7 @@ def test_installed(built, tmp_path, way):
         flags = output("env", where, "pkg-config", "--static", "--cflags", "--libs", "csoftmax").split()
         output("cc", embed / "embed.c", "-o", tmp_path / "embed", *flags)
     first = output(tmp_path / "embed", 3, 10).splitlines()[0]
-    assert first.split()[1] == _cpu.ABI
+    assert first.split()[1] == binding.ABI
 
 
 def test_setup_has_the_same_files_and_flags():

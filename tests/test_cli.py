@@ -13,9 +13,9 @@ import threadpoolctl
 from helpers import ROOT
 
 import csoftmax
-from csoftmax import _cpu
 from csoftmax.__main__ import main
 from csoftmax._cli import selftest
+from csoftmax._cpu import binding
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -59,7 +59,7 @@ def test_info(tmp_path):
     assert found == expected
     page = command("info")
     assert f"csoftmax {csoftmax.__version__}" in page
-    assert _cpu.isa() in page
+    assert binding.isa() in page
 
 
 def test_selftest():
@@ -119,12 +119,12 @@ def test_selftest_finds_what_is_broken(section, broken, monkeypatch, capsys):
 
 
 def test_selftest_restores_the_instruction_set(monkeypatch):
-    before = _cpu.isa()
+    before = binding.isa()
     for lines in (selftest.instruction_sets(), selftest.check("instruction sets")):
         monkeypatch.setattr(csoftmax, "softmax", raising)
         with contextlib.suppress(RuntimeError):
             list(lines)
-        assert _cpu.isa() == before
+        assert binding.isa() == before
 
 
 def test_bench(tmp_path):
@@ -139,11 +139,11 @@ def test_bench(tmp_path):
         assert line["results"]["csoftmax"]["ratio"] == 1
         assert all(result["us"] > 0 for result in line["results"].values())
     assert {each["peer"] for each in report["summaries"]} >= {"copy", "scipy"}
-    assert report["header"]["isa"] == _cpu.isa()
+    assert report["header"]["isa"] == binding.isa()
 
 
-@pytest.mark.parametrize("op", list(_cpu.OPS))
-@pytest.mark.parametrize("dtype", list(_cpu.DTYPES))
+@pytest.mark.parametrize("op", list(binding.OPS))
+@pytest.mark.parametrize("dtype", list(binding.DTYPES))
 def test_bench_knows_every_operation(op, dtype, capsys):
     before = csoftmax.get_num_threads()
     options = ["--shapes", "4x5x6", "--axis", "1", "--dtype", dtype, "--rounds", "1", "--threads", "1"]
@@ -190,7 +190,7 @@ def test_bench_limits_the_blas_too(monkeypatch):
     assert max(before) > 1 or os.cpu_count() == 1, "the test can see nothing"
 
 
-@pytest.mark.parametrize("isa", _cpu.isa_available())
+@pytest.mark.parametrize("isa", binding.isa_available())
 def test_bench_forces_an_instruction_set(isa):
     options = ["--shapes", "2x10", "--rounds", "1", "--threads", "1", "--peers", "none"]
     assert json.loads(command("bench", *options, "--isa", isa, "--json"))["header"]["isa"] == isa

@@ -13,7 +13,7 @@ from helpers import ROOT
 from ops import DTYPES, OPS
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 NAMES = {op.name for op in OPS}
 SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
@@ -41,19 +41,19 @@ def test_registry_has_the_op_list():
 
 def test_registry_has_the_dtypes():
     assert [row[0] for row in rows("CSM_DTYPES")] == [SUFFIX[d] for d in DTYPES]
-    assert set(_cpu.DTYPES) == set(DTYPES)
+    assert set(binding.DTYPES) == set(DTYPES)
 
 
 def test_registry_has_the_instruction_sets():
-    assert [row[0] for row in rows("CSM_ISAS")] == list(_cpu.ISAS)
-    assert set(_cpu.isa_available()) <= set(_cpu.isa_built()) <= set(_cpu.ISAS)
-    assert _cpu.isa() in _cpu.isa_available()
-    assert "scalar" in _cpu.isa_available()
+    assert [row[0] for row in rows("CSM_ISAS")] == list(binding.ISAS)
+    assert set(binding.isa_available()) <= set(binding.isa_built()) <= set(binding.ISAS)
+    assert binding.isa() in binding.isa_available()
+    assert "scalar" in binding.isa_available()
 
 
 def test_binding_numbers_follow_the_registry():
-    assert {row[0]: i for i, row in enumerate(rows("CSM_OPS"))} == _cpu.OPS
-    numbers = {SUFFIX[name]: code for name, code in _cpu.DTYPES.items()}
+    assert {row[0]: i for i, row in enumerate(rows("CSM_OPS"))} == binding.OPS
+    numbers = {SUFFIX[name]: code for name, code in binding.DTYPES.items()}
     assert {row[0]: i for i, row in enumerate(rows("CSM_DTYPES"))} == numbers
 
 
@@ -63,7 +63,7 @@ def test_public_functions():
     for name in LOSSES | SPARSE:
         for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
             assert f"{section}\n    ---" in getattr(csoftmax, name).__doc__, f"{name} has no section {section}"
-    assert set(_cpu.OPS) == NAMES
+    assert set(binding.OPS) == NAMES
     assert len(set(csoftmax.__all__)) == len(csoftmax.__all__)
 
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from ops import SIZES, dtype_of, logits, unlike_rows
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 LD = np.longdouble
 bulk = pytest.mark.skipif(not oracle.bulk_is_precise, reason="longdouble is float64 here")
@@ -378,11 +378,11 @@ def test_factors_of_any_size():
     assert np.isclose(got[0, 0], -got[0, 1], rtol=1e-14)
 
 
-@pytest.mark.parametrize("isa_name", _cpu.isa_available())
+@pytest.mark.parametrize("isa_name", binding.isa_available())
 def test_no_weight_at_all(isa_name):
     """The mean's divisor is 0: loss NaN, gradient exactly 0, on every instruction set."""
-    before = _cpu.isa()
-    _cpu.select_isa(isa_name)
+    before = binding.isa()
+    binding.select_isa(isa_name)
     try:
         for dtype in ("float32", "float64"):
             x = np.zeros((2, 3), dtype)
@@ -392,7 +392,7 @@ def test_no_weight_at_all(isa_name):
                     assert bits(loss) == NAN_BITS[dtype]
                     assert not grad.any()
     finally:
-        _cpu.select_isa(before)
+        binding.select_isa(before)
 
 
 def test_large_soft_labels_and_distances():
@@ -537,9 +537,9 @@ def test_same_bits_on_every_instruction_set(dtype, variant, isa):
         x, target, options = problem(dtype, n, k, variant)
         for z in (x, x * 1e7) if dtype == "float32" else (x,):
             got = csoftmax.cross_entropy_with_grad(z, target, **options)
-            _cpu.select_isa("scalar")
+            binding.select_isa("scalar")
             expected = csoftmax.cross_entropy_with_grad(z, target, **options)
-            _cpu.select_isa(isa)
+            binding.select_isa(isa)
             assert_same_bits(np.asarray(got.loss), np.asarray(expected.loss), f"{n} {k}")
             assert_same_bits(got.grad, expected.grad, f"{n} {k}")
 
@@ -634,7 +634,7 @@ def test_the_short_way_through_the_arguments(kind):
                 every = {"label_smoothing": 0.0, "z_loss": 0.0, "temperature": 1.0, "upstream": 1.0}
                 every.update(dict.fromkeys(("weight", "sample_weight", "clip_norm", "clip_value", "out", "device")))
                 every.update(axis=-1, num_threads=None, ignore_index=-100, reduction=reduction, **options)
-                assert _cpu.fast_loss(x, target, True, **every) is not None  # it was the short way
+                assert binding.fast_loss(x, target, True, **every) is not None  # it was the short way
         cube = csoftmax.cross_entropy(x.reshape(4, 10, 30), t.reshape(4, 10), weight=w, reduction="none")
         assert_same_bits(cube.ravel(), csoftmax.cross_entropy(x, t, weight=w, reduction="none"), "three axes")
     expected = csoftmax.cross_entropy_with_grad(x, q, weight=w, device="cpu")
@@ -850,9 +850,9 @@ def test_guard_pages():
 
 ALLOCATIONS = """
 import numpy as np, csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from failing_allocations import every_failure
-_cpu.set_thread_limit(7)
+binding.set_thread_limit(7)
 rng = np.random.default_rng(0)
 refused = 0
 for shape, axis in (((300, 600), 1), ((600, 300), 0), ((3, 9000), 1), ((9000, 40), 0)):
@@ -1013,11 +1013,11 @@ def test_dtypes_that_are_equal_but_other_objects_take_the_short_way(dtype):
     assert x.dtype is not np.dtype(dtype), "the test shows nothing"
     rest = ("mean", -100, -1, weight, None, 0.1, 0.0, 1.0, 1.0, None, None, None, None)
     for to in (None, out):
-        assert _cpu.fast_loss(x, target, True, to, *rest) is not None
+        assert binding.fast_loss(x, target, True, to, *rest) is not None
         loss, grad = csoftmax.cross_entropy_with_grad(x, target, weight=weight, label_smoothing=0.1, out=to)
         expected = csoftmax.cross_entropy_with_grad(*made[:2], weight=made[2], label_smoothing=0.1)
         assert loss == expected.loss
         assert_same_bits(grad, expected.grad)
-    assert _cpu.fast_loss(x, x.astype(x.dtype), True, None, *rest) is None  # a negative soft label
+    assert binding.fast_loss(x, x.astype(x.dtype), True, None, *rest) is None  # a negative soft label
     soft = pickle.loads(pickle.dumps(soft_labels((6, 5), dtype=dtype)))
-    assert _cpu.fast_loss(x, soft, True, None, *rest) is not None
+    assert binding.fast_loss(x, soft, True, None, *rest) is not None

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from ops import dtype_of, logits
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 ALPHAS = (1.000001, 1.01, 1.2, 1.5, 1.7, 2.0, 3.0, 5.0)
 EPS = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
@@ -205,9 +205,9 @@ def test_same_bits(alpha, dtype, isa, seven_threads):
             for target in (labels, soft):
                 yield from csoftmax.entmax_loss_with_grad(x, target, alpha, **options)
 
-        _cpu.select_isa("scalar")
+        binding.select_isa("scalar")
         expected = list(everything())
-        _cpu.select_isa(isa)
+        binding.select_isa(isa)
         for threads in (1, 2, 7):
             for got, right in zip(everything(num_threads=threads), expected, strict=True):
                 assert_same_bits(np.asarray(got), np.asarray(right), f"{n} {threads}")

@@ -18,8 +18,8 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 CODE = """
 import os, signal, sys, time
 import numpy as np, csoftmax
-from csoftmax import _cpu
-_cpu.set_thread_limit(3)
+from csoftmax._cpu import binding
+binding.set_thread_limit(3)
 x = np.random.default_rng(0).standard_normal((200, 1000)).astype(np.float32)
 expected = csoftmax.softmax(x, num_threads=3).tobytes()
 long_row = x.reshape(1, -1)
@@ -55,10 +55,10 @@ def test_a_thousand_forks():
 
 POOL = """
 import multiprocessing, numpy as np, csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 def work(seed):
-    _cpu.set_thread_limit(2)
+    binding.set_thread_limit(2)
     x = np.random.default_rng(seed).standard_normal((100, 1000))
     return csoftmax.softmax(x, num_threads=2).tobytes()
 

@@ -13,7 +13,7 @@ import time
 import pytest
 from helpers import ROOT, run_python
 
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="signals")
 
@@ -81,7 +81,7 @@ def interrupt(name, threads, isa):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("name", NAMES)
 def test_long_calls(name, threads):
-    seconds = interrupt(name, threads, _cpu.isa())
+    seconds = interrupt(name, threads, binding.isa())
     assert seconds < 1, f"{seconds:.2f} s from the signal to the exception"
 
 

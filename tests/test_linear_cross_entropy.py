@@ -195,17 +195,17 @@ def test_filter_without_classes():
 
 def test_labels_are_copied_once(monkeypatch):
     """What the caller writes to them during the call changes nothing."""
-    from csoftmax import _cpu
+    from csoftmax._cpu import binding
 
     x, w, target, _ = layer(40, 6, 50)
     expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=8 * 50 * 10)
-    changed, run_loss = target.copy(), _cpu.run_loss
+    changed, run_loss = target.copy(), binding.run_loss
 
     def and_change(*arguments):
         changed[:] = 49
         return run_loss(*arguments)
 
-    monkeypatch.setattr(_cpu, "run_loss", and_change)
+    monkeypatch.setattr(binding, "run_loss", and_change)
     got = csoftmax.linear_cross_entropy_with_grad(x, w, changed, chunk_bytes=8 * 50 * 10)
     assert np.all(changed == 49)
     assert got.loss == expected.loss
@@ -261,7 +261,7 @@ def test_half_types_accumulate_in_float32():
 
 def test_the_kernel_between_products_has_threads_only_where_they_pay():
     """OpenMP's threads spin for a while, and the BLAS waits for them: (65536, 64, 100) took 9 times as long."""
-    from csoftmax import _linear
+    from csoftmax._cpu import linear as _linear
 
     with csoftmax.threads(2):
         assert _linear.kernel_threads(100_000, None) == _linear.kernel_threads(16_000_000, 2) == 1
@@ -271,9 +271,9 @@ def test_the_kernel_between_products_has_threads_only_where_they_pay():
 
 def test_a_target_that_another_thread_changes(monkeypatch):
     """The kernel checks what it reads, and what it refuses is not passed over."""
-    from csoftmax import _cpu
+    from csoftmax._cpu import binding
 
-    monkeypatch.setattr(_cpu, "run_loss", lambda *_: 0)
+    monkeypatch.setattr(binding, "run_loss", lambda *_: 0)
     for function in (csoftmax.linear_cross_entropy, csoftmax.linear_cross_entropy_with_grad):
         with pytest.raises(RuntimeError, match="target was changed"):
             function(np.zeros((3, 2)), np.zeros((4, 2)), [0, 1, 2])

@@ -1,4 +1,4 @@
-"""The memory of large results, which is used again (_pages.c)."""
+"""The memory of large results, which is used again (pages.c)."""
 
 import gc
 import os
@@ -11,7 +11,8 @@ import pytest
 from helpers import assert_same_bits, run_python
 
 import csoftmax
-from csoftmax import _cpu, _memory
+from csoftmax import _memory
+from csoftmax._cpu import binding
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="elsewhere NumPy allocates")
 MB = 1 << 20
@@ -20,10 +21,10 @@ LARGE = (33, 1 << 18)  # float32: 33 MB
 
 @pytest.fixture(autouse=True)
 def nothing_kept():
-    _cpu.set_pages_limit(0)
-    _cpu.set_pages_limit(256 * MB)
+    binding.set_pages_limit(0)
+    binding.set_pages_limit(256 * MB)
     yield
-    _cpu.set_pages_limit(_memory.LIMIT)
+    binding.set_pages_limit(_memory.LIMIT)
 
 
 def address(x):
@@ -61,10 +62,10 @@ def test_a_large_result_lies_where_the_last_one_was(name):
     assert_same_bits(first, expected)
     first[...] = 7
     del first
-    assert _cpu.kept_pages() == 34 * MB
+    assert binding.kept_pages() == 34 * MB
     third = call()
     assert address(third) == at
-    assert _cpu.kept_pages() == 0
+    assert binding.kept_pages() == 0
     assert_same_bits(third, expected)
     assert_same_bits(second, expected)
 
@@ -73,7 +74,7 @@ def test_small_results_are_numpys_own():
     y = csoftmax.softmax(logits((31, 1 << 18)))
     assert y.flags.owndata
     del y
-    assert _cpu.kept_pages() == 0
+    assert binding.kept_pages() == 0
 
 
 def test_layouts():
@@ -100,7 +101,7 @@ def test_no_reference_is_lost():
 
 
 def test_what_is_too_large_to_be_kept_is_numpys():
-    _cpu.set_pages_limit(33 * MB)
+    binding.set_pages_limit(33 * MB)
     assert csoftmax.softmax(logits((34, 1 << 18))).flags.owndata
     assert not csoftmax.softmax(logits()).flags.owndata
 
@@ -110,7 +111,7 @@ def test_views_hold_the_memory():
     row = csoftmax.softmax(x)[5]
     expected = row.copy()
     gc.collect()
-    assert _cpu.kept_pages() == 0
+    assert binding.kept_pages() == 0
     others = [csoftmax.softmax(logits(seed=1)) for _ in range(3)]
     assert_same_bits(row, expected)
     assert not any(np.shares_memory(row, other) for other in others)
@@ -130,7 +131,7 @@ def test_tracemalloc_sees_what_is_held():
         assert sorted(sizes)[-2:] == [y.nbytes, z.nbytes]
         del y, z
         assert tracemalloc.get_traced_memory()[0] - before < 100_000
-        assert _cpu.kept_pages() == 2 * 34 * MB
+        assert binding.kept_pages() == 2 * 34 * MB
     finally:
         tracemalloc.stop()
 
@@ -140,17 +141,17 @@ def test_no_more_is_kept_than_allowed():
     for rows, k in sizes:
         del_me = csoftmax.softmax(np.zeros((rows, k), np.float32))
         del del_me
-        assert _cpu.kept_pages() <= 256 * MB
-    assert _cpu.kept_pages() == (34 + 66 + 130) * MB  # the last one alone would have been too much: NumPy's
+        assert binding.kept_pages() <= 256 * MB
+    assert binding.kept_pages() == (34 + 66 + 130) * MB  # the last one alone would have been too much: NumPy's
     results = [csoftmax.softmax(logits()) for _ in range(6)]
     results.clear()  # the older ones make place for them: no more than four are kept
-    assert _cpu.kept_pages() == 4 * 34 * MB
-    _cpu.set_pages_limit(200 * MB)
-    assert _cpu.kept_pages() == 4 * 34 * MB
-    _cpu.set_pages_limit(100 * MB)
-    assert _cpu.kept_pages() == 2 * 34 * MB
-    _cpu.set_pages_limit(0)
-    assert _cpu.kept_pages() == 0
+    assert binding.kept_pages() == 4 * 34 * MB
+    binding.set_pages_limit(200 * MB)
+    assert binding.kept_pages() == 4 * 34 * MB
+    binding.set_pages_limit(100 * MB)
+    assert binding.kept_pages() == 2 * 34 * MB
+    binding.set_pages_limit(0)
+    assert binding.kept_pages() == 0
     assert csoftmax.softmax(logits()).flags.owndata
 
 
@@ -224,15 +225,15 @@ LIMITED = """
 import resource
 import numpy as np
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 wide = np.zeros((45, 1 << 18), np.float32)
 y = csoftmax.softmax(np.zeros((33, 1 << 18), np.float32))
 del y
-assert _cpu.kept_pages() == 34 << 20
+assert binding.kept_pages() == 34 << 20
 used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (20 << 20), resource.RLIM_INFINITY))
 y = csoftmax.softmax(wide, num_threads=1)  # there is room once what is kept has been given back
-assert y.nbytes == 45 << 20 and _cpu.kept_pages() == 0
+assert y.nbytes == 45 << 20 and binding.kept_pages() == 0
 try:
     csoftmax.softmax(wide, num_threads=1)
 except MemoryError as error:

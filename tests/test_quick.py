@@ -1,4 +1,4 @@
-"""The quick way into the softmax family (_quick.c): the same results as the Python functions', and what it takes.
+"""The quick way into the softmax family (quick.c): the same results as the Python functions', and what it takes.
 
 A tuple of one axis is not quick, so that the same call with it is the reference.
 """

@@ -9,7 +9,7 @@ from helpers import LAYOUTS, assert_same_bits, call
 from ops import DTYPES, FORWARD, OPS, SIZES, dtype_of, logits, unlike_rows
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 TEMPERATURES = (1.0, 0.3, 7.0, 0.0, np.inf, 1e-30, 1e30)
 layouts = pytest.mark.parametrize("layout", LAYOUTS)
@@ -19,12 +19,12 @@ _scalar = {}
 def scalar(op, key, arrays, **options):
     """The scalar unit's result, computed once."""
     if (op.name, key) not in _scalar:
-        before = _cpu.isa()
-        _cpu.select_isa("scalar")
+        before = binding.isa()
+        binding.select_isa("scalar")
         try:
             _scalar[op.name, key] = op.function()(*arrays, num_threads=1, **options)
         finally:
-            _cpu.select_isa(before)
+            binding.select_isa(before)
     return _scalar[op.name, key]
 
 
@@ -211,10 +211,10 @@ def test_repeated_calls(op, dtype):
 
 
 def test_the_isa_can_be_forced_and_is_the_one_used(isa):
-    assert _cpu.isa() == isa
+    assert binding.isa() == isa
     assert csoftmax.show_config("dicts")["isa"]["used"] == isa
 
 
 def test_dtypes_are_all_here():
-    assert set(DTYPES) == set(_cpu.DTYPES)
-    assert len(OPS) == len(_cpu.OPS)
+    assert set(DTYPES) == set(binding.DTYPES)
+    assert len(OPS) == len(binding.OPS)

@@ -8,7 +8,7 @@ from ops import dtype_of, logits
 from scipy import stats
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 
 
 def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
@@ -89,7 +89,7 @@ def test_same_draws_for_every_instruction_set(dtype, isa):
     x = logits((23, 5000), dtype, sigma=3)
     calls = [{}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1e-30, "top_p": 0.5}]
     got = [csoftmax.sample(x, rng=3, size=9, **options) for options in calls]
-    _cpu.select_isa("scalar")
+    binding.select_isa("scalar")
     assert np.array_equal(got, [csoftmax.sample(x, rng=3, size=9, **options) for options in calls])
 
 

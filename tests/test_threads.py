@@ -15,7 +15,8 @@ from helpers import assert_same_bits, run_python
 from ops import OPS
 
 import csoftmax
-from csoftmax import _cpu, _threads
+from csoftmax import _threads
+from csoftmax._cpu import binding
 
 SYSTEM_CALLS = {  # of Linux
     "x86_64": {"SECCOMP": 317, "SETAFFINITY": 203},
@@ -188,11 +189,11 @@ assert len(os.listdir("/proc/self/task")) == before
 csoftmax.softmax(np.ones((1000, 1000)), num_threads=4)
 print(len(os.listdir("/proc/self/task")) - before)
 """, CSOFTMAX_NUM_THREADS="4", OPENBLAS_NUM_THREADS="1")  # fmt: skip
-    assert int(done.stdout) == (3 if _cpu.OPENMP else 0)
+    assert int(done.stdout) == (3 if binding.OPENMP else 0)
 
 
 def test_process_wide_openmp_settings_are_left_alone(c_library):
-    if not _cpu.OPENMP:
+    if not binding.OPENMP:
         pytest.skip("no OpenMP")
     done = run_python("""
 import ctypes, numpy as np, csoftmax

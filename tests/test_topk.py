@@ -351,9 +351,9 @@ def test_guard_pages():
 
 ALLOCATIONS = """
 import numpy as np, csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from failing_allocations import every_failure
-_cpu.set_thread_limit(7)
+binding.set_thread_limit(7)
 x = np.random.default_rng(0).standard_normal((40, 9000)).astype(np.float32)
 row = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
 target = np.arange(40)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .. import _cpu
+from .._cpu import binding
 from . import choices, peers, roofline
 from .optional import UnusableError, check_picture, load, progress
 from .table import layout
@@ -234,7 +234,7 @@ def header(options, taking, counts, others):
         "op": options.op,
         "cpu": cpu_model(),
         "cpus": os.cpu_count(),
-        "isa": _cpu.isa(),
+        "isa": binding.isa(),
         "threads": counts,
         "platform": platform.platform(),
         "python": platform.python_version(),

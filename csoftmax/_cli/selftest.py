@@ -13,7 +13,7 @@ import numpy as np
 
 import csoftmax
 
-from .. import _cpu
+from .._cpu import binding
 from . import oracle
 from .optional import progress
 from .table import layout
@@ -87,7 +87,7 @@ def accuracy():
         if name == "float64" and not oracle.JUDGES_FLOAT64:
             yield "float64", "no long double here", None
             continue
-        worst = dict.fromkeys(_cpu.OPS, 0.0)
+        worst = dict.fromkeys(binding.OPS, 0.0)
         for i, n in enumerate(SIZES):
             for scale in (0, 1, 20, 50):
                 for offset in OFFSETS[name]:
@@ -130,23 +130,23 @@ def errors(x, temperature=1.0, where=None):
 
 def instruction_sets():
     """The same bits on each; scalar is the specification."""
-    before = _cpu.isa()
+    before = binding.isa()
     shapes = [((3, n), -1) for n in SIZES] + [((3, 70, 33), 1), ((2, 50, 4), 1), ((40, 130), 0), ((5, 6, 7), (0, 2))]
     try:
-        for isa in sorted(set(_cpu.isa_available()) - {"scalar"}):
+        for isa in sorted(set(binding.isa_available()) - {"scalar"}):
             for name, dtype in dtypes().items():
                 different = 0
-                for op in _cpu.OPS:
+                for op in binding.OPS:
                     for i, (shape, axis) in enumerate(shapes):
                         x = logits(dtype, shape, i, (1, 20)[i % 2])
                         results = []
                         for each in ("scalar", isa):
-                            _cpu.select_isa(each)
+                            binding.select_isa(each)
                             results.append(apply(op, x, axis))
                         different += same(*results)
                 yield f"{isa} equals scalar, {name}", different, 0
     finally:
-        _cpu.select_isa(before)
+        binding.select_isa(before)
 
 
 def threads():
@@ -154,7 +154,7 @@ def threads():
     most = max(4, csoftmax.get_num_threads())
     for name, dtype in dtypes().items():
         different = 0
-        for op in _cpu.OPS:
+        for op in binding.OPS:
             for i, (shape, axis) in enumerate([((24, 3001), -1), ((1, 100003), -1), ((10, 100, 40), 1)]):
                 x = logits(dtype, shape, i)
                 one = apply(op, x, axis, num_threads=1)
@@ -170,7 +170,7 @@ def layouts():
     """The same bits for every layout in memory, and in place."""
     for name, dtype in dtypes().items():
         different = dict.fromkeys(("strides", "unaligned", "byte order", "axes", "in place and overlapping"), 0)
-        for op in _cpu.OPS:
+        for op in binding.OPS:
             for n in (3, 16, 45, 300):
                 x, dy = logits(dtype, (6, n), n), logits(dtype, (6, n), n + 1, 1.0)
                 plain = apply(op, x, dy=dy)
@@ -258,7 +258,7 @@ def masks():
             x, where = logits(dtype, (5, n), n), rng.random((5, n)) < 0.6
             where[0], where[1:, 0] = False, True
             dirty = np.where(where, x, np.resize(np.array([np.nan, np.inf, -np.inf, 6e4]).astype(dtype), x.shape))
-            for op in _cpu.OPS:
+            for op in binding.OPS:
                 results = [apply(op, each, where=where) for each in (x, dirty)]
                 wrong += same(*results)
                 left_out = results[1][0] if op == "logsumexp" else results[1][~where]
@@ -285,7 +285,7 @@ def gradients():
 
 def sparse():
     """Top-k is a stable sort; sparsemax is the projection; the same bits on every instruction set."""
-    before = _cpu.isa()
+    before = binding.isa()
     for name, dtype in dtypes().items():
         wrong = different = 0
         worst = 0.0
@@ -300,10 +300,10 @@ def sparse():
             tau = np.take_along_axis(tau, np.sum(z > tau, axis=-1, keepdims=True) - 1, -1)
             exact = np.maximum(x.astype(np.longdouble) / 4 - tau, 0)
             worst = max(worst, oracle.ulp_error(y, exact, np.maximum(exact, 1e-3)))
-            for isa in _cpu.isa_available():
-                _cpu.select_isa(isa)
+            for isa in binding.isa_available():
+                binding.select_isa(isa)
                 different += same(csoftmax.sparsemax(x / dtype.type(4)), y)
-            _cpu.select_isa(before)
+            binding.select_isa(before)
         yield f"topk {name} against a stable sort", wrong, 0
         yield f"sparsemax {name}, ULP", worst, 0.51 if name != "float64" or oracle.JUDGES_FLOAT64 else None
         yield f"sparsemax {name}, instruction sets", different, 0
@@ -341,7 +341,7 @@ def run(options):
     report = {
         "ok": ok,
         "csoftmax": csoftmax.__version__,
-        "isa": _cpu.isa(),
+        "isa": binding.isa(),
         "threads": csoftmax.get_num_threads(),
         "seconds": round(time.perf_counter() - begin, 2),
         "checks": [{**line._asdict(), "ok": line.ok} for line in lines],

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _cpu
+from .._cpu import binding
 from .device import read_shared_limit
 from .launch import as_rows, as_size, contiguous_or_new, launch_kernel, make_scales
 from .sizes import (
@@ -75,7 +75,7 @@ def launch_target(
     terms, size = cupy.empty(count, np.float64), as_size(count, n)
     if labels is not None:
         checked = cupy.empty(count, np.int64)
-        kind = np.int32(_cpu.LABELS[labels.dtype.name])
+        kind = np.int32(binding.LABELS[labels.dtype.name])
         ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
         arguments = labels, checked, terms, weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
         launch_loss_kernel(dtype, device, "labels", -(-count // 128), 128, 0, *arguments)
@@ -115,11 +115,11 @@ class LossInSteps:
         self.dtype, self.n, self.count, self.device = dtype, n, len(given), given.device.id
         self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
         self.temperature = factors[0]
-        call = _cpu.loss_call(n, *factors, soft is not None, gradient)
+        call = binding.loss_call(n, *factors, soft is not None, gradient)
         self.losses = cupy.empty(self.count, np.float64)
         self.prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
         self.target = launch_target(dtype, n, labels, ignore, soft, weight, sample_weight)
-        mean = np.int32(reduction == _cpu.REDUCTIONS["mean"])
+        mean = np.int32(reduction == binding.REDUCTIONS["mean"])
         arguments = self.target.terms, weight, self.prepared, np.int64(self.count), mean, call
         self._launch("divide", 1, 1024, 0, *arguments)
 
@@ -182,7 +182,7 @@ def launch_loss(
         by_row = weight, as_rows(sample_weight, rows), as_rows(upstream, rows)
         target = as_rows(labels, rows), ignore, as_rows(soft, rows, n)
         steps = LossInSteps(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
-        row_losses = as_rows(loss, rows) if reduction == _cpu.REDUCTIONS["none"] else None
+        row_losses = as_rows(loss, rows) if reduction == binding.REDUCTIONS["none"] else None
         steps.run_rows(as_rows(x, rows, n), as_rows(to, rows, n), 0, row_losses)
         if row_losses is None:
             steps.reduce(loss)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _cpu
+from .._cpu import binding
 from .cross_entropy import launch_loss_kernel, launch_target
 from .device import read_shared_limit
 from .launch import as_rows, as_size, contiguous_or_new, launch_kernel, make_contiguous
@@ -54,7 +54,7 @@ def launch_entmax(dtype: int, a: Any, b: Any, y: Any, where: Any, alpha: float) 
     with cupy.cuda.Device(device):
         inputs, mask = make_contiguous(a, b, where)
         to = contiguous_or_new(y)
-        constants = _cpu.entmax(dtype, alpha)
+        constants = binding.entmax(dtype, alpha)
         if b is None:
             _launch_support("forward", dtype, device, rows, n, inputs[0], mask, to, last=(constants,))
         else:
@@ -90,15 +90,15 @@ def launch_entmax_loss(
     import cupy
 
     n, rows, device = x.shape[-1], math.prod(x.shape[:-1]), x.device.id
-    mean = reduction == _cpu.REDUCTIONS["mean"]
+    mean = reduction == binding.REDUCTIONS["mean"]
     with cupy.cuda.Device(device):
         x, soft, labels = as_rows(x, rows, n), as_rows(soft, rows, n), as_rows(labels, rows)
         to = contiguous_or_new(y)
         target = launch_target(dtype, n, labels, None, soft)
         losses = cupy.empty(rows, np.float64)
-        row_losses = cupy.empty(rows, loss.dtype) if reduction == _cpu.REDUCTIONS["none"] else None
+        row_losses = cupy.empty(rows, loss.dtype) if reduction == binding.REDUCTIONS["none"] else None
         arrays = x, soft, to, target.labels, target.masses, losses, row_losses
-        last = np.float64(1 / rows if mean else 1.0), _cpu.entmax(dtype, alpha)
+        last = np.float64(1 / rows if mean else 1.0), binding.entmax(dtype, alpha)
         _launch_support("rows", dtype, device, rows, n, *arrays, last=last)
         if row_losses is not None:
             loss[...] = row_losses.reshape(loss.shape)
@@ -113,6 +113,6 @@ def _launch_reduction(dtype: int, device: int, n: int, losses: Any, loss: Any, m
     import cupy
 
     count, prepared = np.int64(len(losses)), cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
-    ones, call = cupy.full(len(losses), 1.0, np.float64), _cpu.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
+    ones, call = cupy.full(len(losses), 1.0, np.float64), binding.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
     launch_loss_kernel(dtype, device, "divide", 1, 1024, 0, ones, None, prepared, count, np.int32(mean), call)
     launch_loss_kernel(dtype, device, "reduce", 1, 1024, 0, losses, loss, prepared, count)

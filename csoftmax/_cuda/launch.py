@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _cpu
+from .._cpu import binding
 from . import compiler
 from .sizes import SUFFIXES
 
@@ -30,7 +30,7 @@ def launch_kernel(
 @functools.lru_cache(1024)
 def make_scales(dtype: int, temperature: float) -> NDArray[Any]:
     """The constants of a temperature, a csm_scales, kept because launches repeat them."""
-    return _cpu.scales(dtype, temperature)
+    return binding.scales(dtype, temperature)
 
 
 def contiguous_or_new(y: Any) -> Any:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from .. import _cpu
+from .._cpu import binding
 from .cross_entropy import LossInSteps
 
 
@@ -30,10 +30,10 @@ def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: in
     """(loss, grad_x, grad_w, grad_bias) of a plan, from chunk_rows rows at a time; no gradients: three times None."""
     import cupy
 
-    (rows, features), classes, wide, options = plan.x.shape, len(plan.w), plan.wide, plan.options
+    (rows, features), classes, wide, options = plan.x.shape, len(plan.w), plan.compute, plan.options
     with cupy.cuda.Device(plan.x.device.id):
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
-        code, kind = _cpu.DTYPES[wide.name], _cpu.REDUCTIONS[reduction]
+        code, kind = binding.DTYPES[wide.name], binding.REDUCTIONS[reduction]
         steps = LossInSteps(code, classes, *by_row, options.factors, reduction=kind, gradient=gradient)
         x = _without_ignored_rows(plan.x, steps.target, options.sample_weight)
         w = plan.w.astype(wide, copy=False)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .. import _cpu
+from .._cpu import binding
 from .launch import as_size, launch_kernel, make_scales
 from .sizes import BLOCK_ELEMENTS, RECORD_BYTES, TRAIL_BYTES, align, item_bytes, room
 from .topk import MAX_SORTED_BY_KERNEL, launch_topk
@@ -125,7 +125,7 @@ class _Rows:
         # rows without top_k need the mass of all their logits, of which top_p takes a share
         parts = self._sum_blocks(batch)[0] if np.any(self.top_k[which] == batch.n) else None
         chosen, places = cupy.empty((len(x), k), x.dtype), cupy.empty((len(x), k), np.int64)
-        launch_topk(self.dtype, x, chosen, places, False, False, _cpu.NORMALIZE[None], 1.0)
+        launch_topk(self.dtype, x, chosen, places, False, False, binding.NORMALIZE[None], 1.0)
         filters = cupy.asarray(self.top_k[which]), cupy.asarray(self.top_p[which]), min_p
         sums = cupy.empty((len(x), -(-k // BLOCK_ELEMENTS)), np.float64)
         sizes = *size, np.int64(k), np.int64(uniform.shape[1]), *temperatures

@@ -6,7 +6,7 @@ structure compares its size with the macro, so a number that is wrong does not c
 
 from __future__ import annotations
 
-from .. import _cpu
+from .._cpu import binding
 
 BLOCK_ELEMENTS = 4096  # CSM_BLOCK, the length of a block of the blockwise specification
 BLOCK_BYTES = 72  # sizeof(csm_block)
@@ -30,7 +30,7 @@ RECORD_BYTES = {
     "sample.cu": 40,  # sizeof(part) in double; a smaller one in float fits as well
 }
 
-SUFFIXES = {_cpu.DTYPES[name]: suffix for name, suffix in _cpu.SUFFIXES.items()}
+SUFFIXES = {binding.DTYPES[name]: suffix for name, suffix in binding.SUFFIXES.items()}
 _ITEM_BYTES = {"f32": (4, 4), "f64": (8, 8), "f16": (2, 4), "bf16": (2, 4)}
 
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _cpu
+from .._cpu import binding
 from .device import read_shared_limit
 from .launch import MAX_GRID, as_size, contiguous_or_new, launch_kernel, make_contiguous, make_scales
 from .sizes import (
@@ -23,7 +23,7 @@ from .sizes import (
     room,
 )
 
-_OP_NAMES = {number: name for name, number in _cpu.OPS.items()}
+_OP_NAMES = {number: name for name, number in binding.OPS.items()}
 _GRADIENTS = ("softmax_vjp", "log_softmax_vjp")
 _TEAM_ELEMENTS = {4: 512, 8: 256}  # the longest row that a team computes, by the compute type's bytes
 _TEAM_BLOCK_WARPS = 4

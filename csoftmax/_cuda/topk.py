@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .. import _cpu
+from .._cpu import binding
 from .device import read_shared_limit
 from .launch import as_rows, as_size, launch_kernel
 from .sizes import SUFFIXES, align, item_bytes, room
@@ -65,12 +65,12 @@ def launch_topk(
             found = _gather(dtype, x, best)
         else:
             found, best = _select(dtype, x, k, smallest, unsorted)
-        if normalize == _cpu.NORMALIZE["full"]:
+        if normalize == binding.NORMALIZE["full"]:
             probabilities = cupy.empty_like(x)
-            launch_softmax(_cpu.OPS["softmax"], dtype, x, None, probabilities, None, temperature)
+            launch_softmax(binding.OPS["softmax"], dtype, x, None, probabilities, None, temperature)
             found = _gather(dtype, probabilities, best)
-        elif normalize == _cpu.NORMALIZE["topk"]:
-            launch_softmax(_cpu.OPS["softmax"], dtype, found, None, found, None, temperature)
+        elif normalize == binding.NORMALIZE["topk"]:
+            launch_softmax(binding.OPS["softmax"], dtype, found, None, found, None, temperature)
         values[...] = found.reshape(values.shape)
         indices[...] = best.reshape(indices.shape)
 

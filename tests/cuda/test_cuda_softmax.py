@@ -21,7 +21,7 @@ from helpers import assert_same_bits
 from ops import BACKWARD, FORWARD, OPS, dtype_of, logits
 
 import csoftmax
-from csoftmax import _cpu
+from csoftmax._cpu import binding
 from csoftmax._cuda import sizes
 from csoftmax._cuda.softmax import plan_softmax_launch
 
@@ -135,7 +135,7 @@ def test_alignment(gpu, op, dtype, n):
 
 def test_out(gpu, dtype):
     """Results that overwrite an input, that have strides, and that overlap an input."""
-    for op, n in itertools.product([op for op in OPS if op.has_out], (12, 800, 5000)):
+    for op, n in itertools.product([op for op in OPS if op.keeps_axis], (12, 800, 5000)):
         arrays = make_inputs(op, (3, n), dtype)
         expected = op.function()(*arrays)
         for i in range(op.inputs):
@@ -203,7 +203,7 @@ def test_blocks_of_a_row_that_shared_memory_does_not_hold(gpu):
         if gpu.model:
             records = 17 * 1024 // sizes.BLOCK_BYTES
             n = (records + 1) * sizes.BLOCK_ELEMENTS
-            plan = plan_softmax_launch("logsumexp", _cpu.DTYPES["float32"], n, 17 * 1024)
+            plan = plan_softmax_launch("logsumexp", binding.DTYPES["float32"], n, 17 * 1024)
             assert plan.staged_bytes == 0
         x = logits((n,), "float32")
         with model_options(races=False):
@@ -214,7 +214,7 @@ def test_blocks_of_a_row_that_shared_memory_does_not_hold(gpu):
 @pytest.mark.parametrize("limit", [64 * 1024, 99 * 1024])  # of compute capability 7.5; of 8.6 and 12.0
 def test_longest_rows_of_each_kernel(model, op, dtype, limit):
     """On devices with less shared memory than the model's: the last length of a kernel and the first of the next."""
-    storage = _cpu.DTYPES[dtype]
+    storage = binding.DTYPES[dtype]
     kernels = [plan_softmax_launch(op.name, storage, n, limit).kernel for n in range(1, 60_000)]
     last = [n for n in range(1, len(kernels)) if kernels[n - 1] != kernels[n]]
     assert len(last) == 2

@@ -10,7 +10,7 @@ import math
 
 import numpy as np
 
-from . import _cpu
+from . import binding
 
 CHUNK_BYTES = 64 << 20  # of logits, unless told otherwise
 HALF_CHUNK_BYTES = 48 << 20  # where the gradient of w has to be kept in float32 as well
@@ -29,7 +29,7 @@ def rows_of_chunk(rows, classes, plan, chunk_bytes):
 
 def kernel_threads(elements, num_threads):
     """For the kernel between two products: None (as many as there are) if that saves more than its threads cost."""
-    threads = num_threads or _cpu.get_threads()
+    threads = num_threads or binding.get_threads()
     return num_threads if elements * KERNEL_SECONDS * (1 - 1 / threads) > SPIN_SECONDS else 1
 
 
@@ -50,7 +50,7 @@ class Layer:
         self.panels, self.each = panels(*self.w.shape, self.wide.itemsize)
         if gradient:
             self.grad_x = np.zeros(plan.x.shape, plan.x.dtype)
-            self.grad_w = _cpu.empty(plan.w.shape, self.wide)
+            self.grad_w = binding.empty(plan.w.shape, self.wide)
             self.grad_bias = np.zeros(len(plan.w))
 
     def weights(self, classes):
@@ -116,7 +116,7 @@ class Layer:
 def linear_loss(plan, *, gradient, reduction, chunk_bytes, filter_eps, num_threads):
     """(loss, grad_x, grad_w, grad_bias), the last three None without `gradient`."""
     if plan.on_cuda:
-        from ._cuda import linear
+        from .._cuda import linear
 
         return linear.linear_loss(plan, gradient=gradient, reduction=reduction, chunk_bytes=chunk_bytes)
     return linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_threads)
@@ -130,10 +130,10 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
     coefficient = np.ones(rows) if options.upstream is None else options.upstream
     coefficient = coefficient / plan.divisor
     layer = Layer(plan, gradient)
-    code = _cpu.DTYPES[plan.wide.name]
+    code = binding.DTYPES[plan.wide.name]
     losses = np.zeros(rows)
     step = rows_of_chunk(rows, classes, plan, chunk_bytes)
-    buffer = _cpu.empty((step, classes), plan.wide)
+    buffer = binding.empty((step, classes), plan.wide)
     num_threads = kernel_threads(buffer.size, num_threads)
     for begin in range(0, rows, step):
         part = slice(begin, min(begin + step, rows))
@@ -142,7 +142,7 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
         labels, soft, sample_weight, upstream = (
             None if v is None else v[part] for v in (plan.labels, plan.soft, options.sample_weight, coefficient)
         )
-        bad = _cpu.run_loss(
+        bad = binding.run_loss(
             code,
             logits,
             logits if gradient else None,
@@ -154,7 +154,7 @@ def linear_loss_on_cpu(plan, gradient, reduction, chunk_bytes, filter_eps, num_t
             sample_weight,
             upstream,
             *options.factors,
-            _cpu.REDUCTIONS["none"],
+            binding.REDUCTIONS["none"],
             num_threads,
         )
         if bad is not None:

@@ -2,7 +2,7 @@
 # The CPU binding: pointers and strides out of buffers, one C call, status to exception.
 #
 # One function per kind of signature, not per operation.  Arguments arrive checked (see _args.py), except in
-# `fast_loss`, which takes the cases that must cost as little as possible and declines everything else; _quick.c does
+# `fast_loss`, which takes the cases that must cost as little as possible and declines everything else; quick.c does
 # so for the softmax family.
 
 from cpython.buffer cimport (
@@ -73,7 +73,7 @@ cdef extern from *:
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
 
-cdef extern from "_pages.h":
+cdef extern from "pages.h":
     size_t CSM_LARGE
     bint csm_keeps_pages(size_t)
     void csm_set_pages_limit(size_t)
@@ -82,7 +82,7 @@ cdef extern from "_pages.h":
     void *csm_take_pages(size_t)
     void csm_give_pages(void *, size_t)
 
-cdef extern from "_quick.h":
+cdef extern from "quick.h":
     ctypedef struct csm_quick:
         void *ndarray
         void *empty
@@ -98,7 +98,7 @@ cdef extern from "_quick.h":
     int csm_quick_set_up(const csm_quick *) except -1
     object csm_quick_function(int, object, object, object)
 
-cdef extern from "_xla.h" nogil:
+cdef extern from "xla.h" nogil:
     void csm_xla_softmax()
     void csm_xla_log_softmax()
     void csm_xla_logsumexp()
@@ -457,7 +457,7 @@ _set_up_quick()
 
 
 def quick(function):
-    """Decorates the Python function of an operation in OPS: plain arguments will not reach it (see _quick.c)."""
+    """Decorates the Python function of an operation in OPS: plain arguments will not reach it (see quick.c)."""
     doc = f"{function.__name__}{_signature(function)}\n--\n\n{function.__doc__ or ''}"
     return csm_quick_function(OPS[function.__name__], function, function.__module__, doc)
 

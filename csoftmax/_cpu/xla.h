@@ -1,4 +1,4 @@
-/* Targets of XLA's foreign function interface (_xla.c); each returns NULL, or XLA's own error object. */
+/* Targets of XLA's foreign function interface (xla.c); each returns NULL, or XLA's own error object. */
 #ifndef CSM_XLA_H
 #define CSM_XLA_H
 

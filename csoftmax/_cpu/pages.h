@@ -1,4 +1,4 @@
-/* Memory of large results, which is used again (_pages.c). */
+/* Memory of large results, which is used again (pages.c). */
 #ifndef CSM_PAGES_H
 #define CSM_PAGES_H
 

@@ -10,7 +10,7 @@
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* madvise */
 #endif
-#include "_pages.h"
+#include "pages.h"
 
 #ifdef __linux__
 #include <string.h>

@@ -4,7 +4,7 @@
  * (version 0 of its interface), so that building does not need JAX.  Every structure begins with its size, which is
  * checked before anything behind it is read.  Rows lie along the last axis of contiguous arrays.
  */
-#include "_xla.h"
+#include "xla.h"
 
 #include "internal.h"
 

@@ -9,9 +9,9 @@
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 
-#include "_quick.h"
+#include "quick.h"
 
-#include "_pages.h"
+#include "pages.h"
 
 #include <float.h>
 

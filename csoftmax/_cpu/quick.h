@@ -1,4 +1,4 @@
-/* The public functions of the softmax family as C functions (_quick.c). */
+/* The public functions of the softmax family as C functions (quick.c). */
 #ifndef CSM_QUICK_H
 #define CSM_QUICK_H
 
