@@ -3,7 +3,7 @@ PYTHON ?= python
 CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-long bench lint format accuracy asv golden ci
+.PHONY: help dev test test-long bench lint format generate accuracy asv golden ci
 
 help:  ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -29,6 +29,9 @@ lint:  ## ruff, clang-format, cython-lint
 
 format:  ## rewrite Python and C in the project's style
 	ruff check --fix . && ruff format . && clang-format -i $(CLANG_FORMAT_FILES)
+
+generate:  ## write what follows from csoftmax.h: the Cython and capsule headers, the export list, abi.txt
+	$(PYTHON) src_c/make_interface.py
 
 accuracy:  ## measure ACCURACY.md again
 	$(PYTHON) tests/make_accuracy.py

@@ -1,7 +1,8 @@
-"""Builds the C core (one library, each instruction-set unit with its own flags) and the extensions on it."""
+"""Builds the C core (one library, some of whose files have their own flags) and the extensions on it."""
 
-import hashlib
 import os
+import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -16,57 +17,40 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-CORE = ["cpu_features", "cross_entropy", "dispatch", "driver", "entmax", "layout", "parallel", "row", "sample", "topk"]
-# Headers of the core that the CUDA kernels include.
-CUDA_HEADERS = [
-    "registry.h",
-    *(f"vec/{name}.h" for name in ("half", "scalar", "standard")),
-    *(f"kernel/{name}.inc.h" for name in ("single", "double", "math", "element", "select", "sum")),
-    *(f"kernel/{name}.h" for name in ("entmax_loss", "entmax_solve", "loss_row", "scalars")),
-]
-# unit: flags of GCC and Clang, flags of MSVC.  A unit built for another architecture exports an empty table.
-ISA_FLAGS = {
-    "scalar": (["-Os"], []),  # for CPUs that nobody has any more: small is what counts
-    "neon": ([], []),
-    "avx2": (["-mavx2", "-mfma", "-mf16c"], ["/arch:AVX2"]),
-    "avx512": (
-        ["-mavx2", "-mfma", "-mf16c", "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
-        [],  # not compiled with MSVC until it has been tested
-    ),
-}
-CORE_FLAGS = {
-    "layout": ["-O3"],  # its loops are for the compiler to vectorise
-    **{name: ["-Os"] for name in ("entmax", "sample", "topk")},  # what takes time in these is in the units
-}
-GNU_FLAGS = [
-    *["-std=gnu11", "-O2", "-fPIC", "-fvisibility=hidden", "-fno-math-errno", "-Wall", "-Wextra"],
-    # the same bits on every instruction set; no call of memcpy from a unit
-    *["-ffp-contract=off", "-fno-tree-loop-distribute-patterns", "-fno-lto"],
-    # GCC 12 forgets the rounding of neighbouring (double)(float) where it makes vectors of them
-    "-fno-tree-slp-vectorize",
-    "-fno-asynchronous-unwind-tables",  # nothing here is unwound, and the wheel has a limit
-    "-g0",  # Python's own flags ask for debug information: ten times the size, and paths of the building machine
-    *["-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"],
-]
-MSVC_FLAGS = ["/std:c11", "/experimental:c11atomics", "/O2", "/fp:precise"]
+# A line of src_c/flags.txt: for which compilers, for which file, flags.
+FLAGS = [line.split() for line in (ROOT / "src_c" / "flags.txt").read_text().splitlines() if line[:1] not in ("", "#")]
 
 
 def machine():
     return os.environ.get("_PYTHON_HOST_PLATFORM", os.uname().machine if hasattr(os, "uname") else "x86_64")
 
 
-def source_hash():
-    """Of everything that is compiled: an editable install finds out by it that its build is stale."""
-    package = ROOT / "csoftmax"
-    files = [*sorted((ROOT / "src_c").rglob("*.[ch]")), *sorted((package / "include").glob("*.h"))]
-    for folder in (package, package / "_cpu"):
-        files += [f for f in sorted(folder.iterdir()) if f.suffix in (".c", ".h", ".pxd", ".pyx")]
-    files = [f for f in files if f.suffix != ".c" or not f.with_suffix(".pyx").exists()]  # that is Cython's
-    return hashlib.sha256(b"\0".join(f.read_bytes() for f in files)).hexdigest()[:16]
+def flags_of(file, msvc):
+    """Compiler flags of a file of src_c, or with "*" of all files."""
+    kinds = ["msvc"] if msvc else ["gnu", "gcc", "release", "wheel"]
+    if any(name in machine().lower() for name in ("x86_64", "amd64")):
+        kinds.append(f"{kinds[0]}-x86")
+    return [flag for kind, name, *flags in FLAGS if kind in kinds and name == file for flag in flags]
 
 
-SOURCE_HASH = ("CSM_SOURCE_HASH", f'"{source_hash()}"')
+def cuda_headers():
+    """Headers of the core that the CUDA kernels include, by following their #include lines."""
+    found, todo = set(), sorted((ROOT / "csoftmax" / "_cuda").glob("*.cu*"))
+    while todo:
+        file = todo.pop()
+        for name in re.findall(r'^#include "(.+)"', file.read_text(), re.M):
+            header = next(
+                (path for path in (file.parent / name, ROOT / "src_c" / name) if path.is_file()), ROOT / "src_c" / name
+            ).resolve()
+            if header.is_relative_to(ROOT.resolve() / "src_c") and header not in found:
+                found.add(header)
+                todo.append(header)
+    return sorted(str(path.relative_to(ROOT.resolve() / "src_c")) for path in found)
+
+
+source_hash = runpy.run_path(str(ROOT / "csoftmax" / "_runtime" / "source_hash.py"))["source_hash"]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+MACROS = [("CSM_SOURCE_HASH", f'"{source_hash(ROOT)}"'), ("CSM_VERSION", f'"{VERSION}"')]
 SHARED = sys.platform == "linux"  # elsewhere the core is linked into each extension, and given away as a static library
 SONAME = "libcsoftmax.so.0"  # the number is CSM_ABI_MAJOR
 HARDENED = ["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack", "-Wl,--build-id=none"]
@@ -78,13 +62,13 @@ class BuildCore(build_ext):
 
     def build_extensions(self):
         self.msvc = self.compiler.compiler_type == "msvc"
-        common = MSVC_FLAGS if self.msvc else GNU_FLAGS
+        common = flags_of("*", self.msvc)
         self.openmp = [] if sys.platform == "darwin" else ["/openmp" if self.msvc else "-fopenmp"]
         self.flags = common + self.openmp
         self.library = Path(self.build_lib) / "csoftmax" / "lib"
-        shutil.rmtree(self.library, ignore_errors=True)  # of an earlier build, perhaps with another libgomp
+        shutil.rmtree(self.library, ignore_errors=True)  # left by an earlier build, perhaps with another libgomp
         self.library.mkdir(parents=True)
-        self.force = True  # whatever has changed: the extensions carry the hash of all sources, as the library does
+        self.force = True  # always: the extensions and the library carry the hash of all sources
         objects = self.compile_core()
         if SHARED:
             self.link_shared(objects)
@@ -104,38 +88,36 @@ class BuildCore(build_ext):
         if not self.inplace:
             for ext in self.extensions:
                 built = Path(self.get_ext_fullpath(ext.name))
-                beside = ROOT / built.relative_to(Path(self.build_lib).absolute())
-                beside.unlink(missing_ok=True)  # who runs it keeps it; writing into it would be felt there
+                beside = ROOT / self.get_ext_filename(self.get_ext_fullname(ext.name))
+                beside.unlink(missing_ok=True)  # first: a running process has the old file mapped
                 shutil.copy2(built, beside)
         beside = ROOT / "csoftmax" / "lib"
         shutil.rmtree(beside, ignore_errors=True)
         shutil.copytree(self.library, beside)
 
     def compile_core(self):
-        """The objects; the units of the instruction sets with their own flags."""
-        x86 = any(name in machine().lower() for name in ("x86_64", "amd64"))
+        """Compile the core, each file with its own flags; return the object files."""
 
-        def objects_of(unit):
-            flags = ISA_FLAGS[Path(unit).name][self.msvc] if unit.startswith("isa/") and x86 else []
-            if not self.msvc:
-                flags = flags or CORE_FLAGS.get(unit, [])
+        def objects_of(file):
             return self.compiler.compile(
-                [f"src_c/{unit}.c"],
+                [f"src_c/{file}"],
                 output_dir=self.build_temp,
-                macros=[SOURCE_HASH],
-                extra_postargs=self.flags + flags,
+                macros=MACROS,
+                extra_postargs=self.flags + flags_of(file, self.msvc),
             )
 
-        units = [*(f"isa/{name}" for name in ISA_FLAGS), *CORE]  # those that take long first
-        # MSVC's compiler sets itself up when it is first used
+        # the units first: they take longest
+        files = [path for folder in ("isa", "ops", "core") for path in sorted((ROOT / "src_c" / folder).glob("*.c"))]
+        files = [str(path.relative_to(ROOT / "src_c")) for path in files]
+        # MSVC: setuptools sets the compiler up when it is first used
         with ThreadPoolExecutor(1 if self.msvc else os.cpu_count()) as pool:
-            return [name for objects in pool.map(objects_of, units) for name in objects]
+            return [name for objects in pool.map(objects_of, files) for name in objects]
 
     def link_shared(self, objects):
-        """libcsoftmax.so.0, which needs libgomp.so.1 under its own name: whoever has loaded one shares it with us.
+        """Link libcsoftmax.so.0, which needs libgomp.so.1 under its own name, so that a process has one of it.
 
-        With CSOFTMAX_BUNDLE_LIBGOMP (for wheels that are given to others) a copy of it lies beside, for machines
-        without one."""
+        With CSOFTMAX_BUNDLE_LIBGOMP (for wheels that are published) a copy of libgomp lies beside the library, for
+        machines without one."""
         extra = [*self.openmp, *HARDENED, "-Wl,-s", f"-Wl,-soname,{SONAME}", "-Wl,--version-script=src_c/csoftmax.map"]
         extra += ["-Wl,-rpath,$ORIGIN", "-Wl,--enable-new-dtags"]
         self.compiler.link_shared_object(objects, str(self.library / SONAME), libraries=["m"], extra_postargs=extra)
@@ -145,7 +127,7 @@ class BuildCore(build_ext):
             shutil.copyfile(ROOT / "src_c" / "package" / "libgomp.LICENSE.txt", self.library / "libgomp.LICENSE.txt")
 
     def describe(self):
-        """The files for CMake and pkg-config, which know where they lie and so need no prefix."""
+        """Write the files for CMake and pkg-config.  They find the library relative to themselves, without a prefix."""
         shared = f"${{prefix}}/lib/{SONAME} -Wl,-rpath,${{prefix}}/lib"
         linked = shared if SHARED else "${prefix}/lib/libcsoftmax.a -lm"
         for name, folder in (
@@ -166,7 +148,7 @@ class BuildPython(build_py):
         super().run()
         if self.editable_mode:
             return  # they are found in src_c
-        for name in CUDA_HEADERS:
+        for name in cuda_headers():
             to = Path(self.build_lib) / "csoftmax" / "_cuda" / "core" / name
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(ROOT / "src_c" / name, to)
@@ -180,7 +162,7 @@ extensions = [
         name,
         sources,
         include_dirs=["csoftmax/include", "csoftmax/_cpu", "src_c"],
-        define_macros=[SOURCE_HASH, *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [])],
+        define_macros=[*MACROS, *([("Py_LIMITED_API", "0x030B0000")] if STABLE_ABI else [])],
         py_limited_api=STABLE_ABI,
     )
     for name, sources in (

@@ -1,8 +1,8 @@
-"""Asserts that `asv run` has measured something: without an environment it ends with status 1, or with nothing.
+"""Asserts that `asv run` has measured something: without an environment it may end without results.
 
     python asv_bench/check_results.py [folder of the results]
 
-Every benchmark that the list knows must have results, and no parameter may have failed.
+Every benchmark that asv has discovered must have results, and no parameter may have failed.
 """
 
 import json
@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 
-def problems(folder):
+def find_problems(folder):
+    """A list of messages, empty if all is well."""
     known = folder / "benchmarks.json"
     if not known.is_file():
         return [f"no {known}: asv run has found no benchmarks"]
@@ -38,7 +39,7 @@ def problems(folder):
 
 def main():
     folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parent.parent / ".asv" / "results"
-    found = problems(folder)
+    found = find_problems(folder)
     print("\n".join(found), file=sys.stderr, end="\n" if found else "")
     return 1 if found else 0
 

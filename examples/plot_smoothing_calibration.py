@@ -2,12 +2,12 @@
 Label smoothing and calibration
 ===============================
 
-A model with too little regularisation is right more often than chance, and surer than right.  Label smoothing trains
-against that, calibration repairs it afterwards: with one temperature, a matrix, or a monotone function.
+A model with too little regularisation is overconfident: its probabilities exceed its accuracy.  Label smoothing
+counteracts this in training; calibration corrects it afterwards, with a temperature, a matrix or a monotone function.
 """
 
 # %%
-# An overconfident model of mnist-like data: the digits of scikit-learn, few rows, nearly no penalty.
+# An overconfident model of the digits of scikit-learn: few rows, almost no penalty.
 import matplotlib.pyplot as plt
 from sklearn.datasets import load_digits
 from sklearn.metrics import log_loss
@@ -21,7 +21,7 @@ X_train, X_rest, y_train, y_rest = train_test_split(X / 16, y, train_size=0.2, s
 X_cal, X_test, y_cal, y_test = train_test_split(X_rest, y_rest, test_size=0.5, stratify=y_rest, random_state=0)
 
 # %%
-# Smoothing alone.
+# Label smoothing alone.
 for smoothing in (0.0, 0.01, 0.05, 0.1):
     model = SoftmaxRegression(penalty_l2=1e-6, label_smoothing=smoothing, max_epochs=1000, tol=1e-6).fit(
         X_train, y_train
@@ -33,7 +33,7 @@ for smoothing in (0.0, 0.01, 0.05, 0.1):
     )
 
 # %%
-# Calibration of the model without smoothing, on rows that it has not seen.
+# Calibration of the model without label smoothing, on rows that it has not seen.
 model = SoftmaxRegression(penalty_l2=1e-6, max_epochs=1000, tol=1e-6).fit(X_train, y_train)
 z_cal, z_test = model.decision_function(X_cal), model.decision_function(X_test)
 kinds = [

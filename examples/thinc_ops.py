@@ -2,12 +2,13 @@
 An Ops class for thinc
 ======================
 
-thinc's layers call their backend's `ops.softmax` and `ops.backprop_softmax`.  A subclass of NumpyOps puts csoftmax's
-kernels there: exact in the tails, on every axis, and a fraction of the time (`pip install thinc`).
+The layers of thinc call `ops.softmax` and `ops.backprop_softmax` of their backend.  A subclass of NumpyOps replaces
+them by csoftmax's kernels, which are exact in the tails, work along every axis and take a fraction of the time
+(`pip install thinc`).
 """
 
 # %%
-# The class: what thinc asks for, in csoftmax's terms.
+# The class: thinc's methods in terms of csoftmax's functions.
 import time
 
 import numpy as np
@@ -29,7 +30,7 @@ class CsoftmaxOps(NumpyOps):
         return csoftmax.softmax_vjp(dY, Y, axis, temperature=temperature)
 
     def softmax_sequences(self, Xs, lengths, *, inplace=False, axis=-1):
-        """Down the columns of each sequence; NumpyOps clips its arguments to 20 instead of subtracting a maximum."""
+        """Softmax down the columns of each sequence; NumpyOps clips logits to 20 instead of subtracting a maximum."""
         result = Xs if inplace else np.empty_like(Xs)
         ends = np.cumsum(lengths)
         for begin, end in zip(ends - lengths, ends):

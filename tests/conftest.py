@@ -1,41 +1,28 @@
-"""Fixtures: instruction sets, more threads than CPUs, compiled C helpers.
+"""Fixtures: operations, dtypes, instruction sets, more threads than CPUs, compiled C helpers.
 
 A test that compares instruction sets takes `isa`; all others run under the one that CSOFTMAX_ISA selects, and CI runs
 the whole suite once for each.
 """
 
 import os
+import signal
 
 import ml_dtypes  # noqa: F401  (bfloat16 arrays exist only once it is imported)
 import pytest
 from helpers import compile_library
-from ops import DTYPES, OPS
 
 import csoftmax
 from csoftmax._cpu import binding
-
-# Of test_cuda.py, seconds each on the model.
-SLOW = {
-    *("topk_in_pieces", "topk_layouts", "topk_of_special_values", "rows_beyond_shared_memory"),
-    *("topk", "topk_of_many", "sample", "sample_of_long_rows", "sample_parameters_of_each_row"),
-    *("entmax", "entmax_loss", "entmax_beyond_shared_memory", "entmax_loss_of_special_values_and_layouts"),
-    *("entmax_of_special_values", "entmax_with_as_many_survivors_as_places"),
-    *("cross_entropy_options", "cross_entropy_special_values", "cross_entropy_beyond_shared_memory"),
-    *("special_values", "special_values_at_every_index", "special_values_beyond_shared_memory"),
-    *("temperature", "where", "golden_bits"),
-}
+from csoftmax._spec.formats import DTYPES
+from csoftmax._spec.operations import SOFTMAX_FAMILY
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Marks: `every_isa`; `long` for SLOW in float16, which is bfloat16's code but for loads and stores."""
+    """Mark the tests that take each instruction set in turn."""
     for item in items:
         if "isa" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.every_isa)
-        if item.path.name == "test_cuda.py" and item.originalname.removeprefix("test_") in SLOW:
-            parameters = item.callspec.params
-            if (parameters["gpu"], parameters["dtype"]) == ("model", "float16"):
-                item.add_marker(pytest.mark.long)
 
 
 @pytest.fixture(params=[binding.isa()] if os.environ.get("CSOFTMAX_ISA") else binding.isa_available())
@@ -47,14 +34,40 @@ def isa(request):
     binding.select_isa(before)
 
 
-@pytest.fixture(params=OPS, ids=lambda op: op.name)
+@pytest.fixture
+def keep_isa():
+    """Select the instruction set of before again after a test that selects others itself."""
+    before = binding.isa()
+    yield before
+    binding.select_isa(before)
+
+
+@pytest.fixture(params=SOFTMAX_FAMILY, ids=lambda op: op.name)
 def op(request):
+    """Each operation of the softmax family; tests of every operation are parametrised with helpers.every_record."""
     return request.param
 
 
 @pytest.fixture(params=DTYPES)
 def dtype(request):
     return request.param
+
+
+def _called(*args, **options):
+    raise AssertionError("the Python function was called")
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Calls a function that has a quick way, and fails if the Python function was called."""
+
+    def call(function, *args, **options):
+        with monkeypatch.context() as patch:
+            patch.setattr("csoftmax._ops.softmax._run_softmax", _called)
+            patch.setattr("csoftmax._ops.cross_entropy._run_loss", _called)
+            return function(*args, **options)
+
+    return call
 
 
 @pytest.fixture
@@ -70,6 +83,17 @@ def seven_threads():
 def c_library(tmp_path):
     """Compile C source to a shared library and return its path."""
     return lambda source, name="helper": compile_library(tmp_path, source, name)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, here and in the processes that tests start, also where the tests are a shell's
+    background job: that has SIGINT ignored, which Python takes over and every child inherits."""
+    before = signal.getsignal(signal.SIGINT)
+    if before == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture(autouse=True)

@@ -69,7 +69,7 @@ LOADED = """if True:
 
 def test_libgomp_beside_the_library(tmp_path):
     """As in the wheel: it is used if nobody has loaded one, and shared with us if somebody has."""
-    maps = run_python("import csoftmax; print(*csoftmax._config.openmp_libraries())")
+    maps = run_python("import csoftmax; print(*csoftmax._runtime.config.openmp_libraries())")
     (libgomp,) = maps.stdout.split()
     ours = shutil.copy(csoftmax.get_library(), tmp_path)
     beside = shutil.copyfile(libgomp, tmp_path / "libgomp.so.1")
@@ -81,7 +81,7 @@ def test_libgomp_beside_the_library(tmp_path):
     not Path(csoftmax.get_library()).with_name("libgomp.so.1").exists(), reason="not a wheel with a libgomp inside"
 )
 def test_libgomp_inside_the_wheel():
-    used = run_python("import csoftmax; print(*csoftmax._config.openmp_libraries())").stdout.split()
+    used = run_python("import csoftmax; print(*csoftmax._runtime.config.openmp_libraries())").stdout.split()
     assert used == [str(Path(csoftmax.get_library()).with_name("libgomp.so.1"))]
 
 

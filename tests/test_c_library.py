@@ -6,6 +6,7 @@ build directory (default: temporary).
 
 import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -13,8 +14,8 @@ from pathlib import Path
 
 import pytest
 from helpers import HAS_CMAKE, ROOT
-from make_abi import abi
 
+import csoftmax
 from csoftmax._cpu import binding
 
 fcntl = pytest.importorskip("fcntl", reason="Unix only")
@@ -112,25 +113,29 @@ def test_installed(built, tmp_path, way):
     assert first.split()[1] == binding.ABI
 
 
-def test_setup_has_the_same_files_and_flags():
-    """setup.py and CMakeLists.txt build the same."""
-    setup, cmake = (ROOT / "setup.py").read_text(), (ROOT / "src_c" / "CMakeLists.txt").read_text()
-    core = re.findall(r'"(\w+)"', re.search(r"^CORE = \[(.*?)\]", setup, re.S | re.M)[1])
-    assert [f"{name}.c" for name in core] == re.search(r"set\(_core (.*?)\)", cmake)[1].split()
-    table = re.search(r"^ISA_FLAGS = \{(.*?)^\}", setup, re.S | re.M)[1]
-    assert re.findall(r'^    "(\w+)":', table, re.M) == re.search(r"set\(_units (.*?)\)", cmake)[1].split()
-    general = re.search(r"^GNU_FLAGS = \[(.*?)^\]", setup, re.S | re.M)[1]
-    flags = set(re.findall(r'"(-\S+?)"', table + general))
-    cmakes_own = {"-std=gnu11", "-fPIC", "-fvisibility=hidden", "-g0"}  # properties there, and its Release
-    assert len(flags) > 15
-    assert {
-        flag for flag in flags - cmakes_own if not re.search(rf"(?<!\S){re.escape(flag)}(?![\w=-])", cmake)
-    } == set()
+def test_flags_are_for_files_that_exist():
+    """A line of flags.txt for a file that has been moved would apply to nothing."""
+    lines = [
+        line.split() for line in (ROOT / "src_c" / "flags.txt").read_text().splitlines() if line[:1] not in ("", "#")
+    ]
+    assert {kind for kind, *_ in lines} == {"gnu", "gnu-x86", "gcc", "release", "wheel", "msvc", "msvc-x86"}
+    assert all(flags for _, _, *flags in lines)
+    assert {file for _, file, *_ in lines if file != "*" and not (ROOT / "src_c" / file).is_file()} == set()
 
 
 def test_abi():
-    """Programs that are compiled already go on working; what is new has a new minor version (tests/make_abi.py)."""
-    now, then = abi(), (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    """Programs that are compiled already go on working; what is new has a new minor version (see make_interface.py)."""
+    script = runpy.run_path(str(ROOT / "src_c" / "make_interface.py"))
+    now = script["generate"]()[script["ABI"]].splitlines()
+    then = script["ABI"].read_text().splitlines()
     gone = [line for line in then if line not in now and not line.startswith(("abi ", "struct "))]
     assert gone == [], "CSM_ABI_MAJOR and SONAME must change"
-    assert now == then, "write tests/abi.txt again: python tests/make_abi.py > tests/abi.txt"
+    assert now == then, "run make generate"
+
+
+def test_symbols():
+    """The library exports what the header declares."""
+    symbols = output("nm", "-D", "--defined-only", csoftmax.get_library()).split("\n")
+    exported = [line.split()[-1] for line in symbols if "@@CSOFTMAX_" in line and not line.endswith("_PRIVATE")]
+    then = (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    assert [f"symbol {name}" for name in sorted(exported)] == [line for line in then if line.startswith("symbol ")]

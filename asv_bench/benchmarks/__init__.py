@@ -1,1 +1,1 @@
-"""Benchmarks made from the one list of operations, tests/ops.py: no operation is named in this folder."""
+"""Benchmarks of the records in csoftmax/_spec and the cases of csoftmax/_bench, which name the operations."""

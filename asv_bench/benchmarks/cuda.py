@@ -33,9 +33,9 @@ class Cuda:
         self.calls[name]()
 
     def track_bandwidth(self, name, shape):
-        from csoftmax._cli.bench_cuda import seconds
+        from csoftmax._bench.cuda import time_calls
 
         call = self.calls[name]
-        return self.nbytes / np.median([seconds(self.cupy, call, 20) for _ in range(9)]) / 1e9
+        return self.nbytes / np.median([time_calls(self.cupy, call, 20) for _ in range(9)]) / 1e9
 
     track_bandwidth.unit = "GB/s"

@@ -1,27 +1,12 @@
-"""What the benchmarks run on: the list of operations, the shapes, and arrays whose pages have been touched."""
-
-import importlib.util
-import sys
-from pathlib import Path
+"""The operations of the softmax family, the shapes, and calls on arrays whose pages have been touched."""
 
 import numpy as np
 
-from csoftmax._cli.choices import GROUPS
+from csoftmax._bench.cases import GROUPS, ROW_OPS, Case
+from csoftmax._bench.problems import make_problem
 
-
-def load_operations():
-    """tests/ops.py by its path: the tests are no package."""
-    name = "csoftmax_operations"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, Path(__file__).resolve().parents[2] / "tests" / "ops.py")
-        sys.modules[name] = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(sys.modules[name])
-    return sys.modules[name]
-
-
-operations = load_operations()
-NAMES = [op.name for op in operations.OPS]
-# The shapes of `python -m csoftmax bench`, less the two largest: a label is what asv shows.
+NAMES = list(ROW_OPS)
+# The shapes of `python -m csoftmax bench` but the two largest, by the label that asv shows.
 LABELS = [
     f"{'x'.join(map(str, shape))} axis {axis} {dtype}"
     for lines in GROUPS.values()
@@ -30,24 +15,19 @@ LABELS = [
 ]
 
 
-def read(label):
+def parse_label(label):
     """Shape, axis and dtype of a label."""
     shape, _, axis, dtype = label.split()
     return tuple(map(int, shape.split("x"))), int(axis), dtype
 
 
-class Arrays:
-    """The call of an operation on new arrays: inputs of the op list, an output where the operation takes one."""
+def prepare_call(case):
+    """A function without arguments that calls csoftmax into given memory, and the bytes that it reads and writes."""
+    problem = make_problem(case, fresh=False)
+    contender = problem.prepare_csoftmax()
+    return eval(f"lambda: {contender.statement}", contender.names), problem.nbytes
 
-    def __init__(self, name, label):
-        op = operations.BY_NAME[name]
-        shape, axis, dtype = read(label)
-        rows_last = list(shape)
-        rows_last.append(rows_last.pop(axis))
-        self.inputs = [np.ascontiguousarray(np.moveaxis(x, -1, axis)) for x in op.make(tuple(rows_last), dtype)]
-        self.axis, self.function = axis, op.function()
-        self.out = {"out": self.inputs[0].copy()} if op.has_out else {}
-        self.nbytes = sum(x.nbytes for x in [*self.inputs, *self.out.values()])
 
-    def call(self):
-        return self.function(*self.inputs, self.axis, **self.out)
+def prepare_rows(name, label):
+    """The same for an operation of the softmax family."""
+    return prepare_call(Case("given", name, *parse_label(label)))

@@ -5,13 +5,14 @@ import tracemalloc
 import numpy as np
 
 import csoftmax
-from csoftmax._cli import losses, peers
-from csoftmax._cli.choices import LOSSES, Case
+from csoftmax._bench.cases import LOSSES, usual_cases
+
+from .inputs import prepare_call
 
 CASES = {
     str(case): case
     for op in LOSSES
-    for case in (Case("loss", op, *line) for line in LOSSES[op])
+    for case in usual_cases(op)
     if np.prod(case.shape[:: max(1, len(case.shape) - 1)]) <= 40_000_000
 }
 
@@ -23,30 +24,31 @@ class Loss:
 
     def setup(self, label):
         csoftmax.set_num_threads(1)
-        self.contender = losses.ours(peers.problem(CASES[label], False))
-        self.code = compile(self.contender.statement, "statement", "eval")
-        self.time_with_gradient(label)
+        self.call, _ = prepare_call(CASES[label])
+        self.call()
 
     def time_with_gradient(self, label):
-        return eval(self.code, self.contender.names)
+        return self.call()
 
 
 class LinearMemory:
-    """The inputs are 82 MB, the gradients 70 MB; all logits would be 1 GB."""
+    """Peak memory: the inputs have 70 MB, the gradients as much; all logits would be 1 GB."""
+
+    rows, features, classes = 4096, 256, 64000
 
     def setup(self):
-        self.x = np.full((4096, 256), 0.5, np.float32)
-        self.w = np.full((64000, 256), 0.5, np.float32)
-        self.labels = np.zeros(4096, np.int64)
+        self.x = np.full((self.rows, self.features), 0.5, np.float32)
+        self.w = np.full((self.classes, self.features), 0.5, np.float32)
+        self.labels = np.zeros(self.rows, np.int64)
 
     def peakmem_linear(self):
         csoftmax.linear_cross_entropy_with_grad(self.x, self.w, self.labels)
 
     def peakmem_inputs(self):
-        """What of that is there before the call."""
+        """The part of that which is there before the call."""
 
     def track_extra_of_all_logits(self):
-        """What a call needs beside its results, as a share of all logits in float32: at most an eighth is promised."""
+        """Memory of a call beside its results, as a share of all logits in float32; the promise is an eighth."""
         tracemalloc.start()
         try:
             result = csoftmax.linear_cross_entropy_with_grad(self.x, self.w, self.labels)
@@ -59,7 +61,7 @@ class LinearMemory:
 
 
 class LossAccuracy:
-    """ULP of the loss where the label is near-certain: 0 from those who form 1 - p."""
+    """ULP of the loss of a near-certain label, which is 0 if it is computed from 1 - p."""
 
     params = (["float32", "float64"],)
     param_names = ("dtype",)

@@ -1,8 +1,11 @@
-"""Peak memory of a process that makes inputs and output and calls once: more than these two is scratch."""
+"""Peak memory of a process that makes inputs and output and calls once: the rest is scratch."""
 
 import numpy as np
 
-from .inputs import LABELS, NAMES, operations, read
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.operations import BY_NAME
+
+from .inputs import LABELS, NAMES, parse_label
 
 
 class Memory:
@@ -10,12 +13,12 @@ class Memory:
     param_names = ("operation", "case")
 
     def setup(self, name, label):
-        op = operations.BY_NAME[name]
-        shape, self.axis, dtype = read(label)
+        record = BY_NAME[name]
+        shape, self.axis, dtype = parse_label(label)
         # random inputs would need temporaries, and their peak would hide that of the call
-        self.inputs = [np.full(shape, 0.5, operations.dtype_of(dtype)) for _ in range(op.inputs)]
-        self.out = {"out": np.full_like(self.inputs[0], 0)} if op.has_out else {}
-        self.function = op.function()
+        self.inputs = [np.full(shape, 0.5, dtype_of(dtype)) for _ in range(record.inputs)]
+        self.out = {"out": np.full_like(self.inputs[0], 0)} if record.has_out else {}
+        self.function = record.function()
 
     def peakmem_call(self, name, label):
         self.function(*self.inputs, self.axis, **self.out)

@@ -1,13 +1,13 @@
-"""Top-k, sparsemax, entmax and drawing: time, and what top-k costs where the row is sorted."""
+"""Time of top-k (of sorted and constant rows too), sparsemax, entmax and sampling."""
 
 import numpy as np
 
 import csoftmax
-from csoftmax._cli import peers, sparse
-from csoftmax._cli.choices import SPARSE, Case
+from csoftmax._bench.cases import SPARSE, usual_cases
 
-CASES = {f"{op} {case}": case for op in SPARSE for case in (Case("sparse", op, *line) for line in SPARSE[op])}
+from .inputs import prepare_call
 
+CASES = {f"{op} {case}": case for op in SPARSE for case in usual_cases(op)}
 
 FILTERS = {"plain": {}, "top_k": {"top_k": 50}, "top_p": {"top_p": 0.9, "temperature": 0.7}}
 
@@ -18,16 +18,15 @@ class Sparse:
 
     def setup(self, label):
         csoftmax.set_num_threads(1)
-        self.contender = sparse.ours(peers.problem(CASES[label], False))
-        self.code = compile(self.contender.statement, "statement", "eval")
-        self.time_sparse(label)
+        self.call, _ = prepare_call(CASES[label])
+        self.call()
 
     def time_sparse(self, label):
-        return eval(self.code, self.contender.names)
+        return self.call()
 
 
 class Sample:
-    """One draw from each row, as an inference server takes it."""
+    """One draw from each row, as in an inference server."""
 
     params = (list(FILTERS),)
     param_names = ("filter",)

@@ -1,13 +1,13 @@
-"""Time of a call into memory that exists, and the bandwidth that it reaches; one thread, the least noisy figure."""
+"""Time of a call into given memory, and the bandwidth that it reaches; one thread, the least noisy figure."""
 
 import timeit
 
 import numpy as np
 
 import csoftmax
-from csoftmax._cli.timing import repeats
+from csoftmax._bench.timing import count_calls
 
-from .inputs import LABELS, NAMES, Arrays
+from .inputs import LABELS, NAMES, prepare_rows
 
 
 class Speed:
@@ -17,15 +17,15 @@ class Speed:
 
     def setup(self, name, label):
         csoftmax.set_num_threads(1)
-        self.arrays = Arrays(name, label)
-        self.arrays.call()
+        self.call, self.nbytes = prepare_rows(name, label)
+        self.call()
 
     def time_call(self, name, label):
-        self.arrays.call()
+        self.call()
 
     def track_bandwidth(self, name, label):
-        timer = timeit.Timer(self.arrays.call)
-        number, _ = repeats(timer)
-        return self.arrays.nbytes / (np.median(timer.repeat(9, number)) / number) / 1e9
+        timer = timeit.Timer(self.call)
+        number, _ = count_calls(timer)
+        return self.nbytes / (np.median(timer.repeat(9, number)) / number) / 1e9
 
     track_bandwidth.unit = "GB/s"

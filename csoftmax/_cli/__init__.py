@@ -1,1 +1,4 @@
-"""The commands of ``python -m csoftmax``; csoftmax/__main__.py reads the options and calls ``run`` of one of them."""
+"""The commands of ``python -m csoftmax``.
+
+Each is a module: `add_arguments` declares its arguments, `main` carries it out and returns the exit code.
+"""

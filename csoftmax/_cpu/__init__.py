@@ -1,1 +1,1 @@
-"""The CPU backend: the extension `binding` on the C core, and the linear layer over a BLAS."""
+"""The CPU backend: the binding of the C core, the four dtypes, and the linear layer over a BLAS."""

@@ -13,7 +13,10 @@ LABELS: Final[dict[str, int]]
 REDUCTIONS: Final[dict[str, int]]
 NORMALIZE: Final[dict[str | None, int]]
 ISAS: Final[tuple[str, ...]]
+BLOCK_ELEMENTS: Final[int]
+STRUCT_BYTES: Final[dict[str, int]]
 SOURCE_HASH: Final[str]
+VERSION: Final[str]
 OPENMP: Final[int]
 XLA_TARGETS: Final[dict[str, Any]]
 ABI: Final[str]
@@ -43,7 +46,7 @@ def loss_call(
     soft: bool,
     gradient: bool,
 ) -> NDArray[Any]: ...
-def run(
+def run_softmax(
     op: int,
     dtype: int,
     a: NDArray[Any],
@@ -59,7 +62,8 @@ def set_pages_limit(size: int) -> None: ...
 def set_tracemalloc(track: int, untrack: int) -> None: ...
 def kept_pages() -> int: ...
 def quick(function: _Function) -> _Function: ...
-def run_loss(
+def quick_returning(result_type: type) -> Callable[[_Function], _Function]: ...
+def run_cross_entropy(
     dtype: int,
     x: NDArray[Any],
     y: NDArray[Any] | None,
@@ -78,25 +82,6 @@ def run_loss(
     reduction: int,
     num_threads: int | None,
 ) -> int | None: ...
-def fast_loss(
-    x: object,
-    target: object,
-    gradient: bool,
-    out: object,
-    reduction: object,
-    ignore_index: object,
-    axis: object,
-    weight: object,
-    sample_weight: object,
-    label_smoothing: object,
-    z_loss: object,
-    temperature: object,
-    upstream: object,
-    clip_norm: object,
-    clip_value: object,
-    device: object,
-    num_threads: int | None,
-) -> tuple[Any, NDArray[Any] | None] | None: ...
 def run_topk(
     dtype: int,
     x: NDArray[Any],

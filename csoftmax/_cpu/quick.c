@@ -1,10 +1,10 @@
-/* The public functions of the softmax family as C functions: what must cost little is done here, and everything else by
- * the Python function of the same name, which gets the arguments as they came.
+/* Public functions as C functions. Plain calls are computed here, because the checks of the Python function cost several
+ * times as much as a small softmax; every other call is passed on unchanged to the Python function of the same name.
  *
- * Quick are numpy arrays of native floats of any strides, one axis, a temperature that is positive and finite, a number
- * of threads, and an `out` that is C-contiguous as the inputs are, and apart from each or the same.  Nothing is written
- * before all of that is known, no argument is refused here (the Python function has the words for it), and none of them
- * is asked for anything that could run code of its own.
+ * Plain for the softmax family are NumPy arrays of native floats with any strides, one axis, a temperature that is
+ * positive and finite, a number of threads, and an `out` that is C-contiguous as the inputs are, and is one of them or
+ * apart from all; quick_loss.c says it for losses. Nothing is written before all of that is known. No argument is
+ * refused here (the Python function has the messages), and none is asked for anything that could run Python code.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -15,50 +15,68 @@
 
 #include <float.h>
 
-enum { AXIS, TEMPERATURE, WHERE, OUT, DEVICE, NUM_THREADS, KEEPDIMS, KEYWORDS };
-static const char *const names[KEYWORDS] = {"axis", "temperature", "where", "out", "device", "num_threads", "keepdims"};
-static PyObject *keywords[KEYWORDS]; /* interned, as those of calls are */
-static PyObject *dtype_name, *nothing; /* (): the index of an array's only element */
-static csm_quick module;
-static PyObject *functions[CSM_OP_COUNT]; /* those of Python */
+csm_quick csm_quick_module;
+#define module csm_quick_module
+static PyObject *keywords[CSM_KEYWORD_COUNT]; /* interned, as those of calls are */
+static PyObject *dtype_name, *empty_tuple; /* (): the index of the only element of a 0-d array */
+static PyObject *functions[CSM_QUICK_COUNT], *result_types[CSM_QUICK_COUNT];
 
-static const char has_two[] = {
-#define TWO(name, binary, keeps) binary,
-    CSM_OPS(TWO)
-#undef TWO
+static const char is_binary[] = {
+#define IS_BINARY(name, signature, ...) CSM_INPUTS_##signature == 2,
+    CSM_OPS(IS_BINARY)
+#undef IS_BINARY
 };
 static const char keeps_axis[] = {
-#define KEEPS(name, binary, keeps) keeps,
-    CSM_OPS(KEEPS)
-#undef KEEPS
+#define KEEPS_AXIS(name, signature, keeps, ...) keeps,
+    CSM_OPS(KEEPS_AXIS)
+#undef KEEPS_AXIS
 };
 
-/* Borrowed references; a keyword is NULL where it is absent or None. */
-typedef struct arguments {
-    PyObject *array[2], *keyword[KEYWORDS];
-} arguments;
+/* Keywords as bits. */
+#define BIT(name) (1u << CSM_KEYWORD_##name)
+enum {
+    SOFTMAX_KEYWORDS = BIT(AXIS) | BIT(TEMPERATURE) | BIT(WHERE) | BIT(DEVICE) | BIT(NUM_THREADS),
+    LOSS_KEYWORDS = BIT(AXIS) | BIT(WEIGHT) | BIT(SAMPLE_WEIGHT) | BIT(LABEL_SMOOTHING) | BIT(IGNORE_INDEX) |
+        BIT(Z_LOSS) | BIT(TEMPERATURE) | BIT(REDUCTION) | BIT(DEVICE) | BIT(NUM_THREADS),
+    GRADIENT_KEYWORDS = BIT(UPSTREAM) | BIT(CLIP_NORM) | BIT(CLIP_VALUE) | BIT(OUT),
+    NONE_IS_DEFAULT = BIT(WHERE) | BIT(OUT) | BIT(DEVICE) | BIT(NUM_THREADS) | BIT(KEEPDIMS) | BIT(WEIGHT) |
+        BIT(SAMPLE_WEIGHT) | BIT(CLIP_NORM) | BIT(CLIP_VALUE),
+    NEVER_PLAIN = BIT(WHERE) | BIT(DEVICE) | BIT(SAMPLE_WEIGHT), /* whatever their value */
+};
 
-static int read_arguments(csm_op op, PyObject *const *args, Py_ssize_t count, PyObject *kwnames, arguments *to) {
-    const Py_ssize_t arrays = 1 + has_two[op];
-    if (count < arrays || count > arrays + 1) return 0;
+static unsigned accepted_keywords(int which) {
+    if (which < CSM_OP_COUNT) return SOFTMAX_KEYWORDS | (keeps_axis[which] ? BIT(OUT) : BIT(KEEPDIMS));
+    return LOSS_KEYWORDS | (which == CSM_QUICK_CROSS_ENTROPY_WITH_GRAD ? GRADIENT_KEYWORDS : 0u);
+}
+
+/* Whether the arguments have their usual form: the arrays by position, nothing unknown, nothing that is never plain. */
+static int read_arguments(int which, PyObject *const *args, Py_ssize_t count, PyObject *kwnames, csm_arguments *to) {
+    const int is_loss = which >= CSM_OP_COUNT;
+    const Py_ssize_t arrays = is_loss || is_binary[which] ? 2 : 1;
+    if (count < arrays || count > arrays + !is_loss) return 0;
     memset(to, 0, sizeof *to);
     for (Py_ssize_t i = 0; i < arrays; i++) to->array[i] = args[i];
-    if (count > arrays) to->keyword[AXIS] = args[arrays];
+    if (count > arrays) to->keyword[CSM_KEYWORD_AXIS] = args[arrays];
+    const unsigned accepted = accepted_keywords(which);
     const Py_ssize_t given = kwnames ? PyTuple_Size(kwnames) : 0;
     for (Py_ssize_t i = 0; i < given; i++) {
         const PyObject *name = PyTuple_GetItem(kwnames, i);
         int k = 0;
-        while (k < KEYWORDS && name != keywords[k]) k++;
-        if (k == KEYWORDS || to->keyword[k] || k == (keeps_axis[op] ? KEEPDIMS : OUT)) return 0;
+        while (k < CSM_KEYWORD_COUNT && name != keywords[k]) k++;
+        if (k == CSM_KEYWORD_COUNT || to->keyword[k] || !(accepted >> k & 1)) return 0;
         to->keyword[k] = args[count + i];
-        if (to->keyword[k] != Py_None) continue;
-        if (k == AXIS || k == TEMPERATURE) return 0;
-        to->keyword[k] = NULL;
+        if (to->keyword[k] == Py_None) {
+            if (!(NONE_IS_DEFAULT >> k & 1)) return 0;
+            to->keyword[k] = NULL;
+        } else if (NEVER_PLAIN >> k & 1) {
+            return 0;
+        }
     }
-    return !to->keyword[WHERE] && !to->keyword[DEVICE] && (!to->keyword[KEEPDIMS] || to->keyword[KEEPDIMS] == Py_False);
+    PyObject *keepdims = to->keyword[CSM_KEYWORD_KEEPDIMS];
+    return !keepdims || keepdims == Py_False;
 }
 
-/* 0: not an int (0, nothing) or a float, or out of range. */
+/* Whether a temperature is absent or a number that is positive and finite. */
 static int read_temperature(PyObject *given, double *t) {
     *t = 1;
     if (!given) return 1;
@@ -80,29 +98,26 @@ static int read_axis(PyObject *given, int ndim) {
     return (int)(axis < 0 ? axis + ndim : axis);
 }
 
-/* Nothing, or an int from 1 on. */
-static int is_count(PyObject *given) {
+int csm_is_count(PyObject *given) {
     int overflow;
     return !given || (PyLong_CheckExact(given) && PyLong_AsLongAndOverflow(given, &overflow) >= 1 && !overflow);
 }
 
-/* The dtype of a numpy array, or -1 for one that is not quick, or another object.  Native dtypes are mostly the same
- * objects; *other: it is one that is equal, as those of arrays that were pickled are. */
-static int dtype_of(PyObject *array, int *other) {
-    *other = 0;
+int csm_dtype_index(PyObject *array, PyObject *const *known, int count, int *is_copy) {
+    *is_copy = 0;
     if ((PyObject *)Py_TYPE(array) != module.ndarray) return -1;
     PyObject *dtype = PyObject_GetAttr(array, dtype_name);
-    int i = CSM_DTYPE_COUNT;
+    int i = count;
     if (dtype)
-        for (i = 0; i < CSM_DTYPE_COUNT && dtype != module.dtypes[i];) i++;
-    if (dtype && i == CSM_DTYPE_COUNT) {
-        *other = 1;
-        for (i = 0; i < CSM_DTYPE_COUNT; i++)
-            if (module.dtypes[i] && PyObject_RichCompareBool(dtype, module.dtypes[i], Py_EQ) == 1) break;
+        for (i = 0; i < count && dtype != known[i];) i++;
+    if (dtype && i == count) {
+        *is_copy = 1;
+        for (i = 0; i < count; i++)
+            if (known[i] && PyObject_RichCompareBool(dtype, known[i], Py_EQ) == 1) break;
     }
     Py_XDECREF(dtype);
     PyErr_Clear();
-    return i < CSM_DTYPE_COUNT ? i : -1;
+    return i < count ? i : -1;
 }
 
 int csm_is_plain(const Py_buffer *b) {
@@ -120,7 +135,7 @@ int csm_are_apart(const Py_buffer *a, const Py_buffer *b) {
     return x >= y + b->len || y >= x + a->len;
 }
 
-static int same_shape(const Py_buffer *a, const Py_buffer *b) {
+static int have_same_shape(const Py_buffer *a, const Py_buffer *b) {
     if (a->ndim != b->ndim) return 0;
     for (int i = 0; i < a->ndim; i++)
         if (a->shape[i] != b->shape[i]) return 0;
@@ -128,14 +143,14 @@ static int same_shape(const Py_buffer *a, const Py_buffer *b) {
 }
 
 int csm_may_write(const Py_buffer *to, const Py_buffer *from) {
-    return !to->readonly && to->itemsize == from->itemsize && same_shape(to, from) && csm_is_plain(to) &&
+    return !to->readonly && to->itemsize == from->itemsize && have_same_shape(to, from) && csm_is_plain(to) &&
            csm_is_plain(from) && (to->buf == from->buf || csm_are_apart(to, from));
 }
 
-/* Arrays in rows that are not large are made without asking what NumPy thinks is like them, which costs half a small
- * call.  exactly: with the very dtype of x. */
-static PyObject *new_result(PyObject *x, const Py_buffer *like, int without, int dtype, int exactly) {
-    if (without < 0 && (exactly || like->len >= CSM_LARGE || !csm_is_plain(like)))
+/* Small C-ordered results are allocated directly: numpy.empty_like would cost half a small call. A dtype that is only
+ * equal to the native one goes through empty_like, which gives the result that very object. */
+PyObject *csm_new_result(PyObject *x, const Py_buffer *like, int without, PyObject *dtype, int is_copy) {
+    if (without < 0 && (is_copy || like->len >= CSM_LARGE || !csm_is_plain(like)))
         return PyObject_CallFunctionObjArgs(module.empty_like, x, NULL);
     PyObject *shape = PyTuple_New(like->ndim - (without >= 0)), *result = NULL;
     for (int i = 0, to = 0; shape && i < like->ndim; i++) {
@@ -143,12 +158,12 @@ static PyObject *new_result(PyObject *x, const Py_buffer *like, int without, int
         PyObject *length = PyLong_FromSsize_t(like->shape[i]);
         if (!length || PyTuple_SetItem(shape, to++, length) != 0) Py_CLEAR(shape);
     }
-    if (shape) result = PyObject_CallFunctionObjArgs(module.empty, shape, module.dtypes[dtype], NULL);
+    if (shape) result = PyObject_CallFunctionObjArgs(module.empty, shape, dtype, NULL);
     Py_XDECREF(shape);
     return result;
 }
 
-/* Everything along `axis` but the axis itself; axis < 0: there is none. */
+/* The view of a buffer: the axis, if it is not negative, and everything along it. */
 static void describe(const Py_buffer *b, int axis, csm_view *view) {
     view->data = b->buf;
     view->axis_stride = axis < 0 ? 0 : b->strides[axis];
@@ -156,55 +171,59 @@ static void describe(const Py_buffer *b, int axis, csm_view *view) {
         if (i != axis) view->strides[to++] = b->strides[i];
 }
 
-static csm_status compute(csm_op op, csm_dtype dtype, const Py_buffer *b, const Py_buffer *y, int axis,
+static csm_status compute(csm_op op, csm_dtype dtype, const Py_buffer *inputs, const Py_buffer *result, int axis,
                           csm_options *options) {
     csm_shape shape;
     csm_view view[3];
-    const int two = has_two[op];
+    const int binary = is_binary[op];
     size_t elements = 1;
     shape.ndim = 0;
-    for (int i = 0; i < b->ndim; i++) {
-        if (i != axis) shape.shape[shape.ndim++] = (size_t)b->shape[i];
-        elements *= (size_t)b->shape[i];
+    for (int i = 0; i < inputs->ndim; i++) {
+        if (i != axis) shape.shape[shape.ndim++] = (size_t)inputs->shape[i];
+        elements *= (size_t)inputs->shape[i];
     }
-    shape.n = (size_t)b->shape[axis];
-    describe(b, axis, &view[0]);
-    if (two) describe(b + 1, axis, &view[1]);
-    describe(y, keeps_axis[op] ? axis : -1, &view[2]);
+    shape.n = (size_t)inputs->shape[axis];
+    describe(inputs, axis, &view[0]);
+    if (binary) describe(inputs + 1, axis, &view[1]);
+    describe(result, keeps_axis[op] ? axis : -1, &view[2]);
+    const csm_view *second = binary ? &view[1] : NULL;
     if (elements < CSM_KEEP_GIL)
-        return csm_run(op, dtype, csm_current_table(), &shape, &view[0], two ? &view[1] : NULL, &view[2], options);
+        return csm_run(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
     options->interrupt = module.interrupt;
     PyThreadState *state = PyEval_SaveThread();
-    csm_status status =
-        csm_run(op, dtype, csm_current_table(), &shape, &view[0], two ? &view[1] : NULL, &view[2], options);
+    csm_status status = csm_run(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
     PyEval_RestoreThread(state);
     return status;
 }
 
-/* A new reference; NULL with an exception, or without one where the call is not quick. */
-static PyObject *quick(csm_op op, const arguments *given) {
-    const int arrays = 1 + has_two[op];
+/* A new reference, or NULL with an exception, or NULL without one where the call is not plain. */
+static PyObject *quick_softmax(csm_op op, const csm_arguments *given) {
+    const int arrays = 1 + is_binary[op];
     Py_buffer buffer[3]; /* the arrays, and the result behind them */
-    PyObject *out = given->keyword[OUT], *result = NULL;
+    PyObject *out = given->keyword[CSM_KEYWORD_OUT], *threads = given->keyword[CSM_KEYWORD_NUM_THREADS];
+    PyObject *result = NULL;
     csm_options options = csm_default_options();
-    if (!read_temperature(given->keyword[TEMPERATURE], &options.temperature) || !is_count(given->keyword[NUM_THREADS]))
+    if (!read_temperature(given->keyword[CSM_KEYWORD_TEMPERATURE], &options.temperature) || !csm_is_count(threads))
         return NULL;
-    int other, unused;
-    const int dtype = dtype_of(given->array[0], &other);
-    if (dtype < 0 || (out && dtype_of(out, &unused) != dtype) ||
-        (arrays > 1 && dtype_of(given->array[1], &unused) != dtype))
+    int is_copy, unused;
+    const int dtype = csm_dtype_index(given->array[0], module.dtypes, CSM_DTYPE_COUNT, &is_copy);
+    if (dtype < 0 || (out && csm_dtype_index(out, module.dtypes, CSM_DTYPE_COUNT, &unused) != dtype) ||
+        (arrays > 1 && csm_dtype_index(given->array[1], module.dtypes, CSM_DTYPE_COUNT, &unused) != dtype))
         return NULL;
 
     int held = 0;
     while (held < arrays && PyObject_GetBuffer(given->array[held], &buffer[held], PyBUF_STRIDED_RO) == 0) held++;
-    const int axis = held == arrays && buffer[0].ndim > 0 ? read_axis(given->keyword[AXIS], buffer[0].ndim) : -1;
-    if (axis < 0 || buffer[0].len == 0 || (arrays > 1 && !same_shape(&buffer[0], &buffer[1]))) goto end;
-    options.threads = module.threads(given->keyword[NUM_THREADS] ? given->keyword[NUM_THREADS] : Py_None);
+    int axis = -1;
+    if (held == arrays && buffer[0].ndim > 0) axis = read_axis(given->keyword[CSM_KEYWORD_AXIS], buffer[0].ndim);
+    if (axis < 0 || buffer[0].len == 0 || (arrays > 1 && !have_same_shape(&buffer[0], &buffer[1]))) goto end;
+    options.threads = module.threads(threads ? threads : Py_None);
     if (options.threads < 0) goto end;
 
-    result = out ? out : new_result(given->array[0], &buffer[0], keeps_axis[op] ? -1 : axis, dtype, other);
-    if (!result) goto end;
+    result = out;
     if (out) Py_INCREF(out);
+    else
+        result = csm_new_result(given->array[0], &buffer[0], keeps_axis[op] ? -1 : axis, module.dtypes[dtype], is_copy);
+    if (!result) goto end;
     if (PyObject_GetBuffer(result, &buffer[held], PyBUF_STRIDED_RO) != 0) {
         Py_CLEAR(result);
         goto end;
@@ -216,7 +235,7 @@ static PyObject *quick(csm_op op, const arguments *given) {
         Py_CLEAR(result);
     if (result && !keeps_axis[op] && buffer[0].ndim == 1) { /* a scalar */
         PyObject *array = result;
-        result = PyObject_GetItem(array, nothing);
+        result = PyObject_GetItem(array, empty_tuple);
         Py_DECREF(array);
     }
 end:
@@ -224,7 +243,8 @@ end:
     return result;
 }
 
-static PyObject *slow(csm_op op, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) {
+/* The Python function, with the arguments unchanged. */
+static PyObject *pass_on(int which, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) {
     const Py_ssize_t given = kwnames ? PyTuple_Size(kwnames) : 0;
     PyObject *positional = PyTuple_New(count), *named = given ? PyDict_New() : NULL, *result = NULL;
     if (!positional || (given && !named)) goto end;
@@ -234,49 +254,70 @@ static PyObject *slow(csm_op op, PyObject *const *args, Py_ssize_t count, PyObje
     }
     for (Py_ssize_t i = 0; i < given; i++)
         if (PyDict_SetItem(named, PyTuple_GetItem(kwnames, i), args[count + i]) != 0) goto end;
-    result = PyObject_Call(functions[op], positional, named);
+    result = PyObject_Call(functions[which], positional, named);
 end:
     Py_XDECREF(positional);
     Py_XDECREF(named);
     return result;
 }
 
-static PyObject *enter(csm_op op, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) {
-    arguments given;
-    PyObject *result = read_arguments(op, args, count, kwnames, &given) ? quick(op, &given) : NULL;
-    return result || PyErr_Occurred() ? result : slow(op, args, count, kwnames);
+static PyObject *enter(int which, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) {
+    csm_arguments given;
+    PyObject *result = NULL;
+    if (read_arguments(which, args, count, kwnames, &given))
+        result = which < CSM_OP_COUNT
+                     ? quick_softmax((csm_op)which, &given)
+                     : csm_quick_loss(which == CSM_QUICK_CROSS_ENTROPY_WITH_GRAD, &given, result_types[which]);
+    return result || PyErr_Occurred() ? result : pass_on(which, args, count, kwnames);
 }
 
-/* One C function an operation: pickle finds a function by its name only if it is bound to nothing. */
-#define ENTRY(name, binary, keeps)                                                                              \
+/* One C function each: pickle finds a function by its name only if the function is bound to nothing. */
+#define ENTRY(name, which)                                                                                      \
     static PyObject *name##_entry(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) { \
         (void)self;                                                                                             \
-        return enter(CSM_OP_##name, args, count, kwnames);                                                      \
+        return enter(which, args, count, kwnames);                                                              \
     }
-CSM_OPS(ENTRY)
-#define METHOD(name, binary, keeps) \
-    {#name, (PyCFunction)(void (*)(void))name##_entry, METH_FASTCALL | METH_KEYWORDS, NULL},
-static PyMethodDef methods[] = {CSM_OPS(METHOD)};
+#define METHOD(name) {#name, (PyCFunction)(void (*)(void))name##_entry, METH_FASTCALL | METH_KEYWORDS, NULL}
+#define OP_ENTRY(name, ...) ENTRY(name, CSM_OP_##name)
+#define OP_METHOD(name, ...) METHOD(name),
+CSM_OPS(OP_ENTRY)
+ENTRY(cross_entropy, CSM_QUICK_CROSS_ENTROPY)
+ENTRY(cross_entropy_with_grad, CSM_QUICK_CROSS_ENTROPY_WITH_GRAD)
+static PyMethodDef methods[] = {CSM_OPS(OP_METHOD) METHOD(cross_entropy), METHOD(cross_entropy_with_grad)};
 
 int csm_quick_set_up(const csm_quick *given) {
+    static const char *const names[] = {
+#define NAME(name, text) #text,
+        CSM_KEYWORDS(NAME)
+#undef NAME
+    };
     module = *given;
     Py_INCREF(module.ndarray);
     Py_INCREF(module.empty);
     Py_INCREF(module.empty_like);
-    for (int i = 0; i < CSM_DTYPE_COUNT; i++) Py_XINCREF(module.dtypes[i]);
-    for (int k = 0; k < KEYWORDS; k++)
+    Py_INCREF(module.int64);
+    Py_INCREF(module.int32);
+    for (int i = 0; i < CSM_DTYPE_COUNT; i++) {
+        Py_XINCREF(module.dtypes[i]);
+        Py_XINCREF(module.scalars[i]);
+    }
+    for (int k = 0; k < CSM_KEYWORD_COUNT; k++)
         if (!(keywords[k] = PyUnicode_InternFromString(names[k]))) return -1;
     dtype_name = PyUnicode_InternFromString("dtype");
-    nothing = PyTuple_New(0);
-    return dtype_name && nothing ? 0 : -1;
+    empty_tuple = PyTuple_New(0);
+    return dtype_name && empty_tuple ? 0 : -1;
 }
 
-PyObject *csm_quick_function(csm_op op, PyObject *function, PyObject *module_name, PyObject *doc) {
+PyObject *csm_quick_function(int which, PyObject *function, PyObject *module_name, PyObject *doc,
+                             PyObject *result_type) {
     Py_INCREF(function);
-    Py_XDECREF(functions[op]); /* of a module that is loaded again */
-    functions[op] = function;
-    methods[op].ml_doc = PyUnicode_AsUTF8AndSize(doc, NULL);
-    if (!methods[op].ml_doc) return NULL;
+    Py_INCREF(result_type);
+    Py_XDECREF(functions[which]); /* that of a module that is loaded again */
+    Py_XDECREF(result_types[which]);
+    functions[which] = function;
+    result_types[which] = result_type;
+    methods[which].ml_doc = PyUnicode_AsUTF8AndSize(doc, NULL);
+    if (!methods[which].ml_doc) return NULL;
     Py_INCREF(doc); /* it holds these bytes */
-    return PyCFunction_NewEx(&methods[op], NULL, module_name);
+    return PyCFunction_NewEx(&methods[which], NULL, module_name);
 }

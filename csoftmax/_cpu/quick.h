@@ -1,33 +1,86 @@
-/* The public functions of the softmax family as C functions (quick.c). */
+/* Quick calls: public functions as C functions that compute plain calls themselves and pass on all others (quick.c). */
 #ifndef CSM_QUICK_H
 #define CSM_QUICK_H
 
 #include <Python.h>
 
-#include "internal.h"
+#include "core/extension.h"
 
-/* Below this many elements a call is shorter than giving the GIL away and taking it back, and has one thread. */
+/* The functions with a quick way: the operations of CSM_OPS, then the losses. */
+enum {
+    CSM_QUICK_CROSS_ENTROPY = CSM_OP_COUNT,
+    CSM_QUICK_CROSS_ENTROPY_WITH_GRAD,
+    CSM_QUICK_COUNT,
+};
+
+/* Below this many elements a call is shorter than releasing the GIL and taking it back. */
 enum { CSM_KEEP_GIL = 2048 };
-/* C-contiguous, aligned and not empty; of two that are, whether they share no memory; whether a result can be written
- * to `to` while `from`, of its shape, is read: both plain, the same place or apart. */
-int csm_is_plain(const Py_buffer *);
-int csm_are_apart(const Py_buffer *, const Py_buffer *);
-int csm_may_write(const Py_buffer *to, const Py_buffer *from);
 
-/* What they need of the module around them: numpy.ndarray, functions for new arrays (shape, dtype; of few bytes) and
- * (like another), the native dtypes in the order of CSM_DTYPES (NULL: not taken), and functions in C: a call's number
- * of threads from num_threads (-1: an exception is set), the look for an interrupt, and the exception of a status. */
+/* Keywords of these functions. */
+#define CSM_KEYWORDS(X)                 \
+    X(AXIS, axis)                       \
+    X(TEMPERATURE, temperature)         \
+    X(WHERE, where)                     \
+    X(OUT, out)                         \
+    X(DEVICE, device)                   \
+    X(NUM_THREADS, num_threads)         \
+    X(KEEPDIMS, keepdims)               \
+    X(WEIGHT, weight)                   \
+    X(SAMPLE_WEIGHT, sample_weight)     \
+    X(LABEL_SMOOTHING, label_smoothing) \
+    X(IGNORE_INDEX, ignore_index)       \
+    X(Z_LOSS, z_loss)                   \
+    X(REDUCTION, reduction)             \
+    X(UPSTREAM, upstream)               \
+    X(CLIP_NORM, clip_norm)             \
+    X(CLIP_VALUE, clip_value)
+#define CSM_KEYWORD_ENUM(name, text) CSM_KEYWORD_##name,
+enum { CSM_KEYWORDS(CSM_KEYWORD_ENUM) CSM_KEYWORD_COUNT };
+#undef CSM_KEYWORD_ENUM
+
+/* A call's arguments as borrowed references; a keyword is NULL where it is absent, or None where None is its default. */
+typedef struct csm_arguments {
+    PyObject *array[2], *keyword[CSM_KEYWORD_COUNT];
+} csm_arguments;
+
+/* What quick calls need of the Python module around them. */
 typedef struct csm_quick {
-    PyObject *ndarray, *empty, *empty_like, *dtypes[CSM_DTYPE_COUNT];
-    int (*threads)(PyObject *num_threads);
-    int (*interrupt)(void *);
-    int (*raise)(csm_status);
+    PyObject *ndarray;
+    PyObject *empty; /* empty(shape, dtype) for results of few bytes */
+    PyObject *empty_like; /* empty_like(x) for results of any size */
+    PyObject
+        *dtypes[CSM_DTYPE_COUNT]; /* native dtypes in the order of CSM_DTYPES; NULL for those without a quick way */
+    PyObject *scalars[CSM_DTYPE_COUNT]; /* their scalar types */
+    PyObject *int64, *int32; /* dtypes of labels */
+    int (*threads)(PyObject *num_threads); /* a call's number of threads, or -1 with an exception */
+    int (*interrupt)(void *); /* looks for a signal */
+    int (*raise)(csm_status); /* 0, or -1 with the exception of a status */
 } csm_quick;
+extern csm_quick csm_quick_module;
 
 /* Takes references to all of it; 0, or -1 with an exception. */
 int csm_quick_set_up(const csm_quick *);
-/* The C function that stands for the Python function of an operation, in the given module; doc begins with the
- * signature, as those of builtins do. */
-PyObject *csm_quick_function(csm_op, PyObject *function, PyObject *module, PyObject *doc);
+/* The C function that replaces the Python function number `which` in the given module. doc begins with the signature, as
+ * the text of builtins does. result_type is the named tuple of a loss with its gradient, else None. */
+PyObject *csm_quick_function(int which, PyObject *function, PyObject *module, PyObject *doc, PyObject *result_type);
+
+/* Whether a buffer is C-contiguous, aligned and not empty. */
+int csm_is_plain(const Py_buffer *);
+/* Whether two plain buffers share no memory. */
+int csm_are_apart(const Py_buffer *, const Py_buffer *);
+/* Whether a result can be written to `to` while `from`, which has its shape, is read: both plain, and one place or apart. */
+int csm_may_write(const Py_buffer *to, const Py_buffer *from);
+
+/* Index of an array's dtype among `count` known ones, or -1 for another dtype or an object that is no ndarray. Native
+ * dtypes are usually singletons; unpickled arrays carry equal copies, for which *is_copy is set. */
+int csm_dtype_index(PyObject *array, PyObject *const *known, int count, int *is_copy);
+/* Whether an argument is absent or an int from 1 on. */
+int csm_is_count(PyObject *given);
+/* A new result: of the shape of x (whose buffer is `like`) without the axis `without` (negative: with all axes). */
+PyObject *csm_new_result(PyObject *x, const Py_buffer *like, int without, PyObject *dtype, int is_copy);
+
+/* A plain cross-entropy (quick_loss.c): a new reference, or NULL with an exception, or NULL without one where the call is
+ * not plain. */
+PyObject *csm_quick_loss(int gradient, const csm_arguments *, PyObject *result_type);
 
 #endif

@@ -6,7 +6,7 @@
  */
 #include "xla.h"
 
-#include "internal.h"
+#include "core/extension.h"
 
 #include <stddef.h>
 #include <stdio.h>

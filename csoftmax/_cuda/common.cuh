@@ -14,17 +14,17 @@
 
 #define UNROLL _Pragma("unroll")
 #include "vec/scalar.h"
-#include "kernel/loss_row.h"
+#include "kernel/cross_entropy/row.h"
 
 #if defined(STORAGE_f64)
-#include "kernel/double.inc.h"
+#include "math/double.inc.h"
 #define v64_LOAD_REAL v64_load_f64
 #define v64_LOAD_PART_REAL v64_load_part_f64
 typedef double T;
 #define LOAD v64_load_f64
 #define STORE v64_store_f64
 #else
-#include "kernel/single.inc.h"
+#include "math/single.inc.h"
 #define v32_LOAD_REAL v32_load_f32
 #define v32_LOAD_PART_REAL v32_load_part_f32
 #if defined(STORAGE_f32)
@@ -43,9 +43,9 @@ typedef uint16_t T;
 #error "a STORAGE_<dtype> must be defined"
 #endif
 #endif
-#include "kernel/math.inc.h"
-#include "kernel/element.inc.h"
-#include "kernel/sum.inc.h"
+#include "math/exp.inc.h"
+#include "kernel/softmax/element.inc.h"
+#include "math/sum.inc.h"
 
 enum {
     WARP = 32,

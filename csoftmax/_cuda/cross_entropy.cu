@@ -231,7 +231,7 @@ struct loss_gradient {
     INLINE_MEMBER REAL value(REAL e, const csm_loss_terms &of, int i) const {
         REAL g = unclipped(e, of, i);
         if (plain) return g;
-        g = V(scaled)(V(max)(c.least, V(min)(c.most, g)), c.post, c.post_low);
+        g = V(scaled)(V(max)(c.clip_low, V(min)(c.clip_high, g)), c.post, c.post_low);
         g = g * c.power1 * c.power2;
         return canonical(g);
     }
@@ -458,7 +458,7 @@ INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &sc
                 fill(job, row, CSM_NAN);
                 break;
             }
-            row.transforms = !csm_takes(&scales, row.max);
+            row.transforms = !csm_fits_range(&scales, row.max);
             __syncthreads();
             if (row.transforms) {
                 if (threadIdx.x == 0) row.shared->in.e_label = -1;
@@ -512,7 +512,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
             load_row(job, row);
             nan = !(row.max < CSM_INF && row.max > -CSM_INF);
         }
-        row.transforms = !row.reloads && !csm_takes(&scales, row.max);
+        row.transforms = !row.reloads && !csm_fits_range(&scales, row.max);
         if (skipped || nan) fill(job, row, skipped ? 0 : CSM_NAN);
         else run_passes(job, row, scales);
         __syncthreads();

@@ -20,9 +20,9 @@
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
-#include "kernel/select.inc.h"
-#include "kernel/entmax_loss.h"
-#include "kernel/entmax_solve.h"
+#include "kernel/topk/select.inc.h"
+#include "kernel/entmax/loss.h"
+#include "kernel/entmax/solve.h"
 
 enum { MAX_THREADS = 256 };
 

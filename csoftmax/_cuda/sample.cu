@@ -39,7 +39,7 @@ INLINE base base_of(double max, int nan, const csm_scales &c) {
     base row;
     row.max = max;
     row.empty = nan || !(max > -CSM_INF && max < CSM_INF);
-    row.transforms = !row.empty && !csm_takes(&c, max);
+    row.transforms = !row.empty && !csm_fits_range(&c, max);
     row.t = row.transforms ? &c.transformed : &c.ordinary;
     const REAL highest = row.transforms ? CSM_TRANSFORMED(REAL, (REAL)max, &c, max) : (REAL)max;
     REAL n0;

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from .._cpu import binding
 
-BLOCK_ELEMENTS = 4096  # CSM_BLOCK, the length of a block of the blockwise specification
-BLOCK_BYTES = 72  # sizeof(csm_block)
-ROW_BYTES = 88  # sizeof(csm_row)
+BLOCK_ELEMENTS = binding.BLOCK_ELEMENTS  # CSM_BLOCK, the length of a block of the blockwise specification
+BLOCK_BYTES = binding.STRUCT_BYTES["csm_block"]
+ROW_BYTES = binding.STRUCT_BYTES["csm_row"]
 SHARED_ROW_BYTES = 624  # sizeof(shared_row) of cross_entropy.cu; that of entmax.cu is smaller
 TRAIL_BYTES = 528  # sizeof(trail) of sample.cu
 

@@ -95,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(128, 3)
             max = group_max(max, TEAM);
             whole_row row;
             row.max = (double)max;
-            row.transforms = k > 0 && !csm_takes(&c, row.max);
+            row.transforms = k > 0 && !csm_fits_range(&c, row.max);
             row.special = 0;
             if (__any_sync(ALL_LANES, row.transforms)) {
                 int nan = 0, any = 0;
@@ -167,7 +167,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
         whole_row row;
         row.max = -CSM_INF;
         for (int w = 0; w < warps; w++) row.max = maxima[w] > row.max ? maxima[w] : row.max;
-        row.transforms = !csm_takes(&c, row.max);
+        row.transforms = !csm_fits_range(&c, row.max);
         row.special = 0;
         if (row.transforms) { /* all threads agree */
             const int in_block = inspect(s, kept, k);
@@ -257,7 +257,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                     nan |= blocks[b].mass != 0;
                     kept |= blocks[b].far != 0;
                 }
-                row.transforms = !csm_takes(&c, row.max);
+                row.transforms = !csm_fits_range(&c, row.max);
                 row.fill = 0;
                 row.special = row.transforms && csm_is_special(OP, c.temperature, row.max, nan, kept, &row.fill);
             }

@@ -15,7 +15,7 @@
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
-#include "kernel/select.inc.h"
+#include "kernel/topk/select.inc.h"
 
 typedef V(ukey) ukey;
 enum { DIGIT_BITS = 4, MAX_THREADS = 512 };

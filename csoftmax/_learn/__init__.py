@@ -1,1 +1,1 @@
-"""What `csoftmax.linear_model` is made of: the objective, its solvers, data, files of models, reports."""
+"""Private parts of `csoftmax.linear_model`, `csoftmax.metrics` and `csoftmax.class_weight`."""

@@ -1,58 +1,69 @@
-"""Minibatch AdamW (Loshchilov & Hutter 2019) for softmax regression, with batch norm of the logits if wanted.
+"""Minibatch AdamW (Loshchilov & Hutter 2019) for softmax regression, with optional batch norm of the logits.
 
-Batch norm (Ioffe & Szegedy 2015) stands between the linear layer and softmax: z = gain (s - mean) / std + shift for
-s = coef x, statistics of the minibatch. After training it is folded into coef and intercept, with statistics of all
-rows.
+Batch norm (Ioffe & Szegedy 2015) stands between the linear layer and softmax.  For s = coef x, with mean and std over
+the minibatch,
+
+    z = gain (s - mean) / std + shift.
+
+After training it is folded into coef and intercept, with statistics over all rows.
 """
+
+from __future__ import annotations
 
 import itertools
 import math
-from typing import NamedTuple
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .._args import place_of
-from ..cross_entropy import cross_entropy_with_grad
-from .objective import at_place, host, logits_of, product
+from .._arguments.places import Place, place_of
+from .._ops.cross_entropy import cross_entropy_with_grad
+from .objective import Options, compute_logits, multiply_by_rows, runs_at_place, to_host
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
-VARIANCE_FLOOR = 1e-5  # added to the variance of batch norm
+VARIANCE_FLOOR = 1e-5  # added to the variance in batch norm
 MOMENTUM = 0.1  # of the running statistics
+
+Statistics = tuple[NDArray[np.float64], NDArray[np.float64]]
+"""Mean and variance of coef x over some rows, an element for each class."""
 
 
 class Hyper(NamedTuple):
-    """What a step needs beside the data."""
+    """Hyperparameters of a step."""
 
     learning_rate: float
-    output_learning_rate: float  # of what is not a coefficient: intercept, gain, shift
+    output_learning_rate: float  # of intercept, gain and shift
     penalty: float
     clip_norm: float | None
     clip_value: float | None
 
 
 class Progress(NamedTuple):
-    """Of one minibatch."""
+    """Loss, hits and gradient of one minibatch."""
 
     loss: float  # weighted mean, without penalty
     divisor: float  # of that mean
     right: float  # weight of the rows classified right
-    weight: float
+    weight: float  # of all rows
     gradient_norm: float
 
 
-def norm_of(gradients):
-    """Of all of them together."""
-    return math.sqrt(sum(float(host(np.vdot(g, g))) for g in gradients.values()))
+def compute_norm(gradients: dict[str, Any]) -> float:
+    """Euclidean norm of all gradients together."""
+    return math.sqrt(sum(float(to_host(np.vdot(g, g))) for g in gradients.values()))
 
 
 class Sums:
-    """Of the minibatches of an epoch."""
+    """Sums over the minibatches of an epoch."""
 
-    def __init__(self):
+    def __init__(self) -> None:
+        """Begin with nothing."""
         self.batches, self.loss, self.divisor, self.right, self.weight, self.norm = 0, 0.0, 0.0, 0.0, 0.0, 0.0
 
-    def add(self, progress):
-        """One minibatch."""
+    def add(self, progress: Progress) -> None:
+        """Add a minibatch."""
         self.batches += 1
         self.loss += progress.loss * progress.divisor
         self.divisor += progress.divisor
@@ -60,8 +71,8 @@ class Sums:
         self.weight += progress.weight
         self.norm += progress.gradient_norm
 
-    def means(self):
-        """For the history."""
+    def means(self) -> dict[str, float]:
+        """Means over the epoch, as the history names them."""
         return {
             "loss": self.loss / (self.divisor or 1.0),
             "accuracy": self.right / (self.weight or 1.0),
@@ -70,10 +81,25 @@ class Sums:
 
 
 class Trainer:
-    """Parameters and the moments of AdamW.  names: coef, intercept, and with batch norm gain, shift."""
+    """Parameters and the moments of AdamW, by name: coef, intercept; with batch norm coef, gain, shift."""
 
-    def __init__(self, coef, intercept, options, hyper, place, *, batch_norm=None, frozen=None, num_threads=None):
-        """batch_norm: None, or mean and variance of coef x that the folded parameters are to be unfolded with."""
+    def __init__(
+        self,
+        coef: NDArray[Any],
+        intercept: NDArray[Any] | None,
+        options: Options,
+        hyper: Hyper,
+        place: Place,
+        *,
+        batch_norm: Statistics | None = None,
+        frozen: NDArray[np.bool_] | None = None,
+        num_threads: int | None = None,
+    ):
+        """Start from coef and intercept.
+
+        batch_norm: None, or the statistics with which the normalised logits equal coef x + intercept at the start.
+        frozen: classes whose parameters stay.
+        """
         self.place, self.dtype = place, coef.dtype
         first = {"coef": coef}
         if batch_norm is not None:
@@ -85,7 +111,7 @@ class Trainer:
         elif intercept is not None:
             first["intercept"] = intercept
         self.parameters = {name: place.array(name, p) for name, p in first.items()}
-        self.has_intercept, self.batch_norm = intercept is not None, batch_norm is not None
+        self.has_intercept, self.has_batch_norm = intercept is not None, batch_norm is not None
         self.options, self.hyper, self.num_threads = options.at(place), hyper, num_threads
         self.frozen = None if frozen is None else place.array("frozen", frozen)
         with place.context():
@@ -93,19 +119,19 @@ class Trainer:
             self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
         self.steps = 0
 
-    def __getstate__(self):
-        """On the host, without the module that a place holds: for pickle and copy."""
+    def __getstate__(self) -> dict[str, Any]:
+        """State for pickle and copy: arrays on the host, without the module that a place holds."""
         state = {name: value for name, value in self.__dict__.items() if name not in ("place", "scratch")}
         state["device"] = None if self.place.number is None else f"cuda:{self.place.number}"
         for name in ("mean", "variance", "frozen"):
             if state.get(name) is not None:
-                state[name] = host(state[name])
-        state["options"] = self.options._replace(weight=host(self.options.weight))
-        state["parameters"] = {name: host(p) for name, p in self.parameters.items()}
-        state["moments"] = {name: tuple(map(host, pair)) for name, pair in self.moments.items()}
+                state[name] = to_host(state[name])
+        state["options"] = self.options._replace(weight=to_host(self.options.weight))
+        state["parameters"] = {name: to_host(p) for name, p in self.parameters.items()}
+        state["moments"] = {name: tuple(map(to_host, pair)) for name, pair in self.moments.items()}
         return state
 
-    def __setstate__(self, state):
+    def __setstate__(self, state: dict[str, Any]) -> None:
         place = self.place = place_of(state.pop("device"), None)
         self.__dict__.update(state)
         for name in ("mean", "variance", "frozen"):
@@ -117,44 +143,52 @@ class Trainer:
         with place.context():
             self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
 
-    @at_place
-    def step(self, x, y, sample_weight):
-        """One minibatch."""
+    @runs_at_place
+    def step(self, x: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None) -> Progress:
+        """Train on one minibatch."""
         if self.place.number is not None:
             x, y = self.place.array("X", x), self.place.array("y", y)
             sample_weight = None if sample_weight is None else self.place.array("sample_weight", sample_weight)
-        logits = logits_of(x, self.parameters["coef"], self.parameters.get("intercept"))
-        if self.batch_norm:
+        logits = compute_logits(x, self.parameters["coef"], self.parameters.get("intercept"))
+        normal = std = None
+        if self.has_batch_norm:
             normal, std = self._normalize(logits)
             logits = (normal * self.parameters["gain"] + self.parameters.get("shift", 0)).astype(logits.dtype)
         hits = logits.argmax(axis=1) == y
-        weight = float(len(y) if sample_weight is None else host(sample_weight.sum()))
-        right = float(host(hits.sum() if sample_weight is None else (hits * sample_weight).sum()))
+        weight = float(len(y) if sample_weight is None else to_host(sample_weight.sum()))
+        right = float(to_host(hits.sum() if sample_weight is None else (hits * sample_weight).sum()))
         divisor = weight
         if self.options.weight is not None:
-            by_row = self.options.weight[y]
-            divisor = float(host(by_row.sum() if sample_weight is None else (by_row * sample_weight).sum()))
-        if divisor == 0:  # nobody takes part
+            row_weights = self.options.weight[y]
+            divisor = float(
+                to_host(row_weights.sum() if sample_weight is None else (row_weights * sample_weight).sum())
+            )
+        if divisor == 0:  # every row has weight 0
             return Progress(0.0, 0.0, right, weight, 0.0)
         result = cross_entropy_with_grad(
             logits, y, sample_weight=sample_weight, out=logits, num_threads=self.num_threads, **self.options._asdict()
         )
-        grad = logits
+        gradients = self._differentiate(x, logits, normal, std)
+        norm = self._clip(gradients)
+        self._update(gradients)
+        return Progress(float(to_host(result.loss)), divisor, right, weight, norm)
+
+    def _differentiate(self, x: Any, grad: Any, normal: Any, std: Any) -> dict[str, Any]:
+        """Gradients of the parameters, from that of the logits and, with batch norm, the normalised logits."""
         gradients = {}
-        if self.batch_norm:
+        if self.has_batch_norm:
             gradients["gain"] = np.einsum("ik,ik->k", grad, normal)
             if self.has_intercept:
                 gradients["shift"] = grad.sum(axis=0, dtype=np.float64)
-            centred = grad - grad.mean(axis=0) - normal * (gradients["gain"] / len(y))
-            grad = (centred * (self.parameters["gain"] / std)).astype(logits.dtype)
+            centred = grad - grad.mean(axis=0) - normal * (gradients["gain"] / len(grad))
+            grad = (centred * (self.parameters["gain"] / std)).astype(grad.dtype)
         elif self.has_intercept:
             gradients["intercept"] = grad.sum(axis=0, dtype=np.float64)
-        gradients["coef"] = product(grad, x)
-        norm = self._clip(gradients)
-        self._update(gradients)
-        return Progress(float(host(result.loss)), divisor, right, weight, norm)
+        gradients["coef"] = multiply_by_rows(grad, x)
+        return gradients
 
-    def _normalize(self, logits):
+    def _normalize(self, logits: Any) -> tuple[Any, Any]:
+        """Logits with mean 0 and variance 1 over the minibatch, and their standard deviation before."""
         mean = logits.mean(axis=0, dtype=np.float64)
         centred = logits - mean
         variance = np.mean(np.square(centred), axis=0)
@@ -163,23 +197,24 @@ class Trainer:
         std = np.sqrt(variance + VARIANCE_FLOOR)
         return centred / std, std
 
-    def _clip(self, gradients):
-        """By value, then by the norm of all of them together; the norm that they came with."""
+    def _clip(self, gradients: dict[str, Any]) -> float:
+        """Clip by value, then by the norm of all gradients together; return the norm before clipping."""
         if self.frozen is not None:
             for g in gradients.values():
                 g[self.frozen] = 0
-        norm = norm_of(gradients)
+        norm = compute_norm(gradients)
         if self.hyper.clip_value is not None:
             for g in gradients.values():
                 np.clip(g, -self.hyper.clip_value, self.hyper.clip_value, out=g)
         if self.hyper.clip_norm is not None:
-            now = norm_of(gradients)
-            if now > self.hyper.clip_norm:
+            clipped = compute_norm(gradients)
+            if clipped > self.hyper.clip_norm:
                 for g in gradients.values():
-                    g *= self.hyper.clip_norm / now
+                    g *= self.hyper.clip_norm / clipped
         return norm
 
-    def _update(self, gradients):
+    def _update(self, gradients: dict[str, Any]) -> None:
+        """Move the parameters, in place and without temporary arrays."""
         self.steps += 1
         b1, b2 = BETAS
         first, second = 1 - b1**self.steps, math.sqrt(1 - b2**self.steps)
@@ -200,45 +235,45 @@ class Trainer:
             s *= rate / first
             if self.frozen is not None:
                 s[self.frozen] = 0
-            if name == "coef" and self.hyper.penalty:  # decoupled decay
+            if name == "coef" and self.hyper.penalty:  # weight decay, decoupled from the gradient
                 if self.frozen is None:
                     p *= 1 - rate * self.hyper.penalty
                 else:
                     p[~self.frozen] *= 1 - rate * self.hyper.penalty
             p -= s
 
-    def folded(self, statistics=None):
-        """(coef, intercept) of the same logits; statistics: mean and variance of coef x, else the running ones."""
-        parameters = {name: host(p) for name, p in self.parameters.items()}
+    def fold(self, statistics: Statistics | None = None) -> tuple[NDArray[Any], NDArray[Any] | None]:
+        """Return coef and intercept of a linear model with the same logits; statistics: None for the running ones."""
+        parameters = {name: to_host(p) for name, p in self.parameters.items()}
         coef = parameters["coef"]
-        if not self.batch_norm:
+        if not self.has_batch_norm:
             return coef, parameters.get("intercept")
-        mean, variance = statistics or (host(self.mean), host(self.variance))
+        mean, variance = statistics or (to_host(self.mean), to_host(self.variance))
         factor = parameters["gain"] / np.sqrt(variance + VARIANCE_FLOOR)
         shift = parameters.get("shift", 0) - factor * mean
         return (coef * factor[:, None]).astype(coef.dtype), shift.astype(coef.dtype)
 
 
-def statistics(coef, blocks):
+def compute_statistics(coef: NDArray[Any], blocks: Iterable[Any]) -> Statistics | None:
     """Mean and variance of coef x over the rows of all blocks; None if there are none."""
     count, mean, square = 0, np.zeros(len(coef)), np.zeros(len(coef))
     for x in blocks:
-        s = logits_of(x, coef, None).astype(np.float64)
-        own = s.mean(axis=0)
-        delta = own - mean
-        square += np.square(s - own).sum(axis=0) + delta**2 * (count * len(s) / max(1, count + len(s)))
+        s = compute_logits(x, coef, None).astype(np.float64)
+        block_mean = s.mean(axis=0)
+        delta = block_mean - mean
+        square += np.square(s - block_mean).sum(axis=0) + delta**2 * (count * len(s) / max(1, count + len(s)))
         mean += delta * (len(s) / max(1, count + len(s)))
         count += len(s)
     return (mean, square / count) if count else None
 
 
-def xavier(classes, features, dtype, rng):
-    """Uniform in +-sqrt(6 / (D + K)) (Glorot & Bengio 2010)."""
+def draw_xavier(classes: int, features: int, dtype: Any, rng: np.random.RandomState) -> NDArray[Any]:
+    """Draw coefficients uniformly from +-sqrt(6 / (D + K)) (Glorot & Bengio 2010)."""
     bound = math.sqrt(6 / (features + classes))
     return rng.uniform(-bound, bound, (classes, features)).astype(dtype)
 
 
-def batches(rows, size):
+def split_batches(rows: int, size: int) -> list[slice]:
     """Slices of nearly equal length, none longer than size."""
     count = max(1, -(-rows // size))
     edges = [rows * i // count for i in range(count + 1)]

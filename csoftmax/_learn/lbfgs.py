@@ -1,48 +1,68 @@
-"""SciPy's L-BFGS-B in coordinates in which softmax regression is easy.
+"""L-BFGS-B of SciPy, in coordinates in which softmax regression is well conditioned.
 
-Two changes of variables, neither of which touches the data:
+Two changes of variables, neither of which changes the data:
 
-* Centred and scaled: logits are coef (x - mean) + shift, and each column of coef is measured in (curvature of its
-  feature) to the power -1/4.  Against plain variables 2 to 30 times fewer iterations (CONTRIBUTING.md, "Decisions").
-* For few parameters, once the first has come near: the Cholesky factor of the Hessian there.  The rest takes some ten
-  iterations, to the last digits.
+* Centred and scaled: the logits are coef (x - mean) + shift, and each column of coef is multiplied by (curvature of its
+  feature) to the power 1/4.  Takes 2 to 30 times fewer iterations than plain variables (CONTRIBUTING.md, "Decisions").
+* Whitened by the Cholesky factor of the Hessian, if there are few parameters and the first coordinates have come near
+  the minimum.  The rest takes about ten iterations, to the last digits.
 
 They change the path, not the objective.
 """
 
+from __future__ import annotations
+
 import math
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
-FEW_PARAMETERS = 1500  # whose Hessian is worth its time
-HESSIAN_WORK = 2e9  # multiplications; more rows than that allows are sampled
-# Of tol: what is aimed at.  In these coordinates more of the error is left in flat directions than in plain ones; with
-# a third the objective was never above that of plain L-BFGS with the same tol.  The Hessian makes much more cheap to
-# reach.
-MARGIN, POLISH = 0.3, 1e-4
-COARSE = 3e-5  # a tol from which on the Hessian takes longer than the iterations that it saves
-NEAR = 1e-2  # largest element of the gradient, from which the Hessian hardly changes
-MEMORY = 10
+from .objective import Objective
+
+MAX_HESSIAN_PARAMETERS = 1500  # with more, the Hessian takes longer than the iterations that it saves
+HESSIAN_MULTIPLICATIONS = 2e9  # a sample of the rows is used where all of them would take more
+# The fits aim at these fractions of tol.  Equal gradients leave more of the error in flat directions in centred
+# coordinates than in plain ones: with a third of tol the objective was never above that of plain L-BFGS with tol.  In
+# whitened coordinates further digits are cheap.
+CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
+COARSE_TOL = 3e-5  # from this tol on, the Hessian takes longer than the iterations that it saves
+NEAR_GRADIENT = 1e-2  # largest element of the gradient below which the Hessian hardly changes
+CORRECTIONS = 10  # pairs of vectors that L-BFGS remembers
 
 
 class Step(NamedTuple):
-    """What an iteration ends with."""
+    """State at the end of an iteration."""
 
-    coef: np.ndarray
-    intercept: np.ndarray | None
+    coef: NDArray[np.float64]
+    intercept: NDArray[np.float64] | None
     loss: float  # with penalty
     accuracy: float
     gradient_norm: float
-    gradient_max: float
+    gradient_max: float  # largest element
+
+
+class Coordinates(Protocol):
+    """A change of variables between (coef, intercept) and a flat vector u."""
+
+    def parameters(self, u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Return coef and intercept at u."""
+
+    def coordinates(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return u of coef and intercept."""
+
+    def gradient(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return the gradient by u, from those by coef and intercept."""
 
 
 class Centred:
-    """Coordinates u of (coef, intercept), flat; curvature h of a logit at equal probabilities."""
+    """Centred and scaled coordinates."""
 
-    def __init__(self, objective, penalty, has_intercept):
+    def __init__(self, objective: Objective, penalty: float, has_intercept: bool):
+        """Estimate the curvatures from the moments of the features."""
         k = objective.classes
-        h = (k - 1) / k**2 if k > 1 else 1.0
+        h = (k - 1) / k**2 if k > 1 else 1.0  # curvature of the loss by a logit, at equal probabilities
         h /= objective.options.temperature**2
         mean, variance = objective.moments()
         if not has_intercept:
@@ -51,68 +71,75 @@ class Centred:
         curvature = h * variance + penalty
         positive = curvature > 0  # a constant feature without penalty: its gradient is 0
         self.scale = np.where(positive, np.where(positive, curvature, 1) ** -0.25, 1)
-        self.mean, self.of_intercept = mean, h**-0.5
+        self.mean, self.intercept_scale = mean, h**-0.5
         self.shape = k, objective.features, has_intercept
 
-    def parameters(self, u):
+    def parameters(self, u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Return coef and intercept at u."""
         k, d, has_intercept = self.shape
         u = u.reshape(k, d + has_intercept)
         coef = u[:, :d] * self.scale
-        return coef, u[:, d] * self.of_intercept - coef @ self.mean if has_intercept else None
+        return coef, u[:, d] * self.intercept_scale - coef @ self.mean if has_intercept else None
 
-    def coordinates(self, coef, intercept):
+    def coordinates(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return u of coef and intercept."""
         parts = [coef / self.scale]
         if intercept is not None:
-            parts.append(((intercept + coef @ self.mean) / self.of_intercept)[:, None])
+            parts.append(((intercept + coef @ self.mean) / self.intercept_scale)[:, None])
         return np.hstack(parts).ravel()
 
-    def gradient(self, coef, intercept):
+    def gradient(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return the gradient by u, from those by coef and intercept."""
         if intercept is None:
             return (coef * self.scale).ravel()
         return np.hstack(
-            [(coef - np.outer(intercept, self.mean)) * self.scale, (intercept * self.of_intercept)[:, None]]
+            [(coef - np.outer(intercept, self.mean)) * self.scale, (intercept * self.intercept_scale)[:, None]]
         ).ravel()
 
 
 class Whitened:
-    """Coordinates L' (coef, intercept), with L L' the Hessian."""
+    """Coordinates L' (coef, intercept), where L L' is the Hessian."""
 
-    def __init__(self, hessian, shape, has_intercept):
+    def __init__(self, hessian: NDArray[np.float64], shape: tuple[int, int], has_intercept: bool):
+        """Factor the Hessian of a coef of the given shape."""
         from scipy.linalg import cholesky
 
         self.factor = cholesky(hessian, lower=True)
         self.shape = shape[0], shape[1] + has_intercept, has_intercept
 
-    def parameters(self, u):
+    def parameters(self, u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
+        """Return coef and intercept at u."""
         from scipy.linalg import solve_triangular
 
         k, columns, has_intercept = self.shape
-        all_ = solve_triangular(self.factor, u, lower=True, trans="T").reshape(k, columns)
-        return (all_[:, :-1], all_[:, -1]) if has_intercept else (all_, None)
+        joined = solve_triangular(self.factor, u, lower=True, trans="T").reshape(k, columns)
+        return (joined[:, :-1], joined[:, -1]) if has_intercept else (joined, None)
 
-    def _joined(self, coef, intercept):
+    def _join(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
         return (coef if intercept is None else np.hstack([coef, intercept[:, None]])).ravel()
 
-    def coordinates(self, coef, intercept):
-        return self.factor.T @ self._joined(coef, intercept)
+    def coordinates(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return u of coef and intercept."""
+        return self.factor.T @ self._join(coef, intercept)
 
-    def gradient(self, coef, intercept):
+    def gradient(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
+        """Return the gradient by u, from those by coef and intercept."""
         from scipy.linalg import solve_triangular
 
-        return solve_triangular(self.factor, self._joined(coef, intercept), lower=True)
+        return solve_triangular(self.factor, self._join(coef, intercept), lower=True)
 
 
-def whitened(objective, step, penalty, has_intercept):
-    """The Hessian's coordinates at a step, or None where there are none."""
+def whiten(objective: Objective, step: Step, penalty: float, has_intercept: bool) -> Whitened | None:
+    """Coordinates of the Hessian at a step, or None if it is not positive definite."""
     from scipy.linalg import LinAlgError
 
     k, d = step.coef.shape
     columns = d + has_intercept
     size = k * columns
-    hessian = objective.hessian(step.coef, step.intercept, max(1, int(HESSIAN_WORK / size**2)))
+    hessian = objective.hessian(step.coef, step.intercept, max(1, int(HESSIAN_MULTIPLICATIONS / size**2)))
     places = np.arange(size).reshape(k, columns)
     hessian[places[:, :d].ravel(), places[:, :d].ravel()] += penalty
-    # adding one number to all classes changes no probability: that direction is given the curvature of the others
+    # Adding a number to all logits changes no probability: that direction gets the mean curvature of the others.
     mean = np.trace(hessian) / size
     for column in range(columns) if penalty == 0 else range(d, columns):
         hessian[np.ix_(places[:, column], places[:, column])] += mean / k
@@ -122,51 +149,64 @@ def whitened(objective, step, penalty, has_intercept):
         return None
 
 
-def minimize(objective, coef, intercept, *, penalty, tol, most_iterations, frozen=None, after=None):
-    """(last step, number of iterations, whether it converged: no element of the gradient above tol).
+class _Minimizer:
+    """State of one call of `minimize`: evaluates steps, counts iterations."""
 
-    frozen: classes whose parameters stay.  after(step): called after each iteration; true stops.
-    """
-    from scipy import optimize
+    def __init__(
+        self,
+        objective: Objective,
+        coef: NDArray[np.float64],
+        intercept: NDArray[np.float64] | None,
+        penalty: float,
+        max_iterations: int,
+        frozen: NDArray[np.bool_] | None,
+        after_iteration: Callable[[Step], bool] | None,
+    ):
+        self.objective, self.penalty, self.max_iterations = objective, penalty, max_iterations
+        self.start, self.frozen, self.after_iteration = (coef, intercept), frozen, after_iteration
+        self.count, self.done = 0, False
 
-    has_intercept, dtype = intercept is not None, objective.x.dtype
-    small = coef.size + has_intercept * len(coef) <= FEW_PARAMETERS and penalty > 0 and frozen is None
-    small = small and tol < COARSE
-    count, done, given = 0, False, (coef, intercept)
-
-    def step_at(coef, intercept):
-        if frozen is not None:  # to the last bit, whatever the coordinates have rounded
-            for now, before in zip((coef, intercept), given, strict=True):
-                if now is not None:
-                    now[frozen] = before[frozen]
-        single = coef.astype(dtype), None if intercept is None else intercept.astype(dtype)
-        at = objective.evaluate(*single)
-        grads = at.grad_coef.astype(np.float64) + penalty * coef, at.grad_intercept if has_intercept else None
+    def step_at(
+        self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None
+    ) -> tuple[Step, tuple[NDArray[np.float64], NDArray[np.float64] | None]]:
+        """Evaluate at coef and intercept, and return the gradients by them."""
+        frozen, dtype = self.frozen, self.objective.x.dtype
+        if frozen is not None:  # the same bits, whatever the coordinates have rounded
+            for p, kept in zip((coef, intercept), self.start, strict=True):
+                if p is not None and kept is not None:
+                    p[frozen] = kept[frozen]
+        at = self.objective.evaluate(coef.astype(dtype), None if intercept is None else intercept.astype(dtype))
+        grad_coef = at.grad_coef.astype(np.float64) + self.penalty * coef
+        grads = [grad_coef] if intercept is None else [grad_coef, at.grad_intercept]
         if frozen is not None:
-            for grad in grads[: 1 + has_intercept]:
+            for grad in grads:
                 grad[frozen] = 0
-        flat = np.concatenate([g.ravel() for g in grads if g is not None])
-        loss = at.loss + penalty / 2 * float(np.vdot(coef, coef))
-        most = float(np.abs(flat).max(initial=0))
-        return Step(coef, intercept, loss, at.accuracy, math.sqrt(float(flat @ flat)), most), grads
+        flat = np.concatenate([g.ravel() for g in grads])
+        loss = at.loss + self.penalty / 2 * float(np.vdot(coef, coef))
+        largest = float(np.abs(flat).max(initial=0))
+        step = Step(coef, intercept, loss, at.accuracy, math.sqrt(float(flat @ flat)), largest)
+        return step, (grad_coef, None if intercept is None else at.grad_intercept)
 
-    def run(coordinates, start, goal):
-        """From a step to one whose gradient is at most `goal`, or the end."""
+    def run(self, coordinates: Coordinates, start: Step, goal: float) -> Step:
+        """Iterate from a step to one whose gradient is at most `goal`, or to the end."""
+        from scipy import optimize
+
         last = start
 
-        def value(u):
+        def value(u: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             nonlocal last
-            last, grads = step_at(*coordinates.parameters(u))
+            last, grads = self.step_at(*coordinates.parameters(u))
             return last.loss, coordinates.gradient(*grads)
 
-        def after_iteration(intermediate_result):  # SciPy goes by the name of the argument
-            nonlocal count, done, start
+        def after_iteration(intermediate_result: Any) -> None:  # SciPy requires this name of the argument
+            nonlocal start
             start = last
-            if start.loss != intermediate_result.fun:  # the line search ended at an earlier trial
-                start = step_at(*coordinates.parameters(intermediate_result.x))[0]
-            count += 1
-            done = bool(after and after(start)) or count >= most_iterations
-            if done or start.gradient_max <= goal:
+            if start.loss != intermediate_result.fun:  # the line search has returned to an earlier trial
+                start = self.step_at(*coordinates.parameters(intermediate_result.x))[0]
+            self.count += 1
+            stops = self.after_iteration is not None and self.after_iteration(start)
+            self.done = bool(stops) or self.count >= self.max_iterations
+            if self.done or start.gradient_max <= goal:
                 raise StopIteration
 
         optimize.minimize(
@@ -176,24 +216,46 @@ def minimize(objective, coef, intercept, *, penalty, tol, most_iterations, froze
             method="L-BFGS-B",
             callback=after_iteration,
             options={
-                "maxiter": most_iterations - count,
-                "maxfun": 100 * most_iterations,
+                "maxiter": self.max_iterations - self.count,
+                "maxfun": 100 * self.max_iterations,
                 "maxls": 50,
-                "maxcor": MEMORY,
+                "maxcor": CORRECTIONS,
                 "gtol": 0,
                 "ftol": 0,
             },
         )
         return start
 
-    step = step_at(coef.copy(), None if intercept is None else intercept.copy())[0]
+
+def minimize(
+    objective: Objective,
+    coef: NDArray[np.float64],
+    intercept: NDArray[np.float64] | None,
+    *,
+    penalty: float,
+    tol: float,
+    max_iterations: int,
+    frozen: NDArray[np.bool_] | None = None,
+    after_iteration: Callable[[Step], bool] | None = None,
+) -> tuple[Step, int, bool]:
+    """Minimise from coef and intercept.
+
+    Returns the last step, the number of iterations, and whether it converged: no element of the gradient above tol.
+    frozen: classes whose parameters stay.  after_iteration(step): true stops.
+    """
+    has_intercept = intercept is not None
+    small = coef.size + has_intercept * len(coef) <= MAX_HESSIAN_PARAMETERS and penalty > 0 and frozen is None
+    small = small and tol < COARSE_TOL
+    minimizer = _Minimizer(objective, coef, intercept, penalty, max_iterations, frozen, after_iteration)
+    step = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())[0]
     with np.errstate(over="ignore"):  # a trial step of the line search may be far away
-        if step.gradient_max > tol and most_iterations > 0:
-            step = run(Centred(objective, penalty, has_intercept), step, max(MARGIN * tol, NEAR * small))
-        while small and step.gradient_max > MARGIN * tol and not done:
-            coordinates = whitened(objective, step, penalty, has_intercept)
+        if step.gradient_max > tol and max_iterations > 0:
+            goal = max(CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
+            step = minimizer.run(Centred(objective, penalty, has_intercept), step, goal)
+        while small and step.gradient_max > CENTRED_MARGIN * tol and not minimizer.done:
+            coordinates = whiten(objective, step, penalty, has_intercept)
             before = step.gradient_max
-            step = run(coordinates, step, POLISH * tol) if coordinates else step
+            step = minimizer.run(coordinates, step, WHITENED_MARGIN * tol) if coordinates else step
             if coordinates is None or step.gradient_max > before / 2:
-                break  # as far as the arithmetic goes
-    return step, count, step.gradient_max <= tol
+                break  # rounding allows no more
+    return step, minimizer.count, step.gradient_max <= tol

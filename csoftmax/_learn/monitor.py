@@ -1,83 +1,120 @@
-"""What happens after an epoch: the record, validation and patience, callbacks, sklearn.callback, the progress bar."""
+"""End of an epoch: history, validation and patience, callbacks, callbacks of scikit-learn, progress bar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-try:  # scikit-learn 1.9
-    from sklearn.callback import CallbackSupportMixin as SupportsCallbacks
-    from sklearn.callback import with_callbacks
-except ImportError:
+from .._runtime.optional import progress
 
-    class SupportsCallbacks:  # type: ignore[no-redef]
-        """Stands in for the mixin of scikit-learn 1.9."""
+if TYPE_CHECKING:
+    from .objective import Objective
 
-    def with_callbacks(method):  # type: ignore[no-redef]
-        """Stands in for the decorator of scikit-learn 1.9."""
+    Method = TypeVar("Method", bound=Callable[..., Any])
+
+    class SupportsCallbacks:
+        """The mixin of scikit-learn 1.9."""
+
+    def with_callbacks(method: Method) -> Method:
+        """Mark a method as one that calls the callbacks."""
         return method
+
+else:
+    try:  # scikit-learn 1.9
+        from sklearn.callback import CallbackSupportMixin as SupportsCallbacks
+        from sklearn.callback import with_callbacks
+    except ImportError:
+
+        class SupportsCallbacks:
+            """Stands in for the mixin of scikit-learn 1.9."""
+
+        def with_callbacks(method):
+            """Stand in for the decorator of scikit-learn 1.9."""
+            return method
+
+
+def keep_parameters(estimator: Any, coef: NDArray[Any], intercept: NDArray[Any] | None, dtype: Any) -> None:
+    """Set coef_ and intercept_, in the dtype of X."""
+    estimator.coef_ = np.ascontiguousarray(coef, dtype)
+    if intercept is None:
+        estimator.intercept_ = np.zeros(len(coef), dtype)
+    else:
+        estimator.intercept_ = np.ascontiguousarray(intercept, dtype)
 
 
 class Monitor:
-    """A context around a training of at most `epochs`; held_out: an Objective to stop early by."""
+    """Context around a training of up to `epochs` epochs; held_out: the objective of the rows to stop early by."""
 
-    def __init__(self, estimator, epochs, held_out=None):
+    def __init__(self, estimator: Any, epochs: int, held_out: Objective | None = None):
+        """Read the callbacks of the estimator and clear its history."""
         self.estimator, self.epochs, self.held_out = estimator, epochs, held_out
         given = estimator.callbacks
         given = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-        for one in given:
-            if one != "progress" and not callable(one):
-                raise TypeError(f"callbacks must be callables or 'progress', got {one!r}")
-        self.bar = None
-        self.shows = "progress" in given
-        self.callbacks = [one for one in given if one != "progress"]
-        self.current = self.best = None
-        self.best_loss, self.since, self.stopped = np.inf, 0, False
-        self.context = self.task = None
+        for callback in given:
+            if callback != "progress" and not callable(callback):
+                raise TypeError(f"callbacks must be callables or 'progress', got {callback!r}")
+        self.bar: Any = None
+        self.shows_bar = "progress" in given
+        self.callbacks = [callback for callback in given if callback != "progress"]
+        self.current: Any = None  # coef and intercept
+        self.best: Any = None  # the same, of the epoch with the lowest validation loss
+        self.best_loss, self.epochs_since_best, self.stopped = np.inf, 0, False
+        self.context: Any = None  # of scikit-learn's callbacks: the fit, and one of its epochs
+        self.task: Any = None
         estimator.history_ = {}
 
-    def __enter__(self):
-        if self.shows:
-            from .._cli.optional import progress
-
+    def __enter__(self) -> Monitor:
+        if self.shows_bar:
             self.bar = progress(self.epochs, "training").__enter__()
         if hasattr(self.estimator, "_skl_callbacks"):
             self.context = self.estimator._init_callback_context(max_subtasks=self.epochs)
             self.context.call_on_fit_task_begin(estimator=self.estimator)
-            self._begin()
+            self._begin_epoch()
         return self
 
-    def __exit__(self, *exc_info):
+    def __exit__(self, *exc_info: Any) -> None:
         if self.bar is not None:
             self.bar.__exit__(*exc_info)
         if self.context is not None and exc_info[0] is None:
             self.context.call_on_fit_task_end(estimator=self.estimator, reconstruction_attributes=self._attributes)
 
-    def _begin(self):
+    def _begin_epoch(self) -> None:
         self.task = self.context.subcontext(task_name="epoch")
         self.task.call_on_fit_task_begin(estimator=self.estimator)
 
-    def _attributes(self):
+    def _attributes(self) -> dict[str, Any]:
+        """What makes a copy of the estimator a fitted one."""
         estimator = self.estimator
         names = ("coef_", "intercept_", "classes_", "n_features_in_", "feature_names_in_")
         return {name: getattr(estimator, name) for name in names if hasattr(estimator, name)}
 
-    def parameters(self, coef, intercept, dtype):
-        """What the epoch has led to; kept in the estimator where somebody looks."""
+    def take_parameters(self, coef: NDArray[Any], intercept: NDArray[Any] | None, dtype: Any) -> None:
+        """Take the parameters at the end of an epoch; set them in the estimator if callbacks will read them there."""
         self.current = coef, intercept
         if self.callbacks or self.context is not None:
-            self.estimator._keep(coef, intercept, dtype)
+            keep_parameters(self.estimator, coef, intercept, dtype)
 
-    def epoch_ends(self, record):
-        """Whether to stop."""
+    def _validate(self) -> dict[str, float]:
+        """Loss and accuracy on the held-out rows; keeps the parameters of the best epoch."""
+        assert self.held_out is not None
+        coef, intercept = (None if p is None else p.astype(self.held_out.x.dtype) for p in self.current)
+        at = self.held_out.evaluate(coef, intercept, gradient=False)
+        self.epochs_since_best += 1
+        if at.loss < self.best_loss:
+            self.best_loss, self.epochs_since_best = at.loss, 0
+            self.best = tuple(None if p is None else np.array(p) for p in self.current)
+        return {"validation_loss": at.loss, "validation_accuracy": at.accuracy}
+
+    def epoch_ends(self, record: dict[str, float]) -> bool:
+        """Append the record to the history and call the callbacks; return whether to stop."""
         estimator = self.estimator
         stop = False
         if self.held_out is not None:
-            coef, intercept = (None if p is None else p.astype(self.held_out.x.dtype) for p in self.current)
-            at = self.held_out.evaluate(coef, intercept, gradient=False)
-            record = {**record, "validation_loss": at.loss, "validation_accuracy": at.accuracy}
-            self.since += 1
-            if at.loss < self.best_loss:
-                self.best_loss, self.since = at.loss, 0
-                self.best = tuple(None if p is None else np.array(p) for p in self.current)
-            stop = self.since >= estimator.patience
+            record = {**record, **self._validate()}
+            stop = self.epochs_since_best >= estimator.patience
         for key, value in record.items():
             estimator.history_.setdefault(key, []).append(value)
         done = len(estimator.history_["loss"])
@@ -88,11 +125,9 @@ class Monitor:
         for callback in self.callbacks:
             stop = bool(callback(estimator, {"epoch": done, **record})) or stop
         if self.context is not None:
-            stop = (
-                bool(self.task.call_on_fit_task_end(estimator=estimator, reconstruction_attributes=self._attributes))
-                or stop
-            )
+            ends = self.task.call_on_fit_task_end(estimator=estimator, reconstruction_attributes=self._attributes)
+            stop = bool(ends) or stop
             if not stop and done < self.epochs:
-                self._begin()
+                self._begin_epoch()
         self.stopped = stop
         return stop

@@ -1,77 +1,85 @@
-"""The objective of softmax regression over a data set: value, gradient, Hessian.
+"""The objective of softmax regression over a data set: value, gradient and Hessian.
 
-mean cross-entropy + penalty / 2 |coef|^2, the mean weighted.  X is read once for value and gradient: while a block of
-its rows is in cache, its logits, their loss and gradient in place (our kernel) and the products with X (BLAS, or SciPy
-for sparse X) are done.
+f(coef, intercept) = weighted mean of the rows' cross-entropy + penalty / 2 * |coef|^2.  Value and gradient take one
+pass over X: while a block of rows is in cache, a product (BLAS, or SciPy for sparse X) gives its logits, a kernel
+replaces them by their gradient, and a second product adds to the gradient of coef.
 
-The rows are dealt to a few groups of fixed size, which our own threads work on, each with one BLAS thread, and the
-groups are added in their order: the result depends on shapes only, not on the number of threads.  Threads of BLAS and
-of our kernels that take turns wait for each other (CONTRIBUTING.md, "Decisions").
+The rows are divided into a few groups of fixed size.  Python threads work on the groups, each with one BLAS thread, and
+the results are added in the order of the groups, so they depend on the shapes but not on the number of threads.
+Multithreaded products and kernels that alternate would wait for each other's threads (CONTRIBUTING.md, "Decisions").
 """
+
+from __future__ import annotations
 
 import contextlib
 import functools
 import math
 import threading
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .._args import Place, is_cupy
-from .._threads import get_num_threads
-from ..cross_entropy import cross_entropy, cross_entropy_with_grad
-from ..softmax import softmax
+from .._arguments.places import CPU, Place, is_cupy
+from .._ops.cross_entropy import cross_entropy, cross_entropy_with_grad
+from .._ops.softmax import softmax
+from .._runtime.threads import get_num_threads
 
 BLOCK_BYTES = 2 << 20  # of a block of X and its logits
-FEWEST, MOST = 128, 1024  # rows of a block
+MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 128, 1024
 GROUPS = 4
-GROUPED_BYTES = 2**28  # of the gradients of all groups; beyond, the rows are one group, and BLAS has its threads
+GROUPED_BYTES = 2**28  # of the gradients of all groups; above, the rows are one group and BLAS keeps its threads
+
+Result = TypeVar("Result")
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 
 class Options(NamedTuple):
-    """Of the cross-entropy."""
+    """Options of the cross-entropy."""
 
-    weight: np.ndarray | None = None  # of classes, in the dtype of the logits
+    weight: NDArray[Any] | None = None  # of the classes, in the dtype of the logits
     label_smoothing: float = 0.0
     temperature: float = 1.0
 
-    def at(self, place):
-        """With the weights where the logits are."""
+    def at(self, place: Place) -> Options:
+        """Move the weights to where the logits are."""
         return self if self.weight is None else self._replace(weight=place.array("class_weight", self.weight))
 
 
 class Evaluation(NamedTuple):
-    """Weighted means over the rows: the loss and its gradients (all without penalty), and of rows classified right."""
+    """Weighted means over the rows: loss and its gradients without penalty, and share of rows classified right."""
 
     loss: float
     accuracy: float
-    grad_coef: np.ndarray | None
-    grad_intercept: np.ndarray | None
+    grad_coef: NDArray[Any]  # None, as below, where no gradient was asked for
+    grad_intercept: NDArray[np.float64]
 
 
-def is_sparse(x):
+def is_sparse(x: Any) -> bool:
+    """Whether x is a sparse matrix or array of SciPy."""
     return hasattr(x, "tocsr")
 
 
-def at_place(method):
-    """With the place's device as the current one, on which CuPy makes the results of its arithmetic."""
+def runs_at_place(method: Method) -> Method:
+    """Run a method with the device of its object's place as the current one, on which CuPy allocates results."""
 
     @functools.wraps(method)
-    def there(self, *arguments, **options):
+    def run(self: Any, *arguments: Any, **options: Any) -> Any:
         with self.place.context():
             return method(self, *arguments, **options)
 
-    return there
+    return run  # type: ignore[return-value]
 
 
-def rows_of_block(features, classes, itemsize):
-    """As many as keep X and logits in cache, but enough for BLAS to be fast."""
-    return max(FEWEST, min(MOST, BLOCK_BYTES // max(1, (features + classes) * itemsize)))
+def choose_block_rows(features: int, classes: int, itemsize: int) -> int:
+    """Rows of a block: few enough for X and logits to stay in cache, enough for BLAS to be fast."""
+    return max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, BLOCK_BYTES // max(1, (features + classes) * itemsize)))
 
 
-def logits_of(x, coef, intercept):
-    """X coef' + intercept; X of NumPy, CuPy, or sparse."""
+def compute_logits(x: Any, coef: NDArray[Any], intercept: NDArray[Any] | None) -> Any:
+    """X coef' + intercept, for X of NumPy, CuPy or SciPy (sparse)."""
     logits = x @ coef.T
     if is_sparse(x):
         logits = np.ascontiguousarray(logits)
@@ -80,41 +88,47 @@ def logits_of(x, coef, intercept):
     return logits
 
 
-def host(a):
-    """A NumPy array or scalar; waits for the device that computes it."""
+def multiply_by_rows(grad: Any, x: Any) -> Any:
+    """Gradient of coef, grad' X, from the gradient of the logits."""
+    return np.ascontiguousarray((x.T @ grad).T) if is_sparse(x) else grad.T @ x
+
+
+def to_host(a: Any) -> Any:
+    """The NumPy array or scalar of a; waits for the device that computes it."""
     return a.get() if is_cupy(a) else a
 
 
-def _square(x):
-    """In float64, so that it does not overflow."""
+def _square(x: Any) -> Any:
+    """Squares in float64, which do not overflow."""
     if not is_sparse(x):
         return np.square(x, dtype=np.float64)
     x = x.astype(np.float64)
     return x.multiply(x)
 
 
-def product(grad, x):
-    """Grad' X."""
-    return np.ascontiguousarray((x.T @ grad).T) if is_sparse(x) else grad.T @ x
+def _add_to(totals: Any, parts: Any) -> None:
+    for total, part in zip(totals, parts, strict=True):
+        total += part
 
 
 @functools.cache
-def _libraries():
-    """Looking for the BLAS libraries takes milliseconds: once."""
+def _find_libraries() -> Any:
+    """The BLAS libraries of the process; searched once, because it takes milliseconds."""
     from threadpoolctl import ThreadpoolController
 
     return ThreadpoolController()
 
 
-_LOCK, _LIMIT = threading.Lock(), {"users": 0, "limiter": None}
+_LOCK = threading.Lock()
+_LIMIT: dict[str, Any] = {"users": 0, "limiter": None}
 
 
 @contextlib.contextmanager
-def _one_blas_thread():
-    """For the whole process: the first who comes limits, the last who goes restores."""
+def _limit_blas_to_one_thread() -> Iterator[None]:
+    """Limit BLAS in the whole process while any training needs it; the last one to leave restores the old limit."""
     with _LOCK:
         if _LIMIT["users"] == 0:
-            _LIMIT["limiter"] = _libraries().limit(limits=1, user_api="blas")
+            _LIMIT["limiter"] = _find_libraries().limit(limits=1, user_api="blas")
             _LIMIT["limiter"].__enter__()
         _LIMIT["users"] += 1
     try:
@@ -127,38 +141,51 @@ def _one_blas_thread():
 
 
 class Objective:
-    """Rows X, labels y (numbers of classes), sample_weight (None or float64) as a function of coef and intercept."""
+    """The mean loss of rows X with class indices y as a function of coef and intercept.
 
-    def __init__(self, x, y, sample_weight, classes, options, num_threads=None, place=Place()):  # noqa: B008
+    sample_weight is None or float64; sums use the weights as they are, whatever the dtype of X.
+    """
+
+    def __init__(
+        self,
+        x: Any,
+        y: NDArray[np.intp],
+        sample_weight: NDArray[np.float64] | None,
+        classes: int,
+        options: Options,
+        num_threads: int | None = None,
+        place: Place = CPU,
+    ):
+        """Divide the rows into groups of blocks and move the data to the place."""
         self.classes, self.num_threads, self.place = classes, num_threads, place
         self.rows, self.features = x.shape
         weights = np.ones(self.rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
         self.total_weight = math.fsum(weights)
-        # the mean's divisor is that of cross_entropy: with class weights, of the labels
+        # The divisor of the mean, as in cross_entropy: with class weights, the sum of those of the labels.
         self.divisor = self.total_weight if options.weight is None else math.fsum(weights * options.weight[y])
-        self.mass = self.divisor  # the sum of what multiplies the rows' curvature
+        self.mass = self.divisor  # sum of the factors of the rows' curvature
         if options.weight is not None:
             flat = options.label_smoothing * float(options.weight.mean())
             self.mass = (1 - options.label_smoothing) * self.divisor + flat * self.total_weight
-        step = rows_of_block(self.features, classes, x.dtype.itemsize)
-        of_gradients = GROUPS * classes * self.features * x.dtype.itemsize
-        self.grouped = place.number is None and of_gradients <= GROUPED_BYTES
+        step = choose_block_rows(self.features, classes, x.dtype.itemsize)
+        gradient_bytes = GROUPS * classes * self.features * x.dtype.itemsize
+        self.is_grouped = place.number is None and gradient_bytes <= GROUPED_BYTES
         blocks = [slice(begin, min(begin + step, self.rows)) for begin in range(0, self.rows, step)]
-        per_group = -(-len(blocks) // GROUPS) if self.grouped else len(blocks)
+        per_group = -(-len(blocks) // GROUPS) if self.is_grouped else len(blocks)
         self.groups = [blocks[i : i + per_group] for i in range(0, len(blocks), max(1, per_group))]
-        self.pool = None
-        self.x = x if place.number is None else place.array("X", x)  # sparse X is no array
+        self.pool: ThreadPoolExecutor | None = None
+        self.x = x if place.number is None else place.array("X", x)  # a sparse X is no ndarray
         self.y, self.options = place.array("y", y), options.at(place)
         self.sample_weight = None if sample_weight is None else place.array("sample_weight", weights)
 
     @contextlib.contextmanager
-    def working(self):
-        """Threads for the groups, and BLAS with one thread."""
-        if not self.grouped:
+    def work(self) -> Iterator[None]:
+        """Context in which the groups have a thread each, and BLAS has one thread."""
+        if not self.is_grouped:
             yield
             return
         workers = min(len(self.groups), self.num_threads or get_num_threads())
-        with _one_blas_thread():
+        with _limit_blas_to_one_thread():
             if workers < 2:
                 yield
                 return
@@ -168,74 +195,81 @@ class Objective:
                 finally:
                     self.pool = None
 
-    def map(self, function):
-        """function(blocks) of each group, in their order."""
-        return list(self.pool.map(function, self.groups) if self.pool else map(function, self.groups))
+    def _map(self, function: Callable[[Any], Result], items: list[Any]) -> list[Result]:
+        """Call the function for each item, on the threads if there are any; results in the order of the items."""
+        return list(self.pool.map(function, items) if self.pool else map(function, items))
 
-    def block(self, part):
+    def block(self, part: slice) -> tuple[Any, Any, Any]:
+        """X, y and sample_weight of one block of rows."""
         weight = None if self.sample_weight is None else self.sample_weight[part]
         return self.x[part], self.y[part], weight
 
-    @at_place
-    def evaluate(self, coef, intercept, *, gradient=True):
-        """At coef (K, D) and intercept (K,) or None, of X's dtype."""
+    def _evaluate_group(
+        self, blocks: list[slice], coef: Any, intercept: Any, gradient: bool
+    ) -> tuple[float, float, Any]:
+        """Loss, weight of the rows classified right, and gradients, summed over the blocks of a group.
+
+        The loss is a sum; the gradients are those of the mean.
+        """
+        loss = right = 0.0
+        grads = None
+        for part in blocks:
+            x, y, weight = self.block(part)
+            logits = compute_logits(x, coef, intercept)
+            hits = logits.argmax(axis=1) == y
+            right += float(to_host(hits.sum() if weight is None else (hits * weight).sum()))
+            given = {**self.options._asdict(), "sample_weight": weight, "reduction": "sum", "num_threads": 1}
+            if not gradient:
+                loss += float(to_host(cross_entropy(logits, y, **given)))
+                continue
+            result = cross_entropy_with_grad(logits, y, upstream=1 / self.divisor, out=logits, **given)
+            loss += float(to_host(result.loss))
+            block_grads = multiply_by_rows(logits, x), logits.sum(axis=0, dtype=np.float64)
+            if grads is None:
+                grads = block_grads
+            else:
+                _add_to(grads, block_grads)
+        return loss, right, grads
+
+    @runs_at_place
+    def evaluate(self, coef: Any, intercept: Any, *, gradient: bool = True) -> Evaluation:
+        """Evaluate at coef (K, D) and intercept (K,) or None, both of X's dtype."""
         coef = self.place.array("coef", coef)
         intercept = None if intercept is None else self.place.array("intercept", intercept)
-
-        def of_group(blocks):
-            loss = right = 0.0
-            grads = None
-            for part in blocks:
-                x, y, weight = self.block(part)
-                logits = logits_of(x, coef, intercept)
-                hits = logits.argmax(axis=1) == y
-                right += float(host(hits.sum() if weight is None else (hits * weight).sum()))
-                given = {**self.options._asdict(), "sample_weight": weight, "reduction": "sum", "num_threads": 1}
-                if not gradient:
-                    loss += float(host(cross_entropy(logits, y, **given)))
-                    continue
-                result = cross_entropy_with_grad(logits, y, upstream=1 / self.divisor, out=logits, **given)
-                loss += float(host(result.loss))
-                own = product(logits, x), logits.sum(axis=0, dtype=np.float64)
-                if grads is None:
-                    grads = own
-                else:
-                    for total, one in zip(grads, own, strict=True):
-                        total += one
-            return loss, right, grads
-
-        parts = self.map(of_group)
+        parts = self._map(lambda blocks: self._evaluate_group(blocks, coef, intercept, gradient), self.groups)
         loss, right = (math.fsum(part[i] for part in parts) for i in (0, 1))
         grads = parts[0][2] or (None, None)
         for part in parts[1:] if gradient else ():
-            for total, one in zip(grads, part[2], strict=True):
-                total += one
-        return Evaluation(loss / self.divisor, right / self.total_weight, *map(host, grads))
+            _add_to(grads, part[2])
+        return Evaluation(loss / self.divisor, right / self.total_weight, *map(to_host, grads))
 
-    def moments(self):
+    def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Weighted mean and variance of each column of X, in float64."""
         mean, square = np.zeros(self.features), np.zeros(self.features)
         for part in (part for blocks in self.groups for part in blocks):
             x, _, w = self.block(part)
-            w = np.ones(x.shape[0]) if w is None else w
-            x = host(x) if is_cupy(x) else x
-            mean += x.T @ host(w) / self.total_weight
-            square += _square(x).T @ host(w) / self.total_weight
+            w = np.ones(x.shape[0]) if w is None else to_host(w)
+            x = to_host(x)
+            mean += x.T @ w / self.total_weight
+            square += _square(x).T @ w / self.total_weight
         return mean, np.maximum(square - mean**2, 0)
 
-    def hessian(self, coef, intercept, most_rows):
-        """Of the loss without penalty at rows of columns (coef, intercept); a sample of the rows if there are more."""
+    def hessian(self, coef: NDArray[Any], intercept: NDArray[Any] | None, max_rows: int) -> NDArray[np.float64]:
+        """Hessian of the loss without penalty, its rows and columns those of (coef, intercept), flat.
+
+        With more than max_rows rows, a sample of the rows stands for all of them.
+        """
         k, d = coef.shape
         columns = d + (intercept is not None)
-        step = max(1, self.rows // most_rows)
-        x, y = host(self.x[::step]), host(self.y[::step])
-        weight = np.ones(len(y)) if self.sample_weight is None else host(self.sample_weight[::step])
-        smoothing, of_class = self.options.label_smoothing, host(self.options.weight)
-        if of_class is not None:
-            weight = weight * ((1 - smoothing) * of_class[y] + smoothing * of_class.mean())
+        step = max(1, self.rows // max_rows)
+        x, y = to_host(self.x[::step]), to_host(self.y[::step])
+        weight = np.ones(len(y)) if self.sample_weight is None else to_host(self.sample_weight[::step])
+        smoothing, class_weight = self.options.label_smoothing, to_host(self.options.weight)
+        if class_weight is not None:
+            weight = weight * ((1 - smoothing) * class_weight[y] + smoothing * class_weight.mean())
         scale = self.divisor * (weight.sum() / self.mass)
         t = self.options.temperature
-        logits = logits_of(x, coef, intercept)
+        logits = compute_logits(x, coef, intercept)
         p = softmax(logits.astype(np.float64, copy=False), temperature=t)
         x = x.toarray() if is_sparse(x) else x
         design = np.empty((len(y), columns))
@@ -243,13 +277,12 @@ class Objective:
         design[:, d:] = 1
         hessian = np.empty((k, columns, k, columns))
 
-        def of_pair(pair):
+        def fill_pair(pair: tuple[int, int]) -> None:
             i, j = pair
             curvature = p[:, i] * ((i == j) - p[:, j]) * weight
             block = design.T @ (design * curvature[:, None])
             hessian[i, :, j, :] = block
             hessian[j, :, i, :] = block.T
 
-        pairs = [(i, j) for i in range(k) for j in range(i + 1)]
-        list(self.pool.map(of_pair, pairs) if self.pool else map(of_pair, pairs))
+        self._map(fill_pair, [(i, j) for i in range(k) for j in range(i + 1)])
         return hessian.reshape(k * columns, k * columns) / (scale * t * t)

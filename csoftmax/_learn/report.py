@@ -1,33 +1,44 @@
-"""The report of `csoftmax.metrics.evaluate`: scikit-learn's metrics and ours, as text, dict and one HTML page."""
+"""The report of `csoftmax.metrics.evaluate` as text, as a dict and as an HTML page."""
+
+from __future__ import annotations
 
 import base64
 import html
 import io
-import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from os import PathLike
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .. import metrics
-from ..cross_entropy import cross_entropy
-from ..linear_model import SoftmaxRegression
-from .labels import indices_of
+from .._runtime.optional import new_figure
+from .reliability import plot_reliability
+from .store import write_whole
 
-MOST_DRAWN = 60  # classes of a confusion matrix that is drawn with its labels
-MOST_LISTED = 40  # classes in the text
+MAX_NAMED_CLASSES = 60  # up to this many classes the axes of the confusion matrix name them
+MAX_NUMBERED_CLASSES = 20  # up to this many classes the cells of the confusion matrix hold their counts
+MAX_LISTED_CLASSES = 40  # in the text
 
 
 class Report:
-    """Figures of one classifier on one data set; see `csoftmax.metrics.evaluate`."""
+    """Figures of a classifier on a data set, as `csoftmax.metrics.evaluate` returns them."""
 
-    def __init__(self, figures, curves, history):
+    def __init__(
+        self,
+        figures: dict[str, Any],
+        curves: tuple[NDArray[np.intp], NDArray[np.float64], NDArray[np.float64], int],
+        history: Mapping[str, Sequence[float]],
+    ):
+        """Keep the figures; `curves` are labels, probabilities before and after calibration, and number of bins."""
         self._figures, self._curves, self._history = figures, curves, history
 
-    def to_dict(self):
-        """All figures: numbers, strings and lists of them."""
+    def to_dict(self) -> dict[str, Any]:
+        """Return all figures: numbers, strings and lists of these."""
         return self._figures
 
-    def __str__(self):
+    def __str__(self) -> str:
         f = self._figures
         lines = [
             f"{f['rows']} rows, {len(f['classes'])} classes",
@@ -43,18 +54,16 @@ class Report:
             "",
             f"{'class':24}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>8}",
         ]
-        for row in f["per_class"][:MOST_LISTED]:
+        for row in f["per_class"][:MAX_LISTED_CLASSES]:
             lines.append(
                 f"{row['class'][:23]:24}{row['precision']:10.4f}{row['recall']:10.4f}{row['f1']:10.4f}{row['rows']:8}"
             )
-        if len(f["per_class"]) > MOST_LISTED:
-            lines.append(f"... and {len(f['per_class']) - MOST_LISTED} classes more")
+        if len(f["per_class"]) > MAX_LISTED_CLASSES:
+            lines.append(f"... and {len(f['per_class']) - MAX_LISTED_CLASSES} more classes")
         return "\n".join(lines)
 
-    def to_html(self, path):
-        """Write one page, plots inside, to a file; it is replaced as a whole or not at all."""
-        from .store import write_whole
-
+    def to_html(self, path: str | PathLike[str]) -> None:
+        """Write a page that contains its plots; an existing file is replaced as a whole or not at all."""
         f = self._figures
         head = [
             ("rows", f["rows"]),
@@ -84,39 +93,38 @@ class Report:
         )
         write_whole(Path(path), lambda file: file.write(page.encode()))
 
-    def _picture(self, draw, width, height):
-        from .._cli.optional import new_figure
-
+    def _picture(self, draw: Callable[[Any], None], width: float, height: float) -> str:
+        """PNG in base64 of what `draw` puts on a figure."""
         figure = new_figure("learn", width, height)
         draw(figure)
         data = io.BytesIO()
         figure.savefig(data, format="png", dpi=110)
         return base64.b64encode(data.getvalue()).decode()
 
-    def _draw_reliability(self, figure):
+    def _draw_reliability(self, figure: Any) -> None:
         y, before, after, n_bins = self._curves
         for axes, p, title in zip(figure.subplots(1, 2), (before, after), ("as predicted", "calibrated")):
-            metrics.plot_reliability(y, p, ax=axes, n_bins=n_bins)
+            plot_reliability(y, p, ax=axes, n_bins=n_bins)
             axes.set_title(title)
 
-    def _draw_loss(self, figure):
+    def _draw_loss(self, figure: Any) -> None:
         axes = figure.add_subplot()
         for name, values in self._history.items():
             axes.plot(range(1, len(values) + 1), values, label=name.replace("_", " "))
         axes.set(xlabel="iteration or epoch", ylabel="loss", yscale="log")
         axes.legend()
 
-    def _draw_confusion(self, figure):
+    def _draw_confusion(self, figure: Any) -> None:
         matrix, names = np.array(self._figures["confusion_matrix"]), self._figures["classes"]
         axes = figure.add_subplot()
         share = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
         image = axes.imshow(share, cmap="Blues", vmin=0, vmax=1)
         figure.colorbar(image, ax=axes, label="share of the true class")
         axes.set(xlabel="predicted", ylabel="true")
-        if len(names) <= MOST_DRAWN:
+        if len(names) <= MAX_NAMED_CLASSES:
             axes.set_xticks(range(len(names)), names, rotation=90)
             axes.set_yticks(range(len(names)), names)
-        if len(names) <= 20:
+        if len(names) <= MAX_NUMBERED_CLASSES:
             for i, j in np.argwhere(matrix > 0):
                 colour = "white" if share[i, j] > 0.5 else "black"
                 axes.text(j, i, str(matrix[i, j]), ha="center", va="center", fontsize=7, color=colour)
@@ -157,95 +165,12 @@ PICTURE = """<h2>{}</h2>
 """
 
 
-def _number(x):
+def _number(x: float | None) -> str:
     return "–" if x is None else f"{x:.4f}"
 
 
-def _table(head, rows):
-    def line(cells, tag):
+def _table(head: Iterable[object] | None, rows: Iterable[Iterable[object]]) -> str:
+    def line(cells: Iterable[object], tag: str) -> str:
         return "<tr>" + "".join(f"<{tag}>{html.escape(str(c))}</{tag}>" for c in cells) + "</tr>"
 
     return "<table>" + (line(head, "th") if head else "") + "".join(line(r, "td") for r in rows) + "</table>"
-
-
-def _calibrated(logits, labels, calibrator):
-    """Calibrated probabilities of rows that the calibration has not seen, and how that was done."""
-    from ..calibration import TemperatureScaling
-
-    if calibrator is not None:
-        return calibrator.transform(logits), f"{type(calibrator).__name__}, fitted beforehand"
-    if len(labels) < 2:
-        return None, "none: there is one row"
-    p, temperatures = np.empty((len(logits), max(2, logits[0].size))), []
-    for fitted, measured in ((0, 1), (1, 0)):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a half in which all is right has no finite optimum
-            scaling = TemperatureScaling().fit(logits[fitted::2], labels[fitted::2])
-        p[measured::2] = scaling.transform(logits[measured::2])
-        temperatures.append(scaling.temperature_)
-    given = " and ".join(f"{t:.3g}" for t in temperatures)
-    return p, f"temperature scaling, fitted on every other row and measured on the rest (T = {given})"
-
-
-def make_report(model, X, y, calibrator, n_bins):
-    from sklearn import metrics as sk
-    from sklearn.utils.validation import check_is_fitted
-
-    check_is_fitted(model)
-    y = np.asarray(y)
-    classes = np.asarray(model.classes_)
-    labels, wrong = indices_of(y, classes)
-    if len(wrong):
-        raise ValueError(f"y[{wrong[0]}] is {y[wrong[0]]!r}, a label that the model has not seen")
-    before = np.asarray(model.predict_proba(X), np.float64)
-    if hasattr(model, "predict_log_proba") and hasattr(model, "coef_") and not (before == 0).any():
-        log_p = np.asarray(model.predict_log_proba(X), np.float64)
-    else:  # trees and neighbours are certain where they should not be: no calibration can take that back
-        log_p = np.log(np.maximum(before, np.finfo(np.float64).tiny))
-    logits = np.asarray(model.decision_function(X), np.float64) if isinstance(model, SoftmaxRegression) else log_p
-    after, how = _calibrated(logits, labels, calibrator)
-    after = before if after is None else after
-    predicted = before.argmax(axis=1)
-    k = len(classes)
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        labels, predicted, labels=np.arange(k), zero_division=0
-    )
-    present = np.unique(labels)
-    roc_auc = None
-    if len(present) > 1:  # one against the rest, over the classes that occur
-        roc_auc = float(np.mean([sk.roc_auc_score(labels == c, before[:, c]) for c in present]))
-
-    def calibration(p):
-        loss = (
-            float(cross_entropy(log_p, labels)) if p is before else float(sk.log_loss(labels, p, labels=np.arange(k)))
-        )
-        return {
-            "log_loss": loss,
-            "brier": metrics.brier_score(labels, p),
-            "ece": metrics.expected_calibration_error(labels, p, n_bins=n_bins),
-            "mce": metrics.maximum_calibration_error(labels, p, n_bins=n_bins),
-            "classwise_ece": metrics.classwise_calibration_error(labels, p, n_bins=n_bins),
-        }
-
-    names = [str(c) for c in classes]
-    figures = {
-        "model": repr(model),
-        "rows": len(y),
-        "classes": names,
-        "accuracy": float(np.mean(predicted == labels)),
-        "macro_f1": float(f1[present].mean()),
-        "micro_f1": float(sk.f1_score(labels, predicted, average="micro")),
-        "weighted_f1": float(f1 @ support / support.sum()),
-        "roc_auc": roc_auc,
-        "before": calibration(before),
-        "after": calibration(after),
-        "calibration": how,
-        "per_class": [
-            {"class": n, "precision": float(p), "recall": float(r), "f1": float(f), "rows": int(s)}
-            for n, p, r, f, s in zip(names, precision, recall, f1, support)
-        ],
-        "confusion_matrix": sk.confusion_matrix(labels, predicted, labels=np.arange(k)).tolist(),
-    }
-    history = model.history_ if isinstance(model, SoftmaxRegression) and hasattr(model, "history_") else {}
-    losses = {key: each for key, each in history.items() if key.endswith("loss") and each and min(each) > 0}
-    return Report(figures, (labels, before, after, n_bins), losses)

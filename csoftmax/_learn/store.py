@@ -1,55 +1,66 @@
-"""Files of models: arrays in safetensors or npz, everything else in a JSON header; never pickle.
+"""Model files: arrays in safetensors or npz, everything else in a JSON header, and no pickle.
 
-A file is written beside its place and moved there when it is complete.  Reading checks sizes before anything is
-allocated, and executes nothing.
+A file is written beside its destination and moved there when it is complete.  Reading compares sizes before it
+allocates, and executes nothing from the file.
 
-Arrays: coef, intercept, and classes if they are numbers.  Header: {"format", "version", "class", "parameters",
+Arrays: coef, intercept, and the classes if they are numbers.  Header: {"format", "version", "class", "parameters",
 "classes" if they are strings, "n_iter", "history", "feature_names", "frozen"}.
 """
+
+from __future__ import annotations
 
 import json
 import math
 import os
 import tempfile
 import zipfile
+from collections.abc import Callable
+from os import PathLike
 from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
+
+from .parameters import check_parameters
 
 FORMAT, VERSION = "csoftmax-model", 1
-HEADER = "csoftmax"  # its name among the metadata of safetensors, and of an array of bytes in npz
-MOST_HEADER = 64 << 20  # bytes
+HEADER = "csoftmax"  # its key in the metadata of safetensors, and the name of an array of bytes in npz
+MAX_HEADER_BYTES = 64 << 20
+
+Arrays = dict[str, NDArray[Any]]
+Estimator = TypeVar("Estimator")
 
 
-def _jsonable(value):
+def _to_json(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
     if isinstance(value, dict):
-        return {"__pairs__": [[_jsonable(k), _jsonable(v)] for k, v in value.items()]}
+        return {"__pairs__": [[_to_json(k), _to_json(v)] for k, v in value.items()]}
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
-        return [_jsonable(v) for v in value]
+        return [_to_json(v) for v in value]
     raise TypeError(f"{value!r} cannot be saved")
 
 
-def _from_json(value):
+def _from_json(value: Any) -> Any:
     if isinstance(value, dict) and set(value) == {"__pairs__"}:
         return dict(value["__pairs__"])
     return value
 
 
-def contents(model):
-    """(arrays, header) of a fitted estimator."""
+def describe(model: Any) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and header of a fitted estimator."""
     arrays = {"coef": model.coef_, "intercept": model.intercept_}
-    header = {"format": FORMAT, "version": VERSION, "class": type(model).__name__}
+    header: dict[str, Any] = {"format": FORMAT, "version": VERSION, "class": type(model).__name__}
     parameters = model.get_params(deep=False)
     parameters["callbacks"] = None
     if not isinstance(parameters["random_state"], int | np.integer):
         parameters["random_state"] = None
-    header["parameters"] = {name: _jsonable(value) for name, value in parameters.items()}
+    header["parameters"] = {name: _to_json(value) for name, value in parameters.items()}
     if model.classes_.dtype.kind in "biuf":
         arrays["classes"] = model.classes_.astype(np.uint8) if model.classes_.dtype == bool else model.classes_
         header["bool_classes"] = model.classes_.dtype == bool
@@ -67,10 +78,10 @@ def contents(model):
     return {name: np.ascontiguousarray(a) for name, a in arrays.items()}, header
 
 
-def save(model, path):
-    """Safetensors, or npz if that is how the name ends."""
+def save(model: Any, path: str | PathLike[str]) -> None:
+    """Write a fitted estimator as safetensors, or as npz if the name ends in .npz."""
     path = Path(path)
-    arrays, header = contents(model)
+    arrays, header = describe(model)
     text = json.dumps(header)
     if path.suffix != ".npz":
         try:
@@ -82,11 +93,11 @@ def save(model, path):
         write_whole(path, lambda f: f.write(encode(arrays, metadata={HEADER: text})))
     else:
         arrays[HEADER] = np.frombuffer(text.encode(), np.uint8)
-        write_whole(path, lambda f: np.savez(f, **arrays))
+        write_whole(path, lambda f: np.savez(f, **arrays))  # type: ignore[arg-type]
 
 
-def write_whole(path, write):
-    """write(file) to a new file that then takes the place of `path`; if anything fails, what was there stays."""
+def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], object]) -> None:
+    """Call write(file) with a new file that then replaces `path`; if anything fails, the old file stays."""
     path = Path(path)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     try:
@@ -96,7 +107,7 @@ def write_whole(path, write):
             os.fsync(f.fileno())
         mask = os.umask(0)
         os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # as open() would have made it
+        os.chmod(name, 0o666 & ~mask)  # the mode that open() gives a new file
         os.replace(name, path)
     except BaseException:
         os.unlink(name)
@@ -104,10 +115,10 @@ def write_whole(path, write):
 
 
 class DamagedError(ValueError):
-    """A file that is no model, or not whole."""
+    """The file is not a model, or is incomplete."""
 
 
-def _read_npz(path):
+def _read_npz(path: Path) -> tuple[Arrays, str]:
     arrays = {}
     with zipfile.ZipFile(path) as archive:
         size = path.stat().st_size
@@ -129,23 +140,23 @@ def _read_npz(path):
     if HEADER not in arrays:
         raise DamagedError("it has no header of csoftmax")
     text = arrays.pop(HEADER)
-    if text.dtype != np.uint8 or text.nbytes > MOST_HEADER:
-        raise DamagedError("its header is no text")
+    if text.dtype != np.uint8 or text.nbytes > MAX_HEADER_BYTES:
+        raise DamagedError("its header is not text")
     return arrays, text.tobytes().decode()
 
 
-def _read_safetensors(path):
+def _read_safetensors(path: Path) -> tuple[Arrays, str]:
     from safetensors import safe_open
 
     with safe_open(path, framework="numpy") as f:  # checks offsets and sizes against the file
         text = (f.metadata() or {}).get(HEADER)
         if text is None:
             raise DamagedError("it has no header of csoftmax")
-        return {name: f.get_tensor(name) for name in f.keys()}, text  # noqa: SIM118 - it is no dict
+        return {name: f.get_tensor(name) for name in f.keys()}, text  # noqa: SIM118 - it is not a dict
 
 
-def read(path):
-    """(arrays, header), checked as far as it goes without knowing the class."""
+def read(path: str | PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
+    """Arrays and header of a file, checked as far as is possible for any class."""
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {str(path)!r}")
@@ -155,68 +166,72 @@ def read(path):
         arrays, text = (_read_npz if npz else _read_safetensors)(path)
         header = json.loads(text)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise DamagedError("it is no model of csoftmax")
+            raise DamagedError("it is not a model of csoftmax")
         if header.get("version") != VERSION:
             raise DamagedError(f"it has version {header.get('version')!r}; this csoftmax reads version {VERSION}")
         return arrays, header
     except ImportError:
         raise
-    except Exception as error:  # whatever the libraries make of a damaged file
+    except Exception as error:  # the libraries raise many types for damaged files
         raise DamagedError(f"{str(path)!r} cannot be read as a model: {error}") from error
 
 
-def load(cls, path):
-    """A fitted estimator of class cls."""
+def load(cls: type[Estimator], path: str | PathLike[str]) -> Estimator:
+    """Read a fitted estimator of class cls."""
     try:
         return _load(cls, path)
-    except (TypeError, KeyError, AttributeError, ValueError) as error:  # of a header that is made up
+    except (TypeError, KeyError, AttributeError, ValueError) as error:  # from a forged header
         if isinstance(error, DamagedError):
             raise
         raise DamagedError(f"{str(path)!r} cannot be read as a model: {error}") from error
 
 
-def _load(cls, path):
+def _load(cls: type[Any], path: str | PathLike[str]) -> Any:
     arrays, header = read(path)
 
-    def need(condition, what):
+    def need(condition: object, problem: str) -> None:
         if not condition:
-            raise DamagedError(f"{str(path)!r} cannot be read as a model: {what}")
+            raise DamagedError(f"{str(path)!r} cannot be read as a model: {problem}")
 
     need(header.get("class") == cls.__name__, f"it is a {header.get('class')!r}, not a {cls.__name__}")
-    coef, intercept = arrays.get("coef"), arrays.get("intercept")
-    need(coef is not None and intercept is not None, "coef or intercept is missing")
+    need("coef" in arrays and "intercept" in arrays, "coef or intercept is missing")
+    coef, intercept = arrays["coef"], arrays["intercept"]
     need(coef.ndim == 2 and coef.dtype in (np.float32, np.float64), f"coef has shape {coef.shape}, dtype {coef.dtype}")
     need(
         intercept.shape == coef.shape[:1] and intercept.dtype == coef.dtype,
         f"intercept has shape {intercept.shape}, dtype {intercept.dtype}; coef {coef.shape}, {coef.dtype}",
     )
-    names = header.get("classes")
-    if names is not None:
-        need(isinstance(names, list) and all(isinstance(n, str) for n in names), "classes are no strings")
-        classes = np.array(names, object if header.get("object_classes") else None)
-    else:
-        need("classes" in arrays, "classes are missing")
-        classes = arrays["classes"].astype(bool) if header.get("bool_classes") else arrays["classes"]
+    classes = _read_classes(arrays, header, need)
     need(classes.shape == coef.shape[:1], f"there are {classes.shape} classes and coef {coef.shape}")
     given = header.get("parameters")
     known = cls().get_params(deep=False)
-    need(isinstance(given, dict) and set(given) <= set(known), "parameters are none of this class")
-    model = cls(**{name: _from_json(value) for name, value in given.items()})
+    need(isinstance(given, dict) and set(given) <= set(known), "parameters are not those of this class")
+    model = cls(**{name: _from_json(value) for name, value in header["parameters"].items()})
     try:
-        model._check_parameters()
+        check_parameters(model)
     except (TypeError, ValueError) as error:
         need(False, str(error))
     history = header.get("history")
     need(
-        isinstance(history, dict) and all(isinstance(v, list) for v in history.values()), "history is no dict of lists"
+        isinstance(history, dict) and all(isinstance(v, list) for v in history.values()),
+        "history is not a dict of lists",
     )
-    need(isinstance(header.get("n_iter"), int), "n_iter is no number")
+    need(isinstance(header.get("n_iter"), int), "n_iter is not a number")
     model.coef_, model.intercept_, model.classes_ = coef, intercept, classes
     model.history_, model.n_iter_, model.n_features_in_ = history, header["n_iter"], coef.shape[1]
     if "feature_names" in header:
-        need(len(header["feature_names"]) == coef.shape[1], "there are more or fewer feature names than columns")
+        need(len(header["feature_names"]) == coef.shape[1], "the number of feature names is not that of the columns")
         model.feature_names_in_ = np.array(header["feature_names"], object)
     if "frozen" in header:
-        need(len(header["frozen"]) == len(coef), "frozen has another length than classes")
+        need(len(header["frozen"]) == len(coef), "the length of frozen is not that of classes")
         model.frozen_ = np.array(header["frozen"], bool)
     return model
+
+
+def _read_classes(arrays: Arrays, header: dict[str, Any], need: Callable[[object, str], None]) -> NDArray[Any]:
+    names = header.get("classes")
+    if names is None:
+        need("classes" in arrays, "classes are missing")
+        return arrays["classes"].astype(bool) if header.get("bool_classes") else arrays["classes"]
+    need(isinstance(names, list) and all(isinstance(n, str) for n in names), "classes are not strings")
+    return np.array(names, object if header.get("object_classes") else None)

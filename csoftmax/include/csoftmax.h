@@ -2,8 +2,8 @@
  *
  * Every function computes along one axis of an N-dimensional array that is described by a shape and byte
  * strides, so that any layout of the caller's (transposed, sliced, broadcast, reversed, unaligned) is read in
- * place.  Results have the same bits whatever the number of threads, the layout, the alignment or the
- * instruction set.  Nothing is printed, nothing aborts; every function returns a csm_status.
+ * place.  Results have the same bits for every number of threads, layout, alignment and instruction set.  No
+ * function prints or aborts; each returns a csm_status.
  *
  *     csm_shape shape = {.n = 1000, .ndim = 1, .shape = {128}};
  *     csm_view x = csm_contiguous(&shape, 1000, data, sizeof(float));
@@ -48,7 +48,7 @@ typedef struct csm_shape {
     size_t shape[CSM_MAX_NDIM];
 } csm_shape;
 
-/* Where an array lies: strides in bytes, of any sign, 0 for broadcasting (inputs only). */
+/* An array: its data, and strides in bytes, of any sign, 0 for broadcasting (inputs only). */
 typedef struct csm_view {
     void *data;
     ptrdiff_t axis_stride;
@@ -57,13 +57,13 @@ typedef struct csm_view {
 
 /* Start from CSM_OPTIONS_INIT or csm_default_options(); a NULL pointer to options means the same. */
 typedef struct csm_options {
-    size_t size; /* sizeof(csm_options) as the caller knew it */
+    size_t size; /* sizeof(csm_options) when the caller was compiled */
     double temperature; /* T > 0, or one of the limits 0 and infinity */
-    const csm_view *where; /* one byte an element; where it is 0 the element takes no part; NULL = all take part */
+    const csm_view *where; /* one byte for each element, 0: the element takes no part; NULL = all take part */
     int threads; /* an upper bound, at least 1 */
     void *scratch; /* csm_scratch_size() bytes, aligned to 64; NULL = allocated and freed by the call */
     size_t scratch_size;
-    int (*interrupt)(void *context); /* called now and then from the calling thread; non-zero stops the call */
+    int (*interrupt)(void *context); /* called about every 30 ms by the calling thread; non-zero stops the call */
     void *interrupt_context;
 } csm_options;
 #define CSM_OPTIONS_INIT {sizeof(csm_options), 1.0, NULL, 1, NULL, 0, NULL, NULL}
@@ -78,7 +78,7 @@ csm_status csm_log_softmax_f64(const csm_shape *, const csm_view *x, const csm_v
 csm_status csm_log_softmax_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
 csm_status csm_log_softmax_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
 
-/* y = log(sum(exp(x / T))): y has no softmax axis (its axis_stride is not used). */
+/* y = log(sum(exp(x / T))).  y has no softmax axis; its axis_stride is not used. */
 csm_status csm_logsumexp_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
 csm_status csm_logsumexp_f64(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
 csm_status csm_logsumexp_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
@@ -119,22 +119,22 @@ typedef enum csm_label_type {
 typedef enum csm_reduction { CSM_NONE, CSM_SUM, CSM_MEAN } csm_reduction;
 
 typedef struct csm_loss_options {
-    size_t size; /* sizeof(csm_loss_options) as the caller knew it */
-    const csm_view *labels; /* one class index a row (no softmax axis) ... */
+    size_t size; /* sizeof(csm_loss_options) when the caller was compiled */
+    const csm_view *labels; /* a class index for each row (no softmax axis) ... */
     csm_label_type label_type;
     int has_ignore;
     uint64_t ignore; /* the bits of the label to ignore, sign-extended to 64 */
-    const csm_view *soft; /* ... or a distribution a row: float (f32 and half types) or double */
+    const csm_view *soft; /* ... or a distribution for each row: float (f32 and half types) or double */
     const void *weight; /* n class weights >= 0: float or double as soft; NULL = 1 */
-    const csm_view *sample_weight; /* double >= 0 a row; NULL = 1 */
-    const csm_view *upstream; /* double a row: what the gradient is multiplied by; NULL = 1 */
+    const csm_view *sample_weight; /* a double >= 0 for each row; NULL = 1 */
+    const csm_view *upstream; /* a double for each row, the factor of its gradient; NULL = 1 */
     double temperature, label_smoothing, z_loss;
     double clip_norm, clip_value; /* of a row's gradient before reduction (norm first); 0 = none */
     csm_reduction reduction; /* CSM_MEAN divides by the sum of s w[label], of s sum w_j q_j with soft labels */
     int threads;
     int (*interrupt)(void *context);
     void *interrupt_context;
-    size_t position; /* set with CSM_BAD_LABEL: which row, in C order */
+    size_t position; /* set with CSM_BAD_LABEL: the row, in C order */
 } csm_loss_options;
 static inline csm_loss_options csm_default_loss_options(void) {
     csm_loss_options o = {sizeof(csm_loss_options),
@@ -159,9 +159,9 @@ static inline csm_loss_options csm_default_loss_options(void) {
     return o;
 }
 
-/* loss: one double, or with CSM_NONE one a row in C order, rounded to float except for f64.
- * gradient: of the reduced loss (of its sum with CSM_NONE) times upstream, or NULL; may be x.
- * Nothing is written unless the labels are good. */
+/* loss: one double, or with CSM_NONE one for each row in C order, rounded to float except for f64.
+ * gradient: of the reduced loss (with CSM_NONE, of the sum) times upstream, or NULL; may be x.
+ * Nothing is written if a label is bad. */
 csm_status csm_cross_entropy_f32(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
                                  csm_loss_options *);
 csm_status csm_cross_entropy_f64(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
@@ -179,9 +179,9 @@ typedef enum csm_topk_normalize {
     CSM_TOPK_FULL /* the softmax of the row at those k */
 } csm_topk_normalize;
 typedef struct csm_topk_options {
-    size_t size; /* sizeof(csm_topk_options) as the caller knew it */
+    size_t size; /* sizeof(csm_topk_options) when the caller was compiled */
     int smallest; /* the k smallest, ascending; not with normalize */
-    int unsorted; /* in whatever order is quickest */
+    int unsorted; /* in any order, which is faster */
     csm_topk_normalize normalize;
     double temperature;
     int threads;
@@ -205,7 +205,7 @@ csm_status csm_topk_bf16(const csm_shape *, const csm_view *x, size_t k, const c
 /* alpha-entmax, y_i = [(alpha - 1) x_i - tau]_+^(1 / (alpha - 1)) with the tau for which sum y = 1; alpha > 1, 2 is
  * sparsemax.  Its gradient from dy and y, and its Fenchel-Young loss. */
 typedef struct csm_entmax_options {
-    size_t size; /* sizeof(csm_entmax_options) as the caller knew it */
+    size_t size; /* sizeof(csm_entmax_options) when the caller was compiled */
     double alpha;
     const csm_view *where; /* unsigned char; NULL: all elements take part */
     csm_reduction reduction; /* of the loss */
@@ -229,8 +229,8 @@ csm_status csm_entmax_vjp_f16(const csm_shape *, const csm_view *dy, const csm_v
                               const csm_entmax_options *);
 csm_status csm_entmax_vjp_bf16(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
                                const csm_entmax_options *);
-/* labels: int64_t, one class a row, or soft: a distribution a row, float (f32 and half types) or double.  loss and
- * gradient as in csm_cross_entropy. */
+/* labels: int64_t, a class for each row; or soft: a distribution for each row, float (f32 and half types) or double. 
+ * loss and gradient as in csm_cross_entropy. */
 csm_status csm_entmax_loss_f32(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
                                const csm_view *gradient, double *loss, const csm_entmax_options *);
 csm_status csm_entmax_loss_f64(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
@@ -240,16 +240,17 @@ csm_status csm_entmax_loss_f16(const csm_shape *, const csm_view *x, const csm_v
 csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
                                 const csm_view *gradient, double *loss, const csm_entmax_options *);
 
-/* Draws from rows of logits: temperature, the top_k largest, the smallest set whose mass reaches top_p, what has at
- * least min_p times the largest probability; in this order, each on what the one before left, ties to the lowest index.
- * One uniform number in [0, 1) a draw.  A row with NaN, +inf or nothing but -inf: CSM_NO_MASS. */
+/* Draws from rows of logits.  The logits are divided by the temperature; then the classes are restricted to the top_k
+ * largest, to the smallest set whose mass reaches top_p, and to those with at least min_p times the largest
+ * probability, in this order, each applied to what the one before left, ties to the lowest index.
+ * Each draw takes one uniform number in [0, 1).  A row with NaN, +inf or nothing but -inf: CSM_NO_MASS. */
 typedef struct csm_sample_options {
-    size_t size; /* sizeof(csm_sample_options) as the caller knew it */
+    size_t size; /* sizeof(csm_sample_options) when the caller was compiled */
     const csm_view *where; /* unsigned char; NULL: all elements take part */
-    const csm_view *temperature; /* double >= 0 a row, 0: the first maximum; NULL = 1 */
-    const csm_view *top_k; /* int64_t >= 1 a row; NULL: all */
-    const csm_view *top_p; /* double in (0, 1] a row; NULL = 1 */
-    const csm_view *min_p; /* double in [0, 1] a row; NULL = 0 */
+    const csm_view *temperature; /* a double >= 0 for each row, 0: the first maximum; NULL = 1 */
+    const csm_view *top_k; /* an int64_t >= 1 for each row; NULL: all */
+    const csm_view *top_p; /* a double in (0, 1] for each row; NULL = 1 */
+    const csm_view *min_p; /* a double in [0, 1] for each row; NULL = 0 */
     int threads;
     int (*interrupt)(void *context);
     void *interrupt_context;
@@ -268,9 +269,9 @@ csm_status csm_sample_f16(const csm_shape *, const csm_view *x, size_t draws, co
 csm_status csm_sample_bf16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
                            const csm_view *indices, const csm_sample_options *);
 
-/* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread alone: for hosts that deal the
- * rows of one call to threads of their own.  Steps: elements between two rows; y of a log-sum-exp: one element
- * a row. */
+/* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread alone: for hosts that distribute
+ * the rows of a call over threads of their own.  Steps: elements between two rows.  y of a log-sum-exp has one element
+ * for each row. */
 csm_status csm_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n, size_t begin,
                                 size_t end, double temperature);
 csm_status csm_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n, size_t begin,
@@ -301,7 +302,7 @@ size_t csm_scratch_size(const csm_shape *, int threads);
 
 const char *csm_status_text(csm_status);
 
-/* Instruction sets: chosen once, the best that the machine has; names as in CSOFTMAX_ISA. */
+/* Instruction sets: the best that the machine has is chosen once; names as in CSOFTMAX_ISA. */
 const char *csm_isa(void); /* in use */
 int csm_select_isa(const char *name); /* 0 = done, -1 = not built or not available; not while calls run */
 int csm_isa_built(const char *name);

@@ -1,4 +1,4 @@
-/* The functions of csoftmax.h for extension modules of Python, found at run time: there is nothing to link.
+/* The functions of csoftmax.h for extension modules of Python, found at run time: nothing needs to be linked.
  *
  *     #include <Python.h>
  *     #include <csoftmax_api.h>
@@ -7,13 +7,14 @@
  *     csm->softmax_f32(&shape, &x, &y, NULL);  without the GIL too
  *
  * The table is that of the capsule csoftmax._C_API.  It is append-only within one CSM_ABI_MAJOR; csm_import() refuses
- * one that is shorter than this header knows it.
+ * one that is shorter than in this header.
  */
 #ifndef CSOFTMAX_API_H
 #define CSOFTMAX_API_H
 
 #include "csoftmax.h"
 
+/* Generated from csoftmax.h by src_c/make_interface.py: */
 typedef csm_status (*csm_map_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_options *);
 typedef csm_status (*csm_vjp_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
                                  const csm_options *);
@@ -36,32 +37,71 @@ typedef const char *(*csm_status_text_fn)(csm_status);
 typedef const char *(*csm_isa_fn)(void);
 typedef int (*csm_of_isa_fn)(const char *);
 
-#define CSM_API_DTYPES(X, type, name) X(type, name##_f32) X(type, name##_f64) X(type, name##_f16) X(type, name##_bf16)
-#define CSM_API_ROWS(X, name)           \
-    X(csm_rows_f32_fn, name##_rows_f32) \
-    X(csm_rows_f64_fn, name##_rows_f64) X(csm_rows_u16_fn, name##_rows_f16) X(csm_rows_u16_fn, name##_rows_bf16)
-/* X(type, name without csm_), new ones at the end only. */
-#define CSM_API_FUNCTIONS(X)                           \
-    CSM_API_DTYPES(X, csm_map_fn, softmax)             \
-    CSM_API_DTYPES(X, csm_map_fn, log_softmax)         \
-    CSM_API_DTYPES(X, csm_map_fn, logsumexp)           \
-    CSM_API_DTYPES(X, csm_vjp_fn, softmax_vjp)         \
-    CSM_API_DTYPES(X, csm_vjp_fn, log_softmax_vjp)     \
-    CSM_API_DTYPES(X, csm_loss_fn, cross_entropy)      \
-    CSM_API_DTYPES(X, csm_topk_fn, topk)               \
-    CSM_API_DTYPES(X, csm_entmax_fn, entmax)           \
-    CSM_API_DTYPES(X, csm_entmax_vjp_fn, entmax_vjp)   \
-    CSM_API_DTYPES(X, csm_entmax_loss_fn, entmax_loss) \
-    CSM_API_DTYPES(X, csm_sample_fn, sample)           \
-    CSM_API_ROWS(X, softmax)                           \
-    CSM_API_ROWS(X, log_softmax)                       \
-    CSM_API_ROWS(X, logsumexp)                         \
-    X(csm_scratch_size_fn, scratch_size)               \
-    X(csm_status_text_fn, status_text)                 \
-    X(csm_isa_fn, isa)                                 \
-    X(csm_of_isa_fn, select_isa)                       \
-    X(csm_of_isa_fn, isa_built)                        \
+/* X(type, name without csm_) */
+#define CSM_API_FUNCTIONS(X)                  \
+    X(csm_map_fn, softmax_f32)                \
+    X(csm_map_fn, softmax_f64)                \
+    X(csm_map_fn, softmax_f16)                \
+    X(csm_map_fn, softmax_bf16)               \
+    X(csm_map_fn, log_softmax_f32)            \
+    X(csm_map_fn, log_softmax_f64)            \
+    X(csm_map_fn, log_softmax_f16)            \
+    X(csm_map_fn, log_softmax_bf16)           \
+    X(csm_map_fn, logsumexp_f32)              \
+    X(csm_map_fn, logsumexp_f64)              \
+    X(csm_map_fn, logsumexp_f16)              \
+    X(csm_map_fn, logsumexp_bf16)             \
+    X(csm_vjp_fn, softmax_vjp_f32)            \
+    X(csm_vjp_fn, softmax_vjp_f64)            \
+    X(csm_vjp_fn, softmax_vjp_f16)            \
+    X(csm_vjp_fn, softmax_vjp_bf16)           \
+    X(csm_vjp_fn, log_softmax_vjp_f32)        \
+    X(csm_vjp_fn, log_softmax_vjp_f64)        \
+    X(csm_vjp_fn, log_softmax_vjp_f16)        \
+    X(csm_vjp_fn, log_softmax_vjp_bf16)       \
+    X(csm_loss_fn, cross_entropy_f32)         \
+    X(csm_loss_fn, cross_entropy_f64)         \
+    X(csm_loss_fn, cross_entropy_f16)         \
+    X(csm_loss_fn, cross_entropy_bf16)        \
+    X(csm_topk_fn, topk_f32)                  \
+    X(csm_topk_fn, topk_f64)                  \
+    X(csm_topk_fn, topk_f16)                  \
+    X(csm_topk_fn, topk_bf16)                 \
+    X(csm_entmax_fn, entmax_f32)              \
+    X(csm_entmax_fn, entmax_f64)              \
+    X(csm_entmax_fn, entmax_f16)              \
+    X(csm_entmax_fn, entmax_bf16)             \
+    X(csm_entmax_vjp_fn, entmax_vjp_f32)      \
+    X(csm_entmax_vjp_fn, entmax_vjp_f64)      \
+    X(csm_entmax_vjp_fn, entmax_vjp_f16)      \
+    X(csm_entmax_vjp_fn, entmax_vjp_bf16)     \
+    X(csm_entmax_loss_fn, entmax_loss_f32)    \
+    X(csm_entmax_loss_fn, entmax_loss_f64)    \
+    X(csm_entmax_loss_fn, entmax_loss_f16)    \
+    X(csm_entmax_loss_fn, entmax_loss_bf16)   \
+    X(csm_sample_fn, sample_f32)              \
+    X(csm_sample_fn, sample_f64)              \
+    X(csm_sample_fn, sample_f16)              \
+    X(csm_sample_fn, sample_bf16)             \
+    X(csm_rows_f32_fn, softmax_rows_f32)      \
+    X(csm_rows_f64_fn, softmax_rows_f64)      \
+    X(csm_rows_u16_fn, softmax_rows_f16)      \
+    X(csm_rows_u16_fn, softmax_rows_bf16)     \
+    X(csm_rows_f32_fn, log_softmax_rows_f32)  \
+    X(csm_rows_f64_fn, log_softmax_rows_f64)  \
+    X(csm_rows_u16_fn, log_softmax_rows_f16)  \
+    X(csm_rows_u16_fn, log_softmax_rows_bf16) \
+    X(csm_rows_f32_fn, logsumexp_rows_f32)    \
+    X(csm_rows_f64_fn, logsumexp_rows_f64)    \
+    X(csm_rows_u16_fn, logsumexp_rows_f16)    \
+    X(csm_rows_u16_fn, logsumexp_rows_bf16)   \
+    X(csm_scratch_size_fn, scratch_size)      \
+    X(csm_status_text_fn, status_text)        \
+    X(csm_isa_fn, isa)                        \
+    X(csm_of_isa_fn, select_isa)              \
+    X(csm_of_isa_fn, isa_built)               \
     X(csm_of_isa_fn, isa_available)
+/* Until here. */
 
 #define CSM_API_MEMBER(type, name) type name;
 typedef struct csm_api {

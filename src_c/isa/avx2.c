@@ -2,8 +2,8 @@
 #define CSM_UNIT avx2
 #if defined(__AVX2__) && defined(__FMA__)
 #include "../vec/avx2.h"
-#include "../kernel/all.inc.h"
+#include "../kernel/unit.inc.h"
 #else
-#include "../registry.h"
+#include "../kernel/table.h"
 const csm_table *const csm_table_avx2 = NULL; /* built for another architecture */
 #endif

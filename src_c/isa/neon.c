@@ -2,8 +2,8 @@
 #define CSM_UNIT neon
 #if defined(__aarch64__) || defined(_M_ARM64)
 #include "../vec/neon.h"
-#include "../kernel/all.inc.h"
+#include "../kernel/unit.inc.h"
 #else
-#include "../registry.h"
+#include "../kernel/table.h"
 const csm_table *const csm_table_neon = NULL; /* built for another architecture */
 #endif

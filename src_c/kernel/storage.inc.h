@@ -1,11 +1,11 @@
-/* All kernels of one storage type; undefines what all.inc.h defined for it. */
-#include "group.inc.h"
-#include "forward.inc.h"
-#include "tile.inc.h"
-#include "vjp.inc.h"
-#include "cross_entropy.inc.h"
-#include "topk.inc.h"
-#include "entmax.inc.h"
+/* All kernels of one storage type.  Undefines the macros that unit.inc.h defined for it. */
+#include "softmax/short_rows.inc.h"
+#include "softmax/forward.inc.h"
+#include "softmax/tile.inc.h"
+#include "softmax/vjp.inc.h"
+#include "cross_entropy/loss.inc.h"
+#include "topk/topk.inc.h"
+#include "entmax/entmax.inc.h"
 #undef ONE_VECTOR
 #undef USED
 #undef T

@@ -9,11 +9,18 @@ enum { v32_W = 8, v64_W = 4 };
 enum { v32_SIDE = 4, v64_SIDE = 4 }; /* vectors whose exp is computed side by side ... */
 enum { v32_STEP = 4, v64_STEP = 4 }; /* ... and in a step of the loop over a row */
 
-/* Loading 8 (4) words from table + 8 - count gives the mask of the first count lanes. */
+/* Loading 8 (4) words from table + 8 - count gives the mask of the first count lanes.  GCC 16 needs to be told that no
+ * count is larger: it takes the reads beyond for possible, and -Warray-bounds reports them. */
 static const int32_t csm_first32[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 static const int64_t csm_first64[8] = {-1, -1, -1, -1};
-INLINE __m256i csm_mask32(size_t count) { return _mm256_loadu_si256((const __m256i *)(csm_first32 + 8 - count)); }
-INLINE __m256i csm_mask64(size_t count) { return _mm256_loadu_si256((const __m256i *)(csm_first64 + 4 - count)); }
+INLINE __m256i csm_mask32(size_t count) {
+    CSM_ASSUME(count <= 8);
+    return _mm256_loadu_si256((const __m256i *)(csm_first32 + 8 - count));
+}
+INLINE __m256i csm_mask64(size_t count) {
+    CSM_ASSUME(count <= 4);
+    return _mm256_loadu_si256((const __m256i *)(csm_first64 + 4 - count));
+}
 
 typedef __m256 v32_t;
 typedef __m256 v32_mask;

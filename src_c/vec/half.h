@@ -5,20 +5,6 @@
 
 #include "standard.h"
 
-#ifndef INLINE
-#if defined(_MSC_VER)
-#define INLINE static __forceinline
-#define NOINLINE __declspec(noinline)
-#else
-#define INLINE static inline __attribute__((always_inline, unused))
-#if defined(__CUDACC_RTC__)
-#define NOINLINE inline /* a call would need a stack */
-#else
-#define NOINLINE __attribute__((noinline))
-#endif
-#endif
-#endif
-
 INLINE float csm_float_of(uint32_t u) {
     float f;
     memcpy(&f, &u, 4);
@@ -30,7 +16,7 @@ INLINE uint32_t csm_bits_of(float f) {
     return u;
 }
 
-#if defined(__CUDA_ARCH__) /* single instructions; those to bfloat16 need sm_80 */
+#if defined(__CUDA_ARCH__) /* single instructions; conversion to bfloat16 would need sm_80 */
 INLINE float csm_from_f16(uint16_t h) {
     float f;
     asm("cvt.f32.f16 %0, %1;" : "=f"(f) : "h"(h));
@@ -60,7 +46,7 @@ INLINE uint16_t csm_to_f16(float f) {
         uint32_t v = csm_bits_of(csm_float_of(rest) + 0.5f);
         return (uint16_t)(sign | (v - 0x3f000000));
     }
-    rest += 0xfff + (rest >> 13 & 1); /* may carry into the exponent, up to inf: as it should */
+    rest += 0xfff + (rest >> 13 & 1); /* may carry into the exponent, up to inf, as it should */
     return (uint16_t)(sign | ((rest - 0x38000000) >> 13));
 }
 #endif

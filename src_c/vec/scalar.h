@@ -1,7 +1,7 @@
 /* The vocabulary in plain C, one lane: the specification that every other vec/ header equals bit for bit.
  *
- * v32_* computes in float, v64_* in double; the kernels spell them V(name).  Where x86 and ARM differ the
- * comment says what counts.
+ * v32_* computes in float, v64_* in double; the kernels spell them V(name).  Where x86 and ARM differ, a comment says
+ * which behaviour is specified.
  */
 #ifndef CSM_VEC_SCALAR_H
 #define CSM_VEC_SCALAR_H

@@ -1,4 +1,5 @@
-/* The standard headers that kernels need: sizes, memcpy, fma.  CUDA's run-time compiler has none, but knows them. */
+/* The standard headers that kernels need (sizes, memcpy, fma), and words for compilers.  CUDA's run-time compiler has
+ * no headers, but knows their functions. */
 #ifndef CSM_VEC_STANDARD_H
 #define CSM_VEC_STANDARD_H
 
@@ -20,6 +21,33 @@ typedef unsigned long long uintptr_t;
 #include <stddef.h>
 #include <stdint.h>
 #include <string.h>
+#endif
+
+#ifndef INLINE
+#if defined(_MSC_VER)
+#define INLINE static __forceinline
+#define NOINLINE __declspec(noinline)
+#else
+#define INLINE static inline __attribute__((always_inline, unused))
+#if defined(__CUDACC_RTC__)
+#define NOINLINE inline /* a call would need a stack */
+#else
+#define NOINLINE __attribute__((noinline))
+#endif
+#endif
+#endif
+
+/* Tells the compiler a bound that it cannot see, as that of an index. */
+#if defined(_MSC_VER)
+#define CSM_ASSUME(condition) __assume(condition)
+#else
+#define CSM_ASSUME(condition) ((condition) ? (void)0 : __builtin_unreachable())
+#endif
+
+#if defined(__GNUC__)
+#define PREFETCH(p) __builtin_prefetch(p)
+#else
+#define PREFETCH(p) ((void)(p))
 #endif
 
 #endif

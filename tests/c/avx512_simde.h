@@ -10,7 +10,7 @@
 #define SIMDE_ENABLE_NATIVE_ALIASES
 #include <simde/x86/avx512.h>
 #include <simde/x86/f16c.h>
-#define SETTLE(v) ((void)(v))
+#define KEEP_IN_REGISTER(v) ((void)(v))
 #include <string.h>
 
 /* Lanes through memory: no access where the mask is 0. */
@@ -107,11 +107,11 @@ static inline simde__m256i emulated_cvtepi32_epi16(simde__m512i a) { /* truncate
 #define _mm512_cvtps_pd(a) emulated_cvtps_pd(a)
 #define _mm512_cvtpd_ps(a) emulated_cvtpd_ps(a)
 #define _mm512_cvtph_ps(a) emulated_cvtph_ps(a)
-#define _mm512_cvtps_ph(a, rounding) emulated_cvtps_ph(a) /* to nearest even, as the unit asks */
+#define _mm512_cvtps_ph(a, rounding) emulated_cvtps_ph(a) /* to nearest even, as the unit wants it */
 #define _mm512_cvtepu16_epi32(a) emulated_cvtepu16_epi32(a)
 #define _mm512_cvtepi32_epi16(a) emulated_cvtepi32_epi16(a)
 
-/* There, but without the native name. */
+/* SIMDe has these, but without the native name. */
 #undef _mm512_shuffle_f32x4
 #undef _mm512_shuffle_f64x2
 #undef _mm512_shuffle_i32x4

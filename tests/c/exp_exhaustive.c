@@ -12,7 +12,7 @@
  * e^r by a Taylor polynomial of degree 14 (|r| <= 0.38: error below 2e-16, 4e-9 ULP of float32).
  */
 #define _GNU_SOURCE
-#include "../../src_c/registry.h"
+#include "../../src_c/isa/dispatch.h"
 #include "exp_unit.h"
 
 #include <math.h>
@@ -72,9 +72,10 @@ static double seconds(void) {
     return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
 }
 
-int main(int argc, char **argv) {
-    uint64_t stride = 1, total = 2 * ((uint64_t)LARGEST + 1), checksum = 0;
-    const char *json = NULL, *commit = "unknown", *only = NULL, *other = NULL, *other_checksum = "", *emulated = "";
+static uint64_t stride = 1;
+static const char *json, *commit = "unknown", *only, *other, *other_checksum = "", *emulated = "";
+
+static int read_options(int argc, char **argv) {
     for (int i = 1; i + 1 < argc; i += 2) {
         if (!strcmp(argv[i], "--stride")) stride = strtoull(argv[i + 1], NULL, 10);
         else if (!strcmp(argv[i], "--json")) json = argv[i + 1];
@@ -85,16 +86,77 @@ int main(int argc, char **argv) {
         else if (!strcmp(argv[i], "--emulated")) emulated = argv[i + 1];
         else {
             fprintf(stderr, "unknown: %s\n", argv[i]);
-            return 2;
+            return 0;
         }
     }
     if (stride < 1) stride = 1;
+    return 1;
+}
+
+/* The figures of each unit. */
+typedef struct figures {
+    double worst[UNITS];
+    uint64_t falls[UNITS], differs[UNITS],
+        steps[UNITS]; /* numbers at which a unit decreases, differs, has a bad step */
+    int available[UNITS];
+} figures;
+
+/* Prints the report, writes it to --json and returns whether all is well. */
+static int report(const figures *f, uint64_t count, uint64_t checksum, double took) {
+    int ok = 1;
+    char text[2048], date[32], here[32];
+    snprintf(here, sizeof here, "%016llx", (unsigned long long)checksum);
+    time_t now = time(NULL);
+    strftime(date, sizeof date, "%Y-%m-%d", gmtime(&now));
+    int at =
+        snprintf(text, sizeof text,
+                 "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
+                 "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%s\",\n  \"isa\": {",
+                 date, commit, took, (unsigned long long)count, (unsigned long long)stride, here);
+    for (int u = 0, comma = 0; u < UNITS; u++) {
+        if (only || !f->available[u]) continue;
+        int good = f->worst[u] <= 1 && f->falls[u] == 0 && f->steps[u] == 0 && f->differs[u] == 0;
+        at += snprintf(text + at, sizeof text - (size_t)at,
+                       "%s\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s, \"how\": \"%s\"}",
+                       comma++ ? "," : "", units[u].name, f->worst[u], f->falls[u] ? "false" : "true",
+                       f->differs[u] ? "false" : "true", strcmp(emulated, units[u].name) ? "this CPU" : "emulated");
+        ok &= good;
+        if (!good)
+            printf("FAILED %s: max %.6f ULP, falls %llu times, %llu wrong, %llu chunks differ from scalar\n",
+                   units[u].name, f->worst[u], (unsigned long long)f->falls[u], (unsigned long long)f->steps[u],
+                   (unsigned long long)f->differs[u]);
+    }
+    if (other) {
+        int equal = !strcmp(here, other_checksum);
+        at += snprintf(
+            text + at, sizeof text - (size_t)at,
+            ",\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s, \"how\": \"emulated, by checksum\"}",
+            other, f->worst[0], f->falls[0] ? "false" : "true", equal ? "true" : "false");
+        ok &= equal;
+        if (!equal) printf("FAILED %s: checksum %s, here %s\n", other, other_checksum, here);
+    }
+    snprintf(text + at, sizeof text - (size_t)at, "\n  }\n}\n");
+    fputs(text, stdout);
+    if (json) {
+        FILE *file = fopen(json, "w");
+        if (!file || fputs(text, file) < 0 || fclose(file)) {
+            perror(json);
+            return 0;
+        }
+    }
+    printf("%d passed, %d failed\n", ok, !ok);
+    return ok;
+}
+
+int main(int argc, char **argv) {
+    uint64_t total = 2 * ((uint64_t)LARGEST + 1), checksum = 0;
+    if (!read_options(argc, argv)) return 2;
     const uint64_t chunks = (total + CHUNK - 1) / CHUNK;
     uint64_t count = 0;
     const double begin = seconds();
     double worst[UNITS] = {0};
     uint64_t falls[UNITS] = {0}, differs[UNITS] = {0}, steps[UNITS] = {0};
-    int available[UNITS], ok = 1, base = 0;
+    int available[UNITS], base = 0;
     for (int u = 0; u < UNITS; u++) {
         available[u] = (csm_cpu_features() & units[u].needs) == units[u].needs;
         if (only && !strcmp(only, units[u].name)) base = u;
@@ -124,21 +186,21 @@ int main(int argc, char **argv) {
             if (u == 0)
                 for (size_t i = 0; i < k; i++) wanted[i] = exact(x[i], n[0][i]);
             else differs[u] += memcmp(p[u], p[0], k * 4) != 0 || memcmp(n[u], n[0], k * 4) != 0;
-            double most = 0;
+            double largest = 0;
             uint64_t fell = 0, off = 0;
             for (size_t i = 0; i < k; i++) {
                 double ulp = wanted[i] >= 1 ? 0x1p-23 : 0x1p-24, error = fabs((double)p[u][i] - wanted[i]) / ulp;
-                most = error > most ? error : most;
+                largest = error > largest ? error : largest;
                 off += !(error <= 1) || !(fabs((double)x[i] - (double)n[u][i] * 0x1.62e42fefa39efp-1) <= 0.378);
             }
-            for (size_t i = 0; i + 1 < k; i++) { /* P 2^n against the next one */
+            for (size_t i = 0; i + 1 < k; i++) { /* P 2^n against that of the next number */
                 float step = n[u][i + 1] - n[u][i];
                 float scale = step == 0   ? 1.0f
                               : step == 1 ? 2.0f
                                           : 4.0f; /* 4: anything is larger, P lies in (0.68, 1.47) */
                 fell += !(step >= 0) || !(p[u][i] <= scale * p[u][i + 1]);
             }
-            worst[u] = most > worst[u] ? most : worst[u];
+            worst[u] = largest > worst[u] ? largest : worst[u];
             falls[u] += fell;
             steps[u] += off;
         }
@@ -149,48 +211,11 @@ int main(int argc, char **argv) {
             checksum += ((uint64_t)bits[0] * 0x9e3779b97f4a7c15u ^ bits[1]) * (first + i + 1);
         }
     }
-    const double took = seconds() - begin;
-
-    char text[2048], date[32], here[32];
-    snprintf(here, sizeof here, "%016llx", (unsigned long long)checksum);
-    time_t now = time(NULL);
-    strftime(date, sizeof date, "%Y-%m-%d", gmtime(&now));
-    int at =
-        snprintf(text, sizeof text,
-                 "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
-                 "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%s\",\n  \"isa\": {",
-                 date, commit, took, (unsigned long long)count, (unsigned long long)stride, here);
-    for (int u = 0, comma = 0; u < UNITS; u++) {
-        if (only || !available[u]) continue;
-        int good = worst[u] <= 1 && falls[u] == 0 && steps[u] == 0 && differs[u] == 0;
-        at += snprintf(text + at, sizeof text - (size_t)at,
-                       "%s\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s, \"how\": \"%s\"}",
-                       comma++ ? "," : "", units[u].name, worst[u], falls[u] ? "false" : "true",
-                       differs[u] ? "false" : "true", strcmp(emulated, units[u].name) ? "this CPU" : "emulated");
-        ok &= good;
-        if (!good)
-            printf("FAILED %s: max %.6f ULP, falls %llu times, %llu wrong, %llu chunks differ from scalar\n",
-                   units[u].name, worst[u], (unsigned long long)falls[u], (unsigned long long)steps[u],
-                   (unsigned long long)differs[u]);
-    }
-    if (other) {
-        int equal = !strcmp(here, other_checksum);
-        at += snprintf(
-            text + at, sizeof text - (size_t)at,
-            ",\n    \"%s\": {\"max_ulp\": %.6f, \"monotone\": %s, \"equal\": %s, \"how\": \"emulated, by checksum\"}",
-            other, worst[0], falls[0] ? "false" : "true", equal ? "true" : "false");
-        ok &= equal;
-        if (!equal) printf("FAILED %s: checksum %s, here %s\n", other, other_checksum, here);
-    }
-    snprintf(text + at, sizeof text - (size_t)at, "\n  }\n}\n");
-    fputs(text, stdout);
-    if (json) {
-        FILE *f = fopen(json, "w");
-        if (!f || fputs(text, f) < 0 || fclose(f)) {
-            perror(json);
-            return 1;
-        }
-    }
-    printf("%d passed, %d failed\n", ok, !ok);
-    return !ok;
+    figures f;
+    memcpy(f.worst, worst, sizeof worst);
+    memcpy(f.falls, falls, sizeof falls);
+    memcpy(f.differs, differs, sizeof differs);
+    memcpy(f.steps, steps, sizeof steps);
+    memcpy(f.available, available, sizeof available);
+    return !report(&f, count, checksum, seconds() - begin);
 }

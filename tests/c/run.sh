@@ -13,23 +13,29 @@
 #   valgrind  memcheck: nothing depends on uninitialised memory
 #   long      every case of native and simde, more of neon and asan, valgrind, exp-all
 #
-# CSM_EVERY=K takes every K-th case of native; CSM_BUILD is the build directory (default: temporary): the program `native`
-# that is there already is not built again, nor is an object that is newer than all sources.
-# A part whose tools are missing fails, and says which.
+# CSM_EVERY=K takes every K-th case of native.  CSM_BUILD is the build directory (default: a temporary one); a program
+# `native` in it is not built again, nor is an object that is newer than all sources.
+# A part whose tools are missing fails and names them.
 set -eu -o pipefail
 cd "$(dirname "$0")/../.."
 BUILD=${CSM_BUILD:-$(mktemp -d)}
 [ -n "${CSM_BUILD:-}" ] || trap 'rm -rf "$BUILD"' EXIT
 mkdir -p "$BUILD"
 
-# as in setup.py
-FLAGS=(-std=gnu11 -O2 -fPIC -fvisibility=hidden -fno-math-errno -Wall -Wextra -Werror -ffp-contract=off)
-GCC_FLAGS=(-fno-tree-loop-distribute-patterns -fno-tree-slp-vectorize -fno-lto -fopenmp)
-AVX2=(-mavx2 -mfma -mf16c)
-AVX512=("${AVX2[@]}" -mavx512f -mavx512bw -mavx512dq -mavx512vl)
+# flags_of KINDS FILE: from src_c/flags.txt; FILE is a file of src_c, or * for the flags of all files.
+flags_of() {
+    awk -v kinds=" $1 " -v file="$2" '/^[a-z]/ && index(kinds, " " $1 " ") && $2 == file {
+        for (i = 3; i <= NF; i++) print $i
+    }' src_c/flags.txt
+}
+
+mapfile -t FLAGS < <(flags_of gnu '*' && echo -Werror)
+mapfile -t GCC_FLAGS < <(flags_of gcc '*' && echo -fopenmp)
+mapfile -t AVX2 < <(flags_of gnu-x86 isa/avx2.c)
+mapfile -t AVX512 < <(flags_of gnu-x86 isa/avx512.c)
 EMULATED=("${AVX2[@]}" -O1 -DCSM_AVX512_EMULATED -include tests/c/avx512_simde.h)
 WRAP=-Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free
-CORE=(cpu_features cross_entropy dispatch driver entmax layout parallel row sample topk)
+FEATURES_FILE=src_c/isa/cpu.c
 SAMPLE=160 # of the cases, for emulators: their hash is compared with that of a native run of the same cases
 
 need() {
@@ -45,16 +51,14 @@ build() {
     shift 2
     local out=$BUILD/$name.o.d
     mkdir -p "$out"
-    local files=("${FEATURES:-src_c/cpu_features.c}")
-    for unit in "${CORE[@]:1}" isa/scalar isa/neon isa/avx2 isa/avx512; do files+=("src_c/$unit.c"); done
-    local jobs=()
-    for unit in "${files[@]}"; do
-        local object=$out/$(basename "$unit" .c).o
-        if [ -f "$object" ] && [ -z "$(find src_c csoftmax/include tests/c -newer "$object" -name '*.[ch]' -print -quit)" ]; then
+    local files=() jobs=() object
+    for unit in src_c/{core,ops,isa}/*.c; do [ "$unit" = $FEATURES_FILE ] || files+=("$unit"); done
+    for unit in "${FEATURES:-$FEATURES_FILE}" "${files[@]}"; do
+        object=$out/$(basename "$unit" .c).o
+        if [ -f "$object" ] && [ -z "$(find src_c csoftmax/include tests/c -newer "$object" \( -name '*.[ch]' -o -name flags.txt \) -print -quit)" ]; then
             continue
         fi
-        flags=()
-        [ "$unit" != src_c/layout.c ] || flags=(-O3)
+        mapfile -t flags < <(flags_of gnu "${unit#src_c/}")
         if [ "${TARGET:-$(uname -m)}" = x86_64 ]; then
             case $unit in
             */avx2.c) flags=("${AVX2[@]}") ;;
@@ -66,7 +70,7 @@ build() {
         if [ ${#jobs[@]} -ge "$(nproc)" ]; then wait "${jobs[0]}"; jobs=("${jobs[@]:1}"); fi
     done
     for unit in "${jobs[@]}"; do wait "$unit"; done
-    "$cc" "${FLAGS[@]}" "$@" tests/c/test_core.c tests/c/test_loss.c tests/c/test_sparse.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
+    "$cc" "${FLAGS[@]}" "$@" tests/c/problem.c tests/c/test_*.c "$out"/*.o "$WRAP" -lm -o "$BUILD/$name"
 }
 
 hash_of() { sed -n 's/^hash //p' "$1"; }
@@ -109,7 +113,7 @@ clang_() {
 simde() {
     x86 || { echo "simde: not on $(uname -m)"; return; }
     [ -f /usr/include/simde/x86/avx512.h ] || { echo "tests/c/run.sh: SIMDe is missing (Debian package libsimde-dev)" >&2; exit 1; }
-    AVX512_FLAGS="${EMULATED[*]}" FEATURES=tests/c/cpu_features_all.c build simde gcc "${GCC_FLAGS[@]}"
+    AVX512_FLAGS="${EMULATED[*]}" FEATURES=tests/c/cpu_emulated.c build simde gcc "${GCC_FLAGS[@]}"
     native_sample 25
     run simde "$BUILD/simde" --every "${1:-25}"
     grep -q 'compared: scalar avx2 avx512' "$BUILD/simde.log"
@@ -129,7 +133,7 @@ neon() {
 }
 
 asan() {
-    local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run here need not be watched
+    local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run here needs no sanitizer
     ! x86 || grep -qw avx512f /proc/cpuinfo || AVX512_FLAGS+=" -fno-sanitize=all"
     # null pointers stop ASan by themselves; another check of each access makes the compilation a third longer
     build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O0 -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all
@@ -149,11 +153,11 @@ valgrind_() {
 
 # exp_program NAME COMPILER [emulated]: with AVX-512 through SIMDe
 exp_program() {
-    local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=() jobs=() avx512=("${AVX512[@]}") features=src_c/cpu_features.c
+    local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=() jobs=() avx512=("${AVX512[@]}") features=$FEATURES_FILE
     [ "$cc" = aarch64-linux-gnu-gcc ] && isas=(scalar neon)
     if [ -n "${3:-}" ]; then
         avx512=("${EMULATED[@]}")
-        features=tests/c/cpu_features_all.c
+        features=tests/c/cpu_emulated.c
     fi
     for isa in "${isas[@]}"; do
         flags=()

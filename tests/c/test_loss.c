@@ -1,8 +1,9 @@
 /* Cross-entropy in the C core: every kind of label and option, dtype, layout, thread count and instruction set against
- * the scalar unit on contiguous rows, byte for byte.  Called by test_core.c, whose hash it goes on with.
+ * the scalar unit on contiguous rows, byte for byte.  Called by test_core.c, whose hash it continues.
  */
-#include "../../src_c/internal.h"
-#include "../../src_c/kernel/scalars.h"
+#include "../../src_c/core/call.h"
+#include "../../src_c/core/extension.h"
+#include "../../src_c/vec/half.h"
 
 #include <stdio.h>
 #include <stdlib.h>

@@ -1,9 +1,10 @@
 /* Top-k, entmax and sampling in the C core: every dtype, layout, thread count and instruction set against the scalar
  * unit on contiguous rows, byte for byte; top-k against a plain selection sort too.  Called by test_core.c, whose hash
- * it goes on with.
+ * it continues.
  */
-#include "../../src_c/internal.h"
-#include "../../src_c/kernel/scalars.h"
+#include "../../src_c/core/call.h"
+#include "../../src_c/core/extension.h"
+#include "../../src_c/vec/half.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -59,7 +60,7 @@ static void put(char *to, csm_dtype dtype, double value) {
     else memcpy(to, &h, 2);
 }
 
-/* What a problem yields, row by row. */
+/* The results of a problem, row by row. */
 typedef struct result {
     char *values, *full, *y, *dx, *gradient;
     int64_t *indices, *lowest, draws[2][ROWS * DRAWS];

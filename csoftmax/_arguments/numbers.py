@@ -1,0 +1,124 @@
+"""Numbers among the arguments: temperatures, counts, factors, reductions, and parameters with one value a row."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from .._cpu import binding
+from .._cpu.dtypes import is_bfloat16
+from .places import as_array
+
+
+def as_number(name: str, given: Any) -> float:
+    """A real number as a float."""
+    dtype = getattr(given, "dtype", None)
+    not_real = dtype is not None and getattr(dtype, "kind", "f") not in "iuf" and not is_bfloat16(dtype)
+    if not_real or isinstance(given, (bool, str, bytes, bytearray)) or np.ndim(given) != 0:
+        raise TypeError(f"{name} must be a real number, got {given!r}")
+    try:
+        return float(given)
+    except TypeError:
+        raise TypeError(f"{name} must be a real number, got {given!r}") from None
+    except OverflowError:
+        bits = given.bit_length()
+        raise ValueError(f"{name} must be within the range of float64, got an integer of {bits} bits") from None
+
+
+def check_temperature(temperature: Any, gradient: bool) -> float:
+    """T as a float; 0 and infinity are limits, which have no gradient."""
+    value = as_number("temperature", temperature)
+    if not value >= 0 or (gradient and not 0 < value < math.inf):
+        allowed = "positive and finite" if gradient else "at least 0"
+        raise ValueError(f"temperature must be {allowed}, got {temperature!r}")
+    return value
+
+
+def check_alpha(alpha: Any) -> float:
+    """The alpha of entmax as a float."""
+    value = as_number("alpha", alpha)
+    if not 1 <= value < math.inf:
+        raise ValueError(f"alpha must be at least 1 and finite, got {alpha!r}")
+    return value
+
+
+def check_positive(name: str, value: Any) -> float:
+    """A bound for clipping as a float, 0 for None."""
+    if value is None:
+        return 0.0
+    number = as_number(name, value)
+    if not number > 0:
+        raise ValueError(f"{name} must be positive or None, got {value!r}")
+    return number
+
+
+def check_non_negative(name: str, value: Any, maximum: float = math.inf) -> float:
+    """A finite number from 0 to the maximum, as a float."""
+    number = as_number(name, value)
+    if not 0 <= number <= maximum or number == math.inf:
+        allowed = "finite" if maximum == math.inf else f"at most {maximum}"
+        raise ValueError(f"{name} must be at least 0 and {allowed}, got {value!r}")
+    return number
+
+
+def check_integer(name: str, given: Any, allowed: str = "an int") -> int:
+    """An integer of any type but bool."""
+    if isinstance(given, (bool, np.bool_)):
+        raise TypeError(f"{name} must be {allowed}, got {given!r}")
+    try:
+        return operator.index(given)
+    except TypeError:
+        raise TypeError(f"{name} must be {allowed}, got {given!r}") from None
+
+
+def check_count(name: str, given: Any, minimum: int = 0, allowed: str = "an int") -> int:
+    """An integer that is at least the minimum."""
+    value = check_integer(name, given, allowed)
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {given}")
+    return value
+
+
+def check_num_threads(num_threads: Any) -> Any:
+    """num_threads, for calls that can return before they reach a kernel, which would check it."""
+    if num_threads is not None:
+        check_count("num_threads", num_threads, 1, "an int or None")
+    return num_threads
+
+
+def check_reduction(reduction: Any) -> None:
+    """Refuse anything but the three names."""
+    if not isinstance(reduction, str) or reduction not in binding.REDUCTIONS:
+        raise ValueError(f'reduction must be "none", "sum" or "mean", got {reduction!r}')
+
+
+def check_parameter(
+    name: str, value: Any, batch: tuple[int, ...], kind: type, allowed: str, is_allowed: Callable[[Any], Any]
+) -> Any:
+    """One number of type `kind` a row, or None. `is_allowed` tests values, `allowed` puts that test into words."""
+    if value is None:
+        return None
+    if isinstance(value, int) and abs(value) >= 2**63:  # beyond NumPy's integers
+        with contextlib.suppress(OverflowError):
+            value = float(value) if kind is np.float64 else min(value, 2**63 - 1)
+    given = as_array(name, value)
+    kinds = "iu" if kind is np.int64 else "iuf"
+    if given.dtype.kind not in kinds and not (kind is np.float64 and is_bfloat16(given.dtype)):
+        raise TypeError(f"{name} must hold {'integers' if kind is np.int64 else 'real numbers'}, got {given.dtype}")
+    try:
+        values = np.broadcast_to(given, batch)
+    except ValueError:
+        raise ValueError(f"{name} has shape {given.shape}, which does not broadcast to the rows, {batch}") from None
+    bad = ~is_allowed(values)
+    if np.any(bad):
+        at = np.unravel_index(int(np.argmax(bad)), batch)
+        where = f" for row ({', '.join(map(str, at))})" if given.ndim else ""
+        raise ValueError(f"{name} must be {allowed}, got {values[at]}{where}")
+    if given.dtype == np.uint64 and kind is np.int64:
+        given = np.minimum(given, np.uint64(np.iinfo(np.int64).max))
+    return np.broadcast_to(given.astype(kind), batch)

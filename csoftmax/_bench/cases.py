@@ -1,0 +1,100 @@
+"""The cases of ``bench``: the usual shapes of every operation, and the groups whose geometric means are shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+from .._spec.operations import OPERATIONS, SOFTMAX_FAMILY
+
+
+class Case(NamedTuple):
+    """One line of the table."""
+
+    group: str
+    op: str
+    shape: tuple[int, ...]
+    axis: int
+    dtype: str
+    kind: str = "plain"  # of a loss: one of LOSS_KINDS; of a top-k: the order of the logits, plain being random
+
+    def __str__(self) -> str:
+        kind = "" if self.kind == "plain" else f" {self.kind}"
+        return f"{self.shape}{'' if self.axis == -1 else f' axis {self.axis}'} {self.dtype}{kind}".replace(",)", ")")
+
+
+# The softmax family, in groups: (shape, axis, dtype).
+ROW_OPS = tuple(record.name for record in SOFTMAX_FAMILY)
+GROUPS: dict[str, list[tuple[tuple[int, ...], int, str]]] = {
+    "last": [
+        *[((1, 10), -1, "float32"), ((32, 10), -1, "float32"), ((4096, 16), -1, "float32")],
+        *[((128, 1000), -1, "float32"), ((4096, 1000), -1, "float32"), ((64, 32000), -1, "float32")],
+        *[((256, 50257), -1, "float32"), ((8, 1000000), -1, "float32")],
+    ],
+    "axes": [
+        *[((64, 1000, 32), 1, "float32"), ((8, 21, 512, 512), 1, "float32")],
+        *[((1000, 4096), 0, "float32"), ((256, 1000, 4), 1, "float32")],
+    ],
+    "half": [((1024, 4096), -1, "float16"), ((1024, 4096), -1, "bfloat16"), ((1024, 4096), -1, "float64")],
+}
+# Losses with their gradients: (shape, kind), in float32 along the last axis.
+# The shape of a linear layer is (rows, features, classes).
+LOSS_KINDS = ("plain", "weights+smoothing", "soft")
+LOSSES: dict[str, list[tuple[tuple[int, ...], str]]] = {
+    "cross_entropy": [
+        *[((32, 10), "plain"), ((128, 1000), "plain"), ((4096, 1000), "plain"), ((64, 32000), "plain")],
+        *[((256, 50257), "plain"), ((512, 128256), "plain")],
+        *[((1024, 1000), "weights+smoothing"), ((1024, 1000), "soft")],
+    ],
+    "linear_cross_entropy": [((1024, 512, 32000), "plain"), ((2048, 256, 8000), "plain")],
+}
+# Sparse softmax: (shape, order of the logits), in float32 along the last axis.  The last length of a top-k is k.
+TOPK_SHAPES = ((1024, 1000, 5), (64, 32000, 8), (64, 32000, 64), (64, 128256, 50), (64, 128256, 512), (1, 1000000, 100))
+SPARSE: dict[str, list[tuple[tuple[int, ...], str]]] = {
+    "topk": [
+        *[(shape, "plain") for shape in TOPK_SHAPES],
+        *[((64, 32000, 64), order) for order in ("ascending", "descending", "constant")],
+    ],
+    "topk_softmax": [(shape, "plain") for shape in TOPK_SHAPES],
+    "sparsemax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
+    "entmax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
+}
+# Every other operation, on the sample of its record, in float32 along the last axis.
+RECORDED_SHAPES = ((1024, 1000), (64, 32000))
+RECORDED = tuple(
+    record.name
+    for record in OPERATIONS
+    if record not in SOFTMAX_FAMILY and record.name.removesuffix("_with_grad") not in (*LOSSES, *SPARSE)
+)
+OPS = (*ROW_OPS, *LOSSES, *SPARSE, *RECORDED)
+# Operations that are always measured with results in new memory.
+WITHOUT_OUT = (
+    *("linear_cross_entropy", "topk", "topk_softmax"),
+    *(record.name for record in OPERATIONS if not record.has_out and record.name not in LOSSES),
+)
+# Geometric means are shown over these.
+SUMMARIES: dict[str, Callable[[Case], bool]] = {
+    "losses": lambda case: case.group == "loss",
+    "in random order": lambda case: case.group == "sparse" and case.kind == "plain",
+    "last axis, float32": lambda case: case.group == "last",
+    "last axis, 1000 to 50257 classes": lambda case: case.group == "last" and 1000 <= case.shape[-1] <= 50257,
+    "other axes and dtypes": lambda case: case.group in ("axes", "half"),
+    "usual shapes": lambda case: case.group == "recorded",
+    "given shapes": lambda case: case.group == "given",
+}
+
+
+def usual_cases(op: str, group: str = "all") -> list[Case]:
+    """Return the usual cases of an operation; the softmax family has them in groups."""
+    for name, table in (("loss", LOSSES), ("sparse", SPARSE)):
+        if op in table:
+            return [Case(name, op, shape, -1, "float32", kind) for shape, kind in table[op]]
+    if op in RECORDED:
+        return [Case("recorded", op, shape, -1, "float32") for shape in RECORDED_SHAPES]
+    wanted = GROUPS if group == "all" else [group]
+    return [Case(name, op, *line) for name in wanted for line in GROUPS[name]]
+
+
+def given_cases(op: str, shapes: Sequence[tuple[int, ...]], axis: int, dtype: str) -> list[Case]:
+    """Return a case for each shape that the user has chosen."""
+    return [Case("given", op, shape, axis, dtype) for shape in shapes]

@@ -1,0 +1,54 @@
+"""Types of arguments that several commands use, for argparse."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Collection
+
+
+def parse_positive(text: str) -> int:
+    """Parse a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
+
+
+def parse_counts(text: str) -> list[int]:
+    """Parse a comma-separated list of whole numbers from 1 on."""
+    return [parse_positive(part) for part in text.split(",")]
+
+
+def parse_shapes(text: str) -> list[tuple[int, ...]]:
+    """Parse a comma-separated list of shapes such as 128x1000."""
+    return [tuple(parse_positive(length) for length in part.split("x")) for part in text.split(",")]
+
+
+def parse_fraction(text: str) -> float:
+    """Parse a number in [0, 1]."""
+    value = float(text)
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1]")
+    return value
+
+
+def parse_not_negative(text: str) -> float:
+    """Parse a finite number that is at least 0."""
+    value = float(text)
+    if not 0 <= value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is not at least 0 and finite")
+    return value
+
+
+def parse_names(allowed: Collection[str]) -> Callable[[str], list[str]]:
+    """Return a parser of comma-separated names out of `allowed`, or of "none"."""
+
+    def parse(text: str) -> list[str]:
+        names = [name for name in text.split(",") if name]
+        if names == ["none"]:
+            return []
+        for name in names:
+            if name not in allowed:
+                raise argparse.ArgumentTypeError(f"{name!r} is not one of {', '.join(allowed)}, none")
+        return names
+
+    return parse

@@ -1,0 +1,218 @@
+# One function a signature: buffers to views, one call of the core, status to exception. Included by binding.pyx.
+
+
+cdef void _describe(Py_buffer *buffer, cpu.csm_view *view, bint has_axis) noexcept:
+    cdef int i, ndim = buffer.ndim - (1 if has_axis else 0)
+    view.data = buffer.buf
+    view.axis_stride = buffer.strides[ndim] if has_axis else 0
+    for i in range(ndim):
+        view.strides[i] = buffer.strides[i]
+
+
+cdef class _Buffers:
+    # the buffers of a call, released when this object dies, also after an exception
+    cdef Py_buffer buffer[8]
+    cdef cpu.csm_view view[8]
+    cdef bint held[8]
+    cdef cpu.csm_shape shape
+
+    def __dealloc__(self):
+        for i in range(8):
+            if self.held[i]:
+                PyBuffer_Release(&self.buffer[i])
+
+    cdef const cpu.csm_view *take(self, int i, array, bint has_axis, bint writable) except? NULL:
+        # the view of an array, NULL for None; array 0 gives the call its shape
+        if array is None:
+            return NULL
+        PyObject_GetBuffer(array, &self.buffer[i], PyBUF_STRIDED_RO | (PyBUF_WRITABLE if writable else 0))
+        self.held[i] = True
+        _describe(&self.buffer[i], &self.view[i], has_axis)
+        if i == 0:
+            self.shape.ndim = self.buffer[0].ndim - 1
+            for j in range(<int>self.shape.ndim):
+                self.shape.shape[j] = self.buffer[0].shape[j]
+            self.shape.n = self.buffer[0].shape[self.shape.ndim]
+        return &self.view[i]
+
+
+def scales(int dtype, double temperature):
+    """The constants of a temperature for kernels on a device: a csm_scales, as an array of one element."""
+    cdef csm_scales s
+    csm_set_scales(&s, temperature, dtype != CSM_DTYPE_f64)
+    return _frombuffer((<char *>&s)[:sizeof(s)], f"V{sizeof(s)}")
+
+
+def entmax(int dtype, double alpha):
+    """The constants of alpha-entmax for kernels on a device: a csm_entmax."""
+    cdef csm_entmax e
+    csm_set_entmax(&e, alpha, dtype != CSM_DTYPE_f64)
+    return _frombuffer((<char *>&e)[:sizeof(e)], f"V{sizeof(e)}")
+
+
+def loss_call(size_t n, double temperature, double label_smoothing, double z_loss, double clip_norm,
+              double clip_value, bint soft, bint gradient):
+    """The constants of a loss for kernels on a device: a csm_loss_call without what depends on labels and weights."""
+    cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
+    cdef cpu.csm_view view
+    cdef csm_loss_call call
+    options.temperature = temperature
+    options.label_smoothing = label_smoothing
+    options.z_loss = z_loss
+    options.clip_norm = clip_norm
+    options.clip_value = clip_value
+    options.soft = &view if soft else NULL
+    call = csm_loss_call_of(&options, n, gradient)
+    return _frombuffer((<char *>&call)[:sizeof(call)], f"V{sizeof(call)}")
+
+
+def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threads):
+    """Compute an operation of OPS. The last axis is the softmax axis, which the y of a log-sum-exp lacks."""
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_options options = cpu.csm_default_options()
+    cdef const cpu.csm_view *to
+    cdef const cpu.csm_view *second
+    cdef cpu.csm_status status
+    options.temperature = temperature
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, a, True, False)
+    to = buffers.take(1, y, op != CSM_OP_logsumexp, True)
+    second = buffers.take(2, b, True, False)
+    options.where = buffers.take(3, where, True, False)
+    with nogil:
+        status = csm_run(op, dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second, to, &options)
+    _raise(status)
+
+
+def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream, double temperature,
+             double label_smoothing, double z_loss, double clip_norm, double clip_value, int reduction, num_threads):
+    """Cross-entropy, and with y its gradient. x, y and soft have the class axis last; the other arrays lack it.
+
+    labels are integers of a native dtype, ignore is a label as 64 bits or None; sample_weight and upstream are
+    float64, weight and soft have the compute dtype. Returns None, or, if a label is bad, the index of the first row
+    with a bad hard label (any number for soft labels); nothing is written then.
+    """
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
+    cdef const cpu.csm_view *gradient
+    cdef cpu.csm_status status
+    options.temperature = temperature
+    options.label_smoothing = label_smoothing
+    options.z_loss = z_loss
+    options.clip_norm = clip_norm
+    options.clip_value = clip_value
+    options.reduction = <cpu.csm_reduction>reduction
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    if labels is not None:
+        options.label_type = LABELS[labels.dtype.name]
+        if ignore is not None:
+            options.has_ignore = 1
+            options.ignore = <uint64_t>ignore
+    buffers.take(0, x, True, False)
+    gradient = buffers.take(1, y, True, True)
+    options.soft = buffers.take(2, soft, True, False)
+    options.labels = buffers.take(3, labels, False, False)
+    options.sample_weight = buffers.take(4, sample_weight, False, False)
+    options.upstream = buffers.take(5, upstream, False, False)
+    buffers.take(6, loss, False, True)
+    if weight is not None:
+        options.weight = <const void *><uintptr_t>weight.ctypes.data
+    with nogil:
+        status = csm_run_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], gradient,
+                              <double *>buffers.view[6].data, &options)
+    if status == cpu.CSM_BAD_LABEL:
+        return options.position
+    _raise(status)
+
+
+def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int normalize, double temperature,
+             num_threads):
+    """The k best along the last axis; k is the length of the last axis of values and indices."""
+    cdef _Buffers b = _Buffers()
+    cdef cpu.csm_topk_options options = cpu.csm_default_topk_options()
+    cdef cpu.csm_status status
+    cdef size_t k = values.shape[-1]
+    options.smallest = smallest
+    options.unsorted = unsorted
+    options.normalize = <cpu.csm_topk_normalize>normalize
+    options.temperature = temperature
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    b.take(0, x, True, False)
+    b.take(1, values, True, True)
+    b.take(2, indices, True, True)
+    with nogil:
+        status = csm_run_topk(dtype, csm_current_table(), &b.shape, &b.view[0], k, &b.view[1], &b.view[2], &options)
+    _raise(status)
+
+
+def run_entmax(int dtype, a, b, y, where, double alpha, num_threads):
+    """alpha-entmax of a along the last axis, written to y; with b its gradient, from dy = a and b = entmax(x)."""
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
+    cdef const cpu.csm_view *second
+    cdef cpu.csm_status status
+    options.alpha = alpha
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, a, True, False)
+    second = buffers.take(1, b, True, False)
+    buffers.take(2, y, True, True)
+    options.where = buffers.take(3, where, True, False)
+    with nogil:
+        status = csm_run_entmax(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second,
+                                &buffers.view[2], &options)
+    _raise(status)
+
+
+def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, int reduction, num_threads):
+    """Fenchel-Young loss in float64 and its gradient; labels are int64, soft labels have the compute dtype."""
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
+    cdef const cpu.csm_view *hard
+    cdef const cpu.csm_view *distribution
+    cdef const cpu.csm_view *to
+    cdef cpu.csm_status status
+    options.alpha = alpha
+    options.reduction = <cpu.csm_reduction>reduction
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, x, True, False)
+    hard = buffers.take(1, labels, False, False)
+    distribution = buffers.take(2, soft, True, False)
+    to = buffers.take(3, gradient, True, True)
+    buffers.take(4, loss, False, True)
+    with nogil:
+        status = csm_run_entmax_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], hard, distribution,
+                                     to, <double *>buffers.view[4].data, &options)
+    _raise(status)
+
+
+def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p, min_p, num_threads):
+    """Draw from rows along the last axis of x, one index for each uniform number; parameters have one value a row.
+
+    Returns whether all rows have mass.
+    """
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_sample_options options = cpu.csm_default_sample_options()
+    cdef cpu.csm_status status
+    cdef size_t draws = uniform.shape[-1]
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, x, True, False)
+    buffers.take(1, uniform, True, False)
+    buffers.take(2, indices, True, True)
+    options.where = buffers.take(3, where, True, False)
+    options.temperature = buffers.take(4, temperature, False, False)
+    options.top_k = buffers.take(5, top_k, False, False)
+    options.top_p = buffers.take(6, top_p, False, False)
+    options.min_p = buffers.take(7, min_p, False, False)
+    with nogil:
+        status = csm_run_sample(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], draws,
+                                &buffers.view[1], &buffers.view[2], &options)
+    if status == cpu.CSM_NO_MASS:
+        return False
+    _raise(status)
+    return True

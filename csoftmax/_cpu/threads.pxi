@@ -1,0 +1,81 @@
+# Thread counts: the process's default, contexts of threads, and what OpenMP allows. Included by binding.pyx.
+
+cdef int _default = 1       # of set_num_threads, else the limit
+cdef int _limit = 1         # upper bound of every call
+cdef int _contexts = 0      # entered csoftmax.threads() in all threads
+cdef int _openmp = 1        # OpenMP's default; a lower number in a thread was set there by threadpoolctl or OpenMP
+_local = threading.local()
+
+
+cdef int _bounded(object num_threads) except -1:
+    if type(num_threads) is not int:
+        num_threads = _count(num_threads)
+    if num_threads < 1:
+        raise ValueError(f"num_threads must be at least 1, got {num_threads}")
+    return <int>min(num_threads, _limit)
+
+
+cdef int _threads(object num_threads) except -1:
+    # threads of a call
+    cdef int wanted = 0, openmp = csm_openmp_limit()
+    if num_threads is not None:
+        wanted = _bounded(num_threads)
+    else:
+        if _contexts:
+            wanted = getattr(_local, "limit", 0)
+        wanted = wanted if wanted else _default
+    return openmp if openmp < _openmp and openmp < wanted else wanted
+
+
+def _count(value):
+    try:
+        if not isinstance(value, bool):
+            return operator.index(value)
+    except TypeError:
+        pass
+    raise TypeError(f"num_threads must be an int or None, got {value!r} of type {type(value).__name__}")
+
+
+def set_thread_limit(int limit):
+    """Set the upper bound of every call; called once at import with what the machine allows."""
+    global _limit, _default
+    _limit = _default = max(1, limit)
+
+
+def set_openmp_default(int threads):
+    """Set OpenMP's default, OMP_NUM_THREADS or the number of CPUs; called once at import."""
+    global _openmp
+    _openmp = threads
+
+
+def get_threads():
+    return _threads(None)
+
+
+def thread_settings():
+    """The bounds of csoftmax.threads (0: not entered), set_num_threads and OpenMP (0: its default) in this thread."""
+    cdef int openmp = csm_openmp_limit()
+    return getattr(_local, "limit", 0), _default, openmp if openmp < _openmp else 0
+
+
+def set_threads(num_threads):
+    global _default
+    _default = _limit if num_threads is None else _bounded(num_threads)
+
+
+def enter_threads(num_threads):
+    """Set this thread's bound, and return the previous one for leave_threads."""
+    global _contexts
+    if num_threads is None:
+        raise TypeError("num_threads must be an int, got None")
+    limit = _bounded(num_threads)
+    before = getattr(_local, "limit", 0)
+    _contexts += 1
+    _local.limit = limit
+    return before
+
+
+def leave_threads(int before):
+    global _contexts
+    _local.limit = before
+    _contexts -= 1

@@ -1,0 +1,1 @@
+"""The public functions, a family a file: documentation, plan, and the choice of backend."""

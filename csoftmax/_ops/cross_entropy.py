@@ -1,0 +1,389 @@
+"""Cross-entropy and its gradient in one pass over the logits, with hard or soft labels."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _cuda
+from .._arguments.foreign import as_native, takes_foreign
+from .._arguments.labels import (
+    LossOptions,
+    as_label_bits,
+    check_ignore_index,
+    check_loss_options,
+    check_on_device,
+    check_target,
+    raise_bad_label,
+)
+from .._arguments.layouts import (
+    Result,
+    batch_shape,
+    lay_out_gradient,
+    normalize_axes,
+)
+from .._arguments.numbers import check_count
+from .._arguments.places import Place, as_array, as_float, is_cupy, place_of, to_host
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer, compute_dtype
+
+__all__ = ["CrossEntropyResult", "check_labels", "cross_entropy", "cross_entropy_with_grad"]
+
+
+class CrossEntropyResult(NamedTuple):
+    """The result of `cross_entropy_with_grad`."""
+
+    loss: Any
+    grad: Any
+
+
+class LossPlan(NamedTuple):
+    """A checked call of cross_entropy or cross_entropy_with_grad."""
+
+    dtype: int
+    logits: Any  # the class axis last, as buffers are
+    labels: Any | None  # one a row, or None with soft labels
+    soft: Any | None  # soft labels, the class axis last
+    ignore: int | None  # the ignored label as 64 bits; None if no label can be it
+    options: LossOptions
+    reduction: int
+    loss: Any  # written by the backend: float64, on CUDA the compute type
+    gradient: Result | None
+    num_threads: int | None
+    compute: np.dtype[Any]
+    place: Place
+
+    def _arguments(self) -> tuple[Any, ...]:
+        """The arrays and options that both backends take, in their order."""
+        rows = None if self.gradient is None else self.gradient.rows
+        o = self.options
+        arrays = self.logits, rows, self.loss, self.labels, self.ignore, self.soft
+        return self.dtype, *arrays, o.weight, o.sample_weight, o.upstream, *o.factors, self.reduction
+
+    def run(self) -> tuple[Any, Any]:
+        """Compute; returns the loss (a scalar unless there is one a row) and the gradient or None."""
+        if self.place.on_cuda:
+            return self._run_on_cuda()
+        if binding.run_cross_entropy(*self._arguments(), self.num_threads) is not None:
+            self._raise_bad_label()
+            raise RuntimeError("target was changed by another thread during the call; nothing has been written")
+        gradient = None if self.gradient is None else self.gradient.finish()
+        with np.errstate(over="ignore", under="ignore"):
+            return self.loss.astype(self.compute, copy=False)[()], gradient
+
+    def _raise_bad_label(self) -> None:
+        raise_bad_label(self._target(), self.logits.shape[-1], self.options.ignore_index)
+
+    def _target(self) -> Any:
+        return self.soft if self.labels is None else self.labels
+
+    def _run_on_cuda(self) -> tuple[Any, Any]:
+        """The same on a CUDA device: a bad label makes its row NaN, unless CSOFTMAX_SYNC_CHECKS asks for a check."""
+        check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
+        with self.logits.device:
+            if self.logits.size:
+                _cuda.launch_loss(*self._arguments())
+            else:  # no row, or no class: nothing to compute, and the CPU knows the result
+                dtype, logits, rows, _, *rest = self._arguments()
+                host = np.empty(self.loss.shape, np.float64)
+                logits, rows, *rest = to_host(logits, rows, *rest)
+                if binding.run_cross_entropy(dtype, logits, rows, host, *rest, None) is not None:
+                    host[...] = math.nan
+                self.loss.set(host.astype(self.loss.dtype))
+            return self.loss, None if self.gradient is None else self.gradient.finish()
+
+
+def plan_loss(
+    logits: Any,
+    target: Any,
+    axis: Any,
+    *,
+    gradient: bool,
+    reduction: str,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+    **options: Any,
+) -> LossPlan:
+    """Check a call of cross_entropy or, with `gradient`, of cross_entropy_with_grad."""
+    place = place_of(device, logits)
+    if not place.on_cuda and device is not None:
+        logits, target, *values = to_host(logits, target, *options.values())
+        options = dict(zip(options, values, strict=True))
+    with place.context():
+        return _lay_out_loss(place, logits, target, axis, gradient, reduction, out, num_threads, options)
+
+
+def _lay_out_loss(
+    place: Place,
+    logits: Any,
+    target: Any,
+    axis: Any,
+    gradient: bool,
+    reduction: str,
+    out: Any,
+    num_threads: int | None,
+    options: dict[str, Any],
+) -> LossPlan:
+    x, dtype = as_float("logits", logits, place)
+    axes = normalize_axes(axis, x.ndim)
+    compute, batch = compute_dtype(x.dtype), batch_shape(x, axes)
+    labels, soft = check_target(target, x.shape, batch, compute, place)
+    n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
+    checked = check_loss_options(n_classes, batch, compute, reduction, place=place, **options)
+    x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place)
+    return LossPlan(
+        dtype,
+        as_buffer(x),
+        labels,
+        soft,
+        as_label_bits(checked.ignore_index, labels),
+        checked,
+        binding.REDUCTIONS[reduction],
+        place.xp.empty(batch if reduction == "none" else (), compute if place.on_cuda else np.float64),
+        result,
+        num_threads,
+        compute,
+        place,
+    )
+
+
+@takes_foreign
+def _run_loss(logits: Any, target: Any, **options: Any) -> tuple[Any, Any]:
+    return plan_loss(logits, target, **options).run()
+
+
+@binding.quick
+def cross_entropy(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: SupportsIndex | tuple[SupportsIndex, ...] | None = -1,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: SupportsIndex = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Cross-entropy of the softmax of logits and labels.
+
+    With z = logits / T, lse = log(sum(exp(z))) and the label's distribution q (one-hot or soft, then smoothed), the
+    loss of a row is ``s * (sum(w * q * (lse - z)) + z_loss * lse**2)``.
+
+    Parameters
+    ----------
+    logits : array_like of shape (..., K)
+        In one of the dtypes of `softmax`; K is the length of `axis`.
+    target : array_like
+        Labels: integers of any dtype, of the shape of `logits` without `axis`. Or soft labels: floating point, of the
+        shape of `logits`, at least 0 and finite; their rows need not sum to 1.
+    axis : int, tuple of ints or None, default -1
+        Of the classes. PyTorch's (N, C, d1, ...) has ``axis=1``.
+    weight : array_like of shape (K,), optional
+        Class weights w, at least 0 and finite.
+    sample_weight : array_like, broadcastable to the rows, optional
+        s, at least 0 and finite. A row of weight 0 takes no part.
+    label_smoothing : float in [0, 1], default 0.0
+        epsilon: q becomes ``(1 - epsilon) * q + epsilon / K`` (Szegedy et al. 2016).
+    ignore_index : int, default -100
+        Rows with this label take no part: their logits are not read, their loss is 0. Not for soft labels.
+    z_loss : float, default 0.0
+        Factor of ``lse**2``, which keeps logits from drifting (Chowdhery et al. 2022).
+    temperature : float, default 1.0
+        T, positive and finite.
+    reduction : {"mean", "sum", "none"}
+        The mean divides by the sum over the rows that take part of ``s * sum(w * q)``, q before smoothing: with labels
+        s * w[target].
+    device, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    scalar, or ndarray of the shape of the rows with reduction "none"
+        float64 for float64 and integer logits, else float32.
+
+    Raises
+    ------
+    IndexError
+        For a label that is neither a class nor `ignore_index`, with the first position and value. On a CUDA device
+        such a row is NaN instead, because nothing waits for the device; the environment variable
+        ``CSOFTMAX_SYNC_CHECKS=1`` makes it wait and raise.
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`.
+
+    Notes
+    -----
+    With labels, without smoothing and z-loss, the relative error is at most 4 ULP however certain the row is: where the
+    label has the largest logit the loss is log1p of the sum of the others, which other implementations round to 0.
+
+    A class with ``w * q = 0`` contributes 0 even where its logit is -inf; another class there makes the loss +inf. A
+    row with NaN or +inf, or nothing but -inf, has loss NaN. The mean over no row is NaN. The result has the same bits
+    for every thread count, layout and instruction set; rows are added in a fixed tree in float64.
+
+    ``torch.nn.functional.cross_entropy`` agrees for labels with weights, smoothing and `ignore_index`, and for soft
+    labels unless they are averaged. It differs in these, and why:
+
+    - The mean over soft labels divides by the number of rows there, here by the weight that the rows have, as both do
+      for labels: one-hot rows and labels are the same thing, and so are a row and its weight halved and doubled.
+    - A class of weight 0 with the logit -inf makes its loss NaN (0 times inf): here it takes no part.
+    - Ignored rows that hold NaN have a gradient of NaN there: here they are not read.
+    - The loss and the label's gradient of a near-certain row are 0 there: here they keep their digits.
+    - The loss of half types has their dtype there: here it is float32, which the kernel computes in anyway.
+    - `ignore_index` with soft labels: it refuses one that is not negative and ignores the others; here all are ignored.
+    - Negative weights are computed with there: here they are refused, because sums of terms of one sign are what the
+      bounds of the error rest on.
+    - Rows that all weigh 0 under a mean are 0 / 0 in both; the gradient is NaN there, and 0 here, so that such a batch
+      changes no parameter.
+
+    It has no sample weights, temperature and z-loss.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> logits = np.array([[2.0, 1.0, 0.0], [0.0, 40.0, 0.0], [5.0, 5.0, 5.0]])
+    >>> csoftmax.cross_entropy(logits, [0, 1, -100], reduction="none")
+    array([4.07605964e-01, 8.49670851e-18, 0.00000000e+00])
+    """
+    loss, _ = _run_loss(
+        logits,
+        target,
+        gradient=False,
+        axis=axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        z_loss=z_loss,
+        temperature=temperature,
+        reduction=reduction,
+        device=device,
+        num_threads=num_threads,
+    )
+    return loss
+
+
+@binding.quick_returning(CrossEntropyResult)
+def cross_entropy_with_grad(
+    logits: ArrayLike,
+    target: ArrayLike,
+    *,
+    axis: SupportsIndex | tuple[SupportsIndex, ...] | None = -1,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: SupportsIndex = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    upstream: ArrayLike = 1.0,
+    clip_norm: float | None = None,
+    clip_value: float | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> CrossEntropyResult:
+    """Cross-entropy and its gradient with respect to the logits, in one pass over them.
+
+    Parameters
+    ----------
+    logits, target, axis, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
+        As in `cross_entropy`.
+    upstream : float, or with reduction "none" array_like that broadcasts to the rows; default 1.0
+        What the gradient is multiplied by.
+    clip_norm : float, optional
+        Each row's gradient, of the row loss before reduction, is scaled down to this Euclidean norm at most.
+    clip_value : float, optional
+        Each element of a row's gradient, before reduction and after `clip_norm`, is clipped to this magnitude.
+    out : ndarray of the shape and dtype of the gradient, optional
+        Where the gradient goes; may be `logits`.
+    device, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    CrossEntropyResult
+        loss, as from `cross_entropy`, and grad, in the shape and dtype of the logits (float64 for integers): of the
+        reduced loss, with reduction "none" of the sum of the losses times `upstream`.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, DeviceError, MemoryError
+        As in `cross_entropy`; nothing has been written.
+
+    Notes
+    -----
+    With labels, without smoothing and z-loss, every element has a relative error of at most 4 ULP: the label's own is
+    minus the sum of the other probabilities, never a difference from 1. Else the bound is 4 ULP of the largest of the
+    element, ``p * (Q + 2 * z_loss * M)`` and ``w * q``, p the probability, Q the sum of ``w * q``, and M the larger of
+    abs(lse) and the largest abs(z), to whose magnitude lse is known (float64 with both
+    temperature and z-loss: 4.1). The gradient of an ignored row is 0 whatever its logits hold.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> logits = np.float32([[17.5, 0.0, 0.0]])
+    >>> csoftmax.cross_entropy_with_grad(logits, [0]).grad
+    array([[-5.021998e-08,  2.510999e-08,  2.510999e-08]], dtype=float32)
+    """
+    result = _run_loss(
+        logits,
+        target,
+        gradient=True,
+        axis=axis,
+        weight=weight,
+        sample_weight=sample_weight,
+        label_smoothing=label_smoothing,
+        ignore_index=ignore_index,
+        z_loss=z_loss,
+        temperature=temperature,
+        reduction=reduction,
+        upstream=upstream,
+        clip_norm=clip_norm,
+        clip_value=clip_value,
+        out=out,
+        device=device,
+        num_threads=num_threads,
+    )
+    return CrossEntropyResult(*result)
+
+
+def check_labels(target: ArrayLike, n_classes: SupportsIndex, ignore_index: SupportsIndex = -100) -> None:
+    """Raise an exception unless every label is a class or `ignore_index`.
+
+    Parameters
+    ----------
+    target : array_like of integers
+        Labels, of any shape.
+    n_classes : int
+        The classes are 0 to n_classes - 1.
+    ignore_index : int, default -100
+        The one other label that is allowed.
+
+    Raises
+    ------
+    IndexError
+        Naming the first position and value.
+    TypeError, ValueError
+        If the labels or n_classes are not integers, or n_classes is negative.
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> csoftmax.check_labels([0, 2, -100], 3)
+    """
+    labels: Any = as_native(target, "target")
+    labels = as_array("target", labels.get() if is_cupy(labels) else labels)
+    count = check_count("n_classes", n_classes)
+    if labels.size and labels.dtype.kind not in "iu":
+        raise TypeError(f"target must hold integer labels, got dtype {labels.dtype}")
+    if labels.size:
+        raise_bad_label(labels, count, check_ignore_index(ignore_index))

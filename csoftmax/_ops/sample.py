@@ -1,0 +1,252 @@
+"""Draws from rows of logits, filtered by top-k, top-p and min-p."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _cuda
+from .._arguments.foreign import takes_foreign
+from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
+from .._arguments.numbers import check_count, check_parameter
+from .._arguments.places import Place, as_float, place_of, to_host
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer
+
+__all__ = ["sample"]
+
+_Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
+
+
+class SamplePlan(NamedTuple):
+    """A checked call of sample, with its uniform numbers."""
+
+    dtype: int
+    logits: Any
+    uniforms: Any
+    where: Any | None
+    temperature: Any
+    top_k: Any | None
+    top_p: Any | None
+    min_p: Any | None
+    num_threads: Any
+    shape: tuple[int, ...]
+    out: Any | None
+    place: Place
+
+    def run(self) -> Any:
+        """Draw, and return the indices."""
+        if self.place.on_cuda:
+            with self.place.context():
+                return self._finish(self._run_on_cuda())
+        indices = np.empty(self.uniforms.shape, np.int64)
+        parameters = self.temperature, self.top_k, self.top_p, self.min_p
+        arrays = self.dtype, as_buffer(self.logits), self.uniforms, indices, self.where
+        if not binding.run_sample(*arrays, *parameters, self.num_threads):
+            x = self.logits.astype(np.float64)
+            if self.where is not None:
+                x = np.where(self.where, x, -np.inf)
+            maxima = np.max(x, axis=-1, initial=-np.inf)
+            self._raise_without_mass(int(np.argmax(~np.isfinite(maxima))), maxima)
+        return self._finish(indices)
+
+    def _run_on_cuda(self) -> Any:
+        """The draws, or the error of a row without mass; both wait for the device."""
+        xp, (*batch, n) = self.place.xp, self.logits.shape
+        rows, draws = math.prod(batch), self.uniforms.shape[-1]
+        if rows == 0 or draws == 0:
+            return xp.empty((rows, draws), np.int64)
+        if n == 0:
+            self._raise_without_mass(0, np.full(batch, -np.inf))
+        x = as_buffer(self.logits if self.where is None else masked(xp, self.where, self.logits))
+        x = xp.ascontiguousarray(x).reshape(rows, n)
+        parameters = (
+            None if p is None else p.reshape(rows) for p in (self.temperature, self.top_k, self.top_p, self.min_p)
+        )
+        indices, states = _cuda.launch_sample(self.dtype, x, self.uniforms.reshape(rows, draws), *parameters)
+        if np.any(states):
+            first = int(np.argmax(states != 0))
+            maxima = np.zeros(batch)
+            maxima.flat[first] = np.max(x[first].get().view(self.logits.dtype).astype(np.float64))
+            self._raise_without_mass(first, maxima)
+        return indices
+
+    def _finish(self, indices: Any) -> Any:
+        indices = indices.reshape(self.shape)
+        if self.out is not None:
+            self.out[...] = indices
+            return self.out
+        return indices if self.place.on_cuda else indices[()]
+
+    @staticmethod
+    def _raise_without_mass(row: int, maxima: Any) -> None:
+        """Raise for the first row without mass, given the largest logit of each row."""
+        at = np.unravel_index(row, maxima.shape)
+        raise ValueError(
+            f"logits have no mass to draw from in row ({', '.join(map(str, at))}): it holds "
+            f"{'nothing but -inf' if maxima[at] == -np.inf else 'NaN' if maxima[at] != maxima[at] else '+inf'}"
+        )
+
+
+def plan_sample(
+    logits: Any,
+    axis: Any,
+    *,
+    temperature: Any,
+    top_k: Any,
+    top_p: Any,
+    min_p: Any,
+    size: Any,
+    rng: Any,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: Any = None,
+) -> SamplePlan:
+    """Check a call of sample, and draw its uniform numbers."""
+    place = place_of(device, logits)
+    with place.context():
+        x, dtype = as_float("logits", logits, place)
+        axes = normalize_axes(axis, x.ndim)
+        mask = None if where is None else check_where(where, x.shape, place)
+        if x.ndim == 0:
+            x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
+        x = axis_last(x, axes)
+        mask = None if mask is None else axis_last(mask, axes)
+        batch = x.shape[:-1]
+        parameters: Any = temperature, top_k, top_p, min_p
+        if place.on_cuda or place.moves:  # they are checked on the CPU, and are few
+            parameters = to_host(*parameters)
+        checked = _check_parameters(*parameters, batch)
+        draws = _check_size(size)
+        if out is not None:
+            check_out(out, batch + draws, np.dtype(np.int64), place)
+        uniforms = _generator(rng).random((*batch, math.prod(draws)))
+    return SamplePlan(dtype, x, uniforms, mask, *checked, num_threads, batch + draws, out, place)
+
+
+def _check_parameters(
+    temperature: Any, top_k: Any, top_p: Any, min_p: Any, batch: tuple[int, ...]
+) -> tuple[Any, Any, Any, Any]:
+    """The four parameters, each with one value a row or None."""
+    positive, unit = "greater than 0 and at most 1", "at least 0 and at most 1"
+    return (
+        check_parameter("temperature", temperature, batch, np.float64, "at least 0", lambda v: v >= 0),
+        check_parameter("top_k", top_k, batch, np.int64, "at least 1", lambda v: v >= 1),
+        check_parameter("top_p", top_p, batch, np.float64, positive, lambda v: (v > 0) & (v <= 1)),
+        check_parameter("min_p", min_p, batch, np.float64, unit, lambda v: (v >= 0) & (v <= 1)),
+    )
+
+
+def _check_size(size: Any) -> tuple[int, ...]:
+    given = size if isinstance(size, tuple) else () if size is None else (size,)
+    return tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+
+
+def _generator(rng: Any) -> np.random.Generator:
+    try:
+        return np.random.default_rng(rng)
+    except TypeError:
+        raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}") from None
+    except ValueError:
+        raise ValueError(f"rng must be at least 0 where it is an int, got {rng!r}") from None
+
+
+@takes_foreign
+def _run_sample(logits: Any, axis: Any, **options: Any) -> Any:
+    return plan_sample(logits, axis, **options).run()
+
+
+def sample(
+    logits: ArrayLike,
+    *,
+    axis: _Axis = -1,
+    temperature: ArrayLike = 1.0,
+    top_k: ArrayLike | None = None,
+    top_p: ArrayLike | None = None,
+    min_p: ArrayLike | None = None,
+    size: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
+    rng: int | np.random.Generator | None = None,
+    where: ArrayLike | None = None,
+    out: NDArray[np.int64] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Draw classes from rows of logits.
+
+    Temperature, top-k, top-p and min-p are applied in this order, each to what the one before left; ties at a boundary
+    go to the lowest index. Each of them is a number, or has one for each row.
+
+    Parameters
+    ----------
+    logits : array_like of shape (..., K)
+        In one of the dtypes of `softmax`; K is the length of `axis`.
+    axis : int, tuple of ints or None, default -1
+        Of the classes.
+    temperature : float or array_like, broadcastable to the rows, default 1.0
+        T >= 0; 0 takes the largest logit.
+    top_k : int or array_like of int, optional
+        At least 1: only the k largest logits take part.
+    top_p : float or array_like, optional
+        In (0, 1]: only the smallest set of most probable classes whose mass is at least top_p (Holtzman et al. 2020).
+    min_p : float or array_like, optional
+        In [0, 1]: only classes with at least min_p times the probability of the most probable one (Nguyen et al. 2025).
+    size : int or tuple of ints, optional
+        How many draws from each row; None is one, without an axis of its own.
+    rng : None, int or numpy.random.Generator
+        Source of the uniform numbers, or its seed.
+    where : array_like of bool, broadcastable to logits, optional
+        Classes where it is False are never drawn.
+    out : ndarray of int64 of the shape of the result, optional
+        Where to write.
+    device, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    ndarray of int64, or a scalar for one row and no size
+        Of the shape of the rows, then `size`. Of CuPy logits a CuPy array.
+
+    Raises
+    ------
+    ValueError
+        For a parameter out of its range, and for a row without mass: it holds NaN or +inf, or nothing but -inf.
+    TypeError, DeviceError, MemoryError
+        As in `softmax`.
+
+    Notes
+    -----
+    Every draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the sum
+    of the probabilities exceeds u: of all classes in the order of their indices; if `top_k` or `top_p` selects, in
+    falling order of the logits. So the same generator gives the same draws whatever the number of threads, the
+    layout of the logits, the instruction set or the device. A CuPy array's draws are a CuPy array. The call waits for
+    the device: parameters that lie there are copied, and rows without mass raise.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> logits = np.log(np.array([[0.7, 0.2, 0.1], [0.1, 0.1, 0.8]]))
+    >>> csoftmax.sample(logits, size=5, rng=0)
+    array([[0, 0, 0, 0, 1],
+           [2, 2, 2, 2, 2]])
+    >>> csoftmax.sample(logits, temperature=[1.0, 0.0], top_k=2, rng=0)
+    array([0, 2])
+    """
+    return _run_sample(
+        logits,
+        axis,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        min_p=min_p,
+        size=size,
+        rng=rng,
+        where=where,
+        out=out,
+        device=device,
+        num_threads=num_threads,
+    )

@@ -1,0 +1,461 @@
+"""softmax, log_softmax, logsumexp, and the gradients of the first two."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeVar, overload
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _cuda
+from .._arguments.foreign import takes_foreign
+from .._arguments.layouts import Rows, lay_out_rows
+from .._arguments.numbers import check_temperature
+from .._arguments.places import place_of
+from .._cpu import binding
+
+__all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
+
+_Float = TypeVar("_Float", bound=np.floating[Any])
+_Axis = int | tuple[int, ...] | None
+
+
+class SoftmaxPlan(NamedTuple):
+    """A checked call of one of the five operations."""
+
+    operation: int
+    temperature: float
+    rows: Rows
+    num_threads: int | None
+
+    def run(self) -> Any:
+        """Compute, and return the result."""
+        rows = self.rows
+        arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, self.temperature
+        if not rows.result.place.on_cuda:
+            binding.run_softmax(*arguments, self.num_threads)
+            return rows.result.finish()
+        with rows.first.device:
+            _cuda.launch_softmax(*arguments)
+            return rows.result.finish()
+
+
+def plan_softmax(
+    name: str,
+    x: Any,
+    axis: Any,
+    *,
+    y: Any = None,
+    temperature: Any = 1.0,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+    keepdims: Any = None,
+) -> SoftmaxPlan:
+    """Check a call of the operation `name`; x is dy in a gradient."""
+    gradient = name.endswith("_vjp")
+    place = place_of(device, x)
+    with place.context():
+        temperature = check_temperature(temperature, gradient)
+        rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient, keepdims=keepdims)
+    return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
+
+
+@takes_foreign
+def _run_softmax(x: Any, axis: Any, name: str, **options: Any) -> Any:
+    return plan_softmax(name, x, axis, **options).run()
+
+
+@overload
+def softmax(
+    x: NDArray[_Float],
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[_Float] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> NDArray[_Float]: ...
+@overload
+def softmax(
+    x: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any: ...
+@binding.quick
+def softmax(
+    x: Any,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Softmax, ``exp(x / T) / sum(exp(x / T))``, along one or more axes.
+
+    Parameters
+    ----------
+    x : array_like of shape (...)
+        Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64). Any strides,
+        alignment and byte order. Of NumPy or CuPy; a tensor of PyTorch gives a tensor, without copies, and must not
+        require grad.
+    axis : int, tuple of ints or None, default -1
+        The axis or axes that sum to 1; None means all.
+    temperature : float, default 1.0
+        T >= 0. 0 is the limit, uniform over the maxima; infinity is uniform over the entries greater than -inf.
+    where : array_like of bool, broadcastable to x, optional
+        Elements where it is False take no part: their value does not matter and their result is exactly 0.
+    out : ndarray of the shape and dtype of the result, optional
+        Where to write; may be `x` itself or overlap it in any way.
+    device : {None, "cpu", "cuda", "cuda:<index>"}, optional
+        Where to compute; None follows `x`: a CuPy array is computed where it is and gives a CuPy array. Any other
+        device gets copies of all arguments.
+    num_threads : int, optional
+        An upper bound for this call. The result has the same bits for every value.
+
+    Returns
+    -------
+    ndarray of the shape of x
+        In the dtype of `x` (float64 for integers); `out` if given. A scalar for 0-d `x`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        Naming the argument, what was received and what is allowed; nothing has been written.
+    DeviceError
+        If `device` cannot be used.
+    MemoryError
+        If scratch memory cannot be allocated.
+
+    Notes
+    -----
+    At most 3 ULP (float32) or 4 ULP (float64) from the exact result for every element, tails and subnormal results
+    included; half types are within 0.51 ULP. ``x - max(x)`` is never formed: its rounding error is what costs other
+    implementations tens of ULP. The same bits come out for every thread count, batch, layout and instruction set.
+
+    A row with NaN or +inf is NaN; -inf gives exactly 0; a row of nothing but -inf is NaN; a row with no element left
+    by `where` is 0. The analysis of the shifted softmax is in Blanchard, Higham & Higham, "Accurately computing the
+    log-sum-exp and softmax functions", IMA J. Numer. Anal. 41 (2021).
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> csoftmax.softmax(np.array([[1.0, 2.0, 3.0], [1000.0, 0.0, 1000.0]])).round(4)
+    array([[0.09  , 0.2447, 0.6652],
+           [0.5   , 0.    , 0.5   ]])
+    >>> csoftmax.softmax([0.0, 1.0], temperature=0)
+    array([0., 1.])
+    """
+    return _run_softmax(
+        x, axis, "softmax", temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
+    )
+
+
+@overload
+def log_softmax(
+    x: NDArray[_Float],
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[_Float] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> NDArray[_Float]: ...
+@overload
+def log_softmax(
+    x: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any: ...
+@binding.quick
+def log_softmax(
+    x: Any,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Logarithm of the softmax, ``x / T - log(sum(exp(x / T)))``, along one or more axes.
+
+    Parameters
+    ----------
+    x, axis, temperature, out, device, num_threads
+        As in `softmax`.
+    where : array_like of bool, broadcastable to x, optional
+        Elements where it is False take no part; their result is -inf.
+
+    Returns
+    -------
+    ndarray of the shape of x
+        In the dtype of `x` (float64 for integers); `out` if given.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`.
+
+    Notes
+    -----
+    At most 4 ULP *relative* error for every element: with m the maximum, c the number of maxima and S the sum of
+    the other ``exp(x - m)``, the result is ``(x - m) - log1p((c - 1) + S)``, two terms of one sign. The
+    log-probability of a near-certain class keeps all its digits, where forming ``log(sum)`` leaves 0.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> csoftmax.log_softmax(np.float32([16.9, 0.0]))
+    array([-4.5753403e-08, -1.6900000e+01], dtype=float32)
+    """
+    return _run_softmax(
+        x, axis, "log_softmax", temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
+    )
+
+
+@binding.quick
+def logsumexp(
+    x: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    keepdims: bool = False,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Logarithm of the sum of exponentials, ``log(sum(exp(x / T)))``, along one or more axes.
+
+    Parameters
+    ----------
+    x, axis, temperature, device, num_threads
+        As in `softmax`.
+    keepdims : bool, default False
+        Keep the reduced axes with length 1.
+    where : array_like of bool, broadcastable to x, optional
+        Elements where it is False take no part; where none is left the result is -inf.
+
+    Returns
+    -------
+    ndarray or scalar
+        `x` without `axis`, in the dtype of `x` (float64 for integers).
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`.
+
+    Notes
+    -----
+    At most 4 ULP of max(abs(m), abs(result)), m the maximum of ``x / T``. NaN anywhere gives NaN, +inf gives +inf, a
+    row of -inf gives -inf; no class at all gives -inf. Temperature 0 gives ``sign(max) * inf``, or the logarithm of
+    the number of maxima if they are 0.
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> csoftmax.logsumexp([1000.0, 1000.0])
+    np.float64(1000.6931471805599)
+    """
+    return _run_softmax(
+        x,
+        axis,
+        "logsumexp",
+        temperature=temperature,
+        where=where,
+        device=device,
+        num_threads=num_threads,
+        keepdims=False if keepdims is None else keepdims,
+    )
+
+
+@overload
+def softmax_vjp(
+    dy: NDArray[_Float],
+    y: NDArray[_Float],
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[_Float] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> NDArray[_Float]: ...
+@overload
+def softmax_vjp(
+    dy: ArrayLike,
+    y: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any: ...
+@binding.quick
+def softmax_vjp(
+    dy: Any,
+    y: Any,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Gradient of a loss through `softmax`: dL/dx from dL/dy and ``y = softmax(x)``.
+
+    Parameters
+    ----------
+    dy : array_like of shape (...)
+        dL/dy, in one of the dtypes of `softmax`.
+    y : array_like of the shape and dtype of dy
+        The result of ``softmax(x, axis, temperature=temperature, where=where)``.
+    axis : int, tuple of ints or None, default -1
+        As it was in `softmax`.
+    temperature : float, default 1.0
+        As it was in `softmax`; positive and finite.
+    where : array_like of bool, broadcastable to dy, optional
+        Elements where it is False take no part; their gradient is 0.
+    out : ndarray of the shape and dtype of the result, optional
+        Where to write; may be `dy` or `y`.
+    device, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    ndarray of the shape of dy
+        ``y * (dy - sum(dy * y)) / T``.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`.
+
+    Notes
+    -----
+    Elements with y = 0 take no part: whatever their `dy` holds, their gradient is 0. The sum is exact to float64
+    (float32 input) or twice float64 (float64 input), and the difference keeps its digits where one class dominates.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> y = csoftmax.softmax(np.array([1.0, 2.0, 3.0]))
+    >>> csoftmax.softmax_vjp(np.array([0.0, 0.0, 1.0]), y).round(4)
+    array([-0.0599, -0.1628,  0.2227])
+    """
+    return _run_softmax(
+        dy,
+        axis,
+        "softmax_vjp",
+        y=y,
+        temperature=temperature,
+        where=where,
+        out=out,
+        device=device,
+        num_threads=num_threads,
+    )
+
+
+@overload
+def log_softmax_vjp(
+    dy: NDArray[_Float],
+    y: NDArray[_Float],
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[_Float] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> NDArray[_Float]: ...
+@overload
+def log_softmax_vjp(
+    dy: ArrayLike,
+    y: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any: ...
+@binding.quick
+def log_softmax_vjp(
+    dy: Any,
+    y: Any,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: int | None = None,
+) -> Any:
+    """Gradient of a loss through `log_softmax`: dL/dx from dL/dy and ``y = log_softmax(x)``.
+
+    Parameters
+    ----------
+    dy : array_like of shape (...)
+        dL/dy, in one of the dtypes of `softmax`.
+    y : array_like of the shape and dtype of dy
+        The result of ``log_softmax(x, axis, temperature=temperature, where=where)``.
+    axis, temperature, where, out, device, num_threads
+        As in `softmax_vjp`.
+
+    Returns
+    -------
+    ndarray of the shape of dy
+        ``(dy - exp(y) * sum(dy)) / T``.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`.
+
+    Notes
+    -----
+    Elements with y = -inf take no part: whatever their `dy` holds, their gradient is 0. exp(y) enters as 2**n plus a
+    remainder, so that the gradient of a near-certain class, ``1 - exp(y)``, keeps the digits that `log_softmax` kept.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> y = csoftmax.log_softmax(np.float32([17.5, 0.0, 0.0]))
+    >>> csoftmax.log_softmax_vjp(np.float32([-1.0, 0.0, 0.0]), y)
+    array([-5.021998e-08,  2.510999e-08,  2.510999e-08], dtype=float32)
+    """
+    return _run_softmax(
+        dy,
+        axis,
+        "log_softmax_vjp",
+        y=y,
+        temperature=temperature,
+        where=where,
+        out=out,
+        device=device,
+        num_threads=num_threads,
+    )

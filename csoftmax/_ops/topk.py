@@ -1,0 +1,332 @@
+"""The k largest or smallest elements of rows, their softmax, and the sparse matrix of both."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from .. import _cuda
+from .._arguments.foreign import as_native, takes_foreign
+from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
+from .._arguments.numbers import check_count, check_temperature
+from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
+from .._cpu import binding
+from .._cpu.dtypes import as_buffer
+
+__all__ = ["TopK", "to_csr", "topk", "topk_softmax"]
+
+_Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
+
+
+class TopK(NamedTuple):
+    """The result of `topk` and `topk_softmax`."""
+
+    values: Any
+    indices: Any
+
+
+class TopKPlan(NamedTuple):
+    """A checked call of topk or topk_softmax."""
+
+    dtype: int
+    x: Any
+    values: Any
+    indices: Any
+    smallest: bool
+    unsorted: bool
+    normalize: int
+    temperature: float
+    num_threads: int | None
+    result: tuple[Any, Any]  # the arrays of which values and indices are views
+    out: tuple[Any, Any] | None  # where the caller wants them
+    empty: Any | None  # mask of the rows that `where` leaves nothing of
+    place: Place
+
+    def run(self) -> tuple[Any, Any]:
+        """Compute, and return values and indices."""
+        arrays = self.dtype, as_buffer(self.x), as_buffer(self.values), self.indices
+        options = self.smallest, self.unsorted, self.normalize, self.temperature
+        if self.place.on_cuda:
+            with self.x.device:
+                _cuda.launch_topk(*arrays, *options)
+                return self._finish()
+        binding.run_topk(*arrays, *options, self.num_threads)
+        return self._finish()
+
+    def _finish(self) -> tuple[Any, Any]:
+        if self.empty is not None:  # not by indexing with the mask, which would make a device count it first
+            values = as_buffer(self.values)
+            values[...] = self.place.xp.where(self.empty[..., None], values.dtype.type(0), values)
+        if self.out is None:
+            return self.result
+        for to, a in zip(self.out, self.result, strict=True):
+            to[...] = a
+        return self.out
+
+
+def plan_topk(
+    x: Any,
+    k: Any,
+    axis: Any,
+    *,
+    largest: bool = True,
+    sorted: bool,
+    normalize: str | None = None,
+    temperature: Any = 1.0,
+    where: Any = None,
+    out: Any = None,
+    device: str | None = None,
+    num_threads: Any = None,
+) -> TopKPlan:
+    """Check a call of topk or, with `normalize`, of topk_softmax."""
+    place = place_of(device, x)
+    with place.context():
+        options = not largest, not sorted, binding.NORMALIZE[normalize], check_temperature(temperature, False)
+        return _lay_out_topk(place, x, k, axis, (*options, num_threads), where, out)
+
+
+def _lay_out_topk(
+    place: Place, x: Any, k: Any, axis: Any, options: tuple[bool, bool, int, float, Any], where: Any, out: Any
+) -> TopKPlan:
+    xp = place.xp
+    x, dtype = as_float("x", x, place)
+    axes = normalize_axes(axis, x.ndim)
+    mask = None if where is None else check_where(where, x.shape, place)
+    if x.ndim == 0:
+        x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
+    n = math.prod(x.shape[i] for i in axes)
+    k = check_count("k", k)
+    if k > n:
+        raise ValueError(f"k must be at most the length of the axis, {n}, got {k}")
+    rows = axis_last(x, axes)
+    empty = None
+    if mask is not None:
+        mask = axis_last(mask, axes)
+        rows = masked(xp, mask, rows)
+        empty = ~mask.any(-1)
+    at = axes[0] if len(axes) == 1 else rows.ndim - 1
+    shape = (*rows.shape[:-1][:at], k, *rows.shape[:-1][at:])
+    result = xp.empty(shape, x.dtype), xp.empty(shape, np.int64)
+    if out is not None:
+        _check_pair(out, result, place)
+    values, indices = (np.moveaxis(a, at, -1) for a in result)
+    return TopKPlan(dtype, rows, values, indices, *options, result, out, empty, place)
+
+
+def _check_pair(out: Any, result: tuple[Any, Any], place: Place) -> None:
+    """Refuse an `out` that is not a pair of arrays like those of the result."""
+    if not isinstance(out, tuple) or len(out) != 2:
+        raise TypeError(f"out must be a pair of arrays, for values and indices, got {type(out).__name__}")
+    for to, a in zip(out, result, strict=True):
+        check_out(to, a.shape, a.dtype, place)
+    if shares_memory(*out):
+        raise ValueError("out: values and indices share memory")
+
+
+@takes_foreign
+def _run_topk(x: Any, k: Any, axis: Any, **options: Any) -> tuple[Any, Any]:
+    return plan_topk(x, k, axis, **options).run()
+
+
+def topk(
+    x: ArrayLike,
+    k: SupportsIndex,
+    axis: _Axis = -1,
+    *,
+    largest: bool = True,
+    sorted: bool = True,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> TopK:
+    """The k largest (or smallest) elements along an axis, and where they are.
+
+    Parameters
+    ----------
+    x : array_like of shape (..., n)
+        In one of the dtypes of `softmax`; n is the length of `axis`.
+    k : int
+        How many, 0 to n.
+    axis : int, tuple of ints or None, default -1
+        Along which to select. A tuple, and None for all axes, makes one axis of them, the last of the result; indices
+        then count in C order of the axes as named.
+    largest : bool, default True
+        False: the k smallest.
+    sorted : bool, default True
+        Best first. False: in whatever order is quickest, which may change.
+    device, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    TopK
+        ``values``, `x` with k in place of n, and ``indices`` of the same shape, int64.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`; ValueError also for a k that is negative or greater than n.
+
+    Notes
+    -----
+    The order is total: NaN is greater than every number, -0 equals +0, and of equal elements the one with the lowest
+    index comes first, ``largest`` or not; ``torch.topk`` leaves ties open. Values are exact copies (NaN canonical);
+    integers are compared as float64, exact to 2**53.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> csoftmax.topk(np.array([3.0, 1.0, 4.0, 1.0, 5.0, 4.0]), 3)
+    TopK(values=array([5., 4., 4.]), indices=array([4, 2, 5]))
+    """
+    return TopK(*_run_topk(x, k, axis, largest=largest, sorted=sorted, device=device, num_threads=num_threads))
+
+
+def topk_softmax(
+    x: ArrayLike,
+    k: SupportsIndex,
+    axis: _Axis = -1,
+    *,
+    temperature: float = 1.0,
+    normalize: Literal["topk", "full"] = "topk",
+    sorted: bool = True,
+    where: ArrayLike | None = None,
+    out: tuple[NDArray[Any], NDArray[np.int64]] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> TopK:
+    """Softmax of the k largest elements along an axis, and where they are.
+
+    Parameters
+    ----------
+    x, k, axis, sorted
+        As in `topk`.
+    temperature : float, default 1.0
+        T >= 0, as in `softmax`.
+    normalize : {"topk", "full"}
+        "topk": the k probabilities sum to 1. "full": they are those of the softmax of all elements, to the last bit.
+    where : array_like of bool, broadcastable to x, optional
+        Elements where it is False take no part. They may be among the k if there are too few others; their probability
+        is 0.
+    out : pair of ndarrays of the shapes and dtypes of the result, optional
+        Where values and indices go.
+    device, num_threads
+        As in `softmax`.
+
+    Returns
+    -------
+    TopK
+        ``values``, the probabilities, and ``indices``.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `topk`.
+
+    Notes
+    -----
+    One pass over the row finds the elements, a second, while the row is in cache, adds up the exponentials of "full";
+    no array of the size of `x` is written (on a GPU "full" computes `softmax` into one and takes the elements from
+    it). NaN, +inf, or nothing but -inf among what takes part makes the row NaN, as
+    in `softmax`.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> x = np.log([0.1, 0.4, 0.2, 0.3])
+    >>> csoftmax.topk_softmax(x, 2, normalize="full").values.round(3)
+    array([0.4, 0.3])
+    >>> csoftmax.topk_softmax(x, 2).values.round(3)
+    array([0.571, 0.429])
+    """
+    if normalize not in ("topk", "full"):
+        raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
+    result = _run_topk(
+        x,
+        k,
+        axis,
+        sorted=sorted,
+        normalize=normalize,
+        temperature=temperature,
+        where=where,
+        out=out,
+        device=device,
+        num_threads=num_threads,
+    )
+    return TopK(*result)
+
+
+def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -> Any:
+    """Top-k results as a sparse matrix, one row for each row of the batch.
+
+    Parameters
+    ----------
+    topk : TopK, or a pair of arrays (values, indices) of shape (..., k)
+        What `topk` or `topk_softmax` returned for the last axis.
+    n_classes : int
+        Columns of the matrix.
+
+    Returns
+    -------
+    scipy.sparse.csr_array of shape (rows, n_classes)
+        In canonical form: indices sorted, none twice. float16 and bfloat16, which SciPy does not have, become float32.
+        Probabilities that are 0 stay as explicit zeros.
+
+    Raises
+    ------
+    ImportError
+        Without SciPy.
+    IndexError
+        For an index outside [0, n_classes).
+    TypeError, ValueError
+        For arrays of different shapes, indices that are no integers, or one index twice in a row.
+
+    Notes
+    -----
+    Rows are those of the batch in C order; a single row makes a matrix of one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> best = csoftmax.topk_softmax(np.array([[0.0, 2.0, 1.0], [3.0, 0.0, 3.0]]), 2)
+    >>> csoftmax.to_csr(best, 3).toarray().round(3)
+    array([[0.   , 0.731, 0.269],
+           [0.5  , 0.   , 0.5  ]])
+    """
+    try:
+        from scipy.sparse import csr_array
+    except ImportError:
+        raise ImportError("to_csr needs SciPy: pip install scipy") from None
+    if not isinstance(topk, (tuple, list)) or len(topk) != 2:
+        raise TypeError(f"topk must be a TopK or a pair of arrays, got {type(topk).__name__}")
+    if any(map(is_cupy, topk)):
+        raise DeviceError("topk is on a CUDA device, where SciPy has no matrices: pass values.get() and indices.get()")
+    values, indices = (as_array(n, as_native(a, n)) for n, a in zip(("values", "indices"), topk, strict=True))
+    n_classes = check_count("n_classes", n_classes)
+    if values.shape != indices.shape or values.ndim == 0:
+        raise ValueError(f"values have shape {values.shape}, indices {indices.shape}; both must be (..., k)")
+    if indices.dtype.kind not in "iu":
+        raise TypeError(f"indices must be integers, got dtype {indices.dtype}")
+    k = values.shape[-1]
+    rows = int(np.prod(values.shape[:-1], dtype=np.int64))
+    indices = indices.reshape(rows, k)
+    bad = (indices < 0) | (indices >= n_classes)
+    if bad.any():
+        at = np.unravel_index(int(bad.argmax()), indices.shape)
+        raise IndexError(f"indices have {indices[at]} in row {at[0]}: the classes are 0 to {n_classes - 1}")
+    order = np.argsort(indices, axis=-1, kind="stable")
+    indices = np.take_along_axis(indices, order, -1)
+    if k > 1 and np.any(indices[:, 1:] == indices[:, :-1]):
+        raise ValueError("indices have a class twice in one row")
+    values = np.take_along_axis(values.reshape(rows, k), order, -1)
+    if values.dtype.itemsize == 2:
+        values = values.astype(np.float32)
+    starts = np.arange(rows + 1, dtype=np.int64) * k
+    matrix = csr_array((values.ravel(), indices.ravel().astype(np.int64), starts), shape=(rows, n_classes))
+    matrix.has_canonical_format = True
+    return matrix

@@ -1,0 +1,93 @@
+"""Optional packages: imported when first used; a missing one is reported with the command that installs it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+# Packages whose name to install differs from the name to import.
+PACKAGES = {"sklearn": "scikit-learn"}
+
+
+class UnusableError(Exception):
+    """A command cannot be carried out.  The message gives the reason and the remedy; the exit code is 2."""
+
+
+def load(module: str, extra: str) -> Any:
+    """Import a module, or raise an error that names the extra of csoftmax which installs it."""
+    package = module.partition(".")[0]
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise UnusableError(
+            f"this needs {PACKAGES.get(package, package)}, which cannot be imported ({error}); install it with: "
+            f"pip install 'csoftmax[{extra}]'"
+        ) from error
+
+
+def check_folder(path: Path) -> None:
+    """Refuse a file to write whose folder does not exist: before the work rather than after it."""
+    folder = path.resolve().parent
+    if not folder.is_dir():
+        raise UnusableError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}")
+
+
+def check_picture(path: Path) -> None:
+    """Refuse a picture that could not be written: before the work rather than after it."""
+    if path.suffix not in (".png", ".svg", ".pdf"):
+        raise UnusableError(f"a picture's name must end in .png, .svg or .pdf, got {str(path)!r}")
+    check_folder(path)
+
+
+def new_figure(extra: str, width: float, height: float) -> Any:
+    """Create a matplotlib figure that needs no display and leaves the user's matplotlib state alone."""
+    figure = load("matplotlib.figure", extra).Figure(figsize=(width, height), layout="constrained")
+    load("matplotlib.backends.backend_agg", extra).FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, path: Path) -> None:
+    """Write a figure to a file."""
+    try:
+        figure.savefig(path, dpi=150)
+    except OSError as error:
+        raise UnusableError(f"cannot write {str(path)!r}: {error}") from error
+
+
+class Counter:
+    """The part of tqdm's interface that the commands use, as a plain count, on a terminal only."""
+
+    def __init__(self, total: int | None, desc: str) -> None:
+        self.total, self.desc, self.done, self.note = total, desc, 0, ""
+
+    def __enter__(self) -> Counter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if sys.stderr.isatty():
+            print(file=sys.stderr)
+
+    def set_postfix_str(self, note: str) -> None:
+        """Set the text behind the count."""
+        self.note = note
+
+    def update(self) -> None:
+        """Count one step more."""
+        self.done += 1
+        if sys.stderr.isatty():
+            of = f"/{self.total}" if self.total else ""
+            print(f"\r{self.desc}: {self.done}{of} {self.note:<50.50}", end="", file=sys.stderr, flush=True)
+
+
+def progress(total: int | None, desc: str) -> Any:
+    """Create a progress bar on stderr (tqdm's, or a `Counter` without tqdm); it is silent if stderr is no terminal."""
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return Counter(total, desc)
+    return tqdm(total=total, desc=desc, disable=None, dynamic_ncols=True)

@@ -1,0 +1,20 @@
+"""The one list of operations: a record for every public function of csoftmax that computes."""
+
+from __future__ import annotations
+
+from . import cross_entropy, entmax, linear_cross_entropy, sample, softmax, topk
+from .record import Operation
+
+OPERATIONS: tuple[Operation, ...] = (
+    *softmax.RECORDS,
+    *cross_entropy.RECORDS,
+    *linear_cross_entropy.RECORDS,
+    *topk.RECORDS,
+    *entmax.RECORDS,
+    *sample.RECORDS,
+)
+BY_NAME = {operation.name: operation for operation in OPERATIONS}
+# The operations of one C signature, which the registry of the core lists.
+SOFTMAX_FAMILY = softmax.RECORDS
+FORWARD = tuple(operation for operation in SOFTMAX_FAMILY if operation.inputs == 1)
+BACKWARD = tuple(operation for operation in SOFTMAX_FAMILY if operation.inputs == 2)

@@ -1,0 +1,130 @@
+"""sample: its record, and the interval of classes in which the inverse of the distribution must lie."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .formats import EXACT, Bounds
+from .record import CLASSES, DRAWS, Argument, BadCall, Operation, Result, Variant
+from .samples import FixedUniform
+from .softmax import exact_forward, make_logits, mask_of
+from .topk import NO_QUICK_PATH, SPARSE
+
+DRAWS_OF_A_ROW = 9
+
+
+def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
+    """Return the probabilities of one row after all filters, and the classes in the order of the draw."""
+    x = np.asarray(x).astype(EXACT)
+    n = len(x)
+    order = np.argsort(-x, kind="stable")
+    if temperature == 0:
+        return np.eye(n, dtype=EXACT)[order[0]], order
+    p = exact_forward(x, temperature)[0]
+    if top_k is not None:
+        p[order[top_k:]] = 0
+        p /= p.sum()
+    if top_p is not None and top_p < 1:
+        before = np.concatenate([[0], np.cumsum(p[order])[:-1]])
+        p[order[before >= top_p]] = 0
+        p /= p.sum()
+    if min_p is not None:
+        p[p < min_p * p.max()] = 0
+        p /= p.sum()
+    is_filtered = (top_k is not None and top_k < n) or (top_p is not None and top_p < 1)
+    return p, order if is_filtered else np.arange(n)
+
+
+def exact_draws(logits, rng, size, where=None, **filters):
+    """Return the classes at which the sums of the probabilities may pass the uniform numbers.
+
+    Sums of float32 exponentials are good to about 1e-6, of float64 ones to 1e-12.
+    """
+    logits = np.asarray(logits)
+    tolerance = 1e-12 if logits.dtype == np.float64 else 1e-6
+    wide = logits.astype(np.float64)
+    if where is not None:
+        wide = np.where(where, wide, -np.inf)
+    uniforms = rng.random((len(logits), size))
+    low, high = np.empty((2, len(logits), size), np.int64)
+    for row, numbers in enumerate(uniforms):
+        p, order = distribution(wide[row], **filters)
+        sums, last = np.cumsum(p[order]), np.flatnonzero(p[order])[-1]
+        ends = [np.minimum(np.searchsorted(sums, numbers + sign * tolerance, side="right"), last) for sign in (-1, 1)]
+        if np.array_equal(order, np.arange(len(order))):
+            low[row], high[row] = ends
+        else:  # the order of the draw is not that of the classes: only draws without doubt have two equal ends
+            low[row], high[row] = (order[end] for end in ends)
+            doubtful = ends[0] != ends[1]
+            low[row][doubtful], high[row][doubtful] = 0, len(order) - 1
+    return (Bounds(low, high),)
+
+
+def draw(**filters):
+    """Return options that draw with fixed uniform numbers."""
+
+    def options(shape, dtype, seed):
+        size = (int(np.prod(shape[:-1])), DRAWS_OF_A_ROW)
+        given = {"rng": FixedUniform(np.random.default_rng(seed + 7).random(size)), "size": DRAWS_OF_A_ROW}
+        return given | filters
+
+    return options
+
+
+def draw_masked(shape, dtype, seed):
+    return draw()(shape, dtype, seed) | mask_of(shape, dtype, seed)
+
+
+NO_MASS = "no mass to draw from in row"
+RECORDS = (
+    Operation(
+        "sample",
+        "sample",
+        (Argument("logits", CLASSES),),
+        (Result("indices", DRAWS, "index"),),
+        make_logits,
+        exact_draws,
+        lambda dtype, options: (0.0,),
+        {
+            "plain": Variant(draw()),
+            "T = 0.5": Variant(draw(temperature=0.5)),
+            "T = 0": Variant(draw(temperature=0.0)),
+            "top-k": Variant(draw(top_k=12)),
+            "top-p": Variant(draw(top_p=0.8)),
+            "min-p": Variant(draw(min_p=0.2)),
+            "every filter": Variant(draw(temperature=2.0, top_k=30, top_p=0.7, min_p=0.1)),
+            "mask": Variant(draw_masked),
+        },
+        {"NaN": NO_MASS, "+inf": NO_MASS, "all -inf": NO_MASS},
+        (
+            BadCall({"temperature": -1}, ValueError, "temperature must be at least 0, got -1"),
+            BadCall(
+                {"temperature": [1, np.nan, 1]}, ValueError, r"temperature must be at least 0, got nan for row \(1\)"
+            ),
+            BadCall({"temperature": [1, 2]}, ValueError, r"temperature has shape \(2,\), which does not broadcast"),
+            BadCall({"temperature": "1"}, TypeError, "temperature must hold real numbers"),
+            BadCall({"temperature": 10**400}, TypeError, "temperature must hold real numbers"),
+            BadCall({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
+            BadCall({"top_k": 1.5}, TypeError, "top_k must hold integers"),
+            BadCall({"top_p": 0.0}, ValueError, "top_p must be greater than 0 and at most 1, got 0.0"),
+            BadCall({"top_p": 1.01}, ValueError, "top_p must be greater than 0"),
+            BadCall({"min_p": -0.1}, ValueError, "min_p must be at least 0 and at most 1"),
+            BadCall({"min_p": np.nan}, ValueError, "min_p must be at least 0"),
+            BadCall({"size": -1}, ValueError, "size must be at least 0"),
+            BadCall({"size": True}, TypeError, "size must be an int"),
+            BadCall({"size": 1.5}, TypeError, "size must be an int, a tuple of ints or None"),
+            BadCall({"rng": -1}, ValueError, "rng must be at least 0 where it is an int, got -1"),
+            BadCall({"rng": "x"}, TypeError, "rng must be None, an int or a numpy.random.Generator"),
+            BadCall({"out": np.empty((3, 9))}, TypeError, "out has dtype float64"),
+            BadCall({"out": np.empty(4, np.int64)}, ValueError, r"out has shape \(4,\)"),
+            BadCall({"where": np.zeros((3, 4), bool)}, ValueError, "nothing but -inf"),
+            BadCall({"logits": np.zeros((3, 0), np.float32)}, ValueError, "nothing but -inf"),
+        ),
+        SPARSE,
+        exempt={
+            "overlap": "its out holds class numbers, and logits in that memory are read as integers of no meaning",
+            "quick": NO_QUICK_PATH,
+            "memory": "its results, a few numbers a row, are too small for the memory that is kept",
+        },
+    ),
+)

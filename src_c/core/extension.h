@@ -1,0 +1,45 @@
+/* Functions that the Python extension calls beside those of csoftmax.h.  In a shared library these functions have a
+ * version of their own (csoftmax.map, which make_interface.py writes from this header). */
+#ifndef CSM_CORE_EXTENSION_H
+#define CSM_CORE_EXTENSION_H
+
+#include "../../csoftmax/include/csoftmax.h"
+#include "../kernel/table.h"
+
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility push(default)
+#endif
+
+/* isa/dispatch.c */
+const csm_table *csm_current_table(void);
+const char *csm_source(void); /* CSM_SOURCE_HASH of the library */
+
+/* core/parallel.c */
+int csm_openmp(void);       /* _OPENMP, 0 without */
+int csm_openmp_limit(void); /* threads that OpenMP would use by default */
+
+/* Constants that the CUDA backend gets from here, so that they are computed once, and in double. */
+void csm_set_scales(csm_scales *, double temperature, int single);
+void csm_set_entmax(csm_entmax *, double alpha, int single);
+csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);
+
+/* The drivers, with the table to use: the functions of csoftmax.h pass the current one. */
+csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *input, const csm_view *y,
+                   const csm_view *result, const csm_options *); /* input: x, or dy of a gradient, whose y is given */
+csm_status csm_run_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *gradient,
+                        double *loss, csm_loss_options *);
+csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
+                        const csm_view *values, const csm_view *indices, const csm_topk_options *);
+csm_status csm_run_entmax(csm_dtype, const csm_table *, const csm_shape *, const csm_view *input, const csm_view *y,
+                          const csm_view *result, const csm_entmax_options *); /* as csm_run */
+csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
+                               const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
+                               const csm_entmax_options *);
+csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
+                          const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
+
+#if defined(__GNUC__) && !defined(_WIN32)
+#pragma GCC visibility pop
+#endif
+
+#endif

@@ -1,0 +1,37 @@
+/* Strided copies, and the normal form of a layout. */
+#ifndef CSM_CORE_LAYOUT_H
+#define CSM_CORE_LAYOUT_H
+
+#include "../../csoftmax/include/csoftmax.h"
+
+typedef struct csm_strided {
+    const char *data;
+    ptrdiff_t row, axis; /* bytes between rows, between classes */
+} csm_strided;
+
+/* to[r][j] = from[r][j], or the itemsize bytes at fill where the mask is 0.  pitch: bytes between rows of `to`. */
+void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, size_t itemsize,
+                const csm_strided *mask, const void *fill);
+void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows, size_t n,
+                 size_t itemsize);
+
+/* Whether every element is aligned and, if the view has the softmax axis, rows are contiguous along it. */
+int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
+
+/* Rows that are copied to scratch in groups: bytes between two rows, an odd number of cache lines, so that rows do not
+ * share a cache set; and how many rows make a group. */
+size_t csm_pack_pitch(size_t n, size_t itemsize);
+size_t csm_pack_rows(size_t n, size_t itemsize);
+enum { CSM_PACK_LIMIT_BYTES = 8 << 20 };
+
+/* Byte offset of a row, from its index in C order; bytes between two rows along the last batch axis. */
+ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row);
+ptrdiff_t csm_last_stride(const csm_shape *, const csm_view *);
+
+enum { CSM_MAX_VIEWS = 8 };
+/* Copies a view up to its last batch axis: a csm_view is 528 bytes. */
+void csm_copy_view(csm_view *to, const csm_view *from, size_t ndim);
+/* Orders the batch axes by the strides of the first view, drops those of length 1, and joins those that allow it. */
+void csm_collapse(csm_shape *shape, csm_view *const *views, int count);
+
+#endif

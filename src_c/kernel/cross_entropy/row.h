@@ -1,0 +1,297 @@
+/* Cross-entropy: the scalar work for a row, in double and, where the rounding would show, in pairs of doubles. */
+#ifndef CSM_CROSS_ENTROPY_ROW_H
+#define CSM_CROSS_ENTROPY_ROW_H
+
+#include "../../math/pair.h"
+#include "../softmax/combine.h"
+#include "job.h"
+
+/* Sets the divisor of a mean, 1 if there is none. */
+INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
+    const csm_pair per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
+    c->per_divisor = per.hi;
+    c->per_divisor_low = per.lo;
+    c->simple = !c->soft && c->smoothing == 0 && c->z_loss == 0 && c->temperature == 1 && c->clip_norm == CSM_INF &&
+                c->clip_value == CSM_INF && c->divisor_exponent >= -20 && c->divisor_exponent <= 0;
+}
+
+/* e^(x/T - n ln 2) 2^bias for the n of a row's maximum, x <= max. */
+INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bias) {
+    csm_block at;
+    double z = x / t->t;
+    if (!((n - 4) * 0.6931471805599453 - z < 1400)) return 0; /* below the subnormal numbers with any bias */
+    at.n = (z * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
+    csm_top(x, t->t, 0, 0, &at);
+    double d = at.n - n + bias, half = (d * 0.5 + 0x1.8p52) - 0x1.8p52;
+    return at.top * csm_pow2(half) * csm_pow2(d - half);
+}
+
+/* Adds the maxima to S', the sum without them. */
+INLINE void csm_loss_total(double *total, double *low, double count, double top, double top_low) {
+    const double maxima = count * top;
+    *low += fma(count, top, -maxima) + count * top_low;
+    csm_two_sum(total, low, maxima);
+    const double sum = *total + *low; /* the low part of a sum can be large */
+    *low = (*total - sum) + *low;
+    *total = sum;
+}
+/* Whether a row is read at all.  Sets its label, or -1, and its weight in `in`. */
+INLINE int csm_loss_reads(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+    in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
+    in->weight = 1;
+    if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);
+    return !(job->label && in->label < 0) && in->weight != 0;
+}
+/* For a call that is simple: the factor of a row's gradient, and the gradient of the label. */
+INLINE double csm_loss_share(const csm_loss_call *c) { return c->per_divisor * csm_pow2(c->divisor_exponent); }
+INLINE double csm_loss_simple_target(double share, double others, double total) { return -(share * others) / total; }
+
+/* Losses whose logarithms are still to be taken, several at once: weight ((factor log1p(q) + far) + label). */
+enum { CSM_PENDING = 8 };
+typedef struct csm_pending_losses {
+    double q[CSM_PENDING], q_low[CSM_PENDING], factor[CSM_PENDING], far[CSM_PENDING], label[CSM_PENDING],
+        weight[CSM_PENDING];
+    double *loss[CSM_PENDING];
+    int count;
+} csm_pending_losses;
+
+/* Sums and loss of a row.  to: where the loss goes beside row->loss; NULL only without `pending`.  pending: NULL, or
+ * the list to which the loss may be added; then row->loss, row->sums.tail and *to are not set.  (Only the gradient of
+ * z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
+INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
+                          double bias, csm_loss_row *row, csm_pending_losses *pending, double *to) {
+    const double epsilon = c->smoothing, t = c->t->t;
+    double far = 0, quotient, quotient_low;
+    csm_combine_quotient(blocks, count, &row->sums, &quotient, &quotient_low);
+    const int waits = pending && c->z_loss == 0 && !row->sums.is_nan;
+    if (!waits) row->sums.tail = csm_log1p(quotient, quotient_low);
+    const csm_row *s = &row->sums;
+    for (size_t b = 0; b < count && (c->soft || epsilon != 0); b++) { /* no term is negative */
+        far += blocks[b].far;
+        const double apart = s->max - csm_reference(blocks[b].max, c->t);
+        if (apart != 0 && blocks[b].mass != 0) far += apart * blocks[b].mass; /* a mass can be infinite */
+    }
+    row->total = s->hi;
+    row->total_low = s->lo;
+    csm_loss_total(&row->total, &row->total_low, s->count, s->top, s->top_low);
+
+    double q = (1 - epsilon) * in->mass + (epsilon != 0 ? epsilon / (double)c->n * c->weight_sum : 0);
+    const double from_far = far != 0 ? far / t : 0, label_part = (1 - epsilon) * in->w_label;
+    double from_label = 0, loss = waits ? 0 : q * s->tail + from_far;
+    if (in->label >= 0) {
+        if (label_part != 0) from_label = label_part * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
+        loss += from_label;
+        if (c->gradient) {
+            row->e_label = s->top;
+            row->others = (s->hi + (s->count - 1) * s->top) + s->lo;
+            if (in->x_label < s->max) {
+                double d = in->n - s->n;
+                if (in->e_label < 0) row->e_label = csm_exp_at(in->x_label, c->t, s->n, bias);
+                else row->e_label = in->e_label * csm_pow2(d < -1000 ? -1000 : d) * csm_pow2(d < -1000 ? d + 1000 : 0);
+                row->others = (row->total - row->e_label) + row->total_low;
+            }
+        }
+    }
+    row->is_nan = s->is_nan;
+    if (waits) {
+        const int at = pending->count++;
+        pending->q[at] = quotient;
+        pending->q_low[at] = quotient_low;
+        pending->factor[at] = q;
+        pending->far[at] = from_far;
+        pending->label[at] = from_label;
+        pending->weight[at] = in->weight;
+        pending->loss[at] = to;
+        return;
+    }
+    if (c->z_loss != 0) {
+        double lse = in->max / c->temperature + s->tail;
+        loss += c->z_loss * (lse * lse);
+    }
+    row->loss = row->is_nan ? CSM_NAN : in->weight * loss;
+    if (to) *to = row->loss;
+}
+
+/* A product of factors of any size, as mantissa and exponent. */
+typedef struct csm_factor {
+    csm_pair m;
+    double e;
+} csm_factor;
+INLINE void csm_factor_by(csm_factor *f, double x) {
+    if (x == 1) return;
+    f->e += csm_take_exponent(&x);
+    f->m = csm_pair_mul(f->m, csm_pair_of(x, 0));
+}
+
+/* Parts of the factors as pairs, for float64, where successive roundings would add up: (1 - epsilon), epsilon / n, and
+ * g = (1 - epsilon) mass + epsilon / n weight_sum + 2 z_loss lse.  Returns 0 if numbers are too large or too small. */
+typedef struct csm_loss_pairs {
+    csm_pair rest, flat, g;
+} csm_loss_pairs;
+static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_input *in, double tail,
+                                      csm_loss_pairs *to) {
+    const double epsilon = c->smoothing, rest = 1 - epsilon, q = in->mass + c->weight_sum,
+                 of_max = in->max / c->temperature;
+    const double z = 2 * c->z_loss, lower = 0x1p-500, upper = 0x1p500;
+    if (!(q >= lower && q <= upper && (z == 0 || (z >= lower && fabs(of_max) <= upper)))) return 0;
+    to->rest = csm_pair_of(rest, (1 - rest) - epsilon);
+    to->flat = csm_pair_of(0, 0);
+    to->g = csm_pair_mul(to->rest, csm_pair_of(in->mass, 0));
+    if (epsilon != 0) {
+        to->flat = csm_pair_div(csm_pair_of(epsilon, 0), csm_pair_of((double)c->n, 0));
+        const csm_pair all = csm_pair_mul(to->flat, csm_pair_of(c->weight_sum, 0));
+        csm_two_sum(&to->g.hi, &to->g.lo, all.hi);
+        to->g.lo += all.lo;
+    }
+    if (z != 0) {
+        csm_pair lse = {of_max, 0};
+        csm_two_sum(&lse.hi, &lse.lo, tail);
+        const csm_pair by_z = csm_pair_mul(lse, csm_pair_of(z, 0));
+        csm_two_sum(&to->g.hi, &to->g.lo, by_z.hi);
+        to->g.lo += by_z.lo;
+    }
+    return 1;
+}
+
+/* The gradient k [p (g - a) - a (1 - p)] of the label, which is exact where p is nearly 1.  p: e_label / total, 1 - p:
+ * others / total; pairs: NULL, or the parts of g and a. */
+INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, double a, csm_loss_pairs *pairs,
+                              const int single, const csm_loss_row *row) {
+    if (single) return (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total;
+    /* in pairs, because every rounding counts; plain labels: relative to the result */
+    csm_pair apart = csm_pair_of(g - a, 0), label_part = csm_pair_of(a, 0);
+    if (pairs) {
+        csm_two_sum(&pairs->rest.hi, &pairs->rest.lo, pairs->flat.hi);
+        pairs->rest.lo += pairs->flat.lo;
+        label_part = csm_pair_mul(csm_pair_of(in->w_label, 0), pairs->rest);
+        apart = pairs->g;
+        csm_two_sum(&apart.hi, &apart.lo, -label_part.hi);
+        apart.lo -= label_part.lo;
+    }
+    csm_pair sum = csm_pair_mul(csm_pair_mul(k, label_part), csm_pair_of(-row->others, 0));
+    if (g != a) {
+        const csm_pair more = csm_pair_mul(csm_pair_mul(k, apart), csm_pair_of(row->e_label, 0));
+        csm_two_sum(&sum.hi, &sum.lo, more.hi);
+        sum.lo += more.lo;
+    }
+    return 0 + csm_pair_div(sum, csm_pair_of(row->total, row->total_low)).hi; /* no -0 */
+}
+
+/* The factors of a row's gradient.  shrink: the factor of clip_norm; negative for the gradient of the row loss alone,
+ * whose norm is to be found. */
+static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
+                                          csm_loss_row *row) {
+    const double epsilon = c->smoothing, flat = epsilon != 0 ? epsilon / (double)c->n : 0;
+    const int is_row_alone = shrink < 0, clips = !is_row_alone && c->clip_value < CSM_INF;
+    const csm_row *s = &row->sums;
+    const csm_factor unit = {{1, 0}, 0};
+    csm_factor reduction = unit, k;
+    double q = (1 - epsilon) * in->mass + (epsilon != 0 ? flat * c->weight_sum : 0), g = q;
+    if (!is_row_alone) {
+        reduction.m = csm_pair_of(c->per_divisor, c->per_divisor_low);
+        reduction.e = c->divisor_exponent;
+        csm_factor_by(&reduction, in->upstream);
+    }
+    k = is_row_alone || clips ? unit : reduction;
+    csm_factor_by(&k, in->weight);
+    if (!is_row_alone) csm_factor_by(&k, shrink);
+    if (c->temperature != 1) {
+        k.m = csm_pair_mul(k.m, csm_pair_of(c->per_t, c->per_t_low));
+        k.e += c->t_exponent;
+    }
+    if (c->z_loss != 0) g += 2 * c->z_loss * (in->max / c->temperature + s->tail);
+    if (!(g - g == 0)) g = copysign(0x1.fffffffffffffp1023, g);
+
+    /* The gradient has the magnitude k max(q, |g|).  If that is ordinary, the power of two goes into k; otherwise k is
+ * brought as near as needed and the rest is put off to the end, so that nothing is subnormal or infinite in between. */
+    double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
+    const double lower = single ? -20 : -300, upper = single ? 100 : 300;
+    if (largest == 0) k.m = csm_pair_of(0, 0);
+    if (k.e + e < lower) up = -e;
+    if (k.e + e > upper) up = upper - e;
+    up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
+    double put_off = k.e - up, power = csm_pow2(up);
+    k.m.hi *= power;
+    k.m.lo *= power;
+    csm_pair f;
+    csm_loss_pairs p;
+    int paired = 0;
+    row->soft = k.m.hi * (1 - epsilon);
+    row->flat = k.m.hi * flat;
+    if (single) {
+        f.hi = k.m.hi * g / row->total;
+        f.lo = (double)(float)(f.hi - (double)(float)f.hi);
+        f.hi = (double)(float)f.hi;
+    } else {
+        csm_pair by_g = k.m;
+        if (g != 1) {
+            if ((paired = csm_loss_in_pairs(c, in, s->tail, &p))) {
+                by_g = csm_pair_mul(k.m, p.g);
+                row->soft = csm_pair_mul(k.m, p.rest).hi;
+                row->flat = csm_pair_mul(k.m, p.flat).hi;
+            } else {
+                by_g = csm_pair_mul(k.m, csm_pair_of(g, 0));
+            }
+        }
+        f = csm_pair_div(by_g, csm_pair_of(row->total, row->total_low));
+    }
+    row->f = f.hi;
+    row->f_low = f.lo;
+    row->clip = CSM_INF;
+    row->post = 1;
+    row->post_low = 0;
+    row->post_exponent = put_off;
+    if (clips) {
+        row->clip = csm_times_pow2(c->clip_value, -put_off);
+        row->post = reduction.m.hi;
+        row->post_low = reduction.m.lo;
+        row->post_exponent += reduction.e;
+        if (single) {
+            row->post = (double)(float)reduction.m.hi;
+            row->post_low = (double)(float)((reduction.m.hi - row->post) + reduction.m.lo);
+        }
+    }
+    row->plain = !clips && put_off == 0;
+    row->is_nan = s->is_nan || f.hi != f.hi || row->post != row->post;
+    if (in->label < 0) return;
+    row->target = csm_loss_target(in, k.m, g, in->w_label * ((1 - epsilon) + flat), paired ? &p : NULL, single, row);
+    if (is_row_alone) return;
+    if (clips) row->target = row->target > row->clip ? row->clip : row->target < -row->clip ? -row->clip : row->target;
+    if (!row->plain) row->target = csm_times_pow2(row->target * (row->post + row->post_low), row->post_exponent);
+}
+/* The same.  The common case is computed in line, with the bits of the general one. */
+INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
+                             csm_loss_row *row) {
+    if (c->simple && in->weight == 1 && in->upstream == 1 && in->w_label == 1) {
+        const double a = csm_loss_share(c);
+        if (single) {
+            double f = a / row->total;
+            row->f = (double)(float)f;
+            row->f_low = (double)(float)(f - row->f);
+        } else {
+            csm_pair f = csm_pair_div(csm_pair_of(a, c->per_divisor_low * csm_pow2(c->divisor_exponent)),
+                                      csm_pair_of(row->total, row->total_low));
+            row->f = f.hi;
+            row->f_low = f.lo;
+        }
+        row->target = csm_loss_simple_target(a, row->others, row->total);
+        row->soft = row->flat = row->post_low = row->post_exponent = 0;
+        row->clip = CSM_INF;
+        row->post = row->plain = 1;
+        row->is_nan = row->sums.is_nan;
+        return;
+    }
+    csm_loss_any_factors(c, in, shrink, single, row);
+}
+
+/* The factor that limits the norm of a gradient to clip_norm.  squares: the sum of the squares that `factors` with
+ * shrink -1 describes, before the power that is put off, without the label's. */
+INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, const csm_loss_row *row,
+                              double squares) {
+    double upper = csm_times_pow2(c->clip_norm, -row->post_exponent);
+    if (in->label >= 0) squares += row->target * row->target;
+    double norm = sqrt(squares);
+    return norm > upper ? upper / norm : 1;
+}
+
+#endif

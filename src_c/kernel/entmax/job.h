@@ -1,0 +1,33 @@
+/* The arguments of the kernels of alpha-entmax, and the table of the kernels. */
+#ifndef CSM_ENTMAX_JOB_H
+#define CSM_ENTMAX_JOB_H
+
+#include "../../vec/standard.h"
+
+/* See solve.h. */
+typedef enum csm_entmax_kind { CSM_SPARSEMAX, CSM_ENTMAX15, CSM_ENTMAX_ANY } csm_entmax_kind;
+typedef struct csm_entmax {
+    csm_entmax_kind kind;
+    int single; /* the result is float or shorter: pairs only near alpha = 1 */
+    double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
+} csm_entmax;
+/* Scratch and result of a row: the survivors of the filter (z as a pair; arrays of `capacity` elements, a multiple of
+ * 8), then the support in the order of its indices: probabilities p, and u = p^scale.  c = 1 + t + t_low; for p < 1
+ * c = t + t_low. */
+typedef struct csm_support {
+    double *z, *z_low, *p, *u;
+    size_t *index;
+    size_t capacity, count;
+    double max, t, t_low;
+    int is_nan;
+} csm_support;
+typedef struct csm_entmax_kernels {
+    /* Returns how many survive the filter; if more than s->capacity, nothing is done. */
+    size_t (*support)(const void *x, size_t n, const csm_entmax *, csm_support *s);
+    /* Writes the support times factor, and 0 elsewhere. */
+    void (*spread)(const csm_support *, double factor, void *y, size_t n);
+    /* dx may be dy or y. */
+    void (*vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *);
+} csm_entmax_kernels;
+
+#endif

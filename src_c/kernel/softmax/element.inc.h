@@ -1,0 +1,129 @@
+/* The second passes on one element, or one vector of elements.  Shared by the kernels of every storage type and by the
+ * CUDA kernels, which include this file with the scalar vocabulary.
+ */
+#ifndef V
+#error "element.inc.h needs V(name), the constants of the compute type and V(LOAD_REAL)"
+#endif
+
+INLINE V(t) V(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
+    *count = V(add)(*count, V(keep)(is_max, V(set)(1)));
+    return V(drop)(is_max, e);
+}
+
+INLINE V(t) V(scaled)(V(t) e, V(t) r, V(t) r_low) { return V(fma)(e, r, V(mul)(e, r_low)); }
+
+/* The factor 2^d r of e' in softmax, d = n of the block less n of the row: r as a pair and, applied before it, `up`,
+ * which takes the power of two where r 2^d could be subnormal (else 1). */
+typedef struct V(scaling) {
+    V(t) up, f, f_low;
+    int plain; /* up is 1 */
+} V(scaling);
+INLINE V(scaling) V(scaling_of)(const csm_row *row, double d) {
+    V(scaling) s;
+    const double power = csm_pow2(d >= -EXP_SAFE ? d : -EXP_SAFE);
+    s.plain = d >= -EXP_SAFE;
+    s.up = V(set)(s.plain ? 1 : d + EXP_SAFE < 1 - EXP_EXPONENT_BIAS ? 0 : csm_pow2(d + EXP_SAFE));
+    s.f = V(set)(row->r * power);
+    s.f_low = V(set)(row->r_low * power);
+    return s;
+}
+
+typedef struct V(vjp_constants) {
+    V(t) hi, lo, inv_t1, inv_t2, absent;
+    V(shift) shift;
+} V(vjp_constants);
+
+/* s = hi + lo, of one row or of as many rows as a vector has lanes. */
+INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, V(t) hi, V(t) lo, const int log) {
+    V(vjp_constants) c;
+    /* Log: e^y carries 2^bias, s its inverse: e^y then loses nothing down to the subnormal numbers.  Not where s
+     * itself would lose digits; there e^y s vanishes anyway. */
+    V(t) bias = V(zero)(), down = V(set)(1);
+    if (log) {
+        V(mask) ample = V(either)(V(ge)(hi, V(set)(EXP_SMALL)), V(ge)(V(set)(-EXP_SMALL), hi));
+        bias = V(keep)(ample, V(set)(EXP_BIAS));
+        down = V(select)(ample, V(set)(csm_pow2(-EXP_BIAS)), down);
+    }
+    c.hi = V(mul)(hi, down);
+    c.lo = V(mul)(lo, down);
+    c.inv_t1 = V(set)(t->inv_t1);
+    c.inv_t2 = V(set)(t->inv_t2);
+    c.absent = V(set)(log ? -CSM_INF : 0);
+    c.shift = V(shift_by)(V(add)(V(set)(EXP_EXPONENT_BIAS), bias), t, 0);
+    return c;
+}
+
+INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
+    V(mask) absent = V(eq)(y, c.absent);
+    V(t) d;
+    if (log) {
+        /* A larger number is no logarithm of a probability; the exponent must not overflow. */
+        V(t) e = V(min)(V(set)(EXP_LARGEST_LOG), y), scale;
+        V(exp_parts)(1, &e, &scale, c.shift, 0);
+        d = V(fnma)(c.lo, scale, V(fnma)(c.hi, scale, dy));
+        d = V(fnma)(c.hi, V(mul)(e, scale), d);
+        d = V(mul)(V(mul)(d, c.inv_t1), c.inv_t2);
+    } else {
+        d = V(mul)(V(mul)(V(mul)(y, c.inv_t1), V(sub)(V(sub)(dy, c.hi), c.lo)), c.inv_t2);
+    }
+    d = V(select)(V(ordered)(d), d, V(set)(CSM_NAN));
+    return V(drop)(absent, d);
+}
+
+/* The numbers from i on: a whole vector, or the last `count` and then 0. */
+INLINE V(t) V(loss_reals)(const void *p, size_t i, size_t count) {
+    const REAL *from = (const REAL *)p;
+    return count >= V(W) ? V(LOAD_REAL)(from + i) : V(LOAD_PART_REAL)(from + i, count, V(zero)());
+}
+typedef struct V(loss_constants) {
+    V(t) f, f_low, shift, post, post_low, power1, power2, clip_high, clip_low, soft, flat;
+} V(loss_constants);
+
+/* e' of a block is relative to the block's n and needs 2^d, d <= 0.  The factor takes it; below 2^-8 a factor of its
+ * own does, as far as that is a normal number (then the gradient is subnormal, and the rest does no harm in the
+ * factor). */
+INLINE int V(loss_set)(const csm_block *block, const csm_loss_row *row, V(loss_constants) *c) {
+    const double d = block->n - row->sums.n, min_shift = 26 - EXP_EXPONENT_BIAS;
+    const int folded = d >= -8;
+    const double own_shift = folded ? 0 : d < min_shift ? min_shift : d, up = csm_pow2(d - own_shift);
+    c->f = V(set)(row->f * up);
+    c->f_low = V(set)(row->f_low * up);
+    c->shift = V(set)(csm_pow2(own_shift));
+    c->post = V(set)(row->post);
+    c->post_low = V(set)(row->post_low);
+    double e = row->post_exponent,
+           range = 2 * EXP_EXPONENT_BIAS; /* a power of two, in two halves that are normal numbers */
+    e = e > range ? range : e < 4 - range ? 4 - range : e;
+    double half = (e * 0.5 + 0x1.8p52) - 0x1.8p52;
+    c->power1 = V(set)(csm_pow2(half));
+    c->power2 = V(set)(csm_pow2(e - half));
+    c->clip_high = V(set)(row->clip);
+    c->clip_low = V(set)(-row->clip);
+    c->soft = V(set)(row->soft > EXP_MOST ? EXP_MOST : row->soft);
+    c->flat = V(set)(row->flat > EXP_MOST ? EXP_MOST : row->flat);
+    return folded;
+}
+/* g = e f + e f_low - w (soft q + flat).  q, w: whether there are any; plain: no shift, no clip, no post. */
+INLINE V(t) V(loss_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, V(loss_constants) c,
+                             const int q, const int w, const int plain) {
+    if (!plain) e = V(mul)(e, c.shift);
+    V(t) g;
+    if (w) {
+        V(t) a = q ? V(fma)(c.soft, V(loss_reals)(terms->q, i, count), c.flat) : c.flat;
+        a = V(min)(V(set)(EXP_MOST), a); /* a weight of 0 makes it 0 */
+        g = V(fnma)(a, V(loss_reals)(terms->w, i, count), V(mul)(e, c.f_low));
+    } else {
+        g = V(fma)(e, c.f_low, V(sub)(V(zero)(), c.flat));
+        if (q) g = V(fnma)(c.soft, V(loss_reals)(terms->q, i, count), g);
+    }
+    return V(fma)(e, c.f, g);
+}
+/* The same for terms that may be NULL. */
+INLINE V(t) V(loss_any_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, V(loss_constants) c) {
+    if (!terms) return V(scaled)(V(mul)(e, c.shift), c.f, c.f_low);
+    if (terms->w)
+        return terms->q ? V(loss_gradient)(e, terms, i, count, c, 1, 1, 0)
+                        : V(loss_gradient)(e, terms, i, count, c, 0, 1, 0);
+    return terms->q ? V(loss_gradient)(e, terms, i, count, c, 1, 0, 0)
+                    : V(loss_gradient)(e, terms, i, count, c, 0, 0, 0);
+}

@@ -1,0 +1,31 @@
+/* The table of kernels that a unit (isa/NAME.c) fills. */
+#ifndef CSM_KERNEL_TABLE_H
+#define CSM_KERNEL_TABLE_H
+
+#include "../registry.h"
+#include "cross_entropy/job.h"
+#include "entmax/job.h"
+#include "softmax/job.h"
+#include "topk/job.h"
+
+typedef struct csm_table {
+    const char *name;
+    csm_kernels kernels[CSM_OP_COUNT][CSM_DTYPE_COUNT];
+    csm_loss_kernels loss[CSM_DTYPE_COUNT];
+    csm_entmax_kernels entmax[CSM_DTYPE_COUNT];
+    /* Finds the indices of the k best of n, 0 < k <= n, for s->index; best first if `sorted`. */
+    void (*select[CSM_DTYPE_COUNT])(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
+    /* pass1 of softmax for a known block->max, without e' */
+    void (*softmax_sum[CSM_DTYPE_COUNT])(const void *x, size_t n, const csm_temperature *, csm_block *block);
+    double (*max[CSM_DTYPE_COUNT])(const void *x, size_t n);
+    /* storage -> compute type and back; NaN becomes canonical */
+    void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
+    void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
+} csm_table;
+
+/* One exported symbol a unit; NULL when the unit was built without its instruction set. */
+#define CSM_ISA_TABLE(name, bits) extern const csm_table *const csm_table_##name;
+CSM_ISAS(CSM_ISA_TABLE)
+#undef CSM_ISA_TABLE
+
+#endif

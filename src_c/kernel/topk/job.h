@@ -1,0 +1,20 @@
+/* The scratch of a selection of the k best. */
+#ifndef CSM_TOPK_JOB_H
+#define CSM_TOPK_JOB_H
+
+#include "../../vec/standard.h"
+
+/* Scratch of the selection of the k largest or smallest of a row: candidates and their indices, twice, and block maxima
+ * (or, if dense, the row) in the compute type.  Every CSM_SELECT_GROUP elements from the start of the row have one
+ * block maximum, +inf if there is NaN, which are still there afterwards. */
+typedef struct csm_select {
+    void *key, *spare_key;
+    int64_t *index, *spare_index;
+    void *level;
+    size_t capacity, count, maxima; /* numbers of candidates, and of block maxima (0 if dense) */
+} csm_select;
+enum { CSM_SELECT_GROUP = 8, CSM_SELECT_SLACK = 64 /* elements: whole vectors */ };
+/* Whether maxima of blocks of CSM_SELECT_GROUP are too few for finding a threshold for k of n. */
+static inline int csm_is_dense_selection(size_t n, size_t k) { return n < 128 || k > n / (3 * CSM_SELECT_GROUP); }
+
+#endif

@@ -1,0 +1,169 @@
+/* Selection in one compute type: a threshold that at least k numbers reach, and the stable sort of the candidates.
+ *
+ * Keys are integers in the order of the numbers.  -0 is +0.  NaN comes before all numbers among the largest and after
+ * all numbers among the smallest (whose numbers are negated), so that one descending order serves both.
+ * Candidates with equal keys lie in the order of their indices; every sort keeps that order.
+ */
+#ifndef V
+#error "select.inc.h needs V(name)"
+#endif
+
+#if EXP_MANTISSA == 23
+typedef int32_t V(key);
+typedef uint32_t V(ukey);
+enum { V(KEY_BITS) = 32 };
+#define KEY_MOST INT32_MAX
+#define KEY_LEAST INT32_MIN
+#else
+typedef int64_t V(key);
+typedef uint64_t V(ukey);
+enum { V(KEY_BITS) = 64 };
+#define KEY_MOST INT64_MAX
+#define KEY_LEAST INT64_MIN
+#endif
+
+INLINE V(key) V(key_of)(REAL x, const int smallest) {
+    V(key) key;
+    if (x != x) return smallest ? KEY_LEAST : KEY_MOST;
+    x = smallest ? 0 - x : x + 0; /* never -0 */
+    memcpy(&key, &x, sizeof key);
+    return key ^ ((key >> (V(KEY_BITS) - 1)) & KEY_MOST);
+}
+INLINE REAL V(of_key)(V(key) key) {
+    REAL x;
+    key ^= (key >> (V(KEY_BITS) - 1)) & KEY_MOST;
+    memcpy(&x, &key, sizeof x);
+    return x;
+}
+
+/* The next smaller number; below 0 the negative number nearest to it. */
+INLINE REAL V(below)(REAL x) {
+    const V(key) key = V(key_of)(x, 0);
+    return V(of_key)(key - 1 - (key == 0));
+}
+
+INLINE size_t V(count_some)(const REAL *m, size_t count, REAL t) { /* count must be exact in a float */
+    V(t) a = V(zero)(), b = a, c = a, d = a, at = V(set)((double)t), one = V(set)(1);
+    size_t i = 0;
+    for (; i + 4 * V(W) <= count; i += 4 * V(W)) {
+        a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), one));
+        b = V(add)(b, V(keep)(V(ge)(V(LOAD_REAL)(m + i + V(W)), at), one));
+        c = V(add)(c, V(keep)(V(ge)(V(LOAD_REAL)(m + i + 2 * V(W)), at), one));
+        d = V(add)(d, V(keep)(V(ge)(V(LOAD_REAL)(m + i + 3 * V(W)), at), one));
+    }
+    for (; i < count; i += V(W)) a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), one));
+    return (size_t)V(sum_exact)(V(add)(V(add)(a, b), V(add)(c, d)));
+}
+INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* how many are >= t; count is of whole vectors */
+    enum { CHUNK = 1 << 20 };
+    size_t sum = 0;
+    for (size_t i = 0; i < count; i += CHUNK) sum += V(count_some)(m + i, count - i < CHUNK ? count - i : CHUNK, t);
+    return sum;
+}
+
+/* A number t that at least k of the m reach, and few more; no m is NaN.  exact: the k-th largest.
+ * Of up to RANKED numbers the one whose rank is k - 1 is taken; of more, keys are bisected. */
+static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exact) {
+    enum { RANKED = 32, VECTORS = RANKED / V(W) };
+    V(t) largest = V(set)(-CSM_INF), lowest = V(set)(CSM_INF);
+    if (count <= RANKED && k > 1) {
+        V(t) v[VECTORS], above[VECTORS];
+        const V(t) one = V(set)(1), last = V(set)((double)(k - 1));
+        for (size_t l = 0; l < VECTORS; l++) {
+            v[l] = l * V(W) < count ? V(LOAD_REAL)(m + l * V(W)) : largest;
+            above[l] = V(zero)();
+        }
+        for (size_t j = 0; j < count; j++) {
+            const V(t) at = V(set)((double)m[j]);
+            for (size_t l = 0; l < VECTORS; l++) above[l] = V(add)(above[l], V(keep)(V(not_le)(at, v[l]), one));
+        }
+        for (size_t l = 0; l < VECTORS; l++)
+            if (l * V(W) < count) lowest = V(min)(V(select)(V(ge)(last, above[l]), v[l], lowest), lowest);
+        return -V(top)(V(sub)(V(zero)(), lowest));
+    }
+    for (size_t i = 0; i < count; i += V(W)) {
+        V(t) v = V(LOAD_REAL)(m + i);
+        largest = V(max)(v, largest);
+        lowest = V(min)(v, lowest);
+    }
+    V(key) high = V(key_of)(V(top)(largest), 0), low = V(key_of)(-V(top)(V(sub)(V(zero)(), lowest)), 0);
+    if (k == 1) return V(of_key)(high);
+    while (low < high) {
+        V(key) middle = (V(key))((V(ukey))low + ((V(ukey))high - (V(ukey))low) / 2 + 1);
+        if (middle > high) middle = high;
+        size_t reached = V(count_from)(m, count, V(of_key)(middle));
+        if (reached >= k) {
+            low = middle;
+            if (!exact && reached - k <= k / 16) break;
+        } else {
+            high = middle - 1;
+        }
+    }
+    return V(of_key)(low);
+}
+
+INLINE void V(swap)(csm_select *s) { /* makes the spare arrays, where the sorted keys are, the current ones */
+    void *key = s->key;
+    int64_t *index = s->index;
+    s->key = s->spare_key;
+    s->spare_key = key;
+    s->index = s->spare_index;
+    s->spare_index = index;
+}
+
+/* Sorts in descending order, stably: up to RANKED keys by counting the greater ones, more by bytes, the lowest
+ * first. */
+static NOINLINE void V(sort)(csm_select *s) {
+    enum { RANKED = 128 };
+    V(key) *key = (V(key) *)s->key;
+    const size_t count = s->count;
+    V(key) *to = (V(key) *)s->spare_key;
+    int sorted = 1;
+    for (size_t i = 1; i < count && sorted; i++) sorted = key[i - 1] >= key[i];
+    if (sorted) return;
+    if (count <= RANKED) {
+        const size_t padded = (count + 15) / 16 * 16;
+        V(key) before[RANKED]; /* how many are greater */
+        unsigned char same[RANKED];
+        for (size_t i = count; i < padded; i++) key[i] = KEY_LEAST;
+        for (size_t i = 0; i < padded; i++) before[i] = same[i] = 0;
+        for (size_t i = 0; i < count; i += 4) {
+            const V(key) a = key[i], b = key[i + 1], c = key[i + 2], d = key[i + 3];
+            SIMD
+            for (size_t j = 0; j < padded; j++)
+                before[j] += (V(key))((a > key[j]) + (b > key[j])) + ((c > key[j]) + (d > key[j]));
+        }
+        for (size_t i = 0; i < count; i++) {
+            const size_t at = (size_t)before[i] + same[before[i]]++;
+            to[at] = key[i];
+            s->spare_index[at] = s->index[i];
+        }
+        V(swap)(s);
+        return;
+    }
+    size_t places[sizeof(V(key))][256];
+    for (size_t d = 0; d < sizeof(V(key)); d++)
+        for (size_t i = 0; i < 256; i++) places[d][i] = 0;
+#define DIGIT(key, d) (255 - (((V(ukey))(key) ^ (V(ukey))KEY_LEAST) >> 8 * (d) & 255))
+    for (size_t i = 0; i < count; i++)
+        for (size_t d = 0; d < sizeof(V(key)); d++) places[d][DIGIT(key[i], d)]++;
+    for (size_t d = 0; d < sizeof(V(key)); d++) {
+        const V(key) *from = (const V(key) *)s->key;
+        const int64_t *index = s->index;
+        if (places[d][DIGIT(from[0], d)] == count) continue; /* all have this digit */
+        size_t sum = 0;
+        for (size_t i = 0; i < 256; i++) {
+            size_t here = places[d][i];
+            places[d][i] = sum;
+            sum += here;
+        }
+        to = (V(key) *)s->spare_key;
+        for (size_t i = 0; i < count; i++) {
+            size_t at = places[d][DIGIT(from[i], d)]++;
+            to[at] = from[i];
+            s->spare_index[at] = index[i];
+        }
+        V(swap)(s);
+    }
+#undef DIGIT
+}

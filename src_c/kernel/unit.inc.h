@@ -1,0 +1,165 @@
+/* All kernels for all dtypes in one vocabulary, and the table of them.  A unit (isa/NAME.c) defines CSM_UNIT and
+ * includes its vocabulary, then this file. */
+#ifndef CSM_UNIT
+#error "unit.inc.h needs CSM_UNIT, the name of the instruction set"
+#endif
+
+#include "cross_entropy/row.h"
+#include "table.h"
+
+enum {
+    ALIGNED_LENGTH = 512, /* elements of the shortest row whose passes begin at a cache line */
+    ALIGNED_IN_PLACE_LENGTH = 2048, /* the same for a pass that loads what has just been stored in other vectors */
+    EARLY_MAX_LENGTH =
+        2048, /* longest row that finds the next row's maximum: in float, both and the result take 24 KB */
+    GROUPED_LOG_LENGTH = 512, /* longest row whose tail is found in a group of rows; */
+    GROUPED_LOSS_LENGTH = 512, /* the same for losses, whose e' is kept meanwhile; */
+    GROUPED_VJP_LENGTH = 128, /* longest row of a gradient whose sum is found in a group; */
+    GROUPED_SOFTMAX_LENGTH = 2048 / v32_W, /* longest row of softmax in a group: 8 KB of floats */
+};
+#if defined(CSM_NO_UNROLL) /* scalar: unrolling a group would make 128 copies of exp */
+#define UNROLL
+#elif defined(__GNUC__) && !defined(__clang__)
+#define UNROLL _Pragma("GCC unroll 32")
+#elif defined(__clang__)
+#define UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define UNROLL
+#endif
+#if defined(__GNUC__)
+#define CSM_LOWEST_BIT(bits) ((unsigned)__builtin_ctzll(bits))
+#define CSM_BIT_COUNT(bits) ((unsigned)__builtin_popcount(bits))
+#else
+INLINE unsigned csm_lowest_bit(uint64_t bits) {
+    unsigned i = 0;
+    while (!(bits >> i & 1)) i++;
+    return i;
+}
+#define CSM_LOWEST_BIT(bits) csm_lowest_bit(bits)
+INLINE unsigned csm_bit_count(uint64_t bits) {
+    unsigned count = 0;
+    for (; bits; bits &= bits - 1) count++;
+    return count;
+}
+#define CSM_BIT_COUNT(bits) csm_bit_count(bits)
+#endif
+/* Forces a variable to be computed here: gcc puts off the sums of many vectors until it runs out of registers. */
+#if defined(KEEP_IN_REGISTER) /* emulated vectors lie in no register */
+#elif defined(__GNUC__) && defined(__AVX512F__)
+#define KEEP_IN_REGISTER(v) __asm__ volatile("" : "+v"(v))
+#elif defined(__GNUC__) && defined(__x86_64__)
+#define KEEP_IN_REGISTER(v) __asm__ volatile("" : "+x"(v))
+#elif defined(__GNUC__) && defined(__aarch64__)
+#define KEEP_IN_REGISTER(v) __asm__ volatile("" : "+w"(v))
+#else
+#define KEEP_IN_REGISTER(v) ((void)(v))
+#endif
+/* Marks a loop that the compiler may vectorise: over integers, or over floats that are not added up across the loop, so
+ * that lanes are independent.  It needs no OpenMP runtime. */
+#if defined(_OPENMP) && !defined(_MSC_VER)
+#define SIMD _Pragma("omp simd")
+#else
+#define SIMD
+#endif
+
+static const double csm_zeros[CSM_VJP_WIDTH]; /* lanes before the first class */
+
+/* Prefetches eight classes ahead of class j of a tile; at the end of a tile, in the next one.  Hardware prefetchers
+ * stop at page boundaries: (1000, 4096) axis 0, 0.88 -> 0.66 ns an element; into the next tile, gradients of (8, 21,
+ * 512, 512) axis 1, 1.8 -> 1.4. */
+INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t n, size_t bytes) {
+    enum { AHEAD = 8 };
+    uintptr_t p = (uintptr_t)tile + (uintptr_t)step * (j + AHEAD);
+    if (j + AHEAD >= n) {
+        if (n < AHEAD) return;
+        p += bytes - (uintptr_t)step * n;
+    }
+    for (size_t at = 0; at < bytes; at += 64) PREFETCH((const char *)(p + at));
+}
+
+#include "cross_entropy/row_groups.h"
+#include "entmax/solve.h"
+
+#include "../math/single.inc.h"
+#define v32_LOAD_REAL v32_load_f32
+#define v32_LOAD_PART_REAL v32_load_part_f32
+#define v32_STORE_REAL v32_store_f32
+#define v32_STORE_PART_REAL v32_store_part_f32
+#include "../math/exp.inc.h"
+#include "../math/sum.inc.h"
+#include "softmax/element.inc.h"
+#include "topk/select.inc.h"
+
+#define T float
+#define STORED_AS_REAL 1
+#define FN(name) name##_f32
+#define LOAD v32_load_f32
+#define LOAD_PART v32_load_part_f32
+#define STORE v32_store_f32
+#define STORE_PART v32_store_part_f32
+#include "storage.inc.h"
+
+#define T uint16_t
+#define STORED_AS_REAL 0
+#define FN(name) name##_f16
+#define LOAD v32_load_f16
+#define LOAD_PART v32_load_part_f16
+#define STORE v32_store_f16
+#define STORE_PART v32_store_part_f16
+#include "storage.inc.h"
+
+#define T uint16_t
+#define STORED_AS_REAL 0
+#define FN(name) name##_bf16
+#define LOAD v32_load_bf16
+#define LOAD_PART v32_load_part_bf16
+#define STORE v32_store_bf16
+#define STORE_PART v32_store_part_bf16
+#include "storage.inc.h"
+
+#undef KEY_MOST
+#undef KEY_LEAST
+#include "../math/double.inc.h"
+#define v64_LOAD_REAL v64_load_f64
+#define v64_LOAD_PART_REAL v64_load_part_f64
+#define v64_STORE_REAL v64_store_f64
+#define v64_STORE_PART_REAL v64_store_part_f64
+#include "../math/exp.inc.h"
+#include "../math/sum.inc.h"
+#include "softmax/element.inc.h"
+#include "topk/select.inc.h"
+
+#define T double
+#define STORED_AS_REAL 1
+#define FN(name) name##_f64
+#define LOAD v64_load_f64
+#define LOAD_PART v64_load_part_f64
+#define STORE v64_store_f64
+#define STORE_PART v64_store_part_f64
+#include "storage.inc.h"
+
+#define CSM_NAME_(name) #name
+#define CSM_NAME(name) CSM_NAME_(name)
+#define CSM_GLUE_(a, b) a##b
+#define CSM_GLUE(a, b) CSM_GLUE_(a, b)
+
+#define KERNELS(suffix, storage, compute, op, pass1, combine) \
+    {op##_rows_##suffix, op##_tile_##suffix, pass1##_pass1_##suffix, combine##_combine_##suffix, op##_pass2_##suffix},
+#define KERNELS_OF(op, signature, keeps_axis, pass1, combine) {CSM_DTYPES_WITH(KERNELS, op, pass1, combine)},
+#define LOSS(suffix, storage, compute)                                                   \
+    {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
+     loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
+#define ENTMAX(suffix, storage, compute) {support_##suffix, spread_##suffix, entmax_vjp_##suffix},
+#define SELECT(suffix, storage, compute) select_##suffix,
+#define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,
+#define MAX(suffix, storage, compute) max_##suffix,
+#define WIDEN(suffix, storage, compute) widen_##suffix,
+#define NARROW(suffix, storage, compute) narrow_##suffix,
+
+#ifndef CSM_NO_TABLE /* tests/c/exp_unit.c, which needs no kernel */
+static const csm_table table = {
+    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},  {CSM_DTYPES(ENTMAX)}, {CSM_DTYPES(SELECT)},
+    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)}, {CSM_DTYPES(NARROW)},
+};
+const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
+#endif

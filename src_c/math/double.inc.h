@@ -1,0 +1,29 @@
+/* The compute type double, which replaces float. */
+#undef V
+#undef REAL
+#undef EXP_MANTISSA
+#undef EXP_EXPONENT_BIAS
+#undef EXP_BIAS
+#undef EXP_SAFE
+#undef EXP_SUM_START
+#undef EXP_MAGIC
+#undef EXP_MOST
+#undef EXP_LOG2E
+#undef EXP_LN2_HI
+#undef EXP_LN2_LO
+#undef EXP_SMALL
+#undef EXP_LARGEST_LOG
+#define V(name) v64_##name
+#define REAL double
+#define EXP_MANTISSA 52
+#define EXP_EXPONENT_BIAS 1023
+#define EXP_BIAS 500
+#define EXP_SAFE 450
+#define EXP_SUM_START 0x1p511 /* more than CSM_BLOCK / 8 times the largest e', 1.42 2^B */
+#define EXP_MAGIC 0x1.8p52
+#define EXP_MOST 0x1.fffffffffffffp1023
+#define EXP_LOG2E 0x1.71547652b82fep+0
+#define EXP_LN2_HI 0x1.62e42fefa39efp-1
+#define EXP_LN2_LO 0x1.abc9e3b39803fp-56
+#define EXP_SMALL 0x1p-400
+#define EXP_LARGEST_LOG 350

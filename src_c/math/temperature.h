@@ -1,0 +1,47 @@
+/* Constants of z = x / T, and which rows they serve. */
+#ifndef CSM_MATH_TEMPERATURE_H
+#define CSM_MATH_TEMPERATURE_H
+
+#include "scalars.h"
+
+/* Constants of z = x / T for one compute type; every value is already rounded to that type. */
+typedef struct csm_temperature {
+    double t;                     /* the T that the constants stand for, 1 when the rows are transformed first */
+    int tempered;                 /* t != 1: r needs the factor 1/T */
+    double log2e, ln2_hi, ln2_lo; /* log2(e)/T and the pair T ln 2 */
+    double inv_t, inv_t_low;      /* 1/T rounded, and what that leaves over */
+    double inv_t1, inv_t2;        /* 1/T as a product of two factors that neither overflow nor underflow */
+    double limit;                 /* rows with |max| <= limit take the ordinary path (NaN and infinity do not) */
+    double reference_limit;       /* the reference maximum of a block is clamped to this */
+} csm_temperature;
+
+/* A call's temperature: constants for rows as they are, and for rows that are transformed first (ops/softmax_row.c): x,
+ * less the maximum or not, times scale1 and scale2. */
+typedef struct csm_scales {
+    double temperature, scale1, scale2;
+    csm_temperature ordinary, transformed;
+    int always_transform; /* T is 0, infinite or outside the range of `ordinary` */
+} csm_scales;
+
+/* The maximum of a block, clamped to a number that stands for it if it is infinite or far outside the ordinary
+ * range. */
+INLINE double csm_reference(double max, const csm_temperature *t) {
+    return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;
+}
+
+/* Whether exp's range reduction serves a row with this maximum as it is; for NaN and infinity it does not. */
+INLINE int csm_is_ordinary(const csm_temperature *t, double max) { return max <= t->limit && max >= -t->limit; }
+INLINE int csm_fits_range(const csm_scales *s, double max) {
+    return !s->always_transform && csm_is_ordinary(&s->ordinary, max);
+}
+
+/* x of any other row, in the type REAL, as the table in ops/softmax_row.c says.  max: of the row. */
+#define CSM_TRANSFORMED(REAL, x, s, max)                           \
+    ((s)->temperature == 0 ? ((x) == (REAL)(max)  ? 0              \
+                              : (x) < (REAL)(max) ? (REAL)-CSM_INF \
+                                                  : (x))           \
+     : !((s)->temperature < CSM_INF)                               \
+         ? ((x) > (REAL)-CSM_INF ? 0 : (x))                        \
+         : ((x) - (csm_is_ordinary(&(s)->ordinary, (max)) ? 0 : (REAL)(max))) * (REAL)(s)->scale1 * (REAL)(s)->scale2)
+
+#endif

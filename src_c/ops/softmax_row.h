@@ -1,0 +1,41 @@
+/* One row of the softmax family, of any length, layout and content. */
+#ifndef CSM_OPS_SOFTMAX_ROW_H
+#define CSM_OPS_SOFTMAX_ROW_H
+
+#include "../core/call.h"
+
+typedef struct csm_softmax_call {
+    csm_call base;
+    csm_op op;
+    const csm_kernels *kernels;      /* of op and dtype */
+    const csm_kernels *wide_kernels; /* of op and the compute dtype, for transformed rows */
+    csm_view input;                  /* x; of a gradient dy */
+    csm_view y;                      /* of a gradient: the result of the forward function */
+    csm_view result;
+    int is_gradient, keeps_axis; /* keeps_axis: the result has the softmax axis */
+    char *given_scratch;         /* the caller's, or NULL */
+    size_t given_size;           /* bytes of it for each thread */
+} csm_softmax_call;
+
+/* Where a row lies. */
+typedef struct csm_row_place {
+    csm_strided input, y, where; /* `row` is not used; where.data NULL: all elements take part */
+    char *result;
+    ptrdiff_t result_axis;
+    int is_gathered; /* the mask has been applied already */
+} csm_row_place;
+
+typedef struct csm_row_scratch {
+    char *raw_input, *raw_y, *wide; /* CSM_BLOCK elements each */
+    csm_block *blocks;              /* one for each block of the row */
+} csm_row_scratch;
+size_t csm_row_scratch_size(size_t n);
+csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
+
+/* Computes a row in the calling thread. */
+void csm_run_row(const csm_softmax_call *, const csm_row_place *, const csm_row_scratch *);
+/* The same with the blocks of the row handed to threads.  each: scratch of every thread; the blocks are those of the
+ * first. */
+csm_status csm_run_split_row(csm_softmax_call *, const csm_row_place *, const csm_row_scratch *each);
+
+#endif

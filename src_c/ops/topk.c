@@ -1,0 +1,276 @@
+/* The driver of top-k and top-k softmax: rows to threads or, where they are few or long, their pieces.
+ *
+ * A piece yields its k best, and the best of those are the row's: selection is exact, so nothing depends on how a row
+ * is cut.  Pieces also bound the scratch, which grows with the length of a row.
+ */
+#include "../core/call.h"
+#include "../core/extension.h"
+#include "../core/selection.h"
+#include "../kernel/softmax/combine.h"
+
+enum {
+    PIECE_ELEMENTS = 1 << 20,     /* of the longest piece, */
+    MIN_PIECE_ELEMENTS = 1 << 15, /* of the shortest, */
+    PIECE_PER_K = 32              /* and for each of the k elements that it yields, at least */
+};
+
+typedef struct topk_run {
+    csm_call base;
+    csm_view x, values, indices;
+    const csm_topk_options *options;
+    size_t k, rows;
+    size_t piece, pieces, merged; /* length and number of the pieces of a row; how many candidates they leave */
+    size_t row;                   /* whose pieces are being searched */
+    size_t select_size, copy_size, values_size, block_size; /* parts of a thread's scratch */
+    csm_scratch scratch;
+    char *candidates; /* of the pieces: values, then indices */
+} topk_run;
+
+static char *scratch_of(topk_run *r, int thread) {
+    return csm_scratch_get(&r->scratch, thread, 0, r->select_size + r->copy_size + r->values_size + r->block_size);
+}
+
+static csm_strided x_at(const topk_run *r, size_t row, size_t begin) {
+    csm_strided x = csm_row_of(&r->base, &r->x, row);
+    x.data += (ptrdiff_t)begin * x.axis;
+    return x;
+}
+
+/* Elements as aligned contiguous storage. */
+static const char *fetch(const topk_run *r, csm_strided x, size_t n, char *copy) {
+    const size_t size = r->base.itemsize;
+    if ((uintptr_t)x.data % size == 0 && (x.axis == (ptrdiff_t)size || n == 1)) return x.data;
+    csm_gather(copy, 0, x, 1, n, size, NULL, NULL);
+    return copy;
+}
+
+/* Copies the elements of x at the indices to `to`. */
+static void pick(const topk_run *r, csm_strided x, const int64_t *index, size_t k, char *to) {
+    const size_t size = r->base.itemsize;
+    for (size_t i = 0; i < k; i++) {
+        const char *at = x.data + (ptrdiff_t)index[i] * x.axis;
+        if (size == 4) memcpy(to + 4 * i, at, 4);
+        else if (size == 8) memcpy(to + 8 * i, at, 8);
+        else memcpy(to + 2 * i, at, 2);
+    }
+}
+
+/* Sums e' of a row as softmax does; the maxima of the selection spare a second search for the block maxima. */
+static void sum_row(const topk_run *r, const char *row, const csm_select *s, csm_block *blocks, csm_row *sums) {
+    const csm_call *c = &r->base;
+    const csm_kernels *softmax = &c->table->kernels[CSM_OP_softmax][c->dtype];
+    const size_t n = c->shape.n, count = csm_block_count(n);
+    for (size_t b = 0; b < count; b++) {
+        const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
+        const char *x = row + begin * c->itemsize;
+        if (s->maxima == 0) {
+            softmax->pass1(x, NULL, NULL, k, &c->scales.ordinary, &blocks[b]);
+            continue;
+        }
+        const size_t first = begin / CSM_SELECT_GROUP, rest = s->maxima - first;
+        blocks[b].max = c->table->max[c->wide_dtype]((const char *)s->level + first * c->wide_size,
+                                                     b + 1 < count ? CSM_BLOCK / CSM_SELECT_GROUP : rest);
+        c->table->softmax_sum[c->dtype](x, k, &c->scales.ordinary, &blocks[b]);
+    }
+    softmax->combine(blocks, count, &c->scales.ordinary, sums);
+}
+
+/* Replaces the values by the softmax of the whole row at them: from the row's sums or, for rows that softmax computes
+ * apart, from the softmax of the row itself. */
+static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row, const csm_select *s, char *values,
+                               csm_block *blocks, int threads) {
+    const csm_call *c = &r->base;
+    const size_t n = c->shape.n;
+    csm_row sums;
+    if (row) sum_row(r, row, s, blocks, &sums);
+    if (row && csm_fits_range(&c->scales, sums.max)) {
+        const csm_block top = {.max = sums.max, .n = sums.n};
+        for (size_t i = 0; i < r->k; i += CSM_BLOCK) {
+            char *part = values + i * c->itemsize;
+            c->table->kernels[CSM_OP_softmax][c->dtype].pass2(part, NULL, part, csm_block_length(r->k, i),
+                                                              &c->scales.ordinary, &sums, &top);
+        }
+        return CSM_OK;
+    }
+    char *all = csm_allocate(n * c->itemsize);
+    if (!all) return CSM_NO_MEMORY;
+    const csm_shape shape = {.n = n};
+    csm_view from = {(void *)(uintptr_t)x.data, x.axis, {0}}, to = {all, (ptrdiff_t)c->itemsize, {0}};
+    csm_options o = csm_default_options();
+    o.temperature = c->scales.temperature;
+    o.threads = threads;
+    csm_status status = csm_run(CSM_OP_softmax, c->dtype, c->table, &shape, &from, NULL, &to, &o);
+    csm_strided y = {all, 0, (ptrdiff_t)c->itemsize};
+    if (status == CSM_OK) pick(r, y, s->index, r->k, values);
+    csm_release(all);
+    return status;
+}
+
+/* Writes the selected elements in order: values (NaN canonical) or probabilities, and indices.  whole: the row as
+ * contiguous storage, or NULL if it was searched in pieces. */
+static csm_status write_row(const topk_run *r, size_t row, const char *whole, const csm_select *s, char *memory,
+                            int threads) {
+    const csm_call *c = &r->base;
+    const size_t size = c->itemsize;
+    char *values = memory + r->select_size + r->copy_size, *wide = values + csm_rounded(r->k * size);
+    csm_strided x = x_at(r, row, 0);
+    csm_status status = CSM_OK;
+    pick(r, x, s->index, r->k, values);
+    if (r->options->normalize == CSM_TOPK_FULL) {
+        csm_block *blocks = (csm_block *)(void *)(memory + r->select_size + r->copy_size + r->values_size);
+        status = full_softmax(r, x, whole, s, values, blocks, threads);
+    } else if (r->options->normalize == CSM_TOPK_SOFTMAX) {
+        const csm_shape shape = {.n = r->k};
+        csm_view view = {values, (ptrdiff_t)size, {0}};
+        csm_options o = csm_default_options();
+        o.temperature = c->scales.temperature;
+        status = csm_run(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
+    } else {
+        c->table->widen[c->dtype](values, wide, r->k);
+        c->table->narrow[c->dtype](wide, values, r->k);
+    }
+    if (status != CSM_OK) return status;
+    char *to = (char *)r->values.data + csm_offset(&c->shape, r->values.strides, row);
+    char *to_indices = (char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row);
+    csm_scatter(to, 0, r->values.axis_stride, values, 0, 1, r->k, size);
+    csm_scatter(to_indices, 0, r->indices.axis_stride, (const char *)s->index, 0, 1, r->k, sizeof *s->index);
+    return CSM_OK;
+}
+
+static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
+    topk_run *r = context;
+    const csm_call *c = &r->base;
+    const size_t n = c->shape.n;
+    char *memory = scratch_of(r, thread);
+    if (!memory) return CSM_NO_MEMORY;
+    for (size_t row = begin; row < end; row++) {
+        csm_select s = csm_select_at(memory, n, r->k, c->wide_size);
+        const char *x = fetch(r, x_at(r, row, 0), n, memory + r->select_size);
+        c->table->select[c->dtype](x, n, r->k, r->options->smallest, !r->options->unsorted, &s);
+        csm_status status = write_row(r, row, x, &s, memory, 1);
+        if (status != CSM_OK) return status;
+    }
+    return CSM_OK;
+}
+
+static int64_t *candidate_indices(const topk_run *r) {
+    return (int64_t *)(void *)(r->candidates + csm_rounded(r->merged * r->base.itemsize));
+}
+
+/* Pieces of a row: the k best of each to r->candidates. */
+static csm_status pieces_body(void *context, size_t begin, size_t end, int thread) {
+    topk_run *r = context;
+    const csm_call *c = &r->base;
+    char *memory = scratch_of(r, thread);
+    if (!memory) return CSM_NO_MEMORY;
+    int64_t *indices = candidate_indices(r);
+    for (size_t p = begin; p < end; p++) {
+        const size_t first = p * r->piece, n = c->shape.n - first < r->piece ? c->shape.n - first : r->piece;
+        const size_t k = n < r->k ? n : r->k, at = p * r->k;
+        csm_select s = csm_select_at(memory, n, k, c->wide_size);
+        csm_strided from = x_at(r, r->row, first);
+        const char *x = fetch(r, from, n, memory + r->select_size);
+        c->table->select[c->dtype](x, n, k, r->options->smallest, 1, &s);
+        pick(r, from, s.index, k, r->candidates + at * c->itemsize);
+        for (size_t i = 0; i < k; i++) indices[at + i] = s.index[i] + (int64_t)first;
+    }
+    return CSM_OK;
+}
+
+static csm_status merge_row(topk_run *r) {
+    const csm_call *c = &r->base;
+    const int64_t *indices = candidate_indices(r);
+    char *memory = scratch_of(r, 0);
+    if (!memory) return CSM_NO_MEMORY;
+    csm_select s = csm_select_at(memory, r->merged, r->k, c->wide_size);
+    c->table->select[c->dtype](r->candidates, r->merged, r->k, r->options->smallest, 1, &s);
+    for (size_t i = 0; i < r->k; i++) s.index[i] = indices[s.index[i]];
+    return write_row(r, r->row, NULL, &s, memory, c->threads);
+}
+
+/* Cuts few or very long rows into pieces, unless k is so large that the pieces would leave most of the elements. */
+static void choose_pieces(topk_run *r, int threads) {
+    const size_t n = r->base.shape.n;
+    size_t longest = PIECE_ELEMENTS;
+    r->pieces = 1;
+    if (r->rows < (size_t)threads && n / (size_t)threads < longest) longest = n / (size_t)threads + 1;
+    if (longest < MIN_PIECE_ELEMENTS) longest = MIN_PIECE_ELEMENTS;
+    if (r->k > longest / PIECE_PER_K) longest = r->k > n / PIECE_PER_K ? n : PIECE_PER_K * r->k;
+    r->piece = n;
+    if (n <= longest || r->options->normalize == CSM_TOPK_FULL) return;
+    r->pieces = (n + longest - 1) / longest;
+    r->piece = (n + r->pieces - 1) / r->pieces;
+    r->pieces = (n + r->piece - 1) / r->piece;
+    const size_t last = n - (r->pieces - 1) * r->piece;
+    r->merged = (r->pieces - 1) * r->k + (last < r->k ? last : r->k);
+}
+
+static csm_status run_pieces(topk_run *r) {
+    csm_call *c = &r->base;
+    csm_status status = CSM_OK;
+    r->candidates = csm_allocate(csm_rounded(r->merged * c->itemsize) + r->merged * sizeof(int64_t));
+    if (!r->candidates) return CSM_NO_MEMORY;
+    c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions */
+    for (r->row = 0; r->row < r->rows && status == CSM_OK; r->row++) {
+        status = csm_parallel(r->pieces, 1, c->threads, pieces_body, r, &c->interrupt);
+        if (status == CSM_OK) status = merge_row(r);
+    }
+    csm_release(r->candidates);
+    return status;
+}
+
+static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
+                           const csm_view *values, const csm_view *indices, const csm_topk_options *o,
+                           csm_fp_environment *caller) {
+    topk_run r;
+    csm_call *c = &r.base;
+    memset(&r, 0, sizeof r);
+    if (k > shape->n || (unsigned)o->normalize > CSM_TOPK_FULL || (o->normalize && o->smallest)) return CSM_BAD_OPTION;
+    if (!(o->temperature >= 0)) return CSM_BAD_TEMPERATURE;
+    csm_set_dtype(c, dtype, table);
+    csm_status status = csm_lay_out(c, shape, (const csm_view *[]){x, values, indices},
+                                    (csm_view *[]){&r.x, &r.values, &r.indices}, 3, &r.rows);
+    if (status != CSM_OK || r.rows == 0 || k == 0) return status;
+    csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
+    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    r.options = o;
+    r.k = k;
+    const size_t n = shape->n;
+    const int threads = o->threads < 1 ? 1 : o->threads;
+    choose_pieces(&r, threads);
+    r.select_size = csm_select_size(r.piece, k < r.piece ? k : r.piece, c->wide_size);
+    if (r.pieces > 1) {
+        size_t merge = csm_select_size(r.merged, k, c->wide_size);
+        if (merge > r.select_size) r.select_size = merge;
+    }
+    r.copy_size = csm_contiguous_view(&c->shape, &r.x, c->itemsize, 1) ? 0 : csm_rounded(r.piece * c->itemsize);
+    r.values_size = csm_rounded(k * c->itemsize) + csm_rounded(k * c->wide_size);
+    r.block_size = o->normalize == CSM_TOPK_FULL ? csm_rounded((n / CSM_BLOCK + 1) * sizeof(csm_block)) : 0;
+    const double elements = r.pieces > 1 ? (double)n : (double)r.rows * (double)n;
+    c->threads = csm_threads_for(elements, r.pieces > 1 ? r.pieces : r.rows, threads);
+
+    csm_buffer single;
+    status = csm_scratch_begin(&r.scratch, c->threads, 1, &single);
+    if (status != CSM_OK) return status;
+    if (r.pieces > 1) status = run_pieces(&r);
+    else status = csm_parallel(r.rows, CSM_PIECE_ELEMENTS / (n + 1) + 1, c->threads, rows_body, &r, &c->interrupt);
+    csm_scratch_end(&r.scratch);
+    *caller = c->interrupt.caller; /* the callback may have changed it */
+    return status;
+}
+
+csm_status csm_run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
+                        const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
+    const csm_topk_options defaults = csm_default_topk_options();
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = run_topk(dtype, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
+    csm_fp_leave(saved);
+    return status;
+}
+
+#define TOPK(suffix, storage, compute)                                                                        \
+    csm_status csm_topk_##suffix(const csm_shape *shape, const csm_view *x, size_t k, const csm_view *values, \
+                                 const csm_view *indices, const csm_topk_options *o) {                        \
+        return csm_run_topk(CSM_DTYPE_##suffix, csm_current_table(), shape, x, k, values, indices, o);        \
+    }
+CSM_DTYPES(TOPK)

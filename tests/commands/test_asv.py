@@ -1,0 +1,108 @@
+"""The benchmarks of asv_bench: each runs once, on tiny inputs, for every operation."""
+
+import importlib
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from helpers import ROOT
+
+from csoftmax._bench.cases import LOSS_KINDS, LOSSES, SPARSE, Case
+from csoftmax._spec.formats import DTYPES
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+
+TINY = ("3x10 axis -1 float32", "2x5x4 axis 1 bfloat16", "17 axis 0 float64", "2x9 axis -1 float16")
+
+
+def import_benchmarks(*names):
+    sys.path.insert(0, str(ROOT / "asv_bench"))
+    try:
+        return [importlib.import_module(f"benchmarks.{name}") for name in names]
+    finally:
+        sys.path.remove(str(ROOT / "asv_bench"))
+
+
+speed, memory, accuracy, loss, sparse = import_benchmarks("speed", "memory", "accuracy", "loss", "sparse")
+CLASSES = (speed.Speed, memory.Memory, accuracy.Accuracy)
+
+
+def test_every_kind_is_there():
+    prefixes = {name.partition("_")[0] for kind in CLASSES for name in vars(kind)}
+    assert prefixes >= {"time", "peakmem", "track"}
+
+
+@pytest.mark.parametrize(
+    ("kind", "op"),
+    [
+        *((kind, record.name) for kind in (speed.Speed, memory.Memory) for record in SOFTMAX_FAMILY),
+        *((accuracy.Accuracy, name) for name in accuracy.NAMES),
+    ],
+)
+def test_each_runs(kind, op, monkeypatch):
+    assert op in kind.params[0]
+    monkeypatch.setattr(accuracy.Accuracy, "sizes", (1, 17, 300))
+    for second in DTYPES if kind.param_names[1] == "dtype" else TINY:
+        benchmark = kind()
+        benchmark.setup(op, second)
+        for name, function in vars(kind).items():
+            if name.startswith(("time_", "peakmem_", "track_")):
+                result = function(benchmark, op, second)
+                assert result is None or 0 <= result < np.inf
+
+
+def test_losses_run(monkeypatch):
+    assert {case.op for case in loss.CASES.values()} == set(LOSSES)
+    cases = [Case("loss", "cross_entropy", (4, 7), -1, "float32", kind) for kind in LOSS_KINDS]
+    cases.append(Case("loss", "linear_cross_entropy", (4, 3, 7), -1, "float32"))
+    for case in cases:
+        monkeypatch.setitem(loss.CASES, "tiny", case)
+        benchmark = loss.Loss()
+        benchmark.setup("tiny")
+        assert benchmark.time_with_gradient("tiny").shape == case.shape[:2]
+    for dtype in loss.LossAccuracy.params[0]:
+        assert loss.LossAccuracy().track_tail(dtype) <= 4
+    linear = loss.LinearMemory()
+    linear.features = 8  # the time is in the products; the share does not depend on them
+    linear.setup()
+    assert 0 < linear.track_extra_of_all_logits() <= 1 / 8
+    linear.x, linear.w, linear.labels = linear.x[:5], linear.w[:7], linear.labels[:5]
+    linear.peakmem_linear()
+
+
+def test_sparse_runs(monkeypatch):
+    assert {case.op for case in sparse.CASES.values()} == set(SPARSE)
+    for op, shape in (("topk", (4, 70, 3)), ("topk_softmax", (4, 70, 3)), ("sparsemax", (4, 7)), ("entmax", (4, 7))):
+        for kind in ("plain", "ascending", "descending", "constant"):
+            monkeypatch.setitem(sparse.CASES, "tiny", Case("sparse", op, shape, -1, "float32", kind))
+            benchmark = sparse.Sparse()
+            benchmark.setup("tiny")
+            assert benchmark.time_sparse("tiny").shape == (4, shape[-1])
+    for name in sparse.Sample.params[0]:
+        benchmark = sparse.Sample()
+        benchmark.setup(name)
+        assert benchmark.time_sample(name).shape == (64,)
+
+
+def test_check_results(tmp_path):
+    def check():
+        script = ROOT / "asv_bench" / "check_results.py"
+        return subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True)
+
+    assert check().returncode == 1
+    (tmp_path / "benchmarks.json").write_text(json.dumps({"a.time_b": {}, "a.track_c": {}, "version": 2}))
+    assert "measured nothing" in check().stderr
+    (tmp_path / "machine").mkdir()
+    results = tmp_path / "machine" / "commit.json"
+    content = {"result_columns": ["result", "params"], "results": {"a.time_b": [[1.0, 2.0], []]}}
+    results.write_text(json.dumps(content))
+    assert "a.track_c: no results" in check().stderr
+    content["results"]["a.track_c"] = [[None, 1.0], []]
+    results.write_text(json.dumps(content))
+    assert "a.track_c: 1 of 2 parameters failed" in check().stderr
+    content["results"]["a.track_c"] = [[2.0, 1.0], []]
+    results.write_text(json.dumps(content))
+    done = check()
+    assert done.returncode == 0
+    assert "2 benchmarks, 4 results" in done.stdout

@@ -1,0 +1,211 @@
+"""The commands fit, predict, evaluate and calibrate: from files to files, and the errors for bad ones."""
+
+import csv
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits, load_iris
+
+from csoftmax.__main__ import main
+from csoftmax.linear_model import SoftmaxRegression
+
+
+@pytest.fixture
+def iris(tmp_path, monkeypatch):
+    """train.csv and test.csv with names of species, in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    data = load_iris()
+    names = data.target_names[data.target]
+    for name, rows in (("train", slice(0, None, 2)), ("test", slice(1, None, 2))):
+        write(f"{name}.csv", [*data.feature_names, "species"], [[*r, n] for r, n in zip(data.data[rows], names[rows])])
+    return data.data, names
+
+
+def write(path, header, rows):
+    with open(path, "w", newline="") as f:
+        csv.writer(f).writerows([header, *rows])
+
+
+def loaded(path):
+    """Load a model without the names of its columns: the tests pass arrays, about which it would warn."""
+    model = SoftmaxRegression.load(path)
+    assert model.__dict__.pop("feature_names_in_", None) is not None
+    return model
+
+
+def run(*arguments, code=0):
+    assert main([str(a) for a in arguments]) == code
+
+
+def test_from_fit_to_predict(iris, capsys):
+    X, names = iris
+    run("fit", "train.csv", "--target", "species", "--penalty-l2", "1e-3")
+    assert "75 rows, 4 columns, 3 classes" in capsys.readouterr().out
+    model = loaded("model.safetensors")
+    assert model.score(X[1::2], names[1::2]) > 0.93
+    names_of_columns = SoftmaxRegression.load("model.safetensors").feature_names_in_
+    assert list(names_of_columns) == load_iris().feature_names
+    run("calibrate", "model.safetensors", "test.csv", "--target", "species", "--output", "hot.safetensors")
+    page = capsys.readouterr().out
+    hot = loaded("hot.safetensors")
+    assert hot.temperature != 1
+    assert f"temperature {hot.temperature:.6g}" in page
+    run("evaluate", "hot.safetensors", "test.csv", "--target", "species", "--json", "--html", "page.html")
+    report = json.loads(capsys.readouterr().out)
+    assert report["accuracy"] == model.score(X[1::2], names[1::2])
+    assert "<h1>" in Path("page.html").read_text()
+    run("predict", "hot.safetensors", "test.csv", "--top", "2", "--output", "out.csv")
+    rows = list(csv.DictReader(Path("out.csv").read_text().splitlines()))
+    p = hot.predict_proba(X[1::2])
+    assert [r["label_1"] for r in rows] == list(hot.predict(X[1::2]))
+    assert np.allclose([float(r["probability_1"]) for r in rows], p.max(axis=1), rtol=1e-8)
+    assert np.allclose([float(r["probability_2"]) for r in rows], np.sort(p, axis=1)[:, -2], rtol=1e-8)
+    run("predict", "hot.safetensors", "test.csv")
+    assert capsys.readouterr().out.startswith("label,probability\n")
+
+
+def test_columns_may_be_in_another_order(iris, capsys):
+    run("fit", "train.csv", "--target", "species")
+    rows = list(csv.reader(Path("test.csv").read_text().splitlines()))
+    write("reversed.csv", [*rows[0][::-1], "more"], [[*r[::-1], "1"] for r in rows[1:]])
+    for name in ("test.csv", "reversed.csv"):
+        run("predict", "model.safetensors", name, "--target", "species", "--output", name + ".out")
+    assert Path("test.csv.out").read_text() == Path("reversed.csv.out").read_text()
+
+
+@pytest.mark.parametrize("options", [["--no-standardize"], ["--solver", "adamw", "--batch-norm", "--early-stopping"]])
+def test_options(iris, options):
+    run("fit", "train.csv", "--target", "species", *options, "--class-weight", "balanced", "--label-smoothing", "0.05")
+    X, names = iris
+    assert loaded("model.safetensors").score(X, names) > 0.9
+
+
+def test_other_files(tmp_path, monkeypatch, capsys):
+    pd = pytest.importorskip("pandas")
+    monkeypatch.chdir(tmp_path)
+    X, y = load_digits(return_X_y=True)
+    np.savez("digits.npz", pixels=X.astype(np.float32), digit=y)
+    frame = pd.DataFrame(X.astype(np.float32), columns=[f"p{i}" for i in range(64)]).assign(digit=y)
+    frame.to_csv("digits.tsv", sep="\t", index=False)
+    names = ["digits.npz", "digits.tsv"]
+    try:
+        frame.to_parquet("digits.parquet")
+        names.append("digits.parquet")
+    except ImportError:
+        assert sys.version_info[:2] > (3, 13), "the test extra has fastparquet"
+    for name in names:
+        run("fit", name, "--target", "digit", "--max-epochs", "30", "--output", "m.npz")
+        model = loaded("m.npz")
+        assert model.classes_.tolist() == list(range(10))
+        assert model.score(X, y) > 0.95
+        run("evaluate", "m.npz", name, "--target", "digit")
+    page = capsys.readouterr()
+    assert "macro F1" in page.out
+    assert "not converged in 30 iterations" in page.err
+
+
+@pytest.mark.parametrize(
+    ("rows", "says"),
+    [
+        (["1,2,a", "3,x,b"], "line 3: column 'v' is 'x', which is no finite number"),
+        (["1,2,a", "", "3,,b"], "line 4: column 'v' is empty"),
+        (["1,nan,a"], "line 2: column 'v' is 'nan'"),
+        (["1,2,a", "inf,2,a"], "line 3: column 'u' is 'inf'"),
+        (["1,2,a", "1,2"], "line 3: 2 values, but the header has 3 columns"),
+        (["1,2,"], "line 2: 't' is empty"),
+        (["1,2,a", "3,4,a"], "has one class"),
+        (['1,2,"a'], "line 2: unexpected end of data"),
+        ([], "has no rows"),
+    ],
+)
+def test_bad_rows(tmp_path, monkeypatch, capsys, rows, says):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "bad.csv").write_text("\n".join(["u,v,t", *rows]))
+    run("fit", "bad.csv", "--target", "t", code=2)
+    assert says in capsys.readouterr().err
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_bad_files(iris, capsys, tmp_path):
+    def says(text, *arguments):
+        run(*arguments, code=2)
+        assert text in capsys.readouterr().err
+
+    says("no file 'nothing.csv'", "fit", "nothing.csv", "--target", "t")
+    says("no column 'kind'; it has 'sepal length (cm)'", "fit", "train.csv", "--target", "kind")
+    says("no folder", "fit", "train.csv", "--target", "species", "--output", "no/such/m.npz")
+    (tmp_path / "a.txt").write_text("")
+    says("must end in .csv", "fit", "a.txt", "--target", "t")
+    (tmp_path / "latin.csv").write_bytes(b"a,b\n1,\xe9\n")
+    says("not UTF-8", "fit", "latin.csv", "--target", "b")
+    (tmp_path / "twice.csv").write_text("a,a,t\n1,2,x\n")
+    says("column 'a' is there twice", "fit", "twice.csv", "--target", "t")
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
+    says("cannot be read", "fit", "broken.npz", "--target", "t")
+    np.savez("objects.npz", x=np.array([[print]], object), t=np.zeros(1))
+    says("cannot be read", "fit", "objects.npz", "--target", "t")
+    np.savez("three.npz", x=np.zeros((2, 2)), z=np.zeros((2, 2)), t=np.zeros(2))
+    says("must have one array with two axes", "fit", "three.npz", "--target", "t")
+    np.savez("nan.npz", x=np.array([[1, np.nan], [1, 2]]), t=np.arange(2))
+    says("row 0: column 'x[1]' is nan", "fit", "nan.npz", "--target", "t")
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1")
+    says("cannot be read", "fit", "broken.parquet", "--target", "t")
+    (tmp_path / "m.safetensors").write_bytes(b"nothing")
+    says("cannot be read as a model", "predict", "m.safetensors", "test.csv")
+    run("fit", "train.csv", "--target", "species")
+    says("--top must be 1 to 3", "predict", "model.safetensors", "test.csv", "--top", "4")
+    write("few.csv", ["sepal length (cm)", "species"], [[1, "setosa"]])
+    says("no column 'sepal width (cm)'", "predict", "model.safetensors", "few.csv")
+    rows = list(csv.reader(Path("test.csv").read_text().splitlines()))
+    write("new.csv", rows[0], [rows[1], [*rows[2][:-1], "tulip"]])
+    says(
+        "row 2: the model has not seen 'tulip'",
+        "evaluate",
+        "model.safetensors",
+        "new.csv",
+        "--target",
+        "species",
+    )
+    says("no column 'x'", "evaluate", "model.safetensors", "test.csv", "--target", "x")
+
+
+def test_interrupted_training_leaves_the_last_model(iris, monkeypatch, capsys):
+    seen = []
+
+    def epoch_ends(self, record, original=None):
+        seen.append(record)
+        result = before(self, record)
+        if len(seen) == 5:
+            raise KeyboardInterrupt
+        return result
+
+    from csoftmax._learn.monitor import Monitor
+
+    before = Monitor.epoch_ends
+    monkeypatch.setattr(Monitor, "epoch_ends", epoch_ends)
+    run("fit", "train.csv", "--target", "species", "--solver", "adamw", "--save-every", "2", code=130)
+    assert "interrupted" in capsys.readouterr().err
+    model = loaded("model.safetensors")
+    assert len(model.history_["loss"]) == 4
+    X, names = iris
+    assert model.score(X, names) > 0.6  # the saved model is that for columns as they are, not standardised
+
+
+def test_constant_columns(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=300)
+    write("c.csv", ["a", "c", "y"], [[a, 0.1, int(a > 0)] for a in x])
+    for solver in ("lbfgs", "adamw"):
+        run("fit", "c.csv", "--target", "y", "--solver", solver, "--max-epochs", "20")
+        assert np.abs(loaded("model.safetensors").coef_).max() < 1e3
+
+
+def test_nothing_to_learn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write("flat.csv", ["a", "y"], [[1, 0], [-1, 0], [1, 1], [-1, 1]])
+    run("fit", "flat.csv", "--target", "y")
+    assert loaded("model.safetensors").predict_proba([[1.0]]).tolist() == [[0.5, 0.5]]

@@ -1,0 +1,95 @@
+"""An operation that was forgotten in one of the places that must know it fails here.
+
+Places: the C registry, the binding's table, the public functions, the C header, the Cython header, the op list of the
+tests, the oracles.
+"""
+
+import inspect
+import re
+
+import oracle
+import pytest
+from helpers import ROOT
+
+import csoftmax
+from csoftmax._cpu import binding
+from csoftmax._spec.formats import DTYPES
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+
+NAMES = {op.name for op in SOFTMAX_FAMILY}
+SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
+NOT_OPERATIONS = {"get_cmake_dir", "get_include", "get_library", "show_config"}
+NOT_OPERATIONS |= {"get_num_threads", "set_num_threads", "threads"}
+# with signatures of their own, and so with tests of their own: test_cross_entropy.py, test_linear_cross_entropy.py
+LOSSES = {"cross_entropy", "cross_entropy_with_grad", "linear_cross_entropy", "linear_cross_entropy_with_grad"}
+# test_topk.py, test_entmax.py, test_sample.py
+SPARSE = {"topk", "topk_softmax", "to_csr", "sparsemax", "entmax", "entmax_vjp", "entmax_loss", "entmax_loss_with_grad"}
+SPARSE |= {"sample"}
+
+
+def rows(name):
+    """The rows of an X-macro list in registry.h."""
+    text = (ROOT / "src_c" / "registry.h").read_text()
+    body = re.search(rf"#define {name}(?:_WITH)?\(X(?:, \.\.\.)?\)((?:.*\\\n)+.*)", text).group(1)
+    return [re.split(r",\s*", row) for row in re.findall(r"X\(([^)]*)\)", body)]
+
+
+def test_registry_has_the_op_list():
+    inputs = {"UNARY": 1, "BINARY": 2}
+    assert {row[0]: (inputs[row[1]], int(row[2])) for row in rows("CSM_OPS")} == {
+        op.name: (op.inputs, int(op.keeps_axis)) for op in SOFTMAX_FAMILY
+    }
+
+
+def test_registry_has_the_dtypes():
+    assert [row[0] for row in rows("CSM_DTYPES")] == [SUFFIX[d] for d in DTYPES]
+    assert set(binding.DTYPES) == set(DTYPES)
+
+
+def test_registry_has_the_instruction_sets():
+    assert [row[0] for row in rows("CSM_ISAS")] == list(binding.ISAS)
+    assert set(binding.isa_available()) <= set(binding.isa_built()) <= set(binding.ISAS)
+    assert binding.isa() in binding.isa_available()
+    assert "scalar" in binding.isa_available()
+
+
+def test_binding_numbers_follow_the_registry():
+    assert {row[0]: i for i, row in enumerate(rows("CSM_OPS"))} == binding.OPS
+    numbers = {SUFFIX[name]: code for name, code in binding.DTYPES.items()}
+    assert {row[0]: i for i, row in enumerate(rows("CSM_DTYPES"))} == numbers
+
+
+def test_public_functions():
+    public = {n for n in csoftmax.__all__ if inspect.isroutine(getattr(csoftmax, n))}
+    assert public - NOT_OPERATIONS == NAMES | LOSSES | SPARSE | {"check_labels"}
+    for name in LOSSES | SPARSE:
+        for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
+            assert f"{section}\n---" in inspect.getdoc(getattr(csoftmax, name)), f"{name} has no section {section}"
+    assert set(binding.OPS) == NAMES
+    assert len(set(csoftmax.__all__)) == len(csoftmax.__all__)
+
+
+@pytest.mark.parametrize("op", SOFTMAX_FAMILY, ids=lambda op: op.name)
+def test_oracle_and_documentation(op):
+    assert callable(getattr(oracle, op.name))
+    parameters = inspect.signature(op.function()).parameters
+    assert list(parameters)[: op.inputs + 1] == (["x", "axis"] if op.inputs == 1 else ["dy", "y", "axis"])
+    assert ("out" in parameters) == op.has_out
+    for section in ("Parameters", "Returns", "Raises", "Notes", "Examples"):
+        assert f"{section}\n---" in inspect.getdoc(op.function()), f"{op.name} has no section {section}"
+
+
+def test_capsule_has_every_function():
+    """What the library exports is in csm_api, under the same name."""
+    lines = (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    exported = {re.search(r"symbol csm_(\w+)@@CSOFTMAX_0", line)[1] for line in lines if line.startswith("symbol")}
+    members = {line.split()[0].removeprefix("csm_api.") for line in lines if line.startswith("csm_api.")}
+    assert exported == members - {"abi_major", "abi_minor", "size"}
+
+
+@pytest.mark.parametrize("file", ["csoftmax/include/csoftmax.h", "csoftmax/cpu.pxd"])
+def test_headers(file):
+    text = (ROOT / file).read_text()
+    declared = set(re.findall(r"^\s*csm_status (csm_\w+?)\(const csm_shape", text, re.M))
+    in_c = NAMES | {"cross_entropy", "topk", "entmax", "entmax_vjp", "entmax_loss", "sample"}
+    assert declared == {f"csm_{name}_{suffix}" for name in in_c for suffix in SUFFIX.values()}

@@ -1,0 +1,73 @@
+"""What several test files share: comparing bits, calls in a fresh process, small C libraries.
+
+Layouts of arrays and sample inputs belong to the records, csoftmax/_spec.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from csoftmax._spec.formats import bits
+from csoftmax._spec.operations import OPERATIONS
+
+ROOT = Path(__file__).resolve().parents[2]
+RECORDS = ROOT / "tests" / "records"
+HAS_CMAKE = all(shutil.which(tool) is not None for tool in ("cmake", "nm", "cc"))  # for the tests of the C library
+
+
+def assert_same_bits(got, expected, what=""):
+    __tracebackhide__ = True
+    assert got.shape == expected.shape, f"{what}: shape {got.shape}, expected {expected.shape}"
+    assert got.dtype.newbyteorder("=") == expected.dtype.newbyteorder("="), f"{what}: {got.dtype}"
+    different = np.argwhere(bits(got) != bits(expected))
+    if len(different):
+        at = tuple(different[0])
+        raise AssertionError(
+            f"{what}: {len(different)} of {got.size} elements differ, first at {at}: "
+            f"{np.asarray(got)[at]!r} instead of {np.asarray(expected)[at]!r}"
+        )
+
+
+def assert_same_results(got, expected, what=""):
+    """Compare the bits of several results."""
+    __tracebackhide__ = True
+    assert len(got) == len(expected), what
+    for i, (one, other) in enumerate(zip(got, expected, strict=True)):
+        assert_same_bits(np.asarray(one), np.asarray(other), f"{what}, result {i}")
+
+
+def run_python(code, *, script=None, timeout=120, check=True, **environment):
+    """Run code in a fresh interpreter; the environment variables are set in it.
+
+    script: a path to write the code to first; multiprocessing's workers find functions of a file, but not of `-c`.
+    """
+    if script is not None:
+        Path(script).write_text(code)
+    path = [str(ROOT / "tests"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(path), **environment}
+    env = {k: v for k, v in env.items() if v is not None}
+    command = [sys.executable, *(["-c", code] if script is None else [str(script)])]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=timeout)
+    if check:
+        assert done.returncode == 0, f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def compile_library(folder, source, name="helper"):
+    """A shared library made of C source."""
+    path = Path(folder) / f"{name}.c"
+    library = Path(folder) / f"{name}.so"
+    path.write_text(source)
+    subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, path, "-ldl", "-lm"], check=True)
+    return library
+
+
+def every_record(promise):
+    """Parametrise a test with `record`, every operation that makes a promise; the others say why not in the record."""
+    records = [op for op in OPERATIONS if promise not in op.exempt and op.is_available]
+    return pytest.mark.parametrize("record", records, ids=lambda op: op.name)

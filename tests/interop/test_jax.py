@@ -1,0 +1,222 @@
+"""csoftmax.jax: the bits of the functions for NumPy under jit, gradients, vmap, errors."""
+
+import doctest
+import importlib
+
+import numpy as np
+import pytest
+
+import csoftmax
+
+jax = pytest.importorskip("jax", reason="the gate installs it")
+jnp = jax.numpy
+check_grads = pytest.importorskip("jax.test_util").check_grads
+cj = pytest.importorskip("csoftmax.jax")
+
+RNG = np.random.default_rng(0)
+KERNEL_ERRORS = (jax.errors.JaxRuntimeError, ValueError)  # the type depends on how XLA runs the kernel
+
+
+def set_float64(wide):
+    """Context with float64, or without as in JAX's default configuration."""
+    enable = getattr(jax, "enable_x64", None)  # before JAX 0.8: experimental
+    return enable(wide) if enable is not None else importlib.import_module("jax.experimental").enable_x64(wide)
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    with set_float64(True):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def seed(monkeypatch):
+    """The numbers of a test do not depend on the tests that have run before."""
+    monkeypatch.setitem(globals(), "RNG", np.random.default_rng(0))
+
+
+FUNCTIONS = {
+    "softmax": {"temperature": 0.7},
+    "log_softmax": {"temperature": 0.7},
+    "logsumexp": {"temperature": 0.7},
+    "entmax": {"alpha": 1.3},
+    "sparsemax": {},
+}
+
+
+def draw(dtype, shape=(3, 4, 50)):
+    """Random logits."""
+    return jnp.asarray(3 * RNG.standard_normal(shape)).astype(dtype)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("axis", [-1, 0, 1])
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_bits_equal_those_for_numpy(name, axis, dtype):
+    x, options = draw(dtype), FUNCTIONS[name]
+    expected = getattr(csoftmax, name)(np.asarray(x), axis=axis, **options)
+    for function in (getattr(cj, name), jax.jit(getattr(cj, name), static_argnames=("axis", *options))):
+        got = function(x, axis=axis, **options)
+        assert got.dtype == x.dtype
+        np.testing.assert_array_equal(np.asarray(got), expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients(name):
+    x, options = draw("float64", (4, 6)), FUNCTIONS[name]
+    function = getattr(cj, name)
+    for axis in (-1, 0):
+        check_grads(lambda x, axis=axis: function(x, axis=axis, **options), (x,), order=1, modes=["rev"], eps=1e-6)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_vmap(name):
+    x, function = draw("float32"), getattr(cj, name)
+    np.testing.assert_array_equal(jax.vmap(function)(x), function(x))
+    np.testing.assert_array_equal(jax.vmap(jax.vmap(function))(x), function(x))
+    moved = jax.vmap(function, in_axes=1, out_axes=1)(x) if name != "logsumexp" else jax.vmap(function, 1, 1)(x)
+    np.testing.assert_array_equal(moved, function(x))
+    each = jax.vmap(jax.grad(lambda row: (function(row) ** 2).sum()))(x[0])
+    np.testing.assert_array_equal(each, jax.grad(lambda rows: (function(rows) ** 2).sum())(x[0]))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_cross_entropy(dtype, reduction):
+    options = {"label_smoothing": 0.1, "ignore_index": 3, "z_loss": 1e-3, "temperature": 0.8, "reduction": reduction}
+    logits = draw(dtype, (6, 5, 4))
+    labels = RNG.integers(0, 5, (6, 4))
+    labels[0, 0] = 3
+    for kind in (np.int64, np.uint8):
+        targets = jnp.asarray(labels.astype(kind))
+        expected = csoftmax.cross_entropy_with_grad(np.asarray(logits), labels, axis=1, **options)
+        got = jax.jit(lambda z, t: cj.cross_entropy(z, t, axis=1, **options))(logits, targets)
+        assert got.dtype == expected.loss.dtype
+        np.testing.assert_allclose(got, expected.loss, rtol=1e-14 if dtype == "float64" else 1e-6)
+        if reduction == "none":
+            np.testing.assert_array_equal(got, expected.loss)
+        grad = jax.grad(lambda z, t: cj.cross_entropy(z, t, axis=1, **options).sum())(logits, targets)
+        assert grad.dtype == logits.dtype
+        # to the bit: XLA multiplies the gradient of each row by the upstream gradient
+        wide = expected.loss.dtype.type
+        upstream = wide(1) / wide((labels != 3).sum() if reduction == "mean" else 1)
+        rows = csoftmax.cross_entropy_with_grad(np.asarray(logits), labels, axis=1, **{**options, "reduction": "none"})
+        np.testing.assert_array_equal(grad, (rows.grad.astype(wide) * upstream).astype(rows.grad.dtype))
+    if dtype == "float64":
+        loss_of = lambda z: cj.cross_entropy(z, targets, axis=1, **options)  # noqa: E731
+        check_grads(loss_of, (logits,), order=1, modes=["rev"], eps=1e-6)
+
+
+def test_cross_entropy_under_vmap():
+    logits, labels = draw("float32", (3, 4, 7)), jnp.asarray(RNG.integers(0, 7, (3, 4)))
+    got = jax.vmap(lambda z, t: jax.grad(cj.cross_entropy)(z, t))(logits, labels)
+    each = [jax.grad(cj.cross_entropy)(z, t) for z, t in zip(logits, labels)]
+    np.testing.assert_array_equal(got, jnp.stack(each))
+
+
+def test_training():
+    """A linear layer learns by gradient descent under jit."""
+    x, labels = draw("float32", (200, 5)), jnp.asarray(RNG.integers(0, 3, 200))
+
+    @jax.jit
+    def step(w):
+        loss, grad = jax.value_and_grad(lambda w: cj.cross_entropy(x @ w, labels))(w)
+        return loss, w - 0.1 * grad
+
+    w = jnp.zeros((5, 3), jnp.float32)
+    losses = []
+    for _ in range(20):
+        loss, w = step(w)
+        losses.append(float(loss))
+    assert losses[0] == pytest.approx(np.log(3))
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_large_arrays_on_two_threads():
+    """XLA may run both calls at once."""
+    x = draw("float32", (300, 5000))
+    with csoftmax.threads(2):
+        both = jax.jit(lambda x: (cj.softmax(x), cj.log_softmax(x)))(x)
+    np.testing.assert_array_equal(both[0], csoftmax.softmax(np.asarray(x)))
+    np.testing.assert_array_equal(both[1], csoftmax.log_softmax(np.asarray(x)))
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (3, 0, 5), (1,)])
+def test_awkward_shapes(shape):
+    x = draw("float32", shape)
+    np.testing.assert_array_equal(cj.softmax(x), csoftmax.softmax(np.asarray(x)))
+
+
+def test_errors():
+    x, labels = draw("float32", (3, 4)), jnp.array([0, 1, 2])
+    with pytest.raises(TypeError, match="x must be float16, bfloat16, float32 or float64, got int32"):
+        cj.softmax(labels.astype(jnp.int32))
+    with pytest.raises(ValueError, match="axis must be from -2 to 1, got 2"):
+        cj.softmax(x, axis=2)
+    with pytest.raises(ValueError, match="temperature must be in"):
+        cj.softmax(x, temperature=-1)
+    with pytest.raises(TypeError, match="temperature must be a number that is known"):
+        jax.jit(lambda x, t: cj.softmax(x, temperature=t))(x, 1.0)
+    with pytest.raises(ValueError, match="alpha must be in"):
+        cj.entmax(x, alpha=1.0)
+    with pytest.raises(TypeError, match=r"labels must be integers of shape \(3,\)"):
+        cj.cross_entropy(x, labels[:2])
+    with pytest.raises(ValueError, match="reduction must be"):
+        cj.cross_entropy(x, labels, reduction="median")
+    with pytest.raises(KERNEL_ERRORS, match="a label is not a class"):
+        cj.cross_entropy(x, labels + 2).block_until_ready()
+    with pytest.raises(KERNEL_ERRORS, match="other shapes or dtypes"):
+        jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((2,), jnp.float32))(x).block_until_ready()
+    with pytest.raises(KERNEL_ERRORS, match="other shapes or dtypes"):
+        jax.ffi.ffi_call("csoftmax_softmax", jax.ShapeDtypeStruct((3,), jnp.int32))(labels.astype(jnp.int32))
+    # the kernels never take XLA's memory for another dtype
+    half = x.astype(jnp.float16)
+    for name, result, arguments in (
+        ("softmax", half, [x]),
+        ("softmax", x, [half]),
+        ("logsumexp", half[:, 0], [x]),
+        ("softmax_vjp", x, [x, half]),
+        ("entmax", half, [x]),
+        ("entmax_vjp", x, [x, half]),
+        ("cross_entropy", [half[:, 0]], [x, labels.astype(jnp.int32)]),
+        ("cross_entropy", [x[:, 0]], [x.astype(jnp.float64), labels.astype(jnp.int32)]),
+        ("cross_entropy", [x[:, 0]], [x, labels.astype(jnp.int16)]),
+        ("cross_entropy", [x[:, 0], half], [x, labels.astype(jnp.int32)]),
+    ):
+        like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), result)
+        with pytest.raises(KERNEL_ERRORS, match="other shapes or dtypes"):
+            jax.block_until_ready(jax.ffi.ffi_call(f"csoftmax_{name}", like)(*arguments))
+    with pytest.raises(ValueError, match="x must have at least one axis"):
+        cj.softmax(jnp.float32(1))
+    with pytest.raises(TypeError, match="ignore_index must be an int"):
+        cj.cross_entropy(x, labels, ignore_index=0.5)
+    np.testing.assert_array_equal(cj.softmax(x, np.int64(0)), cj.softmax(x, 0))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_labels_of_every_dtype(wide):
+    """Labels that a cast would turn into a class are refused; ignore_index may be outside the range of the dtype."""
+    with set_float64(wide):
+        logits = jnp.asarray(RNG.standard_normal((3, 4)), jnp.float32)
+        for kind in ("int8", "int16", "int32", "uint8", "uint16", "uint32", *(["int64", "uint64"] * wide)):
+            labels = jnp.array([0, 3, 1], kind)
+            expected = csoftmax.cross_entropy(np.asarray(logits), np.array([0, 3, 1]), ignore_index=3, reduction="none")
+            got = cj.cross_entropy(logits, labels, ignore_index=3, reduction="none")
+            np.testing.assert_array_equal(got, expected)
+            for absent in (-100, 2**40, 2**70):
+                plain = cj.cross_entropy(logits, labels, ignore_index=absent)
+                assert float(plain) == pytest.approx(float(csoftmax.cross_entropy(np.asarray(logits), [0, 3, 1])))
+        for kind, label in (("uint32", 2**32 - 100), *([("uint64", 2**64 - 100)] * wide)):
+            with pytest.raises(KERNEL_ERRORS, match="a label is not a class"):
+                cj.cross_entropy(logits, jnp.array([0, label, 1], kind)).block_until_ready()
+
+
+def test_default_set_float64():
+    with set_float64(False):
+        x = jnp.asarray(RNG.standard_normal((5, 9)), jnp.float32)
+        assert x.dtype == cj.softmax(x).dtype == jnp.float32
+        np.testing.assert_array_equal(cj.softmax(x), csoftmax.softmax(np.asarray(x)))
+        grad = jax.grad(lambda x: cj.cross_entropy(x, jnp.arange(5)))(x)
+        np.testing.assert_allclose(grad, csoftmax.cross_entropy_with_grad(np.asarray(x), np.arange(5)).grad, rtol=1e-6)
+        assert doctest.testmod(cj).failed == 0
+        assert doctest.testmod(cj).attempted > 5

@@ -1,0 +1,401 @@
+"""PyTorch tensors as arguments and results: bits, memory, errors; the operators of csoftmax.torch."""
+
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from cuda_model import stand_in
+from helpers import assert_same_bits
+from ops import OPS, logits
+
+import csoftmax
+
+torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+ml_dtypes = pytest.importorskip("ml_dtypes")
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
+
+
+def tensor(a):
+    """A tensor with a copy of the array's numbers."""
+    a = np.ascontiguousarray(a)
+    if a.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(a.view(np.int16).copy()).view(torch.bfloat16)
+    return torch.from_numpy(a.copy())
+
+
+def array(t):
+    assert isinstance(t, torch.Tensor)
+    if t.dtype == torch.bfloat16:
+        return t.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return t.numpy()
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("op", OPS, ids=lambda op: op.name)
+def test_softmax_family(op, dtype):
+    for shape in ((4, 30), (3, 5, 700), (7,), (0, 5)):
+        arrays = op.make(shape, dtype)
+        expected = np.asarray(op.function()(*arrays))
+        given = [tensor(a) for a in arrays]
+        got = op.function()(*given)
+        assert got.dtype == DTYPES[dtype]
+        assert_same_bits(array(got), expected)
+        for t, a in zip(given, arrays, strict=True):
+            assert_same_bits(array(t), a)
+        if op.has_out:
+            assert op.function()(*given, out=given[0]) is given[0]
+            assert_same_bits(array(given[0]), expected)
+
+
+def test_layouts():
+    x = torch.randn(6, 8, 10)
+    for view in (x.transpose(0, 2), x[::2, 1:], x[0].expand(4, 8, 10), x.permute(1, 2, 0)):
+        for axis in (0, -1, (0, 1), None):
+            assert_same_bits(array(csoftmax.softmax(view, axis)), csoftmax.softmax(view.numpy(), axis))
+    out = torch.zeros(10, 8, 6).transpose(0, 2)
+    assert csoftmax.softmax(x, out=out) is out
+    assert_same_bits(out.numpy(), csoftmax.softmax(x.numpy()))
+    assert csoftmax.logsumexp(x[0, 0]).shape == ()
+    assert csoftmax.softmax(torch.tensor(3.0)).item() == 1
+
+
+def test_masks_and_integers():
+    x, mask = torch.randn(5, 9), torch.rand(5, 9) < 0.5
+    expected = csoftmax.softmax(x.numpy(), where=mask.numpy())
+    assert_same_bits(array(csoftmax.softmax(x, where=mask)), expected)
+    assert_same_bits(array(csoftmax.softmax(x, where=mask.numpy())), expected)
+    assert_same_bits(csoftmax.softmax(x.numpy(), where=mask), expected)  # the first argument decides
+    assert csoftmax.softmax(torch.arange(4)).dtype == torch.float64
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_cross_entropy(dtype):
+    x, w = logits((6, 40), dtype), np.random.default_rng(0).random(40)
+    w = w.astype(np.float64 if dtype == "float64" else np.float32)
+    target = np.array([0, 39, 5, -100, 7, 7])
+    for options in ({}, {"reduction": "none"}, {"weight": w, "label_smoothing": 0.1, "sample_weight": np.arange(6.0)}):
+        given = {k: tensor(v) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+        expected = csoftmax.cross_entropy_with_grad(x, target, **options)
+        got = csoftmax.cross_entropy_with_grad(tensor(x), tensor(target), **given)
+        assert isinstance(got, csoftmax.CrossEntropyResult)
+        assert_same_bits(array(got.loss), np.asarray(expected.loss))
+        assert_same_bits(array(got.grad), expected.grad)
+        assert_same_bits(array(csoftmax.cross_entropy(tensor(x), tensor(target), **given)), np.asarray(expected.loss))
+    logits_ = tensor(x)
+    result = csoftmax.cross_entropy_with_grad(logits_, tensor(target), out=logits_)
+    assert result.grad is logits_
+    with pytest.raises(IndexError, match=r"target\[1\] is 40"):
+        csoftmax.cross_entropy(tensor(x), torch.tensor([0, 40, 0, 0, 0, 0]))
+    with pytest.raises(IndexError, match=r"target\[1\] is 40"):
+        csoftmax.check_labels(torch.tensor([0, 40]), 40)
+
+
+def test_linear_cross_entropy():
+    rng = np.random.default_rng(0)
+    x, w, b = (rng.normal(size=s).astype(np.float32) for s in ((6, 5), (11, 5), 11))
+    target = rng.integers(0, 11, 6)
+    for bias in (None, b):
+        expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias)
+        t = None if bias is None else tensor(bias)
+        got = csoftmax.linear_cross_entropy_with_grad(tensor(x), tensor(w), tensor(target), bias=t)
+        assert isinstance(got, csoftmax.LinearCrossEntropyResult)
+        for t, a in zip(got, expected, strict=True):
+            assert (t is None) == (a is None)
+            assert t is None or np.array_equal(array(t), a)
+        loss = csoftmax.linear_cross_entropy(tensor(x), tensor(w), tensor(target), bias=t)
+        assert loss.item() == csoftmax.linear_cross_entropy(x, w, target, bias=bias)
+
+
+def test_sparse():
+    x = logits((6, 50))
+    t = tensor(x)
+    target = np.arange(6)
+    for f in (
+        lambda x, target: csoftmax.topk(x, 5),
+        lambda x, target: csoftmax.topk_softmax(x, 5, normalize="full"),
+        lambda x, target: csoftmax.sparsemax(x),
+        lambda x, target: csoftmax.entmax(x, 1.3),
+        lambda x, target: csoftmax.entmax(x, 1),
+        lambda x, target: csoftmax.entmax_vjp(x, csoftmax.entmax(x)),
+        lambda x, target: csoftmax.entmax_loss_with_grad(x, target),
+        lambda x, target: csoftmax.entmax_loss(x, target, reduction="none"),
+        lambda x, target: csoftmax.entmax_loss(x, target, alpha=1),
+        lambda x, target: csoftmax.sample(x, top_k=5, size=3, rng=0),
+    ):
+        expected, got = f(x, target), f(t, tensor(target))
+        if isinstance(expected, tuple):
+            assert type(got) is type(expected)
+        else:
+            expected, got = (expected,), (got,)
+        for result, a in zip(got, expected, strict=True):
+            assert_same_bits(array(result), np.asarray(a))
+    assert csoftmax.to_csr(csoftmax.topk(t, 5), 50).nnz == 30
+    out = torch.empty(6, 50)
+    assert csoftmax.sparsemax(t, out=out) is out
+    assert csoftmax.sparsemax(x, out=out) is out  # another library than that of the first argument
+    assert_same_bits(array(out), csoftmax.sparsemax(x))
+    pair = torch.empty(6, 5), torch.empty(6, 5, dtype=torch.int64)
+    best = csoftmax.topk_softmax(t, 5, out=pair)
+    assert best.values is pair[0]
+    assert best.indices is pair[1]
+    assert_same_bits(array(pair[0]), csoftmax.topk_softmax(x, 5).values)
+
+
+class Cuda(torch.Tensor):
+    """A tensor that claims to be on a CUDA device; like that of the model of a device, its memory is the CPU's."""
+
+    device = property(lambda self: torch.device("cuda", 0))
+
+    def __dlpack_device__(self):
+        return 2, 0
+
+    def __dlpack__(self, **options):
+        return self.as_subclass(torch.Tensor).__dlpack__(**options)
+
+
+@pytest.fixture
+def on_cuda(monkeypatch, tmp_path):
+    """Function from an array to a Cuda tensor; the model of a device is installed and PyTorch takes its arrays."""
+    from_dlpack = torch.from_dlpack
+
+    def take(a):
+        assert a.__dlpack_device__() == (2, 0)
+        return from_dlpack(a.view(np.ndarray)).as_subclass(Cuda)
+
+    monkeypatch.setattr(torch, "from_dlpack", take)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=42))
+    monkeypatch.setattr(stand_in.Stream, "waits", [])
+    with stand_in.installed(tmp_path):
+        yield lambda a: tensor(a).as_subclass(Cuda)
+
+
+def array_from_cuda(t):
+    assert type(t) is Cuda
+    return array(t.as_subclass(torch.Tensor))
+
+
+needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the model of a device needs g++")
+
+
+@needs_compiler
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_tensors_on_cuda(on_cuda, dtype):
+    """They pass through DLPack to CuPy and back in the same memory; PyTorch's stream waits for writes to its out."""
+    x, labels = logits((5, 40), dtype), np.arange(5)
+    z, classes = on_cuda(x), on_cuda(labels)
+    assert_same_bits(array_from_cuda(csoftmax.softmax(z)), csoftmax.softmax(x))
+    assert_same_bits(array_from_cuda(csoftmax.log_softmax(z.T, 0)), csoftmax.log_softmax(x.T, 0))
+    got, expected = csoftmax.cross_entropy_with_grad(z, classes), csoftmax.cross_entropy_with_grad(x, labels)
+    assert_same_bits(array_from_cuda(got.grad), expected.grad)
+    assert_same_bits(array_from_cuda(got.loss), np.asarray(expected.loss))
+    best = csoftmax.topk(z, 3)
+    assert np.array_equal(array_from_cuda(best.indices), csoftmax.topk(x, 3).indices)
+    assert stand_in.Stream.waits == []
+    assert_same_bits(array_from_cuda(z), x)
+    assert csoftmax.softmax(z, out=z) is z
+    assert stand_in.Stream.waits == [(42, 0)]
+    assert_same_bits(array_from_cuda(z), csoftmax.softmax(x))
+
+
+@needs_compiler
+def test_errors_of_tensors_on_two_devices(on_cuda):
+    x, labels = logits((5, 40)), np.arange(5)
+    with pytest.raises(csoftmax.DeviceError, match="target is on the CPU"):
+        csoftmax.cross_entropy(on_cuda(x), tensor(labels))
+    with pytest.raises(csoftmax.DeviceError, match="target is a CuPy array"):
+        csoftmax.cross_entropy(tensor(x), on_cuda(labels))
+    back = csoftmax.softmax(on_cuda(x), device="cpu")
+    assert type(back) is torch.Tensor
+    assert_same_bits(array(back), csoftmax.softmax(x))
+
+
+def test_errors_of_tensors():
+    x = torch.randn(3, 4)
+    with pytest.raises(ValueError, match=r"x requires grad.*csoftmax\.torch.*detach"):
+        csoftmax.softmax(x.clone().requires_grad_())
+    with pytest.raises(ValueError, match="target requires grad"):
+        csoftmax.cross_entropy(x, torch.rand(3, 4).requires_grad_())
+    with pytest.raises(ValueError, match="requires grad"):
+        csoftmax.softmax(torch.nn.Parameter(x))
+    with pytest.raises(TypeError, match="strided"):
+        csoftmax.softmax(x.to_sparse())
+    with pytest.raises(TypeError, match="meta"):
+        csoftmax.softmax(x.to("meta"))
+    with pytest.raises(TypeError, match="complex64"):
+        csoftmax.softmax(x.to(torch.complex64))
+    with pytest.raises(TypeError, match="bool"):
+        csoftmax.softmax(x > 0)
+    with pytest.raises(ValueError, match=r"out has shape \(3, 5\)"):
+        csoftmax.softmax(x, out=torch.empty(3, 5))
+    with pytest.raises(csoftmax.DeviceError, match="cuda"):
+        csoftmax.softmax(x, device="cuda:99")
+
+
+# csoftmax.torch
+
+
+def make_calls():
+    """Name -> (operator, arguments of which some record a gradient)."""
+    import csoftmax.torch as ct
+
+    def x(*shape):
+        return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
+
+    def turned(*shape):
+        return x(*shape).detach().T.requires_grad_()
+
+    generator = torch.Generator().manual_seed(0)
+    target, soft = torch.tensor([0, 4, 2, -100]), torch.rand(4, 5, dtype=torch.float64, generator=generator)
+    weight = torch.rand(5, dtype=torch.float64, generator=generator)
+    base = (None, 0.0, -100, 0.0, 1.0)
+    full = (weight, 0.1, -100, 0.01, 2.0)
+    return {
+        "softmax": (ct._softmax, (x(3, 5), 0, 1.5)),
+        "log_softmax": (ct._log_softmax, (turned(3, 5), 1, 1.0)),
+        "entmax": (ct._entmax, (x(3, 5), -1, 1.5)),
+        "topk_softmax": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, False)),
+        "topk_softmax full": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, True)),
+        "cross_entropy": (ct._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
+        "softmax turned": (ct._softmax, (turned(3, 5), 1, 1.0)),
+        "cross_entropy turned": (ct._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
+        "entmax turned": (ct._entmax, (turned(3, 5), 0, 1.3)),
+        "topk_softmax turned": (ct._topk_softmax, (turned(3, 5), 2, 0, 1.5, True)),
+        "linear turned": (ct._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
+        "cross_entropy none": (ct._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
+        "cross_entropy soft": (ct._cross_entropy, (x(4, 5), soft, -1, *full, "sum", True)),
+        "linear": (ct._linear_cross_entropy, (x(4, 3), x(5, 3), target, x(5), *full, "mean", True)),
+        "linear, no bias": (ct._linear_cross_entropy, (x(4, 3), x(5, 3), target, None, *base, "sum", True)),
+    }
+
+
+@pytest.mark.parametrize("name", make_calls())
+def test_operators_and_their_gradients(name):
+    op, arguments = make_calls()[name]
+    torch.library.opcheck(op, arguments)
+
+    def differentiable(*tensors):
+        following = iter(tensors)
+        result = op(*(next(following) if isinstance(a, torch.Tensor) and a.requires_grad else a for a in arguments))
+        return result[0] if isinstance(result, tuple) else result
+
+    tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
+    torch.autograd.gradcheck(differentiable, tensors, atol=1e-6)
+
+
+def test_against_pytorch():
+    import csoftmax.torch as ct
+
+    functional = torch.nn.functional
+    x, target = torch.randn(6, 9), torch.tensor([0, 8, 3, -100, 1, 1])
+    w, layer = torch.rand(9), torch.randn(9, 4)
+    features = torch.randn(6, 4)
+    pairs = [
+        (lambda t: ct.softmax(t, 0)[2].sum(), lambda t: torch.softmax(t, 0)[2].sum()),
+        (lambda t: ct.log_softmax(t).square().sum(), lambda t: torch.log_softmax(t, -1).square().sum()),
+        (
+            lambda t: ct.cross_entropy(t, target, weight=w, label_smoothing=0.1),
+            lambda t: functional.cross_entropy(t, target, weight=w, label_smoothing=0.1),
+        ),
+        (
+            lambda t: (ct.cross_entropy(t, target, reduction="none") * torch.arange(6)).sum(),
+            lambda t: (functional.cross_entropy(t, target, reduction="none") * torch.arange(6)).sum(),
+        ),
+    ]
+    for ours, theirs in pairs:
+        a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+        left, right = ours(a), theirs(b)
+        (3 * left).backward()
+        (3 * right).backward()
+        assert torch.allclose(left, right, rtol=1e-5)
+        assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+    a, b = layer.clone().requires_grad_(), layer.clone().requires_grad_()
+    ct.linear_cross_entropy(features, a, target).backward()
+    functional.cross_entropy(features @ b.T, target).backward()
+    assert torch.allclose(a.grad, b.grad, rtol=1e-4, atol=1e-6)
+
+
+def test_bfloat16_and_modules():
+    import csoftmax.torch as ct
+
+    x = torch.randn(4, 7, dtype=torch.bfloat16, requires_grad=True)
+    loss = ct.cross_entropy(x, torch.arange(4))
+    assert loss.dtype == torch.float32
+    loss.backward()
+    assert x.grad.dtype == torch.bfloat16
+    layer = torch.nn.Linear(3, 11)
+    ct.linear_cross_entropy(torch.randn(5, 3), layer.weight, torch.arange(5), bias=layer.bias).backward()
+    assert layer.weight.grad.abs().sum() > 0
+    assert layer.bias.grad.abs().sum() > 0
+    with torch.no_grad():
+        assert not ct.softmax(x).requires_grad
+        assert ct.linear_cross_entropy(torch.randn(5, 3), layer.weight, torch.arange(5), reduction="none").shape == (5,)
+    assert ct.sparsemax(torch.tensor([3.0, 0.0])).tolist() == [1, 0]
+
+
+def test_docstrings():
+    import doctest
+
+    import csoftmax.torch as ct
+
+    result = doctest.testmod(ct)
+    assert result.attempted > 0
+    assert result.failed == 0
+
+
+def test_compile():
+    """torch.compile keeps the operators in one graph."""
+    import csoftmax.torch as ct
+
+    def f(x, target):
+        p = ct.softmax(2 * x, temperature=0.5)
+        return ct.cross_entropy(p, target) + ct.entmax(x).square().sum() + ct.topk_softmax(x, 3).values.sum()
+
+    x, target = torch.randn(4, 7), torch.arange(4)
+    results = []
+    for function in (f, torch.compile(f, backend="aot_eager", fullgraph=True)):
+        t = x.clone().requires_grad_()
+        loss = function(t, target)
+        loss.backward()
+        results.append((loss.detach(), t.grad))
+    assert torch.equal(results[0][0], results[1][0])
+    assert torch.allclose(results[0][1], results[1][1])
+
+
+def test_errors_of_operators():
+    import csoftmax.torch as ct
+
+    x = torch.randn(3, 4, requires_grad=True)
+    for f in (ct.softmax, ct.log_softmax, ct.entmax, lambda x: ct.topk_softmax(x, 1)):
+        with pytest.raises(TypeError, match="floating point"):
+            f(torch.arange(3))
+        with pytest.raises(TypeError, match=r"torch\.Tensor"):
+            f([1.0, 2.0])
+    with pytest.raises(IndexError, match=r"target\[0\] is 9"):
+        ct.cross_entropy(x, torch.tensor([9, 0, 0]))
+    with pytest.raises(ValueError, match="no gradient here"):
+        ct.linear_cross_entropy(x, torch.randn(5, 4), torch.arange(3), reduction="none")
+    with pytest.raises(ValueError, match="normalize"):
+        ct.topk_softmax(x, 1, normalize="some")
+    with pytest.raises(ValueError, match="temperature"):
+        ct.softmax(x, temperature=-1)
+    (g,) = torch.autograd.grad(ct.softmax(x).square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError):  # there is no second derivative
+        g.sum().backward()
+
+
+def test_bench_after_torch_has_limited_its_threads(capsys):
+    """PyTorch may share its OpenMP with csoftmax, whose threads its limit then limits too; bench restores the limit."""
+    from csoftmax.__main__ import main
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        limited = csoftmax.get_num_threads()
+        assert main(["bench", "--shapes", "32x10", "--threads", "1,2", "--peers", "torch", "--rounds", "1"]) == 0
+        assert (torch.get_num_threads(), csoftmax.get_num_threads()) == (1, limited)
+    finally:
+        torch.set_num_threads(before)
+        csoftmax.set_num_threads(None)
+    assert capsys.readouterr().out.count("(32, 10)") == 2

@@ -1,0 +1,444 @@
+"""Training of SoftmaxRegression: derivatives, coordinates, AdamW, data in parts, stages, callbacks, threads, memory."""
+
+import copy
+import itertools
+import pickle
+import threading
+import tracemalloc
+import warnings
+
+import numpy as np
+import pytest
+import scipy.sparse as sp
+from sklearn.base import clone
+from sklearn.datasets import load_digits, load_iris
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from threadpoolctl import threadpool_info
+
+import csoftmax
+from csoftmax._arguments.places import Place
+from csoftmax._learn import adamw, lbfgs
+from csoftmax._learn.objective import Objective, Options
+from csoftmax.linear_model import SoftmaxRegression
+
+
+@pytest.fixture
+def three_classes():
+    """120 random rows of three classes that a linear model separates."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(120, 4))
+    return X, (X @ rng.normal(size=(4, 3))).argmax(axis=1)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    X, y = load_digits(return_X_y=True)
+    return X / 16, y
+
+
+# Objective and L-BFGS
+
+
+def test_derivatives():
+    """Gradient and Hessian of the objective against finite differences, with every option."""
+    rng = np.random.default_rng(1)
+    X, y = rng.normal(size=(30, 4)), rng.integers(0, 3, 30)
+    w = rng.random(30) * (rng.random(30) < 0.8)
+    options = Options(rng.random(3), 0.1, 1.7)
+    objective = Objective(X, y, w, 3, options)
+    coef, intercept = rng.normal(size=(3, 4)), rng.normal(size=3)
+    at = objective.evaluate(coef, intercept)
+    given = {"weight": options.weight, "label_smoothing": 0.1, "temperature": 1.7}
+    exact = csoftmax.linear_cross_entropy_with_grad(X, coef, y, bias=intercept, sample_weight=w, **given)
+    assert at.loss == pytest.approx(float(exact.loss), rel=1e-14)
+    assert np.allclose(at.grad_coef, exact.grad_w, rtol=1e-12, atol=1e-15)
+    assert np.allclose(at.grad_intercept, exact.grad_bias, rtol=1e-12, atol=1e-15)
+    hessian = objective.hessian(coef, intercept, 10**9)
+    flat = np.hstack([coef, intercept[:, None]])
+    for i in range(flat.size):
+        ends = []
+        for sign in (1, -1):
+            moved = flat.copy()
+            moved.flat[i] += sign * 1e-6
+            at = objective.evaluate(moved[:, :4], moved[:, 4])
+            ends.append(np.hstack([at.grad_coef, at.grad_intercept[:, None]]).ravel())
+        assert np.allclose((ends[0] - ends[1]) / 2e-6, hessian[i], rtol=1e-6, atol=1e-8)
+    mean, variance = objective.moments()
+    assert np.allclose(mean, np.average(X, axis=0, weights=w))
+    assert np.allclose(variance, np.average((X - mean) ** 2, axis=0, weights=w))
+
+
+def test_coordinates_are_a_change_of_variables():
+    rng = np.random.default_rng(2)
+    X, y = rng.normal(size=(50, 5)) * [1, 10, 100, 0, 1], rng.integers(0, 3, 50)
+    objective = Objective(X, y, None, 3, Options())
+    coef, intercept = rng.normal(size=(3, 5)), rng.normal(size=3)
+    step = lbfgs.Step(coef, intercept, 0, 0, 0, 0)
+    for coordinates in (lbfgs.Centred(objective, 1e-3, True), lbfgs.whiten(objective, step, 1e-3, True)):
+        u = coordinates.coordinates(coef, intercept)
+        back = coordinates.parameters(u)
+        assert np.allclose(back[0], coef)
+        assert np.allclose(back[1], intercept)
+        g, h = rng.normal(size=(3, 5)), rng.normal(size=3)  # df = <g, dcoef> + <h, dintercept>, whatever the variables
+        du = rng.normal(size=u.size)
+        moved = coordinates.parameters(u + du)
+        assert coordinates.gradient(g, h) @ du == pytest.approx(
+            np.vdot(g, moved[0] - coef) + h @ (moved[1] - intercept)
+        )
+
+
+def test_number_of_threads_does_not_change_the_bits():
+    rng = np.random.default_rng(3)
+    X, y = rng.normal(size=(6000, 50)), rng.integers(0, 5, 6000)
+    results = []
+    for threads in (1, 2, 3):
+        with csoftmax.threads(threads):
+            results.append(SoftmaxRegression(max_epochs=20, tol=1e-5).fit(X, y).coef_)
+    assert all(np.array_equal(r, results[0]) for r in results)
+
+
+def test_limit_of_blas_is_lifted_after_overlapping_trainings(three_classes):
+    X, y = three_classes
+    before = [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"]
+    first_runs, second_runs = threading.Event(), threading.Event()
+
+    def first(model, record):
+        first_runs.set()
+        return second_runs.wait(30)
+
+    thread = threading.Thread(target=lambda: SoftmaxRegression(callbacks=first).fit(X, y))
+    thread.start()
+    first_runs.wait(30)
+
+    def second(model, record):
+        second_runs.set()
+        thread.join(30)
+
+    SoftmaxRegression(callbacks=second, max_epochs=200).fit(X, y)
+    assert [pool["num_threads"] for pool in threadpool_info() if pool["user_api"] == "blas"] == before
+
+
+# AdamW
+
+
+def test_adamw_against_its_definition():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(40, 5)), rng.integers(0, 3, 40)
+    given = {
+        "penalty_l2": 0.1,
+        "learning_rate": 0.05,
+        "clip_norm": 0.3,
+        "clip_value": 0.1,
+        "output_learning_rate": 0.01,
+    }
+    model = SoftmaxRegression(solver="adamw", batch_size=64, max_epochs=7, random_state=1, **given).fit(X, y)
+    w, b = adamw.draw_xavier(3, 5, np.float64, np.random.RandomState(1)), np.zeros(3)
+    assert np.abs(w).max() <= np.sqrt(6 / 8)
+    moments = [np.zeros_like(p) for p in (w, w, b, b)]
+    for t in range(1, 8):
+        p = np.exp(X @ w.T + b)
+        p /= p.sum(axis=1, keepdims=True)
+        p[np.arange(40), y] -= 1
+        g = [np.clip(p.T @ X / 40, -0.1, 0.1), np.clip(p.sum(axis=0) / 40, -0.1, 0.1)]
+        norm = np.sqrt(sum(np.sum(part**2) for part in g))
+        g = [part * min(1, 0.3 / norm) for part in g]
+        w *= 1 - 0.05 * 0.1
+        for i, (parameter, rate) in enumerate(((w, 0.05), (b, 0.01))):
+            moments[2 * i] = 0.9 * moments[2 * i] + 0.1 * g[i]
+            moments[2 * i + 1] = 0.999 * moments[2 * i + 1] + 0.001 * g[i] ** 2
+            parameter -= rate * (moments[2 * i] / (1 - 0.9**t)) / (np.sqrt(moments[2 * i + 1] / (1 - 0.999**t)) + 1e-8)
+    assert np.allclose(model.coef_, w, rtol=1e-9)
+    assert np.allclose(model.intercept_, b, rtol=1e-9)
+
+
+def test_batch_norm_gradient_and_folding():
+    """The gradient of a step against finite differences; the folded model gives the normalised logits."""
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(50, 4)), rng.integers(0, 3, 50)
+
+    class Recorder(adamw.Trainer):
+        def _update(self, gradients):
+            self.gradients = gradients
+
+    hyper = adamw.Hyper(0.1, 0.1, 0.0, None, None)
+    start = np.zeros(3), np.ones(3)
+    trainer = Recorder(rng.normal(size=(3, 4)), np.zeros(3), Options(), hyper, Place(), batch_norm=start)
+    trainer.parameters["gain"][:] = [0.5, 1.0, 2.0]
+    trainer.parameters["shift"][:] = [0.1, -0.2, 0.0]
+    trainer.step(X, y, None)
+
+    def loss():
+        s = X @ trainer.parameters["coef"].T
+        z = trainer.parameters["gain"] * (s - s.mean(0)) / np.sqrt(s.var(0) + adamw.VARIANCE_FLOOR)
+        return float(csoftmax.cross_entropy(z + trainer.parameters["shift"], y))
+
+    for name, gradient in trainer.gradients.items():
+        for i in range(gradient.size):
+            ends = []
+            for sign in (1, -1):
+                trainer.parameters[name].flat[i] += sign * 1e-6
+                ends.append(loss())
+                trainer.parameters[name].flat[i] -= sign * 1e-6
+            assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(gradient.flat[i], rel=1e-5, abs=1e-9)
+    statistics = adamw.compute_statistics(trainer.parameters["coef"], [X[:20], X[20:21], X[21:]])
+    s = X @ trainer.parameters["coef"].T
+    assert np.allclose(statistics, (s.mean(0), s.var(0)))
+    coef, intercept = trainer.fold(statistics)
+    assert float(csoftmax.cross_entropy(X @ coef.T + intercept, y)) == pytest.approx(loss(), rel=1e-12)
+
+
+def test_warm_start_with_batch_norm_continues(three_classes):
+    X, y = three_classes
+    model = SoftmaxRegression(solver="adamw", batch_norm=True, warm_start=True, max_epochs=40, random_state=0).fit(X, y)
+    before = model.predict_proba(X)
+    model.set_params(max_epochs=1, learning_rate=1e-12).fit(X, y)
+    assert np.allclose(model.predict_proba(X), before, atol=1e-6)
+    with pytest.raises(ValueError, match="frozen"):
+        model.freeze().fit(X, y)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"batch_norm": True}, {"fit_intercept": False}, {"batch_norm": True, "fit_intercept": False}]
+)
+def test_adamw_learns(digits, options):
+    X_train, X_test, y_train, y_test = train_test_split(*digits, random_state=0)
+    for given in (X_train, sp.csr_array(X_train), X_train.astype(np.float32)):
+        model = SoftmaxRegression(solver="adamw", max_epochs=40, random_state=0, **options).fit(given, y_train)
+        assert model.score(X_test, y_test) > 0.94
+    again = clone(model).fit(given, y_train)
+    assert np.array_equal(again.coef_, model.coef_)
+    other = clone(model).set_params(random_state=1).fit(given, y_train)
+    assert not np.array_equal(other.coef_, model.coef_)
+
+
+def test_minibatches_are_of_nearly_equal_length():
+    for rows, size in itertools.product((1, 2, 255, 256, 257, 1000, 1023), (1, 7, 256)):
+        parts = adamw.split_batches(rows, size)
+        lengths = [p.stop - p.start for p in parts]
+        assert sum(lengths) == rows
+        assert max(lengths) <= size
+        assert max(lengths) - min(lengths) <= 1
+
+
+# Data in parts and memory maps
+
+
+def test_fit_batches(digits):
+    X, y = digits
+
+    def batches():
+        for i in range(0, len(X), 200):
+            yield X[i : i + 200], y[i : i + 200]
+
+    model = SoftmaxRegression(solver="adamw", max_epochs=40, random_state=0).fit_batches(batches, np.arange(10))
+    assert model.score(X, y) > 0.95
+    assert model.n_iter_ == 40
+    listed = SoftmaxRegression(solver="adamw", max_epochs=40, random_state=0).fit_batches(
+        list(batches()), np.arange(10)
+    )
+    assert np.array_equal(listed.coef_, model.coef_)
+    with_batch_norm = SoftmaxRegression(solver="adamw", max_epochs=10, random_state=0, batch_norm=True)
+    assert with_batch_norm.fit_batches(batches, np.arange(10)).score(X, y) > 0.93
+    once = SoftmaxRegression(solver="adamw", random_state=0).fit_batches(batches(), np.arange(10), epochs=1)
+    assert once.n_iter_ == 1
+    with pytest.raises(ValueError, match="used up"):
+        SoftmaxRegression(solver="adamw", max_epochs=2).fit_batches(batches(), np.arange(10))
+
+
+def test_generators_and_epochs_of_fit_batches(three_classes):
+    X, y = three_classes
+    parts = [(X[i : i + 20], y[i : i + 20]) for i in range(0, 120, 20)]
+    model = SoftmaxRegression(solver="adamw", batch_norm=True, random_state=0)
+    model.fit_batches(iter(parts), [0, 1, 2], epochs=1)
+    assert np.abs(model.coef_).max() < 10
+    for epochs in (0, -1, 1.5):
+        with pytest.raises(ValueError, match="epochs"):
+            model.fit_batches(parts, [0, 1, 2], epochs=epochs)
+    with pytest.raises(ValueError, match="first call"):
+        model.set_params(warm_start=True).fit_batches(parts, [0, 1], epochs=1)
+
+
+def test_callable_of_fit_batches_is_called_once_an_epoch(three_classes):
+    calls = []
+
+    def batches():
+        calls.append(1)
+        return [three_classes]
+
+    SoftmaxRegression(solver="adamw").fit_batches(batches, [0, 1, 2], epochs=3)
+    assert len(calls) == 3
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "adamw"])
+def test_memory_map(digits, tmp_path, solver):
+    X, y = digits
+    np.save(tmp_path / "x.npy", X.astype(np.float32))
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    model = SoftmaxRegression(solver=solver, max_epochs=15, tol=1e-2, random_state=0)
+    assert np.array_equal(clone(model).fit(mapped, y).coef_, clone(model).fit(np.array(mapped), y).coef_)
+
+
+def test_partial_fit(digits):
+    X, y = digits
+    model = SoftmaxRegression(random_state=0)
+    with pytest.raises(ValueError, match="first call"):
+        model.partial_fit(X[:10], y[:10])
+    for _ in range(30):
+        for i in range(0, len(X), 300):
+            model.partial_fit(X[i : i + 300], y[i : i + 300], classes=np.arange(10))
+    assert model.score(X, y) > 0.95
+    assert model.n_iter_ == len(model.history_["loss"]) == 30 * 6
+    with pytest.raises(ValueError, match="among the classes"):
+        model.partial_fit(X[:3], [0, 1, 10])
+    with pytest.raises(ValueError, match="first call"):
+        model.partial_fit(X[:3], [0, 1, 2], classes=[0, 1, 2])
+
+
+def test_fit_replaces_the_state_of_partial_fit(three_classes):
+    X, y = three_classes
+    model = SoftmaxRegression(solver="adamw", warm_start=True, random_state=0, max_epochs=100, learning_rate=0.1)
+    model.partial_fit(X, y, classes=[0, 1, 2]).fit(X, y)
+    before = model.score(X, y)
+    model.partial_fit(X[:5], y[:5])
+    assert model.score(X, y) > before - 0.1
+    model.set_params(learning_rate=1e-12)
+    coef = model.coef_.copy()
+    model.partial_fit(X, y)
+    assert np.abs(model.coef_ - coef).max() < 1e-9
+
+
+def test_pickle_and_copy_between_calls_of_partial_fit(three_classes):
+    X, y = three_classes
+    for options in ({}, {"batch_norm": True}, {"class_weight": np.ones(3)}):
+        model = SoftmaxRegression(solver="adamw", random_state=0, **options).partial_fit(X, y, classes=[0, 1, 2])
+        for other in (pickle.loads(pickle.dumps(model)), copy.deepcopy(model)):
+            assert np.array_equal(other.partial_fit(X, y).coef_, copy.deepcopy(model).partial_fit(X, y).coef_)
+
+
+# Stages and callbacks
+
+
+@pytest.mark.parametrize("solver", ["lbfgs", "adamw"])
+def test_stages(digits, solver):
+    """Classes of the first stage are frozen while those of the second are learned, then all of them train."""
+    X, y = digits
+    early = y < 6
+    model = SoftmaxRegression(solver=solver, warm_start=True, max_epochs=60, tol=1e-4, random_state=0)
+    model.fit(X[early], y[early])
+    first = model.coef_.copy()
+    with pytest.raises(ValueError, match="add_classes"):
+        model.fit(X, y)
+    model.add_classes(range(6, 10)).freeze(range(6)).fit(X, y)
+    assert np.array_equal(model.classes_, np.arange(10))
+    assert np.array_equal(model.coef_[:6], first)
+    assert model.score(X, y) > 0.85
+    model.freeze([]).fit(X, y)
+    assert not np.array_equal(model.coef_[:6], first)
+    assert model.score(X, y) > 0.95
+    for wrong in ([3], [99, 3]):
+        with pytest.raises(ValueError, match="already"):
+            model.add_classes(wrong)
+    with pytest.raises(ValueError, match="has not"):
+        model.freeze([77])
+
+
+def test_kinds_of_labels_are_not_mixed(three_classes):
+    model = SoftmaxRegression().fit(*three_classes)
+    with pytest.raises(ValueError, match="another kind"):
+        model.add_classes(["a"])
+    assert model.add_classes([]).classes_.dtype == np.int64
+
+
+def test_warm_start_continues():
+    X, y = load_iris(return_X_y=True)
+    X = X / X.max()
+    cold = SoftmaxRegression(max_epochs=500).fit(X, y)
+    model = SoftmaxRegression(max_epochs=500, warm_start=True).fit(X, y)
+    assert model.n_iter_ == cold.n_iter_
+    model.fit(X, y)
+    assert model.n_iter_ <= 2
+    assert np.allclose(model.coef_, cold.coef_, atol=1e-6)
+
+
+def test_callbacks(digits):
+    X, y = digits
+    seen = []
+
+    def callback(model, record):
+        seen.append((record, model.score(X, y)))
+        return len(seen) == 3
+
+    for solver in ("lbfgs", "adamw"):
+        seen.clear()
+        model = SoftmaxRegression(solver=solver, callbacks=callback, random_state=0).fit(X, y)
+        assert model.n_iter_ == len(seen) == 3
+        assert [r["epoch"] for r, _ in seen] == [1, 2, 3]
+        assert seen[-1][1] == model.score(X, y)
+    SoftmaxRegression(callbacks=["progress", callback]).fit(X, y)
+    with pytest.raises(TypeError, match="callbacks"):
+        SoftmaxRegression(callbacks=["loud"]).fit(X, y)
+
+
+def test_callbacks_of_sklearn(digits):
+    pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has it")
+    X, y = digits
+
+    class Count:
+        def __init__(self):
+            self.events, self.scores = [], []
+
+        def setup(self, estimator, context):
+            self.events.append("setup")
+
+        def teardown(self, estimator, context):
+            self.events.append("teardown")
+
+        def on_fit_task_begin(self, estimator, context):
+            self.events.append(("begin", context.task_name))
+
+        def on_fit_task_end(self, estimator, context, *, fitted_estimator):
+            self.events.append(("end", context.task_name))
+            if fitted_estimator is not None:
+                self.scores.append(fitted_estimator.score(X, y))
+            return len(self.scores) == 4
+
+    for solver in ("lbfgs", "adamw"):
+        count = Count()
+        model = SoftmaxRegression(solver=solver, max_epochs=50, random_state=0).set_callbacks(count).fit(X, y)
+        assert model.n_iter_ == 4
+        assert count.events[:2] == ["setup", ("begin", "fit")]
+        assert count.events[-2:] == [("end", "fit"), "teardown"]
+        assert count.events.count(("end", "epoch")) == count.events.count(("begin", "epoch")) == 4
+
+
+# Memory
+
+
+def load_bigrams():
+    """English bigrams of the package wordsegment, with their counts."""
+    wordsegment = pytest.importorskip("wordsegment", reason="the test extra has it")
+    wordsegment.load()
+    return {tuple(pair.split(" ")): n for pair, n in wordsegment.BIGRAMS.items() if pair.count(" ") == 1}
+
+
+@pytest.mark.parametrize("given", [{"solver": "adamw", "batch_size": 1024}, {"solver": "lbfgs"}])
+def test_many_classes_take_an_eighth_of_the_memory_of_their_logits(given):
+    """English bigrams, with the second word as the class: memory beside the data, against that of all logits."""
+    pairs = sorted(load_bigrams().items(), key=lambda pair: -pair[1])[:25_000]
+    firsts, first = np.unique([a for (a, _), _ in pairs], return_inverse=True)
+    seconds, y = np.unique([b for (_, b), _ in pairs], return_inverse=True)
+    X = np.random.default_rng(0).normal(size=(len(firsts), 16)).astype(np.float32)[first]
+    logits = len(y) * len(seconds) * 4
+    assert logits > 3e8
+    model = SoftmaxRegression(max_epochs=1, penalty_l2=1e-6, random_state=0, **given)
+    tracemalloc.start()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # one iteration
+            model.fit(X, y)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < logits / 8
+    assert model.history_["loss"][-1] < np.log(len(seconds))

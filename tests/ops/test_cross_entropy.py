@@ -1,0 +1,1025 @@
+"""Cross-entropy and its gradient: every combination of options against the definition, in ULP; bits; errors."""
+
+import functools
+import operator
+import pickle
+
+import loss_oracle
+import ml_dtypes
+import mpmath
+import numpy as np
+import oracle
+import pytest
+from helpers import assert_same_bits, run_python
+from helpers.failing_allocations import SHIM
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+import csoftmax
+from csoftmax._cpu import binding
+from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
+from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.samples import SIZES, logits, unlike_rows
+
+LD = np.longdouble
+bulk = pytest.mark.skipif(not oracle.bulk_is_precise, reason="longdouble is float64 here")
+LABELS = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+LOSS = {"float32": "float32", "float64": "float64", "float16": "float32", "bfloat16": "float32"}
+
+
+def labels(rows, k, seed=0, dtype=np.int64):
+    return np.random.default_rng(seed).integers(0, k, rows).astype(dtype)
+
+
+def soft_labels(shape, seed=0, dtype=np.float32):
+    q = np.random.default_rng(seed).dirichlet(np.full(shape[-1], 0.3), shape[:-1])
+    return (q * (q > 1e-3)).astype(dtype)
+
+
+def check_rows(x, target, limit=4, **options):
+    """Losses (reduction none) and gradients against the oracle."""
+    dtype = x.dtype.name
+    expected = loss_oracle.rows(x, target, **options)
+    loss, grad = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
+    assert loss.dtype == LOSS[dtype]
+    assert grad.dtype == x.dtype
+    error = oracle.ulps(loss, expected.loss, LOSS[dtype], expected.loss_scale)
+    assert error <= 4, f"loss {x.shape} {options}: {error:.3f} ULP"
+    check_gradient(grad, expected, LD(1), limit, f"gradient {x.shape} {options}")
+    return loss, grad
+
+
+def check_gradient(grad, expected, c, limit, what):
+    """c times that of the row losses, in ULP of the larger of its two terms, and of them and the element itself (where
+    lse is negative both have one sign); half types are rounded once, from float32, so that only the latter counts.
+    float64 with T and z-loss: 4.09 in 35 million elements."""
+    half = grad.dtype.name in ("float16", "bfloat16")
+    largest = np.maximum(expected.scale, np.abs(expected.gradient))
+    for scale, most in ((largest, 0.51),) if half else ((expected.scale, limit), (largest, 4.1)):
+        error = oracle.ulps(grad, expected.gradient * c, grad.dtype.name, scale * c)
+        assert error <= most, f"{what}: {error:.3f} ULP"
+
+
+# Accuracy
+
+
+@bulk
+def test_sizes_and_scales(dtype):
+    for k in SIZES:
+        n = max(2, min(40, 20_000 // k))
+        for sigma in (0, 1, 20) if k < 10_000 else (5,):
+            x = logits((n, k), dtype, seed=k, sigma=sigma)
+            check_rows(x, labels(n, k, k))
+            check_rows(x, np.asarray(x.astype(np.float64).argmax(1)))
+            check_rows(x, np.asarray(x.astype(np.float64).argmin(1)))
+
+
+@bulk
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_offsets_and_temperatures(dtype):
+    offsets = (1e3, -1e6, 1.1e6, -1e30) if dtype == "float32" else (1e3, 2.0**45, -1e17, 1e300)
+    for k in (3, 16, 17, 100, 5000):
+        n = 20 if k < 1000 else 3
+        for offset in offsets:
+            check_rows(logits((n, k), dtype, k, 3, offset), labels(n, k))
+        for t in (0.3, 7.0, 1e-3, 1e3):
+            check_rows(logits((n, k), dtype, k, 3), labels(n, k), temperature=t)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_exact_tails(dtype):
+    """Where the label is near-certain: the gap up to the range of the type; PyTorch and scikit-learn return 0."""
+    import mpmath
+
+    for gap in (1, 17.5, 40, 88, 100) if dtype == "float32" else (1, 40, 300, 700):
+        for k, others in ((2, 1), (3, 2), (50, 3), (5000, 2)):
+            x = np.full((1, k), -3.0 * gap, dtype)
+            x[0, :others] = -np.asarray(gap, dtype)
+            x[0, -1] = 0
+            loss, grad = csoftmax.cross_entropy_with_grad(x, [k - 1], reduction="none")
+            with mpmath.workprec(2500):
+                e = [mpmath.exp(mpmath.mpf(float(v))) for v in x[0]]
+                rest = mpmath.fsum(e[:-1])
+                expected = np.array([LD(mpmath.nstr(mpmath.log1p(rest), 40))])
+                target = LD(mpmath.nstr(-rest / (1 + rest), 40))
+            assert oracle.ulps(loss, expected, dtype) <= 4
+            assert oracle.ulps(grad[:, -1], np.array([target]), dtype) <= 4
+            assert loss[0] > 0 > grad[0, -1]
+
+
+@bulk
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_tails_of_many_rows(dtype):
+    for k, sigma in ((2, 30), (5, 20), (64, 30), (1000, 50), (4100, 40)):
+        n = 400 if k < 100 else 40
+        x = logits((n, k), dtype, seed=k, sigma=sigma)
+        check_rows(x, x.argmax(1))
+        second = np.argsort(x, 1)[:, -2]
+        check_rows(x, second)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_the_definition_in_mpmath(dtype):
+    """The longdouble oracle agrees with the plain definition, which is checked against differences of itself."""
+    import mpmath
+
+    rng = np.random.default_rng(3)
+    for i in range(12):
+        k = int(rng.integers(2, 9))
+        x = (rng.standard_normal(k) * 5).astype(dtype)
+        options = {"temperature": 0.5 if i % 2 else 1.0, "z_loss": 0.25 * (i % 3), "label_smoothing": 0.125 * (i % 4)}
+        if i % 5:
+            options["weight"] = rng.random(k).astype(dtype)
+        target = np.asarray(int(rng.integers(k))) if i % 2 else soft_labels((k,), i, dtype)
+        loss, gradient = loss_oracle.exact(x, target if target.ndim else int(target), **options)
+        rows = loss_oracle.rows(x[None], target[None], **options)
+        assert abs(rows.loss[0] - LD(mpmath.nstr(loss, 40))) <= 1e-17 * abs(rows.loss_scale[0])
+        for j in range(k):
+            assert abs(rows.gradient[0, j] - LD(mpmath.nstr(gradient[j], 40))) <= 1e-17 * rows.scale[0, j]
+        check_rows(x[None], target[None], **options)
+
+
+@st.composite
+def problems(draw):
+    n, k = draw(st.integers(1, 5)), draw(st.sampled_from([1, 2, 3, 7, 16, 17, 31, 64, 65, 130, 1000, 4097]))
+    dtype, seed = draw(st.sampled_from(list(LOSS))), draw(st.integers(0, 2**31))
+    rng, real = np.random.default_rng(seed), LOSS[dtype]
+    offset = draw(st.sampled_from([0, 100, -2e6] if dtype != "float16" else [0, 100, -3e4]))
+    x = logits((n, k), dtype, seed, draw(st.sampled_from([0.0, 1.0, 8.0, 40.0])), offset)
+    options = {
+        "label_smoothing": draw(st.sampled_from([0.0, 0.1, 0.5, 1.0])),
+        "z_loss": draw(st.sampled_from([0.0, 1e-4, 1.0])),
+        "temperature": draw(st.sampled_from([1.0, 0.25, 3.0] + [1e-20, 1e25] * (dtype != "float16"))),
+    }
+    if options["z_loss"] and options["temperature"] < 1e-10:
+        options["z_loss"] = 0.0  # lse**2 overflows
+    if draw(st.booleans()):
+        options["weight"] = (rng.random(k) * (rng.random(k) > 0.2)).astype(real)
+    if draw(st.booleans()):
+        options["sample_weight"] = rng.random(n) * 3 * (rng.random(n) > 0.3)
+    if draw(st.booleans()):
+        target = soft_labels((n, k), seed, real) * draw(st.sampled_from([1, 4]))
+    else:
+        target = rng.integers(0, k, n).astype(draw(st.sampled_from(LABELS[2:4] + LABELS[6:])))
+        if draw(st.booleans()):
+            options["ignore_index"] = int(target[0])
+    return x, target, options
+
+
+@bulk
+@settings(max_examples=300, deadline=None)
+@example((np.zeros((1, 7)), np.array([5]), {"label_smoothing": 1.0, "z_loss": 1e-4, "temperature": 3.0}))
+@given(problems())
+def test_every_combination(problem):
+    x, target, options = problem
+    dtype = x.dtype.name
+    half, real = dtype in ("float16", "bfloat16"), LOSS[dtype]
+    loss = check_rows(x, target, 5, **options)[0]
+    expected = loss_oracle.rows(x, target, **options)
+    assert_same_bits(csoftmax.cross_entropy(x, target, reduction="none", **options), loss)
+
+    # clipping of a row's gradient, norm first, under every reduction
+    norms = np.sqrt((expected.gradient**2).sum(-1, keepdims=True))
+    clips = [(None, None)]
+    if np.all(norms < 1e15):
+        clip_norm, clip_value = float(np.median(norms)) or 1.0, float(np.abs(expected.gradient).max() / 3) or 1.0
+        clips += [(clip_norm, None), (None, clip_value), (clip_norm, clip_value)]
+    for reduction in ("none", "sum", "mean"):
+        divisor = expected.divisor.sum() if reduction == "mean" else LD(1)
+        for norm, value in clips:
+            reduced, grad = csoftmax.cross_entropy_with_grad(
+                x, target, reduction=reduction, upstream=0.75, clip_norm=norm, clip_value=value, **options
+            )
+            if reduction != "none":
+                assert_same_bits(
+                    np.asarray(reduced), np.asarray(csoftmax.cross_entropy(x, target, reduction=reduction, **options))
+                )
+                if divisor == 0:
+                    assert not np.isfinite(reduced) or expected.loss.sum() != 0
+                    continue
+                slack = 4 * expected.loss_scale.sum() / divisor
+                difference = abs(LD(reduced) - expected.loss.sum() / divisor)
+                assert difference <= slack * np.finfo(real).eps + np.finfo(real).smallest_subnormal
+            c = LD(0.75) / divisor
+            if not norm and not value:
+                check_gradient(grad, expected, c, 5, reduction)
+                continue
+            reference, scale = expected.gradient, expected.scale
+            if norm:
+                with np.errstate(invalid="ignore", divide="ignore"):
+                    shrink = np.where(norms > norm, norm / norms, 1)
+                reference, scale = reference * shrink, scale * shrink
+            if value:
+                reference = np.clip(reference, -LD(value), LD(value))
+            with np.errstate(invalid="ignore", divide="ignore"):  # the norm is as good as the gradient
+                doubt = np.sqrt((expected.scale**2).sum(-1, keepdims=True)) / norms if norm else LD(0)
+            eps = ml_dtypes.finfo(x.dtype).eps if half else np.finfo(dtype).eps
+            slack = c * float(eps) * (8 * np.abs(reference) * (1 + np.nan_to_num(doubt)) + 6 * scale)
+            tiny = float(ml_dtypes.finfo(x.dtype).smallest_subnormal)
+            if reduction != "none":
+                tiny *= 1 + c  # rounded, clipped, times c
+            beyond = np.isinf(grad) & (np.abs(c * reference) > 0.99 * float(ml_dtypes.finfo(x.dtype).max))  # in float16
+            assert np.all(beyond | (np.abs(grad.astype(LD) - c * reference) <= slack + tiny))
+
+
+# Special values and rows that take no part
+
+
+def test_ignored_rows_are_not_read(dtype):
+    for k in (5, 40, 5000):
+        x = logits((6, k), dtype, seed=k)
+        t = labels(6, k)
+        keep = np.array([0, 2, 5])
+        expected = csoftmax.cross_entropy_with_grad(x[keep], t[keep], label_smoothing=0.1, z_loss=0.01)
+        for value in (np.nan, np.inf, -np.inf, 1e30 if dtype != "float16" else 6e4):
+            y, ignored, weights = x.copy(), t.copy(), np.ones(6)
+            y[[1, 3, 4]] = value
+            ignored[[1, 3, 4]] = -1
+            weights[[1, 3, 4]] = 0
+            for options in ({"ignore_index": -1, "target": ignored}, {"sample_weight": weights, "target": t}):
+                loss, grad = csoftmax.cross_entropy_with_grad(y, label_smoothing=0.1, z_loss=0.01, **options)
+                assert loss == expected.loss
+                assert_same_bits(grad[keep], expected.grad)
+                assert np.all(bits(grad[[1, 3, 4]]) == 0)
+                assert csoftmax.cross_entropy(y, label_smoothing=0.1, z_loss=0.01, **options) == loss
+
+
+UNREADABLE = """
+x = np.random.default_rng(0).standard_normal((3, PAGE // 4)).astype(np.float32)
+place = Guarded(3 * PAGE)
+rows = place.array(x.shape, x.dtype, True)
+rows[...] = x
+assert libc.mprotect(place.base + 2 * PAGE, PAGE, 0) == 0  # the row in the middle
+strided = np.empty((3, 2 * x.shape[1]), np.float32)[:, ::2]
+for logits, axis, out in (
+    (rows, -1, None),
+    (rows[:, ::-1], -1, None),
+    (rows[::-1, ::2], -1, None),
+    (rows.T, 0, None),
+    (rows.T[::3], 0, None),
+    (rows, -1, strided),
+    (rows.reshape(1, 3, -1)[:, ::-1, 1:], -1, None),
+):
+    k = logits.shape[axis]
+    shape = tuple(n for i, n in enumerate(logits.shape) if i != axis % logits.ndim)
+    t, q = np.array([1, 2, 5]).reshape(shape), np.random.default_rng(1).random((3, k))
+    weights = np.array([1, 0, 1]).reshape(shape)
+    soft = np.moveaxis(q.reshape(*shape, k), -1, axis)
+    kept = np.moveaxis(logits, axis, -1)[..., [0, 2], :].reshape(2, k)
+    for target, options in ((np.where(weights, t, -100), {}), (t, {"sample_weight": weights}),
+                            (soft, {"sample_weight": weights})):
+        keep = csoftmax.cross_entropy_with_grad(kept, [1, 5] if target is not soft else q[[0, 2]])
+        result = csoftmax.cross_entropy_with_grad(logits, target, axis=axis, out=out, **options)
+        grad = np.moveaxis(result.grad, axis, -1).reshape(3, k)
+        assert result.loss == keep.loss and grad[[0, 2]].tobytes() == keep.grad.tobytes()
+        assert not grad[1].any()
+        assert csoftmax.cross_entropy(logits, target, axis=axis, **options) == keep.loss
+print("done", flush=True)
+rows[1, 0]  # and this ends the process
+print("read")
+"""
+
+
+def test_ignored_rows_may_be_unreadable():
+    """Their page cannot be accessed, so that one read ends the process, in rows in place and packed ones."""
+    from test_guard_pages import PRELUDE
+
+    done = run_python(PRELUDE + UNREADABLE, check=False)
+    assert done.stdout.split() == ["done"], done.stdout + done.stderr
+    assert done.returncode < 0
+
+
+def test_all_rows_ignored(dtype):
+    x = np.full((3, 7), np.nan, dtype_of(dtype))
+    loss, grad = csoftmax.cross_entropy_with_grad(x, np.full(3, -100))
+    assert np.isnan(loss)
+    assert np.all(bits(grad) == 0)
+    assert csoftmax.cross_entropy(x, np.full(3, -100), reduction="sum") == 0
+    assert np.isnan(csoftmax.cross_entropy(x[:0], np.zeros(0, int)))
+    assert csoftmax.cross_entropy_with_grad(x[:0], []).grad.shape == (0, 7)
+
+
+def test_nan_infinity_and_excluded_classes(dtype):
+    for k in (3, 17, 5000):
+        for at in (0, 1, k - 1):
+            x = logits((1, k), dtype, seed=k)
+            for value in (np.nan, np.inf):
+                x[0, at] = value
+                loss, grad = csoftmax.cross_entropy_with_grad(x, [1])
+                assert np.isnan(loss)
+                assert np.all(bits(grad) == NAN_BITS[dtype])
+            x[0, at] = -np.inf
+            loss, grad = csoftmax.cross_entropy_with_grad(x, [at], reduction="none")
+            assert loss[0] == np.inf
+            assert grad[0, at] == -1
+            other = (at + 1) % k
+            loss, grad = csoftmax.cross_entropy_with_grad(x, [other], reduction="none")
+            rest = np.delete(x, at, 1)
+            expected = csoftmax.cross_entropy_with_grad(rest, [other - (other > at)], reduction="none")
+            assert np.isfinite(loss[0])
+            assert grad[0, at] == 0
+            assert np.allclose(np.delete(grad, at, 1).astype(float), expected.grad.astype(float), rtol=1e-2, atol=1e-7)
+            q = np.full((1, k), 1 / (k - 1), np.float64 if dtype == "float64" else np.float32)
+            q[0, at] = 0
+            assert np.isfinite(csoftmax.cross_entropy(x, q))
+            q[0, at] = 1e-3
+            assert csoftmax.cross_entropy(x, q) == np.inf
+            w = np.ones(k)
+            w[at] = 0
+            assert np.isfinite(csoftmax.cross_entropy(x, [other], weight=w, label_smoothing=0.1))
+            assert csoftmax.cross_entropy(x, [other], label_smoothing=0.1) == np.inf
+        x = np.full((1, k), -np.inf, dtype_of(dtype))
+        assert np.isnan(csoftmax.cross_entropy(x, [0]))
+
+
+def test_no_classes_and_scalars():
+    assert csoftmax.cross_entropy(np.zeros((3, 0)), np.full(3, -100), reduction="sum") == 0
+    with pytest.raises(IndexError, match="no class"):
+        csoftmax.cross_entropy(np.zeros((3, 0)), [0, 0, 0])
+    loss, grad = csoftmax.cross_entropy_with_grad(np.float32(3.0), np.int64(0))
+    assert loss == 0
+    assert grad.shape == ()
+    loss = csoftmax.cross_entropy(np.zeros(4), 2, reduction="none")
+    assert isinstance(loss, np.float64)
+    assert np.isclose(loss, np.log(4))
+
+
+def test_factors_of_any_size():
+    """Sample weights, upstream gradients and temperatures far from 1: no intermediate result overflows or vanishes."""
+    x = np.array([[0.0, 1.0, 2.0]])
+    expected = csoftmax.cross_entropy_with_grad(x, [0]).grad
+    for dtype in ("float32", "float64"):
+        z = x.astype(dtype)
+        tolerance = 8 * np.finfo(dtype).eps
+        for size in (1e-310, 1e-200, 1e-40, 1e30, 1e200, 1e308):
+            mean = csoftmax.cross_entropy_with_grad(z, [0], sample_weight=[size]).grad
+            assert np.allclose(mean, expected, rtol=tolerance, atol=0)
+            both = csoftmax.cross_entropy_with_grad(
+                z, [0], sample_weight=[size], upstream=1 / size if size > 1e-300 else 1e300, reduction="none"
+            ).grad
+            factor = size * (1 / size if size > 1e-300 else 1e300)
+            assert np.allclose(both, expected * factor, rtol=tolerance, atol=0)
+            if size > 1e-300:
+                for clips in ({"clip_norm": size / 4}, {"clip_norm": size / 4, "clip_value": size}):
+                    clipped = csoftmax.cross_entropy_with_grad(
+                        z, [0], sample_weight=[size], upstream=1 / size, reduction="sum", **clips
+                    ).grad
+                    unit = expected / np.linalg.norm(expected)
+                    assert np.allclose(clipped, unit / 4, rtol=tolerance, atol=0)
+        tail = np.array([[0.0, -69.0, -1.0]], dtype)
+        p = csoftmax.softmax(tail.astype(np.float64))
+        grad = csoftmax.cross_entropy_with_grad(tail, [0], sample_weight=[1e60], reduction="none").grad
+        assert np.isclose(grad[0, 1], p[0, 1] * 1e60, rtol=tolerance)
+        for t in (1e-309, 1e-200, 1e300):
+            got = csoftmax.cross_entropy_with_grad(z * t if dtype == "float64" else z, [0], temperature=t).grad
+            assert np.all(np.sign(got)[0, [0, 2]] == [-1, 1]) or t == 1e300
+    for upstream in (np.inf, -np.inf):
+        got = csoftmax.cross_entropy_with_grad(x, [0], upstream=upstream).grad
+        assert np.array_equal(np.sign(got), np.sign(expected) * np.sign(upstream))
+    got = csoftmax.cross_entropy_with_grad(x, [0], upstream=np.nan).grad
+    assert np.all(bits(got) == NAN_BITS["float64"])
+    got = csoftmax.cross_entropy_with_grad([[0.0, -372.5]], [0], temperature=0.5, upstream=1e10).grad
+    assert np.isclose(got[0, 0], -got[0, 1], rtol=1e-14)
+
+
+@pytest.mark.parametrize("isa_name", binding.isa_available())
+def test_no_weight_at_all(isa_name):
+    """The mean's divisor is 0: loss NaN, gradient exactly 0, on every instruction set."""
+    before = binding.isa()
+    binding.select_isa(isa_name)
+    try:
+        for dtype in ("float32", "float64"):
+            x = np.zeros((2, 3), dtype)
+            for target in (np.zeros(2, int), np.full((2, 3), 0.25)):
+                for options in ({"weight": np.zeros(3)}, {"weight": np.zeros(3), "label_smoothing": 0.1}):
+                    loss, grad = csoftmax.cross_entropy_with_grad(x, target, **options)
+                    assert bits(loss) == NAN_BITS[dtype]
+                    assert not grad.any()
+    finally:
+        binding.select_isa(before)
+
+
+def test_large_soft_labels_and_distances():
+    for dtype, large in (("float32", 2e38), ("float64", 9e307)):
+        x = np.zeros((2, 40), dtype)
+        out = np.full_like(x, 7)
+        loss = csoftmax.cross_entropy_with_grad(x, np.full((2, 40), large, dtype), out=out).loss
+        assert loss == np.inf or np.isclose(float(loss), np.log(40)) or np.isnan(loss)
+        assert not np.any(out == 7)
+        x = np.zeros((1, 64), dtype)
+        x[0, 1::16] = np.finfo(dtype).min / 2
+        loss = csoftmax.cross_entropy(x, [0], label_smoothing=0.1)
+        assert np.isclose(float(loss), -0.1 / 64 * 4 * float(np.finfo(dtype).min) / 2, rtol=1e-6)
+    assert csoftmax.cross_entropy([[0, -np.inf, 2.0]], np.full((1, 3), 1 / 3), label_smoothing=1.0) == np.inf
+
+
+def test_scalars_and_their_types():
+    grad = csoftmax.cross_entropy_with_grad(np.float32(3), np.int64(0)).grad
+    assert isinstance(grad, np.float32)
+    with pytest.raises(ValueError, match="n_classes must be at least 0, got -1"):
+        csoftmax.check_labels([0], -1)
+    with pytest.raises(TypeError, match=r"n_classes must be an int, got 2.5"):
+        csoftmax.check_labels([0], 2.5)
+    with pytest.raises(ValueError, match=r"finite in float32, got 1e\+300"):
+        csoftmax.cross_entropy(np.zeros((1, 3), np.float32), [0], weight=[1e300] * 3)
+
+
+# Consistency
+
+
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.1, "temperature": 0.5}], ids=str)
+def test_hard_labels_are_one_hot_rows(options):
+    for dtype in ("float32", "float64"):
+        x, t = logits((9, 33), dtype), labels(9, 33)
+        w = np.random.default_rng(1).random(33)
+        q = loss_oracle.one_hot(t, 33, np.float64)
+        for reduction in ("none", "mean", "sum"):
+            hard = csoftmax.cross_entropy_with_grad(x, t, weight=w, reduction=reduction, **options)
+            soft = csoftmax.cross_entropy_with_grad(x, q, weight=w, reduction=reduction, **options)
+            eps = np.finfo(dtype).eps
+            assert np.allclose(hard.loss, soft.loss, rtol=8 * eps, atol=0)
+            assert np.allclose(hard.grad, soft.grad, rtol=8 * eps, atol=4 * eps)
+
+
+def tree(x):
+    """Row losses are added so: halves at the largest power of two times eight, eight in their order."""
+    if len(x) <= 8:
+        return sum(x, np.float64(0))
+    half = 8
+    while 2 * half < len(x):
+        half *= 2
+    return tree(x[:half]) + tree(x[half:])
+
+
+@pytest.mark.parametrize("n", [7, 8, 9, 100, 1000, 4099])
+def test_row_losses_are_added_in_the_tree(n):
+    x, t, s = logits((n, 5), "float64", sigma=9), labels(n, 5), np.random.default_rng(n).random(n)
+    each = csoftmax.cross_entropy(x, t, sample_weight=s, reduction="none")
+    assert csoftmax.cross_entropy(x, t, sample_weight=s, reduction="sum") == tree(each)
+    assert csoftmax.cross_entropy(x, t, sample_weight=s) == tree(each) / tree(s)
+    if n == 4099:  # which no simpler sum would give
+        in_order = functools.reduce(operator.add, each.tolist())  # Python's sum compensates since 3.12
+        assert len({float(tree(each)), float(each.sum()), in_order}) == 3
+
+
+def test_mean_is_sum_over_the_divisor():
+    x, t = logits((50, 20), "float64"), labels(50, 20)
+    w, s = np.random.default_rng(0).random(20), np.random.default_rng(1).random(50)
+    mean = csoftmax.cross_entropy(x, t, weight=w, sample_weight=s)
+    total = csoftmax.cross_entropy(x, t, weight=w, sample_weight=s, reduction="sum")
+    each = csoftmax.cross_entropy(x, t, weight=w, sample_weight=s, reduction="none")
+    assert np.isclose(mean, total / np.sum(s * w[t]), rtol=1e-15)
+    assert np.isclose(total, each.sum(), rtol=1e-14)
+
+
+def test_upstream_a_row():
+    x, t = logits((6, 11), "float64"), labels(6, 11)
+    upstream = np.array([1.0, 0.0, -2.0, 3.5, 1e-3, 7.0])
+    grad = csoftmax.cross_entropy_with_grad(x, t, reduction="none", upstream=upstream).grad
+    each = csoftmax.cross_entropy_with_grad(x, t, reduction="none").grad
+    assert np.allclose(grad, each * upstream[:, None], rtol=1e-15, atol=0)
+    images = logits((2, 5, 3, 4), "float32")
+    grad = csoftmax.cross_entropy_with_grad(
+        images, labels((2, 3, 4), 5), axis=1, reduction="none", upstream=[[1.0], [2.0], [3.0]]
+    ).grad
+    single = csoftmax.cross_entropy_with_grad(images, labels((2, 3, 4), 5), axis=1, reduction="none").grad
+    assert np.allclose(grad, single * np.float32([[1], [2], [3]]), rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("kind", LABELS)
+def test_every_label_type(kind):
+    x = logits((5, 100), "float32")
+    t = labels(5, 100)
+    expected = csoftmax.cross_entropy_with_grad(x, t)
+    for target in (t.astype(kind), t.astype(np.dtype(kind).newbyteorder())):
+        loss, grad = csoftmax.cross_entropy_with_grad(x, target)
+        assert loss == expected.loss
+        assert_same_bits(grad, expected.grad)
+    limits = np.iinfo(kind)
+    for ignore in (limits.min, limits.max, -100, 2**64 - 100, -(2**63), 2**64 - 1, 2**80):
+        target = t.astype(kind)
+        if limits.min <= ignore <= limits.max:
+            target[1] = ignore
+            loss = csoftmax.cross_entropy(x, target, ignore_index=ignore)
+            assert loss == csoftmax.cross_entropy(np.delete(x, 1, 0), np.delete(t, 1), ignore_index=101)
+        else:  # compared without wrap-around
+            assert csoftmax.cross_entropy(x, target, ignore_index=ignore) == expected.loss
+    target = t.astype(kind)
+    target[2] = 100
+    with pytest.raises(IndexError, match=r"target\[2\] is 100: the classes are 0 to 99, and ignore_index is -7"):
+        csoftmax.cross_entropy(x, target, ignore_index=-7)
+
+
+# Bits
+
+
+VARIANTS = {
+    "plain": {},
+    "weights, smoothing": {"label_smoothing": 0.1, "weight": True},
+    "soft": {"soft": True, "z_loss": 1e-3},
+    "soft, weights": {"soft": True, "weight": True, "label_smoothing": 0.2},
+    "clipped": {"clip_norm": 0.5, "clip_value": 0.3, "sample_weight": True},
+    "temperature": {"temperature": 0.7},
+}
+
+
+def problem(dtype, n, k, variant, sigma=3.0):
+    options = dict(VARIANTS[variant])
+    x = logits((n, k), dtype, seed=n + k, sigma=sigma)
+    target = soft_labels((n, k), 1) if options.pop("soft", False) else labels(n, k, 5)
+    if target.ndim == 1:
+        target[n // 2] = -100
+    rng = np.random.default_rng(9)
+    for name, size in (("weight", k), ("sample_weight", n)):
+        if options.get(name):
+            options[name] = rng.random(size)
+    return x, target, options
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_bits_on_every_instruction_set(dtype, variant, isa):
+    for n, k in ((7, 3), (5, 16), (5, 17), (3, 129), (3, 1000), (2, 4097), (1, 9000)):
+        x, target, options = problem(dtype, n, k, variant)
+        for z in (x, x * 1e7) if dtype == "float32" else (x,):
+            got = csoftmax.cross_entropy_with_grad(z, target, **options)
+            binding.select_isa("scalar")
+            expected = csoftmax.cross_entropy_with_grad(z, target, **options)
+            binding.select_isa(isa)
+            assert_same_bits(np.asarray(got.loss), np.asarray(expected.loss), f"{n} {k}")
+            assert_same_bits(got.grad, expected.grad, f"{n} {k}")
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_bits_for_threads_layouts_and_batches(dtype, variant, seven_threads):
+    for n, k in ((130, 300), (300, 11), (9, 5000)):
+        x, target, options = problem(dtype, n, k, variant)
+        expected = csoftmax.cross_entropy_with_grad(x, target, num_threads=1, **options)
+        for threads in (2, 3, 7):
+            got = csoftmax.cross_entropy_with_grad(x, target, num_threads=threads, **options)
+            assert got.loss == expected.loss
+            assert_same_bits(got.grad, expected.grad)
+        in_place = x.copy()
+        got = csoftmax.cross_entropy_with_grad(in_place, target, out=in_place, **options)
+        assert got.grad is in_place
+        assert_same_bits(in_place, expected.grad, "in place")
+        for name, layout in LAYOUTS.items():
+            view, axis = layout(x)
+            q = layout(target)[0] if target.ndim == 2 else target
+            rows = {}
+            if view.ndim == 3:
+                q = q if q.ndim == 3 else q[None]
+                rows = {"sample_weight": options["sample_weight"][None]} if "sample_weight" in options else {}
+            got = csoftmax.cross_entropy_with_grad(view, q, axis=axis, **{**options, **rows})
+            assert got.loss == expected.loss, name
+            flat = np.moveaxis(got.grad, axis, -1).reshape(n, k)
+            assert_same_bits(flat, expected.grad, name)
+            out = np.empty((n, 2 * k), x.dtype)[:, ::2].T
+            got = csoftmax.cross_entropy_with_grad(
+                np.moveaxis(view, axis, -1).reshape(n, k).T,
+                np.moveaxis(q, axis, -1).reshape(n, k).T if target.ndim == 2 else target,
+                axis=0,
+                out=out,
+                **options,
+            )
+            assert_same_bits(out.T, expected.grad, name)
+        each = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
+        for i in range(0, n, max(1, n // 5)):
+            alone = {key: value[i : i + 1] if key == "sample_weight" else value for key, value in options.items()}
+            got = csoftmax.cross_entropy_with_grad(x[i : i + 1], target[i : i + 1], reduction="none", **alone)
+            assert_same_bits(got.loss, each.loss[i : i + 1])
+            assert_same_bits(got.grad, each.grad[i : i + 1])
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_rows_among_others_are_rows_alone(dtype, variant, isa):
+    """As in test_reproducibility; a fifth of the rows is ignored."""
+    for k in (1, 2, 10, 16, 17, 40, 300, 512, 513, 1025, 2049, 5003):
+        x = unlike_rows(69, k, dtype, seed=k)
+        _, target, options = problem(dtype, len(x), k, variant)
+        if target.ndim == 1:
+            target[np.random.default_rng(k).random(len(x)) < 0.2] = -100
+        alone = []
+        for i in range(len(x)):
+            one = {key: value[i : i + 1] if key == "sample_weight" else value for key, value in options.items()}
+            alone.append(csoftmax.cross_entropy_with_grad(x[i : i + 1], target[i : i + 1], reduction="none", **one))
+        losses, grads = (np.concatenate(parts) for parts in zip(*alone, strict=True))
+        for threads in (1, 2):
+            got = csoftmax.cross_entropy_with_grad(x, target, reduction="none", num_threads=threads, **options)
+            assert_same_bits(got.loss, losses, f"K={k}")
+            assert_same_bits(got.grad, grads, f"K={k}")
+        unclipped = {key: value for key, value in options.items() if not key.startswith("clip")}
+        assert_same_bits(csoftmax.cross_entropy(x, target, reduction="none", **unclipped), losses, f"K={k}")
+        in_place = x.copy()
+        csoftmax.cross_entropy_with_grad(in_place, target, reduction="sum", out=in_place, **options)
+        assert_same_bits(in_place, grads, f"K={k} in place")
+
+
+@pytest.mark.parametrize("kind", ["float32", "float64"])
+def test_the_short_way_through_the_arguments(quick, kind):
+    """Plain arguments are not laid out in Python, device="cpu" sends them the long way: the same bits and errors."""
+    x, q, w = logits((40, 30), kind), soft_labels((40, 30), 1, kind), np.random.default_rng(2).random(30).astype(kind)
+    t = labels(40, 30)
+    t[3] = -100
+    given = (
+        {"label_smoothing": 0.1},
+        {"z_loss": 1e-3},
+        {"temperature": 0.5},
+        {"weight": w},
+        {"weight": w, "label_smoothing": 0.3, "z_loss": 0.1, "temperature": 3.0, "clip_norm": 0.1, "clip_value": 0.05},
+        {},
+    )
+    for options in given:
+        for target in (t, q, t.astype(np.int32)):
+            for reduction in ("mean", "sum", "none"):
+                short = csoftmax.cross_entropy_with_grad(x, target, reduction=reduction, **options)
+                long = csoftmax.cross_entropy_with_grad(x, target, reduction=reduction, device="cpu", **options)
+                assert_same_bits(np.asarray(short.loss), np.asarray(long.loss), f"{options} {reduction}")
+                assert_same_bits(short.grad, long.grad, f"{options} {reduction}")
+                assert type(short.loss) is type(long.loss)
+                assert quick(csoftmax.cross_entropy_with_grad, x, target, reduction=reduction, **options) is not None
+        cube = csoftmax.cross_entropy(x.reshape(4, 10, 30), t.reshape(4, 10), weight=w, reduction="none")
+        assert_same_bits(cube.ravel(), csoftmax.cross_entropy(x, t, weight=w, reduction="none"), "three axes")
+    expected = csoftmax.cross_entropy_with_grad(x, q, weight=w, device="cpu")
+    for out in (soft := q.copy(), np.concatenate([w, x.ravel()])):
+        w_there = out[:30] if out.ndim == 1 else w
+        where = out[15 : 15 + x.size].reshape(x.shape) if out.ndim == 1 else out
+        got = csoftmax.cross_entropy_with_grad(x, soft if out is soft else q, weight=w_there, out=where)
+        assert got.loss == expected.loss  # out overlaps labels, then weights
+        assert_same_bits(where, expected.grad)
+    before = x.copy()
+    for bad, error in (
+        ({"weight": -w}, ValueError),
+        ({"weight": w * np.nan}, ValueError),
+        ({"weight": w + np.inf}, ValueError),
+        ({"weight": w[:-1]}, ValueError),
+        ({"label_smoothing": 1.5}, ValueError),
+        ({"label_smoothing": np.nan}, ValueError),
+        ({"z_loss": np.inf}, ValueError),
+        ({"temperature": 0.0}, ValueError),
+        ({"clip_norm": 0.0}, ValueError),
+        ({"clip_value": -1.0}, ValueError),
+        ({"target": -q}, ValueError),
+        ({"target": q + np.inf}, ValueError),
+        ({"target": t + 30}, IndexError),
+        ({"target": q[:, :-1].copy()}, ValueError),
+    ):
+        arguments = {"target": t, "out": x, **bad}
+        with pytest.raises(error) as short:
+            csoftmax.cross_entropy_with_grad(x, **arguments)
+        with pytest.raises(error) as long:
+            csoftmax.cross_entropy_with_grad(x, device="cpu", **arguments)
+        assert str(short.value) == str(long.value)
+        assert_same_bits(x, before, str(bad))
+
+
+def test_images_and_tuples_of_axes():
+    x = logits((2, 5, 6, 7), "float32")
+    t = labels((2, 6, 7), 5)
+    flat = np.moveaxis(x, 1, -1).reshape(-1, 5)
+    expected = csoftmax.cross_entropy_with_grad(flat, t.reshape(-1))
+    loss, grad = csoftmax.cross_entropy_with_grad(x, t, axis=1)
+    assert loss == expected.loss
+    assert_same_bits(np.moveaxis(grad, 1, -1).reshape(-1, 5), expected.grad)
+    each = csoftmax.cross_entropy(x, t, axis=1, reduction="none")
+    assert each.shape == (2, 6, 7)
+    t = labels((2, 7), 30)
+    joined = np.moveaxis(x, -1, 1).reshape(14, 30)
+    assert csoftmax.cross_entropy(x, t, axis=(1, 2)) == csoftmax.cross_entropy(joined, t.reshape(-1))
+
+
+def test_overlapping_outputs():
+    memory = np.zeros((12, 40), np.float32)
+    x = logits((10, 40), "float32")
+    t = labels(10, 40)
+    expected = csoftmax.cross_entropy_with_grad(x, t).grad
+    memory[:10] = x
+    csoftmax.cross_entropy_with_grad(memory[:10], t, out=memory[1:11])
+    assert_same_bits(memory[1:11], expected)
+    q = soft_labels((10, 40))
+    expected = csoftmax.cross_entropy_with_grad(x, q).grad
+    memory[:10] = q
+    csoftmax.cross_entropy_with_grad(x, memory[:10], out=memory[:10])
+    assert_same_bits(memory[:10], expected)
+
+
+def test_integer_logits_and_other_byte_orders():
+    x = np.arange(12).reshape(3, 4)
+    t = np.array([0, 1, 2])
+    loss, grad = csoftmax.cross_entropy_with_grad(x, t)
+    expected = csoftmax.cross_entropy_with_grad(x.astype(np.float64), t)
+    assert loss == expected.loss
+    assert grad.dtype == np.float64
+    assert_same_bits(grad, expected.grad)
+    swapped = x.astype(">f4")
+    got = csoftmax.cross_entropy_with_grad(swapped, t, out=np.empty((3, 4), ">f4"))
+    assert_same_bits(got.grad, csoftmax.cross_entropy_with_grad(x.astype(np.float32), t).grad)
+    with pytest.raises(TypeError, match="target must hold integer labels"):
+        csoftmax.cross_entropy(x, t.astype(bool))
+
+
+# Errors
+
+
+GOOD = {"logits": np.zeros((3, 4), np.float32), "target": np.array([0, 1, 2])}
+BAD = [
+    ({"target": np.array([0, 4, 2])}, IndexError, r"target\[1\] is 4: the classes are 0 to 3"),
+    ({"target": np.array([0, -1, 7])}, IndexError, r"target\[1\] is -1"),
+    ({"target": np.array([0, 1])}, ValueError, r"target has shape \(2,\): the logits have shape \(3, 4\)"),
+    ({"target": np.zeros((3, 5))}, ValueError, r"target has shape \(3, 5\): soft labels have the shape"),
+    ({"target": np.zeros(3)}, ValueError, r"labels of shape \(3,\) are integers"),
+    ({"target": np.zeros(3, complex)}, TypeError, "got dtype complex128"),
+    ({"target": -np.ones((3, 4))}, ValueError, r"soft labels must be at least 0 and finite"),
+    ({"target": np.full((3, 4), -1e-60)}, ValueError, r"soft labels must be at least 0"),  # -0 in float32
+    ({"target": np.full((3, 4), np.inf)}, ValueError, r"has inf at \(0, 0\)"),
+    ({"target": np.full((3, 4), np.nan)}, ValueError, r"has nan at \(0, 0\)"),
+    ({"weight": [1, 2, 3]}, ValueError, r"weight has shape \(3,\), which does not broadcast to \(4,\)"),
+    ({"weight": [1, 2, -3, 0]}, ValueError, r"weight must be at least 0 and finite in float32, got -3 at \(2\)"),
+    ({"weight": [1, 2, np.inf, 0]}, ValueError, "weight must be at least 0 and finite in float32, got inf"),
+    ({"weight": np.array([1, 1, -1e-60, 1])}, ValueError, r"weight must be at least 0 .* got -1e-60 at \(2\)"),
+    ({"sample_weight": np.array([1, np.longdouble("-1e-4000"), 1])}, ValueError, "sample_weight must be at least 0"),
+    ({"temperature": np.complex128(1)}, TypeError, "temperature must be a real number"),
+    ({"temperature": np.array("1")}, TypeError, "temperature must be a real number"),
+    ({"logits": [[1, 2], [3]]}, ValueError, "logits cannot be made an array of numbers"),
+    ({"weight": ["a"] * 4}, TypeError, "weight must hold real numbers"),
+    ({"sample_weight": [1, np.nan, 1]}, ValueError, "sample_weight must be at least 0 and finite in float64, got nan"),
+    ({"sample_weight": [1, 2]}, ValueError, "sample_weight has shape"),
+    ({"label_smoothing": 1.5}, ValueError, "label_smoothing must be at least 0 and at most 1, got 1.5"),
+    ({"label_smoothing": "a"}, TypeError, "label_smoothing must be a real number"),
+    ({"z_loss": -1.0}, ValueError, "z_loss must be at least 0 and finite, got -1.0"),
+    ({"temperature": 0.0}, ValueError, "temperature must be positive and finite"),
+    ({"reduction": "avg"}, ValueError, 'reduction must be "none", "sum" or "mean"'),
+    ({"reduction": None}, ValueError, 'reduction must be "none", "sum" or "mean"'),
+    ({"ignore_index": 1.5}, TypeError, "ignore_index must be an int, got 1.5"),
+    ({"ignore_index": True}, TypeError, "ignore_index must be an int, got True"),
+    ({"upstream": [1.0, 2.0, 3.0]}, ValueError, "upstream must be a number where reduction is 'mean'"),
+    ({"upstream": [1.0, 2.0], "reduction": "none"}, ValueError, r"upstream has shape \(2,\)"),
+    ({"upstream": "a"}, TypeError, "upstream must hold real numbers"),
+    ({"clip_norm": 0.0}, ValueError, "clip_norm must be positive or None, got 0.0"),
+    ({"clip_value": -1}, ValueError, "clip_value must be positive or None, got -1"),
+    ({"axis": 2}, np.exceptions.AxisError, "axis 2 is out of bounds"),
+    ({"device": "cuda:1000000"}, csoftmax.DeviceError, "cuda:1000000"),
+    ({"out": np.zeros((3, 4))}, TypeError, "out has dtype float64"),
+    ({"out": np.zeros((3, 3), np.float32)}, ValueError, r"out has shape \(3, 3\)"),
+    ({"num_threads": 0}, ValueError, "num_threads must be at least 1"),
+    ({"logits": np.zeros((3, 4), bool)}, TypeError, "logits has dtype bool"),
+]
+
+
+@pytest.mark.parametrize(("bad", "error", "message"), BAD, ids=[str(i) for i in range(len(BAD))])
+def test_errors_name_the_argument_and_write_nothing(bad, error, message):
+    out = np.full((3, 4), 7, np.float32)
+    with pytest.raises(error, match=message):
+        csoftmax.cross_entropy_with_grad(**{"out": out, **GOOD, **bad})
+    assert np.all(out == 7)
+    only_loss = {key: value for key, value in bad.items() if key not in ("upstream", "clip_norm", "clip_value", "out")}
+    if only_loss and "reduction" not in bad | {}:
+        with pytest.raises(error, match=message):
+            csoftmax.cross_entropy(**{**GOOD, **only_loss})
+
+
+def test_what_underflows_in_the_compute_type_is_still_not_nothing():
+    """A term of weight 1e-60 at -inf is infinite, whatever float32 makes of 1e-60; and NumPy's alarms stay silent."""
+    x = np.array([[0, -np.inf]], np.float32)
+    with np.errstate(all="raise"):
+        assert csoftmax.cross_entropy(x, np.array([[1, 1e-60]])) == np.inf
+        assert csoftmax.cross_entropy(x, [1], weight=np.array([1, 1e-60])) == np.inf
+        assert csoftmax.cross_entropy_with_grad(x[:, :1], [0], upstream=np.longdouble("1e4000")).loss == 0
+        assert csoftmax.cross_entropy_with_grad(np.zeros((1, 2), np.float32), np.array([[1e-50, 1]])).loss > 0
+
+
+def test_a_bad_label_is_found_before_anything_is_written():
+    """In the last row of many, several threads, in place."""
+    x = logits((3000, 50), "float32")
+    before = x.copy()
+    t = labels(3000, 50)
+    t[2999] = 50
+    with pytest.raises(IndexError, match=r"target\[2999\] is 50"):
+        csoftmax.cross_entropy_with_grad(x, t, out=x)
+    assert_same_bits(x, before)
+    q = soft_labels((3000, 50))
+    q[2999, 49] = -1e-30
+    with pytest.raises(ValueError, match=r"at \(2999, 49\)"):
+        csoftmax.cross_entropy_with_grad(x, q, out=x)
+    assert_same_bits(x, before)
+
+
+def test_check_labels():
+    csoftmax.check_labels(np.uint8([0, 3, 255]), 4, ignore_index=255)
+    csoftmax.check_labels([], 0)
+    with pytest.raises(IndexError, match=r"target\[0, 1\] is 4"):
+        csoftmax.check_labels([[0, 4], [5, 0]], 4)
+    with pytest.raises(TypeError, match="integer labels"):
+        csoftmax.check_labels([0.5], 4)
+
+
+# Memory
+
+
+GUARDED = """
+import loss_oracle
+places = [Guarded(1 << 20) for _ in range(5)]
+rng = np.random.default_rng(0)
+for name in ("float32", "float64", "float16", "bfloat16"):
+    dtype = dtype_of(name)
+    real = np.dtype(np.float64 if name == "float64" else np.float32)
+    for k in (*range(1, 132), 4095, 4096, 4097, 9001):
+        x = rng.standard_normal((3, k)).astype(dtype)
+        t, q, w = rng.integers(0, k, 3), rng.random((3, k)).astype(real), rng.random(k).astype(real)
+        smoothed = {"label_smoothing": 0.1, "clip_norm": 0.1}
+        for hard, more in ((True, {}), (True, smoothed), (False, {"clip_value": 0.1})):
+            expected = csoftmax.cross_entropy_with_grad(x, t if hard else q, weight=w, **more)
+            for at_end in (True, False):
+                views = [places[0].array((3, k), dtype, at_end), places[1].array((3, k), dtype, at_end)]
+                target = places[2].array((3,) if hard else (3, k), np.dtype(np.int64) if hard else real, at_end)
+                weight = places[3].array((k,), real, at_end)
+                views[0][...], target[...], weight[...] = x, t if hard else q, w
+                got = csoftmax.cross_entropy_with_grad(views[0], target, weight=weight, out=views[1], **more)
+                assert got.loss == expected.loss and got.grad.tobytes() == expected.grad.tobytes(), (name, k)
+                csoftmax.cross_entropy_with_grad(views[0], target, weight=weight, out=views[0], **more)
+                assert views[0].tobytes() == expected.grad.tobytes(), (name, k, hard, at_end, more)
+                views[0][...] = np.nan if k % 2 else np.inf
+                csoftmax.cross_entropy_with_grad(views[0], target, out=views[1])
+print("done")
+"""
+
+
+def test_guard_pages():
+    from test_guard_pages import PRELUDE
+
+    done = run_python(PRELUDE + GUARDED)
+    assert done.stdout.split()[-1] == "done"
+
+
+ALLOCATIONS = """
+import numpy as np, csoftmax
+from csoftmax._cpu import binding
+from failing_allocations import every_failure
+binding.set_thread_limit(7)
+rng = np.random.default_rng(0)
+refused = 0
+for shape, axis in (((300, 600), 1), ((600, 300), 0), ((3, 9000), 1), ((9000, 40), 0)):
+    x = rng.standard_normal(shape).astype(np.float32)
+    k = shape[axis]
+    for target in (rng.integers(0, k, x.size // k), rng.random(shape)):
+        for options in ({}, {"num_threads": 7, "label_smoothing": 0.1, "clip_norm": 0.1}):
+            refused += every_failure(
+                lambda: csoftmax.cross_entropy_with_grad(x, target, axis=axis, **options), (shape, options), 60
+            )
+print("refused", refused)
+"""
+
+
+def test_failing_allocations(c_library):
+    done = run_python(ALLOCATIONS, LD_PRELOAD=str(c_library(SHIM, "shim")))
+    assert int(done.stdout.split()[-1]) >= 20
+
+
+def test_interrupt():
+    import _thread
+    import threading
+    import time
+
+    x = np.broadcast_to(np.float32(1.5), (1 << 20, 4000))
+    timer = threading.Timer(0.3, _thread.interrupt_main)
+    begin = time.perf_counter()
+    timer.start()
+    with pytest.raises(KeyboardInterrupt):
+        csoftmax.cross_entropy(x, np.broadcast_to(np.int64(1), 1 << 20), num_threads=1)
+    timer.join()
+    assert time.perf_counter() - begin < 3
+
+
+# PyTorch, where the definitions agree
+
+
+def test_torch_agrees():
+    torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra")
+    x, t = logits((40, 30), "float64", sigma=4), labels(40, 30)
+    t[3] = -100
+    w = np.random.default_rng(2).random(30)
+    q = soft_labels((40, 30), dtype=np.float64)
+    cases = [
+        (t, {}),
+        (t, {"weight": w}),
+        (t, {"label_smoothing": 0.1}),
+        (t, {"weight": w, "label_smoothing": 0.1}),
+        (q, {"reduction": "sum"}),
+        (q, {"weight": w, "reduction": "sum"}),
+        (t, {"reduction": "sum", "ignore_index": 5}),
+    ]
+    t_ok = np.where(t < 0, 0, t)
+    for target, options in cases:
+        if options.get("ignore_index") == 5:
+            target = t_ok
+        y = torch.tensor(x, requires_grad=True)
+        theirs = dict(options)
+        if "weight" in theirs:
+            theirs["weight"] = torch.tensor(theirs["weight"])
+        loss = torch.nn.functional.cross_entropy(y, torch.tensor(target), **theirs)
+        loss.backward()
+        ours = csoftmax.cross_entropy_with_grad(x, target, **options)
+        assert np.isclose(ours.loss, loss.item(), rtol=1e-13), options
+        assert np.allclose(ours.grad, y.grad.numpy(), rtol=1e-11, atol=1e-15), options
+    # the differences that the documentation lists
+    functional, row = torch.nn.functional, torch.tensor([[0.0, -torch.inf, 1.0]])
+    zero = torch.tensor([[0.5, 0.0, 0.5]])
+    assert functional.cross_entropy(row, zero).isnan()
+    assert np.isfinite(csoftmax.cross_entropy(row.numpy(), zero.numpy()))
+    z = torch.tensor([[torch.nan, 0, 0], [17.5, 0, 0]], requires_grad=True)
+    functional.cross_entropy(z, torch.tensor([-100, 0])).backward()
+    ours = csoftmax.cross_entropy_with_grad(z.detach().numpy(), np.array([-100, 0]))
+    assert z.grad[0].isnan().all()
+    assert not ours.grad[0].any()
+    assert z.grad[1, 0] == 0
+    assert ours.grad[1, 0] < 0
+    ours = csoftmax.cross_entropy(x, 2 * q)
+    theirs = torch.nn.functional.cross_entropy(torch.tensor(x), torch.tensor(2 * q)).item()
+    assert np.isclose(ours, theirs * 40 / (2 * q).sum(), rtol=1e-12)
+    bf16 = torch.zeros(2, 3, dtype=torch.bfloat16)
+    assert functional.cross_entropy(bf16, torch.tensor([0, 1])).dtype == torch.bfloat16
+    assert csoftmax.cross_entropy(np.zeros((2, 3), dtype_of("bfloat16")), [0, 1]).dtype == np.float32
+    with pytest.raises(RuntimeError, match="ignore_index"):
+        functional.cross_entropy(torch.zeros(2, 3), torch.ones(2, 3), ignore_index=1)
+    assert csoftmax.cross_entropy(np.zeros((2, 3)), np.ones((2, 3)), ignore_index=1) > 0
+    negative = torch.tensor([-1.0, 3, 1])
+    assert functional.cross_entropy(torch.zeros(2, 3), torch.tensor([0, 1]), weight=negative).isfinite()
+    with pytest.raises(ValueError, match="weight must be at least 0"):
+        csoftmax.cross_entropy(np.zeros((2, 3)), [0, 1], weight=[-1, 3, 1])
+    z = torch.zeros(2, 3, requires_grad=True)
+    loss = functional.cross_entropy(z, torch.tensor([0, 1]), weight=torch.zeros(3))
+    loss.backward()
+    assert loss.isnan()
+    assert z.grad.isnan().all()
+    ours = csoftmax.cross_entropy_with_grad(np.zeros((2, 3)), [0, 1], weight=np.zeros(3))
+    assert np.isnan(ours.loss)
+    assert not ours.grad.any()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_more_than_int32_elements(dtype):
+    """Broadcast logits of more than 2**31 elements: row offsets are 64 bits."""
+    k = 1 << 12
+    row = logits((1, k), dtype)
+    n = (1 << 19) + 3
+    x = np.broadcast_to(row, (n, k))
+    t = np.full(n, -100)
+    t[-1] = 7
+    assert csoftmax.cross_entropy(x, t) == csoftmax.cross_entropy(row, [7])
+
+
+def test_label_gradient_in_float64_with_weights_under_a_mean():
+    """4 ULP of itself with every factor that hard labels can have; in plain doubles up to 5.5."""
+    rng = np.random.default_rng(5)
+    for _ in range(60):
+        n, k, temperature = int(rng.integers(1, 6)), int(rng.integers(2, 8)), float(rng.choice([1, 3.3, 0.7]))
+        x, y = rng.standard_normal((n, k)) * rng.choice([1, 5, 20]), rng.integers(0, k, n)
+        w, s = rng.random(k) + 0.1, rng.random(n) + 0.1
+        grad = csoftmax.cross_entropy_with_grad(x, y, temperature=temperature, weight=w, sample_weight=s).grad
+        with mpmath.workprec(200):
+            factors = [mpmath.mpf(a) * mpmath.mpf(b) for a, b in zip(w[y].tolist(), s.tolist())]
+            for row, label, factor, got in zip(x.tolist(), y, factors, grad[np.arange(n), y].tolist()):
+                e = [mpmath.exp((mpmath.mpf(z) - max(row)) / temperature) for z in row]
+                others = mpmath.fsum(v for j, v in enumerate(e) if j != label)
+                exact = -factor / sum(factors) / temperature * others / mpmath.fsum(e)
+                assert abs(got - exact) <= 4 * np.spacing(abs(float(exact)))
+
+
+@bulk
+def test_float64_gradients_with_every_factor():
+    """60,000 rows with smoothing, z-loss, weights and T: with factors that round one after the other up to 5.0 ULP."""
+    worst = 0
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        for i in range(150):
+            sigma, offset = float(rng.choice([1, 8])), float(rng.choice([0, 100]))
+            x, t = logits((100, 64), "float64", 1000 * seed + i, sigma, offset), rng.integers(0, 64, 100)
+            options = {
+                "label_smoothing": rng.choice([0.1, 0.5]),
+                "z_loss": rng.choice([1e-4, 1.0]),
+                "temperature": rng.choice([1, 0.25, 3.0]),
+                "weight": rng.random(64),
+                "sample_weight": rng.random(100) + 0.1,
+            }
+            expected = loss_oracle.rows(x, t, **options)
+            grad = csoftmax.cross_entropy_with_grad(x, t, **options).grad
+            largest = np.maximum(expected.scale, np.abs(expected.gradient)) / expected.divisor.sum()
+            worst = max(worst, oracle.ulps(grad, expected.gradient / expected.divisor.sum(), "float64", largest))
+    assert worst <= 4, f"{worst:.3f} ULP"
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_dtypes_that_are_equal_but_other_objects_take_the_short_way(quick, dtype):
+    """Those of arrays that come out of a pickle, as from another process."""
+    made = [logits((6, 5), dtype), labels(6, 5), np.arange(1, 6).astype(dtype), np.empty((6, 5), dtype)]
+    x, target, weight, out = pickle.loads(pickle.dumps(made))
+    assert x.dtype is not np.dtype(dtype), "the test shows nothing"
+    options = {"weight": weight, "label_smoothing": 0.1}
+    expected = csoftmax.cross_entropy_with_grad(*made[:2], weight=made[2], label_smoothing=0.1)
+    for to in (None, out):
+        loss, grad = quick(csoftmax.cross_entropy_with_grad, x, target, out=to, **options)
+        assert loss == expected.loss
+        assert_same_bits(grad, expected.grad)
+    soft = pickle.loads(pickle.dumps(soft_labels((6, 5), dtype=dtype)))
+    quick(csoftmax.cross_entropy_with_grad, x, soft, **options)
+    with pytest.raises(AssertionError, match="Python function"):  # a negative soft label
+        quick(csoftmax.cross_entropy_with_grad, x, x.astype(x.dtype), **options)

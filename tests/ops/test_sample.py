@@ -1,0 +1,296 @@
+"""sample: against a brute-force distribution and inverse, chi-square at fixed seeds, reproducibility, errors."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+from scipy import stats
+
+import csoftmax
+from csoftmax._cpu import binding
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.layouts import LAYOUTS
+from csoftmax._spec.samples import FixedUniform, logits
+
+
+def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
+    """Probabilities of one row after all filters, in float64, and the classes in the order of the draw."""
+    x = np.asarray(x).astype(np.float64)
+    n = len(x)
+    order = np.argsort(-x, kind="stable")
+    if temperature == 0:
+        return np.eye(n)[order[0]], order
+    p = csoftmax.softmax(x, temperature=temperature)
+    if top_k is not None:
+        p[order[top_k:]] = 0
+        p /= p.sum()
+    if top_p is not None and top_p < 1:
+        before = np.concatenate([[0], np.cumsum(p[order])[:-1]])
+        p[order[before >= top_p]] = 0
+        p /= p.sum()
+    if min_p is not None:
+        p[p < min_p * p.max()] = 0
+        p /= p.sum()
+    selects = (top_k is not None and top_k < n) or (top_p is not None and top_p < 1)
+    return p, order if selects else np.arange(n)
+
+
+COMBINATIONS = [
+    {},
+    {"temperature": 0.5},
+    {"temperature": 3.0},
+    {"top_k": 5},
+    {"top_k": 1},
+    {"top_p": 0.8},
+    {"min_p": 0.2},
+    {"top_k": 12, "top_p": 0.9},
+    {"top_p": 0.95, "min_p": 0.05},
+    {"temperature": 2.0, "top_k": 30, "top_p": 0.7, "min_p": 0.1},
+    {"top_k": 1000, "top_p": 1.0, "min_p": 0.0},
+]
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=str)
+def test_inverse_of_the_distribution(options, dtype):
+    """Every draw is the class at which the sum of the probabilities passes the uniform number."""
+    for n in (1, 2, 20, 40, 300, 5000):
+        x = logits((4, n), dtype, seed=n, sigma=2)
+        got = csoftmax.sample(x, size=50, rng=7, **options)
+        assert got.shape == (4, 50)
+        assert got.dtype == np.int64
+        u = np.random.default_rng(7).random((4, 50))
+        for row in range(4):
+            p, order = distribution(x[row], **{k: v if k != "top_k" else min(v, n) for k, v in options.items()})
+            sums = np.cumsum(p[order])
+            for draw, at in zip(got[row], u[row], strict=True):
+                assert p[draw] > 0
+                place = int(np.flatnonzero(order == draw)[0])
+                tolerance = 1e-6 if dtype != "float64" else 1e-12
+                assert sums[place] >= at - tolerance
+                assert sums[place] - p[draw] <= at + tolerance
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=str)
+def test_chi_square(options):
+    """100,000 draws at a fixed seed; what is filtered out never comes."""
+    x = logits((40,), "float32", sigma=1.5)
+    draws = csoftmax.sample(x, size=100_000, rng=11, **options)
+    p, _ = distribution(x, **options)
+    counts = np.bincount(draws, minlength=40)
+    assert not counts[p == 0].any()
+    p, counts = p[p > 0], counts[p > 0]
+    many = p * 1e5 >= 5
+    expected = np.append(p[many], p[~many].sum()) * 1e5
+    seen = np.append(counts[many], counts[~many].sum())
+    keep = expected > 0
+    if keep.sum() > 1:
+        assert stats.chisquare(seen[keep], expected[keep] * seen.sum() / expected[keep].sum()).pvalue > 1e-3
+
+
+def test_same_draws_for_every_instruction_set(dtype, isa):
+    x = logits((23, 5000), dtype, sigma=3)
+    calls = [{}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1e-30, "top_p": 0.5}]
+    got = [csoftmax.sample(x, rng=3, size=9, **options) for options in calls]
+    binding.select_isa("scalar")
+    assert np.array_equal(got, [csoftmax.sample(x, rng=3, size=9, **options) for options in calls])
+
+
+def test_few_draws_as_many(isa):
+    """Few draws of a row add masses up, many bisect the sums: the same classes where masses are too small to count."""
+    x = np.array([[0.0, -40.0, -1.0, -60.0, -45.0], [-60.0, 0.0, -60.0, -50.0, -60.0]])
+    for u in (0.0, 0.3, 0.75, 1.0):  # 1: as if all sums had been rounded down
+        many = csoftmax.sample(x, rng=FixedUniform(np.full((2, 9), u)), size=9)
+        few = csoftmax.sample(x, rng=FixedUniform(np.full((2, 1), u)), size=1)
+        assert np.array_equal(many, np.repeat(few, 9, axis=1)), u
+
+
+def test_same_draws_everywhere(dtype, seven_threads):
+    """Threads, layouts, one draw or many at a time; from a generator, its seed, its state."""
+    x = logits((23, 5000), dtype, sigma=3)
+    for options in ({}, {"top_k": 50}, {"top_p": 0.9}, {"min_p": 0.1}, {"temperature": 1e-30, "top_p": 0.5}):
+        expected = csoftmax.sample(x, rng=3, size=9, **options)
+        for threads in (1, 2, 7):
+            assert np.array_equal(csoftmax.sample(x, rng=3, size=9, num_threads=threads, **options), expected)
+        got = csoftmax.sample(x, rng=np.random.default_rng(3), size=(3, 3), **options)
+        assert np.array_equal(got.reshape(23, 9), expected)
+        for name, layout in LAYOUTS.items():
+            view, axis = layout(x)
+            got = csoftmax.sample(view, axis=axis, rng=3, size=9, **options)
+            assert np.array_equal(got[0] if name == "3-d middle" else got, expected), name
+        # the order of the uniform numbers is that of the rows
+        rng = np.random.default_rng(3)
+        each = [csoftmax.sample(row, rng=rng, size=9, **options) for row in x]
+        assert np.array_equal(each, expected)
+        # few draws search, many bisect: the same class
+        u = np.random.default_rng(3).random((23, 9))
+        few = csoftmax.sample(x, rng=FixedUniform(u[:, :2]), size=2, **options)
+        assert np.array_equal(few, expected[:, :2])
+
+
+def test_ends_of_the_uniform_numbers(dtype):
+    """0 is the first class with mass, 1 - 2^-53 the last; whatever the rounding of the sums."""
+    for n in (3, 100, 5000, 20_000):
+        x = logits((2, n), dtype, sigma=1)
+        x[:, 0] = x[:, -1] = -np.inf
+        for options, first, last in (({}, 1, n - 2), ({"top_k": 1}, None, None)):
+            for size in (1, 20):
+                low = csoftmax.sample(x, rng=FixedUniform(np.zeros((2, size))), size=size, **options)
+                high = csoftmax.sample(x, rng=FixedUniform(np.full((2, size), 1 - 2.0**-53)), size=size, **options)
+                if first is None:
+                    best = csoftmax.topk(x, 1).indices
+                    assert np.all(low == best)
+                    assert np.all(high == best)
+                else:
+                    assert np.all(low == first)
+                    assert np.all(np.take_along_axis(csoftmax.softmax(x.astype(np.float64)), high, -1) > 0)
+                    assert np.all(high >= n - 30)
+                    assert np.all(high <= last)
+
+
+def test_ties_go_to_the_lowest_index():
+    x = np.zeros((1, 300), np.float32)
+    for options, kept in (
+        ({"top_k": 7}, 7),
+        ({"top_p": 0.1}, 30),
+        ({"top_k": 100, "top_p": 0.25}, 25),
+        ({"temperature": 0}, 1),
+    ):
+        draws = csoftmax.sample(x, size=5000, rng=0, **options)
+        assert set(draws[0]) == set(range(kept)), options
+
+
+def test_parameters_for_each_row():
+    x = logits((6, 50), "float64", sigma=2)
+    parameters = {
+        "temperature": np.array([0, 0.5, 1, 2, np.inf, 1]),
+        "top_k": np.array([50, 5, 50, 7, 3, 2**62]),
+        "top_p": np.array([1, 0.5, 0.9, 1, 1, 0.3]),
+        "min_p": np.array([0, 0, 0.5, 0.1, 0, 1]),
+    }
+    got = csoftmax.sample(x, size=40, rng=5, **parameters)
+    u = np.random.default_rng(5).random((6, 40))
+    for row in range(6):
+        one = csoftmax.sample(x[row], size=40, rng=FixedUniform(u[row]), **{k: v[row] for k, v in parameters.items()})
+        assert np.array_equal(got[row], one)
+    assert np.all(got[0] == x[0].argmax())
+    assert set(got[4]) <= set(np.argsort(-x[4])[:3])  # any temperature: the largest logits
+    assert np.all(got[5] == x[5].argmax())
+    column = csoftmax.sample(x.reshape(2, 3, 50), temperature=[[0.0], [1.0]], rng=1)
+    assert np.array_equal(column[0], x[:3].argmax(-1))
+
+
+@pytest.mark.parametrize("kind", ["int8", "uint8", "int32", "uint64"])
+def test_integer_types_of_top_k(kind):
+    x = logits((2, 9), "float32")
+    got = csoftmax.sample(x, top_k=np.array([2, 3], kind), rng=0, size=20)
+    assert np.array_equal(got, csoftmax.sample(x, top_k=[2, 3], rng=0, size=20))
+
+
+def test_classes_whose_mass_underflows_are_never_drawn():
+    """u = 0 with blocks of which nothing is left."""
+    x = np.full(10_000, -150.0, np.float32)
+    x[0], x[9000] = -np.inf, 0
+    for size in (1, 20):
+        assert np.all(csoftmax.sample(x, rng=FixedUniform(np.zeros(size)), size=size) == 9000)
+
+
+def test_shapes_and_types():
+    x = logits((3, 4, 10), "float32")
+    assert csoftmax.sample(x, rng=0).shape == (3, 4)
+    assert csoftmax.sample(x, axis=0, rng=0, size=2).shape == (4, 10, 2)
+    assert csoftmax.sample(x, axis=None, rng=0, size=(2, 3)).shape == (2, 3)
+    assert csoftmax.sample(x, axis=(0, 2), rng=0, size=0).shape == (4, 0)
+    assert np.ndim(csoftmax.sample(x[0, 0], rng=0)) == 0
+    assert csoftmax.sample(np.float32(3)) == 0
+    assert csoftmax.sample(np.zeros((0, 5)), rng=0).shape == (0,)
+    assert csoftmax.sample(np.zeros((2, 0, 5)), rng=0, size=3).shape == (2, 0, 3)
+    out = np.empty((3, 4), np.int64)
+    assert csoftmax.sample(x, rng=0, out=out) is out
+    assert np.array_equal(out, csoftmax.sample(x, rng=0))
+    assert csoftmax.sample(np.array([1, 50, 3]), rng=0) == 1
+    assert csoftmax.sample(x, rng=None).shape == (3, 4)
+
+
+def test_special_values(dtype):
+    x = logits((5, 60), dtype)
+    where = np.ones(x.shape, bool)
+    where[:, ::2] = False
+    x[:, ::2] = np.nan
+    draws = csoftmax.sample(x, size=200, rng=0, where=where)
+    assert np.all(draws % 2 == 1)
+    x[:, ::2] = -np.inf
+    assert np.array_equal(csoftmax.sample(x, size=200, rng=0), draws)
+    # one class with mass; logits beyond the ordinary range; temperatures of any size
+    x = np.full((3, 9), -np.inf).astype(dtype_of(dtype))
+    x[0, 3], x[1, 8], x[2, 0] = 1, -7, 3
+    most = float((ml_dtypes.finfo if dtype == "bfloat16" else np.finfo)(dtype_of(dtype)).max)
+    for scale in (1.0, most / 8):
+        y = (x.astype(np.float64) * scale).astype(x.dtype)
+        for temperature in (1.0, 0.0, np.inf, 1e-300, 1e300):
+            for more in ({}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.5}):
+                got = csoftmax.sample(y, temperature=temperature, rng=0, **more)
+                assert got.tolist() == [3, 8, 0]
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}, {"min_p": 0.2}], ids=str)
+@pytest.mark.parametrize(
+    ("value", "text"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "nothing but -inf")], ids=str
+)
+def test_rows_without_mass(value, text, options, dtype):
+    for n in (1, 40, 5000):
+        x = logits((4, n), dtype)
+        if value == -np.inf:
+            x[2] = value
+        else:
+            x[2, n // 2] = value
+        with pytest.raises(ValueError, match=rf"logits have no mass to draw from in row \(2\): it holds {text}"):
+            csoftmax.sample(x, rng=0, **options)
+
+
+@pytest.mark.parametrize(
+    ("bad", "error", "message"),
+    [
+        ({"temperature": -1}, ValueError, "temperature must be at least 0, got -1"),
+        ({"temperature": [1, np.nan, 1]}, ValueError, r"temperature must be at least 0, got nan for row \(1\)"),
+        ({"temperature": [1, 2]}, ValueError, r"temperature has shape \(2,\), which does not broadcast"),
+        ({"temperature": "1"}, TypeError, "temperature must hold real numbers"),
+        ({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
+        ({"top_k": 1.5}, TypeError, "top_k must hold integers"),
+        ({"top_p": 0.0}, ValueError, "top_p must be greater than 0 and at most 1, got 0.0"),
+        ({"top_p": 1.01}, ValueError, "top_p must be greater than 0"),
+        ({"min_p": -0.1}, ValueError, "min_p must be at least 0 and at most 1"),
+        ({"min_p": np.nan}, ValueError, "min_p must be at least 0"),
+        ({"size": -1}, ValueError, "size must be at least 0"),
+        ({"size": True}, TypeError, "size must be an int"),
+        ({"temperature": 10**400}, TypeError, "temperature must hold real numbers"),
+        ({"size": 1.5}, TypeError, "size must be an int, a tuple of ints or None"),
+        ({"rng": -1}, ValueError, "rng must be at least 0 where it is an int, got -1"),
+        ({"rng": "x"}, TypeError, "rng must be None, an int or a numpy.random.Generator"),
+        ({"out": np.empty(3)}, TypeError, "out has dtype float64"),
+        ({"out": np.empty(4, np.int64)}, ValueError, r"out has shape \(4,\)"),
+        ({"where": np.zeros((3, 5), bool)}, ValueError, "nothing but -inf"),
+        ({"logits": np.zeros((3, 0))}, ValueError, "nothing but -inf"),
+        ({"device": "cuda:0"}, csoftmax.DeviceError, "device='cuda:0' cannot be used"),
+    ],
+)
+def test_errors(bad, error, message):
+    with pytest.raises(error, match=message):
+        csoftmax.sample(**{"logits": np.zeros((3, 5)), **bad})
+
+
+def test_top_p_of_flat_rows():
+    """The nucleus is most of the classes: more than one selection is needed."""
+    x = logits((2, 30_000), "float32", sigma=0.5)
+    for top_p in (0.5, 0.99, 1 - 1e-12):
+        draws = csoftmax.sample(x, size=300, rng=0, top_p=top_p)
+        for row in range(2):
+            p, _ = distribution(x[row], top_p=top_p)
+            assert np.all(p[draws[row]] > 0)
+    assert len(set(draws[0])) > 250
+
+
+def test_parameters_beyond_numpys_integers():
+    x = np.log(np.array([0.1, 0.2, 0.7]))
+    for size in (2**63, 2**64, 2**70):
+        assert csoftmax.sample(x, top_k=size, size=9, rng=1).tolist() == csoftmax.sample(x, size=9, rng=1).tolist()
+        flat = csoftmax.sample(x, temperature=size, size=9, rng=1)
+        assert flat.tolist() == csoftmax.sample(x, temperature=float(size), size=9, rng=1).tolist()

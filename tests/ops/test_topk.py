@@ -1,0 +1,408 @@
+"""topk, topk_softmax and to_csr: against a stable sort, bit for bit; layouts, pieces, ties, NaN, errors."""
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits, run_python
+from helpers.failing_allocations import SHIM
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+import csoftmax
+from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
+from csoftmax._spec.layouts import LAYOUTS, misaligned
+from csoftmax._spec.samples import logits
+
+
+def stable(x, k, largest=True):
+    """Values and indices from a stable sort: NaN greatest, lowest index first."""
+    wide = np.asarray(x).astype(np.float64) + 0.0
+    is_nan = np.isnan(wide)
+    number = np.where(is_nan, 0, wide)
+    key = (-number, ~is_nan) if largest else (number, is_nan)
+    index = np.lexsort(key, axis=-1)[..., :k]
+    return np.take_along_axis(np.asarray(x), index, -1), index
+
+
+def check(x, k, largest=True, **options):
+    values, index = stable(x, k, largest)
+    got = csoftmax.topk(x, k, largest=largest, **options)
+    what = f"n = {x.shape[-1]}, k = {k}, {x.dtype}, largest={largest}, {options}"
+    assert got.indices.dtype == np.int64
+    assert np.array_equal(got.indices, index), what
+    canonical = values.copy()
+    canonical.view(bits(values).dtype)[np.isnan(values.astype(np.float64))] = NAN_BITS[x.dtype.name]
+    assert_same_bits(got.values, canonical, what)
+    loose = csoftmax.topk(x, k, largest=largest, sorted=False, **options)
+    assert np.array_equal(np.sort(loose.indices), np.sort(index)), what
+
+
+SIZES = (1, 2, 3, 16, 63, 65, 127, 128, 130, 1000, 4097)
+
+
+def inputs(n, dtype, seed=0):
+    """Name and rows; two of each, so that the second does not begin aligned."""
+    rng = np.random.default_rng(seed + n)
+    x = rng.standard_normal((2, n))
+    yield "normal", x
+    yield "ascending", np.sort(x)
+    yield "descending", -np.sort(-x)
+    yield "constant", np.ones((2, n))
+    yield "ties", np.round(x)
+    yield "zeros of both signs", rng.choice([0.0, -0.0], size=x.shape)
+    for part in (0.02, 0.5, 1.0):
+        yield f"NaN {part}", np.where(rng.random(x.shape) < part, np.nan, x)
+        yield f"-inf {part}", np.where(rng.random(x.shape) < part, -np.inf, x)
+        yield f"+inf {part}", np.where(rng.random(x.shape) < part, np.inf, x)
+    mixed = rng.choice([np.nan, np.inf, -np.inf, 0.0, -0.0, 1.0, -1.0], size=x.shape)
+    yield "specials", mixed
+    yield "saw", np.tile(x[:, : n // 50 + 1], (1, 50))[:, :n]
+    tiny = {"float16": 6e-8, "float64": 5e-324}.get(dtype, 1e-40)
+    yield "subnormal", rng.integers(-3, 4, x.shape) * tiny
+
+
+@pytest.mark.parametrize("n", SIZES)
+def test_stable_sort(n, dtype, isa):
+    for name, x in inputs(n, dtype):
+        x = x.astype(dtype_of(dtype))
+        for k in sorted({1, 2, 5, 16, 17, 50, n // 24, n // 23, n // 2, n - 1, n} & set(range(1, n + 1))):
+            for largest in (True, False):
+                try:
+                    check(x, k, largest)
+                except AssertionError as e:
+                    raise AssertionError(f"{name}: {e}") from None
+
+
+def test_every_place(dtype):
+    """One special element at every index of a row of a group of blocks and a tail."""
+    x = np.tile((np.arange(140) % 7 / 8).astype(dtype_of(dtype)), (140, 1))
+    for value in (np.nan, np.inf, -np.inf, 9.0, -9.0):
+        np.fill_diagonal(x, value)
+        for largest in (True, False):
+            check(x, 3, largest)
+            check(x, 100, largest)
+
+
+@given(
+    hnp.arrays(np.float32, hnp.array_shapes(min_dims=1, max_dims=3, max_side=40), elements=st.floats(width=32)),
+    st.data(),
+)
+@settings(max_examples=150, deadline=None)
+def test_any_shape_and_axis(x, data):
+    axis = data.draw(st.integers(-x.ndim, x.ndim - 1))
+    n = x.shape[axis]
+    k = data.draw(st.integers(0, n))
+    got = csoftmax.topk(x, k, axis=axis)
+    values, index = stable(np.moveaxis(x, axis, -1), k)
+    assert np.array_equal(np.moveaxis(got.indices, axis, -1), index)
+    assert np.array_equal(np.moveaxis(got.values, axis, -1), values, equal_nan=True)
+
+
+@pytest.mark.parametrize("name", LAYOUTS)
+def test_layouts(name, dtype):
+    x = np.round(logits((9, 300), dtype, sigma=20))
+    view, axis = LAYOUTS[name](x)
+    for k in (3, 200):
+        values, index = stable(x, k)
+        got = csoftmax.topk(view, k, axis=axis)
+        for result, expected in zip(got, (values, index), strict=True):
+            result = result[0] if name == "3-d middle" else result
+            assert np.array_equal(result if axis in (-1, 1) and name != "3-d middle" else result.T, expected), name
+
+
+def test_axes():
+    x = logits((3, 4, 5), "float64")
+    flat = csoftmax.topk(x, 7, axis=None)
+    assert np.array_equal(flat.indices, stable(x.ravel(), 7)[1])
+    pair = csoftmax.topk(x, 6, axis=(2, 0))
+    assert pair.values.shape == (4, 6)
+    assert np.array_equal(pair.indices, stable(x.transpose(1, 2, 0).reshape(4, 15), 6)[1])
+    middle = csoftmax.topk(x, 2, axis=1)
+    assert middle.values.shape == middle.indices.shape == (3, 2, 5)
+    scalar = csoftmax.topk(np.float32(3), 1)
+    assert scalar.values.tolist() == [3.0]
+    assert csoftmax.topk(np.zeros((3, 0)), 0).values.shape == (3, 0)
+    assert csoftmax.topk(np.zeros((0, 5)), 2).indices.shape == (0, 2)
+    assert csoftmax.topk(x, 0).values.shape == (3, 4, 0)
+    assert csoftmax.topk(np.array([3, 9, 4], np.int16), 2).values.dtype == np.float64
+    swapped = x.astype(">f8")
+    assert np.array_equal(csoftmax.topk(swapped, 3).indices, csoftmax.topk(x, 3).indices)
+
+
+@pytest.mark.parametrize("n", [70_000, (1 << 20) + 5, (1 << 21) + 77])
+def test_pieces_of_long_rows(n, seven_threads):
+    """Few rows, and rows longer than a piece, are cut: sorted rows, ties and NaN over the cuts, any threads."""
+    x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
+    for y in (np.stack([x, -x]), np.sort(x), np.round(4 * x), np.where(x > 1, np.nan, x)[::-1]):
+        values, index = stable(y, 2000)
+        for k in (1, 100, 2000):
+            for threads in (1, 2, 7):
+                got = csoftmax.topk(y, k, num_threads=threads)
+                assert np.array_equal(got.indices, index[..., :k])
+                assert np.array_equal(got.values, values[..., :k], equal_nan=True)
+    check(x, 100, False, num_threads=7)
+
+
+def test_dense_long_rows(seven_threads):
+    x = logits((1, 400_000), "float32")
+    for k in (20_000, 200_000, 400_000):
+        check(x, k, num_threads=7)
+
+
+def test_more_than_int32_elements():
+    """Broadcast, so that it needs no memory; the last element is found in the last piece."""
+    x = np.lib.stride_tricks.as_strided(np.zeros(1, np.float16), ((1 << 31) + 9,), (0,))
+    got = csoftmax.topk(x, 3)
+    assert got.indices.tolist() == [0, 1, 2]
+    got = csoftmax.topk(x, 3, largest=False)
+    assert got.indices.tolist() == [0, 1, 2]
+
+
+# Top-k softmax
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.3, 7.0, 0.0, np.inf, 1e-300])
+def test_topk_softmax(temperature, dtype, isa):
+    rng = np.random.default_rng(5)
+    for n, k in ((3, 2), (100, 5), (130, 130), (1000, 50), (5000, 3), (20_000, 64), (9000, 5000)):
+        x = logits((3, n), dtype, sigma=3)
+        masked = np.where(rng.random(x.shape) < 0.6, -np.inf, x).astype(x.dtype)
+        for y in (x, masked):
+            best = csoftmax.topk(y, k)
+            full = csoftmax.topk_softmax(y, k, temperature=temperature, normalize="full")
+            few = csoftmax.topk_softmax(y, k, temperature=temperature)
+            assert np.array_equal(full.indices, best.indices)
+            assert np.array_equal(few.indices, best.indices)
+            all_of_it = csoftmax.softmax(y, temperature=temperature)
+            assert_same_bits(full.values, np.take_along_axis(all_of_it, best.indices, -1), f"{n} {k}")
+            assert_same_bits(few.values, csoftmax.softmax(best.values, temperature=temperature), f"{n} {k}")
+
+
+def test_topk_softmax_of_exceptional_rows(dtype):
+    x = logits((5, 700), dtype)
+    x[0, 100], x[1, 5], x[2] = np.nan, np.inf, -np.inf
+    x[3] *= {"float16": 1000, "float32": 1e30, "float64": 1e300, "bfloat16": 1e30}[dtype]
+    for normalize in ("topk", "full"):
+        got = csoftmax.topk_softmax(x, 4, normalize=normalize).values.astype(np.float64)
+        assert np.isnan(got[:3]).all()
+        assert np.isfinite(got[3:]).all()
+    expected = np.take_along_axis(csoftmax.softmax(x), csoftmax.topk(x, 4).indices, -1)
+    assert_same_bits(csoftmax.topk_softmax(x, 4, normalize="full").values, expected)
+
+
+def test_topk_softmax_of_a_long_row_with_threads(seven_threads):
+    x = logits((1, 300_000), "float32")
+    expected = csoftmax.softmax(x)
+    for threads in (1, 3, 7):
+        got = csoftmax.topk_softmax(x, 9, normalize="full", num_threads=threads)
+        assert_same_bits(got.values, np.take_along_axis(expected, got.indices, -1))
+
+
+def test_topk_softmax_where():
+    x = logits((4, 60), "float64")
+    where = np.random.default_rng(0).random(x.shape) < 0.5
+    where[1], where[2] = False, [True, True] + [False] * 58
+    x[~where] = np.nan
+    full = csoftmax.topk_softmax(x, 5, normalize="full", where=where)
+    expected = csoftmax.softmax(x, where=where)
+    assert_same_bits(full.values, np.take_along_axis(expected, full.indices, -1))
+    few = csoftmax.topk_softmax(x, 5, where=where)
+    assert not few.values[1].any()
+    assert np.allclose(few.values.sum(-1), [1, 0, 1, 1])
+    assert set(few.indices[2, :2]) == {0, 1}
+
+
+def test_topk_softmax_out(dtype):
+    x = logits((5, 40), dtype)
+    expected = csoftmax.topk_softmax(x, 7)
+    out = np.empty((7, 5), x.dtype).T, np.empty((5, 14), np.int64)[:, ::2]
+    got = csoftmax.topk_softmax(x, 7, out=out)
+    assert got.values is out[0]
+    assert got.indices is out[1]
+    assert_same_bits(out[0], expected.values)
+    assert np.array_equal(out[1], expected.indices)
+    y = x.copy()
+    csoftmax.topk_softmax(y, 7, out=(y[:, :7], out[1]))  # over its own input
+    assert_same_bits(y[:, :7], expected.values)
+    swapped = out[0].astype(out[0].dtype.newbyteorder()), out[1].astype(">i8")
+    csoftmax.topk_softmax(x, 7, out=swapped)
+    assert_same_bits(swapped[0], expected.values)
+    assert np.array_equal(swapped[1], expected.indices)
+    both = np.empty((5, 14), np.int64)
+    if x.dtype == np.float64:  # side by side in one array
+        csoftmax.topk_softmax(x, 7, out=(both.view(np.float64)[:, ::2], both[:, 1::2]))
+        assert np.array_equal(both[:, 1::2], expected.indices)
+        with pytest.raises(ValueError, match="share memory"):
+            csoftmax.topk_softmax(x, 7, out=(both.view(np.float64)[:, :7], both[:, 1:8]))
+    for bad, error in (
+        (out[0], TypeError),
+        ((out[0], out[0]), TypeError),
+        ((out[0][:4], out[1]), ValueError),
+        ((out[0], out[1].astype(np.int32)), TypeError),
+    ):
+        with pytest.raises(error, match="out"):
+            csoftmax.topk_softmax(x, 7, out=bad)
+
+
+def test_more_than_a_float_counts(isa):
+    """As many equal elements as float32 cannot count, and one more of the next value."""
+    n = (1 << 24) + 3
+    x = np.zeros(n + 100, np.float16)
+    x[:n] = 1
+    got = csoftmax.topk(x, n + 1, sorted=False)
+    assert np.array_equal(np.sort(got.indices), np.arange(n + 1))
+
+
+# to_csr
+
+
+def test_to_csr(dtype):
+    x = logits((2, 3, 50), dtype)
+    for k in (0, 1, 7, 50):
+        best = csoftmax.topk_softmax(x, k)
+        matrix = csoftmax.to_csr(best, 50)
+        assert matrix.shape == (6, 50)
+        assert matrix.nnz == 6 * k
+        again = matrix.copy()
+        again.has_canonical_format = False
+        again.has_sorted_indices = False
+        again.sum_duplicates()
+        assert np.array_equal(again.indices, matrix.indices)
+        dense = np.zeros((2, 3, 50))
+        np.put_along_axis(dense, best.indices, best.values.astype(np.float64), -1)
+        assert np.array_equal(matrix.toarray().astype(np.float64), dense.reshape(6, 50))
+        assert matrix.dtype == (np.float64 if dtype == "float64" else np.float32)
+    one = csoftmax.to_csr(csoftmax.topk(np.array([1.0, 3.0, 2.0]), 2), 3)
+    assert one.toarray().tolist() == [[0.0, 3.0, 2.0]]
+
+
+# Errors, memory
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: csoftmax.topk([1.0, 2], 3), ValueError, "k must be at most the length of the axis, 2, got 3"),
+        (lambda: csoftmax.topk([1.0, 2], -1), ValueError, "k must be at least 0, got -1"),
+        (lambda: csoftmax.topk([1.0, 2], 1.5), TypeError, "k must be an int, got 1.5"),
+        (lambda: csoftmax.topk([True, False], 1), TypeError, "x has dtype bool"),
+        (lambda: csoftmax.topk([1.0], 1, axis=1), np.exceptions.AxisError, "axis 1 is out of bounds"),
+        (lambda: csoftmax.topk([1.0], 1, device="cuda:97"), csoftmax.DeviceError, "cannot be used"),
+        (lambda: csoftmax.topk([1.0], 1, num_threads=0), ValueError, "num_threads must be at least 1"),
+        (lambda: csoftmax.topk_softmax([1.0], 1, normalize="all"), ValueError, 'normalize must be "topk" or "full"'),
+        (lambda: csoftmax.topk_softmax([1.0], 1, temperature=-1), ValueError, "temperature must be at least 0"),
+        (lambda: csoftmax.topk_softmax([1.0], 1, where=[1]), TypeError, "where must be boolean"),
+        (lambda: csoftmax.to_csr(([1.0], [3]), 3), IndexError, "indices have 3 in row 0: the classes are 0 to 2"),
+        (lambda: csoftmax.to_csr(([1.0], [1.0]), 3), TypeError, "indices must be integers"),
+        (lambda: csoftmax.to_csr(([1.0, 2], [1, 1]), 3), ValueError, "twice in one row"),
+        (lambda: csoftmax.to_csr(([1.0, 2], [1]), 3), ValueError, "values have shape"),
+        (lambda: csoftmax.to_csr(([1.0, 2],), 3), TypeError, "topk must be a TopK or a pair of arrays"),
+        (lambda: csoftmax.topk([1.0], True), TypeError, "k must be an int"),
+    ],
+)
+def test_errors(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
+
+
+def test_scipy_is_asked_for():
+    done = run_python("""
+import sys
+sys.modules["scipy"] = None
+import csoftmax
+try:
+    csoftmax.to_csr(csoftmax.topk([1.0, 2.0], 1), 2)
+except ImportError as e:
+    print(e)
+""")
+    assert done.stdout.strip() == "to_csr needs SciPy: pip install scipy"
+
+
+GUARDED = """
+for dtype in ("float32", "float64", "float16", "bfloat16"):
+    dtype = dtype_of(dtype)
+    for n in (*range(1, 140), 300, 1000, 4099):
+        x = np.round(np.random.default_rng(n).standard_normal((2, n)) * 4).astype(dtype)
+        place = Guarded(x.nbytes)
+        for at_end in (True, False):
+            view = place.array(x.shape, dtype, at_end)
+            view[...] = x
+            for k in {1, min(n, 5), n}:
+                for largest in (True, False):
+                    got, expected = csoftmax.topk(view, k, largest=largest), csoftmax.topk(x, k, largest=largest)
+                    assert got.indices.tobytes() == expected.indices.tobytes()
+            csoftmax.topk_softmax(view, 1, normalize="full")
+            for alpha in (1.3, 1.5, 2.0):
+                y = csoftmax.entmax(x, alpha)
+                assert csoftmax.entmax(view, alpha).tobytes() == y.tobytes()
+                csoftmax.entmax_loss_with_grad(view, [0, n - 1], alpha)
+                csoftmax.entmax_vjp(view, y, alpha)
+            csoftmax.sample(view, rng=0, size=2)
+            csoftmax.sample(view, rng=0, top_k=3, top_p=0.9, min_p=0.1)
+print("done")
+"""
+
+
+def test_guard_pages():
+    """Nothing outside the arrays is read, by any of the sparse functions."""
+    from test_guard_pages import PRELUDE
+
+    done = run_python(PRELUDE + GUARDED)
+    assert done.stdout.split()[-1] == "done"
+
+
+ALLOCATIONS = """
+import numpy as np, csoftmax
+from csoftmax._cpu import binding
+from failing_allocations import every_failure
+binding.set_thread_limit(7)
+x = np.random.default_rng(0).standard_normal((40, 9000)).astype(np.float32)
+row = np.random.default_rng(0).standard_normal(200_000).astype(np.float32)
+target = np.arange(40)
+calls = {
+    "topk": lambda t: csoftmax.topk(x, 50, num_threads=t),
+    "transposed": lambda t: csoftmax.topk(x.T, 5, axis=0, num_threads=t),
+    "pieces": lambda t: csoftmax.topk(row, 50, num_threads=t),
+    "full": lambda t: csoftmax.topk_softmax(x, 50, temperature=1e-80, normalize="full", num_threads=t),
+    "entmax": lambda t: (csoftmax.entmax(x * 0.01, num_threads=t),),
+    "entmax axis 0": lambda t: (csoftmax.entmax(x, axis=0, num_threads=t),),
+    "loss": lambda t: csoftmax.entmax_loss_with_grad(x * 0.01, target, num_threads=t),
+    "sample": lambda t: (csoftmax.sample(x, size=20, rng=0, num_threads=t),),
+    "top_p": lambda t: (csoftmax.sample(x, top_p=0.9, temperature=1e-80, rng=0, num_threads=t),),
+}
+refused = 0
+for name, call in calls.items():
+    for threads in (1, 7):
+        refused += every_failure(lambda: call(threads), (name, threads))
+print("refused", refused)
+"""
+
+
+def test_failing_allocations(c_library):
+    """Every allocation of the sparse functions fails in turn: MemoryError, nothing leaked."""
+    done = run_python(ALLOCATIONS, LD_PRELOAD=str(c_library(SHIM, "shim")))
+    assert int(done.stdout.split()[-1]) >= 20
+
+
+def test_misaligned_and_read_only(dtype):
+    x = misaligned(logits((3, 200), dtype))
+    x.flags.writeable = False
+    check(x, 7)
+
+
+def test_torch_agrees():
+    """Where there are no ties; with ties and NaN its values."""
+    torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra")
+    x = np.random.default_rng(0).permuted(np.tile(np.arange(3000, dtype=np.float32), (20, 1)), axis=1)
+    for k in (1, 5, 100, 3000):
+        for largest in (True, False):
+            theirs = torch.topk(torch.from_numpy(x), k, largest=largest)
+            ours = csoftmax.topk(x, k, largest=largest)
+            assert np.array_equal(theirs.values.numpy(), ours.values)
+            assert np.array_equal(theirs.indices.numpy(), ours.indices)
+    x = x // 50
+    x[:, ::50] = np.nan
+    theirs = torch.topk(torch.from_numpy(x), 100)
+    assert np.array_equal(theirs.values.numpy(), csoftmax.topk(x, 100).values, equal_nan=True)
+    # the difference that the documentation lists: which of equal elements is taken is left open there
+    assert not np.array_equal(theirs.indices.numpy(), csoftmax.topk(x, 100).indices)

@@ -1,0 +1,51 @@
+"""Every result is within the ULP that its record promises, for every set of options, against long double.
+
+ULP are those of the result, subnormal results included.  Where long double is no more than float64, only the families'
+own tests judge (tests/ops, in mpmath).  Harder inputs of one family are in tests/ops as well.
+"""
+
+import pytest
+from helpers import every_record
+
+from csoftmax._spec.formats import JUDGES_FLOAT64
+from csoftmax._spec.samples import SIZES
+
+pytestmark = pytest.mark.skipif(not JUDGES_FLOAT64, reason="long double is float64 here")
+SCALES = (0, 1, 20)
+
+
+def check(record, sample, dtype, what):
+    results = record.compute(sample)
+    for result, kind in zip(results, record.results):
+        assert result.dtype == record.result_dtype(kind, dtype) or kind.dtype == "index"
+    found = record.errors(sample, results, dtype)
+    for kind, error, limit in zip(record.results, found, record.limits(dtype, sample.options)):
+        assert error <= limit, f"{kind.name} of {record.name}, {dtype}, {what}: {error:.3f} ULP, limit {limit}"
+
+
+@every_record("accuracy")
+def test_sizes_and_scales(record, dtype):
+    for k in SIZES:
+        for sigma in SCALES if k < 10_000 else (5,):
+            rows = max(2, min(20, 5_000 // k))
+            check(record, record.sample((rows, k), dtype, k, sigma), dtype, f"K={k} sigma={sigma}")
+
+
+@every_record("accuracy")
+def test_options(record, dtype):
+    for variant, chosen in record.variants.items():
+        if chosen.is_accurate:
+            for k in (1, 2, 3, 17, 64, 129, 1000, 4097):
+                for sigma in (0.1, 5):
+                    rows = max(2, min(20, 2_000 // k))
+                    sample = record.sample((rows, k), dtype, k, sigma, variant)
+                    check(record, sample, dtype, f"{variant}, K={k} sigma={sigma}")
+
+
+@pytest.mark.long
+@every_record("accuracy")
+def test_every_size_to_a_thousand(record, dtype):
+    for variant, chosen in record.variants.items():
+        if chosen.is_accurate:
+            for k in range(1, 1001):
+                check(record, record.sample((4, k), dtype, k, 10, variant), dtype, f"{variant}, K={k}")

@@ -1,0 +1,271 @@
+"""Threads: the functions may be called from many at once, give the GIL away, and count as told."""
+
+import inspect
+import os
+import platform
+import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import threadpoolctl
+from helpers import assert_same_bits, run_python
+
+import csoftmax
+from csoftmax._cpu import binding
+from csoftmax._runtime import threads as _threads
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+
+SYSTEM_CALLS = {  # of Linux
+    "x86_64": {"SECCOMP": 317, "SETAFFINITY": 203},
+    "aarch64": {"SECCOMP": 277, "SETAFFINITY": 122},
+}
+
+
+def test_many_python_threads_get_the_same_bits(op, seven_threads):
+    work = []
+    for shape, options in (((50, 40), {}), ((200, 300), {"num_threads": 3}), ((2, 50_000), {"num_threads": 2})):
+        for seed in range(4):
+            arrays = op.make(shape, "float32", seed)
+            work.append((arrays, options, op.function()(*arrays, num_threads=1)))
+
+    def compute(i):
+        arrays, options, expected = work[i % len(work)]
+        assert_same_bits(op.function()(*arrays, **options), expected)
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(compute, range(200)))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="Linux only")
+def test_affinity_is_left_as_it_is():
+    """Workers that are woken on the caller's CPU leave it; afterwards every thread may run where it could before."""
+    code = """if True:
+        import os, sys, time, numpy as np, csoftmax
+        x = np.random.default_rng(0).standard_normal((64, 2000)).astype(np.float32)
+        expected = csoftmax.softmax(x, num_threads=1).tobytes()
+
+        def masks():
+            return {name: os.sched_getaffinity(int(name)) for name in os.listdir("/proc/self/task")}
+
+        all_cpus = os.sched_getaffinity(0)
+        for cpus in (all_cpus, {min(all_cpus)}, set(sorted(all_cpus)[:2]), all_cpus):
+            for thread in masks():
+                os.sched_setaffinity(int(thread), cpus)
+            for pause in 20 * [0, 0.02]:
+                time.sleep(pause)
+                assert csoftmax.softmax(x).tobytes() == expected
+                assert all(mask == cpus for mask in masks().values()), (cpus, masks())
+        assert len(masks()) >= 2
+    """
+    # Not more than there are CPUs: no worker leaves its CPU where others have to share one anyway.
+    run_python(code, CSOFTMAX_NUM_THREADS="2", OMP_NUM_THREADS=None)
+
+
+@pytest.mark.skipif(sys.platform != "linux" or platform.machine() not in SYSTEM_CALLS, reason="numbers of calls")
+def test_a_late_system_call_filter_is_heeded():
+    """One that ends the process for a change of affinity, installed after workers have been moved."""
+    code = """if True:
+        import ctypes, struct, time, numpy as np, csoftmax
+        x = np.random.default_rng(0).standard_normal((64, 2000)).astype(np.float32)
+        expected = csoftmax.softmax(x, num_threads=1).tobytes()
+
+        def compute():
+            for pause in 20 * [0, 0.02]:
+                time.sleep(pause)
+                assert csoftmax.softmax(x).tobytes() == expected
+
+        compute()
+        # load the number of the call; is it the one? then end the process, else allow
+        filter = b"".join(struct.pack("HBBI", *line) for line in (
+            (0x20, 0, 0, 0), (0x15, 0, 1, SETAFFINITY), (6, 0, 0, 0x80000000), (6, 0, 0, 0x7FFF0000)))
+        memory = ctypes.create_string_buffer(filter)
+        program = ctypes.create_string_buffer(struct.pack("HxxxxxxP", 4, ctypes.addressof(memory)))
+        libc = ctypes.CDLL(None, use_errno=True)
+        assert libc.prctl(38, 1, 0, 0, 0) == 0  # no new privileges, which a filter requires
+        assert libc.syscall(SECCOMP, 1, 1, program) == 0, ctypes.get_errno()  # for all threads
+        compute()
+    """
+    for name, number in SYSTEM_CALLS[platform.machine()].items():
+        code = code.replace(name, str(number))
+    run_python(code, CSOFTMAX_NUM_THREADS="2", OMP_NUM_THREADS=None)
+
+
+def test_the_gil_is_released_during_long_calls():
+    """Another thread makes progress while a call computes for a second or so."""
+    x = np.broadcast_to(np.float32(1.5), (1 << 16, 4000))
+    ticks, running = [0], threading.Event()
+
+    def tick():
+        running.set()
+        while running.is_set():
+            ticks[0] += 1
+            time.sleep(0.001)
+
+    other = threading.Thread(target=tick)
+    other.start()
+    running.wait()
+    begin, before = time.perf_counter(), ticks[0]
+    while time.perf_counter() - begin < 0.2:
+        csoftmax.logsumexp(x, num_threads=1)
+    during = ticks[0] - before
+    running.clear()
+    other.join()
+    assert during >= 5
+
+
+def test_set_num_threads(seven_threads):
+    assert csoftmax.get_num_threads() == 7
+    csoftmax.set_num_threads(3)
+    assert csoftmax.get_num_threads() == 3
+    csoftmax.set_num_threads(100)
+    assert csoftmax.get_num_threads() == 7  # the machine's limit
+    csoftmax.set_num_threads(2)
+    csoftmax.set_num_threads(None)
+    assert csoftmax.get_num_threads() == 7
+
+
+def test_set_num_threads_holds_for_all_threads(seven_threads):
+    csoftmax.set_num_threads(2)
+    with ThreadPoolExecutor(1) as pool:
+        assert pool.submit(csoftmax.get_num_threads).result() == 2
+
+
+def test_the_context_nests_and_restores(seven_threads):
+    csoftmax.set_num_threads(5)
+    with csoftmax.threads(2):
+        assert csoftmax.get_num_threads() == 2
+        with csoftmax.threads(4):
+            assert csoftmax.get_num_threads() == 4
+            csoftmax.set_num_threads(6)
+            assert csoftmax.get_num_threads() == 4
+        assert csoftmax.get_num_threads() == 2
+    assert csoftmax.get_num_threads() == 6
+    with pytest.raises(KeyError), csoftmax.threads(1):
+        raise KeyError
+    assert csoftmax.get_num_threads() == 6
+
+
+def test_the_context_is_local_to_its_thread(seven_threads):
+    entered, leave = threading.Event(), threading.Event()
+    seen = []
+
+    def other():
+        with csoftmax.threads(3):
+            seen.append(csoftmax.get_num_threads())
+            entered.set()
+            leave.wait()
+        seen.append(csoftmax.get_num_threads())
+
+    thread = threading.Thread(target=other)
+    with csoftmax.threads(2):
+        thread.start()
+        entered.wait()
+        assert csoftmax.get_num_threads() == 2
+    assert csoftmax.get_num_threads() == 7
+    leave.set()
+    thread.join()
+    assert seen == [3, 7]
+
+
+def test_contexts_do_not_change_bits(op, seven_threads):
+    arrays = op.make((300, 333), "float64")
+    expected = op.function()(*arrays)
+    for n in (1, 2, 7):
+        with csoftmax.threads(n):
+            assert_same_bits(op.function()(*arrays), expected)
+
+
+def test_small_calls_start_no_threads():
+    done = run_python("""
+import os, numpy as np, csoftmax
+csoftmax.softmax(np.ones((10, 10)), num_threads=4)
+before = len(os.listdir("/proc/self/task"))
+csoftmax.softmax(np.ones((100, 100)), num_threads=4)
+assert len(os.listdir("/proc/self/task")) == before
+csoftmax.softmax(np.ones((1000, 1000)), num_threads=4)
+print(len(os.listdir("/proc/self/task")) - before)
+""", CSOFTMAX_NUM_THREADS="4", OPENBLAS_NUM_THREADS="1")  # fmt: skip
+    assert int(done.stdout) == (3 if binding.OPENMP else 0)
+
+
+def test_process_wide_openmp_settings_are_left_alone(c_library):
+    if not binding.OPENMP:
+        pytest.skip("no OpenMP")
+    done = run_python("""
+import ctypes, numpy as np, csoftmax
+omp = ctypes.CDLL(csoftmax.show_config("dicts")["openmp"]["libraries"][0])
+before = omp.omp_get_max_threads(), omp.omp_get_dynamic(), omp.omp_get_max_active_levels()
+csoftmax.set_num_threads(1)
+csoftmax.softmax(np.ones((1000, 1000)), num_threads=2)
+assert (omp.omp_get_max_threads(), omp.omp_get_dynamic(), omp.omp_get_max_active_levels()) == before
+print("done")
+""")
+    assert done.stdout.strip() == "done"
+
+
+def test_what_bounds_the_threads():
+    decides, bounds = _threads.reason()
+    assert bounds[decides] == min(bounds.values()) >= 1
+
+
+def test_who_asked_for_fewer_threads(seven_threads, monkeypatch):
+    """`info` says what decides now, not what decided at import."""
+    monkeypatch.setattr(_threads, "_bounds", {"CPU affinity": 7})
+    assert _threads.reason() == ("CPU affinity", {"CPU affinity": 7})
+    csoftmax.set_num_threads(3)
+    assert _threads.reason() == ("set_num_threads", {"CPU affinity": 7, "set_num_threads": 3})
+    with csoftmax.threads(5):
+        assert _threads.reason() == ("csoftmax.threads", {"CPU affinity": 7, "csoftmax.threads": 5})
+        assert csoftmax.show_config("dicts")["threads"]["used"] == 5
+    assert _threads.reason()[0] == "set_num_threads"
+    csoftmax.set_num_threads(None)
+    with threadpoolctl.threadpool_limits(1, user_api="openmp"):
+        decides, bounds = _threads.reason()
+        assert decides == "omp_set_num_threads or threadpoolctl"
+        assert bounds[decides] == csoftmax.get_num_threads() == 1
+
+
+def test_two_openmp_runtimes(monkeypatch):
+    """Found by their files, and told."""
+    from csoftmax import _config
+
+    assert csoftmax.show_config("dicts")["openmp"]["warning"] is None or len(_config.openmp_libraries()) > 1
+    maps = "7f00-7f01 r-xp 00000000 08:01 1 /a/lib{}\n"
+    names = "gomp.so.1", "gomp-a34b3233.so.1.0.0", "iomp5.so", "gompute.so", "m.so.6"
+    text = "".join(map(maps.format, names))
+    monkeypatch.setattr(_config.Path, "read_text", lambda self: text)
+    assert _config.openmp_libraries() == ["/a/libgomp-a34b3233.so.1.0.0", "/a/libgomp.so.1", "/a/libiomp5.so"]
+    assert "two OpenMP runtimes are loaded" in csoftmax.show_config("dicts")["openmp"]["warning"]
+    monkeypatch.setattr(_config, "openmp_libraries", lambda: ["/a/libgomp.so.1"])
+    assert csoftmax.show_config("dicts")["openmp"]["warning"] is None
+
+
+@pytest.mark.parametrize(
+    ("files", "membership", "expected"),
+    [
+        ({"cpu.max": "max 100000"}, "0::/\n", None),
+        ({"a/b/cpu.max": "150000 100000"}, "0::/a/b\n", 2),
+        ({"a/b/cpu.max": "max 100000", "a/cpu.max": "300000 100000"}, "0::/a/b\n", 3),
+        ({"a/cpu.max": "50000 100000"}, "0::/a\n", 1),
+        ({"cpu/x/cpu.cfs_quota_us": "200000", "cpu/x/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/x\n", 2),
+        ({"cpu/cpu.cfs_quota_us": "-1", "cpu/cpu.cfs_period_us": "100000"}, "3:cpu,cpuacct:/y\n", None),
+        ({}, "0::/gone\n", None),
+        ({"cpu.max": "garbage"}, "0::/\n", None),
+    ],
+)
+def test_cgroup_quota(tmp_path, files, membership, expected):
+    for name, content in files.items():
+        path = tmp_path / "root" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(content)
+    (tmp_path / "membership").write_text(membership)
+    assert _threads.cgroup_quota(tmp_path / "root", tmp_path / "membership") == expected
+
+
+def test_every_function_takes_num_threads():
+    for op in SOFTMAX_FAMILY:
+        assert inspect.signature(op.function()).parameters["num_threads"].default is None

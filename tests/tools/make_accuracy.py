@@ -1,0 +1,360 @@
+"""Writes ACCURACY.md: the largest errors found, for every function, dtype and instruction set.
+
+    python tests/make_accuracy.py [--effort 0.5] [--out ACCURACY.md]
+
+Everything in the main table is sampled.  The float32 exp is measured over every number by tests/c, which leaves
+tests/c/exp_exhaustive.json (tests/c/run.sh exp-all); its figures are quoted with their own date and command.
+"""
+
+import argparse
+import contextlib
+import datetime
+import json
+import platform
+import subprocess
+import time
+from pathlib import Path
+
+import entmax_oracle
+import loss_oracle
+import ml_dtypes  # noqa: F401
+import numpy as np
+import oracle
+
+import csoftmax
+from csoftmax._cpu import binding
+from csoftmax._spec.formats import DTYPES, dtype_of
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.samples import SIZES, logits
+
+# The smallest normal number of the type.
+TINY = {"float32": 2.0**-126, "bfloat16": 2.0**-126, "float64": 2.0**-1022, "float16": 2.0**-14}
+
+ROOT = Path(__file__).resolve().parent.parent
+EXHAUSTIVE = ROOT / "tests" / "c" / "exp_exhaustive.json"
+SIGMAS = (0, 0.1, 1, 3, 5, 8, 20, 50, 100)
+OFFSETS = {
+    "float32": (0, -1e3, 1e6, 1e7),
+    "float64": (0, -1e3, 1e6, 2.0**46),
+    "float16": (0, 1e3),
+    "bfloat16": (0, 1e5),
+}
+TEMPERATURES = (1.0, 0.3, 7.0)
+PROMISE = {
+    "softmax": {"float32": "3", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
+    "log_softmax": {"float32": "4", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
+    "logsumexp": {"float32": "4", "float64": "4", "float16": "0.51", "bfloat16": "0.51"},
+}
+
+
+def inputs(op, dtype, k, sigma, offset, temperature, elements):
+    """Rows of logits, or of dy and y."""
+    rows = max(1, elements // k)
+    x = logits((rows, k), dtype, seed=k, sigma=sigma * temperature, offset=offset * temperature)
+    if op.inputs == 1:
+        return (x,)
+    forward = csoftmax.log_softmax if op.log else csoftmax.softmax
+    return logits((rows, k), dtype, seed=k + 1, sigma=1.0), forward(x, temperature=temperature)
+
+
+def error(op, dtype, arrays, temperature, result, reference):
+    if op.name == "logsumexp":
+        return oracle.ulps(result, reference, dtype, oracle.logsumexp_scale(arrays[0], temperature))
+    if op.name == "log_softmax_vjp":
+        s = oracle.wide(arrays[0]).sum(axis=-1, keepdims=True)
+        scale = np.maximum(oracle.log_softmax_vjp_scale(*arrays, s, temperature), np.abs(reference))
+        return oracle.ulps(result, reference, dtype, scale)
+    if op.name == "softmax_vjp":
+        slack = oracle.sum_slack(*arrays, dtype, temperature)
+        return float(
+            (np.maximum(np.abs(oracle.wide(result) - reference) - slack, 0) / oracle.spacing(reference, dtype)).max()
+        )
+    return oracle.ulps(result, reference, dtype)
+
+
+def cases(op, dtype, effort):
+    for temperature in TEMPERATURES:
+        for k in SIZES:
+            for sigma in SIGMAS:
+                for offset in OFFSETS[dtype] if op.inputs == 1 else (0,):
+                    if temperature != 1 and (k > 1000 or offset):
+                        continue
+                    if abs(offset) + 6 * sigma * temperature > 6e4 and dtype == "float16":
+                        continue
+                    yield k, sigma, offset, temperature, int(effort * 4000)
+    if op.name == "softmax":  # where the largest errors lie: one lane carries most of the sum
+        for k in (100, 128, 129, 200, 256, 300):
+            for sigma in (4, 5, 6):
+                yield k, sigma, 0, 1.0, int(effort * 200_000)
+
+
+def measure(effort):
+    """{(op, dtype, isa): (worst, where, elements)}; the oracle runs once for all instruction sets."""
+    worst, before = {}, binding.isa()
+    for op in SOFTMAX_FAMILY:
+        for dtype in DTYPES:
+            if op.name.endswith("vjp") and dtype == "float64":
+                continue  # longdouble is no oracle for a sum of float64 products: see test_vjp_accuracy.py
+            for case in cases(op, dtype, effort):
+                arrays, temperature = inputs(op, dtype, *case), case[3]
+                reference = getattr(oracle, op.name)(*arrays, temperature)
+                for isa in binding.isa_available():
+                    binding.select_isa(isa)
+                    result = op.function()(*arrays, temperature=temperature)
+                    found = error(op, dtype, arrays, temperature, result, reference)
+                    top, where, count = worst.get((op.name, dtype, isa), (-1.0, None, 0))
+                    if found > top:
+                        top, where = found, case
+                    worst[op.name, dtype, isa] = (top, where, count + arrays[0].size)
+                binding.select_isa(before)
+    return worst
+
+
+def exact_gradients(rows):
+    """The float64 gradients against rational arithmetic and mpmath."""
+    worst = {}
+    for op in SOFTMAX_FAMILY[3:]:
+        for seed in range(rows):
+            k, sigma = (3, 17, 65, 130)[seed % 4], (0.3, 3, 20)[seed % 3]
+            dy = logits((k,), "float64", seed, 1.0)
+            y = (csoftmax.log_softmax if op.log else csoftmax.softmax)(logits((k,), "float64", seed + 999, sigma))
+            truth, scale = oracle.exact(op.name, dy, y), None
+            if op.log:
+                scale = oracle.log_softmax_vjp_scale(dy, y, oracle.wide(dy).sum())
+                scale = np.maximum(scale, np.abs([float(v) for v in truth]))
+            for isa in binding.isa_available():
+                before = binding.isa()
+                binding.select_isa(isa)
+                found = oracle.exact_ulps(op.function()(dy, y), truth, "float64", scale)
+                binding.select_isa(before)
+                top, where, count = worst.get((op.name, "float64", isa), (-1.0, None, 0))
+                if found > top:
+                    top, where = found, (k, sigma, 0, 1.0, k)
+                worst[op.name, "float64", isa] = (top, where, count + k)
+    return worst
+
+
+def losses(effort):
+    """Cross-entropy: {(what, dtype, isa): (worst, elements)}; errors as test_cross_entropy.py measures them."""
+    worst, before, rng = {}, binding.isa(), np.random.default_rng(0)
+    kinds = ("labels, no options", "weights, smoothing", "soft labels, z-loss")
+    for dtype in DTYPES:
+        loss_dtype = "float64" if dtype == "float64" else "float32"
+        for k in SIZES:
+            rows = max(2, int(effort * 4000) // k)
+            for sigma in (0, 1, 5, 20, 50):
+                for kind in kinds:
+                    x, target, options = logits((rows, k), dtype, k, sigma), rng.integers(0, k, rows), {}
+                    target[::2] = x.astype(np.float64).argmax(1)[::2]
+                    if "smoothing" in kind:
+                        options = {"weight": rng.random(k).astype(np.float32), "label_smoothing": 0.1}
+                    if "soft" in kind:
+                        target, options = rng.random((rows, k), np.float32), {"z_loss": 1e-3}
+                    truth = loss_oracle.rows(x, target, **options)
+                    for isa in binding.isa_available():
+                        binding.select_isa(isa)
+                        loss, grad = csoftmax.cross_entropy_with_grad(x, target, reduction="none", **options)
+                        found = {
+                            f"loss, {kind}": oracle.ulps(loss, truth.loss, loss_dtype, truth.loss_scale),
+                            f"gradient, {kind}": oracle.ulps(grad, truth.gradient, dtype, truth.scale),
+                        }
+                        for what, error in found.items():
+                            top, count = worst.get((what, dtype, isa), (0.0, 0))
+                            count += rows if what.startswith("loss") else x.size
+                            worst[what, dtype, isa] = max(top, error), count
+    binding.select_isa(before)
+    return worst
+
+
+def loss_table(worst):
+    isas = binding.isa_available()
+    lines = ["| cross-entropy | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
+    for what, dtype in dict.fromkeys(key[:2] for key in worst):
+        found = [worst[what, dtype, isa] for isa in isas]
+        figures = " | ".join(f"{f[0]:.3f}" for f in found)
+        lines.append(f"| {what} | {dtype} | {figures} | {found[0][1]:,} |")
+    return lines
+
+
+def sparse():
+    """alpha-entmax of the rows of test_entmax.py, and their losses: lines of the table."""
+    isas, before = binding.isa_available(), binding.isa()
+    lines = ["| function | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
+    for alpha in (1.2, 1.5, 2.0, 3.0):
+        for dtype in DTYPES:
+            worst, loss, elements = dict.fromkeys(isas, 0.0), dict.fromkeys(isas, 0.0), 0
+            wide = "float64" if dtype == "float64" else "float32"
+            for x in entmax_oracle.rows(dtype):
+                truth, elements = entmax_oracle.exact(x, alpha), elements + len(x)
+                target = int(np.argmin(x))
+                true_loss = entmax_oracle.exact_loss(x, np.eye(len(x))[target], alpha)
+                for isa in isas:
+                    binding.select_isa(isa)
+                    y, value = csoftmax.entmax(x, alpha), csoftmax.entmax_loss(x, target, alpha)
+                    # what is too small for the type may also be 0
+                    errors = [entmax_oracle.ulps(g, p, dtype) for g, p in zip(y, truth) if g > 0 or p > TINY[dtype]]
+                    worst[isa] = max(worst[isa], *errors)
+                    if true_loss > 0:
+                        loss[isa] = max(loss[isa], entmax_oracle.ulps(value, true_loss, wide))
+                binding.select_isa(before)
+            name = {1.5: "entmax", 2.0: "sparsemax"}.get(alpha, f"entmax, alpha = {alpha:g}")
+            for what, found in ((name, worst), (f"loss of {name}", loss)):
+                figures = " | ".join(f"{found[isa]:.3f}" for isa in isas)
+                lines.append(f"| {what} | {dtype} | {figures} | {elements:,} |")
+    return lines
+
+
+def output_of(*command):
+    try:
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def cpu_name():
+    for line in output_of("lscpu").splitlines():
+        if line.startswith("Model name:"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or "unknown"
+
+
+def table(worst):
+    isas = binding.isa_available()
+    lines = ["| function | dtype | promise | " + " | ".join(isas) + " | elements | worst at |",
+             "|---|---|---|" + "---|" * (len(isas) + 2)]  # fmt: skip
+    for op in SOFTMAX_FAMILY:
+        for dtype in DTYPES:
+            found = [worst.get((op.name, dtype, isa)) for isa in isas]
+            if None in found:
+                continue
+            k, sigma, offset, temperature, _ = found[0][1]
+            place = f"K={k}, σ={sigma:g}" + (f", offset {offset:g}" if offset else "")
+            place += f", T={temperature:g}" if temperature != 1 else ""
+            promise = PROMISE.get(op.name, {}).get(dtype, "-")
+            figures = " | ".join(f"{f[0]:.3f}" for f in found)
+            lines.append(f"| {op.name} | {dtype_of(dtype).name} | {promise} | {figures} | {found[0][2]:,} | {place} |")
+    return lines
+
+
+def exhaustive():
+    if not EXHAUSTIVE.is_file():
+        return ["Not run yet: `tests/c` holds the test, which leaves `tests/c/exp_exhaustive.json`."]
+    found = json.loads(EXHAUSTIVE.read_text())
+    lines = [
+        f"The core e^x = P·2^n at **every** finite float32 with |x| ≤ 10⁶ ({found['count']:,} numbers).",
+        "",
+        "| instruction set | largest error (ULP) | non-decreasing | same bits as scalar | run on |",
+        "|---|---|---|---|---|",
+    ]
+    for isa, row in found["isa"].items():
+        answers = ["yes" if row[key] else "**no**" for key in ("monotone", "equal")]
+        lines.append(f"| {isa} | {row['max_ulp']:.4f} | {' | '.join(answers)} | {row['how']} |")
+    lines += [
+        "",
+        f"Command: `{found['command']}`, {found['date']}, commit {found['commit']}, {found['seconds']} s.",
+    ]
+    return lines
+
+
+def onnxruntime_softmax(shape):
+    import onnx
+    import onnxruntime
+
+    x, y = (onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape) for name in "xy")
+    graph = onnx.helper.make_graph([onnx.helper.make_node("Softmax", ["x"], ["y"], axis=-1)], "softmax", [x], [y])
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 13)], ir_version=9)
+    session = onnxruntime.InferenceSession(model.SerializeToString(), providers=["CPUExecutionProvider"])
+    return lambda values: session.run(None, {"x": values})[0]
+
+
+def peers():
+    """Largest error of float32 softmax beside whichever peers are installed, over the same rows."""
+    functions = {"csoftmax": csoftmax.softmax}
+    with contextlib.suppress(ImportError):
+        import scipy.special
+
+        functions["SciPy"] = lambda x: scipy.special.softmax(x, axis=-1)
+    with contextlib.suppress(ImportError):
+        import torch
+
+        functions["PyTorch"] = lambda x: torch.softmax(torch.from_numpy(x), -1).numpy()
+    with contextlib.suppress(ImportError):
+        functions["ONNX Runtime"] = onnxruntime_softmax((256, 1000))
+    lines = ["| float32, (256, 1000), σ | " + " | ".join(functions) + " |", "|---" * (len(functions) + 1) + "|"]
+    for sigma in (1, 5, 20, 50):
+        x = logits((256, 1000), "float32", seed=7, sigma=sigma)
+        reference = oracle.softmax(x)
+        errors = [f"{np.max(oracle.ulps(f(x), reference, 'float32')):.1f}" for f in functions.values()]
+        lines.append(f"| {sigma} | " + " | ".join(errors) + " |")
+    return lines
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--effort", type=float, default=0.5, help="multiplies the number of elements")
+    parser.add_argument("--out", type=Path, default=ROOT / "ACCURACY.md")
+    arguments = parser.parse_args()
+    if not oracle.bulk_is_precise:
+        raise SystemExit("longdouble is float64 on this machine: no oracle for the table")
+    begin = time.time()
+    worst = measure(arguments.effort)
+    worst.update(exact_gradients(int(24 * max(1, arguments.effort))))
+    of_losses = losses(arguments.effort)
+    of_sparse = sparse()
+    seconds = time.time() - begin
+    commit = output_of("git", "rev-parse", "--short=12", "HEAD") or "unknown"
+    if output_of("git", "status", "--porcelain", "--", "src_c", "csoftmax"):
+        commit += " (with uncommitted changes)"
+    command = "python tests/make_accuracy.py" + (f" --effort {arguments.effort:g}" if arguments.effort != 0.5 else "")
+    page = [
+        "# Accuracy",
+        "",
+        "Generated; do not edit. Errors are in units in the last place (ULP) of the exact result in the type of the",
+        "result, subnormal results included: 0.5 is a correctly rounded result.",
+        "",
+        f"- command: `{command}` ({seconds:.0f} s)",
+        f"- date: {datetime.date.today().isoformat()}, commit {commit}, csoftmax {csoftmax.__version__}",
+        f"- machine: {cpu_name()}, {platform.machine()}, {platform.system()}, NumPy {np.__version__}",
+        "",
+        "## Largest errors found (sampled)",
+        "",
+        f"Normal logits of scale σ = {', '.join(f'{s:g}' for s in SIGMAS)}, K = {SIZES[0]} … {SIZES[-1]:,}, offsets to",
+        "10⁷ (float32) and 2⁴⁶ (float64), temperatures 1, 0.3 and 7. Sampled, not exhaustive: the true maximum is at",
+        "least this. Oracle: longdouble (64 bits); gradients in float64: exact rational arithmetic and mpmath.",
+        "",
+        "- softmax: ULP of each element. log_softmax: ULP of each element (relative error, tails included).",
+        "- logsumexp: ULP of max(|m|, |result|), m the maximum of x / T.",
+        "- softmax_vjp: ULP of each element, in excess of the effect of rounding s = Σ dy y: y Σ|dy y| / T times 2⁻⁴⁶",
+        "  (float32 and half types), 2⁻⁹⁸ (float64).",
+        "- log_softmax_vjp: ULP of the largest of |dx|, |dy - s 2ⁿ|/T and |s (e^y - 2ⁿ)|/T, s = Σ dy.",
+        "",
+        *table(worst),
+        "",
+        "Cross-entropy with gradient, σ = 0 to 50; half of the labels are the largest logit. The promise is 4 ULP,",
+        "relative, for labels without smoothing and z-loss (0.51 for the gradient in half types, whose loss is",
+        "float32), otherwise 4 ULP of the larger of the two terms that are subtracted.",
+        "",
+        *loss_table(of_losses),
+        "",
+        "Sparse softmax (rows of 1 to 60 numbers, many scales and ties; the loss of the smallest logit as the label)",
+        "against bisection in 200 bits. The promise is 0.51 ULP of every element, in float64 for alpha 1.5 and 2. For",
+        "another alpha a float64 result is that of a threshold off by its last digit, which is many ULP where the",
+        "element is tiny. float64 losses close to 0 are accurate relative to their terms, not to their own last",
+        "digits.",
+        "",
+        *of_sparse,
+        "",
+        "## Softmax beside its peers (sampled)",
+        "",
+        *peers(),
+        "",
+        "## float32 exp (exhaustive)",
+        "",
+        *exhaustive(),
+    ]
+    arguments.out.write_text("\n".join(page) + "\n")
+    print(f"wrote {arguments.out} in {seconds:.0f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,130 @@
+"""Writes tests/records/golden.json: the hash of the result bits for every function, dtype and case below.
+
+    python tests/tools/make_golden.py
+
+A change of these hashes is a change of bits for every user: a deliberate decision, noted in CHANGELOG.md.  Inputs are
+made with integer arithmetic and exact divisions only, so that no random generator's version enters.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+import ml_dtypes  # noqa: F401
+import numpy as np
+
+import csoftmax
+from csoftmax._spec.formats import DTYPES, dtype_of
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.samples import integers
+
+FILE = Path(__file__).resolve().parents[1] / "records" / "golden.json"
+# name: (rows, K, scale of the logits, offset, temperature)
+CASES = {
+    "1x1": (1, 1, 8, 0, 1.0),
+    "7x2": (7, 2, 8, 0, 1.0),
+    "9x16": (9, 16, 8, 0, 1.0),
+    "5x97": (5, 97, 8, 0, 1.0),
+    "4x1000": (4, 1000, 8, 0, 1.0),
+    "3x4096": (3, 4096, 8, 0, 1.0),
+    "2x10007": (2, 10007, 8, 0, 1.0),
+    "1x50257": (1, 50257, 16, 0, 1.0),
+    "4x300 tails": (4, 300, 120, 0, 1.0),
+    "4x300 offset": (4, 300, 8, 3000, 1.0),
+    "4x300 T=0.3": (4, 300, 8, 0, 0.3),
+    "4x300 T=7": (4, 300, 8, 0, 7.0),
+    "4x300 T=2**-70": (4, 300, 2.0**-11, 0, 2.0**-70),
+}
+
+
+def inputs(op, dtype, case):
+    rows, k, scale, offset, _ = CASES[case]
+    x = ((integers(rows * k, 1).reshape(rows, k) / 2**24 - 0.5) * scale + offset).astype(dtype_of(dtype))
+    if op.inputs == 1:
+        return (x,)
+    y = integers(rows * k, 2).reshape(rows, k) / 2**24
+    y = -8 * y - 2**-20 if op.log else y / k
+    return x, y.astype(dtype_of(dtype))
+
+
+def hashed(*results):
+    """Return the hash of the bits of all results, which CuPy copies to the host."""
+    host = (r.get() if hasattr(r, "get") else np.asarray(r) for r in results)
+    return hashlib.sha256(b"".join(np.ascontiguousarray(r).tobytes() for r in host)).hexdigest()[:32]
+
+
+def digest(op, dtype, case, place=np.asarray):
+    """Return the hash of a case of the softmax family; `place` puts the inputs where they are computed with."""
+    return hashed(op.function()(*map(place, inputs(op, dtype, case)), temperature=CASES[case][4]))
+
+
+LOSSES = {
+    "labels": {},
+    "weights, smoothing, clipped": {"label_smoothing": 0.125, "clip_norm": 0.5, "clip_value": 0.25},
+    "soft, z-loss": {"z_loss": 0.0625},
+}
+
+
+def loss_digest(dtype, case, kind, place=np.asarray):
+    """Return the hash of the row losses, their mean and its gradient."""
+    rows, k, _, _, temperature = CASES[case]
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    options = dict(LOSSES[kind], temperature=temperature)
+    target = (integers(rows, 3) % k).astype(np.int64)
+    if "label_smoothing" in options:
+        options["weight"] = place(integers(k, 4) / 2**24)
+    if "z_loss" in options:
+        target = integers(rows * k, 5).reshape(rows, k) / 2**24 / k
+    x, target = place(x), place(target)
+    loss, grad = csoftmax.cross_entropy_with_grad(x, target, **options)
+    each = csoftmax.cross_entropy(x, target, reduction="none", **{k: options[k] for k in options if "clip" not in k})
+    return hashed(each, loss, grad)
+
+
+SPARSE = (1.25, 1.5, 2.0)  # alpha
+
+
+def sparse_digest(dtype, case, alpha, place=np.asarray):
+    """Return the hash of top-k, its softmax, entmax with gradient and loss, and draws."""
+    rows, k, _, _, temperature = CASES[case]
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    x, labels, count = place(x), place((integers(rows, 3) % k).astype(np.int64)), min(k, 40)
+    full = csoftmax.topk_softmax(x, count, temperature=temperature, normalize="full")
+    smallest = csoftmax.topk(x, count, largest=False)
+    y = csoftmax.entmax(x, alpha)
+    loss, grad = csoftmax.entmax_loss_with_grad(x, labels, alpha, reduction="none")
+    draws = [csoftmax.sample(x, temperature=temperature, rng=Uniform(), size=9, top_p=p) for p in (None, 0.75)]
+    return hashed(*full, *smallest, y, csoftmax.entmax_vjp(x, y, alpha), loss, grad, *draws)
+
+
+class Uniform(np.random.Generator):
+    """A generator whose uniform numbers are made of integers."""
+
+    def __init__(self):
+        super().__init__(np.random.PCG64(0))
+
+    def random(self, shape):
+        return integers(int(np.prod(shape)), 6).reshape(shape) / 2**24
+
+
+def hashes():
+    found = {
+        f"{op.name}/{dtype}/{case}": digest(op, dtype, case)
+        for op in SOFTMAX_FAMILY
+        for dtype in DTYPES
+        for case in CASES
+    }
+    for kind in LOSSES:
+        for dtype in DTYPES:
+            for case in CASES:
+                found[f"cross_entropy, {kind}/{dtype}/{case}"] = loss_digest(dtype, case, kind)
+    for alpha in SPARSE:
+        for dtype in DTYPES:
+            for case in CASES:
+                found[f"sparse, alpha={alpha}/{dtype}/{case}"] = sparse_digest(dtype, case, alpha)
+    return found
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(hashes(), indent=1) + "\n")
+    print(f"wrote {FILE}")
