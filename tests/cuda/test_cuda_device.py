@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from cuda_model import stand_in
 from helpers import assert_same_bits, run_python
-from ops import logits
 
 import csoftmax
 from csoftmax._cuda import Unavailable, compiler, state
 from csoftmax._cuda.device import choose_architecture, find_architecture
+from csoftmax._spec.samples import logits
 
 
 def test_device_keyword(gpu):
