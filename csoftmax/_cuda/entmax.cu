@@ -20,6 +20,7 @@
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
+#include "kernel/topk/job.h"
 #include "kernel/topk/select.inc.h"
 #include "kernel/entmax/loss.h"
 #include "kernel/entmax/solve.h"

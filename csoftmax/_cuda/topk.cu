@@ -15,6 +15,7 @@
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
+#include "kernel/topk/job.h"
 #include "kernel/topk/select.inc.h"
 
 typedef V(ukey) ukey;
