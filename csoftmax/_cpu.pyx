@@ -66,9 +66,20 @@ cdef extern from *:
     #define CSM_API_ENTRY(type, name) csm_##name,
     static const csm_api csm_api_table = {CSM_ABI_MAJOR, CSM_ABI_MINOR, sizeof(csm_api),
                                           CSM_API_FUNCTIONS(CSM_API_ENTRY)};
+
+    /* Settings of the process.  Atomic: without the GIL a thread may read one while another changes it. */
+    #include <stdatomic.h>
+    static atomic_int csm_threads_default = 1, csm_threads_limit = 1, csm_threads_contexts, csm_threads_openmp = 1;
+    static void csm_count_contexts(int change) { atomic_fetch_add(&csm_threads_contexts, change); }
     """
     const void *csm_api_pointer "&csm_api_table"
     const char *CSM_SOURCE_HASH
+    int _default "csm_threads_default"    # set_num_threads, or the limit
+    int _limit "csm_threads_limit"        # no call uses more
+    int _contexts "csm_threads_contexts"  # how many csoftmax.threads() are entered, in any thread
+    # OpenMP's default; less in a thread: threadpoolctl or omp_set_num_threads wants fewer there
+    int _openmp "csm_threads_openmp"
+    void csm_count_contexts(int)
 
 cdef extern from "Python.h":
     int PyErr_CheckSignals()
@@ -133,10 +144,6 @@ OPENMP = csm_openmp()
 
 # Threads
 
-cdef int _default = 1       # set_num_threads, or the limit
-cdef int _limit = 1         # no call uses more
-cdef int _contexts = 0      # how many csoftmax.threads() are entered, in any thread
-cdef int _openmp = 1        # OpenMP's default; less in a thread: threadpoolctl or omp_set_num_threads wants fewer there
 _local = threading.local()
 
 
@@ -198,20 +205,18 @@ def set_threads(num_threads):
 
 def enter_threads(num_threads):
     """Set this thread's bound; returns the one before, for leave_threads."""
-    global _contexts
     if num_threads is None:
         raise TypeError("num_threads must be an int, got None")
     limit = _bounded(num_threads)
     before = getattr(_local, "limit", 0)
-    _contexts += 1
+    csm_count_contexts(1)
     _local.limit = limit
     return before
 
 
 def leave_threads(int before):
-    global _contexts
     _local.limit = before
-    _contexts -= 1
+    csm_count_contexts(-1)
 
 
 # Instruction sets
