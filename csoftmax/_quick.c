@@ -14,13 +14,14 @@
 #include "_pages.h"
 
 #include <float.h>
+#include <stdatomic.h>
 
 enum { AXIS, TEMPERATURE, WHERE, OUT, DEVICE, NUM_THREADS, KEEPDIMS, KEYWORDS };
 static const char *const names[KEYWORDS] = {"axis", "temperature", "where", "out", "device", "num_threads", "keepdims"};
 static PyObject *keywords[KEYWORDS]; /* interned, as those of calls are */
 static PyObject *dtype_name, *nothing; /* (): the index of an array's only element */
 static csm_quick module;
-static PyObject *functions[CSM_OP_COUNT]; /* those of Python */
+static _Atomic(PyObject *) functions[CSM_OP_COUNT]; /* those of Python */
 
 static const char has_two[] = {
 #define TWO(name, binary, keeps) binary,
@@ -273,8 +274,7 @@ int csm_quick_set_up(const csm_quick *given) {
 
 PyObject *csm_quick_function(csm_op op, PyObject *function, PyObject *module_name, PyObject *doc) {
     Py_INCREF(function);
-    Py_XDECREF(functions[op]); /* of a module that is loaded again */
-    functions[op] = function;
+    functions[op] = function; /* that of a module that is loaded again stays: a thread may be about to call it */
     methods[op].ml_doc = PyUnicode_AsUTF8AndSize(doc, NULL);
     if (!methods[op].ml_doc) return NULL;
     Py_INCREF(doc); /* it holds these bytes */
