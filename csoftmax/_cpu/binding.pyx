@@ -1,4 +1,4 @@
-# cython: auto_pickle=False, binding=False
+# cython: auto_pickle=False, binding=False, freethreading_compatible=True
 # The binding of the C core. Arguments arrive checked by csoftmax._arguments, except in quick calls (quick.c), which
 # accept plain arguments only.
 #

@@ -20,7 +20,6 @@
 #define LOADS 4
 #define SIMD
 #include "common.cuh"
-#include "kernel/topk/job.h"
 #include "kernel/topk/select.inc.h"
 #include "kernel/entmax/loss.h"
 #include "kernel/entmax/solve.h"
