@@ -189,10 +189,10 @@ static csm_status compute(csm_op op, csm_dtype dtype, const Py_buffer *inputs, c
     describe(result, keeps_axis[op] ? axis : -1, &view[2]);
     const csm_view *second = binary ? &view[1] : NULL;
     if (elements < CSM_KEEP_GIL)
-        return csm_run(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
+        return csm_run_softmax(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
     options->interrupt = module.interrupt;
     PyThreadState *state = PyEval_SaveThread();
-    csm_status status = csm_run(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
+    csm_status status = csm_run_softmax(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
     PyEval_RestoreThread(state);
     return status;
 }

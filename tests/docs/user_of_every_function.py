@@ -10,11 +10,13 @@ from csoftmax import calibration, class_weight, linear_model, metrics
 
 
 def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
-    y = csoftmax.softmax(x, temperature=2.0, where=x > -1)
+    y: NDArray[np.float32] = csoftmax.softmax(x, temperature=2.0, where=x > -1)
     z: NDArray[np.float32] = csoftmax.log_softmax(x, axis=0, out=np.empty_like(x))
     total = float(np.sum(csoftmax.logsumexp(x, keepdims=True)))
     assert total == total
-    return csoftmax.softmax_vjp(x, y) + csoftmax.log_softmax_vjp(x, z, axis=0)
+    dx: NDArray[np.float32] = csoftmax.log_softmax_vjp(x, z, axis=0)
+    dx += csoftmax.softmax_vjp(x, y)
+    return dx
 
 
 def use_losses(x: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
