@@ -49,17 +49,17 @@ def properties():
     }
 
 
-def marked_pairs():
+def claimed_pairs():
     """Return the pairs that tests of single families claim."""
     return {
         arguments for path in TESTS.glob("*/test_*.py") for name, arguments in decorators(path) if name == "promise"
     }
 
 
-def tested_pairs():
+def pairs_now():
     """Return all pairs that are tested now."""
     pairs = {(promise, op.name) for promise in properties() for op in OPERATIONS if promise not in op.exempt}
-    return pairs | marked_pairs()
+    return pairs | claimed_pairs()
 
 
 def test_every_public_function_that_computes_has_a_record():
@@ -90,12 +90,12 @@ def test_every_promise_is_a_property():
 def test_every_promise_is_kept_or_has_a_reason(record):
     assert set(record.exempt) <= set(PROMISES)
     assert all(len(reason) > 10 for reason in record.exempt.values())
-    tested = {promise for promise, name in tested_pairs() if name == record.name}
+    tested = {promise for promise, name in pairs_now() if name == record.name}
     assert tested | set(record.exempt) == set(PROMISES)
 
 
 def test_marked_pairs_exist():
-    for promise, name in marked_pairs():
+    for promise, name in claimed_pairs():
         assert promise in PROMISES
         assert name in BY_NAME
 
@@ -103,4 +103,4 @@ def test_marked_pairs_exist():
 def test_no_pair_has_been_lost():
     before = json.loads((RECORDS / "promises_before.json").read_text())
     pairs = {(promise, name) for promise, names in before.items() for name in names}
-    assert pairs <= tested_pairs(), f"lost: {sorted(pairs - tested_pairs())}"
+    assert pairs <= pairs_now(), f"lost: {sorted(pairs - pairs_now())}"
