@@ -1,4 +1,4 @@
-# cython: auto_pickle=False, binding=False
+# cython: auto_pickle=False, binding=False, freethreading_compatible=True
 # The CPU binding: pointers and strides out of buffers, one C call, status to exception.
 #
 # One function per kind of signature, not per operation.  Arguments arrive checked (see _args.py), except in
