@@ -3,7 +3,7 @@ PYTHON ?= python
 CLANG_FORMAT_FILES = $$(find src_c csoftmax/include csoftmax/_pages.? csoftmax/_quick.? csoftmax/_xla.? csoftmax/_cuda tests/c tests/embed tests/cuda_model -name '*.[ch]' -o -name '*.cu' -o -name '*.cuh' -o -name '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-long bench lint format accuracy asv golden ci
+.PHONY: help dev test test-long free-threaded bench lint format accuracy asv golden ci
 
 help:  ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -16,6 +16,9 @@ test:  ## the fast tests
 
 test-long:  ## the marked tests: every float, every C case, big shapes, 1,000 forks
 	$(PYTHON) -m pytest -m long
+
+free-threaded:  ## build a free-threaded CPython (once) and run the tests there
+	tests/tools/free_threaded.sh
 
 bench:  ## speed beside every installed peer
 	$(PYTHON) -m csoftmax bench
