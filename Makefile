@@ -3,7 +3,7 @@ PYTHON ?= python
 CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-long bench lint format generate accuracy asv golden ci
+.PHONY: help dev test test-long free-threaded bench lint format generate accuracy asv golden ci
 
 help:  ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -16,6 +16,9 @@ test:  ## the fast tests
 
 test-long:  ## the marked tests: every float, every C case, big shapes, 1,000 forks
 	$(PYTHON) -m pytest -m long
+
+free-threaded:  ## build a free-threaded CPython (once) and run the tests there
+	tests/tools/free_threaded.sh
 
 bench:  ## speed beside every installed peer
 	$(PYTHON) -m csoftmax bench

@@ -192,12 +192,8 @@ def c_functions(path):
     """Names and lengths of what begins with a line that ends in "{" and ends with "}" at the first column."""
     start = name = None
     for number, line in enumerate(path.read_text().splitlines()):
-        if (
-            (start is None
-            and line.endswith("{")
-            and re.match(r"\S", line))
-            or (start is None
-            and re.match(r"\s.*\) \{$", line))
+        if (start is None and line.endswith("{") and re.match(r"\S", line)) or (
+            start is None and re.match(r"\s.*\) \{$", line)
         ):
             start, name = number, re.sub(r"\s*\{$", "", line).strip()
         elif start is not None and line.startswith("}"):
