@@ -46,7 +46,8 @@ class SamplePlan(NamedTuple):
         parameters = self.temperature, self.top_k, self.top_p, self.min_p
         arrays = self.dtype, as_buffer(self.logits), self.uniforms, indices, self.where
         if not binding.run_sample(*arrays, *parameters, self.num_threads):
-            x = self.logits.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN
+                x = self.logits.astype(np.float64)
             if self.where is not None:
                 x = np.where(self.where, x, -np.inf)
             maxima = np.max(x, axis=-1, initial=-np.inf)
