@@ -3,7 +3,7 @@ PYTHON ?= python
 CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-long bench lint format generate accuracy asv golden ci
+.PHONY: help dev test test-long free-threaded bench lint format generate accuracy asv golden ci
 
 help:  ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -17,6 +17,9 @@ test:  ## the fast tests
 test-long:  ## the marked tests: every float, every C case, big shapes, 1,000 forks
 	$(PYTHON) -m pytest -m long
 
+free-threaded:  ## build a free-threaded CPython (once) and run the tests there
+	tests/tools/free_threaded.sh
+
 bench:  ## speed beside every installed peer
 	$(PYTHON) -m csoftmax bench
 
@@ -25,7 +28,7 @@ lint:  ## ruff, clang-format, cython-lint
 	ruff format --check .
 	clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
 	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format leaves comments as they are
-	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/*.pxd tests/embed/*.pyx
+	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/_cpu/*.pxi csoftmax/*.pxd tests/build/embed/*.pyx
 
 format:  ## rewrite Python and C in the project's style
 	ruff check --fix . && ruff format . && clang-format -i $(CLANG_FORMAT_FILES)
@@ -34,10 +37,10 @@ generate:  ## write what follows from csoftmax.h: the Cython and capsule headers
 	$(PYTHON) src_c/make_interface.py
 
 accuracy:  ## measure ACCURACY.md again
-	$(PYTHON) tests/make_accuracy.py
+	$(PYTHON) tests/tools/make_accuracy.py
 
 golden:  ## write the golden hashes again (a change of bits is a logged decision)
-	$(PYTHON) tests/make_golden.py
+	$(PYTHON) tests/tools/make_golden.py
 
 asv:  ## quick run of the benchmarks and their web page
 	cd asv_bench && asv run --quick --python=same --set-commit-hash=$$(git rev-parse HEAD) && asv publish

@@ -36,9 +36,9 @@ __all__ += _softmax.__all__
 __all__ += _topk.__all__
 
 # The public name of a thing is what pickles and messages show, so that private files can move.
-for _name in __all__[9:]:
-    globals()[_name].__module__ = __name__
-del _name
+for _name in __all__:
+    if _name != "__version__":
+        globals()[_name].__module__ = __name__
 
 _LEARNING_MODULES = ("calibration", "class_weight", "linear_model", "metrics")
 

@@ -1,4 +1,4 @@
-# cython: auto_pickle=False
+# cython: auto_pickle=False, freethreading_compatible=True
 # The kernels as functions of this module: for `cimport` without linking, for Numba (by address) and for
 # scipy.LowLevelCallable.  None needs the GIL; each works in the calling thread alone.
 

@@ -10,7 +10,7 @@
 - csoftmax/cpu.pxd                  the part between the two marks: extern declarations for Cython
 - src_c/csoftmax.map                what the shared library exports: csoftmax.h, and core/extension.h under a version
                                     of its own
-- tests/abi.txt                     the binary interface as text; needs a C compiler
+- tests/records/abi.txt               the binary interface as text; needs a C compiler
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HEADER = ROOT / "csoftmax" / "include" / "csoftmax.h"
 API = ROOT / "csoftmax" / "include" / "csoftmax_api.h"
 PXD = ROOT / "csoftmax" / "cpu.pxd"
 MAP = ROOT / "src_c" / "csoftmax.map"
-ABI = ROOT / "tests" / "abi.txt"
+ABI = ROOT / "tests" / "records" / "abi.txt"
 ORDER = ROOT / "src_c" / "capsule.txt"
 WIDTH = 120
 # Between these marks the generated part of a file lies.

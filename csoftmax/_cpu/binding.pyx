@@ -1,4 +1,4 @@
-# cython: auto_pickle=False, binding=False
+# cython: auto_pickle=False, binding=False, freethreading_compatible=True
 # The binding of the C core. Arguments arrive checked by csoftmax._arguments, except in quick calls (quick.c), which
 # accept plain arguments only.
 #
@@ -49,9 +49,9 @@ cdef extern from "core/extension.h" nogil:
                                        const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
-    cpu.csm_status csm_run_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+    cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                 const cpu.csm_view *, double *, cpu.csm_loss_options *)
-    cpu.csm_status csm_run(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+    cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                            const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
 
     ctypedef struct csm_loss_call:

@@ -81,7 +81,7 @@ def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threa
     second = buffers.take(2, b, True, False)
     options.where = buffers.take(3, where, True, False)
     with nogil:
-        status = csm_run(op, dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second, to, &options)
+        status = csm_run_softmax(op, dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second, to, &options)
     _raise(status)
 
 
@@ -120,7 +120,7 @@ def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sampl
     if weight is not None:
         options.weight = <const void *><uintptr_t>weight.ctypes.data
     with nogil:
-        status = csm_run_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], gradient,
+        status = csm_run_cross_entropy(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], gradient,
                               <double *>buffers.view[6].data, &options)
     if status == cpu.CSM_BAD_LABEL:
         return options.position

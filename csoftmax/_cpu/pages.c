@@ -13,6 +13,8 @@
 #include "pages.h"
 
 #ifdef __linux__
+#include <pthread.h>
+#include <stdatomic.h>
 #include <string.h>
 #include <sys/mman.h>
 #endif
@@ -23,7 +25,14 @@ static struct {
     void *memory;
     size_t size;
 } kept[PLACES]; /* the latest first; nothing behind the first without memory */
-static size_t limit, total;
+static atomic_size_t limit, total; /* read without the lock, too */
+
+/* Held over every change of `kept`: a free-threaded Python has no lock of its own around the calls.  No Python code
+ * runs under it.  A fork waits for it, so that the child does not inherit it locked. */
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+static void acquire(void) { pthread_mutex_lock(&lock); }
+static void release(void) { pthread_mutex_unlock(&lock); }
+__attribute__((constructor)) static void lock_over_forks(void) { pthread_atfork(acquire, release, release); }
 
 enum { NUMPYS = 389047 /* the domain of numpy's arrays, numpy.lib.tracemalloc_domain */ };
 static int (*track)(unsigned, uintptr_t, size_t);
@@ -63,8 +72,10 @@ int csm_keeps_pages(size_t size) { return size >= CSM_LARGE && size <= limit; }
 size_t csm_kept_pages(void) { return total; }
 
 void csm_set_pages_limit(size_t bytes) {
+    acquire();
     limit = bytes;
-    make_room(limit, PLACES);
+    make_room(bytes, PLACES);
+    release();
 }
 
 void csm_set_tracemalloc(uintptr_t new_track, uintptr_t new_untrack) {
@@ -87,7 +98,9 @@ static void *take(size_t size) {
 
 void *csm_take_pages(size_t size) {
     if (size > PTRDIFF_MAX - 2 * (size_t)HUGE) return NULL;
+    acquire();
     void *memory = take(rounded(size));
+    release();
     if (memory && track) (void)track(NUMPYS, (uintptr_t)memory, size);
     return memory;
 }
@@ -95,15 +108,17 @@ void *csm_take_pages(size_t size) {
 void csm_give_pages(void *memory, size_t size) {
     if (untrack) (void)untrack(NUMPYS, (uintptr_t)memory);
     size = rounded(size);
-    if (size > limit || madvise(memory, size, MADV_FREE) != 0) {
-        munmap(memory, size);
-        return;
+    acquire();
+    const int keeps = size <= limit && madvise(memory, size, MADV_FREE) == 0;
+    if (keeps) {
+        make_room(limit - size, PLACES - 1);
+        memmove(kept + 1, kept, sizeof kept[0] * (PLACES - 1));
+        kept[0].memory = memory;
+        kept[0].size = size;
+        total += size;
     }
-    make_room(limit - size, PLACES - 1);
-    memmove(kept + 1, kept, sizeof kept[0] * (PLACES - 1));
-    kept[0].memory = memory;
-    kept[0].size = size;
-    total += size;
+    release();
+    if (!keeps) munmap(memory, size);
 }
 #else
 int csm_keeps_pages(size_t size) { return (void)size, 0; }

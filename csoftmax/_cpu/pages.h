@@ -13,7 +13,7 @@ void csm_set_pages_limit(size_t bytes); /* how much is kept at most, and gives b
 size_t csm_kept_pages(void); /* bytes kept now */
 /* Addresses of Python's functions by which tracemalloc knows what others allocate. */
 void csm_set_tracemalloc(uintptr_t track, uintptr_t untrack);
-/* All of these are called under the GIL.  NULL: no memory.  What is in it is arbitrary. */
+/* Any thread may call these.  NULL: no memory.  What is in it is arbitrary. */
 void *csm_take_pages(size_t size);
 void csm_give_pages(void *memory, size_t size);
 

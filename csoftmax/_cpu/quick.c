@@ -14,12 +14,13 @@
 #include "pages.h"
 
 #include <float.h>
+#include <stdatomic.h>
 
 csm_quick csm_quick_module;
 #define module csm_quick_module
 static PyObject *keywords[CSM_KEYWORD_COUNT]; /* interned, as those of calls are */
 static PyObject *dtype_name, *empty_tuple; /* (): the index of the only element of a 0-d array */
-static PyObject *functions[CSM_QUICK_COUNT], *result_types[CSM_QUICK_COUNT];
+static _Atomic(PyObject *) functions[CSM_QUICK_COUNT], result_types[CSM_QUICK_COUNT];
 
 static const char is_binary[] = {
 #define IS_BINARY(name, signature, ...) CSM_INPUTS_##signature == 2,
@@ -188,10 +189,10 @@ static csm_status compute(csm_op op, csm_dtype dtype, const Py_buffer *inputs, c
     describe(result, keeps_axis[op] ? axis : -1, &view[2]);
     const csm_view *second = binary ? &view[1] : NULL;
     if (elements < CSM_KEEP_GIL)
-        return csm_run(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
+        return csm_run_softmax(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
     options->interrupt = module.interrupt;
     PyThreadState *state = PyEval_SaveThread();
-    csm_status status = csm_run(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
+    csm_status status = csm_run_softmax(op, dtype, csm_current_table(), &shape, &view[0], second, &view[2], options);
     PyEval_RestoreThread(state);
     return status;
 }
@@ -312,8 +313,7 @@ PyObject *csm_quick_function(int which, PyObject *function, PyObject *module_nam
                              PyObject *result_type) {
     Py_INCREF(function);
     Py_INCREF(result_type);
-    Py_XDECREF(functions[which]); /* that of a module that is loaded again */
-    Py_XDECREF(result_types[which]);
+    /* What a module that is loaded again replaces keeps its reference: a thread may be about to use it. */
     functions[which] = function;
     result_types[which] = result_type;
     methods[which].ml_doc = PyUnicode_AsUTF8AndSize(doc, NULL);

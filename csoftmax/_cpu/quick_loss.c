@@ -136,10 +136,10 @@ static csm_status compute(csm_dtype dtype, const buffers *b, int is_soft, double
     else options->labels = &labels;
     const csm_view *to = b->has_gradient ? &gradient : NULL;
     if (b->logits.len < CSM_KEEP_GIL * item)
-        return csm_run_loss(dtype, csm_current_table(), &shape, &logits, to, loss, options);
+        return csm_run_cross_entropy(dtype, csm_current_table(), &shape, &logits, to, loss, options);
     options->interrupt = module.interrupt;
     PyThreadState *state = PyEval_SaveThread();
-    csm_status status = csm_run_loss(dtype, csm_current_table(), &shape, &logits, to, loss, options);
+    csm_status status = csm_run_cross_entropy(dtype, csm_current_table(), &shape, &logits, to, loss, options);
     PyEval_RestoreThread(state);
     return status;
 }

@@ -1,9 +1,19 @@
 # Thread counts: the process's default, contexts of threads, and what OpenMP allows. Included by binding.pyx.
 
-cdef int _default = 1       # of set_num_threads, else the limit
-cdef int _limit = 1         # upper bound of every call
-cdef int _contexts = 0      # entered csoftmax.threads() in all threads
-cdef int _openmp = 1        # OpenMP's default; a lower number in a thread was set there by threadpoolctl or OpenMP
+cdef extern from *:
+    """
+    /* Settings of the process. They are atomic because, without the GIL, a thread may read one while another sets it. */
+    #include <stdatomic.h>
+    static atomic_int csm_threads_default = 1, csm_threads_limit = 1, csm_threads_contexts, csm_threads_openmp = 1;
+    static void csm_count_contexts(int change) { atomic_fetch_add(&csm_threads_contexts, change); }
+    """
+    int _default "csm_threads_default"    # of set_num_threads, else the limit
+    int _limit "csm_threads_limit"        # upper bound of every call
+    int _contexts "csm_threads_contexts"  # entered csoftmax.threads() in all threads
+    # OpenMP's default; a lower number in a thread was set there by threadpoolctl or OpenMP
+    int _openmp "csm_threads_openmp"
+    void csm_count_contexts(int)
+
 _local = threading.local()
 
 
@@ -38,13 +48,11 @@ def _count(value):
 
 def set_thread_limit(int limit):
     """Set the upper bound of every call; called once at import with what the machine allows."""
-    global _limit, _default
     _limit = _default = max(1, limit)
 
 
 def set_openmp_default(int threads):
     """Set OpenMP's default, OMP_NUM_THREADS or the number of CPUs; called once at import."""
-    global _openmp
     _openmp = threads
 
 
@@ -59,23 +67,20 @@ def thread_settings():
 
 
 def set_threads(num_threads):
-    global _default
     _default = _limit if num_threads is None else _bounded(num_threads)
 
 
 def enter_threads(num_threads):
     """Set this thread's bound, and return the previous one for leave_threads."""
-    global _contexts
     if num_threads is None:
         raise TypeError("num_threads must be an int, got None")
     limit = _bounded(num_threads)
     before = getattr(_local, "limit", 0)
-    _contexts += 1
+    csm_count_contexts(1)
     _local.limit = limit
     return before
 
 
 def leave_threads(int before):
-    global _contexts
     _local.limit = before
-    _contexts -= 1
+    csm_count_contexts(-1)

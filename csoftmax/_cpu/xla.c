@@ -230,8 +230,8 @@ static void *run(xla_frame *f, csm_op op) {
     csm_options options = csm_default_options();
     read_real(f, "temperature", &options.temperature);
     options.threads = threads(f);
-    return failed_with(
-        f, csm_run(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x, two ? &o.second : NULL, &o.y, &options));
+    return failed_with(f, csm_run_softmax(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
+                                          two ? &o.second : NULL, &o.y, &options));
 }
 void *csm_xla_softmax(xla_frame *f) { return run(f, CSM_OP_softmax); }
 void *csm_xla_log_softmax(xla_frame *f) { return run(f, CSM_OP_log_softmax); }
@@ -281,7 +281,7 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     double *each = wide ? loss.data : malloc((rows | 1) * sizeof(double));
     if (!each) return failed_with(f, CSM_NO_MEMORY);
     csm_status status =
-        csm_run_loss(m.dtype, csm_current_table(), &m.shape, &m.x, wanted ? &gradient : NULL, each, &options);
+        csm_run_cross_entropy(m.dtype, csm_current_table(), &m.shape, &m.x, wanted ? &gradient : NULL, each, &options);
     if (!wide) {
         for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss.data)[i] = (float)each[i];
         free(each);

@@ -19,7 +19,7 @@
 
 typedef V(ukey) ukey;
 enum { DIGIT_BITS = 4, MAX_THREADS = 512 };
-INLINE ukey ordered_key(REAL x, int smallest) { return (ukey)V(key_of)(x, smallest) ^ (ukey)KEY_LEAST; }
+INLINE ukey ordered_key(REAL x, int smallest) { return (ukey)V(key_of)(x, smallest) ^ (ukey)KEY_MIN; }
 
 /* Counts the keys of each digit among those with `prefix` under `mask`: four 16-bit counts in each number, so that a
  * piece has at most 65,535 elements.  total: of all threads.  by_warp: scratch, four numbers a warp. */

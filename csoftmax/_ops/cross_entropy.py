@@ -185,22 +185,23 @@ def cross_entropy(
         Labels: integers of any dtype, of the shape of `logits` without `axis`. Or soft labels: floating point, of the
         shape of `logits`, at least 0 and finite; their rows need not sum to 1.
     axis : int, tuple of ints or None, default -1
-        Of the classes. PyTorch's (N, C, d1, ...) has ``axis=1``.
+        Axis or axes of the classes. PyTorch's (N, C, d1, ...) has ``axis=1``.
     weight : array_like of shape (K,), optional
         Class weights w, at least 0 and finite.
     sample_weight : array_like, broadcastable to the rows, optional
-        s, at least 0 and finite. A row of weight 0 takes no part.
+        s, at least 0 and finite. A row of weight 0 is left out.
     label_smoothing : float in [0, 1], default 0.0
         epsilon: q becomes ``(1 - epsilon) * q + epsilon / K`` (Szegedy et al. 2016).
     ignore_index : int, default -100
-        Rows with this label take no part: their logits are not read, their loss is 0. Not for soft labels.
+        Rows with this label are left out: their logits are not read, and their loss is 0. It does not apply to soft
+        labels.
     z_loss : float, default 0.0
         Factor of ``lse**2``, which keeps logits from drifting (Chowdhery et al. 2022).
     temperature : float, default 1.0
         T, positive and finite.
     reduction : {"mean", "sum", "none"}
-        The mean divides by the sum over the rows that take part of ``s * sum(w * q)``, q before smoothing: with labels
-        s * w[target].
+        The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
+        for labels that is the sum of s * w[target].
     device, num_threads
         As in `softmax`.
 
@@ -212,37 +213,37 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        For a label that is neither a class nor `ignore_index`, with the first position and value. On a CUDA device
-        such a row is NaN instead, because nothing waits for the device; the environment variable
-        ``CSOFTMAX_SYNC_CHECKS=1`` makes it wait and raise.
+        If a label is neither a class nor `ignore_index`; the message has the first position and value. On a CUDA device
+        such a row is NaN instead, because the call does not wait for the device; with the environment variable
+        ``CSOFTMAX_SYNC_CHECKS=1`` it waits and raises.
     TypeError, ValueError, DeviceError, MemoryError
         As in `softmax`.
 
     Notes
     -----
-    With labels, without smoothing and z-loss, the relative error is at most 4 ULP however certain the row is: where the
-    label has the largest logit the loss is log1p of the sum of the others, which other implementations round to 0.
+    For labels without smoothing and z-loss the relative error is at most 4 ULP, however certain the row is: where the
+    label has the largest logit, the loss is log1p of the sum of the others, which other implementations round to 0.
 
-    A class with ``w * q = 0`` contributes 0 even where its logit is -inf; another class there makes the loss +inf. A
-    row with NaN or +inf, or nothing but -inf, has loss NaN. The mean over no row is NaN. The result has the same bits
-    for every thread count, layout and instruction set; rows are added in a fixed tree in float64.
+    A class with ``w * q = 0`` contributes 0 even where its logit is -inf; any other class with that logit makes the
+    loss +inf. A row with NaN or +inf, or of nothing but -inf, has loss NaN. The mean over no row is NaN. The result has
+    the same bits for every thread count, layout and instruction set: row losses are added in a fixed tree in float64.
 
     ``torch.nn.functional.cross_entropy`` agrees for labels with weights, smoothing and `ignore_index`, and for soft
-    labels unless they are averaged. It differs in these, and why:
+    labels unless they are averaged. The differences, and their reasons:
 
-    - The mean over soft labels divides by the number of rows there, here by the weight that the rows have, as both do
-      for labels: one-hot rows and labels are the same thing, and so are a row and its weight halved and doubled.
-    - A class of weight 0 with the logit -inf makes its loss NaN (0 times inf): here it takes no part.
-    - Ignored rows that hold NaN have a gradient of NaN there: here they are not read.
-    - The loss and the label's gradient of a near-certain row are 0 there: here they keep their digits.
-    - The loss of half types has their dtype there: here it is float32, which the kernel computes in anyway.
-    - `ignore_index` with soft labels: it refuses one that is not negative and ignores the others; here all are ignored.
-    - Negative weights are computed with there: here they are refused, because sums of terms of one sign are what the
-      bounds of the error rest on.
-    - Rows that all weigh 0 under a mean are 0 / 0 in both; the gradient is NaN there, and 0 here, so that such a batch
-      changes no parameter.
+    - PyTorch's mean over soft labels divides by the number of rows; this one divides by the weight of the rows, as both
+      do for labels, so that labels and their one-hot rows always agree.
+    - In PyTorch a class of weight 0 with the logit -inf makes the loss NaN (0 times inf); here it contributes 0.
+    - In PyTorch ignored rows that hold NaN have a gradient of NaN; here they are not read.
+    - In PyTorch the loss and the label's gradient of a near-certain row round to 0; here they keep their digits.
+    - PyTorch's loss of half types has their dtype; here it is float32, the type that the kernel computes in.
+    - With soft labels PyTorch refuses an `ignore_index` that is not negative; here it has no effect.
+    - PyTorch accepts negative weights; here they are refused, because the error bounds rest on sums of terms of one
+      sign.
+    - A mean over rows that all weigh 0 is 0 / 0 in both. PyTorch's gradient is then NaN; here it is 0, so that such a
+      batch changes no parameter.
 
-    It has no sample weights, temperature and z-loss.
+    PyTorch has no sample weights, temperature and z-loss.
 
     Examples
     --------
@@ -297,21 +298,21 @@ def cross_entropy_with_grad(
     logits, target, axis, weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
         As in `cross_entropy`.
     upstream : float, or with reduction "none" array_like that broadcasts to the rows; default 1.0
-        What the gradient is multiplied by.
+        Factor of the gradient.
     clip_norm : float, optional
         Each row's gradient, of the row loss before reduction, is scaled down to this Euclidean norm at most.
     clip_value : float, optional
         Each element of a row's gradient, before reduction and after `clip_norm`, is clipped to this magnitude.
     out : ndarray of the shape and dtype of the gradient, optional
-        Where the gradient goes; may be `logits`.
+        Array that receives the gradient. It may be `logits`.
     device, num_threads
         As in `softmax`.
 
     Returns
     -------
     CrossEntropyResult
-        loss, as from `cross_entropy`, and grad, in the shape and dtype of the logits (float64 for integers): of the
-        reduced loss, with reduction "none" of the sum of the losses times `upstream`.
+        `loss`, as from `cross_entropy`, and `grad`, in the shape and dtype of the logits (float64 for integers): the
+        gradient of the reduced loss, or, with reduction "none", of the sum of the losses, times `upstream`.
 
     Raises
     ------
@@ -320,8 +321,8 @@ def cross_entropy_with_grad(
 
     Notes
     -----
-    With labels, without smoothing and z-loss, every element has a relative error of at most 4 ULP: the label's own is
-    minus the sum of the other probabilities, never a difference from 1. Else the bound is 4 ULP of the largest of the
+    For labels without smoothing and z-loss every element has a relative error of at most 4 ULP: that of the label is
+    minus the sum of the other probabilities, never a difference from 1. Otherwise the bound is 4 ULP of the largest of the
     element, ``p * (Q + 2 * z_loss * M)`` and ``w * q``, p the probability, Q the sum of ``w * q``, and M the larger of
     abs(lse) and the largest abs(z), to whose magnitude lse is known (float64 with both
     temperature and z-loss: 4.1). The gradient of an ignored row is 0 whatever its logits hold.

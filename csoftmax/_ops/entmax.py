@@ -186,7 +186,7 @@ def sparsemax(
     Returns
     -------
     ndarray of the shape of x
-        Probabilities, most of them exactly 0 where the logits are spread.
+        Probabilities, most of which are exactly 0 where the logits are spread.
 
     Raises
     ------
@@ -195,8 +195,8 @@ def sparsemax(
 
     Notes
     -----
-    Martins & Astudillo, "From softmax to sparsemax", ICML 2016. `entmax` with ``alpha=2``. Within 0.5 ULP of the exact
-    result, float64 included. Special values are those of `softmax`.
+    `entmax` with ``alpha=2`` (Martins & Astudillo, "From softmax to sparsemax", ICML 2016). Every element is within
+    0.5 ULP of the exact result, also in float64. Special values are those of `softmax`.
 
     Examples
     --------
@@ -232,7 +232,7 @@ def entmax(
     Returns
     -------
     ndarray of the shape of x
-        Probabilities; for alpha > 1 those of logits more than ``1 / (alpha - 1)`` below the largest are exactly 0.
+        Probabilities. For alpha > 1 they are exactly 0 where the logit is more than ``1 / (alpha - 1)`` below the largest.
 
     Raises
     ------
@@ -241,10 +241,10 @@ def entmax(
 
     Notes
     -----
-    Peters, Niculae & Martins, "Sparse sequence-to-sequence models", ACL 2019. Numbers that can have probability are
-    filtered first, then tau is found by Newton's method on the norm of what is left; nothing is sorted. Results are
-    within 0.51 ULP of the exact ones in float32 and the half types, and in float64 for alpha 1.5 and 2. For another
-    alpha the float64 error is that of a change of tau by 2**-53. NaN, +inf, or nothing but -inf: the row is NaN.
+    Defined by Peters, Niculae & Martins, "Sparse sequence-to-sequence models", ACL 2019. A filter keeps the logits that
+    can have probability, then Newton's method on their norm finds tau; nothing is sorted. Results are within 0.51 ULP
+    of the exact ones in float32 and the half types, and in float64 for alpha 1.5 and 2. For other alphas the float64
+    error is that of a change of tau by 2**-53. A row with NaN or +inf, or of nothing but -inf, is NaN.
 
     Examples
     --------
@@ -283,7 +283,7 @@ def entmax_vjp(
     y : array_like of the shape and dtype of dy
         The result of ``entmax(x, alpha, axis)``.
     alpha : float, default 1.5
-        As it was in `entmax`.
+        As in the call of `entmax`.
     axis, where, out, device, num_threads
         As in `softmax_vjp`.
 
@@ -299,7 +299,7 @@ def entmax_vjp(
 
     Notes
     -----
-    Elements with y = 0 take no part, whatever their `dy` holds. The sums are exact to twice float64.
+    Elements with y = 0 are left out, whatever `dy` holds there. The sums are exact to twice float64.
 
     Examples
     --------
@@ -378,9 +378,9 @@ def entmax_loss(
     alpha : float, default 1.5
         As in `entmax`; 1 is cross-entropy (with soft labels the Kullback-Leibler divergence).
     axis : int, tuple of ints or None, default -1
-        Of the classes.
+        Axis or axes of the classes.
     reduction : {"mean", "sum", "none"}
-        The mean is over the rows.
+        The mean divides by the number of rows.
     where, device, num_threads
         As in `softmax`.
 
@@ -392,8 +392,9 @@ def entmax_loss(
     Raises
     ------
     IndexError
-        For a label that is no class, with the first position and value. On a GPU, where looking would wait for the
-        device, such a row's loss (and gradient) is NaN; ``CSOFTMAX_SYNC_CHECKS=1`` makes it wait and raise.
+        If a label is no class; the message has the first position and value. On a CUDA device the loss and the gradient
+        of such a row are NaN instead, because the call does not wait for the device; with ``CSOFTMAX_SYNC_CHECKS=1`` it
+        waits and raises.
     TypeError, ValueError, DeviceError, MemoryError
         As in `softmax`.
 
@@ -401,9 +402,9 @@ def entmax_loss(
     -----
     Blondel, Martins & Niculae, "Learning with Fenchel-Young losses", JMLR 2020: ``Omega*(x) + Omega(q) - sum(q * x)``,
     ``Omega(p) = sum(p**alpha - p) / (alpha * (alpha - 1))``. It is computed as the Bregman divergence of q and
-    ``entmax(x)`` and what the classes outside its support add, terms that are not negative, so that small losses keep
-    their digits; the difference of large terms, which the formula suggests, rounds them away. A row of which nothing
-    takes part has loss NaN.
+    ``entmax(x)`` plus the share of the classes outside the support: all terms are at least 0, so that small losses keep
+    their digits, which the difference of large terms in the formula rounds away. A row of which `where` leaves nothing
+    has loss NaN.
 
     Examples
     --------
@@ -437,15 +438,15 @@ def entmax_loss_with_grad(
     x, target, alpha, axis, reduction, where
         As in `entmax_loss`.
     out : ndarray of the shape and dtype of x, optional
-        Where the gradient goes; may be `x` itself.
+        Array that receives the gradient. It may be `x` itself.
     device, num_threads
         As in `softmax`.
 
     Returns
     -------
     EntmaxLossResult
-        ``loss``, as from `entmax_loss`, and ``grad``, of the shape and dtype of `x`: of the reduced loss, with "none"
-        of the sum.
+        `loss`, as from `entmax_loss`, and `grad`, of the shape and dtype of `x`: the gradient of the reduced loss, or,
+        with reduction "none", of the sum of the losses.
 
     Raises
     ------
@@ -454,7 +455,7 @@ def entmax_loss_with_grad(
 
     Notes
     -----
-    The label's own gradient is minus the sum of the other probabilities.
+    The gradient of the label is minus the sum of the other probabilities.
 
     Examples
     --------

@@ -285,16 +285,16 @@ def linear_cross_entropy(
     x : array_like of shape (..., D)
         Features, in one of the dtypes of `softmax`.
     w : array_like of shape (K, D) and the dtype of x
-        One row a class.
+        One row for each class.
     target : array_like of shape (...) or (..., K)
         As in `cross_entropy`.
     bias : array_like of shape (K,), optional
         Added to the logits.
     chunk_bytes : int, optional
-        Upper bound for the logits that exist at a time, at least those of one row; default 64 MiB (48 MiB for half
-        types), and never more than 1024 rows.
+        Upper bound on the logits that exist at a time, which are those of at least one row and at most 1024. The
+        default is 64 MiB (48 MiB for half types).
     filter_eps : float, default 0.0
-        Only gradients know it; see `linear_cross_entropy_with_grad`.
+        Affects gradients only; see `linear_cross_entropy_with_grad`.
     weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction, device, num_threads
         As in `cross_entropy`; num_threads does not bound the BLAS (threadpoolctl does).
 
@@ -310,8 +310,8 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The logits are as exact as the BLAS of NumPy makes them; from them on `cross_entropy` counts. The result is
-    repeatable for a fixed BLAS, its number of threads and `chunk_bytes`. Ignored rows are dropped before the product.
+    The logits are as exact as NumPy's BLAS makes them; the bounds of `cross_entropy` hold from there on. Results repeat
+    for one BLAS, with the same threads of it and the same `chunk_bytes`. Ignored rows are dropped before the product.
 
     Examples
     --------
@@ -373,8 +373,8 @@ def linear_cross_entropy_with_grad(
     upstream, clip_norm, clip_value
         As in `cross_entropy_with_grad`; clipping is of the gradient of a row's logits.
     filter_eps : float, default 0.0
-        Classes for which no element of the gradient of the row losses exceeds it in a whole chunk of rows are left out
-        of that chunk's products; faster where few classes count. On a CUDA device none is.
+        A class is left out of a chunk's products if its gradient of the row losses does not exceed this limit in any
+        row of the chunk, which saves time where few classes count. On a CUDA device no class is left out.
     device, num_threads
         As in `linear_cross_entropy`.
 
@@ -382,7 +382,7 @@ def linear_cross_entropy_with_grad(
     -------
     LinearCrossEntropyResult
         loss, grad_x of the shape of `x`, grad_w (K, D), grad_bias (K,) or None; in the dtype of `x` (float64 for
-        integers). Sums are made in the compute type (float32 for half types), chunk by chunk in order.
+        integers). Sums are computed in the compute type (float32 for half types), chunk by chunk in order.
 
     Raises
     ------
@@ -391,16 +391,15 @@ def linear_cross_entropy_with_grad(
 
     Notes
     -----
-    Beside the results a call needs chunk_bytes and a panel of 4 MiB; for half types also grad_w, a panel of w and a
-    chunk's rows of x and grad_x in float32; with filter_eps another panel. A CUDA device needs chunk_bytes, x once
-    more and twice grad_w, for half types w in float32 as well.
+    Besides the results a call needs `chunk_bytes` and a panel of 4 MiB, for half types also `grad_w`, a panel of `w`
+    and a chunk's rows of `x` and `grad_x` in float32, and with `filter_eps` another panel. On a CUDA device it needs
+    `chunk_bytes`, one more `x` and two more `grad_w`, and for half types `w` in float32.
 
-    With c the factor of a row (sample weight aside: upstream over the mean's divisor), `filter_eps` changes grad_x of
-    the row by at most ``filter_eps * abs(c) * sum(abs(w), axis=0)``, grad_w of a class by at most
+    With c the factor of a row (upstream over the mean's divisor), `filter_eps` changes grad_x of the row by at most ``filter_eps * abs(c) * sum(abs(w), axis=0)``, grad_w of a class by at most
     ``filter_eps * sum(abs(c)[:, None] * abs(x), axis=0)``.
 
-    The idea of gradients in the forward pass, chunk by chunk, is that of Liger Kernel (Hsu et al. 2024); filtering that
-    of Cut Cross-Entropy (Wijmans et al. 2024).
+    Gradients in the forward pass, chunk by chunk, are an idea of Liger Kernel (Hsu et al. 2024); the filter is one of
+    Cut Cross-Entropy (Wijmans et al. 2024).
 
     Examples
     --------

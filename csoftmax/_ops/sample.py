@@ -177,53 +177,53 @@ def sample(
 ) -> Any:
     """Draw classes from rows of logits.
 
-    Temperature, top-k, top-p and min-p are applied in this order, each to what the one before left; ties at a boundary
-    go to the lowest index. Each of them is a number, or has one for each row.
+    Temperature, top-k, top-p and min-p are applied in this order, each to the result of the one before; ties at a
+    boundary go to the lowest index. Each is a number, or an array with one number for each row.
 
     Parameters
     ----------
     logits : array_like of shape (..., K)
-        In one of the dtypes of `softmax`; K is the length of `axis`.
+        Logits in one of the dtypes of `softmax`; K is the length of `axis`.
     axis : int, tuple of ints or None, default -1
-        Of the classes.
+        Axis or axes of the classes.
     temperature : float or array_like, broadcastable to the rows, default 1.0
         T >= 0; 0 takes the largest logit.
     top_k : int or array_like of int, optional
-        At least 1: only the k largest logits take part.
+        At least 1: only the k largest logits are kept.
     top_p : float or array_like, optional
         In (0, 1]: only the smallest set of most probable classes whose mass is at least top_p (Holtzman et al. 2020).
     min_p : float or array_like, optional
         In [0, 1]: only classes with at least min_p times the probability of the most probable one (Nguyen et al. 2025).
     size : int or tuple of ints, optional
-        How many draws from each row; None is one, without an axis of its own.
+        Draws from each row; None means one draw, without an axis of its own.
     rng : None, int or numpy.random.Generator
-        Source of the uniform numbers, or its seed.
+        Source of the uniform numbers, or a seed for it.
     where : array_like of bool, broadcastable to logits, optional
-        Classes where it is False are never drawn.
+        Mask. Classes where it is False are never drawn.
     out : ndarray of int64 of the shape of the result, optional
-        Where to write.
+        Array that receives the result.
     device, num_threads
         As in `softmax`.
 
     Returns
     -------
     ndarray of int64, or a scalar for one row and no size
-        Of the shape of the rows, then `size`. Of CuPy logits a CuPy array.
+        Indices of the shape of the rows, followed by `size`. CuPy logits give a CuPy array.
 
     Raises
     ------
     ValueError
-        For a parameter out of its range, and for a row without mass: it holds NaN or +inf, or nothing but -inf.
+        If a parameter is out of its range, or a row has no mass: it holds NaN or +inf, or nothing but -inf.
     TypeError, DeviceError, MemoryError
         As in `softmax`.
 
     Notes
     -----
-    Every draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the sum
-    of the probabilities exceeds u: of all classes in the order of their indices; if `top_k` or `top_p` selects, in
-    falling order of the logits. So the same generator gives the same draws whatever the number of threads, the
-    layout of the logits, the instruction set or the device. A CuPy array's draws are a CuPy array. The call waits for
-    the device: parameters that lie there are copied, and rows without mass raise.
+    Each draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the running
+    sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if `top_k` or
+    `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for every number
+    of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie there are
+    copied, and rows without mass raise.
 
     Examples
     --------

@@ -105,22 +105,22 @@ def softmax(
     Parameters
     ----------
     x : array_like of shape (...)
-        Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64). Any strides,
-        alignment and byte order. Of NumPy or CuPy; a tensor of PyTorch gives a tensor, without copies, and must not
-        require grad.
+        Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64), with any
+        strides, alignment and byte order. A NumPy or CuPy array, or a PyTorch tensor that does not require grad; a
+        tensor is read without a copy and gives a tensor.
     axis : int, tuple of ints or None, default -1
         The axis or axes that sum to 1; None means all.
     temperature : float, default 1.0
         T >= 0. 0 is the limit, uniform over the maxima; infinity is uniform over the entries greater than -inf.
     where : array_like of bool, broadcastable to x, optional
-        Elements where it is False take no part: their value does not matter and their result is exactly 0.
+        Mask. Elements where it is False are left out, whatever their value, and their result is exactly 0.
     out : ndarray of the shape and dtype of the result, optional
-        Where to write; may be `x` itself or overlap it in any way.
+        Array that receives the result. It may be `x` itself, or overlap it in any way.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
-        Where to compute; None follows `x`: a CuPy array is computed where it is and gives a CuPy array. Any other
-        device gets copies of all arguments.
+        Device that computes. None follows `x`: a CuPy array is computed on its device and gives a CuPy array. If the
+        named device is another one, all arguments are copied to it.
     num_threads : int, optional
-        An upper bound for this call. The result has the same bits for every value.
+        Upper bound on the threads of this call. The result has the same bits for every value.
 
     Returns
     -------
@@ -130,7 +130,8 @@ def softmax(
     Raises
     ------
     TypeError, ValueError
-        Naming the argument, what was received and what is allowed; nothing has been written.
+        If an argument is not allowed; the message names it, what was received and what is allowed. Nothing has been
+        written.
     DeviceError
         If `device` cannot be used.
     MemoryError
@@ -138,13 +139,13 @@ def softmax(
 
     Notes
     -----
-    At most 3 ULP (float32) or 4 ULP (float64) from the exact result for every element, tails and subnormal results
-    included; half types are within 0.51 ULP. ``x - max(x)`` is never formed: its rounding error is what costs other
-    implementations tens of ULP. The same bits come out for every thread count, batch, layout and instruction set.
+    Every element is within 3 ULP (float32) or 4 ULP (float64) of the exact result, tails and subnormal results
+    included; half types are within 0.51 ULP. ``x - max(x)`` is never formed, because its rounding error costs other
+    implementations tens of ULP. The bits are the same for every thread count, batch, layout and instruction set.
 
-    A row with NaN or +inf is NaN; -inf gives exactly 0; a row of nothing but -inf is NaN; a row with no element left
-    by `where` is 0. The analysis of the shifted softmax is in Blanchard, Higham & Higham, "Accurately computing the
-    log-sum-exp and softmax functions", IMA J. Numer. Anal. 41 (2021).
+    A row with NaN or +inf is NaN, and so is a row of nothing but -inf; other elements of -inf give exactly 0. A row of
+    which `where` leaves nothing is 0. Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax
+    functions", IMA J. Numer. Anal. 41 (2021), analyse the shifted softmax.
 
     Examples
     --------
@@ -201,7 +202,7 @@ def log_softmax(
     x, axis, temperature, out, device, num_threads
         As in `softmax`.
     where : array_like of bool, broadcastable to x, optional
-        Elements where it is False take no part; their result is -inf.
+        Mask. Elements where it is False are left out; their result is -inf.
 
     Returns
     -------
@@ -249,9 +250,9 @@ def logsumexp(
     x, axis, temperature, device, num_threads
         As in `softmax`.
     keepdims : bool, default False
-        Keep the reduced axes with length 1.
+        If True, the reduced axes stay in the result with length 1.
     where : array_like of bool, broadcastable to x, optional
-        Elements where it is False take no part; where none is left the result is -inf.
+        Mask. Elements where it is False are left out; if none is left, the result is -inf.
 
     Returns
     -------
@@ -265,8 +266,8 @@ def logsumexp(
 
     Notes
     -----
-    At most 4 ULP of max(abs(m), abs(result)), m the maximum of ``x / T``. NaN anywhere gives NaN, +inf gives +inf, a
-    row of -inf gives -inf; no class at all gives -inf. Temperature 0 gives ``sign(max) * inf``, or the logarithm of
+    The error is at most 4 ULP of max(abs(m), abs(result)), with m the maximum of ``x / T``. NaN anywhere gives NaN,
+    +inf gives +inf; a row of -inf, or of no class at all, gives -inf. Temperature 0 gives ``sign(max) * inf``, or the logarithm of
     the number of maxima if they are 0.
 
     Examples
@@ -332,13 +333,13 @@ def softmax_vjp(
     y : array_like of the shape and dtype of dy
         The result of ``softmax(x, axis, temperature=temperature, where=where)``.
     axis : int, tuple of ints or None, default -1
-        As it was in `softmax`.
+        As in the call of `softmax`.
     temperature : float, default 1.0
-        As it was in `softmax`; positive and finite.
+        As in the call of `softmax`; positive and finite.
     where : array_like of bool, broadcastable to dy, optional
-        Elements where it is False take no part; their gradient is 0.
+        Mask. Elements where it is False are left out; their gradient is 0.
     out : ndarray of the shape and dtype of the result, optional
-        Where to write; may be `dy` or `y`.
+        Array that receives the result. It may be `dy` or `y`.
     device, num_threads
         As in `softmax`.
 
@@ -354,7 +355,7 @@ def softmax_vjp(
 
     Notes
     -----
-    Elements with y = 0 take no part: whatever their `dy` holds, their gradient is 0. The sum is exact to float64
+    Elements with y = 0 are left out: their gradient is 0, whatever `dy` holds there. The sum is exact to float64
     (float32 input) or twice float64 (float64 input), and the difference keeps its digits where one class dominates.
 
     Examples
@@ -437,7 +438,7 @@ def log_softmax_vjp(
 
     Notes
     -----
-    Elements with y = -inf take no part: whatever their `dy` holds, their gradient is 0. exp(y) enters as 2**n plus a
+    Elements with y = -inf are left out: their gradient is 0, whatever `dy` holds there. exp(y) enters as 2**n plus a
     remainder, so that the gradient of a near-certain class, ``1 - exp(y)``, keeps the digits that `log_softmax` kept.
 
     Examples

@@ -141,21 +141,21 @@ def topk(
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> TopK:
-    """The k largest (or smallest) elements along an axis, and where they are.
+    """The k largest (or smallest) elements along an axis, and their indices.
 
     Parameters
     ----------
     x : array_like of shape (..., n)
-        In one of the dtypes of `softmax`; n is the length of `axis`.
+        Array in one of the dtypes of `softmax`; n is the length of `axis`.
     k : int
-        How many, 0 to n.
+        Number of elements, from 0 to n.
     axis : int, tuple of ints or None, default -1
-        Along which to select. A tuple, and None for all axes, makes one axis of them, the last of the result; indices
-        then count in C order of the axes as named.
+        Axis of the selection. The axes of a tuple, or all axes for None, become one, which is the last of the result;
+        indices then count in C order of the axes as named.
     largest : bool, default True
-        False: the k smallest.
+        If False, the k smallest are selected.
     sorted : bool, default True
-        Best first. False: in whatever order is quickest, which may change.
+        If True, the best comes first. If False, the order is the one that is fastest, which may change.
     device, num_threads
         As in `softmax`.
 
@@ -172,7 +172,7 @@ def topk(
     Notes
     -----
     The order is total: NaN is greater than every number, -0 equals +0, and of equal elements the one with the lowest
-    index comes first, ``largest`` or not; ``torch.topk`` leaves ties open. Values are exact copies (NaN canonical);
+    index comes first, for the largest and the smallest alike; ``torch.topk`` leaves ties open. Values are exact copies (NaN canonical);
     integers are compared as float64, exact to 2**53.
 
     Examples
@@ -198,7 +198,7 @@ def topk_softmax(
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> TopK:
-    """Softmax of the k largest elements along an axis, and where they are.
+    """Softmax of the k largest elements along an axis, and their indices.
 
     Parameters
     ----------
@@ -209,10 +209,10 @@ def topk_softmax(
     normalize : {"topk", "full"}
         "topk": the k probabilities sum to 1. "full": they are those of the softmax of all elements, to the last bit.
     where : array_like of bool, broadcastable to x, optional
-        Elements where it is False take no part. They may be among the k if there are too few others; their probability
-        is 0.
+        Mask. Elements where it is False are left out. If fewer than k others exist, some of them are among the k, with
+        probability 0.
     out : pair of ndarrays of the shapes and dtypes of the result, optional
-        Where values and indices go.
+        Arrays that receive values and indices.
     device, num_threads
         As in `softmax`.
 
@@ -228,10 +228,9 @@ def topk_softmax(
 
     Notes
     -----
-    One pass over the row finds the elements, a second, while the row is in cache, adds up the exponentials of "full";
-    no array of the size of `x` is written (on a GPU "full" computes `softmax` into one and takes the elements from
-    it). NaN, +inf, or nothing but -inf among what takes part makes the row NaN, as
-    in `softmax`.
+    One pass over the row finds the elements. For "full" a second one adds up the exponentials while the row is in
+    cache. No array of the size of `x` is written, except on a GPU, where "full" computes `softmax` and gathers from it.
+    NaN, +inf, or nothing but -inf among the elements that are not masked makes the row NaN, as in `softmax`.
 
     Examples
     --------
@@ -266,28 +265,28 @@ def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -
     Parameters
     ----------
     topk : TopK, or a pair of arrays (values, indices) of shape (..., k)
-        What `topk` or `topk_softmax` returned for the last axis.
+        A result of `topk` or `topk_softmax` along the last axis.
     n_classes : int
-        Columns of the matrix.
+        Number of columns of the matrix.
 
     Returns
     -------
     scipy.sparse.csr_array of shape (rows, n_classes)
-        In canonical form: indices sorted, none twice. float16 and bfloat16, which SciPy does not have, become float32.
-        Probabilities that are 0 stay as explicit zeros.
+        Matrix in canonical form, with sorted indices and no duplicates. float16 and bfloat16, which SciPy lacks, become
+        float32. Probabilities of 0 stay as explicit zeros.
 
     Raises
     ------
     ImportError
-        Without SciPy.
+        If SciPy is not installed.
     IndexError
-        For an index outside [0, n_classes).
+        If an index lies outside [0, n_classes).
     TypeError, ValueError
-        For arrays of different shapes, indices that are no integers, or one index twice in a row.
+        If the shapes differ, the indices are not integers, or a row has one index twice.
 
     Notes
     -----
-    Rows are those of the batch in C order; a single row makes a matrix of one.
+    Rows are those of the batch in C order; a single row makes a matrix with one row.
 
     Examples
     --------

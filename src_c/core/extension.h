@@ -24,14 +24,15 @@ void csm_set_entmax(csm_entmax *, double alpha, int single);
 csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);
 
 /* The drivers, with the table to use: the functions of csoftmax.h pass the current one. */
-csm_status csm_run(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *input, const csm_view *y,
-                   const csm_view *result, const csm_options *); /* input: x, or dy of a gradient, whose y is given */
-csm_status csm_run_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *gradient,
-                        double *loss, csm_loss_options *);
+csm_status csm_run_softmax(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *input,
+                           const csm_view *y, const csm_view *result,
+                           const csm_options *); /* input: x, or dy of a gradient, whose y is given */
+csm_status csm_run_cross_entropy(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
+                                 const csm_view *gradient, double *loss, csm_loss_options *);
 csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
                         const csm_view *values, const csm_view *indices, const csm_topk_options *);
 csm_status csm_run_entmax(csm_dtype, const csm_table *, const csm_shape *, const csm_view *input, const csm_view *y,
-                          const csm_view *result, const csm_entmax_options *); /* as csm_run */
+                          const csm_view *result, const csm_entmax_options *); /* as csm_run_softmax */
 csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
                                const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
                                const csm_entmax_options *);

@@ -182,12 +182,6 @@ ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t ro
 
 static size_t magnitude(ptrdiff_t stride) { return stride < 0 ? 0 - (size_t)stride : (size_t)stride; }
 
-void csm_copy_view(csm_view *to, const csm_view *from, size_t ndim) {
-    to->data = from->data;
-    to->axis_stride = from->axis_stride;
-    for (size_t i = 0; i < ndim; i++) to->strides[i] = from->strides[i];
-}
-
 void csm_collapse(csm_shape *shape, csm_view *const *views, int count) {
     size_t ndim = 0;
     for (size_t i = 0; i < shape->ndim; i++) { /* drops length 1, inserts by falling stride of the first view */

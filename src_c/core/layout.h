@@ -30,7 +30,11 @@ ptrdiff_t csm_last_stride(const csm_shape *, const csm_view *);
 
 enum { CSM_MAX_VIEWS = 8 };
 /* Copies a view up to its last batch axis: a csm_view is 528 bytes. */
-void csm_copy_view(csm_view *to, const csm_view *from, size_t ndim);
+static inline void csm_copy_view(csm_view *to, const csm_view *from, size_t ndim) {
+    to->data = from->data;
+    to->axis_stride = from->axis_stride;
+    for (size_t i = 0; i < ndim; i++) to->strides[i] = from->strides[i];
+}
 /* Orders the batch axes by the strides of the first view, drops those of length 1, and joins those that allow it. */
 void csm_collapse(csm_shape *shape, csm_view *const *views, int count);
 

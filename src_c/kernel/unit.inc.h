@@ -117,8 +117,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define STORE_PART v32_store_part_bf16
 #include "storage.inc.h"
 
-#undef KEY_MOST
-#undef KEY_LEAST
+#undef KEY_MAX
+#undef KEY_MIN
 #include "../math/double.inc.h"
 #define v64_LOAD_REAL v64_load_f64
 #define v64_LOAD_PART_REAL v64_load_part_f64

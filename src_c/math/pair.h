@@ -21,8 +21,8 @@ INLINE csm_pair csm_pair_div(csm_pair a, csm_pair b) {
     double q = a.hi / b.hi, low = (fma(-q, b.hi, a.hi) + (a.lo - q * b.lo)) / b.hi, s = q + low;
     return csm_pair_of(s, low - (s - q));
 }
-/* Brings x to 1 <= |x| < 2 and returns the exponent that is gone; infinity becomes 1 and a large exponent, 0 and NaN
- * stay. */
+/* Scales x to 1 <= |x| < 2 and returns the exponent.  Infinity becomes 1 with a large exponent; 0 and NaN are left as
+ * they are. */
 INLINE double csm_take_exponent(double *x) {
     uint64_t bits;
     double e = 0;
@@ -45,9 +45,9 @@ INLINE double csm_times_pow2(double x, double e) { /* e an integer of any size *
     return x * csm_pow2(half < -1022 ? -1022 : half) * csm_pow2(e - half < -1022 ? -1022 : e - half);
 }
 
-/* 1 / x as a pair of middling size times 2^exponent. */
+/* 1 / x as a pair near 1, times 2^exponent. */
 INLINE csm_pair csm_pair_reciprocal(double x, double *exponent) {
-    if (x == 0) { /* 1/0: as large as it gets */
+    if (x == 0) { /* 1/0: a very large number */
         *exponent = 100000;
         return csm_pair_of(1, 0);
     }

@@ -6,10 +6,10 @@
 
 /* Constants of z = x / T for one compute type; every value is already rounded to that type. */
 typedef struct csm_temperature {
-    double t;                     /* the T that the constants stand for, 1 when the rows are transformed first */
+    double t;                     /* the T of the constants; 1 if rows are transformed first */
     int tempered;                 /* t != 1: r needs the factor 1/T */
     double log2e, ln2_hi, ln2_lo; /* log2(e)/T and the pair T ln 2 */
-    double inv_t, inv_t_low;      /* 1/T rounded, and what that leaves over */
+    double inv_t, inv_t_low;      /* 1/T rounded, and the rounding error */
     double inv_t1, inv_t2;        /* 1/T as a product of two factors that neither overflow nor underflow */
     double limit;                 /* rows with |max| <= limit take the ordinary path (NaN and infinity do not) */
     double reference_limit;       /* the reference maximum of a block is clamped to this */

@@ -492,8 +492,8 @@ static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, con
     return status;
 }
 
-csm_status csm_run_loss(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                        const csm_view *gradient, double *loss, csm_loss_options *o) {
+csm_status csm_run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                                 const csm_view *gradient, double *loss, csm_loss_options *o) {
     if (!o) return CSM_BAD_OPTION; /* there must be labels */
     csm_fp_environment saved = csm_fp_enter();
     csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, &saved);
@@ -504,6 +504,6 @@ csm_status csm_run_loss(csm_dtype dtype, const csm_table *table, const csm_shape
 #define CROSS_ENTROPY(suffix, storage, compute)                                                                \
     csm_status csm_cross_entropy_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *gradient, \
                                           double *loss, csm_loss_options *o) {                                 \
-        return csm_run_loss(CSM_DTYPE_##suffix, csm_current_table(), shape, x, gradient, loss, o);             \
+        return csm_run_cross_entropy(CSM_DTYPE_##suffix, csm_current_table(), shape, x, gradient, loss, o);    \
     }
 CSM_DTYPES(CROSS_ENTROPY)

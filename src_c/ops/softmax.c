@@ -440,8 +440,9 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     return status;
 }
 
-csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *input,
-                   const csm_view *y, const csm_view *result, const csm_options *options) {
+csm_status csm_run_softmax(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+                           const csm_view *input, const csm_view *y, const csm_view *result,
+                           const csm_options *options) {
     csm_fp_environment saved = csm_fp_enter();
     csm_status status = run_softmax(op, dtype, table, shape, input, y, result, options, &saved);
     csm_fp_leave(saved);
@@ -453,7 +454,7 @@ csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm
 #define UNARY(suffix, storage, compute, op)                                                                         \
     csm_status csm_##op##_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y,                    \
                                    const csm_options *o) {                                                          \
-        return csm_run(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, x, NULL, y, o);                 \
+        return csm_run_softmax(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, x, NULL, y, o);         \
     }                                                                                                               \
     csm_status csm_##op##_rows_##suffix(const storage *x, ptrdiff_t x_step, storage *y, ptrdiff_t y_step, size_t n, \
                                         size_t begin, size_t end, double temperature) {                             \
@@ -471,7 +472,7 @@ csm_status csm_run(csm_op op, csm_dtype dtype, const csm_table *table, const csm
 #define BINARY(suffix, storage, compute, op)                                                                          \
     csm_status csm_##op##_##suffix(const csm_shape *shape, const csm_view *dy, const csm_view *y, const csm_view *dx, \
                                    const csm_options *o) {                                                            \
-        return csm_run(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, dy, y, dx, o);                    \
+        return csm_run_softmax(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, dy, y, dx, o);            \
     }
 #define ENTRIES(op, signature, keeps_axis, pass1, combine) CSM_DTYPES_WITH(signature, op)
 CSM_OPS(ENTRIES)

@@ -99,7 +99,7 @@ static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row
     csm_options o = csm_default_options();
     o.temperature = c->scales.temperature;
     o.threads = threads;
-    csm_status status = csm_run(CSM_OP_softmax, c->dtype, c->table, &shape, &from, NULL, &to, &o);
+    csm_status status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &from, NULL, &to, &o);
     csm_strided y = {all, 0, (ptrdiff_t)c->itemsize};
     if (status == CSM_OK) pick(r, y, s->index, r->k, values);
     csm_release(all);
@@ -124,7 +124,7 @@ static csm_status write_row(const topk_run *r, size_t row, const char *whole, co
         csm_view view = {values, (ptrdiff_t)size, {0}};
         csm_options o = csm_default_options();
         o.temperature = c->scales.temperature;
-        status = csm_run(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
+        status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
     } else {
         c->table->widen[c->dtype](values, wide, r->k);
         c->table->narrow[c->dtype](wide, values, r->k);

@@ -285,7 +285,7 @@ const arrangement arrangements[ARRANGEMENTS] = {{C, C, 0},
                                                 {REVERSED, REVERSED, 1},
                                                 {UNALIGNED, UNALIGNED, 1}};
 
-/* Runs p laid out so on an instruction set; every byte of the output buffer, gaps included, must be as expected.
+/* Runs p in an arrangement on an instruction set; every byte of the output buffer, gaps included, must be right.
  * poison: what masked elements hold. */
 void compare(const problem *p, arrangement l, const char *isa, int threads, int poison) {
     place at = lay(l.a, p->r1, p->r2, p->n, p->item), to = lay(l.y, p->r1, p->r2, p->out, p->item);

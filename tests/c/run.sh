@@ -8,10 +8,11 @@
 #   simde     the avx512 unit emulated, on any CPU with AVX2
 #   neon      AArch64 under qemu-user; equal output hash
 #   asan      gcc's address and undefined-behaviour sanitizers
+#   tsan      ThreadSanitizer: clang with its OpenMP, whose Archer tells it of regions and barriers (libgomp does not)
 #   exp       the exp core on a sample, natively and on NEON; exp-all: every one, on emulated units too, written to
 #             exp_exhaustive.json
 #   valgrind  memcheck: nothing depends on uninitialised memory
-#   long      every case of native and simde, more of neon and asan, valgrind, exp-all
+#   long      every case of native and simde, more of neon and asan, tsan, valgrind, exp-all
 #
 # CSM_EVERY=K takes every K-th case of native.  CSM_BUILD is the build directory (default: a temporary one); a program
 # `native` in it is not built again, nor is an object that is newer than all sources.
@@ -141,6 +142,20 @@ asan() {
     run asan env ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-$SAMPLE}"
 }
 
+tsan() {
+    need clang clang
+    local archer flags=(-Wno-error -fopenmp -fsanitize=thread -g -O1) # -O1 unrolls not all that is asked for, and warns
+    archer=$(dirname "$(readlink -f "$(command -v clang)")")/../lib/libarcher.so
+    [ -f "$archer" ] || { echo "tests/c/run.sh: Archer is missing (Debian package libomp-dev)" >&2; exit 1; }
+    build tsan clang "${flags[@]}"
+    clang "${FLAGS[@]}" "${flags[@]}" -Icsoftmax/include tests/c/race.c "$BUILD"/tsan.o.d/*.o -lm -o "$BUILD/race"
+    local checked=(env "LD_LIBRARY_PATH=$(dirname "$archer")" "OMP_TOOL_LIBRARIES=$archer" "ARCHER_OPTIONS=enable=1 verbose=1"
+        "TSAN_OPTIONS=ignore_noninstrumented_modules=1 exitcode=66")
+    run race "${checked[@]}" "$BUILD/race" "${1:-5}" 2>&1
+    grep -q 'Archer detected' "$BUILD/race.log" # verbose=1 says so; without it every region looks like a race
+    run tsan "${checked[@]}" "$BUILD/tsan" --every 1000
+}
+
 valgrind_() {
     need valgrind valgrind
     native_built
@@ -196,7 +211,7 @@ exp_all() {
         run exp-neon-all "${QEMU[@]}" "$BUILD/exp-neon" --only neon
         options+=(--other neon --checksum "$(sed -n 's/.*"checksum": "\(.*\)".*/\1/p' "$BUILD/exp-neon-all.log")")
     fi
-    run exp-all "$BUILD/exp" --json tests/c/exp_exhaustive.json --commit "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
+    run exp-all "$BUILD/exp" --json tests/records/exp_exhaustive.json --commit "$(git rev-parse --short HEAD 2>/dev/null || echo unknown)" \
         "${options[@]}"
 }
 
@@ -205,6 +220,7 @@ long() {
     simde 1
     asan 8
     neon 7
+    tsan 60
     valgrind_
     exp_all
 }
@@ -212,10 +228,10 @@ long() {
 [ $# -gt 0 ] || set -- native clang simde neon asan exp
 for part; do
     case $part in
-    native | simde | neon | asan | long) begin=$SECONDS; "$part" ;;
+    native | simde | neon | asan | tsan | long) begin=$SECONDS; "$part" ;;
     clang | valgrind | exp) begin=$SECONDS; "${part}_" ;;
     exp-all) begin=$SECONDS; exp_all ;;
-    *) sed -n '2,21s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
+    *) sed -n '2,22s/^# \{0,1\}//p' "$0" >&2; exit 2 ;;
     esac
     echo "== $part done in $((SECONDS - begin)) s"
 done

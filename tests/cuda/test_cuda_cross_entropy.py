@@ -14,9 +14,10 @@ from cuda_checks import (
     special_rows,
 )
 from helpers import assert_same_bits
-from ops import dtype_of, logits
 
 import csoftmax
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.samples import logits
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 33, 64, 100, 513, 1000, 4096, 4097, 9000])

@@ -5,12 +5,12 @@ from unittest import mock
 import numpy as np
 import pytest
 from cuda_model import stand_in
-from helpers import assert_same_bits
-from ops import logits
+from helpers import assert_same_bits, run_python
 
 import csoftmax
 from csoftmax._cuda import Unavailable, compiler, state
 from csoftmax._cuda.device import choose_architecture, find_architecture
+from csoftmax._spec.samples import logits
 
 
 def test_device_keyword(gpu):
@@ -210,6 +210,18 @@ def test_machine_code_is_kept(model, tmp_path, monkeypatch):
     csoftmax.softmax(x)
     assert len(list((tmp_path / "new").iterdir())) == 2  # other options give other code
     forget_modules()
+
+
+def test_launches_are_imported_when_they_are_used():
+    """They cost more than the rest of `import csoftmax` would allow, and most processes never need them."""
+    code = """
+import sys, csoftmax
+loaded = {name for name in sys.modules if name.startswith("csoftmax._cuda.")}
+assert loaded == {"csoftmax._cuda.device"}, loaded
+assert callable(csoftmax._cuda.launch_softmax) and "csoftmax._cuda.softmax" in sys.modules
+assert not hasattr(csoftmax._cuda, "launch_nothing")
+"""
+    run_python(code)
 
 
 def test_state(gpu):

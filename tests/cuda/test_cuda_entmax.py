@@ -19,11 +19,12 @@ from cuda_checks import (
     special_rows,
 )
 from helpers import assert_same_bits
-from ops import dtype_of, logits
 
 import csoftmax
 from csoftmax._cuda import entmax
 from csoftmax._cuda.sizes import SHARED_SURVIVORS, SUFFIXES, SURVIVOR_BYTES
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.samples import logits
 
 
 @costly_dtypes

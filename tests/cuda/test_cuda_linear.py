@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from cuda_checks import on_device
 from helpers import assert_same_bits
-from ops import logits
 
 import csoftmax
+from csoftmax._spec.samples import logits
 
 
 def check_linear(gpu, dtype, soft=False, chunk_bytes=None, **options):

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 from cuda_checks import check_sample, costly_dtypes, model_options
-from helpers import FixedUniform
-from ops import dtype_of, logits
 
 import csoftmax
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.samples import FixedUniform, logits
 
 FILTERS = [
     {},

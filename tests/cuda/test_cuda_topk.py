@@ -14,11 +14,12 @@ from cuda_checks import (
     special_rows,
 )
 from helpers import assert_same_bits
-from ops import dtype_of, logits
 
 import csoftmax
 from csoftmax._cuda.sizes import SUFFIXES
 from csoftmax._cuda.topk import plan_topk_launch
+from csoftmax._spec.formats import dtype_of
+from csoftmax._spec.samples import logits
 
 
 @costly_dtypes

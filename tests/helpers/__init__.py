@@ -17,6 +17,7 @@ from csoftmax._spec.operations import OPERATIONS
 
 ROOT = Path(__file__).resolve().parents[2]
 RECORDS = ROOT / "tests" / "records"
+NUMPY = tuple(int(part) for part in np.__version__.split(".")[:2])  # for tests that depend on its version
 HAS_CMAKE = all(shutil.which(tool) is not None for tool in ("cmake", "nm", "cc"))  # for the tests of the C library
 
 

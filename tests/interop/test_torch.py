@@ -101,9 +101,9 @@ def test_linear_cross_entropy():
         t = None if bias is None else tensor(bias)
         got = csoftmax.linear_cross_entropy_with_grad(tensor(x), tensor(w), tensor(target), bias=t)
         assert isinstance(got, csoftmax.LinearCrossEntropyResult)
-        for t, a in zip(got, expected, strict=True):
-            assert (t is None) == (a is None)
-            assert t is None or np.array_equal(array(t), a)
+        for result, a in zip(got, expected, strict=True):
+            assert (result is None) == (a is None)
+            assert result is None or np.array_equal(array(result), a)
         loss = csoftmax.linear_cross_entropy(tensor(x), tensor(w), tensor(target), bias=t)
         assert loss.item() == csoftmax.linear_cross_entropy(x, w, target, bias=bias)
 

@@ -3,7 +3,7 @@
     python tests/tools/make_accuracy.py [--effort 0.5] [--out ACCURACY.md]
 
 Everything in the main table is sampled.  The float32 exp is measured over every number by tests/c, which leaves
-tests/c/exp_exhaustive.json (tests/c/run.sh exp-all); its figures are quoted with their own date and command.
+tests/records/exp_exhaustive.json (tests/c/run.sh exp-all); its figures are quoted with their own date and command.
 """
 
 import argparse
@@ -41,7 +41,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from oracles import entmax as entmax_oracle  # noqa: E402
 from oracles import softmax as softmax_oracle  # noqa: E402
 
-EXHAUSTIVE = ROOT / "tests" / "c" / "exp_exhaustive.json"
+EXHAUSTIVE = ROOT / "tests" / "records" / "exp_exhaustive.json"
 SIGMAS = (0, 0.1, 1, 3, 5, 8, 20, 50, 100)
 OFFSETS = {
     "float32": (0, -1e3, 1e6, 1e7),
@@ -227,7 +227,7 @@ def table(worst):
 
 def exhaustive():
     if not EXHAUSTIVE.is_file():
-        return ["Not run yet: `tests/c` holds the test, which leaves `tests/c/exp_exhaustive.json`."]
+        return ["Not run yet: `tests/c` holds the test, which leaves `tests/records/exp_exhaustive.json`."]
     found = json.loads(EXHAUSTIVE.read_text())
     lines = [
         f"The core e^x = P·2^n at **every** finite float32 with |x| ≤ 10⁶ ({found['count']:,} numbers).",

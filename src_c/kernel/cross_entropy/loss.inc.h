@@ -9,7 +9,7 @@
  * float64).  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient; elsewhere -inf is a class of
  * probability 0.  Rows whose maximum is beyond exp's range are left to ops/cross_entropy.c, which transforms them.
  * Measured error (ACCURACY.md; loss, gradient in ULP): labels 1.5, 2.0 (float32), 2.1, 2.5 (float64), others to 2.8;
- * float64 with T and z-loss 4.1 (tests/test_cross_entropy.py).
+ * float64 with T and z-loss 4.1 (tests/ops/test_cross_entropy.py).
  * Time relative to softmax, gradient included, K = 1000: 1.25; with weights and smoothing 1.7, with soft labels 1.9;
  * K = 10: 2.1.
  */

@@ -154,13 +154,13 @@ static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_inp
 }
 
 /* The gradient k [p (g - a) - a (1 - p)] of the label, which is exact where p is nearly 1.  p: e_label / total, 1 - p:
- * others / total; pairs: NULL, or the parts of g and a. */
-INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, double a, csm_loss_pairs *pairs,
-                              const int single, const csm_loss_row *row) {
+ * others / total; paired: *pairs holds the parts of g and a. */
+INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, double a, int paired,
+                              csm_loss_pairs *pairs, const int single, const csm_loss_row *row) {
     if (single) return (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total;
     /* in pairs, because every rounding counts; plain labels: relative to the result */
     csm_pair apart = csm_pair_of(g - a, 0), label_part = csm_pair_of(a, 0);
-    if (pairs) {
+    if (paired) { /* no pointer that may be NULL: CUDA would keep the pairs in local memory */
         csm_two_sum(&pairs->rest.hi, &pairs->rest.lo, pairs->flat.hi);
         pairs->rest.lo += pairs->flat.lo;
         label_part = csm_pair_mul(csm_pair_of(in->w_label, 0), pairs->rest);
@@ -254,7 +254,7 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     row->plain = !clips && put_off == 0;
     row->is_nan = s->is_nan || f.hi != f.hi || row->post != row->post;
     if (in->label < 0) return;
-    row->target = csm_loss_target(in, k.m, g, in->w_label * ((1 - epsilon) + flat), paired ? &p : NULL, single, row);
+    row->target = csm_loss_target(in, k.m, g, in->w_label * ((1 - epsilon) + flat), paired, &p, single, row);
     if (is_row_alone) return;
     if (clips) row->target = row->target > row->clip ? row->clip : row->target < -row->clip ? -row->clip : row->target;
     if (!row->plain) row->target = csm_times_pow2(row->target * (row->post + row->post_low), row->post_exponent);

@@ -1,7 +1,7 @@
 /* alpha-entmax of a contiguous row and its gradient, one storage type T.  The numbers above max - 1/(alpha - 1), the
  * only ones that can have probability, are copied to doubles; solve.h does the rest.
  *
- * Accumulators: double, or pairs of doubles, for every T.  Largest error measured (tests/test_entmax.py, against
+ * Accumulators: double, or pairs of doubles, for every T.  Largest error measured (tests/ops/test_entmax.py, against
  * mpmath): 0.51 ULP of T; for double with an alpha other than 1.5 and 2, that of a change of tau by 2^-53.
  * Time: two passes over the row and one over the result; each survivor of the filter costs a few ns.
  * NaN, +inf or nothing but -inf: the whole row is NaN.

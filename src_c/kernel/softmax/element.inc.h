@@ -36,8 +36,8 @@ typedef struct V(vjp_constants) {
 /* s = hi + lo, of one row or of as many rows as a vector has lanes. */
 INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, V(t) hi, V(t) lo, const int log) {
     V(vjp_constants) c;
-    /* Log: e^y carries 2^bias, s its inverse: e^y then loses nothing down to the subnormal numbers.  Not where s
-     * itself would lose digits; there e^y s vanishes anyway. */
+    /* Log: e^y carries 2^bias and s its inverse, so that e^y keeps its digits down to the subnormal numbers,
+     * except where s itself would lose digits: there e^y s vanishes anyway. */
     V(t) bias = V(zero)(), down = V(set)(1);
     if (log) {
         V(mask) ample = V(either)(V(ge)(hi, V(set)(EXP_SMALL)), V(ge)(V(set)(-EXP_SMALL), hi));

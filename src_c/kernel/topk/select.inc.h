@@ -8,30 +8,32 @@
 #error "select.inc.h needs V(name)"
 #endif
 
+#include "job.h"
+
 #if EXP_MANTISSA == 23
 typedef int32_t V(key);
 typedef uint32_t V(ukey);
 enum { V(KEY_BITS) = 32 };
-#define KEY_MOST INT32_MAX
-#define KEY_LEAST INT32_MIN
+#define KEY_MAX INT32_MAX
+#define KEY_MIN INT32_MIN
 #else
 typedef int64_t V(key);
 typedef uint64_t V(ukey);
 enum { V(KEY_BITS) = 64 };
-#define KEY_MOST INT64_MAX
-#define KEY_LEAST INT64_MIN
+#define KEY_MAX INT64_MAX
+#define KEY_MIN INT64_MIN
 #endif
 
 INLINE V(key) V(key_of)(REAL x, const int smallest) {
     V(key) key;
-    if (x != x) return smallest ? KEY_LEAST : KEY_MOST;
+    if (x != x) return smallest ? KEY_MIN : KEY_MAX;
     x = smallest ? 0 - x : x + 0; /* never -0 */
     memcpy(&key, &x, sizeof key);
-    return key ^ ((key >> (V(KEY_BITS) - 1)) & KEY_MOST);
+    return key ^ ((key >> (V(KEY_BITS) - 1)) & KEY_MAX);
 }
 INLINE REAL V(of_key)(V(key) key) {
     REAL x;
-    key ^= (key >> (V(KEY_BITS) - 1)) & KEY_MOST;
+    key ^= (key >> (V(KEY_BITS) - 1)) & KEY_MAX;
     memcpy(&x, &key, sizeof x);
     return x;
 }
@@ -125,7 +127,7 @@ static NOINLINE void V(sort)(csm_select *s) {
         const size_t padded = (count + 15) / 16 * 16;
         V(key) before[RANKED]; /* how many are greater */
         unsigned char same[RANKED];
-        for (size_t i = count; i < padded; i++) key[i] = KEY_LEAST;
+        for (size_t i = count; i < padded; i++) key[i] = KEY_MIN;
         for (size_t i = 0; i < padded; i++) before[i] = same[i] = 0;
         for (size_t i = 0; i < count; i += 4) {
             const V(key) a = key[i], b = key[i + 1], c = key[i + 2], d = key[i + 3];
@@ -144,7 +146,7 @@ static NOINLINE void V(sort)(csm_select *s) {
     size_t places[sizeof(V(key))][256];
     for (size_t d = 0; d < sizeof(V(key)); d++)
         for (size_t i = 0; i < 256; i++) places[d][i] = 0;
-#define DIGIT(key, d) (255 - (((V(ukey))(key) ^ (V(ukey))KEY_LEAST) >> 8 * (d) & 255))
+#define DIGIT(key, d) (255 - (((V(ukey))(key) ^ (V(ukey))KEY_MIN) >> 8 * (d) & 255))
     for (size_t i = 0; i < count; i++)
         for (size_t d = 0; d < sizeof(V(key)); d++) places[d][DIGIT(key[i], d)]++;
     for (size_t d = 0; d < sizeof(V(key)); d++) {

@@ -39,9 +39,9 @@ static NOINLINE void FN(cut)(FN(sieve) * q, const int smallest) {
     const V(key) last = ((const V(key) *)s->key)[q->k - 1];
     q->all = 0;
     if (!smallest) {
-        q->done = last == KEY_MOST;
+        q->done = last == KEY_MAX;
         q->limit = V(of_key)(last);
-    } else if (last == KEY_LEAST) {
+    } else if (last == KEY_MIN) {
         q->limit = -(REAL)CSM_INF; /* any number */
     } else {
         q->done = V(of_key)(last) == (REAL)CSM_INF;

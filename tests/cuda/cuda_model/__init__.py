@@ -4,7 +4,9 @@ g++ compiles a kernel's text with -fsanitize=thread; the model itself is the lib
 access.  An access of a thread takes a few hundred ns.
 """
 
+import contextlib
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -13,6 +15,11 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
+
+try:
+    from numpy.lib.array_utils import byte_bounds
+except ImportError:  # NumPy 1
+    from numpy import byte_bounds
 
 HERE = Path(__file__).parent
 # -fno-tree-sra: else g++ loads a 16-byte structure in parts before it announces the accesses.
@@ -43,15 +50,36 @@ def _run(*command):
         raise RuntimeError(f"{' '.join(map(str, command))}\n{done.stderr[:5000]}")
 
 
+@contextlib.contextmanager
+def _lock(file):
+    """A context that one process at a time enters for a file, so that test processes do not all compile the same."""
+    with open(f"{file}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _compile_runtime(folder, build, flags):
     """The object of the model itself, compiled once for all kernels."""
     source = HERE / "runtime.cpp"
     tag = hashlib.sha256(source.read_bytes() + "\0".join(flags).encode()).hexdigest()[:20]
     compiled = folder / f"runtime-{tag}.o"
-    if not compiled.exists():
-        _run("g++", "-std=c++17", "-O2", "-fPIC", *flags, "-c", source, "-o", build / "runtime.o")
-        os.replace(build / "runtime.o", compiled)
+    with _lock(compiled):
+        if not compiled.exists():
+            _run("g++", "-std=c++17", "-O2", "-fPIC", *flags, "-c", source, "-o", build / "runtime.o")
+            os.replace(build / "runtime.o", compiled)
     return compiled
+
+
+def _compile_kernels(text, flags, runtime_flags, folder, library):
+    """Compile the text of kernels and link it with the model."""
+    with tempfile.TemporaryDirectory(dir=folder) as name:
+        build = Path(name)
+        (build / "kernel.cpp").write_text(text)
+        watched = ["g++", *flags, "-fsanitize=thread", "-include", HERE / "device.h"]
+        _run(*watched, "-c", build / "kernel.cpp", "-o", build / "k.o")
+        runtime = _compile_runtime(folder, build, runtime_flags)
+        _run("g++", "-shared", build / "k.o", runtime, "-o", build / "out.so", "-Wl,-z,now")
+        os.replace(build / "out.so", library)
 
 
 class Module:
@@ -71,15 +99,9 @@ class Module:
         parts += [f.read_text() for p in include for f in sorted(Path(p).rglob("*.*h"))]
         tag = hashlib.sha256("\0".join([text, *flags, *runtime_flags, *parts]).encode()).hexdigest()[:20]
         library = folder / f"{tag}.so"
-        if not library.exists():
-            with tempfile.TemporaryDirectory(dir=folder) as build:
-                build = Path(build)
-                (build / "kernel.cpp").write_text(text)
-                watched = ["g++", *flags, "-fsanitize=thread", "-include", HERE / "device.h"]
-                _run(*watched, "-c", build / "kernel.cpp", "-o", build / "k.o")
-                runtime = _compile_runtime(folder, build, runtime_flags)
-                _run("g++", "-shared", build / "k.o", runtime, "-o", build / "out.so", "-Wl,-z,now")
-                os.replace(build / "out.so", library)
+        with _lock(library):
+            if not library.exists():
+                _compile_kernels(text, flags, runtime_flags, folder, library)
         self.library = ctypes.CDLL(str(library))
         self.names = list(names)
 
@@ -115,7 +137,7 @@ class Kernel:
             if isinstance(argument, by_value):
                 raw = np.frombuffer(argument.raw, np.uint8)
             elif isinstance(argument, np.ndarray):
-                low, high = np.lib.array_utils.byte_bounds(argument) if argument.size else (argument.ctypes.data,) * 2
+                low, high = byte_bounds(argument) if argument.size else (argument.ctypes.data,) * 2
                 memory += [low, high]
                 raw = np.array([argument.ctypes.data], np.uint64).view(np.uint8)
             elif argument is None:

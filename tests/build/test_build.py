@@ -1,4 +1,4 @@
-"""What was installed: exports, hardening, dependencies."""
+"""The installed binaries: exports, hardening, dependencies."""
 
 import os
 import re
@@ -47,7 +47,7 @@ def test_hardening(file):
 
 
 def test_dependencies():
-    """One OpenMP runtime, under its own name and in the library alone; what lies beside is found wherever it lies."""
+    """One OpenMP runtime, under its own name, needed by the library alone; libraries are found relative to files."""
     found = [output("readelf", "-dW", file) for file in BINARIES]
     needed = [set(re.findall(r"NEEDED.*\[(.+)\]", page)) for page in found]
     system = {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
@@ -68,7 +68,7 @@ LOADED = """if True:
 
 
 def test_libgomp_beside_the_library(tmp_path):
-    """As in the wheel: it is used if nobody has loaded one, and shared with us if somebody has."""
+    """As in the wheel: it is used unless the process has loaded one already, which is shared then."""
     maps = run_python("import csoftmax; print(*csoftmax._runtime.config.openmp_libraries())")
     (libgomp,) = maps.stdout.split()
     ours = shutil.copy(csoftmax.get_library(), tmp_path)
@@ -86,7 +86,7 @@ def test_libgomp_inside_the_wheel():
 
 
 def test_old_openmp_suffices():
-    """No newer function of libgomp than what every runtime since GCC 4.9 has (and LLVM's imitates)."""
+    """No function of libgomp that is newer than GCC 4.9 (LLVM's runtime has the older ones, too)."""
     versions = set(re.findall(r"@((?:GOMP|OMP|OACC)_[\d.]+)", output("nm", "-D", csoftmax.get_library())))
     assert versions <= {"GOMP_1.0", "GOMP_4.0", "OMP_1.0"}
 
@@ -131,18 +131,18 @@ def test_subnormals_survive_the_import():
 
 def test_cuda_sources_are_whole():
     """Every header that the CUDA kernels include lies where the compiler is told to look."""
-    from csoftmax import _cuda
+    from csoftmax._cuda import compiler
 
-    folder = Path(_cuda.__file__).parent
-    left, seen = [folder / name for name in _cuda.KERNELS], set()
-    assert all(path.is_file() for path in left)
+    folder, core = compiler.FOLDER, compiler.find_core_headers()
+    left, seen = list(folder.glob("*.cu")), set()
+    assert len(left) == 6
     while left:
         path = left.pop()
         if path in seen:
             continue
         seen.add(path)
         for name in re.findall(r'^#include "(.+)"', path.read_text(), re.M):
-            found = [p for p in (path.parent / name, folder / name, _cuda.core() / name) if p.is_file()]
+            found = [p for p in (path.parent / name, folder / name, core / name) if p.is_file()]
             assert found, f"{path.name} includes {name}"
             left.append(found[0].resolve())
     assert len(seen) >= 12

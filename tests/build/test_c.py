@@ -1,4 +1,4 @@
-"""The plain C tests (tests/c): exp's core always, the natively compiled part without CMake; with ``-m long`` the rest.
+"""The C tests (tests/c): the core of exp; the natively compiled part, without CMake; with ``-m long`` the others.
 
 With CMake, test_c_library.py runs the same program natively.
 """
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 from helpers import HAS_CMAKE
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 RUN = ROOT / "tests" / "c" / "run.sh"
 pytestmark = [
+    pytest.mark.build,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld's --wrap, Linux emulators"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
     pytest.mark.skipif("CSOFTMAX_ISA" in os.environ, reason="compares all instruction sets, whichever is forced"),
@@ -63,5 +64,5 @@ def test_part(part, tool):
 
 @pytest.mark.long
 def test_everything():
-    """Every case, and the exp core on every float; writes tests/c/exp_exhaustive.json."""
+    """Every case, and the exp core on every float; writes tests/records/exp_exhaustive.json."""
     run("long")

@@ -1,4 +1,4 @@
-"""The C library by itself: built, tested, installed and used with CMake alone; its symbols; its binary interface.
+"""The C library alone: built, tested, installed and used with CMake alone; its symbols; its binary interface.
 
 It needs the sources: the tests of an installed package are test_embedding.py and test_build.py.  CSM_CMAKE_BUILD: the
 build directory (default: temporary).
@@ -20,6 +20,7 @@ from csoftmax._cpu import binding
 
 fcntl = pytest.importorskip("fcntl", reason="Unix only")
 pytestmark = [
+    pytest.mark.build,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld and ELF"),
     pytest.mark.skipif(not HAS_CMAKE, reason="needs cmake, cc, binutils"),
 ]
@@ -65,7 +66,7 @@ def symbols(built):
 
 @pytest.mark.parametrize("unit", binding.ISAS)
 def test_unit(symbols, unit):
-    """One symbol each, and nothing borrowed from libc."""
+    """A unit exports one symbol and needs none of libc."""
     found = symbols[unit]
     exported = [name for kind, name in found if kind.isupper() and kind != "U"]
     assert exported == [f"csm_table_{unit}"]
@@ -74,7 +75,7 @@ def test_unit(symbols, unit):
 
 
 def test_names(symbols):
-    """Every name is ours; the public header's functions are all there."""
+    """Every exported name begins with csm_, and all functions of the public header are there."""
     exported = {name for found in symbols.values() for kind, name in found if kind.isupper() and kind != "U"}
     assert [name for name in exported if not name.startswith("csm_")] == []
     header = (ROOT / "csoftmax" / "include" / "csoftmax.h").read_text()
@@ -96,8 +97,8 @@ def test_its_own_tests(built):
 
 @pytest.mark.parametrize("way", ["cmake", "pkg-config"])
 def test_installed(built, tmp_path, way):
-    """A program that finds the library where it was installed; no Python is involved."""
-    embed, installed = ROOT / "tests" / "embed", tmp_path / "moved"
+    """A program finds the library where it was installed, without Python."""
+    embed, installed = ROOT / "tests" / "build" / "embed", tmp_path / "moved"
     output("cmake", "--install", built, "--prefix", installed)
     if way == "cmake":
         output("cmake", "-S", embed, "-B", tmp_path, f"-DCMAKE_PREFIX_PATH={installed}")
@@ -137,5 +138,5 @@ def test_symbols():
     """The library exports what the header declares."""
     symbols = output("nm", "-D", "--defined-only", csoftmax.get_library()).split("\n")
     exported = [line.split()[-1] for line in symbols if "@@CSOFTMAX_" in line and not line.endswith("_PRIVATE")]
-    then = (ROOT / "tests" / "abi.txt").read_text().splitlines()
+    then = (ROOT / "tests" / "records" / "abi.txt").read_text().splitlines()
     assert [f"symbol {name}" for name in sorted(exported)] == [line for line in then if line.startswith("symbol ")]

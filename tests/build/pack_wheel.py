@@ -1,7 +1,7 @@
-"""Compresses a wheel again, in place, as far as deflate goes (zopfli): 4 % smaller, the same bytes every time.
+"""Compresses a wheel again in place with zopfli: 4 % smaller, and the same bytes every time.
 
 pip install zopfli
-python tests/pack_wheel.py WHEEL
+python tests/build/pack_wheel.py WHEEL
 """
 
 import sys
@@ -12,7 +12,7 @@ from zopfli.zlib import compress
 
 
 class Zopfli:
-    """What zipfile wants of a compressor."""
+    """A compressor with the methods that zipfile calls."""
 
     def __init__(self):
         self.parts = []

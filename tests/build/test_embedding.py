@@ -1,4 +1,4 @@
-"""The installed package from C, CMake, Cython, Numba and SciPy: what it installs suffices, the bits are the same."""
+"""The installed package used from C, CMake, Cython, Numba and SciPy: nothing is missing, and the bits are the same."""
 
 import os
 import shutil
@@ -14,7 +14,10 @@ import csoftmax
 
 EMBED = Path(__file__).parent / "embed"
 CC = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
-pytestmark = pytest.mark.skipif(sys.platform == "win32" or CC is None, reason="needs a C compiler of the Unix kind")
+pytestmark = [
+    pytest.mark.build,
+    pytest.mark.skipif(sys.platform == "win32" or CC is None, reason="needs a C compiler of the Unix kind"),
+]
 
 
 def run(*command, cwd):
@@ -78,7 +81,7 @@ def test_c(program, rows, n):
 @pytest.mark.parametrize("header", ["csoftmax.h", "csoftmax_api.h"])
 @pytest.mark.parametrize("language", ["c++", "c"])
 def test_header_alone(tmp_path, language, header):
-    """Each header compiles by itself, as C99 and as C++, without a warning."""
+    """Each header compiles alone, as C99 and as C++, without a warning."""
     standard = "-std=c++11" if language == "c++" else "-std=c99"
     if language == "c++" and shutil.which("c++") is None:
         pytest.skip("no C++ compiler")
@@ -151,7 +154,7 @@ def test_capsule(extension, monkeypatch):
 
 
 def test_capsule_of_another_version(extension):
-    """A module that was compiled for a newer csoftmax, or another major version, is not let in."""
+    """A module that was compiled for a newer csoftmax, or for another major version, is refused."""
     code = """if True:
         import ctypes, sys
         import csoftmax
@@ -210,7 +213,7 @@ def test_rows(name, suffix):
 
 
 def test_numba():
-    """By address: the rows of a jitted function's own loop."""
+    """Called by address, from the loop of a jitted function."""
     numba = pytest.importorskip("numba", reason="the gate installs it")
     import ctypes
 

@@ -1,0 +1,74 @@
+"""A user's program that calls every public function once: `mypy --strict` must accept it (.ci/run), and it must run."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+import csoftmax
+from csoftmax import calibration, class_weight, linear_model, metrics
+
+
+def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    y: NDArray[np.float32] = csoftmax.softmax(x, temperature=2.0, where=x > -1)
+    z: NDArray[np.float32] = csoftmax.log_softmax(x, axis=0, out=np.empty_like(x))
+    total = float(np.sum(csoftmax.logsumexp(x, keepdims=True)))
+    assert total == total
+    dx: NDArray[np.float32] = csoftmax.log_softmax_vjp(x, z, axis=0)
+    dx += csoftmax.softmax_vjp(x, y)
+    return dx
+
+
+def use_losses(x: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
+    csoftmax.check_labels(labels, x.shape[1])
+    loss = csoftmax.cross_entropy(x, labels, label_smoothing=0.1, reduction="sum")
+    result = csoftmax.cross_entropy_with_grad(x, labels, clip_norm=1.0)
+    w = np.ones((x.shape[1], x.shape[1]), np.float32)
+    loss += csoftmax.linear_cross_entropy(x, w, labels)
+    linear = csoftmax.linear_cross_entropy_with_grad(x, w, labels, bias=np.zeros(x.shape[1]))
+    return float(loss + result.loss + linear.loss)
+
+
+def use_sparse(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    best = csoftmax.topk(x, 2)
+    csoftmax.to_csr(csoftmax.topk_softmax(x, 2, normalize="full"), x.shape[1])
+    y = csoftmax.sparsemax(x)
+    csoftmax.entmax_vjp(x, csoftmax.entmax(x, 1.5), 1.5)
+    csoftmax.entmax_loss(x, labels, reduction="none")
+    grad = csoftmax.entmax_loss_with_grad(x, labels).grad
+    drawn = csoftmax.sample(x, temperature=0.7, top_k=2, size=3, rng=0)
+    assert best.values.shape == (len(x), 2)
+    assert y.shape == grad.shape == x.shape
+    assert drawn.shape == (len(x), 3)
+
+
+def use_the_process() -> None:
+    csoftmax.set_num_threads(1)
+    with csoftmax.threads(1):
+        assert csoftmax.get_num_threads() == 1
+    csoftmax.set_num_threads(None)
+    csoftmax.show_config()
+    config = csoftmax.show_config("dicts")
+    paths: list[str] = [csoftmax.get_include(), csoftmax.get_library(), csoftmax.get_cmake_dir()]
+    assert config["csoftmax"] == csoftmax.__version__
+    assert all(paths)
+
+
+def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    weights = class_weight.inverse_frequency(labels)
+    class_weight.effective_number(labels)
+    model = linear_model.SoftmaxRegression(max_epochs=5).fit(x, labels)
+    probabilities = model.predict_proba(x)
+    calibration.TemperatureScaling().fit(model.decision_function(x), labels).transform(x)
+    metrics.expected_calibration_error(labels, probabilities)
+    assert len(weights) == x.shape[1]
+
+
+if __name__ == "__main__":
+    rng = np.random.default_rng(0)
+    logits, targets = rng.standard_normal((12, 3)).astype(np.float32), np.arange(12) % 3
+    use_softmax(logits)
+    use_losses(logits, targets)
+    use_sparse(logits, targets)
+    use_the_process()
+    use_learning(logits, targets)
