@@ -6,6 +6,7 @@ that were tested before there were records.
 """
 
 import ast
+import functools
 import inspect
 import json
 
@@ -56,6 +57,7 @@ def claimed_pairs():
     }
 
 
+@functools.lru_cache
 def pairs_now():
     """Return all pairs that are tested now."""
     pairs = {(promise, op.name) for promise in properties() for op in OPERATIONS if promise not in op.exempt}

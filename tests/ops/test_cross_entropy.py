@@ -520,8 +520,8 @@ def problem(dtype, n, k, variant, sigma=3.0):
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_among_others_are_rows_alone(dtype, variant, isa):
     """As in test_reproducibility; a fifth of the rows is ignored."""
-    for k in (1, 2, 10, 16, 17, 40, 300, 512, 513, 1025, 2049, 5003):
-        x = unlike_rows(69, k, dtype, seed=k)
+    for k in (1, 2, 16, 17, 40, 300, 513, 1025, 5003):
+        x = unlike_rows(41, k, dtype, seed=k)
         _, target, options = problem(dtype, len(x), k, variant)
         if target.ndim == 1:
             target[np.random.default_rng(k).random(len(x)) < 0.2] = -100

@@ -9,14 +9,24 @@ from hypothesis import strategies as st
 from oracles.entmax import exact, exact_loss, numbers, rows, ulps
 
 import csoftmax
-from csoftmax._spec.formats import NAN_BITS, bits, dtype_of
+from csoftmax._spec.formats import DTYPES, NAN_BITS, bits, dtype_of
 from csoftmax._spec.samples import logits
 
 ALPHAS = (1.000001, 1.01, 1.2, 1.5, 1.7, 2.0, 3.0, 5.0)
+
+
+def combinations(alphas):
+    """Return alphas and dtypes; half types, which compute as float32 does, take two of them, and the rest if slow."""
+    for alpha in alphas:
+        for dtype in DTYPES:
+            is_slow = dtype in ("float16", "bfloat16") and alpha not in (1.5, 1.2)
+            yield pytest.param(alpha, dtype, marks=[pytest.mark.slow] * is_slow)
+
+
 EPS = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16": 2.0**-8}
 
 
-@pytest.mark.parametrize("alpha", ALPHAS)
+@pytest.mark.parametrize(("alpha", "dtype"), combinations(ALPHAS))
 def test_accuracy(alpha, dtype):
     """0.51 ULP; float64 with a general alpha: what an error of tau of 2 units costs."""
     for x in rows(dtype):
@@ -244,7 +254,7 @@ def test_gradients_are_derivatives(alpha):
         assert abs(slope - dx[i]) < 1e-8
 
 
-@pytest.mark.parametrize("alpha", [1.01, 1.2, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize(("alpha", "dtype"), combinations((1.01, 1.2, 1.5, 2.0, 3.0)))
 def test_loss(alpha, dtype):
     """Relative error, small losses included; soft labels that do not quite sum to 1 as they are."""
     rng = np.random.default_rng(6)

@@ -200,11 +200,11 @@ def test_labels_are_copied_once(monkeypatch):
 
     x, w, target, _ = layer(40, 6, 50)
     expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=8 * 50 * 10)
-    changed, run_loss = target.copy(), binding.run_loss
+    changed, run_cross_entropy = target.copy(), binding.run_cross_entropy
 
     def and_change(*arguments):
         changed[:] = 49
-        return run_loss(*arguments)
+        return run_cross_entropy(*arguments)
 
     monkeypatch.setattr(binding, "run_cross_entropy", and_change)
     got = csoftmax.linear_cross_entropy_with_grad(x, w, changed, chunk_bytes=8 * 50 * 10)
@@ -213,7 +213,7 @@ def test_labels_are_copied_once(monkeypatch):
     assert np.array_equal(got.grad_w, expected.grad_w)
 
 
-@pytest.mark.promise("memory", "linear_cross_entropy_with_grad")
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_logits_never_exist(dtype):
     """Beside the results at most an eighth of what all logits would need; the figure in the README."""
@@ -241,6 +241,7 @@ def beside(*args, **options):
         tracemalloc.stop()
 
 
+@pytest.mark.promise("memory", "linear_cross_entropy_with_grad")
 def test_chunk_bytes_bounds_the_logits():
     x, w, target, _ = layer(2048, 64, 4000, "float32")
     for megabytes in (1, 2, 8):

@@ -35,7 +35,7 @@ def test_sizes_and_scales(record, dtype):
 def test_options(record, dtype):
     for variant, chosen in record.variants.items():
         if chosen.is_accurate:
-            for k in (1, 2, 3, 17, 64, 129, 1000, 4097):
+            for k in (1, 3, 17, 129, 4097):
                 for sigma in (0.1, 5):
                     rows = max(2, min(20, 2_000 // k))
                     sample = record.sample((rows, k), dtype, k, sigma, variant)

@@ -280,10 +280,10 @@ def test_no_reference_is_lost_or_kept(op):
             calls()
         gc.collect()
         held = tracemalloc.get_traced_memory()[0]
-        for _ in range(2000):
+        for _ in range(700):
             calls()
         gc.collect()
-        assert tracemalloc.get_traced_memory()[0] < held + 40_000, "20 bytes a round"
+        assert tracemalloc.get_traced_memory()[0] < held + 14_000, "20 bytes a round"
     finally:
         tracemalloc.stop()
     assert [sys.getrefcount(w) for w in watched] == before

@@ -47,10 +47,14 @@ def test_sizes_on_every_instruction_set(record, dtype, isa):
 def test_options_and_layouts_on_every_instruction_set(record, dtype, isa):
     """Check every set of options, along the last axis, the first, and in rows that are not ordinary."""
     for variant in record.variants:
-        for rows, k in ((3, 1), (37, 20), (19, 131), (3, 1000), (9, 4099)):
+        for rows, k, layouts in (
+            (37, 20, ("last axis", "axis 0", "strided", "3-d middle")),
+            (19, 131, ("last axis", "axis 0")),
+            (3, 4099, ("last axis",)),
+        ):
             sample = record.sample((rows, k), dtype, k, variant=variant)
             expected = compute_scalar(record, (dtype, variant, k), sample)
-            for layout in ("last axis", "axis 0", "strided", "3-d middle"):
+            for layout in layouts:
                 assert_same_results(compute_in(record, sample, layout), expected, f"{variant}, K={k} {layout}")
 
 
@@ -152,7 +156,7 @@ def test_batch_splits(record, dtype):
     for variant, chosen in record.variants.items():
         if not chosen.is_rowwise:
             continue
-        for k in (1, 3, 16, 17, 100, 1000, 4100) if variant == "plain" else (17, 4100):
+        for k in (1, 3, 17, 100, 4100) if variant == "plain" else (17,):
             sample = record.sample((50, k), dtype, k, variant=variant)
             expected = record.compute(sample)
             for begin, end in ((0, 1), (49, 50), (7, 8), (3, 20), (1, 50)):
@@ -166,7 +170,7 @@ def test_batch_splits(record, dtype):
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
 def test_rows_among_others_are_rows_alone(op, dtype, isa):
     """Kernels compute several rows together, or seek the next row's maximum early; rows of every kind among them."""
-    for k in (1, 2, 10, 16, 17, 40, 300, 1024, 1025, 2048, 2049, 5003):
+    for k in (1, 2, 10, 16, 17, 40, 300, 1025, 2049, 5003):
         x = unlike_rows(69, k, dtype, seed=k)
         for t in (1.0, 0.7):
             alone = [op.function()(x[i : i + 1], temperature=t) for i in range(len(x))]

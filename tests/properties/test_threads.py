@@ -236,7 +236,7 @@ def test_the_bound_that_decides(seven_threads, monkeypatch):
 
 def test_two_openmp_runtimes(monkeypatch):
     """They are found by their files, and show_config warns."""
-    from csoftmax import _config
+    from csoftmax._runtime import config as _config
 
     assert csoftmax.show_config("dicts")["openmp"]["warning"] is None or len(_config.openmp_libraries()) > 1
     maps = "7f00-7f01 r-xp 00000000 08:01 1 /a/lib{}\n"
