@@ -11,6 +11,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parent.parent
 HAS_CMAKE = all(shutil.which(tool) is not None for tool in ("cmake", "nm", "cc"))  # what test_c_library.py needs
 NAN_BITS = {"float32": 0x7FC00000, "float64": 0x7FF8000000000000, "float16": 0x7E00, "bfloat16": 0x7FC0}
+NUMPY = tuple(int(part) for part in np.__version__.split(".")[:2])  # what tests know about versions hangs on it
 UINT = {2: np.uint16, 4: np.uint32, 8: np.uint64}
 
 

@@ -174,10 +174,10 @@ def test_where(dtype):
     where = np.random.default_rng(1).random(x.shape) < 0.5
     where[0], where[1] = False, True
     where[2] = np.arange(30) == 4
-    with_nan = np.where(where, x, np.nan).astype(x.dtype)
+    with_nan = np.where(where, x, x.dtype.type(np.nan))
     for alpha in (1.3, 1.5, 2.0):
         y = csoftmax.entmax(with_nan, alpha, where=where)
-        filled = np.where(where, x, -np.inf).astype(x.dtype)
+        filled = np.where(where, x, x.dtype.type(-np.inf))
         assert not bool(y[0].any())
         assert_same_bits(y[1:], csoftmax.entmax(filled, alpha)[1:])
         loss, grad = csoftmax.entmax_loss_with_grad(with_nan[1:], [0, 4, 1, 1, 1], alpha, where=where[1:])

@@ -6,7 +6,7 @@ import hypothesis.extra.numpy as arrays_of
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from helpers import assert_same_bits, misaligned
+from helpers import NUMPY, assert_same_bits, misaligned
 from hypothesis import HealthCheck, given, settings
 from ops import DTYPES, OPS, dtype_of, logits
 
@@ -105,11 +105,13 @@ def test_more_axes_than_one_likes(op):
     if op.keeps_axis:
         result = np.moveaxis(result, 7, -1)
     assert_same_bits(result.reshape(expected.shape), expected)
+    most = 63 if NUMPY >= (2, 0) else 32  # axes; NumPy has 64, one of which stays for a step on the way
     deep = [
-        a[:2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, :].reshape((1,) * 30 + (2,) + (1,) * 31 + (2,)) for a in arrays
+        a[:2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, :].reshape((1,) * 30 + (2,) + (1,) * (most - 32) + (2,))
+        for a in arrays
     ]
-    assert deep[0].ndim == 63
-    assert op.function()(*deep, axis=30).ndim == (63 if op.keeps_axis else 62)
+    assert deep[0].ndim == most
+    assert op.function()(*deep, axis=30).ndim == (most if op.keeps_axis else most - 1)
 
 
 def test_large_transposed_arrays(op, dtype):

@@ -14,6 +14,11 @@ from pathlib import Path
 
 import numpy as np
 
+try:
+    from numpy.lib.array_utils import byte_bounds
+except ImportError:  # NumPy 1
+    from numpy import byte_bounds
+
 HERE = Path(__file__).parent
 # -fno-tree-sra: g++ would load a 16-byte structure in parts before the accesses are announced.
 FLAGS = ["-std=c++17", "-O1", "-fPIC", "-w", "-fno-tree-sra", "-fno-strict-aliasing", "-fwrapv"]
@@ -113,7 +118,7 @@ class Kernel:
             if isinstance(argument, by_value):
                 raw = np.frombuffer(argument.raw, np.uint8)
             elif isinstance(argument, np.ndarray):
-                low, high = np.lib.array_utils.byte_bounds(argument) if argument.size else (argument.ctypes.data,) * 2
+                low, high = byte_bounds(argument) if argument.size else (argument.ctypes.data,) * 2
                 memory += [low, high]
                 raw = np.array([argument.ctypes.data], np.uint64).view(np.uint8)
             elif argument is None:
