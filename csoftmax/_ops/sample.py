@@ -220,11 +220,11 @@ def sample(
 
     Notes
     -----
-    Each draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the running
-    sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if `top_k` or
-    `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for every number
-    of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie there are
-    copied, and rows without mass raise.
+    Each draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the
+    running sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if
+    `top_k` or `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for
+    every number of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie
+    there are copied, and rows without mass raise.
 
     Examples
     --------

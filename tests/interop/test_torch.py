@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from cuda_model import stand_in
 from helpers import assert_same_bits
-from csoftmax._spec.operations import SOFTMAX_FAMILY
-from csoftmax._spec.samples import logits
 
 import csoftmax
+from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.samples import logits
 
 torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
 ml_dtypes = pytest.importorskip("ml_dtypes")
