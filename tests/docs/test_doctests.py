@@ -2,29 +2,25 @@
 
 import doctest
 import importlib
-import sys
+import inspect
 
 import pytest
+from helpers import NUMPY
 
-from csoftmax._spec.operations import OPERATIONS
-
-# Of the modules whose classes and functions say that they belong to them.
-MODULES = ("linear_model", "calibration", "metrics", "class_weight", "_runtime.threads", "_runtime.config")
+import csoftmax
 
 
-@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.skipif(NUMPY < (2, 0), reason="NumPy 2 writes scalars with their type")
+@pytest.mark.parametrize("name", ["", ".linear_model", ".calibration", ".metrics", ".class_weight"])
 def test_examples(name):
-    importlib.import_module(f"csoftmax.{name}")
-    result = doctest.testmod(sys.modules[f"csoftmax.{name}"])
+    module = importlib.import_module(f"csoftmax{name}")
+    result = doctest.testmod(module)
     assert result.attempted > 0
     assert result.failed == 0
 
 
-@pytest.mark.parametrize("record", OPERATIONS, ids=lambda op: op.name)
-def test_examples_of_operations(record):
-    runner = doctest.DocTestRunner()
-    for test in doctest.DocTestFinder().find(record.function(), record.name, module=False, globs={}):
-        runner.run(test)
-    result = runner.summarize()
-    assert result.attempted > 0
-    assert result.failed == 0
+def test_every_function_has_an_example():
+    with_examples = {test.name for test in doctest.DocTestFinder().find(csoftmax) if test.examples}
+    for name in csoftmax.__all__:
+        if inspect.isroutine(getattr(csoftmax, name)):
+            assert f"csoftmax.{name}" in with_examples

@@ -16,7 +16,8 @@ import pytest
 from helpers import bits, run_python
 
 import csoftmax
-from csoftmax import _cpu, _memory
+from csoftmax._cpu import binding
+from csoftmax._runtime import memory
 
 THREADS = 8
 without_gil = pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this CPython has a GIL")
@@ -98,15 +99,15 @@ def hammer(seconds):
                 return
 
     def select_instruction_sets():
-        for isa in itertools.cycle(_cpu.isa_available()):
-            _cpu.select_isa(isa)
+        for isa in itertools.cycle(binding.isa_available()):
+            binding.select_isa(isa)
             time.sleep(1e-3)
             if time.monotonic() > stop or failures:
                 return
 
     def set_limits():
         for size in itertools.cycle([0, 1 << 24, 1 << 28]):
-            _cpu.set_pages_limit(size)
+            binding.set_pages_limit(size)
             csoftmax.set_num_threads(1 + size % 3)
             time.sleep(1e-3)
             if time.monotonic() > stop or failures:
@@ -126,13 +127,13 @@ def hammer(seconds):
 
 @pytest.fixture
 def settings():
-    """What the hammer changes is put back."""
-    isa, threads = _cpu.isa(), csoftmax.get_num_threads()
-    _cpu.set_thread_limit(2)
+    """Restore the settings that the hammer changes."""
+    isa, threads = binding.isa(), csoftmax.get_num_threads()
+    binding.set_thread_limit(2)
     yield
-    _cpu.set_thread_limit(threads)
-    _cpu.select_isa(isa)
-    _cpu.set_pages_limit(_memory.LIMIT)
+    binding.set_thread_limit(threads)
+    binding.select_isa(isa)
+    binding.set_pages_limit(memory.LIMIT)
 
 
 def test_hammer(settings):
