@@ -1,4 +1,4 @@
-"""What several test files share: comparing bits, calls in a fresh process, small C libraries.
+"""Helpers of several test files: comparing bits, calls in a fresh process, small C libraries.
 
 Layouts of arrays and sample inputs belong to the records, csoftmax/_spec.
 """
@@ -38,8 +38,8 @@ def assert_same_results(got, expected, what=""):
     """Compare the bits of several results."""
     __tracebackhide__ = True
     assert len(got) == len(expected), what
-    for i, (one, other) in enumerate(zip(got, expected, strict=True)):
-        assert_same_bits(np.asarray(one), np.asarray(other), f"{what}, result {i}")
+    for i, (result, right) in enumerate(zip(got, expected, strict=True)):
+        assert_same_bits(np.asarray(result), np.asarray(right), f"{what}, result {i}")
 
 
 def run_python(code, *, script=None, timeout=120, check=True, **environment):

@@ -43,7 +43,7 @@ class Guarded:
 
 
 class Places:
-    """As many pieces of guarded memory as a call needs, used again by the next call."""
+    """Pieces of guarded memory for the arrays of a call, used again by the next call."""
 
     def __init__(self, size=1 << 21):
         self.size, self.places, self.taken = size, [], 0

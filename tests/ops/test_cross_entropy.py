@@ -52,9 +52,9 @@ def check_gradient(grad, expected, c, limit, what):
     float64 with T and z-loss: 4.09 in 35 million elements."""
     half = grad.dtype.name in ("float16", "bfloat16")
     largest = np.maximum(expected.scale, np.abs(expected.gradient))
-    for scale, most in ((largest, 0.51),) if half else ((expected.scale, limit), (largest, 4.1)):
+    for scale, allowed in ((largest, 0.51),) if half else ((expected.scale, limit), (largest, 4.1)):
         error = ulp_error(grad, expected.gradient * c, grad.dtype.name, scale * c)
-        assert error <= most, f"{what}: {error:.3f} ULP"
+        assert error <= allowed, f"{what}: {error:.3f} ULP"
 
 
 # Accuracy
@@ -74,7 +74,7 @@ def test_offsets_and_temperatures(dtype):
 
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_exact_tails(dtype):
-    """Where the label is near-certain: the gap up to the range of the type; PyTorch and scikit-learn return 0."""
+    """Near-certain labels, with gaps up to the range of the type; PyTorch and scikit-learn return 0."""
     for gap in (1, 17.5, 40, 88, 100) if dtype == "float32" else (1, 40, 300, 700):
         for k, others in ((2, 1), (3, 2), (50, 3), (5000, 2)):
             x = np.full((1, k), -3.0 * gap, dtype)
@@ -519,7 +519,7 @@ def problem(dtype, n, k, variant, sigma=3.0):
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rows_among_others_are_rows_alone(dtype, variant, isa):
-    """As in test_reproducibility; a fifth of the rows is ignored."""
+    """Rows of every kind, as in test_reproducibility; a fifth of them is ignored."""
     for k in (1, 2, 16, 17, 40, 300, 513, 1025, 5003):
         x = unlike_rows(41, k, dtype, seed=k)
         _, target, options = problem(dtype, len(x), k, variant)
@@ -527,8 +527,11 @@ def test_rows_among_others_are_rows_alone(dtype, variant, isa):
             target[np.random.default_rng(k).random(len(x)) < 0.2] = -100
         alone = []
         for i in range(len(x)):
-            one = {key: value[i : i + 1] if key == "sample_weight" else value for key, value in options.items()}
-            alone.append(csoftmax.cross_entropy_with_grad(x[i : i + 1], target[i : i + 1], reduction="none", **one))
+            options_of_row = {
+                key: value[i : i + 1] if key == "sample_weight" else value for key, value in options.items()
+            }
+            row = slice(i, i + 1)
+            alone.append(csoftmax.cross_entropy_with_grad(x[row], target[row], reduction="none", **options_of_row))
         losses, grads = (np.concatenate(parts) for parts in zip(*alone, strict=True))
         for threads in (1, 2):
             got = csoftmax.cross_entropy_with_grad(x, target, reduction="none", num_threads=threads, **options)

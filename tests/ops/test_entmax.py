@@ -110,8 +110,8 @@ def test_limits(dtype):
     assert_same_bits(csoftmax.entmax(x, 2), csoftmax.sparsemax(x))
     near = csoftmax.entmax(x, 1 + 2.0**-40).astype(np.float64)
     assert np.allclose(near, csoftmax.softmax(x.astype(np.float64)), rtol=4 * EPS[dtype] + 1e-9, atol=1e-7)
-    most = csoftmax.entmax(x, 1e6).astype(np.float64)
-    assert np.array_equal(most.argmax(-1), x.astype(np.float64).argmax(-1))
+    limit = csoftmax.entmax(x, 1e6).astype(np.float64)
+    assert np.array_equal(limit.argmax(-1), x.astype(np.float64).argmax(-1))
 
 
 @given(st.integers(1, 200), st.sampled_from(ALPHAS), st.integers(0, 10**6), st.sampled_from([0.01, 1.0, 10.0]))
@@ -281,7 +281,7 @@ def test_loss(alpha, dtype):
 
 
 def test_loss_of_near_certain_rows_keeps_its_digits():
-    """Where the definition, evaluated in float64, is 0 or negative."""
+    """Losses for which the definition, evaluated in float64, is 0 or negative."""
     x = np.array([[1.0 - 2.0**-30, 0.0]])
     for alpha in (1.5, 2.0):
         tail = exact(x[0] * (1 if alpha == 2 else 2), alpha)
@@ -350,7 +350,7 @@ def test_images():
 
 
 def test_the_entmax_package_agrees():
-    """Values and gradients, where it is right."""
+    """The entmax package gives the same values and gradients where it is right."""
     torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra")
     entmax = pytest.importorskip("entmax", reason="belongs to the bench extra")
     x = logits((20, 50), "float64", sigma=2)

@@ -20,7 +20,7 @@ def layer(n, d, k, dtype="float64", seed=0):
 
 
 def reference(x, w, target, bias=None, **options):
-    """The same in float64 with all logits."""
+    """Compute the loss and gradients in float64 with all logits."""
     x, w = x.astype(np.float64), w.astype(np.float64)
     logits = x @ w.T + (0 if bias is None else bias)
     loss, grad = csoftmax.cross_entropy_with_grad(logits, target, **options)
@@ -108,9 +108,9 @@ def test_layouts_and_leading_dimensions():
     assert np.array_equal(got.grad_w, expected.grad_w)
     each = csoftmax.linear_cross_entropy(x.reshape(2, 12, 6), w, target.reshape(2, 12), reduction="none")
     assert each.shape == (2, 12)
-    one = csoftmax.linear_cross_entropy_with_grad(x[0], w, target[0])
-    assert one.grad_x.shape == (6,)
-    assert isinstance(one.loss, np.float64)
+    single = csoftmax.linear_cross_entropy_with_grad(x[0], w, target[0])
+    assert single.grad_x.shape == (6,)
+    assert isinstance(single.loss, np.float64)
 
 
 def test_ignored_rows_take_no_part():
@@ -143,7 +143,7 @@ def test_repeatable():
 
 @pytest.mark.parametrize(("dtype", "rows"), [("float32", 2), ("float32", 200), ("float64", 40), ("bfloat16", 40)])
 def test_filter_leaves_out_what_does_not_exceed_it(dtype, rows):
-    """Class by class in each chunk of rows: exactly those that it promises, and within its bound."""
+    """Each chunk of rows leaves out exactly the classes that the filter promises, and the error is within its bound."""
     n, k, eps = 200, 3000, 1e-4
     x, w, target, bias = layer(n, 16, k, dtype)
     w *= 3
@@ -195,7 +195,7 @@ def test_filter_without_classes():
 
 
 def test_labels_are_copied_once(monkeypatch):
-    """What the caller writes to them during the call changes nothing."""
+    """Labels that the caller overwrites during the call change nothing."""
     from csoftmax._cpu import binding
 
     x, w, target, _ = layer(40, 6, 50)

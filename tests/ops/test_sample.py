@@ -77,8 +77,8 @@ def test_few_draws_as_many(isa):
     x = np.array([[0.0, -40.0, -1.0, -60.0, -45.0], [-60.0, 0.0, -60.0, -50.0, -60.0]])
     for u in (0.0, 0.3, 0.75, 1.0):  # 1: as if all sums had been rounded down
         many = csoftmax.sample(x, rng=FixedUniform(np.full((2, 9), u)), size=9)
-        few = csoftmax.sample(x, rng=FixedUniform(np.full((2, 1), u)), size=1)
-        assert np.array_equal(many, np.repeat(few, 9, axis=1)), u
+        single = csoftmax.sample(x, rng=FixedUniform(np.full((2, 1), u)), size=1)
+        assert np.array_equal(many, np.repeat(single, 9, axis=1)), u
 
 
 def test_same_draws_everywhere(dtype, seven_threads):
@@ -100,8 +100,8 @@ def test_same_draws_everywhere(dtype, seven_threads):
         assert np.array_equal(each, expected)
         # few draws search, many bisect: the same class
         u = np.random.default_rng(3).random((23, 9))
-        few = csoftmax.sample(x, rng=FixedUniform(u[:, :2]), size=2, **options)
-        assert np.array_equal(few, expected[:, :2])
+        single = csoftmax.sample(x, rng=FixedUniform(u[:, :2]), size=2, **options)
+        assert np.array_equal(single, expected[:, :2])
 
 
 def test_ends_of_the_uniform_numbers(dtype):
@@ -147,8 +147,8 @@ def test_parameters_for_each_row():
     got = csoftmax.sample(x, size=40, rng=5, **parameters)
     u = np.random.default_rng(5).random((6, 40))
     for row in range(6):
-        one = csoftmax.sample(x[row], size=40, rng=FixedUniform(u[row]), **{k: v[row] for k, v in parameters.items()})
-        assert np.array_equal(got[row], one)
+        alone = csoftmax.sample(x[row], size=40, rng=FixedUniform(u[row]), **{k: v[row] for k, v in parameters.items()})
+        assert np.array_equal(got[row], alone)
     assert np.all(got[0] == x[0].argmax())
     assert set(got[4]) <= set(np.argsort(-x[4])[:3])  # any temperature: the largest logits
     assert np.all(got[5] == x[5].argmax())
@@ -200,8 +200,8 @@ def test_special_values(dtype):
     # one class with mass; logits beyond the ordinary range; temperatures of any size
     x = np.full((3, 9), -np.inf).astype(dtype_of(dtype))
     x[0, 3], x[1, 8], x[2, 0] = 1, -7, 3
-    most = float((ml_dtypes.finfo if dtype == "bfloat16" else np.finfo)(dtype_of(dtype)).max)
-    for scale in (1.0, most / 8):
+    largest = float((ml_dtypes.finfo if dtype == "bfloat16" else np.finfo)(dtype_of(dtype)).max)
+    for scale in (1.0, largest / 8):
         y = (x.astype(np.float64) * scale).astype(x.dtype)
         for temperature in (1.0, 0.0, np.inf, 1e-300, 1e300):
             for more in ({}, {"top_k": 3}, {"top_p": 0.9}, {"min_p": 0.5}):

@@ -132,7 +132,7 @@ def test_temperatures(op, dtype):
 @bulk
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
 def test_edge_of_the_ordinary_range(op):
-    """Where the range reduction of exp hands over to x - max, on both sides, with and without temperature."""
+    """Logits on both sides of where exp's range reduction hands over to x - max, with and without temperature."""
     for dtype, edge in (("float32", 1e6), ("float64", 2.0**45)):
         for t in (1.0, 0.3, 7.0, 1e-3):
             for factor in (1 - 1e-3, 1, 1 + 1e-3):
@@ -144,7 +144,7 @@ def test_edge_of_the_ordinary_range(op):
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
 def test_selected_rows_in_arbitrary_precision(op, dtype):
-    """The same promises against mpmath, which has no rounding of its own to excuse."""
+    """Compare with mpmath, which has no rounding of its own."""
     for k, sigma, offset, t in (
         (2, 20, 0, 1.0),
         (17, 5, 0, 1.0),

@@ -243,9 +243,9 @@ def test_scalars(op, dtype):
 
 @backward
 def test_scalar_gradients(op, dtype):
-    one = np.array(0 if op.log else 1, dtype_of(dtype))
-    result = op.function()(np.array(2.0, dtype_of(dtype)), one)
-    assert type(result) is one.dtype.type
+    y = np.array(0 if op.log else 1, dtype_of(dtype))
+    result = op.function()(np.array(2.0, dtype_of(dtype)), y)
+    assert type(result) is y.dtype.type
     assert float(result) == 0
 
 

@@ -147,12 +147,12 @@ def test_topk_softmax(temperature, dtype, isa):
         for y in (x, masked):
             best = csoftmax.topk(y, k)
             full = csoftmax.topk_softmax(y, k, temperature=temperature, normalize="full")
-            few = csoftmax.topk_softmax(y, k, temperature=temperature)
+            renormalised = csoftmax.topk_softmax(y, k, temperature=temperature)
             assert np.array_equal(full.indices, best.indices)
-            assert np.array_equal(few.indices, best.indices)
+            assert np.array_equal(renormalised.indices, best.indices)
             all_of_it = csoftmax.softmax(y, temperature=temperature)
             assert_same_bits(full.values, np.take_along_axis(all_of_it, best.indices, -1), f"{n} {k}")
-            assert_same_bits(few.values, csoftmax.softmax(best.values, temperature=temperature), f"{n} {k}")
+            assert_same_bits(renormalised.values, csoftmax.softmax(best.values, temperature=temperature), f"{n} {k}")
 
 
 def test_topk_softmax_of_exceptional_rows(dtype):
@@ -183,10 +183,10 @@ def test_topk_softmax_where():
     full = csoftmax.topk_softmax(x, 5, normalize="full", where=where)
     expected = csoftmax.softmax(x, where=where)
     assert_same_bits(full.values, np.take_along_axis(expected, full.indices, -1))
-    few = csoftmax.topk_softmax(x, 5, where=where)
-    assert not few.values[1].any()
-    assert np.allclose(few.values.sum(-1), [1, 0, 1, 1])
-    assert set(few.indices[2, :2]) == {0, 1}
+    kept = csoftmax.topk_softmax(x, 5, where=where)
+    assert not kept.values[1].any()
+    assert np.allclose(kept.values.sum(-1), [1, 0, 1, 1])
+    assert set(kept.indices[2, :2]) == {0, 1}
 
 
 def test_topk_softmax_out(dtype):
@@ -222,7 +222,7 @@ def test_topk_softmax_out(dtype):
 
 
 def test_more_than_a_float_counts(isa):
-    """As many equal elements as float32 cannot count, and one more of the next value."""
+    """More equal elements than float32 can count, and one of the next value."""
     n = (1 << 24) + 3
     x = np.zeros(n + 100, np.float16)
     x[:n] = 1
@@ -249,8 +249,8 @@ def test_to_csr(dtype):
         np.put_along_axis(dense, best.indices, best.values.astype(np.float64), -1)
         assert np.array_equal(matrix.toarray().astype(np.float64), dense.reshape(6, 50))
         assert matrix.dtype == (np.float64 if dtype == "float64" else np.float32)
-    one = csoftmax.to_csr(csoftmax.topk(np.array([1.0, 3.0, 2.0]), 2), 3)
-    assert one.toarray().tolist() == [[0.0, 3.0, 2.0]]
+    single = csoftmax.to_csr(csoftmax.topk(np.array([1.0, 3.0, 2.0]), 2), 3)
+    assert single.toarray().tolist() == [[0.0, 3.0, 2.0]]
 
 
 # Errors, memory
@@ -270,7 +270,7 @@ except ImportError as e:
 
 
 def test_torch_agrees():
-    """Where there are no ties; with ties and NaN its values."""
+    """PyTorch gives the same where there are no ties, and the same values with ties and NaN."""
     torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra")
     x = np.random.default_rng(0).permuted(np.tile(np.arange(3000, dtype=np.float32), (20, 1)), axis=1)
     for k in (1, 5, 100, 3000):

@@ -1,4 +1,4 @@
-"""What cross-entropy means, for one row in mpmath: the definition, without any care for cancellation.
+"""Cross-entropy for one row in mpmath: the definition, without any care for cancellation.
 
 csoftmax/_spec/cross_entropy.py has the same in long double, for many rows.
 """
@@ -10,12 +10,11 @@ import numpy as np
 def exact(x, target, **options):
     """Return loss and gradient of one row; differences of the loss check the gradient."""
     with mpmath.workprec(3000):
-        one = mpmath.mpf(1)
         n, t = len(x), mpmath.mpf(float(options.get("temperature", 1)))
         eps, z_loss = mpmath.mpf(options.get("label_smoothing", 0.0)), mpmath.mpf(options.get("z_loss", 0.0))
         weight = options.get("weight")
-        w = [one] * n if weight is None else [mpmath.mpf(float(v)) for v in weight]
-        q = [mpmath.mpf(float(v)) for v in target] if np.ndim(target) else [one * (j == target) for j in range(n)]
+        w = [mpmath.mpf(1)] * n if weight is None else [mpmath.mpf(float(v)) for v in weight]
+        q = [mpmath.mpf(float(v)) for v in target] if np.ndim(target) else [mpmath.mpf(j == target) for j in range(n)]
         a = [w[j] * ((1 - eps) * q[j] + eps / n) for j in range(n)]
 
         def loss(z):

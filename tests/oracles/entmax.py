@@ -1,4 +1,4 @@
-"""What alpha-entmax and its loss mean, by Newton's method and bisection in mpmath, and rows to try them on.
+"""alpha-entmax and its loss by Newton's method and bisection in mpmath, and rows to try them on.
 
 csoftmax/_spec/entmax.py has the same in long double, for many rows.
 """

@@ -1,4 +1,4 @@
-"""What the softmax family means, for one row in mpmath and rational arithmetic: exact for any precision.
+"""The softmax family for one row in mpmath and rational arithmetic: exact for any precision.
 
 csoftmax/_spec/softmax.py has the same in long double, for many rows.
 """

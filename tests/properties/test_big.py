@@ -49,8 +49,8 @@ def test_strides_beyond_32_bits():
         expected = csoftmax.softmax(np.array(x))
         assert np.array_equal(csoftmax.softmax(x), expected)
         assert np.array_equal(csoftmax.softmax(x.T, axis=0), expected.T)
-        one = x[:, :1].T
-        assert np.array_equal(csoftmax.softmax(one), csoftmax.softmax(np.array(one)))
+        row = x[:, :1].T
+        assert np.array_equal(csoftmax.softmax(row), csoftmax.softmax(np.array(row)))
         csoftmax.softmax(x, out=x)
         assert np.array_equal(x, expected)
 
@@ -111,10 +111,10 @@ def test_more_than_two_to_the_31_elements_in_a_batch():
     rows = HUGE // 1000 + 1
     in_bounded_memory(
         f"x = np.broadcast_to(np.arange(1000, dtype=np.float16) / 128, ({rows}, 1000))\n"
-        "one = csoftmax.logsumexp(x[0])\n"
-        "assert np.all(csoftmax.logsumexp(x) == one)\n"
+        "alone = csoftmax.logsumexp(x[0])\n"
+        "assert np.all(csoftmax.logsumexp(x) == alone)\n"
         f"tall = np.broadcast_to((np.arange(1000, dtype=np.float16) / 128)[:, None], (1000, {rows}))\n"
-        "assert np.all(csoftmax.logsumexp(tall, axis=0) == one)\n"
+        "assert np.all(csoftmax.logsumexp(tall, axis=0) == alone)\n"
         "mask = np.broadcast_to(np.arange(1000) < 999, x.shape)\n"
         "assert np.all(csoftmax.logsumexp(x, where=mask) == csoftmax.logsumexp(x[0, :999]))",
         500,
@@ -157,10 +157,10 @@ of_row = csoftmax.{name.removesuffix("_vjp")}(row)
 x, y = (np.broadcast_to(a, ({rows}, 1000)) for a in (row, of_row))
 out = np.empty(x.shape, np.float16)
 result = csoftmax.{name}({arguments}, out=out)
-one = csoftmax.{name}(*(a[:1] for a in ({arguments},)))
+alone = csoftmax.{name}(*(a[:1] for a in ({arguments},)))
 assert result is out
 for i in range(0, len(out), 1 << 18):
-    assert np.array_equal(out[i : i + (1 << 18)], np.broadcast_to(one, out[i : i + (1 << 18)].shape))
+    assert np.array_equal(out[i : i + (1 << 18)], np.broadcast_to(alone, out[i : i + (1 << 18)].shape))
 flat = out.reshape(-1)
 x, y = (np.broadcast_to(np.float16(a), flat.shape) for a in (1.5, {of_y}))
 csoftmax.{name}({arguments}, out=flat)

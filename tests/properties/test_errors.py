@@ -295,7 +295,7 @@ def test_devices_that_do_not_exist(record, device):
 
 @with_device
 def test_device_that_is_not_there(record):
-    """Whatever is missing (CuPy, a driver, or just so many devices), the message says it."""
+    """The message says what is missing: CuPy, a driver, or just so many devices."""
     refused(record, csoftmax.DeviceError, "cuda:1000000", 'device="cpu"', device="cuda:1000000")
     assert issubclass(csoftmax.DeviceError, RuntimeError)
 

@@ -93,7 +93,7 @@ for word in (0x1f80, 0x9fc0, 0x5f80):
 
 
 def test_subnormal_numbers_still_exist_after_a_call():
-    """What a library built with -ffast-math does to the whole process."""
+    """A library built with -ffast-math would flush them to zero in the whole process."""
     csoftmax.softmax(np.ones((300, 300), np.float32), num_threads=2)
     assert np.float32(1e-38) * np.float32(0.1) > 0
     assert np.float64(1e-300) * np.float64(1e-15) > 0

@@ -17,7 +17,7 @@ from helpers import bits, run_python
 
 import csoftmax
 from csoftmax._cpu import binding
-from csoftmax._runtime import memory as _memory
+from csoftmax._runtime import memory
 
 THREADS = 8
 without_gil = pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="this CPython has a GIL")
@@ -127,13 +127,13 @@ def hammer(seconds):
 
 @pytest.fixture
 def settings():
-    """What the hammer changes is put back."""
+    """Restore the settings that the hammer changes."""
     isa, threads = binding.isa(), csoftmax.get_num_threads()
     binding.set_thread_limit(2)
     yield
     binding.set_thread_limit(threads)
     binding.select_isa(isa)
-    binding.set_pages_limit(_memory.LIMIT)
+    binding.set_pages_limit(memory.LIMIT)
 
 
 def test_hammer(settings):

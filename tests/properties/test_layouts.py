@@ -177,9 +177,9 @@ def test_many_axes(record):
 
 @with_axis
 def test_as_many_axes_as_numpy_has(record):
-    most = 32 if np.lib.NumpyVersion(np.__version__) < "2.0.0" else 64
+    limit = 32 if np.lib.NumpyVersion(np.__version__) < "2.0.0" else 64
     sample = record.sample((2, 2), "float32")
-    deep = (1,) * (most - 4) + (2, 1, 2)
+    deep = (1,) * (limit - 4) + (2, 1, 2)
     arrays = change(record, sample, lambda a: a.reshape(deep))
     arrays = change(record, arrays, lambda a: a.reshape(deep[:-1]), (ROWS,))
     for got, right in zip(record.compute(arrays, -1), record.compute(sample)):

@@ -51,8 +51,8 @@ def test_every_operation_equals_its_python_function(record, dtype):
             sample = record.sample(shape, dtype, variant=variant)
             got, expected = record.compute(sample), record.compute(sample, device="cpu")
             assert_same_results(got, expected, f"{variant} {shape}")
-            for one, other in zip(got, expected, strict=True):
-                assert type(one) is type(other)
+            for result, right in zip(got, expected, strict=True):
+                assert type(result) is type(right)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "float64", "float16"])
