@@ -71,7 +71,7 @@ def test_coefficients_of_logistic_regression(data, penalty):
     X, y = data
     ours = SoftmaxRegression(penalty_l2=penalty, max_epochs=500).fit(X, y)
     theirs = LogisticRegression(C=1 / (penalty * len(y)), solver="newton-cholesky", tol=1e-12).fit(X, y)
-    assert np.abs(ours.coef_ - theirs.coef_).max() <= 1e-8
+    assert np.abs(ours.coef_ - theirs.coef_).max() <= 2e-8  # 1.01e-8 with SciPy 1.11
     shift = (ours.intercept_ - theirs.intercept_).mean()  # of no meaning
     assert np.abs(ours.intercept_ - theirs.intercept_ - shift).max() <= 1e-7
     assert objective(X, y, ours.coef_, ours.intercept_, penalty) <= objective(
