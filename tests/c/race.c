@@ -3,8 +3,8 @@
  *
  *     race [SECONDS]
  *
- * The kept pages of the Python package, which need no Python, are taken and given between the calls.  The first calls of
- * the process run at the same time too, so that what is decided once is decided by several threads.
+ * The kept pages of the Python package, which need no Python, are taken and given between the calls.  The first calls
+ * of the process run at the same time too, so that what is decided once is decided by several threads.
  */
 #include "csoftmax.h"
 #include "_pages.h"
