@@ -1,5 +1,6 @@
-/* Public functions as C functions. Plain calls are computed here, because the checks of the Python function cost several
- * times as much as a small softmax; every other call is passed on unchanged to the Python function of the same name.
+/* Public functions as C functions. Plain calls are computed here, because the checks of the Python function cost
+ * several times as much as a small softmax; every other call is passed on unchanged to the Python function of the same
+ * name.
  *
  * Plain for the softmax family are NumPy arrays of native floats with any strides, one axis, a temperature that is
  * positive and finite, a number of threads, and an `out` that is C-contiguous as the inputs are, and is one of them or

@@ -38,7 +38,7 @@ enum { CSM_KEEP_GIL = 2048 };
 enum { CSM_KEYWORDS(CSM_KEYWORD_ENUM) CSM_KEYWORD_COUNT };
 #undef CSM_KEYWORD_ENUM
 
-/* A call's arguments as borrowed references; a keyword is NULL where it is absent, or None where None is its default. */
+/* A call's arguments as borrowed references; a keyword is NULL if it is absent, or None where that is its default. */
 typedef struct csm_arguments {
     PyObject *array[2], *keyword[CSM_KEYWORD_COUNT];
 } csm_arguments;
@@ -60,15 +60,16 @@ extern csm_quick csm_quick_module;
 
 /* Takes references to all of it; 0, or -1 with an exception. */
 int csm_quick_set_up(const csm_quick *);
-/* The C function that replaces the Python function number `which` in the given module. doc begins with the signature, as
- * the text of builtins does. result_type is the named tuple of a loss with its gradient, else None. */
+/* The C function that replaces the Python function number `which` in the given module. doc begins with the signature,
+ * as the text of builtins does. result_type is the named tuple of a loss with its gradient, else None. */
 PyObject *csm_quick_function(int which, PyObject *function, PyObject *module, PyObject *doc, PyObject *result_type);
 
 /* Whether a buffer is C-contiguous, aligned and not empty. */
 int csm_is_plain(const Py_buffer *);
 /* Whether two plain buffers share no memory. */
 int csm_are_apart(const Py_buffer *, const Py_buffer *);
-/* Whether a result can be written to `to` while `from`, which has its shape, is read: both plain, and one place or apart. */
+/* Whether a result can be written to `to` while `from`, which has its shape, is read: both are plain, and they are one
+ * array or apart. */
 int csm_may_write(const Py_buffer *to, const Py_buffer *from);
 
 /* Index of an array's dtype among `count` known ones, or -1 for another dtype or an object that is no ndarray. Native
@@ -79,7 +80,7 @@ int csm_is_count(PyObject *given);
 /* A new result: of the shape of x (whose buffer is `like`) without the axis `without` (negative: with all axes). */
 PyObject *csm_new_result(PyObject *x, const Py_buffer *like, int without, PyObject *dtype, int is_copy);
 
-/* A plain cross-entropy (quick_loss.c): a new reference, or NULL with an exception, or NULL without one where the call is
+/* A plain cross-entropy (quick_loss.c): a new reference, or NULL with an exception, or NULL without one if the call is
  * not plain. */
 PyObject *csm_quick_loss(int gradient, const csm_arguments *, PyObject *result_type);
 

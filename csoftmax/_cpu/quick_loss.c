@@ -1,9 +1,9 @@
 /* Plain calls of cross_entropy and cross_entropy_with_grad.
  *
- * Plain are C-contiguous NumPy arrays: logits of native float32 or float64, the classes on the last axis; labels of int64,
- * int32, or soft ones of the logits' dtype; class weights of that dtype, at least 0 and finite; an `out` that is the logits
- * or apart from all inputs. Other options are None or Python floats within their range, upstream is 1, and there are no
- * sample weights. A bad label is not plain: the Python function finds it again and names it.
+ * Plain are C-contiguous NumPy arrays: logits of native float32 or float64, the classes on the last axis; labels of
+ * int64, int32, or soft ones of the logits' dtype; class weights of that dtype, at least 0 and finite; an `out` that is
+ * the logits or apart from all inputs. Other options are None or Python floats within their range, upstream is 1, and
+ * there are no sample weights. A bad label is not plain: the Python function finds it again and names it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>

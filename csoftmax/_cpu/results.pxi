@@ -56,7 +56,7 @@ cdef bint _in_c_order(x):
 
 
 def set_pages_limit(size_t size):
-    """Set the upper bound, in bytes, on the memory of dead results that is kept for reuse. The system may reclaim it."""
+    """Set the upper bound in bytes on the memory of dead results kept for reuse, which the system may reclaim."""
     csm_set_pages_limit(size)
 
 
