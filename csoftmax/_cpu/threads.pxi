@@ -48,11 +48,13 @@ def _count(value):
 
 def set_thread_limit(int limit):
     """Set the upper bound of every call; called once at import with what the machine allows."""
+    global _limit, _default
     _limit = _default = max(1, limit)
 
 
 def set_openmp_default(int threads):
     """Set OpenMP's default, OMP_NUM_THREADS or the number of CPUs; called once at import."""
+    global _openmp
     _openmp = threads
 
 
@@ -67,6 +69,7 @@ def thread_settings():
 
 
 def set_threads(num_threads):
+    global _default
     _default = _limit if num_threads is None else _bounded(num_threads)
 
 

@@ -322,10 +322,10 @@ def cross_entropy_with_grad(
     Notes
     -----
     For labels without smoothing and z-loss every element has a relative error of at most 4 ULP: that of the label is
-    minus the sum of the other probabilities, never a difference from 1. Otherwise the bound is 4 ULP of the largest of the
-    element, ``p * (Q + 2 * z_loss * M)`` and ``w * q``, p the probability, Q the sum of ``w * q``, and M the larger of
-    abs(lse) and the largest abs(z), to whose magnitude lse is known (float64 with both
-    temperature and z-loss: 4.1). The gradient of an ignored row is 0 whatever its logits hold.
+    minus the sum of the other probabilities, never a difference from 1. Otherwise the bound is 4 ULP of the largest of
+    the element, ``p * (Q + 2 * z_loss * M)`` and ``w * q``, p the probability, Q the sum of ``w * q``, and M the larger
+    of abs(lse) and the largest abs(z), to whose magnitude lse is known (float64 with both temperature and z-loss: 4.1).
+    The gradient of an ignored row is 0 whatever its logits hold.
 
     Examples
     --------

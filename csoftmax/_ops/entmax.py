@@ -232,7 +232,8 @@ def entmax(
     Returns
     -------
     ndarray of the shape of x
-        Probabilities. For alpha > 1 they are exactly 0 where the logit is more than ``1 / (alpha - 1)`` below the largest.
+        Probabilities. For alpha > 1 they are exactly 0 where the logit is more than ``1 / (alpha - 1)`` below the
+        largest.
 
     Raises
     ------

@@ -395,8 +395,9 @@ def linear_cross_entropy_with_grad(
     and a chunk's rows of `x` and `grad_x` in float32, and with `filter_eps` another panel. On a CUDA device it needs
     `chunk_bytes`, one more `x` and two more `grad_w`, and for half types `w` in float32.
 
-    With c the factor of a row (upstream over the mean's divisor), `filter_eps` changes grad_x of the row by at most ``filter_eps * abs(c) * sum(abs(w), axis=0)``, grad_w of a class by at most
-    ``filter_eps * sum(abs(c)[:, None] * abs(x), axis=0)``.
+    With c the factor of a row (upstream over the mean's divisor), `filter_eps` changes grad_x of the row by at most
+    ``filter_eps * abs(c) * sum(abs(w), axis=0)``, grad_w of a class by at most ``filter_eps * sum(abs(c)[:, None] *
+    abs(x), axis=0)``.
 
     Gradients in the forward pass, chunk by chunk, are an idea of Liger Kernel (Hsu et al. 2024); the filter is one of
     Cut Cross-Entropy (Wijmans et al. 2024).

@@ -46,7 +46,8 @@ class SamplePlan(NamedTuple):
         parameters = self.temperature, self.top_k, self.top_p, self.min_p
         arrays = self.dtype, as_buffer(self.logits), self.uniforms, indices, self.where
         if not binding.run_sample(*arrays, *parameters, self.num_threads):
-            x = self.logits.astype(np.float64)
+            with np.errstate(invalid="ignore"):  # a signalling NaN
+                x = self.logits.astype(np.float64)
             if self.where is not None:
                 x = np.where(self.where, x, -np.inf)
             maxima = np.max(x, axis=-1, initial=-np.inf)
@@ -219,11 +220,11 @@ def sample(
 
     Notes
     -----
-    Each draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the running
-    sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if `top_k` or
-    `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for every number
-    of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie there are
-    copied, and rows without mass raise.
+    Each draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the
+    running sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if
+    `top_k` or `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for
+    every number of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie
+    there are copied, and rows without mass raise.
 
     Examples
     --------

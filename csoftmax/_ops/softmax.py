@@ -267,8 +267,8 @@ def logsumexp(
     Notes
     -----
     The error is at most 4 ULP of max(abs(m), abs(result)), with m the maximum of ``x / T``. NaN anywhere gives NaN,
-    +inf gives +inf; a row of -inf, or of no class at all, gives -inf. Temperature 0 gives ``sign(max) * inf``, or the logarithm of
-    the number of maxima if they are 0.
+    +inf gives +inf; a row of -inf, or of no class at all, gives -inf. Temperature 0 gives ``sign(max) * inf``, or the
+    logarithm of the number of maxima if they are 0.
 
     Examples
     --------

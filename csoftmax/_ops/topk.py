@@ -172,8 +172,8 @@ def topk(
     Notes
     -----
     The order is total: NaN is greater than every number, -0 equals +0, and of equal elements the one with the lowest
-    index comes first, for the largest and the smallest alike; ``torch.topk`` leaves ties open. Values are exact copies (NaN canonical);
-    integers are compared as float64, exact to 2**53.
+    index comes first, for the largest and the smallest alike; ``torch.topk`` leaves ties open. Values are exact copies
+    (NaN canonical); integers are compared as float64, exact to 2**53.
 
     Examples
     --------

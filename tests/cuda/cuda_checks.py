@@ -83,7 +83,7 @@ def copy_on_device(gpu, x):
 
 def make_inputs(op, shape, dtype="float32", seed=0, sigma=3.0):
     """Inputs of an operation of the softmax family, with the softmax axis last."""
-    return op.make(shape, dtype, seed, sigma, False)
+    return op.make(shape, dtype, seed, sigma)
 
 
 def check(gpu, op, arrays, **options):

@@ -13,8 +13,7 @@ import csoftmax
 @pytest.mark.skipif(NUMPY < (2, 0), reason="NumPy 2 writes scalars with their type")
 @pytest.mark.parametrize("name", ["", ".linear_model", ".calibration", ".metrics", ".class_weight"])
 def test_examples(name):
-    module = importlib.import_module(f"csoftmax{name}")
-    result = doctest.testmod(module)
+    result = doctest.testmod(importlib.import_module(f"csoftmax{name}"))
     assert result.attempted > 0
     assert result.failed == 0
 

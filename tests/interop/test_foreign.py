@@ -145,7 +145,7 @@ def test_bfloat16_on_a_device_returns_through_the_host():
     host = np.ones(3, ml_dtypes.bfloat16)
     kind = type("ndarray", (), {"__module__": "cupy", "dtype": host.dtype, "get": lambda self: host})
     library = SimpleNamespace(asarray=lambda a: a)
-    assert _foreign._back(kind(), SimpleNamespace(__array_namespace__=lambda: library)) is host
+    assert _foreign._to_library_of(SimpleNamespace(__array_namespace__=lambda: library), kind()) is host
 
 
 def test_out_of_numpy_is_returned_itself(xp):

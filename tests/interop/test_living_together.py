@@ -97,11 +97,11 @@ def test_threadpoolctl_finds_and_limits_the_threads():
         import threadpoolctl, sklearn.utils  # which loads an OpenMP
         with threadpoolctl.threadpool_limits(1):
             import csoftmax
-        from csoftmax import _config
+        from csoftmax._runtime import config
         seen = {entry["filepath"] for entry in threadpoolctl.threadpool_info() if entry["user_api"] == "openmp"}
-        assert set(map(__import__("os").path.realpath, _config.openmp_libraries())) <= set(
+        assert set(map(__import__("os").path.realpath, config.openmp_libraries())) <= set(
             map(__import__("os").path.realpath, seen)
-        ), (seen, _config.openmp_libraries())
+        ), (seen, config.openmp_libraries())
         before = csoftmax.get_num_threads()
         assert before == 4
         for limit in (1, 2):

@@ -144,6 +144,61 @@ def test_hammer(settings):
     assert csoftmax.get_num_threads() == before
 
 
+def in_all_threads(function):
+    """function(number) in THREADS threads at once; the first exception is raised here."""
+    begin, failures = threading.Barrier(THREADS), []
+
+    def guarded(number):
+        begin.wait()
+        try:
+            function(number)
+        except BaseException as error:  # to the thread that reports it
+            failures.append(error)
+
+    workers = [threading.Thread(target=guarded, args=(i,)) for i in range(THREADS)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    if failures:
+        raise failures[0]
+
+
+def test_contexts_are_counted(settings):
+    """A lost count would let a thread's own bound go unseen: it is looked for only while a context is entered."""
+
+    def enter(number):
+        for _ in range(20_000):
+            before = binding.enter_threads(1)
+            assert binding.get_threads() == 1
+            binding.leave_threads(before)
+
+    in_all_threads(enter)
+    for _ in range(2000):  # a count below 0 is 0 with one of these
+        binding.enter_threads(1)
+        assert binding.get_threads() == 1
+    for _ in range(2000):
+        binding.leave_threads(0)
+
+
+def test_kept_memory_has_one_owner(settings):
+    """Results are made and dropped so quickly that all threads are at the list of kept pages at the same time."""
+    size = 33 << 20
+    if not _memory.LIMIT:
+        pytest.skip("no pages are kept here")
+
+    def make_and_drop(number):
+        for i in range(500):
+            result = binding.empty((size,), np.dtype(np.uint8))
+            result[0] = result[-1] = number
+            if i % 8 == number:
+                time.sleep(0)
+            assert result[0] == result[-1] == number
+
+    in_all_threads(make_and_drop)
+    assert binding.kept_pages() <= _memory.LIMIT
+
+
 @pytest.mark.long
 def test_hammer_for_long(settings):
     hammer(30)
