@@ -18,7 +18,7 @@ class DeviceError(RuntimeError):
 
 
 class Place(NamedTuple):
-    """Where a call computes. Kinds of array are told apart here and nowhere else."""
+    """Where a call computes. This is the only place that distinguishes kinds of array."""
 
     xp: types.ModuleType = np  # NumPy, or CuPy
     number: int | None = None  # index of the CUDA device; None for the CPU
@@ -59,7 +59,7 @@ class Place(NamedTuple):
         return self.xp.empty_like(x) if self.on_cuda else binding.empty_like(x)
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        """Context in which new arrays are made on this place's device, whichever is the current one."""
+        """Context in which new arrays are made on this place's device, whichever device is current."""
         return self.xp.cuda.Device(self.number) if self.on_cuda else contextlib.nullcontext()
 
 

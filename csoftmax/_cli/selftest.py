@@ -1,7 +1,7 @@
 """``python -m csoftmax selftest``: the package's promises, a fast sample of them, checked on the user's machine.
 
 Each section yields lines (what, figure, limit): a figure is a number of ULP that must not exceed its limit, or a
-count of differences that must be 0.  The tests that come with the sources check far more of the same.
+count of differences that must be 0.  The tests that come with the sources check the same promises far more widely.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ BITWISE = "reproducibility"
 
 
 class Line(NamedTuple):
-    """One line of the table; a limit of None marks what cannot be checked here."""
+    """One line of the table; a limit of None marks a check that cannot be made here."""
 
     section: str
     what: str
@@ -55,7 +55,7 @@ class Line(NamedTuple):
 
 @contextlib.contextmanager
 def keep_isa():
-    """Select the instruction set of before again, whatever happens."""
+    """Restore the instruction set on leaving the context, whatever happens."""
     before = binding.isa()
     try:
         yield
@@ -74,7 +74,7 @@ def count_differences(results, expected) -> int:
 
 
 def samples(op: Operation, dtype: str) -> Iterator[Sample]:
-    """Yield calls of several sizes and scales with every set of options, and, of logits, far from 0."""
+    """Yield calls of several sizes and scales with every set of options, and forward ones with logits far from 0."""
     for variant, chosen in op.variants.items():
         if chosen.is_accurate:
             for seed, n in enumerate(SIZES if variant == "plain" else SIZES[1::3]):
@@ -155,7 +155,7 @@ def byte_swapped(op: Operation, sample: Sample) -> Sample:
 
 
 def compute_in_place(op: Operation, sample: Sample, shift: int) -> np.ndarray:
-    """Return the result that has the classes, written over the first array or `shift` elements behind its begin."""
+    """Return the result that has the classes, written over the first array, `shift` elements after its start."""
     arrays = dict(sample.arrays)
     name, x = next(iter(arrays.items()))
     whole = np.zeros(x.size + shift, x.dtype)
@@ -187,7 +187,7 @@ def layouts():
 
 
 def special_rows():
-    """Logits, temperature, and what the three functions give: softmax, log_softmax, logsumexp."""
+    """Return logits, temperature, and the results of the three functions: softmax, log_softmax, logsumexp."""
     inf, nan = np.inf, np.nan
     log2 = np.log(2)
     return [
@@ -206,7 +206,7 @@ def special_rows():
 
 
 def special_values():
-    """The table of special values, at every place of rows of several lengths."""
+    """Check the table of special values, at every position in rows of several lengths."""
     for what, row, temperature, *expected in special_rows():
         wrong = 0
         for dtype in available_dtypes().values():
@@ -236,7 +236,7 @@ def special_values():
 
 
 def masks():
-    """Check that what `where` leaves out is never looked at, and comes out as 0 or -inf."""
+    """Check that elements that `where` leaves out are never read, and become 0 or -inf."""
     for dtype, kind in available_dtypes().items():
         worst, wrong = 0.0, 0
         for n in (1, 5, 16, 40, 300, 5000):
@@ -299,7 +299,7 @@ SECTIONS = {
 
 
 def check(section):
-    """The lines of a section; an exception in it is a line too."""
+    """Yield the lines of a section; an exception in it becomes a line too."""
     try:
         yield from (Line(section, *line) for line in SECTIONS[section]())
     except Exception as error:

@@ -2,7 +2,7 @@
 # The binding of the C core. Arguments arrive checked by csoftmax._arguments, except in quick calls (quick.c), which
 # accept plain arguments only.
 #
-# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function a signature.
+# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature.
 
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -240,7 +240,7 @@ cdef _quick_function(function, result_type):
 
 
 def quick(function):
-    """Decorate the Python function of an operation or of cross_entropy: plain calls will not reach it (quick.c)."""
+    """Decorate the Python function of an operation or of cross_entropy: quick.c handles plain calls without it."""
     return _quick_function(function, None)
 
 
@@ -274,7 +274,7 @@ def _choose_isa():
 
 if csm_source().decode() != SOURCE_HASH:
     raise ImportError(
-        f"csoftmax {SOURCE_HASH} has found the libcsoftmax of another build, {csm_source().decode()!r}: look at "
+        f"csoftmax {SOURCE_HASH} has loaded the libcsoftmax of another build, {csm_source().decode()!r}: check "
         "LD_LIBRARY_PATH, or install csoftmax again"
     )
 _choose_isa()
