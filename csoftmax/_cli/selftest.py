@@ -187,7 +187,7 @@ def layouts():
 
 
 def special_rows():
-    """Return names, logits, temperatures, and the special value of a record that they hold, or None for the oracle's."""
+    """Return names, logits, temperatures, and the special value of a record that they hold (None: use the oracle)."""
     inf, nan = np.inf, np.nan
     return [
         ("NaN", [1, nan, 2], 1, "NaN"),
