@@ -77,7 +77,7 @@ def samples(op: Operation, dtype: str) -> Iterator[Sample]:
     """Yield calls of several sizes and scales with every set of options, and forward ones with logits far from 0."""
     for variant, chosen in op.variants.items():
         if chosen.is_accurate:
-            for seed, n in enumerate(SIZES):
+            for seed, n in enumerate(SIZES if variant == "plain" else SIZES[1::3]):
                 for sigma in (1, 20) if variant == "plain" else (5,):
                     yield op.sample((1 if n > 100 else 4, n), dtype, seed, sigma, variant)
     if op in FORWARD:
@@ -120,7 +120,7 @@ def instruction_sets():
                 different = 0
                 for op in operations(BITWISE):
                     for seed, n in enumerate(SIZES):
-                        for layout_name in ("last axis", "axis 0", "3-d middle")[: 1 + 2 * (n < 100)]:
+                        for layout_name in ("last axis", "axis 0", "3-d middle")[: 1 + 2 * (n in (5, 33))]:
                             sample = op.sample((9 if n < 100 else 2, n), dtype, seed, (1, 20)[seed % 2])
                             results = []
                             for each in ("scalar", isa):
@@ -136,7 +136,7 @@ def threads():
     for dtype in available_dtypes():
         different = 0
         for op in operations(BITWISE):
-            for seed, shape in enumerate([(24, 3001), (1, 100003), (300, 40)]):
+            for seed, shape in enumerate([(24, 3001), (1, 100003)]):
                 sample = op.sample(shape, dtype, seed)
                 taken = {"num_threads": 1} if op.accepts("num_threads") else {}
                 serial = op.compute(sample, **taken)
@@ -170,7 +170,7 @@ def layouts():
     for dtype in available_dtypes():
         different = dict.fromkeys(["strides and axes", "unaligned", "byte order", "in place and overlapping"], 0)
         for op in operations(BITWISE):
-            for n in (3, 16, 45, 300):
+            for n in (3, 45, 300):
                 sample = op.sample((6, n), dtype, n)
                 plain = op.compute(sample)
                 for name in LAYOUTS:

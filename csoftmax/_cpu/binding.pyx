@@ -50,9 +50,9 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
     cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
-                                const cpu.csm_view *, double *, cpu.csm_loss_options *)
+                                         const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
-                           const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
+                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
 
     ctypedef struct csm_loss_call:
         pass

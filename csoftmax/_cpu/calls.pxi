@@ -86,8 +86,9 @@ def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threa
     _raise(status)
 
 
-def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream, double temperature,
-             double label_smoothing, double z_loss, double clip_norm, double clip_value, int reduction, num_threads):
+def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream,
+                      double temperature, double label_smoothing, double z_loss, double clip_norm,
+                      double clip_value, int reduction, num_threads):
     """Compute cross-entropy, and with y its gradient. x, y and soft have the class axis last; other arrays lack it.
 
     labels are integers of a native dtype, ignore is a label as 64 bits or None; sample_weight and upstream are
@@ -122,7 +123,7 @@ def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sampl
         options.weight = <const void *><uintptr_t>weight.ctypes.data
     with nogil:
         status = csm_run_cross_entropy(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], gradient,
-                              <double *>buffers.view[6].data, &options)
+                                       <double *>buffers.view[6].data, &options)
     if status == cpu.CSM_BAD_LABEL:
         return options.position
     _raise(status)

@@ -2,7 +2,7 @@
 
 cdef extern from *:
     """
-    /* Settings of the process. They are atomic because, without the GIL, a thread may read one while another sets it. */
+    /* Settings of the process. They are atomic because a thread without the GIL may read one while another sets it. */
     #include <stdatomic.h>
     static atomic_int csm_threads_default = 1, csm_threads_limit = 1, csm_threads_contexts, csm_threads_openmp = 1;
     static void csm_count_contexts(int change) { atomic_fetch_add(&csm_threads_contexts, change); }

@@ -150,9 +150,9 @@ class Operation:
         names = (argument.name for argument in self.arguments)
         return Sample(dict(zip(names, arrays, strict=True)), chosen.options(tuple(shape), dtype, seed))
 
-    def make(self, shape, dtype="float32", seed=0, sigma=3.0) -> tuple:
+    def make(self, shape, dtype="float32", seed=0, sigma=3.0, soft=False) -> tuple:
         """Return the arrays of a call without options, the class axis last."""
-        return self.make_arrays(tuple(shape), dtype, seed, sigma, False)
+        return self.make_arrays(tuple(shape), dtype, seed, sigma, soft)
 
     def call(self, sample: Sample, axis=..., **options):
         """Call the function as a user would: arrays by position, everything else by name; `...` is the default axis."""

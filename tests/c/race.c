@@ -7,7 +7,7 @@
  * of the process run at the same time too, so that what is decided once is decided by several threads.
  */
 #include "csoftmax.h"
-#include "_pages.h"
+#include "_cpu/pages.h"
 
 #include <pthread.h>
 #include <stdio.h>

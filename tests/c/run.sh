@@ -148,7 +148,7 @@ tsan() {
     archer=$(dirname "$(readlink -f "$(command -v clang)")")/../lib/libarcher.so
     [ -f "$archer" ] || { echo "tests/c/run.sh: Archer is missing (Debian package libomp-dev)" >&2; exit 1; }
     build tsan clang "${flags[@]}"
-    clang "${FLAGS[@]}" "${flags[@]}" -Icsoftmax/include -Icsoftmax tests/c/race.c csoftmax/_pages.c \
+    clang "${FLAGS[@]}" "${flags[@]}" -Icsoftmax/include -Icsoftmax tests/c/race.c csoftmax/_cpu/pages.c \
         "$BUILD"/tsan.o.d/*.o -lm -o "$BUILD/race"
     local checked=(env "LD_LIBRARY_PATH=$(dirname "$archer")" "OMP_TOOL_LIBRARIES=$archer" "ARCHER_OPTIONS=enable=1 verbose=1"
         "TSAN_OPTIONS=ignore_noninstrumented_modules=1 exitcode=66")

@@ -184,7 +184,7 @@ def test_contexts_are_counted(settings):
 def test_kept_memory_has_one_owner(settings):
     """Results are made and dropped so quickly that all threads are at the list of kept pages at the same time."""
     size = 33 << 20
-    if not _memory.LIMIT:
+    if not memory.LIMIT:
         pytest.skip("no pages are kept here")
 
     def make_and_drop(number):
@@ -196,7 +196,7 @@ def test_kept_memory_has_one_owner(settings):
             assert result[0] == result[-1] == number
 
     in_all_threads(make_and_drop)
-    assert binding.kept_pages() <= _memory.LIMIT
+    assert binding.kept_pages() <= memory.LIMIT
 
 
 @pytest.mark.long
