@@ -36,7 +36,7 @@ format:  ## rewrite Python and C in the project's style
 generate:  ## write the files generated from csoftmax.h: Cython and capsule headers, export list, abi.txt
 	$(PYTHON) src_c/make_interface.py
 
-accuracy:  ## measure docs/numbers/accuracy.md again
+accuracy:  ## measure ACCURACY.md again
 	$(PYTHON) tests/tools/make_accuracy.py
 
 golden:  ## write the golden hashes again (a change of bits needs an entry in docs/decisions)

@@ -1,4 +1,4 @@
-/* The vocabulary on AVX-512 F, BW, DQ, VL: 16 floats or 8 doubles.  scalar.h says what each word means.
+/* The vector functions for AVX-512 F, BW, DQ, VL: 16 floats or 8 doubles.  scalar.h describes each function.
  * VSCALEFPS is not used: it rounds subnormal results where the specification multiplies by a power of two. */
 #ifndef CSM_VEC_AVX512_H
 #define CSM_VEC_AVX512_H
