@@ -35,7 +35,7 @@ __all__ += _sample.__all__
 __all__ += _softmax.__all__
 __all__ += _topk.__all__
 
-# The public name of a thing is what pickles and messages show, so that private files can move.
+# Pickles and messages show the public name, so that private files can move.
 for _name in __all__:
     if _name != "__version__":
         globals()[_name].__module__ = __name__
@@ -44,7 +44,7 @@ _LEARNING_MODULES = ("calibration", "class_weight", "linear_model", "metrics")
 
 
 def __getattr__(name: str) -> object:
-    """Import a module of learning when it is first used: most of them need scikit-learn."""
+    """Import a learning module on first use: most of them need scikit-learn."""
     if name in _LEARNING_MODULES:
         from importlib import import_module
 

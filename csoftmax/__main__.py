@@ -65,7 +65,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Carry out a command; returns the exit code."""
+    """Run a command and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
     arguments = make_parser(argv).parse_args(argv)
     arguments.argv = list(argv)

@@ -1,8 +1,8 @@
-"""Calibration of classifiers: learns from held-out logits and labels to give probabilities that match frequencies.
+"""Calibration of classifiers: maps learned from held-out logits and labels that make probabilities match frequencies.
 
-All calibrators take logits.  Temperature scaling is Newton's method in 1/T; vector, matrix and Dirichlet calibration
-are penalised softmax regressions on the logits, minimised by SciPy.  Isotonic and Platt's calibration are those of
-scikit-learn, with the same two methods.  Needs the extra ``learn``.
+All calibrators accept logits.  Temperature scaling uses Newton's method in 1/T; vector, matrix and Dirichlet
+calibration are penalised softmax regressions on the logits, minimised by SciPy.  Isotonic and Platt calibration are
+scikit-learn's, with the same two methods.  Requires the extra ``learn``.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ __all__ = [
 ]
 
 INVERSE_TEMPERATURES = math.exp(-10), math.exp(10)  # bracket for 1/T, as in scikit-learn
-CERTAIN_LOSS = 1e-16  # below it all rows are right and certain, and the loss falls for ever with T
+CERTAIN_LOSS = 1e-16  # below it all rows are correct and certain, and the loss falls for ever with T
 ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of the derivative by 1/T, relative to the sum of its absolute terms
 INFINITE_GAP = 1e4  # where logits are multiplied, -inf becomes a number this far below the largest of its row
 
@@ -151,13 +151,13 @@ class TemperatureScaling(_Calibrator):
     """One temperature for all logits: ``softmax(logits / T)`` (Guo et al. 2017).
 
     The negative log-likelihood is convex in 1/T.  Newton's method inside a bracket finds its minimum, to the last
-    digits that rounding allows.  1/T stays in [exp(-10), exp(10)]; the ends stand for logits that say nothing about
-    the labels, and for logits that are always right.
+    digits that rounding allows.  1/T stays in [exp(-10), exp(10)]; its ends are reached for logits that say nothing
+    about the labels, and for logits that are always right.
 
     Parameters
     ----------
     max_iter : int, default 100
-        Largest number of iterations of Newton's method, which usually takes about five.
+        Maximum number of iterations of Newton's method, which usually takes about five.
 
     Attributes
     ----------
@@ -166,7 +166,7 @@ class TemperatureScaling(_Calibrator):
     history_ : list of dict
         "iteration", "loss" and "gradient_norm" (of the derivative by 1/T) of every iteration.
     n_iter_, converged_, n_classes_
-        Number of iterations, whether they have converged, number of columns.
+        Number of iterations, whether they converged, number of columns.
 
     Examples
     --------
@@ -235,8 +235,8 @@ class TemperatureScaling(_Calibrator):
             step = beta - first / second if second > 0 else INVERSE_TEMPERATURES[first < 0]
             if not low < step < high:
                 step = math.sqrt(low * high)
-            # Below its rounding error the derivative has a random sign, with which the bracket would close beside the
-            # minimum and the search start again at its other end.
+            # Below its rounding error the derivative has a random sign, which would close the bracket beside the
+            # minimum and restart the search at the other end.
             if loss < CERTAIN_LOSS or abs(first) <= rounding or abs(step - beta) <= 1e-12 * beta:
                 self.converged_ = True
                 break
@@ -264,8 +264,8 @@ class TemperatureScaling(_Calibrator):
 class _Affine(_Calibrator):
     """Softmax of W x + b, where x are the logits, or their log-probabilities, at their best temperature.
 
-    With the temperature divided out, a penalty means the same for logits of every scale, and W = I gives what
-    `TemperatureScaling` gives.
+    With the temperature divided out, a penalty means the same for logits of every scale, and W = I gives the result of
+    `TemperatureScaling`.
     """
 
     temperature_: float
@@ -355,7 +355,7 @@ def _make_penalty(k: int, off_diagonal: float, diagonal: float, intercept: float
 class VectorScaling(_Affine):
     """One factor and one offset for each class: ``softmax(w * logits / T + b)`` (Guo et al. 2017).
 
-    T is that of `TemperatureScaling`.  The penalties pull towards it, so that few rows do little harm.
+    T is that of `TemperatureScaling`.  The penalties pull towards it, so that fits to few rows do little harm.
 
     Parameters
     ----------
@@ -413,8 +413,8 @@ class MatrixScaling(_Affine):
     penalty_off_diagonal : float >= 0, default 10.0
         Factor of the mean of the squares of W off its diagonal.
     penalty_diagonal : float >= 0, default 1.0
-        Factor of the mean of ``(diagonal - 1)**2``, which ODIR does not have: without it few rows make all of these
-        methods overconfident.
+        Factor of the mean of ``(diagonal - 1)**2``, which ODIR does not have: without it, all of these methods become
+        overconfident when there are few rows.
     penalty_intercept : float >= 0, default 0.1
         Factor of the mean of ``b**2``.
     max_iter : int, default 1000
@@ -488,11 +488,11 @@ class DirichletCalibration(MatrixScaling):
 
 
 class IsotonicCalibration(_Calibrator):
-    """A monotone function of the confidence, fitted on whether the predictions are right.
+    """A monotone function of the confidence, fitted to the correctness of the predictions.
 
-    The function is scikit-learn's isotonic regression.  The largest probability becomes the fitted share of right
-    predictions; the others keep their proportions.  The prediction may change where that share is lower than what
-    remains for another class.
+    The function is scikit-learn's isotonic regression.  The largest probability becomes the fitted share of correct
+    predictions; the others keep their proportions.  The prediction may change where that share is lower than the new
+    probability of another class.
 
     Attributes
     ----------
@@ -568,9 +568,9 @@ class PlattScaling(_Calibrator):
         z, labels = self._begin_fit(logits, y)
         missing = np.setdiff1d(np.arange(z.shape[1]), labels)
         if len(missing):
-            raise ValueError(f"y has no {missing[0]}: PlattScaling needs every class")
+            raise ValueError(f"y does not contain class {missing[0]}: PlattScaling needs every class")
         inner = FrozenEstimator(_LogitsAsClassifier().fit(z, labels))
-        everything = np.arange(len(z))  # the classifier is frozen, so all rows may serve the calibration
+        everything = np.arange(len(z))  # the classifier is frozen, so all rows can be used to calibrate
         self.calibrator_ = CalibratedClassifierCV(inner, method="sigmoid", cv=[(everything, everything)])
         self.calibrator_.fit(_replace_infinities(z), labels)
         self.converged_ = True

@@ -78,7 +78,7 @@ def effective_number(y: ArrayLike, beta: float = 0.999, n_classes: int | None = 
     y : array_like of int, shape (N,)
         Labels from 0 to K - 1.
     beta : float in [0, 1], default 0.999
-        How much the samples of a class overlap.
+        Measure of the overlap between the samples of a class.
     n_classes : int, optional
         K; default: the largest label plus 1.
 
@@ -94,8 +94,8 @@ def effective_number(y: ArrayLike, beta: float = 0.999, n_classes: int | None = 
 
     Notes
     -----
-    ``1 - beta**n`` is computed as ``-expm1(n * log1p(beta - 1))``, which loses no digits where the difference is close
-    to 0.
+    ``1 - beta**n`` is computed as ``-expm1(n * log1p(beta - 1))``, which loses no digits if the difference is close to
+    0.
 
     Examples
     --------

@@ -1,6 +1,6 @@
 # cython: auto_pickle=False, freethreading_compatible=True
 # The kernels as functions of this module: for `cimport` without linking, for Numba (by address) and for
-# scipy.LowLevelCallable.  None needs the GIL; each works in the calling thread alone.
+# scipy.LowLevelCallable.  None of them needs the GIL; each works in the calling thread only.
 
 from libc.stdint cimport intptr_t, uint16_t
 

@@ -1,8 +1,8 @@
 """Differentiable functions for JAX: XLA calls the kernels itself (jax.ffi), under jit, grad and vmap; on the CPU only.
 
 Results have the bits of the functions of the same names in `csoftmax`, except where XLA computes: means and sums of
-losses, and products with upstream gradients.  A call uses as many threads as are set when it is traced.
-There is no `linear_cross_entropy`: its matrix products are NumPy's, and those of XLA would have other bits.
+losses, and products with upstream gradients.  A call uses the number of threads that is set when it is traced.
+There is no `linear_cross_entropy`: its matrix products are NumPy's, and XLA's would have other bits.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ for _name, _target in binding.XLA_TARGETS.items():
 
 
 def _call_kernel(name: str, results: Any, *arrays: jax.Array, **attributes: Any) -> Any:
-    """Call a kernel on rows along the last axis; vmap adds axes in front, to all arrays."""
+    """Call a kernel on rows along the last axis; vmap prepends axes to all arrays."""
     call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method="broadcast_all")
     return call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
 
@@ -266,7 +266,7 @@ def _is_equal(labels: jax.Array, value: int) -> jax.Array:
 
 
 def _compute_losses(logits: jax.Array, labels: jax.Array, options: Any, gradient: bool) -> list[jax.Array]:
-    """Loss of each row and, if wanted, its gradient."""
+    """Loss of each row and, if `gradient`, its gradient."""
     results = [jax.ShapeDtypeStruct(labels.shape, jnp.promote_types(logits.dtype, jnp.float32))]
     results += [_like(logits)] * gradient
     return _call_kernel("cross_entropy", results, logits, labels, **dict(options))

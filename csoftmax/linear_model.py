@@ -1,4 +1,4 @@
-"""Softmax regression as a scikit-learn estimator; needs the extra ``learn``."""
+"""Softmax regression as a scikit-learn estimator; requires the extra ``learn``."""
 
 from __future__ import annotations
 
@@ -68,13 +68,13 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     temperature : float > 0, default 1.0
         Temperature of training and of the predicted probabilities.
     batch_size : int, default 256
-        Largest number of rows in a minibatch (adamw).
+        Maximum number of rows in a minibatch (adamw).
     max_epochs : int, default 200
-        Largest number of iterations (lbfgs) or of passes over the data (adamw).
+        Maximum number of iterations (lbfgs) or of passes over the data (adamw).
     learning_rate : float > 0, default 1e-2
         Learning rate of the coefficients (adamw).
     clip_norm, clip_value : float > 0 or None
-        Limits for the gradient of a minibatch: for its norm over all parameters, and for each element. The value is
+        Limits for the gradient of a minibatch: for its norm over all parameters, and for each element. Elements are
         clipped first (adamw).
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss has not fallen for `patience` epochs, and keep
@@ -87,24 +87,24 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Normalise the logits over the minibatch while training (Ioffe & Szegedy 2015), and fold this into the
         coefficients afterwards (adamw).
     init : {"xavier", "zeros"}, default "xavier"
-        First coefficients of adamw: uniform (Glorot & Bengio 2010), or 0. lbfgs starts at 0, since its result does not
-        depend on the start.
+        Initial coefficients of adamw: uniform (Glorot & Bengio 2010), or 0. lbfgs starts at 0, because its result does
+        not depend on the start.
     warm_start : bool, default False
         Let `fit` start from the coefficients of the previous fit; its labels must be among `classes_` (see
         `add_classes`).
     callbacks : callable, "progress", or a list of these, optional
-        Called after each epoch as ``callback(estimator, record)``, with the estimator as it is fitted so far and the
-        epoch's entry of `history_`; a true result stops the training. "progress" shows a bar on a terminal (tqdm).
-        `set_callbacks` takes the callbacks of `sklearn.callback` (scikit-learn 1.9).
+        Called after each epoch as ``callback(estimator, record)``, with the estimator as fitted so far and the epoch's
+        entry of `history_`; a true result stops the training. "progress" shows a bar on a terminal (tqdm).
+        `set_callbacks` accepts the callbacks of `sklearn.callback` (scikit-learn 1.9).
     random_state : int, numpy.random.RandomState or None
-        Seed of the first coefficients, of shuffling and of the validation split.
+        Seed of the initial coefficients, of shuffling and of the validation split.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
         Device that trains; predictions are made on the CPU.
     num_threads : int, optional
         Upper bound on csoftmax's threads.
     tol : float > 0, optional
-        lbfgs stops when no element of the gradient is larger. None: 1e-8, or 1e-5 for float32 data that are too large
-        to be computed in float64.
+        Convergence tolerance of lbfgs, which stops when no element of the gradient is larger. None: 1e-8, or 1e-5 for
+        float32 data that are too large to be computed in float64.
     output_learning_rate : float > 0, optional
         Learning rate of the parameters after the coefficients: intercept and batch norm (adamw). None: that of
         `learning_rate`.
@@ -114,7 +114,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     coef_ : ndarray of shape (K, D), intercept_ : ndarray of shape (K,)
         Coefficients and intercept, in the dtype of X.
     classes_ : ndarray of shape (K,)
-        Classes, sorted unless `add_classes` has appended some.
+        Classes, sorted unless `add_classes` has appended to them.
     n_iter_ : int
         Iterations or epochs of the last fit.
     history_ : dict of str to list
@@ -127,7 +127,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     -----
     The objective is evaluated in one pass over X. L-BFGS works in centred and scaled coordinates and, for few
     parameters, in those of the Hessian, which changes the number of iterations but not the minimum. The result is
-    deterministic for a `random_state` and a configuration of BLAS; where the products are small BLAS is limited to one
+    deterministic for a `random_state` and a configuration of BLAS; if the products are small, BLAS is limited to one
     thread, and the result does not depend on the number of threads.
 
     Examples
@@ -226,7 +226,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             Features. float32 and float64 keep their dtype, everything else becomes float64. A memory map is read block
             by block.
         y : array-like of shape (N,)
-            Labels of any type that scikit-learn takes.
+            Labels of any type that scikit-learn accepts.
         sample_weight : array-like of shape (N,), optional
             Weights of the rows, at least 0; rows of weight 0 take no part.
 
@@ -257,7 +257,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 f"one class: {self.classes_[0]!r}"
             )
         if weights is not None and not weights.all():
-            kept = np.flatnonzero(weights)  # rows of weight 0 do not even count in class weights and validation
+            kept = np.flatnonzero(weights)  # rows of weight 0 are not counted in class weights and validation either
             X, indices, weights = X[kept], indices[kept], weights[kept]
         options = choose_loss_options(self, X.dtype, indices, weights)
         validation = None
@@ -271,13 +271,13 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def fit_batches(
         self, batches: Iterable[Any] | Callable[[], Iterable[Any]], classes: ArrayLike, *, epochs: int | None = None
     ) -> Self:
-        """Train with AdamW on data that come in parts, for example because they are too large for memory.
+        """Train with AdamW on data that arrive in parts, for example because they are too large for memory.
 
         Parameters
         ----------
         batches : iterable, or callable that returns one
-            Items (X, y) or (X, y, sample_weight), each of them one minibatch of any size. It is iterated over once in
-            each epoch, and must be a callable or a repeatable iterable unless `epochs` is 1.
+            Items (X, y) or (X, y, sample_weight), each of them one minibatch of any size. It is iterated over once per
+            epoch, and must be a callable or a repeatable iterable unless `epochs` is 1.
         classes : array-like of shape (K,)
             All classes.
         epochs : int, optional
@@ -294,7 +294,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         """
         check_parameters(self)
         if self.early_stopping:
-            raise ValueError("early_stopping needs rows to hold out, which fit_batches has not; use a callback")
+            raise ValueError("early_stopping needs rows to hold out, which fit_batches does not have; use a callback")
         epochs = self.max_epochs if epochs is None else epochs
         if not isinstance(epochs, numbers.Integral) or epochs < 1:
             raise ValueError(f"epochs must be an int of at least 1, got {epochs!r}")
@@ -314,8 +314,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                     sums.add(step_minibatch(self, *batch))
                 if sums.batches == 0:
                     raise ValueError(
-                        "batches gave nothing in epoch "
-                        f"{epoch + 1}: an iterator is used up after one; pass a callable that returns a new one"
+                        f"batches yielded nothing in epoch {epoch + 1}: an iterator is exhausted after one epoch; pass "
+                        "a callable that returns a new one"
                     )
                 blocks = (check_data(self, X) for X, *_ in parts()) if self.batch_norm else None
                 keep_folded(self, blocks)
@@ -360,7 +360,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         return self
 
     def _begin_with(self, classes: ArrayLike) -> None:
-        """Begin anew, with these classes."""
+        """Reset the model to these classes."""
         forget(self)
         self.classes_ = LabelEncoder().fit(np.asarray(classes)).classes_
 
@@ -379,7 +379,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If the model has one of the classes already, or its labels are of another kind.
+            If the model already has one of the classes, or its labels are of another kind.
         """
         check_is_fitted(self, "coef_")
         new = np.unique(np.asarray(classes))
@@ -390,10 +390,10 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             raise ValueError(f"classes are {new!r}, of another kind than those of the model: {self.classes_!r}")
         known = np.intersect1d(new, self.classes_)
         if len(known):
-            raise ValueError(f"classes has {known[0]!r}, which the model has already")
+            raise ValueError(f"classes has {known[0]!r}, which the model already has")
         self.classes_ = np.concatenate([self.classes_, new])
         self.coef_ = np.vstack([self.coef_, np.zeros((len(new), self.coef_.shape[1]), self.coef_.dtype)])
-        # a new class starts as unlikely as the least likely one
+        # a new class starts with the intercept of the least likely class
         lowest = self.intercept_.min() if self.fit_intercept else 0
         self.intercept_ = np.concatenate([self.intercept_, np.full(len(new), lowest, self.intercept_.dtype)])
         if hasattr(self, "frozen_"):
@@ -407,7 +407,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         classes : array-like, optional
-            Labels; None freezes all classes of the model, an empty list frees all of them.
+            Labels; None freezes all classes of the model, an empty list unfreezes all of them.
 
         Returns
         -------
@@ -422,7 +422,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         chosen = self.classes_ if classes is None else np.asarray(classes)
         unknown = np.setdiff1d(chosen, self.classes_)
         if len(unknown):
-            raise ValueError(f"classes has {unknown[0]!r}, which the model has not")
+            raise ValueError(f"classes has {unknown[0]!r}, which the model does not have")
         self.frozen_ = np.isin(self.classes_, chosen)
         self.__dict__.pop("_trainer", None)
         return self
@@ -445,13 +445,13 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Returns
         -------
         ndarray of shape (N, K), or of shape (N,) for two classes
-            The logits; for two classes the second's minus the first's.
+            The logits; for two classes, those of the second minus those of the first.
         """
         logits = self._logits(X)
         return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
 
     def predict(self, X: Any) -> NDArray[Any]:
-        """Classes with the largest logits, the first one of equal ones.
+        """Classes with the largest logits; of equal logits, the first.
 
         Parameters
         ----------
@@ -483,7 +483,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         return softmax(logits, temperature=self.temperature, out=logits, num_threads=self.num_threads)
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
-        """Logarithms of the probabilities, as precise close to 0 as far below.
+        """Logarithms of the probabilities, with full relative precision even close to 0.
 
         Parameters
         ----------

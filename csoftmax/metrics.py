@@ -1,6 +1,6 @@
 """Calibration errors and reliability diagrams of predicted probabilities, and a report on a whole classifier.
 
-Figures that scikit-learn has (confusion matrix, F1, ROC-AUC) are scikit-learn's; `evaluate` collects all of them.
+Confusion matrix, F1 and ROC-AUC are computed by scikit-learn; `evaluate` collects all figures.
 """
 
 from __future__ import annotations
@@ -58,12 +58,12 @@ def evaluate(model: Any, X: Any, y: ArrayLike, *, calibrator: Any = None, n_bins
         Has `predict_proba` and `classes_`. The calibrator receives the `decision_function` of a
         `csoftmax.linear_model.SoftmaxRegression`, and the logarithms of the probabilities of any other classifier.
     X : array-like of shape (N, D)
-        Data that the model has not seen.
+        Data that was not used to train the model.
     y : array-like of shape (N,)
         True labels.
     calibrator : fitted calibrator of `csoftmax.calibration`, optional
-        Gives the figures after calibration. Default: a `TemperatureScaling` that is fitted on every other row and
-        measured on the rest, and the reverse.
+        Calibrator for the figures after calibration. Default: a `TemperatureScaling` that is fitted on every other row
+        and measured on the rest, and vice versa.
     n_bins : int, default 15
         Number of bins of the calibration errors.
 
@@ -76,7 +76,7 @@ def evaluate(model: Any, X: Any, y: ArrayLike, *, calibrator: Any = None, n_bins
     Raises
     ------
     ValueError
-        If y has a label that the model has not seen.
+        If y has a label that is not among the model's classes.
     sklearn.exceptions.NotFittedError
         If the model is not fitted.
 
@@ -100,7 +100,7 @@ def evaluate(model: Any, X: Any, y: ArrayLike, *, calibrator: Any = None, n_bins
     classes = np.asarray(model.classes_)
     labels, unknown = indices_of(y, classes)
     if len(unknown):
-        raise ValueError(f"y[{unknown[0]}] is {y[unknown[0]]!r}, a label that the model has not seen")
+        raise ValueError(f"y[{unknown[0]}] is {y[unknown[0]]!r}, which is not among the model's classes")
     ours = isinstance(model, SoftmaxRegression)
     before, log_before = _predict(model, X)
     logits = np.asarray(model.decision_function(X), np.float64) if ours else log_before
@@ -126,14 +126,14 @@ def _predict(model: Any, X: Any) -> tuple[NDArray[np.float64], NDArray[np.float6
     p = np.asarray(model.predict_proba(X), np.float64)
     if hasattr(model, "predict_log_proba") and hasattr(model, "coef_") and not (p == 0).any():
         return p, np.asarray(model.predict_log_proba(X), np.float64)
-    # trees and nearest neighbours give probabilities of exactly 0, which no calibration could raise again
+    # trees and nearest neighbours give probabilities of exactly 0, which no calibration could raise
     return p, np.log(np.maximum(p, np.finfo(np.float64).tiny))
 
 
 def _calibrate(
     logits: NDArray[np.float64], labels: NDArray[np.intp], calibrator: Any
 ) -> tuple[NDArray[np.float64] | None, str]:
-    """Calibrated probabilities of rows that the calibration has not seen, and a sentence about the method."""
+    """Calibrated probabilities of rows not used for calibration, and a sentence about the method."""
     from .calibration import TemperatureScaling
 
     if calibrator is not None:

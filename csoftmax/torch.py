@@ -1,4 +1,4 @@
-"""Differentiable functions for PyTorch: custom operators with gradients, which `torch.compile` keeps whole.
+"""Differentiable functions for PyTorch: custom operators with gradients, which do not break `torch.compile` graphs.
 
 The functions of `csoftmax` compute the numbers; PyTorch records the graph.  There are no second derivatives: asking
 for one is an error.  Axes are called `dim`, as in PyTorch.  On CUDA the kernels run through CuPy (not yet run on
@@ -62,8 +62,8 @@ def _define(
 ) -> Any:
     """Define the operator csoftmax::name.
 
-    compute: gives the results; fake: gives tensors of their shapes and dtypes.  backward and save: the gradient, and
-    what it needs from the call.
+    compute returns the results, fake returns tensors of their shapes and dtypes; backward computes the gradient, from
+    what save keeps of the call.
     """
     operator = torch.library.custom_op(f"csoftmax::{name}", compute, mutates_args=(), schema=schema)
     operator.register_fake(fake)
@@ -317,11 +317,11 @@ def topk_softmax(
     return csoftmax.TopK(*_topk_softmax(x, k, dim, float(temperature), normalize == "full"))
 
 
-# Cross-entropy: the gradient is computed with the loss, if one is wanted
+# Cross-entropy: the gradient, if needed, is computed together with the loss
 
 
 class _LossOptions(NamedTuple):
-    """Options that both losses share; after them, operators take whether to compute gradients."""
+    """Options that both losses share; the argument after them tells operators whether to compute gradients."""
 
     label_smoothing: float
     ignore_index: int
@@ -333,7 +333,7 @@ class _LossOptions(NamedTuple):
     def check(
         cls, label_smoothing: float, ignore_index: int, z_loss: float, temperature: float, reduction: str
     ) -> _LossOptions:
-        """Convert the numbers to the types that operators take."""
+        """Convert the numbers to the types that operators expect."""
         return cls(float(label_smoothing), int(ignore_index), float(z_loss), float(temperature), reduction)
 
 
@@ -345,7 +345,7 @@ _OPTIONS_SCHEMA = (
 def _compute_loss(
     logits: Tensor, target: Tensor, dim: int, weight: Tensor | None, *options_and_gradient: Any
 ) -> tuple[Tensor, Tensor]:
-    """Loss, and the gradient of its sum or mean or an empty tensor."""
+    """Loss, and the gradient of its sum or mean, or an empty tensor."""
     *values, gradient = options_and_gradient
     options: dict[str, Any] = {"axis": dim, "weight": _detach(weight)[0], **_LossOptions(*values)._asdict()}
     if not gradient:
@@ -411,7 +411,7 @@ def cross_entropy(
     target : torch.Tensor
         Labels, or soft labels; no gradient flows to them.
     dim : int, default -1
-        The axis of the classes; PyTorch's own function has 1.
+        The axis of the classes; in PyTorch's own function it is 1.
     weight : torch.Tensor of shape (K,), optional
         Class weights.
     label_smoothing, ignore_index, z_loss, temperature, reduction
@@ -445,7 +445,7 @@ def cross_entropy(
 def _compute_linear(
     x: Tensor, w: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, *options_and_gradient: Any
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Loss, and the gradients of x, w and bias or empty tensors."""
+    """Loss, and the gradients of x, w and bias, or empty tensors."""
     *values, gradient = options_and_gradient
     arrays = x.detach(), w.detach(), target.detach()
     bias, weight = _detach(bias, weight)
@@ -513,8 +513,8 @@ def linear_cross_entropy(
     weight, label_smoothing, ignore_index, z_loss, temperature
         As in `csoftmax.linear_cross_entropy`.
     reduction : {"mean", "sum", "none"}
-        With "none" there is no gradient, because it would have to be computed with the loss, before the upstream
-        gradients of the rows are known.
+        With "none" there is no gradient, because it would have to be computed together with the loss, before the
+        upstream gradients of the rows are known.
 
     Returns
     -------
@@ -524,7 +524,7 @@ def linear_cross_entropy(
     Raises
     ------
     TypeError, ValueError, IndexError
-        As in `csoftmax.linear_cross_entropy`; ValueError also if a gradient is wanted with ``reduction="none"``.
+        As in `csoftmax.linear_cross_entropy`; ValueError also if a gradient is required with ``reduction="none"``.
 
     Examples
     --------
@@ -538,6 +538,6 @@ def linear_cross_entropy(
     _check_floating("x", x)
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
-        raise ValueError('reduction="none" has no gradient here; take "sum" or "mean", or torch.no_grad()')
+        raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
     options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
     return _linear_cross_entropy(x, w, target, bias, weight, *options, gradient)[0]

@@ -1,8 +1,8 @@
 """Arrays of other libraries: read and written in place, without copies; results become arrays of their library.
 
-PyTorch tensors are known by name; every other library is reached through DLPack, and gets results by the `from_dlpack`
-of its array API namespace. No such library is ever imported here. Memory on the CPU is seen through NumPy, memory on
-CUDA through CuPy, which orders the streams of the two libraries.
+PyTorch tensors are recognised by name; every other library is reached through DLPack, and its results are made with
+the `from_dlpack` of its array API namespace. No such library is ever imported here. Memory on the CPU is viewed through
+NumPy, memory on CUDA through CuPy, which orders the streams of the two libraries.
 """
 
 from __future__ import annotations
@@ -57,37 +57,37 @@ def _from_dlpack(x: Any, name: str) -> Any:
     what = f"{name} is a {type(x).__module__}.{type(x).__name__}"
     try:
         kind = int(x.__dlpack_device__()[0])
-    except Exception as error:  # libraries differ in what they raise for arrays without memory, as JAX's tracers
+    except Exception as error:  # arrays without memory, such as JAX's tracers: each library raises its own errors
         hint = "; inside jax.jit use csoftmax.jax" if "jax" in sys.modules else ""
-        raise TypeError(f"{what} without memory that can be seen: {error}{hint}") from error
+        raise TypeError(f"{what} whose memory cannot be accessed: {error}{hint}") from error
     if kind == _DL_CUDA:
         return _require_cupy(name).from_dlpack(x)
     if kind not in (_DL_CPU, _DL_CUDA_HOST):
-        raise TypeError(f"{name} is on a device of DLPack's kind {kind}; arrays on the CPU (1) and CUDA (2) are taken")
+        raise TypeError(f"{name} is on a device of DLPack kind {kind}; accepted are the CPU (1) and CUDA (2)")
     try:
         return np.from_dlpack(x)
-    except (BufferError, RuntimeError, TypeError) as error:  # not every NumPy takes bfloat16 by DLPack
+    except (BufferError, RuntimeError, TypeError) as error:  # not every NumPy accepts bfloat16 through DLPack
         a = np.asarray(x)
         if name == "out" or a.dtype == object:  # asarray may have made a copy
-            raise TypeError(f"{what} that NumPy cannot take by DLPack: {error}") from error
+            raise TypeError(f"{what} that NumPy cannot import through DLPack: {error}") from error
         return a
 
 
 def _from_tensor(x: Any, name: str) -> Any:
     torch = sys.modules["torch"]
     if x.requires_grad:
-        raise ValueError(f"{name} requires grad, and this records none: csoftmax.torch does, or pass {name}.detach()")
+        raise ValueError(f"{name} requires grad, which is not recorded: use csoftmax.torch, or pass {name}.detach()")
     if x.layout != torch.strided or x.is_quantized or x.is_neg():
         raise TypeError(f"{name} must be an ordinary strided tensor, got layout {x.layout}, dtype {x.dtype}")
     is_bfloat16 = x.dtype == torch.bfloat16
-    if is_bfloat16:  # NumPy and DLPack do not know it, so its bits are passed
+    if is_bfloat16:  # neither NumPy nor every DLPack supports it, so its bits are passed
         x = x.view(torch.int16)
     if x.device.type == "cpu":
         a = x.numpy()
     elif x.device.type == "cuda":
         a = _require_cupy(name).from_dlpack(x)
     else:
-        raise TypeError(f"{name} is on the device {x.device}; tensors on cpu and cuda are taken")
+        raise TypeError(f"{name} is on the device {x.device}; tensors on cpu and cuda are accepted")
     if is_bfloat16:
         import ml_dtypes
 
@@ -121,7 +121,7 @@ def _to_tensor(a: Any) -> Any:
 
 
 def _after_writing(out: Any) -> Any:
-    """The caller's `out`; on CUDA its library's stream waits for ours, which PyTorch cannot know of."""
+    """The caller's `out`; on CUDA, PyTorch's stream is made to wait for ours, which PyTorch does not know."""
     if is_tensor(out) and out.device.type == "cuda":
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(out.device.index):
@@ -131,7 +131,7 @@ def _after_writing(out: Any) -> Any:
 
 
 def takes_foreign(function: _Function) -> _Function:
-    """Let a function take arrays of other libraries; results become arrays of the library of its first array."""
+    """Let a function accept arrays of other libraries; results become arrays of the library of its first array."""
     names = list(inspect.signature(function).parameters)
 
     @functools.wraps(function)

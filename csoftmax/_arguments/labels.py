@@ -21,7 +21,7 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
     if (kind == "f" and given.itemsize > 8) or kind not in "iuf":
         raise TypeError(f"target must hold integer labels or floating-point soft labels, got dtype {given}")
     if kind == "f" and target.size == 0 and target.shape == batch != shape:
-        target, given, kind = target.astype(np.int64), np.dtype(np.int64), "i"  # an empty list, float64 to NumPy
+        target, given, kind = target.astype(np.int64), np.dtype(np.int64), "i"  # NumPy makes an empty list float64
     if kind == "f":
         if target.shape != shape:
             raise ValueError(
@@ -64,7 +64,7 @@ def check_on_device(target: Any, n_classes: int, ignore_index: int | None) -> No
 
 
 def representable(value: int, dtype: Any) -> bool:
-    """Whether an integer dtype has the value."""
+    """Whether an integer dtype can hold the value."""
     limits = np.iinfo(dtype)
     return limits.min <= value <= limits.max
 
@@ -107,7 +107,7 @@ def round_keeping_sign(x: Any, dtype: Any) -> Any:
     if values is x or x.dtype.kind != "f" or x.dtype.itemsize <= values.dtype.itemsize:
         return values
     vanished = (values == 0) & (x != 0)
-    if is_cupy(x) or vanished.any():  # on a device always: a look at the mask would wait for it
+    if is_cupy(x) or vanished.any():  # always on a device: testing the mask would wait for it
         xp = sys.modules["cupy"] if is_cupy(x) else np
         smallest = np.finfo(dtype).smallest_subnormal
         values = xp.where(vanished, xp.where(x < 0, -smallest, smallest), values)
@@ -129,7 +129,7 @@ def check_upstream(upstream: Any, reduction: str, batch: tuple[int, ...], place:
         raise TypeError(f"upstream must hold real numbers, got dtype {values.dtype}")
     if reduction != "none" and values.ndim:
         raise ValueError(f"upstream must be a number where reduction is {reduction!r}, got shape {values.shape}")
-    if place.on_cuda and not is_cupy(values):  # a number that the host knows
+    if place.on_cuda and not is_cupy(values):  # a number on the host
         return None if values == 1 else place.xp.full(batch, values, np.float64)
     try:
         with np.errstate(over="ignore", under="ignore"):
@@ -154,7 +154,7 @@ class LossOptions(NamedTuple):
 
     @property
     def factors(self) -> tuple[float, ...]:
-        """temperature, label_smoothing, z_loss, clip_norm and clip_value, in the order that backends take them."""
+        """temperature, label_smoothing, z_loss, clip_norm and clip_value, in the order that backends expect."""
         return self[3:8]  # type: ignore[return-value]
 
 

@@ -131,7 +131,7 @@ def apart_from(x: Any, out: Any) -> Any:
 
 
 def masked(xp: Any, mask: Any, x: Any) -> Any:
-    """The array with -inf where the mask is False; bfloat16, which CuPy hardly supports, as its bits."""
+    """The array with -inf where the mask is False. bfloat16, which CuPy barely supports, is handled as its bits."""
     if is_bfloat16(x.dtype):
         return xp.where(mask, as_buffer(x), np.uint16(0xFF80)).view(x.dtype)
     return xp.where(mask, x, x.dtype.type(-math.inf))
@@ -151,8 +151,8 @@ class Result(NamedTuple):
 
     array: Any  # what the caller gets
     rows: Any  # what a backend writes: rows, the softmax axis last
-    work: Any  # the array of which `rows` is a view ...
-    final: Any  # ... and the view of `array` that it is copied to if they differ
+    work: Any  # the array that `rows` is a view of
+    final: Any  # the view of `array` that `work` is copied to if they differ
     given: bool  # the array is the caller's out
     place: Place
 
@@ -168,7 +168,7 @@ def lay_out_result(
 ) -> Result:
     """The rows of a result array for an input x.
 
-    Where the array cannot be written as rows of x's dtype, the rows are those of a temporary that is copied in the
+    Where the array cannot be written as rows of x's dtype, the rows are those of a temporary that is copied at the
     end. With `reduces` the result lacks the axes, or has them with length 1.
     """
     final = array if reduces else np.moveaxis(array.reshape(x.shape), axes, tuple(range(x.ndim - len(axes), x.ndim)))

@@ -18,7 +18,7 @@ class DeviceError(RuntimeError):
 
 
 class Place(NamedTuple):
-    """Where a call computes. Kinds of array are told apart here and nowhere else."""
+    """Where a call computes. This is the only place that distinguishes kinds of array."""
 
     xp: types.ModuleType = np  # NumPy, or CuPy
     number: int | None = None  # index of the CUDA device; None for the CPU
@@ -59,7 +59,7 @@ class Place(NamedTuple):
         return self.xp.empty_like(x) if self.on_cuda else binding.empty_like(x)
 
     def context(self) -> contextlib.AbstractContextManager[Any]:
-        """Context in which new arrays are made on this place's device, whichever is the current one."""
+        """Context in which new arrays are made on this place's device, whichever device is current."""
         return self.xp.cuda.Device(self.number) if self.on_cuda else contextlib.nullcontext()
 
 
@@ -89,6 +89,14 @@ def place_of(device: str | None, x: Any) -> Place:
         what = "The device of a CuPy array" if device is None else f"device={device!r}"
         raise DeviceError(f'{what} cannot be used: {error}. device="cpu" computes on the CPU.') from None
     return Place(xp, xp.cuda.Device().id if index is None else index, device is not None)
+
+
+def check_kernels(name: str) -> None:
+    """Refuse an operation that has no kernels for CUDA yet."""
+    from .._cuda.compiler import SOURCES
+
+    if name not in SOURCES:
+        raise DeviceError(f'{name} has no kernels for CUDA. device="cpu" computes on the CPU.')
 
 
 def to_host(*arrays: Any) -> list[Any]:

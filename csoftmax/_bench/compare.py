@@ -27,7 +27,7 @@ from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_
 from .problems import LeftOutError, Problem, RecordProblem, make_problem
 from .timing import Contender, OtherProcesses, geometric_mean, interleave, ratio
 
-# Tolerances within which another result is that of the same function.
+# Tolerances within which two results count as those of the same function.
 TOLERANCE = {"float16": 2e-2, "bfloat16": 2e-1, "float32": 1e-3, "float64": 1e-6}
 NOTES = {
     "threads": "Each thread pool keeps its own waiting policy; no sample begins while threads of another pool spin.",
@@ -39,7 +39,7 @@ LeftOut = dict[tuple[str, str], list[str]]  # by contender and reason: the cases
 
 
 class Request(NamedTuple):
-    """The comparison that is asked for."""
+    """A requested comparison."""
 
     op: str
     cases: Sequence[Case]
@@ -141,7 +141,7 @@ def measure(
 
 
 def prepare(problem: Problem, threads: int, contenders: Sequence[Peer], left_out: LeftOut) -> list[Contender]:
-    """Return the statements of those who can take part and compute what csoftmax computes."""
+    """Return the statements of the contenders that can take part and whose results agree with csoftmax's."""
     reference = None
     prepared = []
     for peer in contenders:
@@ -168,7 +168,7 @@ def prepare(problem: Problem, threads: int, contenders: Sequence[Peer], left_out
 
 def run_once(contender: Contender, problem: Problem) -> Any:
     """Return the result of a contender as a new float64 array; None if there is nothing to compare."""
-    problem.out.view(np.uint8).fill(0xFF)  # NaN, so that a contender that writes nothing is found out
+    problem.out.view(np.uint8).fill(0xFF)  # NaN, so that a contender that writes nothing is detected
     with contender.context():
         result = eval(contender.statement, contender.names)
     if contender.fills_out:
@@ -182,9 +182,9 @@ def run_once(contender: Contender, problem: Problem) -> Any:
 
 
 def check_result(result: Any, reference: Any, dtype: str) -> None:
-    """Refuse a contender whose result is not csoftmax's."""
+    """Refuse a contender whose result differs from csoftmax's."""
     if not np.allclose(result, reference, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype] * 1e-2):
-        raise LeftOutError("gives another result")
+        raise LeftOutError("its result differs")
 
 
 def summarize(lines: Sequence[dict[str, Any]], cases: Sequence[Case]) -> list[dict[str, Any]]:

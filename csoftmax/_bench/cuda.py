@@ -1,8 +1,8 @@
 """Comparing csoftmax on a CUDA device with a copy on the device, CuPy and PyTorch.
 
 Contenders take turns; two events time each turn, of enough calls to last 2 ms, so that launches overlap as they do in
-use.  GB/s counts one read and one write of the logits (for top-k one read), which is the least possible traffic; "of
-copy" is the share of the GB/s of a copy from device memory to device memory in the same round.
+use.  GB/s counts one read and one write of the logits (for top-k one read), which is the minimum traffic; "of copy" is
+the share of the GB/s of a copy from device memory to device memory in the same round.
 """
 
 from __future__ import annotations

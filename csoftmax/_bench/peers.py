@@ -39,7 +39,7 @@ class Peer(Protocol):
 
 
 def limit_openmp(count: int) -> None:
-    """Set this thread's limit in every OpenMP runtime: PyTorch may have set that of the one which csoftmax shares."""
+    """Set this thread's limit in every OpenMP runtime: PyTorch may have set that of the runtime csoftmax shares."""
     for path in openmp_libraries():
         ctypes.CDLL(path).omp_set_num_threads(count)
 
@@ -102,7 +102,7 @@ class Csoftmax:
 
 
 class Copy:
-    """One plain copy of the input: the limit that memory sets."""
+    """One plain copy of the input: the bound set by memory bandwidth."""
 
     name = "copy"
     version = np.__version__

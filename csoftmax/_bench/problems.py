@@ -33,7 +33,7 @@ class Problem:
         self.case = case
         self.fresh = fresh  # whether results go to new memory; else to `out`, where a contender can write into it
         self.x, self.out = x, out
-        self.spare = out if out.shape == x.shape else x.copy()  # takes the plain copies of x
+        self.spare = out if out.shape == x.shape else x.copy()  # receives the plain copies of x
 
     @property
     def nbytes(self) -> int:
@@ -61,7 +61,7 @@ class RowProblem(Problem):
         if record.inputs == 2:
             self.y = getattr(csoftmax, case.op.removesuffix("_vjp"))(x, case.axis)
             x = rng.standard_normal(case.shape, dtype=draws).astype(dtype, copy=False)
-        self.takes_out = record.has_out and not fresh
+        self.writes_out = record.has_out and not fresh
         super().__init__(case, fresh, x, np.array(x if record.keeps_axis else record.function()(x, case.axis)))
 
     @property
@@ -73,8 +73,8 @@ class RowProblem(Problem):
         """Return csoftmax's statement."""
         names = {"f": getattr(csoftmax, self.case.op), "x": self.x, "y": self.y, "out": self.out}
         arrays = "x" if self.y is None else "x, y"
-        out = ", out=out" if self.takes_out else ""
-        return Contender("csoftmax", f"f({arrays}, {self.case.axis}{out})", names, fills_out=self.takes_out)
+        out = ", out=out" if self.writes_out else ""
+        return Contender("csoftmax", f"f({arrays}, {self.case.axis}{out})", names, fills_out=self.writes_out)
 
     def prepare_torch(self, torch: Any) -> Contender:
         """Return PyTorch's statement; its gradients are the private functions that autograd calls."""
@@ -88,8 +88,8 @@ class RowProblem(Problem):
             # the name of the output differs between the two
             statement = f"f(x, y, {self.case.axis}, dtype"
             out = "grad_input" if self.case.op == "softmax_vjp" else "out"
-        statement += f", {out}=out)" if self.takes_out else ")"
-        return Contender("torch", statement, names, torch.inference_mode, self.takes_out)
+        statement += f", {out}=out)" if self.writes_out else ")"
+        return Contender("torch", statement, names, torch.inference_mode, self.writes_out)
 
 
 class LossProblem(Problem):
@@ -202,7 +202,7 @@ class RecordProblem(Problem):
         self.record = BY_NAME[case.op]
         self.sample = self.record.sample(case.shape, case.dtype)
         results = self.record.compute(self.sample)
-        self.takes_out = self.record.has_out and not fresh
+        self.writes_out = self.record.has_out and not fresh
         first = next(iter(self.sample.arrays.values()))
         super().__init__(case, fresh, first, np.array(results[-1]) if results else np.empty(0))
         self._nbytes = sum(int(a.nbytes) for a in (*self.sample.arrays.values(), *results))
@@ -214,7 +214,7 @@ class RecordProblem(Problem):
 
     def prepare_csoftmax(self) -> Contender:
         """Return csoftmax's statement."""
-        options = self.sample.options | ({"out": self.out} if self.takes_out else {})
+        options = self.sample.options | ({"out": self.out} if self.writes_out else {})
         names = {"f": self.record.function(), "options": options, **self.sample.arrays}
         arguments = ", ".join(self.sample.arrays)
         if self.record.invoke is not None:
@@ -222,7 +222,7 @@ class RecordProblem(Problem):
             statement = f"invoke(f, {arguments}, **options)"
         else:
             statement = f"f({arguments}, **options)"
-        return Contender("csoftmax", statement, names, fills_out=self.takes_out)
+        return Contender("csoftmax", statement, names, fills_out=self.writes_out)
 
     def prepare_torch(self, torch: Any) -> Contender:
         """Raise `LeftOutError`."""
@@ -250,12 +250,12 @@ def check_row_case(case: Case, lengths: tuple[str, ...]) -> None:
 
 
 def drawn_type(case: Case) -> type[np.float32] | type[np.float64]:
-    """Return the type in which NumPy's generators draw for a case: they know these two only."""
+    """Return the type in which NumPy's generators draw for a case: they support only these two."""
     return np.float64 if case.dtype == "float64" else np.float32
 
 
 def as_tensor(torch: Any, x: Array) -> Any:
-    """Return a tensor on the same memory; NumPy's bfloat16 goes by its bits."""
+    """Return a tensor on the same memory; NumPy's bfloat16 is passed as its bits."""
     if x.dtype.name == "bfloat16":
         return torch.from_numpy(x.view(np.int16)).view(torch.bfloat16)
     return torch.from_numpy(x)

@@ -1,7 +1,7 @@
 """Interleaved timing: A B C A B C …, a ratio for each round, and the median of the ratios.
 
-Machines are shared and change their speed by the second, so a time alone says little; the ratio of two neighbours in
-time says much.
+Machines are shared and change their speed from one second to the next, so a time alone says little; the ratio of two
+adjacent samples is stable.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def wait_for_idle_threads() -> None:
     """Wait until no thread of this process spins.
 
     The worker threads of OpenMP runtimes and of ONNX Runtime spin for up to 50 ms after a call, each in a pool of its
-    own, and would take the CPU from the next contender.  To make them sleep at once (OMP_WAIT_POLICY=passive) would
-    slow down the next call of their owner instead.  So each keeps its default, and a sample begins when all are quiet.
+    own, and would take the CPU from the next contender.  Making them sleep at once (OMP_WAIT_POLICY=passive) would slow
+    down the next call of their owner instead.  So each keeps its default, and a sample begins when all are quiet.
     """
     for _ in range(20):
         before = process_time()

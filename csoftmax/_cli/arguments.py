@@ -7,14 +7,14 @@ from collections.abc import Callable, Collection
 
 
 def parse_positive(text: str) -> int:
-    """Parse a whole number from 1 on."""
+    """Parse a positive integer."""
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+        raise argparse.ArgumentTypeError(f"must be a positive integer, got {text!r}")
     return int(text)
 
 
 def parse_counts(text: str) -> list[int]:
-    """Parse a comma-separated list of whole numbers from 1 on."""
+    """Parse a comma-separated list of positive integers."""
     return [parse_positive(part) for part in text.split(",")]
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 Array = NDArray[Any]
 
 FIRST_RARE_CLASS = 5  # this class and those after it are thinned out
-KEPT_SHARE = 10  # of whose images one in so many is kept
+KEPT_SHARE = 10  # one image in this many of those classes is kept
 PENALTY_L2 = 1e-6  # factor of half the squared coefficients
 
 

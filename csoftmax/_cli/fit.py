@@ -34,7 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--learning-rate", type=parse_not_negative, default=1e-2, help="of adamw; default: 0.01")
     add("--batch-norm", action="store_true", help="of the logits, with adamw")
     add("--early-stopping", action="store_true", help="hold out a tenth, keep the best epoch")
-    add("--no-standardize", dest="standardize", action="store_false", help="take the columns as they are")
+    add("--no-standardize", dest="standardize", action="store_false", help="use the columns without scaling")
     add("--save-every", type=parse_positive, metavar="N", help="also save the model after every N epochs")
     add("--seed", type=int, default=0, help="default: 0")
 
@@ -72,7 +72,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 
 def find_scale(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean and the standard deviation of each column; 1 for a column that is constant but for rounding."""
+    """Return the mean and standard deviation of each column; 1 for a column that is constant up to rounding."""
     mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     noise = len(x) * np.finfo(np.float64).eps * np.abs(x).max(axis=0)
     return mean, np.where(std > noise, std, 1)
@@ -81,7 +81,7 @@ def find_scale(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64
 def undo_scale(
     model: SoftmaxRegression, names: list[str], mean: NDArray[np.float64], std: NDArray[np.float64]
 ) -> SoftmaxRegression:
-    """Return the model for columns as they are, with their names, from that for standardised columns."""
+    """Return the model for the original columns, with their names, from the one for standardised columns."""
     model = copy.copy(model)
     coef = model.coef_ / std
     model.coef_ = coef.astype(model.coef_.dtype)
@@ -97,11 +97,11 @@ def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression:
     callbacks: list[Any] = ["progress"]
     if arguments.save_every:
 
-        def save_some(model: SoftmaxRegression, record: dict[str, Any]) -> None:
+        def save_regularly(model: SoftmaxRegression, record: dict[str, Any]) -> None:
             if record["epoch"] % arguments.save_every == 0:
                 save(model)
 
-        callbacks.append(save_some)
+        callbacks.append(save_regularly)
     return SoftmaxRegression(
         solver=arguments.solver,
         penalty_l2=arguments.penalty_l2,

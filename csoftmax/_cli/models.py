@@ -52,7 +52,7 @@ def load_model(path: Path) -> SoftmaxRegression:
 def read_table(path: Path, model: SoftmaxRegression, target: str | None, needs_target: bool = True) -> tables.Table:
     """Read a table with the columns of the model, in its order.
 
-    The model's names of columns are removed: with them it would warn about arrays, which have no names.
+    The model's column names are removed: with them it would warn about arrays, which have no names.
     """
     wanted = model.__dict__.pop("feature_names_in_", None)
     table = tables.read(path, target, needs_target=needs_target, wanted=None if wanted is None else list(wanted))
@@ -62,7 +62,7 @@ def read_table(path: Path, model: SoftmaxRegression, target: str | None, needs_t
 
 
 def match_labels(path: Path, table: tables.Table, model: SoftmaxRegression) -> NDArray[Any]:
-    """Return the labels of a table in the type of the model's classes; refuse a label that is none of them."""
+    """Return the labels of a table in the type of the model's classes; refuse a label that is not among them."""
     labels = np.asarray(table.target)
     if labels.dtype.kind != model.classes_.dtype.kind:  # a label may be written in another way: 1, "1", 1.0
         known = {str(c): c for c in model.classes_.tolist()}
@@ -71,5 +71,5 @@ def match_labels(path: Path, table: tables.Table, model: SoftmaxRegression) -> N
     classes = set(model.classes_.tolist())
     for row, label in enumerate(labels.tolist(), 1):
         if label not in classes:
-            raise UnusableError(f"{path}, row {row}: the model has not seen {str(label)!r}")
+            raise UnusableError(f"{path}, row {row}: unknown label {str(label)!r} (not among the training classes)")
     return labels.astype(model.classes_.dtype)

@@ -37,25 +37,25 @@ def read(path: Path, target: str | None, *, needs_target: bool = True, wanted: S
     path
         The file; its suffix is one of READERS.
     target
-        The name of the column of labels, which does not belong to the numbers.
+        The name of the column of labels, which is not a feature.
     needs_target
         Whether a file without that column is refused.
     wanted
-        The names of the columns of numbers, in their order, for files that have names; None: all columns.
+        The names of the numeric columns, in their order, for files that have names; None: all columns.
 
     Returns
     -------
     Table
     """
     if not path.is_file():
-        raise UnusableError(f"there is no file {str(path)!r}")
+        raise UnusableError(f"file not found: {str(path)!r}")
     if path.suffix not in READERS:
         raise UnusableError(f"{str(path)!r} must end in {', '.join(READERS)}")
     table = READERS[path.suffix](path, target, needs_target, wanted)
     if table.x.shape[0] == 0:
         raise UnusableError(f"{path} has no rows")
     if table.x.shape[1] == 0:
-        raise UnusableError(f"{path} has no column of numbers beside the target")
+        raise UnusableError(f"{path} has no numeric column besides the target")
     return table
 
 
@@ -73,7 +73,7 @@ def parse_labels(values: Any) -> NDArray[Any]:
 
 
 def _find_target(names: list[str], target: str | None, path: Path, needed: bool) -> int | None:
-    """Return the place of the target among the columns, or None."""
+    """Return the position of the target among the columns, or None."""
     if target in names:
         return names.index(target)
     if target is not None and needed:
@@ -83,7 +83,7 @@ def _find_target(names: list[str], target: str | None, path: Path, needed: bool)
 
 
 def _choose_columns(names: list[str], place: int | None, wanted: Sequence[str] | None, path: Path) -> list[int]:
-    """Return the places of the columns of numbers; `place` is that of the target."""
+    """Return the positions of the numeric columns; `place` is that of the target."""
     if wanted is None:
         return [i for i in range(len(names)) if i != place]
     places = {name: i for i, name in enumerate(names)}
@@ -100,7 +100,7 @@ def _read_text(path: Path, target: str | None, needed: bool, wanted: Sequence[st
             names = [name.strip() for name in next(reader, [])]
             if len(set(names)) < len(names):
                 twice = next(name for i, name in enumerate(names) if name in names[:i])
-                raise UnusableError(f"{path}, line 1: column {twice!r} is there twice")
+                raise UnusableError(f"{path}, line 1: duplicate column {twice!r}")
             place = _find_target(names, target, path, needed)
             chosen = _choose_columns(names, place, wanted, path)
             numbers, labels = _read_lines(path, reader, names, place, chosen)
@@ -143,14 +143,14 @@ def _read_lines(
 
 
 def _refuse_row(at: str, row: list[tuple[str, str]]) -> None:
-    """Raise an error for the first value of a row that is no finite number."""
+    """Raise an error for the first value of a row that is not a finite number."""
     for name, value in row:
         try:
             finite = math.isfinite(float(value))
         except ValueError:
             finite = False
         if not finite:
-            what = "is empty" if not value.strip() else f"is {value!r}, which is no finite number"
+            what = "is empty" if not value.strip() else f"is {value!r}, which is not a finite number"
             raise UnusableError(f"{at}: column {name!r} {what}")
 
 

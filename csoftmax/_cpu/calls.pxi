@@ -1,4 +1,5 @@
-# One function a signature: buffers to views, one call of the core, status to exception. Included by binding.pyx.
+# One function for each signature: converts buffers to views, calls the core once, and turns its status into an
+# exception. Included by binding.pyx.
 
 
 cdef void _describe(Py_buffer *buffer, cpu.csm_view *view, bint has_axis) noexcept:
@@ -10,7 +11,7 @@ cdef void _describe(Py_buffer *buffer, cpu.csm_view *view, bint has_axis) noexce
 
 
 cdef class _Buffers:
-    # the buffers of a call, released when this object dies, also after an exception
+    # the buffers of a call, released when this object dies, even after an exception
     cdef Py_buffer buffer[8]
     cdef cpu.csm_view view[8]
     cdef bint held[8]
@@ -52,7 +53,7 @@ def entmax(int dtype, double alpha):
 
 def loss_call(size_t n, double temperature, double label_smoothing, double z_loss, double clip_norm,
               double clip_value, bint soft, bint gradient):
-    """The constants of a loss for kernels on a device: a csm_loss_call without what depends on labels and weights."""
+    """The constants of a loss for kernels on a device: a csm_loss_call without the parts set by labels and weights."""
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
     cdef cpu.csm_view view
     cdef csm_loss_call call
@@ -67,7 +68,7 @@ def loss_call(size_t n, double temperature, double label_smoothing, double z_los
 
 
 def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threads):
-    """Compute an operation of OPS. The last axis is the softmax axis, which the y of a log-sum-exp lacks."""
+    """Compute an operation of OPS. The last axis is the softmax axis, which y lacks if the operation reduces."""
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_options options = cpu.csm_default_options()
     cdef const cpu.csm_view *to
@@ -77,7 +78,7 @@ def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threa
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals
     buffers.take(0, a, True, False)
-    to = buffers.take(1, y, op != CSM_OP_logsumexp, True)
+    to = buffers.take(1, y, csm_op_keeps_axis[op] != 0, True)
     second = buffers.take(2, b, True, False)
     options.where = buffers.take(3, where, True, False)
     with nogil:
@@ -88,11 +89,11 @@ def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threa
 def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream,
                       double temperature, double label_smoothing, double z_loss, double clip_norm,
                       double clip_value, int reduction, num_threads):
-    """Cross-entropy, and with y its gradient. x, y and soft have the class axis last; the other arrays lack it.
+    """Compute cross-entropy, and with y its gradient. x, y and soft have the class axis last; other arrays lack it.
 
     labels are integers of a native dtype, ignore is a label as 64 bits or None; sample_weight and upstream are
     float64, weight and soft have the compute dtype. Returns None, or, if a label is bad, the index of the first row
-    with a bad hard label (any number for soft labels); nothing is written then.
+    with a bad hard label (any number for soft labels), and then writes nothing.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()

@@ -1,9 +1,9 @@
-/* Memory of large results, which is used again.
+/* Reuse of the memory of large results.
  *
- * A new array of 50 MB costs more than the softmax that fills it: the system has to find its pages, to clear and to map
- * them, and to take them back when the array is gone.  So the memory of the last few large results is kept, but at the
- * system's disposal (MADV_FREE): it takes the pages whenever it needs them, and whoever writes to them before that has
- * them again at no cost.  Linux counts them as used by the process until then.
+ * A new array of 50 MB costs more than the softmax that fills it: the system has to find its pages, clear and map them,
+ * and reclaim them when the array is freed.  So the memory of the last few large results is kept, marked as reclaimable
+ * (MADV_FREE): the system may take the pages whenever it needs them, and until then they are reused at no cost.  Linux
+ * counts them as used by the process until it reclaims them.
  *
  * Only Linux; elsewhere NumPy allocates, as it does for everything smaller than CSM_LARGE.
  */
@@ -24,11 +24,11 @@ enum { PLACES = 4, HUGE = 2 << 20 /* a huge page: sizes are multiples of it, so 
 static struct {
     void *memory;
     size_t size;
-} kept[PLACES]; /* the latest first; nothing behind the first without memory */
-static atomic_size_t limit, total; /* read without the lock, too */
+} kept[PLACES]; /* the latest first; empty places come last */
+static atomic_size_t limit, total; /* also read without the lock */
 
-/* Held over every change of `kept`: a free-threaded Python has no lock of its own around the calls.  No Python code
- * runs under it.  A fork waits for it, so that the child does not inherit it locked. */
+/* Held during every change of `kept`: a free-threaded Python has no lock around the calls.  No Python code runs while
+ * it is held.  A fork waits for it, so that the child does not inherit it locked. */
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static void acquire(void) { pthread_mutex_lock(&lock); }
 static void release(void) { pthread_mutex_unlock(&lock); }
@@ -47,10 +47,10 @@ static void remove_place(int i) {
     kept[PLACES - 1].size = 0;
 }
 
-/* Gives back the oldest until no more than `most` bytes in `places` places are kept. */
-static void make_room(size_t most, int places) {
+/* Unmaps the oldest until at most `max_bytes` bytes in `places` places are kept. */
+static void make_room(size_t max_bytes, int places) {
     for (int i = PLACES - 1; i >= 0; i--) {
-        if (!kept[i].memory || (total <= most && i < places)) continue;
+        if (!kept[i].memory || (total <= max_bytes && i < places)) continue;
         munmap(kept[i].memory, kept[i].size);
         remove_place(i);
     }
@@ -92,7 +92,7 @@ static void *take(size_t size) {
     }
     void *memory = map(size);
     if (memory || total == 0) return memory;
-    make_room(0, 0); /* an address space that is limited */
+    make_room(0, 0); /* the address space may be limited */
     return map(size);
 }
 

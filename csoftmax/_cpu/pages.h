@@ -1,19 +1,20 @@
-/* Memory of large results, which is used again (pages.c). */
+/* Reuse of the memory of large results (pages.c). */
 #ifndef CSM_PAGES_H
 #define CSM_PAGES_H
 
 #include <stddef.h>
 #include <stdint.h>
 
-/* Results of so many bytes lie in it: malloc maps and unmaps those each time (glibc: its largest threshold). */
+/* Results of at least this many bytes use kept memory: malloc would map and unmap them each time (glibc: its largest
+ * threshold). */
 enum { CSM_LARGE = 32 << 20 };
 
-int csm_keeps_pages(size_t size); /* whether a result of so many bytes should lie there */
-void csm_set_pages_limit(size_t bytes); /* how much is kept at most, and gives back the rest */
-size_t csm_kept_pages(void); /* bytes kept now */
-/* Addresses of Python's functions by which tracemalloc knows what others allocate. */
+int csm_keeps_pages(size_t size); /* whether a result of this many bytes should use kept memory */
+void csm_set_pages_limit(size_t bytes); /* sets the upper bound on kept memory, and unmaps the excess */
+size_t csm_kept_pages(void); /* bytes that are currently kept */
+/* Sets the addresses of the Python functions that report foreign allocations to tracemalloc. */
 void csm_set_tracemalloc(uintptr_t track, uintptr_t untrack);
-/* Any thread may call these.  NULL: no memory.  What is in it is arbitrary. */
+/* Any thread may call these.  NULL: no memory.  The contents of the memory are arbitrary. */
 void *csm_take_pages(size_t size);
 void csm_give_pages(void *memory, size_t size);
 

@@ -2,10 +2,11 @@
  * several times as much as a small softmax; every other call is passed on unchanged to the Python function of the same
  * name.
  *
- * Plain for the softmax family are NumPy arrays of native floats with any strides, one axis, a temperature that is
- * positive and finite, a number of threads, and an `out` that is C-contiguous as the inputs are, and is one of them or
- * apart from all; quick_loss.c says it for losses. Nothing is written before all of that is known. No argument is
- * refused here (the Python function has the messages), and none is asked for anything that could run Python code.
+ * In the softmax family a call is plain if it has NumPy arrays of native floats with any strides, one axis, a
+ * temperature that is positive and finite, a number of threads, and an `out` that is C-contiguous like the inputs and
+ * is one of them or shares no memory with any; quick_loss.c defines it for losses. Nothing is written before all of
+ * that has been checked. No argument is refused here (the Python function has the messages), and no access to an
+ * argument could run Python code.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -19,7 +20,7 @@
 
 csm_quick csm_quick_module;
 #define module csm_quick_module
-static PyObject *keywords[CSM_KEYWORD_COUNT]; /* interned, as those of calls are */
+static PyObject *keywords[CSM_KEYWORD_COUNT]; /* interned, like the keywords of calls */
 static PyObject *dtype_name, *empty_tuple; /* (): the index of the only element of a 0-d array */
 static _Atomic(PyObject *) functions[CSM_QUICK_COUNT], result_types[CSM_QUICK_COUNT];
 
@@ -86,7 +87,7 @@ static int read_temperature(PyObject *given, double *t) {
     else if (PyLong_CheckExact(given)) *t = PyLong_AsDouble(given);
     else return 0;
     if (*t > 0 && *t <= DBL_MAX) return 1;
-    PyErr_Clear(); /* an int beyond all doubles */
+    PyErr_Clear(); /* of an int that overflows double */
     return 0;
 }
 
@@ -149,8 +150,8 @@ int csm_may_write(const Py_buffer *to, const Py_buffer *from) {
            csm_is_plain(from) && (to->buf == from->buf || csm_are_apart(to, from));
 }
 
-/* Small C-ordered results are allocated directly: numpy.empty_like would cost half a small call. A dtype that is only
- * equal to the native one goes through empty_like, which gives the result that very object. */
+/* Small C-ordered results are allocated directly: numpy.empty_like would cost half a small call. A dtype that is a copy
+ * of the native one goes through empty_like, which gives the result the same dtype object. */
 PyObject *csm_new_result(PyObject *x, const Py_buffer *like, int without, PyObject *dtype, int is_copy) {
     if (without < 0 && (is_copy || like->len >= CSM_LARGE || !csm_is_plain(like)))
         return PyObject_CallFunctionObjArgs(module.empty_like, x, NULL);
@@ -165,7 +166,7 @@ PyObject *csm_new_result(PyObject *x, const Py_buffer *like, int without, PyObje
     return result;
 }
 
-/* The view of a buffer: the axis, if it is not negative, and everything along it. */
+/* Fills the view of a buffer; a negative axis means that the buffer has no class axis. */
 static void describe(const Py_buffer *b, int axis, csm_view *view) {
     view->data = b->buf;
     view->axis_stride = axis < 0 ? 0 : b->strides[axis];
@@ -198,10 +199,10 @@ static csm_status compute(csm_op op, csm_dtype dtype, const Py_buffer *inputs, c
     return status;
 }
 
-/* A new reference, or NULL with an exception, or NULL without one where the call is not plain. */
+/* Returns a new reference, NULL with an exception, or NULL without one if the call is not plain. */
 static PyObject *quick_softmax(csm_op op, const csm_arguments *given) {
     const int arrays = 1 + is_binary[op];
-    Py_buffer buffer[3]; /* the arrays, and the result behind them */
+    Py_buffer buffer[3]; /* the arrays, followed by the result */
     PyObject *out = given->keyword[CSM_KEYWORD_OUT], *threads = given->keyword[CSM_KEYWORD_NUM_THREADS];
     PyObject *result = NULL;
     csm_options options = csm_default_options();
@@ -245,7 +246,7 @@ end:
     return result;
 }
 
-/* The Python function, with the arguments unchanged. */
+/* Calls the Python function with the arguments unchanged. */
 static PyObject *pass_on(int which, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) {
     const Py_ssize_t given = kwnames ? PyTuple_Size(kwnames) : 0;
     PyObject *positional = PyTuple_New(count), *named = given ? PyDict_New() : NULL, *result = NULL;
@@ -273,7 +274,7 @@ static PyObject *enter(int which, PyObject *const *args, Py_ssize_t count, PyObj
     return result || PyErr_Occurred() ? result : pass_on(which, args, count, kwnames);
 }
 
-/* One C function each: pickle finds a function by its name only if the function is bound to nothing. */
+/* Each function has its own C function: pickle finds a function by its name only if it is not bound to an object. */
 #define ENTRY(name, which)                                                                                      \
     static PyObject *name##_entry(PyObject *self, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) { \
         (void)self;                                                                                             \
@@ -314,11 +315,11 @@ PyObject *csm_quick_function(int which, PyObject *function, PyObject *module_nam
                              PyObject *result_type) {
     Py_INCREF(function);
     Py_INCREF(result_type);
-    /* What a module that is loaded again replaces keeps its reference: a thread may be about to use it. */
+    /* If the module is loaded again, replaced functions keep their references: a thread may be about to use them. */
     functions[which] = function;
     result_types[which] = result_type;
     methods[which].ml_doc = PyUnicode_AsUTF8AndSize(doc, NULL);
     if (!methods[which].ml_doc) return NULL;
-    Py_INCREF(doc); /* it holds these bytes */
+    Py_INCREF(doc); /* it owns the bytes of ml_doc */
     return PyCFunction_NewEx(&methods[which], NULL, module_name);
 }

@@ -1,9 +1,10 @@
 /* Plain calls of cross_entropy and cross_entropy_with_grad.
  *
- * Plain are C-contiguous NumPy arrays: logits of native float32 or float64, the classes on the last axis; labels of
- * int64, int32, or soft ones of the logits' dtype; class weights of that dtype, at least 0 and finite; an `out` that is
- * the logits or apart from all inputs. Other options are None or Python floats within their range, upstream is 1, and
- * there are no sample weights. A bad label is not plain: the Python function finds it again and names it.
+ * A call is plain if its arrays are C-contiguous NumPy arrays: logits of native float32 or float64 with the classes on
+ * the last axis; labels of int64 or int32, or soft labels of the logits' dtype; class weights of that dtype, at least 0
+ * and finite; an `out` that is the logits or shares no memory with any input. Other options are None or Python floats
+ * within their range, upstream is 1, and there are no sample weights. A call with a bad label is not plain: the Python
+ * function finds the label again and names it.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
@@ -97,7 +98,7 @@ static void release(buffers *b) {
     if (b->has_losses) PyBuffer_Release(&b->losses);
 }
 
-/* Holds the inputs; whether they are plain. */
+/* Acquires the buffers of the inputs and returns whether they are plain. */
 static int read_inputs(const csm_arguments *given, int is_soft, csm_loss_options *options, buffers *b) {
     PyObject *weight = given->keyword[CSM_KEYWORD_WEIGHT];
     if (!hold(given->array[0], &b->logits, &b->has_logits)) return 0;
@@ -144,7 +145,7 @@ static csm_status compute(csm_dtype dtype, const buffers *b, int is_soft, double
     return status;
 }
 
-/* The loss as the caller gets it: a scalar, or, with reduction "none", an array in the logits' dtype. */
+/* Returns the loss in its final form: a scalar, or, with reduction "none", an array in the logits' dtype. */
 static PyObject *finish_loss(PyObject *losses, double loss, int dtype) {
     if (losses && dtype == CSM_DTYPE_f64) {
         Py_INCREF(losses);
@@ -157,7 +158,7 @@ static PyObject *finish_loss(PyObject *losses, double loss, int dtype) {
     return scalar;
 }
 
-/* result_type((loss, gradient)), by tuple.__new__: half the time of calling the named tuple. */
+/* result_type((loss, gradient)) through tuple.__new__, which takes half the time of calling the named tuple. */
 static PyObject *pair_of(PyObject *loss, PyObject *gradient, PyObject *result_type) {
     newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
     PyObject *fields = PyTuple_Pack(2, loss, gradient), *arguments = fields ? PyTuple_Pack(1, fields) : NULL;

@@ -1,4 +1,4 @@
-# Memory of results: large ones lie in pages that are kept for later results (pages.c). Included by binding.pyx.
+# Memory of results: large results use pages that are kept for later results (pages.c). Included by binding.pyx.
 
 cdef char *_BYTES = "B"  # format code of the struct module
 
@@ -56,7 +56,7 @@ cdef bint _in_c_order(x):
 
 
 def set_pages_limit(size_t size):
-    """Set the upper bound in bytes on the memory of dead results kept for reuse, which the system may reclaim."""
+    """Set the upper bound, in bytes, on memory of dead results that is kept for reuse. The system may reclaim it."""
     csm_set_pages_limit(size)
 
 
@@ -66,5 +66,5 @@ def set_tracemalloc(uintptr_t track, uintptr_t untrack):
 
 
 def kept_pages():
-    """Number of bytes that are kept now."""
+    """Number of bytes that are currently kept."""
     return csm_kept_pages()

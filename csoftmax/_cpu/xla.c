@@ -1,8 +1,8 @@
 /* Targets of XLA's foreign function interface, for csoftmax.jax: XLA's buffers into a call of the core.
  *
- * XLA calls a target with one structure; what of it is needed is declared here, after the layout that XLA publishes
- * (version 0 of its interface), so that building does not need JAX.  Every structure begins with its size, which is
- * checked before anything behind it is read.  Rows lie along the last axis of contiguous arrays.
+ * XLA calls a target with one structure.  The part that is needed is declared here, following the layout that XLA
+ * publishes (version 0 of its interface), so that building does not need JAX.  Every structure begins with its size,
+ * which is checked before any later field is read.  Rows lie along the last axis of contiguous arrays.
  */
 #include "xla.h"
 
@@ -22,7 +22,7 @@ typedef struct xla_version {
     xla_extension *extensions;
     int major, minor;
 } xla_version;
-/* asked for when a target is registered: an extension of type 1 */
+/* An extension of type 1, with which XLA requests metadata when a target is registered. */
 typedef struct xla_metadata {
     size_t size;
     xla_version version;
@@ -112,8 +112,8 @@ static void *failed_with(const xla_frame *f, csm_status status) {
     return failure(f, status == CSM_NO_MEMORY ? XLA_OUT_OF_MEMORY : XLA_INVALID_ARGUMENT, text);
 }
 
-/* Answers the question for the version of the interface.  XLA wants its own back, which it names from minor version 2
- * on; that the layout is the one declared here is seen by the sizes. */
+/* Answers XLA's query for the version of the interface.  XLA expects its own version, which it passes since minor
+ * version 2; the sizes show whether the layout is the one declared here. */
 static int is_query(const xla_frame *f) {
     if (f->size < offsetof(xla_frame, context)) return 0;
     for (xla_extension *e = f->extensions; e; e = e->next) {
@@ -127,13 +127,13 @@ static int is_query(const xla_frame *f) {
     return 0;
 }
 
-/* Whether the frame is one to compute; otherwise *answer is what to return. */
+/* Whether the frame asks for a computation; otherwise the target returns *answer. */
 static int to_compute(const xla_frame *f, void **answer) {
     *answer = NULL;
     if (is_query(f)) return 0;
     if (f->size < sizeof *f || f->api->version.major != 0 || f->arguments.size < sizeof f->arguments ||
         f->results.size < sizeof f->results || f->attributes.size < sizeof f->attributes) {
-        /* the error's constructor has been in its place from the first version on */
+        /* the constructor of errors has had the same place since the first version */
         *answer =
             failure(f, XLA_INVALID_ARGUMENT, "csoftmax: this version of XLA has another foreign function interface");
         return 0;
@@ -179,7 +179,7 @@ static size_t itemsize_of(int kind) { return kind == XLA_F64 ? 8 : kind == XLA_F
 
 /* The first argument, x, as rows. */
 typedef struct matrix {
-    int kind; /* XLA's name of the dtype */
+    int kind; /* XLA's code of the dtype */
     csm_dtype dtype;
     csm_shape shape;
     csm_view x;
@@ -195,7 +195,7 @@ static int matrix_of(const xla_frame *f, matrix *m) {
     m->x = csm_contiguous(&m->shape, m->shape.n, x->data, itemsize_of(m->kind));
     return 1;
 }
-/* The buffer as n elements of that dtype for each of x's rows, if it is that. */
+/* Views the buffer as n elements of the dtype `kind` for each of x's rows; returns 0 if it is not that. */
 static int view_of(const matrix *m, const xla_buffer *b, int kind, size_t n, csm_view *view) {
     if (!b || b->dtype != kind) return 0;
     size_t count = 1;
@@ -206,10 +206,11 @@ static int view_of(const matrix *m, const xla_buffer *b, int kind, size_t n, csm
 }
 static void *wrong(const xla_frame *f) {
     return failure(f, XLA_INVALID_ARGUMENT,
-                   "csoftmax: the arguments have other shapes or dtypes than csoftmax.jax gives");
+                   "csoftmax: the arguments have other shapes or dtypes than those that csoftmax.jax passes");
 }
 
-/* (x) or (dy, y) -> y or dx, all of one dtype; results of n elements a row, 0: as x */
+/* The arrays of (x) -> y or (dy, y) -> dx, all of one dtype.  Results have n elements per row, or (n = 0) as many as
+ * x. */
 typedef struct operands {
     matrix m;
     csm_view second, y;
@@ -221,25 +222,25 @@ static int operands_of(const xla_frame *f, int two, size_t n, operands *o) {
            (!two || view_of(m, buffer_of(&f->arguments, 1), m->kind, m->shape.n, &o->second));
 }
 
-static void *run(xla_frame *f, csm_op op) {
+static void *run_softmax(xla_frame *f, csm_op op, int two, int reduces) {
     void *answer;
     if (!to_compute(f, &answer)) return answer;
     operands o;
-    const int two = op == CSM_OP_softmax_vjp || op == CSM_OP_log_softmax_vjp;
-    if (!operands_of(f, two, op == CSM_OP_logsumexp, &o)) return wrong(f);
+    if (!operands_of(f, two, reduces, &o)) return wrong(f);
     csm_options options = csm_default_options();
     read_real(f, "temperature", &options.temperature);
     options.threads = threads(f);
     return failed_with(f, csm_run_softmax(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
                                           two ? &o.second : NULL, &o.y, &options));
 }
-void *csm_xla_softmax(xla_frame *f) { return run(f, CSM_OP_softmax); }
-void *csm_xla_log_softmax(xla_frame *f) { return run(f, CSM_OP_log_softmax); }
-void *csm_xla_logsumexp(xla_frame *f) { return run(f, CSM_OP_logsumexp); }
-void *csm_xla_softmax_vjp(xla_frame *f) { return run(f, CSM_OP_softmax_vjp); }
-void *csm_xla_log_softmax_vjp(xla_frame *f) { return run(f, CSM_OP_log_softmax_vjp); }
+#define TARGET(name, signature, keeps_axis, ...)                                        \
+    void *csm_xla_##name(xla_frame *f) {                                                \
+        return run_softmax(f, CSM_OP_##name, CSM_INPUTS_##signature == 2, !keeps_axis); \
+    }
+CSM_OPS(TARGET)
+#undef TARGET
 
-static void *entmax(xla_frame *f, int backward) {
+static void *run_entmax(xla_frame *f, int backward) {
     void *answer;
     if (!to_compute(f, &answer)) return answer;
     operands o;
@@ -250,11 +251,11 @@ static void *entmax(xla_frame *f, int backward) {
     return failed_with(f, csm_run_entmax(o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
                                          backward ? &o.second : NULL, &o.y, &options));
 }
-void *csm_xla_entmax(xla_frame *f) { return entmax(f, 0); }
-void *csm_xla_entmax_vjp(xla_frame *f) { return entmax(f, 1); }
+void *csm_xla_entmax(xla_frame *f) { return run_entmax(f, 0); }
+void *csm_xla_entmax_vjp(xla_frame *f) { return run_entmax(f, 1); }
 
 /* (x, int32 labels, -1: ignored) -> the loss of each row (float64 for float64, else float32), and its gradient if
- * there is a second result */
+ * there is a second result. */
 void *csm_xla_cross_entropy(xla_frame *f) {
     void *answer;
     if (!to_compute(f, &answer)) return answer;

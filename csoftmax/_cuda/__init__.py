@@ -1,8 +1,8 @@
-"""The CUDA backend: kernels compiled when they are first needed, launched through CuPy on its current stream.
+"""The CUDA backend: kernels compiled on first use, launched through CuPy on its current stream.
 
-`launch_*` enqueue work on CuPy arrays.  Only launch_sample waits for the device (and launch_topk, where k is above
-1024, with versions of CuPy whose argsort waits).  They are imported when first used: most processes never compute on
-a device, and the modules would add 6 ms to `import csoftmax`.
+The functions `launch_*` enqueue work on CuPy arrays.  Only launch_sample waits for the device (and launch_topk, for k
+above 1024, with versions of CuPy whose argsort waits).  They are imported on first use: most processes never compute
+on a device, and the modules would add 6 ms to `import csoftmax`.
 """
 
 from __future__ import annotations

@@ -51,7 +51,7 @@ enum {
     WARP = 32,
     VECTOR = 16 / sizeof(T), /* elements in 16 bytes of storage */
     WIDE = 16 / sizeof(REAL), /* elements in 16 bytes of the compute type */
-    BATCH = LOADS, /* vectors of one array that each thread has in flight */
+    BATCH = LOADS, /* vectors of one array that each thread keeps in flight */
     SINGLE = EXP_MANTISSA == 23,
     TEAM = SINGLE ? 16 : 8, /* threads that add e', one for each lane of sum.inc.h */
     CHUNK = SINGLE ? (int)CSM_FLUSH : (int)CSM_BLOCK, /* elements that the lanes add before double takes over */
@@ -73,7 +73,7 @@ INLINE int block_length(long long n, long long begin) {
     return n - begin < CSM_BLOCK ? (int)(n - begin) : (int)CSM_BLOCK;
 }
 
-/* x, or the CPU's NaN: the device's NaN has other bits, and so have conversions of it. */
+/* x, with every NaN replaced by the CPU's: the device's NaN and its conversions have other bits. */
 INLINE REAL canonical(REAL x) {
 #if EXP_MANTISSA == 23
     const uint32_t u = csm_bits_of(x);
@@ -85,14 +85,14 @@ INLINE REAL canonical(REAL x) {
 #endif
 }
 
-/* Elements between a 16-byte boundary and p. */
+/* Number of elements between the preceding 16-byte boundary and p. */
 INLINE int lead(const T *p) { return (int)((uintptr_t)p / sizeof(T) % VECTOR); }
 
-/* Elements of shared memory to set aside for `count` at any alignment. */
+/* Number of elements of shared memory to reserve for `count` elements at any alignment. */
 INLINE size_t room(size_t count) { return (count + 2 * VECTOR - 1) / VECTOR * VECTOR; }
 
-/* Copies [0, count) of storage to shared memory, `absent` where the mask is 0.  `to` lies lead(from) elements past a
- * 16-byte boundary. */
+/* Copies [0, count) of storage to shared memory, writing `absent` where the mask is 0.  `to` lies lead(from) elements
+ * past a 16-byte boundary. */
 INLINE void load(REAL *to, const T *from, const uint8_t *mask, int count, REAL absent, int thread, int threads) {
     int head = (VECTOR - lead(from)) % VECTOR;
     head = head < count ? head : count;
@@ -145,7 +145,7 @@ template <class Value> INLINE void store(T *to, int count, Value value, int thre
     if (tail + thread < count) STORE(to + tail + thread, value.at(tail + thread));
 }
 
-/* WIDE numbers from s on, in one access where s is aligned. */
+/* WIDE numbers starting at s, in one access if s is aligned. */
 INLINE wide load_wide(const REAL *s) {
     wide w;
     if ((uintptr_t)s % 16 == 0) return *(const wide *)(const void *)s;
@@ -191,7 +191,7 @@ INLINE double tree(double x) {
     x += __shfl_xor_sync(ALL_LANES, x, 2);
     return x + __shfl_xor_sync(ALL_LANES, x, 1);
 }
-/* The sum of pairs in the eight lanes from `first` on, in the same order. */
+/* The sum of pairs in the eight lanes starting at `first`, in the same order. */
 INLINE void tree_pair(double hi, double low, int first, double *total, double *rest) {
 #if EXP_MANTISSA == 52
     double a[8], b[8];

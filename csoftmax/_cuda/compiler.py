@@ -1,7 +1,7 @@
 """NVRTC: from an operation and a storage type to kernels that can be launched.
 
 NVRTC compiles without flush-to-zero and without contraction, which CuPy's own compilation would not do.  Machine code
-is kept in CuPy's cache folder, under a hash of all that it depends on.
+is kept in CuPy's cache folder, under a hash of everything that it depends on.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def compile_module(op: str, suffix: str, arch: str) -> tuple[bytes, bytes, str]:
 
 
 def _hash_module(op: str, suffix: str, arch: str) -> str:
-    """A hash of all that an operation's machine code depends on."""
+    """A hash of everything that an operation's machine code depends on."""
     from cupy.cuda import nvrtc
 
     flags = [option for option in options(op, suffix, arch) if not option.startswith("-I")]
@@ -110,7 +110,7 @@ def _find_machine_code(op: str, suffix: str, arch: str) -> Path:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             handle, temporary = tempfile.mkstemp(dir=folder)
-        except OSError:  # a home that cannot be written
+        except OSError:  # the home directory is not writable
             file = Path(tempfile.mkdtemp()) / name
             handle, temporary = tempfile.mkstemp(dir=file.parent)
         with os.fdopen(handle, "wb") as f:
@@ -129,7 +129,7 @@ def load_module(op: str, suffix: str, device: int) -> Any:
 
 @functools.cache
 def load_kernel(op: str, suffix: str, device: int, name: str) -> Any:
-    """A kernel that may use all the shared memory that a block of threads can have."""
+    """A kernel, allowed to use all the shared memory that a block of threads can have."""
     kernel = load_module(op, suffix, device).get_function(name)
     kernel.max_dynamic_shared_size_bytes = read_shared_limit(device)
     return kernel

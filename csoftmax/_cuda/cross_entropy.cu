@@ -1,31 +1,31 @@
 /* Cross-entropy and its gradient for contiguous rows, with the options and bits of the core's kernels.
  *
  *   labels   checks the label of every row, and computes the term that the row adds to the mean's divisor
- *   masses   the same for soft labels, and the mass of each row
- *   divide   the divisor, before any gradient, and the constants that follow from it
+ *   masses   does the same for soft labels, and computes the mass of each row
+ *   divide   computes the divisor, before any gradient, and the constants that depend on it
  *   rows     a block of threads for each row, warps for the row's blocks of CSM_BLOCK.  The gradient may overwrite the
  *            logits.  A warp holds one block.  A row with more blocks than warps is read again for each pass, and its
  *            sums begin before its maximum is known; they are repeated if the maximum is beyond exp's range
- *   reduce   the sum or mean of the row losses, in a tree over their order
+ *   reduce   computes the sum or mean of the row losses, in a tree over their order
  *
- * A label that is no class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: an
- * exception would need a host that waits.  Ignored rows are not read.
- * Reads and writes of each logit: one and one; in rows that shared memory does not hold two and one (clip_norm and
+ * A label that is not a class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: an
+ * exception would require the host to wait.  Ignored rows are not read.
+ * Reads and writes of each logit: one and one; two and one in rows that do not fit shared memory (clip_norm and
  * transformed rows: one more read each).  Soft labels are read three times: before any gradient, for the mean; for the
- * loss; and for the gradient, by the same warp (16 bytes a thread, for half types in two halves of a sector).  Keeping
+ * loss; and for the gradient, by the same warp (16 bytes per thread, for half types in two halves of a sector).  Keeping
  * them in shared memory would halve the length of the rows that fit.
  * A row of labels reads 7 more sectors of 32 bytes (constants, the label) and writes 2 (the loss, the gradient of the
  * label).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);
- * one thread computes the row constants in double and pairs.  A row with NaN or +inf, or with nothing but -inf, gives
- * NaN for loss and gradient.
+ * one thread computes the row constants in double and pairs.  A row with NaN or +inf, or with only -inf, gives NaN for
+ * loss and gradient.
  * Formulas: the core's headers of cross-entropy.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
  * Time: not measured on hardware yet.
  */
 #define LOADS 4
 #include "forward.cuh"
 
-/* The constants that `divide` leaves for `rows` and `reduce`. */
+/* The constants that `divide` passes to `rows` and `reduce`. */
 struct prepared {
     double divisor;
     csm_loss_call call; /* without the constants of the temperature */
@@ -56,7 +56,7 @@ INLINE long long read_label(const void *labels, int type, long long i) {
     }
 }
 
-/* to: a class, IGNORED or BAD for each row; terms: its term of the divisor. */
+/* to: a class, IGNORED or BAD for each row; terms: the row's term of the divisor. */
 extern "C" __global__ void __launch_bounds__(128, 1)
     labels(const void *from, long long *to, double *terms, const REAL *__restrict__ w,
            const double *__restrict__ weight, long long rows, long long n, int type, int ignores, long long ignored) {
@@ -71,8 +71,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     }
 }
 
-/* The same for soft labels, a warp for each row.  to: the mass of a row, sum w_j q_j, or NaN if one of its labels is
- * bad. */
+/* Checks soft labels, a warp for each row.  to: the mass of a row, sum w_j q_j, or NaN if one of its labels is bad. */
 extern "C" __global__ void __launch_bounds__(128, 1)
     masses(const REAL *__restrict__ q, double *to, double *terms, const REAL *__restrict__ w,
            const double *__restrict__ weight, long long rows, long long n) {
@@ -132,7 +131,7 @@ INLINE double tree_sum(double *x, long long n) {
     return n > 0 ? x[0] : 0;
 }
 
-/* One block of threads for the whole call. */
+/* Runs in one block of threads for the whole call. */
 extern "C" __global__ void __launch_bounds__(1024, 1)
     divide(double *terms, const REAL *__restrict__ w, prepared *to, long long rows, int mean, csm_loss_call call) {
     const double divisor = mean ? tree_sum(terms, rows) : 1;
@@ -156,8 +155,8 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     if (threadIdx.x == 0) *to = canonical((REAL)sum);
 }
 
-/* Weighted distances from the reference, sum a_j (ref - x_j), and masses, sum a_j, of a block at s; apart for the soft
- * labels (q) and for 1, as on the CPU. */
+/* Weighted distances from the reference, sum a_j (ref - x_j), and masses, sum a_j, of a block at s; separate for the
+ * soft labels (q) and for 1, as on the CPU. */
 struct far_sums {
     V(dot) far_q, far_1, mass_q, mass_1;
 };
@@ -165,11 +164,11 @@ INLINE REAL sum_of_four(const REAL *p) { return (p[0] + p[1]) + (p[2] + p[3]); }
 INLINE REAL sum_of_products(const REAL *a, const REAL *b) {
     return V(fma)(a[2], b[2], a[0] * b[0]) + V(fma)(a[3], b[3], a[1] * b[1]);
 }
-INLINE double weighted_total(const V(dot) &q, const V(dot) &one, const csm_loss_terms &terms) {
+INLINE double weighted_total(const V(dot) &q, const V(dot) &uniform, const csm_loss_terms &terms) {
     double hi, lo, sum = 0;
     dot_total<WARP>(q, &hi, &lo);
     if (terms.q && terms.soft != 0) sum += terms.soft * (lo - lo == 0 ? hi + lo : hi);
-    dot_total<WARP>(one, &hi, &lo);
+    dot_total<WARP>(uniform, &hi, &lo);
     if (terms.flat != 0) sum += terms.flat * (lo - lo == 0 ? hi + lo : hi);
     return sum;
 }
@@ -238,7 +237,7 @@ struct loss_gradient {
     INLINE_MEMBER REAL at(int i) const { return value(s[i], terms, i); }
     INLINE_MEMBER wide wide_at(int i) const {
         wide w = load_wide(s + i);
-        if (terms.q) { /* in one access, as the gradient is written */
+        if (terms.q) { /* in one access, like the store of the gradient */
             const wide q = load_wide((const REAL *)terms.q + i);
             csm_loss_terms shifted = terms;
             shifted.q = q.v;
@@ -268,10 +267,10 @@ struct rows_job {
     REAL *row_losses;
     long long n;
 };
-/* The row that a block of threads computes, as each of its threads sees it. */
+/* The state of a row in each thread of the block that computes it. */
 struct row_state {
     shared_row *shared;
-    double *maxima, *squares; /* one number a warp */
+    double *maxima, *squares; /* one number per warp */
     csm_block *blocks; /* a record for each block of the row */
     REAL *data; /* the block that this warp holds */
     int count; /* blocks of the row */
@@ -279,7 +278,7 @@ struct row_state {
     long long at, label;
     const T *from;
     T *to; /* NULL: no gradient */
-    double max; /* of the row, as given; with reloads known after the first pass */
+    double max; /* of the row, before any transformation; with reloads, known after the first pass */
     bool transforms; /* the row is beyond exp's range */
 };
 enum { SUMS, NORM, GRADIENT }; /* passes over a row */
@@ -288,7 +287,7 @@ enum { SUMS, NORM, GRADIENT }; /* passes over a row */
 static __device__ void fill_row(T *to, long long n, REAL x) {
     for (long long i = threadIdx.x; i < n; i += blockDim.x) STORE(to + i, x);
 }
-/* The same for the loss and, if there is one, the gradient of a row. */
+/* Writes one value to the loss and, if there is one, the gradient of a row. */
 INLINE void fill(const rows_job &job, const row_state &row, double x) {
     if (threadIdx.x == 0) {
         job.losses[row.at] = x;
@@ -297,7 +296,7 @@ INLINE void fill(const rows_job &job, const row_state &row, double x) {
     if (row.to) fill_row(row.to, job.n, canonical((REAL)x));
 }
 
-/* One thread: the label, mass and weights of a row to shared memory. */
+/* Copies the label, mass and weights of a row to shared memory.  One thread calls it. */
 INLINE void read_input(const rows_job &job, const row_state &row) {
     csm_loss_input in;
     in.label = job.labels ? (ptrdiff_t)job.labels[row.at] : IGNORED;
@@ -315,7 +314,7 @@ INLINE void read_input(const rows_job &job, const row_state &row) {
     row.shared->in = in;
 }
 
-/* Loads a row that the warps hold, and finds its maximum. */
+/* Loads a row that fits the warps, and finds its maximum. */
 INLINE void load_row(const rows_job &job, row_state &row) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const long long begin = (long long)warp * CSM_BLOCK;
@@ -329,14 +328,14 @@ INLINE void load_row(const rows_job &job, row_state &row) {
     for (int i = 0; i < warps; i++) row.max = row.maxima[i] > row.max ? row.maxima[i] : row.max;
 }
 
-/* The first pass over a block: its record, and e' to s. */
+/* Makes the first pass over a block: computes its record, and writes e' to s. */
 INLINE void sum_block(const rows_job &job, const row_state &row, const csm_loss_terms &terms, bool has_terms,
                       const csm_temperature &t, int b, REAL *s, int k) {
     const int lane = threadIdx.x % WARP;
     const long long place = row.label - (long long)b * CSM_BLOCK;
     const bool has_label = row.label >= 0 && place >= 0 && place < k;
     if (!row.reloads && lane == 0 && has_label)
-        row.shared->in.x_label = (double)s[place]; /* transformed, if the row is */
+        row.shared->in.x_label = (double)s[place]; /* transformed if the row is */
     csm_block block;
     const double max = (double)warp_max(s, k), ref = csm_reference(max, &t);
     double mass = 0, far = 0;
@@ -359,7 +358,7 @@ INLINE void sum_block(const rows_job &job, const row_state &row, const csm_loss_
     }
 }
 
-/* The sum of squares of a block's gradient, except the label's; place: of the label, in the block or not. */
+/* The sum of squares of a block's gradient, except the label's; place: the label's, which may lie outside the block. */
 INLINE double square_block(const loss_gradient &value, const REAL *s, int k, long long place) {
     const int lane = threadIdx.x % WARP;
     V(dot) sum;
@@ -373,10 +372,10 @@ INLINE double square_block(const loss_gradient &value, const REAL *s, int k, lon
     return hi + lo;
 }
 
-/* One pass over the blocks of a row.  A warp that has more than one block loads each of them again. */
+/* Makes one pass over the blocks of a row.  A warp with more than one block loads each of them again. */
 INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scales &scales, int pass) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    /* in shared memory, to save registers */
+    /* a reference to shared memory, to save registers */
     const csm_temperature &t = row.transforms ? row.shared->scales.transformed : row.shared->scales.ordinary;
     const double smoothing = row.shared->call.smoothing;
     csm_loss_terms terms;
@@ -392,7 +391,7 @@ INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scale
         terms.q = job.q ? job.q + row.at * job.n + begin : NULL;
         terms.w = job.w ? job.w + begin : NULL;
         if (row.reloads) {
-            __syncwarp(); /* all threads are done with the block before */
+            __syncwarp(); /* all threads are done with the previous block */
             load(s, part, NULL, k, 0, lane, WARP);
             __syncwarp();
         }
@@ -411,7 +410,7 @@ INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scale
         if (pass == NORM) {
             const double squares = square_block(value, s, k, place);
             if (!row.reloads) sum_of_squares = squares;
-            else if (lane == 0) row.blocks[b].count = squares; /* the count is not needed any more */
+            else if (lane == 0) row.blocks[b].count = squares; /* the count is no longer needed */
             __syncwarp();
             continue;
         }
@@ -423,7 +422,8 @@ INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scale
     if (pass == NORM && !row.reloads && lane == 0) row.squares[warp] = sum_of_squares;
 }
 
-/* One thread, after the pass SUMS: the row's loss and the factors of its gradient, which NORM corrects. */
+/* Computes, after the pass SUMS, the row's loss and the factors of its gradient, which NORM corrects.  One thread calls
+ * it. */
 INLINE void combine(const rows_job &job, const row_state &row, const csm_scales &scales, int pass, bool clips) {
     csm_loss_call *call = &row.shared->call;
     csm_loss_input *in = &row.shared->in;
@@ -444,7 +444,7 @@ INLINE void combine(const rows_job &job, const row_state &row, const csm_scales 
     }
 }
 
-/* All passes over a row. */
+/* Makes all passes over a row. */
 INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &scales) {
     for (int pass = SUMS; pass <= GRADIENT; pass++) {
         const bool clips = row.shared->call.clip_norm < CSM_INF;
@@ -452,7 +452,7 @@ INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &sc
         pass_over(job, row, scales, pass);
         __syncthreads();
         if (pass == GRADIENT) break;
-        if (pass == SUMS && row.reloads && !row.transforms) { /* now the row's maximum is known */
+        if (pass == SUMS && row.reloads && !row.transforms) { /* the row's maximum is now known */
             for (int b = 0; b < row.count; b++) row.max = row.blocks[b].max > row.max ? row.blocks[b].max : row.max;
             if (!(row.max < CSM_INF && row.max > -CSM_INF)) {
                 fill(job, row, CSM_NAN);
@@ -476,8 +476,8 @@ INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &sc
     }
 }
 
-/* blockDim.x / WARP is the number of blocks of a row in shared memory at a time.  records: room for the blocks of
- * gridDim.x rows, or NULL: shared memory has them. */
+/* blockDim.x / WARP is the number of blocks of a row in shared memory at a time.  records: space for the blocks of
+ * gridDim.x rows, or NULL if they are in shared memory. */
 extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
          const double *__restrict__ masses, const REAL *__restrict__ w, const double *__restrict__ weight,

@@ -23,7 +23,7 @@ from .sizes import (
 )
 
 _SHARED_RECORDS_BYTES = 8192  # beyond this much, the records of a row's blocks lie in global memory
-_GRID_WITH_RECORDS = 1024  # blocks of threads that have such records there
+_GRID_WITH_RECORDS = 1024  # number of blocks of threads with records in global memory
 
 
 class LossLaunch(NamedTuple):
@@ -31,7 +31,7 @@ class LossLaunch(NamedTuple):
 
     warps: int
     shared_bytes: int
-    record_bytes: int  # of global memory for each block of threads, 0: shared memory has them
+    record_bytes: int  # of global memory for each block of threads; 0: the records are in shared memory
 
 
 @functools.lru_cache(1024)
@@ -50,7 +50,7 @@ def plan_loss_launch(dtype: int, n: int, shared_limit: int) -> LossLaunch:
 
 
 class Target(NamedTuple):
-    """What the kernels need of labels or of soft labels, one entry a row."""
+    """Checked labels or the masses of soft labels, as the kernels need them: one entry for each row."""
 
     labels: Any  # int64: a class, IGNORED (-1) or BAD (-2); None with soft labels
     masses: Any  # of soft labels, NaN where one is bad; None with labels
@@ -90,7 +90,8 @@ def launch_target(
 class LossInSteps:
     """Cross-entropy of CuPy arrays in steps: target and divisor, rows (all, or a chunk at a time), their sum.
 
-    Arrays are C-contiguous with their rows in one axis; soft, sample_weight, upstream and labels have an entry a row.
+    Arrays are C-contiguous with their rows in one axis; soft, sample_weight, upstream and labels have one entry for
+    each row.
     factors : temperature, label_smoothing, z_loss, clip_norm, clip_value.
     """
 
@@ -169,7 +170,7 @@ def launch_loss(
     clip_value: float,
     reduction: int,
 ) -> None:
-    """Cross-entropy of CuPy arrays, with the arguments of the CPU's run_loss; `loss` has the compute dtype.
+    """Cross-entropy of CuPy arrays, with the arguments of the CPU's run_cross_entropy; `loss` has the compute dtype.
 
     A row with a bad label gets NaN.
     """

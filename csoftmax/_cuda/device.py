@@ -35,7 +35,7 @@ def require(device: int | None) -> ModuleType:
         if "NoDevice" in str(error):
             raise Unavailable(f"there is no CUDA device (is CUDA_VISIBLE_DEVICES set?): {error}") from None
         raise Unavailable(
-            f"CuPy finds no CUDA driver ({error}); a device of NVIDIA's and its driver are needed, and a CuPy for the "
+            f"CuPy finds no CUDA driver ({error}); an NVIDIA device and its driver are needed, and a CuPy for the "
             f"driver's version of CUDA: {install}"
         ) from None
     if count == 0:
@@ -83,7 +83,7 @@ def choose_architecture(capability: str, supported: Iterable[int]) -> str:
     earlier = [arch for arch in known if arch <= number]
     if not earlier:
         raise Unavailable(
-            f"NVRTC compiles for compute capability {known[0] / 10} and later, and the device has {number / 10}; "
+            f"NVRTC compiles for compute capability {known[0] / 10} and later, but the device has {number / 10}; "
             "an earlier CUDA is needed"
         )
     return f"compute_{earlier[-1]}"
@@ -91,7 +91,7 @@ def choose_architecture(capability: str, supported: Iterable[int]) -> str:
 
 @functools.cache
 def read_shared_limit(device: int) -> int:
-    """Bytes of shared memory that a block of threads may ask for."""
+    """Bytes of shared memory that a block of threads may request."""
     import cupy
 
     limit: int = cupy.cuda.Device(device).attributes["MaxSharedMemoryPerBlockOptin"]

@@ -1,20 +1,20 @@
 /* alpha-entmax of contiguous rows and its gradient, with the CPU's bits: the threshold comes from the core's solver.
  *
- *   forward   a block of threads for each row, one part of the row after the other: the maximum so far; the survivors,
- *             elements that can have probability beside it, in the order of their indices, to shared memory, or, if
- *             there are more than SHARED_SURVIVORS, to global memory; the solver, in one thread, because its sums have
- *             an order; zeros, then the support
- *   rows      the same for the loss, which one thread computes, and its gradient, which may overwrite x
- *   backward  a block of threads for each row: the elements with y > 0, one part of the row at a time; their sums, as
- *             pairs, in one thread; the row once more
+ *   forward   a block of threads for each row, which reads one part of the row after the other.  It keeps the maximum
+ *             so far and the survivors, elements that can have probability beside it, in the order of their indices, in
+ *             shared memory, or, if there are more than SHARED_SURVIVORS, in global memory.  One thread runs the solver,
+ *             because its sums have an order.  Then zeros are written, and over them the support
+ *   rows      does the same for the loss, which one thread computes, and its gradient, which may overwrite x
+ *   backward  a block of threads for each row, which reads the elements with y > 0, one part of the row at a time; one
+ *             thread adds them as pairs; then the row is read again
  *
  * Reads and writes of each element, however long the row: one and one; an element with probability is written twice.
  * Survivors in global memory take forty bytes each.  Soft labels are read twice, with a gradient three times, and the
- * loss reads the logits of labels outside the support once more.  backward reads a row that shared memory does not hold
- * twice (tests/cuda counts all of this except soft labels).
+ * loss reads the logits of labels outside the support once more.  backward reads a row twice if it does not fit shared
+ * memory (tests/cuda counts all of this except soft labels).
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
- * A row with NaN or +inf, or with nothing but -inf, becomes NaN, as on the CPU.  A row of which a mask leaves nothing
- * becomes zeros, and its loss NaN.  A label that is no class makes its row and its loss NaN.
+ * A row with NaN or +inf, or with only -inf, becomes NaN, as on the CPU.  A row that is masked completely becomes zeros,
+ * and its loss NaN.  A label that is not a class makes its row and its loss NaN.
  * Time: not measured on hardware yet; one thread solves a row while the blocks of other rows run.
  */
 #define LOADS 4
@@ -33,10 +33,10 @@ struct shared_row {
     double maxima[MAX_THREADS / WARP]; /* of each warp */
     double top, top_low, all, all_low; /* backward: sums of weights times dy, and of weights, as pairs */
 };
-static_assert(sizeof(shared_row) <= SHARED_ROW_BYTES, "room that the launch plans leave");
+static_assert(sizeof(shared_row) <= SHARED_ROW_BYTES, "space that the launch plans reserve");
 
-/* Calls put(i, number) for each i in [0, count) that is wanted, numbered in order from `done` on.  Returns the next
- * number.  counts: scratch, one a warp.  All threads of the block call it. */
+/* Calls put(i, number) for each i in [0, count) that is wanted, numbered in order starting at `done`.  Returns the next
+ * number.  counts: scratch, one number per warp.  All threads of the block call it. */
 template <class Wanted, class Put>
 INLINE size_t number(int count, size_t done, size_t *counts, Wanted wanted, Put put) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
@@ -74,7 +74,7 @@ INLINE csm_support support_at(double *memory, size_t capacity) {
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-/* Where array `number` begins in shared memory, if each has `part` elements; also where the last array ends. */
+/* The beginning of array `number` in shared memory, if each has `part` elements; also the end of the last array. */
 INLINE REAL *array_at(int number, int part) {
     return (REAL *)(void *)(memory + SHARED_ROW_BYTES) + number * room((size_t)part);
 }
@@ -86,7 +86,7 @@ INLINE void fill(T *to, long long n, int part, double x) {
         store(to + begin, (int)(n - begin < part ? n - begin : part), value, threadIdx.x, blockDim.x);
 }
 
-/* Keeps those of the first `count` survivors that are greater than the bound or NaN, in order; returns their number.
+/* Of the first `count` survivors, keeps those that are greater than the bound or NaN, in order; returns their number.
  * Each thread has read its survivor before any of them is moved. */
 INLINE size_t sift(const csm_support &s, size_t count, REAL bound, size_t *counts) {
     size_t kept = 0;
@@ -151,7 +151,7 @@ INLINE outcome find_support(const T *from, const uint8_t *mask, double *in_globa
             count = all;
             continue;
         }
-        /* no room: drop the survivors that are now below the bound; if that is not enough, move to global memory */
+        /* no space: drop the survivors that are now below the bound; if that is not enough, move to global memory */
         const size_t more = all - count;
         count = sift(s, count, bound, shared->counts);
         if (count + more > s.capacity) {
@@ -223,14 +223,14 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     }
 }
 
-/* Computes the losses of rows, and writes their gradients times factor to y unless y is NULL.  labels: negative for
- * those that are no class; NULL: soft labels q, whose mass is NaN in a row with a bad one. */
+/* Computes the losses of rows, and writes their gradients times factor to y unless y is NULL.  labels: negative if not a
+ * class; NULL: soft labels q, whose mass is NaN in a row with a bad one. */
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
          const double *__restrict__ masses, double *losses, REAL *row_losses, double *in_global, long long capacity,
          long long rows, long long n, int part, double factor, csm_entmax e) {
     shared_row *const shared = (shared_row *)(void *)memory;
-    int *const places = (int *)(void *)array_at(0, part); /* the row is not needed any more */
+    int *const places = (int *)(void *)array_at(0, part); /* the row is no longer needed */
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const T *const from = x + at * n;
         T *const to = y ? y + at * n : NULL;

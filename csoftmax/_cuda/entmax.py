@@ -14,7 +14,7 @@ from .device import read_shared_limit
 from .launch import as_rows, as_size, contiguous_or_new, launch_kernel, make_contiguous
 from .sizes import RECORD_BYTES, SHARED_ROW_BYTES, SHARED_SURVIVORS, SURVIVOR_BYTES, align, item_bytes, room
 
-_PARTS_ELEMENTS = 4096, 2048, 1024  # of a row in shared memory; a gradient's row is there whole where it fits
+_PARTS_ELEMENTS = 4096, 2048, 1024  # of a row in shared memory; a gradient keeps the whole row there if it fits
 MAX_SURVIVORS_BYTES = 2**28  # of global memory, for survivors that shared memory does not hold
 
 
@@ -24,7 +24,7 @@ class EntmaxLaunch(NamedTuple):
     part: int  # elements of a row in shared memory at a time
     warps: int
     shared_bytes: int
-    survivors: int  # that each block of threads has room for in global memory; 0: shared memory holds all
+    survivors: int  # capacity of each block of threads in global memory; 0: shared memory holds all of them
 
 
 @functools.lru_cache(1024)
@@ -68,7 +68,7 @@ def launch_entmax(dtype: int, a: Any, b: Any, y: Any, where: Any, alpha: float) 
 def _launch_support(
     kernel: str, dtype: int, device: int, rows: int, n: int, *arrays: Any, last: tuple[Any, ...]
 ) -> None:
-    """Launch a kernel that looks for the support of rows; `last` follows the arguments that all of them take."""
+    """Launch a kernel that finds the support of rows; `last` follows the arguments that these kernels share."""
     import cupy
 
     part, warps, shared_bytes, survivors = plan_entmax_launch(dtype, n, False, read_shared_limit(device))

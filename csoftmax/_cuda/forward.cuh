@@ -13,16 +13,16 @@ INLINE void transform(REAL *s, int k, const csm_scales &c, double max) {
     for (int i = threadIdx.x % WARP; i < k; i += WARP) s[i] = CSM_TRANSFORMED(REAL, s[i], &c, max);
     __syncwarp();
 }
-/* The maximum of the k elements that a warp has in shared memory. */
+/* The maximum of the k elements of a warp in shared memory. */
 INLINE REAL warp_max(const REAL *s, int k) {
     REAL max = (REAL)-CSM_INF;
     for (int i = threadIdx.x % WARP; i < k; i += WARP) max = V(max)(s[i], max);
     return group_max(max, WARP);
 }
-/* e' of z.  T = 1 has a form of its own, with one rounding less. */
+/* e' of z.  T = 1 has a separate form, with one rounding less. */
 INLINE REAL exp_of(REAL z, const V(shift) &s) { return V(exp_value)(z, s, s.inv_t != 1 || s.inv_t_low != 0); }
 
-/* Computes e' of a warp's block, whose maximum add_up has left in *block, once more. */
+/* Computes e' of a warp's block again; add_up has left the block's maximum in `block`. */
 INLINE void exp_again(REAL *s, int k, const csm_block &block, const csm_temperature &t) {
     REAL n0;
     const V(shift) by = V(shift_to)((REAL)csm_reference(block.max, &t), &t, 1, &n0);
@@ -32,8 +32,8 @@ INLINE void exp_again(REAL *s, int k, const csm_block &block, const csm_temperat
 
 /* Sums of e' of the k <= CSM_BLOCK elements at s, by a group of `width` threads: a team or a warp.  All threads of the
  * warp call it.  exact: elements equal to the maximum are left out of the sums and counted.  keep: e' stays at s.
- * Without keep, warps in double need `segment`, room for LOG_SEGMENT_ELEMENTS numbers: the eight lanes that add are too
- * few to compute exp as well. */
+ * Without keep, warps in double need `segment`, space for LOG_SEGMENT_ELEMENTS numbers: the eight lanes that add are
+ * too few to compute exp as well. */
 template <int width, bool exact, bool keep>
 INLINE void add_up(REAL *s, REAL *segment, int k, double max, const csm_temperature &t, csm_block *block) {
     const int thread = threadIdx.x % width, lane = thread % TEAM, teams = width / TEAM, team = thread / TEAM;
@@ -75,7 +75,7 @@ INLINE void add_up(REAL *s, REAL *segment, int k, double max, const csm_temperat
         for (int first = 0; first < k || first == 0; first += teams * CHUNK) {
             const int begin = first + team * CHUNK, end = k < begin + CHUNK ? k : begin + CHUNK;
             REAL hi = EXP_SUM_START, lo = 0;
-            /* neighbouring teams run one step apart: else they would access the same banks of shared memory */
+            /* neighbouring teams run one step apart; otherwise they would access the same banks of shared memory */
             for (int i = begin + lane - (team & 1) * TEAM; i < end; i += TEAM) {
                 if (i < begin) continue;
                 const REAL z = s[i];

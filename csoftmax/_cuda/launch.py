@@ -1,7 +1,7 @@
-"""What all launches share: grids, contiguous arguments, constants of a temperature.
+"""Parts that all launches share: grids, contiguous arguments, constants of a temperature.
 
 A launch plan (`plan_*_launch`) chooses kernel, threads and shared memory from the length of a row and the device
-alone: a row's bits do not depend on how many others there are.
+alone, so that a row's bits do not depend on the number of rows.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def make_scales(dtype: int, temperature: float) -> NDArray[Any]:
 
 
 def contiguous_or_new(y: Any) -> Any:
-    """The array that a kernel writes: y itself if it is contiguous, else a new one that is to be copied to y."""
+    """The array that a kernel writes: y itself if it is contiguous, else a new one to be copied to y."""
     import cupy
 
     return y if y is None or y.flags.c_contiguous else cupy.empty(y.shape, y.dtype)
 
 
 def make_contiguous(a: Any, b: Any, where: Any) -> tuple[list[Any], Any]:
-    """Inputs (one if b is None) and mask as the kernels take them."""
+    """Inputs (one if b is None) and mask in the form that the kernels need."""
     import cupy
 
     inputs = [cupy.ascontiguousarray(x) for x in ((a,) if b is None else (a, b))]
@@ -56,5 +56,5 @@ def as_rows(a: Any, *shape: int) -> Any:
 
 
 def as_size(rows: int, n: int) -> tuple[np.int64, np.int64]:
-    """Rows and their length as kernels take them."""
+    """Number of rows and their length in the types of the kernels' arguments."""
     return np.int64(rows), np.int64(n)

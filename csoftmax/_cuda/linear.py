@@ -15,7 +15,7 @@ from .cross_entropy import LossInSteps
 
 
 def _without_ignored_rows(x: Any, target: Any, sample_weight: Any) -> Any:
-    """Zeros in the rows of x that take no part: such a row may hold anything, and NaN or infinity times 0 is not 0."""
+    """X with zeros in the rows that take no part: they may hold anything, and NaN or infinity times 0 is not 0."""
     import cupy
 
     takes_part = cupy.full(len(x), True, bool) if target.labels is None else target.labels != -1
@@ -27,7 +27,7 @@ def _without_ignored_rows(x: Any, target: Any, sample_weight: Any) -> Any:
 
 
 def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: int) -> tuple[Any, Any, Any, Any]:
-    """(loss, grad_x, grad_w, grad_bias) of a plan, from chunk_rows rows at a time; no gradients: three times None."""
+    """(loss, grad_x, grad_w, grad_bias) of a plan, chunk_rows rows at a time; without gradients, three times None."""
     import cupy
 
     (rows, features), classes, wide, options = plan.x.shape, len(plan.w), plan.compute, plan.options

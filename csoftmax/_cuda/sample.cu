@@ -1,25 +1,26 @@
 /* Draws from contiguous rows of logits: the classes that the CPU draws from the same uniform numbers.
  *
  *   sums      a warp for each block of CSM_BLOCK elements of a row: maximum, n, sum of e'
- *   min_sums  the same for min-p: sums of the elements that it leaves
+ *   min_sums  the same sums, of the elements that min-p keeps
  *   draw      a warp for each block again: the draws that land in the block
  *   chosen    a warp for each row, from its largest logits in falling order (topk.cu): top-k, top-p, min-p
  *
  * A draw is the first class whose running sum exceeds its target.  The sums run in double in the order of the classes:
- * one thread adds a block and leaves a mark every MARK_ELEMENTS, from which each thread searches for its own draws.
+ * one thread adds a block and stores the sum every MARK_ELEMENTS, from where each thread searches for its draws.
  * Reads of each element: one; two with min-p or for rows beyond exp's range; one more for blocks in which draws land.
- * top-k: the reads of topk.cu; top-p alone: one more.  Where 1024 logits are not enough, a library sorts, and all is
- * read again.
+ * top-k: the reads of topk.cu; top-p alone: one more.  If 1024 logits are not enough, a library sorts, and everything
+ * is read again.
  * Masses: e' of softmax.  Sums: of blocks in the lanes of sum.inc.h, all others in double, from first to last.
  * Error: the draws are the CPU's (tests/cuda), because the sums are.
- * A row with NaN or +inf, or with nothing but -inf, has no mass; its state tells.  Time: not measured on hardware yet.
+ * A row with NaN or +inf, or with only -inf, has no mass, and gets the state NO_MASS.  Time: not measured on hardware
+ * yet.
  */
 #define LOADS 8
 #include "forward.cuh"
 
 enum { MARK_ELEMENTS = 64, MARKS = CSM_BLOCK / MARK_ELEMENTS };
-enum { TOTAL, NUCLEUS, SUMS, DRAWS }; /* stages of `chosen`: the mass of top_k, how much top_p leaves, sums of blocks */
-enum { DRAWN, NO_MASS, MORE_WANTED }; /* states of rows; the last: the chosen logits were too few */
+enum { TOTAL, NUCLEUS, SUMS, DRAWS }; /* stages of `chosen`: mass of top_k, number kept by top_p, sums of blocks */
+enum { DRAWN, NO_MASS, MORE_WANTED }; /* states of rows; the last: too few logits were chosen */
 
 /* The record of a block of a row. */
 struct part {
@@ -31,7 +32,7 @@ struct part {
 /* The scale of a row's masses. */
 struct base {
     const csm_temperature *t;
-    double max; /* as given, before any transformation */
+    double max; /* before any transformation */
     double n, max_mass; /* n and e' of the maximum */
     int transforms, empty; /* the row is beyond exp's range; it has no mass */
 };
@@ -48,7 +49,7 @@ INLINE base base_of(double max, int nan, const csm_scales &c) {
     row.max_mass = (double)exp_of(highest, by);
     return row;
 }
-/* The same from the blocks of a row.  All threads of the warp call it. */
+/* Computes the base of a row from its blocks.  All threads of the warp call it. */
 INLINE base base_of(const part *parts, long long count, const csm_scales &c) {
     double max = -CSM_INF;
     int nan = 0;
@@ -71,7 +72,7 @@ INLINE double mass_of(const part &p, const base &row) {
 
 /* Copies k elements to shared memory, transforms them if the row needs it, and returns their maximum. */
 INLINE REAL fetch(REAL *s, const T *from, int k, const base &row, const csm_scales &c) {
-    __syncwarp(); /* other threads have read the elements before these */
+    __syncwarp(); /* other threads have read the previous elements */
     load(s, from, NULL, k, (REAL)-CSM_INF, threadIdx.x, WARP);
     __syncwarp();
     if (row.transforms) transform(s, k, c, row.max);
@@ -92,8 +93,8 @@ INLINE void masses(REAL *s, const T *from, int k, double lowest, const base &row
     __syncwarp();
 }
 
-/* The running sum of k masses from the first to the last: its value before every MARK_ELEMENTS elements and at the end,
- * and the last element that increases it. */
+/* The running sum of k masses, from the first to the last: its values before every MARK_ELEMENTS elements and at the
+ * end, and the last element that increases it. */
 struct trail {
     double before[MARKS];
     double sum;
@@ -130,7 +131,7 @@ INLINE int search(const REAL *s, int k, const trail *t, double target) {
     return t->last;
 }
 
-/* Where a block lies in the running sum of a row's blocks; `pass` takes the masses of all blocks in order. */
+/* The place of a block in the running sum of a row's blocks; `pass` is called with the mass of every block in order. */
 struct place {
     double before, mass, total;
     bool is_last; /* of the blocks with mass: draws beyond the total land in it */
@@ -154,8 +155,8 @@ INLINE bool lands(const place &p, double uniform, double *rest) {
 extern __shared__ __align__(16) unsigned char memory[];
 INLINE REAL *elements(const T *from) { return (REAL *)(void *)(memory + (sizeof(trail) + 15) / 16 * 16) + lead(from); }
 
-/* which: the temperature of each row.  known: NULL in the first launch; in the second its records: rows beyond exp's
- * range are transformed, the records of others are copied. */
+/* which: the index of each row's temperature.  known: NULL in the first launch, its records in the second, where rows
+ * beyond exp's range are transformed and the records of all others are copied. */
 extern "C" __global__ void __launch_bounds__(WARP, 1)
     sums(const T *x, const part *__restrict__ known, part *to, long long rows, long long n,
          const csm_scales *__restrict__ scales, const int *__restrict__ which) {
@@ -216,7 +217,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
     }
 }
 
-/* min_p: NULL, or one a row: then the parts come from `min_sums`. */
+/* min_p: NULL, or one number per row; then the parts come from `min_sums`. */
 extern "C" __global__ void __launch_bounds__(WARP, 1)
     draw(const T *x, const part *__restrict__ parts, const double *__restrict__ min_p,
          const double *__restrict__ uniform, long long *indices, int *states, long long rows, long long n,
@@ -258,7 +259,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
 }
 
 /* x, from: the k largest logits of each row in falling order, and their indices.  parts: records of all logits, for
- * rows without top_k, or NULL.  sums: room for one number for each CSM_BLOCK of the k. */
+ * rows without top_k, or NULL.  sums: space for one number for each CSM_BLOCK of the k. */
 extern "C" __global__ void __launch_bounds__(WARP, 1)
     chosen(const T *x, const long long *__restrict__ from, const part *__restrict__ parts,
            const long long *__restrict__ top_k, const double *__restrict__ top_p, const double *__restrict__ min_p,

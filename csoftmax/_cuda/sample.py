@@ -13,7 +13,7 @@ from .launch import as_size, launch_kernel, make_scales
 from .sizes import BLOCK_ELEMENTS, RECORD_BYTES, TRAIL_BYTES, align, item_bytes, room
 from .topk import MAX_SORTED_BY_KERNEL, launch_topk
 
-_MORE_WANTED = 2  # the state of a row for which the chosen logits were too few: MORE_WANTED of sample.cu
+_MORE_WANTED = 2  # state of a row that needs more logits than were chosen: MORE_WANTED of sample.cu
 
 
 @functools.lru_cache(1024)
@@ -28,7 +28,7 @@ class _Batch(NamedTuple):
 
     x: Any
     size: tuple[np.int64, np.int64]
-    temperatures: tuple[Any, Any]  # constants of each distinct temperature; which of them a row has
+    temperatures: tuple[Any, Any]  # constants of each distinct temperature, and the index of each row's temperature
     min_p: Any
     uniform: Any
     to: Any  # the classes that are drawn
@@ -74,7 +74,7 @@ class _Rows:
         launch_kernel("sample", self.dtype, self.x.device.id, kernel, grid, 32, shared_bytes, *arguments)
 
     def draw(self, which: NDArray[Any], k: int) -> None:
-        """Draw from the rows `which`: from all of their logits, or (k > 0) from the k largest of each."""
+        """Draw from the rows with the indices `which`: from all their logits, or (k > 0) from the k largest of each."""
         import cupy
 
         everything = len(which) == len(self.x)
@@ -143,8 +143,8 @@ def launch_sample(
 ) -> tuple[Any, NDArray[np.int32]]:
     """Draws from contiguous rows of a CuPy array, one for each uniform number, and the states of the rows.
 
-    The uniform numbers and the parameters (one a row, or None) come from the CPU, and the states go there: the call
-    waits for the device.  A state is 0 for a row that was drawn from, 1 for a row without mass.
+    The uniform numbers and the parameters (one for each row, or None) come from the CPU, and the states return there,
+    so the call waits for the device.  A state is 0 for a row that was drawn from, 1 for a row without mass.
     """
     import cupy
 

@@ -1,7 +1,7 @@
-"""Numbers on which Python and the kernels must agree.
+"""Sizes on which Python and the kernels must agree.
 
 NVRTC gets each of them as a macro (`compiler.options`).  The kernels use the macros, and a static_assert beside each
-structure compares its size with the macro, so a number that is wrong does not compile.
+structure compares its size with the macro, so a wrong number does not compile.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ ROW_BYTES = binding.STRUCT_BYTES["csm_row"]
 SHARED_ROW_BYTES = 624  # sizeof(shared_row) of cross_entropy.cu; that of entmax.cu is smaller
 TRAIL_BYTES = 528  # sizeof(trail) of sample.cu
 
-MAX_WARPS = {4: 14, 8: 7}  # of a block of threads, by the compute type's bytes: 227 KB hold as many blocks of a row
-LOG_SEGMENT_ELEMENTS = 32  # of the log family in double: e' that lies beside the logits at a time
-GRADIENT_SEGMENT_ELEMENTS = 1024  # of dy and y that `blocks` and `apply` of vjp.cu hold at a time
-SHARED_SURVIVORS = 512  # of an entmax row that shared memory holds; more go through global memory
-SURVIVOR_BYTES = 40  # of each: four doubles and an index
+MAX_WARPS = {4: 14, 8: 7}  # of a block of threads, by the compute type's bytes: 227 KB hold this many blocks of a row
+LOG_SEGMENT_ELEMENTS = 32  # of e' held beside the logits at a time, for the log family in double
+GRADIENT_SEGMENT_ELEMENTS = 1024  # of dy and y held at a time by `blocks` and `apply` of vjp.cu
+SHARED_SURVIVORS = 512  # of an entmax row in shared memory; further ones go through global memory
+SURVIVOR_BYTES = 40  # of one survivor: four doubles and an index
 
 # The structure in global memory that the kernels of a source keep for each row, or for each block of a row.
 RECORD_BYTES = {

@@ -1,11 +1,12 @@
 /* softmax, log_softmax or logsumexp (-DOP=CSM_OP_<name>) of contiguous rows, with the bits of the core's forward
  * kernels.
  *
- *   teams    short rows: each warp copies several of them at once, and a team of as many threads as there are lanes
- *            computes a row
- *   whole    a block of threads for each row, a warp for each of the row's blocks of CSM_BLOCK; shared memory holds all
+ *   teams    short rows: each warp copies several of them at once, and a team of threads, one for each lane, computes a
+ *            row
+ *   whole    a block of threads for each row, a warp for each of the row's blocks of CSM_BLOCK; shared memory holds
+ *            them all
  *   blocks, combine, apply
- *            rows that shared memory cannot hold: a warp for each block, twice; in between one thread combines the
+ *            rows that do not fit shared memory: a warp for each block, twice; in between one thread combines the
  *            blocks in their order
  *
  * Reads and writes of each element: one and one; blocks + apply: two and one (tests/cuda counts them).
@@ -22,10 +23,10 @@
 #define REDUCES (OP == CSM_OP_logsumexp)
 #define SEGMENTED (!SINGLE && EXACT) /* add_up needs a segment beside the logits */
 
-/* The sums of a whole row, and how it is treated. */
+/* The sums of a whole row, and its special cases. */
 struct whole_row {
     csm_row sums;
-    double max; /* as given, before any transformation */
+    double max; /* before any transformation */
     double fill;
     int transforms, special; /* the row is beyond exp's range; all of its result is `fill` */
 };
@@ -36,7 +37,7 @@ INLINE REAL log_sum_exp(const whole_row &row, const csm_scales &c) {
     if (row.special) return canonical((REAL)row.fill);
     return canonical((REAL)(row.sums.is_nan ? CSM_NAN : csm_lse(&c, row.max, row.sums.tail, row.transforms)));
 }
-/* Whether the result of a row is one value, and that value. */
+/* Whether the result of a row is one value throughout, and that value. */
 INLINE int is_filled(const whole_row &row) { return row.special || row.sums.is_nan; }
 INLINE REAL fill_of(const whole_row &row) { return canonical((REAL)(row.special ? row.fill : CSM_NAN)); }
 
@@ -87,7 +88,7 @@ extern "C" __global__ void __launch_bounds__(128, 3)
         REAL *data = warp_data + lead(from);
         load(data, from, kept, count * n, (REAL)-CSM_INF, lane, WARP);
         __syncwarp();
-        for (int at = 0; at < count; at += WARP / TEAM) { /* a team without a row runs along for the shuffles */
+        for (int at = 0; at < count; at += WARP / TEAM) { /* a team without a row takes part for the shuffles */
             const int r = at + team, k = r < count ? n : 0;
             REAL *s = data + (r < count ? r : 0) * n;
             REAL max = (REAL)-CSM_INF;
@@ -200,7 +201,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
     }
 }
 
-/* A warp for each block of each row.  again: only rows beyond exp's range, transformed. */
+/* A warp for each block of each row.  again: compute only rows beyond exp's range, transformed. */
 extern "C" __global__ void __launch_bounds__(32, 1)
     blocks(const T *x, const uint8_t *__restrict__ mask, csm_block *to, const whole_row *__restrict__ known,
            long long rows, long long n, int again, csm_scales c) {

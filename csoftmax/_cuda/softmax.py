@@ -32,8 +32,8 @@ _TEAM_BLOCK_WARPS = 4
 class SoftmaxLaunch(NamedTuple):
     """How the rows of one operation, storage type and length are launched.
 
-    kernel : "teams" (several short rows a warp), "whole" (a block of threads a row) or "blocks" (rows that shared
-        memory does not hold, by the kernels blocks, combine and apply).
+    kernel : "teams" (several short rows per warp), "whole" (a block of threads per row) or "blocks" (rows that do not
+        fit shared memory, by the kernels blocks, combine and apply).
     """
 
     kernel: str
@@ -44,7 +44,7 @@ class SoftmaxLaunch(NamedTuple):
     staged_bytes: int = 0  # of shared memory in which `combine` holds the blocks of a row; 0: it reads them in place
 
     def grid(self, rows: int) -> int:
-        """Blocks of threads for so many rows."""
+        """Number of blocks of threads for a number of rows."""
         if self.kernel == "teams":
             return min(-(-rows // (_TEAM_BLOCK_WARPS * self.rows_per_warp)), MAX_GRID)
         return min(rows * self.blocks if self.kernel == "blocks" else rows, MAX_GRID)
@@ -76,7 +76,7 @@ def plan_softmax_launch(op: str, dtype: int, n: int, shared_limit: int) -> Softm
 
 
 def launch_softmax(op: int, dtype: int, a: Any, b: Any, y: Any, where: Any, temperature: float) -> None:
-    """Run an operation on CuPy arrays whose last axis is the softmax axis (y of a log-sum-exp has none).
+    """Run an operation on CuPy arrays whose last axis is the softmax axis (the y of a log-sum-exp lacks it).
 
     The kernels need contiguous rows: any other layout is copied, and so is a mask that is broadcast.
     """
@@ -86,7 +86,7 @@ def launch_softmax(op: int, dtype: int, a: Any, b: Any, y: Any, where: Any, temp
     rows = math.prod(a.shape[:-1])
     if y.size == 0:
         return
-    if n == 0:  # the sum of nothing
+    if n == 0:  # the log-sum-exp of an empty row
         y[...] = 0xFF80 if y.dtype == np.uint16 else -math.inf  # bfloat16 comes as its bits
         return
     device = a.device.id
@@ -119,7 +119,7 @@ def _launch_in_blocks(
     n: int,
     scales: Any,
 ) -> None:
-    """Launch the kernels of rows that shared memory does not hold: blocks, combine, apply."""
+    """Launch the kernels of rows that do not fit shared memory: blocks, combine, apply."""
     import cupy
 
     backward = name in _GRADIENTS
@@ -137,7 +137,7 @@ def _launch_in_blocks(
         launch("apply", grid, 32, plan.shared_bytes, *inputs, mask, to, known, *size, scales)
         return
     staged = np.int32(plan.staged_bytes > 0)
-    for again in (np.int32(0), np.int32(1)):  # the second time for rows that exp does not take as they are
+    for again in (np.int32(0), np.int32(1)):  # the second time for rows outside the range of exp's reduction
         launch("blocks", grid, 32, plan.shared_bytes, *inputs, mask, blocks, known, *size, again, scales)
         launch("combine", rows, 128, plan.staged_bytes, blocks, known, to, *size, again, staged, scales)
     if name != "logsumexp":

@@ -1,15 +1,15 @@
 /* The k largest (smallest) of contiguous rows, with the CPU's results, because the total order is that of the core's
  * selection: NaN is the greatest, -0 equals +0, and of equal elements the one with the lowest index comes first.
  *
- *   choose   a block of threads for each piece of a row.  The piece lies in shared memory as integer keys; the k-th
+ *   choose   a block of threads for each piece of a row.  The piece is in shared memory as integer keys; the k-th
  *            largest key is found four bits at a time; the keys that reach it are collected in the order of their
- *            indices; each is ranked by counting those that come before it.  A row of several pieces leaves k
- *            candidates of each, from which the next launch selects
+ *            indices; each is ranked by counting the keys that come before it.  If a row has several pieces, each
+ *            leaves k candidates, from which the next launch selects
  *   keys     for larger k: integers that a library sorts
  *   gather   elements at indices
  *
  * Reads of each element: one, wherever a row is cut (tests/cuda counts them), and k more.  Nothing is computed, so
- * nothing is rounded.  Time: (bits of a key) / 4 passes over shared memory, and k^2 comparisons a row if sorted; not
+ * nothing is rounded.  Time: (bits of a key) / 4 passes over shared memory, and k^2 comparisons per row if sorted; not
  * measured on hardware yet.
  */
 #define LOADS 4
@@ -21,8 +21,8 @@ typedef V(ukey) ukey;
 enum { DIGIT_BITS = 4, MAX_THREADS = 512 };
 INLINE ukey ordered_key(REAL x, int smallest) { return (ukey)V(key_of)(x, smallest) ^ (ukey)KEY_MIN; }
 
-/* Counts the keys of each digit among those with `prefix` under `mask`: four 16-bit counts in each number, so that a
- * piece has at most 65,535 elements.  total: of all threads.  by_warp: scratch, four numbers a warp. */
+/* Counts the keys of each digit among those with `prefix` under `mask`.  Each number holds four 16-bit counts, which
+ * limits a piece to 65,535 elements.  total: of all threads.  by_warp: scratch, four numbers per warp. */
 typedef unsigned long long four_counts;
 INLINE void count_digits(const ukey *keys, int count, ukey mask, ukey prefix, int shift, four_counts *by_warp,
                          four_counts total[4]) {
@@ -53,8 +53,8 @@ INLINE void count_digits(const ukey *keys, int count, ukey mask, ukey prefix, in
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-/* Selects min(k, length) elements of each piece.  Pieces have `piece` elements, the last of a row perhaps fewer.
- * Results lie row after row.  from: indices of x's elements, or NULL: they count from 0. */
+/* Selects min(k, length) elements of each piece.  Pieces have `piece` elements, the last of a row possibly fewer.
+ * Results are stored row after row.  from: indices of x's elements, or NULL: they count from 0. */
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     choose(const T *x, const long long *__restrict__ from, T *values, long long *indices, long long rows, long long n,
            int piece, int k, int smallest, int sorted) {
@@ -99,7 +99,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
             prefix |= digit << shift;
         }
 
-        /* each warp has its part of the piece, so that the order of the warps is that of the indices */
+        /* each warp has a contiguous part of the piece, so that the order of the warps is that of the indices */
         const int per_warp = (count + warps * WARP - 1) / (warps * WARP) * WARP, begin = warp * per_warp;
         const int end = begin + per_warp < count ? begin + per_warp : count;
         int above = 0, same = 0;

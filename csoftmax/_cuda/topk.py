@@ -18,7 +18,7 @@ MAX_SORTED_BY_KERNEL = 1024  # elements of a row that topk.cu sorts; a library s
 
 
 class TopkLaunch(NamedTuple):
-    """How a selection from rows of one storage type and length is launched."""
+    """Launch parameters of a selection from rows of one storage type and length."""
 
     piece: int  # elements of a row that a block of threads selects from
     warps: int
@@ -31,7 +31,7 @@ def plan_topk_launch(dtype: int, n: int, k: int, shared_limit: int) -> TopkLaunc
     itemsize, wide = item_bytes(dtype)
     fixed_bytes = 16 * 40 + k * (wide + 4)  # the counts of 16 warps; keys and places of the best
     max_piece = min((shared_limit - fixed_bytes) // wide - 32 // itemsize, 65535) // 64 * 64
-    usual_piece = max(8192, 16 * k)  # several blocks of threads on a multiprocessor, and few candidates
+    usual_piece = max(8192, 16 * k)  # several blocks of threads per multiprocessor, and few candidates
     pieces = 1 if n <= min(max_piece, 2 * usual_piece) else -(-n // min(max_piece, usual_piece))
     piece = n if pieces == 1 else align(n, 64 * pieces) // pieces  # cuts at whole sectors of memory
     warps = max(1, min(16, -(-piece // 512)))
@@ -50,8 +50,8 @@ def launch_topk(
 ) -> None:
     """The k best of CuPy arrays along the last axis, with the arguments of the CPU's run_topk.
 
-    values and indices may have strides.  Waits for the device only where k is above MAX_SORTED_BY_KERNEL, and only
-    with versions of CuPy whose argsort does.
+    values and indices may have strides.  The call waits for the device only if k is above MAX_SORTED_BY_KERNEL, and
+    only with versions of CuPy whose argsort waits.
     """
     import cupy
 

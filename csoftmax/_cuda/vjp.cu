@@ -1,6 +1,6 @@
 /* Gradients of softmax or log_softmax (-DOP=CSM_OP_<name>) for contiguous rows: kernels as in softmax.cu, with dy and y
  * in shared memory.  The dot product runs over the sixteen lanes of the specification, so only sixteen threads of a
- * warp add; all threads share the rest of the work.
+ * warp add; all threads share the other computations.
  *
  * Formulas, passes over a block, and the results of elements with y = 0 (log: -inf) and NaN: the core's vjp kernels.
  * Reads and writes of each element: two and one; blocks + apply: four and one (tests/cuda counts them).
@@ -39,7 +39,7 @@ INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, c
     return g;
 }
 
-/* Copies count elements of dy and y to shared memory.  Returns where dy begins; *second: where y begins. */
+/* Copies count elements of dy and y to shared memory.  Returns the beginning of dy; *second: that of y. */
 INLINE REAL *load_both(REAL *to, size_t capacity, const T *dy, const T *y, const uint8_t *mask, int count, int thread,
                        const REAL **second) {
     REAL *a = to + lead(dy), *b = to + capacity + lead(y);
@@ -65,7 +65,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         const REAL *b;
         REAL *a = load_both(warp_data, capacity, dy + first * n, y + first * n, mask ? mask + first * n : NULL,
                             count * n, lane, &b);
-        for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row runs along for the shuffles */
+        for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row takes part for the shuffles */
             const int r = at + team, k = r < count ? n : 0, begin = (r < count ? r : 0) * n;
             V(dot) sum;
             csm_block block = {0};

@@ -45,13 +45,13 @@ class Progress(NamedTuple):
 
     loss: float  # weighted mean, without penalty
     divisor: float  # of that mean
-    right: float  # weight of the rows classified right
+    right: float  # weight of the correctly classified rows
     weight: float  # of all rows
     gradient_norm: float
 
 
 def compute_norm(gradients: dict[str, Any]) -> float:
-    """Euclidean norm of all gradients together."""
+    """Euclidean norm of the concatenated gradients."""
     return math.sqrt(sum(float(to_host(np.vdot(g, g))) for g in gradients.values()))
 
 
@@ -59,7 +59,7 @@ class Sums:
     """Sums over the minibatches of an epoch."""
 
     def __init__(self) -> None:
-        """Begin with nothing."""
+        """Start at zero."""
         self.batches, self.loss, self.divisor, self.right, self.weight, self.norm = 0, 0.0, 0.0, 0.0, 0.0, 0.0
 
     def add(self, progress: Progress) -> None:
@@ -72,7 +72,7 @@ class Sums:
         self.norm += progress.gradient_norm
 
     def means(self) -> dict[str, float]:
-        """Means over the epoch, as the history names them."""
+        """Means over the epoch, under the names of the history."""
         return {
             "loss": self.loss / (self.divisor or 1.0),
             "accuracy": self.right / (self.weight or 1.0),
@@ -98,7 +98,7 @@ class Trainer:
         """Start from coef and intercept.
 
         batch_norm: None, or the statistics with which the normalised logits equal coef x + intercept at the start.
-        frozen: classes whose parameters stay.
+        frozen: classes whose parameters do not change.
         """
         self.place, self.dtype = place, coef.dtype
         first = {"coef": coef}
@@ -198,7 +198,7 @@ class Trainer:
         return centred / std, std
 
     def _clip(self, gradients: dict[str, Any]) -> float:
-        """Clip by value, then by the norm of all gradients together; return the norm before clipping."""
+        """Clip by value, then by the norm of the concatenated gradients; return the norm before clipping."""
         if self.frozen is not None:
             for g in gradients.values():
                 g[self.frozen] = 0

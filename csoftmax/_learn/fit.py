@@ -23,7 +23,7 @@ from .objective import Objective, Options, choose_block_rows, to_host
 from .parameters import Rows, check_data, check_known_labels, check_sample_weight, choose_loss_options, choose_place
 
 TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-5}  # largest element of the gradient
-RECORDED = ("loss", "accuracy", "gradient_norm")  # of an iteration of L-BFGS
+RECORDED = ("loss", "accuracy", "gradient_norm")  # figures of each iteration of L-BFGS
 SMALL_ELEMENTS = 2**22  # X of at most this size is computed in float64 whatever its dtype, if there are few parameters
 
 
@@ -35,7 +35,7 @@ def forget(estimator: Any) -> None:
 
 
 def choose_start(estimator: Any, features: int, dtype: Any, *, zeros: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
-    """First coefficients and intercept: those of earlier training, or new ones (zeros: 0 whatever `init` says)."""
+    """Initial coefficients and intercept: those of earlier training, or new ones (zeros: 0 whatever `init` says)."""
     k = len(estimator.classes_)
     if hasattr(estimator, "coef_"):
         return estimator.coef_.astype(dtype), estimator.intercept_.astype(dtype) if estimator.fit_intercept else None
@@ -47,7 +47,7 @@ def choose_start(estimator: Any, features: int, dtype: Any, *, zeros: bool) -> t
 
 
 def _start_monitor(estimator: Any, options: Options, validation: Rows | None, place: Place) -> Monitor:
-    """The monitor of a fit; the loss of the held-out rows is without label smoothing."""
+    """The monitor of a fit; the loss of the held-out rows has no label smoothing."""
     held_out = None
     if validation is not None:
         options = options._replace(label_smoothing=0.0)
@@ -99,7 +99,7 @@ def fit_lbfgs(
     estimator.n_iter_ = count
     if count == 0:  # the start is the minimum
         estimator.history_ = {name: [value] for name, value in record(step).items()}
-    # Rounding may keep the last factor of 100 out of reach, which is no reason for a warning.
+    # Rounding may keep the last factor of 100 out of reach, which does not deserve a warning.
     stuck = step.gradient_max > 100 * tol
     if not converged and not monitor.stopped and (stuck or count >= estimator.max_epochs):
         warnings.warn(
@@ -128,7 +128,7 @@ def fit_adamw(
     trainer = _new_trainer(estimator, X, options, place, block_rows)
     monitor = _start_monitor(estimator, options, validation, place)
     rng = check_random_state(estimator.random_state)
-    if estimator.init == "xavier":  # the same seed has drawn the first coefficients: shuffle with another one
+    if estimator.init == "xavier":  # this seed has drawn the initial coefficients, so shuffle with another one
         rng = check_random_state(rng.randint(2**31 - 1))
     count = 0
 
@@ -155,7 +155,7 @@ def fit_adamw(
 
 
 def step_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> adamw.Progress:
-    """One step of the trainer that stays in the estimator from call to call."""
+    """Take one step of the trainer, which stays in the estimator from call to call."""
     first = not hasattr(estimator, "_trainer")
     X, y = check_data(estimator, X, y, reset=first and not hasattr(estimator, "coef_"))
     weights = check_sample_weight(sample_weight, X)
@@ -203,7 +203,7 @@ def _blocks(X: Any, rows: int) -> Iterable[Any]:
 
 
 def _new_trainer(estimator: Any, X: Any, options: Options, place: Place, block_rows: int) -> adamw.Trainer:
-    """A trainer that starts where earlier training has ended, or anew; block_rows: rows of X at a time."""
+    """A trainer that starts where earlier training ended, or anew; block_rows: rows of X at a time."""
     known = hasattr(estimator, "coef_")
     frozen = getattr(estimator, "frozen_", None)
     coef, intercept = choose_start(estimator, X.shape[1], X.dtype, zeros=False)

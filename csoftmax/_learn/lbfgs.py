@@ -1,11 +1,12 @@
-"""L-BFGS-B of SciPy, in coordinates in which softmax regression is well conditioned.
+"""SciPy's L-BFGS-B, in coordinates in which softmax regression is well conditioned.
 
 Two changes of variables, neither of which changes the data:
 
 * Centred and scaled: the logits are coef (x - mean) + shift, and each column of coef is multiplied by (curvature of its
-  feature) to the power 1/4.  Takes 2 to 30 times fewer iterations than plain variables (CONTRIBUTING.md, "Decisions").
+  feature) to the power 1/4.  This takes 2 to 30 times fewer iterations than plain variables
+  (docs/decisions/learning.md).
 * Whitened by the Cholesky factor of the Hessian, if there are few parameters and the first coordinates have come near
-  the minimum.  The rest takes about ten iterations, to the last digits.
+  the minimum.  The remaining digits, to the last, take about ten iterations.
 
 They change the path, not the objective.
 """
@@ -22,14 +23,14 @@ from numpy.typing import NDArray
 from .objective import Objective
 
 MAX_HESSIAN_PARAMETERS = 1500  # with more, the Hessian takes longer than the iterations that it saves
-HESSIAN_MULTIPLICATIONS = 2e9  # a sample of the rows is used where all of them would take more
+HESSIAN_MULTIPLICATIONS = 2e9  # if all rows would take more, a sample of the rows is used
 # The fits aim at these fractions of tol.  Equal gradients leave more of the error in flat directions in centred
 # coordinates than in plain ones: with a third of tol the objective was never above that of plain L-BFGS with tol.  In
 # whitened coordinates further digits are cheap.
 CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
-COARSE_TOL = 3e-5  # from this tol on, the Hessian takes longer than the iterations that it saves
-NEAR_GRADIENT = 1e-2  # largest element of the gradient below which the Hessian hardly changes
-CORRECTIONS = 10  # pairs of vectors that L-BFGS remembers
+COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the iterations that it saves
+NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
+CORRECTIONS = 10  # pairs of vectors that L-BFGS keeps
 
 
 class Step(NamedTuple):
@@ -69,7 +70,7 @@ class Centred:
             variance += mean**2
             mean = np.zeros_like(mean)
         curvature = h * variance + penalty
-        positive = curvature > 0  # a constant feature without penalty: its gradient is 0
+        positive = curvature > 0  # false for a constant feature without penalty, whose gradient is 0
         self.scale = np.where(positive, np.where(positive, curvature, 1) ** -0.25, 1)
         self.mean, self.intercept_scale = mean, h**-0.5
         self.shape = k, objective.features, has_intercept
@@ -171,7 +172,7 @@ class _Minimizer:
     ) -> tuple[Step, tuple[NDArray[np.float64], NDArray[np.float64] | None]]:
         """Evaluate at coef and intercept, and return the gradients by them."""
         frozen, dtype = self.frozen, self.objective.x.dtype
-        if frozen is not None:  # the same bits, whatever the coordinates have rounded
+        if frozen is not None:  # restore their bits, which the change of coordinates may have rounded
             for p, kept in zip((coef, intercept), self.start, strict=True):
                 if p is not None and kept is not None:
                     p[frozen] = kept[frozen]
@@ -188,7 +189,7 @@ class _Minimizer:
         return step, (grad_coef, None if intercept is None else at.grad_intercept)
 
     def run(self, coordinates: Coordinates, start: Step, goal: float) -> Step:
-        """Iterate from a step to one whose gradient is at most `goal`, or to the end."""
+        """Iterate until no element of the gradient exceeds `goal`, or until an iteration stops the fit."""
         from scipy import optimize
 
         last = start
@@ -241,7 +242,7 @@ def minimize(
     """Minimise from coef and intercept.
 
     Returns the last step, the number of iterations, and whether it converged: no element of the gradient above tol.
-    frozen: classes whose parameters stay.  after_iteration(step): true stops.
+    frozen: classes whose parameters do not change.  after_iteration(step): a true result stops the fit.
     """
     has_intercept = intercept is not None
     small = coef.size + has_intercept * len(coef) <= MAX_HESSIAN_PARAMETERS and penalty > 0 and frozen is None
@@ -257,5 +258,5 @@ def minimize(
             before = step.gradient_max
             step = minimizer.run(coordinates, step, WHITENED_MARGIN * tol) if coordinates else step
             if coordinates is None or step.gradient_max > before / 2:
-                break  # rounding allows no more
+                break  # rounding prevents further progress
     return step, minimizer.count, step.gradient_max <= tol

@@ -1,4 +1,4 @@
-"""End of an epoch: history, validation and patience, callbacks, callbacks of scikit-learn, progress bar."""
+"""Work at the end of an epoch: history, validation and patience, callbacks (also scikit-learn's), progress bar."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ else:
     except ImportError:
 
         class SupportsCallbacks:
-            """Stands in for the mixin of scikit-learn 1.9."""
+            """Stand-in for the mixin of scikit-learn 1.9."""
 
         def with_callbacks(method):
-            """Stand in for the decorator of scikit-learn 1.9."""
+            """Do nothing; stand-in for the decorator of scikit-learn 1.9."""
             return method
 
 
@@ -46,7 +46,7 @@ def keep_parameters(estimator: Any, coef: NDArray[Any], intercept: NDArray[Any] 
 
 
 class Monitor:
-    """Context around a training of up to `epochs` epochs; held_out: the objective of the rows to stop early by."""
+    """Context around a training of up to `epochs` epochs; held_out: the objective of the rows for early stopping."""
 
     def __init__(self, estimator: Any, epochs: int, held_out: Objective | None = None):
         """Read the callbacks of the estimator and clear its history."""
@@ -60,7 +60,7 @@ class Monitor:
         self.shows_bar = "progress" in given
         self.callbacks = [callback for callback in given if callback != "progress"]
         self.current: Any = None  # coef and intercept
-        self.best: Any = None  # the same, of the epoch with the lowest validation loss
+        self.best: Any = None  # coef and intercept of the epoch with the lowest validation loss
         self.best_loss, self.epochs_since_best, self.stopped = np.inf, 0, False
         self.context: Any = None  # of scikit-learn's callbacks: the fit, and one of its epochs
         self.task: Any = None
@@ -86,13 +86,13 @@ class Monitor:
         self.task.call_on_fit_task_begin(estimator=self.estimator)
 
     def _attributes(self) -> dict[str, Any]:
-        """What makes a copy of the estimator a fitted one."""
+        """The attributes that turn a copy of the estimator into a fitted one."""
         estimator = self.estimator
         names = ("coef_", "intercept_", "classes_", "n_features_in_", "feature_names_in_")
         return {name: getattr(estimator, name) for name in names if hasattr(estimator, name)}
 
     def take_parameters(self, coef: NDArray[Any], intercept: NDArray[Any] | None, dtype: Any) -> None:
-        """Take the parameters at the end of an epoch; set them in the estimator if callbacks will read them there."""
+        """Record the parameters at the end of an epoch; set them in the estimator if callbacks will read them there."""
         self.current = coef, intercept
         if self.callbacks or self.context is not None:
             keep_parameters(self.estimator, coef, intercept, dtype)

@@ -6,7 +6,7 @@ replaces them by their gradient, and a second product adds to the gradient of co
 
 The rows are divided into a few groups of fixed size.  Python threads work on the groups, each with one BLAS thread, and
 the results are added in the order of the groups, so they depend on the shapes but not on the number of threads.
-Multithreaded products and kernels that alternate would wait for each other's threads (CONTRIBUTING.md, "Decisions").
+Alternating multithreaded products and kernels would wait for each other's threads (docs/decisions/learning.md).
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from .._runtime.threads import get_num_threads
 BLOCK_BYTES = 2 << 20  # of a block of X and its logits
 MIN_BLOCK_ROWS, MAX_BLOCK_ROWS = 128, 1024
 GROUPS = 4
-GROUPED_BYTES = 2**28  # of the gradients of all groups; above, the rows are one group and BLAS keeps its threads
+GROUPED_BYTES = 2**28  # of the gradients of all groups; with more, the rows form one group and BLAS keeps its threads
 
 Result = TypeVar("Result")
 Method = TypeVar("Method", bound=Callable[..., Any])
@@ -49,11 +49,11 @@ class Options(NamedTuple):
 
 
 class Evaluation(NamedTuple):
-    """Weighted means over the rows: loss and its gradients without penalty, and share of rows classified right."""
+    """Weighted means over the rows: loss and its gradients without penalty, and share of correctly classified rows."""
 
     loss: float
     accuracy: float
-    grad_coef: NDArray[Any]  # None, as below, where no gradient was asked for
+    grad_coef: NDArray[Any]  # None, like grad_intercept, if no gradient was requested
     grad_intercept: NDArray[np.float64]
 
 
@@ -66,11 +66,11 @@ def runs_at_place(method: Method) -> Method:
     """Run a method with the device of its object's place as the current one, on which CuPy allocates results."""
 
     @functools.wraps(method)
-    def run(self: Any, *arguments: Any, **options: Any) -> Any:
+    def run_method(self: Any, *arguments: Any, **options: Any) -> Any:
         with self.place.context():
             return method(self, *arguments, **options)
 
-    return run  # type: ignore[return-value]
+    return run_method  # type: ignore[return-value]
 
 
 def choose_block_rows(features: int, classes: int, itemsize: int) -> int:
@@ -94,7 +94,7 @@ def multiply_by_rows(grad: Any, x: Any) -> Any:
 
 
 def to_host(a: Any) -> Any:
-    """The NumPy array or scalar of a; waits for the device that computes it."""
+    """Return a as a NumPy array or scalar, after waiting for the device that computes it."""
     return a.get() if is_cupy(a) else a
 
 
@@ -125,7 +125,7 @@ _LIMIT: dict[str, Any] = {"users": 0, "limiter": None}
 
 @contextlib.contextmanager
 def _limit_blas_to_one_thread() -> Iterator[None]:
-    """Limit BLAS in the whole process while any training needs it; the last one to leave restores the old limit."""
+    """Limit BLAS in the whole process while any training needs it; the last training to end restores the old limit."""
     with _LOCK:
         if _LIMIT["users"] == 0:
             _LIMIT["limiter"] = _find_libraries().limit(limits=1, user_api="blas")
@@ -143,7 +143,7 @@ def _limit_blas_to_one_thread() -> Iterator[None]:
 class Objective:
     """The mean loss of rows X with class indices y as a function of coef and intercept.
 
-    sample_weight is None or float64; sums use the weights as they are, whatever the dtype of X.
+    sample_weight is None or float64; sums use the weights in float64, whatever the dtype of X.
     """
 
     def __init__(
@@ -207,7 +207,7 @@ class Objective:
     def _evaluate_group(
         self, blocks: list[slice], coef: Any, intercept: Any, gradient: bool
     ) -> tuple[float, float, Any]:
-        """Loss, weight of the rows classified right, and gradients, summed over the blocks of a group.
+        """Loss, weight of the correctly classified rows, and gradients, summed over the blocks of a group.
 
         The loss is a sum; the gradients are those of the mean.
         """

@@ -1,6 +1,6 @@
-"""Checks of the parameters and data of `csoftmax.linear_model.SoftmaxRegression`, and what follows from them.
+"""Checks of the parameters and data of `csoftmax.linear_model.SoftmaxRegression`, and values derived from them.
 
-Each function reads the parameters of the estimator that it is given, and changes none.
+Each function reads the parameters of the estimator that it is given, and changes none of them.
 """
 
 from __future__ import annotations
@@ -74,9 +74,9 @@ def _check_number(
 
 
 def check_data(estimator: Any, *data: Any, reset: bool = False) -> Any:
-    """X, or (X, y), in the dtypes and layouts that training and predictions work on.
+    """X, or (X, y), in the dtypes and layouts that training and predictions need.
 
-    reset: remember the number and names of the features instead of comparing them.
+    reset: record the number and names of the features instead of comparing them.
     """
     return validate_data(estimator, *data, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32])
 
@@ -111,7 +111,7 @@ def choose_place(estimator: Any, X: Any) -> Place:
     place = place_of(estimator.device, None)
     if place.number is not None and is_sparse(X):
         raise TypeError(
-            f"X is sparse, which device={estimator.device!r} does not take; pass a dense array, or device=None"
+            f"X is sparse, which device={estimator.device!r} does not support; pass a dense array, or device=None"
         )
     return place
 
@@ -147,7 +147,7 @@ def _choose_class_weights(
     if given == "effective_number":
         return weigh_by_effective_number(np.bincount(y, minlength=len(classes)).astype(np.float64))
     if given == "balanced":
-        # scikit-learn's compute_class_weight takes sample_weight since 1.7
+        # scikit-learn's compute_class_weight accepts sample_weight only since 1.7
         counts = np.bincount(y, sample_weight, len(classes)).astype(np.float64)
         occurring = len(np.unique(y))
         return np.divide(counts.sum(), occurring * counts, out=np.zeros(len(classes)), where=counts > 0)
@@ -159,7 +159,7 @@ def _choose_class_weights(
 def hold_out(
     estimator: Any, X: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None
 ) -> tuple[Rows, Rows]:
-    """Rows to train on and rows to stop early by, each in the order of X; stratified where there are enough rows."""
+    """Rows for training and rows for early stopping, each in the order of X; stratified if there are enough rows."""
     from sklearn.model_selection import train_test_split
 
     if len(y) < 2:

@@ -19,7 +19,7 @@ class ReliabilityCurve(NamedTuple):
     Attributes
     ----------
     accuracy : ndarray of shape (n_bins,)
-        Share of right predictions.
+        Share of correct predictions.
     confidence : ndarray of shape (n_bins,)
         Mean confidence.
     counts : ndarray of int, shape (n_bins,)
@@ -42,7 +42,7 @@ class _Bins(NamedTuple):
     """Sums over the rows of each bin; bin i holds the confidences in (edges[i], edges[i + 1]]."""
 
     weight: NDArray[Any]
-    hits: NDArray[Any]  # weight of the rows predicted right
+    hits: NDArray[Any]  # weight of the correctly predicted rows
     confidence: NDArray[Any]  # weighted
     counts: NDArray[Any]
     edges: NDArray[Any]
@@ -58,7 +58,7 @@ def _check_probabilities(y_prob: ArrayLike, rows: int) -> NDArray[np.float64]:
     if p.dtype.kind not in "fiub" and p.dtype.name != "bfloat16":
         raise TypeError(f"y_prob must hold probabilities, got dtype {p.dtype}")
     p = p.astype(np.float64)
-    if p.ndim == 1:  # of the second of two classes
+    if p.ndim == 1:  # the probabilities of the second of two classes
         p = np.column_stack([1 - p, p])
     if p.ndim != 2 or len(p) != rows:
         raise ValueError(f"y_prob must have shape ({rows}, K), got {p.shape}")
@@ -258,7 +258,7 @@ def classwise_calibration_error(
     Returns
     -------
     float
-        The mean over all K classes, including those that do not occur (Kull et al. 2019).
+        The mean over all K classes, including classes that do not occur (Kull et al. 2019).
 
     Raises
     ------

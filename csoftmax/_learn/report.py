@@ -19,7 +19,7 @@ from .store import write_whole
 
 MAX_NAMED_CLASSES = 60  # up to this many classes the axes of the confusion matrix name them
 MAX_NUMBERED_CLASSES = 20  # up to this many classes the cells of the confusion matrix hold their counts
-MAX_LISTED_CLASSES = 40  # in the text
+MAX_LISTED_CLASSES = 40  # the text report lists up to this many classes
 
 
 class Report:
@@ -94,7 +94,7 @@ class Report:
         write_whole(Path(path), lambda file: file.write(page.encode()))
 
     def _picture(self, draw: Callable[[Any], None], width: float, height: float) -> str:
-        """PNG in base64 of what `draw` puts on a figure."""
+        """Return the figure that `draw` fills as PNG in base64."""
         figure = new_figure("learn", width, height)
         draw(figure)
         data = io.BytesIO()

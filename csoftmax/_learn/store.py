@@ -138,7 +138,7 @@ def _read_npz(path: Path) -> tuple[Arrays, str]:
                     raise DamagedError(f"{entry.filename!r} has {entry.file_size} bytes, not those of shape {shape}")
                 arrays[entry.filename.removesuffix(".npy")] = np.frombuffer(f.read(), dtype).reshape(shape).copy()
     if HEADER not in arrays:
-        raise DamagedError("it has no header of csoftmax")
+        raise DamagedError("it has no csoftmax header")
     text = arrays.pop(HEADER)
     if text.dtype != np.uint8 or text.nbytes > MAX_HEADER_BYTES:
         raise DamagedError("its header is not text")
@@ -151,22 +151,22 @@ def _read_safetensors(path: Path) -> tuple[Arrays, str]:
     with safe_open(path, framework="numpy") as f:  # checks offsets and sizes against the file
         text = (f.metadata() or {}).get(HEADER)
         if text is None:
-            raise DamagedError("it has no header of csoftmax")
+            raise DamagedError("it has no csoftmax header")
         return {name: f.get_tensor(name) for name in f.keys()}, text  # noqa: SIM118 - it is not a dict
 
 
 def read(path: str | PathLike[str]) -> tuple[Arrays, dict[str, Any]]:
-    """Arrays and header of a file, checked as far as is possible for any class."""
+    """Arrays and header of a file, after the checks that apply to every class."""
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file {str(path)!r}")
+        raise FileNotFoundError(f"file not found: {str(path)!r}")
     try:
         with path.open("rb") as f:
             npz = f.read(4) == b"PK\x03\x04"
         arrays, text = (_read_npz if npz else _read_safetensors)(path)
         header = json.loads(text)
         if not isinstance(header, dict) or header.get("format") != FORMAT:
-            raise DamagedError("it is not a model of csoftmax")
+            raise DamagedError("it is not a csoftmax model file")
         if header.get("version") != VERSION:
             raise DamagedError(f"it has version {header.get('version')!r}; this csoftmax reads version {VERSION}")
         return arrays, header
@@ -202,10 +202,10 @@ def _load(cls: type[Any], path: str | PathLike[str]) -> Any:
         f"intercept has shape {intercept.shape}, dtype {intercept.dtype}; coef {coef.shape}, {coef.dtype}",
     )
     classes = _read_classes(arrays, header, need)
-    need(classes.shape == coef.shape[:1], f"there are {classes.shape} classes and coef {coef.shape}")
+    need(classes.shape == coef.shape[:1], f"classes have shape {classes.shape}, coef {coef.shape}")
     given = header.get("parameters")
     known = cls().get_params(deep=False)
-    need(isinstance(given, dict) and set(given) <= set(known), "parameters are not those of this class")
+    need(isinstance(given, dict) and set(given) <= set(known), "the parameters do not belong to this class")
     model = cls(**{name: _from_json(value) for name, value in header["parameters"].items()})
     try:
         check_parameters(model)
@@ -220,10 +220,10 @@ def _load(cls: type[Any], path: str | PathLike[str]) -> Any:
     model.coef_, model.intercept_, model.classes_ = coef, intercept, classes
     model.history_, model.n_iter_, model.n_features_in_ = history, header["n_iter"], coef.shape[1]
     if "feature_names" in header:
-        need(len(header["feature_names"]) == coef.shape[1], "the number of feature names is not that of the columns")
+        need(len(header["feature_names"]) == coef.shape[1], "the number of feature names is not the number of columns")
         model.feature_names_in_ = np.array(header["feature_names"], object)
     if "frozen" in header:
-        need(len(header["frozen"]) == len(coef), "the length of frozen is not that of classes")
+        need(len(header["frozen"]) == len(coef), "the length of frozen differs from the number of classes")
         model.frozen_ = np.array(header["frozen"], bool)
     return model
 

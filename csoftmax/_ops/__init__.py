@@ -1,1 +1,1 @@
-"""The public functions, a family a file: documentation, plan, and the choice of backend."""
+"""The public functions, one file for each family: documentation, plan, and the choice of backend."""

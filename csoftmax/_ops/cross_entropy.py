@@ -44,10 +44,10 @@ class LossPlan(NamedTuple):
     """A checked call of cross_entropy or cross_entropy_with_grad."""
 
     dtype: int
-    logits: Any  # the class axis last, as buffers are
-    labels: Any | None  # one a row, or None with soft labels
+    logits: Any  # the class axis last; bfloat16 as its bits
+    labels: Any | None  # one for each row, or None with soft labels
     soft: Any | None  # soft labels, the class axis last
-    ignore: int | None  # the ignored label as 64 bits; None if no label can be it
+    ignore: int | None  # the ignored label as 64 bits; None if no label can equal it
     options: LossOptions
     reduction: int
     loss: Any  # written by the backend: float64, on CUDA the compute type
@@ -57,14 +57,14 @@ class LossPlan(NamedTuple):
     place: Place
 
     def _arguments(self) -> tuple[Any, ...]:
-        """The arrays and options that both backends take, in their order."""
+        """The arrays and options that both backends expect, in their order."""
         rows = None if self.gradient is None else self.gradient.rows
         o = self.options
         arrays = self.logits, rows, self.loss, self.labels, self.ignore, self.soft
         return self.dtype, *arrays, o.weight, o.sample_weight, o.upstream, *o.factors, self.reduction
 
     def run(self) -> tuple[Any, Any]:
-        """Compute; returns the loss (a scalar unless there is one a row) and the gradient or None."""
+        """Compute, and return the loss (a scalar unless there is one for each row) and the gradient or None."""
         if self.place.on_cuda:
             return self._run_on_cuda()
         if binding.run_cross_entropy(*self._arguments(), self.num_threads) is not None:
@@ -81,12 +81,12 @@ class LossPlan(NamedTuple):
         return self.soft if self.labels is None else self.labels
 
     def _run_on_cuda(self) -> tuple[Any, Any]:
-        """The same on a CUDA device: a bad label makes its row NaN, unless CSOFTMAX_SYNC_CHECKS asks for a check."""
+        """Run on a CUDA device, where a bad label makes its row NaN unless CSOFTMAX_SYNC_CHECKS requests a check."""
         check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
         with self.logits.device:
             if self.logits.size:
                 _cuda.launch_loss(*self._arguments())
-            else:  # no row, or no class: nothing to compute, and the CPU knows the result
+            else:  # no row, or no class: nothing to compute, and the CPU gives the result
                 dtype, logits, rows, _, *rest = self._arguments()
                 host = np.empty(self.loss.shape, np.float64)
                 logits, rows, *rest = to_host(logits, rows, *rest)
@@ -182,8 +182,8 @@ def cross_entropy(
     logits : array_like of shape (..., K)
         In one of the dtypes of `softmax`; K is the length of `axis`.
     target : array_like
-        Labels: integers of any dtype, of the shape of `logits` without `axis`. Or soft labels: floating point, of the
-        shape of `logits`, at least 0 and finite; their rows need not sum to 1.
+        Labels, integers of any dtype in the shape of `logits` without `axis`; or soft labels, floating-point numbers in
+        the shape of `logits`, at least 0 and finite, whose rows need not sum to 1.
     axis : int, tuple of ints or None, default -1
         Axis or axes of the classes. PyTorch's (N, C, d1, ...) has ``axis=1``.
     weight : array_like of shape (K,), optional
@@ -213,7 +213,7 @@ def cross_entropy(
     Raises
     ------
     IndexError
-        If a label is neither a class nor `ignore_index`; the message has the first position and value. On a CUDA device
+        If a label is neither a class nor `ignore_index`; the message names the first position and value. On CUDA
         such a row is NaN instead, because the call does not wait for the device; with the environment variable
         ``CSOFTMAX_SYNC_CHECKS=1`` it waits and raises.
     TypeError, ValueError, DeviceError, MemoryError
@@ -225,8 +225,8 @@ def cross_entropy(
     label has the largest logit, the loss is log1p of the sum of the others, which other implementations round to 0.
 
     A class with ``w * q = 0`` contributes 0 even where its logit is -inf; any other class with that logit makes the
-    loss +inf. A row with NaN or +inf, or of nothing but -inf, has loss NaN. The mean over no row is NaN. The result has
-    the same bits for every thread count, layout and instruction set: row losses are added in a fixed tree in float64.
+    loss +inf. A row with NaN or +inf, or with only -inf, has loss NaN. The mean over no row is NaN. The result has the
+    same bits for every thread count, layout and instruction set: row losses are added in a fixed tree in float64.
 
     ``torch.nn.functional.cross_entropy`` agrees for labels with weights, smoothing and `ignore_index`, and for soft
     labels unless they are averaged. The differences, and their reasons:
@@ -243,7 +243,7 @@ def cross_entropy(
     - A mean over rows that all weigh 0 is 0 / 0 in both. PyTorch's gradient is then NaN; here it is 0, so that such a
       batch changes no parameter.
 
-    PyTorch has no sample weights, temperature and z-loss.
+    PyTorch has no sample weights, temperature or z-loss.
 
     Examples
     --------
@@ -300,7 +300,8 @@ def cross_entropy_with_grad(
     upstream : float, or with reduction "none" array_like that broadcasts to the rows; default 1.0
         Factor of the gradient.
     clip_norm : float, optional
-        Each row's gradient, of the row loss before reduction, is scaled down to this Euclidean norm at most.
+        Upper bound on the Euclidean norm of each row's gradient (that of the row loss, before reduction); a larger
+        gradient is scaled down to it.
     clip_value : float, optional
         Each element of a row's gradient, before reduction and after `clip_norm`, is clipped to this magnitude.
     out : ndarray of the shape and dtype of the gradient, optional
@@ -367,7 +368,7 @@ def check_labels(target: ArrayLike, n_classes: SupportsIndex, ignore_index: Supp
     n_classes : int
         The classes are 0 to n_classes - 1.
     ignore_index : int, default -100
-        The one other label that is allowed.
+        The only other label that is allowed.
 
     Raises
     ------

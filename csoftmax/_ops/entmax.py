@@ -89,7 +89,7 @@ class EntmaxLossPlan(NamedTuple):
     place: Place
 
     def run(self) -> tuple[Any, Any]:
-        """Compute; returns the loss and the gradient or None."""
+        """Compute, and return the loss and the gradient or None."""
         soft = self.target if self.target.dtype.kind == "f" else None
         rows = None if self.gradient is None else self.gradient.rows
         arrays = self.dtype, as_buffer(self.x), self.target if soft is None else None, soft, rows
@@ -103,7 +103,7 @@ class EntmaxLossPlan(NamedTuple):
             if self.x.size:
                 loss = self.place.xp.empty(shape, self.compute)
                 _cuda.launch_entmax_loss(*arrays, loss, *options)
-            else:  # the sum of no rows is 0; a row without classes has no loss, and no rows have no mean
+            else:  # the sum of no rows is 0; the loss of a row without classes and the mean of no rows are NaN
                 is_zero = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
                 loss = self.place.xp.full(shape, 0 if is_zero else math.nan, self.compute)
             return self._finish(loss)
@@ -157,7 +157,7 @@ def plan_entmax_loss(
 
 
 def _check_labels(target: Any, n_classes: int, place: Place) -> Any:
-    """Labels that have been checked, hard ones as a copy so that no other thread can change them afterwards."""
+    """Checked labels; hard labels are copied, so that no other thread can change them after the check."""
     if place.on_cuda:
         check_on_device(target, n_classes, None)
         return target
@@ -245,7 +245,7 @@ def entmax(
     Defined by Peters, Niculae & Martins, "Sparse sequence-to-sequence models", ACL 2019. A filter keeps the logits that
     can have probability, then Newton's method on their norm finds tau; nothing is sorted. Results are within 0.51 ULP
     of the exact ones in float32 and the half types, and in float64 for alpha 1.5 and 2. For other alphas the float64
-    error is that of a change of tau by 2**-53. A row with NaN or +inf, or of nothing but -inf, is NaN.
+    error is that of a change of tau by 2**-53. A row with NaN or +inf, or with only -inf, is NaN.
 
     Examples
     --------
@@ -329,7 +329,7 @@ def _run_loss(x: Any, target: Any, alpha: Any, **options: Any) -> tuple[Any, Any
 def _run_limit(plan: EntmaxLossPlan) -> tuple[Any, Any]:
     """The loss at alpha = 1: cross-entropy, or, with soft labels, the Kullback-Leibler divergence."""
     with plan.place.context():
-        no_label = 2**64  # equal to no label, so that nothing is ignored
+        no_label = 2**64  # no label can equal it, so that nothing is ignored
         loss, grad = cross_entropy_with_grad(
             plan.x, plan.target, reduction="none", ignore_index=no_label, num_threads=plan.num_threads
         )
@@ -339,7 +339,7 @@ def _run_limit(plan: EntmaxLossPlan) -> tuple[Any, Any]:
 
 
 def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tuple[Any, Any]:
-    """Losses and gradients of rows, from those of cross-entropy, whose rows are taken to have the mass 1."""
+    """Losses and gradients of rows, from those of cross-entropy, which assumes that the mass of each row is 1."""
     xp = plan.place.xp
     with np.errstate(all="ignore"):
         x, q = plan.x.astype(np.float64), plan.target.astype(np.float64)
@@ -351,7 +351,7 @@ def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tu
         loss = np.maximum(terms, 0).sum(-1) + xp.where(left == 0, 0.0, left * (lse - 1))
         if plan.place.on_cuda:  # rows with bad labels are NaN
             loss = xp.where(cross_entropy == cross_entropy, loss, math.nan)
-        if plan.place.on_cuda or np.any(left):  # on a device always: a look at the masses would wait for it
+        if plan.place.on_cuda or np.any(left):  # always on a device: testing the masses would wait for it
             grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
     return loss, grad
 
@@ -374,8 +374,8 @@ def entmax_loss(
     x : array_like of shape (..., K)
         Logits, in one of the dtypes of `softmax`; K is the length of `axis`.
     target : array_like
-        Labels: integers of the shape of `x` without `axis`. Or soft labels: floating point, of the shape of `x`, at
-        least 0 and finite.
+        Labels, integers in the shape of `x` without `axis`; or soft labels, floating-point numbers in the shape of `x`,
+        at least 0 and finite.
     alpha : float, default 1.5
         As in `entmax`; 1 is cross-entropy (with soft labels the Kullback-Leibler divergence).
     axis : int, tuple of ints or None, default -1
@@ -393,9 +393,9 @@ def entmax_loss(
     Raises
     ------
     IndexError
-        If a label is no class; the message has the first position and value. On a CUDA device the loss and the gradient
-        of such a row are NaN instead, because the call does not wait for the device; with ``CSOFTMAX_SYNC_CHECKS=1`` it
-        waits and raises.
+        If a label is not a class; the message names the first position and value. On a CUDA device the loss and the
+        gradient of such a row are NaN instead, because the call does not wait for the device; with
+        ``CSOFTMAX_SYNC_CHECKS=1`` it waits and raises.
     TypeError, ValueError, DeviceError, MemoryError
         As in `softmax`.
 
@@ -404,7 +404,7 @@ def entmax_loss(
     Blondel, Martins & Niculae, "Learning with Fenchel-Young losses", JMLR 2020: ``Omega*(x) + Omega(q) - sum(q * x)``,
     ``Omega(p) = sum(p**alpha - p) / (alpha * (alpha - 1))``. It is computed as the Bregman divergence of q and
     ``entmax(x)`` plus the share of the classes outside the support: all terms are at least 0, so that small losses keep
-    their digits, which the difference of large terms in the formula rounds away. A row of which `where` leaves nothing
+    their digits, which the difference of large terms in the formula rounds away. A row that `where` masks completely
     has loss NaN.
 
     Examples

@@ -46,7 +46,7 @@ class LinearPlan(NamedTuple):
     labels: Any | None
     soft: Any | None
     options: LossOptions  # sample_weight and upstream for the rows of x
-    kept: Any | None  # indices of these rows among the caller's; None if all take part
+    kept: Any | None  # indices of these rows among those of the caller; None if all take part
     divisor: float
     batch: tuple[int, ...]
     compute: np.dtype[Any]
@@ -116,7 +116,7 @@ def _chunk_rows(rows: int, classes: int, dtype: Any, chunk_bytes: int | None) ->
 
 
 def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
-    """The plan with labels checked, reduced to the rows that take part, and the divisor of the mean."""
+    """The plan with checked labels, reduced to the rows that take part, and with the divisor of the mean."""
     n, rows, options = len(plan.w), math.prod(plan.batch), plan.options
     s, upstream, labels, soft = options.sample_weight, options.upstream, plan.labels, plan.soft
     takes_part = np.ones(rows, bool) if s is None else s != 0
@@ -144,7 +144,7 @@ def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
 
 
 def _scaled(s: Any) -> Any:
-    """Sample weights of a mean times a power of two where they are very large or small.
+    """Sample weights of a mean, multiplied by a power of two if they are very large or small.
 
     Their scale cancels in the mean, but row losses are rounded to float32 before that.
     """
@@ -168,7 +168,7 @@ def _divisor(rows: int, labels: Any, soft: Any, s: Any, weight: Any) -> float:
 
 
 def _flat_on_cuda(plan: LinearPlan) -> LinearPlan:
-    """The plan with contiguous rows. Nothing on the device is read, so that no row is dropped."""
+    """The plan with contiguous rows. No row is dropped, because nothing on the device is read."""
     rows, n = math.prod(plan.batch), len(plan.w)
     labels, soft, ignore_index = plan.labels, plan.soft, plan.options.ignore_index
     check_on_device(soft if labels is None else labels, n, ignore_index)
@@ -179,7 +179,7 @@ def _flat_on_cuda(plan: LinearPlan) -> LinearPlan:
     return plan._replace(x=x, labels=labels, soft=soft, ignore=as_label_bits(ignore_index, labels))
 
 
-# Overflow and NaN are results here, as in the kernels, and no reason for NumPy's warnings.
+# Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
 @np.errstate(all="ignore")
 def _run_linear_on_cpu(
     plan: LinearPlan, gradient: bool, reduction: str, filter_eps: float, num_threads: int | None
@@ -224,7 +224,7 @@ def _run_linear_on_cpu(
 
 
 def _reduced(plan: LinearPlan, losses: Any, reduction: str) -> Any:
-    """The loss as the caller gets it, from the losses of the rows that take part."""
+    """The loss in the form of the result, from the losses of the rows that take part."""
     if reduction == "none":
         loss = np.zeros(math.prod(plan.batch))
         loss[slice(None) if plan.kept is None else plan.kept] = losses
@@ -278,7 +278,7 @@ def linear_cross_entropy(
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
-    """Cross-entropy of the logits ``x @ w.T + bias``, which never exist as a whole.
+    """Cross-entropy of the logits ``x @ w.T + bias``, which are never materialised as a whole.
 
     Parameters
     ----------
@@ -291,8 +291,8 @@ def linear_cross_entropy(
     bias : array_like of shape (K,), optional
         Added to the logits.
     chunk_bytes : int, optional
-        Upper bound on the logits that exist at a time, which are those of at least one row and at most 1024. The
-        default is 64 MiB (48 MiB for half types).
+        Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows. The default is
+        64 MiB (48 MiB for half types).
     filter_eps : float, default 0.0
         Affects gradients only; see `linear_cross_entropy_with_grad`.
     weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction, device, num_threads
@@ -310,8 +310,9 @@ def linear_cross_entropy(
 
     Notes
     -----
-    The logits are as exact as NumPy's BLAS makes them; the bounds of `cross_entropy` hold from there on. Results repeat
-    for one BLAS, with the same threads of it and the same `chunk_bytes`. Ignored rows are dropped before the product.
+    The logits are as exact as NumPy's BLAS makes them; the bounds of `cross_entropy` hold for the steps after it.
+    Results repeat with the same BLAS, number of BLAS threads and `chunk_bytes`. Ignored rows are dropped before the
+    product.
 
     Examples
     --------
@@ -371,10 +372,10 @@ def linear_cross_entropy_with_grad(
     weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature, reduction
         As in `cross_entropy`.
     upstream, clip_norm, clip_value
-        As in `cross_entropy_with_grad`; clipping is of the gradient of a row's logits.
+        As in `cross_entropy_with_grad`; clipping applies to the gradient of a row's logits.
     filter_eps : float, default 0.0
         A class is left out of a chunk's products if its gradient of the row losses does not exceed this limit in any
-        row of the chunk, which saves time where few classes count. On a CUDA device no class is left out.
+        row of the chunk, which saves time if few classes matter. On a CUDA device no class is left out.
     device, num_threads
         As in `linear_cross_entropy`.
 

@@ -55,7 +55,7 @@ class SamplePlan(NamedTuple):
         return self._finish(indices)
 
     def _run_on_cuda(self) -> Any:
-        """The draws, or the error of a row without mass; both wait for the device."""
+        """Return the draws, or raise the error of a row without mass; both wait for the device."""
         xp, (*batch, n) = self.place.xp, self.logits.shape
         rows, draws = math.prod(batch), self.uniforms.shape[-1]
         if rows == 0 or draws == 0:
@@ -88,7 +88,7 @@ class SamplePlan(NamedTuple):
         at = np.unravel_index(row, maxima.shape)
         raise ValueError(
             f"logits have no mass to draw from in row ({', '.join(map(str, at))}): it holds "
-            f"{'nothing but -inf' if maxima[at] == -np.inf else 'NaN' if maxima[at] != maxima[at] else '+inf'}"
+            f"{'only -inf' if maxima[at] == -np.inf else 'NaN' if maxima[at] != maxima[at] else '+inf'}"
         )
 
 
@@ -119,7 +119,7 @@ def plan_sample(
         mask = None if mask is None else axis_last(mask, axes)
         batch = x.shape[:-1]
         parameters: Any = temperature, top_k, top_p, min_p
-        if place.on_cuda or place.moves:  # they are checked on the CPU, and are few
+        if place.on_cuda or place.moves:  # they are few, and are checked on the CPU
             parameters = to_host(*parameters)
         checked = _check_parameters(*parameters, batch)
         draws = _check_size(size)
@@ -132,7 +132,7 @@ def plan_sample(
 def _check_parameters(
     temperature: Any, top_k: Any, top_p: Any, min_p: Any, batch: tuple[int, ...]
 ) -> tuple[Any, Any, Any, Any]:
-    """The four parameters, each with one value a row or None."""
+    """The four parameters, each with one value for each row, or None."""
     positive, unit = "greater than 0 and at most 1", "at least 0 and at most 1"
     return (
         check_parameter("temperature", temperature, batch, np.float64, "at least 0", lambda v: v >= 0),
@@ -188,7 +188,7 @@ def sample(
     axis : int, tuple of ints or None, default -1
         Axis or axes of the classes.
     temperature : float or array_like, broadcastable to the rows, default 1.0
-        T >= 0; 0 takes the largest logit.
+        T >= 0; 0 selects the largest logit.
     top_k : int or array_like of int, optional
         At least 1: only the k largest logits are kept.
     top_p : float or array_like, optional
@@ -196,7 +196,7 @@ def sample(
     min_p : float or array_like, optional
         In [0, 1]: only classes with at least min_p times the probability of the most probable one (Nguyen et al. 2025).
     size : int or tuple of ints, optional
-        Draws from each row; None means one draw, without an axis of its own.
+        Shape of the draws from each row; None means one draw, without an extra axis.
     rng : None, int or numpy.random.Generator
         Source of the uniform numbers, or a seed for it.
     where : array_like of bool, broadcastable to logits, optional
@@ -214,13 +214,13 @@ def sample(
     Raises
     ------
     ValueError
-        If a parameter is out of its range, or a row has no mass: it holds NaN or +inf, or nothing but -inf.
+        If a parameter is out of range, or a row has no mass: it holds NaN or +inf, or only -inf.
     TypeError, DeviceError, MemoryError
         As in `softmax`.
 
     Notes
     -----
-    Each draw takes one number u of ``rng.random``, in C order of the result, and is the first class at which the
+    Each draw consumes one number u of ``rng.random``, in C order of the result, and is the first class at which the
     running sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if
     `top_k` or `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for
     every number of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie

@@ -11,7 +11,7 @@ from .. import _cuda
 from .._arguments.foreign import takes_foreign
 from .._arguments.layouts import Rows, lay_out_rows
 from .._arguments.numbers import check_temperature
-from .._arguments.places import place_of
+from .._arguments.places import check_kernels, place_of
 from .._cpu import binding
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
@@ -21,7 +21,7 @@ _Axis = int | tuple[int, ...] | None
 
 
 class SoftmaxPlan(NamedTuple):
-    """A checked call of one of the five operations."""
+    """A checked call of an operation of the family."""
 
     operation: int
     temperature: float
@@ -56,6 +56,8 @@ def plan_softmax(
     """Check a call of the operation `name`; x is dy in a gradient."""
     gradient = name.endswith("_vjp")
     place = place_of(device, x)
+    if place.on_cuda:
+        check_kernels(name)
     with place.context():
         temperature = check_temperature(temperature, gradient)
         rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient, keepdims=keepdims)
@@ -107,7 +109,7 @@ def softmax(
     x : array_like of shape (...)
         Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64), with any
         strides, alignment and byte order. A NumPy or CuPy array, or a PyTorch tensor that does not require grad; a
-        tensor is read without a copy and gives a tensor.
+        tensor is read without a copy, and the result is a tensor.
     axis : int, tuple of ints or None, default -1
         The axis or axes that sum to 1; None means all.
     temperature : float, default 1.0
@@ -143,8 +145,8 @@ def softmax(
     included; half types are within 0.51 ULP. ``x - max(x)`` is never formed, because its rounding error costs other
     implementations tens of ULP. The bits are the same for every thread count, batch, layout and instruction set.
 
-    A row with NaN or +inf is NaN, and so is a row of nothing but -inf; other elements of -inf give exactly 0. A row of
-    which `where` leaves nothing is 0. Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax
+    A row with NaN or +inf is NaN, and so is a row with only -inf; in other rows -inf gives exactly 0. A row that
+    `where` masks completely is 0. Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax
     functions", IMA J. Numer. Anal. 41 (2021), analyse the shifted softmax.
 
     Examples
@@ -216,9 +218,9 @@ def log_softmax(
 
     Notes
     -----
-    At most 4 ULP *relative* error for every element: with m the maximum, c the number of maxima and S the sum of
+    Every element has a *relative* error of at most 4 ULP: with m the maximum, c the number of maxima and S the sum of
     the other ``exp(x - m)``, the result is ``(x - m) - log1p((c - 1) + S)``, two terms of one sign. The
-    log-probability of a near-certain class keeps all its digits, where forming ``log(sum)`` leaves 0.
+    log-probability of a near-certain class keeps all its digits, where forming ``log(sum)`` would leave 0.
 
     Examples
     --------
@@ -267,8 +269,8 @@ def logsumexp(
     Notes
     -----
     The error is at most 4 ULP of max(abs(m), abs(result)), with m the maximum of ``x / T``. NaN anywhere gives NaN,
-    +inf gives +inf; a row of -inf, or of no class at all, gives -inf. Temperature 0 gives ``sign(max) * inf``, or the
-    logarithm of the number of maxima if they are 0.
+    +inf gives +inf; a row with only -inf, or without classes, gives -inf. Temperature 0 gives ``sign(max) * inf``, or
+    the logarithm of the number of maxima if they are 0.
 
     Examples
     --------

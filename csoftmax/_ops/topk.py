@@ -40,9 +40,9 @@ class TopKPlan(NamedTuple):
     normalize: int
     temperature: float
     num_threads: int | None
-    result: tuple[Any, Any]  # the arrays of which values and indices are views
-    out: tuple[Any, Any] | None  # where the caller wants them
-    empty: Any | None  # mask of the rows that `where` leaves nothing of
+    result: tuple[Any, Any]  # the arrays that values and indices are views of
+    out: tuple[Any, Any] | None  # the caller's arrays for them
+    empty: Any | None  # mask of the rows that `where` masks completely
     place: Place
 
     def run(self) -> tuple[Any, Any]:
@@ -155,7 +155,7 @@ def topk(
     largest : bool, default True
         If False, the k smallest are selected.
     sorted : bool, default True
-        If True, the best comes first. If False, the order is the one that is fastest, which may change.
+        If True, the best comes first. If False, the order is unspecified, which is faster.
     device, num_threads
         As in `softmax`.
 
@@ -209,7 +209,7 @@ def topk_softmax(
     normalize : {"topk", "full"}
         "topk": the k probabilities sum to 1. "full": they are those of the softmax of all elements, to the last bit.
     where : array_like of bool, broadcastable to x, optional
-        Mask. Elements where it is False are left out. If fewer than k others exist, some of them are among the k, with
+        Mask. Elements where it is False are left out. If fewer than k elements remain, masked ones fill the k, with
         probability 0.
     out : pair of ndarrays of the shapes and dtypes of the result, optional
         Arrays that receive values and indices.
@@ -230,7 +230,7 @@ def topk_softmax(
     -----
     One pass over the row finds the elements. For "full" a second one adds up the exponentials while the row is in
     cache. No array of the size of `x` is written, except on a GPU, where "full" computes `softmax` and gathers from it.
-    NaN, +inf, or nothing but -inf among the elements that are not masked makes the row NaN, as in `softmax`.
+    NaN or +inf among the unmasked elements, or only -inf, makes the row NaN, as in `softmax`.
 
     Examples
     --------
@@ -282,7 +282,7 @@ def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -
     IndexError
         If an index lies outside [0, n_classes).
     TypeError, ValueError
-        If the shapes differ, the indices are not integers, or a row has one index twice.
+        If the shapes differ, the indices are not integers, or a row has the same index twice.
 
     Notes
     -----
@@ -304,7 +304,7 @@ def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -
     if not isinstance(topk, (tuple, list)) or len(topk) != 2:
         raise TypeError(f"topk must be a TopK or a pair of arrays, got {type(topk).__name__}")
     if any(map(is_cupy, topk)):
-        raise DeviceError("topk is on a CUDA device, where SciPy has no matrices: pass values.get() and indices.get()")
+        raise DeviceError("topk is on a CUDA device, which SciPy does not support: pass values.get() and indices.get()")
     values, indices = (as_array(n, as_native(a, n)) for n, a in zip(("values", "indices"), topk, strict=True))
     n_classes = check_count("n_classes", n_classes)
     if values.shape != indices.shape or values.ndim == 0:
@@ -321,7 +321,7 @@ def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -
     order = np.argsort(indices, axis=-1, kind="stable")
     indices = np.take_along_axis(indices, order, -1)
     if k > 1 and np.any(indices[:, 1:] == indices[:, :-1]):
-        raise ValueError("indices have a class twice in one row")
+        raise ValueError("indices have the same class twice in one row")
     values = np.take_along_axis(values.reshape(rows, k), order, -1)
     if values.dtype.itemsize == 2:
         values = values.astype(np.float32)

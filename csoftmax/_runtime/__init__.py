@@ -1,1 +1,1 @@
-"""What a process finds at import and may set: threads, kept memory, the state of the backends, optional packages."""
+"""State of the process, found at import or set by the user: threads, kept memory, backends, optional packages."""

@@ -71,7 +71,7 @@ def get_cmake_dir() -> str:
 
 
 def link_flags() -> str:
-    """Arguments with which a Unix compiler links the library, so that the program finds it when it runs."""
+    """Arguments with which a Unix compiler links the library, so that programs find it at run time."""
     library = get_library()
     return f"{library} -Wl,-rpath,{os.path.dirname(library)}" if sys.platform == "linux" else f"{library} -lm"
 

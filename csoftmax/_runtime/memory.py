@@ -1,4 +1,4 @@
-"""How much memory of large results is kept for later ones (see pages.c): decided once, at import."""
+"""The limit on memory of large results that is kept for later results (see pages.c), set once, at import."""
 
 import os
 import re
@@ -10,7 +10,7 @@ MAX_KEPT_BYTES = 512 << 20  # two results of 256 MB, for a loop that makes its n
 
 
 def _physical_bytes() -> int:
-    """Bytes of physical memory, or 0 on systems that do not tell."""
+    """Bytes of physical memory, or 0 on systems that do not report it."""
     try:
         return max(0, os.sysconf("SC_PHYS_PAGES")) * max(0, os.sysconf("SC_PAGE_SIZE"))
     except (AttributeError, OSError, ValueError):

@@ -1,4 +1,4 @@
-"""Optional packages: imported when first used; a missing one is reported with the command that installs it."""
+"""Optional packages: imported on first use; a missing one is reported with the command that installs it."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ def load(module: str, extra: str) -> Any:
 
 
 def check_folder(path: Path) -> None:
-    """Refuse a file to write whose folder does not exist: before the work rather than after it."""
+    """Refuse, before the work starts, an output file whose folder does not exist."""
     folder = path.resolve().parent
     if not folder.is_dir():
         raise UnusableError(f"cannot write {str(path)!r}: there is no folder {str(folder)!r}")
 
 
 def check_picture(path: Path) -> None:
-    """Refuse a picture that could not be written: before the work rather than after it."""
+    """Refuse, before the work starts, a picture that could not be written."""
     if path.suffix not in (".png", ".svg", ".pdf"):
         raise UnusableError(f"a picture's name must end in .png, .svg or .pdf, got {str(path)!r}")
     check_folder(path)
@@ -58,7 +58,7 @@ def save(figure: Any, path: Path) -> None:
 
 
 class Counter:
-    """The part of tqdm's interface that the commands use, as a plain count, on a terminal only."""
+    """The part of tqdm's interface that the commands use: a plain count, shown only on a terminal."""
 
     def __init__(self, total: int | None, desc: str) -> None:
         self.total, self.desc, self.done, self.note = total, desc, 0, ""
@@ -73,11 +73,11 @@ class Counter:
             print(file=sys.stderr)
 
     def set_postfix_str(self, note: str) -> None:
-        """Set the text behind the count."""
+        """Set the text after the count."""
         self.note = note
 
     def update(self) -> None:
-        """Count one step more."""
+        """Count one more step."""
         self.done += 1
         if sys.stderr.isatty():
             of = f"/{self.total}" if self.total else ""
@@ -85,7 +85,7 @@ class Counter:
 
 
 def progress(total: int | None, desc: str) -> Any:
-    """Create a progress bar on stderr (tqdm's, or a `Counter` without tqdm); it is silent if stderr is no terminal."""
+    """Create a progress bar on stderr (tqdm's, or a `Counter` without tqdm); silent if stderr is not a terminal."""
     try:
         from tqdm import tqdm
     except ImportError:

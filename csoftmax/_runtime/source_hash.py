@@ -1,4 +1,4 @@
-"""The hash by which an editable install finds out that its build is stale.  setup.py loads this file by its path."""
+"""The hash by which an editable install detects a stale build.  setup.py loads this file by its path."""
 
 from __future__ import annotations
 
@@ -7,13 +7,13 @@ from pathlib import Path
 
 
 def sources(root: Path) -> list[Path]:
-    """Everything below a checkout that is compiled, and the flags with which it is."""
+    """All files of a checkout that are compiled, and the file of compiler flags."""
     package = root / "csoftmax"
     files = [*sorted((root / "src_c").rglob("*.[ch]")), root / "src_c" / "flags.txt"]
     files += sorted((package / "include").glob("*.h"))
     for folder in (package, package / "_cpu"):
         files += [path for path in sorted(folder.iterdir()) if path.suffix in (".c", ".h", ".pxd", ".pxi", ".pyx")]
-    return [path for path in files if path.suffix != ".c" or not path.with_suffix(".pyx").exists()]  # Cython's own
+    return [path for path in files if path.suffix != ".c" or not path.with_suffix(".pyx").exists()]  # Cython's output
 
 
 def source_hash(root: Path) -> str | None:

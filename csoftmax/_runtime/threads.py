@@ -1,4 +1,4 @@
-"""How many threads a call may use: what the machine allows, and what the user asks for."""
+"""The number of threads that a call may use: bounds of the machine, and settings of the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from .._cpu import binding
 
-# What bounds the threads of this process, and each bound.
+# Bounds on the threads of this process, by the name of their source.
 _bounds: dict[str, int] = {}
 
 
@@ -71,7 +71,7 @@ def _find_bounds() -> dict[str, int]:
 
 
 def reason() -> tuple[str, dict[str, int]]:
-    """The name of the bound that decides in this thread, and all bounds."""
+    """The name of the lowest bound in this thread, and all bounds."""
     bounds, limit = dict(_bounds), min(_bounds.values())
     context, default, openmp = binding.thread_settings()
     if context:
@@ -90,12 +90,12 @@ binding.set_openmp_default(_requested or _affinity())
 
 
 def set_num_threads(num_threads: int | None) -> None:
-    """Set how many threads calls in the whole process use from now on.
+    """Set the number of threads of all later calls in the process.
 
     Parameters
     ----------
     num_threads : int or None
-        At least 1; never more are used than the machine allows (CPU affinity, cgroup quota, OMP_NUM_THREADS; or
+        At least 1; calls never use more than the machine allows (CPU affinity, cgroup quota, OMP_NUM_THREADS; or
         CSOFTMAX_NUM_THREADS, which overrides them). None restores the default.
 
     Raises

@@ -12,10 +12,10 @@ from .samples import logits
 
 
 class ExactRows(NamedTuple):
-    """Row losses, the gradient of each row loss (before reduction and clipping), and what they may be wrong by.
+    """Row losses, the gradient of each row loss (before reduction and clipping), and the scales of their errors.
 
-    The scales are the larger of the two terms that are subtracted; the loss of a row with z-loss also counts that lse
-    is good to its own magnitude only.  `divisor` is the row's term of the mean's divisor.
+    Each scale is the larger of the two terms that are subtracted; that of a loss with z-loss also accounts for lse,
+    whose error is relative to its own magnitude.  `divisor` is the row's term of the mean's divisor.
     """
 
     loss: np.ndarray
@@ -27,7 +27,7 @@ class ExactRows(NamedTuple):
 
 
 def one_hot(labels, n, dtype=EXACT):
-    """Return the rows of the identity that labels stand for; negative labels count as 0."""
+    """Return the row of the identity matrix for each label; negative labels count as 0."""
     q = np.zeros((*labels.shape, n), dtype)
     np.put_along_axis(q, np.where(labels < 0, 0, labels)[..., None].astype(np.int64), 1, -1)
     return q
@@ -36,7 +36,7 @@ def one_hot(labels, n, dtype=EXACT):
 def exact_rows(
     x, target, weight=None, sample_weight=None, label_smoothing=0.0, ignore_index=-100, z_loss=0.0, temperature=1.0
 ) -> ExactRows:
-    """Return the rows' losses and gradients; soft labels and weights are taken as the compute type holds them."""
+    """Return the rows' losses and gradients; soft labels and weights are first rounded to the compute type."""
     real = np.float64 if np.asarray(x).dtype in (np.float64, EXACT) else np.float32
     x, target, t, eps, z_loss = wide(x), np.asarray(target), EXACT(temperature), EXACT(label_smoothing), EXACT(z_loss)
     n = x.shape[-1]
@@ -89,7 +89,7 @@ def exact_rows(
 
 
 def reduce_exact(rows: ExactRows, reduction) -> tuple[Exact, np.ndarray]:
-    """Return the reduced loss, and the factor that the gradients of the row losses get by the reduction."""
+    """Return the reduced loss, and the factor by which the reduction multiplies the gradients of the row losses."""
     if reduction == "none":
         return Exact(rows.loss, rows.loss_scale), EXACT(1)
     divisor = rows.divisor.sum() if reduction == "mean" else EXACT(1)
@@ -191,7 +191,7 @@ LOSS_ERRORS = (
     BadCall({"weight": [1, 2, 3]}, ValueError, r"weight has shape \(3,\), which does not broadcast to \(4,\)"),
     BadCall({"weight": [1, 2, -3, 0]}, ValueError, r"weight must be at least 0 and finite in float32, got -3 at \(2\)"),
     BadCall({"weight": [1, 2, np.inf, 0]}, ValueError, "weight must be at least 0 and finite in float32, got inf"),
-    # what would be -0 in the compute type is refused as well
+    # a value that would become -0 in the compute type is refused as well
     BadCall({"weight": np.array([1, 1, -1e-60, 1])}, ValueError, r"weight must be at least 0 .* got -1e-60 at \(2\)"),
     BadCall({"target": np.full((3, 4), -1e-60)}, ValueError, "soft labels must be at least 0"),
     BadCall({"sample_weight": np.array([1, EXACT("-1e-4000"), 1])}, ValueError, "sample_weight must be at least 0"),
@@ -225,7 +225,7 @@ def loss_limits(dtype, options):
 
 GOLDEN = ("cross_entropy, labels", "cross_entropy, weights, smoothing, clipped", "cross_entropy, soft, z-loss")
 ARGUMENTS = (Argument("logits", CLASSES), Argument("target", ROWS))
-NO_KERNEL = "it computes nothing in floating point: it compares integers, or raises"
+NO_KERNEL = "it computes nothing in floating point: it only compares integers"
 RECORDS = (
     Operation(
         "cross_entropy",
@@ -240,8 +240,8 @@ RECORDS = (
         LOSS_ERRORS,
         GOLDEN,
         exempt={
-            "overlap": "it takes no out, and its result lacks the class axis",
-            "memory": "its results, one number a row, are too small for the memory that is kept",
+            "overlap": "it has no out, and its result lacks the class axis",
+            "memory": "its results, one number for each row, are too small for the memory that is kept",
         },
     ),
     Operation(

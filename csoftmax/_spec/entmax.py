@@ -12,7 +12,7 @@ from .softmax import exact_forward, make_logits, mask_of
 from .topk import NO_QUICK_PATH, SPARSE
 
 EPSILON = {name: 2.0**-precision for name, (precision, _) in FORMATS.items()}
-# An error of the threshold by so many units in the last place of float64 is allowed where alpha is not 1.5 or 2.
+# Allowed error of the threshold, in units in the last place of float64, unless alpha is 1.5 or 2.
 UNITS_OF_THRESHOLD = 4
 
 
@@ -51,14 +51,14 @@ def exact_probabilities(x, alpha, where=None):
 
 
 def slack_of_probabilities(p, alpha, dtype):
-    """Return what a threshold in the compute type's last digit is worth: p^(2 - alpha) dtau / (alpha - 1) in p."""
+    """Return the change of p, p^(2 - alpha) dtau / (alpha - 1), if the threshold is wrong in its last digit."""
     with np.errstate(divide="ignore"):
         sensitivity = np.where(p > 0, p + p ** (2 - EXACT(alpha)) / max(EXACT(alpha) - 1, EXACT(2.0**-52)), 1)
     threshold = 16 * np.finfo(EXACT).eps
     if dtype == "float64" and alpha not in (1, 1.5, 2):
         threshold = UNITS_OF_THRESHOLD * EPSILON["float64"]
     slack = threshold * sensitivity
-    # what is too small for the type may also be 0
+    # a probability that is too small for the type may also be 0
     return np.where(p < smallest_normal("float32"), np.maximum(slack, p), slack)
 
 
@@ -87,7 +87,7 @@ def exact_entmax_vjp(dy, y, alpha=1.5, where=None):
 
 
 def conjugate_terms(p, alpha):
-    """Return Omega(p) a row: sum(p^alpha - p) / (alpha (alpha - 1)), Shannon's entropy where alpha is 1."""
+    """Return Omega(p) of each row: sum(p^alpha - p) / (alpha (alpha - 1)), or minus Shannon's entropy for alpha = 1."""
     if alpha == 1:
         return np.sum(np.where(p > 0, p * np.log(np.where(p > 0, p, 1)), 0), axis=-1)
     a = EXACT(alpha)
@@ -95,7 +95,7 @@ def conjugate_terms(p, alpha):
 
 
 def exact_entmax_loss_with_grad(x, target, alpha=1.5, reduction="mean", where=None):
-    """Return Omega*(x) + Omega(q) - <x, q> and its gradient; the slack is what float64 and long double lose in it."""
+    """Return Omega*(x) + Omega(q) - <x, q> and its gradient; the slack is what float64 and long double round away."""
     name = np.asarray(x).dtype.name
     real = np.float64 if name == "float64" else np.float32
     target = np.asarray(target)
@@ -105,11 +105,11 @@ def exact_entmax_loss_with_grad(x, target, alpha=1.5, reduction="mean", where=No
     x = np.where(p + q > 0, x, 0)
     top = np.abs(x).max(axis=-1)
     each = ((p - q) * x).sum(axis=-1) - conjugate_terms(p, alpha) + conjugate_terms(q, alpha)
-    chain = 1 + x.shape[-1] / 64  # roundings of sums whose lanes are float64 as the results are
+    chain = 1 + x.shape[-1] / 64  # roundings of sums whose lanes are float64, like the results
     missing = np.abs(q.sum(axis=-1) - 1) * (top + 1)
     slack = 64 * np.finfo(EXACT).eps * (top + 1) + missing * 2.0**-50
     doubt_of_sum = EXACT(0)
-    if name == "float64":  # p is of a threshold that is off by up to its last digit, and so is the sum of all p
+    if name == "float64":  # the threshold may be wrong in its last digit, which changes every p and their sum
         support = np.where(p > 0, np.where(p > 0, p, 1) ** (2 - EXACT(alpha)), 0).sum(axis=-1)
         doubt_of_sum = 2 * EPSILON["float64"] * support / max(alpha - 1, 2.0**-52) if alpha != 1 else support * 0
         terms = chain * np.abs((p - q) * x).sum(axis=-1) + 4 / max(alpha * (alpha - 1), 0.25)
@@ -242,9 +242,9 @@ RECORDS = (
         LOSS_ERRORS,
         SPARSE,
         exempt={
-            "overlap": "it takes no out, and its result lacks the class axis",
+            "overlap": "it has no out, and its result lacks the class axis",
             "quick": NO_QUICK_PATH,
-            "memory": "its results, one number a row, are too small for the memory that is kept",
+            "memory": "its results, one number for each row, are too small for the memory that is kept",
         },
     ),
     Operation(

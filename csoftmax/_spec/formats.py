@@ -18,12 +18,12 @@ DTYPES = ("float32", "float64", "float16", "bfloat16")
 # Bits of the significand, and exponent of the smallest normal number.
 FORMATS = {"float32": (24, -126), "float64": (53, -1022), "float16": (11, -14), "bfloat16": (8, -126)}
 UNSIGNED = {2: np.uint16, 4: np.uint32, 8: np.uint64}
-# The one NaN that csoftmax writes.
+# The only NaN that csoftmax writes.
 NAN_BITS = {"float32": 0x7FC00000, "float64": 0x7FF8000000000000, "float16": 0x7E00, "bfloat16": 0x7FC0}
 
 
 def dtype_of(name: str) -> np.dtype:
-    """Return the NumPy dtype of a name; bfloat16 is ml_dtypes'."""
+    """Return the NumPy dtype of a name; bfloat16 is that of ml_dtypes."""
     if name == "bfloat16":
         import ml_dtypes
 
@@ -88,7 +88,7 @@ class Exact(NamedTuple):
 
 
 class Bounds(NamedTuple):
-    """The least and the greatest value that a result may have; equal where it must be exact."""
+    """The smallest and the largest value that a result may have; equal if it must be exact."""
 
     low: np.ndarray
     high: np.ndarray
@@ -97,13 +97,13 @@ class Bounds(NamedTuple):
 def ulp_error(got, value, dtype: str | None = None, scale=None, slack=0.0) -> float:
     """Return the largest error in ULP of the dtype (of `got`) at the value (at `scale`).
 
-    NaN and infinities must agree: where they do not, the error is infinite.
+    NaN and infinities must agree; otherwise the error is infinite.
     """
     dtype = np.asarray(got).dtype.name if dtype is None else dtype
     got = wide(got)
     value = np.asarray(value, EXACT)
     precision, lowest = FORMATS[dtype]
-    overflow = np.ldexp(2 - EXACT(2) ** -precision, 1 - lowest)  # from here on a value rounds to infinity
+    overflow = np.ldexp(2 - EXACT(2) ** -precision, 1 - lowest)  # a value of at least this magnitude rounds to infinity
     value = np.where(np.abs(value) >= overflow, np.copysign(EXACT(np.inf), value), value)
     special = ~np.isfinite(value)
     if not np.array_equal(got[special], value[special], equal_nan=True):

@@ -1,4 +1,4 @@
-"""Layouts in memory: the same rows with other strides, and the results of a call on them as rows again."""
+"""Layouts in memory: the same rows with other strides, and the results of a call on them brought back to rows."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ def misaligned(x) -> np.ndarray:
 
 
 def strided(x) -> np.ndarray:
-    """Return a copy whose rows and elements lie apart, with steps of 2 rows and 3 elements."""
+    """Return a copy with gaps: its rows are 2 rows apart, its elements 3 elements."""
     y = np.zeros((2 * x.shape[0] + 1, 3 * x.shape[1] + 2), x.dtype)[1::2, 2::3][: x.shape[0], : x.shape[1]]
     y[...] = x
     return y
 
 
-# Each takes (rows, K) and gives the same values in another layout, and the axis of K.
+# Each function maps an array (rows, K) to the same values in another layout, and to the axis of K there.
 LAYOUTS = {
     "last axis": lambda x: (np.ascontiguousarray(x), -1),
     "axis 0": lambda x: (np.ascontiguousarray(x.T), 0),

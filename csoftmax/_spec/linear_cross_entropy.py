@@ -1,4 +1,4 @@
-"""The linear layer with cross-entropy: records, and the same with all logits in long double."""
+"""The linear layer with cross-entropy: records, and an oracle that holds all logits in long double."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ OF_THE_BLAS = "the order of additions is that of the BLAS and its threads"
 def exact_linear(x, w, target, bias=None, reduction="mean", upstream=1.0, chunk_bytes=None, **options):
     """Return loss, grad_x, grad_w and grad_bias (without a bias: None) as Exact.
 
-    The slack is what products of D terms and sums over N rows and K classes may round in the compute type: an eighth
-    of a unit for each addition.
+    The slack bounds the rounding, in the compute type, of products of D terms and of sums over N rows and K classes:
+    an eighth of a unit for each addition.
     """
     dtype = loss_dtype(np.asarray(x).dtype.name)
     unit = EXACT(2) ** (1 - FORMATS[dtype][0])
@@ -102,7 +102,7 @@ ERRORS = (
     BadCall({"filter_eps": -1}, ValueError, "filter_eps must be at least 0"),
     BadCall({"num_threads": "2", "target": [-100] * 3}, TypeError, "num_threads must be an int or None"),
 )
-NO_OUT = "it takes no out"
+NO_OUT = "it has no out"
 EXEMPT = {
     "reproducibility": f"{OF_THE_BLAS}; tests/ops/test_linear_cross_entropy.py repeats a call",
     "golden": OF_THE_BLAS,

@@ -18,15 +18,15 @@ PROMISES = (
     *("accuracy", "special_values", "reproducibility", "golden", "layouts", "overlap", "errors", "threads"),
     *("interrupt", "allocation", "guard_pages", "float_environment", "fork", "big", "quick", "memory"),
 )
-# How an array lies along the class axis: CLASSES has it, ROWS lacks it (one element a row), WHOLE has a shape of its
-# own.  TOP has a class axis of k elements, DRAWS the rows first and any number of draws after them.
+# The relation of an array to the class axis: CLASSES has it, ROWS lacks it (one element per row), WHOLE has an
+# unrelated shape.  TOP has a class axis of k elements, DRAWS the rows first and any number of draws after them.
 CLASSES, ROWS, TOP, DRAWS, WHOLE = "classes", "rows", "top", "draws", "whole"
 # Options that are arrays (all others are passed on as they are).
 OPTION_ROLES = {"where": CLASSES, "sample_weight": ROWS, "upstream": ROWS, "rng": ROWS}
 
 
 class Argument(NamedTuple):
-    """An array that a function takes."""
+    """An array argument of a function."""
 
     name: str
     role: str
@@ -52,15 +52,15 @@ class Variant(NamedTuple):
 
     options: Callable[[tuple, str, int], dict] = lambda shape, dtype, seed: {}
     soft: bool = False  # the target holds soft labels
-    is_accurate: bool = True  # the oracle knows these options
+    is_accurate: bool = True  # the oracle supports these options
     is_rowwise: bool = True  # a row's results do not depend on the other rows
 
 
 class BadCall(NamedTuple):
-    """A call that must be refused: what differs from a good one, the exception, and a pattern of its message."""
+    """A call that must be refused: its changes to a good call, the exception, and a pattern of its message."""
 
     changes: Mapping[str, Any]
-    error: type | str  # a name is that of an exception of csoftmax
+    error: type | str  # a string names an exception of csoftmax
     message: str
 
     def exception(self) -> type:
@@ -79,7 +79,7 @@ def constant(**options) -> Callable[[tuple, str, int], dict]:
 
 @functools.cache
 def parameters_of(function) -> tuple[frozenset[str], bool]:
-    """Return the names of a function's parameters, and whether it takes any keyword."""
+    """Return the names of a function's parameters, and whether it accepts any keyword."""
     parameters = inspect.signature(function).parameters
     return frozenset(parameters), any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values())
 
@@ -102,7 +102,7 @@ class Operation:
     oracle: Callable[..., tuple[Exact | Bounds, ...]]  # (*arrays, **options) → one for each result, long double
     limits: Callable[[str, Mapping], tuple[float, ...]]  # (dtype, options) → allowed ULP of each result
     variants: Mapping[str, Variant] = field(default_factory=lambda: {"plain": Variant()})
-    special: Mapping[str, tuple | str] = field(default_factory=dict)  # what a row with a special value gives
+    special: Mapping[str, tuple | str] = field(default_factory=dict)  # results of a row with a special value
     bad_calls: tuple[BadCall, ...] = ()
     golden: tuple[str, ...] = ()  # the names under which tests/records/golden.json holds its bits
     exempt: Mapping[str, str] = field(default_factory=dict)  # promise → why it does not hold or cannot be tested
@@ -124,9 +124,9 @@ class Operation:
         return all(importlib.util.find_spec(package) is not None for package in self.needs)
 
     def accepts(self, option: str) -> bool:
-        """Tell whether the function has a parameter of this name, or takes any."""
-        names, takes_any = parameters_of(self.function())
-        return takes_any or option in names
+        """Return whether the function has a parameter of this name, or accepts any keyword."""
+        names, accepts_any = parameters_of(self.function())
+        return accepts_any or option in names
 
     @property
     def inputs(self) -> int:
@@ -140,7 +140,7 @@ class Operation:
 
     @property
     def has_out(self) -> bool:
-        """Whether the function takes `out`."""
+        """Whether the function has the option `out`."""
         return self.accepts("out")
 
     def sample(self, shape, dtype="float32", seed=0, sigma=3.0, variant="plain") -> Sample:
@@ -178,7 +178,7 @@ class Operation:
         return WHOLE if value is None or np.isscalar(value) else OPTION_ROLES.get(name, WHOLE)
 
     def rows(self, sample: Sample, begin: int, end: int) -> Sample:
-        """Return the call on some rows only."""
+        """Return the call on the rows from begin to end only."""
 
         def cut(name, value):
             return value if self.role(name, sample) == WHOLE else value[begin:end]

@@ -38,7 +38,7 @@ def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
 def exact_draws(logits, rng, size, where=None, **filters):
     """Return the classes at which the sums of the probabilities may pass the uniform numbers.
 
-    Sums of float32 exponentials are good to about 1e-6, of float64 ones to 1e-12.
+    Sums of float32 exponentials are accurate to about 1e-6, those of float64 ones to 1e-12.
     """
     logits = np.asarray(logits)
     tolerance = 1e-12 if logits.dtype == np.float64 else 1e-6
@@ -53,7 +53,7 @@ def exact_draws(logits, rng, size, where=None, **filters):
         ends = [np.minimum(np.searchsorted(sums, numbers + sign * tolerance, side="right"), last) for sign in (-1, 1)]
         if np.array_equal(order, np.arange(len(order))):
             low[row], high[row] = ends
-        else:  # the order of the draw is not that of the classes: only draws without doubt have two equal ends
+        else:  # the draw has another order than the classes, so a doubtful draw may give any class
             low[row], high[row] = (order[end] for end in ends)
             doubtful = ends[0] != ends[1]
             low[row][doubtful], high[row][doubtful] = 0, len(order) - 1
@@ -117,12 +117,12 @@ RECORDS = (
             BadCall({"rng": "x"}, TypeError, "rng must be None, an int or a numpy.random.Generator"),
             BadCall({"out": np.empty((3, 9))}, TypeError, "out has dtype float64"),
             BadCall({"out": np.empty(4, np.int64)}, ValueError, r"out has shape \(4,\)"),
-            BadCall({"where": np.zeros((3, 4), bool)}, ValueError, "nothing but -inf"),
-            BadCall({"logits": np.zeros((3, 0), np.float32)}, ValueError, "nothing but -inf"),
+            BadCall({"where": np.zeros((3, 4), bool)}, ValueError, "only -inf"),
+            BadCall({"logits": np.zeros((3, 0), np.float32)}, ValueError, "only -inf"),
         ),
         SPARSE,
         exempt={
-            "overlap": "its out holds class numbers, and logits in that memory are read as integers of no meaning",
+            "overlap": "its out holds class numbers: the bits of logits would be meaningless as integers",
             "quick": NO_QUICK_PATH,
             "memory": "its results, a few numbers a row, are too small for the memory that is kept",
         },

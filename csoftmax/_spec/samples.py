@@ -17,7 +17,7 @@ def logits(shape, dtype="float32", seed=0, sigma=3.0, offset=0.0) -> np.ndarray:
 
 
 def unlike_rows(rows, k, dtype="float32", seed=0) -> np.ndarray:
-    """Return rows that kernels cannot all compute on the same path: a third of them are not ordinary."""
+    """Return rows that kernels cannot all compute on the same path: a third of them have special values or scales."""
     x = logits((rows, k), dtype, seed=seed)
     rng = np.random.default_rng(seed + 1)
     large = 6e4 if dtype == "float16" else 1e30
@@ -66,7 +66,7 @@ class FixedUniform(np.random.Generator):
         return FixedUniform, (self.uniforms,)
 
     def __getitem__(self, rows):
-        """Return the generator of some rows."""
+        """Return the generator of a selection of rows."""
         return FixedUniform(self.uniforms[rows])
 
     def random(self, shape):

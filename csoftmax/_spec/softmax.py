@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp and their gradients: records, and what they mean in long double."""
+"""softmax, log_softmax, logsumexp and their gradients: records, and their formulas in long double."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def exact_logsumexp(x, temperature=1.0, where=None):
 
 
 def exact_softmax_vjp(dy, y, temperature=1.0, where=None):
-    """Return y (dy - s) / T, s = sum dy y; the slack is what the rounding of s, held as a pair, is worth.
+    """Return y (dy - s) / T, s = sum dy y; the slack is the effect of the rounding of s, which is held as a pair.
 
     Products of two float64 do not fit long double, whose own rounding is the slack there; tests/ops has an exact
     oracle.
@@ -104,7 +104,7 @@ def make_gradient(log):
 
 
 def mask_of(shape, dtype, seed):
-    """Return a mask that leaves out about a third of the classes, and the first of none of the rows."""
+    """Return a mask that leaves out about a third of the classes, but never the first."""
     mask = np.random.default_rng(seed).random(shape) < 0.7
     mask[..., :1] = True
     return {"where": mask}
@@ -185,8 +185,8 @@ RECORDS = (
         {"NaN": (np.nan,), "+inf": (np.inf,), "all -inf": (-np.inf,)},
         log=True,
         exempt={
-            "overlap": "it takes no out, and its result lacks the class axis",
-            "memory": "its results, one number a row, are too small for the memory that is kept",
+            "overlap": "it has no out, and its result lacks the class axis",
+            "memory": "its results, one number for each row, are too small for the memory that is kept",
         },
     ),
     backward("softmax_vjp", exact_softmax_vjp, lambda dtype, options: VJP_LIMITS[dtype], False),

@@ -97,7 +97,7 @@ RECORDS = (
         {"NaN": (None, None), "+inf": (None, None), "all -inf": (-np.inf, None)},
         COUNT_ERRORS,
         SPARSE,
-        exempt={"overlap": "it takes no out", "quick": NO_QUICK_PATH, "memory": SPARSE_MEMORY},
+        exempt={"overlap": "it has no out", "quick": NO_QUICK_PATH, "memory": SPARSE_MEMORY},
     ),
     Operation(
         "topk_softmax",
@@ -147,11 +147,11 @@ RECORDS = (
         exempt={
             "special_values": "it moves values and computes nothing from them",
             "golden": "it moves the results of topk and topk_softmax, whose bits are recorded",
-            "overlap": "it takes no out",
+            "overlap": "it has no out",
             "interrupt": "it is NumPy's sort of k numbers a row",
             "allocation": "it calls nothing of the C core",
             "float_environment": "it computes nothing in floating point",
-            "big": "SciPy chooses the index type, and the memory of more than 2^31 stored numbers is not there",
+            "big": "SciPy chooses the index type, and 2^31 stored numbers do not fit the memory of a test",
             "quick": NO_QUICK_PATH,
             "memory": SPARSE_MEMORY,
         },

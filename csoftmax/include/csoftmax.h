@@ -1,9 +1,9 @@
 /* csoftmax: the softmax family for C programs.
  *
  * Every function computes along one axis of an N-dimensional array that is described by a shape and byte
- * strides, so that any layout of the caller's (transposed, sliced, broadcast, reversed, unaligned) is read in
- * place.  Results have the same bits for every number of threads, layout, alignment and instruction set.  No
- * function prints or aborts; each returns a csm_status.
+ * strides, so that the caller's layout (transposed, sliced, broadcast, reversed, unaligned) is read in place.
+ * Results have the same bits for every number of threads, layout, alignment and instruction set.  No function
+ * prints or aborts; each returns a csm_status.
  *
  *     csm_shape shape = {.n = 1000, .ndim = 1, .shape = {128}};
  *     csm_view x = csm_contiguous(&shape, 1000, data, sizeof(float));
@@ -35,10 +35,10 @@ typedef enum csm_status {
     CSM_INTERRUPTED = 2,    /* options->interrupt asked to stop; the output may be partly written */
     CSM_BAD_SHAPE = 3,      /* ndim > CSM_MAX_NDIM, or the number of bytes exceeds PTRDIFF_MAX */
     CSM_BAD_TEMPERATURE = 4,/* negative or NaN; for gradients also 0 and infinity */
-    CSM_SMALL_SCRATCH = 5,  /* options->scratch is smaller than csm_scratch_size() says */
+    CSM_SMALL_SCRATCH = 5,  /* options->scratch is smaller than csm_scratch_size() */
     CSM_BAD_LABEL = 6,      /* a label is not a class (loss->position), or a soft label is negative or not finite */
-    CSM_BAD_OPTION = 7, /* one is outside its limits: smoothing, a clip, k, alpha, top-p ...; or there are no labels */
-    CSM_NO_MASS = 8 /* a row to draw from holds NaN or +inf, or nothing but -inf */
+    CSM_BAD_OPTION = 7, /* an option is out of range: smoothing, a clip, k, alpha, top-p ...; or there are no labels */
+    CSM_NO_MASS = 8 /* a row to draw from holds NaN or +inf, or only -inf */
 } csm_status;
 
 /* The batch axes, outermost first, and the number of classes n along the softmax axis. */
@@ -160,7 +160,7 @@ static inline csm_loss_options csm_default_loss_options(void) {
 }
 
 /* loss: one double, or with CSM_NONE one for each row in C order, rounded to float except for f64.
- * gradient: of the reduced loss (with CSM_NONE, of the sum) times upstream, or NULL; may be x.
+ * gradient: that of the reduced loss (with CSM_NONE, of the sum) times upstream, or NULL; may be x.
  * Nothing is written if a label is bad. */
 csm_status csm_cross_entropy_f32(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
                                  csm_loss_options *);
@@ -171,17 +171,17 @@ csm_status csm_cross_entropy_f16(const csm_shape *, const csm_view *x, const csm
 csm_status csm_cross_entropy_bf16(const csm_shape *, const csm_view *x, const csm_view *gradient, double *loss,
                                   csm_loss_options *);
 
-/* The k largest of each row, or their softmax.  Ties: the lowest index first; NaN is greater than all numbers, -0
- * equals +0. */
+/* The k largest elements of each row, or their softmax.  Ties: the lowest index first; NaN is greater than all numbers,
+ * -0 equals +0. */
 typedef enum csm_topk_normalize {
     CSM_TOPK_NONE,
     CSM_TOPK_SOFTMAX, /* the softmax of the k values */
-    CSM_TOPK_FULL /* the softmax of the row at those k */
+    CSM_TOPK_FULL /* the softmax of the whole row at the k indices */
 } csm_topk_normalize;
 typedef struct csm_topk_options {
     size_t size; /* sizeof(csm_topk_options) when the caller was compiled */
     int smallest; /* the k smallest, ascending; not with normalize */
-    int unsorted; /* in any order, which is faster */
+    int unsorted; /* results in any order, which is faster */
     csm_topk_normalize normalize;
     double temperature;
     int threads;
@@ -242,8 +242,8 @@ csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *x, const csm_
 
 /* Draws from rows of logits.  The logits are divided by the temperature; then the classes are restricted to the top_k
  * largest, to the smallest set whose mass reaches top_p, and to those with at least min_p times the largest
- * probability, in this order, each applied to what the one before left, ties to the lowest index.
- * Each draw takes one uniform number in [0, 1).  A row with NaN, +inf or nothing but -inf: CSM_NO_MASS. */
+ * probability, in this order, each applied to the result of the previous one, ties to the lowest index.
+ * Each draw consumes one uniform number in [0, 1).  A row with NaN, +inf or only -inf: CSM_NO_MASS. */
 typedef struct csm_sample_options {
     size_t size; /* sizeof(csm_sample_options) when the caller was compiled */
     const csm_view *where; /* unsigned char; NULL: all elements take part */
@@ -269,8 +269,8 @@ csm_status csm_sample_f16(const csm_shape *, const csm_view *x, size_t draws, co
 csm_status csm_sample_bf16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
                            const csm_view *indices, const csm_sample_options *);
 
-/* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread alone: for hosts that distribute
- * the rows of a call over threads of their own.  Steps: elements between two rows.  y of a log-sum-exp has one element
+/* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread only: for programs that distribute
+ * the rows of a call over their own threads.  Steps: elements between two rows.  The y of a log-sum-exp has one element
  * for each row. */
 csm_status csm_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n, size_t begin,
                                 size_t end, double temperature);
@@ -297,14 +297,14 @@ csm_status csm_logsumexp_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t 
 csm_status csm_logsumexp_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
                                    size_t begin, size_t end, double temperature);
 
-/* Enough scratch for any of the functions above that take csm_options, on this shape with this many threads. */
+/* Bytes of scratch that suffice for any function above with csm_options, on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);
 
 const char *csm_status_text(csm_status);
 
-/* Instruction sets: the best that the machine has is chosen once; names as in CSOFTMAX_ISA. */
+/* Instruction sets: the best one of the machine is chosen once; names as in CSOFTMAX_ISA. */
 const char *csm_isa(void); /* in use */
-int csm_select_isa(const char *name); /* 0 = done, -1 = not built or not available; not while calls run */
+int csm_select_isa(const char *name); /* 0 = done, -1 = not built or not available; do not call it while calls run */
 int csm_isa_built(const char *name);
 int csm_isa_available(const char *name);
 

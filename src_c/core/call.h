@@ -10,7 +10,7 @@
 #include "temperature.h"
 
 typedef struct csm_call {
-    csm_dtype dtype, wide_dtype; /* of the arrays, and the one it computes in */
+    csm_dtype dtype, wide_dtype; /* those of the arrays and of the computation */
     const csm_table *table;
     size_t itemsize, wide_size;
     csm_shape shape;
@@ -22,12 +22,12 @@ typedef struct csm_call {
     csm_interrupt interrupt;
 } csm_call;
 
-/* Brings the shape and the views of a call to normal form.  Shared by the families beside softmax, whose small calls
- * must return before this.  given[i] is copied to *to[i]; NULL in `to`: the view is not used; NULL in `given`: a view
- * whose offsets are the rows' indices in C order.  *rows: how many. */
+/* Brings the shape and the views of a call to normal form.  All families but softmax use it; small calls of softmax must
+ * return earlier.  given[i] is copied to *to[i]; NULL in `to`: the view is not used; NULL in `given`: a view whose
+ * offsets are the rows' indices in C order.  *rows: the number of rows. */
 csm_status csm_lay_out(csm_call *, const csm_shape *, const csm_view *const *given, csm_view *const *to, int count,
                        size_t *rows);
-/* Sets dtype and table of a call, and the sizes that follow. */
+/* Sets dtype and table of a call, and the sizes that depend on them. */
 void csm_set_dtype(csm_call *, csm_dtype, const csm_table *);
 static inline int csm_is_single(const csm_call *c) { return c->wide_size == 4; }
 

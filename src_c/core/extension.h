@@ -1,5 +1,5 @@
-/* Functions that the Python extension calls beside those of csoftmax.h.  In a shared library these functions have a
- * version of their own (csoftmax.map, which make_interface.py writes from this header). */
+/* Functions that the Python extension calls in addition to those of csoftmax.h.  In a shared library they have a separate
+ * symbol version (csoftmax.map, which make_interface.py writes from this header). */
 #ifndef CSM_CORE_EXTENSION_H
 #define CSM_CORE_EXTENSION_H
 
@@ -15,15 +15,15 @@ const csm_table *csm_current_table(void);
 const char *csm_source(void); /* CSM_SOURCE_HASH of the library */
 
 /* core/parallel.c */
-int csm_openmp(void);       /* _OPENMP, 0 without */
+int csm_openmp(void); /* _OPENMP, 0 without OpenMP */
 int csm_openmp_limit(void); /* threads that OpenMP would use by default */
 
-/* Constants that the CUDA backend gets from here, so that they are computed once, and in double. */
+/* Constants for the CUDA backend, computed here so that they are computed once, and in double. */
 void csm_set_scales(csm_scales *, double temperature, int single);
 void csm_set_entmax(csm_entmax *, double alpha, int single);
 csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);
 
-/* The drivers, with the table to use: the functions of csoftmax.h pass the current one. */
+/* The drivers, called with the table to use; the functions of csoftmax.h pass the current one. */
 csm_status csm_run_softmax(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_view *input,
                            const csm_view *y, const csm_view *result,
                            const csm_options *); /* input: x, or dy of a gradient, whose y is given */

@@ -8,9 +8,9 @@ typedef struct csm_fp_environment {
     uint64_t control, status;
 } csm_fp_environment;
 
-/* Sets the default environment for the calling thread and returns the one before; the other function puts it back.
- * Whole calls run in the default: constants, and what is computed between parallel regions, must not depend on the
- * caller's rounding mode or flush-to-zero. */
+/* Sets the default environment for the calling thread and returns the previous one, which the other function restores.
+ * Whole calls run in the default environment: constants, and results computed between parallel regions, must not depend
+ * on the caller's rounding mode or flush-to-zero. */
 csm_fp_environment csm_fp_enter(void);
 void csm_fp_leave(csm_fp_environment);
 

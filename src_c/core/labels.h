@@ -4,8 +4,8 @@
 
 #include "../../csoftmax/include/csoftmax.h"
 
-/* Copies the labels of all rows, in C order, and checks the copy, which is all that is used from then on; an ignored
- * row gets -1.  CSM_BAD_LABEL: o->position says which row. */
+/* Copies the labels of all rows, in C order, and checks the copy, which alone is used afterwards; an ignored row gets
+ * -1.  CSM_BAD_LABEL: o->position is the index of the row. */
 csm_status csm_read_labels(const csm_shape *, csm_loss_options *o, size_t rows, int64_t *labels);
 
 #endif

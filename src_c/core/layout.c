@@ -2,8 +2,8 @@
 #include "call.h"
 
 enum {
-    PACK_BYTES = 64 * 1024, /* of a packed group; eight rows may need more, up to CSM_PACK_LIMIT_BYTES */
-    PACK_ROWS = 64          /* of the largest group */
+    PACK_BYTES = 64 * 1024, /* size of a packed group; eight rows may need more, up to CSM_PACK_LIMIT_BYTES */
+    PACK_ROWS = 64          /* maximum number of rows in a group */
 };
 
 /* Copies 2, 4 or 8 bytes, at any alignment. */
@@ -14,7 +14,7 @@ enum {
         else memcpy((to), (from), 8);                \
     } while (0)
 
-/* Rows that lie interleaved, element by element (a short axis after the softmax axis): 2, 4 or 8 of them, aligned.
+/* Interleaved rows, element by element (a short axis after the softmax axis): 2, 4 or 8 of them, aligned.
  * With a constant number of rows the compiler turns these loops into loads, shuffles and stores. */
 #define INTERLEAVED(T, ROWS)                                                                         \
     static void split_##T##_##ROWS(T *restrict to, size_t pitch, const T *restrict from, size_t n) { \
@@ -49,7 +49,8 @@ static int is_interleaved(const void *data, ptrdiff_t row, ptrdiff_t axis, size_
 /* Prefetches eight elements ahead: hardware prefetchers stop at page boundaries. */
 #define PREFETCH_STRIDED(p, step) PREFETCH((const char *)((uintptr_t)(p) + 8 * (uintptr_t)(step)))
 
-/* Inlined with a constant size.  Eight rows at a time: their lines of `to` stay in the first-level cache. */
+/* Inlined with a constant size.  Copies eight rows at a time, so that their lines of `to` stay in the first-level
+ * cache. */
 static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n, const size_t size) {
     if (from.axis == (ptrdiff_t)size) {
         for (size_t r = 0; r < rows; r++) memcpy(to + r * pitch, from.data + (ptrdiff_t)r * from.row, n * size);
@@ -67,8 +68,8 @@ static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows,
             COPY(size, to + r * pitch + j * size, from.data + (ptrdiff_t)r * from.row + (ptrdiff_t)j * from.axis);
 }
 
-/* Writes `fill` where the mask is 0.  A bitwise select: with random masks a branch took 5 ns an element, this takes
- * 1. */
+/* Writes `fill` where the mask is 0.  Uses a bitwise select: with random masks a branch took 5 ns per element, the
+ * select takes 1. */
 #define MASK(T)                                                                                  \
     static void mask_##T(T *restrict x, const char *restrict mask, size_t n, const void *fill) { \
         T filler;                                                                                \
@@ -83,7 +84,7 @@ MASK(uint32_t)
 MASK(uint64_t)
 #undef MASK
 
-/* A mask that is not contiguous along the axis is copied first, in pieces, eight rows at a time. */
+/* Applies a mask.  If it is not contiguous along the axis, it is copied first, in pieces, eight rows at a time. */
 static void apply_mask(char *to, size_t pitch, csm_strided mask, size_t rows, size_t n, size_t size, const void *fill) {
     enum { ROWS = 8, PIECE = 64 };
     char copy[ROWS][PIECE];

@@ -19,7 +19,7 @@ void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size
 int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
 
 /* Rows that are copied to scratch in groups: bytes between two rows, an odd number of cache lines, so that rows do not
- * share a cache set; and how many rows make a group. */
+ * share a cache set; and the number of rows in a group. */
 size_t csm_pack_pitch(size_t n, size_t itemsize);
 size_t csm_pack_rows(size_t n, size_t itemsize);
 enum { CSM_PACK_LIMIT_BYTES = 8 << 20 };
@@ -35,7 +35,7 @@ static inline void csm_copy_view(csm_view *to, const csm_view *from, size_t ndim
     to->axis_stride = from->axis_stride;
     for (size_t i = 0; i < ndim; i++) to->strides[i] = from->strides[i];
 }
-/* Orders the batch axes by the strides of the first view, drops those of length 1, and joins those that allow it. */
+/* Sorts the batch axes by the strides of the first view, drops axes of length 1, and joins axes where possible. */
 void csm_collapse(csm_shape *shape, csm_view *const *views, int count);
 
 #endif

@@ -3,8 +3,8 @@
  * libgomp hangs when a process forks after a parallel region and the child enters one, so a child computes serially.
  * No setting of the process is changed, with one exception: a worker's affinity, while the worker is moved to another
  * CPU.  The thread count is a clause of the region.  Every thread saves its floating-point control word, sets the
- * default, and puts its own back: OpenMP workers do not inherit a caller's flush-to-zero, so that bits would depend on
- * the number of threads.
+ * default, and restores its own: OpenMP workers do not inherit a caller's flush-to-zero, so bits would otherwise depend
+ * on the number of threads.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE /* sched_getcpu */
@@ -37,7 +37,7 @@ int csm_openmp_limit(void) { return 1; }
 #include <pthread.h>
 static atomic_int is_child;
 static void in_child(void) { atomic_store(&is_child, 1); }
-/* Runs when the library is loaded, not when it first computes: another library may use the same libgomp before. */
+/* Runs when the library is loaded, not when it first computes: another library may use the same libgomp earlier. */
 __attribute__((constructor)) static void install_guard(void) { pthread_atfork(NULL, NULL, in_child); }
 static int may_start_threads(void) { return !atomic_load(&is_child) && !omp_in_parallel(); }
 #elif defined(_OPENMP)
@@ -47,8 +47,8 @@ static int may_start_threads(void) { return 0; }
 #endif
 
 enum {
-    SERIAL_ELEMENTS = 32 * 1024, /* below, starting threads costs more than it saves */
-    THREAD_ELEMENTS = 16 * 1024  /* for each thread, at least */
+    SERIAL_ELEMENTS = 32 * 1024, /* with fewer, starting threads costs more than it saves */
+    THREAD_ELEMENTS = 16 * 1024  /* minimum for each thread */
 };
 
 int csm_threads_for(double elements, size_t units, int threads) {
@@ -67,7 +67,8 @@ double csm_now(void) {
 /* The time that the calling thread computes before it checks for an interrupt. */
 #define INTERRUPT_SECONDS 0.03
 
-/* The calling thread (0) checks for an interrupt between two pieces.  The clock runs on over the regions of a call. */
+/* Checks for an interrupt between two pieces; only the calling thread (0) does.  The clock continues over all regions
+ * of a call. */
 static void check_interrupt(csm_interrupt *interrupt, atomic_int *status) {
     double time = csm_now();
     if (interrupt->last == 0) interrupt->last = time;
@@ -116,20 +117,20 @@ typedef struct team {
     atomic_int entered;
 } team;
 
-/* Units that a thread takes at once: at least an eighth of `piece`, so that taking them costs nothing beside the
- * work. */
+/* Number of units that a thread claims at once: at least an eighth of `piece`, so that the cost of claiming them is
+ * negligible. */
 static size_t piece_of_share(size_t units, size_t piece) {
     size_t wanted = units / PIECES > piece / 8 ? units / PIECES : piece / 8;
     if (wanted > piece) return piece;
     return wanted > 16 ? wanted / 16 * 16 /* kernels group short rows */ : wanted ? wanted : 1;
 }
 
-/* Where Linux does not know which CPUs share a cache, as in many virtual machines, it may wake a worker on the CPU of
+/* If Linux does not know which CPUs share a cache, as in many virtual machines, it may wake a worker on the CPU of
  * the calling thread although others are idle.  The two would then wait for each other for milliseconds: each spins in
  * turn in the barrier at the region's end until a clock interrupt.  Therefore threads with work yield until all threads
  * have entered the region.  A worker found on the caller's CPU removes that CPU from its affinity mask, so that it is
  * moved, and then restores the mask.  It does so only if the mask allowed every CPU before (so that the full mask has
- * the same meaning, even if CPUs are added), and not under a system call filter, which may end the process for it. */
+ * the same meaning, even if CPUs are added), and not under a system call filter, which may kill the process for it. */
 static int this_cpu(void) {
 #ifdef __linux__
     return sched_getcpu();
@@ -206,7 +207,7 @@ static void run_parallel(region *r, size_t units, int threads) {
         atomic_fetch_add_explicit(&t.entered, 1, memory_order_relaxed);
         const int thread = omp_get_thread_num();
         if (thread != 0) leave_cpu(t.cpu);
-        csm_fp_environment saved = csm_fp_enter(); /* a worker does not inherit the caller's */
+        csm_fp_environment saved = csm_fp_enter(); /* a worker does not inherit the caller's environment */
         run_shares(r, &t, thread);
         csm_fp_leave(saved);
         yield_until_entered(&t, 1000);

@@ -2,7 +2,7 @@
 
 #include "memory.h"
 
-/* Candidates before they are cut to the best k. */
+/* Capacity for candidates, which are reduced to the best k when it is exhausted. */
 static size_t capacity_for(size_t n, size_t k) { return (n - k > k + 512 ? 2 * k + 512 : n) + CSM_SELECT_SLACK * 2; }
 
 static size_t level_size(size_t n, size_t k) {

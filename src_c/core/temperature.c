@@ -1,9 +1,9 @@
-/* A call's temperature: the constants of z = x / T, and the transformation of rows that these do not serve. */
+/* A call's temperature: the constants of z = x / T, and the transformation of rows beyond their range. */
 #include "temperature.h"
 
 #include "extension.h"
 
-/* Computes the constants for a compute type, and the maxima up to which rows are ordinary with them. */
+/* Computes the constants for a compute type, and the largest maximum of an ordinary row. */
 static void set_temperature(csm_temperature *t, double value, int single) {
     const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56, log2e = 0x1.71547652b82fep+0;
     t->t = value;
@@ -44,7 +44,7 @@ void csm_set_scales(csm_scales *s, double temperature, int single) {
     s->scale1 = ldexp(1, k1);
     s->scale2 = ldexp(1, -k - k1);
     set_temperature(&s->transformed, mantissa, single);
-    /* |max / T| is compared with the limit on the data as they are; gradients multiply by 1/T. */
+    /* |max / T| is compared with the limit for untransformed data; gradients multiply by 1/T. */
     s->ordinary.limit = (single ? 1e6 : 0x1p45) * t;
     s->ordinary.inv_t1 = s->scale1 / mantissa;
     if (single) s->ordinary.inv_t1 = (double)(float)s->ordinary.inv_t1;

@@ -4,7 +4,7 @@
 
 #include "../math/temperature.h"
 
-/* Transforms k numbers of the compute type in place, as ops/softmax_row.c describes.  max: of their row. */
+/* Transforms k numbers of the compute type in place, as ops/softmax_row.c describes.  max: the maximum of their row. */
 void csm_transform(const csm_scales *, int single, void *wide, size_t k, double max);
 
 #endif

@@ -1,4 +1,4 @@
-/* The features of the CPU that the operating system allows: from CPUID and XGETBV on x86, given on AArch64. */
+/* The CPU features that the operating system allows: from CPUID and XGETBV on x86, fixed on AArch64. */
 #include "dispatch.h"
 
 #if defined(__x86_64__) || defined(_M_X64)

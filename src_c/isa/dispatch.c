@@ -38,7 +38,8 @@ const csm_table *csm_current_table(void) {
 static const double CACHED_BYTES = 8e6;
 
 csm_prefetch csm_prefetch_for(double bytes) {
-    static atomic_int known; /* 0: not yet.  In a virtual machine CPUID takes longer than a small call. */
+    static atomic_int
+        known; /* 0: not yet.  Cached, because CPUID takes longer than a small call in virtual machines. */
     if (bytes <= CACHED_BYTES) return CSM_PREFETCH_NOTHING;
     int answer = atomic_load_explicit(&known, memory_order_relaxed);
     if (!answer) {

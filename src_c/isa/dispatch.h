@@ -6,7 +6,7 @@
 
 unsigned csm_cpu_features(void); /* bits of CSM_CPU_... */
 
-/* How much a call should prefetch that reads and writes so many bytes. */
+/* How much a call should prefetch if it reads and writes this many bytes. */
 csm_prefetch csm_prefetch_for(double bytes);
 
 #endif

@@ -110,7 +110,7 @@ def test_other_files(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        (["1,2,a", "3,x,b"], "line 3: column 'v' is 'x', which is no finite number"),
+        (["1,2,a", "3,x,b"], "line 3: column 'v' is 'x', which is not a finite number"),
         (["1,2,a", "", "3,,b"], "line 4: column 'v' is empty"),
         (["1,nan,a"], "line 2: column 'v' is 'nan'"),
         (["1,2,a", "inf,2,a"], "line 3: column 'u' is 'inf'"),
@@ -142,7 +142,7 @@ def test_bad_files(iris, capsys, tmp_path):
     (tmp_path / "latin.csv").write_bytes(b"a,b\n1,\xe9\n")
     says("not UTF-8", "fit", "latin.csv", "--target", "b")
     (tmp_path / "twice.csv").write_text("a,a,t\n1,2,x\n")
-    says("column 'a' is there twice", "fit", "twice.csv", "--target", "t")
+    says("duplicate column 'a'", "fit", "twice.csv", "--target", "t")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
     says("cannot be read", "fit", "broken.npz", "--target", "t")
     np.savez("objects.npz", x=np.array([[print]], object), t=np.zeros(1))
@@ -162,7 +162,7 @@ def test_bad_files(iris, capsys, tmp_path):
     rows = list(csv.reader(Path("test.csv").read_text().splitlines()))
     write("new.csv", rows[0], [rows[1], [*rows[2][:-1], "tulip"]])
     says(
-        "row 2: the model has not seen 'tulip'",
+        "row 2: unknown label 'tulip'",
         "evaluate",
         "model.safetensors",
         "new.csv",

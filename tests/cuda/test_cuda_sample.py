@@ -90,7 +90,7 @@ def test_sample_layouts(gpu, dtype):
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}, {"min_p": 0.2}], ids=str)
 def test_sample_without_mass(gpu, dtype, options):
     """The error names the row, also where other rows have mass."""
-    for value, text in ((np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "nothing but -inf")):
+    for value, text in ((np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "only -inf")):
         x = logits((4, 50), dtype)
         x[2, 25 if value != -np.inf else slice(None)] = value
         with pytest.raises(ValueError, match=rf"no mass to draw from in row \(2\): it holds {text}"):
@@ -99,7 +99,7 @@ def test_sample_without_mass(gpu, dtype, options):
         x = (x.reshape(2, 2, 50).astype(np.float64) * factor).astype(x.dtype)
         with pytest.raises(ValueError, match=rf"no mass to draw from in row \(1, 0\): it holds {text}"):
             csoftmax.sample(gpu.cupy.asarray(x), rng=0, **options)
-    with pytest.raises(ValueError, match=r"in row \(0\): it holds nothing but -inf"):
+    with pytest.raises(ValueError, match=r"in row \(0\): it holds only -inf"):
         csoftmax.sample(gpu.cupy.empty((3, 0), np.float32))
 
 

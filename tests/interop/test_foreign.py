@@ -166,7 +166,7 @@ def test_error_of_an_out_that_would_be_copied():
             return self.array.copy()
 
     np.testing.assert_array_equal(csoftmax.softmax(Refuses(X)), csoftmax.softmax(X))
-    with pytest.raises(TypeError, match=r"out is a .*Refuses that NumPy cannot take by DLPack: not today"):
+    with pytest.raises(TypeError, match=r"out is a .*Refuses that NumPy cannot import through DLPack: not today"):
         csoftmax.softmax(X, out=Refuses(X.copy()))
 
 

@@ -213,7 +213,7 @@ def test_report_with_classes_that_do_not_occur():
         assert 0 < figures["roc_auc"] <= 1
         assert metrics.evaluate(model, X[y == 1], y[y == 1]).to_dict()["roc_auc"] is None
         assert metrics.evaluate(model, X[:1], y[:1]).to_dict()["rows"] == 1
-    with pytest.raises(ValueError, match="has not seen"):
+    with pytest.raises(ValueError, match="not among the model's classes"):
         metrics.evaluate(model, X[:3], [0, 1, 17])
 
 

@@ -339,7 +339,7 @@ def test_stages(digits, solver):
     for wrong in ([3], [99, 3]):
         with pytest.raises(ValueError, match="already"):
             model.add_classes(wrong)
-    with pytest.raises(ValueError, match="has not"):
+    with pytest.raises(ValueError, match="does not have"):
         model.freeze([77])
 
 

@@ -8,7 +8,7 @@
 /* Cross-entropy.  A row's loss is s [Q tail + sum a_j (max - x_j)/T + z_loss lse^2] and its gradient
  * (s/T) [p_j (Q + 2 z_loss lse) - a_j], where a_j = w_j q_j, Q = sum a_j. */
 
-/* a_j of the classes beside the label: w_j (soft q_j + flat). */
+/* a_j of the classes other than the label: w_j (soft q_j + flat). */
 typedef struct csm_loss_terms {
     const void *q, *w; /* of the compute type; NULL: q_j = 0, w_j = 1 */
     double soft, flat;
@@ -18,7 +18,7 @@ typedef struct csm_loss_terms {
 typedef struct csm_loss_call {
     size_t n;
     const csm_temperature *t;
-    double temperature;    /* the caller's; t may be that of transformed rows */
+    double temperature;    /* the caller's; t may belong to transformed rows */
     const void *w;         /* class weights in the compute type, or NULL */
     double weight_sum;     /* of all classes */
     double smoothing, z_loss;
@@ -29,13 +29,13 @@ typedef struct csm_loss_call {
     int simple; /* labels, no options, 1 / divisor in the middle of the range */
 } csm_loss_call;
 
-/* The inputs of a row beside its logits. */
+/* The inputs of a row other than its logits. */
 typedef struct csm_loss_input {
     ptrdiff_t label;      /* negative with soft labels */
     double x_label, w_label; /* logit and weight of the label */
     double mass;          /* sum w_j q_j before smoothing */
     double weight, upstream; /* sample weight, derivative of the result with respect to the reduced row loss */
-    double max;           /* of the caller's array, also if the row is transformed */
+    double max;           /* of the caller's array, even if the row is transformed */
     double e_label, n;    /* e' of the label as pass 1 left it, in a block with this n; negative: unknown */
 } csm_loss_input;
 
@@ -68,9 +68,9 @@ typedef struct csm_loss_job {
 } csm_loss_job;
 
 typedef struct csm_loss_kernels {
-    /* Computes rows in order and returns how many are done, as csm_kernels.rows does. */
+    /* Computes rows in order and returns how many it has done, as csm_kernels.rows does. */
     size_t (*rows)(const csm_loss_job *);
-    /* Sums one block whose maximum is in *block.  e: where e' goes, or NULL; terms: NULL if there are none. */
+    /* Sums one block whose maximum is in *block.  e: the destination of e', or NULL; terms: NULL if there are none. */
     void (*pass1)(const void *x, void *e, size_t k, const csm_temperature *, const csm_loss_terms *terms,
                   csm_block *block);
     /* Combines the blocks of a row: sums and loss; then the factors of its gradient. */
