@@ -1,49 +1,49 @@
-# Everything a contributor does.  Each target prints the one real command that it runs.
+# Everything a contributor does.  Each target prints the command that it runs.
 PYTHON ?= python
 CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
 .PHONY: help dev test test-long free-threaded bench lint format generate accuracy asv golden ci
 
-help:  ## this list
+help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
 
 dev:  ## editable install with everything that tests and lint need
 	$(PYTHON) -m pip install -e '.[test,lint,bench]'
 
-test:  ## the fast tests
+test:  ## run the default tests
 	$(PYTHON) -m pytest
 
-test-long:  ## the marked tests: every float, every C case, big shapes, 1,000 forks
+test-long:  ## run the tests marked long: every float, every C case, large shapes, 1,000 forks
 	$(PYTHON) -m pytest -m long
 
 free-threaded:  ## build a free-threaded CPython (once) and run the tests there
 	tests/tools/free_threaded.sh
 
-bench:  ## speed beside every installed peer
+bench:  ## measure speed against every installed peer
 	$(PYTHON) -m csoftmax bench
 
-lint:  ## ruff, clang-format, cython-lint
+lint:  ## run ruff, clang-format and cython-lint
 	ruff check .
 	ruff format --check .
 	clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
-	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format leaves comments as they are
+	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format does not break comments
 	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/_cpu/*.pxi csoftmax/*.pxd tests/build/embed/*.pyx
 
 format:  ## rewrite Python and C in the project's style
 	ruff check --fix . && ruff format . && clang-format -i $(CLANG_FORMAT_FILES)
 
-generate:  ## write what follows from csoftmax.h: the Cython and capsule headers, the export list, abi.txt
+generate:  ## write the files generated from csoftmax.h: Cython and capsule headers, export list, abi.txt
 	$(PYTHON) src_c/make_interface.py
 
 accuracy:  ## measure ACCURACY.md again
 	$(PYTHON) tests/tools/make_accuracy.py
 
-golden:  ## write the golden hashes again (a change of bits is a logged decision)
+golden:  ## write the golden hashes again (a change of bits needs an entry in docs/decisions)
 	$(PYTHON) tests/tools/make_golden.py
 
-asv:  ## quick run of the benchmarks and their web page
+asv:  ## run the asv benchmarks quickly and write their web pages
 	cd asv_bench && asv run --quick --python=same --set-commit-hash=$$(git rev-parse HEAD) && asv publish
 
-ci:  ## the gate
+ci:  ## run every check (.ci/run)
 	.ci/run

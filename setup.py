@@ -1,4 +1,4 @@
-"""Builds the C core (one library, some of whose files have their own flags) and the extensions on it."""
+"""Builds the C core (one library, some of whose files have their own flags) and the extensions that use it."""
 
 import os
 import re
@@ -17,7 +17,7 @@ from setuptools.command.build_ext import build_ext
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).parent
-# A line of src_c/flags.txt: for which compilers, for which file, flags.
+# Each line of src_c/flags.txt: a kind of compiler, a file, flags.
 FLAGS = [line.split() for line in (ROOT / "src_c" / "flags.txt").read_text().splitlines() if line[:1] not in ("", "#")]
 
 
@@ -51,14 +51,14 @@ def cuda_headers():
 source_hash = runpy.run_path(str(ROOT / "csoftmax" / "_runtime" / "source_hash.py"))["source_hash"]
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 MACROS = [("CSM_SOURCE_HASH", f'"{source_hash(ROOT)}"'), ("CSM_VERSION", f'"{VERSION}"')]
-SHARED = sys.platform == "linux"  # elsewhere the core is linked into each extension, and given away as a static library
+SHARED = sys.platform == "linux"  # elsewhere the core is linked into each extension, and shipped as a static library
 SONAME = "libcsoftmax.so.0"  # the number is CSM_ABI_MAJOR
 HARDENED = ["-Wl,-z,relro,-z,now", "-Wl,-z,noexecstack", "-Wl,--build-id=none"]
 
 
 class BuildCore(build_ext):
-    """Builds the core before the extensions, and leaves a copy of all of it beside the sources: Python puts the
-    current directory first, so that `python -m csoftmax` in a checkout needs them there."""
+    """Builds the core before the extensions, and copies all of them beside the sources: Python searches the current
+    directory first, so that `python -m csoftmax` in a checkout needs them there."""
 
     def build_extensions(self):
         self.msvc = self.compiler.compiler_type == "msvc"
@@ -109,15 +109,15 @@ class BuildCore(build_ext):
         # the units first: they take longest
         files = [path for folder in ("isa", "ops", "core") for path in sorted((ROOT / "src_c" / folder).glob("*.c"))]
         files = [str(path.relative_to(ROOT / "src_c")) for path in files]
-        # MSVC: setuptools sets the compiler up when it is first used
+        # MSVC: setuptools initialises the compiler at its first use, which is not thread-safe
         with ThreadPoolExecutor(1 if self.msvc else os.cpu_count()) as pool:
             return [name for objects in pool.map(objects_of, files) for name in objects]
 
     def link_shared(self, objects):
-        """Link libcsoftmax.so.0, which needs libgomp.so.1 under its own name, so that a process has one of it.
+        """Link libcsoftmax.so.0, which needs libgomp.so.1 under its own name, so that a process loads only one.
 
-        With CSOFTMAX_BUNDLE_LIBGOMP (for wheels that are published) a copy of libgomp lies beside the library, for
-        machines without one."""
+        With CSOFTMAX_BUNDLE_LIBGOMP (for published wheels) a copy of libgomp is put beside the library, for machines
+        without one."""
         extra = [*self.openmp, *HARDENED, "-Wl,-s", f"-Wl,-soname,{SONAME}", "-Wl,--version-script=src_c/csoftmax.map"]
         extra += ["-Wl,-rpath,$ORIGIN", "-Wl,--enable-new-dtags"]
         self.compiler.link_shared_object(objects, str(self.library / SONAME), libraries=["m"], extra_postargs=extra)

@@ -1,9 +1,9 @@
-/* The lists from which everything else is made: a row adds an operation, a dtype or an instruction set. */
+/* The lists from which the rest is generated: a row adds an operation, a dtype or an instruction set. */
 #ifndef CSM_REGISTRY_H
 #define CSM_REGISTRY_H
 
 /* Functions that share a driver (ops/softmax.c) and a table of kernels (kernel/table.h).
- *        name             signature, output has the softmax axis; whose pass 1 and whose combination of blocks */
+ *        name             signature, output has the softmax axis; whose pass 1 and combination of blocks it uses */
 #define CSM_OPS(X)                                     \
     X(softmax, UNARY, 1, softmax, softmax)             \
     X(log_softmax, UNARY, 1, log_softmax, log_softmax) \
@@ -14,7 +14,7 @@
 #define CSM_INPUTS_BINARY 2 /* dy, y -> dx */
 
 /*        suffix storage    computes in
- * CSM_DTYPES_WITH hands its further arguments on to X, so that CSM_OPS can run this list for each of its rows. */
+ * CSM_DTYPES_WITH passes its further arguments on to X, so that CSM_OPS can expand this list for each of its rows. */
 #define CSM_DTYPES_WITH(X, ...)        \
     X(f32, float, f32, __VA_ARGS__)    \
     X(f64, double, f64, __VA_ARGS__)   \

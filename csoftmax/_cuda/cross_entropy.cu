@@ -8,12 +8,12 @@
  *            sums begin before its maximum is known; they are repeated if the maximum is beyond exp's range
  *   reduce   computes the sum or mean of the row losses, in a tree over their order
  *
- * A label that is not a class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN: an
- * exception would require the host to wait.  Ignored rows are not read.
+ * A label that is not a class, or a soft label that is negative or not finite, makes its row's loss and gradient NaN:
+ * an exception would require the host to wait.  Ignored rows are not read.
  * Reads and writes of each logit: one and one; two and one in rows that do not fit shared memory (clip_norm and
  * transformed rows: one more read each).  Soft labels are read three times: before any gradient, for the mean; for the
- * loss; and for the gradient, by the same warp (16 bytes per thread, for half types in two halves of a sector).  Keeping
- * them in shared memory would halve the length of the rows that fit.
+ * loss; and for the gradient, by the same warp (16 bytes per thread, for half types in two halves of a sector).
+ * Keeping them in shared memory would halve the length of the rows that fit.
  * A row of labels reads 7 more sectors of 32 bytes (constants, the label) and writes 2 (the loss, the gradient of the
  * label).
  * Accumulators: as in softmax.cu; weighted sums add four terms in the compute type, then in double (pairs for double);

@@ -2,8 +2,8 @@
  *
  *   forward   a block of threads for each row, which reads one part of the row after the other.  It keeps the maximum
  *             so far and the survivors, elements that can have probability beside it, in the order of their indices, in
- *             shared memory, or, if there are more than SHARED_SURVIVORS, in global memory.  One thread runs the solver,
- *             because its sums have an order.  Then zeros are written, and over them the support
+ *             shared memory, or, if there are more than SHARED_SURVIVORS, in global memory.  One thread runs the
+ *             solver, because its sums have an order.  Then zeros are written, and over them the support
  *   rows      does the same for the loss, which one thread computes, and its gradient, which may overwrite x
  *   backward  a block of threads for each row, which reads the elements with y > 0, one part of the row at a time; one
  *             thread adds them as pairs; then the row is read again
@@ -13,8 +13,8 @@
  * loss reads the logits of labels outside the support once more.  backward reads a row twice if it does not fit shared
  * memory (tests/cuda counts all of this except soft labels).
  * Accumulators: double, or pairs of them.  Error: the CPU's (ACCURACY.md), because the bits are the CPU's.
- * A row with NaN or +inf, or with only -inf, becomes NaN, as on the CPU.  A row that is masked completely becomes zeros,
- * and its loss NaN.  A label that is not a class makes its row and its loss NaN.
+ * A row with NaN or +inf, or with only -inf, becomes NaN, as on the CPU.  A row that is masked completely becomes
+ * zeros, and its loss NaN.  A label that is not a class makes its row and its loss NaN.
  * Time: not measured on hardware yet; one thread solves a row while the blocks of other rows run.
  */
 #define LOADS 4
@@ -223,8 +223,8 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     }
 }
 
-/* Computes the losses of rows, and writes their gradients times factor to y unless y is NULL.  labels: negative if not a
- * class; NULL: soft labels q, whose mass is NaN in a row with a bad one. */
+/* Computes the losses of rows, and writes their gradients times factor to y unless y is NULL.  labels: negative if not
+ * a class; NULL: soft labels q, whose mass is NaN in a row with a bad one. */
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
          const double *__restrict__ masses, double *losses, REAL *row_losses, double *in_global, long long capacity,

@@ -22,8 +22,8 @@ typedef struct csm_call {
     csm_interrupt interrupt;
 } csm_call;
 
-/* Brings the shape and the views of a call to normal form.  All families but softmax use it; small calls of softmax must
- * return earlier.  given[i] is copied to *to[i]; NULL in `to`: the view is not used; NULL in `given`: a view whose
+/* Brings the shape and the views of a call to normal form.  All families but softmax use it; small calls of softmax
+ * must return earlier.  given[i] is copied to *to[i]; NULL in `to`: the view is not used; NULL in `given`: a view whose
  * offsets are the rows' indices in C order.  *rows: the number of rows. */
 csm_status csm_lay_out(csm_call *, const csm_shape *, const csm_view *const *given, csm_view *const *to, int count,
                        size_t *rows);

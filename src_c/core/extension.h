@@ -1,5 +1,5 @@
-/* Functions that the Python extension calls in addition to those of csoftmax.h.  In a shared library they have a separate
- * symbol version (csoftmax.map, which make_interface.py writes from this header). */
+/* Functions that the Python extension calls in addition to those of csoftmax.h.  In a shared library they have a
+ * separate symbol version (csoftmax.map, which make_interface.py writes from this header). */
 #ifndef CSM_CORE_EXTENSION_H
 #define CSM_CORE_EXTENSION_H
 

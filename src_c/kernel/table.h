@@ -23,7 +23,7 @@ typedef struct csm_table {
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
 } csm_table;
 
-/* One exported symbol a unit; NULL when the unit was built without its instruction set. */
+/* One exported symbol per unit; NULL if the unit was built without its instruction set. */
 #define CSM_ISA_TABLE(name, bits) extern const csm_table *const csm_table_##name;
 CSM_ISAS(CSM_ISA_TABLE)
 #undef CSM_ISA_TABLE

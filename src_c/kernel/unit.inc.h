@@ -9,12 +9,12 @@
 
 enum {
     ALIGNED_LENGTH = 512, /* elements of the shortest row whose passes begin at a cache line */
-    ALIGNED_IN_PLACE_LENGTH = 2048, /* the same for a pass that loads what has just been stored in other vectors */
+    ALIGNED_IN_PLACE_LENGTH = 2048, /* the same for a pass that loads recently stored data in other vectors */
     EARLY_MAX_LENGTH =
         2048, /* longest row that finds the next row's maximum: in float, both and the result take 24 KB */
-    GROUPED_LOG_LENGTH = 512, /* longest row whose tail is found in a group of rows; */
-    GROUPED_LOSS_LENGTH = 512, /* the same for losses, whose e' is kept meanwhile; */
-    GROUPED_VJP_LENGTH = 128, /* longest row of a gradient whose sum is found in a group; */
+    GROUPED_LOG_LENGTH = 512, /* longest row whose tail is found in a group of rows */
+    GROUPED_LOSS_LENGTH = 512, /* longest row whose loss is, which keeps e' of the group */
+    GROUPED_VJP_LENGTH = 128, /* longest row of a gradient whose sum is found in a group */
     GROUPED_SOFTMAX_LENGTH = 2048 / v32_W, /* longest row of softmax in a group: 8 KB of floats */
 };
 #if defined(CSM_NO_UNROLL) /* scalar: unrolling a group would make 128 copies of exp */
@@ -43,8 +43,8 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 }
 #define CSM_BIT_COUNT(bits) csm_bit_count(bits)
 #endif
-/* Forces a variable to be computed here: gcc puts off the sums of many vectors until it runs out of registers. */
-#if defined(KEEP_IN_REGISTER) /* emulated vectors lie in no register */
+/* Forces a variable to be computed here: GCC defers the sums of many vectors until it runs out of registers. */
+#if defined(KEEP_IN_REGISTER) /* emulated vectors are not in registers */
 #elif defined(__GNUC__) && defined(__AVX512F__)
 #define KEEP_IN_REGISTER(v) __asm__ volatile("" : "+v"(v))
 #elif defined(__GNUC__) && defined(__x86_64__)
@@ -65,7 +65,7 @@ INLINE unsigned csm_bit_count(uint64_t bits) {
 static const double csm_zeros[CSM_VJP_WIDTH]; /* lanes before the first class */
 
 /* Prefetches eight classes ahead of class j of a tile; at the end of a tile, in the next one.  Hardware prefetchers
- * stop at page boundaries: (1000, 4096) axis 0, 0.88 -> 0.66 ns an element; into the next tile, gradients of (8, 21,
+ * stop at page boundaries: (1000, 4096) axis 0, 0.88 -> 0.66 ns per element; into the next tile, gradients of (8, 21,
  * 512, 512) axis 1, 1.8 -> 1.4. */
 INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t n, size_t bytes) {
     enum { AHEAD = 8 };

@@ -4,8 +4,8 @@
 
 #include "scalars.h"
 
-/* Elements in a block.  Every sum is made block by block, and blocks are combined in order: changing CSM_BLOCK changes
- * bits.  CSM_FLUSH: see sum.inc.h. */
+/* Number of elements in a block.  Every sum is computed block by block, and blocks are combined in order: changing
+ * CSM_BLOCK changes bits.  CSM_FLUSH: see sum.inc.h. */
 enum { CSM_BLOCK = 4096, CSM_FLUSH = 512 };
 
 /* The contribution of one block to its row.  Forward: reference exponent n; sum = hi + lo of e' over the block (log
@@ -27,7 +27,7 @@ typedef struct csm_row {
 } csm_row;
 
 /* softmax: 1 / (hi + lo) as a pair, so that neither the rounding of the sum nor that of the reciprocal reaches the
- * result: as one number they cost up to 1.9 ULP more.  single: the pair is one of floats (lo is 0 then). */
+ * result: a single number would cost up to 1.9 ULP more.  single: a pair of floats (lo is then 0). */
 INLINE void csm_reciprocal(double hi, double lo, int single, csm_row *row) {
     double sum = hi + lo, r = 1 / sum;
     if (single) {
@@ -40,9 +40,9 @@ INLINE void csm_reciprocal(double hi, double lo, int single, csm_row *row) {
     row->is_nan = r != r;
 }
 
-/* e' = e^(max/T - n ln 2) 2^bias of a maximum as a pair, good to 0.1 ULP of double: the divisor of the log family.
- * With the vectors' exp its error would count twice where one other class makes up the sum (4.6 ULP in log_softmax,
- * float64).  single: a double without a low part, good to 2 ULP of double, is enough for floats. */
+/* e' = e^(max/T - n ln 2) 2^bias of a maximum as a pair, accurate to 0.1 ULP of double: the divisor of the log family.
+ * With the vectors' exp, its error would count twice if one other class makes up the sum (4.6 ULP in log_softmax,
+ * float64).  single: a double without a low part, accurate to 2 ULP of double, suffices for floats. */
 INLINE void csm_top(double max, double t, double bias, const int single, csm_block *block) {
     const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56;
     double z = max, z_low = 0, p = block->n * ln2, near, r, scale = csm_pow2(bias);

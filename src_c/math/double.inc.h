@@ -1,4 +1,4 @@
-/* The compute type double, which replaces float. */
+/* The compute type double, whose macros replace those of float. */
 #undef V
 #undef REAL
 #undef EXP_MANTISSA

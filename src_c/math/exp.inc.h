@@ -3,15 +3,15 @@
  *
  *   n = round(z log2 e),  r = z - n ln 2,  z = x / T
  *
- * n0 is the n of the row's (block's) maximum and B a bias that keeps what becomes subnormal only after the final
- * product.  x - max is never formed, so its rounding error, which exp amplifies, never arises.  For T != 1 the
- * division is part of the reduction (constants log2(e)/T, T ln 2, and 1/T on r, whose roundings are made up for: they
- * cost 0.4 ULP of the result).
+ * n0 is the n of the row's (block's) maximum and B a bias that preserves terms that become subnormal only after the
+ * final product.  x - max is never formed, so its rounding error, which exp amplifies, never arises.  For T != 1 the
+ * division is part of the reduction (constants log2(e)/T, T ln 2, and 1/T on r, whose roundings are compensated: they
+ * would cost 0.4 ULP of the result).
  *
  * Rounding: x log2(e) + magic leaves an integer in the low bits.  The magic number includes the exponent bias,
  * magic = 0x1.8p23 + 127 + B - n0, so that these low bits, shifted, are the exponent field of the scale
  * 2^(n - n0 + B).  For T = 1, x log2 e is never halfway between integers.  For another T it can be, and n then depends
- * on the parity of n0, which is part of the specification: n0 depends on the row alone, and every unit and path forms
+ * on the parity of n0, which is part of the specification: n0 depends only on the row, and every unit and path forms
  * the same sum.
  */
 #ifndef V
@@ -37,20 +37,20 @@ INLINE V(shift) V(shift_by)(V(t) bias, const csm_temperature *c, const int tempe
     return s;
 }
 
-/* For rows whose maximum is max; *n gets their n0. */
+/* The constants of rows whose maximum is max; *n receives their n0. */
 INLINE V(shift) V(shift_to)(V(t) max, const csm_temperature *c, const int tempered, V(t) *n) {
     *n = V(sub)(V(fma)(max, V(set)(tempered ? c->log2e : EXP_LOG2E), V(set)(EXP_MAGIC)), V(set)(EXP_MAGIC));
     return V(shift_by)(V(sub)(V(set)(EXP_EXPONENT_BIAS + EXP_BIAS), *n), c, tempered);
 }
 
-/* e' = scale + scale t, t = e^r - 1, scale = 2^(n - n0 + B): the parts serve expm1 as well.
+/* The parts of e' = scale + scale t, t = e^r - 1, scale = 2^(n - n0 + B), which expm1 needs as well.
  *
  * t = r + r^2 Q(r) is rounded once, to the spacing of r, and increases with r at least 0.7 times as fast: that makes
  * exp non-decreasing.  (1 + r P(r) has 0.86 ULP at best, but decreases at 2,993 floats.)  Float: 0.988 ULP over all
- * |x| <= 10^6; Q is a minimax fit that favours r < -0.245, where the roundings leave least room.  Double: Q is our
- * Remez fit, 0.03 ULP.
+ * |x| <= 10^6; Q is a minimax fit that favours r < -0.245, where the roundings leave the smallest margin.  Double: Q is
+ * our Remez fit, 0.03 ULP.
  *
- * x becomes t, for `count` vectors, at most V(SIDE).  The vectors advance in lockstep.  Finishing one chain before the
+ * x becomes t, for `count` vectors, up to V(SIDE).  The vectors advance in lockstep.  Finishing one chain before the
  * next would fill the scheduler with stalled operations (rows of 1000, AVX2 on Zen 4: 0.38 instead of 0.35 ns for each
  * element). */
 #define EACH \

@@ -1,4 +1,4 @@
-/* Unevaluated sums of two doubles, and numbers taken apart into mantissa and exponent. */
+/* Unevaluated sums of two doubles, and numbers split into mantissa and exponent. */
 #ifndef CSM_MATH_PAIR_H
 #define CSM_MATH_PAIR_H
 
@@ -21,8 +21,8 @@ INLINE csm_pair csm_pair_div(csm_pair a, csm_pair b) {
     double q = a.hi / b.hi, low = (fma(-q, b.hi, a.hi) + (a.lo - q * b.lo)) / b.hi, s = q + low;
     return csm_pair_of(s, low - (s - q));
 }
-/* Scales x to 1 <= |x| < 2 and returns the exponent.  Infinity becomes 1 with a large exponent; 0 and NaN are left as
- * they are. */
+/* Scales x to 1 <= |x| < 2 and returns the exponent.  Infinity becomes 1 with a large exponent; 0 and NaN are left
+ * unchanged. */
 INLINE double csm_take_exponent(double *x) {
     uint64_t bits;
     double e = 0;
@@ -38,7 +38,7 @@ INLINE double csm_take_exponent(double *x) {
     memcpy(x, &bits, 8);
     return e;
 }
-INLINE double csm_times_pow2(double x, double e) { /* e an integer of any size */
+INLINE double csm_times_pow2(double x, double e) { /* e: an integer of any size */
     double half;
     e = e < -2200 ? -2200 : e > 2046 ? 2046 : e;
     half = (e * 0.5 + 0x1.8p52) - 0x1.8p52;

@@ -1,5 +1,5 @@
 /* Functions of single numbers, in plain double arithmetic without contraction, so that every unit and every compiler
- * gives the same bits. */
+ * produces the same bits. */
 #ifndef CSM_MATH_SCALARS_H
 #define CSM_MATH_SCALARS_H
 
@@ -28,7 +28,7 @@ INLINE double csm_choose(int which, double yes, double no) {
 /* 2^d for an integer d <= 1023, 0 below the normal numbers. */
 INLINE double csm_pow2(double d) { return d < -1022 ? 0 : csm_double_of((uint64_t)(int64_t)(d + 1023) << 52); }
 
-/* sum += x, the rounding error into low (Knuth 1969). */
+/* sum += x, with the rounding error added to low (Knuth 1969). */
 INLINE void csm_two_sum(double *sum, double *low, double x) {
     double s = *sum + x, v = s - *sum;
     *low += (*sum - (s - v)) + (x - v);
@@ -46,7 +46,7 @@ INLINE double csm_log1p(double q, double q_low) {
     const uint64_t bits = csm_double_bits(u) + (0x3ff0000000000000u - 0x3fe6a09e667f3bcdu);
     const double k = csm_choose(near, 0, csm_double_of(bits >> 52 | 0x4330000000000000u) - (0x1p52 + 1023));
     const double f = csm_choose(near, q, csm_double_of((bits & 0xfffffffffffffu) + 0x3fe6a09e667f3bcdu) - 1);
-    const double c = csm_choose(near, q_low * (1 - q * (1 - q)) /* 1/(1+q), well enough */, (lost + q_low) / u);
+    const double c = csm_choose(near, q_low * (1 - q * (1 - q)) /* 1/(1+q), accurately enough */, (lost + q_low) / u);
     double s = f / (2 + f), z = s * s, half = 0.5 * f * f;
     double z2 = z * z, p = fma(0x1.2ba1c7b4cde5ep-3, z, 0x1.39f8622f4f1cbp-3);
     p = fma(p, z2, fma(0x1.7462e3389eed1p-3, z, 0x1.c71c6240657b5p-3));
@@ -94,7 +94,7 @@ static inline double csm_log(double u, double u_low, double *log_low) {
     *log_low = (log - sum) + low;
     return sum;
 }
-/* e^(w + w_low) - less, less 0 or 1. */
+/* e^(w + w_low) - less, where less is 0 or 1. */
 static inline double csm_exp_less(double w, double w_low, const int less) {
     if (w < -745.2) return -less;
     if (w > 709.79) return CSM_INF;

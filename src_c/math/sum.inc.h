@@ -2,10 +2,10 @@
  *
  * Sums, float:  e_j goes to lane j mod 16, in order of j.  A lane starts at 2^66, which is more than 32 elements can
  *               add, so that hi + e and its rounding error take three additions (Dekker 1971); the error goes to the
- *               lane's low part.  After every 512 elements both parts are added to sixteen float64
- *               lanes.  At most 16 elements go to the float64 lanes at once.  (Adding four elements first,
- *               rounded, takes 0.235 against 0.284 ns an element, AVX2, and cost 1 ULP: the largest element was rounded
- *               twice on its way up.  Adding every element in float64 takes 0.327.)
+ *               lane's low part.  After every 512 elements both parts are added to sixteen float64 lanes.  Rows of up
+ *               to 16 elements go directly to the float64 lanes.  (Adding four elements first, rounded, takes 0.235
+ *               instead of 0.284 ns per element, AVX2, and costs 1 ULP: the largest element would be rounded twice.
+ *               Adding every element in float64 takes 0.327.)
  * Sums, double: the same with eight lanes that start at 2^511, and one block in place of 512 elements.
  * Dot products: sixteen lanes j mod 16, then lane l + lane l+8; float: exact float64 products, fused into the sum;
  *               double: products and sums with their errors (Ogita, Rump & Oishi 2005, Dot2).
@@ -45,7 +45,7 @@ INLINE void V(sum_one)(V(t) *hi, V(t) *lo, V(t) e) {
     *lo = V(add)(*lo, V(sub)(e, V(sub)(sum, *hi)));
     *hi = sum;
 }
-/* i: which vector of the row, modulo V(CYCLE) */
+/* i: index of the vector in the row, modulo V(CYCLE) */
 INLINE void V(sum_add)(V(sum) *s, size_t i, V(t) e) { V(sum_one)(&s->hi[i], &s->lo[i], e); }
 INLINE void V(sum_wide)(v64_t *lane, V(t) hi, V(t) lo) {
     v64_t a[V(PARTS)], b[V(PARTS)];
@@ -57,7 +57,7 @@ INLINE void V(sum_flush)(V(sum) *s) {
     for (int i = 0; i < V(CYCLE); i++) V(sum_wide)(&s->lane[i * V(PARTS)], s->hi[i], s->lo[i]);
     V(sum_restart)(s);
 }
-/* A row of at most 16 elements, padded with 0. */
+/* A row of up to 16 elements, padded with 0. */
 INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
     UNROLL
     for (int i = 0; i < V(SIXTEEN); i++) v32_widen(e[i], &s->lane[i * V(PARTS)]);
@@ -65,7 +65,7 @@ INLINE void V(sum_sixteen)(V(sum) *s, const V(t) *e) {
 INLINE void V(sum_eight)(const V(sum) *s, v64_t *eight) {
     for (int i = 0; i < V(EIGHT); i++) eight[i] = v64_add(s->lane[i], s->lane[i + V(EIGHT)]);
 }
-/* The same for at most CSM_FLUSH elements, added since V(sum_restart). */
+/* sum_eight for up to CSM_FLUSH elements, added since V(sum_restart). */
 INLINE void V(sum_eight_of_part)(V(sum) *s, v64_t *eight) {
     for (int i = 0; i < 2 * V(EIGHT); i++) s->lane[i] = v64_zero();
     V(sum_flush)(s);
@@ -90,7 +90,7 @@ INLINE void V(dot_one)(v64_t *hi, v64_t *lo, V(t) a, V(t) b) {
 }
 INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) { V(dot_one)(&s->lane[i * V(PARTS)], NULL, a, b); }
 INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) { V(sum_total)(s, hi, lo); }
-/* Adds up the eight lanes of a vector of rows (double: with their rounding errors, as in pair_total). */
+/* Adds the eight lanes of a vector of rows (double: with their rounding errors, as in pair_total). */
 INLINE void V(fold)(const v64_t *lane, const v64_t *rest, v64_t *hi, v64_t *lo) {
     (void)rest;
     *hi = V(eight_added)(lane);

@@ -1,4 +1,4 @@
-/* Constants of z = x / T, and which rows they serve. */
+/* Constants of z = x / T, and the range of rows that they are valid for. */
 #ifndef CSM_MATH_TEMPERATURE_H
 #define CSM_MATH_TEMPERATURE_H
 
@@ -6,7 +6,7 @@
 
 /* Constants of z = x / T for one compute type; every value is already rounded to that type. */
 typedef struct csm_temperature {
-    double t;                     /* the T of the constants; 1 if rows are transformed first */
+    double t;                     /* T of the constants; 1 if rows are transformed first */
     int tempered;                 /* t != 1: r needs the factor 1/T */
     double log2e, ln2_hi, ln2_lo; /* log2(e)/T and the pair T ln 2 */
     double inv_t, inv_t_low;      /* 1/T rounded, and the rounding error */
@@ -15,27 +15,27 @@ typedef struct csm_temperature {
     double reference_limit;       /* the reference maximum of a block is clamped to this */
 } csm_temperature;
 
-/* A call's temperature: constants for rows as they are, and for rows that are transformed first (ops/softmax_row.c): x,
- * less the maximum or not, times scale1 and scale2. */
+/* A call's temperature: constants for ordinary rows, and for rows that are transformed first (ops/softmax_row.c): x, or
+ * x minus the maximum, times scale1 and scale2. */
 typedef struct csm_scales {
     double temperature, scale1, scale2;
     csm_temperature ordinary, transformed;
     int always_transform; /* T is 0, infinite or outside the range of `ordinary` */
 } csm_scales;
 
-/* The maximum of a block, clamped to a number that stands for it if it is infinite or far outside the ordinary
- * range. */
+/* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {
     return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;
 }
 
-/* Whether exp's range reduction serves a row with this maximum as it is; for NaN and infinity it does not. */
+/* Whether exp's range reduction works for a row with this maximum without a transformation; false for NaN and
+ * infinity. */
 INLINE int csm_is_ordinary(const csm_temperature *t, double max) { return max <= t->limit && max >= -t->limit; }
 INLINE int csm_fits_range(const csm_scales *s, double max) {
     return !s->always_transform && csm_is_ordinary(&s->ordinary, max);
 }
 
-/* x of any other row, in the type REAL, as the table in ops/softmax_row.c says.  max: of the row. */
+/* x of any other row, in the type REAL, transformed as the table in ops/softmax_row.c says.  max: the row's maximum. */
 #define CSM_TRANSFORMED(REAL, x, s, max)                           \
     ((s)->temperature == 0 ? ((x) == (REAL)(max)  ? 0              \
                               : (x) < (REAL)(max) ? (REAL)-CSM_INF \

@@ -1,11 +1,11 @@
-/* The driver of cross-entropy: labels, the mean's divisor, rows to threads, the sum of the losses.
+/* The driver of cross-entropy: labels, the mean's divisor, the distribution of rows to threads, the sum of the losses.
  *
- *   labels    copied once and checked; then only the copy is used
- *   divisor   known before any gradient: it depends on the labels alone
- *   rows      contiguous ones in place, any other layout through scratch.  A row is never split, so nothing depends on
- *             the number of threads.  Rows longer than CSM_BLOCK are computed block by block; rows outside the range of
- *             exp's reduction (see softmax_row.c) are transformed block by block, twice
- *   sum       row losses in double, in a fixed tree in C order
+ *   labels    are copied once and checked; then only the copy is used
+ *   divisor   is known before any gradient: it depends only on the labels
+ *   rows      are computed in place if contiguous; any other layout goes through scratch.  A row is never split, so
+ *             nothing depends on the number of threads.  Rows longer than CSM_BLOCK are computed block by block; rows
+ *             outside the range of exp's reduction (see softmax_row.c) are transformed block by block, twice
+ *   sum       adds row losses in double, in a fixed tree in C order
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -84,7 +84,7 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
 
 /* Rows */
 
-/* Collects what a row has beside its logits.  Returns whether the row takes part. */
+/* Collects the inputs of a row other than its logits.  Returns whether the row takes part. */
 static int read_input(const loss_run *r, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
     if (!csm_loss_reads(job, at, in)) return 0;
@@ -102,11 +102,11 @@ static void fill_row(const loss_run *r, char *gradient, double value) {
     for (size_t j = 0; j < c->shape.n; j++) memcpy(gradient + j * c->itemsize, &element, c->itemsize);
 }
 
-/* A contiguous row of any length and content while it is computed. */
+/* The state of a contiguous row of any length and content while it is computed. */
 typedef struct loss_row_run {
     const loss_run *run;
-    const csm_loss_call *call; /* for ordinary or for transformed rows, */
-    const csm_loss_kernels *kernels; /* like the kernels */
+    const csm_loss_call *call; /* for ordinary or for transformed rows */
+    const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
     const char *x, *q;
     char *gradient; /* may be x; NULL: none */
     char *wide; /* scratch for a block of the compute type */
@@ -114,14 +114,14 @@ typedef struct loss_row_run {
     csm_loss_input in;
     csm_loss_row row;
     double max;
-    int is_transformed, stores_e; /* stores_e: pass 1 leaves e' in the gradient */
+    int is_transformed, stores_e; /* stores_e: pass 1 stores e' in the gradient */
 } loss_row_run;
 
 /* One block of such a row. */
 typedef struct loss_block {
     size_t k;
     const char *x;
-    char *e, *gradient; /* e: NULL if pass 1 does not leave it there */
+    char *e, *gradient; /* e: NULL if pass 1 does not store e' in the gradient */
     csm_loss_terms terms;
     int has_terms;
 } loss_block;
@@ -148,13 +148,13 @@ static void run_pass1(loss_row_run *s, size_t b, const loss_block *p) {
     s->kernels->pass1(p->x, p->e, p->k, s->call->t, p->has_terms ? &p->terms : NULL, &s->blocks[b]);
 }
 
-/* Maxima, pass 1 of every block, and the row's sums and loss.  Returns 0 if the loss is NaN. */
+/* Computes the maxima, pass 1 of every block, and the row's sums and loss.  Returns 0 if the loss is NaN. */
 static int sum_row(loss_row_run *s) {
     const loss_run *r = s->run;
     const csm_call *c = &r->base;
     const size_t count = csm_block_count(c->shape.n);
     csm_loss_input *in = &s->in;
-    /* Pass 1 of an ordinary row finds the maximum on its way, unless it would overwrite a row that must be
+    /* Pass 1 and the search for the maximum share one loop, unless pass 1 could overwrite a row that must be
      * transformed. */
     const int is_fused = !c->scales.always_transform && s->gradient != s->x;
     s->max = -CSM_INF;
@@ -190,7 +190,7 @@ static int sum_row(loss_row_run *s) {
     return !s->row.is_nan;
 }
 
-/* The factor that clip_norm demands. */
+/* The factor that clip_norm requires. */
 static double clip_factor(loss_row_run *s) {
     const size_t count = csm_block_count(s->run->base.shape.n);
     double squares = 0;
@@ -229,7 +229,7 @@ static void run_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
                       .wide = memory + r->e_size + r->block_size,
                       .blocks = (csm_block *)(void *)(memory + r->e_size)};
     double *loss = &job->loss[at * job->order];
-    if (!read_input(r, job, at, &s.in)) { /* the logits are not even read */
+    if (!read_input(r, job, at, &s.in)) { /* the logits are not read */
         *loss = 0;
         fill_row(r, s.gradient, 0);
         return;
@@ -279,7 +279,7 @@ static void gather_kept(const loss_run *r, const csm_loss_job *job, char *to, si
     }
 }
 
-/* The job of `count` rows from `row` on, which lie along the last batch axis. */
+/* The job of `count` rows starting at `row`, along the last batch axis. */
 static csm_loss_job job_of(loss_run *r, size_t row, size_t count) {
     const csm_call *c = &r->base;
     const csm_shape *shape = &c->shape;
@@ -377,7 +377,7 @@ static double find_divisor(loss_run *r) {
         for (size_t i = 0; i < r->rows; i++) kept += r->labels[i] >= 0;
         return (double)kept;
     }
-    for (size_t i = 0; i < r->rows; i++) { /* the array of losses holds the terms: it is not in use yet */
+    for (size_t i = 0; i < r->rows; i++) { /* the array of losses, which is not yet in use, holds the terms */
         size_t at = order_of(r, i);
         double s = sample_weight(r, i);
         if (r->labels) r->loss[at] = r->labels[at] < 0 ? 0 : s * class_weight(r, (size_t)r->labels[at]);
@@ -407,9 +407,9 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
         status = csm_parallel(r->rows, piece, c->threads, rows_body, r, &c->interrupt);
         if (status != CSM_OK) return status;
     }
-    for (size_t i = 0; n == 0 && i < r->rows; i++) /* no class, lse = -inf: all labels are ignored, or soft */
+    for (size_t i = 0; n == 0 && i < r->rows; i++) /* no class and lse = -inf: all labels are ignored, or soft */
         r->loss[order_of(r, i)] = r->is_soft && o->z_loss > 0 && sample_weight(r, i) != 0 ? CSM_INF : 0;
-    /* Rounded here, where the caller's rounding mode is not in force. */
+    /* Rounded here, where the caller's rounding mode is not in effect. */
     if (o->reduction != CSM_NONE) *loss = csm_finish_loss(csm_tree_sum(r->loss, r->rows) / divisor, csm_is_single(c));
     for (size_t i = 0; o->reduction == CSM_NONE && csm_is_single(c) && i < r->rows; i++)
         loss[i] = (double)(float)loss[i];

@@ -1,6 +1,6 @@
 /* The driver of alpha-entmax, its gradient and its Fenchel-Young loss.
  *
- * A row is computed where it lies if it is contiguous, else in scratch; it is never split.  The room for what survives
+ * A contiguous row is computed in place, any other row in scratch; a row is never split.  The buffer for survivors of
  * the kernel's filter grows when a row needs it.
  */
 #include "../core/call.h"
@@ -12,8 +12,8 @@ typedef enum entmax_stage { FORWARD, VJP, LOSS } entmax_stage;
 
 typedef struct entmax_run {
     csm_call base;
-    csm_view input; /* x; of a gradient dy */
-    csm_view y;     /* of a gradient: the result of the forward function */
+    csm_view input; /* x; for a gradient dy */
+    csm_view y;     /* for a gradient: the result of the forward function */
     csm_view result, soft_labels, labels;
     csm_view order; /* offsets: the rows' indices in C order */
     entmax_stage stage;
@@ -22,8 +22,8 @@ typedef struct entmax_run {
     size_t rows, row_size, soft_size;
     int in_place, has_result; /* in_place: every array is contiguous */
     double factor; /* of the gradient: 1 / rows for a mean */
-    double *loss;  /* by row in C order, */
-    size_t *label; /* like the checked copy of the labels; NULL for soft labels */
+    double *loss;  /* by row, in C order */
+    size_t *label; /* checked copy of the labels, by row in C order; NULL for soft labels */
     csm_scratch scratch;
 } entmax_run;
 
@@ -31,7 +31,7 @@ typedef struct entmax_run {
 enum { ROWS_BUFFER, SUPPORT_BUFFER, BUFFERS };
 enum { SUPPORT_BYTES = 4 * sizeof(double) + sizeof(size_t), FIRST_SUPPORT = 1024 };
 
-/* Room for at least `capacity` survivors.  Returns 0 without memory. */
+/* Allocates space for at least `capacity` survivors.  Returns 0 without memory. */
 static int reserve_support(entmax_run *r, int thread, size_t capacity, csm_support *s) {
     capacity = (capacity + 7) / 8 * 8;
     if (capacity >= SIZE_MAX / 64) return 0;
@@ -46,7 +46,7 @@ static int reserve_support(entmax_run *r, int thread, size_t capacity, csm_suppo
     return 1;
 }
 
-/* A row as contiguous storage, masked elements -inf (of y: 0). */
+/* A row as contiguous storage, with masked elements -inf (0 in y). */
 static const char *fetch(const entmax_run *r, const csm_view *v, size_t row, size_t size, const void *absent,
                          char *copy) {
     const csm_call *c = &r->base;
@@ -85,7 +85,7 @@ static void row_loss(entmax_run *r, size_t row, csm_support *s, const char *x, c
     else r->loss[at] = q ? soft_loss(r, s, x, q) : csm_hard_loss(&r->e, s, label, csm_element(c, x, label));
     if (r->loss[at] != r->loss[at]) r->loss[at] = CSM_NAN;
     if (!r->has_result) return;
-    /* The gradient may be x, which is not read from here on. */
+    /* The gradient may be x, which is not read any more. */
     r->kernels->spread(s, r->factor, gradient, c->shape.n);
     size_t i = 0;
     for (size_t j = 0; !s->is_nan && q && j < c->shape.n; j++) {
@@ -99,7 +99,7 @@ static void row_loss(entmax_run *r, size_t row, csm_support *s, const char *x, c
     }
 }
 
-/* Finds the support of a row, with more room if it needs more.  Returns 0 without memory. */
+/* Finds the support of a row, growing the buffer if needed.  Returns 0 without memory. */
 static int find_support(entmax_run *r, int thread, const char *x, csm_support *s) {
     const size_t n = r->base.shape.n;
     if (!reserve_support(r, thread, n < FIRST_SUPPORT ? n : FIRST_SUPPORT, s)) return 0;
@@ -162,7 +162,7 @@ void csm_set_entmax(csm_entmax *e, double alpha, int single) {
     e->kind = alpha == 2 ? CSM_SPARSEMAX : alpha == 1.5 ? CSM_ENTMAX15 : CSM_ENTMAX_ANY;
 }
 
-/* The arrays of a call; those that a stage does not have are NULL. */
+/* The arrays of a call; NULL if a stage does not have them. */
 typedef struct entmax_arrays {
     const csm_view *input, *y, *result, *labels, *soft_labels;
 } entmax_arrays;

@@ -1,21 +1,22 @@
 /* The driver of sampling: temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution at one
  * uniform number for each draw.
  *
- * Without top-k and top-p the classes are in the order of their indices; with them in falling order, lowest index first
- * on ties, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  Sums over blocks
+ * Without top-k and top-p the classes are in the order of their indices; with them in falling order, ties by lowest
+ * index, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  Sums over blocks
  * are the kernels'; within a block, and over selected classes, they run from the first to the last in double.  So a
- * draw depends on the row, its parameters and its uniform number, and on nothing else.
+ * draw depends only on the row, its parameters and its uniform number.
  *
- * top-p alone does not say how many classes it needs: 64 are selected, then 8 times as many, until their mass suffices.
+ * top-p alone does not determine how many classes it needs: 64 are selected, then 8 times as many, until their mass
+ * suffices.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
 #include "../core/selection.h"
 
 enum {
-    PREFIX_DRAWS = 8,    /* from this many draws of a row on, prefix sums are searched by bisection */
-    FIRST_SELECTED = 64, /* classes that are selected for top-p, */
-    GROWTH = 8           /* and how many times as many if they do not suffice */
+    PREFIX_DRAWS = 8,    /* with at least this many draws from a row, prefix sums are searched by bisection */
+    FIRST_SELECTED = 64, /* number of classes first selected for top-p */
+    GROWTH = 8           /* factor by which that number grows if they do not suffice */
 };
 
 /* Buffers of a thread. */
@@ -27,15 +28,15 @@ typedef struct sample_run {
     const csm_sample_options *options;
     size_t draws, rows;
     int is_direct;      /* x is contiguous and has no mask */
-    csm_scales *scales; /* of each thread: with the temperature of its row */
+    csm_scales *scales; /* one for each thread, for the temperature of its row */
     csm_scratch scratch;
 } sample_run;
 
-/* A row while it is drawn from: logits in `dtype`, whose maximum is finite, and the constants that belong to them. */
+/* The state of a row while it is drawn from: logits in `dtype`, with a finite maximum, and their constants. */
 typedef struct sample_row {
     size_t index;
     int thread;
-    const char *x, *given; /* given: in the caller's dtype, before any transformation; its order decides */
+    const char *x, *given; /* given: in the caller's dtype, before any transformation; it determines the order */
     csm_dtype dtype;
     size_t itemsize;
     const csm_temperature *t;
@@ -55,7 +56,7 @@ static double number_at(const sample_run *r, const csm_view *v, size_t row) {
     return value;
 }
 
-/* Computes e' of k logits, relative to the row's n, to `mass`, and their sum to block->hi. */
+/* Writes e' of k logits, relative to the row's n, to `mass`, and their sum to block->hi. */
 static void find_masses(const sample_run *r, const sample_row *row, const char *x, size_t k, char *mass,
                         csm_block *block) {
     const csm_call *c = &r->base;
@@ -85,7 +86,7 @@ static size_t search_masses(const sample_run *r, const char *mass, size_t k, dou
     }
     return last;
 }
-/* The same from the prefix sums. */
+/* search_masses on prefix sums. */
 static size_t search_sums(const double *sums, size_t k, double target) {
     size_t low = 0, high = k; /* the first whose sum is greater, or k */
     while (low < high) {
@@ -110,7 +111,7 @@ static void put_index(const sample_run *r, size_t row, size_t draw, int64_t inde
            &index, sizeof index);
 }
 
-/* Draws from `count` masses, which are those of the classes 0, 1, ... or index[0], index[1], ... */
+/* Draws from `count` masses, those of the classes 0, 1, ... or of index[0], index[1], ... */
 static csm_status draw_from(sample_run *r, const sample_row *row, const char *mass, size_t count,
                             const int64_t *index) {
     const csm_block *blocks = row->blocks;
@@ -144,7 +145,7 @@ static csm_status draw_from(sample_run *r, const sample_row *row, const char *ma
     return CSM_OK;
 }
 
-/* Sets masses below min_p times the largest to 0, and the sums of their blocks anew. */
+/* Sets masses below min_p times the largest to 0, and recomputes the sums of the blocks. */
 static void apply_min_p(const sample_run *r, const sample_row *row, char *mass, size_t count) {
     const csm_wide none = csm_to_wide(&r->base, 0);
     const double threshold = row->min_p * row->max_mass;
@@ -237,7 +238,7 @@ static csm_status read_parameters(const sample_run *r, sample_row *row, double *
     return CSM_OK;
 }
 
-/* Transforms a row that exp's range reduction does not take. */
+/* Transforms a row beyond exp's range reduction. */
 static csm_status transform_row(sample_run *r, sample_row *row, const csm_scales *scales, double *max) {
     const csm_call *c = &r->base;
     const size_t n = c->shape.n;

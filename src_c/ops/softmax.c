@@ -80,8 +80,8 @@ static csm_row_place place_row(const csm_softmax_call *c, size_t row) {
     return p;
 }
 
-/* Rows that a kernel computes, and the exceptional ones among them, which softmax_row.c does.  where: the mask of the
- * first row if rows have been gathered, else NULL. */
+/* Computes rows with a kernel, and the exceptional ones among them with softmax_row.c.  where: the mask of the first
+ * row if rows have been gathered, else NULL. */
 static csm_status run_rows(softmax_run *r, csm_rows_job job, int thread, const csm_strided *where) {
     const csm_softmax_call *c = r->call;
     const csm_rows_job all = job;
@@ -115,7 +115,7 @@ static csm_status run_rows(softmax_run *r, csm_rows_job job, int thread, const c
     return CSM_OK;
 }
 
-/* A unit of neighbouring rows through scratch, group by group. */
+/* Computes a unit of neighbouring rows through scratch, group by group. */
 static csm_status run_packed(softmax_run *r, size_t row, size_t rows, int thread) {
     const csm_softmax_call *c = r->call;
     const csm_shape *shape = &c->base.shape;
@@ -154,7 +154,7 @@ static csm_status run_packed(softmax_run *r, size_t row, size_t rows, int thread
     return CSM_OK;
 }
 
-/* Rows from `row` on that lie along the last batch axis, none beyond `end`. */
+/* Number of rows from `row` to the end of the last batch axis, or to `end` if that comes first. */
 static size_t run_length(const softmax_run *r, size_t row, size_t end) {
     size_t left = r->inner - row % r->inner;
     return end - row < left ? end - row : left;
@@ -326,7 +326,7 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
     return status;
 }
 
-/* A small call whose rows are contiguous, with nothing around kernels->rows.  Returns how many rows are done. */
+/* A small call with contiguous rows: only kernels->rows.  Returns the number of rows that it has computed. */
 static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const csm_view *input, const csm_view *y,
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
@@ -350,7 +350,7 @@ static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const
     return c->kernels->rows(&job);
 }
 
-/* Storage bits of an element that takes no part: y = 0 for softmax_vjp, -inf elsewhere. */
+/* Storage bits of a masked element: y = 0 for softmax_vjp, -inf elsewhere. */
 static uint64_t absent_bits(csm_op op, csm_dtype dtype) {
     const float no_class_f32 = -(float)CSM_INF;
     const double no_class_f64 = -CSM_INF;
@@ -365,7 +365,7 @@ static uint64_t absent_bits(csm_op op, csm_dtype dtype) {
     return bits;
 }
 
-/* CSM_OK if the shape can be a call's; *done: there is nothing to compute. */
+/* CSM_OK if the shape is valid.  Sets *done if there is nothing to compute. */
 static csm_status check_shape(const csm_shape *shape, size_t itemsize, int keeps_axis, int *done) {
     size_t elements = itemsize;
     *done = 1;

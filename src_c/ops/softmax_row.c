@@ -1,15 +1,15 @@
 /* One row of any length, layout and content: block by block through a unit's pass1, combine, pass2.
  *
- * Ordinary rows are computed as they are.  A row whose maximum is infinite or too large for exp's range reduction,
- * and every row of a call with an extreme temperature, is transformed into the compute type first:
+ * Ordinary rows are computed directly.  A row whose maximum is infinite or too large for exp's range reduction, and
+ * every row of a call with an extreme temperature, is first transformed into the compute type:
  *
  *     |max/T| too large       x - max (exact wherever the result is not 0)
- *     T outside 2^+-60 (500)  times a power of two, T by the same
+ *     T outside 2^+-60 (500)  x and T times the same power of two
  *     T = 0                   0 at the maxima, -inf elsewhere
  *     T = inf                 0 where x > -inf
  *
- * Rows that hold NaN, +inf, nothing but -inf, or nothing at all get their result from the table in the documentation
- * of csoftmax.softmax.  This is the cold path; speed is not its aim.
+ * Rows with NaN or +inf, with only -inf, or without elements get their result from the table in the documentation of
+ * csoftmax.softmax.  This is the cold path: it is not optimised for speed.
  */
 #include "softmax_row.h"
 
@@ -29,7 +29,7 @@ csm_row_scratch csm_row_scratch_at(char *memory, size_t n) {
     return s;
 }
 
-/* A row while it is computed, as the functions for its blocks see it. */
+/* The state of a row while its blocks are computed. */
 typedef struct row_run {
     const csm_softmax_call *call;
     const csm_row_place *place;
@@ -44,7 +44,7 @@ typedef struct row_run {
 
 static size_t length_of(const row_run *r, size_t i) { return csm_block_length(r->call->base.shape.n, i * CSM_BLOCK); }
 
-/* Whether the kernels can read elements where they lie. */
+/* Whether the kernels can read the elements in place. */
 static int is_direct(const csm_call *c, const char *data, ptrdiff_t axis) {
     return (axis == (ptrdiff_t)c->itemsize || c->shape.n == 1) && (uintptr_t)data % c->itemsize == 0;
 }
@@ -112,7 +112,7 @@ static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thre
 
 /* Transformed rows */
 
-/* Sets for each block: max; hi = 1 if it holds NaN; count = elements that take part. */
+/* Sets for each block: max; hi = 1 if it holds NaN; count = number of unmasked elements. */
 static csm_status inspect_blocks(void *context, size_t begin, size_t end, int thread) {
     row_run *r = context;
     const csm_call *c = &r->call->base;
@@ -182,7 +182,7 @@ static csm_status pass2_transformed(void *context, size_t begin, size_t end, int
     return CSM_OK;
 }
 
-/* The two ways to run over the blocks of a row: in order, or handed to threads. */
+/* The two ways to process the blocks of a row: in order, or in parallel. */
 typedef csm_status (*block_runner)(row_run *, csm_body);
 static csm_status run_in_order(row_run *r, csm_body body) {
     return body(r, 0, csm_block_count(r->call->base.shape.n), 0);

@@ -9,15 +9,15 @@ typedef struct csm_softmax_call {
     csm_op op;
     const csm_kernels *kernels;      /* of op and dtype */
     const csm_kernels *wide_kernels; /* of op and the compute dtype, for transformed rows */
-    csm_view input;                  /* x; of a gradient dy */
-    csm_view y;                      /* of a gradient: the result of the forward function */
+    csm_view input;                  /* x; for a gradient dy */
+    csm_view y;                      /* for a gradient: the result of the forward function */
     csm_view result;
     int is_gradient, keeps_axis; /* keeps_axis: the result has the softmax axis */
     char *given_scratch;         /* the caller's, or NULL */
     size_t given_size;           /* bytes of it for each thread */
 } csm_softmax_call;
 
-/* Where a row lies. */
+/* The location of a row in memory. */
 typedef struct csm_row_place {
     csm_strided input, y, where; /* `row` is not used; where.data NULL: all elements take part */
     char *result;
@@ -34,8 +34,8 @@ csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
 
 /* Computes a row in the calling thread. */
 void csm_run_row(const csm_softmax_call *, const csm_row_place *, const csm_row_scratch *);
-/* The same with the blocks of the row handed to threads.  each: scratch of every thread; the blocks are those of the
- * first. */
+/* The same with the blocks of the row distributed over threads.  each: scratch of every thread; the blocks are those of
+ * the first. */
 csm_status csm_run_split_row(csm_softmax_call *, const csm_row_place *, const csm_row_scratch *each);
 
 #endif

@@ -1,7 +1,7 @@
-/* The driver of top-k and top-k softmax: rows to threads or, where they are few or long, their pieces.
+/* The driver of top-k and top-k softmax: distributes rows over threads or, if they are few or long, pieces of rows.
  *
- * A piece yields its k best, and the best of those are the row's: selection is exact, so nothing depends on how a row
- * is cut.  Pieces also bound the scratch, which grows with the length of a row.
+ * A piece yields its k largest elements, and the largest of those are the row's: selection is exact, so nothing depends
+ * on how a row is cut.  Pieces also bound the scratch, which grows with the length of a row.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -9,9 +9,9 @@
 #include "../kernel/softmax/combine.h"
 
 enum {
-    PIECE_ELEMENTS = 1 << 20,     /* of the longest piece, */
-    MIN_PIECE_ELEMENTS = 1 << 15, /* of the shortest, */
-    PIECE_PER_K = 32              /* and for each of the k elements that it yields, at least */
+    PIECE_ELEMENTS = 1 << 20,     /* length of the longest piece */
+    MIN_PIECE_ELEMENTS = 1 << 15, /* and of the shortest */
+    PIECE_PER_K = 32              /* minimal length for each of the k elements that a piece yields */
 };
 
 typedef struct topk_run {
@@ -19,8 +19,8 @@ typedef struct topk_run {
     csm_view x, values, indices;
     const csm_topk_options *options;
     size_t k, rows;
-    size_t piece, pieces, merged; /* length and number of the pieces of a row; how many candidates they leave */
-    size_t row;                   /* whose pieces are being searched */
+    size_t piece, pieces, merged; /* length and number of the pieces of a row; number of their candidates */
+    size_t row;                   /* the row whose pieces are being searched */
     size_t select_size, copy_size, values_size, block_size; /* parts of a thread's scratch */
     csm_scratch scratch;
     char *candidates; /* of the pieces: values, then indices */
@@ -36,7 +36,7 @@ static csm_strided x_at(const topk_run *r, size_t row, size_t begin) {
     return x;
 }
 
-/* Elements as aligned contiguous storage. */
+/* Returns the elements as aligned contiguous storage. */
 static const char *fetch(const topk_run *r, csm_strided x, size_t n, char *copy) {
     const size_t size = r->base.itemsize;
     if ((uintptr_t)x.data % size == 0 && (x.axis == (ptrdiff_t)size || n == 1)) return x.data;
@@ -55,7 +55,7 @@ static void pick(const topk_run *r, csm_strided x, const int64_t *index, size_t 
     }
 }
 
-/* Sums e' of a row as softmax does; the maxima of the selection spare a second search for the block maxima. */
+/* Sums e' of a row as softmax does, with the block maxima that the selection has found. */
 static void sum_row(const topk_run *r, const char *row, const csm_select *s, csm_block *blocks, csm_row *sums) {
     const csm_call *c = &r->base;
     const csm_kernels *softmax = &c->table->kernels[CSM_OP_softmax][c->dtype];
@@ -75,8 +75,8 @@ static void sum_row(const topk_run *r, const char *row, const csm_select *s, csm
     softmax->combine(blocks, count, &c->scales.ordinary, sums);
 }
 
-/* Replaces the values by the softmax of the whole row at them: from the row's sums or, for rows that softmax computes
- * apart, from the softmax of the row itself. */
+/* Replaces the values by their probabilities in the softmax of the whole row: from the row's sums or, for rows that
+ * softmax treats as exceptional, from the softmax of the row itself. */
 static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row, const csm_select *s, char *values,
                                csm_block *blocks, int threads) {
     const csm_call *c = &r->base;
@@ -157,7 +157,7 @@ static int64_t *candidate_indices(const topk_run *r) {
     return (int64_t *)(void *)(r->candidates + csm_rounded(r->merged * r->base.itemsize));
 }
 
-/* Pieces of a row: the k best of each to r->candidates. */
+/* Writes the k largest elements of each piece of a row to r->candidates. */
 static csm_status pieces_body(void *context, size_t begin, size_t end, int thread) {
     topk_run *r = context;
     const csm_call *c = &r->base;
@@ -188,7 +188,7 @@ static csm_status merge_row(topk_run *r) {
     return write_row(r, r->row, NULL, &s, memory, c->threads);
 }
 
-/* Cuts few or very long rows into pieces, unless k is so large that the pieces would leave most of the elements. */
+/* Cuts few or very long rows into pieces, unless k is so large that most elements would be candidates. */
 static void choose_pieces(topk_run *r, int threads) {
     const size_t n = r->base.shape.n;
     size_t longest = PIECE_ELEMENTS;

@@ -1,4 +1,4 @@
-/* The vocabulary on AVX2 + FMA + F16C: 8 floats or 4 doubles.  scalar.h says what each word means. */
+/* The vector functions for AVX2 + FMA + F16C: 8 floats or 4 doubles.  scalar.h describes each function. */
 #ifndef CSM_VEC_AVX2_H
 #define CSM_VEC_AVX2_H
 
@@ -9,8 +9,8 @@ enum { v32_W = 8, v64_W = 4 };
 enum { v32_SIDE = 4, v64_SIDE = 4 }; /* vectors whose exp is computed side by side ... */
 enum { v32_STEP = 4, v64_STEP = 4 }; /* ... and in a step of the loop over a row */
 
-/* Loading 8 (4) words from table + 8 - count gives the mask of the first count lanes.  GCC 16 needs to be told that no
- * count is larger: it takes the reads beyond for possible, and -Warray-bounds reports them. */
+/* Loading 8 (4) words from table + 8 - count gives the mask of the first count lanes.  Without the assumption that no
+ * count is larger, GCC 16 warns of reads beyond the table (-Warray-bounds). */
 static const int32_t csm_first32[16] = {-1, -1, -1, -1, -1, -1, -1, -1};
 static const int64_t csm_first64[8] = {-1, -1, -1, -1};
 INLINE __m256i csm_mask32(size_t count) {
@@ -196,7 +196,7 @@ INLINE void v32_widen(v32_t a, v64_t out[2]) {
 INLINE v32_t v32_narrow(const v64_t a[2]) { return _mm256_set_m128(_mm256_cvtpd_ps(a[1]), _mm256_cvtpd_ps(a[0])); }
 
 INLINE v32_t v32_splat(const float *p) { return _mm256_broadcast_ss(p); }
-INLINE v32_t csm_tops4(v32_t a, v32_t b, v32_t c, v32_t d) { /* a b c d of either half */
+INLINE v32_t csm_tops4(v32_t a, v32_t b, v32_t c, v32_t d) { /* a b c d of each half */
     __m256d ab = _mm256_castps_pd(_mm256_max_ps(_mm256_unpacklo_ps(a, b), _mm256_unpackhi_ps(a, b)));
     __m256d cd = _mm256_castps_pd(_mm256_max_ps(_mm256_unpacklo_ps(c, d), _mm256_unpackhi_ps(c, d)));
     return _mm256_max_ps(_mm256_castpd_ps(_mm256_unpacklo_pd(ab, cd)), _mm256_castpd_ps(_mm256_unpackhi_pd(ab, cd)));

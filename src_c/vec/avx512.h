@@ -1,4 +1,4 @@
-/* The vocabulary on AVX-512 F, BW, DQ, VL: 16 floats or 8 doubles.  scalar.h says what each word means.
+/* The vector functions for AVX-512 F, BW, DQ, VL: 16 floats or 8 doubles.  scalar.h describes each function.
  * VSCALEFPS is not used: it rounds subnormal results where the specification multiplies by a power of two. */
 #ifndef CSM_VEC_AVX512_H
 #define CSM_VEC_AVX512_H
@@ -163,7 +163,7 @@ INLINE v32_t v32_tops(const v32_t r[16]) {
     v32_t uv = _mm512_max_ps(_mm512_shuffle_f32x4(u, v, 0x44), _mm512_shuffle_f32x4(u, v, 0xee));
     return _mm512_max_ps(_mm512_shuffle_f32x4(pq, uv, 0x88), _mm512_shuffle_f32x4(pq, uv, 0xdd));
 }
-INLINE v64_t csm_tree4(v64_t a, v64_t b, v64_t c, v64_t d) { /* two numbers a row */
+INLINE v64_t csm_tree4(v64_t a, v64_t b, v64_t c, v64_t d) { /* two numbers per row */
     v64_t ab = _mm512_add_pd(_mm512_shuffle_f64x2(a, b, 0x44), _mm512_shuffle_f64x2(a, b, 0xee));
     v64_t cd = _mm512_add_pd(_mm512_shuffle_f64x2(c, d, 0x44), _mm512_shuffle_f64x2(c, d, 0xee));
     return _mm512_add_pd(_mm512_shuffle_f64x2(ab, cd, 0x88), _mm512_shuffle_f64x2(ab, cd, 0xdd));

@@ -1,4 +1,4 @@
-/* The vocabulary on AArch64 NEON: 4 floats or 2 doubles.  scalar.h says what each word means.
+/* The vector functions for AArch64 NEON: 4 floats or 2 doubles.  scalar.h describes each function.
  * FMAX and FMIN propagate NaN, so maximum and minimum are a comparison and a selection, as on x86. */
 #ifndef CSM_VEC_NEON_H
 #define CSM_VEC_NEON_H

@@ -1,4 +1,4 @@
-/* The vocabulary in plain C, one lane: the specification that every other vec/ header equals bit for bit.
+/* The vector functions in plain C, one lane: the specification that every other vec/ header equals bit for bit.
  *
  * v32_* computes in float, v64_* in double; the kernels spell them V(name).  Where x86 and ARM differ, a comment says
  * which behaviour is specified.
@@ -22,7 +22,7 @@ INLINE v32_t v32_sub(v32_t a, v32_t b) { return a - b; }
 INLINE v32_t v32_mul(v32_t a, v32_t b) { return a * b; }
 INLINE v32_t v32_fma(v32_t a, v32_t b, v32_t c) { return fmaf(a, b, c); }   /* a b + c */
 INLINE v32_t v32_fnma(v32_t a, v32_t b, v32_t c) { return fmaf(-a, b, c); } /* c - a b */
-/* The larger; the second where they are equal or either is NaN. */
+/* The larger; the second if they are equal or either is NaN. */
 INLINE v32_t v32_max(v32_t a, v32_t b) { return a > b ? a : b; }
 INLINE v32_t v32_min(v32_t a, v32_t b) { return a < b ? a : b; }
 INLINE v32_mask v32_eq(v32_t a, v32_t b) { return a == b; }

@@ -1,4 +1,4 @@
-/* The standard headers that kernels need (sizes, memcpy, fma), and words for compilers.  CUDA's run-time compiler has
+/* The standard headers that kernels need (sizes, memcpy, fma), and macros for compilers.  CUDA's run-time compiler has
  * no headers, but knows their functions. */
 #ifndef CSM_VEC_STANDARD_H
 #define CSM_VEC_STANDARD_H
@@ -37,7 +37,7 @@ typedef unsigned long long uintptr_t;
 #endif
 #endif
 
-/* Tells the compiler a bound that it cannot see, as that of an index. */
+/* Tells the compiler a bound that it cannot infer, such as that of an index. */
 #if defined(_MSC_VER)
 #define CSM_ASSUME(condition) __assume(condition)
 #else

@@ -1,25 +1,25 @@
 /* Cross-entropy and its gradient for contiguous rows, one storage type T: hard and soft labels, class weights,
  * smoothing, z-loss, temperature, clipping.  job.h has the formulas, row.h the scalar work for a row.
  *
- * Pass 1: the maximum; where labels are soft or smoothed, sum a_j and sum a_j (max - x_j), both of terms >= 0 (sums of
+ * Pass 1: the maximum; for soft or smoothed labels sum a_j and sum a_j (max - x_j), both with terms >= 0 (sums of
  * a_j x_j would cancel); e' and its sum without the maxima.  Pass 2: g_j = e'_j f - a_j.  Rows of one block keep e' in
- * scratch, longer ones in the gradient if that has the compute type; otherwise e' is computed twice.
+ * scratch, longer rows in the gradient if it has the compute type; otherwise e' is computed twice.
  * The label's own gradient is computed in double from the sum of the others, and written last.
- * Sums: e' in the lanes of sum.inc.h; the weighted ones add four terms in the compute type, then in double (pairs for
- * float64).  A row with NaN, +inf or nothing but -inf gives NaN, loss and gradient; elsewhere -inf is a class of
+ * Sums: e' in the lanes of sum.inc.h; weighted sums add four terms in the compute type, then in double (pairs for
+ * float64).  The loss and the gradient of a row with NaN, +inf or only -inf are NaN; in other rows -inf is a class of
  * probability 0.  Rows whose maximum is beyond exp's range are left to ops/cross_entropy.c, which transforms them.
- * Measured error (ACCURACY.md; loss, gradient in ULP): labels 1.5, 2.0 (float32), 2.1, 2.5 (float64), others to 2.8;
+ * Measured error (ACCURACY.md; loss, gradient in ULP): labels 1.5, 2.0 (float32), 2.1, 2.5 (float64), others up to 2.8;
  * float64 with T and z-loss 4.1 (tests/ops/test_cross_entropy.py).
  * Time relative to softmax, gradient included, K = 1000: 1.25; with weights and smoothing 1.7, with soft labels 1.9;
  * K = 10: 2.1.
  */
 #ifndef FN
-#error "cross_entropy.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
+#error "loss.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
 /* block->far = sum a_j (ref - x_j) and block->mass = sum a_j, each as soft times a sum with q plus flat times a sum
- * without.  Four terms are added in the compute type, then in double: at most 1 ULP more.  exact: a term with a_j = 0
- * is 0 even where x_j = -inf. */
+ * without q.  Four terms are added in the compute type, then in double, which costs up to 1 ULP.  exact: a term with
+ * a_j = 0 is 0 even if x_j = -inf. */
 typedef struct FN(loss_far_sums) {
     V(dot) far_q, far_1, mass_q, mass_1;
 } FN(loss_far_sums);
@@ -42,7 +42,7 @@ INLINE void FN(loss_add_product)(V(dot) *sum, const V(t) *a, const V(t) *b) {
     }
 }
 
-/* 64 elements from i on, or the `left` last ones. */
+/* Adds 64 elements starting at i, or the last `left`. */
 INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, const csm_loss_terms *terms, size_t i,
                                size_t left, const int whole, const int with_mass, const int exact) {
     enum { STEP = 64 / V(W) };
@@ -68,10 +68,10 @@ INLINE void FN(loss_far_group)(FN(loss_far_sums) * s, const T *x, V(t) ref, cons
     if (with_mass && !terms->w) {
         UNROLL
         for (size_t v = 0; v < STEP; v++) { /* 1 within the row */
-            const V(t) one = V(set)(1), none = V(set)(CSM_NAN);
-            w[v] = COUNT(v) >= V(W) ? one : V(zero)();
+            const V(t) ones = V(set)(1), none = V(set)(CSM_NAN);
+            w[v] = COUNT(v) >= V(W) ? ones : V(zero)();
             if (COUNT(v) && COUNT(v) < V(W))
-                w[v] = V(keep)(V(ordered)(LOAD_PART(x + i + v * V(W), COUNT(v), none)), one);
+                w[v] = V(keep)(V(ordered)(LOAD_PART(x + i + v * V(W), COUNT(v), none)), ones);
         }
     }
     if (terms->flat != 0 && !exact) FN(loss_add)(&s->far_1, z);
@@ -100,14 +100,14 @@ static NOINLINE void FN(loss_far_rest)(FN(loss_far_sums) * s, const T *x, V(t) r
                                        size_t i, size_t left, int exact) {
     FN(loss_far_group)(s, x, ref, terms, i, left, 0, 1, exact);
 }
-INLINE double FN(loss_both)(const V(dot) *q, const V(dot) *one, const csm_loss_terms *terms) {
+INLINE double FN(loss_both)(const V(dot) *q, const V(dot) *uniform, const csm_loss_terms *terms) {
     double hi, lo, sum = 0;
     if (terms->q && terms->soft != 0) {
         V(dot_total)(q, &hi, &lo);
         sum += terms->soft * (lo - lo == 0 ? hi + lo : hi);
     }
     if (terms->flat != 0) {
-        V(dot_total)(one, &hi, &lo);
+        V(dot_total)(uniform, &hi, &lo);
         sum += terms->flat * (lo - lo == 0 ? hi + lo : hi);
     }
     return sum;
@@ -122,7 +122,7 @@ INLINE void FN(loss_far)(const T *x, size_t k, const csm_temperature *t, const c
     if (with_mass) V(dot_zero)(&s.mass_q);
     if (with_mass) V(dot_zero)(&s.mass_1);
     for (; i + 64 <= k && !exact; i += 64) {
-        /* Prefetches the next row or block, if it follows in memory: (4096, 1000) 0.57 -> 0.46 ns an element. */
+        /* Prefetches the next row or block, if it follows in memory: (4096, 1000) 0.57 -> 0.46 ns per element. */
         if (terms->q)
             for (size_t at = 0; at < 64; at += 64 / sizeof(REAL)) PREFETCH((const REAL *)terms->q + k + i + at);
         FN(loss_far_group)(&s, x, ref, terms, i, 64, 1, with_mass, exact);
@@ -147,7 +147,7 @@ static NOINLINE void FN(loss_term_sums)(const T *x, size_t k, const csm_temperat
     if (!(block->far - block->far == 0)) FN(loss_far)(x, k, t, terms, block, 1, 1); /* -inf, or NaN */
 }
 
-/* scratch: e is padded to whole vectors.  ahead, ahead_to: addresses to prefetch. */
+/* Pass 1 over a block.  scratch: e is padded to whole vectors.  ahead, ahead_to: addresses to prefetch. */
 INLINE void FN(loss_block)(const T *x, REAL *e, size_t k, const csm_temperature *t, const csm_loss_terms *terms,
                            csm_block *block, const int scratch, const char *ahead, const char *ahead_to) {
     block->mass = block->far = 0;
@@ -163,8 +163,8 @@ INLINE void FN(loss_block)(const T *x, REAL *e, size_t k, const csm_temperature 
     }
 }
 
-/* loss_block without terms for a row of at most 16 elements, in registers; it finds the maximum on its way.  Sums are
- * those of `tiny_rows` in forward.inc.h.  Returns 0, with nothing stored, if the row is not ordinary. */
+/* loss_block without terms for a row of up to 16 elements, in registers; it also finds the maximum.  Sums are those of
+ * `tiny_rows` in forward.inc.h.  Returns 0, with nothing stored, if the row is not ordinary. */
 INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *t, csm_block *block) {
     const int tempered = t->tempered;
     const size_t used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
@@ -351,7 +351,7 @@ static int FN(loss_mass)(const void *q, const void *w, size_t k, double *hi, dou
 }
 
 #if EXP_MANTISSA == 23
-/* loss_rows with labels and no option for a group of W rows from row i on, of at most GROUPED_LOSS_LENGTH elements.
+/* loss_rows with labels and no option for a group of W rows starting at row i, of up to GROUPED_LOSS_LENGTH elements.
  * Returns 0, with nothing written, if a row is ignored, NaN or not ordinary. */
 static NOINLINE int FN(grouped_loss_rows)(const csm_loss_job *job, size_t i) {
     const csm_temperature *t = job->call->t;
@@ -485,7 +485,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
 static size_t FN(loss_rows)(const csm_loss_job *job) {
     csm_pending_losses pending;
     pending.count = 0;
-    const size_t done = FN(loss_rows_of)(job, job->rows < 4 ? NULL : &pending); /* pays from four rows on */
+    const size_t done = FN(loss_rows_of)(job, job->rows < 4 ? NULL : &pending); /* worthwhile with at least four rows */
     if (pending.count) csm_finish_losses(&pending);
     return done;
 }

@@ -6,7 +6,7 @@
 #include "../softmax/combine.h"
 #include "job.h"
 
-/* Sets the divisor of a mean, 1 if there is none. */
+/* Sets the divisor of a mean; 1 for other reductions. */
 INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
     const csm_pair per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
     c->per_divisor = per.hi;
@@ -35,18 +35,18 @@ INLINE void csm_loss_total(double *total, double *low, double count, double top,
     *low = (*total - sum) + *low;
     *total = sum;
 }
-/* Whether a row is read at all.  Sets its label, or -1, and its weight in `in`. */
+/* Whether a row takes part and is read.  Sets its label, or -1, and its weight in `in`. */
 INLINE int csm_loss_reads(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
     in->weight = 1;
     if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);
     return !(job->label && in->label < 0) && in->weight != 0;
 }
-/* For a call that is simple: the factor of a row's gradient, and the gradient of the label. */
+/* For a simple call: the factor of a row's gradient, and the gradient of the label. */
 INLINE double csm_loss_share(const csm_loss_call *c) { return c->per_divisor * csm_pow2(c->divisor_exponent); }
 INLINE double csm_loss_simple_target(double share, double others, double total) { return -(share * others) / total; }
 
-/* Losses whose logarithms are still to be taken, several at once: weight ((factor log1p(q) + far) + label). */
+/* Losses whose logarithms are computed later, several at once: weight ((factor log1p(q) + far) + label). */
 enum { CSM_PENDING = 8 };
 typedef struct csm_pending_losses {
     double q[CSM_PENDING], q_low[CSM_PENDING], factor[CSM_PENDING], far[CSM_PENDING], label[CSM_PENDING],
@@ -55,9 +55,9 @@ typedef struct csm_pending_losses {
     int count;
 } csm_pending_losses;
 
-/* Sums and loss of a row.  to: where the loss goes beside row->loss; NULL only without `pending`.  pending: NULL, or
- * the list to which the loss may be added; then row->loss, row->sums.tail and *to are not set.  (Only the gradient of
- * z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
+/* Computes the sums and the loss of a row.  to: a second destination of the loss; NULL only without `pending`.
+ * pending: NULL, or the list to which the loss may be added; then row->loss, row->sums.tail and *to are not set.  (Only
+ * the gradient of z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
                           double bias, csm_loss_row *row, csm_pending_losses *pending, double *to) {
     const double epsilon = c->smoothing, t = c->t->t;
@@ -112,7 +112,7 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     if (to) *to = row->loss;
 }
 
-/* A product of factors of any size, as mantissa and exponent. */
+/* A product of factors of any magnitude, as mantissa and exponent. */
 typedef struct csm_factor {
     csm_pair m;
     double e;
@@ -123,8 +123,9 @@ INLINE void csm_factor_by(csm_factor *f, double x) {
     f->m = csm_pair_mul(f->m, csm_pair_of(x, 0));
 }
 
-/* Parts of the factors as pairs, for float64, where successive roundings would add up: (1 - epsilon), epsilon / n, and
- * g = (1 - epsilon) mass + epsilon / n weight_sum + 2 z_loss lse.  Returns 0 if numbers are too large or too small. */
+/* Computes parts of the factors as pairs, for float64, where successive roundings would add up: (1 - epsilon),
+ * epsilon / n, and g = (1 - epsilon) mass + epsilon / n weight_sum + 2 z_loss lse.  Returns 0 if numbers are too large
+ * or too small. */
 typedef struct csm_loss_pairs {
     csm_pair rest, flat, g;
 } csm_loss_pairs;
@@ -153,14 +154,14 @@ static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_inp
     return 1;
 }
 
-/* The gradient k [p (g - a) - a (1 - p)] of the label, which is exact where p is nearly 1.  p: e_label / total, 1 - p:
- * others / total; paired: *pairs holds the parts of g and a. */
+/* The gradient k [p (g - a) - a (1 - p)] of the label, a form that keeps its digits when p is nearly 1.  p: e_label /
+ * total, 1 - p: others / total; paired: *pairs holds the parts of g and a. */
 INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, double a, int paired,
                               csm_loss_pairs *pairs, const int single, const csm_loss_row *row) {
     if (single) return (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total;
-    /* in pairs, because every rounding counts; plain labels: relative to the result */
+    /* in pairs, because every rounding counts: the error bound of plain labels is relative to the result */
     csm_pair apart = csm_pair_of(g - a, 0), label_part = csm_pair_of(a, 0);
-    if (paired) { /* no pointer that may be NULL: CUDA would keep the pairs in local memory */
+    if (paired) { /* a flag, not a pointer that may be NULL, with which CUDA would keep the pairs in local memory */
         csm_two_sum(&pairs->rest.hi, &pairs->rest.lo, pairs->flat.hi);
         pairs->rest.lo += pairs->flat.lo;
         label_part = csm_pair_mul(csm_pair_of(in->w_label, 0), pairs->rest);
@@ -177,8 +178,8 @@ INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, do
     return 0 + csm_pair_div(sum, csm_pair_of(row->total, row->total_low)).hi; /* no -0 */
 }
 
-/* The factors of a row's gradient.  shrink: the factor of clip_norm; negative for the gradient of the row loss alone,
- * whose norm is to be found. */
+/* Computes the factors of a row's gradient.  shrink: the factor of clip_norm; negative: compute the gradient of the row
+ * loss alone, whose norm is needed. */
 static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
                                           csm_loss_row *row) {
     const double epsilon = c->smoothing, flat = epsilon != 0 ? epsilon / (double)c->n : 0;
@@ -202,8 +203,8 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     if (c->z_loss != 0) g += 2 * c->z_loss * (in->max / c->temperature + s->tail);
     if (!(g - g == 0)) g = copysign(0x1.fffffffffffffp1023, g);
 
-    /* The gradient has the magnitude k max(q, |g|).  If that is ordinary, the power of two goes into k; otherwise k is
- * brought as near as needed and the rest is put off to the end, so that nothing is subnormal or infinite in between. */
+    /* The gradient has the magnitude k max(q, |g|).  If that is ordinary, the power of two goes into k; otherwise k gets
+     * as much of it as needed and the rest is applied last, so that no intermediate is subnormal or infinite. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
     const double lower = single ? -20 : -300, upper = single ? 100 : 300;
     if (largest == 0) k.m = csm_pair_of(0, 0);
@@ -259,7 +260,7 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     if (clips) row->target = row->target > row->clip ? row->clip : row->target < -row->clip ? -row->clip : row->target;
     if (!row->plain) row->target = csm_times_pow2(row->target * (row->post + row->post_low), row->post_exponent);
 }
-/* The same.  The common case is computed in line, with the bits of the general one. */
+/* Computes the factors; the common case is inlined, with the bits of the general one. */
 INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, double shrink, int single,
                              csm_loss_row *row) {
     if (c->simple && in->weight == 1 && in->upstream == 1 && in->w_label == 1) {
@@ -284,8 +285,8 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_any_factors(c, in, shrink, single, row);
 }
 
-/* The factor that limits the norm of a gradient to clip_norm.  squares: the sum of the squares that `factors` with
- * shrink -1 describes, before the power that is put off, without the label's. */
+/* The factor that limits the norm of a gradient to clip_norm.  squares: the sum of the squares of the gradient that
+ * `factors` with shrink -1 describes, before the deferred power of two, without the label's. */
 INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, const csm_loss_row *row,
                               double squares) {
     double upper = csm_times_pow2(c->clip_norm, -row->post_exponent);

@@ -1,7 +1,7 @@
-/* The scalar work for a row (row.h, block.h), for a group of rows: for as many rows of floats as a vector has lanes or,
- * for the logarithms of losses, for CSM_PENDING rows of any type.  The loops over rows are plain C without branches,
- * which compilers turn into vectors.  Each row has the bits that it has alone, and so the error (ACCURACY.md).
- * Everything is in double.  A sum that is NaN makes its row's tail and loss NaN and touches no other row.
+/* The scalar computations for a row (row.h, block.h), for a group of rows: as many rows of floats as a vector has lanes
+ * or, for the logarithms of losses, CSM_PENDING rows of any type.  The loops over rows are plain C without branches,
+ * which compilers vectorise.  Each row has the bits that it has on its own, and therefore the same error (ACCURACY.md).
+ * Everything is in double.  A sum that is NaN makes its row's tail and loss NaN and affects no other row.
  */
 #ifndef CSM_CROSS_ENTROPY_ROW_GROUPS_H
 #define CSM_CROSS_ENTROPY_ROW_GROUPS_H
@@ -31,7 +31,7 @@ static NOINLINE void csm_find_tails(csm_tails *s, double t, double bias) {
     else csm_find_tails_at(s, t, bias);
 }
 
-/* In: the label's logit and e'.  Out: the results of csm_loss_sums and csm_loss_factors for a call that is `simple`. */
+/* In: the label's logit and e'.  Out: the results of csm_loss_sums and csm_loss_factors for a `simple` call. */
 typedef struct csm_simple_losses {
     double x_label[v32_W], e_label[v32_W], loss[v32_W], target[v32_W];
     float f[v32_W], f_low[v32_W];
@@ -54,7 +54,7 @@ static NOINLINE void csm_find_losses(const csm_loss_call *c, const csm_tails *s,
 
 static NOINLINE void csm_finish_losses(csm_pending_losses *pending) {
     double loss[CSM_PENDING];
-    for (int i = pending->count; i < CSM_PENDING; i++) /* any value will do */
+    for (int i = pending->count; i < CSM_PENDING; i++) /* the values do not matter */
         pending->q[i] = pending->q_low[i] = pending->factor[i] = pending->far[i] = pending->label[i] =
             pending->weight[i] = 0;
     SIMD

@@ -4,13 +4,14 @@
  * Accumulators: double, or pairs of doubles, for every T.  Largest error measured (tests/ops/test_entmax.py, against
  * mpmath): 0.51 ULP of T; for double with an alpha other than 1.5 and 2, that of a change of tau by 2^-53.
  * Time: two passes over the row and one over the result; each survivor of the filter costs a few ns.
- * NaN, +inf or nothing but -inf: the whole row is NaN.
+ * A row with NaN, +inf or only -inf is NaN.
  */
 #ifndef FN
 #error "entmax.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* Finds the survivors of [0, n): greater than the bound, or NaN.  They are counted, and stored while there is room. */
+/* Finds the survivors of [0, n): greater than the bound, or NaN.  All are counted; they are stored while there is
+ * space. */
 INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
     const V(t) limit = V(set)((double)bound);
     size_t count = 0;
@@ -33,7 +34,7 @@ INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
     return count;
 }
 
-/* Returns how many survive the filter; if more than s->capacity, it must be called again with more room. */
+/* Returns the number of survivors of the filter; if more than s->capacity, it must be called again with more space. */
 static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_support *s) {
     const T *x = from;
     const double max = FN(max)(x, n);
@@ -41,7 +42,7 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
     s->is_nan = !(max > -CSM_INF && max < CSM_INF);
     s->count = 0;
     if (s->is_nan) return 0;
-    /* rounded down: one more survivor does no harm */
+    /* rounded down: one more survivor changes no result */
     const double lower = max - 1 / e->scale;
     REAL bound = lower < -EXP_MOST ? -(REAL)CSM_INF : (REAL)lower;
     if ((double)bound >= lower && bound > -(REAL)CSM_INF) bound = V(below)(bound);
@@ -91,7 +92,7 @@ static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, co
             REAL lane[V(W)], grad[V(W)], out[V(W)];
             if (bits) {
                 V(STORE_REAL)(lane, v);
-                /* used only where y > 0; elsewhere dy may hold anything */
+                /* only read where y > 0; elsewhere dy may hold anything */
                 V(STORE_REAL)(grad, k == V(W) ? LOAD(g + i) : LOAD_PART(g + i, k, V(zero)()));
             }
             if (pass == 1) V(STORE_REAL)(out, V(zero)());

@@ -22,7 +22,7 @@ typedef struct csm_support {
     int is_nan;
 } csm_support;
 typedef struct csm_entmax_kernels {
-    /* Returns how many survive the filter; if more than s->capacity, nothing is done. */
+    /* Returns the number of survivors of the filter; if more than s->capacity, nothing is computed. */
     size_t (*support)(const void *x, size_t n, const csm_entmax *, csm_support *s);
     /* Writes the support times factor, and 0 elsewhere. */
     void (*spread)(const csm_support *, double factor, void *y, size_t n);

@@ -4,12 +4,12 @@
  *             = sum over p_j > 0 of d(q_j, p_j), d the Bregman divergence of Omega,
  *               + sum over p_j = 0 of q_j [(ln_a q_j - 1) / alpha - v_j / a]
  *               - (sum q - 1) (max - (c - 1/alpha) / a),
- * a = alpha - 1, v_j = a (x_j - max) + c - 1.  No term is negative where q sums to 1, so that a small loss keeps its
+ * a = alpha - 1, v_j = a (x_j - max) + c - 1.  No term is negative if q sums to 1, so that a small loss keeps its
  * digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
  *
  * Plain C in double, one thread for each row, on the CPU and on CUDA; the terms are added in the order of the classes.
  * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; 1.8 ULP of a double, and 15.4 for
- * alpha = 1.5, where (sqrt q - sqrt p)^2 is made of rounded roots.  A row whose threshold is NaN has loss NaN.
+ * alpha = 1.5, where (sqrt q - sqrt p)^2 is computed from rounded roots.  A row whose threshold is NaN has loss NaN.
  */
 #ifndef CSM_ENTMAX_LOSS_H
 #define CSM_ENTMAX_LOSS_H
@@ -48,7 +48,7 @@ static inline double csm_outside(const csm_entmax *e, const csm_support *s, doub
     return q * ((csm_log_deformed(q, e->scale) - 1) / e->alpha - ((x - s->max) + csm_c_less_one(e, s)));
 }
 
-/* The loss for a label.  p becomes p - q where p > 0; the part of q outside the support is left to the caller. */
+/* The loss for a label.  p becomes p - q where p > 0; the caller adds the part of q outside the support. */
 static inline double csm_hard_loss(const csm_entmax *e, csm_support *s, size_t label, double x_label) {
     double loss = 0, others = 0;
     size_t at = s->count;
@@ -66,17 +66,17 @@ static inline double csm_hard_loss(const csm_entmax *e, csm_support *s, size_t l
     return loss;
 }
 
-/* The same for soft labels, class by class; classes with neither probability nor a label may be left out. */
+/* The loss for soft labels, class by class; classes with neither probability nor a label may be left out. */
 typedef struct csm_soft_loss {
     double loss, mass, mass_low;
-    size_t next; /* of the support */
+    size_t next; /* next class of the support */
 } csm_soft_loss;
 
 static inline csm_soft_loss csm_soft_start(void) {
     const csm_soft_loss l = {0, -1, 0, 0};
     return l;
 }
-/* Adds class j with soft label q.  Returns 1 if it has a label and no probability: then the caller adds csm_outside. */
+/* Adds class j with soft label q.  Returns 1 if it has a label but no probability: the caller then adds csm_outside. */
 static inline int csm_soft_add(const csm_entmax *e, csm_support *s, csm_soft_loss *l, size_t j, double q) {
     csm_two_sum(&l->mass, &l->mass_low, q);
     if (l->next == s->count || s->index[l->next] != j) return q > 0;

@@ -1,11 +1,12 @@
 /* alpha-entmax of the numbers that can have probability: y_i = u_i^p, u_i = z_i + c > 0, p = 1 / (alpha - 1),
  * z_i = (alpha - 1) (x_i - max) and the c in (0, 1] for which sum y = 1 (Peters, Niculae & Martins 2019;
- * sparsemax, p = 1: Martins & Astudillo 2016).  Everything in double, on the unit's vectors; the last sums as pairs.
+ * sparsemax, p = 1: Martins & Astudillo 2016).  Everything is in double, in the unit's vectors; the last sums are
+ * pairs.
  *
- * p >= 1: Newton on the p-norm of u, sum^(1/p) = 1: convex, so that from c = 1, where the sum is at least 1, c falls to
- * the root; for p = 1 these are Michelot's steps (1986), for p = 2 four or five suffice.  c = 1 + t: near alpha = 1 t
- * is tiny, and u^p needs its digits.
- * p < 1: Newton, in a bracket, on the largest probability m = c^p, sum m (1 + z_i / c)^p = 1, whose slope is
+ * p >= 1: Newton's method on the p-norm of u, sum^(1/p) = 1.  The norm is convex, so that c falls to the root from
+ * c = 1, where the sum is at least 1.  For p = 1 these are Michelot's steps (1986); for p = 2 four or five suffice.
+ * c = 1 + t: near alpha = 1 t is tiny, and u^p needs its digits.
+ * p < 1: Newton's method, in a bracket, on the largest probability m = c^p, sum m (1 + z_i / c)^p = 1, whose slope is
  * sum (1 + z_i / c)^(p-1); c itself may be as small as count^-(alpha - 1).
  * The root is then improved with sums of pairs; the result sums to 1 within rounding, for any size.
  */
@@ -31,7 +32,7 @@ INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t,
         *sum += low;
         return;
     }
-    const v64_t c = v64_set(1 + t), none = v64_zero(), one = v64_set(1);
+    const v64_t c = v64_set(1 + t), none = v64_zero(), ones = v64_set(1);
     v64_t a[EIGHT], b[EIGHT];
     for (int l = 0; l < EIGHT; l++) a[l] = b[l] = none;
     for (size_t i = 0; i < s->count; i += 8)
@@ -41,7 +42,7 @@ INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t,
             u = v64_keep(in, u);
             if (e->kind == CSM_SPARSEMAX) {
                 a[l] = v64_add(a[l], u);
-                b[l] = v64_add(b[l], v64_keep(in, one));
+                b[l] = v64_add(b[l], v64_keep(in, ones));
             } else {
                 a[l] = v64_fma(u, u, a[l]);
                 b[l] = v64_add(b[l], u);
@@ -65,7 +66,8 @@ INLINE double csm_entmax_u(const csm_support *s, const csm_entmax *e, size_t i, 
 
 /* Finds t for p >= 1. */
 INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
-    const double near = e->kind == CSM_ENTMAX_ANY ? 0x1p-20 : 0x1p-53; /* ANY: the steps in pairs below do the rest */
+    /* ANY: the steps in pairs below add the other digits. */
+    const double near = e->kind == CSM_ENTMAX_ANY ? 0x1p-20 : 0x1p-53;
     double t = 0, low = -1, high = 0, sum, slope;
     for (int i = 0; i < 200; i++) {
         csm_entmax_sums(s, e, t, &sum, &slope);
@@ -129,8 +131,8 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
         s->count = kept;
         return;
     }
-    /* Steps whose residual is a sum of pairs: one, and more near alpha = 1, where sum and root nearly cancel above.
-     * p < 1: in a bracket, because the slope is unbounded where a number enters the support. */
+    /* Steps whose residual is a sum of pairs: one step, and more near alpha = 1, where sum and root nearly cancel
+     * above.  p < 1: in a bracket, because the slope is unbounded where a number enters the support. */
     const double c = s->t;
     double low = -CSM_INF, high = CSM_INF;
     if (e->p < 1) {

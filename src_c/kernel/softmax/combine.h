@@ -6,8 +6,8 @@
 #include "../../math/temperature.h"
 #include "../../registry.h"
 
-/* Whether the result of a row needs no sum but is `fill` everywhere.  nan: the row holds NaN; kept: some element takes
- * part. */
+/* Whether the result of a row needs no sum and is `fill` everywhere.  nan: the row holds NaN; kept: at least one
+ * element takes part. */
 INLINE int csm_is_special(csm_op op, double temperature, double max, int nan, int kept, double *fill) {
     const int lse = op == CSM_OP_logsumexp;
     *fill = CSM_NAN;
@@ -18,7 +18,7 @@ INLINE int csm_is_special(csm_op op, double temperature, double max, int nan, in
     else return 0;
     return 1;
 }
-/* The log-sum-exp of a row from its maximum and tail.  transformed: the tail is that of x/T already. */
+/* The log-sum-exp of a row from its maximum and tail.  transformed: the tail is already that of x/T. */
 INLINE double csm_lse(const csm_scales *s, double max, double tail, int transformed) {
     if (transformed && (s->temperature == 0 || !(s->temperature < CSM_INF))) return tail;
     return max / s->temperature + tail;
@@ -28,7 +28,8 @@ INLINE double csm_reduced(csm_op op, const csm_scales *s, double max, double tai
     return op == CSM_OP_logsumexp ? csm_lse(s, max, tail, transformed) : tail;
 }
 
-/* Finds the row's max and n, to which the sums of all blocks are then made relative, in index order. */
+/* Finds the row's max and n, and clears its sum; the sums of all blocks are then added relative to n, in index
+ * order. */
 INLINE void csm_combine_sums(const csm_block *blocks, size_t count, csm_row *row) {
     row->max = blocks[0].max;
     row->n = blocks[0].n;
@@ -80,7 +81,7 @@ INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row)
     row->tail = csm_log1p(q, q_low);
 }
 
-/* Gradients: the sum as a pair. */
+/* For gradients: adds the sums of the blocks as a pair. */
 INLINE void csm_combine_pair(const csm_block *blocks, size_t count, int single, csm_row *row) {
     double hi = 0, lo = 0;
     for (size_t b = 0; b < count; b++) {

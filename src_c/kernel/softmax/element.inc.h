@@ -1,4 +1,4 @@
-/* The second passes on one element, or one vector of elements.  Shared by the kernels of every storage type and by the
+/* The second passes for one element, or one vector of elements.  The kernels of every storage type share them with the
  * CUDA kernels, which include this file with the scalar vocabulary.
  */
 #ifndef V
@@ -12,8 +12,8 @@ INLINE V(t) V(without_max)(V(t) e, V(mask) is_max, V(t) *count) {
 
 INLINE V(t) V(scaled)(V(t) e, V(t) r, V(t) r_low) { return V(fma)(e, r, V(mul)(e, r_low)); }
 
-/* The factor 2^d r of e' in softmax, d = n of the block less n of the row: r as a pair and, applied before it, `up`,
- * which takes the power of two where r 2^d could be subnormal (else 1). */
+/* The factor 2^d r of e' in softmax, d = n of the block minus n of the row: r as a pair, and `up`, which is applied
+ * first and holds the power of two if r 2^d could be subnormal (else 1). */
 typedef struct V(scaling) {
     V(t) up, f, f_low;
     int plain; /* up is 1 */
@@ -33,11 +33,11 @@ typedef struct V(vjp_constants) {
     V(shift) shift;
 } V(vjp_constants);
 
-/* s = hi + lo, of one row or of as many rows as a vector has lanes. */
+/* The constants of one row, or of as many rows as a vector has lanes, from their sum s = hi + lo. */
 INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, V(t) hi, V(t) lo, const int log) {
     V(vjp_constants) c;
-    /* Log: e^y carries 2^bias and s its inverse, so that e^y keeps its digits down to the subnormal numbers,
-     * except where s itself would lose digits: there e^y s vanishes anyway. */
+    /* Log: e^y is scaled by 2^bias and s by its inverse, so that e^y keeps its digits down to the subnormal numbers,
+     * unless s itself would lose digits; then e^y s vanishes anyway. */
     V(t) bias = V(zero)(), down = V(set)(1);
     if (log) {
         V(mask) ample = V(either)(V(ge)(hi, V(set)(EXP_SMALL)), V(ge)(V(set)(-EXP_SMALL), hi));
@@ -57,7 +57,7 @@ INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
     V(mask) absent = V(eq)(y, c.absent);
     V(t) d;
     if (log) {
-        /* A larger number is no logarithm of a probability; the exponent must not overflow. */
+        /* The minimum prevents an overflow of the exponent; no logarithm of a probability is that large. */
         V(t) e = V(min)(V(set)(EXP_LARGEST_LOG), y), scale;
         V(exp_parts)(1, &e, &scale, c.shift, 0);
         d = V(fnma)(c.lo, scale, V(fnma)(c.hi, scale, dy));
@@ -70,7 +70,7 @@ INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
     return V(drop)(absent, d);
 }
 
-/* The numbers from i on: a whole vector, or the last `count` and then 0. */
+/* The numbers starting at i: a whole vector, or the last `count` followed by 0. */
 INLINE V(t) V(loss_reals)(const void *p, size_t i, size_t count) {
     const REAL *from = (const REAL *)p;
     return count >= V(W) ? V(LOAD_REAL)(from + i) : V(LOAD_PART_REAL)(from + i, count, V(zero)());
@@ -79,9 +79,9 @@ typedef struct V(loss_constants) {
     V(t) f, f_low, shift, post, post_low, power1, power2, clip_high, clip_low, soft, flat;
 } V(loss_constants);
 
-/* e' of a block is relative to the block's n and needs 2^d, d <= 0.  The factor takes it; below 2^-8 a factor of its
- * own does, as far as that is a normal number (then the gradient is subnormal, and the rest does no harm in the
- * factor). */
+/* e' of a block is relative to the block's n and needs the factor 2^d, d <= 0.  It is part of f; below 2^-8 it is a
+ * separate factor, `shift`, as long as that is a normal number (beyond that the gradient is subnormal, and the
+ * remainder does no harm in f). */
 INLINE int V(loss_set)(const csm_block *block, const csm_loss_row *row, V(loss_constants) *c) {
     const double d = block->n - row->sums.n, min_shift = 26 - EXP_EXPONENT_BIAS;
     const int folded = d >= -8;
@@ -103,7 +103,7 @@ INLINE int V(loss_set)(const csm_block *block, const csm_loss_row *row, V(loss_c
     c->flat = V(set)(row->flat > EXP_MOST ? EXP_MOST : row->flat);
     return folded;
 }
-/* g = e f + e f_low - w (soft q + flat).  q, w: whether there are any; plain: no shift, no clip, no post. */
+/* g = e f + e f_low - w (soft q + flat).  q, w: whether they exist; plain: no shift, no clip, no post. */
 INLINE V(t) V(loss_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, V(loss_constants) c,
                              const int q, const int w, const int plain) {
     if (!plain) e = V(mul)(e, c.shift);
@@ -118,7 +118,7 @@ INLINE V(t) V(loss_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size
     }
     return V(fma)(e, c.f, g);
 }
-/* The same for terms that may be NULL. */
+/* loss_gradient for terms that may be NULL. */
 INLINE V(t) V(loss_any_gradient)(V(t) e, const csm_loss_terms *terms, size_t i, size_t count, V(loss_constants) c) {
     if (!terms) return V(scaled)(V(mul)(e, c.shift), c.f, c.f_low);
     if (terms->w)

@@ -14,8 +14,9 @@
 #error "forward.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* Elements before the first cache line, for passes whose result does not depend on lanes: from there on no vector
- * crosses two lines.  NumPy's large arrays begin 16 bytes behind a page; without this (64, 32000) takes 15 % longer. */
+/* Number of elements before the first cache line, for passes whose result does not depend on lanes: after them no
+ * vector crosses two lines.  NumPy's large arrays begin 16 bytes after a page; without this (64, 32000) takes 15 %
+ * longer. */
 INLINE size_t FN(head)(const T *x, size_t k) {
     return k < ALIGNED_LENGTH ? 0 : (0 - (uintptr_t)x) % 64 / sizeof(T) % V(W);
 }
@@ -36,14 +37,14 @@ INLINE V(t) FN(max_lanes)(const T *x, size_t k) {
 }
 static double FN(max)(const void *from, size_t k) { return (double)V(top)(FN(max_lanes)(from, k)); }
 
-/* The second pass: e' of at most CSM_FLUSH elements of a row (block) whose maximum is m and whose constants are s, and
+/* The second pass: e' of up to CSM_FLUSH elements of a row (block) whose maximum is m and whose constants are s, and
  * their sums in the lanes of `sum`.
  *
- * store: e' goes to e.  A last vector that is not whole goes to *last instead, unless that is NULL: loading it right
- * after a partial store would stall.
+ * store: e' is stored in e.  A partial last vector goes to *last instead, unless that is NULL: loading it right after a
+ * partial store would stall.
  * exact: the log family, which keeps elements equal to the maximum out of the sum and counts them.
- * ahead, ahead_to: addresses to prefetch, which will be read and written next ((256, 50257) on AVX2: 0.42 ns an element
- * without, 0.38 with the first, 0.35 with both). */
+ * ahead, ahead_to: addresses to prefetch, which will be read and written next ((256, 50257) on AVX2: 0.42 ns per
+ * element without, 0.38 with the first, 0.35 with both). */
 INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(shift) s, V(sum) *sum, V(t) *count,
                          const int tempered, const int store, const int exact, V(t) *last, const char *ahead,
                          const char *ahead_to) {
@@ -117,7 +118,7 @@ INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(sh
     }
 }
 
-/* The same for a row or block of any length whose maximum is known; the sums go to *block. */
+/* The second pass over a row or block of any length whose maximum is known; the sums go to *block. */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
                         const int store, const int exact, V(t) *last, const char *ahead, const char *ahead_to) {
     const double ref = csm_reference(block->max, t);
@@ -150,7 +151,7 @@ static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t
     if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL, NULL);
     else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL, NULL);
 }
-/* e: where e' goes, or NULL. */
+/* e: the destination of e', or NULL. */
 static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block,
                                    V(t) *last, const char *ahead, const char *ahead_to) {
     if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, e != NULL, 1, last, ahead, ahead_to);
@@ -159,16 +160,17 @@ static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temp
 }
 
 #if EXP_MANTISSA == 23
-/* The same for W rows at T = 1, grouped, so that no row stalls on its maximum, its sum and the scalar work for a
- * row. */
+/* The second pass over W rows at T = 1, grouped, so that no row stalls on its maximum, its sum and its scalar
+ * computations. */
 typedef struct FN(rows) {
     REAL max[V(W)], n[V(W)];
     v64_t sums[V(PARTS)];
     double count[V(W)]; /* exact only */
-    V(t) last[V(W)]; /* not exact: the end of a row, if it is not a whole vector */
+    V(t) last[V(W)]; /* not exact: the last vector of a row, if it is partial */
 } FN(rows);
 
-/* e: where e' of the rows goes, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not ordinary. */
+/* e: the destination of e' of the rows, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not
+ * ordinary. */
 INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int store,
                         const int exact) {
     const int prefetches = exact ? job->prefetch != CSM_PREFETCH_NOTHING : job->prefetch == CSM_PREFETCH_ALL;
@@ -193,7 +195,7 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
                      prefetches && job->result ? job->result + (r + 1) * job->result_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
     }
-    for (int r = 0; r < V(W); r++) { /* in a loop of its own, so that no row stalls the next */
+    for (int r = 0; r < V(W); r++) { /* in a separate loop, so that no row stalls the next */
         V(sum_eight_of_part)(&sum[r], sums[r]);
     }
     V(trees)((const v64_t(*)[V(EIGHT)])sums, g->sums);
@@ -216,7 +218,7 @@ static void FN(fill)(T *y, size_t k, double value) {
     if (i < k) STORE_PART(y + i, k - i, v);
 }
 
-/* Rows of at most 16 elements stay in registers from the load to the store. */
+/* Rows of up to 16 elements stay in registers from the load to the store. */
 INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int keeps_axis) {
     const csm_temperature *t = job->temperature;
     const int tempered = t->tempered; /* not specialised on T = 1: with few rows this branch is not the bottleneck */
@@ -289,8 +291,8 @@ INLINE void FN(reciprocals)(v64_t *sums, REAL *r, REAL *r_low) {
     V(STORE_REAL)(r_low, V(narrow)(sums));
 }
 
-/* The same, W rows at a time (short_rows.inc.h).  Returns how many rows are done; a group with a row that is NaN or not
- * ordinary is left to `tiny_rows`. */
+/* Softmax of W rows at a time (short_rows.inc.h).  Returns the number of rows done; a group with a row that is NaN or
+ * not ordinary is left to `tiny_rows`. */
 INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t max_vectors, const int tempered) {
     const size_t n = job->n, used = USED(n, max_vectors);
     size_t i = 0;
@@ -355,7 +357,7 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
             rest.input += (ptrdiff_t)groups * job->input_step;
             rest.result += (ptrdiff_t)groups * job->result_step;
             rest.rows -= groups;
-            if (rest.rows > V(W)) rest.rows = V(W); /* only past the row that stopped the groups */
+            if (rest.rows > V(W)) rest.rows = V(W); /* just past the row that stopped the groups */
         }
 #endif
         const int keeps_axis = op != CSM_OP_logsumexp;
@@ -378,7 +380,7 @@ static void FN(softmax_pass1)(const void *a, const void *b, void *e, size_t k, c
     else FN(exp_only)(a, k, t, block);
 }
 
-/* The same without e', for a known maximum. */
+/* Pass 1 for a known maximum, without storing e'. */
 static void FN(softmax_sum)(const void *a, size_t k, const csm_temperature *t, csm_block *block) {
     FN(exp_only)(a, k, t, block);
 }
@@ -428,7 +430,7 @@ static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, c
 }
 
 #if EXP_MANTISSA == 23
-/* The first W rows, grouped, of at most GROUPED_SOFTMAX_LENGTH floats, at T = 1.  Returns 0, with nothing written, if a
+/* The first W rows, grouped, of up to GROUPED_SOFTMAX_LENGTH floats, at T = 1.  Returns 0, with nothing written, if a
  * row is not ordinary. */
 static int FN(grouped_softmax_rows)(const csm_rows_job *job) {
     REAL r[V(W)], r_low[V(W)];
@@ -528,7 +530,7 @@ static void FN(logsumexp_pass2)(const void *a, const void *b, void *y, size_t k,
 }
 
 #if EXP_MANTISSA == 23
-/* The first W rows, grouped, of at most GROUPED_LOG_LENGTH elements, and their tails.  e: where e' goes, or NULL.
+/* The first W rows, grouped, of up to GROUPED_LOG_LENGTH elements, and their tails.  e: the destination of e', or NULL.
  * Returns 0 if a row is NaN or not ordinary. */
 static int FN(grouped_log_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, csm_tails *s) {
     double none = 0;
@@ -593,7 +595,7 @@ INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
 static size_t FN(log_softmax_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 1); }
 static size_t FN(logsumexp_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 0); }
 
-/* Between storage and compute type, for drivers that work on the compute type. */
+/* Conversions between storage and compute type, for drivers that work on the compute type. */
 static void FN(widen)(const void *from, void *to, size_t k) {
     const T *x = from;
     REAL *y = to;

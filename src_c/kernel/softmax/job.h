@@ -8,10 +8,10 @@
 /* How much a call prefetches: nothing if it fits the cache; the sources of long rows; sources and results. */
 typedef enum csm_prefetch { CSM_PREFETCH_NOTHING, CSM_PREFETCH_LONG, CSM_PREFETCH_ALL } csm_prefetch;
 
-/* Rows that are contiguous along the softmax axis, of at most CSM_BLOCK elements (longer ones: pass1, pass2). */
+/* Rows that are contiguous along the softmax axis, of up to CSM_BLOCK elements (longer rows use pass1 and pass2). */
 typedef struct csm_rows_job {
-    const char *input; /* x; of a gradient dy */
-    const char *y;     /* of a gradient: the result of the forward function */
+    const char *input; /* x; for a gradient dy */
+    const char *y;     /* for a gradient: the result of the forward function */
     char *result;
     ptrdiff_t input_step, y_step, result_step; /* bytes between rows */
     size_t rows, n;
@@ -30,18 +30,18 @@ typedef struct csm_tile_job {
     void *scratch; /* CSM_TILE_BYTES */
 } csm_tile_job;
 enum {
-    CSM_TILE_BYTES = 520 * 1024, /* room for 16 rows of (CSM_BLOCK | 1) doubles */
+    CSM_TILE_BYTES = 520 * 1024, /* holds 16 rows of (CSM_BLOCK | 1) doubles */
     CSM_TILE_WIDTH = 512,        /* rows of the widest tile */
-    CSM_VJP_WIDTH = 128          /* the same for gradients; float64: half of it */
+    CSM_VJP_WIDTH = 128          /* rows of the widest tile of a gradient; float64: half of it */
 };
 
 typedef struct csm_kernels {
-    /* Computes rows in order and returns how many are done.  If that is fewer than job->rows, the maximum of the next
-     * row is outside the ordinary range; that row has been neither changed nor written. */
+    /* Computes rows in order and returns the number of rows done.  If that is less than job->rows, the maximum of the
+     * next row is outside the ordinary range; that row has been neither changed nor written. */
     size_t (*rows)(const csm_rows_job *job);
     /* Computes a tile, n <= CSM_BLOCK.  Returns 0, with nothing written, if a row is not ordinary.  May be NULL. */
     int (*tile)(const csm_tile_job *job);
-    /* Sums one block, k <= CSM_BLOCK.  e: where softmax leaves e' (NULL: nowhere); the other kernels do not use it. */
+    /* Sums one block, k <= CSM_BLOCK.  e: where softmax stores e', or NULL; the other kernels do not use it. */
     void (*pass1)(const void *input, const void *y, void *e, size_t k, const csm_temperature *t, csm_block *block);
     void (*combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row);
     /* Writes the result of one block.  input NULL (softmax only): the result holds e' from pass1. */

@@ -1,9 +1,10 @@
-/* Rows of at most 16 elements of a type that is computed in float, grouped by as many as a vector has lanes: their
+/* Rows of up to 16 elements of a type that is computed in float, in groups of as many rows as a vector has lanes: their
  * maxima, reference exponents and sums are found side by side.  Formulas, sums (in double) and bits, and so the errors,
  * are those of `tiny_rows` in forward.inc.h.  Memory is read once and written once.  A group with a row that is NaN, or
  * whose maximum is infinite or beyond the limit, is left to the caller.
  *
- * 10 elements, AVX-512, one thread: softmax 6 ns a row, log_softmax 8 (one by one 30), a loss and its gradient 13 (49).
+ * 10 elements, AVX-512, one thread: softmax 6 ns per row, log_softmax 8 (one row at a time 30), a loss and its gradient
+ * 13 (49).
  */
 #ifndef FN
 #error "short_rows.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -14,15 +15,16 @@ typedef struct FN(group) {
     REAL z[V(W)][16], e[V(W)][16]; /* whole vectors; z only if exact, -inf beyond the row */
     REAL max[V(W)], n[V(W)];
     v64_t sums[V(PARTS)]; /* exact: without the maxima */
-    double count[V(W)]; /* exact: of maxima */
+    double count[V(W)]; /* exact: number of maxima */
 } FN(group);
 
-/* Vectors of a row.  max_vectors: 1 where a row fits one vector, else 2; a constant, so that loops over them vanish. */
+/* Number of vectors of a row.  max_vectors: 1 if a row fits one vector, else 2; a constant, so that loops over the
+ * vectors are unrolled completely. */
 #define ONE_VECTOR(n) (V(SIXTEEN) != 2 || (n) <= V(W))
 #define USED(n, max_vectors) (V(SIXTEEN) == 1 ? 1 : V(SIXTEEN) == 2 ? (max_vectors) : ((n) + V(W) - 1) / V(W))
 
-/* The constants of W rows, from a vector for each row whose largest lane is its maximum: *s, of which magic and lowest
- * differ from row to row, and each row's maximum and n.  Returns 0 if a row is not ordinary. */
+/* Computes the constants of W rows, from a vector for each row whose largest lane is its maximum: *s, whose magic and
+ * lowest differ from row to row, and each row's maximum and n.  Returns 0 if a row is not ordinary. */
 INLINE int FN(rows_shift)(const V(t) *tops, const csm_temperature *t, const int tempered, V(shift) *s, REAL *magic,
                           REAL *lowest, REAL *max, REAL *n) {
     V(t) all = V(tops)(tops), n0;
@@ -35,7 +37,7 @@ INLINE int FN(rows_shift)(const V(t) *tops, const csm_temperature *t, const int 
     return 1;
 }
 
-/* Returns 0 if a row is not ordinary. */
+/* Computes e' and the sums of a group.  Returns 0 if a row is not ordinary. */
 INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                          const size_t max_vectors, const int tempered, const int exact) {
     const size_t used = USED(n, max_vectors), left = n - (used - 1) * V(W);
@@ -81,7 +83,7 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
     return 1;
 }
 
-/* The same with tails.  Returns 0 if a row is NaN or not ordinary. */
+/* Computes e', the sums and the tails of a group.  Returns 0 if a row is NaN or not ordinary. */
 INLINE int FN(group_log_of)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                             csm_tails *s, const size_t max_vectors, const int tempered) {
     double check = 0;

@@ -1,16 +1,16 @@
 /* softmax, log_softmax and logsumexp along a strided axis, rows side by side (any axis but the last of a C array).
  *
- * One vector lane is one row, so nothing is shuffled.  A tile (all classes of `width` rows) is copied to scratch,
- * vector of rows after vector of rows, while the maxima are found: memory is read once in long runs, and scratch has no
- * power-of-two strides, which would fall into one cache set.  Then e' and the sums are computed for each vector of
- * rows, in the order of sum.inc.h.  Last, the result is written in long runs.
- * NaN, sums, accuracy: as forward.inc.h, bit for bit.
+ * One vector lane is one row, so nothing is shuffled.  A tile (all classes of `width` rows) is copied to scratch, one
+ * vector of rows after the other, while the maxima are found: memory is read once in long runs, and scratch has no
+ * power-of-two strides, which would map to one cache set.  Then e' and the sums are computed for each vector of rows,
+ * in the order of sum.inc.h.  Last, the result is written in long runs.
+ * NaN, sums and accuracy are those of forward.inc.h, bit for bit.
  */
 #ifndef FN
 #error "tile.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-/* e' of `classes` classes for one vector of rows.  The log family counts maxima and takes 0 for them. */
+/* e' of `classes` classes for one vector of rows.  The log family counts maxima and sets them to 0. */
 INLINE void FN(tile_terms)(const int classes, REAL *z, V(t) *e, V(t) m, V(shift) s, const int tempered, const int exact,
                            V(t) *count) {
     V(t) x[V(SIDE)];
@@ -23,7 +23,7 @@ INLINE void FN(tile_terms)(const int classes, REAL *z, V(t) *e, V(t) m, V(shift)
         else V(STORE_REAL)(z + j * V(W), e[j]);
     }
 }
-/* The classes [from, to) for one vector of rows, class j to lane j mod V(LANES). */
+/* Adds the classes [from, to) of one vector of rows, class j to lane j mod V(LANES). */
 INLINE void FN(tile_add)(REAL *z, size_t from, size_t to, V(t) m, V(shift) s, const int tempered, const int exact,
                          V(t) *count, V(t) *sum, V(t) *low) {
     size_t j = from;
@@ -40,8 +40,8 @@ INLINE void FN(tile_add)(REAL *z, size_t from, size_t to, V(t) m, V(shift) s, co
 }
 
 /* Sums of one vector of rows, hi and lo of W rows.  Each lane adds the elements that it adds in the row kernel, in the
- * same order.  Lane by lane instead of class by class would leave the caches: 0.46 against 0.36 ns an element at 1000
- * classes. */
+ * same order.  Going lane by lane instead of class by class would miss the caches: 0.46 instead of 0.36 ns per element
+ * at 1000 classes. */
 INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int tempered, const int exact, V(t) *count,
                          v64_t *hi, v64_t *lo) {
     V(t) sum[V(LANES)], low[V(LANES)];
@@ -147,7 +147,7 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
         V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
         V(shift) s = V(shift_to)(m, t, 1, &n0);
         v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
-        /* The log family tests for a temperature inside the loop, which saves a copy of long code. */
+        /* The log family tests for a temperature inside the loop, which saves a second copy of a large body. */
         if (exact || t->tempered) FN(tile_sum)(z + c / V(W) *plane, n, m, s, t->tempered, exact, &count, hi, lo);
         else FN(tile_sum)(z + c / V(W) *plane, n, m, s, 0, exact, &count, hi, lo);
         if (!exact) {

@@ -3,14 +3,14 @@
  *   softmax_vjp      dx_j = y_j ((dy_j - s_hi) - s_lo) / T,           s = sum dy y
  *   log_softmax_vjp  dx_j = (dy_j - s 2^n_j - s em1_j) / T,           s = sum dy,  e^y = 2^n + em1
  *
- * Passes: the dot product (sum.inc.h; s is a pair in the compute type, so that dy - s keeps its digits where one
- * class dominates); the result.  Rows are computed one by one (vjp_rows), short ones in groups of as many as a vector
- * has lanes (vjp_group), along a strided axis side by side (vjp_tile): the same operations in the same order, so the
- * same bits.  The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the tail.  Elements with
+ * Passes: the dot product (sum.inc.h; s is a pair in the compute type, so that dy - s keeps its digits if one class
+ * dominates); the result.  Rows are computed one at a time (vjp_rows), short rows in groups of as many as a vector has
+ * lanes (vjp_group), rows along a strided axis side by side (vjp_tile): the same operations in the same order, and so
+ * the same bits.  The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the tail.  Elements with
  * y = 0 (log: y = -inf) take no part: their dy does not matter, and their dx is +0.
- * NaN elsewhere is written as the canonical NaN.
+ * Any other NaN is written as the canonical NaN.
  * The division by T comes last for T > 1 and first for T < 1, where y_j / T is rounded as a subnormal number if y_j is
- * one.
+ * subnormal.
  * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
  * (log); float64 1.3.
  */
@@ -93,11 +93,11 @@ static NOINLINE void FN(log_softmax_vjp_pass2)(const void *a, const void *b, voi
 /* Whether both gradients share their loops, which saves 2.5 KB for each type and unit. */
 #define VJP_ONE_COPY (V(W) == 1 || !STORED_AS_REAL)
 
-/* Those constants of many rows that differ from row to row. */
+/* The constants of many rows that differ from row to row. */
 typedef struct FN(vjp_many) {
     REAL hi[CSM_VJP_WIDTH], lo[CSM_VJP_WIDTH], magic[CSM_VJP_WIDTH], lowest[CSM_VJP_WIDTH];
 } FN(vjp_many);
-/* Sets them for the W rows from i on, from their sums: csm_combine_pair, side by side. */
+/* Sets them for the W rows starting at i, from their sums: csm_combine_pair for W rows side by side. */
 INLINE void FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, const csm_temperature *t, const int log) {
     V(t) high, low;
     V(pair_of)(total, rest, &high, &low);
@@ -112,8 +112,8 @@ INLINE void FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, co
      c.shift.lowest = from(m->lowest + i))
 
 #if EXP_MANTISSA == 23
-/* A group of as many rows as a vector has lanes, whose sums are added up side by side: (4096, 16) on AVX2, 22 -> 11 to
- * 13 ns a row. */
+/* A group of as many rows as a vector has lanes, whose sums are added side by side: (4096, 16) on AVX2, 22 -> 11 to
+ * 13 ns per row. */
 INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
     const T *dy[V(W)], *y[V(W)];
     v64_t sums[V(W)][V(EIGHT)], total[V(PARTS)];
@@ -162,10 +162,10 @@ static size_t FN(log_softmax_vjp_rows)(const csm_rows_job *job) {
     return VJP_ONE_COPY ? FN(vjp_rows_of_either)(job, 1) : FN(vjp_rows)(job, 1);
 }
 
-/* Along a strided axis, rows side by side: the lanes of all rows are kept in scratch, and class after class is added to
- * them, so that memory is read in long runs.  It is read twice, the second time from the caches.
- * Rejected: a copy of the tile in scratch, as in tile.inc.h (1.3 to 2 times the time even where the stride is a
- * power of two); tiles of 128 bytes (twice the time of 256). */
+/* Along a strided axis, rows side by side: the lanes of all rows are kept in scratch, and one class after the other is
+ * added to them, so that memory is read in long runs.  It is read twice, the second time from the caches.
+ * Rejected: a copy of the tile in scratch, as in tile.inc.h (1.3 to 2 times the time even if the stride is a power of
+ * two); tiles of 128 bytes (twice the time of 256). */
 enum { FN(VJP_REST) = CSM_VJP_WIDTH / 2 }; /* double: offset of a lane's low parts */
 INLINE void FN(vjp_load)(const T *dy, const T *y, size_t left, V(t) absent, V(t) *a, V(t) *b) {
     if (left >= V(W)) {
@@ -198,7 +198,7 @@ INLINE void FN(vjp_tile_sums)(const csm_tile_job *job, double *lanes, const int 
         }
     }
 }
-/* Adds up the lanes of W rows. */
+/* Adds the lanes of W rows. */
 INLINE void FN(vjp_tile_total)(const double *lanes, size_t n, size_t c, v64_t *total, v64_t *rest) {
     for (size_t p = 0; p < V(PARTS); p++) {
         v64_t sum[8], low[8];

@@ -6,7 +6,7 @@
 
 /* Scratch of the selection of the k largest or smallest of a row: candidates and their indices, twice, and block maxima
  * (or, if dense, the row) in the compute type.  Every CSM_SELECT_GROUP elements from the start of the row have one
- * block maximum, +inf if there is NaN, which are still there afterwards. */
+ * block maximum, +inf if they contain NaN; the maxima are still there after the selection. */
 typedef struct csm_select {
     void *key, *spare_key;
     int64_t *index, *spare_index;

@@ -2,7 +2,7 @@
  *
  * Keys are integers in the order of the numbers.  -0 is +0.  NaN comes before all numbers among the largest and after
  * all numbers among the smallest (whose numbers are negated), so that one descending order serves both.
- * Candidates with equal keys lie in the order of their indices; every sort keeps that order.
+ * Candidates with equal keys are in the order of their indices; every sort keeps that order.
  */
 #ifndef V
 #error "select.inc.h needs V(name)"
@@ -44,40 +44,40 @@ INLINE REAL V(below)(REAL x) {
     return V(of_key)(key - 1 - (key == 0));
 }
 
-INLINE size_t V(count_some)(const REAL *m, size_t count, REAL t) { /* count must be exact in a float */
-    V(t) a = V(zero)(), b = a, c = a, d = a, at = V(set)((double)t), one = V(set)(1);
+INLINE size_t V(count_chunk)(const REAL *m, size_t count, REAL t) { /* count must be exact in a float */
+    V(t) a = V(zero)(), b = a, c = a, d = a, at = V(set)((double)t), ones = V(set)(1);
     size_t i = 0;
     for (; i + 4 * V(W) <= count; i += 4 * V(W)) {
-        a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), one));
-        b = V(add)(b, V(keep)(V(ge)(V(LOAD_REAL)(m + i + V(W)), at), one));
-        c = V(add)(c, V(keep)(V(ge)(V(LOAD_REAL)(m + i + 2 * V(W)), at), one));
-        d = V(add)(d, V(keep)(V(ge)(V(LOAD_REAL)(m + i + 3 * V(W)), at), one));
+        a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), ones));
+        b = V(add)(b, V(keep)(V(ge)(V(LOAD_REAL)(m + i + V(W)), at), ones));
+        c = V(add)(c, V(keep)(V(ge)(V(LOAD_REAL)(m + i + 2 * V(W)), at), ones));
+        d = V(add)(d, V(keep)(V(ge)(V(LOAD_REAL)(m + i + 3 * V(W)), at), ones));
     }
-    for (; i < count; i += V(W)) a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), one));
+    for (; i < count; i += V(W)) a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), ones));
     return (size_t)V(sum_exact)(V(add)(V(add)(a, b), V(add)(c, d)));
 }
-INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* how many are >= t; count is of whole vectors */
+INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* the number of m >= t, in whole vectors */
     enum { CHUNK = 1 << 20 };
     size_t sum = 0;
-    for (size_t i = 0; i < count; i += CHUNK) sum += V(count_some)(m + i, count - i < CHUNK ? count - i : CHUNK, t);
+    for (size_t i = 0; i < count; i += CHUNK) sum += V(count_chunk)(m + i, count - i < CHUNK ? count - i : CHUNK, t);
     return sum;
 }
 
-/* A number t that at least k of the m reach, and few more; no m is NaN.  exact: the k-th largest.
- * Of up to RANKED numbers the one whose rank is k - 1 is taken; of more, keys are bisected. */
+/* A number t that at least k of the m reach, but not many more; no m is NaN.  exact: the k-th largest.
+ * Up to RANKED numbers are ranked, and the one of rank k - 1 is returned; for more numbers the keys are bisected. */
 static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exact) {
     enum { RANKED = 32, VECTORS = RANKED / V(W) };
     V(t) largest = V(set)(-CSM_INF), lowest = V(set)(CSM_INF);
     if (count <= RANKED && k > 1) {
         V(t) v[VECTORS], above[VECTORS];
-        const V(t) one = V(set)(1), last = V(set)((double)(k - 1));
+        const V(t) ones = V(set)(1), last = V(set)((double)(k - 1));
         for (size_t l = 0; l < VECTORS; l++) {
             v[l] = l * V(W) < count ? V(LOAD_REAL)(m + l * V(W)) : largest;
             above[l] = V(zero)();
         }
         for (size_t j = 0; j < count; j++) {
             const V(t) at = V(set)((double)m[j]);
-            for (size_t l = 0; l < VECTORS; l++) above[l] = V(add)(above[l], V(keep)(V(not_le)(at, v[l]), one));
+            for (size_t l = 0; l < VECTORS; l++) above[l] = V(add)(above[l], V(keep)(V(not_le)(at, v[l]), ones));
         }
         for (size_t l = 0; l < VECTORS; l++)
             if (l * V(W) < count) lowest = V(min)(V(select)(V(ge)(last, above[l]), v[l], lowest), lowest);
@@ -104,7 +104,7 @@ static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exa
     return V(of_key)(low);
 }
 
-INLINE void V(swap)(csm_select *s) { /* makes the spare arrays, where the sorted keys are, the current ones */
+INLINE void V(swap)(csm_select *s) { /* swaps the current arrays with the spare ones, which hold the sorted keys */
     void *key = s->key;
     int64_t *index = s->index;
     s->key = s->spare_key;
@@ -113,8 +113,8 @@ INLINE void V(swap)(csm_select *s) { /* makes the spare arrays, where the sorted
     s->spare_index = index;
 }
 
-/* Sorts in descending order, stably: up to RANKED keys by counting the greater ones, more by bytes, the lowest
- * first. */
+/* Sorts in descending order, stably: up to RANKED keys by counting the greater ones, more keys by a radix sort of their
+ * bytes, the lowest first. */
 static NOINLINE void V(sort)(csm_select *s) {
     enum { RANKED = 128 };
     V(key) *key = (V(key) *)s->key;
@@ -125,7 +125,7 @@ static NOINLINE void V(sort)(csm_select *s) {
     if (sorted) return;
     if (count <= RANKED) {
         const size_t padded = (count + 15) / 16 * 16;
-        V(key) before[RANKED]; /* how many are greater */
+        V(key) before[RANKED]; /* number of greater keys */
         unsigned char same[RANKED];
         for (size_t i = count; i < padded; i++) key[i] = KEY_MIN;
         for (size_t i = 0; i < padded; i++) before[i] = same[i] = 0;

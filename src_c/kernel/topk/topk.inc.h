@@ -2,13 +2,13 @@
  *
  *   maxima      of blocks of 8 elements (one lane of 8 vectors), in one pass over the row; blocks with NaN get +inf
  *   threshold   the maxima are folded until about 3 k are left: at least k elements reach the k-th largest of those,
- *               in any order of the row
- *   candidates  the elements that reach the threshold, from the blocks whose maximum does.  If they are many, because
+ *               whatever the order of the row
+ *   candidates  the elements that reach the threshold, from the blocks whose maximum does.  If there are many, because
  *               the row is sorted or full of ties, they are cut to the best k, and only better ones are added
  *   sort        select.inc.h
  *
  * If k is a large part of n, maxima do not help, and the threshold is found on a copy of the row.
- * There is no arithmetic, so no rounding.  NaN comes first among the largest and last among the smallest.
+ * There is no arithmetic and therefore no rounding.  NaN comes first among the largest and last among the smallest.
  */
 #ifndef FN
 #error "topk.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -16,7 +16,7 @@
 
 enum { FN(STEP) = CSM_SELECT_GROUP * V(W) };
 
-/* The state of the search: which elements are candidates, see FN(is_wanted). */
+/* The state of the search.  FN(wanted) finds the candidates. */
 typedef struct FN(sieve) {
     csm_select *s;
     const T *x;
@@ -49,8 +49,8 @@ static NOINLINE void FN(cut)(FN(sieve) * q, const int smallest) {
     }
 }
 
-/* Collects the candidates of [i, end), which is at most a group.  Compares the group into a bit mask first, so that
- * there is one unpredictable branch for each candidate instead of one for each element. */
+/* Collects the candidates of [i, end), up to a group.  Compares the group into a bit mask first, so that there is one
+ * unpredictable branch for each candidate instead of one for each element. */
 INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     enum { WORD = 64 / V(W) < CSM_SELECT_GROUP ? 64 / V(W) : CSM_SELECT_GROUP }; /* vectors whose bits fit the mask */
     csm_select *s = q->s;
@@ -81,8 +81,8 @@ INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     if (count > s->capacity - FN(STEP)) FN(cut)(q, smallest);
 }
 
-/* Block maxima of [i, end), which is at most a group; among the smallest, of -x.  With prefetching, (64, 128256) takes
- * 0.91 ms instead of 1.08. */
+/* Block maxima of [i, end), up to a group; for the smallest, those of -x.  With prefetching, (64, 128256) takes 0.91 ms
+ * instead of 1.08. */
 INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) {
     enum { AHEAD = 6144 };
     const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF);
@@ -153,8 +153,8 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
         for (size_t chunk = 0; chunk * V(W) < count && !q.done; chunk += CHUNK) {
             const size_t end = count / V(W) - chunk < CHUNK ? count / V(W) : chunk + CHUNK;
             const V(t) limit = V(set)((double)q.limit);
-            /* the maximum of a block with NaN is +inf, and is wanted beyond +inf; among the smallest the maxima are of
-             * -x */
+            /* the maximum of a block with NaN is +inf, which must count even if the limit is +inf; for the smallest,
+             * the maxima are those of -x */
             const int inclusive = smallest || q.limit == (REAL)CSM_INF;
             uint32_t hit[CHUNK];
             size_t hits = 0;
