@@ -210,9 +210,7 @@ def test_special_values(dtype):
 
 
 @pytest.mark.parametrize("options", [{}, {"top_k": 3}, {"top_p": 0.5}, {"temperature": 0.0}, {"min_p": 0.2}], ids=str)
-@pytest.mark.parametrize(
-    ("value", "text"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "only -inf")], ids=str
-)
+@pytest.mark.parametrize(("value", "text"), [(np.nan, "NaN"), (np.inf, r"\+inf"), (-np.inf, "only -inf")], ids=str)
 def test_rows_without_mass(value, text, options, dtype):
     for n in (1, 40, 5000):
         x = logits((4, n), dtype)
