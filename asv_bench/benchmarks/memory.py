@@ -17,7 +17,7 @@ class Memory:
         shape, self.axis, dtype = parse_label(label)
         # random inputs would need temporaries, and their peak would hide that of the call
         self.inputs = [np.full(shape, 0.5, dtype_of(dtype)) for _ in range(record.inputs)]
-        self.out = {"out": np.full_like(self.inputs[0], 0)} if record.has_out else {}
+        self.out = {"out": np.full_like(self.inputs[0], 0)} if record.has_out and record.keeps_axis else {}
         self.function = record.function()
 
     def peakmem_call(self, name, label):

@@ -91,6 +91,14 @@ def place_of(device: str | None, x: Any) -> Place:
     return Place(xp, xp.cuda.Device().id if index is None else index, device is not None)
 
 
+def check_kernels(name: str) -> None:
+    """Refuse an operation that has no kernels for CUDA yet."""
+    from .._cuda.compiler import SOURCES
+
+    if name not in SOURCES:
+        raise DeviceError(f'{name} has no kernels for CUDA. device="cpu" computes on the CPU.')
+
+
 def to_host(*arrays: Any) -> list[Any]:
     """The arguments with CuPy arrays copied to the CPU."""
     return [x.get() if is_cupy(x) else x for x in arrays]

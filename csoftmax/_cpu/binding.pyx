@@ -61,7 +61,6 @@ cdef extern from "core/extension.h" nogil:
     csm_loss_call csm_loss_call_of(const cpu.csm_loss_options *, size_t, int)
 
 cdef extern from "registry.h" nogil:
-    int CSM_OP_logsumexp
     int CSM_DTYPE_f32, CSM_DTYPE_f64, CSM_DTYPE_f16, CSM_DTYPE_bf16, CSM_OP_COUNT, CSM_DTYPE_COUNT
 
 cdef extern from *:
@@ -75,17 +74,24 @@ cdef extern from *:
     const char *CSM_SOURCE_HASH
     const char *CSM_VERSION
 
-# Names from the lists of registry.h, whose rows begin with the name.
+# From the lists of registry.h, whose rows begin with the name.
 cdef extern from *:
     """
+    #include "xla.h"
     #define CSM_ROW_NAME(name, ...) #name,
     #define CSM_ROW_COUNT(name, ...) +1
+    #define CSM_ROW_KEEPS_AXIS(name, signature, keeps_axis, ...) keeps_axis,
+    #define CSM_ROW_TARGET(name, ...) (void *)csm_xla_##name,
     static const char *const csm_op_names[] = {CSM_OPS(CSM_ROW_NAME)};
+    static const char csm_op_keeps_axis[] = {CSM_OPS(CSM_ROW_KEEPS_AXIS)};
+    static void *const csm_xla_targets[] = {CSM_OPS(CSM_ROW_TARGET)};
     static const char *const csm_dtype_suffixes[] = {CSM_DTYPES(CSM_ROW_NAME)};
     static const char *const csm_isa_names[] = {CSM_ISAS(CSM_ROW_NAME)};
     enum { CSM_ISA_COUNT = 0 CSM_ISAS(CSM_ROW_COUNT) };
     """
     const char **csm_op_names
+    const char *csm_op_keeps_axis
+    void **csm_xla_targets
     const char **csm_dtype_suffixes
     const char **csm_isa_names
     int CSM_ISA_COUNT
@@ -119,11 +125,6 @@ cdef extern from "quick.h":
     object csm_quick_function(int, object, object, object, object)
 
 cdef extern from "xla.h" nogil:
-    void csm_xla_softmax()
-    void csm_xla_log_softmax()
-    void csm_xla_logsumexp()
-    void csm_xla_softmax_vjp()
-    void csm_xla_log_softmax_vjp()
     void csm_xla_entmax()
     void csm_xla_entmax_vjp()
     void csm_xla_cross_entropy()
@@ -236,7 +237,13 @@ cdef _quick_function(function, result_type):
     parameters = [p.replace(annotation=p.empty) for p in signature.parameters.values()]
     signature = signature.replace(parameters=parameters, return_annotation=signature.empty)
     doc = f"{function.__name__}{signature}\n--\n\n{function.__doc__ or ''}"
-    return csm_quick_function(_QUICK[function.__name__], function, function.__module__, doc, result_type)
+    which = _QUICK.get(function.__name__)
+    if which is None:
+        raise ImportError(
+            f"{function.__name__} is not among the operations of this build, {', '.join(_QUICK)}: it needs a row in "
+            "CSM_OPS of src_c/registry.h, and a new build"
+        )
+    return csm_quick_function(which, function, function.__module__, doc, result_type)
 
 
 def quick(function):
@@ -254,12 +261,7 @@ cdef _target(void *function):
     return PyCapsule_New(function, "xla._CUSTOM_CALL_TARGET", NULL)
 
 
-XLA_TARGETS = {
-    "softmax": _target(<void *>csm_xla_softmax),
-    "log_softmax": _target(<void *>csm_xla_log_softmax),
-    "logsumexp": _target(<void *>csm_xla_logsumexp),
-    "softmax_vjp": _target(<void *>csm_xla_softmax_vjp),
-    "log_softmax_vjp": _target(<void *>csm_xla_log_softmax_vjp),
+XLA_TARGETS = {name: _target(csm_xla_targets[i]) for name, i in OPS.items()} | {
     "entmax": _target(<void *>csm_xla_entmax),
     "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
     "cross_entropy": _target(<void *>csm_xla_cross_entropy),

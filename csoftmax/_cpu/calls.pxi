@@ -68,7 +68,7 @@ def loss_call(size_t n, double temperature, double label_smoothing, double z_los
 
 
 def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threads):
-    """Compute an operation of OPS. The last axis is the softmax axis, which the y of a log-sum-exp lacks."""
+    """Compute an operation of OPS. The last axis is the softmax axis, which y lacks if the operation reduces."""
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_options options = cpu.csm_default_options()
     cdef const cpu.csm_view *to
@@ -78,7 +78,7 @@ def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threa
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals
     buffers.take(0, a, True, False)
-    to = buffers.take(1, y, op != CSM_OP_logsumexp, True)
+    to = buffers.take(1, y, csm_op_keeps_axis[op] != 0, True)
     second = buffers.take(2, b, True, False)
     options.where = buffers.take(3, where, True, False)
     with nogil:

@@ -222,23 +222,23 @@ static int operands_of(const xla_frame *f, int two, size_t n, operands *o) {
            (!two || view_of(m, buffer_of(&f->arguments, 1), m->kind, m->shape.n, &o->second));
 }
 
-static void *run_softmax(xla_frame *f, csm_op op) {
+static void *run_softmax(xla_frame *f, csm_op op, int two, int reduces) {
     void *answer;
     if (!to_compute(f, &answer)) return answer;
     operands o;
-    const int two = op == CSM_OP_softmax_vjp || op == CSM_OP_log_softmax_vjp;
-    if (!operands_of(f, two, op == CSM_OP_logsumexp, &o)) return wrong(f);
+    if (!operands_of(f, two, reduces, &o)) return wrong(f);
     csm_options options = csm_default_options();
     read_real(f, "temperature", &options.temperature);
     options.threads = threads(f);
     return failed_with(f, csm_run_softmax(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
                                           two ? &o.second : NULL, &o.y, &options));
 }
-void *csm_xla_softmax(xla_frame *f) { return run_softmax(f, CSM_OP_softmax); }
-void *csm_xla_log_softmax(xla_frame *f) { return run_softmax(f, CSM_OP_log_softmax); }
-void *csm_xla_logsumexp(xla_frame *f) { return run_softmax(f, CSM_OP_logsumexp); }
-void *csm_xla_softmax_vjp(xla_frame *f) { return run_softmax(f, CSM_OP_softmax_vjp); }
-void *csm_xla_log_softmax_vjp(xla_frame *f) { return run_softmax(f, CSM_OP_log_softmax_vjp); }
+#define TARGET(name, signature, keeps_axis, ...)                                        \
+    void *csm_xla_##name(xla_frame *f) {                                                \
+        return run_softmax(f, CSM_OP_##name, CSM_INPUTS_##signature == 2, !keeps_axis); \
+    }
+CSM_OPS(TARGET)
+#undef TARGET
 
 static void *run_entmax(xla_frame *f, int backward) {
     void *answer;

@@ -2,12 +2,12 @@
 #ifndef CSM_XLA_H
 #define CSM_XLA_H
 
+#include "registry.h"
+
 typedef struct xla_frame xla_frame;
-void *csm_xla_softmax(xla_frame *);
-void *csm_xla_log_softmax(xla_frame *);
-void *csm_xla_logsumexp(xla_frame *);
-void *csm_xla_softmax_vjp(xla_frame *);
-void *csm_xla_log_softmax_vjp(xla_frame *);
+#define CSM_XLA_TARGET(name, ...) void *csm_xla_##name(xla_frame *);
+CSM_OPS(CSM_XLA_TARGET)
+#undef CSM_XLA_TARGET
 void *csm_xla_entmax(xla_frame *);
 void *csm_xla_entmax_vjp(xla_frame *);
 void *csm_xla_cross_entropy(xla_frame *);

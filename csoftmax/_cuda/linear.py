@@ -15,7 +15,7 @@ from .cross_entropy import LossInSteps
 
 
 def _without_ignored_rows(x: Any, target: Any, sample_weight: Any) -> Any:
-    """x with zeros in the rows that take no part: they may hold anything, and NaN or infinity times 0 is not 0."""
+    """X with zeros in the rows that take no part: they may hold anything, and NaN or infinity times 0 is not 0."""
     import cupy
 
     takes_part = cupy.full(len(x), True, bool) if target.labels is None else target.labels != -1

@@ -44,7 +44,7 @@ class SoftmaxLaunch(NamedTuple):
     staged_bytes: int = 0  # of shared memory in which `combine` holds the blocks of a row; 0: it reads them in place
 
     def grid(self, rows: int) -> int:
-            """Number of blocks of threads for a number of rows."""
+        """Number of blocks of threads for a number of rows."""
         if self.kernel == "teams":
             return min(-(-rows // (_TEAM_BLOCK_WARPS * self.rows_per_warp)), MAX_GRID)
         return min(rows * self.blocks if self.kernel == "blocks" else rows, MAX_GRID)

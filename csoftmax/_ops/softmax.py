@@ -11,7 +11,7 @@ from .. import _cuda
 from .._arguments.foreign import takes_foreign
 from .._arguments.layouts import Rows, lay_out_rows
 from .._arguments.numbers import check_temperature
-from .._arguments.places import place_of
+from .._arguments.places import check_kernels, place_of
 from .._cpu import binding
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
@@ -21,7 +21,7 @@ _Axis = int | tuple[int, ...] | None
 
 
 class SoftmaxPlan(NamedTuple):
-    """A checked call of one of the five operations."""
+    """A checked call of an operation of the family."""
 
     operation: int
     temperature: float
@@ -56,6 +56,8 @@ def plan_softmax(
     """Check a call of the operation `name`; x is dy in a gradient."""
     gradient = name.endswith("_vjp")
     place = place_of(device, x)
+    if place.on_cuda:
+        check_kernels(name)
     with place.context():
         temperature = check_temperature(temperature, gradient)
         rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient, keepdims=keepdims)

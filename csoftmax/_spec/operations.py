@@ -18,3 +18,5 @@ BY_NAME = {operation.name: operation for operation in OPERATIONS}
 SOFTMAX_FAMILY = softmax.RECORDS
 FORWARD = tuple(operation for operation in SOFTMAX_FAMILY if operation.inputs == 1)
 BACKWARD = tuple(operation for operation in SOFTMAX_FAMILY if operation.inputs == 2)
+# Those of the family that have kernels for CUDA.
+CUDA_FAMILY = tuple(operation for operation in SOFTMAX_FAMILY if "cuda" in operation.devices)

@@ -201,7 +201,7 @@ static double max_of_blocks(const row_run *r) {
     return max;
 }
 
-/* Writes one value: to the whole row, or for a log-sum-exp to its only element. */
+/* Writes one value: to the whole row, or to the only element of a result without the axis. */
 static csm_status fill_row(row_run *r, double value, block_runner run) {
     if (r->call->keeps_axis) {
         r->fill = value;
@@ -227,7 +227,7 @@ static csm_status run_transformed_row(row_run *r, block_runner run) {
     status = run(r, pass1_transformed);
     if (status != CSM_OK) return status;
     c->wide_kernels->combine(r->blocks, count, &scales->transformed, &r->sums);
-    if (!c->keeps_axis) return fill_row(r, csm_lse(scales, r->max, r->sums.tail, 1), run);
+    if (!c->keeps_axis) return fill_row(r, csm_reduced(c->op, scales, r->max, r->sums.tail, 1), run);
     return run(r, pass2_transformed);
 }
 
@@ -247,7 +247,10 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     if (status != CSM_OK) return status;
     if (!c->is_gradient && !csm_fits_range(scales, max_of_blocks(&r))) return run_transformed_row(&r, run);
     c->kernels->combine(r.blocks, csm_block_count(c->base.shape.n), &scales->ordinary, &r.sums);
-    if (!c->keeps_axis) return fill_row(&r, r.sums.is_nan ? CSM_NAN : csm_lse(scales, r.sums.max, r.sums.tail, 0), run);
+    if (!c->keeps_axis) {
+        const double value = csm_reduced(c->op, scales, r.sums.max, r.sums.tail, 0);
+        return fill_row(&r, r.sums.is_nan ? CSM_NAN : value, run);
+    }
     return run(&r, pass2_blocks);
 }
 

@@ -89,28 +89,26 @@ typedef csm_status (*binary)(const csm_shape *, const csm_view *, const csm_view
 #define OP_NAME(name, signature, keeps, pass1, combine) #name,
 #define OP_BINARY(name, signature, keeps, pass1, combine) CSM_INPUTS_##signature == 2,
 #define OP_KEEPS(name, signature, keeps, pass1, combine) keeps,
-#define SOFTMAX(name, storage, compute) csm_softmax_##name,
-#define LOG_SOFTMAX(name, storage, compute) csm_log_softmax_##name,
-#define LOGSUMEXP(name, storage, compute) csm_logsumexp_##name,
-#define SOFTMAX_VJP(name, storage, compute) csm_softmax_vjp_##name,
-#define LOG_SOFTMAX_VJP(name, storage, compute) csm_log_softmax_vjp_##name,
+#define UNARY(name, storage, compute, op) {.unary = csm_##op##_##name},
+#define BINARY(name, storage, compute, op) {.binary = csm_##op##_##name},
+#define FUNCTIONS(op, signature, keeps, pass1, combine) {CSM_DTYPES_WITH(signature, op)},
 #define ISA_NAME(name, bits) #name,
 const char *const dtypes[CSM_DTYPE_COUNT] = {CSM_DTYPES(NAME)};
 const size_t sizes_of[CSM_DTYPE_COUNT] = {CSM_DTYPES(ITEM)};
 const char *const ops[CSM_OP_COUNT] = {CSM_OPS(OP_NAME)};
 const int has_b[CSM_OP_COUNT] = {CSM_OPS(OP_BINARY)}, keeps[CSM_OP_COUNT] = {CSM_OPS(OP_KEEPS)};
-static const unary unaries[][CSM_DTYPE_COUNT] = {{CSM_DTYPES(SOFTMAX)},
-                                                 {CSM_DTYPES(LOG_SOFTMAX)},
-                                                 {CSM_DTYPES(LOGSUMEXP)}};
-static const binary binaries[][CSM_DTYPE_COUNT] = {{CSM_DTYPES(SOFTMAX_VJP)}, {CSM_DTYPES(LOG_SOFTMAX_VJP)}};
+static const union {
+    unary unary;
+    binary binary;
+} functions[CSM_OP_COUNT][CSM_DTYPE_COUNT] = {CSM_OPS(FUNCTIONS)};
 const char *const all_isas[ALL_ISAS] = {CSM_ISAS(ISA_NAME)};
 const char *isas[ALL_ISAS];
 int isa_count;
 
 csm_status call(int op, int dtype, const csm_shape *shape, const csm_view *a, const csm_view *b, const csm_view *y,
                 const csm_options *options) {
-    if (!has_b[op]) return unaries[op][dtype](shape, a, y, options);
-    return binaries[op - CSM_OP_softmax_vjp][dtype](shape, a, b, y, options);
+    if (!has_b[op]) return functions[op][dtype].unary(shape, a, y, options);
+    return functions[op][dtype].binary(shape, a, b, y, options);
 }
 void use(const char *isa) {
     if (csm_select_isa(isa) || strcmp(csm_isa(), isa)) abort();

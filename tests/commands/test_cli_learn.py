@@ -12,6 +12,8 @@ from sklearn.datasets import load_digits, load_iris
 from csoftmax.__main__ import main
 from csoftmax.linear_model import SoftmaxRegression
 
+pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
+
 
 @pytest.fixture
 def iris(tmp_path, monkeypatch):

@@ -7,6 +7,7 @@ import pytest
 from cuda_model import stand_in
 
 from csoftmax._cuda import Unavailable, require
+from csoftmax._spec.operations import CUDA_FAMILY
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the model needs g++")
 
@@ -22,6 +23,11 @@ def real_cupy():
 
 # The fast tests keep every promise in float32; each dtype costs a compilation of all modules for the model.
 OTHER_DTYPES = [pytest.param(name, marks=pytest.mark.slow) for name in ("float64", "float16", "bfloat16")]
+
+
+@pytest.fixture(params=CUDA_FAMILY, ids=lambda op: op.name)
+def op(request):
+    return request.param
 
 
 @pytest.fixture(params=["float32", *OTHER_DTYPES])

@@ -19,7 +19,7 @@ from csoftmax._cuda import entmax, sizes
 from csoftmax._cuda.device import read_shared_limit
 from csoftmax._cuda.softmax import plan_softmax_launch
 from csoftmax._cuda.topk import MAX_SORTED_BY_KERNEL
-from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.operations import CUDA_FAMILY
 from csoftmax._spec.samples import FixedUniform, logits
 
 
@@ -47,7 +47,7 @@ def check_last_row(y, expected, what=""):
 def test_offsets_of_rows_are_64_bits(model, n):
     """The last rows of the arrays, by each kernel."""
     host = [logits((1, n), "float16", seed) for seed in (0, 1)]
-    for op in (op for op in SOFTMAX_FAMILY if op.keeps_axis):
+    for op in (op for op in CUDA_FAMILY if op.keeps_axis):
         *given, y = many_rows(n, op.inputs + 1)
         for array, last in zip(given, host):
             array[-1] = last

@@ -11,7 +11,7 @@ from cuda_checks import costly_dtypes
 from helpers import ROOT
 from tools import make_golden
 
-from csoftmax._spec.operations import SOFTMAX_FAMILY
+from csoftmax._spec.operations import CUDA_FAMILY
 
 
 @costly_dtypes
@@ -22,7 +22,7 @@ def test_golden_bits(gpu, dtype):
         if rows * k > 600:
             continue
         place = gpu.cupy.asarray
-        found = {op.name: make_golden.digest(op, dtype, case, place) for op in SOFTMAX_FAMILY}
+        found = {op.name: make_golden.digest(op, dtype, case, place) for op in CUDA_FAMILY}
         for kind in make_golden.LOSSES:
             found[f"cross_entropy, {kind}"] = make_golden.loss_digest(dtype, case, kind, place)
         for alpha in make_golden.SPARSE:

@@ -107,6 +107,13 @@ def test_devices_and_compilers_that_cannot_be_used(model, monkeypatch):
     find_architecture.cache_clear()
 
 
+def test_an_operation_without_kernels(model, monkeypatch):
+    monkeypatch.delitem(compiler.SOURCES, "softmax")
+    for x in (model.cupy.asarray(np.ones(3)), [1.0, 2.0]):
+        with pytest.raises(csoftmax.DeviceError, match="softmax has no kernels for CUDA"):
+            csoftmax.softmax(x, device="cuda")
+
+
 def test_no_visible_device_is_not_a_missing_driver(gpu, monkeypatch):
     def count():
         raise RuntimeError("cudaErrorNoDevice: no CUDA-capable device is detected")

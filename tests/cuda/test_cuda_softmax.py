@@ -24,9 +24,11 @@ from csoftmax._cpu import binding
 from csoftmax._cuda import sizes
 from csoftmax._cuda.softmax import plan_softmax_launch
 from csoftmax._spec.formats import dtype_of
-from csoftmax._spec.operations import BACKWARD, FORWARD, SOFTMAX_FAMILY
+from csoftmax._spec.operations import CUDA_FAMILY
 from csoftmax._spec.samples import logits
 
+FORWARD = [op for op in CUDA_FAMILY if op.inputs == 1]
+BACKWARD = [op for op in CUDA_FAMILY if op.inputs == 2]
 # around the teams of threads, the vectors, the chunks of 512, the blocks of 4096
 LENGTHS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 100, 255, 256, 257, 511, 512, 513, 1000, 4095, 4096, 4097, 9000, 12288)
 
@@ -137,7 +139,7 @@ def test_alignment(gpu, op, dtype, n):
 
 def test_out(gpu, dtype):
     """Results that overwrite an input, that have strides, and that overlap an input."""
-    for op, n in itertools.product([op for op in SOFTMAX_FAMILY if op.keeps_axis], (12, 800, 5000)):
+    for op, n in itertools.product([op for op in CUDA_FAMILY if op.keeps_axis], (12, 800, 5000)):
         arrays = make_inputs(op, (3, n), dtype)
         expected = op.function()(*arrays)
         for i in range(op.inputs):
@@ -228,7 +230,7 @@ def test_longest_rows_of_each_kernel(model, op, dtype, limit):
 
 def test_launch_plans_fit():
     """Every length has a kernel whose threads and shared memory the device allows."""
-    names = [op.name for op in SOFTMAX_FAMILY]
+    names = [op.name for op in CUDA_FAMILY]
     for name, dtype, limit in itertools.product(names, sizes.SUFFIXES, (64 * 1024, 99 * 1024, 227 * 1024)):
         for n in (*range(1, 700), *range(700, 60_000, 501), 57344, 57345, 28672, 28673, 10**7):
             plan = plan_softmax_launch(name, dtype, n, limit)

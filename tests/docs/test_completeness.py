@@ -1,7 +1,7 @@
 """Fails if an operation is missing in one of the places that must have it.
 
-Places: the C registry, the binding's table, the C header, the Cython header, the documentation.  test_promises.py
-checks that each has a record, an oracle and the tests of every promise.
+Places: the C registry, the binding's table, the C header, the Cython header, the modules for CUDA, the documentation.
+test_promises.py checks that each has a record, an oracle and the tests of every promise.
 """
 
 import inspect
@@ -12,8 +12,9 @@ from helpers import ROOT
 
 import csoftmax
 from csoftmax._cpu import binding
+from csoftmax._cuda.compiler import SOURCES
 from csoftmax._spec.formats import DTYPES
-from csoftmax._spec.operations import OPERATIONS, SOFTMAX_FAMILY
+from csoftmax._spec.operations import CUDA_FAMILY, OPERATIONS, SOFTMAX_FAMILY
 
 NAMES = {op.name for op in SOFTMAX_FAMILY}
 SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
@@ -53,7 +54,13 @@ def test_binding_numbers_follow_the_registry():
 
 def test_public_names():
     assert set(binding.OPS) == NAMES
+    assert set(binding.OPS) <= set(binding.XLA_TARGETS)
     assert len(set(csoftmax.__all__)) == len(csoftmax.__all__)
+
+
+def test_cuda_has_the_operations():
+    """An operation without kernels says so in its record: devices=("cpu",)."""
+    assert set(SOURCES) & NAMES == {op.name for op in CUDA_FAMILY}
 
 
 @pytest.mark.parametrize("op", OPERATIONS, ids=lambda op: op.name)

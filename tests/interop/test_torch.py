@@ -45,7 +45,7 @@ def test_softmax_family(op, dtype):
         assert_same_bits(array(got), expected)
         for t, a in zip(given, arrays, strict=True):
             assert_same_bits(array(t), a)
-        if op.has_out:
+        if op.has_out and op.keeps_axis:
             assert op.function()(*given, out=given[0]) is given[0]
             assert_same_bits(array(given[0]), expected)
 

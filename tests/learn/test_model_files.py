@@ -15,6 +15,8 @@ from sklearn.datasets import load_digits, load_iris
 
 from csoftmax.linear_model import SoftmaxRegression
 
+pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
+
 
 @pytest.mark.parametrize("suffix", ["safetensors", "npz", "model"])
 @pytest.mark.parametrize("labels", ["int", "str", "object", "bool", "float"])

@@ -28,7 +28,9 @@ def golden():
 
 
 def test_every_case_is_there(golden):
-    assert set(golden) == {f"{name}/{dtype}/{case}" for name in NAMES for dtype in DTYPES for case in CASES}
+    assert set(golden) == {f"{name}/{dtype}/{case}" for name in NAMES for dtype in DTYPES for case in CASES}, (
+        "make golden writes the hashes"
+    )
 
 
 @little_endian

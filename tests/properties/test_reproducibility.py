@@ -176,7 +176,7 @@ def test_rows_among_others_are_rows_alone(op, dtype, isa):
             alone = [op.function()(x[i : i + 1], temperature=t) for i in range(len(x))]
             for got in (op.function()(x, temperature=t, num_threads=1), op.function()(x, temperature=t)):
                 assert_same_bits(got, np.concatenate(alone), f"K={k} T={t}")
-            if op.has_out:
+            if op.has_out and op.keeps_axis:
                 in_place = x.copy()
                 op.function()(in_place, temperature=t, out=in_place)
                 assert_same_bits(in_place, np.concatenate(alone), f"K={k} T={t} in place")

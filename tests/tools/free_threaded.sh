@@ -81,5 +81,5 @@ assert not sys._is_gil_enabled()
 print(f"CPython {platform.python_version()} without the GIL, NumPy {numpy.__version__}")
 PY
 # PYTHON_GIL=0: it stays off with extensions of other packages that have not declared themselves safe
-[ $# -gt 0 ] || set -- -n "$(nproc)" --dist worksteal --ignore=tests/test_cuda.py --ignore=tests/test_cuda_model.py
+[ $# -gt 0 ] || set -- -n "$(nproc)" --dist worksteal --ignore=tests/cuda
 PYTHON_GIL=0 python -m pytest -q "$@"

@@ -23,6 +23,10 @@ INLINE double csm_lse(const csm_scales *s, double max, double tail, int transfor
     if (transformed && (s->temperature == 0 || !(s->temperature < CSM_INF))) return tail;
     return max / s->temperature + tail;
 }
+/* The result of a row that is one number: the tail that `combine` has left, but for a log-sum-exp. */
+INLINE double csm_reduced(csm_op op, const csm_scales *s, double max, double tail, int transformed) {
+    return op == CSM_OP_logsumexp ? csm_lse(s, max, tail, transformed) : tail;
+}
 
 /* Finds the row's max and n, and clears its sum; the sums of all blocks are then added relative to n, in index
  * order. */
