@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the sdist, from it the wheel, as they are published, and checks them.
+# Builds the sdist, and the wheel from it, as they are published, and checks both.
 #
 #     tests/build/check_wheel.sh FOLDER [BUILT]      the files go to FOLDER; needs build, setuptools and cython
 #

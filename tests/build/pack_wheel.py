@@ -1,4 +1,4 @@
-"""Compresses a wheel again in place with zopfli: 4 % smaller, and the same bytes every time.
+"""Recompresses a wheel in place with zopfli: 4 % smaller, and the same bytes every time.
 
 pip install zopfli
 python tests/build/pack_wheel.py WHEEL
@@ -22,7 +22,7 @@ class Zopfli:
         return b""
 
     def flush(self):
-        return compress(b"".join(self.parts))[2:-4]  # without zlib's head and checksum
+        return compress(b"".join(self.parts))[2:-4]  # without zlib's header and checksum
 
 
 def pack(path):

@@ -47,7 +47,7 @@ def test_hardening(file):
 
 
 def test_dependencies():
-    """One OpenMP runtime, under its own name, needed by the library alone; libraries are found relative to files."""
+    """Only the library needs OpenMP, one runtime under its original name; libraries are found relative to files."""
     found = [output("readelf", "-dW", file) for file in BINARIES]
     needed = [set(re.findall(r"NEEDED.*\[(.+)\]", page)) for page in found]
     system = {"libc.so.6", "libm.so.6", "libpthread.so.0", "ld-linux-x86-64.so.2", "ld-linux-aarch64.so.1"}
@@ -56,7 +56,7 @@ def test_dependencies():
     for page, path in zip(found, ("$ORIGIN/../lib", "$ORIGIN/lib", "$ORIGIN")):
         ((kind, paths),) = re.findall(r"\((RPATH|RUNPATH)\).*\[(.+)\]", page)
         assert kind == "RUNPATH"
-        assert path in paths.split(":")  # a Python may add its own
+        assert path in paths.split(":")  # Python builds may add theirs
 
 
 LOADED = """if True:
@@ -68,7 +68,7 @@ LOADED = """if True:
 
 
 def test_libgomp_beside_the_library(tmp_path):
-    """As in the wheel: it is used unless the process has loaded one already, which is shared then."""
+    """As in the wheel: it is used unless the process has already loaded one, which is then shared."""
     maps = run_python("import csoftmax; print(*csoftmax._runtime.config.openmp_libraries())")
     (libgomp,) = maps.stdout.split()
     ours = shutil.copy(csoftmax.get_library(), tmp_path)
@@ -86,7 +86,7 @@ def test_libgomp_inside_the_wheel():
 
 
 def test_old_openmp_suffices():
-    """No function of libgomp that is newer than GCC 4.9 (LLVM's runtime has the older ones, too)."""
+    """No function of libgomp is used that is newer than GCC 4.9 (LLVM's runtime has the older ones, too)."""
     versions = set(re.findall(r"@((?:GOMP|OMP|OACC)_[\d.]+)", output("nm", "-D", csoftmax.get_library())))
     assert versions <= {"GOMP_1.0", "GOMP_4.0", "OMP_1.0"}
 
@@ -130,7 +130,7 @@ def test_subnormals_survive_the_import():
 
 
 def test_cuda_sources_are_whole():
-    """Every header that the CUDA kernels include lies where the compiler is told to look."""
+    """Every header that the CUDA kernels include is on the compiler's include path."""
     from csoftmax._cuda import compiler
 
     folder, core = compiler.FOLDER, compiler.find_core_headers()

@@ -1,6 +1,6 @@
-"""The C tests (tests/c): the core of exp; the natively compiled part, without CMake; with ``-m long`` the others.
+"""The C tests (tests/c): the exp core; the native part, if there is no CMake; with ``-m long`` the others.
 
-With CMake, test_c_library.py runs the same program natively.
+With CMake, test_c_library.py runs the same native program.
 """
 
 import os

@@ -24,7 +24,7 @@ pytestmark = [
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld and ELF"),
     pytest.mark.skipif(not HAS_CMAKE, reason="needs cmake, cc, binutils"),
 ]
-# The compiler's own, and the position-independent code's table.
+# Symbols of the compiler, and the table of position-independent code.
 HARMLESS = {"__stack_chk_fail", "_GLOBAL_OFFSET_TABLE_"}
 
 
@@ -38,7 +38,7 @@ def output(*command, cwd=None):
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory):
-    """A build directory, one for all processes of pytest-xdist."""
+    """A build directory, shared by all processes of pytest-xdist."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = Path(os.environ.get("CSM_CMAKE_BUILD", shared / "cmake"))
@@ -66,7 +66,7 @@ def symbols(built):
 
 @pytest.mark.parametrize("unit", binding.ISAS)
 def test_unit(symbols, unit):
-    """A unit exports one symbol and needs none of libc."""
+    """A unit exports one symbol and uses none of libc."""
     found = symbols[unit]
     exported = [name for kind, name in found if kind.isupper() and kind != "U"]
     assert exported == [f"csm_table_{unit}"]
@@ -75,7 +75,7 @@ def test_unit(symbols, unit):
 
 
 def test_names(symbols):
-    """Every exported name begins with csm_, and all functions of the public header are there."""
+    """Every exported name begins with csm_, and all functions of the public header are exported."""
     exported = {name for found in symbols.values() for kind, name in found if kind.isupper() and kind != "U"}
     assert [name for name in exported if not name.startswith("csm_")] == []
     header = (ROOT / "csoftmax" / "include" / "csoftmax.h").read_text()
@@ -97,7 +97,7 @@ def test_its_own_tests(built):
 
 @pytest.mark.parametrize("way", ["cmake", "pkg-config"])
 def test_installed(built, tmp_path, way):
-    """A program finds the library where it was installed, without Python."""
+    """A program finds the installed library without Python."""
     embed, installed = ROOT / "tests" / "build" / "embed", tmp_path / "moved"
     output("cmake", "--install", built, "--prefix", installed)
     if way == "cmake":
@@ -115,7 +115,7 @@ def test_installed(built, tmp_path, way):
 
 
 def test_flags_are_for_files_that_exist():
-    """A line of flags.txt for a file that has been moved would apply to nothing."""
+    """A line of flags.txt for a file that has been moved would have no effect."""
     lines = [
         line.split() for line in (ROOT / "src_c" / "flags.txt").read_text().splitlines() if line[:1] not in ("", "#")
     ]
@@ -125,7 +125,7 @@ def test_flags_are_for_files_that_exist():
 
 
 def test_abi():
-    """Programs that are compiled already go on working; what is new has a new minor version (see make_interface.py)."""
+    """Compiled programs continue to work; additions have a new minor version (see make_interface.py)."""
     script = runpy.run_path(str(ROOT / "src_c" / "make_interface.py"))
     now = script["generate"]()[script["ABI"]].splitlines()
     then = script["ABI"].read_text().splitlines()

@@ -154,7 +154,7 @@ def test_capsule(extension, monkeypatch):
 
 
 def test_capsule_of_another_version(extension):
-    """A module that was compiled for a newer csoftmax, or for another major version, is refused."""
+    """A module that was compiled for a newer csoftmax, or for another major version, is rejected."""
     code = """if True:
         import ctypes, sys
         import csoftmax
@@ -184,7 +184,7 @@ ROWS = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": None}
 @pytest.mark.parametrize("suffix", ROWS)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_rows(name, suffix):
-    """Every function of rows: a range in the middle, rows further apart than they are long, a temperature."""
+    """Every function of rows: a range in the middle, gaps between rows, a temperature."""
     import ctypes
 
     import csoftmax.cpu
@@ -238,7 +238,7 @@ def test_numba():
 
 
 def test_scipy_low_level_callable():
-    """As filters of scipy.ndimage: along an axis, and the soft maximum of a neighbourhood."""
+    """Works as a filter of scipy.ndimage: along an axis, and as the soft maximum of a neighbourhood."""
     import ctypes
 
     ndimage = pytest.importorskip("scipy.ndimage", reason="the test extra has it")

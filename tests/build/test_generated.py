@@ -1,4 +1,4 @@
-"""Files that a script writes are as it would write them now."""
+"""Generated files are up to date."""
 
 import shutil
 import subprocess
@@ -10,7 +10,7 @@ from helpers import ROOT
 
 @pytest.mark.skipif(shutil.which("cc") is None, reason="needs a C compiler")
 def test_interface():
-    """The Cython header, the capsule's header, the export list and the ABI follow from csoftmax.h."""
+    """The Cython header, the capsule's header, the export list and the ABI agree with csoftmax.h."""
     script = ROOT / "src_c" / "make_interface.py"
     if not script.is_file():
         pytest.skip("no checkout")

@@ -1,6 +1,6 @@
 /* The AVX-512 unit on a CPU without AVX-512: force-included before src_c/isa/avx512.c, which is compiled with
  * -DCSM_AVX512_EMULATED and no -mavx512*.  SIMDe (Debian libsimde-dev) supplies most intrinsics from 256-bit ones;
- * those that version 0.7.4 lacks are written out here, lane by lane.  FMA must be native: SIMDe's own rounds twice. */
+ * those that version 0.7.4 lacks are implemented here, lane by lane.  FMA must be native: SIMDe's rounds twice. */
 #ifndef CSM_TEST_AVX512_SIMDE_H
 #define CSM_TEST_AVX512_SIMDE_H
 
@@ -107,7 +107,7 @@ static inline simde__m256i emulated_cvtepi32_epi16(simde__m512i a) { /* truncate
 #define _mm512_cvtps_pd(a) emulated_cvtps_pd(a)
 #define _mm512_cvtpd_ps(a) emulated_cvtpd_ps(a)
 #define _mm512_cvtph_ps(a) emulated_cvtph_ps(a)
-#define _mm512_cvtps_ph(a, rounding) emulated_cvtps_ph(a) /* to nearest even, as the unit wants it */
+#define _mm512_cvtps_ph(a, rounding) emulated_cvtps_ph(a) /* to nearest even, as the unit requires */
 #define _mm512_cvtepu16_epi32(a) emulated_cvtepu16_epi32(a)
 #define _mm512_cvtepi32_epi16(a) emulated_cvtepi32_epi16(a)
 

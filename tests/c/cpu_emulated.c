@@ -1,4 +1,4 @@
-/* Stands in for src_c/isa/cpu.c where the avx512 unit is an emulation: it is available wherever AVX2 is. */
+/* Replaces src_c/isa/cpu.c if the avx512 unit is emulated: it is available on every CPU with AVX2. */
 #include "../../src_c/isa/dispatch.h"
 
 unsigned csm_cpu_features(void) {

@@ -5,8 +5,8 @@
  *     exp_exhaustive [--stride S] --only NAME
  *
  * S = 1: all 2,464,696,322 numbers; else every S-th run of 4096 neighbours, and (S < 10000) all of 1/64 <= |x| < 1/2,
- * where P's steps are smallest.  --only computes the checksum of one unit's bits, for an emulator in which all else
- * would take hours; --other compares it with that of the units here.  No single wrong P leaves the checksum as it is.
+ * where P's steps are smallest.  --only computes just the checksum of one unit's bits, for an emulator, in which the
+ * rest would take hours; --other compares it with that of the units here.  A single wrong P changes the checksum.
  *
  * Oracle: r = x - n ln 2 in float64 (x and n times the 32 leading bits of ln 2 are exact, so is their difference),
  * e^r by a Taylor polynomial of degree 14 (|r| <= 0.38: error below 2e-16, 4e-9 ULP of float32).
@@ -101,7 +101,7 @@ typedef struct figures {
     int available[UNITS];
 } figures;
 
-/* Prints the report, writes it to --json and returns whether all is well. */
+/* Prints the report, writes it to --json and returns whether all checks passed. */
 static int report(const figures *f, uint64_t count, uint64_t checksum, double took) {
     int ok = 1;
     char text[2048], date[32], here[32];

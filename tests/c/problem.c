@@ -1,5 +1,5 @@
-/* Problems of the softmax family in every layout, the scalar unit's answers, and what a test of the C core needs
- * beside: a count of checks, failing allocations, guard pages. */
+/* Problems of the softmax family in every layout, the scalar unit's results, and helpers for the tests of the C core: a
+ * count of checks, failing allocations, guard pages. */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
 #endif
@@ -128,7 +128,7 @@ uint32_t next(void) {
 
 const char *const kinds[] = {"normal", "ties", "wide", "beyond", "special"};
 
-/* A number with so few bits that it depends neither on libm nor on the rounding mode. */
+/* A number with so few bits that it does not depend on libm or on the rounding mode. */
 static double value(int kind, int dtype, size_t row) {
     double bell = ((double)(next() >> 12) + (next() >> 12) + (next() >> 12) + (next() >> 12)) / 0x1p19 - 4;
     double spread = (double)(int32_t)next() / 0x1p31;
@@ -284,7 +284,7 @@ const arrangement arrangements[ARRANGEMENTS] = {{C, C, 0},
                                                 {UNALIGNED, UNALIGNED, 1}};
 
 /* Runs p in an arrangement on an instruction set; every byte of the output buffer, gaps included, must be right.
- * poison: what masked elements hold. */
+ * poison: the value of masked elements. */
 void compare(const problem *p, arrangement l, const char *isa, int threads, int poison) {
     place at = lay(l.a, p->r1, p->r2, p->n, p->item), to = lay(l.y, p->r1, p->r2, p->out, p->item);
     place where = lay(l.a == UNALIGNED ? C : l.a, p->r1, p->r2, p->n, 1);

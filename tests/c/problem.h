@@ -23,15 +23,15 @@ enum { ALL_ISAS = 0 CSM_ISAS(CSM_COUNT_ISA) };
 
 enum { NORMAL, TIES, WIDE, BEYOND, SPECIAL, KINDS };
 
-/* One problem in canonical form: contiguous rows, and the scalar unit's answer. */
+/* One problem in canonical form: contiguous rows, and the scalar unit's result. */
 typedef struct problem {
     int op, dtype, kind, masked;
-    size_t r1, r2, n, rows, item, out; /* out: elements a row of y */
+    size_t r1, r2, n, rows, item, out; /* out: elements per row of y */
     double temperature;
     char *a, *b, *mask, *want;
 } problem;
 
-/* Where an array of r1 x r2 rows of n lies in memory. */
+/* The layout of an array of r1 x r2 rows of n in memory. */
 typedef struct place {
     ptrdiff_t offset, s1, s2, axis;
     size_t bytes;
@@ -75,7 +75,7 @@ csm_shape shape_of(const problem *);
 csm_view view_of(char *data, place);
 csm_options options_of(const problem *, const csm_view *where, int threads);
 
-/* Memory between two pages that may not be touched. */
+/* Memory between two inaccessible pages. */
 typedef struct fenced {
     char *begin, *end;
     size_t page;

@@ -1,10 +1,10 @@
-/* Calls from several threads at once, each with worker threads of its own, on shared inputs into own outputs: for
- * ThreadSanitizer (tests/c/run.sh tsan), which reports every access that another thread's is not ordered with.
+/* Concurrent calls from several threads, each with separate workers and outputs and with shared inputs, for
+ * ThreadSanitizer (tests/c/run.sh tsan), which reports accesses of two threads that are not ordered.
  *
  *     race [SECONDS]
  *
- * The kept pages of the Python package, which need no Python, are taken and given between the calls.  The first calls
- * of the process run at the same time too, so that what is decided once is decided by several threads.
+ * The pool of pages of the Python package, which needs no Python, is used between the calls.  The first calls of the
+ * process are concurrent too, so that several threads initialise the library at once.
  */
 #include "csoftmax.h"
 #include "_cpu/pages.h"
@@ -24,7 +24,7 @@ static csm_shape shape = {.n = N, .ndim = 1, .shape = {ROWS}};
 static pthread_barrier_t start;
 static double seconds = 1;
 
-/* What a call writes; what it does not stays as it was. */
+/* The outputs of a call; bytes that it does not write keep their value. */
 typedef struct output {
     double wide[ROWS * N], loss[ROWS];
     float narrow[ROWS * N];

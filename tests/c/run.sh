@@ -8,13 +8,13 @@
 #   simde     the avx512 unit emulated, on any CPU with AVX2
 #   neon      AArch64 under qemu-user; equal output hash
 #   asan      gcc's address and undefined-behaviour sanitizers
-#   tsan      ThreadSanitizer: clang with its OpenMP, whose Archer tells it of regions and barriers (libgomp does not)
-#   exp       the exp core on a sample, natively and on NEON; exp-all: every one, on emulated units too, written to
+#   tsan      ThreadSanitizer: clang with its OpenMP, whose Archer reports regions and barriers to it (libgomp does not)
+#   exp       the exp core on a sample, natively and on NEON; exp-all: every float, on emulated units too, written to
 #             exp_exhaustive.json
 #   valgrind  memcheck: nothing depends on uninitialised memory
 #   long      every case of native and simde, more of neon and asan, tsan, valgrind, exp-all
 #
-# CSM_EVERY=K takes every K-th case of native.  CSM_BUILD is the build directory (default: a temporary one); a program
+# CSM_EVERY=K runs every K-th case of native.  CSM_BUILD is the build directory (default: a temporary one); a program
 # `native` in it is not built again, nor is an object that is newer than all sources.
 # A part whose tools are missing fails and names them.
 set -eu -o pipefail
@@ -136,7 +136,7 @@ neon() {
 asan() {
     local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run here needs no sanitizer
     ! x86 || grep -qw avx512f /proc/cpuinfo || AVX512_FLAGS+=" -fno-sanitize=all"
-    # null pointers stop ASan by themselves; another check of each access makes the compilation a third longer
+    # ASan detects null pointers anyway; a separate check of each access makes the compilation a third longer
     build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O0 -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all
     # no detect_stack_use_after_return: its frames are not aligned for AVX-512's vectors (GCC bug 110027)
     run asan env ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-$SAMPLE}"
@@ -144,7 +144,7 @@ asan() {
 
 tsan() {
     need clang clang
-    local archer flags=(-Wno-error -fopenmp -fsanitize=thread -g -O1) # -O1 unrolls not all that is asked for, and warns
+    local archer flags=(-Wno-error -fopenmp -fsanitize=thread -g -O1) # with -O1 not all requested loops are unrolled, which is a warning
     archer=$(dirname "$(readlink -f "$(command -v clang)")")/../lib/libarcher.so
     [ -f "$archer" ] || { echo "tests/c/run.sh: Archer is missing (Debian package libomp-dev)" >&2; exit 1; }
     build tsan clang "${flags[@]}"
@@ -160,7 +160,7 @@ tsan() {
 valgrind_() {
     need valgrind valgrind
     native_built
-    # its own arithmetic rounds some subnormal fma otherwise than the CPU: only memcheck's verdict counts here
+    # valgrind's arithmetic rounds some subnormal fma differently from the CPU: only memcheck's verdict counts here
     local status=0
     valgrind -q --error-exitcode=99 "$BUILD/native" --every 400 >"$BUILD/valgrind.log" 2>"$BUILD/valgrind.err" || status=$?
     cat "$BUILD/valgrind.err"

@@ -1,5 +1,5 @@
 /* The C core without Python: arguments, allocation failures, scratch, interrupts, threads, the floating-point
- * environment; and the tests of the families, each in a file of its own.
+ * environment; and the tests of the families, each in a separate file.
  *
  *     test_core [--every K]      K > 1: every K-th case only (emulators, sanitizers)
  *
@@ -62,7 +62,7 @@ static void test_no_memory(void) {
             }
 }
 
-/* The caller's scratch: never exceeded, never too small when as large as promised, refused when smaller. */
+/* The caller's scratch: never exceeded; sufficient if it has the promised size; rejected if it is smaller. */
 static void test_scratch(void) {
     static const struct {
         size_t r2, n;
@@ -136,7 +136,7 @@ static void fp_set(unsigned c) { (void)c; }
 enum { FP_FLUSH = 0 };
 #endif
 
-/* The caller's flush-to-zero and rounding mode neither matter nor change. */
+/* The caller's flush-to-zero and rounding mode have no effect and are preserved. */
 static void test_environment(void) {
     for (int op = 0; op < CSM_OP_COUNT; op++)
         for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++)
@@ -181,7 +181,7 @@ static void test_interrupt(void) {
     seed(7);
     for (size_t i = 0; i < rows * n; i++) x[i] = (float)(next() >> 20) / 64;
     csm_view vx = csm_contiguous(&shape, n, x, 4), vy = csm_contiguous(&shape, n, y, 4);
-    use("scalar"); /* slow enough to be asked */
+    use("scalar"); /* slow enough to be interrupted */
     for (int threads = 1; threads <= 2; threads++) {
         csm_options o = CSM_OPTIONS_INIT;
         visits v = {0, 1, fp_control(), 1};
@@ -210,7 +210,8 @@ static void test_interrupt(void) {
     free(x), free(y);
 }
 
-/* Every unit is computed exactly once, for any counts, and threads that are done compute the shares of a late one. */
+/* Every unit is computed exactly once, for any counts, and threads that finish early compute the shares of a late one.
+ */
 typedef struct shared_work {
     size_t units, piece;
     int late; /* this thread's first piece lasts until all others are done */
@@ -246,11 +247,11 @@ static void test_shares(void) {
                     for (size_t i = 0; i < units[u]; i++) once &= atomic_load(&times[i]) == 1;
                     check(once, "%zu units in pieces of %zu on %d threads, %d late: status %d", units[u], pieces[p],
                           counts[t], late, status);
-                    if (!once) return; /* one has waited for long */
+                    if (!once) return; /* waited too long */
                 }
 }
 
-/* The maximum is that of the numbers: NaN is dropped, also before the first cache line, and nothing else with it. */
+/* The maximum is that of the numbers: only NaN is dropped, also before the first cache line. */
 static void test_maximum(void) {
     static const size_t lengths[] = {5, 40, 511, 512, 2048, 4099}, offsets[] = {0, 1, 3, 4, 8};
     _Alignas(64) static char memory[(4099 + 8) * 8];

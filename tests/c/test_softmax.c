@@ -71,7 +71,7 @@ static void test_special(size_t every) {
                 }
 }
 
-/* Against long double: that all units agree would not help if all were wrong.  The full measurement is in Python. */
+/* Compares with long double, because all units could agree and be wrong.  The full measurement is in Python. */
 static void test_accuracy(size_t every) {
     for (size_t n = 1; n < 300; n += n < 20 ? 1 : 13 * every)
         for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++) {
@@ -87,7 +87,7 @@ static void test_accuracy(size_t every) {
                     int taken = 0;
                     for (size_t j = 0; j < n; j++) {
                         long double x = get(dtype, p.a, r * n + j);
-                        if (x == max && !taken) taken = 1; /* one maximum stays out: log1p */
+                        if (x == max && !taken) taken = 1; /* one maximum is left out: log1p */
                         else sum += expl(x - max);
                     }
                     for (size_t j = 0; j < p.out; j++) {

@@ -86,7 +86,7 @@ static void release(result *r) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-/* transposed: x lies transposed in memory.  Outputs are contiguous rows. */
+/* transposed: x is transposed in memory.  Outputs are contiguous rows. */
 static void compute(csm_dtype dtype, const char *x, size_t n, size_t k, double alpha, int transposed, int threads,
                     result *r) {
     const size_t size = sizes[dtype];

@@ -7,8 +7,8 @@
 #                      (default: ~/.cache/csoftmax/free-threaded)
 #   CSM_SUITE, CSM_SOURCE  the Debian suite and source package to build (default: trixie, python3.13)
 #
-# PyPI has no interpreter, so this takes Debian's source package, without Debian's patches: they move site-packages to a
-# place that a virtual environment of a free-threaded build does not look at.
+# PyPI has no interpreter, so this uses Debian's source package, without Debian's patches: they move site-packages to a
+# folder in which a virtual environment of a free-threaded build does not search.
 set -eu -o pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 FOLDER=${CSM_FREE_THREADED:-${XDG_CACHE_HOME:-$HOME/.cache}/csoftmax/free-threaded}
@@ -22,7 +22,7 @@ need() { # PROGRAM PACKAGE
     command -v "$1" >/dev/null || { echo "tests/tools/free_threaded.sh: $1 is missing (Debian package $2)" >&2; exit 1; }
 }
 
-# The source package comes by lists of its own: those of the system stay as they are.
+# The source package has separate apt lists; those of the system are not changed.
 fetch() {
     local keys=/usr/share/keyrings/debian-archive-keyring.gpg
     mkdir -p "$FOLDER"/apt/{lists/partial,cache/archives/partial,source}
@@ -53,7 +53,7 @@ build_interpreter() {
     rm -rf "$FOLDER/build"
 }
 
-# What the test extra names and has a wheel here; the tests of what is missing are skipped.
+# Installs those packages of the test extra that have a wheel here; tests of missing ones are skipped.
 install() {
     local wanted
     "$PYTHON" -m venv "$FOLDER/venv"
@@ -80,6 +80,6 @@ import sys, platform, numpy, csoftmax, csoftmax.cpu
 assert not sys._is_gil_enabled()
 print(f"CPython {platform.python_version()} without the GIL, NumPy {numpy.__version__}")
 PY
-# PYTHON_GIL=0: it stays off beside extensions of others that have not declared themselves safe
+# PYTHON_GIL=0: it stays off with extensions of other packages that have not declared themselves safe
 [ $# -gt 0 ] || set -- -n "$(nproc)" --dist worksteal --ignore=tests/cuda
 PYTHON_GIL=0 python -m pytest -q "$@"

@@ -53,7 +53,7 @@ TEMPERATURES = (1.0, 0.3, 7.0)
 
 
 def inputs(op, dtype, k, sigma, offset, temperature, elements):
-    """Rows of logits, or of dy and y."""
+    """Return rows of logits, or of dy and y."""
     rows = max(1, elements // k)
     x = logits((rows, k), dtype, seed=k, sigma=sigma * temperature, offset=offset * temperature)
     if op.inputs == 1:
@@ -72,7 +72,7 @@ def cases(op, dtype, effort):
                     if abs(offset) + 6 * sigma * temperature > 6e4 and dtype == "float16":
                         continue
                     yield k, sigma, offset, temperature, int(effort * 4000)
-    if op.name == "softmax":  # where the largest errors lie: one lane carries most of the sum
+    if op.name == "softmax":  # these have the largest errors: one lane contains most of the sum
         for k in (100, 128, 129, 200, 256, 300):
             for sigma in (4, 5, 6):
                 yield k, sigma, 0, 1.0, int(effort * 200_000)
@@ -84,7 +84,7 @@ def measure(effort):
     for op in SOFTMAX_FAMILY:
         for dtype in DTYPES:
             if op.name.endswith("vjp") and dtype == "float64":
-                continue  # long double is no oracle for a sum of float64 products: see exact_gradients
+                continue  # long double is not exact enough for a sum of float64 products: see exact_gradients
             for case in cases(op, dtype, effort):
                 arrays, temperature = inputs(op, dtype, *case), case[3]
                 (expected,) = op.oracle(*arrays, temperature)
@@ -101,7 +101,7 @@ def measure(effort):
 
 
 def exact_gradients(rows):
-    """The float64 gradients against rational arithmetic and mpmath."""
+    """Compare the float64 gradients with rational arithmetic and mpmath."""
     worst = {}
     for op in BACKWARD:
         for seed in range(rows):
@@ -165,7 +165,7 @@ def loss_table(worst):
 
 
 def sparse():
-    """alpha-entmax of the rows of test_entmax.py, and their losses: lines of the table."""
+    """Return lines of the table: alpha-entmax of the rows of test_entmax.py, and their losses."""
     isas, before = binding.isa_available(), binding.isa()
     lines = ["| function | dtype | " + " | ".join(isas) + " | elements |", "|---|---|" + "---|" * (len(isas) + 1)]
     for alpha in (1.2, 1.5, 2.0, 3.0):
@@ -179,7 +179,7 @@ def sparse():
                 for isa in isas:
                     binding.select_isa(isa)
                     y, value = csoftmax.entmax(x, alpha), csoftmax.entmax_loss(x, target, alpha)
-                    # what is too small for the type may also be 0
+                    # a result that is too small for the type may also be 0
                     judged = [(g, p) for g, p in zip(y, truth) if g > 0 or p > smallest_normal(dtype)]
                     errors = [entmax_oracle.ulps(g, p, dtype) for g, p in judged]
                     worst[isa] = max(worst[isa], *errors)
@@ -257,7 +257,7 @@ def onnxruntime_softmax(shape):
 
 
 def peers():
-    """Largest error of float32 softmax beside whichever peers are installed, over the same rows."""
+    """Return the largest errors of float32 softmax and of the installed peers, over the same rows."""
     functions = {"csoftmax": csoftmax.softmax}
     with contextlib.suppress(ImportError):
         import scipy.special

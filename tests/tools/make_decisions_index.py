@@ -19,9 +19,9 @@ FIELDS = ("Decision", "Figure", "Reason", "Rejected", "Supersedes", "Code")
 INTRODUCTION = """\
 # Decisions
 
-Why csoftmax is built as it is: what was decided, the figures that decided it, and what was rejected. One page an area.
-An entry keeps its number for ever; one that no longer holds is marked as superseded or withdrawn. Code cites an entry
-as "decision topk 1".
+The reasons for the design of csoftmax: each decision with its figures and the rejected alternatives, one page per area.
+An entry keeps its number; one that no longer holds is marked as superseded or withdrawn. Code cites an entry as
+"decision topk 1".
 
 This page is generated: `python tests/tools/make_decisions_index.py`.
 """
@@ -40,7 +40,7 @@ class Decision:
 
     @property
     def link(self):
-        """The section's address, with the anchor that GitHub and MkDocs make of a heading."""
+        """The section's address, with the anchor that GitHub and MkDocs derive from a heading."""
         heading = f"{self.number} {self.title} ({self.status}, {self.date})".lower()
         anchor = re.sub(r"[^\w\- ]", "", heading).replace(" ", "-")
         return f"[{self.area} {self.number}]({self.area}.md#{anchor})"

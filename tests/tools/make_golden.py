@@ -54,7 +54,7 @@ def hashed(*results):
 
 
 def digest(op, dtype, case, place=np.asarray):
-    """Return the hash of a case of the softmax family; `place` puts the inputs where they are computed with."""
+    """Return the hash of a case of the softmax family; `place` copies the inputs to the device that computes it."""
     return hashed(op.function()(*map(place, inputs(op, dtype, case)), temperature=CASES[case][4]))
 
 
@@ -98,7 +98,7 @@ def sparse_digest(dtype, case, alpha, place=np.asarray):
 
 
 class Uniform(np.random.Generator):
-    """A generator whose uniform numbers are made of integers."""
+    """A generator whose uniform numbers are derived from integers."""
 
     def __init__(self):
         super().__init__(np.random.PCG64(0))

@@ -127,7 +127,10 @@ def format_object(name, node, level=3):
 
 
 def read_private():
-    """What the layers below the face define, as name -> (family, definition); a name in `_ops` hides others."""
+    """Return the definitions of the layers below `csoftmax`, as name -> (family, definition).
+
+    A name in `_ops` hides the same name in other layers.
+    """
     found = {}
     public = {f"{name}.py" for name in MODULES}
     above = {"_cli", "_bench", "_learn", "_spec", "_cuda", "__init__.py", "__main__.py"}

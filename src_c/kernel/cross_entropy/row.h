@@ -203,8 +203,8 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     if (c->z_loss != 0) g += 2 * c->z_loss * (in->max / c->temperature + s->tail);
     if (!(g - g == 0)) g = copysign(0x1.fffffffffffffp1023, g);
 
-    /* The gradient has the magnitude k max(q, |g|).  If that is ordinary, the power of two goes into k; otherwise k gets
-     * as much of it as needed and the rest is applied last, so that no intermediate is subnormal or infinite. */
+    /* The gradient has the magnitude k max(q, |g|).  If that is ordinary, the power of two goes into k; otherwise k
+     * gets as much of it as needed and the rest is applied last, so that no intermediate is subnormal or infinite. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
     const double lower = single ? -20 : -300, upper = single ? 100 : 300;
     if (largest == 0) k.m = csm_pair_of(0, 0);

@@ -1,5 +1,5 @@
-/* csoftmax from C: rows of floats from the command line's sizes, computed with 1 and 2 threads and in the caller's
- * own scratch.  Prints the bits of the results, which test_embedding.py compares with csoftmax.softmax.
+/* csoftmax from C: rows of floats, whose sizes are arguments, computed with 1 and 2 threads and in scratch memory of
+ * the caller.  Prints the bits of the results, which test_embedding.py compares with csoftmax.softmax.
  *
  *     cc embed.c $(python -m csoftmax --cflags) $(python -m csoftmax --libs)
  */
@@ -38,7 +38,7 @@ int main(int argc, char **argv) {
     if (status != CSM_OK) return stop(status);
     if (memcmp(y, again, rows * n * sizeof *y) != 0) return 4; /* threads change nothing */
 
-    /* rows as a host's own threads would take them */
+    /* rows, distributed as by the threads of a host program */
     memset(again, 0, rows * n * sizeof *again);
     for (size_t part = 0; part < 3; part++) {
         status =
@@ -71,7 +71,7 @@ int main(int argc, char **argv) {
         return 7;
     free(labels);
 
-    /* the three largest of each row, best first, in C's own sparse functions; entmax and draws in place of softmax */
+    /* the three largest of each row, best first; then entmax and draws in place of softmax */
     float best[3];
     int64_t where[3], drawn[2];
     double uniform[2] = {0, 0.999};

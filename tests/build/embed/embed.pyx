@@ -4,7 +4,7 @@ cimport csoftmax.cpu as cpu
 
 
 def softmax(const float[:, :] x, float[:, :] y, double temperature, int threads):
-    """Row by row, of any strides; the status as an int."""
+    """Compute softmax row by row, for any strides; return the status as an int."""
     cdef cpu.csm_shape shape
     cdef cpu.csm_view source, target
     cdef cpu.csm_options options
@@ -27,7 +27,7 @@ def softmax(const float[:, :] x, float[:, :] y, double temperature, int threads)
 
 
 def logsumexp(const double[::1] x):
-    """Of one row."""
+    """Return the log-sum-exp of one row."""
     cdef cpu.csm_shape shape
     cdef cpu.csm_view source, target
     cdef double y = 0
@@ -41,7 +41,7 @@ def logsumexp(const double[::1] x):
 
 
 def cross_entropy(const double[:, ::1] x, const long long[::1] labels, double[:, ::1] grad):
-    """The mean over the rows; the gradient into grad."""
+    """Return the mean over the rows, and write the gradient to grad."""
     cdef cpu.csm_shape shape
     cdef cpu.csm_view source, target, classes
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()

@@ -1,4 +1,4 @@
-"""A package that calls csoftmax's kernels: what such a package's setup.py needs."""
+"""The setup.py of a package that calls csoftmax's kernels."""
 
 import sys
 from pathlib import Path
@@ -17,7 +17,7 @@ embed = Extension(
 )
 # include_path: Cython looks for cpu.pxd on sys.path, which an editable install does not extend
 where = Path(csoftmax.__file__).parent.parent
-# these need no library: the first gets its functions by cimport, the second from the capsule csoftmax._C_API
+# these link no library: the first gets its functions by cimport, the second from the capsule csoftmax._C_API
 threads = {"extra_compile_args": ["-fopenmp"], "extra_link_args": ["-fopenmp"]} if sys.platform == "linux" else {}
 unlinked = Extension("unlinked", ["unlinked.pyx"], include_dirs=[csoftmax.get_include()], **threads)
 capsule = Extension("capsule", ["capsule.c"], include_dirs=[csoftmax.get_include()])

@@ -6,7 +6,7 @@ from cython.parallel cimport prange
 
 
 def softmax(const float[:, ::1] x, float[:, ::1] y, int workers):
-    """The rows dealt to threads of this module's own."""
+    """Distribute the rows over threads of this module."""
     cdef size_t rows = x.shape[0], n = x.shape[1]
     cdef int i, failed = 0
     for i in prange(workers, nogil=True, num_threads=workers, schedule="static", chunksize=1):
