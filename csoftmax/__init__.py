@@ -50,3 +50,8 @@ def __getattr__(name: str) -> object:
 
         return import_module(f"{__name__}.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Names for completion: the public ones, and the modules of learning before their first use."""
+    return sorted({*__all__, *_LEARNING_MODULES, *(name for name in globals() if name.startswith("__"))})

@@ -153,7 +153,7 @@ class LossOptions(NamedTuple):
     ignore_index: int
 
     @property
-    def factors(self) -> tuple[float, ...]:
+    def factors(self) -> tuple[float, float, float, float, float]:
         """temperature, label_smoothing, z_loss, clip_norm and clip_value, in the order that backends expect."""
         return self[3:8]  # type: ignore[return-value]
 

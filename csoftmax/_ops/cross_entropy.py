@@ -67,7 +67,8 @@ class LossPlan(NamedTuple):
         """Compute, and return the loss (a scalar unless there is one for each row) and the gradient or None."""
         if self.place.on_cuda:
             return self._run_on_cuda()
-        if binding.run_cross_entropy(*self._arguments(), self.num_threads) is not None:
+        arguments = [*self._arguments(), self.num_threads]
+        if binding.run_cross_entropy(*arguments) is not None:
             self._raise_bad_label()
             raise RuntimeError("target was changed by another thread during the call; nothing has been written")
         gradient = None if self.gradient is None else self.gradient.finish()
@@ -87,10 +88,9 @@ class LossPlan(NamedTuple):
             if self.logits.size:
                 _cuda.launch_loss(*self._arguments())
             else:  # no row, or no class: nothing to compute, and the CPU gives the result
-                dtype, logits, rows, _, *rest = self._arguments()
+                dtype, logits, rows, _, *rest = to_host(*self._arguments(), None)
                 host = np.empty(self.loss.shape, np.float64)
-                logits, rows, *rest = to_host(logits, rows, *rest)
-                if binding.run_cross_entropy(dtype, logits, rows, host, *rest, None) is not None:
+                if binding.run_cross_entropy(dtype, logits, rows, host, *rest) is not None:
                     host[...] = math.nan
                 self.loss.set(host.astype(self.loss.dtype))
             return self.loss, None if self.gradient is None else self.gradient.finish()

@@ -255,7 +255,7 @@ def entmax(
     array([0.674, 0.326, 0.   , 0.   ])
     """
     alpha = check_alpha(alpha)
-    options = {"where": where, "out": out, "device": device, "num_threads": num_threads}
+    options: dict[str, Any] = {"where": where, "out": out, "device": device, "num_threads": num_threads}
     return softmax(x, axis, **options) if alpha == 1 else _run_entmax(x, alpha, axis, **options)
 
 
@@ -311,7 +311,7 @@ def entmax_vjp(
     array([ 0.5, -0.5,  0. ])
     """
     alpha = check_alpha(alpha)
-    options = {"where": where, "out": out, "device": device, "num_threads": num_threads}
+    options: dict[str, Any] = {"where": where, "out": out, "device": device, "num_threads": num_threads}
     return softmax_vjp(dy, y, axis, **options) if alpha == 1 else _run_entmax_vjp(dy, y, alpha, axis, **options)
 
 

@@ -118,7 +118,9 @@ def _chunk_rows(rows: int, classes: int, dtype: Any, chunk_bytes: int | None) ->
 def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
     """The plan with checked labels, reduced to the rows that take part, and with the divisor of the mean."""
     n, rows, options = len(plan.w), math.prod(plan.batch), plan.options
-    s, upstream, labels, soft = options.sample_weight, options.upstream, plan.labels, plan.soft
+    s, upstream = options.sample_weight, options.upstream
+    labels: Any = plan.labels
+    soft: Any = plan.soft
     takes_part = np.ones(rows, bool) if s is None else s != 0
     if labels is None:
         raise_bad_label(soft, n, 0)
@@ -186,7 +188,7 @@ def _run_linear_on_cpu(
 ) -> tuple[Any, Any, Any, Any]:
     options, (rows, classes) = plan.options, (len(plan.x), len(plan.w))
     # the kernel reduces nothing, because the divisor of the mean is known
-    coefficient = np.ones(rows) if options.upstream is None else options.upstream
+    coefficient: Any = np.ones(rows) if options.upstream is None else options.upstream
     coefficient = coefficient / plan.divisor
     layer = Layer(plan.x, plan.w, plan.bias, plan.compute, gradient)
     dtype = binding.DTYPES[plan.compute.name]
@@ -197,9 +199,10 @@ def _run_linear_on_cpu(
         chunk = slice(begin, min(begin + plan.chunk_rows, rows))
         logits = buffer[: chunk.stop - begin]
         layer.forward(chunk, logits)
-        labels, soft, sample_weight, upstream = (
-            None if v is None else v[chunk] for v in (plan.labels, plan.soft, options.sample_weight, coefficient)
+        labels, soft, sample_weight = (
+            None if v is None else v[chunk] for v in (plan.labels, plan.soft, options.sample_weight)
         )
+        upstream = coefficient[chunk]
         bad = binding.run_cross_entropy(
             dtype,
             logits,
@@ -226,7 +229,7 @@ def _run_linear_on_cpu(
 def _reduced(plan: LinearPlan, losses: Any, reduction: str) -> Any:
     """The loss in the form of the result, from the losses of the rows that take part."""
     if reduction == "none":
-        loss = np.zeros(math.prod(plan.batch))
+        loss: Any = np.zeros(math.prod(plan.batch))
         loss[slice(None) if plan.kept is None else plan.kept] = losses
         loss = loss.reshape(plan.batch)
     else:

@@ -118,10 +118,10 @@ def plan_sample(
         x = axis_last(x, axes)
         mask = None if mask is None else axis_last(mask, axes)
         batch = x.shape[:-1]
-        parameters: Any = temperature, top_k, top_p, min_p
+        parameters: list[Any] = [temperature, top_k, top_p, min_p]
         if place.on_cuda or place.moves:  # they are few, and are checked on the CPU
             parameters = to_host(*parameters)
-        checked = _check_parameters(*parameters, batch)
+        checked = _check_parameters(parameters, batch)
         draws = _check_size(size)
         if out is not None:
             check_out(out, batch + draws, np.dtype(np.int64), place)
@@ -129,10 +129,9 @@ def plan_sample(
     return SamplePlan(dtype, x, uniforms, mask, *checked, num_threads, batch + draws, out, place)
 
 
-def _check_parameters(
-    temperature: Any, top_k: Any, top_p: Any, min_p: Any, batch: tuple[int, ...]
-) -> tuple[Any, Any, Any, Any]:
+def _check_parameters(parameters: list[Any], batch: tuple[int, ...]) -> tuple[Any, Any, Any, Any]:
     """The four parameters, each with one value for each row, or None."""
+    temperature, top_k, top_p, min_p = parameters
     positive, unit = "greater than 0 and at most 1", "at least 0 and at most 1"
     return (
         check_parameter("temperature", temperature, batch, np.float64, "at least 0", lambda v: v >= 0),

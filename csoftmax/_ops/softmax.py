@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypeVar, overload
+from typing import Any, NamedTuple, SupportsIndex, TypeVar, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +17,7 @@ from .._cpu import binding
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
 _Float = TypeVar("_Float", bound=np.floating[Any])
-_Axis = int | tuple[int, ...] | None
+_Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 
 class SoftmaxPlan(NamedTuple):
@@ -78,7 +78,7 @@ def softmax(
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> NDArray[_Float]: ...
 @overload
 def softmax(
@@ -89,7 +89,7 @@ def softmax(
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
 def softmax(
@@ -100,7 +100,7 @@ def softmax(
     where: Any = None,
     out: Any = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Softmax, ``exp(x / T) / sum(exp(x / T))``, along one or more axes.
 
@@ -173,7 +173,7 @@ def log_softmax(
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> NDArray[_Float]: ...
 @overload
 def log_softmax(
@@ -184,7 +184,7 @@ def log_softmax(
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
 def log_softmax(
@@ -195,7 +195,7 @@ def log_softmax(
     where: Any = None,
     out: Any = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Logarithm of the softmax, ``x / T - log(sum(exp(x / T)))``, along one or more axes.
 
@@ -243,7 +243,7 @@ def logsumexp(
     temperature: float = 1.0,
     where: ArrayLike | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Logarithm of the sum of exponentials, ``log(sum(exp(x / T)))``, along one or more axes.
 
@@ -300,7 +300,7 @@ def softmax_vjp(
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> NDArray[_Float]: ...
 @overload
 def softmax_vjp(
@@ -312,7 +312,7 @@ def softmax_vjp(
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
 def softmax_vjp(
@@ -324,7 +324,7 @@ def softmax_vjp(
     where: Any = None,
     out: Any = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Gradient of a loss through `softmax`: dL/dx from dL/dy and ``y = softmax(x)``.
 
@@ -391,7 +391,7 @@ def log_softmax_vjp(
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> NDArray[_Float]: ...
 @overload
 def log_softmax_vjp(
@@ -403,7 +403,7 @@ def log_softmax_vjp(
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
 def log_softmax_vjp(
@@ -415,7 +415,7 @@ def log_softmax_vjp(
     where: Any = None,
     out: Any = None,
     device: str | None = None,
-    num_threads: int | None = None,
+    num_threads: SupportsIndex | None = None,
 ) -> Any:
     """Gradient of a loss through `log_softmax`: dL/dx from dL/dy and ``y = log_softmax(x)``.
 

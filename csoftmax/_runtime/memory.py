@@ -47,7 +47,8 @@ def _register_with_tracemalloc() -> None:
         functions = pythonapi.PyTraceMalloc_Track, pythonapi.PyTraceMalloc_Untrack
     except (ImportError, AttributeError):  # PyPy, or no ctypes
         return
-    binding.set_tracemalloc(*(cast(function, c_void_p).value for function in functions))
+    track, untrack = (cast(function, c_void_p).value or 0 for function in functions)
+    binding.set_tracemalloc(track, untrack)
 
 
 _register_with_tracemalloc()

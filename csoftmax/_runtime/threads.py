@@ -34,9 +34,9 @@ def cgroup_quota(
                 for folder in (Path(root, "cpu", path.lstrip("/")), Path(root, "cpu")):
                     file = folder / "cpu.cfs_quota_us"
                     if file.is_file():
-                        quota = int(file.read_text())
-                        if quota > 0:
-                            quotas.append(quota / int((folder / "cpu.cfs_period_us").read_text()))
+                        microseconds = int(file.read_text())
+                        if microseconds > 0:
+                            quotas.append(microseconds / int((folder / "cpu.cfs_period_us").read_text()))
                         break
     except (OSError, ValueError):
         return None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -88,7 +88,7 @@ def exact_rows(
     )
 
 
-def reduce_exact(rows: ExactRows, reduction) -> tuple[Exact, np.ndarray]:
+def reduce_exact(rows: ExactRows, reduction) -> tuple[Exact, Any]:
     """Return the reduced loss, and the factor by which the reduction multiplies the gradients of the row losses."""
     if reduction == "none":
         return Exact(rows.loss, rows.loss_scale), EXACT(1)
