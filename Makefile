@@ -23,9 +23,10 @@ free-threaded:  ## build a free-threaded CPython (once) and run the tests there
 bench:  ## measure speed against every installed peer
 	$(PYTHON) -m csoftmax bench
 
-lint:  ## run ruff, clang-format and cython-lint
+lint:  ## ruff, mypy, clang-format, cython-lint
 	ruff check .
 	ruff format --check .
+	mypy csoftmax
 	clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
 	! grep -nE '^.{121}' $(CLANG_FORMAT_FILES)  # clang-format does not break comments
 	cython-lint csoftmax/*.pyx csoftmax/_cpu/*.pyx csoftmax/_cpu/*.pxi csoftmax/*.pxd tests/build/embed/*.pyx
