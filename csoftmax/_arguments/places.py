@@ -110,8 +110,8 @@ def as_array(name: str, x: Any) -> Any:
         raise DeviceError(f'{name} is a CuPy array, and the call computes on the CPU: pass device="cpu" or "cuda"')
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(
-            f"{name} is a masked array; pass {name}.data, and ~numpy.ma.getmaskarray({name}) as where; to a function without where, "
-            f"{name}.filled(-numpy.inf)"
+            f"{name} is a masked array; pass {name}.data, and ~numpy.ma.getmaskarray({name}) as where; to a function "
+            f"without where, {name}.filled(-numpy.inf)"
         )
     try:
         return np.asarray(x)
