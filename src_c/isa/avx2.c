@@ -1,4 +1,4 @@
-/* The avx2 unit: every kernel in the vocabulary of vec/avx2.h. */
+/* The avx2 unit: every kernel with the vector functions of vec/avx2.h. */
 #define CSM_UNIT avx2
 #if defined(__AVX2__) && defined(__FMA__)
 #include "../vec/avx2.h"

@@ -1,4 +1,4 @@
-/* The neon unit: every kernel in the vocabulary of vec/neon.h. */
+/* The neon unit: every kernel with the vector functions of vec/neon.h. */
 #define CSM_UNIT neon
 #if defined(__aarch64__) || defined(_M_ARM64)
 #include "../vec/neon.h"

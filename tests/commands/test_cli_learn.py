@@ -136,7 +136,7 @@ def test_bad_files(iris, capsys, tmp_path):
         run(*arguments, code=2)
         assert text in capsys.readouterr().err
 
-    says("no file 'nothing.csv'", "fit", "nothing.csv", "--target", "t")
+    says("file not found: 'nothing.csv'", "fit", "nothing.csv", "--target", "t")
     says("no column 'kind'; it has 'sepal length (cm)'", "fit", "train.csv", "--target", "kind")
     says("no folder", "fit", "train.csv", "--target", "species", "--output", "no/such/m.npz")
     (tmp_path / "a.txt").write_text("")

@@ -132,7 +132,7 @@ def test_read_only_objects():
 
 
 def test_error_of_an_unsupported_device():
-    with pytest.raises(TypeError, match="x is on a device of DLPack's kind 8"):
+    with pytest.raises(TypeError, match="x is on a device of DLPack kind 8"):
         csoftmax.softmax(Exporter(X, device=(8, 0)))
 
 

@@ -68,7 +68,7 @@ def test_damaged_files(tmp_path):
             except ValueError:
                 continue
             assert back.coef_.shape == model.coef_.shape
-    with pytest.raises(FileNotFoundError, match="no file"):
+    with pytest.raises(FileNotFoundError, match="file not found"):
         SoftmaxRegression.load(tmp_path / "nothing")
 
 
@@ -103,7 +103,7 @@ def test_hostile_files(tmp_path):
         with pytest.raises(ValueError, match="cannot be read as a model"):
             SoftmaxRegression.load(path)
     save_file(arrays, path)
-    with pytest.raises(ValueError, match="no header"):
+    with pytest.raises(ValueError, match="no csoftmax header"):
         SoftmaxRegression.load(path)
 
     path = tmp_path / "m.npz"

@@ -242,7 +242,7 @@ def test_fit_batches(digits):
     assert with_batch_norm.fit_batches(batches, np.arange(10)).score(X, y) > 0.93
     once = SoftmaxRegression(solver="adamw", random_state=0).fit_batches(batches(), np.arange(10), epochs=1)
     assert once.n_iter_ == 1
-    with pytest.raises(ValueError, match="used up"):
+    with pytest.raises(ValueError, match="exhausted"):
         SoftmaxRegression(solver="adamw", max_epochs=2).fit_batches(batches(), np.arange(10))
 
 

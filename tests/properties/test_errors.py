@@ -107,7 +107,9 @@ def test_masked_arrays(record):
 
 def test_masked_logits_of_a_loss():
     x = np.zeros((3, 4), np.float32)
-    with pytest.raises(TypeError, match=r"logits is a masked array; .* to a function without where, logits.filled\(-numpy.inf\)"):
+    with pytest.raises(
+        TypeError, match=r"logits is a masked array; .* to a function without where, logits.filled\(-numpy.inf\)"
+    ):
         csoftmax.cross_entropy(np.ma.masked_array(x, mask=x > 3), np.zeros(3, int))
 
 
