@@ -86,7 +86,7 @@ def test_architectures():
     assert choose_architecture("103", supported) == "sm_100"
     assert choose_architecture("130", supported) == "compute_120"
     assert choose_architecture("110", supported) == "compute_100"
-    with pytest.raises(Unavailable, match=r"7\.5 and later, and the device has 7\.0"):
+    with pytest.raises(Unavailable, match=r"7\.5 and later, but the device has 7\.0"):
         choose_architecture("70", supported)
 
 
