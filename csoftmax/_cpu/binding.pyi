@@ -49,9 +49,9 @@ def loss_call(
 def run_softmax(
     op: int,
     dtype: int,
-    a: NDArray[Any],
-    b: NDArray[Any] | None,
-    y: NDArray[Any],
+    first: NDArray[Any],
+    second: NDArray[Any] | None,
+    result: NDArray[Any],
     where: NDArray[Any] | None,
     temperature: float,
     num_threads: int | None,
@@ -95,9 +95,9 @@ def run_topk(
 ) -> None: ...
 def run_entmax(
     dtype: int,
-    a: NDArray[Any],
-    b: NDArray[Any] | None,
-    y: NDArray[Any],
+    first: NDArray[Any],
+    second: NDArray[Any] | None,
+    result: NDArray[Any],
     where: NDArray[Any] | None,
     alpha: float,
     num_threads: int | None,

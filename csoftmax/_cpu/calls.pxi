@@ -67,22 +67,26 @@ def loss_call(size_t n, double temperature, double label_smoothing, double z_los
     return _frombuffer((<char *>&call)[:sizeof(call)], f"V{sizeof(call)}")
 
 
-def run_softmax(int op, int dtype, a, b, y, where, double temperature, num_threads):
-    """Compute an operation of OPS. The last axis is the softmax axis, which y lacks if the operation reduces."""
+def run_softmax(int op, int dtype, first, second, result, where, double temperature, num_threads):
+    """Compute an operation of OPS. The last axis is the softmax axis, which the result of a reduction lacks.
+
+    `first` is x, or dy of a gradient, whose y is `second`.
+    """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_options options = cpu.csm_default_options()
     cdef const cpu.csm_view *to
-    cdef const cpu.csm_view *second
+    cdef const cpu.csm_view *second_view
     cdef cpu.csm_status status
     options.temperature = temperature
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals
-    buffers.take(0, a, True, False)
-    to = buffers.take(1, y, csm_op_keeps_axis[op] != 0, True)
-    second = buffers.take(2, b, True, False)
+    buffers.take(0, first, True, False)
+    to = buffers.take(1, result, csm_op_keeps_axis[op] != 0, True)
+    second_view = buffers.take(2, second, True, False)
     options.where = buffers.take(3, where, True, False)
     with nogil:
-        status = csm_run_softmax(op, dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second, to, &options)
+        status = csm_run_softmax(op, dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second_view, to,
+                                 &options)
     _raise(status)
 
 
@@ -150,21 +154,21 @@ def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int no
     _raise(status)
 
 
-def run_entmax(int dtype, a, b, y, where, double alpha, num_threads):
-    """alpha-entmax of a along the last axis, written to y; with b its gradient, from dy = a and b = entmax(x)."""
+def run_entmax(int dtype, first, second, result, where, double alpha, num_threads):
+    """alpha-entmax of `first` along the last axis, or, with `second`, its gradient from dy and y = entmax(x)."""
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
-    cdef const cpu.csm_view *second
+    cdef const cpu.csm_view *second_view
     cdef cpu.csm_status status
     options.alpha = alpha
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals
-    buffers.take(0, a, True, False)
-    second = buffers.take(1, b, True, False)
-    buffers.take(2, y, True, True)
+    buffers.take(0, first, True, False)
+    second_view = buffers.take(1, second, True, False)
+    buffers.take(2, result, True, True)
     options.where = buffers.take(3, where, True, False)
     with nogil:
-        status = csm_run_entmax(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second,
+        status = csm_run_entmax(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second_view,
                                 &buffers.view[2], &options)
     _raise(status)
 

@@ -86,7 +86,7 @@ INLINE void fill(T *to, long long n, int part, double x) {
         store(to + begin, (int)(n - begin < part ? n - begin : part), value, threadIdx.x, blockDim.x);
 }
 
-/* Of the first `count` survivors, keeps those that are greater than the bound or NaN, in order; returns their number.
+/* Keeps those of the first `count` survivors that are greater than the bound or NaN, in order; returns their number.
  * Each thread has read its survivor before any of them is moved. */
 INLINE size_t sift(const csm_support &s, size_t count, REAL bound, size_t *counts) {
     size_t kept = 0;

@@ -43,26 +43,26 @@ def plan_entmax_launch(dtype: int, n: int, gradient: bool, shared_limit: int) ->
     return EntmaxLaunch(part, warps, shared_bytes, 0 if gradient or n <= SHARED_SURVIVORS else padded)
 
 
-def launch_entmax(dtype: int, a: Any, b: Any, y: Any, where: Any, alpha: float) -> None:
+def launch_entmax(dtype: int, first: Any, second: Any, result: Any, where: Any, alpha: float) -> None:
     """alpha-entmax of CuPy arrays along the last axis, or its gradient, with the arguments of the CPU's run_entmax."""
     import cupy
 
-    n, rows = a.shape[-1], math.prod(a.shape[:-1])
-    if y.size == 0:
+    n, rows = first.shape[-1], math.prod(first.shape[:-1])
+    if result.size == 0:
         return
-    device = a.device.id
+    device = first.device.id
     with cupy.cuda.Device(device):
-        inputs, mask = make_contiguous(a, b, where)
-        to = contiguous_or_new(y)
+        inputs, mask = make_contiguous(first, second, where)
+        to = contiguous_or_new(result)
         constants = binding.entmax(dtype, alpha)
-        if b is None:
+        if second is None:
             _launch_support("forward", dtype, device, rows, n, inputs[0], mask, to, last=(constants,))
         else:
             part, warps, shared_bytes, _ = plan_entmax_launch(dtype, n, True, read_shared_limit(device))
             arguments = *inputs, mask, to, *as_size(rows, n), np.int32(part), constants
             launch_kernel("entmax", dtype, device, "backward", rows, 32 * warps, shared_bytes, *arguments)
-        if to is not y:
-            y[...] = to
+        if to is not result:
+            result[...] = to
 
 
 def _launch_support(

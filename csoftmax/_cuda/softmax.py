@@ -75,24 +75,24 @@ def plan_softmax_launch(op: str, dtype: int, n: int, shared_limit: int) -> Softm
     )
 
 
-def launch_softmax(op: int, dtype: int, a: Any, b: Any, y: Any, where: Any, temperature: float) -> None:
-    """Run an operation on CuPy arrays whose last axis is the softmax axis (the y of a log-sum-exp lacks it).
+def launch_softmax(op: int, dtype: int, first: Any, second: Any, result: Any, where: Any, temperature: float) -> None:
+    """Run an operation on CuPy arrays whose last axis is the softmax axis (the result of a reduction lacks it).
 
     The kernels need contiguous rows: any other layout is copied, and so is a mask that is broadcast.
     """
     import cupy
 
-    name, n = _OP_NAMES[op], a.shape[-1]
-    rows = math.prod(a.shape[:-1])
-    if y.size == 0:
+    name, n = _OP_NAMES[op], first.shape[-1]
+    rows = math.prod(first.shape[:-1])
+    if result.size == 0:
         return
     if n == 0:  # the log-sum-exp of an empty row
-        y[...] = 0xFF80 if y.dtype == np.uint16 else -math.inf  # bfloat16 comes as its bits
+        result[...] = 0xFF80 if result.dtype == np.uint16 else -math.inf  # bfloat16 comes as its bits
         return
-    device = a.device.id
+    device = first.device.id
     with cupy.cuda.Device(device):
-        inputs, mask = make_contiguous(a, b, where)
-        to = contiguous_or_new(y)
+        inputs, mask = make_contiguous(first, second, where)
+        to = contiguous_or_new(result)
         plan = plan_softmax_launch(name, dtype, n, read_shared_limit(device))
         grid, scales = plan.grid(rows), make_scales(dtype, temperature)
         arguments: tuple[Any, ...] = *inputs, mask, to, np.int64(rows), np.int32(n)
@@ -103,8 +103,8 @@ def launch_softmax(op: int, dtype: int, a: Any, b: Any, y: Any, where: Any, temp
             launch_kernel(name, dtype, device, "teams", grid, 32 * plan.warps, plan.shared_bytes, *arguments)
         else:
             launch_kernel(name, dtype, device, "whole", grid, 32 * plan.warps, plan.shared_bytes, *arguments, scales)
-        if to is not y:
-            y[...] = to
+        if to is not result:
+            result[...] = to
 
 
 def _launch_in_blocks(
