@@ -68,7 +68,7 @@ PY
     while read -r wanted; do
         "$FOLDER/venv/bin/pip" install -q --only-binary :all: "$wanted" 2>/dev/null || echo "no wheel: $wanted"
     done <"$FOLDER/wanted"
-    "$FOLDER/venv/bin/pip" install -q "$ROOT"
+    "$FOLDER/venv/bin/pip" install -q -e "$ROOT"  # as `python -m csoftmax` in a checkout finds that package
 }
 
 [ -x "$PYTHON" ] || build_interpreter
