@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import scipy
 import scipy.sparse as sp
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -40,6 +41,7 @@ def compute_objective(X, y, coef, intercept, penalty, **options):
     return float(loss) + penalty / 2 * float(np.vdot(coef, coef))
 
 
+SCIPY = tuple(int(part) for part in scipy.__version__.split(".")[:2])
 DATA = {"digits": load_digits, "iris": load_iris, "wine": load_wine}
 
 
@@ -63,9 +65,11 @@ def three_classes():
 @pytest.mark.parametrize("penalty", [1e-3, 1e-2])
 def test_coefficients_equal_those_of_logistic_regression(data, penalty):
     X, y = data
-    ours = SoftmaxRegression(penalty_l2=penalty, max_epochs=500).fit(X, y)
+    # with the roundings of SciPy 1.11 the default tolerance ends 1.01e-8 from the minimum for wine
+    tolerance = {} if SCIPY >= (1, 12) else {"tol": 1e-13}
+    ours = SoftmaxRegression(penalty_l2=penalty, max_epochs=500, **tolerance).fit(X, y)
     theirs = LogisticRegression(C=1 / (penalty * len(y)), solver="newton-cholesky", tol=1e-12).fit(X, y)
-    assert np.abs(ours.coef_ - theirs.coef_).max() <= 3e-8  # both end where rounding allows no more
+    assert np.abs(ours.coef_ - theirs.coef_).max() <= 1e-8
     shift = (ours.intercept_ - theirs.intercept_).mean()  # the same number for all classes changes no probability
     assert np.abs(ours.intercept_ - theirs.intercept_ - shift).max() <= 1e-7
     values = [compute_objective(X, y, m.coef_, m.intercept_, penalty) for m in (ours, theirs)]
