@@ -2,10 +2,10 @@
 #ifndef CSM_MATH_BLOCK_H
 #define CSM_MATH_BLOCK_H
 
-#include "scalars.h"
+#include "exact.h"
 
-/* Number of elements in a block.  Every sum is computed block by block, and blocks are combined in order: changing
- * CSM_BLOCK changes bits.  CSM_FLUSH: see sum.inc.h. */
+/* Number of elements in a block.  Every sum is computed block by block, and blocks are combined without rounding and
+ * in any order (exact.h): changing CSM_BLOCK changes bits.  CSM_FLUSH: see sum.inc.h. */
 enum { CSM_BLOCK = 4096, CSM_FLUSH = 512 };
 
 /* The contribution of one block to its row.  Forward: reference exponent n; sum = hi + lo of e' over the block (log

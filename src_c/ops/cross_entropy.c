@@ -61,7 +61,8 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
     if (!memory) return CSM_NO_MEMORY;
     for (size_t row = begin; row < end; row++) {
         const csm_strided q = csm_row_of(c, &r->soft_labels, row);
-        double sum = 0, low = 0;
+        csm_pair_sum sum;
+        csm_pair_sum_zero(&sum);
         int is_plain = (uintptr_t)q.data % c->wide_size == 0 && (q.axis == (ptrdiff_t)c->wide_size || n == 1);
         for (size_t i = 0; i < n; i += CSM_BLOCK) {
             size_t k = csm_block_length(n, i);
@@ -74,10 +75,10 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
                 part = memory;
             }
             if (!r->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&r->has_bad_label, 1);
-            csm_two_sum(&sum, &low, hi);
-            low += lo;
+            if (n <= CSM_BLOCK) r->mass[order_of(r, row)] = hi + lo;
+            else csm_pair_sum_add(&sum, hi, lo);
         }
-        r->mass[order_of(r, row)] = sum + low;
+        if (n > CSM_BLOCK) r->mass[order_of(r, row)] = csm_pair_sum_rounded(&sum);
     }
     return CSM_OK;
 }
@@ -193,17 +194,20 @@ static int sum_row(loss_row_run *s) {
 /* The factor that clip_norm requires. */
 static double clip_factor(loss_row_run *s) {
     const size_t count = csm_block_count(s->run->base.shape.n);
-    double squares = 0;
+    csm_pair_sum squares;
     if (!(s->call->clip_norm < CSM_INF)) return 1;
     s->kernels->factors(s->call, &s->in, -1, &s->row);
+    csm_pair_sum_zero(&squares);
     for (size_t b = 0; b < count; b++) {
         const loss_block p = block_at(s, b);
         ptrdiff_t place = s->in.label - (ptrdiff_t)(b * CSM_BLOCK);
         if (s->in.label < 0 || place < 0 || place >= (ptrdiff_t)p.k) place = -1;
-        squares +=
-            s->kernels->norm(p.x, p.e, p.k, s->call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL, place);
+        csm_pair_sum_add(
+            &squares,
+            s->kernels->norm(p.x, p.e, p.k, s->call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL, place),
+            0);
     }
-    return csm_loss_shrink(s->call, &s->in, &s->row, squares);
+    return csm_loss_shrink(s->call, &s->in, &s->row, csm_pair_sum_rounded(&squares));
 }
 
 static void write_gradient(loss_row_run *s) {
@@ -416,6 +420,20 @@ static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options 
     return CSM_OK;
 }
 
+/* The sum of the class weights: compensated in each block, and without rounding over blocks. */
+static double sum_of_weights(const loss_run *r, size_t n) {
+    csm_pair_sum all;
+    csm_pair_sum_zero(&all);
+    for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
+        const size_t k = csm_block_length(n, begin);
+        double sum = 0, low = 0;
+        for (size_t j = begin; j < begin + k; j++) csm_two_sum(&sum, &low, class_weight(r, j));
+        if (k == n) return sum + low;
+        csm_pair_sum_add(&all, sum, low);
+    }
+    return csm_pair_sum_rounded(&all);
+}
+
 static csm_status prepare(loss_run *r, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                           const csm_view *x, const csm_view *gradient, csm_loss_options *o,
                           const csm_fp_environment *caller) {
@@ -439,12 +457,7 @@ static csm_status prepare(loss_run *r, csm_dtype dtype, const csm_table *table, 
     r->kernels = &table->loss[dtype];
     r->wide_kernels = &table->loss[c->wide_dtype];
     double weight_sum = (double)n;
-    if (o->weight) {
-        double low = 0;
-        weight_sum = 0;
-        for (size_t j = 0; j < n; j++) csm_two_sum(&weight_sum, &low, class_weight(r, j));
-        weight_sum += low;
-    }
+    if (o->weight) weight_sum = sum_of_weights(r, n);
     r->call = csm_loss_call_of(o, n, gradient != NULL);
     r->call.t = &c->scales.ordinary;
     r->call.weight_sum = weight_sum;

@@ -2,8 +2,9 @@
  * uniform number for each draw.
  *
  * Without top-k and top-p the classes are in the order of their indices; with them in falling order, ties by lowest
- * index, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  Sums over blocks
- * are the kernels'; within a block, and over selected classes, they run from the first to the last in double.  So a
+ * index, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  The sum of a block
+ * is the kernels', sums over blocks are exact and rounded once (math/exact.h); within a block, and over selected
+ * classes, they run from the first to the last in double.  So a
  * draw depends only on the row, its parameters and its uniform number.
  *
  * top-p alone does not determine how many classes it needs: 64 are selected, then 8 times as many, until their mass
@@ -12,6 +13,7 @@
 #include "../core/call.h"
 #include "../core/extension.h"
 #include "../core/selection.h"
+#include "../kernel/softmax/combine.h"
 
 enum {
     PREFIX_DRAWS = 8,    /* with at least this many draws from a row, prefix sums are searched by bisection */
@@ -111,13 +113,36 @@ static void put_index(const sample_run *r, size_t row, size_t draw, int64_t inde
            &index, sizeof index);
 }
 
+/* Adds a block's mass to the sum of those before it, and returns the sum, rounded. */
+static double add_block(csm_exact *sum, double mass) {
+    double total, rest;
+    csm_exact_add(sum, mass, 0, 1);
+    csm_exact_pair(sum, 0, &total, &rest);
+    return total;
+}
+/* The first block whose running sum, in `lo`, is greater than the target, else the last with a mass. */
+static size_t search_blocks(const csm_block *blocks, size_t count, double target) {
+    size_t low = 0, high = count;
+    while (low < high) {
+        const size_t middle = low + (high - low) / 2;
+        if (blocks[middle].lo > target) high = middle;
+        else low = middle + 1;
+    }
+    if (low < count) return low;
+    for (low = count - 1; low > 0 && !(blocks[low].hi > 0);) low--;
+    return low;
+}
+
 /* Draws from `count` masses, those of the classes 0, 1, ... or of index[0], index[1], ... */
 static csm_status draw_from(sample_run *r, const sample_row *row, const char *mass, size_t count,
                             const int64_t *index) {
-    const csm_block *blocks = row->blocks;
+    csm_block *blocks = row->blocks;
     const size_t n_blocks = csm_block_count(count);
-    double total = 0, *sums = NULL;
-    for (size_t b = 0; b < n_blocks; b++) total += blocks[b].hi;
+    double *sums = NULL;
+    csm_exact sum_of_blocks;
+    csm_exact_zero(&sum_of_blocks);
+    for (size_t b = 0; b < n_blocks; b++) blocks[b].lo = add_block(&sum_of_blocks, blocks[b].hi);
+    const double total = blocks[n_blocks - 1].lo;
     if (r->draws >= PREFIX_DRAWS) {
         sums = (double *)(void *)buffer(r, row->thread, SUMS, count * sizeof *sums);
         if (!sums) return CSM_NO_MEMORY;
@@ -128,15 +153,9 @@ static csm_status draw_from(sample_run *r, const sample_row *row, const char *ma
         }
     }
     for (size_t draw = 0; draw < r->draws; draw++) {
-        double target = uniform_at(r, row->index, draw) * total, before = 0;
-        size_t block = 0, last = 0;
-        for (; block < n_blocks; block++) {
-            if (!(blocks[block].hi > 0)) continue;
-            last = block;
-            if (before + blocks[block].hi > target) break;
-            before += blocks[block].hi;
-        }
-        if (block == n_blocks) before = total - blocks[block = last].hi;
+        const double target = uniform_at(r, row->index, draw) * total;
+        const size_t block = search_blocks(blocks, n_blocks, target);
+        const double before = !(total > target) ? total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
         const size_t begin = block * CSM_BLOCK, k = csm_block_length(count, begin);
         const size_t at = begin + (sums ? search_sums(sums + begin, k, target - before)
                                         : search_masses(r, mass + begin * r->base.wide_size, k, target - before));
@@ -177,14 +196,18 @@ static csm_status draw_all(sample_run *r, const sample_row *row) {
 /* The mass of a whole row. */
 static double row_mass(const sample_run *r, const sample_row *row) {
     const csm_call *c = &r->base;
-    double total = 0, low = 0;
+    csm_exact sum;
+    int is_number = 1;
+    csm_exact_zero(&sum);
     for (size_t begin = 0; begin < c->shape.n; begin += CSM_BLOCK) {
         csm_block block;
         c->table->kernels[CSM_OP_softmax][row->dtype].pass1(row->x + begin * row->itemsize, NULL, NULL,
                                                             csm_block_length(c->shape.n, begin), row->t, &block);
-        csm_two_sum(&total, &low, (block.hi + block.lo) * csm_pow2(block.n - row->n));
+        is_number &= csm_exact_add_block(&sum, &block);
     }
-    return total + low;
+    double total, rest;
+    csm_exact_pair(&sum, (int64_t)row->n, &total, &rest);
+    return is_number ? total : CSM_NAN;
 }
 
 static csm_status draw_selected(sample_run *r, const sample_row *row) {

@@ -55,6 +55,39 @@ typedef struct csm_pending_losses {
     int count;
 } csm_pending_losses;
 
+/* Adds the product of two finite numbers to a sum, without rounding and at any magnitude. */
+INLINE void csm_exact_add_product(csm_exact *sum, double a, double b) {
+    const double e = csm_take_exponent(&a) + csm_take_exponent(&b), product = a * b;
+    csm_exact_add(sum, product, (int64_t)e, 1);
+    csm_exact_add(sum, fma(a, b, -product), (int64_t)e, 1);
+}
+/* sum a_j (max - x_j) of a row from the sums of its blocks, each relative to the block's own maximum:
+ * sum far_b + sum (max - max_b) mass_b, where every product and every sum is kept whole and only the result is rounded,
+ * so that it does not depend on the order or the grouping of the blocks. */
+static NOINLINE double csm_loss_far(const csm_block *blocks, size_t count, const csm_temperature *t, double max) {
+    csm_exact far, mass;
+    double other = 0, hi, lo; /* other: infinite or NaN */
+    if (count == 1) return blocks->far;
+    csm_exact_zero(&far);
+    csm_exact_zero(&mass);
+    for (size_t b = 0; b < count; b++) {
+        const double of_block = blocks[b].far, m = blocks[b].mass;
+        if (of_block - of_block == 0 && m - m == 0) {
+            csm_exact_add(&far, of_block, 0, 1);
+            csm_exact_add_product(&far, -csm_reference(blocks[b].max, t), m);
+            csm_exact_add(&mass, m, 0, 1);
+        } else {
+            other += of_block - of_block == 0 ? m : of_block;
+        }
+    }
+    if (other != 0) return other;
+    csm_exact_pair(&mass, 0, &hi, &lo);
+    csm_exact_add_product(&far, max, hi);
+    csm_exact_add_product(&far, max, lo);
+    csm_exact_pair(&far, 0, &hi, &lo);
+    return hi > 0 ? hi : 0; /* no term is negative */
+}
+
 /* Computes the sums and the loss of a row.  to: a second destination of the loss; NULL only without `pending`.
  * pending: NULL, or the list to which the loss may be added; then row->loss, row->sums.tail and *to are not set.  (Only
  * the gradient of z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
@@ -66,11 +99,7 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     const int waits = pending && c->z_loss == 0 && !row->sums.is_nan;
     if (!waits) row->sums.tail = csm_log1p(quotient, quotient_low);
     const csm_row *s = &row->sums;
-    for (size_t b = 0; b < count && (c->soft || epsilon != 0); b++) { /* no term is negative */
-        far += blocks[b].far;
-        const double apart = s->max - csm_reference(blocks[b].max, c->t);
-        if (apart != 0 && blocks[b].mass != 0) far += apart * blocks[b].mass; /* a mass can be infinite */
-    }
+    if (c->soft || epsilon != 0) far = csm_loss_far(blocks, count, c->t, s->max);
     row->total = s->hi;
     row->total_low = s->lo;
     csm_loss_total(&row->total, &row->total_low, s->count, s->top, s->top_low);

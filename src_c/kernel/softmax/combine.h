@@ -1,4 +1,4 @@
-/* The blocks of a row, combined in order, and rows whose result needs no sum. */
+/* The blocks of a row, combined by sums without rounding (exact.h), and rows whose result needs no sum. */
 #ifndef CSM_SOFTMAX_COMBINE_H
 #define CSM_SOFTMAX_COMBINE_H
 
@@ -28,9 +28,8 @@ INLINE double csm_reduced(csm_op op, const csm_scales *s, double max, double tai
     return op == CSM_OP_logsumexp ? csm_lse(s, max, tail, transformed) : tail;
 }
 
-/* Finds the row's max and n, and clears its sum; the sums of all blocks are then added relative to n, in index
- * order. */
-INLINE void csm_combine_sums(const csm_block *blocks, size_t count, csm_row *row) {
+/* Finds the row's max and n. */
+INLINE void csm_find_reference(const csm_block *blocks, size_t count, csm_row *row) {
     row->max = blocks[0].max;
     row->n = blocks[0].n;
     for (size_t b = 1; b < count; b++)
@@ -38,41 +37,56 @@ INLINE void csm_combine_sums(const csm_block *blocks, size_t count, csm_row *row
             row->max = blocks[b].max;
             row->n = blocks[b].n;
         }
-    row->hi = row->lo = 0;
+}
+/* Adds a block's sum of e', times 2^n of the block.  Returns 0, with nothing added, if it is NaN. */
+INLINE int csm_exact_add_block(csm_exact *sum, const csm_block *block) {
+    if (!(block->hi - block->hi == 0)) return 0;
+    csm_exact_add(sum, block->hi, (int64_t)block->n, 1);
+    csm_exact_add(sum, block->lo, (int64_t)block->n, 1);
+    return 1;
 }
 
 INLINE void csm_combine_softmax(const csm_block *blocks, size_t count, int single, csm_row *row) {
-    csm_combine_sums(blocks, count, row);
-    for (size_t b = 0; b < count; b++) {
-        double scale = csm_pow2(blocks[b].n - row->n);
-        csm_two_sum(&row->hi, &row->lo, blocks[b].hi * scale);
-        row->lo += blocks[b].lo * scale;
+    csm_find_reference(blocks, count, row);
+    row->hi = blocks->hi;
+    row->lo = blocks->lo;
+    if (count > 1) {
+        csm_exact sum;
+        int is_number = 1;
+        csm_exact_zero(&sum);
+        for (size_t b = 0; b < count; b++) is_number &= csm_exact_add_block(&sum, &blocks[b]);
+        csm_exact_pair(&sum, (int64_t)row->n, &row->hi, &row->lo);
+        if (!is_number) row->hi = CSM_NAN;
     }
     csm_reciprocal(row->hi, row->lo, single, row);
 }
 
+/* The maxima of a block whose maximum is below the row's are terms of the row's sum like any other element.  Each is
+ * cut into pieces by itself and counted, so that ties in different blocks add up as those of one block do. */
 INLINE void csm_combine_quotient(const csm_block *blocks, size_t count, csm_row *row, double *q, double *q_low) {
     double maxima = 0, top = 1, top_low = 0;
+    csm_find_reference(blocks, count, row);
     if (count == 1) {
-        row->max = blocks->max;
-        row->n = blocks->n;
         csm_log_quotient(blocks->count, blocks->hi, blocks->lo, blocks->top, blocks->top_low, row, q, q_low);
         return;
     }
-    csm_combine_sums(blocks, count, row);
+    csm_exact sum;
+    int is_number = 1;
+    csm_exact_zero(&sum);
     for (size_t b = 0; b < count; b++) {
-        double scale = csm_pow2(blocks[b].n - row->n);
-        csm_two_sum(&row->hi, &row->lo, blocks[b].hi * scale);
-        row->lo += blocks[b].lo * scale;
-        if (blocks[b].max == row->max) {
-            maxima += blocks[b].count;
-            top = blocks[b].top;
-            top_low = blocks[b].top_low;
-        } else {
-            csm_two_sum(&row->hi, &row->lo, blocks[b].count * blocks[b].top * scale);
-            row->lo += blocks[b].count * blocks[b].top_low * scale;
+        const csm_block *block = &blocks[b];
+        is_number &= csm_exact_add_block(&sum, block);
+        if (block->max == row->max) {
+            maxima += block->count;
+            top = block->top;
+            top_low = block->top_low;
+        } else if (block->max > -CSM_INF) {
+            csm_exact_add(&sum, block->top, (int64_t)block->n, (int64_t)block->count);
+            csm_exact_add(&sum, block->top_low, (int64_t)block->n, (int64_t)block->count);
         }
     }
+    csm_exact_pair(&sum, (int64_t)row->n, &row->hi, &row->lo);
+    if (!is_number) row->hi = CSM_NAN;
     csm_log_quotient(maxima, row->hi, row->lo, top, top_low, row, q, q_low);
 }
 INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row) {
@@ -83,11 +97,14 @@ INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row)
 
 /* For gradients: adds the sums of the blocks as a pair. */
 INLINE void csm_combine_pair(const csm_block *blocks, size_t count, int single, csm_row *row) {
-    double hi = 0, lo = 0;
-    for (size_t b = 0; b < count; b++) {
-        csm_two_sum(&hi, &lo, blocks[b].hi);
-        lo += blocks[b].lo;
+    double hi = blocks->hi, lo = blocks->lo;
+    if (count > 1) {
+        csm_pair_sum sum;
+        csm_pair_sum_zero(&sum);
+        for (size_t b = 0; b < count; b++) csm_pair_sum_add(&sum, blocks[b].hi, blocks[b].lo);
+        csm_pair_sum_total(&sum, &hi, &lo);
     }
+    hi += 0; /* never -0 */
     if (!(lo - lo == 0)) lo = 0; /* hi is infinite or NaN */
     if (single) {
         row->hi = (double)(float)(hi + lo);
