@@ -145,7 +145,7 @@ INLINE void pass(place *p, double mass, bool is_this) {
     p->total += mass;
 }
 /* Whether a draw lands in the block; *rest: the target within it. */
-INLINE bool lands(const place &p, double uniform, double *rest) {
+INLINE bool has_draw(const place &p, double uniform, double *rest) {
     const double target = uniform * p.total;
     const bool beyond = !(p.total > target);
     *rest = target - (beyond ? p.total - p.mass : p.before);
@@ -245,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
             const long long i = at * size + first + threadIdx.x;
             const bool draws = first + threadIdx.x < size;
             double rest = 0;
-            const bool is_here = draws && lands(here, uniform[i], &rest);
+            const bool is_here = draws && has_draw(here, uniform[i], &rest);
             if (!__any_sync(ALL_LANES, is_here)) continue;
             if (!has_masses) {
                 masses(s, from, k, min_p ? min_p[at] * row.max_mass : 0, row, c);
@@ -301,7 +301,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
                     for (long long b = 0; b * CSM_BLOCK < end; b++) pass(&block, mass[b], b * CSM_BLOCK == begin);
                     for (long long draw = threadIdx.x; draw < size; draw += WARP) {
                         double rest;
-                        if (lands(block, uniform[at * size + draw], &rest))
+                        if (has_draw(block, uniform[at * size + draw], &rest))
                             indices[at * size + draw] = from[at * k + begin + search(s, length, walked, rest)];
                     }
                 } else {

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
-from .._arguments.foreign import takes_foreign
+from .._arguments.foreign import accept_foreign
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
 from .._arguments.numbers import check_count, check_parameter
 from .._arguments.places import Place, as_float, place_of, to_host
@@ -37,7 +37,7 @@ class SamplePlan(NamedTuple):
     out: Any | None
     place: Place
 
-    def run(self) -> Any:
+    def execute(self) -> Any:
         """Draw, and return the indices."""
         if self.place.on_cuda:
             with self.place.context():
@@ -155,9 +155,9 @@ def _generator(rng: Any) -> np.random.Generator:
         raise ValueError(f"rng must be at least 0 where it is an int, got {rng!r}") from None
 
 
-@takes_foreign
+@accept_foreign
 def _run_sample(logits: Any, axis: Any, **options: Any) -> Any:
-    return plan_sample(logits, axis, **options).run()
+    return plan_sample(logits, axis, **options).execute()
 
 
 def sample(

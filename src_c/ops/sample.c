@@ -3,9 +3,9 @@
  *
  * Without top-k and top-p the classes are in the order of their indices; with them in falling order, ties by lowest
  * index, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  The sum of a block
- * is the kernels', sums over blocks are exact and rounded once (math/exact.h); within a block, and over selected
- * classes, they run from the first to the last in double.  So a
- * draw depends only on the row, its parameters and its uniform number.
+ * is the kernels'; sums over blocks have no rounding but the last (math/exact.h); within a block, and over selected
+ * classes, they run from the first to the last in double.  So a draw depends only on the row, its parameters and its
+ * uniform number.
  *
  * top-p alone does not determine how many classes it needs: 64 are selected, then 8 times as many, until their mass
  * suffices.
@@ -24,7 +24,7 @@ enum {
 /* Buffers of a thread. */
 enum { ROW, WIDE, MASS, SUMS, SELECT, BLOCKS, VALUES, BUFFERS };
 
-typedef struct sample_run {
+typedef struct sample_call {
     csm_call base;
     csm_view x, indices, uniforms, temperature, top_k, top_p, min_p;
     const csm_sample_options *options;
@@ -32,7 +32,7 @@ typedef struct sample_run {
     int is_direct;      /* x is contiguous and has no mask */
     csm_scales *scales; /* one for each thread, for the temperature of its row */
     csm_scratch scratch;
-} sample_run;
+} sample_call;
 
 /* The state of a row while it is drawn from: logits in `dtype`, with a finite maximum, and their constants. */
 typedef struct sample_row {
@@ -48,20 +48,20 @@ typedef struct sample_row {
     size_t top_k;
 } sample_row;
 
-static char *buffer(sample_run *r, int thread, int which, size_t size) {
-    return csm_scratch_get(&r->scratch, thread, which, size);
+static char *buffer(sample_call *call, int thread, int which, size_t size) {
+    return csm_scratch_get(&call->scratch, thread, which, size);
 }
 
-static double number_at(const sample_run *r, const csm_view *v, size_t row) {
+static double number_at(const sample_call *call, const csm_view *v, size_t row) {
     double value;
-    memcpy(&value, csm_row_data(&r->base, v, row), sizeof value);
+    memcpy(&value, csm_row_data(&call->base, v, row), sizeof value);
     return value;
 }
 
 /* Writes e' of k logits, relative to the row's n, to `mass`, and their sum to block->hi. */
-static void find_masses(const sample_run *r, const sample_row *row, const char *x, size_t k, char *mass,
+static void find_masses(const sample_call *call, const sample_row *row, const char *x, size_t k, char *mass,
                         csm_block *block) {
-    const csm_call *c = &r->base;
+    const csm_call *c = &call->base;
     c->table->kernels[CSM_OP_softmax][row->dtype].pass1(x, NULL, mass, k, row->t, block);
     const double scale = csm_pow2(block->n - row->n);
     block->hi = (block->hi + block->lo) * scale;
@@ -76,11 +76,11 @@ static void find_masses(const sample_run *r, const sample_row *row, const char *
 }
 
 /* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */
-static size_t search_masses(const sample_run *r, const char *mass, size_t k, double target) {
+static size_t search_masses(const sample_call *call, const char *mass, size_t k, double target) {
     double sum = 0;
     size_t last = 0;
     for (size_t i = 0; i < k; i++) {
-        const double next = sum + csm_wide_at(&r->base, mass, i);
+        const double next = sum + csm_wide_at(&call->base, mass, i);
         if (!(next > sum)) continue;
         last = i;
         sum = next;
@@ -101,15 +101,16 @@ static size_t search_sums(const double *sums, size_t k, double target) {
     return low;
 }
 
-static double uniform_at(const sample_run *r, size_t row, size_t draw) {
+static double uniform_at(const sample_call *call, size_t row, size_t draw) {
     double u;
-    memcpy(&u, csm_row_data(&r->base, &r->uniforms, row) + (ptrdiff_t)draw * r->uniforms.axis_stride, sizeof u);
+    memcpy(&u, csm_row_data(&call->base, &call->uniforms, row) + (ptrdiff_t)draw * call->uniforms.axis_stride,
+           sizeof u);
     return u;
 }
-static void put_index(const sample_run *r, size_t row, size_t draw, int64_t index) {
-    const csm_call *c = &r->base;
-    memcpy((char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row) +
-               (ptrdiff_t)draw * r->indices.axis_stride,
+static void put_index(const sample_call *call, size_t row, size_t draw, int64_t index) {
+    const csm_call *c = &call->base;
+    memcpy((char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row) +
+               (ptrdiff_t)draw * call->indices.axis_stride,
            &index, sizeof index);
 }
 
@@ -134,7 +135,7 @@ static size_t search_blocks(const csm_block *blocks, size_t count, double target
 }
 
 /* Draws from `count` masses, those of the classes 0, 1, ... or of index[0], index[1], ... */
-static csm_status draw_from(sample_run *r, const sample_row *row, const char *mass, size_t count,
+static csm_status draw_from(sample_call *call, const sample_row *row, const char *mass, size_t count,
                             const int64_t *index) {
     csm_block *blocks = row->blocks;
     const size_t n_blocks = csm_block_count(count);
@@ -143,59 +144,59 @@ static csm_status draw_from(sample_run *r, const sample_row *row, const char *ma
     csm_exact_zero(&sum_of_blocks);
     for (size_t b = 0; b < n_blocks; b++) blocks[b].lo = add_block(&sum_of_blocks, blocks[b].hi);
     const double total = blocks[n_blocks - 1].lo;
-    if (r->draws >= PREFIX_DRAWS) {
-        sums = (double *)(void *)buffer(r, row->thread, SUMS, count * sizeof *sums);
+    if (call->draws >= PREFIX_DRAWS) {
+        sums = (double *)(void *)buffer(call, row->thread, SUMS, count * sizeof *sums);
         if (!sums) return CSM_NO_MEMORY;
         for (size_t b = 0; b < n_blocks; b++) {
             double sum = 0;
             for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++)
-                sums[i] = sum += csm_wide_at(&r->base, mass, i);
+                sums[i] = sum += csm_wide_at(&call->base, mass, i);
         }
     }
-    for (size_t draw = 0; draw < r->draws; draw++) {
-        const double target = uniform_at(r, row->index, draw) * total;
+    for (size_t draw = 0; draw < call->draws; draw++) {
+        const double target = uniform_at(call, row->index, draw) * total;
         const size_t block = search_blocks(blocks, n_blocks, target);
         const double before = !(total > target) ? total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
         const size_t begin = block * CSM_BLOCK, k = csm_block_length(count, begin);
         const size_t at = begin + (sums ? search_sums(sums + begin, k, target - before)
-                                        : search_masses(r, mass + begin * r->base.wide_size, k, target - before));
-        put_index(r, row->index, draw, index ? index[at] : (int64_t)at);
+                                        : search_masses(call, mass + begin * call->base.wide_size, k, target - before));
+        put_index(call, row->index, draw, index ? index[at] : (int64_t)at);
     }
     return CSM_OK;
 }
 
 /* Sets masses below min_p times the largest to 0, and recomputes the sums of the blocks. */
-static void apply_min_p(const sample_run *r, const sample_row *row, char *mass, size_t count) {
-    const csm_wide none = csm_to_wide(&r->base, 0);
+static void apply_min_p(const sample_call *call, const sample_row *row, char *mass, size_t count) {
+    const csm_wide none = csm_to_wide(&call->base, 0);
     const double threshold = row->min_p * row->max_mass;
     for (size_t b = 0; b * CSM_BLOCK < count; b++) {
         double sum = 0;
         for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++) {
-            const double m = csm_wide_at(&r->base, mass, i);
+            const double m = csm_wide_at(&call->base, mass, i);
             if (m >= threshold) sum += m;
-            else memcpy(mass + i * r->base.wide_size, &none, r->base.wide_size);
+            else memcpy(mass + i * call->base.wide_size, &none, call->base.wide_size);
         }
         row->blocks[b].hi = sum;
     }
 }
 
-static csm_status draw_all(sample_run *r, const sample_row *row) {
-    const csm_call *c = &r->base;
+static csm_status draw_all(sample_call *call, const sample_row *row) {
+    const csm_call *c = &call->base;
     const size_t n = c->shape.n;
-    char *mass = buffer(r, row->thread, MASS, n * c->wide_size);
+    char *mass = buffer(call, row->thread, MASS, n * c->wide_size);
     if (!mass) return CSM_NO_MEMORY;
     for (size_t b = 0; b < csm_block_count(n); b++) {
         const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
-        find_masses(r, row, row->x + begin * row->itemsize, k, mass + begin * c->wide_size, &row->blocks[b]);
+        find_masses(call, row, row->x + begin * row->itemsize, k, mass + begin * c->wide_size, &row->blocks[b]);
         if (row->blocks[b].hi != row->blocks[b].hi) return CSM_NO_MASS; /* NaN */
     }
-    if (row->min_p > 0) apply_min_p(r, row, mass, n);
-    return draw_from(r, row, mass, n, NULL);
+    if (row->min_p > 0) apply_min_p(call, row, mass, n);
+    return draw_from(call, row, mass, n, NULL);
 }
 
 /* The mass of a whole row. */
-static double row_mass(const sample_run *r, const sample_row *row) {
-    const csm_call *c = &r->base;
+static double row_mass(const sample_call *call, const sample_row *row) {
+    const csm_call *c = &call->base;
     csm_exact sum;
     int is_number = 1;
     csm_exact_zero(&sum);
@@ -210,48 +211,48 @@ static double row_mass(const sample_run *r, const sample_row *row) {
     return is_number ? total : CSM_NAN;
 }
 
-static csm_status draw_selected(sample_run *r, const sample_row *row) {
-    const csm_call *c = &r->base;
+static csm_status draw_selected(sample_call *call, const sample_row *row) {
+    const csm_call *c = &call->base;
     const size_t n = c->shape.n, top_k = row->top_k;
-    const double top_p = row->top_p, all = top_k == n ? row_mass(r, row) : 0;
+    const double top_p = row->top_p, all = top_k == n ? row_mass(call, row) : 0;
     size_t k = top_k < n ? top_k : n < FIRST_SELECTED ? n : FIRST_SELECTED;
     if (all != all) return CSM_NO_MASS; /* NaN */
     for (;;) {
-        char *memory = buffer(r, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
-        char *mass = buffer(r, row->thread, MASS, k * c->wide_size);
-        char *values = buffer(r, row->thread, VALUES, k * row->itemsize);
+        char *memory = buffer(call, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
+        char *mass = buffer(call, row->thread, MASS, k * c->wide_size);
+        char *values = buffer(call, row->thread, VALUES, k * row->itemsize);
         if (!memory || !mass || !values) return CSM_NO_MEMORY;
         csm_select chosen = csm_select_at(memory, n, k, c->wide_size);
         c->table->select[c->dtype](row->given, n, k, 0, 1, &chosen);
         for (size_t i = 0; i < k; i++)
             memcpy(values + i * row->itemsize, row->x + (size_t)chosen.index[i] * row->itemsize, row->itemsize);
         for (size_t begin = 0; begin < k; begin += CSM_BLOCK)
-            find_masses(r, row, values + begin * row->itemsize, csm_block_length(k, begin), mass + begin * c->wide_size,
-                        &row->blocks[begin / CSM_BLOCK]);
+            find_masses(call, row, values + begin * row->itemsize, csm_block_length(k, begin),
+                        mass + begin * c->wide_size, &row->blocks[begin / CSM_BLOCK]);
         if (row->blocks[0].hi != row->blocks[0].hi) return CSM_NO_MASS; /* NaN comes first */
         double total = all, sum = 0;
         for (size_t i = 0; i < k && top_k < n; i++) total += csm_wide_at(c, mass, i);
         size_t kept = top_p < 1 ? 0 : k;
         while (kept < k && sum < top_p * total) sum += csm_wide_at(c, mass, kept++);
         if (kept < k || top_k < n || k == n || sum >= top_p * total) {
-            apply_min_p(r, row, mass, kept);
-            return draw_from(r, row, mass, kept, chosen.index);
+            apply_min_p(call, row, mass, kept);
+            return draw_from(call, row, mass, kept, chosen.index);
         }
         k = k > n / GROWTH ? n : k * GROWTH;
     }
 }
 
 /* Reads and checks the parameters of a row. */
-static csm_status read_parameters(const sample_run *r, sample_row *row, double *temperature) {
-    const csm_sample_options *o = r->options;
-    const size_t at = row->index, n = r->base.shape.n;
-    *temperature = o->temperature ? number_at(r, &r->temperature, at) : 1;
-    row->top_p = o->top_p ? number_at(r, &r->top_p, at) : 1;
-    row->min_p = o->min_p ? number_at(r, &r->min_p, at) : 0;
+static csm_status read_parameters(const sample_call *call, sample_row *row, double *temperature) {
+    const csm_sample_options *o = call->options;
+    const size_t at = row->index, n = call->base.shape.n;
+    *temperature = o->temperature ? number_at(call, &call->temperature, at) : 1;
+    row->top_p = o->top_p ? number_at(call, &call->top_p, at) : 1;
+    row->min_p = o->min_p ? number_at(call, &call->min_p, at) : 0;
     row->top_k = n;
     if (o->top_k) {
         int64_t k;
-        memcpy(&k, csm_row_data(&r->base, &r->top_k, at), sizeof k);
+        memcpy(&k, csm_row_data(&call->base, &call->top_k, at), sizeof k);
         if (k < 1) return CSM_BAD_OPTION;
         if ((uint64_t)k < n) row->top_k = (size_t)k;
     }
@@ -262,10 +263,10 @@ static csm_status read_parameters(const sample_run *r, sample_row *row, double *
 }
 
 /* Transforms a row beyond exp's range reduction. */
-static csm_status transform_row(sample_run *r, sample_row *row, const csm_scales *scales, double *max) {
-    const csm_call *c = &r->base;
+static csm_status transform_row(sample_call *call, sample_row *row, const csm_scales *scales, double *max) {
+    const csm_call *c = &call->base;
     const size_t n = c->shape.n;
-    char *wide = buffer(r, row->thread, WIDE, n * c->wide_size);
+    char *wide = buffer(call, row->thread, WIDE, n * c->wide_size);
     if (!wide) return CSM_NO_MEMORY;
     c->table->widen[c->dtype](row->given, wide, n);
     for (size_t i = 0; i < n; i++) /* the transformation of T = 0 would lose NaN */
@@ -279,32 +280,32 @@ static csm_status transform_row(sample_run *r, sample_row *row, const csm_scales
     return CSM_OK;
 }
 
-static csm_status draw_row(sample_run *r, size_t at, int thread) {
-    const csm_call *c = &r->base;
-    csm_scales *scales = &r->scales[thread];
+static csm_status draw_row(sample_call *call, size_t at, int thread) {
+    const csm_call *c = &call->base;
+    csm_scales *scales = &call->scales[thread];
     const size_t n = c->shape.n;
     sample_row row = {
         .index = at, .thread = thread, .dtype = c->dtype, .itemsize = c->itemsize, .t = &scales->ordinary};
     double temperature;
-    csm_status status = read_parameters(r, &row, &temperature);
+    csm_status status = read_parameters(call, &row, &temperature);
     if (status != CSM_OK) return status;
 
-    const csm_strided from = csm_row_of(c, &r->x, at);
+    const csm_strided from = csm_row_of(c, &call->x, at);
     row.x = from.data;
-    if (!r->is_direct) {
+    if (!call->is_direct) {
         const csm_strided mask = csm_mask_of(c, at);
-        char *copy = buffer(r, thread, ROW, n * c->itemsize);
+        char *copy = buffer(call, thread, ROW, n * c->itemsize);
         if (!copy) return CSM_NO_MEMORY;
         csm_gather(copy, 0, from, 1, n, c->itemsize, &mask, &c->absent);
         row.x = copy;
     }
     row.given = row.x;
-    row.blocks = (csm_block *)(void *)buffer(r, thread, BLOCKS, (n / CSM_BLOCK + 1) * sizeof(csm_block));
+    row.blocks = (csm_block *)(void *)buffer(call, thread, BLOCKS, (n / CSM_BLOCK + 1) * sizeof(csm_block));
     if (!row.blocks) return CSM_NO_MEMORY;
     double max = c->table->max[c->dtype](row.x, n);
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
     if (!(scales->temperature == temperature)) csm_set_scales(scales, temperature, csm_is_single(c));
-    if (!csm_fits_range(scales, max)) status = transform_row(r, &row, scales, &max);
+    if (!csm_fits_range(scales, max)) status = transform_row(call, &row, scales, &max);
     if (status != CSM_OK) return status;
 
     const csm_wide highest = csm_to_wide(c, max);
@@ -313,13 +314,13 @@ static csm_status draw_row(sample_run *r, size_t at, int thread) {
     c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(&highest, NULL, &e, 1, row.t, &top);
     row.n = top.n;
     row.max_mass = csm_from_wide(c, e);
-    return row.top_k < n || row.top_p < 1 ? draw_selected(r, &row) : draw_all(r, &row);
+    return row.top_k < n || row.top_p < 1 ? draw_selected(call, &row) : draw_all(call, &row);
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    sample_run *r = context;
+    sample_call *call = context;
     for (size_t row = begin; row < end; row++) {
-        csm_status status = draw_row(r, row, thread);
+        csm_status status = draw_row(call, row, thread);
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
@@ -328,36 +329,36 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 static csm_status run_sample(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                              size_t draws, const csm_view *uniform, const csm_view *indices,
                              const csm_sample_options *o, csm_fp_environment *caller) {
-    sample_run r;
-    csm_call *c = &r.base;
-    memset(&r, 0, sizeof r);
+    sample_call call;
+    csm_call *c = &call.base;
+    memset(&call, 0, sizeof call);
     csm_set_dtype(c, dtype, table);
     csm_status status = csm_lay_out(
         c, shape, (const csm_view *[]){x, indices, uniform, o->where, o->temperature, o->top_k, o->top_p, o->min_p},
-        (csm_view *[]){&r.x, &r.indices, &r.uniforms, o->where ? &c->where : NULL,
-                       o->temperature ? &r.temperature : NULL, o->top_k ? &r.top_k : NULL, o->top_p ? &r.top_p : NULL,
-                       o->min_p ? &r.min_p : NULL},
-        8, &r.rows);
-    if (status != CSM_OK || r.rows == 0 || draws == 0) return status;
+        (csm_view *[]){&call.x, &call.indices, &call.uniforms, o->where ? &c->where : NULL,
+                       o->temperature ? &call.temperature : NULL, o->top_k ? &call.top_k : NULL,
+                       o->top_p ? &call.top_p : NULL, o->min_p ? &call.min_p : NULL},
+        8, &call.rows);
+    if (status != CSM_OK || call.rows == 0 || draws == 0) return status;
     if (shape->n == 0) return CSM_NO_MASS;
     c->has_where = o->where != NULL;
-    r.options = o;
-    r.draws = draws;
-    r.is_direct = !c->has_where && csm_contiguous_view(&c->shape, &r.x, c->itemsize, 1);
+    call.options = o;
+    call.draws = draws;
+    call.is_direct = !c->has_where && csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1);
     csm_put(c, &c->absent, -CSM_INF);
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
-    c->threads = csm_threads_for((double)r.rows * (double)shape->n, r.rows, o->threads < 1 ? 1 : o->threads);
+    c->threads = csm_threads_for((double)call.rows * (double)shape->n, call.rows, o->threads < 1 ? 1 : o->threads);
     csm_buffer single[BUFFERS];
-    status = csm_scratch_begin(&r.scratch, c->threads, BUFFERS, single);
+    status = csm_scratch_begin(&call.scratch, c->threads, BUFFERS, single);
     if (status != CSM_OK) return status;
-    r.scales = csm_allocate((size_t)c->threads * sizeof *r.scales);
-    for (int i = 0; r.scales && i < c->threads; i++) csm_set_scales(&r.scales[i], 1, csm_is_single(c));
-    if (!r.scales) status = CSM_NO_MEMORY;
+    call.scales = csm_allocate((size_t)c->threads * sizeof *call.scales);
+    for (int i = 0; call.scales && i < c->threads; i++) csm_set_scales(&call.scales[i], 1, csm_is_single(c));
+    if (!call.scales) status = CSM_NO_MEMORY;
     else
-        status =
-            csm_parallel(r.rows, CSM_PIECE_ELEMENTS / 4 / (shape->n + 1) + 1, c->threads, rows_body, &r, &c->interrupt);
-    csm_release(r.scales);
-    csm_scratch_end(&r.scratch);
+        status = csm_parallel(call.rows, CSM_PIECE_ELEMENTS / 4 / (shape->n + 1) + 1, c->threads, rows_body, &call,
+                              &c->interrupt);
+    csm_release(call.scales);
+    csm_scratch_end(&call.scratch);
     *caller = c->interrupt.caller; /* the callback may have changed it */
     return status;
 }

@@ -25,7 +25,7 @@
 typedef void (*exp_unit)(const float *, float *, float *, size_t);
 static const struct {
     const char *name;
-    exp_unit run;
+    exp_unit compute;
     unsigned needs;
 } units[] = {
     {"scalar", exp_unit_scalar, 0},
@@ -179,10 +179,10 @@ int main(int argc, char **argv) {
         count += total - first < CHUNK ? total - first : CHUNK;
         for (size_t i = 0; i < k; i++) x[i] = number(first + i);
         for (size_t i = k; i < (k + 15) / 16 * 16; i++) x[i] = x[k - 1];
-        if (only) units[base].run(x, p[base], n[base], (k + 15) / 16 * 16);
+        if (only) units[base].compute(x, p[base], n[base], (k + 15) / 16 * 16);
         for (int u = 0; u < UNITS; u++) {
             if (only || !available[u]) continue;
-            units[u].run(x, p[u], n[u], (k + 15) / 16 * 16);
+            units[u].compute(x, p[u], n[u], (k + 15) / 16 * 16);
             if (u == 0)
                 for (size_t i = 0; i < k; i++) wanted[i] = exact(x[i], n[0][i]);
             else differs[u] += memcmp(p[u], p[0], k * 4) != 0 || memcmp(n[u], n[0], k * 4) != 0;

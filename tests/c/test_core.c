@@ -212,18 +212,18 @@ static void test_interrupt(void) {
 
 /* Every unit is computed exactly once, for any counts, and threads that finish early compute the shares of a late one.
  */
-typedef struct shared_work {
+typedef struct shared_state {
     size_t units, piece;
-    int late; /* this thread's first piece lasts until all others are done */
+    int late_thread; /* this thread's first piece lasts until all others are done */
     atomic_int *times;
     atomic_size_t done;
-} shared_work;
+} shared_state;
 static csm_status shared_body(void *context, size_t begin, size_t end, int thread) {
-    shared_work *w = context;
+    shared_state *w = context;
     if (begin >= end || end - begin > w->piece || end > w->units) return CSM_BAD_SHAPE;
     for (size_t i = begin; i < end; i++) atomic_fetch_add(&w->times[i], 1);
     size_t done = atomic_fetch_add(&w->done, end - begin) + end - begin;
-    if (thread == w->late) {
+    if (thread == w->late_thread) {
         double limit = csm_now() + 10;
         while ((done = atomic_load(&w->done)) < w->units && csm_now() < limit) usleep(100);
         if (done < w->units) return CSM_INTERRUPTED;
@@ -231,22 +231,24 @@ static csm_status shared_body(void *context, size_t begin, size_t end, int threa
     return CSM_OK;
 }
 static void test_shares(void) {
-    enum { MOST = 5000 };
-    static atomic_int times[MOST];
+    enum { MAX_UNITS = 5000 };
+    static atomic_int times[MAX_UNITS];
     static const size_t units[] = {2, 3, 7, 16, 64, 65, 127, 1000, 4999}, pieces[] = {1, 5, 64, 100000};
     static const int counts[] = {1, 2, 3, 8, 63, 64, 65, 100};
     for (size_t u = 0; u < sizeof units / sizeof *units; u++)
         for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++)
             for (size_t t = 0; t < sizeof counts / sizeof *counts; t++)
-                for (int late = -1; late < (csm_openmp() && counts[t] <= 3 && counts[t] > 1 ? counts[t] : 0); late++) {
+                for (int late_thread = -1;
+                     late_thread < (csm_openmp() && counts[t] <= 3 && counts[t] > 1 ? counts[t] : 0); late_thread++) {
                     for (size_t i = 0; i < units[u]; i++) atomic_store(&times[i], 0);
-                    shared_work w = {.units = units[u], .piece = pieces[p], .late = late, .times = times};
+                    shared_state w = {
+                        .units = units[u], .piece = pieces[p], .late_thread = late_thread, .times = times};
                     csm_interrupt none = {0};
                     csm_status status = csm_parallel(units[u], pieces[p], counts[t], shared_body, &w, &none);
                     int once = status == CSM_OK;
                     for (size_t i = 0; i < units[u]; i++) once &= atomic_load(&times[i]) == 1;
                     check(once, "%zu units in pieces of %zu on %d threads, %d late: status %d", units[u], pieces[p],
-                          counts[t], late, status);
+                          counts[t], late_thread, status);
                     if (!once) return; /* waited too long */
                 }
 }
@@ -263,21 +265,21 @@ static void test_maximum(void) {
                     char *x = memory + offsets[o] * sizes_of[dtype];
                     use(isas[i]);
                     for (size_t nan = 0; nan < 3; nan++)
-                        for (size_t most = 0; most < n; most += n < 100 ? 1 : 61) {
+                        for (size_t max_at = 0; max_at < n; max_at += n < 100 ? 1 : 61) {
                             for (size_t j = 0; j < n; j++) put(dtype, x, j, -100);
-                            put(dtype, x, most, -3);
-                            if (nan != most) put(dtype, x, nan, NAN);
+                            put(dtype, x, max_at, -3);
+                            if (nan != max_at) put(dtype, x, nan, NAN);
                             const double got = csm_current_table()->max[dtype](x, n);
                             check(got == -3, "maximum of %zu %s, %s, %zu behind a line, NaN at %zu, -3 at %zu: %g", n,
-                                  dtypes[dtype], isas[i], offsets[o], nan, most, got);
+                                  dtypes[dtype], isas[i], offsets[o], nan, max_at, got);
                         }
                 }
 }
 
 static void test_arguments(void) {
     float x[4] = {1, 2, 3, 4}, y[4] = {-9, -9, -9, -9};
-    csm_shape one = {4, 0, {0}};
-    csm_view vx = csm_contiguous(&one, 4, x, 4), vy = csm_contiguous(&one, 4, y, 4);
+    csm_shape four = {4, 0, {0}};
+    csm_view vx = csm_contiguous(&four, 4, x, 4), vy = csm_contiguous(&four, 4, y, 4);
     csm_view zeros = {x, 0, {0}};
     for (int op = 0; op < CSM_OP_COUNT; op++)
         for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++) {
@@ -292,11 +294,12 @@ static void test_arguments(void) {
             csm_options o = CSM_OPTIONS_INIT;
             for (int i = 0; i < 4; i++) {
                 o.temperature = never[i];
-                check(call(op, dtype, &one, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op], never[i]);
+                check(call(op, dtype, &four, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op],
+                      never[i]);
             }
             for (int i = 0; i < 3 && has_b[op]; i++) {
                 o.temperature = gradient[i];
-                check(call(op, dtype, &one, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op],
+                check(call(op, dtype, &four, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op],
                       gradient[i]);
             }
             csm_shape none = {4, 2, {3, 0}}, no_class = {0, 1, {3}};
@@ -318,7 +321,7 @@ static void test_arguments(void) {
         }
     csm_options none = CSM_OPTIONS_INIT;
     none.threads = -3; /* an upper bound, at least 1 */
-    check(csm_softmax_f32(&one, &vx, &vy, &none) == CSM_OK && y[3] > 0.6f, "threads = -3");
+    check(csm_softmax_f32(&four, &vx, &vy, &none) == CSM_OK && y[3] > 0.6f, "threads = -3");
     const char *before = csm_isa();
     check(csm_select_isa("mmx") == -1 && csm_isa() == before, "an unknown instruction set");
     check(!csm_isa_built("mmx") && !csm_isa_available("mmx"), "an unknown instruction set");

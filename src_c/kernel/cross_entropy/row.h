@@ -36,7 +36,7 @@ INLINE void csm_loss_total(double *total, double *low, double count, double top,
     *total = sum;
 }
 /* Whether a row takes part and is read.  Sets its label, or -1, and its weight in `in`. */
-INLINE int csm_loss_reads(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+INLINE int csm_read_label_and_weight(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
     in->weight = 1;
     if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);

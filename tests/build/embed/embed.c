@@ -48,8 +48,8 @@ int main(int argc, char **argv) {
     if (memcmp(y, again, rows * n * sizeof *y) != 0) return 5;
     if (csm_softmax_rows_f32(x, 0, again, 0, n, 1, 0, 1) != CSM_BAD_SHAPE) return 5;
 
-    csm_view one = csm_contiguous(&shape, 1, lse, sizeof *lse);
-    status = csm_logsumexp_f32(&shape, &from, &one, &options);
+    csm_view to_lse = csm_contiguous(&shape, 1, lse, sizeof *lse);
+    status = csm_logsumexp_f32(&shape, &from, &to_lse, &options);
     if (status != CSM_OK) return stop(status);
 
     /* the gradient of cross-entropy with label 0 everywhere sums to 0 over every row */
