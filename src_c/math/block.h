@@ -72,8 +72,10 @@ INLINE void csm_top(double max, double t, double bias, const int single, csm_blo
  * maxima.  Sets everything in the row but the tail. */
 INLINE void csm_log_quotient(double count, double hi, double lo, double top, double top_low, csm_row *row, double *to,
                              double *to_low) {
-    double sum = hi + lo, r = 1 / top, quotient = sum * r, q = count - 1;
-    double q_low = (fma(-quotient, top, sum) + (((hi - sum) + lo) - quotient * top_low)) * r;
+    double sum = hi, rest = 0;
+    csm_two_sum(&sum, &rest, lo); /* lo can be the larger one */
+    double r = 1 / top, quotient = sum * r, q = count - 1;
+    double q_low = (fma(-quotient, top, sum) + (rest - quotient * top_low)) * r;
     csm_two_sum(&q, &q_low, quotient);
     row->hi = hi;
     row->lo = lo;

@@ -198,6 +198,7 @@ INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *
     block->mass = block->far = 0;
     csm_top(block->max, t->t, EXP_BIAS, EXP_MANTISSA == 23, block);
     block->count = V(sum_exact)(count);
+    if (V(is_small_sum)(block->hi + block->lo, n)) FN(add_small)(x, NULL, n, t, NULL, block);
     return 1;
 }
 
