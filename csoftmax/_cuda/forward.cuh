@@ -30,7 +30,7 @@ INLINE void exp_again(REAL *s, int k, const csm_block &block, const csm_temperat
     __syncwarp();
 }
 
-/* The sum of e' that are not of maxima, as a small sum (sum.inc.h): a dot product with ones.  at: gives e' of element i.
+/* Adds e' again, as a small sum (sum.inc.h).  at: gives e' of element i.
  * The lanes of double are two for each thread of a team.  All threads of the warp call it. */
 template <int width, class Value> INLINE void add_small(Value at, int k, double *hi, double *lo) {
     const int thread = threadIdx.x % width, lane = thread % TEAM;
@@ -134,6 +134,7 @@ INLINE void add_up(REAL *s, REAL *segment, int k, double max, const csm_temperat
         const bool small = V(is_small_sum)(block->hi + block->lo, (size_t)k);
         if (__any_sync(ALL_LANES, small)) {
             double hi, lo;
+            __syncwarp(); /* the lanes read e' that other threads have written */
             add_small<width>([&](int i) { return keep ? s[i] : exp_of(s[i], shift); }, k, &hi, &lo);
             if (small) {
                 block->hi = hi;
