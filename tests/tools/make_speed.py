@@ -36,7 +36,7 @@ Figures are **time of the peer / time of csoftmax**, medians of interleaved roun
 faster. The column µs has the microseconds per call of csoftmax. Two figures are those of 1 / 2 threads; a dash stands
 for what was not measured. Timings vary between machines and runs; measure on your own hardware with the commands below.
 """
-QUICK_NOTE = f"This page is a trial, `{TOOL} --quick`, with one round of each line. Do not rely on its figures."
+QUICK_NOTE = f"A trial (`{TOOL} --quick`), with one round of each line: do not rely on its figures."
 
 
 class Section(NamedTuple):
@@ -53,8 +53,8 @@ SECTIONS = (
     Section(
         "softmax",
         "The copies are NumPy's: the bound that memory sets. `copy, threads` copies one piece in each thread. Where "
-        "ONNX Runtime is close, it is less exact ([decision exp_and_sums 3](../decisions/exp_and_sums.md)). In short calls "
-        "PyTorch's second thread may have to be woken.",
+        "ONNX Runtime is close, it is less exact ([decision exp_and_sums 3](../decisions/exp_and_sums.md)). In short "
+        "calls PyTorch's second thread may have to be woken.",
         ("--threads 1,2 --peers torch,onnxruntime,scipy",),
         has_copies=True,
     ),
@@ -181,7 +181,7 @@ def describe_run(reports):
     commits = " and ".join(dict.fromkeys(head["commit"] or "unknown" for head in heads))
     versions = {"Python": first["python"], "NumPy": first["numpy"]}
     for head in heads:
-        versions |= head["versions"]
+        versions |= {name: version for name, version in head["versions"].items() if name != "torch_fused"}  # PyTorch's
     found = [
         f"date: {first['date'][:10]}, commit {commits}",
         f"machine: {first['cpu']} ({first['cpus']} CPUs), instruction set {first['isa']}, {first['platform']}",
