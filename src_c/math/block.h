@@ -1,4 +1,8 @@
-/* The sums of a block, and those of a row whose blocks are combined. */
+/* The sums of a block, those of a row whose blocks are combined, and the numbers of a row that follow from them: the
+ * reciprocal of softmax, the e' of the maximum and the tail of the log family.
+ *
+ * Accumulators are doubles, in pairs.  A sum that is NaN makes the row NaN (is_nan).  Each function states its error.
+ */
 #ifndef CSM_MATH_BLOCK_H
 #define CSM_MATH_BLOCK_H
 

@@ -1,11 +1,11 @@
 /* The driver of cross-entropy: labels, the mean's divisor, the distribution of rows to threads, the sum of the losses.
  *
  *   labels    are copied once and checked; then only the copy is used
- *   divisor   is known before any gradient: it depends only on the labels
+ *   divisor   is known before any gradient: it depends only on the labels and the weights
  *   rows      are computed in place if contiguous; any other layout goes through scratch.  A row is never split, so
  *             nothing depends on the number of threads.  Rows longer than CSM_BLOCK are computed block by block; rows
  *             outside the range of exp's reduction (see softmax_row.c) are transformed block by block, twice
- *   sum       adds row losses in double, in a fixed tree in C order
+ *   sum       adds the row losses in double, in a tree over their C order that depends only on their number
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -119,7 +119,7 @@ typedef struct row_state {
     int is_transformed, stores_e; /* stores_e: pass 1 stores e' in the gradient */
 } row_state;
 
-/* One block of such a row. */
+/* A block of such a row. */
 typedef struct loss_block {
     size_t k;
     const char *x;
@@ -412,7 +412,7 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
         status = csm_parallel(call->rows, piece, c->threads, rows_body, call, &c->interrupt);
         if (status != CSM_OK) return status;
     }
-    for (size_t i = 0; n == 0 && i < call->rows; i++) /* no class and lse = -inf: all labels are ignored, or soft */
+    for (size_t i = 0; n == 0 && i < call->rows; i++) /* lse = -inf; all labels are ignored, or soft */
         call->loss[order_of(call, i)] = call->is_soft && o->z_loss > 0 && sample_weight(call, i) != 0 ? CSM_INF : 0;
     /* Rounded here, where the caller's rounding mode is not in effect. */
     if (o->reduction != CSM_NONE)
@@ -509,7 +509,7 @@ static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, con
 
 csm_status csm_run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                                  const csm_view *gradient, double *loss, csm_loss_options *o) {
-    if (!o) return CSM_BAD_OPTION; /* there must be labels */
+    if (!o) return CSM_BAD_OPTION; /* labels are required */
     csm_fp_environment saved = csm_fp_enter();
     csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, &saved);
     csm_fp_leave(saved);

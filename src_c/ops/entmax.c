@@ -46,7 +46,7 @@ static int reserve_support(entmax_call *call, int thread, size_t capacity, csm_s
     return 1;
 }
 
-/* A row as contiguous storage, with masked elements -inf (0 in y). */
+/* Returns a row as contiguous storage, in which masked elements are -inf (0 in y). */
 static const char *fetch(const entmax_call *call, const csm_view *v, size_t row, size_t size, const void *absent,
                          char *copy) {
     const csm_call *c = &call->base;

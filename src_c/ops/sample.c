@@ -88,7 +88,7 @@ static size_t search_masses(const sample_call *call, const char *mass, size_t k,
     }
     return last;
 }
-/* search_masses on prefix sums. */
+/* Does the same on prefix sums. */
 static size_t search_sums(const double *sums, size_t k, double target) {
     size_t low = 0, high = k; /* the first whose sum is greater, or k */
     while (low < high) {

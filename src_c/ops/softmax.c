@@ -1,5 +1,5 @@
-/* The driver of the softmax family: from a call to units of work.  There is a path for each kind of layout; all give
- * the same bits.
+/* The driver of the softmax family: divides a call into units of work.  There is a path for each kind of layout; all
+ * give the same bits.
  *
  *   rows    contiguous along the axis, n <= CSM_BLOCK               unit: a row
  *   tiles   rows side by side (an axis that is not the last)        unit: a tile of rows
@@ -19,7 +19,7 @@ enum {
     SPLIT_ELEMENTS = 1 << 20, /* rows of at least this length are split over threads however many rows there are */
     SMALL_ELEMENTS = 2048,    /* below this many elements, choosing a path costs as much as computing */
     TILE_CACHE_BYTES = 256 * 1024, /* a tile stays in the second-level cache */
-    TABLE_BYTES = 2 * 64 /* of the caller's scratch, for each thread: its csm_buffer and its csm_row_scratch */
+    TABLE_BYTES = 2 * 64 /* of the caller's scratch, for the csm_buffer and the csm_row_scratch of a thread */
 };
 
 static size_t tile_width(const csm_softmax_call *c) {
@@ -36,14 +36,14 @@ static size_t tile_width(const csm_softmax_call *c) {
 
 typedef enum path { ROWS, TILES, PACKED, LONG } path;
 
-/* A call on its path. */
+/* A call with its path, and the sizes that depend on the path. */
 typedef struct routed_call {
     const csm_softmax_call *call;
     path path;
     size_t rows;           /* all rows */
     size_t inner, per;     /* rows along the last batch axis; rows in a unit */
     size_t pack_pitch;
-    size_t scratch_size;   /* bytes of a thread */
+    size_t scratch_size;   /* bytes per thread */
     csm_prefetch prefetch;
     csm_scratch scratch;
 } routed_call;
@@ -320,7 +320,9 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
     if (status != CSM_OK) return status;
 
     static csm_status (*const bodies[])(void *, size_t, size_t, int) = {rows_body, groups_body, groups_body, long_body};
-    if (split) base->interrupt.last = base->interrupt.check ? csm_now() : 0; /* many short regions */
+    if (split)
+        base->interrupt.last =
+            base->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
     if (split) status = run_split(&routed, c);
     else
         status = csm_parallel(units, CSM_PIECE_ELEMENTS / (per * n + 1) + 1, base->threads, bodies[p], &routed,
@@ -329,7 +331,7 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
     return status;
 }
 
-/* A small call with contiguous rows: only kernels->rows.  Returns the number of rows that it has computed. */
+/* Computes a small call with contiguous rows by kernels->rows alone.  Returns the number of rows computed. */
 static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const csm_view *input, const csm_view *y,
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
@@ -368,7 +370,7 @@ static uint64_t absent_bits(csm_op op, csm_dtype dtype) {
     return bits;
 }
 
-/* CSM_OK if the shape is valid.  Sets *done if there is nothing to compute. */
+/* Returns CSM_OK if the shape is valid, and sets *done if there is nothing to compute. */
 static csm_status check_shape(const csm_shape *shape, size_t itemsize, int keeps_axis, int *done) {
     size_t elements = itemsize;
     *done = 1;

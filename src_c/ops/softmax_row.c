@@ -38,7 +38,7 @@ typedef struct row_state {
     csm_row sums;
     int stores_e;                   /* softmax: pass1 leaves e' in the result */
     double max;                     /* of a row that is transformed */
-    double fill;                    /* what fill_blocks writes */
+    double fill;                    /* the value that fill_blocks writes */
     csm_interrupt *interrupt;       /* NULL: the blocks are computed in order and not interrupted */
 } row_state;
 
@@ -51,7 +51,7 @@ static int is_direct(const csm_call *c, const char *data, ptrdiff_t axis) {
     return (axis == (ptrdiff_t)c->itemsize || c->shape.n == 1) && (uintptr_t)data % c->itemsize == 0;
 }
 
-/* Block i of an input as contiguous storage.  fills: masked elements are replaced. */
+/* Returns block i of an input as contiguous storage.  fills: masked elements are replaced by c->absent. */
 static const char *fetch(const row_state *state, size_t i, const csm_strided *from, char *buffer, int fills) {
     const csm_call *c = &state->call->base;
     const csm_row_place *p = state->place;

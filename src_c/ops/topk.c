@@ -211,7 +211,7 @@ static csm_status run_pieces(topk_call *call) {
     csm_status status = CSM_OK;
     call->candidates = csm_allocate(csm_rounded(call->merged * c->itemsize) + call->merged * sizeof(int64_t));
     if (!call->candidates) return CSM_NO_MEMORY;
-    c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions */
+    c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
     for (call->row = 0; call->row < call->rows && status == CSM_OK; call->row++) {
         status = csm_parallel(call->pieces, 1, c->threads, pieces_body, call, &c->interrupt);
         if (status == CSM_OK) status = merge_row(call);

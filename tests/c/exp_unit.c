@@ -1,6 +1,6 @@
 /* The float32 exp core of one unit, made callable: compiled once for each instruction set with that unit's flags and
  * -DEXP_UNIT=name, -DEXP_SOURCE="its source".  e^x = P 2^n; P is what the kernels compute with the scale 2^0. */
-#define CSM_NO_TABLE /* nor any kernel */
+#define CSM_NO_TABLE /* and no kernels */
 #include EXP_SOURCE
 #include "exp_unit.h"
 

@@ -3,7 +3,7 @@
  *
  *     test_core [--every K]      K > 1: every K-th case only (emulators, sanitizers)
  *
- * Inputs are made in integer arithmetic, so the line `hash` is the same on every machine.  The link needs
+ * Inputs are computed in integer arithmetic, so that the line `hash` is the same on every machine.  Link with
  * -Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free.
  */
 #ifndef _GNU_SOURCE
@@ -18,7 +18,7 @@
 #include <xmmintrin.h>
 #endif
 
-/* Each allocation in turn fails: the status says so, nothing leaks, the next call is right. */
+/* Each allocation in turn fails: the call returns CSM_NO_MEMORY and leaks nothing, and the next call is correct. */
 static void test_no_memory(void) {
     static const struct {
         size_t r1, r2, n;
@@ -99,7 +99,7 @@ static void test_scratch(void) {
                     check(size % 64 == 0, "%s: scratch of %zu bytes", text, size);
                     check(call(op, dtype, &shape, &va, &vb, &vy, &o) == CSM_SMALL_SCRATCH &&
                               !memcmp(y, expected, to.bytes),
-                          "%s: scratch of %zu bytes taken for %zu", text, size - 1, size);
+                          "%s: scratch of %zu bytes accepted instead of %zu", text, size - 1, size);
                     memset(f.begin, 0x77, (size_t)(f.end - f.begin) - size);
                     o.scratch_size = size;
                     spread(&p, expected, to, p.want, p.out, p.item);
@@ -108,7 +108,7 @@ static void test_scratch(void) {
                     disarm();
                     check(status == CSM_OK && !memcmp(y, expected, to.bytes), "%s in the caller's scratch: %d", text,
                           status);
-                    check(asked == 0, "%s allocates %ld times beside the caller's scratch", text, (long)asked);
+                    check(asked == 0, "%s allocates %ld times in spite of the caller's scratch", text, (long)asked);
                     int clean = 1;
                     for (char *q = f.begin; q < f.end - size; q++) clean &= *q == 0x77;
                     check(clean, "%s writes before the caller's scratch", text);
@@ -190,12 +190,12 @@ static void test_interrupt(void) {
         o.interrupt_context = &v;
         memset(y, 0, rows * n * 4);
         csm_status status = csm_softmax_f32(&shape, &vx, &vy, &o);
-        check(status == CSM_INTERRUPTED && v.count == 1, "interrupt: status %d after %d questions", status, v.count);
+        check(status == CSM_INTERRUPTED && v.count == 1, "interrupt: status %d after %d checks", status, v.count);
         check(v.same, "the callback sees another control word");
-        check(y[rows * n - 1] == 0 || threads > 1, "interrupt: the call went to the end");
+        check(y[rows * n - 1] == 0 || threads > 1, "interrupt: the call ran to completion");
         v = (visits){0, 1 << 30, fp_control(), 1};
         status = csm_softmax_f32(&shape, &vx, &vy, &o);
-        check(status == CSM_OK && v.count > 0, "interrupt declined: status %d after %d questions", status, v.count);
+        check(status == CSM_OK && v.count > 0, "no interrupt: status %d after %d checks", status, v.count);
     }
     /* one long row */
     shape = (csm_shape){rows * n, 0, {0}};
@@ -205,16 +205,15 @@ static void test_interrupt(void) {
     o.interrupt = visit;
     o.interrupt_context = &v;
     csm_status status = csm_softmax_f32(&shape, &vx, &vy, &o);
-    check(status == CSM_INTERRUPTED && v.count == 1, "interrupt in a row: status %d after %d questions", status,
-          v.count);
+    check(status == CSM_INTERRUPTED && v.count == 1, "interrupt in a row: status %d after %d checks", status, v.count);
     free(x), free(y);
 }
 
-/* Every unit is computed exactly once, for any counts, and threads that finish early compute the shares of a late one.
- */
+/* Every unit is computed exactly once, for any counts, and threads that finish early compute the share of a late
+ * one. */
 typedef struct shared_state {
     size_t units, piece;
-    int late_thread; /* this thread's first piece lasts until all others are done */
+    int late_thread; /* the first piece of this thread lasts until all other pieces are done */
     atomic_int *times;
     atomic_size_t done;
 } shared_state;
@@ -253,7 +252,7 @@ static void test_shares(void) {
                 }
 }
 
-/* The maximum is that of the numbers: only NaN is dropped, also before the first cache line. */
+/* The maximum ignores NaN and nothing else, also in elements before the first cache line. */
 static void test_maximum(void) {
     static const size_t lengths[] = {5, 40, 511, 512, 2048, 4099}, offsets[] = {0, 1, 3, 4, 8};
     _Alignas(64) static char memory[(4099 + 8) * 8];
@@ -270,7 +269,8 @@ static void test_maximum(void) {
                             put(dtype, x, max_at, -3);
                             if (nan != max_at) put(dtype, x, nan, NAN);
                             const double got = csm_current_table()->max[dtype](x, n);
-                            check(got == -3, "maximum of %zu %s, %s, %zu behind a line, NaN at %zu, -3 at %zu: %g", n,
+                            check(got == -3,
+                                  "maximum of %zu %s, %s, %zu elements past a cache line, NaN at %zu, -3 at %zu: %g", n,
                                   dtypes[dtype], isas[i], offsets[o], nan, max_at, got);
                         }
                 }
@@ -316,7 +316,7 @@ static void test_arguments(void) {
                 check(call(op, dtype, &no_class, &zeros, NULL, &lse, NULL) == CSM_OK, "%s_%s: no classes", ops[op],
                       dtypes[dtype]);
                 const double nothing = op == CSM_OP_logsumexp ? -INFINITY : 0;
-                for (size_t i = 0; i < 3; i++) check(get(dtype, all, i) == nothing, "%s of nothing", ops[op]);
+                for (size_t i = 0; i < 3; i++) check(get(dtype, all, i) == nothing, "%s of an empty row", ops[op]);
             }
         }
     csm_options none = CSM_OPTIONS_INIT;
@@ -325,7 +325,7 @@ static void test_arguments(void) {
     const char *before = csm_isa();
     check(csm_select_isa("mmx") == -1 && csm_isa() == before, "an unknown instruction set");
     check(!csm_isa_built("mmx") && !csm_isa_available("mmx"), "an unknown instruction set");
-    check(csm_isa_available("scalar") && csm_isa_built("scalar"), "scalar is always there");
+    check(csm_isa_available("scalar") && csm_isa_built("scalar"), "scalar is always available");
     for (int i = 0; i < ALL_ISAS; i++)
         if (!csm_isa_available(all_isas[i])) check(csm_select_isa(all_isas[i]) == -1, "%s selected", all_isas[i]);
     for (int s = CSM_OK; s <= CSM_SMALL_SCRATCH; s++)

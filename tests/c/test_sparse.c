@@ -1,5 +1,5 @@
 /* Top-k, entmax and sampling in the C core: every dtype, layout, thread count and instruction set against the scalar
- * unit on contiguous rows, byte for byte; top-k against a plain selection sort too.  Called by test_core.c, whose hash
+ * unit on contiguous rows, byte for byte; top-k also against a plain selection sort.  Called by test_core.c, whose hash
  * it continues.
  */
 #include "../../src_c/core/call.h"
@@ -86,7 +86,7 @@ static void release(result *r) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-/* transposed: x is transposed in memory.  Outputs are contiguous rows. */
+/* Computes all results as contiguous rows.  transposed: x is transposed in memory. */
 static void compute(csm_dtype dtype, const char *x, size_t n, size_t k, double alpha, int transposed, int threads,
                     result *r) {
     const size_t size = sizes[dtype];
@@ -137,7 +137,7 @@ static void compute(csm_dtype dtype, const char *x, size_t n, size_t k, double a
     free(laid);
 }
 
-static int is_before(double a, double b) { /* whether a comes before b among the largest */
+static int is_before(double a, double b) { /* whether a precedes b in falling order, NaN first */
     if (a != a) return !(b != b);
     return !(b != b) && a > b;
 }

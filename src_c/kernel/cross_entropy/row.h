@@ -1,4 +1,13 @@
-/* Cross-entropy: the scalar work for a row, in double and, where the rounding would show, in pairs of doubles. */
+/* Cross-entropy: the scalar work for a row, in double and, where the rounding would show, in pairs of doubles.
+ *
+ * csm_loss_sums computes the sums and the loss of a row from the records of its blocks; csm_loss_factors computes the
+ * factors of its gradient, and the gradient of the label.  job.h has the formulas.  No element of the row is read.
+ * Accumulators: a pair of doubles for the sum of e', a double for the weighted distances, whose terms are not negative.
+ * Factors are computed in double if the compute type is float, and in pairs for float64, where successive roundings
+ * would add up; mantissa and exponent are separate, so that no intermediate is subnormal or infinite.
+ * NaN: a sum that is NaN makes the loss NaN, and a factor that is NaN the gradient (is_nan).
+ * Measured error: loss.inc.h.
+ */
 #ifndef CSM_CROSS_ENTROPY_ROW_H
 #define CSM_CROSS_ENTROPY_ROW_H
 

@@ -6,9 +6,11 @@
  *
  * Passes: maximum; e' and its sum (softmax stores e'); result.  Rows longer than CSM_BLOCK are computed block by
  * block, each with its own n0, and combined exactly (combine.h): that is the specification.
- * Sums: sum.inc.h.  NaN: the maximum drops it, the sum keeps it, and the whole row becomes the canonical NaN.
+ * Accumulators: the lanes of sum.inc.h; blocks, tail and 1 / sum e' in double and pairs (combine.h).
+ * NaN: the maximum drops it, the sum keeps it, and the whole row becomes the canonical NaN.
  * Rows whose maximum is infinite, NaN or beyond the limit are left to ops/softmax_row.c.
- * Measured: ACCURACY.md.
+ * Measured error (ACCURACY.md; ULP, float32 and float64): softmax 2.5, 2.6; log_softmax 1.8, 3.7; logsumexp 1.3, 2.6;
+ * half types 0.50.
  */
 #ifndef FN
 #error "forward.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
