@@ -24,10 +24,21 @@ enum { DRAWN, NO_MASS, MORE_WANTED }; /* states of rows; the last: too few logit
 
 /* The record of a block of a row. */
 struct part {
-    double sum, rest; /* a pair */
+    double sum;
+#if EXP_MANTISSA == 52
+    double rest; /* below the last bit of the sum; 0 for floats, whose sums have 53 bits */
+#else
+    enum { rest = 0 };
+#endif
     REAL n, max_mass, max; /* max_mass: the largest e' */
     int nan;
 };
+
+INLINE void set_rest(part &p, double rest) {
+#if EXP_MANTISSA == 52
+    p.rest = rest;
+#endif
+}
 
 /* The scale of a row's masses. */
 struct base {
@@ -197,7 +208,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
         p.max = known ? known[unit].max : max;
         p.n = (REAL)block.n;
         p.sum = block.hi;
-        p.rest = block.lo;
+        set_rest(p, block.lo);
         p.max_mass = warp_max(s, k);
         if (threadIdx.x == 0) to[unit] = p;
     }
@@ -221,7 +232,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
             walk(s, k, walked);
             p.n = (REAL)row.n;
             p.sum = walked->sum;
-            p.rest = 0;
+            set_rest(p, 0);
         }
         if (threadIdx.x == 0) to[unit] = p;
         __syncwarp();
