@@ -35,8 +35,8 @@ def test_sizes_and_scales(record, dtype):
 @pytest.mark.parametrize("kind", ROW_KINDS)
 def test_kinds_of_rows(record, kind, dtype):
     """Rows that are not normal: sums whose roundings have one sign, and sums far below the maximum."""
-    for k in (1, 2, 3, 10, 16, 17, 100, 511, 513, 1000, 4096, 4097, 9000):
-        rows = max(4, min(40, 20_000 // k))
+    for k in (2, 3, 16, 17, 100, 511, 1000, 4096, 4097):
+        rows = max(4, min(20, 10_000 // k))
         check(record, record.sample((rows, k), dtype, k, kind), dtype, f"K={k}, {kind}")
 
 
