@@ -17,7 +17,15 @@ from helpers import assert_same_bits
 
 import csoftmax
 from csoftmax._spec.formats import dtype_of
-from csoftmax._spec.samples import logits
+from csoftmax._spec.samples import ROW_KINDS, logits
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", [9, 300, 4500])
+def test_kinds_of_rows(gpu, dtype, n):
+    for kind in ROW_KINDS:
+        x = logits((4, n), dtype, seed=n, sigma=kind)
+        check_loss(gpu, x, x.astype(np.float64).argmax(axis=1))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 33, 64, 100, 513, 1000, 4096, 4097, 9000])

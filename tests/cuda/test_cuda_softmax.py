@@ -25,7 +25,7 @@ from csoftmax._cuda import sizes
 from csoftmax._cuda.softmax import plan_softmax_launch
 from csoftmax._spec.formats import dtype_of
 from csoftmax._spec.operations import CUDA_FAMILY
-from csoftmax._spec.samples import logits
+from csoftmax._spec.samples import ROW_KINDS, logits
 
 FORWARD = [op for op in CUDA_FAMILY if op.inputs == 1]
 BACKWARD = [op for op in CUDA_FAMILY if op.inputs == 2]
@@ -37,6 +37,17 @@ LENGTHS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 100, 255, 256, 257, 511, 512, 513,
 def test_bits_of_the_cpu(gpu, op, dtype, n):
     rows = 67 if n < 20 else 5 if n < 1000 else 2
     check(gpu, op, make_inputs(op, (rows, n), dtype, seed=n, sigma=5))
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", [9, 40, 1000, 4500])
+def test_kinds_of_rows(gpu, op, dtype, n):
+    """Sums far below the maximum are added again, in every kernel."""
+    for kind in ROW_KINDS:
+        check(gpu, op, make_inputs(op, (5 if n < 1000 else 2, n), dtype, seed=n, sigma=kind))
+    if n == 4500:
+        with shared_memory(gpu, 48 * 1024 if op.inputs == 1 else 66 * 1024):
+            check(gpu, op, make_inputs(op, (2, 9_000), dtype, sigma="ahead of two values"))
 
 
 @costly_dtypes
