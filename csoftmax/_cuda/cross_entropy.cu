@@ -33,7 +33,7 @@ struct prepared {
 enum { IGNORED = -1, BAD = -2 };
 
 /* The state that the threads of a row share. */
-struct shared_row {
+struct alignas(16) shared_row {
     csm_scales scales;
     csm_loss_call call;
     csm_loss_input in;
