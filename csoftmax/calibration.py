@@ -26,6 +26,8 @@ except ImportError as error:
         f"csoftmax.calibration needs SciPy and scikit-learn ({error}); install them with: pip install 'csoftmax[learn]'"
     ) from error
 
+from ._arguments.foreign import as_native
+from ._arguments.numbers import check_integer
 from ._learn.labels import check_indices
 from ._ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._ops.softmax import log_softmax, softmax
@@ -125,7 +127,7 @@ class _Calibrator(BaseEstimator, ABC):
 
 def _check_logits(logits: ArrayLike) -> Array:
     """Logits of shape (N, K) in float64, without NaN and +inf."""
-    z = np.asarray(logits)
+    z = np.asarray(as_native(logits, "logits"))
     if z.ndim == 1:  # a decision function of two classes
         z = np.column_stack([np.zeros_like(z), z])
     if z.dtype.kind not in "fiu" and z.dtype.name != "bfloat16":

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._cpu.dtypes import as_buffer, is_bfloat16
+from .numbers import is_bool
 from .places import CPU, DeviceError, Place, as_float, is_cupy
 
 
@@ -19,6 +20,8 @@ def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
     if axis is None:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
+    if any(map(is_bool, given)):  # often a keepdims given by position
+        raise TypeError(f"axis must be an int, a tuple of ints or None, not a bool, got {axis!r}")
     try:
         axes = tuple(operator.index(i) for i in given)
     except TypeError:

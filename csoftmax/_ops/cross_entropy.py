@@ -384,8 +384,8 @@ def check_labels(target: ArrayLike, n_classes: SupportsIndex, ignore_index: Supp
     """
     labels: Any = as_native(target, "target")
     labels = as_array("target", labels.get() if is_cupy(labels) else labels)
-    count = check_count("n_classes", n_classes)
+    count, ignored = check_count("n_classes", n_classes), check_ignore_index(ignore_index)
     if labels.size and labels.dtype.kind not in "iu":
         raise TypeError(f"target must hold integer labels, got dtype {labels.dtype}")
     if labels.size:
-        raise_bad_label(labels, count, check_ignore_index(ignore_index))
+        raise_bad_label(labels, count, ignored)
