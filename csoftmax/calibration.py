@@ -61,6 +61,7 @@ class _Calibrator(BaseEstimator, ABC):
     n_iter_: int
     converged_: bool
     history_: list[dict[str, float]]
+    max_iter: int
 
     if TYPE_CHECKING:  # scikit-learn's methods, which have no types there
 
@@ -92,6 +93,7 @@ class _Calibrator(BaseEstimator, ABC):
 
     def _begin_fit(self, logits: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
         """Checked logits and labels."""
+        check_integer("max_iter", self.max_iter)
         z = _check_logits(logits)
         if np.shape(y) != z.shape[:1]:
             raise ValueError(f"y must have shape {z.shape[:1]}, one label for each row of logits, got {np.shape(y)}")

@@ -7,7 +7,6 @@ hardware).
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
@@ -19,7 +18,7 @@ except ImportError as error:
 
 import csoftmax
 
-from ._arguments.numbers import is_bool
+from ._arguments.numbers import check_integer, is_bool
 
 __all__ = [
     "cross_entropy",
@@ -354,7 +353,7 @@ class _LossOptions(NamedTuple):
         """Convert the numbers to the types that operators expect."""
         return cls(
             _as_float("label_smoothing", label_smoothing),
-            operator.index(_check_int("ignore_index", ignore_index)),
+            check_integer("ignore_index", ignore_index),
             _as_float("z_loss", z_loss),
             _as_float("temperature", temperature),
             reduction,

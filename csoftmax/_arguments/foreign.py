@@ -54,22 +54,24 @@ def _require_cupy(name: str) -> Any:
         raise DeviceError(f"{name} is on a CUDA device, which cannot be used: {error}") from None
 
 
-def _reason_without_memory(x: Any, error: Exception) -> str:
-    """How a message goes on about an array whose memory cannot be accessed, from its library's error."""
+def _describe_without_memory(x: Any, error: Exception) -> str:
+    """What an array is whose memory cannot be accessed, and what to do, from the error of its library."""
+    kind = f"{type(x).__module__}.{type(x).__name__}"
     jax = sys.modules.get("jax")
+    if jax is not None and isinstance(x, jax.core.Tracer):
+        return f"a {kind} whose memory cannot be accessed: {error}; inside jax.jit use csoftmax.jax"
     if jax is None or not isinstance(x, jax.Array):
-        return f"whose memory cannot be accessed: {error}"
-    if isinstance(x, jax.core.Tracer):
-        return f"whose memory cannot be accessed: {error}; inside jax.jit use csoftmax.jax"
+        return f"a {kind} whose memory cannot be accessed: {error}"
     if x.is_deleted():
-        return "that has been deleted, by x.delete() or because it was donated to a compiled function; pass another"
+        return "a jax.Array that has been deleted: by its delete(), or because a compiled function took it as a donation"
     devices = len(x.devices())
     if devices > 1:
+        spread = "replicated on" if x.is_fully_replicated else "sharded over"
         return (
-            f"that lies on {devices} devices, and one is needed: gather it with jax.device_put, or compute each shard "
-            "with csoftmax.jax in jax.shard_map"
+            f"a jax.Array {spread} {devices} devices, and must lie on one: gather it with jax.device_put, or compute "
+            "each shard with csoftmax.jax in jax.shard_map"
         )
-    return f"whose memory cannot be accessed: {error}"
+    return f"a jax.Array whose memory cannot be accessed: {error}"
 
 
 def _from_dlpack(x: Any, name: str) -> Any:
@@ -77,7 +79,7 @@ def _from_dlpack(x: Any, name: str) -> Any:
     try:
         kind = int(x.__dlpack_device__()[0])
     except Exception as error:  # arrays without memory, such as JAX's tracers: each library raises its own errors
-        raise TypeError(f"{what} {_reason_without_memory(x, error)}") from error
+        raise TypeError(f"{name} is {_describe_without_memory(x, error)}") from error
     if kind == _DL_CUDA:
         return _require_cupy(name).from_dlpack(x)
     if kind not in (_DL_CPU, _DL_CUDA_HOST):

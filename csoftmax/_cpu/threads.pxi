@@ -109,6 +109,11 @@ def thread_settings():
     return _context_limit(), _default, openmp if openmp < _openmp else 0
 
 
+def thread_bounds():
+    """The number of bounds that contexts hold."""
+    return _bounds
+
+
 def set_threads(num_threads):
     global _default
     _default = _limit if num_threads is None else _bounded(num_threads)
