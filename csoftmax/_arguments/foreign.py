@@ -63,7 +63,9 @@ def _describe_without_memory(x: Any, error: Exception) -> str:
     if jax is None or not isinstance(x, jax.Array):
         return f"a {kind} whose memory cannot be accessed: {error}"
     if x.is_deleted():
-        return "a jax.Array that has been deleted: by its delete(), or because a compiled function took it as a donation"
+        return (
+            "a jax.Array that has been deleted: by its delete(), or because a compiled function took it as a donation"
+        )
     devices = len(x.devices())
     if devices > 1:
         spread = "replicated on" if x.is_fully_replicated else "sharded over"
@@ -132,9 +134,10 @@ def _from_tensor(x: Any, name: str) -> Any:
     bfloat16 = _bfloat16(name) if x.dtype == torch.bfloat16 else None
     if bfloat16 is not None:  # neither NumPy nor every DLPack supports it, so its bits are passed
         x = x.view(torch.int16)
-    if x.device.type == "cuda":
+    device = x.device.type
+    if device == "cuda":
         a = _require_cupy(name).from_dlpack(x)
-    elif x.device.type != "cpu":
+    elif device != "cpu":
         raise TypeError(f"{name} is on the device {x.device}; tensors on cpu and cuda are accepted")
     else:
         try:
@@ -151,10 +154,10 @@ def _from_tensor(x: Any, name: str) -> Any:
 
 def _device_of(x: Any) -> Any:
     """The device of an array as its library names it, or None."""
-    if hasattr(x, "devices"):  # JAX; where an array lies on one device, x.device may be a mesh of it
-        (device,) = x.devices()
-        return device
-    return getattr(x, "device", None)
+    if not hasattr(x, "devices"):
+        return getattr(x, "device", None)
+    (device,) = x.devices()  # of JAX, whose x.device may be a mesh of one device
+    return device
 
 
 def _is_committed(x: Any) -> bool:
@@ -181,31 +184,25 @@ def _to_library_of(like: Any, a: Any) -> Any:
         return a
     library = like.__array_namespace__()
     on_cuda = hasattr(like, "__dlpack_device__") and int(like.__dlpack_device__()[0]) == _DL_CUDA
-    # A result that device= has moved to another kind of device stays where it is.
-    device = _device_of(like) if on_cuda == is_cupy(a) else None
-    if is_cupy(a) and a.dtype.name != "bfloat16":
-        return _make(library, a, {})
-    if isinstance(a, np.generic) or a.dtype.name == "bfloat16":
-        a = np.asarray(*to_host(a))
-        if device is None:
-            return library.asarray(a)
-    if not _is_committed(like):
-        with sys.modules["jax"].default_device(device):
-            return library.asarray(a)
-    return _make(library, a, {} if device is None else {"device": device})
-
-
-def _make(library: Any, a: Any, options: dict[str, Any]) -> Any:
-    """An array of a library on the memory of a result, or else a copy of it.
-
-    Where the device has no numbers of 8 bytes, the result has 4, as JAX's have unless 8 are switched on.
-    """
+    without_dlpack = isinstance(a, np.generic) or a.dtype.name == "bfloat16"
+    # A result that device= has moved to another kind of device stays where it is, and CuPy's are where they should be.
+    device = _device_of(like) if on_cuda == is_cupy(a) and (without_dlpack or not on_cuda) else None
+    a = np.asarray(*to_host(a)) if without_dlpack else a
+    if device is not None and hasattr(like, "committed"):
+        jax = sys.modules["jax"]
+        if jax.device_count(device.platform) == 1:
+            device = None  # whether an array is tied to its device has no effect
+        elif not like.committed:
+            with jax.default_device(device):
+                return jax.device_put(a)
+    options = {} if device is None else {"device": device}
     errors = AttributeError, BufferError, RuntimeError, TypeError, ValueError
-    with contextlib.suppress(*errors):
-        return library.from_dlpack(a, **options)
+    if not without_dlpack:
+        with contextlib.suppress(*errors):
+            return library.from_dlpack(a, **options)
     try:
         return library.asarray(a, **options)
-    except errors:
+    except errors:  # of a device without numbers of 8 bytes; JAX has 4 by itself unless 8 are switched on
         if a.dtype.kind not in "if" or a.dtype.itemsize != 8:
             raise
     return library.asarray(a.astype(f"{a.dtype.kind}4"), **options)

@@ -12,7 +12,6 @@ from .._cpu.dtypes import is_bfloat16
 from .numbers import check_integer, check_non_negative, check_positive, check_reduction, check_temperature
 from .places import CPU, Place, as_array, is_cupy
 
-
 # How the message goes on for one-hot rows that are not floating.
 CONVERT_ONE_HOT = (
     "; soft labels, one-hot rows included, must be floating-point: convert them with target.astype(numpy.float32), a "

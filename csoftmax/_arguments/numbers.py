@@ -68,19 +68,24 @@ def check_non_negative(name: str, value: Any, maximum: float = math.inf) -> floa
 
 def is_bool(given: Any) -> bool:
     """Whether an argument is a bool, or an array or tensor of one, which Python would take for an int."""
-    if type(given) is int:
-        return False
     return isinstance(given, (bool, np.bool_)) or str(getattr(given, "dtype", "")).rpartition(".")[2] == "bool"
+
+
+def as_index(given: Any) -> int:
+    """An integer of any type but bool, for which it raises a TypeError."""
+    if type(given) is int:
+        return given
+    if is_bool(given):
+        raise TypeError("a bool is no index")
+    return operator.index(given)
 
 
 def check_integer(name: str, given: Any, allowed: str = "an int") -> int:
     """An integer of any type but bool."""
     try:
-        if not is_bool(given):
-            return operator.index(given)
+        return as_index(given)
     except TypeError:
-        pass
-    raise TypeError(f"{name} must be {allowed}, got {given!r}")
+        raise TypeError(f"{name} must be {allowed}, got {given!r}") from None
 
 
 def check_count(name: str, given: Any, minimum: int = 0, allowed: str = "an int") -> int:

@@ -252,7 +252,8 @@ JAX_DEVICES = """if True:
             expected = expected if isinstance(expected, tuple) else (expected,)
             with jax.default_device(third):
                 elsewhere = jnp.asarray(a, dtype)  # tied to no device
-            mesh = jax.sharding.NamedSharding(jax.make_mesh((1,), ("d",), devices=[third]), jax.sharding.PartitionSpec())
+            mesh = jax.make_mesh((1,), ("d",), devices=[third])
+            mesh = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
             for x in (z, elsewhere, jax.device_put(z, first), jax.device_put(z, third), jax.device_put(z, mesh)):
                 got = call(x)
                 for result, right in zip(got if isinstance(got, tuple) else (got,), expected, strict=True):
@@ -272,7 +273,8 @@ JAX_DEVICES = """if True:
     assert csoftmax.cross_entropy(x, jax.device_put(jnp.array([0, 1]), first), device="cpu").devices() == {third}
 
     mesh = jax.make_mesh((3,), ("d",))
-    for spec, word in ((jax.sharding.PartitionSpec("d"), "sharded over"), (jax.sharding.PartitionSpec(), "replicated on")):
+    Spec = jax.sharding.PartitionSpec
+    for spec, word in ((Spec("d"), "sharded over"), (Spec(), "replicated on")):
         spread = jax.device_put(jnp.ones((3, 4)), jax.sharding.NamedSharding(mesh, spec))
         for call in (lambda: csoftmax.softmax(spread), lambda: csoftmax.softmax(x, where=spread)):
             with pytest.raises(TypeError, match=f"is a jax.Array {word} 3 devices.*jax.device_put.*csoftmax.jax") as e:
@@ -289,7 +291,8 @@ JAX_DEVICES = """if True:
 def test_devices_of_jax():
     """Committed and uncommitted arrays on three devices, in a process that has three; arrays that have no memory."""
     pytest.importorskip("jax", reason="the gate installs it")
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent.parent)!r}); import interop.test_foreign as test_foreign\n"
+    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]}\n"
+    code += "import test_foreign\n"
     done = run_python(code + JAX_DEVICES, XLA_FLAGS="--xla_force_host_platform_device_count=3", JAX_ENABLE_X64=None)
     assert done.stdout.strip() == "done"
 

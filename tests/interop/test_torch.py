@@ -257,7 +257,7 @@ def test_views_that_negate_or_conjugate():
     with pytest.raises(TypeError, match="x has dtype complex64; allowed are float16"):
         csoftmax.softmax(z.conj())
     assert torch.equal(csoftmax.softmax(torch._efficientzerotensor(4)), torch.full((4,), 0.25))
-    with pytest.raises(TypeError, match="x has dtype torch.float8_e5m2, which NumPy lacks"):
+    with pytest.raises(TypeError, match=r"x has dtype torch\.float8_e5m2, which NumPy lacks"):
         csoftmax.softmax(torch.ones(3).to(torch.float8_e5m2))
     with pytest.raises(TypeError, match=r"x is a tensor whose memory cannot be accessed.*use csoftmax\.torch"):
         torch.func.vmap(csoftmax.softmax)(torch.ones(2, 3))
@@ -285,7 +285,9 @@ def test_lists_of_tensors():
     plain, grad = torch.arange(3.0), torch.ones(3, requires_grad=True)
     np.testing.assert_array_equal(csoftmax.softmax([plain, plain]), csoftmax.softmax(np.stack([plain, plain])))
     for x in ([plain, grad], (grad, plain), [[plain[0], grad[0]]], [[[1.0, grad[1]]]]):
-        with pytest.raises(ValueError, match=r"x is a (list|tuple) that holds a tensor which requires grad.*stack\(x\)"):
+        with pytest.raises(
+            ValueError, match=r"x is a (list|tuple) that holds a tensor which requires grad.*stack\(x\)"
+        ):
             csoftmax.softmax(x)
     with pytest.raises(ValueError, match=r"target is a list .* requires grad.*torch\.stack\(target\)"):
         csoftmax.cross_entropy(np.ones((1, 3)), [grad])
