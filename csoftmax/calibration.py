@@ -93,7 +93,8 @@ class _Calibrator(BaseEstimator, ABC):
 
     def _begin_fit(self, logits: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
         """Checked logits and labels."""
-        check_integer("max_iter", self.max_iter)
+        if hasattr(self, "max_iter"):
+            check_integer("max_iter", self.max_iter)
         z = _check_logits(logits)
         if np.shape(y) != z.shape[:1]:
             raise ValueError(f"y must have shape {z.shape[:1]}, one label for each row of logits, got {np.shape(y)}")

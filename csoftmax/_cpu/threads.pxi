@@ -10,13 +10,13 @@ cdef extern from *:
     ctypedef int csm_flag "atomic_int"
     int _default "csm_threads_default"  # of set_num_threads, else the limit
     int _limit "csm_threads_limit"      # upper bound of every call
-    int _bounds "csm_threads_bounds"    # existing ThreadBound objects: without any, no context has to be asked
+    int _bounds "csm_threads_bounds"    # existing _ThreadBound objects: without any, no context has to be asked
     # OpenMP's default; a lower number in a thread was set there by threadpoolctl or OpenMP
     int _openmp "csm_threads_openmp"
     void csm_count_bounds(int)
 
 
-cdef class ThreadBound:
+cdef class _ThreadBound:
     """The bound of one `csoftmax.threads` that was entered. It lives as long as a context holds it, copies included."""
     cdef int limit
     cdef csm_flag is_void
@@ -31,14 +31,14 @@ cdef class ThreadBound:
 
 # The bounds that the current context has entered and not left, the innermost last. A tuple rather than the innermost
 # bound alone, because generators may leave them in any order.
-_entered = ContextVar("csoftmax.threads", default=())
+_entered = _ContextVar("csoftmax.threads", default=())
 cdef object _get_entered = _entered.get
 
 
 cdef int _context_limit() except -1:
     # the innermost bound of the current context, or 0
     cdef tuple entered
-    cdef ThreadBound bound
+    cdef _ThreadBound bound
     if not _bounds:
         return 0
     entered = _get_entered()
@@ -91,7 +91,7 @@ def set_openmp_default(int threads):
 
 cdef tuple _without(bound):
     # the bounds of the current context that hold, but for this one
-    cdef ThreadBound other
+    cdef _ThreadBound other
     kept = []
     for other in _get_entered():
         if other is not bound and not other.is_void:
@@ -123,7 +123,7 @@ def enter_threads(num_threads):
     """Add a bound to the current context, and return what leave_threads needs."""
     if num_threads is None:
         raise TypeError("num_threads must be an int, got None")
-    bound = ThreadBound(_bounded(num_threads))
+    bound = _ThreadBound(_bounded(num_threads))
     return bound, _entered.set(_without(bound) + (bound,))
 
 
@@ -132,7 +132,7 @@ def leave_threads(entered):
 
     Contexts that were copied in between keep it, as they keep the value of every variable.
     """
-    cdef ThreadBound bound
+    cdef _ThreadBound bound
     bound, token = entered
     remaining = _without(bound)
     try:

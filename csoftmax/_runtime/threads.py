@@ -147,8 +147,9 @@ def threads(num_threads: int) -> Iterator[None]:
 
     Notes
     -----
-    The bound is a context variable (`contextvars`): other tasks of the thread and other threads do not see it, tasks
-    that are started inside the block and functions that `asyncio.to_thread` runs inherit it. Blocks may be left in any
+    The bound is a context variable (`contextvars`): other tasks of the thread and other threads do not see it; tasks
+    that are started inside the block inherit it, as do functions that `asyncio.to_thread` runs, and threads where
+    Python gives them a copy of the context (by default on a free-threaded CPython 3.14). Blocks may be left in any
     order, as by generators; each takes back its own bound and no other.
 
     Examples

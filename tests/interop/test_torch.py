@@ -493,3 +493,28 @@ def test_bench_after_torch_has_limited_its_threads(capsys):
         torch.set_num_threads(before)
         csoftmax.set_num_threads(None)
     assert capsys.readouterr().out.count("(32, 10)") == 2
+
+
+def test_tensors_in_learning():
+    """Views that negate and bfloat16 are read, as by every function; a tensor that requires grad is named."""
+    pytest.importorskip("sklearn", reason="the learn extra has it")
+    from csoftmax import calibration, linear_model, metrics
+
+    z = torch.randn(40, 3, dtype=torch.complex64).conj().imag
+    y = torch.arange(40) % 3
+    p = csoftmax.softmax(z)
+    for x in (z, z.bfloat16()):
+        expected = calibration.TemperatureScaling().fit(x.float().numpy(force=True), y.numpy())
+        assert calibration.TemperatureScaling().fit(x, y).temperature_ == expected.temperature_
+        model = linear_model.SoftmaxRegression(max_epochs=5, tol=1.0).fit(x, y)
+        assert np.array_equal(model.predict(x), model.predict(x.float().numpy(force=True)))
+    error = metrics.expected_calibration_error
+    assert error(y, torch._neg_view(-p)) == error(y.numpy(), p.numpy())
+    grad = p.clone().requires_grad_()
+    for call, name in (
+        (lambda: error(y, grad), "y_prob"),
+        (lambda: calibration.TemperatureScaling().fit(grad, y), "logits"),
+        (lambda: linear_model.SoftmaxRegression().fit(grad, y), "X"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} requires grad"):
+            call()
