@@ -8,7 +8,6 @@ There is no `linear_cross_entropy`: its matrix products are NumPy's, and XLA's w
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable
 from typing import Any, Literal, SupportsIndex
 
@@ -21,6 +20,7 @@ try:
 except ImportError as error:
     raise ImportError(f"csoftmax.jax needs JAX >= 0.5 ({error}); install it with: pip install jax") from error
 
+from ._arguments.numbers import check_integer, is_bool
 from ._cpu import binding
 
 __all__ = ["cross_entropy", "entmax", "log_softmax", "logsumexp", "softmax", "sparsemax"]
@@ -48,7 +48,7 @@ def _check_floating(name: str, x: ArrayLike, axis: SupportsIndex) -> tuple[jax.A
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis")
-    index = operator.index(axis)
+    index = check_integer("axis", axis)
     if not -array.ndim <= index < array.ndim:
         raise ValueError(f"axis must be from {-array.ndim} to {array.ndim - 1}, got {index}")
     return array, index % array.ndim
@@ -57,6 +57,8 @@ def _check_floating(name: str, x: ArrayLike, axis: SupportsIndex) -> tuple[jax.A
 def _check_number(name: str, value: Any, low: float, high: float = MAX_NUMBER, *, open_low: bool = True) -> float:
     """A float: JAX compiles it into the call, so it cannot be traced."""
     try:
+        if is_bool(value):
+            raise TypeError
         value = float(value)
     except (TypeError, jax.errors.ConcretizationTypeError):
         raise TypeError(f"{name} must be a number that is known when the function is traced, got {value!r}") from None
@@ -336,11 +338,11 @@ def cross_entropy(
     t = jnp.asarray(labels)
     expected = z.shape[:position] + z.shape[position + 1 :]
     if t.shape != expected or not jnp.issubdtype(t.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers of shape {expected}, got {t.dtype} of shape {t.shape}")
+        hint = f"; of one-hot rows pass labels.argmax({axis})" if t.shape == z.shape else ""
+        raise TypeError(f"labels must be integers of shape {expected}, got {t.dtype} of shape {t.shape}{hint}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    ignore_index = check_integer("ignore_index", ignore_index)
     options = (
         ("label_smoothing", np.float64(_check_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
         ("temperature", np.float64(_check_number("temperature", temperature, 0))),

@@ -183,7 +183,8 @@ def cross_entropy(
         In one of the dtypes of `softmax`; K is the length of `axis`.
     target : array_like
         Labels, integers of any dtype in the shape of `logits` without `axis`; or soft labels, floating-point numbers in
-        the shape of `logits`, at least 0 and finite, whose rows need not sum to 1.
+        the shape of `logits`, at least 0 and finite, whose rows need not sum to 1. One-hot rows are soft labels, and
+        have to be floating-point as well.
     axis : int, tuple of ints or None, default -1
         Axis or axes of the classes. PyTorch's (N, C, d1, ...) has ``axis=1``.
     weight : array_like of shape (K,), optional
@@ -384,8 +385,8 @@ def check_labels(target: ArrayLike, n_classes: SupportsIndex, ignore_index: Supp
     """
     labels: Any = as_native(target, "target")
     labels = as_array("target", labels.get() if is_cupy(labels) else labels)
-    count = check_count("n_classes", n_classes)
+    count, ignored = check_count("n_classes", n_classes), check_ignore_index(ignore_index)
     if labels.size and labels.dtype.kind not in "iu":
         raise TypeError(f"target must hold integer labels, got dtype {labels.dtype}")
     if labels.size:
-        raise_bad_label(labels, count, check_ignore_index(ignore_index))
+        raise_bad_label(labels, count, ignored)

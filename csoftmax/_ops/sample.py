@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
-from .._arguments.numbers import check_count, check_parameter
+from .._arguments.numbers import check_count, check_parameter, is_bool
 from .._arguments.places import Place, as_float, place_of, to_host
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -147,6 +147,8 @@ def _check_size(size: Any) -> tuple[int, ...]:
 
 
 def _generator(rng: Any) -> np.random.Generator:
+    if is_bool(rng):
+        raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}")
     try:
         return np.random.default_rng(rng)
     except TypeError:

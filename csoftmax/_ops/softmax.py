@@ -108,10 +108,12 @@ def softmax(
     ----------
     x : array_like of shape (...)
         Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64), with any
-        strides, alignment and byte order. A NumPy or CuPy array, or a PyTorch tensor that does not require grad; a
-        tensor is read without a copy, and the result is a tensor.
+        strides, alignment and byte order. A NumPy or CuPy array, a PyTorch tensor that does not require grad, or
+        another library's array; these are read without a copy, and the result is one of their kind on their device.
+        Anything else is what ``numpy.asarray`` makes of it: a list of masked arrays loses its masks, a quantity its
+        unit.
     axis : int, tuple of ints or None, default -1
-        The axis or axes that sum to 1; None means all.
+        The axis or axes that sum to 1; None means all. A bool is refused.
     temperature : float, default 1.0
         T >= 0. 0 is the limit, uniform over the maxima; infinity is uniform over the entries greater than -inf.
     where : array_like of bool, broadcastable to x, optional

@@ -188,8 +188,21 @@ def test_errors():
             jax.block_until_ready(jax.ffi.ffi_call(f"csoftmax_{name}", like)(*arguments))
     with pytest.raises(ValueError, match="x must have at least one axis"):
         cj.softmax(jnp.float32(1))
-    with pytest.raises(TypeError, match="ignore_index must be an int"):
-        cj.cross_entropy(x, labels, ignore_index=0.5)
+    for bad in (0.5, True, np.True_):
+        with pytest.raises(TypeError, match="ignore_index must be an int"):
+            cj.cross_entropy(x, labels, ignore_index=bad)
+    for bad in (True, False, np.True_, jnp.array(True), 1.0):
+        for call in (cj.softmax, cj.log_softmax, cj.logsumexp, cj.sparsemax):
+            with pytest.raises(TypeError, match="axis must be an int, got"):
+                call(x, bad)
+        with pytest.raises(TypeError, match="axis must be an int, got"):
+            cj.entmax(x, 1.5, bad)
+        with pytest.raises(TypeError, match="axis must be an int, got"):
+            cj.cross_entropy(x, labels, bad)
+    with pytest.raises(TypeError, match="temperature must be a number"):
+        cj.softmax(x, temperature=True)
+    with pytest.raises(TypeError, match=r"labels must be integers .* of one-hot rows pass labels.argmax\(-1\)"):
+        cj.cross_entropy(x, jax.nn.one_hot(labels, 4))
     np.testing.assert_array_equal(cj.softmax(x, np.int64(0)), cj.softmax(x, 0))
 
 
