@@ -356,4 +356,8 @@ def cross_entropy(
     losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / (~ignored).sum()
+    if reduction == "sum":
+        return losses.sum()
+    kept = (~ignored).sum()
+    # a mean over no row is NaN with a gradient of 0, which the derivative of a division by 0 would not be
+    return jnp.where(kept == 0, jnp.nan, losses.sum() / jnp.maximum(kept, 1)).astype(losses.dtype)

@@ -152,7 +152,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 extern "C" __global__ void __launch_bounds__(1024, 1)
     reduce(double *losses, REAL *to, const prepared *__restrict__ from, long long rows) {
     const double sum = tree_sum(losses, rows) / from->divisor;
-    if (threadIdx.x == 0) *to = canonical((REAL)sum);
+    if (threadIdx.x == 0) *to = canonical((REAL)(from->divisor == 0 ? CSM_NAN : sum));
 }
 
 /* Weighted distances from the reference, sum a_j (ref - x_j), and masses, sum a_j, of a block at s; separate for the
@@ -506,8 +506,9 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
         __syncthreads();
         row.label = (long long)row.shared->in.label;
         row.max = -CSM_INF;
-        const bool skipped = (labels && row.label == IGNORED) || row.shared->in.weight == 0;
         bool nan = labels ? row.label == BAD : !(row.shared->in.mass == row.shared->in.mass);
+        const bool skipped = (labels && row.label == IGNORED) || row.shared->in.weight == 0 ||
+                             (csm_loss_is_empty(&row.shared->call) && !nan);
         if (!skipped && !nan && !row.reloads) {
             load_row(job, row);
             nan = !(row.max < CSM_INF && row.max > -CSM_INF);

@@ -387,6 +387,21 @@ static double find_divisor(cross_entropy_call *call) {
     return csm_tree_sum(call->loss, call->rows);
 }
 
+/* Writes 0 to the gradients of rows. */
+static csm_status clear_body(void *context, size_t begin, size_t end, int thread) {
+    const cross_entropy_call *call = context;
+    const csm_call *c = &call->base;
+    const ptrdiff_t axis = call->gradient.axis_stride;
+    (void)thread;
+    for (; begin < end; begin++) {
+        char *to = (char *)call->gradient.data + csm_offset(&c->shape, call->gradient.strides, begin);
+        if (axis == (ptrdiff_t)c->itemsize) memset(to, 0, c->shape.n * c->itemsize);
+        else
+            for (size_t j = 0; j < c->shape.n; j++) memset(to + (ptrdiff_t)j * axis, 0, c->itemsize);
+    }
+    return CSM_OK;
+}
+
 static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_loss_options *o, int threads,
                           double *loss) {
     csm_call *c = &call->base;
@@ -403,6 +418,11 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     }
     const double divisor = find_divisor(call);
     csm_loss_divide(&call->loss_call, divisor);
+    if (csm_loss_is_empty(&call->loss_call)) {
+        *loss = CSM_NAN;
+        if (!call->loss_call.gradient || n == 0) return CSM_OK;
+        return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
+    }
     call->transformed_call = call->loss_call;
     call->transformed_call.t = &c->scales.transformed;
     if (n > 0) {

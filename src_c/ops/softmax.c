@@ -149,6 +149,11 @@ static csm_status run_packed(routed_call *routed, size_t row, size_t rows, int t
                             .scratch = memory};
         csm_status status = run_rows(routed, job, thread, c->base.has_where ? &mask : NULL);
         if (status != CSM_OK) return status;
+        for (size_t r = 0; r < count && c->base.has_where; r++) {
+            const csm_strided row_mask = {mask.data + (ptrdiff_t)r * mask.row, 0, mask.axis};
+            if (csm_is_masked_nan(c, input + r * pitch))
+                csm_fill_masked(input + r * pitch, (ptrdiff_t)size, row_mask, n, size, &c->masked);
+        }
         csm_scatter(first.result + skip * result_step, result_step, first.result_axis, input, pitch, count,
                     c->keeps_axis ? n : 1, size);
         done += count;
@@ -431,6 +436,8 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     csm_collapse(&base->shape, used, count);
 
     base->absent = absent_bits(op, dtype);
+    c.masked = op == CSM_OP_softmax ? 0 : base->absent;
+    csm_put(base, &c.nan, CSM_NAN);
     base->interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0, *caller};
     base->threads = 1;
     if (c.given_scratch) {

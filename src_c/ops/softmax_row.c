@@ -263,10 +263,24 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     return process(&state, pass2_blocks);
 }
 
+int csm_is_masked_nan(const csm_softmax_call *c, const char *result) {
+    if (!c->base.has_where || !c->keeps_axis || c->is_gradient) return 0;
+    return memcmp(result, &c->nan, c->base.itemsize) == 0; /* the kernels make all of such a row NaN */
+}
+
+/* Masked elements keep their value in a row that is NaN. */
+static void mask_nan_row(const csm_softmax_call *c, const csm_row_place *place) {
+    if (place->is_gathered || !csm_is_masked_nan(c, place->result)) return;
+    csm_fill_masked(place->result, place->result_axis, place->where, c->base.shape.n, c->base.itemsize, &c->masked);
+}
+
 void csm_run_row(const csm_softmax_call *c, const csm_row_place *place, const csm_row_scratch *scratch) {
     run_row(c, place, scratch, run_in_order, NULL); /* always CSM_OK: nothing fails within a row */
+    mask_nan_row(c, place);
 }
 
 csm_status csm_run_split_row(csm_softmax_call *c, const csm_row_place *place, const csm_row_scratch *each) {
-    return run_row(c, place, each, run_in_parallel, &c->base.interrupt);
+    csm_status status = run_row(c, place, each, run_in_parallel, &c->base.interrupt);
+    if (status == CSM_OK) mask_nan_row(c, place);
+    return status;
 }

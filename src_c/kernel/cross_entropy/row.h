@@ -6,14 +6,19 @@
 #include "../softmax/combine.h"
 #include "job.h"
 
-/* Sets the divisor of a mean; 1 for other reductions. */
+/* Sets the divisor of a mean; 1 for other reductions.  A mean that divides by 0 is NaN, and its gradient is 0 whatever
+ * the rows hold (csm_loss_is_empty). */
 INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
-    const csm_pair per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
+    csm_pair per = csm_pair_of(0, 0);
+    c->divisor_exponent = 0;
+    if (divisor != 0) per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
     c->per_divisor = per.hi;
     c->per_divisor_low = per.lo;
     c->simple = !c->soft && c->smoothing == 0 && c->z_loss == 0 && c->temperature == 1 && c->clip_norm == CSM_INF &&
                 c->clip_value == CSM_INF && c->divisor_exponent >= -20 && c->divisor_exponent <= 0;
 }
+
+INLINE int csm_loss_is_empty(const csm_loss_call *c) { return c->per_divisor == 0; }
 
 /* e^(x/T - n ln 2) 2^bias for the n of a row's maximum, x <= max. */
 INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bias) {
