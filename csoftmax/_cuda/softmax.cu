@@ -123,8 +123,8 @@ extern "C" __global__ void __launch_bounds__(128, 3)
                 any = group_any(any, TEAM);
                 row.special = row.transforms && csm_is_special(OP, c.temperature, row.max, nan, any, &row.fill);
                 if (row.transforms && !row.special) {
-                    for (int i = thread; i < k; i += TEAM) s[i] = CSM_TRANSFORMED(REAL, s[i], &c, row.max);
-                    max = CSM_TRANSFORMED(REAL, max, &c, row.max);
+                    for (int i = thread; i < k; i += TEAM) s[i] = (REAL)csm_transformed(&c, (double)s[i], row.max);
+                    max = (REAL)csm_transformed(&c, (double)max, row.max);
                 }
                 __syncwarp();
             }
@@ -194,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
             row.special = csm_is_special(OP, c.temperature, row.max, all & 1, all & 2, &row.fill);
             if (!row.special) {
                 transform(s, k, c, row.max);
-                max = CSM_TRANSFORMED(REAL, max, &c, row.max);
+                max = (REAL)csm_transformed(&c, (double)max, row.max);
             }
         }
         const csm_temperature t = row.transforms ? c.transformed : c.ordinary;
@@ -236,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
         if (again) {
             const double top = known[at].max;
             transform(s, k, c, top);
-            max = CSM_TRANSFORMED(REAL, max, &c, top);
+            max = (REAL)csm_transformed(&c, (double)max, top);
         }
         csm_block block;
         add_up<WARP, EXACT, !EXACT>(s, segment, k, (double)max, again ? c.transformed : c.ordinary, &block);

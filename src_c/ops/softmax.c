@@ -22,6 +22,11 @@ enum {
     TABLE_BYTES = 2 * 64 /* of the caller's scratch, for each thread: its csm_buffer and its csm_row_scratch */
 };
 
+/* Whether the kernels of many rows know the call's temperature. */
+static int is_for_kernels(const csm_softmax_call *c) {
+    return c->is_gradient ? !csm_is_in_double(c) : !c->base.scales.always_transform;
+}
+
 static size_t tile_width(const csm_softmax_call *c) {
     const size_t wide_size = c->base.wide_size;
     size_t min_width = 16, max_width = CSM_TILE_WIDTH;
@@ -94,7 +99,7 @@ static csm_status run_rows(routed_call *routed, csm_rows_job job, int thread, co
         job.y = c->is_gradient ? all.y + (ptrdiff_t)at * all.y_step : NULL;
         job.result = all.result + (ptrdiff_t)at * all.result_step;
         job.rows = all.rows - at;
-        if (n <= CSM_BLOCK && (c->is_gradient || !c->base.scales.always_transform)) {
+        if (n <= CSM_BLOCK && is_for_kernels(c)) {
             size_t done = c->kernels->rows(&job);
             at += done;
             if (at == all.rows) break;
@@ -277,7 +282,7 @@ static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
     if (plain) return ROWS;
     if (!c->base.has_where && c->kernels->tile && n > 0 && inner >= 8 && is_side_by_side(shape, &c->input, size, 1) &&
         is_side_by_side(shape, &c->result, size, c->keeps_axis) &&
-        (c->is_gradient ? is_side_by_side(shape, &c->y, size, 1) : !c->base.scales.always_transform))
+        is_for_kernels(c) && (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
         return TILES;
     return PACKED;
 }
@@ -339,7 +344,7 @@ static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
     if (shape->ndim > 1 || shape->n == 0 || rows * shape->n >= SMALL_ELEMENTS || c->base.has_where ||
-        c->given_scratch || (!c->is_gradient && c->base.scales.always_transform) ||
+        c->given_scratch || !is_for_kernels(c) ||
         (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_is_contiguous(shape, input, size, 1) ||
         (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
         !csm_is_contiguous(shape, result, size, c->keeps_axis))

@@ -18,6 +18,11 @@ typedef struct csm_softmax_call {
     size_t given_size;           /* bytes of it for each thread */
 } csm_softmax_call;
 
+/* Whether a gradient is computed in double because of its temperature. */
+static inline int csm_is_in_double(const csm_softmax_call *c) {
+    return c->is_gradient && c->base.scales.always_transform && csm_is_single(&c->base);
+}
+
 /* The location of a row in memory. */
 typedef struct csm_row_place {
     csm_strided input, y, where; /* `row` is not used; where.data NULL: all elements take part */

@@ -33,6 +33,7 @@ typedef struct csm_loss_call {
 typedef struct csm_loss_input {
     ptrdiff_t label;      /* negative with soft labels */
     double x_label, w_label; /* logit and weight of the label */
+    double z_label;       /* x_label, transformed if the row is */
     double mass;          /* sum w_j q_j before smoothing */
     double weight, upstream; /* sample weight, derivative of the result with respect to the reduced row loss */
     double max;           /* of the caller's array, even if the row is transformed */

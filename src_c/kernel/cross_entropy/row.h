@@ -20,6 +20,27 @@ INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
 
 INLINE int csm_loss_is_empty(const csm_loss_call *c) { return c->per_divisor == 0; }
 
+/* factor (max - x) / T, factor > 0, which is infinite only if the result is or x = -inf. */
+INLINE double csm_distance(double factor, double max, double x, double t) {
+    const double d = max - x, quotient = t == 1 ? d : d / t;
+    if (quotient < CSM_INF || !(x > -CSM_INF)) return factor * quotient;
+    return d < CSM_INF ? factor * d / t : factor * (max * 0.5 - x * 0.5) / (t * 0.5);
+}
+/* Sums of the weighted distances of a transformed row, sum a_j (max - x_j) / T with a_j = w (soft q + flat), from its
+ * logits as they were: their transformations, in the compute type, overflow before the sum does.  Element j of a block
+ * goes to lane j mod CSM_FAR_LANES; the lanes are added in order. */
+enum { CSM_FAR_LANES = 16 };
+INLINE void csm_far_add(csm_pair *lane, const csm_loss_terms *terms, double q, double w, double max, double x,
+                        double t) {
+    const double a = w * fma(terms->soft, q, terms->flat);
+    if (a != 0) csm_two_sum(&lane->hi, &lane->lo, csm_distance(a, max, x, t));
+}
+INLINE void csm_far_join(csm_pair *sum, csm_pair lane) {
+    csm_two_sum(&sum->hi, &sum->lo, lane.hi);
+    sum->lo += lane.lo;
+}
+INLINE double csm_far_total(csm_pair sum) { return sum.lo - sum.lo == 0 ? sum.hi + sum.lo : sum.hi; }
+
 /* e^(x/T - n ln 2) 2^bias for the n of a row's maximum, x <= max. */
 INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bias) {
     csm_block at;
@@ -65,7 +86,7 @@ typedef struct csm_pending_losses {
  * the gradient of z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
                           double bias, csm_loss_row *row, csm_pending_losses *pending, double *to) {
-    const double epsilon = c->smoothing, t = c->t->t;
+    const double epsilon = c->smoothing;
     double far = 0, quotient, quotient_low;
     csm_combine_quotient(blocks, count, &row->sums, &quotient, &quotient_low);
     const int waits = pending && c->z_loss == 0 && !row->sums.is_nan;
@@ -81,17 +102,17 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     csm_loss_total(&row->total, &row->total_low, s->count, s->top, s->top_low);
 
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? epsilon / (double)c->n * c->weight_sum : 0);
-    const double from_far = far != 0 ? far / t : 0, label_part = (1 - epsilon) * in->w_label;
+    const double from_far = far != 0 ? far / c->t->distance : 0, label_part = (1 - epsilon) * in->w_label;
     double from_label = 0, loss = waits ? 0 : q * s->tail + from_far;
     if (in->label >= 0) {
-        if (label_part != 0) from_label = label_part * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
+        if (label_part != 0) from_label = csm_distance(label_part, in->max, in->x_label, c->temperature);
         loss += from_label;
         if (c->gradient) {
             row->e_label = s->top;
             row->others = (s->hi + (s->count - 1) * s->top) + s->lo;
-            if (in->x_label < s->max) {
+            if (in->z_label < s->max) {
                 double d = in->n - s->n;
-                if (in->e_label < 0) row->e_label = csm_exp_at(in->x_label, c->t, s->n, bias);
+                if (in->e_label < 0) row->e_label = csm_exp_at(in->z_label, c->t, s->n, bias);
                 else row->e_label = in->e_label * csm_pow2(d < -1000 ? -1000 : d) * csm_pow2(d < -1000 ? d + 1000 : 0);
                 row->others = (row->total - row->e_label) + row->total_low;
             }
@@ -111,7 +132,8 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     }
     if (c->z_loss != 0) {
         double lse = in->max / c->temperature + s->tail;
-        loss += c->z_loss * (lse * lse);
+        const double square = lse * lse;
+        loss += square < CSM_INF ? c->z_loss * square : c->z_loss * lse * lse;
     }
     row->loss = row->is_nan ? CSM_NAN : in->weight * loss;
     if (to) *to = row->loss;
