@@ -8,6 +8,7 @@ There is no `linear_cross_entropy`: its matrix products are NumPy's, and XLA's w
 from __future__ import annotations
 
 import functools
+import math
 import operator
 from collections.abc import Callable
 from typing import Any, Literal, SupportsIndex
@@ -163,7 +164,16 @@ def _logsumexp(x: jax.Array, temperature: float) -> jax.Array:
 
 def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     p = _softmax(x, temperature)
-    return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
+    exponent = math.frexp(temperature)[1]
+    if abs(exponent) <= 60:
+        return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
+    # 1/T can be beyond the range of the dtype: mantissas are multiplied, exponents added, and joined at the end
+    p, p_exponent = jnp.frexp(p.astype(dy.dtype))
+    dy, dy_exponent = jnp.frexp(dy)
+    product = p * (dy / math.ldexp(temperature, -exponent))[..., None]
+    exponents = p_exponent + dy_exponent[..., None] - exponent
+    half = exponents // 2
+    return (jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(x.dtype),)
 
 
 _logsumexp.defvjp(lambda x, temperature: (_logsumexp(x, temperature), x), _logsumexp_backward)

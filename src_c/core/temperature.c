@@ -39,7 +39,7 @@ static void set_reciprocal(csm_temperature *t, double mantissa, int k) {
 void csm_set_scales(csm_scales *s, double temperature, int single) {
     const double t = temperature, range = single ? 0x1p60 : 0x1p500;
     s->temperature = t;
-    s->scale0 = s->scale1 = s->scale2 = 1;
+    s->scale0 = s->scale1 = s->scale2 = s->lift = 1;
     s->always_transform = !(t >= 1 / range && t <= range);
     set_temperature(&s->ordinary, s->always_transform ? 1 : t, single);
     s->transformed = s->ordinary;
@@ -58,7 +58,10 @@ void csm_set_scales(csm_scales *s, double temperature, int single) {
     s->transformed.distance = 1;
     if (!s->always_transform) return;
     s->ordinary.limit = (single ? 1e6 : 0x1p45) * t; /* |max / T| is compared with the limit for untransformed data */
-    set_reciprocal(&s->ordinary, 2 * mantissa, k - 1);
+    /* With such a T the gradient is finite only where |y dy| < 2^224, and a dy that overflows here, of more than 2^724,
+     * belongs to a y below 2^-500. */
+    if (!single && t < 0x1p-800) s->lift = 0x1p300;
+    set_reciprocal(&s->ordinary, 2 * mantissa, k - 1 + (s->lift != 1 ? 300 : 0));
 }
 
 void csm_transform(const csm_scales *scales, int single, void *wide, size_t k, double max) {

@@ -20,9 +20,15 @@ typedef struct csm_temperature {
  * x minus the maximum, times scale0, scale1 and scale2, powers of two. */
 typedef struct csm_scales {
     double temperature, scale0, scale1, scale2;
+    double lift; /* of dy in gradients, a power of two that 1/T does not contain: for T so small that dy is subnormal */
     csm_temperature ordinary, transformed;
     int always_transform; /* T is 0, infinite or outside the range of `ordinary` */
 } csm_scales;
+
+/* Whether float has too little range for the factors of 1/T: gradients are then computed in double. */
+INLINE int csm_exceeds_float(const csm_scales *s) {
+    return !(s->temperature >= 0x1p-100 && s->temperature <= 0x1p100);
+}
 
 /* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {

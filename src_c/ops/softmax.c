@@ -24,7 +24,8 @@ enum {
 
 /* Whether the kernels of many rows know the call's temperature. */
 static int is_for_kernels(const csm_softmax_call *c) {
-    return c->is_gradient ? !csm_is_in_double(c) : !c->base.scales.always_transform;
+    if (c->is_gradient) return !csm_is_in_double(c) && c->base.scales.lift == 1;
+    return !c->base.scales.always_transform;
 }
 
 static size_t tile_width(const csm_softmax_call *c) {

@@ -8,8 +8,8 @@
  *     T = 0                   0 at the maxima, -inf elsewhere
  *     T = inf                 0 where x > -inf
  *
- * Gradients of such a temperature are computed in double if the compute type is float, whose range is too small for
- * 1/T; double has two factors (temperature.c).
+ * Gradients have 1/T as two factors (temperature.c).  For T outside 2^+-100 those of floats are computed in double,
+ * because no two floats are enough.
  *
  * Rows with NaN or +inf, with only -inf, or without elements get their result from the table in the documentation of
  * csoftmax.softmax.  This is the cold path: it is not optimised for speed.
@@ -90,12 +90,24 @@ static csm_status max_blocks(void *context, size_t begin, size_t end, int thread
     return CSM_OK;
 }
 
+/* Block i of dy, lifted if the temperature requires it. */
+static const char *fetch_lifted(const row_state *state, size_t i, const csm_row_scratch *s) {
+    const csm_call *c = &state->call->base;
+    const char *dy = fetch(state, i, &state->place->input, s->raw_input, 0);
+    double *lifted = (double *)(void *)s->wide;
+    if (c->scales.lift == 1) return dy;
+    c->table->widen[c->dtype](dy, lifted, length_of(state, i)); /* the compute type is double */
+    for (size_t l = 0; l < length_of(state, i); l++) lifted[l] *= c->scales.lift;
+    return s->wide;
+}
+
 static csm_status pass1_blocks(void *context, size_t begin, size_t end, int thread) {
     row_state *state = context;
     const csm_softmax_call *c = state->call;
     const csm_row_scratch *s = &state->scratch[thread];
     for (size_t i = begin; i < end; i++) {
-        const char *input = fetch(state, i, &state->place->input, s->raw_input, !c->is_gradient);
+        const char *input =
+            c->is_gradient ? fetch_lifted(state, i, s) : fetch(state, i, &state->place->input, s->raw_input, 1);
         const char *y = c->is_gradient ? fetch(state, i, &state->place->y, s->raw_y, 1) : NULL;
         c->kernels->pass1(input, y, state->stores_e ? result_block(state, i) : NULL, length_of(state, i),
                           &c->base.scales.ordinary, &state->blocks[i]);
@@ -129,8 +141,9 @@ static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thre
             pass2_in_double(state, i, s);
             continue;
         }
-        const char *input =
-            state->stores_e ? NULL : fetch(state, i, &state->place->input, s->raw_input, !c->is_gradient);
+        const char *input = c->is_gradient    ? fetch_lifted(state, i, s)
+                            : state->stores_e ? NULL
+                                              : fetch(state, i, &state->place->input, s->raw_input, 1);
         const char *y = c->is_gradient ? fetch(state, i, &state->place->y, s->raw_y, 1) : NULL;
         char *result = has_direct_result(state) ? result_block(state, i) : s->wide;
         c->kernels->pass2(input, y, result, length_of(state, i), &c->base.scales.ordinary, &state->sums,

@@ -20,7 +20,7 @@ typedef struct csm_softmax_call {
 
 /* Whether a gradient is computed in double because of its temperature. */
 static inline int csm_is_in_double(const csm_softmax_call *c) {
-    return c->is_gradient && c->base.scales.always_transform && csm_is_single(&c->base);
+    return c->is_gradient && csm_is_single(&c->base) && csm_exceeds_float(&c->base.scales);
 }
 
 /* The location of a row in memory. */

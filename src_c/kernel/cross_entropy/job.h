@@ -49,6 +49,7 @@ typedef struct csm_loss_row {
     double e_label, others;  /* e' of the label, sum of all others */
     double loss;
     double f, f_low, soft, flat, clip, post, post_low, post_exponent, target;
+    double shrink_exponent;  /* of the factor that clip_norm requires */
     int plain, is_nan;
 } csm_loss_row;
 

@@ -223,6 +223,7 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     k = is_row_alone || clips ? unit : reduction;
     csm_factor_by(&k, in->weight);
     if (!is_row_alone) csm_factor_by(&k, shrink);
+    if (!is_row_alone && c->clip_norm < CSM_INF) k.e += row->shrink_exponent;
     if (c->temperature != 1) {
         k.m = csm_pair_mul(k.m, csm_pair_of(c->per_t, c->per_t_low));
         k.e += c->t_exponent;
@@ -239,6 +240,11 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     if (k.e + e > upper) up = upper - e;
     up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
     double put_off = k.e - up, power = csm_pow2(up);
+    if (clips) { /* clip_value keeps its digits; what the gradient loses in magnitude it has far beyond it */
+        double mantissa = c->clip_value;
+        const double max_put_off = csm_take_exponent(&mantissa) + (single ? 100 : 900);
+        if (put_off > max_put_off) put_off = max_put_off;
+    }
     k.m.hi *= power;
     k.m.lo *= power;
     csm_pair f;
@@ -312,14 +318,15 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_any_factors(c, in, shrink, single, row);
 }
 
-/* The factor that limits the norm of a gradient to clip_norm.  squares: the sum of the squares of the gradient that
- * `factors` with shrink -1 describes, before the deferred power of two, without the label's. */
-INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, const csm_loss_row *row,
-                              double squares) {
-    double upper = csm_times_pow2(c->clip_norm, -row->post_exponent);
+/* The factor that limits the norm of a gradient to clip_norm, but for a power of two, row->shrink_exponent.  squares:
+ * the sum of the squares of the gradient that `factors` with shrink -1 describes, before the deferred power of two,
+ * without the label's. */
+INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, csm_loss_row *row, double squares) {
     if (in->label >= 0) squares += row->target * row->target;
-    double norm = sqrt(squares);
-    return norm > upper ? upper / norm : 1;
+    const double norm = sqrt(squares);
+    const int is_larger = norm > csm_times_pow2(c->clip_norm, -row->post_exponent);
+    row->shrink_exponent = is_larger ? -row->post_exponent : 0;
+    return is_larger ? c->clip_norm / norm : 1;
 }
 
 #endif
