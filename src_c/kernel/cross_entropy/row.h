@@ -185,7 +185,7 @@ static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_inp
  * total, 1 - p: others / total; paired: *pairs holds the parts of g and a. */
 INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, double a, int paired,
                               csm_loss_pairs *pairs, const int single, const csm_loss_row *row) {
-    if (single) return (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total;
+    if (single) return 0 + (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total; /* no -0 */
     /* in pairs, because every rounding counts: the error bound of plain labels is relative to the result */
     csm_pair apart = csm_pair_of(g - a, 0), label_part = csm_pair_of(a, 0);
     if (paired) { /* a flag, not a pointer that may be NULL, with which CUDA would keep the pairs in local memory */
@@ -235,7 +235,8 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
      * gets as much of it as needed and the rest is applied last, so that no intermediate is subnormal or infinite. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
     const double lower = single ? -20 : -300, upper = single ? 100 : 300;
-    if (largest == 0) k.m = csm_pair_of(0, 0);
+    /* One class has all probability, and without z-loss the gradient is 0, which a rounding error is not. */
+    if (largest == 0 || (c->n == 1 && c->z_loss == 0)) k.m = csm_pair_of(0, 0);
     if (k.e + e < lower) up = -e;
     if (k.e + e > upper) up = upper - e;
     up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
