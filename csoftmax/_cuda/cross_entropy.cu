@@ -413,8 +413,7 @@ INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scale
         double far = 0;
         if (pass == SUMS && lane == 0 && row.label >= begin && place < k)
             row.shared->in.x_label = (double)s[place]; /* as the caller gave it */
-        if (row.transforms && pass == SUMS && has_terms)
-            far = far_of_block(s, k, terms, row.max, scales.temperature);
+        if (row.transforms && pass == SUMS && has_terms) far = far_of_block(s, k, terms, row.max, scales.temperature);
         if (row.transforms && (row.reloads || pass == SUMS)) {
             __syncwarp(); /* all threads have read the logits */
             transform(s, k, scales, row.max);

@@ -112,8 +112,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const long long from = at * n + begin;
         const REAL *b;
-        REAL *a = load_both(warp_data, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane,
-                            c.lift, &b);
+        REAL *a = load_both(warp_data, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane, c.lift, &b);
         V(dot) sum;
         csm_block block = {0};
         csm_row row;
@@ -134,9 +133,8 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32, 1)
-    blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask, csm_block *to, long long rows, long long n,
-           csm_scales c) {
+extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask,
+                                                           csm_block *to, long long rows, long long n, csm_scales c) {
     const long long blocks_per_row = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long unit = blockIdx.x; unit < rows * blocks_per_row; unit += gridDim.x) {
         const long long at = unit / blocks_per_row, begin = (unit - at * blocks_per_row) * CSM_BLOCK,

@@ -26,9 +26,7 @@ typedef struct csm_scales {
 } csm_scales;
 
 /* Whether float has too little range for the factors of 1/T: gradients are then computed in double. */
-INLINE int csm_exceeds_float(const csm_scales *s) {
-    return !(s->temperature >= 0x1p-100 && s->temperature <= 0x1p100);
-}
+INLINE int csm_exceeds_float(const csm_scales *s) { return !(s->temperature >= 0x1p-100 && s->temperature <= 0x1p100); }
 
 /* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {

@@ -282,8 +282,8 @@ static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
     }
     if (plain) return ROWS;
     if (!c->base.has_where && c->kernels->tile && n > 0 && inner >= 8 && is_side_by_side(shape, &c->input, size, 1) &&
-        is_side_by_side(shape, &c->result, size, c->keeps_axis) &&
-        is_for_kernels(c) && (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
+        is_side_by_side(shape, &c->result, size, c->keeps_axis) && is_for_kernels(c) &&
+        (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
         return TILES;
     return PACKED;
 }
@@ -345,9 +345,8 @@ static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
     if (shape->ndim > 1 || shape->n == 0 || rows * shape->n >= SMALL_ELEMENTS || c->base.has_where ||
-        c->given_scratch || !is_for_kernels(c) ||
-        (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_is_contiguous(shape, input, size, 1) ||
-        (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
+        c->given_scratch || !is_for_kernels(c) || (c->op == CSM_OP_softmax && size != c->base.wide_size) ||
+        !csm_is_contiguous(shape, input, size, 1) || (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
         !csm_is_contiguous(shape, result, size, c->keeps_axis))
         return 0;
     csm_rows_job job = {.input = input->data,

@@ -124,8 +124,8 @@ static void pass2_in_double(const row_state *state, size_t i, const csm_row_scra
     c->table->widen[c->dtype](fetch(state, i, &state->place->input, s->raw_input, 0), dy, k);
     c->table->widen[c->dtype](fetch(state, i, &state->place->y, s->raw_y, 1), y, k);
     for (size_t l = 0; l < k; l++) {
-        const double dx = csm_vjp_in_double((double)dy[l], (double)y[l], state->sums.hi, state->sums.lo,
-                                            c->scales.temperature, log);
+        const double dx =
+            csm_vjp_in_double((double)dy[l], (double)y[l], state->sums.hi, state->sums.lo, c->scales.temperature, log);
         dy[l] = (float)(dx == dx ? dx : CSM_NAN);
     }
     c->table->narrow[c->dtype](dy, s->raw_input, k);
