@@ -147,8 +147,8 @@ def softmax(
     implementations tens of ULP. The bits are the same for every thread count, batch, layout and instruction set.
 
     A row with NaN or +inf is NaN, and so is a row with only -inf; in other rows -inf gives exactly 0. Elements that
-    `where` masks are 0 in every row, so a row that it masks completely is 0. Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax
-    functions", IMA J. Numer. Anal. 41 (2021), analyse the shifted softmax.
+    `where` masks are 0 in every row, so a row that it masks completely is 0. Blanchard, Higham & Higham, "Accurately
+    computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41 (2021), analyse the shifted softmax.
 
     Examples
     --------
