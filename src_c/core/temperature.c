@@ -27,6 +27,20 @@ static void set_temperature(csm_temperature *t, double value, int single) {
     t->inv_t2 = value > 1 ? t->inv_t : 1;
 }
 
+/* Makes the transformed rows those of x / 2 and T / 2; as only powers of two differ, the bits are those of x and T. */
+static void halve(csm_scales *s) {
+    csm_temperature *t = &s->transformed;
+    s->scale0 = 0.5;
+    t->t *= 0.5;
+    t->ln2_hi *= 0.5;
+    t->ln2_lo *= 0.5;
+    t->log2e *= 2;
+    t->inv_t *= 2;
+    t->inv_t_low *= 2;
+    t->limit *= 0.5;
+    t->reference_limit *= 0.5;
+}
+
 /* Sets the two factors of 1/T for gradients of an extreme T = mantissa 2^k, 1 <= mantissa < 2, so that y (dy - s) / T,
  * computed in their order, is subnormal or infinite on the way only if the result is: the factor above 1 comes first,
  * as far as its range goes, the factor below 1 last. */
@@ -45,9 +59,12 @@ void csm_set_scales(csm_scales *s, double temperature, int single) {
     s->transformed = s->ordinary;
     s->transformed.distance = 1;
     if (t == 0 || t == 1 || !(t < CSM_INF)) return;
-    /* T = mantissa 2^k, 1/2 <= mantissa < 1: what is transformed is not larger than x / T.  The bits are those of the
-     * constants of T itself, because only powers of two differ.  For T > 1, x is halved before max is subtracted, and
-     * x - max cannot overflow where the result does not. */
+    /* For T > 1, x is halved before max is subtracted, so that x - max cannot overflow where the result does not. */
+    if (!s->always_transform) {
+        if (t > 1) halve(s);
+        return;
+    }
+    /* T = mantissa 2^k, 1/2 <= mantissa < 1: what is transformed is not larger than x / T. */
     int k;
     const double mantissa = frexp(t, &k);
     const int power = k > 0 ? 1 - k : -k;
@@ -56,7 +73,6 @@ void csm_set_scales(csm_scales *s, double temperature, int single) {
     s->scale2 = ldexp(1, power - power / 2);
     set_temperature(&s->transformed, mantissa, single);
     s->transformed.distance = 1;
-    if (!s->always_transform) return;
     s->ordinary.limit = (single ? 1e6 : 0x1p45) * t; /* |max / T| is compared with the limit for untransformed data */
     /* With such a T the gradient is finite only where |y dy| < 2^224, and a dy that overflows here, of more than 2^724,
      * belongs to a y below 2^-500. */
