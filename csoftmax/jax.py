@@ -8,6 +8,7 @@ There is no `linear_cross_entropy`: its matrix products are NumPy's, and XLA's w
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, Literal, SupportsIndex
 
@@ -165,7 +166,16 @@ def _logsumexp(x: jax.Array, temperature: float) -> jax.Array:
 
 def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     p = _softmax(x, temperature)
-    return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
+    exponent = math.frexp(temperature)[1]
+    if abs(exponent) <= 60:
+        return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
+    # 1/T can be beyond the range of the dtype: mantissas are multiplied, exponents added, and joined at the end
+    p, p_exponent = jnp.frexp(p.astype(dy.dtype))
+    dy, dy_exponent = jnp.frexp(dy)
+    product = p * (dy / math.ldexp(temperature, -exponent))[..., None]
+    exponents = p_exponent + dy_exponent[..., None] - exponent
+    half = exponents // 2
+    return (jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(x.dtype),)
 
 
 _logsumexp.defvjp(lambda x, temperature: (_logsumexp(x, temperature), x), _logsumexp_backward)
@@ -358,4 +368,8 @@ def cross_entropy(
     losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / (~ignored).sum()
+    if reduction == "sum":
+        return losses.sum()
+    kept = (~ignored).sum()
+    # a mean over no row is NaN with a gradient of 0, which the derivative of a division by 0 would not be
+    return jnp.where(kept == 0, jnp.nan, losses.sum() / jnp.maximum(kept, 1)).astype(losses.dtype)

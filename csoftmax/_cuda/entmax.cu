@@ -220,6 +220,10 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         const outcome found = find_support(x + at * n, mask ? mask + at * n : NULL, in_global, capacity, n, part, e);
         fill(y + at * n, n, part, found == UNDEFINED ? CSM_NAN : 0);
         if (found == FOUND) scatter(y + at * n, 1);
+        if (found != UNDEFINED || !mask) continue;
+        __syncthreads(); /* masked elements have probability 0 in rows that are NaN, too */
+        for (long long j = threadIdx.x; j < n; j += blockDim.x)
+            if (!mask[at * n + j]) STORE(y + at * n + j, V(set)(0));
     }
 }
 

@@ -245,7 +245,8 @@ def entmax(
     Defined by Peters, Niculae & Martins, "Sparse sequence-to-sequence models", ACL 2019. A filter keeps the logits that
     can have probability, then Newton's method on their norm finds tau; nothing is sorted. Results are within 0.51 ULP
     of the exact ones in float32 and the half types, and in float64 for alpha 1.5 and 2. For other alphas the float64
-    error is that of a change of tau by 2**-53. A row with NaN or +inf, or with only -inf, is NaN.
+    error is that of a change of tau by 2**-53. A row with NaN or +inf, or with only -inf, is NaN; elements that `where`
+    masks are 0 in every row.
 
     Examples
     --------

@@ -117,7 +117,8 @@ def softmax(
     temperature : float, default 1.0
         T >= 0. 0 is the limit, uniform over the maxima; infinity is uniform over the entries greater than -inf.
     where : array_like of bool, broadcastable to x, optional
-        Mask. Elements where it is False are left out, whatever their value, and their result is exactly 0.
+        Mask. Elements where it is False are left out, whatever their value, and their result is exactly 0, in rows that
+        are NaN too.
     out : ndarray of the shape and dtype of the result, optional
         Array that receives the result. It may be `x` itself, or overlap it in any way.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
@@ -147,9 +148,9 @@ def softmax(
     result, tails and subnormal results included; half types are within 0.51 ULP. ``x - max(x)`` is never formed, because its rounding error costs other
     implementations tens of ULP. The bits are the same for every thread count, batch, layout and instruction set.
 
-    A row with NaN or +inf is NaN, and so is a row with only -inf; in other rows -inf gives exactly 0. A row that
-    `where` masks completely is 0. Blanchard, Higham & Higham, "Accurately computing the log-sum-exp and softmax
-    functions", IMA J. Numer. Anal. 41 (2021), analyse the shifted softmax.
+    A row with NaN or +inf is NaN, and so is a row with only -inf; in other rows -inf gives exactly 0. Elements that
+    `where` masks are 0 in every row, so a row that it masks completely is 0. Blanchard, Higham & Higham, "Accurately
+    computing the log-sum-exp and softmax functions", IMA J. Numer. Anal. 41 (2021), analyse the shifted softmax.
 
     Examples
     --------

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from cuda_checks import (
+    EXPONENTS,
     check,
     copy_on_device,
     costly_dtypes,
@@ -65,6 +66,32 @@ def test_rows_beyond_shared_memory(gpu, op, dtype):
 def test_temperature(gpu, op, dtype, temperature):
     for n in (10, 700, 5000):
         check(gpu, op, make_inputs(op, (3, n), dtype, sigma=4), temperature=temperature)
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", slow_from(600, [9, 600, 5000]))
+def test_extreme_temperature(gpu, op, dtype, n):
+    """T beyond the range of the compute type, with inputs of its magnitude as far as the dtype has it."""
+    for exponent in (-1074, -600, -180, 180, 600, 1023):
+        temperature = float(np.ldexp(1.3, exponent))
+        scale = np.clip(float(exponent), *EXPONENTS[dtype])
+        x, *rest = make_inputs(op, (3, n), "float64")
+        x = np.ldexp(x, int(scale)).astype(dtype_of(dtype))
+        check(gpu, op, (x, *(a.astype(x.dtype) for a in rest)), temperature=temperature)
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", slow_from(600, [9, 600, 4200, 20_001]))
+def test_where_in_rows_of_nan(gpu, dtype, n):
+    """Masked elements are 0 (log: -inf) in rows that are NaN, too."""
+    x = logits((4, n), dtype)
+    x[0, 2], x[1, 3], x[2] = np.nan, np.inf, -np.inf
+    mask = np.random.default_rng(n).random((4, n)) < 0.5
+    mask[:, :4] = True
+    for op in FORWARD:
+        check(gpu, op, (x,), where=mask)
+    with shared_memory(gpu, 48 * 1024 if dtype != "float64" else 66 * 1024):
+        check(gpu, FORWARD[0], (x,), where=mask)
 
 
 @pytest.mark.parametrize("temperature", [0.0, float("inf")])

@@ -107,6 +107,30 @@ def test_cross_entropy(dtype, reduction):
         check_grads(loss_of, (logits,), order=1, modes=["rev"], eps=1e-6)
 
 
+def test_a_mean_over_no_row():
+    """NaN, with a gradient of 0."""
+    ignored = jnp.full(3, -100)
+    loss, grad = jax.value_and_grad(cj.cross_entropy)(jnp.full((3, 4), jnp.nan), ignored)
+    assert np.isnan(loss)
+    assert not np.any(grad != 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-60, 1e60, 1e-300, 1e300])
+def test_extreme_temperatures(temperature):
+    """1/T is beyond the range of float32."""
+    x = jnp.array([1e30, 3e30, 0], jnp.float32) if temperature > 1 else jnp.array([1e-30, 1e-30, 0], jnp.float32)
+    for function in (cj.softmax, cj.log_softmax):
+        y, pull = jax.vjp(lambda x, f=function: f(x, temperature=temperature), x)
+        vjp = getattr(csoftmax, f"{function.__name__}_vjp")
+        np.testing.assert_array_equal(pull(x)[0], vjp(np.asarray(x), np.asarray(y), temperature=temperature))
+    p = np.asarray(cj.softmax(x, temperature=temperature), np.float64)
+    factor = 1e30 if temperature > 1 else 1e-30
+    got = jax.grad(lambda x: cj.logsumexp(x, temperature=temperature) * jnp.float32(factor))(x)
+    with np.errstate(over="ignore"):
+        expected = np.float32(np.float64(np.float32(factor)) * p / temperature)
+    np.testing.assert_allclose(got, np.where(np.abs(expected) < 1e-37, 0, expected), rtol=1e-6)  # XLA flushes those
+
+
 def test_cross_entropy_under_vmap():
     logits, labels = draw("float32", (3, 4, 7)), jnp.asarray(RNG.integers(0, 7, (3, 4)))
     got = jax.vmap(lambda z, t: jax.grad(cj.cross_entropy)(z, t))(logits, labels)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from oracles.entmax import exact, exact_loss, numbers, rows, ulps
 
 import csoftmax
-from csoftmax._spec.formats import DTYPES, NAN_BITS, bits, dtype_of
+from csoftmax._spec.formats import DTYPES, NAN_BITS, bits, dtype_of, wide
 from csoftmax._spec.samples import logits
 
 ALPHAS = (1.000001, 1.01, 1.2, 1.5, 1.7, 2.0, 3.0, 5.0)
@@ -197,6 +197,22 @@ def test_where(dtype):
         dx = csoftmax.entmax_vjp(with_nan, y, alpha, where=where)
         assert not np.any(dx[~where])
         assert np.isfinite(dx.astype(np.float64)).all()
+
+
+def test_where_in_rows_of_nan(dtype):
+    """Masked elements have probability 0 in rows that are NaN, too."""
+    for k in (2, 30, 5000):
+        x = logits((4, k), dtype)
+        where = np.ones(x.shape, bool)
+        where[:, 1::2] = False
+        x[0, 0], x[1, 0], x[2, ::2], x[:, 1] = np.nan, np.inf, -np.inf, np.nan
+        for alpha in (1.0, 1.3, 1.5, 2.0):
+            for y in (csoftmax.entmax(x, alpha, where=where), csoftmax.entmax(x.T, alpha, 0, where=where.T).T):
+                assert np.all(bits(y[:3][where[:3]]) == NAN_BITS[dtype])
+                assert np.all(bits(y[~where]) == 0)
+                assert not np.isnan(wide(y[3])).any()
+        y = csoftmax.sparsemax(x, where=where)
+        assert np.all(bits(y[~where]) == 0)
 
 
 # Gradient and loss
