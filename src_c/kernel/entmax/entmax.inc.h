@@ -49,15 +49,8 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
     const size_t count = FN(survivors)(x, n, bound, s);
     if (count > s->capacity) return count;
     for (size_t i = 0; i < count; i++) {
-        double d = -max, low = 0;
         if (s->z[i] != s->z[i]) s->is_nan = 1;
-        if (e->single && e->kind != CSM_ENTMAX_ANY) {
-            s->z[i] = (s->z[i] - max) * e->scale; /* exact, or more precise than float */
-            continue;
-        }
-        csm_two_sum(&d, &low, s->z[i]);
-        s->z[i] = d * e->scale;
-        s->z_low[i] = fma(d, e->scale, -s->z[i]) + low * e->scale;
+        csm_entmax_place(s, e, i);
     }
     if (s->is_nan) return 0;
     for (size_t i = count; i < (count + 7) / 8 * 8; i++) s->z[i] = -CSM_INF;

@@ -11,9 +11,9 @@ typedef struct csm_entmax {
     int single; /* the result is float or shorter: pairs only near alpha = 1 */
     double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
 } csm_entmax;
-/* Scratch and result of a row: the survivors of the filter (z as a pair; arrays of `capacity` elements, a multiple of
- * 8), then the support in the order of its indices: probabilities p, and u = p^scale.  c = 1 + t + t_low; for p < 1
- * c = t + t_low. */
+/* Scratch and result of a row: the survivors of the filter (arrays of `capacity` elements, a multiple of 8), then the
+ * support in the order of its indices: probabilities p and u = p^scale, whose low parts are in z and z_low.
+ * c = 1 + t + t_low. */
 typedef struct csm_support {
     double *z, *z_low, *p, *u;
     size_t *index;
