@@ -59,6 +59,8 @@ def exact(x, alpha):
         for _ in range(1000):
             parts = [(v - top + c, (v - top + c) ** power) for v in z if v - top + c > 0]
             rest, slope = sum(p for _, p in parts) - 1, power * sum(p / u for u, p in parts)
+            if rest == 0:
+                break
             low, high = (low, c) if rest >= 0 else (c, high)
             before, c = c, c - rest / slope
             if not low < c < high:

@@ -12,14 +12,14 @@ typedef struct csm_entmax {
     double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
 } csm_entmax;
 /* Scratch and result of a row: the survivors of the filter (arrays of `capacity` elements, a multiple of 8), then the
- * support in the order of its indices: probabilities p and u = p^scale, whose low parts are in z and z_low.
+ * support in the order of its indices: probabilities p and u = p^scale, whose low parts are in z and z_low if has_low.
  * c = 1 + t + t_low. */
 typedef struct csm_support {
     double *z, *z_low, *p, *u;
     size_t *index;
     size_t capacity, count;
     double max, t, t_low;
-    int is_nan;
+    int is_nan, has_low;
 } csm_support;
 typedef struct csm_entmax_kernels {
     /* Returns the number of survivors of the filter; if more than s->capacity, nothing is computed. */

@@ -72,8 +72,12 @@ static inline csm_pair csm_divergence(const csm_entmax *e, double q, csm_pair p,
 }
 
 /* Element i of the support. */
-static inline csm_pair csm_entmax_p(const csm_support *s, size_t i) { return csm_pair_of(s->p[i], s->z[i]); }
-static inline csm_pair csm_entmax_power(const csm_support *s, size_t i) { return csm_pair_of(s->u[i], s->z_low[i]); }
+static inline csm_pair csm_entmax_p(const csm_support *s, size_t i) {
+    return csm_pair_of(s->p[i], s->has_low ? s->z[i] : 0);
+}
+static inline csm_pair csm_entmax_power(const csm_support *s, size_t i) {
+    return csm_pair_of(s->u[i], s->has_low ? s->z_low[i] : 0);
+}
 
 /* The term of a class outside the support, q > 0. */
 static inline csm_pair csm_outside(const csm_entmax *e, const csm_support *s, double q, double x) {
@@ -98,10 +102,15 @@ static inline double csm_hard_loss(const csm_entmax *e, csm_support *s, size_t l
             at = i;
             continue;
         }
-        others = csm_pair_add(others, csm_entmax_p(s, i));
-        loss = csm_pair_add(loss, csm_pair_mul(csm_entmax_p(s, i), csm_entmax_power(s, i)));
+        const csm_pair p = csm_entmax_p(s, i), u = csm_entmax_power(s, i);
+        const double product = p.hi * u.hi;
+        csm_two_sum(&others.hi, &others.lo, p.hi);
+        csm_two_sum(&loss.hi, &loss.lo, product);
+        others.lo += p.lo;
+        if (!e->single) loss.lo += fma(p.hi, u.hi, -product) + (p.hi * u.lo + p.lo * u.hi);
     }
-    loss = csm_pair_div(loss, csm_pair_of(e->alpha, 0));
+    others = csm_pair_plus(others, 0);
+    loss = csm_pair_div(csm_pair_plus(loss, 0), csm_pair_of(e->alpha, 0));
     if (at == s->count) return csm_loss_add(loss, csm_outside(e, s, 1, x_label)).hi;
     loss = csm_pair_add(loss, csm_divergence(e, 1, csm_entmax_p(s, at), csm_entmax_power(s, at), others));
     s->p[at] = 0 - others.hi;

@@ -14,7 +14,7 @@
  * numbers above it is less than 1 (search in csm_entmax_base).
  *
  * Pairs: the error of a double sum, 2^-51, is that of tau.  It is too large for double, and for float where a number
- * lies so close to the threshold that its probability feels it (fewer than one number in 2^19).  There a step of
+ * lies so close to the threshold that its probability feels it (about one number in 2^20).  There a step of
  * Newton's method follows whose powers and sums are pairs (power.h); the error of tau is then about 2^-98.
  */
 #ifndef CSM_ENTMAX_SOLVE_H
@@ -23,8 +23,10 @@
 #include "../../math/power.h"
 #include "job.h"
 
-/* |u| times sum y / u, below which a number may feel the error of tau: 2^-51 is less than 0.01 ULP of float above it. */
-#define CSM_ENTMAX_NEAR 0x1p-19
+/* |u| times sum y / u (closed forms: |u|), below which a number may feel the error of tau.  Above it 2^-51 (closed forms
+ * 2^-53, and p = 2) is less than 0.01 ULP of float. */
+#define CSM_ENTMAX_NEAR 0x1p-20
+#define CSM_ENTMAX_NEAR_CLOSED 0x1p-21
 
 /* u^p and (1 + v)^p.  Out of line: two functions of 300 instructions. */
 static NOINLINE csm_pair csm_pair_pow(csm_pair u, csm_pair p) {
@@ -103,7 +105,7 @@ INLINE double csm_entmax_u(const csm_support *s, size_t i, double *low) {
 /* Finds t. */
 INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
     /* ANY: the steps in pairs below add the other digits. */
-    const double near = e->kind == CSM_ENTMAX_ANY ? 0x1p-20 : 0x1p-53;
+    const double near = e->kind != CSM_ENTMAX_ANY ? 0x1p-53 : e->single ? 0x1p-20 : 0x1p-24;
     double t = 0, low = -1, high = 0, sum, slope;
     for (int i = 0; i < 200; i++) {
         csm_entmax_sums(s, e, t, &sum, &slope);
@@ -212,13 +214,16 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
 /* Whether a closed form in single needs pairs: a number so close to the threshold that it feels the error of t, or the
  * rounding of z. */
 INLINE int csm_entmax_is_near(const csm_support *s) {
-    const double c = 1 + s->t;
-    int is_near = 0;
-    for (size_t i = 0; i < s->count; i++) {
-        const double u = s->z[i] + c;
-        is_near |= u < CSM_ENTMAX_NEAR && u > -CSM_ENTMAX_NEAR;
+    const v64_t c = v64_set(1 + s->t);
+    v64_t least = v64_set(1);
+    for (size_t i = 0; i < s->count; i += v64_W) {
+        const v64_t u = v64_add(v64_load_f64(s->z + i), c);
+        least = v64_min(v64_max(u, v64_sub(v64_zero(), u)), least);
     }
-    return is_near;
+    double lane[v64_W];
+    v64_store_f64(lane, least);
+    for (int l = 1; l < v64_W; l++) lane[0] = lane[l] < lane[0] ? lane[l] : lane[0];
+    return lane[0] < CSM_ENTMAX_NEAR_CLOSED;
 }
 
 static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
@@ -226,6 +231,10 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
     int pairs = any || !e->single;
     s->t = s->count > 1 ? csm_entmax_newton(s, e) : 0;
     s->t_low = 0;
+    if (any && !e->single && s->count > 1) {
+        csm_entmax_polish(s, e);
+        return;
+    }
     if (!pairs && s->count > 1 && csm_entmax_is_near(s)) {
         csm_entmax wide = *e;
         wide.single = 0;
@@ -240,7 +249,7 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
         /* p large: so close to the threshold nothing has probability */
         const int is_near = any && least < CSM_ENTMAX_NEAR &&
                             csm_pow(CSM_ENTMAX_NEAR, 0, e->p, e->p_low) > 0x1p-152;
-        if (any && (!e->single || is_near)) {
+        if (is_near) {
             csm_entmax_polish(s, e);
             return;
         }
@@ -250,10 +259,10 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
         const double u = s->z[i] + (1 + s->t), y = e->kind == CSM_SPARSEMAX ? u : u * u;
         s->p[kept] = y;
         s->u[kept] = u;
-        s->z[kept] = s->z_low[kept] = 0;
         s->index[kept] = s->index[i];
         kept += u > 0 && y > 0;
     }
+    s->has_low = pairs;
     for (size_t i = 0; pairs && i < s->count; i++) {
         double u_low, u = csm_entmax_u(s, i, &u_low), y, y_low = 0;
         if (!(u > 0)) continue;
@@ -433,6 +442,7 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
 
 /* Finds the support from the survivors, which csm_entmax_place has prepared, padded to a multiple of 8 with -inf. */
 INLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
+    s->has_low = 1;
     if (e->p < 1) csm_entmax_concave(s, e);
     else csm_entmax_convex(s, e);
 }
