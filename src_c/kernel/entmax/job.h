@@ -11,6 +11,8 @@ typedef struct csm_entmax {
     int single; /* the result is float or shorter: pairs only near alpha = 1 */
     double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
 } csm_entmax;
+/* Whether powers in double are precise enough: not for large alpha, where a power of p has alpha times its error. */
+INLINE int csm_entmax_is_cheap(const csm_entmax *e) { return e->single && e->alpha <= 8; }
 /* Scratch and result of a row: the survivors of the filter (arrays of `capacity` elements, a multiple of 8), then the
  * support in the order of its indices: probabilities p and u = p^scale, whose low parts are in z and z_low if has_low.
  * c = 1 + t + t_low. */

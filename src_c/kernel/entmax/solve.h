@@ -393,7 +393,7 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
     int pairs = 1, is_near = size > ties;
     if (is_near && rest.hi > 0x1p-40) {
         q = csm_pair_of(csm_entmax_least(s, e, base, ties, q.hi), 0);
-        pairs = !e->single || q.hi * ties < CSM_ENTMAX_NEAR;
+        pairs = !csm_entmax_is_cheap(e) || q.hi * ties < CSM_ENTMAX_NEAR;
     }
     for (int again = 6; again > 0 && pairs && is_near; again--) {
         const csm_pair share = csm_pair_times(q, ties);
