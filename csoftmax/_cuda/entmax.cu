@@ -139,7 +139,7 @@ INLINE outcome find_support(const T *from, const uint8_t *mask, double *in_globa
         __syncthreads();
         for (int w = 0; w < warps; w++) max = shared->maxima[w] > max ? shared->maxima[w] : max;
 
-        const double lower = max - 1 / e.scale;
+        const double lower = csm_entmax_bound(&e, max);
         bound = lower < -EXP_MOST ? (REAL)-CSM_INF : (REAL)lower;
         if ((double)bound >= lower && bound > (REAL)-CSM_INF) bound = V(below)(bound);
         const auto wanted = [&](int i) { return !(v[i] <= bound); };

@@ -44,7 +44,7 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
     s->count = 0;
     if (s->is_nan) return 0;
     /* rounded down: one more survivor changes no result */
-    const double lower = max - 1 / e->scale;
+    const double lower = csm_entmax_bound(e, max);
     REAL bound = lower < -EXP_MOST ? -(REAL)CSM_INF : (REAL)lower;
     if ((double)bound >= lower && bound > -(REAL)CSM_INF) bound = V(below)(bound);
     const size_t count = FN(survivors)(x, n, bound, s);

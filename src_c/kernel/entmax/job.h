@@ -13,6 +13,9 @@ typedef struct csm_entmax {
 } csm_entmax;
 /* Whether powers in double are precise enough: not for large alpha, where a power of p has alpha times its error. */
 INLINE int csm_entmax_is_cheap(const csm_entmax *e) { return e->single && e->alpha <= 8; }
+/* The filter's bound, max - 1 / a, less the rounding of the quotient: one more survivor changes no result, one less may
+ * have a probability of 1e-17. */
+INLINE double csm_entmax_bound(const csm_entmax *e, double max) { return max - 0x1.0000000000002p0 / e->scale; }
 /* Scratch and result of a row: the survivors of the filter (arrays of `capacity` elements, a multiple of 8), then the
  * support in the order of its indices: probabilities p and u = p^scale, whose low parts are in z and z_low if has_low.
  * c = 1 + t + t_low. */
