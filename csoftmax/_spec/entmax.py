@@ -11,6 +11,7 @@ from .samples import logits
 from .softmax import exact_forward, make_logits, mask_of
 from .topk import NO_QUICK_PATH, SPARSE
 
+
 def solve(z, power, c):
     """Return the root c of sum((z + c)_+^power) = 1 in (0, 1]: Newton's method within bounds, from a first guess."""
     low, high = np.zeros_like(c), np.ones_like(c)

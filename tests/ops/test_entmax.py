@@ -268,7 +268,12 @@ def test_loss(alpha, dtype):
             assert got.dtype == wide
             error = float(abs(mpmath.mpf(float(got)) - expected))
             bound = 1.02 * EPS["float32"] if wide is np.float32 else 2 * EPS["float64"]
-            assert error <= bound * float(expected) + (1e-45 if wide is np.float32 else 1e-60), (x, target, got, expected)
+            assert error <= bound * float(expected) + (1e-45 if wide is np.float32 else 1e-60), (
+                x,
+                target,
+                got,
+                expected,
+            )
             worst = max(worst, error / float(expected) if expected > 1e-20 else 0)
     assert worst > 0
 

@@ -69,7 +69,8 @@ static void FN(spread)(const csm_support *s, double factor, void *to, size_t n) 
 
 /* A pass of the gradient over the elements with y > 0; elsewhere dy is not read and dx is 0, for any dy. */
 enum { FN(REFER), FN(NEXT), FN(ADD), FN(WRITE) };
-INLINE void FN(vjp_pass)(int pass, csm_entmax_vjp *state, const T *g, const T *p, T *to, size_t n, const csm_entmax *e) {
+INLINE void FN(vjp_pass)(int pass, csm_entmax_vjp *state, const T *g, const T *p, T *to, size_t n,
+                         const csm_entmax *e) {
     csm_entmax_vjp v = *state; /* in registers */
     for (size_t i = 0; i < n; i += V(W)) {
         const size_t k = n - i < V(W) ? n - i : V(W);

@@ -62,7 +62,9 @@ static inline csm_pair csm_divergence(const csm_entmax *e, double q, csm_pair p,
         return csm_divergence_near(e, q, part);
     csm_pair gain; /* ln_a q - ln_a p */
     if (e->p < 1) gain = csm_pair_div(csm_pair_add(csm_entmax_label_power(e, q), csm_pair_minus(u)), scale);
-    else gain = csm_pair_add(csm_entmax_label_log(e, q), csm_pair_div(csm_pair_add(csm_pair_of(1, 0), csm_pair_minus(u)), scale));
+    else
+        gain = csm_pair_add(csm_entmax_label_log(e, q),
+                            csm_pair_div(csm_pair_add(csm_pair_of(1, 0), csm_pair_minus(u)), scale));
     return csm_pair_div(csm_pair_add(csm_pair_times(gain, q), csm_pair_minus(csm_pair_mul(less, u))), alpha);
 }
 

@@ -247,8 +247,7 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
     if (pairs && s->count > 1) {
         const double least = csm_entmax_refine(s, e);
         /* p large: so close to the threshold nothing has probability */
-        const int is_near = any && least < CSM_ENTMAX_NEAR &&
-                            csm_pow(CSM_ENTMAX_NEAR, 0, e->p, e->p_low) > 0x1p-152;
+        const int is_near = any && least < CSM_ENTMAX_NEAR && csm_pow(CSM_ENTMAX_NEAR, 0, e->p, e->p_low) > 0x1p-152;
         if (is_near) {
             csm_entmax_polish(s, e);
             return;
@@ -388,8 +387,9 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
         size += s->z[i] >= base;
     }
     rest = csm_pair_div(csm_pair_minus(rest), csm_pair_of(ties, 0));
-    q = size == ties ? csm_pair_div(csm_pair_of(1, 0), csm_pair_of(ties, 0)) : rest.hi < 1 / size ? rest
-                                                                             : csm_pair_of(1 / size, 0);
+    q = size == ties         ? csm_pair_div(csm_pair_of(1, 0), csm_pair_of(ties, 0))
+        : rest.hi < 1 / size ? rest
+                             : csm_pair_of(1 / size, 0);
     int pairs = 1, is_near = size > ties;
     if (is_near && rest.hi > 0x1p-40) {
         q = csm_pair_of(csm_entmax_least(s, e, base, ties, q.hi), 0);

@@ -106,8 +106,8 @@ static inline void csm_vjp_scale(csm_entmax_vjp *v) {
 static inline csm_pair csm_vjp_quotient(csm_pair top, csm_pair all) {
     const double den = all.hi + all.lo, num = top.hi + top.lo, mean = num / den;
     if (!(mean - mean == 0)) return csm_pair_of(top.hi - top.hi == 0 ? mean : top.hi, 0);
-    return csm_pair_of(
-        mean, (fma(-mean, den, num) + ((top.hi - num) + top.lo) - mean * ((all.hi - den) + all.lo)) / den);
+    return csm_pair_of(mean,
+                       (fma(-mean, den, num) + ((top.hi - num) + top.lo) - mean * ((all.hi - den) + all.lo)) / den);
 }
 /* After the sums. */
 static inline void csm_vjp_finish(csm_entmax_vjp *v, const csm_entmax *e) {
