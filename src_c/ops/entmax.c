@@ -69,8 +69,7 @@ static double soft_loss(const entmax_call *call, csm_support *s, const char *x, 
     csm_soft_loss l = csm_soft_start();
     for (size_t j = 0; j < call->base.shape.n; j++) {
         const double qj = csm_wide_at(&call->base, q, j);
-        if (csm_soft_add(&call->e, s, &l, j, qj))
-            l.loss += csm_outside(&call->e, s, qj, csm_element(&call->base, x, j));
+        if (csm_soft_add(&call->e, s, &l, j, qj)) csm_soft_outside(&call->e, s, &l, qj, csm_element(&call->base, x, j));
     }
     return csm_soft_end(&call->e, s, &l);
 }

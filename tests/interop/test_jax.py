@@ -257,3 +257,14 @@ def test_default_set_float64():
         np.testing.assert_allclose(grad, csoftmax.cross_entropy_with_grad(np.asarray(x), np.arange(5)).grad, rtol=1e-6)
         assert doctest.testmod(cj).failed == 0
         assert doctest.testmod(cj).attempted > 5
+
+
+@pytest.mark.parametrize("alpha", [12.0, 30.0, 1e4])
+def test_large_alpha(alpha):
+    """Rows sum to 1, and value and gradient are those for NumPy (decision entmax 3)."""
+    x = np.random.default_rng(0).standard_normal((200, 8)) * 0.02
+    y, vjp = jax.vjp(lambda x: cj.entmax(x, alpha), jnp.asarray(x))
+    expected = csoftmax.entmax(x, alpha)
+    np.testing.assert_array_equal(np.asarray(y), expected)
+    assert np.all(np.abs(expected.sum(-1) - 1) < 1e-15)
+    np.testing.assert_array_equal(np.asarray(vjp(jnp.asarray(x))[0]), csoftmax.entmax_vjp(x, expected, alpha))

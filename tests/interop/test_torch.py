@@ -518,3 +518,16 @@ def test_tensors_in_learning():
     ):
         with pytest.raises(ValueError, match=f"{name} requires grad"):
             call()
+
+
+@pytest.mark.parametrize("alpha", [12.0, 30.0, 1e4])
+def test_entmax_with_large_alpha(alpha):
+    """Rows sum to 1, and value and gradient are those for NumPy (decision entmax 3)."""
+    x = np.random.default_rng(0).standard_normal((200, 8)) * 0.02
+    t = torch.tensor(x, requires_grad=True)
+    y = ct.entmax(t, alpha)
+    y.backward(torch.tensor(x))
+    expected = csoftmax.entmax(x, alpha)
+    assert_same_bits(y.detach().numpy(), expected)
+    assert np.all(np.abs(expected.sum(-1) - 1) < 1e-15)
+    assert_same_bits(t.grad.numpy(), csoftmax.entmax_vjp(x, expected, alpha))
