@@ -248,7 +248,7 @@ typedef struct csm_sample_options {
     size_t size; /* sizeof(csm_sample_options) when the caller was compiled */
     const csm_view *where; /* unsigned char; NULL: all elements take part */
     const csm_view *temperature; /* a double >= 0 for each row, 0: the first maximum; NULL = 1 */
-    const csm_view *top_k; /* an int64_t >= 1 for each row; NULL: all */
+    const csm_view *top_k; /* an int64_t for each row, at least 1, or 0 or -1 for all; NULL: all */
     const csm_view *top_p; /* a double in (0, 1] for each row; NULL = 1 */
     const csm_view *min_p; /* a double in [0, 1] for each row; NULL = 0 */
     int threads;

@@ -252,8 +252,8 @@ static csm_status read_parameters(const sample_run *r, sample_row *row, double *
     if (o->top_k) {
         int64_t k;
         memcpy(&k, csm_row_data(&r->base, &r->top_k, at), sizeof k);
-        if (k < 1) return CSM_BAD_OPTION;
-        if ((uint64_t)k < n) row->top_k = (size_t)k;
+        if (k < -1) return CSM_BAD_OPTION;
+        if (k > 0 && (uint64_t)k < n) row->top_k = (size_t)k;
     }
     if (!(*temperature >= 0)) return CSM_BAD_TEMPERATURE;
     if (!(row->top_p > 0 && row->top_p <= 1) || !(row->min_p >= 0 && row->min_p <= 1)) return CSM_BAD_OPTION;
