@@ -2,6 +2,8 @@
  *
  * A piece yields its k largest elements, and the largest of those are the row's: selection is exact, so nothing depends
  * on how a row is cut.  Pieces also bound the scratch, which grows with the length of a row.
+ *
+ * Integers are searched as int64_t or uint64_t; shorter types are widened to int64_t in scratch first.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -14,8 +16,19 @@ enum {
     PIECE_PER_K = 32              /* minimal length for each of the k elements that a piece yields */
 };
 
+/* An element type and its kernel. */
+typedef void (*select_kernel)(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
+typedef struct element_type {
+    csm_dtype dtype; /* f64 for integers, whose numbers are as wide */
+    int is_integer;
+    csm_label_type integer;
+} element_type;
+
 typedef struct topk_run {
     csm_call base;
+    element_type type;
+    select_kernel select;
+    size_t searched_size; /* bytes of an element that the kernel reads: itemsize, or 8 for shorter integers */
     csm_view x, values, indices;
     const csm_topk_options *options;
     size_t k, rows;
@@ -36,9 +49,44 @@ static csm_strided x_at(const topk_run *r, size_t row, size_t begin) {
     return x;
 }
 
-/* Returns the elements as aligned contiguous storage. */
+#define WIDEN(T)                                       \
+    do {                                               \
+        for (size_t i = 0; i < n; i++) {               \
+            T one;                                     \
+            memcpy(&one, at + i * step, sizeof one);   \
+            to[i] = one;                               \
+        }                                              \
+    } while (0)
+#define WIDEN_STRIDED(T)                                                          \
+    do {                                                                          \
+        const char *at = x.data;                                                  \
+        if (x.axis == (ptrdiff_t)sizeof(T)) {                                     \
+            const size_t step = sizeof(T);                                        \
+            WIDEN(T);                                                             \
+        } else {                                                                  \
+            const size_t step = (size_t)x.axis; /* wraps where it is negative */  \
+            WIDEN(T);                                                             \
+        }                                                                         \
+    } while (0)
+/* Widens integers that are shorter than 8 bytes. */
+static void widen_integers(csm_label_type type, csm_strided x, size_t n, int64_t *restrict to) {
+    if (type == CSM_INT8) WIDEN_STRIDED(int8_t);
+    else if (type == CSM_UINT8) WIDEN_STRIDED(uint8_t);
+    else if (type == CSM_INT16) WIDEN_STRIDED(int16_t);
+    else if (type == CSM_UINT16) WIDEN_STRIDED(uint16_t);
+    else if (type == CSM_INT32) WIDEN_STRIDED(int32_t);
+    else WIDEN_STRIDED(uint32_t);
+}
+#undef WIDEN
+#undef WIDEN_STRIDED
+
+/* Returns the elements as aligned contiguous storage of the kernel's type. */
 static const char *fetch(const topk_run *r, csm_strided x, size_t n, char *copy) {
     const size_t size = r->base.itemsize;
+    if (size != r->searched_size) {
+        widen_integers(r->type.integer, x, n, (int64_t *)(void *)copy);
+        return copy;
+    }
     if ((uintptr_t)x.data % size == 0 && (x.axis == (ptrdiff_t)size || n == 1)) return x.data;
     csm_gather(copy, 0, x, 1, n, size, NULL, NULL);
     return copy;
@@ -51,7 +99,8 @@ static void pick(const topk_run *r, csm_strided x, const int64_t *index, size_t 
         const char *at = x.data + (ptrdiff_t)index[i] * x.axis;
         if (size == 4) memcpy(to + 4 * i, at, 4);
         else if (size == 8) memcpy(to + 8 * i, at, 8);
-        else memcpy(to + 2 * i, at, 2);
+        else if (size == 2) memcpy(to + 2 * i, at, 2);
+        else to[i] = *at;
     }
 }
 
@@ -125,14 +174,16 @@ static csm_status write_row(const topk_run *r, size_t row, const char *whole, co
         csm_options o = csm_default_options();
         o.temperature = c->scales.temperature;
         status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
-    } else {
+    } else if (!r->type.is_integer) {
         c->table->widen[c->dtype](values, wide, r->k);
         c->table->narrow[c->dtype](wide, values, r->k);
     }
     if (status != CSM_OK) return status;
     char *to = (char *)r->values.data + csm_offset(&c->shape, r->values.strides, row);
     char *to_indices = (char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row);
-    csm_scatter(to, 0, r->values.axis_stride, values, 0, 1, r->k, size);
+    if (size == 1)
+        for (size_t i = 0; i < r->k; i++) to[(ptrdiff_t)i * r->values.axis_stride] = values[i];
+    else csm_scatter(to, 0, r->values.axis_stride, values, 0, 1, r->k, size);
     csm_scatter(to_indices, 0, r->indices.axis_stride, (const char *)s->index, 0, 1, r->k, sizeof *s->index);
     return CSM_OK;
 }
@@ -146,7 +197,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     for (size_t row = begin; row < end; row++) {
         csm_select s = csm_select_at(memory, n, r->k, c->wide_size);
         const char *x = fetch(r, x_at(r, row, 0), n, memory + r->select_size);
-        c->table->select[c->dtype](x, n, r->k, r->options->smallest, !r->options->unsorted, &s);
+        r->select(x, n, r->k, r->options->smallest, !r->options->unsorted, &s);
         csm_status status = write_row(r, row, x, &s, memory, 1);
         if (status != CSM_OK) return status;
     }
@@ -154,7 +205,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 }
 
 static int64_t *candidate_indices(const topk_run *r) {
-    return (int64_t *)(void *)(r->candidates + csm_rounded(r->merged * r->base.itemsize));
+    return (int64_t *)(void *)(r->candidates + csm_rounded(r->merged * r->searched_size));
 }
 
 /* Writes the k largest elements of each piece of a row to r->candidates. */
@@ -170,8 +221,10 @@ static csm_status pieces_body(void *context, size_t begin, size_t end, int threa
         csm_select s = csm_select_at(memory, n, k, c->wide_size);
         csm_strided from = x_at(r, r->row, first);
         const char *x = fetch(r, from, n, memory + r->select_size);
-        c->table->select[c->dtype](x, n, k, r->options->smallest, 1, &s);
-        pick(r, from, s.index, k, r->candidates + at * c->itemsize);
+        r->select(x, n, k, r->options->smallest, 1, &s);
+        char *to = r->candidates + at * r->searched_size;
+        for (size_t i = 0; i < k; i++)
+            memcpy(to + i * r->searched_size, x + (size_t)s.index[i] * r->searched_size, r->searched_size);
         for (size_t i = 0; i < k; i++) indices[at + i] = s.index[i] + (int64_t)first;
     }
     return CSM_OK;
@@ -183,7 +236,7 @@ static csm_status merge_row(topk_run *r) {
     char *memory = scratch_of(r, 0);
     if (!memory) return CSM_NO_MEMORY;
     csm_select s = csm_select_at(memory, r->merged, r->k, c->wide_size);
-    c->table->select[c->dtype](r->candidates, r->merged, r->k, r->options->smallest, 1, &s);
+    r->select(r->candidates, r->merged, r->k, r->options->smallest, 1, &s);
     for (size_t i = 0; i < r->k; i++) s.index[i] = indices[s.index[i]];
     return write_row(r, r->row, NULL, &s, memory, c->threads);
 }
@@ -208,7 +261,7 @@ static void choose_pieces(topk_run *r, int threads) {
 static csm_status run_pieces(topk_run *r) {
     csm_call *c = &r->base;
     csm_status status = CSM_OK;
-    r->candidates = csm_allocate(csm_rounded(r->merged * c->itemsize) + r->merged * sizeof(int64_t));
+    r->candidates = csm_allocate(csm_rounded(r->merged * r->searched_size) + r->merged * sizeof(int64_t));
     if (!r->candidates) return CSM_NO_MEMORY;
     c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions */
     for (r->row = 0; r->row < r->rows && status == CSM_OK; r->row++) {
@@ -219,7 +272,18 @@ static csm_status run_pieces(topk_run *r) {
     return status;
 }
 
-static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
+/* Sets the type of a call, the sizes that depend on it, and its kernel. */
+static void set_type(topk_run *r, element_type type, const csm_table *table) {
+    static const size_t sizes[] = {1, 2, 4, 8, 1, 2, 4, 8}; /* in the order of csm_label_type */
+    csm_call *c = &r->base;
+    r->type = type;
+    csm_set_dtype(c, type.dtype, table);
+    if (type.is_integer) c->itemsize = sizes[type.integer];
+    r->searched_size = type.is_integer ? c->wide_size : c->itemsize;
+    r->select = type.is_integer ? table->select_integer[type.integer == CSM_UINT64] : table->select[type.dtype];
+}
+
+static csm_status run_topk(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
                            const csm_view *values, const csm_view *indices, const csm_topk_options *o,
                            csm_fp_environment *caller) {
     topk_run r;
@@ -227,7 +291,8 @@ static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_sh
     memset(&r, 0, sizeof r);
     if (k > shape->n || (unsigned)o->normalize > CSM_TOPK_FULL || (o->normalize && o->smallest)) return CSM_BAD_OPTION;
     if (!(o->temperature >= 0)) return CSM_BAD_TEMPERATURE;
-    csm_set_dtype(c, dtype, table);
+    if (type.is_integer && (o->normalize || (unsigned)type.integer > CSM_UINT64)) return CSM_BAD_OPTION;
+    set_type(&r, type, table);
     csm_status status = csm_lay_out(c, shape, (const csm_view *[]){x, values, indices},
                                     (csm_view *[]){&r.x, &r.values, &r.indices}, 3, &r.rows);
     if (status != CSM_OK || r.rows == 0 || k == 0) return status;
@@ -243,7 +308,8 @@ static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_sh
         size_t merge = csm_select_size(r.merged, k, c->wide_size);
         if (merge > r.select_size) r.select_size = merge;
     }
-    r.copy_size = csm_contiguous_view(&c->shape, &r.x, c->itemsize, 1) ? 0 : csm_rounded(r.piece * c->itemsize);
+    const int is_direct = r.searched_size == c->itemsize && csm_contiguous_view(&c->shape, &r.x, c->itemsize, 1);
+    r.copy_size = is_direct ? 0 : csm_rounded(r.piece * r.searched_size);
     r.values_size = csm_rounded(k * c->itemsize) + csm_rounded(k * c->wide_size);
     r.block_size = o->normalize == CSM_TOPK_FULL ? csm_rounded((n / CSM_BLOCK + 1) * sizeof(csm_block)) : 0;
     const double elements = r.pieces > 1 ? (double)n : (double)r.rows * (double)n;
@@ -259,13 +325,29 @@ static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_sh
     return status;
 }
 
-csm_status csm_run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
-                        const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
+static csm_status run_type(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                           size_t k, const csm_view *values, const csm_view *indices,
+                           const csm_topk_options *options) {
     const csm_topk_options defaults = csm_default_topk_options();
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_topk(dtype, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
+    csm_status status = run_topk(type, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
     csm_fp_leave(saved);
     return status;
+}
+
+csm_status csm_run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
+                        const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
+    return run_type((element_type){.dtype = dtype}, table, shape, x, k, values, indices, options);
+}
+csm_status csm_run_topk_integer(csm_label_type integer, const csm_table *table, const csm_shape *shape,
+                                const csm_view *x, size_t k, const csm_view *values, const csm_view *indices,
+                                const csm_topk_options *options) {
+    const element_type type = {.dtype = CSM_DTYPE_f64, .is_integer = 1, .integer = integer};
+    return run_type(type, table, shape, x, k, values, indices, options);
+}
+csm_status csm_topk_integer(csm_label_type type, const csm_shape *shape, const csm_view *x, size_t k,
+                            const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
+    return csm_run_topk_integer(type, csm_current_table(), shape, x, k, values, indices, options);
 }
 
 #define TOPK(suffix, storage, compute)                                                                        \
