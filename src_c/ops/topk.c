@@ -3,7 +3,7 @@
  * A piece yields its k largest elements, and the largest of those are the row's: selection is exact, so nothing depends
  * on how a row is cut.  Pieces also bound the scratch, which grows with the length of a row.
  *
- * Integers are searched as int64_t or uint64_t; shorter types are widened to int64_t in scratch first.
+ * Integers of 1 and 2 bytes are widened to int32_t in scratch first.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -28,7 +28,7 @@ typedef struct topk_run {
     csm_call base;
     element_type type;
     select_kernel select;
-    size_t searched_size; /* bytes of an element that the kernel reads: itemsize, or 8 for shorter integers */
+    size_t searched_size; /* bytes of an element that the kernel reads: itemsize, or 4 for shorter integers */
     csm_view x, values, indices;
     const csm_topk_options *options;
     size_t k, rows;
@@ -49,42 +49,33 @@ static csm_strided x_at(const topk_run *r, size_t row, size_t begin) {
     return x;
 }
 
-#define WIDEN(T)                                       \
-    do {                                               \
-        for (size_t i = 0; i < n; i++) {               \
-            T one;                                     \
-            memcpy(&one, at + i * step, sizeof one);   \
-            to[i] = one;                               \
-        }                                              \
+#define WIDEN(T)                                                                    \
+    do {                                                                            \
+        if (x.axis == (ptrdiff_t)sizeof(T) && (uintptr_t)x.data % sizeof(T) == 0) { \
+            const T *from = (const T *)(const void *)x.data;                        \
+            for (size_t i = 0; i < n; i++) to[i] = from[i];                         \
+            break;                                                                  \
+        }                                                                           \
+        for (size_t i = 0; i < n; i++) {                                            \
+            T one;                                                                  \
+            memcpy(&one, x.data + (ptrdiff_t)i * x.axis, sizeof one);               \
+            to[i] = one;                                                            \
+        }                                                                           \
     } while (0)
-#define WIDEN_STRIDED(T)                                                          \
-    do {                                                                          \
-        const char *at = x.data;                                                  \
-        if (x.axis == (ptrdiff_t)sizeof(T)) {                                     \
-            const size_t step = sizeof(T);                                        \
-            WIDEN(T);                                                             \
-        } else {                                                                  \
-            const size_t step = (size_t)x.axis; /* wraps where it is negative */  \
-            WIDEN(T);                                                             \
-        }                                                                         \
-    } while (0)
-/* Widens integers that are shorter than 8 bytes. */
-static void widen_integers(csm_label_type type, csm_strided x, size_t n, int64_t *restrict to) {
-    if (type == CSM_INT8) WIDEN_STRIDED(int8_t);
-    else if (type == CSM_UINT8) WIDEN_STRIDED(uint8_t);
-    else if (type == CSM_INT16) WIDEN_STRIDED(int16_t);
-    else if (type == CSM_UINT16) WIDEN_STRIDED(uint16_t);
-    else if (type == CSM_INT32) WIDEN_STRIDED(int32_t);
-    else WIDEN_STRIDED(uint32_t);
+/* Widens integers that are shorter than 4 bytes. */
+static void widen_integers(csm_label_type type, csm_strided x, size_t n, int32_t *restrict to) {
+    if (type == CSM_INT8) WIDEN(int8_t);
+    else if (type == CSM_UINT8) WIDEN(uint8_t);
+    else if (type == CSM_INT16) WIDEN(int16_t);
+    else WIDEN(uint16_t);
 }
 #undef WIDEN
-#undef WIDEN_STRIDED
 
 /* Returns the elements as aligned contiguous storage of the kernel's type. */
 static const char *fetch(const topk_run *r, csm_strided x, size_t n, char *copy) {
     const size_t size = r->base.itemsize;
     if (size != r->searched_size) {
-        widen_integers(r->type.integer, x, n, (int64_t *)(void *)copy);
+        widen_integers(r->type.integer, x, n, (int32_t *)(void *)copy);
         return copy;
     }
     if ((uintptr_t)x.data % size == 0 && (x.axis == (ptrdiff_t)size || n == 1)) return x.data;
@@ -279,12 +270,16 @@ static void set_type(topk_run *r, element_type type, const csm_table *table) {
     r->type = type;
     csm_set_dtype(c, type.dtype, table);
     if (type.is_integer) c->itemsize = sizes[type.integer];
-    r->searched_size = type.is_integer ? c->wide_size : c->itemsize;
-    r->select = type.is_integer ? table->select_integer[type.integer == CSM_UINT64] : table->select[type.dtype];
+    r->searched_size = c->itemsize < 4 && type.is_integer ? 4 : c->itemsize;
+    const int kernel = type.integer == CSM_UINT32   ? 1
+                       : type.integer == CSM_INT64  ? 2
+                       : type.integer == CSM_UINT64 ? 3
+                                                    : 0;
+    r->select = type.is_integer ? table->select_integer[kernel] : table->select[type.dtype];
 }
 
-static csm_status run_topk(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
-                           const csm_view *values, const csm_view *indices, const csm_topk_options *o,
+static csm_status run_topk(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                           size_t k, const csm_view *values, const csm_view *indices, const csm_topk_options *o,
                            csm_fp_environment *caller) {
     topk_run r;
     csm_call *c = &r.base;
@@ -326,8 +321,7 @@ static csm_status run_topk(element_type type, const csm_table *table, const csm_
 }
 
 static csm_status run_type(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x,
-                           size_t k, const csm_view *values, const csm_view *indices,
-                           const csm_topk_options *options) {
+                           size_t k, const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
     const csm_topk_options defaults = csm_default_topk_options();
     csm_fp_environment saved = csm_fp_enter();
     csm_status status = run_topk(type, table, shape, x, k, values, indices, options ? options : &defaults, &saved);

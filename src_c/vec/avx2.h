@@ -205,6 +205,12 @@ INLINE i64_t i64_min(i64_t a, i64_t b) { return i64_select(_mm256_cmpgt_epi64(a,
 INLINE i64_t i64_reverse(i64_t a) { return _mm256_xor_si256(a, _mm256_set1_epi64x(-1)); }
 INLINE i64_t i64_flip(i64_t a) { return _mm256_xor_si256(a, _mm256_set1_epi64x(INT64_MIN)); }
 INLINE i64_t i64_load(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+INLINE i64_t i64_load_i32(const int32_t *p) {
+    return _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+INLINE i64_t i64_load_u32(const uint32_t *p) {
+    return _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
 INLINE void i64_store(int64_t *p, i64_t a) { _mm256_storeu_si256((__m256i *)(void *)p, a); }
 INLINE int64_t i64_top(i64_t a) {
     int64_t lane[4];

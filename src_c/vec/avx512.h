@@ -157,6 +157,12 @@ INLINE i64_t i64_select(i64_mask m, i64_t a, i64_t b) { return _mm512_mask_blend
 INLINE i64_t i64_reverse(i64_t a) { return _mm512_xor_si512(a, _mm512_set1_epi64(-1)); }
 INLINE i64_t i64_flip(i64_t a) { return _mm512_xor_si512(a, _mm512_set1_epi64(INT64_MIN)); }
 INLINE i64_t i64_load(const int64_t *p) { return _mm512_loadu_si512(p); }
+INLINE i64_t i64_load_i32(const int32_t *p) {
+    return _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+INLINE i64_t i64_load_u32(const uint32_t *p) {
+    return _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
 INLINE void i64_store(int64_t *p, i64_t a) { _mm512_storeu_si512(p, a); }
 INLINE int64_t i64_top(i64_t a) {
     int64_t lane[8];

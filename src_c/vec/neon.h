@@ -152,6 +152,8 @@ INLINE i64_t i64_min(i64_t a, i64_t b) { return vbslq_s64(vcgtq_s64(a, b), b, a)
 INLINE i64_t i64_reverse(i64_t a) { return veorq_s64(a, vdupq_n_s64(-1)); }
 INLINE i64_t i64_flip(i64_t a) { return veorq_s64(a, vdupq_n_s64(INT64_MIN)); }
 INLINE i64_t i64_load(const int64_t *p) { return vld1q_s64(p); }
+INLINE i64_t i64_load_i32(const int32_t *p) { return vmovl_s32(vld1_s32(p)); }
+INLINE i64_t i64_load_u32(const uint32_t *p) { return vreinterpretq_s64_u64(vmovl_u32(vld1_u32(p))); }
 INLINE void i64_store(int64_t *p, i64_t a) { vst1q_s64(p, a); }
 INLINE int64_t i64_top(i64_t a) {
     const int64_t x = vgetq_lane_s64(a, 0), y = vgetq_lane_s64(a, 1);

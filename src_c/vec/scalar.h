@@ -126,6 +126,8 @@ INLINE i64_t i64_flip(i64_t a) { return a ^ INT64_MIN; } /* the order of uint64_
 INLINE int64_t i64_top(i64_t a) { return a; }
 INLINE int64_t i64_sum_exact(i64_t a) { return a; }
 INLINE i64_t i64_load(const int64_t *p) { return *p; }
+INLINE i64_t i64_load_i32(const int32_t *p) { return *p; }
+INLINE i64_t i64_load_u32(const uint32_t *p) { return *p; }
 INLINE void i64_store(int64_t *p, i64_t a) { *p = a; }
 
 /* The lanes of a as float64, in order. */

@@ -1,5 +1,6 @@
 /* Selection among integers, compared as int64_t.  uint64_t is loaded with its first bit flipped, which keeps the order;
- * the driver (ops/topk.c) widens shorter types.  Undefines V and REAL afterwards. */
+ * types shorter than 4 bytes are widened by the driver (ops/topk.c).  The last of a unit's types: V, REAL and T stay
+ * undefined afterwards. */
 #undef V
 #undef REAL
 #undef KEY_MAX
@@ -16,20 +17,47 @@
 #define i64_STORE_REAL i64_store
 #include "select.inc.h"
 
+INLINE i64_t i64_load_u64(const uint64_t *p) { return i64_flip(i64_load((const int64_t *)(const void *)p)); }
 /* The first count lanes from memory, the others from `fill`. */
-INLINE i64_t i64_load_part(const int64_t *p, size_t count, i64_t fill) {
-    int64_t lane[i64_W];
-    i64_store(lane, fill);
-    for (size_t i = 0; i < count && i < i64_W; i++) lane[i] = p[i];
-    return i64_load(lane);
-}
-INLINE i64_t i64_load_unsigned(const uint64_t *p) { return i64_flip(i64_load((const int64_t *)(const void *)p)); }
-INLINE i64_t i64_load_part_unsigned(const uint64_t *p, size_t count, i64_t fill) {
-    return i64_flip(i64_load_part((const int64_t *)(const void *)p, count, i64_flip(fill)));
-}
+#define LOAD_FIRST(name, type, from)                                          \
+    INLINE i64_t name(const type *p, size_t count, i64_t fill) {              \
+        int64_t lane[i64_W];                                                  \
+        i64_store(lane, fill);                                                \
+        for (size_t i = 0; i < count && i < i64_W; i++) lane[i] = from(p[i]); \
+        return i64_load(lane);                                                \
+    }
+#define SAME(x) (int64_t)(x)
+#define FLIPPED(x) (int64_t)((x) ^ (uint64_t)INT64_MIN)
+LOAD_FIRST(i64_load_part_i32, int32_t, SAME)
+LOAD_FIRST(i64_load_part_u32, uint32_t, SAME)
+LOAD_FIRST(i64_load_part, int64_t, SAME)
+LOAD_FIRST(i64_load_part_u64, uint64_t, FLIPPED)
+#undef LOAD_FIRST
+#undef SAME
+#undef FLIPPED
+
+#define STORED_AS_REAL 1 /* a conversion makes T a REAL */
+#define T int32_t
+#define FN(name) name##_i32
+#define LOAD i64_load_i32
+#define LOAD_PART i64_load_part_i32
+#include "topk.inc.h"
+#undef T
+#undef FN
+#undef LOAD
+#undef LOAD_PART
+
+#define T uint32_t
+#define FN(name) name##_u32
+#define LOAD i64_load_u32
+#define LOAD_PART i64_load_part_u32
+#include "topk.inc.h"
+#undef T
+#undef FN
+#undef LOAD
+#undef LOAD_PART
 
 #define T int64_t
-#define STORED_AS_REAL 1
 #define FN(name) name##_i64
 #define LOAD i64_load
 #define LOAD_PART i64_load_part
@@ -40,11 +68,11 @@ INLINE i64_t i64_load_part_unsigned(const uint64_t *p, size_t count, i64_t fill)
 #undef LOAD
 #undef LOAD_PART
 
-#define T uint64_t
 #define STORED_AS_REAL 0
+#define T uint64_t
 #define FN(name) name##_u64
-#define LOAD i64_load_unsigned
-#define LOAD_PART i64_load_part_unsigned
+#define LOAD i64_load_u64
+#define LOAD_PART i64_load_part_u64
 #include "topk.inc.h"
 #undef T
 #undef STORED_AS_REAL

@@ -39,7 +39,7 @@ enum { V(KEY_BITS) = 64 };
 #define KEY_MAX INT64_MAX
 #define KEY_MIN INT64_MIN
 #endif
-#define REAL_MAX (REAL) CSM_INF
+#define REAL_MAX (REAL)CSM_INF
 #define REAL_MIN -(REAL)CSM_INF
 #define SET_REAL(x) V(set)((double)(x))
 #define HAS_NAN 1
