@@ -179,16 +179,58 @@ static csm_status set_max(sample_row *row, double max) {
     return CSM_OK;
 }
 
-/* Multiplies masses by a power of two; returns whether one of them is left. */
-static int scale_masses(const csm_call *c, char *mass, size_t k, double scale) {
-    int is_positive = 0;
-    for (size_t i = 0; i < k; i++) {
-        csm_wide w = csm_to_wide(c, csm_wide_at(c, mass, i) * scale);
-        memcpy(mass + i * c->wide_size, &w, c->wide_size);
-        is_positive |= csm_from_wide(c, w) > 0;
+/* Loops over masses, for each compute type REAL. */
+#define LOOPS(REAL)                                                                                       \
+    /* Multiplies masses by a power of two; returns whether one of them is left. */                       \
+    static int scale_##REAL(REAL *mass, size_t k, double scale) {                                         \
+        REAL largest = 0;                                                                                 \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            mass[i] = (REAL)((double)mass[i] * scale);                                                    \
+            largest = mass[i] > largest ? mass[i] : largest;                                              \
+        }                                                                                                 \
+        return largest > 0;                                                                               \
+    }                                                                                                     \
+    /* Sets masses below the threshold to 0, and returns the sum of the others. */                        \
+    static double filter_##REAL(REAL *mass, size_t k, double threshold) {                                 \
+        double sum = 0;                                                                                   \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                                         \
+            sum += (double)mass[i];                                                                       \
+        }                                                                                                 \
+        return sum;                                                                                       \
+    }                                                                                                     \
+    /* Adds up masses in order, and stores each sum where `sums` is not NULL. */                          \
+    static double add_##REAL(const REAL *mass, size_t k, double sum, double *sums) {                      \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            sum += (double)mass[i];                                                                       \
+            if (sums) sums[i] = sum;                                                                      \
+        }                                                                                                 \
+        return sum;                                                                                       \
+    }                                                                                                     \
+    /* Adds up masses in order while the sum is below the limit; *count: their number. */                 \
+    static double add_until_##REAL(const REAL *mass, size_t k, double sum, double limit, size_t *count) { \
+        size_t i = 0;                                                                                     \
+        while (i < k && sum < limit) sum += (double)mass[i++];                                            \
+        *count = i;                                                                                       \
+        return sum;                                                                                       \
+    }                                                                                                     \
+    /* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */              \
+    static size_t search_##REAL(const REAL *mass, size_t k, double target) {                              \
+        double sum = 0;                                                                                   \
+        size_t last = 0;                                                                                  \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            const double next = sum + (double)mass[i];                                                    \
+            last = next > sum ? i : last;                                                                 \
+            sum = next;                                                                                   \
+            if (sum > target) break;                                                                      \
+        }                                                                                                 \
+        return last;                                                                                      \
     }
-    return is_positive;
-}
+LOOPS(float)
+LOOPS(double)
+#define BY_TYPE(row, function, mass, ...)                                                      \
+    (csm_is_single(&(row)->run->base) ? function##_float((float *)(void *)(mass), __VA_ARGS__) \
+                                      : function##_double((double *)(void *)(mass), __VA_ARGS__))
 
 /* Computes the sums of all blocks (hi + lo, times 2^n of the block) and what depends on the maximum. */
 static csm_status sum_row(sample_row *row) {
@@ -214,8 +256,8 @@ static void scale_row(sample_row *row) {
         int is_positive = 1;
         double n;
         if (row->mass)
-            is_positive = scale_masses(c, row->mass + b * CSM_BLOCK * c->wide_size,
-                                       csm_block_length(row->count, b * CSM_BLOCK), scale);
+            is_positive = BY_TYPE(row, scale, row->mass + b * CSM_BLOCK * c->wide_size,
+                                  csm_block_length(row->count, b * CSM_BLOCK), scale);
         else if (scale < 0x1p-64) /* else the block's largest e' stays far from 0 */
             is_positive = csm_from_wide(c, csm_to_wide(c, mass_of(row, csm_to_wide(c, block->max), &n) * scale)) > 0;
         if (!is_positive) block->hi = 0;
@@ -224,16 +266,7 @@ static void scale_row(sample_row *row) {
 
 /* Sets masses below min_p times the largest to 0, and returns the sum of the others. */
 static double apply_min_p(const sample_row *row, char *mass, size_t k) {
-    const csm_call *c = &row->run->base;
-    const csm_wide none = csm_to_wide(c, 0);
-    const double threshold = row->min_p * row->max_mass;
-    double sum = 0;
-    for (size_t i = 0; i < k; i++) {
-        const double m = csm_wide_at(c, mass, i);
-        if (m >= threshold) sum += m;
-        else memcpy(mass + i * c->wide_size, &none, c->wide_size);
-    }
-    return sum;
+    return BY_TYPE(row, filter, mass, k, row->min_p * row->max_mass);
 }
 /* The masses of a block, after min-p: those that are kept, or new ones in the thread's buffer; NULL: no memory.
  * *sum: theirs, if they are new and min-p is used. */
@@ -246,7 +279,7 @@ static char *block_masses(const sample_row *row, size_t b, int thread, double *s
     char *mass = buffer(r, thread, MASS, CSM_BLOCK * c->wide_size);
     if (!mass || sum_block(row, b, mass, &block, thread) != CSM_OK) return NULL;
     const double scale = csm_pow2(block.n - row->n);
-    if (scale != 1) scale_masses(c, mass, k, scale);
+    if (scale != 1) BY_TYPE(row, scale, mass, k, scale);
     if (row->min_p > 0) *sum = apply_min_p(row, mass, k);
     return mass;
 }
@@ -261,42 +294,14 @@ static csm_status min_p_body(void *context, size_t begin, size_t end, int thread
     return CSM_OK;
 }
 
-/* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */
-static size_t search_masses(const sample_run *r, const char *mass, size_t k, double target) {
-    double sum = 0;
-    size_t last = 0;
-    for (size_t i = 0; i < k; i++) {
-        const double next = sum + csm_wide_at(&r->base, mass, i);
-        if (!(next > sum)) continue;
-        last = i;
-        sum = next;
-        if (sum > target) break;
-    }
-    return last;
-}
-/* search_masses on prefix sums. */
+/* The same on prefix sums.  The bisection has no branches to predict. */
 static size_t search_sums(const double *sums, size_t k, double target) {
-    size_t low = 0, high = k; /* the first whose sum is greater, or k */
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (sums[middle] > target) high = middle;
-        else low = middle + 1;
-    }
+    size_t low = 0; /* all sums before it are at most the target */
+    for (size_t left = k; left > 1; left -= left / 2) low += sums[low + left / 2 - 1] > target ? 0 : left / 2;
+    low += !(sums[low] > target);
     if (low < k) return low;
     for (low = k - 1; low > 0 && !(sums[low] > sums[low - 1]);) low--;
     return low;
-}
-
-static double uniform_at(const sample_run *r, size_t row, size_t draw) {
-    double u;
-    memcpy(&u, csm_row_data(&r->base, &r->uniforms, row) + (ptrdiff_t)draw * r->uniforms.axis_stride, sizeof u);
-    return u;
-}
-static void put_index(const sample_run *r, size_t row, size_t draw, int64_t index) {
-    const csm_call *c = &r->base;
-    memcpy((char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row) +
-               (ptrdiff_t)draw * r->indices.axis_stride,
-           &index, sizeof index);
 }
 
 /* Adds a block's mass to the sum of those before it, and returns the sum, rounded. */
@@ -308,12 +313,9 @@ static double add_block(csm_exact *sum, double mass) {
 }
 /* The first block whose running sum, in `lo`, is greater than the target, else the last with a mass. */
 static size_t search_blocks(const csm_block *blocks, size_t count, double target) {
-    size_t low = 0, high = count;
-    while (low < high) {
-        const size_t middle = low + (high - low) / 2;
-        if (blocks[middle].lo > target) high = middle;
-        else low = middle + 1;
-    }
+    size_t low = 0;
+    for (size_t left = count; left > 1; left -= left / 2) low += blocks[low + left / 2 - 1].lo > target ? 0 : left / 2;
+    low += !(blocks[low].lo > target);
     if (low < count) return low;
     for (low = count - 1; low > 0 && !(blocks[low].hi > 0);) low--;
     return low;
@@ -322,11 +324,10 @@ static size_t search_blocks(const csm_block *blocks, size_t count, double target
 static csm_status prefix_body(void *context, size_t begin, size_t end, int thread) {
     const sample_row *row = context;
     for (size_t b = begin; b < end; b++) {
-        double unused, sum = 0, *sums = row->sums + b * CSM_BLOCK;
-        const char *mass = block_masses(row, b, thread, &unused);
+        double unused;
+        char *mass = block_masses(row, b, thread, &unused);
         if (!mass) return CSM_NO_MEMORY;
-        for (size_t i = 0; i < csm_block_length(row->count, b * CSM_BLOCK); i++)
-            sums[i] = sum += csm_wide_at(&row->run->base, mass, i);
+        BY_TYPE(row, add, mass, csm_block_length(row->count, b * CSM_BLOCK), 0, row->sums + b * CSM_BLOCK);
     }
     return CSM_OK;
 }
@@ -334,25 +335,32 @@ static csm_status prefix_body(void *context, size_t begin, size_t end, int threa
 static csm_status draw_body(void *context, size_t begin, size_t end, int thread) {
     const sample_row *row = context;
     const sample_run *r = row->run;
+    const csm_call *c = &r->base;
     const csm_block *blocks = row->blocks;
     const size_t n_blocks = csm_block_count(row->count);
     const double total = row->total;
-    const char *mass = NULL;
+    const char *uniform = csm_row_data(c, &r->uniforms, row->index);
+    char *to = (char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row->index), *mass = NULL;
     size_t computed = n_blocks; /* the block whose masses these are */
     for (size_t draw = begin; draw < end; draw++) {
-        const double target = uniform_at(r, row->index, draw) * total;
+        double u;
+        memcpy(&u, uniform + (ptrdiff_t)draw * r->uniforms.axis_stride, sizeof u);
+        const double target = u * total;
         const size_t block = search_blocks(blocks, n_blocks, target);
         const double before = !(total > target) ? total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
         const size_t first = block * CSM_BLOCK, k = csm_block_length(row->count, first);
-        if (!row->sums && block != computed) {
+        size_t at = first;
+        if (row->sums) {
+            at += search_sums(row->sums + first, k, target - before);
+        } else {
             double unused;
-            mass = block_masses(row, block, thread, &unused);
+            if (block != computed) mass = block_masses(row, block, thread, &unused);
             if (!mass) return CSM_NO_MEMORY;
             computed = block;
+            at += BY_TYPE(row, search, mass, k, target - before);
         }
-        const size_t at = first + (row->sums ? search_sums(row->sums + first, k, target - before)
-                                             : search_masses(r, mass, k, target - before));
-        put_index(r, row->index, draw, row->classes ? row->classes[at] : (int64_t)at);
+        const int64_t index = row->classes ? row->classes[at] : (int64_t)at;
+        memcpy(to + (ptrdiff_t)draw * r->indices.axis_stride, &index, sizeof index);
     }
     return CSM_OK;
 }
@@ -431,17 +439,20 @@ static csm_status select_best(sample_row *row, const char *whole, size_t k, char
 /* Adds up the masses in order. */
 static csm_status total_body(void *context, size_t begin, size_t end, int thread) {
     sample_row *row = context;
-    const size_t last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
+    const size_t first = begin * CSM_BLOCK, last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
     (void)thread;
-    for (size_t i = begin * CSM_BLOCK; i < last; i++) row->total += csm_wide_at(&row->run->base, row->mass, i);
+    row->total = BY_TYPE(row, add, row->mass + first * row->run->base.wide_size, last - first, row->total, NULL);
     return CSM_OK;
 }
 /* The same until the limit. */
 static csm_status nucleus_body(void *context, size_t begin, size_t end, int thread) {
     sample_row *row = context;
-    const size_t last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
-    (void)thread, (void)begin;
-    while (row->kept < last && row->sum < row->limit) row->sum += csm_wide_at(&row->run->base, row->mass, row->kept++);
+    const size_t first = begin * CSM_BLOCK, last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
+    size_t added;
+    (void)thread;
+    row->sum = BY_TYPE(row, add_until, row->mass + first * row->run->base.wide_size, last - first, row->sum, row->limit,
+                       &added);
+    row->kept += added;
     return CSM_OK;
 }
 
