@@ -3,7 +3,7 @@ PYTHON ?= python
 CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
-.PHONY: help dev test test-long free-threaded bench lint format generate accuracy asv golden ci
+.PHONY: help dev test test-long free-threaded bench lint format generate accuracy speed asv golden ci
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 14
@@ -39,6 +39,9 @@ generate:  ## write the files generated from csoftmax.h: Cython and capsule head
 
 accuracy:  ## measure ACCURACY.md again
 	$(PYTHON) tests/tools/make_accuracy.py
+
+speed:  ## measure docs/numbers/speed.md again, on an idle machine
+	$(PYTHON) tests/tools/make_speed.py
 
 golden:  ## write the golden hashes again (a change of bits needs an entry in docs/decisions)
 	$(PYTHON) tests/tools/make_golden.py

@@ -130,7 +130,7 @@ def _after_writing(out: Any) -> Any:
     return out
 
 
-def takes_foreign(function: _Function) -> _Function:
+def accept_foreign(function: _Function) -> _Function:
     """Let a function accept arrays of other libraries; results become arrays of the library of its first array."""
     names = list(inspect.signature(function).parameters)
 

@@ -151,15 +151,15 @@ class Result(NamedTuple):
 
     array: Any  # what the caller gets
     rows: Any  # what a backend writes: rows, the softmax axis last
-    work: Any  # the array that `rows` is a view of
-    final: Any  # the view of `array` that `work` is copied to if they differ
+    written: Any  # the array that `rows` is a view of
+    final: Any  # the view of `array` that `written` is copied to if they differ
     given: bool  # the array is the caller's out
     place: Place
 
     def finish(self) -> Any:
         """The caller's array, complete; 0-d results as scalars (on CUDA as arrays: a scalar would wait)."""
-        if self.work is not self.final:
-            self.final[...] = self.work
+        if self.written is not self.final:
+            self.final[...] = self.written
         return self.array if self.array.ndim or self.given or self.place.on_cuda else self.array[()]
 
 
@@ -175,11 +175,11 @@ def lay_out_result(
     shape = batch_shape(x, axes)
     if not reduces:
         shape += (math.prod(x.shape[i] for i in axes),)
-    work, rows = final, final.reshape(shape)
+    written, rows = final, final.reshape(shape)
     if final.dtype != x.dtype or not may_share_memory(rows, final):
-        work = place.xp.empty(final.shape, x.dtype)
-        rows = work.reshape(shape)
-    return Result(array, as_buffer(rows), work, final, given, place)
+        written = place.xp.empty(final.shape, x.dtype)
+        rows = written.reshape(shape)
+    return Result(array, as_buffer(rows), written, final, given, place)
 
 
 class Rows(NamedTuple):

@@ -38,7 +38,6 @@ GROUPS: dict[str, list[tuple[tuple[int, ...], int, str]]] = {
     "half": [((1024, 4096), -1, "float16"), ((1024, 4096), -1, "bfloat16"), ((1024, 4096), -1, "float64")],
 }
 # Losses with their gradients: (shape, kind), in float32 along the last axis.
-# The shape of a linear layer is (rows, features, classes).
 LOSS_KINDS = ("plain", "weights+smoothing", "soft")
 LOSSES: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "cross_entropy": [
@@ -48,7 +47,7 @@ LOSSES: dict[str, list[tuple[tuple[int, ...], str]]] = {
     ],
     "linear_cross_entropy": [((1024, 512, 32000), "plain"), ((2048, 256, 8000), "plain")],
 }
-# Sparse softmax: (shape, order of the logits), in float32 along the last axis.  The last length of a top-k is k.
+# Sparse softmax: (shape, order of the logits), in float32 along the last axis.
 TOPK_SHAPES = ((1024, 1000, 5), (64, 32000, 8), (64, 32000, 64), (64, 128256, 50), (64, 128256, 512), (1, 1000000, 100))
 SPARSE: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "topk": [
@@ -58,6 +57,15 @@ SPARSE: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "topk_softmax": [(shape, "plain") for shape in TOPK_SHAPES],
     "sparsemax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
     "entmax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
+}
+# The lengths that a shape of these operations has; those of the others have any number.
+LENGTHS = {
+    "cross_entropy": ("rows", "classes"),
+    "linear_cross_entropy": ("rows", "features", "classes"),
+    "topk": ("rows", "classes", "k"),
+    "topk_softmax": ("rows", "classes", "k"),
+    "sparsemax": ("rows", "classes"),
+    "entmax": ("rows", "classes"),
 }
 # Every other operation, on the sample of its record, in float32 along the last axis.
 RECORDED_SHAPES = ((1024, 1000), (64, 32000))

@@ -22,7 +22,7 @@ import csoftmax
 
 from .._cpu import binding
 from .._runtime.optional import UnusableError, progress
-from .cases import SUMMARIES, WITHOUT_OUT, Case
+from .cases import LENGTHS, SUMMARIES, WITHOUT_OUT, Case
 from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_threads
 from .problems import LeftOutError, Problem, RecordProblem, make_problem
 from .timing import Contender, OtherProcesses, geometric_mean, interleave, ratio
@@ -59,12 +59,11 @@ def compare(request: Request) -> dict[str, Any]:
     if max(counts) > max_threads:
         raise UnusableError(f"--threads {max(counts)}: csoftmax uses no more than {max_threads} threads here")
     for case in request.cases:
-        if not -len(case.shape) <= case.axis < len(case.shape):
-            raise UnusableError(f"--axis {case.axis} is out of range for the shape {case.shape}")
+        check_shape(case)
     others = OtherProcesses()
     left_out: LeftOut = {}
     contenders = find_contenders(request.peers, left_out)
-    modes = ["fresh"] if request.op in WITHOUT_OUT else ["out", "fresh"] if request.fresh else ["out"]
+    modes = find_modes(request)
     lines = []
     with progress(len(request.cases) * len(modes) * len(counts), "bench") as bar:
         for case in request.cases:
@@ -83,6 +82,28 @@ def compare(request: Request) -> dict[str, Any]:
         "cases": lines,
         "summaries": summarize(lines, request.cases),
     }
+
+
+def check_shape(case: Case) -> None:
+    """Refuse a shape that the operation or the axis does not fit."""
+    if not -len(case.shape) <= case.axis < len(case.shape):
+        raise UnusableError(f"--axis {case.axis} is out of range for the shape {case.shape}")
+    lengths = LENGTHS.get(case.op, ())
+    if not lengths:
+        return
+    given = f"--shapes {'x'.join(map(str, case.shape))}"
+    if len(case.shape) != len(lengths):
+        example = "x".join({"rows": "32", "classes": "100", "features": "64", "k": "5"}[name] for name in lengths)
+        raise UnusableError(f"{given}: the shape of {case.op} is {' x '.join(lengths)}, such as {example}")
+    if "k" in lengths and case.shape[2] > case.shape[1]:
+        raise UnusableError(f"{given}: k, the last length, must be at most the number of classes, {case.shape[1]}")
+
+
+def find_modes(request: Request) -> list[str]:
+    """Return the modes that are measured: results in given memory, in new memory, or both."""
+    if request.op in WITHOUT_OUT:
+        return ["fresh"]
+    return ["out", "fresh"] if request.fresh else ["out"]
 
 
 def find_contenders(names: Sequence[str], left_out: LeftOut) -> list[Peer]:

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 import csoftmax
 
 from .._runtime.config import openmp_libraries
-from .problems import LeftOutError, LossProblem, Problem, RowProblem
+from .problems import LeftOutError, LossProblem, Problem, RowProblem, SparseProblem
 from .timing import Contender
 
 
@@ -196,6 +196,26 @@ class TorchFused(Torch):
         return problem.prepare_torch(self.torch, fused=True)
 
 
+class Entmax(Torch):
+    """The package entmax, which computes sparsemax and entmax with alpha 1.5 in PyTorch."""
+
+    name = "entmax"
+    FUNCTIONS: ClassVar = {"sparsemax": "sparsemax", "entmax": "entmax15"}
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.entmax: Any = importlib.import_module("entmax")
+        self.version = self.entmax.__version__
+
+    def prepare(self, problem: Problem) -> Contender:
+        """Return the statement of the package."""
+        op = problem.case.op
+        if not isinstance(problem, SparseProblem) or op not in self.FUNCTIONS:
+            raise LeftOutError(f"is measured with {' and '.join(self.FUNCTIONS)} only")
+        names = {"f": getattr(self.entmax, self.FUNCTIONS[op]), "x": self.torch.from_numpy(problem.x)}
+        return Contender(self.name, "f(x)", names, self.torch.inference_mode)
+
+
 class OnnxRuntime:
     """ONNX Runtime: a model of one node, with input and output bound beforehand."""
 
@@ -269,6 +289,7 @@ PEERS: dict[str, type[Peer]] = {
     "scipy": Scipy,
     "torch": Torch,
     "torch_fused": TorchFused,
+    "entmax": Entmax,
     "onnxruntime": OnnxRuntime,
     "jax": Jax,
 }

@@ -11,6 +11,7 @@ from .._runtime.optional import new_figure, save
 STYLES = {
     "csoftmax": ("tab:red", "o"),
     "torch": ("tab:orange", "s"),
+    "entmax": ("tab:brown", "P"),
     "onnxruntime": ("tab:blue", "^"),
     "jax": ("tab:green", "D"),
     "scipy": ("tab:purple", "v"),

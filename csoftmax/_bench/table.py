@@ -94,10 +94,17 @@ def format_report_markdown(report: dict[str, Any]) -> str:
 
 
 def format_markdown_table(
-    op: str, counts: Sequence[int], lines: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]
+    op: str,
+    counts: Sequence[int],
+    lines: Sequence[dict[str, Any]],
+    means: Sequence[dict[str, Any]],
+    names: Sequence[str] | None = None,
 ) -> list[str]:
-    """Return a table with a line for each case: csoftmax's time and the ratio of each peer, by number of threads."""
-    names = _peers(lines)
+    """Return a table with a line for each case: csoftmax's time and the ratio of each peer, by number of threads.
+
+    `names` are the peers that have a column; by default those that were measured.
+    """
+    names = _peers(lines) if names is None else names
 
     def join(figures: dict[int, str]) -> str:
         return " / ".join(figures.get(count, "–") for count in counts) if figures else "–"

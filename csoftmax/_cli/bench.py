@@ -17,6 +17,11 @@ from .arguments import parse_counts, parse_names, parse_positive, parse_shapes
 # Values of ATEN_CPU_CAPABILITY, which holds PyTorch to the same instruction set.
 TORCH_ISA = {"scalar": "default", "avx2": "avx2", "avx512": "avx512"}
 
+SHAPES_HELP = (
+    "these shapes instead, such as 128x1000,8x10; cross_entropy, sparsemax, entmax: ROWSxCLASSES; "
+    "linear_cross_entropy: ROWSxFEATURESxCLASSES; topk, topk_softmax: ROWSxCLASSESxK, such as 32x100x5"
+)
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
@@ -24,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--op", choices=cases.OPS, default="softmax", help="default: softmax")
     add("--peers", type=parse_names(peers.PEERS), help="comma-separated, or none; default: all that are installed")
     add("--group", choices=(*cases.GROUPS, "all"), help="a group of the usual shapes; default: all")
-    add("--shapes", type=parse_shapes, metavar="AxB,CxD", help="these shapes instead, such as 128x1000,8x10")
+    add("--shapes", type=parse_shapes, metavar="AxB,CxD", help=SHAPES_HELP)
     add("--axis", type=int, help="with --shapes; default: -1")
     add("--dtype", choices=tuple(binding.DTYPES), help="with --shapes; default: float32")
     add("--threads", type=parse_counts, metavar="N,M", help="default: 1, and as many as csoftmax uses here")

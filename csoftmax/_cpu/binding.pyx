@@ -104,7 +104,7 @@ cdef extern from "Python.h":
 
 cdef extern from "pages.h":
     size_t CSM_LARGE
-    bint csm_keeps_pages(size_t)
+    bint csm_fits_kept_pages(size_t)
     void csm_set_pages_limit(size_t)
     size_t csm_kept_pages()
     void csm_set_tracemalloc(uintptr_t, uintptr_t)

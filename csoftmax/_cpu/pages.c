@@ -68,7 +68,7 @@ static void *map(size_t size) {
     return memory + before;
 }
 
-int csm_keeps_pages(size_t size) { return size >= CSM_LARGE && size <= limit; }
+int csm_fits_kept_pages(size_t size) { return size >= CSM_LARGE && size <= limit; }
 size_t csm_kept_pages(void) { return total; }
 
 void csm_set_pages_limit(size_t bytes) {
@@ -121,7 +121,7 @@ void csm_give_pages(void *memory, size_t size) {
     if (!keeps) munmap(memory, size);
 }
 #else
-int csm_keeps_pages(size_t size) { return (void)size, 0; }
+int csm_fits_kept_pages(size_t size) { return (void)size, 0; }
 size_t csm_kept_pages(void) { return 0; }
 void csm_set_pages_limit(size_t bytes) { (void)bytes; }
 void csm_set_tracemalloc(uintptr_t track, uintptr_t untrack) { (void)track, (void)untrack; }

@@ -9,7 +9,7 @@
  * threshold). */
 enum { CSM_LARGE = 32 << 20 };
 
-int csm_keeps_pages(size_t size); /* whether a result of this many bytes should use kept memory */
+int csm_fits_kept_pages(size_t size); /* whether a result of this many bytes should use kept memory */
 void csm_set_pages_limit(size_t bytes); /* sets the upper bound on kept memory, and unmaps the excess */
 size_t csm_kept_pages(void); /* bytes that are currently kept */
 /* Sets the addresses of the Python functions that report foreign allocations to tracemalloc. */

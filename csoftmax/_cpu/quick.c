@@ -133,12 +133,12 @@ int csm_is_plain(const Py_buffer *b) {
     return stride != 0;
 }
 
-int csm_are_apart(const Py_buffer *a, const Py_buffer *b) {
+int csm_is_disjoint(const Py_buffer *a, const Py_buffer *b) {
     const char *x = a->buf, *y = b->buf;
     return x >= y + b->len || y >= x + a->len;
 }
 
-static int have_same_shape(const Py_buffer *a, const Py_buffer *b) {
+static int has_same_shape(const Py_buffer *a, const Py_buffer *b) {
     if (a->ndim != b->ndim) return 0;
     for (int i = 0; i < a->ndim; i++)
         if (a->shape[i] != b->shape[i]) return 0;
@@ -146,8 +146,8 @@ static int have_same_shape(const Py_buffer *a, const Py_buffer *b) {
 }
 
 int csm_may_write(const Py_buffer *to, const Py_buffer *from) {
-    return !to->readonly && to->itemsize == from->itemsize && have_same_shape(to, from) && csm_is_plain(to) &&
-           csm_is_plain(from) && (to->buf == from->buf || csm_are_apart(to, from));
+    return !to->readonly && to->itemsize == from->itemsize && has_same_shape(to, from) && csm_is_plain(to) &&
+           csm_is_plain(from) && (to->buf == from->buf || csm_is_disjoint(to, from));
 }
 
 /* Small C-ordered results are allocated directly: numpy.empty_like would cost half a small call. A dtype that is a copy
@@ -218,7 +218,7 @@ static PyObject *quick_softmax(csm_op op, const csm_arguments *given) {
     while (held < arrays && PyObject_GetBuffer(given->array[held], &buffer[held], PyBUF_STRIDED_RO) == 0) held++;
     int axis = -1;
     if (held == arrays && buffer[0].ndim > 0) axis = read_axis(given->keyword[CSM_KEYWORD_AXIS], buffer[0].ndim);
-    if (axis < 0 || buffer[0].len == 0 || (arrays > 1 && !have_same_shape(&buffer[0], &buffer[1]))) goto end;
+    if (axis < 0 || buffer[0].len == 0 || (arrays > 1 && !has_same_shape(&buffer[0], &buffer[1]))) goto end;
     options.threads = module.threads(threads ? threads : Py_None);
     if (options.threads < 0) goto end;
 

@@ -68,7 +68,7 @@ PyObject *csm_quick_function(int which, PyObject *function, PyObject *module, Py
 /* Whether a buffer is C-contiguous, aligned and not empty. */
 int csm_is_plain(const Py_buffer *);
 /* Whether two plain buffers share no memory. */
-int csm_are_apart(const Py_buffer *, const Py_buffer *);
+int csm_is_disjoint(const Py_buffer *, const Py_buffer *);
 /* Whether a result can be written to `to` while `from` is read: same shape, both plain, and same memory or disjoint. */
 int csm_may_write(const Py_buffer *to, const Py_buffer *from);
 

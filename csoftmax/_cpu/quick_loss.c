@@ -69,7 +69,7 @@ static int read_options(const csm_arguments *given, csm_loss_options *options) {
 }
 
 /* Whether class weights are at least 0 and finite. */
-static int are_weights(const Py_buffer *w, int is_single) {
+static int has_valid_weights(const Py_buffer *w, int is_single) {
     const double maximum = is_single ? FLT_MAX : DBL_MAX;
     int good = 1;
     for (Py_ssize_t i = 0; i < w->shape[0]; i++) {
@@ -112,13 +112,13 @@ static int read_inputs(const csm_arguments *given, int is_soft, csm_loss_options
     if (!hold(weight, &b->weight, &b->has_weight)) return 0;
     options->weight = b->weight.buf;
     return b->weight.ndim == 1 && b->weight.shape[0] == b->logits.shape[ndim - 1] && csm_is_plain(&b->weight) &&
-           are_weights(&b->weight, b->logits.itemsize == sizeof(float));
+           has_valid_weights(&b->weight, b->logits.itemsize == sizeof(float));
 }
 
 /* Whether `out` can be written while the inputs are read. */
 static int is_apart(const buffers *b, int is_soft) {
-    return csm_may_write(&b->gradient, &b->logits) && (!is_soft || csm_are_apart(&b->gradient, &b->labels)) &&
-           (!b->has_weight || csm_are_apart(&b->gradient, &b->weight));
+    return csm_may_write(&b->gradient, &b->logits) && (!is_soft || csm_is_disjoint(&b->gradient, &b->labels)) &&
+           (!b->has_weight || csm_is_disjoint(&b->gradient, &b->weight));
 }
 
 static csm_status compute(csm_dtype dtype, const buffers *b, int is_soft, double *loss, csm_loss_options *options) {

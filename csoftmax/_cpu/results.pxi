@@ -35,7 +35,7 @@ cdef class _Pages:
 
 cdef inline _new(shape, dtype, Py_ssize_t size):
     # a result of `size` bytes
-    return _ndarray(shape, dtype, _Pages(size)) if csm_keeps_pages(size) else _empty(shape, dtype)
+    return _ndarray(shape, dtype, _Pages(size)) if csm_fits_kept_pages(size) else _empty(shape, dtype)
 
 
 def empty(shape, dtype):
@@ -46,7 +46,7 @@ def empty(shape, dtype):
 def empty_like(x):
     """numpy.empty_like for a result."""
     cdef size_t size = x.nbytes
-    return _new(x.shape, x.dtype, size) if csm_keeps_pages(size) and _in_c_order(x) else _empty_like(x)
+    return _new(x.shape, x.dtype, size) if csm_fits_kept_pages(size) and _in_c_order(x) else _empty_like(x)
 
 
 cdef bint _in_c_order(x):

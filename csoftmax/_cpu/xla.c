@@ -112,9 +112,9 @@ static void *failed_with(const xla_frame *f, csm_status status) {
     return failure(f, status == CSM_NO_MEMORY ? XLA_OUT_OF_MEMORY : XLA_INVALID_ARGUMENT, text);
 }
 
-/* Answers XLA's query for the version of the interface.  XLA expects its own version, which it passes since minor
- * version 2; the sizes show whether the layout is the one declared here. */
-static int is_query(const xla_frame *f) {
+/* Answers XLA's query for the version of the interface, and returns whether the frame is one.  XLA expects its own
+ * version, which it passes since minor version 2; the sizes show whether the layout is the one declared here. */
+static int answer_query(const xla_frame *f) {
     if (f->size < offsetof(xla_frame, context)) return 0;
     for (xla_extension *e = f->extensions; e; e = e->next) {
         if (e->size < sizeof(xla_metadata_extension) || e->type != XLA_METADATA) continue;
@@ -128,9 +128,9 @@ static int is_query(const xla_frame *f) {
 }
 
 /* Whether the frame asks for a computation; otherwise the target returns *answer. */
-static int to_compute(const xla_frame *f, void **answer) {
+static int is_execution(const xla_frame *f, void **answer) {
     *answer = NULL;
-    if (is_query(f)) return 0;
+    if (answer_query(f)) return 0;
     if (f->size < sizeof *f || f->api->version.major != 0 || f->arguments.size < sizeof f->arguments ||
         f->results.size < sizeof f->results || f->attributes.size < sizeof f->attributes) {
         /* the constructor of errors has had the same place since the first version */
@@ -215,23 +215,23 @@ typedef struct operands {
     matrix m;
     csm_view second, y;
 } operands;
-static int operands_of(const xla_frame *f, int two, size_t n, operands *o) {
+static int operands_of(const xla_frame *f, int has_second, size_t n, operands *o) {
     if (!matrix_of(f, &o->m)) return 0;
     const matrix *m = &o->m;
     return view_of(m, buffer_of(&f->results, 0), m->kind, n ? n : m->shape.n, &o->y) &&
-           (!two || view_of(m, buffer_of(&f->arguments, 1), m->kind, m->shape.n, &o->second));
+           (!has_second || view_of(m, buffer_of(&f->arguments, 1), m->kind, m->shape.n, &o->second));
 }
 
-static void *run_softmax(xla_frame *f, csm_op op, int two, int reduces) {
+static void *run_softmax(xla_frame *f, csm_op op, int has_second, int reduces) {
     void *answer;
-    if (!to_compute(f, &answer)) return answer;
+    if (!is_execution(f, &answer)) return answer;
     operands o;
-    if (!operands_of(f, two, reduces, &o)) return wrong(f);
+    if (!operands_of(f, has_second, reduces, &o)) return wrong(f);
     csm_options options = csm_default_options();
     read_real(f, "temperature", &options.temperature);
     options.threads = threads(f);
     return failed_with(f, csm_run_softmax(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
-                                          two ? &o.second : NULL, &o.y, &options));
+                                          has_second ? &o.second : NULL, &o.y, &options));
 }
 #define TARGET(name, signature, keeps_axis, ...)                                        \
     void *csm_xla_##name(xla_frame *f) {                                                \
@@ -242,7 +242,7 @@ CSM_OPS(TARGET)
 
 static void *run_entmax(xla_frame *f, int backward) {
     void *answer;
-    if (!to_compute(f, &answer)) return answer;
+    if (!is_execution(f, &answer)) return answer;
     operands o;
     if (!operands_of(f, backward, 0, &o)) return wrong(f);
     csm_entmax_options options = csm_default_entmax_options();
@@ -258,15 +258,15 @@ void *csm_xla_entmax_vjp(xla_frame *f) { return run_entmax(f, 1); }
  * there is a second result. */
 void *csm_xla_cross_entropy(xla_frame *f) {
     void *answer;
-    if (!to_compute(f, &answer)) return answer;
+    if (!is_execution(f, &answer)) return answer;
     matrix m;
     csm_view labels, loss, gradient;
-    const int wanted = f->results.count > 1;
+    const int has_gradient = f->results.count > 1;
     if (!matrix_of(f, &m)) return wrong(f);
     const int wide = m.kind == XLA_F64;
     if (!view_of(&m, buffer_of(&f->arguments, 1), XLA_S32, 1, &labels) ||
         !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, 1, &loss) ||
-        (wanted && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)))
+        (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)))
         return wrong(f);
     csm_loss_options options = csm_default_loss_options();
     options.labels = &labels;
@@ -281,8 +281,8 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     const size_t rows = m.shape.shape[0];
     double *each = wide ? loss.data : malloc((rows | 1) * sizeof(double));
     if (!each) return failed_with(f, CSM_NO_MEMORY);
-    csm_status status =
-        csm_run_cross_entropy(m.dtype, csm_current_table(), &m.shape, &m.x, wanted ? &gradient : NULL, each, &options);
+    csm_status status = csm_run_cross_entropy(m.dtype, csm_current_table(), &m.shape, &m.x,
+                                              has_gradient ? &gradient : NULL, each, &options);
     if (!wide) {
         for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss.data)[i] = (float)each[i];
         free(each);

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from .device import Unavailable, require, state
 
 if TYPE_CHECKING:
-    from .cross_entropy import launch_loss
+    from .cross_entropy import launch_cross_entropy
     from .entmax import launch_entmax, launch_entmax_loss
     from .sample import launch_sample
     from .softmax import launch_softmax
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Unavailable",
+    "launch_cross_entropy",
     "launch_entmax",
     "launch_entmax_loss",
-    "launch_loss",
     "launch_sample",
     "launch_softmax",
     "launch_topk",
@@ -33,7 +33,7 @@ __all__ = [
 _FILES = {
     "launch_entmax": "entmax",
     "launch_entmax_loss": "entmax",
-    "launch_loss": "cross_entropy",
+    "launch_cross_entropy": "cross_entropy",
     "launch_sample": "sample",
     "launch_softmax": "softmax",
     "launch_topk": "topk",

@@ -78,8 +78,10 @@ extern "C" __global__ void __launch_bounds__(128, 1)
     const int lane = threadIdx.x % WARP, warps = blockDim.x / WARP;
     for (long long at = (long long)blockIdx.x * warps + threadIdx.x / WARP; at < rows;
          at += (long long)gridDim.x * warps) {
-        double total = 0, low = 0;
+        csm_pair_sum total;
+        double mass = 0; /* of a row of one block */
         int bad = 0;
+        csm_pair_sum_zero(&total);
         for (long long begin = 0; begin < n; begin += CSM_BLOCK) {
             const int k = block_length(n, begin);
             const REAL *part = q + at * n + begin, *weights = w ? w + begin : NULL;
@@ -104,12 +106,13 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                 hi = lo = 0;
                 for (int j = 0; j < k; j++) hi += weights ? (double)part[j] * (double)weights[j] : (double)part[j];
             }
-            csm_two_sum(&total, &low, hi);
-            low += lo;
+            if (n <= CSM_BLOCK) mass = hi + lo;
+            else csm_pair_sum_add(&total, hi, lo);
         }
         bad = group_any(bad, WARP);
         if (lane > 0) continue;
-        to[at] = bad ? CSM_NAN : total + low;
+        if (n > CSM_BLOCK) mass = csm_pair_sum_rounded(&total);
+        to[at] = bad ? CSM_NAN : mass;
         terms[at] = bad ? 0 : (weight ? weight[at] : 1) * to[at];
     }
 }
@@ -137,11 +140,18 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
     const double divisor = mean ? tree_sum(terms, rows) : 1;
     if (threadIdx.x > 0) return;
     to->divisor = divisor;
-    double sum = (double)call.n, low = 0;
+    double sum = (double)call.n;
     if (w && call.smoothing != 0) {
-        sum = 0;
-        for (size_t j = 0; j < call.n; j++) csm_two_sum(&sum, &low, (double)w[j]);
-        sum += low;
+        csm_pair_sum all;
+        csm_pair_sum_zero(&all);
+        for (size_t begin = 0; begin < call.n; begin += CSM_BLOCK) {
+            double low = 0;
+            sum = 0;
+            for (size_t j = begin; j < call.n && j < begin + CSM_BLOCK; j++) csm_two_sum(&sum, &low, (double)w[j]);
+            if (call.n <= CSM_BLOCK) sum += low;
+            else csm_pair_sum_add(&all, sum, low);
+        }
+        if (call.n > CSM_BLOCK) sum = csm_pair_sum_rounded(&all);
     }
     to->call = call;
     to->call.w = w;
@@ -438,9 +448,11 @@ INLINE void combine(const rows_job &job, const row_state &row, const csm_scales 
         if (job.row_losses) job.row_losses[row.at] = canonical((REAL)to->loss);
         if (row.to) csm_loss_factors(call, in, clips ? -1 : 1, SINGLE, to);
     } else {
-        double all = 0;
-        for (int b = 0; b < row.count; b++) all += row.reloads ? row.blocks[b].count : row.squares[b];
-        csm_loss_factors(call, in, csm_loss_shrink(call, in, to, all), SINGLE, to);
+        csm_pair_sum all;
+        csm_pair_sum_zero(&all);
+        for (int b = 0; b < row.count; b++)
+            csm_pair_sum_add(&all, row.reloads ? row.blocks[b].count : row.squares[b], 0);
+        csm_loss_factors(call, in, csm_loss_shrink(call, in, to, csm_pair_sum_rounded(&all)), SINGLE, to);
     }
 }
 

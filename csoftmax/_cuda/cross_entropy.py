@@ -26,7 +26,7 @@ _SHARED_RECORDS_BYTES = 8192  # beyond this much, the records of a row's blocks 
 _GRID_WITH_RECORDS = 1024  # number of blocks of threads with records in global memory
 
 
-class LossLaunch(NamedTuple):
+class CrossEntropyLaunch(NamedTuple):
     """How rows of cross-entropy of one storage type and length are launched."""
 
     warps: int
@@ -35,7 +35,7 @@ class LossLaunch(NamedTuple):
 
 
 @functools.lru_cache(1024)
-def plan_loss_launch(dtype: int, n: int, shared_limit: int) -> LossLaunch:
+def plan_cross_entropy_launch(dtype: int, n: int, shared_limit: int) -> CrossEntropyLaunch:
     """The launch of rows of n classes: as many warps as there are blocks in a row, if shared memory holds them."""
     itemsize, wide = item_bytes(dtype)
     blocks = -(-n // BLOCK_ELEMENTS)
@@ -46,7 +46,7 @@ def plan_loss_launch(dtype: int, n: int, shared_limit: int) -> LossLaunch:
         shared_bytes = align(head, 16) + warps * room(min(n, BLOCK_ELEMENTS), itemsize) * wide
         if shared_bytes <= shared_limit:
             break
-    return LossLaunch(warps, shared_bytes, records if in_global else 0)
+    return CrossEntropyLaunch(warps, shared_bytes, records if in_global else 0)
 
 
 class Target(NamedTuple):
@@ -57,7 +57,7 @@ class Target(NamedTuple):
     terms: Any  # what each row adds to the divisor of a mean
 
 
-def launch_loss_kernel(
+def launch_cross_entropy_kernel(
     dtype: int, device: int, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any
 ) -> None:
     """Launch a kernel of cross_entropy.cu."""
@@ -78,16 +78,16 @@ def launch_target(
         kind = np.int32(binding.LABELS[labels.dtype.name])
         ignored = np.array(ignore or 0, np.uint64).astype(np.int64)[()]
         arguments = labels, checked, terms, weight, sample_weight, *size, kind, np.int32(ignore is not None), ignored
-        launch_loss_kernel(dtype, device, "labels", -(-count // 128), 128, 0, *arguments)
+        launch_cross_entropy_kernel(dtype, device, "labels", -(-count // 128), 128, 0, *arguments)
         return Target(checked, None, terms)
     masses = cupy.empty(count, np.float64)
-    launch_loss_kernel(
+    launch_cross_entropy_kernel(
         dtype, device, "masses", -(-count // 4), 128, 0, soft, masses, terms, weight, sample_weight, *size
     )
     return Target(None, masses, terms)
 
 
-class LossInSteps:
+class CrossEntropyInSteps:
     """Cross-entropy of CuPy arrays in steps: target and divisor, rows (all, or a chunk at a time), their sum.
 
     Arrays are C-contiguous with their rows in one axis; soft, sample_weight, upstream and labels have one entry for
@@ -125,7 +125,7 @@ class LossInSteps:
         self._launch("divide", 1, 1024, 0, *arguments)
 
     def _launch(self, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
-        launch_loss_kernel(self.dtype, self.device, kernel, grid, threads, shared_bytes, *arguments)
+        launch_cross_entropy_kernel(self.dtype, self.device, kernel, grid, threads, shared_bytes, *arguments)
 
     def run_rows(self, x: Any, y: Any, first: int = 0, row_losses: Any = None) -> None:
         """Compute the losses of the rows x, which begin at row `first`, and their gradients to y (None: no gradient).
@@ -138,7 +138,9 @@ class LossInSteps:
         if not count:
             return
         part = slice(first, first + count)
-        warps, shared_bytes, record_bytes = plan_loss_launch(self.dtype, self.n, read_shared_limit(self.device))
+        warps, shared_bytes, record_bytes = plan_cross_entropy_launch(
+            self.dtype, self.n, read_shared_limit(self.device)
+        )
         grid = min(count, _GRID_WITH_RECORDS) if record_bytes else count
         records = cupy.empty(grid * record_bytes, np.uint8) if record_bytes else None
         by_row = self.soft, *self.target[:2], self.sample_weight, self.upstream, self.losses, row_losses
@@ -152,7 +154,7 @@ class LossInSteps:
         self._launch("reduce", 1, 1024, 0, self.losses, loss, self.prepared, np.int64(self.count))
 
 
-def launch_loss(
+def launch_cross_entropy(
     dtype: int,
     x: Any,
     y: Any,
@@ -182,7 +184,7 @@ def launch_loss(
         to = contiguous_or_new(y)
         by_row = weight, as_rows(sample_weight, rows), as_rows(upstream, rows)
         target = as_rows(labels, rows), ignore, as_rows(soft, rows, n)
-        steps = LossInSteps(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
+        steps = CrossEntropyInSteps(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
         row_losses = as_rows(loss, rows) if reduction == binding.REDUCTIONS["none"] else None
         steps.run_rows(as_rows(x, rows, n), as_rows(to, rows, n), 0, row_losses)
         if row_losses is None:

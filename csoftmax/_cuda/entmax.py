@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._cpu import binding
-from .cross_entropy import launch_loss_kernel, launch_target
+from .cross_entropy import launch_cross_entropy_kernel, launch_target
 from .device import read_shared_limit
 from .launch import as_rows, as_size, contiguous_or_new, launch_kernel, make_contiguous
 from .sizes import RECORD_BYTES, SHARED_ROW_BYTES, SHARED_SURVIVORS, SURVIVOR_BYTES, align, item_bytes, room
@@ -114,5 +114,5 @@ def _launch_reduction(dtype: int, device: int, n: int, losses: Any, loss: Any, m
 
     count, prepared = np.int64(len(losses)), cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
     ones, call = cupy.full(len(losses), 1.0, np.float64), binding.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
-    launch_loss_kernel(dtype, device, "divide", 1, 1024, 0, ones, None, prepared, count, np.int32(mean), call)
-    launch_loss_kernel(dtype, device, "reduce", 1, 1024, 0, losses, loss, prepared, count)
+    launch_cross_entropy_kernel(dtype, device, "divide", 1, 1024, 0, ones, None, prepared, count, np.int32(mean), call)
+    launch_cross_entropy_kernel(dtype, device, "reduce", 1, 1024, 0, losses, loss, prepared, count)

@@ -30,6 +30,31 @@ INLINE void exp_again(REAL *s, int k, const csm_block &block, const csm_temperat
     __syncwarp();
 }
 
+/* Adds e' again, as a small sum (sum.inc.h).  at: gives e' of element i.
+ * The lanes of double are two for each thread of a team.  All threads of the warp call it. */
+template <int width, class Value> INLINE void add_small(Value at, int k, double *hi, double *lo) {
+    const int thread = threadIdx.x % width, lane = thread % TEAM;
+    double sum[DOT_TEAM / TEAM], low[DOT_TEAM / TEAM];
+    UNROLL
+    for (int half = 0; half < DOT_TEAM / TEAM; half++) sum[half] = low[half] = 0;
+    if (thread < TEAM)
+        for (int i = lane; i < k; i += DOT_TEAM) {
+            UNROLL
+            for (int half = 0; half < DOT_TEAM / TEAM; half++)
+                if (i + half * TEAM < k)
+                    V(dot_one)(&sum[half], &low[half], V(small_term)(at(i + half * TEAM)), (REAL)1);
+        }
+    if (SINGLE) {
+        sum[0] += __shfl_xor_sync(ALL_LANES, sum[0], 8);
+        *hi = __shfl_sync(ALL_LANES, tree(sum[0]), threadIdx.x % WARP / width * width);
+        *lo = 0;
+    } else {
+        low[0] += low[DOT_TEAM / TEAM - 1];
+        csm_two_sum(&sum[0], &low[0], sum[DOT_TEAM / TEAM - 1]);
+        tree_pair(sum[0], low[0], threadIdx.x % WARP / width * width, hi, lo);
+    }
+}
+
 /* Sums of e' of the k <= CSM_BLOCK elements at s, by a group of `width` threads: a team or a warp.  All threads of the
  * warp call it.  exact: elements equal to the maximum are left out of the sums and counted.  keep: e' stays at s.
  * Without keep, warps in double need `segment`, space for LOG_SEGMENT_ELEMENTS numbers: the eight lanes that add are
@@ -106,6 +131,16 @@ INLINE void add_up(REAL *s, REAL *segment, int k, double max, const csm_temperat
     if (exact) {
         block->count = (double)group_count(count, width);
         csm_top(ref, t.t, EXP_BIAS, SINGLE, block);
+        const bool small = V(is_small_sum)(block->hi + block->lo, (size_t)k);
+        if (__any_sync(ALL_LANES, small)) {
+            double hi, lo;
+            __syncwarp(); /* the lanes read e' that other threads have written */
+            add_small<width>([&](int i) { return keep ? s[i] : exp_of(s[i], shift); }, k, &hi, &lo);
+            if (small) {
+                block->hi = hi;
+                block->lo = lo;
+            }
+        }
     }
 }
 

@@ -11,19 +11,19 @@ from typing import Any
 import numpy as np
 
 from .._cpu import binding
-from .cross_entropy import LossInSteps
+from .cross_entropy import CrossEntropyInSteps
 
 
 def _without_ignored_rows(x: Any, target: Any, sample_weight: Any) -> Any:
     """X with zeros in the rows that take no part: they may hold anything, and NaN or infinity times 0 is not 0."""
     import cupy
 
-    takes_part = cupy.full(len(x), True, bool) if target.labels is None else target.labels != -1
+    is_kept = cupy.full(len(x), True, bool) if target.labels is None else target.labels != -1
     if sample_weight is not None:
-        takes_part = takes_part & (sample_weight != 0)
+        is_kept = is_kept & (sample_weight != 0)
     # as integers: CuPy's `where` converts bfloat16 to float32
     storage = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
-    return cupy.where(takes_part[:, None], storage, storage.dtype.type(0)).view(x.dtype)
+    return cupy.where(is_kept[:, None], storage, storage.dtype.type(0)).view(x.dtype)
 
 
 def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: int) -> tuple[Any, Any, Any, Any]:
@@ -34,7 +34,7 @@ def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: in
     with cupy.cuda.Device(plan.x.device.id):
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
         code, kind = binding.DTYPES[wide.name], binding.REDUCTIONS[reduction]
-        steps = LossInSteps(code, classes, *by_row, options.factors, reduction=kind, gradient=gradient)
+        steps = CrossEntropyInSteps(code, classes, *by_row, options.factors, reduction=kind, gradient=gradient)
         x = _without_ignored_rows(plan.x, steps.target, options.sample_weight)
         w = plan.w.astype(wide, copy=False)
         row_losses = cupy.empty(rows, wide) if reduction == "none" else None

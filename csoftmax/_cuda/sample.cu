@@ -25,9 +25,20 @@ enum { DRAWN, NO_MASS, MORE_WANTED }; /* states of rows; the last: too few logit
 /* The record of a block of a row. */
 struct part {
     double sum;
+#if EXP_MANTISSA == 52
+    double rest; /* below the last bit of the sum; 0 for floats, whose sums have 53 bits */
+#else
+    enum { rest = 0 };
+#endif
     REAL n, max_mass, max; /* max_mass: the largest e' */
     int nan;
 };
+
+INLINE void set_rest(part &p, double rest) {
+#if EXP_MANTISSA == 52
+    p.rest = rest;
+#endif
+}
 
 /* The scale of a row's masses. */
 struct base {
@@ -66,7 +77,7 @@ INLINE base base_of(const part *parts, long long count, const csm_scales &c) {
 
 /* The mass of a block: 0 if its largest mass is too small for the compute type. */
 INLINE double mass_of(const part &p, const base &row) {
-    const double scale = csm_pow2((double)p.n - row.n), mass = p.sum * scale;
+    const double scale = csm_pow2((double)p.n - row.n), mass = (p.sum + p.rest) * scale;
     return scale != 1 && !((REAL)((double)p.max_mass * scale) > 0) ? 0 : mass;
 }
 
@@ -133,23 +144,32 @@ INLINE int search(const REAL *s, int k, const trail *t, double target) {
 
 /* The place of a block in the running sum of a row's blocks; `pass` is called with the mass of every block in order. */
 struct place {
-    double before, mass, total;
+    csm_exact sum; /* of the masses so far; `total` is its rounded value */
+    double before, after, mass, total;
     bool is_last; /* of the blocks with mass: draws beyond the total land in it */
 };
 INLINE void pass(place *p, double mass, bool is_this) {
+    double rest;
     if (is_this) {
         p->before = p->total;
         p->mass = mass;
     }
     if (mass > 0) p->is_last = is_this;
-    p->total += mass;
+    csm_exact_add(&p->sum, mass, 0, 1);
+    csm_exact_pair(&p->sum, 0, &p->total, &rest);
+    if (is_this) p->after = p->total;
+}
+INLINE void clear_place(place *p) {
+    csm_exact_zero(&p->sum);
+    p->before = p->after = p->mass = p->total = 0;
+    p->is_last = false;
 }
 /* Whether a draw lands in the block; *rest: the target within it. */
-INLINE bool lands(const place &p, double uniform, double *rest) {
+INLINE bool has_draw(const place &p, double uniform, double *rest) {
     const double target = uniform * p.total;
     const bool beyond = !(p.total > target);
     *rest = target - (beyond ? p.total - p.mass : p.before);
-    return p.mass > 0 && (beyond ? p.is_last : p.before <= target && p.before + p.mass > target);
+    return p.mass > 0 && (beyond ? p.is_last : p.before <= target && p.after > target);
 }
 
 extern __shared__ __align__(16) unsigned char memory[];
@@ -187,7 +207,8 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
         __syncwarp();
         p.max = known ? known[unit].max : max;
         p.n = (REAL)block.n;
-        p.sum = block.hi + block.lo;
+        p.sum = block.hi;
+        set_rest(p, block.lo);
         p.max_mass = warp_max(s, k);
         if (threadIdx.x == 0) to[unit] = p;
     }
@@ -211,6 +232,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
             walk(s, k, walked);
             p.n = (REAL)row.n;
             p.sum = walked->sum;
+            set_rest(p, 0);
         }
         if (threadIdx.x == 0) to[unit] = p;
         __syncwarp();
@@ -232,7 +254,8 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
         const base row = base_of(parts + at * blocks_per_row, blocks_per_row, c);
         if (number == 0 && threadIdx.x == 0) states[at] = row.empty ? NO_MASS : DRAWN;
         if (row.empty) continue;
-        place here = {0, 0, 0, false};
+        place here;
+        clear_place(&here);
         for (long long done = 0; done < blocks_per_row; done += WARP) {
             const long long b = done + threadIdx.x;
             const double mass = b < blocks_per_row ? mass_of(parts[at * blocks_per_row + b], row) : 0;
@@ -245,7 +268,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
             const long long i = at * size + first + threadIdx.x;
             const bool draws = first + threadIdx.x < size;
             double rest = 0;
-            const bool is_here = draws && lands(here, uniform[i], &rest);
+            const bool is_here = draws && has_draw(here, uniform[i], &rest);
             if (!__any_sync(ALL_LANES, is_here)) continue;
             if (!has_masses) {
                 masses(s, from, k, min_p ? min_p[at] * row.max_mass : 0, row, c);
@@ -276,12 +299,17 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
         const long long wanted = top_k[at], count = wanted < k ? wanted : k;
         int state = row.empty ? NO_MASS : wanted < n && wanted > k ? MORE_WANTED : DRAWN;
         long long kept = count;
-        double total = 0, low = 0, sum = 0;
-        for (long long b = 0; b < blocks_per_row && wanted == n && top_p[at] < 1; b++) {
-            const part p = parts[at * blocks_per_row + b];
-            csm_two_sum(&total, &low, p.sum * csm_pow2((double)p.n - row.n));
+        double total = 0, sum = 0, rest;
+        if (wanted == n && top_p[at] < 1) {
+            csm_exact all;
+            csm_exact_zero(&all);
+            for (long long b = 0; b < blocks_per_row && !row.empty; b++) {
+                const part p = parts[at * blocks_per_row + b];
+                csm_exact_add(&all, p.sum, (int64_t)p.n, 1);
+                csm_exact_add(&all, p.rest, (int64_t)p.n, 1);
+            }
+            csm_exact_pair(&all, (int64_t)row.n, &total, &rest);
         }
-        total += low;
         double *const mass = sums + at * ((k + CSM_BLOCK - 1) / CSM_BLOCK);
         int stage = top_p[at] == 1 ? SUMS : wanted == n ? NUCLEUS : TOTAL;
         for (; stage <= DRAWS && state == DRAWN; stage++) {
@@ -297,11 +325,12 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
                 if (stage == SUMS) {
                     if (threadIdx.x == 0) mass[begin / CSM_BLOCK] = walked->sum;
                 } else if (stage == DRAWS) {
-                    place block = {0, 0, 0, false};
+                    place block;
+                    clear_place(&block);
                     for (long long b = 0; b * CSM_BLOCK < end; b++) pass(&block, mass[b], b * CSM_BLOCK == begin);
                     for (long long draw = threadIdx.x; draw < size; draw += WARP) {
                         double rest;
-                        if (lands(block, uniform[at * size + draw], &rest))
+                        if (has_draw(block, uniform[at * size + draw], &rest))
                             indices[at * size + draw] = from[at * k + begin + search(s, length, walked, rest)];
                     }
                 } else {

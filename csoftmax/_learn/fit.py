@@ -84,7 +84,7 @@ def fit_lbfgs(
         monitor.take_parameters(step.coef, step.intercept, dtype)
         return monitor.epoch_ends(record(step))
 
-    with monitor, objective.work():
+    with monitor, objective.use_threads():
         step, count, converged = lbfgs.minimize(
             objective,
             *choose_start(estimator, X.shape[1], np.float64, zeros=True),

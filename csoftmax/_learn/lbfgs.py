@@ -188,7 +188,7 @@ class _Minimizer:
         step = Step(coef, intercept, loss, at.accuracy, math.sqrt(float(flat @ flat)), largest)
         return step, (grad_coef, None if intercept is None else at.grad_intercept)
 
-    def run(self, coordinates: Coordinates, start: Step, goal: float) -> Step:
+    def descend(self, coordinates: Coordinates, start: Step, goal: float) -> Step:
         """Iterate until no element of the gradient exceeds `goal`, or until an iteration stops the fit."""
         from scipy import optimize
 
@@ -252,11 +252,11 @@ def minimize(
     with np.errstate(over="ignore"):  # a trial step of the line search may be far away
         if step.gradient_max > tol and max_iterations > 0:
             goal = max(CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
-            step = minimizer.run(Centred(objective, penalty, has_intercept), step, goal)
+            step = minimizer.descend(Centred(objective, penalty, has_intercept), step, goal)
         while small and step.gradient_max > CENTRED_MARGIN * tol and not minimizer.done:
             coordinates = whiten(objective, step, penalty, has_intercept)
             before = step.gradient_max
-            step = minimizer.run(coordinates, step, WHITENED_MARGIN * tol) if coordinates else step
+            step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol) if coordinates else step
             if coordinates is None or step.gradient_max > before / 2:
                 break  # rounding prevents further progress
     return step, minimizer.count, step.gradient_max <= tol

@@ -179,7 +179,7 @@ class Objective:
         self.sample_weight = None if sample_weight is None else place.array("sample_weight", weights)
 
     @contextlib.contextmanager
-    def work(self) -> Iterator[None]:
+    def use_threads(self) -> Iterator[None]:
         """Context in which the groups have a thread each, and BLAS has one thread."""
         if not self.is_grouped:
             yield

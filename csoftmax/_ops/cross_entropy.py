@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
-from .._arguments.foreign import as_native, takes_foreign
+from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.labels import (
     LossOptions,
     as_label_bits,
@@ -40,7 +40,7 @@ class CrossEntropyResult(NamedTuple):
     grad: Any
 
 
-class LossPlan(NamedTuple):
+class CrossEntropyPlan(NamedTuple):
     """A checked call of cross_entropy or cross_entropy_with_grad."""
 
     dtype: int
@@ -63,7 +63,7 @@ class LossPlan(NamedTuple):
         arrays = self.logits, rows, self.loss, self.labels, self.ignore, self.soft
         return self.dtype, *arrays, o.weight, o.sample_weight, o.upstream, *o.factors, self.reduction
 
-    def run(self) -> tuple[Any, Any]:
+    def execute(self) -> tuple[Any, Any]:
         """Compute, and return the loss (a scalar unless there is one for each row) and the gradient or None."""
         if self.place.on_cuda:
             return self._run_on_cuda()
@@ -86,7 +86,7 @@ class LossPlan(NamedTuple):
         check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
         with self.logits.device:
             if self.logits.size:
-                _cuda.launch_loss(*self._arguments())
+                _cuda.launch_cross_entropy(*self._arguments())
             else:  # no row, or no class: nothing to compute, and the CPU gives the result
                 dtype, logits, rows, _, *rest = to_host(*self._arguments(), None)
                 host = np.empty(self.loss.shape, np.float64)
@@ -96,7 +96,7 @@ class LossPlan(NamedTuple):
             return self.loss, None if self.gradient is None else self.gradient.finish()
 
 
-def plan_loss(
+def plan_cross_entropy(
     logits: Any,
     target: Any,
     axis: Any,
@@ -107,7 +107,7 @@ def plan_loss(
     device: str | None = None,
     num_threads: int | None = None,
     **options: Any,
-) -> LossPlan:
+) -> CrossEntropyPlan:
     """Check a call of cross_entropy or, with `gradient`, of cross_entropy_with_grad."""
     place = place_of(device, logits)
     if not place.on_cuda and device is not None:
@@ -127,7 +127,7 @@ def _lay_out_loss(
     out: Any,
     num_threads: int | None,
     options: dict[str, Any],
-) -> LossPlan:
+) -> CrossEntropyPlan:
     x, dtype = as_float("logits", logits, place)
     axes = normalize_axes(axis, x.ndim)
     compute, batch = compute_dtype(x.dtype), batch_shape(x, axes)
@@ -135,7 +135,7 @@ def _lay_out_loss(
     n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
     checked = check_loss_options(n_classes, batch, compute, reduction, place=place, **options)
     x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place)
-    return LossPlan(
+    return CrossEntropyPlan(
         dtype,
         as_buffer(x),
         labels,
@@ -151,9 +151,9 @@ def _lay_out_loss(
     )
 
 
-@takes_foreign
+@accept_foreign
 def _run_loss(logits: Any, target: Any, **options: Any) -> tuple[Any, Any]:
-    return plan_loss(logits, target, **options).run()
+    return plan_cross_entropy(logits, target, **options).execute()
 
 
 @binding.quick

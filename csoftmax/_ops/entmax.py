@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
-from .._arguments.foreign import takes_foreign
+from .._arguments.foreign import accept_foreign
 from .._arguments.labels import check_on_device, check_target, raise_bad_label
 from .._arguments.layouts import (
     Result,
@@ -54,7 +54,7 @@ class EntmaxPlan(NamedTuple):
     rows: Rows
     num_threads: Any
 
-    def run(self) -> Any:
+    def execute(self) -> Any:
         """Compute, and return the result."""
         rows = self.rows
         arguments = rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, self.alpha
@@ -88,7 +88,7 @@ class EntmaxLossPlan(NamedTuple):
     gradient: Result | None
     place: Place
 
-    def run(self) -> tuple[Any, Any]:
+    def execute(self) -> tuple[Any, Any]:
         """Compute, and return the loss and the gradient or None."""
         soft = self.target if self.target.dtype.kind == "f" else None
         rows = None if self.gradient is None else self.gradient.rows
@@ -259,9 +259,9 @@ def entmax(
     return softmax(x, axis, **options) if alpha == 1 else _run_entmax(x, alpha, axis, **options)
 
 
-@takes_foreign
+@accept_foreign
 def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
-    return plan_entmax(x, None, alpha, axis, gradient=False, **options).run()
+    return plan_entmax(x, None, alpha, axis, gradient=False, **options).execute()
 
 
 def entmax_vjp(
@@ -315,15 +315,15 @@ def entmax_vjp(
     return softmax_vjp(dy, y, axis, **options) if alpha == 1 else _run_entmax_vjp(dy, y, alpha, axis, **options)
 
 
-@takes_foreign
+@accept_foreign
 def _run_entmax_vjp(dy: Any, y: Any, alpha: float, axis: Any, **options: Any) -> Any:
-    return plan_entmax(dy, y, alpha, axis, gradient=True, **options).run()
+    return plan_entmax(dy, y, alpha, axis, gradient=True, **options).execute()
 
 
-@takes_foreign
+@accept_foreign
 def _run_loss(x: Any, target: Any, alpha: Any, **options: Any) -> tuple[Any, Any]:
     plan = plan_entmax_loss(x, target, check_alpha(alpha), **options)
-    return plan.run() if plan.alpha != 1 else _run_limit(plan)
+    return plan.execute() if plan.alpha != 1 else _run_limit(plan)
 
 
 def _run_limit(plan: EntmaxLossPlan) -> tuple[Any, Any]:

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .._arguments.foreign import takes_foreign
+from .._arguments.foreign import accept_foreign
 from .._arguments.labels import (
     LossOptions,
     as_label_bits,
@@ -121,7 +121,7 @@ def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
     s, upstream = options.sample_weight, options.upstream
     labels: Any = plan.labels
     soft: Any = plan.soft
-    takes_part = np.ones(rows, bool) if s is None else s != 0
+    is_kept = np.ones(rows, bool) if s is None else s != 0
     if labels is None:
         raise_bad_label(soft, n, 0)
         soft = soft.reshape(rows, n)
@@ -130,9 +130,9 @@ def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
         raise_bad_label(labels, n, options.ignore_index)
         labels = labels.reshape(rows)
         if representable(options.ignore_index, labels.dtype):
-            takes_part &= labels != labels.dtype.type(options.ignore_index)
+            is_kept &= labels != labels.dtype.type(options.ignore_index)
         labels = labels.astype(np.int64, copy=False)
-    kept = None if takes_part.all() else np.flatnonzero(takes_part)
+    kept = None if is_kept.all() else np.flatnonzero(is_kept)
     x = plan.x.reshape(rows, plan.x.shape[-1])
     if kept is not None:
         x, labels, soft, s, upstream = (None if v is None else v[kept] for v in (x, labels, soft, s, upstream))
@@ -248,7 +248,7 @@ def _gradients(plan: LinearPlan, layer: Layer) -> tuple[Any, Any, Any]:
     return grad_x.reshape(*plan.batch, plan.x.shape[1]), grad_w, grad_bias
 
 
-@takes_foreign
+@accept_foreign
 def _run_linear(
     x: Any, w: Any, target: Any, *, bias: Any, gradient: bool, filter_eps: Any, num_threads: Any, **options: Any
 ) -> tuple[Any, Any, Any, Any]:

@@ -11,7 +11,7 @@ from numpy.random import Generator, RandomState, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
-from .._arguments.foreign import takes_foreign
+from .._arguments.foreign import accept_foreign
 from .._arguments.generators import draw_uniforms
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
 from .._arguments.numbers import check_count, check_parameter
@@ -40,7 +40,7 @@ class SamplePlan(NamedTuple):
     out: Any | None
     place: Place
 
-    def run(self) -> Any:
+    def execute(self) -> Any:
         """Draw, and return the indices."""
         if self.place.on_cuda:
             with self.place.context():
@@ -161,9 +161,9 @@ def _check_size(size: Any) -> tuple[int, ...]:
     return tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
 
 
-@takes_foreign
+@accept_foreign
 def _run_sample(logits: Any, axis: Any, **options: Any) -> Any:
-    return plan_sample(logits, axis, **options).run()
+    return plan_sample(logits, axis, **options).execute()
 
 
 def sample(

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
-from .._arguments.foreign import takes_foreign
+from .._arguments.foreign import accept_foreign
 from .._arguments.layouts import Rows, lay_out_rows
 from .._arguments.numbers import check_temperature
 from .._arguments.places import check_kernels, place_of
@@ -28,7 +28,7 @@ class SoftmaxPlan(NamedTuple):
     rows: Rows
     num_threads: int | None
 
-    def run(self) -> Any:
+    def execute(self) -> Any:
         """Compute, and return the result."""
         rows = self.rows
         arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, self.temperature
@@ -64,9 +64,9 @@ def plan_softmax(
     return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
 
 
-@takes_foreign
+@accept_foreign
 def _run_softmax(x: Any, axis: Any, name: str, **options: Any) -> Any:
-    return plan_softmax(name, x, axis, **options).run()
+    return plan_softmax(name, x, axis, **options).execute()
 
 
 @overload

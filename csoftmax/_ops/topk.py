@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
-from .._arguments.foreign import as_native, takes_foreign
+from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
 from .._arguments.numbers import check_count, check_temperature
 from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
@@ -45,7 +45,7 @@ class TopKPlan(NamedTuple):
     empty: Any | None  # mask of the rows that `where` masks completely
     place: Place
 
-    def run(self) -> tuple[Any, Any]:
+    def execute(self) -> tuple[Any, Any]:
         """Compute, and return values and indices."""
         arrays = self.dtype, as_buffer(self.x), as_buffer(self.values), self.indices
         options = self.smallest, self.unsorted, self.normalize, self.temperature
@@ -134,9 +134,9 @@ def _check_pair(out: Any, result: tuple[Any, Any], place: Place) -> None:
         raise ValueError("out: values and indices share memory")
 
 
-@takes_foreign
+@accept_foreign
 def _run_topk(x: Any, k: Any, axis: Any, **options: Any) -> tuple[Any, Any]:
-    return plan_topk(x, k, axis, **options).run()
+    return plan_topk(x, k, axis, **options).execute()
 
 
 def topk(

@@ -94,8 +94,8 @@ class Bounds(NamedTuple):
     high: np.ndarray
 
 
-def ulp_error(got, value, dtype: str | None = None, scale=None, slack=0.0) -> float:
-    """Return the largest error in ULP of the dtype (of `got`) at the value (at `scale`).
+def ulp_errors(got, value, dtype: str | None = None, scale=None, slack=0.0) -> np.ndarray:
+    """Return the error of each element in ULP of the dtype (of `got`) at the value (at `scale`).
 
     NaN and infinities must agree; otherwise the error is infinite.
     """
@@ -106,13 +106,17 @@ def ulp_error(got, value, dtype: str | None = None, scale=None, slack=0.0) -> fl
     overflow = np.ldexp(2 - EXACT(2) ** -precision, 1 - lowest)  # a value of at least this magnitude rounds to infinity
     value = np.where(np.abs(value) >= overflow, np.copysign(EXACT(np.inf), value), value)
     special = ~np.isfinite(value)
-    if not np.array_equal(got[special], value[special], equal_nan=True):
-        return float("inf")
+    is_wrong = special & ~((got == value) | (np.isnan(got) & np.isnan(value)))
     value = np.where(special, 0, value)
     unit = spacing(value if scale is None else np.where(special, 0, scale), dtype)
     with np.errstate(invalid="ignore"):
         error = np.maximum(np.abs(np.where(special, 0, got) - value) - slack, 0) / unit
-    return float("inf") if not np.all(np.isfinite(error)) else float(error.max(initial=0.0))
+    return np.where(is_wrong | ~np.isfinite(error), np.inf, error).astype(np.float64)
+
+
+def ulp_error(got, value, dtype: str | None = None, scale=None, slack=0.0) -> float:
+    """Return the largest of `ulp_errors`."""
+    return float(ulp_errors(got, value, dtype, scale, slack).max(initial=0.0))
 
 
 def measure_error(got, expected: Exact | Bounds, dtype: str) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from .cross_entropy import (
@@ -62,7 +64,15 @@ def exact_linear_loss(x, w, target, **options):
 
 
 def make_layer(shape, dtype, seed, sigma, soft):
-    """Return x (rows, D) and w (K, D) whose products have about the scale sigma, and a target."""
+    """Return x (rows, D) and w (K, D) whose products have about the scale sigma or are of that kind, and a target."""
+    if isinstance(sigma, str):  # each row of x selects a column of w
+        features = np.arange(math.prod(shape[:-1])) % FEATURES
+        w = logits((FEATURES, shape[-1]), dtype, seed, sigma).T
+        return (
+            np.eye(FEATURES, dtype=w.dtype)[features].reshape(*shape[:-1], -1),
+            w,
+            make_target(shape, dtype, seed, soft),
+        )
     scale = (sigma / FEATURES**0.5) ** 0.5
     x, w = logits((*shape[:-1], FEATURES), dtype, seed, scale), logits((shape[-1], FEATURES), dtype, seed + 1, scale)
     return x, w, make_target(shape, dtype, seed, soft)

@@ -144,7 +144,7 @@ class Operation:
         return self.accepts("out")
 
     def sample(self, shape, dtype="float32", seed=0, sigma=3.0, variant="plain") -> Sample:
-        """Return the arguments of a call on rows of shape[-1] classes."""
+        """Return the arguments of a call on rows of shape[-1] classes; sigma: see `samples.logits`."""
         chosen = self.variants[variant]
         arrays = self.make_arrays(tuple(shape), dtype, seed, sigma, chosen.soft)
         names = (argument.name for argument in self.arguments)

@@ -38,7 +38,8 @@ def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
 def exact_draws(logits, rng, size, where=None, **filters):
     """Return the classes at which the sums of the probabilities may pass the uniform numbers.
 
-    Sums of float32 exponentials are accurate to about 1e-6, those of float64 ones to 1e-12.
+    Sums of float32 exponentials are accurate to about 1e-6, those of float64 ones to 1e-12; so is the number of classes
+    that top_p and min_p keep, in which ties at the boundary count.
     """
     logits = np.asarray(logits)
     tolerance = 1e-12 if logits.dtype == np.float64 else 1e-6
@@ -48,9 +49,17 @@ def exact_draws(logits, rng, size, where=None, **filters):
     uniforms = rng.random((len(logits), size))
     low, high = np.empty((2, len(logits), size), np.int64)
     for row, numbers in enumerate(uniforms):
-        p, order = distribution(wide[row], **filters)
-        sums, last = np.cumsum(p[order]), np.flatnonzero(p[order])[-1]
-        ends = [np.minimum(np.searchsorted(sums, numbers + sign * tolerance, side="right"), last) for sign in (-1, 1)]
+        found = []
+        for sign in (-1, 1):
+            near = {
+                name: value * (1 + sign * tolerance) for name, value in filters.items() if name in ("top_p", "min_p")
+            }
+            p, order = distribution(wide[row], **{**filters, **near})
+            sums, last = np.cumsum(p[order]), np.flatnonzero(p[order])[-1]
+            found += [
+                np.minimum(np.searchsorted(sums, numbers + shift, "right"), last) for shift in (-tolerance, tolerance)
+            ]
+        ends = [np.min(found, axis=0), np.max(found, axis=0)]
         if np.array_equal(order, np.arange(len(order))):
             low[row], high[row] = ends
         else:  # the draw has another order than the classes, so a doubtful draw may give any class

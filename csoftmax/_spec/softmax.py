@@ -75,18 +75,18 @@ def exact_log_softmax_vjp(dy, y, temperature=1.0, where=None):
     dy, y = wide(dy), wide(y)
     if where is not None:
         y = np.where(where, y, -np.inf)
-    takes_part = np.isfinite(y)
-    dy, y = np.where(takes_part, dy, 0), np.where(takes_part, y, 0)
+    is_kept = np.isfinite(y)
+    dy, y = np.where(is_kept, dy, 0), np.where(is_kept, y, 0)
     s = dy.sum(axis=-1, keepdims=True)
     near = (dy - s) - s * np.expm1(np.maximum(y, -1))
-    value = np.where(takes_part, np.where(y > -0.7, near, dy - s * np.exp(y)), 0) / EXACT(temperature)
+    value = np.where(is_kept, np.where(y > -0.7, near, dy - s * np.exp(y)), 0) / EXACT(temperature)
     n = np.rint(y / np.log(EXACT(2)))
     power = np.exp2(n)
     remainder = np.where(n == 0, np.expm1(np.minimum(y, 1)), np.exp(y) - power)
     scale = np.maximum(np.abs(dy - s * power), np.abs(s * remainder)) / EXACT(temperature)
     if name in ("float16", "bfloat16"):
-        return (Exact(value, None, np.where(takes_part, 4 * spacing(scale, "float32"), 0)),)
-    return (Exact(value, np.where(takes_part, np.maximum(scale, np.abs(value)), 0)),)
+        return (Exact(value, None, np.where(is_kept, 4 * spacing(scale, "float32"), 0)),)
+    return (Exact(value, np.where(is_kept, np.maximum(scale, np.abs(value)), 0)),)
 
 
 def make_logits(shape, dtype, seed, sigma, soft):

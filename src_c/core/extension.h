@@ -18,7 +18,7 @@ const char *csm_source(void); /* CSM_SOURCE_HASH of the library */
 int csm_openmp(void); /* _OPENMP, 0 without OpenMP */
 int csm_openmp_limit(void); /* threads that OpenMP would use by default */
 
-/* Constants for the CUDA backend, computed here so that they are computed once, and in double. */
+/* Constants for the CUDA backend.  The core computes them, so that both backends have the same ones, in double. */
 void csm_set_scales(csm_scales *, double temperature, int single);
 void csm_set_entmax(csm_entmax *, double alpha, int single);
 csm_loss_call csm_loss_call_of(const csm_loss_options *, size_t n, int gradient);

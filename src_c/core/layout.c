@@ -154,7 +154,7 @@ void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size
     else scatter(to, row, axis, from, pitch, rows, n, 8);
 }
 
-int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis) {
+int csm_is_contiguous(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis) {
     uintptr_t bits = (uintptr_t)view->data;
     if (keeps_axis && shape->n > 1 && view->axis_stride != (ptrdiff_t)itemsize) return 0;
     for (size_t i = 0; i < shape->ndim; i++) bits |= (uintptr_t)view->strides[i];

@@ -16,7 +16,7 @@ void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size
                  size_t itemsize);
 
 /* Whether every element is aligned and, if the view has the softmax axis, rows are contiguous along it. */
-int csm_contiguous_view(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
+int csm_is_contiguous(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
 
 /* Rows that are copied to scratch in groups: bytes between two rows, an odd number of cache lines, so that rows do not
  * share a cache set; and the number of rows in a group. */

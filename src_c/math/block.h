@@ -1,4 +1,8 @@
-/* The sums of a block, and those of a row whose blocks are combined. */
+/* The sums of a block, those of a row whose blocks are combined, and the numbers of a row that follow from them: the
+ * reciprocal of softmax, the e' of the maximum and the tail of the log family.
+ *
+ * Accumulators are doubles, in pairs.  A sum that is NaN makes the row NaN (is_nan).  Each function states its error.
+ */
 #ifndef CSM_MATH_BLOCK_H
 #define CSM_MATH_BLOCK_H
 
@@ -72,8 +76,10 @@ INLINE void csm_top(double max, double t, double bias, const int single, csm_blo
  * maxima.  Sets everything in the row but the tail. */
 INLINE void csm_log_quotient(double count, double hi, double lo, double top, double top_low, csm_row *row, double *to,
                              double *to_low) {
-    double sum = hi + lo, r = 1 / top, quotient = sum * r, q = count - 1;
-    double q_low = (fma(-quotient, top, sum) + (((hi - sum) + lo) - quotient * top_low)) * r;
+    double sum = hi, rest = 0;
+    csm_two_sum(&sum, &rest, lo); /* lo can be the larger one */
+    double r = 1 / top, quotient = sum * r, q = count - 1;
+    double q_low = (fma(-quotient, top, sum) + (rest - quotient * top_low)) * r;
     csm_two_sum(&q, &q_low, quotient);
     row->hi = hi;
     row->lo = lo;

@@ -6,6 +6,7 @@
 #undef EXP_BIAS
 #undef EXP_SAFE
 #undef EXP_SUM_START
+#undef EXP_SMALL_MEAN
 #undef EXP_MAGIC
 #undef EXP_MOST
 #undef EXP_LOG2E
@@ -19,7 +20,8 @@
 #define EXP_EXPONENT_BIAS 1023
 #define EXP_BIAS 500
 #define EXP_SAFE 450
-#define EXP_SUM_START 0x1p511 /* more than CSM_BLOCK / 8 times the largest e', 1.42 2^B */
+#define EXP_SUM_START 0x1p501 /* at least the largest e', 1.42 2^B */
+#define EXP_SMALL_MEAN 0x1p454 /* smaller ones are added without EXP_SUM_START: sum.inc.h */
 #define EXP_MAGIC 0x1.8p52
 #define EXP_MOST 0x1.fffffffffffffp1023
 #define EXP_LOG2E 0x1.71547652b82fep+0

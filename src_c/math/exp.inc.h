@@ -13,6 +13,10 @@
  * 2^(n - n0 + B).  For T = 1, x log2 e is never halfway between integers.  For another T it can be, and n then depends
  * on the parity of n0, which is part of the specification: n0 depends only on the row, and every unit and path forms
  * the same sum.
+ *
+ * NaN passes; -inf and whatever is below the range of the scale give 0.  Rows beyond the range do not come here.
+ * Error at T = 1: float 0.988 ULP at worst over every |x| <= 10^6, non-decreasing (tests/c/run.sh exp-all); double: the
+ * polynomial's is 0.03 ULP.
  */
 #ifndef V
 #error "exp.inc.h needs V(name)"

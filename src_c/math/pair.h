@@ -1,4 +1,5 @@
-/* Unevaluated sums of two doubles, and numbers split into mantissa and exponent. */
+/* Unevaluated sums of two doubles, and numbers split into mantissa and exponent.  Products and quotients are accurate
+ * to about 2^-100; NaN passes through every function. */
 #ifndef CSM_MATH_PAIR_H
 #define CSM_MATH_PAIR_H
 

@@ -1,5 +1,5 @@
 /* Functions of single numbers, in plain double arithmetic without contraction, so that every unit and every compiler
- * produces the same bits. */
+ * produces the same bits.  Each function states its error and its range; csm_log1p passes NaN and infinity on. */
 #ifndef CSM_MATH_SCALARS_H
 #define CSM_MATH_SCALARS_H
 

@@ -5,7 +5,8 @@
 #define EXP_EXPONENT_BIAS 127
 #define EXP_BIAS 60      /* B */
 #define EXP_SAFE 30      /* 1 / sum e' times 2^-30 is a normal number */
-#define EXP_SUM_START 0x1p66 /* more than 32 times the largest e', 1.42 2^B */
+#define EXP_SUM_START 0x1p61 /* at least the largest e', 1.42 2^B */
+#define EXP_SMALL_MEAN 0x1p39 /* smaller ones are added without EXP_SUM_START: sum.inc.h */
 #define EXP_MAGIC 0x1.8p23
 #define EXP_MOST 0x1.fffffep127
 #define EXP_LOG2E 0x1.715476p0

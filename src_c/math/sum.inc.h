@@ -1,16 +1,20 @@
 /* Sums and dot products in the vocabulary of one compute type.
  *
- * Sums, float:  e_j goes to lane j mod 16, in order of j.  A lane starts at 2^66, which is more than 32 elements can
- *               add, so that hi + e and its rounding error take three additions (Dekker 1971); the error goes to the
- *               lane's low part.  After every 512 elements both parts are added to sixteen float64 lanes.  Rows of up
+ * Sums, float:  e_j goes to lane j mod 16, in order of j.  A lane starts at 2^61, which is more than any element, so
+ *               that hi + e and its rounding error take three additions (Dekker 1971); the error goes to the lane's
+ *               low part.  After every 512 elements both parts are added to sixteen float64 lanes.  Rows of up
  *               to 16 elements go directly to the float64 lanes.  (Adding four elements first, rounded, takes 0.235
  *               instead of 0.284 ns per element, AVX2, and costs 1 ULP: the largest element would be rounded twice.
  *               Adding every element in float64 takes 0.327.)
- * Sums, double: the same with eight lanes that start at 2^511, and one block in place of 512 elements.
+ * Sums, double: the same with eight lanes that start at 2^501, and one block in place of 512 elements.
+ * Small sums:   low parts are plain sums, whose roundings show where they hold most of the sum.  The log family leaves
+ *               out the maximum (e' about 2^60; double 2^500), so all of its elements can be that small.  If the sum of
+ *               k elements is below k EXP_SMALL_MEAN, the dot product of e' with ones replaces it.
  * Dot products: sixteen lanes j mod 16, then lane l + lane l+8; float: exact float64 products, fused into the sum;
  *               double: products and sums with their errors (Ogita, Rump & Oishi 2005, Dot2).
  * Eight lanes are added as ((0+4) + (2+6)) + ((1+5) + (3+7)).
  * fold, dot_one and pair_of do the same for W rows side by side, a lane being a vector of one lane of each row.
+ * NaN in an element makes the total NaN.  Measured error: that of the kernels (forward.inc.h, vjp.inc.h).
  */
 #ifndef V
 #error "sum.inc.h needs V(name)"
@@ -90,6 +94,13 @@ INLINE void V(dot_one)(v64_t *hi, v64_t *lo, V(t) a, V(t) b) {
 }
 INLINE void V(dot_add)(V(dot) *s, int i, V(t) a, V(t) b) { V(dot_one)(&s->lane[i * V(PARTS)], NULL, a, b); }
 INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) { V(sum_total)(s, hi, lo); }
+/* Adds lanes l and l + 8 of a vector of rows. */
+INLINE void V(dot_halves)(v64_t first, v64_t first_low, v64_t second, v64_t second_low, v64_t *sum, v64_t *low) {
+    (void)first_low;
+    (void)second_low;
+    *sum = v64_add(first, second);
+    *low = v64_zero();
+}
 /* Adds the eight lanes of a vector of rows (double: with their rounding errors, as in pair_total). */
 INLINE void V(fold)(const v64_t *lane, const v64_t *rest, v64_t *hi, v64_t *lo) {
     (void)rest;
@@ -182,6 +193,11 @@ INLINE void V(dot_total)(const V(dot) *s, double *hi, double *lo) {
     }
     V(pair_total)(a, b, hi, lo);
 }
+INLINE void V(dot_halves)(v64_t first, v64_t first_low, v64_t second, v64_t second_low, v64_t *sum, v64_t *low) {
+    *low = v64_add(first_low, second_low);
+    *sum = first;
+    V(accumulate)(sum, low, second);
+}
 INLINE void V(fold)(v64_t *lane, const v64_t *rest, v64_t *hi, v64_t *lo) {
     v64_t tail = V(eight_added)(rest);
     for (int i = 0; i < 4; i++) V(accumulate)(&lane[i], &tail, lane[i + 4]);
@@ -200,3 +216,8 @@ INLINE void V(pair_of)(const v64_t *hi, v64_t lo, V(t) *high, V(t) *low) {
     *low = v64_keep(v64_eq(v64_sub(*high, *high), v64_zero()), v64_add(v64_sub(sum, *high), rest));
 }
 #endif
+
+/* Whether a sum of k elements without the maxima is a small sum (see above). */
+INLINE int V(is_small_sum)(double sum, size_t k) { return sum < (double)k * EXP_SMALL_MEAN && sum > 0; }
+/* 0 in place of e' of a maximum, which is 2^B e^r, |r| <= ln 2 / 2; each other term of a small sum is far below. */
+INLINE V(t) V(small_term)(V(t) e) { return V(drop)(V(ge)(e, V(set)(csm_pow2(EXP_BIAS - 2))), e); }

@@ -1,11 +1,11 @@
 /* The driver of cross-entropy: labels, the mean's divisor, the distribution of rows to threads, the sum of the losses.
  *
  *   labels    are copied once and checked; then only the copy is used
- *   divisor   is known before any gradient: it depends only on the labels
+ *   divisor   is known before any gradient: it depends only on the labels and the weights
  *   rows      are computed in place if contiguous; any other layout goes through scratch.  A row is never split, so
  *             nothing depends on the number of threads.  Rows longer than CSM_BLOCK are computed block by block; rows
  *             outside the range of exp's reduction (see softmax_row.c) are transformed block by block, twice
- *   sum       adds row losses in double, in a fixed tree in C order
+ *   sum       adds the row losses in double, in a tree over their C order that depends only on their number
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -15,13 +15,13 @@
 
 #include <stdatomic.h>
 
-typedef struct loss_run {
+typedef struct cross_entropy_call {
     csm_call base;
     csm_view x, gradient, soft_labels, sample_weight, upstream;
     csm_view order; /* offsets: the rows' indices in C order */
     const csm_loss_options *options;
     const csm_loss_kernels *kernels, *wide_kernels;
-    csm_loss_call call, transformed; /* for ordinary and for transformed rows */
+    csm_loss_call loss_call, transformed_call; /* for ordinary and for transformed rows */
     size_t rows, inner; /* all rows; rows along the last batch axis */
     size_t pitch, soft_pitch, group; /* of rows in scratch */
     int is_soft, is_direct; /* is_direct: every array is contiguous along the axis */
@@ -30,55 +30,56 @@ typedef struct loss_run {
     size_t e_size, block_size, wide_size; /* parts of a thread's scratch: e', blocks, a wide block; then packed rows */
     csm_scratch scratch;
     atomic_int has_bad_label;
-} loss_run;
+} cross_entropy_call;
 
-static double class_weight(const loss_run *r, size_t j) {
-    const void *w = r->options->weight;
+static double class_weight(const cross_entropy_call *call, size_t j) {
+    const void *w = call->options->weight;
     if (!w) return 1;
-    return csm_is_single(&r->base) ? (double)((const float *)w)[j] : ((const double *)w)[j];
+    return csm_is_single(&call->base) ? (double)((const float *)w)[j] : ((const double *)w)[j];
 }
-static double sample_weight(const loss_run *r, size_t row) {
+static double sample_weight(const cross_entropy_call *call, size_t row) {
     double value = 1;
-    if (r->options->sample_weight) memcpy(&value, csm_row_data(&r->base, &r->sample_weight, row), sizeof value);
+    if (call->options->sample_weight)
+        memcpy(&value, csm_row_data(&call->base, &call->sample_weight, row), sizeof value);
     return value;
 }
-static size_t order_of(const loss_run *r, size_t row) {
-    return (size_t)csm_offset(&r->base.shape, r->order.strides, row);
+static size_t order_of(const cross_entropy_call *call, size_t row) {
+    return (size_t)csm_offset(&call->base.shape, call->order.strides, row);
 }
 
-static char *scratch_of(loss_run *r, int thread) {
-    size_t size = r->e_size + r->block_size + r->wide_size;
-    if (!r->is_direct) size += r->group * (r->pitch + (r->is_soft ? r->soft_pitch : 0));
-    return csm_scratch_get(&r->scratch, thread, 0, size);
+static char *scratch_of(cross_entropy_call *call, int thread) {
+    size_t size = call->e_size + call->block_size + call->wide_size;
+    if (!call->is_direct) size += call->group * (call->pitch + (call->is_soft ? call->soft_pitch : 0));
+    return csm_scratch_get(&call->scratch, thread, 0, size);
 }
 
 /* Computes sum w_j q_j of each row of soft labels. */
 static csm_status mass_body(void *context, size_t begin, size_t end, int thread) {
-    loss_run *r = context;
-    const csm_call *c = &r->base;
+    cross_entropy_call *call = context;
+    const csm_call *c = &call->base;
     const size_t n = c->shape.n;
-    char *memory = scratch_of(r, thread);
+    char *memory = scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     for (size_t row = begin; row < end; row++) {
-        const csm_strided q = csm_row_of(c, &r->soft_labels, row);
+        const csm_strided q = csm_row_of(c, &call->soft_labels, row);
         csm_pair_sum sum;
         csm_pair_sum_zero(&sum);
         int is_plain = (uintptr_t)q.data % c->wide_size == 0 && (q.axis == (ptrdiff_t)c->wide_size || n == 1);
         for (size_t i = 0; i < n; i += CSM_BLOCK) {
             size_t k = csm_block_length(n, i);
             const char *part = q.data + (ptrdiff_t)i * q.axis;
-            const void *w = r->call.w ? (const char *)r->call.w + i * c->wide_size : NULL;
+            const void *w = call->loss_call.w ? (const char *)call->loss_call.w + i * c->wide_size : NULL;
             double hi, lo;
             if (!is_plain) {
                 csm_strided from = {part, 0, q.axis};
                 csm_gather(memory, 0, from, 1, k, c->wide_size, NULL, NULL);
                 part = memory;
             }
-            if (!r->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&r->has_bad_label, 1);
-            if (n <= CSM_BLOCK) r->mass[order_of(r, row)] = hi + lo;
+            if (!call->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&call->has_bad_label, 1);
+            if (n <= CSM_BLOCK) call->mass[order_of(call, row)] = hi + lo;
             else csm_pair_sum_add(&sum, hi, lo);
         }
-        if (n > CSM_BLOCK) r->mass[order_of(r, row)] = csm_pair_sum_rounded(&sum);
+        if (n > CSM_BLOCK) call->mass[order_of(call, row)] = csm_pair_sum_rounded(&sum);
     }
     return CSM_OK;
 }
@@ -86,17 +87,17 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
 /* Rows */
 
 /* Collects the inputs of a row other than its logits.  Returns whether the row takes part. */
-static int read_input(const loss_run *r, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+static int read_input(const cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
-    if (!csm_loss_reads(job, at, in)) return 0;
+    if (!csm_read_label_and_weight(job, at, in)) return 0;
     if (job->upstream) memcpy(&in->upstream, job->upstream + at * job->upstream_step, sizeof in->upstream);
-    if (in->label >= 0) in->mass = in->w_label = class_weight(r, (size_t)in->label);
+    if (in->label >= 0) in->mass = in->w_label = class_weight(call, (size_t)in->label);
     else in->mass = job->mass[at * job->order];
     return 1;
 }
 
-static void fill_row(const loss_run *r, char *gradient, double value) {
-    const csm_call *c = &r->base;
+static void fill_row(const cross_entropy_call *call, char *gradient, double value) {
+    const csm_call *c = &call->base;
     csm_wide element;
     if (!gradient) return;
     csm_put(c, &element, value);
@@ -104,9 +105,9 @@ static void fill_row(const loss_run *r, char *gradient, double value) {
 }
 
 /* The state of a contiguous row of any length and content while it is computed. */
-typedef struct loss_row_run {
-    const loss_run *run;
-    const csm_loss_call *call; /* for ordinary or for transformed rows */
+typedef struct row_state {
+    const cross_entropy_call *call;
+    const csm_loss_call *loss_call; /* for ordinary or for transformed rows */
     const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
     const char *x, *q;
     char *gradient; /* may be x; NULL: none */
@@ -116,9 +117,9 @@ typedef struct loss_row_run {
     csm_loss_row row;
     double max;
     int is_transformed, stores_e; /* stores_e: pass 1 stores e' in the gradient */
-} loss_row_run;
+} row_state;
 
-/* One block of such a row. */
+/* A block of such a row. */
 typedef struct loss_block {
     size_t k;
     const char *x;
@@ -127,9 +128,9 @@ typedef struct loss_block {
     int has_terms;
 } loss_block;
 
-static loss_block block_at(const loss_row_run *s, size_t b) {
-    const csm_call *c = &s->run->base;
-    const csm_loss_call *call = s->call;
+static loss_block block_at(const row_state *s, size_t b) {
+    const csm_call *c = &s->call->base;
+    const csm_loss_call *call = s->loss_call;
     const size_t begin = b * CSM_BLOCK, wide_begin = begin * c->wide_size;
     loss_block p = {.k = csm_block_length(c->shape.n, begin), .x = s->x + begin * c->itemsize};
     p.gradient = s->gradient ? s->gradient + begin * c->itemsize : NULL;
@@ -145,14 +146,14 @@ static loss_block block_at(const loss_row_run *s, size_t b) {
     return p;
 }
 
-static void run_pass1(loss_row_run *s, size_t b, const loss_block *p) {
-    s->kernels->pass1(p->x, p->e, p->k, s->call->t, p->has_terms ? &p->terms : NULL, &s->blocks[b]);
+static void run_pass1(row_state *s, size_t b, const loss_block *p) {
+    s->kernels->pass1(p->x, p->e, p->k, s->loss_call->t, p->has_terms ? &p->terms : NULL, &s->blocks[b]);
 }
 
 /* Computes the maxima, pass 1 of every block, and the row's sums and loss.  Returns 0 if the loss is NaN. */
-static int sum_row(loss_row_run *s) {
-    const loss_run *r = s->run;
-    const csm_call *c = &r->base;
+static int sum_row(row_state *s) {
+    const cross_entropy_call *call = s->call;
+    const csm_call *c = &call->base;
     const size_t count = csm_block_count(c->shape.n);
     csm_loss_input *in = &s->in;
     /* Pass 1 and the search for the maximum share one loop, unless pass 1 could overwrite a row that must be
@@ -169,8 +170,8 @@ static int sum_row(loss_row_run *s) {
     if (!csm_fits_range(&c->scales, s->max)) {
         s->is_transformed = 1;
         s->stores_e = 0;
-        s->call = &r->transformed;
-        s->kernels = r->wide_kernels;
+        s->loss_call = &call->transformed_call;
+        s->kernels = call->wide_kernels;
         if (in->label >= 0) {
             csm_wide w = csm_to_wide(c, in->x_label);
             csm_transform(&c->scales, csm_is_single(c), &w, 1, s->max);
@@ -187,55 +188,54 @@ static int sum_row(loss_row_run *s) {
         in->e_label = csm_element(c, s->gradient, (size_t)in->label);
         in->n = s->blocks[(size_t)in->label / CSM_BLOCK].n;
     }
-    s->kernels->sums(s->call, in, s->blocks, count, &s->row);
+    s->kernels->sums(s->loss_call, in, s->blocks, count, &s->row);
     return !s->row.is_nan;
 }
 
 /* The factor that clip_norm requires. */
-static double clip_factor(loss_row_run *s) {
-    const size_t count = csm_block_count(s->run->base.shape.n);
+static double clip_factor(row_state *s) {
+    const size_t count = csm_block_count(s->call->base.shape.n);
     csm_pair_sum squares;
-    if (!(s->call->clip_norm < CSM_INF)) return 1;
-    s->kernels->factors(s->call, &s->in, -1, &s->row);
+    if (!(s->loss_call->clip_norm < CSM_INF)) return 1;
+    s->kernels->factors(s->loss_call, &s->in, -1, &s->row);
     csm_pair_sum_zero(&squares);
     for (size_t b = 0; b < count; b++) {
         const loss_block p = block_at(s, b);
         ptrdiff_t place = s->in.label - (ptrdiff_t)(b * CSM_BLOCK);
         if (s->in.label < 0 || place < 0 || place >= (ptrdiff_t)p.k) place = -1;
-        csm_pair_sum_add(
-            &squares,
-            s->kernels->norm(p.x, p.e, p.k, s->call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL, place),
-            0);
+        const double of_block = s->kernels->norm(p.x, p.e, p.k, s->loss_call->t, &s->blocks[b], &s->row,
+                                                 p.has_terms ? &p.terms : NULL, place);
+        csm_pair_sum_add(&squares, of_block, 0);
     }
-    return csm_loss_shrink(s->call, &s->in, &s->row, csm_pair_sum_rounded(&squares));
+    return csm_loss_shrink(s->loss_call, &s->in, &s->row, csm_pair_sum_rounded(&squares));
 }
 
-static void write_gradient(loss_row_run *s) {
-    const csm_call *c = &s->run->base;
+static void write_gradient(row_state *s) {
+    const csm_call *c = &s->call->base;
     const size_t count = csm_block_count(c->shape.n);
     for (size_t b = 0; b < count; b++) {
         const loss_block p = block_at(s, b);
         char *to = s->is_transformed ? s->wide : p.gradient;
-        s->kernels->pass2(p.x, p.e, to, p.k, s->call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL);
+        s->kernels->pass2(p.x, p.e, to, p.k, s->loss_call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL);
         if (s->is_transformed) c->table->narrow[c->dtype](s->wide, p.gradient, p.k);
     }
     if (s->in.label >= 0) csm_put(c, s->gradient + (size_t)s->in.label * c->itemsize, s->row.target);
 }
 
-static void run_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *memory) {
-    const csm_call *c = &r->base;
-    loss_row_run s = {.run = r,
-                      .call = &r->call,
-                      .kernels = r->kernels,
-                      .x = job->x + at * job->x_step,
-                      .q = job->q ? job->q + at * job->q_step : NULL,
-                      .gradient = job->gradient ? job->gradient + at * job->gradient_step : NULL,
-                      .wide = memory + r->e_size + r->block_size,
-                      .blocks = (csm_block *)(void *)(memory + r->e_size)};
+static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, char *memory) {
+    const csm_call *c = &call->base;
+    row_state s = {.call = call,
+                   .loss_call = &call->loss_call,
+                   .kernels = call->kernels,
+                   .x = job->x + at * job->x_step,
+                   .q = job->q ? job->q + at * job->q_step : NULL,
+                   .gradient = job->gradient ? job->gradient + at * job->gradient_step : NULL,
+                   .wide = memory + call->e_size + call->block_size,
+                   .blocks = (csm_block *)(void *)(memory + call->e_size)};
     double *loss = &job->loss[at * job->order];
-    if (!read_input(r, job, at, &s.in)) { /* the logits are not read */
+    if (!read_input(call, job, at, &s.in)) { /* the logits are not read */
         *loss = 0;
-        fill_row(r, s.gradient, 0);
+        fill_row(call, s.gradient, 0);
         return;
     }
     s.stores_e = s.gradient && c->itemsize == c->wide_size;
@@ -243,13 +243,13 @@ static void run_row(loss_run *r, const csm_loss_job *job, ptrdiff_t at, char *me
     const int is_number = sum_row(&s);
     *loss = is_number ? s.row.loss : CSM_NAN;
     if (!s.gradient) return;
-    if (is_number) s.kernels->factors(s.call, &s.in, clip_factor(&s), &s.row);
-    if (!is_number || s.row.is_nan) fill_row(r, s.gradient, CSM_NAN);
+    if (is_number) s.kernels->factors(s.loss_call, &s.in, clip_factor(&s), &s.row);
+    if (!is_number || s.row.is_nan) fill_row(call, s.gradient, CSM_NAN);
     else write_gradient(&s);
 }
 
-static void run_contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
-    const csm_call *c = &r->base;
+static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, char *memory) {
+    const csm_call *c = &call->base;
     const csm_loss_job all = job;
     ptrdiff_t at = 0, rows = (ptrdiff_t)job.rows;
     while (at < rows) {
@@ -264,85 +264,85 @@ static void run_contiguous_rows(loss_run *r, csm_loss_job job, char *memory) {
             job.upstream = all.upstream ? all.upstream + at * all.upstream_step : NULL;
             job.rows = (size_t)(rows - at);
             job.scratch = memory;
-            at += (ptrdiff_t)r->kernels->rows(&job);
+            at += (ptrdiff_t)call->kernels->rows(&job);
             if (at == rows) break;
         }
-        run_row(r, &all, at++, memory);
+        run_row(call, &all, at++, memory);
     }
 }
 
 /* Copies the rows that take part to their places in scratch; no other row is read. */
-static void gather_kept(const loss_run *r, const csm_loss_job *job, char *to, size_t pitch, csm_strided from,
-                        size_t size) {
+static void gather_kept(const cross_entropy_call *call, const csm_loss_job *job, char *to, size_t pitch,
+                        csm_strided from, size_t size) {
     csm_loss_input in;
     for (size_t begin = 0, end; begin < job->rows; begin = end + 1) {
-        for (end = begin; end < job->rows && csm_loss_reads(job, (ptrdiff_t)end, &in); end++) {}
+        for (end = begin; end < job->rows && csm_read_label_and_weight(job, (ptrdiff_t)end, &in); end++) {}
         csm_gather(to + begin * pitch, pitch,
                    (csm_strided){from.data + (ptrdiff_t)begin * from.row, from.row, from.axis}, end - begin,
-                   r->base.shape.n, size, NULL, NULL);
+                   call->base.shape.n, size, NULL, NULL);
     }
 }
 
 /* The job of `count` rows starting at `row`, along the last batch axis. */
-static csm_loss_job job_of(loss_run *r, size_t row, size_t count) {
-    const csm_call *c = &r->base;
+static csm_loss_job job_of(cross_entropy_call *call, size_t row, size_t count) {
+    const csm_call *c = &call->base;
     const csm_shape *shape = &c->shape;
-    const size_t order = order_of(r, row);
-    csm_loss_job job = {.call = &r->call,
-                        .x = csm_row_data(c, &r->x, row),
-                        .x_step = csm_last_stride(shape, &r->x),
-                        .label = r->labels ? r->labels + order : NULL,
-                        .mass = r->mass ? r->mass + order : NULL,
-                        .loss = r->loss + order,
-                        .order = csm_last_stride(shape, &r->order),
+    const size_t order = order_of(call, row);
+    csm_loss_job job = {.call = &call->loss_call,
+                        .x = csm_row_data(c, &call->x, row),
+                        .x_step = csm_last_stride(shape, &call->x),
+                        .label = call->labels ? call->labels + order : NULL,
+                        .mass = call->mass ? call->mass + order : NULL,
+                        .loss = call->loss + order,
+                        .order = csm_last_stride(shape, &call->order),
                         .rows = count};
-    if (r->is_soft) {
-        job.q = csm_row_data(c, &r->soft_labels, row);
-        job.q_step = csm_last_stride(shape, &r->soft_labels);
+    if (call->is_soft) {
+        job.q = csm_row_data(c, &call->soft_labels, row);
+        job.q_step = csm_last_stride(shape, &call->soft_labels);
     }
-    if (r->call.gradient) {
-        job.gradient = (char *)r->gradient.data + csm_offset(shape, r->gradient.strides, row);
-        job.gradient_step = csm_last_stride(shape, &r->gradient);
+    if (call->loss_call.gradient) {
+        job.gradient = (char *)call->gradient.data + csm_offset(shape, call->gradient.strides, row);
+        job.gradient_step = csm_last_stride(shape, &call->gradient);
     }
-    if (r->options->sample_weight) {
-        job.weight = csm_row_data(c, &r->sample_weight, row);
-        job.weight_step = csm_last_stride(shape, &r->sample_weight);
+    if (call->options->sample_weight) {
+        job.weight = csm_row_data(c, &call->sample_weight, row);
+        job.weight_step = csm_last_stride(shape, &call->sample_weight);
     }
-    if (r->options->upstream) {
-        job.upstream = csm_row_data(c, &r->upstream, row);
-        job.upstream_step = csm_last_stride(shape, &r->upstream);
+    if (call->options->upstream) {
+        job.upstream = csm_row_data(c, &call->upstream, row);
+        job.upstream_step = csm_last_stride(shape, &call->upstream);
     }
     return job;
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    loss_run *r = context;
-    const csm_call *c = &r->base;
-    char *memory = scratch_of(r, thread);
+    cross_entropy_call *call = context;
+    const csm_call *c = &call->base;
+    char *memory = scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     while (begin < end) {
-        size_t left = r->inner - begin % r->inner, count = end - begin < left ? end - begin : left;
-        if (!r->is_direct && count > r->group) count = r->group;
-        const csm_loss_job job = job_of(r, begin, count);
-        if (r->is_direct) {
-            run_contiguous_rows(r, job, memory);
+        size_t left = call->inner - begin % call->inner, count = end - begin < left ? end - begin : left;
+        if (!call->is_direct && count > call->group) count = call->group;
+        const csm_loss_job job = job_of(call, begin, count);
+        if (call->is_direct) {
+            run_contiguous_rows(call, job, memory);
         } else {
-            char *x = memory + r->e_size + r->block_size + r->wide_size, *q = x + r->group * r->pitch;
-            gather_kept(r, &job, x, r->pitch, (csm_strided){job.x, job.x_step, r->x.axis_stride}, c->itemsize);
-            if (r->is_soft)
-                gather_kept(r, &job, q, r->soft_pitch, (csm_strided){job.q, job.q_step, r->soft_labels.axis_stride},
-                            c->wide_size);
+            char *x = memory + call->e_size + call->block_size + call->wide_size, *q = x + call->group * call->pitch;
+            gather_kept(call, &job, x, call->pitch, (csm_strided){job.x, job.x_step, call->x.axis_stride}, c->itemsize);
+            if (call->is_soft)
+                gather_kept(call, &job, q, call->soft_pitch,
+                            (csm_strided){job.q, job.q_step, call->soft_labels.axis_stride}, c->wide_size);
             csm_loss_job packed = job;
             packed.x = x;
-            packed.x_step = (ptrdiff_t)r->pitch;
-            if (r->is_soft) packed.q = q;
-            packed.q_step = (ptrdiff_t)r->soft_pitch;
+            packed.x_step = (ptrdiff_t)call->pitch;
+            if (call->is_soft) packed.q = q;
+            packed.q_step = (ptrdiff_t)call->soft_pitch;
             if (job.gradient) packed.gradient = x;
-            packed.gradient_step = (ptrdiff_t)r->pitch;
-            run_contiguous_rows(r, packed, memory);
+            packed.gradient_step = (ptrdiff_t)call->pitch;
+            run_contiguous_rows(call, packed, memory);
             if (job.gradient)
-                csm_scatter(job.gradient, job.gradient_step, r->gradient.axis_stride, x, r->pitch, count, c->shape.n,
-                            c->itemsize);
+                csm_scatter(job.gradient, job.gradient_step, call->gradient.axis_stride, x, call->pitch, count,
+                            c->shape.n, c->itemsize);
         }
         begin += count;
     }
@@ -356,122 +356,124 @@ static int is_fraction(double x) { return x >= 0 && x <= 1; }
 /* The constants that the rows of a call have in common, except the mean's divisor, the temperature's constants and the
  * sum of the weights. */
 csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient) {
-    csm_loss_call call = {.n = n,
-                          .temperature = o->temperature,
-                          .w = o->weight,
-                          .weight_sum = (double)n,
-                          .smoothing = o->label_smoothing,
-                          .z_loss = o->z_loss,
-                          .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
-                          .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
-                          .soft = o->soft != NULL,
-                          .gradient = gradient};
-    const csm_pair per = csm_pair_reciprocal(o->temperature, &call.t_exponent);
-    call.per_t = per.hi;
-    call.per_t_low = per.lo;
-    return call;
+    csm_loss_call constants = {.n = n,
+                               .temperature = o->temperature,
+                               .w = o->weight,
+                               .weight_sum = (double)n,
+                               .smoothing = o->label_smoothing,
+                               .z_loss = o->z_loss,
+                               .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
+                               .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
+                               .soft = o->soft != NULL,
+                               .gradient = gradient};
+    const csm_pair per = csm_pair_reciprocal(o->temperature, &constants.t_exponent);
+    constants.per_t = per.hi;
+    constants.per_t_low = per.lo;
+    return constants;
 }
 
 /* The number by which the sum of the losses is divided. */
-static double find_divisor(loss_run *r) {
-    const csm_loss_options *o = r->options;
+static double find_divisor(cross_entropy_call *call) {
+    const csm_loss_options *o = call->options;
     if (o->reduction != CSM_MEAN) return 1;
-    if (r->labels && !o->weight && !o->sample_weight) {
+    if (call->labels && !o->weight && !o->sample_weight) {
         size_t kept = 0;
-        for (size_t i = 0; i < r->rows; i++) kept += r->labels[i] >= 0;
+        for (size_t i = 0; i < call->rows; i++) kept += call->labels[i] >= 0;
         return (double)kept;
     }
-    for (size_t i = 0; i < r->rows; i++) { /* the array of losses, which is not yet in use, holds the terms */
-        size_t at = order_of(r, i);
-        double s = sample_weight(r, i);
-        if (r->labels) r->loss[at] = r->labels[at] < 0 ? 0 : s * class_weight(r, (size_t)r->labels[at]);
-        else r->loss[at] = r->base.shape.n == 0 ? 0 : s * r->mass[at];
+    for (size_t i = 0; i < call->rows; i++) { /* the array of losses, which is not yet in use, holds the terms */
+        size_t at = order_of(call, i);
+        double s = sample_weight(call, i);
+        if (call->labels) call->loss[at] = call->labels[at] < 0 ? 0 : s * class_weight(call, (size_t)call->labels[at]);
+        else call->loss[at] = call->base.shape.n == 0 ? 0 : s * call->mass[at];
     }
-    return csm_tree_sum(r->loss, r->rows);
+    return csm_tree_sum(call->loss, call->rows);
 }
 
-static csm_status compute(loss_run *r, const csm_shape *shape, csm_loss_options *o, int threads, double *loss) {
-    csm_call *c = &r->base;
+static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_loss_options *o, int threads,
+                          double *loss) {
+    csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_status status = CSM_OK;
-    if (r->labels) status = csm_read_labels(shape, o, r->rows, r->labels);
+    if (call->labels) status = csm_read_labels(shape, o, call->rows, call->labels);
     if (status != CSM_OK) return status;
-    c->threads = csm_threads_for((double)r->rows * (double)n, r->rows, threads);
+    c->threads = csm_threads_for((double)call->rows * (double)n, call->rows, threads);
     const size_t piece = CSM_PIECE_ELEMENTS / (n + 1) + 1;
-    if (r->is_soft && n > 0) {
-        status = csm_parallel(r->rows, piece, c->threads, mass_body, r, &c->interrupt);
+    if (call->is_soft && n > 0) {
+        status = csm_parallel(call->rows, piece, c->threads, mass_body, call, &c->interrupt);
         if (status != CSM_OK) return status;
-        if (atomic_load(&r->has_bad_label)) return CSM_BAD_LABEL;
+        if (atomic_load(&call->has_bad_label)) return CSM_BAD_LABEL;
     }
-    const double divisor = find_divisor(r);
-    csm_loss_divide(&r->call, divisor);
-    r->transformed = r->call;
-    r->transformed.t = &c->scales.transformed;
+    const double divisor = find_divisor(call);
+    csm_loss_divide(&call->loss_call, divisor);
+    call->transformed_call = call->loss_call;
+    call->transformed_call.t = &c->scales.transformed;
     if (n > 0) {
-        status = csm_parallel(r->rows, piece, c->threads, rows_body, r, &c->interrupt);
+        status = csm_parallel(call->rows, piece, c->threads, rows_body, call, &c->interrupt);
         if (status != CSM_OK) return status;
     }
-    for (size_t i = 0; n == 0 && i < r->rows; i++) /* no class and lse = -inf: all labels are ignored, or soft */
-        r->loss[order_of(r, i)] = r->is_soft && o->z_loss > 0 && sample_weight(r, i) != 0 ? CSM_INF : 0;
+    for (size_t i = 0; n == 0 && i < call->rows; i++) /* lse = -inf; all labels are ignored, or soft */
+        call->loss[order_of(call, i)] = call->is_soft && o->z_loss > 0 && sample_weight(call, i) != 0 ? CSM_INF : 0;
     /* Rounded here, where the caller's rounding mode is not in effect. */
-    if (o->reduction != CSM_NONE) *loss = csm_finish_loss(csm_tree_sum(r->loss, r->rows) / divisor, csm_is_single(c));
-    for (size_t i = 0; o->reduction == CSM_NONE && csm_is_single(c) && i < r->rows; i++)
+    if (o->reduction != CSM_NONE)
+        *loss = csm_finish_loss(csm_tree_sum(call->loss, call->rows) / divisor, csm_is_single(c));
+    for (size_t i = 0; o->reduction == CSM_NONE && csm_is_single(c) && i < call->rows; i++)
         loss[i] = (double)(float)loss[i];
     return CSM_OK;
 }
 
-/* The sum of the class weights: compensated in each block, and without rounding over blocks. */
-static double sum_of_weights(const loss_run *r, size_t n) {
+/* The sum of the class weights: compensated within a block, without rounding over blocks. */
+static double sum_of_weights(const cross_entropy_call *call, size_t n) {
     csm_pair_sum all;
     csm_pair_sum_zero(&all);
     for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
         const size_t k = csm_block_length(n, begin);
         double sum = 0, low = 0;
-        for (size_t j = begin; j < begin + k; j++) csm_two_sum(&sum, &low, class_weight(r, j));
+        for (size_t j = begin; j < begin + k; j++) csm_two_sum(&sum, &low, class_weight(call, j));
         if (k == n) return sum + low;
         csm_pair_sum_add(&all, sum, low);
     }
     return csm_pair_sum_rounded(&all);
 }
 
-static csm_status prepare(loss_run *r, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                           const csm_view *x, const csm_view *gradient, csm_loss_options *o,
                           const csm_fp_environment *caller) {
-    csm_call *c = &r->base;
+    csm_call *c = &call->base;
     const size_t n = shape->n;
     if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
-    csm_status status =
-        csm_lay_out(c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream},
-                    (csm_view *[]){&r->x, &r->order, gradient ? &r->gradient : NULL, o->soft ? &r->soft_labels : NULL,
-                                   o->sample_weight ? &r->sample_weight : NULL, o->upstream ? &r->upstream : NULL},
-                    6, &r->rows);
+    csm_status status = csm_lay_out(
+        c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream},
+        (csm_view *[]){&call->x, &call->order, gradient ? &call->gradient : NULL, o->soft ? &call->soft_labels : NULL,
+                       o->sample_weight ? &call->sample_weight : NULL, o->upstream ? &call->upstream : NULL},
+        6, &call->rows);
     if (status != CSM_OK) return status;
     csm_set_dtype(c, dtype, table);
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
     csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
-    r->options = o;
-    r->is_soft = o->soft != NULL;
-    r->kernels = &table->loss[dtype];
-    r->wide_kernels = &table->loss[c->wide_dtype];
+    call->options = o;
+    call->is_soft = o->soft != NULL;
+    call->kernels = &table->loss[dtype];
+    call->wide_kernels = &table->loss[c->wide_dtype];
     double weight_sum = (double)n;
-    if (o->weight) weight_sum = sum_of_weights(r, n);
-    r->call = csm_loss_call_of(o, n, gradient != NULL);
-    r->call.t = &c->scales.ordinary;
-    r->call.weight_sum = weight_sum;
-    r->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
-    r->is_direct = csm_contiguous_view(&c->shape, &r->x, c->itemsize, 1) &&
-                   (!gradient || csm_contiguous_view(&c->shape, &r->gradient, c->itemsize, 1)) &&
-                   (!r->is_soft || csm_contiguous_view(&c->shape, &r->soft_labels, c->wide_size, 1));
-    r->pitch = csm_pack_pitch(n, c->itemsize);
-    r->soft_pitch = csm_pack_pitch(n, c->wide_size);
-    r->group = csm_pack_rows(n, c->itemsize);
+    if (o->weight) weight_sum = sum_of_weights(call, n);
+    call->loss_call = csm_loss_call_of(o, n, gradient != NULL);
+    call->loss_call.t = &c->scales.ordinary;
+    call->loss_call.weight_sum = weight_sum;
+    call->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
+    call->is_direct = csm_is_contiguous(&c->shape, &call->x, c->itemsize, 1) &&
+                      (!gradient || csm_is_contiguous(&c->shape, &call->gradient, c->itemsize, 1)) &&
+                      (!call->is_soft || csm_is_contiguous(&c->shape, &call->soft_labels, c->wide_size, 1));
+    call->pitch = csm_pack_pitch(n, c->itemsize);
+    call->soft_pitch = csm_pack_pitch(n, c->wide_size);
+    call->group = csm_pack_rows(n, c->itemsize);
     const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
-    r->e_size = csm_rounded((block + 16) * c->wide_size);
-    r->wide_size = csm_rounded(block * c->wide_size);
-    r->block_size = csm_rounded((csm_block_count(n) + 1) * sizeof(csm_block));
+    call->e_size = csm_rounded((block + 16) * c->wide_size);
+    call->wide_size = csm_rounded(block * c->wide_size);
+    call->block_size = csm_rounded((csm_block_count(n) + 1) * sizeof(csm_block));
     return CSM_OK;
 }
 
@@ -481,33 +483,33 @@ static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, con
     enum { STACK_BYTES = 1024, STACK_SCRATCH_BYTES = 2048 }; /* small calls allocate nothing */
     _Alignas(CSM_ALIGN) char stack[STACK_BYTES], stack_scratch[STACK_SCRATCH_BYTES];
     csm_buffer single;
-    loss_run r;
-    memset(&r, 0, sizeof r);
-    csm_status status = prepare(&r, dtype, table, shape, x, gradient, o, caller);
+    cross_entropy_call call;
+    memset(&call, 0, sizeof call);
+    csm_status status = prepare(&call, dtype, table, shape, x, gradient, o, caller);
     if (status != CSM_OK) return status;
     int threads = o->threads < 1 ? 1 : o->threads;
-    if ((size_t)threads > r.rows) threads = r.rows ? (int)r.rows : 1;
-    const size_t labels_size = csm_rounded(r.rows * (o->labels ? sizeof(int64_t) : sizeof(double)));
-    const size_t loss_size = o->reduction == CSM_NONE ? 0 : csm_rounded(r.rows * sizeof(double));
+    if ((size_t)threads > call.rows) threads = call.rows ? (int)call.rows : 1;
+    const size_t labels_size = csm_rounded(call.rows * (o->labels ? sizeof(int64_t) : sizeof(double)));
+    const size_t loss_size = o->reduction == CSM_NONE ? 0 : csm_rounded(call.rows * sizeof(double));
     char *memory = labels_size + loss_size <= sizeof stack ? stack : csm_allocate(labels_size + loss_size);
     if (!memory) return CSM_NO_MEMORY;
-    if (o->labels) r.labels = (int64_t *)(void *)memory;
-    else r.mass = (double *)(void *)memory;
-    r.loss = o->reduction == CSM_NONE ? loss : (double *)(void *)(memory + labels_size);
-    status = csm_scratch_begin(&r.scratch, threads, 1, &single);
+    if (o->labels) call.labels = (int64_t *)(void *)memory;
+    else call.mass = (double *)(void *)memory;
+    call.loss = o->reduction == CSM_NONE ? loss : (double *)(void *)(memory + labels_size);
+    status = csm_scratch_begin(&call.scratch, threads, 1, &single);
     if (status == CSM_OK) {
-        csm_scratch_lend(&r.scratch, 0, 0, stack_scratch, sizeof stack_scratch);
-        status = compute(&r, shape, o, threads, loss);
-        csm_scratch_end(&r.scratch);
+        csm_scratch_lend(&call.scratch, 0, 0, stack_scratch, sizeof stack_scratch);
+        status = compute(&call, shape, o, threads, loss);
+        csm_scratch_end(&call.scratch);
     }
     if (memory != stack) csm_release(memory);
-    *caller = r.base.interrupt.caller; /* the callback may have changed it */
+    *caller = call.base.interrupt.caller; /* the callback may have changed it */
     return status;
 }
 
 csm_status csm_run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                                  const csm_view *gradient, double *loss, csm_loss_options *o) {
-    if (!o) return CSM_BAD_OPTION; /* there must be labels */
+    if (!o) return CSM_BAD_OPTION; /* labels are required */
     csm_fp_environment saved = csm_fp_enter();
     csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, &saved);
     csm_fp_leave(saved);

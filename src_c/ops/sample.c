@@ -31,7 +31,7 @@ enum {
 /* Buffers of a thread.  COPY, WIDE, MASS: of a block, or of the row if it is kept. */
 enum { COPY, WIDE, MASS, SUMS, SELECT, BLOCKS, VALUES, BUFFERS };
 
-typedef struct sample_run {
+typedef struct sample_call {
     csm_call base;
     csm_view x, indices, uniforms, temperature, top_k, top_p, min_p;
     const csm_sample_options *options;
@@ -40,11 +40,11 @@ typedef struct sample_run {
     int is_split; /* the threads share each row, instead of the rows */
     csm_scales *scales; /* one for each thread, for the temperature of its row */
     csm_scratch scratch;
-} sample_run;
+} sample_call;
 
 /* The state of a row while it is drawn from. */
 typedef struct sample_row {
-    sample_run *run;
+    sample_call *callun;
     size_t index;
     int thread; /* whose buffers hold what all threads of the row share */
     csm_strided from, mask;
@@ -66,36 +66,36 @@ typedef struct sample_row {
     char *copy; /* where the row is being copied to */
 } sample_row;
 
-static char *buffer(sample_run *r, int thread, int which, size_t size) {
-    return csm_scratch_get(&r->scratch, thread, which, size);
+static char *buffer(sample_call *call, int thread, int which, size_t size) {
+    return csm_scratch_get(&call->scratch, thread, which, size);
 }
 
-static double number_at(const sample_run *r, const csm_view *v, size_t row) {
+static double number_at(const sample_call *call, const csm_view *v, size_t row) {
     double value;
-    memcpy(&value, csm_row_data(&r->base, v, row), sizeof value);
+    memcpy(&value, csm_row_data(&call->base, v, row), sizeof value);
     return value;
 }
 
 /* Calls body on pieces of [0, units): on all threads if the row is split, else on the thread of the row. */
 static csm_status for_each(sample_row *row, size_t units, size_t piece, csm_body body) {
-    sample_run *r = row->run;
-    if (!r->is_split) return body(row, 0, units, row->thread);
-    return csm_parallel(units, piece, r->base.threads, body, row, &r->base.interrupt);
+    sample_call *call = row->call;
+    if (!call->is_split) return body(row, 0, units, row->thread);
+    return csm_parallel(units, piece, call->base.threads, body, row, &call->base.interrupt);
 }
 static csm_status for_each_block(sample_row *row, csm_body body) {
     return for_each(row, csm_block_count(row->count), PIECE_BLOCKS, body);
 }
 /* The same, one block after the other. */
 static csm_status for_each_block_in_order(sample_row *row, csm_body body) {
-    sample_run *r = row->run;
+    sample_call *call = row->call;
     const size_t blocks = csm_block_count(row->count);
-    if (!r->is_split) return body(row, 0, blocks, row->thread);
-    return csm_parallel(blocks, PIECE_BLOCKS, 1, body, row, &r->base.interrupt);
+    if (!call->is_split) return body(row, 0, blocks, row->thread);
+    return csm_parallel(blocks, PIECE_BLOCKS, 1, body, row, &call->base.interrupt);
 }
 
 /* Copies k logits from `begin` on. */
 static void gather_block(const sample_row *row, size_t begin, size_t k, char *to) {
-    const csm_call *c = &row->run->base;
+    const csm_call *c = &row->call->base;
     csm_strided from = row->from, mask = row->mask;
     from.data += (ptrdiff_t)begin * from.axis;
     if (mask.data) mask.data += (ptrdiff_t)begin * mask.axis;
@@ -106,11 +106,11 @@ static csm_status copy_body(void *context, size_t begin, size_t end, int thread)
     (void)thread;
     for (size_t b = begin; b < end; b++)
         gather_block(row, b * CSM_BLOCK, csm_block_length(row->count, b * CSM_BLOCK),
-                     row->copy + b * CSM_BLOCK * row->run->base.itemsize);
+                     row->copy + b * CSM_BLOCK * row->call->base.itemsize);
     return CSM_OK;
 }
 static csm_status copy_row(sample_row *row) {
-    row->copy = buffer(row->run, row->thread, COPY, row->count * row->run->base.itemsize);
+    row->copy = buffer(row->call, row->thread, COPY, row->count * row->call->base.itemsize);
     if (!row->copy) return CSM_NO_MEMORY;
     row->whole = row->copy;
     return for_each_block(row, copy_body);
@@ -118,19 +118,19 @@ static csm_status copy_row(sample_row *row) {
 
 /* The logits of a block as contiguous storage, or transformed in the compute type; NULL: no memory. */
 static const char *fetch_block(const sample_row *row, size_t begin, size_t k, int thread) {
-    sample_run *r = row->run;
-    const csm_call *c = &r->base;
+    sample_call *call = row->call;
+    const csm_call *c = &call->base;
     const char *x = row->whole;
     if (x) {
         x += begin * c->itemsize;
     } else {
-        char *copy = buffer(r, thread, COPY, CSM_BLOCK * c->itemsize);
+        char *copy = buffer(call, thread, COPY, CSM_BLOCK * c->itemsize);
         if (!copy) return NULL;
         gather_block(row, begin, k, copy);
         x = copy;
     }
     if (!row->is_transformed) return x;
-    char *wide = buffer(r, thread, WIDE, CSM_BLOCK * c->wide_size);
+    char *wide = buffer(call, thread, WIDE, CSM_BLOCK * c->wide_size);
     if (!wide) return NULL;
     c->table->widen[c->dtype](x, wide, k);
     csm_transform(row->scales, csm_is_single(c), wide, k, row->max);
@@ -141,7 +141,7 @@ static const csm_temperature *temperature_of(const sample_row *row) {
 }
 /* Computes the sums of a block, and its e' if `mass` is not NULL. */
 static csm_status sum_block(const sample_row *row, size_t b, char *mass, csm_block *block, int thread) {
-    const csm_call *c = &row->run->base;
+    const csm_call *c = &row->call->base;
     const size_t begin = b * CSM_BLOCK, k = csm_block_length(row->count, begin);
     const char *x = fetch_block(row, begin, k, thread);
     if (!x) return CSM_NO_MEMORY;
@@ -153,14 +153,14 @@ static csm_status sum_body(void *context, size_t begin, size_t end, int thread) 
     const sample_row *row = context;
     csm_status status = CSM_OK;
     for (size_t b = begin; b < end && status == CSM_OK; b++)
-        status = sum_block(row, b, row->mass ? row->mass + b * CSM_BLOCK * row->run->base.wide_size : NULL,
+        status = sum_block(row, b, row->mass ? row->mass + b * CSM_BLOCK * row->call->base.wide_size : NULL,
                            &row->blocks[b], thread);
     return status;
 }
 
 /* e' of one number of the compute type, and its n. */
 static double mass_of(const sample_row *row, csm_wide x, double *n) {
-    const csm_call *c = &row->run->base;
+    const csm_call *c = &row->call->base;
     csm_wide e;
     csm_block block;
     c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(&x, NULL, &e, 1, temperature_of(row), &block);
@@ -169,7 +169,7 @@ static double mass_of(const sample_row *row, csm_wide x, double *n) {
 }
 /* Sets what depends on the largest logit.  A row whose maximum is not finite has no mass. */
 static csm_status set_max(sample_row *row, double max) {
-    const csm_call *c = &row->run->base;
+    const csm_call *c = &row->call->base;
     csm_wide highest = csm_to_wide(c, max);
     row->max = max;
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
@@ -247,7 +247,7 @@ static csm_status sum_row(sample_row *row) {
 /* Scales the sums of the blocks, and the e' that are kept, to the row's n.  A sum becomes 0 where every mass of its
  * block is too small for the compute type. */
 static void scale_row(sample_row *row) {
-    const csm_call *c = &row->run->base;
+    const csm_call *c = &row->call->base;
     for (size_t b = 0; b < csm_block_count(row->count); b++) {
         csm_block *block = &row->blocks[b];
         const double scale = csm_pow2(block->n - row->n);
@@ -271,12 +271,12 @@ static double apply_min_p(const sample_row *row, char *mass, size_t k) {
 /* The masses of a block, after min-p: those that are kept, or new ones in the thread's buffer; NULL: no memory.
  * *sum: theirs, if they are new and min-p is used. */
 static char *block_masses(const sample_row *row, size_t b, int thread, double *sum) {
-    sample_run *r = row->run;
-    const csm_call *c = &r->base;
+    sample_call *call = row->call;
+    const csm_call *c = &call->base;
     const size_t k = csm_block_length(row->count, b * CSM_BLOCK);
     csm_block block;
     if (row->mass) return row->mass + b * CSM_BLOCK * c->wide_size;
-    char *mass = buffer(r, thread, MASS, CSM_BLOCK * c->wide_size);
+    char *mass = buffer(call, thread, MASS, CSM_BLOCK * c->wide_size);
     if (!mass || sum_block(row, b, mass, &block, thread) != CSM_OK) return NULL;
     const double scale = csm_pow2(block.n - row->n);
     if (scale != 1) BY_TYPE(row, scale, mass, k, scale);
@@ -334,17 +334,17 @@ static csm_status prefix_body(void *context, size_t begin, size_t end, int threa
 
 static csm_status draw_body(void *context, size_t begin, size_t end, int thread) {
     const sample_row *row = context;
-    const sample_run *r = row->run;
-    const csm_call *c = &r->base;
+    const sample_call *call = row->call;
+    const csm_call *c = &call->base;
     const csm_block *blocks = row->blocks;
     const size_t n_blocks = csm_block_count(row->count);
     const double total = row->total;
-    const char *uniform = csm_row_data(c, &r->uniforms, row->index);
-    char *to = (char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row->index), *mass = NULL;
+    const char *uniform = csm_row_data(c, &call->uniforms, row->index);
+    char *to = (char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row->index), *mass = NULL;
     size_t computed = n_blocks; /* the block whose masses these are */
     for (size_t draw = begin; draw < end; draw++) {
         double u;
-        memcpy(&u, uniform + (ptrdiff_t)draw * r->uniforms.axis_stride, sizeof u);
+        memcpy(&u, uniform + (ptrdiff_t)draw * call->uniforms.axis_stride, sizeof u);
         const double target = u * total;
         const size_t block = search_blocks(blocks, n_blocks, target);
         const double before = !(total > target) ? total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
@@ -360,14 +360,14 @@ static csm_status draw_body(void *context, size_t begin, size_t end, int thread)
             at += BY_TYPE(row, search, mass, k, target - before);
         }
         const int64_t index = row->classes ? row->classes[at] : (int64_t)at;
-        memcpy(to + (ptrdiff_t)draw * r->indices.axis_stride, &index, sizeof index);
+        memcpy(to + (ptrdiff_t)draw * call->indices.axis_stride, &index, sizeof index);
     }
     return CSM_OK;
 }
 
 /* Draws from the masses, given the sums of their blocks in `hi`. */
 static csm_status draw_from(sample_row *row) {
-    sample_run *r = row->run;
+    sample_call *call = row->call;
     csm_block *blocks = row->blocks;
     const size_t n_blocks = csm_block_count(row->count);
     csm_exact sum_of_blocks;
@@ -377,19 +377,19 @@ static csm_status draw_from(sample_row *row) {
         for (size_t b = 0; b < n_blocks; b++) blocks[b].lo = add_block(&sum_of_blocks, blocks[b].hi);
     row->total = blocks[n_blocks - 1].lo;
     row->sums = NULL;
-    if (r->draws >= PREFIX_DRAWS && r->draws >= row->count / DRAW_ELEMENTS) {
-        row->sums = (double *)(void *)buffer(r, row->thread, SUMS, row->count * sizeof(double));
+    if (call->draws >= PREFIX_DRAWS && call->draws >= row->count / DRAW_ELEMENTS) {
+        row->sums = (double *)(void *)buffer(call, row->thread, SUMS, row->count * sizeof(double));
         if (!row->sums) return CSM_NO_MEMORY;
         csm_status status = for_each_block(row, prefix_body);
         if (status != CSM_OK) return status;
     }
-    return for_each(row, r->draws, row->sums ? CSM_BLOCK / 4 : 1, draw_body);
+    return for_each(row, call->draws, row->sums ? CSM_BLOCK / 4 : 1, draw_body);
 }
 
 static csm_status draw_all(sample_row *row) {
-    const csm_call *c = &row->run->base;
+    const csm_call *c = &row->call->base;
     if (row->count <= KEPT_ELEMENTS) {
-        row->mass = buffer(row->run, row->thread, MASS, row->count * c->wide_size);
+        row->mass = buffer(row->call, row->thread, MASS, row->count * c->wide_size);
         if (!row->mass) return CSM_NO_MEMORY;
     }
     csm_status status = sum_row(row);
@@ -411,23 +411,23 @@ static double row_mass(const sample_row *row) {
 
 /* Finds the k largest logits: their classes, and themselves in `values`. */
 static csm_status select_best(sample_row *row, const char *whole, size_t k, char *values) {
-    sample_run *r = row->run;
-    const csm_call *c = &r->base;
+    sample_call *call = row->call;
+    const csm_call *c = &call->base;
     const size_t n = c->shape.n, size = c->itemsize;
-    if (r->is_split) {
-        int64_t *classes = (int64_t *)(void *)buffer(r, row->thread, SELECT, k * sizeof *classes);
+    if (call->is_split) {
+        int64_t *classes = (int64_t *)(void *)buffer(call, row->thread, SELECT, k * sizeof *classes);
         if (!classes) return CSM_NO_MEMORY;
         const csm_shape shape = {.n = n};
         const csm_view x = {(void *)(uintptr_t)whole, (ptrdiff_t)size, {0}}, to = {values, (ptrdiff_t)size, {0}};
         const csm_view indices = {classes, sizeof *classes, {0}};
         csm_topk_options o = csm_default_topk_options();
         o.threads = c->threads;
-        o.interrupt = r->options->interrupt;
-        o.interrupt_context = r->options->interrupt_context;
+        o.interrupt = call->options->interrupt;
+        o.interrupt_context = call->options->interrupt_context;
         row->classes = classes;
         return csm_run_topk(c->dtype, c->table, &shape, &x, k, &to, &indices, &o);
     }
-    char *memory = buffer(r, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
+    char *memory = buffer(call, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
     if (!memory) return CSM_NO_MEMORY;
     csm_select chosen = csm_select_at(memory, n, k, c->wide_size);
     c->table->select[c->dtype](whole, n, k, 0, 1, &chosen);
@@ -441,7 +441,7 @@ static csm_status total_body(void *context, size_t begin, size_t end, int thread
     sample_row *row = context;
     const size_t first = begin * CSM_BLOCK, last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
     (void)thread;
-    row->total = BY_TYPE(row, add, row->mass + first * row->run->base.wide_size, last - first, row->total, NULL);
+    row->total = BY_TYPE(row, add, row->mass + first * row->call->base.wide_size, last - first, row->total, NULL);
     return CSM_OK;
 }
 /* The same until the limit. */
@@ -450,15 +450,15 @@ static csm_status nucleus_body(void *context, size_t begin, size_t end, int thre
     const size_t first = begin * CSM_BLOCK, last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
     size_t added;
     (void)thread;
-    row->sum = BY_TYPE(row, add_until, row->mass + first * row->run->base.wide_size, last - first, row->sum, row->limit,
-                       &added);
+    row->sum = BY_TYPE(row, add_until, row->mass + first * row->call->base.wide_size, last - first, row->sum,
+                       row->limit, &added);
     row->kept += added;
     return CSM_OK;
 }
 
 static csm_status draw_selected(sample_row *row) {
-    sample_run *r = row->run;
-    const csm_call *c = &r->base;
+    sample_call *call = row->call;
+    const csm_call *c = &call->base;
     const size_t n = row->count, top_k = row->top_k;
     const double top_p = row->top_p;
     csm_status status = CSM_OK;
@@ -471,8 +471,8 @@ static csm_status draw_selected(sample_row *row) {
     const char *whole = row->whole;
     size_t k = top_k < n ? top_k : n < FIRST_SELECTED ? n : FIRST_SELECTED;
     for (;;) {
-        char *values = buffer(r, row->thread, VALUES, k * c->itemsize);
-        row->mass = buffer(r, row->thread, MASS, k * c->wide_size);
+        char *values = buffer(call, row->thread, VALUES, k * c->itemsize);
+        row->mass = buffer(call, row->thread, MASS, k * c->wide_size);
         if (!values || !row->mass) return CSM_NO_MEMORY;
         status = select_best(row, whole, k, values);
         if (status == CSM_OK && top_k < n) status = set_max(row, csm_element(c, values, 0)); /* NaN comes first */
@@ -498,16 +498,16 @@ static csm_status draw_selected(sample_row *row) {
 }
 
 /* Reads and checks the parameters of a row. */
-static csm_status read_parameters(const sample_run *r, sample_row *row, double *temperature) {
-    const csm_sample_options *o = r->options;
-    const size_t at = row->index, n = r->base.shape.n;
-    *temperature = o->temperature ? number_at(r, &r->temperature, at) : 1;
-    row->top_p = o->top_p ? number_at(r, &r->top_p, at) : 1;
-    row->min_p = o->min_p ? number_at(r, &r->min_p, at) : 0;
+static csm_status read_parameters(const sample_call *call, sample_row *row, double *temperature) {
+    const csm_sample_options *o = call->options;
+    const size_t at = row->index, n = call->base.shape.n;
+    *temperature = o->temperature ? number_at(call, &call->temperature, at) : 1;
+    row->top_p = o->top_p ? number_at(call, &call->top_p, at) : 1;
+    row->min_p = o->min_p ? number_at(call, &call->min_p, at) : 0;
     row->top_k = n;
     if (o->top_k) {
         int64_t k;
-        memcpy(&k, csm_row_data(&r->base, &r->top_k, at), sizeof k);
+        memcpy(&k, csm_row_data(&call->base, &call->top_k, at), sizeof k);
         if (k < -1) return CSM_BAD_OPTION;
         if (k > 0 && (uint64_t)k < n) row->top_k = (size_t)k;
     }
@@ -517,86 +517,87 @@ static csm_status read_parameters(const sample_run *r, sample_row *row, double *
     return CSM_OK;
 }
 
-static csm_status draw_row(sample_run *r, size_t at, int thread) {
-    const csm_call *c = &r->base;
-    csm_scales *scales = &r->scales[thread];
+static csm_status draw_row(sample_call *call, size_t at, int thread) {
+    const csm_call *c = &call->base;
+    csm_scales *scales = &call->scales[thread];
     const size_t n = c->shape.n;
-    sample_row row = {.run = r, .index = at, .thread = thread, .count = n, .scales = scales};
+    sample_row row = {.call = call, .index = at, .thread = thread, .count = n, .scales = scales};
     double temperature;
-    csm_status status = read_parameters(r, &row, &temperature);
+    csm_status status = read_parameters(call, &row, &temperature);
     if (status != CSM_OK) return status;
     if (!(scales->temperature == temperature)) csm_set_scales(scales, temperature, csm_is_single(c));
-    row.blocks = (csm_block *)(void *)buffer(r, thread, BLOCKS, csm_block_count(n) * sizeof(csm_block));
+    row.blocks = (csm_block *)(void *)buffer(call, thread, BLOCKS, csm_block_count(n) * sizeof(csm_block));
     if (!row.blocks) return CSM_NO_MEMORY;
-    row.from = csm_row_of(c, &r->x, at);
+    row.from = csm_row_of(c, &call->x, at);
     row.mask = csm_mask_of(c, at);
     const int selects = row.top_k < n || row.top_p < 1;
-    if (r->is_direct) row.whole = row.from.data;
+    if (call->is_direct) row.whole = row.from.data;
     else if (selects || n <= KEPT_ELEMENTS) status = copy_row(&row);
     if (status != CSM_OK) return status;
     return selects ? draw_selected(&row) : draw_all(&row);
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    sample_run *r = context;
+    sample_call *call = context;
     for (size_t row = begin; row < end; row++) {
-        csm_status status = draw_row(r, row, thread);
+        csm_status status = draw_row(call, row, thread);
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
 }
-static csm_status draw_split_rows(sample_run *r) {
+static csm_status draw_split_rows(sample_call *call) {
     csm_status status = CSM_OK;
-    r->base.interrupt.last = r->base.interrupt.check ? csm_now() : 0; /* many short regions */
-    for (size_t row = 0; row < r->rows && status == CSM_OK; row++) status = draw_row(r, row, 0);
+    call->base.interrupt.last = call->base.interrupt.check ? csm_now() : 0; /* many short regions */
+    for (size_t row = 0; row < call->rows && status == CSM_OK; row++) status = draw_row(call, row, 0);
     return status;
 }
 
 /* Decides whether the threads share each row: rows that are fewer than the threads they can use, and long ones, within
  * which an interrupt is looked for. */
-static void choose_threads(sample_run *r, int threads) {
-    csm_call *c = &r->base;
-    const size_t n = c->shape.n, longest = n > r->draws ? n : r->draws;
+static void choose_threads(sample_call *call, int threads) {
+    csm_call *c = &call->base;
+    const size_t n = c->shape.n, longest = n > call->draws ? n : call->draws;
     const int of_row = csm_threads_for((double)longest, longest / CSM_BLOCK + 1, threads);
-    r->is_split = longest >= SPLIT_ELEMENTS || (size_t)of_row > r->rows;
-    c->threads =
-        r->is_split ? of_row : csm_threads_for((double)r->rows * ((double)n + (double)r->draws), r->rows, threads);
+    call->is_split = longest >= SPLIT_ELEMENTS || (size_t)of_row > call->rows;
+    c->threads = call->is_split
+                     ? of_row
+                     : csm_threads_for((double)call->rows * ((double)n + (double)call->draws), call->rows, threads);
 }
 
 static csm_status run_sample(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                              size_t draws, const csm_view *uniform, const csm_view *indices,
                              const csm_sample_options *o, csm_fp_environment *caller) {
-    sample_run r;
-    csm_call *c = &r.base;
-    memset(&r, 0, sizeof r);
+    sample_call call;
+    csm_call *c = &call.base;
+    memset(&call, 0, sizeof call);
     csm_set_dtype(c, dtype, table);
     csm_status status = csm_lay_out(
         c, shape, (const csm_view *[]){x, indices, uniform, o->where, o->temperature, o->top_k, o->top_p, o->min_p},
-        (csm_view *[]){&r.x, &r.indices, &r.uniforms, o->where ? &c->where : NULL,
-                       o->temperature ? &r.temperature : NULL, o->top_k ? &r.top_k : NULL, o->top_p ? &r.top_p : NULL,
-                       o->min_p ? &r.min_p : NULL},
-        8, &r.rows);
-    if (status != CSM_OK || r.rows == 0 || draws == 0) return status;
+        (csm_view *[]){&call.x, &call.indices, &call.uniforms, o->where ? &c->where : NULL,
+                       o->temperature ? &call.temperature : NULL, o->top_k ? &call.top_k : NULL,
+                       o->top_p ? &call.top_p : NULL, o->min_p ? &call.min_p : NULL},
+        8, &call.rows);
+    if (status != CSM_OK || call.rows == 0 || draws == 0) return status;
     if (shape->n == 0) return CSM_NO_MASS;
     c->has_where = o->where != NULL;
-    r.options = o;
-    r.draws = draws;
-    r.is_direct = !c->has_where && csm_contiguous_view(&c->shape, &r.x, c->itemsize, 1);
+    call.options = o;
+    call.draws = draws;
+    call.is_direct = !c->has_where && csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1);
     csm_put(c, &c->absent, -CSM_INF);
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
-    choose_threads(&r, o->threads < 1 ? 1 : o->threads);
+    choose_threads(&call, o->threads < 1 ? 1 : o->threads);
     csm_buffer single[BUFFERS];
-    status = csm_scratch_begin(&r.scratch, c->threads, BUFFERS, single);
+    status = csm_scratch_begin(&call.scratch, c->threads, BUFFERS, single);
     if (status != CSM_OK) return status;
-    r.scales = csm_allocate((size_t)c->threads * sizeof *r.scales);
-    for (int i = 0; r.scales && i < c->threads; i++) csm_set_scales(&r.scales[i], 1, csm_is_single(c));
-    if (!r.scales) status = CSM_NO_MEMORY;
-    else if (r.is_split) status = draw_split_rows(&r);
+    call.scales = csm_allocate((size_t)c->threads * sizeof *call.scales);
+    for (int i = 0; call.scales && i < c->threads; i++) csm_set_scales(&call.scales[i], 1, csm_is_single(c));
+    if (!call.scales) status = CSM_NO_MEMORY;
+    else if (call.is_split) status = draw_split_rows(&call);
     else
-        status =
-            csm_parallel(r.rows, CSM_PIECE_ELEMENTS / 4 / (shape->n + 1) + 1, c->threads, rows_body, &r, &c->interrupt);
-    csm_release(r.scales);
-    csm_scratch_end(&r.scratch);
+        status = csm_parallel(call.rows, CSM_PIECE_ELEMENTS / 4 / (shape->n + 1) + 1, c->threads, rows_body, &call,
+                              &c->interrupt);
+    csm_release(call.scales);
+    csm_scratch_end(&call.scratch);
     *caller = c->interrupt.caller; /* the callback may have changed it */
     return status;
 }

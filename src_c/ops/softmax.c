@@ -1,5 +1,5 @@
-/* The driver of the softmax family: from a call to units of work.  There is a path for each kind of layout; all give
- * the same bits.
+/* The driver of the softmax family: divides a call into units of work.  There is a path for each kind of layout; all
+ * give the same bits.
  *
  *   rows    contiguous along the axis, n <= CSM_BLOCK               unit: a row
  *   tiles   rows side by side (an axis that is not the last)        unit: a tile of rows
@@ -19,7 +19,7 @@ enum {
     SPLIT_ELEMENTS = 1 << 20, /* rows of at least this length are split over threads however many rows there are */
     SMALL_ELEMENTS = 2048,    /* below this many elements, choosing a path costs as much as computing */
     TILE_CACHE_BYTES = 256 * 1024, /* a tile stays in the second-level cache */
-    TABLE_BYTES = 2 * 64 /* of the caller's scratch, for each thread: its csm_buffer and its csm_row_scratch */
+    TABLE_BYTES = 2 * 64 /* of the caller's scratch, for the csm_buffer and the csm_row_scratch of a thread */
 };
 
 static size_t tile_width(const csm_softmax_call *c) {
@@ -36,17 +36,17 @@ static size_t tile_width(const csm_softmax_call *c) {
 
 typedef enum path { ROWS, TILES, PACKED, LONG } path;
 
-/* A call on its path. */
-typedef struct softmax_run {
+/* A call with its path, and the sizes that depend on the path. */
+typedef struct routed_call {
     const csm_softmax_call *call;
     path path;
     size_t rows;           /* all rows */
     size_t inner, per;     /* rows along the last batch axis; rows in a unit */
     size_t pack_pitch;
-    size_t scratch_size;   /* bytes of a thread */
+    size_t scratch_size;   /* bytes per thread */
     csm_prefetch prefetch;
     csm_scratch scratch;
-} softmax_run;
+} routed_call;
 
 static size_t scratch_size(path p, size_t n, size_t itemsize) {
     size_t size = csm_row_scratch_size(n);
@@ -67,7 +67,9 @@ size_t csm_scratch_size(const csm_shape *shape, int threads) {
     return (largest + TABLE_BYTES) * (size_t)(threads < 1 ? 1 : threads);
 }
 
-static char *scratch_of(softmax_run *r, int thread) { return csm_scratch_get(&r->scratch, thread, 0, r->scratch_size); }
+static char *scratch_of(routed_call *routed, int thread) {
+    return csm_scratch_get(&routed->scratch, thread, 0, routed->scratch_size);
+}
 
 static csm_row_place place_row(const csm_softmax_call *c, size_t row) {
     csm_row_place p;
@@ -82,8 +84,8 @@ static csm_row_place place_row(const csm_softmax_call *c, size_t row) {
 
 /* Computes rows with a kernel, and the exceptional ones among them with softmax_row.c.  where: the mask of the first
  * row if rows have been gathered, else NULL. */
-static csm_status run_rows(softmax_run *r, csm_rows_job job, int thread, const csm_strided *where) {
-    const csm_softmax_call *c = r->call;
+static csm_status run_rows(routed_call *routed, csm_rows_job job, int thread, const csm_strided *where) {
+    const csm_softmax_call *c = routed->call;
     const csm_rows_job all = job;
     const size_t n = c->base.shape.n;
     size_t at = 0;
@@ -99,7 +101,7 @@ static csm_status run_rows(softmax_run *r, csm_rows_job job, int thread, const c
             job.input += (ptrdiff_t)done * job.input_step;
             job.result += (ptrdiff_t)done * job.result_step;
         }
-        char *memory = scratch_of(r, thread);
+        char *memory = scratch_of(routed, thread);
         if (!memory) return CSM_NO_MEMORY;
         const ptrdiff_t itemsize = (ptrdiff_t)c->base.itemsize;
         csm_row_scratch s = csm_row_scratch_at(memory, n);
@@ -116,11 +118,11 @@ static csm_status run_rows(softmax_run *r, csm_rows_job job, int thread, const c
 }
 
 /* Computes a unit of neighbouring rows through scratch, group by group. */
-static csm_status run_packed(softmax_run *r, size_t row, size_t rows, int thread) {
-    const csm_softmax_call *c = r->call;
+static csm_status run_packed(routed_call *routed, size_t row, size_t rows, int thread) {
+    const csm_softmax_call *c = routed->call;
     const csm_shape *shape = &c->base.shape;
-    const size_t n = shape->n, size = c->base.itemsize, pitch = r->pack_pitch;
-    char *memory = scratch_of(r, thread);
+    const size_t n = shape->n, size = c->base.itemsize, pitch = routed->pack_pitch;
+    char *memory = scratch_of(routed, thread);
     if (!memory) return CSM_NO_MEMORY;
     char *input = memory + csm_row_scratch_size(n), *y = input + pitch * csm_pack_rows(n, size);
     const csm_row_place first = place_row(c, row);
@@ -145,7 +147,7 @@ static csm_status run_packed(softmax_run *r, size_t row, size_t rows, int thread
                             .n = n,
                             .temperature = &c->base.scales.ordinary,
                             .scratch = memory};
-        csm_status status = run_rows(r, job, thread, c->base.has_where ? &mask : NULL);
+        csm_status status = run_rows(routed, job, thread, c->base.has_where ? &mask : NULL);
         if (status != CSM_OK) return status;
         csm_scatter(first.result + skip * result_step, result_step, first.result_axis, input, pitch, count,
                     c->keeps_axis ? n : 1, size);
@@ -155,17 +157,17 @@ static csm_status run_packed(softmax_run *r, size_t row, size_t rows, int thread
 }
 
 /* Number of rows from `row` to the end of the last batch axis, or to `end` if that comes first. */
-static size_t run_length(const softmax_run *r, size_t row, size_t end) {
-    size_t left = r->inner - row % r->inner;
+static size_t rows_to_end(const routed_call *routed, size_t row, size_t end) {
+    size_t left = routed->inner - row % routed->inner;
     return end - row < left ? end - row : left;
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    softmax_run *r = context;
-    const csm_softmax_call *c = r->call;
+    routed_call *routed = context;
+    const csm_softmax_call *c = routed->call;
     const csm_shape *shape = &c->base.shape;
     while (begin < end) {
-        size_t count = run_length(r, begin, end);
+        size_t count = rows_to_end(routed, begin, end);
         csm_row_place p = place_row(c, begin);
         csm_rows_job job = {.input = p.input.data,
                             .y = p.y.data,
@@ -176,10 +178,11 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
                             .rows = count,
                             .n = shape->n,
                             .temperature = &c->base.scales.ordinary,
-                            .prefetch = r->prefetch};
-        if (c->base.itemsize != c->base.wide_size && c->op == CSM_OP_softmax && !(job.scratch = scratch_of(r, thread)))
+                            .prefetch = routed->prefetch};
+        if (c->base.itemsize != c->base.wide_size && c->op == CSM_OP_softmax &&
+            !(job.scratch = scratch_of(routed, thread)))
             return CSM_NO_MEMORY;
-        csm_status status = run_rows(r, job, thread, NULL);
+        csm_status status = run_rows(routed, job, thread, NULL);
         if (status != CSM_OK) return status;
         begin += count;
     }
@@ -188,14 +191,14 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 
 /* Tiles and packed groups: a unit does not cross the end of the last batch axis. */
 static csm_status groups_body(void *context, size_t begin, size_t end, int thread) {
-    softmax_run *r = context;
-    const csm_softmax_call *c = r->call;
-    size_t units = (r->inner + r->per - 1) / r->per; /* along the last batch axis */
+    routed_call *routed = context;
+    const csm_softmax_call *c = routed->call;
+    size_t units = (routed->inner + routed->per - 1) / routed->per; /* along the last batch axis */
     for (size_t unit = begin; unit < end; unit++) {
-        size_t inner = unit % units * r->per, row = unit / units * r->inner + inner;
-        size_t count = r->inner - inner < r->per ? r->inner - inner : r->per;
-        if (r->path == TILES) {
-            char *memory = scratch_of(r, thread);
+        size_t inner = unit % units * routed->per, row = unit / units * routed->inner + inner;
+        size_t count = routed->inner - inner < routed->per ? routed->inner - inner : routed->per;
+        if (routed->path == TILES) {
+            char *memory = scratch_of(routed, thread);
             if (!memory) return CSM_NO_MEMORY;
             csm_row_place p = place_row(c, row);
             csm_tile_job job = {.input = p.input.data,
@@ -207,40 +210,40 @@ static csm_status groups_body(void *context, size_t begin, size_t end, int threa
                                 .n = c->base.shape.n,
                                 .width = count,
                                 .temperature = &c->base.scales.ordinary,
-                                .scratch = memory + r->scratch_size - CSM_TILE_BYTES};
+                                .scratch = memory + routed->scratch_size - CSM_TILE_BYTES};
             if (c->kernels->tile(&job)) continue;
         }
-        csm_status status = run_packed(r, row, count, thread);
+        csm_status status = run_packed(routed, row, count, thread);
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
 }
 
 static csm_status long_body(void *context, size_t begin, size_t end, int thread) {
-    softmax_run *r = context;
-    char *memory = scratch_of(r, thread);
+    routed_call *routed = context;
+    char *memory = scratch_of(routed, thread);
     if (!memory) return CSM_NO_MEMORY;
-    csm_row_scratch s = csm_row_scratch_at(memory, r->call->base.shape.n);
+    csm_row_scratch s = csm_row_scratch_at(memory, routed->call->base.shape.n);
     for (; begin < end; begin++) {
-        csm_row_place place = place_row(r->call, begin);
-        csm_run_row(r->call, &place, &s);
+        csm_row_place place = place_row(routed->call, begin);
+        csm_run_row(routed->call, &place, &s);
     }
     return CSM_OK;
 }
 
 _Static_assert(sizeof(csm_row_scratch) <= TABLE_BYTES / 2 && sizeof(csm_buffer) <= TABLE_BYTES / 2, "TABLE_BYTES");
-static csm_status run_split(softmax_run *r, csm_softmax_call *c) {
+static csm_status run_split(routed_call *routed, csm_softmax_call *c) {
     const size_t threads = (size_t)c->base.threads;
     csm_row_scratch *each = c->given_scratch
                                 ? (csm_row_scratch *)(void *)(c->given_scratch + threads * (TABLE_BYTES / 2))
                                 : csm_allocate(threads * sizeof *each);
     csm_status status = each ? CSM_OK : CSM_NO_MEMORY;
     for (size_t i = 0; status == CSM_OK && i < threads; i++) {
-        char *memory = scratch_of(r, (int)i);
+        char *memory = scratch_of(routed, (int)i);
         if (memory) each[i] = csm_row_scratch_at(memory, c->base.shape.n);
         else status = CSM_NO_MEMORY;
     }
-    for (size_t i = 0; status == CSM_OK && i < r->rows; i++) {
+    for (size_t i = 0; status == CSM_OK && i < routed->rows; i++) {
         csm_row_place place = place_row(c, i);
         status = csm_run_split_row(c, &place, each);
     }
@@ -259,9 +262,9 @@ static int is_side_by_side(const csm_shape *shape, const csm_view *v, size_t siz
 static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
     const csm_shape *shape = &c->base.shape;
     const size_t n = shape->n, size = c->base.itemsize;
-    int plain = !c->base.has_where && csm_contiguous_view(shape, &c->input, size, 1) &&
-                (!c->is_gradient || csm_contiguous_view(shape, &c->y, size, 1)) &&
-                csm_contiguous_view(shape, &c->result, size, c->keeps_axis);
+    int plain = !c->base.has_where && csm_is_contiguous(shape, &c->input, size, 1) &&
+                (!c->is_gradient || csm_is_contiguous(shape, &c->y, size, 1)) &&
+                csm_is_contiguous(shape, &c->result, size, c->keeps_axis);
     if (n > CSM_BLOCK) {
         if (!plain && n * size <= CSM_PACK_LIMIT_BYTES / 8 && rows > 1) return PACKED;
         return LONG;
@@ -296,45 +299,47 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
     }
     base->threads =
         split ? csm_threads_for((double)n, n / CSM_BLOCK, threads) : csm_threads_for(elements, units, threads);
-    softmax_run r = {.call = c,
-                     .path = p,
-                     .rows = rows,
-                     .inner = inner,
-                     .per = per,
-                     .pack_pitch = csm_pack_pitch(n, base->itemsize),
-                     .scratch_size = scratch_size(p, n, base->itemsize),
-                     .prefetch = csm_prefetch_for(2 * elements * (double)base->itemsize)};
+    routed_call routed = {.call = c,
+                          .path = p,
+                          .rows = rows,
+                          .inner = inner,
+                          .per = per,
+                          .pack_pitch = csm_pack_pitch(n, base->itemsize),
+                          .scratch_size = scratch_size(p, n, base->itemsize),
+                          .prefetch = csm_prefetch_for(2 * elements * (double)base->itemsize)};
     csm_buffer single;
     csm_status status = CSM_OK;
     if (c->given_scratch) {
         char *parts = c->given_scratch + base->threads * TABLE_BYTES;
         const size_t each = c->given_size - TABLE_BYTES;
-        csm_scratch_begin_in(&r.scratch, base->threads, 1, (csm_buffer *)(void *)c->given_scratch);
-        for (int i = 0; i < base->threads; i++) csm_scratch_lend(&r.scratch, i, 0, parts + (size_t)i * each, each);
+        csm_scratch_begin_in(&routed.scratch, base->threads, 1, (csm_buffer *)(void *)c->given_scratch);
+        for (int i = 0; i < base->threads; i++) csm_scratch_lend(&routed.scratch, i, 0, parts + (size_t)i * each, each);
     } else {
-        status = csm_scratch_begin(&r.scratch, base->threads, 1, &single);
+        status = csm_scratch_begin(&routed.scratch, base->threads, 1, &single);
     }
     if (status != CSM_OK) return status;
 
     static csm_status (*const bodies[])(void *, size_t, size_t, int) = {rows_body, groups_body, groups_body, long_body};
-    if (split) base->interrupt.last = base->interrupt.check ? csm_now() : 0; /* many short regions */
-    if (split) status = run_split(&r, c);
+    if (split)
+        base->interrupt.last =
+            base->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
+    if (split) status = run_split(&routed, c);
     else
-        status =
-            csm_parallel(units, CSM_PIECE_ELEMENTS / (per * n + 1) + 1, base->threads, bodies[p], &r, &base->interrupt);
-    csm_scratch_end(&r.scratch);
+        status = csm_parallel(units, CSM_PIECE_ELEMENTS / (per * n + 1) + 1, base->threads, bodies[p], &routed,
+                              &base->interrupt);
+    csm_scratch_end(&routed.scratch);
     return status;
 }
 
-/* A small call with contiguous rows: only kernels->rows.  Returns the number of rows that it has computed. */
+/* Computes a small call with contiguous rows by kernels->rows alone.  Returns the number of rows computed. */
 static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const csm_view *input, const csm_view *y,
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
     if (shape->ndim > 1 || shape->n == 0 || rows * shape->n >= SMALL_ELEMENTS || c->base.has_where ||
         c->given_scratch || (!c->is_gradient && c->base.scales.always_transform) ||
-        (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_contiguous_view(shape, input, size, 1) ||
-        (c->is_gradient && !csm_contiguous_view(shape, y, size, 1)) ||
-        !csm_contiguous_view(shape, result, size, c->keeps_axis))
+        (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_is_contiguous(shape, input, size, 1) ||
+        (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
+        !csm_is_contiguous(shape, result, size, c->keeps_axis))
         return 0;
     csm_rows_job job = {.input = input->data,
                         .result = result->data,
@@ -365,7 +370,7 @@ static uint64_t absent_bits(csm_op op, csm_dtype dtype) {
     return bits;
 }
 
-/* CSM_OK if the shape is valid.  Sets *done if there is nothing to compute. */
+/* Returns CSM_OK if the shape is valid, and sets *done if there is nothing to compute. */
 static csm_status check_shape(const csm_shape *shape, size_t itemsize, int keeps_axis, int *done) {
     size_t elements = itemsize;
     *done = 1;

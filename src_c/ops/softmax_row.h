@@ -34,8 +34,8 @@ csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
 
 /* Computes a row in the calling thread. */
 void csm_run_row(const csm_softmax_call *, const csm_row_place *, const csm_row_scratch *);
-/* The same with the blocks of the row distributed over threads.  each: scratch of every thread; the blocks are those of
- * the first. */
+/* Does the same with the blocks of the row distributed over threads.  each: the scratch of every thread; the first
+ * supplies the blocks. */
 csm_status csm_run_split_row(csm_softmax_call *, const csm_row_place *, const csm_row_scratch *each);
 
 #endif

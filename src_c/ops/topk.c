@@ -24,7 +24,7 @@ typedef struct element_type {
     csm_label_type integer;
 } element_type;
 
-typedef struct topk_run {
+typedef struct topk_call {
     csm_call base;
     element_type type;
     select_kernel select;
@@ -37,14 +37,15 @@ typedef struct topk_run {
     size_t select_size, copy_size, values_size, block_size; /* parts of a thread's scratch */
     csm_scratch scratch;
     char *candidates; /* of the pieces: values, then indices */
-} topk_run;
+} topk_call;
 
-static char *scratch_of(topk_run *r, int thread) {
-    return csm_scratch_get(&r->scratch, thread, 0, r->select_size + r->copy_size + r->values_size + r->block_size);
+static char *scratch_of(topk_call *call, int thread) {
+    return csm_scratch_get(&call->scratch, thread, 0,
+                           call->select_size + call->copy_size + call->values_size + call->block_size);
 }
 
-static csm_strided x_at(const topk_run *r, size_t row, size_t begin) {
-    csm_strided x = csm_row_of(&r->base, &r->x, row);
+static csm_strided x_at(const topk_call *call, size_t row, size_t begin) {
+    csm_strided x = csm_row_of(&call->base, &call->x, row);
     x.data += (ptrdiff_t)begin * x.axis;
     return x;
 }
@@ -72,10 +73,10 @@ static void widen_integers(csm_label_type type, csm_strided x, size_t n, int32_t
 #undef WIDEN
 
 /* Returns the elements as aligned contiguous storage of the kernel's type. */
-static const char *fetch(const topk_run *r, csm_strided x, size_t n, char *copy) {
-    const size_t size = r->base.itemsize;
-    if (size != r->searched_size) {
-        widen_integers(r->type.integer, x, n, (int32_t *)(void *)copy);
+static const char *fetch(const topk_call *call, csm_strided x, size_t n, char *copy) {
+    const size_t size = call->base.itemsize;
+    if (size != call->searched_size) {
+        widen_integers(call->type.integer, x, n, (int32_t *)(void *)copy);
         return copy;
     }
     if ((uintptr_t)x.data % size == 0 && (x.axis == (ptrdiff_t)size || n == 1)) return x.data;
@@ -84,8 +85,8 @@ static const char *fetch(const topk_run *r, csm_strided x, size_t n, char *copy)
 }
 
 /* Copies the elements of x at the indices to `to`. */
-static void pick(const topk_run *r, csm_strided x, const int64_t *index, size_t k, char *to) {
-    const size_t size = r->base.itemsize;
+static void pick(const topk_call *call, csm_strided x, const int64_t *index, size_t k, char *to) {
+    const size_t size = call->base.itemsize;
     for (size_t i = 0; i < k; i++) {
         const char *at = x.data + (ptrdiff_t)index[i] * x.axis;
         if (size == 4) memcpy(to + 4 * i, at, 4);
@@ -96,8 +97,8 @@ static void pick(const topk_run *r, csm_strided x, const int64_t *index, size_t 
 }
 
 /* Sums e' of a row as softmax does, with the block maxima that the selection has found. */
-static void sum_row(const topk_run *r, const char *row, const csm_select *s, csm_block *blocks, csm_row *sums) {
-    const csm_call *c = &r->base;
+static void sum_row(const topk_call *call, const char *row, const csm_select *s, csm_block *blocks, csm_row *sums) {
+    const csm_call *c = &call->base;
     const csm_kernels *softmax = &c->table->kernels[CSM_OP_softmax][c->dtype];
     const size_t n = c->shape.n, count = csm_block_count(n);
     for (size_t b = 0; b < count; b++) {
@@ -117,17 +118,17 @@ static void sum_row(const topk_run *r, const char *row, const csm_select *s, csm
 
 /* Replaces the values by their probabilities in the softmax of the whole row: from the row's sums or, for rows that
  * softmax treats as exceptional, from the softmax of the row itself. */
-static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row, const csm_select *s, char *values,
+static csm_status full_softmax(const topk_call *call, csm_strided x, const char *row, const csm_select *s, char *values,
                                csm_block *blocks, int threads) {
-    const csm_call *c = &r->base;
+    const csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_row sums;
-    if (row) sum_row(r, row, s, blocks, &sums);
+    if (row) sum_row(call, row, s, blocks, &sums);
     if (row && csm_fits_range(&c->scales, sums.max)) {
         const csm_block top = {.max = sums.max, .n = sums.n};
-        for (size_t i = 0; i < r->k; i += CSM_BLOCK) {
+        for (size_t i = 0; i < call->k; i += CSM_BLOCK) {
             char *part = values + i * c->itemsize;
-            c->table->kernels[CSM_OP_softmax][c->dtype].pass2(part, NULL, part, csm_block_length(r->k, i),
+            c->table->kernels[CSM_OP_softmax][c->dtype].pass2(part, NULL, part, csm_block_length(call->k, i),
                                                               &c->scales.ordinary, &sums, &top);
         }
         return CSM_OK;
@@ -141,181 +142,182 @@ static csm_status full_softmax(const topk_run *r, csm_strided x, const char *row
     o.threads = threads;
     csm_status status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &from, NULL, &to, &o);
     csm_strided y = {all, 0, (ptrdiff_t)c->itemsize};
-    if (status == CSM_OK) pick(r, y, s->index, r->k, values);
+    if (status == CSM_OK) pick(call, y, s->index, call->k, values);
     csm_release(all);
     return status;
 }
 
 /* Writes the selected elements in order: values (NaN canonical) or probabilities, and indices.  whole: the row as
  * contiguous storage, or NULL if it was searched in pieces. */
-static csm_status write_row(const topk_run *r, size_t row, const char *whole, const csm_select *s, char *memory,
+static csm_status write_row(const topk_call *call, size_t row, const char *whole, const csm_select *s, char *memory,
                             int threads) {
-    const csm_call *c = &r->base;
+    const csm_call *c = &call->base;
     const size_t size = c->itemsize;
-    char *values = memory + r->select_size + r->copy_size, *wide = values + csm_rounded(r->k * size);
-    csm_strided x = x_at(r, row, 0);
+    char *values = memory + call->select_size + call->copy_size, *wide = values + csm_rounded(call->k * size);
+    csm_strided x = x_at(call, row, 0);
     csm_status status = CSM_OK;
-    pick(r, x, s->index, r->k, values);
-    if (r->options->normalize == CSM_TOPK_FULL) {
-        csm_block *blocks = (csm_block *)(void *)(memory + r->select_size + r->copy_size + r->values_size);
-        status = full_softmax(r, x, whole, s, values, blocks, threads);
-    } else if (r->options->normalize == CSM_TOPK_SOFTMAX) {
-        const csm_shape shape = {.n = r->k};
+    pick(call, x, s->index, call->k, values);
+    if (call->options->normalize == CSM_TOPK_FULL) {
+        csm_block *blocks = (csm_block *)(void *)(memory + call->select_size + call->copy_size + call->values_size);
+        status = full_softmax(call, x, whole, s, values, blocks, threads);
+    } else if (call->options->normalize == CSM_TOPK_SOFTMAX) {
+        const csm_shape shape = {.n = call->k};
         csm_view view = {values, (ptrdiff_t)size, {0}};
         csm_options o = csm_default_options();
         o.temperature = c->scales.temperature;
         status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
-    } else if (!r->type.is_integer) {
-        c->table->widen[c->dtype](values, wide, r->k);
-        c->table->narrow[c->dtype](wide, values, r->k);
+    } else if (!call->type.is_integer) {
+        c->table->widen[c->dtype](values, wide, call->k);
+        c->table->narrow[c->dtype](wide, values, call->k);
     }
     if (status != CSM_OK) return status;
-    char *to = (char *)r->values.data + csm_offset(&c->shape, r->values.strides, row);
-    char *to_indices = (char *)r->indices.data + csm_offset(&c->shape, r->indices.strides, row);
+    char *to = (char *)call->values.data + csm_offset(&c->shape, call->values.strides, row);
+    char *to_indices = (char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row);
     if (size == 1)
-        for (size_t i = 0; i < r->k; i++) to[(ptrdiff_t)i * r->values.axis_stride] = values[i];
-    else csm_scatter(to, 0, r->values.axis_stride, values, 0, 1, r->k, size);
-    csm_scatter(to_indices, 0, r->indices.axis_stride, (const char *)s->index, 0, 1, r->k, sizeof *s->index);
+        for (size_t i = 0; i < call->k; i++) to[(ptrdiff_t)i * call->values.axis_stride] = values[i];
+    else csm_scatter(to, 0, call->values.axis_stride, values, 0, 1, call->k, size);
+    csm_scatter(to_indices, 0, call->indices.axis_stride, (const char *)s->index, 0, 1, call->k, sizeof *s->index);
     return CSM_OK;
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    topk_run *r = context;
-    const csm_call *c = &r->base;
+    topk_call *call = context;
+    const csm_call *c = &call->base;
     const size_t n = c->shape.n;
-    char *memory = scratch_of(r, thread);
+    char *memory = scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     for (size_t row = begin; row < end; row++) {
-        csm_select s = csm_select_at(memory, n, r->k, c->wide_size);
-        const char *x = fetch(r, x_at(r, row, 0), n, memory + r->select_size);
-        r->select(x, n, r->k, r->options->smallest, !r->options->unsorted, &s);
-        csm_status status = write_row(r, row, x, &s, memory, 1);
+        csm_select s = csm_select_at(memory, n, call->k, c->wide_size);
+        const char *x = fetch(call, x_at(call, row, 0), n, memory + call->select_size);
+        call->select(x, n, call->k, call->options->smallest, !call->options->unsorted, &s);
+        csm_status status = write_row(call, row, x, &s, memory, 1);
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
 }
 
-static int64_t *candidate_indices(const topk_run *r) {
-    return (int64_t *)(void *)(r->candidates + csm_rounded(r->merged * r->searched_size));
+static int64_t *candidate_indices(const topk_call *call) {
+    return (int64_t *)(void *)(call->candidates + csm_rounded(call->merged * call->searched_size));
 }
 
-/* Writes the k largest elements of each piece of a row to r->candidates. */
+/* Writes the k largest elements of each piece of a row to call->candidates. */
 static csm_status pieces_body(void *context, size_t begin, size_t end, int thread) {
-    topk_run *r = context;
-    const csm_call *c = &r->base;
-    char *memory = scratch_of(r, thread);
+    topk_call *call = context;
+    const csm_call *c = &call->base;
+    char *memory = scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
-    int64_t *indices = candidate_indices(r);
+    int64_t *indices = candidate_indices(call);
     for (size_t p = begin; p < end; p++) {
-        const size_t first = p * r->piece, n = c->shape.n - first < r->piece ? c->shape.n - first : r->piece;
-        const size_t k = n < r->k ? n : r->k, at = p * r->k;
+        const size_t first = p * call->piece, n = c->shape.n - first < call->piece ? c->shape.n - first : call->piece;
+        const size_t k = n < call->k ? n : call->k, at = p * call->k;
         csm_select s = csm_select_at(memory, n, k, c->wide_size);
-        csm_strided from = x_at(r, r->row, first);
-        const char *x = fetch(r, from, n, memory + r->select_size);
-        r->select(x, n, k, r->options->smallest, 1, &s);
-        char *to = r->candidates + at * r->searched_size;
+        csm_strided from = x_at(call, call->row, first);
+        const char *x = fetch(call, from, n, memory + call->select_size);
+        call->select(x, n, k, call->options->smallest, 1, &s);
+        char *to = call->candidates + at * call->searched_size;
         for (size_t i = 0; i < k; i++)
-            memcpy(to + i * r->searched_size, x + (size_t)s.index[i] * r->searched_size, r->searched_size);
+            memcpy(to + i * call->searched_size, x + (size_t)s.index[i] * call->searched_size, call->searched_size);
         for (size_t i = 0; i < k; i++) indices[at + i] = s.index[i] + (int64_t)first;
     }
     return CSM_OK;
 }
 
-static csm_status merge_row(topk_run *r) {
-    const csm_call *c = &r->base;
-    const int64_t *indices = candidate_indices(r);
-    char *memory = scratch_of(r, 0);
+static csm_status merge_row(topk_call *call) {
+    const csm_call *c = &call->base;
+    const int64_t *indices = candidate_indices(call);
+    char *memory = scratch_of(call, 0);
     if (!memory) return CSM_NO_MEMORY;
-    csm_select s = csm_select_at(memory, r->merged, r->k, c->wide_size);
-    r->select(r->candidates, r->merged, r->k, r->options->smallest, 1, &s);
-    for (size_t i = 0; i < r->k; i++) s.index[i] = indices[s.index[i]];
-    return write_row(r, r->row, NULL, &s, memory, c->threads);
+    csm_select s = csm_select_at(memory, call->merged, call->k, c->wide_size);
+    call->select(call->candidates, call->merged, call->k, call->options->smallest, 1, &s);
+    for (size_t i = 0; i < call->k; i++) s.index[i] = indices[s.index[i]];
+    return write_row(call, call->row, NULL, &s, memory, c->threads);
 }
 
 /* Cuts few or very long rows into pieces, unless k is so large that most elements would be candidates. */
-static void choose_pieces(topk_run *r, int threads) {
-    const size_t n = r->base.shape.n;
+static void choose_pieces(topk_call *call, int threads) {
+    const size_t n = call->base.shape.n;
     size_t longest = PIECE_ELEMENTS;
-    r->pieces = 1;
-    if (r->rows < (size_t)threads && n / (size_t)threads < longest) longest = n / (size_t)threads + 1;
+    call->pieces = 1;
+    if (call->rows < (size_t)threads && n / (size_t)threads < longest) longest = n / (size_t)threads + 1;
     if (longest < MIN_PIECE_ELEMENTS) longest = MIN_PIECE_ELEMENTS;
-    if (r->k > longest / PIECE_PER_K) longest = r->k > n / PIECE_PER_K ? n : PIECE_PER_K * r->k;
-    r->piece = n;
-    if (n <= longest || r->options->normalize == CSM_TOPK_FULL) return;
-    r->pieces = (n + longest - 1) / longest;
-    r->piece = (n + r->pieces - 1) / r->pieces;
-    r->pieces = (n + r->piece - 1) / r->piece;
-    const size_t last = n - (r->pieces - 1) * r->piece;
-    r->merged = (r->pieces - 1) * r->k + (last < r->k ? last : r->k);
+    if (call->k > longest / PIECE_PER_K) longest = call->k > n / PIECE_PER_K ? n : PIECE_PER_K * call->k;
+    call->piece = n;
+    if (n <= longest || call->options->normalize == CSM_TOPK_FULL) return;
+    call->pieces = (n + longest - 1) / longest;
+    call->piece = (n + call->pieces - 1) / call->pieces;
+    call->pieces = (n + call->piece - 1) / call->piece;
+    const size_t last = n - (call->pieces - 1) * call->piece;
+    call->merged = (call->pieces - 1) * call->k + (last < call->k ? last : call->k);
 }
 
-static csm_status run_pieces(topk_run *r) {
-    csm_call *c = &r->base;
+static csm_status run_pieces(topk_call *call) {
+    csm_call *c = &call->base;
     csm_status status = CSM_OK;
-    r->candidates = csm_allocate(csm_rounded(r->merged * r->searched_size) + r->merged * sizeof(int64_t));
-    if (!r->candidates) return CSM_NO_MEMORY;
-    c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions */
-    for (r->row = 0; r->row < r->rows && status == CSM_OK; r->row++) {
-        status = csm_parallel(r->pieces, 1, c->threads, pieces_body, r, &c->interrupt);
-        if (status == CSM_OK) status = merge_row(r);
+    call->candidates = csm_allocate(csm_rounded(call->merged * call->searched_size) + call->merged * sizeof(int64_t));
+    if (!call->candidates) return CSM_NO_MEMORY;
+    c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
+    for (call->row = 0; call->row < call->rows && status == CSM_OK; call->row++) {
+        status = csm_parallel(call->pieces, 1, c->threads, pieces_body, call, &c->interrupt);
+        if (status == CSM_OK) status = merge_row(call);
     }
-    csm_release(r->candidates);
+    csm_release(call->candidates);
     return status;
 }
 
 /* Sets the type of a call, the sizes that depend on it, and its kernel. */
-static void set_type(topk_run *r, element_type type, const csm_table *table) {
+static void set_type(topk_call *call, element_type type, const csm_table *table) {
     static const size_t sizes[] = {1, 2, 4, 8, 1, 2, 4, 8}; /* in the order of csm_label_type */
-    csm_call *c = &r->base;
-    r->type = type;
+    csm_call *c = &call->base;
+    call->type = type;
     csm_set_dtype(c, type.dtype, table);
     if (type.is_integer) c->itemsize = sizes[type.integer];
-    r->searched_size = c->itemsize < 4 && type.is_integer ? 4 : c->itemsize;
+    call->searched_size = c->itemsize < 4 && type.is_integer ? 4 : c->itemsize;
     const int kernel = type.integer == CSM_UINT32   ? 1
                        : type.integer == CSM_INT64  ? 2
                        : type.integer == CSM_UINT64 ? 3
                                                     : 0;
-    r->select = type.is_integer ? table->select_integer[kernel] : table->select[type.dtype];
+    call->select = type.is_integer ? table->select_integer[kernel] : table->select[type.dtype];
 }
 
 static csm_status run_topk(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x,
                            size_t k, const csm_view *values, const csm_view *indices, const csm_topk_options *o,
                            csm_fp_environment *caller) {
-    topk_run r;
-    csm_call *c = &r.base;
-    memset(&r, 0, sizeof r);
+    topk_call call;
+    csm_call *c = &call.base;
+    memset(&call, 0, sizeof call);
     if (k > shape->n || (unsigned)o->normalize > CSM_TOPK_FULL || (o->normalize && o->smallest)) return CSM_BAD_OPTION;
     if (!(o->temperature >= 0)) return CSM_BAD_TEMPERATURE;
     if (type.is_integer && (o->normalize || (unsigned)type.integer > CSM_UINT64)) return CSM_BAD_OPTION;
-    set_type(&r, type, table);
+    set_type(&call, type, table);
     csm_status status = csm_lay_out(c, shape, (const csm_view *[]){x, values, indices},
-                                    (csm_view *[]){&r.x, &r.values, &r.indices}, 3, &r.rows);
-    if (status != CSM_OK || r.rows == 0 || k == 0) return status;
+                                    (csm_view *[]){&call.x, &call.values, &call.indices}, 3, &call.rows);
+    if (status != CSM_OK || call.rows == 0 || k == 0) return status;
     csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
-    r.options = o;
-    r.k = k;
+    call.options = o;
+    call.k = k;
     const size_t n = shape->n;
     const int threads = o->threads < 1 ? 1 : o->threads;
-    choose_pieces(&r, threads);
-    r.select_size = csm_select_size(r.piece, k < r.piece ? k : r.piece, c->wide_size);
-    if (r.pieces > 1) {
-        size_t merge = csm_select_size(r.merged, k, c->wide_size);
-        if (merge > r.select_size) r.select_size = merge;
+    choose_pieces(&call, threads);
+    call.select_size = csm_select_size(call.piece, k < call.piece ? k : call.piece, c->wide_size);
+    if (call.pieces > 1) {
+        size_t merge = csm_select_size(call.merged, k, c->wide_size);
+        if (merge > call.select_size) call.select_size = merge;
     }
-    const int is_direct = r.searched_size == c->itemsize && csm_contiguous_view(&c->shape, &r.x, c->itemsize, 1);
-    r.copy_size = is_direct ? 0 : csm_rounded(r.piece * r.searched_size);
-    r.values_size = csm_rounded(k * c->itemsize) + csm_rounded(k * c->wide_size);
-    r.block_size = o->normalize == CSM_TOPK_FULL ? csm_rounded((n / CSM_BLOCK + 1) * sizeof(csm_block)) : 0;
-    const double elements = r.pieces > 1 ? (double)n : (double)r.rows * (double)n;
-    c->threads = csm_threads_for(elements, r.pieces > 1 ? r.pieces : r.rows, threads);
+    const int is_direct = call.searched_size == c->itemsize && csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1);
+    call.copy_size = is_direct ? 0 : csm_rounded(call.piece * call.searched_size);
+    call.values_size = csm_rounded(k * c->itemsize) + csm_rounded(k * c->wide_size);
+    call.block_size = o->normalize == CSM_TOPK_FULL ? csm_rounded((n / CSM_BLOCK + 1) * sizeof(csm_block)) : 0;
+    const double elements = call.pieces > 1 ? (double)n : (double)call.rows * (double)n;
+    c->threads = csm_threads_for(elements, call.pieces > 1 ? call.pieces : call.rows, threads);
 
     csm_buffer single;
-    status = csm_scratch_begin(&r.scratch, c->threads, 1, &single);
+    status = csm_scratch_begin(&call.scratch, c->threads, 1, &single);
     if (status != CSM_OK) return status;
-    if (r.pieces > 1) status = run_pieces(&r);
-    else status = csm_parallel(r.rows, CSM_PIECE_ELEMENTS / (n + 1) + 1, c->threads, rows_body, &r, &c->interrupt);
-    csm_scratch_end(&r.scratch);
+    if (call.pieces > 1) status = run_pieces(&call);
+    else
+        status = csm_parallel(call.rows, CSM_PIECE_ELEMENTS / (n + 1) + 1, c->threads, rows_body, &call, &c->interrupt);
+    csm_scratch_end(&call.scratch);
     *caller = c->interrupt.caller; /* the callback may have changed it */
     return status;
 }

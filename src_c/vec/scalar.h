@@ -1,7 +1,8 @@
 /* The vector functions in plain C, one lane: the specification that every other vec/ header equals bit for bit.
  *
  * v32_* computes in float, v64_* in double; the kernels spell them V(name).  Where x86 and ARM differ, a comment says
- * which behaviour is specified.
+ * which behaviour is specified.  Arithmetic rounds once, to nearest even, without flush-to-zero; the bits of a NaN are
+ * not specified, and kernels write the canonical one.
  */
 #ifndef CSM_VEC_SCALAR_H
 #define CSM_VEC_SCALAR_H

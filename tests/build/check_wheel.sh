@@ -3,9 +3,9 @@
 #
 #     tests/build/check_wheel.sh FOLDER [BUILT]      the files go to FOLDER; needs build, setuptools and cython
 #
-# The wheel: the same libraries as in BUILT, a checkout where pip has built them (without it: the same bytes when built
-# again in another directory), below 2 MB, no ABI violation, no stray file, a correct tag; the libgomp of this machine
-# inside, under its own name.
+# The wheel has the same libraries as BUILT, a checkout in which pip has built them (without BUILT: the same bytes when
+# built again in another directory), is below 2 MB, has a correct tag, no ABI violation and no stray file, and contains
+# the libgomp of this machine under its own name.
 set -eu -o pipefail
 ROOT=$(cd "$(dirname "$0")/../.." && pwd)
 OUT=$(mkdir -p "$1" && cd "$1" && pwd)

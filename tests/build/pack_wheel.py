@@ -12,7 +12,7 @@ from zopfli.zlib import compress
 
 
 class Zopfli:
-    """A compressor with the methods that zipfile calls."""
+    """A compressor with the methods that zipfile calls, which compresses everything at the end."""
 
     def __init__(self):
         self.parts = []

@@ -56,7 +56,7 @@ def test_dependencies():
     for page, path in zip(found, ("$ORIGIN/../lib", "$ORIGIN/lib", "$ORIGIN")):
         ((kind, paths),) = re.findall(r"\((RPATH|RUNPATH)\).*\[(.+)\]", page)
         assert kind == "RUNPATH"
-        assert path in paths.split(":")  # Python builds may add theirs
+        assert path in paths.split(":")  # the build of Python may add others
 
 
 LOADED = """if True:
@@ -68,7 +68,7 @@ LOADED = """if True:
 
 
 def test_libgomp_beside_the_library(tmp_path):
-    """As in the wheel: it is used unless the process has already loaded one, which is then shared."""
+    """A libgomp beside the library, as in the wheel, is used unless the process has loaded another, which is shared."""
     maps = run_python("import csoftmax; print(*csoftmax._runtime.config.openmp_libraries())")
     (libgomp,) = maps.stdout.split()
     ours = shutil.copy(csoftmax.get_library(), tmp_path)
@@ -86,7 +86,7 @@ def test_libgomp_inside_the_wheel():
 
 
 def test_old_openmp_suffices():
-    """No function of libgomp is used that is newer than GCC 4.9 (LLVM's runtime has the older ones, too)."""
+    """The library uses no function of libgomp that is newer than GCC 4.9; LLVM's runtime has all older ones, too."""
     versions = set(re.findall(r"@((?:GOMP|OMP|OACC)_[\d.]+)", output("nm", "-D", csoftmax.get_library())))
     assert versions <= {"GOMP_1.0", "GOMP_4.0", "OMP_1.0"}
 

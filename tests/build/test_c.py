@@ -1,4 +1,4 @@
-"""The C tests (tests/c): the exp core; the native part, if there is no CMake; with ``-m long`` the others.
+"""The C tests (tests/c): the exp core; the native part, if there is no CMake; with ``-m long`` all parts.
 
 With CMake, test_c_library.py runs the same native program.
 """
@@ -18,7 +18,7 @@ pytestmark = [
     pytest.mark.build,
     pytest.mark.skipif(not sys.platform.startswith("linux"), reason="GNU ld's --wrap, Linux emulators"),
     pytest.mark.skipif(shutil.which("gcc") is None, reason="needs gcc"),
-    pytest.mark.skipif("CSOFTMAX_ISA" in os.environ, reason="compares all instruction sets, whichever is forced"),
+    pytest.mark.skipif("CSOFTMAX_ISA" in os.environ, reason="compares all instruction sets, whatever CSOFTMAX_ISA is"),
 ]
 
 
@@ -36,7 +36,7 @@ def run(*parts, **environment):
     return done.stdout
 
 
-@pytest.mark.skipif(HAS_CMAKE, reason="test_c_library.py has CMake build and run it")
+@pytest.mark.skipif(HAS_CMAKE, reason="test_c_library.py builds and runs it with CMake")
 def test_native():
     run("native", CSM_EVERY="25")
 

@@ -1,4 +1,4 @@
-"""The C library alone: built, tested, installed and used with CMake alone; its symbols; its binary interface.
+"""The C library without Python: built, tested, installed and used with CMake; its symbols; its binary interface.
 
 It needs the sources: the tests of an installed package are test_embedding.py and test_build.py.  CSM_CMAKE_BUILD: the
 build directory (default: temporary).

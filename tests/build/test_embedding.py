@@ -16,7 +16,7 @@ EMBED = Path(__file__).parent / "embed"
 CC = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
 pytestmark = [
     pytest.mark.build,
-    pytest.mark.skipif(sys.platform == "win32" or CC is None, reason="needs a C compiler of the Unix kind"),
+    pytest.mark.skipif(sys.platform == "win32" or CC is None, reason="needs a Unix C compiler"),
 ]
 
 
@@ -28,8 +28,8 @@ def run(*command, cwd):
     return done.stdout
 
 
-def says(option):
-    """`python -m csoftmax OPTION`, outside of the checkout."""
+def query(option):
+    """The output of `python -m csoftmax OPTION`, run outside the checkout."""
     return run(sys.executable, "-m", "csoftmax", option, cwd=Path(csoftmax.__file__).parent.parent).strip()
 
 
@@ -38,20 +38,20 @@ STRICT = ["-std=c11", "-O1", "-Wall", "-Wextra", "-Wpedantic", "-Werror"]
 
 def by_options(folder):
     """cc and the options of the command line."""
-    flags = [*says("--cflags").split(), *says("--libs").split()]
+    flags = [*query("--cflags").split(), *query("--libs").split()]
     run(*CC.split(), *STRICT, EMBED / "embed.c", *flags, "-o", folder / "embed", cwd=folder)
 
 
 def by_pkg_config(folder):
     """cc and pkg-config."""
-    where = f"PKG_CONFIG_PATH={says('--pkgconfigdir')}"
+    where = f"PKG_CONFIG_PATH={query('--pkgconfigdir')}"
     flags = run("env", where, "pkg-config", "--cflags", "--libs", "csoftmax >= 0.1", cwd=folder).split()
     run(*CC.split(), *STRICT, EMBED / "embed.c", *flags, "-o", folder / "embed", cwd=folder)
 
 
 def by_cmake(folder):
     """A CMake project."""
-    run("cmake", "-S", EMBED, "-B", folder, f"-Dcsoftmax_DIR={says('--cmakedir')}", cwd=folder)
+    run("cmake", "-S", EMBED, "-B", folder, f"-Dcsoftmax_DIR={query('--cmakedir')}", cwd=folder)
     run("cmake", "--build", folder, cwd=folder)
 
 
@@ -172,7 +172,7 @@ def test_capsule_of_another_version(extension):
         except ImportError as error:
             assert "C ABI" in str(error), error
         else:
-            sys.exit("it was let in")
+            sys.exit("the module was accepted")
     """
     for which in ("0", "2"):
         run("env", f"PYTHONPATH={extension}", sys.executable, "-c", code, which, cwd=extension)
@@ -184,7 +184,7 @@ ROWS = {"f32": np.float32, "f64": np.float64, "f16": np.float16, "bf16": None}
 @pytest.mark.parametrize("suffix", ROWS)
 @pytest.mark.parametrize("name", ["softmax", "log_softmax", "logsumexp"])
 def test_rows(name, suffix):
-    """Every function of rows: a range in the middle, gaps between rows, a temperature."""
+    """Every function for rows: a range in the middle, gaps between rows, a temperature."""
     import ctypes
 
     import csoftmax.cpu
@@ -213,7 +213,7 @@ def test_rows(name, suffix):
 
 
 def test_numba():
-    """Called by address, from the loop of a jitted function."""
+    """A jitted function calls softmax_rows_f64 by its address, from a parallel loop."""
     numba = pytest.importorskip("numba", reason="the gate installs it")
     import ctypes
 
@@ -238,7 +238,7 @@ def test_numba():
 
 
 def test_scipy_low_level_callable():
-    """Works as a filter of scipy.ndimage: along an axis, and as the soft maximum of a neighbourhood."""
+    """The functions are filters for scipy.ndimage: along an axis, and as the soft maximum of a neighbourhood."""
     import ctypes
 
     ndimage = pytest.importorskip("scipy.ndimage", reason="the test extra has it")

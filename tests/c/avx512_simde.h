@@ -13,7 +13,7 @@
 #define KEEP_IN_REGISTER(v) ((void)(v))
 #include <string.h>
 
-/* Lanes through memory: no access where the mask is 0. */
+/* Loads and stores lane by lane, without access where the mask is 0. */
 #define LANES(TO, FROM, NAME, TYPE, WHICH)                                                           \
     static inline TO NAME##_lanes(TO fill, unsigned mask, const void *p) {                           \
         WHICH lane[sizeof(TO) / sizeof(WHICH)];                                                      \
@@ -111,7 +111,7 @@ static inline simde__m256i emulated_cvtepi32_epi16(simde__m512i a) { /* truncate
 #define _mm512_cvtepu16_epi32(a) emulated_cvtepu16_epi32(a)
 #define _mm512_cvtepi32_epi16(a) emulated_cvtepi32_epi16(a)
 
-/* SIMDe has these, but without the native name. */
+/* SIMDe has these, but not under their native names. */
 #undef _mm512_shuffle_f32x4
 #undef _mm512_shuffle_f64x2
 #undef _mm512_shuffle_i32x4

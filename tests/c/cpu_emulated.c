@@ -1,4 +1,4 @@
-/* Replaces src_c/isa/cpu.c if the avx512 unit is emulated: it is available on every CPU with AVX2. */
+/* Replaces src_c/isa/cpu.c if the avx512 unit is emulated: it is available on every CPU with AVX2 and FMA. */
 #include "../../src_c/isa/dispatch.h"
 
 unsigned csm_cpu_features(void) {

@@ -5,7 +5,7 @@
  *     exp_exhaustive [--stride S] --only NAME
  *
  * S = 1: all 2,464,696,322 numbers; else every S-th run of 4096 neighbours, and (S < 10000) all of 1/64 <= |x| < 1/2,
- * where P's steps are smallest.  --only computes just the checksum of one unit's bits, for an emulator, in which the
+ * where P's steps are smallest.  --only computes just the checksum of one unit's bits, for an emulator, on which the
  * rest would take hours; --other compares it with that of the units here.  A single wrong P changes the checksum.
  *
  * Oracle: r = x - n ln 2 in float64 (x and n times the 32 leading bits of ln 2 are exact, so is their difference),
@@ -25,7 +25,7 @@
 typedef void (*exp_unit)(const float *, float *, float *, size_t);
 static const struct {
     const char *name;
-    exp_unit run;
+    exp_unit compute;
     unsigned needs;
 } units[] = {
     {"scalar", exp_unit_scalar, 0},
@@ -38,7 +38,7 @@ static const struct {
 };
 enum { UNITS = sizeof units / sizeof units[0], CHUNK = 4096 };
 
-/* The floats in order: -10^6 is 0, the two zeros are LARGEST and LARGEST + 1. */
+/* The floats in ascending order: number 0 is -10^6, the two zeros are numbers LARGEST and LARGEST + 1. */
 static const uint32_t LARGEST = 0x49742400;
 static float number(uint64_t i) {
     uint32_t u = i <= LARGEST ? 0x80000000u | (LARGEST - (uint32_t)i) : (uint32_t)(i - LARGEST - 1);
@@ -85,7 +85,7 @@ static int read_options(int argc, char **argv) {
         else if (!strcmp(argv[i], "--checksum")) other_checksum = argv[i + 1];
         else if (!strcmp(argv[i], "--emulated")) emulated = argv[i + 1];
         else {
-            fprintf(stderr, "unknown: %s\n", argv[i]);
+            fprintf(stderr, "unknown option: %s\n", argv[i]);
             return 0;
         }
     }
@@ -96,13 +96,13 @@ static int read_options(int argc, char **argv) {
 /* The figures of each unit. */
 typedef struct figures {
     double worst[UNITS];
-    uint64_t falls[UNITS], differs[UNITS],
-        steps[UNITS]; /* numbers at which a unit decreases, differs, has a bad step */
+    uint64_t falls[UNITS], steps[UNITS]; /* numbers at which a unit decreases, or has an error above 1 ULP or a bad n */
+    uint64_t differs[UNITS]; /* chunks in which its bits differ from those of scalar */
     int available[UNITS];
 } figures;
 
 /* Prints the report, writes it to --json and returns whether all checks passed. */
-static int report(const figures *f, uint64_t count, uint64_t checksum, double took) {
+static int report(const figures *f, uint64_t count, uint64_t checksum, double duration) {
     int ok = 1;
     char text[2048], date[32], here[32];
     snprintf(here, sizeof here, "%016llx", (unsigned long long)checksum);
@@ -112,7 +112,7 @@ static int report(const figures *f, uint64_t count, uint64_t checksum, double to
         snprintf(text, sizeof text,
                  "{\n  \"date\": \"%s\",\n  \"commit\": \"%s\",\n  \"command\": \"tests/c/run.sh exp-all\",\n"
                  "  \"seconds\": %.0f,\n  \"count\": %llu,\n  \"stride\": %llu,\n  \"checksum\": \"%s\",\n  \"isa\": {",
-                 date, commit, took, (unsigned long long)count, (unsigned long long)stride, here);
+                 date, commit, duration, (unsigned long long)count, (unsigned long long)stride, here);
     for (int u = 0, comma = 0; u < UNITS; u++) {
         if (only || !f->available[u]) continue;
         int good = f->worst[u] <= 1 && f->falls[u] == 0 && f->steps[u] == 0 && f->differs[u] == 0;
@@ -122,9 +122,10 @@ static int report(const figures *f, uint64_t count, uint64_t checksum, double to
                        f->differs[u] ? "false" : "true", strcmp(emulated, units[u].name) ? "this CPU" : "emulated");
         ok &= good;
         if (!good)
-            printf("FAILED %s: max %.6f ULP, falls %llu times, %llu wrong, %llu chunks differ from scalar\n",
-                   units[u].name, f->worst[u], (unsigned long long)f->falls[u], (unsigned long long)f->steps[u],
-                   (unsigned long long)f->differs[u]);
+            printf(
+                "FAILED %s: max %.6f ULP, decreases %llu times, %llu numbers wrong, %llu chunks differ from scalar\n",
+                units[u].name, f->worst[u], (unsigned long long)f->falls[u], (unsigned long long)f->steps[u],
+                (unsigned long long)f->differs[u]);
     }
     if (other) {
         int equal = !strcmp(here, other_checksum);
@@ -162,7 +163,7 @@ int main(int argc, char **argv) {
         if (only && !strcmp(only, units[u].name)) base = u;
     }
     if (!available[base] || (only && strcmp(only, units[base].name) != 0)) {
-        fprintf(stderr, "no unit %s here\n", only);
+        fprintf(stderr, "unit %s is not available here\n", only);
         return 2;
     }
 
@@ -179,10 +180,10 @@ int main(int argc, char **argv) {
         count += total - first < CHUNK ? total - first : CHUNK;
         for (size_t i = 0; i < k; i++) x[i] = number(first + i);
         for (size_t i = k; i < (k + 15) / 16 * 16; i++) x[i] = x[k - 1];
-        if (only) units[base].run(x, p[base], n[base], (k + 15) / 16 * 16);
+        if (only) units[base].compute(x, p[base], n[base], (k + 15) / 16 * 16);
         for (int u = 0; u < UNITS; u++) {
             if (only || !available[u]) continue;
-            units[u].run(x, p[u], n[u], (k + 15) / 16 * 16);
+            units[u].compute(x, p[u], n[u], (k + 15) / 16 * 16);
             if (u == 0)
                 for (size_t i = 0; i < k; i++) wanted[i] = exact(x[i], n[0][i]);
             else differs[u] += memcmp(p[u], p[0], k * 4) != 0 || memcmp(n[u], n[0], k * 4) != 0;

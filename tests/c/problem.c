@@ -27,7 +27,7 @@ void *__wrap_calloc(size_t, size_t);
 int __wrap_posix_memalign(void **, size_t, size_t);
 void __wrap_free(void *);
 
-static int refused(void) {
+static int is_refused(void) {
     if (!armed) return 0;
     if (++asked != fail_at) return 0;
     failed_requests++;
@@ -37,10 +37,10 @@ static void *got(void *p) {
     if (p && armed) live++;
     return p;
 }
-void *__wrap_malloc(size_t size) { return refused() ? NULL : got(__real_malloc(size)); }
-void *__wrap_calloc(size_t count, size_t size) { return refused() ? NULL : got(__real_calloc(count, size)); }
+void *__wrap_malloc(size_t size) { return is_refused() ? NULL : got(__real_malloc(size)); }
+void *__wrap_calloc(size_t count, size_t size) { return is_refused() ? NULL : got(__real_calloc(count, size)); }
 int __wrap_posix_memalign(void **p, size_t alignment, size_t size) {
-    if (refused()) return 12; /* ENOMEM */
+    if (is_refused()) return 12; /* ENOMEM */
     int error = __real_posix_memalign(p, alignment, size);
     if (!error) got(*p);
     return error;
@@ -79,7 +79,7 @@ void *need(size_t size) {
     return p;
 }
 
-/* The names of everything */
+/* Names, sizes and functions, from the lists of registry.h */
 
 typedef csm_status (*unary)(const csm_shape *, const csm_view *, const csm_view *, const csm_options *);
 typedef csm_status (*binary)(const csm_shape *, const csm_view *, const csm_view *, const csm_view *,
@@ -128,7 +128,7 @@ uint32_t next(void) {
 
 const char *const kinds[] = {"normal", "ties", "wide", "beyond", "special"};
 
-/* A number with so few bits that it does not depend on libm or on the rounding mode. */
+/* Returns a number with so few bits that it depends on neither libm nor the rounding mode. */
 static double value(int kind, int dtype, size_t row) {
     double bell = ((double)(next() >> 12) + (next() >> 12) + (next() >> 12) + (next() >> 12)) / 0x1p19 - 4;
     double spread = (double)(int32_t)next() / 0x1p31;
@@ -245,7 +245,7 @@ csm_options options_of(const problem *p, const csm_view *where, int threads) {
     return o;
 }
 
-/* The specification: scalar, contiguous, one thread. */
+/* Computes the expected result: scalar unit, contiguous rows, one thread. */
 uint64_t hash = 0xcbf29ce484222325u;
 void answer(problem *p) {
     csm_shape shape = shape_of(p);
@@ -283,8 +283,8 @@ const arrangement arrangements[ARRANGEMENTS] = {{C, C, 0},
                                                 {REVERSED, REVERSED, 1},
                                                 {UNALIGNED, UNALIGNED, 1}};
 
-/* Runs p in an arrangement on an instruction set; every byte of the output buffer, gaps included, must be right.
- * poison: the value of masked elements. */
+/* Computes p in an arrangement on an instruction set; every byte of the output buffer, gaps included, must be as
+ * expected.  poison: masked elements are NaN, infinite or huge. */
 void compare(const problem *p, arrangement l, const char *isa, int threads, int poison) {
     place at = lay(l.a, p->r1, p->r2, p->n, p->item), to = lay(l.y, p->r1, p->r2, p->out, p->item);
     place where = lay(l.a == UNALIGNED ? C : l.a, p->r1, p->r2, p->n, 1);
@@ -333,7 +333,7 @@ fenced fence(size_t size) {
     return (fenced){p + page, p + page + inner, page};
 }
 void unfence(fenced f) { munmap(f.begin - f.page, (size_t)(f.end - f.begin) + 2 * f.page); }
-void readable(fenced f, int writable) {
+void set_writable(fenced f, int writable) {
     if (mprotect(f.begin, (size_t)(f.end - f.begin), writable ? PROT_READ | PROT_WRITE : PROT_READ)) abort();
 }
 char *edge(fenced f, size_t size, int at_end) { return at_end ? f.end - size : f.begin; }

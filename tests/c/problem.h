@@ -16,7 +16,7 @@ __attribute__((format(printf, 2, 3))) int check(int ok, const char *format, ...)
 extern atomic_long asked, live, failed_requests;
 void arm(long at);
 void disarm(void);
-void *need(size_t size); /* memory, or the end of the program */
+void *need(size_t size); /* aborts without memory */
 
 #define CSM_COUNT_ISA(name, bits) +1
 enum { ALL_ISAS = 0 CSM_ISAS(CSM_COUNT_ISA) };
@@ -47,16 +47,16 @@ enum { ARRANGEMENTS = 19 };
 extern const char *const dtypes[CSM_DTYPE_COUNT], *const ops[CSM_OP_COUNT], *const all_isas[ALL_ISAS];
 extern const size_t sizes_of[CSM_DTYPE_COUNT];
 extern const int has_b[CSM_OP_COUNT], keeps[CSM_OP_COUNT]; /* has_b: two inputs */
-extern const char *isas[ALL_ISAS]; /* those of this CPU, */
-extern int isa_count;
+extern const char *isas[ALL_ISAS]; /* those that this CPU has */
+extern int isa_count; /* their number */
 extern const arrangement arrangements[ARRANGEMENTS];
-extern uint64_t hash; /* of all answers */
+extern uint64_t hash; /* of all results of the scalar unit */
 
 void use(const char *isa);
 csm_status call(int op, int dtype, const csm_shape *, const csm_view *a, const csm_view *b, const csm_view *y,
                 const csm_options *);
 
-/* Numbers from integer arithmetic, equal on every machine. */
+/* Numbers computed in integer arithmetic, equal on every machine. */
 void seed(uint64_t);
 uint32_t next(void);
 void put(int dtype, void *to, size_t i, double v);
@@ -65,7 +65,7 @@ double get(int dtype, const void *from, size_t i);
 problem make(int op, int dtype, int kind, size_t r1, size_t r2, size_t n, double temperature, int masked);
 void describe(const problem *, char *text, size_t size);
 void drop(problem *);
-void answer(problem *);
+void answer(problem *); /* computes p->want */
 void compare(const problem *, arrangement, const char *isa, int threads, int poison);
 
 /* The parts of compare. */
@@ -82,7 +82,7 @@ typedef struct fenced {
 } fenced;
 fenced fence(size_t size);
 void unfence(fenced);
-void readable(fenced, int writable);
+void set_writable(fenced, int writable);
 char *edge(fenced, size_t size, int at_end);
 
 #endif

@@ -1,9 +1,9 @@
-/* Concurrent calls from several threads, each with separate workers and outputs and with shared inputs, for
- * ThreadSanitizer (tests/c/run.sh tsan), which reports accesses of two threads that are not ordered.
+/* Concurrent calls from several threads, which share the inputs and have separate workers and outputs, for
+ * ThreadSanitizer (tests/c/run.sh tsan): it reports unordered accesses of two threads to the same memory.
  *
  *     race [SECONDS]
  *
- * The pool of pages of the Python package, which needs no Python, is used between the calls.  The first calls of the
+ * Between calls the threads use the page pool of the Python package, which needs no Python.  The first calls of the
  * process are concurrent too, so that several threads initialise the library at once.
  */
 #include "csoftmax.h"
@@ -24,7 +24,7 @@ static csm_shape shape = {.n = N, .ndim = 1, .shape = {ROWS}};
 static pthread_barrier_t start;
 static double seconds = 1;
 
-/* The outputs of a call; bytes that it does not write keep their value. */
+/* The outputs of a call; bytes that it does not write stay 0. */
 typedef struct output {
     double wide[ROWS * N], loss[ROWS];
     float narrow[ROWS * N];
@@ -58,7 +58,7 @@ static csm_status call(int kind, output *to) {
     }
 }
 
-static output *called(int kind) {
+static output *compute(int kind) {
     output *to = calloc(1, sizeof *to);
     csm_status status = to ? call(kind, to) : CSM_NO_MEMORY;
     if (status == CSM_OK) return to;
@@ -71,12 +71,12 @@ static void *caller(void *number) {
     long calls = 0;
     time_t stop = 0;
     pthread_barrier_wait(&start);
-    for (int kind = 0; kind < KINDS; kind++) first[kind] = called((kind + *(int *)number) % KINDS);
+    for (int kind = 0; kind < KINDS; kind++) first[kind] = compute((kind + *(int *)number) % KINDS);
     do {
         for (int kind = 0; kind < KINDS; kind++, calls++) {
-            output *again = called((kind + *(int *)number) % KINDS);
+            output *again = compute((kind + *(int *)number) % KINDS);
             if (memcmp(again, first[kind], sizeof *again) != 0) {
-                printf("FAILED call %d: other bits the second time\n", kind);
+                printf("FAILED call %d: other bits in a repeated call\n", kind);
                 exit(1);
             }
             free(again);

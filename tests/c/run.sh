@@ -1,5 +1,5 @@
 #!/bin/bash
-# Builds the C core and its tests with plain compilers, no Python, and runs them.
+# Builds the C core and its tests with compilers alone, without Python, and runs them.
 #
 #     tests/c/run.sh [part ...]        default: native clang simde neon asan exp
 #
@@ -76,7 +76,7 @@ build() {
 
 hash_of() { sed -n 's/^hash //p' "$1"; }
 
-# run NAME COMMAND ...: keeps and shows the output
+# run NAME COMMAND ...: shows the output, and keeps it in $BUILD/NAME.log
 run() {
     local name=$1
     shift
@@ -134,9 +134,9 @@ neon() {
 }
 
 asan() {
-    local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run here needs no sanitizer
+    local AVX512_FLAGS="${AVX512[*]}" # a unit that cannot run on this CPU needs no sanitizer
     ! x86 || grep -qw avx512f /proc/cpuinfo || AVX512_FLAGS+=" -fno-sanitize=all"
-    # ASan detects null pointers anyway; a separate check of each access makes the compilation a third longer
+    # ASan detects null pointers anyway, and with a separate check of each access compilation takes a third longer
     build asan gcc "${GCC_FLAGS[@]}" -Wno-error -O0 -fsanitize=address,undefined -fno-sanitize=null -fno-sanitize-recover=all
     # no detect_stack_use_after_return: its frames are not aligned for AVX-512's vectors (GCC bug 110027)
     run asan env ASAN_OPTIONS=detect_stack_use_after_return=0:allocator_may_return_null=1 "$BUILD/asan" --every "${1:-$SAMPLE}"
@@ -144,7 +144,7 @@ asan() {
 
 tsan() {
     need clang clang
-    local archer flags=(-Wno-error -fopenmp -fsanitize=thread -g -O1) # with -O1 not all requested loops are unrolled, which is a warning
+    local archer flags=(-Wno-error -fopenmp -fsanitize=thread -g -O1) # -Wno-error: -O1 leaves loops rolled in spite of the pragma, and warns
     archer=$(dirname "$(readlink -f "$(command -v clang)")")/../lib/libarcher.so
     [ -f "$archer" ] || { echo "tests/c/run.sh: Archer is missing (Debian package libomp-dev)" >&2; exit 1; }
     build tsan clang "${flags[@]}"
@@ -153,7 +153,7 @@ tsan() {
     local checked=(env "LD_LIBRARY_PATH=$(dirname "$archer")" "OMP_TOOL_LIBRARIES=$archer" "ARCHER_OPTIONS=enable=1 verbose=1"
         "TSAN_OPTIONS=ignore_noninstrumented_modules=1 exitcode=66")
     run race "${checked[@]}" "$BUILD/race" "${1:-5}" 2>&1
-    grep -q 'Archer detected' "$BUILD/race.log" # verbose=1 says so; without it every region looks like a race
+    grep -q 'Archer detected' "$BUILD/race.log" # verbose=1 prints it; without Archer every region looks like a race
     run tsan "${checked[@]}" "$BUILD/tsan" --every 1000
 }
 
@@ -167,7 +167,7 @@ valgrind_() {
     [ "$status" -le 1 ] && [ ! -s "$BUILD/valgrind.err" ] && echo "1 passed, 0 failed"
 }
 
-# exp_program NAME COMPILER [emulated]: with AVX-512 through SIMDe
+# exp_program NAME COMPILER [emulated]: builds exp_exhaustive.c; emulated: with AVX-512 through SIMDe
 exp_program() {
     local name=$1 cc=$2 isas=(scalar avx2 avx512) isa flags objects=() jobs=() avx512=("${AVX512[@]}") features=$FEATURES_FILE
     [ "$cc" = aarch64-linux-gnu-gcc ] && isas=(scalar neon)

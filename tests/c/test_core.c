@@ -3,7 +3,7 @@
  *
  *     test_core [--every K]      K > 1: every K-th case only (emulators, sanitizers)
  *
- * Inputs are made in integer arithmetic, so the line `hash` is the same on every machine.  The link needs
+ * Inputs are computed in integer arithmetic, so that the line `hash` is the same on every machine.  Link with
  * -Wl,--wrap=malloc,--wrap=calloc,--wrap=posix_memalign,--wrap=free.
  */
 #ifndef _GNU_SOURCE
@@ -18,7 +18,7 @@
 #include <xmmintrin.h>
 #endif
 
-/* Each allocation in turn fails: the status says so, nothing leaks, the next call is right. */
+/* Each allocation in turn fails: the call returns CSM_NO_MEMORY and leaks nothing, and the next call is correct. */
 static void test_no_memory(void) {
     static const struct {
         size_t r1, r2, n;
@@ -99,7 +99,7 @@ static void test_scratch(void) {
                     check(size % 64 == 0, "%s: scratch of %zu bytes", text, size);
                     check(call(op, dtype, &shape, &va, &vb, &vy, &o) == CSM_SMALL_SCRATCH &&
                               !memcmp(y, expected, to.bytes),
-                          "%s: scratch of %zu bytes taken for %zu", text, size - 1, size);
+                          "%s: scratch of %zu bytes accepted instead of %zu", text, size - 1, size);
                     memset(f.begin, 0x77, (size_t)(f.end - f.begin) - size);
                     o.scratch_size = size;
                     spread(&p, expected, to, p.want, p.out, p.item);
@@ -108,7 +108,7 @@ static void test_scratch(void) {
                     disarm();
                     check(status == CSM_OK && !memcmp(y, expected, to.bytes), "%s in the caller's scratch: %d", text,
                           status);
-                    check(asked == 0, "%s allocates %ld times beside the caller's scratch", text, (long)asked);
+                    check(asked == 0, "%s allocates %ld times in spite of the caller's scratch", text, (long)asked);
                     int clean = 1;
                     for (char *q = f.begin; q < f.end - size; q++) clean &= *q == 0x77;
                     check(clean, "%s writes before the caller's scratch", text);
@@ -190,12 +190,12 @@ static void test_interrupt(void) {
         o.interrupt_context = &v;
         memset(y, 0, rows * n * 4);
         csm_status status = csm_softmax_f32(&shape, &vx, &vy, &o);
-        check(status == CSM_INTERRUPTED && v.count == 1, "interrupt: status %d after %d questions", status, v.count);
+        check(status == CSM_INTERRUPTED && v.count == 1, "interrupt: status %d after %d checks", status, v.count);
         check(v.same, "the callback sees another control word");
-        check(y[rows * n - 1] == 0 || threads > 1, "interrupt: the call went to the end");
+        check(y[rows * n - 1] == 0 || threads > 1, "interrupt: the call ran to completion");
         v = (visits){0, 1 << 30, fp_control(), 1};
         status = csm_softmax_f32(&shape, &vx, &vy, &o);
-        check(status == CSM_OK && v.count > 0, "interrupt declined: status %d after %d questions", status, v.count);
+        check(status == CSM_OK && v.count > 0, "no interrupt: status %d after %d checks", status, v.count);
     }
     /* one long row */
     shape = (csm_shape){rows * n, 0, {0}};
@@ -205,25 +205,24 @@ static void test_interrupt(void) {
     o.interrupt = visit;
     o.interrupt_context = &v;
     csm_status status = csm_softmax_f32(&shape, &vx, &vy, &o);
-    check(status == CSM_INTERRUPTED && v.count == 1, "interrupt in a row: status %d after %d questions", status,
-          v.count);
+    check(status == CSM_INTERRUPTED && v.count == 1, "interrupt in a row: status %d after %d checks", status, v.count);
     free(x), free(y);
 }
 
-/* Every unit is computed exactly once, for any counts, and threads that finish early compute the shares of a late one.
- */
-typedef struct shared_work {
+/* Every unit is computed exactly once, for any counts, and threads that finish early compute the share of a late
+ * one. */
+typedef struct shared_state {
     size_t units, piece;
-    int late; /* this thread's first piece lasts until all others are done */
+    int late_thread; /* the first piece of this thread lasts until all other pieces are done */
     atomic_int *times;
     atomic_size_t done;
-} shared_work;
+} shared_state;
 static csm_status shared_body(void *context, size_t begin, size_t end, int thread) {
-    shared_work *w = context;
+    shared_state *w = context;
     if (begin >= end || end - begin > w->piece || end > w->units) return CSM_BAD_SHAPE;
     for (size_t i = begin; i < end; i++) atomic_fetch_add(&w->times[i], 1);
     size_t done = atomic_fetch_add(&w->done, end - begin) + end - begin;
-    if (thread == w->late) {
+    if (thread == w->late_thread) {
         double limit = csm_now() + 10;
         while ((done = atomic_load(&w->done)) < w->units && csm_now() < limit) usleep(100);
         if (done < w->units) return CSM_INTERRUPTED;
@@ -231,27 +230,29 @@ static csm_status shared_body(void *context, size_t begin, size_t end, int threa
     return CSM_OK;
 }
 static void test_shares(void) {
-    enum { MOST = 5000 };
-    static atomic_int times[MOST];
+    enum { MAX_UNITS = 5000 };
+    static atomic_int times[MAX_UNITS];
     static const size_t units[] = {2, 3, 7, 16, 64, 65, 127, 1000, 4999}, pieces[] = {1, 5, 64, 100000};
     static const int counts[] = {1, 2, 3, 8, 63, 64, 65, 100};
     for (size_t u = 0; u < sizeof units / sizeof *units; u++)
         for (size_t p = 0; p < sizeof pieces / sizeof *pieces; p++)
             for (size_t t = 0; t < sizeof counts / sizeof *counts; t++)
-                for (int late = -1; late < (csm_openmp() && counts[t] <= 3 && counts[t] > 1 ? counts[t] : 0); late++) {
+                for (int late_thread = -1;
+                     late_thread < (csm_openmp() && counts[t] <= 3 && counts[t] > 1 ? counts[t] : 0); late_thread++) {
                     for (size_t i = 0; i < units[u]; i++) atomic_store(&times[i], 0);
-                    shared_work w = {.units = units[u], .piece = pieces[p], .late = late, .times = times};
+                    shared_state w = {
+                        .units = units[u], .piece = pieces[p], .late_thread = late_thread, .times = times};
                     csm_interrupt none = {0};
                     csm_status status = csm_parallel(units[u], pieces[p], counts[t], shared_body, &w, &none);
                     int once = status == CSM_OK;
                     for (size_t i = 0; i < units[u]; i++) once &= atomic_load(&times[i]) == 1;
                     check(once, "%zu units in pieces of %zu on %d threads, %d late: status %d", units[u], pieces[p],
-                          counts[t], late, status);
+                          counts[t], late_thread, status);
                     if (!once) return; /* waited too long */
                 }
 }
 
-/* The maximum is that of the numbers: only NaN is dropped, also before the first cache line. */
+/* The maximum ignores NaN and nothing else, also in elements before the first cache line. */
 static void test_maximum(void) {
     static const size_t lengths[] = {5, 40, 511, 512, 2048, 4099}, offsets[] = {0, 1, 3, 4, 8};
     _Alignas(64) static char memory[(4099 + 8) * 8];
@@ -263,21 +264,22 @@ static void test_maximum(void) {
                     char *x = memory + offsets[o] * sizes_of[dtype];
                     use(isas[i]);
                     for (size_t nan = 0; nan < 3; nan++)
-                        for (size_t most = 0; most < n; most += n < 100 ? 1 : 61) {
+                        for (size_t max_at = 0; max_at < n; max_at += n < 100 ? 1 : 61) {
                             for (size_t j = 0; j < n; j++) put(dtype, x, j, -100);
-                            put(dtype, x, most, -3);
-                            if (nan != most) put(dtype, x, nan, NAN);
+                            put(dtype, x, max_at, -3);
+                            if (nan != max_at) put(dtype, x, nan, NAN);
                             const double got = csm_current_table()->max[dtype](x, n);
-                            check(got == -3, "maximum of %zu %s, %s, %zu behind a line, NaN at %zu, -3 at %zu: %g", n,
-                                  dtypes[dtype], isas[i], offsets[o], nan, most, got);
+                            check(got == -3,
+                                  "maximum of %zu %s, %s, %zu elements past a cache line, NaN at %zu, -3 at %zu: %g", n,
+                                  dtypes[dtype], isas[i], offsets[o], nan, max_at, got);
                         }
                 }
 }
 
 static void test_arguments(void) {
     float x[4] = {1, 2, 3, 4}, y[4] = {-9, -9, -9, -9};
-    csm_shape one = {4, 0, {0}};
-    csm_view vx = csm_contiguous(&one, 4, x, 4), vy = csm_contiguous(&one, 4, y, 4);
+    csm_shape four = {4, 0, {0}};
+    csm_view vx = csm_contiguous(&four, 4, x, 4), vy = csm_contiguous(&four, 4, y, 4);
     csm_view zeros = {x, 0, {0}};
     for (int op = 0; op < CSM_OP_COUNT; op++)
         for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++) {
@@ -292,11 +294,12 @@ static void test_arguments(void) {
             csm_options o = CSM_OPTIONS_INIT;
             for (int i = 0; i < 4; i++) {
                 o.temperature = never[i];
-                check(call(op, dtype, &one, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op], never[i]);
+                check(call(op, dtype, &four, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op],
+                      never[i]);
             }
             for (int i = 0; i < 3 && has_b[op]; i++) {
                 o.temperature = gradient[i];
-                check(call(op, dtype, &one, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op],
+                check(call(op, dtype, &four, &vx, &vx, &vy, &o) == CSM_BAD_TEMPERATURE, "%s: T = %g", ops[op],
                       gradient[i]);
             }
             csm_shape none = {4, 2, {3, 0}}, no_class = {0, 1, {3}};
@@ -313,16 +316,16 @@ static void test_arguments(void) {
                 check(call(op, dtype, &no_class, &zeros, NULL, &lse, NULL) == CSM_OK, "%s_%s: no classes", ops[op],
                       dtypes[dtype]);
                 const double nothing = op == CSM_OP_logsumexp ? -INFINITY : 0;
-                for (size_t i = 0; i < 3; i++) check(get(dtype, all, i) == nothing, "%s of nothing", ops[op]);
+                for (size_t i = 0; i < 3; i++) check(get(dtype, all, i) == nothing, "%s of an empty row", ops[op]);
             }
         }
     csm_options none = CSM_OPTIONS_INIT;
     none.threads = -3; /* an upper bound, at least 1 */
-    check(csm_softmax_f32(&one, &vx, &vy, &none) == CSM_OK && y[3] > 0.6f, "threads = -3");
+    check(csm_softmax_f32(&four, &vx, &vy, &none) == CSM_OK && y[3] > 0.6f, "threads = -3");
     const char *before = csm_isa();
     check(csm_select_isa("mmx") == -1 && csm_isa() == before, "an unknown instruction set");
     check(!csm_isa_built("mmx") && !csm_isa_available("mmx"), "an unknown instruction set");
-    check(csm_isa_available("scalar") && csm_isa_built("scalar"), "scalar is always there");
+    check(csm_isa_available("scalar") && csm_isa_built("scalar"), "scalar is always available");
     for (int i = 0; i < ALL_ISAS; i++)
         if (!csm_isa_available(all_isas[i])) check(csm_select_isa(all_isas[i]) == -1, "%s selected", all_isas[i]);
     for (int s = CSM_OK; s <= CSM_SMALL_SCRATCH; s++)
@@ -334,6 +337,7 @@ static void test_arguments(void) {
 }
 
 void test_softmax(size_t every);
+void test_blocks(size_t every);
 /* counts[0] passed, counts[1] failed */
 void test_loss(size_t every, uint64_t *hash, long counts[2]);
 void test_sparse(size_t every, uint64_t *hash, long counts[2]);
@@ -352,6 +356,7 @@ int main(int argc, char **argv) {
     test_arguments();
     test_maximum();
     test_softmax(every);
+    test_blocks(every < 25 ? 1 : every / 25);
     long loss[2] = {0, 0};
     test_loss(every, &hash, loss);
     test_sparse(every, &hash, loss);

@@ -62,7 +62,8 @@ static void *need(size_t size) {
     return p;
 }
 
-/* Rows `step` apart, elements `axis` apart; the loss of each row, then the gradient as contiguous rows. */
+/* Computes the loss, and the gradient as contiguous rows.  transposed: the arrays are transposed in memory.  in_place:
+ * the gradient overwrites the logits. */
 static csm_status compute(const problem *p, int transposed, int in_place, int threads, csm_reduction reduction,
                           double *loss, char *gradient) {
     const size_t n = p->n, size = sizes[p->dtype], wide = wide_sizes[p->dtype], all = ROWS * n;

@@ -35,7 +35,8 @@ static void test_grid(size_t every) {
     }
 }
 
-/* A special value at every index, alone and in tiles; the rules of the table in the documentation. */
+/* A special value at every index, in rows and in tiles, has the effect that the documentation of csoftmax.softmax
+ * states. */
 static void test_special(size_t every) {
     static const double specials[] = {NAN, INFINITY, -INFINITY, -0.0};
     static const size_t sizes[] = {1, 2, 3, 7, 8, 9, 15, 16, 17, 31, 33, 64, 69, 128, 133, 260};
@@ -71,7 +72,7 @@ static void test_special(size_t every) {
                 }
 }
 
-/* Compares with long double, because all units could agree and be wrong.  The full measurement is in Python. */
+/* Compares with long double: all units could agree and be wrong.  tests/properties/test_accuracy.py measures fully. */
 static void test_accuracy(size_t every) {
     for (size_t n = 1; n < 300; n += n < 20 ? 1 : 13 * every)
         for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++) {
@@ -87,7 +88,7 @@ static void test_accuracy(size_t every) {
                     int taken = 0;
                     for (size_t j = 0; j < n; j++) {
                         long double x = get(dtype, p.a, r * n + j);
-                        if (x == max && !taken) taken = 1; /* one maximum is left out: log1p */
+                        if (x == max && !taken) taken = 1; /* one maximum is left out of the sum, for log1p */
                         else sum += expl(x - max);
                     }
                     for (size_t j = 0; j < p.out; j++) {
@@ -138,10 +139,11 @@ static void test_threads(size_t every) {
 
 /* No access outside the arrays, on either side; inputs are read-only. */
 static void test_guard_pages(size_t every) {
-    enum { MOST = 140, ROWS = 17 };
-    fenced a = fence(MOST * ROWS * 8), b = fence(MOST * ROWS * 8), m = fence(MOST * ROWS), y = fence(MOST * ROWS * 8);
+    enum { MAX_LENGTH = 140, ROWS = 17 };
+    fenced a = fence(MAX_LENGTH * ROWS * 8), b = fence(MAX_LENGTH * ROWS * 8), m = fence(MAX_LENGTH * ROWS),
+           y = fence(MAX_LENGTH * ROWS * 8);
     size_t at = 0;
-    for (size_t n = 1; n <= MOST; n++)
+    for (size_t n = 1; n <= MAX_LENGTH; n++)
         for (int op = 0; op < CSM_OP_COUNT; op++)
             for (int dtype = 0; dtype < CSM_DTYPE_COUNT; dtype++)
                 for (int variant = 0; variant < 4; variant++) { /* one row, two rows, tile, masked */
@@ -158,13 +160,13 @@ static void test_guard_pages(size_t every) {
                         for (int isa = 0; isa < isa_count; isa++) {
                             char *pa = edge(a, from.bytes, at_end), *pb = edge(b, from.bytes, at_end);
                             char *pm = edge(m, where.bytes, at_end), *py = edge(y, to.bytes, at_end);
-                            char expected[MOST * ROWS * 8];
+                            char expected[MAX_LENGTH * ROWS * 8];
                             if (isa == 0) {
-                                readable(a, 1), readable(b, 1), readable(m, 1);
+                                set_writable(a, 1), set_writable(b, 1), set_writable(m, 1);
                                 spread(&p, pa, from, p.a, n, p.item);
                                 spread(&p, pb, from, p.b, n, p.item);
                                 spread(&p, pm, where, p.mask, n, 1);
-                                readable(a, 0), readable(b, 0), readable(m, 0);
+                                set_writable(a, 0), set_writable(b, 0), set_writable(m, 0);
                             }
                             spread(&p, expected, to, p.want, p.out, p.item);
                             csm_view va = view_of(pa, from), vb = view_of(pb, from), vy = view_of(py, to);

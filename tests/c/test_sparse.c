@@ -1,5 +1,5 @@
 /* Top-k, entmax and sampling in the C core: every dtype, layout, thread count and instruction set against the scalar
- * unit on contiguous rows, byte for byte; top-k against a plain selection sort too.  Called by test_core.c, whose hash
+ * unit on contiguous rows, byte for byte; top-k also against a plain selection sort.  Called by test_core.c, whose hash
  * it continues.
  */
 #include "../../src_c/core/call.h"
@@ -86,7 +86,7 @@ static void release(result *r) {
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
 }
 
-/* transposed: x is transposed in memory.  Outputs are contiguous rows. */
+/* Computes all results as contiguous rows.  transposed: x is transposed in memory. */
 static void compute(csm_dtype dtype, const char *x, size_t n, size_t k, double alpha, int transposed, int threads,
                     result *r) {
     const size_t size = sizes[dtype];
@@ -124,25 +124,25 @@ static void compute(csm_dtype dtype, const char *x, size_t n, size_t k, double a
     r->status[5] = loss[dtype](&shape, &vx, &classes, NULL, &vg, r->loss, &e);
     double uniform[ROWS * DRAWS], top_p = 0.9, temperature = 0.5;
     for (int i = 0; i < ROWS * DRAWS; i++) uniform[i] = (double)(i * 37 % 101) / 101;
-    csm_view vu = csm_contiguous(&shape, DRAWS, uniform, 8), one = csm_contiguous(&shape, DRAWS, r->draws[0], 8);
-    csm_view two = csm_contiguous(&shape, DRAWS, r->draws[1], 8);
+    csm_view vu = csm_contiguous(&shape, DRAWS, uniform, 8), plain = csm_contiguous(&shape, DRAWS, r->draws[0], 8);
+    csm_view nucleus = csm_contiguous(&shape, DRAWS, r->draws[1], 8);
     csm_view p = csm_contiguous(&shape, 1, &top_p, 8), warm = csm_contiguous(&shape, 1, &temperature, 8);
     p.strides[0] = warm.strides[0] = 0;
     csm_sample_options s = csm_default_sample_options();
     s.threads = threads;
-    r->status[6] = draw[dtype](&shape, &vx, DRAWS, &vu, &one, &s);
+    r->status[6] = draw[dtype](&shape, &vx, DRAWS, &vu, &plain, &s);
     s.top_p = &p;
     s.temperature = &warm;
-    r->status[7] = draw[dtype](&shape, &vx, DRAWS, &vu, &two, &s);
+    r->status[7] = draw[dtype](&shape, &vx, DRAWS, &vu, &nucleus, &s);
     free(laid);
 }
 
-static int before(double a, double b) { /* whether a comes before b among the largest */
+static int is_before(double a, double b) { /* whether a precedes b in falling order, NaN first */
     if (a != a) return !(b != b);
     return !(b != b) && a > b;
 }
 
-static int selected(csm_dtype dtype, const char *x, size_t n, size_t k, const result *r) {
+static int is_selected(csm_dtype dtype, const char *x, size_t n, size_t k, const result *r) {
     for (size_t row = 0; row < ROWS; row++) {
         const char *from = x + row * n * sizes[dtype];
         char *taken = need(n);
@@ -150,8 +150,8 @@ static int selected(csm_dtype dtype, const char *x, size_t n, size_t k, const re
         for (size_t i = 0; i < k && ok; i++) {
             size_t best = n;
             for (size_t j = 0; j < n; j++)
-                if (!taken[j] &&
-                    (best == n || before(get(from + j * sizes[dtype], dtype), get(from + best * sizes[dtype], dtype))))
+                if (!taken[j] && (best == n || is_before(get(from + j * sizes[dtype], dtype),
+                                                         get(from + best * sizes[dtype], dtype))))
                     best = j;
             taken[best] = 1;
             ok = r->indices[row * k + i] == (int64_t)best;
@@ -162,7 +162,7 @@ static int selected(csm_dtype dtype, const char *x, size_t n, size_t k, const re
     return 1;
 }
 
-static int same(const result *a, const result *b, size_t n, size_t k, size_t size) {
+static int is_same(const result *a, const result *b, size_t n, size_t k, size_t size) {
     return !memcmp(a->values, b->values, ROWS * k * size) && !memcmp(a->full, b->full, ROWS * k * size) &&
            !memcmp(a->y, b->y, ROWS * n * size) && !memcmp(a->dx, b->dx, ROWS * n * size) &&
            !memcmp(a->gradient, b->gradient, ROWS * n * size) && !memcmp(a->indices, b->indices, ROWS * k * 8) &&
@@ -185,7 +185,7 @@ void test_sparse(size_t every, uint64_t *hash, long counts[2]) {
         for (size_t l = 0; l < sizeof lengths / sizeof lengths[0]; l++)
             for (int kind = 0; kind < 12; kind++) {
                 const size_t n = lengths[l], size = sizes[dtype];
-                const size_t some[] = {1, 5, 40, n / 2, n}, k_or_0 = some[(size_t)kind % 5] % (n + 1);
+                const size_t counts_of_k[] = {1, 5, 40, n / 2, n}, k_or_0 = counts_of_k[(size_t)kind % 5] % (n + 1);
                 const size_t k = k_or_0 ? k_or_0 : 1;
                 const double alpha = alphas[(l + (size_t)kind) % 5];
                 if (at++ % every) continue;
@@ -207,7 +207,7 @@ void test_sparse(size_t every, uint64_t *hash, long counts[2]) {
                 result expected = empty_result(n, k, size), got = empty_result(n, k, size);
                 if (csm_select_isa("scalar")) abort();
                 compute((csm_dtype)dtype, x, n, k, alpha, 0, 1, &expected);
-                int ok = (n * k > 400000 || selected((csm_dtype)dtype, x, n, k, &expected));
+                int ok = (n * k > 400000 || is_selected((csm_dtype)dtype, x, n, k, &expected));
                 for (int i = 0; i < 6; i++) ok &= expected.status[i] == CSM_OK;
                 for (int i = 6; i < 8; i++)
                     ok &= expected.status[i] ==
@@ -223,7 +223,7 @@ void test_sparse(size_t every, uint64_t *hash, long counts[2]) {
                     if (csm_select_isa(isas[i])) continue;
                     for (int form = 0; form < 3; form++) {
                         compute((csm_dtype)dtype, x, n, k, alpha, form & 1, form == 2 ? 3 : 1, &got);
-                        ok &= same(&got, &expected, n, k, size);
+                        ok &= is_same(&got, &expected, n, k, size);
                     }
                 }
                 counts[!ok]++;

@@ -232,12 +232,12 @@ def test_bench_knows_every_record(op, capsys):
     ],
 )
 def test_bench_knows_losses_and_sparse_softmax(op, shape, capsys):
-    options = ["--rounds", "1", "--threads", "1", "--fresh", "--peers", "scipy,torch,torch_fused,jax"]
+    options = ["--rounds", "1", "--threads", "1", "--fresh", "--peers", "scipy,torch,torch_fused,entmax,jax"]
     assert main(["bench", "--op", op, "--shapes", shape, *options]) == 0
     page = capsys.readouterr().out
     assert f"({', '.join(shape.split('x'))}) float32" in page
-    assert main(["bench", "--op", op, "--shapes", "3", "--rounds", "1", "--peers", "none"]) == 0
-    assert f"the shape of {op} is rows x" in capsys.readouterr().out
+    assert main(["bench", "--op", op, "--shapes", "3", "--rounds", "1", "--peers", "none"]) == 2
+    assert f"--shapes 3: the shape of {op} is rows x" in capsys.readouterr().err
 
 
 def blas_threads():
@@ -326,6 +326,8 @@ def test_demo_names_what_is_missing(module, package, monkeypatch, capsys):
         (["bench", "--shapes", "10x0"], "must be a positive integer, got '0'"),
         (["bench", "--shapes", "10xa"], "must be a positive integer, got 'a'"),
         (["bench", "--shapes", "10x10", "--axis", "2"], "--axis 2 is out of range for the shape (10, 10)"),
+        (["bench", "--op", "topk", "--shapes", "32x100"], "--shapes 32x100: the shape of topk is rows x classes x k"),
+        (["bench", "--op", "topk", "--shapes", "32x10x11"], "must be at most the number of classes, 10"),
         (["bench", "--shapes", "10x10", "--group", "last"], "--group"),
         (["bench", "--axis", "0"], "belong to --shapes"),
         (["bench", "--peers", "scipi"], "'scipi' is not one of scipy"),

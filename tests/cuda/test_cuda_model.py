@@ -128,7 +128,7 @@ struct pair {
     double a;
     int b;
 };
-__global__ void takes_structure(float *y, pair p) { y[threadIdx.x] = (float)(p.a + p.b); }
+__global__ void read_structure(float *y, pair p) { y[threadIdx.x] = (float)(p.a + p.b); }
 __global__ void votes(const float *x, int *count) {
     const unsigned m = __ballot_sync(ALL, x[threadIdx.x] > 0);
     if (threadIdx.x == 0) *count = __popc(m);
@@ -140,7 +140,7 @@ NAMES = [
     *("bytes_of_words", "byte_then_word", "word_then_byte", "one_byte_unwritten"),
     *["shuffle_outside", "early_exit", "divergent_barrier", "two_barriers", "barrier_after_exit", "copy_from"],
     *["copy_strided", "copy_vectors", "dynamic", "misaligned_shared", "last_row<int>", "last_row<long long>"],
-    *["takes_structure", "votes"],
+    *["read_structure", "votes"],
 ]
 
 
@@ -249,10 +249,10 @@ def test_argument_sizes(kernels):
     with pytest.raises(TypeError, match="3 arguments"):
         copy((1,), (32,), (x, y))
     structure = np.array([(0.5, 2)], np.dtype([("a", "f8"), ("b", "i4")], align=True))
-    kernels.kernel("takes_structure")((1,), (64,), (y, by_value(structure)))
+    kernels.kernel("read_structure")((1,), (64,), (y, by_value(structure)))
     assert (y == 2.5).all()
     with pytest.raises(TypeError, match="12 bytes"):
-        kernels.kernel("takes_structure")((1,), (64,), (y, by_value(structure.astype([("a", "f8"), ("b", "i4")]))))
+        kernels.kernel("read_structure")((1,), (64,), (y, by_value(structure.astype([("a", "f8"), ("b", "i4")]))))
 
 
 def test_overflow_of_row_offsets(kernels):

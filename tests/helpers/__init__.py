@@ -48,13 +48,13 @@ def assert_results_of_layouts(record, got, expected, what=""):
     if "reproducibility" not in record.exempt:
         assert_same_results(got, expected, what)
         return
-    for one, other in zip(got, expected, strict=True):
+    for got_part, other in zip(got, expected, strict=True):
         eps = {2: 2.0**-8, 4: 2.0**-23, 8: 2.0**-52}[np.asarray(other).dtype.itemsize]
         tolerance = (
             (100 if eps < 2.0**-8 else 2) * eps * max(1, np.max(np.abs(np.asarray(other, np.float64)), initial=0))
         )
         np.testing.assert_allclose(
-            np.asarray(one, np.float64), np.asarray(other, np.float64), 0, tolerance, err_msg=what
+            np.asarray(got_part, np.float64), np.asarray(other, np.float64), 0, tolerance, err_msg=what
         )
 
 

@@ -8,7 +8,7 @@ import pytest
 from helpers import every_record
 
 from csoftmax._spec.formats import JUDGES_FLOAT64
-from csoftmax._spec.samples import SIZES
+from csoftmax._spec.samples import ROW_KINDS, SIZES
 
 pytestmark = pytest.mark.skipif(not JUDGES_FLOAT64, reason="long double is float64 here")
 SCALES = (0, 1, 20)
@@ -32,6 +32,15 @@ def test_sizes_and_scales(record, dtype):
 
 
 @every_record("accuracy")
+@pytest.mark.parametrize("kind", ROW_KINDS)
+def test_kinds_of_rows(record, kind, dtype):
+    """Rows that are not normal: sums whose roundings have one sign, and sums far below the maximum."""
+    for k in (2, 3, 16, 17, 100, 511, 1000, 4096, 4097):
+        rows = max(4, min(20, 10_000 // k))
+        check(record, record.sample((rows, k), dtype, k, kind), dtype, f"K={k}, {kind}")
+
+
+@every_record("accuracy")
 def test_options(record, dtype):
     for variant, chosen in record.variants.items():
         if chosen.is_accurate:
@@ -40,6 +49,9 @@ def test_options(record, dtype):
                     rows = max(2, min(20, 2_000 // k))
                     sample = record.sample((rows, k), dtype, k, sigma, variant)
                     check(record, sample, dtype, f"{variant}, K={k} sigma={sigma}")
+            for kind in ROW_KINDS:
+                sample = record.sample((8, 300), dtype, 1, kind, variant)
+                check(record, sample, dtype, f"{variant}, {kind}")
 
 
 @pytest.mark.long

@@ -72,7 +72,7 @@ def digest(result):
 
 def hammer(seconds):
     """All threads make all calls, on shared inputs into own results, while two of them change settings."""
-    work = [(x, call, digest(call(None))) for x, call in calls()]
+    cases = [(x, call, digest(call(None))) for x, call in calls()]
     begin, failures, done = threading.Barrier(THREADS + 2), [], [0] * THREADS
     stop = time.monotonic() + seconds
     limit = csoftmax.get_num_threads()
@@ -85,15 +85,15 @@ def hammer(seconds):
             failures.append(error)
 
     def compute(number):
-        own = {id(x): np.empty_like(x) for x, _, _ in work[:-1]}
-        copies = itertools.cycle([None, own])
+        outputs = {id(x): np.empty_like(x) for x, _, _ in cases[:-1]}
+        copies = itertools.cycle([None, outputs])
         for i in itertools.count(number):
-            x, call, expected = work[i % len(work)]
+            x, call, expected = cases[i % len(cases)]
             place = next(copies)
             with csoftmax.threads(1 + i % 2):
                 assert csoftmax.get_num_threads() == min(limit, 1 + i % 2)
                 got = digest(call(None if place is None else place.get(id(x))))
-            assert all(map(np.array_equal, got, expected)), f"call {i % len(work)} of thread {number}"
+            assert all(map(np.array_equal, got, expected)), f"call {i % len(cases)} of thread {number}"
             done[number] += 1
             if time.monotonic() > stop or failures:
                 return

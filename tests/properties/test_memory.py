@@ -176,12 +176,12 @@ def test_threads_of_python_share_it():
     x = [logits(seed=seed) for seed in range(3)]
     expected = [csoftmax.softmax(a) for a in x]
 
-    def work(i):
+    def compute(i):
         for _ in range(6):
             assert_same_bits(csoftmax.softmax(x[i]), expected[i])
 
     with ThreadPoolExecutor(3) as pool:
-        list(pool.map(work, range(3)))
+        list(pool.map(compute, range(3)))
 
 
 def test_the_system_may_take_it():

@@ -24,15 +24,15 @@ SYSTEM_CALLS = {  # of Linux
 
 @every_record("threads")
 def test_many_python_threads_get_the_same_bits(record, seven_threads):
-    work = []
+    cases = []
     for shape, threads in (((50, 40), None), ((200, 300), 3), ((2, 50_000), 2)):
         options = {"num_threads": threads} if threads and record.accepts("num_threads") else {}
         for seed in range(3):
             sample = record.sample(shape, "float32", seed)
-            work.append((sample, options, record.compute(sample, **options)))
+            cases.append((sample, options, record.compute(sample, **options)))
 
     def compute(i):
-        sample, options, expected = work[i % len(work)]
+        sample, options, expected = cases[i % len(cases)]
         assert_same_results(record.compute(sample, **options), expected)
         return True
 

@@ -45,7 +45,8 @@ typedef struct csm_loss_input {
 typedef struct csm_loss_row {
     csm_row sums;
     double total, total_low; /* sum of all e' */
-    double e_label, others;  /* e' of the label, sum of all others */
+    double e_label;            /* e' of the label */
+    double others, others_low; /* sum of all other e', a pair */
     double loss;
     double f, f_low, soft, flat, clip, post, post_low, post_exponent, target;
     int plain, is_nan;

@@ -198,6 +198,7 @@ INLINE int FN(loss_small)(const T *x, REAL *e, size_t n, const csm_temperature *
     block->mass = block->far = 0;
     csm_top(block->max, t->t, EXP_BIAS, EXP_MANTISSA == 23, block);
     block->count = V(sum_exact)(count);
+    if (V(is_small_sum)(block->hi + block->lo, n)) FN(add_small)(x, NULL, n, t, NULL, block);
     return 1;
 }
 
@@ -434,7 +435,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
         csm_loss_row row;
         REAL scratch_e[V(W)], *e = call->gradient ? job->scratch : NULL;
         if (job->upstream) memcpy(&in.upstream, job->upstream + at * job->upstream_step, sizeof in.upstream);
-        if (!csm_loss_reads(job, at, &in)) {
+        if (!csm_read_label_and_weight(job, at, &in)) {
             job->loss[order] = 0;
             if (y) FN(fill)(y, n, 0);
             continue;
@@ -460,7 +461,8 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
         in.e_label = e && job->label ? (double)e[in.label] : -1;
         if (pending && pending->count == CSM_PENDING) csm_finish_losses(pending);
         csm_loss_sums(call, &in, &block, 1, EXP_BIAS, &row, pending, &job->loss[order]);
-        max_is_known = n <= EARLY_MAX_LENGTH && !is_small && i + 1 < job->rows && csm_loss_reads(job, at + 1, &next);
+        max_is_known =
+            n <= EARLY_MAX_LENGTH && !is_small && i + 1 < job->rows && csm_read_label_and_weight(job, at + 1, &next);
         if (max_is_known) max = FN(max)((const char *)x + job->x_step, n);
         if (!y) continue;
         if (row.is_nan) {

@@ -1,4 +1,13 @@
-/* Cross-entropy: the scalar work for a row, in double and, where the rounding would show, in pairs of doubles. */
+/* Cross-entropy: the scalar work for a row, in double and, where the rounding would show, in pairs of doubles.
+ *
+ * csm_loss_sums computes the sums and the loss of a row from the records of its blocks; csm_loss_factors computes the
+ * factors of its gradient, and the gradient of the label.  job.h has the formulas.  No element of the row is read.
+ * Accumulators: a pair of doubles for the sum of e', a double for the weighted distances, whose terms are not negative.
+ * Factors are computed in double if the compute type is float, and in pairs for float64, where successive roundings
+ * would add up; mantissa and exponent are separate, so that no intermediate is subnormal or infinite.
+ * NaN: a sum that is NaN makes the loss NaN, and a factor that is NaN the gradient (is_nan).
+ * Measured error: loss.inc.h.
+ */
 #ifndef CSM_CROSS_ENTROPY_ROW_H
 #define CSM_CROSS_ENTROPY_ROW_H
 
@@ -36,7 +45,7 @@ INLINE void csm_loss_total(double *total, double *low, double count, double top,
     *total = sum;
 }
 /* Whether a row takes part and is read.  Sets its label, or -1, and its weight in `in`. */
-INLINE int csm_loss_reads(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+INLINE int csm_read_label_and_weight(const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     in->label = job->label ? (ptrdiff_t)job->label[at * job->order] : -1;
     in->weight = 1;
     if (job->weight) memcpy(&in->weight, job->weight + at * job->weight_step, sizeof in->weight);
@@ -88,6 +97,14 @@ static NOINLINE double csm_loss_far(const csm_block *blocks, size_t count, const
     return hi > 0 ? hi : 0; /* no term is negative */
 }
 
+/* Sets the sum of all e' but the label's: (a + b) + a_low as one number, and with b_low what its roundings lose. */
+INLINE void csm_loss_others(csm_loss_row *row, double a, double b, double b_low, double a_low) {
+    double sum = a, low = b_low;
+    csm_two_sum(&sum, &low, b);
+    row->others = sum + a_low;
+    row->others_low = ((sum - row->others) + a_low) + low;
+}
+
 /* Computes the sums and the loss of a row.  to: a second destination of the loss; NULL only without `pending`.
  * pending: NULL, or the list to which the loss may be added; then row->loss, row->sums.tail and *to are not set.  (Only
  * the gradient of z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
@@ -112,12 +129,14 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
         loss += from_label;
         if (c->gradient) {
             row->e_label = s->top;
-            row->others = (s->hi + (s->count - 1) * s->top) + s->lo;
             if (in->x_label < s->max) {
                 double d = in->n - s->n;
                 if (in->e_label < 0) row->e_label = csm_exp_at(in->x_label, c->t, s->n, bias);
                 else row->e_label = in->e_label * csm_pow2(d < -1000 ? -1000 : d) * csm_pow2(d < -1000 ? d + 1000 : 0);
-                row->others = (row->total - row->e_label) + row->total_low;
+                csm_loss_others(row, row->total, -row->e_label, 0, row->total_low);
+            } else {
+                const double ties = s->count - 1, maxima = ties * s->top;
+                csm_loss_others(row, s->hi, maxima, fma(ties, s->top, -maxima) + ties * s->top_low, s->lo);
             }
         }
     }
@@ -198,7 +217,7 @@ INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, do
         csm_two_sum(&apart.hi, &apart.lo, -label_part.hi);
         apart.lo -= label_part.lo;
     }
-    csm_pair sum = csm_pair_mul(csm_pair_mul(k, label_part), csm_pair_of(-row->others, 0));
+    csm_pair sum = csm_pair_mul(csm_pair_mul(k, label_part), csm_pair_of(-row->others, -row->others_low));
     if (g != a) {
         const csm_pair more = csm_pair_mul(csm_pair_mul(k, apart), csm_pair_of(row->e_label, 0));
         csm_two_sum(&sum.hi, &sum.lo, more.hi);
@@ -298,13 +317,15 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
             double f = a / row->total;
             row->f = (double)(float)f;
             row->f_low = (double)(float)(f - row->f);
+            row->target = csm_loss_simple_target(a, row->others, row->total);
         } else {
-            csm_pair f = csm_pair_div(csm_pair_of(a, c->per_divisor_low * csm_pow2(c->divisor_exponent)),
-                                      csm_pair_of(row->total, row->total_low));
+            const csm_pair share = csm_pair_of(a, c->per_divisor_low * csm_pow2(c->divisor_exponent));
+            const csm_pair total = csm_pair_of(row->total, row->total_low), f = csm_pair_div(share, total);
+            const csm_pair minus_others = csm_pair_of(-row->others, -row->others_low);
             row->f = f.hi;
             row->f_low = f.lo;
+            row->target = 0 + csm_pair_div(csm_pair_mul(share, minus_others), total).hi; /* no -0 */
         }
-        row->target = csm_loss_simple_target(a, row->others, row->total);
         row->soft = row->flat = row->post_low = row->post_exponent = 0;
         row->clip = CSM_INF;
         row->post = row->plain = 1;

@@ -8,8 +8,9 @@
  * digits.  The deformed logarithm ln_a v = (v^a - 1) / a keeps them near alpha = 1, where powers differ little.
  *
  * Plain C in double, one thread for each row, on the CPU and on CUDA; the terms are added in the order of the classes.
- * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; 1.8 ULP of a double, and 15.4 for
- * alpha = 1.5, where (sqrt q - sqrt p)^2 is computed from rounded roots.  A row whose threshold is NaN has loss NaN.
+ * Largest error measured (ACCURACY.md, against mpmath): 0.50 ULP of a float32 loss; 1.8 ULP of a double, 24.5 for
+ * alpha = 2, and 15.4 for alpha = 1.5, where (sqrt q - sqrt p)^2 is computed from rounded roots: losses close to 0 are
+ * accurate relative to their terms.  A row whose threshold is NaN has loss NaN.
  */
 #ifndef CSM_ENTMAX_LOSS_H
 #define CSM_ENTMAX_LOSS_H

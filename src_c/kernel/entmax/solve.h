@@ -9,6 +9,9 @@
  * p < 1: Newton's method, in a bracket, on the largest probability m = c^p, sum m (1 + z_i / c)^p = 1, whose slope is
  * sum (1 + z_i / c)^(p-1); c itself may be as small as count^-(alpha - 1).
  * The root is then improved with sums of pairs; the result sums to 1 within rounding, for any size.
+ *
+ * Passes: one over the survivors for each step, none over the row.  NaN: no row with NaN or an infinite maximum comes
+ * here.  Measured error: entmax.inc.h.
  */
 #ifndef CSM_ENTMAX_SOLVE_H
 #define CSM_ENTMAX_SOLVE_H

@@ -1,4 +1,16 @@
-/* The blocks of a row, combined by sums without rounding (exact.h), and rows whose result needs no sum. */
+/* The blocks of a row, combined without rounding and in any order (exact.h), and rows whose result needs no sum.
+ *
+ *   softmax      sum e' = sum over the blocks of S_b 2^(n_b - n), n that of the block with the maximum; 1 / sum e'
+ *   log family   the same without the maxima, which are counted: tail = log1p((c - 1) + S'/e'_m)
+ *   gradients    s = sum over the blocks of s_b
+ *
+ * Passes: two over the records of the blocks (gradients: one), none over the row.
+ * Accumulators: integers in fixed bins, of which at least 113 bits from the leading one count; the result is a pair of
+ * doubles.  A row of one block keeps its pair as it is.
+ * NaN: a sum that is NaN makes the row NaN (is_nan).  A row beyond exp's range that has NaN, an infinite maximum or no
+ * element gets its result from csm_is_special.
+ * Measured error: forward.inc.h, vjp.inc.h and loss.inc.h, whose results contain that of the combination.
+ */
 #ifndef CSM_SOFTMAX_COMBINE_H
 #define CSM_SOFTMAX_COMBINE_H
 

@@ -81,6 +81,31 @@ INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int temper
 #endif
 }
 
+/* Finds the small sums (sum.inc.h) among those of one vector of rows, and adds them again.  z: the logits. */
+static NOINLINE void FN(tile_add_small)(const REAL *z, size_t n, V(shift) s, int tempered, double *hi, double *lo) {
+    v64_t sum[16][V(PARTS)], rest[16][V(PARTS)];
+    for (int l = 0; l < 16; l++)
+        for (int p = 0; p < V(PARTS); p++) sum[l][p] = rest[l][p] = v64_zero();
+    for (size_t j = 0; j < n; j++) {
+        const V(t) e = V(exp_value)(V(LOAD_REAL)(z + j * V(W)), s, tempered);
+        V(dot_one)(sum[j % 16], rest[j % 16], V(small_term)(e), V(set)(1));
+    }
+    for (int p = 0; p < V(PARTS); p++) {
+        v64_t eight[8], low[8], total, total_low;
+        double again[v64_W], again_low[v64_W];
+        for (int l = 0; l < 8; l++) V(dot_halves)(sum[l][p], rest[l][p], sum[l + 8][p], rest[l + 8][p], &eight[l], &low[l]);
+        V(fold)(eight, low, &total, &total_low);
+        v64_store_f64(again, total);
+        v64_store_f64(again_low, total_low);
+        for (int r = 0; r < v64_W; r++) {
+            const int at = p * v64_W + r;
+            if (!V(is_small_sum)(hi[at] + lo[at], n)) continue;
+            hi[at] = again[r];
+            lo[at] = again_low[r];
+        }
+    }
+}
+
 /* csm_reciprocal for one vector of rows. */
 INLINE void FN(tile_reciprocal)(const v64_t *hi, const v64_t *lo, REAL *r, REAL *r_low) {
 #if EXP_MANTISSA == 23
@@ -165,6 +190,9 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
             v64_store_f64(tails.sum + p * v64_W, hi[p]);
             v64_store_f64(low_parts + p * v64_W, lo[p]);
         }
+        int small = 0;
+        for (size_t i = 0; i < V(W); i++) small |= V(is_small_sum)(tails.sum[i] + low_parts[i], n);
+        if (small) FN(tile_add_small)(z + c / V(W) *plane, n, s, t->tempered, tails.sum, low_parts);
         for (size_t i = 0; i < V(W); i++) {
             tails.max[i] = (double)max[c + i];
             tails.n[i] = (double)n0s[i];

@@ -205,13 +205,12 @@ INLINE void FN(vjp_tile_total)(const double *lanes, size_t n, size_t c, v64_t *t
         for (size_t l = 0; l < 8; l++) {
             const double *first = (l < n ? lanes + l * CSM_VJP_WIDTH : csm_zeros) + c + p * v64_W;
             const double *other = (l + 8 < n ? lanes + (l + 8) * CSM_VJP_WIDTH : csm_zeros) + c + p * v64_W;
-            sum[l] = v64_load_f64(first);
-#if EXP_MANTISSA == 23
-            sum[l] = v64_add(sum[l], v64_load_f64(other));
-#else
-            low[l] = v64_add(v64_load_f64(first + FN(VJP_REST)), v64_load_f64(other + FN(VJP_REST)));
-            V(accumulate)(&sum[l], &low[l], v64_load_f64(other));
-#endif
+            v64_t first_low = v64_zero(), other_low = v64_zero();
+            if (EXP_MANTISSA != 23) {
+                first_low = v64_load_f64(first + FN(VJP_REST));
+                other_low = v64_load_f64(other + FN(VJP_REST));
+            }
+            V(dot_halves)(v64_load_f64(first), first_low, v64_load_f64(other), other_low, &sum[l], &low[l]);
         }
         V(fold)(sum, low, &total[p], rest);
     }

@@ -5,6 +5,10 @@
  * all numbers among the smallest (whose numbers are negated; integers are complemented, because the least of them has no
  * negative), so that one descending order serves both.
  * Candidates with equal keys are in the order of their indices; every sort keeps that order.
+ *
+ * Passes: over candidates and maxima only; topk.inc.h reads the row.  A sort compares up to 128 candidates with one
+ * another; more are sorted by their bytes, a pass for each byte in which they differ.
+ * There is no arithmetic, except counting in exact floats, and therefore no rounding.
  */
 #ifndef V
 #error "select.inc.h needs V(name)"

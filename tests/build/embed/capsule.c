@@ -1,4 +1,4 @@
-/* csoftmax from an extension module written in C, through the capsule csoftmax._C_API: nothing to link. */
+/* csoftmax from an extension module written in C, through the capsule csoftmax._C_API, without linking. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

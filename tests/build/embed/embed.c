@@ -1,5 +1,5 @@
-/* csoftmax from C: rows of floats, whose sizes are arguments, computed with 1 and 2 threads and in scratch memory of
- * the caller.  Prints the bits of the results, which test_embedding.py compares with csoftmax.softmax.
+/* csoftmax from C: rows of floats, whose number and length are arguments, computed with 1 and 2 threads and in the
+ * caller's scratch.  Prints the bits of the results, which test_embedding.py compares with csoftmax.softmax.
  *
  *     cc embed.c $(python -m csoftmax --cflags) $(python -m csoftmax --libs)
  */
@@ -36,7 +36,7 @@ int main(int argc, char **argv) {
     csm_view second = csm_contiguous(&shape, n, again, sizeof *again);
     status = csm_softmax_f32(&shape, &from, &second, &options);
     if (status != CSM_OK) return stop(status);
-    if (memcmp(y, again, rows * n * sizeof *y) != 0) return 4; /* threads change nothing */
+    if (memcmp(y, again, rows * n * sizeof *y) != 0) return 4; /* threads and scratch change no bit */
 
     /* rows, distributed as by the threads of a host program */
     memset(again, 0, rows * n * sizeof *again);
@@ -48,8 +48,8 @@ int main(int argc, char **argv) {
     if (memcmp(y, again, rows * n * sizeof *y) != 0) return 5;
     if (csm_softmax_rows_f32(x, 0, again, 0, n, 1, 0, 1) != CSM_BAD_SHAPE) return 5;
 
-    csm_view one = csm_contiguous(&shape, 1, lse, sizeof *lse);
-    status = csm_logsumexp_f32(&shape, &from, &one, &options);
+    csm_view to_lse = csm_contiguous(&shape, 1, lse, sizeof *lse);
+    status = csm_logsumexp_f32(&shape, &from, &to_lse, &options);
     if (status != CSM_OK) return stop(status);
 
     /* the gradient of cross-entropy with label 0 everywhere sums to 0 over every row */
