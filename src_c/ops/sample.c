@@ -44,7 +44,7 @@ typedef struct sample_call {
 
 /* The state of a row while it is drawn from. */
 typedef struct sample_row {
-    sample_call *callun;
+    sample_call *call;
     size_t index;
     int thread; /* whose buffers hold what all threads of the row share */
     csm_strided from, mask;
@@ -228,9 +228,9 @@ static csm_status set_max(sample_row *row, double max) {
     }
 LOOPS(float)
 LOOPS(double)
-#define BY_TYPE(row, function, mass, ...)                                                      \
-    (csm_is_single(&(row)->run->base) ? function##_float((float *)(void *)(mass), __VA_ARGS__) \
-                                      : function##_double((double *)(void *)(mass), __VA_ARGS__))
+#define BY_TYPE(row, function, mass, ...)                                                       \
+    (csm_is_single(&(row)->call->base) ? function##_float((float *)(void *)(mass), __VA_ARGS__) \
+                                       : function##_double((double *)(void *)(mass), __VA_ARGS__))
 
 /* Computes the sums of all blocks (hi + lo, times 2^n of the block) and what depends on the maximum. */
 static csm_status sum_row(sample_row *row) {

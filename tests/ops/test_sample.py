@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import run_python
 from scipy import stats
 
 import csoftmax
@@ -334,3 +335,65 @@ def test_rows_that_nothing_is_left_of():
     x[0, 1, 1], where[0, 1, 1] = np.nan, False  # a masked NaN is not in the way
     with pytest.raises(ValueError, match=r"row \(1, 2\): it holds only -inf"):
         csoftmax.sample(x, where=where)
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=str)
+def test_rows_that_threads_share(options, dtype, seven_threads):
+    """Threads share the blocks and draws of few or long rows; the draws are those of the same rows among many."""
+    x = logits((9, 150_000), dtype, seed=4, sigma=2)
+    u = np.random.default_rng(3).random((9, 300))
+    for size in (1, 2, 300):
+        expected = csoftmax.sample(x, rng=FixedUniform(u[:, :size]), size=size, num_threads=1, **options)
+        for threads in (2, 7):
+            few = csoftmax.sample(x[:2], rng=FixedUniform(u[:2, :size]), size=size, num_threads=threads, **options)
+            assert np.array_equal(few, expected[:2]), (size, threads)
+
+
+def test_layouts_of_rows_that_threads_share(dtype, seven_threads):
+    x = logits((2, 150_000), dtype, seed=4, sigma=2)
+    where = np.random.default_rng(0).random(x.shape) < 0.7
+    masked = np.where(where, x, x.dtype.type(-np.inf))
+    spaced = np.zeros((2, 300_001), x.dtype)[:, 1::2]
+    spaced[...] = x
+    u = np.random.default_rng(3).random((2, 20))
+    for options in ({}, {"min_p": 0.01}, {"top_p": 0.9}, {"temperature": 1e-30}, {"temperature": np.inf}):
+        for size in (2, 20):
+            rng = FixedUniform(u[:, :size])
+            expected = csoftmax.sample(x, rng=rng, size=size, num_threads=1, **options)
+            for threads in (1, 7):
+                for y in (spaced, np.asfortranarray(x), x.astype(x.dtype.newbyteorder()) if dtype != "bfloat16" else x):
+                    got = csoftmax.sample(y, rng=rng, size=size, num_threads=threads, **options)
+                    assert np.array_equal(got, expected), (options, size, threads)
+                got = csoftmax.sample(x, rng=rng, size=size, where=where, num_threads=threads, **options)
+                assert np.array_equal(got, csoftmax.sample(masked, rng=rng, size=size, **options)), (options, size)
+    for value, text in ((np.nan, "NaN"), (np.inf, r"\+inf")):
+        for temperature in (1.0, 1e-30, np.inf):
+            bad = x.copy()
+            bad[1, 77_777] = value
+            with pytest.raises(ValueError, match=rf"row \(1\): it holds {text}"):
+                csoftmax.sample(bad, temperature=temperature, num_threads=7)
+
+
+def test_many_draws_of_one_row(seven_threads):
+    """More draws than classes, shared by the threads."""
+    x = logits((100,), "float32", sigma=2)
+    expected = csoftmax.sample(x, rng=0, size=1_200_000, num_threads=1)
+    assert np.array_equal(csoftmax.sample(x, rng=0, size=1_200_000, num_threads=7), expected)
+    pieces = csoftmax.sample(np.tile(x, (1000, 1)), rng=0, size=1200, num_threads=7)  # each row draws by itself
+    assert np.array_equal(pieces.ravel(), expected)
+
+
+def test_long_rows_need_little_memory():
+    """Neither e' nor prefix sums of a long row are stored for few draws."""
+    done = run_python("""
+import resource
+import numpy as np
+import csoftmax
+x = np.random.default_rng(0).standard_normal(1 << 23, np.float32)
+csoftmax.sample(x[:100_000], rng=0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+csoftmax.sample(x, size=5, rng=0)
+csoftmax.sample(x, size=5, rng=0, min_p=1e-4)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+""")
+    assert int(done.stdout) < 8 << 10  # KiB; the row has 32 MiB
