@@ -117,7 +117,7 @@ def check_parameter(
         return None
     if isinstance(value, int) and abs(value) >= 2**63:  # beyond NumPy's integers
         with contextlib.suppress(OverflowError):
-            value = float(value) if kind is np.float64 else min(value, 2**63 - 1)
+            value = float(value) if kind is np.float64 else max(-(2**63), min(value, 2**63 - 1))
     given = as_array(name, value)
     kinds = "iu" if kind is np.int64 else "iuf"
     if given.dtype.kind not in kinds and not (kind is np.float64 and is_bfloat16(given.dtype)):

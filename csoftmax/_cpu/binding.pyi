@@ -8,6 +8,7 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 OPS: Final[dict[str, int]]
 DTYPES: Final[dict[str, int]]
+INTEGER: Final[int]
 SUFFIXES: Final[dict[str, str]]
 LABELS: Final[dict[str, int]]
 REDUCTIONS: Final[dict[str, int]]

@@ -42,6 +42,9 @@ cdef extern from "core/extension.h" nogil:
     int csm_openmp_limit()
     cpu.csm_status csm_run_topk(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                 const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_topk_options *)
+    cpu.csm_status csm_run_topk_integer(cpu.csm_label_type, const csm_table *, const cpu.csm_shape *,
+                                        const cpu.csm_view *, size_t, const cpu.csm_view *, const cpu.csm_view *,
+                                        const cpu.csm_topk_options *)
     cpu.csm_status csm_run_entmax(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_entmax_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -138,6 +141,7 @@ cdef _numpy_name(suffix):
 OPS = {csm_op_names[i].decode(): i for i in range(CSM_OP_COUNT)}
 SUFFIXES = {_numpy_name(csm_dtype_suffixes[i].decode()): csm_dtype_suffixes[i].decode() for i in range(CSM_DTYPE_COUNT)}
 DTYPES = {name: i for i, name in enumerate(SUFFIXES)}
+INTEGER = CSM_DTYPE_COUNT  # the dtype of a selection among integers
 LABELS = {
     "int8": cpu.CSM_INT8, "int16": cpu.CSM_INT16, "int32": cpu.CSM_INT32, "int64": cpu.CSM_INT64,
     "uint8": cpu.CSM_UINT8, "uint16": cpu.CSM_UINT16, "uint32": cpu.CSM_UINT32, "uint64": cpu.CSM_UINT64,

@@ -135,7 +135,10 @@ def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sampl
 
 def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int normalize, double temperature,
              num_threads):
-    """The k best along the last axis; k is the length of the last axis of values and indices."""
+    """The k best along the last axis; k is the length of the last axis of values and indices.
+
+    dtype: one of DTYPES, or INTEGER for x of any integer dtype.
+    """
     cdef _Buffers b = _Buffers()
     cdef cpu.csm_topk_options options = cpu.csm_default_topk_options()
     cdef cpu.csm_status status
@@ -149,8 +152,15 @@ def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int no
     b.take(0, x, True, False)
     b.take(1, values, True, True)
     b.take(2, indices, True, True)
+    cdef bint is_integer = dtype == INTEGER
+    cdef int integer = LABELS[f"{'u' * (x.dtype.kind == 'u')}int{8 * x.dtype.itemsize}"] if is_integer else 0
     with nogil:
-        status = csm_run_topk(dtype, csm_current_table(), &b.shape, &b.view[0], k, &b.view[1], &b.view[2], &options)
+        if is_integer:
+            status = csm_run_topk_integer(<cpu.csm_label_type>integer, csm_current_table(), &b.shape, &b.view[0], k,
+                                          &b.view[1], &b.view[2], &options)
+        else:
+            status = csm_run_topk(dtype, csm_current_table(), &b.shape, &b.view[0], k, &b.view[1], &b.view[2],
+                                  &options)
     _raise(status)
 
 

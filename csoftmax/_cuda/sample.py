@@ -62,7 +62,7 @@ class _Rows:
         rows, n = x.shape
         self.dtype, self.x, self.uniform, self.min_p = dtype, x, uniform, min_p
         self.temperature = np.ones(rows) if temperature is None else temperature
-        limits = np.full(rows, n, np.int64) if top_k is None else np.minimum(top_k, n)
+        limits = np.full(rows, n, np.int64) if top_k is None else np.where(top_k < 1, n, np.minimum(top_k, n))
         self.top_k = np.where(self.temperature == 0, np.int64(1), limits)
         self.top_p = np.ones(rows) if top_p is None else top_p
         self.states = np.empty(rows, np.int32)

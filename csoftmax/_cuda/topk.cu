@@ -8,6 +8,9 @@
  *   keys     for larger k: integers that a library sorts
  *   gather   elements at indices
  *
+ * Integers of 4 and 8 bytes come as the bits of float and double, of which they are copies: `kind` says how to compare
+ * them.
+ *
  * Reads of each element: one, wherever a row is cut (tests/cuda counts them), and k more.  Nothing is computed, so
  * nothing is rounded.  Time: (bits of a key) / 4 passes over shared memory, and k^2 comparisons per row if sorted; not
  * measured on hardware yet.
@@ -19,7 +22,21 @@
 
 typedef V(ukey) ukey;
 enum { DIGIT_BITS = 4, MAX_THREADS = 512 };
-INLINE ukey ordered_key(REAL x, int smallest) { return (ukey)V(key_of)(x, smallest) ^ (ukey)KEY_MIN; }
+enum { NUMBERS, SIGNED, UNSIGNED }; /* kinds of elements; the order is that of _KINDS in topk.py */
+/* The key of an element: the best has the largest. */
+INLINE V(key) key_as(REAL x, int smallest, int kind) {
+    if (kind == NUMBERS) return V(key_of)(x, smallest);
+    V(key) key;
+    memcpy(&key, &x, sizeof key);
+    if (kind == UNSIGNED) key ^= KEY_MIN;
+    return smallest ? ~key : key;
+}
+INLINE ukey ordered_key(REAL x, int smallest, int kind) { return (ukey)key_as(x, smallest, kind) ^ (ukey)KEY_MIN; }
+/* Copies an element, with the CPU's NaN. */
+INLINE void copy_element(T *to, const T *from, int kind) {
+    if (kind == NUMBERS) STORE(to, canonical(LOAD(from)));
+    else *to = *from;
+}
 
 /* Counts the keys of each digit among those with `prefix` under `mask`.  Each number holds four 16-bit counts, which
  * limits a piece to 65,535 elements.  total: of all threads.  by_warp: scratch, four numbers per warp. */
@@ -57,7 +74,7 @@ extern __shared__ __align__(16) unsigned char memory[];
  * Results are stored row after row.  from: indices of x's elements, or NULL: they count from 0. */
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     choose(const T *x, const long long *__restrict__ from, T *values, long long *indices, long long rows, long long n,
-           int piece, int k, int smallest, int sorted) {
+           int piece, int k, int smallest, int sorted, int kind) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const unsigned before = (1u << lane) - 1;
     const long long pieces = (n + piece - 1) / piece, last = n - (pieces - 1) * piece;
@@ -75,7 +92,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         ukey *const keys = all_keys + lead(part);
         load(real, part, NULL, count, 0, threadIdx.x, blockDim.x);
         __syncthreads();
-        for (int i = threadIdx.x; i < count; i += blockDim.x) keys[i] = ordered_key(real[i], smallest);
+        for (int i = threadIdx.x; i < count; i += blockDim.x) keys[i] = ordered_key(real[i], smallest, kind);
         __syncthreads();
 
         /* the k-th largest key has `prefix` under `mask`; of the keys with this prefix, `wanted` are among the k */
@@ -143,7 +160,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
                 for (int j = 0; j < selected; j++) rank += best[j] > key || (best[j] == key && j < i);
             }
             const long long index = number * piece + place[i];
-            STORE(values + to + rank, canonical(LOAD(x + at * n + index)));
+            copy_element(values + to + rank, x + at * n + index, kind);
             indices[to + rank] = from ? from[at * n + index] : index;
         }
         __syncthreads();
@@ -151,15 +168,16 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 }
 
 /* Integers whose ascending order is best first. */
-extern "C" __global__ void __launch_bounds__(128, 1) keys(const T *x, V(key) *to, long long count, int smallest) {
+extern "C" __global__ void __launch_bounds__(128, 1) keys(const T *x, V(key) *to, long long count, int smallest, int kind) {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
          i += (long long)gridDim.x * blockDim.x)
-        to[i] = ~V(key_of)(LOAD(x + i), smallest);
+        to[i] = ~key_as(LOAD(x + i), smallest, kind);
 }
 
 extern "C" __global__ void __launch_bounds__(128, 1)
-    gather(const T *x, const long long *__restrict__ indices, T *to, long long rows, long long n, long long k) {
+    gather(const T *x, const long long *__restrict__ indices, T *to, long long rows, long long n, long long k,
+           int kind) {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < rows * k;
          i += (long long)gridDim.x * blockDim.x)
-        STORE(to + i, canonical(LOAD(x + i / k * n + indices[i])));
+        copy_element(to + i, x + i / k * n + indices[i], kind);
 }

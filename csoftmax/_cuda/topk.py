@@ -15,6 +15,7 @@ from .sizes import SUFFIXES, align, item_bytes, room
 from .softmax import launch_softmax
 
 MAX_SORTED_BY_KERNEL = 1024  # elements of a row that topk.cu sorts; a library sorts more
+_KINDS = {"f": 0, "i": 1, "u": 2}  # of elements, as topk.cu numbers them
 
 
 class TopkLaunch(NamedTuple):
@@ -48,7 +49,7 @@ def launch_topk(
     normalize: int,
     temperature: float,
 ) -> None:
-    """The k best of CuPy arrays along the last axis, with the arguments of the CPU's run_topk.
+    """The k best of CuPy arrays along the last axis, with the arguments of the CPU's run_topk, INTEGER included.
 
     values and indices may have strides.  The call waits for the device only if k is above MAX_SORTED_BY_KERNEL, and
     only with versions of CuPy whose argsort waits.
@@ -59,44 +60,59 @@ def launch_topk(
     if values.size == 0:
         return
     with cupy.cuda.Device(x.device.id):
+        kind = 0
+        if dtype == binding.INTEGER:
+            dtype, kind, x = _as_bits(x)
         x = as_rows(x, rows, n)
         if k > MAX_SORTED_BY_KERNEL:
-            best = _sort(dtype, x, k, smallest)
-            found = _gather(dtype, x, best)
+            best = _sort(dtype, kind, x, k, smallest)
+            found = _gather(dtype, kind, x, best)
         else:
-            found, best = _select(dtype, x, k, smallest, unsorted)
+            found, best = _select(dtype, kind, x, k, smallest, unsorted)
+        if kind:
+            found = found.view(f"{' iu'[kind]}{found.dtype.itemsize}")
         if normalize == binding.NORMALIZE["full"]:
             probabilities = cupy.empty_like(x)
             launch_softmax(binding.OPS["softmax"], dtype, x, None, probabilities, None, temperature)
-            found = _gather(dtype, probabilities, best)
+            found = _gather(dtype, 0, probabilities, best)
         elif normalize == binding.NORMALIZE["topk"]:
             launch_softmax(binding.OPS["softmax"], dtype, found, None, found, None, temperature)
         values[...] = found.reshape(values.shape)
         indices[...] = best.reshape(indices.shape)
 
 
-def _gather(dtype: int, a: Any, indices: Any) -> Any:
+def _as_bits(x: Any) -> tuple[int, int, Any]:
+    """Integers as the bits of float32 or float64: the code of that dtype, the kind of topk.cu, and the array."""
+    import cupy
+
+    if x.dtype.itemsize < 4:
+        x = x.astype(np.int32)
+    name = "float32" if x.dtype.itemsize == 4 else "float64"
+    return binding.DTYPES[name], _KINDS[x.dtype.kind], cupy.ascontiguousarray(x).view(name)
+
+
+def _gather(dtype: int, kind: int, a: Any, indices: Any) -> Any:
     """The elements of each row of a at its indices."""
     import cupy
 
     (rows, n), k = a.shape, indices.shape[1]
     to = cupy.empty((rows, k), a.dtype)
-    arguments = a, indices, to, *as_size(rows, n), np.int64(k)
+    arguments = a, indices, to, *as_size(rows, n), np.int64(k), np.int32(kind)
     launch_kernel("topk", dtype, a.device.id, "gather", -(-rows * k // 128), 128, 0, *arguments)
     return to
 
 
-def _sort(dtype: int, x: Any, k: int, smallest: bool) -> Any:
+def _sort(dtype: int, kind: int, x: Any, k: int, smallest: bool) -> Any:
     """The indices of the k best of each row, in order, by sorting the whole row with CuPy."""
     import cupy
 
     keys = cupy.empty(x.shape, np.int64 if SUFFIXES[dtype] == "f64" else np.int32)
-    arguments = x, keys, np.int64(x.size), np.int32(smallest)
+    arguments = x, keys, np.int64(x.size), np.int32(smallest), np.int32(kind)
     launch_kernel("topk", dtype, x.device.id, "keys", -(-x.size // 128), 128, 0, *arguments)
     return cupy.ascontiguousarray(cupy.argsort(keys, axis=-1)[:, :k].astype(np.int64, copy=False))
 
 
-def _select(dtype: int, x: Any, k: int, smallest: bool, unsorted: bool) -> tuple[Any, Any]:
+def _select(dtype: int, kind: int, x: Any, k: int, smallest: bool, unsorted: bool) -> tuple[Any, Any]:
     """The k best of each row and their indices: from the pieces of the row, then from the pieces' candidates."""
     import cupy
 
@@ -108,7 +124,7 @@ def _select(dtype: int, x: Any, k: int, smallest: bool, unsorted: bool) -> tuple
         left = (pieces - 1) * k + min(k, length - (pieces - 1) * piece)
         to = cupy.empty((rows, left), x.dtype), cupy.empty((rows, left), np.int64)
         sizes = *as_size(rows, length), np.int32(piece), np.int32(k)
-        order = np.int32(smallest), np.int32(pieces == 1 and not unsorted)
+        order = np.int32(smallest), np.int32(pieces == 1 and not unsorted), np.int32(kind)
         arguments = found, best, *to, *sizes, *order
         launch_kernel("topk", dtype, device, "choose", rows * pieces, 32 * warps, shared_bytes, *arguments)
         (found, best), length = to, left

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple, SupportsIndex
+from collections.abc import Sequence
+from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
+from numpy.random import Generator, RandomState, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
+from .._arguments.generators import draw_uniforms
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
-from .._arguments.numbers import check_count, check_parameter, is_bool
+from .._arguments.numbers import check_count, check_parameter
 from .._arguments.places import Place, as_float, place_of, to_host
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -46,13 +49,13 @@ class SamplePlan(NamedTuple):
         parameters = self.temperature, self.top_k, self.top_p, self.min_p
         arrays = self.dtype, as_buffer(self.logits), self.uniforms, indices, self.where
         if not binding.run_sample(*arrays, *parameters, self.num_threads):
-            with np.errstate(invalid="ignore"):  # a signalling NaN
-                x = self.logits.astype(np.float64)
-            if self.where is not None:
-                x = np.where(self.where, x, -np.inf)
-            maxima = np.max(x, axis=-1, initial=-np.inf)
-            self._raise_without_mass(int(np.argmax(~np.isfinite(maxima))), maxima)
+            self._raise_without_mass(self._find_without_mass())
         return self._finish(indices)
+
+    def _find_without_mass(self) -> int:
+        """The number of the first row whose largest logit is not finite."""
+        rows = np.ndindex(self.logits.shape[:-1])
+        return next(i for i, row in enumerate(rows) if not np.isfinite(self._largest(row)))
 
     def _run_on_cuda(self) -> Any:
         """Return the draws, or raise the error of a row without mass; both wait for the device."""
@@ -61,7 +64,7 @@ class SamplePlan(NamedTuple):
         if rows == 0 or draws == 0:
             return xp.empty((rows, draws), np.int64)
         if n == 0:
-            self._raise_without_mass(0, np.full(batch, -np.inf))
+            self._raise_without_mass(0)
         x = as_buffer(self.logits if self.where is None else masked(xp, self.where, self.logits))
         x = xp.ascontiguousarray(x).reshape(rows, n)
         parameters = (
@@ -69,10 +72,7 @@ class SamplePlan(NamedTuple):
         )
         indices, states = _cuda.launch_sample(self.dtype, x, self.uniforms.reshape(rows, draws), *parameters)
         if np.any(states):
-            first = int(np.argmax(states != 0))
-            maxima = np.zeros(batch)
-            maxima.flat[first] = np.max(x[first].get().view(self.logits.dtype).astype(np.float64))
-            self._raise_without_mass(first, maxima)
+            self._raise_without_mass(int(np.argmax(states != 0)))
         return indices
 
     def _finish(self, indices: Any) -> Any:
@@ -82,14 +82,29 @@ class SamplePlan(NamedTuple):
             return self.out
         return indices if self.place.on_cuda else indices[()]
 
-    @staticmethod
-    def _raise_without_mass(row: int, maxima: Any) -> None:
-        """Raise for the first row without mass, given the largest logit of each row."""
-        at = np.unravel_index(row, maxima.shape)
-        raise ValueError(
-            f"logits have no mass to draw from in row ({', '.join(map(str, at))}): it holds "
-            f"{'only -inf' if maxima[at] == -np.inf else 'NaN' if maxima[at] != maxima[at] else '+inf'}"
-        )
+    def _row(self, row: tuple[Any, ...]) -> Any:
+        """The logits of a row that take part, on the CPU."""
+        (x,) = to_host(as_buffer(self.logits)[row])
+        with np.errstate(invalid="ignore"):  # a signalling NaN
+            wide = x.view(self.logits.dtype).astype(np.float64)
+        return wide if self.where is None else wide[to_host(self.where[row])[0]]
+
+    def _largest(self, row: tuple[Any, ...]) -> float:
+        """The largest logit of a row that takes part, NaN if one of them is NaN, -inf if there is none."""
+        return float(np.max(self._row(row), initial=-np.inf))
+
+    def _raise_without_mass(self, number: int) -> NoReturn:
+        """Raise for a row without mass: it holds NaN or +inf, or only -inf, or no class at all."""
+        *batch, n = self.logits.shape
+        row = np.unravel_index(number, batch)
+        largest = self._largest(row)
+        if n == 0:
+            why = "its axis has no classes"
+        elif not len(self._row(row)):
+            why = "where leaves none of its classes"
+        else:
+            why = f"it holds {'only -inf' if largest == -np.inf else 'NaN' if largest != largest else '+inf'}"
+        raise ValueError(f"logits have no mass to draw from in row ({', '.join(map(str, row))}): {why}")
 
 
 def plan_sample(
@@ -125,7 +140,7 @@ def plan_sample(
         draws = _check_size(size)
         if out is not None:
             check_out(out, batch + draws, np.dtype(np.int64), place)
-        uniforms = _generator(rng).random((*batch, math.prod(draws)))
+        uniforms = draw_uniforms(*to_host(rng), batch, draws)
     return SamplePlan(dtype, x, uniforms, mask, *checked, num_threads, batch + draws, out, place)
 
 
@@ -135,7 +150,7 @@ def _check_parameters(parameters: list[Any], batch: tuple[int, ...]) -> tuple[An
     positive, unit = "greater than 0 and at most 1", "at least 0 and at most 1"
     return (
         check_parameter("temperature", temperature, batch, np.float64, "at least 0", lambda v: v >= 0),
-        check_parameter("top_k", top_k, batch, np.int64, "at least 1", lambda v: v >= 1),
+        check_parameter("top_k", top_k, batch, np.int64, "at least 1, or 0 or -1 for no limit", lambda v: v >= -1),
         check_parameter("top_p", top_p, batch, np.float64, positive, lambda v: (v > 0) & (v <= 1)),
         check_parameter("min_p", min_p, batch, np.float64, unit, lambda v: (v >= 0) & (v <= 1)),
     )
@@ -144,17 +159,6 @@ def _check_parameters(parameters: list[Any], batch: tuple[int, ...]) -> tuple[An
 def _check_size(size: Any) -> tuple[int, ...]:
     given = size if isinstance(size, tuple) else () if size is None else (size,)
     return tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
-
-
-def _generator(rng: Any) -> np.random.Generator:
-    if is_bool(rng):
-        raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}")
-    try:
-        return np.random.default_rng(rng)
-    except TypeError:
-        raise TypeError(f"rng must be None, an int or a numpy.random.Generator, got {rng!r}") from None
-    except ValueError:
-        raise ValueError(f"rng must be at least 0 where it is an int, got {rng!r}") from None
 
 
 @accept_foreign
@@ -171,7 +175,7 @@ def sample(
     top_p: ArrayLike | None = None,
     min_p: ArrayLike | None = None,
     size: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
-    rng: int | np.random.Generator | None = None,
+    rng: int | SeedSequence | Generator | RandomState | Sequence[Any] | NDArray[Any] | None = None,
     where: ArrayLike | None = None,
     out: NDArray[np.int64] | None = None,
     device: str | None = None,
@@ -191,15 +195,16 @@ def sample(
     temperature : float or array_like, broadcastable to the rows, default 1.0
         T >= 0; 0 selects the largest logit.
     top_k : int or array_like of int, optional
-        At least 1: only the k largest logits are kept.
+        At least 1: only the k largest logits are kept. 0 and -1 are no limit.
     top_p : float or array_like, optional
         In (0, 1]: only the smallest set of most probable classes whose mass is at least top_p (Holtzman et al. 2020).
     min_p : float or array_like, optional
         In [0, 1]: only classes with at least min_p times the probability of the most probable one (Nguyen et al. 2025).
     size : int or tuple of ints, optional
         Shape of the draws from each row; None means one draw, without an extra axis.
-    rng : None, int or numpy.random.Generator
-        Source of the uniform numbers, or a seed for it.
+    rng : None, int, SeedSequence, Generator or RandomState of numpy.random, or a sequence of them, one a row
+        Source of the uniform numbers, or a seed for it. With a sequence (of the shape of the rows, or one source for
+        each row in C order) a row's draws come from its own source, and do not depend on the other rows of its batch.
     where : array_like of bool, broadcastable to logits, optional
         Mask. Classes where it is False are never drawn.
     out : ndarray of int64 of the shape of the result, optional
@@ -215,14 +220,15 @@ def sample(
     Raises
     ------
     ValueError
-        If a parameter is out of range, or a row has no mass: it holds NaN or +inf, or only -inf.
+        If a parameter is out of range, or a row has no mass: it holds NaN or +inf, or only -inf, or `where` leaves
+        nothing of it, or it has no classes.
     TypeError, DeviceError, MemoryError
         As in `softmax`.
 
     Notes
     -----
-    Each draw consumes one number u of ``rng.random``, in C order of the result, and is the first class at which the
-    running sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if
+    Each draw consumes one number u of ``rng.random``, in C order of the result (of ``default_rng(rng[i]).random(size)``
+    for row i of a sequence), and is the first class at which the running sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if
     `top_k` or `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for
     every number of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie
     there are copied, and rows without mass raise.
@@ -237,6 +243,10 @@ def sample(
            [2, 2, 2, 2, 2]])
     >>> csoftmax.sample(logits, temperature=[1.0, 0.0], top_k=2, rng=0)
     array([0, 2])
+    >>> csoftmax.sample(logits, top_k=[2, -1], rng=[7, 8])
+    array([0, 2])
+    >>> csoftmax.sample(logits[1], rng=8)
+    2
     """
     return _run_sample(
         logits,

@@ -92,7 +92,7 @@ def _lay_out_topk(
     place: Place, x: Any, k: Any, axis: Any, options: tuple[bool, bool, int, float, Any], where: Any, out: Any
 ) -> TopKPlan:
     xp = place.xp
-    x, dtype = as_float("x", x, place)
+    x, dtype = _as_comparable(x, place) if options[2] == binding.NORMALIZE[None] else as_float("x", x, place)
     axes = normalize_axes(axis, x.ndim)
     mask = None if where is None else check_where(where, x.shape, place)
     if x.ndim == 0:
@@ -114,6 +114,14 @@ def _lay_out_topk(
         _check_pair(out, result, place)
     values, indices = (np.moveaxis(a, at, -1) for a in result)
     return TopKPlan(dtype, rows, values, indices, *options, result, out, empty, place)
+
+
+def _as_comparable(x: Any, place: Place) -> tuple[Any, int]:
+    """x as an array of integers, or of one of the four dtypes, in native byte order, and the code of its dtype."""
+    x = place.array("x", x)
+    if x.dtype.kind not in "iu" or not x.dtype.isnative and is_cupy(x):
+        return as_float("x", x, place)
+    return (x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))), binding.INTEGER
 
 
 def _check_pair(out: Any, result: tuple[Any, Any], place: Place) -> None:
@@ -146,7 +154,7 @@ def topk(
     Parameters
     ----------
     x : array_like of shape (..., n)
-        Array in one of the dtypes of `softmax`; n is the length of `axis`.
+        Array in one of the dtypes of `softmax`, or of any integer dtype; n is the length of `axis`.
     k : int
         Number of elements, from 0 to n.
     axis : int, tuple of ints or None, default -1
@@ -173,7 +181,7 @@ def topk(
     -----
     The order is total: NaN is greater than every number, -0 equals +0, and of equal elements the one with the lowest
     index comes first, for the largest and the smallest alike; ``torch.topk`` leaves ties open. Values are exact copies
-    (NaN canonical); integers are compared as float64, exact to 2**53.
+    (NaN canonical). Integers are compared exactly, whatever their size, and keep their dtype.
 
     Examples
     --------
@@ -203,7 +211,7 @@ def topk_softmax(
     Parameters
     ----------
     x, k, axis, sorted
-        As in `topk`.
+        As in `topk`; integers are computed in float64.
     temperature : float, default 1.0
         T >= 0, as in `softmax`.
     normalize : {"topk", "full"}
@@ -323,7 +331,7 @@ def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -
     if k > 1 and np.any(indices[:, 1:] == indices[:, :-1]):
         raise ValueError("indices have the same class twice in one row")
     values = np.take_along_axis(values.reshape(rows, k), order, -1)
-    if values.dtype.itemsize == 2:
+    if values.dtype.itemsize == 2 and values.dtype.kind not in "iu":
         values = values.astype(np.float32)
     starts = np.arange(rows + 1, dtype=np.int64) * k
     matrix = csr_array((values.ravel(), indices.ravel().astype(np.int64), starts), shape=(rows, n_classes))

@@ -21,7 +21,7 @@ def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
     if temperature == 0:
         return np.eye(n, dtype=EXACT)[order[0]], order
     p = exact_forward(x, temperature)[0]
-    if top_k is not None:
+    if top_k is not None and top_k > 0:
         p[order[top_k:]] = 0
         p /= p.sum()
     if top_p is not None and top_p < 1:
@@ -31,7 +31,7 @@ def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
     if min_p is not None:
         p[p < min_p * p.max()] = 0
         p /= p.sum()
-    is_filtered = (top_k is not None and top_k < n) or (top_p is not None and top_p < 1)
+    is_filtered = (top_k is not None and 0 < top_k < n) or (top_p is not None and top_p < 1)
     return p, order if is_filtered else np.arange(n)
 
 
@@ -99,6 +99,7 @@ RECORDS = (
             "T = 0.5": Variant(draw(temperature=0.5)),
             "T = 0": Variant(draw(temperature=0.0)),
             "top-k": Variant(draw(top_k=12)),
+            "no top-k": Variant(draw(top_k=-1)),
             "top-p": Variant(draw(top_p=0.8)),
             "min-p": Variant(draw(min_p=0.2)),
             "every filter": Variant(draw(temperature=2.0, top_k=30, top_p=0.7, min_p=0.1)),
@@ -113,7 +114,9 @@ RECORDS = (
             BadCall({"temperature": [1, 2]}, ValueError, r"temperature has shape \(2,\), which does not broadcast"),
             BadCall({"temperature": "1"}, TypeError, "temperature must hold real numbers"),
             BadCall({"temperature": 10**400}, TypeError, "temperature must hold real numbers"),
-            BadCall({"top_k": 0}, ValueError, "top_k must be at least 1, got 0"),
+            BadCall({"top_k": -2}, ValueError, "top_k must be at least 1, or 0 or -1 for no limit, got -2"),
+            BadCall({"top_k": [3, 0, -9]}, ValueError, r"top_k must be .*, got -9 for row \(2\)"),
+            BadCall({"top_k": -(2**70)}, ValueError, "top_k must be at least 1, or 0 or -1"),
             BadCall({"top_k": 1.5}, TypeError, "top_k must hold integers"),
             BadCall({"top_p": 0.0}, ValueError, "top_p must be greater than 0 and at most 1, got 0.0"),
             BadCall({"top_p": 1.01}, ValueError, "top_p must be greater than 0"),
@@ -123,11 +126,17 @@ RECORDS = (
             BadCall({"size": True}, TypeError, "size must be an int"),
             BadCall({"size": 1.5}, TypeError, "size must be an int, a tuple of ints or None"),
             BadCall({"rng": -1}, ValueError, "rng must be at least 0 where it is an int, got -1"),
-            BadCall({"rng": "x"}, TypeError, "rng must be None, an int or a numpy.random.Generator"),
+            BadCall({"rng": "x"}, TypeError, "rng must be an int, a numpy.random.SeedSequence, Generator or RandomState"),
+            BadCall({"rng": True}, TypeError, "rng must be an int, .* got True"),
+            BadCall({"rng": 1.5}, TypeError, "rng must be an int, .* got 1.5"),
+            BadCall({"rng": [0, 1]}, ValueError, "rng has length 2; .* there are 3 rows"),
+            BadCall({"rng": [0, 1, -2]}, ValueError, r"rng\[2\] must be at least 0 where it is an int, got -2"),
+            BadCall({"rng": [0, "x", 1]}, TypeError, r"rng\[1\] must be an int, .* got 'x'"),
+            BadCall({"rng": np.zeros(3)}, TypeError, r"rng\[0\] must be an int"),
             BadCall({"out": np.empty((3, 9))}, TypeError, "out has dtype float64"),
             BadCall({"out": np.empty(4, np.int64)}, ValueError, r"out has shape \(4,\)"),
-            BadCall({"where": np.zeros((3, 4), bool)}, ValueError, "only -inf"),
-            BadCall({"logits": np.zeros((3, 0), np.float32)}, ValueError, "only -inf"),
+            BadCall({"where": np.zeros((3, 4), bool)}, ValueError, r"row \(0\): where leaves none of its classes"),
+            BadCall({"logits": np.zeros((3, 0), np.float32)}, ValueError, r"row \(0\): its axis has no classes"),
         ),
         SPARSE,
         exempt={

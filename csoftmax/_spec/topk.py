@@ -13,6 +13,9 @@ from .softmax import SOFTMAX_LIMITS, exact_forward, make_logits, mask_of
 def stable_topk(x, k, largest=True):
     """Return values and indices of a stable sort: NaN is the greatest, the lowest index comes first among equals."""
     x = np.asarray(x)
+    if x.dtype.kind in "iu":  # ~x has the opposite order
+        indices = np.argsort(~x if largest else x, axis=-1, kind="stable")[..., :k]
+        return np.take_along_axis(x, indices, -1), indices
     numbers = wide(x) + 0  # -0 counts as 0
     is_nan = np.isnan(numbers)
     numbers = np.where(is_nan, 0, numbers)

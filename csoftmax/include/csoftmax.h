@@ -26,7 +26,7 @@ extern "C" {
 #endif
 
 #define CSM_ABI_MAJOR 0
-#define CSM_ABI_MINOR 2
+#define CSM_ABI_MINOR 3
 #define CSM_MAX_NDIM 64
 
 typedef enum csm_status {
@@ -201,6 +201,9 @@ csm_status csm_topk_f16(const csm_shape *, const csm_view *x, size_t k, const cs
                         const csm_topk_options *);
 csm_status csm_topk_bf16(const csm_shape *, const csm_view *x, size_t k, const csm_view *values,
                          const csm_view *indices, const csm_topk_options *);
+/* The same for integers, which are compared exactly; no normalize. */
+csm_status csm_topk_integer(csm_label_type, const csm_shape *, const csm_view *x, size_t k, const csm_view *values,
+                            const csm_view *indices, const csm_topk_options *);
 
 /* alpha-entmax, y_i = [(alpha - 1) x_i - tau]_+^(1 / (alpha - 1)) with the tau for which sum y = 1; alpha > 1, 2 is
  * sparsemax.  Its gradient from dy and y, and its Fenchel-Young loss. */
@@ -248,7 +251,7 @@ typedef struct csm_sample_options {
     size_t size; /* sizeof(csm_sample_options) when the caller was compiled */
     const csm_view *where; /* unsigned char; NULL: all elements take part */
     const csm_view *temperature; /* a double >= 0 for each row, 0: the first maximum; NULL = 1 */
-    const csm_view *top_k; /* an int64_t >= 1 for each row; NULL: all */
+    const csm_view *top_k; /* an int64_t for each row, at least 1, or 0 or -1 for all; NULL: all */
     const csm_view *top_p; /* a double in (0, 1] for each row; NULL = 1 */
     const csm_view *min_p; /* a double in [0, 1] for each row; NULL = 0 */
     int threads;

@@ -36,6 +36,8 @@ typedef size_t (*csm_scratch_size_fn)(const csm_shape *, int);
 typedef const char *(*csm_status_text_fn)(csm_status);
 typedef const char *(*csm_isa_fn)(void);
 typedef int (*csm_of_isa_fn)(const char *);
+typedef csm_status (*csm_topk_integer_fn)(csm_label_type, const csm_shape *, const csm_view *, size_t, const csm_view *,
+                                          const csm_view *, const csm_topk_options *);
 
 /* X(type, name without csm_) */
 #define CSM_API_FUNCTIONS(X)                  \
@@ -100,7 +102,8 @@ typedef int (*csm_of_isa_fn)(const char *);
     X(csm_isa_fn, isa)                        \
     X(csm_of_isa_fn, select_isa)              \
     X(csm_of_isa_fn, isa_built)               \
-    X(csm_of_isa_fn, isa_available)
+    X(csm_of_isa_fn, isa_available)           \
+    X(csm_topk_integer_fn, topk_integer)
 /* Until here. */
 
 #define CSM_API_MEMBER(type, name) type name;

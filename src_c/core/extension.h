@@ -31,6 +31,8 @@ csm_status csm_run_cross_entropy(csm_dtype, const csm_table *, const csm_shape *
                                  const csm_view *gradient, double *loss, csm_loss_options *);
 csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
                         const csm_view *values, const csm_view *indices, const csm_topk_options *);
+csm_status csm_run_topk_integer(csm_label_type, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
+                                const csm_view *values, const csm_view *indices, const csm_topk_options *);
 csm_status csm_run_entmax(csm_dtype, const csm_table *, const csm_shape *, const csm_view *input, const csm_view *y,
                           const csm_view *result, const csm_entmax_options *); /* as csm_run_softmax */
 csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,

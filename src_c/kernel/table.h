@@ -15,6 +15,8 @@ typedef struct csm_table {
     csm_entmax_kernels entmax[CSM_DTYPE_COUNT];
     /* Finds the indices of the k best of n, 0 < k <= n, for s->index; best first if `sorted`. */
     void (*select[CSM_DTYPE_COUNT])(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
+    /* The same for int32_t, uint32_t, int64_t and uint64_t. */
+    void (*select_integer[4])(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
     /* pass1 of softmax for a known block->max, without e' */
     void (*softmax_sum[CSM_DTYPE_COUNT])(const void *x, size_t n, const csm_temperature *, csm_block *block);
     double (*max[CSM_DTYPE_COUNT])(const void *x, size_t n);

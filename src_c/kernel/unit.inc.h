@@ -120,6 +120,10 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 
 #undef KEY_MAX
 #undef KEY_MIN
+#undef REAL_MAX
+#undef REAL_MIN
+#undef SET_REAL
+#undef HAS_NAN
 #include "../math/double.inc.h"
 #define v64_LOAD_REAL v64_load_f64
 #define v64_LOAD_PART_REAL v64_load_part_f64
@@ -138,6 +142,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define STORE v64_store_f64
 #define STORE_PART v64_store_part_f64
 #include "storage.inc.h"
+
+#include "topk/integer.inc.h"
 
 #define CSM_NAME_(name) #name
 #define CSM_NAME(name) CSM_NAME_(name)
@@ -159,8 +165,10 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 
 #ifndef CSM_NO_TABLE /* tests/c/exp_unit.c, which needs no kernel */
 static const csm_table table = {
-    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},  {CSM_DTYPES(ENTMAX)}, {CSM_DTYPES(SELECT)},
-    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)}, {CSM_DTYPES(NARROW)},
+    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},
+    {CSM_DTYPES(ENTMAX)},      {CSM_DTYPES(SELECT)},  {select_i32, select_u32, select_i64, select_u64},
+    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)},
+    {CSM_DTYPES(NARROW)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

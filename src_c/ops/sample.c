@@ -3,9 +3,12 @@
  *
  * Without top-k and top-p the classes are in the order of their indices; with them in falling order, ties by lowest
  * index, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  The sum of a block
- * is the kernels'; sums over blocks have no rounding but the last (math/exact.h); within a block, and over selected
+ * is the kernels', sums over blocks are exact and rounded once (math/exact.h); within a block, and over selected
  * classes, they run from the first to the last in double.  So a draw depends only on the row, its parameters and its
- * uniform number.
+ * uniform number, and the threads may share the blocks and the draws of a row.
+ *
+ * A long row is read once for the sums of its blocks; of its e' only those of blocks in which draws land are computed
+ * again, so that nothing of its length is stored: (1, 10^8) takes 0.3 of the time of softmax.
  *
  * top-p alone does not determine how many classes it needs: 64 are selected, then 8 times as many, until their mass
  * suffices.
@@ -16,36 +19,51 @@
 #include "../kernel/softmax/combine.h"
 
 enum {
-    PREFIX_DRAWS = 8,    /* with at least this many draws from a row, prefix sums are searched by bisection */
+    PREFIX_DRAWS = 8, /* with at least this many draws from a row, prefix sums are searched by bisection ... */
+    DRAW_ELEMENTS = 2048, /* ... if the draws would search more than the row: half a block each */
+    KEPT_ELEMENTS = 8 << 12, /* longest row whose e' are kept, in cache; those of longer rows are computed twice */
+    SPLIT_ELEMENTS = 1 << 20, /* shortest row, and fewest draws of a row, that are split however many rows there are */
+    PIECE_BLOCKS = 16, /* of a row that is split */
     FIRST_SELECTED = 64, /* number of classes first selected for top-p */
-    GROWTH = 8           /* factor by which that number grows if they do not suffice */
+    GROWTH = 8 /* factor by which that number grows if they do not suffice */
 };
 
-/* Buffers of a thread. */
-enum { ROW, WIDE, MASS, SUMS, SELECT, BLOCKS, VALUES, BUFFERS };
+/* Buffers of a thread.  COPY, WIDE, MASS: of a block, or of the row if it is kept. */
+enum { COPY, WIDE, MASS, SUMS, SELECT, BLOCKS, VALUES, BUFFERS };
 
 typedef struct sample_call {
     csm_call base;
     csm_view x, indices, uniforms, temperature, top_k, top_p, min_p;
     const csm_sample_options *options;
     size_t draws, rows;
-    int is_direct;      /* x is contiguous and has no mask */
+    int is_direct; /* x is contiguous and has no mask */
+    int is_split; /* the threads share each row, instead of the rows */
     csm_scales *scales; /* one for each thread, for the temperature of its row */
     csm_scratch scratch;
 } sample_call;
 
-/* The state of a row while it is drawn from: logits in `dtype`, with a finite maximum, and their constants. */
+/* The state of a row while it is drawn from. */
 typedef struct sample_row {
+    sample_call *call;
     size_t index;
-    int thread;
-    const char *x, *given; /* given: in the caller's dtype, before any transformation; it determines the order */
-    csm_dtype dtype;
-    size_t itemsize;
-    const csm_temperature *t;
+    int thread; /* whose buffers hold what all threads of the row share */
+    csm_strided from, mask;
+    const char *whole; /* the logits (or the selected ones) as contiguous storage; NULL: blocks are gathered */
+    size_t count; /* and their number */
+    const csm_scales *scales;
+    int is_transformed; /* beyond exp's range reduction */
+    double max; /* before any transformation */
     csm_block *blocks;
+    char *mass; /* the e' of all logits, or NULL */
     double n, max_mass; /* n and e' of the maximum */
     double min_p, top_p;
     size_t top_k;
+    const int64_t *classes; /* of the selected logits; NULL: 0, 1, ... */
+    double *sums; /* prefix sums of the masses of each block, or NULL */
+    double total; /* mass of all of them */
+    double limit, sum; /* top-p: the mass wanted, and that of the `kept` first ones */
+    size_t kept;
+    char *copy; /* where the row is being copied to */
 } sample_row;
 
 static char *buffer(sample_call *call, int thread, int which, size_t size) {
@@ -58,60 +76,232 @@ static double number_at(const sample_call *call, const csm_view *v, size_t row) 
     return value;
 }
 
-/* Writes e' of k logits, relative to the row's n, to `mass`, and their sum to block->hi. */
-static void find_masses(const sample_call *call, const sample_row *row, const char *x, size_t k, char *mass,
-                        csm_block *block) {
-    const csm_call *c = &call->base;
-    c->table->kernels[CSM_OP_softmax][row->dtype].pass1(x, NULL, mass, k, row->t, block);
-    const double scale = csm_pow2(block->n - row->n);
-    block->hi = (block->hi + block->lo) * scale;
-    if (scale == 1) return;
-    int is_positive = 0;
-    for (size_t i = 0; i < k; i++) {
-        csm_wide w = csm_to_wide(c, csm_wide_at(c, mass, i) * scale);
-        memcpy(mass + i * c->wide_size, &w, c->wide_size);
-        is_positive |= csm_from_wide(c, w) > 0;
-    }
-    if (!is_positive && block->hi == block->hi) block->hi = 0; /* every mass is too small for its type */
+/* Calls body on pieces of [0, units): on all threads if the row is split, else on the thread of the row. */
+static csm_status for_each(sample_row *row, size_t units, size_t piece, csm_body body) {
+    sample_call *call = row->call;
+    if (!call->is_split) return body(row, 0, units, row->thread);
+    return csm_parallel(units, piece, call->base.threads, body, row, &call->base.interrupt);
+}
+static csm_status for_each_block(sample_row *row, csm_body body) {
+    return for_each(row, csm_block_count(row->count), PIECE_BLOCKS, body);
+}
+/* The same, one block after the other. */
+static csm_status for_each_block_in_order(sample_row *row, csm_body body) {
+    sample_call *call = row->call;
+    const size_t blocks = csm_block_count(row->count);
+    if (!call->is_split) return body(row, 0, blocks, row->thread);
+    return csm_parallel(blocks, PIECE_BLOCKS, 1, body, row, &call->base.interrupt);
 }
 
-/* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */
-static size_t search_masses(const sample_call *call, const char *mass, size_t k, double target) {
-    double sum = 0;
-    size_t last = 0;
-    for (size_t i = 0; i < k; i++) {
-        const double next = sum + csm_wide_at(&call->base, mass, i);
-        if (!(next > sum)) continue;
-        last = i;
-        sum = next;
-        if (sum > target) break;
-    }
-    return last;
+/* Copies k logits from `begin` on. */
+static void gather_block(const sample_row *row, size_t begin, size_t k, char *to) {
+    const csm_call *c = &row->call->base;
+    csm_strided from = row->from, mask = row->mask;
+    from.data += (ptrdiff_t)begin * from.axis;
+    if (mask.data) mask.data += (ptrdiff_t)begin * mask.axis;
+    csm_gather(to, 0, from, 1, k, c->itemsize, &mask, &c->absent);
 }
-/* Does the same on prefix sums. */
-static size_t search_sums(const double *sums, size_t k, double target) {
-    size_t low = 0, high = k; /* the first whose sum is greater, or k */
-    while (low < high) {
-        size_t middle = low + (high - low) / 2;
-        if (sums[middle] > target) high = middle;
-        else low = middle + 1;
+static csm_status copy_body(void *context, size_t begin, size_t end, int thread) {
+    const sample_row *row = context;
+    (void)thread;
+    for (size_t b = begin; b < end; b++)
+        gather_block(row, b * CSM_BLOCK, csm_block_length(row->count, b * CSM_BLOCK),
+                     row->copy + b * CSM_BLOCK * row->call->base.itemsize);
+    return CSM_OK;
+}
+static csm_status copy_row(sample_row *row) {
+    row->copy = buffer(row->call, row->thread, COPY, row->count * row->call->base.itemsize);
+    if (!row->copy) return CSM_NO_MEMORY;
+    row->whole = row->copy;
+    return for_each_block(row, copy_body);
+}
+
+/* The logits of a block as contiguous storage, or transformed in the compute type; NULL: no memory. */
+static const char *fetch_block(const sample_row *row, size_t begin, size_t k, int thread) {
+    sample_call *call = row->call;
+    const csm_call *c = &call->base;
+    const char *x = row->whole;
+    if (x) {
+        x += begin * c->itemsize;
+    } else {
+        char *copy = buffer(call, thread, COPY, CSM_BLOCK * c->itemsize);
+        if (!copy) return NULL;
+        gather_block(row, begin, k, copy);
+        x = copy;
     }
+    if (!row->is_transformed) return x;
+    char *wide = buffer(call, thread, WIDE, CSM_BLOCK * c->wide_size);
+    if (!wide) return NULL;
+    c->table->widen[c->dtype](x, wide, k);
+    csm_transform(row->scales, csm_is_single(c), wide, k, row->max);
+    return wide;
+}
+static const csm_temperature *temperature_of(const sample_row *row) {
+    return row->is_transformed ? &row->scales->transformed : &row->scales->ordinary;
+}
+/* Computes the sums of a block, and its e' if `mass` is not NULL. */
+static csm_status sum_block(const sample_row *row, size_t b, char *mass, csm_block *block, int thread) {
+    const csm_call *c = &row->call->base;
+    const size_t begin = b * CSM_BLOCK, k = csm_block_length(row->count, begin);
+    const char *x = fetch_block(row, begin, k, thread);
+    if (!x) return CSM_NO_MEMORY;
+    c->table->kernels[CSM_OP_softmax][row->is_transformed ? c->wide_dtype : c->dtype].pass1(x, NULL, mass, k,
+                                                                                            temperature_of(row), block);
+    return CSM_OK;
+}
+static csm_status sum_body(void *context, size_t begin, size_t end, int thread) {
+    const sample_row *row = context;
+    csm_status status = CSM_OK;
+    for (size_t b = begin; b < end && status == CSM_OK; b++)
+        status = sum_block(row, b, row->mass ? row->mass + b * CSM_BLOCK * row->call->base.wide_size : NULL,
+                           &row->blocks[b], thread);
+    return status;
+}
+
+/* e' of one number of the compute type, and its n. */
+static double mass_of(const sample_row *row, csm_wide x, double *n) {
+    const csm_call *c = &row->call->base;
+    csm_wide e;
+    csm_block block;
+    c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(&x, NULL, &e, 1, temperature_of(row), &block);
+    *n = block.n;
+    return csm_from_wide(c, e);
+}
+/* Sets what depends on the largest logit.  A row whose maximum is not finite has no mass. */
+static csm_status set_max(sample_row *row, double max) {
+    const csm_call *c = &row->call->base;
+    csm_wide highest = csm_to_wide(c, max);
+    row->max = max;
+    if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
+    row->is_transformed = !csm_fits_range(row->scales, max);
+    if (row->is_transformed) csm_transform(row->scales, csm_is_single(c), &highest, 1, max);
+    row->max_mass = mass_of(row, highest, &row->n);
+    return CSM_OK;
+}
+
+/* Loops over masses, for each compute type REAL. */
+#define LOOPS(REAL)                                                                                       \
+    /* Multiplies masses by a power of two; returns whether one of them is left. */                       \
+    static int scale_##REAL(REAL *mass, size_t k, double scale) {                                         \
+        REAL largest = 0;                                                                                 \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            mass[i] = (REAL)((double)mass[i] * scale);                                                    \
+            largest = mass[i] > largest ? mass[i] : largest;                                              \
+        }                                                                                                 \
+        return largest > 0;                                                                               \
+    }                                                                                                     \
+    /* Sets masses below the threshold to 0, and returns the sum of the others. */                        \
+    static double filter_##REAL(REAL *mass, size_t k, double threshold) {                                 \
+        double sum = 0;                                                                                   \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                                         \
+            sum += (double)mass[i];                                                                       \
+        }                                                                                                 \
+        return sum;                                                                                       \
+    }                                                                                                     \
+    /* Adds up masses in order, and stores each sum where `sums` is not NULL. */                          \
+    static double add_##REAL(const REAL *mass, size_t k, double sum, double *sums) {                      \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            sum += (double)mass[i];                                                                       \
+            if (sums) sums[i] = sum;                                                                      \
+        }                                                                                                 \
+        return sum;                                                                                       \
+    }                                                                                                     \
+    /* Adds up masses in order while the sum is below the limit; *count: their number. */                 \
+    static double add_until_##REAL(const REAL *mass, size_t k, double sum, double limit, size_t *count) { \
+        size_t i = 0;                                                                                     \
+        while (i < k && sum < limit) sum += (double)mass[i++];                                            \
+        *count = i;                                                                                       \
+        return sum;                                                                                       \
+    }                                                                                                     \
+    /* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */              \
+    static size_t search_##REAL(const REAL *mass, size_t k, double target) {                              \
+        double sum = 0;                                                                                   \
+        size_t last = 0;                                                                                  \
+        for (size_t i = 0; i < k; i++) {                                                                  \
+            const double next = sum + (double)mass[i];                                                    \
+            last = next > sum ? i : last;                                                                 \
+            sum = next;                                                                                   \
+            if (sum > target) break;                                                                      \
+        }                                                                                                 \
+        return last;                                                                                      \
+    }
+LOOPS(float)
+LOOPS(double)
+#define BY_TYPE(row, function, mass, ...)                                                       \
+    (csm_is_single(&(row)->call->base) ? function##_float((float *)(void *)(mass), __VA_ARGS__) \
+                                       : function##_double((double *)(void *)(mass), __VA_ARGS__))
+
+/* Computes the sums of all blocks (hi + lo, times 2^n of the block) and what depends on the maximum. */
+static csm_status sum_row(sample_row *row) {
+    csm_status status = for_each_block(row, sum_body);
+    double max = -CSM_INF;
+    if (status != CSM_OK) return status;
+    for (size_t b = 0; b < csm_block_count(row->count); b++) max = row->blocks[b].max > max ? row->blocks[b].max : max;
+    status = set_max(row, max);
+    if (status == CSM_OK && row->is_transformed) status = for_each_block(row, sum_body);
+    for (size_t b = 0; b < csm_block_count(row->count) && status == CSM_OK; b++)
+        if (row->blocks[b].hi != row->blocks[b].hi) status = CSM_NO_MASS; /* NaN */
+    return status;
+}
+/* Scales the sums of the blocks, and the e' that are kept, to the row's n.  A sum becomes 0 where every mass of its
+ * block is too small for the compute type. */
+static void scale_row(sample_row *row) {
+    const csm_call *c = &row->call->base;
+    for (size_t b = 0; b < csm_block_count(row->count); b++) {
+        csm_block *block = &row->blocks[b];
+        const double scale = csm_pow2(block->n - row->n);
+        block->hi = (block->hi + block->lo) * scale;
+        if (scale == 1) continue;
+        int is_positive = 1;
+        double n;
+        if (row->mass)
+            is_positive = BY_TYPE(row, scale, row->mass + b * CSM_BLOCK * c->wide_size,
+                                  csm_block_length(row->count, b * CSM_BLOCK), scale);
+        else if (scale < 0x1p-64) /* else the block's largest e' stays far from 0 */
+            is_positive = csm_from_wide(c, csm_to_wide(c, mass_of(row, csm_to_wide(c, block->max), &n) * scale)) > 0;
+        if (!is_positive) block->hi = 0;
+    }
+}
+
+/* Sets masses below min_p times the largest to 0, and returns the sum of the others. */
+static double apply_min_p(const sample_row *row, char *mass, size_t k) {
+    return BY_TYPE(row, filter, mass, k, row->min_p * row->max_mass);
+}
+/* The masses of a block, after min-p: those that are kept, or new ones in the thread's buffer; NULL: no memory.
+ * *sum: theirs, if they are new and min-p is used. */
+static char *block_masses(const sample_row *row, size_t b, int thread, double *sum) {
+    sample_call *call = row->call;
+    const csm_call *c = &call->base;
+    const size_t k = csm_block_length(row->count, b * CSM_BLOCK);
+    csm_block block;
+    if (row->mass) return row->mass + b * CSM_BLOCK * c->wide_size;
+    char *mass = buffer(call, thread, MASS, CSM_BLOCK * c->wide_size);
+    if (!mass || sum_block(row, b, mass, &block, thread) != CSM_OK) return NULL;
+    const double scale = csm_pow2(block.n - row->n);
+    if (scale != 1) BY_TYPE(row, scale, mass, k, scale);
+    if (row->min_p > 0) *sum = apply_min_p(row, mass, k);
+    return mass;
+}
+static csm_status min_p_body(void *context, size_t begin, size_t end, int thread) {
+    sample_row *row = context;
+    for (size_t b = begin; b < end; b++) {
+        double sum = 0;
+        char *mass = block_masses(row, b, thread, &sum);
+        if (!mass) return CSM_NO_MEMORY;
+        row->blocks[b].hi = row->mass ? apply_min_p(row, mass, csm_block_length(row->count, b * CSM_BLOCK)) : sum;
+    }
+    return CSM_OK;
+}
+
+/* The same on prefix sums.  The bisection has no branches to predict. */
+static size_t search_sums(const double *sums, size_t k, double target) {
+    size_t low = 0; /* all sums before it are at most the target */
+    for (size_t left = k; left > 1; left -= left / 2) low += sums[low + left / 2 - 1] > target ? 0 : left / 2;
+    low += !(sums[low] > target);
     if (low < k) return low;
     for (low = k - 1; low > 0 && !(sums[low] > sums[low - 1]);) low--;
     return low;
-}
-
-static double uniform_at(const sample_call *call, size_t row, size_t draw) {
-    double u;
-    memcpy(&u, csm_row_data(&call->base, &call->uniforms, row) + (ptrdiff_t)draw * call->uniforms.axis_stride,
-           sizeof u);
-    return u;
-}
-static void put_index(const sample_call *call, size_t row, size_t draw, int64_t index) {
-    const csm_call *c = &call->base;
-    memcpy((char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row) +
-               (ptrdiff_t)draw * call->indices.axis_stride,
-           &index, sizeof index);
 }
 
 /* Adds a block's mass to the sum of those before it, and returns the sum, rounded. */
@@ -123,120 +313,185 @@ static double add_block(csm_exact *sum, double mass) {
 }
 /* The first block whose running sum, in `lo`, is greater than the target, else the last with a mass. */
 static size_t search_blocks(const csm_block *blocks, size_t count, double target) {
-    size_t low = 0, high = count;
-    while (low < high) {
-        const size_t middle = low + (high - low) / 2;
-        if (blocks[middle].lo > target) high = middle;
-        else low = middle + 1;
-    }
+    size_t low = 0;
+    for (size_t left = count; left > 1; left -= left / 2) low += blocks[low + left / 2 - 1].lo > target ? 0 : left / 2;
+    low += !(blocks[low].lo > target);
     if (low < count) return low;
     for (low = count - 1; low > 0 && !(blocks[low].hi > 0);) low--;
     return low;
 }
 
-/* Draws from `count` masses, those of the classes 0, 1, ... or of index[0], index[1], ... */
-static csm_status draw_from(sample_call *call, const sample_row *row, const char *mass, size_t count,
-                            const int64_t *index) {
-    csm_block *blocks = row->blocks;
-    const size_t n_blocks = csm_block_count(count);
-    double *sums = NULL;
-    csm_exact sum_of_blocks;
-    csm_exact_zero(&sum_of_blocks);
-    for (size_t b = 0; b < n_blocks; b++) blocks[b].lo = add_block(&sum_of_blocks, blocks[b].hi);
-    const double total = blocks[n_blocks - 1].lo;
-    if (call->draws >= PREFIX_DRAWS) {
-        sums = (double *)(void *)buffer(call, row->thread, SUMS, count * sizeof *sums);
-        if (!sums) return CSM_NO_MEMORY;
-        for (size_t b = 0; b < n_blocks; b++) {
-            double sum = 0;
-            for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++)
-                sums[i] = sum += csm_wide_at(&call->base, mass, i);
-        }
-    }
-    for (size_t draw = 0; draw < call->draws; draw++) {
-        const double target = uniform_at(call, row->index, draw) * total;
-        const size_t block = search_blocks(blocks, n_blocks, target);
-        const double before = !(total > target) ? total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
-        const size_t begin = block * CSM_BLOCK, k = csm_block_length(count, begin);
-        const size_t at = begin + (sums ? search_sums(sums + begin, k, target - before)
-                                        : search_masses(call, mass + begin * call->base.wide_size, k, target - before));
-        put_index(call, row->index, draw, index ? index[at] : (int64_t)at);
+static csm_status prefix_body(void *context, size_t begin, size_t end, int thread) {
+    const sample_row *row = context;
+    for (size_t b = begin; b < end; b++) {
+        double unused;
+        char *mass = block_masses(row, b, thread, &unused);
+        if (!mass) return CSM_NO_MEMORY;
+        BY_TYPE(row, add, mass, csm_block_length(row->count, b * CSM_BLOCK), 0, row->sums + b * CSM_BLOCK);
     }
     return CSM_OK;
 }
 
-/* Sets masses below min_p times the largest to 0, and recomputes the sums of the blocks. */
-static void apply_min_p(const sample_call *call, const sample_row *row, char *mass, size_t count) {
-    const csm_wide none = csm_to_wide(&call->base, 0);
-    const double threshold = row->min_p * row->max_mass;
-    for (size_t b = 0; b * CSM_BLOCK < count; b++) {
-        double sum = 0;
-        for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++) {
-            const double m = csm_wide_at(&call->base, mass, i);
-            if (m >= threshold) sum += m;
-            else memcpy(mass + i * call->base.wide_size, &none, call->base.wide_size);
+static csm_status draw_body(void *context, size_t begin, size_t end, int thread) {
+    const sample_row *row = context;
+    const sample_call *call = row->call;
+    const csm_call *c = &call->base;
+    const csm_block *blocks = row->blocks;
+    const size_t n_blocks = csm_block_count(row->count);
+    const double total = row->total;
+    const char *uniform = csm_row_data(c, &call->uniforms, row->index);
+    char *to = (char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row->index), *mass = NULL;
+    size_t computed = n_blocks; /* the block whose masses these are */
+    for (size_t draw = begin; draw < end; draw++) {
+        double u;
+        memcpy(&u, uniform + (ptrdiff_t)draw * call->uniforms.axis_stride, sizeof u);
+        const double target = u * total;
+        const size_t block = search_blocks(blocks, n_blocks, target);
+        const double before = !(total > target) ? total - blocks[block].hi : block > 0 ? blocks[block - 1].lo : 0;
+        const size_t first = block * CSM_BLOCK, k = csm_block_length(row->count, first);
+        size_t at = first;
+        if (row->sums) {
+            at += search_sums(row->sums + first, k, target - before);
+        } else {
+            double unused;
+            if (block != computed) mass = block_masses(row, block, thread, &unused);
+            if (!mass) return CSM_NO_MEMORY;
+            computed = block;
+            at += BY_TYPE(row, search, mass, k, target - before);
         }
-        row->blocks[b].hi = sum;
+        const int64_t index = row->classes ? row->classes[at] : (int64_t)at;
+        memcpy(to + (ptrdiff_t)draw * call->indices.axis_stride, &index, sizeof index);
     }
+    return CSM_OK;
 }
 
-static csm_status draw_all(sample_call *call, const sample_row *row) {
-    const csm_call *c = &call->base;
-    const size_t n = c->shape.n;
-    char *mass = buffer(call, row->thread, MASS, n * c->wide_size);
-    if (!mass) return CSM_NO_MEMORY;
-    for (size_t b = 0; b < csm_block_count(n); b++) {
-        const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
-        find_masses(call, row, row->x + begin * row->itemsize, k, mass + begin * c->wide_size, &row->blocks[b]);
-        if (row->blocks[b].hi != row->blocks[b].hi) return CSM_NO_MASS; /* NaN */
+/* Draws from the masses, given the sums of their blocks in `hi`. */
+static csm_status draw_from(sample_row *row) {
+    sample_call *call = row->call;
+    csm_block *blocks = row->blocks;
+    const size_t n_blocks = csm_block_count(row->count);
+    csm_exact sum_of_blocks;
+    csm_exact_zero(&sum_of_blocks);
+    if (n_blocks == 1) blocks->lo = blocks->hi;
+    else
+        for (size_t b = 0; b < n_blocks; b++) blocks[b].lo = add_block(&sum_of_blocks, blocks[b].hi);
+    row->total = blocks[n_blocks - 1].lo;
+    row->sums = NULL;
+    if (call->draws >= PREFIX_DRAWS && call->draws >= row->count / DRAW_ELEMENTS) {
+        row->sums = (double *)(void *)buffer(call, row->thread, SUMS, row->count * sizeof(double));
+        if (!row->sums) return CSM_NO_MEMORY;
+        csm_status status = for_each_block(row, prefix_body);
+        if (status != CSM_OK) return status;
     }
-    if (row->min_p > 0) apply_min_p(call, row, mass, n);
-    return draw_from(call, row, mass, n, NULL);
+    return for_each(row, call->draws, row->sums ? CSM_BLOCK / 4 : 1, draw_body);
 }
 
-/* The mass of a whole row. */
-static double row_mass(const sample_call *call, const sample_row *row) {
-    const csm_call *c = &call->base;
+static csm_status draw_all(sample_row *row) {
+    const csm_call *c = &row->call->base;
+    if (row->count <= KEPT_ELEMENTS) {
+        row->mass = buffer(row->call, row->thread, MASS, row->count * c->wide_size);
+        if (!row->mass) return CSM_NO_MEMORY;
+    }
+    csm_status status = sum_row(row);
+    if (status != CSM_OK) return status;
+    scale_row(row);
+    if (row->min_p > 0) status = for_each_block(row, min_p_body);
+    return status == CSM_OK ? draw_from(row) : status;
+}
+
+/* The mass of a whole row, of whose blocks the sums are known. */
+static double row_mass(const sample_row *row) {
     csm_exact sum;
-    int is_number = 1;
-    csm_exact_zero(&sum);
-    for (size_t begin = 0; begin < c->shape.n; begin += CSM_BLOCK) {
-        csm_block block;
-        c->table->kernels[CSM_OP_softmax][row->dtype].pass1(row->x + begin * row->itemsize, NULL, NULL,
-                                                            csm_block_length(c->shape.n, begin), row->t, &block);
-        is_number &= csm_exact_add_block(&sum, &block);
-    }
     double total, rest;
+    csm_exact_zero(&sum);
+    for (size_t b = 0; b < csm_block_count(row->count); b++) csm_exact_add_block(&sum, &row->blocks[b]);
     csm_exact_pair(&sum, (int64_t)row->n, &total, &rest);
-    return is_number ? total : CSM_NAN;
+    return total;
 }
 
-static csm_status draw_selected(sample_call *call, const sample_row *row) {
+/* Finds the k largest logits: their classes, and themselves in `values`. */
+static csm_status select_best(sample_row *row, const char *whole, size_t k, char *values) {
+    sample_call *call = row->call;
     const csm_call *c = &call->base;
-    const size_t n = c->shape.n, top_k = row->top_k;
-    const double top_p = row->top_p, all = top_k == n ? row_mass(call, row) : 0;
+    const size_t n = c->shape.n, size = c->itemsize;
+    if (call->is_split) {
+        int64_t *classes = (int64_t *)(void *)buffer(call, row->thread, SELECT, k * sizeof *classes);
+        if (!classes) return CSM_NO_MEMORY;
+        const csm_shape shape = {.n = n};
+        const csm_view x = {(void *)(uintptr_t)whole, (ptrdiff_t)size, {0}}, to = {values, (ptrdiff_t)size, {0}};
+        const csm_view indices = {classes, sizeof *classes, {0}};
+        csm_topk_options o = csm_default_topk_options();
+        o.threads = c->threads;
+        o.interrupt = call->options->interrupt;
+        o.interrupt_context = call->options->interrupt_context;
+        row->classes = classes;
+        return csm_run_topk(c->dtype, c->table, &shape, &x, k, &to, &indices, &o);
+    }
+    char *memory = buffer(call, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
+    if (!memory) return CSM_NO_MEMORY;
+    csm_select chosen = csm_select_at(memory, n, k, c->wide_size);
+    c->table->select[c->dtype](whole, n, k, 0, 1, &chosen);
+    for (size_t i = 0; i < k; i++) memcpy(values + i * size, whole + (size_t)chosen.index[i] * size, size);
+    row->classes = chosen.index;
+    return CSM_OK;
+}
+
+/* Adds up the masses in order. */
+static csm_status total_body(void *context, size_t begin, size_t end, int thread) {
+    sample_row *row = context;
+    const size_t first = begin * CSM_BLOCK, last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
+    (void)thread;
+    row->total = BY_TYPE(row, add, row->mass + first * row->call->base.wide_size, last - first, row->total, NULL);
+    return CSM_OK;
+}
+/* The same until the limit. */
+static csm_status nucleus_body(void *context, size_t begin, size_t end, int thread) {
+    sample_row *row = context;
+    const size_t first = begin * CSM_BLOCK, last = end * CSM_BLOCK < row->count ? end * CSM_BLOCK : row->count;
+    size_t added;
+    (void)thread;
+    row->sum = BY_TYPE(row, add_until, row->mass + first * row->call->base.wide_size, last - first, row->sum,
+                       row->limit, &added);
+    row->kept += added;
+    return CSM_OK;
+}
+
+static csm_status draw_selected(sample_row *row) {
+    sample_call *call = row->call;
+    const csm_call *c = &call->base;
+    const size_t n = row->count, top_k = row->top_k;
+    const double top_p = row->top_p;
+    csm_status status = CSM_OK;
+    double all = 0;
+    if (top_k == n) {
+        status = sum_row(row);
+        if (status != CSM_OK) return status;
+        all = row_mass(row);
+    }
+    const char *whole = row->whole;
     size_t k = top_k < n ? top_k : n < FIRST_SELECTED ? n : FIRST_SELECTED;
-    if (all != all) return CSM_NO_MASS; /* NaN */
     for (;;) {
-        char *memory = buffer(call, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
-        char *mass = buffer(call, row->thread, MASS, k * c->wide_size);
-        char *values = buffer(call, row->thread, VALUES, k * row->itemsize);
-        if (!memory || !mass || !values) return CSM_NO_MEMORY;
-        csm_select chosen = csm_select_at(memory, n, k, c->wide_size);
-        c->table->select[c->dtype](row->given, n, k, 0, 1, &chosen);
-        for (size_t i = 0; i < k; i++)
-            memcpy(values + i * row->itemsize, row->x + (size_t)chosen.index[i] * row->itemsize, row->itemsize);
-        for (size_t begin = 0; begin < k; begin += CSM_BLOCK)
-            find_masses(call, row, values + begin * row->itemsize, csm_block_length(k, begin),
-                        mass + begin * c->wide_size, &row->blocks[begin / CSM_BLOCK]);
-        if (row->blocks[0].hi != row->blocks[0].hi) return CSM_NO_MASS; /* NaN comes first */
-        double total = all, sum = 0;
-        for (size_t i = 0; i < k && top_k < n; i++) total += csm_wide_at(c, mass, i);
-        size_t kept = top_p < 1 ? 0 : k;
-        while (kept < k && sum < top_p * total) sum += csm_wide_at(c, mass, kept++);
-        if (kept < k || top_k < n || k == n || sum >= top_p * total) {
-            apply_min_p(call, row, mass, kept);
-            return draw_from(call, row, mass, kept, chosen.index);
+        char *values = buffer(call, row->thread, VALUES, k * c->itemsize);
+        row->mass = buffer(call, row->thread, MASS, k * c->wide_size);
+        if (!values || !row->mass) return CSM_NO_MEMORY;
+        status = select_best(row, whole, k, values);
+        if (status == CSM_OK && top_k < n) status = set_max(row, csm_element(c, values, 0)); /* NaN comes first */
+        row->whole = values;
+        row->count = k;
+        if (status == CSM_OK) status = for_each_block(row, sum_body);
+        if (status != CSM_OK) return status;
+        scale_row(row);
+        row->total = all;
+        if (top_k < n && top_p < 1) status = for_each_block_in_order(row, total_body);
+        row->limit = top_p * row->total;
+        row->sum = 0;
+        row->kept = top_p < 1 ? 0 : k;
+        if (status == CSM_OK && row->kept == 0) status = for_each_block_in_order(row, nucleus_body);
+        if (status != CSM_OK) return status;
+        if (row->kept < k || top_k < n || k == n || row->sum >= row->limit) {
+            row->count = row->kept;
+            status = for_each_block(row, min_p_body);
+            return status == CSM_OK ? draw_from(row) : status;
         }
         k = k > n / GROWTH ? n : k * GROWTH;
     }
@@ -253,8 +508,8 @@ static csm_status read_parameters(const sample_call *call, sample_row *row, doub
     if (o->top_k) {
         int64_t k;
         memcpy(&k, csm_row_data(&call->base, &call->top_k, at), sizeof k);
-        if (k < 1) return CSM_BAD_OPTION;
-        if ((uint64_t)k < n) row->top_k = (size_t)k;
+        if (k < -1) return CSM_BAD_OPTION;
+        if (k > 0 && (uint64_t)k < n) row->top_k = (size_t)k;
     }
     if (!(*temperature >= 0)) return CSM_BAD_TEMPERATURE;
     if (!(row->top_p > 0 && row->top_p <= 1) || !(row->min_p >= 0 && row->min_p <= 1)) return CSM_BAD_OPTION;
@@ -262,59 +517,24 @@ static csm_status read_parameters(const sample_call *call, sample_row *row, doub
     return CSM_OK;
 }
 
-/* Transforms a row beyond exp's range reduction. */
-static csm_status transform_row(sample_call *call, sample_row *row, const csm_scales *scales, double *max) {
-    const csm_call *c = &call->base;
-    const size_t n = c->shape.n;
-    char *wide = buffer(call, row->thread, WIDE, n * c->wide_size);
-    if (!wide) return CSM_NO_MEMORY;
-    c->table->widen[c->dtype](row->given, wide, n);
-    for (size_t i = 0; i < n; i++) /* the transformation of T = 0 would lose NaN */
-        if (csm_wide_at(c, wide, i) != csm_wide_at(c, wide, i)) return CSM_NO_MASS;
-    csm_transform(scales, csm_is_single(c), wide, n, *max);
-    row->x = wide;
-    row->dtype = c->wide_dtype;
-    row->itemsize = c->wide_size;
-    row->t = &scales->transformed;
-    *max = c->table->max[c->wide_dtype](wide, n);
-    return CSM_OK;
-}
-
 static csm_status draw_row(sample_call *call, size_t at, int thread) {
     const csm_call *c = &call->base;
     csm_scales *scales = &call->scales[thread];
     const size_t n = c->shape.n;
-    sample_row row = {
-        .index = at, .thread = thread, .dtype = c->dtype, .itemsize = c->itemsize, .t = &scales->ordinary};
+    sample_row row = {.call = call, .index = at, .thread = thread, .count = n, .scales = scales};
     double temperature;
     csm_status status = read_parameters(call, &row, &temperature);
     if (status != CSM_OK) return status;
-
-    const csm_strided from = csm_row_of(c, &call->x, at);
-    row.x = from.data;
-    if (!call->is_direct) {
-        const csm_strided mask = csm_mask_of(c, at);
-        char *copy = buffer(call, thread, ROW, n * c->itemsize);
-        if (!copy) return CSM_NO_MEMORY;
-        csm_gather(copy, 0, from, 1, n, c->itemsize, &mask, &c->absent);
-        row.x = copy;
-    }
-    row.given = row.x;
-    row.blocks = (csm_block *)(void *)buffer(call, thread, BLOCKS, (n / CSM_BLOCK + 1) * sizeof(csm_block));
-    if (!row.blocks) return CSM_NO_MEMORY;
-    double max = c->table->max[c->dtype](row.x, n);
-    if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
     if (!(scales->temperature == temperature)) csm_set_scales(scales, temperature, csm_is_single(c));
-    if (!csm_fits_range(scales, max)) status = transform_row(call, &row, scales, &max);
+    row.blocks = (csm_block *)(void *)buffer(call, thread, BLOCKS, csm_block_count(n) * sizeof(csm_block));
+    if (!row.blocks) return CSM_NO_MEMORY;
+    row.from = csm_row_of(c, &call->x, at);
+    row.mask = csm_mask_of(c, at);
+    const int selects = row.top_k < n || row.top_p < 1;
+    if (call->is_direct) row.whole = row.from.data;
+    else if (selects || n <= KEPT_ELEMENTS) status = copy_row(&row);
     if (status != CSM_OK) return status;
-
-    const csm_wide highest = csm_to_wide(c, max);
-    csm_wide e;
-    csm_block top;
-    c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(&highest, NULL, &e, 1, row.t, &top);
-    row.n = top.n;
-    row.max_mass = csm_from_wide(c, e);
-    return row.top_k < n || row.top_p < 1 ? draw_selected(call, &row) : draw_all(call, &row);
+    return selects ? draw_selected(&row) : draw_all(&row);
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
@@ -324,6 +544,24 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
+}
+static csm_status draw_split_rows(sample_call *call) {
+    csm_status status = CSM_OK;
+    call->base.interrupt.last = call->base.interrupt.check ? csm_now() : 0; /* many short regions */
+    for (size_t row = 0; row < call->rows && status == CSM_OK; row++) status = draw_row(call, row, 0);
+    return status;
+}
+
+/* Decides whether the threads share each row: rows that are fewer than the threads they can use, and long ones, within
+ * which an interrupt is looked for. */
+static void choose_threads(sample_call *call, int threads) {
+    csm_call *c = &call->base;
+    const size_t n = c->shape.n, longest = n > call->draws ? n : call->draws;
+    const int of_row = csm_threads_for((double)longest, longest / CSM_BLOCK + 1, threads);
+    call->is_split = longest >= SPLIT_ELEMENTS || (size_t)of_row > call->rows;
+    c->threads = call->is_split
+                     ? of_row
+                     : csm_threads_for((double)call->rows * ((double)n + (double)call->draws), call->rows, threads);
 }
 
 static csm_status run_sample(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
@@ -347,13 +585,14 @@ static csm_status run_sample(csm_dtype dtype, const csm_table *table, const csm_
     call.is_direct = !c->has_where && csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1);
     csm_put(c, &c->absent, -CSM_INF);
     c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
-    c->threads = csm_threads_for((double)call.rows * (double)shape->n, call.rows, o->threads < 1 ? 1 : o->threads);
+    choose_threads(&call, o->threads < 1 ? 1 : o->threads);
     csm_buffer single[BUFFERS];
     status = csm_scratch_begin(&call.scratch, c->threads, BUFFERS, single);
     if (status != CSM_OK) return status;
     call.scales = csm_allocate((size_t)c->threads * sizeof *call.scales);
     for (int i = 0; call.scales && i < c->threads; i++) csm_set_scales(&call.scales[i], 1, csm_is_single(c));
     if (!call.scales) status = CSM_NO_MEMORY;
+    else if (call.is_split) status = draw_split_rows(&call);
     else
         status = csm_parallel(call.rows, CSM_PIECE_ELEMENTS / 4 / (shape->n + 1) + 1, c->threads, rows_body, &call,
                               &c->interrupt);

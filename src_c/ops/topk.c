@@ -2,6 +2,8 @@
  *
  * A piece yields its k largest elements, and the largest of those are the row's: selection is exact, so nothing depends
  * on how a row is cut.  Pieces also bound the scratch, which grows with the length of a row.
+ *
+ * Integers of 1 and 2 bytes are widened to int32_t in scratch first.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -14,8 +16,19 @@ enum {
     PIECE_PER_K = 32              /* minimal length for each of the k elements that a piece yields */
 };
 
+/* An element type and its kernel. */
+typedef void (*select_kernel)(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
+typedef struct element_type {
+    csm_dtype dtype; /* f64 for integers, whose numbers are as wide */
+    int is_integer;
+    csm_label_type integer;
+} element_type;
+
 typedef struct topk_call {
     csm_call base;
+    element_type type;
+    select_kernel select;
+    size_t searched_size; /* bytes of an element that the kernel reads: itemsize, or 4 for shorter integers */
     csm_view x, values, indices;
     const csm_topk_options *options;
     size_t k, rows;
@@ -37,9 +50,35 @@ static csm_strided x_at(const topk_call *call, size_t row, size_t begin) {
     return x;
 }
 
-/* Returns the elements as aligned contiguous storage. */
+#define WIDEN(T)                                                                    \
+    do {                                                                            \
+        if (x.axis == (ptrdiff_t)sizeof(T) && (uintptr_t)x.data % sizeof(T) == 0) { \
+            const T *from = (const T *)(const void *)x.data;                        \
+            for (size_t i = 0; i < n; i++) to[i] = from[i];                         \
+            break;                                                                  \
+        }                                                                           \
+        for (size_t i = 0; i < n; i++) {                                            \
+            T one;                                                                  \
+            memcpy(&one, x.data + (ptrdiff_t)i * x.axis, sizeof one);               \
+            to[i] = one;                                                            \
+        }                                                                           \
+    } while (0)
+/* Widens integers that are shorter than 4 bytes. */
+static void widen_integers(csm_label_type type, csm_strided x, size_t n, int32_t *restrict to) {
+    if (type == CSM_INT8) WIDEN(int8_t);
+    else if (type == CSM_UINT8) WIDEN(uint8_t);
+    else if (type == CSM_INT16) WIDEN(int16_t);
+    else WIDEN(uint16_t);
+}
+#undef WIDEN
+
+/* Returns the elements as aligned contiguous storage of the kernel's type. */
 static const char *fetch(const topk_call *call, csm_strided x, size_t n, char *copy) {
     const size_t size = call->base.itemsize;
+    if (size != call->searched_size) {
+        widen_integers(call->type.integer, x, n, (int32_t *)(void *)copy);
+        return copy;
+    }
     if ((uintptr_t)x.data % size == 0 && (x.axis == (ptrdiff_t)size || n == 1)) return x.data;
     csm_gather(copy, 0, x, 1, n, size, NULL, NULL);
     return copy;
@@ -52,7 +91,8 @@ static void pick(const topk_call *call, csm_strided x, const int64_t *index, siz
         const char *at = x.data + (ptrdiff_t)index[i] * x.axis;
         if (size == 4) memcpy(to + 4 * i, at, 4);
         else if (size == 8) memcpy(to + 8 * i, at, 8);
-        else memcpy(to + 2 * i, at, 2);
+        else if (size == 2) memcpy(to + 2 * i, at, 2);
+        else to[i] = *at;
     }
 }
 
@@ -126,14 +166,16 @@ static csm_status write_row(const topk_call *call, size_t row, const char *whole
         csm_options o = csm_default_options();
         o.temperature = c->scales.temperature;
         status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
-    } else {
+    } else if (!call->type.is_integer) {
         c->table->widen[c->dtype](values, wide, call->k);
         c->table->narrow[c->dtype](wide, values, call->k);
     }
     if (status != CSM_OK) return status;
     char *to = (char *)call->values.data + csm_offset(&c->shape, call->values.strides, row);
     char *to_indices = (char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row);
-    csm_scatter(to, 0, call->values.axis_stride, values, 0, 1, call->k, size);
+    if (size == 1)
+        for (size_t i = 0; i < call->k; i++) to[(ptrdiff_t)i * call->values.axis_stride] = values[i];
+    else csm_scatter(to, 0, call->values.axis_stride, values, 0, 1, call->k, size);
     csm_scatter(to_indices, 0, call->indices.axis_stride, (const char *)s->index, 0, 1, call->k, sizeof *s->index);
     return CSM_OK;
 }
@@ -147,7 +189,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     for (size_t row = begin; row < end; row++) {
         csm_select s = csm_select_at(memory, n, call->k, c->wide_size);
         const char *x = fetch(call, x_at(call, row, 0), n, memory + call->select_size);
-        c->table->select[c->dtype](x, n, call->k, call->options->smallest, !call->options->unsorted, &s);
+        call->select(x, n, call->k, call->options->smallest, !call->options->unsorted, &s);
         csm_status status = write_row(call, row, x, &s, memory, 1);
         if (status != CSM_OK) return status;
     }
@@ -155,7 +197,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 }
 
 static int64_t *candidate_indices(const topk_call *call) {
-    return (int64_t *)(void *)(call->candidates + csm_rounded(call->merged * call->base.itemsize));
+    return (int64_t *)(void *)(call->candidates + csm_rounded(call->merged * call->searched_size));
 }
 
 /* Writes the k largest elements of each piece of a row to call->candidates. */
@@ -171,8 +213,10 @@ static csm_status pieces_body(void *context, size_t begin, size_t end, int threa
         csm_select s = csm_select_at(memory, n, k, c->wide_size);
         csm_strided from = x_at(call, call->row, first);
         const char *x = fetch(call, from, n, memory + call->select_size);
-        c->table->select[c->dtype](x, n, k, call->options->smallest, 1, &s);
-        pick(call, from, s.index, k, call->candidates + at * c->itemsize);
+        call->select(x, n, k, call->options->smallest, 1, &s);
+        char *to = call->candidates + at * call->searched_size;
+        for (size_t i = 0; i < k; i++)
+            memcpy(to + i * call->searched_size, x + (size_t)s.index[i] * call->searched_size, call->searched_size);
         for (size_t i = 0; i < k; i++) indices[at + i] = s.index[i] + (int64_t)first;
     }
     return CSM_OK;
@@ -184,7 +228,7 @@ static csm_status merge_row(topk_call *call) {
     char *memory = scratch_of(call, 0);
     if (!memory) return CSM_NO_MEMORY;
     csm_select s = csm_select_at(memory, call->merged, call->k, c->wide_size);
-    c->table->select[c->dtype](call->candidates, call->merged, call->k, call->options->smallest, 1, &s);
+    call->select(call->candidates, call->merged, call->k, call->options->smallest, 1, &s);
     for (size_t i = 0; i < call->k; i++) s.index[i] = indices[s.index[i]];
     return write_row(call, call->row, NULL, &s, memory, c->threads);
 }
@@ -209,7 +253,7 @@ static void choose_pieces(topk_call *call, int threads) {
 static csm_status run_pieces(topk_call *call) {
     csm_call *c = &call->base;
     csm_status status = CSM_OK;
-    call->candidates = csm_allocate(csm_rounded(call->merged * c->itemsize) + call->merged * sizeof(int64_t));
+    call->candidates = csm_allocate(csm_rounded(call->merged * call->searched_size) + call->merged * sizeof(int64_t));
     if (!call->candidates) return CSM_NO_MEMORY;
     c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
     for (call->row = 0; call->row < call->rows && status == CSM_OK; call->row++) {
@@ -220,15 +264,31 @@ static csm_status run_pieces(topk_call *call) {
     return status;
 }
 
-static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
-                           const csm_view *values, const csm_view *indices, const csm_topk_options *o,
+/* Sets the type of a call, the sizes that depend on it, and its kernel. */
+static void set_type(topk_call *call, element_type type, const csm_table *table) {
+    static const size_t sizes[] = {1, 2, 4, 8, 1, 2, 4, 8}; /* in the order of csm_label_type */
+    csm_call *c = &call->base;
+    call->type = type;
+    csm_set_dtype(c, type.dtype, table);
+    if (type.is_integer) c->itemsize = sizes[type.integer];
+    call->searched_size = c->itemsize < 4 && type.is_integer ? 4 : c->itemsize;
+    const int kernel = type.integer == CSM_UINT32   ? 1
+                       : type.integer == CSM_INT64  ? 2
+                       : type.integer == CSM_UINT64 ? 3
+                                                    : 0;
+    call->select = type.is_integer ? table->select_integer[kernel] : table->select[type.dtype];
+}
+
+static csm_status run_topk(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                           size_t k, const csm_view *values, const csm_view *indices, const csm_topk_options *o,
                            csm_fp_environment *caller) {
     topk_call call;
     csm_call *c = &call.base;
     memset(&call, 0, sizeof call);
     if (k > shape->n || (unsigned)o->normalize > CSM_TOPK_FULL || (o->normalize && o->smallest)) return CSM_BAD_OPTION;
     if (!(o->temperature >= 0)) return CSM_BAD_TEMPERATURE;
-    csm_set_dtype(c, dtype, table);
+    if (type.is_integer && (o->normalize || (unsigned)type.integer > CSM_UINT64)) return CSM_BAD_OPTION;
+    set_type(&call, type, table);
     csm_status status = csm_lay_out(c, shape, (const csm_view *[]){x, values, indices},
                                     (csm_view *[]){&call.x, &call.values, &call.indices}, 3, &call.rows);
     if (status != CSM_OK || call.rows == 0 || k == 0) return status;
@@ -244,7 +304,8 @@ static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_sh
         size_t merge = csm_select_size(call.merged, k, c->wide_size);
         if (merge > call.select_size) call.select_size = merge;
     }
-    call.copy_size = csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1) ? 0 : csm_rounded(call.piece * c->itemsize);
+    const int is_direct = call.searched_size == c->itemsize && csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1);
+    call.copy_size = is_direct ? 0 : csm_rounded(call.piece * call.searched_size);
     call.values_size = csm_rounded(k * c->itemsize) + csm_rounded(k * c->wide_size);
     call.block_size = o->normalize == CSM_TOPK_FULL ? csm_rounded((n / CSM_BLOCK + 1) * sizeof(csm_block)) : 0;
     const double elements = call.pieces > 1 ? (double)n : (double)call.rows * (double)n;
@@ -261,13 +322,28 @@ static csm_status run_topk(csm_dtype dtype, const csm_table *table, const csm_sh
     return status;
 }
 
-csm_status csm_run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
-                        const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
+static csm_status run_type(element_type type, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                           size_t k, const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
     const csm_topk_options defaults = csm_default_topk_options();
     csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_topk(dtype, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
+    csm_status status = run_topk(type, table, shape, x, k, values, indices, options ? options : &defaults, &saved);
     csm_fp_leave(saved);
     return status;
+}
+
+csm_status csm_run_topk(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x, size_t k,
+                        const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
+    return run_type((element_type){.dtype = dtype}, table, shape, x, k, values, indices, options);
+}
+csm_status csm_run_topk_integer(csm_label_type integer, const csm_table *table, const csm_shape *shape,
+                                const csm_view *x, size_t k, const csm_view *values, const csm_view *indices,
+                                const csm_topk_options *options) {
+    const element_type type = {.dtype = CSM_DTYPE_f64, .is_integer = 1, .integer = integer};
+    return run_type(type, table, shape, x, k, values, indices, options);
+}
+csm_status csm_topk_integer(csm_label_type type, const csm_shape *shape, const csm_view *x, size_t k,
+                            const csm_view *values, const csm_view *indices, const csm_topk_options *options) {
+    return csm_run_topk_integer(type, csm_current_table(), shape, x, k, values, indices, options);
 }
 
 #define TOPK(suffix, storage, compute)                                                                        \

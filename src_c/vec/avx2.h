@@ -189,6 +189,41 @@ INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
     if (count & 1) _mm_store_sd(p, h);
 }
 
+enum { i64_W = 4 };
+typedef __m256i i64_t;
+typedef __m256i i64_mask;
+INLINE i64_t i64_set(int64_t c) { return _mm256_set1_epi64x(c); }
+INLINE i64_t i64_zero(void) { return _mm256_setzero_si256(); }
+INLINE i64_t i64_add(i64_t a, i64_t b) { return _mm256_add_epi64(a, b); }
+INLINE i64_mask i64_not_le(i64_t a, i64_t b) { return _mm256_cmpgt_epi64(a, b); }
+INLINE i64_mask i64_ge(i64_t a, i64_t b) { return _mm256_or_si256(_mm256_cmpgt_epi64(a, b), _mm256_cmpeq_epi64(a, b)); }
+INLINE unsigned i64_bits(i64_mask m) { return (unsigned)_mm256_movemask_pd(_mm256_castsi256_pd(m)); }
+INLINE i64_t i64_keep(i64_mask m, i64_t a) { return _mm256_and_si256(m, a); }
+INLINE i64_t i64_select(i64_mask m, i64_t a, i64_t b) { return _mm256_blendv_epi8(b, a, m); }
+INLINE i64_t i64_max(i64_t a, i64_t b) { return i64_select(_mm256_cmpgt_epi64(a, b), a, b); }
+INLINE i64_t i64_min(i64_t a, i64_t b) { return i64_select(_mm256_cmpgt_epi64(a, b), b, a); }
+INLINE i64_t i64_reverse(i64_t a) { return _mm256_xor_si256(a, _mm256_set1_epi64x(-1)); }
+INLINE i64_t i64_flip(i64_t a) { return _mm256_xor_si256(a, _mm256_set1_epi64x(INT64_MIN)); }
+INLINE i64_t i64_load(const int64_t *p) { return _mm256_loadu_si256((const __m256i *)(const void *)p); }
+INLINE i64_t i64_load_i32(const int32_t *p) {
+    return _mm256_cvtepi32_epi64(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+INLINE i64_t i64_load_u32(const uint32_t *p) {
+    return _mm256_cvtepu32_epi64(_mm_loadu_si128((const __m128i *)(const void *)p));
+}
+INLINE void i64_store(int64_t *p, i64_t a) { _mm256_storeu_si256((__m256i *)(void *)p, a); }
+INLINE int64_t i64_top(i64_t a) {
+    int64_t lane[4];
+    i64_store(lane, a);
+    for (int i = 1; i < 4; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    return lane[0];
+}
+INLINE int64_t i64_sum_exact(i64_t a) {
+    int64_t lane[4];
+    i64_store(lane, a);
+    return (lane[0] + lane[1]) + (lane[2] + lane[3]);
+}
+
 INLINE void v32_widen(v32_t a, v64_t out[2]) {
     out[0] = _mm256_cvtps_pd(_mm256_castps256_ps128(a));
     out[1] = _mm256_cvtps_pd(_mm256_extractf128_ps(a, 1));

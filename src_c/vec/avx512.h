@@ -141,6 +141,42 @@ INLINE v64_t v64_load_part_f64(const double *p, size_t count, v64_t fill) {
 INLINE void v64_store_f64(double *p, v64_t a) { _mm512_storeu_pd(p, a); }
 INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) { _mm512_mask_storeu_pd(p, csm_mask64(count), a); }
 
+enum { i64_W = 8 };
+typedef __m512i i64_t;
+typedef __mmask8 i64_mask;
+INLINE i64_t i64_set(int64_t c) { return _mm512_set1_epi64(c); }
+INLINE i64_t i64_zero(void) { return _mm512_setzero_si512(); }
+INLINE i64_t i64_add(i64_t a, i64_t b) { return _mm512_add_epi64(a, b); }
+INLINE i64_t i64_max(i64_t a, i64_t b) { return _mm512_max_epi64(a, b); }
+INLINE i64_t i64_min(i64_t a, i64_t b) { return _mm512_min_epi64(a, b); }
+INLINE i64_mask i64_ge(i64_t a, i64_t b) { return _mm512_cmp_epi64_mask(a, b, _MM_CMPINT_NLT); }
+INLINE i64_mask i64_not_le(i64_t a, i64_t b) { return _mm512_cmp_epi64_mask(a, b, _MM_CMPINT_NLE); }
+INLINE unsigned i64_bits(i64_mask m) { return m; }
+INLINE i64_t i64_keep(i64_mask m, i64_t a) { return _mm512_maskz_mov_epi64(m, a); }
+INLINE i64_t i64_select(i64_mask m, i64_t a, i64_t b) { return _mm512_mask_blend_epi64(m, b, a); }
+INLINE i64_t i64_reverse(i64_t a) { return _mm512_xor_si512(a, _mm512_set1_epi64(-1)); }
+INLINE i64_t i64_flip(i64_t a) { return _mm512_xor_si512(a, _mm512_set1_epi64(INT64_MIN)); }
+INLINE i64_t i64_load(const int64_t *p) { return _mm512_loadu_si512(p); }
+INLINE i64_t i64_load_i32(const int32_t *p) {
+    return _mm512_cvtepi32_epi64(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+INLINE i64_t i64_load_u32(const uint32_t *p) {
+    return _mm512_cvtepu32_epi64(_mm256_loadu_si256((const __m256i *)(const void *)p));
+}
+INLINE void i64_store(int64_t *p, i64_t a) { _mm512_storeu_si512(p, a); }
+INLINE int64_t i64_top(i64_t a) {
+    int64_t lane[8];
+    i64_store(lane, a);
+    for (int i = 1; i < 8; i++) lane[0] = lane[i] > lane[0] ? lane[i] : lane[0];
+    return lane[0];
+}
+INLINE int64_t i64_sum_exact(i64_t a) {
+    int64_t lane[8], sum = 0;
+    i64_store(lane, a);
+    for (int i = 0; i < 8; i++) sum += lane[i];
+    return sum;
+}
+
 INLINE void v32_widen(v32_t a, v64_t out[2]) {
     out[0] = _mm512_cvtps_pd(_mm512_castps512_ps256(a));
     out[1] = _mm512_cvtps_pd(csm_high256(a));

@@ -136,6 +136,31 @@ INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
     if (count) *p = vgetq_lane_f64(a, 0);
 }
 
+enum { i64_W = 2 };
+typedef int64x2_t i64_t;
+typedef uint64x2_t i64_mask;
+INLINE i64_t i64_set(int64_t c) { return vdupq_n_s64(c); }
+INLINE i64_t i64_zero(void) { return vdupq_n_s64(0); }
+INLINE i64_t i64_add(i64_t a, i64_t b) { return vaddq_s64(a, b); }
+INLINE i64_mask i64_ge(i64_t a, i64_t b) { return vcgeq_s64(a, b); }
+INLINE i64_mask i64_not_le(i64_t a, i64_t b) { return vcgtq_s64(a, b); }
+INLINE unsigned i64_bits(i64_mask m) { return (unsigned)((vgetq_lane_u64(m, 0) & 1) | (vgetq_lane_u64(m, 1) & 2)); }
+INLINE i64_t i64_keep(i64_mask m, i64_t a) { return vandq_s64(vreinterpretq_s64_u64(m), a); }
+INLINE i64_t i64_select(i64_mask m, i64_t a, i64_t b) { return vbslq_s64(m, a, b); }
+INLINE i64_t i64_max(i64_t a, i64_t b) { return vbslq_s64(vcgtq_s64(a, b), a, b); }
+INLINE i64_t i64_min(i64_t a, i64_t b) { return vbslq_s64(vcgtq_s64(a, b), b, a); }
+INLINE i64_t i64_reverse(i64_t a) { return veorq_s64(a, vdupq_n_s64(-1)); }
+INLINE i64_t i64_flip(i64_t a) { return veorq_s64(a, vdupq_n_s64(INT64_MIN)); }
+INLINE i64_t i64_load(const int64_t *p) { return vld1q_s64(p); }
+INLINE i64_t i64_load_i32(const int32_t *p) { return vmovl_s32(vld1_s32(p)); }
+INLINE i64_t i64_load_u32(const uint32_t *p) { return vreinterpretq_s64_u64(vmovl_u32(vld1_u32(p))); }
+INLINE void i64_store(int64_t *p, i64_t a) { vst1q_s64(p, a); }
+INLINE int64_t i64_top(i64_t a) {
+    const int64_t x = vgetq_lane_s64(a, 0), y = vgetq_lane_s64(a, 1);
+    return x > y ? x : y;
+}
+INLINE int64_t i64_sum_exact(i64_t a) { return vaddvq_s64(a); }
+
 INLINE void v32_widen(v32_t a, v64_t out[2]) {
     out[0] = vcvt_f64_f32(vget_low_f32(a));
     out[1] = vcvt_high_f64_f32(a);

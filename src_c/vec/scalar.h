@@ -108,6 +108,29 @@ INLINE void v64_store_part_f64(double *p, size_t count, v64_t a) {
     if (count) *p = a;
 }
 
+/* Integers: int64_t as a lane. */
+enum { i64_W = 1 };
+typedef int64_t i64_t;
+typedef int i64_mask;
+INLINE i64_t i64_set(int64_t c) { return c; }
+INLINE i64_t i64_zero(void) { return 0; }
+INLINE i64_t i64_add(i64_t a, i64_t b) { return a + b; }
+INLINE i64_t i64_max(i64_t a, i64_t b) { return a > b ? a : b; }
+INLINE i64_t i64_min(i64_t a, i64_t b) { return a < b ? a : b; }
+INLINE i64_mask i64_ge(i64_t a, i64_t b) { return a >= b; }
+INLINE i64_mask i64_not_le(i64_t a, i64_t b) { return a > b; }
+INLINE unsigned i64_bits(i64_mask m) { return (unsigned)m; }
+INLINE i64_t i64_keep(i64_mask m, i64_t a) { return m ? a : 0; }
+INLINE i64_t i64_select(i64_mask m, i64_t a, i64_t b) { return m ? a : b; }
+INLINE i64_t i64_reverse(i64_t a) { return ~a; } /* the opposite order */
+INLINE i64_t i64_flip(i64_t a) { return a ^ INT64_MIN; } /* the order of uint64_t */
+INLINE int64_t i64_top(i64_t a) { return a; }
+INLINE int64_t i64_sum_exact(i64_t a) { return a; }
+INLINE i64_t i64_load(const int64_t *p) { return *p; }
+INLINE i64_t i64_load_i32(const int32_t *p) { return *p; }
+INLINE i64_t i64_load_u32(const uint32_t *p) { return *p; }
+INLINE void i64_store(int64_t *p, i64_t a) { *p = a; }
+
 /* The lanes of a as float64, in order. */
 INLINE void v32_widen(v32_t a, v64_t out[1]) { out[0] = (double)a; }
 INLINE v32_t v32_narrow(const v64_t a[1]) { return (float)a[0]; } /* and back */

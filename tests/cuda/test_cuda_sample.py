@@ -58,7 +58,7 @@ def test_sample_parameters_of_each_row(gpu, dtype):
     x = logits((6, 1500), dtype, sigma=2)
     parameters = {
         "temperature": np.array([0, 0.5, 1, 2, np.inf, 1]),
-        "top_k": np.array([50, 5, 1500, 1200, 3, 2**62]),
+        "top_k": np.array([-1, 5, 0, 1200, 3, 2**62]),
         "top_p": np.array([1, 0.5, 1, 1, 1, 0.3]),
         "min_p": np.array([0, 0, 0.01, 0.1, 0, 1]),
     }
@@ -99,8 +99,21 @@ def test_sample_without_mass(gpu, dtype, options):
         x = (x.reshape(2, 2, 50).astype(np.float64) * factor).astype(x.dtype)
         with pytest.raises(ValueError, match=rf"no mass to draw from in row \(1, 0\): it holds {text}"):
             csoftmax.sample(gpu.cupy.asarray(x), rng=0, **options)
-    with pytest.raises(ValueError, match=r"in row \(0\): it holds only -inf"):
+    with pytest.raises(ValueError, match=r"in row \(0\): its axis has no classes"):
         csoftmax.sample(gpu.cupy.empty((3, 0), np.float32))
+    where = np.ones((4, 50), bool)
+    where[3] = False
+    with pytest.raises(ValueError, match=r"in row \(3\): where leaves none of its classes"):
+        csoftmax.sample(gpu.cupy.asarray(logits((4, 50), dtype)), where=gpu.cupy.asarray(where), rng=0, **options)
+
+
+def test_sample_with_a_source_for_each_row(gpu):
+    x = logits((3, 40), "float32", sigma=2)
+    expected = csoftmax.sample(x, rng=[5, 6, 7], size=9)
+    assert np.array_equal(csoftmax.sample(gpu.cupy.asarray(x), rng=[5, 6, 7], size=9).get(), expected)
+    assert np.array_equal(csoftmax.sample(gpu.cupy.asarray(x), rng=gpu.cupy.asarray(np.arange(5, 8)), size=9).get(), expected)
+    alone = csoftmax.sample(gpu.cupy.asarray(x[1]), rng=6, size=9)
+    assert np.array_equal(alone.get(), expected[1])
 
 
 def test_first_row_without_mass(gpu):
@@ -127,7 +140,7 @@ def test_sample_parameters_on_another_device(gpu):
 
 def test_sample_errors(gpu):
     x = gpu.cupy.asarray(logits((4, 30)))
-    for options in ({"temperature": -1}, {"top_k": 0}, {"top_p": [0.5, 2, 1, 1]}, {"min_p": [1, 2]}, {"size": -1}):
+    for options in ({"temperature": -1}, {"top_k": -2}, {"top_p": [0.5, 2, 1, 1]}, {"min_p": [1, 2]}, {"size": -1}):
         with pytest.raises(ValueError, match=next(iter(options))):
             csoftmax.sample(x, **options)
     with pytest.raises(TypeError, match=r"out must be a cupy.ndarray"):

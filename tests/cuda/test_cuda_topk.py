@@ -73,6 +73,25 @@ def test_topk_of_many(gpu, dtype):
         check_topk(gpu, x, k)
 
 
+@pytest.mark.parametrize("dtype", ["int8", "uint16", "int32", "uint32", "int64", "uint64"])
+@pytest.mark.parametrize(("n", "k"), [(1, 1), (40, 7), (600, 600), (20_000, 33), (3000, 1500)])
+def test_topk_of_integers(gpu, dtype, n, k):
+    """Compared exactly, in one piece, in several, and sorted by a library."""
+    rng, low, high = np.random.default_rng(n), np.iinfo(dtype).min, np.iinfo(dtype).max
+    spread = rng.integers(low, high, (1, n), dtype, endpoint=True)
+    near = high - rng.integers(0, 50, (1, n), dtype)
+    ends = rng.choice(np.array([low, low + 1, high - 1, high], dtype), (1, n))
+    x = np.concatenate([spread, near, ends])
+    for largest in (True, False):
+        expected = csoftmax.topk(x, k, largest=largest)
+        got = csoftmax.topk(gpu.cupy.asarray(x), k, largest=largest)
+        assert got.values.dtype == dtype
+        assert np.array_equal(got.values.get(), expected.values)
+        assert np.array_equal(got.indices.get(), expected.indices)
+    turned = csoftmax.topk(gpu.cupy.asarray(x.T.copy()), k, axis=0)
+    assert np.array_equal(turned.indices.get().T, csoftmax.topk(x, k).indices)
+
+
 @costly_dtypes
 def test_topk_layouts(gpu, dtype):
     x = logits((3, 40, 5), dtype)

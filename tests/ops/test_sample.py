@@ -3,6 +3,7 @@
 import ml_dtypes
 import numpy as np
 import pytest
+from helpers import run_python
 from scipy import stats
 
 import csoftmax
@@ -24,6 +25,7 @@ COMBINATIONS = [
     {"top_p": 0.95, "min_p": 0.05},
     {"temperature": 2.0, "top_k": 30, "top_p": 0.7, "min_p": 0.1},
     {"top_k": 1000, "top_p": 1.0, "min_p": 0.0},
+    {"top_k": -1, "top_p": 0.9},
 ]
 
 
@@ -239,3 +241,159 @@ def test_parameters_beyond_numpys_integers():
         assert csoftmax.sample(x, top_k=size, size=9, rng=1).tolist() == csoftmax.sample(x, size=9, rng=1).tolist()
         flat = csoftmax.sample(x, temperature=size, size=9, rng=1)
         assert flat.tolist() == csoftmax.sample(x, temperature=float(size), size=9, rng=1).tolist()
+
+
+def test_no_limit():
+    """top_k of 0 or -1 is no limit, as a number and within an array."""
+    x = logits((4, 300), "float32", sigma=2)
+    expected = csoftmax.sample(x, size=60, rng=3)
+    for top_k in (0, -1, [0, -1, 300, 2**62], np.array([-1, 0, 0, -1], np.int8)):
+        assert np.array_equal(csoftmax.sample(x, size=60, rng=3, top_k=top_k), expected), top_k
+    limited = csoftmax.sample(x, size=60, rng=3, top_k=[2, -1, 0, 1], top_p=[1, 1, 0.5, 1])
+    alone = [csoftmax.sample(x, size=60, rng=3, top_k=k, top_p=p) for k, p in ((2, 1), (None, 1), (None, 0.5), (1, 1))]
+    for row in range(4):
+        assert np.array_equal(limited[row], alone[row][row])
+
+
+def test_a_source_for_each_row():
+    """A row's draws are those of its own source alone, whatever its batch; no source is read twice or too early."""
+    x = logits((5, 200), "float32", sigma=2)
+    seeds = [7, np.int64(0), 2**100, 7, 3]
+    for size in (None, 0, 4, (2, 3)):
+        shape = () if size is None else np.ones(size).shape
+        expected = np.array([csoftmax.sample(row, rng=seed, size=size) for row, seed in zip(x, seeds, strict=True)])
+        u = [np.random.default_rng(seed).random(shape) for seed in seeds]
+        assert np.array_equal(csoftmax.sample(x, rng=FixedUniform(u), size=size), expected)
+        as_generators = [np.random.default_rng(seed) for seed in seeds]
+        for rng in (seeds, tuple(seeds), as_generators, np.array(seeds, object)):
+            got = csoftmax.sample(x, rng=rng, size=size)
+            assert got.shape == (5, *shape)
+            assert np.array_equal(got, expected)
+        assert csoftmax.sample(x[:2], rng=seeds[:2], size=size).tolist() == expected[:2].tolist()
+    generators = [np.random.default_rng(1), np.random.default_rng(2)]
+    csoftmax.sample(x[:2], rng=generators, size=3)
+    assert generators[0].random() == np.random.default_rng(1).random(4)[3]
+    untouched = np.random.default_rng(1)
+    with pytest.raises(TypeError, match=r"rng\[1\] must be an int"):
+        csoftmax.sample(x[:2], rng=[untouched, "x"])
+    assert untouched.random() == np.random.default_rng(1).random()
+    shared = np.random.default_rng(4)  # one generator in two places: in order of the rows
+    assert np.array_equal(csoftmax.sample(x[:2], rng=[shared, shared], size=3), csoftmax.sample(x[:2], rng=4, size=3))
+
+
+def test_sources_in_the_shape_of_the_rows():
+    x = logits((2, 3, 50), "float64", sigma=2)
+    seeds = np.arange(6)
+    expected = np.array([csoftmax.sample(row, rng=int(s), size=4) for row, s in zip(x.reshape(6, 50), seeds, strict=True)])
+    expected = expected.reshape(2, 3, 4)
+    for rng in (seeds, range(6), seeds.reshape(2, 3), seeds.reshape(2, 3).tolist(), [range(3), seeds[3:]]):
+        assert np.array_equal(csoftmax.sample(x, rng=rng, size=4), expected)
+    moved = np.moveaxis(x, -1, 0)
+    assert np.array_equal(csoftmax.sample(moved, axis=0, rng=seeds, size=4), expected)
+    flat = csoftmax.sample(x, axis=None, rng=[9], size=4)
+    assert np.array_equal(flat, csoftmax.sample(x, axis=None, rng=9, size=4))
+    assert csoftmax.sample(np.zeros((0, 5)), rng=[]).shape == (0,)
+    for bad, text in (
+        ([1, 2], "rng has length 2"),
+        ([[1, 2, 3], [4, 5]], r"rng\[1\] has length 2"),
+        ([[1, 2, 3], 4], r"rng\[1\] is 4"),
+        ([[0, 1, 2], [3, 4, -5]], r"rng\[1\]\[2\] must be at least 0 where it is an int, got -5"),
+    ):
+        with pytest.raises(ValueError, match=text):
+            csoftmax.sample(x, rng=bad)
+
+
+def test_sources_of_numpy():
+    """SeedSequence and bit generators are those of default_rng, and RandomState gives its random_sample."""
+    x = logits((3, 50), "float32", sigma=2)
+    expected = csoftmax.sample(x, rng=3, size=4)
+    for rng in (np.random.SeedSequence(3), np.random.PCG64(3), np.array(3)):
+        assert np.array_equal(csoftmax.sample(x, rng=rng, size=4), expected)
+    u = np.random.RandomState(3).random_sample((3, 4))
+    expected = csoftmax.sample(x, rng=FixedUniform(u), size=4)
+    assert np.array_equal(csoftmax.sample(x, rng=np.random.RandomState(3), size=4), expected)
+    mixed = [np.random.RandomState(3), np.random.SeedSequence(5), None]
+    got = csoftmax.sample(x, rng=mixed, size=4)
+    assert np.array_equal(got[0], expected[0])
+    assert np.array_equal(got[1], csoftmax.sample(x[1], rng=5, size=4))
+
+
+def test_rows_that_nothing_is_left_of():
+    x = logits((2, 3, 5), "float32")
+    with pytest.raises(ValueError, match=r"row \(\): its axis has no classes"):
+        csoftmax.sample([])
+    with pytest.raises(ValueError, match=r"row \(0, 0\): its axis has no classes"):
+        csoftmax.sample(x[..., :0])
+    where = np.ones(x.shape, bool)
+    where[1, 2] = False
+    with pytest.raises(ValueError, match=r"row \(1, 2\): where leaves none of its classes"):
+        csoftmax.sample(x, where=where)
+    where[1, 2, 1] = True
+    x[1, 2, 1] = -np.inf
+    with pytest.raises(ValueError, match=r"row \(1, 2\): it holds only -inf"):
+        csoftmax.sample(x, where=where)
+    x[0, 1, 1], where[0, 1, 1] = np.nan, False  # a masked NaN is not in the way
+    with pytest.raises(ValueError, match=r"row \(1, 2\): it holds only -inf"):
+        csoftmax.sample(x, where=where)
+
+
+@pytest.mark.parametrize("options", COMBINATIONS, ids=str)
+def test_rows_that_threads_share(options, dtype, seven_threads):
+    """Threads share the blocks and draws of few or long rows; the draws are those of the same rows among many."""
+    x = logits((9, 150_000), dtype, seed=4, sigma=2)
+    u = np.random.default_rng(3).random((9, 300))
+    for size in (1, 2, 300):
+        expected = csoftmax.sample(x, rng=FixedUniform(u[:, :size]), size=size, num_threads=1, **options)
+        for threads in (2, 7):
+            few = csoftmax.sample(x[:2], rng=FixedUniform(u[:2, :size]), size=size, num_threads=threads, **options)
+            assert np.array_equal(few, expected[:2]), (size, threads)
+
+
+def test_layouts_of_rows_that_threads_share(dtype, seven_threads):
+    x = logits((2, 150_000), dtype, seed=4, sigma=2)
+    where = np.random.default_rng(0).random(x.shape) < 0.7
+    masked = np.where(where, x, x.dtype.type(-np.inf))
+    spaced = np.zeros((2, 300_001), x.dtype)[:, 1::2]
+    spaced[...] = x
+    u = np.random.default_rng(3).random((2, 20))
+    for options in ({}, {"min_p": 0.01}, {"top_p": 0.9}, {"temperature": 1e-30}, {"temperature": np.inf}):
+        for size in (2, 20):
+            rng = FixedUniform(u[:, :size])
+            expected = csoftmax.sample(x, rng=rng, size=size, num_threads=1, **options)
+            for threads in (1, 7):
+                for y in (spaced, np.asfortranarray(x), x.astype(x.dtype.newbyteorder()) if dtype != "bfloat16" else x):
+                    got = csoftmax.sample(y, rng=rng, size=size, num_threads=threads, **options)
+                    assert np.array_equal(got, expected), (options, size, threads)
+                got = csoftmax.sample(x, rng=rng, size=size, where=where, num_threads=threads, **options)
+                assert np.array_equal(got, csoftmax.sample(masked, rng=rng, size=size, **options)), (options, size)
+    for value, text in ((np.nan, "NaN"), (np.inf, r"\+inf")):
+        for temperature in (1.0, 1e-30, np.inf):
+            bad = x.copy()
+            bad[1, 77_777] = value
+            with pytest.raises(ValueError, match=rf"row \(1\): it holds {text}"):
+                csoftmax.sample(bad, temperature=temperature, num_threads=7)
+
+
+def test_many_draws_of_one_row(seven_threads):
+    """More draws than classes, shared by the threads."""
+    x = logits((100,), "float32", sigma=2)
+    expected = csoftmax.sample(x, rng=0, size=1_200_000, num_threads=1)
+    assert np.array_equal(csoftmax.sample(x, rng=0, size=1_200_000, num_threads=7), expected)
+    pieces = csoftmax.sample(np.tile(x, (1000, 1)), rng=0, size=1200, num_threads=7)  # each row draws by itself
+    assert np.array_equal(pieces.ravel(), expected)
+
+
+def test_long_rows_need_little_memory():
+    """Neither e' nor prefix sums of a long row are stored for few draws."""
+    done = run_python("""
+import resource
+import numpy as np
+import csoftmax
+x = np.random.default_rng(0).standard_normal(1 << 23, np.float32)
+csoftmax.sample(x[:100_000], rng=0)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+csoftmax.sample(x, size=5, rng=0)
+csoftmax.sample(x, size=5, rng=0, min_p=1e-4)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+""")
+    assert int(done.stdout) < 8 << 10  # KiB; the row has 32 MiB

@@ -101,7 +101,6 @@ def test_axes():
     assert csoftmax.topk(np.zeros((3, 0)), 0).values.shape == (3, 0)
     assert csoftmax.topk(np.zeros((0, 5)), 2).indices.shape == (0, 2)
     assert csoftmax.topk(x, 0).values.shape == (3, 4, 0)
-    assert csoftmax.topk(np.array([3, 9, 4], np.int16), 2).values.dtype == np.float64
     swapped = x.astype(">f8")
     assert np.array_equal(csoftmax.topk(swapped, 3).indices, csoftmax.topk(x, 3).indices)
 
@@ -133,6 +132,127 @@ def test_more_than_int32_elements():
     assert got.indices.tolist() == [0, 1, 2]
     got = csoftmax.topk(x, 3, largest=False)
     assert got.indices.tolist() == [0, 1, 2]
+
+
+# Integers
+
+INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
+
+
+def integer_rows(n, dtype):
+    """Rows whose elements differ by less than float64 can tell, the ends of the type, sorted rows, ties."""
+    rng = np.random.default_rng(n)
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
+    spread = rng.integers(low, high, (2, n), dtype, endpoint=True)
+    return [
+        spread,
+        np.sort(spread),
+        np.sort(spread)[:, ::-1],
+        high - rng.integers(0, 50, (2, n), dtype),
+        low + rng.integers(0, 50, (2, n), dtype),
+        rng.choice(np.array([low, low + 1, high - 1, high], dtype), (2, n)),
+        rng.integers(0, 9, (2, n), dtype),
+        np.full((2, n), low, dtype),
+        np.full((2, n), high, dtype),
+    ]
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+@pytest.mark.parametrize("n", [1, 2, 3, 16, 63, 65, 128, 130, 1000, 4097])
+def test_integers_are_compared_exactly(n, dtype, isa):
+    for x in integer_rows(n, dtype):
+        for k in sorted({0, 1, 2, 5, 17, n // 24, n // 2, n - 1, n} & set(range(n + 1))):
+            for largest in (True, False):
+                values, indices = stable_topk(x, k, largest)
+                got = csoftmax.topk(x, k, largest=largest)
+                assert got.values.dtype == dtype
+                assert np.array_equal(got.values, values), (k, largest)
+                assert np.array_equal(got.indices, indices), (k, largest)
+                loose = csoftmax.topk(x, k, largest=largest, sorted=False)
+                assert np.array_equal(np.sort(loose.indices), np.sort(indices)), (k, largest)
+                assert np.array_equal(loose.values, np.take_along_axis(x, loose.indices, -1))
+
+
+def test_integers_that_float64_cannot_tell_apart():
+    assert csoftmax.topk([2**53, 2**53 + 1], 1).indices.tolist() == [1]
+    assert csoftmax.topk(np.array([-(2**63), -(2**63) + 1]), 1, largest=False).values.tolist() == [-(2**63)]
+    best = csoftmax.topk(np.array([2**64 - 2, 0, 2**64 - 1], np.uint64), 2)
+    assert best.values.dtype == np.uint64
+    assert best.values.tolist() == [2**64 - 1, 2**64 - 2]
+    assert csoftmax.topk([3, 1, 2], 2).values.dtype == np.int64
+    assert csoftmax.topk(5, 1).values.tolist() == [5]
+    with pytest.raises(TypeError, match="x has dtype bool"):
+        csoftmax.topk([True, False], 1)
+    with pytest.raises(TypeError, match="x has dtype object"):
+        csoftmax.topk([2**64, 1], 1)
+
+
+@pytest.mark.parametrize("dtype", INTEGERS)
+def test_layouts_of_integers(dtype):
+    x = integer_rows(300, dtype)[0]
+    values, indices = stable_topk(x, 7)
+    packed = np.zeros((2, 300), [("pad", "u1"), ("x", dtype)])
+    packed["x"] = x
+    odd = np.zeros((2, 601), dtype)[:, 1::2]
+    odd[...] = x
+    for y in (np.asfortranarray(x), x.astype(x.dtype.newbyteorder()), odd, packed["x"], x.copy()[::-1][::-1]):
+        got = csoftmax.topk(y, 7)
+        assert got.values.dtype == np.dtype(dtype)
+        assert np.array_equal(got.values, values)
+        assert np.array_equal(got.indices, indices)
+    backwards = csoftmax.topk(x[:, ::-1], 7)
+    assert np.array_equal(backwards.values, values)
+    assert np.array_equal(csoftmax.topk(x.T, 7, axis=0).indices.T, indices)
+    flat = csoftmax.topk(x, 9, axis=None)
+    assert np.array_equal(flat.indices, stable_topk(x.ravel(), 9)[1])
+    cube = np.stack([x[:, :40], x[:, 40:80]], 1)
+    middle = csoftmax.topk(cube, 2, axis=1, largest=False)
+    assert np.array_equal(np.moveaxis(middle.indices, 1, -1), stable_topk(np.moveaxis(cube, 1, -1), 2, False)[1])
+    constant = csoftmax.topk(np.broadcast_to(x[0, 0], (3, 1000)), 3)
+    assert constant.indices.tolist() == [[0, 1, 2]] * 3
+    read_only = x.copy()
+    read_only.flags.writeable = False
+    assert np.array_equal(csoftmax.topk(read_only, 7).indices, indices)
+
+
+@pytest.mark.parametrize("dtype", ["int8", "int32", "int64", "uint64"])
+def test_pieces_of_long_rows_of_integers(dtype, seven_threads):
+    x = integer_rows(300_000, dtype)
+    for rows in x:
+        values, indices = stable_topk(rows[:1], 500)
+        for threads in (1, 7):
+            got = csoftmax.topk(rows[:1], 500, num_threads=threads)
+            assert np.array_equal(got.indices, indices)
+            assert np.array_equal(got.values, values)
+
+
+def test_other_functions_of_integers():
+    """topk_softmax computes in float64; matrices keep integers."""
+    x = np.array([[3, 9, 4], [2**60, 2**60 + 1, 0]], np.int64)
+    got = csoftmax.topk_softmax(x, 2)
+    assert_same_bits(got.values, csoftmax.topk_softmax(x.astype(np.float64), 2).values)
+    matrix = csoftmax.to_csr(csoftmax.topk(x.astype(np.int16), 2), 3)
+    assert matrix.dtype == np.int16
+
+
+def test_torch_agrees_on_integers():
+    torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra")
+    x = np.random.default_rng(0).permuted(np.tile(2**62 + np.arange(3000), (20, 1)), axis=1)
+    for k in (1, 5, 100, 3000):
+        for largest in (True, False):
+            theirs, ours = torch.topk(torch.from_numpy(x), k, largest=largest), csoftmax.topk(x, k, largest=largest)
+            assert np.array_equal(theirs.values.numpy(), ours.values)
+            assert np.array_equal(theirs.indices.numpy(), ours.indices)
+    got = csoftmax.topk(torch.from_numpy(x), 5)
+    assert got.values.dtype == torch.int64
+    assert np.array_equal(got.values.numpy(), csoftmax.topk(x, 5).values)
+
+
+def test_jax_arrays_of_integers():
+    jnp = pytest.importorskip("jax.numpy", reason="JAX belongs to the bench extra")
+    got = csoftmax.topk(jnp.asarray([3, 2**31 - 1, 2**31 - 2], jnp.int32), 2)
+    assert got.values.dtype == jnp.int32
+    assert got.values.tolist() == [2**31 - 1, 2**31 - 2]
 
 
 # Top-k softmax

@@ -1,7 +1,9 @@
-/* Selection in one compute type: a threshold that at least k numbers reach, and the stable sort of the candidates.
+/* Selection in one compute type (float, double, or int64_t: integer.inc.h): a threshold that at least k numbers reach,
+ * and the stable sort of the candidates.
  *
  * Keys are integers in the order of the numbers.  -0 is +0.  NaN comes before all numbers among the largest and after
- * all numbers among the smallest (whose numbers are negated), so that one descending order serves both.
+ * all numbers among the smallest (whose numbers are negated; integers are complemented, because the least of them has no
+ * negative), so that one descending order serves both.
  * Candidates with equal keys are in the order of their indices; every sort keeps that order.
  *
  * Passes: over candidates and maxima only; topk.inc.h reads the row.  A sort compares up to 128 candidates with one
@@ -14,6 +16,20 @@
 
 #include "job.h"
 
+#if defined(REAL_IS_INTEGER)
+typedef int64_t V(key);
+typedef uint64_t V(ukey);
+enum { V(KEY_BITS) = 64 };
+#define KEY_MAX INT64_MAX
+#define KEY_MIN INT64_MIN
+#define REAL_MAX INT64_MAX
+#define REAL_MIN INT64_MIN
+#define SET_REAL(x) V(set)(x)
+INLINE V(key) V(key_of)(REAL x, const int smallest) { return smallest ? ~x : x; }
+INLINE REAL V(of_key)(V(key) key) { return key; }
+INLINE REAL V(below)(REAL x) { return x - 1; }
+INLINE REAL V(bottom)(V(t) a) { return ~V(top)(V(reverse)(a)); } /* smallest lane */
+#else
 #if EXP_MANTISSA == 23
 typedef int32_t V(key);
 typedef uint32_t V(ukey);
@@ -27,7 +43,13 @@ enum { V(KEY_BITS) = 64 };
 #define KEY_MAX INT64_MAX
 #define KEY_MIN INT64_MIN
 #endif
+#define REAL_MAX (REAL)CSM_INF
+#define REAL_MIN -(REAL)CSM_INF
+#define SET_REAL(x) V(set)((double)(x))
+#define HAS_NAN 1
 
+INLINE V(t) V(reverse)(V(t) a) { return V(sub)(V(zero)(), a); } /* of the opposite order */
+INLINE REAL V(bottom)(V(t) a) { return -(REAL)V(top)(V(reverse)(a)); } /* smallest lane, no lane is NaN */
 INLINE V(key) V(key_of)(REAL x, const int smallest) {
     V(key) key;
     if (x != x) return smallest ? KEY_MIN : KEY_MAX;
@@ -47,9 +69,10 @@ INLINE REAL V(below)(REAL x) {
     const V(key) key = V(key_of)(x, 0);
     return V(of_key)(key - 1 - (key == 0));
 }
+#endif
 
 INLINE size_t V(count_chunk)(const REAL *m, size_t count, REAL t) { /* count must be exact in a float */
-    V(t) a = V(zero)(), b = a, c = a, d = a, at = V(set)((double)t), ones = V(set)(1);
+    V(t) a = V(zero)(), b = a, c = a, d = a, at = SET_REAL(t), ones = V(set)(1);
     size_t i = 0;
     for (; i + 4 * V(W) <= count; i += 4 * V(W)) {
         a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), ones));
@@ -71,28 +94,28 @@ INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* the number
  * Up to RANKED numbers are ranked, and the one of rank k - 1 is returned; for more numbers the keys are bisected. */
 static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exact) {
     enum { RANKED = 32, VECTORS = RANKED / V(W) };
-    V(t) largest = V(set)(-CSM_INF), lowest = V(set)(CSM_INF);
+    V(t) largest = SET_REAL(REAL_MIN), lowest = SET_REAL(REAL_MAX);
     if (count <= RANKED && k > 1) {
         V(t) v[VECTORS], above[VECTORS];
-        const V(t) ones = V(set)(1), last = V(set)((double)(k - 1));
+        const V(t) ones = V(set)(1), last = SET_REAL((REAL)(k - 1));
         for (size_t l = 0; l < VECTORS; l++) {
             v[l] = l * V(W) < count ? V(LOAD_REAL)(m + l * V(W)) : largest;
             above[l] = V(zero)();
         }
         for (size_t j = 0; j < count; j++) {
-            const V(t) at = V(set)((double)m[j]);
+            const V(t) at = SET_REAL(m[j]);
             for (size_t l = 0; l < VECTORS; l++) above[l] = V(add)(above[l], V(keep)(V(not_le)(at, v[l]), ones));
         }
         for (size_t l = 0; l < VECTORS; l++)
             if (l * V(W) < count) lowest = V(min)(V(select)(V(ge)(last, above[l]), v[l], lowest), lowest);
-        return -V(top)(V(sub)(V(zero)(), lowest));
+        return V(bottom)(lowest);
     }
     for (size_t i = 0; i < count; i += V(W)) {
         V(t) v = V(LOAD_REAL)(m + i);
         largest = V(max)(v, largest);
         lowest = V(min)(v, lowest);
     }
-    V(key) high = V(key_of)(V(top)(largest), 0), low = V(key_of)(-V(top)(V(sub)(V(zero)(), lowest)), 0);
+    V(key) high = V(key_of)(V(top)(largest), 0), low = V(key_of)(V(bottom)(lowest), 0);
     if (k == 1) return V(of_key)(high);
     while (low < high) {
         V(key) middle = (V(key))((V(ukey))low + ((V(ukey))high - (V(ukey))low) / 2 + 1);

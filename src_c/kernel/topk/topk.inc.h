@@ -8,7 +8,7 @@
  *   sort        select.inc.h
  *
  * If k is a large part of n, maxima do not help, and the threshold is found on a copy of the row.
- * There is no arithmetic and therefore no rounding.  NaN comes first among the largest and last among the smallest.
+ * There is no arithmetic and therefore no rounding.  Integers (integer.inc.h) have no NaN.  NaN comes first among the largest and last among the smallest.
  */
 #ifndef FN
 #error "topk.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -25,10 +25,10 @@ typedef struct FN(sieve) {
     int all, done;
 } FN(sieve);
 
-/* Among the largest: greater than the limit, or NaN.  Among the smallest: -x is at least the limit. */
+/* Among the largest: greater than the limit, or NaN.  Among the smallest: the reverse of x is at least the limit. */
 INLINE V(mask) FN(wanted)(V(t) x, REAL limit, const int smallest) {
-    V(t) t = V(set)((double)limit);
-    return smallest ? V(ge)(V(sub)(V(zero)(), x), t) : V(not_le)(x, t);
+    V(t) t = SET_REAL(limit);
+    return smallest ? V(ge)(V(reverse)(x), t) : V(not_le)(x, t);
 }
 
 /* Cuts the candidates to the best k; later ones must be better than all of those. */
@@ -41,11 +41,11 @@ static NOINLINE void FN(cut)(FN(sieve) * q, const int smallest) {
     if (!smallest) {
         q->done = last == KEY_MAX;
         q->limit = V(of_key)(last);
-    } else if (last == KEY_MIN) {
-        q->limit = -(REAL)CSM_INF; /* any number */
+    } else if (last == KEY_MIN && HAS_NAN) {
+        q->limit = REAL_MIN; /* any number */
     } else {
-        q->done = V(of_key)(last) == (REAL)CSM_INF;
-        q->limit = V(of_key)(last + 1);
+        q->done = V(of_key)(last) == REAL_MAX;
+        if (!q->done) q->limit = V(of_key)(last + 1);
     }
 }
 
@@ -81,11 +81,11 @@ INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     if (count > s->capacity - FN(STEP)) FN(cut)(q, smallest);
 }
 
-/* Block maxima of [i, end), up to a group; for the smallest, those of -x.  With prefetching, (64, 128256) takes 0.91 ms
+/* Block maxima of [i, end), up to a group; for the smallest, those of the reverse.  With prefetching, (64, 128256) takes 0.91 ms
  * instead of 1.08. */
 INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) {
     enum { AHEAD = 6144 };
-    const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF);
+    const V(t) none = SET_REAL(smallest ? REAL_MAX : REAL_MIN);
     V(t) v[CSM_SELECT_GROUP], a = none, b = none;
     UNROLL
     for (size_t g = 0; g < CSM_SELECT_GROUP; g++, i += V(W)) {
@@ -97,11 +97,14 @@ INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) 
         a = smallest ? V(min)(v[g], a) : V(max)(v[g], a);
         b = smallest ? V(min)(v[g + 1], b) : V(max)(v[g + 1], b);
     }
-    if (smallest) return V(sub)(V(zero)(), V(min)(a, b));
+    if (smallest) return V(reverse)(V(min)(a, b));
+    if (!HAS_NAN) return V(max)(a, b);
+#if HAS_NAN
     V(mask) nan = V(unordered)(v[0], v[1]);
     UNROLL
     for (size_t g = 2; g < CSM_SELECT_GROUP; g += 2) nan = V(either)(nan, V(unordered)(v[g], v[g + 1]));
-    return V(select)(nan, V(set)(CSM_INF), V(max)(a, b));
+    return V(select)(nan, SET_REAL(REAL_MAX), V(max)(a, b));
+#endif
 }
 
 /* Maxima of every `width`-th number, lane by lane: neighbours stay apart, which matters in sorted rows. */
@@ -114,8 +117,8 @@ INLINE void FN(fold)(const REAL *level, size_t count, REAL *to, size_t width) {
 }
 
 INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, int sorted, csm_select *s) {
-    FN(sieve) q = {s, x, k, -(REAL)CSM_INF, 0, 0};
-    REAL *level = s->level, t = -(REAL)CSM_INF;
+    FN(sieve) q = {s, x, k, REAL_MIN, 0, 0};
+    REAL *level = s->level, t = REAL_MIN;
     const int dense = csm_is_dense_selection(n, k);
     size_t count = 0;
     s->count = s->maxima = 0;
@@ -133,18 +136,19 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
         t = V(threshold)(top, width, k, 0);
     } else if (n > 64 && k < n) {
         count = (n + V(W) - 1) / V(W) *V(W);
-        const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF), largest = V(set)(CSM_INF);
+        const V(t) none = SET_REAL(smallest ? REAL_MAX : REAL_MIN);
         for (size_t i = 0; i < n; i += V(W)) {
             V(t) v = n - i >= V(W) ? LOAD(x + i) : LOAD_PART(x + i, n - i, none);
-            v = V(select)(V(ordered)(v), v, largest); /* NaN is the greatest */
-            V(STORE_REAL)(level + i, smallest ? V(sub)(V(zero)(), v) : v);
+#if HAS_NAN
+            v = V(select)(V(ordered)(v), v, SET_REAL(REAL_MAX)); /* NaN is the greatest */
+#endif
+            V(STORE_REAL)(level + i, smallest ? V(reverse)(v) : v);
         }
         t = V(threshold)(level, count, k, !sorted);
     }
     /* t itself is a candidate */
-    q.all = smallest && t == -(REAL)CSM_INF;
-    if (smallest) q.limit = t;
-    else q.limit = t > -(REAL)CSM_INF ? V(below)(t) : (REAL)CSM_NAN;
+    q.all = t == REAL_MIN; /* nothing is below it */
+    q.limit = smallest || q.all ? t : V(below)(t);
     if (dense) {
         for (size_t i = 0; i < n && !q.done; i += FN(STEP))
             FN(sift)(&q, i, n - i < FN(STEP) ? n : i + FN(STEP), smallest);
@@ -152,10 +156,10 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
         enum { CHUNK = 256 };
         for (size_t chunk = 0; chunk * V(W) < count && !q.done; chunk += CHUNK) {
             const size_t end = count / V(W) - chunk < CHUNK ? count / V(W) : chunk + CHUNK;
-            const V(t) limit = V(set)((double)q.limit);
+            const V(t) limit = SET_REAL(q.limit);
             /* the maximum of a block with NaN is +inf, which must count even if the limit is +inf; for the smallest,
-             * the maxima are those of -x */
-            const int inclusive = smallest || q.limit == (REAL)CSM_INF;
+             * the maxima are those of the reverse */
+            const int inclusive = smallest || q.limit == REAL_MAX;
             uint32_t hit[CHUNK];
             size_t hits = 0;
             for (size_t g = chunk; g < end; g++) {

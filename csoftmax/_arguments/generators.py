@@ -1,0 +1,73 @@
+"""Sources of uniform numbers: one generator for a call, or one for each row."""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+_KINDS = "an int, a numpy.random.SeedSequence, Generator or RandomState"
+
+
+def draw_uniforms(rng: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:
+    """Uniform numbers in [0, 1) of the shape (*batch, prod(size)).
+
+    A single source is read in C order of the result. With a sequence, each row reads its own, so that its numbers do
+    not depend on the other rows of its batch. No source is read before all are checked.
+    """
+    count = math.prod(size)
+    if not _is_sequence(rng):
+        return np.asarray(_make_reader("rng", rng, "None, or a sequence with one of these a row")((*batch, count)))
+    named = _flatten(rng, batch)
+    readers = [_make_reader(name, source, "None") for name, source in named]
+    uniforms = np.empty((len(readers), count))
+    for row, read in zip(uniforms, readers, strict=True):
+        row[...] = np.reshape(read(size), count)
+    return uniforms.reshape(*batch, count)
+
+
+def _is_sequence(rng: Any) -> bool:
+    if isinstance(rng, str | bytes | bytearray | np.random.Generator):
+        return False
+    return isinstance(rng, Sequence) or (hasattr(rng, "__array__") and np.ndim(rng) > 0)
+
+
+def _flatten(rng: Any, batch: tuple[int, ...]) -> list[tuple[str, Any]]:
+    """The source of each row in C order, and its name for messages."""
+    is_nested = any(map(_is_sequence, rng))
+    shape = batch if is_nested else (math.prod(batch),)
+    named = [("rng", rng)]
+    for length in shape:
+        deeper = []
+        for name, items in named:
+            given = len(items) if _is_sequence(items) else None
+            if given != length:
+                what = f"is {items!r}" if given is None else f"has length {given}"
+                rows = f"{length} rows" if len(shape) == 1 else f"rows of shape {batch}"
+                raise ValueError(f"{name} {what}; a sequence needs one int or generator a row, and there are {rows}")
+            deeper += [(f"{name}[{i}]", item) for i, item in enumerate(items)]
+        named = deeper
+    return named
+
+
+def _make_reader(name: str, rng: Any, or_also: str) -> Any:
+    """The function of a source that returns uniform numbers of a shape."""
+    if isinstance(rng, np.random.RandomState):
+        return rng.random_sample
+    if isinstance(rng, np.random.Generator):
+        return rng.random
+    if rng is not None and not isinstance(rng, np.random.SeedSequence | np.random.BitGenerator):
+        if isinstance(rng, bool | np.bool_) or not hasattr(type(rng), "__index__"):
+            raise TypeError(f"{name} must be {_KINDS}, or {or_also}, got {rng!r}")
+        try:
+            seed = operator.index(rng)
+        except TypeError:  # an array that is no single integer
+            raise TypeError(f"{name} must be {_KINDS}, or {or_also}, got {rng!r}") from None
+        if seed < 0:
+            raise ValueError(f"{name} must be at least 0 where it is an int, got {seed}")
+        rng = seed
+    return np.random.default_rng(rng).random
