@@ -444,6 +444,7 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
 
     base->absent = absent_bits(op, dtype);
     c.masked = op == CSM_OP_softmax ? 0 : base->absent;
+    c.nan = 0;
     csm_put(base, &c.nan, CSM_NAN);
     base->interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0, *caller};
     base->threads = 1;

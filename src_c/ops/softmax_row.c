@@ -301,11 +301,6 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     return process(&state, pass2_blocks);
 }
 
-int csm_is_masked_nan(const csm_softmax_call *c, const char *result) {
-    if (!c->base.has_where || !c->keeps_axis || c->is_gradient) return 0;
-    return memcmp(result, &c->nan, c->base.itemsize) == 0; /* the kernels make all of such a row NaN */
-}
-
 /* Masked elements keep their value in a row that is NaN. */
 static void mask_nan_row(const csm_softmax_call *c, const csm_row_place *place) {
     if (place->is_gathered || !csm_is_masked_nan(c, place->result)) return;

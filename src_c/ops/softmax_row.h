@@ -38,8 +38,16 @@ typedef struct csm_row_scratch {
 size_t csm_row_scratch_size(size_t n);
 csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
 
-/* Whether a row of a masked call is NaN: then its masked elements still need their value. */
-int csm_is_masked_nan(const csm_softmax_call *, const char *result);
+/* Whether a row of a masked call is NaN: then its masked elements still need their value.  The kernels make all of such
+ * a row NaN, so that the first element tells. */
+static inline int csm_is_masked_nan(const csm_softmax_call *c, const char *result) {
+    uint64_t first = 0;
+    if (!c->base.has_where || !c->keeps_axis || c->is_gradient) return 0;
+    if (c->base.itemsize == 8) memcpy(&first, result, 8);
+    else if (c->base.itemsize == 4) memcpy(&first, result, 4);
+    else memcpy(&first, result, 2);
+    return first == c->nan;
+}
 
 /* Computes a row in the calling thread. */
 void csm_run_row(const csm_softmax_call *, const csm_row_place *, const csm_row_scratch *);
