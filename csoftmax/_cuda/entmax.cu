@@ -6,7 +6,7 @@
  *             solver, because its sums have an order.  Then zeros are written, and over them the support
  *   rows      does the same for the loss, which one thread computes, and its gradient, which may overwrite x
  *   backward  a block of threads for each row, which reads the elements with y > 0, one part of the row at a time; one
- *             thread adds them as pairs; then the row is read again.  An alpha other than 1.5 and 2 takes one pass more,
+ *             thread adds them as pairs; then the row is read again; an alpha other than 1.5 and 2 takes one pass more,
  *             a wide row (vjp.h) two
  *
  * Reads and writes of each element, however long the row: one and one; an element with probability is written twice.

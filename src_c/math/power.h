@@ -1,4 +1,4 @@
-/* Logarithm, exponential and power of pairs of doubles, to about 2^-100, in plain double arithmetic without contraction,
+/* Logarithm, exponential and power of pairs of doubles to about 2^-100, in plain double arithmetic without contraction,
  * so that every unit and every compiler produces the same bits.  A power costs about nine times csm_pow.
  *
  * log: u = 2^k f, sqrt(1/2) <= f < sqrt 2, i = round(64 f): log(i / 64) from a table, and 2 atanh(s),

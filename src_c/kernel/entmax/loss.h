@@ -54,7 +54,7 @@ static inline csm_pair csm_divergence(const csm_entmax *e, double q, csm_pair p,
         const csm_pair d = csm_pair_div(less, csm_pair_add(a, u)), half = csm_pair_of(0.5 * u.hi, 0.5 * u.lo);
         return csm_pair_div(csm_pair_mul(csm_pair_mul(d, d), csm_pair_add(a, half)), csm_pair_of(0.75, 0));
     }
-    /* The two terms nearly cancel if q is close to p; powers are known to about 2^-51 in single, else to 2^-98, and near
+    /* The two terms nearly cancel if q is close to p; powers are known to 2^-51 in single, else to 2^-98, and near
      * alpha = 1 the quotient by a is known less well. */
     const csm_pair part = csm_pair_div(less, csm_pair_of(q, 0));
     const double size = part.hi < 0 ? -part.hi : part.hi;

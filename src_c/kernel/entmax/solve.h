@@ -6,7 +6,7 @@
  * c = 1, where the sum is at least 1.  For p = 1 these are Michelot's steps (1986); for p = 2 four or five suffice.
  * c = 1 + t: near alpha = 1 t is tiny, and u^p needs its digits.
  *
- * p < 1: c cannot be the unknown.  u^p rises so steeply from 0 that the least probability may lie anywhere between 0 and
+ * p < 1: c cannot be the unknown.  u^p rises so steeply from 0 that the least probability can be anywhere between 0 and
  * 0.2 (alpha = 50) while c moves by one unit in its last place, even as a pair.  The unknown is the least probability q
  * itself, that of the least number x_k in the support: with w = q^a and distances d_i = a (x_i - x_k) >= 0, which are
  * exact, u_i = d_i + w.  The sum of the norms y_i = (d_i + q^a)^(1/a) is convex in q, its slope is between 1 and the
@@ -26,7 +26,7 @@
 #include "../../math/power.h"
 #include "job.h"
 
-/* |u| times sum y / u (closed forms: |u|), below which a number may feel the error of tau.  Above it 2^-51 (closed forms
+/* |u| times sum y / u (closed forms: |u|) below which a number may feel the error of tau.  Above it 2^-51 (closed forms
  * 2^-53, and p = 2) is less than 0.01 ULP of float. */
 #define CSM_ENTMAX_NEAR 0x1p-20
 #define CSM_ENTMAX_NEAR_CLOSED 0x1p-21

@@ -5,10 +5,10 @@
  * because the others' weights may be so small that the mean is dy_r to the last digit, while dx_r = - s_r mean(g) is
  * not 0.
  * A row is wide if some s lies outside e^-600 ... e^600, as for large alpha.  There elements with g = 0, r first of
- * them, have s_i (g_i - mean(g)) = inf 0: with the numbers that tie with r apart, mean(g) = (G + s_n H / s_r) / R, where
+ * them, have s_i (g_i - mean(g)) = inf 0: with numbers that tie with r apart, mean(g) = (G + s_n H / s_r) / R, where
  * G is the sum of g over them, n the element of the largest weight among the others with g != 0, H = sum s_i g_i / s_n
  * over the others and R = sum s / s_r; where G = 0 and g_i = 0, dx_i = - (s_i s_n / s_r) H / R.
- * Error: ULP of the result, and 2^-51 s_i (|g_i| + mean |g|), that of the weights; alpha 1.5 and 2: 2^-98 s_i mean |dy|.
+ * Error: ULP of the result, and 2^-51 s_i (|g_i| + mean |g|), of the weights; alpha 1.5 and 2: 2^-98 s_i mean |dy|.
  */
 #ifndef CSM_ENTMAX_VJP_H
 #define CSM_ENTMAX_VJP_H
