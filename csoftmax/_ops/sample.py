@@ -245,8 +245,8 @@ def sample(
     array([0, 2])
     >>> csoftmax.sample(logits, top_k=[2, -1], rng=[7, 8])
     array([0, 2])
-    >>> csoftmax.sample(logits[1], rng=8)
-    2
+    >>> csoftmax.sample(logits[1:], rng=[8])
+    array([2])
     """
     return _run_sample(
         logits,
