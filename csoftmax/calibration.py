@@ -26,6 +26,8 @@ except ImportError as error:
         f"csoftmax.calibration needs SciPy and scikit-learn ({error}); install them with: pip install 'csoftmax[learn]'"
     ) from error
 
+from ._arguments.foreign import as_native
+from ._arguments.numbers import check_integer
 from ._learn.labels import check_indices
 from ._ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from ._ops.softmax import log_softmax, softmax
@@ -59,6 +61,7 @@ class _Calibrator(BaseEstimator, ABC):
     n_iter_: int
     converged_: bool
     history_: list[dict[str, float]]
+    max_iter: int
 
     if TYPE_CHECKING:  # scikit-learn's methods, which have no types there
 
@@ -90,6 +93,8 @@ class _Calibrator(BaseEstimator, ABC):
 
     def _begin_fit(self, logits: ArrayLike, y: ArrayLike) -> tuple[Array, NDArray[np.int64]]:
         """Checked logits and labels."""
+        if hasattr(self, "max_iter"):
+            check_integer("max_iter", self.max_iter)
         z = _check_logits(logits)
         if np.shape(y) != z.shape[:1]:
             raise ValueError(f"y must have shape {z.shape[:1]}, one label for each row of logits, got {np.shape(y)}")
@@ -125,7 +130,7 @@ class _Calibrator(BaseEstimator, ABC):
 
 def _check_logits(logits: ArrayLike) -> Array:
     """Logits of shape (N, K) in float64, without NaN and +inf."""
-    z = np.asarray(logits)
+    z = np.asarray(as_native(logits, "logits"))
     if z.ndim == 1:  # a decision function of two classes
         z = np.column_stack([np.zeros_like(z), z])
     if z.dtype.kind not in "fiu" and z.dtype.name != "bfloat16":

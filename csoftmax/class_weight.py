@@ -17,6 +17,8 @@ NORMALIZE = ("n_over_kn", "n_over_n", "max_over_n")
 
 def _count_classes(y: ArrayLike, n_classes: int | None) -> NDArray[np.float64]:
     """Number of rows of each class."""
+    if isinstance(n_classes, bool):
+        raise TypeError(f"n_classes must be an int of at least 1, got {n_classes!r}")
     if n_classes is not None and (not isinstance(n_classes, numbers.Integral) or n_classes < 1):
         raise ValueError(f"n_classes must be an int of at least 1, got {n_classes!r}")
     indices = check_indices("y", y, n_classes, ", the numbers of classes")

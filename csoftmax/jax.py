@@ -8,7 +8,7 @@ There is no `linear_cross_entropy`: its matrix products are NumPy's, and XLA's w
 from __future__ import annotations
 
 import functools
-import operator
+import math
 from collections.abc import Callable
 from typing import Any, Literal, SupportsIndex
 
@@ -21,6 +21,7 @@ try:
 except ImportError as error:
     raise ImportError(f"csoftmax.jax needs JAX >= 0.5 ({error}); install it with: pip install jax") from error
 
+from ._arguments.numbers import check_integer, is_bool
 from ._cpu import binding
 
 __all__ = ["cross_entropy", "entmax", "log_softmax", "logsumexp", "softmax", "sparsemax"]
@@ -48,7 +49,7 @@ def _check_floating(name: str, x: ArrayLike, axis: SupportsIndex) -> tuple[jax.A
         raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}")
     if array.ndim == 0:
         raise ValueError(f"{name} must have at least one axis")
-    index = operator.index(axis)
+    index = check_integer("axis", axis)
     if not -array.ndim <= index < array.ndim:
         raise ValueError(f"axis must be from {-array.ndim} to {array.ndim - 1}, got {index}")
     return array, index % array.ndim
@@ -57,6 +58,8 @@ def _check_floating(name: str, x: ArrayLike, axis: SupportsIndex) -> tuple[jax.A
 def _check_number(name: str, value: Any, low: float, high: float = MAX_NUMBER, *, open_low: bool = True) -> float:
     """A float: JAX compiles it into the call, so it cannot be traced."""
     try:
+        if is_bool(value):
+            raise TypeError
         value = float(value)
     except (TypeError, jax.errors.ConcretizationTypeError):
         raise TypeError(f"{name} must be a number that is known when the function is traced, got {value!r}") from None
@@ -163,7 +166,16 @@ def _logsumexp(x: jax.Array, temperature: float) -> jax.Array:
 
 def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     p = _softmax(x, temperature)
-    return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
+    exponent = math.frexp(temperature)[1]
+    if abs(exponent) <= 60:
+        return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
+    # 1/T can be beyond the range of the dtype: mantissas are multiplied, exponents added, and joined at the end
+    p, p_exponent = jnp.frexp(p.astype(dy.dtype))
+    dy, dy_exponent = jnp.frexp(dy)
+    product = p * (dy / math.ldexp(temperature, -exponent))[..., None]
+    exponents = p_exponent + dy_exponent[..., None] - exponent
+    half = exponents // 2
+    return (jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(x.dtype),)
 
 
 _logsumexp.defvjp(lambda x, temperature: (_logsumexp(x, temperature), x), _logsumexp_backward)
@@ -336,11 +348,11 @@ def cross_entropy(
     t = jnp.asarray(labels)
     expected = z.shape[:position] + z.shape[position + 1 :]
     if t.shape != expected or not jnp.issubdtype(t.dtype, jnp.integer):
-        raise TypeError(f"labels must be integers of shape {expected}, got {t.dtype} of shape {t.shape}")
+        hint = f"; of one-hot rows pass labels.argmax({axis})" if t.shape == z.shape else ""
+        raise TypeError(f"labels must be integers of shape {expected}, got {t.dtype} of shape {t.shape}{hint}")
     if reduction not in ("mean", "sum", "none"):
         raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
-    if not isinstance(ignore_index, int):
-        raise TypeError(f"ignore_index must be an int, got {ignore_index!r}")
+    ignore_index = check_integer("ignore_index", ignore_index)
     options = (
         ("label_smoothing", np.float64(_check_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
         ("temperature", np.float64(_check_number("temperature", temperature, 0))),
@@ -356,4 +368,8 @@ def cross_entropy(
     losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
     if reduction == "none":
         return losses
-    return losses.sum() if reduction == "sum" else losses.sum() / (~ignored).sum()
+    if reduction == "sum":
+        return losses.sum()
+    kept = (~ignored).sum()
+    # a mean over no row is NaN with a gradient of 0, which the derivative of a division by 0 would not be
+    return jnp.where(kept == 0, jnp.nan, losses.sum() / jnp.maximum(kept, 1)).astype(losses.dtype)

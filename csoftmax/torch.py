@@ -18,6 +18,8 @@ except ImportError as error:
 
 import csoftmax
 
+from ._arguments.numbers import check_integer, is_bool
+
 __all__ = [
     "cross_entropy",
     "entmax",
@@ -52,6 +54,20 @@ def _check_floating(name: str, x: object) -> None:
         raise TypeError(f"{name} must be floating point to have a gradient, got {x.dtype}")
 
 
+def _check_int(name: str, value: Any) -> Any:
+    """Refuse a bool, which PyTorch would pass to an operator as an int."""
+    if is_bool(value):
+        raise TypeError(f"{name} must be an int, got {value!r}")
+    return value
+
+
+def _as_float(name: str, value: Any) -> float:
+    """A number as a float, as operators expect it."""
+    if is_bool(value):
+        raise TypeError(f"{name} must be a real number, got {value!r}")
+    return float(value)
+
+
 def _define(
     name: str,
     schema: str,
@@ -65,11 +81,11 @@ def _define(
     compute returns the results, fake returns tensors of their shapes and dtypes; backward computes the gradient, from
     what save keeps of the call.
     """
-    operator = torch.library.custom_op(f"csoftmax::{name}", compute, mutates_args=(), schema=schema)
-    operator.register_fake(fake)
+    custom = torch.library.custom_op(f"csoftmax::{name}", compute, mutates_args=(), schema=schema)
+    custom.register_fake(fake)
     if backward is not None:
-        operator.register_autograd(backward, setup_context=save)
-    return operator
+        custom.register_autograd(backward, setup_context=save)
+    return custom
 
 
 # softmax, log_softmax, entmax: functions of rows, with a number as their parameter and a gradient from dy and y
@@ -96,10 +112,10 @@ def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
     vjp = _define(
         f"{name}_vjp", f"(Tensor dy, Tensor y, {options}) -> Tensor", compute_vjp, lambda dy, y, dim, number: _like(y)
     )
-    operator = _define(
+    forward = _define(
         name, f"(Tensor x, {options}) -> Tensor", compute, lambda x, dim, number: _like(x), backward, save
     )
-    return operator, vjp
+    return forward, vjp
 
 
 _softmax, _softmax_vjp = _define_row_function("softmax", "temperature")
@@ -139,7 +155,7 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
     tensor([-0.1966,  0.1966])
     """
     _check_floating("x", x)
-    return _softmax(x, dim, float(temperature))
+    return _softmax(x, _check_int("dim", dim), _as_float("temperature", temperature))
 
 
 def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
@@ -168,7 +184,7 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor
     tensor([-1.3133, -0.3133])
     """
     _check_floating("x", x)
-    return _log_softmax(x, dim, float(temperature))
+    return _log_softmax(x, _check_int("dim", dim), _as_float("temperature", temperature))
 
 
 def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
@@ -201,7 +217,7 @@ def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     tensor([1., 0.])
     """
     _check_floating("x", x)
-    return _entmax(x, dim, float(alpha))
+    return _entmax(x, _check_int("dim", dim), _as_float("alpha", alpha))
 
 
 def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
@@ -314,7 +330,8 @@ def topk_softmax(
     _check_floating("x", x)
     if normalize not in ("topk", "full"):
         raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
-    return csoftmax.TopK(*_topk_softmax(x, k, dim, float(temperature), normalize == "full"))
+    k, dim = _check_int("k", k), _check_int("dim", dim)
+    return csoftmax.TopK(*_topk_softmax(x, k, dim, _as_float("temperature", temperature), normalize == "full"))
 
 
 # Cross-entropy: the gradient, if needed, is computed together with the loss
@@ -334,7 +351,13 @@ class _LossOptions(NamedTuple):
         cls, label_smoothing: float, ignore_index: int, z_loss: float, temperature: float, reduction: str
     ) -> _LossOptions:
         """Convert the numbers to the types that operators expect."""
-        return cls(float(label_smoothing), int(ignore_index), float(z_loss), float(temperature), reduction)
+        return cls(
+            _as_float("label_smoothing", label_smoothing),
+            check_integer("ignore_index", ignore_index),
+            _as_float("z_loss", z_loss),
+            _as_float("temperature", temperature),
+            reduction,
+        )
 
 
 _OPTIONS_SCHEMA = (
@@ -439,7 +462,7 @@ def cross_entropy(
     _check_floating("logits", logits)
     gradient = logits.requires_grad and torch.is_grad_enabled()
     options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
-    return _cross_entropy(logits, target, dim, weight, *options, gradient)[0]
+    return _cross_entropy(logits, target, _check_int("dim", dim), weight, *options, gradient)[0]
 
 
 def _compute_linear(

@@ -7,6 +7,7 @@ NumPy, memory on CUDA through CuPy, which orders the streams of the two librarie
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import sys
@@ -53,13 +54,34 @@ def _require_cupy(name: str) -> Any:
         raise DeviceError(f"{name} is on a CUDA device, which cannot be used: {error}") from None
 
 
+def _describe_without_memory(x: Any, error: Exception) -> str:
+    """What an array is whose memory cannot be accessed, and what to do, from the error of its library."""
+    kind = f"{type(x).__module__}.{type(x).__name__}"
+    jax = sys.modules.get("jax")
+    if jax is not None and isinstance(x, jax.core.Tracer):
+        return f"a {kind} whose memory cannot be accessed: {error}; inside jax.jit use csoftmax.jax"
+    if jax is None or not isinstance(x, jax.Array):
+        return f"a {kind} whose memory cannot be accessed: {error}"
+    if x.is_deleted():
+        return (
+            "a jax.Array that has been deleted: by its delete(), or because a compiled function took it as a donation"
+        )
+    devices = len(x.devices())
+    if devices > 1:
+        spread = "replicated on" if x.is_fully_replicated else "sharded over"
+        return (
+            f"a jax.Array {spread} {devices} devices, and must lie on one: gather it with jax.device_put, or compute "
+            "each shard with csoftmax.jax in jax.shard_map"
+        )
+    return f"a jax.Array whose memory cannot be accessed: {error}"
+
+
 def _from_dlpack(x: Any, name: str) -> Any:
     what = f"{name} is a {type(x).__module__}.{type(x).__name__}"
     try:
         kind = int(x.__dlpack_device__()[0])
     except Exception as error:  # arrays without memory, such as JAX's tracers: each library raises its own errors
-        hint = "; inside jax.jit use csoftmax.jax" if "jax" in sys.modules else ""
-        raise TypeError(f"{what} whose memory cannot be accessed: {error}{hint}") from error
+        raise TypeError(f"{name} is {_describe_without_memory(x, error)}") from error
     if kind == _DL_CUDA:
         return _require_cupy(name).from_dlpack(x)
     if kind not in (_DL_CPU, _DL_CUDA_HOST):
@@ -67,47 +89,123 @@ def _from_dlpack(x: Any, name: str) -> Any:
     try:
         return np.from_dlpack(x)
     except (BufferError, RuntimeError, TypeError) as error:  # not every NumPy accepts bfloat16 through DLPack
-        a = np.asarray(x)
+        try:
+            a = np.asarray(x)
+        except (BufferError, RuntimeError, TypeError):
+            raise TypeError(f"{what} that NumPy cannot import through DLPack: {error}") from error
         if name == "out" or a.dtype == object:  # asarray may have made a copy
             raise TypeError(f"{what} that NumPy cannot import through DLPack: {error}") from error
         return a
+
+
+def _bfloat16(name: str) -> Any:
+    """NumPy's bfloat16, which PyTorch does not need, so that it may be missing."""
+    try:
+        import ml_dtypes
+    except ImportError as error:
+        raise ImportError(
+            f"{name} is a bfloat16 tensor, and NumPy's bfloat16 is that of ml_dtypes, which cannot be imported "
+            f"({error}); install it with: pip install ml_dtypes"
+        ) from error
+    return ml_dtypes.bfloat16
+
+
+def _as_ordinary(x: Any, name: str) -> Any:
+    """A tensor whose memory holds its elements; a copy where it holds their negatives, conjugates, or nothing."""
+    torch = sys.modules["torch"]
+    if x.layout != torch.strided or x.is_quantized or x.is_nested:
+        raise TypeError(f"{name} must be an ordinary strided tensor, got layout {x.layout}, dtype {x.dtype}")
+    if not (x.is_neg() or x.is_conj() or x._is_zerotensor()):
+        return x
+    if name == "out":
+        bit = "negative" if x.is_neg() else "conjugate" if x.is_conj() else "zero"
+        raise TypeError(
+            f"out is a tensor with the {bit} bit, whose memory does not hold its elements: pass an ordinary one, such "
+            "as out.resolve_neg().resolve_conj().clone()"
+        )
+    return x.clone() if x._is_zerotensor() else x.resolve_conj().resolve_neg()
 
 
 def _from_tensor(x: Any, name: str) -> Any:
     torch = sys.modules["torch"]
     if x.requires_grad:
         raise ValueError(f"{name} requires grad, which is not recorded: use csoftmax.torch, or pass {name}.detach()")
-    if x.layout != torch.strided or x.is_quantized or x.is_neg():
-        raise TypeError(f"{name} must be an ordinary strided tensor, got layout {x.layout}, dtype {x.dtype}")
-    is_bfloat16 = x.dtype == torch.bfloat16
-    if is_bfloat16:  # neither NumPy nor every DLPack supports it, so its bits are passed
+    x = _as_ordinary(x, name)
+    bfloat16 = _bfloat16(name) if x.dtype == torch.bfloat16 else None
+    if bfloat16 is not None:  # neither NumPy nor every DLPack supports it, so its bits are passed
         x = x.view(torch.int16)
-    if x.device.type == "cpu":
-        a = x.numpy()
-    elif x.device.type == "cuda":
+    device = x.device.type
+    if device == "cuda":
         a = _require_cupy(name).from_dlpack(x)
-    else:
+    elif device != "cpu":
         raise TypeError(f"{name} is on the device {x.device}; tensors on cpu and cuda are accepted")
-    if is_bfloat16:
-        import ml_dtypes
+    else:
+        try:
+            a = x.numpy()
+        except TypeError as error:
+            raise TypeError(f"{name} has dtype {x.dtype}, which NumPy lacks: {error}") from error
+        except RuntimeError as error:  # no memory: inside torch.func and torch.compile
+            raise TypeError(
+                f"{name} is a tensor whose memory cannot be accessed: {error}; inside torch.func or torch.compile use "
+                "csoftmax.torch"
+            ) from error
+    return a if bfloat16 is None else a.view(bfloat16)
 
-        a = a.view(ml_dtypes.bfloat16)
-    return a
+
+def _device_of(x: Any) -> Any:
+    """The device of an array as its library names it, or None."""
+    if not hasattr(x, "devices"):
+        return getattr(x, "device", None)
+    (device,) = x.devices()  # of JAX, whose x.device may be a mesh of one device
+    return device
+
+
+def _is_committed(x: Any) -> bool:
+    """Whether its library ties an array to its device. Some of JAX's arrays go where the others of a call are."""
+    return bool(getattr(x, "committed", True))
+
+
+def _check_same_device(name: str, x: Any, first: Any) -> None:
+    """Refuse an array of the library of `first` that is tied to another of its devices."""
+    if x is first or type(x) is not type(first) or is_tensor(x) or not _is_committed(x):
+        return
+    here, there = _device_of(first), _device_of(x)
+    if here != there:
+        raise DeviceError(
+            f'{name} is on the device {there}, the first argument on {here}: move it there, or pass device="cpu"'
+        )
 
 
 def _to_library_of(like: Any, a: Any) -> Any:
-    """A result as an array of the library of `like`; a scalar becomes an array without axes."""
+    """A result as an array of the library of `like`, on its device; a scalar becomes an array without axes."""
     if is_tensor(like):
         return _to_tensor(a)
     if not hasattr(like, "__array_namespace__"):
         return a
     library = like.__array_namespace__()
-    if isinstance(a, np.generic) or a.dtype.name == "bfloat16":
-        return library.asarray(np.asarray(*to_host(a)))
+    on_cuda = hasattr(like, "__dlpack_device__") and int(like.__dlpack_device__()[0]) == _DL_CUDA
+    without_dlpack = isinstance(a, np.generic) or a.dtype.name == "bfloat16"
+    # A result that device= has moved to another kind of device stays where it is, and CuPy's are where they should be.
+    device = _device_of(like) if on_cuda == is_cupy(a) and (without_dlpack or not on_cuda) else None
+    a = np.asarray(*to_host(a)) if without_dlpack else a
+    if device is not None and hasattr(like, "committed"):
+        jax = sys.modules["jax"]
+        if jax.device_count(device.platform) == 1:
+            device = None  # whether an array is tied to its device has no effect
+        elif not like.committed:
+            with jax.default_device(device):
+                return jax.device_put(a)
+    options = {} if device is None else {"device": device}
+    errors = AttributeError, BufferError, RuntimeError, TypeError, ValueError
+    if not without_dlpack:
+        with contextlib.suppress(*errors):
+            return library.from_dlpack(a, **options)
     try:
-        return library.from_dlpack(a)
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError):
-        return library.asarray(a)
+        return library.asarray(a, **options)
+    except errors:  # of a device without numbers of 8 bytes; JAX has 4 by itself unless 8 are switched on
+        if a.dtype.kind not in "if" or a.dtype.itemsize != 8:
+            raise
+    return library.asarray(a.astype(f"{a.dtype.kind}4"), **options)
 
 
 def _to_tensor(a: Any) -> Any:
@@ -146,15 +244,17 @@ def accept_foreign(function: _Function) -> _Function:
             a = as_native(x, name)
             if a is not x:
                 given[id(a)] = x, a
+                if options.get("device") is None:
+                    _check_same_device(name, x, first)
             return a
 
         first = arguments[0]
         native = [convert(name, a) for name, a in zip(names, arguments)]
-        options = {name: convert(name, x) for name, x in options.items()}
-        result = function(*native, **options)
-        if not is_foreign(first) and "out" not in options:
+        converted = {name: convert(name, x) for name, x in options.items()}
+        result = function(*native, **converted)
+        if not is_foreign(first) and "out" not in converted:
             return result
-        unchanged = {id(x) for x in (*native, *options.values())}
+        unchanged = {id(x) for x in (*native, *converted.values())}
 
         def give_back(a: Any) -> Any:
             if id(a) in given:  # the caller's out

@@ -12,6 +12,12 @@ from .._cpu.dtypes import is_bfloat16
 from .numbers import check_integer, check_non_negative, check_positive, check_reduction, check_temperature
 from .places import CPU, Place, as_array, is_cupy
 
+# How the message goes on for one-hot rows that are not floating.
+CONVERT_ONE_HOT = (
+    "; soft labels, one-hot rows included, must be floating-point: convert them with target.astype(numpy.float32), a "
+    "tensor with target.float()"
+)
+
 
 def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dtype: Any, place: Place = CPU) -> Any:
     """Labels (native integers of shape `batch`) or None, and soft labels (of `shape` and `dtype`) or None."""
@@ -19,7 +25,10 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
     given = target.dtype
     kind = "f" if is_bfloat16(given) else given.kind
     if (kind == "f" and given.itemsize > 8) or kind not in "iuf":
-        raise TypeError(f"target must hold integer labels or floating-point soft labels, got dtype {given}")
+        raise TypeError(
+            f"target must hold integer labels or floating-point soft labels, got dtype {given}"
+            + (CONVERT_ONE_HOT if kind == "b" and target.shape == shape else "")
+        )
     if kind == "f" and target.size == 0 and target.shape == batch != shape:
         target, given, kind = target.astype(np.int64), np.dtype(np.int64), "i"  # NumPy makes an empty list float64
     if kind == "f":
@@ -30,7 +39,10 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
             )
         return None, round_keeping_sign(target, dtype)  # overflow becomes infinity, which is refused later
     if target.shape != batch:
-        raise ValueError(f"target has shape {target.shape}: the logits have shape {shape}, their rows {batch}")
+        raise ValueError(
+            f"target has shape {target.shape}: the logits have shape {shape}, their rows {batch}"
+            + (f", and these are {given}{CONVERT_ONE_HOT}" if target.shape == shape else "")
+        )
     return target.astype(given.newbyteorder("="), copy=False), None
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from .._cpu.dtypes import as_buffer, is_bfloat16
+from .numbers import as_index, is_bool
 from .places import CPU, DeviceError, Place, as_float, is_cupy
 
 
@@ -20,9 +20,10 @@ def normalize_axes(axis: Any, ndim: int) -> tuple[int, ...]:
         return tuple(range(ndim))
     given = axis if isinstance(axis, tuple) else (axis,)
     try:
-        axes = tuple(operator.index(i) for i in given)
+        axes = tuple(map(as_index, given))
     except TypeError:
-        raise TypeError(f"axis must be an int, a tuple of ints or None, got {axis!r}") from None
+        no_bool = ", not a bool" * any(map(is_bool, given))  # often a keepdims given by position
+        raise TypeError(f"axis must be an int, a tuple of ints or None{no_bool}, got {axis!r}") from None
     for i in axes:
         if not -ndim <= i < ndim:
             raise np.exceptions.AxisError(f"axis {i} is out of bounds for an array of dimension {ndim}")

@@ -19,7 +19,7 @@ def as_number(name: str, given: Any) -> float:
     """A real number as a float."""
     dtype = getattr(given, "dtype", None)
     not_real = dtype is not None and getattr(dtype, "kind", "f") not in "iuf" and not is_bfloat16(dtype)
-    if not_real or isinstance(given, (bool, str, bytes, bytearray)) or np.ndim(given) != 0:
+    if not_real or isinstance(given, (bool, str, bytes, bytearray, list, tuple)) or np.ndim(given) != 0:
         raise TypeError(f"{name} must be a real number, got {given!r}")
     try:
         return float(given)
@@ -66,12 +66,24 @@ def check_non_negative(name: str, value: Any, maximum: float = math.inf) -> floa
     return number
 
 
+def is_bool(given: Any) -> bool:
+    """Whether an argument is a bool, or an array or tensor of one, which Python would take for an int."""
+    return isinstance(given, (bool, np.bool_)) or str(getattr(given, "dtype", "")).rpartition(".")[2] == "bool"
+
+
+def as_index(given: Any) -> int:
+    """An integer of any type but bool, for which it raises a TypeError."""
+    if type(given) is int:
+        return given
+    if is_bool(given):
+        raise TypeError("a bool is no index")
+    return operator.index(given)
+
+
 def check_integer(name: str, given: Any, allowed: str = "an int") -> int:
     """An integer of any type but bool."""
-    if isinstance(given, (bool, np.bool_)):
-        raise TypeError(f"{name} must be {allowed}, got {given!r}")
     try:
-        return operator.index(given)
+        return as_index(given)
     except TypeError:
         raise TypeError(f"{name} must be {allowed}, got {given!r}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 import types
 from typing import Any, NamedTuple
 
@@ -117,6 +118,34 @@ def as_array(name: str, x: Any) -> Any:
         return np.asarray(x)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name} cannot be made an array of numbers: {error}") from None
+    except (BufferError, RuntimeError, TypeError) as error:
+        tensor = _first_tensor(x)
+        what = f"{name} is a {type(x).__name__} that holds a tensor"
+        if tensor is None:
+            raise TypeError(f"{name} cannot be made an array of numbers: {error}") from error
+        if tensor.requires_grad:
+            raise ValueError(
+                f"{what} which requires grad, which is not recorded: pass torch.stack({name}) to the function of this "
+                f"name in csoftmax.torch, or torch.stack({name}).detach() here"
+            ) from error
+        raise TypeError(f"{what} which NumPy cannot read ({error}): pass torch.stack({name})") from error
+
+
+def _first_tensor(x: Any) -> Any:
+    """The first PyTorch tensor in nested lists and tuples that requires grad, else the first of all, or None."""
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return None
+    found, waiting = None, [x]
+    while waiting:
+        item = waiting.pop()
+        if isinstance(item, list | tuple):
+            waiting.extend(reversed(item))
+        elif isinstance(item, torch.Tensor):
+            if item.requires_grad:
+                return item
+            found = item if found is None else found
+    return found
 
 
 def as_float(name: str, x: Any, place: Place = CPU) -> tuple[Any, int]:

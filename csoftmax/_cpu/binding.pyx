@@ -14,7 +14,7 @@ cimport csoftmax.cpu as cpu
 
 import operator
 import os
-import threading
+from contextvars import ContextVar as _ContextVar
 from inspect import signature as _signature
 from math import prod as _prod
 

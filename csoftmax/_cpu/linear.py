@@ -94,10 +94,14 @@ class Layer:
             grad_x += grad[:, classes] @ self._weights(classes)
         self.grad_x[rows] = grad_x
 
+    def clear(self) -> None:
+        """Make the gradient of w 0, where no chunk has written it; the others begin as 0."""
+        self.grad_w.fill(0)
+
     def gradients(self) -> tuple[Any, Any, Any]:
         """The gradients of x, w and the bias (None without one), in the dtype of x."""
         if not len(self.x):
-            self.grad_w.fill(0)
+            self.clear()
         dtype = self.x.dtype
         grad_bias = None if self.bias is None else self.grad_bias.astype(dtype)
         return self.grad_x, self.grad_w.astype(dtype, copy=False), grad_bias

@@ -33,7 +33,7 @@ struct prepared {
 enum { IGNORED = -1, BAD = -2 };
 
 /* The state that the threads of a row share. */
-struct shared_row {
+struct alignas(16) shared_row {
     csm_scales scales;
     csm_loss_call call;
     csm_loss_input in;
@@ -162,7 +162,7 @@ extern "C" __global__ void __launch_bounds__(1024, 1)
 extern "C" __global__ void __launch_bounds__(1024, 1)
     reduce(double *losses, REAL *to, const prepared *__restrict__ from, long long rows) {
     const double sum = tree_sum(losses, rows) / from->divisor;
-    if (threadIdx.x == 0) *to = canonical((REAL)sum);
+    if (threadIdx.x == 0) *to = canonical((REAL)(from->divisor == 0 ? CSM_NAN : sum));
 }
 
 /* Weighted distances from the reference, sum a_j (ref - x_j), and masses, sum a_j, of a block at s; separate for the
@@ -312,12 +312,11 @@ INLINE void read_input(const rows_job &job, const row_state &row) {
     in.label = job.labels ? (ptrdiff_t)job.labels[row.at] : IGNORED;
     in.w_label = in.weight = in.upstream = 1;
     in.mass = job.masses ? job.masses[row.at] : 0;
-    in.max = in.x_label = in.n = 0;
+    in.max = in.x_label = in.z_label = in.n = 0;
     in.e_label = -1;
     if (job.weight) in.weight = job.weight[row.at];
     if (job.upstream) in.upstream = job.upstream[row.at];
     if (in.label >= 0) {
-        if (row.reloads) in.x_label = (double)LOAD(row.from + in.label);
         if (job.w) in.w_label = (double)job.w[in.label];
         in.mass = in.w_label;
     }
@@ -338,18 +337,34 @@ INLINE void load_row(const rows_job &job, row_state &row) {
     for (int i = 0; i < warps; i++) row.max = row.maxima[i] > row.max ? row.maxima[i] : row.max;
 }
 
-/* Makes the first pass over a block: computes its record, and writes e' to s. */
+/* The weighted distances of a warp's block of a row that is about to be transformed. */
+static __device__ NOINLINE double far_of_block(const REAL *s, int k, const csm_loss_terms &terms, double max,
+                                               double temperature) {
+    const int lane = threadIdx.x % WARP;
+    const REAL *q = (const REAL *)terms.q, *w = (const REAL *)terms.w;
+    csm_pair sum = {0, 0}, part = {0, 0};
+    for (int i = lane; i < k && lane < CSM_FAR_LANES; i += CSM_FAR_LANES)
+        csm_far_add(&part, &terms, q ? (double)q[i] : 0, w ? (double)w[i] : 1, max, (double)s[i], temperature);
+    for (int l = 0; l < CSM_FAR_LANES; l++) {
+        csm_pair other;
+        other.hi = __shfl_sync(ALL_LANES, part.hi, l);
+        other.lo = __shfl_sync(ALL_LANES, part.lo, l);
+        csm_far_join(&sum, other);
+    }
+    return csm_far_total(sum);
+}
+
+/* Makes the first pass over a block: computes its record, and writes e' to s.  far: of a row that is transformed. */
 INLINE void sum_block(const rows_job &job, const row_state &row, const csm_loss_terms &terms, bool has_terms,
-                      const csm_temperature &t, int b, REAL *s, int k) {
+                      const csm_temperature &t, int b, REAL *s, int k, double far) {
     const int lane = threadIdx.x % WARP;
     const long long place = row.label - (long long)b * CSM_BLOCK;
     const bool has_label = row.label >= 0 && place >= 0 && place < k;
-    if (!row.reloads && lane == 0 && has_label)
-        row.shared->in.x_label = (double)s[place]; /* transformed if the row is */
+    if (lane == 0 && has_label) row.shared->in.z_label = (double)s[place]; /* transformed if the row is */
     csm_block block;
     const double max = (double)warp_max(s, k), ref = csm_reference(max, &t);
-    double mass = 0, far = 0;
-    if (has_terms) {
+    double mass = 0;
+    if (has_terms && !row.transforms) {
         add_far<false>(s, k, ref, terms, &block);
         if (!(block.far - block.far == 0)) add_far<true>(s, k, ref, terms, &block);
         mass = block.mass;
@@ -405,9 +420,16 @@ INLINE void pass_over(const rows_job &job, const row_state &row, const csm_scale
             load(s, part, NULL, k, 0, lane, WARP);
             __syncwarp();
         }
-        if (row.transforms && (row.reloads || pass == SUMS)) transform(s, k, scales, row.max);
+        double far = 0;
+        if (pass == SUMS && lane == 0 && row.label >= begin && place < k)
+            row.shared->in.x_label = (double)s[place]; /* as the caller gave it */
+        if (row.transforms && pass == SUMS && has_terms) far = far_of_block(s, k, terms, row.max, scales.temperature);
+        if (row.transforms && (row.reloads || pass == SUMS)) {
+            __syncwarp(); /* all threads have read the logits */
+            transform(s, k, scales, row.max);
+        }
         if (pass == SUMS) {
-            sum_block(job, row, terms, has_terms, t, b, s, k);
+            sum_block(job, row, terms, has_terms, t, b, s, k, far);
             continue;
         }
         const csm_block block = row.blocks[b];
@@ -441,8 +463,6 @@ INLINE void combine(const rows_job &job, const row_state &row, const csm_scales 
     call->t = row.transforms ? &row.shared->scales.transformed : &row.shared->scales.ordinary;
     if (pass == SUMS) {
         in->max = row.max;
-        if (row.transforms && row.reloads && row.label >= 0)
-            in->x_label = (double)(REAL)CSM_TRANSFORMED(REAL, (REAL)in->x_label, &scales, row.max);
         csm_loss_sums(call, in, row.blocks, (size_t)row.count, EXP_BIAS, to, NULL, NULL);
         job.losses[row.at] = to->loss;
         if (job.row_losses) job.row_losses[row.at] = canonical((REAL)to->loss);
@@ -518,8 +538,9 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
         __syncthreads();
         row.label = (long long)row.shared->in.label;
         row.max = -CSM_INF;
-        const bool skipped = (labels && row.label == IGNORED) || row.shared->in.weight == 0;
         bool nan = labels ? row.label == BAD : !(row.shared->in.mass == row.shared->in.mass);
+        const bool skipped = (labels && row.label == IGNORED) || row.shared->in.weight == 0 ||
+                             (csm_loss_is_empty(&row.shared->call) && !nan);
         if (!skipped && !nan && !row.reloads) {
             load_row(job, row);
             nan = !(row.max < CSM_INF && row.max > -CSM_INF);

@@ -127,6 +127,11 @@ class CrossEntropyInSteps:
     def _launch(self, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
         launch_cross_entropy_kernel(self.dtype, self.device, kernel, grid, threads, shared_bytes, *arguments)
 
+    @property
+    def divisor(self) -> Any:
+        """The number that divides the sum of the losses, as an array of one element on the device."""
+        return self.prepared[:8].view(np.float64)
+
     def run_rows(self, x: Any, y: Any, first: int = 0, row_losses: Any = None) -> None:
         """Compute the losses of the rows x, which begin at row `first`, and their gradients to y (None: no gradient).
 

@@ -6,7 +6,8 @@
  *             solver, because its sums have an order.  Then zeros are written, and over them the support
  *   rows      does the same for the loss, which one thread computes, and its gradient, which may overwrite x
  *   backward  a block of threads for each row, which reads the elements with y > 0, one part of the row at a time; one
- *             thread adds them as pairs; then the row is read again
+ *             thread adds them as pairs; then the row is read again.  An alpha other than 1.5 and 2 takes one pass more,
+ *             a wide row (vjp.h) two
  *
  * Reads and writes of each element, however long the row: one and one; an element with probability is written twice.
  * Survivors in global memory take forty bytes each.  Soft labels are read twice, with a gradient three times, and the
@@ -23,6 +24,7 @@
 #include "kernel/topk/select.inc.h"
 #include "kernel/entmax/loss.h"
 #include "kernel/entmax/solve.h"
+#include "kernel/entmax/vjp.h"
 
 enum { MAX_THREADS = 256 };
 
@@ -31,7 +33,7 @@ struct shared_row {
     csm_support s;
     size_t counts[MAX_THREADS / WARP]; /* of each warp */
     double maxima[MAX_THREADS / WARP]; /* of each warp */
-    double top, top_low, all, all_low; /* backward: sums of weights times dy, and of weights, as pairs */
+    csm_entmax_vjp v;                  /* backward */
 };
 static_assert(sizeof(shared_row) <= SHARED_ROW_BYTES, "space that the launch plans reserve");
 
@@ -137,7 +139,7 @@ INLINE outcome find_support(const T *from, const uint8_t *mask, double *in_globa
         __syncthreads();
         for (int w = 0; w < warps; w++) max = shared->maxima[w] > max ? shared->maxima[w] : max;
 
-        const double lower = max - 1 / e.scale;
+        const double lower = csm_entmax_bound(&e, max);
         bound = lower < -EXP_MOST ? (REAL)-CSM_INF : (REAL)lower;
         if ((double)bound >= lower && bound > (REAL)-CSM_INF) bound = V(below)(bound);
         const auto wanted = [&](int i) { return !(v[i] <= bound); };
@@ -179,16 +181,9 @@ INLINE outcome find_support(const T *from, const uint8_t *mask, double *in_globa
             s.z[i] = -CSM_INF;
             continue;
         }
-        const double z = s.z[i];
-        nan |= z != z;
-        if (e.single && e.kind != CSM_ENTMAX_ANY) {
-            s.z[i] = (z - max) * e.scale;
-            continue;
-        }
-        double d = -max, low = 0;
-        csm_two_sum(&d, &low, z);
-        s.z[i] = d * e.scale;
-        s.z_low[i] = fma(d, e.scale, -s.z[i]) + low * e.scale;
+        nan |= s.z[i] != s.z[i];
+        s.max = max;
+        csm_entmax_place(&s, &e, i);
     }
     nan = group_any(nan, WARP);
     if (lane == 0) shared->counts[warp] = (size_t)nan;
@@ -220,6 +215,10 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
         const outcome found = find_support(x + at * n, mask ? mask + at * n : NULL, in_global, capacity, n, part, e);
         fill(y + at * n, n, part, found == UNDEFINED ? CSM_NAN : 0);
         if (found == FOUND) scatter(y + at * n, 1);
+        if (found != UNDEFINED || !mask) continue;
+        __syncthreads(); /* masked elements have probability 0 in rows that are NaN, too */
+        for (long long j = threadIdx.x; j < n; j += blockDim.x)
+            if (!mask[at * n + j]) STORE(y + at * n + j, V(set)(0));
     }
 }
 
@@ -256,7 +255,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
                         if (i == count) break;
                         const double qj = (double)labels_here[places[i]];
                         if (csm_soft_add(&e, &s, &l, j, qj))
-                            l.loss += csm_outside(&e, &s, qj, (double)LOAD(x + at * n + j));
+                            csm_soft_outside(&e, &s, &l, qj, (double)LOAD(x + at * n + j));
                     }
                 }
                 __syncthreads();
@@ -284,65 +283,60 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     }
 }
 
+/* Adds the elements with y > 0 of a part of a row to the state of the row, in order; w and d: scratch. */
+enum { REFER, NEXT, ADD, WRITE };
+INLINE void gather_gradient(int pass, const REAL *p, const REAL *g, int k, double *w, double *d, const csm_entmax &e) {
+    shared_row *const shared = (shared_row *)(void *)memory;
+    csm_entmax_vjp &v = shared->v;
+    const bool weigh = pass == ADD && !v.is_wide;
+    const size_t count = number(
+        k, 0, shared->counts, [&](int i) { return !(p[i] <= 0); },
+        [&](int i, size_t j) {
+            w[j] = weigh ? csm_vjp_weight(&v, &e, (double)p[i]) : (double)p[i];
+            d[j] = (double)g[i];
+        });
+    if (threadIdx.x == 0)
+        for (size_t j = 0; j < count; j++) {
+            if (pass == REFER) csm_vjp_refer(&v, &e, w[j], d[j]);
+            else if (pass == NEXT) csm_vjp_next(&v, &e, w[j], d[j]);
+            else csm_vjp_add(&v, &e, weigh ? w[j] : csm_vjp_weight(&v, &e, w[j]), w[j], d[j]);
+        }
+    __syncthreads();
+}
+
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     backward(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, long long n, int part,
              csm_entmax e) {
     shared_row *const shared = (shared_row *)(void *)memory;
+    csm_entmax_vjp &v = shared->v;
     REAL *const first = array_at(0, part), *const second = array_at(1, part);
     double *const w = (double *)(void *)array_at(2, part), *const d = w + part;
-    const auto weight = [&](double v) {
-        return e.kind == CSM_SPARSEMAX  ? (v == v ? 1 : v)
-               : e.kind == CSM_ENTMAX15 ? sqrt(v)
-                                        : csm_pow(v, 0, 1 - e.scale, 0);
-    };
+    const int begin_pass = e.kind == CSM_ENTMAX_ANY ? REFER : ADD;
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
-        double mean = 0, mean_low = 0;
-        if (threadIdx.x == 0) shared->top = shared->top_low = shared->all = shared->all_low = 0;
-        for (int pass = 0; pass < 2; pass++) {
-            if (pass == 1) {
-                const double den = shared->all + shared->all_low, num = shared->top + shared->top_low;
-                mean = num / den;
-                mean_low = (fma(-mean, den, num) + ((shared->top - num) + shared->top_low) -
-                            mean * ((shared->all - den) + shared->all_low)) /
-                           den;
-            }
+        if (threadIdx.x == 0) v = csm_vjp_start();
+        for (int pass = begin_pass; pass <= WRITE; pass++) {
+            __syncthreads();
+            if (threadIdx.x == 0 && pass == NEXT) csm_vjp_measure(&v, &e);
+            if (threadIdx.x == 0 && pass == ADD && v.is_wide) csm_vjp_scale(&v);
+            if (threadIdx.x == 0 && pass == WRITE) csm_vjp_finish(&v, &e);
+            __syncthreads();
+            if (pass == NEXT && !v.is_wide) continue;
             for (long long begin = 0; begin < n; begin += part) {
                 const long long from = at * n + begin;
                 const int k = n - begin < part ? (int)(n - begin) : part;
                 REAL *const g = first + lead(dy + from), *const p = second + lead(y + from);
-                if (pass == 0 || n > part) {
+                if (pass == begin_pass || n > part) {
                     __syncthreads();
                     load(g, dy + from, NULL, k, 0, threadIdx.x, blockDim.x);
                     load(p, y + from, mask ? mask + from : NULL, k, 0, threadIdx.x, blockDim.x);
                     __syncthreads();
                 }
-                if (pass == 0) {
-                    const size_t count = number(
-                        k, 0, shared->counts, [&](int i) { return !(p[i] <= 0); },
-                        [&](int i, size_t j) {
-                            w[j] = weight((double)p[i]);
-                            d[j] = (double)g[i];
-                        });
-                    if (threadIdx.x == 0) {
-                        double top = shared->top, top_low = shared->top_low, all = shared->all, low = shared->all_low;
-                        for (size_t j = 0; j < count; j++) {
-                            const double product = w[j] * d[j];
-                            csm_two_sum(&top, &top_low, product);
-                            top_low += fma(w[j], d[j], -product);
-                            csm_two_sum(&all, &low, w[j]);
-                        }
-                        shared->top = top;
-                        shared->top_low = top_low;
-                        shared->all = all;
-                        shared->all_low = low;
-                    }
-                    __syncthreads();
+                if (pass != WRITE) {
+                    gather_gradient(pass, p, g, k, w, d, e);
                     continue;
                 }
                 for (int i = threadIdx.x; i < k; i += blockDim.x) {
-                    const REAL v = p[i];
-                    double value = 0;
-                    if (!(v <= 0)) value = weight((double)v) * (((double)g[i] - mean) - mean_low);
+                    const double value = p[i] <= 0 ? 0 : csm_vjp_value(&v, &e, (double)p[i], (double)g[i]);
                     g[i] = canonical((REAL)(value == value ? value : CSM_NAN));
                 }
                 __syncthreads();

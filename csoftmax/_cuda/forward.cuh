@@ -10,7 +10,7 @@ static_assert((int)LOG_SEGMENT_ELEMENTS == (int)WARP, "one number of a segment f
 
 /* Transforms the k elements of a warp's part of a row beyond exp's range; max is the row's maximum. */
 INLINE void transform(REAL *s, int k, const csm_scales &c, double max) {
-    for (int i = threadIdx.x % WARP; i < k; i += WARP) s[i] = CSM_TRANSFORMED(REAL, s[i], &c, max);
+    for (int i = threadIdx.x % WARP; i < k; i += WARP) s[i] = (REAL)csm_transformed(&c, (double)s[i], max);
     __syncwarp();
 }
 /* The maximum of the k elements of a warp in shared memory. */

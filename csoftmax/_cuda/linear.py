@@ -14,16 +14,25 @@ from .._cpu import binding
 from .cross_entropy import CrossEntropyInSteps
 
 
-def _without_ignored_rows(x: Any, target: Any, sample_weight: Any) -> Any:
-    """X with zeros in the rows that take no part: they may hold anything, and NaN or infinity times 0 is not 0."""
+def _find_kept(steps: CrossEntropyInSteps) -> Any:
+    """Whether each row takes part: it is not ignored, it has a weight, and a mean does not divide by 0."""
     import cupy
 
-    is_kept = cupy.full(len(x), True, bool) if target.labels is None else target.labels != -1
-    if sample_weight is not None:
-        is_kept = is_kept & (sample_weight != 0)
+    labels, weight = steps.target.labels, steps.sample_weight
+    is_kept = cupy.full(steps.count, True, bool) if labels is None else labels != -1
+    if weight is not None:
+        is_kept = is_kept & (weight != 0)
+    is_bad = steps.target.masses != steps.target.masses if labels is None else labels == -2
+    return is_kept & ((steps.divisor != 0) | is_bad)
+
+
+def _select(is_kept: Any, rows: Any) -> Any:
+    """Rows with zeros in those that take no part: they may hold anything, and NaN or infinity times 0 is not 0."""
+    import cupy
+
     # as integers: CuPy's `where` converts bfloat16 to float32
-    storage = x.view(np.uint16) if x.dtype.name == "bfloat16" else x
-    return cupy.where(is_kept[:, None], storage, storage.dtype.type(0)).view(x.dtype)
+    storage = rows.view(np.uint16) if rows.dtype.name == "bfloat16" else rows
+    return cupy.where(is_kept[:, None], storage, storage.dtype.type(0)).view(rows.dtype)
 
 
 def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: int) -> tuple[Any, Any, Any, Any]:
@@ -35,7 +44,8 @@ def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: in
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
         code, kind = binding.DTYPES[wide.name], binding.REDUCTIONS[reduction]
         steps = CrossEntropyInSteps(code, classes, *by_row, options.factors, reduction=kind, gradient=gradient)
-        x = _without_ignored_rows(plan.x, steps.target, options.sample_weight)
+        is_kept = _find_kept(steps)
+        x = _select(is_kept, plan.x)
         w = plan.w.astype(wide, copy=False)
         row_losses = cupy.empty(rows, wide) if reduction == "none" else None
         if gradient:
@@ -50,7 +60,7 @@ def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: in
                 logits += plan.bias
             steps.run_rows(logits, logits if gradient else None, begin, row_losses)
             if gradient:
-                grad_x[chunk] = cupy.matmul(logits, w)
+                grad_x[chunk] = _select(is_kept[chunk], cupy.matmul(logits, w))
                 grad_w += cupy.matmul(logits.T, x_chunk)
                 if grad_bias is not None:
                     grad_bias += logits.sum(axis=0, dtype=np.float64)

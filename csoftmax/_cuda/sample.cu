@@ -53,7 +53,7 @@ INLINE base base_of(double max, int nan, const csm_scales &c) {
     row.empty = nan || !(max > -CSM_INF && max < CSM_INF);
     row.transforms = !row.empty && !csm_fits_range(&c, max);
     row.t = row.transforms ? &c.transformed : &c.ordinary;
-    const REAL highest = row.transforms ? CSM_TRANSFORMED(REAL, (REAL)max, &c, max) : (REAL)max;
+    const REAL highest = row.transforms ? (REAL)csm_transformed(&c, (double)(REAL)max, max) : (REAL)max;
     REAL n0;
     const V(shift) by = V(shift_to)((REAL)csm_reference((double)highest, row.t), row.t, 1, &n0);
     row.n = (double)n0;

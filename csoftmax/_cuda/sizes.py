@@ -11,7 +11,7 @@ from .._cpu import binding
 BLOCK_ELEMENTS = binding.BLOCK_ELEMENTS  # CSM_BLOCK, the length of a block of the blockwise specification
 BLOCK_BYTES = binding.STRUCT_BYTES["csm_block"]
 ROW_BYTES = binding.STRUCT_BYTES["csm_row"]
-SHARED_ROW_BYTES = 624  # sizeof(shared_row) of cross_entropy.cu; that of entmax.cu is smaller
+SHARED_ROW_BYTES = 688  # sizeof(shared_row) of cross_entropy.cu, a multiple of 16; that of entmax.cu is smaller
 TRAIL_BYTES = 528  # sizeof(trail) of sample.cu
 
 MAX_WARPS = {4: 14, 8: 7}  # of a block of threads, by the compute type's bytes: 227 KB hold this many blocks of a row

@@ -41,6 +41,21 @@ INLINE REAL log_sum_exp(const whole_row &row, const csm_scales &c) {
 INLINE int is_filled(const whole_row &row) { return row.special || row.sums.is_nan; }
 INLINE REAL fill_of(const whole_row &row) { return canonical((REAL)(row.special ? row.fill : CSM_NAN)); }
 
+/* The value of a row of one value throughout, except where it is masked: there a probability is 0. */
+struct filled {
+    REAL value;
+    const uint8_t *kept;
+    INLINE_MEMBER REAL at(int i) const {
+        return !kept || kept[i] ? value : OP == CSM_OP_softmax ? (REAL)0 : (REAL)-CSM_INF;
+    }
+    INLINE_MEMBER wide wide_at(int i) const {
+        wide w;
+        UNROLL
+        for (int j = 0; j < WIDE; j++) w.v[j] = at(i + j);
+        return w;
+    }
+};
+
 INLINE void combine_blocks(const csm_block *blocks, size_t count, csm_row *row) {
     if (EXACT) csm_combine_log(blocks, count, row);
     else csm_combine_softmax(blocks, count, SINGLE, row);
@@ -108,8 +123,8 @@ extern "C" __global__ void __launch_bounds__(128, 3)
                 any = group_any(any, TEAM);
                 row.special = row.transforms && csm_is_special(OP, c.temperature, row.max, nan, any, &row.fill);
                 if (row.transforms && !row.special) {
-                    for (int i = thread; i < k; i += TEAM) s[i] = CSM_TRANSFORMED(REAL, s[i], &c, row.max);
-                    max = CSM_TRANSFORMED(REAL, max, &c, row.max);
+                    for (int i = thread; i < k; i += TEAM) s[i] = (REAL)csm_transformed(&c, (double)s[i], row.max);
+                    max = (REAL)csm_transformed(&c, (double)max, row.max);
                 }
                 __syncwarp();
             }
@@ -122,10 +137,10 @@ extern "C" __global__ void __launch_bounds__(128, 3)
                 continue;
             }
             const result value = result_of(s, row.sums, block.n, t);
-            const int filled = is_filled(row);
-            const REAL fill = fill_of(row);
+            const int is_constant = is_filled(row);
+            const filled fill = {fill_of(row), kept ? kept + r * n : NULL};
             __syncwarp();
-            for (int i = thread; i < k; i += TEAM) s[i] = filled ? fill : value.at(i);
+            for (int i = thread; i < k; i += TEAM) s[i] = is_constant ? fill.at(i) : value.at(i);
         }
         __syncwarp();
         if (!REDUCES) {
@@ -179,7 +194,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
             row.special = csm_is_special(OP, c.temperature, row.max, all & 1, all & 2, &row.fill);
             if (!row.special) {
                 transform(s, k, c, row.max);
-                max = CSM_TRANSFORMED(REAL, max, &c, row.max);
+                max = (REAL)csm_transformed(&c, (double)max, row.max);
             }
         }
         const csm_temperature t = row.transforms ? c.transformed : c.ordinary;
@@ -192,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
         if (REDUCES) {
             if (threadIdx.x == 0) STORE(y + at, log_sum_exp(row, c));
         } else if (is_filled(row)) {
-            const constant value = {fill_of(row)};
+            const filled value = {fill_of(row), kept};
             store(to, k, value, lane, WARP);
         } else {
             store(to, k, result_of(s, row.sums, block.n, t), lane, WARP);
@@ -221,7 +236,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
         if (again) {
             const double top = known[at].max;
             transform(s, k, c, top);
-            max = CSM_TRANSFORMED(REAL, max, &c, top);
+            max = (REAL)csm_transformed(&c, (double)max, top);
         }
         csm_block block;
         add_up<WARP, EXACT, !EXACT>(s, segment, k, (double)max, again ? c.transformed : c.ordinary, &block);
@@ -278,16 +293,17 @@ extern "C" __global__ void __launch_bounds__(32, 1)
     for (long long unit = blockIdx.x; unit < rows * blocks_per_row; unit += gridDim.x) {
         const long long at = unit / blocks_per_row, begin = (unit - at * blocks_per_row) * CSM_BLOCK;
         const int k = block_length(n, begin);
+        const uint8_t *kept = mask ? mask + at * n + begin : NULL;
         T *to = y + at * n + begin;
         const whole_row row = known[at];
         if (is_filled(row)) {
-            const constant value = {fill_of(row)};
+            const filled value = {fill_of(row), kept};
             store(to, k, value, lane, WARP);
             continue;
         }
         const T *from = x + at * n + begin;
         REAL *s = (REAL *)(void *)memory + lead(from);
-        load(s, from, mask ? mask + at * n + begin : NULL, k, (REAL)-CSM_INF, lane, WARP);
+        load(s, from, kept, k, (REAL)-CSM_INF, lane, WARP);
         __syncwarp();
         const csm_temperature t = row.transforms ? c.transformed : c.ordinary;
         const csm_block block = known_blocks[unit];

@@ -132,8 +132,8 @@ def _launch_in_blocks(
         launch_kernel(name, dtype, device, kernel, grid, threads, shared_bytes, *arguments)
 
     if backward:
-        launch("blocks", grid, 32, plan.shared_bytes, *inputs, mask, blocks, *size)
-        launch("combine", -(-rows // 128), 128, 0, blocks, known, *size)
+        launch("blocks", grid, 32, plan.shared_bytes, *inputs, mask, blocks, *size, scales)
+        launch("combine", -(-rows // 128), 128, 0, blocks, known, *size, scales)
         launch("apply", grid, 32, plan.shared_bytes, *inputs, mask, to, known, *size, scales)
         return
     staged = np.int32(plan.staged_bytes > 0)

@@ -39,13 +39,26 @@ INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, c
     return g;
 }
 
+/* Whether the temperature is beyond the range of float, and gradients are computed in double; never for double. */
+INLINE bool is_in_double(const csm_scales &c) { return SINGLE && csm_exceeds_float(&c); }
+/* Computes the gradient of such a row in place, over dy; all `threads` threads take part. */
+static __device__ NOINLINE void replace_in_double(REAL *dy, const REAL *y, int k, const csm_row &row,
+                                                  double temperature, int thread, int threads) {
+    for (int i = thread; i < k; i += threads)
+        dy[i] = canonical((REAL)csm_vjp_in_double((double)dy[i], (double)y[i], row.hi, row.lo, temperature, LOG));
+    __syncwarp();
+}
+
 /* Copies count elements of dy and y to shared memory.  Returns the beginning of dy; *second: that of y. */
 INLINE REAL *load_both(REAL *to, size_t capacity, const T *dy, const T *y, const uint8_t *mask, int count, int thread,
-                       const REAL **second) {
+                       double lift, const REAL **second) {
     REAL *a = to + lead(dy), *b = to + capacity + lead(y);
     load(a, dy, NULL, count, 0, thread, WARP);
     load(b, y, mask, count, ABSENT, thread, WARP);
     *second = b;
+    __syncwarp();
+    if (lift == 1) return a;
+    for (int i = thread; i < count; i += WARP) a[i] *= (REAL)lift;
     __syncwarp();
     return a;
 }
@@ -64,7 +77,7 @@ extern "C" __global__ void __launch_bounds__(128, 1)
         const int count = rows - first < rows_per_warp ? (int)(rows - first) : rows_per_warp;
         const REAL *b;
         REAL *a = load_both(warp_data, capacity, dy + first * n, y + first * n, mask ? mask + first * n : NULL,
-                            count * n, lane, &b);
+                            count * n, lane, c.lift, &b);
         for (int at = 0; at < count; at += WARP / DOT_TEAM) { /* a team without a row takes part for the shuffles */
             const int r = at + team, k = r < count ? n : 0, begin = (r < count ? r : 0) * n;
             V(dot) sum;
@@ -73,7 +86,11 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             V(dot_zero)(&sum);
             add_products<DOT_TEAM>(&sum, a + begin, b + begin, k);
             dot_total<DOT_TEAM>(sum, &block.hi, &block.lo);
-            csm_combine_pair(&block, 1, SINGLE, &row);
+            csm_combine_pair(&block, 1, SINGLE && !is_in_double(c), &row);
+            if (is_in_double(c)) {
+                replace_in_double(a + begin, b + begin, k, row, c.temperature, thread, DOT_TEAM);
+                continue;
+            }
             const gradient value = gradient_of(a + begin, b + begin, row, c.ordinary);
             for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.at(i);
         }
@@ -95,7 +112,7 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const long long from = at * n + begin;
         const REAL *b;
-        const REAL *a = load_both(warp_data, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane, &b);
+        REAL *a = load_both(warp_data, capacity, dy + from, y + from, mask ? mask + from : NULL, k, lane, c.lift, &b);
         V(dot) sum;
         csm_block block = {0};
         csm_row row;
@@ -104,14 +121,20 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
         dot_total<WARP>(sum, &block.hi, &block.lo);
         if (lane == 0) blocks[warp] = block;
         __syncthreads();
-        csm_combine_pair(blocks, (size_t)warps, SINGLE, &row);
-        store(dx + from, k, gradient_of(a, b, row, c.ordinary), lane, WARP);
+        csm_combine_pair(blocks, (size_t)warps, SINGLE && !is_in_double(c), &row);
+        if (is_in_double(c)) {
+            replace_in_double(a, b, k, row, c.temperature, lane, WARP);
+            const copied value = {a};
+            store(dx + from, k, value, lane, WARP);
+        } else {
+            store(dx + from, k, gradient_of(a, b, row, c.ordinary), lane, WARP);
+        }
         __syncthreads();
     }
 }
 
-extern "C" __global__ void __launch_bounds__(32, 1)
-    blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask, csm_block *to, long long rows, long long n) {
+extern "C" __global__ void __launch_bounds__(32, 1) blocks(const T *dy, const T *y, const uint8_t *__restrict__ mask,
+                                                           csm_block *to, long long rows, long long n, csm_scales c) {
     const long long blocks_per_row = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long unit = blockIdx.x; unit < rows * blocks_per_row; unit += gridDim.x) {
         const long long at = unit / blocks_per_row, begin = (unit - at * blocks_per_row) * CSM_BLOCK,
@@ -125,7 +148,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
             const long long first = from + done;
             const REAL *b;
             const REAL *a = load_both((REAL *)(void *)memory, room(GRADIENT_SEGMENT_ELEMENTS), dy + first, y + first,
-                                      mask ? mask + first : NULL, length, threadIdx.x, &b);
+                                      mask ? mask + first : NULL, length, threadIdx.x, c.lift, &b);
             add_products<WARP>(&sum, a, b, length);
             __syncwarp();
         }
@@ -136,14 +159,14 @@ extern "C" __global__ void __launch_bounds__(32, 1)
 
 /* A thread for each row. */
 extern "C" __global__ void __launch_bounds__(128, 1)
-    combine(const csm_block *__restrict__ from, csm_row *to, long long rows, long long n) {
+    combine(const csm_block *__restrict__ from, csm_row *to, long long rows, long long n, csm_scales c) {
     const long long blocks_per_row = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long at = (long long)blockIdx.x * blockDim.x + threadIdx.x; at < rows;
          at += (long long)gridDim.x * blockDim.x) {
         csm_row row;
         row.is_nan = 0;
         row.max = row.n = row.r = row.r_low = row.tail = row.count = row.top = row.top_low = 0;
-        csm_combine_pair(from + at * blocks_per_row, (size_t)blocks_per_row, SINGLE, &row);
+        csm_combine_pair(from + at * blocks_per_row, (size_t)blocks_per_row, SINGLE && !is_in_double(c), &row);
         to[at] = row;
     }
 }
@@ -161,8 +184,15 @@ extern "C" __global__ void __launch_bounds__(32, 1)
             const int length = k - done < GRADIENT_SEGMENT_ELEMENTS ? k - done : GRADIENT_SEGMENT_ELEMENTS;
             const long long first = from + done;
             const REAL *b;
-            const REAL *a = load_both((REAL *)(void *)memory, room(GRADIENT_SEGMENT_ELEMENTS), dy + first, y + first,
-                                      mask ? mask + first : NULL, length, threadIdx.x, &b);
+            REAL *a = load_both((REAL *)(void *)memory, room(GRADIENT_SEGMENT_ELEMENTS), dy + first, y + first,
+                                mask ? mask + first : NULL, length, threadIdx.x, c.lift, &b);
+            if (is_in_double(c)) {
+                replace_in_double(a, b, length, row, c.temperature, threadIdx.x, WARP);
+                const copied value = {a};
+                store(dx + first, length, value, threadIdx.x, WARP);
+                __syncwarp();
+                continue;
+            }
             store(dx + first, length, gradient_of(a, b, row, c.ordinary), threadIdx.x, WARP);
             __syncwarp();
         }

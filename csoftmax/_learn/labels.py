@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments.foreign import as_native
+
 
 def indices_of(labels: NDArray[Any], classes: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
     """Index of each label in `classes` (distinct, in any order), and the rows whose label is not among them."""
@@ -21,7 +23,7 @@ def check_indices(name: str, labels: ArrayLike, n_classes: int | None = None, hi
 
     `hint` continues the message "must hold integers".
     """
-    y = np.asarray(labels)
+    y = np.asarray(as_native(labels, name))
     if y.ndim != 1:
         raise ValueError(f"{name} must have one axis, got shape {y.shape}")
     if y.size and y.dtype.kind not in "iu":

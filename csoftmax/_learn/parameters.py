@@ -15,6 +15,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
+from .._arguments.foreign import as_native
 from .._arguments.places import Place, place_of
 from .labels import indices_of, weigh_by_effective_number
 from .objective import Options, is_sparse
@@ -78,6 +79,7 @@ def check_data(estimator: Any, *data: Any, reset: bool = False) -> Any:
 
     reset: record the number and names of the features instead of comparing them.
     """
+    data = tuple(as_native(a, name) for name, a in zip(("X", "y"), data))
     return validate_data(estimator, *data, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32])
 
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments.foreign import as_native
 from .labels import check_indices, indices_of
 
 STRATEGIES = ("uniform", "quantile")
@@ -54,7 +55,7 @@ class _Bins(NamedTuple):
 
 def _check_probabilities(y_prob: ArrayLike, rows: int) -> NDArray[np.float64]:
     """Probabilities of shape (N, K) in float64."""
-    p = np.asarray(y_prob)
+    p = np.asarray(as_native(y_prob, "y_prob"))
     if p.dtype.kind not in "fiub" and p.dtype.name != "bfloat16":
         raise TypeError(f"y_prob must hold probabilities, got dtype {p.dtype}")
     p = p.astype(np.float64)
@@ -73,7 +74,7 @@ def _check_probabilities(y_prob: ArrayLike, rows: int) -> NDArray[np.float64]:
 def _check_true_labels(y: NDArray[Any], labels: ArrayLike | None, k: int) -> NDArray[Any]:
     """Column of y_prob that each label belongs to."""
     if labels is not None:
-        labels = np.asarray(labels)
+        labels = np.asarray(as_native(labels, "labels"))
         if labels.shape != (k,) or len(np.unique(labels)) != k:
             raise ValueError(f"labels must be {k} different labels, one for each column of y_prob, got {labels!r}")
         indices, bad = indices_of(y, labels)
@@ -91,7 +92,7 @@ def _check(
     y_true: ArrayLike, y_prob: ArrayLike, labels: ArrayLike | None, sample_weight: ArrayLike | None
 ) -> tuple[NDArray[Any], NDArray[np.float64], NDArray[np.float64]]:
     """Columns of the labels, probabilities (N, K), weights."""
-    y = np.asarray(y_true)
+    y = np.asarray(as_native(y_true, "y_true"))
     if y.ndim != 1:
         shapes = f"y_true has shape {y.shape}, y_prob {np.shape(y_prob)}"
         if np.ndim(y_prob) == 1 and y.ndim == 2:
@@ -101,7 +102,7 @@ def _check(
     indices = _check_true_labels(y, labels, p.shape[1])
     if sample_weight is None:
         return indices, p, np.ones(len(y))
-    w = np.asarray(sample_weight, np.float64)
+    w = np.asarray(as_native(sample_weight, "sample_weight"), np.float64)
     if w.shape != y.shape or not (np.isfinite(w).all() and (w >= 0).all()) or not w.any():
         raise ValueError("sample_weight must have one number for each row, finite, at least 0 and not all of them 0")
     return indices, p, w

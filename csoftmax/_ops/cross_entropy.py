@@ -183,7 +183,8 @@ def cross_entropy(
         In one of the dtypes of `softmax`; K is the length of `axis`.
     target : array_like
         Labels, integers of any dtype in the shape of `logits` without `axis`; or soft labels, floating-point numbers in
-        the shape of `logits`, at least 0 and finite, whose rows need not sum to 1.
+        the shape of `logits`, at least 0 and finite, whose rows need not sum to 1. One-hot rows are soft labels, and
+        have to be floating-point as well.
     axis : int, tuple of ints or None, default -1
         Axis or axes of the classes. PyTorch's (N, C, d1, ...) has ``axis=1``.
     weight : array_like of shape (K,), optional
@@ -201,7 +202,7 @@ def cross_entropy(
         T, positive and finite.
     reduction : {"mean", "sum", "none"}
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
-        for labels that is the sum of s * w[target].
+        for labels that is the sum of s * w[target]. Where that sum is 0, the mean is NaN.
     device, num_threads
         As in `softmax`.
 
@@ -225,7 +226,8 @@ def cross_entropy(
     label has the largest logit, the loss is log1p of the sum of the others, which other implementations round to 0.
 
     A class with ``w * q = 0`` contributes 0 even where its logit is -inf; any other class with that logit makes the
-    loss +inf. A row with NaN or +inf, or with only -inf, has loss NaN. The mean over no row is NaN. The result has the
+    loss +inf. A row with NaN or +inf, or with only -inf, has loss NaN. A mean that divides by 0, because all rows are
+    ignored or weigh 0, is NaN whatever the other options add to the losses. The result has the
     same bits for every thread count, layout and instruction set: row losses are added in a fixed tree in float64.
 
     ``torch.nn.functional.cross_entropy`` agrees for labels with weights, smoothing and `ignore_index`, and for soft
@@ -240,8 +242,8 @@ def cross_entropy(
     - With soft labels PyTorch refuses an `ignore_index` that is not negative; here it has no effect.
     - PyTorch accepts negative weights; here they are refused, because the error bounds rest on sums of terms of one
       sign.
-    - A mean over rows that all weigh 0 is 0 / 0 in both. PyTorch's gradient is then NaN; here it is 0, so that such a
-      batch changes no parameter.
+    - A mean over rows that all weigh 0 is NaN in both. PyTorch's gradient is then NaN or infinite; here it is 0, with
+      label smoothing and z-loss too, so that such a batch changes no parameter.
 
     PyTorch has no sample weights, temperature or z-loss.
 
@@ -326,7 +328,9 @@ def cross_entropy_with_grad(
     minus the sum of the other probabilities, never a difference from 1. Otherwise the bound is 4 ULP of the largest of
     the element, ``p * (Q + 2 * z_loss * M)`` and ``w * q``, p the probability, Q the sum of ``w * q``, and M the larger
     of abs(lse) and the largest abs(z), to whose magnitude lse is known (float64 with both temperature and z-loss: 4.1).
-    The gradient of an ignored row is 0 whatever its logits hold.
+    The gradient of an ignored row is 0 whatever its logits hold, and so is that of all rows where a mean divides by 0.
+    A class with the logit -inf has gradient 0, unless it has w * q > 0: then it is -w * q times the factor of the row
+    (with label smoothing -epsilon / K times that factor), beside a loss of +inf.
 
     Examples
     --------
@@ -384,8 +388,8 @@ def check_labels(target: ArrayLike, n_classes: SupportsIndex, ignore_index: Supp
     """
     labels: Any = as_native(target, "target")
     labels = as_array("target", labels.get() if is_cupy(labels) else labels)
-    count = check_count("n_classes", n_classes)
+    count, ignored = check_count("n_classes", n_classes), check_ignore_index(ignore_index)
     if labels.size and labels.dtype.kind not in "iu":
         raise TypeError(f"target must hold integer labels, got dtype {labels.dtype}")
     if labels.size:
-        raise_bad_label(labels, count, check_ignore_index(ignore_index))
+        raise_bad_label(labels, count, ignored)

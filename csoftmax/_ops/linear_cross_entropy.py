@@ -195,7 +195,9 @@ def _run_linear_on_cpu(
     losses = np.zeros(rows)
     buffer = binding.empty((plan.chunk_rows, classes), plan.compute)
     num_threads = kernel_threads(buffer.size, num_threads)
-    for begin in range(0, rows, plan.chunk_rows):
+    # a mean that divides by 0 has a gradient of 0 whatever its rows hold, and 0 times infinity would not be 0
+    divides = plan.divisor != 0
+    for begin in range(0, rows if divides else 0, plan.chunk_rows):
         chunk = slice(begin, min(begin + plan.chunk_rows, rows))
         logits = buffer[: chunk.stop - begin]
         layer.forward(chunk, logits)
@@ -222,6 +224,8 @@ def _run_linear_on_cpu(
             raise RuntimeError("target was changed by another thread during the call")
         if gradient:
             layer.backward(chunk, logits, filter_eps * np.abs(upstream)[:, None] if filter_eps else None)
+    if gradient and not divides:
+        layer.clear()
     loss = _reduced(plan, losses, reduction)
     return (loss, *_gradients(plan, layer)) if gradient else (loss, None, None, None)
 

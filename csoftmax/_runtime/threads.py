@@ -71,7 +71,7 @@ def _find_bounds() -> dict[str, int]:
 
 
 def reason() -> tuple[str, dict[str, int]]:
-    """The name of the lowest bound in this thread, and all bounds."""
+    """The name of the lowest bound here, and all bounds."""
     bounds, limit = dict(_bounds), min(_bounds.values())
     context, default, openmp = binding.thread_settings()
     if context:
@@ -115,12 +115,12 @@ def set_num_threads(num_threads: int | None) -> None:
 
 
 def get_num_threads() -> int:
-    """Number of threads that a call in this thread may use.
+    """Number of threads that a call made here may use.
 
     Returns
     -------
     int
-        The bound of the innermost `threads` context of this thread, else that of `set_num_threads`.
+        The bound of the innermost `threads` block of this thread or asyncio task, else that of `set_num_threads`.
 
     Examples
     --------
@@ -133,7 +133,7 @@ def get_num_threads() -> int:
 
 @contextlib.contextmanager
 def threads(num_threads: int) -> Iterator[None]:
-    """Context manager that bounds the threads of calls in this thread.
+    """Context manager that bounds the threads of calls in this thread or asyncio task.
 
     Parameters
     ----------
@@ -145,6 +145,13 @@ def threads(num_threads: int) -> Iterator[None]:
     TypeError, ValueError
         If it is not an int, or less than 1.
 
+    Notes
+    -----
+    The bound is a context variable (`contextvars`): other tasks of the thread and other threads do not see it; tasks
+    that are started inside the block inherit it, as do functions that `asyncio.to_thread` runs, and threads where
+    Python gives them a copy of the context (by default on a free-threaded CPython 3.14). Blocks may be left in any
+    order, as by generators; each takes back its own bound and no other.
+
     Examples
     --------
     >>> import csoftmax
@@ -152,8 +159,8 @@ def threads(num_threads: int) -> Iterator[None]:
     ...     csoftmax.get_num_threads()
     1
     """
-    before = binding.enter_threads(num_threads)
+    entered = binding.enter_threads(num_threads)
     try:
         yield
     finally:
-        binding.leave_threads(before)
+        binding.leave_threads(entered)

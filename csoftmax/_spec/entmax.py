@@ -5,15 +5,11 @@ from __future__ import annotations
 import numpy as np
 
 from .cross_entropy import make_logits_and_target, one_hot, target_errors
-from .formats import EXACT, FORMATS, Exact, dtype_of, smallest_normal, wide
+from .formats import EXACT, Exact, dtype_of, smallest_normal, wide
 from .record import CLASSES, ROWS, Argument, BadCall, Operation, Result, Variant, constant
 from .samples import logits
 from .softmax import exact_forward, make_logits, mask_of
 from .topk import NO_QUICK_PATH, SPARSE
-
-EPSILON = {name: 2.0**-precision for name, (precision, _) in FORMATS.items()}
-# Allowed error of the threshold, in units in the last place of float64, unless alpha is 1.5 or 2.
-UNITS_OF_THRESHOLD = 4
 
 
 def solve(z, power, c):
@@ -34,6 +30,36 @@ def solve(z, power, c):
     return following
 
 
+def solve_least(x, scale):
+    """Return entmax for alpha >= 2 from the least probability q: sum((scale (x_i - x_k) + q^scale)^(1/scale)) = 1.
+
+    c of `solve` cannot express it: q^scale may be far below the last digit of c.  x_k is found by bisection.
+    """
+    power, ordered = 1 / scale, -np.sort(-x, axis=-1)
+    low, high = np.zeros(x.shape[:-1], int)[..., None], np.full((*x.shape[:-1], 1), x.shape[-1])
+    while np.any(high - low > 1):
+        middle = (low + high) // 2
+        base = np.take_along_axis(ordered, middle, -1)
+        is_below = (np.maximum(x - base, 0) * scale) ** power
+        is_inside = (is_below.sum(axis=-1, keepdims=True) < 1) & np.isfinite(base)
+        low, high = np.where(is_inside, middle, low), np.where(is_inside, high, middle)
+    base = np.take_along_axis(ordered, low, -1)
+    d = np.where(x > base, np.where(x > base, x - base, 0) * scale, 0)
+    ties = (x == base).sum(axis=-1, keepdims=True)
+    q = 1 / (x >= base).sum(axis=-1, keepdims=True).astype(x.dtype)
+    for _ in range(200):
+        u = d + q**scale
+        y = np.where(d > 0, u**power, 0)
+        slope = ties + np.where(d > 0, np.divide(q, y, out=np.zeros_like(y), where=y > 0) ** (scale - 1), 0).sum(
+            axis=-1, keepdims=True
+        )
+        step = (ties * q + y.sum(axis=-1, keepdims=True) - 1) / slope
+        q = q - step
+        if np.all(np.abs(step) <= 4 * np.finfo(q.dtype).eps * q):
+            break
+    return np.where(d > 0, (d + q**scale) ** power, np.where(x == base, q, 0))
+
+
 def exact_probabilities(x, alpha, where=None):
     """Return entmax of finite logits: (z + c)_+^(1/(alpha - 1)), z = (alpha - 1)(x - max), with a sum of 1.
 
@@ -44,27 +70,34 @@ def exact_probabilities(x, alpha, where=None):
         x = np.where(where, x, -np.inf)
     if alpha == 1:
         return exact_forward(x)[0]
+    if alpha > 2:
+        return solve_least(x, EXACT(alpha) - 1)
     power = 1 / (EXACT(alpha) - 1)
     z = (x - x.max(axis=-1, keepdims=True)) / power
     guess = solve(z.astype(np.float64), np.float64(power), np.ones(z[..., :1].shape))
     return np.maximum(z + solve(z, power, guess.astype(EXACT)), 0) ** power
 
 
-def slack_of_probabilities(p, alpha, dtype):
-    """Return the change of p, p^(2 - alpha) dtau / (alpha - 1), if the threshold is wrong in its last digit."""
-    with np.errstate(divide="ignore"):
-        sensitivity = np.where(p > 0, p + p ** (2 - EXACT(alpha)) / max(EXACT(alpha) - 1, EXACT(2.0**-52)), 1)
-    threshold = 16 * np.finfo(EXACT).eps
-    if dtype == "float64" and alpha not in (1, 1.5, 2):
-        threshold = UNITS_OF_THRESHOLD * EPSILON["float64"]
-    slack = threshold * sensitivity
+def slack_of_probabilities(p, alpha):
+    """Return the change of p if the root of the oracle is wrong in its last digits.
+
+    dp = p^(2 - alpha) dtau / (alpha - 1), and (q / p)^(alpha - 2) dq, q the least probability, for alpha > 2.
+    """
+    positive = np.where(p > 0, p, 1)
+    if alpha > 2:
+        least = np.where(p > 0, p, 1).min(axis=-1, keepdims=True)
+        sensitivity = np.where(p > 0, p + (least / positive) ** (EXACT(alpha) - 2), least)
+    else:
+        change = positive ** (2 - EXACT(alpha)) / max(EXACT(alpha) - 1, EXACT(2.0**-52))
+        sensitivity = np.where(p > 0, p + change, 1)
+    slack = 16 * np.finfo(EXACT).eps * sensitivity
     # a probability that is too small for the type may also be 0
     return np.where(p < smallest_normal("float32"), np.maximum(slack, p), slack)
 
 
 def exact_entmax(x, alpha=1.5, where=None):
     p = exact_probabilities(x, alpha, where)
-    return (Exact(p, None, slack_of_probabilities(p, alpha, np.asarray(x).dtype.name)),)
+    return (Exact(p, None, slack_of_probabilities(p, alpha)),)
 
 
 def exact_sparsemax(x, where=None):
@@ -95,9 +128,8 @@ def conjugate_terms(p, alpha):
 
 
 def exact_entmax_loss_with_grad(x, target, alpha=1.5, reduction="mean", where=None):
-    """Return Omega*(x) + Omega(q) - <x, q> and its gradient; the slack is what float64 and long double round away."""
-    name = np.asarray(x).dtype.name
-    real = np.float64 if name == "float64" else np.float32
+    """Return Omega*(x) + Omega(q) - <x, q> and its gradient; the slack is what long double rounds away."""
+    real = np.float64 if np.asarray(x).dtype.name == "float64" else np.float32
     target = np.asarray(target)
     q = one_hot(target, x.shape[-1]) if target.dtype.kind in "iu" else target.astype(real).astype(EXACT)
     p = exact_probabilities(x, alpha, where)
@@ -105,24 +137,13 @@ def exact_entmax_loss_with_grad(x, target, alpha=1.5, reduction="mean", where=No
     x = np.where(p + q > 0, x, 0)
     top = np.abs(x).max(axis=-1)
     each = ((p - q) * x).sum(axis=-1) - conjugate_terms(p, alpha) + conjugate_terms(q, alpha)
-    chain = 1 + x.shape[-1] / 64  # roundings of sums whose lanes are float64, like the results
-    missing = np.abs(q.sum(axis=-1) - 1) * (top + 1)
-    slack = 64 * np.finfo(EXACT).eps * (top + 1) + missing * 2.0**-50
-    doubt_of_sum = EXACT(0)
-    if name == "float64":  # the threshold may be wrong in its last digit, which changes every p and their sum
-        support = np.where(p > 0, np.where(p > 0, p, 1) ** (2 - EXACT(alpha)), 0).sum(axis=-1)
-        doubt_of_sum = 2 * EPSILON["float64"] * support / max(alpha - 1, 2.0**-52) if alpha != 1 else support * 0
-        terms = chain * np.abs((p - q) * x).sum(axis=-1) + 4 / max(alpha * (alpha - 1), 0.25)
-        slack = slack + EPSILON["float64"] * (8 * np.abs(each) + terms) + 2 * doubt_of_sum
+    slack = 64 * np.finfo(EXACT).eps * (top + 1) / min(EXACT(alpha) - 1, EXACT(1)) if alpha != 1 else top * 0
     factor = {"none": EXACT(1), "sum": EXACT(1), "mean": 1 / EXACT(max(each.size, 1))}[reduction]
     loss = Exact(each, None, slack) if reduction == "none" else Exact(each.sum() * factor, None, slack.sum() * factor)
-    slack = slack_of_probabilities(p, alpha, name)
-    scale = np.maximum(np.maximum(p, q), np.abs(p - q)) * factor
-    # a label's p - q is formed from the other classes
-    others = slack.sum(axis=-1, keepdims=True) + (chain * EPSILON["float64"] if name == "float64" else 0)
-    others = others + np.asarray(doubt_of_sum)[..., None]
-    doubt = slack + np.where(q > 0, others, 0)
-    return loss, Exact((p - q) * factor, scale, doubt * factor)
+    slack = slack_of_probabilities(p, alpha)
+    # a label's p - q is formed from the other classes, in which the oracle's errors add up
+    doubt = slack + np.where(q > 0, slack.sum(axis=-1, keepdims=True) + 16 * np.finfo(EXACT).eps, 0)
+    return loss, Exact((p - q) * factor, None, doubt * factor)
 
 
 def exact_entmax_loss(x, target, alpha=1.5, reduction="mean", where=None):
@@ -145,7 +166,7 @@ ALPHA_ERRORS = (
     BadCall({"alpha": np.nan}, ValueError, "alpha must be at least 1"),
     BadCall({"alpha": "2"}, TypeError, "alpha must be a real number"),
 )
-ALPHAS = (1.0, 1.2, 1.5, 2.0, 3.0)
+ALPHAS = (1.0, 1.2, 1.5, 2.0, 3.0, 30.0)
 ENTMAX_VARIANTS = {
     "plain": Variant(),
     "mask": Variant(mask_of),
@@ -154,7 +175,7 @@ ENTMAX_VARIANTS = {
 VJP_VARIANTS = {
     "plain": Variant(),
     "mask": Variant(mask_of),
-    **{f"alpha = {alpha:g}": Variant(constant(alpha=alpha)) for alpha in ALPHAS[1:]},
+    **{f"alpha = {alpha:g}": Variant(constant(alpha=alpha)) for alpha in ALPHAS[1:-1]},
 }
 LOSS_VARIANTS = {
     "plain": Variant(constant(reduction="none")),

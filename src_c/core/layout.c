@@ -154,6 +154,11 @@ void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size
     else scatter(to, row, axis, from, pitch, rows, n, 8);
 }
 
+void csm_fill_masked(char *row, ptrdiff_t axis, csm_strided mask, size_t n, size_t itemsize, const void *fill) {
+    for (size_t j = 0; j < n; j++)
+        if (!mask.data[(ptrdiff_t)j * mask.axis]) memcpy(row + (ptrdiff_t)j * axis, fill, itemsize);
+}
+
 int csm_is_contiguous(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis) {
     uintptr_t bits = (uintptr_t)view->data;
     if (keeps_axis && shape->n > 1 && view->axis_stride != (ptrdiff_t)itemsize) return 0;

@@ -15,6 +15,9 @@ void csm_gather(char *to, size_t pitch, csm_strided from, size_t rows, size_t n,
 void csm_scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows, size_t n,
                  size_t itemsize);
 
+/* Writes the itemsize bytes at fill over the elements of a row whose mask is 0. */
+void csm_fill_masked(char *row, ptrdiff_t axis, csm_strided mask, size_t n, size_t itemsize, const void *fill);
+
 /* Whether every element is aligned and, if the view has the softmax axis, rows are contiguous along it. */
 int csm_is_contiguous(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
 

@@ -79,6 +79,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 
 #include "cross_entropy/row_groups.h"
 #include "entmax/solve.h"
+#include "entmax/vjp.h"
 
 #include "../math/single.inc.h"
 #define v32_LOAD_REAL v32_load_f32

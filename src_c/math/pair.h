@@ -46,12 +46,8 @@ INLINE double csm_times_pow2(double x, double e) { /* e: an integer of any size 
     return x * csm_pow2(half < -1022 ? -1022 : half) * csm_pow2(e - half < -1022 ? -1022 : e - half);
 }
 
-/* 1 / x as a pair near 1, times 2^exponent. */
+/* 1 / x, x > 0, as a pair near 1, times 2^exponent. */
 INLINE csm_pair csm_pair_reciprocal(double x, double *exponent) {
-    if (x == 0) { /* 1/0: a very large number */
-        *exponent = 100000;
-        return csm_pair_of(1, 0);
-    }
     *exponent = -csm_take_exponent(&x);
     return csm_pair_div(csm_pair_of(1, 0), csm_pair_of(x, 0));
 }

@@ -113,6 +113,15 @@ static inline double csm_pow(double u, double u_low, double p, double p_low) {
     const double w = log * p;
     return csm_exp_less(w, fma(log, p, -w) + (low * p + log * p_low), 0);
 }
+/* An element of softmax_vjp, y (dy - s) / T, or of log_softmax_vjp, (dy - s e^y) / T, in double; s = hi + lo.  For
+ * types whose range is smaller: no product is subnormal or infinite unless the result is, in the smaller type. */
+static inline double csm_vjp_in_double(double dy, double y, double hi, double lo, double t, const int log) {
+    if (y == (log ? -CSM_INF : 0)) return 0;
+    if (!log) return y * ((dy - hi) - lo) / t;
+    const double n = (y * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52, power = n > 1000 ? CSM_INF : csm_pow2(n);
+    const double rest = n == 0 ? csm_exp_less(y, 0, 1) : csm_exp_less(y, 0, 0) - power; /* e^y - power */
+    return fma(-hi, rest, fma(-lo, power, fma(-hi, power, dy))) / t;
+}
 /* (v^a - 1) / a, which tends to log(v) as a -> 0. */
 static inline double csm_log_deformed(double v, double a) {
     double low, log = csm_log(v, 0, &low);

@@ -13,15 +13,20 @@ typedef struct csm_temperature {
     double inv_t1, inv_t2;        /* 1/T as a product of two factors that neither overflow nor underflow */
     double limit;                 /* rows with |max| <= limit take the ordinary path (NaN and infinity do not) */
     double reference_limit;       /* the reference maximum of a block is clamped to this */
+    double distance;              /* T in the units of a loss's weighted distances; 1 in rows that are transformed */
 } csm_temperature;
 
 /* A call's temperature: constants for ordinary rows, and for rows that are transformed first (ops/softmax_row.c): x, or
- * x minus the maximum, times scale1 and scale2. */
+ * x minus the maximum, times scale0, scale1 and scale2, powers of two. */
 typedef struct csm_scales {
-    double temperature, scale1, scale2;
+    double temperature, scale0, scale1, scale2;
+    double lift; /* of dy in gradients, a power of two that 1/T does not contain: for T so small that dy is subnormal */
     csm_temperature ordinary, transformed;
     int always_transform; /* T is 0, infinite or outside the range of `ordinary` */
 } csm_scales;
+
+/* Whether float has too little range for the factors of 1/T: gradients are then computed in double. */
+INLINE int csm_exceeds_float(const csm_scales *s) { return !(s->temperature >= 0x1p-100 && s->temperature <= 0x1p100); }
 
 /* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {
@@ -35,13 +40,13 @@ INLINE int csm_fits_range(const csm_scales *s, double max) {
     return !s->always_transform && csm_is_ordinary(&s->ordinary, max);
 }
 
-/* x of any other row, in the type REAL, transformed as the table in ops/softmax_row.c says.  max: the row's maximum. */
-#define CSM_TRANSFORMED(REAL, x, s, max)                           \
-    ((s)->temperature == 0 ? ((x) == (REAL)(max)  ? 0              \
-                              : (x) < (REAL)(max) ? (REAL)-CSM_INF \
-                                                  : (x))           \
-     : !((s)->temperature < CSM_INF)                               \
-         ? ((x) > (REAL)-CSM_INF ? 0 : (x))                        \
-         : ((x) - (csm_is_ordinary(&(s)->ordinary, (max)) ? 0 : (REAL)(max))) * (REAL)(s)->scale1 * (REAL)(s)->scale2)
+/* x of any other row, transformed as the table in ops/softmax_row.c says.  max: the row's maximum.  In double for every
+ * type: in float, neither the scales nor x - max would have enough range. */
+INLINE double csm_transformed(const csm_scales *s, double x, double max) {
+    if (s->temperature == 0) return x == max ? 0 : x < max ? -CSM_INF : x;
+    if (!(s->temperature < CSM_INF)) return x > -CSM_INF ? 0 : x;
+    const double reference = csm_is_ordinary(&s->ordinary, max) ? 0 : max * s->scale0;
+    return (x * s->scale0 - reference) * s->scale1 * s->scale2;
+}
 
 #endif

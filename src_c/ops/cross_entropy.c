@@ -146,8 +146,23 @@ static loss_block block_at(const row_state *s, size_t b) {
     return p;
 }
 
+/* The weighted distances of a block of a transformed row. */
+static double far_of_block(const row_state *s, size_t b, const loss_block *p) {
+    const csm_call *c = &s->call->base;
+    const char *q = p->terms.q, *w = p->terms.w;
+    csm_pair lanes[CSM_FAR_LANES] = {{0, 0}}, sum = {0, 0};
+    c->table->widen[c->dtype](s->x + b * CSM_BLOCK * c->itemsize, s->wide, p->k);
+    for (size_t j = 0; j < p->k; j++)
+        csm_far_add(&lanes[j % CSM_FAR_LANES], &p->terms, q ? csm_wide_at(c, q, j) : 0, w ? csm_wide_at(c, w, j) : 1,
+                    s->max, csm_wide_at(c, s->wide, j), c->scales.temperature);
+    for (int l = 0; l < CSM_FAR_LANES; l++) csm_far_join(&sum, lanes[l]);
+    return csm_far_total(sum);
+}
+
 static void run_pass1(row_state *s, size_t b, const loss_block *p) {
-    s->kernels->pass1(p->x, p->e, p->k, s->loss_call->t, p->has_terms ? &p->terms : NULL, &s->blocks[b]);
+    const int sums_terms = p->has_terms && !s->is_transformed;
+    s->kernels->pass1(p->x, p->e, p->k, s->loss_call->t, sums_terms ? &p->terms : NULL, &s->blocks[b]);
+    if (p->has_terms && s->is_transformed) s->blocks[b].far = far_of_block(s, b, p);
 }
 
 /* Computes the maxima, pass 1 of every block, and the row's sums and loss.  Returns 0 if the loss is NaN. */
@@ -175,7 +190,7 @@ static int sum_row(row_state *s) {
         if (in->label >= 0) {
             csm_wide w = csm_to_wide(c, in->x_label);
             csm_transform(&c->scales, csm_is_single(c), &w, 1, s->max);
-            in->x_label = csm_from_wide(c, w);
+            in->z_label = csm_from_wide(c, w);
         }
     }
     if (!(s->max < CSM_INF && s->max > -CSM_INF)) return 0;
@@ -239,7 +254,7 @@ static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t
         return;
     }
     s.stores_e = s.gradient && c->itemsize == c->wide_size;
-    if (s.in.label >= 0) s.in.x_label = csm_element(c, s.x, (size_t)s.in.label);
+    if (s.in.label >= 0) s.in.x_label = s.in.z_label = csm_element(c, s.x, (size_t)s.in.label);
     const int is_number = sum_row(&s);
     *loss = is_number ? s.row.loss : CSM_NAN;
     if (!s.gradient) return;
@@ -390,6 +405,21 @@ static double find_divisor(cross_entropy_call *call) {
     return csm_tree_sum(call->loss, call->rows);
 }
 
+/* Writes 0 to the gradients of rows. */
+static csm_status clear_body(void *context, size_t begin, size_t end, int thread) {
+    const cross_entropy_call *call = context;
+    const csm_call *c = &call->base;
+    const ptrdiff_t axis = call->gradient.axis_stride;
+    (void)thread;
+    for (; begin < end; begin++) {
+        char *to = (char *)call->gradient.data + csm_offset(&c->shape, call->gradient.strides, begin);
+        if (axis == (ptrdiff_t)c->itemsize) memset(to, 0, c->shape.n * c->itemsize);
+        else
+            for (size_t j = 0; j < c->shape.n; j++) memset(to + (ptrdiff_t)j * axis, 0, c->itemsize);
+    }
+    return CSM_OK;
+}
+
 static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_loss_options *o, int threads,
                           double *loss) {
     csm_call *c = &call->base;
@@ -406,6 +436,11 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     }
     const double divisor = find_divisor(call);
     csm_loss_divide(&call->loss_call, divisor);
+    if (csm_loss_is_empty(&call->loss_call)) {
+        *loss = CSM_NAN;
+        if (!call->loss_call.gradient || n == 0) return CSM_OK;
+        return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
+    }
     call->transformed_call = call->loss_call;
     call->transformed_call.t = &c->scales.transformed;
     if (n > 0) {

@@ -69,8 +69,7 @@ static double soft_loss(const entmax_call *call, csm_support *s, const char *x, 
     csm_soft_loss l = csm_soft_start();
     for (size_t j = 0; j < call->base.shape.n; j++) {
         const double qj = csm_wide_at(&call->base, q, j);
-        if (csm_soft_add(&call->e, s, &l, j, qj))
-            l.loss += csm_outside(&call->e, s, qj, csm_element(&call->base, x, j));
+        if (csm_soft_add(&call->e, s, &l, j, qj)) csm_soft_outside(&call->e, s, &l, qj, csm_element(&call->base, x, j));
     }
     return csm_soft_end(&call->e, s, &l);
 }
@@ -116,6 +115,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     const csm_call *c = &call->base;
     const size_t n = c->shape.n, size = c->itemsize;
     const double zero = 0;
+    const uint64_t none = 0;
     char *first = NULL, *second = NULL, *third = NULL;
     if (!call->in_place) {
         first = csm_scratch_get(&call->scratch, thread, ROWS_BUFFER, 2 * call->row_size + call->soft_size);
@@ -136,7 +136,9 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
             if (!find_support(call, thread, input, &s)) return CSM_NO_MEMORY;
             if (s.is_nan && call->stage == FORWARD && is_masked_out(call, row)) s.is_nan = 0; /* all 0 */
             if (call->stage == FORWARD) call->kernels->spread(&s, 1, result, n);
-            else row_loss(call, row, &s, input, result, third);
+            if (call->stage == FORWARD && s.is_nan && c->has_where)
+                csm_fill_masked(result, (ptrdiff_t)size, csm_mask_of(c, row), n, size, &none);
+            if (call->stage != FORWARD) row_loss(call, row, &s, input, result, third);
         }
         if (!call->in_place && to) csm_scatter(to, 0, call->result.axis_stride, result, 0, 1, n, size);
     }

@@ -22,6 +22,12 @@ enum {
     TABLE_BYTES = 2 * 64 /* of the caller's scratch, for the csm_buffer and the csm_row_scratch of a thread */
 };
 
+/* Whether the kernels of many rows know the call's temperature. */
+static int is_for_kernels(const csm_softmax_call *c) {
+    if (c->is_gradient) return !csm_is_in_double(c) && c->base.scales.lift == 1;
+    return !c->base.scales.always_transform;
+}
+
 static size_t tile_width(const csm_softmax_call *c) {
     const size_t wide_size = c->base.wide_size;
     size_t min_width = 16, max_width = CSM_TILE_WIDTH;
@@ -94,7 +100,7 @@ static csm_status run_rows(routed_call *routed, csm_rows_job job, int thread, co
         job.y = c->is_gradient ? all.y + (ptrdiff_t)at * all.y_step : NULL;
         job.result = all.result + (ptrdiff_t)at * all.result_step;
         job.rows = all.rows - at;
-        if (n <= CSM_BLOCK && (c->is_gradient || !c->base.scales.always_transform)) {
+        if (n <= CSM_BLOCK && is_for_kernels(c)) {
             size_t done = c->kernels->rows(&job);
             at += done;
             if (at == all.rows) break;
@@ -149,6 +155,11 @@ static csm_status run_packed(routed_call *routed, size_t row, size_t rows, int t
                             .scratch = memory};
         csm_status status = run_rows(routed, job, thread, c->base.has_where ? &mask : NULL);
         if (status != CSM_OK) return status;
+        for (size_t r = 0; r < count && c->base.has_where; r++) {
+            const csm_strided row_mask = {mask.data + (ptrdiff_t)r * mask.row, 0, mask.axis};
+            if (csm_is_masked_nan(c, input + r * pitch))
+                csm_fill_masked(input + r * pitch, (ptrdiff_t)size, row_mask, n, size, &c->masked);
+        }
         csm_scatter(first.result + skip * result_step, result_step, first.result_axis, input, pitch, count,
                     c->keeps_axis ? n : 1, size);
         done += count;
@@ -271,8 +282,8 @@ static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
     }
     if (plain) return ROWS;
     if (!c->base.has_where && c->kernels->tile && n > 0 && inner >= 8 && is_side_by_side(shape, &c->input, size, 1) &&
-        is_side_by_side(shape, &c->result, size, c->keeps_axis) &&
-        (c->is_gradient ? is_side_by_side(shape, &c->y, size, 1) : !c->base.scales.always_transform))
+        is_side_by_side(shape, &c->result, size, c->keeps_axis) && is_for_kernels(c) &&
+        (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
         return TILES;
     return PACKED;
 }
@@ -336,9 +347,8 @@ static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
     if (shape->ndim > 1 || shape->n == 0 || rows * shape->n >= SMALL_ELEMENTS || c->base.has_where ||
-        c->given_scratch || (!c->is_gradient && c->base.scales.always_transform) ||
-        (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_is_contiguous(shape, input, size, 1) ||
-        (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
+        c->given_scratch || !is_for_kernels(c) || (c->op == CSM_OP_softmax && size != c->base.wide_size) ||
+        !csm_is_contiguous(shape, input, size, 1) || (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
         !csm_is_contiguous(shape, result, size, c->keeps_axis))
         return 0;
     csm_rows_job job = {.input = input->data,
@@ -433,6 +443,8 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     csm_collapse(&base->shape, used, count);
 
     base->absent = absent_bits(op, dtype);
+    c.masked = op == CSM_OP_softmax ? 0 : base->absent;
+    csm_put(base, &c.nan, CSM_NAN);
     base->interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0, *caller};
     base->threads = 1;
     if (c.given_scratch) {

@@ -3,10 +3,13 @@
  * Ordinary rows are computed directly.  A row whose maximum is infinite or too large for exp's range reduction, and
  * every row of a call with an extreme temperature, is first transformed into the compute type:
  *
- *     |max/T| too large       x - max (exact wherever the result is not 0)
+ *     |max/T| too large       x - max (exact wherever the result is not 0), if T is not 1 also as the next line
  *     T outside 2^+-60 (500)  x and T times the same power of two
  *     T = 0                   0 at the maxima, -inf elsewhere
  *     T = inf                 0 where x > -inf
+ *
+ * Gradients have 1/T as two factors (temperature.c).  For T outside 2^+-100 those of floats are computed in double,
+ * because no two floats are enough.
  *
  * Rows with NaN or +inf, with only -inf, or without elements get their result from the table in the documentation of
  * csoftmax.softmax.  This is the cold path: it is not optimised for speed.
@@ -87,12 +90,24 @@ static csm_status max_blocks(void *context, size_t begin, size_t end, int thread
     return CSM_OK;
 }
 
+/* Block i of dy, lifted if the temperature requires it. */
+static const char *fetch_lifted(const row_state *state, size_t i, const csm_row_scratch *s) {
+    const csm_call *c = &state->call->base;
+    const char *dy = fetch(state, i, &state->place->input, s->raw_input, 0);
+    double *lifted = (double *)(void *)s->wide;
+    if (c->scales.lift == 1) return dy;
+    c->table->widen[c->dtype](dy, lifted, length_of(state, i)); /* the compute type is double */
+    for (size_t l = 0; l < length_of(state, i); l++) lifted[l] *= c->scales.lift;
+    return s->wide;
+}
+
 static csm_status pass1_blocks(void *context, size_t begin, size_t end, int thread) {
     row_state *state = context;
     const csm_softmax_call *c = state->call;
     const csm_row_scratch *s = &state->scratch[thread];
     for (size_t i = begin; i < end; i++) {
-        const char *input = fetch(state, i, &state->place->input, s->raw_input, !c->is_gradient);
+        const char *input =
+            c->is_gradient ? fetch_lifted(state, i, s) : fetch(state, i, &state->place->input, s->raw_input, 1);
         const char *y = c->is_gradient ? fetch(state, i, &state->place->y, s->raw_y, 1) : NULL;
         c->kernels->pass1(input, y, state->stores_e ? result_block(state, i) : NULL, length_of(state, i),
                           &c->base.scales.ordinary, &state->blocks[i]);
@@ -100,13 +115,35 @@ static csm_status pass1_blocks(void *context, size_t begin, size_t end, int thre
     return CSM_OK;
 }
 
+/* A block of a gradient whose temperature is beyond the range of float. */
+static void pass2_in_double(const row_state *state, size_t i, const csm_row_scratch *s) {
+    const csm_call *c = &state->call->base;
+    const size_t k = length_of(state, i);
+    const int log = state->call->op == CSM_OP_log_softmax_vjp;
+    float *dy = (float *)(void *)s->wide, *y = dy + CSM_BLOCK;
+    c->table->widen[c->dtype](fetch(state, i, &state->place->input, s->raw_input, 0), dy, k);
+    c->table->widen[c->dtype](fetch(state, i, &state->place->y, s->raw_y, 1), y, k);
+    for (size_t l = 0; l < k; l++) {
+        const double dx =
+            csm_vjp_in_double((double)dy[l], (double)y[l], state->sums.hi, state->sums.lo, c->scales.temperature, log);
+        dy[l] = (float)(dx == dx ? dx : CSM_NAN);
+    }
+    c->table->narrow[c->dtype](dy, s->raw_input, k);
+    put_block(state, i, s->raw_input);
+}
+
 static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thread) {
     row_state *state = context;
     const csm_softmax_call *c = state->call;
     const csm_row_scratch *s = &state->scratch[thread];
     for (size_t i = begin; i < end; i++) {
-        const char *input =
-            state->stores_e ? NULL : fetch(state, i, &state->place->input, s->raw_input, !c->is_gradient);
+        if (csm_is_in_double(c)) {
+            pass2_in_double(state, i, s);
+            continue;
+        }
+        const char *input = c->is_gradient    ? fetch_lifted(state, i, s)
+                            : state->stores_e ? NULL
+                                              : fetch(state, i, &state->place->input, s->raw_input, 1);
         const char *y = c->is_gradient ? fetch(state, i, &state->place->y, s->raw_y, 1) : NULL;
         char *result = has_direct_result(state) ? result_block(state, i) : s->wide;
         c->kernels->pass2(input, y, result, length_of(state, i), &c->base.scales.ordinary, &state->sums,
@@ -255,7 +292,8 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     status = process(&state, pass1_blocks);
     if (status != CSM_OK) return status;
     if (!c->is_gradient && !csm_fits_range(scales, max_of_blocks(&state))) return run_transformed_row(&state, process);
-    c->kernels->combine(state.blocks, csm_block_count(c->base.shape.n), &scales->ordinary, &state.sums);
+    if (csm_is_in_double(c)) csm_combine_pair(state.blocks, csm_block_count(c->base.shape.n), 0, &state.sums);
+    else c->kernels->combine(state.blocks, csm_block_count(c->base.shape.n), &scales->ordinary, &state.sums);
     if (!c->keeps_axis) {
         const double value = csm_reduced(c->op, scales, state.sums.max, state.sums.tail, 0);
         return fill_row(&state, state.sums.is_nan ? CSM_NAN : value, process);
@@ -263,10 +301,24 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     return process(&state, pass2_blocks);
 }
 
+int csm_is_masked_nan(const csm_softmax_call *c, const char *result) {
+    if (!c->base.has_where || !c->keeps_axis || c->is_gradient) return 0;
+    return memcmp(result, &c->nan, c->base.itemsize) == 0; /* the kernels make all of such a row NaN */
+}
+
+/* Masked elements keep their value in a row that is NaN. */
+static void mask_nan_row(const csm_softmax_call *c, const csm_row_place *place) {
+    if (place->is_gathered || !csm_is_masked_nan(c, place->result)) return;
+    csm_fill_masked(place->result, place->result_axis, place->where, c->base.shape.n, c->base.itemsize, &c->masked);
+}
+
 void csm_run_row(const csm_softmax_call *c, const csm_row_place *place, const csm_row_scratch *scratch) {
     run_row(c, place, scratch, run_in_order, NULL); /* always CSM_OK: nothing fails within a row */
+    mask_nan_row(c, place);
 }
 
 csm_status csm_run_split_row(csm_softmax_call *c, const csm_row_place *place, const csm_row_scratch *each) {
-    return run_row(c, place, each, run_in_parallel, &c->base.interrupt);
+    csm_status status = run_row(c, place, each, run_in_parallel, &c->base.interrupt);
+    if (status == CSM_OK) mask_nan_row(c, place);
+    return status;
 }

@@ -12,10 +12,16 @@ typedef struct csm_softmax_call {
     csm_view input;                  /* x; for a gradient dy */
     csm_view y;                      /* for a gradient: the result of the forward function */
     csm_view result;
+    uint64_t masked, nan;            /* storage bits of a masked element in the result, and of NaN */
     int is_gradient, keeps_axis; /* keeps_axis: the result has the softmax axis */
     char *given_scratch;         /* the caller's, or NULL */
     size_t given_size;           /* bytes of it for each thread */
 } csm_softmax_call;
+
+/* Whether a gradient is computed in double because of its temperature. */
+static inline int csm_is_in_double(const csm_softmax_call *c) {
+    return c->is_gradient && csm_is_single(&c->base) && csm_exceeds_float(&c->base.scales);
+}
 
 /* The location of a row in memory. */
 typedef struct csm_row_place {
@@ -31,6 +37,9 @@ typedef struct csm_row_scratch {
 } csm_row_scratch;
 size_t csm_row_scratch_size(size_t n);
 csm_row_scratch csm_row_scratch_at(char *memory, size_t n);
+
+/* Whether a row of a masked call is NaN: then its masked elements still need their value. */
+int csm_is_masked_nan(const csm_softmax_call *, const char *result);
 
 /* Computes a row in the calling thread. */
 void csm_run_row(const csm_softmax_call *, const csm_row_place *, const csm_row_scratch *);

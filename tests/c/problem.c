@@ -126,7 +126,7 @@ uint32_t next(void) {
     return (uint32_t)(state >> 32);
 }
 
-const char *const kinds[] = {"normal", "ties", "wide", "beyond", "special"};
+const char *const kinds[] = {"normal", "ties", "wide", "beyond", "special", "ahead"};
 
 /* Returns a number with so few bits that it depends on neither libm nor the rounding mode. */
 static double value(int kind, int dtype, size_t row) {
@@ -169,6 +169,19 @@ void describe(const problem *p, char *text, size_t size) {
              kinds[p->kind], p->temperature, p->masked ? " masked" : "");
 }
 
+/* Rows in which one class is ahead of equal, two-valued or normal others by 8 to 55. */
+static void put_ahead(const problem *p) {
+    for (size_t row = 0; row < p->rows; row++) {
+        const double level = value(NORMAL, p->dtype, row);
+        char *at = p->a + row * p->n * p->item;
+        for (size_t j = 0; j < p->n; j++) {
+            const double other = row % 3 == 1 ? next() % 2 : row % 3 == 2 ? value(NORMAL, p->dtype, row) / 8 : 0;
+            put(p->dtype, at, j, level + other);
+        }
+        put(p->dtype, at, next() % p->n, level + 8 + next() % 48);
+    }
+}
+
 problem make(int op, int dtype, int kind, size_t r1, size_t r2, size_t n, double temperature, int masked) {
     problem p = {op,          dtype, kind, masked, r1,  r2, n, r1 * r2, sizes_of[dtype], keeps[op] ? n : 1,
                  temperature, NULL,  NULL, NULL,   NULL};
@@ -178,7 +191,8 @@ problem make(int op, int dtype, int kind, size_t r1, size_t r2, size_t n, double
     p.mask = need(count);
     p.want = need(p.rows * p.out * p.item);
     seed(((((uint64_t)op * 8 + (uint64_t)dtype) * 8 + (uint64_t)kind) * 16 + (uint64_t)masked) * 1000003 + n);
-    for (size_t i = 0; i < count; i++) put(dtype, p.a, i, value(kind, dtype, i / n));
+    for (size_t i = 0; i < count && kind != AHEAD; i++) put(dtype, p.a, i, value(kind, dtype, i / n));
+    if (kind == AHEAD) put_ahead(&p);
     for (size_t i = 0; i < count; i++) {
         double u = (double)(next() >> 8) / 0x1p24; /* a probability, or its logarithm */
         if (op == CSM_OP_softmax_vjp) u = next() % 9 == 0 ? 0 : next() % 17 == 0 ? 1 : u * u;

@@ -21,7 +21,7 @@ void *need(size_t size); /* aborts without memory */
 #define CSM_COUNT_ISA(name, bits) +1
 enum { ALL_ISAS = 0 CSM_ISAS(CSM_COUNT_ISA) };
 
-enum { NORMAL, TIES, WIDE, BEYOND, SPECIAL, KINDS };
+enum { NORMAL, TIES, WIDE, BEYOND, SPECIAL, AHEAD, KINDS };
 
 /* One problem in canonical form: contiguous rows, and the scalar unit's result. */
 typedef struct problem {

@@ -23,6 +23,9 @@ costly_dtypes = pytest.mark.parametrize(
     ],
 )
 
+# Powers of two between which normal numbers of a dtype stay finite, and keep digits.
+EXPONENTS = {"float64": (-1070, 1020), "float32": (-140, 124), "bfloat16": (-130, 124), "float16": (-20, 12)}
+
 
 def slow_from(limit, values):
     """Parameters, of which those above the limit are slow."""

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from cuda_checks import (
+    EXPONENTS,
     check_loss,
     costly_dtypes,
     make_targets,
@@ -17,7 +18,15 @@ from helpers import assert_same_bits
 
 import csoftmax
 from csoftmax._spec.formats import dtype_of
-from csoftmax._spec.samples import logits
+from csoftmax._spec.samples import ROW_KINDS, logits
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", [9, 300, 4500])
+def test_kinds_of_rows(gpu, dtype, n):
+    for kind in ROW_KINDS:
+        x = logits((4, n), dtype, seed=n, sigma=kind)
+        check_loss(gpu, x, x.astype(np.float64).argmax(axis=1))
 
 
 @pytest.mark.parametrize("n", [1, 2, 7, 16, 17, 33, 64, 100, 513, 1000, 4096, 4097, 9000])
@@ -274,3 +283,42 @@ def test_traffic_of_cross_entropy(model, dtype):
             assert 0 <= loads - reads * sectors <= 8 + of_row, (n, soft, loads)
             assert 0 <= stores - sectors <= 2, (n, soft, stores)
             assert 0 <= before["load_sectors"] / 2 - label_sectors <= 1, (n, soft, before)
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", slow_from(70, [5, 70, 4500]))
+def test_mean_that_divides_by_zero(gpu, dtype, n):
+    """The loss is NaN and the gradient 0 whatever the rows hold; a bad label still makes its row NaN."""
+    x = special_rows(n, dtype)
+    rows = len(x)
+    zeros = np.zeros((rows, n), np.float64 if dtype == "float64" else np.float32)
+    for options in ({}, {"label_smoothing": 0.1}, {"z_loss": 0.5}, {"clip_norm": 0.1, "label_smoothing": 0.5}):
+        check_loss(gpu, x, np.full(rows, -100), **options)
+        check_loss(gpu, x, zeros, **options)
+        check_loss(gpu, x, np.zeros(rows, int), weight=(np.arange(n) > 0).astype(zeros.dtype), **options)
+    x[...] = 1
+    bad = np.zeros(rows, int)
+    bad[3] = n
+    result = csoftmax.cross_entropy_with_grad(*on_device(gpu, x, bad), weight=gpu.cupy.asarray(zeros[0]), z_loss=1.0)
+    assert np.isnan(result.loss.get())
+    is_nan = np.isnan(result.grad.get().astype(np.float64))
+    assert is_nan[3].all()
+    assert is_nan.sum() == n
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", slow_from(600, [5, 600, 5000]))
+def test_extreme_temperature(gpu, dtype, n):
+    """T beyond the range of the compute type, in which distances and the factor 1/T overflow before the results do."""
+    kind = dtype_of(dtype)
+    hard, soft = make_targets((4, n), dtype)
+    for exponent in (-1074, -600, -180, 180, 600, 1023):
+        temperature = float(np.ldexp(1.3, exponent))
+        scale = np.clip(float(exponent), *EXPONENTS[dtype])
+        x = np.ldexp(logits((4, n), "float64"), int(scale)).astype(kind)
+        for target in (hard, soft):
+            check_loss(gpu, x, target, temperature=temperature, reduction="sum")
+            check_loss(gpu, x, target, temperature=temperature, label_smoothing=1e-3, z_loss=1e-4, clip_value=1e30)
+    with shared_memory(gpu, 48 * 1024 if dtype != "float64" else 66 * 1024):
+        x = np.ldexp(logits((4, 3 * n), "float64"), EXPONENTS[dtype][0]).astype(kind)
+        check_loss(gpu, x, hard, temperature=2.0**-180, label_smoothing=0.1)

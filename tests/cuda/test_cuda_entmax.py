@@ -37,6 +37,16 @@ def test_entmax(gpu, dtype, n, alpha):
 
 
 @costly_dtypes
+def test_entmax_of_the_worst_rows(gpu, dtype):
+    """Large alpha, numbers next to the threshold, and gradients whose weights overflow."""
+    x = np.array([[1, 1e-30, 0, -1], [0.5, 0.25, 0.25, 0], [0, -1 / 11, -0.0909, -2], [3, 3, 3, 3]], dtype_of(dtype))
+    for alpha in (1 + 2.0**-40, 1.4, 1.5, 2.0, 12.0, 1e4):
+        check_entmax(gpu, x, alpha)
+        check_loss(gpu, x, np.array([0, 1, 2, 3]), "entmax_loss", alpha=alpha, reduction="none")
+        check_loss(gpu, x, *make_targets(x.shape, dtype)[1:], "entmax_loss", alpha=alpha, reduction="none")
+
+
+@costly_dtypes
 @pytest.mark.parametrize("n", [1, 2, 19, 600])
 def test_entmax_of_special_values(gpu, dtype, n):
     x = special_rows(n, dtype)

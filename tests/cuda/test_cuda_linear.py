@@ -90,3 +90,21 @@ def test_linear_gradients_have_the_dtype_of_x(gpu):
         labels = gpu.cupy.asarray(np.array([0, -100, 1]))
         result = csoftmax.linear_cross_entropy_with_grad(x, w, labels)
         assert result.grad_x.dtype == result.grad_w.dtype == x.dtype
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the model's products are NumPy's
+def test_a_mean_that_divides_by_zero(gpu):
+    """Loss NaN, gradients exactly 0, whatever x, w and bias hold; ignored rows have a gradient of 0 in any batch."""
+    x, w, bias = logits((6, 3)), logits((5, 3), seed=1), np.zeros(5, np.float32)
+    x[1], x[2, 0], w[0, 1], bias[3] = np.nan, np.inf, np.inf, -np.inf
+    zeros = np.zeros(5, np.float32)
+    no_labels, no_mass, labels = np.full(6, -100), np.zeros((6, 5), np.float32), np.arange(6) % 5
+    for target, options in ((no_labels, {}), (no_mass, {}), (labels, {"weight": zeros})):
+        there = on_device(gpu, x, w, target, bias)
+        given = {name: gpu.cupy.asarray(value) for name, value in options.items()}
+        got = csoftmax.linear_cross_entropy_with_grad(*there[:3], bias=there[3], label_smoothing=0.1, **given)
+        assert np.isnan(got.loss.get())
+        assert not any(np.any(grad.get() != 0) for grad in got[1:])
+    target = np.array([-100, 1, 2, 3, 4, 0])
+    got = csoftmax.linear_cross_entropy_with_grad(*on_device(gpu, x, w, target))
+    assert not got.grad_x.get()[0].any()

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 from cuda_checks import (
+    EXPONENTS,
     check,
     copy_on_device,
     costly_dtypes,
@@ -25,7 +26,7 @@ from csoftmax._cuda import sizes
 from csoftmax._cuda.softmax import plan_softmax_launch
 from csoftmax._spec.formats import dtype_of
 from csoftmax._spec.operations import CUDA_FAMILY
-from csoftmax._spec.samples import logits
+from csoftmax._spec.samples import ROW_KINDS, logits
 
 FORWARD = [op for op in CUDA_FAMILY if op.inputs == 1]
 BACKWARD = [op for op in CUDA_FAMILY if op.inputs == 2]
@@ -37,6 +38,17 @@ LENGTHS = (1, 2, 3, 7, 8, 15, 16, 17, 31, 33, 100, 255, 256, 257, 511, 512, 513,
 def test_bits_of_the_cpu(gpu, op, dtype, n):
     rows = 67 if n < 20 else 5 if n < 1000 else 2
     check(gpu, op, make_inputs(op, (rows, n), dtype, seed=n, sigma=5))
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", [9, 40, 1000, 4500])
+def test_kinds_of_rows(gpu, op, dtype, n):
+    """Sums far below the maximum are added again, in every kernel."""
+    for kind in ROW_KINDS:
+        check(gpu, op, make_inputs(op, (5 if n < 1000 else 2, n), dtype, seed=n, sigma=kind))
+    if n == 4500:
+        with shared_memory(gpu, 48 * 1024 if op.inputs == 1 else 66 * 1024):
+            check(gpu, op, make_inputs(op, (2, 9_000), dtype, sigma="ahead of two values"))
 
 
 @costly_dtypes
@@ -54,6 +66,32 @@ def test_rows_beyond_shared_memory(gpu, op, dtype):
 def test_temperature(gpu, op, dtype, temperature):
     for n in (10, 700, 5000):
         check(gpu, op, make_inputs(op, (3, n), dtype, sigma=4), temperature=temperature)
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", slow_from(600, [9, 600, 5000]))
+def test_extreme_temperature(gpu, op, dtype, n):
+    """T beyond the range of the compute type, with inputs of its magnitude as far as the dtype has it."""
+    for exponent in (-1074, -600, -180, 180, 600, 1023):
+        temperature = float(np.ldexp(1.3, exponent))
+        scale = np.clip(float(exponent), *EXPONENTS[dtype])
+        x, *rest = make_inputs(op, (3, n), "float64")
+        x = np.ldexp(x, int(scale)).astype(dtype_of(dtype))
+        check(gpu, op, (x, *(a.astype(x.dtype) for a in rest)), temperature=temperature)
+
+
+@costly_dtypes
+@pytest.mark.parametrize("n", slow_from(600, [9, 600, 4200, 20_001]))
+def test_where_in_rows_of_nan(gpu, dtype, n):
+    """Masked elements are 0 (log: -inf) in rows that are NaN, too."""
+    x = logits((4, n), dtype)
+    x[0, 2], x[1, 3], x[2] = np.nan, np.inf, -np.inf
+    mask = np.random.default_rng(n).random((4, n)) < 0.5
+    mask[:, :4] = True
+    for op in FORWARD:
+        check(gpu, op, (x,), where=mask)
+    with shared_memory(gpu, 48 * 1024 if dtype != "float64" else 66 * 1024):
+        check(gpu, FORWARD[0], (x,), where=mask)
 
 
 @pytest.mark.parametrize("temperature", [0.0, float("inf")])

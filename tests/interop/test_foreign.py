@@ -1,10 +1,11 @@
 """Arrays of libraries other than NumPy, CuPy and PyTorch: they come by DLPack and leave by their namespace."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import NUMPY
+from helpers import NUMPY, run_python
 
 import csoftmax
 
@@ -173,6 +174,127 @@ def test_error_of_an_out_that_would_be_copied():
 def test_error_of_a_missing_device():
     with pytest.raises(csoftmax.DeviceError, match="x is on a CUDA device, which cannot be used: "):
         csoftmax.softmax(Exporter(X, device=(2, 0)))
+
+
+# Devices
+
+CALLS = {
+    "softmax": lambda x: csoftmax.softmax(x),
+    "log_softmax": lambda x: csoftmax.log_softmax(x, 0, temperature=2),
+    "softmax_vjp": lambda x: csoftmax.softmax_vjp(x, x),
+    "log_softmax_vjp": lambda x: csoftmax.log_softmax_vjp(x, x),
+    "logsumexp": lambda x: csoftmax.logsumexp(x),
+    "logsumexp of all": lambda x: csoftmax.logsumexp(x, None),
+    "topk": lambda x: csoftmax.topk(x, 2),
+    "topk_softmax": lambda x: csoftmax.topk_softmax(x, 2),
+    "sparsemax": lambda x: csoftmax.sparsemax(x),
+    "entmax": lambda x: csoftmax.entmax(x, 1.3),
+    "entmax_vjp": lambda x: csoftmax.entmax_vjp(x, x),
+    "entmax_loss": lambda x: csoftmax.entmax_loss(x, [0, 1], reduction="none"),
+    "entmax_loss_with_grad": lambda x: csoftmax.entmax_loss_with_grad(x, [0, 1]),
+    "sample": lambda x: csoftmax.sample(x, rng=0),
+    "cross_entropy": lambda x: csoftmax.cross_entropy(x, [0, 1]),
+    "cross_entropy_with_grad": lambda x: csoftmax.cross_entropy_with_grad(x, [0, 1], reduction="none"),
+    "linear_cross_entropy": lambda x: csoftmax.linear_cross_entropy(x, x, [0, 1]),
+    "linear_cross_entropy_with_grad": lambda x: csoftmax.linear_cross_entropy_with_grad(x, x, [0, 1], bias=[1.0, 2]),
+}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "int32"])
+@pytest.mark.parametrize("name", CALLS)
+def test_results_are_on_the_device_of_the_input(name, dtype):
+    """Of every device, those without numbers of 8 bytes included, where results have 4."""
+    strict = pytest.importorskip("array_api_strict", reason="the test extra has it")
+    a = np.array([[0.5, 1.75, -3], [4, 0, 2]]).astype(dtype)
+    for device in strict.__array_namespace_info__().devices():
+        try:
+            x = strict.asarray(a, device=device)
+        except ValueError:  # of a dtype that the device lacks
+            continue
+        for options in ({}, {"copy": True}):
+            x = strict.asarray(x, **options)
+            got, expected = CALLS[name](x), CALLS[name](a)
+            got, expected = (v if isinstance(v, tuple) else (v,) for v in (got, expected))
+            for result, right in zip(got, expected, strict=True):
+                assert type(result) is type(x)
+                assert result.device == x.device == device
+                result + strict.asarray(1, dtype=result.dtype, device=device)
+                host = np.asarray(result.to_device(strict.Device("CPU_DEVICE")))
+                np.testing.assert_array_equal(host, right.astype(host.dtype))
+                lacks = str(device) in ("array_api_strict.Device('no_x64')", "array_api_strict.Device('no_float64')")
+                assert host.dtype.itemsize == right.itemsize or (lacks and right.itemsize == 8)
+
+
+def test_errors_of_two_devices_of_a_library():
+    strict = pytest.importorskip("array_api_strict", reason="the test extra has it")
+    here, there = strict.Device("device1"), strict.Device("device2")
+    x, mask = strict.asarray(X, device=here), strict.asarray(X > 0, device=there)
+    message = r"where is on the device .*device2.*, the first argument on .*device1.*: move it there, or pass device="
+    with pytest.raises(csoftmax.DeviceError, match=message):
+        csoftmax.softmax(x, where=mask)
+    got = csoftmax.softmax(x, where=mask, device="cpu")
+    assert got.device == here
+    out = strict.zeros(X.shape, device=there)
+    with pytest.raises(csoftmax.DeviceError, match=r"out is on the device .*device2"):
+        csoftmax.softmax(x, out=out)
+    assert not np.from_dlpack(out).any()
+
+
+JAX_DEVICES = """if True:
+    import numpy as np, pytest, csoftmax
+    jax = pytest.importorskip("jax")
+    jnp, (first, _, third), CALLS = jax.numpy, jax.devices(), test_foreign.CALLS
+    a = np.array([[0.5, 1.75, -3], [4, 0, 2]])
+    for name, call in CALLS.items():
+        for dtype in ("float32", "float16", "bfloat16", "int32", "uint8"):
+            z = jnp.asarray(a, dtype)
+            expected = call(np.asarray(z))
+            expected = expected if isinstance(expected, tuple) else (expected,)
+            with jax.default_device(third):
+                elsewhere = jnp.asarray(a, dtype)  # tied to no device
+            mesh = jax.make_mesh((1,), ("d",), devices=[third])
+            mesh = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+            for x in (z, elsewhere, jax.device_put(z, first), jax.device_put(z, third), jax.device_put(z, mesh)):
+                got = call(x)
+                for result, right in zip(got if isinstance(got, tuple) else (got,), expected, strict=True):
+                    assert result.devices() == x.devices(), (name, dtype, result.devices())
+                    assert result.committed == x.committed, (name, dtype)
+                    right = np.asarray(right)  # JAX has 4 bytes where 8 are not switched on
+                    right = right.astype(f"{right.dtype.kind}4") if right.itemsize == 8 else right
+                    np.testing.assert_array_equal(np.asarray(result), right)
+                    result + jnp.ones((), result.dtype)
+                    result + jax.device_put(np.ones((), result.dtype), x.sharding if x.committed else third)
+
+    x = jax.device_put(jnp.asarray(a), third)
+    with pytest.raises(csoftmax.DeviceError, match="target is on the device .*, the first argument on"):
+        csoftmax.cross_entropy(x, jax.device_put(jnp.array([0, 1]), first))
+    for labels in (jnp.array([0, 1]), np.array([0, 1]), jax.device_put(jnp.array([0, 1]), third)):
+        assert csoftmax.cross_entropy(x, labels).devices() == {third}
+    assert csoftmax.cross_entropy(x, jax.device_put(jnp.array([0, 1]), first), device="cpu").devices() == {third}
+
+    mesh = jax.make_mesh((3,), ("d",))
+    Spec = jax.sharding.PartitionSpec
+    for spec, word in ((Spec("d"), "sharded over"), (Spec(), "replicated on")):
+        spread = jax.device_put(jnp.ones((3, 4)), jax.sharding.NamedSharding(mesh, spec))
+        for call in (lambda: csoftmax.softmax(spread), lambda: csoftmax.softmax(x, where=spread)):
+            with pytest.raises(TypeError, match=f"is a jax.Array {word} 3 devices.*jax.device_put.*csoftmax.jax") as e:
+                call()
+            assert "jax.jit" not in str(e.value)
+    x.delete()
+    with pytest.raises(TypeError, match="x is a jax.Array that has been deleted") as e:
+        csoftmax.softmax(x)
+    assert "jit" not in str(e.value)
+    print("done")
+"""
+
+
+def test_devices_of_jax():
+    """Committed and uncommitted arrays on three devices, in a process that has three; arrays that have no memory."""
+    pytest.importorskip("jax", reason="the gate installs it")
+    code = f"import sys; sys.path[:0] = {[str(Path(__file__).parent), str(Path(__file__).parent.parent)]}\n"
+    code += "import test_foreign\n"
+    done = run_python(code + JAX_DEVICES, XLA_FLAGS="--xla_force_host_platform_device_count=3", JAX_ENABLE_X64=None)
+    assert done.stdout.strip() == "done"
 
 
 def test_error_inside_jit():

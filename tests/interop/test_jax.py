@@ -107,6 +107,30 @@ def test_cross_entropy(dtype, reduction):
         check_grads(loss_of, (logits,), order=1, modes=["rev"], eps=1e-6)
 
 
+def test_a_mean_over_no_row():
+    """NaN, with a gradient of 0."""
+    ignored = jnp.full(3, -100)
+    loss, grad = jax.value_and_grad(cj.cross_entropy)(jnp.full((3, 4), jnp.nan), ignored)
+    assert np.isnan(loss)
+    assert not np.any(grad != 0)
+
+
+@pytest.mark.parametrize("temperature", [1e-60, 1e60, 1e-300, 1e300])
+def test_extreme_temperatures(temperature):
+    """1/T is beyond the range of float32."""
+    x = jnp.array([1e30, 3e30, 0], jnp.float32) if temperature > 1 else jnp.array([1e-30, 1e-30, 0], jnp.float32)
+    for function in (cj.softmax, cj.log_softmax):
+        y, pull = jax.vjp(lambda x, f=function: f(x, temperature=temperature), x)
+        vjp = getattr(csoftmax, f"{function.__name__}_vjp")
+        np.testing.assert_array_equal(pull(x)[0], vjp(np.asarray(x), np.asarray(y), temperature=temperature))
+    p = np.asarray(cj.softmax(x, temperature=temperature), np.float64)
+    factor = 1e30 if temperature > 1 else 1e-30
+    got = jax.grad(lambda x: cj.logsumexp(x, temperature=temperature) * jnp.float32(factor))(x)
+    with np.errstate(over="ignore"):
+        expected = np.float32(np.float64(np.float32(factor)) * p / temperature)
+    np.testing.assert_allclose(got, np.where(np.abs(expected) < 1e-37, 0, expected), rtol=1e-6)  # XLA flushes those
+
+
 def test_cross_entropy_under_vmap():
     logits, labels = draw("float32", (3, 4, 7)), jnp.asarray(RNG.integers(0, 7, (3, 4)))
     got = jax.vmap(lambda z, t: jax.grad(cj.cross_entropy)(z, t))(logits, labels)
@@ -188,8 +212,21 @@ def test_errors():
             jax.block_until_ready(jax.ffi.ffi_call(f"csoftmax_{name}", like)(*arguments))
     with pytest.raises(ValueError, match="x must have at least one axis"):
         cj.softmax(jnp.float32(1))
-    with pytest.raises(TypeError, match="ignore_index must be an int"):
-        cj.cross_entropy(x, labels, ignore_index=0.5)
+    for bad in (0.5, True, np.True_):
+        with pytest.raises(TypeError, match="ignore_index must be an int"):
+            cj.cross_entropy(x, labels, ignore_index=bad)
+    for bad in (True, False, np.True_, jnp.array(True), 1.0):
+        for call in (cj.softmax, cj.log_softmax, cj.logsumexp, cj.sparsemax):
+            with pytest.raises(TypeError, match="axis must be an int, got"):
+                call(x, bad)
+        with pytest.raises(TypeError, match="axis must be an int, got"):
+            cj.entmax(x, 1.5, bad)
+        with pytest.raises(TypeError, match="axis must be an int, got"):
+            cj.cross_entropy(x, labels, bad)
+    with pytest.raises(TypeError, match="temperature must be a number"):
+        cj.softmax(x, temperature=True)
+    with pytest.raises(TypeError, match=r"labels must be integers .* of one-hot rows pass labels.argmax\(-1\)"):
+        cj.cross_entropy(x, jax.nn.one_hot(labels, 4))
     np.testing.assert_array_equal(cj.softmax(x, np.int64(0)), cj.softmax(x, 0))
 
 
@@ -220,3 +257,14 @@ def test_default_set_float64():
         np.testing.assert_allclose(grad, csoftmax.cross_entropy_with_grad(np.asarray(x), np.arange(5)).grad, rtol=1e-6)
         assert doctest.testmod(cj).failed == 0
         assert doctest.testmod(cj).attempted > 5
+
+
+@pytest.mark.parametrize("alpha", [12.0, 30.0, 1e4])
+def test_large_alpha(alpha):
+    """Rows sum to 1, and value and gradient are those for NumPy (decision entmax 3)."""
+    x = np.random.default_rng(0).standard_normal((200, 8)) * 0.02
+    y, vjp = jax.vjp(lambda x: cj.entmax(x, alpha), jnp.asarray(x))
+    expected = csoftmax.entmax(x, alpha)
+    np.testing.assert_array_equal(np.asarray(y), expected)
+    assert np.all(np.abs(expected.sum(-1) - 1) < 1e-15)
+    np.testing.assert_array_equal(np.asarray(vjp(jnp.asarray(x))[0]), csoftmax.entmax_vjp(x, expected, alpha))

@@ -1,6 +1,7 @@
 """PyTorch tensors as arguments and results: bits, memory, errors; the operators of csoftmax.torch."""
 
 import shutil
+import sys
 from types import SimpleNamespace
 
 import numpy as np
@@ -234,6 +235,98 @@ def test_errors_of_tensors():
         csoftmax.softmax(x, device="cuda:99")
 
 
+def test_views_that_negate_or_conjugate():
+    """The negative bit says that memory holds the negatives: they are copied, and nothing is written to them."""
+    z = torch.randn(5, 9, dtype=torch.complex64)
+    x = z.conj().imag
+    assert x.is_neg()
+    plain = x.resolve_neg()
+    for function in (csoftmax.softmax, csoftmax.logsumexp, csoftmax.sparsemax, csoftmax.torch.softmax):
+        assert torch.equal(function(x), function(plain))
+    assert torch.equal(csoftmax.topk(x, 3).values, csoftmax.topk(plain, 3).values)
+    assert csoftmax.sample(x[0], rng=0) == csoftmax.sample(plain[0], rng=0)
+    target = torch._neg_view(-torch.arange(5))
+    assert csoftmax.cross_entropy(x, target) == csoftmax.cross_entropy(plain, torch.arange(5))
+    assert torch.equal(csoftmax.softmax(plain, out=plain.clone()), csoftmax.softmax(x))
+    half = torch._neg_view(torch.randn(4).bfloat16())
+    assert torch.equal(csoftmax.softmax(half), csoftmax.softmax(half.resolve_neg()))
+    before = z.clone()
+    with pytest.raises(TypeError, match=r"out is a tensor with the negative bit, .* pass an ordinary one"):
+        csoftmax.softmax(plain, out=x)
+    assert torch.equal(z, before)
+    with pytest.raises(TypeError, match="x has dtype complex64; allowed are float16"):
+        csoftmax.softmax(z.conj())
+    assert torch.equal(csoftmax.softmax(torch._efficientzerotensor(4)), torch.full((4,), 0.25))
+    with pytest.raises(TypeError, match=r"x has dtype torch\.float8_e5m2, which NumPy lacks"):
+        csoftmax.softmax(torch.ones(3).to(torch.float8_e5m2))
+    with pytest.raises(TypeError, match=r"x is a tensor whose memory cannot be accessed.*use csoftmax\.torch"):
+        torch.func.vmap(csoftmax.softmax)(torch.ones(2, 3))
+
+
+def test_bfloat16_without_ml_dtypes(monkeypatch):
+    """The argument and the command are named, and nothing is written."""
+    monkeypatch.setitem(sys.modules, "ml_dtypes", None)  # as if it were not installed
+    x, y = torch.zeros(3, dtype=torch.bfloat16), torch.zeros(3)
+    for name, call in (
+        ("x", lambda: csoftmax.softmax(x)),
+        ("x", lambda: csoftmax.torch.softmax(x)),
+        ("logits", lambda: csoftmax.cross_entropy(x, 0)),
+        ("weight", lambda: csoftmax.cross_entropy_with_grad(y, 0, weight=x, out=y)),
+        ("out", lambda: csoftmax.softmax(y, out=x)),
+    ):
+        with pytest.raises(ImportError, match=rf"{name} is a bfloat16 tensor, .*: pip install ml_dtypes"):
+            call()
+    assert not x.any()
+    assert not y.any()
+
+
+def test_lists_of_tensors():
+    """NumPy reads those it can; for others the message says what to pass."""
+    plain, grad = torch.arange(3.0), torch.ones(3, requires_grad=True)
+    np.testing.assert_array_equal(csoftmax.softmax([plain, plain]), csoftmax.softmax(np.stack([plain, plain])))
+    for x in ([plain, grad], (grad, plain), [[plain[0], grad[0]]], [[[1.0, grad[1]]]]):
+        with pytest.raises(
+            ValueError, match=r"x is a (list|tuple) that holds a tensor which requires grad.*stack\(x\)"
+        ):
+            csoftmax.softmax(x)
+    with pytest.raises(ValueError, match=r"target is a list .* requires grad.*torch\.stack\(target\)"):
+        csoftmax.cross_entropy(np.ones((1, 3)), [grad])
+    for x in ([plain.bfloat16()], [plain.to("meta")], [torch.ones(3, dtype=torch.complex64).conj().imag]):
+        with pytest.raises(TypeError, match=r"x is a list that holds a tensor which NumPy cannot read .*stack\(x\)"):
+            csoftmax.softmax(x)
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, torch.tensor(True)])
+def test_integers_that_are_no_bools(value):
+    x, labels = torch.zeros(2, 3), torch.tensor([0, 1])
+    ct = csoftmax.torch
+    for call in (
+        lambda: ct.softmax(x, value),
+        lambda: ct.log_softmax(x, dim=value),
+        lambda: ct.entmax(x, 1.5, value),
+        lambda: ct.sparsemax(x, value),
+        lambda: ct.topk_softmax(x, 1, value),
+        lambda: ct.cross_entropy(x, labels, dim=value),
+    ):
+        with pytest.raises(TypeError, match="dim must be an int, got"):
+            call()
+    with pytest.raises(TypeError, match="k must be an int, got"):
+        ct.topk_softmax(x, value)
+    for number in (value, 1.5):
+        with pytest.raises(TypeError, match="ignore_index must be an int, got"):
+            ct.cross_entropy(x, labels, ignore_index=number)
+        with pytest.raises(TypeError, match="ignore_index must be an int, got"):
+            ct.linear_cross_entropy(x, x, labels, ignore_index=number)
+    with pytest.raises(TypeError, match="temperature must be a real number, got"):
+        ct.softmax(x, temperature=value)
+    with pytest.raises(TypeError, match="axis must be an int, a tuple of ints or None, not a bool"):
+        csoftmax.softmax(x, value)
+    with pytest.raises(TypeError, match="axis must be an int, a tuple of ints or None, not a bool"):
+        csoftmax.softmax(x, (0, value))
+    with pytest.raises(TypeError, match="num_threads must be an int"):
+        csoftmax.set_num_threads(value)
+
+
 # csoftmax.torch
 
 
@@ -400,3 +493,41 @@ def test_bench_after_torch_has_limited_its_threads(capsys):
         torch.set_num_threads(before)
         csoftmax.set_num_threads(None)
     assert capsys.readouterr().out.count("(32, 10)") == 2
+
+
+def test_tensors_in_learning():
+    """Views that negate and bfloat16 are read, as by every function; a tensor that requires grad is named."""
+    pytest.importorskip("sklearn", reason="the learn extra has it")
+    from csoftmax import calibration, linear_model, metrics
+
+    z = torch.randn(40, 3, dtype=torch.complex64).conj().imag
+    y = torch.arange(40) % 3
+    p = csoftmax.softmax(z)
+    for x in (z, z.bfloat16()):
+        expected = calibration.TemperatureScaling().fit(x.float().numpy(force=True), y.numpy())
+        assert calibration.TemperatureScaling().fit(x, y).temperature_ == expected.temperature_
+        model = linear_model.SoftmaxRegression(max_epochs=5, tol=1.0).fit(x, y)
+        assert np.array_equal(model.predict(x), model.predict(x.float().numpy(force=True)))
+    error = metrics.expected_calibration_error
+    assert error(y, torch._neg_view(-p)) == error(y.numpy(), p.numpy())
+    grad = p.clone().requires_grad_()
+    for call, name in (
+        (lambda: error(y, grad), "y_prob"),
+        (lambda: calibration.TemperatureScaling().fit(grad, y), "logits"),
+        (lambda: linear_model.SoftmaxRegression().fit(grad, y), "X"),
+    ):
+        with pytest.raises(ValueError, match=f"{name} requires grad"):
+            call()
+
+
+@pytest.mark.parametrize("alpha", [12.0, 30.0, 1e4])
+def test_entmax_with_large_alpha(alpha):
+    """Rows sum to 1, and value and gradient are those for NumPy (decision entmax 3)."""
+    x = np.random.default_rng(0).standard_normal((200, 8)) * 0.02
+    t = torch.tensor(x, requires_grad=True)
+    y = ct.entmax(t, alpha)
+    y.backward(torch.tensor(x))
+    expected = csoftmax.entmax(x, alpha)
+    assert_same_bits(y.detach().numpy(), expected)
+    assert np.all(np.abs(expected.sum(-1) - 1) < 1e-15)
+    assert_same_bits(t.grad.numpy(), csoftmax.entmax_vjp(x, expected, alpha))

@@ -241,6 +241,9 @@ def test_errors_of_calibrators(kind):
     for logits, y in ((z.astype(str), [0, 1, 2, 0]), (z, ["a"] * 4), (z, [0.0, 1, 2, 0])):
         with pytest.raises(TypeError):
             kind().fit(logits, y)
+    if "max_iter" in kind().get_params():
+        with pytest.raises(TypeError, match="max_iter must be an int, got True"):
+            kind(max_iter=True).fit(z, [0, 1, 2, 0])
     fitted = kind().fit(z + np.eye(4, 3), [0, 1, 2, 0])
     with pytest.raises(ValueError, match="3 columns"):
         fitted.transform(z[:, :2])

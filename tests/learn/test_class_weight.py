@@ -44,6 +44,7 @@ def test_errors_of_class_weights(f):
         ([[0]], {}, ValueError),
         ([], {}, ValueError),
         ([0], {"n_classes": 0}, ValueError),
+        ([0], {"n_classes": True}, TypeError),
     ):
         with pytest.raises(error):
             f(y, **options)

@@ -195,6 +195,79 @@ def test_no_weight_at_all(isa_name):
         binding.select_isa(before)
 
 
+MEANS = (
+    {},
+    {"label_smoothing": 0.1},
+    {"z_loss": 0.5},
+    {"label_smoothing": 1.0, "clip_norm": 0.1},
+    {"z_loss": 0.5, "clip_value": 0.1},
+    {"upstream": np.inf, "label_smoothing": 0.1},
+)
+
+
+@pytest.mark.parametrize("options", MEANS, ids=str)
+def test_a_mean_that_divides_by_zero(dtype, options):
+    """The loss is NaN and the gradient exactly 0, whatever the other options and the logits."""
+    real = np.float64 if dtype == "float64" else np.float32
+    for k in (1, 3, 17, 5000):
+        x = logits((6, k), dtype, seed=k)
+        x[1, 0], x[2, k // 2], x[3], x[4, k - 1] = np.nan, np.inf, -np.inf, -np.inf
+        for target, more in (
+            (np.full(6, -100), {}),
+            (np.zeros(6, int), {"weight": np.arange(k) > 0}),
+            (np.zeros(6, int), {"sample_weight": np.zeros(6)}),
+            (np.zeros((6, k)), {}),
+            (np.full((6, k), 0.25), {"weight": np.zeros(k, real)}),
+        ):
+            more = {name: np.asarray(value, real) for name, value in more.items()} | options
+            out = np.full_like(x, 7)
+            for given in (x, x[:, ::-1], x.copy(order="F")):
+                loss, grad = csoftmax.cross_entropy_with_grad(given, target, out=out, temperature=0.5, **more)
+                assert bits(loss) == NAN_BITS[np.dtype(real).name]
+                assert np.all(bits(grad) == 0)
+                out = np.full_like(out, 7, order="F")
+            alone = {name: value for name, value in more.items() if name not in ("upstream", "clip_norm", "clip_value")}
+            assert np.isnan(csoftmax.cross_entropy(x, target, **alone))
+
+
+def test_the_gradient_of_one_class_is_zero(dtype):
+    """A soft row of one class has probability 1; p Q - a is 0, and not what rounding leaves of it."""
+    rng = np.random.default_rng(1)
+    x, q = logits((200, 1), dtype), rng.random((200, 1)).astype(np.float64 if dtype == "float64" else np.float32)
+    for target in (q, np.zeros(200, int)):
+        for options in ({}, {"label_smoothing": 0.3}, {"label_smoothing": 0.1, "weight": [0.7], "clip_norm": 0.1}):
+            for t in (1.0, 0.3, 1e-30):
+                assert not csoftmax.cross_entropy_with_grad(x, target, temperature=t, **options).grad.any()
+    result = csoftmax.cross_entropy_with_grad([[-0.188]], [[0.0]], label_smoothing=1.0, reduction="sum")
+    assert not result.grad.any()
+
+
+def test_the_gradient_of_a_class_that_smoothing_gives_mass(dtype):
+    """A class of -inf: -epsilon / K times the row's factor, beside a loss of +inf."""
+    real, place = np.float64 if dtype == "float64" else np.float32, 2
+    for k in (3, 17, 5000):
+        x = logits((2, k), dtype, seed=k)
+        x[:, place] = -np.inf
+        weight = np.linspace(0.5, 2, k).astype(real)
+        for options, factor in (
+            ({}, 0.5),
+            ({"temperature": 2.0}, 0.25),
+            ({"reduction": "sum", "sample_weight": [3.0, 3.0]}, 3),
+            ({"reduction": "sum", "weight": weight, "upstream": 0.5}, 0.5 * weight[place]),
+            ({"reduction": "none", "z_loss": 1e-3}, 1),
+        ):
+            expected = -0.1 / k * factor
+            for target in (np.array([0, 1]), one_hot(np.array([0, 1]), k, real)):
+                loss, grad = csoftmax.cross_entropy_with_grad(x, target, label_smoothing=0.1, **options)
+                assert np.all(loss == np.inf)
+                tolerance = {"float64": 1e-15, "float32": 3e-7, "float16": 1e-3, "bfloat16": 8e-3}[dtype]
+                assert np.allclose(grad[:, place].astype(float), expected, rtol=tolerance, atol=1e-7 * (k > 17))
+                assert np.isfinite(grad.astype(float)).all()
+        loss, grad = csoftmax.cross_entropy_with_grad(x, [2, 2], label_smoothing=0.25, reduction="sum")
+        assert loss == np.inf
+        assert np.allclose(grad[:, place].astype(float), -(0.75 + 0.25 / k), rtol=4e-3)
+
+
 def test_large_soft_labels_and_distances():
     for dtype, large in (("float32", 2e38), ("float64", 9e307)):
         x = np.zeros((2, 40), dtype)

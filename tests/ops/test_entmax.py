@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from oracles.entmax import exact, exact_loss, numbers, rows, ulps
 
 import csoftmax
-from csoftmax._spec.formats import DTYPES, NAN_BITS, bits, dtype_of
+from csoftmax._spec.formats import DTYPES, NAN_BITS, bits, dtype_of, wide
 from csoftmax._spec.samples import logits
 
-ALPHAS = (1.000001, 1.01, 1.2, 1.5, 1.7, 2.0, 3.0, 5.0)
+ALPHAS = (1.000001, 1.01, 1.2, 1.5, 1.7, 2.0, 3.0, 5.0, 30.0)
 
 
 def combinations(alphas):
@@ -28,21 +28,17 @@ EPS = {"float32": 2.0**-24, "float64": 2.0**-53, "float16": 2.0**-11, "bfloat16"
 
 @pytest.mark.parametrize(("alpha", "dtype"), combinations(ALPHAS))
 def test_accuracy(alpha, dtype):
-    """0.51 ULP; float64 with a general alpha: what an error of tau of 2 units costs."""
+    """0.51 ULP in every dtype."""
     for x in rows(dtype):
         y = csoftmax.entmax(x, alpha)
         for got, p in zip(y, exact(x, alpha), strict=True):
-            if dtype == "float64" and alpha not in (1.5, 2.0):
-                # dp = p^(2 - alpha) dtau / (alpha - 1)
-                bound = 4 * EPS[dtype] * (float(p) + float(p) ** (2 - alpha) / (alpha - 1) if p > 0 else 1)
-                assert abs(float(got) - float(p)) <= max(bound, 1e-300), (x, got, p)
-            elif p > np.finfo(np.float32).tiny or got > 0:
+            if p > np.finfo(np.float32).tiny or got > 0:
                 assert ulps(got, p, dtype) <= 0.51, (x, got, p)
             else:
                 assert got == 0 or p > 0
 
 
-@pytest.mark.parametrize("alpha", [1.01, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("alpha", [1.01, 1.5, 2.0, 3.0, 12.0, 50.0, 1e4])
 def test_sums_to_one(alpha, dtype):
     """Within the rounding of its elements."""
     for n in (10, 1000, 5000):
@@ -199,10 +195,26 @@ def test_where(dtype):
         assert np.isfinite(dx.astype(np.float64)).all()
 
 
+def test_where_in_rows_of_nan(dtype):
+    """Masked elements have probability 0 in rows that are NaN, too."""
+    for k in (2, 30, 5000):
+        x = logits((4, k), dtype)
+        where = np.ones(x.shape, bool)
+        where[:, 1::2] = False
+        x[0, 0], x[1, 0], x[2, ::2], x[:, 1] = np.nan, np.inf, -np.inf, np.nan
+        for alpha in (1.0, 1.3, 1.5, 2.0):
+            for y in (csoftmax.entmax(x, alpha, where=where), csoftmax.entmax(x.T, alpha, 0, where=where.T).T):
+                assert np.all(bits(y[:3][where[:3]]) == NAN_BITS[dtype])
+                assert np.all(bits(y[~where]) == 0)
+                assert not np.isnan(wide(y[3])).any()
+        y = csoftmax.sparsemax(x, where=where)
+        assert np.all(bits(y[~where]) == 0)
+
+
 # Gradient and loss
 
 
-@pytest.mark.parametrize("alpha", ALPHAS[1:])
+@pytest.mark.parametrize("alpha", ALPHAS[1:-1])
 def test_vjp(alpha, dtype):
     """The formula in mpmath on the y that is given."""
     for x in rows(dtype, 1):
@@ -256,7 +268,7 @@ def test_gradients_are_derivatives(alpha):
 
 @pytest.mark.parametrize(("alpha", "dtype"), combinations((1.01, 1.2, 1.5, 2.0, 3.0)))
 def test_loss(alpha, dtype):
-    """Relative error, small losses included; soft labels that do not quite sum to 1 as they are."""
+    """0.51 ULP (float64: 1 ULP), small losses included; soft labels that do not quite sum to 1 as they are."""
     rng = np.random.default_rng(6)
     worst = 0.0
     for x in rows(dtype, 2):
@@ -270,12 +282,14 @@ def test_loss(alpha, dtype):
             expected = exact_loss(x, q, alpha)
             got = csoftmax.entmax_loss(x, target, alpha)
             assert got.dtype == wide
-            missing = abs(float(sum(map(mpmath.mpf, map(float, q))) - 1)) * float(np.abs(x.astype(float)).max() + 1)
             error = float(abs(mpmath.mpf(float(got)) - expected))
-            bound = 1.1 * EPS["float32"] * float(expected)
-            if wide is np.float64:
-                bound = EPS["float64"] * (8 * float(expected) + 4 / (alpha * (alpha - 1)) * (expected > 1e-20))
-            assert error <= bound + missing * 2.0**-50 + 1e-24, (x, target, got, expected)
+            bound = 1.02 * EPS["float32"] if wide is np.float32 else 2 * EPS["float64"]
+            assert error <= bound * float(expected) + (1e-45 if wide is np.float32 else 1e-60), (
+                x,
+                target,
+                got,
+                expected,
+            )
             worst = max(worst, error / float(expected) if expected > 1e-20 else 0)
     assert worst > 0
 

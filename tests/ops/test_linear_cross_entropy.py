@@ -133,6 +133,22 @@ def test_ignored_rows_take_no_part():
 
 
 @pytest.mark.promise("reproducibility", "linear_cross_entropy_with_grad")
+@pytest.mark.parametrize("options", [{}, {"label_smoothing": 0.1}, {"z_loss": 0.5}, {"clip_norm": 0.1}], ids=str)
+def test_a_mean_that_divides_by_zero(options):
+    """The loss is NaN and every gradient exactly 0, whatever x, w and bias hold."""
+    x, w, labels, bias = layer(6, 3, 5)
+    x[1], x[2, 0], w[0, 1], bias[3] = np.nan, np.inf, np.inf, -np.inf
+    weights = np.zeros(5)
+    for target, more in ((np.full(6, -100), {}), (np.zeros((6, 5)), {}), (labels, {"weight": weights}),
+                         (labels, {"sample_weight": np.zeros(6)})):  # fmt: skip
+        for chunk_bytes in (None, 1):
+            got = csoftmax.linear_cross_entropy_with_grad(
+                x, w, target, bias=bias, chunk_bytes=chunk_bytes, **more, **options
+            )
+            assert np.isnan(got.loss)
+            assert not any(np.any(grad != 0) for grad in got[1:])
+
+
 def test_repeatable():
     x, w, target, _ = layer(300, 32, 4000, "float32")
     first = csoftmax.linear_cross_entropy_with_grad(x, w, target, chunk_bytes=1 << 20)

@@ -13,7 +13,7 @@ import csoftmax
 from csoftmax._spec.formats import NAN_BITS, UNSIGNED, bits, dtype_of, ulp_error, wide
 from csoftmax._spec.layouts import LAYOUTS, compute_in
 from csoftmax._spec.operations import BACKWARD, BY_NAME, FORWARD
-from csoftmax._spec.record import Sample
+from csoftmax._spec.record import CLASSES, Sample
 from csoftmax._spec.samples import logits
 
 INDICES = 4 * 16 + 6
@@ -175,20 +175,44 @@ def test_nothing_left_by_where(op, dtype, layout):
     assert_same_bits(result[[0, 1, 3]], op.function()(x[[0, 1, 3]]))
 
 
+@layouts
 @forward
-def test_what_where_keeps_follows_the_table(op, dtype):
-    """NaN and infinities that are not masked count; all kept ones -inf is not the same as none kept."""
-    x = logits((4, 30), dtype)
-    mask = np.ones((4, 30), bool)
-    mask[:, ::3] = False
-    x[0, 1] = nan(dtype)
-    x[1, 2] = INF
-    x[2] = -INF
-    x[2, ::3] = 1
+def test_what_where_keeps_follows_the_table(op, dtype, layout):
+    """NaN and infinities that are not masked count; all kept ones -inf is not the same as none kept.
+
+    Masked elements are 0 (log: -inf) in such rows, too, at every index and in rows of several blocks.
+    """
+    for k in (1, 2, 17, 30, 5000, 9000):
+        for first in (0, 1) if k > 1 else (0,):
+            x = logits((4, k), dtype)
+            mask = np.arange(k) % 2 == first
+            kept, mask = np.flatnonzero(mask), np.broadcast_to(mask, x.shape).copy()
+            x[0, kept[-1]] = nan(dtype)
+            x[1, kept[0]] = INF
+            x[2, kept] = -INF
+            x[3, kept[len(kept) // 2]] = nan(dtype)
+            if k > 1:
+                x[:, 1 - first] = nan(dtype, 1)  # masked
+            where, _ = LAYOUTS[layout](mask)
+            result = call(op, [x], layout, where=where)
+            for row, what in enumerate(("NaN", "+inf", "all -inf", "NaN")):
+                if op.results[0].role != CLASSES:
+                    assert_all(result[row], value_for_rows_with(what, op), dtype)
+                    continue
+                assert_all(result[row][mask[row]], value_for_rows_with(what, op), dtype)
+                assert_all(result[row][~mask[row]], value_for_rows_with("masked", op), dtype)
+
+
+@forward
+def test_where_in_one_long_row_of_nan(op):
+    """A row that is split over threads."""
+    x = np.zeros(1 << 20, np.float32)
+    x[777_778] = np.nan
+    mask = np.arange(len(x)) % 3 > 0
     result = op.function()(x, where=mask)
-    assert_canonical_nan(result[0], dtype)
-    assert_all(result[1], value_for_rows_with("+inf", op), dtype)
-    assert_all(result[2], value_for_rows_with("all -inf", op), dtype)
+    assert_all(result if op.results[0].role != CLASSES else result[mask], np.nan, "float32")
+    if op.results[0].role == CLASSES:
+        assert_all(result[~mask], value_for_rows_with("masked", op), "float32")
 
 
 # No class, no row, no axis

@@ -157,6 +157,42 @@ def test_axis_of_another_type(record, axis):
     refused(record, TypeError, "axis", "int", axis=axis)
 
 
+@pytest.mark.parametrize("axis", [True, False, np.True_, np.array(False), (True,), (0, True), (False, np.True_)])
+@with_axis
+def test_axis_is_no_bool(record, axis):
+    refused(record, TypeError, "axis", "int", "bool", repr(axis), axis=axis)
+
+
+def test_keepdims_in_place_of_axis():
+    with pytest.raises(TypeError, match="axis must be an int, a tuple of ints or None, not a bool, got True"):
+        csoftmax.logsumexp(np.zeros((2, 3)), True)
+
+
+@pytest.mark.parametrize("value", [True, False, np.True_, np.array(True)])
+@pytest.mark.parametrize(
+    "name", ["k", "n_classes", "ignore_index", "num_threads", "chunk_bytes", "size", "top_k", "rng", "axis"]
+)
+@every_record("errors")
+def test_integers_that_are_no_bools(record, name, value):
+    if not record.accepts(name):
+        pytest.skip(f"it takes no {name}")
+    refused(record, TypeError, name, **{name: value})
+
+
+def test_no_labels_and_a_bad_option():
+    with pytest.raises(TypeError, match="ignore_index must be an int, got True"):
+        csoftmax.check_labels([], 3, ignore_index=True)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+@every_record("errors")
+def test_one_hot_rows_are_floating(record, dtype):
+    if "target" not in good_call(record) or record.name == "check_labels":
+        pytest.skip("it takes no soft labels")
+    message = refused(record, (TypeError, ValueError), "target", dtype, target=np.eye(3, 4).astype(dtype))
+    assert "must be floating-point: convert them with target.astype(numpy.float32)" in message
+
+
 @pytest.mark.parametrize("value", [-1.0, -1e-300, -np.inf, np.nan, -5, np.float32(-2), decimal.Decimal(-1)])
 def test_temperatures_that_are_not_positive(op, value):
     allowed = "at least 0" if op.inputs == 1 else "positive"

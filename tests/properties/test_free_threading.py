@@ -165,20 +165,41 @@ def in_all_threads(function):
 
 
 def test_contexts_are_counted(settings):
-    """A lost count would let a thread's own bound go unseen: it is looked for only while a context is entered."""
+    """A lost count would let a context's bound go unseen: it is looked for only while there is one."""
+    before = binding.get_threads()
 
     def enter(number):
         for _ in range(20_000):
-            before = binding.enter_threads(1)
+            entered = binding.enter_threads(1)
             assert binding.get_threads() == 1
-            binding.leave_threads(before)
+            binding.leave_threads(entered)
 
     in_all_threads(enter)
-    for _ in range(2000):  # a count below 0 is 0 with one of these
-        binding.enter_threads(1)
-        assert binding.get_threads() == 1
-    for _ in range(2000):
-        binding.leave_threads(0)
+    assert binding.thread_bounds() == 0
+    assert binding.get_threads() == before
+
+
+def test_one_generator_closed_by_another_thread(settings):
+    """Its bound ends in the context that entered it, while that context reads it all the time."""
+    before = binding.get_threads()
+
+    def bounded():
+        with csoftmax.threads(1):
+            yield
+
+    def close(number):
+        for _ in range(200):
+            generator = bounded()
+            next(generator)
+            assert binding.get_threads() == 1
+            other = threading.Thread(target=generator.close)
+            other.start()
+            while binding.get_threads() == 1:
+                pass
+            other.join()
+            assert binding.get_threads() == before
+
+    in_all_threads(close)
 
 
 def test_kept_memory_has_one_owner(settings):

@@ -13,7 +13,7 @@ from csoftmax._spec.formats import DTYPES, dtype_of
 from csoftmax._spec.layouts import compute_in
 from csoftmax._spec.operations import BACKWARD, FORWARD, SOFTMAX_FAMILY
 from csoftmax._spec.record import Sample
-from csoftmax._spec.samples import SIZES, logits, unlike_rows
+from csoftmax._spec.samples import ROW_KINDS, SIZES, logits, unlike_rows
 
 TEMPERATURES = (1.0, 0.3, 7.0, 0.0, np.inf, 1e-30, 1e30)
 _scalar = {}
@@ -56,6 +56,17 @@ def test_options_and_layouts_on_every_instruction_set(record, dtype, isa):
             expected = compute_scalar(record, (dtype, variant, k), sample)
             for layout in layouts:
                 assert_same_results(compute_in(record, sample, layout), expected, f"{variant}, K={k} {layout}")
+
+
+@every_record("reproducibility")
+def test_kinds_of_rows_on_every_instruction_set(record, dtype, isa):
+    """Small sums are added in another way: rows grouped, tiny, in tiles and in blocks must all choose it."""
+    for kind in ROW_KINDS:
+        for rows, k, layouts in ((21, 9, ("axis 0",)), (21, 300, ("last axis", "axis 0")), (2, 4300, ("last axis",))):
+            sample = record.sample((rows, k), dtype, k, kind)
+            expected = compute_scalar(record, (dtype, kind, k), sample)
+            for layout in layouts:
+                assert_same_results(compute_in(record, sample, layout), expected, f"{kind}, K={k} {layout}")
 
 
 @pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)

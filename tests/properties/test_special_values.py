@@ -12,7 +12,7 @@ from helpers import assert_same_results, every_record
 
 from csoftmax._spec.formats import NAN_BITS, UNSIGNED, bits, dtype_of, loss_dtype, wide
 from csoftmax._spec.layouts import LAYOUTS, compute_in
-from csoftmax._spec.record import ROWS, Sample
+from csoftmax._spec.record import CLASSES, ROWS, Sample
 
 KINDS = ("NaN", "+inf", "all -inf")
 SIZES = (1, 2, 17, 35, 70)
@@ -133,3 +133,24 @@ def test_no_row(record, dtype):
     sample = record.sample((0, 5), dtype)
     for kind, result in zip(record.results, record.compute(sample)):
         assert kind.role not in (ROWS, "classes", "top", "draws") or len(result) == 0
+
+
+@every_record("special_values")
+def test_masked_elements_keep_their_value(record, dtype):
+    """In rows that are NaN, what `where` masks has the bits that it has in ordinary rows."""
+    if "mask" not in record.variants:
+        pytest.skip("it takes no mask")
+    for k in (5, 40, 5000):
+        sample = record.sample((4, k), dtype, k, 1.0, "mask")
+        mask, name = sample.options["where"], record.arguments[0].name
+        x = sample.arrays[name].copy()
+        rows, first = np.arange(3), mask.argmax(-1)[:3]
+        x[rows, first] = payloads(dtype)[0], np.inf, -np.inf
+        x[2, mask[2]] = -np.inf
+        try:
+            results = record.compute(Sample({**sample.arrays, name: x}, sample.options))
+        except ValueError:  # draws from a row without mass
+            continue
+        for kind, got, expected in zip(record.results, results, record.compute(sample)):
+            if kind.role == CLASSES:
+                assert_same_results((got[~mask],), (expected[~mask],), f"{kind.name}, K={k}")

@@ -1,6 +1,10 @@
 """Threads: functions may be called from many at once, release the GIL and use the number of threads that was set."""
 
+import asyncio
+import contextvars
+import gc
 import inspect
+import itertools
 import os
 import platform
 import sys
@@ -165,14 +169,119 @@ def test_the_context_is_local_to_its_thread(seven_threads):
         seen.append(csoftmax.get_num_threads())
 
     thread = threading.Thread(target=other)
+    thread.start()
     with csoftmax.threads(2):
-        thread.start()
         entered.wait()
         assert csoftmax.get_num_threads() == 2
     assert csoftmax.get_num_threads() == 7
     leave.set()
     thread.join()
     assert seen == [3, 7]
+
+
+def bounded(n):
+    """Yield the number of threads inside a block."""
+    with csoftmax.threads(n):
+        yield csoftmax.get_num_threads()
+
+
+def test_the_context_is_local_to_its_task(seven_threads):
+    """In asyncio, whatever the order in which tasks enter and leave."""
+
+    async def enter(n, begin, end):
+        await asyncio.sleep(begin)
+        with csoftmax.threads(n):
+            await asyncio.sleep(end - begin)
+            inside = csoftmax.get_num_threads()
+        return inside, csoftmax.get_num_threads()
+
+    async def look():
+        seen = set()
+        for _ in range(20):
+            seen.add(csoftmax.get_num_threads())
+            await asyncio.sleep(0.005)
+        return seen
+
+    async def all_of_them():
+        return await asyncio.gather(enter(1, 0, 0.05), enter(2, 0.02, 0.08), enter(3, 0.03, 0.04), look())
+
+    assert asyncio.run(all_of_them()) == [(1, 7), (2, 7), (3, 7), {7}]
+    assert csoftmax.get_num_threads() == 7
+    assert binding.thread_bounds() == 0
+
+
+def test_tasks_and_threads_inherit_the_context(seven_threads):
+    """As they inherit every context variable: at their start."""
+
+    async def look(event):
+        await event.wait()
+        return csoftmax.get_num_threads()
+
+    async def start():
+        event = asyncio.Event()
+        with csoftmax.threads(2):
+            task = asyncio.create_task(look(event))
+            seen = await asyncio.to_thread(csoftmax.get_num_threads)
+        event.set()
+        return seen, await task, csoftmax.get_num_threads()
+
+    assert asyncio.run(start()) == (2, 2, 7)
+    with csoftmax.threads(3):
+        copied = contextvars.copy_context()
+        assert copied.run(csoftmax.get_num_threads) == 3
+        assert contextvars.Context().run(csoftmax.get_num_threads) == 7
+    assert csoftmax.get_num_threads() == 7
+    assert copied.run(csoftmax.get_num_threads) == 3
+    csoftmax.set_num_threads(4)  # of the process, in every context that is in no block
+    assert contextvars.copy_context().run(csoftmax.get_num_threads) == 4
+    assert copied.run(csoftmax.get_num_threads) == 3
+    del copied
+    assert binding.thread_bounds() == 0
+
+
+@pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
+def test_blocks_may_be_left_in_any_order(seven_threads, order):
+    """As generators of one context leave them."""
+    generators = [bounded(n) for n in (1, 2, 3)]
+    assert [next(generator) for generator in generators] == [1, 2, 3]
+    left = {0: 1, 1: 2, 2: 3}
+    for i in order:
+        generators[i].close()
+        del left[i]
+        assert csoftmax.get_num_threads() == (left[max(left)] if left else 7)
+    assert binding.thread_bounds() == 0
+
+
+def test_a_block_left_in_another_context(seven_threads):
+    """By another thread, in a copied context, or by the event loop, which closes generators of a loop that was left."""
+    generator = bounded(1)
+    next(generator)
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(generator.close).result()
+    assert csoftmax.get_num_threads() == 7
+
+    generator = bounded(1)
+    contextvars.copy_context().run(next, generator)
+    assert csoftmax.get_num_threads() == 7
+    generator.close()
+    assert csoftmax.get_num_threads() == 7
+
+    async def enter():
+        with csoftmax.threads(1):
+            yield csoftmax.get_num_threads()
+
+    async def iterate():
+        async for seen in enter():
+            assert seen == 1
+            break
+        gc.collect()
+        await asyncio.sleep(0.01)
+        return csoftmax.get_num_threads()
+
+    assert asyncio.run(iterate()) == 7
+    with csoftmax.threads(2):  # drops what is void
+        assert csoftmax.get_num_threads() == 2
+    assert binding.thread_bounds() == 0
 
 
 @every_record("threads")

@@ -33,6 +33,7 @@ typedef struct csm_loss_call {
 typedef struct csm_loss_input {
     ptrdiff_t label;      /* negative with soft labels */
     double x_label, w_label; /* logit and weight of the label */
+    double z_label;       /* x_label, transformed if the row is */
     double mass;          /* sum w_j q_j before smoothing */
     double weight, upstream; /* sample weight, derivative of the result with respect to the reduced row loss */
     double max;           /* of the caller's array, even if the row is transformed */
@@ -49,6 +50,7 @@ typedef struct csm_loss_row {
     double others, others_low; /* sum of all other e', a pair */
     double loss;
     double f, f_low, soft, flat, clip, post, post_low, post_exponent, target;
+    double shrink_exponent;  /* of the factor that clip_norm requires */
     int plain, is_nan;
 } csm_loss_row;
 

@@ -448,7 +448,7 @@ INLINE size_t FN(loss_rows_of)(const csm_loss_job *job, csm_pending_losses *pend
         }
         if (job->label) {
             V(STORE_REAL)(scratch_e, LOAD_PART(x + in.label, 1, V(zero)()));
-            in.x_label = (double)scratch_e[0];
+            in.x_label = in.z_label = (double)scratch_e[0];
             if (call->w) in.w_label = (double)((const REAL *)call->w)[in.label];
             in.mass = in.w_label;
         } else {

@@ -15,14 +15,40 @@
 #include "../softmax/combine.h"
 #include "job.h"
 
-/* Sets the divisor of a mean; 1 for other reductions. */
+/* Sets the divisor of a mean; 1 for other reductions.  A mean that divides by 0 is NaN, and its gradient is 0 whatever
+ * the rows hold (csm_loss_is_empty). */
 INLINE void csm_loss_divide(csm_loss_call *c, double divisor) {
-    const csm_pair per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
+    csm_pair per = csm_pair_of(0, 0);
+    c->divisor_exponent = 0;
+    if (divisor != 0) per = csm_pair_reciprocal(divisor, &c->divisor_exponent);
     c->per_divisor = per.hi;
     c->per_divisor_low = per.lo;
     c->simple = !c->soft && c->smoothing == 0 && c->z_loss == 0 && c->temperature == 1 && c->clip_norm == CSM_INF &&
                 c->clip_value == CSM_INF && c->divisor_exponent >= -20 && c->divisor_exponent <= 0;
 }
+
+INLINE int csm_loss_is_empty(const csm_loss_call *c) { return c->per_divisor == 0; }
+
+/* factor (max - x) / T, factor > 0, which is infinite only if the result is or x = -inf. */
+INLINE double csm_distance(double factor, double max, double x, double t) {
+    const double d = max - x, quotient = t == 1 ? d : d / t;
+    if (quotient < CSM_INF || !(x > -CSM_INF)) return factor * quotient;
+    return d < CSM_INF ? factor * d / t : factor * (max * 0.5 - x * 0.5) / (t * 0.5);
+}
+/* Sums of the weighted distances of a transformed row, sum a_j (max - x_j) / T with a_j = w (soft q + flat), from its
+ * logits as they were: their transformations, in the compute type, overflow before the sum does.  Element j of a block
+ * goes to lane j mod CSM_FAR_LANES; the lanes are added in order. */
+enum { CSM_FAR_LANES = 16 };
+INLINE void csm_far_add(csm_pair *lane, const csm_loss_terms *terms, double q, double w, double max, double x,
+                        double t) {
+    const double a = w * fma(terms->soft, q, terms->flat);
+    if (a != 0) csm_two_sum(&lane->hi, &lane->lo, csm_distance(a, max, x, t));
+}
+INLINE void csm_far_join(csm_pair *sum, csm_pair lane) {
+    csm_two_sum(&sum->hi, &sum->lo, lane.hi);
+    sum->lo += lane.lo;
+}
+INLINE double csm_far_total(csm_pair sum) { return sum.lo - sum.lo == 0 ? sum.hi + sum.lo : sum.hi; }
 
 /* e^(x/T - n ln 2) 2^bias for the n of a row's maximum, x <= max. */
 INLINE double csm_exp_at(double x, const csm_temperature *t, double n, double bias) {
@@ -110,7 +136,7 @@ INLINE void csm_loss_others(csm_loss_row *row, double a, double b, double b_low,
  * the gradient of z-loss reads the tail, and a call with z-loss adds nothing to the list.) */
 INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, const csm_block *blocks, size_t count,
                           double bias, csm_loss_row *row, csm_pending_losses *pending, double *to) {
-    const double epsilon = c->smoothing, t = c->t->t;
+    const double epsilon = c->smoothing;
     double far = 0, quotient, quotient_low;
     csm_combine_quotient(blocks, count, &row->sums, &quotient, &quotient_low);
     const int waits = pending && c->z_loss == 0 && !row->sums.is_nan;
@@ -122,16 +148,16 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     csm_loss_total(&row->total, &row->total_low, s->count, s->top, s->top_low);
 
     double q = (1 - epsilon) * in->mass + (epsilon != 0 ? epsilon / (double)c->n * c->weight_sum : 0);
-    const double from_far = far != 0 ? far / t : 0, label_part = (1 - epsilon) * in->w_label;
+    const double from_far = far != 0 ? far / c->t->distance : 0, label_part = (1 - epsilon) * in->w_label;
     double from_label = 0, loss = waits ? 0 : q * s->tail + from_far;
     if (in->label >= 0) {
-        if (label_part != 0) from_label = label_part * (t == 1 ? s->max - in->x_label : (s->max - in->x_label) / t);
+        if (label_part != 0) from_label = csm_distance(label_part, in->max, in->x_label, c->temperature);
         loss += from_label;
         if (c->gradient) {
             row->e_label = s->top;
-            if (in->x_label < s->max) {
+            if (in->z_label < s->max) {
                 double d = in->n - s->n;
-                if (in->e_label < 0) row->e_label = csm_exp_at(in->x_label, c->t, s->n, bias);
+                if (in->e_label < 0) row->e_label = csm_exp_at(in->z_label, c->t, s->n, bias);
                 else row->e_label = in->e_label * csm_pow2(d < -1000 ? -1000 : d) * csm_pow2(d < -1000 ? d + 1000 : 0);
                 csm_loss_others(row, row->total, -row->e_label, 0, row->total_low);
             } else {
@@ -154,7 +180,8 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     }
     if (c->z_loss != 0) {
         double lse = in->max / c->temperature + s->tail;
-        loss += c->z_loss * (lse * lse);
+        const double square = lse * lse;
+        loss += square < CSM_INF ? c->z_loss * square : c->z_loss * lse * lse;
     }
     row->loss = row->is_nan ? CSM_NAN : in->weight * loss;
     if (to) *to = row->loss;
@@ -206,7 +233,7 @@ static NOINLINE int csm_loss_in_pairs(const csm_loss_call *c, const csm_loss_inp
  * total, 1 - p: others / total; paired: *pairs holds the parts of g and a. */
 INLINE double csm_loss_target(const csm_loss_input *in, csm_pair k, double g, double a, int paired,
                               csm_loss_pairs *pairs, const int single, const csm_loss_row *row) {
-    if (single) return (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total;
+    if (single) return 0 + (k.hi * (g - a) * row->e_label - k.hi * a * row->others) / row->total; /* no -0 */
     /* in pairs, because every rounding counts: the error bound of plain labels is relative to the result */
     csm_pair apart = csm_pair_of(g - a, 0), label_part = csm_pair_of(a, 0);
     if (paired) { /* a flag, not a pointer that may be NULL, with which CUDA would keep the pairs in local memory */
@@ -244,6 +271,7 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     k = is_row_alone || clips ? unit : reduction;
     csm_factor_by(&k, in->weight);
     if (!is_row_alone) csm_factor_by(&k, shrink);
+    if (!is_row_alone && c->clip_norm < CSM_INF) k.e += row->shrink_exponent;
     if (c->temperature != 1) {
         k.m = csm_pair_mul(k.m, csm_pair_of(c->per_t, c->per_t_low));
         k.e += c->t_exponent;
@@ -255,11 +283,17 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
      * gets as much of it as needed and the rest is applied last, so that no intermediate is subnormal or infinite. */
     double largest = fabs(g) > q ? fabs(g) : q, e = csm_take_exponent(&largest), up = k.e;
     const double lower = single ? -20 : -300, upper = single ? 100 : 300;
-    if (largest == 0) k.m = csm_pair_of(0, 0);
+    /* One class has all probability, and without z-loss the gradient is 0, which a rounding error is not. */
+    if (largest == 0 || (c->n == 1 && c->z_loss == 0)) k.m = csm_pair_of(0, 0);
     if (k.e + e < lower) up = -e;
     if (k.e + e > upper) up = upper - e;
     up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
     double put_off = k.e - up, power = csm_pow2(up);
+    if (clips) { /* clip_value keeps its digits; what the gradient loses in magnitude it has far beyond it */
+        double mantissa = c->clip_value;
+        const double max_put_off = csm_take_exponent(&mantissa) + (single ? 100 : 900);
+        if (put_off > max_put_off) put_off = max_put_off;
+    }
     k.m.hi *= power;
     k.m.lo *= power;
     csm_pair f;
@@ -335,14 +369,15 @@ INLINE void csm_loss_factors(const csm_loss_call *c, const csm_loss_input *in, d
     csm_loss_any_factors(c, in, shrink, single, row);
 }
 
-/* The factor that limits the norm of a gradient to clip_norm.  squares: the sum of the squares of the gradient that
- * `factors` with shrink -1 describes, before the deferred power of two, without the label's. */
-INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, const csm_loss_row *row,
-                              double squares) {
-    double upper = csm_times_pow2(c->clip_norm, -row->post_exponent);
+/* The factor that limits the norm of a gradient to clip_norm, but for a power of two, row->shrink_exponent.  squares:
+ * the sum of the squares of the gradient that `factors` with shrink -1 describes, before the deferred power of two,
+ * without the label's. */
+INLINE double csm_loss_shrink(const csm_loss_call *c, const csm_loss_input *in, csm_loss_row *row, double squares) {
     if (in->label >= 0) squares += row->target * row->target;
-    double norm = sqrt(squares);
-    return norm > upper ? upper / norm : 1;
+    const double norm = sqrt(squares);
+    const int is_larger = norm > csm_times_pow2(c->clip_norm, -row->post_exponent);
+    row->shrink_exponent = is_larger ? -row->post_exponent : 0;
+    return is_larger ? c->clip_norm / norm : 1;
 }
 
 #endif

@@ -1,8 +1,9 @@
 /* alpha-entmax of a contiguous row and its gradient, one storage type T.  The numbers above max - 1/(alpha - 1), the
  * only ones that can have probability, are copied to doubles; solve.h does the rest.
  *
- * Accumulators: double, or pairs of doubles, for every T.  Largest error measured (tests/ops/test_entmax.py, against
- * mpmath): 0.51 ULP of T; for double with an alpha other than 1.5 and 2, that of a change of tau by 2^-53.
+ * Accumulators: double, or pairs of doubles, for every T.  Largest error measured (tests/ops/test_entmax.py and
+ * test_entmax_worst.py, against mpmath): 0.51 ULP of T, but for numbers so close to the threshold that a change of tau
+ * by 2^-90 matters.
  * Time: two passes over the row and one over the result; each survivor of the filter costs a few ns.
  * A row with NaN, +inf or only -inf is NaN.
  */
@@ -43,21 +44,14 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
     s->count = 0;
     if (s->is_nan) return 0;
     /* rounded down: one more survivor changes no result */
-    const double lower = max - 1 / e->scale;
+    const double lower = csm_entmax_bound(e, max);
     REAL bound = lower < -EXP_MOST ? -(REAL)CSM_INF : (REAL)lower;
     if ((double)bound >= lower && bound > -(REAL)CSM_INF) bound = V(below)(bound);
     const size_t count = FN(survivors)(x, n, bound, s);
     if (count > s->capacity) return count;
     for (size_t i = 0; i < count; i++) {
-        double d = -max, low = 0;
         if (s->z[i] != s->z[i]) s->is_nan = 1;
-        if (e->single && e->kind != CSM_ENTMAX_ANY) {
-            s->z[i] = (s->z[i] - max) * e->scale; /* exact, or more precise than float */
-            continue;
-        }
-        csm_two_sum(&d, &low, s->z[i]);
-        s->z[i] = d * e->scale;
-        s->z_low[i] = fma(d, e->scale, -s->z[i]) + low * e->scale;
+        csm_entmax_place(s, e, i);
     }
     if (s->is_nan) return 0;
     for (size_t i = count; i < (count + 7) / 8 * 8; i++) s->z[i] = -CSM_INF;
@@ -73,48 +67,49 @@ static void FN(spread)(const csm_support *s, double factor, void *to, size_t n) 
     for (size_t i = 0; i < s->count; i++) STORE_PART(y + s->index[i], 1, V(set)(s->p[i] * factor));
 }
 
-/* dx = s (dy - sum(s dy) / sum(s)), s = y^(2 - alpha) where y > 0; sums as pairs; dx = 0 elsewhere, for any dy. */
-static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *e) {
-    const T *g = dy, *p = y;
-    T *to = dx;
-    double top = 0, top_low = 0, all = 0, all_low = 0;
-    for (int pass = 0; pass < 2; pass++) {
-        double mean = 0, mean_low = 0;
-        if (pass == 1) {
-            const double den = all + all_low, num = top + top_low;
-            mean = num / den;
-            mean_low = (fma(-mean, den, num) + ((top - num) + top_low) - mean * ((all - den) + all_low)) / den;
+/* A pass of the gradient over the elements with y > 0; elsewhere dy is not read and dx is 0, for any dy. */
+enum { FN(REFER), FN(NEXT), FN(ADD), FN(WRITE) };
+INLINE void FN(vjp_pass)(int pass, csm_entmax_vjp *state, const T *g, const T *p, T *to, size_t n,
+                         const csm_entmax *e) {
+    csm_entmax_vjp v = *state; /* in registers */
+    for (size_t i = 0; i < n; i += V(W)) {
+        const size_t k = n - i < V(W) ? n - i : V(W);
+        V(t) y = k == V(W) ? LOAD(p + i) : LOAD_PART(p + i, k, V(zero)());
+        unsigned bits = V(bits)(V(not_le)(y, V(zero)()));
+        REAL lane[V(W)], grad[V(W)], out[V(W)];
+        if (bits) {
+            V(STORE_REAL)(lane, y);
+            V(STORE_REAL)(grad, k == V(W) ? LOAD(g + i) : LOAD_PART(g + i, k, V(zero)()));
         }
-        for (size_t i = 0; i < n; i += V(W)) {
-            const size_t k = n - i < V(W) ? n - i : V(W);
-            V(t) v = k == V(W) ? LOAD(p + i) : LOAD_PART(p + i, k, V(zero)());
-            unsigned bits = V(bits)(V(not_le)(v, V(zero)()));
-            REAL lane[V(W)], grad[V(W)], out[V(W)];
-            if (bits) {
-                V(STORE_REAL)(lane, v);
-                /* only read where y > 0; elsewhere dy may hold anything */
-                V(STORE_REAL)(grad, k == V(W) ? LOAD(g + i) : LOAD_PART(g + i, k, V(zero)()));
+        if (pass == FN(WRITE)) V(STORE_REAL)(out, V(zero)());
+        for (; bits; bits &= bits - 1) {
+            const size_t j = CSM_LOWEST_BIT(bits);
+            const double yj = (double)lane[j], dyj = (double)grad[j];
+            if (pass == FN(REFER)) csm_vjp_refer(&v, e, yj, dyj);
+            else if (pass == FN(NEXT)) csm_vjp_next(&v, e, yj, dyj);
+            else if (pass == FN(ADD)) csm_vjp_add(&v, e, csm_vjp_weight(&v, e, yj), yj, dyj);
+            else {
+                const double dx = csm_vjp_value(&v, e, yj, dyj);
+                out[j] = (REAL)(dx == dx ? dx : CSM_NAN);
             }
-            if (pass == 1) V(STORE_REAL)(out, V(zero)());
-            for (; bits; bits &= bits - 1) {
-                const size_t j = CSM_LOWEST_BIT(bits);
-                const double value = (double)lane[j], dyj = (double)grad[j];
-                const double w = e->kind == CSM_SPARSEMAX  ? (value == value ? 1 : value)
-                                 : e->kind == CSM_ENTMAX15 ? sqrt(value)
-                                                           : csm_pow(value, 0, 1 - e->scale, 0);
-                if (pass == 0) {
-                    const double product = w * dyj;
-                    csm_two_sum(&top, &top_low, product);
-                    top_low += fma(w, dyj, -product);
-                    csm_two_sum(&all, &all_low, w);
-                } else {
-                    const double dx_j = w * ((dyj - mean) - mean_low);
-                    out[j] = (REAL)(dx_j == dx_j ? dx_j : CSM_NAN);
-                }
-            }
-            if (pass == 0) continue;
-            if (k == V(W)) STORE(to + i, V(LOAD_REAL)(out));
-            else STORE_PART(to + i, k, V(LOAD_REAL)(out));
+        }
+        if (pass != FN(WRITE)) continue;
+        if (k == V(W)) STORE(to + i, V(LOAD_REAL)(out));
+        else STORE_PART(to + i, k, V(LOAD_REAL)(out));
+    }
+    *state = v;
+}
+/* dx may be dy or y; see vjp.h. */
+static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *e) {
+    csm_entmax_vjp v = csm_vjp_start();
+    if (e->kind == CSM_ENTMAX_ANY) {
+        FN(vjp_pass)(FN(REFER), &v, dy, y, dx, n, e);
+        if (csm_vjp_measure(&v, e)) {
+            FN(vjp_pass)(FN(NEXT), &v, dy, y, dx, n, e);
+            csm_vjp_scale(&v);
         }
     }
+    FN(vjp_pass)(FN(ADD), &v, dy, y, dx, n, e);
+    csm_vjp_finish(&v, e);
+    FN(vjp_pass)(FN(WRITE), &v, dy, y, dx, n, e);
 }

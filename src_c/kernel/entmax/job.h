@@ -11,15 +11,20 @@ typedef struct csm_entmax {
     int single; /* the result is float or shorter: pairs only near alpha = 1 */
     double alpha, scale, p, p_low; /* scale = alpha - 1, p = 1 / scale as a pair */
 } csm_entmax;
-/* Scratch and result of a row: the survivors of the filter (z as a pair; arrays of `capacity` elements, a multiple of
- * 8), then the support in the order of its indices: probabilities p, and u = p^scale.  c = 1 + t + t_low; for p < 1
- * c = t + t_low. */
+/* Whether powers in double are precise enough: not for large alpha, where a power of p has alpha times its error. */
+INLINE int csm_entmax_is_cheap(const csm_entmax *e) { return e->single && e->alpha <= 8; }
+/* The filter's bound, max - 1 / a, less the rounding of the quotient: one more survivor changes no result, one less may
+ * have a probability of 1e-17. */
+INLINE double csm_entmax_bound(const csm_entmax *e, double max) { return max - 0x1.0000000000002p0 / e->scale; }
+/* Scratch and result of a row: the survivors of the filter (arrays of `capacity` elements, a multiple of 8), then the
+ * support in the order of its indices: probabilities p and u = p^scale, whose low parts are in z and z_low if has_low.
+ * c = 1 + t + t_low. */
 typedef struct csm_support {
     double *z, *z_low, *p, *u;
     size_t *index;
     size_t capacity, count;
     double max, t, t_low;
-    int is_nan;
+    int is_nan, has_low;
 } csm_support;
 typedef struct csm_entmax_kernels {
     /* Returns the number of survivors of the filter; if more than s->capacity, nothing is computed. */
