@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .numbers import is_bool
+
 _KINDS = "an int, a numpy.random.SeedSequence, Generator or RandomState"
 
 
@@ -61,7 +63,7 @@ def _make_reader(name: str, rng: Any, or_also: str) -> Any:
     if isinstance(rng, np.random.Generator):
         return rng.random
     if rng is not None and not isinstance(rng, np.random.SeedSequence | np.random.BitGenerator):
-        if isinstance(rng, bool | np.bool_) or not hasattr(type(rng), "__index__"):
+        if is_bool(rng) or not hasattr(type(rng), "__index__"):
             raise TypeError(f"{name} must be {_KINDS}, or {or_also}, got {rng!r}")
         try:
             seed = operator.index(rng)

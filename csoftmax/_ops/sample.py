@@ -140,7 +140,7 @@ def plan_sample(
         draws = _check_size(size)
         if out is not None:
             check_out(out, batch + draws, np.dtype(np.int64), place)
-        uniforms = draw_uniforms(*to_host(rng), batch, draws)
+        uniforms = draw_uniforms(to_host(rng)[0], batch, draws)
     return SamplePlan(dtype, x, uniforms, mask, *checked, num_threads, batch + draws, out, place)
 
 
@@ -228,10 +228,10 @@ def sample(
     Notes
     -----
     Each draw consumes one number u of ``rng.random``, in C order of the result (of ``default_rng(rng[i]).random(size)``
-    for row i of a sequence), and is the first class at which the running sum of the probabilities exceeds u. The sum runs over the classes in the order of their indices, or, if
-    `top_k` or `top_p` selects, in falling order of the logits. The same generator therefore gives the same draws for
-    every number of threads, layout, instruction set and device. On a CUDA device the call waits: parameters that lie
-    there are copied, and rows without mass raise.
+    for row i of a sequence), and is the first class at which the running sum of the probabilities exceeds u. The sum
+    runs over the classes in the order of their indices, or, if `top_k` or `top_p` selects, in falling order of the
+    logits. The same generator therefore gives the same draws for every number of threads, layout, instruction set and
+    device. On a CUDA device the call waits: parameters that lie there are copied, and rows without mass raise.
 
     Examples
     --------
@@ -245,8 +245,8 @@ def sample(
     array([0, 2])
     >>> csoftmax.sample(logits, top_k=[2, -1], rng=[7, 8])
     array([0, 2])
-    >>> csoftmax.sample(logits[1], rng=8)
-    2
+    >>> csoftmax.sample(logits[1:], rng=[8])
+    array([2])
     """
     return _run_sample(
         logits,

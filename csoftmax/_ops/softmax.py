@@ -145,8 +145,9 @@ def softmax(
     Notes
     -----
     Every element is within 3 ULP (float32; a search for the hardest row ends at 3.02) or 4 ULP (float64) of the exact
-    result, tails and subnormal results included; half types are within 0.51 ULP. ``x - max(x)`` is never formed, because its rounding error costs other
-    implementations tens of ULP. The bits are the same for every thread count, batch, layout and instruction set.
+    result, tails and subnormal results included; half types are within 0.51 ULP. ``x - max(x)`` is never formed,
+    because its rounding error costs other implementations tens of ULP. The bits are the same for every thread count,
+    batch, layout and instruction set.
 
     A row with NaN or +inf is NaN, and so is a row with only -inf; in other rows -inf gives exactly 0. Elements that
     `where` masks are 0 in every row, so a row that it masks completely is 0. Blanchard, Higham & Higham, "Accurately

@@ -117,9 +117,9 @@ def _lay_out_topk(
 
 
 def _as_comparable(x: Any, place: Place) -> tuple[Any, int]:
-    """x as an array of integers, or of one of the four dtypes, in native byte order, and the code of its dtype."""
+    """X as an array of integers, or of one of the four dtypes, in native byte order, and the code of its dtype."""
     x = place.array("x", x)
-    if x.dtype.kind not in "iu" or not x.dtype.isnative and is_cupy(x):
+    if x.dtype.kind not in "iu" or (not x.dtype.isnative and is_cupy(x)):
         return as_float("x", x, place)
     return (x if x.dtype.isnative else x.astype(x.dtype.newbyteorder("="))), binding.INTEGER
 

@@ -126,7 +126,9 @@ RECORDS = (
             BadCall({"size": True}, TypeError, "size must be an int"),
             BadCall({"size": 1.5}, TypeError, "size must be an int, a tuple of ints or None"),
             BadCall({"rng": -1}, ValueError, "rng must be at least 0 where it is an int, got -1"),
-            BadCall({"rng": "x"}, TypeError, "rng must be an int, a numpy.random.SeedSequence, Generator or RandomState"),
+            BadCall(
+                {"rng": "x"}, TypeError, "rng must be an int, a numpy.random.SeedSequence, Generator or RandomState"
+            ),
             BadCall({"rng": True}, TypeError, "rng must be an int, .* got True"),
             BadCall({"rng": 1.5}, TypeError, "rng must be an int, .* got 1.5"),
             BadCall({"rng": [0, 1]}, ValueError, "rng has length 2; .* there are 3 rows"),

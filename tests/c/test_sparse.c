@@ -175,6 +175,64 @@ static void add_to(uint64_t *hash, const void *data, size_t size) {
     for (size_t i = 0; i < size; i++) *hash = (*hash ^ ((const unsigned char *)data)[i]) * 0x100000001b3u;
 }
 
+/* Element j of integers of any type, in the order of uint64_t. */
+static uint64_t integer_at(const char *x, size_t size, int is_signed, size_t j) {
+    uint64_t bits = 0;
+    for (size_t b = size; b-- > 0;) bits = bits << 8 | (unsigned char)x[j * size + b]; /* little-endian machines */
+    return is_signed ? bits ^ (uint64_t)1 << (8 * size - 1) : bits;
+}
+/* Top-k of integers of every type on every instruction set: each selected element precedes the next, none that is
+ * left out precedes the last. */
+static void test_integers(long counts[2]) {
+    static const size_t lengths[] = {1, 2, 7, 16, 33, 64, 65, 127, 129, 200, 1000, 4100}, bytes[] = {1, 2, 4, 8};
+    for (int type = CSM_INT8; type <= CSM_UINT64; type++)
+        for (size_t l = 0; l < sizeof lengths / sizeof lengths[0]; l++)
+            for (int kind = 0; kind < 24; kind++) {
+                const size_t n = lengths[l], size = bytes[type % 4],
+                             k = kind % 3 == 0   ? n
+                                 : kind % 3 == 1 ? 1
+                                                 : n / 2 + 1;
+                const int is_signed = type < CSM_UINT8, smallest = kind / 3 % 2;
+                const csm_shape shape = {.n = n};
+                char *x = need(n * size), *values = need(k * size);
+                int64_t *indices = (int64_t *)(void *)need(k * 8);
+                for (size_t i = 0; i < n * size; i++) /* any bytes; all but the last alike; few different ones */
+                    x[i] = (char)(kind / 6 == 0 || (kind / 6 == 1 && i % size == 0) ? next()
+                                  : kind / 6 == 2                                   ? next() % 2 * 255
+                                                                                    : 127);
+                csm_view vx = csm_contiguous(&shape, n, x, size), vv = csm_contiguous(&shape, k, values, size);
+                csm_view vi = csm_contiguous(&shape, k, indices, 8);
+                csm_topk_options o = csm_default_topk_options();
+                o.smallest = smallest;
+                for (int i = 0; i < ISAS; i++) {
+                    if (csm_select_isa(isas[i])) continue;
+                    int ok = csm_topk_integer((csm_label_type)type, &shape, &vx, k, &vv, &vi, &o) == CSM_OK;
+                    char *taken = need(n);
+                    memset(taken, 0, n);
+                    uint64_t last = 0;
+                    for (size_t at = 0; at < k && ok; at++) {
+                        const size_t j = (size_t)indices[at];
+                        ok = j < n && !taken[j] && memcmp(values + at * size, x + j * size, size) == 0;
+                        if (!ok) break;
+                        const uint64_t here = integer_at(x, size, is_signed, j), key = smallest ? ~here : here;
+                        taken[j] = 1;
+                        if (at > 0) ok = key < last || (key == last && indices[at - 1] < indices[at]);
+                        last = key;
+                    }
+                    for (size_t j = 0; j < n && ok; j++) {
+                        const uint64_t here = integer_at(x, size, is_signed, j), key = smallest ? ~here : here;
+                        if (!taken[j]) ok = key < last || (key == last && (int64_t)j > indices[k - 1]);
+                    }
+                    counts[!ok]++;
+                    if (!ok) printf("FAILED integers type %d n %zu k %zu kind %d %s\n", type, n, k, kind, isas[i]);
+                    free(taken);
+                }
+                free(x);
+                free(values);
+                free(indices);
+            }
+}
+
 void test_sparse(size_t every, uint64_t *hash, long counts[2]);
 void test_sparse(size_t every, uint64_t *hash, long counts[2]) {
     static const size_t lengths[] = {1, 2, 7, 16, 17, 33, 64, 65, 100, 127, 128, 129, 200, 1000, 4096, 4100, 9001};
@@ -232,5 +290,6 @@ void test_sparse(size_t every, uint64_t *hash, long counts[2]) {
                 release(&expected);
                 release(&got);
             }
+    test_integers(counts);
     csm_select_isa(chosen);
 }

@@ -111,7 +111,9 @@ def test_sample_with_a_source_for_each_row(gpu):
     x = logits((3, 40), "float32", sigma=2)
     expected = csoftmax.sample(x, rng=[5, 6, 7], size=9)
     assert np.array_equal(csoftmax.sample(gpu.cupy.asarray(x), rng=[5, 6, 7], size=9).get(), expected)
-    assert np.array_equal(csoftmax.sample(gpu.cupy.asarray(x), rng=gpu.cupy.asarray(np.arange(5, 8)), size=9).get(), expected)
+    assert np.array_equal(
+        csoftmax.sample(gpu.cupy.asarray(x), rng=gpu.cupy.asarray(np.arange(5, 8)), size=9).get(), expected
+    )
     alone = csoftmax.sample(gpu.cupy.asarray(x[1]), rng=6, size=9)
     assert np.array_equal(alone.get(), expected[1])
 

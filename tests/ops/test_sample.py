@@ -284,7 +284,9 @@ def test_a_source_for_each_row():
 def test_sources_in_the_shape_of_the_rows():
     x = logits((2, 3, 50), "float64", sigma=2)
     seeds = np.arange(6)
-    expected = np.array([csoftmax.sample(row, rng=int(s), size=4) for row, s in zip(x.reshape(6, 50), seeds, strict=True)])
+    expected = np.array(
+        [csoftmax.sample(row, rng=int(s), size=4) for row, s in zip(x.reshape(6, 50), seeds, strict=True)]
+    )
     expected = expected.reshape(2, 3, 4)
     for rng in (seeds, range(6), seeds.reshape(2, 3), seeds.reshape(2, 3).tolist(), [range(3), seeds[3:]]):
         assert np.array_equal(csoftmax.sample(x, rng=rng, size=4), expected)

@@ -2,8 +2,8 @@
 
     python tests/tools/make_hardest_rows.py [--seed 0] [--rounds 40]
 
-A row replaces the recorded one if its error is larger.  tests/ops/test_hardest_rows.py checks the recorded rows in every
-run, and searches again with -m long.
+A row replaces the recorded one if its error is larger.  tests/ops/test_hardest_rows.py checks the recorded rows in
+every run, and searches again with -m long.
 """
 
 import argparse
