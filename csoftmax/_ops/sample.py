@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, NoReturn, SupportsIndex
 
 import numpy as np
-from numpy.random import Generator, RandomState, SeedSequence
 from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
@@ -175,7 +174,13 @@ def sample(
     top_p: ArrayLike | None = None,
     min_p: ArrayLike | None = None,
     size: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
-    rng: int | SeedSequence | Generator | RandomState | Sequence[Any] | NDArray[Any] | None = None,
+    rng: int
+    | np.random.SeedSequence
+    | np.random.Generator
+    | np.random.RandomState
+    | Sequence[Any]
+    | NDArray[Any]
+    | None = None,
     where: ArrayLike | None = None,
     out: NDArray[np.int64] | None = None,
     device: str | None = None,

@@ -8,7 +8,7 @@ import inspect
 import re
 
 import pytest
-from helpers import ROOT
+from helpers import ROOT, run_python
 
 import csoftmax
 from csoftmax._cpu import binding
@@ -90,3 +90,10 @@ def test_headers(file):
     declared = set(re.findall(r"^\s*csm_status (csm_\w+?)\(const csm_shape", text, re.M))
     in_c = NAMES | {"cross_entropy", "topk", "entmax", "entmax_vjp", "entmax_loss", "sample"}
     assert declared == {f"csm_{name}_{suffix}" for name in in_c for suffix in SUFFIX.values()}
+
+
+def test_import_loads_no_costly_module():
+    """numpy.random alone takes 10 ms, a third of the import."""
+    costly = {"numpy.random", "asyncio", "scipy", "sklearn", "pandas", "matplotlib", "torch", "jax", "cupy"}
+    loaded = run_python("import sys, numpy, csoftmax; print(*sys.modules)").stdout.split()
+    assert "csoftmax" in loaded and not costly & set(loaded)
