@@ -50,7 +50,7 @@ def raise_bad_label(target: Any, n_classes: int, ignore_index: int | None) -> No
     """Find the first bad label, hard or soft, and raise; return if there is none."""
     if target.dtype.kind in "iu":
         bad = (target < 0) | (target >= n_classes)
-        if ignore_index is not None and representable(ignore_index, target.dtype):
+        if ignore_index is not None and is_representable(ignore_index, target.dtype):
             bad &= target != target.dtype.type(ignore_index)
         if not bad.any():
             return
@@ -75,7 +75,7 @@ def check_on_device(target: Any, n_classes: int, ignore_index: int | None) -> No
         raise_bad_label(target.get(), n_classes, ignore_index)
 
 
-def representable(value: int, dtype: Any) -> bool:
+def is_representable(value: int, dtype: Any) -> bool:
     """Whether an integer dtype can hold the value."""
     limits = np.iinfo(dtype)
     return limits.min <= value <= limits.max
@@ -83,7 +83,7 @@ def representable(value: int, dtype: Any) -> bool:
 
 def as_label_bits(ignore_index: int, labels: Any) -> int | None:
     """ignore_index as the 64 bits that kernels compare with labels, or None if no label can equal it."""
-    if labels is None or not representable(ignore_index, labels.dtype):
+    if labels is None or not is_representable(ignore_index, labels.dtype):
         return None
     return ignore_index % 2**64
 

@@ -48,7 +48,7 @@ class Line(NamedTuple):
     limit: float | None
 
     @property
-    def ok(self) -> bool:
+    def has_passed(self) -> bool:
         """Whether the figure is within its limit."""
         return self.limit is None or (not isinstance(self.figure, str) and self.figure <= self.limit)
 
@@ -320,21 +320,21 @@ def main(arguments: argparse.Namespace) -> int:
             bar.set_postfix_str(section)
             lines += check(section)
             bar.update()
-    ok = all(line.ok for line in lines)
+    has_passed = all(line.has_passed for line in lines)
     report = {
-        "ok": ok,
+        "ok": has_passed,
         "csoftmax": csoftmax.__version__,
         "isa": binding.isa(),
         "threads": csoftmax.get_num_threads(),
         "seconds": round(time.perf_counter() - begin, 2),
-        "checks": [{**line._asdict(), "ok": line.ok} for line in lines],
+        "checks": [{**line._asdict(), "ok": line.has_passed} for line in lines],
     }
     if arguments.json:
         json.dump(report, sys.stdout, indent=2)
         print()
     else:
         show(report, lines)
-    return 0 if ok else 1
+    return 0 if has_passed else 1
 
 
 def show(report, lines):
@@ -342,10 +342,10 @@ def show(report, lines):
     for before, line in zip([None, *lines], lines):
         section = line.section if before is None or before.section != line.section else ""
         found = line.figure if isinstance(line.figure, str) else f"{line.figure:.3g}"
-        state = "not checked" if line.limit is None else "ok" if line.ok else "FAIL"
+        state = "not checked" if line.limit is None else "ok" if line.has_passed else "FAIL"
         rows.append((section, line.what, found, "" if line.limit is None else f"{line.limit:g}", state))
     print("\n".join(layout(rows, "<<>><")))
-    failed = sum(not line.ok for line in lines)
+    failed = sum(not line.has_passed for line in lines)
     print(
         f"\ncsoftmax {report['csoftmax']} on {report['isa']}, {report['threads']} threads: "
         f"{len(lines)} checks, {failed or 'none'} failed, in {report['seconds']} s"

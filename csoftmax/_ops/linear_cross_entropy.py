@@ -15,8 +15,8 @@ from .._arguments.labels import (
     check_loss_options,
     check_on_device,
     check_target,
+    is_representable,
     raise_bad_label,
-    representable,
 )
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
 from .._arguments.places import Place, as_float, place_of, to_host
@@ -129,7 +129,7 @@ def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
         labels = labels.copy()  # so that no other thread can change labels that have been checked
         raise_bad_label(labels, n, options.ignore_index)
         labels = labels.reshape(rows)
-        if representable(options.ignore_index, labels.dtype):
+        if is_representable(options.ignore_index, labels.dtype):
             is_kept &= labels != labels.dtype.type(options.ignore_index)
         labels = labels.astype(np.int64, copy=False)
     kept = None if is_kept.all() else np.flatnonzero(is_kept)
