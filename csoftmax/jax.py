@@ -217,8 +217,8 @@ def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1) -> jax.Ar
     ----------
     x : jax.Array
         float16, bfloat16, float32 or float64.
-    alpha : float > 1, default 1.5
-        2 is sparsemax. It can be neither traced nor differentiated.
+    alpha : float >= 1, default 1.5
+        1 is softmax, 2 is sparsemax. It can be neither traced nor differentiated.
     axis : int, default -1
         The axis that sums to 1.
 
@@ -240,7 +240,8 @@ def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1) -> jax.Ar
     Array([1., 0.], dtype=float32)
     """
     x, axis = _check_floating("x", x, axis)
-    return _apply_along(_entmax, x, axis, _check_number("alpha", alpha, 1))
+    alpha = _check_number("alpha", alpha, 1, open_low=False)
+    return softmax(x, axis) if alpha == 1 else _apply_along(_entmax, x, axis, alpha)
 
 
 def sparsemax(x: ArrayLike, axis: SupportsIndex = -1) -> jax.Array:

@@ -114,7 +114,8 @@ def _as_ordinary(x: Any, name: str) -> Any:
     """A tensor whose memory holds its elements; a copy where it holds their negatives, conjugates, or nothing."""
     torch = sys.modules["torch"]
     if x.layout != torch.strided or x.is_quantized or x.is_nested:
-        raise TypeError(f"{name} must be an ordinary strided tensor, got layout {x.layout}, dtype {x.dtype}")
+        kind = "a nested tensor" if x.is_nested else f"layout {x.layout}, dtype {x.dtype}"
+        raise TypeError(f"{name} must be an ordinary strided tensor, got {kind}")
     if not (x.is_neg() or x.is_conj() or x._is_zerotensor()):
         return x
     if name == "out":

@@ -409,8 +409,10 @@ def entmax_loss(
     Blondel, Martins & Niculae, "Learning with Fenchel-Young losses", JMLR 2020: ``Omega*(x) + Omega(q) - sum(q * x)``,
     ``Omega(p) = sum(p**alpha - p) / (alpha * (alpha - 1))``. It is computed as the Bregman divergence of q and
     ``entmax(x)`` plus the share of the classes outside the support: all terms are at least 0, so that small losses keep
-    their digits, which the difference of large terms in the formula rounds away. For alpha > 1 the loss is within
-    0.51 ULP (float64: 1 ULP), flat rows and near-certain ones included. A row that `where` masks completely has loss
+    their digits, which the difference of large terms in the formula rounds away. For alpha > 1 the loss of a label
+    is within 0.51 ULP (float64: 1 ULP), flat rows and near-certain ones included. With soft labels that nearly equal
+    ``entmax(x)`` the loss is as small as the square of their difference, and what the rounding of the probabilities
+    contributes remains. A row that `where` masks completely has loss
     NaN.
 
     Examples
@@ -462,8 +464,9 @@ def entmax_loss_with_grad(
 
     Notes
     -----
-    The gradient of the label is minus the sum of the other probabilities. For alpha > 1 every gradient is within
-    0.51 ULP (with reduction "mean" 1.5, because of the division).
+    The gradient of the label is minus the sum of the other probabilities. For alpha > 1 every gradient of labels is
+    within 0.51 ULP (with reduction "mean" 1.5, because of the division); with soft labels, of the larger of the two
+    numbers whose difference it is.
 
     Examples
     --------

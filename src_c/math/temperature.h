@@ -25,8 +25,9 @@ typedef struct csm_scales {
     int always_transform; /* T is 0, infinite or outside the range of `ordinary` */
 } csm_scales;
 
-/* Whether float has too little range for the factors of 1/T: gradients are then computed in double. */
-INLINE int csm_exceeds_float(const csm_scales *s) { return !(s->temperature >= 0x1p-100 && s->temperature <= 0x1p100); }
+/* Whether gradients of floats are computed in double: float has too little range for the factors of 1/T, or a
+ * probability that is subnormal in float, times 1/T, shows its rounding. */
+INLINE int csm_exceeds_float(const csm_scales *s) { return !(s->temperature >= 0.25 && s->temperature <= 0x1p100); }
 
 /* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {

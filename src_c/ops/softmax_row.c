@@ -8,7 +8,7 @@
  *     T = 0                   0 at the maxima, -inf elsewhere
  *     T = inf                 0 where x > -inf
  *
- * Gradients have 1/T as two factors (temperature.c).  For T outside 2^+-100 those of floats are computed in double,
+ * Gradients have 1/T as two factors (temperature.c).  For T < 1/4 or T > 2^100 those of floats are computed in double,
  * because no two floats are enough.
  *
  * Rows with NaN or +inf, with only -inf, or without elements get their result from the table in the documentation of

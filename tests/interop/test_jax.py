@@ -182,7 +182,7 @@ def test_errors():
     with pytest.raises(TypeError, match="temperature must be a number that is known"):
         jax.jit(lambda x, t: cj.softmax(x, temperature=t))(x, 1.0)
     with pytest.raises(ValueError, match="alpha must be in"):
-        cj.entmax(x, alpha=1.0)
+        cj.entmax(x, alpha=0.9)
     with pytest.raises(TypeError, match=r"labels must be integers of shape \(3,\)"):
         cj.cross_entropy(x, labels[:2])
     with pytest.raises(ValueError, match="reduction must be"):
@@ -257,6 +257,11 @@ def test_default_set_float64():
         np.testing.assert_allclose(grad, csoftmax.cross_entropy_with_grad(np.asarray(x), np.arange(5)).grad, rtol=1e-6)
         assert doctest.testmod(cj).failed == 0
         assert doctest.testmod(cj).attempted > 5
+
+
+def test_entmax_with_alpha_1_is_softmax():
+    x = jnp.asarray(np.random.default_rng(0).standard_normal((3, 5)))
+    np.testing.assert_array_equal(np.asarray(cj.entmax(x, 1.0, 0)), np.asarray(cj.softmax(x, 0)))
 
 
 @pytest.mark.parametrize("alpha", [12.0, 30.0, 1e4])

@@ -645,6 +645,10 @@ static void FN(narrow)(const void *from, void *to, size_t k) {
     const REAL *x = from;
     T *y = to;
     size_t i = 0;
-    for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(LOAD_REAL)(x + i));
-    if (i < k) STORE_PART(y + i, k - i, V(LOAD_PART_REAL)(x + i, k - i, V(zero)()));
+    for (; i < k; i += V(W)) {
+        V(t) v = k - i >= V(W) ? V(LOAD_REAL)(x + i) : V(LOAD_PART_REAL)(x + i, k - i, V(zero)());
+        v = V(select)(V(ordered)(v), v, V(set)(CSM_NAN));
+        if (k - i >= V(W)) STORE(y + i, v);
+        else STORE_PART(y + i, k - i, v);
+    }
 }
