@@ -18,6 +18,8 @@ from .._cpu.dtypes import as_buffer
 
 __all__ = ["sample"]
 
+UNIFORMS = 1 << 20  # drawn at a time
+
 _Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 
@@ -125,7 +127,7 @@ def plan_sample(
         draws = _check_size(size)
         if out is not None:
             check_out(out, batch + draws, np.dtype(np.int64), place)
-        uniforms = _generator(rng).random((*batch, math.prod(draws)))
+        uniforms = _uniforms(_generator(rng), (*batch, math.prod(draws)))
     return SamplePlan(dtype, x, uniforms, mask, *checked, num_threads, batch + draws, out, place)
 
 
@@ -144,6 +146,17 @@ def _check_parameters(parameters: list[Any], batch: tuple[int, ...]) -> tuple[An
 def _check_size(size: Any) -> tuple[int, ...]:
     given = size if isinstance(size, tuple) else () if size is None else (size,)
     return tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
+
+
+def _uniforms(generator: np.random.Generator, shape: tuple[int, ...]) -> Any:
+    """Uniform numbers in C order, in pieces of some ms, so that Ctrl-C is seen between them."""
+    if math.prod(shape) <= UNIFORMS or type(generator) is not np.random.Generator:
+        return generator.random(shape)
+    uniforms = np.empty(shape)
+    flat = uniforms.reshape(-1)
+    for begin in range(0, flat.size, UNIFORMS):
+        generator.random(out=flat[begin : begin + UNIFORMS])
+    return uniforms
 
 
 def _generator(rng: Any) -> np.random.Generator:

@@ -14,6 +14,7 @@
 #include "../core/selection.h"
 
 enum {
+    DRAW_ELEMENTS = 8,   /* cost of a draw */
     PREFIX_DRAWS = 8,    /* with at least this many draws from a row, prefix sums are searched by bisection */
     FIRST_SELECTED = 64, /* number of classes first selected for top-p */
     GROWTH = 8           /* factor by which that number grows if they do not suffice */
@@ -44,6 +45,7 @@ typedef struct sample_row {
     double n, max_mass; /* n and e' of the maximum */
     double min_p, top_p;
     size_t top_k;
+    csm_poll poll;
 } sample_row;
 
 static char *buffer(sample_call *call, int thread, int which, size_t size) {
@@ -126,11 +128,13 @@ static csm_status draw_from(sample_call *call, const sample_row *row, const char
             double sum = 0;
             for (size_t i = b * CSM_BLOCK; i < count && i < (b + 1) * CSM_BLOCK; i++)
                 sums[i] = sum += csm_wide_at(&call->base, mass, i);
+            if (csm_poll_stops(&row->poll, CSM_BLOCK)) return CSM_INTERRUPTED;
         }
     }
     for (size_t draw = 0; draw < call->draws; draw++) {
         double target = uniform_at(call, row->index, draw) * total, before = 0;
         size_t block = 0, last = 0;
+        if (csm_poll_stops(&row->poll, DRAW_ELEMENTS + n_blocks / 4)) return CSM_INTERRUPTED;
         for (; block < n_blocks; block++) {
             if (!(blocks[block].hi > 0)) continue;
             last = block;
@@ -147,7 +151,7 @@ static csm_status draw_from(sample_call *call, const sample_row *row, const char
 }
 
 /* Sets masses below min_p times the largest to 0, and recomputes the sums of the blocks. */
-static void apply_min_p(const sample_call *call, const sample_row *row, char *mass, size_t count) {
+static csm_status apply_min_p(const sample_call *call, const sample_row *row, char *mass, size_t count) {
     const csm_wide none = csm_to_wide(&call->base, 0);
     const double threshold = row->min_p * row->max_mass;
     for (size_t b = 0; b * CSM_BLOCK < count; b++) {
@@ -158,7 +162,9 @@ static void apply_min_p(const sample_call *call, const sample_row *row, char *ma
             else memcpy(mass + i * call->base.wide_size, &none, call->base.wide_size);
         }
         row->blocks[b].hi = sum;
+        if (b > 0 && csm_poll_stops(&row->poll, CSM_BLOCK)) return CSM_INTERRUPTED;
     }
+    return CSM_OK;
 }
 
 static csm_status draw_all(sample_call *call, const sample_row *row) {
@@ -170,12 +176,13 @@ static csm_status draw_all(sample_call *call, const sample_row *row) {
         const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
         find_masses(call, row, row->x + begin * row->itemsize, k, mass + begin * c->wide_size, &row->blocks[b]);
         if (row->blocks[b].hi != row->blocks[b].hi) return CSM_NO_MASS; /* NaN */
+        if (b > 0 && csm_poll_stops(&row->poll, CSM_BLOCK)) return CSM_INTERRUPTED;
     }
-    if (row->min_p > 0) apply_min_p(call, row, mass, n);
-    return draw_from(call, row, mass, n, NULL);
+    csm_status status = row->min_p > 0 ? apply_min_p(call, row, mass, n) : CSM_OK;
+    return status == CSM_OK ? draw_from(call, row, mass, n, NULL) : status;
 }
 
-/* The mass of a whole row. */
+/* The mass of a whole row; without meaning if the call has been interrupted. */
 static double row_mass(const sample_call *call, const sample_row *row) {
     const csm_call *c = &call->base;
     double total = 0, low = 0;
@@ -184,6 +191,7 @@ static double row_mass(const sample_call *call, const sample_row *row) {
         c->table->kernels[CSM_OP_softmax][row->dtype].pass1(row->x + begin * row->itemsize, NULL, NULL,
                                                             csm_block_length(c->shape.n, begin), row->t, &block);
         csm_two_sum(&total, &low, (block.hi + block.lo) * csm_pow2(block.n - row->n));
+        if (begin > 0 && csm_poll_stops(&row->poll, CSM_BLOCK)) break;
     }
     return total + low;
 }
@@ -199,21 +207,32 @@ static csm_status draw_selected(sample_call *call, const sample_row *row) {
         char *mass = buffer(call, row->thread, MASS, k * c->wide_size);
         char *values = buffer(call, row->thread, VALUES, k * row->itemsize);
         if (!memory || !mass || !values) return CSM_NO_MEMORY;
-        csm_select chosen = csm_select_at(memory, n, k, c->wide_size);
+        csm_select chosen = csm_select_at(memory, n, k, c->wide_size, row->poll);
         c->table->select[c->dtype](row->given, n, k, 0, 1, &chosen);
-        for (size_t i = 0; i < k; i++)
+        if (chosen.is_stopped) return CSM_INTERRUPTED;
+        for (size_t i = 0; i < k; i++) {
             memcpy(values + i * row->itemsize, row->x + (size_t)chosen.index[i] * row->itemsize, row->itemsize);
-        for (size_t begin = 0; begin < k; begin += CSM_BLOCK)
+            if (csm_poll_at(&row->poll, i)) return CSM_INTERRUPTED;
+        }
+        for (size_t begin = 0; begin < k; begin += CSM_BLOCK) {
             find_masses(call, row, values + begin * row->itemsize, csm_block_length(k, begin),
                         mass + begin * c->wide_size, &row->blocks[begin / CSM_BLOCK]);
+            if (begin > 0 && csm_poll_stops(&row->poll, CSM_BLOCK)) return CSM_INTERRUPTED;
+        }
         if (row->blocks[0].hi != row->blocks[0].hi) return CSM_NO_MASS; /* NaN comes first */
         double total = all, sum = 0;
-        for (size_t i = 0; i < k && top_k < n; i++) total += csm_wide_at(c, mass, i);
+        for (size_t i = 0; i < k && top_k < n; i++) {
+            total += csm_wide_at(c, mass, i);
+            if (csm_poll_at(&row->poll, i)) return CSM_INTERRUPTED;
+        }
         size_t kept = top_p < 1 ? 0 : k;
-        while (kept < k && sum < top_p * total) sum += csm_wide_at(c, mass, kept++);
+        while (kept < k && sum < top_p * total) {
+            sum += csm_wide_at(c, mass, kept++);
+            if (csm_poll_at(&row->poll, kept)) return CSM_INTERRUPTED;
+        }
         if (kept < k || top_k < n || k == n || sum >= top_p * total) {
-            apply_min_p(call, row, mass, kept);
-            return draw_from(call, row, mass, kept, chosen.index);
+            csm_status status = apply_min_p(call, row, mass, kept);
+            return status == CSM_OK ? draw_from(call, row, mass, kept, chosen.index) : status;
         }
         k = k > n / GROWTH ? n : k * GROWTH;
     }
@@ -239,30 +258,46 @@ static csm_status read_parameters(const sample_call *call, sample_row *row, doub
     return CSM_OK;
 }
 
+static csm_status find_max(const sample_call *call, const sample_row *row, csm_dtype dtype, size_t size, double *max) {
+    const csm_call *c = &call->base;
+    *max = -CSM_INF;
+    for (size_t begin = 0; begin < c->shape.n; begin += CSM_BLOCK) {
+        const double part = c->table->max[dtype](row->x + begin * size, csm_block_length(c->shape.n, begin));
+        if (part > *max || begin == 0) *max = part;
+        if (begin > 0 && csm_poll_stops(&row->poll, CSM_BLOCK)) return CSM_INTERRUPTED;
+    }
+    return CSM_OK;
+}
+
 /* Transforms a row beyond exp's range reduction. */
 static csm_status transform_row(sample_call *call, sample_row *row, const csm_scales *scales, double *max) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n;
     char *wide = buffer(call, row->thread, WIDE, n * c->wide_size);
     if (!wide) return CSM_NO_MEMORY;
-    c->table->widen[c->dtype](row->given, wide, n);
-    for (size_t i = 0; i < n; i++) /* the transformation of T = 0 would lose NaN */
-        if (csm_wide_at(c, wide, i) != csm_wide_at(c, wide, i)) return CSM_NO_MASS;
-    csm_transform(scales, csm_is_single(c), wide, n, *max);
+    for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
+        const size_t end = begin + csm_block_length(n, begin);
+        char *part = wide + begin * c->wide_size;
+        c->table->widen[c->dtype](row->given + begin * c->itemsize, part, end - begin);
+        for (size_t i = begin; i < end; i++) /* the transformation of T = 0 would lose NaN */
+            if (csm_wide_at(c, wide, i) != csm_wide_at(c, wide, i)) return CSM_NO_MASS;
+        csm_transform(scales, csm_is_single(c), part, end - begin, *max);
+        if (begin > 0 && csm_poll_stops(&row->poll, 2 * CSM_BLOCK)) return CSM_INTERRUPTED;
+    }
     row->x = wide;
     row->dtype = c->wide_dtype;
     row->itemsize = c->wide_size;
     row->t = &scales->transformed;
-    *max = c->table->max[c->wide_dtype](wide, n);
-    return CSM_OK;
+    return find_max(call, row, c->wide_dtype, c->wide_size, max);
 }
 
 static csm_status draw_row(sample_call *call, size_t at, int thread) {
-    const csm_call *c = &call->base;
+    csm_call *c = &call->base;
     csm_scales *scales = &call->scales[thread];
     const size_t n = c->shape.n;
     sample_row row = {
-        .index = at, .thread = thread, .dtype = c->dtype, .itemsize = c->itemsize, .t = &scales->ordinary};
+        .index = at, .thread = thread, .dtype = c->dtype, .itemsize = c->itemsize, .t = &scales->ordinary,
+        .poll = csm_poll_of(&c->interrupt, thread)};
     double temperature;
     csm_status status = read_parameters(call, &row, &temperature);
     if (status != CSM_OK) return status;
@@ -273,13 +308,15 @@ static csm_status draw_row(sample_call *call, size_t at, int thread) {
         const csm_strided mask = csm_mask_of(c, at);
         char *copy = buffer(call, thread, ROW, n * c->itemsize);
         if (!copy) return CSM_NO_MEMORY;
-        csm_gather(copy, 0, from, 1, n, c->itemsize, &mask, &c->absent);
+        if (!csm_gather_row(c, thread, copy, from, n, c->itemsize, &mask, &c->absent)) return CSM_INTERRUPTED;
         row.x = copy;
     }
     row.given = row.x;
     row.blocks = (csm_block *)(void *)buffer(call, thread, BLOCKS, (n / CSM_BLOCK + 1) * sizeof(csm_block));
     if (!row.blocks) return CSM_NO_MEMORY;
-    double max = c->table->max[c->dtype](row.x, n);
+    double max;
+    status = find_max(call, &row, c->dtype, c->itemsize, &max);
+    if (status != CSM_OK) return status;
     if (!(max > -CSM_INF && max < CSM_INF)) return CSM_NO_MASS;
     if (!(scales->temperature == temperature)) csm_set_scales(scales, temperature, csm_is_single(c));
     if (!csm_fits_range(scales, max)) status = transform_row(call, &row, scales, &max);
@@ -323,7 +360,7 @@ static csm_status run_sample(csm_dtype dtype, const csm_table *table, const csm_
     call.draws = draws;
     call.is_direct = !c->has_where && csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1);
     csm_put(c, &c->absent, -CSM_INF);
-    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     c->threads = csm_threads_for((double)call.rows * (double)shape->n, call.rows, o->threads < 1 ? 1 : o->threads);
     csm_buffer single[BUFFERS];
     status = csm_scratch_begin(&call.scratch, c->threads, BUFFERS, single);

@@ -431,7 +431,7 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     csm_collapse(&base->shape, used, count);
 
     base->absent = absent_bits(op, dtype);
-    base->interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0, *caller};
+    base->interrupt = (csm_interrupt){.check = options->interrupt, .context = options->interrupt_context, .caller = *caller};
     base->threads = 1;
     if (c.given_scratch) {
         c.given_size = csm_scratch_size(shape, 1);

@@ -16,6 +16,7 @@ INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
     const V(t) limit = V(set)((double)bound);
     size_t count = 0;
     for (size_t i = 0; i < n; i += V(W)) {
+        if (i % CSM_POLL_STEP == CSM_POLL_STEP - V(W) && csm_support_stops(s, CSM_POLL_STEP - 1)) break;
         const size_t k = n - i < V(W) ? n - i : V(W);
         V(t) v = k == V(W) ? LOAD(x + i) : LOAD_PART(x + i, k, limit);
         unsigned bits = V(bits)(V(not_le)(v, limit));
@@ -37,7 +38,12 @@ INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
 /* Returns the number of survivors of the filter; if more than s->capacity, it must be called again with more space. */
 static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_support *s) {
     const T *x = from;
-    const double max = FN(max)(x, n);
+    double max = -CSM_INF;
+    for (size_t begin = 0; begin < n; begin += CSM_POLL_STEP) {
+        const double part = FN(max)(x + begin, n - begin < CSM_POLL_STEP ? n - begin : CSM_POLL_STEP);
+        if (part > max || begin == 0) max = part;
+        if (n > CSM_POLL_STEP && csm_support_stops(s, CSM_POLL_STEP - 1)) return 0;
+    }
     s->max = max;
     s->is_nan = !(max > -CSM_INF && max < CSM_INF);
     s->count = 0;
@@ -47,8 +53,9 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
     REAL bound = lower < -EXP_MOST ? -(REAL)CSM_INF : (REAL)lower;
     if ((double)bound >= lower && bound > -(REAL)CSM_INF) bound = V(below)(bound);
     const size_t count = FN(survivors)(x, n, bound, s);
-    if (count > s->capacity) return count;
+    if (count > s->capacity || s->is_stopped) return count;
     for (size_t i = 0; i < count; i++) {
+        if (csm_support_stops(s, i)) return count;
         double d = -max, low = 0;
         if (s->z[i] != s->z[i]) s->is_nan = 1;
         if (e->single && e->kind != CSM_ENTMAX_ANY) {
@@ -67,14 +74,21 @@ static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_s
 }
 
 /* Writes the row of probabilities, times factor. */
-static void FN(spread)(const csm_support *s, double factor, void *to, size_t n) {
+static void FN(spread)(csm_support *s, double factor, void *to, size_t n) {
     T *y = to;
-    FN(fill)(y, n, s->is_nan ? CSM_NAN : 0);
-    for (size_t i = 0; i < s->count; i++) STORE_PART(y + s->index[i], 1, V(set)(s->p[i] * factor));
+    for (size_t i = 0; i < n; i += CSM_POLL_STEP) {
+        FN(fill)(y + i, n - i < CSM_POLL_STEP ? n - i : CSM_POLL_STEP, s->is_nan ? CSM_NAN : 0);
+        if (n > CSM_POLL_STEP && csm_support_stops(s, CSM_POLL_STEP - 1)) return;
+    }
+    for (size_t i = 0; i < s->count; i++) {
+        STORE_PART(y + s->index[i], 1, V(set)(s->p[i] * factor));
+        if (csm_support_stops(s, i)) return;
+    }
 }
 
 /* dx = s (dy - sum(s dy) / sum(s)), s = y^(2 - alpha) where y > 0; sums as pairs; dx = 0 elsewhere, for any dy. */
-static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *e) {
+static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *e,
+                           const csm_poll *poll) {
     const T *g = dy, *p = y;
     T *to = dx;
     double top = 0, top_low = 0, all = 0, all_low = 0;
@@ -87,6 +101,7 @@ static void FN(entmax_vjp)(const void *dy, const void *y, void *dx, size_t n, co
         }
         for (size_t i = 0; i < n; i += V(W)) {
             const size_t k = n - i < V(W) ? n - i : V(W);
+            if (i % CSM_POLL_STEP == CSM_POLL_STEP - V(W) && csm_poll_stops(poll, CSM_POLL_STEP)) return;
             V(t) v = k == V(W) ? LOAD(p + i) : LOAD_PART(p + i, k, V(zero)());
             unsigned bits = V(bits)(V(not_le)(v, V(zero)()));
             REAL lane[V(W)], grad[V(W)], out[V(W)];

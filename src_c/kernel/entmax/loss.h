@@ -59,6 +59,7 @@ static inline double csm_hard_loss(const csm_entmax *e, csm_support *s, size_t l
         }
         others += s->p[i];
         loss += csm_divergence(e, 0, s->p[i], s->u[i], 0);
+        if (csm_support_stops(s, i)) return loss;
     }
     if (at == s->count) return loss + csm_outside(e, s, 1, x_label);
     loss += csm_divergence(e, 1, s->p[at], s->u[at], others);

@@ -17,13 +17,14 @@
 #include "job.h"
 
 /* sum u^p and sum u^(p-1), in eight lanes for the closed forms. */
-INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t, double *sum, double *slope) {
+INLINE void csm_entmax_sums(csm_support *s, const csm_entmax *e, double t, double *sum, double *slope) {
     enum { EIGHT = 8 / v64_W };
     *sum = *slope = 0;
     if (e->kind == CSM_ENTMAX_ANY) {
         double low = 0, slope_low = 0;
         for (size_t i = 0; i < s->count; i++) {
             const double v = s->z[i] + t, u = 1 + v;
+            if (csm_support_stops(s, i)) return;
             if (!(u > 0)) continue;
             const double w = csm_pow(u, v - (u - 1), e->p - 1, e->p_low);
             csm_two_sum(slope, &slope_low, w);
@@ -35,7 +36,8 @@ INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t,
     const v64_t c = v64_set(1 + t), none = v64_zero(), ones = v64_set(1);
     v64_t a[EIGHT], b[EIGHT];
     for (int l = 0; l < EIGHT; l++) a[l] = b[l] = none;
-    for (size_t i = 0; i < s->count; i += 8)
+    for (size_t i = 0; i < s->count; i += 8) {
+        if (i % CSM_POLL_STEP == CSM_POLL_STEP - 8 && csm_support_stops(s, i + 7)) return;
         for (int l = 0; l < EIGHT; l++) {
             v64_t u = v64_add(v64_load_f64(s->z + i + l * v64_W), c);
             v64_mask in = v64_not_le(u, none);
@@ -48,6 +50,7 @@ INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t,
                 b[l] = v64_add(b[l], u);
             }
         }
+    }
     *sum = v64_tree(a);
     *slope = v64_tree(b);
 }
@@ -65,12 +68,13 @@ INLINE double csm_entmax_u(const csm_support *s, const csm_entmax *e, size_t i, 
 }
 
 /* Finds t for p >= 1. */
-INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
+INLINE double csm_entmax_newton(csm_support *s, const csm_entmax *e) {
     /* ANY: the steps in pairs below add the other digits. */
     const double near = e->kind == CSM_ENTMAX_ANY ? 0x1p-20 : 0x1p-53;
     double t = 0, low = -1, high = 0, sum, slope;
     for (int i = 0; i < 200; i++) {
         csm_entmax_sums(s, e, t, &sum, &slope);
+        if (s->is_stopped) break;
         if (sum >= 1) high = t;
         else low = t;
         double root = e->kind == CSM_SPARSEMAX  ? 1
@@ -86,13 +90,14 @@ INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
 }
 
 /* Finds c for p < 1. */
-INLINE double csm_entmax_concave(const csm_support *s, const csm_entmax *e) {
+INLINE double csm_entmax_concave(csm_support *s, const csm_entmax *e) {
     double low = 1 / (double)s->count, high = 1, m = low, c = 0;
     for (int i = 0; i < 200; i++) {
         double sum = 0, slope = 0;
         c = csm_pow(m, 0, e->scale, 0);
         for (size_t k = 0; k < s->count; k++) {
             const double v = s->z[k] == 0 ? 1 : 1 + s->z[k] / c;
+            if (csm_support_stops(s, k)) return 0;
             if (!(v > 0)) continue;
             const double w = csm_pow(v, 0, e->p - 1, e->p_low);
             slope += w;
@@ -120,6 +125,7 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
     s->t = e->p < 1;
     s->t_low = 0;
     if (s->count > 1) s->t = e->p < 1 ? csm_entmax_concave(s, e) : csm_entmax_newton(s, e);
+    if (s->is_stopped) return;
     if (s->t == 0 && e->p < 1) { /* c underflows: only maxima have probability */
         size_t kept = 0;
         for (size_t i = 0; i < s->count; i++)
@@ -146,6 +152,7 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
         slope = 0;
         for (size_t i = 0; i < s->count; i++) {
             double u_low, u = csm_entmax_u(s, e, i, &u_low);
+            if (csm_support_stops(s, i)) return;
             if (!(u > 0)) continue;
             if (e->kind == CSM_SPARSEMAX) {
                 csm_two_sum(&sum, &rest, u);
@@ -181,9 +188,11 @@ static NOINLINE void csm_entmax_solve(csm_support *s, const csm_entmax *e) {
         s->u[kept] = u;
         s->index[kept] = s->index[i];
         kept += u > 0 && y > 0;
+        if (csm_support_stops(s, i)) return;
     }
     for (size_t i = 0; (!e->single || any) && i < s->count; i++) {
         double u_low, u = csm_entmax_u(s, e, i, &u_low), y;
+        if (csm_support_stops(s, i)) return;
         if (!(u > 0)) continue;
         if (e->kind == CSM_SPARSEMAX) y = u + u_low;
         else if (e->kind == CSM_ENTMAX15) y = fma(u, u, 2 * u * u_low);

@@ -122,15 +122,17 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
     if (!dense) {
         const size_t groups = (n + FN(STEP) - 1) / FN(STEP);
         count = groups * V(W);
-        for (size_t g = 0; g + 1 < groups; g++)
+        for (size_t g = 0; g + 1 < groups; g++) {
             V(STORE_REAL)(level + g * V(W), FN(group_max)(x, g * FN(STEP), (g + 1) * FN(STEP), smallest));
+            if (g % 1024 == 1023 && (s->is_stopped = csm_poll_stops(&s->poll, 1024 * FN(STEP) / 2))) return;
+        }
         V(STORE_REAL)(level + count - V(W), FN(group_max)(x, (groups - 1) * FN(STEP), n, smallest));
         size_t width = (3 * k + V(W) - 1) / V(W) *V(W);
         REAL *top = level;
         if (2 * width <= count) FN(fold)(level, count, top = level + count, width);
         else width = count;
         s->maxima = count;
-        t = V(threshold)(top, width, k, 0);
+        t = V(threshold)(top, width, k, 0, s);
     } else if (n > 64 && k < n) {
         count = (n + V(W) - 1) / V(W) *V(W);
         const V(t) none = V(set)(smallest ? CSM_INF : -CSM_INF), largest = V(set)(CSM_INF);
@@ -138,20 +140,27 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
             V(t) v = n - i >= V(W) ? LOAD(x + i) : LOAD_PART(x + i, n - i, none);
             v = V(select)(V(ordered)(v), v, largest); /* NaN is the greatest */
             V(STORE_REAL)(level + i, smallest ? V(sub)(V(zero)(), v) : v);
+            if (i / V(W) % 4096 == 4095 && (s->is_stopped = csm_poll_stops(&s->poll, 4096 * V(W)))) return;
         }
-        t = V(threshold)(level, count, k, !sorted);
+        t = V(threshold)(level, count, k, !sorted, s);
     }
+    if (s->is_stopped) return;
     /* t itself is a candidate */
     q.all = smallest && t == -(REAL)CSM_INF;
     if (smallest) q.limit = t;
     else q.limit = t > -(REAL)CSM_INF ? V(below)(t) : (REAL)CSM_NAN;
     if (dense) {
-        for (size_t i = 0; i < n && !q.done; i += FN(STEP))
+        for (size_t i = 0; i < n && !q.done; i += FN(STEP)) {
             FN(sift)(&q, i, n - i < FN(STEP) ? n : i + FN(STEP), smallest);
+            if (i / FN(STEP) % 128 == 127) s->is_stopped |= csm_poll_stops(&s->poll, 128 * FN(STEP));
+            if (s->is_stopped) return;
+        }
     } else {
         enum { CHUNK = 256 };
         for (size_t chunk = 0; chunk * V(W) < count && !q.done; chunk += CHUNK) {
             const size_t end = count / V(W) - chunk < CHUNK ? count / V(W) : chunk + CHUNK;
+            if (chunk > 0) s->is_stopped |= csm_poll_stops(&s->poll, CHUNK * FN(STEP));
+            if (s->is_stopped) return;
             const V(t) limit = V(set)((double)q.limit);
             /* the maximum of a block with NaN is +inf, which must count even if the limit is +inf; for the smallest,
              * the maxima are those of -x */
