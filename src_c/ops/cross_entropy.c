@@ -112,7 +112,7 @@ typedef struct row_state {
     const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
     const char *x, *q;
     char *gradient; /* may be x; NULL: none */
-    char *wide; /* scratch for a block of the compute type */
+    char *wide, *scratch; /* for a block of the compute type; for e' of a block */
     csm_block *blocks;
     csm_loss_input in;
     csm_loss_row row;
@@ -213,7 +213,7 @@ static double clip_factor(row_state *s) {
         ptrdiff_t place = s->in.label - (ptrdiff_t)(b * CSM_BLOCK);
         if (s->in.label < 0 || place < 0 || place >= (ptrdiff_t)p.k) place = -1;
         squares += s->kernels->norm(p.x, p.e, p.k, s->loss_call->t, &s->blocks[b], &s->row,
-                                    p.has_terms ? &p.terms : NULL, place);
+                                    p.has_terms ? &p.terms : NULL, place, s->scratch);
         if (stops(s, b)) break;
     }
     return csm_loss_shrink(s->loss_call, &s->in, &s->row, squares);
@@ -225,7 +225,8 @@ static void write_gradient(row_state *s) {
     for (size_t b = 0; b < count; b++) {
         const loss_block p = block_at(s, b);
         char *to = s->is_transformed ? s->wide : p.gradient;
-        s->kernels->pass2(p.x, p.e, to, p.k, s->loss_call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL);
+        s->kernels->pass2(p.x, p.e, to, p.k, s->loss_call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL,
+                          s->scratch);
         if (s->is_transformed) c->table->narrow[c->dtype](s->wide, p.gradient, p.k);
         if (stops(s, b)) return;
     }
@@ -241,6 +242,7 @@ static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t
                    .q = job->q ? job->q + at * job->q_step : NULL,
                    .gradient = job->gradient ? job->gradient + at * job->gradient_step : NULL,
                    .wide = memory + call->e_size + call->block_size,
+                   .scratch = memory,
                    .blocks = (csm_block *)(void *)(memory + call->e_size),
                    .poll = csm_poll_of(&c->interrupt, thread)};
     double *loss = &job->loss[at * job->order];
@@ -482,7 +484,8 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
     call->soft_pitch = csm_pack_pitch(n, c->wide_size);
     call->group = csm_pack_rows(n, c->itemsize);
     const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
-    call->e_size = csm_rounded((block + 16) * c->wide_size);
+    const int is_grouped = csm_is_single(c) && gradient;
+    call->e_size = csm_rounded((is_grouped ? csm_loss_scratch(block) : block + 16) * c->wide_size);
     call->wide_size = csm_rounded(block * c->wide_size);
     call->block_size = csm_rounded((csm_block_count(n) + 1) * sizeof(csm_block));
     return CSM_OK;
