@@ -20,7 +20,7 @@ HALF_CHUNK_BYTES = 48 << 20  # default for half types, which keep the gradient o
 MAX_CHUNK_ROWS = 1024
 PANEL_BYTES = 4 << 20  # size of a panel of w, or of its gradient
 KERNEL_SECONDS = 1e-9  # approximate time of the kernel for one element
-SPIN_SECONDS = 0.01  # OpenMP threads spin this long after a chunk, and take CPU time from the BLAS
+SPIN_SECONDS = 0.01  # threads of the kernel and of the BLAS spin after their work, and take CPU time from each other
 
 
 def kernel_threads(elements: int, num_threads: int | None) -> int | None:

@@ -160,14 +160,14 @@ static int run_next(shared_region *s, int thread, size_t *done) {
 #ifdef CSM_HAS_POOL
 /* The number of threads that recent calls could use.  On a machine whose CPUs are busy with other processes, waking a
  * worker is in vain, and a worker that is suspended within a piece makes its call wait for a time slice of the system.
- * So a call in which that happens halves the number of threads for a while, twice as long if it happens again soon.
+ * So a call in which that happens halves the number of threads for a while, four times as long if it happens again soon.
  * Long calls wake their workers all the same, and so does a call that turns out to be long. */
 static atomic_int thread_limit = 1024, vain_calls;
 static _Atomic double limited_until, limited_for, limited_at;
 #define SLOW_SECONDS 0.0003 /* a time slice takes milliseconds */
 #define LATE_SECONDS 0.001
 #define MIN_LIMITED_SECONDS 0.002
-#define MAX_LIMITED_SECONDS 0.128
+#define MAX_LIMITED_SECONDS 0.512
 enum {
     VAIN_CALLS = 4,  /* one after the other, before fewer threads are used */
     LONG_PIECES = 16 /* a call of more pieces takes milliseconds */
@@ -183,7 +183,7 @@ static int threads_now(int threads, double now) {
 }
 
 static void limit_threads(int threads, double now) {
-    double seconds = 2 * atomic_load(&limited_for);
+    double seconds = 4 * atomic_load(&limited_for);
     if (now - atomic_load(&limited_at) > 5 * seconds || seconds < MIN_LIMITED_SECONDS) seconds = MIN_LIMITED_SECONDS;
     if (seconds > MAX_LIMITED_SECONDS) seconds = MAX_LIMITED_SECONDS;
     atomic_store(&thread_limit, threads > 2 ? threads / 2 : 1);
