@@ -14,8 +14,8 @@ size_t csm_select_size(size_t n, size_t k, size_t wide_size) {
     return csm_rounded(candidates + level_size(n, k) * wide_size) + CSM_ALIGN;
 }
 
-csm_select csm_select_at(char *memory, size_t n, size_t k, size_t wide_size) {
-    csm_select s = {.capacity = capacity_for(n, k)};
+csm_select csm_select_at(char *memory, size_t n, size_t k, size_t wide_size, csm_poll poll) {
+    csm_select s = {.capacity = capacity_for(n, k), .poll = poll};
     s.index = (int64_t *)(void *)memory;
     s.spare_index = s.index + s.capacity;
     s.key = s.spare_index + s.capacity;

@@ -3,6 +3,7 @@
 #define CSM_TOPK_JOB_H
 
 #include "../../vec/standard.h"
+#include "../poll.h"
 
 /* Scratch of the selection of the k largest or smallest of a row: candidates and their indices, twice, and block maxima
  * (or, if dense, the row) in the compute type.  Every CSM_SELECT_GROUP elements from the start of the row have one
@@ -12,6 +13,8 @@ typedef struct csm_select {
     int64_t *index, *spare_index;
     void *level;
     size_t capacity, count, maxima; /* numbers of candidates, and of block maxima (0 if dense) */
+    csm_poll poll;
+    int is_stopped; /* the call has been interrupted: nothing above is valid */
 } csm_select;
 enum { CSM_SELECT_GROUP = 8, CSM_SELECT_SLACK = 64 /* elements: whole vectors */ };
 /* Whether maxima of blocks of CSM_SELECT_GROUP are too few for finding a threshold for k of n. */
