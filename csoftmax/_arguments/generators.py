@@ -40,7 +40,8 @@ def _read_in_pieces(read: Any, shape: tuple[int, ...], out: NDArray[Any] | None 
     A subclass of a generator may define its own function, which is called once with the whole shape.
     """
     count = math.prod(shape)
-    is_whole = count <= PIECE or type(getattr(read, "__self__", None)) not in (np.random.Generator, np.random.RandomState)
+    source = getattr(read, "__self__", None)
+    is_whole = count <= PIECE or type(source) not in (np.random.Generator, np.random.RandomState)
     if is_whole and out is None:
         return read(shape)
     flat = np.empty(count) if out is None else out

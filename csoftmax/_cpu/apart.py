@@ -33,7 +33,7 @@ def run_apart(amount: float, work: Callable[..., Result], *arguments: Any, **opt
         try:
             with np.errstate(all="ignore"):
                 results.append(work(*arguments, **options))
-        except BaseException as error:  # noqa: BLE001 - raised in the caller
+        except BaseException as error:  # raised in the caller
             errors.append(error)
         finally:
             is_done.release()

@@ -164,7 +164,7 @@ INLINE int V(touch)(csm_select *s) {
 /* Sorts in descending order, stably: up to RANKED keys by counting the greater ones, more keys by a radix sort of their
  * bytes, the lowest first. */
 static NOINLINE void V(sort)(csm_select *s) {
-    enum { RANKED = 128, TOUCHED = 1 << 20 };
+    enum { RANKED = 128, TOUCHED = 1 << 20, COUNTED = 4 /* digits at a time: the counts take 8 KB of stack */ };
     V(key) *key = (V(key) *)s->key;
     const size_t count = s->count;
     V(key) *to = (V(key) *)s->spare_key;
@@ -192,32 +192,34 @@ static NOINLINE void V(sort)(csm_select *s) {
         return;
     }
     if (count > TOUCHED && !V(touch)(s)) return;
-    size_t places[sizeof(V(key))][256];
-    for (size_t d = 0; d < sizeof(V(key)); d++)
-        for (size_t i = 0; i < 256; i++) places[d][i] = 0;
 #define DIGIT(key, d) (255 - (((V(ukey))(key) ^ (V(ukey))KEY_MIN) >> 8 * (d) & 255))
-    for (size_t i = 0; i < count; i++) {
-        for (size_t d = 0; d < sizeof(V(key)); d++) places[d][DIGIT(key[i], d)]++;
-        if (V(stops)(s, i)) return;
-    }
-    for (size_t d = 0; d < sizeof(V(key)); d++) {
-        const V(key) *from = (const V(key) *)s->key;
-        const int64_t *index = s->index;
-        if (places[d][DIGIT(from[0], d)] == count) continue; /* all have this digit */
-        size_t sum = 0;
-        for (size_t i = 0; i < 256; i++) {
-            size_t here = places[d][i];
-            places[d][i] = sum;
-            sum += here;
-        }
-        to = (V(key) *)s->spare_key;
+    size_t places[COUNTED][256];
+    for (size_t first = 0; first < sizeof(V(key)); first += COUNTED) {
+        memset(places, 0, sizeof places);
+        key = (V(key) *)s->key;
         for (size_t i = 0; i < count; i++) {
-            size_t at = places[d][DIGIT(from[i], d)]++;
-            to[at] = from[i];
-            s->spare_index[at] = index[i];
+            for (size_t d = 0; d < COUNTED; d++) places[d][DIGIT(key[i], first + d)]++;
             if (V(stops)(s, i)) return;
         }
-        V(swap)(s);
+        for (size_t d = 0; d < COUNTED; d++) {
+            const V(key) *from = (const V(key) *)s->key;
+            const int64_t *index = s->index;
+            if (places[d][DIGIT(from[0], first + d)] == count) continue; /* all have this digit */
+            size_t sum = 0;
+            for (size_t i = 0; i < 256; i++) {
+                size_t here = places[d][i];
+                places[d][i] = sum;
+                sum += here;
+            }
+            to = (V(key) *)s->spare_key;
+            for (size_t i = 0; i < count; i++) {
+                size_t at = places[d][DIGIT(from[i], first + d)]++;
+                to[at] = from[i];
+                s->spare_index[at] = index[i];
+                if (V(stops)(s, i)) return;
+            }
+            V(swap)(s);
+        }
     }
 #undef DIGIT
 }
