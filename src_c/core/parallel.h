@@ -15,8 +15,7 @@ typedef struct csm_interrupt {
     double last;               /* time of the last check, or of the call's beginning; 0 = not yet known */
     csm_fp_environment caller; /* environment in which `check` is called */
     atomic_int is_stopped;     /* the call ends with CSM_INTERRUPTED */
-    /* Elements since the clock was last read in csm_stops.  Only the calling thread writes here. */
-    _Alignas(CSM_ALIGN) size_t unchecked;
+    size_t unchecked;          /* elements since the clock was last read in csm_stops, of the calling thread */
 } csm_interrupt;
 
 /* Says, after work on `elements` elements within a unit, whether the call has been interrupted.  Every thread asks, at

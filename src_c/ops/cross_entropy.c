@@ -530,7 +530,7 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
     call->group = csm_pack_rows(n, c->itemsize);
     const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
     const int is_grouped = csm_is_single(c) && gradient;
-    call->e_size = csm_rounded((is_grouped ? csm_loss_scratch(block) : block + 16) * c->wide_size);
+    call->e_size = csm_rounded((is_grouped ? csm_loss_scratch(block, call->rows) : block + 16) * c->wide_size);
     call->wide_size = csm_rounded(block * c->wide_size);
     call->block_size = csm_rounded((csm_block_count(n) + 1) * sizeof(csm_block));
     return CSM_OK;

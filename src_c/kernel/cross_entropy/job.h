@@ -70,10 +70,12 @@ typedef struct csm_loss_job {
     void *scratch;                    /* csm_loss_scratch elements of the compute type */
 } csm_loss_job;
 
-/* Elements of scratch for rows of n: e' of a row or, up to CSM_LOSS_GROUP_LENGTH, of a group of rows. */
-enum { CSM_LOSS_GROUP_LENGTH = 512, CSM_LOSS_GROUP_ROWS = 16 };
-static inline size_t csm_loss_scratch(size_t n) {
-    return ((n + 15) / 16 * 16 + 16) * (n <= CSM_LOSS_GROUP_LENGTH ? CSM_LOSS_GROUP_ROWS : 1);
+/* Elements of scratch for rows of n: e' of a row or, from CSM_LOSS_VECTOR + 1 to CSM_LOSS_GROUP_LENGTH, of a group of
+ * rows.  Shorter rows are in vectors.  A group has no more rows than the call. */
+enum { CSM_LOSS_VECTOR = 16, CSM_LOSS_GROUP_LENGTH = 512, CSM_LOSS_GROUP_ROWS = 16 };
+static inline size_t csm_loss_scratch(size_t n, size_t rows) {
+    const size_t group = rows > 1 && rows < CSM_LOSS_GROUP_ROWS ? rows : rows > 1 ? CSM_LOSS_GROUP_ROWS : 1;
+    return ((n + 15) / 16 * 16 + 16) * (n > CSM_LOSS_VECTOR && n <= CSM_LOSS_GROUP_LENGTH ? group : 1);
 }
 
 typedef struct csm_loss_kernels {
