@@ -117,6 +117,9 @@ WITHIN_A_ROW = {
     "sample, top_p": lambda: csoftmax.sample(np.tile(WIDE, 4), top_p=0.999),
     "sample, many": lambda: csoftmax.sample(WIDE[:1000], size=20_000_000),
     "sample, many of many": lambda: csoftmax.sample(WIDE[:100_000], size=5_000_000),
+    "sample, a generator a row": lambda: csoftmax.sample(WIDE[None, :1000], size=20_000_000, rng=[1]),
+    "sample, many of short rows": lambda: csoftmax.sample(WIDE[:400].reshape(40, 10), size=500_000),
+    "topk, short integers": lambda: csoftmax.topk(np.arange(8 * N).astype("i2"), 4 * N),
 }
 
 
