@@ -15,7 +15,8 @@ typedef struct csm_interrupt {
     double last;               /* time of the last check, or of the call's beginning; 0 = not yet known */
     csm_fp_environment caller; /* environment in which `check` is called */
     atomic_int is_stopped;     /* the call ends with CSM_INTERRUPTED */
-    size_t unchecked;          /* elements since the clock was last read in csm_stops, of the calling thread */
+    char apart[CSM_ALIGN];     /* what follows is in another cache line; alignment would make small calls slower */
+    size_t unchecked; /* elements since the clock was last read in csm_stops: written by the calling thread */
 } csm_interrupt;
 
 /* Says, after work on `elements` elements within a unit, whether the call has been interrupted.  Every thread asks, at
@@ -35,7 +36,7 @@ double csm_now(void); /* seconds */
 
 enum {
     CSM_PIECE_ELEMENTS = 256 * 1024, /* between two readings of the clock */
-    CSM_POLL_ELEMENTS = 64 * 1024    /* the same within a unit */
+    CSM_POLL_ELEMENTS = 64 * 1024 /* the same within a unit */
 };
 
 #endif

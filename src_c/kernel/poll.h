@@ -18,6 +18,10 @@ static inline int csm_poll_stops(const csm_poll *p, size_t elements) {
     return p->stops && p->stops(p->context, p->thread, elements);
 #endif
 }
+/* The end of the step that begins at `begin`: loops that are cheap for each element ask between their steps. */
+static inline size_t csm_poll_end(size_t begin, size_t count) {
+    return count - begin < CSM_POLL_STEP ? count : begin + CSM_POLL_STEP;
+}
 /* For loops of single elements: asks at the end of each step. */
 static inline int csm_poll_at(const csm_poll *p, size_t i) {
     return i % CSM_POLL_STEP == CSM_POLL_STEP - 1 && csm_poll_stops(p, CSM_POLL_STEP);

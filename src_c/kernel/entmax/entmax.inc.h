@@ -15,22 +15,26 @@
  * space. */
 INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
     const V(t) limit = V(set)((double)bound);
+    const size_t capacity = s->capacity;
     size_t count = 0;
-    for (size_t i = 0; i < n; i += V(W)) {
-        if (csm_support_stops(s, i + V(W) - 1)) break;
-        const size_t k = n - i < V(W) ? n - i : V(W);
-        V(t) v = k == V(W) ? LOAD(x + i) : LOAD_PART(x + i, k, limit);
-        unsigned bits = V(bits)(V(not_le)(v, limit));
-        if (!bits) continue;
-        REAL lane[V(W)];
-        V(STORE_REAL)(lane, v);
-        for (; bits; bits &= bits - 1) {
-            const size_t j = CSM_LOWEST_BIT(bits);
-            if (count < s->capacity) {
-                s->z[count] = (double)lane[j];
-                s->index[count] = i + j;
+    for (size_t begin = 0, end; begin < n; begin = end) {
+        end = csm_poll_end(begin, n);
+        if (csm_support_stops_after(s, begin)) break;
+        for (size_t i = begin; i < end; i += V(W)) {
+            const size_t k = end - i < V(W) ? end - i : V(W);
+            V(t) v = k == V(W) ? LOAD(x + i) : LOAD_PART(x + i, k, limit);
+            unsigned bits = V(bits)(V(not_le)(v, limit));
+            if (!bits) continue;
+            REAL lane[V(W)];
+            V(STORE_REAL)(lane, v);
+            for (; bits; bits &= bits - 1) {
+                const size_t j = CSM_LOWEST_BIT(bits);
+                if (count < capacity) {
+                    s->z[count] = (double)lane[j];
+                    s->index[count] = i + j;
+                }
+                count++;
             }
-            count++;
         }
     }
     return count;
@@ -41,10 +45,11 @@ INLINE size_t FN(survivors)(const T *x, size_t n, REAL bound, csm_support *s) {
 static size_t FN(support)(const void *from, size_t n, const csm_entmax *e, csm_support *s) {
     const T *x = from;
     double max = -CSM_INF;
-    for (size_t begin = 0; begin < n; begin += CSM_POLL_STEP) {
-        const double part = FN(max)(x + begin, n - begin < CSM_POLL_STEP ? n - begin : CSM_POLL_STEP);
+    enum { PART = 8 * CSM_POLL_STEP };
+    for (size_t begin = 0; begin < n; begin += PART) {
+        if (csm_support_stops_after(s, begin)) return 0;
+        const double part = FN(max)(x + begin, n - begin < PART ? n - begin : PART);
         if (part > max || begin == 0) max = part;
-        if (n > CSM_POLL_STEP && csm_support_stops(s, CSM_POLL_STEP - 1)) return 0;
     }
     s->max = max;
     s->is_nan = !(max > -CSM_INF && max < CSM_INF);

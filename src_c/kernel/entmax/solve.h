@@ -78,20 +78,24 @@ INLINE void csm_entmax_sums(csm_support *s, const csm_entmax *e, double t, doubl
     const v64_t c = v64_set(1 + t), none = v64_zero(), ones = v64_set(1);
     v64_t a[EIGHT], b[EIGHT];
     for (int l = 0; l < EIGHT; l++) a[l] = b[l] = none;
-    for (size_t i = 0; i < s->count; i += 8) {
-        if (csm_support_stops(s, i + 7)) return;
-        for (int l = 0; l < EIGHT; l++) {
-            v64_t u = v64_add(v64_load_f64(s->z + i + l * v64_W), c);
-            v64_mask in = v64_not_le(u, none);
-            u = v64_keep(in, u);
-            if (e->kind == CSM_SPARSEMAX) {
-                a[l] = v64_add(a[l], u);
-                b[l] = v64_add(b[l], v64_keep(in, ones));
-            } else {
-                a[l] = v64_fma(u, u, a[l]);
-                b[l] = v64_add(b[l], u);
+    const size_t count = s->count;
+    const double *z = s->z;
+    for (size_t begin = 0, end; begin < count; begin = end) {
+        end = csm_poll_end(begin, count);
+        if (csm_support_stops_after(s, begin)) return;
+        for (size_t i = begin; i < end; i += 8)
+            for (int l = 0; l < EIGHT; l++) {
+                v64_t u = v64_add(v64_load_f64(z + i + l * v64_W), c);
+                v64_mask in = v64_not_le(u, none);
+                u = v64_keep(in, u);
+                if (e->kind == CSM_SPARSEMAX) {
+                    a[l] = v64_add(a[l], u);
+                    b[l] = v64_add(b[l], v64_keep(in, ones));
+                } else {
+                    a[l] = v64_fma(u, u, a[l]);
+                    b[l] = v64_add(b[l], u);
+                }
             }
-        }
     }
     *sum = v64_tree(a);
     *slope = v64_tree(b);
@@ -227,10 +231,13 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
 INLINE int csm_entmax_is_near(csm_support *s) {
     const v64_t c = v64_set(1 + s->t);
     v64_t least = v64_set(1);
-    for (size_t i = 0; i < s->count; i += v64_W) {
-        const v64_t u = v64_add(v64_load_f64(s->z + i), c);
-        if (csm_support_stops(s, i + v64_W - 1)) return 0;
-        least = v64_min(v64_max(u, v64_sub(v64_zero(), u)), least);
+    for (size_t begin = 0, end; begin < s->count; begin = end) {
+        end = csm_poll_end(begin, s->count);
+        if (csm_support_stops_after(s, begin)) return 0;
+        for (size_t i = begin; i < end; i += v64_W) {
+            const v64_t u = v64_add(v64_load_f64(s->z + i), c);
+            least = v64_min(v64_max(u, v64_sub(v64_zero(), u)), least);
+        }
     }
     double lane[v64_W];
     v64_store_f64(lane, least);
@@ -345,21 +352,25 @@ INLINE csm_pair csm_entmax_above(csm_support *s, const csm_entmax *e, double bas
 static NOINLINE double csm_entmax_base(csm_support *s, const csm_entmax *e, csm_pair *rest) {
     double low = s->max, high = -CSM_INF, c, ties = 0; /* low is in the support, high is not */
     *rest = csm_pair_of(-1, 0);
-    for (size_t i = 0; i < s->count; i++) {
-        ties += s->z[i] == low;
-        if (csm_support_stops(s, i)) return low;
+    for (size_t begin = 0, end; begin < s->count; begin = end) {
+        end = csm_poll_end(begin, s->count);
+        if (csm_support_stops_after(s, begin)) return low;
+        for (size_t i = begin; i < end; i++) ties += s->z[i] == low;
     }
     c = csm_pow(ties, 0, -e->scale, 0); /* no number below the maxima has probability: the largest c */
     for (int step = 1;; step++) {
         double proposed = CSM_INF, next = high;
         size_t between = 0;
-        for (size_t i = 0; i < s->count; i++) {
-            const double x = s->z[i];
-            if (csm_support_stops(s, i)) return low;
-            if (!(x > high && x < low)) continue;
-            between++;
-            next = x > next ? x : next;
-            if ((s->max - x) * e->scale < c && x < proposed) proposed = x;
+        for (size_t begin = 0, end; begin < s->count; begin = end) {
+            end = csm_poll_end(begin, s->count);
+            if (csm_support_stops_after(s, begin)) return low;
+            for (size_t i = begin; i < end; i++) {
+                const double x = s->z[i];
+                if (!(x > high && x < low)) continue;
+                between++;
+                next = x > next ? x : next;
+                if ((s->max - x) * e->scale < c && x < proposed) proposed = x;
+            }
         }
         if (!between) return low;
         if (!(proposed < low)) proposed = next;
@@ -411,10 +422,13 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
     const double base = csm_entmax_base(s, e, &rest);
     double ties = 0, size = 0;
     if (s->is_stopped) return;
-    for (size_t i = 0; i < s->count; i++) {
-        if (csm_support_stops(s, i)) return;
-        ties += s->z[i] == base;
-        size += s->z[i] >= base;
+    for (size_t begin = 0, end; begin < s->count; begin = end) {
+        end = csm_poll_end(begin, s->count);
+        if (csm_support_stops_after(s, begin)) return;
+        for (size_t i = begin; i < end; i++) {
+            ties += s->z[i] == base;
+            size += s->z[i] >= base;
+        }
     }
     rest = csm_pair_div(csm_pair_minus(rest), csm_pair_of(ties, 0));
     q = size == ties         ? csm_pair_div(csm_pair_of(1, 0), csm_pair_of(ties, 0))

@@ -145,8 +145,10 @@ INLINE void V(swap)(csm_select *s) { /* swaps the current arrays with the spare 
     s->spare_index = index;
 }
 
-/* Whether the call has been interrupted, for loops over single candidates. */
-INLINE int V(stops)(csm_select *s, size_t i) { return (s->is_stopped |= csm_poll_at(&s->poll, i)); }
+/* Whether the call has been interrupted, for loops of steps: asks if one has been done. */
+INLINE int V(stops_after)(csm_select *s, size_t done) {
+    return done > 0 && csm_poll_stops(&s->poll, CSM_POLL_STEP) && (s->is_stopped = 1);
+}
 
 /* Writes to each page of the spare arrays, in order.  A step of the sort below writes to 256 places: if none of their
  * pages is there yet, that has taken a second on a virtual machine.  Returns 0 if the call has been interrupted. */
@@ -164,7 +166,7 @@ INLINE int V(touch)(csm_select *s) {
 /* Sorts in descending order, stably: up to RANKED keys by counting the greater ones, more keys by a radix sort of their
  * bytes, the lowest first. */
 static NOINLINE void V(sort)(csm_select *s) {
-    enum { RANKED = 128, TOUCHED = 1 << 20, COUNTED = 4 /* digits at a time: the counts take 8 KB of stack */ };
+    enum { RANKED = CSM_SELECT_RANKED, TOUCHED = 1 << 20 };
     V(key) *key = (V(key) *)s->key;
     const size_t count = s->count;
     V(key) *to = (V(key) *)s->spare_key;
@@ -193,33 +195,36 @@ static NOINLINE void V(sort)(csm_select *s) {
     }
     if (count > TOUCHED && !V(touch)(s)) return;
 #define DIGIT(key, d) (255 - (((V(ukey))(key) ^ (V(ukey))KEY_MIN) >> 8 * (d) & 255))
-    size_t places[COUNTED][256];
-    for (size_t first = 0; first < sizeof(V(key)); first += COUNTED) {
-        memset(places, 0, sizeof places);
-        key = (V(key) *)s->key;
-        for (size_t i = 0; i < count; i++) {
-            for (size_t d = 0; d < COUNTED; d++) places[d][DIGIT(key[i], first + d)]++;
-            if (V(stops)(s, i)) return;
+    size_t (*places)[256] = *s->counts;
+    memset(places, 0, sizeof(V(key)) * sizeof *places);
+    for (size_t begin = 0, end; begin < count; begin = end) {
+        end = csm_poll_end(begin, count);
+        if (V(stops_after)(s, begin)) return;
+        for (size_t i = begin; i < end; i++)
+            for (size_t d = 0; d < sizeof(V(key)); d++) places[d][DIGIT(key[i], d)]++;
+    }
+    for (size_t d = 0; d < sizeof(V(key)); d++) {
+        const V(key) *from = (const V(key) *)s->key;
+        const int64_t *index = s->index;
+        if (places[d][DIGIT(from[0], d)] == count) continue; /* all have this digit */
+        size_t sum = 0;
+        for (size_t i = 0; i < 256; i++) {
+            size_t here = places[d][i];
+            places[d][i] = sum;
+            sum += here;
         }
-        for (size_t d = 0; d < COUNTED; d++) {
-            const V(key) *from = (const V(key) *)s->key;
-            const int64_t *index = s->index;
-            if (places[d][DIGIT(from[0], first + d)] == count) continue; /* all have this digit */
-            size_t sum = 0;
-            for (size_t i = 0; i < 256; i++) {
-                size_t here = places[d][i];
-                places[d][i] = sum;
-                sum += here;
-            }
-            to = (V(key) *)s->spare_key;
-            for (size_t i = 0; i < count; i++) {
-                size_t at = places[d][DIGIT(from[i], first + d)]++;
+        to = (V(key) *)s->spare_key;
+        int64_t *to_index = s->spare_index;
+        for (size_t begin = 0, end; begin < count; begin = end) {
+            end = csm_poll_end(begin, count);
+            if (V(stops_after)(s, begin)) return;
+            for (size_t i = begin; i < end; i++) {
+                size_t at = places[d][DIGIT(from[i], d)]++;
                 to[at] = from[i];
-                s->spare_index[at] = index[i];
-                if (V(stops)(s, i)) return;
+                to_index[at] = index[i];
             }
-            V(swap)(s);
         }
+        V(swap)(s);
     }
 #undef DIGIT
 }
