@@ -120,6 +120,7 @@ class BuildCore(build_ext):
         without one."""
         extra = [*self.openmp, *HARDENED, "-Wl,-s", f"-Wl,-soname,{SONAME}", "-Wl,--version-script=src_c/csoftmax.map"]
         extra += ["-Wl,-rpath,$ORIGIN", "-Wl,--enable-new-dtags"]
+        extra += ["-Wl,-z,nodelete"]  # its threads sleep in its code
         self.compiler.link_shared_object(objects, str(self.library / SONAME), libraries=["m"], extra_postargs=extra)
         if os.environ.get("CSOFTMAX_BUNDLE_LIBGOMP"):
             found = subprocess.check_output([*self.compiler.compiler[:1], "-print-file-name=libgomp.so.1"], text=True)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from .numbers import is_bool
 
+PIECE = 1 << 20  # numbers drawn at a time: some ms, so that Ctrl-C is seen between them
 _KINDS = "an int, a numpy.random.SeedSequence, Generator or RandomState"
 
 
@@ -23,13 +24,34 @@ def draw_uniforms(rng: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> ND
     """
     count = math.prod(size)
     if not _is_sequence(rng):
-        return np.asarray(_make_reader("rng", rng, "None, or a sequence with one of these a row")((*batch, count)))
+        read = _make_reader("rng", rng, "None, or a sequence with one of these a row")
+        return np.asarray(_read_in_pieces(read, (*batch, count)))
     named = _flatten(rng, batch)
     readers = [_make_reader(name, source, "None") for name, source in named]
     uniforms = np.empty((len(readers), count))
     for row, read in zip(uniforms, readers, strict=True):
-        row[...] = np.reshape(read(size), count)
+        _read_in_pieces(read, size, row)
     return uniforms.reshape(*batch, count)
+
+
+def _read_in_pieces(read: Any, shape: tuple[int, ...], out: NDArray[Any] | None = None) -> Any:
+    """Read uniform numbers in C order, long arrays in pieces; the numbers are those of one call.
+
+    A subclass of a generator may define its own function, which is called once with the whole shape.
+    """
+    count = math.prod(shape)
+    source = getattr(read, "__self__", None)
+    is_whole = count <= PIECE or type(source) not in (np.random.Generator, np.random.RandomState)
+    if is_whole and out is None:
+        return read(shape)
+    flat = np.empty(count) if out is None else out
+    if is_whole:
+        flat[...] = np.reshape(read(shape), count)
+    else:
+        for begin in range(0, count, PIECE):
+            piece = flat[begin : begin + PIECE]
+            piece[...] = read(piece.size)
+    return flat.reshape(shape)
 
 
 def _is_sequence(rng: Any) -> bool:

@@ -13,13 +13,14 @@ from typing import Any
 import numpy as np
 
 from . import binding
+from .apart import multiply, run_apart
 
 CHUNK_BYTES = 64 << 20  # default size of a chunk's logits
 HALF_CHUNK_BYTES = 48 << 20  # default for half types, which keep the gradient of w in float32 as well
 MAX_CHUNK_ROWS = 1024
 PANEL_BYTES = 4 << 20  # size of a panel of w, or of its gradient
 KERNEL_SECONDS = 1e-9  # approximate time of the kernel for one element
-SPIN_SECONDS = 0.01  # OpenMP threads spin this long after a chunk, and take CPU time from the BLAS
+SPIN_SECONDS = 0.01  # threads of the kernel and of the BLAS spin after their work, and take CPU time from each other
 
 
 def kernel_threads(elements: int, num_threads: int | None) -> int | None:
@@ -35,7 +36,7 @@ class Layer:
         self.x, self.bias, self.compute = x, bias, compute
         self.is_half = x.dtype != compute
         is_contiguous = w.flags.c_contiguous or w.flags.f_contiguous
-        self.w = w if is_contiguous else np.ascontiguousarray(w)
+        self.w = w if is_contiguous else run_apart(w.nbytes, np.ascontiguousarray, w)
         classes, features = w.shape
         self.panel_classes = max(64, PANEL_BYTES // max(1, features * compute.itemsize) // 64 * 64)
         starts = range(0, classes, self.panel_classes)
@@ -52,10 +53,10 @@ class Layer:
         """Write the logits of a chunk."""
         x = self.x[rows].astype(self.compute, copy=False)
         if not self.is_half:
-            np.matmul(x, self.w.T, out=logits)
+            multiply(x, self.w.T, logits)
         else:
             for panel in self.panels:
-                np.matmul(x, self._weights(panel).T, out=logits[:, panel])
+                multiply(x, self._weights(panel).T, logits[:, panel])
         if self.bias is not None:
             logits += self.bias
 
@@ -77,26 +78,26 @@ class Layer:
         pieces = self.panels if limit is None else self._significant_classes(grad, limit)
         is_first = rows.start == 0
         if is_first and pieces is not self.panels:
-            self.grad_w.fill(0)
+            run_apart(self.grad_w.nbytes, self.grad_w.fill, 0)
             is_first = False
         for classes in pieces:
             if is_first:
-                np.matmul(grad[:, classes].T, x, out=self.grad_w[classes])
+                multiply(grad[:, classes].T, x, self.grad_w[classes])
             else:
-                self.grad_w[classes] += grad[:, classes].T @ x
+                self.grad_w[classes] += multiply(grad[:, classes].T, x)
         if self.bias is not None:
             self.grad_bias += np.ones(len(grad), grad.dtype) @ grad
         if pieces is self.panels and not self.is_half:
-            np.matmul(grad, self.w, out=self.grad_x[rows])
+            multiply(grad, self.w, self.grad_x[rows])
             return
         grad_x = np.zeros(x.shape, self.compute)
         for classes in pieces:
-            grad_x += grad[:, classes] @ self._weights(classes)
+            grad_x += multiply(grad[:, classes], self._weights(classes))
         self.grad_x[rows] = grad_x
 
     def clear(self) -> None:
         """Make the gradient of w 0, where no chunk has written it; the others begin as 0."""
-        self.grad_w.fill(0)
+        run_apart(self.grad_w.nbytes, self.grad_w.fill, 0)
 
     def gradients(self) -> tuple[Any, Any, Any]:
         """The gradients of x, w and the bias (None without one), in the dtype of x."""
@@ -104,4 +105,7 @@ class Layer:
             self.clear()
         dtype = self.x.dtype
         grad_bias = None if self.bias is None else self.grad_bias.astype(dtype)
-        return self.grad_x, self.grad_w.astype(dtype, copy=False), grad_bias
+        grad_w = self.grad_w
+        if grad_w.dtype != dtype:
+            grad_w = run_apart(grad_w.nbytes, grad_w.astype, dtype)
+        return self.grad_x, grad_w, grad_bias

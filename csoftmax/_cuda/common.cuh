@@ -13,6 +13,7 @@
 #define CSOFTMAX_COMMON_CUH
 
 #define UNROLL _Pragma("unroll")
+#define CSM_ON_DEVICE
 #include "vec/scalar.h"
 #include "kernel/cross_entropy/row.h"
 

@@ -168,15 +168,15 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
 }
 
 /* Integers whose ascending order is best first. */
-extern "C" __global__ void __launch_bounds__(128, 1) keys(const T *x, V(key) *to, long long count, int smallest, int kind) {
+extern "C" __global__ void __launch_bounds__(128, 1)
+    keys(const T *x, V(key) *to, long long count, int smallest, int kind) {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < count;
          i += (long long)gridDim.x * blockDim.x)
         to[i] = ~key_as(LOAD(x + i), smallest, kind);
 }
 
-extern "C" __global__ void __launch_bounds__(128, 1)
-    gather(const T *x, const long long *__restrict__ indices, T *to, long long rows, long long n, long long k,
-           int kind) {
+extern "C" __global__ void __launch_bounds__(128, 1) gather(const T *x, const long long *__restrict__ indices, T *to,
+                                                            long long rows, long long n, long long k, int kind) {
     for (long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x; i < rows * k;
          i += (long long)gridDim.x * blockDim.x)
         copy_element(to + i, x + i / k * n + indices[i], kind);

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import operator
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._arguments.places import CPU, Place, is_cupy
+from .._cpu.apart import run_apart
 from .._ops.cross_entropy import cross_entropy, cross_entropy_with_grad
 from .._ops.softmax import softmax
 from .._runtime.threads import get_num_threads
@@ -78,9 +80,16 @@ def choose_block_rows(features: int, classes: int, itemsize: int) -> int:
     return max(MIN_BLOCK_ROWS, min(MAX_BLOCK_ROWS, BLOCK_BYTES // max(1, (features + classes) * itemsize)))
 
 
+def _product(a: Any, b: Any) -> Any:
+    if is_cupy(b):
+        return a @ b
+    amount = a.nnz if is_sparse(a) else a.shape[0] * float(a.shape[1])
+    return run_apart(amount * b.shape[-1], operator.matmul, a, b)
+
+
 def compute_logits(x: Any, coef: NDArray[Any], intercept: NDArray[Any] | None) -> Any:
     """X coef' + intercept, for X of NumPy, CuPy or SciPy (sparse)."""
-    logits = x @ coef.T
+    logits = _product(x, coef.T)
     if is_sparse(x):
         logits = np.ascontiguousarray(logits)
     if intercept is not None:
@@ -90,7 +99,7 @@ def compute_logits(x: Any, coef: NDArray[Any], intercept: NDArray[Any] | None) -
 
 def multiply_by_rows(grad: Any, x: Any) -> Any:
     """Gradient of coef, grad' X, from the gradient of the logits."""
-    return np.ascontiguousarray((x.T @ grad).T) if is_sparse(x) else grad.T @ x
+    return np.ascontiguousarray(_product(x.T, grad).T) if is_sparse(x) else _product(grad.T, x)
 
 
 def to_host(a: Any) -> Any:
@@ -174,6 +183,7 @@ class Objective:
         per_group = -(-len(blocks) // GROUPS) if self.is_grouped else len(blocks)
         self.groups = [blocks[i : i + per_group] for i in range(0, len(blocks), max(1, per_group))]
         self.pool: ThreadPoolExecutor | None = None
+        self.is_stopped = False  # by an exception, such as that of Ctrl-C
         self.x = x if place.number is None else place.array("X", x)  # a sparse X is no ndarray
         self.y, self.options = place.array("y", y), options.at(place)
         self.sample_weight = None if sample_weight is None else place.array("sample_weight", weights)
@@ -197,7 +207,12 @@ class Objective:
 
     def _map(self, function: Callable[[Any], Result], items: list[Any]) -> list[Result]:
         """Call the function for each item, on the threads if there are any; results in the order of the items."""
-        return list(self.pool.map(function, items) if self.pool else map(function, items))
+        self.is_stopped = False
+        try:
+            return list(self.pool.map(function, items) if self.pool else map(function, items))
+        except BaseException:
+            self.is_stopped = True
+            raise
 
     def block(self, part: slice) -> tuple[Any, Any, Any]:
         """X, y and sample_weight of one block of rows."""
@@ -214,6 +229,8 @@ class Objective:
         loss = right = 0.0
         grads = None
         for part in blocks:
+            if self.is_stopped:
+                break
             x, y, weight = self.block(part)
             logits = compute_logits(x, coef, intercept)
             hits = logits.argmax(axis=1) == y

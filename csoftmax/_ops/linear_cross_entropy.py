@@ -21,6 +21,7 @@ from .._arguments.labels import (
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
 from .._arguments.places import Place, as_float, place_of, to_host
 from .._cpu import binding
+from .._cpu.apart import run_apart
 from .._cpu.dtypes import compute_dtype, is_bfloat16
 from .._cpu.linear import CHUNK_BYTES, HALF_CHUNK_BYTES, MAX_CHUNK_ROWS, Layer, kernel_threads
 
@@ -133,9 +134,11 @@ def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
             is_kept &= labels != labels.dtype.type(options.ignore_index)
         labels = labels.astype(np.int64, copy=False)
     kept = None if is_kept.all() else np.flatnonzero(is_kept)
-    x = plan.x.reshape(rows, plan.x.shape[-1])
+    x = run_apart(plan.x.nbytes, plan.x.reshape, rows, plan.x.shape[-1])
     if kept is not None:
-        x, labels, soft, s, upstream = (None if v is None else v[kept] for v in (x, labels, soft, s, upstream))
+        x, labels, soft, s, upstream = (
+            None if v is None else run_apart(v.nbytes, v.__getitem__, kept) for v in (x, labels, soft, s, upstream)
+        )
     divisor = 1.0
     if reduction == "mean":
         if s is not None and s.size and not (options.clip_norm or options.clip_value):

@@ -120,7 +120,6 @@ EXEMPT = {
     "float_environment": "the BLAS computes in the caller's rounding mode",
     "quick": "its products of matrices cost far more than a call",
     "memory": "gradients of the weights are allocated by NumPy",
-    "interrupt": "a product of matrices belongs to the BLAS; a call can be interrupted between chunks",
 }
 ARGUMENTS = (Argument("x", ROWS), Argument("w", WHOLE), Argument("target", ROWS))
 

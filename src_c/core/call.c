@@ -45,3 +45,25 @@ csm_status csm_lay_out(csm_call *c, const csm_shape *shape, const csm_view *cons
     csm_collapse(&c->shape, views, used);
     return CSM_OK;
 }
+
+int csm_gather_row(csm_call *c, int thread, char *to, csm_strided x, size_t n, size_t size, const csm_strided *mask,
+                   const void *absent) {
+    csm_strided part = mask ? *mask : (csm_strided){NULL, 0, 0};
+    for (size_t i = 0; i < n; i += CSM_POLL_ELEMENTS) {
+        const size_t k = n - i < CSM_POLL_ELEMENTS ? n - i : CSM_POLL_ELEMENTS;
+        csm_gather(to + i * size, 0, x, 1, k, size, mask ? &part : NULL, absent);
+        x.data += (ptrdiff_t)k * x.axis;
+        if (part.data) part.data += (ptrdiff_t)k * part.axis;
+        if (n > CSM_POLL_ELEMENTS && csm_stops(&c->interrupt, thread, k)) return 0;
+    }
+    return 1;
+}
+
+int csm_scatter_row(csm_call *c, int thread, char *to, ptrdiff_t axis, const char *from, size_t n, size_t size) {
+    for (size_t i = 0; i < n; i += CSM_POLL_ELEMENTS) {
+        const size_t k = n - i < CSM_POLL_ELEMENTS ? n - i : CSM_POLL_ELEMENTS;
+        csm_scatter(to + (ptrdiff_t)i * axis, 0, axis, from + i * size, 0, 1, k, size);
+        if (n > CSM_POLL_ELEMENTS && csm_stops(&c->interrupt, thread, k)) return 0;
+    }
+    return 1;
+}

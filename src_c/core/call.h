@@ -72,6 +72,12 @@ static inline csm_strided csm_mask_of(const csm_call *c, size_t row) {
     return c->has_where ? csm_row_of(c, &c->where, row) : (csm_strided){NULL, 0, 0};
 }
 
+/* Copies a row of any length to contiguous storage, or back, and asks for interrupts in between.  Returns 0 if the call
+ * is to end. */
+int csm_gather_row(csm_call *, int thread, char *to, csm_strided x, size_t n, size_t size, const csm_strided *mask,
+                   const void *absent);
+int csm_scatter_row(csm_call *, int thread, char *to, ptrdiff_t axis, const char *from, size_t n, size_t size);
+
 /* Blocks of a row. */
 static inline size_t csm_block_count(size_t n) { return (n + CSM_BLOCK - 1) / CSM_BLOCK; }
 static inline size_t csm_block_length(size_t n, size_t begin) { return n - begin < CSM_BLOCK ? n - begin : CSM_BLOCK; }

@@ -1,10 +1,27 @@
 /* Allocation: the only file that calls malloc. */
-#ifndef _POSIX_C_SOURCE
-#define _POSIX_C_SOURCE 200809L
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE /* madvise */
 #endif
 #include "memory.h"
 
+#include <stdint.h>
 #include <stdlib.h>
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+/* From this size on, malloc maps and unmaps the memory alone.  It gets huge pages where the system has them: the pages
+ * of 2 GB take 0.2 s to give back otherwise, and as long to get. */
+enum { HUGE_BYTES = 64 << 20, PAGE_BYTES = 4096 };
+static void ask_for_huge_pages(void *memory, size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    const size_t before = (size_t)(-(uintptr_t)memory % PAGE_BYTES);
+    if (memory && size >= HUGE_BYTES)
+        (void)madvise((char *)memory + before, (size - before) / PAGE_BYTES * PAGE_BYTES, MADV_HUGEPAGE);
+#else
+    (void)memory, (void)size;
+#endif
+}
 
 void *csm_allocate(size_t size) {
     void *memory = NULL;
@@ -13,6 +30,7 @@ void *csm_allocate(size_t size) {
 #else
     if (posix_memalign(&memory, CSM_ALIGN, size)) memory = NULL;
 #endif
+    ask_for_huge_pages(memory, size);
     return memory;
 }
 void csm_release(void *memory) {

@@ -13,7 +13,7 @@ enum {
     EARLY_MAX_LENGTH =
         2048, /* longest row that finds the next row's maximum: in float, both and the result take 24 KB */
     GROUPED_LOG_LENGTH = 512, /* longest row whose tail is found in a group of rows */
-    GROUPED_LOSS_LENGTH = 512, /* longest row whose loss is, which keeps e' of the group */
+    GROUPED_LOSS_LENGTH = CSM_LOSS_GROUP_LENGTH, /* longest row whose loss is, which keeps e' of the group */
     GROUPED_VJP_LENGTH = 128, /* longest row of a gradient whose sum is found in a group */
     GROUPED_SOFTMAX_LENGTH = 2048 / v32_W, /* longest row of softmax in a group: 8 KB of floats */
 };

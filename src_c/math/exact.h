@@ -7,8 +7,8 @@
  * the end has been kept from the beginning, so it holds the same sum of the same pieces in any order and grouping.  At
  * least 113 bits count from the leading bit of the largest term, and 2^34 terms fit.
  *
- * The result is a pair: the sum rounded to nearest, and the rest rounded to nearest.  Two adds of a block take 12 ns, the
- * pair 20 ns.
+ * The result is a pair: the sum rounded to nearest, and the rest rounded to nearest.  Two adds of a block take 12 ns,
+ * the pair 20 ns.
  */
 #ifndef CSM_MATH_EXACT_H
 #define CSM_MATH_EXACT_H

@@ -78,6 +78,7 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
             if (!call->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&call->has_bad_label, 1);
             if (n <= CSM_BLOCK) call->mass[order_of(call, row)] = hi + lo;
             else csm_pair_sum_add(&sum, hi, lo);
+            if (i > 0 && csm_stops(&call->base.interrupt, thread, k)) return CSM_INTERRUPTED;
         }
         if (n > CSM_BLOCK) call->mass[order_of(call, row)] = csm_pair_sum_rounded(&sum);
     }
@@ -96,12 +97,13 @@ static int read_input(const cross_entropy_call *call, const csm_loss_job *job, p
     return 1;
 }
 
-static void fill_row(const cross_entropy_call *call, char *gradient, double value) {
+static void fill_row(const cross_entropy_call *call, char *gradient, double value, const csm_poll *poll) {
     const csm_call *c = &call->base;
     csm_wide element;
     if (!gradient) return;
     csm_put(c, &element, value);
-    for (size_t j = 0; j < c->shape.n; j++) memcpy(gradient + j * c->itemsize, &element, c->itemsize);
+    for (size_t j = 0; j < c->shape.n && !csm_poll_at(poll, j); j++)
+        memcpy(gradient + j * c->itemsize, &element, c->itemsize);
 }
 
 /* The state of a contiguous row of any length and content while it is computed. */
@@ -111,13 +113,18 @@ typedef struct row_state {
     const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
     const char *x, *q;
     char *gradient; /* may be x; NULL: none */
-    char *wide; /* scratch for a block of the compute type */
+    char *wide, *scratch; /* for a block of the compute type; for e' of a block */
     csm_block *blocks;
     csm_loss_input in;
     csm_loss_row row;
     double max;
     int is_transformed, stores_e; /* stores_e: pass 1 stores e' in the gradient */
+    csm_poll poll;
+    int is_stopped; /* the call has been interrupted */
 } row_state;
+
+/* Asks after block b of a long row. */
+static int stops(row_state *s, size_t b) { return (s->is_stopped |= b > 0 && csm_poll_stops(&s->poll, CSM_BLOCK)); }
 
 /* A block of such a row. */
 typedef struct loss_block {
@@ -180,6 +187,7 @@ static int sum_row(row_state *s) {
         s->blocks[b].max = c->table->max[c->dtype](p.x, p.k);
         if (s->blocks[b].max > s->max) s->max = s->blocks[b].max;
         if (is_fused) run_pass1(s, b, &p);
+        if (stops(s, b)) return 0;
     }
     in->max = s->max;
     if (!csm_fits_range(&c->scales, s->max)) {
@@ -198,6 +206,7 @@ static int sum_row(row_state *s) {
         const loss_block p = block_at(s, b);
         if (s->is_transformed) s->blocks[b].max = c->table->max[c->wide_dtype](p.x, p.k);
         run_pass1(s, b, &p);
+        if (stops(s, b)) return 0;
     }
     if (s->stores_e && in->label >= 0) {
         in->e_label = csm_element(c, s->gradient, (size_t)in->label);
@@ -219,8 +228,9 @@ static double clip_factor(row_state *s) {
         ptrdiff_t place = s->in.label - (ptrdiff_t)(b * CSM_BLOCK);
         if (s->in.label < 0 || place < 0 || place >= (ptrdiff_t)p.k) place = -1;
         const double of_block = s->kernels->norm(p.x, p.e, p.k, s->loss_call->t, &s->blocks[b], &s->row,
-                                                 p.has_terms ? &p.terms : NULL, place);
+                                                 p.has_terms ? &p.terms : NULL, place, s->scratch);
         csm_pair_sum_add(&squares, of_block, 0);
+        if (stops(s, b)) break;
     }
     return csm_loss_shrink(s->loss_call, &s->in, &s->row, csm_pair_sum_rounded(&squares));
 }
@@ -231,14 +241,16 @@ static void write_gradient(row_state *s) {
     for (size_t b = 0; b < count; b++) {
         const loss_block p = block_at(s, b);
         char *to = s->is_transformed ? s->wide : p.gradient;
-        s->kernels->pass2(p.x, p.e, to, p.k, s->loss_call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL);
+        s->kernels->pass2(p.x, p.e, to, p.k, s->loss_call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL,
+                          s->scratch);
         if (s->is_transformed) c->table->narrow[c->dtype](s->wide, p.gradient, p.k);
+        if (stops(s, b)) return;
     }
     if (s->in.label >= 0) csm_put(c, s->gradient + (size_t)s->in.label * c->itemsize, s->row.target);
 }
 
-static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, char *memory) {
-    const csm_call *c = &call->base;
+static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, int thread, char *memory) {
+    csm_call *c = &call->base;
     row_state s = {.call = call,
                    .loss_call = &call->loss_call,
                    .kernels = call->kernels,
@@ -246,24 +258,26 @@ static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t
                    .q = job->q ? job->q + at * job->q_step : NULL,
                    .gradient = job->gradient ? job->gradient + at * job->gradient_step : NULL,
                    .wide = memory + call->e_size + call->block_size,
-                   .blocks = (csm_block *)(void *)(memory + call->e_size)};
+                   .scratch = memory,
+                   .blocks = (csm_block *)(void *)(memory + call->e_size),
+                   .poll = csm_poll_of(&c->interrupt, thread)};
     double *loss = &job->loss[at * job->order];
     if (!read_input(call, job, at, &s.in)) { /* the logits are not read */
         *loss = 0;
-        fill_row(call, s.gradient, 0);
+        fill_row(call, s.gradient, 0, &s.poll);
         return;
     }
     s.stores_e = s.gradient && c->itemsize == c->wide_size;
     if (s.in.label >= 0) s.in.x_label = s.in.z_label = csm_element(c, s.x, (size_t)s.in.label);
     const int is_number = sum_row(&s);
     *loss = is_number ? s.row.loss : CSM_NAN;
-    if (!s.gradient) return;
+    if (!s.gradient || s.is_stopped) return;
     if (is_number) s.kernels->factors(s.loss_call, &s.in, clip_factor(&s), &s.row);
-    if (!is_number || s.row.is_nan) fill_row(call, s.gradient, CSM_NAN);
+    if (!is_number || s.row.is_nan) fill_row(call, s.gradient, CSM_NAN, &s.poll);
     else write_gradient(&s);
 }
 
-static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, char *memory) {
+static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, int thread, char *memory) {
     const csm_call *c = &call->base;
     const csm_loss_job all = job;
     ptrdiff_t at = 0, rows = (ptrdiff_t)job.rows;
@@ -282,20 +296,23 @@ static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, char
             at += (ptrdiff_t)call->kernels->rows(&job);
             if (at == rows) break;
         }
-        run_row(call, &all, at++, memory);
+        run_row(call, &all, at++, thread, memory);
     }
 }
 
-/* Copies the rows that take part to their places in scratch; no other row is read. */
-static void gather_kept(const cross_entropy_call *call, const csm_loss_job *job, char *to, size_t pitch,
-                        csm_strided from, size_t size) {
+/* Copies the rows that take part to their places in scratch; no other row is read.  Returns 0 if the call has been
+ * interrupted. */
+static int gather_kept(cross_entropy_call *call, int thread, const csm_loss_job *job, char *to, size_t pitch,
+                       csm_strided from, size_t size) {
+    const size_t n = call->base.shape.n;
     csm_loss_input in;
     for (size_t begin = 0, end; begin < job->rows; begin = end + 1) {
         for (end = begin; end < job->rows && csm_read_label_and_weight(job, (ptrdiff_t)end, &in); end++) {}
-        csm_gather(to + begin * pitch, pitch,
-                   (csm_strided){from.data + (ptrdiff_t)begin * from.row, from.row, from.axis}, end - begin,
-                   call->base.shape.n, size, NULL, NULL);
+        const csm_strided x = {from.data + (ptrdiff_t)begin * from.row, from.row, from.axis};
+        if (end - begin != 1) csm_gather(to + begin * pitch, pitch, x, end - begin, n, size, NULL, NULL);
+        else if (!csm_gather_row(&call->base, thread, to + begin * pitch, x, n, size, NULL, NULL)) return 0;
     }
+    return 1;
 }
 
 /* The job of `count` rows starting at `row`, along the last batch axis. */
@@ -340,13 +357,14 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         if (!call->is_direct && count > call->group) count = call->group;
         const csm_loss_job job = job_of(call, begin, count);
         if (call->is_direct) {
-            run_contiguous_rows(call, job, memory);
+            run_contiguous_rows(call, job, thread, memory);
         } else {
             char *x = memory + call->e_size + call->block_size + call->wide_size, *q = x + call->group * call->pitch;
-            gather_kept(call, &job, x, call->pitch, (csm_strided){job.x, job.x_step, call->x.axis_stride}, c->itemsize);
-            if (call->is_soft)
-                gather_kept(call, &job, q, call->soft_pitch,
-                            (csm_strided){job.q, job.q_step, call->soft_labels.axis_stride}, c->wide_size);
+            const csm_strided from = {job.x, job.x_step, call->x.axis_stride};
+            const csm_strided from_q = {job.q, job.q_step, call->soft_labels.axis_stride};
+            if (!gather_kept(call, thread, &job, x, call->pitch, from, c->itemsize)) return CSM_INTERRUPTED;
+            if (call->is_soft && !gather_kept(call, thread, &job, q, call->soft_pitch, from_q, c->wide_size))
+                return CSM_INTERRUPTED;
             csm_loss_job packed = job;
             packed.x = x;
             packed.x_step = (ptrdiff_t)call->pitch;
@@ -354,10 +372,15 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
             packed.q_step = (ptrdiff_t)call->soft_pitch;
             if (job.gradient) packed.gradient = x;
             packed.gradient_step = (ptrdiff_t)call->pitch;
-            run_contiguous_rows(call, packed, memory);
-            if (job.gradient)
+            run_contiguous_rows(call, packed, thread, memory);
+            if (job.gradient && count == 1) {
+                if (!csm_scatter_row(&call->base, thread, job.gradient, call->gradient.axis_stride, x, c->shape.n,
+                                     c->itemsize))
+                    return CSM_INTERRUPTED;
+            } else if (job.gradient) {
                 csm_scatter(job.gradient, job.gradient_step, call->gradient.axis_stride, x, call->pitch, count,
                             c->shape.n, c->itemsize);
+            }
         }
         begin += count;
     }
@@ -487,7 +510,7 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
         6, &call->rows);
     if (status != CSM_OK) return status;
     csm_set_dtype(c, dtype, table);
-    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
     call->options = o;
     call->is_soft = o->soft != NULL;
@@ -506,7 +529,8 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
     call->soft_pitch = csm_pack_pitch(n, c->wide_size);
     call->group = csm_pack_rows(n, c->itemsize);
     const size_t block = n < CSM_BLOCK ? n : CSM_BLOCK;
-    call->e_size = csm_rounded((block + 16) * c->wide_size);
+    const int is_grouped = csm_is_single(c) && gradient;
+    call->e_size = csm_rounded((is_grouped ? csm_loss_scratch(block, call->rows) : block + 16) * c->wide_size);
     call->wide_size = csm_rounded(block * c->wide_size);
     call->block_size = csm_rounded((csm_block_count(n) + 1) * sizeof(csm_block));
     return CSM_OK;

@@ -38,7 +38,8 @@ static int reserve_support(entmax_call *call, int thread, size_t capacity, csm_s
     char *memory = csm_scratch_get(&call->scratch, thread, SUPPORT_BUFFER, capacity * SUPPORT_BYTES);
     if (!memory) return 0;
     capacity = call->scratch.buffers[thread * BUFFERS + SUPPORT_BUFFER].size / SUPPORT_BYTES;
-    *s = (csm_support){.z = (double *)(void *)memory, .capacity = capacity};
+    *s = (csm_support){
+        .z = (double *)(void *)memory, .capacity = capacity, .poll = csm_poll_of(&call->base.interrupt, thread)};
     s->z_low = s->z + capacity;
     s->p = s->z_low + capacity;
     s->u = s->p + capacity;
@@ -46,22 +47,22 @@ static int reserve_support(entmax_call *call, int thread, size_t capacity, csm_s
     return 1;
 }
 
-/* Returns a row as contiguous storage, in which masked elements are -inf (0 in y). */
-static const char *fetch(const entmax_call *call, const csm_view *v, size_t row, size_t size, const void *absent,
+/* Returns a row as contiguous storage, in which masked elements are -inf (0 in y); NULL if the call has been
+ * interrupted. */
+static const char *fetch(entmax_call *call, int thread, const csm_view *v, size_t row, size_t size, const void *absent,
                          char *copy) {
-    const csm_call *c = &call->base;
+    csm_call *c = &call->base;
     const csm_strided x = csm_row_of(c, v, row), mask = csm_mask_of(c, row);
     if (call->in_place) return x.data;
-    csm_gather(copy, 0, x, 1, c->shape.n, size, absent ? &mask : NULL, absent);
-    return copy;
+    return csm_gather_row(c, thread, copy, x, c->shape.n, size, absent ? &mask : NULL, absent) ? copy : NULL;
 }
 
-static int is_masked_out(const entmax_call *call, size_t row) {
+static int is_masked_out(entmax_call *call, size_t row, csm_support *s) {
     const csm_call *c = &call->base;
     const csm_strided mask = csm_mask_of(c, row);
     if (!mask.data) return 0;
     for (size_t j = 0; j < c->shape.n; j++)
-        if (mask.data[(ptrdiff_t)j * mask.axis]) return 0;
+        if (mask.data[(ptrdiff_t)j * mask.axis] || csm_support_stops(s, j)) return 0;
     return 1;
 }
 
@@ -70,21 +71,24 @@ static double soft_loss(const entmax_call *call, csm_support *s, const char *x, 
     for (size_t j = 0; j < call->base.shape.n; j++) {
         const double qj = csm_wide_at(&call->base, q, j);
         if (csm_soft_add(&call->e, s, &l, j, qj)) csm_soft_outside(&call->e, s, &l, qj, csm_element(&call->base, x, j));
+        if (csm_support_stops(s, j)) break;
     }
     return csm_soft_end(&call->e, s, &l);
 }
 
 /* Rows */
 
-static void row_loss(entmax_call *call, size_t row, csm_support *s, const char *x, char *gradient, char *copy) {
+static void row_loss(entmax_call *call, int thread, size_t row, csm_support *s, const char *x, char *gradient,
+                     char *copy) {
     const csm_call *c = &call->base;
     const size_t at = (size_t)csm_offset(&c->shape, call->order.strides, row);
     const size_t label = call->label ? call->label[at] : 0;
-    const char *q = call->label ? NULL : fetch(call, &call->soft_labels, row, c->wide_size, NULL, copy);
+    const char *q = call->label ? NULL : fetch(call, thread, &call->soft_labels, row, c->wide_size, NULL, copy);
+    if (!call->label && !q) return;
     if (s->is_nan) call->loss[at] = CSM_NAN;
     else call->loss[at] = q ? soft_loss(call, s, x, q) : csm_hard_loss(&call->e, s, label, csm_element(c, x, label));
     if (call->loss[at] != call->loss[at]) call->loss[at] = CSM_NAN;
-    if (!call->has_result) return;
+    if (!call->has_result || s->is_stopped) return;
     /* The gradient may be x, which is not read any more. */
     call->kernels->spread(s, call->factor, gradient, c->shape.n);
     size_t i = 0;
@@ -92,9 +96,10 @@ static void row_loss(entmax_call *call, size_t row, csm_support *s, const char *
         const double qj = csm_wide_at(c, q, j);
         if (i < s->count && s->index[i] == j) i++;
         else if (qj > 0) csm_put(c, gradient + j * c->itemsize, -qj * call->factor);
+        if (csm_support_stops(s, j)) return;
     }
     if (call->label && !s->is_nan) {
-        for (i = 0; i < s->count && s->index[i] != label;) i++;
+        for (i = 0; i < s->count && s->index[i] != label && !csm_support_stops(s, i);) i++;
         if (i == s->count) csm_put(c, gradient + label * c->itemsize, -call->factor);
     }
 }
@@ -104,7 +109,7 @@ static int find_support(entmax_call *call, int thread, const char *x, csm_suppor
     const size_t n = call->base.shape.n;
     if (!reserve_support(call, thread, n < FIRST_SUPPORT ? n : FIRST_SUPPORT, s)) return 0;
     const size_t wanted = call->kernels->support(x, n, &call->e, s);
-    if (wanted <= s->capacity) return 1;
+    if (wanted <= s->capacity || s->is_stopped) return 1;
     if (!reserve_support(call, thread, wanted + wanted / 4 < n ? wanted + wanted / 4 : n, s)) return 0;
     call->kernels->support(x, n, &call->e, s);
     return 1;
@@ -112,10 +117,11 @@ static int find_support(entmax_call *call, int thread, const char *x, csm_suppor
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
     entmax_call *call = context;
-    const csm_call *c = &call->base;
+    csm_call *c = &call->base;
     const size_t n = c->shape.n, size = c->itemsize;
     const double zero = 0;
     const uint64_t none = 0;
+    const csm_poll poll = csm_poll_of(&c->interrupt, thread);
     char *first = NULL, *second = NULL, *third = NULL;
     if (!call->in_place) {
         first = csm_scratch_get(&call->scratch, thread, ROWS_BUFFER, 2 * call->row_size + call->soft_size);
@@ -124,23 +130,28 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         third = second + call->row_size;
     }
     for (size_t row = begin; row < end; row++) {
-        const char *input = fetch(call, &call->input, row, size, call->stage == VJP ? NULL : &c->absent, first);
+        const char *input = fetch(call, thread, &call->input, row, size, call->stage == VJP ? NULL : &c->absent, first);
+        if (!input) return CSM_INTERRUPTED;
         char *to =
             call->has_result ? (char *)call->result.data + csm_offset(&c->shape, call->result.strides, row) : NULL;
         char *result = call->in_place ? to : second;
         if (call->stage == VJP) {
-            const char *y = fetch(call, &call->y, row, size, &zero, second);
-            call->kernels->vjp(input, y, result, n, &call->e);
+            const char *y = fetch(call, thread, &call->y, row, size, &zero, second);
+            if (!y) return CSM_INTERRUPTED;
+            call->kernels->vjp(input, y, result, n, &call->e, &poll);
         } else {
             csm_support s;
             if (!find_support(call, thread, input, &s)) return CSM_NO_MEMORY;
-            if (s.is_nan && call->stage == FORWARD && is_masked_out(call, row)) s.is_nan = 0; /* all 0 */
+            if (s.is_stopped) return CSM_INTERRUPTED;
+            if (s.is_nan && call->stage == FORWARD && is_masked_out(call, row, &s)) s.is_nan = 0; /* all 0 */
             if (call->stage == FORWARD) call->kernels->spread(&s, 1, result, n);
             if (call->stage == FORWARD && s.is_nan && c->has_where)
                 csm_fill_masked(result, (ptrdiff_t)size, csm_mask_of(c, row), n, size, &none);
-            if (call->stage != FORWARD) row_loss(call, row, &s, input, result, third);
+            if (call->stage != FORWARD) row_loss(call, thread, row, &s, input, result, third);
+            if (s.is_stopped) return CSM_INTERRUPTED;
         }
-        if (!call->in_place && to) csm_scatter(to, 0, call->result.axis_stride, result, 0, 1, n, size);
+        if (!call->in_place && to && !csm_scatter_row(c, thread, to, call->result.axis_stride, result, n, size))
+            return CSM_INTERRUPTED;
     }
     return CSM_OK;
 }
@@ -197,7 +208,7 @@ static csm_status prepare(entmax_call *call, entmax_stage stage, csm_dtype dtype
     call->row_size = csm_rounded(shape->n * c->itemsize + 1);
     call->soft_size = a.soft_labels ? csm_rounded(shape->n * c->wide_size + 1) : 0;
     csm_put(c, &c->absent, -CSM_INF);
-    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     return CSM_OK;
 }
 

@@ -246,9 +246,11 @@ static csm_status sum_row(sample_row *row) {
 }
 /* Scales the sums of the blocks, and the e' that are kept, to the row's n.  A sum becomes 0 where every mass of its
  * block is too small for the compute type. */
-static void scale_row(sample_row *row) {
+static csm_status scale_body(void *context, size_t begin, size_t end, int thread) {
+    const sample_row *row = context;
     const csm_call *c = &row->call->base;
-    for (size_t b = 0; b < csm_block_count(row->count); b++) {
+    (void)thread;
+    for (size_t b = begin; b < end; b++) {
         csm_block *block = &row->blocks[b];
         const double scale = csm_pow2(block->n - row->n);
         block->hi = (block->hi + block->lo) * scale;
@@ -262,6 +264,7 @@ static void scale_row(sample_row *row) {
             is_positive = csm_from_wide(c, csm_to_wide(c, mass_of(row, csm_to_wide(c, block->max), &n) * scale)) > 0;
         if (!is_positive) block->hi = 0;
     }
+    return CSM_OK;
 }
 
 /* Sets masses below min_p times the largest to 0, and returns the sum of the others. */
@@ -393,9 +396,8 @@ static csm_status draw_all(sample_row *row) {
         if (!row->mass) return CSM_NO_MEMORY;
     }
     csm_status status = sum_row(row);
-    if (status != CSM_OK) return status;
-    scale_row(row);
-    if (row->min_p > 0) status = for_each_block(row, min_p_body);
+    if (status == CSM_OK) status = for_each_block(row, scale_body);
+    if (status == CSM_OK && row->min_p > 0) status = for_each_block(row, min_p_body);
     return status == CSM_OK ? draw_from(row) : status;
 }
 
@@ -414,6 +416,7 @@ static csm_status select_best(sample_row *row, const char *whole, size_t k, char
     sample_call *call = row->call;
     const csm_call *c = &call->base;
     const size_t n = c->shape.n, size = c->itemsize;
+    csm_poll poll = csm_poll_of(&call->base.interrupt, row->thread);
     if (call->is_split) {
         int64_t *classes = (int64_t *)(void *)buffer(call, row->thread, SELECT, k * sizeof *classes);
         if (!classes) return CSM_NO_MEMORY;
@@ -422,15 +425,16 @@ static csm_status select_best(sample_row *row, const char *whole, size_t k, char
         const csm_view indices = {classes, sizeof *classes, {0}};
         csm_topk_options o = csm_default_topk_options();
         o.threads = c->threads;
-        o.interrupt = call->options->interrupt;
-        o.interrupt_context = call->options->interrupt_context;
+        o.interrupt = csm_stops_inner;
+        o.interrupt_context = &poll;
         row->classes = classes;
         return csm_run_topk(c->dtype, c->table, &shape, &x, k, &to, &indices, &o);
     }
     char *memory = buffer(call, row->thread, SELECT, csm_select_size(n, k, c->wide_size));
     if (!memory) return CSM_NO_MEMORY;
-    csm_select chosen = csm_select_at(memory, n, k, c->wide_size);
+    csm_select chosen = csm_select_at(memory, n, k, c->wide_size, poll);
     c->table->select[c->dtype](whole, n, k, 0, 1, &chosen);
+    if (chosen.is_stopped) return CSM_INTERRUPTED;
     for (size_t i = 0; i < k; i++) memcpy(values + i * size, whole + (size_t)chosen.index[i] * size, size);
     row->classes = chosen.index;
     return CSM_OK;
@@ -479,8 +483,8 @@ static csm_status draw_selected(sample_row *row) {
         row->whole = values;
         row->count = k;
         if (status == CSM_OK) status = for_each_block(row, sum_body);
+        if (status == CSM_OK) status = for_each_block(row, scale_body);
         if (status != CSM_OK) return status;
-        scale_row(row);
         row->total = all;
         if (top_k < n && top_p < 1) status = for_each_block_in_order(row, total_body);
         row->limit = top_p * row->total;
@@ -542,6 +546,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     for (size_t row = begin; row < end; row++) {
         csm_status status = draw_row(call, row, thread);
         if (status != CSM_OK) return status;
+        if (csm_stops(&call->base.interrupt, thread, call->base.shape.n + call->draws)) return CSM_INTERRUPTED;
     }
     return CSM_OK;
 }
@@ -584,7 +589,7 @@ static csm_status run_sample(csm_dtype dtype, const csm_table *table, const csm_
     call.draws = draws;
     call.is_direct = !c->has_where && csm_is_contiguous(&c->shape, &call.x, c->itemsize, 1);
     csm_put(c, &c->absent, -CSM_INF);
-    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     choose_threads(&call, o->threads < 1 ? 1 : o->threads);
     csm_buffer single[BUFFERS];
     status = csm_scratch_begin(&call.scratch, c->threads, BUFFERS, single);

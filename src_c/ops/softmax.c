@@ -446,7 +446,8 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     c.masked = op == CSM_OP_softmax ? 0 : base->absent;
     c.nan = 0;
     csm_put(base, &c.nan, CSM_NAN);
-    base->interrupt = (csm_interrupt){options->interrupt, options->interrupt_context, 0, *caller};
+    base->interrupt =
+        (csm_interrupt){.check = options->interrupt, .context = options->interrupt_context, .caller = *caller};
     base->threads = 1;
     if (c.given_scratch) {
         c.given_size = csm_scratch_size(shape, 1);

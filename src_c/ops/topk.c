@@ -72,20 +72,24 @@ static void widen_integers(csm_label_type type, csm_strided x, size_t n, int32_t
 }
 #undef WIDEN
 
-/* Returns the elements as aligned contiguous storage of the kernel's type. */
-static const char *fetch(const topk_call *call, csm_strided x, size_t n, char *copy) {
+/* Returns the elements as aligned contiguous storage of the kernel's type; NULL if the call has been interrupted. */
+static const char *fetch(topk_call *call, int thread, csm_strided x, size_t n, char *copy) {
     const size_t size = call->base.itemsize;
     if (size != call->searched_size) {
-        widen_integers(call->type.integer, x, n, (int32_t *)(void *)copy);
+        for (size_t i = 0; i < n; i += CSM_POLL_ELEMENTS) {
+            const size_t k = n - i < CSM_POLL_ELEMENTS ? n - i : CSM_POLL_ELEMENTS;
+            widen_integers(call->type.integer, x, k, (int32_t *)(void *)copy + i);
+            x.data += (ptrdiff_t)k * x.axis;
+            if (n > CSM_POLL_ELEMENTS && csm_stops(&call->base.interrupt, thread, k)) return NULL;
+        }
         return copy;
     }
     if ((uintptr_t)x.data % size == 0 && (x.axis == (ptrdiff_t)size || n == 1)) return x.data;
-    csm_gather(copy, 0, x, 1, n, size, NULL, NULL);
-    return copy;
+    return csm_gather_row(&call->base, thread, copy, x, n, size, NULL, NULL) ? copy : NULL;
 }
 
-/* Copies the elements of x at the indices to `to`. */
-static void pick(const topk_call *call, csm_strided x, const int64_t *index, size_t k, char *to) {
+/* Copies the elements of x at the indices to `to`.  Returns 0 if the call has been interrupted. */
+static int pick(const topk_call *call, csm_strided x, const int64_t *index, size_t k, char *to, const csm_poll *poll) {
     const size_t size = call->base.itemsize;
     for (size_t i = 0; i < k; i++) {
         const char *at = x.data + (ptrdiff_t)index[i] * x.axis;
@@ -93,17 +97,21 @@ static void pick(const topk_call *call, csm_strided x, const int64_t *index, siz
         else if (size == 8) memcpy(to + 8 * i, at, 8);
         else if (size == 2) memcpy(to + 2 * i, at, 2);
         else to[i] = *at;
+        if (csm_poll_at(poll, i)) return 0;
     }
+    return 1;
 }
 
-/* Sums e' of a row as softmax does, with the block maxima that the selection has found. */
-static void sum_row(const topk_call *call, const char *row, const csm_select *s, csm_block *blocks, csm_row *sums) {
+/* Sums e' of a row as softmax does, with the block maxima that the selection has found.  Returns 0 if the call has
+ * been interrupted. */
+static int sum_row(const topk_call *call, const char *row, const csm_select *s, csm_block *blocks, csm_row *sums) {
     const csm_call *c = &call->base;
     const csm_kernels *softmax = &c->table->kernels[CSM_OP_softmax][c->dtype];
     const size_t n = c->shape.n, count = csm_block_count(n);
     for (size_t b = 0; b < count; b++) {
         const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
         const char *x = row + begin * c->itemsize;
+        if (b > 0 && csm_poll_stops(&s->poll, CSM_BLOCK)) return 0;
         if (s->maxima == 0) {
             softmax->pass1(x, NULL, NULL, k, &c->scales.ordinary, &blocks[b]);
             continue;
@@ -114,20 +122,32 @@ static void sum_row(const topk_call *call, const char *row, const csm_select *s,
         c->table->softmax_sum[c->dtype](x, k, &c->scales.ordinary, &blocks[b]);
     }
     softmax->combine(blocks, count, &c->scales.ordinary, sums);
+    return 1;
+}
+
+/* The options of a call of softmax within this one. */
+static csm_options inner_options(const topk_call *call, csm_poll *poll, int threads) {
+    csm_options o = csm_default_options();
+    o.temperature = call->base.scales.temperature;
+    o.threads = threads;
+    o.interrupt = csm_stops_inner;
+    o.interrupt_context = poll;
+    return o;
 }
 
 /* Replaces the values by their probabilities in the softmax of the whole row: from the row's sums or, for rows that
  * softmax treats as exceptional, from the softmax of the row itself. */
-static csm_status full_softmax(const topk_call *call, csm_strided x, const char *row, const csm_select *s, char *values,
+static csm_status full_softmax(const topk_call *call, csm_strided x, const char *row, csm_select *s, char *values,
                                csm_block *blocks, int threads) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_row sums;
-    if (row) sum_row(call, row, s, blocks, &sums);
+    if (row && !sum_row(call, row, s, blocks, &sums)) return CSM_INTERRUPTED;
     if (row && csm_fits_range(&c->scales, sums.max)) {
         const csm_block top = {.max = sums.max, .n = sums.n};
         for (size_t i = 0; i < call->k; i += CSM_BLOCK) {
             char *part = values + i * c->itemsize;
+            if (i > 0 && csm_poll_stops(&s->poll, CSM_BLOCK)) return CSM_INTERRUPTED;
             c->table->kernels[CSM_OP_softmax][c->dtype].pass2(part, NULL, part, csm_block_length(call->k, i),
                                                               &c->scales.ordinary, &sums, &top);
         }
@@ -137,47 +157,51 @@ static csm_status full_softmax(const topk_call *call, csm_strided x, const char 
     if (!all) return CSM_NO_MEMORY;
     const csm_shape shape = {.n = n};
     csm_view from = {(void *)(uintptr_t)x.data, x.axis, {0}}, to = {all, (ptrdiff_t)c->itemsize, {0}};
-    csm_options o = csm_default_options();
-    o.temperature = c->scales.temperature;
-    o.threads = threads;
+    csm_options o = inner_options(call, &s->poll, threads);
     csm_status status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &from, NULL, &to, &o);
     csm_strided y = {all, 0, (ptrdiff_t)c->itemsize};
-    if (status == CSM_OK) pick(call, y, s->index, call->k, values);
+    if (status == CSM_OK && !pick(call, y, s->index, call->k, values, &s->poll)) status = CSM_INTERRUPTED;
     csm_release(all);
     return status;
 }
 
 /* Writes the selected elements in order: values (NaN canonical) or probabilities, and indices.  whole: the row as
  * contiguous storage, or NULL if it was searched in pieces. */
-static csm_status write_row(const topk_call *call, size_t row, const char *whole, const csm_select *s, char *memory,
-                            int threads) {
-    const csm_call *c = &call->base;
+static csm_status write_row(topk_call *call, size_t row, const char *whole, csm_select *s, char *memory, int threads) {
+    csm_call *c = &call->base;
     const size_t size = c->itemsize;
     char *values = memory + call->select_size + call->copy_size, *wide = values + csm_rounded(call->k * size);
     csm_strided x = x_at(call, row, 0);
     csm_status status = CSM_OK;
-    pick(call, x, s->index, call->k, values);
+    if (s->is_stopped || !pick(call, x, s->index, call->k, values, &s->poll)) return CSM_INTERRUPTED;
     if (call->options->normalize == CSM_TOPK_FULL) {
         csm_block *blocks = (csm_block *)(void *)(memory + call->select_size + call->copy_size + call->values_size);
         status = full_softmax(call, x, whole, s, values, blocks, threads);
     } else if (call->options->normalize == CSM_TOPK_SOFTMAX) {
         const csm_shape shape = {.n = call->k};
         csm_view view = {values, (ptrdiff_t)size, {0}};
-        csm_options o = csm_default_options();
-        o.temperature = c->scales.temperature;
+        csm_options o = inner_options(call, &s->poll, 1);
         status = csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &view, NULL, &view, &o);
     } else if (!call->type.is_integer) {
-        c->table->widen[c->dtype](values, wide, call->k);
-        c->table->narrow[c->dtype](wide, values, call->k);
+        for (size_t i = 0; i < call->k; i += CSM_POLL_STEP) {
+            const size_t k = call->k - i < CSM_POLL_STEP ? call->k - i : CSM_POLL_STEP;
+            c->table->widen[c->dtype](values + i * size, wide, k);
+            c->table->narrow[c->dtype](wide, values + i * size, k);
+            if (i > 0 && csm_poll_stops(&s->poll, k)) return CSM_INTERRUPTED;
+        }
     }
     if (status != CSM_OK) return status;
     char *to = (char *)call->values.data + csm_offset(&c->shape, call->values.strides, row);
     char *to_indices = (char *)call->indices.data + csm_offset(&c->shape, call->indices.strides, row);
-    if (size == 1)
-        for (size_t i = 0; i < call->k; i++) to[(ptrdiff_t)i * call->values.axis_stride] = values[i];
-    else csm_scatter(to, 0, call->values.axis_stride, values, 0, 1, call->k, size);
-    csm_scatter(to_indices, 0, call->indices.axis_stride, (const char *)s->index, 0, 1, call->k, sizeof *s->index);
-    return CSM_OK;
+    for (size_t i = 0; size == 1 && i < call->k; i++) {
+        to[(ptrdiff_t)i * call->values.axis_stride] = values[i];
+        if (csm_poll_at(&s->poll, i)) return CSM_INTERRUPTED;
+    }
+    if (size > 1 && !csm_scatter_row(c, s->poll.thread, to, call->values.axis_stride, values, call->k, size))
+        return CSM_INTERRUPTED;
+    const int is_done = csm_scatter_row(c, s->poll.thread, to_indices, call->indices.axis_stride,
+                                        (const char *)s->index, call->k, sizeof *s->index);
+    return is_done ? CSM_OK : CSM_INTERRUPTED;
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
@@ -187,8 +211,9 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     char *memory = scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     for (size_t row = begin; row < end; row++) {
-        csm_select s = csm_select_at(memory, n, call->k, c->wide_size);
-        const char *x = fetch(call, x_at(call, row, 0), n, memory + call->select_size);
+        csm_select s = csm_select_at(memory, n, call->k, c->wide_size, csm_poll_of(&call->base.interrupt, thread));
+        const char *x = fetch(call, thread, x_at(call, row, 0), n, memory + call->select_size);
+        if (!x) return CSM_INTERRUPTED;
         call->select(x, n, call->k, call->options->smallest, !call->options->unsorted, &s);
         csm_status status = write_row(call, row, x, &s, memory, 1);
         if (status != CSM_OK) return status;
@@ -210,10 +235,12 @@ static csm_status pieces_body(void *context, size_t begin, size_t end, int threa
     for (size_t p = begin; p < end; p++) {
         const size_t first = p * call->piece, n = c->shape.n - first < call->piece ? c->shape.n - first : call->piece;
         const size_t k = n < call->k ? n : call->k, at = p * call->k;
-        csm_select s = csm_select_at(memory, n, k, c->wide_size);
+        csm_select s = csm_select_at(memory, n, k, c->wide_size, csm_poll_of(&call->base.interrupt, thread));
         csm_strided from = x_at(call, call->row, first);
-        const char *x = fetch(call, from, n, memory + call->select_size);
+        const char *x = fetch(call, thread, from, n, memory + call->select_size);
+        if (!x) return CSM_INTERRUPTED;
         call->select(x, n, k, call->options->smallest, 1, &s);
+        if (s.is_stopped) return CSM_INTERRUPTED;
         char *to = call->candidates + at * call->searched_size;
         for (size_t i = 0; i < k; i++)
             memcpy(to + i * call->searched_size, x + (size_t)s.index[i] * call->searched_size, call->searched_size);
@@ -227,9 +254,9 @@ static csm_status merge_row(topk_call *call) {
     const int64_t *indices = candidate_indices(call);
     char *memory = scratch_of(call, 0);
     if (!memory) return CSM_NO_MEMORY;
-    csm_select s = csm_select_at(memory, call->merged, call->k, c->wide_size);
+    csm_select s = csm_select_at(memory, call->merged, call->k, c->wide_size, csm_poll_of(&call->base.interrupt, 0));
     call->select(call->candidates, call->merged, call->k, call->options->smallest, 1, &s);
-    for (size_t i = 0; i < call->k; i++) s.index[i] = indices[s.index[i]];
+    for (size_t i = 0; i < call->k && !s.is_stopped; i++) s.index[i] = indices[s.index[i]];
     return write_row(call, call->row, NULL, &s, memory, c->threads);
 }
 
@@ -293,7 +320,7 @@ static csm_status run_topk(element_type type, const csm_table *table, const csm_
                                     (csm_view *[]){&call.x, &call.values, &call.indices}, 3, &call.rows);
     if (status != CSM_OK || call.rows == 0 || k == 0) return status;
     csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
-    c->interrupt = (csm_interrupt){o->interrupt, o->interrupt_context, 0, *caller};
+    c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     call.options = o;
     call.k = k;
     const size_t n = shape->n;

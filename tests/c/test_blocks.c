@@ -100,7 +100,9 @@ static void fill(int dtype, int shape, char *x, size_t n) {
     const size_t at = below(n), low = below(n / CSM_BLOCK + 1);
     for (size_t j = 0; j < n; j++) {
         const size_t block = j / CSM_BLOCK;
-        double v = shape == 1 || shape == 6 ? (double)below(9) - 4 : shape == 2 || shape == 3 ? level : normal() * scale;
+        double v = shape == 1 || shape == 6   ? (double)below(9) - 4
+                   : shape == 2 || shape == 3 ? level
+                                              : normal() * scale;
         if (shape == 3 && j == at) v += gap;
         if (shape == 4) v -= (double)block * step;
         if (shape == 5 && block == low) v -= 400;
@@ -140,8 +142,8 @@ static void test_row(int op, int dtype, int shape, size_t n, double temperature,
         const record all = along_a_tree(blocks, count, !has_b[op], is_log, &scales.ordinary);
         const csm_block block = finished(all, is_log);
         kernels->combine(&block, 1, &scales.ordinary, &row);
-        if (!check(same_row(&whole, &row, op), "%s_%s: %zu elements of kind %d, T %g: sums along a tree differ", ops[op],
-                   dtypes[dtype], n, shape, temperature))
+        if (!check(same_row(&whole, &row, op), "%s_%s: %zu elements of kind %d, T %g: sums along a tree differ",
+                   ops[op], dtypes[dtype], n, shape, temperature))
             return;
     }
 }

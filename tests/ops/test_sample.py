@@ -281,6 +281,29 @@ def test_a_source_for_each_row():
     assert np.array_equal(csoftmax.sample(x[:2], rng=[shared, shared], size=3), csoftmax.sample(x[:2], rng=4, size=3))
 
 
+def test_numbers_that_are_read_in_pieces_are_the_same(monkeypatch):
+    monkeypatch.setattr(csoftmax._arguments.generators, "PIECE", 7)
+    x = np.random.default_rng(3).standard_normal((3, 20))
+    read = []
+
+    class Own(np.random.Generator):
+        def random(self, *shape, **options):
+            read.append(shape)
+            return super().random(*shape, **options)
+
+    for make in (np.random.default_rng, np.random.RandomState, lambda seed: Own(np.random.PCG64(seed))):
+        uniforms = np.random.default_rng(5).random((3, 4, 5)) if make is not np.random.RandomState else None
+        if uniforms is None:
+            uniforms = np.random.RandomState(5).random_sample((3, 4, 5))
+        expected = csoftmax.sample(x, size=(4, 5), rng=FixedUniform(uniforms.reshape(3, 20)))
+        assert np.array_equal(csoftmax.sample(x, size=(4, 5), rng=make(5)), expected)
+        each = [csoftmax.sample(x[i], size=(4, 5), rng=make(i)) for i in range(3)]
+        assert np.array_equal(csoftmax.sample(x, size=(4, 5), rng=[make(i) for i in range(3)]), each)
+    assert read[:2] == [((3, 20),), ((20,),)]  # a function of the user's is called once
+    assert read[-1] == ((4, 5),)
+
+
+
 def test_sources_in_the_shape_of_the_rows():
     x = logits((2, 3, 50), "float64", sigma=2)
     seeds = np.arange(6)

@@ -96,6 +96,62 @@ def test_every_operation(record, keep_isa):
     assert seconds < 1, f"{seconds:.2f} s from the signal to the exception"
 
 
+N = 3_000_000
+WIDE = np.linspace(-3, 3, N, dtype="f4")
+FLAT = np.zeros(N, "f4")
+EVEN = np.full(N, 1 / N, "f4")
+# Calls that spend seconds in one row with the scalar unit, or in the draws from one row.
+WITHIN_A_ROW = {
+    "topk": lambda: csoftmax.topk(np.tile(WIDE, 4), 2 * N),
+    "topk, every class": lambda: csoftmax.topk(np.tile(WIDE[::-1], 4), 4 * N),
+    "topk, strided": lambda: csoftmax.topk(np.repeat(np.tile(WIDE, 4), 2)[::2], 2 * N),
+    "topk_softmax": lambda: csoftmax.topk_softmax(np.tile(WIDE, 4), 2 * N, normalize="full"),
+    "entmax": lambda: csoftmax.entmax(FLAT, 1.3),
+    "entmax, alpha near 1": lambda: csoftmax.entmax(WIDE, 1.0001),
+    "entmax, large alpha": lambda: csoftmax.entmax(WIDE / 100, 3.0),
+    "entmax, masked": lambda: csoftmax.entmax(FLAT, 1.3, where=EVEN > 0),
+    "entmax_vjp": lambda: csoftmax.entmax_vjp(np.tile(EVEN, 4), np.tile(WIDE, 4), 1.3),
+    "entmax_loss": lambda: csoftmax.entmax_loss(FLAT, 3, 1.3),
+    "entmax_loss, soft": lambda: csoftmax.entmax_loss(FLAT, EVEN, 1.3),
+    "sample, top_k": lambda: csoftmax.sample(np.tile(WIDE, 4), top_k=2 * N),
+    "sample, top_p": lambda: csoftmax.sample(np.tile(WIDE, 4), top_p=0.999),
+    "sample, many": lambda: csoftmax.sample(WIDE[:1000], size=20_000_000),
+    "sample, many of many": lambda: csoftmax.sample(WIDE[:100_000], size=5_000_000),
+    "sample, a generator a row": lambda: csoftmax.sample(WIDE[None, :1000], size=20_000_000, rng=[1]),
+    "sample, many of short rows": lambda: csoftmax.sample(WIDE[:400].reshape(40, 10), size=500_000),
+    "topk, short integers": lambda: csoftmax.topk(np.arange(8 * N).astype("i2"), 4 * N),
+}
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("name", WITHIN_A_ROW)
+def test_within_a_row(name, threads, keep_isa):
+    """The same call is stopped early and late, in other passes over its row, until it is faster than the signal."""
+    binding.select_isa("scalar")
+    with csoftmax.threads(threads):
+        for after in (0.15, 0.4):
+            try:
+                seconds = seconds_to_stop(WITHIN_A_ROW[name], after)
+            except pytest.fail.Exception:
+                assert after > 0.15, "the call is too short to be tested"
+                return
+            assert seconds < 0.5, f"{seconds:.2f} s from the signal to the exception"
+        y = csoftmax.softmax(np.zeros((300, 400), "f4"))
+        assert np.all(y == np.float32(1) / 400)  # and right again
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_within_a_product(gradient):
+    """A product of seconds, which the BLAS finishes in its own thread."""
+    rng = np.random.default_rng(0)
+    x, w = rng.standard_normal((256, 4096), dtype="f4"), rng.standard_normal((65536, 4096), dtype="f4")
+    call = csoftmax.linear_cross_entropy_with_grad if gradient else csoftmax.linear_cross_entropy
+    for after in (0.1, 0.3):
+        assert seconds_to_stop(lambda: call(x, w, np.zeros(256, int)), after) < 0.5
+    few = x[:2, :8], w[:30, :8], [1, 2]
+    assert np.isfinite(csoftmax.linear_cross_entropy(*few))  # and right again
+
+
 def test_a_signal_of_the_system_ends_a_call():
     """The real thing: SIGINT from another process, during a call that would take minutes."""
     code = """

@@ -389,3 +389,62 @@ def test_every_function_takes_num_threads(record):
         assert "num_threads" not in parameters
     else:
         assert parameters["num_threads"].default is None
+
+
+NO_THREADS = """
+import os, resource, sys, numpy as np, csoftmax
+before = {before}
+x = np.random.default_rng(0).standard_normal((1000, 1000), dtype="f4")
+expected = csoftmax.softmax(x, num_threads=1).tobytes()
+if before:  # of fewer threads than later calls could use
+    csoftmax.softmax(x, num_threads=2)
+if "{limit}" == "NPROC":
+    if os.getuid() == 0:  # root has no such limit
+        os.setgid(65534)
+        os.setuid(65534)
+    resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+else:
+    size = int(open("/proc/self/statm").read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+    resource.setrlimit(resource.RLIMIT_AS, (size + {room}, size + {room}))
+for i in range(20):
+    assert csoftmax.softmax(x, out=x if i == 19 else np.empty_like(x), num_threads=4).tobytes() == expected
+for call in (csoftmax.topk, csoftmax.sample, csoftmax.entmax):
+    arguments = {{csoftmax.topk: (5,), csoftmax.entmax: (1.5,)}}.get(call, ())
+    call(x, *arguments, num_threads=4)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits of Linux")
+@pytest.mark.parametrize("limit", ["NPROC", "AS"])
+@pytest.mark.parametrize("before", [False, True])
+def test_where_no_thread_can_be_made_calls_are_serial(limit, before):
+    """Nothing is printed, nothing ends the process, and the bits are the same."""
+    code = NO_THREADS.format(limit=limit, before=before, room=40 << 20)
+    done = run_python(code, CSOFTMAX_NUM_THREADS="4", OPENBLAS_NUM_THREADS="1")
+    assert (done.stdout.strip(), done.stderr) == ("done", "")
+
+
+BUSY = """
+import os, statistics, subprocess, sys, time
+import numpy as np, csoftmax
+load = "x = 1\\nwhile True: x = x * 3 % 1000003"
+others = [subprocess.Popen([sys.executable, "-c", load]) for _ in range(2 * os.cpu_count())]
+try:
+    x = np.random.default_rng(0).standard_normal((128, 1000), dtype="f4")
+    seconds = {1: [], 4: []}
+    for threads in 50 * [1, 4]:
+        for _ in range(40):
+            begin = time.perf_counter()
+            csoftmax.softmax(x, num_threads=threads)
+            seconds[threads].append(time.perf_counter() - begin)
+finally:
+    for other in others:
+        other.kill()
+print(statistics.median(seconds[4][200:]) / statistics.median(seconds[1][200:]))
+"""
+
+
+def test_calls_on_a_busy_machine():
+    """Threads that get no CPU are not waited for. The promise is 1.5 (asv_bench/busy.py); tested is 3."""
+    assert float(run_python(BUSY, CSOFTMAX_NUM_THREADS="4").stdout) < 3

@@ -67,8 +67,16 @@ typedef struct csm_loss_job {
     const char *weight, *upstream;    /* double; NULL: 1 */
     ptrdiff_t weight_step, upstream_step;
     size_t rows;
-    void *scratch;                    /* n + 16 elements of the compute type */
+    void *scratch;                    /* csm_loss_scratch elements of the compute type */
 } csm_loss_job;
+
+/* Elements of scratch for rows of n: e' of a row or, from CSM_LOSS_VECTOR + 1 to CSM_LOSS_GROUP_LENGTH, of a group of
+ * rows.  Shorter rows are in vectors.  A group has no more rows than the call. */
+enum { CSM_LOSS_VECTOR = 16, CSM_LOSS_GROUP_LENGTH = 512, CSM_LOSS_GROUP_ROWS = 16 };
+static inline size_t csm_loss_scratch(size_t n, size_t rows) {
+    const size_t group = rows > 1 && rows < CSM_LOSS_GROUP_ROWS ? rows : rows > 1 ? CSM_LOSS_GROUP_ROWS : 1;
+    return ((n + 15) / 16 * 16 + 16) * (n > CSM_LOSS_VECTOR && n <= CSM_LOSS_GROUP_LENGTH ? group : 1);
+}
 
 typedef struct csm_loss_kernels {
     /* Computes rows in order and returns how many it has done, as csm_kernels.rows does. */
@@ -80,11 +88,11 @@ typedef struct csm_loss_kernels {
     void (*sums)(const csm_loss_call *, const csm_loss_input *, const csm_block *, size_t count, csm_loss_row *);
     void (*factors)(const csm_loss_call *, const csm_loss_input *, double shrink, csm_loss_row *);
     /* The sum of the squares of what pass2 would write, except the label's.  label: its place in the block, or
-     * negative.  e: e' from pass1; NULL: it is computed from x again. */
+     * negative.  e: e' from pass1; NULL: it is computed from x again, in scratch (k + 16 elements). */
     double (*norm)(const void *x, const void *e, size_t k, const csm_temperature *, const csm_block *,
-                   const csm_loss_row *, const csm_loss_terms *terms, ptrdiff_t label);
+                   const csm_loss_row *, const csm_loss_terms *terms, ptrdiff_t label, void *scratch);
     void (*pass2)(const void *x, const void *e, void *y, size_t k, const csm_temperature *, const csm_block *,
-                  const csm_loss_row *, const csm_loss_terms *terms);
+                  const csm_loss_row *, const csm_loss_terms *terms, void *scratch);
     /* sum w_j q_j of soft labels as a pair; returns 0 if a label is negative, infinite or NaN. */
     int (*mass)(const void *q, const void *w, size_t k, double *hi, double *lo);
 } csm_loss_kernels;

@@ -291,23 +291,22 @@ static NOINLINE double FN(loss_squares)(const REAL *e, size_t k, const csm_block
 }
 
 static double FN(loss_norm)(const void *x, const void *e, size_t k, const csm_temperature *t, const csm_block *block,
-                            const csm_loss_row *row, const csm_loss_terms *terms, ptrdiff_t label) {
-    REAL scratch_e[CSM_BLOCK + 16];
+                            const csm_loss_row *row, const csm_loss_terms *terms, ptrdiff_t label, void *scratch) {
     if (!e) {
         csm_block again = *block;
-        FN(exp_store)(x, scratch_e, k, t, &again, NULL, NULL, NULL);
-        e = scratch_e;
+        FN(exp_store)(x, scratch, k, t, &again, NULL, NULL, NULL);
+        e = scratch;
     }
     return FN(loss_squares)(e, k, block, row, terms, label);
 }
 
 static void FN(loss_pass2)(const void *x, const void *e, void *y, size_t k, const csm_temperature *t,
-                           const csm_block *block, const csm_loss_row *row, const csm_loss_terms *terms) {
-    REAL scratch_e[CSM_BLOCK + 16];
+                           const csm_block *block, const csm_loss_row *row, const csm_loss_terms *terms,
+                           void *scratch) {
     if (!e) {
         csm_block again = *block;
-        FN(exp_store)(x, scratch_e, k, t, &again, NULL, NULL, NULL);
-        e = scratch_e;
+        FN(exp_store)(x, scratch, k, t, &again, NULL, NULL, NULL);
+        e = scratch;
     }
     FN(loss_write)(e, y, k, block, row, terms, 0);
 }
@@ -360,12 +359,12 @@ static NOINLINE int FN(grouped_loss_rows)(const csm_loss_job *job, size_t i) {
     const int64_t *label = job->label + (ptrdiff_t)i * job->order;
     const char *x = job->x + (ptrdiff_t)i * job->x_step;
     char *y = job->call->gradient ? job->gradient + (ptrdiff_t)i * job->gradient_step : NULL;
-    enum { PITCH = GROUPED_LOSS_LENGTH + 16 };
+    const size_t pitch = (n + 15) / 16 * 16 + 16;
     FN(group) g;
     csm_tails s;
     csm_simple_losses l;
     REAL scratch_e[V(W)];
-    _Alignas(64) REAL e[V(W) *PITCH];
+    REAL *const e = job->scratch;
     int64_t all = 0;
     for (ptrdiff_t r = 0; r < V(W); r++) all |= label[r * job->order];
     if (all < 0) return 0; /* a row is ignored */
@@ -377,12 +376,12 @@ static NOINLINE int FN(grouped_loss_rows)(const csm_loss_job *job, size_t i) {
                                .temperature = t,
                                .prefetch = CSM_PREFETCH_ALL};
     if (n <= 16 ? !FN(group_log)(&g, x, job->x_step, n, t, &s)
-                : !FN(grouped_log_rows)(&rows, y ? (char *)e : NULL, PITCH * sizeof(REAL), &s))
+                : !FN(grouped_log_rows)(&rows, y ? (char *)e : NULL, pitch * sizeof(REAL), &s))
         return 0;
     for (ptrdiff_t r = 0; r < V(W); r++) {
         const size_t at = (size_t)label[r * job->order];
         const T *logits = (const T *)(const void *)(x + r * job->x_step);
-        l.e_label[r] = n <= 16 ? (double)g.e[r][at] : y ? (double)e[(size_t)r * PITCH + at] : 0;
+        l.e_label[r] = n <= 16 ? (double)g.e[r][at] : y ? (double)e[(size_t)r * pitch + at] : 0;
         if (n > 16) V(STORE_REAL)(scratch_e, LOAD_PART(logits + at, 1, V(zero)()));
         l.x_label[r] = (double)(n <= 16 ? g.z[r][at] : scratch_e[0]);
     }
@@ -398,7 +397,7 @@ static NOINLINE int FN(grouped_loss_rows)(const csm_loss_job *job, size_t i) {
         } else {
             const csm_block block = {0};
             const csm_loss_row row = {.f = (double)l.f[r], .f_low = (double)l.f_low[r], .plain = 1};
-            FN(loss_write)(e + r * PITCH, to, n, &block, &row, NULL, 0);
+            FN(loss_write)(e + (size_t)r * pitch, to, n, &block, &row, NULL, 0);
         }
         STORE_PART(to + label[r * job->order], 1, V(set)(l.target[r]));
     }

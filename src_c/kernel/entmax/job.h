@@ -3,6 +3,7 @@
 #define CSM_ENTMAX_JOB_H
 
 #include "../../vec/standard.h"
+#include "../poll.h"
 
 /* See solve.h. */
 typedef enum csm_entmax_kind { CSM_SPARSEMAX, CSM_ENTMAX15, CSM_ENTMAX_ANY } csm_entmax_kind;
@@ -25,14 +26,23 @@ typedef struct csm_support {
     size_t capacity, count;
     double max, t, t_low;
     int is_nan, has_low;
+    csm_poll poll;
+    int is_stopped; /* the call has been interrupted: nothing above is valid */
 } csm_support;
+/* For loops of single elements: asks at the end of each step.  For loops of steps: asks if one has been done. */
+static inline int csm_support_stops(csm_support *s, size_t i) {
+    return csm_poll_at(&s->poll, i) && (s->is_stopped = 1);
+}
+static inline int csm_support_stops_after(csm_support *s, size_t done) {
+    return done > 0 && csm_poll_stops(&s->poll, CSM_POLL_STEP) && (s->is_stopped = 1);
+}
 typedef struct csm_entmax_kernels {
     /* Returns the number of survivors of the filter; if more than s->capacity, nothing is computed. */
     size_t (*support)(const void *x, size_t n, const csm_entmax *, csm_support *s);
     /* Writes the support times factor, and 0 elsewhere. */
-    void (*spread)(const csm_support *, double factor, void *y, size_t n);
-    /* dx may be dy or y. */
-    void (*vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *);
+    void (*spread)(csm_support *, double factor, void *y, size_t n);
+    /* dx may be dy or y.  The polled call may be interrupted, with dx partly written. */
+    void (*vjp)(const void *dy, const void *y, void *dx, size_t n, const csm_entmax *, const csm_poll *);
 } csm_entmax_kernels;
 
 #endif

@@ -111,6 +111,7 @@ static inline double csm_hard_loss(const csm_entmax *e, csm_support *s, size_t l
         csm_two_sum(&others.hi, &others.lo, p.hi);
         csm_two_sum(&loss.hi, &loss.lo, product);
         others.lo += p.lo;
+        if (csm_support_stops(s, i)) return 0;
         if (!e->single) loss.lo += fma(p.hi, u.hi, -product) + (p.hi * u.lo + p.lo * u.hi);
     }
     others = csm_pair_plus(others, 0);

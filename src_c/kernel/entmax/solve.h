@@ -18,7 +18,8 @@
  * Newton's method follows whose powers and sums are pairs (power.h); the error of tau is then about 2^-98.
  *
  * Passes: one over the survivors for each step, none over the row.  NaN: no row with NaN or an infinite maximum comes
- * here.  Measured error: entmax.inc.h.
+ * here.  Every loop over the survivors asks for interrupts; after one s->is_stopped says that there is no result.
+ * Measured error: entmax.inc.h.
  */
 #ifndef CSM_ENTMAX_SOLVE_H
 #define CSM_ENTMAX_SOLVE_H
@@ -58,13 +59,14 @@ INLINE void csm_entmax_place(csm_support *s, const csm_entmax *e, size_t i) {
 /* p >= 1 */
 
 /* sum u^p and sum u^(p-1), in eight lanes for the closed forms. */
-INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t, double *sum, double *slope) {
+INLINE void csm_entmax_sums(csm_support *s, const csm_entmax *e, double t, double *sum, double *slope) {
     enum { EIGHT = 8 / v64_W };
     *sum = *slope = 0;
     if (e->kind == CSM_ENTMAX_ANY) {
         double low = 0, slope_low = 0;
         for (size_t i = 0; i < s->count; i++) {
             const double v = s->z[i] + t, u = 1 + v;
+            if (csm_support_stops(s, i)) return;
             if (!(u > 0)) continue;
             const double w = csm_pow(u, v - (u - 1), e->p - 1, e->p_low);
             csm_two_sum(slope, &slope_low, w);
@@ -76,19 +78,25 @@ INLINE void csm_entmax_sums(const csm_support *s, const csm_entmax *e, double t,
     const v64_t c = v64_set(1 + t), none = v64_zero(), ones = v64_set(1);
     v64_t a[EIGHT], b[EIGHT];
     for (int l = 0; l < EIGHT; l++) a[l] = b[l] = none;
-    for (size_t i = 0; i < s->count; i += 8)
-        for (int l = 0; l < EIGHT; l++) {
-            v64_t u = v64_add(v64_load_f64(s->z + i + l * v64_W), c);
-            v64_mask in = v64_not_le(u, none);
-            u = v64_keep(in, u);
-            if (e->kind == CSM_SPARSEMAX) {
-                a[l] = v64_add(a[l], u);
-                b[l] = v64_add(b[l], v64_keep(in, ones));
-            } else {
-                a[l] = v64_fma(u, u, a[l]);
-                b[l] = v64_add(b[l], u);
+    const size_t count = s->count;
+    const double *z = s->z;
+    for (size_t begin = 0, end; begin < count; begin = end) {
+        end = csm_poll_end(begin, count);
+        if (csm_support_stops_after(s, begin)) return;
+        for (size_t i = begin; i < end; i += 8)
+            for (int l = 0; l < EIGHT; l++) {
+                v64_t u = v64_add(v64_load_f64(z + i + l * v64_W), c);
+                v64_mask in = v64_not_le(u, none);
+                u = v64_keep(in, u);
+                if (e->kind == CSM_SPARSEMAX) {
+                    a[l] = v64_add(a[l], u);
+                    b[l] = v64_add(b[l], v64_keep(in, ones));
+                } else {
+                    a[l] = v64_fma(u, u, a[l]);
+                    b[l] = v64_add(b[l], u);
+                }
             }
-        }
+    }
     *sum = v64_tree(a);
     *slope = v64_tree(b);
 }
@@ -106,12 +114,13 @@ INLINE double csm_entmax_u(const csm_support *s, size_t i, double *low) {
 }
 
 /* Finds t. */
-INLINE double csm_entmax_newton(const csm_support *s, const csm_entmax *e) {
+INLINE double csm_entmax_newton(csm_support *s, const csm_entmax *e) {
     /* ANY: the steps in pairs below add the other digits. */
     const double near = e->kind != CSM_ENTMAX_ANY ? 0x1p-53 : e->single ? 0x1p-20 : 0x1p-24;
     double t = 0, low = -1, high = 0, sum, slope;
     for (int i = 0; i < 200; i++) {
         csm_entmax_sums(s, e, t, &sum, &slope);
+        if (s->is_stopped) break;
         if (sum >= 1) high = t;
         else low = t;
         double root = e->kind == CSM_SPARSEMAX  ? 1
@@ -137,6 +146,7 @@ INLINE double csm_entmax_refine(csm_support *s, const csm_entmax *e) {
         for (size_t i = 0; i < s->count; i++) {
             double u_low, u = csm_entmax_u(s, i, &u_low);
             const double size = u < 0 ? -u : u;
+            if (csm_support_stops(s, i)) return 0;
             least = size < least ? size : least;
             if (!(u > 0)) continue;
             if (e->kind == CSM_SPARSEMAX) {
@@ -180,6 +190,7 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
             s->z_low[i] = v.lo;
             s->p[i] = 0;
             least = size < least ? size : least;
+            if (csm_support_stops(s, i)) return;
             if (!(u > 0)) continue;
             const csm_pair y = csm_pair_pow1p(v, power);
             csm_two_sum(&sum, &rest, y.hi);
@@ -201,6 +212,7 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
         const csm_pair v = csm_pair_add(csm_pair_of(s->z[i], s->z_low[i]), step), u = csm_pair_plus(v, 1);
         const double change = e->p * (step.hi / u.hi);
         csm_pair y = csm_pair_of(s->p[i], s->u[i]);
+        if (csm_support_stops(s, i)) return;
         if (!(u.hi > 0)) continue;
         if (s->p[i] > 0 && change < 0x1p-33 && change > -0x1p-33) y = csm_pair_plus(y, y.hi * change);
         else y = csm_pair_pow1p(v, power);
@@ -216,12 +228,16 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
 
 /* Whether a closed form in single needs pairs: a number so close to the threshold that it feels the error of t, or the
  * rounding of z. */
-INLINE int csm_entmax_is_near(const csm_support *s) {
+INLINE int csm_entmax_is_near(csm_support *s) {
     const v64_t c = v64_set(1 + s->t);
     v64_t least = v64_set(1);
-    for (size_t i = 0; i < s->count; i += v64_W) {
-        const v64_t u = v64_add(v64_load_f64(s->z + i), c);
-        least = v64_min(v64_max(u, v64_sub(v64_zero(), u)), least);
+    for (size_t begin = 0, end; begin < s->count; begin = end) {
+        end = csm_poll_end(begin, s->count);
+        if (csm_support_stops_after(s, begin)) return 0;
+        for (size_t i = begin; i < end; i += v64_W) {
+            const v64_t u = v64_add(v64_load_f64(s->z + i), c);
+            least = v64_min(v64_max(u, v64_sub(v64_zero(), u)), least);
+        }
     }
     double lane[v64_W];
     v64_store_f64(lane, least);
@@ -234,6 +250,7 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
     int pairs = any || !e->single;
     s->t = s->count > 1 ? csm_entmax_newton(s, e) : 0;
     s->t_low = 0;
+    if (s->is_stopped) return;
     if (any && !e->single && s->count > 1) {
         csm_entmax_polish(s, e);
         return;
@@ -244,11 +261,13 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
         for (size_t i = 0; i < s->count; i++) {
             s->z[i] = s->z_low[i];
             csm_entmax_place(s, &wide, i);
+            if (csm_support_stops(s, i)) return;
         }
         pairs = 1;
     }
     if (pairs && s->count > 1) {
         const double least = csm_entmax_refine(s, e);
+        if (s->is_stopped) return;
         /* p large: so close to the threshold nothing has probability */
         const int is_near = any && least < CSM_ENTMAX_NEAR && csm_pow(CSM_ENTMAX_NEAR, 0, e->p, e->p_low) > 0x1p-152;
         if (is_near) {
@@ -263,10 +282,12 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
         s->u[kept] = u;
         s->index[kept] = s->index[i];
         kept += u > 0 && y > 0;
+        if (csm_support_stops(s, i)) return;
     }
     s->has_low = pairs;
     for (size_t i = 0; pairs && i < s->count; i++) {
         double u_low, u = csm_entmax_u(s, i, &u_low), y, y_low = 0;
+        if (csm_support_stops(s, i)) return;
         if (!(u > 0)) continue;
         if (e->kind == CSM_SPARSEMAX) {
             y = u;
@@ -296,10 +317,12 @@ INLINE csm_pair csm_entmax_distance(const csm_entmax *e, double x, double base) 
 }
 
 /* The sum of d^p over the numbers above the base, less 1; *c becomes Newton's estimate of c from there. */
-INLINE csm_pair csm_entmax_above(const csm_support *s, const csm_entmax *e, double base, double *c) {
+INLINE csm_pair csm_entmax_above(csm_support *s, const csm_entmax *e, double base, double *c) {
     const csm_pair power = csm_pair_of(e->p, e->p_low);
     double sum = -1, rest = 0, slope = 0;
+    *c = 0;
     for (size_t i = 0; i < s->count; i++) {
+        if (csm_support_stops(s, i)) return csm_pair_of(0, 0);
         if (!(s->z[i] > base)) continue;
         const double d = (s->z[i] - base) * e->scale, y = csm_pow(d, 0, e->p, e->p_low);
         csm_two_sum(&sum, &rest, y);
@@ -309,6 +332,7 @@ INLINE csm_pair csm_entmax_above(const csm_support *s, const csm_entmax *e, doub
         sum = -1;
         rest = 0;
         for (size_t i = 0; i < s->count; i++) {
+            if (csm_support_stops(s, i)) return csm_pair_of(0, 0);
             if (!(s->z[i] > base)) continue;
             const csm_pair y = csm_pair_pow(csm_entmax_distance(e, s->z[i], base), power);
             csm_two_sum(&sum, &rest, y.hi);
@@ -325,32 +349,43 @@ INLINE csm_pair csm_entmax_above(const csm_support *s, const csm_entmax *e, doub
 /* Finds the least number of the support; *rest becomes the sum of d^p over the numbers above it, less 1, which is
  * negative.  Newton's method proposes the next number; every third time it is one in the middle, so that the number of
  * steps is that of a bisection at worst. */
-static NOINLINE double csm_entmax_base(const csm_support *s, const csm_entmax *e, csm_pair *rest) {
+static NOINLINE double csm_entmax_base(csm_support *s, const csm_entmax *e, csm_pair *rest) {
     double low = s->max, high = -CSM_INF, c, ties = 0; /* low is in the support, high is not */
-    for (size_t i = 0; i < s->count; i++) ties += s->z[i] == low;
     *rest = csm_pair_of(-1, 0);
+    for (size_t begin = 0, end; begin < s->count; begin = end) {
+        end = csm_poll_end(begin, s->count);
+        if (csm_support_stops_after(s, begin)) return low;
+        for (size_t i = begin; i < end; i++) ties += s->z[i] == low;
+    }
     c = csm_pow(ties, 0, -e->scale, 0); /* no number below the maxima has probability: the largest c */
     for (int step = 1;; step++) {
         double proposed = CSM_INF, next = high;
         size_t between = 0;
-        for (size_t i = 0; i < s->count; i++) {
-            const double x = s->z[i];
-            if (!(x > high && x < low)) continue;
-            between++;
-            next = x > next ? x : next;
-            if ((s->max - x) * e->scale < c && x < proposed) proposed = x;
+        for (size_t begin = 0, end; begin < s->count; begin = end) {
+            end = csm_poll_end(begin, s->count);
+            if (csm_support_stops_after(s, begin)) return low;
+            for (size_t i = begin; i < end; i++) {
+                const double x = s->z[i];
+                if (!(x > high && x < low)) continue;
+                between++;
+                next = x > next ? x : next;
+                if ((s->max - x) * e->scale < c && x < proposed) proposed = x;
+            }
         }
         if (!between) return low;
         if (!(proposed < low)) proposed = next;
         if (step % 3 == 0) {
             size_t middle = between / 2;
-            for (size_t i = 0; i < s->count; i++)
+            for (size_t i = 0; i < s->count; i++) {
                 if (s->z[i] > high && s->z[i] < low && middle-- == 0) {
                     proposed = s->z[i];
                     break;
                 }
+                if (csm_support_stops(s, i)) return low;
+            }
         }
         const csm_pair sum = csm_entmax_above(s, e, proposed, &c);
+        if (s->is_stopped) return low;
         if (sum.hi < 0) {
             low = proposed;
             *rest = sum;
@@ -359,12 +394,13 @@ static NOINLINE double csm_entmax_base(const csm_support *s, const csm_entmax *e
 }
 
 /* Finds the least probability q in double, from above; its error is that of a sum, 2^-51, over the slope. */
-INLINE double csm_entmax_least(const csm_support *s, const csm_entmax *e, double base, double ties, double q) {
+INLINE double csm_entmax_least(csm_support *s, const csm_entmax *e, double base, double ties, double q) {
     const double near = 0x1p-20 / e->scale;
     for (int step = 0; step < 100; step++) {
         const double w = csm_pow(q, 0, e->scale, 0);
         double sum = ties * q - 1, rest = 0, slope = ties;
         for (size_t i = 0; i < s->count; i++) {
+            if (csm_support_stops(s, i)) return q;
             if (!(s->z[i] > base)) continue;
             const double d = (s->z[i] - base) * e->scale, u = d + w;
             const double y = csm_pow(u, w - (u - d), e->p, e->p_low);
@@ -385,9 +421,14 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
     csm_pair rest, q, w, step = csm_pair_of(0, 0);
     const double base = csm_entmax_base(s, e, &rest);
     double ties = 0, size = 0;
-    for (size_t i = 0; i < s->count; i++) {
-        ties += s->z[i] == base;
-        size += s->z[i] >= base;
+    if (s->is_stopped) return;
+    for (size_t begin = 0, end; begin < s->count; begin = end) {
+        end = csm_poll_end(begin, s->count);
+        if (csm_support_stops_after(s, begin)) return;
+        for (size_t i = begin; i < end; i++) {
+            ties += s->z[i] == base;
+            size += s->z[i] >= base;
+        }
     }
     rest = csm_pair_div(csm_pair_minus(rest), csm_pair_of(ties, 0));
     q = size == ties         ? csm_pair_div(csm_pair_of(1, 0), csm_pair_of(ties, 0))
@@ -396,6 +437,7 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
     int pairs = 1, is_near = size > ties;
     if (is_near && rest.hi > 0x1p-40) {
         q = csm_pair_of(csm_entmax_least(s, e, base, ties, q.hi), 0);
+        if (s->is_stopped) return;
         pairs = !csm_entmax_is_cheap(e) || q.hi * ties < CSM_ENTMAX_NEAR;
     }
     for (int again = 6; again > 0 && pairs && is_near; again--) {
@@ -405,6 +447,7 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
         csm_two_sum(&sum, &low, share.hi);
         low += share.lo;
         for (size_t i = 0; i < s->count; i++) {
+            if (csm_support_stops(s, i)) return;
             if (!(s->z[i] > base)) continue;
             const csm_pair u = csm_pair_add(csm_entmax_distance(e, s->z[i], base), w), y = csm_pair_pow(u, power);
             csm_two_sum(&sum, &low, y.hi);
@@ -427,6 +470,7 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
     size_t kept = 0;
     for (size_t i = 0; i < s->count; i++) {
         const double x = s->z[i];
+        if (csm_support_stops(s, i)) return;
         if (!(x >= base)) continue;
         csm_pair y = q, u = w;
         if (x > base) {

@@ -447,14 +447,18 @@ INLINE void FN(scale)(const REAL *e, T *y, size_t k, const csm_row *row, double 
 
 static void FN(softmax_pass2)(const void *a, const void *b, void *y, size_t k, const csm_temperature *t,
                               const csm_row *row, const csm_block *block) {
-    REAL e[CSM_BLOCK];
+    enum { PART = 1024 }; /* elements: the stack may be small */
+    REAL e[PART];
     (void)b;
     if (row->is_nan) {
         FN(fill)(y, k, CSM_NAN);
     } else if (a) {
-        csm_block again = *block;
-        FN(exp_store)(a, e, k, t, &again, NULL, NULL, NULL);
-        FN(scale)(e, y, k, row, block->n - row->n, NULL);
+        for (size_t i = 0; i < k; i += PART) {
+            const size_t part = k - i < PART ? k - i : PART;
+            csm_block again = *block;
+            FN(exp_store)((const T *)a + i, e, part, t, &again, NULL, NULL, NULL);
+            FN(scale)(e, (T *)y + i, part, row, block->n - row->n, NULL);
+        }
     } else {
         FN(scale)((const REAL *)y, y, k, row, block->n - row->n,
                   NULL); /* only where T is REAL: see ops/softmax_row.c */

@@ -93,7 +93,8 @@ static NOINLINE void FN(tile_add_small)(const REAL *z, size_t n, V(shift) s, int
     for (int p = 0; p < V(PARTS); p++) {
         v64_t eight[8], low[8], total, total_low;
         double again[v64_W], again_low[v64_W];
-        for (int l = 0; l < 8; l++) V(dot_halves)(sum[l][p], rest[l][p], sum[l + 8][p], rest[l + 8][p], &eight[l], &low[l]);
+        for (int l = 0; l < 8; l++)
+            V(dot_halves)(sum[l][p], rest[l][p], sum[l + 8][p], rest[l + 8][p], &eight[l], &low[l]);
         V(fold)(eight, low, &total, &total_low);
         v64_store_f64(again, total);
         v64_store_f64(again_low, total_low);

@@ -2,8 +2,8 @@
  * and the stable sort of the candidates.
  *
  * Keys are integers in the order of the numbers.  -0 is +0.  NaN comes before all numbers among the largest and after
- * all numbers among the smallest (whose numbers are negated; integers are complemented, because the least of them has no
- * negative), so that one descending order serves both.
+ * all numbers among the smallest (whose numbers are negated; integers are complemented, because the least of them has
+ * no negative), so that one descending order serves both.
  * Candidates with equal keys are in the order of their indices; every sort keeps that order.
  *
  * Passes: over candidates and maxima only; topk.inc.h reads the row.  A sort compares up to 128 candidates with one
@@ -83,16 +83,20 @@ INLINE size_t V(count_chunk)(const REAL *m, size_t count, REAL t) { /* count mus
     for (; i < count; i += V(W)) a = V(add)(a, V(keep)(V(ge)(V(LOAD_REAL)(m + i), at), ones));
     return (size_t)V(sum_exact)(V(add)(V(add)(a, b), V(add)(c, d)));
 }
-INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t) { /* the number of m >= t, in whole vectors */
-    enum { CHUNK = 1 << 20 };
+/* The number of m >= t, in whole vectors. */
+INLINE size_t V(count_from)(const REAL *m, size_t count, REAL t, csm_select *s) {
+    enum { CHUNK = 1 << 17 };
     size_t sum = 0;
-    for (size_t i = 0; i < count; i += CHUNK) sum += V(count_chunk)(m + i, count - i < CHUNK ? count - i : CHUNK, t);
+    for (size_t i = 0; i < count && !s->is_stopped; i += CHUNK) {
+        sum += V(count_chunk)(m + i, count - i < CHUNK ? count - i : CHUNK, t);
+        if (count > CHUNK) s->is_stopped = csm_poll_stops(&s->poll, CHUNK / 2);
+    }
     return sum;
 }
 
 /* A number t that at least k of the m reach, but not many more; no m is NaN.  exact: the k-th largest.
  * Up to RANKED numbers are ranked, and the one of rank k - 1 is returned; for more numbers the keys are bisected. */
-static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exact) {
+static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exact, csm_select *s) {
     enum { RANKED = 32, VECTORS = RANKED / V(W) };
     V(t) largest = SET_REAL(REAL_MIN), lowest = SET_REAL(REAL_MAX);
     if (count <= RANKED && k > 1) {
@@ -120,7 +124,8 @@ static NOINLINE REAL V(threshold)(const REAL *m, size_t count, size_t k, int exa
     while (low < high) {
         V(key) middle = (V(key))((V(ukey))low + ((V(ukey))high - (V(ukey))low) / 2 + 1);
         if (middle > high) middle = high;
-        size_t reached = V(count_from)(m, count, V(of_key)(middle));
+        size_t reached = V(count_from)(m, count, V(of_key)(middle), s);
+        if (s->is_stopped) break;
         if (reached >= k) {
             low = middle;
             if (!exact && reached - k <= k / 16) break;
@@ -140,10 +145,28 @@ INLINE void V(swap)(csm_select *s) { /* swaps the current arrays with the spare 
     s->spare_index = index;
 }
 
+/* Whether the call has been interrupted, for loops of steps: asks if one has been done. */
+INLINE int V(stops_after)(csm_select *s, size_t done) {
+    return done > 0 && csm_poll_stops(&s->poll, CSM_POLL_STEP) && (s->is_stopped = 1);
+}
+
+/* Writes to each page of the spare arrays, in order.  A step of the sort below writes to 256 places: if none of their
+ * pages is there yet, that has taken a second on a virtual machine.  Returns 0 if the call has been interrupted. */
+INLINE int V(touch)(csm_select *s) {
+    enum { PAGE = 512 }; /* indices; pages have at least as many bytes */
+    V(key) *key = (V(key) *)s->spare_key;
+    for (size_t i = 0, pages = 0; i < s->count; i += PAGE) {
+        key[i] = 0;
+        s->spare_index[i] = 0;
+        if (++pages % 8 == 0 && (s->is_stopped |= csm_poll_stops(&s->poll, 8 * PAGE * 4))) return 0;
+    }
+    return 1;
+}
+
 /* Sorts in descending order, stably: up to RANKED keys by counting the greater ones, more keys by a radix sort of their
  * bytes, the lowest first. */
 static NOINLINE void V(sort)(csm_select *s) {
-    enum { RANKED = 128 };
+    enum { RANKED = CSM_SELECT_RANKED, TOUCHED = 1 << 20 };
     V(key) *key = (V(key) *)s->key;
     const size_t count = s->count;
     V(key) *to = (V(key) *)s->spare_key;
@@ -170,12 +193,16 @@ static NOINLINE void V(sort)(csm_select *s) {
         V(swap)(s);
         return;
     }
-    size_t places[sizeof(V(key))][256];
-    for (size_t d = 0; d < sizeof(V(key)); d++)
-        for (size_t i = 0; i < 256; i++) places[d][i] = 0;
+    if (count > TOUCHED && !V(touch)(s)) return;
 #define DIGIT(key, d) (255 - (((V(ukey))(key) ^ (V(ukey))KEY_MIN) >> 8 * (d) & 255))
-    for (size_t i = 0; i < count; i++)
-        for (size_t d = 0; d < sizeof(V(key)); d++) places[d][DIGIT(key[i], d)]++;
+    size_t (*places)[256] = *s->counts;
+    memset(places, 0, sizeof(V(key)) * sizeof *places);
+    for (size_t begin = 0, end; begin < count; begin = end) {
+        end = csm_poll_end(begin, count);
+        if (V(stops_after)(s, begin)) return;
+        for (size_t i = begin; i < end; i++)
+            for (size_t d = 0; d < sizeof(V(key)); d++) places[d][DIGIT(key[i], d)]++;
+    }
     for (size_t d = 0; d < sizeof(V(key)); d++) {
         const V(key) *from = (const V(key) *)s->key;
         const int64_t *index = s->index;
@@ -187,10 +214,15 @@ static NOINLINE void V(sort)(csm_select *s) {
             sum += here;
         }
         to = (V(key) *)s->spare_key;
-        for (size_t i = 0; i < count; i++) {
-            size_t at = places[d][DIGIT(from[i], d)]++;
-            to[at] = from[i];
-            s->spare_index[at] = index[i];
+        int64_t *to_index = s->spare_index;
+        for (size_t begin = 0, end; begin < count; begin = end) {
+            end = csm_poll_end(begin, count);
+            if (V(stops_after)(s, begin)) return;
+            for (size_t i = begin; i < end; i++) {
+                size_t at = places[d][DIGIT(from[i], d)]++;
+                to[at] = from[i];
+                to_index[at] = index[i];
+            }
         }
         V(swap)(s);
     }

@@ -8,7 +8,8 @@
  *   sort        select.inc.h
  *
  * If k is a large part of n, maxima do not help, and the threshold is found on a copy of the row.
- * There is no arithmetic and therefore no rounding.  Integers (integer.inc.h) have no NaN.  NaN comes first among the largest and last among the smallest.
+ * There is no arithmetic and therefore no rounding.  Integers (integer.inc.h) have no NaN.  NaN comes first among the
+ * largest and last among the smallest.
  */
 #ifndef FN
 #error "topk.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -81,8 +82,8 @@ INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     if (count > s->capacity - FN(STEP)) FN(cut)(q, smallest);
 }
 
-/* Block maxima of [i, end), up to a group; for the smallest, those of the reverse.  With prefetching, (64, 128256) takes 0.91 ms
- * instead of 1.08. */
+/* Block maxima of [i, end), up to a group; for the smallest, those of the reverse.  With prefetching, (64, 128256) takes
+ * 0.91 ms instead of 1.08. */
 INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) {
     enum { AHEAD = 6144 };
     const V(t) none = SET_REAL(smallest ? REAL_MAX : REAL_MIN);
@@ -125,15 +126,17 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
     if (!dense) {
         const size_t groups = (n + FN(STEP) - 1) / FN(STEP);
         count = groups * V(W);
-        for (size_t g = 0; g + 1 < groups; g++)
+        for (size_t g = 0; g + 1 < groups; g++) {
             V(STORE_REAL)(level + g * V(W), FN(group_max)(x, g * FN(STEP), (g + 1) * FN(STEP), smallest));
+            if (g % 1024 == 1023 && (s->is_stopped = csm_poll_stops(&s->poll, 1024 * FN(STEP) / 2))) return;
+        }
         V(STORE_REAL)(level + count - V(W), FN(group_max)(x, (groups - 1) * FN(STEP), n, smallest));
         size_t width = (3 * k + V(W) - 1) / V(W) *V(W);
         REAL *top = level;
         if (2 * width <= count) FN(fold)(level, count, top = level + count, width);
         else width = count;
         s->maxima = count;
-        t = V(threshold)(top, width, k, 0);
+        t = V(threshold)(top, width, k, 0, s);
     } else if (n > 64 && k < n) {
         count = (n + V(W) - 1) / V(W) *V(W);
         const V(t) none = SET_REAL(smallest ? REAL_MAX : REAL_MIN);
@@ -143,19 +146,26 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
             v = V(select)(V(ordered)(v), v, SET_REAL(REAL_MAX)); /* NaN is the greatest */
 #endif
             V(STORE_REAL)(level + i, smallest ? V(reverse)(v) : v);
+            if (i / V(W) % 4096 == 4095 && (s->is_stopped = csm_poll_stops(&s->poll, 4096 * V(W)))) return;
         }
-        t = V(threshold)(level, count, k, !sorted);
+        t = V(threshold)(level, count, k, !sorted, s);
     }
+    if (s->is_stopped) return;
     /* t itself is a candidate */
     q.all = t == REAL_MIN; /* nothing is below it */
     q.limit = smallest || q.all ? t : V(below)(t);
     if (dense) {
-        for (size_t i = 0; i < n && !q.done; i += FN(STEP))
+        for (size_t i = 0; i < n && !q.done; i += FN(STEP)) {
             FN(sift)(&q, i, n - i < FN(STEP) ? n : i + FN(STEP), smallest);
+            if (i / FN(STEP) % 128 == 127) s->is_stopped |= csm_poll_stops(&s->poll, 128 * FN(STEP));
+            if (s->is_stopped) return;
+        }
     } else {
         enum { CHUNK = 256 };
         for (size_t chunk = 0; chunk * V(W) < count && !q.done; chunk += CHUNK) {
             const size_t end = count / V(W) - chunk < CHUNK ? count / V(W) : chunk + CHUNK;
+            if (chunk > 0) s->is_stopped |= csm_poll_stops(&s->poll, CHUNK * FN(STEP));
+            if (s->is_stopped) return;
             const V(t) limit = SET_REAL(q.limit);
             /* the maximum of a block with NaN is +inf, which must count even if the limit is +inf; for the smallest,
              * the maxima are those of the reverse */
