@@ -1,5 +1,7 @@
 """The worst rows of alpha-entmax: large alpha, numbers next to the threshold, ties at every depth, and a search."""
 
+import math
+
 import mpmath
 import numpy as np
 import pytest
@@ -185,6 +187,39 @@ def test_the_worst_rows(dtype, alpha, row):
     assert error_of_rows(x, alpha, dtype) <= 0.51
     for label in range(len(row)):
         assert error_of_loss(x, label, alpha, dtype) <= 1
+
+
+@pytest.mark.parametrize("alpha", [1.6, 1.79, 1.8, 1.93])
+def test_many_ties_next_to_the_threshold(alpha):
+    """Together they weigh though each is tiny: the sum of y rises steeply there, and Newton's steps are short."""
+    for leaders, ties in ((1, 300), (2, 300), (3, 120)):
+        threshold = -(leaders ** (1 - alpha)) / (alpha - 1)  # of rows in which the leaders alone have probability
+        for nudge in (0, 1e-16, -1e-16, 1e-13, -1e-13, -4e-10):
+            x = np.array([0.0] * leaders + [threshold * (1 + nudge)] * ties)
+            y, (top, low) = csoftmax.entmax(x, alpha), exact_of_two_values(x, leaders, ties, alpha)
+            assert ulps(y[0], top, "float64") <= 0.51
+            assert abs(y[-1] - low) <= TAU_ERROR + 1e-15 * float(low)
+            assert abs(math.fsum(y) - 1) <= 5e-16
+
+
+def exact_of_two_values(x, leaders, ties, alpha):
+    """Return the two probabilities of a row: bisection on the larger one."""
+    with mpmath.workprec(400):
+        a = mpmath.mpf(float(alpha)) - 1
+        distance = a * -mpmath.mpf(float(x[-1]))
+
+        def other(top):
+            u = top**a - distance
+            return u ** (1 / a) if u > 0 else mpmath.mpf(0)
+
+        low, high = mpmath.mpf(0), mpmath.mpf(1) / leaders
+        for _ in range(380):
+            top = (low + high) / 2
+            if leaders * top + ties * other(top) > 1:
+                high = top
+            else:
+                low = top
+        return high, other(high)
 
 
 def test_losses_of_flat_rows():

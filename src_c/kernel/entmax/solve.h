@@ -181,7 +181,8 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
     csm_pair step = csm_pair_of(s->t, s->t_low);
     size_t kept = 0;
     s->t = s->t_low = 0;
-    for (int again = 6, is_near = 1; again > 0 && is_near; again--) {
+    /* Many ties next to the threshold: sum y rises from there like u^p, and each step divides u by p / (p - 1) only. */
+    for (int again = 64, is_near = 1; again > 0 && is_near; again--) {
         double sum = -1, rest = 0, slope = 0, least = CSM_INF;
         for (size_t i = 0; i < s->count; i++) {
             const csm_pair v = csm_pair_add(csm_pair_of(s->z[i], s->z_low[i]), step);
@@ -203,7 +204,8 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
         s->t = t.hi;
         s->t_low = t.lo;
         step = csm_pair_of(-(sum + rest) / slope * e->scale, 0);
-        is_near = !(step.hi * e->p < least * 0x1p-33 && -step.hi * e->p < least * 0x1p-33);
+        const double size = step.hi < 0 ? -step.hi : step.hi;
+        is_near = !(size * e->p < least * 0x1p-33) && !(size < 0x1p-100);
     }
     const csm_pair t = csm_pair_add(csm_pair_of(s->t, s->t_low), step);
     s->t = t.hi;
