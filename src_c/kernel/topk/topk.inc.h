@@ -126,9 +126,12 @@ INLINE void FN(select_as)(const T *x, size_t n, size_t k, const int smallest, in
     if (!dense) {
         const size_t groups = (n + FN(STEP) - 1) / FN(STEP);
         count = groups * V(W);
-        for (size_t g = 0; g + 1 < groups; g++) {
-            V(STORE_REAL)(level + g * V(W), FN(group_max)(x, g * FN(STEP), (g + 1) * FN(STEP), smallest));
-            if (g % 1024 == 1023 && (s->is_stopped = csm_poll_stops(&s->poll, 1024 * FN(STEP) / 2))) return;
+        enum { POLLED = 1024 }; /* groups */
+        for (size_t begin = 0, end; begin < groups - 1; begin = end) {
+            end = groups - 1 - begin < POLLED ? groups - 1 : begin + POLLED;
+            if (begin > 0 && (s->is_stopped = csm_poll_stops(&s->poll, POLLED * FN(STEP) / 2))) return;
+            for (size_t g = begin; g < end; g++)
+                V(STORE_REAL)(level + g * V(W), FN(group_max)(x, g * FN(STEP), (g + 1) * FN(STEP), smallest));
         }
         V(STORE_REAL)(level + count - V(W), FN(group_max)(x, (groups - 1) * FN(STEP), n, smallest));
         size_t width = (3 * k + V(W) - 1) / V(W) *V(W);
