@@ -303,7 +303,6 @@ def test_numbers_that_are_read_in_pieces_are_the_same(monkeypatch):
     assert read[-1] == ((4, 5),)
 
 
-
 def test_sources_in_the_shape_of_the_rows():
     x = logits((2, 3, 50), "float64", sigma=2)
     seeds = np.arange(6)
