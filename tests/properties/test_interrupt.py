@@ -102,9 +102,9 @@ FLAT = np.zeros(N, "f4")
 EVEN = np.full(N, 1 / N, "f4")
 # Calls that spend seconds in one row with the scalar unit, or in the draws from one row.
 WITHIN_A_ROW = {
-    "topk": lambda: csoftmax.topk(np.tile(WIDE, 4), 2 * N),
+    "topk": lambda: csoftmax.topk(np.tile(WIDE, 12), 6 * N),
     "topk, every class": lambda: csoftmax.topk(np.tile(WIDE[::-1], 4), 4 * N),
-    "topk, strided": lambda: csoftmax.topk(np.repeat(np.tile(WIDE, 4), 2)[::2], 2 * N),
+    "topk, strided": lambda: csoftmax.topk(np.repeat(np.tile(WIDE, 12), 2)[::2], 6 * N),
     "topk_softmax": lambda: csoftmax.topk_softmax(np.tile(WIDE, 4), 2 * N, normalize="full"),
     "entmax": lambda: csoftmax.entmax(FLAT, 1.3),
     "entmax, alpha near 1": lambda: csoftmax.entmax(WIDE, 1.0001),

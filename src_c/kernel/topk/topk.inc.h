@@ -82,8 +82,8 @@ INLINE void FN(sift)(FN(sieve) * q, size_t i, size_t end, const int smallest) {
     if (count > s->capacity - FN(STEP)) FN(cut)(q, smallest);
 }
 
-/* Block maxima of [i, end), up to a group; for the smallest, those of the reverse.  With prefetching, (64, 128256) takes
- * 0.91 ms instead of 1.08. */
+/* Block maxima of [i, end), up to a group; for the smallest, those of the reverse.  With prefetching, (64, 128256)
+ * takes 0.91 ms instead of 1.08. */
 INLINE V(t) FN(group_max)(const T *x, size_t i, size_t end, const int smallest) {
     enum { AHEAD = 6144 };
     const V(t) none = SET_REAL(smallest ? REAL_MAX : REAL_MIN);
