@@ -26,6 +26,17 @@ def check(x, k, largest=True, **options):
     assert np.array_equal(np.sort(loose.indices), np.sort(index)), what
 
 
+@pytest.mark.parametrize("largest", [True, False])
+def test_nan_is_written_in_its_canonical_bits(dtype, largest):
+    kind = dtype_of(dtype)
+    x = np.zeros((3, 40), kind)
+    x[1:, ::3] = np.nan
+    pattern = bits(x)
+    pattern[1:, ::3] |= (1 << (8 * kind.itemsize - 1)) | 1  # negative, with a payload
+    for k in (1, 14, 40):
+        check(pattern.view(kind), k, largest=largest)
+
+
 SIZES = (1, 2, 3, 16, 63, 65, 127, 128, 130, 1000, 4097)
 
 
