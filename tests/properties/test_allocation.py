@@ -30,9 +30,10 @@ for dtype in ("float16", "float32"):
     ):
         for variant in record.variants if every else ["plain"]:
             sample, axis = arrange(record, record.sample(shape, dtype, variant=variant), layout)
-            for options in ({{"num_threads": 1}}, {{"num_threads": 7}}):
-                what = record.name, dtype, shape, layout, variant, options
-                n = fail_every_allocation(lambda: record.compute(sample, axis, **options), what)
+            # each thread that takes part has scratch of its own, but on a busy machine there may be fewer: try again
+            for threads in (1, *[7] * (1 if largest >= 3 else 10)):
+                what = record.name, dtype, shape, layout, variant, threads
+                n = fail_every_allocation(lambda: record.compute(sample, axis, num_threads=threads), what)
                 refused += n
                 largest = max(largest, n)
 print("refused", refused, "largest", largest)
