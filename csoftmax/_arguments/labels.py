@@ -35,13 +35,13 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
         if target.shape != shape:
             raise ValueError(
                 f"target has shape {target.shape}: soft labels have the shape of the logits, {shape}; "
-                f"labels of shape {batch} are integers, and these are {given}"
+                f"labels of shape {batch} are integers, and the target is {given}"
             )
         return None, round_keeping_sign(target, dtype)  # overflow becomes infinity, which is refused later
     if target.shape != batch:
         raise ValueError(
             f"target has shape {target.shape}: the logits have shape {shape}, their rows {batch}"
-            + (f", and these are {given}{CONVERT_ONE_HOT}" if target.shape == shape else "")
+            + (f", and the target is {given}{CONVERT_ONE_HOT}" if target.shape == shape else "")
         )
     return target.astype(given.newbyteorder("="), copy=False), None
 

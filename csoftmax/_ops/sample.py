@@ -189,7 +189,7 @@ def sample(
     """Draw classes from rows of logits.
 
     Temperature, top-k, top-p and min-p are applied in this order, each to the result of the one before; ties at a
-    boundary go to the lowest index. Each is a number, or an array with one number for each row.
+    boundary go to the lowest index. Each option is a number, or an array with one number for each row.
 
     Parameters
     ----------

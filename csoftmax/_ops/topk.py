@@ -154,7 +154,7 @@ def topk(
     Parameters
     ----------
     x : array_like of shape (..., n)
-        Array in one of the dtypes of `softmax`, or of any integer dtype; n is the length of `axis`.
+        float16, bfloat16, float32, float64 or any integer dtype, but not bool; n is the length of `axis`.
     k : int
         Number of elements, from 0 to n.
     axis : int, tuple of ints or None, default -1
@@ -170,7 +170,7 @@ def topk(
     Returns
     -------
     TopK
-        ``values``, `x` with k in place of n, and ``indices`` of the same shape, int64.
+        ``values`` of the shape and dtype of `x`, with k in place of n, and ``indices`` of the same shape, int64.
 
     Raises
     ------
