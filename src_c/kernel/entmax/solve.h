@@ -213,10 +213,11 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
     for (size_t i = 0; i < s->count; i++) {
         const csm_pair v = csm_pair_add(csm_pair_of(s->z[i], s->z_low[i]), step), u = csm_pair_plus(v, 1);
         const double change = e->p * (step.hi / u.hi);
-        csm_pair y = csm_pair_of(s->p[i], s->u[i]);
+        csm_pair y;
         if (csm_support_stops(s, i)) return;
         if (!(u.hi > 0)) continue;
-        if (s->p[i] > 0 && change < 0x1p-33 && change > -0x1p-33) y = csm_pair_plus(y, y.hi * change);
+        if (s->p[i] > 0 && change < 0x1p-33 && change > -0x1p-33)
+            y = csm_pair_plus(csm_pair_of(s->p[i], s->u[i]), s->p[i] * change);
         else y = csm_pair_pow1p(v, power);
         if (!(y.hi > 0)) continue;
         s->p[kept] = y.hi;
