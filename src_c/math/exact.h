@@ -22,19 +22,30 @@ typedef struct csm_exact {
     int64_t limb[CSM_LIMBS]; /* the sum is sum limb[i] 2^(28 (top - i)) */
 } csm_exact;
 #define CSM_EMPTY (INT64_MIN / 4)
+/* Indices must be constants on CUDA, or the limbs live in local memory. */
+#if defined(__CUDACC_RTC__)
+#define EACH_LIMB(i) _Pragma("unroll") for (int i = 0; i < CSM_LIMBS; i++)
+#else
+#define EACH_LIMB(i) for (int i = 0; i < CSM_LIMBS; i++)
+#endif
 
 /* The bin of a bit: bit / 28, rounded down. */
 INLINE int64_t csm_bin_of(int64_t bit) { return (bit >= 0 ? bit : bit - (CSM_BIN_BITS - 1)) / CSM_BIN_BITS; }
 
 INLINE void csm_exact_zero(csm_exact *a) {
     a->top = CSM_EMPTY;
-    for (int i = 0; i < CSM_LIMBS; i++) a->limb[i] = 0;
+    EACH_LIMB(i) a->limb[i] = 0;
 }
 /* Makes room for a term whose leading bit is in the bin `top`. */
 INLINE void csm_exact_raise(csm_exact *a, int64_t top) {
     if (top <= a->top) return;
-    const int64_t by = top - a->top;
-    for (int i = CSM_LIMBS - 1; i >= 0; i--) a->limb[i] = i >= by ? a->limb[i - by] : 0;
+    const int by = top - a->top < CSM_LIMBS ? (int)(top - a->top) : CSM_LIMBS;
+    for (int step = 0; step < by; step++) { /* constant indices: the limbs stay in registers */
+        EACH_LIMB(i) {
+            const int at = CSM_LIMBS - 1 - i;
+            a->limb[at] = at > 0 ? a->limb[at > 0 ? at - 1 : 0] : 0;
+        }
+    }
     a->top = top;
 }
 /* Adds `times` times v 2^e; v is finite. */
@@ -50,15 +61,22 @@ static NOINLINE void csm_exact_add(csm_exact *a, double v, int64_t e, int64_t ti
     if (bits >> 63) times = -times;
     const int64_t low = csm_bin_of(last), at = a->top - low;
     const int shift = (int)(last - low * CSM_BIN_BITS);
-    if (at < CSM_LIMBS) a->limb[at] += (int64_t)(m << shift & CSM_BIN_MASK) * times;
-    if (at >= 1 && at <= CSM_LIMBS) a->limb[at - 1] += (int64_t)(m >> (CSM_BIN_BITS - shift) & CSM_BIN_MASK) * times;
-    if (at >= 2 && at <= CSM_LIMBS + 1) a->limb[at - 2] += (int64_t)(m >> (2 * CSM_BIN_BITS - shift)) * times;
+    const int64_t lowest = (int64_t)(m << shift & CSM_BIN_MASK) * times;
+    const int64_t middle = (int64_t)(m >> (CSM_BIN_BITS - shift) & CSM_BIN_MASK) * times;
+    const int64_t highest = (int64_t)(m >> (2 * CSM_BIN_BITS - shift)) * times;
+#if defined(__CUDACC_RTC__)
+    EACH_LIMB(i) a->limb[i] += i == at ? lowest : i == at - 1 ? middle : i == at - 2 ? highest : 0;
+#else /* the same with indices: 80 instead of 110 ns for the eight blocks of a row */
+    if (at < CSM_LIMBS) a->limb[at] += lowest;
+    if (at >= 1 && at <= CSM_LIMBS) a->limb[at - 1] += middle;
+    if (at >= 2 && at <= CSM_LIMBS + 1) a->limb[at - 2] += highest;
+#endif
 }
 INLINE void csm_exact_merge(csm_exact *a, const csm_exact *b) {
     csm_exact c = *b;
     csm_exact_raise(a, c.top);
     csm_exact_raise(&c, a->top);
-    for (int i = 0; i < CSM_LIMBS; i++) a->limb[i] += c.limb[i];
+    EACH_LIMB(i) a->limb[i] += c.limb[i];
 }
 
 /* The magnitude of a sum, most significant word first. */
@@ -121,11 +139,13 @@ static NOINLINE void csm_exact_pair(const csm_exact *a, int64_t e, double *hi, d
     double sign = 1, rest_sign;
     *hi = *lo = 0;
     if (a->top == CSM_EMPTY) return;
-    for (int i = 0; i < CSM_LIMBS; i++) limb[i] = a->limb[i];
-    for (int i = CSM_LIMBS - 1; i > 0; i--) { /* bins of 28 bits, but for the first, which has the sign */
-        const int64_t low = limb[i] & CSM_BIN_MASK;
-        limb[i - 1] += (limb[i] - low) / (1 << CSM_BIN_BITS);
-        limb[i] = low;
+    EACH_LIMB(i) limb[i] = a->limb[i];
+    EACH_LIMB(i) { /* bins of 28 bits, but for the first, which has the sign */
+        const int at = CSM_LIMBS - 1 - i;
+        if (at == 0) continue;
+        const int64_t low = limb[at] & CSM_BIN_MASK;
+        limb[at - 1] += (limb[at] - low) / (1 << CSM_BIN_BITS);
+        limb[at] = low;
     }
     const uint64_t first = (uint64_t)limb[0];
     words.w[2] = (uint64_t)limb[4] | (uint64_t)limb[3] << 28 | (uint64_t)limb[2] << 56;

@@ -31,10 +31,14 @@ typedef struct csm_support {
 } csm_support;
 /* For loops of single elements: asks at the end of each step.  For loops of steps: asks if one has been done. */
 static inline int csm_support_stops(csm_support *s, size_t i) {
-    return csm_poll_at(&s->poll, i) && (s->is_stopped = 1);
+    if (!csm_poll_at(&s->poll, i)) return 0;
+    s->is_stopped = 1;
+    return 1;
 }
 static inline int csm_support_stops_after(csm_support *s, size_t done) {
-    return done > 0 && csm_poll_stops(&s->poll, CSM_POLL_STEP) && (s->is_stopped = 1);
+    if (!(done > 0 && csm_poll_stops(&s->poll, CSM_POLL_STEP))) return 0;
+    s->is_stopped = 1;
+    return 1;
 }
 typedef struct csm_entmax_kernels {
     /* Returns the number of survivors of the filter; if more than s->capacity, nothing is computed. */

@@ -147,7 +147,9 @@ INLINE void V(swap)(csm_select *s) { /* swaps the current arrays with the spare 
 
 /* Whether the call has been interrupted, for loops of steps: asks if one has been done. */
 INLINE int V(stops_after)(csm_select *s, size_t done) {
-    return done > 0 && csm_poll_stops(&s->poll, CSM_POLL_STEP) && (s->is_stopped = 1);
+    if (!(done > 0 && csm_poll_stops(&s->poll, CSM_POLL_STEP))) return 0;
+    s->is_stopped = 1;
+    return 1;
 }
 
 /* Writes to each page of the spare arrays, in order.  A step of the sort below writes to 256 places: if none of their
