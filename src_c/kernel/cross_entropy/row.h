@@ -100,26 +100,25 @@ INLINE void csm_exact_add_product(csm_exact *sum, double a, double b) {
  * sum far_b + sum (max - max_b) mass_b, where every product and every sum is kept whole and only the result is rounded,
  * so that it does not depend on the order or the grouping of the blocks. */
 static NOINLINE double csm_loss_far(const csm_block *blocks, size_t count, const csm_temperature *t, double max) {
-    csm_exact far, mass;
+    csm_exact sum; /* of the masses, then of the distances: one at a time needs fewer registers on CUDA */
     double other = 0, hi, lo; /* other: infinite or NaN */
     if (count == 1) return blocks->far;
-    csm_exact_zero(&far);
-    csm_exact_zero(&mass);
+    csm_exact_zero(&sum);
     for (size_t b = 0; b < count; b++) {
         const double of_block = blocks[b].far, m = blocks[b].mass;
-        if (of_block - of_block == 0 && m - m == 0) {
-            csm_exact_add(&far, of_block, 0, 1);
-            csm_exact_add_product(&far, -csm_reference(blocks[b].max, t), m);
-            csm_exact_add(&mass, m, 0, 1);
-        } else {
-            other += of_block - of_block == 0 ? m : of_block;
-        }
+        if (of_block - of_block == 0 && m - m == 0) csm_exact_add(&sum, m, 0, 1);
+        else other += of_block - of_block == 0 ? m : of_block;
     }
     if (other != 0) return other;
-    csm_exact_pair(&mass, 0, &hi, &lo);
-    csm_exact_add_product(&far, max, hi);
-    csm_exact_add_product(&far, max, lo);
-    csm_exact_pair(&far, 0, &hi, &lo);
+    csm_exact_pair(&sum, 0, &hi, &lo);
+    csm_exact_zero(&sum);
+    csm_exact_add_product(&sum, max, hi);
+    csm_exact_add_product(&sum, max, lo);
+    for (size_t b = 0; b < count; b++) {
+        csm_exact_add(&sum, blocks[b].far, 0, 1);
+        csm_exact_add_product(&sum, -csm_reference(blocks[b].max, t), blocks[b].mass);
+    }
+    csm_exact_pair(&sum, 0, &hi, &lo);
     return hi > 0 ? hi : 0; /* no term is negative */
 }
 
