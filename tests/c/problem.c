@@ -178,7 +178,8 @@ static void put_ahead(const problem *p) {
             const double other = row % 3 == 1 ? next() % 2 : row % 3 == 2 ? value(NORMAL, p->dtype, row) / 8 : 0;
             put(p->dtype, at, j, level + other);
         }
-        put(p->dtype, at, next() % p->n, level + 8 + next() % 48);
+        const size_t leader = next() % p->n; /* before the other number: arguments have no order */
+        put(p->dtype, at, leader, level + 8 + next() % 48);
     }
 }
 
