@@ -55,7 +55,7 @@ def _require_cupy(name: str) -> Any:
 
 
 def _describe_without_memory(x: Any, error: Exception) -> str:
-    """What an array is whose memory cannot be accessed, and what to do, from the error of its library."""
+    """Describe an array whose memory cannot be accessed, and the remedy; error: the one that its library raised."""
     kind = f"{type(x).__module__}.{type(x).__name__}"
     jax = sys.modules.get("jax")
     if jax is not None and isinstance(x, jax.core.Tracer):

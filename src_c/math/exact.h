@@ -7,8 +7,10 @@
  * the end has been kept from the beginning, so it holds the same sum of the same pieces in any order and grouping.  At
  * least 113 bits count from the leading bit of the largest term, and 2^34 terms fit.
  *
- * The result is a pair: the sum rounded to nearest, and the rest rounded to nearest.  Two adds of a block take 12 ns,
- * the pair 20 ns.
+ * The result is a pair: the sum rounded to nearest, and the rest rounded to nearest.  Passes: none over a row; one over
+ * the records of its blocks.  NaN and infinities are not added: callers keep them apart (csm_pair_sum).  Error: none
+ * within the bins, against rational arithmetic (tests/build/test_exact_sums.py); 2^-105 of the largest term beyond.
+ * The two adds of a block take 7 ns, the pair 29 ns (AVX-512 machine).
  */
 #ifndef CSM_MATH_EXACT_H
 #define CSM_MATH_EXACT_H

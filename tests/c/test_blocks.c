@@ -18,7 +18,7 @@ static double normal(void) {
     return sum;
 }
 
-/* What is known of some blocks of a row. */
+/* The sums of some blocks of a row, from which those of the whole row can be merged. */
 typedef struct record {
     csm_exact sum, far, mass;
     double max, n, top, top_low, other; /* other: NaN or infinite */

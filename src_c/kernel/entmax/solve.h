@@ -56,6 +56,15 @@ INLINE void csm_entmax_place(csm_support *s, const csm_entmax *e, size_t i) {
     s->z_low[i] = fma(d, e->scale, -s->z[i]) + low * e->scale;
 }
 
+/* Makes survivor i the number `to` of the support, to <= i. */
+INLINE void csm_entmax_keep(csm_support *s, size_t to, size_t i, csm_pair y, csm_pair u) {
+    s->p[to] = y.hi;
+    s->z[to] = y.lo;
+    s->u[to] = u.hi;
+    s->z_low[to] = u.lo;
+    s->index[to] = s->index[i];
+}
+
 /* p >= 1 */
 
 /* sum u^p and sum u^(p-1), in eight lanes for the closed forms. */
@@ -220,11 +229,7 @@ static NOINLINE void csm_entmax_polish(csm_support *s, const csm_entmax *e) {
             y = csm_pair_plus(csm_pair_of(s->p[i], s->u[i]), s->p[i] * change);
         else y = csm_pair_pow1p(v, power);
         if (!(y.hi > 0)) continue;
-        s->p[kept] = y.hi;
-        s->z[kept] = y.lo;
-        s->u[kept] = u.hi;
-        s->z_low[kept] = u.lo;
-        s->index[kept++] = s->index[i];
+        csm_entmax_keep(s, kept++, i, y, u);
     }
     s->count = kept;
 }
@@ -300,11 +305,7 @@ static NOINLINE void csm_entmax_convex(csm_support *s, const csm_entmax *e) {
             y_low = fma(u, u, -y) + 2 * u * u_low;
         } else y = csm_pow(u, u_low, e->p, e->p_low);
         if (!(y > 0)) continue;
-        s->p[kept] = y;
-        s->z[kept] = y_low;
-        s->u[kept] = u;
-        s->z_low[kept] = u_low;
-        s->index[kept++] = s->index[i];
+        csm_entmax_keep(s, kept++, i, csm_pair_of(y, y_low), csm_pair_of(u, u_low));
     }
     s->count = kept;
 }
@@ -481,11 +482,7 @@ static NOINLINE void csm_entmax_concave(csm_support *s, const csm_entmax *e) {
             if (!pairs) y = csm_pair_of(csm_pow(u.hi, u.lo, e->p, e->p_low), 0);
             else y = csm_pair_plus(csm_pair_of(s->p[i], s->z_low[i]), s->u[i] * step.hi);
         }
-        s->p[kept] = y.hi;
-        s->z[kept] = y.lo;
-        s->u[kept] = u.hi;
-        s->z_low[kept] = u.lo;
-        s->index[kept++] = s->index[i];
+        csm_entmax_keep(s, kept++, i, y, u);
     }
     s->count = kept;
 }
