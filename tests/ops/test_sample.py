@@ -421,3 +421,14 @@ csoftmax.sample(x, size=5, rng=0, min_p=1e-4)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 """)
     assert int(done.stdout) < 8 << 10  # KiB; the row has 32 MiB
+
+
+def test_masses_of_blocks_are_added_without_rounding():
+    """64 blocks of 2^-54 behind one of 1: one addition after the other would lose all of them, and draw class 0."""
+    x = np.full(65 * 4096, -np.inf)
+    x[0], x[4096::4096] = 0, -54 * np.log(2)
+    last = float(np.nextafter(1, 0))
+    draws = csoftmax.sample(x, size=2, rng=FixedUniform([[0.5, last]]))
+    assert draws[0] == 0
+    assert draws[1] > 0
+    assert draws[1] % 4096 == 0
