@@ -1,4 +1,4 @@
-"""A call needs at most 32 KB of stack in any thread: callers may have small ones, as in coroutines and embedded code."""
+"""A call needs at most 32 KB of stack in any thread: coroutines and embedded code may have small ones."""
 
 import re
 import shutil
