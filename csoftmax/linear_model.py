@@ -35,6 +35,7 @@ from ._learn.parameters import (
     choose_loss_options,
     hold_out,
 )
+from ._learn.penalty import check_decay, check_in_memory
 from ._ops.softmax import log_softmax, softmax
 
 if TYPE_CHECKING:
@@ -47,17 +48,20 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     """Softmax (multinomial logistic) regression.
 
     Minimises the mean cross-entropy of ``softmax((X @ coef_.T + intercept_) / temperature)`` plus
-    ``penalty_l2 / 2 * sum(coef_**2)``; the intercept is not penalised.  For scikit-learn's `LogisticRegression`,
-    ``penalty_l2 = 1 / (C * sum(sample_weight))``.  Two classes have two rows of coefficients, like any other number of
-    classes.
+    ``penalty_l2 / 2 * sum(coef_**2)``; the intercept is not penalised.  Two classes have two rows of coefficients, like
+    any other number of classes.  The minimum of scikit-learn's `LogisticRegression` has
+    ``penalty_l2 = 1 / (C * sum(weights))``, and ``2 / (C * sum(weights))`` for two classes, for which scikit-learn has
+    one row; the weight of a row of data is its sample weight times the weight of its class.
 
     Parameters
     ----------
     solver : {"lbfgs", "adamw"}, default "lbfgs"
         "lbfgs": SciPy's L-BFGS-B on all of the data. "adamw": minibatches (Loshchilov & Hutter 2019), where
         `penalty_l2` is the decoupled weight decay.
-    penalty_l2 : float >= 0, default 1e-4
-        Factor of the penalty.
+    penalty_l2 : float >= 0, None or "auto", default None
+        Factor of the penalty. None: that of scikit-learn's default, C = 1, or for adamw a weight decay of 1e-4.
+        "auto": the one with the lowest approximate leave-one-out log loss (Rad & Maleki 2020), along a path from large
+        penalties to small ones; for lbfgs and for X in memory. See the notes.
     fit_intercept : bool, default True
         Whether there is an intercept.
     class_weight : {None, "balanced", "effective_number"}, dict or array of shape (K,), default None
@@ -115,6 +119,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Coefficients and intercept, in the dtype of X.
     classes_ : ndarray of shape (K,)
         Classes, sorted unless `add_classes` has appended to them.
+    penalty_l2_ : float
+        Penalty of the last training; for adamw its weight decay.
     n_iter_ : int
         Iterations or epochs of the last fit.
     history_ : dict of str to list
@@ -145,6 +151,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     coef_: NDArray[Any]
     intercept_: NDArray[Any]
     classes_: NDArray[Any]
+    penalty_l2_: float
     n_iter_: int
     n_features_in_: int
     feature_names_in_: NDArray[Any]
@@ -161,7 +168,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         self,
         *,
         solver: Literal["lbfgs", "adamw"] = "lbfgs",
-        penalty_l2: float = 1e-4,
+        penalty_l2: float | Literal["auto"] | None = None,
         fit_intercept: bool = True,
         class_weight: Any = None,
         label_smoothing: float = 0.0,
@@ -242,6 +249,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         check_parameters(self)
         continues = self.warm_start and hasattr(self, "coef_")
         self.__dict__.pop("_trainer", None)
+        check_in_memory(self.penalty_l2, X)
         X, y = check_data(self, X, y, reset=not continues)
         check_classification_targets(y)
         weights = check_sample_weight(sample_weight, X)
@@ -293,6 +301,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             The message names the parameter or argument, its value and what is allowed.
         """
         check_parameters(self)
+        check_decay(self.penalty_l2, "fit_batches")
         if self.early_stopping:
             raise ValueError("early_stopping needs rows to hold out, which fit_batches does not have; use a callback")
         epochs = self.max_epochs if epochs is None else epochs
@@ -344,6 +353,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         TypeError, ValueError
             The message names the parameter or argument, its value and what is allowed.
         """
+        check_decay(self.penalty_l2, "partial_fit")
         if not hasattr(self, "classes_") or not hasattr(self, "coef_"):
             if classes is None:
                 raise ValueError("classes must be passed on the first call to partial_fit")

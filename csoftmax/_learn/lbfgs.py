@@ -5,7 +5,7 @@ Two changes of variables, neither of which changes the data:
 * Centred and scaled: the logits are coef (x - mean) + shift, and each column of coef is multiplied by (curvature of its
   feature) to the power 1/4.  This takes 2 to 30 times fewer iterations than plain variables
   (docs/decisions/learning.md).
-* Whitened by the Cholesky factor of the Hessian, if there are few parameters and the first coordinates have come near
+* Whitened by the Cholesky factor of the Hessian for centred features, if there are few parameters and the first coordinates have come near
   the minimum.  The remaining digits, to the last, take about ten iterations.
 
 They change the path, not the objective.
@@ -30,6 +30,7 @@ HESSIAN_MULTIPLICATIONS = 2e9  # if all rows would take more, a sample of the ro
 CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
 COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the iterations that it saves
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
+HUGE = 1e150  # squares of such elements overflow
 CORRECTIONS = 10  # pairs of vectors that L-BFGS keeps
 
 
@@ -42,6 +43,15 @@ class Step(NamedTuple):
     accuracy: float
     gradient_norm: float
     gradient_max: float  # largest element
+
+
+class End(NamedTuple):
+    """Where a fit has ended."""
+
+    step: Step
+    count: int  # iterations
+    converged: bool  # no element of the gradient is above tol, for the features as they are or for unit variance
+    scaled_gradient: float  # largest element for features of unit variance, if tol has been missed
 
 
 class Coordinates(Protocol):
@@ -65,13 +75,14 @@ class Centred:
         k = objective.classes
         h = (k - 1) / k**2 if k > 1 else 1.0  # curvature of the loss by a logit, at equal probabilities
         h /= objective.options.temperature**2
-        mean, variance = objective.moments()
+        mean, std = objective.moments()
         if not has_intercept:
-            variance += mean**2
+            std = np.hypot(std, mean)
             mean = np.zeros_like(mean)
-        curvature = h * variance + penalty
-        positive = curvature > 0  # false for a constant feature without penalty, whose gradient is 0
-        self.scale = np.where(positive, np.where(positive, curvature, 1) ** -0.25, 1)
+        root = np.hypot(math.sqrt(h) * std, math.sqrt(penalty))  # of the curvature
+        positive = root > 0  # false for a constant feature without penalty, whose gradient is 0
+        self.scale = np.where(positive, np.where(positive, root, 1) ** -0.5, 1)
+        self.unit = np.where(std > 0, std, 1)
         self.mean, self.intercept_scale = mean, h**-0.5
         self.shape = k, objective.features, has_intercept
 
@@ -98,15 +109,27 @@ class Centred:
         ).ravel()
 
 
-class Whitened:
-    """Coordinates L' (coef, intercept), where L L' is the Hessian."""
+    def largest(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> float:
+        """Largest element of the gradient for centred features of unit variance, from those by coef and intercept.
 
-    def __init__(self, hessian: NDArray[np.float64], shape: tuple[int, int], has_intercept: bool):
-        """Factor the Hessian of a coef of the given shape."""
+        It does not depend on the units of the features.
+        """
+        if intercept is None:
+            return float(np.abs(coef / self.unit).max(initial=0))
+        scaled = (coef - np.outer(intercept, self.mean)) / self.unit
+        return max(float(np.abs(scaled).max(initial=0)), float(np.abs(intercept).max()))
+
+
+class Whitened:
+    """Coordinates L' (coef, shift), where L L' is the Hessian for the logits coef (x - origin) + shift."""
+
+    def __init__(self, hessian: NDArray[np.float64], centred: Centred):
+        """Factor the Hessian."""
         from scipy.linalg import cholesky
 
         self.factor = cholesky(hessian, lower=True)
-        self.shape = shape[0], shape[1] + has_intercept, has_intercept
+        k, d, has_intercept = centred.shape
+        self.shape, self.origin = (k, d + has_intercept, has_intercept), centred.mean
 
     def parameters(self, u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Return coef and intercept at u."""
@@ -114,30 +137,38 @@ class Whitened:
 
         k, columns, has_intercept = self.shape
         joined = solve_triangular(self.factor, u, lower=True, trans="T").reshape(k, columns)
-        return (joined[:, :-1], joined[:, -1]) if has_intercept else (joined, None)
-
-    def _join(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        return (coef if intercept is None else np.hstack([coef, intercept[:, None]])).ravel()
+        if not has_intercept:
+            return joined, None
+        coef = joined[:, :-1]
+        return coef, joined[:, -1] - coef @ self.origin
 
     def coordinates(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Return u of coef and intercept."""
-        return self.factor.T @ self._join(coef, intercept)
+        if intercept is not None:
+            coef = np.hstack([coef, (intercept + coef @ self.origin)[:, None]])
+        return self.factor.T @ coef.ravel()
 
     def gradient(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Return the gradient by u, from those by coef and intercept."""
         from scipy.linalg import solve_triangular
 
-        return solve_triangular(self.factor, self._join(coef, intercept), lower=True)
+        if intercept is not None:
+            coef = np.hstack([coef - np.outer(intercept, self.origin), intercept[:, None]])
+        return solve_triangular(self.factor, coef.ravel(), lower=True)
 
 
-def whiten(objective: Objective, step: Step, penalty: float, has_intercept: bool) -> Whitened | None:
-    """Coordinates of the Hessian at a step, or None if it is not positive definite."""
+def whiten(objective: Objective, step: Step, penalty: float, centred: Centred) -> Whitened | None:
+    """Coordinates of the Hessian at a step, or None if it is not finite and positive definite."""
     from scipy.linalg import LinAlgError
 
     k, d = step.coef.shape
-    columns = d + has_intercept
+    columns = d + (step.intercept is not None)
     size = k * columns
-    hessian = objective.hessian(step.coef, step.intercept, max(1, int(HESSIAN_MULTIPLICATIONS / size**2)))
+    max_rows = max(1, int(HESSIAN_MULTIPLICATIONS / size**2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        hessian = objective.hessian(step.coef, step.intercept, max_rows, centred.mean)
+    if not np.isfinite(hessian).all():
+        return None
     places = np.arange(size).reshape(k, columns)
     hessian[places[:, :d].ravel(), places[:, :d].ravel()] += penalty
     # Adding a number to all logits changes no probability: that direction gets the mean curvature of the others.
@@ -145,7 +176,7 @@ def whiten(objective: Objective, step: Step, penalty: float, has_intercept: bool
     for column in range(columns) if penalty == 0 else range(d, columns):
         hessian[np.ix_(places[:, column], places[:, column])] += mean / k
     try:
-        return Whitened(hessian, step.coef.shape, has_intercept)
+        return Whitened(hessian, centred)
     except LinAlgError:
         return None
 
@@ -185,7 +216,8 @@ class _Minimizer:
         flat = np.concatenate([g.ravel() for g in grads])
         loss = at.loss + self.penalty / 2 * float(np.vdot(coef, coef))
         largest = float(np.abs(flat).max(initial=0))
-        step = Step(coef, intercept, loss, at.accuracy, math.sqrt(float(flat @ flat)), largest)
+        norm = math.sqrt(float(flat @ flat)) if largest < HUGE else largest * math.hypot(*(flat / largest))
+        step = Step(coef, intercept, loss, at.accuracy, norm, largest)
         return step, (grad_coef, None if intercept is None else at.grad_intercept)
 
     def descend(self, coordinates: Coordinates, start: Step, goal: float) -> Step:
@@ -238,25 +270,29 @@ def minimize(
     max_iterations: int,
     frozen: NDArray[np.bool_] | None = None,
     after_iteration: Callable[[Step], bool] | None = None,
-) -> tuple[Step, int, bool]:
+) -> End:
     """Minimise from coef and intercept.
 
-    Returns the last step, the number of iterations, and whether it converged: no element of the gradient above tol.
     frozen: classes whose parameters do not change.  after_iteration(step): a true result stops the fit.
     """
     has_intercept = intercept is not None
     small = coef.size + has_intercept * len(coef) <= MAX_HESSIAN_PARAMETERS and penalty > 0 and frozen is None
     small = small and tol < COARSE_TOL
     minimizer = _Minimizer(objective, coef, intercept, penalty, max_iterations, frozen, after_iteration)
-    step = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())[0]
+    step, grads = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())
+    if step.gradient_max <= tol:
+        return End(step, 0, True, step.gradient_max)
+    centred = Centred(objective, penalty, has_intercept)
     with np.errstate(over="ignore"):  # a trial step of the line search may be far away
-        if step.gradient_max > tol and max_iterations > 0:
-            goal = max(CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
-            step = minimizer.descend(Centred(objective, penalty, has_intercept), step, goal)
+        if max_iterations > 0:
+            step = minimizer.descend(centred, step, max(CENTRED_MARGIN * tol, NEAR_GRADIENT * small))
         while small and step.gradient_max > CENTRED_MARGIN * tol and not minimizer.done:
-            coordinates = whiten(objective, step, penalty, has_intercept)
+            coordinates = whiten(objective, step, penalty, centred)
             before = step.gradient_max
             step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol) if coordinates else step
             if coordinates is None or step.gradient_max > before / 2:
                 break  # rounding prevents further progress
-    return step, minimizer.count, step.gradient_max <= tol
+        scaled = step.gradient_max
+        if scaled > tol:
+            scaled = centred.largest(*minimizer.step_at(step.coef, step.intercept)[1])
+    return End(step, minimizer.count, min(scaled, step.gradient_max) <= tol, scaled)

@@ -108,11 +108,8 @@ def to_host(a: Any) -> Any:
 
 
 def _square(x: Any) -> Any:
-    """Squares in float64, which do not overflow."""
-    if not is_sparse(x):
-        return np.square(x, dtype=np.float64)
-    x = x.astype(np.float64)
-    return x.multiply(x)
+    """Squares; those of a dense x replace it."""
+    return x.multiply(x) if is_sparse(x) else np.square(x, out=x)
 
 
 def _add_to(totals: Any, parts: Any) -> None:
@@ -261,18 +258,44 @@ class Objective:
         return Evaluation(loss / self.divisor, right / self.total_weight, *map(to_host, grads))
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weighted mean and variance of each column of X, in float64."""
-        mean, square = np.zeros(self.features), np.zeros(self.features)
-        for part in (part for blocks in self.groups for part in blocks):
-            x, _, w = self.block(part)
-            w = np.ones(x.shape[0]) if w is None else to_host(w)
-            x = to_host(x)
-            mean += x.T @ w / self.total_weight
-            square += _square(x).T @ w / self.total_weight
-        return mean, np.maximum(square - mean**2, 0)
+        """Weighted mean and standard deviation of each column of X, in float64."""
+        mean, variance = self._moments(1.0)
+        if np.isfinite(variance).all():
+            return mean, np.sqrt(variance)
+        largest = float(to_host(abs(self.x).max()))  # squares overflow
+        mean, variance = self._moments(1 / largest)
+        return mean * largest, np.sqrt(variance) * largest
 
-    def hessian(self, coef: NDArray[Any], intercept: NDArray[Any] | None, max_rows: int) -> NDArray[np.float64]:
-        """Hessian of the loss without penalty, its rows and columns those of (coef, intercept), flat.
+    def _moments(self, factor: float) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weighted mean and variance of each column of X times a factor, by distances from the first row.
+
+        Those of a constant column, such as one of ones or of a date, are exact, which x^2 - mean^2 is not.  A sparse X
+        is not shifted.
+        """
+        first = np.zeros(self.features)
+        if not is_sparse(self.x) and self.rows:
+            first = to_host(self.x[0]).astype(np.float64) * factor
+        mean, square = np.zeros(self.features), np.zeros(self.features)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part in (part for blocks in self.groups for part in blocks):
+                x, _, w = self.block(part)
+                w = np.ones(x.shape[0]) if w is None else to_host(w)
+                x = to_host(x)
+                x = x.astype(np.float64) if factor == 1 else x * np.float64(factor)
+                if not is_sparse(x):
+                    x -= first
+                mean += x.T @ w / self.total_weight
+                square += _square(x).T @ w / self.total_weight
+            return mean + first, np.maximum(square - mean**2, 0)
+
+    def hessian(
+        self,
+        coef: NDArray[Any],
+        intercept: NDArray[Any] | None,
+        max_rows: int,
+        origin: NDArray[np.float64] | float = 0.0,
+    ) -> NDArray[np.float64]:
+        """Hessian of the loss without penalty by (coef, shift), flat, for the logits coef (x - origin) + shift.
 
         With more than max_rows rows, a sample of the rows stands for all of them.
         """
@@ -290,7 +313,7 @@ class Objective:
         p = softmax(logits.astype(np.float64, copy=False), temperature=t)
         x = x.toarray() if is_sparse(x) else x
         design = np.empty((len(y), columns))
-        design[:, :d] = x
+        np.subtract(x, origin, out=design[:, :d])
         design[:, d:] = 1
         hessian = np.empty((k, columns, k, columns))
 

@@ -21,6 +21,7 @@ from .labels import indices_of, weigh_by_effective_number
 from .objective import Options, is_sparse
 
 SOLVERS = ("lbfgs", "adamw")
+AUTO = "auto"  # penalty_l2 that is chosen from the data
 INITS = ("xavier", "zeros")
 CLASS_WEIGHTS = ("balanced", "effective_number")
 ADAMW_ONLY = {"batch_norm": False, "clip_norm": None, "clip_value": None, "output_learning_rate": None}
@@ -35,7 +36,7 @@ def check_parameters(estimator: Any) -> None:
         value = getattr(estimator, name)
         if value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True)
+    _check_penalty(estimator)
     _check_number(estimator, "label_smoothing", 0, 1)
     for name in ("batch_size", "max_epochs", "patience"):
         _check_number(estimator, name, 1, math.inf, whole=True)
@@ -49,6 +50,18 @@ def check_parameters(estimator: Any) -> None:
             value = getattr(estimator, name)
             if value is not unset and value != unset:
                 raise ValueError(f"{name} needs solver='adamw'")
+
+
+def _check_penalty(estimator: Any) -> None:
+    """Refuse a penalty that is no number, not None and not "auto"."""
+    value = estimator.penalty_l2
+    if isinstance(value, str):
+        if value != AUTO:
+            raise ValueError(f"penalty_l2 must be a number, None or {AUTO!r}, got {value!r}")
+        if estimator.solver != "lbfgs":
+            raise ValueError(f"penalty_l2={AUTO!r} needs solver='lbfgs', got solver={estimator.solver!r}")
+    else:
+        _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, optional=True)
 
 
 def _check_number(
