@@ -34,13 +34,13 @@ MASS biopsy class; MASS crabs sp; MASS fgl type; MASS Pima.tr type; MASS birthwt
 datasets infert case; datasets chickwts feed; datasets esoph agegp; boot urine r; boot nodal r; boot channing sex;
 ISLR OJ Purchase; ISLR Default default; ISLR Smarket Direction; ISLR Caravan Purchase; ISLR College Private;
 ISLR Auto origin; ISLR Carseats ShelveLoc; AER Affairs children; AER CreditCard card; AER HMDA deny;
-AER SwissLabor participation; AER BankWages job; carData TitanicSurvival survived; carData Chile vote;
+AER BankWages job; carData TitanicSurvival survived; carData Chile vote;
 carData Womenlf partic; carData BEPS vote; carData Mroz lfp; carData Cowles volunteer; carData Salaries rank;
 DAAG spam7 yesno; DAAG leafshape arch; DAAG possum Pop; DAAG mifem outcome; DAAG nassCDS dead; DAAG monica outcome;
 Ecdat Participation lfp; Ecdat Yogurt choice; Ecdat Fishing mode; Ecdat Mode choice; rpart kyphosis Kyphosis;
-rpart stagec pgstat; rpart car90 Type; survival colon status; survival lung status; survival pbc status;
-vcd Arthritis Improved; modeldata attrition Attrition; modeldata oils class; modeldata scat Species;
-modeldata ad_data Class; modeldata penguins species; psych bfi gender; robustbase vaso Y
+rpart stagec pgstat; rpart car90 Type; survival colon status; survival pbc status;
+modeldata attrition Attrition; modeldata oils class; modeldata scat Species;
+modeldata ad_data Class; psych bfi gender; robustbase vaso Y
 """
 
 

@@ -112,13 +112,13 @@ def fit_lbfgs(
 
 def _warn_of_gradient(estimator: Any, end: lbfgs.End, tol: float) -> None:
     """Warn that the fit ended away from the minimum, with the remedy for the reason."""
-    state = f"largest element of the gradient {end.scaled_gradient:.3g}, for features of unit variance; tol {tol:.3g}"
+    state = f"largest element of the gradient {end.step.scaled_max:.3g}, for features of unit variance; tol {tol:.3g}"
     if end.count >= estimator.max_epochs:
         text = (
             f"lbfgs has not converged in {end.count} iterations, max_epochs={estimator.max_epochs} ({state}); raise "
             "max_epochs or penalty_l2, or scale the data"
         )
-    elif end.scaled_gradient > ROUNDING * tol:
+    elif end.step.scaled_max > ROUNDING * tol:
         text = (
             f"lbfgs stopped after {end.count} iterations, because rounding prevents further progress ({state}); scale "
             "the data or raise penalty_l2"

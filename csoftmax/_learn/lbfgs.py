@@ -30,6 +30,7 @@ HESSIAN_MULTIPLICATIONS = 2e9  # if all rows would take more, a sample of the ro
 CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
 COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the iterations that it saves
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
+POLISHES = 3  # Newton steps after L-BFGS
 HUGE = 1e150  # squares of such elements overflow
 CORRECTIONS = 10  # pairs of vectors that L-BFGS keeps
 
@@ -43,6 +44,7 @@ class Step(NamedTuple):
     accuracy: float
     gradient_norm: float
     gradient_max: float  # largest element
+    scaled_max: float = math.inf  # largest element for centred features of unit variance
 
 
 class End(NamedTuple):
@@ -51,7 +53,6 @@ class End(NamedTuple):
     step: Step
     count: int  # iterations
     converged: bool  # no element of the gradient is above tol, for the features as they are or for unit variance
-    scaled_gradient: float  # largest element for features of unit variance, if tol has been missed
 
 
 class Coordinates(Protocol):
@@ -197,6 +198,7 @@ class _Minimizer:
         self.objective, self.penalty, self.max_iterations = objective, penalty, max_iterations
         self.start, self.frozen, self.after_iteration = (coef, intercept), frozen, after_iteration
         self.count, self.done = 0, False
+        self.centred: Centred | None = None
 
     def step_at(
         self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None
@@ -217,11 +219,39 @@ class _Minimizer:
         loss = at.loss + self.penalty / 2 * float(np.vdot(coef, coef))
         largest = float(np.abs(flat).max(initial=0))
         norm = math.sqrt(float(flat @ flat)) if largest < HUGE else largest * math.hypot(*(flat / largest))
-        step = Step(coef, intercept, loss, at.accuracy, norm, largest)
-        return step, (grad_coef, None if intercept is None else at.grad_intercept)
+        grad_intercept = None if intercept is None else at.grad_intercept
+        scaled = math.inf if self.centred is None else self.centred.largest(grad_coef, grad_intercept)
+        return Step(coef, intercept, loss, at.accuracy, norm, largest, scaled), (grad_coef, grad_intercept)
 
-    def descend(self, coordinates: Coordinates, start: Step, goal: float) -> Step:
-        """Iterate until no element of the gradient exceeds `goal`, or until an iteration stops the fit."""
+    def end_iteration(self, step: Step) -> None:
+        """Count an iteration, and decide whether it is the last one."""
+        self.count += 1
+        stops = self.after_iteration is not None and self.after_iteration(step)
+        self.done = bool(stops) or self.count >= self.max_iterations
+
+    def polish(self, coordinates: Whitened, step: Step, goal: float) -> Step:
+        """Take up to `POLISHES` Newton steps that halve the gradient at least.
+
+        A line search ends where differences of the objective vanish in rounding, at about the root of the precision of
+        the gradient.
+        """
+        for _ in range(POLISHES):
+            if self.done or step.gradient_max <= goal:
+                break
+            u = coordinates.coordinates(step.coef, step.intercept)
+            u -= coordinates.gradient(*self.step_at(step.coef, step.intercept)[1])
+            trial = self.step_at(*coordinates.parameters(u))[0]
+            if trial.gradient_max > step.gradient_max / 2:
+                break
+            step = trial
+            self.end_iteration(step)
+        return step
+
+    def descend(self, coordinates: Coordinates, start: Step, goal: float, near: float = 0.0) -> Step:
+        """Iterate until no element of the gradient exceeds `goal`, or until an iteration stops the fit.
+
+        near: a goal that is also reached by the gradient for features of unit variance.
+        """
         from scipy import optimize
 
         last = start
@@ -236,10 +266,8 @@ class _Minimizer:
             start = last
             if start.loss != intermediate_result.fun:  # the line search has returned to an earlier trial
                 start = self.step_at(*coordinates.parameters(intermediate_result.x))[0]
-            self.count += 1
-            stops = self.after_iteration is not None and self.after_iteration(start)
-            self.done = bool(stops) or self.count >= self.max_iterations
-            if self.done or start.gradient_max <= goal:
+            self.end_iteration(start)
+            if self.done or start.gradient_max <= goal or min(start.gradient_max, start.scaled_max) <= near:
                 raise StopIteration
 
         optimize.minimize(
@@ -281,18 +309,17 @@ def minimize(
     minimizer = _Minimizer(objective, coef, intercept, penalty, max_iterations, frozen, after_iteration)
     step, grads = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())
     if step.gradient_max <= tol:
-        return End(step, 0, True, step.gradient_max)
-    centred = Centred(objective, penalty, has_intercept)
+        return End(step, 0, True)
+    centred = minimizer.centred = Centred(objective, penalty, has_intercept)
     with np.errstate(over="ignore"):  # a trial step of the line search may be far away
         if max_iterations > 0:
-            step = minimizer.descend(centred, step, max(CENTRED_MARGIN * tol, NEAR_GRADIENT * small))
+            step = minimizer.descend(centred, step, CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
         while small and step.gradient_max > CENTRED_MARGIN * tol and not minimizer.done:
             coordinates = whiten(objective, step, penalty, centred)
             before = step.gradient_max
-            step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol) if coordinates else step
+            if coordinates is not None:
+                step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol)
+                step = minimizer.polish(coordinates, step, WHITENED_MARGIN * tol)
             if coordinates is None or step.gradient_max > before / 2:
                 break  # rounding prevents further progress
-        scaled = step.gradient_max
-        if scaled > tol:
-            scaled = centred.largest(*minimizer.step_at(step.coef, step.intercept)[1])
-    return End(step, minimizer.count, min(scaled, step.gradient_max) <= tol, scaled)
+    return End(step, minimizer.count, min(step.gradient_max, step.scaled_max) <= tol)

@@ -36,7 +36,7 @@ from .objective import Options, is_sparse
 
 Array = NDArray[np.float64]
 
-DECREMENT = 1e-6  # of the mean loss, by the next Newton step: a score needs no more
+DECREMENT = 1e-5  # of the mean loss, by the next Newton step: a score needs no more
 MAX_STEPS = 60  # of Newton's method for one penalty
 SLOW = 0.25  # if a step leaves a larger share of the decrement, the Hessian is computed anew
 SHORTEST = 1e-6  # a shorter step ends Newton's method: rounding prevents progress

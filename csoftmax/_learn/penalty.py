@@ -8,6 +8,11 @@ Choice (`penalty_l2="auto"`).  The penalty with the lowest approximate leave-one
 path of penalties from large to small, each ten times smaller than the one before.  Each minimum starts from the one
 before.  The path ends when the score rises, and parabolas through the best three scores give the last penalties.
 
+The loss of N rows is uncertain by several nats, and flat over a decade or more.  A Cauchy prior decides where the rows do
+not: N * score + log(1 + (e / 0.5)^2) is minimised, where e is the distance, in decades, from the usual penalty: that of
+C = 1 for features of unit variance.  Far away the prior grows by less than 2 nats a decade, so it does not bar the way
+to the tiny penalties of separable rows.
+
 Problems whose Hessian is too large for that (`MAX_PARAMETERS`, `MAX_MULTIPLICATIONS`) are scored on held-out rows: every
 fifth of the rows in turn, or with at least `ONE_FOLD_ROWS` rows only one fifth.
 """
@@ -31,11 +36,9 @@ from .parameters import AUTO
 WEIGHT_DECAY = 1e-4  # of adamw, by default
 MAX_PARAMETERS = 2000  # of the dense Hessian
 MAX_MULTIPLICATIONS = 2e10  # for one Hessian
-MAX_PENALTIES = 14  # of the path
-MAX_UPWARDS = 3  # penalties larger than the first
+FIRST_DECADES, LAST_DECADES = -2, 6  # below the usual penalty: the path's first one, and the last one
+PRIOR_DECADES = 0.5  # scale of the Cauchy prior
 REFINEMENTS = 2  # penalties from a parabola
-FLAT = 1e-3  # a smaller relative improvement of the score ends the path, once it has improved
-LARGEST = 0.25  # times the variance of all features: the first penalty, at least the largest curvature
 CLOSE = 0.02  # of the distance between its neighbours: a vertex closer to the lowest score is no new place
 FOLDS, ONE_FOLD_ROWS = 5, 5000
 HELD_OUT_TOL, HELD_OUT_ITERATIONS = 1e-4, 500  # of the minima of the path if rows are held out
@@ -122,44 +125,51 @@ def choose(x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Pr
     columns = min(x.shape) + (problem.start[1] is not None)
     parameters = targets.variable * columns
     is_small = parameters <= MAX_PARAMETERS and parameters**2 * float(x.shape[0]) <= MAX_MULTIPLICATIONS
-    scorer = LeftOut(x, targets, problem) if is_small else HeldOut(x, y, sample_weight, problem)
+    scorer = LeftOut(x, targets, problem) if is_small else HeldOut(x, y, sample_weight, targets, problem)
     return search(scorer, weight)
 
 
 def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
     """Follow the path from large penalties to small ones, then refine the minimum."""
-    tried: dict[float, tuple[float, Any]] = {}  # decades below the first alpha -> score and minimum
+    tried: dict[float, tuple[float, float, Any]] = {}  # decades below the usual alpha -> total, score, minimum
 
     def visit(decades: float) -> float:
         try:
-            score = scorer.score(scorer.largest * 10**-decades)
+            score = scorer.score(scorer.usual * 10**-decades)
         except np.linalg.LinAlgError:
             score = math.inf
-        tried[decades] = (score if math.isfinite(score) else math.inf), scorer.minimum()
+        total = scorer.rows * score + math.log1p((decades / PRIOR_DECADES) ** 2)
+        tried[decades] = (total if math.isfinite(total) else math.inf), score, scorer.minimum()
         return tried[decades][0]
 
-    first = score = visit(0.0)
-    for step in range(1, MAX_PENALTIES):
-        before, score = score, visit(float(step))
-        if score > before or (score < 0.99 * first and score > (1 - FLAT) * before):
-            break
-    for step in range(1, MAX_UPWARDS + 1):
-        if min(tried, key=lambda d: tried[d][0]) > 1 - step:
-            break
-        visit(float(-step))
+    before, total, decades = math.inf, visit(FIRST_DECADES), FIRST_DECADES
+    while total < before and decades < LAST_DECADES:
+        decades += 1
+        before, total = total, visit(decades)
+    if decades == FIRST_DECADES + 1:  # the first penalty is better than the second
+        decades, before, total = FIRST_DECADES, math.inf, tried[FIRST_DECADES][0]
+        while total < before and decades > -LAST_DECADES:
+            decades -= 1
+            before, total = total, visit(decades)
     for _ in range(REFINEMENTS):
-        decades = find_vertex({d: score for d, (score, _) in tried.items()})
-        if decades is None:
+        vertex = find_vertex({d: total for d, (total, *_) in tried.items()})
+        if vertex is None:
             break
-        visit(decades)
+        visit(vertex)
     best = min(tried, key=lambda d: tried[d][0])
     positions = sorted(tried)
     return Choice(
-        scorer.penalty(scorer.largest * 10**-best, weight),
-        scorer.start(tried[best][1]),
-        tuple(scorer.penalty(scorer.largest * 10**-d, weight) for d in positions),
-        tuple(tried[d][0] for d in positions),
+        scorer.penalty(scorer.usual * 10**-best, weight),
+        scorer.start(tried[best][2]),
+        tuple(scorer.penalty(scorer.usual * 10**-d, weight) for d in positions),
+        tuple(tried[d][1] for d in positions),
     )
+
+
+def count_rows(weight: Array) -> float:
+    """Return the effective number of rows with these weights (Kish 1965), whatever their unit."""
+    weight = weight / weight.max()
+    return float(weight.sum() ** 2 / (weight @ weight))
 
 
 def find_vertex(scores: dict[float, float]) -> float | None:
@@ -192,8 +202,8 @@ class LeftOut:
             )
         self.design = Design(x, targets.mass, has_intercept)
         self.path = Path(self.design, targets, problem.options.temperature, fixed_logits)
-        self.largest = LARGEST * self.design.variance / problem.options.temperature**2 or 1.0
-        self.mass = float(targets.mass.sum())
+        self.mass, self.rows = float(targets.mass.sum()), count_rows(targets.score)
+        self.usual = default_penalty(self.rows, problem.classes) * (self.design.variance / x.shape[1] or 1.0)
 
     def score(self, alpha: float) -> float:
         """Approximate leave-one-out log loss."""
@@ -226,10 +236,11 @@ class LeftOut:
 class HeldOut:
     """Scores on held-out rows, for problems whose Hessian is too large."""
 
-    def __init__(self, x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Problem):
+    def __init__(
+        self, x: Any, y: NDArray[np.intp], sample_weight: Array | None, targets: Targets, problem: Problem
+    ):
         """Divide the rows into folds, each class evenly."""
-        self.problem = problem
-        self.weight = math.fsum(make_targets(y, sample_weight, problem.options, problem.classes, problem.frozen).mass)
+        self.problem, self.mass = problem, float(targets.mass.sum())
         order = np.random.default_rng(0).permutation(len(y))  # the same in every fit
         order = order[np.argsort(y[order], kind="stable")]
         fold = np.empty(len(y), np.intp)
@@ -249,7 +260,9 @@ class HeldOut:
             self.parts.append(objectives)
         moments = [train.moments()[1] for train, _ in self.parts]
         self.unit = float(moments[0].max(initial=0)) or 1.0
-        self.largest = LARGEST * float(moments[0] @ moments[0]) / problem.options.temperature**2 or 1.0
+        rows = count_rows(targets.score)
+        self.usual = default_penalty(rows, problem.classes) * (float(np.mean(moments[0] ** 2)) or 1.0)
+        self.rows = rows * len(self.parts) / FOLDS
         self.starts = [problem.start] * len(self.parts)
 
     def score(self, alpha: float) -> float:
@@ -285,4 +298,4 @@ class HeldOut:
 
     def penalty(self, alpha: float, weight: float) -> float:
         """Penalty of the mean loss of rows with this sum of weights, from the alpha of weights that add up to 1."""
-        return alpha * self.weight / weight
+        return alpha * self.mass / weight
