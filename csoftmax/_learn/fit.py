@@ -87,8 +87,9 @@ def fit_lbfgs(
         return monitor.epoch_ends(record(step))
 
     start, frozen = choose_start(estimator, X.shape[1], np.float64, zeros=True), getattr(estimator, "frozen_", None)
-    problem = Problem(k, options, start, frozen, objective.num_threads, place)
-    choice = settle(estimator.penalty_l2, X, y, sample_weight, problem, objective.divisor)
+    problem = Problem(k, options, start, frozen, objective.num_threads, place, objective.map_parts)
+    with objective.use_threads():
+        choice = settle(estimator.penalty_l2, X, y, sample_weight, problem, objective.divisor)
     estimator.penalty_l2_ = choice.penalty
     with monitor, objective.use_threads():
         end = lbfgs.minimize(

@@ -10,7 +10,7 @@ before.  The path ends when the score rises, and parabolas through the best thre
 
 The loss of N rows is uncertain by several nats, and flat over a decade or more.  A Cauchy prior decides where the rows do
 not: N * score + log(1 + (e / 0.5)^2) is minimised, where e is the distance, in decades, from the usual penalty: that of
-C = 1 for features of unit variance.  Far away the prior grows by less than 2 nats a decade, so it does not bar the way
+C = 1, times the variance of the features (their geometric mean).  Far away the prior grows by less than 2 nats a decade, so it does not bar the way
 to the tiny penalties of separable rows.
 
 Problems whose Hessian is too large for that (`MAX_PARAMETERS`, `MAX_MULTIPLICATIONS`) are scored on held-out rows: every
@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 
 from .._arguments.places import Place
 from . import lbfgs
-from .leave_one_out import Array, Design, Path, Targets, make_targets
+from .leave_one_out import Array, Design, Map, Path, Targets, make_targets, usual_variance
 from .objective import Objective, Options, compute_logits
 from .parameters import AUTO
 
@@ -53,6 +53,7 @@ class Problem(NamedTuple):
     frozen: NDArray[np.bool_] | None
     num_threads: int | None
     place: Place
+    map_parts: Map  # calls a function for each item of a list, on threads
 
 
 class Choice(NamedTuple):
@@ -201,9 +202,9 @@ class LeftOut:
                 x, coef[fixed].astype(x.dtype), intercept[fixed].astype(x.dtype) if intercept is not None else None
             )
         self.design = Design(x, targets.mass, has_intercept)
-        self.path = Path(self.design, targets, problem.options.temperature, fixed_logits)
+        self.path = Path(self.design, targets, problem.options.temperature, fixed_logits, problem.map_parts)
         self.mass, self.rows = float(targets.mass.sum()), count_rows(targets.score)
-        self.usual = default_penalty(self.rows, problem.classes) * (self.design.variance / x.shape[1] or 1.0)
+        self.usual = default_penalty(self.rows, problem.classes) * self.design.variance
 
     def score(self, alpha: float) -> float:
         """Approximate leave-one-out log loss."""
@@ -261,7 +262,7 @@ class HeldOut:
         moments = [train.moments()[1] for train, _ in self.parts]
         self.unit = float(moments[0].max(initial=0)) or 1.0
         rows = count_rows(targets.score)
-        self.usual = default_penalty(rows, problem.classes) * (float(np.mean(moments[0] ** 2)) or 1.0)
+        self.usual = default_penalty(rows, problem.classes) * usual_variance(moments[0] ** 2)
         self.rows = rows * len(self.parts) / FOLDS
         self.starts = [problem.start] * len(self.parts)
 

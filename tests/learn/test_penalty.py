@@ -108,7 +108,7 @@ def make_problem(case, seed=0):
     start = np.zeros((k, d)), np.zeros(k) if has_intercept else None
     if frozen is not None:
         start = rng.normal(size=(k, d)) * 0.3, rng.normal(size=k)
-    return X, y, weight, penalty.Problem(k, options, start, frozen, None, CPU)
+    return X, y, weight, penalty.Problem(k, options, start, frozen, None, CPU, lambda f, items: list(map(f, items)))
 
 
 CASES = [
@@ -175,7 +175,7 @@ def test_score_is_that_of_newton_steps_without_each_row(case, monkeypatch):
     X, y, weight, problem = make_problem(case)
     scorer = make_scorer(X, y, weight, problem)
     score_weight = expand(X, y, weight, problem)[2]
-    for alpha in (scorer.largest, scorer.largest / 50):
+    for alpha in (scorer.usual * 20, scorer.usual / 3):
         score = scorer.score(alpha)
         coef, intercept = scorer.start(scorer.minimum())
         strength = scorer.penalty(alpha, score_weight.sum()) * score_weight.sum()
@@ -185,7 +185,7 @@ def test_score_is_that_of_newton_steps_without_each_row(case, monkeypatch):
 
 @pytest.mark.parametrize("case", CASES)
 def test_score_is_close_to_that_of_fits_without_each_row(case):
-    """Within 2 % at the penalty that is chosen."""
+    """Within 5 % at the penalty that is chosen, for two to three rows a parameter."""
     X, y, weight, problem = make_problem(case)
     score_weight = expand(X, y, weight, problem)[2]
     total = score_weight.sum()
@@ -208,7 +208,8 @@ def test_score_is_close_to_that_of_fits_without_each_row(case):
             model.n_features_in_ = X.shape[1]
         model.fit(X[rest], y[rest], None if weight is None else weight[rest])
         logits[i] = (model.coef_ @ X[i] + model.intercept_) / problem.options.temperature
-    assert min(choice.scores) == pytest.approx(mean_loss(logits, y, score_weight), rel=0.02)
+    score = dict(zip(choice.penalties, choice.scores, strict=True))[choice.penalty]
+    assert score == pytest.approx(mean_loss(logits, y, score_weight), rel=0.05)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -216,10 +217,14 @@ def test_choice_is_the_minimum_of_the_score(case):
     X, y, weight, problem = make_problem(case)
     total = expand(X, y, weight, problem)[2].sum()
     choice = penalty.choose(X, y, weight, problem, total)
-    assert len(choice.penalties) <= 12
+    assert len(choice.penalties) <= 8
     scorer = make_scorer(X, y, weight, problem)
-    grid = [scorer.score(scorer.largest * 10.0**-e) for e in np.arange(-2, 5, 0.1)]
-    assert min(choice.scores) <= min(grid) * (1 + 1e-3)
+    decades = np.arange(-4, 4, 0.1)
+    scores = np.array([scorer.score(scorer.usual * 10.0**-e) for e in decades])
+    prior = np.log1p((decades / 0.5) ** 2)
+    chosen = np.log10(scorer.penalty(scorer.usual, total) / choice.penalty)
+    score = dict(zip(choice.penalties, choice.scores, strict=True))[choice.penalty]
+    assert scorer.rows * score + np.log1p((chosen / 0.5) ** 2) <= min(scorer.rows * scores + prior) + 0.05
 
 
 def test_start_of_the_fit_is_its_minimum():
@@ -331,7 +336,8 @@ def test_units_of_a_column_do_not_warn(case, penalty_l2):
     scale = max(1.0, float(centred[:, 4].std()))
     exact = SoftmaxRegression(penalty_l2=model.penalty_l2_, max_epochs=2000).fit(centred, y)
     assert np.abs(model.predict_proba(np.column_stack([X, column])) - exact.predict_proba(centred)).max() < 1e-5
-    assert np.abs((model.coef_ - exact.coef_) * [1, 1, 1, 1, scale]).max() < 1e-3
+    difference = (model.coef_ - exact.coef_) * [1, 1, 1, 1, scale]
+    assert np.abs(difference - difference.mean(axis=0)).max() < 1e-5  # a common shift changes no probability
 
 
 def test_warning_names_the_remedy():
