@@ -38,8 +38,8 @@ MAX_PARAMETERS = 2000  # of the dense Hessian
 MAX_MULTIPLICATIONS = 2e10  # for one Hessian
 FIRST_DECADES, LAST_DECADES = -2, 6  # below the usual penalty: the path's first one, and the last one
 PRIOR_DECADES = 0.5  # scale of the Cauchy prior
-REFINEMENTS = 2  # penalties from a parabola
-CLOSE = 0.02  # of the distance between its neighbours: a vertex closer to the lowest score is no new place
+REFINEMENTS = 2  # penalties from a parabola, at most
+GAIN = 1e-3  # nats that a further penalty must promise
 FOLDS, ONE_FOLD_ROWS = 5, 5000
 HELD_OUT_TOL, HELD_OUT_ITERATIONS = 1e-4, 500  # of the minima of the path if rows are held out
 
@@ -173,18 +173,23 @@ def count_rows(weight: Array) -> float:
     return float(weight.sum() ** 2 / (weight @ weight))
 
 
-def find_vertex(scores: dict[float, float]) -> float | None:
-    """Where the parabola through the lowest score and its neighbours is lowest; None if that is no new place."""
-    positions = sorted(scores)
-    i = min(range(len(positions)), key=lambda j: scores[positions[j]])
+def find_vertex(totals: dict[float, float]) -> float | None:
+    """Where the parabola through the lowest total and its neighbours is lowest; None if it is not lower by `GAIN`."""
+    positions = sorted(totals)
+    i = min(range(len(positions)), key=lambda j: totals[positions[j]])
     if i in (0, len(positions) - 1):
         return None
     a, b, c = positions[i - 1 : i + 2]
-    left, right = (scores[b] - scores[a]) / (b - a), (scores[c] - scores[b]) / (c - b)  # at most 0, at least 0
+    left, right = (totals[b] - totals[a]) / (b - a), (totals[c] - totals[b]) / (c - b)  # at most 0, at least 0
     if not math.isfinite(left):
         return (b + c) / 2
-    vertex = (a + b) / 2 - left * (c - a) / (2 * (right - left)) if right < math.inf and right > left else (a + b) / 2
-    return vertex if abs(vertex - b) > CLOSE * (c - a) else None
+    if not math.isfinite(right):
+        return (a + b) / 2
+    if left == right:
+        return None
+    vertex = (a + b) / 2 - left * (c - a) / (2 * (right - left))
+    gain = -(left + (right - left) / (c - a) * (vertex - a)) * (vertex - b)
+    return vertex if gain > GAIN else None
 
 
 class LeftOut:
