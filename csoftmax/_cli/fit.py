@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_target(parser)
     add("--output", type=Path, default=Path("model.safetensors"), help="default: model.safetensors")
     add("--solver", choices=("lbfgs", "adamw"), default="lbfgs", help="default: lbfgs")
-    add("--penalty-l2", type=parse_penalty, help="a number, auto (chosen from the data) or none; default: none, 1 / rows")
+    add("--penalty-l2", type=parse_penalty, help="a number, auto or none; default: none, 1 / rows")
     add("--class-weight", choices=("balanced", "effective_number"), help="default: none")
     add("--label-smoothing", type=parse_fraction, default=0.0, help="default: 0")
     add("--max-epochs", type=parse_positive, default=500, help="default: 500")

@@ -20,8 +20,8 @@ from .._arguments.places import Place
 from . import adamw, lbfgs
 from .monitor import Monitor, keep_parameters
 from .objective import Objective, Options, choose_block_rows, to_host
-from .penalty import Problem, settle, settle_decay
 from .parameters import Rows, check_data, check_known_labels, check_sample_weight, choose_loss_options, choose_place
+from .penalty import Problem, settle, settle_decay
 
 TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-5}  # largest element of the gradient
 ROUNDING = 100  # times tol: a gradient that rounding keeps from tol by less than this deserves no warning
@@ -104,8 +104,8 @@ def fit_lbfgs(
     step = end.step
     coef, intercept = monitor.best or (step.coef, step.intercept)
     keep_parameters(estimator, coef, intercept, dtype)
-    estimator.n_iter_ = end.count
-    if end.count == 0:  # the start is the minimum
+    estimator.n_iter_ = end.iterations
+    if end.iterations == 0:  # the start is the minimum
         estimator.history_ = {name: [value] for name, value in record(step).items()}
     if not end.converged and not monitor.stopped:
         _warn_of_gradient(estimator, end, tol)
@@ -113,15 +113,16 @@ def fit_lbfgs(
 
 def _warn_of_gradient(estimator: Any, end: lbfgs.End, tol: float) -> None:
     """Warn that the fit ended away from the minimum, with the remedy for the reason."""
-    state = f"largest element of the gradient {end.step.scaled_max:.3g}, for features of unit variance; tol {tol:.3g}"
-    if end.count >= estimator.max_epochs:
+    state = f"largest element of the gradient {end.step.scaled_max:.3g} for features of unit variance, tol {tol:.3g}"
+    count = end.iterations
+    if count >= estimator.max_epochs:
         text = (
-            f"lbfgs has not converged in {end.count} iterations, max_epochs={estimator.max_epochs} ({state}); raise "
+            f"lbfgs has not converged in {count} iterations, max_epochs={estimator.max_epochs} ({state}); raise "
             "max_epochs or penalty_l2, or scale the data"
         )
     elif end.step.scaled_max > ROUNDING * tol:
         text = (
-            f"lbfgs stopped after {end.count} iterations, because rounding prevents further progress ({state}); scale "
+            f"lbfgs stopped after {count} iterations, because rounding prevents further progress ({state}); scale "
             "the data or raise penalty_l2"
         )
     else:

@@ -5,8 +5,9 @@ Two changes of variables, neither of which changes the data:
 * Centred and scaled: the logits are coef (x - mean) + shift, and each column of coef is multiplied by (curvature of its
   feature) to the power 1/4.  This takes 2 to 30 times fewer iterations than plain variables
   (docs/decisions/learning.md).
-* Whitened by the Cholesky factor of the Hessian for centred features, if there are few parameters and the first coordinates have come near
-  the minimum.  The remaining digits, to the last, take about ten iterations.
+* Whitened by the Cholesky factor of the Hessian for centred features, if there are few parameters and the first
+  coordinates have come near the minimum.  The remaining digits take about ten iterations, and Newton steps the last
+  ones, which are smaller than the rounding of the objective.
 
 They change the path, not the objective.
 """
@@ -31,6 +32,7 @@ CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
 COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the iterations that it saves
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
 POLISHES = 3  # Newton steps after L-BFGS
+POLISHING = 1e8  # multiplications for a Hessian: with fewer, a new one is computed for these steps
 HUGE = 1e150  # squares of such elements overflow
 CORRECTIONS = 10  # pairs of vectors that L-BFGS keeps
 
@@ -51,7 +53,7 @@ class End(NamedTuple):
     """Where a fit has ended."""
 
     step: Step
-    count: int  # iterations
+    iterations: int
     converged: bool  # no element of the gradient is above tol, for the features as they are or for unit variance
 
 
@@ -108,7 +110,6 @@ class Centred:
         return np.hstack(
             [(coef - np.outer(intercept, self.mean)) * self.scale, (intercept * self.intercept_scale)[:, None]]
         ).ravel()
-
 
     def largest(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> float:
         """Largest element of the gradient for centred features of unit variance, from those by coef and intercept.
@@ -307,7 +308,7 @@ def minimize(
     small = coef.size + has_intercept * len(coef) <= MAX_HESSIAN_PARAMETERS and penalty > 0 and frozen is None
     small = small and tol < COARSE_TOL
     minimizer = _Minimizer(objective, coef, intercept, penalty, max_iterations, frozen, after_iteration)
-    step, grads = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())
+    step = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())[0]
     if step.gradient_max <= tol:
         return End(step, 0, True)
     centred = minimizer.centred = Centred(objective, penalty, has_intercept)
@@ -319,6 +320,8 @@ def minimize(
             before = step.gradient_max
             if coordinates is not None:
                 step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol)
+                if step.gradient_max > WHITENED_MARGIN * tol and objective.rows * step.coef.size**2 <= POLISHING:
+                    coordinates = whiten(objective, step, penalty, centred) or coordinates
                 step = minimizer.polish(coordinates, step, WHITENED_MARGIN * tol)
             if coordinates is None or step.gradient_max > before / 2:
                 break  # rounding prevents further progress

@@ -1,7 +1,8 @@
 """Approximate leave-one-out log loss of softmax regression, for a falling penalty.
 
 Row i has the features x_i (with a 1 for the intercept), targets t_i (one for each class: sample weight * class weight *
-smoothed label), their sum m_i and, at the minimum, probabilities p_i.  The objective times W, the sum of the weights, is
+smoothed label), their sum m_i and, at the minimum, probabilities p_i.  With W, the sum of the weights, the objective
+times W is
 
     sum_i [m_i logsumexp(z_i / T) - t_i . z_i / T] + alpha/2 |coef|^2,   z_i = coef x_i,   alpha = penalty * W,
 
@@ -99,7 +100,9 @@ class Design:
         self.scale = largest or 1.0  # squares of larger numbers may overflow
         x = x.astype(np.float64) / self.scale
         self.mean = np.asarray(x.T @ (mass / mass.sum())) if has_intercept else np.zeros(d)
-        self.has_intercept, self.x, self.back = has_intercept, None, None
+        self.has_intercept = has_intercept
+        self.x: Any = x
+        self.back: Array | None = None
         if n < d:
             gram = x @ x.T
             gram = gram.toarray() if is_sparse(gram) else gram
@@ -109,9 +112,10 @@ class Design:
             values, vectors = np.linalg.eigh(gram)
             kept = values > n * np.finfo(np.float64).eps * max(values[-1], 0)
             root = np.sqrt(values[kept])
-            features, self.back, self.x = vectors[:, kept] * root, vectors[:, kept] / root, x
+            features, self.back = vectors[:, kept] * root, vectors[:, kept] / root
         else:
             features = (x.toarray() if is_sparse(x) else x) - self.mean
+            self.x = None  # not needed any more
         self.features = features.shape[1]
         self.matrix = np.hstack([features, np.ones((n, 1))]) if has_intercept else np.ascontiguousarray(features)
         if self.back is None:

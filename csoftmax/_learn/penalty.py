@@ -8,13 +8,13 @@ Choice (`penalty_l2="auto"`).  The penalty with the lowest approximate leave-one
 path of penalties from large to small, each ten times smaller than the one before.  Each minimum starts from the one
 before.  The path ends when the score rises, and parabolas through the best three scores give the last penalties.
 
-The loss of N rows is uncertain by several nats, and flat over a decade or more.  A Cauchy prior decides where the rows do
-not: N * score + log(1 + (e / 0.5)^2) is minimised, where e is the distance, in decades, from the usual penalty: that of
-C = 1, times the variance of the features (their geometric mean).  Far away the prior grows by less than 2 nats a decade, so it does not bar the way
-to the tiny penalties of separable rows.
+The loss of N rows is uncertain by several nats, and often flat over a decade.  A Cauchy prior decides where the rows do
+not: N * score + log(1 + (e / 0.5)^2) is minimised.  e is the distance, in decades, from the usual penalty: C = 1, times
+the variance of the features (its geometric mean, so that their unit does not matter).  Far away the prior grows by less
+than 2 nats a decade, so it does not bar the way to the tiny penalties of separable rows.
 
-Problems whose Hessian is too large for that (`MAX_PARAMETERS`, `MAX_MULTIPLICATIONS`) are scored on held-out rows: every
-fifth of the rows in turn, or with at least `ONE_FOLD_ROWS` rows only one fifth.
+Problems whose Hessian is too large for that (`MAX_PARAMETERS`, `MAX_MULTIPLICATIONS`) are scored on held-out rows:
+every fifth of the rows in turn, or with at least `ONE_FOLD_ROWS` rows only one fifth.
 """
 
 from __future__ import annotations
@@ -140,8 +140,9 @@ def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
         except np.linalg.LinAlgError:
             score = math.inf
         total = scorer.rows * score + math.log1p((decades / PRIOR_DECADES) ** 2)
-        tried[decades] = (total if math.isfinite(total) else math.inf), score, scorer.minimum()
-        return tried[decades][0]
+        total = total if math.isfinite(total) else math.inf
+        tried[decades] = total, score, scorer.minimum()
+        return total
 
     before, total, decades = math.inf, visit(FIRST_DECADES), FIRST_DECADES
     while total < before and decades < LAST_DECADES:
@@ -222,17 +223,20 @@ class LeftOut:
     def start(self, variables: Array) -> tuple[Array, Array | None]:
         """Coefficients and intercepts of a minimum."""
         targets = self.path.targets
-        coef, intercept = (None if p is None else p.copy() for p in self.problem.start)
-        new_coef, new_intercept = self.design.parameters(variables)
         moved = targets.classes[: targets.variable + targets.is_gauged]
-        for p, new in ((coef, new_coef), (intercept, new_intercept)):
-            if p is None or new is None:
-                continue
+
+        def fill(start: Array, new: Array) -> Array:
+            result = start.copy()
             if targets.is_gauged:  # the last class is the origin; the sum of squares is least where the mean is 0
                 new = np.concatenate([new, np.zeros((1, *new.shape[1:]))])
                 new -= new.mean(axis=0)
-            p[moved] = new
-        return coef, intercept
+            result[moved] = new
+            return result
+
+        (coef, intercept), (new_coef, new_intercept) = self.problem.start, self.design.parameters(variables)
+        if intercept is None or new_intercept is None:
+            return fill(coef, new_coef), None
+        return fill(coef, new_coef), fill(intercept, new_intercept)
 
     def penalty(self, alpha: float, weight: float) -> float:
         """Penalty of the mean loss, from the alpha of scaled features and of weights that add up to 1."""
@@ -242,9 +246,7 @@ class LeftOut:
 class HeldOut:
     """Scores on held-out rows, for problems whose Hessian is too large."""
 
-    def __init__(
-        self, x: Any, y: NDArray[np.intp], sample_weight: Array | None, targets: Targets, problem: Problem
-    ):
+    def __init__(self, x: Any, y: NDArray[np.intp], sample_weight: Array | None, targets: Targets, problem: Problem):
         """Divide the rows into folds, each class evenly."""
         self.problem, self.mass = problem, float(targets.mass.sum())
         order = np.random.default_rng(0).permutation(len(y))  # the same in every fit
@@ -266,9 +268,9 @@ class HeldOut:
             self.parts.append(objectives)
         moments = [train.moments()[1] for train, _ in self.parts]
         self.unit = float(moments[0].max(initial=0)) or 1.0
-        rows = count_rows(targets.score)
-        self.usual = default_penalty(rows, problem.classes) * usual_variance(moments[0] ** 2)
-        self.rows = rows * len(self.parts) / FOLDS
+        self.rows = count_rows(targets.score)
+        self.usual = default_penalty(self.rows, problem.classes) * usual_variance(moments[0] ** 2)
+        self.rows *= len(self.parts) / FOLDS
         self.starts = [problem.start] * len(self.parts)
 
     def score(self, alpha: float) -> float:

@@ -1,4 +1,4 @@
-"""The penalty: scikit-learn's default, and the choice by leaving rows out; warnings of lbfgs whatever the units of X."""
+"""The penalty: scikit-learn's default, and choice by leaving rows out; warnings of lbfgs."""
 
 import warnings
 
@@ -37,9 +37,8 @@ def test_default_is_that_of_logistic_regression(name, class_weight, weighted):
     theirs = LogisticRegression(solver="newton-cholesky", tol=1e-12, class_weight=class_weight).fit(X, y, w)
     assert np.abs(ours.predict_proba(X) - theirs.predict_proba(X)).max() <= 1e-8
     counts = np.bincount(y, w)
-    factors = len(counts) and {None: np.ones(len(counts)), "balanced": counts.sum() / (len(counts) * counts)}.get(
-        class_weight if not isinstance(class_weight, dict) else "", np.array([0.3, 5.0, 1.0])[: len(counts)]
-    )
+    given = np.array([0.3, 5.0, 1.0])[: len(counts)] if isinstance(class_weight, dict) else np.ones(len(counts))
+    factors = counts.sum() / (len(counts) * counts) if class_weight == "balanced" else given
     total = counts @ factors
     assert ours.penalty_l2_ == pytest.approx((2 if len(counts) == 2 else 1) / total, rel=1e-12)
     assert type(ours.penalty_l2_) is float
@@ -60,7 +59,13 @@ def test_penalty_that_was_used():
 
 def test_errors():
     X, y = load("iris")
-    for wrong, error in (("Auto", ValueError), (-1, ValueError), (np.nan, ValueError), (True, TypeError), ([1], TypeError)):
+    for wrong, error in (
+        ("Auto", ValueError),
+        (-1, ValueError),
+        (np.nan, ValueError),
+        (True, TypeError),
+        ([1], TypeError),
+    ):
         model = SoftmaxRegression(penalty_l2=wrong)
         with pytest.raises(error, match="penalty_l2"):
             model.fit(X, y)
@@ -132,7 +137,7 @@ def expand(X, y, weight, problem):
 
 
 def take_newton_steps(X, y, weight, problem, coef, intercept, alpha):
-    """Logits of each row after a Newton step of the objective without it, by the pseudo-inverse of the whole Hessian."""
+    """Logits of each row after a Newton step without it, by the pseudo-inverse of the whole Hessian."""
     design, t, _ = expand(X, y, weight, problem)
     k, d, temperature = problem.classes, X.shape[1], problem.options.temperature
     joined = coef if intercept is None else np.hstack([coef, intercept[:, None]])
@@ -149,10 +154,8 @@ def take_newton_steps(X, y, weight, problem, coef, intercept, alpha):
     penalised = np.zeros((k, design.shape[1]))
     penalised[:, :d] = alpha
     gradients = ((m[:, None] * p - t) / temperature)[:, :, None] * design[:, None, :]
-    free = np.ones((k, design.shape[1]), bool) if problem.frozen is None else np.repeat(
-        ~problem.frozen[:, None], design.shape[1], axis=1
-    )
-    places = np.flatnonzero(free)
+    frozen = np.zeros(k, bool) if problem.frozen is None else problem.frozen
+    places = np.flatnonzero(np.repeat(~frozen, design.shape[1]))
     whole = hessians.sum(axis=0) + np.diag(penalised.ravel())
     logits = np.empty_like(z)
     for i in range(len(y)):
@@ -240,7 +243,8 @@ def test_sparse_rows_and_units():
     X, y = load("wine")
     model = SoftmaxRegression(penalty_l2="auto").fit(X, y)
     for given in (sp.csr_array(X), sp.csc_matrix(X), X.astype(np.float32), np.asfortranarray(X)):
-        assert SoftmaxRegression(penalty_l2="auto").fit(given, y).penalty_l2_ == pytest.approx(model.penalty_l2_, rel=1e-4)
+        same = SoftmaxRegression(penalty_l2="auto").fit(given, y)
+        assert same.penalty_l2_ == pytest.approx(model.penalty_l2_, rel=1e-4)
     for factor in (1e-3, 1e5):
         scaled = SoftmaxRegression(penalty_l2="auto", max_epochs=1000).fit(X * factor, y)
         assert scaled.penalty_l2_ / factor**2 == pytest.approx(model.penalty_l2_, rel=1e-6)
