@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .._runtime.optional import UnusableError, new_figure
-from .report import NAMES, escape_controls, format_number, format_scores
+from .display import literal
+from .report_text import NAMES, escape_controls, format_number, format_scores
 
 if TYPE_CHECKING:
     from .display import ReliabilityDisplay
@@ -21,7 +22,7 @@ MAX_NAMED_CLASSES = 60  # up to this many classes the axes of the confusion matr
 MAX_NUMBERED_CLASSES = 20  # up to this many classes the cells of the confusion matrix hold their counts
 MAX_TICK_LENGTH = 18  # letters of a name beside the confusion matrix
 MAX_CONFUSIONS = 5  # listed under the confusion matrix
-PICTURE_DPI = 144
+PICTURE_DPI, SCREEN_DPI = 144, 96
 
 MEANINGS = {
     "log_loss": "mean of -log(probability of the true class); smaller is better, and it judges everything at once",
@@ -47,7 +48,8 @@ STYLE = """
   padding: 0.2rem 0.9rem; border-bottom: 1px solid #ddd; text-align: right; vertical-align: top }
 .csoftmax-report .name { text-align: left; max-width: 26rem; overflow-wrap: anywhere }
 .csoftmax-report .worst td { background: #fbeee6 }
-.csoftmax-report img { max-width: 100%; background: #fff; border-radius: 6px }
+.csoftmax-report img { max-width: 100%; height: auto; background: #fff; border-radius: 6px }
+.csoftmax-page .csoftmax-report { padding: 1rem }
 @media (prefers-color-scheme: dark) {
   .csoftmax-page { background: #1b1d20 }
   .csoftmax-page .csoftmax-report { color: #ddd }
@@ -83,7 +85,8 @@ def make_body(
 
 
 def _title(figures: Mapping[str, Any]) -> str:
-    return str(figures["title"] or figures["model"].partition("(")[0])
+    name = figures["model"].partition("(")[0]
+    return str(figures["title"] or (name if name.isidentifier() else "classifier"))
 
 
 def _escape(text: object) -> str:
@@ -109,15 +112,16 @@ def _make(f: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
     parts = [
         f"<style>{STYLE}</style>",
         f"<h1>{_escape(_title(f))}</h1>",
-        f'<p class="model">{_escape(f["model"])}</p>',
+        f'<p class="model">{_escape(" ".join(f["model"].split()))}</p>',
         '<div class="cards">' + "".join(f"<div><b>{_escape(v)}</b><span>{_escape(n)}</span></div>" for n, v in cards),
         "</div>",
         "<h2>Calibration</h2>",
         _table(("", *(c["name"] for c in columns), ""), calibration, names={0, len(columns) + 1}),
-        f"<p>{_escape(f['calibration'])}</p>" if f["calibration"] else "",
+        f"<p>{_escape(f['calibration'][:1].upper() + f['calibration'][1:])}.</p>" if f["calibration"] else "",
         _picture("reliability diagrams", pictures),
         "<h2>Confusion matrix</h2>" if "confusion matrix" in pictures else "",
         _picture("confusion matrix", pictures),
+        _explain_numbers(f) if "confusion matrix" in pictures else "",
         _list_confusions(f),
         "<h2>Training</h2>" if "loss curve" in pictures else "",
         _picture("loss curve", pictures),
@@ -130,7 +134,13 @@ def _make(f: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
 def _picture(name: str, pictures: Mapping[str, str]) -> str:
     if name not in pictures:
         return ""
-    return f'<img alt="{name}" src="data:image/png;base64,{pictures[name]}">'
+    return pictures[name].format(name=name)
+
+
+def _explain_numbers(f: Mapping[str, Any]) -> str:
+    if len(f["classes"]) > MAX_NAMED_CLASSES or not any(tick.startswith("#") for tick in name_ticks(f["classes"])):
+        return ""
+    return '<p class="note">Names that the picture cannot show are numbers there: # in the table of classes.</p>'
 
 
 def _list_confusions(f: Mapping[str, Any]) -> str:
@@ -142,7 +152,7 @@ def _list_confusions(f: Mapping[str, Any]) -> str:
     if not pairs:
         return ""
     names = [_escape(name) for name in f["classes"]]
-    listed = "; ".join(f"{names[i]} taken for {names[j]}: {matrix[i, j]:g}" for i, j in pairs)
+    listed = ", ".join(f"{names[i]} taken for {names[j]} ({matrix[i, j]:.4g} times)" for i, j in pairs)
     return f'<p class="note">Most frequent confusions: {listed}.</p>'
 
 
@@ -180,7 +190,7 @@ def _table(
 def _draw(
     figures: Mapping[str, Any], displays: Sequence[ReliabilityDisplay], history: Mapping[str, Sequence[float]]
 ) -> dict[str, str]:
-    """The pictures as PNG in base64, by name."""
+    """The pictures as elements with PNG in base64, by name; `{name}` stands for the name."""
     pictures = {}
     if displays:
         width = 9.4 if len(displays) > 1 else 5.2
@@ -194,7 +204,9 @@ def _draw(
 
 
 def _encode(draw: Callable[[Any], None], width: float, height: float) -> str:
-    """The figure that `draw` fills; matplotlib's own style, whatever the user has set, such as LaTeX for all text."""
+    """The figure that `draw` fills, as an element; in matplotlib's own style, whatever the user has set, such as LaTeX
+    for all text.
+    """
     new_figure("learn", 1, 1)  # reports a missing matplotlib
     from matplotlib import style
 
@@ -203,7 +215,8 @@ def _encode(draw: Callable[[Any], None], width: float, height: float) -> str:
         figure = new_figure("learn", width, height)
         draw(figure)
         figure.savefig(data, format="png", dpi=PICTURE_DPI)
-    return base64.b64encode(data.getvalue()).decode()
+    encoded = base64.b64encode(data.getvalue()).decode()
+    return f'<img width="{width * SCREEN_DPI:.0f}" alt="{{name}}" src="data:image/png;base64,{encoded}">'
 
 
 def _draw_reliability(figure: Any, displays: Sequence[ReliabilityDisplay]) -> None:
@@ -230,8 +243,6 @@ def name_ticks(names: Sequence[str]) -> list[str]:
     that is empty, has letters which matplotlib's font lacks, or reads as another one.
     """
     from matplotlib.font_manager import FontProperties, findfont, get_font
-
-    from .display import literal
 
     font = get_font(findfont(FontProperties(family="DejaVu Sans")))  # the one that comes with matplotlib
     cut = [name if len(name) <= MAX_TICK_LENGTH else name[: MAX_TICK_LENGTH - 1] + "…" for name in names]
