@@ -1,6 +1,6 @@
 """Calibration errors and reliability diagrams of predicted probabilities, and a report on a whole classifier.
 
-Confusion matrix, F1 and ROC-AUC are computed by scikit-learn; `evaluate` collects all figures.
+Precision, recall, F1 and ROC-AUC are computed by scikit-learn; `evaluate` collects all figures.
 """
 
 from __future__ import annotations
@@ -326,7 +326,8 @@ def _measure_classification(
     macro = sk.precision_recall_fscore_support(labels, predicted, average="macro", **given)
     rows = np.bincount(labels, minlength=len(classes))
     weights = np.bincount(labels, sample_weight, len(classes))
-    matrix = sk.confusion_matrix(labels, predicted, labels=everything, sample_weight=sample_weight)
+    k = len(classes)  # scikit-learn's confusion matrix warns if there is one class
+    matrix = np.bincount(labels * k + predicted, sample_weight, k * k).reshape(k, k)
     occurring = np.flatnonzero(weights)
     roc_auc = None
     if len(occurring) > 1:  # each class against the rest

@@ -203,6 +203,17 @@ def test_weights_are_repetitions(iris):
             metrics.evaluate(model, X, y, sample_weight=sample_weight)
 
 
+def test_one_class():
+    X = np.zeros((5, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = metrics.evaluate(DummyClassifier().fit(X, X[:, 0]), X, X[:, 0])
+        report.to_json()
+    figures = report.to_dict()
+    assert (figures["roc_auc"], figures["macro_f1"], figures["confusion_matrix"]) == (None, 1, [[5]])
+    assert figures["before"]["log_loss"] < 1e-15
+
+
 # The columns of the calibration table
 
 
