@@ -13,7 +13,7 @@ import numpy as np
 
 from .._runtime.optional import UnusableError, new_figure
 from .display import literal
-from .report_text import NAMES, escape_controls, format_number, format_scores
+from .report_text import NAMES, describe_weight, escape_controls, format_number, format_scores
 
 if TYPE_CHECKING:
     from .display import ReliabilityDisplay
@@ -102,7 +102,7 @@ def _make(f: Mapping[str, Any], pictures: Mapping[str, str]) -> str:
         ("weighted F1", f"{f['weighted_f1']:.4f}"),
         ("ROC-AUC, one against the rest", format_number(f["roc_auc"])),
         (f"log loss{', ' + last['name'] if len(columns) > 1 else ''}", f"{last['log_loss']:.4f}"),
-        ("rows", f"{f['rows']:,}"),
+        (f"rows{describe_weight(f)}", f"{f['rows']:,}"),
         ("classes", f"{len(f['classes']):,}"),
     ]
     calibration = [

@@ -28,7 +28,7 @@ def make_text(f: Mapping[str, Any]) -> str:
     widths = [max(14, measure_width(c["name"]) + 3) for c in columns]
     lines = [] if f["title"] is None else [escape_controls(f["title"]), ""]
     lines += [
-        f"{f['rows']} rows, {len(f['classes'])} classes",
+        f"{f['rows']} rows{describe_weight(f)}, {len(f['classes'])} classes",
         f"accuracy {f['accuracy']:.4f}   macro F1 {f['macro_f1']:.4f}   weighted F1 {f['weighted_f1']:.4f}   "
         f"ROC-AUC {format_number(f['roc_auc'])}",
         "",
@@ -45,6 +45,11 @@ def make_text(f: Mapping[str, Any]) -> str:
     if len(f["per_class"]) > MAX_LISTED_CLASSES:
         lines.append(f"... and {len(f['per_class']) - MAX_LISTED_CLASSES} more classes")
     return "\n".join(lines)
+
+
+def describe_weight(f: Mapping[str, Any]) -> str:
+    """The sum of the sample weights, if there are any."""
+    return "" if f["weight"] == f["rows"] else f" of total weight {f['weight']:.6g}"
 
 
 def format_number(x: float | None) -> str:

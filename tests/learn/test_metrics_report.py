@@ -198,6 +198,7 @@ def test_weights_are_repetitions(iris):
     for one, other in zip(ours["columns"], repeated["columns"]):
         assert one.pop("name") == other.pop("name")
         assert one == pytest.approx(other, rel=1e-9)
+    assert f"75 rows of total weight {w.sum()}, 3 classes" in str(metrics.evaluate(model, X, y, sample_weight=w))
     for sample_weight in ([1.0], -w, np.full(len(y), np.nan)):
         with pytest.raises(ValueError, match="sample_weight"):
             metrics.evaluate(model, X, y, sample_weight=sample_weight)
