@@ -47,6 +47,7 @@ class Step(NamedTuple):
     gradient_norm: float
     gradient_max: float  # largest element
     scaled_max: float = math.inf  # largest element for centred features of unit variance
+    decrement: float = math.inf  # of the loss, by Newton steps of the single coefficients
 
 
 class End(NamedTuple):
@@ -111,15 +112,20 @@ class Centred:
             [(coef - np.outer(intercept, self.mean)) * self.scale, (intercept * self.intercept_scale)[:, None]]
         ).ravel()
 
-    def largest(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> float:
-        """Largest element of the gradient for centred features of unit variance, from those by coef and intercept.
+    def measure(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> tuple[float, float]:
+        """Figures that do not depend on the units of the features, from the gradients by coef and intercept.
 
-        It does not depend on the units of the features.
+        Returns the largest element of the gradient for centred features of unit variance, and half the sum of the
+        squares of the elements, divided by their curvatures.
         """
-        if intercept is None:
-            return float(np.abs(coef / self.unit).max(initial=0))
-        scaled = (coef - np.outer(intercept, self.mean)) / self.unit
-        return max(float(np.abs(scaled).max(initial=0)), float(np.abs(intercept).max()))
+        largest = decrement = 0.0
+        if intercept is not None:
+            coef = coef - np.outer(intercept, self.mean)
+            largest = float(np.abs(intercept).max())
+            decrement = float(np.sum(np.square(intercept * self.intercept_scale))) / 2
+        largest = max(largest, float(np.abs(coef / self.unit).max(initial=0)))
+        with np.errstate(over="ignore"):
+            return largest, decrement + float(np.sum(np.square(coef * self.scale**2))) / 2
 
 
 class Whitened:
@@ -221,8 +227,8 @@ class _Minimizer:
         largest = float(np.abs(flat).max(initial=0))
         norm = math.sqrt(float(flat @ flat)) if largest < HUGE else largest * math.hypot(*(flat / largest))
         grad_intercept = None if intercept is None else at.grad_intercept
-        scaled = math.inf if self.centred is None else self.centred.largest(grad_coef, grad_intercept)
-        return Step(coef, intercept, loss, at.accuracy, norm, largest, scaled), (grad_coef, grad_intercept)
+        scaled = (math.inf, math.inf) if self.centred is None else self.centred.measure(grad_coef, grad_intercept)
+        return Step(coef, intercept, loss, at.accuracy, norm, largest, *scaled), (grad_coef, grad_intercept)
 
     def end_iteration(self, step: Step) -> None:
         """Count an iteration, and decide whether it is the last one."""

@@ -40,8 +40,9 @@ FIRST_DECADES, LAST_DECADES = -2, 6  # below the usual penalty: the path's first
 PRIOR_DECADES = 0.5  # scale of the Cauchy prior
 REFINEMENTS = 2  # penalties from a parabola, at most
 GAIN = 1e-3  # nats that a further penalty must promise
-FOLDS, ONE_FOLD_ROWS = 5, 5000
-HELD_OUT_TOL, HELD_OUT_ITERATIONS = 1e-4, 500  # of the minima of the path if rows are held out
+FOLDS, ONE_FOLD_ROWS = 5, 2000
+HELD_OUT_DECREMENT, HELD_OUT_ITERATIONS = 1e-4, 500  # of the minima of the path if rows are held out
+HELD_OUT_TOL = 1e-9  # not a limit: the decrement is
 
 
 class Problem(NamedTuple):
@@ -267,7 +268,6 @@ class HeldOut:
                 )
             self.parts.append(objectives)
         moments = [train.moments()[1] for train, _ in self.parts]
-        self.unit = float(moments[0].max(initial=0)) or 1.0
         self.rows = count_rows(targets.score)
         self.usual = default_penalty(self.rows, problem.classes) * usual_variance(moments[0] ** 2)
         self.rows *= len(self.parts) / FOLDS
@@ -285,9 +285,10 @@ class HeldOut:
                     train,
                     *self.starts[f],
                     penalty=self.penalty(alpha, train.divisor),
-                    tol=HELD_OUT_TOL * self.unit,
+                    tol=HELD_OUT_TOL,
                     max_iterations=HELD_OUT_ITERATIONS,
                     frozen=problem.frozen,
+                    after_iteration=lambda step: step.decrement <= HELD_OUT_DECREMENT * step.loss,
                 ).step
             self.starts[f] = step.coef, step.intercept
             dtype = test.x.dtype
