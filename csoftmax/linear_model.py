@@ -60,8 +60,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         `penalty_l2` is the decoupled weight decay.
     penalty_l2 : float >= 0, None or "auto", default None
         Factor of the penalty. None: that of scikit-learn's default, C = 1, or for adamw a weight decay of 1e-4.
-        "auto": the one with the lowest approximate leave-one-out log loss (Rad & Maleki 2020), along a path from large
-        penalties to small ones; for lbfgs and for X in memory. See the notes.
+        "auto": chosen from the data by an approximate leave-one-out log loss (Rad & Maleki 2020), along a path from
+        large penalties to small ones; for lbfgs and for X in memory (no memory map). See the notes.
     fit_intercept : bool, default True
         Whether there is an intercept.
     class_weight : {None, "balanced", "effective_number"}, dict or array of shape (K,), default None
@@ -135,6 +135,16 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     parameters, in those of the Hessian, which changes the number of iterations but not the minimum. The result is
     deterministic for a `random_state` and a configuration of BLAS; if the products are small, BLAS is limited to one
     thread, and the result does not depend on the number of threads.
+
+    ``penalty_l2="auto"`` minimises the leave-one-out log loss of all rows, approximated by one Newton step for each,
+    plus ``log(1 + (2 * e)**2)``, where e is the distance in decades from the penalty of C = 1 for features of unit
+    variance: a weak prior, which decides only where the rows do not. The unit of X and the unit of the sample weights
+    do not matter. Sample and class weights, temperature, label smoothing (the log loss is without it) and frozen
+    classes take part; a row that is the only one of its class does not. With early stopping, the rows for training
+    choose. The approximation is 0.5 to 4 % below exact leave-one-out where there are two to five rows for each
+    coefficient. Where the Hessian would be too large (more than 2,000 coefficients after the reduction to as many
+    features as rows, or more than 2e10 multiplications), the log loss is that of held-out rows: a fifth of them,
+    or with fewer than 2,000 rows each fifth in turn. The penalty is chosen anew in each `fit`, whatever `warm_start`.
 
     Examples
     --------

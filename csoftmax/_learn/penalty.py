@@ -128,7 +128,18 @@ def choose(x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Pr
     parameters = targets.variable * columns
     is_small = parameters <= MAX_PARAMETERS and parameters**2 * float(x.shape[0]) <= MAX_MULTIPLICATIONS
     scorer = LeftOut(x, targets, problem) if is_small else HeldOut(x, y, sample_weight, targets, problem)
-    return search(scorer, weight)
+    choice = search(scorer, weight)
+    if not math.isfinite(choice.penalty):
+        raise ValueError(
+            f"penalty_l2={AUTO!r} needs squares of X that do not overflow, got values up to {float(abs(x).max()):.3g}; "
+            "scale the data"
+        )
+    return choice
+
+
+def usual_alpha(problem: Problem, rows: float, variance: float) -> float:
+    """Return alpha for C = 1 and features of unit variance, in the unit of the features and of the temperature."""
+    return default_penalty(rows, problem.classes) * variance / problem.options.temperature**2
 
 
 def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
@@ -211,7 +222,7 @@ class LeftOut:
         self.design = Design(x, targets.mass, has_intercept)
         self.path = Path(self.design, targets, problem.options.temperature, fixed_logits, problem.map_parts)
         self.mass, self.rows = float(targets.mass.sum()), count_rows(targets.score)
-        self.usual = default_penalty(self.rows, problem.classes) * self.design.variance
+        self.usual = usual_alpha(problem, self.rows, self.design.variance)
 
     def score(self, alpha: float) -> float:
         """Approximate leave-one-out log loss."""
@@ -269,7 +280,7 @@ class HeldOut:
             self.parts.append(objectives)
         moments = [train.moments()[1] for train, _ in self.parts]
         self.rows = count_rows(targets.score)
-        self.usual = default_penalty(self.rows, problem.classes) * usual_variance(moments[0] ** 2)
+        self.usual = usual_alpha(problem, self.rows, usual_variance(moments[0] ** 2))
         self.rows *= len(self.parts) / FOLDS
         self.starts = [problem.start] * len(self.parts)
 

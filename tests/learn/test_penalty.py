@@ -257,6 +257,42 @@ def test_sparse_rows_and_units():
     assert padded.penalty_l2_ == pytest.approx(a.penalty_l2_, rel=1e-6)
 
 
+def test_units_of_weights_and_temperature():
+    X, y = load("iris")
+    w = np.random.default_rng(0).random(150) + 0.1
+    chosen = SoftmaxRegression(penalty_l2="auto").fit(X, y, w).penalty_l2_
+    for unit in (1e-9, 1e9):
+        model = SoftmaxRegression(penalty_l2="auto").fit(X, y, w * unit)
+        assert model.penalty_l2_ == pytest.approx(chosen, rel=1e-6)
+    hot = SoftmaxRegression(penalty_l2="auto", temperature=10.0, max_epochs=1000).fit(X, y, w)
+    assert hot.penalty_l2_ * 100 == pytest.approx(chosen, rel=1e-6)
+
+
+def test_huge_values():
+    X, y = load("iris")
+    with pytest.raises(ValueError, match=r"penalty_l2='auto' needs squares of X .*e\+160; scale the data"):
+        SoftmaxRegression(penalty_l2="auto").fit(X * 1e160, y)
+    assert SoftmaxRegression(penalty_l2="auto", max_epochs=2000).fit(X * 1e100, y).penalty_l2_ > 1e190
+
+
+def test_command_line(capsys):
+    import argparse
+
+    from csoftmax._cli import fit
+
+    parser = argparse.ArgumentParser()
+    fit.add_arguments(parser)
+    for text, value in (("auto", "auto"), ("none", None), ("1e-3", 1e-3), ("0", 0.0)):
+        arguments = parser.parse_args(["x.csv", "--target", "y", "--penalty-l2", text])
+        assert arguments.penalty_l2 == value
+        assert fit.make_model(arguments, None).penalty_l2 == value
+    assert parser.parse_args(["x.csv", "--target", "y"]).penalty_l2 is None
+    for text in ("Auto", "-1", "nan", "inf"):
+        with pytest.raises(SystemExit):
+            parser.parse_args(["x.csv", "--target", "y", "--penalty-l2", text])
+        assert "penalty-l2" in capsys.readouterr().err
+
+
 def test_rows_of_weight_zero_and_order_do_not_matter():
     X, y = load("iris")
     w = np.arange(150.0) % 3
