@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 UNDEFINED = "–"
+CONTROLS = ("Cc", "Cs", "Zl", "Zp")  # Unicode's categories: control, half of a pair, separator of lines, of paragraphs
 
 
 def format_number(x: float | None) -> str:
@@ -25,10 +26,9 @@ def format_scores(row: Mapping[str, Any]) -> tuple[str, str, str]:
 
 
 def escape_controls(name: str) -> str:
-    """A name on one line: control characters as escapes; the empty name as two quotes."""
-    if not name:
-        return '""'
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in name)
+    """A name on one line: control characters as escapes; a name of nothing but blanks in quotes."""
+    text = "".join(c.encode("unicode_escape").decode() if unicodedata.category(c) in CONTROLS else c for c in name)
+    return text if text.strip() else f'"{text}"'
 
 
 def measure_width(text: str) -> int:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from ..._runtime.optional import load
 
@@ -35,11 +35,22 @@ def check_shape(shape: Sequence[int], n_features: int) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def encode_images(x: ArrayLike, shape: tuple[int, ...], low: float, high: float) -> Images:
-    """Rows as images, in which `low` is black and `high` white."""
-    values = np.asarray(x, np.float64).reshape(-1, *shape)
-    scaled = np.round(255 * np.clip((values - low) / ((high - low) or 1), 0, 1)).astype(np.uint8)
-    return Images(shape, [_encode(image) for image in scaled])
+def take_images(X: Any, shape: Sequence[int], n_rows: int, rows: Sequence[int]) -> Images:
+    """Some rows of X as images, scaled by the smallest and the largest value of X; refuses an X that does not fit."""
+    is_sparse = hasattr(X, "tocsr")
+    X = X.tocsr() if is_sparse else np.asarray(X)
+    if X.ndim != 2 or X.shape[0] != n_rows:
+        raise ValueError(f"X must be the data of the report, {n_rows} rows of features, got shape {X.shape}")
+    sizes = check_shape(shape, X.shape[1])
+    stored = np.asarray(X.data if is_sparse else X, np.float64)
+    finite = stored[np.isfinite(stored)]
+    low, high = (
+        float(f(finite, initial=0)) if is_sparse or not finite.size else float(f(finite)) for f in (np.min, np.max)
+    )
+    chosen = X[list(rows)]
+    values = np.asarray(chosen.toarray() if is_sparse else chosen, np.float64)
+    levels = np.round(255 * np.nan_to_num(np.clip((values - low) / ((high - low) or 1), 0, 1))).astype(np.uint8)
+    return Images(sizes, [_encode(image) for image in levels.reshape(-1, *sizes)])
 
 
 def _encode(image: NDArray[np.uint8]) -> str:

@@ -205,8 +205,17 @@ def _label_ends(axes: Any, ends: Sequence[tuple[float, str, str]]) -> None:
     for i in np.argsort(heights, kind="stable"):
         previous = max(heights[i], previous + LABEL_GAP)
         axes.annotate(
-            f" {ends[i][1]} {ends[i][0]:.4f}", (1, previous), xycoords="axes fraction", va="center", color=ends[i][2]
+            f" {ends[i][1]} {_format_loss(ends[i][0])}",
+            (1, previous),
+            xycoords="axes fraction",
+            va="center",
+            color=ends[i][2],
         )
+
+
+def _format_loss(loss: float) -> str:
+    """Four decimals, as everywhere on the page, unless that would show nothing or a hundred digits."""
+    return f"{loss:.4f}" if loss == 0 or 1e-4 <= abs(loss) < 1e6 else f"{loss:.4g}"
 
 
 def draw_confusion(matrix: NDArray[Any]) -> str:
@@ -216,7 +225,9 @@ def draw_confusion(matrix: NDArray[Any]) -> str:
     share = np.divide(matrix, total[:, None], out=np.zeros(matrix.shape), where=total[:, None] > 0)
     right = np.eye(k, dtype=bool)
     step = -(-k // MAX_CELLS)
-    colours = _colour_cells(_block_maxima(np.where(right, share, 0), step), _block_maxima(np.where(right, 0, share), step))
+    colours = _colour_cells(
+        _block_maxima(np.where(right, share, 0), step), _block_maxima(np.where(right, 0, share), step)
+    )
     n = len(colours)
 
     def draw(figure: Any) -> None:

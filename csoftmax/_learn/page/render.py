@@ -59,7 +59,7 @@ def render(
     except UnusableError:
         if not compact:
             raise
-        drawn = {}
+        drawn = dict.fromkeys(("reliability", "loss", "confusion"))
     is_tabular = k <= (tables.MAX_COMPACT_TABLE if compact else tables.MAX_CONFUSION_TABLE)
     text: str = template.render(
         f=figures,

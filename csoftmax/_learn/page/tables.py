@@ -13,7 +13,9 @@ Figures = Mapping[str, Any]
 
 MAX_CONFUSION_TABLE = 30  # classes; more are a picture
 MAX_COMPACT_TABLE = 12  # the same in a notebook
-MAX_HEAD = 60  # letters of all names over the columns of the confusion matrix; numbers stand there instead of longer ones
+MAX_HEAD = (
+    60  # letters of all names over the columns of the confusion matrix; numbers stand there instead of longer ones
+)
 MAX_SHORT_NAME = 3  # letters of a name that fits over any column
 MAX_CONFUSIONS = 5  # listed beside the confusion matrix
 MAX_NAME = 40  # letters of a name in a sentence or a head
@@ -95,7 +97,7 @@ class Cell(NamedTuple):
 
     text: str
     share: str
-    count: str
+    rows: str
     kind: str
 
 
@@ -104,7 +106,7 @@ class Confusion(NamedTuple):
 
     true: str
     predicted: str
-    count: str
+    rows: str
     share: str
 
 
@@ -125,7 +127,8 @@ def shorten(name: str, length: int = MAX_NAME) -> str:
 
 def choose_title(f: Figures) -> str:
     """The title that was given, or the name of the model's class."""
-    return escape_controls(f["title"] or f["model"].partition("(")[0])
+    name = f["model"].partition("(")[0]
+    return escape_controls(f["title"] or (name if name.isidentifier() else "classifier"))
 
 
 def list_facts(f: Figures) -> list[tuple[str, str]]:
@@ -258,9 +261,7 @@ def sort_classes(f: Figures) -> list[ClassRow]:
         row = rows[i]
         texts = format_scores(row)
         bars = (f"{row[key]:.3f}" if text != "–" else "0" for key, text in zip(("precision", "recall", "f1"), texts))
-        listed.append(
-            ClassRow(i + 1, escape_controls(row["class"]), format_count(row["rows"]), list(zip(texts, bars)))
-        )
+        listed.append(ClassRow(i + 1, escape_controls(row["class"]), format_count(row["rows"]), list(zip(texts, bars))))
     return listed
 
 
