@@ -1,6 +1,6 @@
 """Calibration errors and reliability diagrams of predicted probabilities, and a report on a whole classifier.
 
-Confusion matrix, F1 and ROC-AUC are computed by scikit-learn; `evaluate` collects all figures.
+Precision, recall, F1 and ROC-AUC are computed by scikit-learn; `evaluate` collects all figures.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._arguments.numbers import check_count
 from ._learn.calibration_error import (
     brier_score,
     classwise_calibration_error,
@@ -121,6 +122,7 @@ def evaluate(
     >>> round(report.to_dict()["accuracy"], 2)
     0.97
     """
+    n_bins = check_count("n_bins", n_bins, 1)
     classes, p = predict_probabilities(model, X)
     labels, given = _index_labels("y", y, classes)
     p = check_probabilities(p, len(given), "model.predict_proba(X)")
@@ -137,7 +139,7 @@ def evaluate(
         "model": repr(model),
         "rows": len(given),
         "weight": float(weight.sum()),
-        "n_bins": int(n_bins),
+        "n_bins": n_bins,
         "classes": [str(c) for c in classes.tolist()],
         "accuracy_interval": find_accuracy_interval(labels == predicted, weight),
         **_measure_classification(labels, predicted, p, classes, None if sample_weight is None else weight),
@@ -183,11 +185,7 @@ def _find_softmax_regression(model: Any) -> Any:
     """The `SoftmaxRegression` whose predictions are the model's, behind pipelines and searches, or None."""
     from .linear_model import SoftmaxRegression
 
-    seen = 0
     while not isinstance(model, SoftmaxRegression):
-        if seen > 10:
-            return None
-        seen += 1
         if hasattr(model, "steps"):  # Pipeline
             model = model.steps[-1][1]
         elif hasattr(model, "best_estimator_"):  # GridSearchCV and its like
@@ -201,7 +199,7 @@ def _find_softmax_regression(model: Any) -> Any:
 
 def _as_columns(logits: ArrayLike) -> NDArray[np.float64]:
     """Logits with one column for each class; a decision function of two classes has the second alone."""
-    z = np.asarray(logits, np.float64)
+    z = read_array("logits", logits).astype(np.float64)
     return np.column_stack([np.zeros(len(z)), z]) if z.ndim == 1 else z
 
 
@@ -331,7 +329,8 @@ def _measure_classification(
     macro = sk.precision_recall_fscore_support(labels, predicted, average="macro", **given)
     rows = np.bincount(labels, minlength=len(classes))
     weights = np.bincount(labels, sample_weight, len(classes))
-    matrix = sk.confusion_matrix(labels, predicted, labels=everything, sample_weight=sample_weight)
+    k = len(classes)  # scikit-learn's confusion matrix warns if there is one class
+    matrix = np.bincount(labels * k + predicted, sample_weight, k * k).reshape(k, k)
     occurring = np.flatnonzero(weights)
     roc_auc = None
     if len(occurring) > 1:  # each class against the rest

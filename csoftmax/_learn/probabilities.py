@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import numpy as np
@@ -16,11 +17,15 @@ HALF_ROUNDINGS = 4  # float16 and bfloat16: this many times their eps instead
 
 
 def read_array(name: str, x: Any) -> NDArray[Any]:
-    """A base-class array on the CPU; refuses masked arrays and matrices."""
+    """A base-class array on the CPU; refuses masked arrays, matrices, sparse arrays and None."""
     if isinstance(x, np.ma.MaskedArray):
         raise TypeError(f"{name} is a masked array; pass the values of the rows that are not masked, as {name}.data")
     if isinstance(x, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix; pass numpy.asarray({name})")
+    if x is None:
+        raise TypeError(f"{name} must be an array, got None")
+    if hasattr(x, "toarray") and hasattr(x, "nnz"):
+        raise TypeError(f"{name} is sparse; pass {name}.toarray()")
     array: NDArray[Any] = as_array(name, as_native(x, name))
     return array
 
@@ -28,6 +33,17 @@ def read_array(name: str, x: Any) -> NDArray[Any]:
 def quote(value: Any) -> str:
     """The repr of a label without the name of its NumPy type."""
     return repr(value.item() if isinstance(value, np.generic) else value)
+
+
+def read_numbers(name: str, x: Any, what: str) -> NDArray[Any]:
+    """An array of real numbers, of at most 8 bytes each; pandas' nullable columns become float64."""
+    array = read_array(name, x)
+    if array.dtype.kind == "O" and hasattr(x, "to_numpy"):
+        with contextlib.suppress(TypeError, ValueError):
+            array = read_array(name, x.to_numpy(np.float64))
+    if (array.dtype.kind not in "fiub" and array.dtype.name != "bfloat16") or array.dtype.itemsize > 8:
+        raise TypeError(f"{name} must hold {what}, got dtype {array.dtype}")
+    return array
 
 
 def find_labels(y: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
@@ -42,10 +58,8 @@ def find_labels(y: NDArray[Any], labels: NDArray[Any]) -> tuple[NDArray[np.intp]
 
 def check_probabilities(y_prob: ArrayLike, rows: int, name: str = "y_prob") -> NDArray[np.float64]:
     """Probabilities of shape (N, K) in float64, clipped to [0, 1] where rounding has left it."""
-    given = read_array(name, y_prob)
+    given = read_numbers(name, y_prob, "probabilities")
     half = given.dtype.name in ("float16", "bfloat16")
-    if given.dtype.kind not in "fiub" and not half:
-        raise TypeError(f"{name} must hold probabilities, got dtype {given.dtype}")
     p = given.astype(np.float64)
     one_column = p.ndim == 1  # the probabilities of the second of two classes
     if one_column:
@@ -140,10 +154,7 @@ def check_weights(sample_weight: ArrayLike | None, rows: int) -> NDArray[np.floa
     """Weights of the rows, 1 by default."""
     if sample_weight is None:
         return np.ones(rows)
-    w = read_array("sample_weight", sample_weight)
-    if w.dtype.kind not in "fiub" and w.dtype.name != "bfloat16":
-        raise TypeError(f"sample_weight must hold numbers, got dtype {w.dtype}")
-    w = w.astype(np.float64)
+    w = read_numbers("sample_weight", sample_weight, "numbers").astype(np.float64)
     if w.shape != (rows,) or not (np.isfinite(w).all() and (w >= 0).all()) or not w.any():
         raise ValueError(
             f"sample_weight must have one number for each of the {rows} rows, finite, at least 0 and not all of them "

@@ -8,27 +8,14 @@ from os import PathLike
 from typing import TYPE_CHECKING, Any
 
 from .._runtime.optional import UnusableError
-from .formatting import escape_controls, format_number, format_scores, measure_width
 from .page import Images, render, take_images
+from .report_text import make_text
 from .store import write_whole
 
 if TYPE_CHECKING:
     from .display import ReliabilityDisplay
 
-MAX_LISTED_CLASSES = 40  # the text report lists up to this many classes
-NAME_WIDTH = 24  # columns of the text report for a name
-
 FACTS = ("data", "target", "model_file", "command", "date", "version")  # where the figures come from, if it was set
-
-NAMES = {
-    "log_loss": "log loss",
-    "brier": "Brier score",
-    "ece": "ECE",
-    "debiased_ece": "debiased L2 ECE",
-    "smooth_ece": "smooth ECE",
-    "mce": "MCE",
-    "classwise_ece": "class-wise ECE",
-}
 
 
 class Report:
@@ -174,35 +161,4 @@ class Report:
         return f"Report({title}rows={f['rows']}, accuracy={f['accuracy']:.4f}, log_loss={loss:.4f})"
 
     def __str__(self) -> str:
-        f = self._figures
-        columns = f["columns"]
-        widths = [max(14, measure_width(c["name"]) + 3) for c in columns]
-        lines = [] if self.title is None else [escape_controls(self.title), ""]
-        lines += [
-            f"{f['rows']} rows, {len(f['classes'])} classes",
-            f"accuracy {f['accuracy']:.4f}   macro F1 {f['macro_f1']:.4f}   weighted F1 {f['weighted_f1']:.4f}   "
-            f"ROC-AUC {format_number(f['roc_auc'])}",
-            "",
-            " " * NAME_WIDTH + "".join(f"{c['name']:>{w}}" for c, w in zip(columns, widths)),
-        ]
-        for key, name in NAMES.items():
-            lines.append(f"{name:{NAME_WIDTH}}" + "".join(f"{c[key]:{w}.4f}" for c, w in zip(columns, widths)))
-        if f["calibration"]:
-            lines.append(f"calibration: {f['calibration']}")
-        lines += ["", f"{'class':{NAME_WIDTH}}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>8}"]
-        for row in f["per_class"][:MAX_LISTED_CLASSES]:
-            scores = "".join(f"{score:>10}" for score in format_scores(row))
-            lines.append(f"{pad_name(row['class'])}{scores}{row['rows']:8}")
-        if len(f["per_class"]) > MAX_LISTED_CLASSES:
-            lines.append(f"... and {len(f['per_class']) - MAX_LISTED_CLASSES} more classes")
-        return "\n".join(lines)
-
-
-def pad_name(name: str) -> str:
-    """A name in the width of its column, cut if it is longer."""
-    text = escape_controls(name)
-    if measure_width(text) >= NAME_WIDTH:
-        while measure_width(text) >= NAME_WIDTH - 1:
-            text = text[:-1]
-        text += "…"
-    return text + " " * (NAME_WIDTH - measure_width(text))
+        return make_text(self.to_dict())

@@ -5,7 +5,7 @@ import pickle
 
 import numpy as np
 import pytest
-from scipy import stats
+from scipy import sparse, stats
 from sklearn import metrics as sk
 from sklearn.calibration import calibration_curve
 
@@ -216,7 +216,12 @@ def test_rounding_of_probabilities_is_accepted(f):
         (np.ma.masked_array([0, 1]), np.full((2, 2), 0.5), TypeError, "y_true is a masked array"),
         ([0, 1], np.asmatrix(np.full((2, 2), 0.5)), TypeError, "y_prob is a numpy.matrix"),
         ([0, 1], [["a", "b"], ["c", "d"]], TypeError, "y_prob must hold probabilities"),
-        ([0, 1], None, TypeError, "y_prob must hold probabilities"),
+        ([0, 1], None, TypeError, "y_prob must be an array, got None"),
+        (None, np.full((2, 2), 0.5), TypeError, "y_true must be an array, got None"),
+        ([0, 1], sparse.csr_matrix(np.eye(2)), TypeError, "y_prob is sparse; pass y_prob.toarray"),
+        ([0, 1], np.eye(2, dtype=np.longdouble), TypeError, "y_prob must hold probabilities, got dtype"),
+        ([0, 1], np.eye(2, dtype=object), TypeError, "y_prob must hold probabilities, got dtype object"),
+        ([0, 1], np.eye(2) * 1j, TypeError, "y_prob must hold probabilities, got dtype complex128"),
         ([0.5, 1], np.full((2, 2), 0.5), ValueError, r"y_true\[0\] is 0\.5; classes are whole numbers"),
         ([0, np.nan], np.full((2, 2), 0.5), ValueError, r"y_true\[1\] is nan"),
         ([0.2, 0.7], [0, 1], ValueError, "The labels come first"),
@@ -265,6 +270,8 @@ def test_arrays_of_other_libraries():
     for f in ERRORS:
         assert f(pd.Series(y), pd.DataFrame(p)) == f(y, p)
         assert f(pd.Series(np.array(["a", "b", "c"])[y]), pd.DataFrame(p), labels=pd.Index(["a", "b", "c"])) == f(y, p)
+        assert f(pd.Series(y, dtype="Int64"), pd.DataFrame(p).astype("Float64")) == f(y, p)
+        assert f(pd.Series(y).map(dict(enumerate("abc"))).astype("category"), p) == f(y, p)
     torch = pytest.importorskip("torch")
     for f in ERRORS:
         assert f(torch.tensor(y), torch.tensor(p), sample_weight=torch.ones(30)) == f(y, p)

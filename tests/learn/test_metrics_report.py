@@ -196,9 +196,21 @@ def test_weights_are_repetitions(iris):
     for one, other in zip(ours["columns"], repeated["columns"]):
         assert one.pop("name") == other.pop("name")
         assert one == pytest.approx(other, rel=1e-9)
+    assert f"75 rows of total weight {w.sum()}, 3 classes" in str(metrics.evaluate(model, X, y, sample_weight=w))
     for sample_weight in ([1.0], -w, np.full(len(y), np.nan)):
         with pytest.raises(ValueError, match="sample_weight"):
             metrics.evaluate(model, X, y, sample_weight=sample_weight)
+
+
+def test_one_class():
+    X = np.zeros((5, 1))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        report = metrics.evaluate(DummyClassifier().fit(X, X[:, 0]), X, X[:, 0])
+        report.to_json()
+    figures = report.to_dict()
+    assert (figures["roc_auc"], figures["macro_f1"], figures["confusion_matrix"]) == (None, 1, [[5]])
+    assert figures["before"]["log_loss"] < 1e-15
 
 
 # The columns of the calibration table

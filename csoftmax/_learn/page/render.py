@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..._runtime.optional import UnusableError, load
-from ..formatting import escape_controls
+from ..report_text import escape_controls
 from . import pictures, tables
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..formatting import escape_controls, format_number, format_scores, measure_width
+from ..report_text import describe_weight, escape_controls, format_number, format_scores, measure_width
 
 Figures = Mapping[str, Any]
 
@@ -150,7 +150,9 @@ def make_cards(f: Figures) -> list[Card]:
     for key in ("log_loss", "ece", "smooth_ece"):
         cards.append(Card(PROBABILITY_FIGURES[key][0], format_number(last[key]), where, _compare(f, key, True)))
     cards.append(Card("macro F1", format_number(f["macro_f1"]), "every class counts the same"))
-    cards.append(Card("rows", format_count(f["rows"]), f"in {format_count(len(f['classes']))} classes"))
+    k = len(f["classes"])
+    note = f"in {format_count(k)} {'class' if k == 1 else 'classes'}{describe_weight(f).replace(' of', ',')}"
+    cards.append(Card("rows", format_count(f["rows"]), note))
     return cards
 
 
