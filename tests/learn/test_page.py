@@ -6,7 +6,9 @@ import io
 import pickle
 import re
 import sys
+import tomllib
 import warnings
+from pathlib import Path, PurePath
 from xml.etree import ElementTree
 
 import numpy as np
@@ -282,6 +284,8 @@ def test_colours_follow_the_page(tmp_path):
     assert len(read_svgs(page)) == 2
     for svg in read_svgs(page):
         assert not re.search(r"#[0-9a-f]{6}", svg)
+        assert not re.search(r"font-family|font:", svg)  # the page's font
+        assert re.search(r"font-size: \d", svg)
         assert {"ink", "muted", "blue", "orange"} <= set(re.findall(r"var\(--cs-(\w+)\)", svg))
     style = page[: page.index("</style>")]
     assert "prefers-color-scheme: dark" in style
@@ -445,6 +449,15 @@ def test_missing_packages(missing, tmp_path, monkeypatch):
     else:
         assert "<svg" not in short
         assert f"{report.to_dict()['accuracy']:.4f}" in short
+
+
+def test_templates_are_in_the_wheel():
+    """Every file that the loader finds matches a pattern of the package's data."""
+    pyproject = Path(__file__).parents[2] / "pyproject.toml"
+    patterns = tomllib.loads(pyproject.read_text(encoding="utf-8"))["tool"]["setuptools"]["package-data"]["*"]
+    names = _load_templates().list_templates()
+    assert {"page.html.jinja", "notebook.html.jinja", "page.css"} <= set(names)
+    assert all(any(PurePath("templates", name).match(pattern) for pattern in patterns) for name in names)
 
 
 def test_long_losses_stay_small():

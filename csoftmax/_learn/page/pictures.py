@@ -97,7 +97,9 @@ def _clean_svg(text: str, label: str) -> str:
         if element.get("id") not in used:
             element.attrib.pop("id", None)
         if (style := element.get("style")) is not None:
+            # the page's font; versions of matplotlib write the font as one property or as several
             style = re.sub(r"font: (?:[\w.]+ )*?([\d.]+px) [^;]*", r"font-size: \1", style)
+            style = re.sub(r"font-family: [^;]*;? ?", "", style)
             element.set("style", re.sub(r"#0[1-5]0[1-5]0[1-5]", _use_variable, style))
         element.tail = None
         if element.text is not None and not element.text.strip():
