@@ -345,6 +345,14 @@ def test_large_problems_hold_rows_out(monkeypatch):
     assert SoftmaxRegression(penalty_l2="auto", max_epochs=500).fit(X, y).penalty_l2_ > 0
 
 
+@pytest.mark.parametrize("limit", ["MAX_PARAMETERS", "MAX_MULTIPLICATIONS", "MAX_COVARIANCES", "MAX_FACTORS"])
+def test_limits_of_leaving_out(limit, monkeypatch):
+    X, y, weight, problem = make_problem("all")
+    monkeypatch.setattr(penalty, limit, 1)
+    monkeypatch.setattr(penalty, "LeftOut", None)
+    assert penalty.choose(X, y, weight, problem, len(y)).penalty > 0
+
+
 def test_noise_gets_a_large_penalty_and_separable_rows_a_small_one():
     rng = np.random.default_rng(0)
     X, y = rng.normal(size=(200, 10)), rng.integers(0, 3, 200)
