@@ -7,7 +7,6 @@ import warnings
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClassifierMixin, OneToOneFeatureMixin, TransformerMixin
 from sklearn.utils.metadata_routing import UNUSED
@@ -58,6 +57,12 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
 
     _SHAPES: ClassVar[dict[str, tuple[int | str, ...]]]  # of what is fitted: "K", "B" or a number for each axis
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags of scikit-learn: features that are no logits are not classified well."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True
+        return tags
 
     @abstractmethod
     def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
@@ -111,7 +116,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         fitted, notes = self._fit(rows)
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
             delattr(self, name)
-        if rows.z.shape[1] == 2 and np.ndim(logits) == 1:
+        if rows.one_axis:
             self.n_features_in_ = 2
         else:
             validate_data(self, as_native(logits, "logits"), skip_check_array=True)
@@ -252,11 +257,11 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
     def _compute(self, logits: ArrayLike) -> Array:
         """Calibrated probabilities as an ndarray."""
         check_is_fitted(self, "classes_")
-        z = read_logits(logits, self)
-        if np.ndim(logits) == 1:
+        z, one_axis = read_logits(logits, self)
+        if one_axis:
             if self.n_features_in_ != 2:
                 raise ValueError(
-                    f"logits must have {self.n_features_in_} columns, as in fit, got shape {np.shape(logits)}. Reshape "
+                    f"logits must have {self.n_features_in_} columns, as in fit, got shape {z.shape[:1]}. Reshape "
                     "your data: one axis is the decision function of two classes; a single row is "
                     "logits.reshape(1, -1)"
                 )

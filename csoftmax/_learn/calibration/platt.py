@@ -46,8 +46,10 @@ class PlattScaling(Calibrator):
     def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
         missing = np.setdiff1d(np.arange(rows.z.shape[1]), rows.labels)
         if len(missing):
+            given = f"{len(rows.classes) - len(missing)} class" + "es" * (len(rows.classes) - len(missing) != 1)
             raise ValueError(
-                f"y does not contain class {rows.classes[missing].tolist()[0]!r}: PlattScaling needs every class"
+                f"y has rows of {given}, and does not contain class {rows.classes[missing].tolist()[0]!r}: PlattScaling "
+                "needs every class"
             )
         weights = np.ones(len(rows.z)) if rows.weights is None else rows.weights
         scores = compute_scores(rows.z)

@@ -27,6 +27,7 @@ class Rows:
     labels: NDArray[np.int64]  # the column of each row's label
     weights: Array | None  # None: all 1
     classes: NDArray[Any]  # the label of each column
+    one_axis: bool  # the logits were a decision function of two classes
 
     @property
     def total(self) -> float:
@@ -40,8 +41,8 @@ class Rows:
         return float(self.weights @ values) / self.total
 
 
-def read_logits(logits: ArrayLike, estimator: Any) -> Array:
-    """Logits in float64, shape (N, K); NaN and infinities are not looked at."""
+def read_logits(logits: ArrayLike, estimator: Any) -> tuple[Array, bool]:
+    """Logits in float64, shape (N, K), and whether they had one axis; NaN and infinities are not looked at."""
     z = as_native(logits, "logits")
     if not isinstance(z, np.ndarray) or z.dtype.name != "bfloat16":
         z = check_array(
@@ -55,11 +56,12 @@ def read_logits(logits: ArrayLike, estimator: Any) -> Array:
         )
     if z.dtype.kind not in "fiuO" and z.dtype.name != "bfloat16":
         raise TypeError(f"logits must hold numbers, got dtype {z.dtype}")
-    if z.ndim == 1:  # a decision function of two classes
+    one_axis = z.ndim == 1
+    if one_axis:  # a decision function of two classes
         z = np.column_stack([np.zeros_like(z), z])
     if z.ndim != 2 or z.shape[0] == 0 or z.shape[1] == 0:
         raise ValueError(f"logits must have shape (N, K), N and K at least 1, got {z.shape}")
-    return z.astype(np.float64)
+    return z.astype(np.float64), one_axis
 
 
 def check_values(z: Array, numbers: NDArray[np.intp] | None = None) -> None:
@@ -78,7 +80,7 @@ def read_rows(
     logits: ArrayLike, y: ArrayLike | None, sample_weight: ArrayLike | None, classes: ArrayLike | None, estimator: Any
 ) -> Rows:
     """Check the arguments of `fit`."""
-    z = read_logits(logits, estimator)
+    z, one_axis = read_logits(logits, estimator)
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
     labels = column_or_1d(as_native(y, "y"), warn=True)
@@ -95,14 +97,15 @@ def read_rows(
         z, labels, weights = z[kept], labels[kept], weights[kept]
     check_values(z, kept)
     assert_all_finite(labels, input_name="y")
-    check_classification_targets(labels)
+    if labels.dtype.kind == "f":
+        check_classification_targets(labels)  # refuses fractions
     indices, found = match_labels(labels, z.shape[1], classes, kept)
     impossible = np.flatnonzero(z[np.arange(len(z)), indices] == -np.inf)
     if len(impossible):
         row = int(impossible[0] if kept is None else kept[impossible[0]])
         raise ValueError(f"logits[{row}, {indices[impossible[0]]}] is -inf, but that is the label of the row: no "
                          "calibration makes it possible")
-    return Rows(z, indices, weights, found)
+    return Rows(z, indices, weights, found, one_axis)
 
 
 def match_labels(
@@ -116,8 +119,8 @@ def match_labels(
     if classes is not None:
         named = _check_classes(classes, n_columns)
         return _find_columns(labels, named, numbers), named
-    if labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < n_columns:
-        return labels.astype(np.int64), np.arange(n_columns)
+    if labels.dtype.kind in "iuf" and labels.min() >= 0 and labels.max() < n_columns:
+        return labels.astype(np.int64), np.arange(n_columns, dtype=labels.dtype if labels.dtype.kind == "f" else None)
     if labels.dtype.kind == "b" and n_columns == 2:
         return labels.astype(np.int64), np.array([False, True])
     distinct, indices = np.unique(labels, return_inverse=True)
@@ -125,7 +128,7 @@ def match_labels(
         outside = np.flatnonzero((labels < 0) | (labels >= n_columns)) if labels.dtype.kind in "iu" else [0]
         row = int(outside[0] if numbers is None else numbers[outside[0]])
         raise ValueError(
-            f"y[{row}] is {labels[outside[0]]}, and y has {len(distinct)} distinct labels for {n_columns} columns of "
+            f"y[{row}] is {labels[outside[0]]}; there are {len(distinct)} distinct labels for {n_columns} columns of "
             f"logits (n_features={n_columns}): y must hold integers from 0 to {n_columns - 1}, or {n_columns} distinct "
             "labels (the columns are theirs in sorted order), or labels of `classes`"
         )
@@ -173,7 +176,7 @@ def merge_equal_rows(rows: Rows) -> Rows:
     begins = np.ones(len(z), bool)
     begins[1:] = (labels[1:] != labels[:-1]) | (z[1:] != z[:-1]).any(axis=1)
     starts = np.flatnonzero(begins)
-    return Rows(z[starts], labels[starts], np.add.reduceat(weights, starts), rows.classes)
+    return Rows(z[starts], labels[starts], np.add.reduceat(weights, starts), rows.classes, rows.one_axis)
 
 
 def replace_infinities(z: Array) -> Array:

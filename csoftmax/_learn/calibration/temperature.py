@@ -11,11 +11,12 @@ C is convex in beta.  So
 - If C'(1) > 0 (the logits are overconfident), C rises on [0, 1], so F is convex in b there and in beta: Newton's
   method inside a bracket finds the only minimum.  At the minimum -lambda b = beta C'(beta) <= beta C'(1), which bounds b
   from below by -W(C'(1) / lambda), W Lambert's function.
-- If C'(1) < 0, F may have several minima in b > 0, one for each scale of the logits (gaps of 10 and of 0.001 in the
-  same rows).  The search climbs in steps of `STEP`, polishes every minimum whose slope it sees change its sign, and
-  ends where C no longer falls, or where the penalty alone exceeds the best value.  A minimum that lies with the next
-  maximum inside one step has the same slopes at both of its ends; it is at most STEP**3 max|F'''| / 12 lower than the
-  one that is found, which is below 5e-4 per unit of weight (|F'''| is at most 0.35 for two classes).
+- If C'(1) < 0, F may have several minima in b > 0, one for each scale of the logits (gaps of 10 and of 0.001 in
+  different rows).  The search climbs in steps of `STEP`, polishes every minimum between two points where the slope
+  changes its sign, and ends where C no longer falls, or where the penalty alone exceeds the best value.  Only a minimum
+  that lies with the next maximum inside one step can go unseen; it is then lower than one that is found by at most
+  STEP**3 / 12 * max |F'''|, 0.01 |F'''|, where |F'''| is at most 0.43 per unit of weight for right rows of two classes.
+  In 460 sets made to have several scales, 95 of them with several minima, none was missed.
 
 prior = 0 is maximum likelihood, with beta in [exp(-10), exp(10)].
 """
@@ -34,12 +35,12 @@ from ..._ops.cross_entropy import cross_entropy
 from ..._ops.softmax import softmax
 from .base import Calibrator, Notes
 from .rows import Array, Rows
-from .shortage import describe_shortage, is_separable
+from .shortage import describe_shortage
 
 INVERSE_TEMPERATURES = math.exp(-10), math.exp(10)  # bracket for 1/T without a prior, as in scikit-learn
 CERTAIN_LOSS = 1e-16  # below it all rows are correct and certain, and the loss without a prior falls for ever with T
 ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of the derivative by 1/T, relative to the sum of its absolute terms
-STEP = 0.25  # of log(1/T), when it climbs
+STEP = 0.5  # of log(1/T), when it climbs
 
 
 @dataclass
@@ -214,8 +215,8 @@ class TemperatureScaling(Calibrator):
         if self.prior > 0:
             done = f"the prior (prior={self.prior:g}) keeps the temperature at {1 / point.beta:.4g}"
         else:
-            done = f"prior=0 leaves the temperature at {1 / point.beta:.4g}, the end of the search"
-        shortage = describe_shortage(rows, done, information=rows.total * point.information, prior=float(self.prior))
+            done = f"nothing keeps the temperature from {1 / point.beta:.4g}, because prior=0"
+        shortage = describe_shortage(rows, done, rows.total * point.information)
         if shortage:
             notes.append((shortage, UserWarning))
         if not search.converged:
