@@ -344,8 +344,6 @@ def test_files_that_are_refused(kind, tmp_path):
         else:
             bad = arrays, header | {"numbers": {}}
         store.write(path, kind.__name__, *bad)
-        if shape == ("B",) and name == "confidences":
-            continue
         with pytest.raises(ValueError, match="cannot be read"):
             kind.load(path)
     with pytest.raises(FileNotFoundError):
@@ -360,7 +358,7 @@ def test_warnings_about_rows(kind):
     """Rows that are all right, and rows that are few, are named; ordinary ones are not (warnings are errors here)."""
     z, y = draw(60)
     kind().fit(z, y)
-    right = z[:30] + 6 * np.eye(3)[y[:30]] * 10
+    right = np.clip(z[:30], -2, 2) + 5 * np.eye(3)[y[:30]]
     with pytest.warns(UserWarning, match="all 30 held-out rows are right.*hold out more rows") as caught:
         model = kind().fit(right, y[:30])
     assert caught[0].filename == __file__
@@ -370,7 +368,7 @@ def test_warnings_about_rows(kind):
         warnings.filterwarnings("ignore", "all .* held-out rows", UserWarning)
         kind().fit(right, y[:30])
     p = model.transform(right)
-    assert ((p > 0) & (p < 1)).all() or (p.max(axis=1) < 1).any()
+    assert ((p > 0) & (p < 1)).all()
     if kind is calibration.TemperatureScaling:
         with pytest.warns(UserWarning, match=r"the prior \(prior=1\) keeps the temperature at"):
             kind().fit(right, y[:30])
@@ -426,18 +424,15 @@ def test_calibration_does_not_ruin_a_model():
 @pytest.mark.filterwarnings(SHORT)
 @pytest.mark.parametrize("kind", ALL)
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 10])
-def test_tiny_sets_leave_finite_losses(kind, n):
-    """Rows of three classes, right or wrong, near and far: no new label is impossible, and no loss is large."""
+def test_tiny_sets_make_no_label_impossible(kind, n):
+    """Rows of three classes, right or wrong, near and far."""
     rng = np.random.default_rng(n)
     for scale in (0.1, 3, 20):
-        z = rng.normal(size=(n, 3)) * scale
-        z_new = rng.normal(size=(100, 3)) * scale
+        z, z_new = rng.normal(size=(n, 3)) * scale, rng.normal(size=(100, 3)) * scale
         for y in (z.argmax(axis=1), z.argmin(axis=1), rng.integers(0, 3, n)):
-            if kind is calibration.PlattScaling:
-                z, y = np.concatenate([z, np.eye(3)]), np.concatenate([y, np.arange(3)])
-            p = kind().fit(z, y).transform(z_new)
-            assert np.isfinite(p).all()
-            if scale < 20:
-                assert p.min() > 1e-12
-
-
+            every_class = np.concatenate([y, np.arange(3)])  # as Platt scaling needs
+            p = kind().fit(np.concatenate([z, np.eye(3)]), every_class).transform(z_new)
+            assert p.sum(axis=1) == pytest.approx(1, rel=1e-14)
+            assert p.min() > 0
+            if kind is not calibration.PlattScaling:
+                assert kind().fit(z, y).transform(z_new).min() > 0

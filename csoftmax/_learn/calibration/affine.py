@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.optimize import minimize
@@ -32,7 +32,7 @@ class Affine(Calibrator):
     intercept_: Array
     max_iter: int
     tol: float
-    _SHAPES = {"temperature": (), "coef": ("K", "K"), "intercept": ("K",)}  # noqa: RUF012
+    _SHAPES: ClassVar = {"temperature": (), "coef": ("K", "K"), "intercept": ("K",)}
 
     def _features(self, z: Array, temperature: float) -> Array:
         return replace_infinities(z / temperature)

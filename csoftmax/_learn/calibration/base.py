@@ -34,7 +34,7 @@ class _Outputs(TransformerMixin):
         return accept_foreign(self._compute)(X)  # type: ignore[attr-defined]
 
 
-class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator, ABC, auto_wrap_output_keys=None):
+class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator, ABC, auto_wrap_output_keys=None):  # type: ignore[call-arg]
     """Base class of calibrators."""
 
     n_classes_: int
@@ -56,7 +56,8 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         def set_params(self, **params: Any) -> Self: ...
         def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
 
-    _SHAPES: ClassVar[dict[str, tuple[int | str, ...]]]  # of what is fitted: "K", "B" or a number for each axis
+    # Shapes of what is fitted: () is a number, "K" the columns, "S" the same but 1 for two columns, "B" any length.
+    _SHAPES: ClassVar[dict[str, tuple[str, ...]]]
 
     def __sklearn_tags__(self) -> Any:
         """Tags of scikit-learn: features that are no logits are not classified well."""
@@ -121,7 +122,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         else:
             validate_data(self, as_native(logits, "logits"), skip_check_array=True)
         self.classes_, self.n_classes_ = rows.classes, rows.z.shape[1]
-        vars(self).update(fitted)
+        self.__dict__.update(fitted)
         for message, category in notes:
             warnings.warn(message, category, stacklevel=2)
         return self

@@ -51,19 +51,22 @@ def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
     need(isinstance(given, dict) and set(given) <= set(known), "the parameters do not belong to this class")
     calibrator = cls(**{name: from_json(value) for name, value in header["parameters"].items()})
     calibrator._check_parameters()
-    lengths: dict[int | str, int] = {"K": len(classes)}
+    lengths: dict[str, int] = {"K": len(classes), "S": 1 if len(classes) == 2 else len(classes)}
     for name, shape in cls._SHAPES.items():
+        value: Any
         if shape:
             need(name in arrays, f"{name} is missing")
             value = arrays[name]
             need(value.dtype == np.float64 and np.isfinite(value).all(), f"{name} has dtype {value.dtype}, or NaN")
             if len(value.shape) == len(shape):
-                lengths |= {axis: n for axis, n in zip(shape, value.shape) if isinstance(axis, str) and axis != "K"}
-            expected = tuple(axis if isinstance(axis, int) else lengths.get(axis) for axis in shape)
+                for axis, n in zip(shape, value.shape):
+                    lengths.setdefault(axis, n)
+            expected = tuple(lengths.get(axis) for axis in shape)
             need(value.shape == expected, f"{name} has shape {value.shape}; there are {len(classes)} classes")
         else:
-            value = float(header["numbers"][name])
+            value = np.float64(header["numbers"][name])
             need(np.isfinite(value), f"{name} is {value}")
+            value = float(value)
         setattr(calibrator, f"{name}_", value)
     history = header.get("history")
     need(isinstance(history, list) and all(isinstance(entry, dict) for entry in history), "history is no list of dicts")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from sklearn.isotonic import IsotonicRegression
@@ -43,7 +43,7 @@ class IsotonicCalibration(Calibrator):
 
     confidences_: Array
     accuracies_: Array
-    _SHAPES = {"confidences": ("B",), "accuracies": ("B",)}  # noqa: RUF012
+    _SHAPES: ClassVar = {"confidences": ("B",), "accuracies": ("B",)}
 
     def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
         p = softmax(rows.z)

@@ -136,9 +136,9 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
 
     if TYPE_CHECKING:  # scikit-learn's methods, which have no types there
 
-        def get_params(self, deep: bool = True) -> dict[str, Any]: ...  # noqa: D102
-        def set_params(self, **params: Any) -> Self: ...  # noqa: D102
-        def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...  # noqa: D102
+        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+        def set_params(self, **params: Any) -> Self: ...
+        def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
 
     def __init__(
         self,
@@ -204,28 +204,28 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}")
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        X, y = indexable(as_native(X, "X"), as_native(y, "y"))
-        y = column_or_1d(y, warn=True)
-        assert_all_finite(y, input_name="y")
-        check_classification_targets(y)
+        X, labels = indexable(as_native(X, "X"), as_native(y, "y"))
+        labels = column_or_1d(labels, warn=True)
+        assert_all_finite(labels, input_name="y")
+        check_classification_targets(labels)
         weights = None
         if sample_weight is not None:
             sample_weight = as_native(sample_weight, "sample_weight")
-            weights = check_sample_weight(sample_weight, np.empty((len(y), 1)))
+            weights = check_sample_weight(sample_weight, np.empty((len(labels), 1)))
         if isinstance(self.cv, str):
             if self.cv != "prefit":
                 raise ValueError(f'cv must be an int, a splitter, an iterable of splits or "prefit", got {self.cv!r}')
             check_is_fitted(self.estimator)
             estimator, classes = self.estimator, np.asarray(self.estimator.classes_)
-            scores, labels = compute_scores(estimator, X, len(classes)), y
+            scores = compute_scores(estimator, X, len(classes))
         else:
             fit_params, split_params = self._route(sample_weight, params)
-            classes = LabelEncoder().fit(y if weights is None else y[weights > 0]).classes_
-            splits = list(check_cv(self.cv, y, classifier=True).split(X, y, **split_params))
-            rows, scores, shares = self._cross_fit(X, y, weights, classes, splits, fit_params)
-            everything = np.arange(len(y)) if weights is None else np.flatnonzero(weights)
-            estimator = self._fit_part(X, y, everything, fit_params)
-            labels, weights = y[rows], shares
+            kept = np.arange(len(labels)) if weights is None else np.flatnonzero(weights)
+            classes = LabelEncoder().fit(labels[kept]).classes_
+            splits = list(check_cv(self.cv, labels, classifier=True).split(X, labels, **split_params))
+            rows, scores, shares = self._cross_fit(X, labels, weights, classes, splits, fit_params)
+            estimator = self._fit_part(X, labels, kept, fit_params)
+            labels, weights = labels[rows], shares
         calibrator = METHODS[self.method]()
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -291,7 +291,9 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if not rows:
             raise ValueError(
                 f"cv={self.cv!r} leaves no rows to calibrate with: the training rows of every part lack a class (such "
-                f"as {lacking[0]!r}), or there are no test rows" if lacking else f"cv={self.cv!r} has no test rows"
+                f"as {lacking[0]!r}), or there are no test rows"
+                if lacking
+                else f"cv={self.cv!r} has no test rows"
             )
         if lacking:
             warnings.warn(

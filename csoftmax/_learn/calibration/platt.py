@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import expit
@@ -41,15 +41,15 @@ class PlattScaling(Calibrator):
 
     coef_: Array
     intercept_: Array
-    _SHAPES = {"coef": ("S",), "intercept": ("S",)}  # noqa: RUF012
+    _SHAPES: ClassVar = {"coef": ("S",), "intercept": ("S",)}
 
     def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
         missing = np.setdiff1d(np.arange(rows.z.shape[1]), rows.labels)
         if len(missing):
             given = f"{len(rows.classes) - len(missing)} class" + "es" * (len(rows.classes) - len(missing) != 1)
             raise ValueError(
-                f"y has rows of {given}, and does not contain class {rows.classes[missing].tolist()[0]!r}: PlattScaling "
-                "needs every class"
+                f"y has rows of {given}, and does not contain class {rows.classes[missing].tolist()[0]!r}: "
+                "PlattScaling needs every class"
             )
         weights = np.ones(len(rows.z)) if rows.weights is None else rows.weights
         scores = compute_scores(rows.z)
@@ -108,7 +108,7 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
         return float(weights @ (np.logaddexp(0, f) - target * f))
 
     loss, number = measure(u), 0
-    for number in range(1, MAX_STEPS + 1):
+    for number in range(1, MAX_STEPS + 1):  # noqa: B007 - it is returned
         p = expit(u @ x)
         gradient = x @ (weights * (p - target))
         hessian = (x * (weights * p * (1 - p))) @ x.T + RIDGE * np.eye(2)

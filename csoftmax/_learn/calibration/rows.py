@@ -103,8 +103,10 @@ def read_rows(
     impossible = np.flatnonzero(z[np.arange(len(z)), indices] == -np.inf)
     if len(impossible):
         row = int(impossible[0] if kept is None else kept[impossible[0]])
-        raise ValueError(f"logits[{row}, {indices[impossible[0]]}] is -inf, but that is the label of the row: no "
-                         "calibration makes it possible")
+        raise ValueError(
+            f"logits[{row}, {indices[impossible[0]]}] is -inf, but that is the label of the row: no "
+            "calibration makes it possible"
+        )
     return Rows(z, indices, weights, found, one_axis)
 
 
@@ -119,11 +121,16 @@ def match_labels(
     if classes is not None:
         named = _check_classes(classes, n_columns)
         return _find_columns(labels, named, numbers), named
-    if labels.dtype.kind in "iuf" and labels.min() >= 0 and labels.max() < n_columns:
-        return labels.astype(np.int64), np.arange(n_columns, dtype=labels.dtype if labels.dtype.kind == "f" else None)
+    if labels.dtype.kind == "O":
+        plain = np.array(labels.tolist())
+        labels = plain if plain.dtype.kind in "iu" else labels
+    if labels.dtype.kind in "iu" and labels.min() >= 0 and labels.max() < n_columns:
+        return labels.astype(np.int64), np.arange(n_columns)
     if labels.dtype.kind == "b" and n_columns == 2:
         return labels.astype(np.int64), np.array([False, True])
     distinct, indices = np.unique(labels, return_inverse=True)
+    if distinct.dtype.kind == "f" and len(distinct) > 1 and distinct[0] >= 0 and distinct[-1] < n_columns:
+        return labels.astype(np.int64), np.arange(n_columns, dtype=distinct.dtype)  # whole numbers, as every float here
     if len(distinct) != n_columns:
         outside = np.flatnonzero((labels < 0) | (labels >= n_columns)) if labels.dtype.kind in "iu" else [0]
         row = int(outside[0] if numbers is None else numbers[outside[0]])
@@ -148,9 +155,7 @@ def _check_classes(classes: ArrayLike, n_columns: int) -> NDArray[Any]:
     return named
 
 
-def _find_columns(
-    labels: NDArray[Any], classes: NDArray[Any], numbers: NDArray[np.intp] | None
-) -> NDArray[np.int64]:
+def _find_columns(labels: NDArray[Any], classes: NDArray[Any], numbers: NDArray[np.intp] | None) -> NDArray[np.int64]:
     """The column of each label among classes in any order."""
     if (labels.dtype.kind in "OUS") != (classes.dtype.kind in "OUS"):
         unknown = np.arange(1)  # text is never equal to a number

@@ -9,8 +9,8 @@ C is convex in beta.  So
 
 - F has its minimum between b = 0 and the minimum of C: outside, both terms rise.
 - If C'(1) > 0 (the logits are overconfident), C rises on [0, 1], so F is convex in b there and in beta: Newton's
-  method inside a bracket finds the only minimum.  At the minimum -lambda b = beta C'(beta) <= beta C'(1), which bounds b
-  from below by -W(C'(1) / lambda), W Lambert's function.
+  method inside a bracket finds the only minimum.  At the minimum -lambda b = beta C'(beta) <= beta C'(1), which
+  bounds b from below by -W(C'(1) / lambda), W Lambert's function.
 - If C'(1) < 0, F may have several minima in b > 0, one for each scale of the logits (gaps of 10 and of 0.001 in
   different rows).  The search climbs in steps of `STEP`, polishes every minimum between two points where the slope
   changes its sign, and ends where C no longer falls, or where the penalty alone exceeds the best value.  Only a minimum
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import lambertw
@@ -127,8 +127,9 @@ class Search:
             if lower.first < 0 <= upper.first:
                 brackets.append((lower, upper))
             lower, best = upper, min(best, upper, key=lambda point: point.loss)
-        found = [self.polish(min(ends, key=lambda point: point.loss), *(point.beta for point in ends))
-                 for ends in brackets]
+        found = [
+            self.polish(min(ends, key=lambda point: point.loss), *(point.beta for point in ends)) for ends in brackets
+        ]
         chosen = min(found, key=lambda point: point.loss, default=best)
         if len(found) > 1:
             self.record(chosen)
@@ -202,7 +203,7 @@ class TemperatureScaling(Calibrator):
     """
 
     temperature_: float
-    _SHAPES = {"temperature": ()}  # noqa: RUF012
+    _SHAPES: ClassVar = {"temperature": ()}
 
     def __init__(self, *, prior: float = 1.0, max_iter: int = 100) -> None:
         self.prior = prior
