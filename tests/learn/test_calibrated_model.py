@@ -214,7 +214,7 @@ def test_sparse_frames_text_and_tensors():
     model = CalibratedModel(inner, cv=3).fit(frame, pd.Series(y, index=frame.index))
     assert np.allclose(model.predict_proba(frame), p, atol=1e-8)
     assert model.feature_names_in_.tolist() == list("abcd")
-    words = [["red apple", "green pear"][label > 0] + f" {i % 7}" for i, label in enumerate(y)]
+    words = [["red apple", "green pear"][int(label > 0)] + f" {i % 7}" for i, label in enumerate(y)]
     text = CalibratedModel(make_pipeline(CountVectorizer(), MultinomialNB()), cv=3).fit(words, y > 0)
     assert text.predict(["apple"]).tolist() == [False]
     torch = pytest.importorskip("torch")

@@ -172,15 +172,20 @@ def merge_equal_rows(rows: Rows) -> Rows:
     """Sorted rows, those with the same logits and label as one row with the sum of their weights.
 
     A row of weight 2 and a row that is there twice then give the same bits, in any order, also where an iterative
-    method would amplify different roundings.  Only the first eight columns are sorted by, which bounds the time; equal
-    rows that such ties keep apart are only not merged.
+    method would amplify different roundings.  Three columns are enough to sort by unless rows that differ agree in
+    them, which saves half of the time for ten columns.
     """
-    order = np.lexsort((*rows.z.T[:8], rows.labels))
-    z, labels = rows.z[order], rows.labels[order]
+    for columns in (3, rows.z.shape[1]):
+        order = np.lexsort((*rows.z.T[:columns], rows.labels))
+        z, labels = rows.z[order], rows.labels[order]
+        same_label = labels[1:] == labels[:-1]
+        same = same_label & (z[1:] == z[:-1]).all(axis=1)
+        if np.array_equal(same, same_label & (z[1:, :columns] == z[:-1, :columns]).all(axis=1)):
+            break
+    starts = np.flatnonzero(np.concatenate([[True], ~same]))
+    if len(starts) == len(z) and (rows.weights is None or (rows.weights == 1).all()):
+        return Rows(z, labels, None, rows.classes, rows.one_axis)
     weights = np.ones(len(z)) if rows.weights is None else rows.weights[order]
-    begins = np.ones(len(z), bool)
-    begins[1:] = (labels[1:] != labels[:-1]) | (z[1:] != z[:-1]).any(axis=1)
-    starts = np.flatnonzero(begins)
     return Rows(z[starts], labels[starts], np.add.reduceat(weights, starts), rows.classes, rows.one_axis)
 
 

@@ -199,7 +199,7 @@ class TemperatureScaling(Calibrator):
     >>> scaling.transform(logits)[0].round(6)
     array([0.75, 0.25])
     >>> TemperatureScaling().fit(logits, labels).transform(logits)[0].round(3)
-    array([0.754, 0.246])
+    array([0.753, 0.247])
     """
 
     temperature_: float
