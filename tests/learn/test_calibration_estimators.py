@@ -376,13 +376,6 @@ def test_warnings_about_rows(kind):
             kind(prior=0).fit(right, y[:30])
 
 
-def test_rows_that_say_nothing_about_the_temperature():
-    z, y = draw(60)
-    with pytest.warns(UserWarning, match="hardly tell one temperature from another"):
-        scaling = calibration.TemperatureScaling().fit(z * 1e-3, (y + 1) % 3)
-    assert 0.5 < scaling.temperature_ < 2
-
-
 def split_wine(seed):
     """A model with scikit-learn's default penalty, 30 calibration rows and the rest of wine."""
     X, y = load_wine(return_X_y=True)

@@ -64,9 +64,8 @@ def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
             expected = tuple(lengths.get(axis) for axis in shape)
             need(value.shape == expected, f"{name} has shape {value.shape}; there are {len(classes)} classes")
         else:
-            value = np.float64(header["numbers"][name])
-            need(np.isfinite(value), f"{name} is {value}")
-            value = float(value)
+            value = float(header["numbers"][name])
+            need(0 < value < np.inf, f"{name} is {value}")
         setattr(calibrator, f"{name}_", value)
     history = header.get("history")
     need(isinstance(history, list) and all(isinstance(entry, dict) for entry in history), "history is no list of dicts")

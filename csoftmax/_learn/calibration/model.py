@@ -37,6 +37,7 @@ METHODS: dict[str, type[Calibrator]] = {
     "platt": PlattScaling,
     "isotonic": IsotonicCalibration,
 }
+RESPONSES = ("decision_function", "predict_log_proba", "predict_proba")
 LEAST_PROBABILITY = 1e-12  # in place of an exact 0, as in scikit-learn
 
 
@@ -202,6 +203,8 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         if not isinstance(self.method, str) or self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}")
+        if not any(hasattr(self.estimator, name) for name in RESPONSES):
+            raise TypeError(f"estimator must have one of {', '.join(RESPONSES)}, got {self.estimator!r}")
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
         X, labels = indexable(as_native(X, "X"), as_native(y, "y"))

@@ -96,6 +96,8 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
     start = np.log((above + 1) / (below + 1))
     if total == 0:
         return 0.0, float(start), 0
+    peak = float(np.abs(score).max())  # squares of the largest numbers would overflow, the slope of the smallest too
+    score, peak = (score / peak, peak) if peak > 1e-290 else (np.zeros_like(score), 1.0)
     center = float(weights @ score) / total
     scale = np.sqrt(float(weights @ np.square(score - center)) / total)
     if not scale > 0:
@@ -121,4 +123,4 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
         while (candidate := measure(u + length * step)) > loss - 1e-4 * length * decrement and length > 1e-10:
             length /= 2
         u, loss = u + length * step, candidate
-    return float(u[0] / scale), float(u[1] - u[0] * center / scale), number
+    return float(u[0] / scale / peak), float(u[1] - u[0] * center / scale), number

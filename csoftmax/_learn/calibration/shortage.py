@@ -8,9 +8,6 @@ from .rows import Rows
 
 # With n rows, each fitted number costs about 1 / (2 n) of log loss on new rows: 0.05 with 10 rows.
 MIN_ROWS = 10
-# Fisher's information of all rows about log T that equals the precision of the default prior: with less, the prior
-# decides more than the rows do, and the standard error of log T is above 1.
-MIN_INFORMATION = 1.0
 
 
 def is_separable(rows: Rows) -> bool:
@@ -24,11 +21,8 @@ def is_separable(rows: Rows) -> bool:
     return bool((gaps >= 0).all() and ((gaps > 0) & (gaps < np.inf)).any())
 
 
-def describe_shortage(rows: Rows, done: str, information: float | None = None) -> str | None:
-    """The message of the warning, or None.
-
-    done: what keeps the result within bounds.  information: Fisher's information of the rows about log T.
-    """
+def describe_shortage(rows: Rows, done: str) -> str | None:
+    """The message of the warning, or None; done: what keeps the result within bounds."""
     count, remedy = len(rows.z), "hold out more rows"
     if rows.z.shape[1] == 1:
         return None
@@ -41,10 +35,5 @@ def describe_shortage(rows: Rows, done: str, information: float | None = None) -
         weight = "" if rows.weights is None else f", of total weight {rows.total:.4g},"
         return (
             f"{count} held-out rows{weight} are too few to calibrate with: fewer than {MIN_ROWS}. Here {done}; {remedy}"
-        )
-    if information is not None and information < MIN_INFORMATION:
-        return (
-            f"the {count} held-out rows are too few: they hardly tell one temperature from another (Fisher information "
-            f"about log T {information:.2g}, below {MIN_INFORMATION:g}). Here {done}; {remedy}"
         )
     return None

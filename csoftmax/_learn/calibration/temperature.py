@@ -53,7 +53,6 @@ class Point:
     first: float  # derivative of the objective by beta
     second: float
     rounding: float  # error of the first derivative
-    information: float  # beta**2 C''(beta): Fisher's information about log T, per unit of weight
 
 
 @dataclass
@@ -77,7 +76,8 @@ class Search:
         rows, mean = self.rows, self.rows.mean
         p = softmax(rows.z, temperature=1 / beta)
         expected = np.einsum("ij,ij->i", p, self.finite)
-        variance = np.einsum("ij,ij->i", p, np.square(self.finite - expected[:, None]))
+        with np.errstate(over="ignore"):  # of logits above 1e154: bisection takes over
+            variance = np.einsum("ij,ij->i", p, np.square(self.finite - expected[:, None]))
         # The mean of differences to the label's logit: nothing cancels where a row is nearly certain.
         slope = mean(np.einsum("ij,ij->i", p, self.above_label))
         size = mean(np.einsum("ij,ij->i", p, np.abs(self.above_label)))
@@ -89,9 +89,8 @@ class Search:
             + self.weight / 2 * b**2,
             slope=slope,
             first=slope + self.weight * b / beta,
-            second=curvature + self.weight * (1 - b) / beta**2,
+            second=curvature + self.weight * (1 - b) / beta / beta,
             rounding=ROUNDING * (size + self.weight * abs(b) / beta),
-            information=beta**2 * curvature,
         )
         self.record(point)
         return point
@@ -217,7 +216,7 @@ class TemperatureScaling(Calibrator):
             done = f"the prior (prior={self.prior:g}) keeps the temperature at {1 / point.beta:.4g}"
         else:
             done = f"nothing keeps the temperature from {1 / point.beta:.4g}, because prior=0"
-        shortage = describe_shortage(rows, done, rows.total * point.information)
+        shortage = describe_shortage(rows, done)
         if shortage:
             notes.append((shortage, UserWarning))
         if not search.converged:
