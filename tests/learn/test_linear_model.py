@@ -2,10 +2,12 @@
 
 import warnings
 
+import joblib
 import numpy as np
 import pytest
 import scipy
 import scipy.sparse as sp
+from sklearn import config_context
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_breast_cancer, load_digits, load_iris, load_wine
@@ -24,12 +26,26 @@ from csoftmax.class_weight import effective_number
 from csoftmax.linear_model import SoftmaxRegression
 
 
+SETTINGS = {
+    "lbfgs": {},
+    "lbfgs-early_stopping": {"early_stopping": True, "random_state": 0},
+    "adamw": {"solver": "adamw", "random_state": 0},
+    "adamw-batch_norm": {"solver": "adamw", "batch_norm": True, "random_state": 0},
+    "adamw-early_stopping": {"solver": "adamw", "early_stopping": True, "random_state": 0},
+    "adamw-effective_number": {"solver": "adamw", "class_weight": "effective_number", "random_state": 0},
+    "lbfgs-effective_number": {"class_weight": "effective_number"},
+}
+WEIGHTS_AS_REPETITION = "check_sample_weight_equivalence"
+
+
 def make_sklearn_checks():
     """Checks of scikit-learn; its parametrize_with_checks of 1.6 passes a generator, which pytest 9 refuses."""
-    for model in (SoftmaxRegression(), SoftmaxRegression(solver="adamw", random_state=0)):
-        for estimator, check in estimator_checks_generator(model):
+    for setting, options in SETTINGS.items():
+        for estimator, check in estimator_checks_generator(SoftmaxRegression(**options)):
             name = getattr(check, "func", check).__name__
-            yield pytest.param(estimator, check, id=f"{model.solver}-{name}")
+            if "early_stopping" in options and name.startswith(WEIGHTS_AS_REPETITION):
+                continue  # rows are held out whatever their weights, as by every estimator with early stopping
+            yield pytest.param(estimator, check, id=f"{setting}-{name}")
 
 
 @pytest.mark.parametrize(("estimator", "check"), list(make_sklearn_checks()))
@@ -148,6 +164,36 @@ def test_pipeline_search_and_calibration_of_sklearn():
     assert grid.best_params_["penalty_l2"] < 10
     calibrated = CalibratedClassifierCV(SoftmaxRegression(penalty_l2=1e-2), cv=3).fit(X, y)
     assert calibrated.score(X, y) > 0.9
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_estimator_in_parallel(setting):
+    """joblib's processes give the numbers of one process."""
+    X, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression(**{"max_epochs": 500, **SETTINGS[setting]})
+    pipeline = make_pipeline(StandardScaler(), model)
+    name = "softmaxregression__penalty_l2"
+    grids = [GridSearchCV(pipeline, {name: [1e-3, 1e-1]}, cv=2, n_jobs=jobs).fit(X, y) for jobs in (None, 2)]
+    assert np.array_equal(*(grid.cv_results_["mean_test_score"] for grid in grids))
+    assert np.array_equal(*(grid.best_estimator_[-1].coef_ for grid in grids))
+    threads = joblib.Parallel(2, backend="threading")(joblib.delayed(clone(model).fit)(X, y) for _ in range(3))
+    assert all(np.array_equal(fitted.coef_, threads[0].coef_) for fitted in threads)
+
+
+def test_metadata_routing():
+    """Sample weights reach the estimator inside a pipeline and a search, as in a plain fit."""
+    X, y = load_iris(return_X_y=True)
+    weights = np.linspace(0.1, 3, len(y))
+    with config_context(enable_metadata_routing=True):
+        model = SoftmaxRegression(penalty_l2=1e-2)
+        with pytest.raises(ValueError, match="sample_weight"):  # not requested and not refused
+            GridSearchCV(model, {}, cv=2).fit(X, y, sample_weight=weights)
+        model.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
+        search = GridSearchCV(make_pipeline(model), {"softmaxregression__penalty_l2": [1e-2]}, cv=2)
+        search.fit(X, y, sample_weight=weights)
+        expected = SoftmaxRegression(penalty_l2=1e-2).fit(X, y, weights)
+        assert np.array_equal(search.best_estimator_[-1].coef_, expected.coef_)
+        model.set_partial_fit_request(sample_weight=True, classes=True)
 
 
 def test_data_frames():
