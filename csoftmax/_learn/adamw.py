@@ -269,9 +269,10 @@ class Trainer:
         if not self.has_batch_norm:
             return coef, parameters.get("intercept")
         mean, variance = statistics or (to_host(self.mean), to_host(self.variance))
-        factor = parameters["gain"] / np.sqrt(variance + VARIANCE_FLOOR)
-        shift = parameters.get("shift", 0) - factor * mean
-        return (coef * factor[:, None]).astype(coef.dtype), shift.astype(coef.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller reports divergence
+            factor = parameters["gain"] / np.sqrt(variance + VARIANCE_FLOOR)
+            shift = parameters.get("shift", 0) - factor * mean
+            return (coef * factor[:, None]).astype(coef.dtype), shift.astype(coef.dtype)
 
 
 def compute_statistics(

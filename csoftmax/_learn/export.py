@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from . import store
+from .messages import show
 
 OPSET, IR_VERSION = 13, 7  # of 2021: every operator below has its present form, and older runtimes read the file
 
@@ -43,10 +44,12 @@ def make_onnx(model: Any, path: str | PathLike[str] | None) -> Any:
     from .._runtime.config import __version__
 
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
-    coef = (model.coef_.astype(np.float64) / model.temperature).astype(model.coef_.dtype)
-    intercept = (model.intercept_.astype(np.float64) / model.temperature).astype(model.coef_.dtype)
+    with np.errstate(over="ignore"):
+        coef, intercept = (
+            (a.astype(np.float64) / model.temperature).astype(model.coef_.dtype) for a in (model.coef_, model.intercept_)
+        )
     if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
-        raise ValueError(f"coef_ / temperature is not finite, temperature is {model.temperature!r}")
+        raise ValueError(f"coef_ / temperature is not finite, temperature is {show(model.temperature)}")
     k, d = coef.shape
     labels = _name_labels(model.classes_)
     real, kind = (helper.np_dtype_to_tensor_dtype(np.dtype(a.dtype)) for a in (coef, labels))

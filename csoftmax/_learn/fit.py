@@ -82,7 +82,7 @@ def prepare(
     check_classification_targets(y)
     weights = check_sample_weight(sample_weight, X)
     if weights is not None and not weights.any():
-        raise ValueError("sample_weight is 0 for every row: there is no class to learn")
+        raise ValueError("sample_weight is zero for every row: there is no class to learn")
     if not continues:
         forget(estimator)
         estimator.classes_ = LabelEncoder().fit(y).classes_

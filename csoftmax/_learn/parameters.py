@@ -5,6 +5,7 @@ Each function reads the parameters of the estimator that it is given, and change
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
 import sys
@@ -29,6 +30,11 @@ INITS = ("xavier", "zeros")
 CLASS_WEIGHTS = ("balanced", "effective_number")
 SWITCHES = ("fit_intercept", "early_stopping", "batch_norm", "warm_start")
 ADAMW_ONLY = {"batch_norm": False, "clip_norm": None, "clip_value": None, "output_learning_rate": None}
+
+# A minibatch may have no weight.  Older versions of scikit-learn allow it, and have no such parameter.
+ALLOW_ZERO: dict[str, Any] = {
+    name: True for name in inspect.signature(_check_sample_weight).parameters if name == "allow_all_zero_weights"
+}
 
 Rows = tuple[Any, NDArray[np.intp], NDArray[np.float64] | None]
 """X, class indices and sample weights."""
@@ -182,7 +188,7 @@ def check_sample_weight(sample_weight: ArrayLike | None, X: Any) -> NDArray[np.f
     if sample_weight is None:
         return None
     sample_weight = _as_plain_on_host(sample_weight, "sample_weight")
-    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True, **ALLOW_ZERO)
 
 
 def check_known_labels(y: ArrayLike, classes: NDArray[Any]) -> NDArray[np.intp]:

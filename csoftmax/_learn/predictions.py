@@ -85,6 +85,7 @@ def compute_margins(X: Any, model: Any) -> Any:
 
 def choose_labels(X: Any, model: Any) -> Any:
     """The result of `predict`: an array of X's library if the classes are numbers; no other library has strings."""
+    check_is_fitted(model, "coef_")
     if model.classes_.dtype.kind in "biuf":
         return _choose_labels(detach_unrecorded(X), model)
     return model.classes_[to_host(_compute_logits(X, model).argmax(axis=1))]

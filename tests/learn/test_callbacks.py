@@ -190,7 +190,7 @@ def test_sklearn_tasks_end_if_a_callback_stops_or_fails(data, setting):
 def test_sklearn_hooks_get_the_data(data):
     X, y = data
     names, weights = np.array(["a", "b", "c"])[y], np.arange(150.0)
-    for setting in SETTINGS[::2]:
+    for setting in (setting for setting in SETTINGS if "early_stopping" not in setting):
         record = Record()
         make_model(**setting).set_callbacks(record).fit(X, names, weights)
         for given in record.data:

@@ -35,17 +35,33 @@ SETTINGS = {
     "adamw-effective_number": {"solver": "adamw", "class_weight": "effective_number", "random_state": 0},
     "lbfgs-effective_number": {"class_weight": "effective_number"},
 }
-WEIGHTS_AS_REPETITION = "check_sample_weight_equivalence"
+PARTIAL_FIT = ("check_fit_score_takes_y", "check_n_features_in_after_fitting", "check_estimators_partial_fit_n_features")
+ROWS_ARE_HELD_OUT = "a row is held out or not, whatever its weight"
+PARTIAL_FIT_REFUSES = "partial_fit refuses what needs all rows: early_stopping, and class weights from frequencies"
+EXPECTED_TO_FAIL = {
+    "early_stopping": {
+        **dict.fromkeys(PARTIAL_FIT, PARTIAL_FIT_REFUSES),
+        "check_sample_weight_equivalence": ROWS_ARE_HELD_OUT,  # of scikit-learn 1.6
+        "check_sample_weight_equivalence_on_dense_data": ROWS_ARE_HELD_OUT,
+        "check_sample_weight_equivalence_on_sparse_data": ROWS_ARE_HELD_OUT,
+    },
+    "effective_number": dict.fromkeys(PARTIAL_FIT, PARTIAL_FIT_REFUSES),
+    "adamw-early_stopping": {
+        "check_class_weight_classifiers": "5 held-out rows, of weight 1000 or 1e-4, do not tell when to stop",
+    },
+}
 
 
 def make_sklearn_checks():
     """Checks of scikit-learn; its parametrize_with_checks of 1.6 passes a generator, which pytest 9 refuses."""
     for setting, options in SETTINGS.items():
+        reasons = {}
+        for part, expected in EXPECTED_TO_FAIL.items():
+            reasons.update(expected if part in setting else {})
         for estimator, check in estimator_checks_generator(SoftmaxRegression(**options)):
             name = getattr(check, "func", check).__name__
-            if "early_stopping" in options and name.startswith(WEIGHTS_AS_REPETITION):
-                continue  # rows are held out whatever their weights, as by every estimator with early stopping
-            yield pytest.param(estimator, check, id=f"{setting}-{name}")
+            marks = [pytest.mark.xfail(reason=reasons[name], strict=True)] if name in reasons else []
+            yield pytest.param(estimator, check, id=f"{setting}-{name}", marks=marks)
 
 
 @pytest.mark.parametrize(("estimator", "check"), list(make_sklearn_checks()))
