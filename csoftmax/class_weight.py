@@ -17,9 +17,7 @@ __all__ = ["effective_number", "inverse_frequency"]
 NORMALIZE = ("n_over_kn", "n_over_n", "max_over_n")
 
 
-def _count_classes(
-    y: ArrayLike, n_classes: int | None, sample_weight: ArrayLike | None = None
-) -> NDArray[np.float64]:
+def _count_classes(y: ArrayLike, n_classes: int | None, sample_weight: ArrayLike | None = None) -> NDArray[np.float64]:
     """Number of rows of each class, or the sum of their weights."""
     if isinstance(n_classes, bool | np.bool_):
         raise TypeError(f"n_classes must be an int of at least 1, got {show(n_classes)}")
@@ -43,9 +41,7 @@ def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...]) -> NDArray[
         raise ValueError(f"sample_weight has shape {weights.shape}, y has {shape}")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
     if len(bad):
-        raise ValueError(
-            f"sample_weight[{bad[0]}] is {show(weights[bad[0]])}; weights are finite and at least 0"
-        )
+        raise ValueError(f"sample_weight[{bad[0]}] is {show(weights[bad[0]])}; weights are finite and at least 0")
     return weights.astype(np.float64)
 
 

@@ -56,7 +56,7 @@ class BestEpoch:
             self.last_loss = math.inf
             return False
         for kept, new in zip(self.last, parameters):
-            if kept is not None:
+            if kept is not None and new is not None:
                 np.copyto(kept, new)
         self.last_epoch, self.last_loss = self.last_epoch + 1, mean_loss
         return True

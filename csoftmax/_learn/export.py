@@ -29,7 +29,9 @@ def _name_labels(classes: NDArray[Any]) -> NDArray[Any]:
     """The classes in one of the types that labels have in ONNX: int64, bool, double or string."""
     if classes.dtype.kind in "iu":
         if classes[-1] > np.iinfo(np.int64).max:
-            raise ValueError(f"classes_ has {classes[-1]}, which int64, the type of integer labels in ONNX, cannot hold")
+            raise ValueError(
+                f"classes_ has {classes[-1]}, which int64, the type of integers as labels in ONNX, cannot hold"
+            )
         return classes.astype(np.int64)
     if classes.dtype.kind == "b":
         return classes
@@ -46,7 +48,8 @@ def make_onnx(model: Any, path: str | PathLike[str] | None) -> Any:
     helper, numpy_helper = onnx.helper, onnx.numpy_helper
     with np.errstate(over="ignore"):
         coef, intercept = (
-            (a.astype(np.float64) / model.temperature).astype(model.coef_.dtype) for a in (model.coef_, model.intercept_)
+            (a.astype(np.float64) / model.temperature).astype(model.coef_.dtype)
+            for a in (model.coef_, model.intercept_)
         )
     if not (np.isfinite(coef).all() and np.isfinite(intercept).all()):
         raise ValueError(f"coef_ / temperature is not finite, temperature is {show(model.temperature)}")

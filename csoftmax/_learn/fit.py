@@ -27,11 +27,9 @@ from .monitor import Monitor, keep_parameters
 from .objective import Objective, Options, choose_block_rows, compute_logits, to_host
 from .parameters import (
     Rows,
-    check_classes,
     check_data,
     check_known_labels,
     check_parameters,
-    check_same_classes,
     check_sample_weight,
     choose_loss_options,
     choose_place,
@@ -228,24 +226,26 @@ def fit_adamw(
 def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> None:
     """Train on minibatches that parts() yields once an epoch; the trainer stays in the estimator."""
     monitor = Monitor(estimator, epochs)
-    best: BestEpoch | None = None
+    best: Any = None  # a BestEpoch, once the first minibatch has made the trainer
     with monitor:
         for epoch in range(epochs):
-            sums, batch = adamw.Sums(), None
+            sums = adamw.Sums()
             for batch in parts():
                 if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 3:
                     raise ValueError(f"batches must yield (X, y) or (X, y, sample_weight), got {type(batch).__name__}")
                 data = _check_minibatch(estimator, *batch)
                 best = best or BestEpoch(len(estimator.classes_), estimator._trainer.fold())
                 sums.add(step_minibatch(estimator, data))
-            if batch is None or best is None:
+            if sums.batches == 0:
                 raise ValueError(
                     f"batches yielded nothing in epoch {epoch + 1}: an iterator is exhausted after one epoch; pass "
                     "a callable that returns a new one"
                 )
             trainer = estimator._trainer
             coef, intercept = _fold_minibatches(estimator, parts if estimator.batch_norm else None)
-            keep_parameters(estimator, np.array(coef), None if intercept is None else np.array(intercept), trainer.dtype)
+            keep_parameters(
+                estimator, np.array(coef), None if intercept is None else np.array(intercept), trainer.dtype
+            )
             if _epoch_ends(estimator, monitor, best, sums, (coef, intercept), trainer.dtype):
                 break
         options = trainer.options._replace(weight=to_host(trainer.options.weight))
@@ -283,7 +283,8 @@ def _epoch_ends(
     best.rate(sums.first_loss)
     record = record_of_epoch(estimator, sums)
     is_finite = best.take(parameters, record["loss"])
-    monitor.take_parameters(*(parameters if is_finite else best.parameters), dtype)
+    coef, intercept = parameters if is_finite else best.parameters
+    monitor.take_parameters(coef, intercept, dtype)
     return monitor.epoch_ends(record) if is_finite else monitor.epoch_ends(record, is_last=True)
 
 
@@ -357,12 +358,13 @@ def step_minibatch(estimator: Any, rows: Rows) -> adamw.Progress:
 
 
 def _fold_minibatches(estimator: Any, parts: Callable[[], Iterable[Any]] | None) -> Any:
-    """coef and intercept of the trainer in the estimator; parts(): all minibatches, for the statistics of batch norm."""
+    """Parameters of the trainer in the estimator; parts(): all minibatches, for the statistics of batch norm."""
     trainer = estimator._trainer
     if parts is None:
         return trainer.fold()
     blocks = (
-        (check_data(estimator, X), check_sample_weight(*(weights or [None]), X)) for X, _, *weights in parts()
+        (check_data(estimator, X), check_sample_weight(weights[0] if weights else None, X))
+        for X, _, *weights in parts()
     )
     with np.errstate(over="ignore", invalid="ignore"):
         return trainer.fold(adamw.compute_statistics(to_host(trainer.parameters["coef"]), blocks))

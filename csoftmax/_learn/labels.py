@@ -94,7 +94,7 @@ def weigh_by_mapping(given: Mapping[Any, Any], classes: NDArray[Any]) -> NDArray
             f"class_weight has the key {show(foreign[0])}, which is not among the classes {show(classes)}; labels are "
             "compared exactly: 1 and '1' are different ones"
         )
-    weights = [given[label] if label in given else 1.0 for label in labels]
+    weights = [given.get(label, 1.0) for label in labels]
     for label, weight in zip(labels, weights):
         if not isinstance(weight, numbers.Real):
             raise TypeError(f"class_weight must hold numbers, got {show(weight)} for the class {show(label)}")

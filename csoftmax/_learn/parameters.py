@@ -88,7 +88,7 @@ def make_random_state(estimator: Any) -> np.random.RandomState:
     if not is_kind or isinstance(given, bool):
         allowed = "an int, a numpy.random.RandomState, a numpy.random.Generator or None"
         raise TypeError(f"random_state must be {allowed}, got {show(given)}")
-    if isinstance(given, numbers.Integral) and not 0 <= given < 2**32:
+    if isinstance(given, numbers.Integral) and not 0 <= int(given) < 2**32:
         raise ValueError(f"random_state must be in [0, 2**32 - 1], got {show(given)}")
     return check_random_state(given)
 
@@ -139,8 +139,8 @@ def _as_plain_on_host(x: Any, name: str) -> Any:
     x = as_plain(x, name)
     if is_cupy(x):
         raise DeviceError(
-            f"{name} is on a CUDA device, but training reads its data on the CPU: pass {name}.get(), or {name}.cpu() of "
-            'a tensor; device="cuda" trains there'
+            f"{name} is on a CUDA device, but training reads its data on the CPU: pass {name}.get(), of a tensor "
+            f'{name}.cpu(); device="cuda" trains there'
         )
     return x
 
@@ -274,9 +274,8 @@ def _choose_class_weights(
         counts = np.bincount(y, sample_weight, len(classes)).astype(np.float64)
         occurring = len(np.unique(y))
         return np.divide(counts.sum(), occurring * counts, out=np.zeros(len(classes)), where=counts > 0)
-    raise ValueError(
-        f"class_weight must be None, a dict, an array or one of {', '.join(map(repr, CLASS_WEIGHTS))}, got {show(given)}"
-    )
+    names = ", ".join(map(repr, CLASS_WEIGHTS))
+    raise ValueError(f"class_weight must be None, a dict, an array or one of {names}, got {show(given)}")
 
 
 def hold_out(

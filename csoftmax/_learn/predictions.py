@@ -41,9 +41,7 @@ def _compute_logits(X: Any, model: Any) -> Any:
     X = as_plain(X, "X")
     if not is_cupy(X):
         X = check_data(model, X)
-        return compute_logits(
-            X, model.coef_.astype(X.dtype, copy=False), model.intercept_.astype(X.dtype, copy=False)
-        )
+        return compute_logits(X, model.coef_.astype(X.dtype, copy=False), model.intercept_.astype(X.dtype, copy=False))
     place = place_of(None, X)
     with place.context():
         X = _check_on_device(model, X)

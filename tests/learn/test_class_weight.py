@@ -83,9 +83,9 @@ def test_mapping_is_looked_up_exactly(labels):
 
 def test_errors_of_mappings():
     X, text, numbers = np.eye(4), ["1", "2", "1", "2"], [1, 2, 1, 2]
-    with pytest.raises(ValueError, match="class_weight has the key 1, which is not among the classes \\['1', '2'\\]"):
+    with pytest.raises(ValueError, match=r"class_weight has the key 1, which is not among the classes \['1', '2'\]"):
         SoftmaxRegression(class_weight={1: 2.0}).fit(X, text)
-    with pytest.raises(ValueError, match="class_weight has the key '1'.*\\[1, 2\\]"):
+    with pytest.raises(ValueError, match=r"class_weight has the key '1'.*\[1, 2\]"):
         SoftmaxRegression(class_weight={"1": 2.0}).fit(X, numbers)
     with pytest.raises(ValueError, match="class_weight has the key 3"):
         SoftmaxRegression(class_weight={1: 1.0, np.int64(3): 2.0}).fit(X, numbers)

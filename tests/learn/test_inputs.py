@@ -136,9 +136,9 @@ def test_nullable_pandas(iris):
     assert np.allclose(model.coef_, expected.coef_, rtol=1e-7)  # the frame has another layout
     assert np.array_equal(model.predict(frame), expected.predict(X))
     frame.loc[3, "b"] = pd.NA
-    with pytest.raises(ValueError, match="NaN|not a value"):
+    with pytest.raises(ValueError, match=r"NaN|not a value"):
         SoftmaxRegression().fit(frame, y)
-    with pytest.raises(ValueError, match="NaN|not a value"):
+    with pytest.raises(ValueError, match=r"NaN|not a value"):
         model.predict(frame)
     labels = pd.Series(y, dtype="Int64")
     labels[2] = pd.NA
@@ -208,9 +208,8 @@ def test_random_state_is_checked(iris, wrong, solver):
 
 def test_kinds_of_random_state(iris):
     def coef(random_state):
-        return SoftmaxRegression(
-            solver="adamw", max_epochs=3, batch_size=20, early_stopping=True, random_state=random_state
-        ).fit(*iris).coef_
+        given = {"solver": "adamw", "max_epochs": 3, "batch_size": 20, "early_stopping": True}
+        return SoftmaxRegression(**given, random_state=random_state).fit(*iris).coef_
 
     for make in (np.random.RandomState, np.random.default_rng, int, np.int64):
         assert np.array_equal(coef(make(7)), coef(make(7)))
@@ -272,11 +271,10 @@ def test_refused_arguments_leave_the_earlier_fit(iris, method):
     bad_x = X.copy()
     bad_x[5, 1] = np.nan
     for given in ((bad_x, y), (X, y + 0.5), (X, [None] * 150), (X, y, -np.ones(150)), (X, ["a"] * 150)):
+        arguments = ([given], [0, 1]) if method == "fit_batches" else given[:2]
+        options = {"sample_weight": given[2]} if len(given) > 2 and method != "fit_batches" else {}
         with pytest.raises((ValueError, TypeError)):
-            if method == "fit_batches":
-                model.fit_batches([given], [0, 1], epochs=1)
-            else:
-                getattr(model, method)(*given[:2], sample_weight=given[2] if len(given) > 2 else None)
+            getattr(model, method)(*arguments, **options)
         assert set(vars(model)) == set(before)
         assert np.array_equal(model.coef_, before["coef_"])
         assert model.history_ == before["history_"]
@@ -287,9 +285,9 @@ def test_refused_arguments_leave_the_earlier_fit(iris, method):
 
 def test_early_stopping_needs_all_rows(iris):
     model = SoftmaxRegression(solver="adamw", early_stopping=True)
-    with pytest.raises(ValueError, match="early_stopping.*partial_fit"):
+    with pytest.raises(ValueError, match=r"early_stopping.*partial_fit"):
         model.partial_fit(*iris, classes=[0, 1, 2])
-    with pytest.raises(ValueError, match="early_stopping.*fit_batches"):
+    with pytest.raises(ValueError, match=r"early_stopping.*fit_batches"):
         model.fit_batches([iris], [0, 1, 2])
 
 

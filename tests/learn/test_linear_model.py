@@ -25,7 +25,6 @@ from csoftmax._learn.parameters import hold_out
 from csoftmax.class_weight import effective_number
 from csoftmax.linear_model import SoftmaxRegression
 
-
 SETTINGS = {
     "lbfgs": {},
     "lbfgs-early_stopping": {"early_stopping": True, "random_state": 0},
@@ -35,7 +34,11 @@ SETTINGS = {
     "adamw-effective_number": {"solver": "adamw", "class_weight": "effective_number", "random_state": 0},
     "lbfgs-effective_number": {"class_weight": "effective_number"},
 }
-PARTIAL_FIT = ("check_fit_score_takes_y", "check_n_features_in_after_fitting", "check_estimators_partial_fit_n_features")
+PARTIAL_FIT = (
+    "check_fit_score_takes_y",
+    "check_n_features_in_after_fitting",
+    "check_estimators_partial_fit_n_features",
+)
 ROWS_ARE_HELD_OUT = "a row is held out or not, whatever its weight"
 PARTIAL_FIT_REFUSES = "partial_fit refuses what needs all rows: early_stopping, and class weights from frequencies"
 EXPECTED_TO_FAIL = {

@@ -315,7 +315,7 @@ def test_divergence_is_reported_and_the_best_parameters_are_kept(three_classes, 
     assert len(model.history_["loss"]) == model.n_iter_
 
 
-def test_divergence_keeps_the_best_of_the_epochs(three_classes):
+def test_divergence_keeps_the_best_of_the_epochs(three_classes, monkeypatch):
     """A learning rate that a callback raises to 1e6 after some epochs: the model is the one before that."""
     X, y = three_classes
     seen = []
@@ -333,8 +333,8 @@ def test_divergence_keeps_the_best_of_the_epochs(three_classes):
         trainers.append(self)
 
     model = SoftmaxRegression(solver="adamw", learning_rate=0.05, random_state=0, max_epochs=60, callbacks=explode)
-    with pytest.MonkeyPatch.context() as patch, pytest.warns(ConvergenceWarning, match="those of epoch 30 "):
-        patch.setattr(adamw.Trainer, "__init__", keep_trainer)
+    monkeypatch.setattr(adamw.Trainer, "__init__", keep_trainer)
+    with pytest.warns(ConvergenceWarning, match="those of epoch 30 "):
         model.fit(X, y)
     assert np.array_equal(model.coef_, seen[29])
     assert model.n_iter_ == len(seen) == 60
@@ -364,11 +364,17 @@ def test_divergence_in_parts(three_classes, rate, batch_norm):
     assert np.isfinite(model.coef_).all()
     assert csoftmax.cross_entropy(model.decision_function(X), y) < 3
     model = SoftmaxRegression(**given)
-    with pytest.warns(ConvergenceWarning, match="diverged.*step .*learning_rate="):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
         for X_part, y_part in parts * 4:
             model.partial_fit(X_part, y_part, classes=[0, 1, 2])
             assert np.isfinite(model.coef_).all()
             assert np.isfinite(model.intercept_).all()
+    assert caught
+    for warning in caught:
+        assert warning.category is ConvergenceWarning
+        assert "diverged" in str(warning.message)
+        assert "learning_rate=" in str(warning.message)
     assert model.n_iter_ == len(model.history_["loss"]) == 12
     model.set_params(learning_rate=0.05)
     for _ in range(60):
@@ -380,7 +386,7 @@ def test_training_that_only_goes_badly_is_not_called_diverged(three_classes):
     """One wrong label, minibatches of one row, data that are not scaled, and random labels bring no warning."""
     X, y = three_classes
     model = SoftmaxRegression(solver="adamw", learning_rate=0.1, random_state=0).partial_fit(X, y, classes=[0, 1, 2])
-    for i in range(200):
+    for _ in range(200):
         model.partial_fit(X, y)
     model.partial_fit(X[:1] * 100, (y[:1] + 1) % 3)
     noise = np.random.default_rng(0).integers(0, 3, 120)
