@@ -50,9 +50,12 @@ class BestEpoch:
             best, self.last = self.last, self.parameters  # two buffers take turns
             self.parameters, self.loss, self.epoch = best, self.last_loss, self.last_epoch
 
-    def take(self, parameters: Parameters, mean_loss: float) -> bool:
-        """Take the parameters at the end of an epoch; False, and they are not taken, if something is not finite."""
-        if not math.isfinite(mean_loss) or not are_finite(parameters):
+    def take(self, parameters: Parameters, mean_loss: float, *, check: bool) -> bool:
+        """Take the parameters at the end of an epoch; False, and they are not taken, if something is not finite.
+
+        check: look at every parameter; without, what the last step has made infinite shows in the next loss.
+        """
+        if not math.isfinite(mean_loss) or (check and not are_finite(parameters)):
             self.last_loss = math.inf
             return False
         for kept, new in zip(self.last, parameters):
@@ -76,7 +79,7 @@ class SoundSteps:
 
     def __init__(self, classes: int, start: Parameters):
         """Take the parameters of the start."""
-        self.limit, self.uniform = math.inf, math.log(classes)
+        self.uniform = math.log(classes)
         self.first_loss: float | None = None
         self.parameters = _copy(start)
 

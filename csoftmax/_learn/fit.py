@@ -21,7 +21,7 @@ from .._arguments.numbers import check_num_threads
 from .._arguments.places import Place
 from .._ops.cross_entropy import cross_entropy
 from . import adamw, lbfgs
-from .divergence import BestEpoch, SoundSteps
+from .divergence import BestEpoch, SoundSteps, are_finite
 from .messages import show
 from .monitor import Monitor, keep_parameters
 from .objective import Objective, Options, choose_block_rows, compute_logits, to_host
@@ -282,7 +282,7 @@ def _epoch_ends(
     """Rate the parameters before the epoch, take those after it, and call the callbacks; return whether to stop."""
     best.rate(sums.first_loss)
     record = record_of_epoch(estimator, sums)
-    is_finite = best.take(parameters, record["loss"])
+    is_finite = best.take(parameters, record["loss"], check=monitor.is_watched())
     coef, intercept = parameters if is_finite else best.parameters
     monitor.take_parameters(coef, intercept, dtype)
     return monitor.epoch_ends(record) if is_finite else monitor.epoch_ends(record, is_last=True)
@@ -296,7 +296,9 @@ def _end_training(
     last(): the last minibatch, whose loss rates the last parameters.
     """
     parameters = best.last
-    if math.isfinite(best.last_loss):
+    if not are_finite(parameters):
+        best.last_loss = math.inf
+    elif math.isfinite(best.last_loss):
         best.rate(_measure_loss(last(), best.last, options, estimator.num_threads))
     has_diverged = best.has_diverged()
     if monitor.best is not None and not (has_diverged and best.loss < monitor.best_loss):

@@ -126,6 +126,10 @@ class Monitor:
         history = {name: list(values) for name, values in estimator.history_.items()}
         return {name: getattr(estimator, name) for name in names if hasattr(estimator, name)} | {"history_": history}
 
+    def is_watched(self) -> bool:
+        """Whether something reads the parameters at the end of an epoch."""
+        return bool(self.callbacks or self.tasks or self.held_out)
+
     def take_parameters(self, coef: NDArray[Any], intercept: NDArray[Any] | None, dtype: Any) -> None:
         """Record the parameters at the end of an epoch; set copies in the estimator if callbacks will read them there.
 

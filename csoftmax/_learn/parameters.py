@@ -48,7 +48,7 @@ def check_parameters(estimator: Any) -> None:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {show(value)}")
     for name in SWITCHES:
         value = getattr(estimator, name)
-        if not isinstance(value, bool | np.bool_):
+        if value is not True and value is not False and not isinstance(value, np.bool_):
             raise TypeError(f"{name} must be True or False, got {show(value)}")
     _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True)
     _check_number(estimator, "label_smoothing", 0, 1)
@@ -65,7 +65,7 @@ def check_parameters(estimator: Any) -> None:
             if value is not unset and value != unset:
                 raise ValueError(f"{name} needs solver='adamw'")
     list_callbacks(estimator)
-    make_random_state(estimator)
+    _check_random_state(estimator.random_state)
     check_num_threads(estimator.num_threads)
 
 
@@ -79,17 +79,22 @@ def list_callbacks(estimator: Any) -> list[Any]:
     return given
 
 
+def _check_random_state(given: Any) -> None:
+    """Refuse a `random_state` of another kind, and an int that is no seed."""
+    if given is None or given is np.random or isinstance(given, np.random.Generator | np.random.RandomState):
+        return
+    if not isinstance(given, numbers.Integral) or isinstance(given, bool):
+        allowed = "an int, a numpy.random.RandomState, a numpy.random.Generator or None"
+        raise TypeError(f"random_state must be {allowed}, got {show(given)}")
+    if not 0 <= int(given) < 2**32:
+        raise ValueError(f"random_state must be in [0, 2**32 - 1], got {show(given)}")
+
+
 def make_random_state(estimator: Any) -> np.random.RandomState:
     """The random numbers of the parameter `random_state`; those of a Generator are drawn from its own stream."""
     given = estimator.random_state
     if isinstance(given, np.random.Generator):
         return np.random.RandomState(given.bit_generator)
-    is_kind = given is None or given is np.random or isinstance(given, numbers.Integral | np.random.RandomState)
-    if not is_kind or isinstance(given, bool):
-        allowed = "an int, a numpy.random.RandomState, a numpy.random.Generator or None"
-        raise TypeError(f"random_state must be {allowed}, got {show(given)}")
-    if isinstance(given, numbers.Integral) and not 0 <= int(given) < 2**32:
-        raise ValueError(f"random_state must be in [0, 2**32 - 1], got {show(given)}")
     return check_random_state(given)
 
 
@@ -108,7 +113,7 @@ def _check_number(
     value: Any = getattr(estimator, name)
     if optional and value is None:
         return
-    is_number = isinstance(value, numbers.Integral if whole else numbers.Real)
+    is_number = type(value) is int or isinstance(value, numbers.Integral if whole else numbers.Real)
     if not is_number or isinstance(value, bool | np.bool_):
         raise TypeError(f"{name} must be {'an int' if whole else 'a number'}{' or None' * optional}, got {show(value)}")
     if not (low < value if open_low else low <= value) or not (value < high if open_high else value <= high):
@@ -219,9 +224,11 @@ def check_classes(given: ArrayLike) -> NDArray[Any]:
 
 def check_same_classes(given: ArrayLike, classes: NDArray[Any]) -> None:
     """Refuse classes that differ from those of earlier training."""
-    new = check_classes(given)
-    if not np.array_equal(new, np.sort(classes)):
-        raise ValueError(f"classes are {show(new)}, but were {show(classes)} in the first call")
+    labels = np.asarray(_as_plain_on_host(given, "classes"))
+    if labels.dtype == object or not np.array_equal(np.unique(labels), classes):
+        new = check_classes(labels)
+        if not np.array_equal(new, np.sort(classes)):
+            raise ValueError(f"classes are {show(new)}, but were {show(classes)} in the first call")
 
 
 def choose_place(estimator: Any, X: Any) -> Place:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from sklearn.utils.validation import check_is_fitted
 
-from .._arguments.foreign import accept_foreign
+from .._arguments.foreign import accept_foreign, is_foreign
 from .._arguments.places import is_cupy, place_of
 from .._ops.softmax import log_softmax, softmax
 from .objective import compute_logits, to_host
@@ -37,7 +37,6 @@ def _check_on_device(model: Any, X: Any) -> Any:
 
 def _compute_logits(X: Any, model: Any) -> Any:
     """Logits before the temperature, in the dtype of X."""
-    check_is_fitted(model, "coef_")
     X = as_plain(X, "X")
     if not is_cupy(X):
         X = check_data(model, X)
@@ -76,24 +75,31 @@ def _compute_log_probabilities(X: Any, model: Any) -> Any:
     return log_softmax(logits, temperature=model.temperature, out=logits, num_threads=model.num_threads)
 
 
+def _answer(function: Any, X: Any, model: Any) -> Any:
+    """The result of a function above; NumPy's arrays, the most frequent, are spared the search for other kinds."""
+    check_is_fitted(model, "coef_")
+    X = detach_unrecorded(X)
+    return function(X, model) if is_foreign(X) else function.__wrapped__(X, model)
+
+
 def compute_margins(X: Any, model: Any) -> Any:
     """The result of `decision_function`."""
-    return _compute_margins(detach_unrecorded(X), model)
+    return _answer(_compute_margins, X, model)
 
 
 def choose_labels(X: Any, model: Any) -> Any:
     """The result of `predict`: an array of X's library if the classes are numbers; no other library has strings."""
+    if not hasattr(model, "classes_") or model.classes_.dtype.kind in "biuf":
+        return _answer(_choose_labels, X, model)
     check_is_fitted(model, "coef_")
-    if model.classes_.dtype.kind in "biuf":
-        return _choose_labels(detach_unrecorded(X), model)
     return model.classes_[to_host(_compute_logits(X, model).argmax(axis=1))]
 
 
 def compute_probabilities(X: Any, model: Any) -> Any:
     """The result of `predict_proba`."""
-    return _compute_probabilities(detach_unrecorded(X), model)
+    return _answer(_compute_probabilities, X, model)
 
 
 def compute_log_probabilities(X: Any, model: Any) -> Any:
     """The result of `predict_log_proba`."""
-    return _compute_log_probabilities(detach_unrecorded(X), model)
+    return _answer(_compute_log_probabilities, X, model)
