@@ -19,7 +19,7 @@ except ImportError as error:
         "pip install 'csoftmax[learn]'"
     ) from error
 
-from ._learn import predictions, store
+from ._learn import model_file, predictions
 from ._learn.export import make_onnx
 from ._learn.fit import (
     fit_adamw,
@@ -563,20 +563,31 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         path : str or path-like
-            File name: npz if it ends in .npz, else safetensors. Callbacks and a `random_state` that is not an int are
-            not saved.
+            File name; the file is a safetensors file. Callbacks and a `random_state` that is not an int are not saved.
+
+        Raises
+        ------
+        ValueError
+            If the name ends in .npz.
+        ImportError
+            If safetensors is missing.
         """
         check_is_fitted(self, "coef_")
-        store.save(self, path)
+        model_file.save(self, path)
 
     @classmethod
-    def load(cls, path: str | os.PathLike[str]) -> Self:
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = True) -> Self:
         """Read a model from a file that `save` has written; nothing in it is executed.
 
         Parameters
         ----------
         path : str or path-like
             File name.
+        mmap : bool, default False
+            Let `coef_` and `intercept_` be read-only memory maps of the file, which processes share. It must stay as it
+            is while the model is used; `save` replaces a file as a whole, which leaves such maps intact.
+        verify : bool, default True
+            Compare the checksums of header and arrays (SHA-256, about 2 GB/s). A map is then read once as a whole.
 
         Returns
         -------
@@ -588,6 +599,18 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         FileNotFoundError
             If there is no such file.
         ValueError
-            If the file is not a model; the message names the file and the problem.
+            If the file is not a model, of another class or version, or damaged: any changed bit is found. The message
+            names the file and the problem.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> model = SoftmaxRegression().fit([[0.0], [1.0]], ["no", "yes"])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     model.save(os.path.join(folder, "model.safetensors"))
+        ...     loaded = SoftmaxRegression.load(os.path.join(folder, "model.safetensors"))
+        >>> loaded.predict([[2.0]])
+        array(['yes'], dtype='<U3')
         """
-        return store.load(cls, path)
+        return model_file.load(cls, path, mmap=mmap, verify=verify)

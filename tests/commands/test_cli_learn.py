@@ -100,11 +100,11 @@ def test_other_files(tmp_path, monkeypatch, capsys):
     except ImportError:
         assert sys.version_info[:2] > (3, 13), "the test extra has fastparquet"
     for name in names:
-        run("fit", name, "--target", "digit", "--max-epochs", "30", "--output", "m.npz")
-        model = loaded("m.npz")
+        run("fit", name, "--target", "digit", "--max-epochs", "30", "--output", "m.safetensors")
+        model = loaded("m.safetensors")
         assert model.classes_.tolist() == list(range(10))
         assert model.score(X, y) > 0.95
-        run("evaluate", "m.npz", name, "--target", "digit")
+        run("evaluate", "m.safetensors", name, "--target", "digit")
     page = capsys.readouterr()
     assert "macro F1" in page.out
     assert "not converged in 30 iterations" in page.err
@@ -139,7 +139,7 @@ def test_bad_files(iris, capsys, tmp_path):
 
     says("file not found: 'nothing.csv'", "fit", "nothing.csv", "--target", "t")
     says("no column 'kind'; it has 'sepal length (cm)'", "fit", "train.csv", "--target", "kind")
-    says("no folder", "fit", "train.csv", "--target", "species", "--output", "no/such/m.npz")
+    says("no folder", "fit", "train.csv", "--target", "species", "--output", "no/such/m.safetensors")
     (tmp_path / "a.txt").write_text("")
     says("must end in .csv", "fit", "a.txt", "--target", "t")
     (tmp_path / "latin.csv").write_bytes(b"a,b\n1,\xe9\n")

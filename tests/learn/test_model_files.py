@@ -1,12 +1,15 @@
 """Model files: every kind of label in every format, damaged and hostile files, failed saves, killed processes."""
 
+import copy
+import hashlib
 import json
+import mmap
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import time
-import zipfile
 
 import numpy as np
 import pytest
@@ -18,9 +21,10 @@ from csoftmax.linear_model import SoftmaxRegression
 pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
 
 
-@pytest.mark.parametrize("suffix", ["safetensors", "npz", "model"])
-@pytest.mark.parametrize("labels", ["int", "str", "object", "bool", "float"])
-def test_save_and_load(tmp_path, suffix, labels):
+@pytest.mark.parametrize("suffix", ["safetensors", "model"])
+@pytest.mark.parametrize("labels", ["int", "str", "object", "bool", "float", "big-endian"])
+@pytest.mark.parametrize("options", [{}, {"mmap": True}, {"mmap": True, "verify": False}], ids=str)
+def test_save_and_load(tmp_path, suffix, labels, options):
     X, y = load_iris(return_X_y=True)
     if labels == "bool":
         y = y == 1
@@ -29,16 +33,18 @@ def test_save_and_load(tmp_path, suffix, labels):
             "str": np.array(["a", "b", "ä"]),
             "object": np.array(["x", "y", "z"], object),
             "float": np.array([0.0, 1, 2]),
+            "big-endian": np.array([1, 256, 65536], ">i4"),
         }[labels][y]
     model = SoftmaxRegression(class_weight={y[0]: 2.0}, random_state=3, callbacks="progress").fit(
         X.astype(np.float32), y
     )
     path = tmp_path / f"m.{suffix}"
     model.save(path)
-    back = SoftmaxRegression.load(path)
+    back = SoftmaxRegression.load(path, **options)
     assert np.array_equal(back.predict(X), model.predict(X))
-    assert back.classes_.dtype == model.classes_.dtype
+    assert back.classes_.dtype == model.classes_.dtype.newbyteorder("=")
     assert np.array_equal(back.coef_, model.coef_)
+    assert np.array_equal(back.intercept_, model.intercept_)
     assert back.coef_.dtype == np.float32
     assert back.history_.keys() == model.history_.keys()
     assert back.get_params() == {**model.get_params(), "callbacks": None}
@@ -46,30 +52,15 @@ def test_save_and_load(tmp_path, suffix, labels):
     assert clone(back).fit(X, y).n_iter_ > 0
 
 
-def test_damaged_files(tmp_path):
+@pytest.fixture
+def saved(tmp_path):
+    """The file of a model with names of features, and its arrays and header."""
+    pd = pytest.importorskip("pandas")
     X, y = load_iris(return_X_y=True)
-    model = SoftmaxRegression().fit(X, y)
-    for suffix in ("safetensors", "npz"):
-        path = tmp_path / f"m.{suffix}"
-        model.save(path)
-        whole = path.read_bytes()
-        rng = np.random.default_rng(0)
-        places = [*range(0, 200, 3), *rng.integers(0, len(whole), 150)]
-        for cut in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
-            path.write_bytes(whole[:cut])
-            with pytest.raises(ValueError, match="cannot be read as a model"):
-                SoftmaxRegression.load(path)
-        for place in places:  # refused, or read with another number
-            damaged = bytearray(whole)
-            damaged[place] ^= 0xFF
-            path.write_bytes(damaged)
-            try:
-                back = SoftmaxRegression.load(path)
-            except ValueError:
-                continue
-            assert back.coef_.shape == model.coef_.shape
-    with pytest.raises(FileNotFoundError, match="file not found"):
-        SoftmaxRegression.load(tmp_path / "nothing")
+    path = tmp_path / "m.safetensors"
+    model = SoftmaxRegression(random_state=0).fit(pd.DataFrame(X, columns=list("abcä")), np.array(["u", "v", "w"])[y])
+    model.save(path)
+    return path, *read_safetensors(path)
 
 
 def read_safetensors(path):
@@ -80,44 +71,129 @@ def read_safetensors(path):
         return {name: f.get_tensor(name) for name in f.keys()}, json.loads(f.metadata()["csoftmax"])  # noqa: SIM118
 
 
-def test_hostile_files(tmp_path):
-    """Forged headers, pickles, zip bombs: an error before anything large is allocated, and nothing is executed."""
+def forge(path, arrays, header):
+    """Write a file with the checksums that belong to it."""
     from safetensors.numpy import save_file
 
-    X, y = load_iris(return_X_y=True)
-    path = tmp_path / "m.safetensors"
-    SoftmaxRegression().fit(X, y).save(path)
-    arrays, header = read_safetensors(path)
+    text = json.dumps(header)
+    sums = {"csoftmax": hashlib.sha256(text.encode()).hexdigest()}
+    for name, a in arrays.items():
+        sums[name] = hashlib.sha256(f"{name} {a.dtype.str} {a.shape}".encode() + a.tobytes()).hexdigest()
+    save_file(arrays, path, metadata={"csoftmax": text, "csoftmax-checksums": json.dumps(sums)})
+
+
+def test_any_flipped_bit_is_refused(saved):
+    """Every bit of the structure and of the checksums, and a bit of every byte of the rest."""
+    path, arrays, _ = saved
+    whole = path.read_bytes()
+    data = len(whole) - sum(a.nbytes for a in arrays.values())
+    text = whole.index(b"csoftmax-model")
+    for place in range(len(whole)):
+        for bit in range(8) if place < 64 or place > data - 400 else [place % 8]:
+            damaged = bytearray(whole)
+            damaged[place] ^= 1 << bit
+            path.write_bytes(damaged)
+            with pytest.raises(ValueError, match="cannot be read as a model"):
+                SoftmaxRegression.load(path, mmap=place % 2 == 0)
+    damaged = bytearray(whole)
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)
+    with pytest.raises(ValueError, match=r"its array '\w+' is damaged: the checksum does not match"):
+        SoftmaxRegression.load(path)
+    SoftmaxRegression.load(path, verify=False)  # the number is another one, and nobody looked
+    damaged = whole.replace(b"csoftmax-model", b"csoftmax-mod\x01l", 1)
+    path.write_bytes(damaged)
+    assert damaged[text : text + 8] == b"csoftmax"
+    with pytest.raises(ValueError, match="cannot be read as a model"):
+        SoftmaxRegression.load(path)
+
+
+def test_truncated_and_foreign_files(saved):
+    path, arrays, header = saved
+    whole = path.read_bytes()
+    for cut in (0, 1, 7, 8, 9, 100, len(whole) // 2, len(whole) - 1):
+        path.write_bytes(whole[:cut])
+        with pytest.raises(ValueError, match="cannot be read as a model"):
+            SoftmaxRegression.load(path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(ValueError, match="cannot be read as a model"):
+        SoftmaxRegression.load(path)
+    for names in (("coef", "intercept"), ("intercept", "coef")):  # exchanged arrays have other checksums
+        forge(path, dict(zip(names, (arrays["coef"], arrays["intercept"]))), header)
+        if names[0] == "coef":
+            SoftmaxRegression.load(path)
+    with pytest.raises(ValueError, match="cannot be read as a model"):
+        SoftmaxRegression.load(path)
+    with pytest.raises(FileNotFoundError, match="file not found"):
+        SoftmaxRegression.load(path.with_name("nothing"))
+
+
+def test_hostile_files(saved):
+    """Forged headers with right checksums: an error that names the problem, and nothing is executed."""
+    from safetensors.numpy import save_file
+
+    path, arrays, header = saved
     changes = [
-        {"version": 99}, {"format": "else"}, {"class": "Other"}, {"classes": ["a"]}, {"history": 3}, {"n_iter": "x"},
-        {"parameters": {"__class__": "os.system"}}, {"parameters": {"solver": "sgd"}}, {"feature_names": ["a"]},
-        {"frozen": [True]}, {"parameters": 5}, {"frozen": 5}, {"feature_names": 7},
+        {"version": 99}, {"version": 1}, {"format": "else"}, {"class": "Other"}, {"classes": ["a"]}, {"history": 3},
+        {"n_iter": "x"}, {"parameters": {"__class__": "os.system"}}, {"parameters": {"solver": "sgd"}},
+        {"feature_names": ["a"]}, {"frozen": [True]}, {"parameters": 5}, {"frozen": 5}, {"feature_names": 7},
         {"parameters": {"class_weight": {"__pairs__": 5}}}, {"parameters": {"class_weight": {"__pairs__": [[[], 1]]}}},
     ]  # fmt: skip
     for change in changes:
-        save_file(arrays, path, metadata={"csoftmax": json.dumps({**header, **change})})
+        forge(path, arrays, {**header, **change})
         with pytest.raises(ValueError, match="cannot be read as a model"):
             SoftmaxRegression.load(path)
     for name, value in (("coef", np.zeros(3)), ("intercept", np.zeros(7)), ("coef", np.zeros((3, 4), np.int64))):
-        save_file({**arrays, name: value}, path, metadata={"csoftmax": json.dumps(header)})
+        forge(path, {**arrays, name: value}, header)
         with pytest.raises(ValueError, match="cannot be read as a model"):
-            SoftmaxRegression.load(path)
+            SoftmaxRegression.load(path, mmap=True)
+    forge(path, {**arrays, "more": np.zeros(0)}, header)
+    SoftmaxRegression.load(path, mmap=True)
     save_file(arrays, path)
     with pytest.raises(ValueError, match="no csoftmax header"):
         SoftmaxRegression.load(path)
+    save_file(arrays, path, metadata={"csoftmax": json.dumps(header)})
+    with pytest.raises(ValueError, match="no checksums"):
+        SoftmaxRegression.load(path)
+    sums = {"csoftmax": hashlib.sha256(json.dumps(header).encode()).hexdigest()}
+    save_file({}, path, metadata={"csoftmax": json.dumps(header), "csoftmax-checksums": json.dumps(sums)})
+    for is_mapped in (False, True):
+        with pytest.raises(ValueError, match="coef or intercept is missing"):
+            SoftmaxRegression.load(path, mmap=is_mapped)
 
-    path = tmp_path / "m.npz"
-    np.savez(path, coef=np.array([print], object), csoftmax=np.zeros(1, np.uint8))
-    with pytest.raises(ValueError, match="dtype object"):
-        SoftmaxRegression.load(path)
-    np.savez_compressed(path, coef=np.zeros((1000, 1000)))
-    with pytest.raises(ValueError, match="compressed"):
-        SoftmaxRegression.load(path)
-    with zipfile.ZipFile(path, "w") as archive:  # a header that promises a petabyte
-        text = "{'descr': '<f8', 'fortran_order': False, 'shape': (100000000, 1000000), }".ljust(117) + "\n"
-        archive.writestr("coef.npy", b"\x93NUMPY\x01\x00v\x00" + text.encode())
-    with pytest.raises(ValueError, match="not those of shape"):
-        SoftmaxRegression.load(path)
+
+def test_npz_is_no_model_file(saved):
+    """Its numbers have no checksum."""
+    path, arrays, _ = saved
+    model = SoftmaxRegression.load(path)
+    for name in ("m.npz", "M.NPZ"):
+        with pytest.raises(ValueError, match="safetensors"):
+            model.save(path.with_name(name))
+    np.savez(path.with_name("m.npz"), **arrays)
+    with pytest.raises(ValueError, match=r"zip archive.* models are safetensors files"):
+        SoftmaxRegression.load(path.with_name("m.npz"))
+    assert sorted(os.listdir(path.parent)) == ["m.npz", path.name]
+
+
+def test_memory_map(saved):
+    """A mapped model trains on, is replaced on disk, and pickles, all without changing its file or itself."""
+    path, arrays, _ = saved
+    mapped = SoftmaxRegression.load(path, mmap=True, verify=False)
+    assert not mapped.coef_.flags.writeable
+    bases = [mapped.coef_]
+    while isinstance(bases[-1], np.ndarray):
+        bases.append(bases[-1].base)
+    assert isinstance(bases[-1], mmap.mmap)
+    before = path.read_bytes()
+    X, y = load_iris(return_X_y=True)
+    trained = copy.deepcopy(mapped).set_params(solver="adamw", penalty_l2=0.0)
+    del trained.feature_names_in_
+    trained.partial_fit(X, np.array(["u", "v", "w"])[y])
+    assert not np.array_equal(trained.coef_, arrays["coef"])
+    trained.save(path)
+    assert np.array_equal(mapped.coef_, arrays["coef"])
+    assert path.read_bytes() != before
+    assert np.array_equal(pickle.loads(pickle.dumps(mapped)).coef_, arrays["coef"])
 
 
 def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
