@@ -137,6 +137,8 @@ def as_plain(x: Any, name: str) -> Any:
         )
     if isinstance(x, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix: pass numpy.asarray({name})")
+    if type(x).__name__ == "LazyFrame":
+        raise TypeError(f"{name} is a {type(x).__module__.partition('.')[0]} LazyFrame: pass {name}.collect()")
     return as_native(detach_unrecorded(x), name)
 
 

@@ -208,10 +208,11 @@ def test_metadata_routing():
         with pytest.raises(ValueError, match="sample_weight"):  # not requested and not refused
             GridSearchCV(model, {}, cv=2).fit(X, y, sample_weight=weights)
         model.set_fit_request(sample_weight=True).set_score_request(sample_weight=True)
-        search = GridSearchCV(make_pipeline(model), {"softmaxregression__penalty_l2": [1e-2]}, cv=2)
-        search.fit(X, y, sample_weight=weights)
+        search = GridSearchCV(model, {"penalty_l2": [1e-2]}, cv=2).fit(X, y, sample_weight=weights)
+        pipeline = make_pipeline(model).fit(X, y, sample_weight=weights)
         expected = SoftmaxRegression(penalty_l2=1e-2).fit(X, y, weights)
-        assert np.array_equal(search.best_estimator_[-1].coef_, expected.coef_)
+        for fitted in (search.best_estimator_, pipeline[-1]):
+            assert np.array_equal(fitted.coef_, expected.coef_)
         model.set_partial_fit_request(sample_weight=True, classes=True)
 
 
