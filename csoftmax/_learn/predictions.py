@@ -44,7 +44,7 @@ def _compute_logits(X: Any, model: Any) -> Any:
     place = place_of(None, X)
     with place.context():
         X = _check_on_device(model, X)
-        coef, intercept = (place.xp.asarray(a, X.dtype) for a in (model.coef_, model.intercept_))
+        coef, intercept = (place.xp.asarray(a.astype(X.dtype, copy=False)) for a in (model.coef_, model.intercept_))
         return compute_logits(X, coef, intercept)
 
 
