@@ -33,7 +33,7 @@ from ._learn.fit import (
 from ._learn.labels import is_text, merge_classes
 from ._learn.messages import show
 from ._learn.monitor import SupportsCallbacks, with_callbacks
-from ._learn.parameters import as_plain, check_classes, check_parameters, check_same_classes
+from ._learn.parameters import as_plain, check_classes, check_parameters, check_parameters_of_steps, check_same_classes
 
 if TYPE_CHECKING:
     from typing import Self
@@ -328,7 +328,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         TypeError, ValueError
             The message names the parameter or argument, its value and what is allowed.
         """
-        check_parameters(self)
+        (check_parameters_of_steps if hasattr(self, "_trainer") else check_parameters)(self)
         if self.early_stopping:
             raise ValueError("early_stopping needs rows to hold out, which partial_fit does not have; use a callback")
         with restore_on_error(self):

@@ -52,9 +52,17 @@ class Progress(NamedTuple):
     gradient_norm: float
 
 
+def _as_float(a: Any) -> float:
+    """A number of NumPy, the most frequent kind, or an array of a device without axes, as a float."""
+    return float(a) if isinstance(a, np.generic) else float(to_host(a))
+
+
 def compute_norm(gradients: dict[str, Any]) -> float:
     """Euclidean norm of the concatenated gradients."""
-    return math.sqrt(sum(float(to_host(np.vdot(g, g))) for g in gradients.values()))
+    total = 0.0
+    for g in gradients.values():
+        total += _as_float(np.vdot(g, g))
+    return math.sqrt(total)
 
 
 class Sums:
@@ -156,7 +164,7 @@ class Trainer:
             x, y = self.place.array("X", x), self.place.array("y", y)
             sample_weight = None if sample_weight is None else self.place.array("sample_weight", sample_weight)
         logits = compute_logits(x, self.parameters["coef"], self.parameters.get("intercept"))
-        weight = float(len(y) if sample_weight is None else to_host(sample_weight.sum()))
+        weight = float(len(y)) if sample_weight is None else _as_float(sample_weight.sum())
         if weight == 0:
             return Progress(0.0, 0.0, 0.0, 0.0, 0.0)
         normal = std = shares = None
@@ -165,13 +173,11 @@ class Trainer:
             normal, std = self._normalize(logits, shares)
             logits = (normal * self.parameters["gain"] + self.parameters.get("shift", 0)).astype(logits.dtype)
         hits = logits.argmax(axis=1) == y
-        right = float(to_host(hits.sum() if sample_weight is None else (hits * sample_weight).sum()))
+        right = _as_float(hits.sum() if sample_weight is None else (hits * sample_weight).sum())
         divisor = weight
         if self.options.weight is not None:
             row_weights = self.options.weight[y]
-            divisor = float(
-                to_host(row_weights.sum() if sample_weight is None else (row_weights * sample_weight).sum())
-            )
+            divisor = _as_float(row_weights.sum() if sample_weight is None else (row_weights * sample_weight).sum())
         if divisor == 0:  # every row has weight 0
             return Progress(0.0, 0.0, right, weight, 0.0)
         result = cross_entropy_with_grad(
@@ -180,7 +186,7 @@ class Trainer:
         gradients = self._differentiate(x, logits, normal, std, shares)
         norm = self._clip(gradients)
         self._update(gradients)
-        return Progress(float(to_host(result.loss)), divisor, right, weight, norm)
+        return Progress(_as_float(result.loss), divisor, right, weight, norm)
 
     def _differentiate(self, x: Any, grad: Any, normal: Any, std: Any, shares: Any) -> dict[str, Any]:
         """Gradients of the parameters, from that of the logits and, with batch norm, the normalised logits.

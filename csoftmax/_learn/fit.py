@@ -38,6 +38,7 @@ from .parameters import (
 )
 
 TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-5}  # largest element of the gradient
+RATED_ROWS = 256  # of the last minibatch, whose loss rates the last parameters of adamw
 RECORDED = ("loss", "accuracy", "gradient_norm")  # figures of each iteration of L-BFGS
 SMALL_ELEMENTS = 2**22  # X of at most this size is computed in float64 whatever its dtype, if there are few parameters
 
@@ -220,7 +221,7 @@ def fit_adamw(
                 coef, intercept = fold()
             if _epoch_ends(estimator, monitor, best, sums, (coef, intercept), dtype):
                 break
-        _end_training(estimator, monitor, best, lambda: take(rows), options, dtype)
+        _end_training(estimator, monitor, best, lambda: take(rows[:RATED_ROWS]), options, dtype)
 
 
 def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> None:
