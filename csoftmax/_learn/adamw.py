@@ -288,13 +288,14 @@ def compute_statistics(
     total, mean, square = 0.0, np.zeros(len(coef)), np.zeros(len(coef))
     for x, sample_weight in blocks:
         s = compute_logits(x, coef, None).astype(np.float64)
-        w = np.ones(len(s)) if sample_weight is None else sample_weight
-        weight = float(w.sum())
+        weight = float(len(s) if sample_weight is None else sample_weight.sum())
         if weight == 0:
             continue
-        block_mean = w @ s / weight
+        block_mean = s.mean(axis=0) if sample_weight is None else sample_weight @ s / weight
+        squares = np.square(s - block_mean)
         delta = block_mean - mean
-        square += w @ np.square(s - block_mean) + delta**2 * (total * weight / (total + weight))
+        within = squares.sum(axis=0) if sample_weight is None else sample_weight @ squares
+        square += within + delta**2 * (total * weight / (total + weight))
         mean += delta * (weight / (total + weight))
         total += weight
     return (mean, square / total) if total else None

@@ -47,18 +47,24 @@ def check_indices(name: str, labels: ArrayLike, n_classes: int | None = None, hi
 
 def merge_classes(classes: NDArray[Any], given: ArrayLike) -> tuple[NDArray[Any], NDArray[np.intp]]:
     """Sorted classes with new ones among them, and the place of each of the old ones."""
-    new = np.unique(np.asarray(as_native(given, "classes")))
-    if len(new) == 0:
+    labels = np.atleast_1d(np.asarray(as_native(given, "classes")))
+    if labels.ndim != 1:
+        raise ValueError(f"classes must have one axis, got shape {labels.shape}")
+    if len(labels) == 0:
         return classes, np.arange(len(classes))
-    if is_text(new) != is_text(classes):
-        raise ValueError(f"classes are {show(new)}, of another kind than those of the model: {show(classes)}")
+    is_mixed = labels.dtype == object and not all(isinstance(label, str) for label in labels)
+    if is_mixed or is_text(labels) != is_text(classes):
+        raise ValueError(f"classes are {show(labels)}, of another kind than those of the model: {show(classes)}")
+    new = np.unique(labels)
     known = np.intersect1d(new, classes)
     if len(known):
         raise ValueError(f"classes has {show(known[0])}, which the model already has")
-    if not is_text(new) and classes.dtype.kind in "iu" and new.dtype.kind not in "iu":
-        if not np.array_equal(new, new.astype(classes.dtype)):
-            raise ValueError(f"classes are {show(new)}, but those of the model are integers: {show(classes)}")
-        new = new.astype(classes.dtype)
+    if classes.dtype.kind in "iu" and np.result_type(classes, new).kind not in "iu":
+        with np.errstate(invalid="ignore"):
+            integers = new.astype(classes.dtype)
+        if not np.array_equal(new, integers) or (integers < 0).any() != (new < 0).any():
+            raise ValueError(f"classes are {show(new)}, but those of the model are integers of dtype {classes.dtype}")
+        new = integers
     merged = np.concatenate([classes, new])
     order = np.argsort(merged, kind="stable")
     places = np.empty(len(order), np.intp)

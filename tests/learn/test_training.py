@@ -526,8 +526,17 @@ def test_kinds_of_labels_are_not_mixed(three_classes):
         model.fit(X, np.array(["a", "b", "c"])[y])
     with pytest.raises(ValueError, match="does not have"):
         model.freeze(["a"])
-    with pytest.raises(ValueError, match="integers"):
-        model.add_classes([3.5])
+    for wrong in ([3.5], [np.nan], [2**63], [None], [3, "a"]):
+        with pytest.raises(ValueError, match=r"integers|another kind"):
+            model.add_classes(wrong)
+    for wrong in ([None, "e"], np.array(["e", np.nan], object)):
+        with pytest.raises(ValueError, match="another kind"):
+            SoftmaxRegression(penalty_l2=1e-2).fit(X, np.array(["a", "b", "c"])[y]).add_classes(wrong)
+    with pytest.raises(ValueError, match="one axis"):
+        model.add_classes([[3, 4]])
+    narrow = SoftmaxRegression(penalty_l2=1e-2).fit(X, y.astype(np.uint8)).add_classes([-1, 300])
+    assert narrow.classes_.tolist() == [-1, 0, 1, 2, 300]
+    assert narrow.classes_.dtype.kind == "i"
     assert model.add_classes([]).classes_.dtype == np.int64
     assert model.add_classes([3.0]).classes_.dtype == np.int64
 
