@@ -36,22 +36,24 @@ from .parameters import (
     hold_out,
     make_random_state,
 )
+from .penalty import Problem, check_in_memory, settle, settle_decay
 
 TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-5}  # largest element of the gradient
+ROUNDING = 100  # times tol: a gradient that rounding keeps from tol by less than this deserves no warning
 RATED_ROWS = 256  # of the last minibatch, whose loss rates the last parameters of adamw
 RECORDED = ("loss", "accuracy", "gradient_norm")  # figures of each iteration of L-BFGS
 SMALL_ELEMENTS = 2**22  # X of at most this size is computed in float64 whatever its dtype, if there are few parameters
 
 
 STATE = (
-    *("coef_", "intercept_", "classes_", "frozen_", "_trainer"),
+    *("coef_", "intercept_", "classes_", "penalty_l2_", "frozen_", "_trainer"),
     *("history_", "n_iter_", "n_features_in_", "feature_names_in_"),
 )
 
 
 def forget(estimator: Any) -> None:
     """Remove the state of earlier training."""
-    for name in ("coef_", "intercept_", "classes_", "frozen_", "_trainer"):
+    for name in ("coef_", "intercept_", "classes_", "penalty_l2_", "frozen_", "_trainer"):
         estimator.__dict__.pop(name, None)
     estimator.history_, estimator.n_iter_ = {}, 0
 
@@ -77,6 +79,7 @@ def prepare(
     check_parameters(estimator)
     continues = estimator.warm_start and hasattr(estimator, "coef_")
     estimator.__dict__.pop("_trainer", None)
+    check_in_memory(estimator.penalty_l2, X)
     X, y = check_data(estimator, X, y, reset=not continues)
     check_classification_targets(y)
     weights = check_sample_weight(sample_weight, X)
@@ -152,31 +155,48 @@ def fit_lbfgs(
         monitor.take_parameters(step.coef, step.intercept, dtype)
         return monitor.epoch_ends(record(step))
 
+    start, frozen = choose_start(estimator, X.shape[1], np.float64, zeros=True), getattr(estimator, "frozen_", None)
+    problem = Problem(k, options, start, frozen, objective.num_threads, place, objective.map_parts)
+    with objective.use_threads():
+        choice = settle(estimator.penalty_l2, X, y, sample_weight, problem, objective.divisor)
+    estimator.penalty_l2_ = choice.penalty
     with monitor, objective.use_threads():
-        step, count, converged = lbfgs.minimize(
+        end = lbfgs.minimize(
             objective,
-            *choose_start(estimator, X.shape[1], np.float64, zeros=True),
-            penalty=float(estimator.penalty_l2),
+            *(choice.start if validation is None else start),  # early stopping needs the way from the start
+            penalty=choice.penalty,
             tol=tol,
             max_iterations=estimator.max_epochs,
-            frozen=getattr(estimator, "frozen_", None),
+            frozen=frozen,
             after_iteration=after_iteration,
         )
+        step = end.step
         coef, intercept = monitor.best or (step.coef, step.intercept)
         keep_parameters(estimator, coef, intercept, dtype)
-        estimator.n_iter_ = count
-        if count == 0:  # the start is the minimum
+        estimator.n_iter_ = end.iterations
+        if end.iterations == 0:  # the start is the minimum
             estimator.history_ = {name: [value] for name, value in record(step).items()}
-    # Rounding may keep the last factor of 100 out of reach, which does not deserve a warning.
-    stuck = step.gradient_max > 100 * tol
-    if not converged and not monitor.stopped and (stuck or count >= estimator.max_epochs):
-        warnings.warn(
-            f"lbfgs has not converged in {count} iterations, max_epochs={estimator.max_epochs} (largest element of the "
-            f"gradient {step.gradient_max:.3g}, tol {tol:.3g}); raise max_epochs or "
-            "penalty_l2, or scale the data",
-            ConvergenceWarning,
-            stacklevel=4,
+    if not end.converged and not monitor.stopped:
+        _warn_of_gradient(estimator, end, tol)
+
+
+def _warn_of_gradient(estimator: Any, end: lbfgs.End, tol: float) -> None:
+    """Warn that the fit ended away from the minimum, with the remedy for the reason."""
+    state = f"largest element of the gradient {end.step.scaled_max:.3g} for features of unit variance, tol {tol:.3g}"
+    count = end.iterations
+    if count >= estimator.max_epochs:
+        text = (
+            f"lbfgs has not converged in {count} iterations, max_epochs={estimator.max_epochs} ({state}); raise "
+            "max_epochs or penalty_l2, or scale the data"
         )
+    elif end.step.scaled_max > ROUNDING * tol:
+        text = (
+            f"lbfgs stopped after {count} iterations, because rounding prevents further progress ({state}); scale "
+            "the data or raise penalty_l2"
+        )
+    else:
+        return
+    warnings.warn(text, ConvergenceWarning, stacklevel=5)
 
 
 # AdamW
@@ -379,10 +399,11 @@ def record_of_epoch(estimator: Any, sums: adamw.Sums) -> dict[str, float]:
 
 
 def _hyperparameters(estimator: Any) -> adamw.Hyper:
+    estimator.penalty_l2_ = settle_decay(estimator.penalty_l2)
     return adamw.Hyper(
         float(estimator.learning_rate),
         float(estimator.output_learning_rate or estimator.learning_rate),
-        float(estimator.penalty_l2),
+        estimator.penalty_l2_,
         estimator.clip_norm,
         estimator.clip_value,
     )

@@ -26,6 +26,7 @@ from .messages import show
 from .objective import Options, is_sparse
 
 SOLVERS = ("lbfgs", "adamw")
+AUTO = "auto"  # penalty_l2 that is chosen from the data
 INITS = ("xavier", "zeros")
 CLASS_WEIGHTS = ("balanced", "effective_number")
 SWITCHES = ("fit_intercept", "early_stopping", "batch_norm", "warm_start")
@@ -50,7 +51,7 @@ def check_parameters(estimator: Any) -> None:
         value = getattr(estimator, name)
         if value is not True and value is not False and not isinstance(value, np.bool_):
             raise TypeError(f"{name} must be True or False, got {show(value)}")
-    _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True)
+    _check_penalty(estimator)
     _check_number(estimator, "label_smoothing", 0, 1)
     for name in ("batch_size", "max_epochs", "patience"):
         _check_number(estimator, name, 1, math.inf, whole=True)
@@ -102,6 +103,18 @@ def make_random_state(estimator: Any) -> np.random.RandomState:
     if isinstance(given, np.random.Generator):
         return np.random.RandomState(given.bit_generator)
     return check_random_state(given)
+
+
+def _check_penalty(estimator: Any) -> None:
+    """Refuse a penalty that is no number, not None and not "auto"."""
+    value = estimator.penalty_l2
+    if isinstance(value, str):
+        if value != AUTO:
+            raise ValueError(f"penalty_l2 must be a number, None or {AUTO!r}, got {show(value)}")
+        if estimator.solver != "lbfgs":
+            raise ValueError(f"penalty_l2={AUTO!r} needs solver='lbfgs', got solver={estimator.solver!r}")
+    else:
+        _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, optional=True)
 
 
 def _check_number(

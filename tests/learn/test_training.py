@@ -64,9 +64,9 @@ def test_derivatives():
             at = objective.evaluate(moved[:, :4], moved[:, 4])
             ends.append(np.hstack([at.grad_coef, at.grad_intercept[:, None]]).ravel())
         assert np.allclose((ends[0] - ends[1]) / 2e-6, hessian[i], rtol=1e-6, atol=1e-8)
-    mean, variance = objective.moments()
+    mean, std = objective.moments()
     assert np.allclose(mean, np.average(X, axis=0, weights=w))
-    assert np.allclose(variance, np.average((X - mean) ** 2, axis=0, weights=w))
+    assert np.allclose(std**2, np.average((X - mean) ** 2, axis=0, weights=w))
 
 
 def test_coordinates_are_a_change_of_variables():
@@ -75,7 +75,8 @@ def test_coordinates_are_a_change_of_variables():
     objective = Objective(X, y, None, 3, Options())
     coef, intercept = rng.normal(size=(3, 5)), rng.normal(size=3)
     step = lbfgs.Step(coef, intercept, 0, 0, 0, 0)
-    for coordinates in (lbfgs.Centred(objective, 1e-3, True), lbfgs.whiten(objective, step, 1e-3, True)):
+    centred = lbfgs.Centred(objective, 1e-3, True)
+    for coordinates in (centred, lbfgs.whiten(objective, step, 1e-3, centred)):
         u = coordinates.coordinates(coef, intercept)
         back = coordinates.parameters(u)
         assert np.allclose(back[0], coef)
