@@ -61,5 +61,6 @@ right.set(
     yticklabels=settings,
     title="… more than the accuracies do",
 )
+right.locator_params(axis="x", nbins=5)
 right.invert_yaxis()
 plt.show()
