@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -15,6 +14,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     models.add_model_and_table(parser)
     models.add_target(parser)
+    parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="add a cross-fitted calibration: temperature scaling, fitted on every other row, measured on the rest",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--html", type=Path, metavar="PAGE.html", help="also write one page with plots")
 
@@ -28,8 +32,10 @@ def main(arguments: argparse.Namespace) -> int:
     table = models.read_table(arguments.data, model, arguments.target)
     from .. import metrics
 
-    report = metrics.evaluate(model, table.x, models.match_labels(arguments.data, table, model))
-    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
+    labels = models.match_labels(arguments.data, table, model)
+    report = metrics.evaluate(model, table.x, labels, calibrator="recalibrate" if arguments.recalibrate else None)
+    report.title = f"{arguments.target}: {arguments.model.name} on {arguments.data.name}"
+    print(report.to_json() if arguments.json else report)
     if arguments.html:
         report.to_html(arguments.html)
         print(f"page: {arguments.html}", file=sys.stderr)
