@@ -48,11 +48,11 @@ golden:  ## write the golden hashes again (a change of bits needs an entry in do
 	$(PYTHON) tests/tools/make_golden.py
 
 asv:  ## run the asv benchmarks quickly and write their web pages (.asv/html)
-	@# asv refuses a machine that it does not know; the first run writes its name and CPU to ~/.asv-machine.json
-	[ -f "$${ASV_MACHINE:-$$HOME/.asv-machine.json}" ] || $(ASV) machine --yes
+	# asv refuses a machine that it does not know; this writes its name and CPU to ~/.asv-machine.json
+	cd asv_bench && { [ -f "$${ASV_MACHINE:-$$HOME/.asv-machine.json}" ] || $(ASV) machine --yes; }
 	cd asv_bench && $(ASV) run --quick --python=same --set-commit-hash=$$(git rev-parse HEAD)
 	$(PYTHON) asv_bench/check_results.py
-	cd asv_bench && $(ASV) publish
+	$(PYTHON) asv_bench/publish.py
 
 ci:  ## run every check (.ci/run)
 	.ci/run
