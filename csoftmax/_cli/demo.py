@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -32,10 +33,11 @@ Array = NDArray[Any]
 
 FIRST_RARE_CLASS = 5  # this class and those after it are thinned out
 KEPT_SHARE = 10  # one image in this many of those classes is kept
-PENALTY_L2 = 1e-4  # factor of half the squared coefficients
+PENALTY_L2 = 1e-5  # factor of half the squared coefficients
 TOLERANCE = 1e-5  # largest element of the gradient at the end, here and in scikit-learn
 MAX_ITERATIONS = 2000
 FIT_ROUNDS = 3  # fits of each library, in turns
+DIVISIONS = 10  # of the images into those to train on, to calibrate with and to test on
 IMAGINED_TESTS = 200  # sets of labels drawn from the probabilities
 MEANING = {
     "log loss": "mean of -log(probability of the true class): lower is better; look at it first",
@@ -68,11 +70,13 @@ def main(arguments: argparse.Namespace) -> int:
         load("matplotlib", "demo")
         check_folder(arguments.output)
     digits = load_digits()
+    show_sizes(digits)
     plain = train(digits, None)
     model = train(digits, "balanced")
     show_objectives(digits, plain)
     compare_with_sklearn(digits)
-    scaling, calibrated = calibrate(digits, model)
+    scaling, calibrated = show_calibration(digits, model)
+    repeat_calibration()
     show_guesses(digits, calibrated)
     logits = model.decision_function(digits.x_test).astype(np.float32)
     show_errors(logits)
@@ -97,21 +101,24 @@ def show(name: str, text: str) -> None:
     print(f"{name:28} {text}", flush=True)
 
 
-def load_digits() -> Digits:
+def load_digits(seed: int = 0) -> Digits:
     """Split the images into halves, and the second half once more; thin out the rare classes of the first."""
     split = load("sklearn.model_selection", "demo").train_test_split
     images, labels = load("sklearn.datasets", "demo").load_digits(return_X_y=True)
-    x, x_rest, t, t_rest = split(images / 16, labels, test_size=0.5, stratify=labels, random_state=0)
-    x_cal, x_test, t_cal, t_test = split(x_rest, t_rest, test_size=0.5, stratify=t_rest, random_state=0)
+    x, x_rest, t, t_rest = split(images / 16, labels, test_size=0.5, stratify=labels, random_state=seed)
+    x_cal, x_test, t_cal, t_test = split(x_rest, t_rest, test_size=0.5, stratify=t_rest, random_state=seed)
     rare = t >= FIRST_RARE_CLASS
     kept = ~rare | (np.cumsum(rare) % KEPT_SHARE == 0)
-    x, t = x[kept], t[kept]
+    return Digits(x[kept], t[kept], x_cal, t_cal, x_test, t_test)
+
+
+def show_sizes(digits: Digits) -> None:
+    """Show how many images each part has."""
     show(
         "images",
-        f"{len(x)} to train on, {np.sum(rare[kept])} of them of the rare classes {FIRST_RARE_CLASS} to 9; "
-        f"{len(x_cal)} to calibrate with; {len(x_test)} to test on",
+        f"{len(digits.x)} to train on, {np.sum(digits.labels >= FIRST_RARE_CLASS)} of them of the rare classes "
+        f"{FIRST_RARE_CLASS} to 9; {len(digits.x_calibration)} to calibrate with; {len(digits.x_test)} to test on",
     )
-    return Digits(x, t, x_cal, t_cal, x_test, t_test)
 
 
 def make_model(weights: str | None, **options: Any) -> SoftmaxRegression:
@@ -198,22 +205,46 @@ def train_by_hand(x: Array, t: Array) -> float:
     return float(minimize(objective, begin, jac=True, method="L-BFGS-B", options=options).fun)
 
 
-def calibrate(digits: Digits, model: SoftmaxRegression) -> tuple[TemperatureScaling, Array]:
-    """Fit a temperature on images of its own; returns it and the calibrated probabilities of the test images."""
-    from ..calibration import TemperatureScaling
+def find_measures() -> dict[str, Callable[[Array, Array], float]]:
+    """Return the functions of labels and probabilities that judge a calibration."""
     from ..metrics import expected_calibration_error
 
+    return {"log loss": load("sklearn.metrics", "demo").log_loss, "ECE": expected_calibration_error}
+
+
+def calibrate(digits: Digits, model: SoftmaxRegression) -> tuple[TemperatureScaling, Array, Array]:
+    """Fit a temperature on images of its own; returns it, and the probabilities of the test images before and after."""
+    from ..calibration import TemperatureScaling
+
     scaling = TemperatureScaling().fit(model.decision_function(digits.x_calibration), digits.labels_calibration)
-    calibrated = scaling.transform(model.decision_function(digits.x_test))
-    pair = model.predict_proba(digits.x_test), calibrated
-    measures = {"log loss": load("sklearn.metrics", "demo").log_loss, "ECE": expected_calibration_error}
+    return scaling, model.predict_proba(digits.x_test), scaling.transform(model.decision_function(digits.x_test))
+
+
+def show_calibration(digits: Digits, model: SoftmaxRegression) -> tuple[TemperatureScaling, Array]:
+    """Show the effect of a temperature on the test images; returns it and the calibrated probabilities."""
+    scaling, *pair = calibrate(digits, model)
     show("calibrated", f"T = {scaling.temperature_:.3f}, fitted on the {len(digits.x_calibration)} images kept for it")
-    for name, measure in measures.items():
+    for name, measure in find_measures().items():
         figures = " -> ".join(f"{measure(digits.labels_test, p):.4f}" for p in pair)
         show(f"  {name}", f"{figures} ({MEANING[name]})")
-    low, high = imagine_errors(calibrated)
+    low, high = imagine_errors(pair[1])
     show("", f"(a perfectly calibrated model shows an ECE of {low:.3f} to {high:.3f} on as few images)")
-    return scaling, calibrated
+    return scaling, pair[1]
+
+
+def repeat_calibration() -> None:
+    """Show the mean effect of a temperature over other divisions of the images: one division says little."""
+    measures = find_measures()
+    found = []
+    with progress(DIVISIONS, "demo: divisions") as bar:
+        for seed in range(DIVISIONS):
+            digits = load_digits(seed)
+            _, *pair = calibrate(digits, make_model("balanced").fit(digits.x, digits.labels))
+            found.append([[measure(digits.labels_test, p) for p in pair] for measure in measures.values()])
+            bar.update()
+    means = np.mean(found, axis=0)
+    text = ", ".join(f"{name} {before:.4f} -> {after:.4f}" for name, (before, after) in zip(measures, means))
+    show(f"  mean of {DIVISIONS} divisions", text)
 
 
 def imagine_errors(probabilities: Array) -> tuple[float, float]:
