@@ -58,10 +58,12 @@ def picture_style(extra: str) -> AbstractContextManager[None]:
 
 
 def new_figure(extra: str, width: float, height: float) -> Any:
-    """Create a matplotlib figure that needs no display and leaves the user's matplotlib state alone."""
-    with picture_style(extra):
-        figure = load("matplotlib.figure", extra).Figure(figsize=(width, height), layout="constrained")
-        load("matplotlib.backends.backend_agg", extra).FigureCanvasAgg(figure)
+    """Create a matplotlib figure that needs no display and leaves the user's matplotlib state alone.
+
+    It does not enter `picture_style` itself: settings belong to the process, so that only one thread may change them.
+    """
+    figure = load("matplotlib.figure", extra).Figure(figsize=(width, height), layout="constrained")
+    load("matplotlib.backends.backend_agg", extra).FigureCanvasAgg(figure)
     return figure
 
 
