@@ -10,6 +10,7 @@ defaults.
 from __future__ import annotations
 
 import argparse
+import datetime
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
 
 Array = NDArray[Any]
 
+IMAGE_SHAPE = 8, 8
 FIRST_RARE_CLASS = 5  # this class and those after it are thinned out
 KEPT_SHARE = 10  # one image in this many of those classes is kept
 PENALTY_L2 = 1e-5  # factor of half the squared coefficients
@@ -91,8 +93,14 @@ def write_page(digits: Digits, model: SoftmaxRegression, scaling: TemperatureSca
     """Write the page of figures and plots on the test images."""
     from ..metrics import evaluate
 
-    report: Any = evaluate(model, digits.x_test, digits.labels_test, calibrator=scaling)
+    report = evaluate(model, digits.x_test, digits.labels_test, calibrator=scaling)
     report.title = f"Handwritten digits: {len(digits.x_test)} test images"
+    report.data = "a quarter of scikit-learn's digits (sklearn.datasets.load_digits)"
+    report.target = "digit"
+    report.command = "python -m csoftmax demo"
+    report.version = csoftmax.__version__
+    report.date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    report.add_images(digits.x_test, IMAGE_SHAPE)
     report.to_html(path)
 
 

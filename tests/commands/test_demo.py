@@ -160,8 +160,10 @@ def test_settings_do_not_depend_on_defaults():
 
 def test_page(page, folder):
     html = (folder / "csoftmax-demo.html").read_text(encoding="utf-8")
-    for name in ("reliability diagrams", "confusion matrix", "loss curve"):
-        assert name in html
+    assert "Handwritten digits: 450 test images" in html
+    assert "<svg" in html
+    for name in ("reliability diagram", "confusion", "calibration"):
+        assert name in html.lower()
     assert page.splitlines()[-1].split() == ["page", "csoftmax-demo.html"]
 
 
