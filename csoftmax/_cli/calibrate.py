@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -26,20 +28,25 @@ def main(arguments: argparse.Namespace) -> int:
     names = getattr(model, "feature_names_in_", None)
     table = models.read_table(arguments.data, model, arguments.target)
     labels = models.match_labels(arguments.data, table, model)
-    from .. import calibration, metrics
+    from .. import calibration, cross_entropy, metrics
     from .._learn.labels import indices_of
 
     indices, _ = indices_of(labels, model.classes_)
     log_p = model.predict_log_proba(table.x)
-    scaling = calibration.TemperatureScaling().fit(log_p, indices)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        scaling = calibration.TemperatureScaling().fit(log_p, indices)
+    for warning in caught:
+        print(f"csoftmax calibrate: {warning.message}", file=sys.stderr)
     before, after = (metrics.expected_calibration_error(indices, p) for p in (np.exp(log_p), scaling.transform(log_p)))
     model.set_params(temperature=float(model.temperature) * scaling.temperature_)
     if names is not None:
         model.feature_names_in_ = names
     model.save(output)
+    losses = [float(cross_entropy(log_p, indices, temperature=t)) for t in (1.0, scaling.temperature_)]
     print(
         f"temperature {model.temperature:.6g}; on these {len(labels)} rows ECE {before:.4f} -> {after:.4f}, log loss "
-        f"{scaling.history_[0]['loss']:.6g} -> {scaling.history_[-1]['loss']:.6g}"
+        f"{losses[0]:.6g} -> {losses[1]:.6g}"
     )
     print(f"model: {output}")
     return 0

@@ -27,7 +27,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     models.add_target(parser)
     add("--output", type=Path, default=Path("model.safetensors"), help="default: model.safetensors")
     add("--solver", choices=("lbfgs", "adamw"), default="lbfgs", help="default: lbfgs")
-    add("--penalty-l2", type=parse_not_negative, default=1e-4, help="default: 1e-4")
+    add("--penalty-l2", type=parse_penalty, help="a number, auto or none; default: none, 1 / rows")
     add("--class-weight", choices=("balanced", "effective_number"), help="default: none")
     add("--label-smoothing", type=parse_fraction, default=0.0, help="default: 0")
     add("--max-epochs", type=parse_positive, default=500, help="default: 500")
@@ -37,6 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--no-standardize", dest="standardize", action="store_false", help="use the columns without scaling")
     add("--save-every", type=parse_positive, metavar="N", help="also save the model after every N epochs")
     add("--seed", type=int, default=0, help="default: 0")
+
+
+def parse_penalty(text: str) -> float | str | None:
+    """Parse a number that is at least 0, "auto" or "none"."""
+    return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else parse_not_negative(text)
 
 
 def main(arguments: argparse.Namespace) -> int:
