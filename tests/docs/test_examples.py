@@ -135,6 +135,7 @@ def test_smoothing_and_calibration(tmp_path):
         assert figures[name]["log loss"] < 0.85 * plain["log loss"]
         assert figures[name]["accuracy"] > plain["accuracy"] - 0.005
         assert figures[name]["ECE"] < plain["ECE"]
+        assert figures[name]["log loss"] < figures["isotonic"]["log loss"]
 
 
 def test_ablations(tmp_path):
