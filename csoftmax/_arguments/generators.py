@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,52 @@ from .numbers import is_bool
 
 PIECE = 1 << 20  # numbers drawn at a time: some ms, so that Ctrl-C is seen between them
 _KINDS = "an int, a numpy.random.SeedSequence, Generator or RandomState"
+
+
+@contextlib.contextmanager
+def rewound_on_error(rng: Any) -> Iterator[None]:
+    """Give the caller's sources the states that they have now if the block raises.
+
+    A call that fails has then drawn nothing, and the next one draws what it would have drawn. Most failures come after
+    the numbers have been drawn: a row without mass is found by the kernel, and a signal may come at any time.
+    """
+    states = []
+    for source in _leaves(rng):
+        with contextlib.suppress(NotImplementedError):  # a source of the caller's own type need not tell its state
+            if isinstance(source, _STATEFUL):
+                states.append((source, _state_of(source)))
+    try:
+        yield
+    except BaseException:
+        for source, state in reversed(states):  # of a source that is given twice, the first state is the old one
+            _set_state(source, state)
+        raise
+
+
+_STATEFUL = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
+
+
+def _leaves(rng: Any) -> Iterator[Any]:
+    if isinstance(rng, np.ndarray) and rng.dtype != object:  # seeds
+        return
+    if not _is_sequence(rng):
+        yield rng
+        return
+    for item in rng:
+        yield from _leaves(item)
+
+
+def _state_of(source: Any) -> Any:
+    if isinstance(source, np.random.RandomState):
+        return source.get_state(legacy=False)
+    return (source.bit_generator if isinstance(source, np.random.Generator) else source).state
+
+
+def _set_state(source: Any, state: Any) -> None:
+    if isinstance(source, np.random.RandomState):
+        source.set_state(state)
+    else:
+        (source.bit_generator if isinstance(source, np.random.Generator) else source).state = state
 
 
 def draw_uniforms(rng: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:

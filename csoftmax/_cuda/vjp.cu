@@ -34,9 +34,30 @@ struct gradient {
         return a;
     }
 };
-INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, const csm_temperature &t) {
-    const gradient g = {dy, y, V(vjp_set)(&t, V(set)(row.hi), V(set)(row.lo), LOG)};
+/* lift: the factor that dy and the sums of the row have. */
+INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, const csm_temperature &t, double lift) {
+    csm_temperature of_row = t;
+    if (LOG && !SINGLE && !csm_vjp_is_ordinary(&t, row.hi, LOG)) { /* without a lift, as on the CPU */
+        of_row.inv_t2 *= of_row.inv_t1;
+        of_row.inv_t1 = 1;
+    }
+    of_row.inv_t1 /= lift;
+    const gradient g = {dy, y, V(vjp_set)(&of_row, V(set)(row.hi), V(set)(row.lo), LOG)};
     return g;
+}
+
+/* The largest |dy| of the k classes of a team or warp that take part. */
+template <int width> INLINE REAL largest_dy(const REAL *dy, const REAL *y, int k) {
+    REAL max = 0;
+    for (int i = threadIdx.x % width; i < k; i += width) {
+        const REAL size = y[i] == ABSENT ? 0 : dy[i] < 0 ? -dy[i] : dy[i];
+        max = size > max ? size : max;
+    }
+    return group_max(max, width);
+}
+template <int width> INLINE void lift_dy(REAL *dy, int k, double lift) {
+    for (int i = threadIdx.x % width; i < k; i += width) dy[i] *= (REAL)lift;
+    __syncwarp();
 }
 
 /* Whether the temperature is beyond the range of float, and gradients are computed in double; never for double. */
@@ -91,7 +112,20 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                 replace_in_double(a + begin, b + begin, k, row, c.temperature, thread, DOT_TEAM);
                 continue;
             }
-            const gradient value = gradient_of(a + begin, b + begin, row, c.ordinary);
+            double lift = 1;
+            if (!SINGLE && !LOG) { /* rows whose sum underflows, as on the CPU */
+                const bool is_lifted = !csm_vjp_is_ordinary(&c.ordinary, row.hi, LOG);
+                if (__any_sync(ALL_LANES, is_lifted)) {
+                    const double max = (double)largest_dy<DOT_TEAM>(a + begin, b + begin, k);
+                    if (is_lifted) lift = csm_vjp_lift(&c.ordinary, max);
+                    lift_dy<DOT_TEAM>(a + begin, k, lift);
+                    V(dot_zero)(&sum);
+                    add_products<DOT_TEAM>(&sum, a + begin, b + begin, k);
+                    dot_total<DOT_TEAM>(sum, &block.hi, &block.lo);
+                    csm_combine_pair(&block, 1, SINGLE, &row);
+                }
+            }
+            const gradient value = gradient_of(a + begin, b + begin, row, c.ordinary, lift);
             for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.at(i);
         }
         __syncwarp();
@@ -127,7 +161,25 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
             const copied value = {a};
             store(dx + from, k, value, lane, WARP);
         } else {
-            store(dx + from, k, gradient_of(a, b, row, c.ordinary), lane, WARP);
+            double lift = 1;
+            if (!SINGLE && !LOG && !csm_vjp_is_ordinary(&c.ordinary, row.hi, LOG)) { /* as in `teams` */
+                const REAL of_warp = largest_dy<WARP>(a, b, k);
+                __syncthreads(); /* all threads have read the blocks */
+                if (lane == 0) blocks[warp].max = (double)of_warp;
+                __syncthreads();
+                double max = 0;
+                for (int i = 0; i < warps; i++) max = blocks[i].max > max ? blocks[i].max : max;
+                lift = csm_vjp_lift(&c.ordinary, max);
+                lift_dy<WARP>(a, k, lift);
+                V(dot_zero)(&sum);
+                add_products<WARP>(&sum, a, b, k);
+                dot_total<WARP>(sum, &block.hi, &block.lo);
+                __syncthreads(); /* all threads have read the maxima */
+                if (lane == 0) blocks[warp] = block;
+                __syncthreads();
+                csm_combine_pair(blocks, (size_t)warps, SINGLE, &row);
+            }
+            store(dx + from, k, gradient_of(a, b, row, c.ordinary, lift), lane, WARP);
         }
         __syncthreads();
     }
@@ -193,7 +245,7 @@ extern "C" __global__ void __launch_bounds__(32, 1)
                 __syncwarp();
                 continue;
             }
-            store(dx + first, length, gradient_of(a, b, row, c.ordinary), threadIdx.x, WARP);
+            store(dx + first, length, gradient_of(a, b, row, c.ordinary, 1), threadIdx.x, WARP);
             __syncwarp();
         }
     }

@@ -29,6 +29,26 @@ typedef struct csm_scales {
  * probability that is subnormal in float, times 1/T, shows its rounding. */
 INLINE int csm_exceeds_float(const csm_scales *s) { return !(s->temperature >= 0.25 && s->temperature <= 0x1p100); }
 
+/* The power of two by which a gradient of log_softmax is lifted before it is multiplied by the rest of 1/T: at most 1/T
+ * for T < 1; below 1 where 1/T itself would be subnormal. */
+INLINE double csm_lift_of(const csm_temperature *t) {
+    if (!(t->inv_t1 >= 1)) return 0x1p-100;
+    return csm_double_of(csm_double_bits(t->inv_t1) & 0x7ff0000000000000u);
+}
+/* Whether the kernels of gradients of doubles compute a row, given its sum s.  The others have T < 1; softmax: an s that
+ * underflows where s / T does not; log: an s that overflows with the lift. */
+INLINE int csm_vjp_is_ordinary(const csm_temperature *t, double s, const int log) {
+    if (!(t->inv_t1 > 1)) return 1;
+    return log ? !(fabs(s) * t->inv_t1 >= 0x1p1000) : !(fabs(s) < 0x1p-900);
+}
+
+/* The power of two, at most 1/T, for the dy of such a row of softmax, so that the largest |dy| does not overflow. */
+INLINE double csm_vjp_lift(const csm_temperature *t, double max) {
+    const double power = csm_lift_of(t), limit = 0x1p1000 / max; /* infinite for 0 */
+    const double lift = limit < power ? csm_double_of(csm_double_bits(limit) & 0x7ff0000000000000u) : power;
+    return max > 0 && lift > 1 ? lift : 1;
+}
+
 /* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {
     return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;

@@ -9,8 +9,9 @@
  * the same bits.  The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the tail.  Elements with
  * y = 0 (log: y = -inf) take no part: their dy does not matter, and their dx is +0.
  * Any other NaN is written as the canonical NaN.
- * The division by T comes last for T > 1 and first for T < 1, where y_j / T is rounded as a subnormal number if y_j is
- * subnormal.
+ * The division by T comes last for T > 1 and first for T < 1; powers of two keep what is not subnormal in the end from
+ * being rounded as a subnormal number (element.inc.h).  float64 rows whose s itself would be rounded so, or overflow, are
+ * left to ops/softmax_row.c (csm_vjp_is_ordinary).
  * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
  * (log); float64 1.3.
  */
@@ -97,15 +98,24 @@ static NOINLINE void FN(log_softmax_vjp_pass2)(const void *a, const void *b, voi
 typedef struct FN(vjp_many) {
     REAL hi[CSM_VJP_WIDTH], lo[CSM_VJP_WIDTH], magic[CSM_VJP_WIDTH], lowest[CSM_VJP_WIDTH];
 } FN(vjp_many);
-/* Sets them for the W rows starting at i, from their sums: csm_combine_pair for W rows side by side. */
-INLINE void FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, const csm_temperature *t, const int log) {
+/* Sets them for the W rows starting at i, from their sums: csm_combine_pair for W rows side by side.  Returns 0 if one
+ * of the first `count` is not ordinary. */
+INLINE int FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, const csm_temperature *t, const int log,
+                       size_t count) {
     V(t) high, low;
     V(pair_of)(total, rest, &high, &low);
+    if (EXP_MANTISSA != 23 && t->inv_t1 > 1) {
+        REAL sums[V(W)];
+        V(STORE_REAL)(sums, high);
+        for (size_t r = 0; r < V(W) && r < count; r++)
+            if (!csm_vjp_is_ordinary(t, (double)sums[r], log)) return 0;
+    }
     V(vjp_constants) c = V(vjp_set)(t, high, low, log);
     V(STORE_REAL)(m->hi + i, c.hi);
     V(STORE_REAL)(m->lo + i, c.lo);
     V(STORE_REAL)(m->magic + i, c.shift.magic);
     V(STORE_REAL)(m->lowest + i, c.shift.lowest);
+    return 1;
 }
 #define VJP_GET(from, m, i, c)                                                           \
     (c.hi = from(m->hi + i), c.lo = from(m->lo + i), c.shift.magic = from(m->magic + i), \
@@ -126,7 +136,7 @@ INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
         V(sum_eight)(&dot, sums[r]);
     }
     V(trees)((const v64_t(*)[V(EIGHT)])sums, total);
-    FN(vjp_put)(&many, 0, total, v64_zero(), job->temperature, log);
+    FN(vjp_put)(&many, 0, total, v64_zero(), job->temperature, log, V(W));
     V(vjp_constants) c = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log);
     for (int r = 0; r < V(W); r++) {
         VJP_GET(V(splat), (&many), r, c);
@@ -149,6 +159,7 @@ INLINE size_t FN(vjp_rows)(const csm_rows_job *job, const int log) {
         if (log) FN(log_softmax_vjp_pass1)(dy, y, NULL, job->n, t, &block);
         else FN(softmax_vjp_pass1)(dy, y, NULL, job->n, t, &block);
         FN(vjp_combine)(&block, 1, t, &row);
+        if (EXP_MANTISSA != 23 && !csm_vjp_is_ordinary(t, row.hi, log)) return i;
         if (log) FN(log_softmax_vjp_pass2)(dy, y, dx, job->n, t, &row, NULL);
         else FN(softmax_vjp_pass2)(dy, y, dx, job->n, t, &row, NULL);
     }
@@ -241,7 +252,7 @@ static NOINLINE int FN(vjp_tile)(const csm_tile_job *job, const int log) {
     for (size_t c = 0; c < job->width; c += V(W)) {
         v64_t total[V(PARTS)], rest;
         FN(vjp_tile_total)(lanes, job->n, c, total, &rest);
-        FN(vjp_put)(&many, c, total, rest, job->temperature, log);
+        if (!FN(vjp_put)(&many, c, total, rest, job->temperature, log, job->width - c)) return 0;
     }
     if (VJP_ONE_COPY) FN(vjp_tile_results)(job, &many, log);
     else if (log) FN(vjp_tile_results)(job, &many, 1);
