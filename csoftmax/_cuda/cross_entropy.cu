@@ -478,8 +478,8 @@ INLINE void combine(const rows_job &job, const row_state &row, const csm_scales 
     }
 }
 
-/* Computes the gradient of a row in which the passes would lose one (underflow.h), with every thread adding up the whole
- * row.  Returns false, with nothing written, for all other rows. */
+/* Computes the gradient of a row in which the passes would lose one (underflow.h), with every thread adding up the
+ * whole row.  Returns false, with nothing written, for all other rows. */
 static __device__ NOINLINE bool write_lost_gradient(const rows_job &job, const row_state &row) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
     const csm_loss_call *call = &row.shared->call;

@@ -3,11 +3,11 @@
  *   sums      a warp for each block of CSM_BLOCK elements of a row: maximum, n, sum of e'
  *   min_sums  the same sums, of the elements that min-p keeps
  *   draw      a warp for each block again: the draws that land in the block
- *   chosen    a warp for each row, from its largest logits in falling order (topk.cu): top-k and top-p; the classes that
- *             they keep are put into the order of the indices, then min-p and the draws
+ *   chosen    a warp for each row, from its largest logits in falling order (topk.cu): top-k and top-p; the classes
+ *             that they keep are put into the order of the indices, then min-p and the draws
  *
- * A draw is the first class, in the order of the indices, whose running sum exceeds its target.  The sums run in double in the order of the classes:
- * one thread adds a block and stores the sum every MARK_ELEMENTS, from where each thread searches for its draws.
+ * A draw is the first class, in the order of the indices, whose running sum exceeds its target.  The sums run in
+ * double: one thread adds a block and stores the sum every MARK_ELEMENTS, from where each thread searches for its draws.
  * Reads of each element: one; two with min-p or for rows beyond exp's range; one more for blocks in which draws land.
  * top-k: the reads of topk.cu; top-p alone: one more.  If 1024 logits are not enough, a library sorts, and everything
  * is read again.
@@ -282,7 +282,8 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
     }
 }
 
-/* Puts the first `kept` logits of a row and their classes into the order of the classes.  all: the row; marks: n zeros. */
+/* Puts the first `kept` logits of a row and their classes into the order of the classes.  all: the row; marks: n
+ * zeros. */
 INLINE void order_kept(T *logits, long long *classes, const T *all, uint8_t *marks, long long n, long long kept) {
     const int lane = threadIdx.x;
     for (long long i = lane; i < kept; i += WARP) marks[classes[i]] = 1;
@@ -301,9 +302,9 @@ INLINE void order_kept(T *logits, long long *classes, const T *all, uint8_t *mar
     __syncwarp();
 }
 
-/* x, from: the k largest logits of each row in falling order, and their indices; both are put into another order.  all:
- * the rows; marks: a 0 for each element of `all`.  parts: records of all logits, for rows without top_k, or NULL.  sums:
- * space for one number for each CSM_BLOCK of the k. */
+/* x, from: the k largest logits of each row in falling order, and their indices; both are put into another order.
+ * all: the rows; marks: a 0 for each element of `all`.  parts: records of all logits, for rows without top_k, or NULL.
+ * sums: space for one number for each CSM_BLOCK of the k. */
 extern "C" __global__ void __launch_bounds__(WARP, 1)
     chosen(T *x, long long *from, const T *all, uint8_t *marks, const part *__restrict__ parts,
            const long long *__restrict__ top_k, const double *__restrict__ top_p, const double *__restrict__ min_p,

@@ -27,7 +27,8 @@ typedef struct cross_entropy_call {
     size_t pitch, soft_pitch, group; /* of rows in scratch */
     int is_soft, is_direct; /* is_direct: every array is contiguous along the axis */
     int has_lost; /* whether rows can have gradients that the kernels lose */
-    double lost_extra, lost_limit; /* those rows: weight |upstream| (mass + extra) > limit */
+    double lost_extra, lost_limit, lost_upstream; /* those rows: weight |upstream| (mass + extra) > limit, or, where
+                                                     clip_value comes before upstream, |upstream| > lost_upstream */
     int64_t *labels;
     double *loss, *mass;
     size_t e_size, block_size, wide_size; /* parts of a thread's scratch: e', blocks, a wide block; then packed rows */
@@ -114,7 +115,10 @@ static int has_lost_gradient(const cross_entropy_call *call, const char *x, csm_
     const csm_call *c = &call->base;
     const size_t n = c->shape.n, count = csm_block_count(n);
     const int single = csm_is_single(c);
-    if (!(in->weight * fabs(in->upstream) * (in->mass + call->lost_extra) > call->lost_limit)) return 0;
+    const double upstream = fabs(in->upstream);
+    if (!(in->weight * upstream * (in->mass + call->lost_extra) > call->lost_limit) &&
+        !(upstream > call->lost_upstream))
+        return 0;
     in->max = -CSM_INF;
     for (size_t b = 0; b < count; b++) {
         const double max = c->table->max[c->dtype](x + b * CSM_BLOCK * c->itemsize, csm_block_length(n, b * CSM_BLOCK));
@@ -527,9 +531,10 @@ static void find_lost_limit(cross_entropy_call *call) {
     const double of_max = call->base.scales.always_transform ? CSM_INF : (single ? 1e6 : 0x1p45) + 64;
     if (c->n == 0) return;
     call->lost_extra = c->smoothing / (double)c->n * c->weight_sum + (c->z_loss != 0 ? 2 * c->z_loss * of_max : 0);
-    call->lost_limit = csm_times_pow2(single ? 0x1p20 : 0x1p400, -c->t_exponent - c->divisor_exponent);
+    call->lost_limit = csm_times_pow2(single ? 0x1p20 : 0x1p210, -c->t_exponent - c->divisor_exponent);
+    call->lost_upstream = c->clip_value < CSM_INF ? csm_times_pow2(4, -c->divisor_exponent) : CSM_INF;
     call->has_lost = c->gradient && (call->is_soft || o->weight || o->sample_weight || o->upstream ||
-                                     1 + call->lost_extra > call->lost_limit);
+                                     1 + call->lost_extra > call->lost_limit || 1 > call->lost_upstream);
 }
 
 static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_loss_options *o, int threads,

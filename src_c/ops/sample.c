@@ -1,12 +1,12 @@
 /* The driver of sampling: temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution at one
  * uniform number for each draw.
  *
- * Each class owns an interval of [0, 1), in the order of the indices.  The kernels select classes in falling order, ties
- * by lowest index; those that top-k and top-p keep are put back into the order of the indices.  Masses are the e' of
- * softmax, equal on every instruction set.  The sum of a block is the kernels', sums over blocks are exact and rounded
- * once (math/exact.h); within a block they run from the first to the last in double, and so does the sum that top-p
- * compares, in falling order.  So a draw depends only on the row, its parameters and its uniform number, and the threads
- * may share the blocks and the draws of a row.
+ * Each class owns an interval of [0, 1), in the order of the indices.  The kernels select classes in falling order,
+ * ties by lowest index; those that top-k and top-p keep are put back into the order of the indices.  Masses are the e'
+ * of softmax, equal on every instruction set.  The sum of a block is the kernels', sums over blocks are exact and
+ * rounded once (math/exact.h); within a block they run from the first to the last in double, and so does the sum that
+ * top-p compares, in falling order.  So a draw depends only on the row, its parameters and its uniform number, and the
+ * threads may share the blocks and the draws of a row.
  *
  * A long row is read once for the sums of its blocks; of its e' only those of blocks in which draws land are computed
  * again, so that nothing of its length is stored: (1, 10^8) takes 0.3 of the time of softmax.
@@ -461,8 +461,8 @@ static csm_status nucleus_body(void *context, size_t begin, size_t end, int thre
     return CSM_OK;
 }
 
-/* Puts the classes that are kept, and their logits in `values`, into the order of the indices: one bit for each class of
- * the row, set for those that are kept, is read from the first to the last. */
+/* Puts the classes that are kept, and their logits in `values`, into the order of the indices: one bit for each class
+ * of the row, set for those that are kept, is read from the first to the last. */
 static csm_status order_kept(sample_row *row, const char *whole, char *values) {
     sample_call *call = row->call;
     const size_t words = (call->base.shape.n + 63) / 64, size = call->base.itemsize;

@@ -2,8 +2,8 @@
  *
  * The kernels compute e' in the compute type, where a probability below 2^-186 (float64: 2^-1522) of the largest is 0.
  * 1/T, weights, `upstream` or z-loss can bring its gradient back into the range of the result.  Such a row is rare: its
- * factors exceed 2^30 (2^430), and a class lies as far below the maximum as csm_loss_reach says.  It is computed by the
- * definition (job.h), in numbers whose exponents have no limit:
+ * factors exceed 2^24 (2^217), and a class lies in a range far below the maximum (csm_loss_lost_of).  It is computed by
+ * the definition (job.h), in numbers whose exponents have no limit:
  *
  *     p_j = e_j / S,  e_j = exp((x_j - max) / T),  S = sum e_j
  *     g_j = k (p_j G - a_j),  of the label k (p_l (G - a_l) - a_l (S - e_l) / S)
@@ -16,96 +16,42 @@
 #ifndef CSM_CROSS_ENTROPY_UNDERFLOW_H
 #define CSM_CROSS_ENTROPY_UNDERFLOW_H
 
+#include "../../math/factor.h"
 #include "row.h"
 
-/* A number with its mantissa between 1 and 2; 0: all members are 0. */
-INLINE csm_factor csm_factor_of(csm_pair m, double e) {
-    csm_factor f = {m, 0};
-    if (m.hi == 0) return f;
-    const double exponent = csm_take_exponent(&f.m.hi);
-    f.m.lo = csm_times_pow2(m.lo, -exponent);
-    f.e = e + exponent;
-    return f;
-}
-INLINE csm_factor csm_factor_of_number(double x) { return csm_factor_of(csm_pair_of(x, 0), 0); }
-INLINE csm_factor csm_factor_mul(csm_factor a, csm_factor b) {
-    return csm_factor_of(csm_pair_mul(a.m, b.m), a.e + b.e);
-}
-INLINE csm_factor csm_factor_div(csm_factor a, csm_factor b) {
-    return csm_factor_of(csm_pair_div(a.m, b.m), a.e - b.e);
-}
-INLINE csm_factor csm_factor_minus(csm_factor a) {
-    a.m.hi = -a.m.hi;
-    a.m.lo = -a.m.lo;
-    return a;
-}
-INLINE csm_factor csm_factor_add(csm_factor a, csm_factor b) {
-    if (a.m.hi == 0) return b;
-    if (b.m.hi == 0) return a;
-    if (a.e < b.e) {
-        const csm_factor c = a;
-        a = b;
-        b = c;
-    }
-    if (b.e - a.e < -250) return a; /* below the last digit of a pair */
-    const double power = csm_pow2(b.e - a.e);
-    double hi = a.m.hi, lo = a.m.lo + b.m.lo * power;
-    csm_two_sum(&hi, &lo, b.m.hi * power);
-    const double sum = hi + lo;
-    return csm_factor_of(csm_pair_of(sum, (hi - sum) + lo), a.e);
-}
-INLINE double csm_factor_rounded(csm_factor a) { return csm_times_pow2(a.m.hi, a.e); }
-/* Whether |a| > |b|. */
-INLINE int csm_factor_exceeds(csm_factor a, csm_factor b) {
-    if (a.m.hi == 0 || b.m.hi == 0) return a.m.hi != 0;
-    return a.e != b.e ? a.e > b.e : fabs(a.m.hi) > fabs(b.m.hi);
-}
-
-/* exp((x - max) / T), x <= max. */
-INLINE csm_factor csm_factor_exp(double x, double max, csm_factor t) {
-    const csm_factor d = csm_factor_add(csm_factor_of_number(x), csm_factor_minus(csm_factor_of_number(max)));
-    const csm_factor z = csm_factor_div(d, t), one = csm_factor_of_number(1), nothing = {{0, 0}, 0};
-    if (!(x > -CSM_INF) || (z.m.hi != 0 && z.e > 14)) return nothing;
-    if (z.m.hi == 0 || z.e < -200) return one;
-    const double hi = csm_times_pow2(z.m.hi, z.e), n = (hi * 0x1.71547652b82fep+0 + 0x1.8p52) - 0x1.8p52;
-    const double near = fma(-n, 0x1.62e42fefa39efp-1, hi);
-    const double rest = csm_times_pow2(z.m.lo, z.e) - n * 0x1.abc9e3b39803fp-56, r = near + rest;
-    const double more = r + (((near - r) + rest) + r * r * (0.5 + (r * csm_exp_rest(r) + 0x1.4p-50)));
-    double sum = 1, low = 0;
-    csm_two_sum(&sum, &low, more);
-    return csm_factor_of(csm_pair_of(sum, low), n);
-}
-
-/* The distance (max - x) / T from which the kernels' probabilities underflow, less some nats. */
-INLINE double csm_distance_of_underflow(const int single) { return single ? 125 : 1045; }
-/* The largest distance (max - x) / T at which a class can still have a gradient other than 0; 0: none where the kernels
- * do not compute it.  In nats, rounded up by some of them. */
-INLINE double csm_loss_reach(const csm_loss_call *c, const csm_loss_input *in, const int single) {
-    double weight = in->weight, upstream = in->upstream, z = 2 * c->z_loss, max = in->max, t = c->temperature;
-    double q = in->mass + (c->smoothing != 0 ? c->smoothing / (double)c->n * c->weight_sum : 0);
-    double e = csm_take_exponent(&weight) + csm_take_exponent(&upstream) + c->t_exponent + c->divisor_exponent;
-    const double lowest = single ? -151 : -1076, nearest = csm_distance_of_underflow(single);
-    double of_q = q == 0 ? -1e5 : csm_take_exponent(&q);
-    if (z != 0) {
-        double of_lse = max == 0 ? 0 : csm_take_exponent(&max) - csm_take_exponent(&t) + 1;
-        of_lse = (of_lse > 6 ? of_lse : 6) + 1 + csm_take_exponent(&z); /* log n < 2^6 */
-        of_q = (of_q > of_lse ? of_q : of_lse) + 1;
-    }
-    if (weight == 0 || upstream == 0 || !(e + of_q < 20000)) return 0; /* infinity too */
-    const double reach = (e + of_q + 5 - lowest) * 0.6931471805599453;
-    return reach > nearest ? reach : 0;
-}
-/* The logits whose gradient the kernels lose: those from `low` to `high`, none if low > high. */
+/* The logits whose gradient the kernels lose: those from `low` to `high`, none if low > high.  In distances
+ * d = (max - x) / T: at the near end the kernels' probabilities underflow (float64: their products with a factor of at
+ * most 2^300, the rest of which is applied last), or, if a clip comes before a factor above 1, what is clipped; at the
+ * far end the gradient itself is 0.  Both ends have some nats to spare. */
 typedef struct csm_loss_lost {
     double low, high;
 } csm_loss_lost;
 INLINE csm_loss_lost csm_loss_lost_of(const csm_loss_call *c, const csm_loss_input *in, const int single) {
-    const double reach = csm_loss_reach(c, in, single);
+    const double ln2 = 0.6931471805599453, largest = 0x1.fffffffffffffp1023;
     csm_loss_lost lost = {CSM_INF, -CSM_INF};
-    if (reach == 0 || !(in->max - in->max == 0)) return lost;
-    lost.high = in->max - csm_distance_of_underflow(single) * c->temperature;
-    lost.low = in->max - reach * c->temperature;
-    if (lost.low < -0x1.fffffffffffffp1023) lost.low = -0x1.fffffffffffffp1023;
+    double weight = in->weight, upstream = in->upstream, z = 2 * c->z_loss, max = in->max, t = c->temperature;
+    double q = in->mass + (c->smoothing != 0 ? c->smoothing / (double)c->n * c->weight_sum : 0);
+    if (weight == 0 || upstream == 0 || !(in->max - in->max == 0)) return lost;
+    /* exponents: of the terms without p, before and after the reduction */
+    const double of_reduction = csm_take_exponent(&upstream) + c->divisor_exponent;
+    double of_row = q == 0 ? -1e5 : csm_take_exponent(&q);
+    if (z != 0) {
+        double of_lse = max == 0 ? 0 : csm_take_exponent(&max) - csm_take_exponent(&t) + 1;
+        of_lse = (of_lse > 6 ? of_lse : 6) + 1 + csm_take_exponent(&z); /* log n < 2^6 */
+        of_row = (of_row > of_lse ? of_row : of_lse) + 1;
+    }
+    of_row += csm_take_exponent(&weight) + c->t_exponent;
+    if (!(of_row + of_reduction < 20000)) return lost; /* infinite */
+    double near = single ? 125 : 900;
+    if (c->clip_value < CSM_INF && of_reduction > 1) {
+        const double scaled = of_row < (single ? -20 : -300) ? 0 : of_row, clipped = scaled + (single ? 122 : 1018);
+        near = clipped * ln2 < near ? clipped * ln2 : near;
+    }
+    const double far = (of_row + of_reduction + 5 + (single ? 151 : 1076)) * ln2;
+    if (!(far > near)) return lost;
+    lost.high = in->max - near * c->temperature;
+    lost.low = in->max - far * c->temperature;
+    if (lost.low < -largest) lost.low = -largest;
     return lost;
 }
 INLINE int csm_loss_is_lost(csm_loss_lost lost, double x) { return x <= lost.high && x >= lost.low; }
@@ -113,7 +59,8 @@ INLINE int csm_loss_is_lost(csm_loss_lost lost, double x) { return x <= lost.hig
 /* The state of a row: the sums, then the factors of its gradient. */
 typedef struct csm_loss_exact {
     csm_factor t, below, without, e_label; /* below: S without the maxima; without: S - e_l; no label: e_l = 0 */
-    csm_factor sum, g, k, reduction, clip, rest, flat; /* rest: 1 - epsilon; flat: epsilon / n; clip: 0 if there is none */
+    csm_factor sum, g, k, reduction, clip, rest,
+        flat; /* rest: 1 - epsilon; flat: epsilon / n; clip: 0 if there is none */
     double max, maxima; /* maxima: their number */
 } csm_loss_exact;
 
@@ -123,7 +70,8 @@ INLINE csm_loss_exact csm_loss_exact_begin(const csm_loss_call *c, double max) {
     row.t = csm_factor_of_number(c->temperature);
     row.max = max;
     row.maxima = 0;
-    row.below = row.without = row.e_label = row.sum = row.g = row.k = row.reduction = row.clip = row.rest = row.flat = nothing;
+    row.below = row.without = row.e_label = row.sum = row.g = row.k = row.reduction = row.clip = row.rest = row.flat =
+        nothing;
     return row;
 }
 INLINE void csm_loss_exact_add(csm_loss_exact *row, double x, int is_label) {
@@ -176,8 +124,7 @@ INLINE csm_factor csm_loss_exact_of_row(const csm_loss_exact *row, double x, dou
 INLINE void csm_loss_exact_shrink(const csm_loss_call *c, csm_factor square, csm_loss_exact *row) {
     if (square.m.hi == 0) return;
     const double odd = square.e - 2 * ((square.e * 0.5 + 0x1.8p52) - 0x1.8p52); /* -1, 0 or 1 */
-    const csm_factor norm =
-        csm_factor_of(csm_pair_of(sqrt(square.m.hi * csm_pow2(odd)), 0), (square.e - odd) * 0.5);
+    const csm_factor norm = csm_factor_of(csm_pair_of(sqrt(square.m.hi * csm_pow2(odd)), 0), (square.e - odd) * 0.5);
     const csm_factor limit = csm_factor_of_number(c->clip_norm);
     if (csm_factor_exceeds(norm, limit)) row->k = csm_factor_mul(row->k, csm_factor_div(limit, norm));
 }

@@ -37,9 +37,9 @@ INLINE V(scaling) V(scaling_of)(const csm_row *row, double d) {
     return s;
 }
 
-/* Softmax: 1/T as inv_t1 inv_t2; where y is subnormal, its product with inv_t1 > 1 would be rounded as such a number, so
- * it takes 2^(mantissa + 1) along as far as inv_t2_lifted.  Log: dy, hi and lo are multiplied by `lift` and the result by
- * inv_t2, so that for T < 1 nothing is rounded as a subnormal number that is none in the end. */
+/* Softmax: 1/T as inv_t1 inv_t2; where y is subnormal, its product with inv_t1 > 1 would be rounded as such a number,
+ * so it takes 2^(mantissa + 1) along as far as inv_t2_lifted.  Log: dy, hi and lo are multiplied by `lift` and the
+ * result by inv_t2, so that for T < 1 nothing is rounded as a subnormal number that is none in the end. */
 typedef struct V(vjp_constants) {
     V(t) hi, lo, inv_t1, inv_t2, inv_t2_lifted, lift, absent;
     V(shift) shift;

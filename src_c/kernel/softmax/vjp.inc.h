@@ -10,10 +10,9 @@
  * y = 0 (log: y = -inf) take no part: their dy does not matter, and their dx is +0.
  * Any other NaN is written as the canonical NaN.
  * The division by T comes last for T > 1 and first for T < 1; powers of two keep what is not subnormal in the end from
- * being rounded as a subnormal number (element.inc.h).  float64 rows whose s itself would be rounded so, or overflow, are
- * left to ops/softmax_row.c (csm_vjp_is_ordinary).
- * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
- * (log); float64 1.3.
+ * being rounded as a subnormal number (element.inc.h).  Rows whose s is so small or so large that this is not enough
+ * are left to ops/softmax_row.c (csm_vjp_is_ordinary). Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the
+ * rounding of s), of max(|dy - s 2^n|, |s em1|)/T (log); float64 1.3.
  */
 #ifndef FN
 #error "vjp.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -104,11 +103,13 @@ INLINE int FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, con
                        size_t count) {
     V(t) high, low;
     V(pair_of)(total, rest, &high, &low);
-    if (EXP_MANTISSA != 23 && t->inv_t1 > 1) {
+    if (log || (EXP_MANTISSA != 23 && t->inv_t1 > 1)) {
         REAL sums[V(W)];
+        int is_ordinary = 1;
         V(STORE_REAL)(sums, high);
-        for (size_t r = 0; r < V(W) && r < count; r++)
-            if (!csm_vjp_is_ordinary(t, (double)sums[r], log)) return 0;
+        for (size_t r = 0; r < V(W) &&r < count; r++)
+            is_ordinary &= csm_vjp_is_ordinary(t, (double)sums[r], log, EXP_MANTISSA == 23);
+        if (!is_ordinary) return 0;
     }
     V(vjp_constants) c = V(vjp_set)(t, high, low, log);
     V(STORE_REAL)(m->hi + i, c.hi);
@@ -123,8 +124,8 @@ INLINE int FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, con
 
 #if EXP_MANTISSA == 23
 /* A group of as many rows as a vector has lanes, whose sums are added side by side: (4096, 16) on AVX2, 22 -> 11 to
- * 13 ns per row. */
-INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
+ * 13 ns per row.  Returns 0, with nothing written, if one of them is not ordinary. */
+INLINE int FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
     const T *dy[V(W)], *y[V(W)];
     v64_t sums[V(W)][V(EIGHT)], total[V(PARTS)];
     FN(vjp_many) many;
@@ -136,12 +137,13 @@ INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
         V(sum_eight)(&dot, sums[r]);
     }
     V(trees)((const v64_t(*)[V(EIGHT)])sums, total);
-    FN(vjp_put)(&many, 0, total, v64_zero(), job->temperature, log, V(W));
+    if (!FN(vjp_put)(&many, 0, total, v64_zero(), job->temperature, log, V(W))) return 0;
     V(vjp_constants) c = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log);
     for (int r = 0; r < V(W); r++) {
         VJP_GET(V(splat), (&many), r, c);
         FN(vjp_results)(dy[r], y[r], (T *)(job->result + (ptrdiff_t)(i + r) * job->result_step), job->n, c, log);
     }
+    return 1;
 }
 #endif
 
@@ -149,7 +151,8 @@ INLINE size_t FN(vjp_rows)(const csm_rows_job *job, const int log) {
     const csm_temperature *t = job->temperature;
     size_t i = 0;
 #if EXP_MANTISSA == 23
-    for (; V(W) > 1 && job->n <= GROUPED_VJP_LENGTH && i + V(W) <= job->rows; i += V(W)) FN(vjp_group)(job, i, log);
+    for (; V(W) > 1 && job->n <= GROUPED_VJP_LENGTH && i + V(W) <= job->rows; i += V(W))
+        if (!FN(vjp_group)(job, i, log)) break; /* the row that is not ordinary ends the loop below */
 #endif
     for (; i < job->rows; i++) { /* out of line, so that there is one copy of the passes */
         const char *dy = job->input + (ptrdiff_t)i * job->input_step, *y = job->y + (ptrdiff_t)i * job->y_step;
@@ -159,7 +162,7 @@ INLINE size_t FN(vjp_rows)(const csm_rows_job *job, const int log) {
         if (log) FN(log_softmax_vjp_pass1)(dy, y, NULL, job->n, t, &block);
         else FN(softmax_vjp_pass1)(dy, y, NULL, job->n, t, &block);
         FN(vjp_combine)(&block, 1, t, &row);
-        if (EXP_MANTISSA != 23 && !csm_vjp_is_ordinary(t, row.hi, log)) return i;
+        if (!csm_vjp_is_ordinary(t, row.hi, log, EXP_MANTISSA == 23)) return i;
         if (log) FN(log_softmax_vjp_pass2)(dy, y, dx, job->n, t, &row, NULL);
         else FN(softmax_vjp_pass2)(dy, y, dx, job->n, t, &row, NULL);
     }
