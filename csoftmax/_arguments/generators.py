@@ -17,24 +17,31 @@ PIECE = 1 << 20  # numbers drawn at a time: some ms, so that Ctrl-C is seen betw
 _KINDS = "an int, a numpy.random.SeedSequence, Generator or RandomState"
 
 
-@contextlib.contextmanager
-def rewound_on_error(rng: Any) -> Iterator[None]:
-    """Give the caller's sources the states that they have now if the block raises.
+def save_states(rng: Any) -> list[tuple[Any, Any]]:
+    """The caller's bit generators with their states, for `restore_states` after an error.
 
     A call that fails has then drawn nothing, and the next one draws what it would have drawn. Most failures come after
     the numbers have been drawn: a row without mass is found by the kernel, and a signal may come at any time.
     """
+    if rng is None or type(rng) is int:
+        return []
     states = []
-    for source in _leaves(rng):
-        with contextlib.suppress(NotImplementedError):  # a source of the caller's own type need not tell its state
-            if isinstance(source, _STATEFUL):
-                states.append((source, _state_of(source)))
-    try:
-        yield
-    except BaseException:
-        for source, state in reversed(states):  # of a source that is given twice, the first state is the old one
-            _set_state(source, state)
-        raise
+    for source in (rng,) if type(rng) is np.random.Generator else _leaves(rng):
+        if isinstance(source, _STATEFUL):
+            source = source.bit_generator if isinstance(source, np.random.Generator) else source
+            with contextlib.suppress(NotImplementedError):  # a type of the caller's need not tell its state
+                is_legacy = isinstance(source, np.random.RandomState)
+                states.append((source, source.get_state(legacy=False) if is_legacy else source.state))
+    return states
+
+
+def restore_states(states: list[tuple[Any, Any]]) -> None:
+    """Set the bit generators back to the states that `save_states` has seen."""
+    for source, state in reversed(states):  # of a source that is given twice, the first state is the old one
+        if isinstance(source, np.random.RandomState):
+            source.set_state(state)
+        else:
+            source.state = state
 
 
 _STATEFUL = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
@@ -48,19 +55,6 @@ def _leaves(rng: Any) -> Iterator[Any]:
         return
     for item in rng:
         yield from _leaves(item)
-
-
-def _state_of(source: Any) -> Any:
-    if isinstance(source, np.random.RandomState):
-        return source.get_state(legacy=False)
-    return (source.bit_generator if isinstance(source, np.random.Generator) else source).state
-
-
-def _set_state(source: Any, state: Any) -> None:
-    if isinstance(source, np.random.RandomState):
-        source.set_state(state)
-    else:
-        (source.bit_generator if isinstance(source, np.random.Generator) else source).state = state
 
 
 def draw_uniforms(rng: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:

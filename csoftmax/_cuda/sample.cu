@@ -7,7 +7,8 @@
  *             that they keep are put into the order of the indices, then min-p and the draws
  *
  * A draw is the first class, in the order of the indices, whose running sum exceeds its target.  The sums run in
- * double: one thread adds a block and stores the sum every MARK_ELEMENTS, from where each thread searches for its draws.
+ * double: one thread adds a block and stores the sum every MARK_ELEMENTS, from where each thread searches for its
+ * draws.
  * Reads of each element: one; two with min-p or for rows beyond exp's range; one more for blocks in which draws land.
  * top-k: the reads of topk.cu; top-p alone: one more.  If 1024 logits are not enough, a library sorts, and everything
  * is read again.

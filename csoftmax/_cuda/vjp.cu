@@ -32,7 +32,7 @@ struct gradient {
     INLINE_MEMBER REAL value(REAL a, REAL b) const {
         if (LOG && (double)b < exact_below && (double)b > -CSM_INF)
             return canonical((REAL)csm_log_vjp_exact((double)a / lift, (double)b, hi, lo, t));
-        return canonical(V(vjp_element)(a, b, c, LOG));
+        return canonical(V(vjp_element)(a, b, c, LOG, c.lifts));
     }
     INLINE_MEMBER REAL at(int i) const { return value(dy[i], y[i]); }
     INLINE_MEMBER wide wide_at(int i) const {

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
-from .._arguments.generators import draw_uniforms, rewound_on_error
+from .._arguments.generators import draw_uniforms, restore_states, save_states
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
 from .._arguments.numbers import check_count, check_parameter
 from .._arguments.places import Place, as_float, place_of, to_host
@@ -162,8 +162,12 @@ def _check_size(size: Any) -> tuple[int, ...]:
 
 @accept_foreign
 def _run_sample(logits: Any, axis: Any, **options: Any) -> Any:
-    with rewound_on_error(options["rng"]):
+    states = save_states(options["rng"])
+    try:
         return plan_sample(logits, axis, **options).execute()
+    except BaseException:
+        restore_states(states)
+        raise
 
 
 def sample(

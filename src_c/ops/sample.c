@@ -461,12 +461,19 @@ static csm_status nucleus_body(void *context, size_t begin, size_t end, int thre
     return CSM_OK;
 }
 
+/* Copies one number of 2, 4 or 8 bytes: sizes that the compiler knows, or memcpy is a call. */
+static void copy_number(char *to, const char *from, size_t size) {
+    if (size == 2) memcpy(to, from, 2);
+    else if (size == 4) memcpy(to, from, 4);
+    else memcpy(to, from, 8);
+}
 /* Puts the classes that are kept, and their logits in `values`, into the order of the indices: one bit for each class
  * of the row, set for those that are kept, is read from the first to the last. */
 static csm_status order_kept(sample_row *row, const char *whole, char *values) {
     sample_call *call = row->call;
     const size_t words = (call->base.shape.n + 63) / 64, size = call->base.itemsize;
     csm_poll poll = csm_poll_of(&call->base.interrupt, row->thread);
+    if (row->count == 1) return CSM_OK;
     uint64_t *bits = (uint64_t *)(void *)buffer(call, row->thread, KEPT, words * sizeof *bits);
     if (!bits) return CSM_NO_MEMORY;
     memset(bits, 0, words * sizeof *bits);
@@ -475,11 +482,10 @@ static csm_status order_kept(sample_row *row, const char *whole, char *values) {
         if (csm_poll_at(&poll, i)) return CSM_INTERRUPTED;
     }
     for (size_t word = 0, i = 0; word < words; word++) {
-        size_t at = word * 64;
-        for (uint64_t left = bits[word]; left; left >>= 1, at++) {
-            if (!(left & 1)) continue;
+        for (uint64_t left = bits[word]; left; left &= left - 1) {
+            const size_t at = word * 64 + CSM_LOWEST_BIT(left);
             row->classes[i] = (int64_t)at;
-            memcpy(values + i++ * size, whole + at * size, size);
+            copy_number(values + i++ * size, whole + at * size, size);
         }
         if (csm_poll_at(&poll, word)) return CSM_INTERRUPTED;
     }
@@ -514,6 +520,7 @@ static csm_status draw_selected(sample_row *row) {
         if (status == CSM_OK && top_k < n) status = set_max(row, csm_element(c, values, 0)); /* NaN comes first */
         row->whole = values;
         row->count = k;
+        if (status == CSM_OK && top_p == 1) status = order_kept(row, whole, values);
         if (status == CSM_OK) status = selected_masses(row);
         if (status != CSM_OK) return status;
         row->total = all;
@@ -525,8 +532,8 @@ static csm_status draw_selected(sample_row *row) {
         if (status != CSM_OK) return status;
         if (row->kept < k || top_k < n || k == n || row->sum >= row->limit) {
             row->count = row->kept;
-            if (row->count > 1) status = order_kept(row, whole, values);
-            if (status == CSM_OK && row->count > 1) status = selected_masses(row);
+            if (top_p < 1) status = order_kept(row, whole, values);
+            if (top_p < 1 && status == CSM_OK) status = selected_masses(row);
             if (status == CSM_OK) status = for_each_block(row, min_p_body);
             return status == CSM_OK ? draw_from(row) : status;
         }

@@ -41,9 +41,9 @@ INLINE V(scaling) V(scaling_of)(const csm_row *row, double d) {
  * so it takes 2^(mantissa + 1) along as far as inv_t2_lifted.  Log: dy, hi and lo are multiplied by `lift` and the
  * result by inv_t2, so that for T < 1 nothing is rounded as a subnormal number that is none in the end. */
 typedef struct V(vjp_constants) {
-    V(t) hi, lo, inv_t1, inv_t2, inv_t2_lifted, lift, absent;
+    V(t) hi, lo, inv_t1, inv_t1_lifted, inv_t2, inv_t2_lifted, lift, absent;
     V(shift) shift;
-    int lifts; /* softmax: whether inv_t1 can lose the digits of y */
+    int lifts; /* softmax: whether inv_t1 can lose the digits of y, the argument of vjp_element */
 } V(vjp_constants);
 
 /* The constants of one row, or of as many rows as a vector has lanes, from their sum s = hi + lo. */
@@ -65,13 +65,14 @@ INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, V(t) hi, V(t) lo, c
     c.lifts = !log && t->inv_t1 > 1 && t->inv_t1 < csm_pow2(EXP_MANTISSA + 1);
     c.inv_t1 = V(set)(t->inv_t1);
     c.inv_t2 = V(set)(log ? t->inv_t1 / lift * t->inv_t2 : t->inv_t2);
+    c.inv_t1_lifted = V(set)(c.lifts ? t->inv_t1 * csm_pow2(1 + EXP_MANTISSA) : 1);
     c.inv_t2_lifted = V(set)(t->inv_t2 * csm_pow2(-1 - EXP_MANTISSA));
     c.absent = V(set)(log ? -CSM_INF : 0);
     c.shift = V(shift_by)(V(add)(V(set)(EXP_EXPONENT_BIAS), bias), t, 0);
     return c;
 }
 
-INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
+INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log, const int lifts) {
     V(mask) absent = V(eq)(y, c.absent);
     V(t) d;
     if (log) {
@@ -81,10 +82,9 @@ INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
         d = V(fnma)(c.lo, scale, V(fnma)(c.hi, scale, V(mul)(dy, c.lift)));
         d = V(fnma)(c.hi, V(mul)(e, scale), d);
         d = V(mul)(d, c.inv_t2);
-    } else if (c.lifts) {
+    } else if (lifts) {
         const V(mask) normal = V(ge)(y, V(set)(csm_pow2(2 - EXP_EXPONENT_BIAS)));
-        const V(t) lifted = V(mul)(y, V(set)(csm_pow2(EXP_MANTISSA + 1)));
-        d = V(mul)(V(select)(normal, y, lifted), c.inv_t1);
+        d = V(mul)(y, V(select)(normal, c.inv_t1, c.inv_t1_lifted));
         d = V(mul)(V(mul)(d, V(sub)(V(sub)(dy, c.hi), c.lo)), V(select)(normal, c.inv_t2, c.inv_t2_lifted));
     } else {
         d = V(mul)(V(mul)(V(mul)(y, c.inv_t1), V(sub)(V(sub)(dy, c.hi), c.lo)), c.inv_t2);

@@ -11,8 +11,9 @@
  * Any other NaN is written as the canonical NaN.
  * The division by T comes last for T > 1 and first for T < 1; powers of two keep what is not subnormal in the end from
  * being rounded as a subnormal number (element.inc.h).  Rows whose s is so small or so large that this is not enough
- * are left to ops/softmax_row.c (csm_vjp_is_ordinary). Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the
- * rounding of s), of max(|dy - s 2^n|, |s em1|)/T (log); float64 1.3.
+ * are left to ops/softmax_row.c (csm_vjp_is_ordinary).
+ * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
+ * (log); float64 1.3.
  */
 #ifndef FN
 #error "vjp.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
@@ -68,12 +69,17 @@ static void FN(vjp_combine)(const csm_block *blocks, size_t count, const csm_tem
     csm_combine_pair(blocks, count, EXP_MANTISSA == 23, row);
 }
 
-INLINE void FN(vjp_results)(const T *dy, const T *y, T *dx, size_t k, V(vjp_constants) c, const int log) {
+INLINE void FN(vjp_elements)(const T *dy, const T *y, T *dx, size_t k, V(vjp_constants) c, const int log,
+                             const int lifts) {
     size_t i = 0;
-    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, V(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log));
-    if (i < k)
-        STORE_PART(dx + i, k - i,
-                   V(vjp_element)(LOAD_PART(dy + i, k - i, V(zero)()), LOAD_PART(y + i, k - i, c.absent), c, log));
+    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, V(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log, lifts));
+    if (i == k) return;
+    const V(t) a = LOAD_PART(dy + i, k - i, V(zero)()), b = LOAD_PART(y + i, k - i, c.absent);
+    STORE_PART(dx + i, k - i, V(vjp_element)(a, b, c, log, lifts));
+}
+INLINE void FN(vjp_results)(const T *dy, const T *y, T *dx, size_t k, V(vjp_constants) c, const int log) {
+    if (c.lifts) FN(vjp_elements)(dy, y, dx, k, c, 0, 1);
+    else FN(vjp_elements)(dy, y, dx, k, c, log, 0);
 }
 INLINE void FN(vjp_pass2)(const T *dy, const T *y, T *dx, size_t k, const csm_temperature *t, const csm_row *row,
                           const int log) {
@@ -229,7 +235,7 @@ INLINE void FN(vjp_tile_total)(const double *lanes, size_t n, size_t c, v64_t *t
         V(fold)(sum, low, &total[p], rest);
     }
 }
-INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * many, const int log) {
+INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * many, const int log, const int lifts) {
     V(vjp_constants) k = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log);
     for (size_t j = 0; j < job->n; j++) {
         const T *dy = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
@@ -240,7 +246,7 @@ INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * m
             V(t) a, b;
             FN(vjp_load)(dy + c, y + c, job->width - c, k.absent, &a, &b);
             VJP_GET(V(LOAD_REAL), many, c, k);
-            a = V(vjp_element)(a, b, k, log);
+            a = V(vjp_element)(a, b, k, log, lifts);
             if (c + V(W) <= job->width) STORE(dx + c, a);
             else STORE_PART(dx + c, job->width - c, a);
         }
@@ -257,9 +263,11 @@ static NOINLINE int FN(vjp_tile)(const csm_tile_job *job, const int log) {
         FN(vjp_tile_total)(lanes, job->n, c, total, &rest);
         if (!FN(vjp_put)(&many, c, total, rest, job->temperature, log, job->width - c)) return 0;
     }
-    if (VJP_ONE_COPY) FN(vjp_tile_results)(job, &many, log);
-    else if (log) FN(vjp_tile_results)(job, &many, 1);
-    else FN(vjp_tile_results)(job, &many, 0);
+    const int lifts = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log).lifts;
+    if (VJP_ONE_COPY) FN(vjp_tile_results)(job, &many, log, lifts);
+    else if (log) FN(vjp_tile_results)(job, &many, 1, 0);
+    else if (lifts) FN(vjp_tile_results)(job, &many, 0, 1);
+    else FN(vjp_tile_results)(job, &many, 0, 0);
     return 1;
 }
 static int FN(softmax_vjp_tile)(const csm_tile_job *job) { return FN(vjp_tile)(job, 0); }
