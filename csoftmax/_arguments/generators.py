@@ -27,7 +27,7 @@ def save_states(rng: Any) -> list[tuple[Any, Any]]:
         return []
     states = []
     for source in (rng,) if type(rng) is np.random.Generator else _leaves(rng):
-        if isinstance(source, _STATEFUL):
+        if isinstance(source, np.random.Generator | np.random.RandomState | np.random.BitGenerator):
             source = source.bit_generator if isinstance(source, np.random.Generator) else source
             with contextlib.suppress(NotImplementedError):  # a type of the caller's need not tell its state
                 is_legacy = isinstance(source, np.random.RandomState)
@@ -42,9 +42,6 @@ def restore_states(states: list[tuple[Any, Any]]) -> None:
             source.set_state(state)
         else:
             source.state = state
-
-
-_STATEFUL = (np.random.Generator, np.random.RandomState, np.random.BitGenerator)
 
 
 def _leaves(rng: Any) -> Iterator[Any]:

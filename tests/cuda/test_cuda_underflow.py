@@ -1,4 +1,4 @@
-"""Gradients of rows whose probabilities underflow, on CUDA: the CPU's bits (tests/ops/test_underflow.py has its values)."""
+"""Gradients of rows whose probabilities underflow, on CUDA: the bits of the CPU (tests/ops/test_underflow.py)."""
 
 import numpy as np
 import pytest

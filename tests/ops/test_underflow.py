@@ -236,7 +236,8 @@ def test_every_path_has_the_same_bits(dtype, n):
 
     def gradient(x, axis=-1, **options):
         labels = np.zeros(len(x) if axis == -1 else x.shape[1], int)
-        return csoftmax.cross_entropy_with_grad(x, labels, axis=axis, reduction="sum", upstream=upstream, **options).grad
+        options |= {"axis": axis, "reduction": "sum", "upstream": upstream}
+        return csoftmax.cross_entropy_with_grad(x, labels, **options).grad
 
     calls = (
         lambda x, dy, y, log_y, tiny, axis: gradient(x, axis),
