@@ -25,8 +25,6 @@
 #define LOADS 4
 #include "forward.cuh"
 
-#include "kernel/cross_entropy/underflow.h"
-
 /* The constants that `divide` passes to `rows` and `reduce`. */
 struct prepared {
     double divisor;
@@ -478,45 +476,6 @@ INLINE void combine(const rows_job &job, const row_state &row, const csm_scales 
     }
 }
 
-/* Computes the gradient of a row in which the passes would lose one (underflow.h), with every thread adding up the
- * whole row.  Returns false, with nothing written, for all other rows. */
-static __device__ NOINLINE bool write_lost_gradient(const rows_job &job, const row_state &row) {
-    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
-    const csm_loss_call *call = &row.shared->call;
-    const csm_loss_input *in = &row.shared->in;
-    const csm_loss_lost lost = csm_loss_lost_of(call, in, SINGLE);
-    const REAL *q = job.q ? job.q + row.at * job.n : NULL;
-    int is_lost = 0;
-    if (!(lost.low <= lost.high)) return false;
-    for (long long i = threadIdx.x; i < job.n; i += blockDim.x)
-        is_lost |= csm_loss_is_lost(lost, (double)LOAD(row.from + i));
-    is_lost = group_any(is_lost, WARP);
-    if (lane == 0) row.maxima[warp] = is_lost; /* the maxima are no longer needed */
-    __syncthreads();
-    for (int i = 0; i < warps; i++) is_lost |= row.maxima[i] != 0;
-    if (!is_lost) return false;
-    csm_loss_exact exact = csm_loss_exact_begin(call, in->max);
-    const auto gradient = [&](long long i) {
-        const int is_label = i == row.label;
-        return csm_loss_exact_of_row(&exact, (double)LOAD(row.from + i), q ? (double)q[i] : is_label,
-                                     job.w ? (double)job.w[i] : 1, is_label);
-    };
-    for (long long i = 0; i < job.n; i++) csm_loss_exact_add(&exact, (double)LOAD(row.from + i), i == row.label);
-    csm_loss_exact_factors(call, in, &exact);
-    if (call->clip_norm < CSM_INF) {
-        csm_factor square = {{0, 0}, 0};
-        for (long long i = 0; i < job.n; i++) {
-            const csm_factor g = gradient(i);
-            square = csm_factor_add(square, csm_factor_mul(g, g));
-        }
-        csm_loss_exact_shrink(call, square, &exact);
-    }
-    __syncthreads(); /* the gradient may overwrite the logits */
-    for (long long i = threadIdx.x; i < job.n; i += blockDim.x)
-        STORE(row.to + i, canonical((REAL)csm_loss_exact_result(&exact, gradient(i))));
-    return true;
-}
-
 /* Makes all passes over a row. */
 INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &scales) {
     for (int pass = SUMS; pass <= GRADIENT; pass++) {
@@ -542,7 +501,6 @@ INLINE void run_passes(const rows_job &job, row_state &row, const csm_scales &sc
         if (threadIdx.x == 0) combine(job, row, scales, pass, clips);
         __syncthreads();
         if (!row.to) break;
-        if (pass == SUMS && !row.shared->row.sums.is_nan && write_lost_gradient(job, row)) break;
         if (row.shared->row.is_nan) {
             fill_row(row.to, job.n, canonical((REAL)CSM_NAN));
             break;
