@@ -1,36 +1,44 @@
-"""``python -m csoftmax evaluate``: accuracy, F1, ROC-AUC and calibration of a model on a table."""
+"""``csoftmax evaluate``: accuracy, F1, ROC-AUC and calibration of a model on a table."""
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 
-from .._runtime.optional import check_folder, load
-from . import models
+from .._runtime.optional import UnusableError, load
+from . import calibrated, models
+from . import messages as say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    models.add_model_and_table(parser)
     models.add_target(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--html", type=Path, metavar="PAGE.html", help="also write one page with plots")
+    models.add_model_and_table(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Show the report as text or JSON, and write it as a page if asked for."""
+    messages = say.from_arguments(arguments)
     model = models.load_model(arguments.model)
     if arguments.html:
-        check_folder(arguments.html)
+        models.check_output(arguments.html)
         load("matplotlib", "learn")
-    table = models.read_table(arguments.data, model, arguments.target)
+    prepared = models.read_table(arguments.data, model, arguments, messages, target=arguments.target)
+    assert prepared.labels is not None, "read_table reads labels unless told not to"
     from .. import metrics
 
-    report = metrics.evaluate(model, table.x, models.match_labels(arguments.data, table, model))
+    calibrator = None
+    if isinstance(model, calibrated.CalibratedRegression):
+        model, calibrator = model.model, model.calibrator
+    report = metrics.evaluate(models.without_names(model), prepared.x, prepared.labels, calibrator=calibrator)
     print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
     if arguments.html:
-        report.to_html(arguments.html)
-        print(f"page: {arguments.html}", file=sys.stderr)
+        try:
+            report.to_html(arguments.html)
+        except OSError as error:
+            raise UnusableError(f"cannot write {str(arguments.html)!r}: {error.strerror or error}") from error
+        messages.say(f"page: {arguments.html}")
     return 0

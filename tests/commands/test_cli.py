@@ -321,7 +321,6 @@ def test_demo_names_what_is_missing(module, package, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "info|selftest|bench|demo|fit|predict|evaluate|calibrate"),
         (["train"], "train"),
         (["bench", "--shapes", "10x0"], "must be a positive integer, got '0'"),
         (["bench", "--shapes", "10xa"], "must be a positive integer, got 'a'"),
