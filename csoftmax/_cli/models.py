@@ -145,6 +145,8 @@ def read_table(
     words = {name for name in (target, id) if name} | set(preparation.words() if preparation else ())
     expected = [f.column for f in preparation.features] if preparation else []
     table = reading.read(path, reading.get_options(arguments), messages, expected=[*expected, *words], as_words=words)
+    if getattr(arguments, "id", None) and table.find(arguments.id) is None:
+        raise UnusableError(f"--id {arguments.id}: {columns.say_columns(table)}")
     found, missing = None, np.zeros(table.rows, bool)
     if needs_target:
         target = labels.find_target(table, target)

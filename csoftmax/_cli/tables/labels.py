@@ -1,8 +1,8 @@
 """Labels: classes from the column of the target, and labels of later tables matched to them by value.
 
-Labels are integers if all of them are whole numbers ("1" and "1.0" are one class), floats if all are numbers, booleans
-if all are true or false, else text.  Numbers with leading zeros, as codes have, are text.  Blanks around a label do not
-count.
+Labels are integers if all of them are whole numbers ("1" and "1.0" are one class), booleans if all are true or false,
+else text, such as numbers with fractions ("0.5" and "0.50" are one class) and codes with leading zeros.  Blanks around
+a label do not count.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ def parse(table: RawTable, target: str) -> tuple[NDArray[Any], NDArray[np.bool_]
     distinct = len(set(values))
     rows = int((~missing).sum())
     refuse_continuous(table, target, values, distinct, rows)
-    fill = values[0]
-    kind = str if isinstance(fill, str) else type(fill)
-    array: NDArray[Any] = np.array(values, dtype=None if kind is str else kind)
+    if isinstance(values[0], float):  # scikit-learn takes numbers with fractions for measurements
+        values = [format_number(value) for value in values]
+    array: NDArray[Any] = np.array(values)
     return np.append(array, array[:1])[text.codes], missing
 
 
