@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from ..._runtime.optional import UnusableError, load
+from ..messages import count
 from . import dialect as dialects
 from .dialect import Dialect, Options
 from .opening import Source
@@ -125,14 +126,16 @@ class _Text:
 
     def refuse(self, error: Exception) -> UnusableError:
         """Return the error for a table that pyarrow cannot parse."""
-        expected = "the header has" if self.dialect.names else "the others have"
-        noun = "columns" if self.dialect.names else "values"
+        whole = f"the header has {count(self.dialect.width, 'column')}"
+        if not self.dialect.names:
+            whole = f"the others have {count(self.dialect.width, 'value')}"
+        separator = dialects.NAMES.get(self.dialect.separator, repr(self.dialect.separator))
         for begin, _, row in self.rows():
             if len(row) != self.dialect.width:
-                what = f"{len(row)} value{'s' * (len(row) != 1)}, but {expected} {self.dialect.width} {noun}"
+                what = f"{count(len(row), 'value')}, but {whole}"
                 return UnusableError(
                     f"{self.name}, line {begin}: {what}; mend the line (quote values that hold the separator "
-                    f"{self.dialect.separator!r}), or give --separator"
+                    f"{separator}), or give --separator"
                 )
         return UnusableError(f"{self.name} cannot be read: {str(error).splitlines()[0]}")
 
@@ -157,13 +160,13 @@ class _Text:
 
     def check_cells(self, columns: Sequence[Values]) -> None:
         """Refuse a cell that holds whole rows: its quote is closed by the one that opens another cell."""
-        count = self.dialect.width - 1
+        inner = self.dialect.width - 1
         for values in columns:
             if isinstance(values, np.ndarray):
                 continue
             for code, level in enumerate(values.levels):
                 inside = level.split("\n")[1:-1] if "\n" in level else ()
-                if any(line.count(self.dialect.separator) == count for line in inside) and count:
+                if any(line.count(self.dialect.separator) == inner for line in inside) and inner:
                     row = int(np.argmax(values.codes == code))
                     raise self.refuse_quote(self.rows()[row][0])
 

@@ -258,11 +258,12 @@ _LIBSVM_EMPTY = re.compile(rb"\s*[-+.\deE]+\s*")
 
 def is_libsvm(data: bytes) -> bool:
     """Whether the first lines are those of libsvm: label index:value …"""
-    lines = [line for line in data[: 64 << 10].split(b"\n")[:50] if line.strip() and not line.startswith(b"#")]
+    lines = [line.partition(b"#")[0].strip() for line in data[: 64 << 10].split(b"\n")[:50]]
+    lines = [line for line in lines if line]
     lines = lines if len(lines) < 3 or len(data) <= 64 << 10 else lines[:-1]
-    full = [_LIBSVM_ROW.fullmatch(line.rstrip(b"\r")) for line in lines]
+    full = [_LIBSVM_ROW.fullmatch(line) for line in lines]
     empty = [m is not None or _LIBSVM_EMPTY.fullmatch(line) for m, line in zip(full, lines)]
-    return bool(lines) and any(full) and sum(map(bool, empty)) >= 0.9 * len(lines)
+    return bool(lines) and any(full) and sum(map(bool, empty)) >= 0.7 * len(lines)
 
 
 def read_libsvm(source: Source) -> tuple[RawTable, str]:
