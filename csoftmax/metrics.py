@@ -1,33 +1,35 @@
 """Calibration errors and reliability diagrams of predicted probabilities, and a report on a whole classifier.
 
-Confusion matrix, F1 and ROC-AUC are computed by scikit-learn; `evaluate` collects all figures.
+Precision, recall, F1 and ROC-AUC are computed by scikit-learn; `evaluate` collects all figures.
 """
 
 from __future__ import annotations
 
 import warnings
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from ._learn.labels import indices_of
-from ._learn.reliability import (
-    ReliabilityCurve,
+from ._arguments.numbers import check_count
+from ._learn.calibration_error import (
     brier_score,
     classwise_calibration_error,
     expected_calibration_error,
     maximum_calibration_error,
-    plot_reliability,
-    reliability_curve,
 )
+from ._learn.display import ReliabilityDisplay, plot_reliability, predict_probabilities
+from ._learn.probabilities import check_probabilities, check_weights, find_labels, quote, read_array
+from ._learn.reliability import ReliabilityCurve, reliability_curve
+from ._learn.report import Report
+from ._learn.smooth_error import smooth_calibration_error
 from ._ops.cross_entropy import cross_entropy
-
-if TYPE_CHECKING:
-    from ._learn.report import Report
+from ._ops.softmax import softmax
 
 __all__ = [
     "ReliabilityCurve",
+    "ReliabilityDisplay",
+    "Report",
     "brier_score",
     "classwise_calibration_error",
     "evaluate",
@@ -35,37 +37,53 @@ __all__ = [
     "maximum_calibration_error",
     "plot_reliability",
     "reliability_curve",
+    "smooth_calibration_error",
 ]
 
 for _public in (
     ReliabilityCurve,
+    ReliabilityDisplay,
+    Report,
     brier_score,
     classwise_calibration_error,
     expected_calibration_error,
     maximum_calibration_error,
     plot_reliability,
     reliability_curve,
+    smooth_calibration_error,
 ):
     _public.__module__ = __name__  # the public address, for help() and pickle
 
 
-def evaluate(model: Any, X: Any, y: ArrayLike, *, calibrator: Any = None, n_bins: int = 15) -> Report:
+def evaluate(
+    model: Any,
+    X: Any,
+    y: ArrayLike,
+    *,
+    calibrator: Any | Literal["recalibrate"] = None,
+    n_bins: int = 15,
+    sample_weight: ArrayLike | None = None,
+) -> Report:
     """Report everything about a classifier's predictions on labelled data.
 
     Parameters
     ----------
     model : fitted classifier
-        Has `predict_proba` and `classes_`. The calibrator receives the `decision_function` of a
-        `csoftmax.linear_model.SoftmaxRegression`, and the logarithms of the probabilities of any other classifier.
+        Any with `predict_proba` and `classes_`, such as a Pipeline, a search or a
+        `sklearn.calibration.CalibratedClassifierCV`.
     X : array-like of shape (N, D)
-        Data that was not used to train the model.
+        Data that was not used to train the model, as its `predict_proba` takes it.
     y : array-like of shape (N,)
-        True labels.
-    calibrator : fitted calibrator of `csoftmax.calibration`, optional
-        Calibrator for the figures after calibration. Default: a `TemperatureScaling` that is fitted on every other row
-        and measured on the rest, and vice versa.
+        True labels, elements of the model's `classes_`.
+    calibrator : fitted calibrator of `csoftmax.calibration`, or "recalibrate", optional
+        Calibrator for a second column of calibration figures. It receives the `decision_function` of a
+        `csoftmax.linear_model.SoftmaxRegression` (also as the last step of a Pipeline), and the logarithms of the
+        probabilities of any other classifier. "recalibrate" asks for a cross-fitted calibration: a
+        `TemperatureScaling` that is fitted on every other row of X and measured on the rest, and vice versa.
     n_bins : int, default 15
         Number of bins of the calibration errors.
+    sample_weight : array-like of shape (N,), optional
+        Weights of the rows, in every figure but the numbers of rows.
 
     Returns
     -------
@@ -75,10 +93,23 @@ def evaluate(model: Any, X: Any, y: ArrayLike, *, calibrator: Any = None, n_bins
 
     Raises
     ------
-    ValueError
-        If y has a label that is not among the model's classes.
+    TypeError, ValueError
+        If y has a label that is not among the model's classes, or arguments do not fit; the message names the argument,
+        its value and what is allowed.
     sklearn.exceptions.NotFittedError
         If the model is not fitted.
+
+    Notes
+    -----
+    The figures of calibration have one column, "as predicted". With a calibrator there is a second one, which has the
+    name of its class. Without one, a `SoftmaxRegression` whose temperature is not 1 has two columns, "T = 1" and
+    "as saved (T = ...)": what its calibration has changed. Accuracy, F1 and the confusion matrix are those of the
+    model's `predict`, ROC-AUC that of its probabilities; a calibrator does not change them.
+
+    Precision, recall and F1 are scikit-learn's with ``zero_division=0``, and macro averages are over the classes in y
+    and in the predictions; text and page show a dash where a class has a figure that is 0 / 0, such as the recall of a
+    class that does not occur. The log loss is that of scikit-learn, but that of a `SoftmaxRegression` comes from its
+    logits: probabilities below 2e-16 count as they are.
 
     Examples
     --------
@@ -90,102 +121,238 @@ def evaluate(model: Any, X: Any, y: ArrayLike, *, calibrator: Any = None, n_bins
     >>> round(report.to_dict()["accuracy"], 2)
     0.97
     """
-    from sklearn.utils.validation import check_is_fitted
+    n_bins = check_count("n_bins", n_bins, 1)
+    classes, p = predict_probabilities(model, X)
+    labels, given = _index_labels("y", y, classes)
+    p = check_probabilities(p, len(given), "model.predict_proba(X)")
+    if p.shape[1] != len(classes):
+        raise ValueError(f"model.predict_proba(X) must have {len(classes)} columns, one for each class, got {p.shape}")
+    weight = check_weights(sample_weight, len(given))
+    inner = _find_softmax_regression(model)
+    logits = None if inner is None else _as_columns(model.decision_function(X))
+    columns, how = _make_columns(inner, logits, p, labels, weight, calibrator, classes)
+    predicted = p.argmax(axis=1)
+    if inner is None and hasattr(model, "predict"):  # the model may decide in another way
+        predicted, _ = _index_labels("model.predict(X)", model.predict(X), classes)
+    figures: dict[str, Any] = {
+        "model": repr(model),
+        "rows": len(given),
+        "weight": float(weight.sum()),
+        "n_bins": n_bins,
+        "classes": [str(c) for c in classes.tolist()],
+        **_measure_classification(labels, predicted, p, classes, None if sample_weight is None else weight),
+    }
+    errors = [_measure_calibration(labels, c, weight, n_bins) for c in columns]
+    displays = [_make_display(labels, c, weight, n_bins, e["smooth_ece"]) for c, e in zip(columns, errors)]
+    measured = [{"name": c.name, **e} for c, e in zip(columns, errors)]
+    figures["columns"] = measured
+    figures["before"] = measured[0]
+    figures["after"] = measured[1] if len(measured) > 1 else None
+    figures["calibration"] = how
+    history = getattr(inner, "history_", {})
+    losses = {key: values for key, values in history.items() if key.endswith("loss") and values and min(values) > 0}
+    return Report(figures, displays, losses)
 
-    from ._learn.report import Report
+
+class _Column(NamedTuple):
+    """Probabilities of all rows, and their log loss if it is known more precisely than from them."""
+
+    name: str
+    p: NDArray[np.float64]
+    log_loss: float | None = None
+
+
+def _index_labels(name: str, y: ArrayLike, classes: NDArray[Any]) -> tuple[NDArray[np.intp], NDArray[Any]]:
+    """Indices of labels among the classes, and the labels as an array."""
+    given = read_array(name, y)
+    if given.ndim == 2 and given.shape[1] == 1:
+        given = given[:, 0]
+    if given.ndim != 1:
+        raise ValueError(f"{name} must have one axis, got shape {given.shape}")
+    if len(given) == 0:
+        raise ValueError(f"{name} is empty")
+    labels, unknown = find_labels(given, classes)
+    if len(unknown):
+        bad = unknown[0]
+        raise ValueError(f"{name}[{bad}] is {quote(given[bad])}, which is not among the model's classes")
+    return labels, given
+
+
+def _find_softmax_regression(model: Any) -> Any:
+    """The `SoftmaxRegression` whose predictions are the model's, behind pipelines and searches, or None."""
     from .linear_model import SoftmaxRegression
 
-    check_is_fitted(model)
-    y = np.asarray(y)
-    classes = np.asarray(model.classes_)
-    labels, unknown = indices_of(y, classes)
-    if len(unknown):
-        raise ValueError(f"y[{unknown[0]}] is {y[unknown[0]]!r}, which is not among the model's classes")
-    ours = isinstance(model, SoftmaxRegression)
-    before, log_before = _predict(model, X)
-    logits = np.asarray(model.decision_function(X), np.float64) if ours else log_before
-    after, how = _calibrate(logits, labels, calibrator)
-    after = before if after is None else after
-    loss_before = float(cross_entropy(log_before, labels))
-    figures = {
-        "model": repr(model),
-        "rows": len(y),
-        "classes": [str(c) for c in classes],
-        **_measure_classification(labels, before, classes),
-        "before": _measure_calibration(labels, before, loss_before, n_bins),
-        "after": _measure_calibration(labels, after, loss_before if after is before else None, n_bins),
-        "calibration": how,
-    }
-    history = model.history_ if ours and hasattr(model, "history_") else {}
-    losses = {key: values for key, values in history.items() if key.endswith("loss") and values and min(values) > 0}
-    return Report(figures, (labels, before, after, n_bins), losses)
+    while not isinstance(model, SoftmaxRegression):
+        if hasattr(model, "steps"):  # Pipeline
+            model = model.steps[-1][1]
+        elif hasattr(model, "best_estimator_"):  # GridSearchCV and its like
+            model = model.best_estimator_
+        elif type(model).__name__ == "FrozenEstimator":
+            model = model.estimator
+        else:
+            return None
+    return model
 
 
-def _predict(model: Any, X: Any) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Probabilities and their logarithms."""
-    p = np.asarray(model.predict_proba(X), np.float64)
-    if hasattr(model, "predict_log_proba") and hasattr(model, "coef_") and not (p == 0).any():
-        return p, np.asarray(model.predict_log_proba(X), np.float64)
-    # trees and nearest neighbours give probabilities of exactly 0, which no calibration could raise
-    return p, np.log(np.maximum(p, np.finfo(np.float64).tiny))
+def _as_columns(logits: ArrayLike) -> NDArray[np.float64]:
+    """Logits with one column for each class; a decision function of two classes has the second alone."""
+    z = read_array("logits", logits).astype(np.float64)
+    return np.column_stack([np.zeros(len(z)), z]) if z.ndim == 1 else z
 
 
-def _calibrate(
-    logits: NDArray[np.float64], labels: NDArray[np.intp], calibrator: Any
-) -> tuple[NDArray[np.float64] | None, str]:
-    """Calibrated probabilities of rows not used for calibration, and a sentence about the method."""
+def _make_columns(
+    inner: Any,
+    logits: NDArray[np.float64] | None,
+    p: NDArray[np.float64],
+    labels: NDArray[np.intp],
+    weight: NDArray[np.float64],
+    calibrator: Any,
+    classes: NDArray[Any],
+) -> tuple[list[_Column], str]:
+    """The columns of the calibration table, and a sentence about them."""
+    temperature = 1.0 if inner is None else float(inner.temperature)
+    own = _Column(
+        "as predicted" if temperature == 1 else f"as saved (T = {temperature:.3g})",
+        p,
+        None if logits is None else float(cross_entropy(logits, labels, sample_weight=weight, temperature=temperature)),
+    )
+    # Trees and nearest neighbours give probabilities of exactly 0, which no calibration could raise.
+    inputs = np.log(np.maximum(p, np.finfo(np.float64).tiny)) if logits is None else logits
+    if isinstance(calibrator, str):
+        if calibrator != "recalibrate":
+            raise ValueError(f'calibrator must be a fitted calibrator, "recalibrate" or None, got {calibrator!r}')
+        return _cross_fit(own, inputs, labels, weight)
+    if calibrator is not None:
+        name = type(calibrator).__name__
+        found = f" (T = {calibrator.temperature_:.3g})" if hasattr(calibrator, "temperature_") else ""
+        return [own, _Column(name, _apply(calibrator, inputs, classes))], f"{name}{found}, fitted beforehand"
+    if temperature == 1 or logits is None:
+        return [own], ""
+    raw = _Column("T = 1", softmax(logits), float(cross_entropy(logits, labels, sample_weight=weight)))
+    return [raw, own], (
+        f"the model divides its logits by its temperature, {temperature:.3g}; the column T = 1 shows the same model "
+        "without that"
+    )
+
+
+def _apply(calibrator: Any, logits: NDArray[np.float64], classes: NDArray[Any]) -> NDArray[np.float64]:
+    """Calibrated probabilities, in the order of the model's classes."""
+    if isinstance(calibrator, type) or not hasattr(calibrator, "transform"):
+        raise TypeError(f'calibrator must be a fitted calibrator, "recalibrate" or None, got {calibrator!r}')
+    p = check_probabilities(calibrator.transform(logits), len(logits), "calibrator.transform(logits)")
+    if p.shape[1] != len(classes):
+        raise ValueError(f"calibrator must be fitted on the model's {len(classes)} columns, got {p.shape[1]}")
+    own = getattr(calibrator, "classes_", None)
+    if own is not None and list(own) != list(classes) and set(own) == set(classes.tolist()):
+        p = p[:, [list(own).index(c) for c in classes.tolist()]]
+    return p
+
+
+def _cross_fit(
+    own: _Column, logits: NDArray[np.float64], labels: NDArray[np.intp], weight: NDArray[np.float64]
+) -> tuple[list[_Column], str]:
+    """Temperature scaling of each half of the rows, fitted on the other half."""
+    from sklearn.utils.validation import has_fit_parameter
+
     from .calibration import TemperatureScaling
 
-    if calibrator is not None:
-        return calibrator.transform(logits), f"{type(calibrator).__name__}, fitted beforehand"
-    if len(labels) < 2:
-        return None, "none: there is one row"
-    p, temperatures = np.empty((len(logits), max(2, logits[0].size))), []
-    for fitted, measured in ((0, 1), (1, 0)):
+    halves = [np.flatnonzero((np.arange(len(labels)) % 2 == i) & (weight > 0)) for i in (0, 1)]
+    if not all(map(len, halves)):
+        return [own], "no cross-fitted calibration: one of the halves of the rows is empty"
+    p, temperatures = np.empty((len(logits), logits.shape[1])), []
+    for i in (0, 1):
+        scaling, rows = TemperatureScaling(), halves[i]
+        options = {"sample_weight": weight[rows]} if has_fit_parameter(scaling, "sample_weight") else {}
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a half in which all rows are right has no finite optimum
-            scaling = TemperatureScaling().fit(logits[fitted::2], labels[fitted::2])
-        p[measured::2] = scaling.transform(logits[measured::2])
+            warnings.simplefilter("ignore")  # about few rows, and halves in which all rows are right
+            scaling.fit(logits[rows], labels[rows], **options)
+        p[1 - i :: 2] = scaling.transform(logits[1 - i :: 2])
         temperatures.append(scaling.temperature_)
     found = " and ".join(f"{t:.3g}" for t in temperatures)
-    return p, f"temperature scaling, fitted on every other row and measured on the rest (T = {found})"
+    return [own, _Column("cross-fitted calibration", p)], (
+        f"the cross-fitted calibration is temperature scaling, fitted on every other row and measured on the rest "
+        f"(T = {found}); it says what recalibration could win, not what the model does"
+    )
 
 
 def _measure_calibration(
-    labels: NDArray[np.intp], p: NDArray[np.float64], log_loss: float | None, n_bins: int
+    labels: NDArray[np.intp], column: _Column, weight: NDArray[np.float64], n_bins: int
 ) -> dict[str, float]:
-    """Figures of one set of probabilities; their log loss, unless it is known, is that of the probabilities."""
-    from sklearn import metrics as sk
-
+    """Figures of one set of probabilities; their log loss, unless it is known, is that of scikit-learn."""
+    p, loss = column.p, column.log_loss
+    given: dict[str, Any] = {"sample_weight": weight}
+    if loss is None:
+        eps = np.finfo(np.float64).eps
+        losses = -np.log(np.clip(p[np.arange(len(p)), labels], eps, 1 - eps))
+        loss = float(losses @ weight / weight.sum())
     return {
-        "log_loss": float(sk.log_loss(labels, p, labels=np.arange(p.shape[1]))) if log_loss is None else log_loss,
-        "brier": brier_score(labels, p),
-        "ece": expected_calibration_error(labels, p, n_bins=n_bins),
-        "mce": maximum_calibration_error(labels, p, n_bins=n_bins),
-        "classwise_ece": classwise_calibration_error(labels, p, n_bins=n_bins),
+        "log_loss": loss,
+        "brier": brier_score(labels, p, **given),
+        "ece": expected_calibration_error(labels, p, n_bins=n_bins, **given),
+        "debiased_ece": expected_calibration_error(labels, p, n_bins=n_bins, norm=2, debiased=True, **given),
+        "smooth_ece": smooth_calibration_error(labels, p, **given),
+        "mce": maximum_calibration_error(labels, p, n_bins=n_bins, **given),
+        "classwise_ece": classwise_calibration_error(labels, p, n_bins=n_bins, **given),
     }
 
 
-def _measure_classification(labels: NDArray[np.intp], p: NDArray[np.float64], classes: NDArray[Any]) -> dict[str, Any]:
-    """Figures of the predicted classes, by class and averaged over the classes that occur."""
+def _make_display(
+    labels: NDArray[np.intp], column: _Column, weight: NDArray[np.float64], n_bins: int, smooth_error: float
+) -> ReliabilityDisplay:
+    """The reliability diagram of a column, not drawn yet."""
+    given: dict[str, Any] = {"n_bins": n_bins, "sample_weight": weight}
+    return ReliabilityDisplay(
+        reliability_curve(labels, column.p, **given),
+        error=expected_calibration_error(labels, column.p, **given),
+        name=column.name,
+        n_bins=n_bins,
+        smooth_error=smooth_error,
+    )
+
+
+def _measure_classification(
+    labels: NDArray[np.intp],
+    predicted: NDArray[np.intp],
+    p: NDArray[np.float64],
+    classes: NDArray[Any],
+    sample_weight: NDArray[np.float64] | None,
+) -> dict[str, Any]:
+    """Figures of the predicted classes, by class and averaged."""
     from sklearn import metrics as sk
 
-    everything, occurring, predicted = np.arange(len(classes)), np.unique(labels), p.argmax(axis=1)
-    precision, recall, f1, support = sk.precision_recall_fscore_support(
-        labels, predicted, labels=everything, zero_division=0
-    )
+    everything = np.arange(len(classes))
+    given: dict[str, Any] = {"sample_weight": sample_weight, "zero_division": 0}
+    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted, labels=everything, **given)
+    macro = sk.precision_recall_fscore_support(labels, predicted, average="macro", **given)
+    rows = np.bincount(labels, minlength=len(classes))
+    weights = np.bincount(labels, sample_weight, len(classes))
+    k = len(classes)  # scikit-learn's confusion matrix warns if there is one class
+    matrix = np.bincount(labels * k + predicted, sample_weight, k * k).reshape(k, k)
+    occurring = np.flatnonzero(weights)
     roc_auc = None
     if len(occurring) > 1:  # each class against the rest
-        roc_auc = float(np.mean([sk.roc_auc_score(labels == c, p[:, c]) for c in occurring]))
+        areas = [sk.roc_auc_score(labels == c, p[:, c], sample_weight=sample_weight) for c in occurring]
+        roc_auc = float(np.mean(areas))
+    by_class = zip(classes.tolist(), precision, recall, f1, rows, weights, matrix.sum(axis=0).tolist())
     return {
-        "accuracy": float(np.mean(predicted == labels)),
-        "macro_f1": float(f1[occurring].mean()),
-        "micro_f1": float(sk.f1_score(labels, predicted, average="micro")),
-        "weighted_f1": float(f1 @ support / support.sum()),
+        "accuracy": float(np.average(predicted == labels, weights=sample_weight)),
+        "macro_precision": float(macro[0]),
+        "macro_recall": float(macro[1]),
+        "macro_f1": float(macro[2]),
+        "micro_f1": float(sk.f1_score(labels, predicted, average="micro", **given)),
+        "weighted_f1": float(sk.f1_score(labels, predicted, average="weighted", **given)),
         "roc_auc": roc_auc,
         "per_class": [
-            {"class": str(c), "precision": float(pr), "recall": float(r), "f1": float(f), "rows": int(s)}
-            for c, pr, r, f, s in zip(classes, precision, recall, f1, support)
+            {
+                "class": str(c),
+                "precision": float(pr),
+                "recall": float(r),
+                "f1": float(f),
+                "rows": int(n),
+                "weight": float(w),
+                "predicted": m,
+            }
+            for c, pr, r, f, n, w, m in by_class
         ],
-        "confusion_matrix": sk.confusion_matrix(labels, predicted, labels=everything).tolist(),
+        "confusion_matrix": matrix.tolist(),
     }

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from .._runtime.optional import UnusableError, load
@@ -14,6 +13,11 @@ from . import messages as say
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     models.add_target(parser)
+    parser.add_argument(
+        "--recalibrate",
+        action="store_true",
+        help="add a cross-fitted calibration: temperature scaling, fitted on every other row, measured on the rest",
+    )
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--html", type=Path, metavar="PAGE.html", help="also write one page with plots")
     models.add_model_and_table(parser)
@@ -30,11 +34,14 @@ def main(arguments: argparse.Namespace) -> int:
     assert prepared.labels is not None, "read_table reads labels unless told not to"
     from .. import metrics
 
-    calibrator = None
+    calibrator = "recalibrate" if arguments.recalibrate else None
     if isinstance(model, calibrated.CalibratedRegression):
+        if arguments.recalibrate:
+            raise UnusableError(f"--recalibrate: {arguments.model} has a calibrator, whose figures are the second column")
         model, calibrator = model.model, model.calibrator
     report = metrics.evaluate(models.without_names(model), prepared.x, prepared.labels, calibrator=calibrator)
-    print(json.dumps(report.to_dict(), indent=2) if arguments.json else report)
+    report.title = f"{prepared.target}: {arguments.model.name} on {arguments.data.name}"
+    print(report.to_json() if arguments.json else report)
     if arguments.html:
         try:
             report.to_html(arguments.html)

@@ -28,6 +28,7 @@ class Prepared(NamedTuple):
 
     x: NDArray[Any]
     labels: NDArray[Any] | None
+    target: str | None
     table: RawTable
 
 
@@ -165,7 +166,7 @@ def read_table(
         kept = drop_rows(table, missing | incomplete, messages)
         x, found = x[kept], None if found is None else found[kept]
     messages.release()
-    return Prepared(x, found, table)
+    return Prepared(x, found, target, table)
 
 
 def drop_rows(table: RawTable, dropped: NDArray[np.bool_], messages: Messages) -> NDArray[np.bool_]:

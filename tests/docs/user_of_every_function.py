@@ -60,7 +60,13 @@ def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     model = linear_model.SoftmaxRegression(max_epochs=5).fit(x, labels)
     probabilities = model.predict_proba(x)
     calibration.TemperatureScaling().fit(model.decision_function(x), labels).transform(x)
-    metrics.expected_calibration_error(labels, probabilities)
+    metrics.expected_calibration_error(labels, probabilities, norm=2, strategy="quantile", debiased=True)
+    error: float = metrics.smooth_calibration_error(labels, probabilities)
+    report: metrics.Report = metrics.evaluate(model, x, labels, sample_weight=np.ones(len(x)))
+    figures = report.to_dict()
+    assert error >= 0
+    assert report.to_json() is not None
+    assert figures["rows"] == len(x)
     assert len(weights) == x.shape[1]
 
 
