@@ -40,10 +40,10 @@ def parse_not_negative(text: str) -> float:
     return value
 
 
-def parse_penalty(text: str) -> float | str:
-    """Parse a number that is at least 0, or "auto"."""
+def parse_penalty(text: str) -> float | str | None:
+    """Parse a number that is at least 0, "auto", or "none" for the default."""
     try:
-        return "auto" if text == "auto" else parse_not_negative(text)
+        return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else parse_not_negative(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from None
 

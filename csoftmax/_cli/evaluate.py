@@ -37,7 +37,9 @@ def main(arguments: argparse.Namespace) -> int:
     calibrator = "recalibrate" if arguments.recalibrate else None
     if isinstance(model, calibrated.CalibratedRegression):
         if arguments.recalibrate:
-            raise UnusableError(f"--recalibrate: {arguments.model} has a calibrator, whose figures are the second column")
+            raise UnusableError(
+                f"--recalibrate: {arguments.model} has a calibrator, whose figures are the second column"
+            )
         model, calibrator = model.model, model.calibrator
     report = metrics.evaluate(models.without_names(model), prepared.x, prepared.labels, calibrator=calibrator)
     report.title = f"{prepared.target}: {arguments.model.name} on {arguments.data.name}"

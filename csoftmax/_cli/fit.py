@@ -45,7 +45,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--id", metavar="COLUMN", help="the column of ids: no feature; predict repeats it")
     add("--keep-index", action="store_true", help="row names, row numbers, ids and dates are features, too")
     add("--solver", choices=("lbfgs", "adamw"), default="lbfgs", help="default: lbfgs")
-    add("--penalty-l2", type=parse_penalty, metavar="P", help="a number, or auto: chosen from the data")
+    add(
+        "--penalty-l2",
+        type=parse_penalty,
+        metavar="P",
+        help="a number; auto: chosen from the data; default: that of SoftmaxRegression",
+    )
     add("--class-weight", choices=("balanced", "effective_number"), help="default: none")
     add("--label-smoothing", type=parse_fraction, default=0.0, metavar="E", help="default: 0")
     add("--max-epochs", type=parse_positive, default=500, metavar="N", help="default: 500")

@@ -181,6 +181,8 @@ def test_days_are_those_since_1970():
     expected = (np.datetime64("2026-02-11") - np.datetime64("1970-01-01")).astype(int)
     p = float(predict("a.csv")[10]["probability"])
     assert p == pytest.approx(model.predict_proba([[expected, U[10]]]).max(), rel=1e-8)
+    write("b.csv", f"day,u\n2026-02-11 00:00:00,{U[10]}\n")
+    assert float(predict("b.csv")[0]["probability"]) == pytest.approx(p, rel=1e-6)
     write("b.csv", "day,u\nnever,1\n")
     assert "line 2: column 'day' is 'never', is no date" in refuse("predict", "model.safetensors", "b.csv")
 

@@ -308,6 +308,8 @@ def read(text, expected=()):
         ("a,a.1,a\n1,2,3\n", ["a", "a.1", "a.2"]),
         (" a , b\n1,2\n", ["a", "b"]),
         ("#a,b\n1,2\n", ["a", "b"]),
+        ("RI,Na,Mg,Type\n1.5,2,3,a\n1.5,?,3,b\n", ["RI", "Na", "Mg", "Type"]),
+        ("NA,x,b\nNA,y,a\nNA,x,a\n", ["0", "1", "2"]),
     ],
 )
 def test_header(text, names):
@@ -354,6 +356,22 @@ def test_long_rows():
     """A row of more than a block of pyarrow."""
     table = read("a,b\n" + f"{'x' * 3_000_000},1\n" * 2)
     assert len(table.columns[0].levels[0]) == 3_000_000
+
+
+def test_wide_tables():
+    """Rows that are longer than the sample from which the dialect is detected."""
+    width = 60_000
+    text = "\n".join(",".join([*[f"{3 * i}.{row}" for i in range(width)], "ab"[row % 2]]) for row in range(4))
+    table = read(text)
+    assert (table.rows, len(table.names), table.has_names) == (4, width + 1, False)
+    table = read(",".join([f"x{i}" for i in range(width)] + ["t"]) + "\n" + text)
+    assert (table.rows, table.find("t"), table.find("x77")) == (4, width, 77)
+
+
+def test_a_column_of_sentences_is_not_wrapped():
+    table = read('text\n"one, two"\n"three"\n"four, five, six"\n"seven"\n')
+    assert table.names == ["text"]
+    assert table.columns[0].levels == ["one, two", "three", "four, five, six", "seven"]
 
 
 def test_no_row_is_lost():

@@ -334,7 +334,10 @@ def _take_numbers(table: RawTable, feature: Feature, values: Values) -> NDArray[
     if feature.kind == "days":
         days = dates.to_days(values, feature.format)
         text = as_text(values)
-        wrong, what = np.isnan(days) & (text.codes >= 0), f"is no date of the form {feature.format}"
+        wrong = np.isnan(days) & (text.codes >= 0)
+        if wrong.any() and (other := dates.find_format(values)):  # the same column from another kind of file
+            return dates.to_days(values, other)
+        what = f"is no date of the form {feature.format}"
     else:
         numbers, row = as_numbers(values, table.decimal)
         if row is None:

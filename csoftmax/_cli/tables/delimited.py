@@ -80,20 +80,21 @@ def read(
 
 def name_columns(names: Sequence[str]) -> tuple[list[str], set[str], str]:
     """Return distinct names, those that stand for an empty name, and the words that say what was renamed."""
-    result: list[str] = []
+    result: dict[str, None] = {}
+    given = set(names)
     unnamed, renamed = set(), []
     for i, name in enumerate(names):
         new = name or f"column {i}"
         repeats = 0
-        while new in result or (new != name and new in names):
+        while new in result or (new != name and new in given):
             repeats += 1
             new = f"{name or f'column {i}'}.{repeats}"
         if not name or (i == 0 and name == "Unnamed: 0"):  # the latter is pandas' name for it
             unnamed.add(new)
         elif new != name:
             renamed.append(f"{name!r} is there twice: the second is {new!r}")
-        result.append(new)
-    return result, unnamed, ", ".join(renamed)
+        result[new] = None
+    return list(result), unnamed, ", ".join(renamed)
 
 
 class _Text:
@@ -213,10 +214,8 @@ def _simplify(body: Buffer, dialect: Dialect) -> Buffer:
 
 def _guess_numeric(body: Buffer, dialect: Dialect) -> list[int]:
     """Return the columns that have only numbers in the first rows."""
-    sample = bytes(body[: dialects.SAMPLE_BYTES])
-    if len(sample) < len(body):
-        sample = sample[: sample.rfind(b"\n") + 1]
-    rows = [r for _, _, r in dialects.split(sample.decode(errors="ignore"), _get_delimiter(dialect), dialect.quote)]
+    sample = dialects.cut_sample(body)
+    rows = [r for _, _, r in dialects.split(sample, _get_delimiter(dialect), dialect.quote)]
     rows = rows[: dialects.SAMPLE_ROWS]
     return [i for i in range(dialect.width) if dialects.is_numeric(rows, i, dialect.decimal)]
 

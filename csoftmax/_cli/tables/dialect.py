@@ -25,6 +25,7 @@ from .raw import is_missing, parse_number
 
 SAMPLE_BYTES = 256 << 10
 SAMPLE_ROWS = 500
+MIN_SAMPLE_LINES = 20
 SEPARATORS = ("\t", ";", "|", "¦", ",")
 NAMES = {"\t": "tab", " ": "blanks"}
 GIVEN = {"tab": "\t", "\\t": "\t", "blanks": " ", "blank": " ", "space": " ", "comma": ",", "semicolon": ";"}
@@ -195,7 +196,7 @@ def detect(data: bytes, options: Options, source: str, *, expected: Collection[s
     -------
     Dialect
     """
-    sample = _cut_sample(data)
+    sample = cut_sample(data)
     separator, note, skip = options.separator, "", options.skip or 0
     if separator is not None:
         separator = GIVEN.get(separator.strip().casefold() or " ", separator)
@@ -237,10 +238,12 @@ def detect(data: bytes, options: Options, source: str, *, expected: Collection[s
     return _find_header(dialect, rows[first:], options, source, expected)
 
 
-def _cut_sample(data: bytes) -> str:
-    """Return the first lines as text with newlines of one character."""
-    sample = data[:SAMPLE_BYTES]
-    if len(data) > SAMPLE_BYTES and (end := max(sample.rfind(b"\n"), sample.rfind(b"\r"))) > 0:
+def cut_sample(data: bytes | memoryview) -> str:
+    """Return the first lines as text with newlines of one character; at least MIN_SAMPLE_LINES, however long."""
+    sample = bytes(data[:SAMPLE_BYTES])
+    while len(sample) < len(data) and sample.count(b"\n") + sample.count(b"\r") < MIN_SAMPLE_LINES:
+        sample = bytes(data[: 4 * len(sample)])
+    if len(sample) < len(data) and (end := max(sample.rfind(b"\n"), sample.rfind(b"\r"))) > 0:
         sample = sample[: end + 1]
     return sample.decode(errors="ignore").replace("\r\n", "\n").replace("\r", "\n")
 
@@ -248,11 +251,15 @@ def _cut_sample(data: bytes) -> str:
 def _is_wrapped(text: str, separator: str | None) -> bool:
     """Whether lines are in quotes as a whole, with a separator inside."""
     lines = [line for line in text.split("\n")[:SAMPLE_ROWS] if line.strip()]
-    count = 0
-    for line in lines:
-        inner = _unwrap_line(line)
-        count += inner != line and any(s in inner for s in ([separator] if separator else SEPARATORS))
-    return len(lines) > 1 and count >= len(lines) - 1  # the header may stand without
+    inner = [_unwrap_line(line) for line in lines]
+    unwrapped = [line for line, before in zip(inner, lines) if line != before]
+    if len(lines) < 2 or len(unwrapped) < len(lines) - 1:  # the header may stand without
+        return False
+    for s in [separator] if separator else SEPARATORS:
+        count, rows = Counter(line.count(s) for line in inner).most_common(1)[0]
+        if count and rows >= 0.9 * len(lines):
+            return True
+    return False
 
 
 def _unwrap_line(line: str) -> str:
@@ -284,9 +291,10 @@ def _find_separator(text: str, quote: str) -> str:
         if separator not in text:
             continue
         rows = [row for _, _, row in split(text, separator, quote)][:SAMPLE_ROWS]
-        width, number = Counter(map(len, rows)).most_common(1)[0]
-        if width < 2:
-            width, number = max(((w, c) for w, c in Counter(map(len, rows)).items() if w > 1), key=lambda p: p[1])
+        widths = [(number, width) for width, number in Counter(map(len, rows)).items() if width > 1]
+        if not widths:
+            continue
+        number, width = max(widths)
         cells = [cell for row in rows if len(row) == width for cell in row]
         others = [s for s in SEPARATORS if s != separator]
         clean = sum(not any(s in c for s in others) or bool(_DECIMAL_COMMA.fullmatch(c.strip())) for c in cells)
@@ -389,14 +397,14 @@ def has_header(first: Sequence[str], body: Sequence[Sequence[str]], decimal: str
     numbers = [(i, n) for i, n in numbers if n is not None]
     if numbers:
         steps = {b - a for (_, a), (_, b) in pairwise(numbers)}  # type: ignore[operator]
-        if len(numbers) < 3 or steps != {1.0}:
+        if len(numbers) < 3 or steps != {1.0} or not all(cells[i].isdecimal() for i, _ in numbers):
             return False
         below = [parse_number(body[0][i], decimal) if i < len(body[0]) else None for i, _ in numbers] if body else []
         return below != [n for _, n in numbers] and not _count_by_ones(below)
+    if any(is_numeric(body, i, decimal) and not is_missing(cell) for i, cell in enumerate(cells)):
+        return True
     if any(is_missing(cell) and cell for cell in cells):
         return False
-    if any(is_numeric(body, i, decimal) for i in range(len(cells))):
-        return True
     repeated = sum(any(i < len(row) and row[i].strip() == cell for row in body) for i, cell in enumerate(cells))
     return 2 * repeated <= len(cells)
 

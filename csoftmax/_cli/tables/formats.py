@@ -247,8 +247,8 @@ def read_arff(source: Source, options: Options, as_words: Collection[str] = ()) 
         raise UnusableError(
             f"{raw.at(0)}: {count(len(raw.names), 'value')}, but {count(len(names), 'attribute')} declared"
         )
-    raw.names, raw.unnamed, note = delimited.name_columns(names)
-    raw.has_names = True
+    names, unnamed, note = delimited.name_columns(names)
+    raw.rename(names, unnamed)
     return raw, ", ".join(filter(None, ["ARFF", encoding, note]))
 
 

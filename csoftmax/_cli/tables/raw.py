@@ -72,6 +72,7 @@ class RawTable:
     absent: float | None = None  # value of columns that the file does not have: 0 in sparse formats
     decimal: str = "."
     hint: str = ""  # ends the refusal of a column that is not there
+    _places: dict[str, int] = field(default_factory=dict)
 
     def at(self, row: int) -> str:
         """Return file and place of a row."""
@@ -79,7 +80,13 @@ class RawTable:
 
     def find(self, name: str) -> int | None:
         """Return the index of a column, or None."""
-        return self.names.index(name) if name in self.names else None
+        if len(self._places) != len(self.names):
+            self._places = {name: i for i, name in enumerate(self.names)}
+        return self._places.get(name)
+
+    def rename(self, names: list[str], unnamed: set[str]) -> None:
+        """Give the columns other names."""
+        self.names, self.unnamed, self.has_names, self._places = names, unnamed, True, {}
 
 
 def make_text(cells: Sequence[str | None], codes: NDArray[np.int64] | None = None) -> Text:
