@@ -304,9 +304,9 @@ def _find_separator(text: str, quote: str) -> str:
     if best[0] >= 0.5 and not (choice == "\t" and _holds_lists(text)):
         return choice
     lines = [line for line in text.split("\n")[:SAMPLE_ROWS] if line.strip()]
-    widths = Counter(len(join_blanks(line, "\t").split("\t")) for line in lines)
-    width, number = widths.most_common(1)[0] if widths else (1, 0)
-    return " " if width > 1 and number >= 0.8 * sum(widths.values()) else choice
+    counts = Counter(len(join_blanks(line, "\t").split("\t")) for line in lines)
+    width, number = counts.most_common(1)[0] if counts else (1, 0)
+    return " " if width > 1 and number >= 0.8 * sum(counts.values()) else choice
 
 
 def _holds_lists(text: str) -> bool:
