@@ -183,6 +183,21 @@ def test_arff_of_every_kind():
     err, report, _ = chain("a.arff", "class")
     assert report["rows"] == N - 1
     assert "1 missing value imputed (mean; text: commonest): 'a b' 1" in err
+    write("a.csv", 'a b,c,s\n0.5,"x, y",it\'s\n')
+    assert "does not know" not in run("predict", "chain.safetensors", "a.csv")[1]
+
+
+def test_quotes_of_arff():
+    """Both signs in one file, and each inside of the other, as SciPy's neighbour liac-arff reads them."""
+    _arff = pytest.importorskip("sklearn.externals._arff")
+    head = "@relation r\n@attribute n numeric\n@attribute s string\n@attribute t {a,b}\n@data\n"
+    cells = ["'x, y'", '"p, q"', "plain", '"it\'s"', "'say \"no\"'", "'it\\\\'s'".replace("\\\\", "\\")]
+    text = head + "\n".join(f"{i},{cell},{'ab'[i % 2]}" for i, cell in enumerate(cells))
+    expected = [row[1].replace("\\'", "'") for row in _arff.loads(text)["data"]]
+    write("a.arff", text)
+    table = reading.read(Path("a.arff"), dialect.Options(), Messages("fit"))
+    words = table.columns[1]
+    assert [words.levels[code] for code in words.codes] == expected
 
 
 def lines(*changes):
@@ -220,6 +235,7 @@ REFUSED = [
     ("a.npz", b"PK\x03\x04 nothing", "damaged zip archive"),
     ("a.npy", b"\x93NUMPY\x01\x00", "is one NumPy array"),
     ("sparse.arff", "@relation r\n@attribute t {a}\n@data\n{0 a}", "has sparse rows"),
+    ("number.arff", "@relation r\n@attribute u real\n@attribute t {a}\n@data\nx,a", "line 5: attribute 'u' is 'x'"),
     ("head.arff", "@relation r\n@attribute\n@data\n1", "line 2: '@attribute' does not declare an attribute"),
     ("values.arff", "@relation r\n@attribute t {a}\n@data\n1,a\n", "line 4: 2 values, but 1 attribute declared"),
     ("bad", "1 1:2 2:3\n" * 30 + "1 x:3\n", "bad, line 31: this is no row of libsvm"),

@@ -53,6 +53,7 @@ class Options:
     header: bool | None = None
     skip: int | None = None
     sheet: str | None = None
+    quote: str | None = None  # of ARFF
 
     def given_for_text(self) -> list[str]:
         """Return the options that only text tables have."""
@@ -210,7 +211,7 @@ def detect(data: bytes, options: Options, source: str, *, expected: Collection[s
     wrapped = _is_wrapped(body, separator)
     if wrapped:
         body = unwrap(body)
-    quote = _find_quote(body)
+    quote = options.quote or _find_quote(body)
     if separator is None:
         separator = "\t" if tab and "\t" in body else _find_separator(body, quote)
     rows = split(body, separator, quote)

@@ -1,4 +1,4 @@
-"""Tables that are no plain text: Parquet, Excel, npz, ARFF and libsvm.
+"""Tables that are no plain text: Parquet, Excel, npz and libsvm.
 
 Each reader takes the bytes of a source and returns a `RawTable` with the words that say what was read.
 """
@@ -16,9 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError, load
-from ..messages import count
 from . import delimited
-from .dialect import SAMPLE_ROWS, Options, decode, has_header
+from .dialect import SAMPLE_ROWS, Options, has_header
 from .opening import Source
 from .raw import RawTable, Text, Values, as_text, format_number, make_text, recognise
 
@@ -193,63 +192,6 @@ def _take_array(source: str, name: str, a: NDArray[Any]) -> Values:
     if a.dtype.kind == "M":
         return make_text(["" if t == "NaT" else t for t in a.astype(str).tolist()])
     raise UnusableError(f"{source}: {name!r} has dtype {a.dtype}, it must hold numbers or text")
-
-
-_ATTRIBUTE = re.compile(
-    r"""@attribute\s+(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^\s{]+))\s*(.+)""", re.IGNORECASE | re.DOTALL
-)
-
-
-def read_arff(source: Source, options: Options, as_words: Collection[str] = ()) -> tuple[RawTable, str]:
-    """Read an ARFF file: its head here, its rows as those of a text table.
-
-    SciPy's `loadarff` refuses columns of strings and quoted values with commas, and is a loop over lines in Python.
-    """
-    data, encoding = decode(source.data, options.encoding, source.name)
-    lines = data.replace(b"\r\n", b"\n").decode().split("\n")
-    names, kinds, begin = [], [], None
-    for number, line in enumerate(lines, 1):
-        word = line.strip()
-        if word.lower().startswith("@attribute"):
-            match = _ATTRIBUTE.fullmatch(word)
-            if match is None:
-                raise UnusableError(f"{source.name}, line {number}: {word[:60]!r} does not declare an attribute")
-            names.append(next(g for g in match.groups()[:3] if g is not None).replace("\\", "").strip())
-            kinds.append(match.group(4).strip())
-        elif word.lower().startswith("@data"):
-            begin = number
-            break
-        elif word and not word.startswith("%") and not word.lower().startswith("@relation"):
-            raise UnusableError(f"{source.name}, line {number}: {word[:60]!r} has no place in the head of an ARFF file")
-    if begin is None or not names:
-        raise UnusableError(f"{source.name}: an ARFF file has @attribute lines and @data; one of them is missing")
-    for name, kind in zip(names, kinds):
-        if kind.lower().startswith("relational"):
-            raise UnusableError(f"{source.name}: attribute {name!r} is relational, which is no column of a table")
-    rows = ["" if line.lstrip().startswith("%") else line for line in lines[begin:]]
-    first = next((line.strip() for line in rows if line.strip()), "")
-    if first.startswith("{"):
-        raise UnusableError(
-            f"{source.name} has sparse rows, {{index value, …}}, which are not read; write it in the dense form of "
-            "ARFF, or as libsvm"
-        )
-    quotes = sum(line.count("'") for line in rows), sum(line.count('"') for line in rows)
-    text = "\n".join(rows).replace("\\'", "’" if quotes[0] else "'")
-    nominal = [name for name, kind in zip(names, kinds) if kind.startswith("{") or kind.lower().startswith("string")]
-    body = Source(source.name, "", ("\n" * begin + text).encode())
-    given = Options(
-        separator="\t" if "\t" in first and "," not in first else ",", decimal=".", header=False, skip=begin
-    )
-    raw, _ = delimited.read(
-        body, given, as_words=[str(names.index(name)) for name in {*nominal, *as_words} & set(names)]
-    )
-    if len(raw.names) != len(names):
-        raise UnusableError(
-            f"{raw.at(0)}: {count(len(raw.names), 'value')}, but {count(len(names), 'attribute')} declared"
-        )
-    names, unnamed, note = delimited.name_columns(names)
-    raw.rename(names, unnamed)
-    return raw, ", ".join(filter(None, ["ARFF", encoding, note]))
 
 
 _LIBSVM_ROW = re.compile(rb"\s*[-+.\deE]+(,[-+.\deE]+)*(\s+qid:\d+)?(\s+\d+:\S+)+\s*(#.*)?")

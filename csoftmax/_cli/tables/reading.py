@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..._runtime.optional import UnusableError
 from ..messages import Messages, count
-from . import delimited, formats
+from . import arff, delimited, formats
 from .dialect import Options, decode
 from .opening import Source, read_source
 from .raw import RawTable
@@ -92,7 +92,7 @@ def read(
     elif kind == "npz":
         table, words = formats.read_npz(source, as_words)
     elif kind == "ARFF":
-        table, words = formats.read_arff(source, options, as_words)
+        table, words = arff.read_arff(source, options, as_words)
     elif kind == "libsvm":
         table, words = formats.read_libsvm(source)
     else:
