@@ -19,6 +19,7 @@ from ._learn.calibration_error import (
     maximum_calibration_error,
 )
 from ._learn.display import ReliabilityDisplay, plot_reliability, predict_probabilities
+from ._learn.mistakes import find_accuracy_interval, find_mistakes
 from ._learn.probabilities import check_probabilities, check_weights, find_labels, quote, read_array
 from ._learn.reliability import ReliabilityCurve, reliability_curve
 from ._learn.report import Report
@@ -140,8 +141,10 @@ def evaluate(
         "weight": float(weight.sum()),
         "n_bins": n_bins,
         "classes": [str(c) for c in classes.tolist()],
+        "accuracy_interval": find_accuracy_interval(labels == predicted, weight),
         **_measure_classification(labels, predicted, p, classes, None if sample_weight is None else weight),
     }
+    figures["mistakes"] = find_mistakes(labels, predicted, p, weight, figures["classes"])
     errors = [_measure_calibration(labels, c, weight, n_bins) for c in columns]
     displays = [_make_display(labels, c, weight, n_bins, e["smooth_ece"]) for c, e in zip(columns, errors)]
     measured = [{"name": c.name, **e} for c, e in zip(columns, errors)]

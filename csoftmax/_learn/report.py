@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .page import make_body, make_page
+from .._runtime.optional import UnusableError
+from .page import Images, render, take_images
 from .report_text import make_text
 from .store import write_whole
 
 if TYPE_CHECKING:
     from .display import ReliabilityDisplay
+
+FACTS = ("data", "target", "model_file", "command", "date", "version")  # where the figures come from, if it was set
 
 
 class Report:
@@ -25,6 +28,9 @@ class Report:
     title : str or None
         Headline of the text and of the page, such as the names of the model and of the data; may be set. The page of a
         report without a title has the name of the model's class there.
+    data, target, model_file, command, date, version : str or None
+        Where the figures come from, for the head of the page and for `to_dict`; may be set. Nothing is filled in by
+        itself, so that the same report gives the same page.
 
     Examples
     --------
@@ -39,6 +45,12 @@ class Report:
     """
 
     title: str | None
+    data: str | None = None
+    target: str | None = None
+    model_file: str | None = None
+    command: str | None = None
+    date: str | None = None
+    version: str | None = None
 
     def __init__(
         self,
@@ -50,6 +62,7 @@ class Report:
         """Keep the figures, the diagrams of the columns, and the losses of the training; `evaluate` calls this."""
         self._figures, self._displays, self._history = dict(figures), list(displays), dict(history or {})
         self.title = title
+        self._images: Images | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return all figures: numbers, strings, None, and lists and dicts of these.
@@ -57,7 +70,10 @@ class Report:
         Returns
         -------
         dict
-            - "title", "model" (its repr), "rows", "classes" (as strings), and "weight", the sum of the sample weights.
+            - "title", "data", "target", "model_file", "command", "date" and "version" as they were set, or None.
+            - "model" (its repr), "rows", "classes" (as strings), and "weight", the sum of the sample weights.
+            - "accuracy_interval": ends of the exact binomial 95 % interval of the accuracy (Clopper & Pearson 1934);
+              with weights the number of rows is the effective one, (sum w)^2 / sum w^2 (Kish 1965).
             - "accuracy", "macro_precision", "macro_recall", "macro_f1", "micro_f1", "weighted_f1": scikit-learn's, with
               ``zero_division=0``. Macro averages are over the classes that occur in y or in the predictions.
             - "roc_auc": mean, over the classes in y, of the area for the class against the rest; None if there is only
@@ -68,8 +84,38 @@ class Report:
             - "per_class": for each class a dict of "class", "precision", "recall", "f1", "rows" and "predicted", the
               weight of the rows with this prediction.
             - "confusion_matrix": rows are true classes, columns predictions.
+            - "mistakes": the nine wrong rows whose predicted class has the largest probability, each a dict of "row",
+              "true", "predicted" and "confidence".
         """
-        return {"title": self.title, **self._figures}
+        facts = {name: getattr(self, name) for name in ("title", *FACTS)}
+        return {name: None if fact is None else str(fact) for name, fact in facts.items()} | self._figures
+
+    def add_images(self, X: Any, shape: Sequence[int]) -> None:
+        """Show the most confident mistakes as images on the page.
+
+        Parameters
+        ----------
+        X : array-like of shape (N, D)
+            The data that were evaluated, whose rows are images; the smallest value is black, the largest white.
+        shape : tuple of int
+            (height, width), or (height, width, 3) for colours; the product is D.
+
+        Raises
+        ------
+        ValueError
+            If the shapes do not fit each other or the report.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_digits
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> from csoftmax.metrics import evaluate
+        >>> X, y = load_digits(return_X_y=True)
+        >>> report = evaluate(SoftmaxRegression(tol=0.01).fit(X[::2], y[::2]), X[1::2], y[1::2])
+        >>> report.add_images(X[1::2], (8, 8))
+        """
+        rows = [mistake["row"] for mistake in self._figures["mistakes"]]
+        self._images = take_images(X, shape, self._figures["rows"], rows)
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str | None:
         """Return the figures of `to_dict` as JSON, or write them to a file.
@@ -91,19 +137,22 @@ class Report:
         return None
 
     def to_html(self, path: str | PathLike[str]) -> None:
-        """Write a page that contains its plots (needs matplotlib).
+        """Write a page that contains its plots and needs no other file (needs jinja2 and matplotlib).
 
         Parameters
         ----------
         path : str or path-like
             File to write; an existing file is replaced as a whole or not at all.
         """
-        page = make_page(self.to_dict(), self._displays, self._history)
+        page = render(self.to_dict(), self._displays, self._history, self._images)
         write_whole(path, lambda file: file.write(page.encode("utf-8", "replace")))
 
-    def _repr_html_(self) -> str:
-        """Return the page without its frame, for notebooks; without matplotlib it has no plots."""
-        return make_body(self.to_dict(), self._displays, self._history)
+    def _repr_html_(self) -> str | None:
+        """Return a short page for notebooks; without matplotlib it has no plots, without jinja2 there is none."""
+        try:
+            return render(self.to_dict(), self._displays, self._history, self._images, compact=True)
+        except UnusableError:
+            return None
 
     def __repr__(self) -> str:
         f = self._figures

@@ -63,6 +63,8 @@ def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     metrics.expected_calibration_error(labels, probabilities, norm=2, strategy="quantile", debiased=True)
     error: float = metrics.smooth_calibration_error(labels, probabilities)
     report: metrics.Report = metrics.evaluate(model, x, labels, sample_weight=np.ones(len(x)))
+    report.title, report.data = "points", "points.csv"
+    report.add_images(x, (1, x.shape[1]))
     figures = report.to_dict()
     assert error >= 0
     assert report.to_json() is not None

@@ -1,8 +1,6 @@
 """Reports: figures against scikit-learn, columns of calibration, models of all kinds, pages with any class names."""
 
-import base64
 import csv
-import io
 import json
 import pickle
 import re
@@ -88,7 +86,7 @@ def test_report(tmp_path):
     assert f"accuracy {figures['accuracy']:.4f}" in str(report)
     report.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert page.count("data:image/png;base64,") == 3
+    assert page.count("<svg") == 2
     assert "&lt;3&gt;" in page
     assert not re.search(r"<\d>", page)  # the names of the classes are escaped
     given = calibration.TemperatureScaling().fit(model.decision_function(X_new), y[900:])
@@ -375,11 +373,11 @@ def test_forms_of_a_report(iris, tmp_path):
     assert json.loads((tmp_path / "report.json").read_text()) == report.to_dict()
     report.to_html(str(tmp_path / "page.html"))
     page = (tmp_path / "page.html").read_text()
-    assert "<h1>flowers &lt;1936&gt;</h1>" in page
+    assert "<h1><bdi>flowers &lt;1936&gt;</bdi></h1>" in page
     assert "<title>flowers &lt;1936&gt;</title>" in page
     body = report._repr_html_()
-    assert body.startswith('<div class="csoftmax-report">')
-    assert body in page
+    assert body.startswith('<div class="csoftmax-report"')
+    assert "<h1><bdi>flowers &lt;1936&gt;</bdi></h1>" in body
     twin = pickle.loads(pickle.dumps(report))
     assert (twin.to_dict(), twin.title, str(twin)) == (report.to_dict(), report.title, str(report))
     assert twin._repr_html_() == body
@@ -390,7 +388,7 @@ def test_a_notebook_needs_no_matplotlib(iris, monkeypatch):
     report = metrics.evaluate(SoftmaxRegression().fit(X, y), X, y)
     for name in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(__import__("sys").modules, name, None)
-    assert "<img" not in report._repr_html_()
+    assert "<svg" not in report._repr_html_()
     assert "accuracy" in report._repr_html_()
 
 
@@ -399,13 +397,6 @@ def test_losses_have_four_decimals(iris):
     report = metrics.evaluate(SoftmaxRegression().fit(X, y), X, y)
     table = str(report).split("\n\n")[1]
     assert re.fullmatch(r" +as predicted\n(.+ +\d+\.\d{4}\n?){7}", table)
-
-
-def decode(page):
-    from PIL import Image
-
-    pictures = re.findall(r'alt="([^"]*)" src="data:image/png;base64,([^"]*)"', page)
-    return {name: np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("L")) for name, data in pictures}
 
 
 @pytest.mark.parametrize("names", [HOSTILE, ["$", "$$", "$$$"], ["", " "], ["日本", "日本語"], ["a" * 40, "a" * 41]])
@@ -422,27 +413,11 @@ def test_names_of_classes_do_no_harm(names, usetex, tmp_path):
         report = metrics.evaluate(Fixed(p, np.array(names, object)), np.zeros((60, 1)), np.array(names, object)[y])
         report.to_html(tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    assert [picture.std() > 5 for picture in decode(page).values()] == [True, True]
+    assert page.count("<svg") == 1
     assert "<b>&" not in page
     table = str(report).split("\n\n")[-1].splitlines()
     assert len(table) == k + 1
     assert json.loads(report.to_json())["classes"] == names
-
-
-def test_ticks():
-    from matplotlib.cbook import is_math_text
-
-    from csoftmax._learn.page import name_ticks
-
-    ticks = name_ticks(HOSTILE)
-    assert not any(is_math_text(tick) for tick in ticks)
-    shown = [tick.replace(r"\$", "$") for tick in ticks]
-    assert shown[:6] == ["$", "$$", "$10_$20", "$0-$10", "#5", "<b>&"]
-    assert shown[6:9] == ["#7", "#8", "#9"]
-    assert shown[9] == "x" * 17 + "…"
-    assert name_ticks(["a" * 40, "a" * 41, "b"]) == ["#1", "#2", "b"]
-    assert name_ticks(["#2", ""]) == ["#1", "#2"]
-    assert name_ticks(["é", "Ω", "-1", "2.5"]) == ["é", "Ω", "-1", "2.5"]
 
 
 # The command line
@@ -472,7 +447,7 @@ def test_command(prices, capsys):
     assert "as predicted" in text
     assert "calibrat" not in text
     page = Path("page.html").read_text()
-    assert "<h1>price: model.safetensors on test.csv</h1>" in page
+    assert "<h1><bdi>price: model.safetensors on test.csv</bdi></h1>" in page
     assert "日本" in page
     assert main([*command, "--recalibrate", "--json"]) == 0
     figures = json.loads(capsys.readouterr().out)
