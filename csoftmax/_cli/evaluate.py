@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import datetime
+import shlex
 from pathlib import Path
 
+from .. import __version__
 from .._runtime.optional import UnusableError, load
 from . import calibrated, models
 from . import messages as say
@@ -29,7 +32,8 @@ def main(arguments: argparse.Namespace) -> int:
     model = models.load_model(arguments.model)
     if arguments.html:
         models.check_output(arguments.html)
-        load("matplotlib", "learn")
+        for name in ("matplotlib", "jinja2"):
+            load(name, "learn")
     prepared = models.read_table(arguments.data, model, arguments, messages, target=arguments.target)
     assert prepared.labels is not None, "read_table reads labels unless told not to"
     from .. import metrics
@@ -42,7 +46,11 @@ def main(arguments: argparse.Namespace) -> int:
             )
         model, calibrator = model.model, model.calibrator
     report = metrics.evaluate(models.without_names(model), prepared.x, prepared.labels, calibrator=calibrator)
-    report.title = f"{prepared.target}: {arguments.model.name} on {arguments.data.name}"
+    report.data = "standard input" if str(arguments.data) == "-" else arguments.data.name
+    report.target, report.model_file = prepared.target, arguments.model.name
+    report.title = f"{report.target}: {report.model_file} on {report.data}"
+    report.command = shlex.join(["csoftmax", *arguments.argv])
+    report.date, report.version = datetime.date.today().isoformat(), __version__
     print(report.to_json() if arguments.json else report)
     if arguments.html:
         try:

@@ -18,6 +18,7 @@ pytest.importorskip("pyarrow", reason="the cli extra has it")
 
 from commands.tables import BASE, N, command, refuse, run, write
 
+import csoftmax
 from csoftmax.__main__ import COMMANDS
 
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT)}
@@ -135,6 +136,28 @@ def test_options_are_refused_in_one_line(arguments, says):
     target = [] if "--target" in arguments else ["--target", "t"]
     assert says in refuse("fit", "a.csv", *target, *arguments)
     assert not Path("model.safetensors").exists()
+
+
+def test_the_report_says_where_it_comes_from():
+    run("fit", "a.csv", "--target", "t")
+    out, err = run("evaluate", "model.safetensors", "a.csv", "--json", "--html", "page.html")
+    report = json.loads(out)
+    assert report["title"] == "t: model.safetensors on a.csv"
+    assert report["command"] == "csoftmax evaluate model.safetensors a.csv --json --html page.html"
+    assert (report["data"], report["target"], report["version"]) == ("a.csv", "t", csoftmax.__version__)
+    assert "page: page.html" in err
+    assert "t: model.safetensors on a.csv" in Path("page.html").read_text()
+
+
+def test_recalibrate_is_a_column_of_its_own():
+    run("fit", "a.csv", "--target", "t")
+    run("calibrate", "model.safetensors", "a.csv")
+    model = "model.calibrated.safetensors"
+    plain, more = (json.loads(run("evaluate", model, "a.csv", "--json", *o)[0]) for o in ([], ["--recalibrate"]))
+    assert plain["columns"][0]["name"] == "T = 1"
+    assert "as saved" in plain["columns"][1]["name"]
+    assert len(more["columns"]) == 2
+    assert more["columns"] != plain["columns"]
 
 
 def test_outputs_are_checked_first():
