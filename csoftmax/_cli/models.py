@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -189,8 +190,10 @@ def _by_order(table: RawTable, target: str | None, id: str | None, width: int) -
 
 def without_names(model: Model) -> Any:
     """Return the model without the names of its columns, about whose absence in arrays scikit-learn would warn."""
-    import copy
+    from .calibrated import CalibratedRegression
 
+    if isinstance(model, CalibratedRegression):
+        return CalibratedRegression(without_names(model.model), model.calibrator)
     model = copy.copy(model)
     model.__dict__.pop("feature_names_in_", None)
     return model
