@@ -98,6 +98,7 @@ def main(arguments: argparse.Namespace) -> int:
         "classes": {str(name): int(n) for name, n in zip(names.tolist(), counts)},
         "epochs": int(model.n_iter_),
         "loss": float(model.history_["loss"][-1]),
+        "penalty_l2": getattr(model, "penalty_l2_", model.penalty_l2),  # what was used, if it was chosen
         "accuracy": float(model.score(x, data.y)),
         "left_out": data.preparation.left_out,
     }
@@ -116,7 +117,10 @@ def report(figures: dict[str, Any], arguments: argparse.Namespace, messages: Mes
             f"{count(figures['rows'], 'row')}, {count(figures['columns'], 'column')}{features}, {len(sizes)} classes "
             f"({min(sizes)} to {max(sizes)} rows)"
         )
-        print(f"{count(figures['epochs'], 'epoch')}, loss {figures['loss']:.6g}, accuracy {figures['accuracy']:.4f}")
+        print(
+            f"{count(figures['epochs'], 'epoch')}, loss {figures['loss']:.6g}, accuracy {figures['accuracy']:.4f}, "
+            f"penalty {figures['penalty_l2']:.4g}"
+        )
         print(f"model: {figures['model']}")
 
 

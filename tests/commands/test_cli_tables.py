@@ -17,6 +17,7 @@ from helpers import ROOT
 
 pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
 pa = pytest.importorskip("pyarrow", reason="the cli extra has it")
+pytest.importorskip("pyarrow.parquet")
 
 from commands.tables import BASE, ROWS, N, T, U, V, chain, command, refuse, run, write, write_rows  # noqa: E402
 
@@ -253,12 +254,14 @@ def test_other_refusals():
     write("a.csv", BASE)
     with zipfile.ZipFile("a.zip", "w") as archive:
         archive.writestr("a.csv", BASE)
+    pa.parquet.write_table(pa.table({"u": U, "t": T}), "a.parquet")
     assert "unpack it" in refuse("fit", "a.zip", "--target", "t")
     assert "is a folder" in refuse("fit", ".", "--target", "t")
     assert "no column 'T'; it has 'u', 'v', 't'; did you mean 't'?" in refuse("fit", "a.csv", "--target", "T")
     assert "--target COLUMN is missing" in refuse("fit", "a.csv")
     assert "--no-header" in refuse("fit", "a.csv", "--target", "2")
     assert "--sheet has no meaning" in refuse("fit", "a.csv", "--target", "t", "--sheet", "x")
+    assert "--decimal has no meaning for a.parquet" in refuse("fit", "a.parquet", "--target", "t", "--decimal", ",")
     assert "no encoding that Python knows" in refuse("fit", "a.csv", "--target", "t", "--encoding", "klingon")
     assert "must be one character" in refuse("fit", "a.csv", "--target", "t", "--separator", "ab")
     write("latin.csv", BASE.replace("u,", "ü,"), "latin-1")
@@ -322,6 +325,7 @@ def read(text, expected=()):
         ("?,1.5,b\n2,3,a\n", ["0", "1", "2"]),
         ("a,a,a\n1,2,3\n", ["a", "a.1", "a.2"]),
         ("a,a.1,a\n1,2,3\n", ["a", "a.1", "a.2"]),
+        (",a,b,\nx,1,2,3\n", ["column 0", "a", "b", "column 3"]),
         (" a , b\n1,2\n", ["a", "b"]),
         ("#a,b\n1,2\n", ["a", "b"]),
         ("RI,Na,Mg,Type\n1.5,2,3,a\n1.5,?,3,b\n", ["RI", "Na", "Mg", "Type"]),
@@ -330,6 +334,15 @@ def read(text, expected=()):
 )
 def test_header(text, names):
     assert read(text).names == names
+
+
+def test_a_target_that_only_looks_repeated():
+    write_rows("a.csv", "t,t.1,u", T, V, U)
+    run("fit", "a.csv", "--target", "t")
+    write_rows("a.csv", "t,t,u", T, V, U)
+    assert "has the column 't' twice" in refuse("fit", "a.csv", "--target", "t")
+    write_rows("a.csv", "u,u,t", V, U, T)
+    assert "'u' is there twice: the second is 'u.1'" in run("fit", "a.csv", "--target", "t")[1]
 
 
 def test_an_expected_name_makes_a_header():

@@ -16,7 +16,7 @@ from ..messages import count
 from . import delimited
 from .dialect import Options, decode
 from .opening import Source
-from .raw import RawTable, Text
+from .raw import RawTable, Text, name_columns
 
 APOSTROPHE = "\x1e"  # takes the place of one that is part of a value, while ' is the sign of quotes
 NUMERIC = ("numeric", "real", "integer")
@@ -67,10 +67,10 @@ def read_arff(source: Source, options: Options, as_words: Collection[str] = ()) 
     for values in raw.columns:
         if isinstance(values, Text):
             values.levels = [level.replace(APOSTROPHE, "'") for level in values.levels]
-    names, unnamed, note = delimited.name_columns(head.names)
-    raw.rename(names, unnamed)
+    named = name_columns(head.names)
+    raw.rename(named)
     _check_numbers(raw, head, as_words)
-    return raw, ", ".join(filter(None, ["ARFF", encoding, note]))
+    return raw, ", ".join(filter(None, ["ARFF", encoding, named.describe()]))
 
 
 def read_head(name: str, lines: list[str]) -> Head:

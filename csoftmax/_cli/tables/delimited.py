@@ -19,7 +19,7 @@ from ..messages import count
 from . import dialect as dialects
 from .dialect import Dialect, Options
 from .opening import Source
-from .raw import MISSING, RawTable, Values, as_text, make_text, recognise
+from .raw import MISSING, RawTable, Values, as_text, make_text, name_columns, recognise
 
 OTHER_SEPARATOR = "\x1f"  # takes the place of a separator that is no single byte
 NULLS = sorted({form for word in MISSING for form in (word, word.upper(), word.title())} | {"NaN"})
@@ -58,7 +58,8 @@ def read(
     body: Buffer = memoryview(data)[_find_line(data, dialect.skip + dialect.header_lines) :]  # no copy
     text = _Text(source.name, body, dialect)
     body = _simplify(body, dialect)
-    names, unnamed, note = name_columns(dialect.names or [str(i) for i in range(dialect.width)])
+    named = name_columns(dialect.names or [str(i) for i in range(dialect.width)])
+    names = named.names
     words = {i for i, name in enumerate(names) if name in as_words}
     numeric = set(_guess_numeric(body, dialect)) - words
     columns = [_get_column(c) for c in _parse(body, dialect, numeric, text).unify_dictionaries().columns]
@@ -72,29 +73,11 @@ def read(
         rows,
         locate=text.locate,
         has_names=bool(dialect.names),
-        unnamed=unnamed,
+        unnamed=named.unnamed,
+        repeated=named.repeated,
         decimal=dialect.decimal,
     )
-    return table, ", ".join(filter(None, [encoding, dialect.describe(), note]))
-
-
-def name_columns(names: Sequence[str]) -> tuple[list[str], set[str], str]:
-    """Return distinct names, those that stand for an empty name, and the words that say what was renamed."""
-    result: dict[str, None] = {}
-    given = set(names)
-    unnamed, renamed = set(), []
-    for i, name in enumerate(names):
-        new = name or f"column {i}"
-        repeats = 0
-        while new in result or (new != name and new in given):
-            repeats += 1
-            new = f"{name or f'column {i}'}.{repeats}"
-        if not name or (i == 0 and name == "Unnamed: 0"):  # the latter is pandas' name for it
-            unnamed.add(new)
-        elif new != name:
-            renamed.append(f"{name!r} is there twice: the second is {new!r}")
-        result[new] = None
-    return list(result), unnamed, ", ".join(renamed)
+    return table, ", ".join(filter(None, [encoding, dialect.describe(), named.describe()]))
 
 
 class _Text:

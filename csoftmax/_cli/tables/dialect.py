@@ -55,8 +55,8 @@ class Options:
     sheet: str | None = None
     quote: str | None = None  # of ARFF
 
-    def given_for_text(self) -> list[str]:
-        """Return the options that only text tables have."""
+    def given(self) -> list[str]:
+        """Return the options of text tables that are given."""
         given = {
             "--separator": self.separator,
             "--decimal": self.decimal,

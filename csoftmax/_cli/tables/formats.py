@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError, load
-from . import delimited
 from .dialect import SAMPLE_ROWS, Options, has_header
 from .opening import Source
-from .raw import RawTable, Text, Values, as_text, format_number, make_text, recognise
+from .raw import RawTable, Text, Values, as_text, format_number, make_text, name_columns, recognise
 
 MAX_DENSE_BYTES = 4 << 30  # of a libsvm table as an array
 LABEL = "label"  # the name of the first column of a libsvm table
@@ -36,11 +35,11 @@ def read_parquet(source: Source, as_words: Collection[str] = ()) -> tuple[RawTab
     for name, column in zip(table.column_names, table.columns):
         names.append("" if re.fullmatch(r"__index_level_\d+__", name) else str(name).strip())  # pandas' index
         columns.append(_take_arrow(source.name, names[-1], column))
-    names, unnamed, note = delimited.name_columns(names)
-    columns = [as_text(c) if n in as_words else c for n, c in zip(names, columns)]
-    return RawTable(source.name, names, columns, table.num_rows, unnamed=unnamed), ", ".join(
-        filter(None, ["Parquet", note])
-    )
+    named = name_columns(names)
+    columns = [as_text(c) if n in as_words else c for n, c in zip(named.names, columns)]
+    return RawTable(
+        source.name, named.names, columns, table.num_rows, unnamed=named.unnamed, repeated=named.repeated
+    ), ", ".join(filter(None, ["Parquet", named.describe()]))
 
 
 def _take_arrow(source: str, name: str, column: Any) -> Values:
@@ -110,7 +109,8 @@ def read_excel(
     if header is None:
         header = has_header(rows[0][1], [row for _, row in rows[1:SAMPLE_ROWS]], ".", expected)
     given = [name.strip() for name in rows[0][1]] if header else [str(i) for i in range(width - left)]
-    names, unnamed, note = delimited.name_columns(given)
+    named = name_columns(given)
+    names = named.names
     rows = rows[1:] if header else rows
     columns = [make_text([row[i] for _, row in rows]) for i in range(len(names))]
     numbers = [i for i, _ in rows]
@@ -121,10 +121,11 @@ def read_excel(
         len(rows),
         locate=lambda row: f"row {numbers[row]} of sheet {sheet!r}",
         has_names=header,
-        unnamed=unnamed,
+        unnamed=named.unnamed,
+        repeated=named.repeated,
         hint=f"; other sheets, for --sheet: {', '.join(repr(s) for s in sheets if s != sheet)}" * (len(sheets) > 1),
     )
-    words = [f"sheet {sheet!r}", "header" if header else "no header: columns are numbered from 0", note]
+    words = [f"sheet {sheet!r}", "header" if header else "no header: columns are numbered from 0", named.describe()]
     return table, ", ".join(filter(None, words))
 
 

@@ -35,11 +35,8 @@ def find_target(table: RawTable, target: str | None) -> str:
         if table.has_names and target.isdecimal():
             hint = "; with --no-header, columns are numbered from 0"
         raise UnusableError(f"{table.source} has no column {target!r}; {say_columns(table)}{hint}")
-    if any(re.fullmatch(re.escape(target) + r"\.\d+", name) for name in table.names):
-        repeats = [name for name in table.names if name.startswith(f"{target}.")]
-        raise UnusableError(
-            f"{table.source} has the column {target!r} twice; rename one (or give --target {repeats[0]})"
-        )
+    if target in table.repeated.values():
+        raise UnusableError(f"{table.source} has the column {target!r} twice; rename one of them")
     return target
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,6 +69,7 @@ class RawTable:
     locate: Callable[[int], str] = lambda row: f"row {row + 1}"  # where a row is, for messages
     has_names: bool = True  # False: columns are numbered from 0
     unnamed: set[str] = field(default_factory=set)  # names that stand for an empty name
+    repeated: dict[str, str] = field(default_factory=dict)  # names of columns whose own name is there before -> it
     absent: float | None = None  # value of columns that the file does not have: 0 in sparse formats
     decimal: str = "."
     hint: str = ""  # ends the refusal of a column that is not there
@@ -84,9 +85,41 @@ class RawTable:
             self._places = {name: i for i, name in enumerate(self.names)}
         return self._places.get(name)
 
-    def rename(self, names: list[str], unnamed: set[str]) -> None:
+    def rename(self, named: Named) -> None:
         """Give the columns other names."""
-        self.names, self.unnamed, self.has_names, self._places = names, unnamed, True, {}
+        self.names, self.unnamed, self.repeated = named
+        self.has_names, self._places = True, {}
+
+
+class Named(NamedTuple):
+    """Distinct names of columns."""
+
+    names: list[str]
+    unnamed: set[str]  # those that stand for an empty name
+    repeated: dict[str, str]  # those that stand for a name that is there before -> that name
+
+    def describe(self) -> str:
+        """Return the words of a message about repeated names."""
+        return ", ".join(f"{old!r} is there twice: the second is {new!r}" for new, old in self.repeated.items())
+
+
+def name_columns(names: Sequence[str]) -> Named:
+    """Return distinct names: "column 3" for an empty one, "a.1" for a second "a", as in pandas."""
+    result: dict[str, None] = {}
+    given = set(names)
+    unnamed, repeated = set(), {}
+    for i, name in enumerate(names):
+        base = new = name or f"column {i}"
+        repeats = 0
+        while new in result or (new != name and new in given):
+            repeats += 1
+            new = f"{base}.{repeats}"
+        if not name or (i == 0 and name == "Unnamed: 0"):  # the latter is pandas' name for it
+            unnamed.add(new)
+        elif new != name:
+            repeated[new] = name
+        result[new] = None
+    return Named(list(result), unnamed, repeated)
 
 
 def make_text(cells: Sequence[str | None], codes: NDArray[np.int64] | None = None) -> Text:

@@ -21,6 +21,9 @@ TABLE = (
     "standard input"
 )
 
+# Options of text tables that other formats have, too.
+MEANT = {"Excel": ("--no-header", "--skip"), "ARFF": ("--encoding",)}
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the options that say how a table is written."""
@@ -81,7 +84,7 @@ def read(
     """
     source = read_source(path, messages.quiet)
     kind = find_kind(source)
-    wrong = options.given_for_text() if kind in ("Parquet", "npz", "libsvm") else []
+    wrong = [] if kind == "text" else [option for option in options.given() if option not in MEANT.get(kind, ())]
     wrong += ["--sheet"] if options.sheet is not None and kind != "Excel" else []
     if wrong:
         raise UnusableError(f"{wrong[0]} has no meaning for {source.name}, which is {kind}")
