@@ -81,6 +81,7 @@ WRITTEN = [
      "utf-8", "t", "separator blanks"),
     ("ends.csv", BASE.replace("\n", ",\n"), "utf-8", "t", "header"),
     ("ends2.csv", "u,v,t\n" + "".join(f"{row},\n" for row in ROWS), "utf-8", "t", "header"),
+    ("ends3.csv", BASE.replace("t\n", "t,\n", 1), "utf-8", "t", "header"),
     ("single.csv", "u,v,t\n" + "\n".join(f"{u},{v},'{t}'" for u, v, t in zip(U, V, T)), "utf-8", "t", "single quotes"),
     ("spaced.csv", "u, v, t\n" + "\n".join(f'{u}, "{v}", "{t}"' for u, v, t in zip(U, V, T)), "utf-8", "t", "header"),
     ("tail.csv", BASE + "\x1a", "utf-8", "t", "header"),
@@ -264,6 +265,7 @@ def test_other_refusals():
     assert "--decimal has no meaning for a.parquet" in refuse("fit", "a.parquet", "--target", "t", "--decimal", ",")
     assert "no encoding that Python knows" in refuse("fit", "a.csv", "--target", "t", "--encoding", "klingon")
     assert "must be one character" in refuse("fit", "a.csv", "--target", "t", "--separator", "ab")
+    assert "must be one character" in refuse("fit", "a.csv", "--target", "t", "--separator", '"')
     write("latin.csv", BASE.replace("u,", "ü,"), "latin-1")
     says = refuse("fit", "latin.csv", "--target", "t", "--encoding", "utf-8")
     assert "not in the encoding 'utf-8': line 1, byte 0xfc" in says
@@ -319,6 +321,7 @@ def read(text, expected=()):
         ("a,b\n1,2\n", ["a", "b"]),
         ("1,2\n3,4\n", ["0", "1"]),
         ("2019,2020,2021,t\n1.5,2,9,x\n2,4,1,y\n", ["2019", "2020", "2021", "t"]),
+        ("age,2021,t\n31,5,x\n40,7,y\n", ["age", "2021", "t"]),
         ("0,1,2\n5,6,9\n1,4,2\n", ["0", "1", "2"]),
         ("x,p\ny,q\nx,q\ny,p\n", ["0", "1"]),
         ("colour,form\nred,round\nblue,round\nred,flat\n", ["colour", "form"]),
@@ -343,6 +346,11 @@ def test_a_target_that_only_looks_repeated():
     assert "has the column 't' twice" in refuse("fit", "a.csv", "--target", "t")
     write_rows("a.csv", "u,u,t", V, U, T)
     assert "'u' is there twice: the second is 'u.1'" in run("fit", "a.csv", "--target", "t")[1]
+
+
+def test_one_row_without_a_header():
+    table = read("1,5;2,25;x\n")
+    assert [table.columns[0][0], table.columns[1][0], table.columns[2].levels] == [1.5, 2.25, ["x"]]
 
 
 def test_an_expected_name_makes_a_header():

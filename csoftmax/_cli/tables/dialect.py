@@ -155,7 +155,7 @@ def split(text: str, separator: str, quote: str = '"') -> list[Row]:
     """Return the rows of a text as (first line, last line, values); lines are counted from 1, empty ones left out."""
     if separator == " ":
         separator = "\t"
-        text = "\n".join(join_blanks(line, "\t") for line in text.splitlines())
+        text = "\n".join(join_blanks(line, "\t") for line in text.split("\n"))
     reader = csv.reader(io.StringIO(text, newline=None), delimiter=separator, quotechar=quote, skipinitialspace=True)
     rows: list[Row] = []
     begin = 1
@@ -201,7 +201,7 @@ def detect(data: bytes, options: Options, source: str, *, expected: Collection[s
     separator, note, skip = options.separator, "", options.skip or 0
     if separator is not None:
         separator = GIVEN.get(separator.strip().casefold() or " ", separator)
-        if len(separator) != 1:
+        if len(separator) != 1 or separator in "\"'\r\n":
             raise UnusableError(f"--separator must be one character, tab or blanks, got {options.separator!r}")
     sample_begins = re.match(r'"?sep=(.)"?\r?\n', sample)
     if sample_begins and options.skip is None:  # Excel's way to name the separator
@@ -346,7 +346,7 @@ def _read_counts(rows: Sequence[Row], width: int, data: bytes) -> str | None:
 
 
 def _find_decimal(rows: Sequence[Sequence[str]], separator: str) -> str:
-    cells = [cell.strip() for row in rows[1:SAMPLE_ROWS] for cell in row]
+    cells = [cell.strip() for row in rows[1:SAMPLE_ROWS] or rows for cell in row]
     commas = [cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)]
     if not commas or any(_DECIMAL_POINT.fullmatch(cell) for cell in cells):
         return "."
@@ -376,6 +376,8 @@ def _find_header(
     if len(names) == width - 1:  # R's way to write row names; or a separator at the end of each row
         last_is_empty = all(not row[-1].strip() for row in body if len(row) == width)
         names = [*names, ""] if last_is_empty else ["", *names]
+    if len(names) == width + 1 and not names[-1]:  # a separator at the end of the header only
+        names.pop()
     if len(names) != width:
         raise UnusableError(
             f"{source}, line {dialect.skip + 1}: the header has {len(names)} names, but the rows have {width} values; "
@@ -387,12 +389,15 @@ def _find_header(
 def has_header(first: Sequence[str], body: Sequence[Sequence[str]], decimal: str, expected: Collection[str]) -> bool:
     """Whether the first row names the columns.
 
-    It does if it has a name that is expected and is no number, or if none of its cells is a number.  A row with numbers
-    is one of names only if these count by ones, as those of years or positions do, while the values below do not.  A
-    row without numbers is none of names if most of its cells stand below themselves, too.
+    It does if it has a name that is expected and is no number, or a word above a column of numbers.  Else, a row with
+    numbers is one of names only if these count by ones, as those of years or positions do, while the values below do
+    not; a row without numbers is one of names unless most of its cells stand below themselves, too.
     """
     cells = [cell.strip() for cell in first]
     if any(cell in expected and parse_number(cell) is None for cell in cells):
+        return True
+    words = [i for i, cell in enumerate(cells) if not _is_number(cell) and parse_number(cell, decimal) is None]
+    if any(is_numeric(body, i, decimal) for i in words):
         return True
     numbers = [(i, parse_number(cell, decimal)) for i, cell in enumerate(cells)]
     numbers = [(i, n) for i, n in numbers if n is not None]
@@ -402,8 +407,6 @@ def has_header(first: Sequence[str], body: Sequence[Sequence[str]], decimal: str
             return False
         below = [parse_number(body[0][i], decimal) if i < len(body[0]) else None for i, _ in numbers] if body else []
         return below != [n for _, n in numbers] and not _count_by_ones(below)
-    if any(is_numeric(body, i, decimal) and not is_missing(cell) for i, cell in enumerate(cells)):
-        return True
     if any(is_missing(cell) and cell for cell in cells):
         return False
     repeated = sum(any(i < len(row) and row[i].strip() == cell for row in body) for i, cell in enumerate(cells))
