@@ -247,6 +247,7 @@ def read_libsvm(source: Source) -> tuple[RawTable, str]:
 def _find_libsvm_fault(data: bytes) -> int:
     for number, line in enumerate(data.split(b"\n"), 1):
         row = line.rstrip(b"\r").partition(b"#")[0]
-        if row.strip() and not _LIBSVM_ROW.fullmatch(row) and not _LIBSVM_EMPTY.fullmatch(row):
+        match = _LIBSVM_ROW.fullmatch(row)
+        if row.strip() and (match is None or match[1]) and not _LIBSVM_EMPTY.fullmatch(row):  # [1]: several labels
             return number
     return 1
