@@ -8,23 +8,41 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ._arguments.foreign import as_native
 from ._learn.labels import check_indices, weigh_by_effective_number
+from ._learn.messages import show
 
 __all__ = ["effective_number", "inverse_frequency"]
 
 NORMALIZE = ("n_over_kn", "n_over_n", "max_over_n")
 
 
-def _count_classes(y: ArrayLike, n_classes: int | None) -> NDArray[np.float64]:
-    """Number of rows of each class."""
-    if isinstance(n_classes, bool):
-        raise TypeError(f"n_classes must be an int of at least 1, got {n_classes!r}")
+def _count_classes(y: ArrayLike, n_classes: int | None, sample_weight: ArrayLike | None = None) -> NDArray[np.float64]:
+    """Number of rows of each class, or the sum of their weights."""
+    if isinstance(n_classes, bool | np.bool_):
+        raise TypeError(f"n_classes must be an int of at least 1, got {show(n_classes)}")
     if n_classes is not None and (not isinstance(n_classes, numbers.Integral) or n_classes < 1):
-        raise ValueError(f"n_classes must be an int of at least 1, got {n_classes!r}")
+        raise ValueError(f"n_classes must be an int of at least 1, got {show(n_classes)}")
     indices = check_indices("y", y, n_classes, ", the numbers of classes")
     if n_classes is None and indices.size == 0:
         raise ValueError("y is empty: n_classes must be given")
-    return np.bincount(indices, minlength=n_classes or 0).astype(np.float64)
+    weights = None if sample_weight is None else _check_weights(sample_weight, indices.shape)
+    return np.bincount(indices, weights, int(n_classes or 0)).astype(np.float64)
+
+
+def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
+    """Weights of the rows in float64."""
+    if isinstance(sample_weight, np.ma.MaskedArray):
+        raise TypeError("sample_weight is a masked array, whose mask would be lost: pass sample_weight.filled(0)")
+    weights = np.asarray(as_native(sample_weight, "sample_weight"))
+    if weights.dtype.kind not in "iuf":
+        raise TypeError(f"sample_weight must hold numbers, got dtype {weights.dtype}")
+    if weights.shape != shape:
+        raise ValueError(f"sample_weight has shape {weights.shape}, y has {shape}")
+    bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
+    if len(bad):
+        raise ValueError(f"sample_weight[{bad[0]}] is {show(weights[bad[0]])}; weights are finite and at least 0")
+    return weights.astype(np.float64)
 
 
 def inverse_frequency(
@@ -68,7 +86,9 @@ def inverse_frequency(
     return np.divide(numerator, counts, out=np.zeros(len(counts)), where=counts > 0)
 
 
-def effective_number(y: ArrayLike, beta: float = 0.999, n_classes: int | None = None) -> NDArray[np.float64]:
+def effective_number(
+    y: ArrayLike, beta: float = 0.999, n_classes: int | None = None, sample_weight: ArrayLike | None = None
+) -> NDArray[np.float64]:
     """Class weights in inverse proportion to the effective number of samples of each class.
 
     The weight of a class with n rows is ``(1 - beta) / (1 - beta**n)``; the weights are then scaled to add up to K
@@ -83,6 +103,9 @@ def effective_number(y: ArrayLike, beta: float = 0.999, n_classes: int | None = 
         Measure of the overlap between the samples of a class.
     n_classes : int, optional
         K; default: the largest label plus 1.
+    sample_weight : array_like of shape (N,), optional
+        Weights of the rows, at least 0; n is then the sum of the weights of a class, so that a row of weight 2 counts
+        as two rows, and one of weight 0 not at all.
 
     Returns
     -------
@@ -104,7 +127,11 @@ def effective_number(y: ArrayLike, beta: float = 0.999, n_classes: int | None = 
     >>> from csoftmax.class_weight import effective_number
     >>> effective_number([0, 0, 0, 1], beta=0.9).round(4)
     array([0.5391, 1.4609])
+    >>> effective_number([0, 1], beta=0.9, sample_weight=[3, 1]).round(4)
+    array([0.5391, 1.4609])
     """
-    if not isinstance(beta, numbers.Real) or not 0 <= beta <= 1:
-        raise ValueError(f"beta must be in [0, 1], got {beta!r}")
-    return weigh_by_effective_number(_count_classes(y, n_classes), float(beta))
+    if not isinstance(beta, numbers.Real) or isinstance(beta, bool):
+        raise TypeError(f"beta must be a number, got {show(beta)}")
+    if not 0 <= beta <= 1:
+        raise ValueError(f"beta must be in [0, 1], got {show(beta)}")
+    return weigh_by_effective_number(_count_classes(y, n_classes, sample_weight), float(beta))

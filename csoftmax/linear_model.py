@@ -12,8 +12,6 @@ from numpy.typing import ArrayLike, NDArray
 
 try:
     from sklearn.base import BaseEstimator, ClassifierMixin
-    from sklearn.preprocessing import LabelEncoder
-    from sklearn.utils.multiclass import check_classification_targets
     from sklearn.utils.validation import check_is_fitted, validate_data  # noqa: F401  (scikit-learn 1.6)
 except ImportError as error:
     raise ImportError(
@@ -21,24 +19,27 @@ except ImportError as error:
         "pip install 'csoftmax[learn]'"
     ) from error
 
-from ._learn import model_file
-from ._learn.adamw import Sums
-from ._learn.fit import fit_adamw, fit_lbfgs, forget, keep_folded, record_of_epoch, step_minibatch
-from ._learn.monitor import Monitor, SupportsCallbacks, with_callbacks
-from ._learn.objective import compute_logits
-from ._learn.parameters import (
-    check_data,
-    check_known_labels,
-    check_parameters,
-    check_same_classes,
-    check_sample_weight,
-    choose_loss_options,
-    hold_out,
+from ._learn import model_file, predictions
+from ._learn.export import make_onnx
+from ._learn.fit import (
+    fit_adamw,
+    fit_lbfgs,
+    forget,
+    prepare,
+    restore_on_error,
+    train_on_batches,
+    train_on_minibatch,
 )
-from ._ops.softmax import log_softmax, softmax
+from ._learn.labels import is_text, merge_classes
+from ._learn.messages import show
+from ._learn.monitor import SupportsCallbacks, with_callbacks
+from ._learn.parameters import as_plain, check_classes, check_parameters, check_parameters_of_steps, check_same_classes
+from ._learn.penalty import check_decay
 
 if TYPE_CHECKING:
     from typing import Self
+
+    import onnx
 
 __all__ = ["SoftmaxRegression"]
 
@@ -47,45 +48,55 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     """Softmax (multinomial logistic) regression.
 
     Minimises the mean cross-entropy of ``softmax((X @ coef_.T + intercept_) / temperature)`` plus
-    ``penalty_l2 / 2 * sum(coef_**2)``; the intercept is not penalised.  For scikit-learn's `LogisticRegression`,
-    ``penalty_l2 = 1 / (C * sum(sample_weight))``.  Two classes have two rows of coefficients, like any other number of
-    classes.
+    ``penalty_l2 / 2 * sum(coef_**2)``; the intercept is not penalised.  Two classes have two rows of coefficients, like
+    any other number of classes.  The minimum of scikit-learn's `LogisticRegression` has
+    ``penalty_l2 = 1 / (C * sum(weights))``, and ``2 / (C * sum(weights))`` for two classes, for which scikit-learn has
+    one row; the weight of a row of data is its sample weight times the weight of its class.
 
     Parameters
     ----------
     solver : {"lbfgs", "adamw"}, default "lbfgs"
         "lbfgs": SciPy's L-BFGS-B on all of the data. "adamw": minibatches (Loshchilov & Hutter 2019), where
         `penalty_l2` is the decoupled weight decay.
-    penalty_l2 : float >= 0, default 1e-4
-        Factor of the penalty.
+    penalty_l2 : float >= 0, None or "auto", default None
+        Factor of the penalty. None: that of scikit-learn's default, C = 1, or for adamw a weight decay of 1e-4.
+        "auto": chosen from the data by an approximate leave-one-out log loss (Rad & Maleki 2020), along a path from
+        large penalties to small ones; for lbfgs and for X in memory (no memory map). See the notes.
     fit_intercept : bool, default True
         Whether there is an intercept.
     class_weight : {None, "balanced", "effective_number"}, dict or array of shape (K,), default None
-        Weights of the classes: scikit-learn's "balanced", `csoftmax.class_weight.effective_number`, a mapping from
-        class to weight (1 for classes that are missing), or one weight for each of the sorted classes.
+        Weights of the classes.  "balanced": in inverse proportion to the weight of their rows, as in scikit-learn.
+        "effective_number": `csoftmax.class_weight.effective_number` (Cui et al. 2019), where a row of sample weight 2
+        counts as two rows.  dict: the weight of each class; classes are looked up exactly (1 and "1" are different
+        ones), and a missing one has weight 1; a key that is no class is an error unless every class has a weight.  A
+        pandas Series is read as a dict.  array: one weight for each of the sorted classes.
     label_smoothing : float in [0, 1], default 0.0
-        As in `csoftmax.cross_entropy`.
+        Share of each row's label that is spread evenly over all classes, as in `csoftmax.cross_entropy` (Szegedy et
+        al. 2016).  The loss of early stopping has none.
     temperature : float > 0, default 1.0
-        Temperature of training and of the predicted probabilities.
+        Divisor of the logits, in training and in the predicted probabilities; `decision_function` is before it.
     batch_size : int, default 256
-        Maximum number of rows in a minibatch (adamw).
+        Maximum number of rows in a minibatch (adamw).  Rows are counted whatever their sample weights: weights have
+        the effect of repeated rows where a minibatch has all of the data.
     max_epochs : int, default 200
         Maximum number of iterations (lbfgs) or of passes over the data (adamw).
     learning_rate : float > 0, default 1e-2
-        Learning rate of the coefficients (adamw).
+        Learning rate of the coefficients (adamw): about the change of each in a step.  If it is so large that training
+        diverges (the loss is not finite, or more than ten times that of equal probabilities and of the best epoch), a
+        ConvergenceWarning says so, and the parameters of the best epoch are kept, or those of the start.
     clip_norm, clip_value : float > 0 or None
-        Limits for the gradient of a minibatch: for its norm over all parameters, and for each element. Elements are
-        clipped first (adamw).
+        Limits for the gradient of a minibatch: for its Euclidean norm over all parameters (Pascanu et al. 2013), and
+        for the magnitude of each element. Elements are clipped first (adamw).
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss has not fallen for `patience` epochs, and keep
-        the parameters of the best epoch.
+        the parameters of the best epoch.  Not for `partial_fit` and `fit_batches`, which have no rows to hold out.
     validation_fraction : float in (0, 1), default 0.1
         Share of the rows to hold out, stratified if every class has at least two rows.
     patience : int, default 20
         Number of epochs without improvement after which training stops.
     batch_norm : bool, default False
-        Normalise the logits over the minibatch while training (Ioffe & Szegedy 2015), and fold this into the
-        coefficients afterwards (adamw).
+        Normalise the logits over the minibatch while training (Ioffe & Szegedy 2015), each row with its sample
+        weight, and fold this into the coefficients afterwards (adamw).
     init : {"xavier", "zeros"}, default "xavier"
         Initial coefficients of adamw: uniform (Glorot & Bengio 2010), or 0. lbfgs starts at 0, because its result does
         not depend on the start.
@@ -94,12 +105,15 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         `add_classes`).
     callbacks : callable, "progress", or a list of these, optional
         Called after each epoch as ``callback(estimator, record)``, with the estimator as fitted so far and the epoch's
-        entry of `history_`; a true result stops the training. "progress" shows a bar on a terminal (tqdm).
-        `set_callbacks` accepts the callbacks of `sklearn.callback` (scikit-learn 1.9).
-    random_state : int, numpy.random.RandomState or None
-        Seed of the initial coefficients, of shuffling and of the validation split.
+        entry of `history_`; a true result stops the training. `coef_` and `intercept_` are new arrays in each epoch,
+        which later epochs leave alone. "progress" shows a bar on a terminal (tqdm).
+        `set_callbacks` accepts the callbacks of `sklearn.callback` (scikit-learn 1.9); each task that begins also
+        ends, a last one without an estimator if lbfgs has converged when it had begun.
+    random_state : int, numpy.random.RandomState, numpy.random.Generator or None
+        Seed of the initial coefficients, of shuffling and of the validation split. Of a Generator, the bit generator
+        is used, which moves on.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
-        Device that trains; predictions are made on the CPU.
+        Device that trains; its data are on the CPU. Predictions are made where their X is.
     num_threads : int, optional
         Upper bound on csoftmax's threads.
     tol : float > 0, optional
@@ -114,7 +128,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     coef_ : ndarray of shape (K, D), intercept_ : ndarray of shape (K,)
         Coefficients and intercept, in the dtype of X.
     classes_ : ndarray of shape (K,)
-        Classes, sorted unless `add_classes` has appended to them.
+        Classes, sorted, also after `add_classes`.
+    penalty_l2_ : float
+        Penalty of the last training; for adamw its weight decay.
     n_iter_ : int
         Iterations or epochs of the last fit.
     history_ : dict of str to list
@@ -129,6 +145,16 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     parameters, in those of the Hessian, which changes the number of iterations but not the minimum. The result is
     deterministic for a `random_state` and a configuration of BLAS; if the products are small, BLAS is limited to one
     thread, and the result does not depend on the number of threads.
+
+    ``penalty_l2="auto"`` minimises the leave-one-out log loss of all rows, approximated by one Newton step for each,
+    plus ``log(1 + (2 * e)**2)``, where e is the distance in decades from the penalty of C = 1 for features of unit
+    variance: a weak prior, which decides only where the rows do not. The unit of X and the unit of the sample weights
+    do not matter. Sample and class weights, temperature, label smoothing (the log loss is without it) and frozen
+    classes take part; a row that is the only one of its class does not. With early stopping, the rows for training
+    choose. The approximation is 0.5 to 4 % below exact leave-one-out where there are two to five rows for each
+    coefficient. Where the Hessian would be too large (more than 2,000 coefficients after the reduction to as many
+    features as rows, or more than 2e10 multiplications), the log loss is that of held-out rows: a fifth of them,
+    or with fewer than 2,000 rows each fifth in turn. The penalty is chosen anew in each `fit`, whatever `warm_start`.
 
     Examples
     --------
@@ -145,6 +171,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     coef_: NDArray[Any]
     intercept_: NDArray[Any]
     classes_: NDArray[Any]
+    penalty_l2_: float
     n_iter_: int
     n_features_in_: int
     feature_names_in_: NDArray[Any]
@@ -161,7 +188,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         self,
         *,
         solver: Literal["lbfgs", "adamw"] = "lbfgs",
-        penalty_l2: float = 1e-4,
+        penalty_l2: float | Literal["auto"] | None = None,
         fit_intercept: bool = True,
         class_weight: Any = None,
         label_smoothing: float = 0.0,
@@ -223,12 +250,14 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Parameters
         ----------
         X : array-like or sparse matrix of shape (N, D)
-            Features. float32 and float64 keep their dtype, everything else becomes float64. A memory map is read block
-            by block.
+            Features: arrays, tensors on the CPU, data frames. float32 and float64 keep their dtype, everything else
+            becomes float64. A memory map is read block by block. Missing values, masked arrays and complex numbers are
+            refused.
         y : array-like of shape (N,)
-            Labels of any type that scikit-learn accepts.
+            Labels: integers, strings or booleans.
         sample_weight : array-like of shape (N,), optional
-            Weights of the rows, at least 0; rows of weight 0 take no part.
+            Weights of the rows, at least 0; rows of weight 0 take no part. A row of weight 2 has the effect of two
+            rows of weight 1, in class weights and batch norm too; only minibatches and `early_stopping` count rows.
 
         Returns
         -------
@@ -237,32 +266,15 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Raises
         ------
         TypeError, ValueError
-            The message names the parameter or argument, its value and what is allowed.
+            The message names the parameter or argument, its value and what is allowed; an earlier fit is kept.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If lbfgs has not reached `tol`, or if adamw has diverged (see `learning_rate`).
         """
-        check_parameters(self)
-        continues = self.warm_start and hasattr(self, "coef_")
-        self.__dict__.pop("_trainer", None)
-        X, y = check_data(self, X, y, reset=not continues)
-        check_classification_targets(y)
-        weights = check_sample_weight(sample_weight, X)
-        if weights is not None and not weights.any():
-            raise ValueError("sample_weight is 0 for every row: there is no class to learn")
-        if not continues:
-            forget(self)
-            self.classes_ = LabelEncoder().fit(y).classes_
-        indices = check_known_labels(y, self.classes_)
-        if len(self.classes_) < 2:
-            raise ValueError(
-                f"{type(self).__name__} needs samples of at least 2 classes in the data, but the data contains only "
-                f"one class: {self.classes_[0]!r}"
-            )
-        if weights is not None and not weights.all():
-            kept = np.flatnonzero(weights)  # rows of weight 0 are not counted in class weights and validation either
-            X, indices, weights = X[kept], indices[kept], weights[kept]
-        options = choose_loss_options(self, X.dtype, indices, weights)
-        validation = None
-        if self.early_stopping:
-            (X, indices, weights), validation = hold_out(self, X, indices, weights)
+        with restore_on_error(self):
+            X, indices, weights, options, validation = prepare(self, X, y, sample_weight)
         train = fit_lbfgs if self.solver == "lbfgs" else fit_adamw
         train(self, X, indices, weights, options, validation)
         return self
@@ -293,34 +305,24 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             The message names the parameter or argument, its value and what is allowed.
         """
         check_parameters(self)
+        check_decay(self.penalty_l2, "fit_batches")
         if self.early_stopping:
             raise ValueError("early_stopping needs rows to hold out, which fit_batches does not have; use a callback")
         epochs = self.max_epochs if epochs is None else epochs
+        if isinstance(epochs, bool | np.bool_):
+            raise TypeError(f"epochs must be an int of at least 1, got {show(epochs)}")
         if not isinstance(epochs, numbers.Integral) or epochs < 1:
-            raise ValueError(f"epochs must be an int of at least 1, got {epochs!r}")
-        if self.warm_start and hasattr(self, "coef_"):
-            check_same_classes(classes, self.classes_)
-        else:
-            self._begin_with(classes)
-        monitor = Monitor(self, epochs)
+            raise ValueError(f"epochs must be an int of at least 1, got {show(epochs)}")
 
         def parts() -> Iterable[Any]:
             return batches() if callable(batches) else batches
 
-        with monitor:
-            for epoch in range(epochs):
-                sums = Sums()
-                for batch in parts():
-                    sums.add(step_minibatch(self, *batch))
-                if sums.batches == 0:
-                    raise ValueError(
-                        f"batches yielded nothing in epoch {epoch + 1}: an iterator is exhausted after one epoch; pass "
-                        "a callable that returns a new one"
-                    )
-                blocks = (check_data(self, X) for X, *_ in parts()) if self.batch_norm else None
-                keep_folded(self, blocks)
-                if monitor.epoch_ends(record_of_epoch(self, sums)):
-                    break
+        with restore_on_error(self, until=lambda: hasattr(self, "_trainer")):
+            if self.warm_start and hasattr(self, "coef_"):
+                check_same_classes(classes, self.classes_)
+            else:
+                self._begin_with(classes)
+            train_on_batches(self, parts, int(epochs))
         return self
 
     def partial_fit(
@@ -344,33 +346,37 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         TypeError, ValueError
             The message names the parameter or argument, its value and what is allowed.
         """
-        if not hasattr(self, "classes_") or not hasattr(self, "coef_"):
-            if classes is None:
-                raise ValueError("classes must be passed on the first call to partial_fit")
-            check_parameters(self)
-            self._begin_with(classes)
-        elif classes is not None:
-            check_same_classes(classes, self.classes_)
-        sums = Sums()
-        sums.add(step_minibatch(self, X, y, sample_weight))
-        keep_folded(self)
-        for key, value in record_of_epoch(self, sums).items():
-            self.history_.setdefault(key, []).append(value)
-        self.n_iter_ += 1
+        (check_parameters_of_steps if hasattr(self, "_trainer") else check_parameters)(self)
+        check_decay(self.penalty_l2, "partial_fit")
+        if self.early_stopping:
+            raise ValueError("early_stopping needs rows to hold out, which partial_fit does not have; use a callback")
+        with restore_on_error(self):
+            if not hasattr(self, "classes_") or not hasattr(self, "coef_"):
+                if classes is None:
+                    raise ValueError("classes must be passed on the first call to partial_fit")
+                self._begin_with(classes)
+            elif classes is not None:
+                check_same_classes(classes, self.classes_)
+            train_on_minibatch(self, X, y, sample_weight)
         return self
 
     def _begin_with(self, classes: ArrayLike) -> None:
         """Reset the model to these classes."""
+        distinct = check_classes(classes)
         forget(self)
-        self.classes_ = LabelEncoder().fit(np.asarray(classes)).classes_
+        self.classes_ = distinct
 
     def add_classes(self, classes: ArrayLike) -> Self:
-        """Append new classes to a fitted model, with coefficients of 0; continue training with ``warm_start=True``.
+        """Add classes to a fitted model, with coefficients of 0; continue training with ``warm_start=True``.
+
+        `classes_` stays sorted: new classes take their sorted places, and the rows of `coef_`, `intercept_` and of the
+        frozen classes move with their classes.  A new class has the intercept of the least likely class.  The moments
+        of AdamW start anew.
 
         Parameters
         ----------
         classes : array-like
-            Labels that the model does not have yet.
+            Labels that the model does not have yet, of the same kind (numbers or strings).
 
         Returns
         -------
@@ -380,24 +386,35 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         ValueError
             If the model already has one of the classes, or its labels are of another kind.
+
+        Examples
+        --------
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> model = SoftmaxRegression(penalty_l2=1e-2, warm_start=True)
+        >>> model = model.fit([[0.0], [2.0]], ["ant", "cow"]).add_classes(["bee"])
+        >>> model.classes_
+        array(['ant', 'bee', 'cow'], dtype='<U3')
+        >>> model.coef_[1]
+        array([0.])
+        >>> model = model.fit([[0.0], [1.0], [2.0]], ["ant", "bee", "cow"])
+        >>> model.predict([[0.0], [1.0], [2.0]])
+        array(['ant', 'bee', 'cow'], dtype='<U3')
         """
         check_is_fitted(self, "coef_")
-        new = np.unique(np.asarray(classes))
-        if len(new) == 0:
+        merged, places = merge_classes(self.classes_, as_plain(classes, "classes"))
+        if len(merged) == len(self.classes_):
             return self
-        kinds = {"U": "text", "O": "text"}
-        if kinds.get(new.dtype.kind, "number") != kinds.get(self.classes_.dtype.kind, "number"):
-            raise ValueError(f"classes are {new!r}, of another kind than those of the model: {self.classes_!r}")
-        known = np.intersect1d(new, self.classes_)
-        if len(known):
-            raise ValueError(f"classes has {known[0]!r}, which the model already has")
-        self.classes_ = np.concatenate([self.classes_, new])
-        self.coef_ = np.vstack([self.coef_, np.zeros((len(new), self.coef_.shape[1]), self.coef_.dtype)])
+        coef = np.zeros((len(merged), self.coef_.shape[1]), self.coef_.dtype)
+        coef[places] = self.coef_
         # a new class starts with the intercept of the least likely class
         lowest = self.intercept_.min() if self.fit_intercept else 0
-        self.intercept_ = np.concatenate([self.intercept_, np.full(len(new), lowest, self.intercept_.dtype)])
+        intercept = np.full(len(merged), lowest, self.intercept_.dtype)
+        intercept[places] = self.intercept_
         if hasattr(self, "frozen_"):
-            self.frozen_ = np.concatenate([self.frozen_, np.zeros(len(new), bool)])
+            frozen = np.zeros(len(merged), bool)
+            frozen[places] = self.frozen_
+            self.frozen_ = frozen
+        self.classes_, self.coef_, self.intercept_ = merged, coef, intercept
         self.__dict__.pop("_trainer", None)
         return self
 
@@ -417,24 +434,29 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         ValueError
             If the model does not have one of the classes.
+
+        Examples
+        --------
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> model = SoftmaxRegression(penalty_l2=1e-2, warm_start=True).fit([[0.0], [2.0]], ["ant", "cow"])
+        >>> before = model.coef_[0].copy()
+        >>> model = model.freeze(["ant"]).fit([[0.0], [3.0]], ["ant", "cow"])
+        >>> bool(model.coef_[0] == before)
+        True
         """
         check_is_fitted(self, "coef_")
-        chosen = self.classes_ if classes is None else np.asarray(classes)
-        unknown = np.setdiff1d(chosen, self.classes_)
+        chosen = self.classes_ if classes is None else np.atleast_1d(np.asarray(as_plain(classes, "classes")))
+        is_same_kind = is_text(chosen) == is_text(self.classes_) or not chosen.size
+        unknown = np.setdiff1d(chosen, self.classes_) if is_same_kind else chosen
         if len(unknown):
-            raise ValueError(f"classes has {unknown[0]!r}, which the model does not have")
+            raise ValueError(f"classes has {show(unknown[0])}, which the model does not have")
         self.frozen_ = np.isin(self.classes_, chosen)
         self.__dict__.pop("_trainer", None)
         return self
 
     # Predictions
 
-    def _logits(self, X: Any) -> NDArray[Any]:
-        check_is_fitted(self, "coef_")
-        X = check_data(self, X)
-        return compute_logits(X, self.coef_.astype(X.dtype, copy=False), self.intercept_.astype(X.dtype, copy=False))
-
-    def decision_function(self, X: Any) -> NDArray[Any]:
+    def decision_function(self, X: Any) -> Any:
         """Logits, before the temperature.
 
         Parameters
@@ -444,13 +466,19 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (N, K), or of shape (N,) for two classes
-            The logits; for two classes, those of the second minus those of the first.
-        """
-        logits = self._logits(X)
-        return logits[:, 1] - logits[:, 0] if logits.shape[1] == 2 else logits
+        array of shape (N, K), or of shape (N,) for two classes
+            The logits, in the dtype of X; for two classes, those of the second minus those of the first.  A tensor or
+            an array of another library gives one of the same library, on the same device.
 
-    def predict(self, X: Any) -> NDArray[Any]:
+        Raises
+        ------
+        TypeError, ValueError
+            If X does not fit the model; if it is a masked array; if it is a tensor that requires grad, while PyTorch
+            records gradients: pass ``X.detach()``.
+        """
+        return predictions.compute_margins(X, self)
+
+    def predict(self, X: Any) -> Any:
         """Classes with the largest logits; of equal logits, the first.
 
         Parameters
@@ -460,13 +488,18 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of shape (N,)
-            Elements of `classes_`.
-        """
-        logits = self._logits(X)
-        return self.classes_[logits.argmax(axis=1)]
+        array of shape (N,)
+            Elements of `classes_`, as an array of the library of X; a NumPy array if they are strings, which no other
+            library has.
 
-    def predict_proba(self, X: Any) -> NDArray[np.float64]:
+        Raises
+        ------
+        TypeError, ValueError
+            As in `decision_function`.
+        """
+        return predictions.choose_labels(X, self)
+
+    def predict_proba(self, X: Any) -> Any:
         """Probabilities.
 
         Parameters
@@ -476,13 +509,17 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of float64, shape (N, K)
-            A column for each element of `classes_`.
-        """
-        logits = self._logits(X).astype(np.float64, copy=False)
-        return softmax(logits, temperature=self.temperature, out=logits, num_threads=self.num_threads)
+        array of float64, shape (N, K)
+            A column for each element of `classes_`, as an array of the library of X.
 
-    def predict_log_proba(self, X: Any) -> NDArray[np.float64]:
+        Raises
+        ------
+        TypeError, ValueError
+            As in `decision_function`.
+        """
+        return predictions.compute_probabilities(X, self)
+
+    def predict_log_proba(self, X: Any) -> Any:
         """Logarithms of the probabilities, with full relative precision even close to 0.
 
         Parameters
@@ -492,13 +529,52 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
         Returns
         -------
-        ndarray of float64, shape (N, K)
-            A column for each element of `classes_`.
+        array of float64, shape (N, K)
+            A column for each element of `classes_`, as an array of the library of X.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As in `decision_function`.
         """
-        logits = self._logits(X).astype(np.float64, copy=False)
-        return log_softmax(logits, temperature=self.temperature, out=logits, num_threads=self.num_threads)
+        return predictions.compute_log_probabilities(X, self)
 
     # Files
+
+    def to_onnx(self, path: str | os.PathLike[str] | None = None) -> onnx.ModelProto:
+        """Make an ONNX model of the predictions; requires the extra ``onnx``.
+
+        Its input "X" has shape (N, D) and the dtype of `coef_`.  Its outputs are "label" of shape (N,), which are
+        integers (int64), strings, booleans or float64 as the classes are, and "probabilities" of shape (N, K) in the
+        dtype of X; the temperature is folded into the coefficients.  Names of features are in its metadata as
+        "feature_names".
+
+        Parameters
+        ----------
+        path : str or path-like, optional
+            File to write the model to as well; it is replaced as a whole or not at all.
+
+        Returns
+        -------
+        onnx.ModelProto
+            The model, of opset 13; onnxruntime and other runtimes read it.
+
+        Raises
+        ------
+        ImportError
+            If onnx is missing.
+        ValueError
+            If ``coef_ / temperature`` overflows, or if an integer class exceeds int64.
+
+        Examples
+        --------
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> model = SoftmaxRegression(penalty_l2=1e-2).fit([[0.0], [1.0]], ["no", "yes"])
+        >>> [node.op_type for node in model.to_onnx().graph.node]  # doctest: +SKIP
+        ['Gemm', 'ArgMax', 'Gather', 'Softmax']
+        """
+        check_is_fitted(self, "coef_")
+        return make_onnx(self, path)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the model to a file, which is replaced as a whole or not at all.

@@ -49,7 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--penalty-l2",
         type=parse_penalty,
         metavar="P",
-        help="a number; auto: chosen from the data; default: that of SoftmaxRegression",
+        help="a number; auto: chosen from the data; none (the default): as scikit-learn, 1 / rows",
     )
     add("--class-weight", choices=("balanced", "effective_number"), help="default: none")
     add("--label-smoothing", type=parse_fraction, default=0.0, metavar="E", help="default: 0")

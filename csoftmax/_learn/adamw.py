@@ -5,7 +5,8 @@ the minibatch,
 
     z = gain (s - mean) / std + shift.
 
-After training it is folded into coef and intercept, with statistics over all rows.
+A row counts in mean and std with its sample weight, so that a row of weight 2 has the effect of two rows.  After
+training, batch norm is folded into coef and intercept, with statistics over all rows.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 
 from .._arguments.places import Place, place_of
 from .._ops.cross_entropy import cross_entropy_with_grad
+from .divergence import SoundSteps
 from .objective import Options, compute_logits, multiply_by_rows, runs_at_place, to_host
 
 BETAS, EPSILON = (0.9, 0.999), 1e-8
@@ -50,9 +52,17 @@ class Progress(NamedTuple):
     gradient_norm: float
 
 
+def _as_float(a: Any) -> float:
+    """A number of NumPy, the most frequent kind, or an array of a device without axes, as a float."""
+    return float(a) if isinstance(a, np.generic) else float(to_host(a))
+
+
 def compute_norm(gradients: dict[str, Any]) -> float:
     """Euclidean norm of the concatenated gradients."""
-    return math.sqrt(sum(float(to_host(np.vdot(g, g))) for g in gradients.values()))
+    total = 0.0
+    for g in gradients.values():
+        total += _as_float(np.vdot(g, g))
+    return math.sqrt(total)
 
 
 class Sums:
@@ -61,9 +71,12 @@ class Sums:
     def __init__(self) -> None:
         """Start at zero."""
         self.batches, self.loss, self.divisor, self.right, self.weight, self.norm = 0, 0.0, 0.0, 0.0, 0.0, 0.0
+        self.first_loss: float | None = None  # of the first minibatch with weight: at the parameters before the epoch
 
     def add(self, progress: Progress) -> None:
         """Add a minibatch."""
+        if self.first_loss is None and progress.divisor > 0:
+            self.first_loss = progress.loss
         self.batches += 1
         self.loss += progress.loss * progress.divisor
         self.divisor += progress.divisor
@@ -118,6 +131,7 @@ class Trainer:
             self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in self.parameters.items()}
             self.scratch = {name: np.empty_like(p) for name, p in self.parameters.items()}
         self.steps = 0
+        self.sound: SoundSteps | None = None  # of `partial_fit`
 
     def __getstate__(self) -> dict[str, Any]:
         """State for pickle and copy: arrays on the host, without the module that a place holds."""
@@ -150,48 +164,60 @@ class Trainer:
             x, y = self.place.array("X", x), self.place.array("y", y)
             sample_weight = None if sample_weight is None else self.place.array("sample_weight", sample_weight)
         logits = compute_logits(x, self.parameters["coef"], self.parameters.get("intercept"))
-        normal = std = None
+        weight = float(len(y)) if sample_weight is None else _as_float(sample_weight.sum())
+        if weight == 0:
+            return Progress(0.0, 0.0, 0.0, 0.0, 0.0)
+        normal = std = shares = None
         if self.has_batch_norm:
-            normal, std = self._normalize(logits)
+            shares = None if sample_weight is None else sample_weight[:, None] / weight
+            normal, std = self._normalize(logits, shares)
             logits = (normal * self.parameters["gain"] + self.parameters.get("shift", 0)).astype(logits.dtype)
         hits = logits.argmax(axis=1) == y
-        weight = float(len(y) if sample_weight is None else to_host(sample_weight.sum()))
-        right = float(to_host(hits.sum() if sample_weight is None else (hits * sample_weight).sum()))
+        right = _as_float(hits.sum() if sample_weight is None else (hits * sample_weight).sum())
         divisor = weight
         if self.options.weight is not None:
             row_weights = self.options.weight[y]
-            divisor = float(
-                to_host(row_weights.sum() if sample_weight is None else (row_weights * sample_weight).sum())
-            )
+            divisor = _as_float(row_weights.sum() if sample_weight is None else (row_weights * sample_weight).sum())
         if divisor == 0:  # every row has weight 0
             return Progress(0.0, 0.0, right, weight, 0.0)
         result = cross_entropy_with_grad(
             logits, y, sample_weight=sample_weight, out=logits, num_threads=self.num_threads, **self.options._asdict()
         )
-        gradients = self._differentiate(x, logits, normal, std)
+        gradients = self._differentiate(x, logits, normal, std, shares)
         norm = self._clip(gradients)
         self._update(gradients)
-        return Progress(float(to_host(result.loss)), divisor, right, weight, norm)
+        return Progress(_as_float(result.loss), divisor, right, weight, norm)
 
-    def _differentiate(self, x: Any, grad: Any, normal: Any, std: Any) -> dict[str, Any]:
-        """Gradients of the parameters, from that of the logits and, with batch norm, the normalised logits."""
+    def _differentiate(self, x: Any, grad: Any, normal: Any, std: Any, shares: Any) -> dict[str, Any]:
+        """Gradients of the parameters, from that of the logits and, with batch norm, the normalised logits.
+
+        shares: of the rows in the weight of the minibatch, as a column; None: equal ones.
+        """
         gradients = {}
         if self.has_batch_norm:
             gradients["gain"] = np.einsum("ik,ik->k", grad, normal)
             if self.has_intercept:
                 gradients["shift"] = grad.sum(axis=0, dtype=np.float64)
-            centred = grad - grad.mean(axis=0) - normal * (gradients["gain"] / len(grad))
+            if shares is None:
+                centred = grad - grad.mean(axis=0) - normal * (gradients["gain"] / len(grad))
+            else:
+                centred = grad - shares * (grad.sum(axis=0, dtype=np.float64) + normal * gradients["gain"])
             grad = (centred * (self.parameters["gain"] / std)).astype(grad.dtype)
         elif self.has_intercept:
             gradients["intercept"] = grad.sum(axis=0, dtype=np.float64)
         gradients["coef"] = multiply_by_rows(grad, x)
         return gradients
 
-    def _normalize(self, logits: Any) -> tuple[Any, Any]:
+    def _normalize(self, logits: Any, shares: Any) -> tuple[Any, Any]:
         """Logits with mean 0 and variance 1 over the minibatch, and their standard deviation before."""
-        mean = logits.mean(axis=0, dtype=np.float64)
-        centred = logits - mean
-        variance = np.mean(np.square(centred), axis=0)
+        if shares is None:
+            mean = logits.mean(axis=0, dtype=np.float64)
+            centred = logits - mean
+            variance = np.mean(np.square(centred), axis=0)
+        else:
+            mean = (logits * shares).sum(axis=0)
+            centred = logits - mean
+            variance = (np.square(centred) * shares).sum(axis=0)
         self.mean += MOMENTUM * (mean - self.mean)
         self.variance += MOMENTUM * (variance - self.variance)
         std = np.sqrt(variance + VARIANCE_FLOOR)
@@ -249,22 +275,30 @@ class Trainer:
         if not self.has_batch_norm:
             return coef, parameters.get("intercept")
         mean, variance = statistics or (to_host(self.mean), to_host(self.variance))
-        factor = parameters["gain"] / np.sqrt(variance + VARIANCE_FLOOR)
-        shift = parameters.get("shift", 0) - factor * mean
-        return (coef * factor[:, None]).astype(coef.dtype), shift.astype(coef.dtype)
+        with np.errstate(over="ignore", invalid="ignore"):  # the caller reports divergence
+            factor = parameters["gain"] / np.sqrt(variance + VARIANCE_FLOOR)
+            shift = parameters.get("shift", 0) - factor * mean
+            return (coef * factor[:, None]).astype(coef.dtype), shift.astype(coef.dtype)
 
 
-def compute_statistics(coef: NDArray[Any], blocks: Iterable[Any]) -> Statistics | None:
-    """Mean and variance of coef x over the rows of all blocks; None if there are none."""
-    count, mean, square = 0, np.zeros(len(coef)), np.zeros(len(coef))
-    for x in blocks:
+def compute_statistics(
+    coef: NDArray[Any], blocks: Iterable[tuple[Any, NDArray[np.float64] | None]]
+) -> Statistics | None:
+    """Weighted mean and variance of coef x over the rows of all blocks (X, sample_weight); None without weight."""
+    total, mean, square = 0.0, np.zeros(len(coef)), np.zeros(len(coef))
+    for x, sample_weight in blocks:
         s = compute_logits(x, coef, None).astype(np.float64)
-        block_mean = s.mean(axis=0)
+        weight = float(len(s) if sample_weight is None else sample_weight.sum())
+        if weight == 0:
+            continue
+        block_mean = s.mean(axis=0) if sample_weight is None else sample_weight @ s / weight
+        squares = np.square(s - block_mean)
         delta = block_mean - mean
-        square += np.square(s - block_mean).sum(axis=0) + delta**2 * (count * len(s) / max(1, count + len(s)))
-        mean += delta * (len(s) / max(1, count + len(s)))
-        count += len(s)
-    return (mean, square / count) if count else None
+        within = squares.sum(axis=0) if sample_weight is None else sample_weight @ squares
+        square += within + delta**2 * (total * weight / (total + weight))
+        mean += delta * (weight / (total + weight))
+        total += weight
+    return (mean, square / total) if total else None
 
 
 def draw_xavier(classes: int, features: int, dtype: Any, rng: np.random.RandomState) -> NDArray[Any]:

@@ -5,8 +5,9 @@ Two changes of variables, neither of which changes the data:
 * Centred and scaled: the logits are coef (x - mean) + shift, and each column of coef is multiplied by (curvature of its
   feature) to the power 1/4.  This takes 2 to 30 times fewer iterations than plain variables
   (docs/decisions/learning.md).
-* Whitened by the Cholesky factor of the Hessian, if there are few parameters and the first coordinates have come near
-  the minimum.  The remaining digits, to the last, take about ten iterations.
+* Whitened by the Cholesky factor of the Hessian for centred features, if there are few parameters and the first
+  coordinates have come near the minimum.  The remaining digits take about ten iterations, and Newton steps the last
+  ones, which are smaller than the rounding of the objective.
 
 They change the path, not the objective.
 """
@@ -30,6 +31,9 @@ HESSIAN_MULTIPLICATIONS = 2e9  # if all rows would take more, a sample of the ro
 CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
 COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the iterations that it saves
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
+POLISHES = 3  # Newton steps after L-BFGS
+POLISHING = 1e8  # multiplications for a Hessian: with fewer, a new one is computed for these steps
+HUGE = 1e150  # squares of such elements overflow
 CORRECTIONS = 10  # pairs of vectors that L-BFGS keeps
 
 
@@ -42,6 +46,16 @@ class Step(NamedTuple):
     accuracy: float
     gradient_norm: float
     gradient_max: float  # largest element
+    scaled_max: float = math.inf  # largest element for centred features of unit variance
+    decrement: float = math.inf  # of the loss, by Newton steps of the single coefficients
+
+
+class End(NamedTuple):
+    """Where a fit has ended."""
+
+    step: Step
+    iterations: int
+    converged: bool  # no element of the gradient is above tol, for the features as they are or for unit variance
 
 
 class Coordinates(Protocol):
@@ -65,13 +79,14 @@ class Centred:
         k = objective.classes
         h = (k - 1) / k**2 if k > 1 else 1.0  # curvature of the loss by a logit, at equal probabilities
         h /= objective.options.temperature**2
-        mean, variance = objective.moments()
+        mean, std = objective.moments()
         if not has_intercept:
-            variance += mean**2
+            std = np.hypot(std, mean)
             mean = np.zeros_like(mean)
-        curvature = h * variance + penalty
-        positive = curvature > 0  # false for a constant feature without penalty, whose gradient is 0
-        self.scale = np.where(positive, np.where(positive, curvature, 1) ** -0.25, 1)
+        root = np.hypot(math.sqrt(h) * std, math.sqrt(penalty))  # of the curvature
+        positive = root > 0  # false for a constant feature without penalty, whose gradient is 0
+        self.scale = np.where(positive, np.where(positive, root, 1) ** -0.5, 1)
+        self.unit = np.where(std > 0, std, 1)
         self.mean, self.intercept_scale = mean, h**-0.5
         self.shape = k, objective.features, has_intercept
 
@@ -97,16 +112,32 @@ class Centred:
             [(coef - np.outer(intercept, self.mean)) * self.scale, (intercept * self.intercept_scale)[:, None]]
         ).ravel()
 
+    def measure(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> tuple[float, float]:
+        """Figures that do not depend on the units of the features, from the gradients by coef and intercept.
+
+        Returns the largest element of the gradient for centred features of unit variance, and half the sum of the
+        squares of the elements, divided by their curvatures.
+        """
+        largest = decrement = 0.0
+        if intercept is not None:
+            coef = coef - np.outer(intercept, self.mean)
+            largest = float(np.abs(intercept).max())
+            decrement = float(np.sum(np.square(intercept * self.intercept_scale))) / 2
+        largest = max(largest, float(np.abs(coef / self.unit).max(initial=0)))
+        with np.errstate(over="ignore"):
+            return largest, decrement + float(np.sum(np.square(coef * self.scale**2))) / 2
+
 
 class Whitened:
-    """Coordinates L' (coef, intercept), where L L' is the Hessian."""
+    """Coordinates L' (coef, shift), where L L' is the Hessian for the logits coef (x - origin) + shift."""
 
-    def __init__(self, hessian: NDArray[np.float64], shape: tuple[int, int], has_intercept: bool):
-        """Factor the Hessian of a coef of the given shape."""
+    def __init__(self, hessian: NDArray[np.float64], centred: Centred):
+        """Factor the Hessian."""
         from scipy.linalg import cholesky
 
         self.factor = cholesky(hessian, lower=True)
-        self.shape = shape[0], shape[1] + has_intercept, has_intercept
+        k, d, has_intercept = centred.shape
+        self.shape, self.origin = (k, d + has_intercept, has_intercept), centred.mean
 
     def parameters(self, u: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
         """Return coef and intercept at u."""
@@ -114,30 +145,38 @@ class Whitened:
 
         k, columns, has_intercept = self.shape
         joined = solve_triangular(self.factor, u, lower=True, trans="T").reshape(k, columns)
-        return (joined[:, :-1], joined[:, -1]) if has_intercept else (joined, None)
-
-    def _join(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
-        return (coef if intercept is None else np.hstack([coef, intercept[:, None]])).ravel()
+        if not has_intercept:
+            return joined, None
+        coef = joined[:, :-1]
+        return coef, joined[:, -1] - coef @ self.origin
 
     def coordinates(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Return u of coef and intercept."""
-        return self.factor.T @ self._join(coef, intercept)
+        if intercept is not None:
+            coef = np.hstack([coef, (intercept + coef @ self.origin)[:, None]])
+        return self.factor.T @ coef.ravel()
 
     def gradient(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> NDArray[np.float64]:
         """Return the gradient by u, from those by coef and intercept."""
         from scipy.linalg import solve_triangular
 
-        return solve_triangular(self.factor, self._join(coef, intercept), lower=True)
+        if intercept is not None:
+            coef = np.hstack([coef - np.outer(intercept, self.origin), intercept[:, None]])
+        return solve_triangular(self.factor, coef.ravel(), lower=True)
 
 
-def whiten(objective: Objective, step: Step, penalty: float, has_intercept: bool) -> Whitened | None:
-    """Coordinates of the Hessian at a step, or None if it is not positive definite."""
+def whiten(objective: Objective, step: Step, penalty: float, centred: Centred) -> Whitened | None:
+    """Coordinates of the Hessian at a step, or None if it is not finite and positive definite."""
     from scipy.linalg import LinAlgError
 
     k, d = step.coef.shape
-    columns = d + has_intercept
+    columns = d + (step.intercept is not None)
     size = k * columns
-    hessian = objective.hessian(step.coef, step.intercept, max(1, int(HESSIAN_MULTIPLICATIONS / size**2)))
+    max_rows = max(1, int(HESSIAN_MULTIPLICATIONS / size**2))
+    with np.errstate(over="ignore", invalid="ignore"):
+        hessian = objective.hessian(step.coef, step.intercept, max_rows, centred.mean)
+    if not np.isfinite(hessian).all():
+        return None
     places = np.arange(size).reshape(k, columns)
     hessian[places[:, :d].ravel(), places[:, :d].ravel()] += penalty
     # Adding a number to all logits changes no probability: that direction gets the mean curvature of the others.
@@ -145,7 +184,7 @@ def whiten(objective: Objective, step: Step, penalty: float, has_intercept: bool
     for column in range(columns) if penalty == 0 else range(d, columns):
         hessian[np.ix_(places[:, column], places[:, column])] += mean / k
     try:
-        return Whitened(hessian, step.coef.shape, has_intercept)
+        return Whitened(hessian, centred)
     except LinAlgError:
         return None
 
@@ -166,6 +205,7 @@ class _Minimizer:
         self.objective, self.penalty, self.max_iterations = objective, penalty, max_iterations
         self.start, self.frozen, self.after_iteration = (coef, intercept), frozen, after_iteration
         self.count, self.done = 0, False
+        self.centred: Centred | None = None
 
     def step_at(
         self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None
@@ -185,11 +225,40 @@ class _Minimizer:
         flat = np.concatenate([g.ravel() for g in grads])
         loss = at.loss + self.penalty / 2 * float(np.vdot(coef, coef))
         largest = float(np.abs(flat).max(initial=0))
-        step = Step(coef, intercept, loss, at.accuracy, math.sqrt(float(flat @ flat)), largest)
-        return step, (grad_coef, None if intercept is None else at.grad_intercept)
+        norm = math.sqrt(float(flat @ flat)) if largest < HUGE else largest * math.hypot(*(flat / largest))
+        grad_intercept = None if intercept is None else at.grad_intercept
+        scaled = (math.inf, math.inf) if self.centred is None else self.centred.measure(grad_coef, grad_intercept)
+        return Step(coef, intercept, loss, at.accuracy, norm, largest, *scaled), (grad_coef, grad_intercept)
 
-    def descend(self, coordinates: Coordinates, start: Step, goal: float) -> Step:
-        """Iterate until no element of the gradient exceeds `goal`, or until an iteration stops the fit."""
+    def end_iteration(self, step: Step) -> None:
+        """Count an iteration, and decide whether it is the last one."""
+        self.count += 1
+        stops = self.after_iteration is not None and self.after_iteration(step)
+        self.done = bool(stops) or self.count >= self.max_iterations
+
+    def polish(self, coordinates: Whitened, step: Step, goal: float) -> Step:
+        """Take up to `POLISHES` Newton steps that halve the gradient at least.
+
+        A line search ends where differences of the objective vanish in rounding, at about the root of the precision of
+        the gradient.
+        """
+        for _ in range(POLISHES):
+            if self.done or step.gradient_max <= goal:
+                break
+            u = coordinates.coordinates(step.coef, step.intercept)
+            u -= coordinates.gradient(*self.step_at(step.coef, step.intercept)[1])
+            trial = self.step_at(*coordinates.parameters(u))[0]
+            if trial.gradient_max > step.gradient_max / 2:
+                break
+            step = trial
+            self.end_iteration(step)
+        return step
+
+    def descend(self, coordinates: Coordinates, start: Step, goal: float, near: float = 0.0) -> Step:
+        """Iterate until no element of the gradient exceeds `goal`, or until an iteration stops the fit.
+
+        near: a goal that is also reached by the gradient for features of unit variance.
+        """
         from scipy import optimize
 
         last = start
@@ -204,10 +273,8 @@ class _Minimizer:
             start = last
             if start.loss != intermediate_result.fun:  # the line search has returned to an earlier trial
                 start = self.step_at(*coordinates.parameters(intermediate_result.x))[0]
-            self.count += 1
-            stops = self.after_iteration is not None and self.after_iteration(start)
-            self.done = bool(stops) or self.count >= self.max_iterations
-            if self.done or start.gradient_max <= goal:
+            self.end_iteration(start)
+            if self.done or start.gradient_max <= goal or min(start.gradient_max, start.scaled_max) <= near:
                 raise StopIteration
 
         optimize.minimize(
@@ -238,10 +305,9 @@ def minimize(
     max_iterations: int,
     frozen: NDArray[np.bool_] | None = None,
     after_iteration: Callable[[Step], bool] | None = None,
-) -> tuple[Step, int, bool]:
+) -> End:
     """Minimise from coef and intercept.
 
-    Returns the last step, the number of iterations, and whether it converged: no element of the gradient above tol.
     frozen: classes whose parameters do not change.  after_iteration(step): a true result stops the fit.
     """
     has_intercept = intercept is not None
@@ -249,14 +315,20 @@ def minimize(
     small = small and tol < COARSE_TOL
     minimizer = _Minimizer(objective, coef, intercept, penalty, max_iterations, frozen, after_iteration)
     step = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())[0]
+    if step.gradient_max <= tol:
+        return End(step, 0, True)
+    centred = minimizer.centred = Centred(objective, penalty, has_intercept)
     with np.errstate(over="ignore"):  # a trial step of the line search may be far away
-        if step.gradient_max > tol and max_iterations > 0:
-            goal = max(CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
-            step = minimizer.descend(Centred(objective, penalty, has_intercept), step, goal)
+        if max_iterations > 0:
+            step = minimizer.descend(centred, step, CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
         while small and step.gradient_max > CENTRED_MARGIN * tol and not minimizer.done:
-            coordinates = whiten(objective, step, penalty, has_intercept)
+            coordinates = whiten(objective, step, penalty, centred)
             before = step.gradient_max
-            step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol) if coordinates else step
+            if coordinates is not None:
+                step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol)
+                if step.gradient_max > WHITENED_MARGIN * tol and objective.rows * step.coef.size**2 <= POLISHING:
+                    coordinates = whiten(objective, step, penalty, centred) or coordinates
+                step = minimizer.polish(coordinates, step, WHITENED_MARGIN * tol)
             if coordinates is None or step.gradient_max > before / 2:
                 break  # rounding prevents further progress
-    return step, minimizer.count, step.gradient_max <= tol
+    return End(step, minimizer.count, min(step.gradient_max, step.scaled_max) <= tol)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -9,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._runtime.optional import progress
+from .parameters import list_callbacks
 
 if TYPE_CHECKING:
     from .objective import Objective
@@ -46,56 +48,96 @@ def keep_parameters(estimator: Any, coef: NDArray[Any], intercept: NDArray[Any] 
 
 
 class Monitor:
-    """Context around a training of up to `epochs` epochs; held_out: the objective of the rows for early stopping."""
+    """Context around a training of up to `epochs` epochs.
 
-    def __init__(self, estimator: Any, epochs: int, held_out: Objective | None = None):
+    held_out: the objective of the rows for early stopping.  data: X, class indices and sample weights of the training,
+    which callbacks of scikit-learn may ask for.
+    """
+
+    def __init__(self, estimator: Any, epochs: int, held_out: Objective | None = None, data: Any = (None, None, None)):
         """Read the callbacks of the estimator and clear its history."""
-        self.estimator, self.epochs, self.held_out = estimator, epochs, held_out
-        given = estimator.callbacks
-        given = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
-        for callback in given:
-            if callback != "progress" and not callable(callback):
-                raise TypeError(f"callbacks must be callables or 'progress', got {callback!r}")
+        self.estimator, self.epochs, self.held_out, self.data = estimator, epochs, held_out, data
+        given = list_callbacks(estimator)
         self.bar: Any = None
         self.shows_bar = "progress" in given
         self.callbacks = [callback for callback in given if callback != "progress"]
-        self.current: Any = None  # coef and intercept
+        self.current: Any = None  # coef and intercept; the arrays of the trainer, which change with its next step
         self.best: Any = None  # coef and intercept of the epoch with the lowest validation loss
         self.best_loss, self.epochs_since_best, self.stopped = np.inf, 0, False
-        self.context: Any = None  # of scikit-learn's callbacks: the fit, and one of its epochs
-        self.task: Any = None
+        self.tasks: list[Any] = []  # of scikit-learn's callbacks, those that have begun: the fit, and one of its epochs
         estimator.history_ = {}
 
     def __enter__(self) -> Monitor:
+        if hasattr(self.estimator, "_skl_callbacks"):
+            # one more than the epochs: lbfgs may converge when a further one has begun
+            context = self.estimator._init_callback_context(max_subtasks=self.epochs + 1)
+            try:
+                self._begin(context)
+                self._begin(context.subcontext(task_name="epoch"))
+            except BaseException:
+                self._end_all(fitted=False)
+                raise
         if self.shows_bar:
             self.bar = progress(self.epochs, "training").__enter__()
-        if hasattr(self.estimator, "_skl_callbacks"):
-            self.context = self.estimator._init_callback_context(max_subtasks=self.epochs)
-            self.context.call_on_fit_task_begin(estimator=self.estimator)
-            self._begin_epoch()
         return self
 
     def __exit__(self, *exc_info: Any) -> None:
         if self.bar is not None:
             self.bar.__exit__(*exc_info)
-        if self.context is not None and exc_info[0] is None:
-            self.context.call_on_fit_task_end(estimator=self.estimator, reconstruction_attributes=self._attributes)
+        self._end_all(fitted=exc_info[0] is None)
 
-    def _begin_epoch(self) -> None:
-        self.task = self.context.subcontext(task_name="epoch")
-        self.task.call_on_fit_task_begin(estimator=self.estimator)
+    def _begin(self, task: Any) -> None:
+        """Tell scikit-learn's callbacks that a task begins."""
+        self.tasks.append(task)
+        task.call_on_fit_task_begin(estimator=self.estimator, **self._arguments())
+
+    def _end(self, *, fitted: bool) -> bool:
+        """Tell scikit-learn's callbacks that the task that began last ends; return whether one of them stops the fit.
+
+        fitted: whether the parameters of the estimator are those that the task has led to.
+        """
+        attributes = {"reconstruction_attributes": self._attributes} if fitted else {}
+        task = self.tasks.pop()
+        return bool(task.call_on_fit_task_end(estimator=self.estimator, **attributes, **self._arguments()))
+
+    def _end_all(self, *, fitted: bool) -> None:
+        """End all tasks that have begun, so that callbacks see as many ends as begins.
+
+        An epoch that is still open has no result: no iteration followed.  If the fit has failed, its exception is the
+        one to see, not those of callbacks.
+        """
+        while self.tasks:
+            with contextlib.nullcontext() if fitted else contextlib.suppress(Exception):
+                self._end(fitted=fitted and len(self.tasks) == 1)
+
+    def _arguments(self) -> dict[str, Any]:
+        """The training data, for hooks of scikit-learn's callbacks; labels are made if a hook asks for them."""
+        x, indices, sample_weight = self.data
+        return {
+            "X": x,
+            "y": None if indices is None else lambda: self.estimator.classes_[indices],
+            "metadata": None if sample_weight is None else {"sample_weight": sample_weight},
+        }
 
     def _attributes(self) -> dict[str, Any]:
         """The attributes that turn a copy of the estimator into a fitted one."""
         estimator = self.estimator
-        names = ("coef_", "intercept_", "classes_", "n_features_in_", "feature_names_in_")
-        return {name: getattr(estimator, name) for name in names if hasattr(estimator, name)}
+        names = ("coef_", "intercept_", "classes_", "n_features_in_", "feature_names_in_", "n_iter_")
+        history = {name: list(values) for name, values in estimator.history_.items()}
+        return {name: getattr(estimator, name) for name in names if hasattr(estimator, name)} | {"history_": history}
+
+    def is_watched(self) -> bool:
+        """Whether something reads the parameters at the end of an epoch."""
+        return bool(self.callbacks or self.tasks or self.held_out)
 
     def take_parameters(self, coef: NDArray[Any], intercept: NDArray[Any] | None, dtype: Any) -> None:
-        """Record the parameters at the end of an epoch; set them in the estimator if callbacks will read them there."""
+        """Record the parameters at the end of an epoch; set copies in the estimator if callbacks will read them there.
+
+        Copies, because the trainer goes on to change its own arrays: a callback may keep what it sees.
+        """
         self.current = coef, intercept
-        if self.callbacks or self.context is not None:
-            keep_parameters(self.estimator, coef, intercept, dtype)
+        if self.callbacks or self.tasks:
+            keep_parameters(self.estimator, np.array(coef), None if intercept is None else np.array(intercept), dtype)
 
     def _validate(self) -> dict[str, float]:
         """Loss and accuracy on the held-out rows; keeps the parameters of the best epoch."""
@@ -108,13 +150,16 @@ class Monitor:
             self.best = tuple(None if p is None else np.array(p) for p in self.current)
         return {"validation_loss": at.loss, "validation_accuracy": at.accuracy}
 
-    def epoch_ends(self, record: dict[str, float]) -> bool:
-        """Append the record to the history and call the callbacks; return whether to stop."""
+    def epoch_ends(self, record: dict[str, float], *, is_last: bool = False) -> bool:
+        """Append the record to the history and call the callbacks; return whether to stop.
+
+        is_last: whether training stops in any case.
+        """
         estimator = self.estimator
-        stop = False
+        stop = is_last
         if self.held_out is not None:
             record = {**record, **self._validate()}
-            stop = self.epochs_since_best >= estimator.patience
+            stop = stop or self.epochs_since_best >= estimator.patience
         for key, value in record.items():
             estimator.history_.setdefault(key, []).append(value)
         done = len(estimator.history_["loss"])
@@ -124,10 +169,9 @@ class Monitor:
             self.bar.update()
         for callback in self.callbacks:
             stop = bool(callback(estimator, {"epoch": done, **record})) or stop
-        if self.context is not None:
-            ends = self.task.call_on_fit_task_end(estimator=estimator, reconstruction_attributes=self._attributes)
-            stop = bool(ends) or stop
+        if self.tasks:
+            stop = self._end(fitted=True) or stop
             if not stop and done < self.epochs:
-                self._begin_epoch()
+                self._begin(self.tasks[0].subcontext(task_name="epoch"))
         self.stopped = stop
         return stop

@@ -108,11 +108,8 @@ def to_host(a: Any) -> Any:
 
 
 def _square(x: Any) -> Any:
-    """Squares in float64, which do not overflow."""
-    if not is_sparse(x):
-        return np.square(x, dtype=np.float64)
-    x = x.astype(np.float64)
-    return x.multiply(x)
+    """Squares; those of a dense x replace it."""
+    return x.multiply(x) if is_sparse(x) else np.square(x, out=x)
 
 
 def _add_to(totals: Any, parts: Any) -> None:
@@ -205,7 +202,7 @@ class Objective:
                 finally:
                     self.pool = None
 
-    def _map(self, function: Callable[[Any], Result], items: list[Any]) -> list[Result]:
+    def map_parts(self, function: Callable[[Any], Result], items: list[Any]) -> list[Result]:
         """Call the function for each item, on the threads if there are any; results in the order of the items."""
         self.is_stopped = False
         try:
@@ -253,7 +250,7 @@ class Objective:
         """Evaluate at coef (K, D) and intercept (K,) or None, both of X's dtype."""
         coef = self.place.array("coef", coef)
         intercept = None if intercept is None else self.place.array("intercept", intercept)
-        parts = self._map(lambda blocks: self._evaluate_group(blocks, coef, intercept, gradient), self.groups)
+        parts = self.map_parts(lambda blocks: self._evaluate_group(blocks, coef, intercept, gradient), self.groups)
         loss, right = (math.fsum(part[i] for part in parts) for i in (0, 1))
         grads = parts[0][2] or (None, None)
         for part in parts[1:] if gradient else ():
@@ -261,18 +258,48 @@ class Objective:
         return Evaluation(loss / self.divisor, right / self.total_weight, *map(to_host, grads))
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        """Weighted mean and variance of each column of X, in float64."""
-        mean, square = np.zeros(self.features), np.zeros(self.features)
-        for part in (part for blocks in self.groups for part in blocks):
-            x, _, w = self.block(part)
-            w = np.ones(x.shape[0]) if w is None else to_host(w)
-            x = to_host(x)
-            mean += x.T @ w / self.total_weight
-            square += _square(x).T @ w / self.total_weight
-        return mean, np.maximum(square - mean**2, 0)
+        """Weighted mean and standard deviation of each column of X, in float64."""
+        mean, variance = self._moments(None)
+        if np.isfinite(variance).all():
+            return mean, np.sqrt(variance)
+        largest = abs(to_host(self.x)).max(axis=0)  # squares overflow
+        largest = np.asarray(largest.toarray() if is_sparse(largest) else largest, np.float64).ravel()
+        largest[largest == 0] = 1
+        mean, variance = self._moments(largest)
+        return mean * largest, np.sqrt(variance) * largest
 
-    def hessian(self, coef: NDArray[Any], intercept: NDArray[Any] | None, max_rows: int) -> NDArray[np.float64]:
-        """Hessian of the loss without penalty, its rows and columns those of (coef, intercept), flat.
+    def _moments(self, unit: NDArray[np.float64] | None) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Weighted mean and variance of each column of X divided by its unit, by distances from the first row.
+
+        Those of a constant column, such as one of ones or of a date, are exact, which x^2 - mean^2 is not.  A sparse X
+        is not shifted.
+        """
+        first = np.zeros(self.features)
+        if not is_sparse(self.x) and self.rows:
+            first = to_host(self.x[0]).astype(np.float64)
+            first = first if unit is None else first / unit
+        mean, square = np.zeros(self.features), np.zeros(self.features)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for part in (part for blocks in self.groups for part in blocks):
+                x, _, w = self.block(part)
+                w = np.ones(x.shape[0]) if w is None else to_host(w)
+                x = to_host(x).astype(np.float64)
+                if unit is not None:
+                    x = x.multiply(1 / unit).tocsr() if is_sparse(x) else x / unit
+                if not is_sparse(x):
+                    x -= first
+                mean += x.T @ w / self.total_weight
+                square += _square(x).T @ w / self.total_weight
+            return mean + first, np.maximum(square - mean**2, 0)
+
+    def hessian(
+        self,
+        coef: NDArray[Any],
+        intercept: NDArray[Any] | None,
+        max_rows: int,
+        origin: NDArray[np.float64] | float = 0.0,
+    ) -> NDArray[np.float64]:
+        """Hessian of the loss without penalty by (coef, shift), flat, for the logits coef (x - origin) + shift.
 
         With more than max_rows rows, a sample of the rows stands for all of them.
         """
@@ -290,7 +317,7 @@ class Objective:
         p = softmax(logits.astype(np.float64, copy=False), temperature=t)
         x = x.toarray() if is_sparse(x) else x
         design = np.empty((len(y), columns))
-        design[:, :d] = x
+        np.subtract(x, origin, out=design[:, :d])
         design[:, d:] = 1
         hessian = np.empty((k, columns, k, columns))
 
@@ -301,5 +328,5 @@ class Objective:
             hessian[i, :, j, :] = block
             hessian[j, :, i, :] = block.T
 
-        self._map(fill_pair, [(i, j) for i in range(k) for j in range(i + 1)])
+        self.map_parts(fill_pair, [(i, j) for i in range(k) for j in range(i + 1)])
         return hessian.reshape(k * columns, k * columns) / (scale * t * t)

@@ -5,25 +5,37 @@ Each function reads the parameters of the estimator that it is given, and change
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
+import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import check_random_state
-from sklearn.utils.class_weight import compute_class_weight
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from .._arguments.foreign import as_native
-from .._arguments.places import Place, place_of
-from .labels import indices_of, weigh_by_effective_number
+from .._arguments.foreign import as_native, is_tensor
+from .._arguments.numbers import check_num_threads
+from .._arguments.places import DeviceError, Place, is_cupy, place_of
+from .labels import indices_of, is_text, weigh_by_effective_number, weigh_by_mapping
+from .messages import show
 from .objective import Options, is_sparse
 
 SOLVERS = ("lbfgs", "adamw")
+AUTO = "auto"  # penalty_l2 that is chosen from the data
 INITS = ("xavier", "zeros")
 CLASS_WEIGHTS = ("balanced", "effective_number")
+SWITCHES = ("fit_intercept", "early_stopping", "batch_norm", "warm_start")
 ADAMW_ONLY = {"batch_norm": False, "clip_norm": None, "clip_value": None, "output_learning_rate": None}
+
+# A minibatch may have no weight.  Older versions of scikit-learn allow it, and have no such parameter.
+ALLOW_ZERO: dict[str, Any] = {
+    name: True for name in inspect.signature(_check_sample_weight).parameters if name == "allow_all_zero_weights"
+}
 
 Rows = tuple[Any, NDArray[np.intp], NDArray[np.float64] | None]
 """X, class indices and sample weights."""
@@ -33,22 +45,76 @@ def check_parameters(estimator: Any) -> None:
     """Refuse parameters that no fit could use."""
     for name, allowed in (("solver", SOLVERS), ("init", INITS)):
         value = getattr(estimator, name)
-        if value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
-    _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True)
+        if not isinstance(value, str) or value not in allowed:
+            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {show(value)}")
+    for name in SWITCHES:
+        value = getattr(estimator, name)
+        if value is not True and value is not False and not isinstance(value, np.bool_):
+            raise TypeError(f"{name} must be True or False, got {show(value)}")
+    _check_penalty(estimator)
     _check_number(estimator, "label_smoothing", 0, 1)
     for name in ("batch_size", "max_epochs", "patience"):
         _check_number(estimator, name, 1, math.inf, whole=True)
     _check_number(estimator, "validation_fraction", 0, 1, open_low=True, open_high=True)
-    for name in ("temperature", "learning_rate"):
-        _check_number(estimator, name, 0, math.inf, open_low=True, open_high=True)
-    for name in ("clip_norm", "clip_value", "tol", "output_learning_rate"):
-        _check_number(estimator, name, 0, math.inf, open_low=True, open_high=True, optional=True)
+    _check_number(estimator, "temperature", 0, math.inf, open_low=True, open_high=True)
+    _check_number(estimator, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
+    check_parameters_of_steps(estimator)
     if estimator.solver == "lbfgs":
         for name, unset in ADAMW_ONLY.items():
             value = getattr(estimator, name)
             if value is not unset and value != unset:
                 raise ValueError(f"{name} needs solver='adamw'")
+    list_callbacks(estimator)
+    _check_random_state(estimator.random_state)
+    check_num_threads(estimator.num_threads)
+
+
+def check_parameters_of_steps(estimator: Any) -> None:
+    """Refuse those parameters that a later step of AdamW reads anew; all of them would take 15 microseconds."""
+    _check_number(estimator, "learning_rate", 0, math.inf, open_low=True, open_high=True)
+    for name in ("clip_norm", "clip_value", "output_learning_rate"):
+        _check_number(estimator, name, 0, math.inf, open_low=True, open_high=True, optional=True)
+
+
+def list_callbacks(estimator: Any) -> list[Any]:
+    """The callbacks of the parameter of that name."""
+    given = estimator.callbacks
+    given = [] if given is None else list(given) if isinstance(given, list | tuple) else [given]
+    for callback in given:
+        if not callable(callback) and not (isinstance(callback, str) and callback == "progress"):
+            raise TypeError(f"callbacks must be callables or 'progress', got {show(callback)}")
+    return given
+
+
+def _check_random_state(given: Any) -> None:
+    """Refuse a `random_state` of another kind, and an int that is no seed."""
+    if given is None or given is np.random or isinstance(given, np.random.Generator | np.random.RandomState):
+        return
+    if not isinstance(given, numbers.Integral) or isinstance(given, bool):
+        allowed = "an int, a numpy.random.RandomState, a numpy.random.Generator or None"
+        raise TypeError(f"random_state must be {allowed}, got {show(given)}")
+    if not 0 <= int(given) < 2**32:
+        raise ValueError(f"random_state must be in [0, 2**32 - 1], got {show(given)}")
+
+
+def make_random_state(estimator: Any) -> np.random.RandomState:
+    """The random numbers of the parameter `random_state`; those of a Generator are drawn from its own stream."""
+    given = estimator.random_state
+    if isinstance(given, np.random.Generator):
+        return np.random.RandomState(given.bit_generator)
+    return check_random_state(given)
+
+
+def _check_penalty(estimator: Any) -> None:
+    """Refuse a penalty that is no number, not None and not "auto"."""
+    value = estimator.penalty_l2
+    if isinstance(value, str):
+        if value != AUTO:
+            raise ValueError(f"penalty_l2 must be a number, None or {AUTO!r}, got {show(value)}")
+        if estimator.solver != "lbfgs":
+            raise ValueError(f"penalty_l2={AUTO!r} needs solver='lbfgs', got solver={estimator.solver!r}")
+    else:
+        _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, optional=True)
 
 
 def _check_number(
@@ -66,12 +132,43 @@ def _check_number(
     value: Any = getattr(estimator, name)
     if optional and value is None:
         return
-    is_number = isinstance(value, numbers.Integral if whole else numbers.Real)
+    is_number = type(value) is int or isinstance(value, numbers.Integral if whole else numbers.Real)
     if not is_number or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be {'an int' if whole else 'a number'}{' or None' * optional}, got {value!r}")
+        raise TypeError(f"{name} must be {'an int' if whole else 'a number'}{' or None' * optional}, got {show(value)}")
     if not (low < value if open_low else low <= value) or not (value < high if open_high else value <= high):
         left, right = "(["[not open_low], ")]"[not open_high]
-        raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {value!r}")
+        raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {show(value)}")
+
+
+def detach_unrecorded(x: Any) -> Any:
+    """A tensor without its request for a gradient where PyTorch records none; anything else unchanged."""
+    if is_tensor(x) and x.requires_grad and not sys.modules["torch"].is_grad_enabled():
+        return x.detach()
+    return x
+
+
+def as_plain(x: Any, name: str) -> Any:
+    """An argument without what scikit-learn would ignore: masks; tensors become arrays on the same memory."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost: pass {name}.filled(value), or leave out the masked "
+            f"rows with numpy.ma.compress_rows({name})"
+        )
+    if isinstance(x, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix: pass numpy.asarray({name})")
+    if type(x).__name__ == "LazyFrame":
+        raise TypeError(f"{name} is a {type(x).__module__.partition('.')[0]} LazyFrame: pass {name}.collect()")
+    return as_native(detach_unrecorded(x), name)
+
+
+def _as_plain_on_host(x: Any, name: str) -> Any:
+    x = as_plain(x, name)
+    if is_cupy(x):
+        raise DeviceError(
+            f"{name} is on a CUDA device, but training reads its data on the CPU: pass {name}.get(), of a tensor "
+            f'{name}.cpu(); device="cuda" trains there'
+        )
+    return x
 
 
 def check_data(estimator: Any, *data: Any, reset: bool = False) -> Any:
@@ -79,33 +176,80 @@ def check_data(estimator: Any, *data: Any, reset: bool = False) -> Any:
 
     reset: record the number and names of the features instead of comparing them.
     """
-    data = tuple(as_native(a, name) for name, a in zip(("X", "y"), data))
-    return validate_data(estimator, *data, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32])
+    data = tuple(_as_plain_on_host(a, name) for name, a in zip(("X", "y"), data))
+    try:
+        checked = validate_data(estimator, *data, reset=reset, accept_sparse="csr", dtype=[np.float64, np.float32])
+    except (TypeError, ValueError) as error:
+        for name, a in zip(("X", "y"), data):
+            _refuse_missing(a, name, error)
+        raise
+    if len(data) > 1:
+        _refuse_missing(checked[1], "y", None)
+    return checked
+
+
+def _is_missing(value: Any) -> bool:
+    return value is None or type(value).__name__ == "NAType"  # of pandas, which need not be installed
+
+
+def _refuse_missing(a: Any, name: str, error: Exception | None) -> None:
+    """Refuse an array with None or pandas.NA among its elements, and say where; error: the one that this explains."""
+    if a is None or is_sparse(a):
+        return
+    try:
+        a = np.asarray(a)
+    except (TypeError, ValueError):  # rows of different lengths
+        return
+    if a.dtype != object or a.ndim == 0:
+        return
+    found = np.argwhere(np.frompyfunc(_is_missing, 1, 1)(a).astype(bool))
+    if len(found):
+        place = ", ".join(map(str, found[0].tolist()))
+        remedy = "every row needs a label" if name == "y" else "fill what is missing, or leave the row out"
+        raise ValueError(f"{name}[{place}] is {a[tuple(found[0])]!r}, not a value; {remedy}") from error
 
 
 def check_sample_weight(sample_weight: ArrayLike | None, X: Any) -> NDArray[np.float64] | None:
     """Weights of the rows in float64, or None."""
     if sample_weight is None:
         return None
-    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True)
+    sample_weight = _as_plain_on_host(sample_weight, "sample_weight")
+    return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True, **ALLOW_ZERO)
 
 
 def check_known_labels(y: ArrayLike, classes: NDArray[Any]) -> NDArray[np.intp]:
     """Indices of the labels in `classes`."""
     labels = np.asarray(y)
+    if is_text(labels) != is_text(classes):
+        raise ValueError(f"y has the label {show(labels[0])}, of another kind than the classes: {show(classes)}")
     indices, unknown = indices_of(labels, classes)
     if len(unknown):
         raise ValueError(
-            f"y has the label {labels[unknown[0]]!r}, which is not among the classes: {classes!r}"
-            " (add_classes appends to them)"
+            f"y has the label {show(labels[unknown[0]])}, which is not among the classes: {show(classes)}"
+            " (add_classes adds to them)"
         )
     return indices
 
 
+def check_classes(given: ArrayLike) -> NDArray[Any]:
+    """The distinct classes of the argument `classes`, sorted."""
+    labels = np.asarray(_as_plain_on_host(given, "classes"))
+    if labels.ndim != 1:
+        raise ValueError(f"classes must have one axis, got shape {labels.shape}")
+    _refuse_missing(labels, "classes", None)
+    classes = LabelEncoder().fit(labels).classes_
+    if len(classes) < 2:
+        raise ValueError(f"classes must hold at least 2 classes, got {show(classes)}")
+    return classes
+
+
 def check_same_classes(given: ArrayLike, classes: NDArray[Any]) -> None:
     """Refuse classes that differ from those of earlier training."""
-    if not np.array_equal(np.unique(given), np.sort(classes)):
-        raise ValueError(f"classes are {np.unique(given)!r}, but were {classes!r} in the first call")
+    labels = np.asarray(_as_plain_on_host(given, "classes"))
+    if labels.dtype == object or not np.array_equal(np.unique(labels), classes):
+        new = check_classes(labels)
+        if not np.array_equal(new, np.sort(classes)):
+            raise ValueError(f"classes are {show(new)}, but were {show(classes)} in the first call")
 
 
 def choose_place(estimator: Any, X: Any) -> Place:
@@ -125,7 +269,7 @@ def choose_loss_options(
     weight = _choose_class_weights(estimator, y, sample_weight)
     if weight is not None:
         if not (np.isfinite(weight).all() and (weight >= 0).all()):
-            raise ValueError(f"class_weight must be at least 0 and finite, got {estimator.class_weight!r}")
+            raise ValueError(f"class_weight must be at least 0 and finite, got {show(estimator.class_weight)}")
         if not weight[np.unique(y)].any():
             raise ValueError("class_weight is 0 for every class in the data: there is nothing to learn from")
         weight = weight.astype(dtype)
@@ -139,23 +283,27 @@ def _choose_class_weights(
     given, classes = estimator.class_weight, estimator.classes_
     if given is None:
         return None
-    if isinstance(given, dict):
-        return compute_class_weight(given, classes=classes, y=classes[y])
+    if hasattr(given, "iloc"):  # a Series maps its index to its values
+        given = given.to_dict()
+    if isinstance(given, Mapping):
+        return weigh_by_mapping(given, classes)
     if not isinstance(given, str):
-        weight = np.asarray(given, np.float64)
+        try:
+            weight = np.asarray(_as_plain_on_host(given, "class_weight"), np.float64)
+        except (TypeError, ValueError) as error:
+            raise TypeError(f"class_weight must hold one number for each class, got {show(given)}") from error
         if weight.shape != (len(classes),):
             raise ValueError(f"class_weight has shape {weight.shape}, but there are {len(classes)} classes")
         return weight
     if given == "effective_number":
-        return weigh_by_effective_number(np.bincount(y, minlength=len(classes)).astype(np.float64))
+        return weigh_by_effective_number(np.bincount(y, sample_weight, len(classes)).astype(np.float64))
     if given == "balanced":
         # scikit-learn's compute_class_weight accepts sample_weight only since 1.7
         counts = np.bincount(y, sample_weight, len(classes)).astype(np.float64)
         occurring = len(np.unique(y))
         return np.divide(counts.sum(), occurring * counts, out=np.zeros(len(classes)), where=counts > 0)
-    raise ValueError(
-        f"class_weight must be None, a dict, an array or one of {', '.join(map(repr, CLASS_WEIGHTS))}, got {given!r}"
-    )
+    names = ", ".join(map(repr, CLASS_WEIGHTS))
+    raise ValueError(f"class_weight must be None, a dict, an array or one of {names}, got {show(given)}")
 
 
 def hold_out(
@@ -172,7 +320,7 @@ def hold_out(
     counts = counts[counts > 0]
     stratify = y if counts.min() > 1 and size >= len(counts) and len(y) - size >= len(counts) else None
     train, held_out = train_test_split(
-        rows, test_size=size, stratify=stratify, random_state=check_random_state(estimator.random_state)
+        rows, test_size=size, stratify=stratify, random_state=make_random_state(estimator)
     )
 
     def take(part: NDArray[np.intp]) -> Rows:

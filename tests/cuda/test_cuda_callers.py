@@ -11,6 +11,7 @@ from cuda_checks import costly_dtypes
 from helpers import ROOT
 from tools import make_golden
 
+import csoftmax
 from csoftmax._spec.operations import CUDA_FAMILY
 
 
@@ -104,3 +105,28 @@ def test_training_on_a_device_takes_no_sparse_data(gpu):
 
     with pytest.raises(TypeError, match="X is sparse"):
         SoftmaxRegression(device="cuda").fit(sp.eye_array(4).tocsr(), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize("k", [2, 3])
+def test_predictions_where_x_is(gpu, k):
+    """Arrays of a device give arrays of that device, of the numbers that NumPy's give."""
+    from csoftmax.linear_model import SoftmaxRegression
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(40, 5)).astype(np.float32)
+    y = (x @ rng.normal(size=(5, k))).argmax(axis=1)
+    model = SoftmaxRegression(penalty_l2=1e-2).fit(x, y)
+    there = gpu.cupy.asarray(x)
+    for method in ("decision_function", "predict_proba", "predict_log_proba", "predict"):
+        result, expected = getattr(model, method)(there), getattr(model, method)(x)
+        assert isinstance(result, gpu.cupy.ndarray)
+        assert result.dtype == expected.dtype
+        assert np.allclose(result.get(), expected, rtol=1e-4, atol=1e-5)
+    names = SoftmaxRegression(penalty_l2=1e-2).fit(x, np.array(["a", "b", "c"])[y])
+    assert np.array_equal(names.predict(there), names.predict(x))
+    with pytest.raises(ValueError, match="features"):
+        model.predict(there[:, :2])
+    with pytest.raises(ValueError, match="NaN"):
+        model.predict(there * np.float32(np.nan))
+    with pytest.raises(csoftmax.DeviceError, match=r"X is on a CUDA device.*X\.get\(\)"):
+        model.fit(there, y)

@@ -60,6 +60,7 @@ def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     model = linear_model.SoftmaxRegression(max_epochs=5).fit(x, labels)
     probabilities = model.predict_proba(x)
     calibration.TemperatureScaling().fit(model.decision_function(x), labels).transform(x)
+    calibration.CalibratedModel(model, "vector", cv=3).fit(x, labels).predict_proba(x)
     metrics.expected_calibration_error(labels, probabilities, norm=2, strategy="quantile", debiased=True)
     error: float = metrics.smooth_calibration_error(labels, probabilities)
     report: metrics.Report = metrics.evaluate(model, x, labels, sample_weight=np.ones(len(x)))

@@ -2,9 +2,11 @@
 
 import math
 
+import mpmath
 import numpy as np
 import pytest
 from scipy import optimize
+from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits
 from sklearn.exceptions import ConvergenceWarning
@@ -15,6 +17,7 @@ from sklearn.model_selection import train_test_split
 
 import csoftmax
 from csoftmax import calibration, metrics
+from csoftmax._learn.calibration.affine import make_penalty
 from csoftmax.linear_model import SoftmaxRegression
 
 SCALINGS = (
@@ -26,6 +29,20 @@ SCALINGS = (
 
 
 ALL = (*SCALINGS, calibration.IsotonicCalibration, calibration.PlattScaling)
+
+
+class LogitsAsClassifier(ClassifierMixin, BaseEstimator):
+    """A fitted classifier of scikit-learn whose features are logits."""
+
+    def fit(self, z, y):
+        self.classes_ = np.arange(z.shape[1])
+        return self
+
+    def predict(self, z):
+        return z.argmax(axis=1)
+
+    def decision_function(self, z):
+        return z[:, 1] - z[:, 0] if z.shape[1] == 2 else z
 
 
 def compute_logits_of_digits(seed):
@@ -66,9 +83,9 @@ def test_calibration_improves_held_out_rows(digits, kind):
 # Temperature
 
 
-def test_temperature_is_the_minimum(digits):
+def test_temperature_of_maximum_likelihood_is_the_minimum(digits):
     z, y, _, _ = digits
-    scaling = calibration.TemperatureScaling().fit(z, y)
+    scaling = calibration.TemperatureScaling(prior=0).fit(z, y)
     loss = lambda log_beta: float(csoftmax.cross_entropy(z, y, temperature=math.exp(-log_beta)))  # noqa: E731
     best = optimize.minimize_scalar(loss, bounds=(-10, 10), method="bounded", options={"xatol": 1e-12})
     assert scaling.temperature_ == pytest.approx(math.exp(-best.x), rel=1e-6)
@@ -92,29 +109,111 @@ def test_temperature_stops_at_the_rounding_error(seed):
 
 def test_temperature_equals_that_of_sklearn(digits):
     z, y, _, _ = digits
-    inner = calibration._LogitsAsClassifier().fit(z, y)
+    inner = LogitsAsClassifier().fit(z, y)
     try:
         theirs = CalibratedClassifierCV(FrozenEstimator(inner), method="temperature").fit(z, y)
     except ValueError:
         pytest.skip("scikit-learn 1.8 has it")
     beta = theirs.calibrated_classifiers_[0].calibrators[0].beta_
-    assert calibration.TemperatureScaling().fit(z, y).temperature_ == pytest.approx(1 / beta, rel=1e-6)
+    assert calibration.TemperatureScaling(prior=0).fit(z, y).temperature_ == pytest.approx(1 / beta, rel=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:.*held-out rows:UserWarning")
 def test_limits_of_the_temperature():
-    always_right = calibration.TemperatureScaling().fit(np.array([[9.0, 0], [0, 9.0]]), [0, 1])
+    right, wrong = [0, 1], [1, 0]
+    z = np.array([[9.0, 0], [0, 9.0]])
+    always_right = calibration.TemperatureScaling(prior=0).fit(z, right)
     assert always_right.temperature_ < 0.3
     assert always_right.converged_
-    always_wrong = calibration.TemperatureScaling().fit(np.array([[9.0, 0], [0, 9.0]]), [1, 0])
+    assert 0.3 < calibration.TemperatureScaling().fit(z, right).temperature_ < 1
+    always_wrong = calibration.TemperatureScaling(prior=0).fit(z, wrong)
     assert always_wrong.temperature_ == pytest.approx(math.exp(10), rel=1e-6)
-    uninformative = calibration.TemperatureScaling().fit(np.zeros((5, 3)), [0, 1, 2, 0, 1])
-    assert uninformative.temperature_ == 1
-    certain = np.array([[0, -np.inf], [0.0, 1.0], [1.0, 0.0], [1.0, 0]])
-    scaling = calibration.TemperatureScaling().fit(certain, [0, 1, 1, 0])
-    assert math.isfinite(scaling.temperature_)
-    assert scaling.transform(certain)[0].tolist() == [1, 0]
-    single = calibration.TemperatureScaling().fit(np.zeros((3, 1)), [0, 0, 0])
-    assert single.transform(np.ones((2, 1))).tolist() == [[1], [1]]
+    assert 1 < calibration.TemperatureScaling().fit(z, wrong).temperature_ < 30
+    for prior in (0, 1):
+        uninformative = calibration.TemperatureScaling(prior=prior).fit(np.zeros((5, 3)), [0, 1, 2, 0, 1])
+        assert uninformative.temperature_ == 1
+        certain = np.array([[0, -np.inf], [0.0, 1.0], [1.0, 0.0], [1.0, 0]])
+        scaling = calibration.TemperatureScaling(prior=prior).fit(certain, [0, 1, 1, 0])
+        assert math.isfinite(scaling.temperature_)
+        assert scaling.transform(certain)[0].tolist() == [1, 0]
+        single = calibration.TemperatureScaling(prior=prior).fit(np.zeros((3, 1)), [0, 0, 0])
+        assert single.transform(np.ones((2, 1))).tolist() == [[1], [1]]
+
+
+def compute_objective(z, y, prior, b, weights=None):
+    """Sum of s CE + prior/2 b**2 by its definition, at every b = log(1/T)."""
+    gaps = z - z[np.arange(len(y)), y][:, None]
+    scaled = np.exp(b)[:, None, None] * gaps
+    top = scaled.max(axis=2)
+    losses = top + np.log(np.exp(scaled - top[:, :, None]).sum(axis=2))
+    return (losses * (1 if weights is None else weights)).sum(axis=1) + prior / 2 * b**2
+
+
+@pytest.mark.filterwarnings("ignore:.*held-out rows:UserWarning")
+def test_temperature_is_the_global_minimum_of_the_posterior():
+    """Also where rows of several scales make several minima: against a grid over log(1/T)."""
+    rng = np.random.default_rng(5)
+    grid, several = np.linspace(-12, 25, 3701), 0
+    for trial in range(30):
+        n, k = int(rng.integers(1, 30)), int(rng.choice([2, 3, 5]))
+        scales = 10 ** rng.uniform(-5, 1.5, size=3)
+        z = rng.normal(size=(n, k)) * rng.choice(scales, size=n)[:, None]
+        y = np.where(rng.random(n) < [1, 0.95, 0.7][trial % 3], z.argmax(axis=1), rng.integers(0, k, n))
+        weights = 10 ** rng.uniform(0, 2, n)
+        prior = 10 ** rng.uniform(-1.5, 0.7)
+        values = compute_objective(z, y, prior, grid, weights)
+        several += ((values[1:-1] < values[:-2]) & (values[1:-1] < values[2:])).sum() > 1
+        scaling = calibration.TemperatureScaling(prior=prior).fit(z, y, sample_weight=weights)
+        assert scaling.converged_
+        (found,) = compute_objective(z, y, prior, np.array([-math.log(scaling.temperature_)]), weights)
+        assert found <= values.min() * (1 + 1e-12)
+        assert scaling.history_[-1]["loss"] * weights.sum() == pytest.approx(found, rel=1e-9)
+    assert several >= 3
+
+
+@pytest.mark.parametrize(("right", "prior"), [(1.0, 1.0), (0.9, 1.0), (0.6, 1.0), (0.9, 0.1), (0.9, 0), (0.3, 2.0)])
+@pytest.mark.filterwarnings("ignore:.*held-out rows:UserWarning")
+def test_temperature_against_mpmath(right, prior):
+    """The derivative of the objective, in 40 digits, changes its sign within 1e-13 of log T."""
+    rng = np.random.default_rng(3)
+    z = rng.normal(size=(40, 3)) * 3
+    y = np.where(rng.random(40) < right, z.argmax(axis=1), rng.integers(0, 3, 40))
+    weights = rng.integers(1, 4, 40)
+    t = calibration.TemperatureScaling(prior=prior).fit(z, y, sample_weight=weights).temperature_
+
+    def differentiate(b):
+        total = prior * b
+        for row, label, weight in zip(z.tolist(), y.tolist(), weights.tolist()):
+            gaps = [mpmath.exp(b) * (mpmath.mpf(v) - mpmath.mpf(row[label])) for v in row]
+            e = [mpmath.exp(g) for g in gaps]
+            total += weight * sum(p * g for p, g in zip(e, gaps)) / sum(e)
+        return total
+
+    with mpmath.workdps(40):
+        b = -mpmath.log(mpmath.mpf(t))
+        assert differentiate(b - mpmath.mpf(1e-13)) < 0 < differentiate(b + mpmath.mpf(1e-13))
+
+
+def test_prior_decides_for_few_rows_only():
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=(4000, 3)) * 6
+    p = csoftmax.softmax(z / 3)
+    y = (p.cumsum(axis=1) < rng.random((4000, 1))).sum(axis=1)
+    few, many = (
+        [calibration.TemperatureScaling(prior=prior).fit(z[:n], y[:n]).temperature_ for prior in (0, 1)]
+        for n in (20, 4000)
+    )
+    assert few[1] < 0.95 * few[0]  # pulled towards 1
+    assert many[1] == pytest.approx(many[0], rel=2e-3)
+    assert many[1] == pytest.approx(3, rel=0.1)
+    strong = calibration.TemperatureScaling(prior=1e12).fit(z, y).temperature_
+    assert strong == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize("prior", [-1.0, math.inf, math.nan])
+def test_prior_that_is_refused(prior):
+    with pytest.raises(ValueError, match="prior must be at least 0 and finite"):
+        calibration.TemperatureScaling(prior=prior).fit(np.eye(20), np.arange(20))
 
 
 @pytest.mark.parametrize("kind", ALL)
@@ -153,7 +252,7 @@ def test_matrix_scaling_without_penalties_is_a_regression(digits):
 def test_gradients_of_the_penalties():
     rng = np.random.default_rng(0)
     coef, b = rng.normal(size=(4, 4)), rng.normal(size=4)
-    penalty = calibration._make_penalty(4, 3.0, 5.0, 2.0)
+    penalty = make_penalty(4, 3.0, 5.0, 2.0)
     _, grad_coef, grad_b = penalty(coef, b)
     for i in range(4):
         for parameter, gradient in ((coef, grad_coef), (b, grad_b)):
@@ -189,20 +288,77 @@ def test_warning_without_convergence(digits):
 
 
 def test_isotonic_is_fitted_on_correctness(digits):
+    """scikit-learn's isotonic regression, but for blocks that are all right or all wrong."""
     z, y, z_new, y_new = digits
     model = calibration.IsotonicCalibration().fit(z, y)
     before = csoftmax.softmax(z_new)
     p = model.transform(z_new)
     top = before.argmax(axis=1)
     plain = csoftmax.softmax(z)
+    confidence, right = plain.max(axis=1), plain.argmax(axis=1) == y
     expected = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
-    expected.fit(plain.max(axis=1), plain.argmax(axis=1) == y)
-    assert np.array_equal(p[np.arange(len(p)), top], expected.predict(before.max(axis=1)))
+    expected.fit(confidence, right)
+    theirs, ours = expected.predict(before.max(axis=1)), p[np.arange(len(p)), top]
+    known = (before.max(axis=1) <= confidence[~right].max()) & (before.max(axis=1) >= confidence[right].min())
+    inner = known & (theirs > 0) & (theirs < 1)
+    # Between the outermost mixed block and the certain one the line ends lower.
+    mixed = (expected.y_thresholds_ > 0) & (expected.y_thresholds_ < 1)
+    inner &= before.max(axis=1) <= expected.X_thresholds_[mixed].max()
+    inner &= before.max(axis=1) >= expected.X_thresholds_[mixed].min()
+    assert inner.any()
+    assert np.array_equal(ours[inner], theirs[inner])
+    above = (confidence > confidence[~right].max()).sum()
+    assert ours.max() == pytest.approx(max((above + 1) / (above + 2), expected.y_thresholds_[mixed].max()), rel=1e-15)
+    assert (ours > 0).all()
     assert np.allclose(p.sum(axis=1), 1)
     assert metrics.expected_calibration_error(y_new, p) < metrics.expected_calibration_error(y_new, before)
     sure = model.transform(np.array([[900.0] + [-900.0] * 9]))  # all others are 0: they share the remainder
     assert sure.sum() == pytest.approx(1)
     assert np.isfinite(sure).all()
+
+
+def test_ends_of_isotonic_calibration_follow_the_rule_of_succession():
+    """Two wrong rows below every right one, three right ones above every wrong one, by hand."""
+    confidence = np.array([0.51, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
+    z = np.log(confidence) - np.log1p(-confidence)
+    right = np.array([0, 0, 1, 0, 1, 1, 0, 1, 1, 1], bool)
+    model = calibration.IsotonicCalibration().fit(z, right)
+    p = model.transform(z)[:, 1]
+    assert p[0] == pytest.approx(1 / 4, rel=1e-15)
+    assert p[2:4] == pytest.approx(1 / 2, rel=1e-15)
+    assert p[4:7] == pytest.approx(2 / 3, rel=1e-15)
+    assert p[7:] == pytest.approx(4 / 5, rel=1e-15)
+    assert (np.diff(model.transform(np.linspace(0.01, 9, 500))[:, 1]) >= 0).all()
+    weighted = calibration.IsotonicCalibration().fit(z, right, sample_weight=[1, 1, 1, 1, 1, 1, 1, 4, 5, 1])
+    assert weighted.transform(z)[-1, 1] == pytest.approx(11 / 12, rel=1e-15)
+
+
+def test_ends_of_isotonic_calibration_stay_monotone():
+    """A single right row above a large block that is nearly always right does not fall below it."""
+    z = np.concatenate([np.full(1000, 3.0), [4.0]])
+    right = np.ones(1001, bool)
+    right[:10] = False
+    model = calibration.IsotonicCalibration().fit(z, right)
+    assert model.transform([3.0])[0, 1] == model.transform([4.0])[0, 1] == pytest.approx(0.99, rel=1e-12)
+
+
+@pytest.mark.filterwarnings("ignore:.*held-out rows:UserWarning")
+def test_isotonic_where_the_remainder_is_subnormal():
+    """Logit gaps from 700 on, up to infinity: rows are probabilities, whatever has underflowed."""
+    model = calibration.IsotonicCalibration().fit([[2, 0, 0], [2, 0, 0], [2, 0, 0], [0, 2, 0]], [0, 0, 1, 1])
+    assert model.transform([[715.0, 0, 0]])[0].tolist() == pytest.approx([0.75, 0.125, 0.125], rel=1e-15)
+    gaps = np.concatenate([np.arange(690, 760, 0.25), [1e3, 1e6, 1e300]])
+    for others in ([0, 0], [0, -1], [0, -40], [0, -800], [0, -np.inf]):
+        z = np.column_stack([gaps, np.full_like(gaps, others[0]), np.full_like(gaps, others[1])])
+        p = model.transform(z)
+        assert ((p >= 0) & (p <= 1)).all()
+        assert p.sum(axis=1) == pytest.approx(1, rel=1e-15)
+        assert (p[:, 1] > 0).all()
+        ratio = np.exp(others[1] - others[0])
+        assert p[:, 2] == pytest.approx(p[:, 1] * ratio, rel=1e-12, abs=0)
+    impossible = model.transform([[0, -np.inf, -np.inf], [0, 0, -np.inf]])
+    assert impossible[0].tolist() == [1, 0, 0]
+    assert impossible[1, 2] == 0
 
 
 def test_isotonic_rows_sum_to_one():
@@ -222,6 +378,36 @@ def test_platt(digits):
     assert two.transform(z[:, :2]).shape == (len(z), 2)
 
 
+@pytest.mark.parametrize("classes", [2, 10])
+def test_platt_equals_sklearn(digits, classes):
+    z, y, z_new, _ = digits
+    z, y, z_new = z[:, :classes], y % classes, z_new[:, :classes]
+    ours = calibration.PlattScaling().fit(z, y).transform(z_new)
+    everything = np.arange(len(z))
+    inner = FrozenEstimator(LogitsAsClassifier().fit(z, y))
+    theirs = CalibratedClassifierCV(inner, method="sigmoid", cv=[(everything, everything)]).fit(z, y)
+    assert np.allclose(ours, theirs.predict_proba(z_new), atol=1e-5)
+
+
+def test_platt_against_mpmath():
+    """The gradient of the cross-entropy with Platt's targets vanishes, in 40 digits."""
+    rng = np.random.default_rng(0)
+    z = rng.normal(size=50) * 4 + 1
+    y = (z + rng.normal(size=50) > 0).astype(int)
+    weights = rng.integers(1, 5, 50)
+    model = calibration.PlattScaling().fit(z, y, sample_weight=weights)
+    above, below = int(weights[y == 1].sum()), int(weights[y == 0].sum())
+    with mpmath.workdps(40):
+        targets = {1: mpmath.mpf(above + 1) / (above + 2), 0: mpmath.mpf(1) / (below + 2)}
+        gradient = [mpmath.mpf(0)] * 2
+        for score, label, weight in zip(z.tolist(), y.tolist(), weights.tolist()):
+            f = mpmath.mpf(float(model.coef_[0])) * score + mpmath.mpf(float(model.intercept_[0]))
+            error = weight * (1 / (1 + mpmath.exp(-f)) - targets[label])
+            gradient = [gradient[0] + error * score, gradient[1] + error]
+        assert max(abs(g) for g in gradient) < 1e-12 * weights.sum()
+
+
+@pytest.mark.filterwarnings("ignore:.*held-out rows:UserWarning")
 @pytest.mark.parametrize("kind", ALL)
 def test_errors_of_calibrators(kind):
     z = np.arange(12.0).reshape(4, 3)
@@ -230,6 +416,9 @@ def test_errors_of_calibrators(kind):
         (z, [0, 1, 2], "one label for each row"),
         (z, [0, 1, 2, 3], r"y\[3\] is 3"),
         (z, [0, -1, 2, 1], r"y\[1\] is -1"),
+        (z, ["a"] * 4, r"y\[0\] is a; there are 1 distinct labels for 3 columns"),
+        (z, [0.5, 1, 2, 0], "continuous"),
+        (z, None, "requires y"),
         (np.where(z == 4, np.nan, z), [0, 1, 2, 0], r"logits\[1, 1\] is nan"),
         (np.where(z == 4, np.inf, z), [0, 1, 2, 0], r"logits\[1, 1\] is inf"),
         (np.where(z == 4, -np.inf, z), [0, 1, 2, 0], "no calibration"),
@@ -238,9 +427,8 @@ def test_errors_of_calibrators(kind):
     ):
         with pytest.raises(ValueError, match=match):
             kind().fit(logits, y)
-    for logits, y in ((z.astype(str), [0, 1, 2, 0]), (z, ["a"] * 4), (z, [0.0, 1, 2, 0])):
-        with pytest.raises(TypeError):
-            kind().fit(logits, y)
+    with pytest.raises(TypeError, match="logits must hold numbers"):
+        kind().fit(z.astype(str), [0, 1, 2, 0])
     if "max_iter" in kind().get_params():
         with pytest.raises(TypeError, match="max_iter must be an int, got True"):
             kind(max_iter=True).fit(z, [0, 1, 2, 0])

@@ -64,9 +64,9 @@ def test_derivatives():
             at = objective.evaluate(moved[:, :4], moved[:, 4])
             ends.append(np.hstack([at.grad_coef, at.grad_intercept[:, None]]).ravel())
         assert np.allclose((ends[0] - ends[1]) / 2e-6, hessian[i], rtol=1e-6, atol=1e-8)
-    mean, variance = objective.moments()
+    mean, std = objective.moments()
     assert np.allclose(mean, np.average(X, axis=0, weights=w))
-    assert np.allclose(variance, np.average((X - mean) ** 2, axis=0, weights=w))
+    assert np.allclose(std**2, np.average((X - mean) ** 2, axis=0, weights=w))
 
 
 def test_coordinates_are_a_change_of_variables():
@@ -75,7 +75,8 @@ def test_coordinates_are_a_change_of_variables():
     objective = Objective(X, y, None, 3, Options())
     coef, intercept = rng.normal(size=(3, 5)), rng.normal(size=3)
     step = lbfgs.Step(coef, intercept, 0, 0, 0, 0)
-    for coordinates in (lbfgs.Centred(objective, 1e-3, True), lbfgs.whiten(objective, step, 1e-3, True)):
+    centred = lbfgs.Centred(objective, 1e-3, True)
+    for coordinates in (centred, lbfgs.whiten(objective, step, 1e-3, centred)):
         u = coordinates.coordinates(coef, intercept)
         back = coordinates.parameters(u)
         assert np.allclose(back[0], coef)
@@ -181,9 +182,15 @@ def test_batch_norm_gradient_and_folding():
                 ends.append(loss())
                 trainer.parameters[name].flat[i] -= sign * 1e-6
             assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(gradient.flat[i], rel=1e-5, abs=1e-9)
-    statistics = adamw.compute_statistics(trainer.parameters["coef"], [X[:20], X[20:21], X[21:]])
+    parts = [slice(20), slice(20, 21), slice(21, None)]
+    statistics = adamw.compute_statistics(trainer.parameters["coef"], [(X[part], None) for part in parts])
     s = X @ trainer.parameters["coef"].T
     assert np.allclose(statistics, (s.mean(0), s.var(0)))
+    w = rng.integers(0, 3, 50).astype(float)
+    w[20] = 0  # a block without weight
+    weighted = adamw.compute_statistics(trainer.parameters["coef"], [(X[part], w[part]) for part in parts])
+    mean = np.average(s, axis=0, weights=w)
+    assert np.allclose(weighted, (mean, np.average((s - mean) ** 2, axis=0, weights=w)))
     coef, intercept = trainer.fold(statistics)
     assert float(csoftmax.cross_entropy(X @ coef.T + intercept, y)) == pytest.approx(loss(), rel=1e-12)
 
@@ -219,6 +226,174 @@ def test_minibatches_are_of_nearly_equal_length():
         assert sum(lengths) == rows
         assert max(lengths) <= size
         assert max(lengths) - min(lengths) <= 1
+
+
+def repeat_rows(X, y, w):
+    return np.repeat(X, w, axis=0), np.repeat(y, w)
+
+
+@pytest.mark.parametrize("options", [{}, {"class_weight": "balanced"}, {"class_weight": "effective_number"}], ids=str)
+@pytest.mark.parametrize("batch_norm", [False, True])
+def test_weights_are_repetitions(three_classes, batch_norm, options):
+    """A weight of 2 is the row twice, where all rows are one minibatch: steps, running statistics and folding."""
+    X, y = three_classes
+    w = np.arange(120) % 4
+    given = {"solver": "adamw", "batch_size": 1000, "max_epochs": 15, "batch_norm": batch_norm, "random_state": 0}
+    weighted = SoftmaxRegression(**given, **options).fit(X, y, w)
+    repeated = SoftmaxRegression(**given, **options).fit(*repeat_rows(X, y, w))
+    assert np.allclose(weighted.coef_, repeated.coef_, rtol=1e-9, atol=1e-12)
+    assert np.allclose(weighted.intercept_, repeated.intercept_, rtol=1e-9, atol=1e-12)
+    assert np.allclose(weighted.history_["accuracy"], repeated.history_["accuracy"])
+    plain = SoftmaxRegression(**given, **options).fit(X, y)
+    assert not np.allclose(weighted.coef_, plain.coef_, rtol=1e-3)
+    if options:
+        return
+    models = [SoftmaxRegression(solver="adamw", batch_norm=batch_norm, random_state=0) for _ in range(4)]
+    models[0].fit_batches([(X[:50], y[:50], w[:50]), (X[50:], y[50:], w[50:])], [0, 1, 2], epochs=4)
+    parts = [repeat_rows(X[:50], y[:50], w[:50]), repeat_rows(X[50:], y[50:], w[50:])]
+    models[1].fit_batches(parts, [0, 1, 2], epochs=4)
+    for part in (slice(50), slice(50, None)):
+        models[2].partial_fit(X[part], y[part], classes=[0, 1, 2], sample_weight=w[part])
+        models[3].partial_fit(*repeat_rows(X[part], y[part], w[part]), classes=[0, 1, 2])
+    for a, b in (models[:2], models[2:]):
+        assert np.allclose(a.coef_, b.coef_, rtol=1e-9, atol=1e-12)
+        assert np.allclose(a.intercept_, b.intercept_, rtol=1e-9, atol=1e-12)
+    before = models[2].coef_.copy()
+    models[2].partial_fit(X[:9], y[:9], sample_weight=np.zeros(9))
+    assert np.array_equal(models[2].coef_, before)
+
+
+def test_weighted_batch_norm_gradient():
+    """The gradient of a weighted step against finite differences of the definition."""
+    rng = np.random.default_rng(0)
+    X, y, w = rng.normal(size=(30, 4)), rng.integers(0, 3, 30), rng.random(30) * (rng.random(30) < 0.8)
+
+    class Recorder(adamw.Trainer):
+        def _update(self, gradients):
+            self.gradients = gradients
+
+    hyper = adamw.Hyper(0.1, 0.1, 0.0, None, None)
+    weight = rng.random(3)
+    trainer = Recorder(
+        rng.normal(size=(3, 4)), np.zeros(3), Options(weight), hyper, Place(), batch_norm=(np.zeros(3), np.ones(3))
+    )
+    trainer.parameters["gain"][:] = [0.5, 1.0, 2.0]
+    trainer.step(X, y, w)
+
+    def loss():
+        s = X @ trainer.parameters["coef"].T
+        mean = np.average(s, axis=0, weights=w)
+        variance = np.average((s - mean) ** 2, axis=0, weights=w)
+        z = trainer.parameters["gain"] * (s - mean) / np.sqrt(variance + adamw.VARIANCE_FLOOR)
+        return float(csoftmax.cross_entropy(z + trainer.parameters["shift"], y, weight=weight, sample_weight=w))
+
+    for name, gradient in trainer.gradients.items():
+        for i in range(gradient.size):
+            ends = []
+            for sign in (1, -1):
+                trainer.parameters[name].flat[i] += sign * 1e-6
+                ends.append(loss())
+                trainer.parameters[name].flat[i] -= sign * 1e-6
+            assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(gradient.flat[i], rel=1e-5, abs=1e-9)
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("rate", [1e4, 1e5, 1e30, 1e200])
+@pytest.mark.parametrize("options", [{}, {"batch_norm": True}, {"early_stopping": True}, {"batch_size": 7}], ids=str)
+def test_divergence_is_reported_and_the_best_parameters_are_kept(three_classes, rate, options, dtype):
+    X, y = three_classes
+    model = SoftmaxRegression(solver="adamw", learning_rate=rate, random_state=0, **options)
+    with pytest.warns(ConvergenceWarning, match="adamw has diverged: the loss is .* learning_rate=1") as caught:
+        model.fit(X.astype(dtype), y)
+    assert len(caught) == 1
+    assert np.isfinite(model.coef_).all()
+    assert np.isfinite(model.intercept_).all()
+    loss = csoftmax.cross_entropy(model.decision_function(X), y)
+    assert min([loss, *model.history_.get("validation_loss", [])]) < 2  # of the initial coefficients 1.5
+    assert len(model.history_["loss"]) == model.n_iter_
+
+
+def test_divergence_keeps_the_best_of_the_epochs(three_classes, monkeypatch):
+    """A learning rate that a callback raises to 1e6 after some epochs: the model is the one before that."""
+    X, y = three_classes
+    seen = []
+
+    def explode(model, record):
+        seen.append(model.coef_)
+        if record["epoch"] == 30:
+            trainers[0].hyper = trainers[0].hyper._replace(learning_rate=1e6, output_learning_rate=1e6)
+
+    trainers = []
+    original = adamw.Trainer.__init__
+
+    def keep_trainer(self, *given, **options):
+        original(self, *given, **options)
+        trainers.append(self)
+
+    model = SoftmaxRegression(solver="adamw", learning_rate=0.05, random_state=0, max_epochs=60, callbacks=explode)
+    monkeypatch.setattr(adamw.Trainer, "__init__", keep_trainer)
+    with pytest.warns(ConvergenceWarning, match="those of epoch 30 "):
+        model.fit(X, y)
+    assert np.array_equal(model.coef_, seen[29])
+    assert model.n_iter_ == len(seen) == 60
+
+
+def test_divergence_in_the_only_step(three_classes):
+    X, y = three_classes
+    with pytest.warns(ConvergenceWarning, match="diverged.*those of the start"):
+        model = SoftmaxRegression(solver="adamw", learning_rate=1e9, max_epochs=1, init="zeros").fit(X, y)
+    assert not model.coef_.any()
+    good = SoftmaxRegression(solver="adamw", warm_start=True, max_epochs=100, learning_rate=0.1).fit(X, y)
+    before = good.coef_.copy()
+    with pytest.warns(ConvergenceWarning, match="diverged.*those of the start"):
+        good.set_params(learning_rate=1e9, max_epochs=3).fit(X, y)
+    assert np.array_equal(good.coef_, before)
+
+
+@pytest.mark.parametrize("batch_norm", [False, True])
+@pytest.mark.parametrize("rate", [1e5, 1e30, 1e200])
+def test_divergence_in_parts(three_classes, rate, batch_norm):
+    X, y = three_classes
+    parts = [(X[i : i + 40], y[i : i + 40]) for i in range(0, 120, 40)]
+    given = {"solver": "adamw", "learning_rate": rate, "batch_norm": batch_norm, "random_state": 0}
+    model = SoftmaxRegression(**given)
+    with pytest.warns(ConvergenceWarning, match="diverged.*learning_rate="):
+        model.fit_batches(parts, [0, 1, 2], epochs=5)
+    assert np.isfinite(model.coef_).all()
+    assert csoftmax.cross_entropy(model.decision_function(X), y) < 3
+    model = SoftmaxRegression(**given)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        for X_part, y_part in parts * 4:
+            model.partial_fit(X_part, y_part, classes=[0, 1, 2])
+            assert np.isfinite(model.coef_).all()
+            assert np.isfinite(model.intercept_).all()
+    assert caught
+    for warning in caught:
+        assert warning.category is ConvergenceWarning
+        assert "diverged" in str(warning.message)
+        assert "learning_rate=" in str(warning.message)
+    assert model.n_iter_ == len(model.history_["loss"]) == 12
+    model.set_params(learning_rate=0.05)
+    for _ in range(60):
+        model.partial_fit(X, y)
+    assert model.score(X, y) > 0.9
+
+
+def test_training_that_only_goes_badly_is_not_called_diverged(three_classes):
+    """One wrong label, minibatches of one row, data that are not scaled, and random labels bring no warning."""
+    X, y = three_classes
+    model = SoftmaxRegression(solver="adamw", learning_rate=0.1, random_state=0).partial_fit(X, y, classes=[0, 1, 2])
+    for _ in range(200):
+        model.partial_fit(X, y)
+    model.partial_fit(X[:1] * 100, (y[:1] + 1) % 3)
+    noise = np.random.default_rng(0).integers(0, 3, 120)
+    for given in ((X, noise), (X * 1000, y), (X, y)):
+        for options in ({}, {"batch_size": 1, "learning_rate": 0.1}, {"batch_norm": True}, {"max_epochs": 1}):
+            SoftmaxRegression(**{"solver": "adamw", "max_epochs": 10, "random_state": 0, **options}).fit(*given)
 
 
 # Data in parts and memory maps
@@ -344,10 +519,77 @@ def test_stages(digits, solver):
 
 
 def test_kinds_of_labels_are_not_mixed(three_classes):
-    model = SoftmaxRegression().fit(*three_classes)
+    X, y = three_classes
+    model = SoftmaxRegression(penalty_l2=1e-2, warm_start=True).fit(X, y)
     with pytest.raises(ValueError, match="another kind"):
         model.add_classes(["a"])
+    with pytest.raises(ValueError, match="another kind"):
+        model.fit(X, np.array(["a", "b", "c"])[y])
+    with pytest.raises(ValueError, match="does not have"):
+        model.freeze(["a"])
+    for wrong in ([3.5], [np.nan], [2**63], [None], [3, "a"]):
+        with pytest.raises(ValueError, match=r"integers|another kind"):
+            model.add_classes(wrong)
+    for wrong in ([None, "e"], np.array(["e", np.nan], object)):
+        with pytest.raises(ValueError, match="another kind"):
+            SoftmaxRegression(penalty_l2=1e-2).fit(X, np.array(["a", "b", "c"])[y]).add_classes(wrong)
+    with pytest.raises(ValueError, match="one axis"):
+        model.add_classes([[3, 4]])
+    narrow = SoftmaxRegression(penalty_l2=1e-2).fit(X, y.astype(np.uint8)).add_classes([-1, 300])
+    assert narrow.classes_.tolist() == [-1, 0, 1, 2, 300]
+    assert narrow.classes_.dtype.kind == "i"
     assert model.add_classes([]).classes_.dtype == np.int64
+    assert model.add_classes([3.0]).classes_.dtype == np.int64
+
+
+@pytest.mark.parametrize("labels", [[2, 5, 7, -1, 4, 9], ["cc", "m", "t", "a", "longer than these", "z"]])
+@pytest.mark.parametrize("solver", ["lbfgs", "adamw"])
+def test_added_classes_take_their_sorted_places(solver, labels):
+    """Rows of coef_, intercept_ and frozen_ move with their classes; every way of training goes on from there."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(240, 4))
+    places = (X @ rng.normal(size=(4, 6))).argmax(axis=1)
+    y = np.array(labels)[places]
+    early = np.isin(y, labels[:3])
+    model = SoftmaxRegression(
+        solver=solver, penalty_l2=1e-2, warm_start=True, max_epochs=60, random_state=0, learning_rate=0.1
+    )
+    model.fit(X[early], y[early]).freeze(labels[1])
+    rows = {label: (c.copy(), i) for label, c, i in zip(model.classes_.tolist(), model.coef_, model.intercept_)}
+    probabilities = model.predict_proba(X)
+    model.add_classes(labels[3:])
+    assert model.classes_.tolist() == sorted(labels)
+    lowest = min(intercept for _, intercept in rows.values())
+    for label, c, i, frozen in zip(model.classes_.tolist(), model.coef_, model.intercept_, model.frozen_):
+        expected = rows.get(label, (np.zeros(4), lowest))
+        assert np.array_equal(c, expected[0])
+        assert i == expected[1]
+        assert frozen == (label == labels[1])
+    known = np.isin(model.classes_, labels[:3])
+    shares = model.predict_proba(X)[:, known]
+    assert np.allclose(shares / shares.sum(axis=1, keepdims=True), probabilities)
+    model.fit(X, y)
+    frozen = model.coef_[model.classes_ == labels[1]][0]
+    assert np.array_equal(frozen, rows[labels[1]][0])
+    other = copy.deepcopy(model)
+    model.partial_fit(X, y)
+    assert np.array_equal(model.coef_[model.classes_ == labels[1]][0], frozen)
+    other.fit_batches([(X, y)], labels, epochs=3)
+    assert np.array_equal(other.coef_[other.classes_ == labels[1]][0], frozen)
+    assert model.score(X, y) > 0.7
+    assert model.freeze([]).fit(X, y).score(X, y) > 0.85
+
+
+def test_partial_fit_goes_on_after_add_classes(three_classes):
+    X, y = three_classes
+    for options in ({}, {"batch_norm": True}):
+        model = SoftmaxRegression(solver="adamw", random_state=0, learning_rate=0.05, **options)
+        for _ in range(40):
+            model.partial_fit(X[y > 0], y[y > 0], classes=[1, 2])
+        model.add_classes([0])
+        for _ in range(100):
+            model.partial_fit(X, y)
+        assert model.score(X, y) > 0.9
 
 
 def test_warm_start_continues():

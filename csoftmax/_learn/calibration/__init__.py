@@ -1,0 +1,1 @@
+"""Calibrators, one file per method: the classes of `csoftmax.calibration`."""

@@ -1,0 +1,277 @@
+"""What all calibrators share: a scikit-learn classifier and transformer of logits, with files."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClassifierMixin, OneToOneFeatureMixin, TransformerMixin
+from sklearn.utils.metadata_routing import UNUSED
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from ..._arguments.foreign import accept_foreign, as_native, is_foreign
+from ..._arguments.numbers import check_count, check_non_negative
+from . import files
+from .rows import Array, Rows, check_values, read_logits, read_rows
+
+if TYPE_CHECKING:
+    from typing import Self
+
+Notes = list[tuple[str, type[Warning]]]
+"""Messages and categories of the warnings of a fit."""
+
+
+class _Outputs(TransformerMixin):
+    """scikit-learn's wrapper of `set_output` around `transform`.
+
+    The wrapper calls its argument X.  It is kept below `Calibrator`, whose argument is called logits.
+    """
+
+    def transform(self, X: Any) -> Any:
+        return accept_foreign(self._compute)(X)  # type: ignore[attr-defined]
+
+
+class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator, ABC, auto_wrap_output_keys=None):  # type: ignore[call-arg]
+    """Base class of calibrators."""
+
+    n_classes_: int
+    n_features_in_: int
+    classes_: NDArray[Any]
+    n_iter_: int
+    converged_: bool
+    history_: list[dict[str, float]]
+
+    # Not data that scikit-learn could route to these methods.
+    __metadata_request__fit = {"logits": UNUSED}  # noqa: RUF012
+    __metadata_request__predict = {"logits": UNUSED}  # noqa: RUF012
+    __metadata_request__predict_proba = {"logits": UNUSED}  # noqa: RUF012
+    __metadata_request__transform = {"logits": UNUSED}  # noqa: RUF012
+
+    if TYPE_CHECKING:  # scikit-learn's methods, which have no types there
+
+        def get_params(self, deep: bool = True) -> dict[str, Any]: ...
+        def set_params(self, **params: Any) -> Self: ...
+        def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
+
+    # Shapes of what is fitted: () is a number, "K" the columns, "S" the same but 1 for two columns, "B" any length.
+    _SHAPES: ClassVar[dict[str, tuple[str, ...]]]
+
+    def __sklearn_tags__(self) -> Any:
+        """Tags of scikit-learn: features that are no logits are not classified well."""
+        tags = super().__sklearn_tags__()
+        tags.classifier_tags.poor_score = True
+        return tags
+
+    @abstractmethod
+    def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
+        """Return the fitted attributes, and what to warn about."""
+
+    @abstractmethod
+    def _calibrate(self, z: Array) -> Array:
+        """Calibrated probabilities of checked logits."""
+
+    def fit(
+        self,
+        logits: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Self:
+        """Learn from held-out rows.
+
+        Parameters
+        ----------
+        logits : array-like of shape (N, K), or (N,)
+            Held-out logits or log-probabilities; -inf is allowed except at the label. With one axis, the decision
+            function of two classes.
+        y : array-like of shape (N,)
+            True labels: integers from 0 to K - 1, which are the numbers of the columns; or K distinct labels, whose
+            columns are in sorted order; or labels that `classes` names.
+        sample_weight : array-like of shape (N,), optional
+            Weights of the rows, at least 0. A weight of 2 counts as the row twice, 0 as if it were not there.
+        classes : array-like of shape (K,), optional
+            The label of each column. Classes without rows are allowed (`PlattScaling` needs all of them).
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError, ValueError
+            The message names the parameter or argument, its value and what is allowed.
+
+        Warns
+        -----
+        UserWarning
+            If the rows are too few, or if all of them are right: then the message says what keeps the probabilities
+            away from 0 and 1.
+        sklearn.exceptions.ConvergenceWarning
+            If `max_iter` iterations were not enough.
+        """
+        self._check_parameters()
+        rows = read_rows(logits, y, sample_weight, classes, self)
+        fitted, notes = self._fit(rows)
+        for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
+            delattr(self, name)
+        if rows.one_axis:
+            self.n_features_in_ = 2
+        else:
+            validate_data(self, as_native(logits, "logits"), skip_check_array=True)
+        self.classes_, self.n_classes_ = rows.classes, rows.z.shape[1]
+        self.__dict__.update(fitted)
+        for message, category in notes:
+            warnings.warn(message, category, stacklevel=2)
+        return self
+
+    def fit_transform(
+        self,
+        logits: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Any:
+        """Call `fit`, then return `transform` of the same logits.
+
+        Parameters
+        ----------
+        logits, y, sample_weight, classes
+            As in `fit`.
+
+        Returns
+        -------
+        array of float64, shape (N, K)
+            As from `transform`.
+        """
+        return self.fit(logits, y, sample_weight, classes).transform(logits)
+
+    def transform(self, logits: ArrayLike) -> Any:
+        """Calibrate logits.
+
+        Parameters
+        ----------
+        logits : array-like of shape (N, K), or (N,)
+            Logits with the columns of those in `fit`.
+
+        Returns
+        -------
+        array of float64, shape (N, K)
+            Calibrated probabilities: a tensor for a tensor, what `set_output` has chosen, or an ndarray.
+        """
+        return super().transform(logits)
+
+    def predict_proba(self, logits: ArrayLike) -> Any:
+        """Calibrate logits, whatever `set_output` has chosen.
+
+        Parameters
+        ----------
+        logits : array-like of shape (N, K), or (N,)
+            Logits with the columns of those in `fit`.
+
+        Returns
+        -------
+        array of float64, shape (N, K)
+            Calibrated probabilities: a tensor for a tensor, else an ndarray.
+        """
+        return accept_foreign(self._compute)(logits)
+
+    def predict(self, logits: ArrayLike) -> Any:
+        """Classes with the largest calibrated probability; of equal ones, the first.
+
+        Parameters
+        ----------
+        logits : array-like of shape (N, K), or (N,)
+            Logits with the columns of those in `fit`.
+
+        Returns
+        -------
+        array of shape (N,)
+            Elements of `classes_`: a tensor for a tensor unless they are text, else an ndarray.
+        """
+
+        def choose(logits: ArrayLike) -> NDArray[Any]:
+            return self.classes_[self._compute(logits).argmax(axis=1)]
+
+        check_is_fitted(self, "classes_")
+        if is_foreign(logits) and self.classes_.dtype.kind not in "biuf":
+            return choose(as_native(logits, "logits"))
+        return accept_foreign(choose)(logits)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the calibrator to a file, which is replaced as a whole or not at all.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File name; the file is a safetensors file without pickle.
+
+        Raises
+        ------
+        ValueError
+            If the name ends in .npz.
+        TypeError
+            If `classes_` are neither numbers nor strings.
+        ImportError
+            If safetensors is missing.
+        """
+        check_is_fitted(self, "classes_")
+        files.save(self, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = True) -> Self:
+        """Read a calibrator from a file that `save` has written; nothing in it is executed.
+
+        Parameters
+        ----------
+        path : str or path-like
+            File name.
+        mmap : bool, default False
+            Let the arrays be read-only memory maps of the file.
+        verify : bool, default True
+            Compare the checksums of header and arrays.
+
+        Returns
+        -------
+        calibrator
+            The fitted calibrator; its probabilities have the same bits.
+
+        Raises
+        ------
+        FileNotFoundError
+            If there is no such file.
+        ValueError
+            If the file is not a calibrator of this class, or is damaged; the message names the file and the problem.
+        """
+        return files.load(cls, path, mmap=mmap, verify=verify)
+
+    def _check_parameters(self) -> None:
+        """Refuse parameters that no fit could use."""
+        for name, value in self.get_params(deep=False).items():
+            if name == "max_iter":
+                check_count(name, value, 1)
+            else:
+                check_non_negative(name, value)
+
+    def _compute(self, logits: ArrayLike) -> Array:
+        """Calibrated probabilities as an ndarray."""
+        check_is_fitted(self, "classes_")
+        z, one_axis = read_logits(logits, self)
+        if one_axis:
+            if self.n_features_in_ != 2:
+                raise ValueError(
+                    f"logits must have {self.n_features_in_} columns, as in fit, got shape {z.shape[:1]}. Reshape "
+                    "your data: one axis is the decision function of two classes; a single row is "
+                    "logits.reshape(1, -1)"
+                )
+        elif z.shape[1] != self.n_features_in_:
+            raise ValueError(
+                f"X has {z.shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                f"as input: logits must have {self.n_features_in_} columns, as in fit, got shape {z.shape}"
+            )
+        else:
+            validate_data(self, logits, reset=False, skip_check_array=True)
+        check_values(z)
+        return self._calibrate(z)
