@@ -211,7 +211,7 @@ def _get_delimiter(dialect: Dialect) -> str:
 def _parse(body: Buffer, dialect: Dialect, numeric: set[int], text: _Text) -> Any:
     """Parse rows into an arrow table: columns of numbers as double, the others as dictionaries of strings."""
     arrow, parser = load("pyarrow", "cli"), load("pyarrow.csv", "cli")
-    whole = body.obj if isinstance(body, memoryview) else body  # bytes, which are searched ten times as fast
+    whole: Any = body.obj if isinstance(body, memoryview) else body  # bytes, which are searched ten times as fast
     has_quotes = dialect.quote.encode() in whole
     if has_quotes:
         text.check_quotes()
