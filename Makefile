@@ -1,5 +1,6 @@
 # Everything a contributor does.  Each target prints the command that it runs.
 PYTHON ?= python
+ASV = $(PYTHON) -m asv
 CLANG_FORMAT_FILES = $$(git ls-files '*.[ch]' '*.cu' '*.cuh' '*.cpp')
 
 .DEFAULT_GOAL := help
@@ -46,8 +47,12 @@ speed:  ## measure docs/numbers/speed.md again, on an idle machine
 golden:  ## write the golden hashes again (a change of bits needs an entry in docs/decisions)
 	$(PYTHON) tests/tools/make_golden.py
 
-asv:  ## run the asv benchmarks quickly and write their web pages
-	cd asv_bench && asv run --quick --python=same --set-commit-hash=$$(git rev-parse HEAD) && asv publish
+asv:  ## run the asv benchmarks quickly and write their web pages (.asv/html)
+	# asv refuses a machine that it does not know; this writes its name and CPU to ~/.asv-machine.json
+	cd asv_bench && { [ -f "$${ASV_MACHINE:-$$HOME/.asv-machine.json}" ] || $(ASV) machine --yes; }
+	cd asv_bench && $(ASV) run --quick --python=same --set-commit-hash=$$(git rev-parse HEAD)
+	$(PYTHON) asv_bench/check_results.py
+	$(PYTHON) asv_bench/publish.py
 
 ci:  ## run every check (.ci/run)
 	.ci/run

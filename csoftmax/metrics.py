@@ -120,7 +120,7 @@ def evaluate(
     >>> X, y = load_iris(return_X_y=True)
     >>> report = evaluate(SoftmaxRegression().fit(X[::2], y[::2]), X[1::2], y[1::2])
     >>> round(report.to_dict()["accuracy"], 2)
-    0.97
+    0.96
     """
     n_bins = check_count("n_bins", n_bins, 1)
     classes, p = predict_probabilities(model, X)

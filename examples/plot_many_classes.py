@@ -3,19 +3,23 @@ Nineteen thousand classes
 =========================
 
 Which English word follows which?  Word vectors and a linear layer over the 19,000 words that may follow are trained
-together on the bigram counts of the package wordsegment (`pip install wordsegment`).  The logits of all rows and
-classes would take 20 GB, those of a minibatch 158 MB; neither matrix is ever built.
+together on the bigram counts of the package wordsegment.  The logits of all rows and classes would take 20 GB, those of
+a minibatch 158 MB; neither matrix is ever built.  Needs: `pip install csoftmax matplotlib tqdm wordsegment`.
 """
 
 # %%
 # Bigrams, weighted by their counts.
 import os
 
-import matplotlib.pyplot as plt
-import numpy as np
-import wordsegment
+try:
+    import matplotlib.pyplot as plt
+    import numpy as np
+    import wordsegment
+    from tqdm import tqdm
 
-import csoftmax
+    import csoftmax
+except ImportError as error:
+    raise SystemExit(f"{error}; this example needs: pip install csoftmax matplotlib tqdm wordsegment") from None
 
 wordsegment.load()
 pairs = [(*pair.split(" "), count) for pair, count in wordsegment.BIGRAMS.items() if pair.count(" ") == 1]
@@ -38,9 +42,10 @@ bias = np.zeros(len(seconds), np.float32)
 squares = [np.full_like(p, 1e-8) for p in (vectors, layer, bias)]
 
 
-def train_epoch():
+def train_epoch(name):
     """Train for one epoch; yields the mean loss of each minibatch before its step."""
-    for rows in np.array_split(rng.permutation(len(first)), -(-len(first) // rows_of_batch)):
+    batches = np.array_split(rng.permutation(len(first)), -(-len(first) // rows_of_batch))
+    for rows in tqdm(batches, desc=name, disable=None):
         loss, grad_features, grad_layer, grad_bias = csoftmax.linear_cross_entropy_with_grad(
             vectors[first[rows]], layer, second[rows], bias=bias, sample_weight=weight[rows]
         )
@@ -52,7 +57,7 @@ def train_epoch():
         yield float(loss)
 
 
-history = [np.mean(list(train_epoch())) for _ in range(2)]
+history = [np.mean(list(train_epoch(f"epoch {epoch}"))) for epoch in (1, 2)]
 print("loss in each epoch:", np.round(history, 3), "against", round(np.log(len(seconds)), 3), "at random")
 
 # %%
@@ -64,10 +69,15 @@ for word, p, places in zip(asked, best.values, best.indices):
     print(f"{word:8}", ", ".join(f"{seconds[i]} {q:.3f}" for q, i in zip(p, places)))
 
 # %%
-# The distribution over the classes: a few words take most of the probability.
-fig, ax = plt.subplots(layout="constrained")
+# The distribution over the classes: after some first words a few classes take most of the probability.
+plt.style.use("csoftmax.style")
+fig, ax = plt.subplots(figsize=(7.2, 4.2))
 for word, row in zip(asked, csoftmax.softmax(logits)):
-    ax.semilogx(np.cumsum(np.sort(row)[::-1]), label=word)
-ax.set(xlabel="classes, most probable first", ylabel="their probability together", ylim=(0, 1))
-ax.legend()
+    ax.plot(np.arange(1, len(row) + 1), np.cumsum(np.sort(row)[::-1]), label=f"{word} …")
+ax.set(
+    xlabel="number of classes, most probable first", ylabel="their probability together", xscale="log", ylim=(0, 1.02)
+)
+ax.xaxis.set_major_formatter("{x:,g}")
+ax.set_title(f"What follows a word, among {len(seconds):,} words")
+ax.legend(loc="upper left")
 plt.show()

@@ -34,6 +34,7 @@ class Loss:
 class LinearMemory:
     """Peak memory: the inputs have 70 MB, the gradients as much; all logits would be 1 GB."""
 
+    timeout = 300  # seconds: on busy cores the products take more than the 60 that asv allows
     rows, features, classes = 4096, 256, 64000
 
     def setup(self):

@@ -38,6 +38,9 @@ class Peer(Protocol):
         """Return the statement for a problem, or raise `LeftOutError`."""
 
 
+SHARED_COPY_BYTES = 1 << 20  # smaller arrays are copied faster by one thread
+
+
 def limit_openmp(count: int) -> None:
     """Set this thread's limit in every OpenMP runtime: PyTorch may have set that of the runtime csoftmax shares."""
     for path in openmp_libraries():
@@ -128,6 +131,8 @@ class ThreadedCopy(Copy):
         """Return the statement that copies."""
         if self.count == 1 or problem.fresh:
             raise LeftOutError("one thread" if self.count == 1 else "a copy into new memory has one thread")
+        if problem.x.nbytes < SHARED_COPY_BYTES:
+            raise LeftOutError("starting Python threads takes longer than the copy")
         pool = ThreadPoolExecutor(self.count - 1)
         targets, sources = (np.array_split(as_bytes(a), self.count) for a in (problem.spare, problem.x))
         first, *others = zip(targets, sources, strict=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 
@@ -23,33 +23,49 @@ def layout_markdown(rows: Sequence[Sequence[str]], align: str) -> list[str]:
 
 MODES = {"out": "results in given memory (out=)", "fresh": "results in new memory"}
 RATIOS = "time / csoftmax's time: above 1, csoftmax is faster"
+IDLE_CPUS = 0.1  # what other processes may use of an idle machine
 
 
 def format_report(report: dict[str, Any]) -> str:
     """Format the report of `compare` as a page of text, one table for each mode and number of threads."""
+    page = list_conditions(report)
+    for title, rows in list_tables(report):
+        page += ["", *title, *layout(rows, "<" + ">" * (len(rows[0]) - 1))]
+    return "\n".join([*page, "", *list_remarks(report)])
+
+
+def list_conditions(report: dict[str, Any]) -> list[str]:
+    """Return the lines above the tables: command, date, machine, versions, and what was left out."""
     head = report["header"]
-    page = [head["command"], f"{head['date']}, {_machine(head)}", _versions(head), *head["notes"], *_left_out(report)]
+    return [head["command"], f"{head['date']}, {_machine(head)}", _versions(head), *head["notes"], *_left_out(report)]
+
+
+def list_remarks(report: dict[str, Any]) -> list[str]:
+    """Return the lines below the tables: how long it took, and whether the machine was idle."""
+    seconds, others = report["header"]["seconds"], report["header"]["other_processes_cpus"]
+    lines = [f"{seconds} s" + ("" if others is None else f"; other processes used {others:.2f} CPUs")]
+    if others is not None and others > IDLE_CPUS:
+        lines.append("The machine was not idle: do not rely on these figures, least of all with several threads.")
+    return lines
+
+
+def list_tables(report: dict[str, Any]) -> Iterator[tuple[list[str], list[list[str]]]]:
+    """Yield the title and the rows of a table for each mode and number of threads."""
+    head = report["header"]
     for mode, text in MODES.items():
         for threads in head["threads"]:
             chosen = [line for line in report["cases"] if (line["mode"], line["threads"]) == (mode, threads)]
             means = [each for each in report["summaries"] if (each["mode"], each["threads"]) == (mode, threads)]
             if chosen:
-                page += [
-                    f"\n{head['op']}, {threads} thread{'s' * (threads > 1)}, {text}",
-                    f"microseconds per call; behind them {RATIOS}",
-                    *format_text_table(chosen, means),
-                ]
-    others = head["other_processes_cpus"]
-    page.append(f"\n{head['seconds']} s" + ("" if others is None else f"; other processes used {others:.2f} CPUs"))
-    if others is not None and others > 0.1:
-        page.append("The machine was not idle: do not rely on these figures, least of all with several threads.")
-    return "\n".join(page)
+                plural = "s" * (threads > 1)
+                title = [f"{head['op']}, {threads} thread{plural}, {text}", f"microseconds per call; ratio: {RATIOS}"]
+                yield title, make_text_rows(chosen, means)
 
 
-def format_text_table(lines: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]) -> list[str]:
-    """Return a table with a line for each case: csoftmax's time and bandwidth, and each peer's time and ratio."""
+def make_text_rows(lines: Sequence[dict[str, Any]], means: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """Return a row for each case, below the heads: csoftmax's time and bandwidth, and each peer's time and ratio."""
     names = _peers(lines)
-    rows = [["", "csoftmax", "GB/s", *(cell for name in names for cell in (name, "")), "rounds"]]
+    rows = [["shape", "csoftmax", "GB/s", *(cell for name in names for cell in (name, "ratio")), "rounds"]]
     for line in lines:
         ours = line["results"]["csoftmax"]
         cells = [line["case"], _microseconds(ours["us"]), f"{ours['gb_per_s']:.1f}"]
@@ -64,7 +80,7 @@ def format_text_table(lines: Sequence[dict[str, Any]], means: Sequence[dict[str,
             for name in names:
                 cells += ["", f"{by_name[name][key]:.2f}" if name in by_name else ""]
             rows.append([*cells, ""])
-    return layout(rows, "<" + ">" * (len(rows[0]) - 1))
+    return rows
 
 
 def format_report_markdown(report: dict[str, Any]) -> str:

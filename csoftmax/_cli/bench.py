@@ -9,7 +9,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from .._bench import cases, compare, cuda, peers, roofline, table
+from .._bench import cases, compare, cuda, peers, picture, table, terminal
 from .._cpu import binding
 from .._runtime.optional import UnusableError, check_picture, load
 from .arguments import parse_counts, parse_names, parse_positive, parse_shapes
@@ -45,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="as JSON")
     forms.add_argument("--markdown", action="store_true", help="as a page of Markdown")
-    add("--plot", type=Path, metavar="FILE.png", help="write a roofline picture (PNG, SVG or PDF)")
+    add("--plot", type=Path, metavar="FILE.png", help="write a picture of the ratios (PNG, SVG or PDF)")
 
 
 def main(arguments: argparse.Namespace) -> int:
@@ -53,6 +53,8 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.shapes and arguments.group:
         raise UnusableError("--group chooses among the usual shapes; it cannot be used with --shapes")
     if arguments.device == "cuda":
+        if arguments.plot:
+            raise UnusableError("--plot belongs to --device cpu")
         return compare_on_device(arguments)
     if not arguments.shapes and (arguments.axis is not None or arguments.dtype):
         raise UnusableError("--axis and --dtype belong to --shapes; the usual shapes have their own")
@@ -64,10 +66,14 @@ def main(arguments: argparse.Namespace) -> int:
     report = compare.compare(make_request(arguments))
     if arguments.json:
         print(json.dumps(report, indent=2))
+    elif arguments.markdown:
+        print(table.format_report_markdown(report))
+    elif console := terminal.make_console():
+        terminal.show_report(console, report)
     else:
-        print(table.format_report_markdown(report) if arguments.markdown else table.format_report(report))
+        print(table.format_report(report))
     if arguments.plot:
-        roofline.draw(report, arguments.plot)
+        picture.draw(report, arguments.plot)
         print(f"picture: {arguments.plot}", file=sys.stderr)
     return 0
 

@@ -1,7 +1,8 @@
 """What a file of `csoftmax.linear_model.SoftmaxRegression` holds.
 
 Arrays: coef, intercept, and the classes if they are numbers.  Header: "parameters", "classes" if they are strings,
-"n_iter", "history", "feature_names", "frozen", "table" (of the command line: what was done to the columns of a table).
+"n_iter", "history", "penalty_l2_used", "feature_names", "frozen", "table" (of the command line: what was done to the
+columns of a table).
 """
 
 from __future__ import annotations
@@ -21,6 +22,8 @@ Estimator = TypeVar("Estimator")
 
 def to_json(value: Any) -> Any:
     """Turn the value of a parameter into what JSON can hold: a dict into pairs, because its keys may be numbers."""
+    if hasattr(value, "iloc"):  # a Series of pandas
+        value = value.to_dict()
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
@@ -71,6 +74,8 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     arrays |= {"coef": model.coef_, "intercept": model.intercept_}
     header["parameters"] = {name: to_json(value) for name, value in parameters.items()}
     header["n_iter"] = int(model.n_iter_)
+    if hasattr(model, "penalty_l2_"):
+        header["penalty_l2_used"] = float(model.penalty_l2_)
     header["history"] = {name: list(map(float, values)) for name, values in model.history_.items()}
     if hasattr(model, "feature_names_in_"):
         header["feature_names"] = list(map(str, model.feature_names_in_))
@@ -111,6 +116,9 @@ def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
     need(isinstance(header.get("n_iter"), int), "n_iter is not a number")
     model.coef_, model.intercept_, model.classes_ = coef, intercept, classes
     model.history_, model.n_iter_, model.n_features_in_ = history, header["n_iter"], coef.shape[1]
+    if "penalty_l2_used" in header:
+        need(isinstance(header["penalty_l2_used"], int | float), "penalty_l2_used is not a number")
+        model.penalty_l2_ = float(header["penalty_l2_used"])
     if "feature_names" in header:
         need(len(header["feature_names"]) == coef.shape[1], "the number of feature names is not the number of columns")
         model.feature_names_in_ = np.array(header["feature_names"], object)

@@ -113,8 +113,8 @@ def _check_penalty(estimator: Any) -> None:
             raise ValueError(f"penalty_l2 must be a number, None or {AUTO!r}, got {show(value)}")
         if estimator.solver != "lbfgs":
             raise ValueError(f"penalty_l2={AUTO!r} needs solver='lbfgs', got solver={estimator.solver!r}")
-    else:
-        _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, optional=True)
+    elif value is not None:
+        _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, kind=f"a number, None or {AUTO!r}")
 
 
 def _check_number(
@@ -127,14 +127,16 @@ def _check_number(
     open_high: bool = False,
     optional: bool = False,
     whole: bool = False,
+    kind: str | None = None,
 ) -> None:
-    """Refuse a parameter that is not a number from low to high."""
+    """Refuse a parameter that is not a number from low to high; kind: what the message calls the allowed values."""
     value: Any = getattr(estimator, name)
     if optional and value is None:
         return
     is_number = type(value) is int or isinstance(value, numbers.Integral if whole else numbers.Real)
     if not is_number or isinstance(value, bool | np.bool_):
-        raise TypeError(f"{name} must be {'an int' if whole else 'a number'}{' or None' * optional}, got {show(value)}")
+        kind = kind or f"{'an int' if whole else 'a number'}{' or None' * optional}"
+        raise TypeError(f"{name} must be {kind}, got {show(value)}")
     if not (low < value if open_low else low <= value) or not (value < high if open_high else value <= high):
         left, right = "(["[not open_low], ")]"[not open_high]
         raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {show(value)}")

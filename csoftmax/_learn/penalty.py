@@ -13,8 +13,8 @@ not: N * score + log(1 + (e / 0.5)^2) is minimised.  e is the distance, in decad
 the variance of the features (its geometric mean, so that their unit does not matter).  Far away the prior grows by less
 than 2 nats a decade, so it does not bar the way to the tiny penalties of separable rows.
 
-Problems whose Hessian is too large for that (`MAX_PARAMETERS`, `MAX_MULTIPLICATIONS`) are scored on held-out rows:
-every fifth of the rows in turn, or with at least `ONE_FOLD_ROWS` rows only one fifth.
+Problems that are too large for that (`MAX_PARAMETERS` and the limits below it) are scored on held-out rows: every
+fifth of the rows in turn, or with at least `ONE_FOLD_ROWS` rows only one fifth.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from .parameters import AUTO
 WEIGHT_DECAY = 1e-4  # of adamw, by default
 MAX_PARAMETERS = 2000  # of the dense Hessian
 MAX_MULTIPLICATIONS = 2e10  # for one Hessian
+MAX_COVARIANCES = 2e7  # elements of the covariances of the logits of all rows, of which three copies exist
+MAX_FACTORS = 1e8  # elements of the factors of the Hessian, of which a quarter exists in each thread
 FIRST_DECADES, LAST_DECADES = -2, 6  # below the usual penalty: the path's first one, and the last one
 PRIOR_DECADES = 0.5  # scale of the Cauchy prior
 REFINEMENTS = 2  # penalties from a parabola, at most
@@ -125,8 +127,13 @@ def choose(x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Pr
         )
         return Choice(default_penalty(weight, problem.classes), problem.start)
     columns = min(x.shape) + (problem.start[1] is not None)
-    parameters = targets.variable * columns
-    is_small = parameters <= MAX_PARAMETERS and parameters**2 * float(x.shape[0]) <= MAX_MULTIPLICATIONS
+    parameters, rows = targets.variable * columns, float(x.shape[0])
+    is_small = (
+        parameters <= MAX_PARAMETERS
+        and rows * parameters**2 <= MAX_MULTIPLICATIONS
+        and rows * targets.variable**2 <= MAX_COVARIANCES
+        and rows * parameters <= MAX_FACTORS
+    )
     scorer = LeftOut(x, targets, problem) if is_small else HeldOut(x, y, sample_weight, targets, problem)
     choice = search(scorer, weight)
     if not math.isfinite(choice.penalty):

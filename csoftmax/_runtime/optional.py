@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import importlib
 import sys
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 # Packages whose name to install differs from the name to import.
 PACKAGES = {"sklearn": "scikit-learn"}
+
+# The style file of all pictures, csoftmax/style.mplstyle, by the name that matplotlib knows it under.
+STYLE = "csoftmax.style"
 
 
 class UnusableError(Exception):
@@ -42,17 +46,31 @@ def check_picture(path: Path) -> None:
     check_folder(path)
 
 
+def picture_style(extra: str) -> AbstractContextManager[None]:
+    """Return the context in which pictures are drawn and written: the style file, over matplotlib's defaults.
+
+    The user's own settings, such as LaTeX for all text, neither reach the picture nor change.  matplotlib reads most of
+    its settings when an artist is made and some when it is drawn, so the context has to hold from the figure to its
+    file.
+    """
+    context: AbstractContextManager[None] = load("matplotlib.style", extra).context(["default", STYLE])
+    return context
+
+
 def new_figure(extra: str, width: float, height: float) -> Any:
-    """Create a matplotlib figure that needs no display and leaves the user's matplotlib state alone."""
+    """Create a matplotlib figure that needs no display and leaves the user's matplotlib state alone.
+
+    It does not enter `picture_style` itself: settings belong to the process, so that only one thread may change them.
+    """
     figure = load("matplotlib.figure", extra).Figure(figsize=(width, height), layout="constrained")
     load("matplotlib.backends.backend_agg", extra).FigureCanvasAgg(figure)
     return figure
 
 
 def save(figure: Any, path: Path) -> None:
-    """Write a figure to a file."""
+    """Write a figure to a file, at the resolution of the style that holds."""
     try:
-        figure.savefig(path, dpi=150)
+        figure.savefig(path)
     except OSError as error:
         raise UnusableError(f"cannot write {str(path)!r}: {error}") from error
 

@@ -1,7 +1,11 @@
 """The benchmarks of asv_bench: each runs once, on tiny inputs, for every operation."""
 
 import importlib
+import importlib.util
 import json
+import os
+import re
+import shutil
 import subprocess
 import sys
 
@@ -106,3 +110,66 @@ def test_check_results(tmp_path):
     done = check()
     assert done.returncode == 0
     assert "2 benchmarks, 4 results" in done.stdout
+
+
+def load_publish():
+    spec = importlib.util.spec_from_file_location("publish", ROOT / "asv_bench" / "publish.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "remote",
+    [
+        *(
+            "https://example.org/owner/name",
+            "https://example.org/owner/name.git\n",
+            "https://user@example.org/owner/name/",
+        ),
+        *("git@example.org:owner/name.git", "ssh://git@example.org:22/owner/name.git", "example.org:owner/name"),
+    ],
+)
+def test_address_of_a_remote(remote):
+    assert load_publish().find_address(remote) == "https://example.org/owner/name"
+
+
+@pytest.mark.parametrize("remote", ["", "/srv/csoftmax.git", "../csoftmax", "file:///srv/csoftmax", "C:/csoftmax"])
+def test_folders_are_no_addresses(remote):
+    assert load_publish().find_address(remote) is None
+
+
+def test_published_configuration():
+    """The links are added, and everything else stays; asv itself reads both."""
+    publish = load_publish()
+    text = (ROOT / "asv_bench" / "asv.conf.json").read_text()
+    assert publish.make_config(text, None) == text
+    plain, linked = (
+        json.loads(re.sub(r"^\s*//.*$", "", publish.make_config(text, address), flags=re.M))
+        for address in (None, "https://example.org/owner/name")
+    )
+    assert linked == plain | {
+        "project_url": "https://example.org/owner/name",
+        "show_commit_url": "https://example.org/owner/name/commit/",
+    }
+
+
+def test_make_asv_names_the_machine_once(tmp_path):
+    """On a fresh machine `make asv` begins with `asv machine --yes`; afterwards it leaves the file alone."""
+    if shutil.which("make") is None:
+        pytest.skip("make is not installed")
+    calls = tmp_path / "calls"
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\necho "$@" >> {calls}\n')
+    python.chmod(0o755)
+    command = ["make", "-C", str(ROOT), "asv", f"PYTHON={python}"]
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("ASV_MACHINE", None)
+    for words in (["machine", "run"], ["run"]):
+        calls.unlink(missing_ok=True)
+        subprocess.run(command, env=environment, check=True, capture_output=True)
+        made = calls.read_text()
+        assert re.findall(r"-m asv (\w+)", made) == words
+        assert "asv_bench/check_results.py" in made
+        assert made.rstrip().endswith("asv_bench/publish.py")
+        (tmp_path / ".asv-machine.json").write_text("{}")

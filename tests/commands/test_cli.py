@@ -280,41 +280,6 @@ def test_bench_without_a_peer_says_so(tmp_path):
     assert "scipy" in page
 
 
-def test_demo(tmp_path):
-    page = command("demo", cwd=tmp_path, PYTHONPATH=str(ROOT))
-    html = (tmp_path / "csoftmax-demo.html").read_text()
-    assert re.findall(r'aria-label="([^"]*)"', html) == ["contents", "reliability diagram", "losses during training"]
-    assert html.count("<svg") >= 2
-    assert re.search(r"^speed.* us \(SciPy .* us\): .* times as fast$", page, re.M)
-    figures = {line[:29].strip(): line[29:].split()[0] for line in page.splitlines()}
-    assert float(figures["held-out accuracy"]) > 0.85  # five classes have nine images each
-    recalls = [float(line.split()[-1]) for line in page.splitlines() if "recall of the rare" in line]
-    assert recalls[1] > recalls[0]
-    by_hand, estimator = map(float, re.findall(r"^by hand .*?(0\.\d+).*?(0\.\d+) above$", page, re.M)[0])
-    assert np.isclose(by_hand, estimator, rtol=1e-3)
-    assert float(figures["largest difference"]) < 1e-14
-    assert float(figures["error, float32, held out"]) <= 3
-
-
-@pytest.mark.slow
-def test_demo_without_a_page(tmp_path):
-    page = command("demo", "--no-plot", cwd=tmp_path, PYTHONPATH=block(tmp_path, "matplotlib", "tqdm"))
-    assert "held-out accuracy" in page
-    assert not (tmp_path / "csoftmax-demo.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("module", "package"),
-    [("scipy.special", "scipy"), ("sklearn.datasets", "scikit-learn"), ("matplotlib", "matplotlib")],
-)
-def test_demo_names_what_is_missing(module, package, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, module, None)
-    assert main(["demo"]) == 2
-    message = capsys.readouterr().err
-    assert f"this needs {package}," in message
-    assert "pip install 'csoftmax[demo]'" in message
-
-
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -1,5 +1,6 @@
-"""The scripts of examples/ run, and say what their texts say."""
+"""The scripts of examples/ run, need what they name, and say what their texts say."""
 
+import ast
 import os
 import re
 import subprocess
@@ -8,42 +9,141 @@ import sys
 import pytest
 from helpers import ROOT
 
-EXAMPLES = sorted(path.name for path in (ROOT / "examples").glob("*.py"))
+FOLDER = ROOT / "examples"
+EXAMPLES = sorted(path.name for path in FOLDER.glob("*.py"))
+# The packages that the extra "learn" installs, by the name to import.
+LEARN = {"matplotlib", "numpy", "safetensors", "scipy", "sklearn", "tqdm"}
+NEEDS = re.compile(r"Needs:\s`pip install ([^`]+)`\.")
 
 
-def run(name, tmp_path, **environment):
+def run(name, tmp_path, code=0, **environment):
     done = subprocess.run(
-        [sys.executable, "-W", "error::FutureWarning", str(ROOT / "examples" / name)],
+        [sys.executable, "-W", "error::FutureWarning", "-c", SAVE_PICTURE, str(FOLDER / name)],
         capture_output=True,
         text=True,
         cwd=tmp_path,
         env={**os.environ, "MPLBACKEND": "agg", **environment},
     )
-    assert done.returncode == 0, done.stderr
-    assert "Error" not in done.stderr
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    if code:
+        return done.stderr
+    assert not done.stderr  # no warning, and no progress without a terminal
+    assert (tmp_path / "picture.svg").stat().st_size > 1000
     return done.stdout
 
 
+# Runs a script whose plt.show writes the picture; matplotlib may be missing.
+SAVE_PICTURE = """
+import runpy, sys
+try:
+    import matplotlib.pyplot as plt
+    plt.show = lambda: plt.savefig("picture.svg")
+except ImportError:
+    pass
+runpy.run_path(sys.argv[1], run_name="__main__")
+"""
+
+
+def read_figures(page):
+    """The numbers of each line "name  accuracy 0.9, log loss 0.1", by its name."""
+    lines = re.findall(r"^(.+?) {2,}(?=\w+ [\w ]*\d)(.*)$|^(smoothing [\d.]+) (.*)$", page, re.M)
+    return {
+        (name or other).strip(): {
+            key.strip(): float(x) for key, x in re.findall(r"([A-Za-z ]+?) (\d\.\d+)", text or rest)
+        }
+        for name, text, other, rest in lines
+    }
+
+
+def read_requirements(name):
+    """The modules that an example may import, by the packages that it names."""
+    text = " ".join((FOLDER / name).read_text().split('"""')[1].split())
+    packages = NEEDS.search(text)[1].replace("'", "").split()
+    assert packages[0] in ("csoftmax", "csoftmax[learn]")
+    return {"csoftmax", "numpy", *packages[1:], *(LEARN if packages[0] == "csoftmax[learn]" else ())}
+
+
+def find_imports(name):
+    for node in ast.walk(ast.parse((FOLDER / name).read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module.partition(".")[0]
+
+
 def test_all_are_listed():
-    listed = re.findall(r"`(\w+\.py)` \|", (ROOT / "examples" / "README.md").read_text())
-    assert sorted(listed) == EXAMPLES
+    rows = re.findall(r"^\| `(\w+\.py)` \| .* \| `([^`]+)` \|", (FOLDER / "README.md").read_text(), re.M)
+    assert sorted(name for name, _ in rows) == EXAMPLES
+    for name, packages in rows:
+        named = NEEDS.search(" ".join((FOLDER / name).read_text().split()))[1]
+        assert named.replace("'", "") == packages
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_needs_what_it_names(name):
+    """It imports no package beside those in its first lines, each of them, and says the same if one is missing."""
+    imported = set(find_imports(name)) - set(sys.stdlib_module_names)
+    allowed = read_requirements(name)
+    assert imported <= allowed
+    assert allowed - LEARN <= imported
+    text = " ".join((FOLDER / name).read_text().split())
+    assert f"this example needs: pip install {NEEDS.search(text)[1]}" in text
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_missing_package_is_named(name, tmp_path):
+    (tmp_path / "matplotlib.py").write_text("raise ImportError('no matplotlib in this test')")
+    message = run(name, tmp_path, code=1, PYTHONPATH=os.pathsep.join([str(tmp_path), str(ROOT)]))
+    assert re.fullmatch(r"no \w+ in this test; this example needs: pip install .*\n|No module .*\n", message)
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_has_the_style(name):
+    text = (FOLDER / name).read_text()
+    assert text.count('plt.style.use("csoftmax.style")') == 1
+    assert "rcParams" not in text
+    assert "set_title(" in text or "title=" in text
+    assert "xlabel=" in text
 
 
 def test_imbalance(tmp_path):
-    rare = [float(x) for x in re.findall(r"of 7, 8, 9 ([\d.]+)", run("plot_imbalance.py", tmp_path))]
-    assert rare[1] > rare[0]
-    assert rare[2] > rare[0]
+    """The rare classes gain at least ten times what the others lose."""
+    page = run("plot_imbalance.py", tmp_path)
+    frequent, rare = ([float(x) for x in re.findall(rf"of {which} ([\d.]+)", page)] for which in ("0 to 6", "7, 8, 9"))
+    assert len(frequent) == len(rare) == 3
+    for i in (1, 2):
+        assert rare[i] - rare[0] > 0.2
+        assert rare[i] - rare[0] > 10 * (frequent[0] - frequent[i])
+    (counts,) = re.findall(r"rows of each class: \[(.*)\]", page)
+    assert max(map(int, counts.split()[7:])) <= 5
 
 
 def test_smoothing_and_calibration(tmp_path):
-    page = run("plot_smoothing_calibration.py", tmp_path)
-    losses = {name: float(x) for name, x in re.findall(r"^(\w+) +log loss ([\d.]+)", page, re.M)}
-    (plain,) = re.findall(r"smoothing  0.0: .*log loss ([\d.]+)", page)
-    assert losses["TemperatureScaling"] < float(plain)
+    figures = read_figures(run("plot_smoothing_calibration.py", tmp_path))
+    plain = figures["smoothing 0.0"]
+    assert plain["confidence"] > plain["accuracy"] + 0.02  # overconfident
+    small = figures["smoothing 0.01"]
+    assert abs(small["confidence"] - small["accuracy"]) < 0.015
+    for smoothing in ("0.05", "0.1"):
+        each = figures[f"smoothing {smoothing}"]
+        assert each["confidence"] < each["accuracy"] - 0.03  # underconfident
+    for smoothing in ("0.01", "0.05", "0.1"):
+        assert figures[f"smoothing {smoothing}"]["accuracy"] < plain["accuracy"] - 0.02
+        assert figures[f"smoothing {smoothing}"]["log loss"] > plain["log loss"]
+    for name in ("temperature", "vector", "matrix", "Dirichlet"):
+        assert figures[name]["log loss"] < 0.85 * plain["log loss"]
+        assert figures[name]["accuracy"] > plain["accuracy"] - 0.005
+        assert figures[name]["ECE"] < plain["ECE"]
+        assert figures[name]["log loss"] < figures["isotonic"]["log loss"]
 
 
 def test_ablations(tmp_path):
-    run("plot_ablations.py", tmp_path)
+    figures = read_figures(run("plot_ablations.py", tmp_path))
+    losses, accuracies = ([each[key] for each in figures.values()] for key in ("loss", "test accuracy"))
+    assert len(losses) == 6
+    assert max(losses) > 1.8 * min(losses)
+    assert max(accuracies) - min(accuracies) < 0.015
 
 
 def test_temperature(tmp_path):
@@ -67,3 +167,14 @@ def test_many_classes(tmp_path):
     (chance,) = re.findall(r"against ([\d.]+) at random", page)
     assert losses[1] < losses[0] < float(chance)
     assert len(re.findall(r"^\w+ +\w+ 0\.\d+, ", page, re.M)) >= 3
+
+
+def test_sizes_of_many_classes():
+    """The sizes in its text are those of all its bigrams and classes in float32."""
+    text = (FOLDER / "plot_many_classes.py").read_text()
+    bigrams, classes, rows = 258_437, 19_252, 2048
+    assert f"{bigrams:_}" in text
+    assert f"rows_of_batch, rate = 32, {rows}" in text
+    assert round(4 * bigrams * classes / 1e9) == 20
+    assert round(4 * rows * classes / 1e6) == 158
+    assert "20 GB, those of\na minibatch 158 MB" in text

@@ -103,3 +103,68 @@ def test_readme_commands():
     commands = re.findall(r"^```sh\n(.*?)^```", read("README.md"), re.M | re.S)
     assert commands[0].strip() == "pip install -e '.[learn,test]' && python -m csoftmax demo"
     assert commands[1].strip() == "pytest"
+
+
+def find_rows(name, columns):
+    """The cells of all tables of a page whose rows have that many columns."""
+    rows = [line.strip("| ").split(" | ") for line in read(name).splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in row] for row in rows if len(row) == columns]
+
+
+def test_readme_speed_is_that_of_the_page():
+    """Every figure of README's table is in docs/numbers/speed.md, measured with its command on its commit."""
+    page = read("docs/numbers/speed.md")
+    known = {row[0].removesuffix(" float32"): [row[1], *row[4:]] for row in find_rows("docs/numbers/speed.md", 7)}
+    rows = [row for row in find_rows("README.md", 5) if row[0].startswith("(")]
+    assert len(rows) == 6
+    for shape, *figures in rows:
+        assert known[shape] == figures, shape
+    command, commit = re.search(
+        r"`(python -m csoftmax bench --threads [^`]*)`[^`]*commit (\w+)", read("README.md")
+    ).groups()
+    assert f"{command} --markdown" in page
+    assert f"commit {commit}" in page
+    (mean,) = re.findall(r"PyTorch\ntakes ([\d.]+) times as long \(geometric mean", read("README.md"))
+    measured = float(re.search(r"^\| geometric mean, losses \|  \| ([\d.]+) ", page, re.M)[1])
+    assert abs(float(mean) - measured) <= 0.05 + 1e-9
+    (lowest,) = re.findall(r"\(([\d.]+) at the lowest, `--op softmax_vjp", read("README.md"))
+    part = page[page.index("--op softmax_vjp") :].split("\n## ")[0]
+    assert min(float(x) for x in re.findall(r"^\| lowest, .*?\|  \| ([\d.]+) ", part, re.M)) == float(lowest)
+
+
+def test_readme_accuracy_is_that_of_the_page():
+    known = {row[0]: row[1:] for row in find_rows("ACCURACY.md", 5)}
+    rows = [row for row in find_rows("README.md", 5) if row[0] in ("1", "5", "20")]
+    assert len(rows) == 3
+    for scale, *figures in rows:
+        assert known[scale] == [figure.partition(" (")[0] for figure in figures]
+
+
+def test_readme_example_of_exactness():
+    """The logarithm that README names: the correctly rounded value here, and 0 elsewhere."""
+    import mpmath
+    import numpy as np
+    from scipy import special
+
+    import csoftmax
+
+    given = re.search(r"In float32 `log_softmax\(\[16.9, 0\]\)\[0\]` is (-[\d.e-]+), where SciPy", read("README.md"))[1]
+    x = np.array([16.9, 0], np.float32)
+    assert str(csoftmax.log_softmax(x)[0]) == given
+    assert np.float32(-mpmath.log1p(mpmath.exp(-float(x[0])))) == np.float32(given)
+    assert special.log_softmax(x)[0] == 0
+    if importlib.util.find_spec("torch"):
+        import torch
+
+        assert torch.log_softmax(torch.from_numpy(x), 0)[0] == 0
+
+
+def test_readme_describes_the_demo():
+    """README speaks of the parts that the demo's own description has."""
+    from csoftmax._cli import demo
+
+    text = " ".join(read("README.md").split())
+    for part in ("1,797 real images", "class weights", "on the same problem", "calibrates it on images of their own"):
+        assert part in text
+    for part in ("1,797 images", "class weights", "on the same problem", "to calibrate with"):
+        assert part in " ".join(demo.__doc__.split())

@@ -33,12 +33,13 @@ def load(name):
 def test_default_is_that_of_logistic_regression(name, class_weight, weighted):
     X, y = load(name)
     w = np.random.default_rng(0).random(len(y)) * 3 if weighted else None
-    ours = SoftmaxRegression(class_weight=class_weight, max_epochs=1000).fit(X, y, w)
-    theirs = LogisticRegression(solver="newton-cholesky", tol=1e-12, class_weight=class_weight).fit(X, y, w)
-    assert np.abs(ours.predict_proba(X) - theirs.predict_proba(X)).max() <= 1e-8
     counts = np.bincount(y, w)
-    given = np.array([0.3, 5.0, 1.0])[: len(counts)] if isinstance(class_weight, dict) else np.ones(len(counts))
-    factors = counts.sum() / (len(counts) * counts) if class_weight == "balanced" else given
+    factors = np.array([0.3, 5.0, 1.0])[: len(counts)] if isinstance(class_weight, dict) else np.ones(len(counts))
+    if class_weight == "balanced":  # scikit-learn's own counts the sample weights only since 1.7
+        factors = counts.sum() / (len(counts) * counts)
+    ours = SoftmaxRegression(class_weight=class_weight, max_epochs=1000).fit(X, y, w)
+    theirs = LogisticRegression(solver="newton-cholesky", tol=1e-12, class_weight=dict(enumerate(factors))).fit(X, y, w)
+    assert np.abs(ours.predict_proba(X) - theirs.predict_proba(X)).max() <= 1e-8
     total = counts @ factors
     assert ours.penalty_l2_ == pytest.approx((2 if len(counts) == 2 else 1) / total, rel=1e-12)
     assert type(ours.penalty_l2_) is float
@@ -342,6 +343,14 @@ def test_large_problems_hold_rows_out(monkeypatch):
     assert SoftmaxRegression(penalty_l2="auto", max_epochs=500).fit(X, y).penalty_l2_ > 0
     monkeypatch.setattr(penalty, "ONE_FOLD_ROWS", 100)
     assert SoftmaxRegression(penalty_l2="auto", max_epochs=500).fit(X, y).penalty_l2_ > 0
+
+
+@pytest.mark.parametrize("limit", ["MAX_PARAMETERS", "MAX_MULTIPLICATIONS", "MAX_COVARIANCES", "MAX_FACTORS"])
+def test_limits_of_leaving_out(limit, monkeypatch):
+    X, y, weight, problem = make_problem("all")
+    monkeypatch.setattr(penalty, limit, 1)
+    monkeypatch.setattr(penalty, "LeftOut", None)
+    assert penalty.choose(X, y, weight, problem, len(y)).penalty > 0
 
 
 def test_noise_gets_a_large_penalty_and_separable_rows_a_small_one():
