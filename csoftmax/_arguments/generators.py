@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +15,43 @@ from .numbers import is_bool
 
 PIECE = 1 << 20  # numbers drawn at a time: some ms, so that Ctrl-C is seen between them
 _KINDS = "an int, a numpy.random.SeedSequence, Generator or RandomState"
+
+
+def save_states(rng: Any) -> list[tuple[Any, Any]]:
+    """The caller's bit generators with their states, for `restore_states` after an error.
+
+    A call that fails has then drawn nothing, and the next one draws what it would have drawn. Most failures come after
+    the numbers have been drawn: a row without mass is found by the kernel, and a signal may come at any time.
+    """
+    if rng is None or type(rng) is int:
+        return []
+    states = []
+    for source in (rng,) if type(rng) is np.random.Generator else _leaves(rng):
+        if isinstance(source, np.random.Generator | np.random.RandomState | np.random.BitGenerator):
+            source = source.bit_generator if isinstance(source, np.random.Generator) else source
+            with contextlib.suppress(NotImplementedError):  # a type of the caller's need not tell its state
+                is_legacy = isinstance(source, np.random.RandomState)
+                states.append((source, source.get_state(legacy=False) if is_legacy else source.state))
+    return states
+
+
+def restore_states(states: list[tuple[Any, Any]]) -> None:
+    """Set the bit generators back to the states that `save_states` has seen."""
+    for source, state in reversed(states):  # of a source that is given twice, the first state is the old one
+        if isinstance(source, np.random.RandomState):
+            source.set_state(state)
+        else:
+            source.state = state
+
+
+def _leaves(rng: Any) -> Iterator[Any]:
+    if isinstance(rng, np.ndarray) and rng.dtype != object:  # seeds
+        return
+    if not _is_sequence(rng):
+        yield rng
+        return
+    for item in rng:
+        yield from _leaves(item)
 
 
 def draw_uniforms(rng: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:

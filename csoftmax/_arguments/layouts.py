@@ -210,8 +210,6 @@ def lay_out_rows(
                 "they must be the same"
             )
     axes = normalize_axes(axis, x.ndim)
-    if reduces and not isinstance(keepdims, bool | np.bool_ | int):
-        raise TypeError(f"keepdims must be a bool, got {keepdims!r}")
     shape = x.shape
     if reduces:
         dropped = axes if x.ndim else ()

@@ -96,6 +96,13 @@ def check_count(name: str, given: Any, minimum: int = 0, allowed: str = "an int"
     return value
 
 
+def check_flag(name: str, given: Any) -> bool:
+    """A bool, of Python or NumPy; nothing else, because "no" and arrays have a truth value too."""
+    if not isinstance(given, bool | np.bool_):
+        raise TypeError(f"{name} must be a bool, got {given!r}")
+    return bool(given)
+
+
 def check_num_threads(num_threads: Any) -> Any:
     """num_threads, for calls that can return before they reach a kernel, which would check it."""
     if num_threads is not None:

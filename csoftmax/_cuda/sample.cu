@@ -3,10 +3,12 @@
  *   sums      a warp for each block of CSM_BLOCK elements of a row: maximum, n, sum of e'
  *   min_sums  the same sums, of the elements that min-p keeps
  *   draw      a warp for each block again: the draws that land in the block
- *   chosen    a warp for each row, from its largest logits in falling order (topk.cu): top-k, top-p, min-p
+ *   chosen    a warp for each row, from its largest logits in falling order (topk.cu): top-k and top-p; the classes
+ *             that they keep are put into the order of the indices, then min-p and the draws
  *
- * A draw is the first class whose running sum exceeds its target.  The sums run in double in the order of the classes:
- * one thread adds a block and stores the sum every MARK_ELEMENTS, from where each thread searches for its draws.
+ * A draw is the first class, in the order of the indices, whose running sum exceeds its target.  The sums run in
+ * double: one thread adds a block and stores the sum every MARK_ELEMENTS, from where each thread searches for its
+ * draws.
  * Reads of each element: one; two with min-p or for rows beyond exp's range; one more for blocks in which draws land.
  * top-k: the reads of topk.cu; top-p alone: one more.  If 1024 logits are not enough, a library sorts, and everything
  * is read again.
@@ -281,10 +283,31 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
     }
 }
 
-/* x, from: the k largest logits of each row in falling order, and their indices.  parts: records of all logits, for
- * rows without top_k, or NULL.  sums: space for one number for each CSM_BLOCK of the k. */
+/* Puts the first `kept` logits of a row and their classes into the order of the classes.  all: the row; marks: n
+ * zeros. */
+INLINE void order_kept(T *logits, long long *classes, const T *all, uint8_t *marks, long long n, long long kept) {
+    const int lane = threadIdx.x;
+    for (long long i = lane; i < kept; i += WARP) marks[classes[i]] = 1;
+    __syncwarp();
+    long long next = 0;
+    for (long long begin = 0; begin < n; begin += WARP) {
+        const bool is_kept = begin + lane < n && marks[begin + lane] != 0;
+        const unsigned lanes = __ballot_sync(ALL_LANES, is_kept);
+        if (is_kept) {
+            const long long to = next + __popc(lanes & ((1u << lane) - 1));
+            classes[to] = begin + lane;
+            logits[to] = all[begin + lane];
+        }
+        next += __popc(lanes);
+    }
+    __syncwarp();
+}
+
+/* x, from: the k largest logits of each row in falling order, and their indices; both are put into another order.
+ * all: the rows; marks: a 0 for each element of `all`.  parts: records of all logits, for rows without top_k, or NULL.
+ * sums: space for one number for each CSM_BLOCK of the k. */
 extern "C" __global__ void __launch_bounds__(WARP, 1)
-    chosen(const T *x, const long long *__restrict__ from, const part *__restrict__ parts,
+    chosen(T *x, long long *from, const T *all, uint8_t *marks, const part *__restrict__ parts,
            const long long *__restrict__ top_k, const double *__restrict__ top_p, const double *__restrict__ min_p,
            const double *__restrict__ uniform, double *sums, long long *indices, int *states, long long rows,
            long long n, long long k, long long size, const csm_scales *__restrict__ scales,
@@ -293,7 +316,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
     const long long blocks_per_row = (n + CSM_BLOCK - 1) / CSM_BLOCK;
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const csm_scales &c = scales[which[at]];
-        const T *logits = x + at * k;
+        T *logits = x + at * k;
         const REAL highest = LOAD(logits);
         const base row = base_of((double)highest, highest != highest, c);
         const long long wanted = top_k[at], count = wanted < k ? wanted : k;
@@ -301,14 +324,14 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
         long long kept = count;
         double total = 0, sum = 0, rest;
         if (wanted == n && top_p[at] < 1) {
-            csm_exact all;
-            csm_exact_zero(&all);
+            csm_exact whole;
+            csm_exact_zero(&whole);
             for (long long b = 0; b < blocks_per_row && !row.empty; b++) {
                 const part p = parts[at * blocks_per_row + b];
-                csm_exact_add(&all, p.sum, (int64_t)p.n, 1);
-                csm_exact_add(&all, p.rest, (int64_t)p.n, 1);
+                csm_exact_add(&whole, p.sum, (int64_t)p.n, 1);
+                csm_exact_add(&whole, p.rest, (int64_t)p.n, 1);
             }
-            csm_exact_pair(&all, (int64_t)row.n, &total, &rest);
+            csm_exact_pair(&whole, (int64_t)row.n, &total, &rest);
         }
         double *const mass = sums + at * ((k + CSM_BLOCK - 1) / CSM_BLOCK);
         int stage = top_p[at] == 1 ? SUMS : wanted == n ? NUCLEUS : TOTAL;
@@ -316,6 +339,7 @@ extern "C" __global__ void __launch_bounds__(WARP, 1)
             const long long end = stage <= NUCLEUS ? count : kept;
             const double lowest = stage > NUCLEUS && min_p ? min_p[at] * row.max_mass : 0, limit = top_p[at] * total;
             if (stage == NUCLEUS) kept = 0;
+            if (stage == SUMS && kept > 1) order_kept(logits, from + at * k, all + at * n, marks + at * n, n, kept);
             for (long long begin = 0; begin < end; begin += CSM_BLOCK) {
                 const int length = block_length(end, begin);
                 REAL *s = elements(logits + begin);

@@ -126,10 +126,11 @@ class _Rows:
         parts = self._sum_blocks(batch)[0] if np.any(self.top_k[which] == batch.n) else None
         chosen, places = cupy.empty((len(x), k), x.dtype), cupy.empty((len(x), k), np.int64)
         launch_topk(self.dtype, x, chosen, places, False, False, binding.NORMALIZE[None], 1.0)
+        marks = cupy.zeros(x.shape, np.uint8)
         filters = cupy.asarray(self.top_k[which]), cupy.asarray(self.top_p[which]), min_p
         sums = cupy.empty((len(x), -(-k // BLOCK_ELEMENTS)), np.float64)
         sizes = *size, np.int64(k), np.int64(uniform.shape[1]), *temperatures
-        self.launch("chosen", len(x), k, chosen, places, parts, *filters, uniform, sums, to, states, *sizes)
+        self.launch("chosen", len(x), k, chosen, places, x, marks, parts, *filters, uniform, sums, to, states, *sizes)
 
 
 def launch_sample(

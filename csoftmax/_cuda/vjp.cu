@@ -10,6 +10,8 @@
 #define LOADS 4
 #include "common.cuh"
 
+#include "math/factor.h"
+
 enum { LOG = OP == CSM_OP_log_softmax_vjp };
 #define ABSENT (LOG ? (REAL)-CSM_INF : (REAL)0) /* y of an element that takes no part in its row */
 
@@ -26,26 +28,61 @@ template <int width> INLINE void add_products(V(dot) *sum, const REAL *dy, const
 struct gradient {
     const REAL *dy, *y;
     V(vjp_constants) c;
-    INLINE_MEMBER REAL at(int i) const { return canonical(V(vjp_element)(dy[i], y[i], c, LOG)); }
+    double exact_below, hi, lo, lift, t; /* csm_vjp_exact_below, and what those elements need */
+    INLINE_MEMBER REAL value(REAL a, REAL b) const {
+        if (LOG && (double)b < exact_below && (double)b > -CSM_INF)
+            return canonical((REAL)csm_log_vjp_exact((double)a / lift, (double)b, hi, lo, t));
+        return canonical(V(vjp_element)(a, b, c, LOG, c.lifts));
+    }
+    INLINE_MEMBER REAL at(int i) const { return value(dy[i], y[i]); }
     INLINE_MEMBER wide wide_at(int i) const {
         wide a = load_wide(dy + i), b = load_wide(y + i);
         UNROLL
-        for (int j = 0; j < WIDE; j++) a.v[j] = canonical(V(vjp_element)(a.v[j], b.v[j], c, LOG));
+        for (int j = 0; j < WIDE; j++) a.v[j] = value(a.v[j], b.v[j]);
         return a;
     }
 };
-INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, const csm_temperature &t) {
-    const gradient g = {dy, y, V(vjp_set)(&t, V(set)(row.hi), V(set)(row.lo), LOG)};
+/* lift: the factor that dy and the sums of the row have because of the row; c.lift is that of all rows. */
+INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, const csm_scales &c, double lift) {
+    csm_temperature t = c.ordinary;
+    t.inv_t1 /= lift;
+    const gradient g = {dy,
+                        y,
+                        V(vjp_set)(&t, V(set)(row.hi), V(set)(row.lo), LOG),
+                        LOG ? csm_vjp_exact_below(&t, row.hi, SINGLE, 0) : -CSM_INF,
+                        row.hi / c.lift,
+                        row.lo / c.lift,
+                        c.lift,
+                        c.temperature};
     return g;
+}
+
+/* The largest |dy| of the k classes of a team or warp that take part. */
+template <int width> INLINE REAL largest_dy(const REAL *dy, const REAL *y, int k) {
+    REAL max = 0;
+    for (int i = threadIdx.x % width; i < k; i += width) {
+        const REAL size = y[i] == ABSENT ? 0 : dy[i] < 0 ? -dy[i] : dy[i];
+        max = size > max ? size : max;
+    }
+    return group_max(max, width);
+}
+template <int width> INLINE void lift_dy(REAL *dy, int k, double lift) {
+    for (int i = threadIdx.x % width; i < k; i += width) dy[i] *= (REAL)lift;
+    __syncwarp();
 }
 
 /* Whether the temperature is beyond the range of float, and gradients are computed in double; never for double. */
 INLINE bool is_in_double(const csm_scales &c) { return SINGLE && csm_exceeds_float(&c); }
 /* Computes the gradient of such a row in place, over dy; all `threads` threads take part. */
 static __device__ NOINLINE void replace_in_double(REAL *dy, const REAL *y, int k, const csm_row &row,
-                                                  double temperature, int thread, int threads) {
-    for (int i = thread; i < k; i += threads)
-        dy[i] = canonical((REAL)csm_vjp_in_double((double)dy[i], (double)y[i], row.hi, row.lo, temperature, LOG));
+                                                  const csm_scales &c, int thread, int threads) {
+    const double exact_below = LOG ? csm_vjp_exact_below(&c.ordinary, row.hi, SINGLE, 1) : -CSM_INF;
+    for (int i = thread; i < k; i += threads) {
+        const double a = (double)dy[i], b = (double)y[i], t = c.temperature;
+        dy[i] =
+            canonical((REAL)(LOG && b < exact_below && b > -CSM_INF ? csm_log_vjp_exact(a, b, row.hi, row.lo, t)
+                                                                    : csm_vjp_in_double(a, b, row.hi, row.lo, t, LOG)));
+    }
     __syncwarp();
 }
 
@@ -88,10 +125,23 @@ extern "C" __global__ void __launch_bounds__(128, 1)
             dot_total<DOT_TEAM>(sum, &block.hi, &block.lo);
             csm_combine_pair(&block, 1, SINGLE && !is_in_double(c), &row);
             if (is_in_double(c)) {
-                replace_in_double(a + begin, b + begin, k, row, c.temperature, thread, DOT_TEAM);
+                replace_in_double(a + begin, b + begin, k, row, c, thread, DOT_TEAM);
                 continue;
             }
-            const gradient value = gradient_of(a + begin, b + begin, row, c.ordinary);
+            double lift = 1;
+            if (!SINGLE && !LOG) { /* rows whose sum underflows, as on the CPU */
+                const bool is_lifted = !csm_vjp_is_ordinary(&c.ordinary, row.hi, LOG, SINGLE);
+                if (__any_sync(ALL_LANES, is_lifted)) {
+                    const double max = (double)largest_dy<DOT_TEAM>(a + begin, b + begin, k);
+                    if (is_lifted) lift = csm_vjp_lift(&c.ordinary, max);
+                    lift_dy<DOT_TEAM>(a + begin, k, lift);
+                    V(dot_zero)(&sum);
+                    add_products<DOT_TEAM>(&sum, a + begin, b + begin, k);
+                    dot_total<DOT_TEAM>(sum, &block.hi, &block.lo);
+                    csm_combine_pair(&block, 1, SINGLE, &row);
+                }
+            }
+            const gradient value = gradient_of(a + begin, b + begin, row, c, lift);
             for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.at(i);
         }
         __syncwarp();
@@ -123,11 +173,29 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
         __syncthreads();
         csm_combine_pair(blocks, (size_t)warps, SINGLE && !is_in_double(c), &row);
         if (is_in_double(c)) {
-            replace_in_double(a, b, k, row, c.temperature, lane, WARP);
+            replace_in_double(a, b, k, row, c, lane, WARP);
             const copied value = {a};
             store(dx + from, k, value, lane, WARP);
         } else {
-            store(dx + from, k, gradient_of(a, b, row, c.ordinary), lane, WARP);
+            double lift = 1;
+            if (!SINGLE && !LOG && !csm_vjp_is_ordinary(&c.ordinary, row.hi, LOG, SINGLE)) { /* as in `teams` */
+                const REAL of_warp = largest_dy<WARP>(a, b, k);
+                __syncthreads(); /* all threads have read the blocks */
+                if (lane == 0) blocks[warp].max = (double)of_warp;
+                __syncthreads();
+                double max = 0;
+                for (int i = 0; i < warps; i++) max = blocks[i].max > max ? blocks[i].max : max;
+                lift = csm_vjp_lift(&c.ordinary, max);
+                lift_dy<WARP>(a, k, lift);
+                V(dot_zero)(&sum);
+                add_products<WARP>(&sum, a, b, k);
+                dot_total<WARP>(sum, &block.hi, &block.lo);
+                __syncthreads(); /* all threads have read the maxima */
+                if (lane == 0) blocks[warp] = block;
+                __syncthreads();
+                csm_combine_pair(blocks, (size_t)warps, SINGLE, &row);
+            }
+            store(dx + from, k, gradient_of(a, b, row, c, lift), lane, WARP);
         }
         __syncthreads();
     }
@@ -187,13 +255,13 @@ extern "C" __global__ void __launch_bounds__(32, 1)
             REAL *a = load_both((REAL *)(void *)memory, room(GRADIENT_SEGMENT_ELEMENTS), dy + first, y + first,
                                 mask ? mask + first : NULL, length, threadIdx.x, c.lift, &b);
             if (is_in_double(c)) {
-                replace_in_double(a, b, length, row, c.temperature, threadIdx.x, WARP);
+                replace_in_double(a, b, length, row, c, threadIdx.x, WARP);
                 const copied value = {a};
                 store(dx + first, length, value, threadIdx.x, WARP);
                 __syncwarp();
                 continue;
             }
-            store(dx + first, length, gradient_of(a, b, row, c.ordinary), threadIdx.x, WARP);
+            store(dx + first, length, gradient_of(a, b, row, c, 1), threadIdx.x, WARP);
             __syncwarp();
         }
     }

@@ -410,10 +410,12 @@ def entmax_loss(
     ``Omega(p) = sum(p**alpha - p) / (alpha * (alpha - 1))``. It is computed as the Bregman divergence of q and
     ``entmax(x)`` plus the share of the classes outside the support: all terms are at least 0, so that small losses keep
     their digits, which the difference of large terms in the formula rounds away. For alpha > 1 the loss of a label
-    is within 0.51 ULP (float64: 1 ULP), flat rows and near-certain ones included. With soft labels that nearly equal
-    ``entmax(x)`` the loss is as small as the square of their difference, and what the rounding of the probabilities
-    contributes remains. A row that `where` masks completely has loss
-    NaN.
+    is within 0.51 ULP (float64: 1 ULP), flat rows and near-certain ones included. So is that of soft labels, next to
+    ``entmax(x)`` too, but for float64 labels that equal its rounded elements: what the rounding of a power contributes
+    remains there, some 1e-45 of losses of 1e-34 (measured). At alpha = 1 the divergence of soft labels is added up in
+    float64, with an error of up to 6e-16 times the larger of 1 and the largest abs(x) where the labels sum to 1 (1e-14
+    times where they do not): float32 losses above 1e-7 are within 1 ULP, a float64 loss of 1e-3 within some hundred. A
+    row that `where` masks completely has loss NaN.
 
     Examples
     --------
@@ -466,7 +468,7 @@ def entmax_loss_with_grad(
     -----
     The gradient of the label is minus the sum of the other probabilities. For alpha > 1 every gradient of labels is
     within 0.51 ULP (with reduction "mean" 1.5, because of the division); with soft labels, of the larger of the two
-    numbers whose difference it is.
+    numbers whose difference it is (at alpha = 1 within 4 ULP of it).
 
     Examples
     --------

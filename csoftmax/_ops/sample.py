@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
-from .._arguments.generators import draw_uniforms
+from .._arguments.generators import draw_uniforms, restore_states, save_states
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
 from .._arguments.numbers import check_count, check_parameter
 from .._arguments.places import Place, as_float, place_of, to_host
@@ -162,7 +162,12 @@ def _check_size(size: Any) -> tuple[int, ...]:
 
 @accept_foreign
 def _run_sample(logits: Any, axis: Any, **options: Any) -> Any:
-    return plan_sample(logits, axis, **options).execute()
+    states = save_states(options["rng"])
+    try:
+        return plan_sample(logits, axis, **options).execute()
+    except BaseException:
+        restore_states(states)
+        raise
 
 
 def sample(
@@ -234,8 +239,9 @@ def sample(
     -----
     Each draw consumes one number u of ``rng.random``, in C order of the result (of ``default_rng(rng[i]).random(size)``
     for row i of a sequence), and is the first class at which the running sum of the probabilities exceeds u. The sum
-    runs over the classes in the order of their indices, or, if `top_k` or `top_p` selects, in falling order of the
-    logits. The same generator therefore gives the same draws for every number of threads, layout, instruction set and
+    runs over the classes that are left, in the order of their indices: each class owns an interval of [0, 1) whose
+    length is its probability. A call that raises leaves the generators of `rng` as they were. The same generator
+    therefore gives the same draws for every number of threads, layout, instruction set and
     device. On a CUDA device the call waits: parameters that lie there are copied, and rows without mass raise.
 
     Examples

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.layouts import Rows, lay_out_rows
-from .._arguments.numbers import check_temperature
+from .._arguments.numbers import check_flag, check_temperature
 from .._arguments.places import check_kernels, place_of
 from .._cpu import binding
 
@@ -290,7 +290,7 @@ def logsumexp(
         where=where,
         device=device,
         num_threads=num_threads,
-        keepdims=False if keepdims is None else keepdims,
+        keepdims=check_flag("keepdims", keepdims),
     )
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
-from .._arguments.numbers import check_count, check_temperature
+from .._arguments.numbers import check_count, check_flag, check_temperature
 from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -82,6 +82,7 @@ def plan_topk(
     num_threads: Any = None,
 ) -> TopKPlan:
     """Check a call of topk or, with `normalize`, of topk_softmax."""
+    largest, sorted = check_flag("largest", largest), check_flag("sorted", sorted)
     place = place_of(device, x)
     with place.context():
         options = not largest, not sorted, binding.NORMALIZE[normalize], check_temperature(temperature, False)

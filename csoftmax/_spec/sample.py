@@ -14,12 +14,12 @@ DRAWS_OF_A_ROW = 9
 
 
 def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
-    """Return the probabilities of one row after all filters, and the classes in the order of the draw."""
+    """Return the probabilities of one row after all filters."""
     x = np.asarray(x).astype(EXACT)
     n = len(x)
     order = np.argsort(-x, kind="stable")
     if temperature == 0:
-        return np.eye(n, dtype=EXACT)[order[0]], order
+        return np.eye(n, dtype=EXACT)[order[0]]
     p = exact_forward(x, temperature)[0]
     if top_k is not None and top_k > 0:
         p[order[top_k:]] = 0
@@ -31,8 +31,7 @@ def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
     if min_p is not None:
         p[p < min_p * p.max()] = 0
         p /= p.sum()
-    is_filtered = (top_k is not None and 0 < top_k < n) or (top_p is not None and top_p < 1)
-    return p, order if is_filtered else np.arange(n)
+    return p
 
 
 def exact_draws(logits, rng, size, where=None, **filters):
@@ -54,18 +53,12 @@ def exact_draws(logits, rng, size, where=None, **filters):
             near = {
                 name: value * (1 + sign * tolerance) for name, value in filters.items() if name in ("top_p", "min_p")
             }
-            p, order = distribution(wide[row], **{**filters, **near})
-            sums, last = np.cumsum(p[order]), np.flatnonzero(p[order])[-1]
+            p = distribution(wide[row], **{**filters, **near})
+            sums, last = np.cumsum(p), np.flatnonzero(p)[-1]
             found += [
                 np.minimum(np.searchsorted(sums, numbers + shift, "right"), last) for shift in (-tolerance, tolerance)
             ]
-        ends = [np.min(found, axis=0), np.max(found, axis=0)]
-        if np.array_equal(order, np.arange(len(order))):
-            low[row], high[row] = ends
-        else:  # the draw has another order than the classes, so a doubtful draw may give any class
-            low[row], high[row] = (order[end] for end in ends)
-            doubtful = ends[0] != ends[1]
-            low[row][doubtful], high[row][doubtful] = 0, len(order) - 1
+        low[row], high[row] = np.min(found, axis=0), np.max(found, axis=0)
     return (Bounds(low, high),)
 
 

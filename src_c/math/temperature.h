@@ -29,6 +29,34 @@ typedef struct csm_scales {
  * probability that is subnormal in float, times 1/T, shows its rounding. */
 INLINE int csm_exceeds_float(const csm_scales *s) { return !(s->temperature >= 0.25 && s->temperature <= 0x1p100); }
 
+/* The power of two by which a gradient of log_softmax is lifted before it is multiplied by the rest of 1/T: at most 1/T
+ * for T < 1; below 1 where 1/T itself would be subnormal. */
+INLINE double csm_lift_of(const csm_temperature *t) {
+    if (!(t->inv_t1 >= 1)) return 0x1p-100;
+    return csm_double_of(csm_double_bits(t->inv_t1) & 0x7ff0000000000000u);
+}
+/* Whether the kernels of gradients compute a row, given its sum s.  Log: not if s p / T can be a number where p
+ * underflows with the bias of e^y, or if s overflows with the lift.  Softmax of doubles with T < 1: not if s underflows
+ * where s / T does not. */
+INLINE int csm_vjp_is_ordinary(const csm_temperature *t, double s, const int log, const int single) {
+    if (log) return !(fabs(s) * (t->inv_t1 * t->inv_t2) >= (single ? 0x1p36 : 0x1p440)) || !(s - s == 0);
+    return single || !(t->inv_t1 > 1) || !(fabs(s) < 0x1p-900);
+}
+/* In a row of log_softmax: elements with a y below this are computed by csm_log_vjp_exact.  in_double: elements of
+ * floats are computed by csm_vjp_in_double. */
+INLINE double csm_vjp_exact_below(const csm_temperature *t, double s, const int single, const int in_double) {
+    const double largest = fabs(s) * (t->inv_t1 * t->inv_t2);
+    if (csm_vjp_is_ordinary(t, s, 1, single)) return -CSM_INF;
+    if (single) return !in_double ? -125 : largest >= 0x1p850 ? -690 : -CSM_INF;
+    return t->inv_t1 > 1 && largest >= 0x1p1000 ? CSM_INF : -1045;
+}
+/* The power of two, at most 1/T, for the dy of such a row of softmax, so that the largest |dy| does not overflow. */
+INLINE double csm_vjp_lift(const csm_temperature *t, double max) {
+    const double power = csm_lift_of(t), limit = 0x1p1000 / max; /* infinite for 0 */
+    const double lift = limit < power ? csm_double_of(csm_double_bits(limit) & 0x7ff0000000000000u) : power;
+    return max > 0 && lift > 1 ? lift : 1;
+}
+
 /* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {
     return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;

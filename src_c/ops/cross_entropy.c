@@ -4,14 +4,15 @@
  *   divisor   is known before any gradient: it depends only on the labels and the weights
  *   rows      are computed in place if contiguous; any other layout goes through scratch.  A row is never split, so
  *             nothing depends on the number of threads.  Rows longer than CSM_BLOCK are computed block by block; rows
- *             outside the range of exp's reduction (see softmax_row.c) are transformed block by block, twice
+ *             outside the range of exp's reduction (see softmax_row.c) are transformed block by block, twice; rows in
+ *             which probabilities underflow whose gradients would not are computed by underflow.h
  *   sum       adds the row losses in double, in a tree over their C order that depends only on their number
  */
 #include "../core/call.h"
 #include "../core/extension.h"
 #include "../core/labels.h"
 #include "../core/reduction.h"
-#include "../kernel/cross_entropy/row.h"
+#include "../kernel/cross_entropy/underflow.h"
 
 #include <stdatomic.h>
 
@@ -25,6 +26,9 @@ typedef struct cross_entropy_call {
     size_t rows, inner; /* all rows; rows along the last batch axis */
     size_t pitch, soft_pitch, group; /* of rows in scratch */
     int is_soft, is_direct; /* is_direct: every array is contiguous along the axis */
+    int has_lost; /* whether rows can have gradients that the kernels lose */
+    double lost_extra, lost_limit, lost_upstream; /* those rows: weight |upstream| (mass + extra) > limit, or, where
+                                                     clip_value comes before upstream, |upstream| > lost_upstream */
     int64_t *labels;
     double *loss, *mass;
     size_t e_size, block_size, wide_size; /* parts of a thread's scratch: e', blocks, a wide block; then packed rows */
@@ -104,6 +108,30 @@ static void fill_row(const cross_entropy_call *call, char *gradient, double valu
     csm_put(c, &element, value);
     for (size_t j = 0; j < c->shape.n && !csm_poll_at(poll, j); j++)
         memcpy(gradient + j * c->itemsize, &element, c->itemsize);
+}
+
+/* Whether the kernels lose the gradient of one of a row's classes; sets the row's maximum in `in`. */
+static int has_lost_gradient(const cross_entropy_call *call, const char *x, csm_loss_input *in, char *wide) {
+    const csm_call *c = &call->base;
+    const size_t n = c->shape.n, count = csm_block_count(n);
+    const int single = csm_is_single(c);
+    const double upstream = fabs(in->upstream);
+    if (!(in->weight * upstream * (in->mass + call->lost_extra) > call->lost_limit) &&
+        !(upstream > call->lost_upstream))
+        return 0;
+    in->max = -CSM_INF;
+    for (size_t b = 0; b < count; b++) {
+        const double max = c->table->max[c->dtype](x + b * CSM_BLOCK * c->itemsize, csm_block_length(n, b * CSM_BLOCK));
+        if (!(max <= in->max)) in->max = max;
+    }
+    const csm_loss_lost lost = csm_loss_lost_of(&call->loss_call, in, single);
+    for (size_t b = 0; b < count && lost.low <= lost.high; b++) {
+        const size_t k = csm_block_length(n, b * CSM_BLOCK);
+        c->table->widen[c->dtype](x + b * CSM_BLOCK * c->itemsize, wide, k);
+        for (size_t j = 0; j < k; j++)
+            if (csm_loss_is_lost(lost, csm_wide_at(c, wide, j))) return 1;
+    }
+    return 0;
 }
 
 /* The state of a contiguous row of any length and content while it is computed. */
@@ -249,6 +277,42 @@ static void write_gradient(row_state *s) {
     if (s->in.label >= 0) csm_put(c, s->gradient + (size_t)s->in.label * c->itemsize, s->row.target);
 }
 
+/* The passes over a row with lost gradients: its sums, its norm, its gradient. */
+enum { SUMS, NORM, GRADIENT };
+static void pass_over_lost(row_state *s, csm_loss_exact *exact, csm_factor *square, int pass) {
+    const csm_call *c = &s->call->base;
+    const size_t n = c->shape.n;
+    for (size_t b = 0; b < csm_block_count(n) && !s->is_stopped; b++) {
+        const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
+        c->table->widen[c->dtype](s->x + begin * c->itemsize, s->wide, k);
+        for (size_t j = 0; j < k; j++) {
+            const double x = csm_wide_at(c, s->wide, j);
+            const int is_label = (ptrdiff_t)(begin + j) == s->in.label;
+            if (pass == SUMS) {
+                csm_loss_exact_add(exact, x, is_label);
+                continue;
+            }
+            const double q = s->q ? csm_wide_at(c, s->q, begin + j) : is_label;
+            const csm_factor g = csm_loss_exact_of_row(exact, x, q, class_weight(s->call, begin + j), is_label);
+            if (pass == NORM) *square = csm_factor_add(*square, csm_factor_mul(g, g));
+            else csm_put(c, s->gradient + (begin + j) * c->itemsize, csm_loss_exact_result(exact, g));
+        }
+        s->is_stopped |= csm_poll_stops(&s->poll, 16 * k); /* an element takes some 0.1 us */
+    }
+}
+static void write_lost_gradient(row_state *s) {
+    const csm_loss_call *call = &s->call->loss_call;
+    csm_loss_exact exact = csm_loss_exact_begin(call, s->max);
+    csm_factor square = {{0, 0}, 0};
+    pass_over_lost(s, &exact, &square, SUMS);
+    csm_loss_exact_factors(call, &s->in, &exact);
+    if (call->clip_norm < CSM_INF) {
+        pass_over_lost(s, &exact, &square, NORM);
+        csm_loss_exact_shrink(call, square, &exact);
+    }
+    pass_over_lost(s, &exact, &square, GRADIENT);
+}
+
 static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, int thread, char *memory) {
     csm_call *c = &call->base;
     row_state s = {.call = call,
@@ -267,22 +331,38 @@ static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t
         fill_row(call, s.gradient, 0, &s.poll);
         return;
     }
-    s.stores_e = s.gradient && c->itemsize == c->wide_size;
+    const int has_lost = s.gradient && call->has_lost && has_lost_gradient(call, s.x, &s.in, s.wide);
+    s.stores_e = s.gradient && !has_lost && c->itemsize == c->wide_size;
     if (s.in.label >= 0) s.in.x_label = s.in.z_label = csm_element(c, s.x, (size_t)s.in.label);
     const int is_number = sum_row(&s);
     *loss = is_number ? s.row.loss : CSM_NAN;
     if (!s.gradient || s.is_stopped) return;
+    if (is_number && has_lost) {
+        write_lost_gradient(&s);
+        return;
+    }
     if (is_number) s.kernels->factors(s.loss_call, &s.in, clip_factor(&s), &s.row);
     if (!is_number || s.row.is_nan) fill_row(call, s.gradient, CSM_NAN, &s.poll);
     else write_gradient(&s);
 }
 
-static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, int thread, char *memory) {
+/* The end of the rows from `at` on that the kernels of many rows compute. */
+static ptrdiff_t end_of_kernel_rows(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, char *memory) {
     const csm_call *c = &call->base;
+    csm_loss_input in;
+    if (c->shape.n > CSM_BLOCK || c->scales.always_transform) return at;
+    if (!job->gradient || !call->has_lost) return (ptrdiff_t)job->rows;
+    for (; at < (ptrdiff_t)job->rows; at++)
+        if (read_input(call, job, at, &in) && has_lost_gradient(call, job->x + at * job->x_step, &in, memory)) break;
+    return at;
+}
+
+static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, int thread, char *memory) {
     const csm_loss_job all = job;
     ptrdiff_t at = 0, rows = (ptrdiff_t)job.rows;
     while (at < rows) {
-        if (c->shape.n <= CSM_BLOCK && !c->scales.always_transform) {
+        const ptrdiff_t end = end_of_kernel_rows(call, &all, at, memory + call->e_size + call->block_size);
+        if (at < end) {
             job.x = all.x + at * all.x_step;
             job.q = all.q ? all.q + at * all.q_step : NULL;
             job.gradient = all.gradient ? all.gradient + at * all.gradient_step : NULL;
@@ -291,10 +371,10 @@ static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, int 
             job.loss = all.loss + at * all.order;
             job.weight = all.weight ? all.weight + at * all.weight_step : NULL;
             job.upstream = all.upstream ? all.upstream + at * all.upstream_step : NULL;
-            job.rows = (size_t)(rows - at);
+            job.rows = (size_t)(end - at);
             job.scratch = memory;
             at += (ptrdiff_t)call->kernels->rows(&job);
-            if (at == rows) break;
+            if (at == end) continue;
         }
         run_row(call, &all, at++, thread, memory);
     }
@@ -443,6 +523,20 @@ static csm_status clear_body(void *context, size_t begin, size_t end, int thread
     return CSM_OK;
 }
 
+/* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
+static void find_lost_limit(cross_entropy_call *call) {
+    const csm_loss_call *c = &call->loss_call;
+    const csm_loss_options *o = call->options;
+    const int single = csm_is_single(&call->base);
+    const double of_max = call->base.scales.always_transform ? CSM_INF : (single ? 1e6 : 0x1p45) + 64;
+    if (c->n == 0) return;
+    call->lost_extra = c->smoothing / (double)c->n * c->weight_sum + (c->z_loss != 0 ? 2 * c->z_loss * of_max : 0);
+    call->lost_limit = csm_times_pow2(single ? 0x1p20 : 0x1p210, -c->t_exponent - c->divisor_exponent);
+    call->lost_upstream = c->clip_value < CSM_INF ? csm_times_pow2(4, -c->divisor_exponent) : CSM_INF;
+    call->has_lost = c->gradient && (call->is_soft || o->weight || o->sample_weight || o->upstream ||
+                                     1 + call->lost_extra > call->lost_limit || 1 > call->lost_upstream);
+}
+
 static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_loss_options *o, int threads,
                           double *loss) {
     csm_call *c = &call->base;
@@ -464,6 +558,7 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
         if (!call->loss_call.gradient || n == 0) return CSM_OK;
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
+    find_lost_limit(call);
     call->transformed_call = call->loss_call;
     call->transformed_call.t = &c->scales.transformed;
     if (n > 0) {

@@ -1,11 +1,12 @@
 /* The driver of sampling: temperature, top-k, top-p, min-p, then the inverse of the cumulative distribution at one
  * uniform number for each draw.
  *
- * Without top-k and top-p the classes are in the order of their indices; with them in falling order, ties by lowest
- * index, as the kernels select them.  Masses are the e' of softmax, equal on every instruction set.  The sum of a block
- * is the kernels', sums over blocks are exact and rounded once (math/exact.h); within a block, and over selected
- * classes, they run from the first to the last in double.  So a draw depends only on the row, its parameters and its
- * uniform number, and the threads may share the blocks and the draws of a row.
+ * Each class owns an interval of [0, 1), in the order of the indices.  The kernels select classes in falling order,
+ * ties by lowest index; those that top-k and top-p keep are put back into the order of the indices.  Masses are the e'
+ * of softmax, equal on every instruction set.  The sum of a block is the kernels', sums over blocks are exact and
+ * rounded once (math/exact.h); within a block they run from the first to the last in double, and so does the sum that
+ * top-p compares, in falling order.  So a draw depends only on the row, its parameters and its uniform number, and the
+ * threads may share the blocks and the draws of a row.
  *
  * A long row is read once for the sums of its blocks; of its e' only those of blocks in which draws land are computed
  * again, so that nothing of its length is stored: (1, 10^8) takes 0.3 of the time of softmax.
@@ -29,7 +30,7 @@ enum {
 };
 
 /* Buffers of a thread.  COPY, WIDE, MASS: of a block, or of the row if it is kept. */
-enum { COPY, WIDE, MASS, SUMS, SELECT, BLOCKS, VALUES, BUFFERS };
+enum { COPY, WIDE, MASS, SUMS, SELECT, BLOCKS, VALUES, KEPT, BUFFERS };
 
 typedef struct sample_call {
     csm_call base;
@@ -58,7 +59,7 @@ typedef struct sample_row {
     double n, max_mass; /* n and e' of the maximum */
     double min_p, top_p;
     size_t top_k;
-    const int64_t *classes; /* of the selected logits; NULL: 0, 1, ... */
+    int64_t *classes; /* of the selected logits; NULL: 0, 1, ... */
     double *sums; /* prefix sums of the masses of each block, or NULL */
     double total; /* mass of all of them */
     double limit, sum; /* top-p: the mass wanted, and that of the `kept` first ones */
@@ -460,6 +461,43 @@ static csm_status nucleus_body(void *context, size_t begin, size_t end, int thre
     return CSM_OK;
 }
 
+/* Copies one number of 2, 4 or 8 bytes: sizes that the compiler knows, or memcpy is a call. */
+static void copy_number(char *to, const char *from, size_t size) {
+    if (size == 2) memcpy(to, from, 2);
+    else if (size == 4) memcpy(to, from, 4);
+    else memcpy(to, from, 8);
+}
+/* Puts the classes that are kept, and their logits in `values`, into the order of the indices: one bit for each class
+ * of the row, set for those that are kept, is read from the first to the last. */
+static csm_status order_kept(sample_row *row, const char *whole, char *values) {
+    sample_call *call = row->call;
+    const size_t words = (call->base.shape.n + 63) / 64, size = call->base.itemsize;
+    csm_poll poll = csm_poll_of(&call->base.interrupt, row->thread);
+    if (row->count == 1) return CSM_OK;
+    uint64_t *bits = (uint64_t *)(void *)buffer(call, row->thread, KEPT, words * sizeof *bits);
+    if (!bits) return CSM_NO_MEMORY;
+    memset(bits, 0, words * sizeof *bits);
+    for (size_t i = 0; i < row->count; i++) {
+        bits[row->classes[i] / 64] |= (uint64_t)1 << row->classes[i] % 64;
+        if (csm_poll_at(&poll, i)) return CSM_INTERRUPTED;
+    }
+    for (size_t word = 0, i = 0; word < words; word++) {
+        for (uint64_t left = bits[word]; left; left &= left - 1) {
+            const size_t at = word * 64 + CSM_LOWEST_BIT(left);
+            row->classes[i] = (int64_t)at;
+            copy_number(values + i++ * size, whole + at * size, size);
+        }
+        if (csm_poll_at(&poll, word)) return CSM_INTERRUPTED;
+    }
+    return CSM_OK;
+}
+
+/* The masses of the selected logits, in their order. */
+static csm_status selected_masses(sample_row *row) {
+    csm_status status = for_each_block(row, sum_body);
+    return status == CSM_OK ? for_each_block(row, scale_body) : status;
+}
+
 static csm_status draw_selected(sample_row *row) {
     sample_call *call = row->call;
     const csm_call *c = &call->base;
@@ -482,8 +520,8 @@ static csm_status draw_selected(sample_row *row) {
         if (status == CSM_OK && top_k < n) status = set_max(row, csm_element(c, values, 0)); /* NaN comes first */
         row->whole = values;
         row->count = k;
-        if (status == CSM_OK) status = for_each_block(row, sum_body);
-        if (status == CSM_OK) status = for_each_block(row, scale_body);
+        if (status == CSM_OK && top_p == 1) status = order_kept(row, whole, values);
+        if (status == CSM_OK) status = selected_masses(row);
         if (status != CSM_OK) return status;
         row->total = all;
         if (top_k < n && top_p < 1) status = for_each_block_in_order(row, total_body);
@@ -494,7 +532,9 @@ static csm_status draw_selected(sample_row *row) {
         if (status != CSM_OK) return status;
         if (row->kept < k || top_k < n || k == n || row->sum >= row->limit) {
             row->count = row->kept;
-            status = for_each_block(row, min_p_body);
+            if (top_p < 1) status = order_kept(row, whole, values);
+            if (top_p < 1 && status == CSM_OK) status = selected_masses(row);
+            if (status == CSM_OK) status = for_each_block(row, min_p_body);
             return status == CSM_OK ? draw_from(row) : status;
         }
         k = k > n / GROWTH ? n : k * GROWTH;

@@ -106,6 +106,7 @@ static csm_status run_rows(routed_call *routed, csm_rows_job job, int thread, co
             if (at == all.rows) break;
             job.input += (ptrdiff_t)done * job.input_step;
             job.result += (ptrdiff_t)done * job.result_step;
+            if (c->is_gradient) job.y += (ptrdiff_t)done * job.y_step;
         }
         char *memory = scratch_of(routed, thread);
         if (!memory) return CSM_NO_MEMORY;

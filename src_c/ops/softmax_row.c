@@ -9,7 +9,9 @@
  *     T = inf                 0 where x > -inf
  *
  * Gradients have 1/T as two factors (temperature.c).  For T < 1/4 or T > 2^100 those of floats are computed in double,
- * because no two floats are enough.
+ * because no two floats are enough.  Those of doubles with T < 1 whose sum s underflows are computed again with dy
+ * times a power of two, which 1/T loses.  In log_softmax, if s p / T can be a number where p underflows, such elements
+ * are computed one by one (math/factor.h).
  *
  * Rows with NaN or +inf, with only -inf, or without elements get their result from the table in the documentation of
  * csoftmax.softmax.  This is the cold path: it is not optimised for speed.
@@ -17,6 +19,7 @@
 #include "softmax_row.h"
 
 #include "../kernel/softmax/combine.h"
+#include "../math/factor.h"
 
 size_t csm_row_scratch_size(size_t n) {
     return 3 * CSM_BLOCK * sizeof(double) + csm_rounded(csm_block_count(n) * sizeof(csm_block));
@@ -42,6 +45,10 @@ typedef struct row_state {
     int stores_e;                   /* softmax: pass1 leaves e' in the result */
     double max;                     /* of a row that is transformed */
     double fill;                    /* the value that fill_blocks writes */
+    double lift;                    /* the factor of dy, a power of two that `temperature` lacks */
+    csm_temperature temperature;    /* of gradients: the factors of 1/T */
+    double exact_below;             /* csm_vjp_exact_below */
+    double sum, sum_low;            /* s for those elements */
     csm_interrupt *interrupt;       /* NULL: the blocks are computed in order and not interrupted */
 } row_state;
 
@@ -90,14 +97,31 @@ static csm_status max_blocks(void *context, size_t begin, size_t end, int thread
     return CSM_OK;
 }
 
-/* Block i of dy, lifted if the temperature requires it. */
+/* Sets for each block: max, the largest |dy| of the classes that take part in a gradient of softmax. */
+static csm_status dy_blocks(void *context, size_t begin, size_t end, int thread) {
+    row_state *state = context;
+    const csm_call *c = &state->call->base;
+    const csm_row_scratch *s = &state->scratch[thread];
+    for (size_t i = begin; i < end; i++) {
+        const char *dy = fetch(state, i, &state->place->input, s->raw_input, 0);
+        const char *y = fetch(state, i, &state->place->y, s->raw_y, 1);
+        state->blocks[i].max = 0;
+        for (size_t l = 0; l < length_of(state, i); l++) {
+            const double size = csm_wide_at(c, y, l) == 0 ? 0 : fabs(csm_wide_at(c, dy, l)); /* stored as double */
+            if (size > state->blocks[i].max) state->blocks[i].max = size;
+        }
+    }
+    return CSM_OK;
+}
+
+/* Block i of dy, lifted if the temperature or the row requires it. */
 static const char *fetch_lifted(const row_state *state, size_t i, const csm_row_scratch *s) {
     const csm_call *c = &state->call->base;
     const char *dy = fetch(state, i, &state->place->input, s->raw_input, 0);
     double *lifted = (double *)(void *)s->wide;
-    if (c->scales.lift == 1) return dy;
+    if (state->lift == 1) return dy;
     c->table->widen[c->dtype](dy, lifted, length_of(state, i)); /* the compute type is double */
-    for (size_t l = 0; l < length_of(state, i); l++) lifted[l] *= c->scales.lift;
+    for (size_t l = 0; l < length_of(state, i); l++) lifted[l] *= state->lift;
     return s->wide;
 }
 
@@ -110,7 +134,7 @@ static csm_status pass1_blocks(void *context, size_t begin, size_t end, int thre
             c->is_gradient ? fetch_lifted(state, i, s) : fetch(state, i, &state->place->input, s->raw_input, 1);
         const char *y = c->is_gradient ? fetch(state, i, &state->place->y, s->raw_y, 1) : NULL;
         c->kernels->pass1(input, y, state->stores_e ? result_block(state, i) : NULL, length_of(state, i),
-                          &c->base.scales.ordinary, &state->blocks[i]);
+                          &state->temperature, &state->blocks[i]);
     }
     return CSM_OK;
 }
@@ -124,12 +148,27 @@ static void pass2_in_double(const row_state *state, size_t i, const csm_row_scra
     c->table->widen[c->dtype](fetch(state, i, &state->place->input, s->raw_input, 0), dy, k);
     c->table->widen[c->dtype](fetch(state, i, &state->place->y, s->raw_y, 1), y, k);
     for (size_t l = 0; l < k; l++) {
-        const double dx =
-            csm_vjp_in_double((double)dy[l], (double)y[l], state->sums.hi, state->sums.lo, c->scales.temperature, log);
+        const double t = c->scales.temperature, b = (double)y[l];
+        const double dx = b < state->exact_below && b > -CSM_INF
+                              ? csm_log_vjp_exact((double)dy[l], b, state->sum, state->sum_low, t)
+                              : csm_vjp_in_double((double)dy[l], b, state->sums.hi, state->sums.lo, t, log);
         dy[l] = (float)(dx == dx ? dx : CSM_NAN);
     }
     c->table->narrow[c->dtype](dy, s->raw_input, k);
     put_block(state, i, s->raw_input);
+}
+
+/* Computes elements of a block of log_softmax_vjp again. */
+static void replace_exactly(const row_state *state, size_t i, const csm_row_scratch *s, char *result) {
+    const csm_call *c = &state->call->base;
+    const char *dy = fetch(state, i, &state->place->input, s->raw_input, 0);
+    const char *y = fetch(state, i, &state->place->y, s->raw_y, 1);
+    for (size_t l = 0; l < length_of(state, i); l++) {
+        const double b = csm_element(c, y, l);
+        if (!(b < state->exact_below && b > -CSM_INF)) continue;
+        csm_put(c, result + l * c->itemsize,
+                csm_log_vjp_exact(csm_element(c, dy, l), b, state->sum, state->sum_low, c->scales.temperature));
+    }
 }
 
 static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thread) {
@@ -145,9 +184,10 @@ static csm_status pass2_blocks(void *context, size_t begin, size_t end, int thre
                             : state->stores_e ? NULL
                                               : fetch(state, i, &state->place->input, s->raw_input, 1);
         const char *y = c->is_gradient ? fetch(state, i, &state->place->y, s->raw_y, 1) : NULL;
-        char *result = has_direct_result(state) ? result_block(state, i) : s->wide;
-        c->kernels->pass2(input, y, result, length_of(state, i), &c->base.scales.ordinary, &state->sums,
-                          &state->blocks[i]);
+        const int is_exact = state->exact_below > -CSM_INF; /* dy and y are read again, and may be the result */
+        char *result = has_direct_result(state) && !is_exact ? result_block(state, i) : s->wide;
+        c->kernels->pass2(input, y, result, length_of(state, i), &state->temperature, &state->sums, &state->blocks[i]);
+        if (is_exact) replace_exactly(state, i, s, result);
         if (result == s->wide) put_block(state, i, result);
     }
     return CSM_OK;
@@ -275,12 +315,42 @@ static csm_status run_transformed_row(row_state *state, block_runner process) {
     return process(state, pass2_transformed);
 }
 
+static void combine_blocks(row_state *state) {
+    const csm_softmax_call *c = state->call;
+    const size_t count = csm_block_count(c->base.shape.n);
+    if (csm_is_in_double(c)) csm_combine_pair(state->blocks, count, 0, &state->sums);
+    else c->kernels->combine(state->blocks, count, &state->temperature, &state->sums);
+}
+/* Finds out how to compute a gradient row that the kernels leave out, once its sum is known. */
+static csm_status adapt_gradient(row_state *state, block_runner process) {
+    const csm_softmax_call *c = state->call;
+    csm_temperature *t = &state->temperature;
+    if (c->op == CSM_OP_log_softmax_vjp) {
+        state->sum = state->sums.hi / state->lift;
+        state->sum_low = state->sums.lo / state->lift;
+        state->exact_below = csm_vjp_exact_below(t, state->sums.hi, csm_is_single(&c->base), csm_is_in_double(c));
+        return CSM_OK;
+    }
+    csm_status status = process(state, dy_blocks);
+    if (status != CSM_OK) return status;
+    const double power = csm_vjp_lift(t, max_of_blocks(state) * state->lift);
+    if (power == 1) return CSM_OK;
+    state->lift *= power;
+    t->inv_t1 /= power;
+    status = process(state, pass1_blocks);
+    if (status == CSM_OK) combine_blocks(state);
+    return status;
+}
+
 static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place, const csm_row_scratch *scratch,
                           block_runner process, csm_interrupt *interrupt) {
     row_state state = {
         .call = c, .place = place, .scratch = scratch, .blocks = scratch[0].blocks, .interrupt = interrupt};
     const csm_scales *scales = &c->base.scales;
     csm_status status;
+    state.lift = scales->lift;
+    state.temperature = scales->ordinary;
+    state.exact_below = -CSM_INF;
     if (!c->is_gradient && scales->always_transform) return run_transformed_row(&state, process);
     state.stores_e = c->op == CSM_OP_softmax && c->base.itemsize == c->base.wide_size && has_direct_result(&state);
     if (state.stores_e &&
@@ -292,8 +362,12 @@ static csm_status run_row(const csm_softmax_call *c, const csm_row_place *place,
     status = process(&state, pass1_blocks);
     if (status != CSM_OK) return status;
     if (!c->is_gradient && !csm_fits_range(scales, max_of_blocks(&state))) return run_transformed_row(&state, process);
-    if (csm_is_in_double(c)) csm_combine_pair(state.blocks, csm_block_count(c->base.shape.n), 0, &state.sums);
-    else c->kernels->combine(state.blocks, csm_block_count(c->base.shape.n), &scales->ordinary, &state.sums);
+    combine_blocks(&state);
+    if (c->is_gradient && !csm_vjp_is_ordinary(&state.temperature, state.sums.hi, c->op == CSM_OP_log_softmax_vjp,
+                                               csm_is_single(&c->base))) {
+        status = adapt_gradient(&state, process);
+        if (status != CSM_OK) return status;
+    }
     if (!c->keeps_axis) {
         const double value = csm_reduced(c->op, scales, state.sums.max, state.sums.tail, 0);
         return fill_row(&state, state.sums.is_nan ? CSM_NAN : value, process);

@@ -50,4 +50,22 @@ typedef unsigned long long uintptr_t;
 #define PREFETCH(p) ((void)(p))
 #endif
 
+#if defined(__GNUC__)
+#define CSM_LOWEST_BIT(bits) ((unsigned)__builtin_ctzll(bits))
+#define CSM_BIT_COUNT(bits) ((unsigned)__builtin_popcount(bits))
+#else
+INLINE unsigned csm_lowest_bit(uint64_t bits) {
+    unsigned i = 0;
+    while (!(bits >> i & 1)) i++;
+    return i;
+}
+#define CSM_LOWEST_BIT(bits) csm_lowest_bit(bits)
+INLINE unsigned csm_bit_count(uint64_t bits) {
+    unsigned count = 0;
+    for (; bits; bits &= bits - 1) count++;
+    return count;
+}
+#define CSM_BIT_COUNT(bits) csm_bit_count(bits)
+#endif
+
 #endif

@@ -313,6 +313,8 @@ def test_extreme_temperature(gpu, dtype, n):
     kind = dtype_of(dtype)
     hard, soft = make_targets((4, n), dtype)
     for exponent in (-1074, -600, -180, 180, 600, 1023):
+        if exponent < (-180 if dtype != "float64" else -600):
+            continue  # the CPU computes such rows by underflow.h, which CUDA lacks (decision cross_entropy 15)
         temperature = float(np.ldexp(1.3, exponent))
         scale = np.clip(float(exponent), *EXPONENTS[dtype])
         x = np.ldexp(logits((4, n), "float64"), int(scale)).astype(kind)

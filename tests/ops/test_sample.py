@@ -39,14 +39,13 @@ def test_inverse_of_the_distribution(options, dtype):
         assert got.dtype == np.int64
         u = np.random.default_rng(7).random((4, 50))
         for row in range(4):
-            p, order = distribution(x[row], **{k: v if k != "top_k" else min(v, n) for k, v in options.items()})
-            sums = np.cumsum(p[order])
+            p = distribution(x[row], **{k: v if k != "top_k" else min(v, n) for k, v in options.items()})
+            sums = np.cumsum(p)
             for draw, at in zip(got[row], u[row], strict=True):
                 assert p[draw] > 0
-                place = int(np.flatnonzero(order == draw)[0])
                 tolerance = 1e-6 if dtype != "float64" else 1e-12
-                assert sums[place] >= at - tolerance
-                assert sums[place] - p[draw] <= at + tolerance
+                assert sums[draw] >= at - tolerance
+                assert sums[draw] - p[draw] <= at + tolerance
 
 
 @pytest.mark.parametrize("options", COMBINATIONS, ids=str)
@@ -54,7 +53,7 @@ def test_chi_square(options):
     """100,000 draws at a fixed seed; what is filtered out never comes."""
     x = logits((40,), "float32", sigma=1.5)
     draws = csoftmax.sample(x, size=100_000, rng=11, **options)
-    p = distribution(x, **options)[0].astype(np.float64)
+    p = distribution(x, **options).astype(np.float64)
     counts = np.bincount(draws, minlength=40)
     assert not counts[p == 0].any()
     p, counts = p[p > 0], counts[p > 0]
@@ -230,7 +229,7 @@ def test_top_p_of_flat_rows():
     for top_p in (0.5, 0.99, 1 - 1e-12):
         draws = csoftmax.sample(x, size=300, rng=0, top_p=top_p)
         for row in range(2):
-            p, _ = distribution(x[row], top_p=top_p)
+            p = distribution(x[row], top_p=top_p)
             assert np.all(p[draws[row]] > 0)
     assert len(set(draws[0])) > 250
 
@@ -432,3 +431,44 @@ def test_masses_of_blocks_are_added_without_rounding():
     assert draws[0] == 0
     assert draws[1] > 0
     assert draws[1] % 4096 == 0
+
+
+@pytest.mark.parametrize(
+    "options", [{"top_k": 9}, {"top_p": 0.7}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}, {"temperature": 0.0}], ids=str
+)
+def test_intervals_are_in_the_order_of_the_indices(options, dtype, isa):
+    """The draws of rising numbers rise, whatever is filtered."""
+    for n in (3, 64, 65, 1000, 9000):
+        x = logits((3, n), dtype, seed=n, sigma=2)
+        given = {**options, "top_k": min(options["top_k"], n)} if "top_k" in options else options
+        u = np.broadcast_to((np.arange(64) + 0.5) / 64, (3, 64))
+        draws = csoftmax.sample(x, size=64, rng=FixedUniform(u), **given)
+        assert np.all(np.diff(draws) >= 0)
+        for row in range(3):
+            assert set(draws[row]) <= set(np.flatnonzero(distribution(x[row], **given)))
+
+
+def test_a_call_that_fails_draws_nothing():
+    """Errors found before, while and after the numbers are drawn; a source may be given twice."""
+    good, bad = np.zeros((3, 5)), np.full((3, 5), -np.inf)
+    makers = (
+        np.random.default_rng,
+        np.random.RandomState,
+        np.random.PCG64,
+        lambda seed: np.random.Generator(np.random.MT19937(seed)),
+        lambda seed: np.random.Generator(np.random.SFC64(seed)),
+    )
+    failures = ({}, {"num_threads": 0}, {"top_p": 2.0}, {"out": np.empty(3)}, {"size": -1}, {"axis": 7})
+    for make in makers:
+        for use in (lambda rng: rng, lambda rng: [1, rng, rng], lambda rng: (rng, 5, rng)):
+            source = make(3)
+            if isinstance(source, np.random.Generator):
+                source.integers(0, 9, dtype=np.uint32)  # half a number is kept back
+            expected = make(3)
+            if isinstance(expected, np.random.Generator):
+                expected.integers(0, 9, dtype=np.uint32)
+            for options in failures:
+                x = good if options else bad
+                with pytest.raises((TypeError, ValueError)):
+                    csoftmax.sample(x, rng=use(source), **options)
+            assert np.array_equal(csoftmax.sample(good, rng=use(source)), csoftmax.sample(good, rng=use(expected)))

@@ -11,7 +11,7 @@
 #ifndef CSM_CROSS_ENTROPY_ROW_H
 #define CSM_CROSS_ENTROPY_ROW_H
 
-#include "../../math/pair.h"
+#include "../../math/factor.h"
 #include "../softmax/combine.h"
 #include "job.h"
 
@@ -186,11 +186,6 @@ INLINE void csm_loss_sums(const csm_loss_call *c, const csm_loss_input *in, cons
     if (to) *to = row->loss;
 }
 
-/* A product of factors of any magnitude, as mantissa and exponent. */
-typedef struct csm_factor {
-    csm_pair m;
-    double e;
-} csm_factor;
 INLINE void csm_factor_by(csm_factor *f, double x) {
     if (x == 1) return;
     f->e += csm_take_exponent(&x);

@@ -37,9 +37,13 @@ INLINE V(scaling) V(scaling_of)(const csm_row *row, double d) {
     return s;
 }
 
+/* Softmax: 1/T as inv_t1 inv_t2; where y is subnormal, its product with inv_t1 > 1 would be rounded as such a number,
+ * so it takes 2^(mantissa + 1) along as far as inv_t2_lifted.  Log: dy, hi and lo are multiplied by `lift` and the
+ * result by inv_t2, so that for T < 1 nothing is rounded as a subnormal number that is none in the end. */
 typedef struct V(vjp_constants) {
-    V(t) hi, lo, inv_t1, inv_t2, absent;
+    V(t) hi, lo, inv_t1, inv_t1_lifted, inv_t2, inv_t2_lifted, lift, absent;
     V(shift) shift;
+    int lifts; /* softmax: whether inv_t1 can lose the digits of y, the argument of vjp_element */
 } V(vjp_constants);
 
 /* The constants of one row, or of as many rows as a vector has lanes, from their sum s = hi + lo. */
@@ -47,31 +51,41 @@ INLINE V(vjp_constants) V(vjp_set)(const csm_temperature *t, V(t) hi, V(t) lo, c
     V(vjp_constants) c;
     /* Log: e^y is scaled by 2^bias and s by its inverse, so that e^y keeps its digits down to the subnormal numbers,
      * unless s itself would lose digits; then e^y s vanishes anyway. */
-    V(t) bias = V(zero)(), down = V(set)(1);
+    const double lift = log && EXP_MANTISSA != 23 ? csm_lift_of(t) : 1;
+    V(t) bias = V(zero)(), down = V(set)(lift);
     if (log) {
-        V(mask) ample = V(either)(V(ge)(hi, V(set)(EXP_SMALL)), V(ge)(V(set)(-EXP_SMALL), hi));
+        const V(t) small = V(set)(EXP_SMALL / lift);
+        V(mask) ample = V(either)(V(ge)(hi, small), V(ge)(V(sub)(V(zero)(), small), hi));
         bias = V(keep)(ample, V(set)(EXP_BIAS));
-        down = V(select)(ample, V(set)(csm_pow2(-EXP_BIAS)), down);
+        down = V(select)(ample, V(set)(csm_pow2(-EXP_BIAS) * lift), down);
     }
     c.hi = V(mul)(hi, down);
     c.lo = V(mul)(lo, down);
+    c.lift = V(set)(lift);
+    c.lifts = !log && t->inv_t1 > 1 && t->inv_t1 < csm_pow2(EXP_MANTISSA + 1);
     c.inv_t1 = V(set)(t->inv_t1);
-    c.inv_t2 = V(set)(t->inv_t2);
+    c.inv_t2 = V(set)(log ? t->inv_t1 / lift * t->inv_t2 : t->inv_t2);
+    c.inv_t1_lifted = V(set)(c.lifts ? t->inv_t1 * csm_pow2(1 + EXP_MANTISSA) : 1);
+    c.inv_t2_lifted = V(set)(t->inv_t2 * csm_pow2(-1 - EXP_MANTISSA));
     c.absent = V(set)(log ? -CSM_INF : 0);
     c.shift = V(shift_by)(V(add)(V(set)(EXP_EXPONENT_BIAS), bias), t, 0);
     return c;
 }
 
-INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log) {
+INLINE V(t) V(vjp_element)(V(t) dy, V(t) y, V(vjp_constants) c, const int log, const int lifts) {
     V(mask) absent = V(eq)(y, c.absent);
     V(t) d;
     if (log) {
         /* The minimum prevents an overflow of the exponent; no logarithm of a probability is that large. */
         V(t) e = V(min)(V(set)(EXP_LARGEST_LOG), y), scale;
         V(exp_parts)(1, &e, &scale, c.shift, 0);
-        d = V(fnma)(c.lo, scale, V(fnma)(c.hi, scale, dy));
+        d = V(fnma)(c.lo, scale, V(fnma)(c.hi, scale, V(mul)(dy, c.lift)));
         d = V(fnma)(c.hi, V(mul)(e, scale), d);
-        d = V(mul)(V(mul)(d, c.inv_t1), c.inv_t2);
+        d = V(mul)(d, c.inv_t2);
+    } else if (lifts) {
+        const V(mask) normal = V(ge)(y, V(set)(csm_pow2(2 - EXP_EXPONENT_BIAS)));
+        d = V(mul)(y, V(select)(normal, c.inv_t1, c.inv_t1_lifted));
+        d = V(mul)(V(mul)(d, V(sub)(V(sub)(dy, c.hi), c.lo)), V(select)(normal, c.inv_t2, c.inv_t2_lifted));
     } else {
         d = V(mul)(V(mul)(V(mul)(y, c.inv_t1), V(sub)(V(sub)(dy, c.hi), c.lo)), c.inv_t2);
     }

@@ -9,8 +9,9 @@
  * the same bits.  The split of e^y makes 1 - e^y exact near y = 0, where log_softmax has kept the tail.  Elements with
  * y = 0 (log: y = -inf) take no part: their dy does not matter, and their dx is +0.
  * Any other NaN is written as the canonical NaN.
- * The division by T comes last for T > 1 and first for T < 1, where y_j / T is rounded as a subnormal number if y_j is
- * subnormal.
+ * The division by T comes last for T > 1 and first for T < 1; powers of two keep what is not subnormal in the end from
+ * being rounded as a subnormal number (element.inc.h).  Rows whose s is so small or so large that this is not enough
+ * are left to ops/softmax_row.c (csm_vjp_is_ordinary).
  * Measured error (ACCURACY.md): 3.1 ULP of dx (softmax, beyond the rounding of s), of max(|dy - s 2^n|, |s em1|)/T
  * (log); float64 1.3.
  */
@@ -68,12 +69,17 @@ static void FN(vjp_combine)(const csm_block *blocks, size_t count, const csm_tem
     csm_combine_pair(blocks, count, EXP_MANTISSA == 23, row);
 }
 
-INLINE void FN(vjp_results)(const T *dy, const T *y, T *dx, size_t k, V(vjp_constants) c, const int log) {
+INLINE void FN(vjp_elements)(const T *dy, const T *y, T *dx, size_t k, V(vjp_constants) c, const int log,
+                             const int lifts) {
     size_t i = 0;
-    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, V(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log));
-    if (i < k)
-        STORE_PART(dx + i, k - i,
-                   V(vjp_element)(LOAD_PART(dy + i, k - i, V(zero)()), LOAD_PART(y + i, k - i, c.absent), c, log));
+    for (; i + V(W) <= k; i += V(W)) STORE(dx + i, V(vjp_element)(LOAD(dy + i), LOAD(y + i), c, log, lifts));
+    if (i == k) return;
+    const V(t) a = LOAD_PART(dy + i, k - i, V(zero)()), b = LOAD_PART(y + i, k - i, c.absent);
+    STORE_PART(dx + i, k - i, V(vjp_element)(a, b, c, log, lifts));
+}
+INLINE void FN(vjp_results)(const T *dy, const T *y, T *dx, size_t k, V(vjp_constants) c, const int log) {
+    if (c.lifts) FN(vjp_elements)(dy, y, dx, k, c, 0, 1);
+    else FN(vjp_elements)(dy, y, dx, k, c, log, 0);
 }
 INLINE void FN(vjp_pass2)(const T *dy, const T *y, T *dx, size_t k, const csm_temperature *t, const csm_row *row,
                           const int log) {
@@ -97,15 +103,26 @@ static NOINLINE void FN(log_softmax_vjp_pass2)(const void *a, const void *b, voi
 typedef struct FN(vjp_many) {
     REAL hi[CSM_VJP_WIDTH], lo[CSM_VJP_WIDTH], magic[CSM_VJP_WIDTH], lowest[CSM_VJP_WIDTH];
 } FN(vjp_many);
-/* Sets them for the W rows starting at i, from their sums: csm_combine_pair for W rows side by side. */
-INLINE void FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, const csm_temperature *t, const int log) {
+/* Sets them for the W rows starting at i, from their sums: csm_combine_pair for W rows side by side.  Returns 0 if one
+ * of the first `count` is not ordinary. */
+INLINE int FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, const csm_temperature *t, const int log,
+                       size_t count) {
     V(t) high, low;
     V(pair_of)(total, rest, &high, &low);
+    if (log || (EXP_MANTISSA != 23 && t->inv_t1 > 1)) {
+        REAL sums[V(W)];
+        int is_ordinary = 1;
+        V(STORE_REAL)(sums, high);
+        for (size_t r = 0; r < V(W) &&r < count; r++)
+            is_ordinary &= csm_vjp_is_ordinary(t, (double)sums[r], log, EXP_MANTISSA == 23);
+        if (!is_ordinary) return 0;
+    }
     V(vjp_constants) c = V(vjp_set)(t, high, low, log);
     V(STORE_REAL)(m->hi + i, c.hi);
     V(STORE_REAL)(m->lo + i, c.lo);
     V(STORE_REAL)(m->magic + i, c.shift.magic);
     V(STORE_REAL)(m->lowest + i, c.shift.lowest);
+    return 1;
 }
 #define VJP_GET(from, m, i, c)                                                           \
     (c.hi = from(m->hi + i), c.lo = from(m->lo + i), c.shift.magic = from(m->magic + i), \
@@ -113,8 +130,8 @@ INLINE void FN(vjp_put)(FN(vjp_many) * m, size_t i, v64_t *total, v64_t rest, co
 
 #if EXP_MANTISSA == 23
 /* A group of as many rows as a vector has lanes, whose sums are added side by side: (4096, 16) on AVX2, 22 -> 11 to
- * 13 ns per row. */
-INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
+ * 13 ns per row.  Returns 0, with nothing written, if one of them is not ordinary. */
+INLINE int FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
     const T *dy[V(W)], *y[V(W)];
     v64_t sums[V(W)][V(EIGHT)], total[V(PARTS)];
     FN(vjp_many) many;
@@ -126,12 +143,13 @@ INLINE void FN(vjp_group)(const csm_rows_job *job, size_t i, const int log) {
         V(sum_eight)(&dot, sums[r]);
     }
     V(trees)((const v64_t(*)[V(EIGHT)])sums, total);
-    FN(vjp_put)(&many, 0, total, v64_zero(), job->temperature, log);
+    if (!FN(vjp_put)(&many, 0, total, v64_zero(), job->temperature, log, V(W))) return 0;
     V(vjp_constants) c = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log);
     for (int r = 0; r < V(W); r++) {
         VJP_GET(V(splat), (&many), r, c);
         FN(vjp_results)(dy[r], y[r], (T *)(job->result + (ptrdiff_t)(i + r) * job->result_step), job->n, c, log);
     }
+    return 1;
 }
 #endif
 
@@ -139,7 +157,8 @@ INLINE size_t FN(vjp_rows)(const csm_rows_job *job, const int log) {
     const csm_temperature *t = job->temperature;
     size_t i = 0;
 #if EXP_MANTISSA == 23
-    for (; V(W) > 1 && job->n <= GROUPED_VJP_LENGTH && i + V(W) <= job->rows; i += V(W)) FN(vjp_group)(job, i, log);
+    for (; V(W) > 1 && job->n <= GROUPED_VJP_LENGTH && i + V(W) <= job->rows; i += V(W))
+        if (!FN(vjp_group)(job, i, log)) break; /* the row that is not ordinary ends the loop below */
 #endif
     for (; i < job->rows; i++) { /* out of line, so that there is one copy of the passes */
         const char *dy = job->input + (ptrdiff_t)i * job->input_step, *y = job->y + (ptrdiff_t)i * job->y_step;
@@ -149,6 +168,7 @@ INLINE size_t FN(vjp_rows)(const csm_rows_job *job, const int log) {
         if (log) FN(log_softmax_vjp_pass1)(dy, y, NULL, job->n, t, &block);
         else FN(softmax_vjp_pass1)(dy, y, NULL, job->n, t, &block);
         FN(vjp_combine)(&block, 1, t, &row);
+        if (!csm_vjp_is_ordinary(t, row.hi, log, EXP_MANTISSA == 23)) return i;
         if (log) FN(log_softmax_vjp_pass2)(dy, y, dx, job->n, t, &row, NULL);
         else FN(softmax_vjp_pass2)(dy, y, dx, job->n, t, &row, NULL);
     }
@@ -215,7 +235,7 @@ INLINE void FN(vjp_tile_total)(const double *lanes, size_t n, size_t c, v64_t *t
         V(fold)(sum, low, &total[p], rest);
     }
 }
-INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * many, const int log) {
+INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * many, const int log, const int lifts) {
     V(vjp_constants) k = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log);
     for (size_t j = 0; j < job->n; j++) {
         const T *dy = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
@@ -226,7 +246,7 @@ INLINE void FN(vjp_tile_results)(const csm_tile_job *job, const FN(vjp_many) * m
             V(t) a, b;
             FN(vjp_load)(dy + c, y + c, job->width - c, k.absent, &a, &b);
             VJP_GET(V(LOAD_REAL), many, c, k);
-            a = V(vjp_element)(a, b, k, log);
+            a = V(vjp_element)(a, b, k, log, lifts);
             if (c + V(W) <= job->width) STORE(dx + c, a);
             else STORE_PART(dx + c, job->width - c, a);
         }
@@ -241,11 +261,13 @@ static NOINLINE int FN(vjp_tile)(const csm_tile_job *job, const int log) {
     for (size_t c = 0; c < job->width; c += V(W)) {
         v64_t total[V(PARTS)], rest;
         FN(vjp_tile_total)(lanes, job->n, c, total, &rest);
-        FN(vjp_put)(&many, c, total, rest, job->temperature, log);
+        if (!FN(vjp_put)(&many, c, total, rest, job->temperature, log, job->width - c)) return 0;
     }
-    if (VJP_ONE_COPY) FN(vjp_tile_results)(job, &many, log);
-    else if (log) FN(vjp_tile_results)(job, &many, 1);
-    else FN(vjp_tile_results)(job, &many, 0);
+    const int lifts = V(vjp_set)(job->temperature, V(zero)(), V(zero)(), log).lifts;
+    if (VJP_ONE_COPY) FN(vjp_tile_results)(job, &many, log, lifts);
+    else if (log) FN(vjp_tile_results)(job, &many, 1, 0);
+    else if (lifts) FN(vjp_tile_results)(job, &many, 0, 1);
+    else FN(vjp_tile_results)(job, &many, 0, 0);
     return 1;
 }
 static int FN(softmax_vjp_tile)(const csm_tile_job *job) { return FN(vjp_tile)(job, 0); }
