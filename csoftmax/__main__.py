@@ -1,4 +1,4 @@
-"""The command line, ``python -m csoftmax``: finds the command; each module of _cli/ is one."""
+"""The command line, ``csoftmax`` or ``python -m csoftmax``: finds the command; each module of _cli/ is one."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from . import __version__
 from ._runtime.config import get_cmake_dir, get_include, get_library, link_flags
-from ._runtime.optional import UnusableError
+from ._runtime.optional import UnusableError, load
 
 # The modules of _cli/, with the lines of --help.
 COMMANDS = {
@@ -23,8 +23,17 @@ COMMANDS = {
     "fit": "train softmax regression on a table",
     "predict": "labels and probabilities of a table, as CSV",
     "evaluate": "accuracy, F1, ROC-AUC, calibration of a model on a table",
-    "calibrate": "fit the model's temperature on held-out data",
+    "calibrate": "fit a calibrator on held-out data: a temperature, or another method",
 }
+EXIT_CODES = "exit codes: 0 done, 1 a check failed, 2 arguments or files cannot be used, 130 interrupted"
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose refusals are one line, like those of the commands."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the refusal and exit."""
+        self.exit(2, f"{self.prog}: {message}; see {self.prog} --help\n")
 
 
 class PrintText(argparse.Action):
@@ -42,9 +51,32 @@ class PrintText(argparse.Action):
         parser.exit()
 
 
+class PrintCompletion(argparse.Action):
+    """Prints the script with which a shell completes the command line, and exits."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: str | Sequence[Any] | None,
+        option_string: str | None = None,
+    ) -> None:
+        """Print and exit."""
+        try:
+            shtab = load("shtab", "cli")
+        except UnusableError as error:
+            parser.error(str(error))
+        print(shtab.complete(make_parser(tuple(COMMANDS)), str(values)))
+        parser.exit()
+
+
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the arguments of the command that `argv` names."""
-    parser = argparse.ArgumentParser(prog="python -m csoftmax", description="The softmax family on this machine.")
+    parser = Parser(
+        prog="csoftmax",
+        description="The softmax family on this machine, and softmax regression on tables.",
+        epilog=EXIT_CODES,
+    )
     parser.add_argument("--version", action="version", version=f"csoftmax {__version__}")
     for name, text, meaning in (
         ("cflags", f"-I{get_include()}", "the folder of csoftmax.h, for a C compiler"),
@@ -53,9 +85,14 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
         ("pkgconfigdir", Path(get_library()).parent / "pkgconfig", "for pkg-config: PKG_CONFIG_PATH="),
     ):
         parser.add_argument(f"--{name}", action=PrintText, nargs=0, const=text, help=meaning)
-    commands = parser.add_subparsers(dest="command", required=True, metavar="|".join(COMMANDS))
+    parser.add_argument(
+        "--print-completion", choices=("bash", "zsh"), action=PrintCompletion, help="the completion script of a shell"
+    )
+    commands = parser.add_subparsers(dest="command", metavar="|".join(COMMANDS))
     for name, meaning in COMMANDS.items():
-        command = commands.add_parser(name, help=meaning)
+        command = commands.add_parser(
+            name, help=meaning, description=f"{meaning[0].upper()}{meaning[1:]}.", epilog=EXIT_CODES
+        )
         if name not in argv:
             continue  # its module need not be imported: bench alone takes 10 ms
         module = importlib.import_module(f"._cli.{name}", __package__)
@@ -67,12 +104,21 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    arguments = make_parser(argv).parse_args(argv)
+    parser = make_parser(argv)
+    arguments = parser.parse_args(argv)
+    if arguments.command is None:
+        parser.print_help()
+        return 0
     arguments.argv = list(argv)
     try:
-        return int(arguments.main(arguments))
+        code = int(arguments.main(arguments))
+        sys.stdout.flush()
+        return code
     except UnusableError as error:
-        print(f"csoftmax {arguments.command}: {error}", file=sys.stderr)
+        print(f"csoftmax {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except MemoryError:
+        print(f"csoftmax {arguments.command}: there is not enough memory", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # the reader has stopped, as `head` does; the interpreter must not flush again at exit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import csv
 from collections.abc import Callable, Collection
 
 
@@ -37,6 +38,19 @@ def parse_not_negative(text: str) -> float:
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not at least 0 and finite")
     return value
+
+
+def parse_penalty(text: str) -> float | str | None:
+    """Parse a number that is at least 0, "auto", or "none" for the default."""
+    try:
+        return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else parse_not_negative(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from None
+
+
+def parse_names_of_columns(text: str) -> list[str]:
+    """Parse a comma-separated list of columns; quotes keep a comma within a name."""
+    return [name.strip() for name in next(csv.reader([text], skipinitialspace=True), []) if name.strip()]
 
 
 def parse_names(allowed: Collection[str]) -> Callable[[str], list[str]]:

@@ -1,52 +1,105 @@
-"""``python -m csoftmax calibrate``: fits a model's temperature on held-out data and keeps it in the model's file."""
+"""``csoftmax calibrate``: fits a calibrator on held-out data and writes the model with it."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import json
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from .._runtime.optional import check_folder
-from . import models
+from .._runtime.optional import UnusableError
+from . import calibrated, models
+from . import messages as say
+from .messages import Messages
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    models.add_model_and_table(parser)
+    add = parser.add_argument
+    add("--method", choices=tuple(calibrated.METHODS), default="temperature", help="default: temperature")
+    where = parser.add_mutually_exclusive_group()
+    where.add_argument("-o", "--output", type=Path, help="default: NAME.calibrated.safetensors beside the model")
+    where.add_argument("--in-place", action="store_true", help="replace the model's own file")
+    add("--json", action="store_true", help="print the result as one JSON object")
     models.add_target(parser)
-    parser.add_argument("--output", type=Path, help="default: the model's own file")
+    models.add_model_and_table(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
-    """Fit a temperature and save the model with it."""
+    """Fit a calibrator and save the model with it."""
+    messages = say.from_arguments(arguments)
     model = models.load_model(arguments.model)
-    output = arguments.output or arguments.model
-    check_folder(output)
-    names = getattr(model, "feature_names_in_", None)
-    table = models.read_table(arguments.data, model, arguments.target)
-    labels = models.match_labels(arguments.data, table, model)
-    from .. import calibration, cross_entropy, metrics
+    output = choose_output(arguments)
+    models.check_model_output(output)
+    prepared = models.read_table(arguments.data, model, arguments, messages, target=arguments.target)
+    if isinstance(model, calibrated.CalibratedRegression):
+        messages.say(f"{arguments.model} has a calibrator, {type(model.calibrator).__name__}, which is replaced")
+        model = model.model
+    labels = prepared.labels
+    assert labels is not None, "read_table reads labels unless told not to"
+    figures, result = fit_calibrator(arguments.method, model, prepared.x, labels, messages)
+    try:
+        result.save(output)
+    except OSError as error:
+        raise UnusableError(f"cannot write {str(output)!r}: {error.strerror or error}") from error
+    figures |= {"rows": len(labels), "model": str(output)}
+    if arguments.json:
+        print(json.dumps(figures))
+    elif not messages.quiet:
+        temperature = f"temperature {figures['temperature']:.6g}" if "temperature" in figures else arguments.method
+        print(
+            f"{temperature}; on these {len(labels)} rows log loss {figures['log_loss_before']:.4f} -> "
+            f"{figures['log_loss']:.4f}, ECE {figures['ece_before']:.4f} -> {figures['ece']:.4f}"
+        )
+        print(f"model: {output}")
+    return 0
+
+
+def choose_output(arguments: argparse.Namespace) -> Path:
+    """Return the file to write: the one that is given, the model's own, or a new one beside it."""
+    if arguments.in_place:
+        return Path(arguments.model)
+    if arguments.output:
+        return Path(arguments.output)
+    path: Path = arguments.model
+    return path.with_name(f"{path.stem}.calibrated{path.suffix or '.safetensors'}")
+
+
+def fit_calibrator(
+    method: str, model: Any, x: NDArray[Any], labels: NDArray[Any], messages: Messages
+) -> tuple[dict[str, Any], Any]:
+    """Return the figures before and after calibration, and the model with the calibrator.
+
+    A temperature becomes that of the model; the one that the model has is replaced.
+    """
+    from .. import calibration, metrics
     from .._learn.labels import indices_of
+    from .._ops.cross_entropy import cross_entropy
 
     indices, _ = indices_of(labels, model.classes_)
-    log_p = model.predict_log_proba(table.x)
+    plain = models.without_names(model)
+    before = plain.predict_proba(x)
+    logits = plain.decision_function(x)
+    calibrator = getattr(calibration, calibrated.METHODS[method])()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        scaling = calibration.TemperatureScaling().fit(log_p, indices)
-    for warning in caught:
-        print(f"csoftmax calibrate: {warning.message}", file=sys.stderr)
-    before, after = (metrics.expected_calibration_error(indices, p) for p in (np.exp(log_p), scaling.transform(log_p)))
-    model.set_params(temperature=float(model.temperature) * scaling.temperature_)
-    if names is not None:
-        model.feature_names_in_ = names
-    model.save(output)
-    losses = [float(cross_entropy(log_p, indices, temperature=t)) for t in (1.0, scaling.temperature_)]
-    print(
-        f"temperature {model.temperature:.6g}; on these {len(labels)} rows ECE {before:.4f} -> {after:.4f}, log loss "
-        f"{losses[0]:.6g} -> {losses[1]:.6g}"
-    )
-    print(f"model: {output}")
-    return 0
+        try:
+            calibrator.fit(logits, indices)
+        except ValueError as error:
+            raise UnusableError(f"--method {method}: {error}") from error
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        messages.say(text)
+    after = np.asarray(calibrator.transform(logits))
+    tiny = np.finfo(np.float64).tiny
+    figures: dict[str, Any] = {"method": method}
+    if method == "temperature":
+        figures["temperature"] = float(calibrator.temperature_)
+        model.set_params(temperature=float(calibrator.temperature_))
+    for ending, p in (("_before", before), ("", after)):
+        figures[f"log_loss{ending}"] = float(cross_entropy(np.log(np.maximum(p, tiny)), indices))
+        figures[f"ece{ending}"] = float(metrics.expected_calibration_error(indices, p))
+    return figures, model if method == "temperature" else calibrated.CalibratedRegression(model, calibrator)

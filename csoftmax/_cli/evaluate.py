@@ -1,18 +1,20 @@
-"""``python -m csoftmax evaluate``: accuracy, F1, ROC-AUC and calibration of a model on a table."""
+"""``csoftmax evaluate``: accuracy, F1, ROC-AUC and calibration of a model on a table."""
 
 from __future__ import annotations
 
 import argparse
-import sys
+import datetime
+import shlex
 from pathlib import Path
 
-from .._runtime.optional import check_folder, load
-from . import models
+from .. import __version__
+from .._runtime.optional import UnusableError, load
+from . import calibrated, models
+from . import messages as say
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    models.add_model_and_table(parser)
     models.add_target(parser)
     parser.add_argument(
         "--recalibrate",
@@ -21,22 +23,39 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="as JSON")
     parser.add_argument("--html", type=Path, metavar="PAGE.html", help="also write one page with plots")
+    models.add_model_and_table(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Show the report as text or JSON, and write it as a page if asked for."""
+    messages = say.from_arguments(arguments)
     model = models.load_model(arguments.model)
     if arguments.html:
-        check_folder(arguments.html)
-        load("matplotlib", "learn")
-    table = models.read_table(arguments.data, model, arguments.target)
+        models.check_output(arguments.html)
+        for name in ("matplotlib", "jinja2"):
+            load(name, "learn")
+    prepared = models.read_table(arguments.data, model, arguments, messages, target=arguments.target)
+    assert prepared.labels is not None, "read_table reads labels unless told not to"
     from .. import metrics
 
-    labels = models.match_labels(arguments.data, table, model)
-    report = metrics.evaluate(model, table.x, labels, calibrator="recalibrate" if arguments.recalibrate else None)
-    report.title = f"{arguments.target}: {arguments.model.name} on {arguments.data.name}"
+    calibrator = "recalibrate" if arguments.recalibrate else None
+    if isinstance(model, calibrated.CalibratedRegression):
+        if arguments.recalibrate:
+            raise UnusableError(
+                f"--recalibrate: {arguments.model} has a calibrator, whose figures are the second column"
+            )
+        model, calibrator = model.model, model.calibrator
+    report = metrics.evaluate(models.without_names(model), prepared.x, prepared.labels, calibrator=calibrator)
+    report.data = "standard input" if str(arguments.data) == "-" else arguments.data.name
+    report.target, report.model_file = prepared.target, arguments.model.name
+    report.title = f"{report.target}: {report.model_file} on {report.data}"
+    report.command = shlex.join(["csoftmax", *arguments.argv])
+    report.date, report.version = datetime.date.today().isoformat(), __version__
     print(report.to_json() if arguments.json else report)
     if arguments.html:
-        report.to_html(arguments.html)
-        print(f"page: {arguments.html}", file=sys.stderr)
+        try:
+            report.to_html(arguments.html)
+        except OSError as error:
+            raise UnusableError(f"cannot write {str(arguments.html)!r}: {error.strerror or error}") from error
+        messages.say(f"page: {arguments.html}")
     return 0

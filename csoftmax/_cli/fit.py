@@ -1,105 +1,192 @@
-"""``python -m csoftmax fit``: softmax regression trained on a table."""
+"""``csoftmax fit``: softmax regression trained on a table."""
 
 from __future__ import annotations
 
 import argparse
 import copy
-import sys
+import json
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .._runtime.optional import UnusableError, check_folder
-from . import models, tables
-from .arguments import parse_fraction, parse_not_negative, parse_positive
+from .._runtime.optional import UnusableError
+from . import messages as say
+from . import models
+from .arguments import parse_fraction, parse_names_of_columns, parse_not_negative, parse_penalty, parse_positive
+from .messages import Messages, count
+from .tables import columns, labels, reading
+from .tables.columns import Preparation
 
 if TYPE_CHECKING:
     from ..linear_model import SoftmaxRegression
+
+ADAMW_ONLY = ("learning_rate", "batch_norm")
+
+
+class Data(NamedTuple):
+    """What a model is trained on."""
+
+    x: NDArray[Any]
+    y: NDArray[Any]
+    preparation: Preparation
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     add = parser.add_argument
-    add("data", type=Path, help=models.TABLE)
-    models.add_target(parser)
-    add("--output", type=Path, default=Path("model.safetensors"), help="default: model.safetensors")
+    add("data", type=Path, help=reading.TABLE)
+    add("--target", metavar="COLUMN", help="the column of labels: its name, or its number if there is no header")
+    add("-o", "--output", type=Path, default=Path("model.safetensors"), help="default: model.safetensors")
+    models.add_missing(parser, "default: mean")
+    add("--drop", type=parse_names_of_columns, default=[], metavar="A,B", help="columns that are no features")
+    add("--id", metavar="COLUMN", help="the column of ids: no feature; predict repeats it")
+    add("--keep-index", action="store_true", help="row names, row numbers, ids and dates are features, too")
     add("--solver", choices=("lbfgs", "adamw"), default="lbfgs", help="default: lbfgs")
-    add("--penalty-l2", type=parse_penalty, help="a number, auto or none; default: none, 1 / rows")
+    add(
+        "--penalty-l2",
+        type=parse_penalty,
+        metavar="P",
+        help="a number; auto: chosen from the data; none (the default): as scikit-learn, 1 / rows",
+    )
     add("--class-weight", choices=("balanced", "effective_number"), help="default: none")
-    add("--label-smoothing", type=parse_fraction, default=0.0, help="default: 0")
-    add("--max-epochs", type=parse_positive, default=500, help="default: 500")
-    add("--learning-rate", type=parse_not_negative, default=1e-2, help="of adamw; default: 0.01")
+    add("--label-smoothing", type=parse_fraction, default=0.0, metavar="E", help="default: 0")
+    add("--max-epochs", type=parse_positive, default=500, metavar="N", help="default: 500")
+    add("--learning-rate", type=parse_not_negative, metavar="R", help="of adamw; default: 0.01")
     add("--batch-norm", action="store_true", help="of the logits, with adamw")
     add("--early-stopping", action="store_true", help="hold out a tenth, keep the best epoch")
     add("--no-standardize", dest="standardize", action="store_false", help="use the columns without scaling")
     add("--save-every", type=parse_positive, metavar="N", help="also save the model after every N epochs")
-    add("--seed", type=int, default=0, help="default: 0")
-
-
-def parse_penalty(text: str) -> float | str | None:
-    """Parse a number that is at least 0, "auto" or "none"."""
-    return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else parse_not_negative(text)
+    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add("--json", action="store_true", help="print the result as one JSON object")
+    models.add_common(parser)
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Train and save a model: at the end, and after every N epochs if asked for."""
+    refuse_unused(arguments)
+    messages = say.from_arguments(arguments)
     models.require_packages()
-    check_folder(arguments.output)
-    table = tables.read(arguments.data, arguments.target)
-    target = np.asarray(table.target)
-    labels, counts = np.unique(target, return_counts=True)
-    if len(labels) < 2:
+    models.check_model_output(arguments.output)
+    data = read_data(arguments, messages)
+    names, counts = np.unique(data.y, return_counts=True)
+    if len(names) < 2:
         raise UnusableError(
-            f"{arguments.data}: {arguments.target!r} has one class, {labels[0]!r}; there is nothing to learn"
+            f"{arguments.data}: {data.preparation.target!r} has one class, {str(names[0])!r}; there is nothing to learn"
         )
-    mean, std = np.zeros(table.x.shape[1]), np.ones(table.x.shape[1])
+    messages.release()
+    mean, std = np.zeros(data.x.shape[1]), np.ones(data.x.shape[1])
     if arguments.standardize:
-        mean, std = find_scale(table.x)
+        mean, std = find_scale(data.x, data.preparation.is_scaled())
 
     def save(model: SoftmaxRegression) -> None:
-        undo_scale(model, table.names, mean, std).save(arguments.output)
+        undo_scale(model, data.preparation, mean, std).save(arguments.output)
 
-    x = (table.x - mean) / std if arguments.standardize else table.x
-    model = train(make_model(arguments, save), x.astype(table.x.dtype, copy=False), target)
+    x = ((data.x - mean) / std).astype(data.x.dtype, copy=False) if arguments.standardize else data.x
+    model = train(make_model(arguments, save), x, data.y, messages)
     try:
         save(model)
     except OSError as error:
-        raise UnusableError(f"cannot write {str(arguments.output)!r}: {error}") from error
-    accuracy = model.score(x, target)
-    sizes = f"{counts.min()} to {counts.max()} rows"
-    print(f"{len(table.x)} rows, {table.x.shape[1]} columns, {len(labels)} classes ({sizes})")
-    print(f"{model.n_iter_} epochs, loss {model.history_['loss'][-1]:.6g}, accuracy {accuracy:.4f}")
-    print(f"model: {arguments.output}")
+        raise UnusableError(f"cannot write {str(arguments.output)!r}: {error.strerror or error}") from error
+    figures = {
+        "model": str(arguments.output),
+        "rows": len(data.y),
+        "columns": len(data.preparation.features),
+        "features": int(data.x.shape[1]),
+        "classes": {str(name): int(n) for name, n in zip(names.tolist(), counts)},
+        "epochs": int(model.n_iter_),
+        "loss": float(model.history_["loss"][-1]),
+        "penalty_l2": getattr(model, "penalty_l2_", model.penalty_l2),  # what was used, if it was chosen
+        "accuracy": float(model.score(x, data.y)),
+        "left_out": data.preparation.left_out,
+    }
+    report(figures, arguments, messages)
     return 0
 
 
-def find_scale(x: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the mean and standard deviation of each column; 1 for a column that is constant up to rounding."""
+def report(figures: dict[str, Any], arguments: argparse.Namespace, messages: Messages) -> None:
+    """Print the result."""
+    if arguments.json:
+        print(json.dumps(figures))
+    elif not messages.quiet:
+        sizes = figures["classes"].values()
+        features = f" ({count(figures['features'], 'feature')})" if figures["features"] != figures["columns"] else ""
+        print(
+            f"{count(figures['rows'], 'row')}, {count(figures['columns'], 'column')}{features}, {len(sizes)} classes "
+            f"({min(sizes)} to {max(sizes)} rows)"
+        )
+        print(
+            f"{count(figures['epochs'], 'epoch')}, loss {figures['loss']:.6g}, accuracy {figures['accuracy']:.4f}, "
+            f"penalty {figures['penalty_l2']:.4g}"
+        )
+        print(f"model: {figures['model']}")
+
+
+def refuse_unused(arguments: argparse.Namespace) -> None:
+    """Refuse options that the chosen solver does not use."""
+    for option in ADAMW_ONLY:
+        if arguments.solver != "adamw" and getattr(arguments, option) not in (None, False):
+            raise UnusableError(f"--{option.replace('_', '-')} belongs to --solver adamw, not to {arguments.solver}")
+    if arguments.solver != "lbfgs" and arguments.penalty_l2 == "auto":
+        raise UnusableError(f"--penalty-l2 auto belongs to --solver lbfgs, not to {arguments.solver}")
+
+
+def read_data(arguments: argparse.Namespace, messages: Messages) -> Data:
+    """Read the table, decide what its columns are, and return features and labels of the rows that are used."""
+    words = [name for name in (arguments.target, arguments.id) if name]
+    table = reading.read(
+        arguments.data,
+        reading.get_options(arguments),
+        messages,
+        expected=[*words, *arguments.drop],
+        as_words=words,
+    )
+    target = labels.find_target(table, arguments.target)
+    y, missing = labels.parse(table, target)
+    policy = arguments.missing or "mean"
+    labels.refuse_missing(table, target, missing, drop=policy == "drop")
+    preparation = columns.prepare(
+        table, target, messages, missing=policy, drop=arguments.drop, id=arguments.id, keep_index=arguments.keep_index
+    )
+    columns.fill_in(preparation, table, ~missing)
+    x, incomplete = columns.apply(preparation, table, messages)
+    if policy == "drop" and (missing | incomplete).any():
+        kept = models.drop_rows(table, missing | incomplete, messages)
+        columns.fill_in(preparation, table, kept)
+        x, y = x[kept], y[kept]
+    return Data(x, y, preparation)
+
+
+def find_scale(x: NDArray[Any], is_scaled: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Return the mean and standard deviation of each feature; 1 for one that is constant up to rounding.
+
+    Levels and booleans keep their 0 and 1: scaled up, rare levels would be penalised less than common ones.
+    """
     mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
     noise = len(x) * np.finfo(np.float64).eps * np.abs(x).max(axis=0)
-    return mean, np.where(std > noise, std, 1)
+    return np.where(is_scaled, mean, 0), np.where(is_scaled & (std > noise), std, 1)
 
 
 def undo_scale(
-    model: SoftmaxRegression, names: list[str], mean: NDArray[np.float64], std: NDArray[np.float64]
+    model: SoftmaxRegression, preparation: Preparation, mean: NDArray[np.float64], std: NDArray[np.float64]
 ) -> SoftmaxRegression:
-    """Return the model for the original columns, with their names, from the one for standardised columns."""
+    """Return the model for features as they are, with what was done to the table, from that for standardised ones."""
     model = copy.copy(model)
     coef = model.coef_ / std
     model.coef_ = coef.astype(model.coef_.dtype)
     model.intercept_ = (model.intercept_ - coef @ mean).astype(model.intercept_.dtype)
-    model.feature_names_in_ = np.array(names, object)
+    model.feature_names_in_ = np.array(preparation.names(), object)
+    model.table_ = preparation.to_json()  # type: ignore[attr-defined]
     return model
 
 
 def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression:
-    """Return an untrained model with the options of the command line."""
+    """Return an untrained model with the options of the command line; what is not given is the model's default."""
     from ..linear_model import SoftmaxRegression
 
-    callbacks: list[Any] = ["progress"]
+    callbacks: list[Any] = [] if arguments.quiet else ["progress"]
     if arguments.save_every:
 
         def save_regularly(model: SoftmaxRegression, record: dict[str, Any]) -> None:
@@ -107,28 +194,28 @@ def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression:
                 save(model)
 
         callbacks.append(save_regularly)
+    given = {name: getattr(arguments, name) for name in ("penalty_l2", "learning_rate")}
     return SoftmaxRegression(
         solver=arguments.solver,
-        penalty_l2=arguments.penalty_l2,
         class_weight=arguments.class_weight,
         label_smoothing=arguments.label_smoothing,
         max_epochs=arguments.max_epochs,
         early_stopping=arguments.early_stopping,
-        learning_rate=arguments.learning_rate,
         batch_norm=arguments.batch_norm,
         random_state=arguments.seed,
         callbacks=callbacks,
+        **{name: value for name, value in given.items() if value is not None},
     )
 
 
-def train(model: SoftmaxRegression, x: NDArray[Any], target: Any) -> SoftmaxRegression:
+def train(model: SoftmaxRegression, x: NDArray[Any], y: NDArray[Any], messages: Messages) -> SoftmaxRegression:
     """Fit the model; its warnings become lines on stderr."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         try:
-            model.fit(x, target)
+            model.fit(x, y)
         except ValueError as error:
             raise UnusableError(str(error)) from error
-    for warning in caught:
-        print(f"csoftmax fit: {warning.message}", file=sys.stderr)
+    for text in dict.fromkeys(str(warning.message) for warning in caught):
+        messages.say(text)
     return model

@@ -1,52 +1,108 @@
-"""``python -m csoftmax predict``: labels and probabilities of a table, as CSV."""
+"""``csoftmax predict``: labels and probabilities of a table, as CSV or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import csv
 import io
+import json
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
-from .._runtime.optional import UnusableError, check_folder
+import numpy as np
+from numpy.typing import NDArray
+
+from .._runtime.optional import UnusableError
+from . import messages as say
 from . import models
 from .arguments import parse_positive
+from .messages import count
+from .tables.columns import format_ids
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
+    add = parser.add_argument
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument("--top", type=parse_positive, metavar="K", help="the K most probable labels; default: 1")
+    shape.add_argument("--probabilities", action="store_true", help="the label, then the probability of every class")
+    add("--id", metavar="COLUMN", help="repeat this column first; default: that of fit --id, if it is there")
+    add("--target", metavar="COLUMN", help="a column to leave out, if it is there")
+    add("-o", "--output", type=Path, help="default: standard output")
+    add("--json", action="store_true", help="one JSON object a line, with the names of the CSV's columns")
+    models.add_missing(parser, "default: as for fit, but a row is never dropped")
     models.add_model_and_table(parser)
-    parser.add_argument("--target", metavar="COLUMN", help="a column to leave out, if it is there")
-    parser.add_argument("--top", type=parse_positive, metavar="K", help="the K most probable labels; default: 1")
-    parser.add_argument("--output", type=Path, help="default: standard output")
 
 
 def main(arguments: argparse.Namespace) -> int:
     """Write the most probable labels of each row."""
+    messages = say.from_arguments(arguments)
+    if arguments.missing == "drop":
+        raise UnusableError("--missing drop: predict has a row for each row of the table; mean or error")
     model = models.load_model(arguments.model)
     if arguments.output:
-        check_folder(arguments.output)
+        models.check_output(arguments.output)
     k = arguments.top or 1
     if k > len(model.classes_):
         raise UnusableError(f"--top must be 1 to {len(model.classes_)}, the number of classes, got {k}")
-    table = models.read_table(arguments.data, model, arguments.target, needs_target=False)
+    stored = models.get_preparation(model)
+    id_column = arguments.id or (stored.id if stored else None)
+    prepared = models.read_table(
+        arguments.data, model, arguments, messages, target=arguments.target, needs_target=False, id=id_column
+    )
+    if arguments.id is None and id_column is not None and prepared.table.find(id_column) is None:
+        id_column = None  # a table without ids is still predicted
+    head: list[str] = []
+    parts: list[Iterable[Any]] = []
+    if id_column is not None:
+        head.append(id_column)
+        parts.append(format_ids(prepared.table, id_column))
+    names, cells = make_columns(arguments, models.without_names(model).predict_proba(prepared.x), model.classes_)
+    write(arguments, [*head, *names], list(zip(*parts, *cells)))
+    if arguments.output:
+        messages.detail(f"{count(len(prepared.x), 'row')} written to {arguments.output}")
+    return 0
+
+
+def make_columns(
+    arguments: argparse.Namespace, p: NDArray[np.float64], classes: NDArray[Any]
+) -> tuple[list[str], list[list[Any]]]:
+    """Return the names and the cells of the columns of the result."""
     import csoftmax
 
+    if arguments.probabilities:
+        best = classes[p.argmax(axis=1)]
+        return ["label", *(f"probability_{c}" for c in classes.tolist())], [best.tolist(), *p.T.tolist()]
+    k = arguments.top or 1
+    top = csoftmax.topk(p, k)
+    names, columns = [], []
+    for i in range(k):
+        ending = f"_{i + 1}" if k > 1 else ""
+        names += [f"label{ending}", f"probability{ending}"]
+        columns += [classes[top.indices[:, i]].tolist(), top.values[:, i].tolist()]
+    return names, columns
+
+
+def write(arguments: argparse.Namespace, names: list[str], rows: list[tuple[Any, ...]]) -> None:
+    """Write the rows to standard output, or to a file, which is replaced as a whole or not at all."""
     from .._learn.store import write_whole
 
-    best = csoftmax.topk(model.predict_proba(table.x), k)
-
-    def write(out: IO[str]) -> None:
+    def write_rows(out: IO[str]) -> None:
+        if arguments.json:
+            out.writelines(json.dumps(dict(zip(names, row)), ensure_ascii=False) + "\n" for row in rows)
+            return
         writer = csv.writer(out, lineterminator="\n")
-        writer.writerow([name + (f"_{i + 1}" if k > 1 else "") for i in range(k) for name in ("label", "probability")])
-        for values, indices in zip(best.values.tolist(), model.classes_[best.indices].tolist()):
-            writer.writerow([cell for p, label in zip(values, indices) for cell in (label, f"{p:.9g}")])
+        writer.writerow(names)
+        writer.writerows([f"{c:.9g}" if isinstance(c, float) and i else c for i, c in enumerate(row)] for row in rows)
 
-    if arguments.output:
-        text = io.StringIO()
-        write(text)
+    if not arguments.output:
+        write_rows(sys.stdout)
+        return
+    text = io.StringIO()
+    write_rows(text)
+    try:
         write_whole(arguments.output, lambda file: file.write(text.getvalue().encode()))
-    else:
-        write(sys.stdout)
-    return 0
+    except OSError as error:
+        raise UnusableError(f"cannot write {str(arguments.output)!r}: {error.strerror or error}") from error

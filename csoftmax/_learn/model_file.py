@@ -1,7 +1,8 @@
 """What a file of `csoftmax.linear_model.SoftmaxRegression` holds.
 
 Arrays: coef, intercept, and the classes if they are numbers.  Header: "parameters", "classes" if they are strings,
-"n_iter", "history", "penalty_l2_used", "feature_names", "frozen".
+"n_iter", "history", "penalty_l2_used", "feature_names", "frozen", "table" (of the command line: what was done to the
+columns of a table).
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ def save(model: Any, path: str | PathLike[str]) -> None:
         header["feature_names"] = list(map(str, model.feature_names_in_))
     if hasattr(model, "frozen_"):
         header["frozen"] = model.frozen_.tolist()
+    if hasattr(model, "table_"):
+        header["table"] = model.table_
     store.write(path, type(model).__name__, arrays, header)
 
 
@@ -122,4 +125,6 @@ def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
     if "frozen" in header:
         need(len(header["frozen"]) == len(coef), "the length of frozen differs from the number of classes")
         model.frozen_ = np.array(header["frozen"], bool)
+    if "table" in header:
+        model.table_ = header["table"]
     return model

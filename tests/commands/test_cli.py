@@ -283,7 +283,6 @@ def test_bench_without_a_peer_says_so(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        ([], "info|selftest|bench|demo|fit|predict|evaluate|calibrate"),
         (["train"], "train"),
         (["bench", "--shapes", "10x0"], "must be a positive integer, got '0'"),
         (["bench", "--shapes", "10xa"], "must be a positive integer, got 'a'"),

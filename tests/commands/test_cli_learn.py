@@ -1,7 +1,6 @@
 """The commands fit, predict, evaluate and calibrate: from files to files, and the errors for bad ones."""
 
 import csv
-import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -14,6 +13,7 @@ from csoftmax.__main__ import main
 from csoftmax.linear_model import SoftmaxRegression
 
 pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
+pytest.importorskip("pyarrow", reason="the cli extra has it")
 
 
 @pytest.fixture
@@ -113,14 +113,11 @@ def test_other_files(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("rows", "says"),
     [
-        (["1,2,a", "3,x,b"], "line 3: column 'v' is 'x', which is not a finite number"),
-        (["1,2,a", "", "3,,b"], "line 4: column 'v' is empty"),
-        (["1,nan,a"], "line 2: column 'v' is 'nan'"),
-        (["1,2,a", "inf,2,a"], "line 3: column 'u' is 'inf'"),
+        (["1,2,a", "", "inf,2,a"], "line 4: column 'u' is inf, which is not a finite number"),
         (["1,2,a", "1,2"], "line 3: 2 values, but the header has 3 columns"),
-        (["1,2,"], "line 2: 't' is empty"),
+        (["1,2,", "1,2,a"], "line 2: 't' is missing"),
         (["1,2,a", "3,4,a"], "has one class"),
-        (['1,2,"a'], "line 2: unexpected end of data"),
+        (['1,2,"a'], 'line 2: a quote (") is opened and not closed in this row'),
         ([], "has no rows"),
     ],
 )
@@ -141,23 +138,19 @@ def test_bad_files(iris, capsys, tmp_path):
     says("no column 'kind'; it has 'sepal length (cm)'", "fit", "train.csv", "--target", "kind")
     says("no folder", "fit", "train.csv", "--target", "species", "--output", "no/such/m.safetensors")
     (tmp_path / "a.txt").write_text("")
-    says("must end in .csv", "fit", "a.txt", "--target", "t")
-    (tmp_path / "latin.csv").write_bytes(b"a,b\n1,\xe9\n")
-    says("not UTF-8", "fit", "latin.csv", "--target", "b")
-    (tmp_path / "twice.csv").write_text("a,a,t\n1,2,x\n")
-    says("duplicate column 'a'", "fit", "twice.csv", "--target", "t")
+    says("is empty", "fit", "a.txt", "--target", "t")
+    (tmp_path / "twice.csv").write_text("a,t,t\n1,2,x\n")
+    says("has the column 't' twice", "fit", "twice.csv", "--target", "t")
     (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 nothing")
     says("cannot be read", "fit", "broken.npz", "--target", "t")
     np.savez("objects.npz", x=np.array([[print]], object), t=np.zeros(1))
     says("cannot be read", "fit", "objects.npz", "--target", "t")
     np.savez("three.npz", x=np.zeros((2, 2)), z=np.zeros((2, 2)), t=np.zeros(2))
     says("must have one array with two axes", "fit", "three.npz", "--target", "t")
-    np.savez("nan.npz", x=np.array([[1, np.nan], [1, 2]]), t=np.arange(2))
-    says("row 0: column 'x[1]' is nan", "fit", "nan.npz", "--target", "t")
+    np.savez("inf.npz", x=np.array([[1, np.inf], [3, 2]]), t=np.arange(2))
+    says("row 1: column 'x[1]' is inf", "fit", "inf.npz", "--target", "t")
     (tmp_path / "broken.parquet").write_bytes(b"PAR1")
-    has_reader = any(map(importlib.util.find_spec, ("pyarrow", "fastparquet")))
-    expected = "cannot be read" if has_reader else "needs pyarrow or fastparquet"
-    says(expected, "fit", "broken.parquet", "--target", "t")
+    says("cannot be read as Parquet", "fit", "broken.parquet", "--target", "t")
     (tmp_path / "m.safetensors").write_bytes(b"nothing")
     says("cannot be read as a model", "predict", "m.safetensors", "test.csv")
     run("fit", "train.csv", "--target", "species")
@@ -167,7 +160,7 @@ def test_bad_files(iris, capsys, tmp_path):
     rows = list(csv.reader(Path("test.csv").read_text().splitlines()))
     write("new.csv", rows[0], [rows[1], [*rows[2][:-1], "tulip"]])
     says(
-        "row 2: unknown label 'tulip'",
+        "line 3: unknown label 'tulip'",
         "evaluate",
         "model.safetensors",
         "new.csv",

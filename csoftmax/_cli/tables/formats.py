@@ -1,0 +1,253 @@
+"""Tables that are no plain text: Parquet, Excel, npz and libsvm.
+
+Each reader takes the bytes of a source and returns a `RawTable` with the words that say what was read.
+"""
+
+from __future__ import annotations
+
+import datetime
+import io
+import re
+import zipfile
+from collections.abc import Collection, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..._runtime.optional import UnusableError, load
+from .dialect import SAMPLE_ROWS, Options, has_header
+from .opening import Source
+from .raw import RawTable, Text, Values, as_text, format_number, make_text, name_columns, recognise
+
+MAX_DENSE_BYTES = 4 << 30  # of a libsvm table as an array
+LABEL = "label"  # the name of the first column of a libsvm table
+
+
+def read_parquet(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, str]:
+    """Read a Parquet table."""
+    arrow, parquet = load("pyarrow", "cli"), load("pyarrow.parquet", "cli")
+    try:
+        table = parquet.read_table(arrow.BufferReader(source.data))
+    except (arrow.ArrowException, OSError, ValueError) as error:
+        raise UnusableError(f"{source.name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
+    names, columns = [], []
+    for name, column in zip(table.column_names, table.columns):
+        names.append("" if re.fullmatch(r"__index_level_\d+__", name) else str(name).strip())  # pandas' index
+        columns.append(_take_arrow(source.name, names[-1], column))
+    named = name_columns(names)
+    columns = [as_text(c) if n in as_words else c for n, c in zip(named.names, columns)]
+    return RawTable(
+        source.name, named.names, columns, table.num_rows, unnamed=named.unnamed, repeated=named.repeated
+    ), ", ".join(filter(None, ["Parquet", named.describe()]))
+
+
+def _take_arrow(source: str, name: str, column: Any) -> Values:
+    """Return a column of Parquet as numbers or text; dates and booleans become text, as in a text table."""
+    arrow, compute = load("pyarrow", "cli"), load("pyarrow.compute", "cli")
+    kind, types = column.type, arrow.types
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+        column = column.cast(kind)
+    if types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind):
+        single = types.is_float32(kind) or types.is_float16(kind)
+        wide = compute.cast(column, arrow.float32() if single else arrow.float64(), safe=False)
+        if types.is_integer(kind) and kind.bit_width == 64 and (big := _find_big(column, compute)):
+            return big
+        return np.array(wide.combine_chunks().to_numpy(zero_copy_only=False))
+    if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
+        raise UnusableError(f"{source}: column {name!r} holds {kind}, which is neither a number nor text")
+    if types.is_null(kind):
+        return make_text([], np.full(len(column), -1, np.int64))
+    words = column.cast(arrow.string()).dictionary_encode().combine_chunks()
+    if isinstance(words, arrow.ChunkedArray):
+        words = words.chunk(0) if words.num_chunks else arrow.array([], arrow.string()).dictionary_encode()
+    codes = words.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    return make_text(words.dictionary.to_pylist(), codes)
+
+
+def _find_big(column: Any, compute: Any) -> Text | None:
+    """Return integers as text if one of them is no float64, such as an id of 64 bits."""
+    bounds = compute.min_max(column).as_py()
+    if bounds["min"] is None or max(abs(bounds["min"]), abs(bounds["max"])) <= 2**53:
+        return None
+    return make_text(["" if v is None else str(v) for v in column.to_pylist()])
+
+
+def read_excel(
+    source: Source, options: Options, expected: Collection[str], as_words: Collection[str]
+) -> tuple[RawTable, str]:
+    """Read a sheet of an Excel (or OpenDocument) file: the first, or the one that is named."""
+    calamine = load("python_calamine", "cli")
+    try:
+        book = calamine.CalamineWorkbook.from_filelike(io.BytesIO(source.data))
+        sheets = list(book.sheet_names)
+        sheet = sheets[0] if options.sheet is None else options.sheet
+        if sheet not in sheets:
+            raise UnusableError(f"{source.name} has no sheet {sheet!r}; it has {', '.join(map(repr, sheets))}")
+        cells = book.get_sheet_by_name(sheet).to_python(skip_empty_area=False)
+    except UnusableError:
+        raise
+    except Exception as error:  # the errors of the library have no common class
+        raise UnusableError(f"{source.name} cannot be read as Excel: {error}") from error
+    rows = [(i, [_write_cell(cell) for cell in row]) for i, row in enumerate(cells, 1)]
+    rows = [(i, row) for i, row in rows if any(cell.strip() for cell in row)]
+    skip = options.skip or 0
+    rows = [(i, row) for i, row in rows if i > skip]
+    if not rows:
+        raise UnusableError(f"{source.name}: sheet {sheet!r} has no rows")
+    begin = 0
+    if options.skip is None:  # lines before the table have one cell, the table more
+        width = max(len(_strip_end(row)) for _, row in rows)
+        while begin < len(rows) - 1 and width > 2 and sum(bool(cell.strip()) for cell in rows[begin][1]) <= 1:
+            begin += 1
+    rows = rows[begin:]
+    left = min(next(i for i, cell in enumerate(row) if cell.strip()) for _, row in rows)
+    width = max(len(_strip_end(row)) for _, row in rows)
+    rows = [(i, row[left:width]) for i, row in rows]
+    header = options.header
+    if header is None:
+        header = has_header(rows[0][1], [row for _, row in rows[1:SAMPLE_ROWS]], ".", expected)
+    given = [name.strip() for name in rows[0][1]] if header else [str(i) for i in range(width - left)]
+    named = name_columns(given)
+    names = named.names
+    rows = rows[1:] if header else rows
+    columns = [make_text([row[i] for _, row in rows]) for i in range(len(names))]
+    numbers = [i for i, _ in rows]
+    table = RawTable(
+        source.name,
+        names,
+        [c if n in as_words else recognise(c) for n, c in zip(names, columns)],
+        len(rows),
+        locate=lambda row: f"row {numbers[row]} of sheet {sheet!r}",
+        has_names=header,
+        unnamed=named.unnamed,
+        repeated=named.repeated,
+        hint=f"; other sheets, for --sheet: {', '.join(repr(s) for s in sheets if s != sheet)}" * (len(sheets) > 1),
+    )
+    words = [f"sheet {sheet!r}", "header" if header else "no header: columns are numbered from 0", named.describe()]
+    return table, ", ".join(filter(None, words))
+
+
+def _write_cell(cell: Any) -> str:
+    """Return the cell of a sheet as a text table has it."""
+    if cell is None:
+        return ""
+    if isinstance(cell, bool):
+        return str(cell)
+    if isinstance(cell, int | float):
+        return format_number(cell)
+    if isinstance(cell, datetime.datetime | datetime.date | datetime.time):
+        return cell.isoformat()
+    return str(cell)
+
+
+def _strip_end(row: Sequence[str]) -> Sequence[str]:
+    end = len(row)
+    while end and not row[end - 1].strip():
+        end -= 1
+    return row[:end]
+
+
+def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, str]:
+    """Read an npz file: an array with two axes holds features, an array with one axis is a column."""
+    try:
+        with np.load(io.BytesIO(source.data), allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+    except (OSError, ValueError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
+        raise UnusableError(f"{source.name} cannot be read as npz: {error}") from error
+    tables = [name for name, a in arrays.items() if a.ndim == 2]
+    vectors = [name for name, a in arrays.items() if a.ndim == 1]
+    if len(tables) > 1 or not (tables or vectors):
+        raise UnusableError(
+            f"{source.name} must have one array with two axes, the features; it has {len(tables)}: {tables}"
+        )
+    lengths = {name: len(arrays[name]) for name in tables + vectors}
+    if len(set(lengths.values())) > 1:
+        shapes = ", ".join(f"{name!r} {arrays[name].shape}" for name in lengths)
+        raise UnusableError(f"{source.name}: the arrays have different numbers of rows: {shapes}")
+    names: list[str] = []
+    columns: list[Values] = []
+    for name, a in arrays.items():
+        parts = (
+            {f"{name}[{i}]": a[:, i] for i in range(a.shape[1])} if a.ndim == 2 else {name: a} if a.ndim == 1 else {}
+        )
+        for part, values in parts.items():
+            names.append(part)
+            columns.append(_take_array(source.name, part, values))
+    columns = [as_text(c) if n in as_words else c for n, c in zip(names, columns)]
+    return RawTable(source.name, names, columns, next(iter(lengths.values()))), "npz"
+
+
+def _take_array(source: str, name: str, a: NDArray[Any]) -> Values:
+    if a.dtype.kind in "fiu":
+        if a.dtype.kind != "f" and a.size and max(abs(int(a.min())), abs(int(a.max()))) > 2**53:
+            return make_text(list(map(str, a.tolist())))
+        return a.astype(np.float32 if a.dtype in (np.float32, np.float16) else np.float64)
+    if a.dtype.kind == "b":
+        return make_text(["False", "True"], a.astype(np.int64))
+    if a.dtype.kind == "U":
+        return make_text(a.tolist())
+    if a.dtype.kind == "S":
+        return make_text([cell.decode("utf-8", "replace") for cell in a.tolist()])
+    if a.dtype.kind == "M":
+        return make_text(["" if t == "NaT" else t for t in a.astype(str).tolist()])
+    raise UnusableError(f"{source}: {name!r} has dtype {a.dtype}, it must hold numbers or text")
+
+
+_LIBSVM_ROW = re.compile(rb"\s*[-+.\deE]+(,[-+.\deE]+)*(\s+qid:\d+)?(\s+\d+:\S+)+\s*(#.*)?")
+_LIBSVM_EMPTY = re.compile(rb"\s*[-+.\deE]+\s*")
+
+
+def is_libsvm(data: bytes) -> bool:
+    """Whether the first lines are those of libsvm: label index:value …"""
+    lines = [line.partition(b"#")[0].strip() for line in data[: 64 << 10].split(b"\n")[:50]]
+    lines = [line for line in lines if line]
+    lines = lines if len(lines) < 3 or len(data) <= 64 << 10 else lines[:-1]
+    full = [_LIBSVM_ROW.fullmatch(line) for line in lines]
+    empty = [m is not None or _LIBSVM_EMPTY.fullmatch(line) for m, line in zip(full, lines)]
+    return bool(lines) and any(full) and sum(map(bool, empty)) >= 0.7 * len(lines)
+
+
+def read_libsvm(source: Source) -> tuple[RawTable, str]:
+    """Read a libsvm table; its columns are "label" and the indices, and what a row leaves out is 0."""
+    datasets = load("sklearn.datasets", "learn")
+    try:
+        matrix, labels = datasets.load_svmlight_file(io.BytesIO(source.data), zero_based=True)
+    except (ValueError, OverflowError) as error:
+        line = _find_libsvm_fault(source.data)
+        raise UnusableError(
+            f"{source.name}, line {line}: this is no row of libsvm, label index:value … ({error})"
+        ) from error
+    begin = 0 if matrix.shape[1] and matrix[:, :1].nnz else 1
+    width = matrix.shape[1] - begin
+    if 8 * matrix.shape[0] * width > MAX_DENSE_BYTES:
+        raise UnusableError(
+            f"{source.name} has {matrix.shape[0]} rows and {width} columns, too many for an array; use "
+            "csoftmax.linear_model.SoftmaxRegression in Python, which takes sparse matrices"
+        )
+    dense = matrix.toarray()[:, begin:]
+    names = [LABEL, *(str(i) for i in range(begin, matrix.shape[1]))]
+    columns: list[Values] = [labels, *np.ascontiguousarray(dense.T)]
+    rows = [i for i, line in enumerate(source.data.split(b"\n"), 1) if line.partition(b"#")[0].strip()]
+    return (
+        RawTable(
+            source.name,
+            names,
+            columns,
+            len(labels),
+            locate=lambda row: f"line {rows[row]}",
+            has_names=False,
+            absent=0.0,
+        ),
+        "libsvm",
+    )
+
+
+def _find_libsvm_fault(data: bytes) -> int:
+    for number, line in enumerate(data.split(b"\n"), 1):
+        row = line.rstrip(b"\r").partition(b"#")[0]
+        match = _LIBSVM_ROW.fullmatch(row)
+        if row.strip() and (match is None or match[1]) and not _LIBSVM_EMPTY.fullmatch(row):  # [1]: several labels
+            return number
+    return 1
