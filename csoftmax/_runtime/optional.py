@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Any
 
 # Packages whose name to install differs from the name to import.
-PACKAGES = {"sklearn": "scikit-learn"}
+PACKAGES = {"sklearn": "scikit-learn", "python_calamine": "python-calamine"}
 
 # The style file of all pictures, csoftmax/style.mplstyle, by the name that matplotlib knows it under.
 STYLE = "csoftmax.style"
