@@ -1,4 +1,4 @@
-"""The command `calibrate` on rows that are all right."""
+"""The command `calibrate` on rows that are all classified correctly."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ def test_separable_rows_are_named_and_do_no_harm(tmp_path, capsys):
     arguments = [str(tmp_path / name) for name in ("model.safetensors", "held_out.csv")]
     assert main(["calibrate", *arguments, "--target", "label", "--output", str(tmp_path / "hot.safetensors")]) == 0
     captured = capsys.readouterr()
-    assert captured.err.startswith("csoftmax calibrate: all 30 held-out rows are right")
+    assert captured.err.startswith("csoftmax calibrate: all held-out rows (30) are classified correctly")
     assert "the prior (prior=1) keeps the temperature at" in captured.err
     assert captured.err.count("\n") == 1
     assert captured.out.startswith("temperature 0.")
