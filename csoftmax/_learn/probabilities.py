@@ -11,9 +11,11 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import as_native
 from .._arguments.places import as_array
 from .labels import indices_of
+from .messages import show
 
 ROUNDING = 1e-5  # of float32 probabilities, and of their sums with any number of classes
 HALF_ROUNDINGS = 4  # float16 and bfloat16: this many times their eps instead
+LEAST_PROBABILITY = 1e-12  # in place of an exact 0 where logarithms are taken, as in scikit-learn
 
 
 def read_array(name: str, x: Any) -> NDArray[Any]:
@@ -28,11 +30,6 @@ def read_array(name: str, x: Any) -> NDArray[Any]:
         raise TypeError(f"{name} is sparse; pass {name}.toarray()")
     array: NDArray[Any] = as_array(name, as_native(x, name))
     return array
-
-
-def quote(value: Any) -> str:
-    """The repr of a label without the name of its NumPy type."""
-    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def read_numbers(name: str, x: Any, what: str) -> NDArray[Any]:
@@ -112,7 +109,7 @@ def check_true_labels(
             )
         indices, bad = find_labels(y, given)
         if len(bad):
-            raise ValueError(f"y_true[{bad[0]}] is {quote(y[bad[0]])}, which is not in labels")
+            raise ValueError(f"y_true[{bad[0]}] is {show(y[bad[0]])}, which is not in labels")
         return indices
     y = _simplify(y)
     if y.dtype.kind == "b":
@@ -127,13 +124,13 @@ def check_true_labels(
         bad = np.flatnonzero(~(np.isfinite(y) & (y == np.round(y))))
         if len(bad):
             raise ValueError(
-                f"y_true[{bad[0]}] is {quote(y[bad[0]])}; classes are whole numbers, 0 to {k - 1}, or labels must be "
+                f"y_true[{bad[0]}] is {show(y[bad[0]])}; classes are whole numbers, 0 to {k - 1}, or labels must be "
                 "given. The labels come first, then the probabilities"
             )
     bad = np.flatnonzero((y < 0) | (y >= k))
     if len(bad) and (one_column or len(np.unique(y)) != k):
         raise ValueError(
-            f"y_true[{bad[0]}] is {quote(y[bad[0]])}; classes are 0 to {k - 1}, or {k} different labels, "
+            f"y_true[{bad[0]}] is {show(y[bad[0]])}; classes are 0 to {k - 1}, or {k} different labels, "
             "sorted as the columns are, or labels must be given"
         )
     return _sort_labels(y, k) if len(bad) else y.astype(np.intp)
@@ -187,3 +184,22 @@ def take_top_labels(
     y, p, w = check(y_true, y_prob, labels, sample_weight)
     predicted = p.argmax(axis=1)
     return p[np.arange(len(p)), predicted], predicted == y, w
+
+
+def predict_logarithms(model: Any, X: Any) -> NDArray[np.float64]:
+    """Logarithms of a fitted classifier's probabilities, as the logits of a calibrator.
+
+    A probability of exactly 0, as from trees and nearest neighbours, becomes 1e-12, because no calibration could raise
+    it; it never exceeds another probability of its row.
+    """
+    with np.errstate(divide="ignore"):
+        if hasattr(model, "predict_log_proba"):
+            z = np.asarray(as_native(model.predict_log_proba(X), "predict_log_proba(X)"), np.float64)
+        else:
+            p = np.asarray(as_native(model.predict_proba(X), "predict_proba(X)"), np.float64)
+            z = np.log(np.maximum(p, 0))  # rounding may have left [0, 1]
+    zero = np.isneginf(z)
+    if zero.any():
+        lowest = np.where(zero, np.inf, z).min(axis=1, keepdims=True)
+        z = np.where(zero, np.minimum(lowest, np.log(LEAST_PROBABILITY)), z)
+    return z

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._runtime.optional import UnusableError
 from .page import Images, render, take_images
+from .page.tables import FACTS
 from .report_text import make_text
 from .store import write_whole
 
 if TYPE_CHECKING:
     from .display import ReliabilityDisplay
-
-FACTS = ("data", "target", "model_file", "command", "date", "version")  # where the figures come from, if it was set
 
 
 class Report:
@@ -73,7 +72,8 @@ class Report:
             - "title", "data", "target", "model_file", "command", "date" and "version" as they were set, or None.
             - "model" (its repr), "rows", "classes" (as strings), and "weight", the sum of the sample weights.
             - "accuracy_interval": ends of the exact binomial 95 % interval of the accuracy (Clopper & Pearson 1934);
-              with weights the number of rows is the effective one, (sum w)^2 / sum w^2 (Kish 1965).
+              with weights the number of rows is their sum if all are whole numbers, else the effective one,
+              (sum w)^2 / sum w^2 (Kish 1965).
             - "accuracy", "macro_precision", "macro_recall", "macro_f1", "micro_f1", "weighted_f1": scikit-learn's, with
               ``zero_division=0``. Macro averages are over the classes that occur in y or in the predictions.
             - "roc_auc": mean, over the classes in y, of the area for the class against the rest; None if there is only
@@ -129,6 +129,11 @@ class Report:
         -------
         str or None
             The text, if there is no path.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         if path is None:
@@ -143,6 +148,13 @@ class Report:
         ----------
         path : str or path-like
             File to write; an existing file is replaced as a whole or not at all.
+
+        Raises
+        ------
+        Exception
+            If jinja2 or matplotlib is missing; the message says how to install it.
+        OSError
+            If the file cannot be written.
         """
         page = render(self.to_dict(), self._displays, self._history, self._images)
         write_whole(path, lambda file: file.write(page.encode("utf-8", "replace")))

@@ -6,13 +6,17 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import expit
+from sklearn.exceptions import ConvergenceWarning
 
 from .base import Calibrator, Notes
 from .rows import Array, Rows, replace_infinities
 from .shortage import describe_shortage
 
-MAX_STEPS = 100  # of Newton's method, which takes about eight
+MAX_STEPS = 100  # of Newton's method, which takes 5 to 7
 NEARLY_EXACT = 1e-14  # of Newton's decrement per unit of weight: one more step then leaves rounding errors only
+SUFFICIENT = 1e-4  # share of the expected decrease that a step must bring (Armijo)
+SHORTEST = 1e-10  # length of a step, as a share of Newton's: then the loss falls no further but for rounding
+SMALLEST_PEAK = 1e-290  # if no score is larger, all count as 0: the slope would overflow
 RIDGE = 1e-12  # on the diagonal of the Hessian, where a class has one score only (Lin, Lin & Weng 2007)
 
 
@@ -21,14 +25,16 @@ class PlattScaling(Calibrator):
 
     As in scikit-learn's `CalibratedClassifierCV`. The sigmoids are fitted to Platt's targets, (n + 1) / (n + 2) for the
     n rows of the class and 1 / (m + 2) for the m others, a uniform prior of each label's frequency (Lin, Lin & Weng
-    2007): rows that are all right do not make the sigmoid a step.
+    2007): rows that are all classified correctly do not make the sigmoid a step.
 
     Attributes
     ----------
     coef_, intercept_ : ndarray of shape (K,), for two classes (1,)
         Slopes and offsets of the sigmoids of each logit; for two classes, of the second minus the first.
-    classes_, n_classes_, n_features_in_, feature_names_in_
-        As in `TemperatureScaling`.
+    classes_, n_iter_, converged_, n_classes_, n_features_in_, feature_names_in_
+        As in `TemperatureScaling`; n_iter_ is the largest number of Newton's steps of a sigmoid.
+    history_ : list
+        Empty.
 
     Examples
     --------
@@ -52,24 +58,30 @@ class PlattScaling(Calibrator):
                 "PlattScaling needs every class"
             )
         weights = np.ones(len(rows.z)) if rows.weights is None else rows.weights
-        scores = compute_scores(rows.z)
+        scores = compute_margins(rows.z)
         fits = []
         for column in range(scores.shape[1]):
             positive = rows.labels == (column if rows.z.shape[1] > 2 else rows.z.shape[1] - 1)
             possible = ~np.isneginf(rows.z[:, column]) if rows.z.shape[1] > 2 else np.isfinite(rows.z).all(axis=1)
             fits.append(fit_sigmoid(scores[possible, column], positive[possible], weights[possible]))
-        slopes, offsets, steps = map(np.array, zip(*fits))
+        slopes, offsets, steps, converged = map(np.array, zip(*fits))
+        notes: Notes = []
         shortage = describe_shortage(rows, "Platt's targets keep the probabilities away from 0 and 1")
+        if shortage:
+            notes.append((shortage, UserWarning))
+        if not converged.all():
+            message = f"PlattScaling has not converged in {MAX_STEPS} steps of Newton's method"
+            notes.append((message, ConvergenceWarning))
         return {
             "coef_": slopes,
             "intercept_": offsets,
             "history_": [],
             "n_iter_": int(steps.max()),
-            "converged_": bool((steps < MAX_STEPS).all()),
-        }, [(shortage, UserWarning)] if shortage else []
+            "converged_": bool(converged.all()),
+        }, notes
 
     def _calibrate(self, z: Array) -> Array:
-        f = self.coef_ * compute_scores(z) + self.intercept_
+        f = self.coef_ * compute_margins(z) + self.intercept_
         p = expit(np.column_stack([-f, f]) if z.shape[1] == 2 else f)
         p[np.isneginf(z)] = 0
         total = p.sum(axis=1, keepdims=True)
@@ -78,14 +90,14 @@ class PlattScaling(Calibrator):
         return np.divide(p, total, out=even, where=total > 0)
 
 
-def compute_scores(z: Array) -> Array:
-    """What the sigmoids see: each logit, or for two classes the second minus the first."""
+def compute_margins(z: Array) -> Array:
+    """Arguments of the sigmoids: each logit, or for two classes the second minus the first."""
     z = replace_infinities(z)
     return z[:, 1:] - z[:, :1] if z.shape[1] == 2 else z
 
 
-def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, float, int]:
-    """Slope and offset of the sigmoid that fits Platt's targets best, and the number of Newton's steps.
+def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, float, int, bool]:
+    """Slope and offset of the sigmoid that fits Platt's targets best, Newton's steps, and whether they converged.
 
     The weighted cross-entropy is convex; a step is halved until it falls. Scores are centred and scaled, which changes
     only the rounding.
@@ -95,9 +107,9 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
     total = above + below
     start = np.log((above + 1) / (below + 1))
     if total == 0:
-        return 0.0, float(start), 0
+        return 0.0, float(start), 0, True
     peak = float(np.abs(score).max())  # squares of the largest numbers would overflow, the slope of the smallest too
-    score, peak = (score / peak, peak) if peak > 1e-290 else (np.zeros_like(score), 1.0)
+    score, peak = (score / peak, peak) if peak > SMALLEST_PEAK else (np.zeros_like(score), 1.0)
     center = float(weights @ score) / total
     scale = np.sqrt(float(weights @ np.square(score - center)) / total)
     if not scale > 0:
@@ -109,7 +121,7 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
         f = u @ x
         return float(weights @ (np.logaddexp(0, f) - target * f))
 
-    loss, number = measure(u), 0
+    loss, number, converged = measure(u), 0, False
     for number in range(1, MAX_STEPS + 1):  # noqa: B007 - it is returned
         p = expit(u @ x)
         gradient = x @ (weights * (p - target))
@@ -117,10 +129,10 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
         step = np.linalg.solve(hessian, -gradient)
         decrement = -float(gradient @ step)
         if decrement <= NEARLY_EXACT * total:
-            u = u + step
+            u, converged = u + step, True
             break
         length = 1.0
-        while (candidate := measure(u + length * step)) > loss - 1e-4 * length * decrement and length > 1e-10:
+        while (candidate := measure(u + length * step)) > loss - SUFFICIENT * length * decrement and length > SHORTEST:
             length /= 2
         u, loss = u + length * step, candidate
-    return float(u[0] / scale / peak), float(u[1] - u[0] * center / scale), number
+    return float(u[0] / scale / peak), float(u[1] - u[0] * center / scale), number, converged

@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from ..._arguments.foreign import as_native
 from ..labels import indices_of
+from ..messages import show
 from ..parameters import check_sample_weight
 
 INFINITE_GAP = 1e4  # where logits are multiplied, -inf becomes a number this far below the largest of its row
@@ -129,8 +130,10 @@ def match_labels(
     if labels.dtype.kind == "b" and n_columns == 2:
         return labels.astype(np.int64), np.array([False, True])
     distinct, indices = np.unique(labels, return_inverse=True)
+    # Whole numbers, as all floats are here.  But one label alone is refused as a float: scikit-learn's check of
+    # classifiers (check_classifiers_one_label) demands that, or that every prediction is this label.
     if distinct.dtype.kind == "f" and len(distinct) > 1 and distinct[0] >= 0 and distinct[-1] < n_columns:
-        return labels.astype(np.int64), np.arange(n_columns, dtype=distinct.dtype)  # whole numbers, as every float here
+        return labels.astype(np.int64), np.arange(n_columns, dtype=distinct.dtype)
     if len(distinct) != n_columns:
         outside = np.flatnonzero((labels < 0) | (labels >= n_columns)) if labels.dtype.kind in "iu" else [0]
         row = int(outside[0] if numbers is None else numbers[outside[0]])
@@ -163,8 +166,7 @@ def _find_columns(labels: NDArray[Any], classes: NDArray[Any], numbers: NDArray[
         indices, unknown = indices_of(labels, classes)
     if len(unknown):
         row = int(unknown[0] if numbers is None else numbers[unknown[0]])
-        label = labels[unknown[0]].item() if hasattr(labels[unknown[0]], "item") else labels[unknown[0]]
-        raise ValueError(f"y[{row}] is {label!r}, which is not among classes: {classes.tolist()!r}")
+        raise ValueError(f"y[{row}] is {show(labels[unknown[0]])}, which is not among classes: {show(classes)}")
     return indices.astype(np.int64)
 
 

@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._runtime.optional import load, new_figure
+from ..reliability import FEW_ROWS
 
 if TYPE_CHECKING:
     from ..display import ReliabilityDisplay
 
-FEW_ROWS = 10  # bins with fewer rows are pale: their intervals are long and say little
 PALE_POINT, PALE_INTERVAL = 0.4, 0.2  # opacity of these bins
 MAX_POINTS = 400  # of a loss curve, so that a page stays small after many iterations
 LONG_RUN = 30  # from this many iterations on, their axis is logarithmic: most of the loss goes in the first ones
@@ -85,8 +85,6 @@ def _clean_svg(text: str, label: str) -> str:
 
     Names of groups go, because several pictures share the page; what is referred to is named by a hash of its content.
     """
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(text)
     used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'xlink:href="#([^"]+)"', text))
     for parent in root.iter():
@@ -108,7 +106,16 @@ def _clean_svg(text: str, label: str) -> str:
         root.attrib.pop(name, None)
     root.set("role", "img")
     root.set("aria-label", label)
+    _write_prefixes(root)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _write_prefixes(root: ElementTree.Element) -> None:
+    """Name elements and attributes as they are written: `register_namespace` would change the whole process."""
+    for element in root.iter():
+        element.tag = element.tag.replace(f"{{{SVG}}}", "")
+        element.attrib = {key.replace(f"{{{XLINK}}}", "xlink:"): value for key, value in element.attrib.items()}
+    root.attrib = {"xmlns": SVG, "xmlns:xlink": XLINK} | root.attrib
 
 
 def _use_variable(match: re.Match[str]) -> str:
