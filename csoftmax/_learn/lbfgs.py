@@ -14,6 +14,7 @@ They change the path, not the objective.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
@@ -30,6 +31,10 @@ HESSIAN_MULTIPLICATIONS = 2e9  # if all rows would take more, a sample of the ro
 # whitened coordinates further digits are cheap.
 CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
 COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the iterations that it saves
+# Shares of the diagonal of the Hessian that are added to it until rounding leaves it positive definite, which it may not
+# be along directions in which almost all rows are certain.  They change the coordinates only.
+RIDGES = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
+PROGRESS = 1e-3  # while an objective falls by more than this share of it, new coordinates are worth their Hessian
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
 POLISHES = 3  # Newton steps after L-BFGS
 POLISHING = 1e8  # multiplications for a Hessian: with fewer, a new one is computed for these steps
@@ -179,14 +184,17 @@ def whiten(objective: Objective, step: Step, penalty: float, centred: Centred) -
         return None
     places = np.arange(size).reshape(k, columns)
     hessian[places[:, :d].ravel(), places[:, :d].ravel()] += penalty
-    # Adding a number to all logits changes no probability: that direction gets the mean curvature of the others.
-    mean = np.trace(hessian) / size
-    for column in range(columns) if penalty == 0 else range(d, columns):
-        hessian[np.ix_(places[:, column], places[:, column])] += mean / k
-    try:
-        return Whitened(hessian, centred)
-    except LinAlgError:
-        return None
+    # Adding a number to all logits changes no probability, so that a column of coefficients of equal numbers has the
+    # curvature of the penalty at most, and the intercepts none: that direction gets the mean curvature of its column.
+    curvatures = np.diagonal(hessian).reshape(k, columns).mean(axis=0)
+    for column, curvature in enumerate(curvatures):
+        hessian[np.ix_(places[:, column], places[:, column])] += curvature / k
+    diagonal = np.diagonal(hessian).copy()
+    for share in RIDGES:
+        np.fill_diagonal(hessian, diagonal * (1 + share))
+        with contextlib.suppress(LinAlgError):
+            return Whitened(hessian, centred)
+    return None
 
 
 class _Minimizer:
@@ -323,12 +331,13 @@ def minimize(
             step = minimizer.descend(centred, step, CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
         while small and step.gradient_max > CENTRED_MARGIN * tol and not minimizer.done:
             coordinates = whiten(objective, step, penalty, centred)
-            before = step.gradient_max
+            before = step
             if coordinates is not None:
                 step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol)
                 if step.gradient_max > WHITENED_MARGIN * tol and objective.rows * step.coef.size**2 <= POLISHING:
                     coordinates = whiten(objective, step, penalty, centred) or coordinates
                 step = minimizer.polish(coordinates, step, WHITENED_MARGIN * tol)
-            if coordinates is None or step.gradient_max > before / 2:
+            halved = step.gradient_max <= before.gradient_max / 2 or step.scaled_max <= before.scaled_max / 2
+            if coordinates is None or not (halved or step.loss < before.loss - PROGRESS * abs(before.loss)):
                 break  # rounding prevents further progress
     return End(step, minimizer.count, min(step.gradient_max, step.scaled_max) <= tol)

@@ -84,9 +84,12 @@ def make_targets(
     return Targets(t, t.sum(axis=1), score, place[y], order, max(0, len(variable) - is_gauged), is_gauged)
 
 
-def usual_variance(variances: Array) -> float:
-    """Return the geometric mean of the variances of the columns that are not constant; 1 if all are."""
-    positive = variances[variances > TINY * variances.max(initial=0)]
+def usual_variance(variances: Array, squares: Array) -> float:
+    """Return the geometric mean of the variances of the columns that are not constant; 1 if all are.
+
+    squares: means of the squares of the columns, whose rounding is all that the variance of a constant column has.
+    """
+    positive = variances[variances > TINY * squares]
     return float(np.exp(np.log(positive).mean())) if len(positive) else 1.0
 
 
@@ -123,7 +126,7 @@ class Design:
         else:
             square = x.multiply(x) if is_sparse(x) else np.square(x)
             variances = np.maximum(square.T @ (mass / mass.sum()) - self.mean**2, 0)
-        self.variance = usual_variance(variances)
+        self.variance = usual_variance(variances, variances + self.mean**2)
 
     def parameters(self, variables: Array) -> tuple[Array, Array | None]:
         """Coefficients and intercepts for X itself, from variables of shape (classes, columns)."""
@@ -156,6 +159,7 @@ class Path:
         self.penalised[: design.features] = 1
         self.coupling = np.eye(k) - (1 / (k + 1) if targets.is_gauged else 0)
         self.variables = np.zeros(self.shape)
+        self.freest = 1.0  # determinant of what is left of a row's weight beside its own influence, the least
         if design.has_intercept and targets.is_gauged:
             share = self.t.sum(axis=0)
             self.variables[:, -1] = self.temperature * np.log(share[:-1] / share[-1])
@@ -249,6 +253,7 @@ class Path:
         curvature[:, range(k), range(k)] += (mass / temperature**2)[:, None] * p
         matrix = -(curvature @ leverage)
         matrix[:, range(k), range(k)] += 1
+        self.freest = float(np.linalg.det(matrix).min(initial=1.0))
         moved = (leverage @ np.linalg.solve(matrix, gradient[:, :, None]))[:, :, 0]
         logits = self.logits_at(self.variables)
         logits[:, :k] += moved

@@ -59,6 +59,11 @@ class Problem(NamedTuple):
     map_parts: Map  # calls a function for each item of a list, on threads
 
 
+# What is left of the weight of a row beside its own influence, at penalties from the usual one on.  Ordinary rows keep
+# almost all of it; below this the approximation, one Newton step, says nothing about the row.
+DOMINATED = 0.01
+
+
 class Choice(NamedTuple):
     """A penalty, and where the fit with it can start."""
 
@@ -134,8 +139,10 @@ def choose(x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Pr
         and rows * targets.variable**2 <= MAX_COVARIANCES
         and rows * parameters <= MAX_FACTORS
     )
-    scorer = LeftOut(x, targets, problem) if is_small else HeldOut(x, y, sample_weight, targets, problem)
-    choice = search(scorer, weight)
+    left_out = LeftOut(x, targets, problem) if is_small else None
+    choice = search(left_out, weight) if left_out else None
+    if choice is None or (left_out and left_out.is_dominated):
+        choice = search(HeldOut(x, y, sample_weight, targets, problem), weight)
     if not math.isfinite(choice.penalty):
         raise ValueError(
             f"penalty_l2={AUTO!r} needs squares of X that do not overflow, got values up to {float(abs(x).max()):.3g}; "
@@ -230,10 +237,13 @@ class LeftOut:
         self.path = Path(self.design, targets, problem.options.temperature, fixed_logits, problem.map_parts)
         self.mass, self.rows = float(targets.mass.sum()), count_rows(targets.score)
         self.usual = usual_alpha(problem, self.rows, self.design.variance)
+        self.is_dominated = False  # by a row so far from the others that it is alone in some direction
 
     def score(self, alpha: float) -> float:
         """Approximate leave-one-out log loss."""
-        return self.path.score(alpha)
+        score = self.path.score(alpha)
+        self.is_dominated |= alpha >= self.usual and self.path.freest < DOMINATED
+        return score
 
     def minimum(self) -> Array:
         """Variables of the last score."""
@@ -287,7 +297,7 @@ class HeldOut:
             self.parts.append(objectives)
         moments = [train.moments()[1] for train, _ in self.parts]
         self.rows = count_rows(targets.score)
-        self.usual = usual_alpha(problem, self.rows, usual_variance(moments[0] ** 2))
+        self.usual = usual_alpha(problem, self.rows, usual_variance(moments[0] ** 2, moments[0] ** 2))
         self.rows *= len(self.parts) / FOLDS
         self.starts = [problem.start] * len(self.parts)
 

@@ -329,7 +329,7 @@ def test_warning_without_convergence():
 def test_hopeless_scales_are_reported(three_classes):
     X, y = three_classes
     with pytest.warns(ConvergenceWarning, match="scale the data"):
-        SoftmaxRegression().fit(X * 1e100, y)
+        SoftmaxRegression().fit(X * 1e160, y)
 
 
 def test_start_that_is_the_minimum():
@@ -374,3 +374,29 @@ def test_errors_of_num_threads(solver):
     for wrong, error in ((0, ValueError), (-2, ValueError), ("x", TypeError)):
         with pytest.raises(error, match="num_threads must be"):
             SoftmaxRegression(solver=solver, num_threads=wrong).fit(np.eye(4), [0, 1, 0, 1])
+
+
+@pytest.mark.parametrize(
+    ("factor", "penalty"),
+    [(1, 1e-18), (1, 1e-30), (1e6, None), (1e7, None), (1e9, None), (1e100, None)],
+    ids=str,
+)
+def test_tiny_penalties_and_large_units_end_at_the_minimum(factor, penalty):
+    """The direction that only the penalty bends, and directions lost in rounding, do not end the fit early."""
+    X, y = load_iris(return_X_y=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = SoftmaxRegression(penalty_l2=penalty, max_epochs=2000).fit(X * factor, y)
+    least = SoftmaxRegression(penalty_l2=0, max_epochs=2000).fit(X, y)
+    assert model.history_["loss"][-1] == pytest.approx(least.history_["loss"][-1], abs=1e-6)
+
+
+@pytest.mark.parametrize("options", [{"penalty_l2": 1e20}, {"weight": 1e-300}, {"offset": 1.7e12}], ids=str)
+def test_fits_that_converge_do_not_warn(options):
+    X, y = load_iris(return_X_y=True)
+    if "offset" in options:
+        X = np.c_[X, options["offset"] + np.random.default_rng(0).integers(0, 3 * 10**10, 150)]
+    weight = np.full(150, options["weight"]) if "weight" in options else None
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        SoftmaxRegression(penalty_l2=options.get("penalty_l2")).fit(X, y, weight)

@@ -410,3 +410,21 @@ def test_moments_of_extreme_columns():
         mean, std = Objective(given, np.array([0, 1]), None, 2, Options()).moments()
         assert np.allclose(mean, [0, 1e4, 20_260_102][: len(mean)])
         assert np.allclose(std, [1e160, 0, 1][: len(std)], rtol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["ids", "seconds", "outlier"])
+def test_auto_survives_columns_of_other_sizes(kind):
+    """A column of ids or of seconds, or one number far from all others, do not hide the other columns."""
+    X, y = load_iris(return_X_y=True)
+    rng = np.random.default_rng(0)
+    column = {
+        "ids": rng.integers(0, 10**8, 150),
+        "seconds": 1.7e9 + rng.integers(0, 3 * 10**7, 150),
+        "outlier": np.r_[1e9, np.zeros(149)],
+    }[kind]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        model = SoftmaxRegression(penalty_l2="auto").fit(X, y)
+        wider = SoftmaxRegression(penalty_l2="auto").fit(np.c_[X, column], y)
+    assert wider.history_["loss"][-1] < 0.1
+    assert 0.2 < wider.penalty_l2_ / model.penalty_l2_ < 5
