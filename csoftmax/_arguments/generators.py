@@ -30,8 +30,10 @@ def save_states(rng: Any) -> list[tuple[Any, Any]]:
         if isinstance(source, np.random.Generator | np.random.RandomState | np.random.BitGenerator):
             source = source.bit_generator if isinstance(source, np.random.Generator) else source
             with contextlib.suppress(NotImplementedError):  # a type of the caller's need not tell its state
-                is_legacy = isinstance(source, np.random.RandomState)
-                states.append((source, source.get_state(legacy=False) if is_legacy else source.state))
+                if isinstance(source, np.random.RandomState):
+                    states.append((source, source.get_state(legacy=False)))
+                else:
+                    states.append((source, source.state))
     return states
 
 
