@@ -25,7 +25,7 @@ def save_states(rng: Any) -> list[tuple[Any, Any]]:
     """
     if rng is None or type(rng) is int:
         return []
-    states = []
+    states: list[tuple[Any, Any]] = []
     for source in (rng,) if type(rng) is np.random.Generator else _leaves(rng):
         if isinstance(source, np.random.Generator | np.random.RandomState | np.random.BitGenerator):
             source = source.bit_generator if isinstance(source, np.random.Generator) else source

@@ -31,8 +31,8 @@ HESSIAN_MULTIPLICATIONS = 2e9  # if all rows would take more, a sample of the ro
 # whitened coordinates further digits are cheap.
 CENTRED_MARGIN, WHITENED_MARGIN = 0.3, 1e-4
 COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the iterations that it saves
-# Shares of the diagonal of the Hessian that are added to it until rounding leaves it positive definite, which it may not
-# be along directions in which almost all rows are certain.  They change the coordinates only.
+# Shares of the diagonal of the Hessian that are added to it until it is positive definite, which rounding may prevent
+# along directions in which almost all rows are certain.  They change the coordinates only.
 RIDGES = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 PROGRESS = 1e-3  # while an objective falls by more than this share of it, new coordinates are worth their Hessian
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
