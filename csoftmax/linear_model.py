@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -32,7 +33,7 @@ from ._learn.fit import (
 )
 from ._learn.labels import is_text, merge_classes
 from ._learn.messages import show
-from ._learn.monitor import SupportsCallbacks, with_callbacks
+from ._learn.monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
 from ._learn.parameters import as_plain, check_classes, check_parameters, check_parameters_of_steps, check_same_classes
 from ._learn.penalty import check_decay
 
@@ -276,7 +277,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         with restore_on_error(self):
             X, indices, weights, options, validation = prepare(self, X, y, sample_weight)
         train = fit_lbfgs if self.solver == "lbfgs" else fit_adamw
-        train(self, X, indices, weights, options, validation)
+        for message, category in train(self, X, indices, weights, options, validation):
+            warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
 
     @with_callbacks
@@ -322,7 +324,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 check_same_classes(classes, self.classes_)
             else:
                 self._begin_with(classes)
-            train_on_batches(self, parts, int(epochs))
+            notes = train_on_batches(self, parts, int(epochs))
+        for message, category in notes:
+            warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
 
     def partial_fit(
@@ -357,7 +361,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 self._begin_with(classes)
             elif classes is not None:
                 check_same_classes(classes, self.classes_)
-            train_on_minibatch(self, X, y, sample_weight)
+            notes = train_on_minibatch(self, X, y, sample_weight)
+        for message, category in notes:
+            warnings.warn(message, category, stacklevel=2)
         return self
 
     def _begin_with(self, classes: ArrayLike) -> None:

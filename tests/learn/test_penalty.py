@@ -187,18 +187,26 @@ def test_score_is_that_of_newton_steps_without_each_row(case, monkeypatch):
         assert score == pytest.approx(mean_loss(logits, y, score_weight), rel=1e-7)
 
 
+def follow(scorer, total):
+    """The best penalty of the path, and its score."""
+    tried = penalty.follow_path(scorer)
+    assert len(tried) <= 8
+    best = min(tried, key=lambda decades: tried[decades].total)
+    return scorer.penalty(scorer.usual * 10**-best, total), tried[best].score
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_score_is_close_to_that_of_fits_without_each_row(case):
     """Within 5 % at the penalty that is chosen, for two to three rows a parameter."""
     X, y, weight, problem = make_problem(case)
     score_weight = expand(X, y, weight, problem)[2]
     total = score_weight.sum()
-    choice = penalty.choose(X, y, weight, problem, total)
+    chosen, score = follow(make_scorer(X, y, weight, problem), total)
     logits = np.empty((len(y), problem.classes))
     for i in range(len(y)):
         rest = np.arange(len(y)) != i
         model = SoftmaxRegression(
-            penalty_l2=choice.penalty * total / score_weight[rest].sum(),
+            penalty_l2=chosen * total / score_weight[rest].sum(),
             class_weight=problem.options.weight,
             label_smoothing=problem.options.label_smoothing,
             temperature=problem.options.temperature,
@@ -212,7 +220,6 @@ def test_score_is_close_to_that_of_fits_without_each_row(case):
             model.n_features_in_ = X.shape[1]
         model.fit(X[rest], y[rest], None if weight is None else weight[rest])
         logits[i] = (model.coef_ @ X[i] + model.intercept_) / problem.options.temperature
-    score = dict(zip(choice.penalties, choice.scores, strict=True))[choice.penalty]
     assert score == pytest.approx(mean_loss(logits, y, score_weight), rel=0.05)
 
 
@@ -221,13 +228,13 @@ def test_choice_is_the_minimum_of_the_score(case):
     X, y, weight, problem = make_problem(case)
     total = expand(X, y, weight, problem)[2].sum()
     choice = penalty.choose(X, y, weight, problem, total)
-    assert len(choice.penalties) <= 8
     scorer = make_scorer(X, y, weight, problem)
     decades = np.arange(-4, 4, 0.1)
     scores = np.array([scorer.score(scorer.usual * 10.0**-e) for e in decades])
     prior = np.log1p((decades / 0.5) ** 2)
-    chosen = np.log10(scorer.penalty(scorer.usual, total) / choice.penalty)
-    score = dict(zip(choice.penalties, choice.scores, strict=True))[choice.penalty]
+    best, score = follow(make_scorer(X, y, weight, problem), total)
+    assert choice.penalty == best
+    chosen = np.log10(scorer.penalty(scorer.usual, total) / best)
     assert scorer.rows * score + np.log1p((chosen / 0.5) ** 2) <= min(scorer.rows * scores + prior) + 0.05
 
 
