@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 import warnings
 from collections.abc import Callable, Iterable
@@ -20,6 +19,7 @@ except ImportError as error:
         "pip install 'csoftmax[learn]'"
     ) from error
 
+from ._arguments.numbers import check_count
 from ._learn import model_file, predictions
 from ._learn.export import make_onnx
 from ._learn.fit import (
@@ -154,8 +154,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     classes take part; a row that is the only one of its class does not. With early stopping, the rows for training
     choose. The approximation is 0.5 to 4 % below exact leave-one-out where there are two to five rows for each
     coefficient. Where the Hessian would be too large (more than 2,000 coefficients after the reduction to as many
-    features as rows, or more than 2e10 multiplications), the log loss is that of held-out rows: a fifth of them,
-    or with fewer than 2,000 rows each fifth in turn. The penalty is chosen anew in each `fit`, whatever `warm_start`.
+    features as rows, more than 2e10 multiplications, more than 2e7 covariances (rows x classes^2) or 1e8 factors (rows
+    x coefficients)), the log loss is that of held-out rows: a fifth of them, or with fewer than 2,000 rows each fifth
+    in turn. The penalty is chosen anew in each `fit`, whatever `warm_start`.
 
     Examples
     --------
@@ -311,10 +312,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         if self.early_stopping:
             raise ValueError("early_stopping needs rows to hold out, which fit_batches does not have; use a callback")
         epochs = self.max_epochs if epochs is None else epochs
-        if isinstance(epochs, bool | np.bool_):
-            raise TypeError(f"epochs must be an int of at least 1, got {show(epochs)}")
-        if not isinstance(epochs, numbers.Integral) or epochs < 1:
-            raise ValueError(f"epochs must be an int of at least 1, got {show(epochs)}")
+        epochs = check_count("epochs", epochs, 1)
 
         def parts() -> Iterable[Any]:
             return batches() if callable(batches) else batches
@@ -324,7 +322,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 check_same_classes(classes, self.classes_)
             else:
                 self._begin_with(classes)
-            notes = train_on_batches(self, parts, int(epochs))
+            notes = train_on_batches(self, parts, epochs)
         for message, category in notes:
             warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
@@ -594,6 +592,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         ValueError
             If the name ends in .npz.
+        TypeError
+            If `classes_` are neither numbers nor strings, or if a parameter is of a type that JSON cannot hold.
         ImportError
             If safetensors is missing.
         """
