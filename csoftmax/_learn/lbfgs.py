@@ -179,10 +179,11 @@ def whiten(objective: Objective, step: Step, penalty: float, centred: Centred) -
         return None
     places = np.arange(size).reshape(k, columns)
     hessian[places[:, :d].ravel(), places[:, :d].ravel()] += penalty
-    # Adding a number to all logits changes no probability: that direction gets the mean curvature of the others.
-    mean = np.trace(hessian) / size
+    # Adding a number to all logits changes no probability: that direction gets the mean curvature of its own column,
+    # because those of columns in other units could hide the rest of this one in rounding.
     for column in range(columns) if penalty == 0 else range(d, columns):
-        hessian[np.ix_(places[:, column], places[:, column])] += mean / k
+        block = np.ix_(places[:, column], places[:, column])
+        hessian[block] += np.trace(hessian[block]) / k**2
     try:
         return Whitened(hessian, centred)
     except LinAlgError:
