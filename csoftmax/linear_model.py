@@ -274,6 +274,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         -----
         sklearn.exceptions.ConvergenceWarning
             If lbfgs has not reached `tol`, or if adamw has diverged (see `learning_rate`).
+        UserWarning
+            If ``penalty_l2="auto"`` has no two rows of a class, or no class that is not frozen, and takes the default.
         """
         with restore_on_error(self):
             X, indices, weights, options, validation = prepare(self, X, y, sample_weight)
@@ -306,6 +308,11 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         TypeError, ValueError
             The message names the parameter or argument, its value and what is allowed.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If adamw has diverged (see `learning_rate`).
         """
         check_parameters(self)
         check_decay(self.penalty_l2, "fit_batches")
@@ -347,6 +354,11 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         TypeError, ValueError
             The message names the parameter or argument, its value and what is allowed.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If adamw has diverged (see `learning_rate`).
         """
         (check_parameters_of_steps if hasattr(self, "_trainer") else check_parameters)(self)
         check_decay(self.penalty_l2, "partial_fit")

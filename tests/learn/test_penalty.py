@@ -238,6 +238,49 @@ def test_choice_is_the_minimum_of_the_score(case):
     assert scorer.rows * score + np.log1p((chosen / 0.5) ** 2) <= min(scorer.rows * scores + prior) + 0.05
 
 
+class Parabola:
+    """A scorer whose score is lowest at some decades below the usual alpha; not finite beyond a limit."""
+
+    usual, rows = 1e-3, 1000.0
+
+    def __init__(self, lowest, limit=np.inf):
+        self.lowest, self.limit = lowest, limit
+
+    def score(self, alpha):
+        self.decades = np.log10(self.usual / alpha)
+        return (self.decades - self.lowest) ** 2 if self.decades <= self.limit else np.nan
+
+    def minimum(self):
+        return self.decades
+
+    def start(self, minimum):
+        return minimum, None
+
+    def penalty(self, alpha, weight):
+        return alpha / weight
+
+
+@pytest.mark.parametrize("lowest", [-5.3, -3.7, -2.9, -2.1, -1.2, 0.4, 3.3, 5.1])
+def test_path_goes_down_and_up(lowest):
+    """Down from the first decade, or up where the second penalty is worse than the first."""
+    tried = penalty.follow_path(Parabola(lowest))
+    steps = [decades for decades in tried if decades == int(decades)]
+    assert steps[:2] == [penalty.FIRST_DECADES, penalty.FIRST_DECADES + 1]
+    assert len(steps) <= abs(lowest - penalty.FIRST_DECADES) + 4
+    assert (min(steps) < penalty.FIRST_DECADES) == (lowest < penalty.FIRST_DECADES + 0.5)
+    choice = penalty.search(Parabola(lowest), 2.0)
+    assert choice.start[0] == pytest.approx(lowest, abs=0.01)  # the prior moves it by less
+    assert choice.penalty == pytest.approx(1e-3 * 10 ** -choice.start[0] / 2, rel=1e-9)
+
+
+def test_path_ends():
+    """At both ends of the decades, and where the score is not finite."""
+    last = penalty.LAST_DECADES
+    for lowest in (-20.0, 20.0):
+        assert penalty.search(Parabola(lowest), 1.0).start[0] == np.copysign(last, lowest)
+    assert penalty.search(Parabola(20.0, limit=2.2), 1.0).start[0] == pytest.approx(2.0, abs=0.3)
+
+
 def test_start_of_the_fit_is_its_minimum():
     X, y = load("wine")
     model = SoftmaxRegression(penalty_l2="auto").fit(X, y)
