@@ -396,25 +396,6 @@ def test_training_that_only_goes_badly_is_not_called_diverged(three_classes):
             SoftmaxRegression(**{"solver": "adamw", "max_epochs": 10, "random_state": 0, **options}).fit(*given)
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adamw", "fit_batches", "partial_fit", "auto"])
-def test_warnings_name_the_line_of_the_caller(method, three_classes):
-    """Whatever the version of scikit-learn, whose callbacks wrap `fit` and `fit_batches` since 1.9."""
-    X, y = three_classes
-    model = SoftmaxRegression(solver="adamw", learning_rate=1e30, max_epochs=3, random_state=0)
-    calls = {
-        "lbfgs": (SoftmaxRegression(max_epochs=1).fit, X, y),
-        "adamw": (model.fit, X, y),
-        "fit_batches": (model.fit_batches, [(X, y)], [0, 1, 2]),
-        "partial_fit": (model.partial_fit, X, y, [0, 1, 2]),
-        "auto": (SoftmaxRegression(penalty_l2="auto").fit, np.eye(3), [0, 1, 2]),
-    }
-    call, *arguments = calls[method]
-    with pytest.warns(UserWarning, match="lbfgs has not|diverged|at least two rows") as caught:  # noqa: PT031
-        for _ in range(3):  # the first step of partial_fit cannot have diverged
-            call(*arguments)
-    assert {warning.filename for warning in caught} == {__file__}
-
-
 # Data in parts and memory maps
 
 
