@@ -137,6 +137,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     history_ : dict of str to list
         For each epoch "loss" (with penalty for lbfgs), "accuracy", "gradient_norm", "learning_rate" (NaN for lbfgs)
         and, with early stopping, "validation_loss" and "validation_accuracy".
+    frozen_ : ndarray of bool, shape (K,)
+        Classes whose parameters stay unchanged; only after `freeze`.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 

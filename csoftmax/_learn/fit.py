@@ -310,7 +310,7 @@ def _epoch_ends(
     is_finite = best.take(parameters, record["loss"], check=monitor.is_watched())
     coef, intercept = parameters if is_finite else best.parameters
     monitor.take_parameters(coef, intercept, dtype)
-    return monitor.epoch_ends(record, is_last=not is_finite)
+    return monitor.epoch_ends(record) if is_finite else monitor.epoch_ends(record, is_last=True)
 
 
 def _end_training(
