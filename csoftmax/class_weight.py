@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import numbers
 from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ._arguments.foreign import as_native
+from ._arguments.numbers import check_count, check_non_negative
 from ._learn.labels import check_indices, weigh_by_effective_number
 from ._learn.messages import show
 
@@ -19,15 +19,13 @@ NORMALIZE = ("n_over_kn", "n_over_n", "max_over_n")
 
 def _count_classes(y: ArrayLike, n_classes: int | None, sample_weight: ArrayLike | None = None) -> NDArray[np.float64]:
     """Number of rows of each class, or the sum of their weights."""
-    if isinstance(n_classes, bool | np.bool_):
-        raise TypeError(f"n_classes must be an int of at least 1, got {show(n_classes)}")
-    if n_classes is not None and (not isinstance(n_classes, numbers.Integral) or n_classes < 1):
-        raise ValueError(f"n_classes must be an int of at least 1, got {show(n_classes)}")
+    if n_classes is not None:
+        n_classes = check_count("n_classes", n_classes, 1)
     indices = check_indices("y", y, n_classes, ", the numbers of classes")
     if n_classes is None and indices.size == 0:
         raise ValueError("y is empty: n_classes must be given")
     weights = None if sample_weight is None else _check_weights(sample_weight, indices.shape)
-    return np.bincount(indices, weights, int(n_classes or 0)).astype(np.float64)
+    return np.bincount(indices, weights, n_classes or 0).astype(np.float64)
 
 
 def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...]) -> NDArray[np.float64]:
@@ -130,8 +128,5 @@ def effective_number(
     >>> effective_number([0, 1], beta=0.9, sample_weight=[3, 1]).round(4)
     array([0.5391, 1.4609])
     """
-    if not isinstance(beta, numbers.Real) or isinstance(beta, bool):
-        raise TypeError(f"beta must be a number, got {show(beta)}")
-    if not 0 <= beta <= 1:
-        raise ValueError(f"beta must be in [0, 1], got {show(beta)}")
-    return weigh_by_effective_number(_count_classes(y, n_classes, sample_weight), float(beta))
+    beta = check_non_negative("beta", beta, 1)
+    return weigh_by_effective_number(_count_classes(y, n_classes, sample_weight), beta)

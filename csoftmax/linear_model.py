@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import numbers
 import os
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -19,6 +19,7 @@ except ImportError as error:
         "pip install 'csoftmax[learn]'"
     ) from error
 
+from ._arguments.numbers import check_count
 from ._learn import model_file, predictions
 from ._learn.export import make_onnx
 from ._learn.fit import (
@@ -32,7 +33,7 @@ from ._learn.fit import (
 )
 from ._learn.labels import is_text, merge_classes
 from ._learn.messages import show
-from ._learn.monitor import SupportsCallbacks, with_callbacks
+from ._learn.monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
 from ._learn.parameters import as_plain, check_classes, check_parameters, check_parameters_of_steps, check_same_classes
 from ._learn.penalty import check_decay
 
@@ -136,6 +137,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     history_ : dict of str to list
         For each epoch "loss" (with penalty for lbfgs), "accuracy", "gradient_norm", "learning_rate" (NaN for lbfgs)
         and, with early stopping, "validation_loss" and "validation_accuracy".
+    frozen_ : ndarray of bool, shape (K,)
+        Classes whose parameters stay unchanged; only after `freeze`.
     n_features_in_, feature_names_in_
         As in scikit-learn.
 
@@ -153,8 +156,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     classes take part; a row that is the only one of its class does not. With early stopping, the rows for training
     choose. The approximation is 0.5 to 4 % below exact leave-one-out where there are two to five rows for each
     coefficient. Where the Hessian would be too large (more than 2,000 coefficients after the reduction to as many
-    features as rows, or more than 2e10 multiplications), the log loss is that of held-out rows: a fifth of them,
-    or with fewer than 2,000 rows each fifth in turn. The penalty is chosen anew in each `fit`, whatever `warm_start`.
+    features as rows, more than 2e10 multiplications, more than 2e7 covariances (rows x classes^2) or 1e8 factors (rows
+    x coefficients)), the log loss is that of held-out rows: a fifth of them, or with fewer than 2,000 rows each fifth
+    in turn. The penalty is chosen anew in each `fit`, whatever `warm_start`.
 
     Examples
     --------
@@ -257,7 +261,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             Labels: integers, strings or booleans.
         sample_weight : array-like of shape (N,), optional
             Weights of the rows, at least 0; rows of weight 0 take no part. A row of weight 2 has the effect of two
-            rows of weight 1, in class weights and batch norm too; only minibatches and `early_stopping` count rows.
+            rows of weight 1, in class weights and batch norm too; only minibatches, `early_stopping` and the choice of ``penalty_l2="auto"`` count rows.
 
         Returns
         -------
@@ -272,11 +276,14 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         -----
         sklearn.exceptions.ConvergenceWarning
             If lbfgs has not reached `tol`, or if adamw has diverged (see `learning_rate`).
+        UserWarning
+            If ``penalty_l2="auto"`` has no two rows of a class, or no class that is not frozen, and takes the default.
         """
         with restore_on_error(self):
             X, indices, weights, options, validation = prepare(self, X, y, sample_weight)
         train = fit_lbfgs if self.solver == "lbfgs" else fit_adamw
-        train(self, X, indices, weights, options, validation)
+        for message, category in train(self, X, indices, weights, options, validation):
+            warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
 
     @with_callbacks
@@ -303,16 +310,18 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         TypeError, ValueError
             The message names the parameter or argument, its value and what is allowed.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If adamw has diverged (see `learning_rate`).
         """
         check_parameters(self)
         check_decay(self.penalty_l2, "fit_batches")
         if self.early_stopping:
             raise ValueError("early_stopping needs rows to hold out, which fit_batches does not have; use a callback")
         epochs = self.max_epochs if epochs is None else epochs
-        if isinstance(epochs, bool | np.bool_):
-            raise TypeError(f"epochs must be an int of at least 1, got {show(epochs)}")
-        if not isinstance(epochs, numbers.Integral) or epochs < 1:
-            raise ValueError(f"epochs must be an int of at least 1, got {show(epochs)}")
+        epochs = check_count("epochs", epochs, 1)
 
         def parts() -> Iterable[Any]:
             return batches() if callable(batches) else batches
@@ -322,7 +331,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 check_same_classes(classes, self.classes_)
             else:
                 self._begin_with(classes)
-            train_on_batches(self, parts, int(epochs))
+            notes = train_on_batches(self, parts, epochs)
+        for message, category in notes:
+            warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
 
     def partial_fit(
@@ -345,6 +356,11 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         TypeError, ValueError
             The message names the parameter or argument, its value and what is allowed.
+
+        Warns
+        -----
+        sklearn.exceptions.ConvergenceWarning
+            If adamw has diverged (see `learning_rate`).
         """
         (check_parameters_of_steps if hasattr(self, "_trainer") else check_parameters)(self)
         check_decay(self.penalty_l2, "partial_fit")
@@ -357,7 +373,9 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 self._begin_with(classes)
             elif classes is not None:
                 check_same_classes(classes, self.classes_)
-            train_on_minibatch(self, X, y, sample_weight)
+            notes = train_on_minibatch(self, X, y, sample_weight)
+        for message, category in notes:
+            warnings.warn(message, category, stacklevel=2)
         return self
 
     def _begin_with(self, classes: ArrayLike) -> None:
@@ -588,6 +606,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ------
         ValueError
             If the name ends in .npz.
+        TypeError
+            If `classes_` are neither numbers nor strings, or if a parameter is of a type that JSON cannot hold.
         ImportError
             If safetensors is missing.
         """

@@ -1,13 +1,13 @@
 """The fits of `csoftmax.linear_model.SoftmaxRegression`: L-BFGS, AdamW on all of the data, AdamW on one minibatch.
 
-Each function gets the estimator with checked parameters and data, trains, and leaves the result in its attributes.
+Each function gets the estimator with checked parameters and data, trains, leaves the result in its attributes, and
+returns its warnings.  The public methods issue them: only there is the depth of the caller known.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -26,6 +26,7 @@ from .messages import show
 from .monitor import Monitor, keep_parameters
 from .objective import Objective, Options, choose_block_rows, compute_logits, to_host
 from .parameters import (
+    Notes,
     Rows,
     check_data,
     check_known_labels,
@@ -45,15 +46,13 @@ RECORDED = ("loss", "accuracy", "gradient_norm")  # figures of each iteration of
 SMALL_ELEMENTS = 2**22  # X of at most this size is computed in float64 whatever its dtype, if there are few parameters
 
 
-STATE = (
-    *("coef_", "intercept_", "classes_", "penalty_l2_", "frozen_", "_trainer"),
-    *("history_", "n_iter_", "n_features_in_", "feature_names_in_"),
-)
+LEARNED = ("coef_", "intercept_", "classes_", "penalty_l2_", "frozen_", "_trainer")
+STATE = (*LEARNED, "history_", "n_iter_", "n_features_in_", "feature_names_in_")
 
 
 def forget(estimator: Any) -> None:
     """Remove the state of earlier training."""
-    for name in ("coef_", "intercept_", "classes_", "penalty_l2_", "frozen_", "_trainer"):
+    for name in LEARNED:
         estimator.__dict__.pop(name, None)
     estimator.history_, estimator.n_iter_ = {}, 0
 
@@ -136,7 +135,7 @@ def fit_lbfgs(
     sample_weight: NDArray[np.float64] | None,
     options: Options,
     validation: Rows | None,
-) -> None:
+) -> Notes:
     """Train on all of the data with L-BFGS."""
     dtype, k, rows = X.dtype, len(estimator.classes_), (X, y, sample_weight)
     small = X.size <= SMALL_ELEMENTS and k * (X.shape[1] + 1) <= lbfgs.MAX_HESSIAN_PARAMETERS
@@ -176,12 +175,13 @@ def fit_lbfgs(
         estimator.n_iter_ = end.iterations
         if end.iterations == 0:  # the start is the minimum
             estimator.history_ = {name: [value] for name, value in record(step).items()}
-    if not end.converged and not monitor.stopped:
-        _warn_of_gradient(estimator, end, tol)
+    if end.converged or monitor.stopped:
+        return choice.notes
+    return choice.notes + _describe_gradient(estimator, end, tol)
 
 
-def _warn_of_gradient(estimator: Any, end: lbfgs.End, tol: float) -> None:
-    """Warn that the fit ended away from the minimum, with the remedy for the reason."""
+def _describe_gradient(estimator: Any, end: lbfgs.End, tol: float) -> Notes:
+    """Say that the fit ended away from the minimum, with the remedy for the reason."""
     state = f"largest element of the gradient {end.step.scaled_max:.3g} for features of unit variance, tol {tol:.3g}"
     count = end.iterations
     if count >= estimator.max_epochs:
@@ -195,8 +195,8 @@ def _warn_of_gradient(estimator: Any, end: lbfgs.End, tol: float) -> None:
             "the data or raise penalty_l2"
         )
     else:
-        return
-    warnings.warn(text, ConvergenceWarning, stacklevel=5)
+        return []
+    return [(text, ConvergenceWarning)]
 
 
 # AdamW
@@ -209,7 +209,7 @@ def fit_adamw(
     sample_weight: NDArray[np.float64] | None,
     options: Options,
     validation: Rows | None,
-) -> None:
+) -> Notes:
     """Train on all of the data with AdamW, in shuffled minibatches."""
     dtype, place = X.dtype, choose_place(estimator, X)
     block_rows = choose_block_rows(X.shape[1], len(estimator.classes_), dtype.itemsize)
@@ -241,10 +241,10 @@ def fit_adamw(
                 coef, intercept = fold()
             if _epoch_ends(estimator, monitor, best, sums, (coef, intercept), dtype):
                 break
-        _end_training(estimator, monitor, best, lambda: take(rows[:RATED_ROWS]), options, dtype)
+        return _end_training(estimator, monitor, best, lambda: take(rows[:RATED_ROWS]), options, dtype)
 
 
-def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> None:
+def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> Notes:
     """Train on minibatches that parts() yields once an epoch; the trainer stays in the estimator."""
     monitor = Monitor(estimator, epochs)
     best: Any = None  # a BestEpoch, once the first minibatch has made the trainer
@@ -270,11 +270,13 @@ def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs:
             if _epoch_ends(estimator, monitor, best, sums, (coef, intercept), trainer.dtype):
                 break
         options = trainer.options._replace(weight=to_host(trainer.options.weight))
-        if _end_training(estimator, monitor, best, lambda: data, options, trainer.dtype):
+        notes = _end_training(estimator, monitor, best, lambda: data, options, trainer.dtype)
+        if notes:
             del estimator._trainer  # further training starts from the parameters that are kept
+    return notes
 
 
-def train_on_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> None:
+def train_on_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Notes:
     """Take the step of `partial_fit`; the trainer stays in the estimator."""
     data = _check_minibatch(estimator, X, y, sample_weight)
     trainer = estimator._trainer
@@ -287,14 +289,16 @@ def train_on_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: Arra
     for key, value in record_of_epoch(estimator, sums).items():
         estimator.history_.setdefault(key, []).append(value)
     estimator.n_iter_ += 1
+    notes: Notes = []
     loss = sums.first_loss
     if not trainer.sound.allows(trainer.sound.uniform if loss is None else loss, before, (coef, intercept)):
         coef, intercept = trainer.sound.parameters
         del estimator._trainer  # further training starts from the parameters that are kept
         loss = math.nan if loss is None else loss
         kept = "those of an earlier step are kept"
-        _warn_of_divergence(estimator, loss, f"step {estimator.n_iter_}", kept, stacklevel=4)
+        notes = _describe_divergence(estimator, loss, f"step {estimator.n_iter_}", kept)
     keep_parameters(estimator, np.array(coef), None if intercept is None else np.array(intercept), trainer.dtype)
+    return notes
 
 
 def _epoch_ends(
@@ -311,8 +315,8 @@ def _epoch_ends(
 
 def _end_training(
     estimator: Any, monitor: Monitor, best: BestEpoch, last: Callable[[], Rows], options: Options, dtype: Any
-) -> bool:
-    """Set the parameters at the end of a training; warn, and return True, if it has diverged.
+) -> Notes:
+    """Set the parameters at the end of a training; return a warning if it has diverged.
 
     last(): the last minibatch, whose loss rates the last parameters.
     """
@@ -327,11 +331,11 @@ def _end_training(
     elif has_diverged:
         parameters = best.parameters
     keep_parameters(estimator, *parameters, dtype)
-    if has_diverged:
-        loss = estimator.history_["loss"][-1]
-        loss = best.last_loss if math.isfinite(loss) else loss
-        _warn_of_divergence(estimator, loss, f"epoch {estimator.n_iter_}", best.describe(), stacklevel=6)
-    return has_diverged
+    if not has_diverged:
+        return []
+    loss = estimator.history_["loss"][-1]
+    loss = best.last_loss if math.isfinite(loss) else loss
+    return _describe_divergence(estimator, loss, f"epoch {estimator.n_iter_}", best.describe())
 
 
 def _measure_loss(rows: Rows, parameters: Any, options: Options, num_threads: int | None) -> float | None:
@@ -346,13 +350,12 @@ def _measure_loss(rows: Rows, parameters: Any, options: Options, num_threads: in
     return float(loss)
 
 
-def _warn_of_divergence(estimator: Any, loss: float, when: str, kept: str, stacklevel: int) -> None:
-    warnings.warn(
+def _describe_divergence(estimator: Any, loss: float, when: str, kept: str) -> Notes:
+    text = (
         f"adamw has diverged: the loss is {loss:.4g} in {when}, learning_rate={show(estimator.learning_rate)}; of the "
-        f"parameters, {kept}; lower learning_rate, or scale the data",
-        ConvergenceWarning,
-        stacklevel=stacklevel,
+        f"parameters, {kept}; lower learning_rate, or scale the data"
     )
+    return [(text, ConvergenceWarning)]
 
 
 def _check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Rows:

@@ -36,8 +36,8 @@ COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the ite
 RIDGES = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 PROGRESS = 1e-3  # while an objective falls by more than this share of it, new coordinates are worth their Hessian
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
-POLISHES = 3  # Newton steps after L-BFGS
-POLISHING = 1e8  # multiplications for a Hessian: with fewer, a new one is computed for these steps
+MAX_POLISHES = 3  # Newton steps after L-BFGS
+POLISH_MULTIPLICATIONS = 1e8  # for a Hessian: with fewer, a new one is computed for these steps
 HUGE = 1e150  # squares of such elements overflow
 CORRECTIONS = 10  # pairs of vectors that L-BFGS keeps
 
@@ -245,12 +245,12 @@ class _Minimizer:
         self.done = bool(stops) or self.count >= self.max_iterations
 
     def polish(self, coordinates: Whitened, step: Step, goal: float) -> Step:
-        """Take up to `POLISHES` Newton steps that halve the gradient at least.
+        """Take up to `MAX_POLISHES` Newton steps that at least halve the gradient.
 
         A line search ends where differences of the objective vanish in rounding, at about the root of the precision of
         the gradient.
         """
-        for _ in range(POLISHES):
+        for _ in range(MAX_POLISHES):
             if self.done or step.gradient_max <= goal:
                 break
             u = coordinates.coordinates(step.coef, step.intercept)
@@ -334,7 +334,8 @@ def minimize(
             before = step
             if coordinates is not None:
                 step = minimizer.descend(coordinates, step, WHITENED_MARGIN * tol)
-                if step.gradient_max > WHITENED_MARGIN * tol and objective.rows * step.coef.size**2 <= POLISHING:
+                multiplications = objective.rows * step.coef.size**2
+                if step.gradient_max > WHITENED_MARGIN * tol and multiplications <= POLISH_MULTIPLICATIONS:
                     coordinates = whiten(objective, step, penalty, centred) or coordinates
                 step = minimizer.polish(coordinates, step, WHITENED_MARGIN * tol)
             halved = step.gradient_max <= before.gradient_max / 2 or step.scaled_max <= before.scaled_max / 2

@@ -84,7 +84,7 @@ def make_targets(
     return Targets(t, t.sum(axis=1), score, place[y], order, max(0, len(variable) - is_gauged), is_gauged)
 
 
-def usual_variance(variances: Array, squares: Array) -> float:
+def compute_usual_variance(variances: Array, squares: Array) -> float:
     """Return the geometric mean of the variances of the columns that are not constant; 1 if all are.
 
     squares: means of the squares of the columns, whose rounding is all that the variance of a constant column has.
@@ -126,7 +126,7 @@ class Design:
         else:
             square = x.multiply(x) if is_sparse(x) else np.square(x)
             variances = np.maximum(square.T @ (mass / mass.sum()) - self.mean**2, 0)
-        self.variance = usual_variance(variances, variances + self.mean**2)
+        self.variance = compute_usual_variance(variances, variances + self.mean**2)
 
     def parameters(self, variables: Array) -> tuple[Array, Array | None]:
         """Coefficients and intercepts for X itself, from variables of shape (classes, columns)."""
@@ -246,7 +246,7 @@ class Path:
         p = self.minimise(alpha)
         k, temperature, mass = self.targets.variable, self.temperature, self.mass
         self.curvature = self.hessian(p)
-        leverage = self.leverages(self.factor(alpha))
+        leverage = self.compute_leverages(self.factor(alpha))
         p = p[:, :k]
         gradient = (mass[:, None] * p - self.t[:, :k]) / temperature
         curvature = -(mass / temperature**2)[:, None, None] * p[:, :, None] * p[:, None, :]
@@ -257,16 +257,16 @@ class Path:
         moved = (leverage @ np.linalg.solve(matrix, gradient[:, :, None]))[:, :, 0]
         logits = self.logits_at(self.variables)
         logits[:, :k] += moved
-        return self.mean_loss(logits)
+        return self.compute_mean_loss(logits)
 
-    def mean_loss(self, logits: Array) -> float:
+    def compute_mean_loss(self, logits: Array) -> float:
         """Weighted mean of the cross-entropy of the rows."""
         weight, y = self.targets.score, self.targets.y
         rows = np.flatnonzero(weight)
         losses = -log_softmax(logits[rows], temperature=self.temperature)[np.arange(len(rows)), y[rows]]
         return float(weight[rows] @ losses / weight[rows].sum())
 
-    def leverages(self, factor: Array) -> Array:
+    def compute_leverages(self, factor: Array) -> Array:
         """(N, variable, variable): covariances of the logits of each row, for a Hessian with this factor."""
         from scipy.linalg.lapack import dpotri
 

@@ -1,4 +1,4 @@
-"""What a file of `csoftmax.linear_model.SoftmaxRegression` holds.
+"""Contents of a file of `csoftmax.linear_model.SoftmaxRegression`.
 
 Arrays: coef, intercept, and the classes if they are numbers.  Header: "parameters", "classes" if they are strings,
 "n_iter", "history", "penalty_l2_used", "feature_names", "frozen", "table" (of the command line: what was done to the
@@ -7,6 +7,7 @@ columns of a table).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -21,14 +22,14 @@ Estimator = TypeVar("Estimator")
 
 
 def to_json(value: Any) -> Any:
-    """Turn the value of a parameter into what JSON can hold: a dict into pairs, because its keys may be numbers."""
+    """Turn the value of a parameter into what JSON can hold: a mapping into pairs, because its keys may be numbers."""
     if hasattr(value, "iloc"):  # a Series of pandas
         value = value.to_dict()
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, np.ndarray):
         return value.tolist()
-    if isinstance(value, dict):
+    if isinstance(value, Mapping):
         return {"__pairs__": [[to_json(k), to_json(v)] for k, v in value.items()]}
     if value is None or isinstance(value, bool | int | float | str):
         return value

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
         """Mark a method as one that calls the callbacks."""
         return method
 
+    WRAPPER_FRAMES: int
+
 else:
     try:  # scikit-learn 1.9
         from sklearn.callback import CallbackSupportMixin as SupportsCallbacks
         from sklearn.callback import with_callbacks
+
+        WRAPPER_FRAMES = 1  # between the caller and a method that `with_callbacks` decorates
     except ImportError:
+        WRAPPER_FRAMES = 0
 
         class SupportsCallbacks:
             """Stand-in for the mixin of scikit-learn 1.9."""

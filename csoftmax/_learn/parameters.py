@@ -40,6 +40,9 @@ ALLOW_ZERO: dict[str, Any] = {
 Rows = tuple[Any, NDArray[np.intp], NDArray[np.float64] | None]
 """X, class indices and sample weights."""
 
+Notes = list[tuple[str, type[Warning]]]
+"""Messages and categories of the warnings of a fit."""
+
 
 def check_parameters(estimator: Any) -> None:
     """Refuse parameters that no fit could use."""

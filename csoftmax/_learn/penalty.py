@@ -4,9 +4,11 @@ Default (`penalty_l2=None`).  scikit-learn minimises C * sum of the weighted los
 W the sum of the weights, this is the mean loss with the penalty 1 / (C W).  For two classes scikit-learn has one row of
 coefficients, v.  The minimum of two rows is -v/2 and v/2, whose squares add up to |v|^2 / 2, so the factor doubles.
 
-Choice (`penalty_l2="auto"`).  The penalty with the lowest approximate leave-one-out log loss (`leave_one_out`), along a
-path of penalties from large to small, each ten times smaller than the one before.  Each minimum starts from the one
-before.  The path ends when the score rises, and parabolas through the best three scores give the last penalties.
+Choice (`penalty_l2="auto"`).  The penalty with the lowest total, the approximate leave-one-out log loss
+(`leave_one_out`) of all rows plus the prior below, along a path of penalties from large to small, each ten times
+smaller than the one before; if the total rises at once, the path turns to larger penalties.  Each minimum starts from
+the one before.  The path ends when the total rises, and parabolas through the best three totals give the last
+penalties.
 
 The loss of N rows is uncertain by several nats, and often flat over a decade.  A Cauchy prior decides where the rows do
 not: N * score + log(1 + (e / 0.5)^2) is minimised.  e is the distance, in decades, from the usual penalty: C = 1, times
@@ -21,7 +23,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import warnings
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -29,9 +30,9 @@ from numpy.typing import NDArray
 
 from .._arguments.places import Place
 from . import lbfgs
-from .leave_one_out import Array, Design, Map, Path, Targets, make_targets, usual_variance
+from .leave_one_out import Array, Design, Map, Path, Targets, compute_usual_variance, make_targets
 from .objective import Objective, Options, compute_logits
-from .parameters import AUTO
+from .parameters import AUTO, Notes
 
 WEIGHT_DECAY = 1e-4  # of adamw, by default
 MAX_PARAMETERS = 2000  # of the dense Hessian
@@ -69,11 +70,10 @@ class Choice(NamedTuple):
 
     penalty: float
     start: tuple[Array, Array | None]
-    penalties: tuple[float, ...] = ()  # those that were tried, with their scores
-    scores: tuple[float, ...] = ()
+    notes: Notes
 
 
-def default_penalty(weight: float, classes: int) -> float:
+def compute_default_penalty(weight: float, classes: int) -> float:
     """Return scikit-learn's default penalty, C = 1, for the sum of the weights of the rows."""
     return (2 if classes == 2 else 1) / weight
 
@@ -88,10 +88,10 @@ def settle(
 ) -> Choice:
     """Settle the penalty of a fit with L-BFGS from the parameter; weight: sum of the weights of the rows."""
     if given is None:
-        return Choice(default_penalty(weight, problem.classes), problem.start)
+        return Choice(compute_default_penalty(weight, problem.classes), problem.start, [])
     if isinstance(given, str):
         return choose(x, y, sample_weight, problem, weight)
-    return Choice(float(given), problem.start)
+    return Choice(float(given), problem.start, [])
 
 
 def settle_decay(given: float | None) -> float:
@@ -101,14 +101,15 @@ def settle_decay(given: float | None) -> float:
 
 def check_in_memory(given: float | str | None, x: Any) -> None:
     """Refuse a memory map if its rows would have to be in memory."""
-    base = x
-    while isinstance(given, str) and base is not None:
-        if isinstance(base, mmap.mmap | np.memmap):
+    if not isinstance(given, str):
+        return
+    while x is not None:
+        if isinstance(x, mmap.mmap | np.memmap):
             raise ValueError(
                 f"penalty_l2={AUTO!r} needs X in memory, got a memory map; pass np.array(X), or a number or None as "
                 "penalty_l2"
             )
-        base = getattr(base, "base", None)
+        x = getattr(x, "base", None)
 
 
 def check_decay(given: float | str | None, method: str) -> None:
@@ -124,13 +125,11 @@ def choose(x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Pr
     """Choose the penalty from the data; weight: sum of the weights of the rows."""
     targets = make_targets(y, sample_weight, problem.options, problem.classes, problem.frozen)
     if targets.variable == 0 or not targets.score.any():
-        warnings.warn(
+        text = (
             f"penalty_l2={AUTO!r} needs at least two rows of a class and a class that is not frozen; the default "
-            "penalty is used",
-            UserWarning,
-            stacklevel=5,
+            "penalty is used"
         )
-        return Choice(default_penalty(weight, problem.classes), problem.start)
+        return Choice(compute_default_penalty(weight, problem.classes), problem.start, [(text, UserWarning)])
     columns = min(x.shape) + (problem.start[1] is not None)
     parameters, rows = targets.variable * columns, float(x.shape[0])
     is_small = (
@@ -151,14 +150,25 @@ def choose(x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Pr
     return choice
 
 
-def usual_alpha(problem: Problem, rows: float, variance: float) -> float:
+def compute_usual_alpha(problem: Problem, rows: float, variance: float) -> float:
     """Return alpha for C = 1 and features of unit variance, in the unit of the features and of the temperature."""
-    return default_penalty(rows, problem.classes) * variance / problem.options.temperature**2
+    return compute_default_penalty(rows, problem.classes) * variance / problem.options.temperature**2
 
 
-def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
-    """Follow the path from large penalties to small ones, then refine the minimum."""
-    tried: dict[float, tuple[float, float, Any]] = {}  # decades below the usual alpha -> total, score, minimum
+class Visit(NamedTuple):
+    """A penalty of the path."""
+
+    total: float  # score of all rows, and prior
+    score: float
+    minimum: Any  # of the scorer
+
+
+def follow_path(scorer: LeftOut | HeldOut) -> dict[float, Visit]:
+    """Follow the path from large penalties to small ones, or to larger ones if the total rises at once, then refine.
+
+    Returns the visits by the decades below the usual alpha.
+    """
+    tried: dict[float, Visit] = {}
 
     def visit(decades: float) -> float:
         try:
@@ -167,7 +177,7 @@ def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
             score = math.inf
         total = scorer.rows * score + math.log1p((decades / PRIOR_DECADES) ** 2)
         total = total if math.isfinite(total) else math.inf
-        tried[decades] = total, score, scorer.minimum()
+        tried[decades] = Visit(total, score, scorer.minimum())
         return total
 
     before, total, decades = math.inf, visit(FIRST_DECADES), FIRST_DECADES
@@ -175,23 +185,23 @@ def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
         decades += 1
         before, total = total, visit(decades)
     if decades == FIRST_DECADES + 1:  # the first penalty is better than the second
-        decades, before, total = FIRST_DECADES, math.inf, tried[FIRST_DECADES][0]
+        decades, before, total = FIRST_DECADES, math.inf, tried[FIRST_DECADES].total
         while total < before and decades > -LAST_DECADES:
             decades -= 1
             before, total = total, visit(decades)
     for _ in range(REFINEMENTS):
-        vertex = find_vertex({d: total for d, (total, *_) in tried.items()})
+        vertex = find_vertex({d: visited.total for d, visited in tried.items()})
         if vertex is None:
             break
         visit(vertex)
-    best = min(tried, key=lambda d: tried[d][0])
-    positions = sorted(tried)
-    return Choice(
-        scorer.penalty(scorer.usual * 10**-best, weight),
-        scorer.start(tried[best][2]),
-        tuple(scorer.penalty(scorer.usual * 10**-d, weight) for d in positions),
-        tuple(tried[d][1] for d in positions),
-    )
+    return tried
+
+
+def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
+    """Choose the penalty with the lowest total; weight: sum of the weights of the rows."""
+    tried = follow_path(scorer)
+    best = min(tried, key=lambda d: tried[d].total)
+    return Choice(scorer.penalty(scorer.usual * 10**-best, weight), scorer.start(tried[best].minimum), [])
 
 
 def count_rows(weight: Array) -> float:
@@ -236,7 +246,7 @@ class LeftOut:
         self.design = Design(x, targets.mass, has_intercept)
         self.path = Path(self.design, targets, problem.options.temperature, fixed_logits, problem.map_parts)
         self.mass, self.rows = float(targets.mass.sum()), count_rows(targets.score)
-        self.usual = usual_alpha(problem, self.rows, self.design.variance)
+        self.usual = compute_usual_alpha(problem, self.rows, self.design.variance)
         self.is_dominated = False  # by a row so far from the others that it is alone in some direction
 
     def score(self, alpha: float) -> float:
@@ -297,7 +307,7 @@ class HeldOut:
             self.parts.append(objectives)
         moments = [train.moments()[1] for train, _ in self.parts]
         self.rows = count_rows(targets.score)
-        self.usual = usual_alpha(problem, self.rows, usual_variance(moments[0] ** 2, moments[0] ** 2))
+        self.usual = compute_usual_alpha(problem, self.rows, compute_usual_variance(moments[0] ** 2, moments[0] ** 2))
         self.rows *= len(self.parts) / FOLDS
         self.starts = [problem.start] * len(self.parts)
 

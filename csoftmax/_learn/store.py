@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable, Iterator
 from os import PathLike
 from pathlib import Path
@@ -80,15 +80,14 @@ def write(path: str | PathLike[str], class_name: str, arrays: Arrays, header: di
 def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], object]) -> None:
     """Call write(file) with a new file that then replaces `path`; if anything fails, the old file stays."""
     path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    name = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
+    # 0o666 less the umask, as from open(); O_EXCL refuses a file or link that is there already
+    handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)
     try:
         with os.fdopen(handle, "wb") as f:
             write(f)
             f.flush()
             os.fsync(f.fileno())
-        mask = os.umask(0)
-        os.umask(mask)
-        os.chmod(name, 0o666 & ~mask)  # the mode that open() gives a new file
         os.replace(name, path)
     except BaseException:
         os.unlink(name)

@@ -124,6 +124,7 @@ def test_errors_of_class_weights(f):
         ([[0]], {}, ValueError),
         ([], {}, ValueError),
         ([0], {"n_classes": 0}, ValueError),
+        ([0], {"n_classes": 1.5}, TypeError),
         ([0], {"n_classes": True}, TypeError),
         ([0], {"n_classes": np.bool_(True)}, TypeError),
     ):

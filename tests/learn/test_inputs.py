@@ -1,4 +1,4 @@
-"""What SoftmaxRegression accepts: arrays of other libraries, data frames, labels, random states; and what it says."""
+"""Arguments of SoftmaxRegression: arrays of other libraries, data frames, labels, random states; messages of errors."""
 
 import warnings
 

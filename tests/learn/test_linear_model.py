@@ -326,10 +326,30 @@ def test_warning_without_convergence():
         SoftmaxRegression(max_epochs=3).fit(X, y)
 
 
+@pytest.mark.parametrize("method", ["lbfgs", "adamw", "fit_batches", "partial_fit", "auto"])
+def test_warnings_name_the_line_of_the_caller(method, three_classes):
+    """Whatever the version of scikit-learn, whose callbacks wrap `fit` and `fit_batches` since 1.9."""
+    X, y = three_classes
+    model = SoftmaxRegression(solver="adamw", learning_rate=1e30, max_epochs=3, random_state=0)
+    calls = {
+        "lbfgs": (SoftmaxRegression(max_epochs=1).fit, X, y),
+        "adamw": (model.fit, X, y),
+        "fit_batches": (model.fit_batches, [(X, y)], [0, 1, 2]),
+        "partial_fit": (model.partial_fit, X, y, [0, 1, 2]),
+        "auto": (SoftmaxRegression(penalty_l2="auto").fit, np.eye(3), [0, 1, 2]),
+    }
+    call, *arguments = calls[method]
+    with pytest.warns(UserWarning, match="lbfgs has not|diverged|at least two rows") as caught:  # noqa: PT031
+        for _ in range(3):  # the first step of partial_fit cannot have diverged
+            call(*arguments)
+    assert {warning.filename for warning in caught} == {__file__}
+
+
 def test_hopeless_scales_are_reported(three_classes):
     X, y = three_classes
     with pytest.warns(ConvergenceWarning, match="scale the data"):
-        SoftmaxRegression().fit(X * 1e160, y)
+        SoftmaxRegression().fit(X * 1e150, y)
+    assert SoftmaxRegression().fit(X * 1e100, y).score(X * 1e100, y) == 1
 
 
 def test_start_that_is_the_minimum():

@@ -1,6 +1,8 @@
 """Model files: every kind of label in every format, damaged and hostile files, failed saves, killed processes."""
 
+import collections
 import copy
+import fractions
 import hashlib
 import json
 import mmap
@@ -10,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import numpy as np
 import pytest
@@ -50,6 +53,25 @@ def test_save_and_load(tmp_path, suffix, labels, options):
     assert back.get_params() == {**model.get_params(), "callbacks": None}
     assert os.listdir(tmp_path) == [path.name]
     assert clone(back).fit(X, y).n_iter_ > 0
+
+
+def test_class_weight_may_be_any_mapping(tmp_path):
+    X, y = load_iris(return_X_y=True)
+    weights = {0: 2.0, 1: 0.5}
+    for given in (weights, types.MappingProxyType(weights), collections.ChainMap({0: 2.0}, {1: 0.5})):
+        model = SoftmaxRegression(class_weight=given).fit(X, y)
+        model.save(tmp_path / "m.safetensors")
+        loaded = SoftmaxRegression.load(tmp_path / "m.safetensors")
+        assert loaded.class_weight == weights
+        assert np.array_equal(loaded.fit(X, y).coef_, model.coef_)
+
+
+def test_parameter_that_json_cannot_hold(tmp_path):
+    X, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression().fit(X, y).set_params(class_weight={0: fractions.Fraction(1, 2)})
+    with pytest.raises(TypeError, match="cannot be saved"):
+        model.save(tmp_path / "m.safetensors")
+    assert not os.listdir(tmp_path)
 
 
 @pytest.fixture
@@ -211,6 +233,23 @@ def test_failed_save_leaves_the_old_file(tmp_path, monkeypatch):
         model.save(path)
     assert path.read_bytes() == before
     assert os.listdir(tmp_path) == ["m.safetensors"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="modes of POSIX")
+@pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
+def test_saved_files_have_the_mode_of_new_ones(tmp_path, monkeypatch, mask):
+    """Without a call of umask, whose change the other threads of the process would see."""
+    model = SoftmaxRegression().fit(*load_iris(return_X_y=True))
+    before = os.umask(mask)
+    try:
+        monkeypatch.delattr(os, "umask")
+        model.save(tmp_path / "m.safetensors")
+        (tmp_path / "new").touch()
+    finally:
+        monkeypatch.undo()
+        os.umask(before)
+    modes = [(tmp_path / name).stat().st_mode & 0o777 for name in ("m.safetensors", "new")]
+    assert modes == [0o666 & ~mask] * 2
 
 
 KILLED = """

@@ -187,18 +187,26 @@ def test_score_is_that_of_newton_steps_without_each_row(case, monkeypatch):
         assert score == pytest.approx(mean_loss(logits, y, score_weight), rel=1e-7)
 
 
+def follow(scorer, total):
+    """The best penalty of the path, and its score."""
+    tried = penalty.follow_path(scorer)
+    assert len(tried) <= 8
+    best = min(tried, key=lambda decades: tried[decades].total)
+    return scorer.penalty(scorer.usual * 10**-best, total), tried[best].score
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_score_is_close_to_that_of_fits_without_each_row(case):
     """Within 5 % at the penalty that is chosen, for two to three rows a parameter."""
     X, y, weight, problem = make_problem(case)
     score_weight = expand(X, y, weight, problem)[2]
     total = score_weight.sum()
-    choice = penalty.choose(X, y, weight, problem, total)
+    chosen, score = follow(make_scorer(X, y, weight, problem), total)
     logits = np.empty((len(y), problem.classes))
     for i in range(len(y)):
         rest = np.arange(len(y)) != i
         model = SoftmaxRegression(
-            penalty_l2=choice.penalty * total / score_weight[rest].sum(),
+            penalty_l2=chosen * total / score_weight[rest].sum(),
             class_weight=problem.options.weight,
             label_smoothing=problem.options.label_smoothing,
             temperature=problem.options.temperature,
@@ -212,7 +220,6 @@ def test_score_is_close_to_that_of_fits_without_each_row(case):
             model.n_features_in_ = X.shape[1]
         model.fit(X[rest], y[rest], None if weight is None else weight[rest])
         logits[i] = (model.coef_ @ X[i] + model.intercept_) / problem.options.temperature
-    score = dict(zip(choice.penalties, choice.scores, strict=True))[choice.penalty]
     assert score == pytest.approx(mean_loss(logits, y, score_weight), rel=0.05)
 
 
@@ -221,14 +228,57 @@ def test_choice_is_the_minimum_of_the_score(case):
     X, y, weight, problem = make_problem(case)
     total = expand(X, y, weight, problem)[2].sum()
     choice = penalty.choose(X, y, weight, problem, total)
-    assert len(choice.penalties) <= 8
     scorer = make_scorer(X, y, weight, problem)
     decades = np.arange(-4, 4, 0.1)
     scores = np.array([scorer.score(scorer.usual * 10.0**-e) for e in decades])
     prior = np.log1p((decades / 0.5) ** 2)
-    chosen = np.log10(scorer.penalty(scorer.usual, total) / choice.penalty)
-    score = dict(zip(choice.penalties, choice.scores, strict=True))[choice.penalty]
+    best, score = follow(make_scorer(X, y, weight, problem), total)
+    assert choice.penalty == best
+    chosen = np.log10(scorer.penalty(scorer.usual, total) / best)
     assert scorer.rows * score + np.log1p((chosen / 0.5) ** 2) <= min(scorer.rows * scores + prior) + 0.05
+
+
+class Parabola:
+    """A scorer whose score is lowest at some decades below the usual alpha; not finite beyond a limit."""
+
+    usual, rows = 1e-3, 1000.0
+
+    def __init__(self, lowest, limit=np.inf):
+        self.lowest, self.limit = lowest, limit
+
+    def score(self, alpha):
+        self.decades = np.log10(self.usual / alpha)
+        return (self.decades - self.lowest) ** 2 if self.decades <= self.limit else np.nan
+
+    def minimum(self):
+        return self.decades
+
+    def start(self, minimum):
+        return minimum, None
+
+    def penalty(self, alpha, weight):
+        return alpha / weight
+
+
+@pytest.mark.parametrize("lowest", [-5.3, -3.7, -2.9, -2.1, -1.2, 0.4, 3.3, 5.1])
+def test_path_goes_down_and_up(lowest):
+    """Down from the first decade, or up where the second penalty is worse than the first."""
+    tried = penalty.follow_path(Parabola(lowest))
+    steps = [decades for decades in tried if decades == int(decades)]
+    assert steps[:2] == [penalty.FIRST_DECADES, penalty.FIRST_DECADES + 1]
+    assert len(steps) <= abs(lowest - penalty.FIRST_DECADES) + 4
+    assert (min(steps) < penalty.FIRST_DECADES) == (lowest < penalty.FIRST_DECADES + 0.5)
+    choice = penalty.search(Parabola(lowest), 2.0)
+    assert choice.start[0] == pytest.approx(lowest, abs=0.01)  # the prior moves it by less
+    assert choice.penalty == pytest.approx(1e-3 * 10 ** -choice.start[0] / 2, rel=1e-9)
+
+
+def test_path_ends():
+    """At both ends of the decades, and where the score is not finite."""
+    last = penalty.LAST_DECADES
+    for lowest in (-20.0, 20.0):
+        assert penalty.search(Parabola(lowest), 1.0).start[0] == np.copysign(last, lowest)
+    assert penalty.search(Parabola(20.0, limit=2.2), 1.0).start[0] == pytest.approx(2.0, abs=0.3)
 
 
 def test_start_of_the_fit_is_its_minimum():

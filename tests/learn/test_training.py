@@ -427,8 +427,8 @@ def test_generators_and_epochs_of_fit_batches(three_classes):
     model = SoftmaxRegression(solver="adamw", batch_norm=True, random_state=0)
     model.fit_batches(iter(parts), [0, 1, 2], epochs=1)
     assert np.abs(model.coef_).max() < 10
-    for epochs in (0, -1, 1.5):
-        with pytest.raises(ValueError, match="epochs"):
+    for epochs, error in ((0, ValueError), (-1, ValueError), (1.5, TypeError)):
+        with pytest.raises(error, match="epochs must be"):
             model.fit_batches(parts, [0, 1, 2], epochs=epochs)
     with pytest.raises(ValueError, match="first call"):
         model.set_params(warm_start=True).fit_batches(parts, [0, 1], epochs=1)
