@@ -261,7 +261,8 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             Labels: integers, strings or booleans.
         sample_weight : array-like of shape (N,), optional
             Weights of the rows, at least 0; rows of weight 0 take no part. A row of weight 2 has the effect of two
-            rows of weight 1, in class weights and batch norm too; only minibatches, `early_stopping` and the choice of ``penalty_l2="auto"`` count rows.
+            rows of weight 1, in class weights and batch norm too; only minibatches, `early_stopping` and the choice of
+            ``penalty_l2="auto"`` count rows.
 
         Returns
         -------
