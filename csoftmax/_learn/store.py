@@ -78,8 +78,17 @@ def write(path: str | PathLike[str], class_name: str, arrays: Arrays, header: di
 
 
 def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], object]) -> None:
-    """Call write(file) with a new file that then replaces `path`; if anything fails, the old file stays."""
-    path = Path(path)
+    """Call write(file) with a new file that then replaces `path`; if anything fails, the old file stays.
+
+    A link stays, and the file that it leads to is replaced. What is no regular file, such as a pipe, is written to.
+    """
+    given, path = path, Path(os.path.realpath(path))
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"cannot write {str(given)!r}: there is no folder {str(path.parent)!r}")
+    if path.exists() and not path.is_file():
+        with path.open("wb") as f:
+            write(f)
+        return
     name = path.with_name(f".{path.name}.{secrets.token_hex(8)}.part")
     # 0o666 less the umask, as from open(); O_EXCL refuses a file or link that is there already
     handle = os.open(name, os.O_CREAT | os.O_EXCL | os.O_WRONLY | getattr(os, "O_BINARY", 0), 0o666)

@@ -252,6 +252,27 @@ def test_saved_files_have_the_mode_of_new_ones(tmp_path, monkeypatch, mask):
     assert modes == [0o666 & ~mask] * 2
 
 
+def test_links_pipes_and_missing_folders(tmp_path):
+    """A link stays and leads to the new file; a pipe gets the bytes; a missing folder is named, not a temporary file."""
+    X, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression().fit(X, y)
+    target, link = tmp_path / "target.safetensors", tmp_path / "link.safetensors"
+    target.write_bytes(b"old")
+    link.symlink_to(target.name)
+    model.save(link)
+    assert link.is_symlink()
+    assert np.array_equal(SoftmaxRegression.load(target).coef_, model.coef_)
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    with subprocess.Popen(["cat", str(pipe)], stdout=subprocess.PIPE) as reader:
+        model.save(pipe)
+        assert reader.stdout.read() == target.read_bytes()
+    assert pipe.is_fifo()
+    with pytest.raises(FileNotFoundError, match=r"cannot write '.*m\.safetensors': there is no folder '.*nowhere'"):
+        model.save(tmp_path / "nowhere" / "m.safetensors")
+    assert sorted(os.listdir(tmp_path)) == ["link.safetensors", "pipe", "target.safetensors"]
+
+
 KILLED = """
 import sys
 from sklearn.datasets import load_digits
