@@ -5,7 +5,6 @@ Precision, recall, F1 and ROC-AUC are computed by scikit-learn; `evaluate` colle
 
 from __future__ import annotations
 
-import warnings
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from ._learn.calibration_error import (
 )
 from ._learn.display import ReliabilityDisplay, plot_reliability, predict_probabilities
 from ._learn.mistakes import find_accuracy_interval, find_mistakes
-from ._learn.probabilities import check_probabilities, check_weights, find_labels, quote, read_array
+from ._learn.probabilities import check_probabilities, check_weights, find_labels, predict_logarithms, quote, read_array
 from ._learn.reliability import ReliabilityCurve, reliability_curve
 from ._learn.report import Report
 from ._learn.smooth_error import smooth_calibration_error
@@ -79,7 +78,8 @@ def evaluate(
     calibrator : fitted calibrator of `csoftmax.calibration`, or "recalibrate", optional
         Calibrator for a second column of calibration figures. It receives the `decision_function` of a
         `csoftmax.linear_model.SoftmaxRegression` (also as the last step of a Pipeline), and the logarithms of the
-        probabilities of any other classifier. "recalibrate" asks for a cross-fitted calibration: a
+        probabilities of any other classifier, 1e-12 in place of probabilities of 0, as in
+        `csoftmax.calibration.CalibratedModel`. "recalibrate" asks for a cross-fitted calibration: a
         `TemperatureScaling` that is fitted on every other row of X and measured on the rest, and vice versa.
     n_bins : int, default 15
         Number of bins of the calibration errors.
@@ -131,7 +131,8 @@ def evaluate(
     weight = check_weights(sample_weight, len(given))
     inner = _find_softmax_regression(model)
     logits = None if inner is None else _as_columns(model.decision_function(X))
-    columns, how = _make_columns(inner, logits, p, labels, weight, calibrator, classes)
+    inputs = predict_logarithms(model, X) if logits is None and calibrator is not None else logits
+    columns, how = _make_columns(inner, logits, inputs, p, labels, weight, calibrator, classes)
     predicted = p.argmax(axis=1)
     if inner is None and hasattr(model, "predict"):  # the model may decide in another way
         predicted, _ = _index_labels("model.predict(X)", model.predict(X), classes)
@@ -206,21 +207,20 @@ def _as_columns(logits: ArrayLike) -> NDArray[np.float64]:
 def _make_columns(
     inner: Any,
     logits: NDArray[np.float64] | None,
+    inputs: Any,
     p: NDArray[np.float64],
     labels: NDArray[np.intp],
     weight: NDArray[np.float64],
     calibrator: Any,
     classes: NDArray[Any],
 ) -> tuple[list[_Column], str]:
-    """The columns of the calibration table, and a sentence about them."""
+    """The columns of the calibration table, and a sentence about them; inputs: of the calibrator, if there is one."""
     temperature = 1.0 if inner is None else float(inner.temperature)
     own = _Column(
         "as predicted" if temperature == 1 else f"as saved (T = {temperature:.3g})",
         p,
         None if logits is None else float(cross_entropy(logits, labels, sample_weight=weight, temperature=temperature)),
     )
-    # Trees and nearest neighbours give probabilities of exactly 0, which no calibration could raise.
-    inputs = np.log(np.maximum(p, np.finfo(np.float64).tiny)) if logits is None else logits
     if isinstance(calibrator, str):
         if calibrator != "recalibrate":
             raise ValueError(f'calibrator must be a fitted calibrator, "recalibrate" or None, got {calibrator!r}')
@@ -255,8 +255,7 @@ def _cross_fit(
     own: _Column, logits: NDArray[np.float64], labels: NDArray[np.intp], weight: NDArray[np.float64]
 ) -> tuple[list[_Column], str]:
     """Temperature scaling of each half of the rows, fitted on the other half."""
-    from sklearn.utils.validation import has_fit_parameter
-
+    from ._learn.calibration.base import learn
     from .calibration import TemperatureScaling
 
     halves = [np.flatnonzero((np.arange(len(labels)) % 2 == i) & (weight > 0)) for i in (0, 1)]
@@ -265,10 +264,8 @@ def _cross_fit(
     p, temperatures = np.empty((len(logits), logits.shape[1])), []
     for i in (0, 1):
         scaling, rows = TemperatureScaling(), halves[i]
-        options = {"sample_weight": weight[rows]} if has_fit_parameter(scaling, "sample_weight") else {}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about few rows, and halves in which all rows are right
-            scaling.fit(logits[rows], labels[rows], **options)
+        # Its notes, about few rows and halves that are all classified correctly, do not concern the report.
+        learn(scaling, logits[rows], labels[rows], weight[rows])
         p[1 - i :: 2] = scaling.transform(logits[1 - i :: 2])
         temperatures.append(scaling.temperature_)
     found = " and ".join(f"{t:.3g}" for t in temperatures)

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.numbers import check_count, check_integer
 from .probabilities import check, take_top_labels
 
+MAX_WHOLE = 2.0**53
 STRATEGIES = ("uniform", "quantile")
 Strategy = Literal["uniform", "quantile"]
 
@@ -29,8 +30,28 @@ class Bins(NamedTuple):
         return np.abs(self.hits - self.confidence)
 
 
+def count_effective_rows(weight: NDArray[np.float64]) -> float:
+    """Number of rows that weights stand for.
+
+    Their sum if all are whole numbers, because a weight of 2 counts as the row twice; else their effective number,
+    (sum w)^2 / sum w^2 (Kish 1965), on which their unit has no influence.
+    """
+    return float(_count_in_groups(weight, np.zeros(len(weight), np.intp), 1)[0])
+
+
+def _count_in_groups(weight: NDArray[np.float64], groups: NDArray[np.intp], n_groups: int) -> NDArray[np.float64]:
+    """Number of rows that the weights of each group stand for; all weights together decide by which rule."""
+    if _has_whole_numbers(weight):
+        return np.bincount(groups, weight, n_groups)
+    weight = weight / weight.max()  # their squares neither overflow nor vanish
+    squares = np.bincount(groups, np.square(weight), n_groups)
+    total = np.bincount(groups, weight, n_groups)
+    return np.divide(np.square(total), squares, out=np.zeros(n_groups), where=squares > 0)
+
+
 def _has_whole_numbers(weight: NDArray[np.float64]) -> bool:
-    return bool((weight == np.round(weight)).all())
+    """Whether weights can be numbers of rows; beyond 2^53 every float is whole, and none is meant so."""
+    return bool((weight == np.round(weight)).all() and weight.max() <= MAX_WHOLE)
 
 
 def _find_quantiles(
@@ -78,18 +99,13 @@ def fill_bins(
         raise ValueError(f"strategy must be one of {', '.join(map(repr, STRATEGIES))}, got {strategy!r}")
     edges = _choose_edges(confidence, weight, n_bins, strategy)
     at = np.searchsorted(edges[1:-1], confidence, side="left")
-    total = np.bincount(at, weight, n_bins)
-    sizes = total
-    if not _has_whole_numbers(weight):  # Kish's effective size
-        squares = np.bincount(at, np.square(weight), n_bins)
-        sizes = np.divide(np.square(total), squares, out=np.zeros(n_bins), where=squares > 0)
     return Bins(
-        total,
+        np.bincount(at, weight, n_bins),
         np.bincount(at, weight * hits, n_bins),
         np.bincount(at, weight * confidence, n_bins),
         np.bincount(at, minlength=n_bins),
         edges,
-        sizes,
+        _count_in_groups(weight, at, n_bins),
     )
 
 

@@ -8,22 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .calibration_error import count_effective_rows
+from .reliability import find_interval
+
 MAX_MISTAKES = 9
 
 
 def find_accuracy_interval(hits: NDArray[np.bool_], weight: NDArray[np.float64], level: float = 0.95) -> list[float]:
-    """Exact binomial interval of the accuracy (Clopper & Pearson 1934).
-
-    With weights the number of rows is the effective one, (sum w)^2 / sum w^2 (Kish 1965), which need not be whole.
-    """
-    from scipy.special import betaincinv
-
-    w = weight / weight.max()  # their squares neither overflow nor vanish
-    rows = w.sum() ** 2 / (w @ w)
-    right, wrong = (rows * (which @ w) / w.sum() for which in (hits, ~hits))
-    tail = (1 - level) / 2
-    low = betaincinv(right, wrong + 1, tail) if right > 0 else 0.0
-    high = betaincinv(right + 1, wrong, 1 - tail) if wrong > 0 else 1.0
+    """Exact binomial interval of the accuracy, for the number of rows that the weights stand for."""
+    n, w = count_effective_rows(weight), weight / weight.max()
+    low, high = find_interval(n * np.asarray((w * hits).sum() / w.sum()), np.asarray(n), level)
     return [float(low), float(high)]
 
 

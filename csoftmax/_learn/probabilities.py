@@ -13,6 +13,7 @@ from .._arguments.places import as_array
 from .labels import indices_of
 
 ROUNDING = 1e-5  # of float32 probabilities, and of their sums with any number of classes
+LEAST_PROBABILITY = 1e-12  # in place of an exact 0 where logarithms are taken, as in scikit-learn
 HALF_ROUNDINGS = 4  # float16 and bfloat16: this many times their eps instead
 
 
@@ -187,3 +188,21 @@ def take_top_labels(
     y, p, w = check(y_true, y_prob, labels, sample_weight)
     predicted = p.argmax(axis=1)
     return p[np.arange(len(p)), predicted], predicted == y, w
+
+
+def predict_logarithms(model: Any, X: Any) -> NDArray[np.float64]:
+    """Logarithms of a fitted classifier's probabilities, as the logits of a calibrator.
+
+    A probability of exactly 0, as from trees and nearest neighbours, becomes 1e-12, because no calibration could raise
+    it; it never exceeds another probability of its row.
+    """
+    with np.errstate(divide="ignore"):
+        if hasattr(model, "predict_log_proba"):
+            z = np.asarray(as_native(model.predict_log_proba(X), "predict_log_proba(X)"), np.float64)
+        else:
+            z = np.log(np.asarray(as_native(model.predict_proba(X), "predict_proba(X)"), np.float64))
+    zero = np.isneginf(z)
+    if zero.any():
+        lowest = np.where(zero, np.inf, z).min(axis=1, keepdims=True)
+        z = np.where(zero, np.minimum(lowest, np.log(LEAST_PROBABILITY)), z)
+    return z

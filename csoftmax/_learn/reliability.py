@@ -10,6 +10,8 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.numbers import as_number
 from .calibration_error import Bins, Strategy, bin_predictions
 
+TINY = 1e-300  # in place of a parameter of 0, at which the incomplete beta function has no inverse
+
 
 class ReliabilityCurve(NamedTuple):
     """Result of `reliability_curve`: one element for each bin, NaN in empty bins except for counts and edges.
@@ -59,9 +61,9 @@ def reliability_curve(
     -------
     ReliabilityCurve
         accuracy, confidence, counts, lower and upper of shape (n_bins,), NaN in empty bins; edges of shape
-        (n_bins + 1,). lower and upper are the ends of the exact binomial interval (Clopper & Pearson 1934) for the
-        number of rows in the bin; weights change the accuracy but not that number, except that rows of weight 0 are
-        left out.
+        (n_bins + 1,). counts are numbers of rows, without those of weight 0. lower and upper are the ends of the exact
+        binomial interval (Clopper & Pearson 1934) for the number of rows that the weights in the bin stand for: their
+        sum if all weights are whole numbers, else the effective number ``sum(w)**2 / sum(w**2)`` (Kish 1965).
 
     Raises
     ------
@@ -87,16 +89,22 @@ def check_confidence_level(level: float) -> None:
 
 def make_curve(bins: Bins, confidence_level: float) -> ReliabilityCurve:
     """Divide the sums of the bins, and add the intervals."""
-    from scipy.special import betaincinv
-
-    counts = bins.counts
     with np.errstate(invalid="ignore"):
         accuracy, mean = np.clip(bins.hits / bins.weight, 0, 1), bins.confidence / bins.weight
-    hits = accuracy * counts
-    tail = (1 - confidence_level) / 2
-    with np.errstate(invalid="ignore"):
-        lower = np.where(hits > 0, betaincinv(np.maximum(hits, 1e-300), counts - hits + 1, tail), 0.0)
-        upper = np.where(hits < counts, betaincinv(hits + 1, np.maximum(counts - hits, 1e-300), 1 - tail), 1.0)
+    lower, upper = find_interval(accuracy * bins.sizes, bins.sizes, confidence_level)
     empty = np.isnan(accuracy)
     lower[empty] = upper[empty] = np.nan
-    return ReliabilityCurve(accuracy, mean, counts, lower, upper, bins.edges)
+    return ReliabilityCurve(accuracy, mean, bins.counts, lower, upper, bins.edges)
+
+
+def find_interval(
+    hits: NDArray[np.float64], n: NDArray[np.float64], level: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Ends of the exact binomial interval (Clopper & Pearson 1934) of hits among n rows, which need not be whole."""
+    from scipy.special import betaincinv
+
+    tail = (1 - level) / 2
+    with np.errstate(invalid="ignore"):
+        lower = np.where(hits > 0, betaincinv(np.maximum(hits, TINY), n - hits + 1, tail), 0.0)
+        upper = np.where(hits < n, betaincinv(hits + 1, np.maximum(n - hits, TINY), 1 - tail), 1.0)
+    return lower, upper

@@ -73,7 +73,8 @@ class Report:
             - "title", "data", "target", "model_file", "command", "date" and "version" as they were set, or None.
             - "model" (its repr), "rows", "classes" (as strings), and "weight", the sum of the sample weights.
             - "accuracy_interval": ends of the exact binomial 95 % interval of the accuracy (Clopper & Pearson 1934);
-              with weights the number of rows is the effective one, (sum w)^2 / sum w^2 (Kish 1965).
+              with weights the number of rows is their sum if all are whole numbers, else the effective one,
+              (sum w)^2 / sum w^2 (Kish 1965).
             - "accuracy", "macro_precision", "macro_recall", "macro_f1", "micro_f1", "weighted_f1": scikit-learn's, with
               ``zero_division=0``. Macro averages are over the classes that occur in y or in the predictions.
             - "roc_auc": mean, over the classes in y, of the area for the class against the rest; None if there is only

@@ -3,6 +3,7 @@
 import contextlib
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from typing import ClassVar
 
 import numpy as np
@@ -27,6 +28,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 from csoftmax import calibration
 from csoftmax.calibration import CalibratedModel
 from csoftmax.linear_model import SoftmaxRegression
+from csoftmax.metrics import evaluate
 
 METHODS = {
     "temperature": calibration.TemperatureScaling,
@@ -265,6 +267,42 @@ def test_parameters_of_fit_are_divided_with_the_rows():
     assert Recording.fits == [(30, 30)] * 4 + [(40, 40)]
 
 
+@pytest.mark.filterwarnings(SHORT)
+def test_threads_leave_the_filters_of_warnings_alone():
+    """`warnings.catch_warnings` belongs to the process: threads that use it restore each other's state."""
+    X, y = load_iris(return_X_y=True)
+    X, y = X[::3], y[::3]
+    before = warnings.filters[:], warnings._showwarnmsg_impl
+    with ThreadPoolExecutor(4) as pool:
+        fits = [pool.submit(CalibratedModel(GaussianNB(), cv=2).fit, X, y) for _ in range(100)]
+        fits += [pool.submit(evaluate, GaussianNB().fit(X, y), X, y, calibrator="recalibrate") for _ in range(20)]
+        for future in fits:
+            future.result()
+    assert warnings.filters == before[0]
+    assert warnings._showwarnmsg_impl is before[1]
+    with pytest.warns(UserWarning, match="too few to calibrate with") as caught:
+        CalibratedModel(GaussianNB(), cv="prefit").set_params(estimator=GaussianNB().fit(X, y)).fit(X[::9], 2 - y[::9])
+    assert caught[0].filename == __file__
+
+
+@pytest.mark.filterwarnings(SHORT)
+@pytest.mark.parametrize(
+    "inner",
+    [KNeighborsClassifier(3), DecisionTreeClassifier(random_state=0), GaussianNB(), SoftmaxRegression(penalty_l2=1e-3)],
+    ids=str,
+)
+def test_reports_apply_a_calibrator_as_the_model_does(inner):
+    """`evaluate` gives the calibrator the logits that it was fitted with, also where probabilities are 0."""
+    X, y = load_digits(return_X_y=True)
+    X = X / 16
+    model = CalibratedModel(inner, cv=3).fit(X[:600], y[:600])
+    itself = evaluate(model, X[600:], y[600:]).to_dict()["before"]
+    applied = evaluate(model.estimator_, X[600:], y[600:], calibrator=model.calibrator_).to_dict()["after"]
+    for name, value in itself.items():
+        if name != "name":
+            assert applied[name] == pytest.approx(value, rel=1e-9)
+
+
 def test_errors():
     X, y = load_iris(return_X_y=True)
     for model, data, match in (
@@ -273,6 +311,8 @@ def test_errors():
         (CalibratedModel(LogisticRegression()), (X, y + 0.5 * (y > 1)), "continuous"),
         (CalibratedModel(LogisticRegression()), (X, y[:-1]), "inconsistent numbers of samples"),
         (CalibratedModel(LogisticRegression(), cv=60), (X, y), "n_splits=60"),
+        (CalibratedModel(LogisticRegression()), (X, y, np.zeros(150)), "sample_weight is zero for every row"),
+        (CalibratedModel(KNeighborsClassifier()), (X, y, np.zeros(150)), "sample_weight is zero for every row"),
     ):
         with pytest.raises(ValueError, match=match):
             model.fit(*data)

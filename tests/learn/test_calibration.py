@@ -17,6 +17,7 @@ from sklearn.model_selection import train_test_split
 
 import csoftmax
 from csoftmax import calibration, metrics
+from csoftmax._learn.calibration import platt
 from csoftmax._learn.calibration.affine import make_penalty
 from csoftmax.linear_model import SoftmaxRegression
 
@@ -282,6 +283,32 @@ def test_warning_without_convergence(digits):
         scaling = calibration.MatrixScaling(max_iter=2).fit(z, y)
     assert not scaling.converged_
     assert [entry["iteration"] for entry in scaling.history_] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("prior", [0, 1.0])
+@pytest.mark.parametrize("scale", [0.2, 5])
+@pytest.mark.parametrize("max_iter", [1, 2, 3])
+def test_temperature_warns_when_its_iterations_are_used_up(digits, prior, scale, max_iter):
+    """On both sides of T = 1: Newton's method in a bracket, and the climb that precedes it."""
+    z, y, _, _ = digits
+    with pytest.warns(ConvergenceWarning, match=f"not converged in {max_iter} iterations.*raise max_iter") as caught:
+        scaling = calibration.TemperatureScaling(prior=prior, max_iter=max_iter).fit(z * scale, y)
+    assert caught[0].filename == __file__
+    assert not scaling.converged_
+    assert scaling.n_iter_ == len(scaling.history_) == max_iter
+    assert scaling.temperature_ > 0
+
+
+def test_platt_warns_when_its_steps_are_used_up(digits, monkeypatch):
+    z, y, _, _ = digits
+    steps = calibration.PlattScaling().fit(z, y).n_iter_
+    monkeypatch.setattr(platt, "MAX_STEPS", steps)  # converging in the last step is converging
+    assert calibration.PlattScaling().fit(z, y).converged_
+    monkeypatch.setattr(platt, "MAX_STEPS", steps - 1)
+    with pytest.warns(ConvergenceWarning, match=f"PlattScaling has not converged in {steps - 1} steps") as caught:
+        scaling = calibration.PlattScaling().fit(z, y)
+    assert caught[0].filename == __file__
+    assert (scaling.converged_, scaling.n_iter_) == (False, steps - 1)
 
 
 # Isotonic and Platt

@@ -172,6 +172,21 @@ def test_confidence_intervals():
     assert np.isnan(edge.lower[0])
 
 
+def test_confidence_intervals_of_weighted_rows():
+    """Whole weights repeat the row; others count by their effective number, whatever their unit."""
+    rng = np.random.default_rng(2)
+    p, y, w = rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60), rng.integers(0, 4, 60)
+    weighted = metrics.reliability_curve(y, p, sample_weight=w, n_bins=6)
+    repeated = metrics.reliability_curve(np.repeat(y, w), np.repeat(p, w, axis=0), n_bins=6)
+    for ends, expected in ((weighted.lower, repeated.lower), (weighted.upper, repeated.upper)):
+        assert np.allclose(ends, expected, rtol=1e-12, equal_nan=True)
+    plain = metrics.reliability_curve(y, p, n_bins=6)
+    thirds = metrics.reliability_curve(y, p, sample_weight=np.full(60, 0.3), n_bins=6)
+    assert np.allclose(thirds.upper, plain.upper, rtol=1e-12, equal_nan=True)
+    uneven = metrics.reliability_curve(y, p, sample_weight=w + 0.1, n_bins=6)
+    assert np.nanmean(uneven.upper - uneven.lower) > np.nanmean(plain.upper - plain.lower)
+
+
 def test_labels_and_weights():
     rng = np.random.default_rng(0)
     p, y = rng.dirichlet(np.ones(3), 60), rng.integers(0, 3, 60)
@@ -183,8 +198,9 @@ def test_labels_and_weights():
         assert f(y + 1, p) == f(y, p)
         assert f(y.astype(float), p) == f(y.astype(np.uint8), p) == f(y, p)
         w = rng.integers(0, 3, 60)
-        assert f(y, p, sample_weight=w) == pytest.approx(f(np.repeat(y, w), np.repeat(p, w, axis=0)), rel=1e-9)
-        assert f(y, p, sample_weight=w * 0.3) == pytest.approx(f(y, p, sample_weight=w), rel=1e-9)
+        bound = 1e-9 if f is metrics.smooth_calibration_error else 1e-12  # the smooth error interpolates
+        assert f(y, p, sample_weight=w) == pytest.approx(f(np.repeat(y, w), np.repeat(p, w, axis=0)), rel=bound)
+        assert f(y, p, sample_weight=w * 0.3) == pytest.approx(f(y, p, sample_weight=w), rel=bound)
 
 
 @pytest.mark.parametrize("f", ERRORS)

@@ -404,13 +404,27 @@ def test_images_that_do_not_fit(X, shape, message):
 
 @pytest.mark.parametrize(("right", "rows"), [(0, 7), (7, 7), (3, 10), (29, 30), (1, 1), (0, 1), (960, 1000)])
 def test_accuracy_interval(right, rows):
-    """Without weights SciPy's exact interval; a weight of 2 everywhere changes nothing, weight 0 takes a row away."""
+    """Without weights SciPy's exact interval; a weight of 2 is the row twice, 0 takes it away, 0.3 changes nothing."""
     hits = np.arange(rows) < right
     exact = stats.binomtest(right, rows).proportion_ci(0.95, "exact")
     assert find_accuracy_interval(hits, np.ones(rows)) == pytest.approx(list(exact), rel=1e-12)
     assert find_accuracy_interval(hits, np.full(rows, 1e200)) == pytest.approx(list(exact), rel=1e-12)
-    padded = np.append(hits, [True, False]), np.append(np.full(rows, 2.0), [0, 0])
+    padded = np.append(hits, [True, False]), np.append(np.full(rows, 0.3), [0, 0])
     assert find_accuracy_interval(*padded) == pytest.approx(list(exact), rel=1e-12)
+    whole = np.arange(rows) % 3 + 1
+    repeated = np.repeat(hits, whole)
+    exact = stats.binomtest(int(repeated.sum()), len(repeated)).proportion_ci(0.95, "exact")
+    assert find_accuracy_interval(hits, whole.astype(float)) == pytest.approx(list(exact), rel=1e-12)
+
+
+def test_pictures_leave_the_prefixes_of_other_svg_alone():
+    """`ElementTree.register_namespace` would change how the whole process writes SVG."""
+    known = dict(ElementTree._namespace_map)
+    picture = pictures.draw_confusion(np.eye(40))
+    assert ElementTree._namespace_map == known
+    root = ElementTree.fromstring(picture)
+    assert {element.tag.partition("}")[0] for element in root.iter()} == {"{" + pictures.SVG}
+    assert any(element.get(f"{{{pictures.XLINK}}}href") for element in root.iter())
 
 
 # Failures

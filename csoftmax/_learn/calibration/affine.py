@@ -19,6 +19,10 @@ from .temperature import describe_nonconvergence, find_temperature
 Penalty = Callable[[Array, Array], tuple[float, Array, Array]]
 """Value and gradients of a penalty on coef and intercept."""
 
+# SciPy's status of a fit that max_iter has ended.  The other one here is a line search that finds no lower point: then
+# the loss is at its minimum but for rounding, and more iterations would not help.
+ITERATIONS_USED_UP = 1
+
 
 class Affine(Calibrator):
     """Softmax of W x + b, where x are the logits, or their log-probabilities, at their best temperature.
@@ -88,7 +92,7 @@ class Affine(Calibrator):
                 options={"maxiter": self.max_iter, "maxfun": 100 * self.max_iter, "gtol": 0, "ftol": 0, "maxcor": 20},
             )
             u = result.x
-            converged = history[-1]["gradient_norm"] <= self.tol or result.status != 1
+            converged = history[-1]["gradient_norm"] <= self.tol or result.status != ITERATIONS_USED_UP
         coef, intercept = unpack(u)
         notes: Notes = []
         done = "the penalties and the prior of the temperature keep the probabilities away from 0 and 1"

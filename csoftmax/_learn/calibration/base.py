@@ -112,6 +112,18 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         sklearn.exceptions.ConvergenceWarning
             If `max_iter` iterations were not enough.
         """
+        for message, category in self._learn(logits, y, sample_weight, classes):
+            warnings.warn(message, category, stacklevel=2)
+        return self
+
+    def _learn(
+        self,
+        logits: ArrayLike,
+        y: ArrayLike,
+        sample_weight: ArrayLike | None = None,
+        classes: ArrayLike | None = None,
+    ) -> Notes:
+        """Learn as `fit` does, but return its warnings."""
         self._check_parameters()
         rows = read_rows(logits, y, sample_weight, classes, self)
         fitted, notes = self._fit(rows)
@@ -123,9 +135,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             validate_data(self, as_native(logits, "logits"), skip_check_array=True)
         self.classes_, self.n_classes_ = rows.classes, rows.z.shape[1]
         self.__dict__.update(fitted)
-        for message, category in notes:
-            warnings.warn(message, category, stacklevel=2)
-        return self
+        return notes
 
     def fit_transform(
         self,
@@ -275,3 +285,18 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             validate_data(self, logits, reset=False, skip_check_array=True)
         check_values(z)
         return self._calibrate(z)
+
+
+def learn(
+    calibrator: Calibrator,
+    logits: ArrayLike,
+    y: ArrayLike,
+    sample_weight: ArrayLike | None = None,
+    classes: ArrayLike | None = None,
+) -> Notes:
+    """Fit a calibrator, and return what its `fit` would warn about.
+
+    Warnings cannot be caught instead: `warnings.catch_warnings` replaces the filters of the whole process, and threads
+    that fit at the same time would restore each other's.
+    """
+    return calibrator._learn(logits, y, sample_weight, classes)

@@ -19,8 +19,9 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted
 from ..._arguments.foreign import accept_foreign, as_native, is_foreign
 from ..labels import indices_of
 from ..parameters import check_sample_weight
+from ..probabilities import predict_logarithms
 from .affine import DirichletCalibration, MatrixScaling, VectorScaling
-from .base import Calibrator
+from .base import Calibrator, learn
 from .isotonic import IsotonicCalibration
 from .platt import PlattScaling
 from .rows import Array
@@ -38,7 +39,6 @@ METHODS: dict[str, type[Calibrator]] = {
     "isotonic": IsotonicCalibration,
 }
 RESPONSES = ("decision_function", "predict_log_proba", "predict_proba")
-LEAST_PROBABILITY = 1e-12  # in place of an exact 0, as in scikit-learn
 
 
 def is_routing_enabled() -> bool:
@@ -52,8 +52,7 @@ def compute_scores(estimator: Any, X: Any, n_classes: int) -> Array:
     """Logits of a fitted classifier: its decision function, or the logarithms of its probabilities.
 
     A decision function of another shape, such as that of a support vector machine for pairs of classes, is not one of
-    logits. A probability of exactly 0, as from trees and nearest neighbours, becomes 1e-12, because no calibration
-    could raise it; it never exceeds another probability of its row.
+    logits.
     """
     if hasattr(estimator, "decision_function"):
         z = np.asarray(estimator.decision_function(X), np.float64)
@@ -66,16 +65,7 @@ def compute_scores(estimator: Any, X: Any, n_classes: int) -> Array:
                 f"the decision function of {type(estimator).__name__} has shape {z.shape}, not a column for each of "
                 f"the {n_classes} classes, and it has no predict_proba"
             )
-    with np.errstate(divide="ignore"):
-        if hasattr(estimator, "predict_log_proba"):
-            z = np.array(estimator.predict_log_proba(X), np.float64)
-        else:
-            z = np.log(np.asarray(estimator.predict_proba(X), np.float64))
-    zero = np.isneginf(z)
-    if zero.any():
-        lowest = np.where(zero, np.inf, z).min(axis=1, keepdims=True)
-        z = np.where(zero, np.minimum(lowest, np.log(LEAST_PROBABILITY)), z)
-    return z
+    return predict_logarithms(estimator, X)
 
 
 class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
@@ -215,6 +205,8 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if sample_weight is not None:
             sample_weight = as_native(sample_weight, "sample_weight")
             weights = check_sample_weight(sample_weight, np.empty((len(labels), 1)))
+            if not weights.any():
+                raise ValueError("sample_weight is zero for every row: there is nothing to learn from")
         if isinstance(self.cv, str):
             if self.cv != "prefit":
                 raise ValueError(f'cv must be an int, a splitter, an iterable of splits or "prefit", got {self.cv!r}')
@@ -230,16 +222,14 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             estimator = self._fit_part(X, labels, kept, fit_params)
             labels, weights = labels[rows], shares
         calibrator = METHODS[self.method]()
-        with warnings.catch_warnings(record=True) as caught:
-            warnings.simplefilter("always")
-            calibrator.fit(scores, labels, sample_weight=weights, classes=classes)
+        notes = learn(calibrator, scores, labels, weights, classes)
         self.estimator_, self.calibrator_, self.classes_ = estimator, calibrator, classes
         for name in ("n_features_in_", "feature_names_in_"):
             self.__dict__.pop(name, None)
             if hasattr(estimator, name):
                 setattr(self, name, getattr(estimator, name))
-        for warning in caught:
-            warnings.warn(str(warning.message), warning.category, stacklevel=2)
+        for message, category in notes:
+            warnings.warn(message, category, stacklevel=2)
         return self
 
     def _route(self, sample_weight: Any, params: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -6,12 +6,13 @@ from typing import Any, ClassVar
 
 import numpy as np
 from scipy.special import expit
+from sklearn.exceptions import ConvergenceWarning
 
 from .base import Calibrator, Notes
 from .rows import Array, Rows, replace_infinities
 from .shortage import describe_shortage
 
-MAX_STEPS = 100  # of Newton's method, which takes about eight
+MAX_STEPS = 100  # of Newton's method, which takes 5 to 7
 NEARLY_EXACT = 1e-14  # of Newton's decrement per unit of weight: one more step then leaves rounding errors only
 RIDGE = 1e-12  # on the diagonal of the Hessian, where a class has one score only (Lin, Lin & Weng 2007)
 
@@ -58,15 +59,21 @@ class PlattScaling(Calibrator):
             positive = rows.labels == (column if rows.z.shape[1] > 2 else rows.z.shape[1] - 1)
             possible = ~np.isneginf(rows.z[:, column]) if rows.z.shape[1] > 2 else np.isfinite(rows.z).all(axis=1)
             fits.append(fit_sigmoid(scores[possible, column], positive[possible], weights[possible]))
-        slopes, offsets, steps = map(np.array, zip(*fits))
+        slopes, offsets, steps, converged = map(np.array, zip(*fits))
+        notes: Notes = []
         shortage = describe_shortage(rows, "Platt's targets keep the probabilities away from 0 and 1")
+        if shortage:
+            notes.append((shortage, UserWarning))
+        if not converged.all():
+            message = f"PlattScaling has not converged in {MAX_STEPS} steps of Newton's method; scale the logits"
+            notes.append((message, ConvergenceWarning))
         return {
             "coef_": slopes,
             "intercept_": offsets,
             "history_": [],
             "n_iter_": int(steps.max()),
-            "converged_": bool((steps < MAX_STEPS).all()),
-        }, [(shortage, UserWarning)] if shortage else []
+            "converged_": bool(converged.all()),
+        }, notes
 
     def _calibrate(self, z: Array) -> Array:
         f = self.coef_ * compute_scores(z) + self.intercept_
@@ -84,8 +91,8 @@ def compute_scores(z: Array) -> Array:
     return z[:, 1:] - z[:, :1] if z.shape[1] == 2 else z
 
 
-def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, float, int]:
-    """Slope and offset of the sigmoid that fits Platt's targets best, and the number of Newton's steps.
+def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, float, int, bool]:
+    """Slope and offset of the sigmoid that fits Platt's targets best, Newton's steps, and whether they converged.
 
     The weighted cross-entropy is convex; a step is halved until it falls. Scores are centred and scaled, which changes
     only the rounding.
@@ -95,7 +102,7 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
     total = above + below
     start = np.log((above + 1) / (below + 1))
     if total == 0:
-        return 0.0, float(start), 0
+        return 0.0, float(start), 0, True
     peak = float(np.abs(score).max())  # squares of the largest numbers would overflow, the slope of the smallest too
     score, peak = (score / peak, peak) if peak > 1e-290 else (np.zeros_like(score), 1.0)
     center = float(weights @ score) / total
@@ -109,7 +116,7 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
         f = u @ x
         return float(weights @ (np.logaddexp(0, f) - target * f))
 
-    loss, number = measure(u), 0
+    loss, number, converged = measure(u), 0, False
     for number in range(1, MAX_STEPS + 1):  # noqa: B007 - it is returned
         p = expit(u @ x)
         gradient = x @ (weights * (p - target))
@@ -117,10 +124,10 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
         step = np.linalg.solve(hessian, -gradient)
         decrement = -float(gradient @ step)
         if decrement <= NEARLY_EXACT * total:
-            u = u + step
+            u, converged = u + step, True
             break
         length = 1.0
         while (candidate := measure(u + length * step)) > loss - 1e-4 * length * decrement and length > 1e-10:
             length /= 2
         u, loss = u + length * step, candidate
-    return float(u[0] / scale / peak), float(u[1] - u[0] * center / scale), number
+    return float(u[0] / scale / peak), float(u[1] - u[0] * center / scale), number, converged

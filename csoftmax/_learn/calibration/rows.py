@@ -129,8 +129,10 @@ def match_labels(
     if labels.dtype.kind == "b" and n_columns == 2:
         return labels.astype(np.int64), np.array([False, True])
     distinct, indices = np.unique(labels, return_inverse=True)
+    # Whole numbers, as all floats are here.  But one label alone is refused as a float: scikit-learn's check of
+    # classifiers (check_classifiers_one_label) demands that, or that every prediction is this label.
     if distinct.dtype.kind == "f" and len(distinct) > 1 and distinct[0] >= 0 and distinct[-1] < n_columns:
-        return labels.astype(np.int64), np.arange(n_columns, dtype=distinct.dtype)  # whole numbers, as every float here
+        return labels.astype(np.int64), np.arange(n_columns, dtype=distinct.dtype)
     if len(distinct) != n_columns:
         outside = np.flatnonzero((labels < 0) | (labels >= n_columns)) if labels.dtype.kind in "iu" else [0]
         row = int(outside[0] if numbers is None else numbers[outside[0]])

@@ -85,8 +85,6 @@ def _clean_svg(text: str, label: str) -> str:
 
     Names of groups go, because several pictures share the page; what is referred to is named by a hash of its content.
     """
-    ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
     root = ElementTree.fromstring(text)
     used = set(re.findall(r"url\(#([^)]+)\)", text)) | set(re.findall(r'xlink:href="#([^"]+)"', text))
     for parent in root.iter():
@@ -108,7 +106,16 @@ def _clean_svg(text: str, label: str) -> str:
         root.attrib.pop(name, None)
     root.set("role", "img")
     root.set("aria-label", label)
+    _write_prefixes(root)
     return ElementTree.tostring(root, encoding="unicode")
+
+
+def _write_prefixes(root: ElementTree.Element) -> None:
+    """Name elements and attributes as they are written: `register_namespace` would change the whole process."""
+    for element in root.iter():
+        element.tag = element.tag.replace(f"{{{SVG}}}", "")
+        element.attrib = {key.replace(f"{{{XLINK}}}", "xlink:"): value for key, value in element.attrib.items()}
+    root.attrib = {"xmlns": SVG, "xmlns:xlink": XLINK} | root.attrib
 
 
 def _use_variable(match: re.Match[str]) -> str:
