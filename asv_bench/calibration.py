@@ -34,15 +34,7 @@ METHODS = (
     calibration.PlattScaling,
     calibration.IsotonicCalibration,
 )
-ZOO_ROWS = (
-    41,
-    20,
-    13,
-    10,
-    8,
-    5,
-    4,
-)  # of the seven classes of the UCI set "zoo", which has 16 features
+ZOO_ROWS = (41, 20, 13, 10, 8, 5, 4)  # of the seven classes of the UCI set "zoo", which has 16 features
 
 
 def load_zoo_like():
@@ -98,8 +90,8 @@ def measure(name, n_rows, splits, penalty):
                     continue
             warned[kind.__name__] = warned.get(kind.__name__, 0) + bool(caught)
         for method, p in found.items():
-            ratio = log_loss(y_c, p, labels=labels)
-            losses.setdefault(method, []).append((ratio, log_loss(y_c, found["the model"], labels=labels)))
+            loss = log_loss(y_c, p, labels=labels)
+            losses.setdefault(method, []).append((loss, log_loss(y_c, found["the model"], labels=labels)))
     for method, values in losses.items():
         loss, plain = np.array(values).T
         ratio = loss / plain
@@ -140,7 +132,8 @@ class _Identity(SoftmaxRegression):
         return z[:, 1] - z[:, 0] if z.shape[1] == 2 else z
 
 
-if __name__ == "__main__":
+def main():
+    """Measure losses, or times."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--splits", type=int, default=40)
     parser.add_argument("--penalty", type=float)
@@ -156,3 +149,7 @@ if __name__ == "__main__":
             print("set            rows  method                 log loss  worst ratio  above 2  warned")
             for name in arguments.sets:
                 measure(name, arguments.rows or SETS[name], arguments.splits, arguments.penalty)
+
+
+if __name__ == "__main__":
+    main()

@@ -4,7 +4,7 @@ All calibrators accept logits, are classifiers and transformers of scikit-learn,
 
 - ``fit(logits, y, sample_weight=None, classes=None)``: y holds integers from 0 to K - 1 (the columns' numbers), or K
   distinct labels (the columns are theirs in sorted order), or labels that `classes` names; a `UserWarning` says when
-  the rows are too few, or all right.
+  the rows are too few, or all of them classified correctly.
 - ``transform(logits)`` and ``predict_proba(logits)``: calibrated probabilities; ``predict(logits)``: labels;
   ``fit_transform``, ``score``, ``set_output``, ``get_feature_names_out`` as in scikit-learn.
 - ``save(path)`` and ``load(path, *, mmap=False, verify=True)``: safetensors files without pickle, with checksums.

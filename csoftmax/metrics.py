@@ -18,8 +18,9 @@ from ._learn.calibration_error import (
     maximum_calibration_error,
 )
 from ._learn.display import ReliabilityDisplay, plot_reliability, predict_probabilities
+from ._learn.messages import show
 from ._learn.mistakes import find_accuracy_interval, find_mistakes
-from ._learn.probabilities import check_probabilities, check_weights, find_labels, predict_logarithms, quote, read_array
+from ._learn.probabilities import check_probabilities, check_weights, find_labels, predict_logarithms, read_array
 from ._learn.reliability import ReliabilityCurve, reliability_curve
 from ._learn.report import Report
 from ._learn.smooth_error import smooth_calibration_error
@@ -39,20 +40,6 @@ __all__ = [
     "reliability_curve",
     "smooth_calibration_error",
 ]
-
-for _public in (
-    ReliabilityCurve,
-    ReliabilityDisplay,
-    Report,
-    brier_score,
-    classwise_calibration_error,
-    expected_calibration_error,
-    maximum_calibration_error,
-    plot_reliability,
-    reliability_curve,
-    smooth_calibration_error,
-):
-    _public.__module__ = __name__  # the public address, for help() and pickle
 
 
 def evaluate(
@@ -178,7 +165,7 @@ def _index_labels(name: str, y: ArrayLike, classes: NDArray[Any]) -> tuple[NDArr
     labels, unknown = find_labels(given, classes)
     if len(unknown):
         bad = unknown[0]
-        raise ValueError(f"{name}[{bad}] is {quote(given[bad])}, which is not among the model's classes")
+        raise ValueError(f"{name}[{bad}] is {show(given[bad])}, which is not among the model's classes")
     return labels, given
 
 
@@ -356,3 +343,8 @@ def _measure_classification(
         ],
         "confusion_matrix": matrix.tolist(),
     }
+
+
+# Pickles, messages and help() show the public name, so that private files can move.
+for _name in __all__:
+    globals()[_name].__module__ = __name__

@@ -42,7 +42,7 @@ def count_effective_rows(weight: NDArray[np.float64]) -> float:
 def _count_in_groups(weight: NDArray[np.float64], groups: NDArray[np.intp], n_groups: int) -> NDArray[np.float64]:
     """Number of rows that the weights of each group stand for; all weights together decide by which rule."""
     if _has_whole_numbers(weight):
-        return np.bincount(groups, weight, n_groups)
+        return np.asarray(np.bincount(groups, weight, n_groups), np.float64)
     weight = weight / weight.max()  # their squares neither overflow nor vanish
     squares = np.bincount(groups, np.square(weight), n_groups)
     total = np.bincount(groups, weight, n_groups)

@@ -9,13 +9,12 @@ from numpy.typing import ArrayLike, NDArray
 
 from .calibration_error import Strategy, fill_bins
 from .probabilities import take_top_labels
-from .reliability import ReliabilityCurve, check_confidence_level, make_curve
+from .reliability import FEW_ROWS, ReliabilityCurve, check_confidence_level, make_curve
 from .smooth_error import SmoothCurve, find_smooth_curve, find_smooth_error
 
 if TYPE_CHECKING:
     from typing import Self
 
-MANY_ROWS = 10  # intervals of bins with fewer rows are pale: they are long and say little
 BARS_HEIGHT = 0.16  # of the largest bin, as a share of the axes
 REFERENCE, BARS = "diagonal", "rows"  # gids of what is drawn, for a second diagram on the same axes
 
@@ -300,6 +299,13 @@ class ReliabilityDisplay:
         ReliabilityDisplay
             The display itself.
 
+        Raises
+        ------
+        ImportError
+            If matplotlib is missing.
+        AttributeError, TypeError
+            If matplotlib refuses an option of the line.
+
         Examples
         --------
         >>> from matplotlib.figure import Figure
@@ -329,7 +335,7 @@ class ReliabilityDisplay:
             options |= normalize_kwargs(given, Line2D)  # an option may have two names: lw and linewidth
         (self.line_,) = ax.plot(x, y, **options)
         colour = self.line_.get_color()
-        shades = [to_rgba(colour, 0.75 if count >= MANY_ROWS else 0.2) for count in counts]
+        shades = [to_rgba(colour, 0.75 if count >= FEW_ROWS else 0.2) for count in counts]
         self.intervals_ = ax.vlines(x, lower, upper, colors=shades, linewidth=1.2)
         self.smooth_line_ = None
         if self.smooth_curve is not None:
@@ -419,6 +425,13 @@ def plot_reliability(
     -------
     matplotlib.axes.Axes
         The axes.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
+    ImportError
+        If matplotlib is missing.
 
     Examples
     --------

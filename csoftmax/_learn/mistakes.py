@@ -1,4 +1,4 @@
-"""How sure the accuracy of a report is, and the mistakes of which the model was surest."""
+"""Confidence interval of a report's accuracy, and the mistakes of which the model was surest."""
 
 from __future__ import annotations
 

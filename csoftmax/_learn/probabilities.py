@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import as_native
 from .._arguments.places import as_array
 from .labels import indices_of
+from .messages import show
 
 ROUNDING = 1e-5  # of float32 probabilities, and of their sums with any number of classes
 LEAST_PROBABILITY = 1e-12  # in place of an exact 0 where logarithms are taken, as in scikit-learn
@@ -29,11 +30,6 @@ def read_array(name: str, x: Any) -> NDArray[Any]:
         raise TypeError(f"{name} is sparse; pass {name}.toarray()")
     array: NDArray[Any] = as_array(name, as_native(x, name))
     return array
-
-
-def quote(value: Any) -> str:
-    """The repr of a label without the name of its NumPy type."""
-    return repr(value.item() if isinstance(value, np.generic) else value)
 
 
 def read_numbers(name: str, x: Any, what: str) -> NDArray[Any]:
@@ -113,7 +109,7 @@ def check_true_labels(
             )
         indices, bad = find_labels(y, given)
         if len(bad):
-            raise ValueError(f"y_true[{bad[0]}] is {quote(y[bad[0]])}, which is not in labels")
+            raise ValueError(f"y_true[{bad[0]}] is {show(y[bad[0]])}, which is not in labels")
         return indices
     y = _simplify(y)
     if y.dtype.kind == "b":
@@ -128,13 +124,13 @@ def check_true_labels(
         bad = np.flatnonzero(~(np.isfinite(y) & (y == np.round(y))))
         if len(bad):
             raise ValueError(
-                f"y_true[{bad[0]}] is {quote(y[bad[0]])}; classes are whole numbers, 0 to {k - 1}, or labels must be "
+                f"y_true[{bad[0]}] is {show(y[bad[0]])}; classes are whole numbers, 0 to {k - 1}, or labels must be "
                 "given. The labels come first, then the probabilities"
             )
     bad = np.flatnonzero((y < 0) | (y >= k))
     if len(bad) and (one_column or len(np.unique(y)) != k):
         raise ValueError(
-            f"y_true[{bad[0]}] is {quote(y[bad[0]])}; classes are 0 to {k - 1}, or {k} different labels, "
+            f"y_true[{bad[0]}] is {show(y[bad[0]])}; classes are 0 to {k - 1}, or {k} different labels, "
             "sorted as the columns are, or labels must be given"
         )
     return _sort_labels(y, k) if len(bad) else y.astype(np.intp)

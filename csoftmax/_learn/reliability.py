@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.numbers import as_number
 from .calibration_error import Bins, Strategy, bin_predictions
 
+FEW_ROWS = 10  # bins with fewer rows are drawn pale: their intervals are long and say little
 TINY = 1e-300  # in place of a parameter of 0, at which the incomplete beta function has no inverse
 
 

@@ -9,13 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from .._runtime.optional import UnusableError
 from .page import Images, render, take_images
+from .page.tables import FACTS
 from .report_text import make_text
 from .store import write_whole
 
 if TYPE_CHECKING:
     from .display import ReliabilityDisplay
-
-FACTS = ("data", "target", "model_file", "command", "date", "version")  # where the figures come from, if it was set
 
 
 class Report:
@@ -130,6 +129,11 @@ class Report:
         -------
         str or None
             The text, if there is no path.
+
+        Raises
+        ------
+        OSError
+            If the file cannot be written.
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         if path is None:
@@ -144,6 +148,13 @@ class Report:
         ----------
         path : str or path-like
             File to write; an existing file is replaced as a whole or not at all.
+
+        Raises
+        ------
+        ImportError
+            If jinja2 or matplotlib is missing.
+        OSError
+            If the file cannot be written.
         """
         page = render(self.to_dict(), self._displays, self._history, self._images)
         write_whole(path, lambda file: file.write(page.encode("utf-8", "replace")))

@@ -280,7 +280,7 @@ def test_threads_leave_the_filters_of_warnings_alone():
             future.result()
     assert warnings.filters == before[0]
     assert warnings._showwarnmsg_impl is before[1]
-    with pytest.warns(UserWarning, match="too few to calibrate with") as caught:
+    with pytest.warns(UserWarning, match="too few held-out rows to calibrate with") as caught:
         CalibratedModel(GaussianNB(), cv="prefit").set_params(estimator=GaussianNB().fit(X, y)).fit(X[::9], 2 - y[::9])
     assert caught[0].filename == __file__
 

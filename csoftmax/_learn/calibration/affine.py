@@ -134,7 +134,7 @@ class VectorScaling(Affine):
     """One factor and one offset for each class: ``softmax(w * logits / T + b)`` (Guo et al. 2017).
 
     T is that of `TemperatureScaling` with its default prior.  The penalties pull towards it, so that fits to few rows,
-    or to rows that are all right, do little harm.
+    or to rows that are all classified correctly, do little harm.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""What all calibrators share: a scikit-learn classifier and transformer of logits, with files."""
+"""Base class of calibrators: a scikit-learn classifier and transformer of logits, with files."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ from sklearn.utils.metadata_routing import UNUSED
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from ..._arguments.foreign import accept_foreign, as_native, is_foreign
-from ..._arguments.numbers import check_count, check_non_negative
 from . import files
 from .rows import Array, Rows, check_values, read_logits, read_rows
 
@@ -56,7 +55,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         def set_params(self, **params: Any) -> Self: ...
         def score(self, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> float: ...
 
-    # Shapes of what is fitted: () is a number, "K" the columns, "S" the same but 1 for two columns, "B" any length.
+    # Shapes of the fitted attributes: () is a number, "K" the columns, "S" the same but 1 for two, "B" any length.
     _SHAPES: ClassVar[dict[str, tuple[str, ...]]]
 
     def __sklearn_tags__(self) -> Any:
@@ -107,10 +106,10 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         Warns
         -----
         UserWarning
-            If the rows are too few, or if all of them are right: then the message says what keeps the probabilities
-            away from 0 and 1.
+            If the rows are too few, or if all of them are classified correctly: then the message says what keeps the
+            probabilities away from 0 and 1.
         sklearn.exceptions.ConvergenceWarning
-            If `max_iter` iterations were not enough.
+            If `max_iter` iterations were not enough, or 100 steps of Newton's method in `PlattScaling`.
         """
         for message, category in self._learn(logits, y, sample_weight, classes):
             warnings.warn(message, category, stacklevel=2)
@@ -124,7 +123,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         classes: ArrayLike | None = None,
     ) -> Notes:
         """Learn as `fit` does, but return its warnings."""
-        self._check_parameters()
+        files.check_parameters(self)
         rows = read_rows(logits, y, sample_weight, classes, self)
         fitted, notes = self._fit(rows)
         for name in [name for name in vars(self) if name.endswith("_") and not name.startswith("_")]:
@@ -155,6 +154,11 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         -------
         array of float64, shape (N, K)
             As from `transform`.
+
+        Raises
+        ------
+        TypeError, ValueError
+            As from `fit`.
         """
         return self.fit(logits, y, sample_weight, classes).transform(logits)
 
@@ -170,6 +174,13 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         -------
         array of float64, shape (N, K)
             Calibrated probabilities: a tensor for a tensor, what `set_output` has chosen, or an ndarray.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the calibrator is not fitted.
+        TypeError, ValueError
+            If the logits do not fit; the message names their element or shape.
         """
         return super().transform(logits)
 
@@ -185,6 +196,13 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         -------
         array of float64, shape (N, K)
             Calibrated probabilities: a tensor for a tensor, else an ndarray.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the calibrator is not fitted.
+        TypeError, ValueError
+            If the logits do not fit; the message names their element or shape.
         """
         return accept_foreign(self._compute)(logits)
 
@@ -200,6 +218,13 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         -------
         array of shape (N,)
             Elements of `classes_`: a tensor for a tensor unless they are text, else an ndarray.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the calibrator is not fitted.
+        TypeError, ValueError
+            If the logits do not fit; the message names their element or shape.
         """
 
         def choose(logits: ArrayLike) -> NDArray[Any]:
@@ -222,13 +247,15 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         ------
         ValueError
             If the name ends in .npz.
+        sklearn.exceptions.NotFittedError
+            If the calibrator is not fitted.
         TypeError
             If `classes_` are neither numbers nor strings.
         ImportError
             If safetensors is missing.
         """
         check_is_fitted(self, "classes_")
-        files.save(self, path)
+        files.save(self, path, self._SHAPES)
 
     @classmethod
     def load(cls, path: str | os.PathLike[str], *, mmap: bool = False, verify: bool = True) -> Self:
@@ -255,15 +282,7 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         ValueError
             If the file is not a calibrator of this class, or is damaged; the message names the file and the problem.
         """
-        return files.load(cls, path, mmap=mmap, verify=verify)
-
-    def _check_parameters(self) -> None:
-        """Refuse parameters that no fit could use."""
-        for name, value in self.get_params(deep=False).items():
-            if name == "max_iter":
-                check_count(name, value, 1)
-            else:
-                check_non_negative(name, value)
+        return files.load(cls, path, cls._SHAPES, mmap=mmap, verify=verify)
 
     def _compute(self, logits: ArrayLike) -> Array:
         """Calibrated probabilities as an ndarray."""

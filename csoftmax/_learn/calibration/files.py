@@ -1,4 +1,4 @@
-"""What a file of a calibrator holds.
+"""Contents of a calibrator's file.
 
 Arrays: the fitted ones, and the classes if they are numbers.  Header: "parameters", "numbers" (fitted ones), "classes"
 if they are strings, "n_iter", "converged", "history", "feature_names".
@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from ..._arguments.numbers import check_count, check_non_negative
 from .. import store
 from ..model_file import describe_classes, from_json, read_classes, to_json
 from ..store import Arrays, need
@@ -18,12 +19,15 @@ from ..store import Arrays, need
 Estimator = TypeVar("Estimator")
 
 
-def save(calibrator: Any, path: str | PathLike[str]) -> None:
-    """Write a fitted calibrator."""
+Shapes = dict[str, tuple[str, ...]]
+
+
+def save(calibrator: Any, path: str | PathLike[str], shapes: Shapes) -> None:
+    """Write a fitted calibrator; shapes: of its fitted attributes."""
     arrays, header = describe_classes(calibrator.classes_)
     header["parameters"] = {name: to_json(value) for name, value in calibrator.get_params(deep=False).items()}
     header["numbers"] = {}
-    for name, shape in calibrator._SHAPES.items():
+    for name, shape in shapes.items():
         value = getattr(calibrator, f"{name}_")
         if shape:
             arrays[name] = value
@@ -36,23 +40,25 @@ def save(calibrator: Any, path: str | PathLike[str]) -> None:
     store.write(path, type(calibrator).__name__, arrays, header)
 
 
-def load(cls: type[Estimator], path: str | PathLike[str], *, mmap: bool = False, verify: bool = True) -> Estimator:
-    """Read a fitted calibrator of class cls."""
+def load(
+    cls: type[Estimator], path: str | PathLike[str], shapes: Shapes, *, mmap: bool = False, verify: bool = True
+) -> Estimator:
+    """Read a fitted calibrator of class cls; shapes: of its fitted attributes."""
     arrays, header = store.read(path, cls.__name__, mmap=mmap, verify=verify)
     with store.reading(path):
-        return _make(cls, arrays, header)
+        return _make(cls, shapes, arrays, header)
 
 
-def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
+def _make(cls: type[Any], shapes: Shapes, arrays: Arrays, header: dict[str, Any]) -> Any:
     classes = read_classes(arrays, header)
     need(classes.ndim == 1 and len(classes) >= 1, f"classes have shape {classes.shape}")
     given = header.get("parameters")
     known = cls().get_params(deep=False)
     need(isinstance(given, dict) and set(given) <= set(known), "the parameters do not belong to this class")
     calibrator = cls(**{name: from_json(value) for name, value in header["parameters"].items()})
-    calibrator._check_parameters()
+    check_parameters(calibrator)
     lengths: dict[str, int] = {"K": len(classes), "S": 1 if len(classes) == 2 else len(classes)}
-    for name, shape in cls._SHAPES.items():
+    for name, shape in shapes.items():
         value: Any
         if shape:
             need(name in arrays, f"{name} is missing")
@@ -77,3 +83,12 @@ def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
         need(len(header["feature_names"]) == len(classes), "the number of feature names is not the number of columns")
         calibrator.feature_names_in_ = np.array(header["feature_names"], object)
     return calibrator
+
+
+def check_parameters(calibrator: Any) -> None:
+    """Refuse parameters that no fit could use."""
+    for name, value in calibrator.get_params(deep=False).items():
+        if name == "max_iter":
+            check_count(name, value, 1)
+        else:
+            check_non_negative(name, value)

@@ -29,8 +29,10 @@ class IsotonicCalibration(Calibrator):
     ----------
     confidences_, accuracies_ : ndarray of shape (B,)
         Confidence to accuracy: linear between these points, constant outside.
-    classes_, n_classes_, n_features_in_, feature_names_in_
-        As in `TemperatureScaling`.
+    classes_, n_iter_, converged_, n_classes_, n_features_in_, feature_names_in_
+        As in `TemperatureScaling`; n_iter_ is 0 and converged_ is True.
+    history_ : list
+        Empty.
 
     Examples
     --------

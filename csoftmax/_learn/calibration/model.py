@@ -205,7 +205,7 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         if sample_weight is not None:
             sample_weight = as_native(sample_weight, "sample_weight")
             weights = check_sample_weight(sample_weight, np.empty((len(labels), 1)))
-            if not weights.any():
+            if weights is not None and not weights.any():
                 raise ValueError("sample_weight is zero for every row: there is nothing to learn from")
         if isinstance(self.cv, str):
             if self.cv != "prefit":
@@ -319,6 +319,13 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         -------
         array of float64, shape (N, K)
             A column for each element of `classes_`: a tensor for a tensor, else an ndarray.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the model is not fitted.
+        TypeError, ValueError
+            As from `estimator_`, or if its logits do not fit the calibrator.
         """
         check_is_fitted(self, "calibrator_")
         return accept_foreign(self._compute)(X) if is_foreign(X) else self._compute(X)
@@ -335,6 +342,13 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         -------
         array of shape (N,)
             Elements of `classes_`: a tensor for a tensor unless they are text, else an ndarray.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the model is not fitted.
+        TypeError, ValueError
+            As from `estimator_`, or if its logits do not fit the calibrator.
         """
 
         def choose(X: Any) -> NDArray[Any]:

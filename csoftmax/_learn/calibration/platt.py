@@ -14,6 +14,9 @@ from .shortage import describe_shortage
 
 MAX_STEPS = 100  # of Newton's method, which takes 5 to 7
 NEARLY_EXACT = 1e-14  # of Newton's decrement per unit of weight: one more step then leaves rounding errors only
+SUFFICIENT = 1e-4  # share of the expected decrease that a step must bring (Armijo)
+SHORTEST = 1e-10  # length of a step, as a share of Newton's: then the loss falls no further but for rounding
+SMALLEST_PEAK = 1e-290  # largest score below which all scores count as 0
 RIDGE = 1e-12  # on the diagonal of the Hessian, where a class has one score only (Lin, Lin & Weng 2007)
 
 
@@ -22,14 +25,16 @@ class PlattScaling(Calibrator):
 
     As in scikit-learn's `CalibratedClassifierCV`. The sigmoids are fitted to Platt's targets, (n + 1) / (n + 2) for the
     n rows of the class and 1 / (m + 2) for the m others, a uniform prior of each label's frequency (Lin, Lin & Weng
-    2007): rows that are all right do not make the sigmoid a step.
+    2007): rows that are all classified correctly do not make the sigmoid a step.
 
     Attributes
     ----------
     coef_, intercept_ : ndarray of shape (K,), for two classes (1,)
         Slopes and offsets of the sigmoids of each logit; for two classes, of the second minus the first.
-    classes_, n_classes_, n_features_in_, feature_names_in_
-        As in `TemperatureScaling`.
+    classes_, n_iter_, converged_, n_classes_, n_features_in_, feature_names_in_
+        As in `TemperatureScaling`; n_iter_ is the largest number of Newton's steps of a sigmoid.
+    history_ : list
+        Empty.
 
     Examples
     --------
@@ -53,7 +58,7 @@ class PlattScaling(Calibrator):
                 "PlattScaling needs every class"
             )
         weights = np.ones(len(rows.z)) if rows.weights is None else rows.weights
-        scores = compute_scores(rows.z)
+        scores = compute_margins(rows.z)
         fits = []
         for column in range(scores.shape[1]):
             positive = rows.labels == (column if rows.z.shape[1] > 2 else rows.z.shape[1] - 1)
@@ -76,7 +81,7 @@ class PlattScaling(Calibrator):
         }, notes
 
     def _calibrate(self, z: Array) -> Array:
-        f = self.coef_ * compute_scores(z) + self.intercept_
+        f = self.coef_ * compute_margins(z) + self.intercept_
         p = expit(np.column_stack([-f, f]) if z.shape[1] == 2 else f)
         p[np.isneginf(z)] = 0
         total = p.sum(axis=1, keepdims=True)
@@ -85,8 +90,8 @@ class PlattScaling(Calibrator):
         return np.divide(p, total, out=even, where=total > 0)
 
 
-def compute_scores(z: Array) -> Array:
-    """What the sigmoids see: each logit, or for two classes the second minus the first."""
+def compute_margins(z: Array) -> Array:
+    """Arguments of the sigmoids: each logit, or for two classes the second minus the first."""
     z = replace_infinities(z)
     return z[:, 1:] - z[:, :1] if z.shape[1] == 2 else z
 
@@ -104,7 +109,7 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
     if total == 0:
         return 0.0, float(start), 0, True
     peak = float(np.abs(score).max())  # squares of the largest numbers would overflow, the slope of the smallest too
-    score, peak = (score / peak, peak) if peak > 1e-290 else (np.zeros_like(score), 1.0)
+    score, peak = (score / peak, peak) if peak > SMALLEST_PEAK else (np.zeros_like(score), 1.0)
     center = float(weights @ score) / total
     scale = np.sqrt(float(weights @ np.square(score - center)) / total)
     if not scale > 0:
@@ -127,7 +132,7 @@ def fit_sigmoid(score: Array, positive: Any, weights: Array) -> tuple[float, flo
             u, converged = u + step, True
             break
         length = 1.0
-        while (candidate := measure(u + length * step)) > loss - 1e-4 * length * decrement and length > 1e-10:
+        while (candidate := measure(u + length * step)) > loss - SUFFICIENT * length * decrement and length > SHORTEST:
             length /= 2
         u, loss = u + length * step, candidate
     return float(u[0] / scale / peak), float(u[1] - u[0] * center / scale), number, converged

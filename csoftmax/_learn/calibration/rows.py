@@ -12,6 +12,7 @@ from sklearn.utils.multiclass import check_classification_targets
 
 from ..._arguments.foreign import as_native
 from ..labels import indices_of
+from ..messages import show
 from ..parameters import check_sample_weight
 
 INFINITE_GAP = 1e4  # where logits are multiplied, -inf becomes a number this far below the largest of its row
@@ -165,8 +166,7 @@ def _find_columns(labels: NDArray[Any], classes: NDArray[Any], numbers: NDArray[
         indices, unknown = indices_of(labels, classes)
     if len(unknown):
         row = int(unknown[0] if numbers is None else numbers[unknown[0]])
-        label = labels[unknown[0]].item() if hasattr(labels[unknown[0]], "item") else labels[unknown[0]]
-        raise ValueError(f"y[{row}] is {label!r}, which is not among classes: {classes.tolist()!r}")
+        raise ValueError(f"y[{row}] is {show(labels[unknown[0]])}, which is not among classes: {show(classes)}")
     return indices.astype(np.int64)
 
 

@@ -1,4 +1,4 @@
-"""The warning about held-out rows that are too few, or all right."""
+"""The warning about held-out rows that are too few, or all classified correctly."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ MIN_ROWS = 10
 
 
 def is_separable(rows: Rows) -> bool:
-    """Whether every row is right: its label's logit is at least that of every other class, somewhere larger.
+    """Whether every row is classified correctly: no logit is above its label's, and some are below.
 
-    Then the likelihood rises for ever as the temperature falls, or as the logits are multiplied.
+    Then the likelihood rises forever as the temperature falls, or as the logits are multiplied.
     """
     if rows.z.shape[1] == 1:
         return False
@@ -28,12 +28,10 @@ def describe_shortage(rows: Rows, done: str) -> str | None:
         return None
     if is_separable(rows):
         return (
-            f"all {count} held-out rows are right, so that the likelihood has no maximum: it would make every "
-            f"probability 0 or 1. Here {done}. To measure how often the model is wrong, {remedy}"
+            f"all held-out rows ({count}) are classified correctly, so that the likelihood has no maximum: it would "
+            f"make every probability 0 or 1. Here {done}. To measure how often the model is wrong, {remedy}"
         )
     if rows.total < MIN_ROWS:
-        weight = "" if rows.weights is None else f", of total weight {rows.total:.4g},"
-        return (
-            f"{count} held-out rows{weight} are too few to calibrate with: fewer than {MIN_ROWS}. Here {done}; {remedy}"
-        )
+        weight = "," if rows.weights is None else f", of total weight {rows.total:.4g},"
+        return f"too few held-out rows to calibrate with: {count}{weight} fewer than {MIN_ROWS}. Here {done}; {remedy}"
     return None

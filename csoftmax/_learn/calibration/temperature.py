@@ -38,9 +38,12 @@ from .rows import Array, Rows
 from .shortage import describe_shortage
 
 INVERSE_TEMPERATURES = math.exp(-10), math.exp(10)  # bracket for 1/T without a prior, as in scikit-learn
-CERTAIN_LOSS = 1e-16  # below it all rows are correct and certain, and the loss without a prior falls for ever with T
+CERTAIN_LOSS = 1e-16  # below it all rows are correct and certain, and the loss without a prior falls forever with T
 ROUNDING = 16 * float(np.finfo(np.float64).eps)  # of the derivative by 1/T, relative to the sum of its absolute terms
 STEP = 0.5  # of log(1/T), when it climbs
+MARGIN = 1e-3  # of log(1/T), below the bound of the minimum, which is exact only up to rounding
+NEARLY_EQUAL = 1e-12  # relative difference of two successive 1/T, where Newton's method ends
+PRIOR, MAX_ITER = 1.0, 100  # defaults
 
 
 @dataclass
@@ -67,7 +70,7 @@ class Search:
 
     def __post_init__(self) -> None:
         z = self.rows.z
-        self.weight = self.prior / self.rows.total
+        self.strength = self.prior / self.rows.total
         self.finite = np.where(np.isneginf(z), 0, z)
         self.above_label = self.finite - z[np.arange(len(z)), self.rows.labels, None]
 
@@ -86,11 +89,11 @@ class Search:
         point = Point(
             beta=beta,
             loss=float(cross_entropy(rows.z, rows.labels, temperature=1 / beta, sample_weight=rows.weights))
-            + self.weight / 2 * b**2,
+            + self.strength / 2 * b**2,
             slope=slope,
-            first=slope + self.weight * b / beta,
-            second=curvature + self.weight * (1 - b) / beta / beta,
-            rounding=ROUNDING * (size + self.weight * abs(b) / beta),
+            first=slope + self.strength * b / beta,
+            second=curvature + self.strength * (1 - b) / beta / beta,
+            rounding=ROUNDING * (size + self.strength * abs(b) / beta),
         )
         self.record(point)
         return point
@@ -103,13 +106,13 @@ class Search:
         """Whether the iterations are used up."""
         return len(self.history) >= self.max_iter
 
-    def run(self) -> Point:
+    def find_minimum(self) -> Point:
         """Find the minimum."""
         point = self.evaluate(1.0)
-        if self.weight == 0:
+        if self.strength == 0:
             return self.polish(point, *INVERSE_TEMPERATURES)
         if point.slope > 0:
-            lowest = -float(lambertw(point.slope / self.weight).real) - 1e-3
+            lowest = -float(lambertw(point.slope / self.strength).real) - MARGIN
             return self.polish(point, math.exp(lowest), 1.0)
         return self.climb(point)
 
@@ -119,7 +122,7 @@ class Search:
             self.converged = True
             return start
         lower, best, brackets = start, start, []
-        while lower.slope < 0 and self.weight / 2 * math.log(lower.beta) ** 2 < best.loss:
+        while lower.slope < 0 and self.strength / 2 * math.log(lower.beta) ** 2 < best.loss:
             if self.is_exhausted():
                 return best
             upper = self.evaluate(lower.beta * math.exp(STEP))
@@ -149,9 +152,9 @@ class Search:
                 step = math.sqrt(low) * math.sqrt(high)
             # Below its rounding error the derivative has a random sign, which would close the bracket beside the
             # minimum and restart the search at the other end.
-            certain = self.weight == 0 and point.loss < CERTAIN_LOSS
+            certain = self.strength == 0 and point.loss < CERTAIN_LOSS
             at_rounding = abs(point.first) <= point.rounding
-            if certain or at_rounding or abs(step - point.beta) <= 1e-12 * point.beta:
+            if certain or at_rounding or abs(step - point.beta) <= NEARLY_EQUAL * point.beta:
                 self.converged = True
                 return point
             if self.is_exhausted():
@@ -166,7 +169,8 @@ class TemperatureScaling(Calibrator):
     under a normal prior with mean 0 and precision `prior` (a log-normal prior of T around 1, "leave the logits as they
     are"; MAP estimation, e.g. Murphy 2012, section 5.2). With `prior` = 1, T lies in [1/e, e] with a prior probability
     of 0.68. The prior has the weight of about one row: with hundreds of rows it changes T by less than its standard
-    error, and with few rows, or rows that are all right, it keeps T away from 0 and infinity.
+    error, and with few rows, or rows that are all classified correctly, it keeps T away from 0 and
+    infinity.
 
     Parameters
     ----------
@@ -174,7 +178,7 @@ class TemperatureScaling(Calibrator):
         Precision of the prior of log T. 0 is maximum likelihood, with 1/T in [exp(-10), exp(10)]; the ends are reached
         for logits that say nothing about the labels, and for logits that are always right.
     max_iter : int, default 100
-        Maximum number of evaluations of the objective: about five, more where all rows are right.
+        Maximum number of evaluations of the objective: 6 to 10 are usual, more where all rows are classified correctly.
 
     Attributes
     ----------
@@ -204,13 +208,13 @@ class TemperatureScaling(Calibrator):
     temperature_: float
     _SHAPES: ClassVar = {"temperature": ()}
 
-    def __init__(self, *, prior: float = 1.0, max_iter: int = 100) -> None:
+    def __init__(self, *, prior: float = PRIOR, max_iter: int = MAX_ITER) -> None:
         self.prior = prior
         self.max_iter = max_iter
 
     def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
         search = Search(rows, float(self.prior), self.max_iter)
-        point = search.run()
+        point = search.find_minimum()
         notes: Notes = []
         if self.prior > 0:
             done = f"the prior (prior={self.prior:g}) keeps the temperature at {1 / point.beta:.4g}"
@@ -242,4 +246,4 @@ def describe_nonconvergence(calibrator: Any, history: list[dict[str, float]]) ->
 
 def find_temperature(rows: Rows) -> float:
     """The temperature of `TemperatureScaling` with its default prior."""
-    return 1 / Search(rows, 1.0, 100).run().beta
+    return 1 / Search(rows, PRIOR, MAX_ITER).find_minimum().beta

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._runtime.optional import load
+from ..objective import is_sparse
 
 
 class Images(NamedTuple):
@@ -37,18 +38,18 @@ def check_shape(shape: Sequence[int], n_features: int) -> tuple[int, ...]:
 
 def take_images(X: Any, shape: Sequence[int], n_rows: int, rows: Sequence[int]) -> Images:
     """Some rows of X as images, scaled by the smallest and the largest value of X; refuses an X that does not fit."""
-    is_sparse = hasattr(X, "tocsr")
-    X = X.tocsr() if is_sparse else np.asarray(X)
+    has_zeros = is_sparse(X)  # that are not stored
+    X = X.tocsr() if has_zeros else np.asarray(X)
     if X.ndim != 2 or X.shape[0] != n_rows:
         raise ValueError(f"X must be the data of the report, {n_rows} rows of features, got shape {X.shape}")
     sizes = check_shape(shape, X.shape[1])
-    stored = np.asarray(X.data if is_sparse else X, np.float64)
+    stored = np.asarray(X.data if has_zeros else X, np.float64)
     finite = stored[np.isfinite(stored)]
     low, high = (
-        float(f(finite, initial=0)) if is_sparse or not finite.size else float(f(finite)) for f in (np.min, np.max)
+        float(f(finite, initial=0)) if has_zeros or not finite.size else float(f(finite)) for f in (np.min, np.max)
     )
     chosen = X[list(rows)]
-    values = np.asarray(chosen.toarray() if is_sparse else chosen, np.float64)
+    values = np.asarray(chosen.toarray() if has_zeros else chosen, np.float64)
     levels = np.round(255 * np.nan_to_num(np.clip((values - low) / ((high - low) or 1), 0, 1))).astype(np.uint8)
     return Images(sizes, [_encode(image) for image in levels.reshape(-1, *sizes)])
 

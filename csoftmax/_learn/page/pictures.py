@@ -17,11 +17,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._runtime.optional import load, new_figure
+from ..reliability import FEW_ROWS
 
 if TYPE_CHECKING:
     from ..display import ReliabilityDisplay
 
-FEW_ROWS = 10  # bins with fewer rows are pale: their intervals are long and say little
 PALE_POINT, PALE_INTERVAL = 0.4, 0.2  # opacity of these bins
 MAX_POINTS = 400  # of a loss curve, so that a page stays small after many iterations
 LONG_RUN = 30  # from this many iterations on, their axis is logarithmic: most of the loss goes in the first ones

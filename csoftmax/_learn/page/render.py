@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..._runtime.optional import UnusableError, load
+from ..reliability import FEW_ROWS
 from ..report_text import escape_controls
 from . import pictures, tables
 
@@ -74,7 +75,7 @@ def render(
         classes=tables.sort_classes(figures),
         mistakes=tables.list_mistakes(figures),
         images=images,
-        few_rows=pictures.FEW_ROWS,
+        few_rows=FEW_ROWS,
         pictures=drawn,
     )
     return text

@@ -1,4 +1,4 @@
-"""What the tables and cards of the page hold, as text: the template only lays it out."""
+"""Contents of the tables and cards of the page, as text: the template only lays it out."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..report_text import describe_weight, escape_controls, format_number, format_scores, measure_width
+from ..report_text import NAMES, describe_weight, escape_controls, format_number, format_scores, measure_width
 
 Figures = Mapping[str, Any]
 
@@ -19,7 +19,7 @@ MAX_HEAD = (
 MAX_SHORT_NAME = 3  # letters of a name that fits over any column
 MAX_CONFUSIONS = 5  # listed beside the confusion matrix
 MAX_NAME = 40  # letters of a name in a sentence or a head
-FACTS = {
+FACTS = {  # where the figures come from, if it was set
     "data": "data",
     "target": "target",
     "model_file": "model file",
@@ -45,26 +45,22 @@ PREDICTION_FIGURES = {
     ),
 }
 
-PROBABILITY_FIGURES = {
+PROBABILITY_MEANINGS = {
     "log_loss": (
-        "log loss",
         "Mean of −log(probability of the true class). It judges everything at once, and is the figure to compare "
-        "calibrations by; always saying 1/{classes} gives {chance:.4f}.",
+        "calibrations by; always saying 1/{classes} gives {chance:.4f}."
     ),
-    "brier": ("Brier score", "Mean squared distance between the probabilities and the true class; 0 is perfect."),
+    "brier": "Mean squared distance between the probabilities and the true class; 0 is perfect.",
     "ece": (
-        "ECE",
         "Expected calibration error: mean distance between confidence and accuracy in {bins} bins; 0.05 means that "
-        "confidence is wrong by 5 points. On few rows it is too large, by chance alone.",
+        "confidence is wrong by 5 points. On few rows it is too large, by chance alone."
     ),
-    "debiased_ece": (
-        "debiased L2 ECE",
-        "Root mean square of these distances, less what chance adds; 0 means that no error can be seen.",
-    ),
-    "smooth_ece": ("smooth ECE", "The same error with a smooth kernel, whose width the data choose, instead of bins."),
-    "mce": ("MCE", "Largest distance in any bin. A bin with few rows often decides it."),
-    "classwise_ece": ("class-wise ECE", "The same error for the probability of each class, averaged over the classes."),
+    "debiased_ece": "Root mean square of these distances, less what chance adds; 0 means that no error can be seen.",
+    "smooth_ece": "The same error with a smooth kernel, whose width the data choose, instead of bins.",
+    "mce": "Largest distance in any bin. A bin with few rows often decides it.",
+    "classwise_ece": "The same error for the probability of each class, averaged over the classes.",
 }
+PROBABILITY_FIGURES = {key: (NAMES[key], meaning) for key, meaning in PROBABILITY_MEANINGS.items()}
 
 
 class Delta(NamedTuple):
