@@ -14,8 +14,8 @@ from .labels import indices_of
 from .messages import show
 
 ROUNDING = 1e-5  # of float32 probabilities, and of their sums with any number of classes
-LEAST_PROBABILITY = 1e-12  # in place of an exact 0 where logarithms are taken, as in scikit-learn
 HALF_ROUNDINGS = 4  # float16 and bfloat16: this many times their eps instead
+LEAST_PROBABILITY = 1e-12  # in place of an exact 0 where logarithms are taken, as in scikit-learn
 
 
 def read_array(name: str, x: Any) -> NDArray[Any]:
@@ -196,7 +196,8 @@ def predict_logarithms(model: Any, X: Any) -> NDArray[np.float64]:
         if hasattr(model, "predict_log_proba"):
             z = np.asarray(as_native(model.predict_log_proba(X), "predict_log_proba(X)"), np.float64)
         else:
-            z = np.log(np.asarray(as_native(model.predict_proba(X), "predict_proba(X)"), np.float64))
+            p = np.asarray(as_native(model.predict_proba(X), "predict_proba(X)"), np.float64)
+            z = np.log(np.maximum(p, 0))  # rounding may have left [0, 1]
     zero = np.isneginf(z)
     if zero.any():
         lowest = np.where(zero, np.inf, z).min(axis=1, keepdims=True)

@@ -151,8 +151,8 @@ class Report:
 
         Raises
         ------
-        ImportError
-            If jinja2 or matplotlib is missing.
+        Exception
+            If jinja2 or matplotlib is missing; the message says how to install it.
         OSError
             If the file cannot be written.
         """

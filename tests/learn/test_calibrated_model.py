@@ -304,6 +304,26 @@ def test_reports_apply_a_calibrator_as_the_model_does(inner):
             assert applied[name] == pytest.approx(value, rel=1e-9)
 
 
+class Rounding(ClassifierMixin, BaseEstimator):
+    """A classifier whose probabilities leave [0, 1] by rounding."""
+
+    def fit(self, X, y):
+        self.classes_ = np.unique(y)
+        return self
+
+    def predict_proba(self, X):
+        p = np.eye(3)[np.asarray(X)[:, 0].astype(int) % 3]
+        return np.where(p > 0, 1 + 1e-16, -1e-17)
+
+
+@pytest.mark.filterwarnings(SHORT)
+def test_probabilities_below_0_by_rounding():
+    X, y = load_iris(return_X_y=True)
+    model = CalibratedModel(Rounding(), cv=3).fit(X, y)
+    assert model.predict_proba(X).min() > 0
+    assert 0 < evaluate(Rounding().fit(X, y), X, y, calibrator=model.calibrator_).to_dict()["after"]["log_loss"] < 2
+
+
 def test_errors():
     X, y = load_iris(return_X_y=True)
     for model, data, match in (

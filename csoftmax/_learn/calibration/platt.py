@@ -16,7 +16,7 @@ MAX_STEPS = 100  # of Newton's method, which takes 5 to 7
 NEARLY_EXACT = 1e-14  # of Newton's decrement per unit of weight: one more step then leaves rounding errors only
 SUFFICIENT = 1e-4  # share of the expected decrease that a step must bring (Armijo)
 SHORTEST = 1e-10  # length of a step, as a share of Newton's: then the loss falls no further but for rounding
-SMALLEST_PEAK = 1e-290  # largest score below which all scores count as 0
+SMALLEST_PEAK = 1e-290  # if no score is larger, all count as 0: the slope would overflow
 RIDGE = 1e-12  # on the diagonal of the Hessian, where a class has one score only (Lin, Lin & Weng 2007)
 
 
@@ -70,7 +70,7 @@ class PlattScaling(Calibrator):
         if shortage:
             notes.append((shortage, UserWarning))
         if not converged.all():
-            message = f"PlattScaling has not converged in {MAX_STEPS} steps of Newton's method; scale the logits"
+            message = f"PlattScaling has not converged in {MAX_STEPS} steps of Newton's method"
             notes.append((message, ConvergenceWarning))
         return {
             "coef_": slopes,
