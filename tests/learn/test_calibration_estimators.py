@@ -487,6 +487,10 @@ def test_maps_that_separate_the_rows_are_named(kind):
         with pytest.warns(UserWarning, match=r"the fitted map classifies all held-out rows"):
             kind(penalty_off_diagonal=0).fit(q, y)
     kind().fit(q, y)  # warnings are errors here
+    large = 1000 * np.eye(3)[y]
+    with pytest.warns(UserWarning, match="bound the factors of the logits"):
+        model = kind().fit(large, y)
+    assert model.transform(large).max() == 1  # penalties do not keep it away from 1
     z, labels = draw(60)
     kind(**dict.fromkeys(names, 0)).fit(z, labels)
 
