@@ -112,6 +112,8 @@ def evaluate(
     n_bins = check_count("n_bins", n_bins, 1)
     classes, p = predict_probabilities(model, X)
     labels, given = _index_labels("y", y, classes)
+    if len(p) != len(given):
+        raise ValueError(f"model.predict_proba(X) has {len(p)} rows, but y has {len(given)} labels")
     p = check_probabilities(p, len(given), "model.predict_proba(X)")
     if p.shape[1] != len(classes):
         raise ValueError(f"model.predict_proba(X) must have {len(classes)} columns, one for each class, got {p.shape}")
@@ -229,13 +231,29 @@ def _apply(calibrator: Any, logits: NDArray[np.float64], classes: NDArray[Any]) 
     """Calibrated probabilities, in the order of the model's classes."""
     if isinstance(calibrator, type) or not hasattr(calibrator, "transform"):
         raise TypeError(f'calibrator must be a fitted calibrator, "recalibrate" or None, got {calibrator!r}')
-    p = check_probabilities(calibrator.transform(logits), len(logits), "calibrator.transform(logits)")
+    columns = _find_columns_of(calibrator, classes)
+    p = check_probabilities(calibrator.transform(logits[:, columns]), len(logits), "calibrator.transform(logits)")
     if p.shape[1] != len(classes):
         raise ValueError(f"calibrator must be fitted on the model's {len(classes)} columns, got {p.shape[1]}")
-    own = getattr(calibrator, "classes_", None)
-    if own is not None and list(own) != list(classes) and set(own) == set(classes.tolist()):
-        p = p[:, [list(own).index(c) for c in classes.tolist()]]
-    return p
+    return p[:, np.argsort(columns)]
+
+
+def _find_columns_of(calibrator: Any, classes: NDArray[Any]) -> NDArray[np.intp]:
+    """Columns of the model's logits in the order of the classes to which a calibrator was fitted."""
+    in_order = np.arange(len(classes))
+    given = getattr(calibrator, "classes_", None)
+    if given is None or len(given) != len(classes):  # the number of columns is refused elsewhere
+        return in_order
+    own, names = np.asarray(given).tolist(), classes.tolist()
+    if set(own) == set(names):
+        numbers = {label: i for i, label in enumerate(names)}
+        return np.array([numbers[label] for label in own], np.intp)
+    if own == in_order.tolist():  # numbers of columns
+        return in_order
+    raise ValueError(
+        f"calibrator was fitted to the classes {show(own)}, but those of the model are {show(names)}; one that is "
+        f"fitted to the integers from 0 to {len(names) - 1} calibrates the columns in the model's order"
+    )
 
 
 def _cross_fit(

@@ -31,6 +31,11 @@ def check_indices(name: str, labels: ArrayLike, n_classes: int | None = None, hi
 
     `hint` continues the message "must hold integers".
     """
+    if isinstance(labels, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array, whose mask would be lost: pass the labels that are not masked, as "
+            f"{name}.compressed()"
+        )
     y = np.asarray(as_native(labels, name))
     if y.ndim != 1:
         raise ValueError(f"{name} must have one axis, got shape {y.shape}")

@@ -12,6 +12,7 @@ import sklearn
 from sklearn.base import BaseEstimator, ClassifierMixin, clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_digits, load_iris, load_wine, make_classification
+from sklearn.ensemble import StackingClassifier, VotingClassifier
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression
@@ -338,3 +339,41 @@ def test_errors():
             model.fit(*data)
     with pytest.raises(sklearn.exceptions.NotFittedError):
         CalibratedModel(LogisticRegression()).predict(X)
+
+
+class PairwiseSVC(SVC):
+    """A support vector machine with probabilities, which scikit-learn's no longer has."""
+
+    def predict_proba(self, X):
+        return np.eye(3)[self.predict(X)] * 0.7 + 0.1
+
+
+def test_decisions_between_three_pairs_are_no_logits():
+    """Three classes have three pairs: probabilities are taken instead, or the estimator is refused."""
+    X, y = load_iris(return_X_y=True)
+    pairs = PairwiseSVC(decision_function_shape="ovo")
+    for estimator in (pairs, make_pipeline(StandardScaler(), pairs)):
+        model = CalibratedModel(estimator).fit(X, y)
+        assert model.score(X, y) > 0.95
+        assert model.predict_proba(X[:1]).argmax() == y[0]
+    assert CalibratedModel(clone(pairs).fit(X, y), cv="prefit").fit(X, y).score(X, y) > 0.95
+    with pytest.raises(ValueError, match=r"decision function of SVC contradicts its predictions.* no predict_proba"):
+        CalibratedModel(SVC(decision_function_shape="ovo")).fit(X, y)
+    rest = CalibratedModel(SVC()).fit(X, y)
+    assert np.array_equal(rest._compute(X), rest.calibrator_.transform(rest.estimator_.decision_function(X)))
+
+
+def test_probabilities_that_exist_only_after_fit():
+    X, y = load_iris(return_X_y=True)
+    stacking = StackingClassifier([("bayes", GaussianNB())])
+    assert CalibratedModel(stacking).fit(X, y).score(X, y) > 0.9
+    with pytest.raises(TypeError, match="estimator must have one of decision_function, predict_log_proba"):
+        CalibratedModel(VotingClassifier([("bayes", GaussianNB())])).fit(X, y)
+
+
+def test_labels_that_are_masked_or_missing():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(TypeError, match="y is a masked array"):
+        CalibratedModel(GaussianNB()).fit(X, np.ma.masked_array(y, y == 2))
+    with pytest.raises(ValueError, match=r"y\[0\] is None, not a value; every row needs a label"):
+        CalibratedModel(GaussianNB()).fit(X, np.array([None, "a", "b"] * 50, object))

@@ -443,7 +443,7 @@ def test_errors_of_calibrators(kind):
         (z, [0, 1, 2], "one label for each row"),
         (z, [0, 1, 2, 3], r"y\[3\] is 3"),
         (z, [0, -1, 2, 1], r"y\[1\] is -1"),
-        (z, ["a"] * 4, r"y\[0\] is a; there are 1 distinct labels for 3 columns"),
+        (z, ["a"] * 4, r"y\[0\] is 'a'; there are 1 distinct labels for 3 columns"),
         (z, [0.5, 1, 2, 0], "continuous"),
         (z, None, "requires y"),
         (np.where(z == 4, np.nan, z), [0, 1, 2, 0], r"logits\[1, 1\] is nan"),

@@ -10,6 +10,7 @@ import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.datasets import load_wine
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import log_loss
 from sklearn.model_selection import GridSearchCV, train_test_split
@@ -438,3 +439,73 @@ def test_tiny_sets_make_no_label_impossible(kind, n):
             assert p.min() > 0
             if kind is not calibration.PlattScaling:
                 assert kind().fit(z, y).transform(z_new).min() > 0
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_masks_and_missing_labels_are_refused(kind):
+    z, y = draw(60)
+    masked = np.ma.masked_array(z, z > 100)
+    with pytest.raises(TypeError, match="logits is a masked array"):
+        kind().fit(masked, y)
+    with pytest.raises(TypeError, match="logits is a masked array"):
+        kind().fit(z, y).transform(masked)
+    with pytest.raises(TypeError, match="y is a masked array"):
+        kind().fit(z, np.ma.masked_array(y, y == 0))
+    labels = np.array(["a", "b", None], object)[y]
+    with pytest.raises(ValueError, match=rf"y\[{np.argmax(y == 2)}\] is None, not a value; every row needs a label"):
+        kind().fit(z, labels)
+    with pytest.raises(ValueError, match=r"classes\[2\] is None, not a value; every column needs a label"):
+        kind().fit(z, y, classes=["a", "b", None])
+    with pytest.raises(ValueError, match=r"y\[0\] is 'a'; there are 2 distinct labels"):
+        kind().fit(z, np.array(["a", "b"] * 30))
+
+
+@pytest.mark.parametrize("kind", ALL)
+def test_sums_that_would_overflow_are_refused(kind):
+    z, y = draw(60)
+    with pytest.raises(ValueError, match=r"sample_weight sums to inf; its sum must be at most 1e\+100"):
+        kind().fit(z, y, np.full(60, 1e307))
+    with pytest.raises(ValueError, match=r"logits\[\d+, \d\] is .*; they must be from -1e\+100 to 1e\+100, or -inf"):
+        kind().fit(z * 1e307, y)
+    with pytest.raises(ValueError, match=r"logits\[0, 1\] is -1e\+307; they must be from -1e\+300 to 1e\+300, or -inf"):
+        kind().fit(z, y).transform([[0, -1e307, 0]])
+    for scale in (1e50, 1e100):
+        model = kind().fit(np.clip(z * scale, -1e100, 1e100), y, np.full(60, 1e98))
+        assert np.isfinite(model.transform(z)).all()
+
+
+@pytest.mark.parametrize("kind", [calibration.MatrixScaling, calibration.DirichletCalibration])
+def test_maps_that_separate_the_rows_are_named(kind):
+    """Without penalties the likelihood has no maximum where the map, not only the logits, can make all rows right."""
+    q = 3 * np.log(np.random.default_rng(1).dirichlet([1, 1, 1], 300))
+    y = (q.argmax(axis=1) + 1) % 3
+    names = ("penalty_off_diagonal", "penalty_diagonal", "penalty_intercept")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        with pytest.warns(UserWarning, match=r"fitted map classifies all held-out rows \(300\) correctly.*nothing but"):
+            kind(**dict.fromkeys(names, 0)).fit(q, y)
+        with pytest.warns(UserWarning, match=r"the fitted map classifies all held-out rows"):
+            kind(penalty_off_diagonal=0).fit(q, y)
+    kind().fit(q, y)  # warnings are errors here
+    large = 1000 * np.eye(3)[y]
+    with pytest.warns(UserWarning, match="bound the factors of the logits"):
+        model = kind().fit(large, y)
+    assert model.transform(large).max() == 1  # penalties do not keep it away from 1
+    z, labels = draw(60)
+    kind(**dict.fromkeys(names, 0)).fit(z, labels)
+
+
+@pytest.mark.parametrize("kind", [calibration.MatrixScaling, calibration.DirichletCalibration])
+def test_an_impossible_class_does_not_decide_between_the_others(kind):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 3, 200)
+    z = rng.normal(size=(200, 3)) * 2 + 2 * np.eye(3)[y]
+    p = kind().fit(z, y).transform([[-np.inf, 1, 1], [-np.inf, 1, 2], [1, 1, 1]])
+    assert p[0, 0] == 0
+    assert p[0, 1] / p[0, 2] == pytest.approx(p[2, 1] / p[2, 2], rel=0.2)
+    assert p[1, 1] < p[0, 1]
+    assert (p[:2, 1:] > 0.1).all()
+    masked = np.where((np.arange(3) != y[:, None]) & (rng.random((200, 3)) < 0.2), -np.inf, z)
+    p = kind().fit(masked, y).transform(masked)
+    assert ((p == 0) == np.isneginf(masked)).all()
+    assert log_loss(y, p) <= log_loss(y, csoftmax.softmax(masked)) + 1e-3

@@ -145,3 +145,9 @@ def test_cross_entropy_accepts_the_weights():
     x = np.random.default_rng(0).normal(size=(4, 3))
     for weight in (inverse_frequency(y, 3), effective_number(y, n_classes=3)):
         assert np.isfinite(csoftmax.cross_entropy(x, y, weight=weight))
+
+
+@pytest.mark.parametrize("weigh", [effective_number, inverse_frequency])
+def test_masked_labels_are_refused(weigh):
+    with pytest.raises(TypeError, match="y is a masked array, whose mask would be lost"):
+        weigh(np.ma.masked_array([0, 1, 2], [False, True, False]))

@@ -324,7 +324,7 @@ def test_decisions_are_those_of_predict(iris):
         (["0", "1", "2"], ValueError, r"y\[0\] is '0', which is not among"),
         ([0, 1, None], ValueError, r"y\[2\] is None"),
         ([0, 1, np.nan], ValueError, r"y\[2\] is nan"),
-        ([0, 1], ValueError, r"must have shape \(2, K\)"),
+        ([0, 1], ValueError, "has 3 rows, but y has 2 labels"),
         ([[0, 1, 2], [0, 1, 2]], ValueError, "y must have one axis"),
         ([], ValueError, "y is empty"),
         (np.ma.masked_array([0, 1, 2]), TypeError, "y is a masked array"),
@@ -464,3 +464,29 @@ def test_command_after_calibrate(prices, capsys):
     text = capsys.readouterr().out
     assert "T = 1   as saved (T = 1.7)" in text
     assert "as saved (T = 1.7)" in Path("page.html").read_text()
+
+
+def test_a_calibrator_gets_its_own_columns():
+    """Logits go to a calibrator in the order of its classes, and classes that are not the model's are refused."""
+    X, y = load_iris(return_X_y=True)
+    model = SoftmaxRegression(penalty_l2=0.1).fit(X, y)
+    z, order = model.decision_function(X), [2, 0, 1]
+    expected = metrics.evaluate(model, X, y, calibrator=calibration.VectorScaling().fit(z, y)).to_dict()["after"]
+    mixed = calibration.VectorScaling().fit(z[:, order], y, classes=order)
+    found = metrics.evaluate(model, X, y, calibrator=mixed).to_dict()["after"]
+    assert found["log_loss"] == pytest.approx(expected["log_loss"], rel=1e-6)
+    names = np.array(["x", "y", "z"])
+    foreign = calibration.VectorScaling().fit(z, names[y])
+    with pytest.raises(ValueError, match=r"fitted to the classes \['x', 'y', 'z'\], but those of the model are \[0, 1"):
+        metrics.evaluate(model, X, y, calibrator=foreign)
+    named = SoftmaxRegression(penalty_l2=0.1).fit(X, names[y])
+    for numbers in (y, y.astype(np.float64)):
+        by_number = calibration.VectorScaling().fit(z, numbers)  # these stand for the columns
+        found = metrics.evaluate(named, X, names[y], calibrator=by_number).to_dict()["after"]
+        assert found["log_loss"] == pytest.approx(expected["log_loss"], rel=1e-6)
+
+
+def test_numbers_of_rows_that_differ_are_those_of_x_and_y():
+    X, y = load_iris(return_X_y=True)
+    with pytest.raises(ValueError, match=r"predict_proba\(X\) has 150 rows, but y has 149 labels"):
+        metrics.evaluate(SoftmaxRegression().fit(X, y), X, y[:-1])

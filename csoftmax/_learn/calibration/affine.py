@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,8 +13,8 @@ from sklearn.exceptions import ConvergenceWarning
 from ..._ops.cross_entropy import cross_entropy_with_grad
 from ..._ops.softmax import log_softmax, softmax
 from .base import Calibrator, Notes
-from .rows import Array, Rows, merge_equal_rows, replace_infinities
-from .shortage import describe_shortage
+from .rows import Array, Rows, merge_equal_rows
+from .shortage import describe_separation, describe_shortage, is_separable
 from .temperature import describe_nonconvergence, find_temperature
 
 Penalty = Callable[[Array, Array], tuple[float, Array, Array]]
@@ -39,7 +40,7 @@ class Affine(Calibrator):
     _SHAPES: ClassVar = {"temperature": (), "coef": ("K", "K"), "intercept": ("K",)}
 
     def _features(self, z: Array, temperature: float) -> Array:
-        return replace_infinities(z / temperature)
+        return replace_by_smallest(z / temperature)
 
     def _fit_penalised(
         self, rows: Rows, factors: tuple[float, float, float], *, diagonal: bool = False
@@ -63,7 +64,9 @@ class Affine(Calibrator):
 
         def value(u: Array) -> tuple[float, Array]:
             coef, intercept = unpack(u)
-            result = cross_entropy_with_grad(x @ coef.T + intercept, merged.labels, sample_weight=merged.weights)
+            result = cross_entropy_with_grad(
+                exclude_impossible(x @ coef.T + intercept, merged.z), merged.labels, sample_weight=merged.weights
+            )
             extra, extra_coef, extra_intercept = penalty(coef, intercept)
             grad_coef = result.grad.T @ x + extra_coef
             return float(result.loss) + extra, np.concatenate(
@@ -95,10 +98,13 @@ class Affine(Calibrator):
             converged = history[-1]["gradient_norm"] <= self.tol or result.status != ITERATIONS_USED_UP
         coef, intercept = unpack(u)
         notes: Notes = []
-        done = "the penalties and the prior of the temperature keep the probabilities away from 0 and 1"
-        if not all(factors[1:]):
+        done = "the penalties and the prior of the temperature bound the factors of the logits"
+        unbounded = is_separable(replace(merged, z=map_freely(x, merged.z, coef, intercept, factors)))
+        if unbounded or not all(factors[1:]):
             done = "without penalties nothing but max_iter and tol ends the fit"
         shortage = describe_shortage(rows, done)
+        if unbounded and not shortage:
+            shortage = describe_separation(len(rows.z), done)
         if shortage:
             notes.append((shortage, UserWarning))
         if not converged:
@@ -113,8 +119,36 @@ class Affine(Calibrator):
         }, notes
 
     def _calibrate(self, z: Array) -> Array:
-        x = self._features(z, self.temperature_) @ self.coef_.T + self.intercept_
-        return softmax(np.where(np.isneginf(z), -np.inf, x), out=x)
+        x = exclude_impossible(self._features(z, self.temperature_) @ self.coef_.T + self.intercept_, z)
+        return softmax(x, out=x)
+
+
+def map_freely(x: Array, z: Array, coef: Array, intercept: Array, factors: tuple[float, float, float]) -> Array:
+    """Results of the part of the map that no penalty holds.
+
+    If they classify all rows correctly, the likelihood rises forever as that part is multiplied.
+    """
+    off_diagonal, diagonal, offset = (factor == 0 for factor in factors)
+    free = np.where(np.eye(len(coef), dtype=bool), diagonal, off_diagonal)
+    return exclude_impossible(x @ (coef * free).T + intercept * offset, z)
+
+
+def replace_by_smallest(x: Array) -> Array:
+    """Features with the smallest finite one of their row in place of -inf.
+
+    The probability of that class is 0 in any case. A number far below the others would decide between them, through
+    the elements of W off the diagonal, by how far below it is.
+    """
+    impossible = np.isneginf(x)
+    if not impossible.any():
+        return x
+    return np.where(impossible, np.where(impossible, np.inf, x).min(axis=1, keepdims=True), x)
+
+
+def exclude_impossible(x: Array, z: Array) -> Array:
+    """Results x of the map, with -inf where the logits z are -inf."""
+    x[np.isneginf(z)] = -np.inf
+    return x
 
 
 def make_penalty(k: int, off_diagonal: float, diagonal: float, intercept: float) -> Penalty:
@@ -186,7 +220,8 @@ class VectorScaling(Affine):
 class MatrixScaling(Affine):
     """A matrix and an offset: ``softmax(W @ logits / T + b)`` (Guo et al. 2017), regularised (ODIR, Kull et al. 2019).
 
-    T is that of `TemperatureScaling` with its default prior.
+    T is that of `TemperatureScaling` with its default prior. A logit of -inf gives its class the probability 0; for the
+    other classes it counts as the smallest finite one of its row.
 
     Parameters
     ----------
@@ -241,6 +276,8 @@ class MatrixScaling(Affine):
 class DirichletCalibration(MatrixScaling):
     """A matrix and an offset for log-probabilities: ``softmax(W @ log_softmax(logits / T) + b)`` (Kull et al. 2019).
 
+    Logits of -inf count as in `MatrixScaling`.
+
     Parameters
     ----------
     penalty_off_diagonal, penalty_diagonal, penalty_intercept, max_iter, tol
@@ -263,4 +300,4 @@ feature_names_in_
     """
 
     def _features(self, z: Array, temperature: float) -> Array:
-        return replace_infinities(log_softmax(z, temperature=temperature))
+        return replace_by_smallest(log_softmax(z, temperature=temperature))

@@ -84,8 +84,8 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         Parameters
         ----------
         logits : array-like of shape (N, K), or (N,)
-            Held-out logits or log-probabilities; -inf is allowed except at the label. With one axis, the decision
-            function of two classes.
+            Held-out logits or log-probabilities, from -1e100 to 1e100; -inf is allowed except at the label. With one
+            axis, the decision function of two classes.
         y : array-like of shape (N,)
             True labels: integers from 0 to K - 1, which are the numbers of the columns; or K distinct labels, whose
             columns are in sorted order; or labels that `classes` names.
@@ -106,8 +106,8 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         Warns
         -----
         UserWarning
-            If the rows are too few, or if all of them are classified correctly: then the message says what keeps the
-            probabilities away from 0 and 1.
+            If the rows are too few, or if all of them are classified correctly, by the logits or by a fitted map that
+            no penalty bounds: then the message says what has ended the fit or bounds it.
         sklearn.exceptions.ConvergenceWarning
             If `max_iter` iterations were not enough, or 100 steps of Newton's method in `PlattScaling`.
         """

@@ -18,13 +18,13 @@ from sklearn.utils.validation import _check_method_params, check_is_fitted
 
 from ..._arguments.foreign import accept_foreign, as_native, is_foreign
 from ..labels import indices_of
-from ..parameters import check_sample_weight
+from ..parameters import as_plain, check_sample_weight
 from ..probabilities import predict_logarithms
 from .affine import DirichletCalibration, MatrixScaling, VectorScaling
 from .base import Calibrator, learn
 from .isotonic import IsotonicCalibration
 from .platt import PlattScaling
-from .rows import Array
+from .rows import Array, refuse_missing
 from .temperature import TemperatureScaling
 
 if TYPE_CHECKING:
@@ -48,18 +48,41 @@ def is_routing_enabled() -> bool:
     return bool(get_config()["enable_metadata_routing"])
 
 
-def compute_scores(estimator: Any, X: Any, n_classes: int) -> Array:
+def has_pairwise_decisions(estimator: Any, X: Any) -> bool:
+    """Whether the decision function of a fitted classifier has a column for each pair of three classes.
+
+    Three classes have three pairs, so that the shape says nothing. But decisions between pairs contradict `predict`:
+    for at least one predicted class, the largest decision is in another column in most of its rows.
+    """
+    if not (hasattr(estimator, "decision_function") and hasattr(estimator, "predict") and len(estimator.classes_) == 3):
+        return False
+    z = np.asarray(estimator.decision_function(X))
+    if z.ndim != 2 or z.shape[1] != 3:
+        return False
+    predicted = np.asarray(as_native(estimator.predict(X), "predict(X)"))
+    right = np.asarray(estimator.classes_)[z.argmax(axis=1)] == predicted
+    return any(right[predicted == label].mean() < 0.5 for label in np.unique(predicted))
+
+
+def compute_scores(estimator: Any, X: Any, n_classes: int, *, is_pairwise: bool = False) -> Array:
     """Logits of a fitted classifier: its decision function, or the logarithms of its probabilities.
 
-    A decision function of another shape, such as that of a support vector machine for pairs of classes, is not one of
-    logits.
+    A decision function for pairs of classes, such as that of a support vector machine, is not one of logits.
+    is_pairwise: there are three classes, and `has_pairwise_decisions`.
     """
+    if not any(hasattr(estimator, name) for name in RESPONSES):
+        raise TypeError(f"estimator must have one of {', '.join(RESPONSES)}, got {estimator!r}")
     if hasattr(estimator, "decision_function"):
         z = np.asarray(estimator.decision_function(X), np.float64)
         if n_classes == 2 and z.ndim == 1:
             return np.column_stack([np.zeros_like(z), z])
-        if z.ndim == 2 and z.shape[1] == n_classes:
+        if z.ndim == 2 and z.shape[1] == n_classes and not is_pairwise:
             return z
+        if is_pairwise and not hasattr(estimator, "predict_proba"):
+            raise ValueError(
+                f"the decision function of {type(estimator).__name__} contradicts its predictions, as one for pairs of "
+                f"the {n_classes} classes does, and it has no predict_proba"
+            )
         if not hasattr(estimator, "predict_proba"):
             raise ValueError(
                 f"the decision function of {type(estimator).__name__} has shape {z.shape}, not a column for each of "
@@ -80,8 +103,9 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
     Parameters
     ----------
     estimator : classifier
-        Has `decision_function`, `predict_log_proba` or `predict_proba`; the first of them gives the logits. It is
-        cloned, and stays unfitted, unless `cv` is "prefit".
+        Has `decision_function`, `predict_log_proba` or `predict_proba` once it is fitted; the first of them gives the
+        logits, but a decision function for pairs of classes does not. It is cloned, and stays unfitted, unless `cv` is
+        "prefit".
     method : {"temperature", "vector", "matrix", "dirichlet", "platt", "isotonic"}, default "temperature"
         The calibrator, with its default parameters: `TemperatureScaling`, `VectorScaling`, `MatrixScaling`,
         `DirichletCalibration`, `PlattScaling`, `IsotonicCalibration`.
@@ -193,17 +217,16 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         """
         if not isinstance(self.method, str) or self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}")
-        if not any(hasattr(self.estimator, name) for name in RESPONSES):
-            raise TypeError(f"estimator must have one of {', '.join(RESPONSES)}, got {self.estimator!r}")
         if y is None:
             raise ValueError(f"{type(self).__name__} requires y to be passed, but the target y is None")
-        X, labels = indexable(as_native(X, "X"), as_native(y, "y"))
+        X, labels = indexable(as_native(X, "X"), as_plain(y, "y"))
         labels = column_or_1d(labels, warn=True)
+        refuse_missing("y", labels)
         assert_all_finite(labels, input_name="y")
         check_classification_targets(labels)
         weights = None
         if sample_weight is not None:
-            sample_weight = as_native(sample_weight, "sample_weight")
+            sample_weight = as_plain(sample_weight, "sample_weight")
             weights = check_sample_weight(sample_weight, np.empty((len(labels), 1)))
             if weights is not None and not weights.any():
                 raise ValueError("sample_weight is zero for every row: there is nothing to learn from")
@@ -212,18 +235,20 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 raise ValueError(f'cv must be an int, a splitter, an iterable of splits or "prefit", got {self.cv!r}')
             check_is_fitted(self.estimator)
             estimator, classes = self.estimator, np.asarray(self.estimator.classes_)
-            scores = compute_scores(estimator, X, len(classes))
+            is_pairwise = has_pairwise_decisions(estimator, X)
+            scores = compute_scores(estimator, X, len(classes), is_pairwise=is_pairwise)
         else:
             fit_params, split_params = self._route(sample_weight, params)
             kept = np.arange(len(labels)) if weights is None else np.flatnonzero(weights)
             classes = LabelEncoder().fit(labels[kept]).classes_
             splits = list(check_cv(self.cv, labels, classifier=True).split(X, labels, **split_params))
-            rows, scores, shares = self._cross_fit(X, labels, weights, classes, splits, fit_params)
+            rows, scores, shares, is_pairwise = self._cross_fit(X, labels, weights, classes, splits, fit_params)
             estimator = self._fit_part(X, labels, kept, fit_params)
             labels, weights = labels[rows], shares
         calibrator = METHODS[self.method]()
         notes = learn(calibrator, scores, labels, weights, classes)
         self.estimator_, self.calibrator_, self.classes_ = estimator, calibrator, classes
+        self._is_pairwise = is_pairwise
         for name in ("n_features_in_", "feature_names_in_"):
             self.__dict__.pop(name, None)
             if hasattr(estimator, name):
@@ -264,9 +289,10 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         classes: NDArray[Any],
         splits: list[tuple[Any, Any]],
         params: dict[str, Any],
-    ) -> tuple[NDArray[np.intp], Array, Array | None]:
-        """Row numbers, their out-of-fold logits and their weights."""
-        rows, scores, lacking = [], [], []
+    ) -> tuple[NDArray[np.intp], Array, Array | None, bool]:
+        """Row numbers, their out-of-fold logits and weights, and whether the decision function is one for pairs."""
+        rows: list[NDArray[np.intp]] = []
+        scores, lacking, is_pairwise = [], [], False
         for train, test in splits:
             train, test = (np.arange(len(y))[part] for part in (train, test))
             if weights is not None:
@@ -279,8 +305,11 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
                 continue
             model = self._fit_part(X, y, train, params)
             columns, _ = indices_of(classes, np.asarray(model.classes_))
+            if not rows:  # the training rows have all classes
+                is_pairwise = has_pairwise_decisions(model, _safe_indexing(X, train))
             rows.append(test)
-            scores.append(compute_scores(model, _safe_indexing(X, test), len(classes))[:, columns])
+            z = compute_scores(model, _safe_indexing(X, test), len(classes), is_pairwise=is_pairwise)
+            scores.append(z[:, columns])
         if not rows:
             raise ValueError(
                 f"cv={self.cv!r} leaves no rows to calibrate with: the training rows of every part lack a class (such "
@@ -300,11 +329,11 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         shares = None
         if weights is not None or counts.max() > 1:
             shares = (np.ones(len(y)) if weights is None else weights)[numbers] / counts[numbers]
-        return numbers, np.concatenate(scores), shares
+        return numbers, np.concatenate(scores), shares, is_pairwise
 
     def _compute(self, X: Any) -> Array:
         """Calibrated probabilities as an ndarray."""
-        scores = compute_scores(self.estimator_, X, len(self.classes_))
+        scores = compute_scores(self.estimator_, X, len(self.classes_), is_pairwise=self._is_pairwise)
         return np.asarray(self.calibrator_.predict_proba(scores))
 
     def predict_proba(self, X: Any) -> Any:

@@ -10,12 +10,13 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils import assert_all_finite, check_array, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from ..._arguments.foreign import as_native
 from ..labels import indices_of
 from ..messages import show
-from ..parameters import check_sample_weight
+from ..parameters import as_plain, check_sample_weight
 
-INFINITE_GAP = 1e4  # where logits are multiplied, -inf becomes a number this far below the largest of its row
+LARGEST = 1e300  # logits that fitted factors leave finite
+LARGEST_LEARNED = 1e100  # logits, and sum of the weights, in a fit: sums of weighted squares are finite
+INFINITE_GAP = 1e4  # in sigmoids, -inf becomes a number this far below the largest of its row
 
 Array = NDArray[np.float64]
 
@@ -44,7 +45,7 @@ class Rows:
 
 def read_logits(logits: ArrayLike, estimator: Any) -> tuple[Array, bool]:
     """Logits in float64, shape (N, K), and whether they had one axis; NaN and infinities are not looked at."""
-    z = as_native(logits, "logits")
+    z = as_plain(logits, "logits")
     if not isinstance(z, np.ndarray) or z.dtype.name != "bfloat16":
         z = check_array(
             z,
@@ -65,16 +66,34 @@ def read_logits(logits: ArrayLike, estimator: Any) -> tuple[Array, bool]:
     return z.astype(np.float64), one_axis
 
 
-def check_values(z: Array, numbers: NDArray[np.intp] | None = None) -> None:
-    """Refuse NaN, +inf, and rows that hold nothing but -inf; numbers: of the rows, for messages."""
+def check_values(z: Array, numbers: NDArray[np.intp] | None = None, largest: float = LARGEST) -> None:
+    """Refuse NaN, +inf, values beyond the largest, and rows of -inf alone; numbers: of the rows, for messages."""
     row_of = (lambda i: int(i)) if numbers is None else lambda i: int(numbers[i])
     bad = np.argwhere(~(z < np.inf))
     if len(bad):
         value = z[tuple(bad[0])]
         raise ValueError(f"logits[{row_of(bad[0][0])}, {bad[0][1]}] is {value}; NaN and +inf are not allowed")
+    bad = np.argwhere((np.abs(z) > largest) & (z > -np.inf))
+    if len(bad):
+        value = z[tuple(bad[0])]
+        raise ValueError(
+            f"logits[{row_of(bad[0][0])}, {bad[0][1]}] is {value:.4g}; they must be from -{largest:g} to {largest:g}, "
+            "or -inf for a class that is impossible"
+        )
     nothing = np.flatnonzero(z.max(axis=1) == -np.inf)
     if len(nothing):
         raise ValueError(f"logits[{row_of(nothing[0])}] is -inf in every column")
+
+
+def refuse_missing(name: str, labels: NDArray[Any], numbers: NDArray[np.intp] | None = None) -> None:
+    """Refuse None and pandas.NA among labels of rows (y) or columns (classes); numbers: of the rows, for messages."""
+    if labels.dtype != object or labels.ndim != 1:
+        return
+    for i, label in enumerate(labels.tolist()):
+        if label is None or type(label).__name__ == "NAType":  # pandas need not be installed
+            place = i if numbers is None else numbers[i]
+            owner = "row" if name == "y" else "column"
+            raise ValueError(f"{name}[{place}] is {label!r}, not a value; every {owner} needs a label")
 
 
 def read_rows(
@@ -84,19 +103,25 @@ def read_rows(
     z, one_axis = read_logits(logits, estimator)
     if y is None:
         raise ValueError(f"{type(estimator).__name__} requires y to be passed, but the target y is None")
-    labels = column_or_1d(as_native(y, "y"), warn=True)
+    labels = column_or_1d(as_plain(y, "y"), warn=True)
     if labels.shape != z.shape[:1]:
         raise ValueError(f"y must have shape {z.shape[:1]}, one label for each row of logits, got {labels.shape}")
     weights = None
     if sample_weight is not None:
-        weights = check_sample_weight(as_native(sample_weight, "sample_weight"), z)
+        weights = check_sample_weight(as_plain(sample_weight, "sample_weight"), z)
     kept = None
     if weights is not None and not weights.all():
         kept = np.flatnonzero(weights)
         if len(kept) == 0:
             raise ValueError("sample_weight is zero for every row: there is nothing to learn from")
         z, labels, weights = z[kept], labels[kept], weights[kept]
-    check_values(z, kept)
+    check_values(z, kept, LARGEST_LEARNED)
+    if weights is not None:
+        with np.errstate(over="ignore"):
+            total = weights.sum()
+        if total > LARGEST_LEARNED:
+            raise ValueError(f"sample_weight sums to {total:.4g}; its sum must be at most {LARGEST_LEARNED:g}")
+    refuse_missing("y", labels, kept)
     assert_all_finite(labels, input_name="y")
     if labels.dtype.kind == "f":
         check_classification_targets(labels)  # refuses fractions
@@ -138,15 +163,16 @@ def match_labels(
         outside = np.flatnonzero((labels < 0) | (labels >= n_columns)) if labels.dtype.kind in "iu" else [0]
         row = int(outside[0] if numbers is None else numbers[outside[0]])
         raise ValueError(
-            f"y[{row}] is {labels[outside[0]]}; there are {len(distinct)} distinct labels for {n_columns} columns of "
-            f"logits (n_features={n_columns}): y must hold integers from 0 to {n_columns - 1}, or {n_columns} distinct "
-            "labels (the columns are theirs in sorted order), or labels of `classes`"
+            f"y[{row}] is {show(labels[outside[0]])}; there are {len(distinct)} distinct labels for {n_columns} "
+            f"columns of logits (n_features={n_columns}): y must hold integers from 0 to {n_columns - 1}, or "
+            f"{n_columns} distinct labels (the columns are theirs in sorted order), or labels of `classes`"
         )
     return indices.reshape(-1).astype(np.int64), distinct
 
 
 def _check_classes(classes: ArrayLike, n_columns: int) -> NDArray[Any]:
-    named = np.asarray(as_native(classes, "classes"))
+    named = np.asarray(as_plain(classes, "classes"))
+    refuse_missing("classes", named)
     if named.shape != (n_columns,):
         raise ValueError(
             f"classes must name the {n_columns} columns of logits, one label each, got an array of shape {named.shape}"

@@ -21,6 +21,14 @@ def is_separable(rows: Rows) -> bool:
     return bool((gaps >= 0).all() and ((gaps > 0) & (gaps < np.inf)).any())
 
 
+def describe_separation(count: int, done: str) -> str:
+    """The message of the warning about a fitted map that makes all rows right."""
+    return (
+        f"the fitted map classifies all held-out rows ({count}) correctly, so that the likelihood has no maximum: it "
+        f"would make every probability 0 or 1. Here {done}: set penalties, or hold out more rows"
+    )
+
+
 def describe_shortage(rows: Rows, done: str) -> str | None:
     """The message of the warning, or None; done: what keeps the result within bounds."""
     count, remedy = len(rows.z), "hold out more rows"

@@ -79,8 +79,7 @@ class Search:
         rows, mean = self.rows, self.rows.mean
         p = softmax(rows.z, temperature=1 / beta)
         expected = np.einsum("ij,ij->i", p, self.finite)
-        with np.errstate(over="ignore"):  # of logits above 1e154: bisection takes over
-            variance = np.einsum("ij,ij->i", p, np.square(self.finite - expected[:, None]))
+        variance = np.einsum("ij,ij->i", p, np.square(self.finite - expected[:, None]))
         # The mean of differences to the label's logit: nothing cancels where a row is nearly certain.
         slope = mean(np.einsum("ij,ij->i", p, self.above_label))
         size = mean(np.einsum("ij,ij->i", p, np.abs(self.above_label)))
