@@ -13,6 +13,7 @@
 #define CSOFTMAX_COMMON_CUH
 
 #define UNROLL _Pragma("unroll")
+#define ROLLED _Pragma("unroll 1") /* of rare loops, which then take fewer registers */
 #define CSM_ON_DEVICE
 #include "vec/scalar.h"
 #include "kernel/cross_entropy/row.h"

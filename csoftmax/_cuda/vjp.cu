@@ -28,17 +28,11 @@ template <int width> INLINE void add_products(V(dot) *sum, const REAL *dy, const
 struct gradient {
     const REAL *dy, *y;
     V(vjp_constants) c;
-    double exact_below, hi, lo, lift, t; /* csm_vjp_exact_below, and what those elements need */
-    INLINE_MEMBER REAL value(REAL a, REAL b) const {
-        if (LOG && (double)b < exact_below && (double)b > -CSM_INF)
-            return canonical((REAL)csm_log_vjp_exact((double)a / lift, (double)b, hi, lo, t));
-        return canonical(V(vjp_element)(a, b, c, LOG, c.lifts));
-    }
-    INLINE_MEMBER REAL at(int i) const { return value(dy[i], y[i]); }
+    INLINE_MEMBER REAL at(int i) const { return canonical(V(vjp_element)(dy[i], y[i], c, LOG, c.lifts)); }
     INLINE_MEMBER wide wide_at(int i) const {
         wide a = load_wide(dy + i), b = load_wide(y + i);
         UNROLL
-        for (int j = 0; j < WIDE; j++) a.v[j] = value(a.v[j], b.v[j]);
+        for (int j = 0; j < WIDE; j++) a.v[j] = canonical(V(vjp_element)(a.v[j], b.v[j], c, LOG, c.lifts));
         return a;
     }
 };
@@ -46,15 +40,32 @@ struct gradient {
 INLINE gradient gradient_of(const REAL *dy, const REAL *y, const csm_row &row, const csm_scales &c, double lift) {
     csm_temperature t = c.ordinary;
     t.inv_t1 /= lift;
-    const gradient g = {dy,
-                        y,
-                        V(vjp_set)(&t, V(set)(row.hi), V(set)(row.lo), LOG),
-                        LOG ? csm_vjp_exact_below(&t, row.hi, SINGLE, 0) : -CSM_INF,
-                        row.hi / c.lift,
-                        row.lo / c.lift,
-                        c.lift,
-                        c.temperature};
+    const gradient g = {dy, y, V(vjp_set)(&t, V(set)(row.hi), V(set)(row.lo), LOG)};
     return g;
+}
+
+/* Whether the row has elements that csm_log_vjp_exact computes. */
+INLINE bool is_exact(const csm_row &row, const csm_scales &c) {
+    return LOG && !csm_vjp_is_ordinary(&c.ordinary, row.hi, LOG, SINGLE);
+}
+/* Computes the gradient of such a row in place, over dy, without registers in the loops of ordinary rows; the caller
+ * synchronises. */
+static __device__ NOINLINE void replace_exactly(REAL *dy, const REAL *y, int k, const csm_row &row, const csm_scales &c,
+                                                int thread, int threads) {
+    const double exact_below = csm_vjp_exact_below(&c.ordinary, row.hi, SINGLE, 0);
+    const gradient ordinary = gradient_of(dy, y, row, c, 1);
+    ROLLED /* two loops, which share registers */
+        for (int i = thread; i < k; i += threads) {
+        const double b = (double)y[i];
+        if (!(b < exact_below && b > -CSM_INF)) dy[i] = ordinary.at(i);
+    }
+    ROLLED
+    for (int i = thread; i < k; i += threads) {
+        const double b = (double)y[i];
+        if (b < exact_below && b > -CSM_INF)
+            dy[i] = canonical(
+                (REAL)csm_log_vjp_exact((double)dy[i] / c.lift, b, row.hi / c.lift, row.lo / c.lift, c.temperature));
+    }
 }
 
 /* The largest |dy| of the k classes of a team or warp that take part. */
@@ -141,6 +152,10 @@ extern "C" __global__ void __launch_bounds__(128, 1)
                     csm_combine_pair(&block, 1, SINGLE, &row);
                 }
             }
+            if (is_exact(row, c)) {
+                replace_exactly(a + begin, b + begin, k, row, c, thread, DOT_TEAM);
+                continue;
+            }
             const gradient value = gradient_of(a + begin, b + begin, row, c, lift);
             for (int i = thread; i < k; i += DOT_TEAM) a[begin + i] = value.at(i);
         }
@@ -174,6 +189,11 @@ extern "C" __global__ void __launch_bounds__(MAX_WARPS *WARP, 1)
         csm_combine_pair(blocks, (size_t)warps, SINGLE && !is_in_double(c), &row);
         if (is_in_double(c)) {
             replace_in_double(a, b, k, row, c, lane, WARP);
+            const copied value = {a};
+            store(dx + from, k, value, lane, WARP);
+        } else if (is_exact(row, c)) {
+            replace_exactly(a, b, k, row, c, lane, WARP);
+            __syncwarp();
             const copied value = {a};
             store(dx + from, k, value, lane, WARP);
         } else {
@@ -256,6 +276,14 @@ extern "C" __global__ void __launch_bounds__(32, 1)
                                 mask ? mask + first : NULL, length, threadIdx.x, c.lift, &b);
             if (is_in_double(c)) {
                 replace_in_double(a, b, length, row, c, threadIdx.x, WARP);
+                const copied value = {a};
+                store(dx + first, length, value, threadIdx.x, WARP);
+                __syncwarp();
+                continue;
+            }
+            if (is_exact(row, c)) {
+                replace_exactly(a, b, length, row, c, threadIdx.x, WARP);
+                __syncwarp();
                 const copied value = {a};
                 store(dx + first, length, value, threadIdx.x, WARP);
                 __syncwarp();
