@@ -18,7 +18,7 @@ from ..._runtime.optional import UnusableError, load
 from ..messages import count
 from . import dialect as dialects
 from .dialect import Dialect, Options
-from .opening import Source
+from .opening import Source, parse_bytes
 from .raw import MISSING, RawTable, Values, as_text, make_text, name_columns, recognise
 
 OTHER_SEPARATOR = "\x1f"  # takes the place of a separator that is no single byte
@@ -220,8 +220,7 @@ def _parse(body: Buffer, dialect: Dialect, numeric: set[int], text: _Text) -> An
         words = arrow.dictionary(arrow.int32(), arrow.string())
         kinds = {str(i): arrow.float64() if i in numeric else words for i in range(dialect.width)}
         try:
-            return parser.read_csv(
-                arrow.BufferReader(arrow.py_buffer(body)),
+            options = (
                 parser.ReadOptions(column_names=list(kinds), block_size=block),
                 parser.ParseOptions(
                     delimiter=_get_delimiter(dialect),
@@ -236,6 +235,7 @@ def _parse(body: Buffer, dialect: Dialect, numeric: set[int], text: _Text) -> An
                     decimal_point=dialect.decimal,
                 ),
             )
+            return parse_bytes(lambda file: parser.read_csv(file, *options), body)  # noqa: B023
         except arrow.ArrowInvalid as error:
             message = str(error)
             column = re.search(r"In CSV column #(\d+)", message)
