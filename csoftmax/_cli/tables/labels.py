@@ -104,15 +104,16 @@ def match(table: RawTable, target: str, classes: NDArray[Any]) -> tuple[NDArray[
     missing = text.codes < 0
     exact = {str(c).strip(): i for i, c in enumerate(classes.tolist())}
     by_value: dict[float, int] = {}
+    value_of = _value_of if all(_value_of(written, ".") in (0, 1) for written in exact) else parse_number
     for written, i in exact.items():
-        value = _value_of(written, ".")
+        value = value_of(written, ".")
         if value is not None:
             by_value.setdefault(value, i)
     places, unknown = [], []
     for level in text.levels:
         found = exact.get(level)
         if found is None:
-            value = _value_of(level, table.decimal)
+            value = value_of(level, table.decimal)
             found = by_value.get(value) if value is not None else None
         if found is None:
             unknown.append(level)
@@ -129,6 +130,7 @@ def match(table: RawTable, target: str, classes: NDArray[Any]) -> tuple[NDArray[
 
 
 def _value_of(label: str, decimal: str) -> float | None:
+    """Return the number of a label; true and false are 1 and 0, in which no other label is true."""
     number = parse_number(label, decimal)
     return TRUE_OR_FALSE.get(label.casefold()) if number is None else number
 
