@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError, load
 from .dialect import SAMPLE_ROWS, Options, has_header
-from .opening import Source
+from .opening import Source, parse_bytes
 from .raw import RawTable, Text, Values, as_text, format_number, make_text, name_columns, recognise
 
 MAX_DENSE_BYTES = 4 << 30  # of a libsvm table as an array
@@ -28,7 +28,7 @@ def read_parquet(source: Source, as_words: Collection[str] = ()) -> tuple[RawTab
     """Read a Parquet table."""
     arrow, parquet = load("pyarrow", "cli"), load("pyarrow.parquet", "cli")
     try:
-        table = parquet.read_table(arrow.BufferReader(source.data))
+        table = parse_bytes(parquet.read_table, source.data)
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise UnusableError(f"{source.name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     names, columns = [], []
@@ -245,9 +245,15 @@ def read_libsvm(source: Source) -> tuple[RawTable, str]:
 
 
 def _find_libsvm_fault(data: bytes) -> int:
-    for number, line in enumerate(data.split(b"\n"), 1):
-        row = line.rstrip(b"\r").partition(b"#")[0]
-        match = _LIBSVM_ROW.fullmatch(row)
-        if row.strip() and (match is None or match[1]) and not _LIBSVM_EMPTY.fullmatch(row):  # [1]: several labels
-            return number
-    return 1
+    """Return the first line that scikit-learn refuses, by bisection: its errors name none."""
+    datasets = load("sklearn.datasets", "learn")
+    lines = data.split(b"\n")
+    good, bad = 0, len(lines)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            datasets.load_svmlight_file(io.BytesIO(b"\n".join([b"0 1:1", *lines[good:middle]])), zero_based=True)
+            good = middle
+        except (ValueError, OverflowError):
+            bad = middle
+    return bad
