@@ -42,6 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     labels = prepared.labels
     assert labels is not None, "read_table reads labels unless told not to"
     figures, result = fit_calibrator(arguments.method, model, prepared.x, labels, messages)
+    messages.release()
     try:
         result.save(output)
     except OSError as error:

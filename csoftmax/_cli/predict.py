@@ -52,6 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
     prepared = models.read_table(
         arguments.data, model, arguments, messages, target=arguments.target, needs_target=False, id=id_column
     )
+    messages.release()
     if arguments.id is None and id_column is not None and prepared.table.find(id_column) is None:
         id_column = None  # a table without ids is still predicted
     head: list[str] = []
