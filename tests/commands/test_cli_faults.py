@@ -4,6 +4,7 @@ import errno
 import json
 import sys
 
+import numpy as np
 import pytest
 
 pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
@@ -115,3 +116,52 @@ def test_the_line_of_a_fault_of_libsvm(bad):
     rows = [f"{'abc'.index(t)} 1:{u} 2:{v}" for u, v, t in zip(U, V, T)]
     write("a.svm", "\n".join(["# comment", *rows[:20], bad, *rows[20:]]) + "\n")
     assert "a.svm, line 22: this is no row of libsvm" in refuse("fit", "a.svm")
+
+
+def test_a_loss_that_is_no_number_is_null_in_json():
+    out, err = fit("a.csv", "--solver", "adamw", "--learning-rate", "1e30", "--json")
+    assert json.loads(out, parse_constant=lambda name: pytest.fail(name))["loss"] is None
+    assert "adamw has diverged" in err
+
+
+def test_refusals_after_the_table_is_read_are_one_line():
+    assert "--seed" in refuse("fit", "a.csv", "--target", "t", "--seed", "-1")
+    fit("a.csv")
+    run("calibrate", "model.safetensors", "a.csv", "--method", "vector")
+    assert "has a calibrator" in refuse("evaluate", "model.calibrated.safetensors", "a.csv", "--recalibrate")
+    write("one.csv", "u,v,t\n1,2,a\n")
+    assert "--method platt" in refuse("calibrate", "model.safetensors", "one.csv", "--method", "platt")
+
+
+def test_arguments_that_make_no_model():
+    assert "less than 1" in refuse("fit", "a.csv", "--target", "t", "--label-smoothing", "1")
+    fit("a.csv")
+    assert "the model is a file, not standard input" in refuse("predict", "-", "a.csv")
+
+
+def test_an_npz_array_of_more_than_two_axes_is_named():
+    cube = np.arange(N * 4.0).reshape(N, 2, 2)
+    np.savez("cube.npz", X=cube, w=np.array(U), t=np.array(T))
+    assert "'X' (60, 2, 2); reshape it" in refuse("fit", "cube.npz", "--target", "t")
+    np.savez("both.npz", X=cube, F=np.array([U, V]).T, t=np.array(T))
+    assert "left out, more than two axes: 'X' (60, 2, 2)" in fit("both.npz")[1]
+
+
+@pytest.mark.parametrize("cells", [[[1, 2]] * N, [b"\x00"] * N])
+def test_a_parquet_column_of_neither_numbers_nor_text_can_be_dropped(cells):
+    parquet.write_table(pa.table({"u": U, "v": V, "w": cells, "t": T}), "a.parquet")
+    line = refuse("fit", "a.parquet", "--target", "t")
+    assert "column 'w' holds" in line
+    assert "--drop w" in line
+    assert "neither a number nor text" in refuse("fit", "a.parquet", "--target", "w")
+    fit("a.parquet", "--drop", "w")
+    run("predict", "model.safetensors", "a.parquet")
+    assert "neither a number nor text" in refuse("predict", "model.safetensors", "a.parquet", "--id", "w")
+
+
+def test_parquet_durations_are_seconds():
+    spans = pa.array([int(1000 * u) for u in U], pa.duration("ms"))
+    parquet.write_table(pa.table({"u": spans, "v": V, "t": T}), "spans.parquet")
+    out, err = fit("spans.parquet", "--json")
+    assert json.loads(out)["columns"] == 2
+    assert "left out" not in err

@@ -136,12 +136,16 @@ def prepare(
     for option, name in [("--drop", name) for name in drop] + ([("--id", id)] if id else []):
         if table.find(name) is None:
             raise UnusableError(f"{option} {name}: {say_columns(table)}")
+        if option == "--id":
+            table.refuse_unusable(name)
         if name == target:
             raise UnusableError(f"{option} {name}: this is the target")
     features, left_out = [], {}
     for place, (name, values) in enumerate(zip(table.names, table.columns)):
         if name in (target, id):
             continue
+        if name not in drop:
+            table.refuse_unusable(name)
         reason = "--drop" if name in drop else find_reason(table, place, values)
         if reason is None or (keep_index and reason in KEPT):
             features.append(decide(table, name, values, reason == "dates"))
@@ -301,6 +305,7 @@ def apply(preparation: Preparation, table: RawTable, messages: Messages) -> tupl
                 f"{table.source} has no column {feature.column!r}, which the model was trained with; "
                 f"{say_columns(table)}"
             )
+        table.refuse_unusable(feature.column)
         values = np.full(table.rows, table.absent) if place is None else table.columns[place]
         if feature.kind == "levels":
             part, missing = _take_levels(feature, as_text(values), messages)

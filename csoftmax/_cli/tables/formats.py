@@ -34,19 +34,38 @@ def read_parquet(source: Source, as_words: Collection[str] = ()) -> tuple[RawTab
     names, columns = [], []
     for name, column in zip(table.column_names, table.columns):
         names.append("" if re.fullmatch(r"__index_level_\d+__", name) else str(name).strip())  # pandas' index
-        columns.append(_take_arrow(source.name, names[-1], column))
+        columns.append(_take_arrow(column))
     named = name_columns(names)
+    unusable = {
+        name: str(column.type) for name, column in zip(named.names, table.columns) if not _is_readable(column.type)
+    }
     columns = [as_text(c) if n in as_words else c for n, c in zip(named.names, columns)]
     return RawTable(
-        source.name, named.names, columns, table.num_rows, unnamed=named.unnamed, repeated=named.repeated
+        source.name,
+        named.names,
+        columns,
+        table.num_rows,
+        unnamed=named.unnamed,
+        repeated=named.repeated,
+        unusable=unusable,
     ), ", ".join(filter(None, ["Parquet", named.describe()]))
 
 
-def _take_arrow(source: str, name: str, column: Any) -> Values:
-    """Return a column of Parquet as numbers or text; dates and booleans become text, as in a text table."""
+def _is_readable(kind: Any) -> bool:
+    """Whether a column of a type can be read as numbers or text."""
+    types = load("pyarrow", "cli").types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _take_arrow(column: Any) -> Values:
+    """Return a column of Parquet as numbers or text; dates and booleans become text, as in a text table.
+
+    Durations become seconds. A column that is neither numbers nor text becomes one of missing values.
+    """
     arrow, compute = load("pyarrow", "cli"), load("pyarrow.compute", "cli")
     kind, types = column.type, arrow.types
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) and _is_readable(kind):
         kind = kind.value_type
         column = column.cast(kind)
     if types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind):
@@ -55,9 +74,10 @@ def _take_arrow(source: str, name: str, column: Any) -> Values:
         if types.is_integer(kind) and kind.bit_width == 64 and (big := _find_big(column, compute)):
             return big
         return np.array(wide.combine_chunks().to_numpy(zero_copy_only=False))
-    if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
-        raise UnusableError(f"{source}: column {name!r} holds {kind}, which is neither a number nor text")
-    if types.is_null(kind):
+    if types.is_duration(kind):
+        ticks = compute.cast(column, arrow.int64()).combine_chunks().to_numpy(zero_copy_only=False)
+        return np.asarray(ticks, np.float64) / {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
+    if types.is_null(kind) or not _is_readable(kind):
         return make_text([], np.full(len(column), -1, np.int64))
     words = column.cast(arrow.string()).dictionary_encode().combine_chunks()
     if isinstance(words, arrow.ChunkedArray):
@@ -158,6 +178,11 @@ def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, 
         raise UnusableError(f"{source.name} cannot be read as npz: {error}") from error
     tables = [name for name, a in arrays.items() if a.ndim == 2]
     vectors = [name for name, a in arrays.items() if a.ndim == 1]
+    deep = [f"{name!r} {a.shape}" for name, a in arrays.items() if a.ndim > 2]
+    if deep and not tables:
+        raise UnusableError(
+            f"{source.name}: an array has more than two axes: {', '.join(deep)}; reshape it to rows and features"
+        )
     if len(tables) > 1 or not (tables or vectors):
         raise UnusableError(
             f"{source.name} must have one array with two axes, the features; it has {len(tables)}: {tables}"
@@ -176,7 +201,9 @@ def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, 
             names.append(part)
             columns.append(_take_array(source.name, part, values))
     columns = [as_text(c) if n in as_words else c for n, c in zip(names, columns)]
-    return RawTable(source.name, names, columns, next(iter(lengths.values()))), "npz"
+    return RawTable(source.name, names, columns, next(iter(lengths.values()))), ", ".join(
+        ["npz", *[f"left out, more than two axes: {name}" for name in deep]]
+    )
 
 
 def _take_array(source: str, name: str, a: NDArray[Any]) -> Values:

@@ -37,6 +37,7 @@ def find_target(table: RawTable, target: str | None) -> str:
         raise UnusableError(f"{table.source} has no column {target!r}; {say_columns(table)}{hint}")
     if target in table.repeated.values():
         raise UnusableError(f"{table.source} has the column {target!r} twice; rename one of them")
+    table.refuse_unusable(target)
     return target
 
 
