@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +14,10 @@ parquet = pytest.importorskip("pyarrow.parquet")
 
 from commands.tables import BASE, ROWS, N, T, U, V, refuse, run, write, write_rows  # noqa: E402
 
+from csoftmax._cli.messages import Messages  # noqa: E402
+from csoftmax._cli.tables import dialect, reading  # noqa: E402
 from csoftmax._cli.tables.opening import parse_bytes  # noqa: E402
+from csoftmax._cli.tables.raw import parse_number  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -165,3 +169,67 @@ def test_parquet_durations_are_seconds():
     out, err = fit("spans.parquet", "--json")
     assert json.loads(out)["columns"] == 2
     assert "left out" not in err
+
+
+def swap(number):
+    """A number in the notation of German: 1.234,5."""
+    return f"{number:,}".translate(str.maketrans(",.", ".,"))
+
+
+BIG = [round(1000.5 + 3000 * abs(u), 1) for u in U]
+
+
+@pytest.mark.parametrize(
+    ("write_number", "decimal"),
+    [(swap, ","), (lambda x: f"{int(x) * 1000:,}", "."), (lambda x: f"{int(x * 7) % 3000:,}", ".")],
+)
+def test_thousands_between_semicolons(write_number, decimal):
+    lines = [f"{write_number(b)};{i % 7};{t}" for i, (b, t) in enumerate(zip(BIG, T))]
+    write("a.csv", "u;v;t\n" + "\n".join(lines) + "\n")
+    table = reading.read(Path("a.csv"), dialect.Options(), Messages("fit"))
+    assert table.decimal == decimal
+    expected = BIG if decimal == "," else [int(write_number(b).replace(",", "")) for b in BIG]
+    np.testing.assert_array_equal(table.columns[0], expected)
+
+
+def test_decimal_commas_after_the_first_rows_are_refused():
+    lines = [f"{i % 37};{i % 5};{'abc'[i % 3]}" for i in range(600)]
+    lines += [f"{i % 37},5;{i % 5};{'abc'[i % 3]}" for i in range(300)]
+    write("late.csv", "u;v;t\n" + "\n".join(lines) + "\n")
+    line = refuse("fit", "late.csv", "--target", "t")
+    assert "late.csv, line 602: column 'u' is '0,5'" in line
+    assert "give --decimal ," in line
+    fit("late.csv", "--decimal", ",")
+
+
+@pytest.mark.parametrize(("form", "unit"), [("{} kg", "kg"), ("{}%", "%"), ("${}", "$"), ("-${}", "$")])
+def test_numbers_with_a_unit_are_refused(form, unit):
+    write_rows("units.csv", "u,v,t", [form.format(abs(u)) for u in U], V, T)
+    line = refuse("fit", "units.csv", "--target", "t")
+    assert f"units.csv, line 2: column 'u' is {form.format(abs(U[0]))!r}" in line
+    assert f"numbers with {unit!r}" in line
+    fit("units.csv", "--drop", "u")
+
+
+def test_a_few_doses_are_levels():
+    write_rows("doses.csv", "u,v,t", [f"{10 * (1 + i % 3)} mg" for i in range(N)], V, T)
+    assert "1 column of text one-hot" in fit("doses.csv")[1]
+
+
+def test_row_names_with_numbers_are_row_names():
+    write_rows("named.csv", "u,v,t", [f"s{i:03}" for i in range(N)], V, T)
+    assert "left out, row names" in fit("named.csv")[1]
+
+
+@pytest.mark.parametrize(
+    ("cell", "value"),
+    [
+        ("\u22121.5", -1.5),
+        ("1\u202f234", 1234),
+        ("1\u00a0234\u00a0567.5", 1234567.5),
+        ("1\u202f23", None),
+        ("1 234", None),
+    ],
+)
+def test_signs_and_blanks_of_typography(cell, value):
+    assert parse_number(cell) == value

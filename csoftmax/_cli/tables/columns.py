@@ -38,6 +38,11 @@ VERSION = 1
 
 _ID = re.compile(r"(?i:(.*[^a-z])?(id|index))|.*[a-z]I[dD]", re.DOTALL)
 
+_MEASURE = re.compile(
+    r"[-+\u2212]?(?P<before>[$€£¥]?)\s?(?P<number>[-+\u2212]?[\d.,]*\d[\d.,]*(?:[eE][-+]?\d+)?)\s?"
+    r"(?P<after>[^\d\s.,;:/\-]{0,12})"
+)
+
 
 @dataclass
 class Feature:
@@ -146,6 +151,7 @@ def prepare(
             continue
         if name not in drop:
             table.refuse_unusable(name)
+            refuse_notation(table, name, values)
         reason = "--drop" if name in drop else find_reason(table, place, values)
         if reason is None or (keep_index and reason in KEPT):
             features.append(decide(table, name, values, reason == "dates"))
@@ -257,6 +263,37 @@ def refuse_faults(table: RawTable, name: str, values: Text) -> None:
         f"{table.at(row)}: column {name!r} is {cell!r}, but most of the column is numbers; mend the cell, leave it "
         f"empty if the value is missing, or leave out the column with --drop {name}"
     )
+
+
+def refuse_notation(table: RawTable, name: str, values: Values) -> None:
+    """Refuse a column of numbers with a unit, or with another decimal sign than the table: they would become levels."""
+    if not isinstance(values, Text) or not values.levels:
+        return
+    many = len(values.levels) > MIN_NUMBERS or len(values.levels) == (values.codes >= 0).sum() > 1
+    if not many or dates.find_format(values):
+        return  # a few levels such as "10 mg" are a choice out of a few
+    remedy = f"or leave out the column with --drop {name}"
+    other = "," if table.decimal == "." else "."
+    wrong = [parse_number(level, table.decimal) is None for level in values.levels]
+    if any(wrong) and all(parse_number(t, other) is not None for t, w in zip(values.levels, wrong) if w):
+        row = int(np.argmax(values.take(wrong, False)))
+        raise UnusableError(
+            f"{table.at(row)}: column {name!r} is {values.levels[values.codes[row]]!r}, with the decimal sign "
+            f"{other!r}, but the table is read with {table.decimal!r}; give --decimal {other}, mend the column, {remedy}"
+        )
+    matches = [_MEASURE.fullmatch(level) for level in values.levels]
+    units = {(m["before"], m["after"]) if m else ("", "") for m in matches}
+    if (
+        len(units) == 1
+        and any(*units)
+        and all(m and parse_number(m["number"], table.decimal) is not None for m in matches)
+    ):
+        unit = "".join(*units)
+        row = int(np.argmax(values.codes >= 0))
+        raise UnusableError(
+            f"{table.at(row)}: column {name!r} is {values.levels[values.codes[row]]!r}, and the whole column is "
+            f"numbers with {unit!r}; write them without it, {remedy}"
+        )
 
 
 def fill_in(preparation: Preparation, table: RawTable, rows: NDArray[np.bool_] | None = None) -> None:

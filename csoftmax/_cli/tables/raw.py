@@ -19,6 +19,8 @@ TRUE_OR_FALSE = {"true": 1.0, "false": 0.0}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)  # thousands
 _GROUPED_BY_POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?", re.ASCII)
+_BLANK = re.compile("[\u00a0\u2009\u202f]")  # that no line is broken at, or thin
+_GROUPED_BY_BLANKS = re.compile(r"[+-]?\d{1,3}([\u00a0\u2009\u202f]\d{3})+(?!\d)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 
 
@@ -30,6 +32,10 @@ def is_missing(cell: str) -> bool:
 def parse_number(cell: str, decimal: str = ".") -> float | None:
     """Return the number that a cell holds, or None: 1_5 and 0x10 are text, unlike for Python."""
     cell = cell.strip()
+    if not cell.isascii():  # the minus sign of typography, and blanks between thousands
+        cell = cell.replace("\u2212", "-")
+        if _GROUPED_BY_BLANKS.match(cell):
+            cell = _BLANK.sub("", cell)
     if decimal == ",":
         if _GROUPED_BY_POINTS.fullmatch(cell):
             cell = cell.replace(".", "")
