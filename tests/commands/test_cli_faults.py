@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from commands.tables import BASE, ROWS, N, T, U, V, refuse, run, write, write_ro
 
 from csoftmax._cli.messages import Messages  # noqa: E402
 from csoftmax._cli.tables import dialect, reading  # noqa: E402
-from csoftmax._cli.tables.opening import parse_bytes  # noqa: E402
+from csoftmax._cli.tables.opening import RELEASE_SECONDS, parse_bytes  # noqa: E402
 from csoftmax._cli.tables.raw import parse_number  # noqa: E402
 
 
@@ -233,3 +234,17 @@ def test_row_names_with_numbers_are_row_names():
 )
 def test_signs_and_blanks_of_typography(cell, value):
     assert parse_number(cell) == value
+
+
+def test_a_table_that_is_refused_holds_no_bytes():
+    """A column that stops being numbers is read again: each reading would wait for the one before."""
+    import pyarrow.csv
+
+    def read(file):
+        kinds = pyarrow.csv.ConvertOptions(column_types={"t": pa.float64()})
+        return pyarrow.csv.read_csv(file, convert_options=kinds)
+
+    begin = time.monotonic()
+    with pytest.raises(pa.ArrowInvalid):
+        parse_bytes(read, BASE.encode())
+    assert time.monotonic() - begin < RELEASE_SECONDS / 2

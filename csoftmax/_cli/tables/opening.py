@@ -11,6 +11,7 @@ import lzma
 import re
 import sys
 import time
+import traceback
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -22,7 +23,7 @@ CHUNK_BYTES = 4 << 20
 PROGRESS_BYTES = 64 << 20  # smaller files are read before a progress bar could be seen
 PACKED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
-RELEASE_SECONDS, RELEASE_STEP = 10.0, 0.0005
+RELEASE_SECONDS, RELEASE_STEP = 1.0, 0.0005
 
 
 class Source(NamedTuple):
@@ -44,6 +45,9 @@ def parse_bytes(read: Callable[[Any], Any], data: bytes | memoryview) -> Any:
     view = memoryview(data)
     try:
         return read(arrow.BufferReader(arrow.py_buffer(view)))
+    except Exception as error:
+        traceback.clear_frames(error.__traceback__)  # a frame of the reader holds the bytes, too
+        raise
     finally:
         end = time.monotonic() + RELEASE_SECONDS
         while not _release(view) and time.monotonic() < end:
