@@ -13,7 +13,7 @@ pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for 
 pa = pytest.importorskip("pyarrow", reason="the cli extra has it")
 parquet = pytest.importorskip("pyarrow.parquet")
 
-from commands.tables import BASE, ROWS, N, T, U, V, refuse, run, write, write_rows  # noqa: E402
+from commands.tables import BASE, ROWS, N, T, U, V, command, refuse, run, write, write_rows  # noqa: E402
 
 from csoftmax._cli.messages import Messages  # noqa: E402
 from csoftmax._cli.tables import dialect, reading  # noqa: E402
@@ -248,3 +248,41 @@ def test_a_table_that_is_refused_holds_no_bytes():
     with pytest.raises(pa.ArrowInvalid):
         parse_bytes(read, BASE.encode())
     assert time.monotonic() - begin < RELEASE_SECONDS / 2
+
+
+def test_names_in_single_quotes_above_values_without_quotes():
+    rows = [f"{i * 3 % 50} {u} {t}" for i, (u, t) in enumerate(zip(U, T))]
+    write("names.data", "'OBS' 'u' 't'\n" + "\n".join(rows) + "\n")
+    out, _ = fit("names.data", "--json")
+    assert json.loads(out)["columns"] == 2
+    write("names.csv", "'OBS','u','t'\n" + "\n".join(rows).replace(" ", ",") + "\n")
+    out, _ = fit("names.csv", "--json")
+    assert json.loads(out)["columns"] == 2
+
+
+def test_refusals_name_what_helps():
+    write("preamble.csv", "made by,us\n" + BASE)
+    assert "line 2 has 't': if it is the header, --skip 1" in refuse("fit", "preamble.csv", "--target", "t")
+    write("footer.csv", BASE + BASE.split("\n", 1)[1] + "total\n")
+    line = refuse("fit", "footer.csv", "--target", "t")
+    assert "1 value, but the header has 3 columns; mend the line, or remove it" in line
+    assert "quote" not in line
+    line = refuse("fit", "a.csv", "--target", "t", "--encoding", "utf-16")
+    assert "it would have no lines; leave out --encoding" in line
+    write("open.csv", BASE.replace(",a\n", ',"a\n', 1))
+    assert "close it, or remove it" in refuse("fit", "open.csv", "--target", "t")
+    np.savez("objects.npz", X=np.array([U, V]).T, t=np.array(T, object))
+    assert "array 't'" in refuse("fit", "objects.npz", "--target", "t")
+
+
+def test_a_column_that_differs_only_in_case_is_named():
+    fit("a.csv")
+    write("upper.csv", BASE.replace("u,v,t", "U,v,t"))
+    assert "did you mean 'U'?" in refuse("predict", "model.safetensors", "upper.csv")
+
+
+def test_one_row_is_one_row():
+    fit("a.csv")
+    write("one.csv", "u,v,t\n1,2,a\n")
+    out, err = command("calibrate", "model.safetensors", "one.csv")[1:]
+    assert "1 rows" not in out + err

@@ -279,7 +279,7 @@ def refuse_notation(table: RawTable, name: str, values: Values) -> None:
         row = int(np.argmax(values.take(wrong, False)))
         raise UnusableError(
             f"{table.at(row)}: column {name!r} is {values.levels[values.codes[row]]!r}, with the decimal sign "
-            f"{other!r}, but the table is read with {table.decimal!r}; give --decimal {other}, mend the column, {remedy}"
+            f"{other!r}, but the table is read with {table.decimal!r}; give --decimal {other}, mend it, {remedy}"
         )
     matches = [_MEASURE.fullmatch(level) for level in values.levels]
     units = {(m["before"], m["after"]) if m else ("", "") for m in matches}
@@ -340,7 +340,7 @@ def apply(preparation: Preparation, table: RawTable, messages: Messages) -> tupl
         if place is None and table.absent is None:
             raise UnusableError(
                 f"{table.source} has no column {feature.column!r}, which the model was trained with; "
-                f"{say_columns(table)}"
+                f"{say_columns(table)}{suggest(table, feature.column)}"
             )
         table.refuse_unusable(feature.column)
         values = np.full(table.rows, table.absent) if place is None else table.columns[place]
@@ -379,7 +379,7 @@ def _take_numbers(table: RawTable, feature: Feature, values: Values) -> NDArray[
         wrong = np.isnan(days) & (text.codes >= 0)
         if wrong.any() and (other := dates.find_format(values)):  # the same column from another kind of file
             return dates.to_days(values, other)
-        what = f"is no date of the form {feature.format}"
+        what = f"which is not a date of the form {feature.format}"
     else:
         numbers, row = as_numbers(values, table.decimal)
         if row is None:
@@ -439,6 +439,12 @@ def say_columns(table: RawTable) -> str:
     if not table.has_names:
         return f"it has no header, so that its columns are {shown}{table.hint}"
     return f"it has {shown}{table.hint}"
+
+
+def suggest(table: RawTable, name: str) -> str:
+    """Return the end of a refusal that names the column whose name differs only in case, or nothing."""
+    close = [other for other in table.names if other.casefold().strip() == name.casefold().strip()]
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def format_ids(table: RawTable, name: str) -> list[str]:

@@ -102,7 +102,12 @@ def decode(data: bytes, given: str | None, name: str) -> tuple[bytes, str]:
     """Return the data in UTF-8 without a byte order mark, and the name of their encoding."""
     if given is not None:
         try:
-            return data.decode(given).removeprefix("\ufeff").encode(), given
+            text = data.decode(given).removeprefix("\ufeff")
+            if "\n" not in text and "\r" not in text and data.count(b"\n") > 1 and b"\x00" not in data[:SAMPLE_BYTES]:
+                raise UnusableError(
+                    f"{name} is not in the encoding {given!r}: it would have no lines; leave out --encoding"
+                )
+            return text.encode(), given
         except LookupError:
             raise UnusableError(
                 f"--encoding {given!r} is no encoding that Python knows; such as utf-8, cp1252"
@@ -284,6 +289,8 @@ def _find_quote(text: str) -> str:
     lines = text.split("\n")[:SAMPLE_ROWS]
     if '"' in text[:SAMPLE_BYTES]:
         return '"'
+    if re.fullmatch(r"\s*'[^']*'(\s*[,;\t|¦ ]\s*'[^']*')+\s*", next(filter(str.strip, lines), "")):
+        return "'"  # a header of quoted names, above values that may have no quotes
     quoted = sum(re.search(r"(^|[,;\t|¦ ])'[^']*'($|[,;\t|¦ ])", line) is not None for line in lines)
     return "'" if 2 * quoted > len(lines) else '"'
 

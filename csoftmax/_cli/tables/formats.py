@@ -171,11 +171,15 @@ def _strip_end(row: Sequence[str]) -> Sequence[str]:
 
 def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, str]:
     """Read an npz file: an array with two axes holds features, an array with one axis is a column."""
+    arrays: dict[str, NDArray[Any]] = {}
+    part = ""
     try:
         with np.load(io.BytesIO(source.data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            for name in file.files:
+                part = f": array {name!r}"
+                arrays[name] = file[name]
     except (OSError, ValueError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UnusableError(f"{source.name} cannot be read as npz: {error}") from error
+        raise UnusableError(f"{source.name} cannot be read as npz{part}: {error}") from error
     tables = [name for name, a in arrays.items() if a.ndim == 2]
     vectors = [name for name, a in arrays.items() if a.ndim == 1]
     deep = [f"{name!r} {a.shape}" for name, a in arrays.items() if a.ndim > 2]

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError
 from ..messages import count, name_some
-from .columns import say_columns
+from .columns import say_columns, suggest
 from .formats import LABEL
 from .raw import TRUE_OR_FALSE, RawTable, as_text, format_number, parse_number
 
@@ -30,8 +30,7 @@ def find_target(table: RawTable, target: str | None) -> str:
     if target is None:
         raise UnusableError(f"--target COLUMN is missing, the column of labels; {table.source}: {say_columns(table)}")
     if table.find(target) is None:
-        close = [name for name in table.names if name.casefold().strip() == target.casefold().strip()]
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = suggest(table, target)
         if table.has_names and target.isdecimal():
             hint = "; with --no-header, columns are numbered from 0"
         raise UnusableError(f"{table.source} has no column {target!r}; {say_columns(table)}{hint}")
