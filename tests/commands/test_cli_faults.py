@@ -286,3 +286,14 @@ def test_one_row_is_one_row():
     write("one.csv", "u,v,t\n1,2,a\n")
     out, err = command("calibrate", "model.safetensors", "one.csv")[1:]
     assert "1 rows" not in out + err
+
+
+def test_a_sheet_whose_first_row_has_two_cells():
+    openpyxl = pytest.importorskip("openpyxl")
+    pytest.importorskip("python_calamine")
+    book = openpyxl.Workbook()
+    for row in [["made by", "us"], ["u", "v", "t"], *zip(U, V, T)]:
+        book.active.append(row)
+    book.save("a.xlsx")
+    assert "row 2 has 't': if it is the header, --skip 1" in refuse("fit", "a.xlsx", "--target", "t")
+    fit("a.xlsx", "--skip", "1")

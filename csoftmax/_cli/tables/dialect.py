@@ -102,12 +102,17 @@ def decode(data: bytes, given: str | None, name: str) -> tuple[bytes, str]:
     """Return the data in UTF-8 without a byte order mark, and the name of their encoding."""
     if given is not None:
         try:
-            text = data.decode(given).removeprefix("\ufeff")
-            if "\n" not in text and "\r" not in text and data.count(b"\n") > 1 and b"\x00" not in data[:SAMPLE_BYTES]:
+            decoded = data.decode(given).removeprefix("\ufeff")
+            if (
+                "\n" not in decoded
+                and "\r" not in decoded
+                and data.count(b"\n") > 1
+                and b"\x00" not in data[:SAMPLE_BYTES]
+            ):
                 raise UnusableError(
                     f"{name} is not in the encoding {given!r}: it would have no lines; leave out --encoding"
                 )
-            return text.encode(), given
+            return decoded.encode(), given
         except LookupError:
             raise UnusableError(
                 f"--encoding {given!r} is no encoding that Python knows; such as utf-8, cp1252"

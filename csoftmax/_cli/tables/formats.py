@@ -21,6 +21,7 @@ from .opening import Source, parse_bytes
 from .raw import RawTable, Text, Values, as_text, format_number, make_text, name_columns, recognise
 
 MAX_DENSE_BYTES = 4 << 30  # of a libsvm table as an array
+MAX_PREAMBLE_ROWS = 20  # of a sheet, before its table
 LABEL = "label"  # the name of the first column of a libsvm table
 
 
@@ -132,6 +133,9 @@ def read_excel(
     named = name_columns(given)
     names = named.names
     rows = rows[1:] if header else rows
+    hint = f"; other sheets, for --sheet: {', '.join(repr(s) for s in sheets if s != sheet)}" * (len(sheets) > 1)
+    if header and not {*expected} & {*names}:
+        hint = _find_later_header(rows, expected) + hint
     columns = [make_text([row[i] for _, row in rows]) for i in range(len(names))]
     numbers = [i for i, _ in rows]
     table = RawTable(
@@ -143,10 +147,19 @@ def read_excel(
         has_names=header,
         unnamed=named.unnamed,
         repeated=named.repeated,
-        hint=f"; other sheets, for --sheet: {', '.join(repr(s) for s in sheets if s != sheet)}" * (len(sheets) > 1),
+        hint=hint,
     )
     words = [f"sheet {sheet!r}", "header" if header else "no header: columns are numbered from 0", named.describe()]
     return table, ", ".join(filter(None, words))
+
+
+def _find_later_header(rows: Sequence[tuple[int, list[str]]], expected: Collection[str]) -> str:
+    """Return the advice to skip what stands before the row that has an expected name, if one of the first has."""
+    for number, row in rows[:MAX_PREAMBLE_ROWS]:
+        found = {cell.strip() for cell in row} & set(expected)
+        if found:
+            return f"; row {number} has {min(found)!r}: if it is the header, --skip {number - 1}"
+    return ""
 
 
 def _write_cell(cell: Any) -> str:
