@@ -40,7 +40,7 @@ _ID = re.compile(r"(?i:(.*[^a-z])?(id|index))|.*[a-z]I[dD]", re.DOTALL)
 
 _MEASURE = re.compile(
     r"[-+\u2212]?(?P<before>[$€£¥]?)\s?(?P<number>[-+\u2212]?[\d.,]*\d[\d.,]*(?:[eE][-+]?\d+)?)\s?"
-    r"(?P<after>[^\d\s.,;:/\-]{0,12})"
+    r"(?P<after>(?:[^\d\s.,;:/\-][^\d\s,;:]{0,11})?)"
 )
 
 
