@@ -203,7 +203,9 @@ def test_decimal_commas_after_the_first_rows_are_refused():
     fit("late.csv", "--decimal", ",")
 
 
-@pytest.mark.parametrize(("form", "unit"), [("{} kg", "kg"), ("{} km/h", "km/h"), ("{}%", "%"), ("${}", "$"), ("-${}", "$")])
+@pytest.mark.parametrize(
+    ("form", "unit"), [("{} kg", "kg"), ("{} km/h", "km/h"), ("{}%", "%"), ("${}", "$"), ("-${}", "$")]
+)
 def test_numbers_with_a_unit_are_refused(form, unit):
     write_rows("units.csv", "u,v,t", [form.format(abs(u)) for u in U], V, T)
     line = refuse("fit", "units.csv", "--target", "t")
