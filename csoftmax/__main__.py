@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import os
 import sys
@@ -111,6 +112,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     arguments.argv = list(argv)
     try:
+        if sys.stdout is None:
+            raise UnusableError("standard output is closed")
         code = int(arguments.main(arguments))
         sys.stdout.flush()
         return code
@@ -121,12 +124,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"csoftmax {arguments.command}: there is not enough memory", file=sys.stderr)
         return 2
     except BrokenPipeError:
-        # the reader has stopped, as `head` does; the interpreter must not flush again at exit
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # the reader has stopped, as `head` does
+        silence_output()
         return 1
+    except OSError as error:  # of the standard output, such as a full disk; the commands refuse their own files
+        reason = f"{error.filename!r}: {error.strerror}" if error.filename else error.strerror or str(error)
+        silence_output()
+        print(f"csoftmax {arguments.command}: cannot write the result: {reason}", file=sys.stderr)
+        return 2
     except KeyboardInterrupt:
         print(f"csoftmax {arguments.command}: interrupted", file=sys.stderr)
         return 130
+
+
+def silence_output() -> None:
+    """Send what is left of standard output nowhere: the interpreter flushes it at exit, which would fail again."""
+    with contextlib.suppress(OSError, ValueError):  # of a stream without a file
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 if __name__ == "__main__":

@@ -14,6 +14,13 @@ def parse_positive(text: str) -> int:
     return int(text)
 
 
+def parse_seed(text: str) -> int:
+    """Parse an integer of 32 bits without a sign."""
+    if not (text.isdecimal() and int(text) < 2**32):
+        raise argparse.ArgumentTypeError(f"must be an integer from 0 to {2**32 - 1}, got {text!r}")
+    return int(text)
+
+
 def parse_counts(text: str) -> list[int]:
     """Parse a comma-separated list of positive integers."""
     return [parse_positive(part) for part in text.split(",")]
@@ -25,10 +32,10 @@ def parse_shapes(text: str) -> list[tuple[int, ...]]:
 
 
 def parse_fraction(text: str) -> float:
-    """Parse a number in [0, 1]."""
+    """Parse a number that is at least 0 and less than 1."""
     value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is not in [0, 1]")
+    if not 0 <= value < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not at least 0 and less than 1")
     return value
 
 

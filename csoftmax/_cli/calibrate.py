@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from .._runtime.optional import UnusableError
 from . import calibrated, models
 from . import messages as say
-from .messages import Messages
+from .messages import Messages, count
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,6 +42,7 @@ def main(arguments: argparse.Namespace) -> int:
     labels = prepared.labels
     assert labels is not None, "read_table reads labels unless told not to"
     figures, result = fit_calibrator(arguments.method, model, prepared.x, labels, messages)
+    messages.release()
     try:
         result.save(output)
     except OSError as error:
@@ -52,7 +53,7 @@ def main(arguments: argparse.Namespace) -> int:
     elif not messages.quiet:
         temperature = f"temperature {figures['temperature']:.6g}" if "temperature" in figures else arguments.method
         print(
-            f"{temperature}; on these {len(labels)} rows log loss {figures['log_loss_before']:.4f} -> "
+            f"{temperature}; on {count(len(labels), 'row')} log loss {figures['log_loss_before']:.4f} -> "
             f"{figures['log_loss']:.4f}, ECE {figures['ece_before']:.4f} -> {figures['ece']:.4f}"
         )
         print(f"model: {output}")

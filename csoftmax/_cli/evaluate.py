@@ -34,16 +34,15 @@ def main(arguments: argparse.Namespace) -> int:
         models.check_output(arguments.html)
         for name in ("matplotlib", "jinja2"):
             load(name, "learn")
+    if arguments.recalibrate and isinstance(model, calibrated.CalibratedRegression):
+        raise UnusableError(f"--recalibrate: {arguments.model} has a calibrator, whose figures are the second column")
     prepared = models.read_table(arguments.data, model, arguments, messages, target=arguments.target)
+    messages.release()
     assert prepared.labels is not None, "read_table reads labels unless told not to"
     from .. import metrics
 
     calibrator = "recalibrate" if arguments.recalibrate else None
     if isinstance(model, calibrated.CalibratedRegression):
-        if arguments.recalibrate:
-            raise UnusableError(
-                f"--recalibrate: {arguments.model} has a calibrator, whose figures are the second column"
-            )
         model, calibrator = model.model, model.calibrator
     report = metrics.evaluate(models.without_names(model), prepared.x, prepared.labels, calibrator=calibrator)
     report.data = "standard input" if str(arguments.data) == "-" else arguments.data.name

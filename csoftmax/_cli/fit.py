@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import math
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -15,7 +16,14 @@ from numpy.typing import NDArray
 from .._runtime.optional import UnusableError
 from . import messages as say
 from . import models
-from .arguments import parse_fraction, parse_names_of_columns, parse_not_negative, parse_penalty, parse_positive
+from .arguments import (
+    parse_fraction,
+    parse_names_of_columns,
+    parse_not_negative,
+    parse_penalty,
+    parse_positive,
+    parse_seed,
+)
 from .messages import Messages, count
 from .tables import columns, labels, reading
 from .tables.columns import Preparation
@@ -59,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--early-stopping", action="store_true", help="hold out a tenth, keep the best epoch")
     add("--no-standardize", dest="standardize", action="store_false", help="use the columns without scaling")
     add("--save-every", type=parse_positive, metavar="N", help="also save the model after every N epochs")
-    add("--seed", type=int, default=0, metavar="N", help="default: 0")
+    add("--seed", type=parse_seed, default=0, metavar="N", help="default: 0")
     add("--json", action="store_true", help="print the result as one JSON object")
     models.add_common(parser)
 
@@ -109,7 +117,8 @@ def main(arguments: argparse.Namespace) -> int:
 def report(figures: dict[str, Any], arguments: argparse.Namespace, messages: Messages) -> None:
     """Print the result."""
     if arguments.json:
-        print(json.dumps(figures))
+        # a training that has diverged has a loss that JSON has no number for
+        print(json.dumps({k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in figures.items()}))
     elif not messages.quiet:
         sizes = figures["classes"].values()
         features = f" ({count(figures['features'], 'feature')})" if figures["features"] != figures["columns"] else ""

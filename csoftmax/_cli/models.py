@@ -83,6 +83,8 @@ def require_packages() -> None:
 
 def load_model(path: Path) -> Model:
     """Read a model from its file."""
+    if str(path) == "-":
+        raise UnusableError("the model is a file, not standard input; only the table may be -, the last argument")
     require_packages()
     from .calibrated import load_any
 
@@ -129,7 +131,7 @@ def read_table(
     arguments
         How the table is written; `missing`.
     messages
-        For what was detected and done.
+        For what was detected and done; the command releases them when nothing more can be refused.
     target
         The column of labels; None is that of `fit`.
     needs_target
@@ -149,6 +151,8 @@ def read_table(
     table = reading.read(path, reading.get_options(arguments), messages, expected=[*expected, *words], as_words=words)
     if getattr(arguments, "id", None) and table.find(arguments.id) is None:
         raise UnusableError(f"--id {arguments.id}: {columns.say_columns(table)}")
+    if getattr(arguments, "id", None):
+        table.refuse_unusable(arguments.id)
     found, missing = None, np.zeros(table.rows, bool)
     if needs_target:
         target = labels.find_target(table, target)
@@ -166,7 +170,6 @@ def read_table(
     if drops:
         kept = drop_rows(table, missing | incomplete, messages)
         x, found = x[kept], None if found is None else found[kept]
-    messages.release()
     return Prepared(x, found, target, table)
 
 

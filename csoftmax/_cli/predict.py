@@ -52,6 +52,7 @@ def main(arguments: argparse.Namespace) -> int:
     prepared = models.read_table(
         arguments.data, model, arguments, messages, target=arguments.target, needs_target=False, id=id_column
     )
+    messages.release()
     if arguments.id is None and id_column is not None and prepared.table.find(id_column) is None:
         id_column = None  # a table without ids is still predicted
     head: list[str] = []
@@ -60,6 +61,9 @@ def main(arguments: argparse.Namespace) -> int:
         head.append(id_column)
         parts.append(format_ids(prepared.table, id_column))
     names, cells = make_columns(arguments, models.without_names(model).predict_proba(prepared.x), model.classes_)
+    if head and head[0] in names:
+        messages.say(f"the column of ids, {head[0]!r}, is called 'id': the result has a column {head[0]!r}")
+        head = ["id"]
     write(arguments, [*head, *names], list(zip(*parts, *cells)))
     if arguments.output:
         messages.detail(f"{count(len(prepared.x), 'row')} written to {arguments.output}")

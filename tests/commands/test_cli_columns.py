@@ -184,7 +184,7 @@ def test_days_are_those_since_1970():
     write("b.csv", f"day,u\n2026-02-11 00:00:00,{U[10]}\n")
     assert float(predict("b.csv")[0]["probability"]) == pytest.approx(p, rel=1e-6)
     write("b.csv", "day,u\nnever,1\n")
-    assert "line 2: column 'day' is 'never', is no date" in refuse("predict", "model.safetensors", "b.csv")
+    assert "line 2: column 'day' is 'never', which is not a date" in refuse("predict", "model.safetensors", "b.csv")
 
 
 def test_empty_columns_are_left_out():

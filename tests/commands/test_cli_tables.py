@@ -89,7 +89,8 @@ WRITTEN = [
      "utf-8", "t", "header"),
     ("pandas.csv", ",u,v,t\n" + "".join(f"{i},{row}\n" for i, row in enumerate(ROWS)), "utf-8", "t", "header"),
     ("counts.csv", f"{N},2,a,b,c\n{HEADLESS}", "utf-8", "2", "1 line skipped (60 rows, 2 columns, classes a, b, c)"),
-    ("a.arff", f"% c\n@RELATION r\n@attribute 'u' NUMERIC\n@attribute v real\n@Attribute t {{a,b}}\n@data\n{HEADLESS}",
+    ("a.arff",
+     f"% c\n@RELATION r\n@attribute 'u' NUMERIC\n@attribute v real\n@Attribute t {{a,b,c}}\n@data\n{HEADLESS}",
      "utf-8", "t", "ARFF"),
     ("scale", "\n".join(f"{'abc'.index(t)} 1:{u} 2:{v} # c" for u, v, t in zip(U, V, T)), "utf-8", "label", "libsvm"),
 ]  # fmt: skip

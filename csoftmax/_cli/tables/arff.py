@@ -12,11 +12,11 @@ from typing import NamedTuple
 import numpy as np
 
 from ..._runtime.optional import UnusableError
-from ..messages import count
+from ..messages import count, name_some
 from . import delimited
 from .dialect import Options, decode
 from .opening import Source
-from .raw import RawTable, Text, name_columns
+from .raw import RawTable, Text, name_columns, parse_number
 
 APOSTROPHE = "\x1e"  # takes the place of one that is part of a value, while ' is the sign of quotes
 NUMERIC = ("numeric", "real", "integer")
@@ -25,6 +25,8 @@ _ATTRIBUTE = re.compile(
     r"""@attribute\s+(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^\s{]+))\s*(.+)""", re.IGNORECASE | re.DOTALL
 )
 _DOUBLE_QUOTED = re.compile(r'(?:(?<=,)|(?<=\t)|^)(\s*)"((?:[^"\\]|\\.)*)"', re.MULTILINE)
+
+_DECLARED = re.compile(r"""\s*(?:'((?:[^'\\]|\\.)*)'|"((?:[^"\\]|\\.)*)"|([^,]+))\s*(?:,|$)""")
 
 
 class Head(NamedTuple):
@@ -67,6 +69,7 @@ def read_arff(source: Source, options: Options, as_words: Collection[str] = ()) 
     for values in raw.columns:
         if isinstance(values, Text):
             values.levels = [level.replace(APOSTROPHE, "'") for level in values.levels]
+    _check_declared(raw, head)
     named = name_columns(head.names)
     raw.rename(named)
     _check_numbers(raw, head, as_words)
@@ -103,6 +106,29 @@ def _use_one_quote(text: str) -> str:
     if "'" not in text:
         return text
     return _DOUBLE_QUOTED.sub(lambda m: f"{m[1]}'{m[2].replace(chr(39), APOSTROPHE)}'", text)
+
+
+def _read_declared(kind: str) -> list[str]:
+    """Return the values that an attribute of {…} declares."""
+    matches = _DECLARED.finditer(kind[1 : kind.rfind("}")])
+    values = (next((g for g in match.groups() if g is not None), "") for match in matches)
+    return [re.sub(r"\\(.)", r"\1", value).strip() for value in values]
+
+
+def _check_declared(raw: RawTable, head: Head) -> None:
+    """Refuse a value that its attribute does not declare: it would become a class or a level of its own."""
+    for name, kind, values in zip(head.names, head.kinds, raw.columns):
+        if not kind.startswith("{") or "}" not in kind or not isinstance(values, Text):
+            continue
+        declared = _read_declared(kind)
+        known = set(declared) | {parse_number(value) for value in declared} - {None}
+        wrong = [level not in known and parse_number(level) not in known for level in values.levels]
+        if any(wrong):
+            row = int(np.argmax(values.take(wrong, False)))
+            raise UnusableError(
+                f"{raw.at(row)}: attribute {name!r} is {values.levels[values.codes[row]]!r}, but it is declared with "
+                f"{name_some(declared)}"
+            )
 
 
 def _check_numbers(raw: RawTable, head: Head, as_words: Collection[str]) -> None:

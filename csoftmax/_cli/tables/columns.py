@@ -38,6 +38,11 @@ VERSION = 1
 
 _ID = re.compile(r"(?i:(.*[^a-z])?(id|index))|.*[a-z]I[dD]", re.DOTALL)
 
+_MEASURE = re.compile(
+    r"[-+\u2212]?(?P<before>[$€£¥]?)\s?(?P<number>[-+\u2212]?[\d.,]*\d[\d.,]*(?:[eE][-+]?\d+)?)\s?"
+    r"(?P<after>(?:[^\d\s.,;:/\-][^\d\s,;:]{0,11})?)"
+)
+
 
 @dataclass
 class Feature:
@@ -136,12 +141,17 @@ def prepare(
     for option, name in [("--drop", name) for name in drop] + ([("--id", id)] if id else []):
         if table.find(name) is None:
             raise UnusableError(f"{option} {name}: {say_columns(table)}")
+        if option == "--id":
+            table.refuse_unusable(name)
         if name == target:
             raise UnusableError(f"{option} {name}: this is the target")
     features, left_out = [], {}
     for place, (name, values) in enumerate(zip(table.names, table.columns)):
         if name in (target, id):
             continue
+        if name not in drop:
+            table.refuse_unusable(name)
+            refuse_notation(table, name, values)
         reason = "--drop" if name in drop else find_reason(table, place, values)
         if reason is None or (keep_index and reason in KEPT):
             features.append(decide(table, name, values, reason == "dates"))
@@ -255,6 +265,37 @@ def refuse_faults(table: RawTable, name: str, values: Text) -> None:
     )
 
 
+def refuse_notation(table: RawTable, name: str, values: Values) -> None:
+    """Refuse a column of numbers with a unit, or with another decimal sign than the table: they would become levels."""
+    if not isinstance(values, Text) or not values.levels:
+        return
+    many = len(values.levels) > MIN_NUMBERS or len(values.levels) == (values.codes >= 0).sum() > 1
+    if not many or dates.find_format(values):
+        return  # a few levels such as "10 mg" are a choice out of a few
+    remedy = f"or leave out the column with --drop {name}"
+    other = "," if table.decimal == "." else "."
+    wrong = [parse_number(level, table.decimal) is None for level in values.levels]
+    if any(wrong) and all(parse_number(t, other) is not None for t, w in zip(values.levels, wrong) if w):
+        row = int(np.argmax(values.take(wrong, False)))
+        raise UnusableError(
+            f"{table.at(row)}: column {name!r} is {values.levels[values.codes[row]]!r}, with the decimal sign "
+            f"{other!r}, but the table is read with {table.decimal!r}; give --decimal {other}, mend it, {remedy}"
+        )
+    matches = [_MEASURE.fullmatch(level) for level in values.levels]
+    units = {(m["before"], m["after"]) if m else ("", "") for m in matches}
+    if (
+        len(units) == 1
+        and any(*units)
+        and all(m and parse_number(m["number"], table.decimal) is not None for m in matches)
+    ):
+        unit = "".join(*units)
+        row = int(np.argmax(values.codes >= 0))
+        raise UnusableError(
+            f"{table.at(row)}: column {name!r} is {values.levels[values.codes[row]]!r}, and the whole column is "
+            f"numbers with {unit!r}; write them without it, {remedy}"
+        )
+
+
 def fill_in(preparation: Preparation, table: RawTable, rows: NDArray[np.bool_] | None = None) -> None:
     """Set the values for missing cells, from the rows that are used."""
     for feature in preparation.features:
@@ -299,8 +340,9 @@ def apply(preparation: Preparation, table: RawTable, messages: Messages) -> tupl
         if place is None and table.absent is None:
             raise UnusableError(
                 f"{table.source} has no column {feature.column!r}, which the model was trained with; "
-                f"{say_columns(table)}"
+                f"{say_columns(table)}{suggest(table, feature.column)}"
             )
+        table.refuse_unusable(feature.column)
         values = np.full(table.rows, table.absent) if place is None else table.columns[place]
         if feature.kind == "levels":
             part, missing = _take_levels(feature, as_text(values), messages)
@@ -337,7 +379,7 @@ def _take_numbers(table: RawTable, feature: Feature, values: Values) -> NDArray[
         wrong = np.isnan(days) & (text.codes >= 0)
         if wrong.any() and (other := dates.find_format(values)):  # the same column from another kind of file
             return dates.to_days(values, other)
-        what = f"is no date of the form {feature.format}"
+        what = f"which is not a date of the form {feature.format}"
     else:
         numbers, row = as_numbers(values, table.decimal)
         if row is None:
@@ -397,6 +439,12 @@ def say_columns(table: RawTable) -> str:
     if not table.has_names:
         return f"it has no header, so that its columns are {shown}{table.hint}"
     return f"it has {shown}{table.hint}"
+
+
+def suggest(table: RawTable, name: str) -> str:
+    """Return the end of a refusal that names the column whose name differs only in case, or nothing."""
+    close = [other for other in table.names if other.casefold().strip() == name.casefold().strip()]
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 def format_ids(table: RawTable, name: str) -> list[str]:

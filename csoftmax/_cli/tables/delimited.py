@@ -18,13 +18,14 @@ from ..._runtime.optional import UnusableError, load
 from ..messages import count
 from . import dialect as dialects
 from .dialect import Dialect, Options
-from .opening import Source
+from .opening import Source, parse_bytes
 from .raw import MISSING, RawTable, Values, as_text, make_text, name_columns, recognise
 
 OTHER_SEPARATOR = "\x1f"  # takes the place of a separator that is no single byte
 NULLS = sorted({form for word in MISSING for form in (word, word.upper(), word.title())} | {"NaN"})
 BLOCK_BYTES = 1 << 20
 Buffer = bytes | memoryview
+MAX_PREAMBLE_LINES = 20  # before a table, whose refusal names --skip
 MAX_RETRIES = 3  # columns that look like numbers at first are read again as text; after these, all columns
 
 
@@ -76,8 +77,20 @@ def read(
         unnamed=named.unnamed,
         repeated=named.repeated,
         decimal=dialect.decimal,
+        hint=_find_later_header(body, dialect, expected) if dialect.names and not {*expected} & {*names} else "",
     )
     return table, ", ".join(filter(None, [encoding, dialect.describe(), named.describe()]))
+
+
+def _find_later_header(body: Buffer, dialect: Dialect, expected: Collection[str]) -> str:
+    """Return the advice to skip what stands before the row that has an expected name, if one of the first has."""
+    rows = dialects.split(dialects.cut_sample(body), _get_delimiter(dialect), dialect.quote)
+    for begin, _, row in rows[:MAX_PREAMBLE_LINES]:
+        found = {cell.strip() for cell in row} & set(expected)
+        if found:
+            before = begin - 1 + dialect.skip + dialect.header_lines
+            return f"; line {before + 1} has {min(found)!r}: if it is the header, --skip {before}"
+    return ""
 
 
 class _Text:
@@ -117,10 +130,12 @@ class _Text:
         for begin, _, row in self.rows():
             if len(row) != self.dialect.width:
                 what = f"{count(len(row), 'value')}, but {whole}"
-                return UnusableError(
-                    f"{self.name}, line {begin}: {what}; mend the line (quote values that hold the separator "
-                    f"{separator}), or give --separator"
-                )
+                advice = "mend the line, or remove it if it is no row, such as a comment"
+                if len(row) > self.dialect.width:
+                    advice = f"mend the line (quote values that hold the separator {separator}), or give --separator"
+                if begin <= MAX_PREAMBLE_LINES:
+                    advice += "; --skip N leaves out the first lines"
+                return UnusableError(f"{self.name}, line {begin}: {what}; {advice}")
         return UnusableError(f"{self.name} cannot be read: {str(error).splitlines()[0]}")
 
     def check_quotes(self) -> None:
@@ -157,7 +172,8 @@ class _Text:
     def refuse_quote(self, line: int) -> UnusableError:
         """Return the error for a quote that is never closed."""
         return UnusableError(
-            f"{self.name}, line {line}: a quote ({self.dialect.quote}) is opened and not closed in this row"
+            f"{self.name}, line {line}: a quote ({self.dialect.quote}) is opened and not closed in this row; "
+            "close it, or remove it"
         )
 
 
@@ -220,8 +236,7 @@ def _parse(body: Buffer, dialect: Dialect, numeric: set[int], text: _Text) -> An
         words = arrow.dictionary(arrow.int32(), arrow.string())
         kinds = {str(i): arrow.float64() if i in numeric else words for i in range(dialect.width)}
         try:
-            return parser.read_csv(
-                arrow.BufferReader(arrow.py_buffer(body)),
+            options = (
                 parser.ReadOptions(column_names=list(kinds), block_size=block),
                 parser.ParseOptions(
                     delimiter=_get_delimiter(dialect),
@@ -236,6 +251,7 @@ def _parse(body: Buffer, dialect: Dialect, numeric: set[int], text: _Text) -> An
                     decimal_point=dialect.decimal,
                 ),
             )
+            return parse_bytes(lambda file: parser.read_csv(file, *options), body)  # noqa: B023
         except arrow.ArrowInvalid as error:
             message = str(error)
             column = re.search(r"In CSV column #(\d+)", message)

@@ -39,6 +39,9 @@ MARKS = {
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)
+_MILLIONS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3}){2,}", re.ASCII)
+_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+", re.ASCII)
+_POINTS_AND_COMMA = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+,\d+", re.ASCII)
 
 Row = tuple[int, int, list[str]]  # first line, last line, values
 
@@ -99,7 +102,17 @@ def decode(data: bytes, given: str | None, name: str) -> tuple[bytes, str]:
     """Return the data in UTF-8 without a byte order mark, and the name of their encoding."""
     if given is not None:
         try:
-            return data.decode(given).removeprefix("\ufeff").encode(), given
+            decoded = data.decode(given).removeprefix("\ufeff")
+            if (
+                "\n" not in decoded
+                and "\r" not in decoded
+                and data.count(b"\n") > 1
+                and b"\x00" not in data[:SAMPLE_BYTES]
+            ):
+                raise UnusableError(
+                    f"{name} is not in the encoding {given!r}: it would have no lines; leave out --encoding"
+                )
+            return decoded.encode(), given
         except LookupError:
             raise UnusableError(
                 f"--encoding {given!r} is no encoding that Python knows; such as utf-8, cp1252"
@@ -281,6 +294,8 @@ def _find_quote(text: str) -> str:
     lines = text.split("\n")[:SAMPLE_ROWS]
     if '"' in text[:SAMPLE_BYTES]:
         return '"'
+    if re.fullmatch(r"\s*'[^']*'(\s*[,;\t|¦ ]\s*'[^']*')+\s*", next(filter(str.strip, lines), "")):
+        return "'"  # a header of quoted names, above values that may have no quotes
     quoted = sum(re.search(r"(^|[,;\t|¦ ])'[^']*'($|[,;\t|¦ ])", line) is not None for line in lines)
     return "'" if 2 * quoted > len(lines) else '"'
 
@@ -346,13 +361,32 @@ def _read_counts(rows: Sequence[Row], width: int, data: bytes) -> str | None:
 
 
 def _find_decimal(rows: Sequence[Sequence[str]], separator: str) -> str:
-    cells = [cell.strip() for row in rows[1:SAMPLE_ROWS] or rows for cell in row]
+    rows = rows[1:SAMPLE_ROWS] or rows
+    cells = [cell.strip() for row in rows for cell in row]
     commas = [cell for cell in cells if _DECIMAL_COMMA.fullmatch(cell)]
-    if not commas or any(_DECIMAL_POINT.fullmatch(cell) for cell in cells):
+    points = [cell for cell in cells if _DECIMAL_POINT.fullmatch(cell)]
+    if any(_POINTS_AND_COMMA.fullmatch(cell) for cell in cells):  # 1.234,5
+        return "," if all(_POINTS.fullmatch(cell) for cell in points) else "."
+    if not commas or points:
         return "."
-    if separator == "," and all(_THOUSANDS.fullmatch(cell) for cell in commas):
+    if all(_THOUSANDS.fullmatch(cell) for cell in commas) and (separator == "," or _has_thousands(rows)):
         return "."  # "1,234" in quotes
     return ","
+
+
+def _has_thousands(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether commas, which have three digits after them, stand between thousands.
+
+    They do if a number has two of them, or if the numbers without one, in a column of numbers with one, are below 1000.
+    """
+    if any(_MILLIONS.fullmatch(cell.strip()) for row in rows for cell in row):
+        return True
+    for column in zip(*(row for row in rows if len(row) == len(rows[0]))):
+        cells = [cell.strip() for cell in column if not is_missing(cell)]
+        plain = [cell for cell in cells if re.fullmatch(r"[+-]?\d+", cell)]
+        if plain and len(plain) < len(cells) and all(c in plain or _THOUSANDS.fullmatch(c) for c in cells):
+            return all(abs(int(cell)) < 1000 for cell in plain)
+    return False
 
 
 def _find_header(

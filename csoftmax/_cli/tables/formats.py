@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError, load
 from .dialect import SAMPLE_ROWS, Options, has_header
-from .opening import Source
+from .opening import Source, parse_bytes
 from .raw import RawTable, Text, Values, as_text, format_number, make_text, name_columns, recognise
 
 MAX_DENSE_BYTES = 4 << 30  # of a libsvm table as an array
+MAX_PREAMBLE_ROWS = 20  # of a sheet, before its table
 LABEL = "label"  # the name of the first column of a libsvm table
 
 
@@ -28,25 +29,44 @@ def read_parquet(source: Source, as_words: Collection[str] = ()) -> tuple[RawTab
     """Read a Parquet table."""
     arrow, parquet = load("pyarrow", "cli"), load("pyarrow.parquet", "cli")
     try:
-        table = parquet.read_table(arrow.BufferReader(source.data))
+        table = parse_bytes(parquet.read_table, source.data)
     except (arrow.ArrowException, OSError, ValueError) as error:
         raise UnusableError(f"{source.name} cannot be read as Parquet: {str(error).splitlines()[0]}") from error
     names, columns = [], []
     for name, column in zip(table.column_names, table.columns):
         names.append("" if re.fullmatch(r"__index_level_\d+__", name) else str(name).strip())  # pandas' index
-        columns.append(_take_arrow(source.name, names[-1], column))
+        columns.append(_take_arrow(column))
     named = name_columns(names)
+    unusable = {
+        name: str(column.type) for name, column in zip(named.names, table.columns) if not _is_readable(column.type)
+    }
     columns = [as_text(c) if n in as_words else c for n, c in zip(named.names, columns)]
     return RawTable(
-        source.name, named.names, columns, table.num_rows, unnamed=named.unnamed, repeated=named.repeated
+        source.name,
+        named.names,
+        columns,
+        table.num_rows,
+        unnamed=named.unnamed,
+        repeated=named.repeated,
+        unusable=unusable,
     ), ", ".join(filter(None, ["Parquet", named.describe()]))
 
 
-def _take_arrow(source: str, name: str, column: Any) -> Values:
-    """Return a column of Parquet as numbers or text; dates and booleans become text, as in a text table."""
+def _is_readable(kind: Any) -> bool:
+    """Whether a column of a type can be read as numbers or text."""
+    types = load("pyarrow", "cli").types
+    kind = kind.value_type if types.is_dictionary(kind) else kind
+    return not (types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind))
+
+
+def _take_arrow(column: Any) -> Values:
+    """Return a column of Parquet as numbers or text; dates and booleans become text, as in a text table.
+
+    Durations become seconds. A column that is neither numbers nor text becomes one of missing values.
+    """
     arrow, compute = load("pyarrow", "cli"), load("pyarrow.compute", "cli")
     kind, types = column.type, arrow.types
-    if types.is_dictionary(kind):
+    if types.is_dictionary(kind) and _is_readable(kind):
         kind = kind.value_type
         column = column.cast(kind)
     if types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind):
@@ -55,9 +75,10 @@ def _take_arrow(source: str, name: str, column: Any) -> Values:
         if types.is_integer(kind) and kind.bit_width == 64 and (big := _find_big(column, compute)):
             return big
         return np.array(wide.combine_chunks().to_numpy(zero_copy_only=False))
-    if types.is_nested(kind) or types.is_binary(kind) or types.is_large_binary(kind):
-        raise UnusableError(f"{source}: column {name!r} holds {kind}, which is neither a number nor text")
-    if types.is_null(kind):
+    if types.is_duration(kind):
+        ticks = compute.cast(column, arrow.int64()).combine_chunks().to_numpy(zero_copy_only=False)
+        return np.asarray(ticks, np.float64) / {"s": 1.0, "ms": 1e3, "us": 1e6, "ns": 1e9}[kind.unit]
+    if types.is_null(kind) or not _is_readable(kind):
         return make_text([], np.full(len(column), -1, np.int64))
     words = column.cast(arrow.string()).dictionary_encode().combine_chunks()
     if isinstance(words, arrow.ChunkedArray):
@@ -112,6 +133,9 @@ def read_excel(
     named = name_columns(given)
     names = named.names
     rows = rows[1:] if header else rows
+    hint = f"; other sheets, for --sheet: {', '.join(repr(s) for s in sheets if s != sheet)}" * (len(sheets) > 1)
+    if header and not {*expected} & {*names}:
+        hint = _find_later_header(rows, expected) + hint
     columns = [make_text([row[i] for _, row in rows]) for i in range(len(names))]
     numbers = [i for i, _ in rows]
     table = RawTable(
@@ -123,10 +147,19 @@ def read_excel(
         has_names=header,
         unnamed=named.unnamed,
         repeated=named.repeated,
-        hint=f"; other sheets, for --sheet: {', '.join(repr(s) for s in sheets if s != sheet)}" * (len(sheets) > 1),
+        hint=hint,
     )
     words = [f"sheet {sheet!r}", "header" if header else "no header: columns are numbered from 0", named.describe()]
     return table, ", ".join(filter(None, words))
+
+
+def _find_later_header(rows: Sequence[tuple[int, list[str]]], expected: Collection[str]) -> str:
+    """Return the advice to skip what stands before the row that has an expected name, if one of the first has."""
+    for number, row in rows[:MAX_PREAMBLE_ROWS]:
+        found = {cell.strip() for cell in row} & set(expected)
+        if found:
+            return f"; row {number} has {min(found)!r}: if it is the header, --skip {number - 1}"
+    return ""
 
 
 def _write_cell(cell: Any) -> str:
@@ -151,13 +184,22 @@ def _strip_end(row: Sequence[str]) -> Sequence[str]:
 
 def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, str]:
     """Read an npz file: an array with two axes holds features, an array with one axis is a column."""
+    arrays: dict[str, NDArray[Any]] = {}
+    part = ""
     try:
         with np.load(io.BytesIO(source.data), allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
+            for name in file.files:
+                part = f": array {name!r}"
+                arrays[name] = file[name]
     except (OSError, ValueError, AttributeError, EOFError, KeyError, zipfile.BadZipFile) as error:
-        raise UnusableError(f"{source.name} cannot be read as npz: {error}") from error
+        raise UnusableError(f"{source.name} cannot be read as npz{part}: {error}") from error
     tables = [name for name, a in arrays.items() if a.ndim == 2]
     vectors = [name for name, a in arrays.items() if a.ndim == 1]
+    deep = [f"{name!r} {a.shape}" for name, a in arrays.items() if a.ndim > 2]
+    if deep and not tables:
+        raise UnusableError(
+            f"{source.name}: an array has more than two axes: {', '.join(deep)}; reshape it to rows and features"
+        )
     if len(tables) > 1 or not (tables or vectors):
         raise UnusableError(
             f"{source.name} must have one array with two axes, the features; it has {len(tables)}: {tables}"
@@ -176,7 +218,9 @@ def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, 
             names.append(part)
             columns.append(_take_array(source.name, part, values))
     columns = [as_text(c) if n in as_words else c for n, c in zip(names, columns)]
-    return RawTable(source.name, names, columns, next(iter(lengths.values()))), "npz"
+    return RawTable(source.name, names, columns, next(iter(lengths.values()))), ", ".join(
+        ["npz", *[f"left out, more than two axes: {name}" for name in deep]]
+    )
 
 
 def _take_array(source: str, name: str, a: NDArray[Any]) -> Values:
@@ -245,9 +289,15 @@ def read_libsvm(source: Source) -> tuple[RawTable, str]:
 
 
 def _find_libsvm_fault(data: bytes) -> int:
-    for number, line in enumerate(data.split(b"\n"), 1):
-        row = line.rstrip(b"\r").partition(b"#")[0]
-        match = _LIBSVM_ROW.fullmatch(row)
-        if row.strip() and (match is None or match[1]) and not _LIBSVM_EMPTY.fullmatch(row):  # [1]: several labels
-            return number
-    return 1
+    """Return the first line that scikit-learn refuses, by bisection: its errors name none."""
+    datasets = load("sklearn.datasets", "learn")
+    lines = data.split(b"\n")
+    good, bad = 0, len(lines)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        try:
+            datasets.load_svmlight_file(io.BytesIO(b"\n".join([b"0 1:1", *lines[good:middle]])), zero_based=True)
+            good = middle
+        except (ValueError, OverflowError):
+            bad = middle
+    return bad

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError
 from ..messages import count, name_some
-from .columns import say_columns
+from .columns import say_columns, suggest
 from .formats import LABEL
 from .raw import TRUE_OR_FALSE, RawTable, as_text, format_number, parse_number
 
@@ -30,13 +30,13 @@ def find_target(table: RawTable, target: str | None) -> str:
     if target is None:
         raise UnusableError(f"--target COLUMN is missing, the column of labels; {table.source}: {say_columns(table)}")
     if table.find(target) is None:
-        close = [name for name in table.names if name.casefold().strip() == target.casefold().strip()]
-        hint = f"; did you mean {close[0]!r}?" if close else ""
+        hint = suggest(table, target)
         if table.has_names and target.isdecimal():
             hint = "; with --no-header, columns are numbered from 0"
         raise UnusableError(f"{table.source} has no column {target!r}; {say_columns(table)}{hint}")
     if target in table.repeated.values():
         raise UnusableError(f"{table.source} has the column {target!r} twice; rename one of them")
+    table.refuse_unusable(target)
     return target
 
 
@@ -104,15 +104,16 @@ def match(table: RawTable, target: str, classes: NDArray[Any]) -> tuple[NDArray[
     missing = text.codes < 0
     exact = {str(c).strip(): i for i, c in enumerate(classes.tolist())}
     by_value: dict[float, int] = {}
+    value_of = _value_of if all(_value_of(written, ".") in (0, 1) for written in exact) else parse_number
     for written, i in exact.items():
-        value = _value_of(written, ".")
+        value = value_of(written, ".")
         if value is not None:
             by_value.setdefault(value, i)
     places, unknown = [], []
     for level in text.levels:
         found = exact.get(level)
         if found is None:
-            value = _value_of(level, table.decimal)
+            value = value_of(level, table.decimal)
             found = by_value.get(value) if value is not None else None
         if found is None:
             unknown.append(level)
@@ -129,6 +130,7 @@ def match(table: RawTable, target: str, classes: NDArray[Any]) -> tuple[NDArray[
 
 
 def _value_of(label: str, decimal: str) -> float | None:
+    """Return the number of a label; true and false are 1 and 0, in which no other label is true."""
     number = parse_number(label, decimal)
     return TRUE_OR_FALSE.get(label.casefold()) if number is None else number
 

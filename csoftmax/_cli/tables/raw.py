@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._runtime.optional import UnusableError
+
 # Cells that stand for a missing value, compared without their case and the blanks around them.
 MISSING = frozenset({"", "?", "na", "nan", "null", "n/a", "#n/a", "<na>"})
 TRUE_OR_FALSE = {"true": 1.0, "false": 0.0}
@@ -17,6 +19,8 @@ TRUE_OR_FALSE = {"true": 1.0, "false": 0.0}
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 _GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)  # thousands
 _GROUPED_BY_POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?", re.ASCII)
+_BLANK = re.compile("[\u00a0\u2009\u202f]")  # that no line is broken at, or thin
+_GROUPED_BY_BLANKS = re.compile(r"[+-]?\d{1,3}([\u00a0\u2009\u202f]\d{3})+(?!\d)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 
 
@@ -28,6 +32,10 @@ def is_missing(cell: str) -> bool:
 def parse_number(cell: str, decimal: str = ".") -> float | None:
     """Return the number that a cell holds, or None: 1_5 and 0x10 are text, unlike for Python."""
     cell = cell.strip()
+    if not cell.isascii():  # the minus sign of typography, and blanks between thousands
+        cell = cell.replace("\u2212", "-")
+        if _GROUPED_BY_BLANKS.match(cell):
+            cell = _BLANK.sub("", cell)
     if decimal == ",":
         if _GROUPED_BY_POINTS.fullmatch(cell):
             cell = cell.replace(".", "")
@@ -72,6 +80,7 @@ class RawTable:
     repeated: dict[str, str] = field(default_factory=dict)  # names of columns whose own name is there before -> it
     absent: float | None = None  # value of columns that the file does not have: 0 in sparse formats
     decimal: str = "."
+    unusable: dict[str, str] = field(default_factory=dict)  # columns of neither numbers nor text -> their type
     hint: str = ""  # ends the refusal of a column that is not there
     _places: dict[str, int] = field(default_factory=dict)
 
@@ -84,6 +93,14 @@ class RawTable:
         if len(self._places) != len(self.names):
             self._places = {name: i for i, name in enumerate(self.names)}
         return self._places.get(name)
+
+    def refuse_unusable(self, name: str) -> None:
+        """Refuse a column that is neither numbers nor text where its values are needed."""
+        if name in self.unusable:
+            raise UnusableError(
+                f"{self.source}: column {name!r} holds {self.unusable[name]}, which is neither a number nor text; "
+                f"leave it out with --drop {name}"
+            )
 
     def rename(self, named: Named) -> None:
         """Give the columns other names."""
