@@ -113,7 +113,7 @@ INLINE REAL *load_both(REAL *to, size_t capacity, const T *dy, const T *y, const
 
 extern __shared__ __align__(16) unsigned char memory[];
 
-extern "C" __global__ void __launch_bounds__(128, 1)
+extern "C" __global__ void __launch_bounds__(128, 3)
     teams(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, int n, int rows_per_warp,
           csm_scales c) {
     const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
