@@ -110,7 +110,7 @@ def test_the_gil_is_released(record):
         running.set()
         while running.is_set():
             ticks[0] += 1
-            time.sleep(0.0005)
+            time.sleep(0.0001)
 
     other = threading.Thread(target=tick)
     other.start()
