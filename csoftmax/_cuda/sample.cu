@@ -306,7 +306,7 @@ INLINE void order_kept(T *logits, long long *classes, const T *all, uint8_t *mar
 /* x, from: the k largest logits of each row in falling order, and their indices; both are put into another order.
  * all: the rows; marks: a 0 for each element of `all`.  parts: records of all logits, for rows without top_k, or NULL.
  * sums: space for one number for each CSM_BLOCK of the k. */
-extern "C" __global__ void __launch_bounds__(WARP, 1)
+extern "C" __global__ void __launch_bounds__(WARP, 12)
     chosen(T *x, long long *from, const T *all, uint8_t *marks, const part *__restrict__ parts,
            const long long *__restrict__ top_k, const double *__restrict__ top_p, const double *__restrict__ min_p,
            const double *__restrict__ uniform, double *sums, long long *indices, int *states, long long rows,
