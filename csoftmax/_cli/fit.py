@@ -35,7 +35,7 @@ ADAMW_ONLY = ("learning_rate", "batch_norm")
 
 
 class Data(NamedTuple):
-    """What a model is trained on."""
+    """The rows, labels and encoding that a model is trained on."""
 
     x: NDArray[Any]
     y: NDArray[Any]

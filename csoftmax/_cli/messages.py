@@ -1,4 +1,4 @@
-"""What a command says on stderr beside its result: a line per fact, nothing with --quiet, more with --verbose."""
+"""Messages of a command on stderr: a line per fact, none with --quiet, more with --verbose."""
 
 from __future__ import annotations
 

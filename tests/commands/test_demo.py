@@ -24,7 +24,7 @@ def folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def page(folder):
-    """What a user sees, in a fresh process."""
+    """The output of the demo in a fresh process."""
     done = subprocess.run(
         [sys.executable, "-W", "error", "-m", "csoftmax", "demo"],
         capture_output=True,

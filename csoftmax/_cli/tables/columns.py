@@ -64,7 +64,7 @@ class Feature:
 
 @dataclass
 class Preparation:
-    """What was done to the columns of the table that a model was trained with."""
+    """The encoding of the columns of the table that a model was trained with."""
 
     features: list[Feature]
     missing: str  # "mean", "drop" or "error"

@@ -39,7 +39,7 @@ def read(
     source
         Its bytes.
     options
-        What the user says about it.
+        The user's options for it.
     expected
         Names of columns that the header must have if there is one.
     as_words

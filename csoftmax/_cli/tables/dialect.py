@@ -48,7 +48,7 @@ Row = tuple[int, int, list[str]]  # first line, last line, values
 
 @dataclass(frozen=True)
 class Options:
-    """What the user says about a table; None is detected."""
+    """The user's options for a table; None: to be detected."""
 
     separator: str | None = None
     decimal: str | None = None
@@ -198,7 +198,7 @@ def detect(data: bytes, options: Options, source: str, *, expected: Collection[s
     data
         The whole table.
     options
-        What the user says.
+        The user's options.
     source
         Its name, for messages.
     expected

@@ -70,7 +70,7 @@ def read(
     path
         The file, or "-".
     options
-        What the user says about it.
+        The user's options for it.
     messages
         For what was detected.
     expected

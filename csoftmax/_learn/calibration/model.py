@@ -212,7 +212,7 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         Warns
         -----
         UserWarning
-            Of the calibrator, as its `fit` does; if the estimator takes no weights; if parts of the cross-validation
+            As from the calibrator's `fit`; if the estimator takes no weights; if parts of the cross-validation
             lack a class.
         """
         if not isinstance(self.method, str) or self.method not in METHODS:
