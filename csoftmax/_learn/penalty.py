@@ -60,7 +60,7 @@ class Problem(NamedTuple):
     map_parts: Map  # calls a function for each item of a list, on threads
 
 
-# Least share of a row's weight that its own influence must leave, at penalties from the usual one on.  Ordinary rows keep
+# Least share of a row's weight that its own influence must leave, from the usual penalty on.  Ordinary rows keep
 # almost all of it; below this the approximation, one Newton step, says nothing about the row.
 DOMINATED = 0.01
 
