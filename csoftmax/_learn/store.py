@@ -1,7 +1,8 @@
 """Files of models: arrays as safetensors, everything else in a JSON header, a checksum of each, and no pickle.
 
 A file is written beside its destination and moved there when it is complete.  Reading executes nothing from the file,
-compares sizes before it allocates, and then compares the checksums, so that no changed bit goes unnoticed.
+compares sizes before it allocates, and then compares the checksums, so that no changed bit goes unnoticed.  The same
+model always gives the same bytes.
 
 The metadata of safetensors hold the header, {"format", "version", "class"} and what the class adds, and the table of
 checksums: SHA-256 of the header's text, and of each array's name, dtype, shape and bytes.
@@ -74,7 +75,16 @@ def write(path: str | PathLike[str], class_name: str, arrays: Arrays, header: di
     text = json.dumps({"format": FORMAT, "version": VERSION, "class": class_name, **header})
     arrays = {name: np.ascontiguousarray(a, a.dtype.newbyteorder("<")) for name, a in arrays.items()}
     metadata = {HEADER: text, CHECKSUMS: json.dumps(_compute_checksums(text, arrays))}
-    write_whole(path, lambda f: f.write(encode(arrays, metadata=metadata)))
+    blob = encode(arrays, metadata=metadata)
+    begin = 8 + int.from_bytes(blob[:8], "little")
+    entries = json.dumps(json.loads(blob[8:begin]), sort_keys=True).encode()  # safetensors shuffles the metadata's keys
+    entries += b" " * (-len(entries) % 8)  # aligns the arrays
+
+    def write_sorted(f: BinaryIO) -> None:
+        f.write(len(entries).to_bytes(8, "little") + entries)
+        f.write(memoryview(blob)[begin:])
+
+    write_whole(path, write_sorted)
 
 
 def write_whole(path: str | PathLike[str], write: Callable[[BinaryIO], object]) -> None:

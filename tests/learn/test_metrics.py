@@ -2,6 +2,7 @@
 
 import itertools
 import pickle
+import warnings
 
 import numpy as np
 import pytest
@@ -19,6 +20,9 @@ ERRORS = (
     metrics.smooth_calibration_error,
     metrics.brier_score,
 )
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", PendingDeprecationWarning)
+    MATRIX = np.asmatrix(np.full((2, 2), 0.5))
 
 
 def compute_errors(y, p, edges):
@@ -230,7 +234,7 @@ def test_rounding_of_probabilities_is_accepted(f):
         ([0, 1], [[np.inf, 0], [0.5, 0.5]], ValueError, r"y_prob\[0, 0\] is inf"),
         ([0, 1], np.ma.masked_array(np.full((2, 2), 0.5)), TypeError, "y_prob is a masked array"),
         (np.ma.masked_array([0, 1]), np.full((2, 2), 0.5), TypeError, "y_true is a masked array"),
-        ([0, 1], np.asmatrix(np.full((2, 2), 0.5)), TypeError, "y_prob is a numpy.matrix"),
+        ([0, 1], MATRIX, TypeError, "y_prob is a numpy.matrix"),
         ([0, 1], [["a", "b"], ["c", "d"]], TypeError, "y_prob must hold probabilities"),
         ([0, 1], None, TypeError, "y_prob must be an array, got None"),
         (None, np.full((2, 2), 0.5), TypeError, "y_true must be an array, got None"),

@@ -252,6 +252,16 @@ def test_saved_files_have_the_mode_of_new_ones(tmp_path, monkeypatch, mask):
     assert modes == [0o666 & ~mask] * 2
 
 
+def test_equal_models_give_equal_bytes(tmp_path):
+    """Thirty times, since safetensors shuffles its metadata: two files of it are equal half the time."""
+    model = SoftmaxRegression().fit(*load_iris(return_X_y=True))
+    files = set()
+    for _ in range(30):
+        model.save(tmp_path / "m.safetensors")
+        files.add((tmp_path / "m.safetensors").read_bytes())
+    assert len(files) == 1
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="pipes of POSIX")
 def test_links_pipes_and_missing_folders(tmp_path):
     """A link stays and leads to the new file, a pipe gets the bytes, a missing folder is named."""
