@@ -317,11 +317,11 @@ def test_platt_warns_when_its_steps_are_used_up(digits, monkeypatch):
 def test_isotonic_is_fitted_on_correctness(digits):
     """scikit-learn's isotonic regression, but for blocks that are all right or all wrong."""
     z, y, z_new, y_new = digits
-    model = calibration.IsotonicCalibration().fit(z, y)
-    before = csoftmax.softmax(z_new)
+    model = calibration.IsotonicCalibration(prior=0).fit(z, y)
+    before = csoftmax.softmax(z_new, temperature=model.temperature_)
     p = model.transform(z_new)
     top = before.argmax(axis=1)
-    plain = csoftmax.softmax(z)
+    plain = csoftmax.softmax(z, temperature=model.temperature_)
     confidence, right = plain.max(axis=1), plain.argmax(axis=1) == y
     expected = IsotonicRegression(y_min=0, y_max=1, out_of_bounds="clip")
     expected.fit(confidence, right)
@@ -338,7 +338,8 @@ def test_isotonic_is_fitted_on_correctness(digits):
     assert ours.max() == pytest.approx(max((above + 1) / (above + 2), expected.y_thresholds_[mixed].max()), rel=1e-15)
     assert (ours > 0).all()
     assert np.allclose(p.sum(axis=1), 1)
-    assert metrics.expected_calibration_error(y_new, p) < metrics.expected_calibration_error(y_new, before)
+    uncalibrated = csoftmax.softmax(z_new)
+    assert metrics.expected_calibration_error(y_new, p) < metrics.expected_calibration_error(y_new, uncalibrated)
     sure = model.transform(np.array([[900.0] + [-900.0] * 9]))  # all others are 0: they share the remainder
     assert sure.sum() == pytest.approx(1)
     assert np.isfinite(sure).all()
@@ -349,14 +350,14 @@ def test_ends_of_isotonic_calibration_follow_the_rule_of_succession():
     confidence = np.array([0.51, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95])
     z = np.log(confidence) - np.log1p(-confidence)
     right = np.array([0, 0, 1, 0, 1, 1, 0, 1, 1, 1], bool)
-    model = calibration.IsotonicCalibration().fit(z, right)
+    model = calibration.IsotonicCalibration(prior=0).fit(z, right)
     p = model.transform(z)[:, 1]
     assert p[0] == pytest.approx(1 / 4, rel=1e-15)
     assert p[2:4] == pytest.approx(1 / 2, rel=1e-15)
     assert p[4:7] == pytest.approx(2 / 3, rel=1e-15)
     assert p[7:] == pytest.approx(4 / 5, rel=1e-15)
     assert (np.diff(model.transform(np.linspace(0.01, 9, 500))[:, 1]) >= 0).all()
-    weighted = calibration.IsotonicCalibration().fit(z, right, sample_weight=[1, 1, 1, 1, 1, 1, 1, 4, 5, 1])
+    weighted = calibration.IsotonicCalibration(prior=0).fit(z, right, sample_weight=[1, 1, 1, 1, 1, 1, 1, 4, 5, 1])
     assert weighted.transform(z)[-1, 1] == pytest.approx(11 / 12, rel=1e-15)
 
 
@@ -365,14 +366,15 @@ def test_ends_of_isotonic_calibration_stay_monotone():
     z = np.concatenate([np.full(1000, 3.0), [4.0]])
     right = np.ones(1001, bool)
     right[:10] = False
-    model = calibration.IsotonicCalibration().fit(z, right)
+    model = calibration.IsotonicCalibration(prior=0).fit(z, right)
     assert model.transform([3.0])[0, 1] == model.transform([4.0])[0, 1] == pytest.approx(0.99, rel=1e-12)
 
 
 @pytest.mark.filterwarnings("ignore:.*held-out rows:UserWarning")
 def test_isotonic_where_the_remainder_is_subnormal():
     """Logit gaps from 700 on, up to infinity: rows are probabilities, whatever has underflowed."""
-    model = calibration.IsotonicCalibration().fit([[2, 0, 0], [2, 0, 0], [2, 0, 0], [0, 2, 0]], [0, 0, 1, 1])
+    four = [[2, 0, 0], [2, 0, 0], [2, 0, 0], [0, 2, 0]], [0, 0, 1, 1]
+    model = calibration.IsotonicCalibration(prior=0).fit(*four)
     assert model.transform([[715.0, 0, 0]])[0].tolist() == pytest.approx([0.75, 0.125, 0.125], rel=1e-15)
     gaps = np.concatenate([np.arange(690, 760, 0.25), [1e3, 1e6, 1e300]])
     for others in ([0, 0], [0, -1], [0, -40], [0, -800], [0, -np.inf]):
@@ -381,7 +383,7 @@ def test_isotonic_where_the_remainder_is_subnormal():
         assert ((p >= 0) & (p <= 1)).all()
         assert p.sum(axis=1) == pytest.approx(1, rel=1e-15)
         assert (p[:, 1] > 0).all()
-        ratio = np.exp(others[1] - others[0])
+        ratio = np.exp((others[1] - others[0]) / model.temperature_)
         assert p[:, 2] == pytest.approx(p[:, 1] * ratio, rel=1e-12, abs=0)
     impossible = model.transform([[0, -np.inf, -np.inf], [0, 0, -np.inf]])
     assert impossible[0].tolist() == [1, 0, 0]
@@ -405,33 +407,80 @@ def test_platt(digits):
     assert two.transform(z[:, :2]).shape == (len(z), 2)
 
 
+def log_odds(z, temperature):
+    """Log-odds of every class, from probabilities in long double."""
+    p = np.exp((z - z.max(axis=1, keepdims=True)).astype(np.longdouble) / temperature)
+    p /= p.sum(axis=1, keepdims=True)
+    others = np.stack([np.delete(p, k, axis=1).sum(axis=1) for k in range(z.shape[1])], axis=1)
+    return (np.log(p) - np.log(others)).astype(float)
+
+
 @pytest.mark.parametrize("classes", [2, 10])
-def test_platt_equals_sklearn(digits, classes):
+def test_platt_without_prior_equals_sklearn(digits, classes):
+    """For more than two classes, scikit-learn gets the log-odds, not the logits."""
     z, y, z_new, _ = digits
     z, y, z_new = z[:, :classes], y % classes, z_new[:, :classes]
-    ours = calibration.PlattScaling().fit(z, y).transform(z_new)
+    scaling = calibration.PlattScaling(prior=0).fit(z, y)
+    ours = scaling.transform(z_new)
+    if classes > 2:
+        z, z_new = log_odds(z, scaling.temperature_), log_odds(z_new, scaling.temperature_)
     everything = np.arange(len(z))
     inner = FrozenEstimator(LogitsAsClassifier().fit(z, y))
     theirs = CalibratedClassifierCV(inner, method="sigmoid", cv=[(everything, everything)]).fit(z, y)
     assert np.allclose(ours, theirs.predict_proba(z_new), atol=1e-5)
 
 
-def test_platt_against_mpmath():
-    """The gradient of the cross-entropy with Platt's targets vanishes, in 40 digits."""
+@pytest.mark.parametrize("prior", [0, 1e-3, 10, 1e6])
+@pytest.mark.parametrize("scale", [1e-3, 1, 1e3])
+def test_platt_against_mpmath(prior, scale):
+    """The gradient of the cross-entropy with the prior, or with Platt's targets, vanishes, in 40 digits."""
     rng = np.random.default_rng(0)
-    z = rng.normal(size=50) * 4 + 1
-    y = (z + rng.normal(size=50) > 0).astype(int)
+    z = (rng.normal(size=50) * 4 + 1) * scale
+    y = (z + rng.normal(size=50) * scale > 0).astype(int)
     weights = rng.integers(1, 5, 50)
-    model = calibration.PlattScaling().fit(z, y, sample_weight=weights)
+    model = calibration.PlattScaling(prior=prior).fit(z, y, sample_weight=weights)
+    slope, offset = float(model.coef_[0]), float(model.intercept_[0])
     above, below = int(weights[y == 1].sum()), int(weights[y == 0].sum())
     with mpmath.workdps(40):
-        targets = {1: mpmath.mpf(above + 1) / (above + 2), 0: mpmath.mpf(1) / (below + 2)}
-        gradient = [mpmath.mpf(0)] * 2
-        for score, label, weight in zip(z.tolist(), y.tolist(), weights.tolist()):
-            f = mpmath.mpf(float(model.coef_[0])) * score + mpmath.mpf(float(model.intercept_[0]))
+        targets = {1: mpmath.mpf(above + 1) / (above + 2), 0: mpmath.mpf(1) / (below + 2)} if prior == 0 else [0, 1]
+        gradient = [prior * (mpmath.mpf(slope) - 1), prior * mpmath.mpf(offset)]
+        scores = [mpmath.mpf(value) / model.temperature_ for value in z.tolist()]
+        for score, label, weight in zip(scores, y.tolist(), weights.tolist()):
+            f = mpmath.mpf(slope) * score + offset
             error = weight * (1 / (1 + mpmath.exp(-f)) - targets[label])
             gradient = [gradient[0] + error * score, gradient[1] + error]
-        assert max(abs(g) for g in gradient) < 1e-12 * weights.sum()
+        largest = max(map(abs, scores))
+        assert abs(gradient[0]) < 1e-12 * (weights.sum() + prior) * max(1, largest)
+        assert abs(gradient[1]) < 1e-12 * (weights.sum() + prior)
+
+
+@pytest.mark.parametrize("kind", [calibration.PlattScaling, calibration.IsotonicCalibration])
+def test_prior_leads_from_the_temperature_to_the_rows(digits, kind):
+    """A huge prior gives the probabilities of the temperature, a tiny one those that the rows alone ask for."""
+    z, y, z_new, _ = digits
+    temperature = calibration.TemperatureScaling().fit(z, y)
+    strong = kind(prior=1e12).fit(z, y)
+    assert strong.temperature_ == pytest.approx(temperature.temperature_, rel=1e-12)
+    assert strong.transform(z_new) == pytest.approx(temperature.transform(z_new), abs=1e-8)
+    data = kind(prior=1e-9).fit(z, y).transform(z_new)
+    distances = [np.abs(kind(prior=prior).fit(z, y).transform(z_new) - data).mean() for prior in (1e4, 100, 1)]
+    assert distances[0] > distances[1] > distances[2]
+
+
+def test_platt_log_odds_of_sure_and_impossible_classes():
+    """Gaps of 0 to 1e300 and -inf: probabilities sum to 1, and the impossible classes have none."""
+    z = np.array([[2.0, 0, 0], [0, 2, 0], [0, 0, 2], [1, 2, 0]] * 10)
+    model = calibration.PlattScaling().fit(z, [0, 1, 2, 0] * 10)
+    gaps = np.concatenate([np.linspace(0, 800, 200), [1e6, 1e300]])
+    p = model.transform(np.column_stack([gaps, np.zeros_like(gaps), np.full_like(gaps, -1)]))
+    assert p.sum(axis=1) == pytest.approx(1, rel=1e-14)
+    assert (np.diff(p[:, 0]) >= 0).all()
+    assert np.isfinite(p).all()
+    inf = np.inf
+    p = model.transform([[0, -inf, -inf], [0, 0, -inf], [-inf, -1e300, 1e300]])
+    assert p[0].tolist() == [1, 0, 0]
+    assert p[1, 2] == 0
+    assert p[2].tolist() == [0, 0, 1]
 
 
 @pytest.mark.filterwarnings("ignore:.*held-out rows:UserWarning")

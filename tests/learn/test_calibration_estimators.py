@@ -415,11 +415,11 @@ def test_calibration_does_not_ruin_a_model():
             losses[kind].append(log_loss(y_c, kind().fit(z, y_b).transform(z_new)))
             ratios[kind].append(losses[kind][-1] / plain)
     assert separable >= 10
-    for kind in ALL[:4]:
-        assert max(ratios[kind]) < 1.5
-        assert np.mean(losses[kind]) < 0.07  # 0.063, 0.062, 0.062, 0.062; of the model itself 0.086
-    assert max(losses[calibration.PlattScaling]) < 0.3
-    assert max(losses[calibration.IsotonicCalibration]) < 0.3
+    coarse = calibration.IsotonicCalibration  # its steps
+    for kind in ALL:
+        assert max(ratios[kind]) < (1.7 if kind is coarse else 1.5)
+        # 0.063, 0.062, 0.062, 0.062, 0.062, 0.083; of the model itself 0.086
+        assert np.mean(losses[kind]) < (0.086 if kind is coarse else 0.07)
     if theirs:
         assert all(np.mean(losses[kind]) < np.mean(theirs) for kind in ALL)
 

@@ -16,7 +16,6 @@ from ..parameters import as_plain, check_sample_weight
 
 LARGEST = 1e300  # logits that fitted factors leave finite
 LARGEST_LEARNED = 1e100  # logits, and sum of the weights, in a fit: sums of weighted squares are finite
-INFINITE_GAP = 1e4  # in sigmoids, -inf becomes a number this far below the largest of its row
 
 Array = NDArray[np.float64]
 
@@ -215,8 +214,3 @@ def merge_equal_rows(rows: Rows) -> Rows:
         return Rows(z, labels, None, rows.classes, rows.one_axis)
     weights = np.ones(len(z)) if rows.weights is None else rows.weights[order]
     return Rows(z[starts], labels[starts], np.add.reduceat(weights, starts), rows.classes, rows.one_axis)
-
-
-def replace_infinities(z: Array) -> Array:
-    """Logits with a finite number in place of -inf."""
-    return np.where(np.isneginf(z), z.max(axis=1, keepdims=True) - INFINITE_GAP, z)
