@@ -68,8 +68,8 @@ for name, (accuracy, confidence, loss, error) in rows.items():
 
 # %%
 # Smoothing of 0.01 brings the confidence down to the accuracy, but the accuracy falls too; 0.05 and more make the model
-# underconfident.  Calibration keeps the accuracy; temperature, vector and isotonic calibration take a quarter off the log
-# loss, matrix and Dirichlet calibration more than a third.
+# underconfident.  Calibration keeps the accuracy; temperature, vector and isotonic calibration take a quarter off the
+# log loss, matrix and Dirichlet calibration more than a third.
 plt.style.use("csoftmax.style")
 fig, (left, middle, right) = plt.subplots(1, 3, figsize=(13.2, 4.4))
 figures = np.array([rows[f"smoothing {smoothing}"] for smoothing in smoothings])
