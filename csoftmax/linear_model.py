@@ -26,6 +26,7 @@ from ._learn.fit import (
     fit_adamw,
     fit_lbfgs,
     forget,
+    iterate,
     prepare,
     restore_on_error,
     train_on_batches,
@@ -324,15 +325,12 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         epochs = self.max_epochs if epochs is None else epochs
         epochs = check_count("epochs", epochs, 1)
 
-        def parts() -> Iterable[Any]:
-            return batches() if callable(batches) else batches
-
         with restore_on_error(self, until=lambda: hasattr(self, "_trainer")):
             if self.warm_start and hasattr(self, "coef_"):
                 check_same_classes(classes, self.classes_)
             else:
                 self._begin_with(classes)
-            notes = train_on_batches(self, parts, epochs)
+            notes = train_on_batches(self, lambda: iterate(batches), epochs)
         for message, category in notes:
             warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self

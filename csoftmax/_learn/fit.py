@@ -244,6 +244,18 @@ def fit_adamw(
         return _end_training(estimator, monitor, best, lambda: take(rows[:RATED_ROWS]), options, dtype)
 
 
+def iterate(batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> Iterable[Any]:
+    """An iterator over the minibatches of an epoch."""
+    made = batches() if callable(batches) else batches
+    try:
+        return iter(made)
+    except TypeError as error:
+        raise TypeError(
+            "batches must be an iterable of (X, y) or (X, y, sample_weight), or a callable that returns one, got "
+            f"{show(batches)}" + (f", which returns {show(made)}" if callable(batches) else "")
+        ) from error
+
+
 def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> Notes:
     """Train on minibatches that parts() yields once an epoch; the trainer stays in the estimator."""
     monitor = Monitor(estimator, epochs)

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._runtime.optional import progress
+from .messages import show
 from .parameters import list_callbacks
 
 if TYPE_CHECKING:
@@ -173,10 +174,21 @@ class Monitor:
             self.bar.set_postfix_str(f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.4f}")
             self.bar.update()
         for callback in self.callbacks:
-            stop = bool(callback(estimator, {"epoch": done, **record})) or stop
+            stop = as_decision(callback(estimator, {"epoch": done, **record})) or stop
         if self.tasks:
             stop = self._end(fitted=True) or stop
             if not stop and done < self.epochs:
                 self._begin(self.tasks[0].subcontext(task_name="epoch"))
         self.stopped = stop
         return stop
+
+
+def as_decision(result: Any) -> bool:
+    """Whether what a callback has returned is true."""
+    try:
+        return bool(result)
+    except ValueError as error:
+        raise TypeError(
+            "callbacks must return a true result to stop the training, else a false one such as None, got "
+            f"{show(result)}"
+        ) from error

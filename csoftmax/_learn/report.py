@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
-from .._runtime.optional import UnusableError
 from .page import Images, render, take_images
 from .page.tables import FACTS
 from .report_text import make_text
@@ -151,7 +150,7 @@ class Report:
 
         Raises
         ------
-        Exception
+        ImportError
             If jinja2 or matplotlib is missing; the message says how to install it.
         OSError
             If the file cannot be written.
@@ -163,7 +162,7 @@ class Report:
         """Return a short page for notebooks; without matplotlib it has no plots, without jinja2 there is none."""
         try:
             return render(self.to_dict(), self._displays, self._history, self._images, compact=True)
-        except UnusableError:
+        except ImportError:
             return None
 
     def __repr__(self) -> str:

@@ -20,13 +20,17 @@ class UnusableError(Exception):
     """A command cannot be carried out.  The message gives the reason and the remedy; the exit code is 2."""
 
 
+class MissingPackageError(UnusableError, ImportError):
+    """An optional package cannot be imported."""
+
+
 def load(module: str, extra: str) -> Any:
     """Import a module, or raise an error that names the extra of csoftmax which installs it."""
     package = module.partition(".")[0]
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise UnusableError(
+        raise MissingPackageError(
             f"this needs {PACKAGES.get(package, package)}, which cannot be imported ({error}); install it with: "
             f"pip install 'csoftmax[{extra}]'"
         ) from error

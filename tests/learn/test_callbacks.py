@@ -69,6 +69,12 @@ def test_callbacks_see_snapshots(data, setting, dtype, method):
     assert all(np.array_equal(a, b) for pair, copy in zip(kept, copies) for a, b in zip(pair, copy))
 
 
+@pytest.mark.parametrize("result", [np.array([0, 1]), np.array([[True], [False]])])
+def test_a_callback_that_returns_an_array_is_named(data, result):
+    with pytest.raises(TypeError, match="callbacks must return a true result to stop the training, else a false one"):
+        SoftmaxRegression(callbacks=lambda model, record: result).fit(*data)
+
+
 def test_a_callback_that_writes_does_not_change_the_training(data):
     def spoil(model, record):
         model.coef_[:] = np.nan

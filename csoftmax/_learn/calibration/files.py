@@ -1,7 +1,6 @@
-"""Contents of a calibrator's file.
+"""Contents of a calibrator's file, beside those of all estimators.
 
-Arrays: the fitted ones, and the classes if they are numbers.  Header: "parameters", "numbers" (fitted ones), "classes"
-if they are strings, "n_iter", "converged", "history", "feature_names".
+Arrays: the fitted ones.  Header: "numbers" (fitted ones), "converged", "history".
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ import numpy as np
 
 from ..._arguments.numbers import check_count, check_non_negative
 from .. import store
-from ..model_file import describe_classes, from_json, read_classes, to_json
+from ..estimator_file import describe_estimator, restore_estimator
 from ..store import Arrays, need
 
 Estimator = TypeVar("Estimator")
@@ -24,8 +23,7 @@ Shapes = dict[str, tuple[str, ...]]
 
 def save(calibrator: Any, path: str | PathLike[str], shapes: Shapes) -> None:
     """Write a fitted calibrator; shapes: of its fitted attributes."""
-    arrays, header = describe_classes(calibrator.classes_)
-    header["parameters"] = {name: to_json(value) for name, value in calibrator.get_params(deep=False).items()}
+    arrays, header = describe_estimator(calibrator)
     header["numbers"] = {}
     for name, shape in shapes.items():
         value = getattr(calibrator, f"{name}_")
@@ -33,10 +31,8 @@ def save(calibrator: Any, path: str | PathLike[str], shapes: Shapes) -> None:
             arrays[name] = value
         else:
             header["numbers"][name] = float(value)
-    header["n_iter"], header["converged"] = int(calibrator.n_iter_), bool(calibrator.converged_)
+    header["converged"] = bool(calibrator.converged_)
     header["history"] = [{name: float(value) for name, value in entry.items()} for entry in calibrator.history_]
-    if hasattr(calibrator, "feature_names_in_"):
-        header["feature_names"] = list(map(str, calibrator.feature_names_in_))
     store.write(path, type(calibrator).__name__, arrays, header)
 
 
@@ -50,13 +46,8 @@ def load(
 
 
 def _make(cls: type[Any], shapes: Shapes, arrays: Arrays, header: dict[str, Any]) -> Any:
-    classes = read_classes(arrays, header)
-    need(classes.ndim == 1 and len(classes) >= 1, f"classes have shape {classes.shape}")
-    given = header.get("parameters")
-    known = cls().get_params(deep=False)
-    need(isinstance(given, dict) and set(given) <= set(known), "the parameters do not belong to this class")
-    calibrator = cls(**{name: from_json(value) for name, value in header["parameters"].items()})
-    check_parameters(calibrator)
+    calibrator = restore_estimator(cls, arrays, header, check_parameters)
+    classes = calibrator.classes_
     lengths: dict[str, int] = {"K": len(classes), "S": 1 if len(classes) == 2 else len(classes)}
     for name, shape in shapes.items():
         value: Any
@@ -75,13 +66,8 @@ def _make(cls: type[Any], shapes: Shapes, arrays: Arrays, header: dict[str, Any]
         setattr(calibrator, f"{name}_", value)
     history = header.get("history")
     need(isinstance(history, list) and all(isinstance(entry, dict) for entry in history), "history is no list of dicts")
-    need(isinstance(header.get("n_iter"), int), "n_iter is not a number")
-    calibrator.history_, calibrator.n_iter_ = history, header["n_iter"]
-    calibrator.converged_ = bool(header.get("converged"))
-    calibrator.classes_, calibrator.n_classes_, calibrator.n_features_in_ = classes, len(classes), len(classes)
-    if "feature_names" in header:
-        need(len(header["feature_names"]) == len(classes), "the number of feature names is not the number of columns")
-        calibrator.feature_names_in_ = np.array(header["feature_names"], object)
+    calibrator.history_, calibrator.converged_ = history, bool(header.get("converged"))
+    calibrator.n_classes_ = len(classes)
     return calibrator
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..._runtime.optional import UnusableError, load
+from ..._runtime.optional import load
 from ..reliability import FEW_ROWS
 from ..report_text import escape_controls
 from . import pictures, tables
@@ -44,7 +44,7 @@ def render(
 
     Raises
     ------
-    UnusableError
+    ImportError
         If jinja2 is missing, or matplotlib for the whole page.
     """
     template = _load_templates().get_template("notebook.html.jinja" if compact else "page.html.jinja")
@@ -57,7 +57,7 @@ def render(
             if k <= tables.MAX_CONFUSION_TABLE or compact
             else pictures.draw_confusion(np.asarray(figures["confusion_matrix"])),
         }
-    except UnusableError:
+    except ImportError:
         if not compact:
             raise
         drawn = dict.fromkeys(("reliability", "loss", "confusion"))
