@@ -8,7 +8,6 @@ its statement for a problem or raises `LeftOutError`.  A peer that can write int
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import importlib
 import os
 from collections.abc import Iterator
@@ -20,7 +19,6 @@ from numpy.typing import NDArray
 
 import csoftmax
 
-from .._runtime.config import openmp_libraries
 from .problems import LeftOutError, LossProblem, Problem, RowProblem, SparseProblem
 from .timing import Contender
 
@@ -41,36 +39,28 @@ class Peer(Protocol):
 SHARED_COPY_BYTES = 1 << 20  # smaller arrays are copied faster by one thread
 
 
-def limit_openmp(count: int) -> None:
-    """Set this thread's limit in every OpenMP runtime: PyTorch may have set that of the runtime csoftmax shares."""
-    for path in openmp_libraries():
-        ctypes.CDLL(path).omp_set_num_threads(count)
+def limit_libraries(count: int) -> contextlib.AbstractContextManager[Any]:
+    """Limit the threads of every OpenMP runtime and BLAS; leaving the returned context restores the limits.
 
-
-def limit_blas(count: int) -> contextlib.AbstractContextManager[Any]:
-    """Limit NumPy's BLAS, which multiplies in linear_cross_entropy; leaving the returned context restores it."""
+    PyTorch may have set those of the runtime that csoftmax's default follows, and NumPy's BLAS multiplies in
+    linear_cross_entropy.
+    """
     try:
         import threadpoolctl
     except ImportError:
         return contextlib.nullcontext()
-    limits: contextlib.AbstractContextManager[Any] = threadpoolctl.threadpool_limits(count, user_api="blas")
+    limits: contextlib.AbstractContextManager[Any] = threadpoolctl.threadpool_limits(count)
     return limits
 
 
 @contextlib.contextmanager
 def allow_all_cpus() -> Iterator[None]:
     """Allow every library all CPUs, whatever was set before, and restore the limits at the end."""
-    runtimes = [ctypes.CDLL(path) for path in openmp_libraries()]
-    limits = [runtime.omp_get_max_threads() for runtime in runtimes]
-    cpus = os.cpu_count() or 1
-    limit_openmp(cpus)
     before = csoftmax.get_num_threads()
     try:
-        with limit_blas(cpus):
+        with limit_libraries(os.cpu_count() or 1):
             yield
     finally:
-        for runtime, limit in zip(runtimes, limits, strict=True):
-            runtime.omp_set_num_threads(limit)
         csoftmax.set_num_threads(before)
 
 
@@ -92,9 +82,8 @@ class Csoftmax:
         self.version = csoftmax.__version__
 
     def set_threads(self, count: int) -> None:
-        """Set csoftmax's threads, and those of its OpenMP runtime and BLAS."""
-        limit_openmp(count)
-        limit_blas(count)
+        """Set csoftmax's threads, and those of OpenMP's runtimes and the BLAS."""
+        limit_libraries(count)
         csoftmax.set_num_threads(count)
         if csoftmax.get_num_threads() < count:
             raise LeftOutError(f"csoftmax uses no more than {csoftmax.get_num_threads()} threads here")

@@ -6,11 +6,9 @@ adjacent samples is stable.
 
 from __future__ import annotations
 
-import os
 import timeit
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from time import perf_counter, process_time, sleep
 from typing import Any, NamedTuple
 
@@ -107,9 +105,10 @@ class OtherProcesses:
 
 
 def _cpu_seconds() -> float | None:
-    """CPU time that all processes together have used since the machine started (Linux)."""
+    """CPU time that all processes together have used since the machine started; None without psutil."""
     try:
-        user, nice, system, _idle, _wait, *rest = Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]
-    except (OSError, ValueError):
+        import psutil
+    except ImportError:
         return None
-    return sum(map(int, [user, nice, system, *rest])) / os.sysconf("SC_CLK_TCK")
+    times = psutil.cpu_times()._asdict()
+    return float(sum(times.get(kind, 0.0) for kind in ("user", "nice", "system", "irq", "softirq", "steal")))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import importlib
-import sys
 from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 # Packages whose name to install differs from the name to import.
@@ -79,37 +77,26 @@ def save(figure: Any, path: Path) -> None:
         raise UnusableError(f"cannot write {str(path)!r}: {error}") from error
 
 
-class Counter:
-    """The part of tqdm's interface that the commands use: a plain count, shown only on a terminal."""
+class _Silent:
+    """The part of tqdm's interface that the commands use, for an installation without tqdm."""
 
-    def __init__(self, total: int | None, desc: str) -> None:
-        self.total, self.desc, self.done, self.note = total, desc, 0, ""
-
-    def __enter__(self) -> Counter:
+    def __enter__(self) -> _Silent:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        if sys.stderr.isatty():
-            print(file=sys.stderr)
-
-    def set_postfix_str(self, note: str) -> None:
-        """Set the text after the count."""
-        self.note = note
+    def __exit__(self, *error: object) -> None:
+        pass
 
     def update(self) -> None:
         """Count one more step."""
-        self.done += 1
-        if sys.stderr.isatty():
-            of = f"/{self.total}" if self.total else ""
-            print(f"\r{self.desc}: {self.done}{of} {self.note:<50.50}", end="", file=sys.stderr, flush=True)
+
+    def set_postfix_str(self, note: str) -> None:
+        """Set the text after the count."""
 
 
 def progress(total: int | None, desc: str) -> Any:
-    """Create a progress bar on stderr (tqdm's, or a `Counter` without tqdm); silent if stderr is not a terminal."""
+    """Create tqdm's progress bar on stderr; silent if stderr is not a terminal, and without tqdm."""
     try:
         from tqdm import tqdm
     except ImportError:
-        return Counter(total, desc)
+        return _Silent()
     return tqdm(total=total, desc=desc, disable=None, dynamic_ncols=True)
