@@ -317,6 +317,16 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         -----
         sklearn.exceptions.ConvergenceWarning
             If adamw has diverged (see `learning_rate`).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> X, y = np.array([[0.0], [1.0], [2.0], [3.0]]), np.array(["low", "low", "high", "high"])
+        >>> parts = [(X[::2], y[::2]), (X[1::2], y[1::2])]
+        >>> model = SoftmaxRegression(solver="adamw", learning_rate=0.1, random_state=0)
+        >>> model.fit_batches(parts, ["low", "high"], epochs=100).predict(X).tolist()
+        ['low', 'low', 'high', 'high']
         """
         check_parameters(self)
         check_decay(self.penalty_l2, "fit_batches")
@@ -360,6 +370,16 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         -----
         sklearn.exceptions.ConvergenceWarning
             If adamw has diverged (see `learning_rate`).
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> model = SoftmaxRegression(solver="adamw", learning_rate=0.1, random_state=0)
+        >>> for x, label in [(0.0, "low"), (3.0, "high")] * 50:
+        ...     _ = model.partial_fit([[x]], [label], classes=["low", "high"])
+        >>> model.predict([[0.5], [2.5]]).tolist()
+        ['low', 'high']
         """
         (check_parameters_of_steps if hasattr(self, "_trainer") else check_parameters)(self)
         check_decay(self.penalty_l2, "partial_fit")

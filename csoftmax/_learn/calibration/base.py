@@ -110,6 +110,16 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             no penalty bounds: then the message says what has ended the fit or bounds it.
         sklearn.exceptions.ConvergenceWarning
             If `max_iter` iterations were not enough, or 100 steps of Newton's method in `PlattScaling`.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits = np.array([[4.0, 0.0], [4.0, 0.0], [4.0, 0.0], [0.0, 4.0]])
+        >>> names, counts = ["no", "no", "yes", "yes"], [200, 100, 100, 100]
+        >>> scaling = TemperatureScaling().fit(logits, names, sample_weight=counts, classes=["no", "yes"])
+        >>> scaling.predict_proba(logits[:1]).round(2)
+        array([[0.8, 0.2]])
         """
         for message, category in self._learn(logits, y, sample_weight, classes):
             warnings.warn(message, category, stacklevel=2)
