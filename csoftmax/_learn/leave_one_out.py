@@ -159,7 +159,7 @@ class Path:
         self.penalised[: design.features] = 1
         self.coupling = np.eye(k) - (1 / (k + 1) if targets.is_gauged else 0)
         self.variables = np.zeros(self.shape)
-        self.freest = 1.0  # determinant of what is left of a row's weight beside its own influence, the least
+        self.freedom = np.ones(len(self.t))  # determinants of what is left of each row's weight beside its influence
         if design.has_intercept and targets.is_gauged:
             share = self.t.sum(axis=0)
             self.variables[:, -1] = self.temperature * np.log(share[:-1] / share[-1])
@@ -241,8 +241,8 @@ class Path:
         self.variables = solve_triangular(factor, u, lower=True, trans="T").reshape(self.shape)
         return self.evaluate(self.variables, alpha)[2]
 
-    def score(self, alpha: float) -> float:
-        """Approximate leave-one-out log loss at the minimum for alpha."""
+    def compute_losses(self, alpha: float) -> Array:
+        """Approximate leave-one-out log loss of each row at the minimum for alpha."""
         p = self.minimise(alpha)
         k, temperature, mass = self.targets.variable, self.temperature, self.mass
         self.curvature = self.hessian(p)
@@ -253,18 +253,19 @@ class Path:
         curvature[:, range(k), range(k)] += (mass / temperature**2)[:, None] * p
         matrix = -(curvature @ leverage)
         matrix[:, range(k), range(k)] += 1
-        self.freest = float(np.linalg.det(matrix).min(initial=1.0))
+        self.freedom = np.linalg.det(matrix)
         moved = (leverage @ np.linalg.solve(matrix, gradient[:, :, None]))[:, :, 0]
         logits = self.logits_at(self.variables)
         logits[:, :k] += moved
-        return self.compute_mean_loss(logits)
+        return self.compute_log_losses(logits)
 
-    def compute_mean_loss(self, logits: Array) -> float:
-        """Weighted mean of the cross-entropy of the rows."""
-        weight, y = self.targets.score, self.targets.y
-        rows = np.flatnonzero(weight)
-        losses = -log_softmax(logits[rows], temperature=self.temperature)[np.arange(len(rows)), y[rows]]
-        return float(weight[rows] @ losses / weight[rows].sum())
+    def compute_log_losses(self, logits: Array) -> Array:
+        """Cross-entropy of each row that has a weight in the score; 0 elsewhere."""
+        rows, losses = np.flatnonzero(self.targets.score), np.zeros(len(logits))
+        losses[rows] = -log_softmax(logits[rows], temperature=self.temperature)[
+            np.arange(len(rows)), self.targets.y[rows]
+        ]
+        return losses
 
     def compute_leverages(self, factor: Array) -> Array:
         """(N, variable, variable): covariances of the logits of each row, for a Hessian with this factor."""

@@ -61,8 +61,11 @@ class Problem(NamedTuple):
 
 
 # Least share of a row's weight that its own influence must leave, from the usual penalty on.  Ordinary rows keep
-# almost all of it; below this the approximation, one Newton step, says nothing about the row.
+# almost all of it; a row below is alone in some direction, such as a pixel that no other row has: the approximation,
+# one Newton step, says nothing about it, and the score leaves it out.  If such rows have most of the weight, rows are
+# held out instead.
 DOMINATED = 0.01
+MOST = 0.5
 
 
 class Choice(NamedTuple):
@@ -140,7 +143,7 @@ def choose(x: Any, y: NDArray[np.intp], sample_weight: Array | None, problem: Pr
     )
     left_out = LeftOut(x, targets, problem) if is_small else None
     choice = search(left_out, weight) if left_out else None
-    if choice is None or (left_out and left_out.is_dominated):
+    if choice is None or (left_out and not left_out.has_enough()):
         choice = search(HeldOut(x, y, sample_weight, targets, problem), weight)
     if not math.isfinite(choice.penalty):
         raise ValueError(
@@ -158,50 +161,69 @@ def compute_usual_alpha(problem: Problem, rows: float, variance: float) -> float
 class Visit(NamedTuple):
     """A penalty of the path."""
 
-    total: float  # score of all rows, and prior
-    score: float
+    losses: Any  # of the scorer
     minimum: Any  # of the scorer
 
 
-def follow_path(scorer: LeftOut | HeldOut) -> dict[float, Visit]:
-    """Follow the path from large penalties to small ones, or to larger ones if the total rises at once, then refine.
+class Trail:
+    """Penalties that were tried, as decades below the usual alpha."""
 
-    Returns the visits by the decades below the usual alpha.
-    """
-    tried: dict[float, Visit] = {}
+    def __init__(self, scorer: LeftOut | HeldOut):
+        """Begin with none."""
+        self.scorer, self.tried = scorer, dict[float, Visit]()
 
-    def visit(decades: float) -> float:
+    def visit(self, decades: float) -> None:
+        """Try a penalty."""
         try:
-            score = scorer.score(scorer.usual * 10**-decades)
+            losses = self.scorer.compute_losses(self.scorer.usual * 10**-decades)
         except np.linalg.LinAlgError:
-            score = math.inf
-        total = scorer.rows * score + math.log1p((decades / PRIOR_DECADES) ** 2)
-        total = total if math.isfinite(total) else math.inf
-        tried[decades] = Visit(total, score, scorer.minimum())
-        return total
+            losses = None
+        self.tried[decades] = Visit(losses, self.scorer.minimum())
 
-    before, total, decades = math.inf, visit(FIRST_DECADES), FIRST_DECADES
-    while total < before and decades < LAST_DECADES:
-        decades += 1
-        before, total = total, visit(decades)
-    if decades == FIRST_DECADES + 1:  # the first penalty is better than the second
-        decades, before, total = FIRST_DECADES, math.inf, tried[FIRST_DECADES].total
-        while total < before and decades > -LAST_DECADES:
-            decades -= 1
-            before, total = total, visit(decades)
+    def score(self, decades: float) -> float:
+        """Score of a penalty; a later visit can change it, because it can show that a row does not count."""
+        losses = self.tried[decades].losses
+        score = math.inf if losses is None else self.scorer.average(losses)
+        return score if math.isfinite(score) else math.inf
+
+    def total(self, decades: float) -> float:
+        """Score of all rows, and prior."""
+        return self.scorer.rows * self.score(decades) + math.log1p((decades / PRIOR_DECADES) ** 2)
+
+    def walk(self, step: int) -> int:
+        """Go from the first penalty on while the total falls; return the number of steps."""
+        decades, taken = FIRST_DECADES, 0
+        while taken == 0 or self.total(decades) < self.total(decades - step):
+            if abs(decades + step) > LAST_DECADES:
+                break
+            decades, taken = decades + step, taken + 1
+            self.visit(decades)
+        return taken
+
+    def best(self) -> float:
+        """The penalty with the lowest total."""
+        return min(self.tried, key=self.total)
+
+
+def follow_path(scorer: LeftOut | HeldOut) -> Trail:
+    """Follow the path from large penalties to small ones, or to larger ones if the total rises at once, then refine."""
+    trail = Trail(scorer)
+    trail.visit(FIRST_DECADES)
+    if trail.walk(1) == 1:  # the first penalty is better than the second
+        trail.walk(-1)
     for _ in range(REFINEMENTS):
-        vertex = find_vertex({d: visited.total for d, visited in tried.items()})
+        vertex = find_vertex({decades: trail.total(decades) for decades in trail.tried})
         if vertex is None:
             break
-        visit(vertex)
-    return tried
+        trail.visit(vertex)
+    return trail
 
 
 def search(scorer: LeftOut | HeldOut, weight: float) -> Choice:
     """Choose the penalty with the lowest total; weight: sum of the weights of the rows."""
-    tried = follow_path(scorer)
-    best = min(tried, key=lambda d: tried[d].total)
-    return Choice(scorer.penalty(scorer.usual * 10**-best, weight), scorer.start(tried[best].minimum), [])
+    trail = follow_path(scorer)
+    best = trail.best()
+    return Choice(scorer.penalty(scorer.usual * 10**-best, weight), scorer.start(trail.tried[best].minimum), [])
 
 
 def count_rows(weight: Array) -> float:
@@ -247,13 +269,24 @@ class LeftOut:
         self.path = Path(self.design, targets, problem.options.temperature, fixed_logits, problem.map_parts)
         self.mass, self.rows = float(targets.mass.sum()), count_rows(targets.score)
         self.usual = compute_usual_alpha(problem, self.rows, self.design.variance)
-        self.is_dominated = False  # by a row so far from the others that it is alone in some direction
+        self.score_weight = targets.score.copy()
 
-    def score(self, alpha: float) -> float:
-        """Approximate leave-one-out log loss."""
-        score = self.path.score(alpha)
-        self.is_dominated |= alpha >= self.usual and self.path.freest < DOMINATED
-        return score
+    def compute_losses(self, alpha: float) -> Array:
+        """Approximate leave-one-out loss of each row."""
+        losses = self.path.compute_losses(alpha)
+        if alpha >= self.usual:
+            self.score_weight[self.path.freedom < DOMINATED] = 0
+        return losses
+
+    def average(self, losses: Array) -> float:
+        """Weighted mean over the rows that are not dominated."""
+        scored = self.score_weight > 0
+        weight = self.score_weight[scored]
+        return float(weight @ losses[scored] / weight.sum()) if len(weight) else math.inf
+
+    def has_enough(self) -> bool:
+        """Whether the rows that are not dominated have most of the weight."""
+        return float(self.score_weight.sum()) > MOST * float(self.path.targets.score.sum())
 
     def minimum(self) -> Array:
         """Variables of the last score."""
@@ -311,7 +344,7 @@ class HeldOut:
         self.rows *= len(self.parts) / FOLDS
         self.starts = [problem.start] * len(self.parts)
 
-    def score(self, alpha: float) -> float:
+    def compute_losses(self, alpha: float) -> float:
         """Mean loss of the held-out rows."""
         total = weight = 0.0
         problem = self.problem
@@ -334,6 +367,10 @@ class HeldOut:
             total += test.evaluate(step.coef.astype(dtype), intercept, gradient=False).loss * test.divisor
             weight += test.divisor
         return total / weight if weight else math.nan
+
+    def average(self, losses: float) -> float:
+        """Return the mean itself."""
+        return losses
 
     def minimum(self) -> tuple[Array, Array | None]:
         """Coefficients and intercepts of the last score, from the first fold."""

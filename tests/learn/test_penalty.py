@@ -180,7 +180,7 @@ def test_score_is_that_of_newton_steps_without_each_row(case, monkeypatch):
     scorer = make_scorer(X, y, weight, problem)
     score_weight = expand(X, y, weight, problem)[2]
     for alpha in (scorer.usual * 20, scorer.usual / 3):
-        score = scorer.score(alpha)
+        score = scorer.average(scorer.compute_losses(alpha))
         coef, intercept = scorer.start(scorer.minimum())
         strength = scorer.penalty(alpha, score_weight.sum()) * score_weight.sum()
         logits = take_newton_steps(X, y, weight, problem, coef, intercept, strength)
@@ -189,10 +189,10 @@ def test_score_is_that_of_newton_steps_without_each_row(case, monkeypatch):
 
 def follow(scorer, total):
     """The best penalty of the path, and its score."""
-    tried = penalty.follow_path(scorer)
-    assert len(tried) <= 8
-    best = min(tried, key=lambda decades: tried[decades].total)
-    return scorer.penalty(scorer.usual * 10**-best, total), tried[best].score
+    trail = penalty.follow_path(scorer)
+    assert len(trail.tried) <= 8
+    best = trail.best()
+    return scorer.penalty(scorer.usual * 10**-best, total), trail.score(best)
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -230,7 +230,7 @@ def test_choice_is_the_minimum_of_the_score(case):
     choice = penalty.choose(X, y, weight, problem, total)
     scorer = make_scorer(X, y, weight, problem)
     decades = np.arange(-4, 4, 0.1)
-    scores = np.array([scorer.score(scorer.usual * 10.0**-e) for e in decades])
+    scores = np.array([scorer.average(scorer.compute_losses(scorer.usual * 10.0**-e)) for e in decades])
     prior = np.log1p((decades / 0.5) ** 2)
     best, score = follow(make_scorer(X, y, weight, problem), total)
     assert choice.penalty == best
@@ -246,9 +246,12 @@ class Parabola:
     def __init__(self, lowest, limit=np.inf):
         self.lowest, self.limit = lowest, limit
 
-    def score(self, alpha):
+    def compute_losses(self, alpha):
         self.decades = np.log10(self.usual / alpha)
         return (self.decades - self.lowest) ** 2 if self.decades <= self.limit else np.nan
+
+    def average(self, losses):
+        return losses
 
     def minimum(self):
         return self.decades
@@ -263,7 +266,7 @@ class Parabola:
 @pytest.mark.parametrize("lowest", [-5.3, -3.7, -2.9, -2.1, -1.2, 0.4, 3.3, 5.1])
 def test_path_goes_down_and_up(lowest):
     """Down from the first decade, or up where the second penalty is worse than the first."""
-    tried = penalty.follow_path(Parabola(lowest))
+    tried = penalty.follow_path(Parabola(lowest)).tried
     steps = [decades for decades in tried if decades == int(decades)]
     assert steps[:2] == [penalty.FIRST_DECADES, penalty.FIRST_DECADES + 1]
     assert len(steps) <= abs(lowest - penalty.FIRST_DECADES) + 4
@@ -478,3 +481,33 @@ def test_auto_survives_columns_of_other_sizes(kind):
         wider = SoftmaxRegression(penalty_l2="auto").fit(np.c_[X, column], y)
     assert wider.history_["loss"][-1] < 0.1
     assert 0.2 < wider.penalty_l2_ / model.penalty_l2_ < 5
+
+
+def test_rows_alone_in_a_direction_do_not_count(monkeypatch):
+    """Some rows each have a column of their own: no held-out fits, and nearly the penalty without those columns."""
+    X, y = load_iris(return_X_y=True)
+    X = StandardScaler().fit_transform(X)
+    held_out, left_out = [], []
+
+    class HeldOut(penalty.HeldOut):
+        def __init__(self, *args):
+            super().__init__(*args)
+            held_out.append(self)
+
+    class LeftOut(penalty.LeftOut):
+        def __init__(self, *args):
+            super().__init__(*args)
+            left_out.append(self)
+
+    monkeypatch.setattr(penalty, "HeldOut", HeldOut)
+    monkeypatch.setattr(penalty, "LeftOut", LeftOut)
+    found = {}
+    for columns in (0, 5):
+        own = StandardScaler().fit_transform(np.eye(150)[:, :columns]) if columns else np.empty((150, 0))
+        found[columns] = SoftmaxRegression(penalty_l2="auto").fit(np.c_[X, own * 1e4], y).penalty_l2_
+        assert (left_out[-1].score_weight == 0).sum() == columns
+    assert held_out == []
+    assert 0.3 < found[5] / found[0] < 3
+    monkeypatch.setattr(penalty, "DOMINATED", 2)  # all rows are
+    SoftmaxRegression(penalty_l2="auto").fit(X, y)
+    assert len(held_out) == 1
