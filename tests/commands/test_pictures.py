@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from helpers import ROOT
 
+import csoftmax
 from csoftmax.__main__ import main
 from csoftmax._bench import picture, table, terminal
 from csoftmax._runtime.optional import STYLE, picture_style
+
+PACKAGE = Path(csoftmax.__file__).parent
 
 # Machado et al. (2009), severity 1: what red- and green-blind readers see, in linear RGB.
 BLINDNESS = {
@@ -107,7 +110,7 @@ def test_there_is_one_style():
     with picture_style("learn"):
         assert not matplotlib.rcParams["axes.spines.top"]
     assert dict(matplotlib.rcParams) == before
-    assert [str(path.relative_to(ROOT)) for path in ROOT.glob("csoftmax/**/*.mplstyle")] == ["csoftmax/style.mplstyle"]
+    assert list(PACKAGE.glob("**/*.mplstyle")) == [PACKAGE / "style.mplstyle"]
 
 
 def test_the_users_settings_do_not_reach_a_picture():
@@ -242,5 +245,5 @@ def test_copies_of_small_arrays_have_one_thread(capsys):
 
 
 def test_pictures_are_packed():
-    assert Path(ROOT / "csoftmax" / "style.mplstyle").is_file()
+    assert (PACKAGE / "style.mplstyle").is_file()
     assert '"*.mplstyle"' in (ROOT / "pyproject.toml").read_text()
