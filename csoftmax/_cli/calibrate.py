@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +77,7 @@ def fit_calibrator(
     A temperature becomes that of the model; the one that the model has is replaced.
     """
     from .. import calibration, metrics
+    from .._learn.calibration.base import learn
     from .._learn.labels import indices_of
     from .._ops.cross_entropy import cross_entropy
 
@@ -86,13 +86,11 @@ def fit_calibrator(
     before = plain.predict_proba(x)
     logits = plain.decision_function(x)
     calibrator = getattr(calibration, calibrated.METHODS[method])()
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        try:
-            calibrator.fit(logits, indices)
-        except ValueError as error:
-            raise UnusableError(f"--method {method}: {error}") from error
-    for text in dict.fromkeys(str(warning.message) for warning in caught):
+    try:
+        notes = learn(calibrator, logits, indices)
+    except ValueError as error:
+        raise UnusableError(f"--method {method}: {error}") from error
+    for text, _ in notes:
         messages.say(text)
     after = np.asarray(calibrator.transform(logits))
     tiny = np.finfo(np.float64).tiny
