@@ -253,7 +253,7 @@ def test_matrix_scaling_without_penalties_is_a_regression(digits):
 def test_gradients_of_the_penalties():
     rng = np.random.default_rng(0)
     coef, b = rng.normal(size=(4, 4)), rng.normal(size=4)
-    penalty = make_penalty(4, 3.0, 5.0, 2.0)
+    penalty = make_penalty(np.eye(4), 3.0, 5.0, 2.0)
     _, grad_coef, grad_b = penalty(coef, b)
     for i in range(4):
         for parameter, gradient in ((coef, grad_coef), (b, grad_b)):

@@ -38,39 +38,35 @@ class Affine(Calibrator):
     max_iter: int
     tol: float
     _SHAPES: ClassVar = {"temperature": (), "coef": ("K", "K"), "intercept": ("K",)}
+    _IS_DIAGONAL: ClassVar = False  # W
 
     def _features(self, z: Array, temperature: float) -> Array:
         return replace_by_smallest(z / temperature)
 
-    def _fit_penalised(
-        self, rows: Rows, factors: tuple[float, float, float], *, diagonal: bool = False
-    ) -> tuple[dict[str, Any], Notes]:
+    def _fit_penalised(self, rows: Rows, factors: tuple[float, float, float]) -> tuple[dict[str, Any], Notes]:
         """Minimise the mean cross-entropy plus a penalty, from the best temperature.
 
-        factors: of the penalties off the diagonal, on it, and on the intercept.  diagonal: W is a diagonal matrix.
+        factors: of the penalties off the diagonal, on it, and on the intercept.
         """
         merged = merge_equal_rows(rows)
         k = rows.z.shape[1]
-        penalty = make_penalty(k, *factors)
+        start = np.ones(k) if self._IS_DIAGONAL else np.eye(k)
+        penalty = make_penalty(start, *factors)
         temperature = find_temperature(merged)
         x = self._features(merged.z, temperature)
-        free = np.eye(k, dtype=bool) if diagonal else np.ones((k, k), bool)  # elements of W that are parameters
         history: list[dict[str, float]] = []
 
         def unpack(u: Array) -> tuple[Array, Array]:
-            coef = np.zeros((k, k))
-            coef[free] = u[:-k]
-            return coef, u[-k:]
+            return u[:-k].reshape(start.shape), u[-k:]
 
         def value(u: Array) -> tuple[float, Array]:
             coef, intercept = unpack(u)
-            result = cross_entropy_with_grad(
-                exclude_impossible(x @ coef.T + intercept, merged.z), merged.labels, sample_weight=merged.weights
-            )
+            mapped = exclude_impossible(apply(coef, intercept, x), merged.z)
+            result = cross_entropy_with_grad(mapped, merged.labels, sample_weight=merged.weights)
             extra, extra_coef, extra_intercept = penalty(coef, intercept)
-            grad_coef = result.grad.T @ x + extra_coef
+            grad_coef = np.einsum("nk,nk->k", result.grad, x) if self._IS_DIAGONAL else result.grad.T @ x
             return float(result.loss) + extra, np.concatenate(
-                [grad_coef[free], result.grad.sum(axis=0) + extra_intercept]
+                [(grad_coef + extra_coef).ravel(), result.grad.sum(axis=0) + extra_intercept]
             )
 
         def record(u: Array) -> float:
@@ -83,7 +79,7 @@ class Affine(Calibrator):
             if record(intermediate_result.x) <= self.tol:
                 raise StopIteration
 
-        u = np.concatenate([np.eye(k)[free], np.zeros(k)])
+        u = np.concatenate([start.ravel(), np.zeros(k)])
         converged = record(u) <= self.tol
         if not converged:
             result = minimize(
@@ -111,7 +107,7 @@ class Affine(Calibrator):
             notes.append((describe_nonconvergence(self, history), ConvergenceWarning))
         return {
             "temperature_": temperature,
-            "coef_": coef,
+            "coef_": np.diag(coef) if self._IS_DIAGONAL else coef,
             "intercept_": intercept,
             "history_": history,
             "n_iter_": len(history) - 1,
@@ -119,8 +115,14 @@ class Affine(Calibrator):
         }, notes
 
     def _calibrate(self, z: Array) -> Array:
-        x = exclude_impossible(self._features(z, self.temperature_) @ self.coef_.T + self.intercept_, z)
+        coef = self.coef_.diagonal() if self._IS_DIAGONAL else self.coef_
+        x = exclude_impossible(apply(coef, self.intercept_, self._features(z, self.temperature_)), z)
         return softmax(x, out=x)
+
+
+def apply(coef: Array, intercept: Array, x: Array) -> Array:
+    """Map features by a matrix, or by the diagonal of one."""
+    return (x * coef if coef.ndim == 1 else x @ coef.T) + intercept
 
 
 def map_freely(x: Array, z: Array, coef: Array, intercept: Array, factors: tuple[float, float, float]) -> Array:
@@ -129,8 +131,8 @@ def map_freely(x: Array, z: Array, coef: Array, intercept: Array, factors: tuple
     If they classify all rows correctly, the likelihood rises forever as that part is multiplied.
     """
     off_diagonal, diagonal, offset = (factor == 0 for factor in factors)
-    free = np.where(np.eye(len(coef), dtype=bool), diagonal, off_diagonal)
-    return exclude_impossible(x @ (coef * free).T + intercept * offset, z)
+    free = np.where(np.eye(len(coef), dtype=bool), diagonal, off_diagonal) if coef.ndim == 2 else diagonal
+    return exclude_impossible(apply(coef * free, intercept * offset, x), z)
 
 
 def replace_by_smallest(x: Array) -> Array:
@@ -151,13 +153,20 @@ def exclude_impossible(x: Array, z: Array) -> Array:
     return x
 
 
-def make_penalty(k: int, off_diagonal: float, diagonal: float, intercept: float) -> Penalty:
-    """ODIR (Kull et al. 2019), and a penalty that pulls the diagonal towards 1: factors times means of squares."""
-    weights = np.full((k, k), off_diagonal / max(1, k * (k - 1)))
-    np.fill_diagonal(weights, diagonal / k)
+def make_penalty(start: Array, off_diagonal: float, diagonal: float, intercept: float) -> Penalty:
+    """ODIR (Kull et al. 2019), and a penalty that pulls the diagonal towards 1: factors times means of squares.
+
+    start: the matrix, or its diagonal, that is not penalised.
+    """
+    k = len(start)
+    if start.ndim == 1:
+        weights = np.full(k, diagonal / k)
+    else:
+        weights = np.full((k, k), off_diagonal / max(1, k * (k - 1)))
+        np.fill_diagonal(weights, diagonal / k)
 
     def penalty(coef: Array, b: Array) -> tuple[float, Array, Array]:
-        deviation = coef - np.eye(k)
+        deviation = coef - start
         scaled = weights * deviation
         return float(np.vdot(scaled, deviation) + intercept / k * (b @ b)), 2 * scaled, 2 * intercept / k * b
 
@@ -200,6 +209,8 @@ class VectorScaling(Affine):
     array([0.65, 0.35])
     """
 
+    _IS_DIAGONAL: ClassVar = True
+
     def __init__(
         self,
         *,
@@ -214,7 +225,7 @@ class VectorScaling(Affine):
         self.tol = tol
 
     def _fit(self, rows: Rows) -> tuple[dict[str, Any], Notes]:
-        return self._fit_penalised(rows, (0.0, self.penalty_diagonal, self.penalty_intercept), diagonal=True)
+        return self._fit_penalised(rows, (0.0, self.penalty_diagonal, self.penalty_intercept))
 
 
 class MatrixScaling(Affine):
