@@ -165,3 +165,20 @@ def run_crf(
     log_prob: NDArray[Any] | None = None,
     uniforms: NDArray[Any] | None = None,
 ) -> int | None: ...
+def quick_crf_loss(
+    emissions: Any,
+    tags: Any,
+    transitions: Any,
+    start: Any,
+    end: Any,
+    lengths: Any,
+    reduction: Any,
+    out: Any,
+    num_threads: Any,
+) -> tuple[Any, Any, Any, Any, Any] | None: ...
+def quick_crf_marginals(
+    emissions: Any, transitions: Any, start: Any, end: Any, lengths: Any, out: Any, num_threads: Any
+) -> tuple[Any, Any] | None: ...
+def quick_crf_decode(
+    emissions: Any, transitions: Any, start: Any, end: Any, lengths: Any, num_threads: Any
+) -> tuple[Any, Any] | None: ...

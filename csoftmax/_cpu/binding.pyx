@@ -3,13 +3,15 @@
 # accept plain arguments only.
 #
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
-# that of the CRF.
+# and crf_quick.pxi those of the CRF.
 
 from cpython.buffer cimport (
-    PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_New
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
 
 cimport csoftmax.cpu as cpu
 
@@ -192,6 +194,7 @@ include "threads.pxi"
 include "results.pxi"
 include "calls.pxi"
 include "crf.pxi"
+include "crf_quick.pxi"
 
 
 # Instruction sets
