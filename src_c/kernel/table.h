@@ -3,6 +3,7 @@
 #define CSM_KERNEL_TABLE_H
 
 #include "../registry.h"
+#include "crf/job.h"
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
 #include "softmax/job.h"
@@ -23,6 +24,7 @@ typedef struct csm_table {
     /* storage -> compute type and back; NaN becomes canonical */
     void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
+    csm_crf_kernels crf;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */
