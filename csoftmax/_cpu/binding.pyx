@@ -2,13 +2,14 @@
 # The binding of the C core. Arguments arrive checked by csoftmax._arguments, except in quick calls (quick.c), which
 # accept plain arguments only.
 #
-# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature.
+# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, alias.pxi
+# those of alias tables, sampled.pxi those of losses over sampled classes.
 
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint64_t, uintptr_t
 
 cimport csoftmax.cpu as cpu
 
@@ -52,6 +53,17 @@ cdef extern from "core/extension.h" nogil:
                                        const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
+    cpu.csm_status csm_run_row_dots(int, const csm_table *, size_t, size_t, size_t, const void *, ptrdiff_t,
+                                    const void *, ptrdiff_t, const int64_t *, ptrdiff_t, void *, ptrdiff_t,
+                                    const cpu.csm_options *)
+    cpu.csm_status csm_run_row_sums(int, const csm_table *, size_t, const int64_t *, size_t, const void *,
+                                    const void *, ptrdiff_t, const int64_t *, void *, ptrdiff_t,
+                                    const cpu.csm_options *)
+    cpu.csm_status csm_run_row_add(int, const csm_table *, size_t, size_t, const int64_t *, const void *, ptrdiff_t,
+                                   double, void *, ptrdiff_t, const cpu.csm_options *)
+    cpu.csm_status csm_run_logistic_loss(int, const csm_table *, size_t, size_t, void *, ptrdiff_t, const double *,
+                                         size_t, const double *, const double *, double *,
+                                         const cpu.csm_logistic_options *)
     cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -181,6 +193,8 @@ cdef int _raise(cpu.csm_status status) except -1:
 include "threads.pxi"
 include "results.pxi"
 include "calls.pxi"
+include "alias.pxi"
+include "sampled.pxi"
 
 
 # Instruction sets
