@@ -22,9 +22,10 @@ import csoftmax
 
 from .._cpu import binding
 from .._runtime.optional import UnusableError, progress
-from .cases import LENGTHS, SUMMARIES, WITHOUT_OUT, Case
+from .cases import LENGTHS, LOSSES, MANY_CLASSES, ROW_OPS, SPARSE, SUMMARIES, WITHOUT_OUT, Case
 from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_threads
-from .problems import LeftOutError, Problem, RecordProblem, make_problem
+from .problems import LeftOutError, LossProblem, Problem, RecordProblem, RowProblem, SparseProblem
+from .sampled import AliasProblem, SampledProblem
 from .timing import Contender, OtherProcesses, geometric_mean, interleave, ratio
 
 # Tolerances within which two results count as those of the same function.
@@ -124,6 +125,20 @@ def leave_out(left_out: LeftOut, name: str, reason: str, case: Case) -> None:
         where.append(str(case))
 
 
+def make_problem(case: Case, fresh: bool) -> Problem:
+    """Make the arrays of a case, or raise `LeftOutError`."""
+    if case.op in MANY_CLASSES:
+        return AliasProblem(case, fresh) if case.op == "alias" else SampledProblem(case, fresh)
+    if case.op in LOSSES:
+        return LossProblem(case, fresh)
+    if case.op in SPARSE:
+        return SparseProblem(case, fresh)
+    try:
+        return RowProblem(case, fresh) if case.op in ROW_OPS else RecordProblem(case, fresh)
+    except ImportError:
+        raise LeftOutError("NumPy has bfloat16 only with ml_dtypes, which is not installed") from None
+
+
 def measure(
     case: Case, mode: str, threads: int, contenders: Sequence[Peer], left_out: LeftOut, rounds: int | None
 ) -> dict[str, Any] | None:
@@ -198,8 +213,8 @@ def run_once(contender: Contender, problem: Problem) -> Any:
         result = result[0]
     elif type(result).__module__ == "torch" and problem.out.dtype.name == "bfloat16":
         result = result.float()
-    # no peer has the operation of a record
-    return None if result is None or isinstance(problem, RecordProblem) else np.array(result, dtype=np.float64)
+    # random draws, and operations that no peer has
+    return None if result is None or not problem.is_comparable else np.array(result, dtype=np.float64)
 
 
 def check_result(result: Any, reference: Any, dtype: str) -> None:
