@@ -94,7 +94,8 @@ def check_shape(case: Case) -> None:
         return
     given = f"--shapes {'x'.join(map(str, case.shape))}"
     if len(case.shape) != len(lengths):
-        example = "x".join({"rows": "32", "classes": "100", "features": "64", "k": "5"}[name] for name in lengths)
+        usual = {"rows": "32", "classes": "100", "features": "64", "k": "5", "draws": "1000", "negatives": "16"}
+        example = "x".join(usual[name] for name in lengths)
         raise UnusableError(f"{given}: the shape of {case.op} is {' x '.join(lengths)}, such as {example}")
     if "k" in lengths and case.shape[2] > case.shape[1]:
         raise UnusableError(f"{given}: k, the last length, must be at most the number of classes, {case.shape[1]}")

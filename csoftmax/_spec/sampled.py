@@ -220,7 +220,6 @@ OWN_ERRORS = {
 }
 EXEMPT = {
     "reproducibility": f"{OF_THE_BLAS}; tests/ops/test_sampled.py compares the bits of classes of each row",
-    "golden": f"{OF_THE_BLAS}; tests/ops/test_sampled.py holds hashes of classes of each row",
     "overlap": NO_OUT,
     "float_environment": "the BLAS computes in the caller's rounding mode",
     "quick": "it gathers rows, which costs far more than a call",
@@ -252,6 +251,7 @@ def records_of(kind):
             VARIANTS[kind],
             {"NaN": (np.nan,)},
             ERRORS + OWN_ERRORS[kind],
+            golden=("sampled, of each row",),
             exempt=EXEMPT,
             unpack=values_of_layer,
             devices=("cpu",),
@@ -267,6 +267,7 @@ def records_of(kind):
             VARIANTS[kind],
             {"NaN": (np.nan, np.nan)},
             ERRORS + OWN_ERRORS[kind] + GRADIENT_ERRORS,
+            golden=("sampled, of each row",),
             exempt=EXEMPT,
             unpack=values_of_layer,
             devices=("cpu",),
