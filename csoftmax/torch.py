@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from typing import Any, Literal, NamedTuple
 
-from ._torch.operators import as_float, check_floating, check_int, define, detach, like, loss_dtype
-
-# isort: split
-import torch
-from torch import Tensor
+try:
+    import torch
+    from torch import Tensor
+except ImportError as error:
+    raise ImportError(f"csoftmax.torch needs PyTorch >= 2.4 ({error}); see https://pytorch.org") from error
 
 import csoftmax
 
 from ._arguments.numbers import check_integer
 from ._torch.crf import CRF, crf_loss
+from ._torch.operators import Reduction, as_number, check_floating, check_int, define, detach, like, loss_dtype
+from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
 
 __all__ = [
     "CRF",
@@ -27,12 +29,13 @@ __all__ = [
     "entmax",
     "linear_cross_entropy",
     "log_softmax",
+    "nce_loss",
+    "negative_sampling_loss",
+    "sampled_softmax_loss",
     "softmax",
     "sparsemax",
     "topk_softmax",
 ]
-
-Reduction = Literal["mean", "sum", "none"]
 
 
 # softmax, log_softmax, entmax: functions of rows, with a number as their parameter and a gradient from dy and y
@@ -100,7 +103,7 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
     tensor([-0.1966,  0.1966])
     """
     check_floating("x", x)
-    return _softmax(x, check_int("dim", dim), as_float("temperature", temperature))
+    return _softmax(x, check_int("dim", dim), as_number("temperature", temperature))
 
 
 def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
@@ -129,7 +132,7 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor
     tensor([-1.3133, -0.3133])
     """
     check_floating("x", x)
-    return _log_softmax(x, check_int("dim", dim), as_float("temperature", temperature))
+    return _log_softmax(x, check_int("dim", dim), as_number("temperature", temperature))
 
 
 def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
@@ -162,7 +165,7 @@ def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     tensor([1., 0.])
     """
     check_floating("x", x)
-    return _entmax(x, check_int("dim", dim), as_float("alpha", alpha))
+    return _entmax(x, check_int("dim", dim), as_number("alpha", alpha))
 
 
 def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
@@ -276,7 +279,7 @@ def topk_softmax(
     if normalize not in ("topk", "full"):
         raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
     k, dim = check_int("k", k), check_int("dim", dim)
-    return csoftmax.TopK(*_topk_softmax(x, k, dim, as_float("temperature", temperature), normalize == "full"))
+    return csoftmax.TopK(*_topk_softmax(x, k, dim, as_number("temperature", temperature), normalize == "full"))
 
 
 # Cross-entropy: the gradient, if needed, is computed together with the loss
@@ -297,10 +300,10 @@ class _LossOptions(NamedTuple):
     ) -> _LossOptions:
         """Convert the numbers to the types that operators expect."""
         return cls(
-            as_float("label_smoothing", label_smoothing),
+            as_number("label_smoothing", label_smoothing),
             check_integer("ignore_index", ignore_index),
-            as_float("z_loss", z_loss),
-            as_float("temperature", temperature),
+            as_number("z_loss", z_loss),
+            as_number("temperature", temperature),
             reduction,
         )
 

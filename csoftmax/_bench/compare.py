@@ -22,9 +22,10 @@ import csoftmax
 
 from .._cpu import binding
 from .._runtime.optional import UnusableError, progress
-from .cases import LENGTHS, SUMMARIES, WITHOUT_OUT, Case
+from .cases import CHAINS, LENGTHS, LOSSES, MANY_CLASSES, ROW_OPS, SPARSE, SUMMARIES, WITHOUT_OUT, Case
 from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_threads
-from .problems import LeftOutError, Problem, RecordProblem, make_problem
+from .problems import ChainProblem, LeftOutError, LossProblem, Problem, RecordProblem, RowProblem, SparseProblem
+from .sampled import AliasProblem, SampledProblem
 from .timing import Contender, OtherProcesses, geometric_mean, interleave, ratio
 
 # Tolerances within which two results count as those of the same function.
@@ -36,7 +37,7 @@ NOTES = {
     "isa": "PyTorch is held to the same instruction set; ONNX Runtime, NumPy and SciPy cannot be.",
 }
 EXAMPLE_LENGTHS = {"rows": "32", "classes": "100", "features": "64", "k": "5"}
-EXAMPLE_LENGTHS |= {"sequences": "32", "positions": "40", "tags": "9"}
+EXAMPLE_LENGTHS |= {"sequences": "32", "positions": "40", "tags": "9", "draws": "1000", "negatives": "16"}
 LeftOut = dict[tuple[str, str], list[str]]  # by contender and reason: the cases
 
 
@@ -126,6 +127,22 @@ def leave_out(left_out: LeftOut, name: str, reason: str, case: Case) -> None:
         where.append(str(case))
 
 
+def make_problem(case: Case, fresh: bool) -> Problem:
+    """Make the arrays of a case, or raise `LeftOutError`."""
+    if case.op in MANY_CLASSES:
+        return AliasProblem(case, fresh) if case.op == "alias" else SampledProblem(case, fresh)
+    if case.op in LOSSES:
+        return LossProblem(case, fresh)
+    if case.op in SPARSE:
+        return SparseProblem(case, fresh)
+    if case.op in CHAINS:
+        return ChainProblem(case, fresh)
+    try:
+        return RowProblem(case, fresh) if case.op in ROW_OPS else RecordProblem(case, fresh)
+    except ImportError:
+        raise LeftOutError("NumPy has bfloat16 only with ml_dtypes, which is not installed") from None
+
+
 def measure(
     case: Case, mode: str, threads: int, contenders: Sequence[Peer], left_out: LeftOut, rounds: int | None
 ) -> dict[str, Any] | None:
@@ -200,8 +217,8 @@ def run_once(contender: Contender, problem: Problem) -> Any:
         result = result[0]
     elif type(result).__module__ == "torch" and problem.out.dtype.name == "bfloat16":
         result = result.float()
-    # no peer has the operation of a record
-    return None if result is None or isinstance(problem, RecordProblem) else np.array(result, dtype=np.float64)
+    # random draws, and operations that no peer has
+    return None if result is None or not problem.is_comparable else np.array(result, dtype=np.float64)
 
 
 def check_result(result: Any, reference: Any, dtype: str) -> None:

@@ -3,7 +3,7 @@
 # accept plain arguments only.
 #
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
-# and crf_quick.pxi those of the CRF.
+# and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes.
 
 from cpython.buffer cimport (
     PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release,
@@ -57,6 +57,17 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
     cpu.csm_status csm_run_crf(int, cpu.csm_crf_task, const csm_table *, const void *, cpu.csm_crf_options *)
+    cpu.csm_status csm_run_row_dots(int, const csm_table *, size_t, size_t, size_t, const void *, ptrdiff_t,
+                                    const void *, ptrdiff_t, const int64_t *, ptrdiff_t, void *, ptrdiff_t,
+                                    const cpu.csm_options *)
+    cpu.csm_status csm_run_row_sums(int, const csm_table *, size_t, const int64_t *, size_t, const void *,
+                                    const void *, ptrdiff_t, const int64_t *, void *, ptrdiff_t,
+                                    const cpu.csm_options *)
+    cpu.csm_status csm_run_row_add(int, const csm_table *, size_t, size_t, const int64_t *, const void *, ptrdiff_t,
+                                   double, void *, ptrdiff_t, const cpu.csm_options *)
+    cpu.csm_status csm_run_logistic_loss(int, const csm_table *, size_t, size_t, void *, ptrdiff_t, const double *,
+                                         size_t, const double *, const double *, double *,
+                                         const cpu.csm_logistic_options *)
     cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -198,6 +209,8 @@ include "results.pxi"
 include "calls.pxi"
 include "crf.pxi"
 include "crf_quick.pxi"
+include "alias.pxi"
+include "sampled.pxi"
 
 
 # Instruction sets

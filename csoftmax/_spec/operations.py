@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import crf, cross_entropy, entmax, linear_cross_entropy, sample, softmax, topk
+from . import crf, cross_entropy, entmax, in_batch, linear_cross_entropy, sample, sampled, softmax, topk
 from .record import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -13,6 +13,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *entmax.RECORDS,
     *sample.RECORDS,
     *crf.RECORDS,
+    *sampled.RECORDS,
+    *in_batch.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

@@ -1,1 +1,1 @@
-"""The parts of csoftmax.torch."""
+"""The operators of csoftmax.torch."""

@@ -1,17 +1,16 @@
-"""How operators of PyTorch are defined, and the checks that they share."""
+"""Definition of PyTorch operators, and the checks and types that they share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise ImportError(f"csoftmax.torch needs PyTorch >= 2.4 ({error}); see https://pytorch.org") from error
+import torch
+from torch import Tensor
 
 from .._arguments.numbers import is_bool
+
+Reduction = Literal["mean", "sum", "none"]
 
 
 def loss_dtype(x: Tensor) -> torch.dtype:
@@ -42,7 +41,7 @@ def check_int(name: str, value: Any) -> Any:
     return value
 
 
-def as_float(name: str, value: Any) -> float:
+def as_number(name: str, value: Any) -> float:
     """A number as a float, as operators expect it."""
     if is_bool(value):
         raise TypeError(f"{name} must be a real number, got {value!r}")
