@@ -13,6 +13,7 @@ SUFFIXES: Final[dict[str, str]]
 LABELS: Final[dict[str, int]]
 REDUCTIONS: Final[dict[str, int]]
 NORMALIZE: Final[dict[str | None, int]]
+OPTIMIZERS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
 STRUCT_BYTES: Final[dict[str, int]]
@@ -127,3 +128,18 @@ def run_sample(
     min_p: NDArray[Any] | None,
     num_threads: int | None,
 ) -> bool: ...
+def run_row_update(
+    dtype: int,
+    kind: int,
+    learning_rate: float,
+    penalty: float,
+    w: NDArray[Any],
+    rows: NDArray[np.int64] | None,
+    g: NDArray[Any] | None,
+    state: NDArray[Any] | None,
+    second: NDArray[Any] | None,
+    visits: NDArray[np.uint32] | None,
+    last: NDArray[np.int64] | None,
+    step: int,
+    num_threads: int | None,
+) -> None: ...

@@ -8,7 +8,8 @@ from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.string cimport memset
 
 cimport csoftmax.cpu as cpu
 
@@ -52,6 +53,23 @@ cdef extern from "core/extension.h" nogil:
                                        const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
+    ctypedef struct csm_row_update:
+        int kind
+        double learning_rate, penalty
+        void *w
+        ptrdiff_t w_row, w_axis
+        size_t n, count
+        const int64_t *rows
+        const void *g
+        void *state
+        void *second
+        uint32_t *visits
+        int64_t *last
+        int64_t step
+        int threads
+        int (*interrupt)(void *) noexcept
+    int CSM_SGD, CSM_ROWWISE_ADAGRAD, CSM_ADAGRAD, CSM_ADAM
+    cpu.csm_status csm_run_row_update(int, const csm_table *, const csm_row_update *)
     cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -148,6 +166,7 @@ LABELS = {
 }
 REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
+OPTIMIZERS = {"sgd": CSM_SGD, "rowwise_adagrad": CSM_ROWWISE_ADAGRAD, "adagrad": CSM_ADAGRAD, "adam": CSM_ADAM}
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 BLOCK_ELEMENTS = CSM_BLOCK
 STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device

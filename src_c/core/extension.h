@@ -41,6 +41,27 @@ csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, 
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
 
+/* One step of an optimiser on some rows of w, in place; the state has the compute type. */
+typedef struct csm_row_update {
+    csm_optimizer_kind kind;
+    double learning_rate, penalty; /* weight decay; their product is at most 1 */
+    void *w;                       /* dtype of the call */
+    ptrdiff_t w_row, w_axis;       /* bytes */
+    size_t n;                      /* elements of a row */
+    size_t count;
+    const int64_t *rows; /* distinct; NULL: 0 to count - 1 */
+    const void *g;       /* count x n of the compute type; NULL: only the decay that is due */
+    void *state;         /* a number for each row of w (row-wise Adagrad), or for each element */
+    void *second;        /* Adam: mean squares */
+    uint32_t *visits;    /* Adam: of each row of w */
+    int64_t *last;       /* the step up to which each row of w has decayed; NULL without a penalty */
+    int64_t step;        /* number of this step, from 1 */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_row_update;
+csm_status csm_run_row_update(csm_dtype, const csm_table *, const csm_row_update *);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

@@ -145,13 +145,16 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define MAX(suffix, storage, compute) max_##suffix,
 #define WIDEN(suffix, storage, compute) widen_##suffix,
 #define NARROW(suffix, storage, compute) narrow_##suffix,
+#define OPTIMIZER(suffix, storage, compute)                                                                       \
+    {optimizer_squares_##suffix, optimizer_descend_##suffix, optimizer_adagrad_##suffix, optimizer_adam_##suffix, \
+     optimizer_decay_##suffix},
 
 #ifndef CSM_NO_TABLE /* tests/c/exp_unit.c, which needs no kernel */
 static const csm_table table = {
-    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},
-    {CSM_DTYPES(ENTMAX)},      {CSM_DTYPES(SELECT)},  {select_i32, select_u32, select_i64, select_u64},
-    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)},
-    {CSM_DTYPES(NARROW)},
+    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)},   {CSM_DTYPES(LOSS)},
+    {CSM_DTYPES(ENTMAX)},      {CSM_DTYPES(SELECT)},    {select_i32, select_u32, select_i64, select_u64},
+    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},       {CSM_DTYPES(WIDEN)},
+    {CSM_DTYPES(NARROW)},      {CSM_DTYPES(OPTIMIZER)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

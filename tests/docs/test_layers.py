@@ -19,7 +19,7 @@ PYTHON_LAYERS = [
     {"_ops"},
     {"__init__"},
     {"_spec", "_learn"},
-    {"torch", "jax", "linear_model", "calibration", "class_weight"},
+    {"torch", "jax", "heads", "linear_model", "calibration", "class_weight"},
     {"metrics"},
     {"_bench"},
     {"_cli"},
