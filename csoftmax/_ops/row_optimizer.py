@@ -45,7 +45,7 @@ class RowOptimizer:
         - "sgd": ``w -= eta * g``
         - "adagrad" (Duchi et al. 2011): ``G += g**2``, ``w -= eta * g / sqrt(G + 1e-8)``
         - "rowwise_adagrad": the same with one G for a row, ``G += mean(g**2)``, as recommenders train their embeddings
-        - "adam": lazy Adam (Kingma & Ba 2015; betas 0.9 and 0.999, epsilon 1e-8 added to the root). Each row has moments
+        - "adam": lazy Adam (Kingma & Ba 2015; betas 0.9, 0.999, epsilon 1e-8 added to the root). Each row has moments
           and a number of steps of its own, which change only when it has a gradient: it takes the steps that Adam
           would take on its gradients alone. Dense Adam would also move rows without a gradient.
     learning_rate : float > 0, default 0.3
