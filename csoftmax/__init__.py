@@ -4,14 +4,22 @@ from ._arguments.places import DeviceError
 from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._ops import cross_entropy as _cross_entropy
 from ._ops import entmax as _entmax
+from ._ops import in_batch as _in_batch
 from ._ops import linear_cross_entropy as _linear_cross_entropy
+from ._ops import negative_sampling as _negative_sampling
+from ._ops import rows as _rows
 from ._ops import sample as _sample
+from ._ops import sampled as _sampled
 from ._ops import softmax as _softmax
 from ._ops import topk as _topk
 from ._ops.cross_entropy import *
 from ._ops.entmax import *
+from ._ops.in_batch import *
 from ._ops.linear_cross_entropy import *
+from ._ops.negative_sampling import *
+from ._ops.rows import *
 from ._ops.sample import *
+from ._ops.sampled import *
 from ._ops.softmax import *
 from ._ops.topk import *
 from ._runtime.config import __version__, get_cmake_dir, get_include, get_library, show_config
@@ -30,8 +38,12 @@ __all__ = [
 ]
 __all__ += _cross_entropy.__all__
 __all__ += _entmax.__all__
+__all__ += _in_batch.__all__
 __all__ += _linear_cross_entropy.__all__
+__all__ += _negative_sampling.__all__
+__all__ += _rows.__all__
 __all__ += _sample.__all__
+__all__ += _sampled.__all__
 __all__ += _softmax.__all__
 __all__ += _topk.__all__
 
@@ -40,12 +52,12 @@ for _name in __all__:
     if _name != "__version__":
         globals()[_name].__module__ = __name__
 
-_LEARNING_MODULES = ("calibration", "class_weight", "linear_model", "metrics")
+_LATE_MODULES = ("calibration", "class_weight", "heads", "linear_model", "metrics", "samplers")
 
 
 def __getattr__(name: str) -> object:
-    """Import a learning module on first use: most of them need scikit-learn."""
-    if name in _LEARNING_MODULES:
+    """Import a module of learning on first use: most of them need scikit-learn, samplers need numpy.random."""
+    if name in _LATE_MODULES:
         from importlib import import_module
 
         return import_module(f"{__name__}.{name}")
@@ -54,4 +66,4 @@ def __getattr__(name: str) -> object:
 
 def __dir__() -> list[str]:
     """Names for completion: the public ones, and the modules of learning before their first use."""
-    return sorted({*__all__, *_LEARNING_MODULES, *(name for name in globals() if name.startswith("__"))})
+    return sorted({*__all__, *_LATE_MODULES, *(name for name in globals() if name.startswith("__"))})

@@ -135,3 +135,22 @@ def _make_reader(name: str, rng: Any, or_also: str) -> Any:
             raise ValueError(f"{name} must be at least 0 where it is an int, got {seed}")
         rng = seed
     return np.random.default_rng(rng).random
+
+
+def as_generator(rng: Any) -> Any:
+    """A numpy.random.Generator: the caller's, or one with the given seed."""
+    if isinstance(rng, np.random.Generator):
+        return rng
+    read = None if isinstance(rng, np.random.RandomState) else _make_reader("rng", rng, "None")
+    if read is None:
+        raise TypeError("rng must be None, an int, a SeedSequence or a Generator, got a RandomState")
+    return read.__self__
+
+
+def draw_integers(generator: Any, count: int) -> NDArray[Any]:
+    """Random numbers of 64 bits."""
+    numbers = np.empty(count, np.uint64)
+    for begin in range(0, count, PIECE):
+        piece = numbers[begin : begin + PIECE]
+        piece[...] = generator.integers(0, 2**64, piece.size, np.uint64)
+    return numbers

@@ -143,3 +143,58 @@ def run_row_update(
     step: int,
     num_threads: int | None,
 ) -> None: ...
+def run_alias_masses(
+    weights: NDArray[Any] | None, smoothing: float, power: float, masses: NDArray[Any], num_threads: int | None
+) -> bool: ...
+def run_alias_table(masses: NDArray[Any], cells: NDArray[Any]) -> None: ...
+def run_alias_draw(
+    n: int, cells: NDArray[Any] | None, random: NDArray[Any], classes: NDArray[Any], num_threads: int | None
+) -> None: ...
+def run_alias_log_q(
+    masses: NDArray[Any] | None,
+    total: int,
+    rate: float,
+    is_poisson: bool,
+    classes: NDArray[Any],
+    log_q: NDArray[Any],
+) -> None: ...
+def run_alias_inclusion(masses: NDArray[Any] | None, n: int, t: float) -> tuple[float, float]: ...
+def run_row_dots(
+    dtype: int,
+    x: NDArray[Any],
+    w: NDArray[Any],
+    ids: NDArray[Any],
+    out: NDArray[Any],
+    num_threads: int | None,
+) -> None: ...
+def run_row_sums(
+    dtype: int,
+    offsets: NDArray[Any],
+    g: NDArray[Any],
+    w: NDArray[Any],
+    ids: NDArray[Any],
+    out: NDArray[Any],
+    num_threads: int | None,
+) -> None: ...
+def run_row_add(
+    dtype: int,
+    ids: NDArray[Any],
+    values: NDArray[Any],
+    scale: float,
+    w: NDArray[Any],
+    num_threads: int | None,
+) -> None: ...
+def sort_rows(keys: NDArray[Any], bins: int) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def run_logistic_loss(
+    dtype: int,
+    u: NDArray[Any],
+    counts: NDArray[Any] | None,
+    scale: NDArray[Any] | None,
+    upstream: NDArray[Any] | None,
+    loss: NDArray[Any],
+    gradient: bool,
+    temperature: float,
+    clip_norm: float,
+    clip_value: float,
+    num_threads: int | None,
+) -> None: ...

@@ -2,7 +2,8 @@
 # The binding of the C core. Arguments arrive checked by csoftmax._arguments, except in quick calls (quick.c), which
 # accept plain arguments only.
 #
-# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature.
+# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, alias.pxi
+# those of alias tables, sampled.pxi those of losses over sampled classes.
 
 from cpython.buffer cimport (
     PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -70,6 +71,17 @@ cdef extern from "core/extension.h" nogil:
         int (*interrupt)(void *) noexcept
     int CSM_SGD, CSM_ROWWISE_ADAGRAD, CSM_ADAGRAD, CSM_ADAM
     cpu.csm_status csm_run_row_update(int, const csm_table *, const csm_row_update *)
+    cpu.csm_status csm_run_row_dots(int, const csm_table *, size_t, size_t, size_t, const void *, ptrdiff_t,
+                                    const void *, ptrdiff_t, const int64_t *, ptrdiff_t, void *, ptrdiff_t,
+                                    const cpu.csm_options *)
+    cpu.csm_status csm_run_row_sums(int, const csm_table *, size_t, const int64_t *, size_t, const void *,
+                                    const void *, ptrdiff_t, const int64_t *, void *, ptrdiff_t,
+                                    const cpu.csm_options *)
+    cpu.csm_status csm_run_row_add(int, const csm_table *, size_t, size_t, const int64_t *, const void *, ptrdiff_t,
+                                   double, void *, ptrdiff_t, const cpu.csm_options *)
+    cpu.csm_status csm_run_logistic_loss(int, const csm_table *, size_t, size_t, void *, ptrdiff_t, const double *,
+                                         size_t, const double *, const double *, double *,
+                                         const cpu.csm_logistic_options *)
     cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -200,6 +212,8 @@ cdef int _raise(cpu.csm_status status) except -1:
 include "threads.pxi"
 include "results.pxi"
 include "calls.pxi"
+include "alias.pxi"
+include "sampled.pxi"
 
 
 # Instruction sets

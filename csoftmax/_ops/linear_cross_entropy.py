@@ -18,12 +18,13 @@ from .._arguments.labels import (
     is_representable,
     raise_bad_label,
 )
+from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
 from .._arguments.places import Place, as_float, place_of, to_host
 from .._cpu import binding
 from .._cpu.apart import run_apart
-from .._cpu.dtypes import compute_dtype, is_bfloat16
-from .._cpu.linear import CHUNK_BYTES, HALF_CHUNK_BYTES, MAX_CHUNK_ROWS, Layer, kernel_threads
+from .._cpu.dtypes import compute_dtype
+from .._cpu.linear import Layer, kernel_threads
 
 __all__ = ["LinearCrossEntropyResult", "linear_cross_entropy", "linear_cross_entropy_with_grad"]
 
@@ -81,13 +82,10 @@ def _lay_out_linear(
     place: Place, x: Any, w: Any, target: Any, bias: Any, reduction: str, chunk_bytes: int | None, options: Any
 ) -> LinearPlan:
     x, dtype = as_float("x", x, place)
-    w, w_dtype = as_float("w", w, place)
-    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1]:
-        raise ValueError(f"x has shape {x.shape} and w {w.shape}; allowed are (..., D) and (K, D)")
-    if w_dtype != dtype:
-        raise TypeError(f"w has dtype {w.dtype}, x has dtype {x.dtype}: they must be the same")
+    w, _ = as_float("w", w, place)
+    check_layer(x, w)
     n, compute, batch = len(w), compute_dtype(x.dtype), x.shape[:-1]
-    bias = None if bias is None else _check_bias(place.array("bias", bias), n, compute)
+    bias = None if bias is None else check_bias(place.array("bias", bias), n, compute)
     labels, soft = check_target(target, (*batch, n), batch, compute, place)
     checked = check_loss_options(n, batch, compute, reduction, place=place, **options)
     rows = math.prod(batch)
@@ -96,24 +94,7 @@ def _lay_out_linear(
     checked = checked._replace(sample_weight=s, upstream=upstream)
     plan = LinearPlan(dtype, x, w, bias, labels, soft, checked, None, 1.0, batch, compute, None, place, 1)
     plan = _flat_on_cuda(plan) if place.on_cuda else _kept_rows(plan, reduction)
-    return plan._replace(chunk_rows=_chunk_rows(len(plan.x), n, x.dtype, chunk_bytes))
-
-
-def _check_bias(bias: Any, n: int, dtype: Any) -> Any:
-    if bias.dtype.kind not in "iuf" and not is_bfloat16(bias.dtype):
-        raise TypeError(f"bias must hold real numbers, got dtype {bias.dtype}")
-    if bias.shape != (n,):
-        raise ValueError(f"bias has shape {bias.shape}; w has {n} rows, so ({n},) is allowed")
-    with np.errstate(over="ignore", under="ignore"):
-        return bias.astype(dtype)
-
-
-def _chunk_rows(rows: int, classes: int, dtype: Any, chunk_bytes: int | None) -> int:
-    """Rows of a chunk: as many as fit chunk_bytes in the compute type, evenly over the chunks, at least 1."""
-    compute = compute_dtype(dtype)
-    chunk_bytes = chunk_bytes or (CHUNK_BYTES if dtype == compute else HALF_CHUNK_BYTES)
-    limit = max(1, min(MAX_CHUNK_ROWS, chunk_bytes // max(1, classes * compute.itemsize)))
-    return math.ceil(rows / math.ceil(rows / limit)) if rows else 1
+    return plan._replace(chunk_rows=count_chunk_rows(len(plan.x), n, x.dtype, chunk_bytes))
 
 
 def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
@@ -142,22 +123,10 @@ def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
     divisor = 1.0
     if reduction == "mean":
         if s is not None and s.size and not (options.clip_norm or options.clip_value):
-            s = _scaled(s)
+            s = scale_weights(s)
         divisor = _divisor(len(x), labels, soft, s, options.weight)
     options = options._replace(sample_weight=s, upstream=upstream)
     return plan._replace(x=x, labels=labels, soft=soft, options=options, kept=kept, divisor=divisor)
-
-
-def _scaled(s: Any) -> Any:
-    """Sample weights of a mean, multiplied by a power of two if they are very large or small.
-
-    Their scale cancels in the mean, but row losses are rounded to float32 before that.
-    """
-    exponent = np.frexp(s.max())[1]
-    if abs(exponent) <= 60:
-        return s
-    with np.errstate(under="ignore"):
-        return np.ldexp(s, -exponent)
 
 
 def _divisor(rows: int, labels: Any, soft: Any, s: Any, weight: Any) -> float:

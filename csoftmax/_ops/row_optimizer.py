@@ -12,6 +12,7 @@ from .._arguments.numbers import check_non_negative, check_num_threads, check_po
 from .._arguments.places import DeviceError, is_cupy
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype, is_bfloat16
+from .rows import RowGradient
 
 __all__ = ["RowOptimizer"]
 
@@ -111,7 +112,7 @@ class RowOptimizer:
         arrays = (a for state in self._states.values() for a in state[2:6] if a is not None)
         return sum(int(a.nbytes) for a in arrays)  # type: ignore[union-attr]
 
-    def update(self, name: str, w: NDArray[Any], g: Any) -> None:
+    def update(self, name: str, w: NDArray[Any], g: RowGradient | ArrayLike) -> None:
         """Take one step on w, in place.
 
         Parameters
@@ -240,7 +241,7 @@ def check_weights(w: Any) -> None:
 def read_gradient(g: Any, w: Any) -> tuple[Any, Any]:
     """Rows (None: all) and values of a gradient of w: contiguous, the values with two axes in the compute type."""
     rows = None
-    if hasattr(g, "rows") and hasattr(g, "values"):
+    if isinstance(g, RowGradient):
         rows, g = check_rows(np.asarray(g.rows), len(w)), g.values
     if is_cupy(g):
         raise DeviceError("g is on a CUDA device, but w is not: pass g.get()")

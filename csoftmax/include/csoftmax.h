@@ -26,7 +26,7 @@ extern "C" {
 #endif
 
 #define CSM_ABI_MAJOR 0
-#define CSM_ABI_MINOR 3
+#define CSM_ABI_MINOR 4
 #define CSM_MAX_NDIM 64
 
 typedef enum csm_status {
@@ -304,6 +304,91 @@ csm_status csm_logsumexp_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t
 size_t csm_scratch_size(const csm_shape *, int threads);
 
 const char *csm_status_text(csm_status);
+
+/* Draws from a given distribution over n <= 2^31 classes by the alias method, in integers: the table realises
+ * masses[j] / (n 2^32) exactly.  These functions read threads and interrupt of the options. */
+typedef struct csm_alias_cell {
+    uint32_t cut, alias;
+} csm_alias_cell;
+/* masses: (weights + smoothing)^power as integers whose sum is n 2^32, by largest remainder, at least 1 where the
+ * weight is not 0.  weights NULL: log((j + 2) / (j + 1)).  CSM_BAD_OPTION: a weight is negative or not finite;
+ * CSM_NO_MASS: all are 0. */
+csm_status csm_alias_masses(size_t n, const double *weights, double smoothing, double power, uint64_t *masses,
+                            const csm_options *);
+csm_status csm_alias_table(size_t n, const uint64_t *masses, csm_alias_cell *cells);
+/* One class for each random 64-bit number.  cells NULL: uniform, for any n up to 2^63 - 1. */
+csm_status csm_alias_draw(size_t n, const csm_alias_cell *cells, size_t draws, const uint64_t *random, int64_t *classes,
+                          const csm_options *);
+/* The logarithm of the expected count in `rate` draws, rate * mass / total; is_poisson: that of the probability to be
+ * among the draws of a Poisson process of this rate.  masses NULL: every mass is 1. */
+csm_status csm_alias_log_q(const uint64_t *masses, uint64_t total, double rate, int is_poisson, size_t count,
+                           const int64_t *classes, double *log_q, const csm_options *);
+/* The expected number of classes among the draws of a Poisson process of the rate t, and its derivative.  masses NULL:
+ * all classes are equally probable. */
+csm_status csm_alias_inclusion(size_t n, const uint64_t *masses, double t, double *expected, double *slope,
+                               const csm_options *);
+
+/* Products with the rows of a matrix that are gathered by number, for losses over few of many classes.  Rows are
+ * contiguous, steps are bytes between them (of ids: elements).  These functions read threads and interrupt of the
+ * options; numbers of rows are not checked. */
+/* out[i][j] = x[i] . w[ids[i][j]] for n rows and m numbers each, ids_step = 0: the same numbers for every row. */
+csm_status csm_row_dots_f32(size_t n, size_t m, size_t d, const float *x, ptrdiff_t x_step, const float *w,
+                            ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, float *out, ptrdiff_t out_step,
+                            const csm_options *);
+csm_status csm_row_dots_f64(size_t n, size_t m, size_t d, const double *x, ptrdiff_t x_step, const double *w,
+                            ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, double *out, ptrdiff_t out_step,
+                            const csm_options *);
+csm_status csm_row_dots_f16(size_t n, size_t m, size_t d, const uint16_t *x, ptrdiff_t x_step, const uint16_t *w,
+                            ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, float *out, ptrdiff_t out_step,
+                            const csm_options *);
+csm_status csm_row_dots_bf16(size_t n, size_t m, size_t d, const uint16_t *x, ptrdiff_t x_step, const uint16_t *w,
+                             ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, float *out, ptrdiff_t out_step,
+                             const csm_options *);
+/* out[i] += sum of g[e] w[ids[e]] over e from offsets[i] to offsets[i + 1] - 1, in this order. */
+csm_status csm_row_sums_f32(size_t n, const int64_t *offsets, size_t d, const float *g, const float *w,
+                            ptrdiff_t w_step, const int64_t *ids, float *out, ptrdiff_t out_step, const csm_options *);
+csm_status csm_row_sums_f64(size_t n, const int64_t *offsets, size_t d, const double *g, const double *w,
+                            ptrdiff_t w_step, const int64_t *ids, double *out, ptrdiff_t out_step, const csm_options *);
+csm_status csm_row_sums_f16(size_t n, const int64_t *offsets, size_t d, const float *g, const uint16_t *w,
+                            ptrdiff_t w_step, const int64_t *ids, float *out, ptrdiff_t out_step, const csm_options *);
+csm_status csm_row_sums_bf16(size_t n, const int64_t *offsets, size_t d, const float *g, const uint16_t *w,
+                             ptrdiff_t w_step, const int64_t *ids, float *out, ptrdiff_t out_step, const csm_options *);
+/* w[ids[i]] += scale values[i]; the numbers are distinct. */
+csm_status csm_row_add_f32(size_t n, size_t d, const int64_t *ids, const float *values, ptrdiff_t values_step,
+                           double scale, float *w, ptrdiff_t w_step, const csm_options *);
+csm_status csm_row_add_f64(size_t n, size_t d, const int64_t *ids, const double *values, ptrdiff_t values_step,
+                           double scale, double *w, ptrdiff_t w_step, const csm_options *);
+csm_status csm_row_add_f16(size_t n, size_t d, const int64_t *ids, const uint16_t *values, ptrdiff_t values_step,
+                           double scale, uint16_t *w, ptrdiff_t w_step, const csm_options *);
+csm_status csm_row_add_bf16(size_t n, size_t d, const int64_t *ids, const uint16_t *values, ptrdiff_t values_step,
+                            double scale, uint16_t *w, ptrdiff_t w_step, const csm_options *);
+/* Counting sort of `count` keys below `bins`: order holds the positions of equal keys ascending, from offsets[key] on;
+ * offsets has bins + 1 elements. */
+csm_status csm_sort_rows(size_t count, const int64_t *keys, size_t bins, int64_t *offsets, int64_t *order);
+
+/* Negative sampling and noise-contrastive estimation: per row of m negatives and a target, the last,
+ *     loss = s [softplus(-u_m) + sum_j c_j softplus(u_j)],  softplus(u) = log(1 + e^u). */
+typedef struct csm_logistic_options {
+    size_t size; /* sizeof(csm_logistic_options) when the caller was compiled */
+    int gradient; /* u becomes the gradient of the sum of the losses, divided by the temperature */
+    double temperature; /* that u has been divided by */
+    double clip_norm, clip_value; /* of a row's gradient (norm first); 0 = none */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_logistic_options;
+static inline csm_logistic_options csm_default_logistic_options(void) {
+    csm_logistic_options o = {sizeof(csm_logistic_options), 1, 1, 0, 0, 1, NULL, NULL};
+    return o;
+}
+/* u: n rows of m + 1 numbers, u_step bytes apart.  counts: c, counts_step elements between rows (0: the same), or NULL.
+ * scale: s of each row, upstream: the factor of its gradient; NULL = 1. */
+csm_status csm_logistic_loss_f32(size_t n, size_t m, float *u, ptrdiff_t u_step, const double *counts,
+                                 size_t counts_step, const double *scale, const double *upstream, double *loss,
+                                 const csm_logistic_options *);
+csm_status csm_logistic_loss_f64(size_t n, size_t m, double *u, ptrdiff_t u_step, const double *counts,
+                                 size_t counts_step, const double *scale, const double *upstream, double *loss,
+                                 const csm_logistic_options *);
 
 /* Instruction sets: the best one of the machine is chosen once; names as in CSOFTMAX_ISA. */
 const char *csm_isa(void); /* in use */

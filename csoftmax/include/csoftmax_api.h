@@ -38,72 +38,123 @@ typedef const char *(*csm_isa_fn)(void);
 typedef int (*csm_of_isa_fn)(const char *);
 typedef csm_status (*csm_topk_integer_fn)(csm_label_type, const csm_shape *, const csm_view *, size_t, const csm_view *,
                                           const csm_view *, const csm_topk_options *);
+typedef csm_status (*csm_alias_masses_fn)(size_t, const double *, double, double, uint64_t *, const csm_options *);
+typedef csm_status (*csm_alias_table_fn)(size_t, const uint64_t *, csm_alias_cell *);
+typedef csm_status (*csm_alias_draw_fn)(size_t, const csm_alias_cell *, size_t, const uint64_t *, int64_t *,
+                                        const csm_options *);
+typedef csm_status (*csm_alias_log_q_fn)(const uint64_t *, uint64_t, double, int, size_t, const int64_t *, double *,
+                                         const csm_options *);
+typedef csm_status (*csm_alias_inclusion_fn)(size_t, const uint64_t *, double, double *, double *, const csm_options *);
+typedef csm_status (*csm_row_dots_f32_fn)(size_t, size_t, size_t, const float *, ptrdiff_t, const float *, ptrdiff_t,
+                                          const int64_t *, ptrdiff_t, float *, ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_row_dots_f64_fn)(size_t, size_t, size_t, const double *, ptrdiff_t, const double *, ptrdiff_t,
+                                          const int64_t *, ptrdiff_t, double *, ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_row_dots_f16_fn)(size_t, size_t, size_t, const uint16_t *, ptrdiff_t, const uint16_t *,
+                                          ptrdiff_t, const int64_t *, ptrdiff_t, float *, ptrdiff_t,
+                                          const csm_options *);
+typedef csm_status (*csm_row_sums_f32_fn)(size_t, const int64_t *, size_t, const float *, const float *, ptrdiff_t,
+                                          const int64_t *, float *, ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_row_sums_f64_fn)(size_t, const int64_t *, size_t, const double *, const double *, ptrdiff_t,
+                                          const int64_t *, double *, ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_row_sums_f16_fn)(size_t, const int64_t *, size_t, const float *, const uint16_t *, ptrdiff_t,
+                                          const int64_t *, float *, ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_row_add_f32_fn)(size_t, size_t, const int64_t *, const float *, ptrdiff_t, double, float *,
+                                         ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_row_add_f64_fn)(size_t, size_t, const int64_t *, const double *, ptrdiff_t, double, double *,
+                                         ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_row_add_f16_fn)(size_t, size_t, const int64_t *, const uint16_t *, ptrdiff_t, double,
+                                         uint16_t *, ptrdiff_t, const csm_options *);
+typedef csm_status (*csm_sort_rows_fn)(size_t, const int64_t *, size_t, int64_t *, int64_t *);
+typedef csm_status (*csm_logistic_loss_f32_fn)(size_t, size_t, float *, ptrdiff_t, const double *, size_t,
+                                               const double *, const double *, double *, const csm_logistic_options *);
+typedef csm_status (*csm_logistic_loss_f64_fn)(size_t, size_t, double *, ptrdiff_t, const double *, size_t,
+                                               const double *, const double *, double *, const csm_logistic_options *);
 
 /* X(type, name without csm_) */
-#define CSM_API_FUNCTIONS(X)                  \
-    X(csm_map_fn, softmax_f32)                \
-    X(csm_map_fn, softmax_f64)                \
-    X(csm_map_fn, softmax_f16)                \
-    X(csm_map_fn, softmax_bf16)               \
-    X(csm_map_fn, log_softmax_f32)            \
-    X(csm_map_fn, log_softmax_f64)            \
-    X(csm_map_fn, log_softmax_f16)            \
-    X(csm_map_fn, log_softmax_bf16)           \
-    X(csm_map_fn, logsumexp_f32)              \
-    X(csm_map_fn, logsumexp_f64)              \
-    X(csm_map_fn, logsumexp_f16)              \
-    X(csm_map_fn, logsumexp_bf16)             \
-    X(csm_vjp_fn, softmax_vjp_f32)            \
-    X(csm_vjp_fn, softmax_vjp_f64)            \
-    X(csm_vjp_fn, softmax_vjp_f16)            \
-    X(csm_vjp_fn, softmax_vjp_bf16)           \
-    X(csm_vjp_fn, log_softmax_vjp_f32)        \
-    X(csm_vjp_fn, log_softmax_vjp_f64)        \
-    X(csm_vjp_fn, log_softmax_vjp_f16)        \
-    X(csm_vjp_fn, log_softmax_vjp_bf16)       \
-    X(csm_loss_fn, cross_entropy_f32)         \
-    X(csm_loss_fn, cross_entropy_f64)         \
-    X(csm_loss_fn, cross_entropy_f16)         \
-    X(csm_loss_fn, cross_entropy_bf16)        \
-    X(csm_topk_fn, topk_f32)                  \
-    X(csm_topk_fn, topk_f64)                  \
-    X(csm_topk_fn, topk_f16)                  \
-    X(csm_topk_fn, topk_bf16)                 \
-    X(csm_entmax_fn, entmax_f32)              \
-    X(csm_entmax_fn, entmax_f64)              \
-    X(csm_entmax_fn, entmax_f16)              \
-    X(csm_entmax_fn, entmax_bf16)             \
-    X(csm_entmax_vjp_fn, entmax_vjp_f32)      \
-    X(csm_entmax_vjp_fn, entmax_vjp_f64)      \
-    X(csm_entmax_vjp_fn, entmax_vjp_f16)      \
-    X(csm_entmax_vjp_fn, entmax_vjp_bf16)     \
-    X(csm_entmax_loss_fn, entmax_loss_f32)    \
-    X(csm_entmax_loss_fn, entmax_loss_f64)    \
-    X(csm_entmax_loss_fn, entmax_loss_f16)    \
-    X(csm_entmax_loss_fn, entmax_loss_bf16)   \
-    X(csm_sample_fn, sample_f32)              \
-    X(csm_sample_fn, sample_f64)              \
-    X(csm_sample_fn, sample_f16)              \
-    X(csm_sample_fn, sample_bf16)             \
-    X(csm_rows_f32_fn, softmax_rows_f32)      \
-    X(csm_rows_f64_fn, softmax_rows_f64)      \
-    X(csm_rows_u16_fn, softmax_rows_f16)      \
-    X(csm_rows_u16_fn, softmax_rows_bf16)     \
-    X(csm_rows_f32_fn, log_softmax_rows_f32)  \
-    X(csm_rows_f64_fn, log_softmax_rows_f64)  \
-    X(csm_rows_u16_fn, log_softmax_rows_f16)  \
-    X(csm_rows_u16_fn, log_softmax_rows_bf16) \
-    X(csm_rows_f32_fn, logsumexp_rows_f32)    \
-    X(csm_rows_f64_fn, logsumexp_rows_f64)    \
-    X(csm_rows_u16_fn, logsumexp_rows_f16)    \
-    X(csm_rows_u16_fn, logsumexp_rows_bf16)   \
-    X(csm_scratch_size_fn, scratch_size)      \
-    X(csm_status_text_fn, status_text)        \
-    X(csm_isa_fn, isa)                        \
-    X(csm_of_isa_fn, select_isa)              \
-    X(csm_of_isa_fn, isa_built)               \
-    X(csm_of_isa_fn, isa_available)           \
-    X(csm_topk_integer_fn, topk_integer)
+#define CSM_API_FUNCTIONS(X)                       \
+    X(csm_map_fn, softmax_f32)                     \
+    X(csm_map_fn, softmax_f64)                     \
+    X(csm_map_fn, softmax_f16)                     \
+    X(csm_map_fn, softmax_bf16)                    \
+    X(csm_map_fn, log_softmax_f32)                 \
+    X(csm_map_fn, log_softmax_f64)                 \
+    X(csm_map_fn, log_softmax_f16)                 \
+    X(csm_map_fn, log_softmax_bf16)                \
+    X(csm_map_fn, logsumexp_f32)                   \
+    X(csm_map_fn, logsumexp_f64)                   \
+    X(csm_map_fn, logsumexp_f16)                   \
+    X(csm_map_fn, logsumexp_bf16)                  \
+    X(csm_vjp_fn, softmax_vjp_f32)                 \
+    X(csm_vjp_fn, softmax_vjp_f64)                 \
+    X(csm_vjp_fn, softmax_vjp_f16)                 \
+    X(csm_vjp_fn, softmax_vjp_bf16)                \
+    X(csm_vjp_fn, log_softmax_vjp_f32)             \
+    X(csm_vjp_fn, log_softmax_vjp_f64)             \
+    X(csm_vjp_fn, log_softmax_vjp_f16)             \
+    X(csm_vjp_fn, log_softmax_vjp_bf16)            \
+    X(csm_loss_fn, cross_entropy_f32)              \
+    X(csm_loss_fn, cross_entropy_f64)              \
+    X(csm_loss_fn, cross_entropy_f16)              \
+    X(csm_loss_fn, cross_entropy_bf16)             \
+    X(csm_topk_fn, topk_f32)                       \
+    X(csm_topk_fn, topk_f64)                       \
+    X(csm_topk_fn, topk_f16)                       \
+    X(csm_topk_fn, topk_bf16)                      \
+    X(csm_entmax_fn, entmax_f32)                   \
+    X(csm_entmax_fn, entmax_f64)                   \
+    X(csm_entmax_fn, entmax_f16)                   \
+    X(csm_entmax_fn, entmax_bf16)                  \
+    X(csm_entmax_vjp_fn, entmax_vjp_f32)           \
+    X(csm_entmax_vjp_fn, entmax_vjp_f64)           \
+    X(csm_entmax_vjp_fn, entmax_vjp_f16)           \
+    X(csm_entmax_vjp_fn, entmax_vjp_bf16)          \
+    X(csm_entmax_loss_fn, entmax_loss_f32)         \
+    X(csm_entmax_loss_fn, entmax_loss_f64)         \
+    X(csm_entmax_loss_fn, entmax_loss_f16)         \
+    X(csm_entmax_loss_fn, entmax_loss_bf16)        \
+    X(csm_sample_fn, sample_f32)                   \
+    X(csm_sample_fn, sample_f64)                   \
+    X(csm_sample_fn, sample_f16)                   \
+    X(csm_sample_fn, sample_bf16)                  \
+    X(csm_rows_f32_fn, softmax_rows_f32)           \
+    X(csm_rows_f64_fn, softmax_rows_f64)           \
+    X(csm_rows_u16_fn, softmax_rows_f16)           \
+    X(csm_rows_u16_fn, softmax_rows_bf16)          \
+    X(csm_rows_f32_fn, log_softmax_rows_f32)       \
+    X(csm_rows_f64_fn, log_softmax_rows_f64)       \
+    X(csm_rows_u16_fn, log_softmax_rows_f16)       \
+    X(csm_rows_u16_fn, log_softmax_rows_bf16)      \
+    X(csm_rows_f32_fn, logsumexp_rows_f32)         \
+    X(csm_rows_f64_fn, logsumexp_rows_f64)         \
+    X(csm_rows_u16_fn, logsumexp_rows_f16)         \
+    X(csm_rows_u16_fn, logsumexp_rows_bf16)        \
+    X(csm_scratch_size_fn, scratch_size)           \
+    X(csm_status_text_fn, status_text)             \
+    X(csm_isa_fn, isa)                             \
+    X(csm_of_isa_fn, select_isa)                   \
+    X(csm_of_isa_fn, isa_built)                    \
+    X(csm_of_isa_fn, isa_available)                \
+    X(csm_topk_integer_fn, topk_integer)           \
+    X(csm_alias_masses_fn, alias_masses)           \
+    X(csm_alias_table_fn, alias_table)             \
+    X(csm_alias_draw_fn, alias_draw)               \
+    X(csm_alias_log_q_fn, alias_log_q)             \
+    X(csm_alias_inclusion_fn, alias_inclusion)     \
+    X(csm_row_dots_f32_fn, row_dots_f32)           \
+    X(csm_row_dots_f64_fn, row_dots_f64)           \
+    X(csm_row_dots_f16_fn, row_dots_f16)           \
+    X(csm_row_dots_f16_fn, row_dots_bf16)          \
+    X(csm_row_sums_f32_fn, row_sums_f32)           \
+    X(csm_row_sums_f64_fn, row_sums_f64)           \
+    X(csm_row_sums_f16_fn, row_sums_f16)           \
+    X(csm_row_sums_f16_fn, row_sums_bf16)          \
+    X(csm_row_add_f32_fn, row_add_f32)             \
+    X(csm_row_add_f64_fn, row_add_f64)             \
+    X(csm_row_add_f16_fn, row_add_f16)             \
+    X(csm_row_add_f16_fn, row_add_bf16)            \
+    X(csm_sort_rows_fn, sort_rows)                 \
+    X(csm_logistic_loss_f32_fn, logistic_loss_f32) \
+    X(csm_logistic_loss_f64_fn, logistic_loss_f64)
 /* Until here. */
 
 #define CSM_API_MEMBER(type, name) type name;

@@ -40,6 +40,17 @@ csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, 
                                const csm_entmax_options *);
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
+csm_status csm_run_row_dots(csm_dtype, const csm_table *, size_t n, size_t m, size_t d, const void *x, ptrdiff_t x_step,
+                            const void *w, ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, void *out,
+                            ptrdiff_t out_step, const csm_options *);
+csm_status csm_run_row_sums(csm_dtype, const csm_table *, size_t n, const int64_t *offsets, size_t d, const void *g,
+                            const void *w, ptrdiff_t w_step, const int64_t *ids, void *out, ptrdiff_t out_step,
+                            const csm_options *);
+csm_status csm_run_row_add(csm_dtype, const csm_table *, size_t n, size_t d, const int64_t *ids, const void *values,
+                           ptrdiff_t values_step, double scale, void *w, ptrdiff_t w_step, const csm_options *);
+csm_status csm_run_logistic_loss(csm_dtype, const csm_table *, size_t n, size_t m, void *u, ptrdiff_t u_step,
+                                 const double *counts, size_t counts_step, const double *scale, const double *upstream,
+                                 double *loss, const csm_logistic_options *);
 
 /* One step of an optimiser on some rows of w, in place; the state has the compute type. */
 typedef struct csm_row_update {

@@ -7,6 +7,7 @@
 #include "topk/topk.inc.h"
 #include "entmax/entmax.inc.h"
 #include "row_optimizer/row_optimizer.inc.h"
+#include "sampled/rows.inc.h"
 #undef ONE_VECTOR
 #undef USED
 #undef T

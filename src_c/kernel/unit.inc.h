@@ -73,6 +73,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "../math/sum.inc.h"
 #include "softmax/element.inc.h"
 #include "topk/select.inc.h"
+#include "sampled/logistic.inc.h"
 
 #define T float
 #define STORED_AS_REAL 1
@@ -116,6 +117,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "../math/sum.inc.h"
 #include "softmax/element.inc.h"
 #include "topk/select.inc.h"
+#include "sampled/logistic.inc.h"
 
 #define T double
 #define STORED_AS_REAL 1
@@ -140,6 +142,10 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
 #define ENTMAX(suffix, storage, compute) {support_##suffix, spread_##suffix, entmax_vjp_##suffix},
+#define ROWS(suffix, storage, compute) {row_dots_##suffix, row_sums_##suffix, row_add_##suffix},
+#define LOGISTIC_f32 {v32_logistic_row, v32_logistic_clip}
+#define LOGISTIC_f64 {v64_logistic_row, v64_logistic_clip}
+#define LOGISTIC(suffix, storage, compute) LOGISTIC_##compute,
 #define SELECT(suffix, storage, compute) select_##suffix,
 #define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,
 #define MAX(suffix, storage, compute) max_##suffix,
@@ -151,10 +157,13 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 
 #ifndef CSM_NO_TABLE /* tests/c/exp_unit.c, which needs no kernel */
 static const csm_table table = {
-    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)},   {CSM_DTYPES(LOSS)},
-    {CSM_DTYPES(ENTMAX)},      {CSM_DTYPES(SELECT)},    {select_i32, select_u32, select_i64, select_u64},
-    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},       {CSM_DTYPES(WIDEN)},
-    {CSM_DTYPES(NARROW)},      {CSM_DTYPES(OPTIMIZER)},
+    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)},
+    {CSM_DTYPES(LOSS)},        {CSM_DTYPES(ENTMAX)},
+    {CSM_DTYPES(ROWS)},        {CSM_DTYPES(LOGISTIC)},
+    {CSM_DTYPES(SELECT)},      {select_i32, select_u32, select_i64, select_u64},
+    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},
+    {CSM_DTYPES(WIDEN)},       {CSM_DTYPES(NARROW)},
+    {CSM_DTYPES(OPTIMIZER)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

@@ -4,6 +4,7 @@ import mpmath
 import numpy as np
 import pytest
 
+import csoftmax
 from csoftmax._cpu import binding
 from csoftmax.heads import RowOptimizer
 
@@ -11,11 +12,8 @@ KINDS = ["rowwise_adagrad", "adagrad", "adam", "sgd"]
 WIDTHS = [1, 2, 3, 7, 15, 16, 17, 33, 64, 97]
 
 
-class Rows:
-    """A gradient of some rows."""
-
-    def __init__(self, rows, values):
-        self.rows, self.values = np.asarray(rows), np.asarray(values)
+def make_rows(rows, values):
+    return csoftmax.RowGradient(np.asarray(rows), np.asarray(values))
 
 
 class Definition:
@@ -75,7 +73,7 @@ def test_definition(kind, dtype, penalty):
         for _ in range(4):
             rows = np.sort(rng.choice(9, rng.integers(0, 6), replace=False))
             values = (rng.normal(size=(len(rows), width)) * 10.0 ** rng.integers(-6, 3)).astype(dtype)
-            optimizer.update("w", w, Rows(rows, values))
+            optimizer.update("w", w, make_rows(rows, values))
             exact.step(rows, values)
         optimizer.apply_decay("w", w)
         worst = max(worst, distance(w, exact))
@@ -86,7 +84,7 @@ def test_decay_is_exact_after_a_million_steps():
     """(1 - eta lambda)^k to the last digit of float64, where a product of a million factors has an error of 1e-10."""
     w = np.ones((2, 3))
     optimizer = RowOptimizer("sgd", 0.125, penalty_l2=1e-6)
-    optimizer.update("w", w, Rows([0], np.zeros((1, 3))))
+    optimizer.update("w", w, make_rows([0], np.zeros((1, 3))))
     steps = 1_000_000
     optimizer._states["w"] = optimizer._states["w"]._replace(step=steps)
     optimizer.apply_decay("w", w)
@@ -106,8 +104,8 @@ def test_adam_of_a_row_is_adam_on_its_gradients_alone():
     w, alone = np.ones((3, 4)), np.ones((1, 4))
     lazy, dense = RowOptimizer("adam", 0.1), RowOptimizer("adam", 0.1)
     for g in gradients:
-        lazy.update("w", w, Rows([1], g))
-        lazy.update("w", w, Rows([0, 2], rng.normal(size=(2, 4))))
+        lazy.update("w", w, make_rows([1], g))
+        lazy.update("w", w, make_rows([0, 2], rng.normal(size=(2, 4))))
         dense.update("w", alone, g)
     assert (w[1] == alone[0]).all()
 
@@ -118,7 +116,7 @@ def test_rows_without_a_gradient_are_not_visited(kind):
     w = np.full((6, 5), np.nan, np.float32)
     w[[1, 4]] = 1
     optimizer = RowOptimizer(kind, penalty_l2=0.1)
-    optimizer.update("w", w, Rows([1, 4], np.ones((2, 5))))
+    optimizer.update("w", w, make_rows([1, 4], np.ones((2, 5))))
     assert np.isfinite(w[[1, 4]]).all()
     assert np.isnan(w[[0, 2, 3, 5]]).all()
 
@@ -140,7 +138,7 @@ def test_bits(kind, dtype):
         return w.tobytes()
 
     def as_rows(g):
-        return Rows(rows, g)
+        return make_rows(rows, g)
 
     isa = binding.isa()
     expected = run(1, start.copy(), as_rows)
@@ -169,8 +167,8 @@ def test_a_vector_is_a_matrix_of_one_column():
         one, other = RowOptimizer(kind), RowOptimizer(kind)
         for _ in range(3):
             g = rng.normal(size=3)
-            one.update("b", w, Rows([0, 4, 8], g))
-            other.update("b", column, Rows([0, 4, 8], g[:, None]))
+            one.update("b", w, make_rows([0, 4, 8], g))
+            other.update("b", column, make_rows([0, 4, 8], g[:, None]))
         assert (w == column[:, 0]).all()
 
 
@@ -186,7 +184,7 @@ def test_state_sizes():
     sizes = {"rowwise_adagrad": 4 * 1000, "adagrad": 4 * 8000, "adam": 2 * 4 * 8000 + 4 * 1000, "sgd": 0}
     for kind, size in sizes.items():
         optimizer = RowOptimizer(kind)
-        optimizer.update("w", w, Rows([3], np.ones((1, 8))))
+        optimizer.update("w", w, make_rows([3], np.ones((1, 8))))
         assert optimizer.nbytes == size
     assert optimizer.forget() is None
     assert optimizer.nbytes == 0
@@ -199,18 +197,18 @@ def test_nothing_to_do():
             w = np.ones(shape)
             optimizer.update(str(shape), w, np.ones(shape))
         w = np.ones((3, 2))
-        optimizer.update("w", w, Rows(np.zeros(0, int), np.zeros((0, 2))))
+        optimizer.update("w", w, make_rows(np.zeros(0, int), np.zeros((0, 2))))
         assert (w == 1).all()
 
 
 @pytest.mark.parametrize(
     ("error", "match", "change"),
     [
-        (IndexError, r"rows\[1\] is 3; w has 3 rows", {"g": Rows([0, 3], np.ones((2, 2)))}),
-        (IndexError, r"rows\[0\] is -1", {"g": Rows([-1], np.ones((1, 2)))}),
-        (ValueError, "rows must be distinct", {"g": Rows([1, 1], np.ones((2, 2)))}),
-        (TypeError, "rows must be integers", {"g": Rows([0.5], np.ones((1, 2)))}),
-        (ValueError, r"g has shape \(1, 3\)", {"g": Rows([0], np.ones((1, 3)))}),
+        (IndexError, r"rows\[1\] is 3; w has 3 rows", {"g": make_rows([0, 3], np.ones((2, 2)))}),
+        (IndexError, r"rows\[0\] is -1", {"g": make_rows([-1], np.ones((1, 2)))}),
+        (ValueError, "rows must be distinct", {"g": make_rows([1, 1], np.ones((2, 2)))}),
+        (TypeError, "rows must be integers", {"g": make_rows([0.5], np.ones((1, 2)))}),
+        (ValueError, r"g has shape \(1, 3\)", {"g": make_rows([0], np.ones((1, 3)))}),
         (ValueError, r"g has shape \(2, 2\)", {"g": np.ones((2, 2))}),
         (TypeError, "g must hold real numbers", {"g": np.ones((3, 2), complex)}),
         (TypeError, "w must be a NumPy array", {"w": [[1.0, 2.0]]}),

@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._ops.in_batch import in_batch_softmax_loss_with_grad
 from ..._ops.rows import RowGradient
-from ..._ops.sampled import in_batch_softmax_loss_with_grad, sampled_softmax_loss_with_grad
+from ..._ops.sampled import sampled_softmax_loss_with_grad
 from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
 from .counts import smooth
 from .heads import LinearHead, Step, as_dense

@@ -1,0 +1,49 @@
+"""What losses of a linear layer share: its bias, its rows that take part, and the rows of a chunk of logits."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from .._cpu.dtypes import compute_dtype, is_bfloat16
+from .._cpu.linear import CHUNK_BYTES, HALF_CHUNK_BYTES, MAX_CHUNK_ROWS
+
+
+def check_layer(x: Any, w: Any) -> None:
+    """Refuse features and weights that do not fit each other."""
+    if x.ndim == 0 or w.ndim != 2 or w.shape[1] != x.shape[-1]:
+        raise ValueError(f"x has shape {x.shape} and w {w.shape}; allowed are (..., D) and (K, D)")
+    if w.dtype != x.dtype:
+        raise TypeError(f"w has dtype {w.dtype}, x has dtype {x.dtype}: they must be the same")
+
+
+def check_bias(bias: Any, n: int, dtype: Any) -> Any:
+    """The bias of n classes in the compute type."""
+    if bias.dtype.kind not in "iuf" and not is_bfloat16(bias.dtype):
+        raise TypeError(f"bias must hold real numbers, got dtype {bias.dtype}")
+    if bias.shape != (n,):
+        raise ValueError(f"bias has shape {bias.shape}; w has {n} rows, so ({n},) is allowed")
+    with np.errstate(over="ignore", under="ignore"):
+        return bias.astype(dtype)
+
+
+def count_chunk_rows(rows: int, classes: int, dtype: Any, chunk_bytes: int | None) -> int:
+    """Rows of a chunk: as many as fit chunk_bytes in the compute type, evenly over the chunks, at least 1."""
+    compute = compute_dtype(dtype)
+    chunk_bytes = chunk_bytes or (CHUNK_BYTES if dtype == compute else HALF_CHUNK_BYTES)
+    limit = max(1, min(MAX_CHUNK_ROWS, chunk_bytes // max(1, classes * compute.itemsize)))
+    return math.ceil(rows / math.ceil(rows / limit)) if rows else 1
+
+
+def scale_weights(s: Any) -> Any:
+    """Sample weights of a mean, multiplied by a power of two if they are very large or small.
+
+    Their scale cancels in the mean, but row losses are rounded to float32 before that.
+    """
+    exponent = np.frexp(s.max())[1]
+    if abs(exponent) <= 60:
+        return s
+    with np.errstate(under="ignore"):
+        return np.ldexp(s, -exponent)

@@ -1,0 +1,404 @@
+"""Softmax over the candidates of a batch, for two-tower models."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._arguments.foreign import accept_foreign
+from .._arguments.labels import check_upstream, check_weight, raise_bad_label
+from .._arguments.layers import count_chunk_rows, scale_weights
+from .._arguments.negatives import as_ids
+from .._arguments.numbers import check_count, check_flag, check_num_threads, check_reduction, check_temperature
+from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
+from .._cpu import binding
+from .._cpu.apart import multiply
+from .._cpu.dtypes import compute_dtype
+from .._cpu.linear import kernel_threads
+
+__all__ = ["InBatchLossResult", "in_batch_softmax_loss", "in_batch_softmax_loss_with_grad"]
+
+
+class InBatchLossResult(NamedTuple):
+    """The result of `in_batch_softmax_loss_with_grad`."""
+
+    loss: Any
+    grad_x: Any
+    grad_y: Any
+
+
+class InBatchPlan(NamedTuple):
+    """A checked call; `kept` are the rows whose sample weight is not 0."""
+
+    x: Any  # (N, D)
+    y: Any  # (M, D)
+    target: Any  # int64 (N,)
+    ids: Any | None
+    mask: Any | None  # bool (N, M)
+    shift: Any | None  # of the logits of each candidate, times the temperature
+    corrects_target: bool
+    scale: Any | None
+    upstream: Any | None
+    temperature: float
+    kept: Any
+    divisor: float
+    compute: np.dtype[Any]
+    chunk_rows: int
+
+
+def plan_in_batch(
+    x: Any,
+    y: Any,
+    *,
+    target: Any,
+    ids: Any,
+    log_q: Any,
+    mask: Any,
+    correction: Any,
+    symmetric: Any,
+    sample_weight: Any,
+    temperature: Any,
+    reduction: Any,
+    upstream: Any,
+    chunk_bytes: Any,
+    device: str | None,
+) -> InBatchPlan:
+    """Check the arguments of in_batch_softmax_loss."""
+    place = place_of(device, x)
+    if place.on_cuda:
+        check_kernels("in_batch_softmax_loss")
+    if device is not None:
+        x, y, target, ids, log_q, mask, sample_weight, upstream = to_host(
+            x, y, target, ids, log_q, mask, sample_weight, upstream
+        )
+    x, _ = as_float("x", x)
+    y, _ = as_float("y", y)
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(f"x has shape {x.shape} and y {y.shape}; allowed are (N, D) and (M, D)")
+    if x.dtype != y.dtype:
+        raise TypeError(f"y has dtype {y.dtype}, x has dtype {x.dtype}: they must be the same")
+    (n, _), m, compute = x.shape, len(y), compute_dtype(x.dtype)
+    if check_flag("symmetric", symmetric) and (target is not None or n != m):
+        raise ValueError(f"symmetric needs as many candidates as rows and no target, got {n} rows and {m} candidates")
+    if not isinstance(correction, str) or correction not in ("ranking", "partition", "none"):
+        raise ValueError(f"correction must be ranking, partition or none, got {correction!r}")
+    check_reduction(reduction)
+    chunk_bytes = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
+    t = check_temperature(temperature, True)
+    labels = _check_target(target, n, m)
+    s = (
+        None
+        if sample_weight is None
+        else np.ascontiguousarray(check_weight("sample_weight", sample_weight, (n,), float))
+    )
+    factor = None if upstream is None else check_upstream(upstream, reduction, (n,))
+    kept = np.arange(n) if s is None else np.flatnonzero(s)
+    if reduction == "mean" and s is not None and s.size:
+        s = scale_weights(s)
+    divisor = (float(n) if s is None else float(np.sum(s))) if reduction == "mean" else 1.0
+    shift = None if log_q is None or correction == "none" else _check_log_q(log_q, m) * t
+    return InBatchPlan(
+        x,
+        y,
+        labels,
+        None if ids is None else _check_ids(ids, m),
+        None if mask is None else _check_mask(mask, (n, m)),
+        shift,
+        correction == "ranking",
+        s,
+        factor,
+        t,
+        kept,
+        divisor,
+        compute,
+        count_chunk_rows(n, m, x.dtype, chunk_bytes),
+    )
+
+
+def _check_target(target: Any, n: int, m: int) -> Any:
+    if target is None:
+        if m < n:
+            raise ValueError(f"y has {m} rows, x {n}: without target, row i of x belongs to row i of y")
+        return np.arange(n)
+    labels = as_ids("target", target)
+    if labels.shape != (n,):
+        raise ValueError(f"target has shape {labels.shape}; ({n},), one candidate for each row, is needed")
+    raise_bad_label(labels, m, None)
+    return labels
+
+
+def _check_ids(ids: Any, m: int) -> Any:
+    given = as_array("ids", ids)
+    if given.dtype.kind not in "iuUS" or given.shape != (m,):
+        raise ValueError(
+            f"ids has shape {given.shape} and dtype {given.dtype}; one id for each of {m} candidates is needed"
+        )
+    return np.unique(given, return_inverse=True)[1].reshape(m)  # small integers, which are fast to compare
+
+
+def _check_mask(mask: Any, shape: tuple[int, int]) -> Any:
+    given = as_array("mask", mask)
+    if given.dtype != np.bool_:
+        raise TypeError(f"mask must be boolean, got dtype {given.dtype}")
+    if given.shape != shape:
+        raise ValueError(f"mask has shape {given.shape}; {shape} is needed")
+    return given
+
+
+def _check_log_q(log_q: Any, m: int) -> Any:
+    given = as_array("log_q", log_q)
+    if given.dtype.kind not in "iuf":
+        raise TypeError(f"log_q must hold real numbers, got dtype {given.dtype}")
+    if given.shape != (m,):
+        raise ValueError(f"log_q has shape {given.shape}; one value for each of {m} candidates is needed")
+    values = given.astype(np.float64)
+    if not np.isfinite(values).all():
+        at = int(np.argmin(np.isfinite(values)))
+        raise ValueError(f"log_q is {values[at]} for candidate {at}: it must be finite")
+    return values
+
+
+# Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
+@np.errstate(all="ignore")
+def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -> tuple[Any, Any, Any]:
+    """Row losses, and the gradients of x and y in the compute type, of the softmax of each row over the candidates."""
+    compute, (n, d), m = plan.compute, plan.x.shape, len(plan.y)
+    y = plan.y.astype(compute, copy=False)
+    shift = None if plan.shift is None else plan.shift.astype(compute)
+    losses = np.zeros(n)
+    grad_x = np.zeros((n, d), compute) if gradient else None
+    grad_y = np.zeros((m, d), compute) if gradient else None
+    coefficient = (np.ones(n) if plan.upstream is None else plan.upstream) / plan.divisor
+    buffer = binding.empty((min(plan.chunk_rows, n), m), compute)
+    for begin in range(0, len(plan.kept) if plan.divisor != 0 else 0, plan.chunk_rows):
+        rows = plan.kept[begin : begin + plan.chunk_rows]
+        logits, target = buffer[: len(rows)], plan.target[rows]
+        x = plan.x[rows].astype(compute, copy=False)
+        multiply(x, y.T, logits)
+        at = np.arange(len(rows)), target
+        _correct(plan, logits, rows, at, shift)
+        row_losses = np.empty(len(rows))
+        binding.run_cross_entropy(
+            binding.DTYPES[compute.name],
+            logits,
+            logits if gradient else None,
+            row_losses,
+            target,
+            *(None, None, None),
+            None if plan.scale is None else plan.scale[rows],
+            coefficient[rows],
+            *(plan.temperature, 0.0, 0.0, 0.0, 0.0),
+            binding.REDUCTIONS["none"],
+            kernel_threads(logits.size, num_threads),
+        )
+        losses[rows] = row_losses
+        if grad_x is not None and grad_y is not None:
+            grad_x[rows] = multiply(logits, y)
+            if begin == 0:
+                multiply(logits.T, x, grad_y)
+            else:
+                grad_y += multiply(logits.T, x)
+    return losses, grad_x, grad_y
+
+
+def _correct(plan: InBatchPlan, logits: Any, rows: Any, at: Any, shift: Any) -> None:
+    """Subtract the shifts of the candidates, and set those that are no negatives of their row to -inf."""
+    own = logits[at]
+    if shift is not None:
+        logits -= shift
+        if plan.corrects_target:
+            own = logits[at]
+    if plan.ids is not None:
+        logits[plan.ids[plan.target[rows], None] == plan.ids] = -np.inf
+    if plan.mask is not None:
+        logits[plan.mask[rows]] = -np.inf
+    logits[at] = own
+
+
+@accept_foreign
+def _run_in_batch(x: Any, y: Any, *, gradient: bool, num_threads: Any, **options: Any) -> tuple[Any, Any, Any]:
+    plan = plan_in_batch(x, y, **options)
+    num_threads = check_num_threads(num_threads)
+    losses, grad_x, grad_y = _run_direction(plan, gradient, num_threads)
+    if options["symmetric"]:
+        mirrored = plan._replace(x=plan.y, y=plan.x, shift=None, mask=None if plan.mask is None else plan.mask.T)
+        others, other_y, other_x = _run_direction(mirrored, gradient, num_threads)
+        losses = (losses + others) / 2
+        if gradient:
+            grad_x, grad_y = (grad_x + other_x) / 2, (grad_y + other_y) / 2
+    loss: Any = losses
+    if options["reduction"] != "none":
+        loss = math.nan if plan.divisor == 0 else np.sum(losses) / plan.divisor
+        loss = loss if loss == loss else math.nan
+    loss = np.asarray(loss).astype(plan.compute)[()]
+    if not gradient:
+        return loss, None, None
+    return loss, grad_x.astype(plan.x.dtype, copy=False), grad_y.astype(plan.x.dtype, copy=False)
+
+
+def in_batch_softmax_loss(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    target: ArrayLike | None = None,
+    ids: ArrayLike | None = None,
+    log_q: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    correction: Literal["ranking", "partition", "none"] = "ranking",
+    symmetric: bool = False,
+    sample_weight: ArrayLike | None = None,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    chunk_bytes: SupportsIndex | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Cross-entropy of each row's own candidate among the candidates of the batch.
+
+    Parameters
+    ----------
+    x : array_like of shape (N, D)
+        Features of the rows, such as users, in one of the dtypes of `softmax`.
+    y : array_like of shape (M, D) and the dtype of x
+        Candidates, such as items: first those of the rows, then any further ones.
+    target : array_like of int of shape (N,), optional
+        The candidate of each row; the default is candidate i for row i.
+    ids : array_like of int or str of shape (M,), optional
+        Identities of the candidates. Candidates that are the same as the row's own one are no negatives of the row.
+    log_q : array_like of shape (M,), optional
+        Logarithm of the expected count of each candidate in a batch. For "ranking" any constant cancels, so that the
+        logarithms of the candidates' frequencies suffice; for "partition" it must be ``log((N - 1) p)``. None: no
+        correction.
+    mask : array_like of bool of shape (N, M), optional
+        True where a candidate is another positive of the row, and so no negative. Own candidates always take part.
+    correction : {"ranking", "partition", "none"}, default "ranking"
+        As in `sampled_softmax_loss`.
+    symmetric : bool, default False
+        The mean of this loss and of that of each candidate's own row among the rows (Radford et al. 2021), which log_q,
+        a property of the candidates, does not correct. Needs M = N and no target.
+    sample_weight, temperature, reduction, device, num_threads
+        As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
+    chunk_bytes : int, optional
+        Upper bound on the bytes of the logits that exist at a time, as in `linear_cross_entropy`.
+
+    Returns
+    -------
+    scalar, or ndarray of shape (N,) with reduction "none"
+        float64 for float64 and integer input, else float32.
+
+    Raises
+    ------
+    IndexError
+        If a target is no candidate.
+    DeviceError
+        If the call would compute on a CUDA device.
+    TypeError, ValueError, MemoryError
+        As in `linear_cross_entropy`.
+
+    Notes
+    -----
+    The logits are ``x @ y.T / temperature``, less log_q (Yi et al. 2019). Candidates that take no part have the logit
+    -inf, so that they have no influence however small the others are.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> users, items = np.eye(3), np.eye(3)[[0, 1, 1]]
+    >>> csoftmax.in_batch_softmax_loss(users, items, ids=[7, 8, 8], reduction="none").round(4)
+    array([0.5514, 0.3133, 0.6931])
+    """
+    return _run_in_batch(
+        x,
+        y,
+        gradient=False,
+        target=target,
+        ids=ids,
+        log_q=log_q,
+        mask=mask,
+        correction=correction,
+        symmetric=symmetric,
+        sample_weight=sample_weight,
+        temperature=temperature,
+        reduction=reduction,
+        upstream=None,
+        chunk_bytes=chunk_bytes,
+        device=device,
+        num_threads=num_threads,
+    )[0]
+
+
+def in_batch_softmax_loss_with_grad(
+    x: ArrayLike,
+    y: ArrayLike,
+    *,
+    target: ArrayLike | None = None,
+    ids: ArrayLike | None = None,
+    log_q: ArrayLike | None = None,
+    mask: ArrayLike | None = None,
+    correction: Literal["ranking", "partition", "none"] = "ranking",
+    symmetric: bool = False,
+    sample_weight: ArrayLike | None = None,
+    temperature: float = 1.0,
+    reduction: Literal["none", "sum", "mean"] = "mean",
+    upstream: ArrayLike = 1.0,
+    chunk_bytes: SupportsIndex | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> InBatchLossResult:
+    """The loss of `in_batch_softmax_loss` and its gradients.
+
+    Parameters
+    ----------
+    x, y, target, ids, log_q, mask, correction, symmetric, chunk_bytes
+        As in `in_batch_softmax_loss`.
+    sample_weight, temperature, reduction, device, num_threads
+        As in `cross_entropy`.
+    upstream : float or array_like, default 1.0
+        As in `cross_entropy_with_grad`.
+
+    Returns
+    -------
+    InBatchLossResult
+        loss, grad_x (N, D), grad_y (M, D), in the dtype of x (float64 for integers).
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, DeviceError, MemoryError
+        As in `in_batch_softmax_loss`.
+
+    Notes
+    -----
+    Sums are computed in the compute type (float32 for half types), chunk by chunk in order.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import csoftmax
+    >>> result = csoftmax.in_batch_softmax_loss_with_grad(np.eye(2), np.eye(2))
+    >>> result.grad_y.round(4)
+    array([[-0.1345,  0.1345],
+           [ 0.1345, -0.1345]])
+    """
+    results = _run_in_batch(
+        x,
+        y,
+        gradient=True,
+        target=target,
+        ids=ids,
+        log_q=log_q,
+        mask=mask,
+        correction=correction,
+        symmetric=symmetric,
+        sample_weight=sample_weight,
+        temperature=temperature,
+        reduction=reduction,
+        upstream=upstream,
+        chunk_bytes=chunk_bytes,
+        device=device,
+        num_threads=num_threads,
+    )
+    return InBatchLossResult(*results)

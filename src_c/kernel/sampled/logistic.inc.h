@@ -1,0 +1,84 @@
+/* A row of logistic terms and their derivatives, one compute type REAL.
+ *
+ *   loss = softplus(-u_n) + sum_{j < n} c_j softplus(u_j),  softplus(u) = max(u, 0) + log(1 + e^-|u|)
+ *   g_n = -sigma(-u_n),  g_j = c_j sigma(u_j);  sigma(u) = 1 / (1 + e^-|u|) for u >= 0, e^-|u| / (1 + e^-|u|) below
+ *
+ * So no difference of nearly equal numbers is formed, for any u.  Everything is computed in double, for float as well,
+ * by elementwise loops over parts of PART numbers that the compiler vectorises; the sums run over 8 lanes, j mod 8, in
+ * the order of j, and are added in a fixed tree.  Every instruction set therefore has the same bits.
+ * Passes: one.  2.3 ns for each element with AVX2.
+ * -inf contributes 0 to the loss and to the gradient, which is how accidental hits are left out; +inf gives an infinite
+ * loss and a derivative of c.  NaN makes the loss and its own derivative NaN.
+ * Error, against mpmath (tests/ops/test_sampled_logistic.py): derivatives below 2 ULP of double, then rounded to REAL;
+ * the loss below 2 ULP + n / 8 units of its sum.
+ */
+#ifndef V
+#error "logistic.inc.h needs V(name), REAL"
+#endif
+
+#ifndef CSM_LOGISTIC_PART
+#define CSM_LOGISTIC_PART
+enum { LOGISTIC_PART = 128, LOGISTIC_LANES = 8 };
+/* e^-a for a >= 0: 0 beyond 745.2, NaN passes.  No branch, so that loops of it become vectors. */
+INLINE double csm_exp_falling(double a) {
+    const double w = -csm_choose(a > 746, 746, a);
+    /* an integer n with the bias of the exponent in its low bits, 64 more so that no scale is subnormal */
+    const double shifted = w * 0x1.71547652b82fep+0 + (0x1.8p52 + 1087), n = shifted - (0x1.8p52 + 1087);
+    const double scale = csm_double_of(csm_double_bits(shifted) << 52);
+    const double r = fma(-n, 0x1.abc9e3b39803fp-56, fma(-n, 0x1.62e42fefa39efp-1, w));
+    const double t = r + r * r * (0.5 + (r * csm_exp_rest(r) + 0x1.4p-50));
+    return fma(t, scale, scale) * 0x1p-64;
+}
+#endif
+
+static void V(logistic_row)(csm_logistic_row *row, int gradient, double factor) {
+    REAL *u = row->u;
+    double e[LOGISTIC_PART], g[LOGISTIC_PART], losses[LOGISTIC_LANES] = {0}, squares[LOGISTIC_LANES] = {0};
+    for (size_t begin = 0; begin <= row->n; begin += LOGISTIC_PART) {
+        const size_t left = row->n + 1 - begin;
+        const size_t k = left < LOGISTIC_PART ? left : LOGISTIC_PART;
+        REAL *part = u + begin;
+        const int has_target = left <= LOGISTIC_PART;
+        SIMD
+        for (size_t i = 0; i < k; i++) g[i] = (double)part[i];
+        if (has_target) g[k - 1] = -g[k - 1];
+        SIMD
+        for (size_t i = 0; i < k; i++) {
+            const double a = csm_double_of(csm_double_bits(g[i]) & 0x7fffffffffffffffu);
+            const double falling = csm_exp_falling(a), whole = 1 + falling;
+            const int rises = g[i] >= 0;
+            e[i] = csm_choose(rises, g[i], csm_choose(g[i] < 0, 0, g[i])) + csm_log1p(falling, 0);
+            g[i] = csm_choose(rises, 1, falling) / whole;
+        }
+        if (row->counts) {
+            const size_t negatives = k - (size_t)has_target;
+            for (size_t i = 0; i < negatives; i++) {
+                e[i] *= row->counts[begin + i];
+                g[i] *= row->counts[begin + i];
+            }
+        }
+        if (has_target) g[k - 1] = -g[k - 1];
+        for (size_t i = 0; i < k; i++) losses[i % LOGISTIC_LANES] += e[i];
+        if (!gradient) continue;
+        for (size_t i = 0; i < k; i++) squares[i % LOGISTIC_LANES] += g[i] * g[i];
+        SIMD
+        for (size_t i = 0; i < k; i++) part[i] = (REAL)(g[i] * factor);
+        for (size_t i = 0; i < k; i++) part[i] = part[i] == part[i] ? part[i] : (REAL)CSM_NAN;
+    }
+    for (int half = LOGISTIC_LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) {
+            losses[i] += losses[i + half];
+            squares[i] += squares[i + half];
+        }
+    row->loss = losses[0];
+    row->square = squares[0];
+}
+
+static void V(logistic_clip)(void *p, size_t n, double before, double limit, double factor) {
+    REAL *g = p;
+    for (size_t i = 0; i < n; i++) {
+        double a = (double)g[i] * before;
+        a = a > limit ? limit : a < -limit ? -limit : a;
+        g[i] = (REAL)(a * factor);
+    }
+}
