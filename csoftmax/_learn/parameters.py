@@ -252,7 +252,9 @@ def check_classes(given: ArrayLike) -> NDArray[Any]:
     if labels.ndim != 1:
         raise ValueError(f"classes must have one axis, got shape {labels.shape}")
     _refuse_missing(labels, "classes", None)
-    classes = LabelEncoder().fit(labels).classes_
+    # The hash table of numpy.unique takes 30 bytes for each class, which are not needed if the classes are in order.
+    in_order = labels.dtype.kind in "iufU" and bool((labels[1:] > labels[:-1]).all())
+    classes = labels.copy() if in_order else LabelEncoder().fit(labels).classes_
     if len(classes) < 2:
         raise ValueError(f"classes must hold at least 2 classes, got {show(classes)}")
     return classes
@@ -271,6 +273,8 @@ def mark_classes(given: ArrayLike | None, classes: NDArray[Any]) -> NDArray[np.b
 def check_same_classes(given: ArrayLike, classes: NDArray[Any]) -> None:
     """Refuse classes that differ from those of earlier training."""
     labels = np.asarray(_as_plain_on_host(given, "classes"))
+    if np.array_equal(labels, classes):
+        return
     if labels.dtype == object or not np.array_equal(np.unique(labels), classes):
         new = check_classes(labels)
         if not np.array_equal(new, np.sort(classes)):
