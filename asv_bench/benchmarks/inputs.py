@@ -3,7 +3,7 @@
 import numpy as np
 
 from csoftmax._bench.cases import GROUPS, ROW_OPS, Case
-from csoftmax._bench.problems import make_problem
+from csoftmax._bench.compare import make_problem
 
 NAMES = list(ROW_OPS)
 # The shapes of `python -m csoftmax bench` but the two largest, by the label that asv shows.

@@ -58,6 +58,11 @@ SPARSE: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "sparsemax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
     "entmax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
 }
+# Very many classes: shapes, in float32.
+MANY_CLASSES: dict[str, list[tuple[int, ...]]] = {
+    "alias": [(20_000, 1_000_000), (1_000_000, 1_000_000), (10_000_000, 1_000_000)],
+    "sampled": [(512, 128, 1024, 100_000), (256, 64, 256, 1_000_000)],
+}
 # The lengths that a shape of these operations has; those of the others have any number.
 LENGTHS = {
     "cross_entropy": ("rows", "classes"),
@@ -66,6 +71,8 @@ LENGTHS = {
     "topk_softmax": ("rows", "classes", "k"),
     "sparsemax": ("rows", "classes"),
     "entmax": ("rows", "classes"),
+    "alias": ("classes", "draws"),
+    "sampled": ("rows", "features", "negatives", "classes"),
 }
 # Every other operation, on the sample of its record, in float32 along the last axis.
 RECORDED_SHAPES = ((1024, 1000), (64, 32000))
@@ -74,10 +81,10 @@ RECORDED = tuple(
     for record in OPERATIONS
     if record not in SOFTMAX_FAMILY and record.name.removesuffix("_with_grad") not in (*LOSSES, *SPARSE)
 )
-OPS = (*ROW_OPS, *LOSSES, *SPARSE, *RECORDED)
+OPS = (*ROW_OPS, *LOSSES, *SPARSE, *MANY_CLASSES, *RECORDED)
 # Operations that are always measured with results in new memory.
 WITHOUT_OUT = (
-    *("linear_cross_entropy", "topk", "topk_softmax"),
+    *("linear_cross_entropy", "topk", "topk_softmax", *MANY_CLASSES),
     *(record.name for record in OPERATIONS if not record.has_out and record.name not in LOSSES),
 )
 # Geometric means are shown over these.
@@ -87,7 +94,7 @@ SUMMARIES: dict[str, Callable[[Case], bool]] = {
     "last axis, float32": lambda case: case.group == "last",
     "last axis, 1000 to 50257 classes": lambda case: case.group == "last" and 1000 <= case.shape[-1] <= 50257,
     "other axes and dtypes": lambda case: case.group in ("axes", "half"),
-    "usual shapes": lambda case: case.group == "recorded",
+    "usual shapes": lambda case: case.group in ("recorded", "many classes"),
     "given shapes": lambda case: case.group == "given",
 }
 
@@ -97,6 +104,8 @@ def usual_cases(op: str, group: str = "all") -> list[Case]:
     for name, table in (("loss", LOSSES), ("sparse", SPARSE)):
         if op in table:
             return [Case(name, op, shape, -1, "float32", kind) for shape, kind in table[op]]
+    if op in MANY_CLASSES:
+        return [Case("many classes", op, shape, -1, "float32") for shape in MANY_CLASSES[op]]
     if op in RECORDED:
         return [Case("recorded", op, shape, -1, "float32") for shape in RECORDED_SHAPES]
     wanted = GROUPS if group == "all" else [group]

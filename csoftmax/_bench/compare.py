@@ -22,9 +22,10 @@ import csoftmax
 
 from .._cpu import binding
 from .._runtime.optional import UnusableError, progress
-from .cases import LENGTHS, SUMMARIES, WITHOUT_OUT, Case
+from .cases import LENGTHS, LOSSES, MANY_CLASSES, ROW_OPS, SPARSE, SUMMARIES, WITHOUT_OUT, Case
 from .peers import ALWAYS, PEERS, Copy, Csoftmax, Peer, allow_all_cpus, default_threads
-from .problems import LeftOutError, Problem, RecordProblem, make_problem
+from .problems import LeftOutError, LossProblem, Problem, RecordProblem, RowProblem, SparseProblem
+from .sampled import AliasProblem, SampledProblem
 from .timing import Contender, OtherProcesses, geometric_mean, interleave, ratio
 
 # Tolerances within which two results count as those of the same function.
@@ -93,7 +94,8 @@ def check_shape(case: Case) -> None:
         return
     given = f"--shapes {'x'.join(map(str, case.shape))}"
     if len(case.shape) != len(lengths):
-        example = "x".join({"rows": "32", "classes": "100", "features": "64", "k": "5"}[name] for name in lengths)
+        usual = {"rows": "32", "classes": "100", "features": "64", "k": "5", "draws": "1000", "negatives": "16"}
+        example = "x".join(usual[name] for name in lengths)
         raise UnusableError(f"{given}: the shape of {case.op} is {' x '.join(lengths)}, such as {example}")
     if "k" in lengths and case.shape[2] > case.shape[1]:
         raise UnusableError(f"{given}: k, the last length, must be at most the number of classes, {case.shape[1]}")
@@ -122,6 +124,20 @@ def leave_out(left_out: LeftOut, name: str, reason: str, case: Case) -> None:
     where = left_out.setdefault((name, reason), [])
     if str(case) not in where:
         where.append(str(case))
+
+
+def make_problem(case: Case, fresh: bool) -> Problem:
+    """Make the arrays of a case, or raise `LeftOutError`."""
+    if case.op in MANY_CLASSES:
+        return AliasProblem(case, fresh) if case.op == "alias" else SampledProblem(case, fresh)
+    if case.op in LOSSES:
+        return LossProblem(case, fresh)
+    if case.op in SPARSE:
+        return SparseProblem(case, fresh)
+    try:
+        return RowProblem(case, fresh) if case.op in ROW_OPS else RecordProblem(case, fresh)
+    except ImportError:
+        raise LeftOutError("NumPy has bfloat16 only with ml_dtypes, which is not installed") from None
 
 
 def measure(
@@ -198,8 +214,8 @@ def run_once(contender: Contender, problem: Problem) -> Any:
         result = result[0]
     elif type(result).__module__ == "torch" and problem.out.dtype.name == "bfloat16":
         result = result.float()
-    # no peer has the operation of a record
-    return None if result is None or isinstance(problem, RecordProblem) else np.array(result, dtype=np.float64)
+    # random draws, and operations that no peer has
+    return None if result is None or not problem.is_comparable else np.array(result, dtype=np.float64)
 
 
 def check_result(result: Any, reference: Any, dtype: str) -> None:

@@ -160,6 +160,20 @@ class Scipy:
         return Contender(self.name, f"f(x, {problem.case.axis})", {"f": function, "x": problem.x})
 
 
+class Numpy:
+    """NumPy, for draws from a distribution, and for the products that a sampled softmax cannot do without."""
+
+    name = "numpy"
+    version = np.__version__
+
+    def set_threads(self, count: int) -> None:
+        """Do nothing: csoftmax has set the threads of the BLAS."""
+
+    def prepare(self, problem: Problem) -> Contender:
+        """Return NumPy's statement."""
+        return problem.prepare_numpy()
+
+
 class Torch:
     """PyTorch on the CPU, inside torch.inference_mode() if there is no gradient."""
 
@@ -286,4 +300,5 @@ PEERS: dict[str, type[Peer]] = {
     "entmax": Entmax,
     "onnxruntime": OnnxRuntime,
     "jax": Jax,
+    "numpy": Numpy,
 }

@@ -15,7 +15,7 @@ import csoftmax
 
 from .._spec.formats import dtype_of
 from .._spec.operations import BY_NAME
-from .cases import LOSSES, ROW_OPS, SPARSE, Case
+from .cases import Case
 from .timing import Contender
 
 Array = NDArray[Any]
@@ -27,6 +27,8 @@ class LeftOutError(Exception):
 
 class Problem:
     """A case and its arrays: `x` is read (the gradient of the result for a vjp), `out` is written."""
+
+    is_comparable = True  # whether contenders must agree with csoftmax's result
 
     def __init__(self, case: Case, fresh: bool, x: Array, out: Array) -> None:
         self.case = case
@@ -46,6 +48,10 @@ class Problem:
     def prepare_torch(self, torch: Any) -> Contender:
         """Return PyTorch's statement, or raise `LeftOutError`."""
         raise NotImplementedError
+
+    def prepare_numpy(self) -> Contender:
+        """Return NumPy's statement, or raise `LeftOutError`."""
+        raise LeftOutError("is measured with alias and sampled only")
 
 
 class RowProblem(Problem):
@@ -184,6 +190,8 @@ class SparseProblem(Problem):
 class RecordProblem(Problem):
     """The sample of a record (csoftmax/_spec), for operations that no peer has."""
 
+    is_comparable = False
+
     def __init__(self, case: Case, fresh: bool) -> None:
         if case.axis not in (-1, len(case.shape) - 1):
             raise LeftOutError(f"{case.op} is measured along the last axis")
@@ -215,18 +223,6 @@ class RecordProblem(Problem):
     def prepare_torch(self, torch: Any) -> Contender:
         """Raise `LeftOutError`."""
         raise LeftOutError(f"has no {self.case.op}")
-
-
-def make_problem(case: Case, fresh: bool) -> Problem:
-    """Make the arrays of a case, or raise `LeftOutError`."""
-    if case.op in LOSSES:
-        return LossProblem(case, fresh)
-    if case.op in SPARSE:
-        return SparseProblem(case, fresh)
-    try:
-        return RowProblem(case, fresh) if case.op in ROW_OPS else RecordProblem(case, fresh)
-    except ImportError:
-        raise LeftOutError("NumPy has bfloat16 only with ml_dtypes, which is not installed") from None
 
 
 def check_row_case(case: Case) -> None:

@@ -8,6 +8,7 @@ size of w is touched.
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import numpy as np
@@ -17,16 +18,49 @@ from .apart import multiply
 from .dtypes import as_buffer
 
 LINE_ELEMENTS = 16  # of float32 in a cache line, to which rows of logits are padded
+CHUNK_BYTES = 1 << 20  # default size of a chunk's logits, which then stay in the second cache between their passes
+KEPT_BYTES = 16 << 20  # scratch of a thread that is kept for its next call
+
+
+class Scratch:
+    """Memory of one call, kept by the thread for its next one: fresh pages would cost more than a product.
+
+    A call that fails does not give its memory back, because a product that was interrupted may still write to it.
+    """
+
+    _of_thread = threading.local()
+
+    def __init__(self, size: int):
+        kept = self._of_thread.__dict__.pop("memory", None)  # a handler that calls this again finds none
+        self.memory = kept if kept is not None and kept.size >= size else np.empty(size, np.uint8)
+        self.used = 0
+
+    def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
+        """An array that is not initialised."""
+        size = bytes_of(shape, dtype)
+        piece = self.memory[self.used : self.used + size]
+        self.used += size
+        return np.frombuffer(piece, dtype, count=int(np.prod(shape))).reshape(shape) if size else np.empty(shape, dtype)
+
+    def give_back(self) -> None:
+        """Keep the memory for the next call."""
+        if self.memory.size <= KEPT_BYTES:
+            self._of_thread.memory = self.memory
+
+
+def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
+    """The bytes of an array, rounded up to whole cache lines."""
+    return -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64
 
 
 class SampledLayer:
     """logits = x w' + bias for the sampled classes `ids`, (m,) or (rows, m), and the labels."""
 
     def __init__(
-        self, x: Any, w: Any, bias: Any, labels: Any, ids: Any, compute: np.dtype[Any], num_threads: int | None
+        self, x: Any, w: Any, bias: Any, labels: Any, ids: Any, compute: np.dtype[Any], chunk_rows: int, threads: Any
     ):
-        self.dtype, self.compute, self.num_threads = binding.DTYPES[x.dtype.name], compute, num_threads
-        self.x, self.labels, self.ids, self.bias = np.ascontiguousarray(x), labels, ids, bias
+        self.dtype, self.compute, self.num_threads = binding.DTYPES[x.dtype.name], compute, threads
+        self.x, self.labels, self.ids, self.bias = np.require(x, None, ("C", "A")), labels, ids, bias
         self.is_shared = ids.ndim == 1
         self.rows, positions = np.unique(np.concatenate((ids.ravel(), labels)), return_inverse=True)
         positions = positions.reshape(-1)  # NumPy 2.0 gives them the shape of the ids
@@ -35,17 +69,21 @@ class SampledLayer:
         if w.strides[1] != w.itemsize or w.strides[0] % w.itemsize or not w.flags.aligned or w.size == 0:
             self.w = np.ascontiguousarray(w[self.rows])  # the kernels need contiguous rows
             at_ids, at_labels = self.id_positions.reshape(ids.shape), self.label_positions
+        width, m, d = ids.shape[-1] + 1, ids.shape[-1], x.shape[1]
+        padded = chunk_rows, -(-width // LINE_ELEMENTS) * LINE_ELEMENTS
+        panels = 3 if self.is_shared else 0  # the gathered rows, their gradient, and that of a chunk
+        self.scratch = Scratch(bytes_of(padded, compute) + panels * bytes_of((m, d), compute))
+        self.logits = self.scratch.take(padded, compute)[:, :width]
         if self.is_shared:
-            self.w_ids = self.w[at_ids].astype(compute, copy=False)
+            self.w_ids, self.grad_ids, self.grad_chunk = (self.scratch.take((m, d), compute) for _ in range(3))
+            if self.w.dtype == compute:
+                np.take(self.w, at_ids, axis=0, out=self.w_ids, mode="clip")
+            else:
+                self.w_ids[...] = self.w[at_ids]
+            self.is_ascending = bool(np.all(ids[1:] > ids[:-1]))
             self.at = np.ascontiguousarray(at_labels[:, None])
         else:
             self.at = np.concatenate((at_ids, at_labels[:, None]), axis=1)
-
-    def make_logits(self, rows: int) -> Any:
-        """An array for the logits of so many rows; the rows begin at cache lines."""
-        width = self.ids.shape[-1] + 1
-        padded = -(-width // LINE_ELEMENTS) * LINE_ELEMENTS
-        return binding.empty((rows, padded), self.compute)[:, :width]
 
     def forward(self, rows: slice, logits: Any, shift: Any, label_shift: Any) -> None:
         """Write the logits of a chunk less the shifts of the classes, (m,) or (rows, m), and of the labels, (rows,)."""
@@ -75,15 +113,19 @@ class SampledLayer:
         if not self.is_shared:
             logits[:, :-1][self.ids[rows] == labels[:, None]] = -np.inf
             return
-        if not self.ids.size:
+        if self.is_ascending:  # so that each class has one column
+            columns = np.full(len(self.rows), -1)
+            columns[self.id_positions] = np.arange(len(self.ids))
+            at = columns[self.label_positions[rows]]
+            hits = np.flatnonzero(at >= 0)
+            logits[hits, at[hits]] = -np.inf
             return
-        order = None if np.all(self.ids[1:] >= self.ids[:-1]) else np.argsort(self.ids, kind="stable")
-        ids = self.ids if order is None else self.ids[order]
+        order = np.argsort(self.ids, kind="stable")
+        ids = self.ids[order]
         begin, end = np.searchsorted(ids, labels), np.searchsorted(ids, labels, side="right")
-        for k in range(int(np.max(end - begin, initial=0))):  # once, unless the caller's ids hold a class twice
+        for k in range(int(np.max(end - begin, initial=0))):  # the caller's ids may hold a class several times
             hits = np.flatnonzero(begin + k < end)
-            at = begin[hits] + k
-            logits[hits, at if order is None else order[at]] = -np.inf
+            logits[hits, order[begin[hits] + k]] = -np.inf
 
     def start_gradients(self) -> None:
         """Make the arrays that `backward` fills."""
@@ -91,8 +133,8 @@ class SampledLayer:
         self.grad_x = np.zeros((n, d), self.compute)
         self.label_grad = np.zeros(n, self.compute)
         if self.is_shared:
-            self.grad_ids = np.zeros((len(self.ids), d), self.compute)
             self.grad_bias_ids = np.zeros(len(self.ids))
+            self.is_started = False  # whether grad_ids holds a sum
         else:
             self.row_grad = np.zeros(self.ids.shape, self.compute)
 
@@ -104,10 +146,11 @@ class SampledLayer:
             shared = grad[:, :-1]
             wide = x.astype(self.compute, copy=False)
             multiply(shared, self.w_ids, to)
-            if rows.start == 0:
-                multiply(shared.T, wide, self.grad_ids)
+            if self.is_started:
+                self.grad_ids += multiply(shared.T, wide, self.grad_chunk)
             else:
-                self.grad_ids += multiply(shared.T, wide)
+                multiply(shared.T, wide, self.grad_ids)
+                self.is_started = True
             if self.bias is not None:
                 self.grad_bias_ids += np.ones(count, self.compute) @ shared
             factors, offsets = self.label_grad[rows], np.arange(count + 1)
@@ -124,15 +167,17 @@ class SampledLayer:
         rows = self.rows if n else self.rows[:0]
         values = np.zeros((len(rows), d), self.compute)
         bias: Any = None if self.bias is None else np.zeros(len(rows))
-        if n and self.is_shared:
-            wide = binding.DTYPES[self.compute.name]
-            ones = np.ones(len(self.ids), self.compute)
-            self._scatter(wide, self.id_positions, ones, self.grad_ids, None, values)
+        if n and self.is_shared and self.is_started:
+            if self.is_ascending:
+                values[self.id_positions] = self.grad_ids
+            else:
+                ones = np.ones(len(self.ids), self.compute)
+                self._scatter(binding.DTYPES[self.compute.name], self.id_positions, ones, self.grad_ids, None, values)
             self._scatter(self.dtype, self.label_positions, self.label_grad, self.x, None, values)
             if bias is not None:
                 bias += np.bincount(self.id_positions, self.grad_bias_ids, len(rows))
                 bias += np.bincount(self.label_positions, self.label_grad, len(rows))
-        elif n:
+        elif n and not self.is_shared:
             keys = np.concatenate((self.id_positions, self.label_positions))
             factors = np.concatenate((self.row_grad.ravel(), self.label_grad))
             source = np.concatenate((np.repeat(np.arange(n), self.ids.shape[1]), np.arange(n)))

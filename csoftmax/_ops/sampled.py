@@ -67,8 +67,8 @@ def sampled_softmax_loss(
     weight, sample_weight, ignore_index, temperature, reduction, device, num_threads
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
     chunk_bytes : int, optional
-        Upper bound on the bytes of the logits that exist at a time, as in `linear_cross_entropy`. Classes of each row
-        are not chunked.
+        Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
+        1 MiB. Classes of each row are not chunked.
 
     Returns
     -------

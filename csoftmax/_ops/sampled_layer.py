@@ -16,7 +16,7 @@ from .._arguments.places import as_array, as_float, check_kernels, place_of, to_
 from .._cpu import binding
 from .._cpu.dtypes import compute_dtype
 from .._cpu.linear import kernel_threads
-from .._cpu.sampled import SampledLayer
+from .._cpu.sampled import CHUNK_BYTES, SampledLayer
 from .rows import RowGradient
 
 SOFTMAX, NEGATIVE_SAMPLING, NCE = "sampled_softmax_loss", "negative_sampling_loss", "nce_loss"
@@ -89,7 +89,9 @@ def plan_sampled(
     plan = _keep_rows(x, w, bias, labels, checked, log_z, found, batch, reduction)
     plan = _with_shifts(plan, kind, correction, log_z)
     width = checked.ids.shape[-1] + 1
-    chunk_rows = count_chunk_rows(len(plan.x), width, x.dtype, chunk_bytes) if checked.is_shared else len(plan.x)
+    chunk_rows = len(plan.x)
+    if checked.is_shared:
+        chunk_rows = count_chunk_rows(len(plan.x), width, x.dtype, chunk_bytes or CHUNK_BYTES)
     return plan._replace(masks_hits=accidental_hits == "mask", chunk_rows=max(1, chunk_rows))
 
 
@@ -204,15 +206,16 @@ def _run_on_cpu(
     coefficient = None if plan.upstream is None and plan.divisor == 1 else np.ones(rows)
     if coefficient is not None:
         coefficient = (coefficient if plan.upstream is None else plan.upstream) / plan.divisor
-    layer = SampledLayer(plan.x, plan.w, plan.bias, plan.labels, plan.negatives.ids, plan.compute, num_threads)
+    chunk_rows = min(plan.chunk_rows, rows)
+    arrays = plan.x, plan.w, plan.bias, plan.labels, plan.negatives.ids
+    layer = SampledLayer(*arrays, plan.compute, chunk_rows, num_threads)
     if gradient:
         layer.start_gradients()
     losses, logits_sums = np.zeros(rows), np.zeros(rows)
-    buffer = layer.make_logits(min(plan.chunk_rows, rows))
     # a mean that divides by 0 has a gradient of 0 whatever its rows hold, and 0 times infinity would not be 0
     for begin in range(0, rows if plan.divisor != 0 else 0, plan.chunk_rows):
         chunk = slice(begin, min(begin + plan.chunk_rows, rows))
-        logits = buffer[: chunk.stop - begin]
+        logits = layer.logits[: chunk.stop - begin]
         layer.forward(chunk, logits, None if per_row_shift else plan.shift, plan.label_shift)
         if per_row_shift:
             assert plan.shift is not None
@@ -231,8 +234,10 @@ def _run_on_cpu(
             layer.backward(chunk, logits)
     loss = _reduced(plan, losses, reduction)
     if not gradient:
+        layer.scratch.give_back()
         return (loss,)
     grad_x, touched, values, bias_values = layer.gradients()
+    layer.scratch.give_back()
     results = loss, _of_all_rows(plan, grad_x).reshape(*plan.batch, plan.x.shape[1]), touched, values, bias_values
     if kind != NCE:
         return results

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import cross_entropy, entmax, linear_cross_entropy, sample, softmax, topk
+from . import cross_entropy, entmax, in_batch, linear_cross_entropy, sample, sampled, softmax, topk
 from .record import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -12,6 +12,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *topk.RECORDS,
     *entmax.RECORDS,
     *sample.RECORDS,
+    *sampled.RECORDS,
+    *in_batch.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

@@ -9,7 +9,7 @@
  *
  * A draw multiplies a 64-bit number r by K: the upper word of the product is the column, the next 32 bits are compared
  * with the cut.  Its distribution differs from the table's by less than 2^-63.  Passes: one read of 8 bytes per draw at
- * a random place, which is prefetched GROUP draws ahead (K = 10^7: 9 instead of 40 ns).  Nothing depends on the number
+ * a random place, GROUP of which are in flight (decision sampled 1 has the times).  Nothing depends on the number
  * of threads or on the instruction set: the masses come from plain double arithmetic, whose only sums run over fixed
  * blocks in a fixed order. */
 #include "../core/call.h"

@@ -4,6 +4,7 @@
  * rows, `step` bytes apart. */
 #include "../core/call.h"
 #include "../core/extension.h"
+#include "../core/reduction.h"
 
 typedef struct rows_call {
     csm_call base;
@@ -141,8 +142,8 @@ static csm_status logistic_body(void *context, size_t begin, size_t end, int thr
             if (o->gradient) memset(row.u, 0, (c->m + 1) * c->base.wide_size);
             continue;
         }
-        c->kernels->row(&row, o->gradient, clips ? 1 : inner * upstream);
-        c->loss[i] = scale * row.loss;
+        c->kernels->row(&row, o->gradient, clips, clips ? 1 : inner * upstream);
+        c->loss[i] = csm_finish_loss(scale * row.loss, c->base.wide_size == 4);
         if (!clips) continue;
         const double norm = inner * sqrt(row.square);
         const double shrink = o->clip_norm > 0 && norm > o->clip_norm ? o->clip_norm / norm : 1;

@@ -28,6 +28,8 @@ SETTINGS = {
     "show_config",
     "threads",
 }
+# Public functions that serve others: tests/ops/test_sampled.py compares add_rows with the assignment that it is.
+HELPERS = {"add_rows"}
 
 
 def decorators(path):
@@ -66,7 +68,9 @@ def pairs_now():
 
 def test_every_public_function_that_computes_has_a_record():
     public = {name for name in csoftmax.__all__ if inspect.isroutine(getattr(csoftmax, name))}
-    assert public - SETTINGS == set(BY_NAME), "a public function without a record in csoftmax/_spec, or the reverse"
+    assert public - SETTINGS - HELPERS == set(BY_NAME), (
+        "a public function without a record in csoftmax/_spec, or the reverse"
+    )
     assert len(OPERATIONS) == len(BY_NAME)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import csoftmax
-from csoftmax import calibration, class_weight, linear_model, metrics
+from csoftmax import calibration, class_weight, linear_model, metrics, samplers
 
 
 def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -40,6 +40,25 @@ def use_sparse(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert best.values.shape == (len(x), 2)
     assert y.shape == grad.shape == x.shape
     assert drawn.shape == (len(x), 3)
+
+
+def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    w, log_z = np.zeros((1000, x.shape[1]), np.float32), np.float32(0)
+    sampler = samplers.UnigramSampler(np.arange(1, 1001), power=0.75)
+    negatives: samplers.Negatives = sampler.sample(20, target=labels, rng=0, exclude=[999])
+    each = sampler.sample((len(x), 5), rng=0, scheme="iid")
+    loss = csoftmax.sampled_softmax_loss(x, w, labels, negatives, correction="partition")
+    loss += csoftmax.negative_sampling_loss(x, w, labels, each.ids) + csoftmax.nce_loss(x, w, labels, negatives)
+    gradient: csoftmax.RowGradient = csoftmax.sampled_softmax_loss_with_grad(x, w, labels, negatives).grad_w
+    csoftmax.add_rows(w, gradient, -0.1)
+    csoftmax.add_rows(w, csoftmax.negative_sampling_loss_with_grad(x, w, labels, each.ids).grad_w, -0.1)
+    log_z -= csoftmax.nce_loss_with_grad(x, w, labels, negatives, log_z=log_z).grad_log_z
+    loss += csoftmax.in_batch_softmax_loss(x, x, ids=labels)
+    towers = csoftmax.in_batch_softmax_loss_with_grad(x, x, symmetric=True)
+    assert towers.grad_x.shape == towers.grad_y.shape == x.shape
+    assert gradient.to_dense(1000).shape == w.shape
+    assert sampler.log_q([0, 1], 20).shape == sampler.probability([0, 1]).shape
+    assert loss > 0
 
 
 def use_the_process() -> None:
@@ -79,5 +98,6 @@ if __name__ == "__main__":
     use_softmax(logits)
     use_losses(logits, targets)
     use_sparse(logits, targets)
+    use_many_classes(logits, targets)
     use_the_process()
     use_learning(logits, targets)

@@ -14,7 +14,7 @@ def expected_of(x, y, target=None, ids=None, log_q=None, mask=None, correction="
                 sample_weight=None, temperature=1.0, reduction="mean", upstream=1.0):  # fmt: skip
     """The loss and both gradients in float64."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
-    n, m = len(x), len(y)
+    n = len(x)
     target = np.arange(n) if target is None else target
     s = np.ones(n) if sample_weight is None else np.asarray(sample_weight, np.float64)
 

@@ -38,7 +38,6 @@ def test_terms_and_derivatives_in_ulp(dtype, isa):
     """Every number as a negative and as a target."""
     mpmath = pytest.importorskip("mpmath")
     u = awkward_numbers(dtype)
-    eps = np.finfo(dtype)
     worst = {"loss": 0.0, "derivative": 0.0}
     alone, g_target = run(u[:, None])  # only a target: softplus(-u), -sigma(-u)
     pair = np.stack([u, np.full_like(u, 1000)], axis=1)  # a target that costs nothing
@@ -49,12 +48,12 @@ def test_terms_and_derivatives_in_ulp(dtype, isa):
             for sign, loss, g in ((-1, alone[i], -g_target[i, 0]), (1, negative[i], g_pair[i, 0])):
                 term = mpmath.log1p(mpmath.exp(sign * v))
                 sigma = 1 / (1 + mpmath.exp(-sign * v))
-                for name, got, exact, kind in (("loss", loss, term, np.float64), ("derivative", g, sigma, dtype)):
+                for name, got, exact, kind in (("loss", loss, term, dtype), ("derivative", g, sigma, dtype)):
                     ulp = max(float(np.spacing(np.abs(kind(float(exact))))), float(np.finfo(kind).smallest_subnormal))
                     worst[name] = max(worst[name], float(abs(mpmath.mpf(float(got)) - exact) / ulp))
-    assert worst["loss"] <= 2, worst
-    assert worst["derivative"] <= (2 if dtype == np.float64 else 0.51), worst
-    assert eps is not None
+    limit = 2 if dtype == np.float64 else 0.51
+    assert worst["loss"] <= limit, worst
+    assert worst["derivative"] <= limit, worst
 
 
 def test_special_values(isa):
@@ -63,7 +62,7 @@ def test_special_values(isa):
             [[-np.inf, 0.0], [np.inf, 0.0], [np.nan, 0.0], [0.0, np.inf], [0.0, -np.inf], [0.0, np.nan]], dtype
         )
         loss, g = run(u)
-        half = math.log(2)
+        half = dtype(math.log(2))
         assert np.array_equal(loss, [half, np.inf, np.nan, half, np.inf, np.nan], equal_nan=True)
         expected = [[0, -0.5], [1, -0.5], [np.nan, -0.5], [0.5, 0], [0.5, -1], [0.5, np.nan]]
         assert np.array_equal(g, np.array(expected, dtype), equal_nan=True)
@@ -85,7 +84,7 @@ def test_rows_of_every_length(dtype, n, keep_isa):
     for isa in binding.isa_available():
         binding.select_isa(isa)
         loss, got = run(u, counts if n > 1 else None, scale, upstream, 0.5)
-        assert np.allclose(loss, scale * terms.sum(1), rtol=1e-13)
+        assert np.allclose(loss, scale * terms.sum(1), rtol=1e-7 if dtype == np.float32 else 1e-13)
         assert np.allclose(got, g * (scale / 0.5 * upstream)[:, None], rtol=2e-7 if dtype == np.float32 else 1e-14)
         found.add(loss.tobytes() + got.tobytes())
     assert len(found) == 1

@@ -26,6 +26,7 @@ def row_loss(functions, kind, z, label, ids, log_q, count, target_log_q, correct
             gradient[ids[i]] += v / total
             gradient[label] -= v / total
         return top + log(total) - own, gradient
+    log_z = log_z if kind == "nce" else 0
     shift = [(log_q[i] if kind == "nce" and log_q is not None else 0) + log_z for i in range(len(ids))]
     u = [z[ids[i]] - shift[i] for i in at]
     own = z[label] - ((target_log_q if log_q is not None else 0) + log_z if kind == "nce" else 0)

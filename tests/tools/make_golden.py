@@ -14,9 +14,11 @@ import ml_dtypes  # noqa: F401
 import numpy as np
 
 import csoftmax
+from csoftmax._cpu import binding
 from csoftmax._spec.formats import DTYPES, dtype_of
 from csoftmax._spec.operations import SOFTMAX_FAMILY
 from csoftmax._spec.samples import integers
+from csoftmax.samplers import Negatives, UnigramSampler
 
 FILE = Path(__file__).resolve().parents[1] / "records" / "golden.json"
 # name: (rows, K, scale of the logits, offset, temperature)
@@ -97,6 +99,36 @@ def sparse_digest(dtype, case, alpha, place=np.asarray):
     return hashed(*full, *smallest, y, csoftmax.entmax_vjp(x, y, alpha), loss, grad, *draws)
 
 
+SAMPLED_FEATURES, SAMPLED_CLASSES = 33, 5
+
+
+def sampled_digest(dtype, case):
+    """Return the hash of the losses whose negatives are given for each row, which no BLAS computes, and of a sampler.
+
+    The loss of logistic terms and the softmax, gradients of x and w; masses, draws and logarithms of expected counts.
+    """
+    rows, k, scale, _, temperature = CASES[case]
+    x, w = (
+        ((integers(n * SAMPLED_FEATURES, seed).reshape(n, -1) / 2**24 - 0.5) * size).astype(dtype_of(dtype))
+        for n, seed, size in ((rows, 7, scale), (k, 8, 1))
+    )
+    labels = (integers(rows, 3) % k).astype(np.int64)
+    ids = (integers(rows * SAMPLED_CLASSES, 9).reshape(rows, -1) % k).astype(np.int64)
+    log_q = -integers(ids.size, 10).reshape(ids.shape) / 2**22
+    negatives = Negatives(ids, log_q, None, log_q[:, 0], "iid")
+    options = {"reduction": "none", "temperature": temperature}
+    results = (
+        csoftmax.sampled_softmax_loss_with_grad(x, w, labels, negatives, **options),
+        csoftmax.negative_sampling_loss_with_grad(x, w, labels, ids, **options),
+        csoftmax.nce_loss_with_grad(x, w, labels, negatives, log_z=0.5, **options),
+    )
+    parts = [part for r in results for part in (r.loss, r.grad_x, r.grad_w.rows, r.grad_w.values)]
+    sampler = UnigramSampler(integers(k, 11) + 1)
+    drawn = np.empty(100, np.int64)
+    binding.run_alias_draw(k, sampler._cells, integers(100, 12).astype(np.uint64) << np.uint64(40), drawn, None)
+    return hashed(*parts, sampler._masses, sampler._cells, drawn, sampler.log_q(np.arange(k), 2, scheme="iid"))
+
+
 class Uniform(np.random.Generator):
     """A generator whose uniform numbers are derived from integers."""
 
@@ -122,6 +154,9 @@ def hashes():
         for dtype in DTYPES:
             for case in CASES:
                 found[f"sparse, alpha={alpha}/{dtype}/{case}"] = sparse_digest(dtype, case, alpha)
+    for dtype in DTYPES:
+        for case in CASES:
+            found[f"sampled, of each row/{dtype}/{case}"] = sampled_digest(dtype, case)
     return found
 
 

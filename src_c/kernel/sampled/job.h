@@ -24,8 +24,8 @@ typedef struct csm_logistic_row {
     double square; /* result: the sum of the squares of their derivatives */
 } csm_logistic_row;
 typedef struct csm_logistic_kernels {
-    /* With `gradient`, u becomes the derivatives of the terms, each times factor. */
-    void (*row)(csm_logistic_row *, int gradient, double factor);
+    /* With `gradient`, u becomes the derivatives of the terms, each times factor; wants_square: row->square is set. */
+    void (*row)(csm_logistic_row *, int gradient, int wants_square, double factor);
     /* g_j is limited to [-limit, limit], then multiplied by factor. */
     void (*clip)(void *g, size_t n, double before, double limit, double factor);
 } csm_logistic_kernels;

@@ -1,0 +1,110 @@
+"""Losses over sampled classes with PyTorch: tensors as arguments, and operators with sparse gradients."""
+
+import numpy as np
+import pytest
+
+import csoftmax
+from csoftmax.samplers import Negatives, UniformSampler, UnigramSampler
+
+torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+ct = pytest.importorskip("csoftmax.torch")
+
+LOSSES = ("sampled_softmax_loss", "negative_sampling_loss", "nce_loss")
+
+
+def layer(dtype=np.float64, seed=0):
+    rng = np.random.default_rng(seed)
+    x, w, b = (rng.normal(size=shape).astype(dtype) for shape in ((7, 4), (30, 4), 30))
+    target = rng.integers(0, 30, 7)
+    return x, w, b, target, UnigramSampler(rng.integers(1, 9, 30)).sample(9, target=target, rng=seed)
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+@pytest.mark.parametrize("name", LOSSES)
+def test_gradients_are_sparse_and_those_of_the_function(name, dtype):
+    x, w, b, target, negatives = layer(dtype)
+    tensors = [torch.from_numpy(a.copy()).requires_grad_() for a in (x, w, b)]
+    loss = getattr(ct, name)(tensors[0], tensors[1], torch.from_numpy(target), negatives, bias=tensors[2])
+    (2 * loss).backward()
+    expected = getattr(csoftmax, f"{name}_with_grad")(x, w, target, negatives, bias=b)
+    assert loss.item() == expected.loss
+    assert np.array_equal(tensors[0].grad.numpy(), 2 * expected.grad_x)
+    for tensor, gradient in ((tensors[1], expected.grad_w), (tensors[2], expected.grad_bias)):
+        assert tensor.grad.is_sparse
+        assert tensor.grad.is_coalesced()
+        assert np.array_equal(tensor.grad.indices()[0].numpy(), gradient.rows)
+        assert np.array_equal(tensor.grad.to_dense().numpy(), 2 * gradient.to_dense(30))
+
+
+@pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam])
+def test_optimizers_take_the_gradients(optimizer):
+    x, w, b, target, negatives = layer(np.float32)
+    w, b = (torch.nn.Parameter(torch.from_numpy(a.copy())) for a in (w, b))
+    steps = optimizer([w, b], lr=0.1)
+    before = w.detach().clone()
+    first = None
+    for _ in range(5):
+        steps.zero_grad()
+        loss = ct.sampled_softmax_loss(torch.from_numpy(x), w, torch.from_numpy(target), negatives, bias=b)
+        first = loss.item() if first is None else first
+        loss.backward()
+        steps.step()
+    assert loss.item() < first
+    touched = {*negatives.ids.tolist(), *target.tolist()}
+    is_changed = (w != before).any(1)
+    assert set(torch.nonzero(is_changed).ravel().tolist()) <= touched
+
+
+def test_no_gradient_is_needed():
+    x, w, _, target, negatives = layer()
+    tensors = torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(target)
+    rows = ct.sampled_softmax_loss(*tensors, negatives, reduction="none")
+    assert np.array_equal(rows.numpy(), csoftmax.sampled_softmax_loss(x, w, target, negatives, reduction="none"))
+    plain = ct.negative_sampling_loss(*tensors, torch.tensor([[1, 2]] * 7))
+    assert plain.item() == csoftmax.negative_sampling_loss(x, w, target, [[1, 2]] * 7)
+
+
+def test_errors():
+    x, w, _, target, negatives = layer()
+    x, w, target = torch.from_numpy(x), torch.from_numpy(w).requires_grad_(), torch.from_numpy(target)
+    with pytest.raises(ValueError, match='reduction="none" has no gradient here'):
+        ct.sampled_softmax_loss(x, w, target, negatives, reduction="none")
+    with pytest.raises(ValueError, match="negatives are plain classes"):
+        ct.nce_loss(x, w, target, torch.tensor([1, 2]))
+    with pytest.raises(TypeError, match=r"x must be a torch\.Tensor"):
+        ct.nce_loss(x.numpy(), w, target, negatives)
+    with pytest.raises(IndexError, match="target"):
+        ct.negative_sampling_loss(x, w, target + 30, negatives)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_tensors_as_arguments(name):
+    """Results are tensors, those in a RowGradient too; add_rows changes a tensor in place."""
+    x, w, b, target, negatives = layer(np.float32)
+    given = [torch.from_numpy(a.copy()) for a in (x, w, target)]
+    tensors = Negatives(*(torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in negatives[:4]))
+    got = getattr(csoftmax, f"{name}_with_grad")(*given, tensors, bias=torch.from_numpy(b))
+    expected = getattr(csoftmax, f"{name}_with_grad")(x, w, target, negatives, bias=b)
+    assert got.loss.item() == expected.loss
+    assert isinstance(got.grad_w.values, torch.Tensor)
+    assert np.array_equal(got.grad_w.values.numpy(), expected.grad_w.values)
+    assert isinstance(got.grad_w.to_dense(30), torch.Tensor)
+    assert np.array_equal(got.grad_w.to_csr(30).toarray(), expected.grad_w.to_dense(30))
+    assert csoftmax.add_rows(given[1], got.grad_w, -0.1) is given[1]
+    assert np.array_equal(given[1].numpy(), csoftmax.add_rows(w, expected.grad_w, -0.1))
+
+
+def test_compiled_graphs():
+    """The fake version promises the shapes of the results, with a number of rows that is not known."""
+    x, w, b, target, negatives = (torch.from_numpy(a) if isinstance(a, np.ndarray) else a for a in layer())
+    operator = torch.ops.csoftmax.sampled_softmax_loss
+    ids, log_q, _, own, _ = negatives
+    arrays = x, w, target, torch.from_numpy(ids), torch.from_numpy(log_q), None, torch.from_numpy(own), b, None
+    options = "ranking", "mask", 0.0, -100, 1.0, "mean"
+    for gradient in (False, True):
+        torch.library.opcheck(operator, (*arrays, *options, gradient), test_utils=("test_schema", "test_faketensor"))
+
+
+def test_uniform_sampler_takes_tensors():
+    negatives = UniformSampler(5).sample(3, target=torch.tensor([0, 4]), rng=0)
+    assert negatives.target_log_q.shape == (2,)
