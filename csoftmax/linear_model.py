@@ -32,10 +32,17 @@ from ._learn.fit import (
     train_on_batches,
     train_on_minibatch,
 )
-from ._learn.labels import is_text, merge_classes
-from ._learn.messages import show
+from ._learn.labels import merge_classes
+from ._learn.many_class.estimator import ManyClassRegression
 from ._learn.monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
-from ._learn.parameters import as_plain, check_classes, check_parameters, check_parameters_of_steps, check_same_classes
+from ._learn.parameters import (
+    as_plain,
+    check_classes,
+    check_parameters,
+    check_parameters_of_steps,
+    check_same_classes,
+    mark_classes,
+)
 from ._learn.penalty import check_decay
 
 if TYPE_CHECKING:
@@ -43,7 +50,9 @@ if TYPE_CHECKING:
 
     import onnx
 
-__all__ = ["SoftmaxRegression"]
+__all__ = ["ManyClassRegression", "SoftmaxRegression"]
+
+ManyClassRegression.__module__ = __name__
 
 
 class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
@@ -482,12 +491,7 @@ class SoftmaxRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         True
         """
         check_is_fitted(self, "coef_")
-        chosen = self.classes_ if classes is None else np.atleast_1d(np.asarray(as_plain(classes, "classes")))
-        is_same_kind = is_text(chosen) == is_text(self.classes_) or not chosen.size
-        unknown = np.setdiff1d(chosen, self.classes_) if is_same_kind else chosen
-        if len(unknown):
-            raise ValueError(f"classes has {show(unknown[0])}, which the model does not have")
-        self.frozen_ = np.isin(self.classes_, chosen)
+        self.frozen_ = mark_classes(classes, self.classes_)
         self.__dict__.pop("_trainer", None)
         return self
 

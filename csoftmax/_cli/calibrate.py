@@ -32,6 +32,10 @@ def main(arguments: argparse.Namespace) -> int:
     """Fit a calibrator and save the model with it."""
     messages = say.from_arguments(arguments)
     model = models.load_model(arguments.model)
+    if not hasattr(model, "decision_function"):
+        raise UnusableError(
+            f"{arguments.model} is a {type(model).__name__}, of fit --head, which calibrate cannot change"
+        )
     output = choose_output(arguments)
     models.check_model_output(output)
     prepared = models.read_table(arguments.data, model, arguments, messages, target=arguments.target)

@@ -58,14 +58,15 @@ class CalibratedRegression:
 def load_any(path: Path) -> Any:
     """Read a model with or without a calibrator."""
     from .. import calibration
-    from ..linear_model import SoftmaxRegression
+    from ..linear_model import ManyClassRegression, SoftmaxRegression
 
     try:
         arrays, header = store.read(path, CLASS)
     except ValueError as error:
-        if SoftmaxRegression.__name__ not in str(error):
-            raise
-        return SoftmaxRegression.load(path)
+        for model_class in (SoftmaxRegression, ManyClassRegression):
+            if model_class.__name__ in str(error):
+                return model_class.load(path)
+        raise
     with store.reading(path):
         method = header.pop("method", None)
         store.need(method in METHODS.values() and CALIBRATOR in arrays, "it has no calibrator")

@@ -29,9 +29,11 @@ from .tables import columns, labels, reading
 from .tables.columns import Preparation
 
 if TYPE_CHECKING:
-    from ..linear_model import SoftmaxRegression
+    from ..linear_model import ManyClassRegression, SoftmaxRegression
 
 ADAMW_ONLY = ("learning_rate", "batch_norm")
+NOT_WITH_HEAD = ("solver", "class_weight", "label_smoothing", "batch_norm")
+MAX_EPOCHS, MAX_EPOCHS_OF_HEAD = 500, 20
 
 
 class Data(NamedTuple):
@@ -52,17 +54,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--drop", type=parse_names_of_columns, default=[], metavar="A,B", help="columns that are no features")
     add("--id", metavar="COLUMN", help="the column of ids: no feature; predict repeats it")
     add("--keep-index", action="store_true", help="row names, row numbers, ids and dates are features, too")
-    add("--solver", choices=("lbfgs", "adamw"), default="lbfgs", help="default: lbfgs")
+    add("--solver", choices=("lbfgs", "adamw"), help="default: lbfgs")
+    add(
+        "--head",
+        choices=("sampled", "full"),
+        help="ManyClassRegression, for very many classes, instead: steps over sampled classes, or over all",
+    )
+    add("--n-sampled", type=parse_positive, metavar="M", help="sampled classes of a minibatch; default: 1024")
     add(
         "--penalty-l2",
         type=parse_penalty,
         metavar="P",
-        help="a number; auto: chosen from the data; none (the default): as scikit-learn, 1 / rows",
+        help="a number; auto: chosen from the data; none (the default): as scikit-learn, 1 / rows; with --head 0",
     )
     add("--class-weight", choices=("balanced", "effective_number"), help="default: none")
     add("--label-smoothing", type=parse_fraction, default=0.0, metavar="E", help="default: 0")
-    add("--max-epochs", type=parse_positive, default=500, metavar="N", help="default: 500")
-    add("--learning-rate", type=parse_not_negative, metavar="R", help="of adamw; default: 0.01")
+    add("--max-epochs", type=parse_positive, metavar="N", help="default: 500, with --head 20")
+    add("--learning-rate", type=parse_not_negative, metavar="R", help="of adamw, default: 0.01; with --head 0.3")
     add("--batch-norm", action="store_true", help="of the logits, with adamw")
     add("--early-stopping", action="store_true", help="hold out a tenth, keep the best epoch")
     add("--no-standardize", dest="standardize", action="store_false", help="use the columns without scaling")
@@ -89,7 +97,7 @@ def main(arguments: argparse.Namespace) -> int:
     if arguments.standardize:
         mean, std = find_scale(data.x, data.preparation.is_scaled())
 
-    def save(model: SoftmaxRegression) -> None:
+    def save(model: Any) -> None:
         undo_scale(model, data.preparation, mean, std).save(arguments.output)
 
     x = ((data.x - mean) / std).astype(data.x.dtype, copy=False) if arguments.standardize else data.x
@@ -134,7 +142,18 @@ def report(figures: dict[str, Any], arguments: argparse.Namespace, messages: Mes
 
 
 def refuse_unused(arguments: argparse.Namespace) -> None:
-    """Refuse options that the chosen solver does not use."""
+    """Refuse options that the chosen solver, or ManyClassRegression, does not use."""
+    if arguments.head is not None:
+        for option in NOT_WITH_HEAD:
+            if getattr(arguments, option):
+                raise UnusableError(f"--{option.replace('_', '-')} does not belong to --head {arguments.head}")
+        if arguments.penalty_l2 == "auto":
+            raise UnusableError(f"--penalty-l2 auto does not belong to --head {arguments.head}: pass a number")
+    if arguments.n_sampled is not None and arguments.head != "sampled":
+        raise UnusableError("--n-sampled belongs to --head sampled")
+    if arguments.head is not None:
+        return
+    arguments.solver = arguments.solver or "lbfgs"
     for option in ADAMW_ONLY:
         if arguments.solver != "adamw" and getattr(arguments, option) not in (None, False):
             raise UnusableError(f"--{option.replace('_', '-')} belongs to --solver adamw, not to {arguments.solver}")
@@ -178,46 +197,57 @@ def find_scale(x: NDArray[Any], is_scaled: NDArray[np.bool_]) -> tuple[NDArray[n
     return np.where(is_scaled, mean, 0), np.where(is_scaled & (std > noise), std, 1)
 
 
-def undo_scale(
-    model: SoftmaxRegression, preparation: Preparation, mean: NDArray[np.float64], std: NDArray[np.float64]
-) -> SoftmaxRegression:
+def undo_scale(model: Any, preparation: Preparation, mean: NDArray[np.float64], std: NDArray[np.float64]) -> Any:
     """Return the model for features as they are, with what was done to the table, from that for standardised ones."""
     model = copy.copy(model)
-    coef = model.coef_ / std
-    model.coef_ = coef.astype(model.coef_.dtype)
-    model.intercept_ = (model.intercept_ - coef @ mean).astype(model.intercept_.dtype)
+    if hasattr(model, "head_"):
+        model.head_ = model.head_.for_raw_features(mean, std)
+    else:
+        coef = model.coef_ / std
+        model.coef_ = coef.astype(model.coef_.dtype)
+        model.intercept_ = (model.intercept_ - coef @ mean).astype(model.intercept_.dtype)
     model.feature_names_in_ = np.array(preparation.names(), object)
-    model.table_ = preparation.to_json()  # type: ignore[attr-defined]
+    model.table_ = preparation.to_json()
     return model
 
 
-def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression:
+def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression | ManyClassRegression:
     """Return an untrained model with the options of the command line; what is not given is the model's default."""
-    from ..linear_model import SoftmaxRegression
+    from ..linear_model import ManyClassRegression, SoftmaxRegression
 
     callbacks: list[Any] = [] if arguments.quiet else ["progress"]
     if arguments.save_every:
 
-        def save_regularly(model: SoftmaxRegression, record: dict[str, Any]) -> None:
+        def save_regularly(model: Any, record: dict[str, Any]) -> None:
             if record["epoch"] % arguments.save_every == 0:
                 save(model)
 
         callbacks.append(save_regularly)
-    given = {name: getattr(arguments, name) for name in ("penalty_l2", "learning_rate")}
+    names = ("penalty_l2", "learning_rate", "n_sampled")
+    given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
+    if arguments.head is not None:
+        return ManyClassRegression(
+            head=arguments.head,
+            max_epochs=arguments.max_epochs or MAX_EPOCHS_OF_HEAD,
+            early_stopping=arguments.early_stopping,
+            random_state=arguments.seed,
+            callbacks=callbacks,
+            **given,
+        )
     return SoftmaxRegression(
         solver=arguments.solver,
         class_weight=arguments.class_weight,
         label_smoothing=arguments.label_smoothing,
-        max_epochs=arguments.max_epochs,
+        max_epochs=arguments.max_epochs or MAX_EPOCHS,
         early_stopping=arguments.early_stopping,
         batch_norm=arguments.batch_norm,
         random_state=arguments.seed,
         callbacks=callbacks,
-        **{name: value for name, value in given.items() if value is not None},
+        **given,
     )
 
 
-def train(model: SoftmaxRegression, x: NDArray[Any], y: NDArray[Any], messages: Messages) -> SoftmaxRegression:
+def train(model: Any, x: NDArray[Any], y: NDArray[Any], messages: Messages) -> Any:
     """Fit the model; its warnings become lines on stderr."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -18,10 +18,10 @@ from .tables.columns import Feature, Preparation
 from .tables.raw import RawTable
 
 if TYPE_CHECKING:
-    from ..linear_model import SoftmaxRegression
+    from ..linear_model import ManyClassRegression, SoftmaxRegression
     from .calibrated import CalibratedRegression
 
-    Model = SoftmaxRegression | CalibratedRegression
+    Model = SoftmaxRegression | ManyClassRegression | CalibratedRegression
 
 
 class Prepared(NamedTuple):

@@ -15,6 +15,7 @@ REDUCTIONS: Final[dict[str, int]]
 NORMALIZE: Final[dict[str | None, int]]
 CRF_TASKS: Final[dict[str, int]]
 CRF_METHODS: Final[dict[str, int]]
+OPTIMIZERS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
 STRUCT_BYTES: Final[dict[str, int]]
@@ -182,6 +183,21 @@ def quick_crf_marginals(
 def quick_crf_decode(
     emissions: Any, transitions: Any, start: Any, end: Any, lengths: Any, num_threads: Any
 ) -> tuple[Any, Any] | None: ...
+def run_row_update(
+    dtype: int,
+    kind: int,
+    learning_rate: float,
+    penalty: float,
+    w: NDArray[Any],
+    rows: NDArray[np.int64] | None,
+    g: NDArray[Any] | None,
+    state: NDArray[Any] | None,
+    second: NDArray[Any] | None,
+    visits: NDArray[np.uint32] | None,
+    last: NDArray[np.int64] | None,
+    step: int,
+    num_threads: int | None,
+) -> None: ...
 def run_alias_masses(
     weights: NDArray[Any] | None, smoothing: float, power: float, masses: NDArray[Any], num_threads: int | None
 ) -> bool: ...

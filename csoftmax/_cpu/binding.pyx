@@ -11,7 +11,7 @@ from cpython.buffer cimport (
 )
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int64_t, uint64_t, uintptr_t
+from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 cimport csoftmax.cpu as cpu
@@ -57,6 +57,23 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
     cpu.csm_status csm_run_crf(int, cpu.csm_crf_task, const csm_table *, const void *, cpu.csm_crf_options *)
+    ctypedef struct csm_row_update:
+        int kind
+        double learning_rate, penalty
+        void *w
+        ptrdiff_t w_row, w_axis
+        size_t n, count
+        const int64_t *rows
+        const void *g
+        void *state
+        void *second
+        uint32_t *visits
+        int64_t *last
+        int64_t step
+        int threads
+        int (*interrupt)(void *) noexcept
+    int CSM_SGD, CSM_ROWWISE_ADAGRAD, CSM_ADAGRAD, CSM_ADAM
+    cpu.csm_status csm_run_row_update(int, const csm_table *, const csm_row_update *)
     cpu.csm_status csm_run_row_dots(int, const csm_table *, size_t, size_t, size_t, const void *, ptrdiff_t,
                                     const void *, ptrdiff_t, const int64_t *, ptrdiff_t, void *, ptrdiff_t,
                                     const cpu.csm_options *)
@@ -174,6 +191,7 @@ CRF_METHODS = {
     "viterbi": cpu.CSM_CRF_VITERBI, "posterior": cpu.CSM_CRF_POSTERIOR,
     "posterior_path": cpu.CSM_CRF_POSTERIOR_PATH,
 }
+OPTIMIZERS = {"sgd": CSM_SGD, "rowwise_adagrad": CSM_ROWWISE_ADAGRAD, "adagrad": CSM_ADAGRAD, "adam": CSM_ADAM}
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 BLOCK_ELEMENTS = CSM_BLOCK
 STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device

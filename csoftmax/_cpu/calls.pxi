@@ -232,3 +232,43 @@ def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p,
         return False
     _raise(status)
     return True
+
+
+def run_row_update(int dtype, int kind, double learning_rate, double penalty, w, rows, g, state, second, visits, last,
+                   int64_t step, num_threads):
+    """Take one step of an optimiser of OPTIMIZERS on rows of w (K, D), in place.
+
+    rows are distinct int64 in range, or None for all rows; g has a row for each, or is None where only the decay that
+    is due is applied. g, state and second have the compute dtype, visits uint32, last int64; all are contiguous.
+    """
+    cdef _Buffers buffers = _Buffers()
+    cdef csm_row_update update
+    cdef cpu.csm_status status
+    memset(&update, 0, sizeof(update))
+    update.kind = kind
+    update.learning_rate = learning_rate
+    update.penalty = penalty
+    update.step = step
+    update.threads = _threads(num_threads)
+    update.interrupt = _check_signals
+    buffers.take(0, w, True, True)
+    update.w = buffers.view[0].data
+    update.w_row = buffers.view[0].strides[0]
+    update.w_axis = buffers.view[0].axis_stride
+    update.n = buffers.shape.n
+    update.count = len(w) if rows is None else len(rows)
+    if buffers.take(1, rows, False, False) is not NULL:
+        update.rows = <const int64_t *>buffers.view[1].data
+    if buffers.take(2, g, True, False) is not NULL:
+        update.g = buffers.view[2].data
+    if buffers.take(3, state, False, True) is not NULL:
+        update.state = buffers.view[3].data
+    if buffers.take(4, second, False, True) is not NULL:
+        update.second = buffers.view[4].data
+    if buffers.take(5, visits, False, True) is not NULL:
+        update.visits = <uint32_t *>buffers.view[5].data
+    if buffers.take(6, last, False, True) is not NULL:
+        update.last = <int64_t *>buffers.view[6].data
+    with nogil:
+        status = csm_run_row_update(dtype, csm_current_table(), &update)
+    _raise(status)

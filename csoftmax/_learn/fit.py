@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -46,7 +46,11 @@ RECORDED = ("loss", "accuracy", "gradient_norm")  # figures of each iteration of
 SMALL_ELEMENTS = 2**22  # X of at most this size is computed in float64 whatever its dtype, if there are few parameters
 
 
-LEARNED = ("coef_", "intercept_", "classes_", "penalty_l2_", "frozen_", "_trainer")
+# Of all estimators; "head_" to "class_count_" are those of ManyClassRegression.
+LEARNED = (
+    *("coef_", "intercept_", "classes_", "penalty_l2_", "frozen_", "_trainer"),
+    *("head_", "embedding_", "class_count_"),
+)
 STATE = (*LEARNED, "history_", "n_iter_", "n_features_in_", "feature_names_in_")
 
 
@@ -80,6 +84,19 @@ def prepare(
     estimator.__dict__.pop("_trainer", None)
     check_in_memory(estimator.penalty_l2, X)
     X, y = check_data(estimator, X, y, reset=not continues)
+    X, indices, weights = encode_labels(estimator, X, y, sample_weight, continues)
+    options = choose_loss_options(estimator, X.dtype, indices, weights)
+    choose_place(estimator, X)
+    validation = None
+    if estimator.early_stopping:
+        (X, indices, weights), validation = hold_out(estimator, X, indices, weights)
+    return X, indices, weights, options, validation
+
+
+def encode_labels(
+    estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None, continues: bool
+) -> tuple[Any, NDArray[np.intp], NDArray[np.float64] | None]:
+    """X, class indices and sample weights of the rows with weight; unless training continues, y has the classes."""
     check_classification_targets(y)
     weights = check_sample_weight(sample_weight, X)
     if weights is not None and not weights.any():
@@ -96,12 +113,7 @@ def prepare(
     if weights is not None and not weights.all():
         kept = np.flatnonzero(weights)  # rows of weight 0 are not counted in class weights and validation either
         X, indices, weights = X[kept], indices[kept], weights[kept]
-    options = choose_loss_options(estimator, X.dtype, indices, weights)
-    choose_place(estimator, X)
-    validation = None
-    if estimator.early_stopping:
-        (X, indices, weights), validation = hold_out(estimator, X, indices, weights)
-    return X, indices, weights, options, validation
+    return X, indices, weights
 
 
 def choose_start(estimator: Any, features: int, dtype: Any, *, zeros: bool) -> tuple[NDArray[Any], NDArray[Any] | None]:
@@ -256,6 +268,21 @@ def iterate(batches: Iterable[Any] | Callable[[], Iterable[Any]]) -> Iterable[An
         ) from error
 
 
+def check_batch(batch: Any) -> Any:
+    """Refuse what is not (X, y) or (X, y, sample_weight)."""
+    if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 3:
+        raise ValueError(f"batches must yield (X, y) or (X, y, sample_weight), got {type(batch).__name__}")
+    return batch
+
+
+def refuse_empty_epoch(epoch: int) -> NoReturn:
+    """Say why an epoch has no minibatch."""
+    raise ValueError(
+        f"batches yielded nothing in epoch {epoch + 1}: an iterator is exhausted after one epoch; pass a callable that "
+        "returns a new one"
+    )
+
+
 def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> Notes:
     """Train on minibatches that parts() yields once an epoch; the trainer stays in the estimator."""
     monitor = Monitor(estimator, epochs)
@@ -264,16 +291,11 @@ def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs:
         for epoch in range(epochs):
             sums = adamw.Sums()
             for batch in parts():
-                if not isinstance(batch, tuple | list) or not 2 <= len(batch) <= 3:
-                    raise ValueError(f"batches must yield (X, y) or (X, y, sample_weight), got {type(batch).__name__}")
-                data = _check_minibatch(estimator, *batch)
+                data = _check_minibatch(estimator, *check_batch(batch))
                 best = best or BestEpoch(len(estimator.classes_), estimator._trainer.fold())
                 sums.add(step_minibatch(estimator, data))
             if sums.batches == 0:
-                raise ValueError(
-                    f"batches yielded nothing in epoch {epoch + 1}: an iterator is exhausted after one epoch; pass "
-                    "a callable that returns a new one"
-                )
+                refuse_empty_epoch(epoch)
             trainer = estimator._trainer
             coef, intercept = _fold_minibatches(estimator, parts if estimator.batch_norm else None)
             keep_parameters(

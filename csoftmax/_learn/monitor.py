@@ -56,8 +56,8 @@ def keep_parameters(estimator: Any, coef: NDArray[Any], intercept: NDArray[Any] 
 class Monitor:
     """Context around a training of up to `epochs` epochs.
 
-    held_out: the objective of the rows for early stopping.  data: X, class indices and sample weights of the training,
-    which callbacks of scikit-learn may ask for.
+    held_out: the objective of the rows for early stopping, which `_validate` evaluates.  data: X, class indices and
+    sample weights of the training, which callbacks of scikit-learn may ask for.
     """
 
     def __init__(self, estimator: Any, epochs: int, held_out: Objective | None = None, data: Any = (None, None, None)):
@@ -171,7 +171,8 @@ class Monitor:
         done = len(estimator.history_["loss"])
         estimator.n_iter_ = done
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.4f}")
+            shown = (f"{name} {record[name]:.4f}" for name in ("loss", "accuracy") if name in record)
+            self.bar.set_postfix_str(", ".join(shown))
             self.bar.update()
         for callback in self.callbacks:
             stop = as_decision(callback(estimator, {"epoch": done, **record})) or stop

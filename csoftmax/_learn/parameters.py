@@ -9,7 +9,7 @@ import inspect
 import math
 import numbers
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -46,21 +46,16 @@ Notes = list[tuple[str, type[Warning]]]
 
 def check_parameters(estimator: Any) -> None:
     """Refuse parameters that no fit could use."""
-    for name, allowed in (("solver", SOLVERS), ("init", INITS)):
-        value = getattr(estimator, name)
-        if not isinstance(value, str) or value not in allowed:
-            raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {show(value)}")
-    for name in SWITCHES:
-        value = getattr(estimator, name)
-        if value is not True and value is not False and not isinstance(value, np.bool_):
-            raise TypeError(f"{name} must be True or False, got {show(value)}")
+    check_choice(estimator, "solver", SOLVERS)
+    check_choice(estimator, "init", INITS)
+    check_switches(estimator, SWITCHES)
     _check_penalty(estimator)
-    _check_number(estimator, "label_smoothing", 0, 1)
+    check_number(estimator, "label_smoothing", 0, 1)
     for name in ("batch_size", "max_epochs", "patience"):
-        _check_number(estimator, name, 1, math.inf, whole=True)
-    _check_number(estimator, "validation_fraction", 0, 1, open_low=True, open_high=True)
-    _check_number(estimator, "temperature", 0, math.inf, open_low=True, open_high=True)
-    _check_number(estimator, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
+        check_number(estimator, name, 1, math.inf, whole=True)
+    check_number(estimator, "validation_fraction", 0, 1, open_low=True, open_high=True)
+    check_number(estimator, "temperature", 0, math.inf, open_low=True, open_high=True)
+    check_number(estimator, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
     check_parameters_of_steps(estimator)
     if estimator.solver == "lbfgs":
         for name, unset in ADAMW_ONLY.items():
@@ -68,15 +63,30 @@ def check_parameters(estimator: Any) -> None:
             if value is not unset and value != unset:
                 raise ValueError(f"{name} needs solver='adamw'")
     list_callbacks(estimator)
-    _check_random_state(estimator.random_state)
+    check_seed(estimator.random_state)
     check_num_threads(estimator.num_threads)
+
+
+def check_choice(estimator: Any, name: str, allowed: Sequence[str], *, or_also: str = "") -> None:
+    """Refuse a parameter that is not one of the allowed strings; or_also: what the caller has accepted before."""
+    value = getattr(estimator, name)
+    if not isinstance(value, str) or value not in allowed:
+        raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}{or_also}, got {show(value)}")
+
+
+def check_switches(estimator: Any, names: Sequence[str]) -> None:
+    """Refuse parameters that are neither True nor False."""
+    for name in names:
+        value = getattr(estimator, name)
+        if value is not True and value is not False and not isinstance(value, np.bool_):
+            raise TypeError(f"{name} must be True or False, got {show(value)}")
 
 
 def check_parameters_of_steps(estimator: Any) -> None:
     """Refuse those parameters that a later step of AdamW reads anew; all of them would take 15 microseconds."""
-    _check_number(estimator, "learning_rate", 0, math.inf, open_low=True, open_high=True)
+    check_number(estimator, "learning_rate", 0, math.inf, open_low=True, open_high=True)
     for name in ("clip_norm", "clip_value", "output_learning_rate"):
-        _check_number(estimator, name, 0, math.inf, open_low=True, open_high=True, optional=True)
+        check_number(estimator, name, 0, math.inf, open_low=True, open_high=True, optional=True)
 
 
 def list_callbacks(estimator: Any) -> list[Any]:
@@ -89,7 +99,7 @@ def list_callbacks(estimator: Any) -> list[Any]:
     return given
 
 
-def _check_random_state(given: Any) -> None:
+def check_seed(given: Any) -> None:
     """Refuse a `random_state` of another kind, and an int that is no seed."""
     if given is None or given is np.random or isinstance(given, np.random.Generator | np.random.RandomState):
         return
@@ -117,10 +127,10 @@ def _check_penalty(estimator: Any) -> None:
         if estimator.solver != "lbfgs":
             raise ValueError(f"penalty_l2={AUTO!r} needs solver='lbfgs', got solver={estimator.solver!r}")
     elif value is not None:
-        _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, kind=f"a number, None or {AUTO!r}")
+        check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, kind=f"a number, None or {AUTO!r}")
 
 
-def _check_number(
+def check_number(
     estimator: Any,
     name: str,
     low: float,
@@ -222,12 +232,12 @@ def check_sample_weight(sample_weight: ArrayLike | None, X: Any) -> NDArray[np.f
     return _check_sample_weight(sample_weight, X, dtype=np.float64, ensure_non_negative=True, **ALLOW_ZERO)
 
 
-def check_known_labels(y: ArrayLike, classes: NDArray[Any]) -> NDArray[np.intp]:
-    """Indices of the labels in `classes`."""
+def check_known_labels(y: ArrayLike, classes: NDArray[Any], *, is_sorted: bool = False) -> NDArray[np.intp]:
+    """Indices of the labels in `classes`; is_sorted: as in `indices_of`."""
     labels = np.asarray(y)
     if is_text(labels) != is_text(classes):
         raise ValueError(f"y has the label {show(labels[0])}, of another kind than the classes: {show(classes)}")
-    indices, unknown = indices_of(labels, classes)
+    indices, unknown = indices_of(labels, classes, is_sorted=is_sorted)
     if len(unknown):
         raise ValueError(
             f"y has the label {show(labels[unknown[0]])}, which is not among the classes: {show(classes)}"
@@ -242,15 +252,29 @@ def check_classes(given: ArrayLike) -> NDArray[Any]:
     if labels.ndim != 1:
         raise ValueError(f"classes must have one axis, got shape {labels.shape}")
     _refuse_missing(labels, "classes", None)
-    classes = LabelEncoder().fit(labels).classes_
+    # The hash table of numpy.unique takes 30 bytes for each class, which are not needed if the classes are in order.
+    in_order = labels.dtype.kind in "iufU" and bool((labels[1:] > labels[:-1]).all())
+    classes = labels.copy() if in_order else LabelEncoder().fit(labels).classes_
     if len(classes) < 2:
         raise ValueError(f"classes must hold at least 2 classes, got {show(classes)}")
     return classes
 
 
+def mark_classes(given: ArrayLike | None, classes: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which of the classes are among the given ones (None: all)."""
+    chosen = classes if given is None else np.atleast_1d(np.asarray(as_plain(given, "classes")))
+    is_same_kind = is_text(chosen) == is_text(classes) or not chosen.size
+    unknown = np.setdiff1d(chosen, classes) if is_same_kind else chosen
+    if len(unknown):
+        raise ValueError(f"classes has {show(unknown[0])}, which the model does not have")
+    return np.isin(classes, chosen)
+
+
 def check_same_classes(given: ArrayLike, classes: NDArray[Any]) -> None:
     """Refuse classes that differ from those of earlier training."""
     labels = np.asarray(_as_plain_on_host(given, "classes"))
+    if np.array_equal(labels, classes):
+        return
     if labels.dtype == object or not np.array_equal(np.unique(labels), classes):
         new = check_classes(labels)
         if not np.array_equal(new, np.sort(classes)):

@@ -53,6 +53,27 @@ csm_status csm_run_logistic_loss(csm_dtype, const csm_table *, size_t n, size_t 
                                  const double *counts, size_t counts_step, const double *scale, const double *upstream,
                                  double *loss, const csm_logistic_options *);
 
+/* One step of an optimiser on some rows of w, in place; the state has the compute type. */
+typedef struct csm_row_update {
+    csm_optimizer_kind kind;
+    double learning_rate, penalty; /* weight decay; their product is at most 1 */
+    void *w;                       /* dtype of the call */
+    ptrdiff_t w_row, w_axis;       /* bytes */
+    size_t n;                      /* elements of a row */
+    size_t count;
+    const int64_t *rows; /* distinct; NULL: 0 to count - 1 */
+    const void *g;       /* count x n of the compute type; NULL: only the decay that is due */
+    void *state;         /* a number for each row of w (row-wise Adagrad), or for each element */
+    void *second;        /* Adam: mean squares */
+    uint32_t *visits;    /* Adam: of each row of w */
+    int64_t *last;       /* the step up to which each row of w has decayed; NULL without a penalty */
+    int64_t step;        /* number of this step, from 1 */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_row_update;
+csm_status csm_run_row_update(csm_dtype, const csm_table *, const csm_row_update *);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

@@ -6,6 +6,7 @@
 #include "cross_entropy/loss.inc.h"
 #include "topk/topk.inc.h"
 #include "entmax/entmax.inc.h"
+#include "row_optimizer/row_optimizer.inc.h"
 #include "sampled/rows.inc.h"
 #undef ONE_VECTOR
 #undef USED

@@ -6,6 +6,7 @@
 #include "crf/job.h"
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
+#include "row_optimizer/job.h"
 #include "sampled/job.h"
 #include "softmax/job.h"
 #include "topk/job.h"
@@ -28,6 +29,7 @@ typedef struct csm_table {
     void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     csm_crf_kernels crf;
+    csm_optimizer_kernels optimizer[CSM_DTYPE_COUNT];
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

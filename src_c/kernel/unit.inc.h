@@ -154,6 +154,9 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define MAX(suffix, storage, compute) max_##suffix,
 #define WIDEN(suffix, storage, compute) widen_##suffix,
 #define NARROW(suffix, storage, compute) narrow_##suffix,
+#define OPTIMIZER(suffix, storage, compute)                                                                       \
+    {optimizer_squares_##suffix, optimizer_descend_##suffix, optimizer_adagrad_##suffix, optimizer_adam_##suffix, \
+     optimizer_decay_##suffix},
 
 #ifndef CSM_NO_TABLE /* tests/c/exp_unit.c, which needs no kernel */
 static const csm_table table = {
@@ -171,6 +174,7 @@ static const csm_table table = {
     {CSM_DTYPES(NARROW)},
     {crf_load_f32, crf_store_f32, crf_store_f64, crf_split, crf_maxima, crf_exponentials, crf_forward, crf_backward,
      crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
+    {CSM_DTYPES(OPTIMIZER)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

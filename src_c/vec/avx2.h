@@ -30,6 +30,8 @@ INLINE v32_t v32_zero(void) { return _mm256_setzero_ps(); }
 INLINE v32_t v32_add(v32_t a, v32_t b) { return _mm256_add_ps(a, b); }
 INLINE v32_t v32_sub(v32_t a, v32_t b) { return _mm256_sub_ps(a, b); }
 INLINE v32_t v32_mul(v32_t a, v32_t b) { return _mm256_mul_ps(a, b); }
+INLINE v32_t v32_div(v32_t a, v32_t b) { return _mm256_div_ps(a, b); }
+INLINE v32_t v32_sqrt(v32_t a) { return _mm256_sqrt_ps(a); }
 INLINE v32_t v32_fma(v32_t a, v32_t b, v32_t c) { return _mm256_fmadd_ps(a, b, c); }
 INLINE v32_t v32_fnma(v32_t a, v32_t b, v32_t c) { return _mm256_fnmadd_ps(a, b, c); }
 INLINE v32_t v32_max(v32_t a, v32_t b) { return _mm256_max_ps(a, b); }
@@ -145,6 +147,7 @@ INLINE v64_t v64_add(v64_t a, v64_t b) { return _mm256_add_pd(a, b); }
 INLINE v64_t v64_sub(v64_t a, v64_t b) { return _mm256_sub_pd(a, b); }
 INLINE v64_t v64_mul(v64_t a, v64_t b) { return _mm256_mul_pd(a, b); }
 INLINE v64_t v64_div(v64_t a, v64_t b) { return _mm256_div_pd(a, b); }
+INLINE v64_t v64_sqrt(v64_t a) { return _mm256_sqrt_pd(a); }
 INLINE double v64_tree(const v64_t a[2]) {
     __m256d s = _mm256_add_pd(a[0], a[1]);
     __m128d t = _mm_add_pd(_mm256_castpd256_pd128(s), _mm256_extractf128_pd(s, 1));

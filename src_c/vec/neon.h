@@ -18,6 +18,8 @@ INLINE v32_t v32_zero(void) { return vdupq_n_f32(0); }
 INLINE v32_t v32_add(v32_t a, v32_t b) { return vaddq_f32(a, b); }
 INLINE v32_t v32_sub(v32_t a, v32_t b) { return vsubq_f32(a, b); }
 INLINE v32_t v32_mul(v32_t a, v32_t b) { return vmulq_f32(a, b); }
+INLINE v32_t v32_div(v32_t a, v32_t b) { return vdivq_f32(a, b); }
+INLINE v32_t v32_sqrt(v32_t a) { return vsqrtq_f32(a); }
 INLINE v32_t v32_fma(v32_t a, v32_t b, v32_t c) { return vfmaq_f32(c, a, b); }
 INLINE v32_t v32_fnma(v32_t a, v32_t b, v32_t c) { return vfmsq_f32(c, a, b); }
 INLINE v32_t v32_max(v32_t a, v32_t b) { return vbslq_f32(vcgtq_f32(a, b), a, b); }
@@ -107,6 +109,7 @@ INLINE v64_t v64_add(v64_t a, v64_t b) { return vaddq_f64(a, b); }
 INLINE v64_t v64_sub(v64_t a, v64_t b) { return vsubq_f64(a, b); }
 INLINE v64_t v64_mul(v64_t a, v64_t b) { return vmulq_f64(a, b); }
 INLINE v64_t v64_div(v64_t a, v64_t b) { return vdivq_f64(a, b); }
+INLINE v64_t v64_sqrt(v64_t a) { return vsqrtq_f64(a); }
 INLINE double v64_tree(const v64_t a[4]) { return vaddvq_f64(vaddq_f64(vaddq_f64(a[0], a[2]), vaddq_f64(a[1], a[3]))); }
 INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return vfmaq_f64(c, a, b); }
 INLINE v64_t v64_fnma(v64_t a, v64_t b, v64_t c) { return vfmsq_f64(c, a, b); }

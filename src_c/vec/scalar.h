@@ -21,6 +21,8 @@ INLINE v32_t v32_zero(void) { return 0; }
 INLINE v32_t v32_add(v32_t a, v32_t b) { return a + b; }
 INLINE v32_t v32_sub(v32_t a, v32_t b) { return a - b; }
 INLINE v32_t v32_mul(v32_t a, v32_t b) { return a * b; }
+INLINE v32_t v32_div(v32_t a, v32_t b) { return a / b; }
+INLINE v32_t v32_sqrt(v32_t a) { return sqrtf(a); }
 INLINE v32_t v32_fma(v32_t a, v32_t b, v32_t c) { return fmaf(a, b, c); }   /* a b + c */
 INLINE v32_t v32_fnma(v32_t a, v32_t b, v32_t c) { return fmaf(-a, b, c); } /* c - a b */
 /* The larger; the second if they are equal or either is NaN. */
@@ -76,6 +78,7 @@ INLINE v64_t v64_add(v64_t a, v64_t b) { return a + b; }
 INLINE v64_t v64_sub(v64_t a, v64_t b) { return a - b; }
 INLINE v64_t v64_mul(v64_t a, v64_t b) { return a * b; }
 INLINE v64_t v64_div(v64_t a, v64_t b) { return a / b; }
+INLINE v64_t v64_sqrt(v64_t a) { return sqrt(a); }
 /* The eight lanes of 8 / W vectors as ((0+4) + (2+6)) + ((1+5) + (3+7)). */
 INLINE double v64_tree(const v64_t a[8]) { return ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7])); }
 INLINE v64_t v64_fma(v64_t a, v64_t b, v64_t c) { return fma(a, b, c); }

@@ -28,7 +28,9 @@ def import_benchmarks(*names):
         sys.path.remove(str(ROOT / "asv_bench"))
 
 
-speed, memory, accuracy, loss, sparse = import_benchmarks("speed", "memory", "accuracy", "loss", "sparse")
+speed, memory, accuracy, loss, sparse, many_classes = import_benchmarks(
+    "speed", "memory", "accuracy", "loss", "sparse", "many_classes"
+)
 CLASSES = (speed.Speed, memory.Memory, accuracy.Accuracy)
 
 
@@ -87,6 +89,19 @@ def test_sparse_runs(monkeypatch):
         benchmark = sparse.Sample()
         benchmark.setup(name)
         assert benchmark.time_sample(name).shape == (64,)
+
+
+def test_many_classes_run():
+    training = many_classes.Training()
+    training.setup(600)
+    training.time_step(600)
+    training.peakmem_training(600)
+    assert len(training.model.history_["loss"]) == 1
+    for kind in many_classes.Update.params[0]:
+        update = many_classes.Update()
+        update.setup(kind)
+        update.time_update(kind)
+        assert update.w.any()
 
 
 def test_check_results(tmp_path):

@@ -11,7 +11,9 @@ import csoftmax
 
 
 @pytest.mark.skipif(NUMPY < (2, 0), reason="NumPy 2 writes scalars with their type")
-@pytest.mark.parametrize("name", ["", ".samplers", ".linear_model", ".calibration", ".metrics", ".class_weight"])
+@pytest.mark.parametrize(
+    "name", ["", ".samplers", ".heads", ".linear_model", ".calibration", ".metrics", ".class_weight"]
+)
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(f"csoftmax{name}"))
     assert result.attempted > 0

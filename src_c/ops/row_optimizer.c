@@ -1,0 +1,152 @@
+/* The driver of row optimisers: distributes the given rows over threads, and finds each row's decay and rate.
+ *
+ * Rows that are not given are never visited.  Their weight decay is due when they are: (1 - eta lambda)^k after k
+ * steps, by repeated squaring in pairs, which leaves the rounding of the pair alone (2^-100 k) whatever k is.
+ * Rows are distinct, so threads write to different memory and no result depends on how rows are distributed.
+ * A row whose elements are not contiguous or not aligned is computed in scratch.
+ */
+#include "../core/call.h"
+#include "../core/extension.h"
+#include "../math/pair.h"
+
+enum { ROW_ELEMENTS = 32, ROWS_AHEAD = 8 }; /* work of a row besides its elements; rows of prefetching */
+
+typedef struct optimizer_call {
+    csm_dtype dtype;
+    const csm_optimizer_kernels *kernels;
+    const csm_row_update *update;
+    size_t itemsize, wide_size;
+    int in_place;
+    csm_scratch scratch;
+    csm_interrupt interrupt;
+} optimizer_call;
+
+/* base^count for a base near 1, which is given as a pair. */
+static double power(csm_pair base, uint64_t count) {
+    csm_pair result = csm_pair_of(1, 0);
+    for (; count; count >>= 1) {
+        if (count & 1) result = csm_pair_mul(result, base);
+        base = csm_pair_mul(base, base);
+        if (result.hi < 0x1p-500) return 0; /* far below every weight that float can hold; pairs end near 2^-900 */
+    }
+    return result.hi;
+}
+
+/* 1 - eta lambda as a pair. */
+static csm_pair decay_of(const csm_row_update *u) {
+    const double product = u->learning_rate * u->penalty, low = fma(u->learning_rate, u->penalty, -product);
+    const double rest = 1 - product, error = (1 - rest) - product;
+    return csm_pair_of(rest, error - low);
+}
+
+static char *state_at(const optimizer_call *call, void *state, size_t row) {
+    return (char *)state + row * call->update->n * call->wide_size;
+}
+
+/* Adds the mean square of g to the row's number; returns the rate of the step. */
+static double adagrad_rate(const optimizer_call *call, const void *g, size_t row) {
+    const csm_row_update *u = call->update;
+    const double mean = call->kernels->squares(g, u->n) / (double)u->n;
+    double sum;
+    if (call->wide_size == 4) {
+        float *at = (float *)u->state + row;
+        sum = (double)*at + mean;
+        *at = sum == sum ? (float)sum : (float)CSM_NAN;
+    } else {
+        double *at = (double *)u->state + row;
+        sum = *at + mean;
+        *at = sum == sum ? sum : CSM_NAN;
+    }
+    return u->learning_rate / sqrt(sum + CSM_ADAGRAD_START);
+}
+
+/* The corrections of Adam's means, which begin at 0, for the row's number of visits. */
+static void correct(const csm_row_update *u, size_t row, csm_row_step *step) {
+    if (u->visits[row] < UINT32_MAX) u->visits[row]++;
+    const uint64_t visits = u->visits[row];
+    step->rate = u->learning_rate / (1 - power(csm_pair_of(CSM_ADAM_FIRST, 0), visits));
+    step->root = 1 / sqrt(1 - power(csm_pair_of(CSM_ADAM_SECOND, 0), visits));
+}
+
+static void update_row(const optimizer_call *call, char *w, const char *g, size_t row, csm_row_step *step) {
+    const csm_row_update *u = call->update;
+    const csm_optimizer_kernels *k = call->kernels;
+    step->rate = u->learning_rate;
+    if (!g) {
+        k->decay(w, u->n, step);
+        return;
+    }
+    switch (u->kind) {
+    case CSM_ROWWISE_ADAGRAD: step->rate = adagrad_rate(call, g, row); /* fall through */
+    case CSM_SGD: k->descend(w, g, u->n, step); break;
+    case CSM_ADAGRAD: k->adagrad(w, g, state_at(call, u->state, row), u->n, step); break;
+    case CSM_ADAM:
+        correct(u, row, step);
+        k->adam(w, g, state_at(call, u->state, row), state_at(call, u->second, row), u->n, step);
+        break;
+    }
+}
+
+static void prefetch_row(const optimizer_call *call, size_t row) {
+    const csm_row_update *u = call->update;
+    const char *w = (const char *)u->w + (ptrdiff_t)row * u->w_row;
+    const size_t bytes = u->n * call->itemsize < 512 ? u->n * call->itemsize : 512;
+    for (size_t at = 0; call->in_place && at < bytes; at += 64) PREFETCH(w + at);
+    if (u->kind == CSM_ROWWISE_ADAGRAD) PREFETCH((const char *)u->state + row * call->wide_size);
+}
+
+static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
+    optimizer_call *call = context;
+    const csm_row_update *u = call->update;
+    const csm_pair base = decay_of(u);
+    csm_row_step step = {.decay = 1};
+    int64_t known = 0; /* steps of step.decay */
+    char *copy = call->in_place ? NULL : csm_scratch_get(&call->scratch, thread, 0, u->n * call->itemsize);
+    if (!call->in_place && !copy) return CSM_NO_MEMORY;
+    for (size_t i = begin; i < end; i++) {
+        const size_t row = u->rows ? (size_t)u->rows[i] : i;
+        if (u->rows && i + ROWS_AHEAD < end) prefetch_row(call, (size_t)u->rows[i + ROWS_AHEAD]);
+        if (u->last) {
+            const int64_t steps = u->step - u->last[row];
+            if (steps != known) step.decay = power(base, (uint64_t)steps);
+            known = steps;
+            u->last[row] = u->step;
+            if (!u->g && steps == 0) continue;
+        }
+        const char *g = u->g ? (const char *)u->g + i * u->n * call->wide_size : NULL;
+        char *w = (char *)u->w + (ptrdiff_t)row * u->w_row;
+        if (call->in_place) {
+            update_row(call, w, g, row, &step);
+        } else {
+            csm_gather(copy, 0, (csm_strided){w, 0, u->w_axis}, 1, u->n, call->itemsize, NULL, NULL);
+            update_row(call, copy, g, row, &step);
+            csm_scatter(w, 0, u->w_axis, copy, 0, 1, u->n, call->itemsize);
+        }
+    }
+    return CSM_OK;
+}
+
+csm_status csm_run_row_update(csm_dtype dtype, const csm_table *table, const csm_row_update *u) {
+    csm_fp_environment saved = csm_fp_enter();
+    optimizer_call call = {.dtype = dtype, .kernels = &table->optimizer[dtype], .update = u};
+    csm_call sizes;
+    csm_buffer single[1];
+    csm_set_dtype(&sizes, dtype, table);
+    call.itemsize = sizes.itemsize;
+    call.wide_size = sizes.wide_size;
+    call.in_place = (u->w_axis == (ptrdiff_t)call.itemsize || u->n == 1) && (uintptr_t)u->w % call.itemsize == 0 &&
+                    u->w_row % (ptrdiff_t)call.itemsize == 0;
+    call.interrupt = (csm_interrupt){.check = u->interrupt, .context = u->interrupt_context, .caller = saved};
+    const size_t cost = u->n + ROW_ELEMENTS;
+    const int threads = csm_threads_for((double)u->count * (double)cost, u->count, u->threads < 1 ? 1 : u->threads);
+    csm_status status = csm_scratch_begin(&call.scratch, threads, 1, single);
+    if (status == CSM_OK) {
+        if (u->count > 0 && u->n > 0)
+            status =
+                csm_parallel(u->count, CSM_PIECE_ELEMENTS / 4 / cost + 1, threads, rows_body, &call, &call.interrupt);
+        saved = call.interrupt.caller; /* the callback may have changed it */
+        csm_scratch_end(&call.scratch);
+    }
+    csm_fp_leave(saved);
+    return status;
+}
