@@ -40,7 +40,7 @@ for _name in __all__:
     if _name != "__version__":
         globals()[_name].__module__ = __name__
 
-_LEARNING_MODULES = ("calibration", "class_weight", "linear_model", "metrics")
+_LEARNING_MODULES = ("calibration", "class_weight", "linear_model", "metrics", "sequence")
 
 
 def __getattr__(name: str) -> object:

@@ -15,6 +15,7 @@ REDUCTIONS: Final[dict[str, int]]
 NORMALIZE: Final[dict[str | None, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
+FEATURE_LANES: Final[int]
 STRUCT_BYTES: Final[dict[str, int]]
 SOURCE_HASH: Final[str]
 VERSION: Final[str]
@@ -127,3 +128,30 @@ def run_sample(
     min_p: NDArray[Any] | None,
     num_threads: int | None,
 ) -> bool: ...
+def run_emissions(
+    indptr: NDArray[np.int64],
+    attributes: NDArray[np.int32],
+    values: NDArray[np.float32] | None,
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.uint16],
+    weights: NDArray[np.float64],
+    row: NDArray[np.int32],
+    rows: NDArray[np.float64],
+    emissions: NDArray[np.float64],
+    n_labels: int,
+    fills: bool,
+    num_threads: int | None,
+) -> None: ...
+def run_feature_gradient(
+    blocks: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    tokens: NDArray[np.int32],
+    values: NDArray[np.float32] | None,
+    grad: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.uint16],
+    row: NDArray[np.int32],
+    result: NDArray[np.float64],
+    n_labels: int,
+    num_threads: int | None,
+) -> None: ...

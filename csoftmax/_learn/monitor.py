@@ -171,7 +171,8 @@ class Monitor:
         done = len(estimator.history_["loss"])
         estimator.n_iter_ = done
         if self.bar is not None:
-            self.bar.set_postfix_str(f"loss {record['loss']:.4f}, accuracy {record['accuracy']:.4f}")
+            accuracy = f", accuracy {record['accuracy']:.4f}" if "accuracy" in record else ""
+            self.bar.set_postfix_str(f"loss {record['loss']:.4f}{accuracy}")
             self.bar.update()
         for callback in self.callbacks:
             stop = as_decision(callback(estimator, {"epoch": done, **record})) or stop

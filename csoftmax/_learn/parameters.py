@@ -55,12 +55,12 @@ def check_parameters(estimator: Any) -> None:
         if value is not True and value is not False and not isinstance(value, np.bool_):
             raise TypeError(f"{name} must be True or False, got {show(value)}")
     _check_penalty(estimator)
-    _check_number(estimator, "label_smoothing", 0, 1)
+    check_number(estimator, "label_smoothing", 0, 1)
     for name in ("batch_size", "max_epochs", "patience"):
-        _check_number(estimator, name, 1, math.inf, whole=True)
-    _check_number(estimator, "validation_fraction", 0, 1, open_low=True, open_high=True)
-    _check_number(estimator, "temperature", 0, math.inf, open_low=True, open_high=True)
-    _check_number(estimator, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
+        check_number(estimator, name, 1, math.inf, whole=True)
+    check_number(estimator, "validation_fraction", 0, 1, open_low=True, open_high=True)
+    check_number(estimator, "temperature", 0, math.inf, open_low=True, open_high=True)
+    check_number(estimator, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
     check_parameters_of_steps(estimator)
     if estimator.solver == "lbfgs":
         for name, unset in ADAMW_ONLY.items():
@@ -68,15 +68,15 @@ def check_parameters(estimator: Any) -> None:
             if value is not unset and value != unset:
                 raise ValueError(f"{name} needs solver='adamw'")
     list_callbacks(estimator)
-    _check_random_state(estimator.random_state)
+    check_seed(estimator.random_state)
     check_num_threads(estimator.num_threads)
 
 
 def check_parameters_of_steps(estimator: Any) -> None:
     """Refuse those parameters that a later step of AdamW reads anew; all of them would take 15 microseconds."""
-    _check_number(estimator, "learning_rate", 0, math.inf, open_low=True, open_high=True)
+    check_number(estimator, "learning_rate", 0, math.inf, open_low=True, open_high=True)
     for name in ("clip_norm", "clip_value", "output_learning_rate"):
-        _check_number(estimator, name, 0, math.inf, open_low=True, open_high=True, optional=True)
+        check_number(estimator, name, 0, math.inf, open_low=True, open_high=True, optional=True)
 
 
 def list_callbacks(estimator: Any) -> list[Any]:
@@ -89,7 +89,7 @@ def list_callbacks(estimator: Any) -> list[Any]:
     return given
 
 
-def _check_random_state(given: Any) -> None:
+def check_seed(given: Any) -> None:
     """Refuse a `random_state` of another kind, and an int that is no seed."""
     if given is None or given is np.random or isinstance(given, np.random.Generator | np.random.RandomState):
         return
@@ -117,10 +117,10 @@ def _check_penalty(estimator: Any) -> None:
         if estimator.solver != "lbfgs":
             raise ValueError(f"penalty_l2={AUTO!r} needs solver='lbfgs', got solver={estimator.solver!r}")
     elif value is not None:
-        _check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, kind=f"a number, None or {AUTO!r}")
+        check_number(estimator, "penalty_l2", 0, math.inf, open_high=True, kind=f"a number, None or {AUTO!r}")
 
 
-def _check_number(
+def check_number(
     estimator: Any,
     name: str,
     low: float,

@@ -41,6 +41,13 @@ csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, 
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
 
+/* ops/features.c.  Emissions: the rows of the first `attributes` are filled from their weights before.  Gradient: the sums replace the
+ * weights of `pairs`; rows of `grad` are read up to pairs->width, so that CSM_FEATURE_LANES doubles must follow it. */
+csm_status csm_run_emissions(const csm_table *, const csm_pairs *, size_t attributes, const csm_entries *,
+                             size_t tokens, double *emissions, int threads, int (*interrupt)(void *));
+csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const int64_t *blocks, size_t block_count,
+                                    const csm_entries *, const double *grad, int threads, int (*interrupt)(void *));
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

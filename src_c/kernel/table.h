@@ -5,6 +5,7 @@
 #include "../registry.h"
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
+#include "features/job.h"
 #include "softmax/job.h"
 #include "topk/job.h"
 
@@ -23,6 +24,7 @@ typedef struct csm_table {
     /* storage -> compute type and back; NaN becomes canonical */
     void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
+    csm_feature_kernels features;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

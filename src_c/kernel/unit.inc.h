@@ -127,6 +127,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "storage.inc.h"
 
 #include "topk/integer.inc.h"
+#include "features/features.inc.h"
 
 #define CSM_NAME_(name) #name
 #define CSM_NAME(name) CSM_NAME_(name)
@@ -151,7 +152,7 @@ static const csm_table table = {
     CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},
     {CSM_DTYPES(ENTMAX)},      {CSM_DTYPES(SELECT)},  {select_i32, select_u32, select_i64, select_u64},
     {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)},
-    {CSM_DTYPES(NARROW)},
+    {CSM_DTYPES(NARROW)},      {csm_emissions, csm_gradient},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif
