@@ -2,12 +2,16 @@
 
 from ._arguments.places import DeviceError
 from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
+from ._ops import crf as _crf
+from ._ops import crf_paths as _crf_paths
 from ._ops import cross_entropy as _cross_entropy
 from ._ops import entmax as _entmax
 from ._ops import linear_cross_entropy as _linear_cross_entropy
 from ._ops import sample as _sample
 from ._ops import softmax as _softmax
 from ._ops import topk as _topk
+from ._ops.crf import *
+from ._ops.crf_paths import *
 from ._ops.cross_entropy import *
 from ._ops.entmax import *
 from ._ops.linear_cross_entropy import *
@@ -28,6 +32,8 @@ __all__ = [
     "show_config",
     "threads",
 ]
+__all__ += _crf.__all__
+__all__ += _crf_paths.__all__
 __all__ += _cross_entropy.__all__
 __all__ += _entmax.__all__
 __all__ += _linear_cross_entropy.__all__

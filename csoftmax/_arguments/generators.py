@@ -74,6 +74,20 @@ def draw_uniforms(rng: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> ND
     return uniforms.reshape(*batch, count)
 
 
+def draw_ragged_uniforms(rng: Any, batch: tuple[int, ...], counts: Any) -> NDArray[Any]:
+    """Uniform numbers of rows of different lengths, one after the other; sources as in `draw_uniforms`."""
+    if not _is_sequence(rng):
+        read = _make_reader("rng", rng, "None, or a sequence with one of these a row")
+        return np.ascontiguousarray(_read_in_pieces(read, (int(np.sum(counts)),)), np.float64)
+    readers = [_make_reader(name, source, "None") for name, source in _flatten(rng, batch)]
+    uniforms = np.empty(int(np.sum(counts)))
+    begin = 0
+    for read, count in zip(readers, counts, strict=True):
+        _read_in_pieces(read, (int(count),), uniforms[begin : begin + int(count)])
+        begin += int(count)
+    return uniforms
+
+
 def _read_in_pieces(read: Any, shape: tuple[int, ...], out: NDArray[Any] | None = None) -> Any:
     """Read uniform numbers in C order, long arrays in pieces; the numbers are those of one call.
 

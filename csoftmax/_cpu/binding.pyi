@@ -13,6 +13,8 @@ SUFFIXES: Final[dict[str, str]]
 LABELS: Final[dict[str, int]]
 REDUCTIONS: Final[dict[str, int]]
 NORMALIZE: Final[dict[str | None, int]]
+CRF_TASKS: Final[dict[str, int]]
+CRF_METHODS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
 FEATURE_LANES: Final[int]
@@ -128,6 +130,42 @@ def run_sample(
     min_p: NDArray[Any] | None,
     num_threads: int | None,
 ) -> bool: ...
+def run_crf(
+    task: int,
+    dtype: int,
+    emissions: NDArray[Any],
+    shape: tuple[int, int, int],
+    transitions: NDArray[Any],
+    start: NDArray[Any] | None,
+    end: NDArray[Any] | None,
+    offsets: NDArray[Any] | None,
+    rows: NDArray[Any] | None,
+    allowed: NDArray[Any] | None,
+    labels: NDArray[Any] | None,
+    ignore: int | None,
+    sets: NDArray[Any] | None,
+    num_threads: int | None,
+    *,
+    is_slow: bool = False,
+    sample_weight: NDArray[Any] | None = None,
+    coefficient: NDArray[Any] | None = None,
+    result: NDArray[Any] | None = None,
+    total: NDArray[Any] | None = None,
+    by_tag: NDArray[Any] | None = None,
+    pairs: NDArray[Any] | None = None,
+    pair_sums: NDArray[Any] | None = None,
+    grad_transitions: NDArray[Any] | None = None,
+    grad_start: NDArray[Any] | None = None,
+    grad_end: NDArray[Any] | None = None,
+    method: int = 0,
+    paths: int = 1,
+    decoded: NDArray[Any] | None = None,
+    sequence_step: int = 0,
+    path_step: int = 0,
+    fill: int = -1,
+    log_prob: NDArray[Any] | None = None,
+    uniforms: NDArray[Any] | None = None,
+) -> int | None: ...
 def run_emissions(
     indptr: NDArray[np.int64],
     attributes: NDArray[np.int32],

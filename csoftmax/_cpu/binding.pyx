@@ -2,10 +2,11 @@
 # The binding of the C core. Arguments arrive checked by csoftmax._arguments, except in quick calls (quick.c), which
 # accept plain arguments only.
 #
-# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature.
+# threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
+# that of the CRF.
 
 from cpython.buffer cimport (
-    PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uintptr_t
@@ -52,6 +53,7 @@ cdef extern from "core/extension.h" nogil:
                                        const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
+    cpu.csm_status csm_run_crf(int, cpu.csm_crf_task, const csm_table *, const void *, cpu.csm_crf_options *)
     cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -165,6 +167,14 @@ LABELS = {
 }
 REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
+CRF_TASKS = {
+    "log_partition": cpu.CSM_CRF_LOG_PARTITION, "score": cpu.CSM_CRF_SCORE, "loss": cpu.CSM_CRF_LOSS,
+    "marginals": cpu.CSM_CRF_MARGINALS, "decode": cpu.CSM_CRF_DECODE, "sample": cpu.CSM_CRF_SAMPLE,
+}
+CRF_METHODS = {
+    "viterbi": cpu.CSM_CRF_VITERBI, "posterior": cpu.CSM_CRF_POSTERIOR,
+    "posterior_path": cpu.CSM_CRF_POSTERIOR_PATH,
+}
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 BLOCK_ELEMENTS = CSM_BLOCK
 FEATURE_LANES = CSM_FEATURE_LANES
@@ -199,6 +209,7 @@ cdef int _raise(cpu.csm_status status) except -1:
 include "threads.pxi"
 include "results.pxi"
 include "calls.pxi"
+include "crf.pxi"
 include "features.pxi"
 
 

@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._ops.crf import crf_decode, crf_loss, crf_loss_with_grad
+from .._ops.crf import crf_loss, crf_loss_with_grad
+from .._ops.crf_paths import crf_decode
 from .chain_features import Tokens, rows_of
 from .chain_labels import Tags
 from .chain_pairs import Pairs, Scores

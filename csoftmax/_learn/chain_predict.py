@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._ops.crf import crf_decode, crf_loss, crf_marginals
+from .._ops.crf import crf_loss
+from .._ops.crf_paths import crf_decode, crf_marginals
 from .chain_features import Tokens, as_sequences, read_tokens
 from .chain_labels import Tags, make_tags, nest, split
 from .chain_objective import Chain, count_right

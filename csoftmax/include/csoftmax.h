@@ -26,7 +26,7 @@ extern "C" {
 #endif
 
 #define CSM_ABI_MAJOR 0
-#define CSM_ABI_MINOR 3
+#define CSM_ABI_MINOR 4
 #define CSM_MAX_NDIM 64
 
 typedef enum csm_status {
@@ -271,6 +271,77 @@ csm_status csm_sample_f16(const csm_shape *, const csm_view *x, size_t draws, co
                           const csm_view *indices, const csm_sample_options *);
 csm_status csm_sample_bf16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
                            const csm_view *indices, const csm_sample_options *);
+
+/* Linear-chain conditional random fields: sequences of positions, each with a row of L scores (emissions), and scores
+ * of transitions between the tags of neighbouring positions.  A path y of n positions has the score
+ *     start[y_1] + sum_t emissions[t, y_t] + sum_(t > 1) transitions[y_(t-1), y_t] + end[y_n],
+ * and Z is the sum of exp(score) over all paths.  -inf: impossible.  A sequence with NaN is NaN; one with +inf has the
+ * log-partition +inf and otherwise NaN; one without a possible path has -inf and otherwise NaN, and no tags. */
+typedef enum csm_crf_task {
+    CSM_CRF_LOG_PARTITION, /* result: log Z */
+    CSM_CRF_SCORE, /* result: the score of the labels */
+    CSM_CRF_LOSS, /* result: sample_weight (log Z - log Z of the paths that agree with labels or sets) */
+    CSM_CRF_MARGINALS, /* result: log Z; by_tag: probabilities of the tags of each position */
+    CSM_CRF_DECODE, /* decoded: a path; result: its score */
+    CSM_CRF_SAMPLE /* decoded: paths drawn by their probabilities */
+} csm_crf_task;
+typedef enum csm_crf_method {
+    CSM_CRF_VITERBI, /* the path of the largest score; among equals the smallest, read from the end */
+    CSM_CRF_POSTERIOR, /* the most probable tag of each position, the lowest of equals */
+    CSM_CRF_POSTERIOR_PATH /* the possible path with the largest sum of the probabilities of its tags */
+} csm_crf_method;
+typedef struct csm_crf_options {
+    size_t size; /* sizeof(csm_crf_options) when the caller was compiled */
+    size_t sequences, tags; /* their numbers, N and L */
+    size_t length; /* positions of each sequence, unless there are offsets */
+    const int64_t *offsets; /* N + 1, rising: sequence i has the positions offsets[i] to offsets[i + 1] - 1 */
+    const int64_t *rows; /* of each position, its row of emissions and of what follows; NULL: position p has row p */
+    const double *transitions; /* L x L: from, to */
+    const double *start; /* L numbers; NULL = 0 */
+    const double *end; /* the same */
+    const unsigned char *allowed; /* rows x L, 0: the emission is not read and counts as -inf; NULL: all allowed */
+    const int64_t *labels; /* of each row, ... */
+    int has_ignore; /* ... of which this one means unknown, which is summed over */
+    int64_t ignore;
+    const unsigned char *sets; /* or rows x L: 1 for each label that is possible */
+    const double *sample_weight; /* of each sequence; one with 0 is not read; NULL = 1 */
+    const double *coefficient; /* of each sequence, factor of its gradients; 0: they are 0; NULL = 1 */
+    double *result; /* one for each sequence (and path); NULL: not wanted */
+    double *total; /* of the losses */
+    void *by_tag; /* gradient of the emissions or marginals, rows x L in the dtype; only used rows are written */
+    void *pairs; /* marginals of pairs, one L x L for each row, at that of the later position, or NULL */
+    double *pair_sums; /* expected numbers of transitions, N x L x L, or NULL */
+    double *grad_transitions; /* of the sum of all losses */
+    double *grad_start;
+    double *grad_end;
+    csm_crf_method method;
+    size_t paths; /* of each sequence: the best ones (CSM_CRF_VITERBI), or numbers of draws */
+    int64_t *decoded; /* path k of sequence i: at row + i sequence_step + k path_step */
+    size_t sequence_step, path_step;
+    int64_t fill; /* where there is no tag */
+    double *log_prob; /* of each path, or NULL */
+    const double
+        *uniforms; /* in [0, 1), one for each sequence, draw and position, from the last position to the first */
+    int is_slow; /* 1: one exponent a tag throughout, for tests */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+    size_t position; /* set with CSM_BAD_LABEL: the row */
+} csm_crf_options;
+static inline csm_crf_options csm_default_crf_options(void) {
+    csm_crf_options o = {0};
+    o.size = sizeof o;
+    o.fill = -1;
+    o.paths = 1;
+    o.threads = 1;
+    return o;
+}
+/* emissions: contiguous rows of L numbers.  by_tag may be emissions; other overlap is not allowed.  Nothing is written
+ * if a label is bad. */
+csm_status csm_crf_f32(csm_crf_task, const void *emissions, csm_crf_options *);
+csm_status csm_crf_f64(csm_crf_task, const void *emissions, csm_crf_options *);
+csm_status csm_crf_f16(csm_crf_task, const void *emissions, csm_crf_options *);
+csm_status csm_crf_bf16(csm_crf_task, const void *emissions, csm_crf_options *);
 
 /* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread only: for programs that distribute
  * the rows of a call over their own threads.  Steps: elements between two rows.  The y of a log-sum-exp has one element

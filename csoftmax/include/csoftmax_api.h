@@ -38,6 +38,7 @@ typedef const char *(*csm_isa_fn)(void);
 typedef int (*csm_of_isa_fn)(const char *);
 typedef csm_status (*csm_topk_integer_fn)(csm_label_type, const csm_shape *, const csm_view *, size_t, const csm_view *,
                                           const csm_view *, const csm_topk_options *);
+typedef csm_status (*csm_crf_f32_fn)(csm_crf_task, const void *, csm_crf_options *);
 
 /* X(type, name without csm_) */
 #define CSM_API_FUNCTIONS(X)                  \
@@ -103,7 +104,11 @@ typedef csm_status (*csm_topk_integer_fn)(csm_label_type, const csm_shape *, con
     X(csm_of_isa_fn, select_isa)              \
     X(csm_of_isa_fn, isa_built)               \
     X(csm_of_isa_fn, isa_available)           \
-    X(csm_topk_integer_fn, topk_integer)
+    X(csm_topk_integer_fn, topk_integer)      \
+    X(csm_crf_f32_fn, crf_f32)                \
+    X(csm_crf_f32_fn, crf_f64)                \
+    X(csm_crf_f32_fn, crf_f16)                \
+    X(csm_crf_f32_fn, crf_bf16)
 /* Until here. */
 
 #define CSM_API_MEMBER(type, name) type name;

@@ -40,6 +40,7 @@ csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, 
                                const csm_entmax_options *);
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
+csm_status csm_run_crf(csm_dtype, csm_crf_task, const csm_table *, const void *emissions, csm_crf_options *);
 
 /* ops/features.c.  Emissions: the rows of the first `attributes` are filled from their weights before.  Gradient: the sums replace the
  * weights of `pairs`; rows of `grad` are read up to pairs->width, so that CSM_FEATURE_LANES doubles must follow it. */

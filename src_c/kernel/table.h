@@ -3,6 +3,7 @@
 #define CSM_KERNEL_TABLE_H
 
 #include "../registry.h"
+#include "crf/job.h"
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
 #include "features/job.h"
@@ -25,6 +26,7 @@ typedef struct csm_table {
     void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     csm_feature_kernels features;
+    csm_crf_kernels crf;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

@@ -129,6 +129,9 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "topk/integer.inc.h"
 #include "features/features.inc.h"
 
+#include "crf/crf.inc.h"
+#include "crf/viterbi.inc.h"
+
 #define CSM_NAME_(name) #name
 #define CSM_NAME(name) CSM_NAME_(name)
 #define CSM_GLUE_(a, b) a##b
@@ -149,10 +152,19 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 
 #ifndef CSM_NO_TABLE /* tests/c/exp_unit.c, which needs no kernel */
 static const csm_table table = {
-    CSM_NAME(CSM_UNIT),        {CSM_OPS(KERNELS_OF)}, {CSM_DTYPES(LOSS)},
-    {CSM_DTYPES(ENTMAX)},      {CSM_DTYPES(SELECT)},  {select_i32, select_u32, select_i64, select_u64},
-    {CSM_DTYPES(SOFTMAX_SUM)}, {CSM_DTYPES(MAX)},     {CSM_DTYPES(WIDEN)},
-    {CSM_DTYPES(NARROW)},      {csm_emissions, csm_gradient},
+    CSM_NAME(CSM_UNIT),
+    {CSM_OPS(KERNELS_OF)},
+    {CSM_DTYPES(LOSS)},
+    {CSM_DTYPES(ENTMAX)},
+    {CSM_DTYPES(SELECT)},
+    {select_i32, select_u32, select_i64, select_u64},
+    {CSM_DTYPES(SOFTMAX_SUM)},
+    {CSM_DTYPES(MAX)},
+    {CSM_DTYPES(WIDEN)},
+    {CSM_DTYPES(NARROW)},
+    {feature_emissions, feature_gradient},
+    {crf_load_f32, crf_store_f32, crf_store_f64, crf_split, crf_maxima, crf_exponentials, crf_forward, crf_backward,
+     crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

@@ -17,36 +17,40 @@
  */
 
 /* Adds rows of weights to `vectors` vectors of a token's scores. */
-INLINE void csm_add_rows(double *to, const double *rows, size_t stride, const int32_t *row, const float *value,
-                         size_t count, const int vectors) {
+INLINE void add_feature_rows(double *to, const double *rows, size_t stride, const int32_t *row, const float *value,
+                             size_t count, const int vectors) {
     v64_t sum[8];
-    UNROLL for (int i = 0; i < vectors; i++) sum[i] = v64_load_f64(to + i * v64_W);
+    UNROLL
+    for (int i = 0; i < vectors; i++) sum[i] = v64_load_f64(to + i * v64_W);
     if (value) {
         for (size_t k = 0; k < count; k++) {
             const double *from = rows + (size_t)row[k] * stride;
             const v64_t v = v64_set((double)value[k]);
-            UNROLL for (int i = 0; i < vectors; i++) sum[i] = v64_fma(v64_load_f64(from + i * v64_W), v, sum[i]);
+            UNROLL
+            for (int i = 0; i < vectors; i++) sum[i] = v64_fma(v64_load_f64(from + i * v64_W), v, sum[i]);
         }
     } else {
         for (size_t k = 0; k < count; k++) {
             const double *from = rows + (size_t)row[k] * stride;
-            UNROLL for (int i = 0; i < vectors; i++) sum[i] = v64_add(sum[i], v64_load_f64(from + i * v64_W));
+            UNROLL
+            for (int i = 0; i < vectors; i++) sum[i] = v64_add(sum[i], v64_load_f64(from + i * v64_W));
         }
     }
-    UNROLL for (int i = 0; i < vectors; i++) v64_store_f64(to + i * v64_W, sum[i]);
+    UNROLL
+    for (int i = 0; i < vectors; i++) v64_store_f64(to + i * v64_W, sum[i]);
 }
 
 /* The same for whole rows: as many columns at once as registers hold. */
-static void csm_add_all_rows(double *to, size_t width, const double *rows, size_t stride, const int32_t *row,
-                             const float *value, size_t count) {
+static void add_all_feature_rows(double *to, size_t width, const double *rows, size_t stride, const int32_t *row,
+                                 const float *value, size_t count) {
     size_t j = 0;
-    for (; width - j >= 8 * v64_W; j += 8 * v64_W) csm_add_rows(to + j, rows + j, stride, row, value, count, 8);
-    for (; width - j >= 4 * v64_W; j += 4 * v64_W) csm_add_rows(to + j, rows + j, stride, row, value, count, 4);
-    for (; j < width; j += v64_W) csm_add_rows(to + j, rows + j, stride, row, value, count, 1);
+    for (; width - j >= 8 * v64_W; j += 8 * v64_W) add_feature_rows(to + j, rows + j, stride, row, value, count, 8);
+    for (; width - j >= 4 * v64_W; j += 4 * v64_W) add_feature_rows(to + j, rows + j, stride, row, value, count, 4);
+    for (; j < width; j += v64_W) add_feature_rows(to + j, rows + j, stride, row, value, count, 1);
 }
 
-static int csm_emissions(const csm_pairs *p, const csm_entries *e, size_t first, size_t last, double *emissions,
-                         double *scratch, const csm_poll *poll) {
+static int feature_emissions(const csm_pairs *p, const csm_entries *e, size_t first, size_t last, double *emissions,
+                             double *scratch, const csm_poll *poll) {
     int32_t rows[CSM_FEATURE_CHUNK + 1], rest[CSM_FEATURE_CHUNK + 1];
     float row_values[CSM_FEATURE_CHUNK + 1], rest_values[CSM_FEATURE_CHUNK + 1];
     size_t work = 0;
@@ -64,7 +68,7 @@ static int csm_emissions(const csm_pairs *p, const csm_entries *e, size_t first,
                 row_count += row >= 0;
                 rest_count += row < 0;
             }
-            csm_add_all_rows(scratch, p->width, p->rows, p->width, rows, e->value ? row_values : NULL, row_count);
+            add_all_feature_rows(scratch, p->width, p->rows, p->width, rows, e->value ? row_values : NULL, row_count);
             for (size_t k = 0; k < rest_count; k++) {
                 const int64_t to = p->offsets[rest[k] + 1];
                 if (e->value)
@@ -87,24 +91,27 @@ static int csm_emissions(const csm_pairs *p, const csm_entries *e, size_t first,
 }
 
 /* Sums over the tokens of one attribute, `count` of its labels side by side. */
-INLINE void csm_sum_labels(const csm_entries *e, int64_t begin, int64_t end, const double *grad, size_t labels,
-                           const uint16_t *label, double *to, const int count) {
+INLINE void sum_feature_labels(const csm_entries *e, int64_t begin, int64_t end, const double *grad, size_t labels,
+                               const uint16_t *label, double *to, const int count) {
     double sum[4] = {0, 0, 0, 0};
     if (e->value)
         for (int64_t i = begin; i < end; i++) {
             const double *from = grad + (size_t)e->index[i] * labels, value = (double)e->value[i];
-            UNROLL for (int k = 0; k < count; k++) sum[k] = fma(from[label[k]], value, sum[k]);
+            UNROLL
+            for (int k = 0; k < count; k++) sum[k] = fma(from[label[k]], value, sum[k]);
         }
     else
         for (int64_t i = begin; i < end; i++) {
             const double *from = grad + (size_t)e->index[i] * labels;
-            UNROLL for (int k = 0; k < count; k++) sum[k] += from[label[k]];
+            UNROLL
+            for (int k = 0; k < count; k++) sum[k] += from[label[k]];
         }
-    UNROLL for (int k = 0; k < count; k++) to[k] = sum[k];
+    UNROLL
+    for (int k = 0; k < count; k++) to[k] = sum[k];
 }
 
-static int csm_gradient(const csm_pairs *p, const csm_entries *e, size_t first, size_t last, const double *grad,
-                        double *scratch, const csm_poll *poll) {
+static int feature_gradient(const csm_pairs *p, const csm_entries *e, size_t first, size_t last, const double *grad,
+                            double *scratch, const csm_poll *poll) {
     size_t work = 0;
     for (size_t a = first; a < last; a++) {
         int64_t begin = e->begin[a], to = p->offsets[a];
@@ -113,8 +120,8 @@ static int csm_gradient(const csm_pairs *p, const csm_entries *e, size_t first, 
             for (size_t j = 0; j < p->width; j++) scratch[j] = 0;
             while (begin < end) {
                 const int64_t step = end - begin < CSM_POLL_STEP / 8 ? end - begin : CSM_POLL_STEP / 8;
-                csm_add_all_rows(scratch, p->width, grad, p->labels, e->index + begin,
-                                 e->value ? e->value + begin : NULL, (size_t)step);
+                add_all_feature_rows(scratch, p->width, grad, p->labels, e->index + begin,
+                                     e->value ? e->value + begin : NULL, (size_t)step);
                 begin += step;
                 if (csm_poll_stops(poll, (size_t)step * p->width)) return 1;
             }
@@ -122,12 +129,12 @@ static int csm_gradient(const csm_pairs *p, const csm_entries *e, size_t first, 
             continue;
         }
         for (; stop - to >= 4; to += 4)
-            csm_sum_labels(e, begin, end, grad, p->labels, p->label + to, p->weight + to, 4);
+            sum_feature_labels(e, begin, end, grad, p->labels, p->label + to, p->weight + to, 4);
         if (stop - to >= 2) {
-            csm_sum_labels(e, begin, end, grad, p->labels, p->label + to, p->weight + to, 2);
+            sum_feature_labels(e, begin, end, grad, p->labels, p->label + to, p->weight + to, 2);
             to += 2;
         }
-        if (stop > to) csm_sum_labels(e, begin, end, grad, p->labels, p->label + to, p->weight + to, 1);
+        if (stop > to) sum_feature_labels(e, begin, end, grad, p->labels, p->label + to, p->weight + to, 1);
         work += (size_t)((end - begin) * (stop - p->offsets[a])) + 1;
         if (work >= CSM_POLL_STEP) {
             if (csm_poll_stops(poll, work)) return 1;
