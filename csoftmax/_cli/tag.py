@@ -96,8 +96,8 @@ def fit(arguments: argparse.Namespace, messages: Messages) -> int:
     tagger.command_ = {  # type: ignore[attr-defined]
         "target": target,
         "columns": columns,
-        "n_columns": document.n_columns,
         "scheme": arguments.scheme,
+        "is_conllu": document.is_conllu,
     }
     X, y = make_data(document, columns), labels_of(document, target)
     with warnings.catch_warnings(record=True) as caught:
@@ -185,7 +185,7 @@ def load_tagger(path: Path) -> tuple[CRFTagger, dict[str, Any]]:
     except (OSError, ValueError, ImportError) as error:
         raise UnusableError(str(error)) from error
     noted = getattr(tagger, "command_", None)
-    if not isinstance(noted, dict) or not {"target", "columns", "n_columns", "scheme"} <= set(noted):
+    if not isinstance(noted, dict) or not {"target", "columns", "scheme", "is_conllu"} <= set(noted):
         raise UnusableError(f"{str(path)!r} was not written by csoftmax tag fit: it does not say which columns it uses")
     return tagger, noted
 
@@ -193,6 +193,9 @@ def load_tagger(path: Path) -> tuple[CRFTagger, dict[str, Any]]:
 def read_for(noted: dict[str, Any], arguments: argparse.Namespace, *, needs_target: bool) -> tuple[Document, int]:
     """Read a file with the columns that the model uses, and find the column of labels; it may lack the last one."""
     document = conll.read(arguments.data, arguments.quiet)
+    if document.is_conllu != noted["is_conllu"]:
+        given, known = (("", "was not"), ("not ", "was"))[noted["is_conllu"]]
+        raise UnusableError(f"{document.name} is {given}CoNLL-U, and the model {known} trained on CoNLL-U")
     target = noted["target"]
     if arguments.target:
         target = conll.find_column(arguments.target, document, "--target")

@@ -62,6 +62,8 @@ static int feature_emissions(const csm_pairs *p, const csm_entries *e, size_t fi
             /* both lists are written and one of them grows: a branch would be mispredicted */
             for (int64_t i = begin; i < end; i++) {
                 const int32_t attribute = e->index[i], row = p->row[attribute];
+                PREFETCH(p->weight + p->offsets[attribute]); /* of a rare attribute they are not in cache */
+                PREFETCH(p->label + p->offsets[attribute]);
                 rows[row_count] = row;
                 rest[rest_count] = attribute;
                 if (e->value) row_values[row_count] = rest_values[rest_count] = e->value[i];
