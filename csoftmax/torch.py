@@ -7,20 +7,22 @@ hardware).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any, Literal, NamedTuple
 
-try:
-    import torch
-    from torch import Tensor
-except ImportError as error:
-    raise ImportError(f"csoftmax.torch needs PyTorch >= 2.4 ({error}); see https://pytorch.org") from error
+from ._torch.operators import as_float, check_floating, check_int, define, detach, like, loss_dtype
+
+# isort: split
+import torch
+from torch import Tensor
 
 import csoftmax
 
-from ._arguments.numbers import check_integer, is_bool
+from ._arguments.numbers import check_integer
+from ._torch.crf import CRF, crf_loss
 
 __all__ = [
+    "CRF",
+    "crf_loss",
     "cross_entropy",
     "entmax",
     "linear_cross_entropy",
@@ -33,61 +35,6 @@ __all__ = [
 Reduction = Literal["mean", "sum", "none"]
 
 
-def _loss_dtype(x: Tensor) -> torch.dtype:
-    """The dtype of losses."""
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
-
-
-def _like(x: Tensor) -> Tensor:
-    """A contiguous tensor for a result, whatever the layout of x, as the fake versions promise."""
-    return torch.empty(x.shape, dtype=x.dtype, device=x.device)
-
-
-def _detach(*tensors: Tensor | None) -> list[Tensor | None]:
-    return [None if t is None else t.detach() for t in tensors]
-
-
-def _check_floating(name: str, x: object) -> None:
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    if not x.dtype.is_floating_point:
-        raise TypeError(f"{name} must be floating point to have a gradient, got {x.dtype}")
-
-
-def _check_int(name: str, value: Any) -> Any:
-    """Refuse a bool, which PyTorch would pass to an operator as an int."""
-    if is_bool(value):
-        raise TypeError(f"{name} must be an int, got {value!r}")
-    return value
-
-
-def _as_float(name: str, value: Any) -> float:
-    """A number as a float, as operators expect it."""
-    if is_bool(value):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    return float(value)
-
-
-def _define(
-    name: str,
-    schema: str,
-    compute: Callable[..., Any],
-    fake: Callable[..., Any],
-    backward: Any = None,
-    save: Any = None,
-) -> Any:
-    """Define the operator csoftmax::name.
-
-    compute returns the results, fake returns tensors of their shapes and dtypes; backward computes the gradient, from
-    what save keeps of the call.
-    """
-    custom = torch.library.custom_op(f"csoftmax::{name}", compute, mutates_args=(), schema=schema)
-    custom.register_fake(fake)
-    if backward is not None:
-        custom.register_autograd(backward, setup_context=save)
-    return custom
-
-
 # softmax, log_softmax, entmax: functions of rows, with a number as their parameter and a gradient from dy and y
 
 
@@ -96,10 +43,10 @@ def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
     function, function_vjp = getattr(csoftmax, name), getattr(csoftmax, f"{name}_vjp")
 
     def compute_vjp(dy: Tensor, y: Tensor, dim: int, number: float) -> Tensor:
-        return function_vjp(dy.detach(), y.detach(), axis=dim, out=_like(y), **{parameter: number})
+        return function_vjp(dy.detach(), y.detach(), axis=dim, out=like(y), **{parameter: number})
 
     def compute(x: Tensor, dim: int, number: float) -> Tensor:
-        return function(x.detach(), axis=dim, out=_like(x), **{parameter: number})
+        return function(x.detach(), axis=dim, out=like(x), **{parameter: number})
 
     def save(ctx: Any, inputs: Any, output: Tensor) -> None:
         _, ctx.dim, ctx.number = inputs
@@ -109,12 +56,10 @@ def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
         return vjp(dy, *ctx.saved_tensors, ctx.dim, ctx.number), None, None
 
     options = f"int dim, float {parameter}"
-    vjp = _define(
-        f"{name}_vjp", f"(Tensor dy, Tensor y, {options}) -> Tensor", compute_vjp, lambda dy, y, dim, number: _like(y)
+    vjp = define(
+        f"{name}_vjp", f"(Tensor dy, Tensor y, {options}) -> Tensor", compute_vjp, lambda dy, y, dim, number: like(y)
     )
-    forward = _define(
-        name, f"(Tensor x, {options}) -> Tensor", compute, lambda x, dim, number: _like(x), backward, save
-    )
+    forward = define(name, f"(Tensor x, {options}) -> Tensor", compute, lambda x, dim, number: like(x), backward, save)
     return forward, vjp
 
 
@@ -154,8 +99,8 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
     >>> x.grad
     tensor([-0.1966,  0.1966])
     """
-    _check_floating("x", x)
-    return _softmax(x, _check_int("dim", dim), _as_float("temperature", temperature))
+    check_floating("x", x)
+    return _softmax(x, check_int("dim", dim), as_float("temperature", temperature))
 
 
 def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
@@ -183,8 +128,8 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor
     >>> ct.log_softmax(torch.tensor([0.0, 1.0]))
     tensor([-1.3133, -0.3133])
     """
-    _check_floating("x", x)
-    return _log_softmax(x, _check_int("dim", dim), _as_float("temperature", temperature))
+    check_floating("x", x)
+    return _log_softmax(x, check_int("dim", dim), as_float("temperature", temperature))
 
 
 def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
@@ -216,8 +161,8 @@ def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     >>> ct.entmax(torch.tensor([3.0, 0.0]))
     tensor([1., 0.])
     """
-    _check_floating("x", x)
-    return _entmax(x, _check_int("dim", dim), _as_float("alpha", alpha))
+    check_floating("x", x)
+    return _entmax(x, check_int("dim", dim), as_float("alpha", alpha))
 
 
 def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
@@ -282,7 +227,7 @@ def _differentiate_topk(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, 
     return dx, None, None, None, None
 
 
-_topk_softmax = _define(
+_topk_softmax = define(
     "topk_softmax",
     "(Tensor x, int k, int dim, float temperature, bool full) -> (Tensor, Tensor)",
     _compute_topk,
@@ -327,11 +272,11 @@ def topk_softmax(
     >>> ct.topk_softmax(torch.tensor([0.0, 2.0, 1.0]), 2).values
     tensor([0.7311, 0.2689])
     """
-    _check_floating("x", x)
+    check_floating("x", x)
     if normalize not in ("topk", "full"):
         raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
-    k, dim = _check_int("k", k), _check_int("dim", dim)
-    return csoftmax.TopK(*_topk_softmax(x, k, dim, _as_float("temperature", temperature), normalize == "full"))
+    k, dim = check_int("k", k), check_int("dim", dim)
+    return csoftmax.TopK(*_topk_softmax(x, k, dim, as_float("temperature", temperature), normalize == "full"))
 
 
 # Cross-entropy: the gradient, if needed, is computed together with the loss
@@ -352,10 +297,10 @@ class _LossOptions(NamedTuple):
     ) -> _LossOptions:
         """Convert the numbers to the types that operators expect."""
         return cls(
-            _as_float("label_smoothing", label_smoothing),
+            as_float("label_smoothing", label_smoothing),
             check_integer("ignore_index", ignore_index),
-            _as_float("z_loss", z_loss),
-            _as_float("temperature", temperature),
+            as_float("z_loss", z_loss),
+            as_float("temperature", temperature),
             reduction,
         )
 
@@ -370,10 +315,10 @@ def _compute_loss(
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the gradient of its sum or mean, or an empty tensor."""
     *values, gradient = options_and_gradient
-    options: dict[str, Any] = {"axis": dim, "weight": _detach(weight)[0], **_LossOptions(*values)._asdict()}
+    options: dict[str, Any] = {"axis": dim, "weight": detach(weight)[0], **_LossOptions(*values)._asdict()}
     if not gradient:
         return csoftmax.cross_entropy(logits.detach(), target.detach(), **options), logits.new_empty(0)
-    options["out"] = _like(logits)
+    options["out"] = like(logits)
     result = csoftmax.cross_entropy_with_grad(logits.detach(), target.detach(), **options)
     return result.loss, result.grad
 
@@ -386,7 +331,7 @@ def _fake_loss(
     del shape[dim]
     if _LossOptions(*values).reduction != "none":
         shape = []
-    loss = torch.empty(shape, dtype=_loss_dtype(logits), device=logits.device)
+    loss = torch.empty(shape, dtype=loss_dtype(logits), device=logits.device)
     return loss, torch.empty(logits.shape if gradient else (0,), dtype=logits.dtype, device=logits.device)
 
 
@@ -403,7 +348,7 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor |
     return (grad * upstream).to(grad.dtype), *[None] * 9
 
 
-_cross_entropy = _define(
+_cross_entropy = define(
     "cross_entropy",
     f"(Tensor logits, Tensor target, int dim, Tensor? weight, {_OPTIONS_SCHEMA}) -> (Tensor, Tensor)",
     _compute_loss,
@@ -459,10 +404,10 @@ def cross_entropy(
     >>> logits.grad
     tensor([[-0.1192,  0.1192]])
     """
-    _check_floating("logits", logits)
+    check_floating("logits", logits)
     gradient = logits.requires_grad and torch.is_grad_enabled()
     options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
-    return _cross_entropy(logits, target, _check_int("dim", dim), weight, *options, gradient)[0]
+    return _cross_entropy(logits, target, check_int("dim", dim), weight, *options, gradient)[0]
 
 
 def _compute_linear(
@@ -471,7 +416,7 @@ def _compute_linear(
     """Loss, and the gradients of x, w and bias, or empty tensors."""
     *values, gradient = options_and_gradient
     arrays = x.detach(), w.detach(), target.detach()
-    bias, weight = _detach(bias, weight)
+    bias, weight = detach(bias, weight)
     options = {"bias": bias, "weight": weight, **_LossOptions(*values)._asdict()}
     if not gradient:
         return csoftmax.linear_cross_entropy(*arrays, **options), x.new_empty(0), x.new_empty(0), x.new_empty(0)
@@ -484,10 +429,10 @@ def _fake_linear(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *values, gradient = options_and_gradient
     rows = x.shape[:-1] if _LossOptions(*values).reduction == "none" else ()
-    loss = torch.empty(rows, dtype=_loss_dtype(x), device=x.device)
+    loss = torch.empty(rows, dtype=loss_dtype(x), device=x.device)
     if not gradient:
         return loss, x.new_empty(0), x.new_empty(0), x.new_empty(0)
-    return loss, _like(x), x.new_empty(w.shape), x.new_empty(0 if bias is None else bias.shape)
+    return loss, like(x), x.new_empty(w.shape), x.new_empty(0 if bias is None else bias.shape)
 
 
 def _save_linear(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
@@ -501,7 +446,7 @@ def _differentiate_linear(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tenso
     return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 7
 
 
-_linear_cross_entropy = _define(
+_linear_cross_entropy = define(
     "linear_cross_entropy",
     f"(Tensor x, Tensor w, Tensor target, Tensor? bias, Tensor? weight, {_OPTIONS_SCHEMA})"
     " -> (Tensor, Tensor, Tensor, Tensor)",
@@ -558,7 +503,7 @@ def linear_cross_entropy(
     >>> layer.weight.grad.shape
     torch.Size([5, 3])
     """
-    _check_floating("x", x)
+    check_floating("x", x)
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')

@@ -58,6 +58,9 @@ SPARSE: dict[str, list[tuple[tuple[int, ...], str]]] = {
     "sparsemax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
     "entmax": [((1024, 1000), "plain"), ((64, 32000), "plain")],
 }
+# Linear-chain CRF: (sequences, positions, tags), in float32, sequences of a third to all of the positions.
+CHAIN_SHAPES = ((32, 40, 5), (32, 40, 9), (32, 40, 20), (32, 40, 46), (256, 40, 9), (32, 128, 9), (1, 40, 9))
+CHAINS = ("crf", "crf_marginals", "crf_decode")  # crf: the loss with its gradients
 # The lengths that a shape of these operations has; those of the others have any number.
 LENGTHS = {
     "cross_entropy": ("rows", "classes"),
@@ -66,18 +69,19 @@ LENGTHS = {
     "topk_softmax": ("rows", "classes", "k"),
     "sparsemax": ("rows", "classes"),
     "entmax": ("rows", "classes"),
+    **dict.fromkeys(CHAINS, ("sequences", "positions", "tags")),
 }
 # Every other operation, on the sample of its record, in float32 along the last axis.
 RECORDED_SHAPES = ((1024, 1000), (64, 32000))
 RECORDED = tuple(
     record.name
     for record in OPERATIONS
-    if record not in SOFTMAX_FAMILY and record.name.removesuffix("_with_grad") not in (*LOSSES, *SPARSE)
+    if record not in SOFTMAX_FAMILY and record.name.removesuffix("_with_grad") not in (*LOSSES, *SPARSE, *CHAINS)
 )
-OPS = (*ROW_OPS, *LOSSES, *SPARSE, *RECORDED)
+OPS = (*ROW_OPS, *LOSSES, *SPARSE, *CHAINS, *RECORDED)
 # Operations that are always measured with results in new memory.
 WITHOUT_OUT = (
-    *("linear_cross_entropy", "topk", "topk_softmax"),
+    *("linear_cross_entropy", "topk", "topk_softmax", "crf_decode"),
     *(record.name for record in OPERATIONS if not record.has_out and record.name not in LOSSES),
 )
 # Geometric means are shown over these.
@@ -87,6 +91,7 @@ SUMMARIES: dict[str, Callable[[Case], bool]] = {
     "last axis, float32": lambda case: case.group == "last",
     "last axis, 1000 to 50257 classes": lambda case: case.group == "last" and 1000 <= case.shape[-1] <= 50257,
     "other axes and dtypes": lambda case: case.group in ("axes", "half"),
+    "chains": lambda case: case.group == "chain",
     "usual shapes": lambda case: case.group == "recorded",
     "given shapes": lambda case: case.group == "given",
 }
@@ -97,6 +102,8 @@ def usual_cases(op: str, group: str = "all") -> list[Case]:
     for name, table in (("loss", LOSSES), ("sparse", SPARSE)):
         if op in table:
             return [Case(name, op, shape, -1, "float32", kind) for shape, kind in table[op]]
+    if op in CHAINS:
+        return [Case("chain", op, shape, -1, "float32") for shape in CHAIN_SHAPES]
     if op in RECORDED:
         return [Case("recorded", op, shape, -1, "float32") for shape in RECORDED_SHAPES]
     wanted = GROUPS if group == "all" else [group]

@@ -35,6 +35,8 @@ NOTES = {
     "jax": "JAX has no out=.",
     "isa": "PyTorch is held to the same instruction set; ONNX Runtime, NumPy and SciPy cannot be.",
 }
+EXAMPLE_LENGTHS = {"rows": "32", "classes": "100", "features": "64", "k": "5"}
+EXAMPLE_LENGTHS |= {"sequences": "32", "positions": "40", "tags": "9"}
 LeftOut = dict[tuple[str, str], list[str]]  # by contender and reason: the cases
 
 
@@ -93,7 +95,7 @@ def check_shape(case: Case) -> None:
         return
     given = f"--shapes {'x'.join(map(str, case.shape))}"
     if len(case.shape) != len(lengths):
-        example = "x".join({"rows": "32", "classes": "100", "features": "64", "k": "5"}[name] for name in lengths)
+        example = "x".join(EXAMPLE_LENGTHS[name] for name in lengths)
         raise UnusableError(f"{given}: the shape of {case.op} is {' x '.join(lengths)}, such as {example}")
     if "k" in lengths and case.shape[2] > case.shape[1]:
         raise UnusableError(f"{given}: k, the last length, must be at most the number of classes, {case.shape[1]}")

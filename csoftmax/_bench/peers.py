@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import importlib.metadata
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +20,7 @@ from numpy.typing import NDArray
 
 import csoftmax
 
-from .problems import LeftOutError, LossProblem, Problem, RowProblem, SparseProblem
+from .problems import ChainProblem, LeftOutError, LossProblem, Problem, RowProblem, SparseProblem
 from .timing import Contender
 
 
@@ -210,6 +211,23 @@ class Entmax(Torch):
         return Contender(self.name, "f(x)", names, self.torch.inference_mode)
 
 
+class Torchcrf(Torch):
+    """The package pytorch-crf: a linear-chain CRF in PyTorch."""
+
+    name = "torchcrf"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.torchcrf: Any = importlib.import_module("torchcrf")
+        self.version = importlib.metadata.version("pytorch-crf")
+
+    def prepare(self, problem: Problem) -> Contender:
+        """Return the statement of the package."""
+        if not isinstance(problem, ChainProblem):
+            raise LeftOutError("is measured with crf and crf_decode only")
+        return problem.prepare_torchcrf(self.torch, self.torchcrf)
+
+
 class OnnxRuntime:
     """ONNX Runtime: a model of one node, with input and output bound beforehand."""
 
@@ -284,6 +302,7 @@ PEERS: dict[str, type[Peer]] = {
     "torch": Torch,
     "torch_fused": TorchFused,
     "entmax": Entmax,
+    "torchcrf": Torchcrf,
     "onnxruntime": OnnxRuntime,
     "jax": Jax,
 }

@@ -1,7 +1,8 @@
 """The problems of ``bench``: the arrays of a case, and the statements in which csoftmax and PyTorch solve it.
 
-A problem is of one of four kinds: rows of logits (the softmax family), a loss with its gradient, sparse softmax, or the
-sample of a record, for every other operation.  All contenders work on the same arrays, whose pages have been touched.
+A problem is of one of five kinds: rows of logits (the softmax family), a loss with its gradient, sparse softmax, a
+linear-chain CRF, or the sample of a record, for every other operation.  All contenders work on the same arrays, whose
+pages have been touched.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import csoftmax
 
 from .._spec.formats import dtype_of
 from .._spec.operations import BY_NAME
-from .cases import LOSSES, ROW_OPS, SPARSE, Case
+from .cases import CHAINS, LOSSES, ROW_OPS, SPARSE, Case
 from .timing import Contender
 
 Array = NDArray[Any]
@@ -181,6 +182,60 @@ class SparseProblem(Problem):
         raise LeftOutError(f"has no {op}")
 
 
+class ChainProblem(Problem):
+    """Sequences of normal emissions, of a third to all of the positions, for the linear-chain CRF."""
+
+    def __init__(self, case: Case, fresh: bool) -> None:
+        check_row_case(case)
+        rng, (count, length, tags) = np.random.default_rng(0), case.shape
+        x: Array = rng.standard_normal(case.shape, dtype=drawn_type(case))
+        self.tags = rng.integers(0, tags, (count, length))
+        self.lengths = rng.integers(-(-length // 3), length + 1, count)
+        self.lengths[0] = length
+        self.parameters = [rng.uniform(-0.1, 0.1, shape).astype(x.dtype) for shape in ((tags, tags), tags, tags)]
+        super().__init__(case, fresh, x, np.empty((length,), np.int64) if case.op == "crf_decode" else x.copy())
+
+    def prepare_csoftmax(self) -> Contender:
+        """Return csoftmax's statement."""
+        name = "crf_loss_with_grad" if self.case.op == "crf" else self.case.op
+        names: dict[str, Any] = {"f": getattr(csoftmax, name), "x": self.x, "t": self.tags, "out": self.out}
+        names |= {"a": self.parameters[0], "s": self.parameters[1], "e": self.parameters[2], "n": self.lengths}
+        options = "start=s, end=e, lengths=n" + ("" if self.fresh else ", out=out")
+        if self.case.op == "crf_decode":
+            return Contender("csoftmax", "f(x, a, start=s, end=e, lengths=n).tags[0]", names)
+        if self.case.op == "crf":
+            return Contender("csoftmax", f"f(x, t, a, {options}).grad_emissions", names, fills_out=not self.fresh)
+        return Contender("csoftmax", f"f(x, a, {options}).tags", names, fills_out=not self.fresh)
+
+    def prepare_torch(self, torch: Any) -> Contender:
+        """Raise `LeftOutError`."""
+        raise LeftOutError(f"has no {self.case.op}")
+
+    def prepare_torchcrf(self, torch: Any, torchcrf: Any) -> Contender:
+        """Return a step of pytorch-crf, which makes its gradients in new memory."""
+        if self.case.op == "crf_marginals":
+            raise LeftOutError("has no marginals")
+        model = torchcrf.CRF(self.case.shape[2], batch_first=True).to(as_tensor(torch, self.x).dtype)
+        with torch.no_grad():
+            for name, value in zip(
+                ("transitions", "start_transitions", "end_transitions"), self.parameters, strict=True
+            ):
+                getattr(model, name).copy_(torch.from_numpy(value))
+        x, target = torch.tensor(self.x, requires_grad=True), torch.from_numpy(self.tags)
+        mask = torch.from_numpy(np.arange(self.case.shape[1]) < self.lengths[:, None])
+        if self.case.op == "crf_decode":
+            names = {"f": model.decode, "x": x.detach(), "m": mask}
+            return Contender("torchcrf", "f(x, mask=m)", names, torch.inference_mode)
+
+        def step() -> Any:
+            x.grad = None
+            model.zero_grad()
+            (-model(x, target, mask=mask, reduction="mean")).backward()
+            return x.grad
+
+        return Contender("torchcrf", "step()", {"step": step})
+
+
 class RecordProblem(Problem):
     """The sample of a record (csoftmax/_spec), for operations that no peer has."""
 
@@ -223,6 +278,8 @@ def make_problem(case: Case, fresh: bool) -> Problem:
         return LossProblem(case, fresh)
     if case.op in SPARSE:
         return SparseProblem(case, fresh)
+    if case.op in CHAINS:
+        return ChainProblem(case, fresh)
     try:
         return RowProblem(case, fresh) if case.op in ROW_OPS else RecordProblem(case, fresh)
     except ImportError:

@@ -19,7 +19,8 @@ TORCH_ISA = {"scalar": "default", "avx2": "avx2", "avx512": "avx512"}
 
 SHAPES_HELP = (
     "these shapes instead, such as 128x1000,8x10; cross_entropy, sparsemax, entmax: ROWSxCLASSES; "
-    "linear_cross_entropy: ROWSxFEATURESxCLASSES; topk, topk_softmax: ROWSxCLASSESxK, such as 32x100x5"
+    "linear_cross_entropy: ROWSxFEATURESxCLASSES; topk, topk_softmax: ROWSxCLASSESxK, such as 32x100x5; crf, "
+    "crf_marginals, crf_decode: SEQUENCESxPOSITIONSxTAGS"
 )
 
 

@@ -87,6 +87,33 @@ def run_cross_entropy(
     reduction: int,
     num_threads: int | None,
 ) -> int | None: ...
+def run_emissions(
+    indptr: NDArray[np.int64],
+    attributes: NDArray[np.int32],
+    values: NDArray[np.float32] | None,
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.uint16],
+    weights: NDArray[np.float64],
+    row: NDArray[np.int32],
+    rows: NDArray[np.float64],
+    emissions: NDArray[np.float64],
+    n_labels: int,
+    fills: bool,
+    num_threads: int | None,
+) -> None: ...
+def run_feature_gradient(
+    blocks: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    tokens: NDArray[np.int32],
+    values: NDArray[np.float32] | None,
+    grad: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.uint16],
+    row: NDArray[np.int32],
+    result: NDArray[np.float64],
+    n_labels: int,
+    num_threads: int | None,
+) -> None: ...
 def run_topk(
     dtype: int,
     x: NDArray[Any],
@@ -166,30 +193,20 @@ def run_crf(
     log_prob: NDArray[Any] | None = None,
     uniforms: NDArray[Any] | None = None,
 ) -> int | None: ...
-def run_emissions(
-    indptr: NDArray[np.int64],
-    attributes: NDArray[np.int32],
-    values: NDArray[np.float32] | None,
-    offsets: NDArray[np.int64],
-    labels: NDArray[np.uint16],
-    weights: NDArray[np.float64],
-    row: NDArray[np.int32],
-    rows: NDArray[np.float64],
-    emissions: NDArray[np.float64],
-    n_labels: int,
-    fills: bool,
-    num_threads: int | None,
-) -> None: ...
-def run_feature_gradient(
-    blocks: NDArray[np.int64],
-    indptr: NDArray[np.int64],
-    tokens: NDArray[np.int32],
-    values: NDArray[np.float32] | None,
-    grad: NDArray[np.float64],
-    offsets: NDArray[np.int64],
-    labels: NDArray[np.uint16],
-    row: NDArray[np.int32],
-    result: NDArray[np.float64],
-    n_labels: int,
-    num_threads: int | None,
-) -> None: ...
+def quick_crf_loss(
+    emissions: Any,
+    tags: Any,
+    transitions: Any,
+    start: Any,
+    end: Any,
+    lengths: Any,
+    reduction: Any,
+    out: Any,
+    num_threads: Any,
+) -> tuple[Any, Any, Any, Any, Any] | None: ...
+def quick_crf_marginals(
+    emissions: Any, transitions: Any, start: Any, end: Any, lengths: Any, out: Any, num_threads: Any
+) -> tuple[Any, Any] | None: ...
+def quick_crf_decode(
+    emissions: Any, transitions: Any, start: Any, end: Any, lengths: Any, num_threads: Any
+) -> tuple[Any, Any] | None: ...

@@ -3,13 +3,16 @@
 # accept plain arguments only.
 #
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
-# that of the CRF.
+# and crf_quick.pxi those of the CRF.
 
 from cpython.buffer cimport (
-    PyBUF_ANY_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
+    PyBUF_ANY_CONTIGUOUS, PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release,
+    PyObject_GetBuffer,
 )
+from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
 from libc.stdint cimport int32_t, int64_t, uint16_t, uint64_t, uintptr_t
+from libc.string cimport memcpy, memset
 
 cimport csoftmax.cpu as cpu
 
@@ -208,9 +211,10 @@ cdef int _raise(cpu.csm_status status) except -1:
 
 include "threads.pxi"
 include "results.pxi"
+include "features.pxi"
 include "calls.pxi"
 include "crf.pxi"
-include "features.pxi"
+include "crf_quick.pxi"
 
 
 # Instruction sets

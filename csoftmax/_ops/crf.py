@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 from .._arguments.foreign import accept_foreign
 from .._arguments.labels import check_ignore_index, check_upstream, check_weight
 from .._arguments.sequences import Tags, check_tags, choose_result, raise_bad_tag
+from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .crf_plan import CrfPlan, give_rows, plan_crf
 
@@ -370,6 +371,10 @@ def crf_loss(
     )
 
 
+def _is_plain(upstream: Any, ignore_index: Any) -> bool:
+    return type(upstream) is float and upstream == 1.0 and type(ignore_index) is int and ignore_index == -100
+
+
 def crf_loss_with_grad(
     emissions: ArrayLike,
     tags: ArrayLike,
@@ -434,6 +439,10 @@ def crf_loss_with_grad(
     >>> result.grad_start.round(4)
     array([-0.2689,  0.2689])
     """
+    if mask is indptr is allowed is sample_weight is device is None and _is_plain(upstream, ignore_index):
+        quick = binding.quick_crf_loss(emissions, tags, transitions, start, end, lengths, reduction, out, num_threads)
+        if quick is not None:
+            return CrfLossResult(*quick)
     return CrfLossResult(
         *_run_loss(
             emissions,

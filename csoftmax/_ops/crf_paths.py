@@ -115,6 +115,10 @@ def _run_sample(emissions: Any, transitions: Any, *, size: Any, rng: Any, fill: 
     return tags
 
 
+def _is_plain(method: Any, fill: Any) -> bool:
+    return type(method) is str and method == "viterbi" and type(fill) is int and fill == -1
+
+
 def crf_marginals(
     emissions: ArrayLike,
     transitions: ArrayLike,
@@ -176,6 +180,10 @@ def crf_marginals(
     array([[1.2394, 0.1677],
            [0.0707, 0.5222]])
     """
+    if pairs is mask is indptr is allowed is device is None:
+        quick = binding.quick_crf_marginals(emissions, transitions, start, end, lengths, out, num_threads)
+        if quick is not None:
+            return CrfMarginals(quick[0], None, quick[1])
     return CrfMarginals(
         *_run_marginals(
             emissions,
@@ -260,6 +268,10 @@ def crf_decode(
     >>> result.log_prob.round(4)
     array([-0.8413, -0.8413])
     """
+    if mask is indptr is allowed is n_best is device is None and log_prob is False and _is_plain(method, fill):
+        quick = binding.quick_crf_decode(emissions, transitions, start, end, lengths, num_threads)
+        if quick is not None:
+            return CrfDecoded(*quick, None)
     return CrfDecoded(
         *_run_decode(
             emissions,

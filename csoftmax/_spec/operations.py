@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import cross_entropy, entmax, linear_cross_entropy, sample, softmax, topk
+from . import crf, cross_entropy, entmax, linear_cross_entropy, sample, softmax, topk
 from .record import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -12,6 +12,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *topk.RECORDS,
     *entmax.RECORDS,
     *sample.RECORDS,
+    *crf.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

@@ -1,8 +1,8 @@
 /* The driver of the linear-chain CRF: sequences, threads, and the sums over sequences.
  *
- * A sequence is computed by one thread, alone, so that its bits depend on nothing else: not on the batch, on padding, on
- * threads, or on the instruction set.  It takes the fast path of kernel/crf/crf.inc.h, or, where that says so, the one
- * with an exponent for each tag.
+ * A sequence is computed by one thread, alone, so that its bits depend on nothing else: not on the batch, on padding,
+ * on threads, or on the instruction set.  It takes the fast path of kernel/crf/crf.inc.h, or, where that says so, the
+ * one with an exponent for each tag.
  *
  * Sums over sequences (loss, gradients of the parameters): first each sequence, then blocks of 32 consecutive sequences
  * in order, then the blocks in a binary tree over their index.  Groups of sequences are computed at a time, each into

@@ -52,7 +52,7 @@ typedef struct slow {
     big *start, *end, z, z_in, z_out;
     double *p, *exponent;       /* of a row of scores */
     double p_out;               /* Z_out / Z */
-    int has_target;
+    int has_target, is_hard; /* is_hard: a label for each position, none unknown */
 } slow;
 
 /* sum_i v_i a_i over i = 0 ... L - 1, where a_i = p_i 2^n_i with a stride. */
@@ -108,6 +108,8 @@ static csm_status begin_slow(slow *w, crf_sequence *s) {
     for (size_t i = 0; i < 5; i++, at += L) *rows[i] = at;
     w->p = (double *)at;
     w->exponent = w->p + P;
+    w->is_hard = s->chain->labels != NULL;
+    for (size_t t = 0; t < n && w->is_hard; t++) w->is_hard = s->chain->labels[t] >= 0;
     for (size_t j = 0; j < L; j++) {
         w->start[j] = normal(m->start_p[j], m->start_n[j]);
         w->end[j] = normal(m->end_p[j], m->end_n[j]);
@@ -156,7 +158,7 @@ static void set_tags(const slow *w, size_t t) {
             mu[j] = ratio(in[j], w->b_in[j], w->z);
         } else if (is_impossible) {
             mu[j] = ratio(plus(in[j], out[j]), any, w->z) - (j == single);
-            if (single == L || !w->s->chain->labels) mu[j] = CSM_NAN;
+            if (!w->is_hard) mu[j] = CSM_NAN;
         } else {
             const double p_out = ratio(out[j], any, w->z) + ratio(in[j], w->b_out[j], w->z);
             if (j == single) continue;
@@ -196,15 +198,14 @@ static void add_pairs(const slow *w, size_t t) {
     for (size_t i = 0; i < L; i++) {
         for (size_t j = 0; j < L; j++) {
             row[j] = is_label && i == from && j == to && !is_impossible ? 0 : pair_of(w, t, i, j);
-            if (is_impossible && !w->s->chain->labels) row[j] = CSM_NAN;
-            if (is_impossible && !is_label) row[j] = CSM_NAN;
+            if (is_impossible && !w->is_hard) row[j] = CSM_NAN;
             g[i * P + j] += row[j];
         }
         beside += is_label ? row[to] : 0;
         if (o->pairs) crf_store(w->s, row, 1, (crf_row(w->s, t) * L + i) * L, o->pairs);
     }
     if (!is_label) return;
-    if (is_impossible) {
+    if (is_impossible) { /* without unknown labels, or NaN */
         g[from * P + to] -= 1;
         return;
     }

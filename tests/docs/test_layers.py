@@ -18,7 +18,7 @@ PYTHON_LAYERS = [
     {"_arguments"},
     {"_ops"},
     {"__init__"},
-    {"_spec", "_learn"},
+    {"_spec", "_learn", "_torch"},
     {"torch", "jax", "linear_model", "calibration", "class_weight"},
     {"metrics"},
     {"_bench"},

@@ -1,5 +1,5 @@
-/* Which prefixes and suffixes of a sequence are possible at all, in plain C: looked up only where a sum is so small that
- * it must be told whether it is 0 by structure. */
+/* Which prefixes and suffixes of a sequence are possible at all, in plain C: looked up only where a sum is so small
+ * that it must be told whether it is 0 by structure. */
 #ifndef CSM_CRF_STRUCTURE_H
 #define CSM_CRF_STRUCTURE_H
 

@@ -3,8 +3,8 @@
  *   delta(1, j) = start(j) + x(1, j),   best(t, j) = max_i (delta(t - 1, i) + score(i, j)),
  *   delta(t, j) = best(t, j) + x(t, j)
  *
- * Only maxima are stored: the predecessor of a tag is the lowest i with delta(t - 1, i) + score(i, j) == best(t, j), for
- * which one column is computed again on the way back.  Two operations an element instead of four, and no indices.
+ * Only maxima are stored: the predecessor of a tag is the lowest i with delta(t - 1, i) + score(i, j) == best(t, j),
+ * for which one column is computed again on the way back.  Two operations an element instead of four, and no indices.
  * Among paths of equal score the smallest is found, read from the end.  A maximum has no rounding, so any order and any
  * vector length give the same bits.  NaN and +inf never come here; -inf is impossible. */
 INLINE void crf_best_part(const int count, const double *from, const double *x, const csm_crf_model *m, size_t j,
