@@ -616,7 +616,7 @@ def span_f1(
     for i, (n, m) in enumerate(zip(*lengths)):
         if n != m:
             raise ValueError(f"y_true[{i}] has {n} labels, y_pred[{i}] has {m}")
-    counts = spans.count_spans(*lists, scheme)
+    counts = spans.count_spans(lists[0], lists[1], scheme)
     if average == "micro":
         return counts.f1()
     by_type = {kind: counts.f1(kind) for kind in counts.types()}

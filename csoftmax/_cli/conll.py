@@ -40,8 +40,8 @@ def read(path: Path, quiet: bool) -> Document:
     try:
         text = source.data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = source.data[: error.start].count(b"\n") + 1
-        raise UnusableError(f"{source.name}: line {line} is not UTF-8 ({error.reason})") from error
+        number = source.data[: error.start].count(b"\n") + 1
+        raise UnusableError(f"{source.name}: line {number} is not UTF-8 ({error.reason})") from error
     lines = [line.removesuffix("\r") for line in text.split("\n")]
     filled = [line for line in lines if line.strip() and not line.startswith("#")]
     if not filled:
@@ -118,4 +118,3 @@ def make_features(sentence: list[list[str]], columns: list[int]) -> list[list[st
                 names.append(f"{column + 1}[{shift}]={value}")
         result.append(names)
     return result
-

@@ -68,7 +68,9 @@ def main(arguments: argparse.Namespace) -> int:
     for action, options in ONLY.items():
         for name, unset in options.items():
             if arguments.action != action and getattr(arguments, name) != unset:
-                raise UnusableError(f"--{name.replace('_', '-')} belongs to tag {action}, not to tag {arguments.action}")
+                raise UnusableError(
+                    f"--{name.replace('_', '-')} belongs to tag {action}, not to tag {arguments.action}"
+                )
     if arguments.action == "predict" and arguments.json:
         raise UnusableError("--json belongs to tag fit and tag evaluate; tag predict writes the file with its labels")
     for name, extra in (("scipy", "learn"), ("sklearn", "learn"), ("safetensors", "learn")):
@@ -109,7 +111,7 @@ def fit(arguments: argparse.Namespace, messages: Messages) -> int:
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         messages.say(text)
     save(tagger, arguments.model)
-    figures = {
+    figures: dict[str, Any] = {
         "model": str(arguments.model),
         "sentences": len(X),
         "tokens": sum(map(len, X)),

@@ -33,7 +33,7 @@ class Tokens(NamedTuple):
     starts: NDArray[np.int64]  # of the sequences, and the end of the last one
 
     @property
-    def count(self) -> int:
+    def total(self) -> int:
         """Number of tokens."""
         return len(self.indptr) - 1
 
@@ -200,7 +200,9 @@ def check_lengths(lengths: Any, tokens: int) -> NDArray[np.int64]:
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise TypeError(f"lengths must be integers with one axis, got {show(lengths)}")
     if (given < 0).any() or given.sum() != tokens:
-        raise ValueError(f"lengths must be at least 0 and add up to {tokens}, the rows of the matrix, got {show(given)}")
+        raise ValueError(
+            f"lengths must be at least 0 and add up to {tokens}, the rows of the matrix, got {show(given)}"
+        )
     return np.concatenate([[0], np.cumsum(given)]).astype(np.int64)
 
 

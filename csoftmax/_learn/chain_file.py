@@ -7,6 +7,7 @@ their columns, as UTF-8 without gaps) and vocabulary_offsets, both absent withou
 
 from __future__ import annotations
 
+import itertools
 from os import PathLike
 from typing import Any, TypeVar
 
@@ -56,7 +57,7 @@ def _unpack(arrays: Arrays, columns: int) -> Vocabulary:
     need(text.ndim == 1 and text.dtype == np.uint8, "the vocabulary is not text")
     _check_offsets(offsets, columns, len(text), "vocabulary")
     whole, edges = text.tobytes(), offsets.tolist()
-    names = [whole[a:b].decode("utf-8", "surrogatepass") for a, b in zip(edges[:-1], edges[1:])]
+    names = [whole[a:b].decode("utf-8", "surrogatepass") for a, b in itertools.pairwise(edges)]
     need(len(set(names)) == columns, "a name occurs twice in the vocabulary")
     return {name: i for i, name in enumerate(names)}
 

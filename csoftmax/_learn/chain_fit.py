@@ -143,7 +143,7 @@ def _fit_lbfgs(tagger: Any, problem: Problem, monitor: ChainMonitor) -> Notes:
             value = scaled.value + float(tagger.penalty_l1) * float(np.abs(scaled.w).sum())
             tagger.history_ = {"loss": [value], "gradient_norm": [norm], "learning_rate": [math.nan]}
             tagger.n_iter_ = 0
-    if largest <= tol or monitor.stopped and tagger.n_iter_ < tagger.max_epochs or monitor.best is not None:
+    if largest <= tol or (monitor.stopped and tagger.n_iter_ < tagger.max_epochs) or monitor.best is not None:
         return []
     count = tagger.n_iter_
     state = f"largest element of the gradient {largest:.3g}, tol {tol:.3g}"

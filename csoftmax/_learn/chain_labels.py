@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
@@ -79,7 +80,9 @@ def find_classes(lists: Nested, name: str = "y") -> NDArray[Any]:
                 elif label is not None:
                     distinct.add(label)
             except TypeError:
-                raise TypeError(f"{name}[{i}][{t}] is {show(label)}; a label is a string, an integer or a bool") from None
+                raise TypeError(
+                    f"{name}[{i}][{t}] is {show(label)}; a label is a string, an integer or a bool"
+                ) from None
     return as_classes(distinct, name)
 
 
@@ -131,4 +134,4 @@ def _is_known(label: Any, index: dict[Any, int]) -> bool:
 def split(values: list[Any], starts: NDArray[np.int64]) -> list[Any]:
     """Cut a flat list into sequences."""
     edges = starts.tolist()
-    return [values[a:b] for a, b in zip(edges[:-1], edges[1:])]
+    return [values[a:b] for a, b in itertools.pairwise(edges)]

@@ -145,7 +145,7 @@ class ChainObjective:
         of_pair = np.repeat(counts[: len(pairs.offsets) - 1], np.diff(pairs.offsets))
         sequences = self.data.total()
         others = np.full(layout.size - len(of_pair), float(sequences))
-        others[: len(layout.transitions)] = max(1.0, tokens.count - sequences) / max(1, pairs.n_labels)
+        others[: len(layout.transitions)] = max(1.0, tokens.total - sequences) / max(1, pairs.n_labels)
         return np.concatenate([of_pair, others]) / (4 * sequences)
 
 

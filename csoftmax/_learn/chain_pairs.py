@@ -47,7 +47,7 @@ class Pairs:
         attributes = np.repeat(np.arange(len(self.offsets) - 1, dtype=np.int64), np.diff(self.offsets))
         return attributes * self.n_labels + self.labels
 
-    def of(self, attributes: NDArray[np.intp]) -> tuple[Pairs, NDArray[np.int64]]:
+    def of(self, attributes: NDArray[Any]) -> tuple[Pairs, NDArray[np.int64]]:
         """The pairs of some attributes, numbered anew, and their positions among all pairs."""
         positions = rows_of(self.offsets, attributes)
         lengths = np.diff(self.offsets)[attributes]
@@ -81,9 +81,9 @@ class Scores:
     def __init__(self, tokens: Tokens, pairs: Pairs, num_threads: int | None, *, gradient: bool):
         """Prepare the entries by attribute, if there will be a gradient, and memory for the emissions."""
         self.tokens, self.pairs, self.num_threads = tokens, pairs, num_threads
-        size = tokens.count * pairs.n_labels
+        size = tokens.total * pairs.n_labels
         self.memory = np.zeros(size + binding.FEATURE_LANES)  # the gradient reads whole vectors at its end
-        self.emissions = self.memory[:size].reshape(tokens.count, pairs.n_labels)
+        self.emissions = self.memory[:size].reshape(tokens.total, pairs.n_labels)
         if gradient:
             self._transpose()
 
@@ -92,7 +92,7 @@ class Scores:
 
         tokens, pairs = self.tokens, self.pairs
         data = np.ones(len(tokens.columns), np.int8) if tokens.values is None else tokens.values
-        shape = tokens.count, len(pairs.offsets) - 1
+        shape = tokens.total, len(pairs.offsets) - 1
         by_column = sparse.csr_array((data, tokens.columns, tokens.indptr), shape).tocsc()
         self.indptr, self.rows = np.asarray(by_column.indptr, np.int64), np.asarray(by_column.indices, np.int32)
         self.values = None if tokens.values is None else np.asarray(by_column.data, np.float32)

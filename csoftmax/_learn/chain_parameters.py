@@ -27,10 +27,10 @@ def check_parameters(tagger: Any) -> None:
         value = getattr(tagger, name)
         if not isinstance(value, str) or value not in allowed:
             raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {show(value)}")
-    for name in SWITCHES:
-        value = getattr(tagger, name)
+    for switch in SWITCHES:
+        value = getattr(tagger, switch)
         if not isinstance(value, bool | np.bool_):
-            raise TypeError(f"{name} must be True or False, got {show(value)}")
+            raise TypeError(f"{switch} must be True or False, got {show(value)}")
     for name in ("penalty_l2", "penalty_l1"):
         check_number(tagger, name, 0, math.inf, open_high=True)
     for name in ("min_count", "max_epochs", "batch_size", "patience"):
@@ -40,8 +40,8 @@ def check_parameters(tagger: Any) -> None:
     check_number(tagger, "validation_fraction", 0, 1, open_low=True, open_high=True)
     check_number(tagger, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
     if tagger.constraints is not None and tagger.constraints not in tuple(SCHEMES):
-        allowed = ", ".join(map(repr, SCHEMES))
-        raise ValueError(f"constraints must be None or one of {allowed}, got {show(tagger.constraints)}")
+        schemes = ", ".join(map(repr, SCHEMES))
+        raise ValueError(f"constraints must be None or one of {schemes}, got {show(tagger.constraints)}")
     if tagger.solver == "adamw" and tagger.penalty_l1 != 0:
         raise ValueError(f"penalty_l1={show(tagger.penalty_l1)} needs solver='lbfgs'")
     list_callbacks(tagger)
@@ -192,4 +192,3 @@ def _hold_out(tagger: Any, data: Data) -> tuple[Data, Data]:
     if parts[0].total() == 0 or parts[1].total() == 0:
         raise ValueError("sample_weight is zero for all sequences of training or of early stopping")
     return parts
-

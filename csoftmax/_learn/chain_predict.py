@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -93,7 +94,7 @@ def predict_n_best(tagger: Any, X: Any, n: int) -> list[list[list[Any]]]:
     for _, arguments in iterate_blocks(tagger, tokens):
         tags = np.asarray(crf_decode(**arguments, n_best=n).tags)  # (n, tokens), -1 where there are fewer paths
         edges = arguments["indptr"].tolist()
-        for a, b in zip(edges[:-1], edges[1:]):
+        for a, b in itertools.pairwise(edges):
             paths = tags[:, a:b] if b > a else tags[:1, a:b]
             result.append([tagger.classes_[path].tolist() for path in paths if a == b or path[0] >= 0])
     return result

@@ -42,8 +42,9 @@ csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
 csm_status csm_run_crf(csm_dtype, csm_crf_task, const csm_table *, const void *emissions, csm_crf_options *);
 
-/* ops/features.c.  Emissions: the rows of the first `attributes` are filled from their weights before.  Gradient: the sums replace the
- * weights of `pairs`; rows of `grad` are read up to pairs->width, so that CSM_FEATURE_LANES doubles must follow it. */
+/* ops/features.c.  Emissions: the rows of the first `attributes` attributes are filled from their weights before.
+ * Gradient: the sums replace the weights of `pairs`; rows of `grad` are read up to pairs->width, so that
+ * CSM_FEATURE_LANES doubles must follow it. */
 csm_status csm_run_emissions(const csm_table *, const csm_pairs *, size_t attributes, const csm_entries *,
                              size_t tokens, double *emissions, int threads, int (*interrupt)(void *));
 csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const int64_t *blocks, size_t block_count,

@@ -19,7 +19,7 @@ PYTHON_LAYERS = [
     {"_ops"},
     {"__init__"},
     {"_spec", "_learn", "_torch"},
-    {"torch", "jax", "linear_model", "calibration", "class_weight"},
+    {"torch", "jax", "linear_model", "calibration", "class_weight", "sequence"},
     {"metrics"},
     {"_bench"},
     {"_cli"},

@@ -22,7 +22,7 @@ from csoftmax.sequence import CRFTagger, span_transitions
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
-WORDS = "the a cat dog runs sees big red Kim Lee".split()
+WORDS = ["the", "a", "cat", "dog", "runs", "sees", "big", "red", "Kim", "Lee"]
 LABELS = ["D", "N", "V"]
 
 
@@ -349,7 +349,9 @@ def test_min_count():
 def test_which_weights_there_are():
     X, y = make_data(8)
     seen = CRFTagger(max_epochs=3).fit(X, y)
-    pairs = {(a, c) for tokens, labels in zip(X, y) for t, c in zip(tokens, labels) for a, v in attributes_of(t).items() if v}
+    pairs = {
+        (a, c) for tokens, labels in zip(X, y) for t, c in zip(tokens, labels) for a, v in attributes_of(t).items() if v
+    }
     assert seen.state_.nnz == len(pairs)
     assert set(seen.state_features_) <= pairs
     every = CRFTagger(max_epochs=3, states="all").fit(X, y)
@@ -449,7 +451,7 @@ def test_partial_fit_grows_and_decays():
     assert tagger.vocabulary_ == {"a": 0, "b": 1, "c": 2}
     assert tagger.state_features_["a", "X"] == pytest.approx(before * 0.95**3, rel=1e-14)
     assert tagger.predict([[["c"]]]) == [["Z"]]
-    with pytest.raises(ValueError, match="classes are .*'Q'.*but were"):
+    with pytest.raises(ValueError, match=r"classes are .*'Q'.*but were"):
         tagger.partial_fit([[["c"]]], [["Z"]], classes=["X", "Q"])
     with pytest.raises(ValueError, match="has the label 'W', which is not among the classes"):
         tagger.partial_fit([[["d"]]], [["W"]])
@@ -492,7 +494,13 @@ def test_warm_start():
 def test_early_stopping(solver):
     X, y = make_data(15, count=60)
     tagger = CRFTagger(
-        solver=solver, penalty_l2=0.0, early_stopping=True, patience=3, max_epochs=200, random_state=0, validation_fraction=0.3
+        solver=solver,
+        penalty_l2=0.0,
+        early_stopping=True,
+        patience=3,
+        max_epochs=200,
+        random_state=0,
+        validation_fraction=0.3,
     ).fit(X, y)
     losses = tagger.history_["validation_loss"]
     assert len(losses) == tagger.n_iter_ < 200
@@ -565,6 +573,12 @@ def test_ctrl_c_ends_a_fit():
     assert tagger.fit(X, y).predict(X[:1])
 
 
+def compute_for_long(scores):
+    for _ in range(200):
+        scores.compute(np.ones(len(scores.pairs)))
+        scores.differentiate(np.empty(len(scores.pairs)))
+
+
 def test_ctrl_c_within_the_kernels():
     """A signal that arrives while the kernels run is seen there."""
     if not hasattr(signal, "setitimer"):
@@ -577,9 +591,7 @@ def test_ctrl_c_within_the_kernels():
     signal.setitimer(signal.ITIMER_REAL, 0.05)
     try:
         with pytest.raises(KeyboardInterrupt):
-            for _ in range(200):
-                scores.compute(np.ones(len(pairs)))
-                scores.differentiate(np.empty(len(pairs)))
+            compute_for_long(scores)
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
@@ -748,7 +760,7 @@ def test_refused_weights_and_calls():
     with pytest.raises(ValueError, match="classes must be passed on the first call"):
         CRFTagger(solver="adamw").partial_fit(*ONE)
     tagger = CRFTagger().fit(*ONE)
-    with pytest.raises(ValueError, match="n must be at least 1|n .*1"):
+    with pytest.raises(ValueError, match=r"n must be at least 1"):
         tagger.predict_n_best(ONE[0], 0)
     with pytest.raises(ValueError, match="has the label 'Q', which is not among the classes"):
         tagger.score(ONE[0], [["X", "Q"]])

@@ -3,8 +3,9 @@
  *     emissions[t, j] = sum of value(t, a) w(a, j) over the attributes a of token t
  *     gradient(a, j)  = sum of value(t, a) grad[t, j] over the tokens t that have a
  *
- * Weights exist for some pairs (a, j) only (job.h).  An attribute with many labels is added as a row, in vectors; another
- * one label by label.  Both passes read each entry once; the gradient reads the rows of grad in the order of the tokens.
+ * Weights exist for some pairs (a, j) only (job.h).  An attribute with many labels is added as a row, in vectors, any
+ * other label by label.  Both passes read each entry once; the gradient reads the rows of grad in the order of the
+ * tokens, once for every four labels of an attribute without a row.
  *
  * Accumulators are double, one for each (t, j) or (a, j), with one addition (an fma where values are given) for each
  * entry.  The order of a token's sum: chunks of CSM_FEATURE_CHUNK entries; in each the attributes with rows, then the
@@ -12,8 +13,8 @@
  * bits depend neither on threads nor on the instruction set.  NaN and infinity propagate as in any sum; the columns
  * beyond L of a row are 0 or undefined, and never reach a result.
  *
- * Error: that of a recursive sum, (n - 1) 2^-53 of the sum of the magnitudes; measured 0.9 ULP of that sum on tokens
- * with 11 attributes.
+ * Error: that of a recursive sum, at most n 2^-53 of the sum of the magnitudes for n entries; measured 3.9 2^-53 for 11
+ * entries and 3.3 2^-53 for 500.
  */
 
 /* Adds rows of weights to `vectors` vectors of a token's scores. */
