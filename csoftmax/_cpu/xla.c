@@ -11,6 +11,7 @@
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 
 typedef struct xla_extension {
     size_t size;
@@ -287,5 +288,133 @@ void *csm_xla_cross_entropy(xla_frame *f) {
         for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss.data)[i] = (float)each[i];
         free(each);
     }
+    return failed_with(f, status);
+}
+
+/* Linear-chain CRF: (emissions, int32 labels with -1 for unknown ones, transitions, start, end, int32 mask) -> the loss
+ * of each sequence; with a factor for each sequence as the last argument -> the gradients of the sum of factor times
+ * loss: those of the emissions, transitions, start and end.  Parameters may be float beside half types, or double. */
+typedef struct chain {
+    size_t count, length, tags;
+    int kind, wide; /* XLA's codes of the dtypes of emissions and of losses */
+    csm_dtype dtype;
+    void *memory;
+    double *numbers, *losses, *gradients; /* parameters; one a sequence; as many as parameters */
+    csm_crf_options o;
+} chain;
+
+static size_t elements_of(const xla_buffer *b) {
+    size_t count = 1;
+    for (int64_t i = 0; i < b->rank; i++) count *= (size_t)b->dims[i];
+    return count;
+}
+static int is_array(const xla_buffer *b, int kind, size_t count) {
+    return b && (kind ? b->dtype == kind : b->dtype == XLA_F32 || b->dtype == XLA_F64) && elements_of(b) == count;
+}
+static void read_numbers(const xla_buffer *b, double *to) {
+    for (size_t i = 0; i < elements_of(b); i++)
+        to[i] = b->dtype == XLA_F64 ? ((const double *)b->data)[i] : (double)((const float *)b->data)[i];
+}
+static void write_numbers(const double *from, const xla_buffer *b) {
+    for (size_t i = 0; i < elements_of(b); i++) {
+        if (b->dtype == XLA_F64) ((double *)b->data)[i] = from[i];
+        else ((float *)b->data)[i] = (float)from[i];
+    }
+}
+
+static int shape_of_chain(const xla_frame *f, chain *c) {
+    const xla_buffer *x = buffer_of(&f->arguments, 0);
+    if (!x || x->rank < 2 || !dtype_of(x->dtype, &c->dtype)) return 0;
+    c->kind = x->dtype;
+    c->wide = x->dtype == XLA_F64 ? XLA_F64 : XLA_F32;
+    c->tags = (size_t)x->dims[x->rank - 1];
+    c->length = (size_t)x->dims[x->rank - 2];
+    c->count = 1;
+    for (int64_t i = 0; i < x->rank - 2; i++) c->count *= (size_t)x->dims[i];
+    const size_t positions = c->count * c->length;
+    return is_array(buffer_of(&f->arguments, 1), XLA_S32, positions) &&
+           is_array(buffer_of(&f->arguments, 2), 0, c->tags * c->tags) &&
+           is_array(buffer_of(&f->arguments, 3), 0, c->tags) && is_array(buffer_of(&f->arguments, 4), 0, c->tags) &&
+           is_array(buffer_of(&f->arguments, 5), XLA_S32, positions);
+}
+/* Copies what the core reads in other types; returns 0 if there is no memory. */
+static int read_chain(const xla_frame *f, chain *c) {
+    const size_t positions = c->count * c->length, parameters = c->tags * c->tags + 2 * c->tags;
+    const int32_t *labels = buffer_of(&f->arguments, 1)->data, *kept = buffer_of(&f->arguments, 5)->data;
+    c->memory =
+        malloc((2 * parameters + 2 * c->count + 1) * sizeof(double) + (2 * positions + c->count + 1) * sizeof(int64_t));
+    if (!c->memory) return 0;
+    c->numbers = c->memory;
+    c->gradients = c->numbers + parameters;
+    c->losses = c->gradients + parameters;
+    double *factors = c->losses + c->count;
+    int64_t *offsets = (int64_t *)(void *)(factors + c->count + 1), *rows = offsets + c->count + 1;
+    int64_t *copied = rows + positions, used = 0;
+    for (size_t i = 0; i < c->count; i++) {
+        offsets[i] = used;
+        for (size_t p = i * c->length; p < (i + 1) * c->length; p++) {
+            copied[p] = labels[p];
+            if (kept[p]) rows[used++] = (int64_t)p;
+        }
+    }
+    offsets[c->count] = used;
+    read_numbers(buffer_of(&f->arguments, 2), c->numbers);
+    read_numbers(buffer_of(&f->arguments, 3), c->numbers + c->tags * c->tags);
+    read_numbers(buffer_of(&f->arguments, 4), c->numbers + c->tags * c->tags + c->tags);
+    c->o = csm_default_crf_options();
+    c->o.sequences = c->count;
+    c->o.tags = c->tags;
+    c->o.offsets = offsets;
+    c->o.rows = rows;
+    c->o.transitions = c->numbers;
+    c->o.start = c->numbers + c->tags * c->tags;
+    c->o.end = c->o.start + c->tags;
+    c->o.labels = copied;
+    c->o.has_ignore = 1;
+    c->o.ignore = -1;
+    c->o.coefficient = f->arguments.count > 6 ? factors : NULL;
+    if (f->arguments.count > 6) read_numbers(buffer_of(&f->arguments, 6), factors);
+    c->o.threads = threads(f);
+    return 1;
+}
+static csm_status run_chain(const xla_frame *f, chain *c) {
+    return csm_run_crf(c->dtype, CSM_CRF_LOSS, csm_current_table(), buffer_of(&f->arguments, 0)->data, &c->o);
+}
+
+void *csm_xla_crf(xla_frame *f) {
+    void *answer;
+    chain c;
+    if (!is_execution(f, &answer)) return answer;
+    if (!shape_of_chain(f, &c) || !is_array(buffer_of(&f->results, 0), c.wide, c.count)) return wrong(f);
+    if (!read_chain(f, &c)) return failed_with(f, CSM_NO_MEMORY);
+    c.o.result = c.losses;
+    csm_status status = run_chain(f, &c);
+    if (status == CSM_OK) write_numbers(c.losses, buffer_of(&f->results, 0));
+    free(c.memory);
+    return failed_with(f, status);
+}
+void *csm_xla_crf_vjp(xla_frame *f) {
+    void *answer;
+    chain c;
+    if (!is_execution(f, &answer)) return answer;
+    if (!shape_of_chain(f, &c) || !is_array(buffer_of(&f->arguments, 6), c.wide, c.count)) return wrong(f);
+    const xla_buffer *grad = buffer_of(&f->results, 0), *transitions = buffer_of(&f->results, 1);
+    const xla_buffer *start = buffer_of(&f->results, 2), *end = buffer_of(&f->results, 3);
+    if (!is_array(grad, c.kind, c.count * c.length * c.tags) || !is_array(transitions, 0, c.tags * c.tags) ||
+        !is_array(start, 0, c.tags) || !is_array(end, 0, c.tags))
+        return wrong(f);
+    if (!read_chain(f, &c)) return failed_with(f, CSM_NO_MEMORY);
+    memset(grad->data, 0, c.count * c.length * c.tags * itemsize_of(c.kind)); /* rows that take no part */
+    c.o.by_tag = grad->data;
+    c.o.grad_transitions = c.gradients;
+    c.o.grad_start = c.gradients + c.tags * c.tags;
+    c.o.grad_end = c.o.grad_start + c.tags;
+    csm_status status = run_chain(f, &c);
+    if (status == CSM_OK) {
+        write_numbers(c.o.grad_transitions, transitions);
+        write_numbers(c.o.grad_start, start);
+        write_numbers(c.o.grad_end, end);
+    }
+    free(c.memory);
     return failed_with(f, status);
 }

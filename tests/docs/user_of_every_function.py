@@ -42,6 +42,18 @@ def use_sparse(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert drawn.shape == (len(x), 3)
 
 
+def use_sequences(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    transitions = np.zeros((x.shape[1], x.shape[1]))
+    loss = float(csoftmax.crf_loss(x, labels, transitions, reduction="sum"))
+    result: csoftmax.CrfLossResult = csoftmax.crf_loss_with_grad(x, labels, transitions, start=np.zeros(x.shape[1]))
+    difference = csoftmax.crf_log_partition(x, transitions) - csoftmax.crf_score(x, labels, transitions)
+    marginals: csoftmax.CrfMarginals = csoftmax.crf_marginals(x, transitions, pairs="each")
+    best: csoftmax.CrfDecoded = csoftmax.crf_decode(x, transitions, n_best=2, log_prob=True)
+    assert abs(loss - difference) < 1e-4
+    assert result.grad_emissions.shape == marginals.tags.shape == x.shape
+    assert best.tags.shape == csoftmax.crf_sample(x, transitions, size=2, rng=0).shape
+
+
 def use_the_process() -> None:
     csoftmax.set_num_threads(1)
     with csoftmax.threads(1):
@@ -94,6 +106,7 @@ if __name__ == "__main__":
     use_softmax(logits)
     use_losses(logits, targets)
     use_sparse(logits, targets)
+    use_sequences(logits, targets)
     use_the_process()
     use_learning(logits, targets)
     use_sequences()

@@ -273,3 +273,39 @@ def test_large_alpha(alpha):
     np.testing.assert_array_equal(np.asarray(y), expected)
     assert np.all(np.abs(expected.sum(-1) - 1) < 1e-15)
     np.testing.assert_array_equal(np.asarray(vjp(jnp.asarray(x))[0]), csoftmax.entmax_vjp(x, expected, alpha))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none", "token_mean"])
+def test_crf_loss(reduction):
+    x, tags = draw("float64", (3, 6, 4)), jnp.asarray(RNG.integers(0, 4, (3, 6)))
+    transitions, start, end = (draw("float64", shape) for shape in ((4, 4), (4,), (4,)))
+    mask = jnp.asarray(RNG.random((3, 6)) < 0.7)
+    tags = tags.at[1, 2].set(-100)
+
+    def loss(x, transitions, start, end):
+        options = {"start": start, "end": end, "mask": mask, "reduction": reduction}
+        return cj.crf_loss(x, tags, transitions, **options).sum()
+
+    options = {"start": np.asarray(start), "end": np.asarray(end), "mask": np.asarray(mask), "reduction": reduction}
+    expected = csoftmax.crf_loss_with_grad(np.asarray(x), np.asarray(tags), np.asarray(transitions), **options)
+    np.testing.assert_allclose(jax.jit(loss)(x, transitions, start, end), np.sum(expected.loss), rtol=1e-14)
+    grads = jax.jit(jax.grad(loss, (0, 1, 2, 3)))(x, transitions, start, end)
+    for got, right in zip(grads, expected[1:], strict=True):
+        np.testing.assert_allclose(got, right, rtol=1e-13, atol=1e-15)
+    check_grads(loss, (x, transitions, start, end), 1, modes=["rev"])
+
+
+def test_crf_loss_of_batches_and_dtypes():
+    x, tags = draw("float32", (2, 3, 6, 4)), jnp.asarray(RNG.integers(0, 4, (2, 3, 6)))
+    transitions = draw("float32", (4, 4))
+    each = jax.vmap(lambda x, t: cj.crf_loss(x, t, transitions, reduction="none"))(x, tags)
+    assert_same = np.testing.assert_array_equal
+    assert_same(each, csoftmax.crf_loss(np.asarray(x), np.asarray(tags), np.asarray(transitions), reduction="none"))
+    for dtype in ("float16", "bfloat16"):
+        grad = jax.grad(cj.crf_loss)(x.astype(dtype), tags, transitions)
+        assert grad.dtype == dtype
+    with pytest.raises(KERNEL_ERRORS, match="label"):
+        cj.crf_loss(x, tags.at[0, 0, 0].set(4), transitions).block_until_ready()
+    with pytest.raises(ValueError, match=r"start has shape \(3,\)"):
+        cj.crf_loss(x, tags, transitions, start=jnp.zeros(3))
+    assert jnp.isnan(cj.crf_loss(x, tags, transitions, mask=jnp.zeros(tags.shape, bool)))

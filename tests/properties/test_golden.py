@@ -9,7 +9,7 @@ import sys
 import pytest
 from helpers import assert_same_bits, every_record
 from tools import make_golden
-from tools.make_golden import CASES, LOSSES, SPARSE, digest, loss_digest, sparse_digest
+from tools.make_golden import CASES, LOSSES, SPARSE, crf_digest, digest, loss_digest, sparse_digest
 
 import csoftmax
 from csoftmax._spec.formats import DTYPES
@@ -20,6 +20,7 @@ little_endian = pytest.mark.skipif(sys.byteorder != "little", reason="the hashes
 NAMES = {op.name: (lambda dtype, case, op=op: digest(op, dtype, case)) for op in SOFTMAX_FAMILY}
 NAMES |= {f"cross_entropy, {kind}": (lambda dtype, case, kind=kind: loss_digest(dtype, case, kind)) for kind in LOSSES}
 NAMES |= {f"sparse, alpha={a}": (lambda dtype, case, a=a: sparse_digest(dtype, case, a)) for a in SPARSE}
+NAMES["crf"] = crf_digest
 
 
 @pytest.fixture(scope="module")

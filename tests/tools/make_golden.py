@@ -97,6 +97,23 @@ def sparse_digest(dtype, case, alpha, place=np.asarray):
     return hashed(*full, *smallest, y, csoftmax.entmax_vjp(x, y, alpha), loss, grad, *draws)
 
 
+def crf_digest(dtype, case, place=np.asarray):
+    """Return the hash of the loss with gradients, marginals, paths and draws of sequences of up to 7 tags."""
+    rows, k, _, _, _ = CASES[case]
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    tags = min(k, 7)
+    length = k // tags
+    x = place(np.ascontiguousarray(x[:, : length * tags]).reshape(rows, length, tags))
+    transitions = place(integers(tags * tags, 7).reshape(tags, tags) / 2**22 - 2)
+    start, labels = place(integers(tags, 8) / 2**23), (integers(rows * length, 3) % tags).astype(np.int64)
+    options = {"start": start, "lengths": place((integers(rows, 9) % (length + 1)).astype(np.int64))}
+    loss = csoftmax.crf_loss_with_grad(x, place(labels.reshape(rows, length)), transitions, **options)
+    marginals = csoftmax.crf_marginals(x, transitions, pairs="sum", **options)
+    decoded = csoftmax.crf_decode(x, transitions, log_prob=True, **options)
+    draws = csoftmax.crf_sample(x, transitions, rng=Uniform(), **options)
+    return hashed(*loss[:4], *marginals, *decoded, draws)
+
+
 class Uniform(np.random.Generator):
     """A generator whose uniform numbers are derived from integers."""
 
@@ -122,6 +139,9 @@ def hashes():
         for dtype in DTYPES:
             for case in CASES:
                 found[f"sparse, alpha={alpha}/{dtype}/{case}"] = sparse_digest(dtype, case, alpha)
+    for dtype in DTYPES:
+        for case in CASES:
+            found[f"crf/{dtype}/{case}"] = crf_digest(dtype, case)
     return found
 
 
