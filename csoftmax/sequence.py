@@ -212,13 +212,14 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
     @contextmanager
     def _restored_on_error(self) -> Iterator[None]:
-        """Give the estimator its state back if arguments are refused."""
+        """Give the estimator its state back if arguments are refused, or if training ends before its first weights."""
         before = dict(self.__dict__)
         try:
             yield
         except BaseException:
-            self.__dict__.clear()
-            self.__dict__.update(before)
+            if self.__dict__.get("state_") is before.get("state_"):
+                self.__dict__.clear()
+                self.__dict__.update(before)
             raise
 
     # Training
@@ -253,7 +254,8 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         with self._restored_on_error():
             problem = prepare(self, X, y, sample_weight)
             self.__dict__.pop("_trainer", None)
-        for message, category in chain_fit.fit(self, problem):
+            notes = chain_fit.fit(self, problem)
+        for message, category in notes:
             warnings.warn(message, category, stacklevel=2 + WRAPPER_FRAMES)
         return self
 

@@ -66,7 +66,7 @@ def is_matrix(x: Any) -> bool:
 
 def is_packed(X: Any) -> bool:
     """Whether X is a pair (matrix, lengths)."""
-    return isinstance(X, tuple | list) and len(X) == 2 and is_matrix(X[0]) and not is_matrix(X[1])
+    return isinstance(X, tuple) and len(X) == 2 and is_matrix(X[0]) and not is_matrix(X[1])
 
 
 class _Names:
@@ -221,7 +221,9 @@ def _from_matrices(sequences: list[Any], n_columns: int) -> Tokens:
 def _as_matrix(x: Any) -> Any:
     """A sparse matrix as it is; else an array of numbers."""
     if hasattr(x, "tocsr"):
-        return x.tocsr()
+        matrix = x.tocsr()
+        matrix.check_format(full_check=True)  # the kernels trust its indices
+        return matrix
     matrix = np.asarray(x)
     if matrix.dtype.kind not in "biuf":
         raise TypeError(f"X must hold numbers, got a matrix of dtype {matrix.dtype}")

@@ -37,6 +37,7 @@ def model_of(tagger: Any) -> Model:
     chain = Chain(tagger.transitions_, tagger.start_, tagger.end_)
     if model is None or model.state is not tagger.state_:
         state = tagger.state_
+        state.check_format(full_check=True)  # the kernels trust its indices
         pairs = Pairs(state.indptr.astype(np.int64), state.indices.astype(np.uint16), state.shape[1])
         model = Model(state, pairs, np.ascontiguousarray(state.data, np.float64), chain)
         empty = Tokens(np.zeros(1, np.int64), np.zeros(0, np.int32), None, state.shape[0], np.zeros(1, np.int64))
@@ -48,7 +49,11 @@ def model_of(tagger: Any) -> Model:
 def read(tagger: Any, X: Any) -> Tokens:
     """Tokens of X; attributes that the model does not know are left out."""
     n_columns = -1 if tagger.vocabulary_ is not None else tagger.n_features_in_
-    return read_tokens(as_sequences(X), tagger.vocabulary_, hashing=tagger.hashing, n_columns=n_columns)
+    tokens = read_tokens(as_sequences(X), tagger.vocabulary_, hashing=tagger.hashing, n_columns=n_columns)
+    largest = int(tokens.columns.max(initial=-1))
+    if largest >= tagger.state_.shape[0]:  # of a vocabulary that was changed; the kernels trust the columns
+        raise ValueError(f"vocabulary_ has column {largest}, but the model has weights of {tagger.state_.shape[0]}")
+    return tokens
 
 
 def iterate_blocks(tagger: Any, tokens: Tokens) -> Iterator[tuple[slice, dict[str, Any]]]:

@@ -85,7 +85,7 @@ def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert len(weights) == x.shape[1]
 
 
-def use_sequences() -> None:
+def use_tagger() -> None:
     x, y = [[["a"], ["b"]], [["c"]]], [["B-P", "I-P"], ["O"]]
     tagger = sequence.CRFTagger(max_epochs=5, tol=1.0, constraints="BIO").fit(x, y)
     transitions, start, end = sequence.span_transitions(tagger.classes_)
@@ -109,4 +109,4 @@ if __name__ == "__main__":
     use_sequences(logits, targets)
     use_the_process()
     use_learning(logits, targets)
-    use_sequences()
+    use_tagger()

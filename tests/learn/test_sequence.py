@@ -573,6 +573,40 @@ def test_ctrl_c_ends_a_fit():
     assert tagger.fit(X, y).predict(X[:1])
 
 
+def test_fit_that_is_interrupted_before_its_first_weights_leaves_the_earlier_one(monkeypatch):
+    X, y = make_data(17)
+    tagger = CRFTagger(warm_start=True, max_epochs=3).fit(X, y)
+    expected = tagger.predict_proba(X)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("csoftmax._learn.chain_objective.ChainObjective.evaluate", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tagger.fit([*X, [["new"]]], [*y, ["D"]])
+    assert "new" not in tagger.vocabulary_
+    for a, b in zip(tagger.predict_proba(X), expected):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_indices_that_do_not_fit_are_refused():
+    """The kernels trust the indices of sparse matrices, which anyone can change."""
+    X, y = make_data(17)
+    tagger = CRFTagger(max_epochs=3).fit(X, y)
+    tagger.vocabulary_["beyond"] = 10**6
+    with pytest.raises(ValueError, match="but the model has weights of"):
+        tagger.predict([[["beyond"]]])
+    matrix = sparse.csr_array(np.eye(3))
+    matrix.indices[1] = 77
+    with pytest.raises(ValueError, match=r"indices|index"):
+        CRFTagger().fit((matrix, [3]), [["a", "b", "a"]])
+    del tagger.vocabulary_["beyond"]
+    tagger.state_.indices[0] = 50
+    with pytest.raises(ValueError, match=r"indices|index"):
+        pickle.loads(pickle.dumps(tagger)).predict(X)
+
+
 def compute_for_long(scores):
     for _ in range(200):
         scores.compute(np.ones(len(scores.pairs)))
