@@ -24,6 +24,7 @@ COMMANDS = {
     "fit": "train softmax regression on a table",
     "predict": "labels and probabilities of a table, as CSV",
     "evaluate": "accuracy, F1, ROC-AUC, calibration of a model on a table",
+    "tag": "train a tagger of sentences, tag files of tokens, measure it (a linear-chain CRF)",
     "calibrate": "fit a calibrator on held-out data: a temperature, or another method",
 }
 EXIT_CODES = "exit codes: 0 done, 1 a check failed, 2 arguments or files cannot be used, 130 interrupted"
@@ -75,7 +76,7 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
     """Return the parser of the command line, with the arguments of the command that `argv` names."""
     parser = Parser(
         prog="csoftmax",
-        description="The softmax family on this machine, and softmax regression on tables.",
+        description="The softmax family on this machine, softmax regression on tables, and taggers of sentences.",
         epilog=EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"csoftmax {__version__}")

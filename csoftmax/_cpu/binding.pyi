@@ -18,6 +18,7 @@ CRF_METHODS: Final[dict[str, int]]
 OPTIMIZERS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
+FEATURE_LANES: Final[int]
 STRUCT_BYTES: Final[dict[str, int]]
 SOURCE_HASH: Final[str]
 VERSION: Final[str]
@@ -87,6 +88,33 @@ def run_cross_entropy(
     reduction: int,
     num_threads: int | None,
 ) -> int | None: ...
+def run_emissions(
+    indptr: NDArray[np.int64],
+    attributes: NDArray[np.int32],
+    values: NDArray[np.float32] | None,
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.uint16],
+    weights: NDArray[np.float64],
+    row: NDArray[np.int32],
+    rows: NDArray[np.float64],
+    emissions: NDArray[np.float64],
+    n_labels: int,
+    fills: bool,
+    num_threads: int | None,
+) -> None: ...
+def run_feature_gradient(
+    blocks: NDArray[np.int64],
+    indptr: NDArray[np.int64],
+    tokens: NDArray[np.int32],
+    values: NDArray[np.float32] | None,
+    grad: NDArray[np.float64],
+    offsets: NDArray[np.int64],
+    labels: NDArray[np.uint16],
+    row: NDArray[np.int32],
+    result: NDArray[np.float64],
+    n_labels: int,
+    num_threads: int | None,
+) -> None: ...
 def run_topk(
     dtype: int,
     x: NDArray[Any],

@@ -11,7 +11,7 @@ from cpython.buffer cimport (
 )
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int64_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 cimport csoftmax.cpu as cpu
@@ -89,6 +89,23 @@ cdef extern from "core/extension.h" nogil:
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                    const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
+
+    ctypedef struct csm_pairs:
+        size_t labels, width
+        const int64_t *offsets
+        const uint16_t *label
+        double *weight
+        const int32_t *row
+        double *rows
+    ctypedef struct csm_entries:
+        const int64_t *begin
+        const int32_t *index
+        const float *value
+    int CSM_FEATURE_LANES
+    cpu.csm_status csm_run_emissions(const csm_table *, const csm_pairs *, size_t, const csm_entries *, size_t,
+                                     double *, int, int (*)(void *) noexcept)
+    cpu.csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const int64_t *, size_t,
+                                            const csm_entries *, const double *, int, int (*)(void *) noexcept)
 
     ctypedef struct csm_loss_call:
         pass
@@ -194,6 +211,7 @@ CRF_METHODS = {
 OPTIMIZERS = {"sgd": CSM_SGD, "rowwise_adagrad": CSM_ROWWISE_ADAGRAD, "adagrad": CSM_ADAGRAD, "adam": CSM_ADAM}
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 BLOCK_ELEMENTS = CSM_BLOCK
+FEATURE_LANES = CSM_FEATURE_LANES
 STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
 VERSION = CSM_VERSION.decode()
@@ -224,6 +242,7 @@ cdef int _raise(cpu.csm_status status) except -1:
 
 include "threads.pxi"
 include "results.pxi"
+include "features.pxi"
 include "calls.pxi"
 include "crf.pxi"
 include "crf_quick.pxi"

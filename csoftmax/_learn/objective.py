@@ -130,7 +130,7 @@ _LIMIT: dict[str, Any] = {"users": 0, "limiter": None}
 
 
 @contextlib.contextmanager
-def _limit_blas_to_one_thread() -> Iterator[None]:
+def limit_blas_to_one_thread() -> Iterator[None]:
     """Limit BLAS in the whole process while any training needs it; the last training to end restores the old limit."""
     with _LOCK:
         if _LIMIT["users"] == 0:
@@ -192,7 +192,7 @@ class Objective:
             yield
             return
         workers = min(len(self.groups), self.num_threads or get_num_threads())
-        with _limit_blas_to_one_thread():
+        with limit_blas_to_one_thread():
             if workers < 2:
                 yield
                 return

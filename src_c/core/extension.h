@@ -74,6 +74,14 @@ typedef struct csm_row_update {
 } csm_row_update;
 csm_status csm_run_row_update(csm_dtype, const csm_table *, const csm_row_update *);
 
+/* ops/features.c.  Emissions: the rows of the first `attributes` attributes are filled from their weights before.
+ * Gradient: the sums replace the weights of `pairs`; rows of `grad` are read up to pairs->width, so that
+ * CSM_FEATURE_LANES doubles must follow it. */
+csm_status csm_run_emissions(const csm_table *, const csm_pairs *, size_t attributes, const csm_entries *,
+                             size_t tokens, double *emissions, int threads, int (*interrupt)(void *));
+csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const int64_t *blocks, size_t block_count,
+                                    const csm_entries *, const double *grad, int threads, int (*interrupt)(void *));
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

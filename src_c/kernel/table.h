@@ -6,6 +6,7 @@
 #include "crf/job.h"
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
+#include "features/job.h"
 #include "row_optimizer/job.h"
 #include "sampled/job.h"
 #include "softmax/job.h"
@@ -28,6 +29,7 @@ typedef struct csm_table {
     /* storage -> compute type and back; NaN becomes canonical */
     void (*widen[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
     void (*narrow[CSM_DTYPE_COUNT])(const void *x, void *y, size_t n);
+    csm_feature_kernels features;
     csm_crf_kernels crf;
     csm_optimizer_kernels optimizer[CSM_DTYPE_COUNT];
 } csm_table;

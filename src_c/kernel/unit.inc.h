@@ -129,6 +129,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "storage.inc.h"
 
 #include "topk/integer.inc.h"
+#include "features/features.inc.h"
 
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
@@ -172,6 +173,7 @@ static const csm_table table = {
     {CSM_DTYPES(MAX)},
     {CSM_DTYPES(WIDEN)},
     {CSM_DTYPES(NARROW)},
+    {feature_emissions, feature_gradient},
     {crf_load_f32, crf_store_f32, crf_store_f64, crf_split, crf_maxima, crf_exponentials, crf_forward, crf_backward,
      crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
     {CSM_DTYPES(OPTIMIZER)},

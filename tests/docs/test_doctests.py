@@ -12,7 +12,7 @@ import csoftmax
 
 @pytest.mark.skipif(NUMPY < (2, 0), reason="NumPy 2 writes scalars with their type")
 @pytest.mark.parametrize(
-    "name", ["", ".samplers", ".heads", ".linear_model", ".calibration", ".metrics", ".class_weight"]
+    "name", ["", ".samplers", ".heads", ".linear_model", ".calibration", ".metrics", ".class_weight", ".sequence"]
 )
 def test_examples(name):
     result = doctest.testmod(importlib.import_module(f"csoftmax{name}"))

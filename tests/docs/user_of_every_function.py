@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import csoftmax
-from csoftmax import calibration, class_weight, linear_model, metrics, samplers
+from csoftmax import calibration, class_weight, linear_model, metrics, samplers, sequence
 
 
 def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -102,6 +102,21 @@ def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert len(weights) == x.shape[1]
 
 
+def use_tagger() -> None:
+    x, y = [[["a"], ["b"]], [["c"]]], [["B-P", "I-P"], ["O"]]
+    tagger = sequence.CRFTagger(max_epochs=5, tol=1.0, constraints="BIO").fit(x, y)
+    transitions, start, end = sequence.span_transitions(tagger.classes_)
+    labels = tagger.predict(x)
+    best = tagger.predict_n_best(x, 2)
+    f1 = sequence.span_f1(y, labels, average="macro")
+    assert transitions.shape == (len(start), len(end))
+    assert len(tagger.predict_proba(x)) == len(best) == len(tagger.predict_marginals(x))
+    assert tagger.log_likelihood(x, y).shape == (2,)
+    assert tagger.score(x, y) == f1 == 1.0
+    adamw = sequence.CRFTagger(solver="adamw").partial_fit(x, y, classes=["B-P", "I-P", "O"])
+    assert len(adamw.state_features_) + len(adamw.transition_features_) > 0
+
+
 if __name__ == "__main__":
     rng = np.random.default_rng(0)
     logits, targets = rng.standard_normal((12, 3)).astype(np.float32), np.arange(12) % 3
@@ -112,3 +127,4 @@ if __name__ == "__main__":
     use_many_classes(logits, targets)
     use_the_process()
     use_learning(logits, targets)
+    use_tagger()
