@@ -36,6 +36,7 @@ COARSE_TOL = 3e-5  # at or above this tol, the Hessian takes longer than the ite
 RIDGES = (0.0, 1e-14, 1e-12, 1e-10, 1e-8)
 PROGRESS = 1e-3  # while an objective falls by more than this share of it, new coordinates are worth their Hessian
 NEAR_GRADIENT = 1e-2  # if no element of the gradient is larger, the Hessian barely changes any more
+MAX_STALLS = 6  # rounds without progress, each followed by iterations in centred coordinates
 MAX_POLISHES = 3  # Newton steps after L-BFGS
 POLISH_MULTIPLICATIONS = 1e8  # for a Hessian: with fewer, a new one is computed for these steps
 HUGE = 1e150  # squares of such elements overflow
@@ -329,6 +330,7 @@ def minimize(
     with np.errstate(over="ignore"):  # a trial step of the line search may be far away
         if max_iterations > 0:
             step = minimizer.descend(centred, step, CENTRED_MARGIN * tol, NEAR_GRADIENT * small)
+        stalls = 0
         while small and step.gradient_max > CENTRED_MARGIN * tol and not minimizer.done:
             coordinates = whiten(objective, step, penalty, centred)
             before = step
@@ -339,6 +341,12 @@ def minimize(
                     coordinates = whiten(objective, step, penalty, centred) or coordinates
                 step = minimizer.polish(coordinates, step, WHITENED_MARGIN * tol)
             halved = step.gradient_max <= before.gradient_max / 2 or step.scaled_max <= before.scaled_max / 2
-            if coordinates is None or not (halved or step.loss < before.loss - PROGRESS * abs(before.loss)):
-                break  # rounding prevents further progress
+            if coordinates is not None and (halved or step.loss < before.loss - PROGRESS * abs(before.loss)):
+                continue
+            # Rounding prevents progress in these coordinates, along directions that only the penalty bends; a few
+            # iterations in the others lead to a point where it often does not.
+            stalls += 1
+            if stalls == MAX_STALLS or step.scaled_max <= tol or minimizer.done:
+                break
+            step = minimizer.descend(centred, step, CENTRED_MARGIN * tol)
     return End(step, minimizer.count, min(step.gradient_max, step.scaled_max) <= tol)

@@ -111,6 +111,7 @@ def format_class(name, node, level):
     if "__init__" in methods:
         lines += ["```text", format_signature(name, methods["__init__"], skip_self=True), "```", ""]
     fields = [ast.unparse(n) for n in node.body if isinstance(n, ast.AnnAssign)]
+    fields = [field for field in fields if not field.startswith("_")]
     if fields:
         lines += ["```text", *fields, "```", ""]
     lines += [format_docstring(ast.get_docstring(node) or ""), ""]
