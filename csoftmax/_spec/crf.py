@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from .formats import EXACT, Bounds, Exact, wide
-from .record import DRAWS, ROWS, WHOLE, Argument, BadCall, Operation, Result, Variant, constant
+from .record import ROWS, WHOLE, Argument, BadCall, Operation, Result, Variant, constant
 from .samples import FixedUniform, logits
 
 TAGS = 3
@@ -342,7 +342,7 @@ RECORDS = (
     operation(
         "crf_sample",
         PAIR,
-        (Result("tags", DRAWS, "index"),),
+        (Result("tags", ROWS, "index"),),
         any_tags,
         {"plain": Variant(with_uniforms)},
         bad=(
