@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -72,10 +73,10 @@ def check_negatives(given: Any, batch: tuple[int, ...], n_classes: int) -> tuple
     negatives = Negatives(given) if is_plain else given
     name = "negatives" if is_plain else "negatives.ids"
     ids = as_ids(name, negatives.ids)
-    if ids.ndim == 0 or (ids.ndim > 1 and ids.shape[:-1] != batch):
+    rows = math.prod(batch)
+    if ids.ndim == 0 or (ids.ndim > 1 and ids.shape[:-1] not in (batch, (rows,))):
         raise ValueError(f"{name} has shape {ids.shape}; allowed are (m,), and (*{batch}, m) for classes of each row")
     check_classes(name, ids, n_classes)
-    rows = int(np.prod(batch))
     shape = ids.shape if ids.ndim == 1 else (rows, ids.shape[-1])
     log_q = _check_real("negatives.log_q", negatives.log_q, ids.shape)
     if log_q is not None and not np.all(log_q > -np.inf):
@@ -84,7 +85,8 @@ def check_negatives(given: Any, batch: tuple[int, ...], n_classes: int) -> tuple
     count = _check_real("negatives.count", negatives.count, ids.shape)
     if count is not None and not np.all((count > 0) & (count < np.inf)):
         raise ValueError("negatives.count must be positive and finite")
-    target_log_q = _check_real("negatives.target_log_q", negatives.target_log_q, batch)
+    own_shape = (rows,) if np.shape(negatives.target_log_q) == (rows,) else batch
+    target_log_q = _check_real("negatives.target_log_q", negatives.target_log_q, own_shape)
     ids, log_q, count = (None if a is None else np.ascontiguousarray(a).reshape(shape) for a in (ids, log_q, count))
     target_log_q = None if target_log_q is None else target_log_q.reshape(rows)
     return CheckedNegatives(ids, log_q, count, target_log_q), is_plain

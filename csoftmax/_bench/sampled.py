@@ -28,7 +28,7 @@ class AliasProblem(Problem):
         if len(case.shape) != 2:
             raise LeftOutError("alias needs shapes CLASSESxDRAWS")
         self.classes, self.draws = case.shape
-        self.sampler = UnigramSampler(1 / np.arange(1, self.classes + 1), power=1)
+        self.sampler = UnigramSampler(1 / np.arange(1, self.classes + 1))
         super().__init__(case, fresh, np.empty(self.draws, np.int64), np.empty(self.draws, np.int64))
 
     def prepare_csoftmax(self) -> Contender:

@@ -8,6 +8,7 @@ size of w is touched.
 
 from __future__ import annotations
 
+import math
 import threading
 from typing import Any
 
@@ -18,7 +19,7 @@ from .apart import multiply
 from .dtypes import as_buffer
 
 LINE_ELEMENTS = 16  # of float32 in a cache line, to which rows of logits are padded
-CHUNK_BYTES = 1 << 20  # default size of a chunk's logits, which then stay in the second cache between their passes
+CHUNK_BYTES = 3 << 19  # default size of a chunk's logits, which then stay close between their passes
 KEPT_BYTES = 16 << 20  # scratch of a thread that is kept for its next call
 
 
@@ -37,10 +38,9 @@ class Scratch:
 
     def take(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Any:
         """An array that is not initialised."""
-        size = bytes_of(shape, dtype)
-        piece = self.memory[self.used : self.used + size]
-        self.used += size
-        return np.frombuffer(piece, dtype, count=int(np.prod(shape))).reshape(shape) if size else np.empty(shape, dtype)
+        array: Any = np.ndarray(shape, dtype, self.memory, self.used)
+        self.used += bytes_of(shape, dtype)
+        return array
 
     def give_back(self) -> None:
         """Keep the memory for the next call."""
@@ -50,7 +50,7 @@ class Scratch:
 
 def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     """The bytes of an array, rounded up to whole cache lines."""
-    return -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64
+    return -(-math.prod(shape) * dtype.itemsize // 64) * 64
 
 
 class SampledLayer:
@@ -102,7 +102,7 @@ class SampledLayer:
         """Add the bias of the classes less their shift: one rounding of the difference, one of the sum."""
         if self.bias is None and shift is None:
             return
-        term = -shift if self.bias is None else self.bias[classes]
+        term = -shift if self.bias is None else self.bias[classes].astype(self.compute, copy=False)
         if self.bias is not None and shift is not None:
             term = term - shift  # in float64
         logits += term.astype(self.compute, copy=False)

@@ -45,6 +45,7 @@ class InBatchPlan(NamedTuple):
     temperature: float
     kept: Any
     divisor: float
+    batch: tuple[int, ...]
     compute: np.dtype[Any]
     chunk_rows: int
 
@@ -76,11 +77,13 @@ def plan_in_batch(
         )
     x, _ = as_float("x", x)
     y, _ = as_float("y", y)
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(f"x has shape {x.shape} and y {y.shape}; allowed are (N, D) and (M, D)")
+    if x.ndim == 0 or y.ndim != 2 or x.shape[-1] != y.shape[1]:
+        raise ValueError(f"x has shape {x.shape} and y {y.shape}; allowed are (..., D) and (M, D)")
     if x.dtype != y.dtype:
         raise TypeError(f"y has dtype {y.dtype}, x has dtype {x.dtype}: they must be the same")
-    (n, _), m, compute = x.shape, len(y), compute_dtype(x.dtype)
+    batch, m, compute = x.shape[:-1], len(y), compute_dtype(x.dtype)
+    n = math.prod(batch)
+    x = x.reshape(n, x.shape[-1])
     if check_flag("symmetric", symmetric) and (target is not None or n != m):
         raise ValueError(f"symmetric needs as many candidates as rows and no target, got {n} rows and {m} candidates")
     if not isinstance(correction, str) or correction not in ("ranking", "partition", "none"):
@@ -88,13 +91,10 @@ def plan_in_batch(
     check_reduction(reduction)
     chunk_bytes = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
     t = check_temperature(temperature, True)
-    labels = _check_target(target, n, m)
-    s = (
-        None
-        if sample_weight is None
-        else np.ascontiguousarray(check_weight("sample_weight", sample_weight, (n,), float))
-    )
-    factor = None if upstream is None else check_upstream(upstream, reduction, (n,))
+    labels = _check_target(target, batch, m)
+    s = None if sample_weight is None else check_weight("sample_weight", sample_weight, batch, float)
+    factor = None if upstream is None else check_upstream(upstream, reduction, batch)
+    s, factor = (None if v is None else np.ascontiguousarray(v).reshape(n) for v in (s, factor))
     kept = np.arange(n) if s is None else np.flatnonzero(s)
     if reduction == "mean" and s is not None and s.size:
         s = scale_weights(s)
@@ -105,7 +105,7 @@ def plan_in_batch(
         y,
         labels,
         None if ids is None else _check_ids(ids, m),
-        None if mask is None else _check_mask(mask, (n, m)),
+        None if mask is None else _check_mask(mask, batch, m),
         shift,
         correction == "ranking",
         s,
@@ -113,21 +113,23 @@ def plan_in_batch(
         t,
         kept,
         divisor,
+        batch,
         compute,
         count_chunk_rows(n, m, x.dtype, chunk_bytes),
     )
 
 
-def _check_target(target: Any, n: int, m: int) -> Any:
+def _check_target(target: Any, batch: tuple[int, ...], m: int) -> Any:
+    n = math.prod(batch)
     if target is None:
         if m < n:
             raise ValueError(f"y has {m} rows, x {n}: without target, row i of x belongs to row i of y")
         return np.arange(n)
     labels = as_ids("target", target)
-    if labels.shape != (n,):
-        raise ValueError(f"target has shape {labels.shape}; ({n},), one candidate for each row, is needed")
+    if labels.shape not in (batch, (n,)):
+        raise ValueError(f"target has shape {labels.shape}; {batch}, one candidate for each row, is needed")
     raise_bad_label(labels, m, None)
-    return labels
+    return labels.reshape(n)
 
 
 def _check_ids(ids: Any, m: int) -> Any:
@@ -139,13 +141,13 @@ def _check_ids(ids: Any, m: int) -> Any:
     return np.unique(given, return_inverse=True)[1].reshape(m)  # small integers, which are fast to compare
 
 
-def _check_mask(mask: Any, shape: tuple[int, int]) -> Any:
-    given = as_array("mask", mask)
+def _check_mask(mask: Any, batch: tuple[int, ...], m: int) -> Any:
+    given, n = as_array("mask", mask), math.prod(batch)
     if given.dtype != np.bool_:
         raise TypeError(f"mask must be boolean, got dtype {given.dtype}")
-    if given.shape != shape:
-        raise ValueError(f"mask has shape {given.shape}; {shape} is needed")
-    return given
+    if given.shape not in ((*batch, m), (n, m)):
+        raise ValueError(f"mask has shape {given.shape}; {(*batch, m)} is needed")
+    return given.reshape(n, m)
 
 
 def _check_log_q(log_q: Any, m: int) -> Any:
@@ -229,13 +231,14 @@ def _run_in_batch(x: Any, y: Any, *, gradient: bool, num_threads: Any, **options
         losses = (losses + others) / 2
         if gradient:
             grad_x, grad_y = (grad_x + other_x) / 2, (grad_y + other_y) / 2
-    loss: Any = losses
+    loss: Any = losses.reshape(plan.batch)
     if options["reduction"] != "none":
         loss = math.nan if plan.divisor == 0 else np.sum(losses) / plan.divisor
         loss = loss if loss == loss else math.nan
     loss = np.asarray(loss).astype(plan.compute)[()]
     if not gradient:
         return loss, None, None
+    grad_x = grad_x.reshape(*plan.batch, plan.x.shape[1])
     return loss, grad_x.astype(plan.x.dtype, copy=False), grad_y.astype(plan.x.dtype, copy=False)
 
 
@@ -260,11 +263,11 @@ def in_batch_softmax_loss(
 
     Parameters
     ----------
-    x : array_like of shape (N, D)
-        Features of the rows, such as users, in one of the dtypes of `softmax`.
+    x : array_like of shape (..., D)
+        Features of N rows, such as users, in one of the dtypes of `softmax`.
     y : array_like of shape (M, D) and the dtype of x
         Candidates, such as items: first those of the rows, then any further ones.
-    target : array_like of int of shape (N,), optional
+    target : array_like of int of shape (...), optional
         The candidate of each row; the default is candidate i for row i.
     ids : array_like of int or str of shape (M,), optional
         Identities of the candidates. Candidates that are the same as the row's own one are no negatives of the row.
@@ -272,7 +275,7 @@ def in_batch_softmax_loss(
         Logarithm of the expected count of each candidate in a batch. For "ranking" any constant cancels, so that the
         logarithms of the candidates' frequencies suffice; for "partition" it must be ``log((N - 1) p)``. None: no
         correction.
-    mask : array_like of bool of shape (N, M), optional
+    mask : array_like of bool of shape (..., M), optional
         True where a candidate is another positive of the row, and so no negative. Own candidates always take part.
     correction : {"ranking", "partition", "none"}, default "ranking"
         As in `sampled_softmax_loss`.
@@ -286,7 +289,7 @@ def in_batch_softmax_loss(
 
     Returns
     -------
-    scalar, or ndarray of shape (N,) with reduction "none"
+    scalar, or ndarray of the shape of the rows with reduction "none"
         float64 for float64 and integer input, else float32.
 
     Raises
@@ -363,7 +366,7 @@ def in_batch_softmax_loss_with_grad(
     Returns
     -------
     InBatchLossResult
-        loss, grad_x (N, D), grad_y (M, D), in the dtype of x (float64 for integers).
+        loss, grad_x of the shape of x, grad_y (M, D), in the dtype of x (float64 for integers).
 
     Raises
     ------

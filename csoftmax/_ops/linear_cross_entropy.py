@@ -85,7 +85,9 @@ def _lay_out_linear(
     w, _ = as_float("w", w, place)
     check_layer(x, w)
     n, compute, batch = len(w), compute_dtype(x.dtype), x.shape[:-1]
-    bias = None if bias is None else check_bias(place.array("bias", bias), n, compute)
+    if bias is not None:
+        with np.errstate(over="ignore", under="ignore"):
+            bias = check_bias(place.array("bias", bias), n).astype(compute)
     labels, soft = check_target(target, (*batch, n), batch, compute, place)
     checked = check_loss_options(n, batch, compute, reduction, place=place, **options)
     rows = math.prod(batch)

@@ -71,7 +71,7 @@ def negative_sampling_loss(
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
-        1 MiB. Classes of each row are not chunked.
+        1.5 MiB. Classes of each row are not chunked.
 
     Returns
     -------
@@ -249,7 +249,7 @@ def nce_loss(
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
-        1 MiB. Classes of each row are not chunked.
+        1.5 MiB. Classes of each row are not chunked.
 
     Returns
     -------
@@ -278,7 +278,7 @@ def nce_loss(
     >>> from csoftmax.samplers import UniformSampler
     >>> negatives = UniformSampler(3).sample(2, target=[0], rng=0, scheme="iid")
     >>> csoftmax.nce_loss(np.eye(3)[:1], np.eye(3), [0], negatives).round(4)
-    np.float64(2.0687)
+    np.float64(2.7604)
     """
     return run_sampled(
         x,
@@ -360,7 +360,7 @@ def nce_loss_with_grad(
     >>> from csoftmax.samplers import UniformSampler
     >>> negatives = UniformSampler(3).sample(2, target=[0], rng=0, scheme="iid")
     >>> csoftmax.nce_loss_with_grad(np.eye(3)[:1], np.eye(3), [0], negatives).grad_log_z.round(4)
-    np.float64(-1.0137)
+    np.float64(-1.2061)
     """
     results = run_sampled(
         x,

@@ -27,7 +27,7 @@ class SampledPlan(NamedTuple):
 
     x: Any  # (n, D)
     w: Any  # (K, D)
-    bias: Any | None  # in the compute type
+    bias: Any | None  # (K,), of any real dtype
     labels: Any  # int64
     negatives: CheckedNegatives
     shift: Any | None  # of the logits of the negatives, of their shape, in float64
@@ -76,7 +76,7 @@ def plan_sampled(
     w, _ = as_float("w", w)
     check_layer(x, w)
     n, compute, batch = len(w), compute_dtype(x.dtype), x.shape[:-1]
-    bias = None if bias is None else check_bias(as_array("bias", bias), n, compute)
+    bias = None if bias is None else check_bias(as_array("bias", bias), n)
     labels, soft = check_target(target, (*batch, n), batch, compute)
     if soft is not None:
         raise ValueError("soft labels need all classes: target must hold integer labels")

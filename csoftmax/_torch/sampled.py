@@ -66,6 +66,9 @@ def _define_loss(name: str, loss_only: Callable[..., Any], with_grad: Callable[.
         grad_x, rows, values, bias_values = ctx.saved_tensors
         grad_w = _sparse(rows, values * upstream, ctx.w_shape)
         grad_bias = None if ctx.bias_shape is None else _sparse(rows, bias_values * upstream, ctx.bias_shape)
+        # Held beyond this call: PyTorch then copies the gradients to the leaves, instead of taking them apart and
+        # losing that they are coalesced.
+        ctx.held = grad_w, grad_bias
         gradients: list[Tensor | None] = [None] * _INPUTS
         gradients[0], gradients[1], gradients[7] = (grad_x * upstream).to(grad_x.dtype), grad_w, grad_bias
         return tuple(gradients)

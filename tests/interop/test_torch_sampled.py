@@ -36,6 +36,7 @@ def test_gradients_are_sparse_and_those_of_the_function(name, dtype):
         assert np.array_equal(tensor.grad.to_dense().numpy(), 2 * gradient.to_dense(30))
 
 
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")  # of PyTorch's own Adagrad
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adagrad, torch.optim.SparseAdam])
 def test_optimizers_take_the_gradients(optimizer):
     x, w, b, target, negatives = layer(np.float32)
