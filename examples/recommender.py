@@ -100,9 +100,8 @@ curves = {"popularity": measure_recall(np.tile(np.log(counts), (len(people), 1))
 for epoch in (1, 2, 3):
     loss = train_epoch(f"epoch {epoch}")
     curves[f"epoch {epoch}"] = measure_recall(questions @ embeddings @ w.T + bias)
-    print(f"epoch {epoch}  loss {loss:.3f}")
-for name, recall in curves.items():
-    print(f"{name}  recall {recall[ks == 20][0]:.3f}")
+    print(f"epoch {epoch}  loss {loss:.3f}, recall {curves[f'epoch {epoch}'][ks == 20][0]:.3f}")
+print(f"popularity  recall {curves['popularity'][ks == 20][0]:.3f}")
 
 # %%
 # Three epochs find more than twice as many of the films as their popularity does.

@@ -10,7 +10,7 @@ import pytest
 from sklearn.datasets import load_digits, load_iris
 
 from csoftmax.__main__ import main
-from csoftmax.linear_model import SoftmaxRegression
+from csoftmax.linear_model import ManyClassRegression, SoftmaxRegression
 
 pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
 pytest.importorskip("pyarrow", reason="the cli extra has it")
@@ -207,3 +207,66 @@ def test_nothing_to_learn(tmp_path, monkeypatch):
     write("flat.csv", ["a", "y"], [[1, 0], [-1, 0], [1, 1], [-1, 1]])
     run("fit", "flat.csv", "--target", "y")
     assert loaded("model.safetensors").predict_proba([[1.0]]).tolist() == [[0.5, 0.5]]
+
+
+@pytest.mark.parametrize("head", ["sampled", "full"])
+def test_very_many_classes(iris, capsys, head):
+    """The model of --head is read by predict and evaluate, and has the scale of the columns in its weights."""
+    X, names = iris
+    run("fit", "train.csv", "--target", "species", "--head", head, "--max-epochs", "60", "--penalty-l2", "1e-4")
+    assert "60 epochs" in capsys.readouterr().out
+    model = ManyClassRegression.load("model.safetensors")
+    assert model.head == head
+    model.__dict__.pop("feature_names_in_")
+    assert model.score(X[1::2], names[1::2]) > 0.9
+    run("predict", "model.safetensors", "test.csv", "--probabilities", "--target", "species", "-o", "p.csv")
+    with open("p.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    assert [row["label"] for row in rows] == model.predict(X[1::2]).tolist()
+    p = np.array([[float(row[f"probability_{name}"]) for name in model.classes_] for row in rows])
+    np.testing.assert_allclose(p, model.predict_proba(X[1::2]), rtol=1e-6)
+    run("predict", "model.safetensors", "test.csv", "--top", "2", "--target", "species")
+    capsys.readouterr()
+    run("evaluate", "model.safetensors", "test.csv", "--json")
+    report = json.loads(capsys.readouterr().out)
+    assert report["accuracy"] == pytest.approx(model.score(X[1::2], names[1::2]))
+    run("evaluate", "model.safetensors", "test.csv", "--recalibrate")
+    run("calibrate", "model.safetensors", "test.csv", code=2)
+    assert "is a ManyClassRegression, of fit --head, which calibrate cannot change" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--head", "sampled", "--solver", "adamw"], "--solver does not belong to --head sampled"),
+        (["--head", "full", "--batch-norm"], "--batch-norm does not belong to --head full"),
+        (["--head", "full", "--penalty-l2", "auto"], "--penalty-l2 auto does not belong to --head full"),
+        (["--head", "full", "--n-sampled", "3"], "--n-sampled belongs to --head sampled"),
+        (["--n-sampled", "3"], "--n-sampled belongs to --head sampled"),
+        (["--head", "sampled", "--learning-rate", "0"], "learning_rate must be in"),
+    ],
+)
+def test_refused_options_of_very_many_classes(iris, capsys, options, says):
+    run("fit", "train.csv", "--target", "species", *options, code=2)
+    assert says in capsys.readouterr().err
+    assert not Path("model.safetensors").exists()
+
+
+def test_options_of_very_many_classes(iris, capsys):
+    options = [
+        "--head",
+        "sampled",
+        "--n-sampled",
+        "2",
+        "--early-stopping",
+        "--seed",
+        "3",
+        "--save-every",
+        "1",
+        "--json",
+    ]
+    run("fit", "train.csv", "--target", "species", *options)
+    figures = json.loads(capsys.readouterr().out)
+    model = ManyClassRegression.load("model.safetensors")
+    assert (model.n_sampled, model.random_state, model.early_stopping) == (2, 3, True)
+    assert figures["epochs"] == model.n_iter_

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import csoftmax
-from csoftmax import calibration, class_weight, linear_model, metrics, samplers, sequence
+from csoftmax import calibration, class_weight, heads, linear_model, metrics, samplers, sequence
 
 
 def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -67,6 +67,11 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     towers = csoftmax.in_batch_softmax_loss_with_grad(x, x, symmetric=True)
     assert towers.grad_x.shape == towers.grad_y.shape == x.shape
     assert gradient.to_dense(1000).shape == w.shape
+    optimizer = heads.RowOptimizer("adam", 0.1, penalty_l2=0.01)
+    optimizer.update("w", w, gradient)
+    optimizer.apply_decay("w", w)
+    model = linear_model.ManyClassRegression(n_sampled=2, sampler=samplers.UniformSampler(3)).fit(x, labels)
+    assert model.topk(x, 2).indices.shape == (len(x), 2)
     assert sampler.log_q([0, 1], 20).shape == sampler.probability([0, 1]).shape
     assert loss > 0
 

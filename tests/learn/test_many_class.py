@@ -418,6 +418,22 @@ def test_callbacks_stop(pairs):
     assert list(model.history_) == ["loss"]
 
 
+@pytest.mark.parametrize("embedding", [None, 8])
+def test_callbacks_of_sklearn(pairs, embedding):
+    """Each fitted estimator that they get is a model of its epoch, which later epochs leave alone."""
+    callback = pytest.importorskip("sklearn.callback", reason="scikit-learn 1.9 has it")
+    X, y = pairs
+    X = X if embedding else X / 100
+    monitor = callback.ScoringMonitor(scoring="neg_log_loss")
+    options = {"embedding": embedding, "batch_size": 100, "max_epochs": 3, "random_state": 0}
+    model = ManyClassRegression(**options).set_callbacks(monitor).fit(X, y)
+    scores = [row["neg_log_loss"] for row in monitor.get_logs().data if row["task_name"] == "epoch"]
+    assert len(scores) == model.n_iter_ == 3
+    for epochs, score in enumerate(scores, 1):
+        shorter = ManyClassRegression(**{**options, "max_epochs": epochs}).fit(X, y)
+        assert score == pytest.approx(shorter.log_proba(X, y).mean(), rel=1e-5)
+
+
 def test_divergence_is_a_warning():
     X, y = 1e200 * np.random.default_rng(0).normal(size=(50, 3)), np.arange(50) % 5
     with pytest.warns(ConvergenceWarning, match="training has diverged: the loss is .* lower learning_rate"):

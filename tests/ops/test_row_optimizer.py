@@ -1,8 +1,13 @@
 """RowOptimizer: each kind by its definition in mpmath, lazy decay, bits over threads and instruction sets, refusals."""
 
+import signal
+import sys
+import time
+
 import mpmath
 import numpy as np
 import pytest
+from helpers import run_python
 
 import csoftmax
 from csoftmax._cpu import binding
@@ -158,6 +163,72 @@ def test_bits(kind, dtype):
     dense = run(2, part, lambda g: g)
     whole = np.frombuffer(expected, dtype).reshape(5000, 37)
     assert dense == whole[rows].tobytes()
+
+
+GUARDED = """
+import numpy as np
+import csoftmax
+from csoftmax.heads import RowOptimizer
+from helpers.guard_pages import Guarded
+
+def guard(state, at_end):
+    arrays = {name: getattr(state, name) for name in ("first", "second", "visits", "last")}
+    places = {name: Guarded(a.nbytes).copy(a, at_end) for name, a in arrays.items() if a is not None}
+    return state._replace(**places)
+
+rng = np.random.default_rng(0)
+for dtype in (np.float16, np.float32, np.float64):
+    for kind in ("rowwise_adagrad", "adagrad", "adam", "sgd"):
+        for width in (1, 3, 7, 8, 15, 16, 17, 33, 97):
+            start = rng.normal(size=(20, width)).astype(dtype)
+            rows = np.array([0, 1, 7, 18, 19])
+            compute = np.float64 if dtype == np.float64 else np.float32
+            g = rng.normal(size=(5, width)).astype(compute)
+            for at_end in (True, False):
+                results = []
+                for guarded in (False, True):
+                    optimizer, w = RowOptimizer(kind, 0.1, penalty_l2=0.1), start.copy()
+                    optimizer.update("w", w, csoftmax.RowGradient(rows, g))
+                    values = g
+                    if guarded:
+                        w = Guarded(w.nbytes).copy(w, at_end)
+                        values = Guarded(g.nbytes).copy(g, at_end)
+                        optimizer._states["w"] = guard(optimizer._states["w"], at_end)
+                    optimizer.update("w", w, csoftmax.RowGradient(rows, values))
+                    optimizer.apply_decay("w", w)
+                    results.append(w.tobytes())
+                assert results[0] == results[1], (dtype, kind, width, at_end)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="memory maps with protected pages")
+def test_guard_pages():
+    """No access outside the weights, the gradient and the state, each at the end and at the beginning of its memory."""
+    run_python(GUARDED)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_a_long_step_sees_ctrl_c():
+    """2^33 visits of the same 16 weights would take minutes."""
+    w = np.lib.stride_tricks.as_strided(np.ones(16, np.float32), (1 << 33, 16), (0, 4))
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    begin = time.perf_counter()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            binding.run_row_update(
+                binding.DTYPES["float32"],
+                binding.OPTIMIZERS["sgd"],
+                *(0.1, 0.0, w, None, None, None, None, None, None, 1, 1),
+            )
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert time.perf_counter() - begin < 1
 
 
 def test_a_vector_is_a_matrix_of_one_column():

@@ -21,7 +21,7 @@ from ..._ops.topk import TopK, topk
 from ..objective import compute_logits, is_sparse
 
 if TYPE_CHECKING:
-    from .training import Optimizers
+    from .optimizers import Optimizers
 
 CHUNK_BYTES = 64 << 20  # of the logits that exist at a time in predictions
 

@@ -17,7 +17,7 @@ from .inputs import spread_gradient
 from .parameters import BY_COUNTS, IN_BATCH
 
 if TYPE_CHECKING:
-    from .training import Optimizers
+    from .optimizers import Optimizers
 
 
 class SampledHead(LinearHead):

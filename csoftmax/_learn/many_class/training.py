@@ -15,8 +15,6 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from sklearn.exceptions import ConvergenceWarning
 
-from ..._arguments.numbers import check_num_threads
-from ..._ops.row_optimizer import RowOptimizer
 from ..adamw import split_batches
 from ..fit import check_batch, encode_labels, refuse_empty_epoch
 from ..messages import show
@@ -26,24 +24,10 @@ from .choice import HEADS
 from .counts import count_classes, smooth
 from .heads import LinearHead
 from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
+from .optimizers import Optimizers
 from .parameters import check_parameters, make_generator, needs_counts
 
 VALIDATED_ROWS = 1024  # at a time
-
-
-class Optimizers:
-    """The optimisers of a training: weights and embeddings decay, biases do not."""
-
-    def __init__(self, estimator: Any) -> None:
-        """Read the parameters of the estimator."""
-        self.num_threads = check_num_threads(estimator.num_threads)
-        kind, rate = estimator.optimizer, float(estimator.learning_rate)
-        self.weights = RowOptimizer(kind, rate, penalty_l2=estimator.penalty_l2, num_threads=self.num_threads)
-        self.biases = RowOptimizer(kind, rate, num_threads=self.num_threads)
-
-    def set_learning_rate(self, rate: float) -> None:
-        """Use this learning rate from now on."""
-        self.weights.learning_rate = self.biases.learning_rate = rate
 
 
 class Sums:
