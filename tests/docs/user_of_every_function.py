@@ -52,6 +52,8 @@ def use_sequences(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert abs(loss - difference) < 1e-4
     assert result.grad_emissions.shape == marginals.tags.shape == x.shape
     assert best.tags.shape == csoftmax.crf_sample(x, transitions, size=2, rng=0).shape
+
+
 def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     w, log_z = np.zeros((1000, x.shape[1]), np.float32), np.float32(0)
     sampler = samplers.UnigramSampler(np.arange(1, 1001), power=0.75)

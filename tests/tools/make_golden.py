@@ -114,6 +114,8 @@ def crf_digest(dtype, case, place=np.asarray):
     decoded = csoftmax.crf_decode(x, transitions, log_prob=True, **options)
     draws = csoftmax.crf_sample(x, transitions, rng=Uniform(), **options)
     return hashed(*loss[:4], *marginals, *decoded, draws)
+
+
 SAMPLED_FEATURES, SAMPLED_CLASSES = 33, 5
 
 
