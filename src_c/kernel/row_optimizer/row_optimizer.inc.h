@@ -2,7 +2,7 @@
  * compute type.
  *
  *   descend   w' = decay w - rate g                     (SGD; row-wise Adagrad, whose rate is eta / sqrt(G + 1e-8))
- *   adagrad   G' = G + g^2,  w' = decay w - rate g / sqrt(G' + 1e-8)                                 (Duchi et al. 2011)
+ *   adagrad   G' = G + g^2,  w' = decay w - rate g / sqrt(G' + 1e-8)                           (Duchi et al. 2011)
  *   adam      m' = 0.9 m + 0.1 g,  v' = 0.999 v + 0.001 g^2,  w' = decay w - rate m' / (root sqrt(v') + 1e-8)
  *                                                                                               (Kingma & Ba 2015)
  *   decay     w' = decay w
