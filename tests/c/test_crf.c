@@ -45,7 +45,7 @@ static chain make_chain(int dtype, int kind, size_t tags) {
         if (next() % 4 == 0 && kind == IMPROBABLE) c.parameters[i] = -1e4;
     }
     for (size_t i = 0; i < 2 * ROWS; i++) c.uniforms[i] = (double)next() / 0x1p32;
-    for (size_t i = 0; i < ROWS; i++) c.labels[i] = next() % 9 == 0 && kind == SETS ? -100 : next() % tags;
+    for (size_t i = 0; i < ROWS; i++) c.labels[i] = next() % 9 == 0 && kind == SETS ? -100 : (int64_t)(next() % tags);
     int64_t used = 0;
     for (size_t i = 0; i < SEQUENCES; i++) {
         c.offsets[i] = used;
