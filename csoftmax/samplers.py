@@ -17,11 +17,19 @@ from ._arguments.negatives import Negatives, as_ids, check_classes
 from ._arguments.numbers import check_count, check_non_negative
 from ._arguments.places import as_array, as_float
 from ._cpu import binding
+from ._ops.frequency import StreamingFrequency
 from ._ops.sample import sample
 from ._ops.softmax import log_softmax
 from ._runtime.optional import load
 
-__all__ = ["ClusterSampler", "LogUniformSampler", "Negatives", "UniformSampler", "UnigramSampler"]
+__all__ = [
+    "ClusterSampler",
+    "LogUniformSampler",
+    "Negatives",
+    "StreamingFrequency",
+    "UniformSampler",
+    "UnigramSampler",
+]
 
 MAX_CLASSES = 2**31  # of an alias table, whose columns are 32-bit numbers
 PIECE_DRAWS = 1 << 20  # draws that are made at a time: some ms, so that Ctrl-C is seen between them
@@ -467,9 +475,8 @@ class UnigramSampler(_Sampler):
         smoothing = check_non_negative("smoothing", smoothing)
         power = check_non_negative("power", power)
         weights = np.ascontiguousarray(given, np.float64)
-        bad = ~((weights >= 0) & (weights + smoothing < np.inf))
-        if bad.any():
-            at = int(bad.argmax())
+        if not (weights.min() >= 0 and weights.max() + smoothing < np.inf):
+            at = int(np.argmin((weights >= 0) & (weights + smoothing < np.inf)))
             raise ValueError(f"counts must be at least 0 and finite, got {given[at]} for class {at}")
         super().__init__(len(given))
         if not self._build(weights, smoothing, power):
@@ -661,3 +668,8 @@ def _multiply_high(numbers: Any, n: Any) -> Any:
     n = n.astype(np.uint64)
     low = (numbers & np.uint64(0xFFFFFFFF)) * n >> np.uint64(32)
     return ((numbers >> np.uint64(32)) * n + low >> np.uint64(32)).astype(np.int64)
+
+
+# Pickles and messages show the public name, so that private files can move.
+for _class in (Negatives, StreamingFrequency):
+    _class.__module__ = __name__

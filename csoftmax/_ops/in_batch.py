@@ -19,6 +19,8 @@ from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
 from .._cpu.linear import kernel_threads
 
+CHUNK_BYTES = 8 << 20  # default size of a chunk's logits: each chunk adds once to the gradient of y
+
 __all__ = ["InBatchLossResult", "in_batch_softmax_loss", "in_batch_softmax_loss_with_grad"]
 
 
@@ -115,7 +117,7 @@ def plan_in_batch(
         divisor,
         batch,
         compute,
-        count_chunk_rows(n, m, x.dtype, chunk_bytes),
+        count_chunk_rows(n, m, x.dtype, chunk_bytes or CHUNK_BYTES),
     )
 
 
@@ -175,6 +177,7 @@ def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -
     grad_y = np.zeros((m, d), compute) if gradient else None
     coefficient = (np.ones(n) if plan.upstream is None else plan.upstream) / plan.divisor
     buffer = binding.empty((min(plan.chunk_rows, n), m), compute)
+    of_chunk = np.empty((m, d), compute) if gradient and plan.chunk_rows < n else None
     for begin in range(0, len(plan.kept) if plan.divisor != 0 else 0, plan.chunk_rows):
         rows = plan.kept[begin : begin + plan.chunk_rows]
         logits, target = buffer[: len(rows)], plan.target[rows]
@@ -202,7 +205,7 @@ def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -
             if begin == 0:
                 multiply(logits.T, x, grad_y)
             else:
-                grad_y += multiply(logits.T, x)
+                grad_y += multiply(logits.T, x, of_chunk)
     return losses, grad_x, grad_y
 
 
@@ -285,7 +288,8 @@ def in_batch_softmax_loss(
     sample_weight, temperature, reduction, device, num_threads
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
     chunk_bytes : int, optional
-        Upper bound on the bytes of the logits that exist at a time, as in `linear_cross_entropy`.
+        Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
+        8 MiB.
 
     Returns
     -------

@@ -1,0 +1,48 @@
+"""The problems of bench for very many classes: their statements, and PyTorch's gradients beside csoftmax's."""
+
+import json
+
+import numpy as np
+import pytest
+
+import csoftmax
+from csoftmax.__main__ import main
+from csoftmax._bench import cases
+from csoftmax._bench.problems import LeftOutError
+from csoftmax._bench.sampled import AliasProblem, SampledProblem
+
+SHAPES = {"alias": (50, 20), "sampled": (6, 5, 7, 40)}
+
+
+@pytest.mark.parametrize("op", SHAPES)
+def test_the_command_measures(op, capsys):
+    shape = "x".join(map(str, SHAPES[op]))
+    options = ["--shapes", shape, "--rounds", "1", "--threads", "1", "--peers", "numpy", "--json"]
+    assert main(["bench", "--op", op, *options]) == 0
+    (line,) = json.loads(capsys.readouterr().out)["cases"]
+    assert {"csoftmax", "numpy"} <= set(line["results"])
+
+
+def test_wrong_shapes():
+    for problem, op in ((AliasProblem, "alias"), (SampledProblem, "sampled")):
+        with pytest.raises(LeftOutError, match=f"{op} needs shapes"):
+            problem(cases.Case("given", op, (3,), -1, "float32"), True)
+
+
+def test_draws_of_numpy_are_those_of_the_sampler():
+    problem = AliasProblem(cases.Case("given", "alias", (50, 20_000), -1, "float32"), True)
+    p = problem.sampler.probability()
+    for contender in (problem.prepare_csoftmax(), problem.prepare_numpy()):
+        counts = np.bincount(eval(contender.statement, dict(contender.names)), minlength=50)
+        assert np.all(np.abs(counts - 20_000 * p) < 5 * np.sqrt(20_000 * p))
+
+
+def test_gradients_of_pytorch_are_the_same():
+    torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+    problem = SampledProblem(cases.Case("given", "sampled", (20, 8, 30, 200), -1, "float32"), True)
+    grad_w, grad_bias = eval("step()", dict(problem.prepare_torch(torch).names))
+    expected = csoftmax.sampled_softmax_loss_with_grad(
+        problem.x, problem.w, problem.target, problem.negatives, bias=problem.bias
+    )
+    np.testing.assert_allclose(grad_w.to_dense().numpy(), expected.grad_w.to_dense(200), 1e-4, 1e-6)
+    np.testing.assert_allclose(grad_bias.to_dense().numpy()[:, 0], expected.grad_bias.to_dense(200), 1e-4, 1e-6)
