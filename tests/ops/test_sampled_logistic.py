@@ -69,10 +69,14 @@ def test_special_values(isa):
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 127, 128, 129, 257, 1000])
-def test_rows_of_every_length(dtype, n, keep_isa):
+@pytest.mark.parametrize("n", [1, 2, 7, 8, 9, 127, 128, 129, 257, 1000, 4095, 4097, 9000])
+@pytest.mark.parametrize("has_counts", [False, True])
+def test_rows_of_every_length(dtype, n, has_counts, keep_isa):
     rng = np.random.default_rng(n)
-    u, counts = rng.normal(size=(3, n)).astype(dtype) * 3, rng.integers(1, 5, n - 1).astype(float)
+    u, counts = (
+        rng.normal(size=(3, n)).astype(dtype) * 3,
+        rng.integers(1, 5, n - 1).astype(float) if has_counts else np.ones(n - 1),
+    )
     scale, upstream = np.array([0.5, 0.0, 2.0]), np.array([1.0, 2.0, -3.0])
     c = np.append(counts, 1.0)
     wide = u.astype(np.float64)
@@ -83,7 +87,7 @@ def test_rows_of_every_length(dtype, n, keep_isa):
     found = set()
     for isa in binding.isa_available():
         binding.select_isa(isa)
-        loss, got = run(u, counts if n > 1 else None, scale, upstream, 0.5)
+        loss, got = run(u, counts if n > 1 and has_counts else None, scale, upstream, 0.5)
         assert np.allclose(loss, scale * terms.sum(1), rtol=1e-7 if dtype == np.float32 else 1e-13)
         assert np.allclose(got, g * (scale / 0.5 * upstream)[:, None], rtol=2e-7 if dtype == np.float32 else 1e-14)
         found.add(loss.tobytes() + got.tobytes())
@@ -106,3 +110,14 @@ def test_clipping():
     assert np.allclose(got, 3 * np.clip(2 * g, -1.2, 1.2), rtol=1e-14)
     _, got = run(u, clip_norm=100.0)
     assert np.allclose(got, g, rtol=1e-14)
+
+
+@pytest.mark.parametrize("value", [-700.0, -40.0, -1e-3, 0.0, 1e-3, 5.0])
+def test_long_rows_of_equal_terms(value, isa):
+    """A product of many factors neither overflows nor loses small terms."""
+    n = 20_000
+    u = np.full((1, n + 1), value)
+    u[0, -1] = 800
+    loss, _ = run(u)
+    term = max(value, 0) + math.log1p(math.exp(-abs(value)))
+    assert loss[0] == pytest.approx(n * term, rel=1e-12)

@@ -2,9 +2,13 @@
 
 import itertools
 import math
+import signal
+import sys
+import time
 
 import numpy as np
 import pytest
+from helpers import run_python
 from scipy import stats
 
 import csoftmax
@@ -392,3 +396,51 @@ def test_wrong_arguments_of_cluster_sampler():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+GUARDED = """
+import numpy as np
+from csoftmax._cpu import binding
+from csoftmax.samplers import UnigramSampler
+from helpers.guard_pages import Guarded
+
+for k in (1, 2, 7, 100):
+    sampler = UnigramSampler(np.arange(1.0, k + 1))
+    for count in (*range(35), 1000):
+        random = np.random.default_rng(count).integers(0, 2**64, count, np.uint64)
+        expected = np.empty(count, np.int64)
+        binding.run_alias_draw(k, sampler._cells, random, expected, None)
+        for at_end in (True, False):
+            places = [Guarded(max(a.nbytes, 1)) for a in (sampler._cells, random, expected)]
+            cells, numbers = (place.copy(a, at_end) for place, a in zip(places, (sampler._cells, random)))
+            classes = places[2].array((count,), np.dtype(np.int64), at_end)
+            binding.run_alias_draw(k, cells, numbers, classes, None)
+            assert np.array_equal(classes, expected)
+print("done")
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="mmap and mprotect as on Linux")
+def test_draws_read_and_write_nothing_outside_their_arrays():
+    assert run_python(GUARDED).stdout.strip() == "done"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("call", [lambda s: s.draw(10**9), lambda s: s.sample(10**8, scheme="iid")])
+def test_ctrl_c_ends_long_draws(call):
+    """Within a second, with the generator as it was before."""
+    sampler = UniformSampler(1000)
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGALRM, interrupt)
+    signal.setitimer(signal.ITIMER_REAL, 0.1)
+    begin = time.perf_counter()
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            call(sampler)
+        assert time.perf_counter() - begin < 2
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

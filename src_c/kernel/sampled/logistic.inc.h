@@ -6,11 +6,13 @@
  * So no difference of nearly equal numbers is formed, for any u.  Everything is computed in double, for float as well,
  * by elementwise loops over parts of PART numbers that the compiler vectorises; the sums run over 8 lanes, j mod 8, in
  * the order of j, and are added in a fixed tree.  Every instruction set therefore has the same bits.
+ * Without counts, a lane takes one logarithm for many terms: the q of 1 + q = prod (1 + e^-|u|) grows by
+ * q <- q e + (q + e), whose terms are positive, so that q keeps its relative precision however small the e are.
  * Passes: one (decision sampled 4 has the time).
  * -inf contributes 0 to the loss and to the gradient, which is how accidental hits are left out; +inf gives an infinite
  * loss and a derivative of c.  NaN makes the loss and its own derivative NaN.
  * Error, against mpmath (tests/ops/test_sampled_logistic.py): derivatives below 2 ULP of double, then rounded to REAL;
- * the loss below 2 ULP + n / 8 units of its sum.
+ * the loss below 2 ULP + n / 4 units of its sum.
  */
 #ifndef V
 #error "logistic.inc.h needs V(name), REAL"
@@ -18,7 +20,11 @@
 
 #ifndef CSM_LOGISTIC_PART
 #define CSM_LOGISTIC_PART
-enum { LOGISTIC_PART = 128, LOGISTIC_LANES = 8 };
+enum {
+    LOGISTIC_PART = 128,
+    LOGISTIC_LANES = 8,
+    LOGISTIC_FLUSH = 32 /* parts: a product of 512 factors of at most 2 */
+};
 /* e^-a for a >= 0: 0 beyond 745.2, NaN passes.  No branch, so that loops of it become vectors. */
 INLINE double csm_exp_falling(double a) {
     const double w = -csm_choose(a > 746, 746, a);
@@ -40,9 +46,26 @@ INLINE void V(logistic_add)(double *lanes, const double *x, size_t k, const int 
     }
     for (int l = 0; i < k; i++, l++) lanes[l] += square ? x[i] * x[i] : x[i];
 }
+/* Multiplies the 1 + q of lane i mod 8 by 1 + x_i. */
+INLINE void V(logistic_multiply)(double *lanes, const double *x, size_t k) {
+    size_t i = 0;
+    for (; i + LOGISTIC_LANES <= k; i += LOGISTIC_LANES) {
+        SIMD
+        for (int l = 0; l < LOGISTIC_LANES; l++) lanes[l] = fma(lanes[l], x[i + l], lanes[l] + x[i + l]);
+    }
+    for (int l = 0; i < k; i++, l++) lanes[l] = fma(lanes[l], x[i], lanes[l] + x[i]);
+}
+/* Adds log(1 + q) of each lane to the losses, and begins again. */
+INLINE void V(logistic_flush)(double *losses, double *products) {
+    for (int l = 0; l < LOGISTIC_LANES; l++) {
+        losses[l] += csm_log1p(products[l], 0);
+        products[l] = 0;
+    }
+}
 static void V(logistic_row)(csm_logistic_row *row, int gradient, int wants_square, double factor) {
     REAL *u = row->u;
-    double e[LOGISTIC_PART], g[LOGISTIC_PART], losses[LOGISTIC_LANES] = {0}, squares[LOGISTIC_LANES] = {0};
+    double e[LOGISTIC_PART], g[LOGISTIC_PART], rise[LOGISTIC_PART];
+    double losses[LOGISTIC_LANES] = {0}, squares[LOGISTIC_LANES] = {0}, products[LOGISTIC_LANES] = {0};
     for (size_t begin = 0; begin <= row->n; begin += LOGISTIC_PART) {
         const size_t left = row->n + 1 - begin;
         const size_t k = left < LOGISTIC_PART ? left : LOGISTIC_PART;
@@ -54,20 +77,26 @@ static void V(logistic_row)(csm_logistic_row *row, int gradient, int wants_squar
         SIMD
         for (size_t i = 0; i < k; i++) {
             const double a = csm_double_of(csm_double_bits(g[i]) & 0x7fffffffffffffffu);
-            const double falling = csm_exp_falling(a), whole = 1 + falling;
             const int rises = g[i] >= 0;
-            e[i] = csm_choose(rises, g[i], csm_choose(g[i] < 0, 0, g[i])) + csm_log1p(falling, 0);
-            g[i] = csm_choose(rises, 1, falling) / whole;
+            e[i] = csm_exp_falling(a);
+            rise[i] = csm_choose(rises, g[i], csm_choose(g[i] < 0, 0, g[i]));
+            g[i] = csm_choose(rises, 1, e[i]) / (1 + e[i]);
         }
         if (row->counts) {
             const size_t negatives = k - (size_t)has_target;
+            SIMD
+            for (size_t i = 0; i < k; i++) e[i] = rise[i] + csm_log1p(e[i], 0);
             for (size_t i = 0; i < negatives; i++) {
                 e[i] *= row->counts[begin + i];
                 g[i] *= row->counts[begin + i];
             }
+            V(logistic_add)(losses, e, k, 0);
+        } else {
+            V(logistic_add)(losses, rise, k, 0);
+            V(logistic_multiply)(products, e, k);
+            if (begin / LOGISTIC_PART % LOGISTIC_FLUSH == LOGISTIC_FLUSH - 1) V(logistic_flush)(losses, products);
         }
         if (has_target) g[k - 1] = -g[k - 1];
-        V(logistic_add)(losses, e, k, 0);
         if (!gradient) continue;
         if (wants_square) V(logistic_add)(squares, g, k, 1);
         SIMD
@@ -76,6 +105,7 @@ static void V(logistic_row)(csm_logistic_row *row, int gradient, int wants_squar
             part[i] = (REAL)csm_choose(v == v, v, CSM_NAN);
         }
     }
+    if (!row->counts) V(logistic_flush)(losses, products);
     for (int half = LOGISTIC_LANES / 2; half > 0; half /= 2)
         for (int i = 0; i < half; i++) {
             losses[i] += losses[i + half];
