@@ -85,6 +85,33 @@ def test_definition(kind, dtype, penalty):
     assert worst <= 6, worst
 
 
+@pytest.mark.skipif(np.finfo(np.longdouble).nmant < 63, reason="long double is double here")
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("kind", "bound"), [("sgd", 2), ("rowwise_adagrad", 4.5), ("adagrad", 3.8), ("adam", 5.1)])
+def test_error_of_a_step(kind, bound, dtype):
+    """The figures in the head of the kernel, from 200,000 weights of each width."""
+    rng = np.random.default_rng(0)
+    for width in (1, 7, 33, 1000):
+        w = rng.normal(size=(200_000 // width, width)).astype(dtype)
+        g = (rng.normal(size=w.shape) * 10.0 ** rng.integers(-6, 3, (len(w), 1))).astype(dtype)
+        wide, small = g.astype(np.longdouble), np.longdouble(1e-8)
+        squares = wide**2
+        direction = {
+            "sgd": wide,
+            "rowwise_adagrad": wide / np.sqrt(squares.mean(axis=1, keepdims=True) + small),
+            "adagrad": wide / np.sqrt(squares + small),
+            "adam": wide / (np.abs(wide) + small),
+        }[kind]
+        kept = w * (1 - np.longdouble(0.25) * np.longdouble(0.01))
+        optimizer = RowOptimizer(kind, 0.25, penalty_l2=0.01)
+        optimizer.update("w", w, g)
+        scale = np.maximum(np.abs(kept), np.abs(direction / 4)).astype(dtype)
+        assert (np.abs(w - (kept - direction / 4)) / np.spacing(scale)).max() <= bound
+        if kind == "rowwise_adagrad":
+            exact, sums = squares.mean(axis=1), optimizer._states["w"].first
+            assert (np.abs(sums - exact) / np.spacing(exact.astype(dtype))).max() <= 3.7
+
+
 def test_decay_is_exact_after_a_million_steps():
     """(1 - eta lambda)^k to the last digit of float64, where a product of a million factors has an error of 1e-10."""
     w = np.ones((2, 3))

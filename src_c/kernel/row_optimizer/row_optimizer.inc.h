@@ -1,10 +1,9 @@
 /* One step of an optimiser on a contiguous row of weights w, one storage type T; the gradient g and the state have the
  * compute type.
  *
- *   descend   w' = decay w - rate g                     (SGD; row-wise Adagrad, whose rate is eta / sqrt(G + 1e-8))
- *   adagrad   G' = G + g^2,  w' = decay w - rate g / sqrt(G' + 1e-8)                           (Duchi et al. 2011)
+ *   descend   w' = decay w - rate g: SGD, and row-wise Adagrad, whose rate is eta / sqrt(G + 1e-8)
+ *   adagrad   G' = G + g^2,  w' = decay w - rate g / sqrt(G' + 1e-8)
  *   adam      m' = 0.9 m + 0.1 g,  v' = 0.999 v + 0.001 g^2,  w' = decay w - rate m' / (root sqrt(v') + 1e-8)
- *                                                                                               (Kingma & Ba 2015)
  *   decay     w' = decay w
  *
  * Passes: one over w, g and the state; row-wise Adagrad has one over g before it, for the sum of squares.
@@ -12,8 +11,8 @@
  * fma, added in a fixed tree; everything else is elementwise.  The bits are those of the scalar unit everywhere.
  * NaN: a NaN or infinite g makes w and the state of its element NaN; every NaN is the canonical one.  In float, squares
  * overflow from |g| = 1.8e19 on; the row's rate is 0 then.
- * Measured error (tests/ops/test_row_optimizer.py, against mpmath): descend 1.0 ULP of max(|decay w|, |rate g|) and a
- * step's w' within 3 ULP of the same for all others; the sum of squares 4 ULP for rows of 1,000.
+ * Measured error of a step (tests/ops/test_row_optimizer.py), in ULP of the larger of |decay w| and |rate direction|:
+ * SGD 2.0, row-wise Adagrad 4.5, Adagrad 3.8, Adam 5.1; of the mean square of 1,000 elements 2.5, in double 3.7.
  */
 #ifndef FN
 #error "row_optimizer.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
