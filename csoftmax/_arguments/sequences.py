@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from .._cpu import binding
+from .._cpu.apart import run_apart
 from .._cpu.dtypes import as_buffer
 from .labels import is_representable
 from .layouts import check_out, is_same_view, may_share_memory
@@ -106,7 +107,7 @@ def lay_out_sequences(
         if x.ndim < 2:
             raise ValueError(f"emissions has shape {given}; allowed are (..., positions, tags)")
         offsets, batch, length = None, given[:-2], given[-2]
-    flat = np.ascontiguousarray(x).reshape(math.prod(given[:-1]), given[-1])
+    flat = run_apart(x.nbytes, np.ascontiguousarray, x).reshape(math.prod(given[:-1]), given[-1])
     sequences = Sequences(flat, dtype, given, batch, length, offsets, None, None, indptr is not None)
     if lengths is None and mask is None:
         return sequences
@@ -204,7 +205,7 @@ def check_tags(tags: Any, sequences: Sequences, place: Place, ignore_index: int 
     ignore = ignore_index if ignore_index is not None and is_representable(ignore_index, given.dtype) else None
     if ignore is not None and ignore >= 2**63:
         ignore -= 2**64  # as the bits of the labels
-    return Tags(np.array(given, np.int64, order="C"), None, ignore, given)
+    return Tags(run_apart(given.nbytes, np.array, given, np.int64, order="C"), None, ignore, given)
 
 
 def raise_bad_tag(row: int, tags: Tags, sequences: Sequences, ignore_index: int | None) -> NoReturn:

@@ -144,8 +144,8 @@ def threads():
                     different += count_differences(serial, op.compute(sample, num_threads=count))
                 for row in range(0, shape[0], 23):
                     alone = op.compute(op.rows(sample, row, row + 1))
-                    rows = (result[row : row + 1] for result in serial)
-                    different += count_differences(alone, rows) if op.name != "to_csr" else 0
+                    rows = (result[row : row + 1] for result in op.by_row(serial))
+                    different += count_differences(op.by_row(alone), rows) if op.name != "to_csr" else 0
         yield f"1 to {largest} threads, batch split, {dtype}", different, 0
 
 

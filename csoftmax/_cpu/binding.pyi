@@ -14,6 +14,7 @@ LABELS: Final[dict[str, int]]
 REDUCTIONS: Final[dict[str, int]]
 NORMALIZE: Final[dict[str | None, int]]
 CRF_TASKS: Final[dict[str, int]]
+CRF_REDUCTIONS: Final[dict[str, int]]
 CRF_METHODS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
@@ -175,7 +176,7 @@ def run_crf(
     *,
     is_slow: bool = False,
     sample_weight: NDArray[Any] | None = None,
-    coefficient: NDArray[Any] | None = None,
+    upstream: NDArray[Any] | None = None,
     result: NDArray[Any] | None = None,
     total: NDArray[Any] | None = None,
     by_tag: NDArray[Any] | None = None,
@@ -192,6 +193,8 @@ def run_crf(
     fill: int = -1,
     log_prob: NDArray[Any] | None = None,
     uniforms: NDArray[Any] | None = None,
+    reduction: int = 0,
+    single: int = 0,
 ) -> int | None: ...
 def quick_crf_loss(
     emissions: Any,

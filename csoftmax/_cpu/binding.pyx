@@ -176,6 +176,10 @@ CRF_TASKS = {
     "log_partition": cpu.CSM_CRF_LOG_PARTITION, "score": cpu.CSM_CRF_SCORE, "loss": cpu.CSM_CRF_LOSS,
     "marginals": cpu.CSM_CRF_MARGINALS, "decode": cpu.CSM_CRF_DECODE, "sample": cpu.CSM_CRF_SAMPLE,
 }
+CRF_REDUCTIONS = {
+    "none": cpu.CSM_CRF_NONE, "sum": cpu.CSM_CRF_SUM, "mean": cpu.CSM_CRF_MEAN,
+    "token_mean": cpu.CSM_CRF_TOKEN_MEAN,
+}
 CRF_METHODS = {
     "viterbi": cpu.CSM_CRF_VITERBI, "posterior": cpu.CSM_CRF_POSTERIOR,
     "posterior_path": cpu.CSM_CRF_POSTERIOR_PATH,

@@ -25,10 +25,10 @@ cdef class _Contiguous:
 
 
 def run_crf(int task, int dtype, emissions, shape, transitions, start, end, offsets, rows, allowed, labels, ignore,
-            sets, num_threads, *, bint is_slow=False, sample_weight=None, coefficient=None, result=None, total=None,
+            sets, num_threads, *, bint is_slow=False, sample_weight=None, upstream=None, result=None, total=None,
             by_tag=None, pairs=None, pair_sums=None, grad_transitions=None, grad_start=None, grad_end=None,
             int method=0, size_t paths=1, decoded=None, sequence_step=0, path_step=0, fill=-1, log_prob=None,
-            uniforms=None):
+            uniforms=None, int reduction=0, unsigned int single=0):
     """Compute a task of CRF_TASKS; the members of csm_crf_options say what each array is.
 
     shape: numbers of sequences, of positions of each (unless there are offsets), and of tags. Returns None, or, if a
@@ -52,7 +52,9 @@ def run_crf(int task, int dtype, emissions, shape, transitions, start, end, offs
     o.sets = <const unsigned char *>arrays.read(sets)
     o.is_slow = is_slow
     o.sample_weight = <const double *>arrays.read(sample_weight)
-    o.coefficient = <const double *>arrays.read(coefficient)
+    o.upstream = <const double *>arrays.read(upstream)
+    o.reduction = <cpu.csm_crf_reduction>reduction
+    o.single = single
     o.result = <double *>arrays.write(result)
     o.total = <double *>arrays.write(total)
     o.by_tag = arrays.write(by_tag)

@@ -48,8 +48,9 @@ cdef class _PlainCrf:
     cdef double *results
     cdef int64_t *rows
     cdef int64_t *labels
-    cdef Py_ssize_t positions, used, sequences_used
+    cdef Py_ssize_t positions
     cdef int dtype
+    cdef unsigned int single
 
     def __dealloc__(self):
         if self.held > 0:
@@ -58,7 +59,7 @@ cdef class _PlainCrf:
             PyBuffer_Release(&self.buffer[i])
         PyMem_Free(self.memory)
 
-    cdef bint _take_parameter(self, object array, int ndim, double *to) except -1:
+    cdef bint _take_parameter(self, object array, int ndim, double *to, unsigned int bit) except -1:
         cdef Py_buffer *buffer = &self.buffer[self.held - 1]
         cdef Py_ssize_t i, L = <Py_ssize_t>self.o.tags, count = L * L if ndim == 2 else L
         if not _holds(array, buffer, b"fd"):
@@ -67,6 +68,7 @@ cdef class _PlainCrf:
         if buffer.ndim != ndim or buffer.shape[0] != L or buffer.shape[ndim - 1] != L:
             return False
         if buffer.itemsize == 4:
+            self.single |= bit
             for i in range(count):
                 to[i] = (<float *>buffer.buf)[i]
         else:
@@ -97,17 +99,16 @@ cdef class _PlainCrf:
         self.results = self.gradients + square  # 2 N
         self.rows = <int64_t *>(self.results + 2 * N)  # N + 1 offsets, N T rows, N T labels
         self.labels = self.rows + N + 1 + N * T
-        self.positions = self.used = N * T
-        self.sequences_used = N
-        if not self._take_parameter(transitions, 2, self.memory):
+        self.positions = N * T
+        if not self._take_parameter(transitions, 2, self.memory, 1):
             return False
         self.o.transitions = self.memory
         if start is not None:
-            if not self._take_parameter(start, 1, self.memory + L * L):
+            if not self._take_parameter(start, 1, self.memory + L * L, 2):
                 return False
             self.o.start = self.memory + L * L
         if end is not None:
-            if not self._take_parameter(end, 1, self.memory + L * L + L):
+            if not self._take_parameter(end, 1, self.memory + L * L + L, 4):
                 return False
             self.o.end = self.memory + L * L + L
         self.o.threads = _threads(num_threads)
@@ -125,20 +126,17 @@ cdef class _PlainCrf:
         is_good = given.ndim == self.x.ndim - 2 and given.itemsize == 8
         for i in range(given.ndim if is_good else 0):
             is_good = is_good and given.shape[i] == self.x.shape[i]
-        self.sequences_used = 0
         self.rows[0] = 0
         for i in range(N if is_good else 0):
             length = (<int64_t *>given.buf)[i]
             if length < 0 or length > T:
                 is_good = False
                 break
-            self.sequences_used += length > 0
             for t in range(<Py_ssize_t>length):
                 rows[used] = i * T + t
                 used += 1
             self.rows[i + 1] = used
         PyBuffer_Release(&given)
-        self.used = used
         self.o.offsets = self.rows
         self.o.rows = rows
         return is_good
@@ -197,7 +195,7 @@ def quick_crf_loss(emissions, tags, transitions, start, end, lengths, reduction,
     cdef _PlainCrf call = _PlainCrf()
     cdef Py_buffer given
     cdef cpu.csm_status status
-    cdef double total = 0, divisor
+    cdef double total = 0
     cdef bint is_good
     cdef Py_ssize_t i, L
     if type(reduction) is not str or reduction not in ("mean", "sum", "token_mean"):
@@ -223,11 +221,8 @@ def quick_crf_loss(emissions, tags, transitions, start, end, lengths, reduction,
     call.o.grad_transitions = call.gradients
     call.o.grad_start = call.gradients + L * L
     call.o.grad_end = call.gradients + L * L + L
-    divisor = 1 if reduction == "sum" else call.sequences_used if reduction == "mean" else call.used
-    if divisor != 1:
-        for i in range(<Py_ssize_t>call.o.sequences):
-            call.results[i] = 1 / divisor if divisor else 0
-        call.o.coefficient = call.results
+    call.o.reduction = CRF_REDUCTIONS[reduction]
+    call.o.single = call.single
     with nogil:
         status = call.run(cpu.CSM_CRF_LOSS)
         if status == cpu.CSM_OK:
@@ -244,8 +239,7 @@ def quick_crf_loss(emissions, tags, transitions, start, end, lengths, reduction,
     if end is not None:
         grad_end = _empty_like(end)
         _copy_out(call.gradients + L * L + L, grad_end)
-    loss = call.scalar(total / divisor) if divisor else call.scalar(float("nan"))
-    return loss, grad, grad_transitions, grad_start, grad_end
+    return call.scalar(total), grad, grad_transitions, grad_start, grad_end
 
 
 def quick_crf_marginals(emissions, transitions, start, end, lengths, out, num_threads):

@@ -372,7 +372,8 @@ static int read_chain(const xla_frame *f, chain *c) {
     c->o.labels = copied;
     c->o.has_ignore = 1;
     c->o.ignore = -1;
-    c->o.coefficient = f->arguments.count > 6 ? factors : NULL;
+    c->o.reduction = CSM_CRF_NONE;
+    c->o.upstream = f->arguments.count > 6 ? factors : NULL;
     if (f->arguments.count > 6) read_numbers(buffer_of(&f->arguments, 6), factors);
     c->o.threads = threads(f);
     return 1;

@@ -16,8 +16,6 @@ from .crf_plan import CrfPlan, give_rows, plan_crf
 
 __all__ = ["CrfLossResult", "crf_log_partition", "crf_loss", "crf_loss_with_grad", "crf_score"]
 
-_REDUCTIONS = ("none", "sum", "mean", "token_mean")
-
 
 class CrfLossResult(NamedTuple):
     """The result of `crf_loss_with_grad`; gradients of parameters that were not given are None."""
@@ -48,17 +46,6 @@ def _run_score(emissions: Any, tags: Any, transitions: Any, **options: Any) -> A
     return plan.finish(result)
 
 
-def _divisor(plan: CrfPlan, reduction: str, weight: Any) -> float:
-    """The sum of weights, of sequences or positions, that a mean divides by."""
-    s = plan.sequences
-    if s.offsets is None and weight is None:
-        sequences = float(s.total if s.length else 0)
-        return sequences * (s.length if reduction == "token_mean" else 1)
-    lengths = s.lengths()
-    each = lengths.astype(np.float64) if reduction == "token_mean" else (lengths > 0).astype(np.float64)
-    return float(np.sum(each if weight is None else each * weight))
-
-
 @accept_foreign
 def _run_loss(
     emissions: Any,
@@ -73,7 +60,7 @@ def _run_loss(
     gradient: bool,
     **options: Any,
 ) -> Any:
-    if not isinstance(reduction, str) or reduction not in _REDUCTIONS:
+    if not isinstance(reduction, str) or reduction not in binding.CRF_REDUCTIONS:
         raise ValueError(f'reduction must be "none", "sum", "mean" or "token_mean", got {reduction!r}')
     ignore_index = check_ignore_index(ignore_index)
     plan = plan_crf(emissions, transitions, **options)
@@ -84,47 +71,37 @@ def _run_loss(
         weight = check_weight("sample_weight", sample_weight, s.batch, np.float64, place)
         weight = np.ascontiguousarray(weight).reshape(s.total)
     upstream = check_upstream(upstream, reduction, s.batch, place) if gradient else None
-    divisor = _divisor(plan, reduction, weight) if reduction in ("mean", "token_mean") else 1.0
     result = np.empty(s.total if reduction == "none" else 0)
     total = np.zeros(1)
     outputs: dict[str, Any] = {"total": total, "result": result if reduction == "none" else None}
     if gradient:
-        outputs |= _make_gradients(plan, out, _coefficients(s.total, weight, upstream, divisor), checked)
-    bad = plan.run("loss", checked, sample_weight=weight, **outputs)
+        if upstream is not None:
+            upstream = np.ascontiguousarray(upstream).reshape(s.total)
+        outputs |= _make_gradients(plan, out, upstream, checked)
+    bad = plan.run("loss", checked, sample_weight=weight, reduction=binding.CRF_REDUCTIONS[reduction], **outputs)
     if bad is not None:
         raise_bad_tag(bad, checked, s, ignore_index)
-    if reduction == "none":
-        loss = plan.finish(result)
-    else:
-        loss = total[0] / divisor if divisor != 0 else np.float64(np.nan)
-        with np.errstate(over="ignore"):
-            loss = loss.astype(plan.loss_dtype())
+    loss = plan.finish(result) if reduction == "none" else plan.loss_dtype().type(total[0])
     return (loss, *_gradients(plan, out, outputs)) if gradient else loss
 
 
-def _coefficients(count: int, weight: Any, upstream: Any, divisor: float) -> Any:
-    """The factor of the gradient of each sequence, or None where all are 1; 0 where a mean divides by 0."""
-    if weight is None and upstream is None and divisor == 1:
-        return None
-    if divisor == 0:
-        return np.zeros(count)
-    factor = np.full(count, 1.0) if upstream is None else np.array(upstream, np.float64).reshape(count)
-    if weight is not None:
-        factor = factor * weight
-    return factor if divisor == 1 else factor / divisor
-
-
-def _make_gradients(plan: CrfPlan, out: Any, coefficient: Any, tags: Tags) -> dict[str, Any]:
+def _make_gradients(plan: CrfPlan, out: Any, upstream: Any, tags: Tags) -> dict[str, Any]:
     """The arrays that receive gradients: that of the emissions in its dtype, the others in float64."""
     s, n = plan.sequences, plan.sequences.n
     target = choose_result(out, s.given_shape, s, (plan.allowed, tags.sets), s.x.dtype)
     return {
-        "coefficient": coefficient,
+        "upstream": upstream,
+        "single": sum(1 << i for i, dtype in enumerate(plan.parameters.dtypes) if _is_rounded_to_float(dtype)),
         "by_tag": as_buffer(target),
         "grad_transitions": np.empty((n, n)),
         "grad_start": None if plan.parameters.arrays[1] is None else np.empty(n),
         "grad_end": None if plan.parameters.arrays[2] is None else np.empty(n),
     }
+
+
+def _is_rounded_to_float(dtype: Any) -> bool:
+    """Whether the core rounds the gradient of a parameter: NumPy would do so in the caller's rounding mode."""
+    return dtype is not None and dtype not in (np.float64, np.float16)
 
 
 def _gradients(plan: CrfPlan, out: Any, outputs: dict[str, Any]) -> tuple[Any, Any, Any, Any]:
@@ -203,7 +180,7 @@ def crf_log_partition(
     np.float64(2.0794)
     >>> emissions = np.array([[[1.0, 0.0], [0.0, 2.0]], [[3.0, 1.0], [0.0, 0.0]]])
     >>> csoftmax.crf_log_partition(emissions, [[0.5, -0.5], [-0.5, 0.5]], lengths=[2, 1]).round(4)
-    array([3.3413, 3.1269])
+    array([3.3828, 3.1269])
     """
     return _run_log_partition(
         emissions,

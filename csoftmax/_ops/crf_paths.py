@@ -177,8 +177,8 @@ def crf_marginals(
            [0.676 , 0.324 ],
            [0.634 , 0.366 ]])
     >>> result.pairs.round(4)
-    array([[1.2394, 0.1677],
-           [0.0707, 0.5222]])
+    array([[1.2393, 0.1677],
+           [0.0707, 0.5223]])
     """
     if pairs is mask is indptr is allowed is device is None:
         quick = binding.quick_crf_marginals(emissions, transitions, start, end, lengths, out, num_threads)
@@ -266,7 +266,7 @@ def crf_decode(
     >>> result.score
     array([2.5, 2.5])
     >>> result.log_prob.round(4)
-    array([-0.8413, -0.8413])
+    array([-0.8828, -0.8828])
     """
     if mask is indptr is allowed is n_best is device is None and log_prob is False and _is_plain(method, fill):
         quick = binding.quick_crf_decode(emissions, transitions, start, end, lengths, num_threads)
@@ -351,7 +351,7 @@ def crf_sample(
     >>> import csoftmax
     >>> csoftmax.crf_sample([[0.0, 1.0], [0.0, 0.0], [3.0, 0.0]], [[2.0, 0.0], [0.0, 2.0]], size=3, rng=0)
     array([[0, 0, 0],
-           [0, 0, 0],
+           [1, 1, 0],
            [0, 0, 0]])
     """
     return _run_sample(

@@ -185,6 +185,10 @@ class Operation:
 
         return Sample(*({name: cut(name, value) for name, value in part.items()} for part in sample))
 
+    def by_row(self, results) -> list[np.ndarray]:
+        """Return the results that have one row for each row of the arguments."""
+        return [result for kind, result in zip(self.results, results) if kind.role != WHOLE]
+
     def result_dtype(self, result: Result, dtype: str) -> np.dtype:
         """Return the dtype that a result has for inputs of a dtype."""
         if result.dtype == "index":

@@ -290,6 +290,12 @@ typedef enum csm_crf_method {
     CSM_CRF_POSTERIOR, /* the most probable tag of each position, the lowest of equals */
     CSM_CRF_POSTERIOR_PATH /* the possible path with the largest sum of the probabilities of its tags */
 } csm_crf_method;
+typedef enum csm_crf_reduction {
+    CSM_CRF_NONE, /* gradients are those of the sum */
+    CSM_CRF_SUM,
+    CSM_CRF_MEAN, /* over the sample weights of the sequences with a position */
+    CSM_CRF_TOKEN_MEAN /* over the sum of sample weight times positions */
+} csm_crf_reduction;
 typedef struct csm_crf_options {
     size_t size; /* sizeof(csm_crf_options) when the caller was compiled */
     size_t sequences, tags; /* their numbers, N and L */
@@ -305,15 +311,18 @@ typedef struct csm_crf_options {
     int64_t ignore;
     const unsigned char *sets; /* or rows x L: 1 for each label that is possible */
     const double *sample_weight; /* of each sequence; one with 0 is not read; NULL = 1 */
-    const double *coefficient; /* of each sequence, factor of its gradients; 0: they are 0; NULL = 1 */
-    double *result; /* one for each sequence (and path); NULL: not wanted */
-    double *total; /* of the losses */
+    const double *upstream; /* of each sequence, factor of its gradients; NULL = 1 */
+    csm_crf_reduction reduction;
+    double *result; /* one for each sequence (and path); NULL: not wanted.  Numbers of sequences are rounded to float,
+                     * unless the emissions are double */
+    double *total; /* the reduced loss; NaN and gradients of 0 where a mean divides by 0 */
     void *by_tag; /* gradient of the emissions or marginals, rows x L in the dtype; only used rows are written */
     void *pairs; /* marginals of pairs, one L x L for each row, at that of the later position, or NULL */
     double *pair_sums; /* expected numbers of transitions, N x L x L, or NULL */
     double *grad_transitions; /* of the sum of all losses */
     double *grad_start;
     double *grad_end;
+    unsigned single; /* whose gradients are rounded to float: 1 transitions, 2 start, 4 end */
     csm_crf_method method;
     size_t paths; /* of each sequence: the best ones (CSM_CRF_VITERBI), or numbers of draws */
     int64_t *decoded; /* path k of sequence i: at row + i sequence_step + k path_step */

@@ -154,7 +154,8 @@ static csm_status run_loss(crf_sequence *s) {
     crf_call *call = s->call;
     const csm_crf_options *o = call->o;
     const size_t L = o->tags, P = call->model.pitch, last = call->slot - 1;
-    const int is_used = s->weight != 0, gradient = call->has_gradient && s->coefficient != 0 && is_used;
+    const int is_used = s->weight != 0,
+              gradient = call->has_gradient && s->factor != 0 && is_used && call->divisor != 0;
     csm_status status = CSM_OK;
     if (s->n == 0 || !is_used) {
         s->loss = 0;
@@ -167,7 +168,7 @@ static csm_status run_loss(crf_sequence *s) {
     if ((status = crf_compute(s, gradient)) != CSM_OK) return status;
     const int is_good = is_ordinary(s);
     s->slot[last] = is_good ? s->weight * s->loss : CSM_NAN;
-    if (o->result) o->result[s->index] = s->slot[last];
+    if (o->result) o->result[s->index] = crf_round(call, s->slot[last]);
     if (!call->has_gradient) return CSM_OK;
     if (!gradient || !is_good) {
         fill_numbers(s->slot, last, gradient ? CSM_NAN : 0);
@@ -175,11 +176,11 @@ static csm_status run_loss(crf_sequence *s) {
         return CSM_OK;
     }
     const csm_crf_chain *c = s->chain;
-    for (size_t t = 0; t < s->n; t++) crf_store(s, c->mu + t * P, s->coefficient, crf_row(s, t) * L, o->by_tag);
+    for (size_t t = 0; t < s->n; t++) crf_store(s, c->mu + t * P, s->factor, crf_row(s, t) * L, o->by_tag);
     for (size_t i = 0; i < L; i++) memcpy(s->slot + i * L, c->g + i * P, L * sizeof *s->slot);
     memcpy(s->slot + L * L, c->mu, L * sizeof *s->slot);
     memcpy(s->slot + L * L + L, c->mu + (s->n - 1) * P, L * sizeof *s->slot);
-    for (size_t i = 0; i < last; i++) s->slot[i] *= s->coefficient;
+    for (size_t i = 0; i < last; i++) s->slot[i] *= s->factor;
     return CSM_OK;
 }
 
@@ -213,7 +214,7 @@ static csm_status run_marginals(crf_sequence *s) {
     }
     crf_load(s, 1);
     if ((status = crf_compute(s, gradient)) != CSM_OK) return status;
-    if (o->result) o->result[s->index] = log_partition_of(s);
+    if (o->result) o->result[s->index] = crf_round(call, log_partition_of(s));
     const int is_good = is_ordinary(s);
     if (!is_good) {
         if (o->by_tag) fill_rows(s, CSM_NAN, o->by_tag);
@@ -222,7 +223,8 @@ static csm_status run_marginals(crf_sequence *s) {
     if (o->pairs && !(is_good && s->is_slow)) store_pairs(s); /* crf_compute_slow has stored its own */
     if (!is_good) return CSM_OK;
     for (size_t t = 0; t < s->n && o->by_tag; t++) crf_store(s, s->chain->mu + t * P, 1, crf_row(s, t) * L, o->by_tag);
-    for (size_t i = 0; i < L && sums; i++) memcpy(sums + i * L, s->chain->g + i * P, L * sizeof *sums);
+    for (size_t i = 0; i < L && sums; i++)
+        for (size_t j = 0; j < L; j++) sums[i * L + j] = crf_round(call, s->chain->g[i * P + j]);
     return CSM_OK;
 }
 
@@ -237,7 +239,7 @@ static csm_status run_score(crf_sequence *s) {
         (int64_t *)(void *)csm_scratch_get(&s->call->scratch, s->thread, CRF_LABELS, s->call->longest * sizeof *labels);
     if (!labels) return CSM_NO_MEMORY;
     read_labels(s, labels);
-    o->result[s->index] = s->is_nan || s->is_inf ? CSM_NAN : crf_score(s, labels);
+    o->result[s->index] = s->is_nan || s->is_inf ? CSM_NAN : crf_round(s->call, crf_score(s, labels));
     return CSM_OK;
 }
 
@@ -253,7 +255,7 @@ static csm_status sequences_body(void *context, size_t begin, size_t end, int th
         s.n = crf_begin(o, s.index + 1) - s.begin;
         s.slot = call->slots ? call->slots + i * call->slot : NULL;
         s.weight = o->sample_weight ? o->sample_weight[s.index] : 1;
-        s.coefficient = o->coefficient ? o->coefficient[s.index] : 1;
+        s.factor = s.weight * (o->upstream ? o->upstream[s.index] : 1) / call->divisor;
         switch (call->task) {
         case CSM_CRF_LOG_PARTITION:
         case CSM_CRF_MARGINALS: status = run_marginals(&s); break;
@@ -306,19 +308,38 @@ static csm_status end_tree(crf_tree *tree) {
     return CSM_OK;
 }
 
+static void write_gradient(const double *sum, size_t count, unsigned is_single, double *to) {
+    for (size_t i = 0; i < count && to; i++) to[i] = is_single ? (double)(float)sum[i] : sum[i];
+}
 static void write_sums(const crf_call *call, const double *sum) {
     const csm_crf_options *o = call->o;
     const size_t L = o->tags;
-    if (o->total) *o->total = sum[call->slot - 1];
-    if (o->grad_transitions) memcpy(o->grad_transitions, sum, L * L * sizeof *sum);
-    if (o->grad_start) memcpy(o->grad_start, sum + L * L, L * sizeof *sum);
-    if (o->grad_end) memcpy(o->grad_end, sum + L * L + L, L * sizeof *sum);
+    if (o->total)
+        *o->total =
+            call->divisor == 0 ? CSM_NAN : csm_finish_loss(sum[call->slot - 1] / call->divisor, call->itemsize < 8);
+    if (!call->has_gradient) return;
+    write_gradient(sum, L * L, o->single & 1, o->grad_transitions);
+    write_gradient(sum + L * L, L, o->single & 2, o->grad_start);
+    write_gradient(sum + L * L + L, L, o->single & 4, o->grad_end);
+}
+
+/* What a mean divides by. */
+static double divisor_of(const csm_crf_options *o) {
+    double sum = 0;
+    if (o->reduction != CSM_CRF_MEAN && o->reduction != CSM_CRF_TOKEN_MEAN) return 1;
+    for (size_t i = 0; i < o->sequences; i++) {
+        const size_t n = crf_begin(o, i + 1) - crf_begin(o, i);
+        const double each = o->reduction == CSM_CRF_TOKEN_MEAN ? (double)n : n > 0;
+        sum += o->sample_weight ? o->sample_weight[i] * each : each;
+    }
+    return sum;
 }
 
 /* Computes the sequences in groups, and adds up their slots. */
 static csm_status run_groups(crf_call *call, size_t piece, int threads) {
     const csm_crf_options *o = call->o;
     const size_t L = o->tags, N = o->sequences;
+    call->divisor = divisor_of(o);
     call->slot = (call->has_gradient ? L * L + 2 * L : 0) + 1;
     size_t group = GROUP_BYTES / sizeof(double) / call->slot, most = threads > 1 ? GROUP : BLOCK;
     group = group < (size_t)threads ? (size_t)threads : group > most ? most : group;

@@ -22,7 +22,7 @@ typedef struct crf_call {
     csm_interrupt interrupt;
     csm_crf_chain *chains; /* one for each thread */
     double *slots; /* sums of a group of sequences: transitions, start, end */
-    double *losses; /* of the sequences of a block */
+    double divisor; /* of a mean */
     size_t slot, first; /* numbers of a slot; the first sequence of the group */
 } crf_call;
 enum { CRF_CHAIN, CRF_SLOW, CRF_HALF, CRF_SEARCH, CRF_LABELS, CRF_BUFFERS };
@@ -38,7 +38,7 @@ typedef struct crf_sequence {
     csm_crf_outcome outcome;
     int is_nan, is_inf, is_slow; /* is_slow: results come from crf_slow.c */
     double log_z, loss;
-    double weight, coefficient;
+    double weight, factor; /* of the loss, of the gradient */
 } crf_sequence;
 
 static inline size_t crf_begin(const csm_crf_options *o, size_t i) {
@@ -48,6 +48,9 @@ static inline size_t crf_row(const crf_sequence *s, size_t t) {
     const int64_t *rows = s->call->o->rows;
     return rows ? (size_t)rows[s->begin + t] : s->begin + t;
 }
+
+/* A number of a sequence as it is returned. */
+static inline double crf_round(const crf_call *call, double x) { return csm_finish_loss(x, call->itemsize < 8); }
 
 /* crf_model.c */
 csm_status crf_make_model(crf_call *);

@@ -187,7 +187,7 @@ static csm_status write_paths(crf_sequence *s, const int64_t *tags, size_t found
     for (size_t k = 0; k < o->paths; k++) {
         const size_t at = s->index * o->paths + k;
         write_path(s, k, k < found ? tags + k * s->n : NULL);
-        o->result[at] = k < found ? crf_score(s, tags + k * s->n) : is_bad ? CSM_NAN : -CSM_INF;
+        o->result[at] = k < found ? crf_round(s->call, crf_score(s, tags + k * s->n)) : is_bad ? CSM_NAN : -CSM_INF;
         if (o->log_prob) o->log_prob[at] = CSM_NAN;
     }
     if (!o->log_prob || found == 0) return CSM_OK;
@@ -196,7 +196,7 @@ static csm_status write_paths(crf_sequence *s, const int64_t *tags, size_t found
     for (size_t k = 0; k < found && status == CSM_OK && s->outcome == CSM_CRF_DONE; k++) {
         s->chain->labels = tags + k * s->n;
         status = crf_measure(s);
-        o->log_prob[s->index * o->paths + k] = s->loss == 0 ? 0 : -s->loss;
+        o->log_prob[s->index * o->paths + k] = s->loss == 0 ? 0 : crf_round(s->call, -s->loss);
     }
     s->chain->labels = NULL;
     return status;

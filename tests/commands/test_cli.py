@@ -229,6 +229,9 @@ def test_bench_knows_every_record(op, capsys):
         ("topk_softmax", "5x40x3"),
         ("sparsemax", "6x10"),
         ("entmax", "6x10"),
+        ("crf", "3x5x4"),
+        ("crf_marginals", "3x5x4"),
+        ("crf_decode", "3x5x4"),
     ],
 )
 def test_bench_knows_losses_and_sparse_softmax(op, shape, capsys):
@@ -237,7 +240,7 @@ def test_bench_knows_losses_and_sparse_softmax(op, shape, capsys):
     page = capsys.readouterr().out
     assert f"({', '.join(shape.split('x'))}) float32" in page
     assert main(["bench", "--op", op, "--shapes", "3", "--rounds", "1", "--peers", "none"]) == 2
-    assert f"--shapes 3: the shape of {op} is rows x" in capsys.readouterr().err
+    assert f"--shapes 3: the shape of {op} is {cases.LENGTHS[op][0]} x" in capsys.readouterr().err
 
 
 def blas_threads():
@@ -260,7 +263,8 @@ def test_bench_limits_the_blas_too(monkeypatch):
 def test_bench_leaves_out_no_operation():
     """The name of a loss stands for the loss with its gradient."""
     measured = {f"{op}_with_grad" if op in cases.LOSSES else op for op in cases.OPS}
-    assert {record.name for record in OPERATIONS} - measured == set(cases.LOSSES)
+    measured |= {"crf_loss_with_grad"}  # crf
+    assert {record.name for record in OPERATIONS} - measured == {*cases.LOSSES, "crf_loss"}
     assert set(cases.ROW_OPS) == set(binding.OPS)
 
 

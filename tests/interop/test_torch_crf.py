@@ -58,9 +58,8 @@ def test_gradcheck_and_opcheck():
             ),
             leaves,
         )
-        for gradient in (True, False):
-            arguments = (leaves[0], tags, leaves[1], leaves[2], None, mask, -100, reduction, gradient)
-            torch.library.opcheck(torch.ops.csoftmax.crf_loss, arguments)
+        arguments = (leaves[0], tags, leaves[1], leaves[2], None, mask, -100, reduction, True)
+        torch.library.opcheck(torch.ops.csoftmax.crf_loss, arguments)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])

@@ -318,8 +318,8 @@ def test_a_bad_label_is_found_before_anything_is_written(record, bad):
 @every_record("errors")
 def test_a_bad_soft_label_is_found_before_anything_is_written(record, bad):
     soft = next((name for name, chosen in record.variants.items() if chosen.soft), None)
-    if soft is None:
-        pytest.skip("it takes no soft labels")
+    if soft is None or record.family == "crf":
+        pytest.skip("it takes no soft labels, or sets of labels, of which none is bad")
     sample = record.sample((3000, 50), "float32", variant=soft)
     sample.arrays["target"][2999, 49] = bad
     first = next(iter(sample.arrays.values()))
