@@ -167,7 +167,8 @@ def prepare(
             table.refuse_unusable(name)
         if name == target:
             raise UnusableError(f"{option} {name}: this is the target")
-    features, left_out = [], {}
+    features: list[Feature] = []
+    left_out: dict[str, str] = {}
     for place, (name, values) in enumerate(zip(table.names, table.columns)):
         if name in (target, id):
             continue
@@ -180,7 +181,7 @@ def prepare(
             faults.refuse(table, name, values)
         if is_kept:
             features.append(decide(table, name, values, reason == "dates"))
-        else:
+        elif reason is not None:
             left_out[name] = reason
     for reason in dict.fromkeys(left_out.values()):
         names = [name for name, r in left_out.items() if r == reason]

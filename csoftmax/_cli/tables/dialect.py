@@ -310,8 +310,8 @@ def detect(
         return dialect
     header = options.header
     if header is None:
-        body = [row for _, _, row in rows[first + 1 : first + SAMPLE_ROWS]]
-        header = has_header(rows[first][2], body, dialect.decimal, expected, model)
+        below = [row for _, _, row in rows[first + 1 : first + SAMPLE_ROWS]]
+        header = has_header(rows[first][2], below, dialect.decimal, expected, model)
     return _add_header(dialect, rows[first:], source) if header else dialect
 
 
