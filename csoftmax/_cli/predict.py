@@ -53,7 +53,6 @@ def main(arguments: argparse.Namespace) -> int:
     prepared = models.read_table(
         arguments.data, model, arguments, messages, target=arguments.target, needs_target=False, id=id_column
     )
-    messages.release()
     if arguments.id is None and id_column is not None and prepared.table.find(id_column) is None:
         id_column = None  # a table without ids is still predicted
     head: list[str] = []
@@ -65,7 +64,10 @@ def main(arguments: argparse.Namespace) -> int:
     if head and head[0] in names:
         messages.say(f"the column of ids, {head[0]!r}, is called 'id': the result has a column {head[0]!r}")
         head = ["id"]
-    write(arguments, [*head, *names], list(zip(*parts, *cells)))
+    names, rows = [*head, *names], list(zip(*parts, *cells))
+    ascii_only = needs_escapes(arguments, names, rows)
+    messages.release()
+    write(arguments, names, rows, ascii_only)
     if arguments.output:
         messages.detail(f"{count(len(prepared.x), 'row')} written to {arguments.output}")
     return 0
@@ -90,11 +92,11 @@ def make_columns(
     return names, columns
 
 
-def write(arguments: argparse.Namespace, names: list[str], rows: list[tuple[Any, ...]]) -> None:
+def write(arguments: argparse.Namespace, names: list[str], rows: list[tuple[Any, ...]], ascii_only: bool) -> None:
     """Write the rows to standard output, or to a file, which is replaced as a whole or not at all."""
     from .._learn.store import write_whole
 
-    def write_rows(out: IO[str], ascii_only: bool = False) -> None:
+    def write_rows(out: IO[str], ascii_only: bool) -> None:
         if arguments.json:
             out.writelines(json.dumps(dict(zip(names, row)), ensure_ascii=ascii_only) + "\n" for row in rows)
             return
@@ -103,21 +105,26 @@ def write(arguments: argparse.Namespace, names: list[str], rows: list[tuple[Any,
         writer.writerows([f"{c:.9g}" if isinstance(c, float) and i else c for i, c in enumerate(row)] for row in rows)
 
     if not arguments.output:
-        encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-        refused = find_unwritable(names, rows, encoding)
-        if refused and not arguments.json:
-            raise UnusableError(
-                f"standard output is written as {encoding}, which lacks a letter of {refused!a}; write to a "
-                "file with -o, which is UTF-8, or set PYTHONIOENCODING=utf-8"
-            )
-        write_rows(sys.stdout, ascii_only=bool(refused))
+        write_rows(sys.stdout, ascii_only)
         return
     text = io.StringIO()
-    write_rows(text)
+    write_rows(text, ascii_only=False)
     try:
         write_whole(arguments.output, lambda file: file.write(text.getvalue().encode()))
     except OSError as error:
         raise UnusableError(f"cannot write {str(arguments.output)!r}: {error.strerror or error}") from error
+
+
+def needs_escapes(arguments: argparse.Namespace, names: list[str], rows: list[tuple[Any, ...]]) -> bool:
+    """Whether JSON escapes letters that the encoding of standard output lacks; a CSV with such letters is refused."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    text = None if arguments.output else find_unwritable(names, rows, encoding)
+    if text is not None and not arguments.json:
+        raise UnusableError(
+            f"standard output is written as {encoding}, which lacks a letter of {text!a}; write to a file with -o, which "
+            "is UTF-8, or set PYTHONIOENCODING=utf-8"
+        )
+    return text is not None
 
 
 def find_unwritable(names: list[str], rows: list[tuple[Any, ...]], encoding: str) -> str | None:
