@@ -206,7 +206,7 @@ def test_weights_are_repetitions(iris):
 
 
 def imbalanced(k=3, n=400, seed=0, weights=(0.85, 0.1, 0.05)):
-    """A model with balanced classes, and data whose classes are not: every calibrator but a temperature changes labels."""
+    """A model with balanced classes, and data whose are not: every calibrator but a temperature changes labels."""
     rng = np.random.default_rng(seed)
     y = rng.choice(k, n, p=weights)
     X = rng.normal(size=(n, 4)) + 0.6 * np.eye(k, 4)[y]
@@ -217,11 +217,13 @@ SCORES = ("accuracy", "macro_precision", "macro_recall", "macro_f1", "micro_f1",
 
 
 @pytest.mark.parametrize("weighted", [False, True])
-@pytest.mark.parametrize("kind", ["VectorScaling", "MatrixScaling", "DirichletCalibration", "PlattScaling", "Isotonic"])
+@pytest.mark.parametrize(
+    "kind", ["VectorScaling", "MatrixScaling", "DirichletCalibration", "PlattScaling", "IsotonicCalibration"]
+)
 def test_the_calibrated_model_is_evaluated(kind, weighted, tmp_path):
     """All figures of the predictions are those of the calibrated probabilities, those without it stand beside them."""
     model, X, y = imbalanced()
-    given = getattr(calibration, {"Isotonic": "IsotonicCalibration"}.get(kind, kind))().fit(model.decision_function(X), y)
+    given = getattr(calibration, kind)().fit(model.decision_function(X), y)
     weight = np.random.default_rng(1).integers(1, 4, len(y)) if weighted else None
     options = {"sample_weight": weight}
     report = metrics.evaluate(model, X, y, calibrator=given, **options)
@@ -252,7 +254,7 @@ def test_the_calibrated_model_is_evaluated(kind, weighted, tmp_path):
     for key in SCORES[:4]:
         assert f">{plain[key]:.4f}</td>" in page
         assert f">{found[key]:.4f}</td>" in page
-    assert "<td><span class=\"cs-better\">▲" in page.split('id="predictions"')[1]  # larger figures are better here
+    assert '<td><span class="cs-better">▲' in page.split('id="predictions"')[1]  # larger figures are better here
 
 
 def test_a_calibrator_that_changes_no_prediction_adds_no_line(tmp_path):
