@@ -121,8 +121,8 @@ def needs_escapes(arguments: argparse.Namespace, names: list[str], rows: list[tu
     text = None if arguments.output else find_unwritable(names, rows, encoding)
     if text is not None and not arguments.json:
         raise UnusableError(
-            f"standard output is written as {encoding}, which lacks a letter of {text!a}; write to a file with -o, which "
-            "is UTF-8, or set PYTHONIOENCODING=utf-8"
+            f"standard output is written as {encoding}, which lacks a letter of {text!a}; write to a file with -o, "
+            "which is UTF-8, or set PYTHONIOENCODING=utf-8"
         )
     return text is not None
 
