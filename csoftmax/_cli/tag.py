@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .._runtime.optional import UnusableError, load
-from . import conll, models
+from . import conll, outputs
 from . import messages as say
-from .arguments import parse_names_of_columns, parse_not_negative, parse_positive, parse_seed
+from .arguments import parse_names_of_columns, parse_not_negative, parse_path, parse_positive, parse_seed
 from .conll import Document
 from .messages import Messages, count
 
@@ -42,12 +42,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     add = parser.add_argument
     add("action", choices=("fit", "predict", "evaluate"), help="train and save a model; write labels; measure")
-    add("data", type=Path, metavar="FILE", help="a token a line, blank lines between sentences; CoNLL-U; - is stdin")
-    add("--model", type=Path, required=True, metavar="PATH", help="file of the model, such as tagger.safetensors")
+    add(
+        "data",
+        type=parse_path,
+        metavar="FILE",
+        help="a token a line, blank lines between sentences; CoNLL-U; - is stdin",
+    )
+    add("--model", type=parse_path, required=True, metavar="PATH", help="file of the model, such as tagger.safetensors")
     add("--target", metavar="COLUMN", help="column of labels: its number, or a name of CoNLL-U; default: last, or UPOS")
     add("--scheme", choices=SCHEMES, help="labels are spans: fit allows no impossible ones, evaluate counts them")
     add("--json", action="store_true", help="print the result of fit or evaluate as one JSON object")
-    add("-o", "--output", type=Path, help="of predict; default: standard output")
+    add("-o", "--output", type=parse_path, help="of predict; default: standard output")
     fit = parser.add_argument_group("options of fit")
     add = fit.add_argument
     add("--columns", type=parse_names_of_columns, metavar="A,B", help="word, then others; default: all, or FORM")
@@ -82,7 +87,7 @@ def main(arguments: argparse.Namespace) -> int:
 
 def fit(arguments: argparse.Namespace, messages: Messages) -> int:
     """Train a tagger and save it."""
-    models.check_model_output(arguments.model)
+    outputs.check_model_output(arguments.model, {"file of tokens": arguments.data})
     document = conll.read(arguments.data, arguments.quiet)
     if document.n_columns < 2:
         raise UnusableError(f"{document.name} has one column; tag fit needs one for the word and one for its label")
@@ -213,8 +218,10 @@ def read_for(noted: dict[str, Any], arguments: argparse.Namespace, *, needs_targ
 def predict(arguments: argparse.Namespace, messages: Messages) -> int:
     """Write the file with predicted labels in the column of labels, which is added if it is not there."""
     tagger, noted = load_tagger(arguments.model)
+    if str(arguments.output) == outputs.STREAM:
+        arguments.output = None
     if arguments.output:
-        models.check_output(arguments.output)
+        outputs.check_output(arguments.output, {"model": arguments.model, "file of tokens": arguments.data})
     document, target = read_for(noted, arguments, needs_target=False)
     if target > document.n_columns:
         raise UnusableError(
