@@ -220,6 +220,21 @@ def test_penalty_is_that_of_a_decay_in_every_step(pairs):
     np.testing.assert_allclose(model.head_.parameters["w"] - w, 0, atol=2e-2)  # the bias moves too, and is free
 
 
+def test_decay_that_is_due_is_applied_at_the_end():
+    """An id that only the first of four minibatches has decays in the others as well, before anyone sees it."""
+    X = [[[9], [1]], [[2], [3]], [[4], [5]], [[6], [7]]]
+    parts = [(each, [0, 1]) for each in X]
+    options = {"head": "full", "embedding": (10, 4), "penalty_l2": 0.1, "random_state": 0}
+    first = ManyClassRegression(**options).fit_batches(parts[:1], [0, 1], epochs=1)
+    model = ManyClassRegression(**options).fit_batches(parts, [0, 1], epochs=1)
+    steps = ManyClassRegression(**options)
+    for part in parts:
+        steps.partial_fit(*part, classes=[0, 1])
+    for each in (model, steps):
+        np.testing.assert_allclose(each.embedding_[9], first.embedding_[9] * 0.97**3, rtol=1e-6)
+        np.testing.assert_allclose(each.embedding_[8], first.embedding_[8] * 0.97**3, rtol=1e-6)
+
+
 # Weights, inputs, reproducibility
 
 
