@@ -122,6 +122,7 @@ csm_status crf_compute(crf_sequence *s, int gradient) {
     }
     if (s->is_slow || is_set) return crf_compute_slow(s, gradient);
     csm_crf_outcome outcome = s->call->kernels->forward(c);
+    if (outcome == CSM_CRF_DONE && c->is_doubtful) outcome = s->call->kernels->backward(c, 0);
     if (outcome == CSM_CRF_SLOW) return crf_compute_slow(s, gradient);
     s->outcome = outcome;
     if (outcome != CSM_CRF_DONE) return stopped(outcome);
@@ -136,7 +137,12 @@ csm_status crf_compute(crf_sequence *s, int gradient) {
     }
     int is_slow = 0;
     if (gradient) status = compute_gradient(s, &is_slow);
-    return is_slow ? crf_compute_slow(s, gradient) : status;
+    if (!is_slow) return status;
+    const double log_z = s->log_z, loss = s->loss; /* those of a call without gradients */
+    status = crf_compute_slow(s, gradient);
+    s->log_z = log_z;
+    s->loss = loss;
+    return status;
 }
 
 /* Writes a value to the rows of the sequence, times 0 or 1 L of them. */

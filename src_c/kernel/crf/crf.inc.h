@@ -12,9 +12,11 @@
  * the other columns, so that every vector length gives the same bits.  Sums for exact tails leave out one term and run
  * in 8 lanes (tag mod 8), which v64_tree adds.
  *
- * Elements may vanish without harm while every sum is at least 2^-300 of its vector's largest element times the largest
- * a: what was lost is then below 2^-700 of any sum.  A smaller sum is right if it is 0 by structure, because no prefix
- * or suffix leads there; otherwise the sequence is computed with one exponent a tag (ops/crf_slow.c).
+ * Elements may vanish without harm if what leads to them, or away from them, weighs little.  While every sum is at
+ * least 2^-300 of its vector's largest element times the largest a, what was lost is below 2^-650 of any sum.
+ * Otherwise the sequence is doubtful, and its backward pass decides: it is right if the largest alpha times the largest
+ * beta is below 2^200 Z at every position, since a lost weight is below 2^-950 of them.  That is the case with -1e4 or
+ * -1e9 in place of -inf.  Where it is not, the sequence is computed with one exponent a tag (ops/crf_slow.c).
  *
  * Only products and sums of positive numbers, so that every result has a relative error below 2 n (L / 2 + 3) 2^-53.
  * NaN and +inf never come here.  Largest error measured against mpmath (tests/ops/test_crf.py): see ACCURACY.md. */
@@ -212,6 +214,7 @@ static csm_crf_outcome crf_forward(csm_crf_chain *c) {
         row[j] = m->start_a[j] * c->e[j];
         max = row[j] > max ? row[j] : max;
     }
+    c->is_doubtful = 0;
     for (size_t t = 0;;) {
         if (max < CSM_CRF_SMALL) { /* of a product of numbers about 1, or of sums that have been compared */
             csm_crf_know_before(c, t + 1);
@@ -227,7 +230,7 @@ static csm_crf_outcome crf_forward(csm_crf_chain *c) {
         row += P;
         n += c->e_n[t] + m->a_n;
         max = crf_multiply(from, m->a, L, P, c->e + t * P, row, &least);
-        if (least < limit && !csm_crf_is_sound_before(c, t, limit)) return CSM_CRF_SLOW;
+        if (least < limit) c->is_doubtful = 1;
         if (max < CSM_CRF_SMALL * before) max = 0; /* relative to the vector before: see above */
     }
     const double z = crf_dot(row, m->end_a, L);
@@ -255,7 +258,7 @@ static csm_crf_outcome crf_backward(csm_crf_chain *c, int pairs) {
         double d = c->alpha_n[t] + n - c->z_n;
         if (!(d < 900)) return CSM_CRF_SLOW;
         double factor = inverse * csm_pow2(d);
-        if (!(c->alpha_max[t] * max * factor <= 1 / CSM_CRF_SMALL)) return CSM_CRF_SLOW;
+        if (!(c->alpha_max[t] * max * factor <= CSM_CRF_LARGE)) return CSM_CRF_SLOW;
         v64_t by = v64_set(factor), top = v64_zero();
         for (size_t i = 0; i < P; i += v64_W) {
             const v64_t b = v64_load_f64(beta + i);
@@ -277,8 +280,6 @@ static csm_crf_outcome crf_backward(csm_crf_chain *c, int pairs) {
             for (size_t i = 0; i < P; i += v64_W) v64_store_f64(c->u + t * P + i, v64_mul(v64_load_f64(v + i), by));
         }
         max = crf_multiply(v, m->a_t, L, P, NULL, beta, &least);
-        const double limit = CSM_CRF_SMALL * v_max * m->a_max;
-        if (least < limit && !csm_crf_is_sound_after(c, t - 1, v, limit)) return CSM_CRF_SLOW;
         max = crf_rescale(beta, P, max, &n);
     }
     return CSM_CRF_DONE;

@@ -8,8 +8,10 @@
 #include "../../math/pair.h"
 #include "../poll.h"
 
-/* Sums below this, relative to the largest terms they could have, may have lost digits: see crf.inc.h. */
+/* Sums below this, relative to the largest terms they could have, may have lost digits; and the largest product of
+ * weights of a prefix and a suffix, relative to all paths, beside which nothing is lost: see crf.inc.h. */
 #define CSM_CRF_SMALL 0x1p-300
+#define CSM_CRF_LARGE 0x1p200
 /* A loss below this is computed again with one exponent a tag: the paths beside the given one may have vanished. */
 #define CSM_CRF_SMALL_LOSS 0x1p-500
 #define CSM_CRF_LARGEST 0x1p45 /* largest |score| of a position or a parameter; beyond, the maximum is subtracted */
@@ -41,9 +43,10 @@ typedef struct csm_crf_chain {
     double *mu;                /* marginals of the tags */
     double *u;                 /* ... of pairs: alpha(t - 1, i) a(i, j) u(t, j) */
     double *beta;              /* two rows */
-    unsigned char *before, *after; /* 1: a prefix (suffix) through this tag is possible; computed when needed */
-    size_t before_end, after_begin; /* the positions for which it is known */
+    unsigned char *before; /* 1: a prefix through this tag is possible; computed when needed */
+    size_t before_end; /* the positions for which it is known */
     double z, z_n;             /* the partition function */
+    int is_doubtful; /* of the forward pass: the backward pass has to decide */
     const int64_t *labels;     /* of the positions, or NULL */
     double *gold, *gold_n;     /* p and n of the scores of the labels */
     double *beside;            /* sum of alpha(t - 1, i) a(i, y_t) over i other than y_(t - 1) */
