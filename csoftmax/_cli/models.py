@@ -74,14 +74,14 @@ def load_model(path: Path) -> Model:
     """Read a model from its file."""
     if str(path) == "-":
         raise UnusableError("the model is a file, not standard input; only the table may be -, the last argument")
-    if path.is_dir():
-        raise UnusableError(f"{str(path)!r} is a folder; give the file of a model in it")
-    if path.exists() and not path.is_file():
-        raise UnusableError(f"{str(path)!r} is a pipe or a device; the model is a file, because it is read twice")
     require_packages()
     from .calibrated import load_any
 
     try:
+        if path.is_dir():
+            raise UnusableError(f"{str(path)!r} is a folder; give the file of a model in it")
+        if path.exists() and not path.is_file():
+            raise UnusableError(f"{str(path)!r} is a pipe or a device; the model is a file, because it is read twice")
         return load_any(path)
     except (OSError, ValueError, ImportError) as error:
         raise UnusableError(str(error)) from error
@@ -154,9 +154,10 @@ def read_table(
         raise UnusableError(f"--id {arguments.id}: {columns.say_columns(table)}")
     if getattr(arguments, "id", None):
         table.refuse_unusable(arguments.id)
-    found, missing = None, np.zeros(table.rows, bool)
     if needs_target:
         refuse_lists(table, target)
+    found, missing = None, np.zeros(table.rows, bool)
+    if needs_target:
         target = labels.find_target(table, target, is_given=is_given)
         found, missing = labels.match(table, target, model.classes_)
     if preparation is None:
