@@ -164,7 +164,7 @@ def ranking(shape, dtype, seed):
         "negatives": Negatives(ids, log_counts(len(ids), seed), count, own, "iid"),
         "bias": logits((shape[-1],), loss_dtype(dtype), seed + 6, 1.0),
         "weight": class_weights(shape, dtype, seed),
-        "sample_weight": row_weights(shape, seed),
+        "sample_weight": row_weights(shape, seed) + (math.prod(shape[:-1]) == 1),  # a mean needs a weight
         "accidental_hits": "keep",
     }
 
