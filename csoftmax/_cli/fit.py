@@ -57,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--penalty-l2",
         type=parse_penalty,
         metavar="P",
-        help="a number; auto: chosen from the data; none (the default): as scikit-learn, 1 / rows",
+        help="a number; auto: chosen from the data; none (the default): 1 / rows, or 2 / rows for two classes, as "
+        "scikit-learn's C = 1; with adamw 1e-4",
     )
     add("--class-weight", choices=("balanced", "effective_number"), help="default: none")
     add("--label-smoothing", type=parse_fraction, default=0.0, metavar="E", help="default: 0")

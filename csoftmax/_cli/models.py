@@ -15,6 +15,7 @@ from . import messages as say
 from .messages import Messages, count
 from .tables import columns, labels, reading
 from .tables.columns import Feature, Preparation
+from .tables.dialect import NO_MODEL
 from .tables.raw import RawTable
 
 if TYPE_CHECKING:
@@ -145,17 +146,25 @@ def read_table(
         The rows of its table are all of those that were read, those of `x` all but dropped ones.
     """
     preparation = get_preparation(model)
+    is_given = target is not None
     target = target or (preparation.target if preparation else None) or None
     words = {name for name in (target, id) if name} | set(preparation.words() if preparation else ())
     expected = [f.column for f in preparation.features] if preparation else []
-    table = reading.read(path, reading.get_options(arguments), messages, expected=[*expected, *words], as_words=words)
+    table = reading.read(
+        path,
+        reading.get_options(arguments),
+        messages,
+        expected=[*expected, *words],
+        model=preparation.locate(has_target=needs_target) if preparation else NO_MODEL,
+        as_words=words,
+    )
     if getattr(arguments, "id", None) and table.find(arguments.id) is None:
         raise UnusableError(f"--id {arguments.id}: {columns.say_columns(table)}")
     if getattr(arguments, "id", None):
         table.refuse_unusable(arguments.id)
     found, missing = None, np.zeros(table.rows, bool)
     if needs_target:
-        target = labels.find_target(table, target)
+        target = labels.find_target(table, target, is_given=is_given)
         found, missing = labels.match(table, target, model.classes_)
     if preparation is None:
         preparation = _by_order(table, target, id, model.n_features_in_)

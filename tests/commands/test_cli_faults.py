@@ -146,8 +146,11 @@ def test_arguments_that_make_no_model():
 
 def test_an_npz_array_of_more_than_two_axes_is_named():
     cube = np.arange(N * 4.0).reshape(N, 2, 2)
-    np.savez("cube.npz", X=cube, w=np.array(U), t=np.array(T))
+    np.savez("cube.npz", X=cube, t=np.array(T))
     assert "'X' (60, 2, 2); reshape it" in refuse("fit", "cube.npz", "--target", "t")
+    np.savez("columns.npz", X=cube, w=np.array(U), t=np.array(T), seed=1)
+    err = fit("columns.npz")[1]
+    assert "left out, more than two axes: 'X' (60, 2, 2), left out, a single value: 'seed'" in err
     np.savez("both.npz", X=cube, F=np.array([U, V]).T, t=np.array(T))
     assert "left out, more than two axes: 'X' (60, 2, 2)" in fit("both.npz")[1]
 
@@ -250,6 +253,145 @@ def test_a_table_that_is_refused_holds_no_bytes():
     with pytest.raises(pa.ArrowInvalid):
         parse_bytes(read, BASE.encode())
     assert time.monotonic() - begin < RELEASE_SECONDS / 2
+
+
+def mend(cells, *bad, at=7):
+    """Cells of which some are replaced."""
+    result = list(cells)
+    for i, cell in enumerate(bad):
+        result[at + 5 * i] = cell
+    return result
+
+
+M = 240
+DAYS = [f"2026-{1 + i // 28 % 12:02}-{1 + i % 28:02}" for i in range(M)]
+FAULTY = {
+    "all numbers are different": (mend([f"{i * i}.5" for i in range(M)], "oops"), "oops", "numbers"),
+    "below a limit": (mend([f"{i * i}.5" for i in range(M)], "<0.5"), "<0.5", "numbers"),
+    "a stroke": (mend([i * i for i in range(M)], "-"), "-", "numbers"),
+    "two points": (mend([f"{i * i}.5" for i in range(M)], "1.2.3"), "1.2.3", "numbers"),
+    "a unit": (mend([f"{i * i}.5" for i in range(M)], "12 kg"), "12 kg", "numbers"),
+    "few numbers": (mend([18 + i % 8 for i in range(M)], "oops", "x"), "oops", "numbers"),
+    "eighteen numbers, one word often": (mend([18 + i % 18 for i in range(M)], *["unknown"] * 8), "unknown", "numbers"),
+    "0 and 1": (mend([i % 2 for i in range(M)], "oops"), "oops", "numbers"),
+    "truth": (mend([i % 2 == 0 for i in range(M)], "maybe"), "maybe", "true or false"),
+    "days": (mend(DAYS, "soon"), "soon", "dates"),
+    "different days": (mend([f"{i % 28 + 1}.{i // 28 + 1}.2026" for i in range(M)], "soon"), "soon", "dates"),
+    "days that are none": (mend(DAYS, "2026-13-45"), "2026-13-45", "dates"),
+    "limits": ([f"<{1 + i % 8}" if i % 10 == 7 else 3 * i % 97 for i in range(M)], "<8", "numbers"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTY)
+def test_a_few_cells_of_something_else_are_refused(name):
+    cells, bad, kind = FAULTY[name]
+    write_rows("b.csv", "k,v,t", cells, [i % 7 for i in range(M)], [i % 2 for i in range(M)])
+    line = refuse("fit", "b.csv", "--target", "t")
+    assert f"b.csv, line 9: column 'k' is {bad!r}, but most of the column is {kind}" in line
+    fit("b.csv", "--drop", "k", "-q")
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        [("2", "3", "4", "5more")[i % 4] for i in range(M)],
+        mend([i % 6 for i in range(M)], *["6+"] * 6),
+        [("a", "b")[i % 2] for i in range(M)],
+        mend(["0"] * M, "see remark", "late"),
+        [f"A{i % 90}" if i % 4 else str(100 + i) for i in range(M)],
+    ],
+)
+def test_words_among_numbers_that_are_levels(cells):
+    write_rows("b.csv", "k,v,t", cells, [i % 7 for i in range(M)], [i % 2 for i in range(M)])
+    assert "1 column of text one-hot" in fit("b.csv")[1]
+
+
+def test_levels_that_a_file_declares_are_no_faults():
+    head = "@relation r\n@attribute k {1,2,3,oops}\n@attribute v numeric\n@attribute t {0,1}\n@data\n"
+    cells = mend([1 + i % 3 for i in range(M)], "oops")
+    write("b.arff", head + "\n".join(f"{k},{i % 7},{i % 2}" for i, k in enumerate(cells)))
+    assert "1 column of text one-hot" in fit("b.arff", "-q")[1] or fit("b.arff")
+    numbers = ",".join(map(str, range(30)))
+    rows = "\n".join(f"{3 * i % 30},{i % 7},{i % 2}" for i in range(M))
+    write("c.arff", head.replace("1,2,3,oops", numbers) + rows)
+    fit("c.arff")
+    words = pa.array(list(map(str, cells))).dictionary_encode()
+    parquet.write_table(
+        pa.table({"k": words, "v": [i % 7 for i in range(M)], "t": [i % 2 for i in range(M)]}), "b.parquet"
+    )
+    fit("b.parquet")
+
+
+def test_an_excel_column_with_a_word_and_a_title():
+    openpyxl = pytest.importorskip("openpyxl")
+    pytest.importorskip("python_calamine")
+    book = openpyxl.Workbook()
+    rows = [[i * i + 0.5, v, t] for i, (v, t) in enumerate(zip(V, T))]
+    for row in [["Made by us"], ["k", "v", "t"], *rows]:
+        book.active.append(row)
+    book.save("a.xlsx")
+    assert "1 row skipped (before the table): 'Made by us', header" in fit("a.xlsx")[1]
+    book.active.cell(10, 1).value = "n.n."
+    book.save("a.xlsx")
+    assert "row 10 of sheet 'Sheet': column 'k' is 'n.n.', but most" in refuse("fit", "a.xlsx", "--target", "t")
+
+
+def test_a_sheet_whose_first_row_has_only_a_label():
+    openpyxl = pytest.importorskip("openpyxl")
+    pytest.importorskip("python_calamine")
+    book = openpyxl.Workbook()
+    for row in [[None, None, "a"], *zip(U, V, T)]:
+        book.active.append(row)
+    book.save("a.xlsx")
+    assert f"{N + 1} rows" in fit("a.xlsx", target="2")[0]
+
+
+def test_no_group_of_thousands_begins_with_0():
+    rows = [f"0,{100 + 37 * i % 799};{i % 5};{i % 2}" for i in range(N)]
+    write("c.csv", "k;v;t\n" + "\n".join(rows) + "\n")
+    table = reading.read(Path("c.csv"), dialect.Options(), Messages("fit"))
+    assert table.decimal == ","
+    assert np.array_equal(table.columns[0], [(100 + 37 * i % 799) / 1000 for i in range(N)])
+    write("c.csv", "k;v;t\n" + "\n".join(row.replace(";", ";1.5;", 1) for row in rows).replace("k;", "k;w;") + "\n")
+    write("c.csv", Path("c.csv").read_text().replace("k;v;t", "k;w;v;t"))
+    assert "column 'k' is '0,100', with the decimal sign ','" in refuse("fit", "c.csv", "--target", "t")
+
+
+@pytest.mark.parametrize("numbers", [["1.5", "2.5"], ["0.150", "0.250"], ["1.5", "1.234"]])
+def test_points_in_a_table_of_decimal_commas(numbers):
+    rows = [f"{numbers[i % 2]};{i % 5},25;{i % 2}" for i in range(N)]
+    write("c.csv", "k;v;t\n" + "\n".join(rows) + "\n")
+    line = refuse("fit", "c.csv", "--target", "t", "--decimal", ",")
+    assert f"column 'k' is {numbers[0]!r}, with the decimal sign '.', but the table is read with ','" in line
+
+
+@pytest.mark.parametrize("cell", ["7", "0.5", "-1", "yes", "inf"])
+def test_a_column_of_truth_takes_no_other_number(cell):
+    write_rows("b.csv", "u,k,t", U, [v > 0 for v in V], T)
+    fit("b.csv")
+    write("c.csv", f"u,k\n1,1\n1,0.0\n1,\n1,true\n1,{cell}\n")
+    assert f"line 6: column 'k' is {cell!r}, which is neither true nor" in refuse(
+        "predict", "model.safetensors", "c.csv"
+    )
+    write("c.csv", f"u,k\n1,1\n1,{cell}\n1,0\n")
+    assert "line 3: column 'k'" in refuse("predict", "model.safetensors", "c.csv")
+    write("c.csv", "u,k\n1,1\n1,0.0\n1,\n1,true\n")
+    run("predict", "model.safetensors", "c.csv")
+
+
+@pytest.mark.parametrize("codes", [("007", "7"), ("7", "007")])
+def test_the_exact_number_comes_before_a_code(codes):
+    labels = [(*codes, "x")[i % 3] for i in range(N)]
+    write_rows("b.csv", "u,k,t", U, labels, labels)
+    fit("b.csv")
+    write_rows("c.csv", "u,k,t", U, ["7.0"] * N, ["7.0"] * N)
+    write_rows("d.csv", "u,k,t", U, ["7"] * N, ["7"] * N)
+    reports = [json.loads(run("evaluate", "model.safetensors", name, "--json")[0]) for name in ("c.csv", "d.csv")]
+    assert reports[0]["accuracy"] == reports[1]["accuracy"] == 1
+    write_rows("b.csv", "u,v,t", U, V, [("007", "07")[i % 2] for i in range(N)])
+    fit("b.csv")
+    write_rows("c.csv", "u,v,t", U, V, ["7"] * N)
+    assert "unknown label '7'" in refuse("evaluate", "model.safetensors", "c.csv")
 
 
 def test_names_in_single_quotes_above_values_without_quotes():

@@ -308,6 +308,88 @@ def test_a_pipe_is_read_once():
     assert not writer.is_alive()
 
 
+STAMPS = [
+    "2026-01-{:02} 10:00:00", "2026-01-{:02} 10:00", "2026-01-{:02} 10:00:00.5", "2026-01-{:02} 10:00:00+01:00",
+    "{:02}.01.2026 10:00:00", "202601{:02} 10:30",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("separator", [",", ";"])
+@pytest.mark.parametrize("form", STAMPS)
+def test_a_time_is_no_row_of_libsvm(form, separator):
+    for columns in ("{0}{s}{1}{s}{2}", "{1}{s}{2}{s}{0}"):
+        rows = [columns.format(form.format(1 + i % 28), u, i % 2, s=separator) for i, u in enumerate(U)]
+        write("a.csv", columns.format("time", "u", "t", s=separator) + "\n" + "\n".join(rows) + "\n")
+        run("fit", "a.csv", "--target", "t", "-q")
+        write("a.csv", "\n".join(rows) + "\n")
+        run("fit", "a.csv", "--target", columns.format(0, 1, 2, s="")[::-1].replace("0", "")[0], "-q")
+
+
+def test_a_separator_that_is_given_decides():
+    write("a.txt", "\n".join(f"{i % 3} 1:{u} 2:{v}" for i, (u, v) in enumerate(zip(U, V))) + "\n")
+    assert "libsvm" in run("fit", "a.txt")[1]
+    assert "separator blanks" in run("fit", "a.txt", "--target", "0", "--separator", "blanks", "--keep-index")[1]
+
+
+def test_a_target_that_libsvm_does_not_have():
+    write("a.svm", "\n".join(f"{i % 3} 1:{u} 2:{v}" for i, (u, v) in enumerate(zip(U, V))) + "\n")
+    assert "no column 'colour'; it is libsvm" in refuse("fit", "a.svm", "--target", "colour")
+    write_rows("a.csv", "t,1,2", [i % 3 for i in range(N)], U, V)
+    run("fit", "a.csv", "--target", "t")
+    run("evaluate", "model.safetensors", "a.svm")  # the target is that of the model, not of the user
+    assert "no column 'colour'" in refuse("evaluate", "model.safetensors", "a.svm", "--target", "colour")
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [("HTML", '<table border="1" class="dataframe">\n<tr><td>1</td></tr></table>'), ("HTML", "<div>\n<p>1</p></div>")],
+)
+def test_a_part_of_a_page_is_html(kind, text):
+    write("a.csv", text)
+    assert f"is {kind} or XML" in refuse("fit", "a.csv", "--target", "t")
+
+
+def test_names_between_angle_brackets_are_no_html():
+    write_rows("a.csv", "<DATE>,<U>,t", [f"2026.01.{1 + i % 28:02}" for i in range(N)], U, T)
+    run("fit", "a.csv", "--target", "t")
+
+
+@pytest.mark.parametrize("letter", ["ö", "名"])
+def test_utf_8_with_a_wrong_byte(letter):
+    rows = [f"{u},K{letter}ln,{t}".encode() for u, t in zip(U, T)]
+    write("a.csv", b"\n".join([b"u,city,t", *rows[:30], "1,Köln,a".encode("latin-1"), *rows[30:]]) + b"\n")
+    line = refuse("fit", "a.csv", "--target", "t")
+    assert "line 32, byte 0xf6: this is not UTF-8, as the rest of the text is" in line
+    if letter == "ö":
+        run("fit", "a.csv", "--target", "t", "--encoding", "cp1252")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "words"),
+    [
+        ("shift_jis", ("りんご", "みかん")),
+        ("shift_jis", ("東京都", "大阪府")),
+        ("gb18030", ("苹果", "橘子")),
+        ("cp1251", ("яблоко", "груша")),
+        ("koi8-r", ("яблоко", "груша")),
+        ("euc-kr", ("사과", "귤나무")),
+    ],
+)
+def test_other_encodings_are_no_western_text(encoding, words):
+    text = "u,w,t\n" + "".join(f"{u},{words[i % 2]},{t}\n" for i, (u, t) in enumerate(zip(U, T)))
+    write("a.csv", text, encoding)
+    assert "neither UTF-8 nor Windows-1252; give --encoding" in refuse("fit", "a.csv", "--target", "t")
+    table = reading.read(Path("a.csv"), dialect.Options(encoding=encoding), Messages("fit"))
+    assert table.columns[1].levels == list(words)
+
+
+def test_western_letters_are_windows_1252():
+    words = ("Köln", "créée", "–––––", "5 €", "‚so‘")
+    text = "u,w,t\n" + "".join(f"{u},{words[i % 5]},{t}\n" for i, (u, t) in enumerate(zip(U, T)))
+    write("a.csv", text, "cp1252")
+    assert "Windows-1252" in run("fit", "a.csv", "--target", "t")[1]
+
+
 # Detection
 
 
@@ -340,6 +422,66 @@ def test_header(text, names):
     assert read(text).names == names
 
 
+@pytest.mark.parametrize("names", [("0", "1"), ("400", "410"), ("2019", "7")])
+def test_a_header_of_numbers_is_that_of_the_model(names):
+    write_rows("a.csv", ",".join([*names, "t"]), U, V, T)
+    run("fit", "a.csv", "--target", "t")
+    write_rows("b.csv", ",".join(names), [int(10 * u) for u in U], [int(10 * v) for v in V])
+    assert len(run("predict", "model.safetensors", "b.csv")[0].splitlines()) == N + 1
+    write_rows("c.csv", f"other,{names[1]},{names[0]}", T, V, U)
+    assert len(run("predict", "model.safetensors", "c.csv")[0].splitlines()) == N + 1
+
+
+def test_a_header_of_numbers_at_fit():
+    write_rows("a.csv", "0,1", [f"{i}.5" for i in range(N)], [i % 2 for i in range(N)])
+    assert f"{N} rows" in run("fit", "a.csv", "--target", "1")[0]
+    write_rows("a.csv", "500,400,410", [i % 2 for i in range(N)], U, V)
+    assert f"{N} rows" in run("fit", "a.csv", "--target", "500")[0]
+    write_rows("a.csv", "0,1", [3 * i for i in range(N)], [i % 2 for i in range(N)])
+    assert f"{N + 1} rows" in run("fit", "a.csv", "--target", "1")[0]
+    assert f"{N} rows" in run("fit", "a.csv", "--target", "1", "--header")[0]
+    write("a.csv", "7,1.5,a\n" + "\n".join(ROWS) + "\n")
+    assert "--header if the first row holds names" in refuse("fit", "a.csv", "--target", "x")
+    assert f"{N} rows" in run("fit", "a.csv", "--target", "a", "--header")[0]
+    assert command("fit", "a.csv", "--target", "2", "--header", "--no-header")[0] == 2
+
+
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_a_table_without_header_and_target(place):
+    columns = [U, V]
+    columns.insert(place, [i % 2 for i in range(N)])
+    write("a.csv", "\n".join(",".join(map(str, row)) for row in zip(*columns)) + "\n")
+    run("fit", "a.csv", "--target", place)
+    write("b.csv", "\n".join(f"{u},{v}" for u, v in zip(U, V)) + "\n")
+    out, err = run("predict", "model.safetensors", "b.csv")
+    assert out == run("predict", "model.safetensors", "a.csv")[0]
+    assert (f"without {place}, the target of fit" in err) == (place < 2)
+    refuse("evaluate", "model.safetensors", "b.csv")
+
+
+@pytest.mark.parametrize("first", [",,a", ",,1", "a,,"])
+def test_the_first_row_of_a_table_without_header_is_a_row(first):
+    labels = T if "1" not in first else [i % 3 for i in range(N)]
+    rows = [f"{t},{u},{v}" if first == "a,," else f"{u},{v},{t}" for u, v, t in zip(U, V, labels)]
+    write("a.csv", "\n".join([first, *rows]) + "\n")
+    table = reading.read(Path("a.csv"), dialect.Options(), Messages("fit"))
+    assert (table.rows, table.has_names) == (N + 1, False)
+    write("a.csv", "\n".join(["Report 2026,,", *rows]) + "\n")
+    assert reading.read(Path("a.csv"), dialect.Options(), Messages("fit")).rows == N
+
+
+def test_a_row_that_begins_with_a_per_cent_sign():
+    write("a.csv", "".join(f"{('%5', '7%')[i % 2]},{v},{t}\n" for i, (v, t) in enumerate(zip(V, T))))
+    table = reading.read(Path("a.csv"), dialect.Options(), Messages("fit"))
+    assert (table.rows, table.has_names) == (N, False)
+
+
+def test_a_name_that_begins_with_a_per_cent_sign():
+    write_rows("a.csv", "%fat,v,t", U, V, T)
+    table = reading.read(Path("a.csv"), dialect.Options(), Messages("fit"))
+    assert table.names == ["%fat", "v", "t"]
+
+
 def test_a_target_that_only_looks_repeated():
     write_rows("a.csv", "t,t.1,u", T, V, U)
     run("fit", "a.csv", "--target", "t")
@@ -361,13 +503,16 @@ def test_an_expected_name_makes_a_header():
 @pytest.mark.parametrize(
     ("cell", "value"),
     [("1", 1), ("+1.5e3", 1500), (".5", 0.5), ("5.", 5), ("1_5", None), ("0x10", None), ("1,234", 1234),
-     ("12,34", None), ("nan", None), ("", None), ("1e", None), ("--1", None), ("١", None), ("inf", np.inf)],
+     ("12,34", None), ("0,150", None), ("nan", None), ("", None), ("1e", None),
+     ("--1", None), ("١", None), ("inf", np.inf)],
 )  # fmt: skip
 def test_numbers(cell, value):
     assert parse_number(cell) == value
 
 
-@pytest.mark.parametrize(("cell", "value"), [("1,5", 1.5), ("1.234,5", 1234.5), ("1.234", 1234), ("1.5", 1.5)])
+@pytest.mark.parametrize(
+    ("cell", "value"), [("1,5", 1.5), ("1.234,5", 1234.5), ("1.234", 1234), ("1.5", None), ("0.150", None)]
+)
 def test_numbers_with_decimal_commas(cell, value):
     assert parse_number(cell, ",") == value
 

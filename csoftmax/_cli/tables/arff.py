@@ -72,6 +72,7 @@ def read_arff(source: Source, options: Options, as_words: Collection[str] = ()) 
     _check_declared(raw, head)
     named = name_columns(head.names)
     raw.rename(named)
+    raw.declared = {name for name, kind in zip(named.names, head.kinds) if kind.startswith("{")}
     _check_numbers(raw, head, as_words)
     return raw, ", ".join(filter(None, ["ARFF", encoding, named.describe()]))
 

@@ -8,6 +8,8 @@
 - No features: row names (an unnamed first column; a text column whose values are all different; integers that count by
   ones; a column that is called id or index), dates, and columns without any value.  ``keep_index`` keeps row names, and
   dates as days since 1970-01-01.
+- A few cells of something else in a column of numbers, of true and false, or of dates are refused: they would turn the
+  column into levels, or into row names (`faults`).
 """
 
 from __future__ import annotations
@@ -22,21 +24,32 @@ from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError
 from ..messages import Messages, count, name_some
-from . import dates
-from .raw import TRUE_OR_FALSE, RawTable, Text, Values, as_numbers, as_text, format_number, parse_number
+from . import dates, faults
+from .dialect import ModelColumns
+from .raw import (
+    TRUE_OR_FALSE,
+    RawTable,
+    Text,
+    Values,
+    as_numbers,
+    as_text,
+    format_number,
+    index_by_value,
+    parse_number,
+)
 
 MIN_LEVEL_ROWS = 5
 MAX_LEVELS = 100
 MIN_COUNTING_ROWS = 3  # integers in order that count by ones are row numbers from this many rows on
 MIN_SHUFFLED_ROWS = 20  # the same for integers in any order
-MIN_NUMBERS = 20  # a column with more different numbers, and few other values, is one of numbers with faults in it
-MAX_FAULTS = 3  # different values
+MIN_MEASURES = 20  # a few different values such as "10 mg" are a choice out of a few
 RARE = "(rare)"
 NO_VALUES = "without any value"
-KEPT = ("row names", "an unnamed first column", "row numbers, which count by ones", "ids", "dates")  # by --keep-index
+ROW_NAMES = "row names"
+KEPT = (ROW_NAMES, "an unnamed first column", "row numbers, which count by ones", "ids", "dates")  # by --keep-index
 VERSION = 1
 
-_ID = re.compile(r"(?i:(.*[^a-z])?(id|index))|.*[a-z]I[dD]", re.DOTALL)
+_ID = re.compile(r"(?i:(.*[^a-z])?id|(row[^a-z])?index)|.*[a-z]I[dD]", re.DOTALL)  # an index may be a measurement
 
 _MEASURE = re.compile(
     r"[-+\u2212]?(?P<before>[$€£¥]?)\s?(?P<number>[-+\u2212]?[\d.,]*\d[\d.,]*(?:[eE][-+]?\d+)?)\s?"
@@ -84,6 +97,15 @@ class Preparation:
     def words(self) -> list[str]:
         """Return the columns that must be read as text."""
         return [f.column for f in self.features if f.kind == "levels"] + ([self.id] if self.id else [])
+
+    def locate(self, *, has_target: bool) -> ModelColumns:
+        """Return the columns by which a table of the model is recognised, with or without a header."""
+        if self.has_names:
+            return ModelColumns(named=tuple(f.column for f in self.features))
+        names = {f.column for f in self.features} | {*self.left_out} | ({self.id} if self.id else set())
+        if has_target or {*names, self.target} != {str(i) for i in range(len(names) + 1)}:
+            return ModelColumns(numbered=True)
+        return ModelColumns(numbered=True, untargeted=tuple(sorted(names, key=int)))
 
     def to_json(self) -> dict[str, Any]:
         """Return what the header of a model file holds."""
@@ -145,7 +167,8 @@ def prepare(
             table.refuse_unusable(name)
         if name == target:
             raise UnusableError(f"{option} {name}: this is the target")
-    features, left_out = [], {}
+    features: list[Feature] = []
+    left_out: dict[str, str] = {}
     for place, (name, values) in enumerate(zip(table.names, table.columns)):
         if name in (target, id):
             continue
@@ -153,9 +176,12 @@ def prepare(
             table.refuse_unusable(name)
             refuse_notation(table, name, values)
         reason = "--drop" if name in drop else find_reason(table, place, values)
-        if reason is None or (keep_index and reason in KEPT):
+        is_kept = reason is None or (keep_index and reason in KEPT)
+        if is_kept or (reason == ROW_NAMES and not _ID.fullmatch(name)):
+            faults.refuse(table, name, values)
+        if is_kept:
             features.append(decide(table, name, values, reason == "dates"))
-        else:
+        elif reason is not None:
             left_out[name] = reason
     for reason in dict.fromkeys(left_out.values()):
         names = [name for name, r in left_out.items() if r == reason]
@@ -192,7 +218,7 @@ def find_reason(table: RawTable, place: int, values: Values) -> str | None:
             return "dates"
         known = int((values.codes >= 0).sum())
         if known > 1 and len(values.levels) == known:
-            return "row names"
+            return ROW_NAMES
         if name.casefold() in ("id", "index") and _are_integers(as_numbers(values)[0]):
             return "ids"
         return None
@@ -238,7 +264,6 @@ def decide(table: RawTable, name: str, values: Values, is_date: bool) -> Feature
         return Feature(name, "numbers")
     if {level.casefold() for level in values.levels} <= set(TRUE_OR_FALSE):
         return Feature(name, "booleans")
-    refuse_faults(table, name, values)
     counts = values.counts()
     order = sorted(range(len(counts)), key=lambda i: (-counts[i], values.levels[i]))
     kept = [i for i in order[:MAX_LEVELS] if counts[i] >= MIN_LEVEL_ROWS]
@@ -249,38 +274,25 @@ def decide(table: RawTable, name: str, values: Values, is_date: bool) -> Feature
     return Feature(name, "levels", levels=sorted(values.levels[i] for i in kept), pooled=pooled)
 
 
-def refuse_faults(table: RawTable, name: str, values: Text) -> None:
-    """Refuse a column of numbers in which a few cells are something else: its numbers would become levels."""
-    is_number = np.array([parse_number(level, table.decimal) is not None for level in values.levels])
-    counts, numbers = values.counts(), int(is_number.sum())
-    share = counts[is_number].sum() / max(counts.sum(), 1)
-    faults = len(is_number) - numbers
-    if numbers <= MIN_NUMBERS or not (share >= 0.95 or (share > 0.5 and faults <= MAX_FAULTS)):
-        return
-    row = int(np.argmax(values.take(~is_number, False)))
-    cell = values.levels[values.codes[row]]
-    raise UnusableError(
-        f"{table.at(row)}: column {name!r} is {cell!r}, but most of the column is numbers; mend the cell, leave it "
-        f"empty if the value is missing, or leave out the column with --drop {name}"
-    )
-
-
 def refuse_notation(table: RawTable, name: str, values: Values) -> None:
     """Refuse a column of numbers with a unit, or with another decimal sign than the table: they would become levels."""
     if not isinstance(values, Text) or not values.levels:
         return
-    many = len(values.levels) > MIN_NUMBERS or len(values.levels) == (values.codes >= 0).sum() > 1
-    if not many or dates.find_format(values):
-        return  # a few levels such as "10 mg" are a choice out of a few
+    if dates.find_format(values):
+        return
+    many = len(values.levels) > MIN_MEASURES or len(values.levels) == (values.codes >= 0).sum() > 1
     remedy = f"or leave out the column with --drop {name}"
     other = "," if table.decimal == "." else "."
     wrong = [parse_number(level, table.decimal) is None for level in values.levels]
-    if any(wrong) and all(parse_number(t, other) is not None for t, w in zip(values.levels, wrong) if w):
+    is_other = many or other == "."  # 1.5 has one meaning; 1,5 may be a list, of which a few are a choice
+    if is_other and any(wrong) and all(parse_number(t, other) is not None for t, w in zip(values.levels, wrong) if w):
         row = int(np.argmax(values.take(wrong, False)))
         raise UnusableError(
             f"{table.at(row)}: column {name!r} is {values.levels[values.codes[row]]!r}, with the decimal sign "
             f"{other!r}, but the table is read with {table.decimal!r}; give --decimal {other}, mend it, {remedy}"
         )
+    if not many:
+        return
     matches = [_MEASURE.fullmatch(level) for level in values.levels]
     units = {(m["before"], m["after"]) if m else ("", "") for m in matches}
     if (
@@ -382,10 +394,13 @@ def _take_numbers(table: RawTable, feature: Feature, values: Values) -> NDArray[
         what = f"which is not a date of the form {feature.format}"
     else:
         numbers, row = as_numbers(values, table.decimal)
-        if row is None:
+        wrong, what = np.arange(len(numbers)) == row, "which is not a number, as in the table of fit"
+        if feature.kind == "booleans":
+            wrong |= ~(np.isnan(numbers) | (numbers == 0) | (numbers == 1))
+            what = "which is neither true nor false, nor 1 or 0, as in the table of fit"
+        if not wrong.any():
             return numbers
         text, days = as_text(values), numbers
-        wrong, what = np.arange(len(numbers)) == row, "which is not a number, as in the table of fit"
     if wrong.any():
         row = int(np.argmax(wrong))
         cell = text.levels[text.codes[row]]
@@ -407,8 +422,7 @@ def _take_levels(feature: Feature, text: Text, messages: Messages) -> tuple[NDAr
     """Return one-hot features; a level is matched by its text, or by its value if it is a number."""
     other = len(feature.levels) if feature.pooled else -1  # -1: no feature
     known = {level: i for i, level in enumerate(feature.levels)} | dict.fromkeys(feature.pooled, other)
-    by_value = {parse_number(level): i for level, i in known.items()}
-    by_value.pop(None, None)
+    by_value = index_by_value(known)
     width = len(feature.levels) + bool(feature.pooled)
     fill = known.get(str(feature.fill), other)
     places, unknown = [], []

@@ -49,6 +49,17 @@ def find_format(values: Values) -> str | None:
     return None
 
 
+def find_most(values: Text) -> NDArray[np.bool_] | None:
+    """Return which levels are dates, in the format that most of them have; None if few have the shape of dates."""
+    shaped = [level for level in values.levels if _SHAPE.fullmatch(level)]
+    if 2 * len(shaped) <= len(values.levels):
+        return None
+    formats = [date + time for date in FORMATS for time in TIMES] + [ISO]
+    counts = [int((~np.isnan(_parse(shaped[:20], form))).sum()) for form in formats]
+    parsed = [~np.isnan(_parse(values.levels, form)) for form, n in zip(formats, counts) if n == max(counts)]
+    return max(parsed, key=np.sum)
+
+
 def _are_compact(values: NDArray[Any]) -> bool:
     """Whether numbers are days such as 20261129."""
     known = values[~np.isnan(values)]

@@ -17,7 +17,7 @@ import numpy as np
 from ..._runtime.optional import UnusableError, load
 from ..messages import count
 from . import dialect as dialects
-from .dialect import Dialect, Options
+from .dialect import NO_MODEL, Dialect, ModelColumns, Options
 from .opening import Source, parse_bytes
 from .raw import MISSING, RawTable, Values, as_text, make_text, name_columns, recognise
 
@@ -30,7 +30,12 @@ MAX_RETRIES = 3  # columns that look like numbers at first are read again as tex
 
 
 def read(
-    source: Source, options: Options, *, expected: Collection[str] = (), as_words: Collection[str] = ()
+    source: Source,
+    options: Options,
+    *,
+    expected: Collection[str] = (),
+    model: ModelColumns = NO_MODEL,
+    as_words: Collection[str] = (),
 ) -> tuple[RawTable, str]:
     """Read a text table.
 
@@ -42,6 +47,8 @@ def read(
         The user's options for it.
     expected
         Names of columns that the header must have if there is one.
+    model
+        Columns of the model.
     as_words
         Names of columns that stay text, even if all of it is numbers.
 
@@ -55,11 +62,13 @@ def read(
         data = data.rstrip(b"\x1a\x00")
     if b"\n" not in data:
         data = data.replace(b"\r", b"\n")
-    dialect = dialects.detect(data, options, source.name, expected=expected, tab=source.suffix in (".tsv", ".tab"))
+    tab = source.suffix in (".tsv", ".tab")
+    dialect = dialects.detect(data, options, source.name, expected=expected, model=model, tab=tab)
     body: Buffer = memoryview(data)[_find_line(data, dialect.skip + dialect.header_lines) :]  # no copy
     text = _Text(source.name, body, dialect)
     body = _simplify(body, dialect)
-    named = name_columns(dialect.names or [str(i) for i in range(dialect.width)])
+    numbers, note = dialects.number_columns(dialect.width, model)
+    named = name_columns(dialect.names or numbers)
     names = named.names
     words = {i for i, name in enumerate(names) if name in as_words}
     numeric = set(_guess_numeric(body, dialect)) - words
@@ -77,9 +86,12 @@ def read(
         unnamed=named.unnamed,
         repeated=named.repeated,
         decimal=dialect.decimal,
-        hint=_find_later_header(body, dialect, expected) if dialect.names and not {*expected} & {*names} else "",
+        hint="" if dialect.names or options.header is False else dialects.HEADER_HINT,
     )
-    return table, ", ".join(filter(None, [encoding, dialect.describe(), named.describe()]))
+    if dialect.names and not {*expected} & {*names}:
+        table.hint = _find_later_header(body, dialect, expected)
+    said = [encoding, dialect.describe(), "" if dialect.names else note, named.describe()]
+    return table, ", ".join(filter(None, said))
 
 
 def _find_later_header(body: Buffer, dialect: Dialect, expected: Collection[str]) -> str:

@@ -2,10 +2,12 @@
 
 All of it is detected from the first lines, except what the user says.  The rules, in this order:
 
-- encoding: a byte order mark; UTF-16 if every other byte is 0; UTF-8 if all bytes are; else Windows-1252;
+- encoding: a byte order mark; UTF-16 if every other byte is 0; UTF-8 if all bytes are; else Windows-1252, unless most
+  of the text is UTF-8 or the bytes are those of no western language;
 - separator: the one of ``, ; tab | ¦`` that divides the lines into the same number of values, blanks if none does;
 - decimal comma: numbers such as 1,5 occur and numbers such as 1.5 do not;
-- lines before the table: those that are empty, are comments (# or %) or have one value while the table has more;
+- lines before the table: those that are empty, are comments (# or %) or have one value while the table has more
+  (`is_title`);
 - header: the first row, unless its values are of the kind that stands below them (`has_header`).
 """
 
@@ -19,6 +21,7 @@ from collections import Counter
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import NamedTuple
 
 from ..._runtime.optional import UnusableError
 from .raw import is_missing, parse_number
@@ -27,6 +30,7 @@ SAMPLE_BYTES = 256 << 10
 SAMPLE_ROWS = 500
 MIN_SAMPLE_LINES = 20
 SEPARATORS = ("\t", ";", "|", "¦", ",")
+HEADER_HINT = "; --header if the first row holds names"
 NAMES = {"\t": "tab", " ": "blanks"}
 GIVEN = {"tab": "\t", "\\t": "\t", "blanks": " ", "blank": " ", "space": " ", "comma": ",", "semicolon": ";"}
 MARKS = {
@@ -36,6 +40,7 @@ MARKS = {
     codecs.BOM_UTF16_LE: "utf-16",
     codecs.BOM_UTF16_BE: "utf-16",
 }
+_HIGH_RUN = re.compile(rb"[\x80-\xff]{3,}")  # bytes beyond ASCII; in western languages such letters stand alone
 _DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?", re.ASCII)
 _DECIMAL_POINT = re.compile(r"[+-]?\d*\.\d+([eE][+-]?\d+)?", re.ASCII)
 _THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+", re.ASCII)
@@ -65,9 +70,33 @@ class Options:
             "--decimal": self.decimal,
             "--encoding": self.encoding,
             "--skip": self.skip,
-            "--no-header": self.header,
+            "--header" if self.header else "--no-header": self.header,
         }
         return [name for name, value in given.items() if value is not None]
+
+
+class ModelColumns(NamedTuple):
+    """Columns of the table that a model was trained with, by which another table for it is recognised."""
+
+    named: tuple[str, ...] = ()  # if that table had a header: those that the model needs
+    numbered: bool = False  # that table had no header: a name is the number of a column
+    untargeted: tuple[str, ...] = ()  # all but the target, which a table to predict may lack
+
+
+NO_MODEL = ModelColumns()
+
+
+def number_columns(width: int, model: ModelColumns) -> tuple[list[str], str]:
+    """Return the names of the columns of a table without a header, and what is to be said about them.
+
+    They are numbered from 0. A table that has all columns of that of fit but the target is numbered as that one was:
+    otherwise each column behind the target would be taken for the one before it.
+    """
+    plain = [str(i) for i in range(width)]
+    if len(model.untargeted) == width and list(model.untargeted) != plain:
+        lacking = next(name for name in map(str, range(width + 1)) if name not in model.untargeted)
+        return list(model.untargeted), f"without {lacking}, the target of fit, which is not there"
+    return plain, ""
 
 
 @dataclass(frozen=True)
@@ -136,13 +165,33 @@ def decode(data: bytes, given: str | None, name: str) -> tuple[bytes, str]:
     try:
         data.decode()
         return data, "UTF-8"
-    except UnicodeDecodeError:
-        for encoding, shown in (("cp1252", "Windows-1252"), ("latin-1", "Latin-1")):
-            try:
-                return data.decode(encoding).encode(), shown
-            except UnicodeDecodeError:
-                continue
-    raise AssertionError("Latin-1 has a character for every byte")
+    except UnicodeDecodeError as error:
+        return _decode_bytes(data, name, error), "Windows-1252"
+
+
+def _decode_bytes(data: bytes, name: str, error: UnicodeDecodeError) -> bytes:
+    """Return text in Windows-1252 as UTF-8; refuse what is UTF-8 with a few faults, and other encodings of bytes.
+
+    Windows-1252 gives nearly any bytes a character, so that a wrong guess would only be seen in the names.
+    """
+    characters = data.decode(errors="surrogateescape")
+    wrong = sum(map(len, re.findall("[\udc80-\udcff]+", characters)))
+    right = sum(map(len, re.findall("[^\x00-\x7f\udc80-\udcff]+", characters)))
+    if right >= wrong:  # letters of Windows-1252 form a character of UTF-8 by chance only
+        raise UnusableError(
+            f"{name}, {_say_where(data, error)}: this is not UTF-8, as the rest of the text is; mend the line, or give "
+            "--encoding"
+        ) from error
+    runs = [run for run in _HIGH_RUN.findall(data) if len(set(run)) > 1]  # a line of dashes is none
+    try:
+        if 2 * sum(map(len, runs)) <= len(data) - len(data.translate(None, bytes(range(128, 256)))):
+            return data.decode("cp1252").encode()
+    except UnicodeDecodeError as other:
+        error = other
+    raise UnusableError(
+        f"{name}, {_say_where(data, error)}: the text is neither UTF-8 nor Windows-1252; give --encoding, such as "
+        "shift_jis, gb18030 or cp1251"
+    ) from error
 
 
 def _decode_utf16(data: bytes, name: str) -> tuple[bytes, str]:
@@ -190,7 +239,15 @@ def join_blanks(line: str, by: str) -> str:
     return re.sub(r'("(?:[^"]|"")*")|\s+', lambda m: m.group(1) or by, line)
 
 
-def detect(data: bytes, options: Options, source: str, *, expected: Collection[str] = (), tab: bool = False) -> Dialect:
+def detect(
+    data: bytes,
+    options: Options,
+    source: str,
+    *,
+    expected: Collection[str] = (),
+    model: ModelColumns = NO_MODEL,
+    tab: bool = False,
+) -> Dialect:
     """Detect how a table in UTF-8 is written.
 
     Parameters
@@ -203,6 +260,8 @@ def detect(data: bytes, options: Options, source: str, *, expected: Collection[s
         Its name, for messages.
     expected
         Names of columns that the header must have if there is one: the target, and the columns of the model.
+    model
+        Columns of the model.
     tab
         Whether the file's name says that values are separated by tabs.
 
@@ -249,7 +308,11 @@ def detect(data: bytes, options: Options, source: str, *, expected: Collection[s
     )
     if counts and options.header is None:
         return dialect
-    return _find_header(dialect, rows[first:], options, source, expected)
+    header = options.header
+    if header is None:
+        below = [row for _, _, row in rows[first + 1 : first + SAMPLE_ROWS]]
+        header = has_header(rows[first][2], below, dialect.decimal, expected, model)
+    return _add_header(dialect, rows[first:], source) if header else dialect
 
 
 def cut_sample(data: bytes | memoryview) -> str:
@@ -341,13 +404,29 @@ def _find_first_row(rows: Sequence[Row], width: int) -> int:
     first = 0
     while first < len(rows) - 1:
         row = rows[first][2]
-        filled = [cell for cell in row if cell.strip()]
-        begins = row[0].lstrip()[:1]
-        is_comment = begins == "%" or (begins == "#" and len(row) != width)
-        if not (is_comment or (len(filled) <= 1 and width > 1 and (len(row) != width or width > 2))):
+        is_comment = row[0].lstrip()[:1] in ("#", "%") and len(row) != width
+        if not (is_comment or is_title(row, [r for _, _, r in rows[first + 1 : SAMPLE_ROWS]], width)):
             break
         first += 1
     return first
+
+
+def is_title(row: Sequence[str], body: Sequence[Sequence[str]], width: int) -> bool:
+    """Whether a row stands before the table: it has one value, or none, while the table has more.
+
+    A row of the table may have one value, too, if the others are missing: its cells are as many as those of the table,
+    and its value is a number above numbers, or stands below itself again, as a label does.
+    """
+    filled = [i for i, cell in enumerate(row) if cell.strip()]
+    if len(filled) > 1 or width < 2:
+        return False
+    if len(row) != width or not filled:
+        return len(row) != width or width > 2
+    column = filled[0]
+    cell = row[column].strip()
+    if any(column < len(other) and other[column].strip() == cell for other in body):
+        return False
+    return width > 2 and not (_is_number(cell) and is_numeric(body, column, "."))
 
 
 def _read_counts(rows: Sequence[Row], width: int, data: bytes) -> str | None:
@@ -389,21 +468,10 @@ def _has_thousands(rows: Sequence[Sequence[str]]) -> bool:
     return False
 
 
-def _find_header(
-    dialect: Dialect,
-    rows: Sequence[Row],
-    options: Options,
-    source: str,
-    expected: Collection[str],
-) -> Dialect:
-    """Add the header to a dialect, if there is one."""
+def _add_header(dialect: Dialect, rows: Sequence[Row], source: str) -> Dialect:
+    """Add the header, which is the first row, to a dialect."""
     begin, end, first = rows[0]
     body = [row for _, _, row in rows[1:SAMPLE_ROWS]]
-    header = options.header
-    if header is None:
-        header = has_header(first, body, dialect.decimal, expected)
-    if not header:
-        return dialect
     width = Counter(map(len, body)).most_common(1)[0][0] if body else len(first)
     names = [name.strip() for name in first]
     names[0] = names[0].lstrip("# ") if names[0].startswith("#") else names[0]
@@ -420,15 +488,28 @@ def _find_header(
     return replace(dialect, names=tuple(names), width=width, header_lines=end - begin + 1)
 
 
-def has_header(first: Sequence[str], body: Sequence[Sequence[str]], decimal: str, expected: Collection[str]) -> bool:
+def has_header(
+    first: Sequence[str],
+    body: Sequence[Sequence[str]],
+    decimal: str,
+    expected: Collection[str],
+    model: ModelColumns = NO_MODEL,
+) -> bool:
     """Whether the first row names the columns.
 
-    It does if it has a name that is expected and is no number, or a word above a column of numbers.  Else, a row with
-    numbers is one of names only if these count by ones, as those of years or positions do, while the values below do
-    not; a row without numbers is one of names unless most of its cells stand below themselves, too.
+    It does if it has all columns of the model, or a name that is expected and is neither a number nor too large for the
+    number of a column, or a word above a column of numbers.  Else, a row with numbers is one of names only if these
+    count by ones, as those of years or positions do, while the values below do not; a row without numbers is one of
+    names unless most of its cells stand below themselves, too.
     """
     cells = [cell.strip() for cell in first]
-    if any(cell in expected and parse_number(cell) is None for cell in cells):
+    if model.named and set(model.named) <= set(cells):
+        return True
+    places = {str(i) for i in range(len(cells))}
+    known = [cell for cell in cells if cell in expected and cell not in places]
+    if any((cell.isdecimal() and not model.numbered) or parse_number(cell) is None for cell in known):
+        return True
+    if len(cells) == 2 and cells == ["0", "1"] and _have_points(body):
         return True
     words = [i for i, cell in enumerate(cells) if not _is_number(cell) and parse_number(cell, decimal) is None]
     if any(is_numeric(body, i, decimal) for i in words):
@@ -443,8 +524,9 @@ def has_header(first: Sequence[str], body: Sequence[Sequence[str]], decimal: str
         return below != [n for _, n in numbers] and not _count_by_ones(below)
     if any(is_missing(cell) and cell for cell in cells):
         return False
-    repeated = sum(any(i < len(row) and row[i].strip() == cell for row in body) for i, cell in enumerate(cells))
-    return 2 * repeated <= len(cells)
+    filled = [(i, cell) for i, cell in enumerate(cells) if cell]
+    repeated = sum(any(i < len(row) and row[i].strip() == cell for row in body) for i, cell in filled)
+    return 2 * repeated <= len(filled)
 
 
 def is_numeric(rows: Sequence[Sequence[str]], column: int, decimal: str) -> bool:
@@ -455,3 +537,9 @@ def is_numeric(rows: Sequence[Sequence[str]], column: int, decimal: str) -> bool
 
 def _count_by_ones(numbers: Sequence[float | None]) -> bool:
     return all(a is not None and b is not None and b - a == 1 for a, b in pairwise(numbers))
+
+
+def _have_points(rows: Sequence[Sequence[str]]) -> bool:
+    """Whether all numbers of one of the columns have a decimal sign."""
+    columns = list(zip(*rows))
+    return any(all(re.fullmatch(r"[+-]?\d*[.,]\d+([eE].*)?", cell.strip()) for cell in column) for column in columns)

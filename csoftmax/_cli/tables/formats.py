@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._runtime.optional import UnusableError, load
-from .dialect import SAMPLE_ROWS, Options, has_header
+from ..messages import count, name_some
+from .dialect import HEADER_HINT, NO_MODEL, SAMPLE_ROWS, ModelColumns, Options, has_header, is_title, number_columns
 from .opening import Source, parse_bytes
 from .raw import RawTable, Text, Values, as_text, format_number, make_text, name_columns, recognise
 
@@ -41,11 +42,13 @@ def read_parquet(source: Source, as_words: Collection[str] = ()) -> tuple[RawTab
         name: str(column.type) for name, column in zip(named.names, table.columns) if not _is_readable(column.type)
     }
     columns = [as_text(c) if n in as_words else c for n, c in zip(named.names, columns)]
+    types = arrow.types
     return RawTable(
         source.name,
         named.names,
         columns,
         table.num_rows,
+        declared={n for n, column in zip(named.names, table.columns) if types.is_dictionary(column.type)},
         unnamed=named.unnamed,
         repeated=named.repeated,
         unusable=unusable,
@@ -96,7 +99,11 @@ def _find_big(column: Any, compute: Any) -> Text | None:
 
 
 def read_excel(
-    source: Source, options: Options, expected: Collection[str], as_words: Collection[str]
+    source: Source,
+    options: Options,
+    expected: Collection[str],
+    as_words: Collection[str],
+    model: ModelColumns = NO_MODEL,
 ) -> tuple[RawTable, str]:
     """Read a sheet of an Excel (or OpenDocument) file: the first, or the one that is named."""
     calamine = load("python_calamine", "cli")
@@ -111,30 +118,21 @@ def read_excel(
         raise
     except Exception as error:  # the errors of the library have no common class
         raise UnusableError(f"{source.name} cannot be read as Excel: {error}") from error
-    rows = [(i, [_write_cell(cell) for cell in row]) for i, row in enumerate(cells, 1)]
-    rows = [(i, row) for i, row in rows if any(cell.strip() for cell in row)]
-    skip = options.skip or 0
-    rows = [(i, row) for i, row in rows if i > skip]
+    rows, skipped = _cut_sheet(cells, options.skip)
     if not rows:
         raise UnusableError(f"{source.name}: sheet {sheet!r} has no rows")
-    begin = 0
-    if options.skip is None:  # lines before the table have one cell, the table more
-        width = max(len(_strip_end(row)) for _, row in rows)
-        while begin < len(rows) - 1 and width > 2 and sum(bool(cell.strip()) for cell in rows[begin][1]) <= 1:
-            begin += 1
-    rows = rows[begin:]
-    left = min(next(i for i, cell in enumerate(row) if cell.strip()) for _, row in rows)
-    width = max(len(_strip_end(row)) for _, row in rows)
-    rows = [(i, row[left:width]) for i, row in rows]
     header = options.header
     if header is None:
-        header = has_header(rows[0][1], [row for _, row in rows[1:SAMPLE_ROWS]], ".", expected)
-    given = [name.strip() for name in rows[0][1]] if header else [str(i) for i in range(width - left)]
+        header = has_header(rows[0][1], [row for _, row in rows[1:SAMPLE_ROWS]], ".", expected, model)
+    numbers_of, note = number_columns(len(rows[0][1]), model)
+    given = [name.strip() for name in rows[0][1]] if header else numbers_of
     named = name_columns(given)
     names = named.names
     rows = rows[1:] if header else rows
     hint = f"; other sheets, for --sheet: {', '.join(repr(s) for s in sheets if s != sheet)}" * (len(sheets) > 1)
-    if header and not {*expected} & {*names}:
+    if not header:
+        hint = HEADER_HINT * (options.header is None) + hint
+    elif not {*expected} & {*names}:
         hint = _find_later_header(rows, expected) + hint
     columns = [make_text([row[i] for _, row in rows]) for i in range(len(names))]
     numbers = [i for i, _ in rows]
@@ -149,8 +147,34 @@ def read_excel(
         repeated=named.repeated,
         hint=hint,
     )
-    words = [f"sheet {sheet!r}", "header" if header else "no header: columns are numbered from 0", named.describe()]
-    return table, ", ".join(filter(None, words))
+    words = [f"sheet {sheet!r}"]
+    words += [f"{count(len(skipped), 'row')} skipped (before the table): {name_some(skipped)}"] if skipped else []
+    words += ["header"] if header else ["no header: columns are numbered from 0", note]
+    return table, ", ".join(filter(None, [*words, named.describe()]))
+
+
+def _cut_sheet(cells: Sequence[Sequence[Any]], skip: int | None) -> tuple[list[tuple[int, list[str]]], list[str]]:
+    """Return the rows of the table of a sheet with their numbers, and what the skipped rows before it say."""
+    rows = [(i, [_write_cell(cell) for cell in row]) for i, row in enumerate(cells, 1)]
+    rows = [(i, row) for i, row in rows if any(cell.strip() for cell in row) and i > (skip or 0)]
+    skipped = []
+    if rows and skip is None:
+        left, right = _find_sides(rows)
+        rows = [(i, row[:right]) for i, row in rows]
+        body = [row[left:] for _, row in rows]
+        while len(rows) > 1 and right - left > 2 and is_title(body[0], body[1:SAMPLE_ROWS], right - left):
+            skipped.append(next(cell.strip() for cell in rows[0][1] if cell.strip()))
+            rows, body = rows[1:], body[1:]
+    if not rows:
+        return [], []
+    left, right = _find_sides(rows)
+    return [(i, row[left:right]) for i, row in rows], skipped
+
+
+def _find_sides(rows: Sequence[tuple[int, list[str]]]) -> tuple[int, int]:
+    """Return the first column that has a value, and the one after the last."""
+    left = min(next(i for i, cell in enumerate(row) if cell.strip()) for _, row in rows)
+    return left, max(len(_strip_end(row)) for _, row in rows)
 
 
 def _find_later_header(rows: Sequence[tuple[int, list[str]]], expected: Collection[str]) -> str:
@@ -196,7 +220,7 @@ def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, 
     tables = [name for name, a in arrays.items() if a.ndim == 2]
     vectors = [name for name, a in arrays.items() if a.ndim == 1]
     deep = [f"{name!r} {a.shape}" for name, a in arrays.items() if a.ndim > 2]
-    if deep and not tables:
+    if deep and not tables and len(vectors) < 2:  # what is left are no features and labels
         raise UnusableError(
             f"{source.name}: an array has more than two axes: {', '.join(deep)}; reshape it to rows and features"
         )
@@ -218,8 +242,13 @@ def read_npz(source: Source, as_words: Collection[str] = ()) -> tuple[RawTable, 
             names.append(part)
             columns.append(_take_array(source.name, part, values))
     columns = [as_text(c) if n in as_words else c for n, c in zip(names, columns)]
+    single = [f"{name!r}" for name, a in arrays.items() if a.ndim == 0]
     return RawTable(source.name, names, columns, next(iter(lengths.values()))), ", ".join(
-        ["npz", *[f"left out, more than two axes: {name}" for name in deep]]
+        [
+            "npz",
+            *[f"left out, more than two axes: {name}" for name in deep],
+            *[f"left out, a single value: {name}" for name in single],
+        ]
     )
 
 
@@ -239,8 +268,12 @@ def _take_array(source: str, name: str, a: NDArray[Any]) -> Values:
     raise UnusableError(f"{source}: {name!r} has dtype {a.dtype}, it must hold numbers or text")
 
 
-_LIBSVM_ROW = re.compile(rb"\s*[-+.\deE]+(,[-+.\deE]+)*(\s+qid:\d+)?(\s+\d+:\S+)+\s*(#.*)?")
-_LIBSVM_EMPTY = re.compile(rb"\s*[-+.\deE]+\s*")
+_NUMBER = rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_LIBSVM_EMPTY = re.compile(rb"%(n)s(?:,%(n)s)*" % {b"n": _NUMBER})
+_LIBSVM_ROW = re.compile(
+    _LIBSVM_EMPTY.pattern + rb"(?:\s+qid:\d+)?(?:\s+\d+:(?:%s|(?i:[-+]?(?:nan|inf(?:inity)?))))+" % _NUMBER
+)
+_CLOCK = re.compile(rb"\S+\s+([01]?\d|2[0-3]):[0-5]\d")  # a number and a time, or a row with a single value
 
 
 def is_libsvm(data: bytes) -> bool:
@@ -249,6 +282,8 @@ def is_libsvm(data: bytes) -> bool:
     lines = [line for line in lines if line]
     lines = lines if len(lines) < 3 or len(data) <= 64 << 10 else lines[:-1]
     full = [_LIBSVM_ROW.fullmatch(line) for line in lines]
+    if all(_CLOCK.fullmatch(line) for line, match in zip(lines, full) if match):
+        return False
     empty = [m is not None or _LIBSVM_EMPTY.fullmatch(line) for m, line in zip(full, lines)]
     return bool(lines) and any(full) and sum(map(bool, empty)) >= 0.7 * len(lines)
 

@@ -17,16 +17,21 @@ from ..._runtime.optional import UnusableError
 from ..messages import count, name_some
 from .columns import say_columns, suggest
 from .formats import LABEL
-from .raw import TRUE_OR_FALSE, RawTable, as_text, format_number, parse_number
+from .raw import TRUE_OR_FALSE, RawTable, as_text, format_number, index_by_value, parse_number
 
 MAX_NUMBERS = 20  # a target with more different numbers may be a measurement
 _CODE = re.compile(r"[+-]?0\d+.*", re.DOTALL)
 
 
-def find_target(table: RawTable, target: str | None) -> str:
-    """Return the name of the column of labels."""
+def find_target(table: RawTable, target: str | None, *, is_given: bool = True) -> str:
+    """Return the name of the column of labels; `is_given`: the user has named it, and not only the model's table."""
     if table.absent is not None and (target is None or table.find(target) is None):
-        return LABEL  # libsvm has one, without a name
+        if target is None or not is_given:
+            return LABEL  # libsvm has one, without a name
+        raise UnusableError(
+            f"{table.source} has no column {target!r}; it is libsvm, whose labels are the column {LABEL!r}: leave out "
+            "--target"
+        )
     if target is None:
         raise UnusableError(f"--target COLUMN is missing, the column of labels; {table.source}: {say_columns(table)}")
     if table.find(target) is None:
@@ -103,12 +108,8 @@ def match(table: RawTable, target: str, classes: NDArray[Any]) -> tuple[NDArray[
     text = as_text(table.columns[place])
     missing = text.codes < 0
     exact = {str(c).strip(): i for i, c in enumerate(classes.tolist())}
-    by_value: dict[float, int] = {}
     value_of = _value_of if all(_value_of(written, ".") in (0, 1) for written in exact) else parse_number
-    for written, i in exact.items():
-        value = value_of(written, ".")
-        if value is not None:
-            by_value.setdefault(value, i)
+    by_value = index_by_value(exact, lambda written: value_of(written, "."))
     places, unknown = [], []
     for level in text.levels:
         found = exact.get(level)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -17,10 +17,11 @@ MISSING = frozenset({"", "?", "na", "nan", "null", "n/a", "#n/a", "<na>"})
 TRUE_OR_FALSE = {"true": 1.0, "false": 0.0}
 
 _NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
-_GROUPED = re.compile(r"[+-]?\d{1,3}(,\d{3})+(\.\d*)?", re.ASCII)  # thousands
-_GROUPED_BY_POINTS = re.compile(r"[+-]?\d{1,3}(\.\d{3})+(,\d*)?", re.ASCII)
+# Thousands: no group of digits begins a number with 0, so that 0,150 is a fraction with the other decimal sign.
+_GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
+_GROUPED_BY_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?", re.ASCII)
 _BLANK = re.compile("[\u00a0\u2009\u202f]")  # that no line is broken at, or thin
-_GROUPED_BY_BLANKS = re.compile(r"[+-]?\d{1,3}([\u00a0\u2009\u202f]\d{3})+(?!\d)", re.ASCII)
+_GROUPED_BY_BLANKS = re.compile(r"[+-]?[1-9]\d{0,2}([\u00a0\u2009\u202f]\d{3})+(?!\d)", re.ASCII)
 _INFINITE = re.compile(r"[+-]?inf(inity)?", re.IGNORECASE)
 
 
@@ -30,7 +31,10 @@ def is_missing(cell: str) -> bool:
 
 
 def parse_number(cell: str, decimal: str = ".") -> float | None:
-    """Return the number that a cell holds, or None: 1_5 and 0x10 are text, unlike for Python."""
+    """Return the number that a cell holds, or None: 1_5 and 0x10 are text, unlike for Python.
+
+    With a decimal comma, a point stands between thousands only: 1.234 is 1234, and 1.5 and 0.150 are no numbers.
+    """
     cell = cell.strip()
     if not cell.isascii():  # the minus sign of typography, and blanks between thousands
         cell = cell.replace("\u2212", "-")
@@ -39,6 +43,8 @@ def parse_number(cell: str, decimal: str = ".") -> float | None:
     if decimal == ",":
         if _GROUPED_BY_POINTS.fullmatch(cell):
             cell = cell.replace(".", "")
+        if "." in cell:
+            return None
         cell = cell.replace(",", ".", 1)
     if _NUMBER.fullmatch(cell) or _INFINITE.fullmatch(cell):
         return float(cell)
@@ -81,6 +87,7 @@ class RawTable:
     absent: float | None = None  # value of columns that the file does not have: 0 in sparse formats
     decimal: str = "."
     unusable: dict[str, str] = field(default_factory=dict)  # columns of neither numbers nor text -> their type
+    declared: set[str] = field(default_factory=set)  # columns whose levels the file itself declares: none is a fault
     hint: str = ""  # ends the refusal of a column that is not there
     _places: dict[str, int] = field(default_factory=dict)
 
@@ -167,6 +174,25 @@ def as_numbers(values: Values, decimal: str = ".") -> tuple[NDArray[Any], int | 
 def format_number(value: float) -> str:
     """Return the shortest text of a number: 3, not 3.0."""
     return str(int(value)) if value == np.floor(value) and abs(value) < 2**63 else repr(float(value))
+
+
+def index_by_value(
+    places: Mapping[str, int], value_of: Callable[[str], float | None] = parse_number
+) -> dict[float, int]:
+    """Return the place of each number among texts that have a place, for cells that are written otherwise.
+
+    Of texts with one value, such as 007 and 7, the plain number has it; without one, no place is right.
+    """
+    found: dict[float, set[int]] = {}
+    plain: dict[float, int] = {}
+    for text, place in places.items():
+        value = value_of(text)
+        if value is None:
+            continue
+        found.setdefault(value, set()).add(place)
+        if np.isfinite(value) and text == format_number(value):
+            plain[value] = place
+    return {value: min(those) for value, those in found.items() if len(those) == 1} | plain
 
 
 def as_text(values: Values) -> Text:

@@ -12,7 +12,7 @@ from pathlib import Path
 from ..._runtime.optional import UnusableError
 from ..messages import Messages, count
 from . import arff, delimited, formats
-from .dialect import Options, decode
+from .dialect import NO_MODEL, ModelColumns, Options, decode
 from .opening import Source, read_source
 from .raw import RawTable
 
@@ -22,7 +22,12 @@ TABLE = (
 )
 
 # Options of text tables that other formats have, too.
-MEANT = {"Excel": ("--no-header", "--skip"), "ARFF": ("--encoding",)}
+MEANT = {"Excel": ("--header", "--no-header", "--skip"), "ARFF": ("--encoding",)}
+
+# Elements of HTML by their names: <DATE> and the like are headers of some programs.
+_FOREIGN = re.compile(
+    rb"(?i)(<!|<\?xml|<(?:html|head|body|table|thead|tbody|tr|div|style|meta|script|span|pre|svg)[\s>])|[\[{]\s*[\[{\"]"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -32,7 +37,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--separator", metavar="S", help="of values: one character, tab or blanks")
     add("--decimal", choices=(".", ","), help="decimal sign")
     add("--encoding", metavar="E", help="such as utf-8 or cp1252")
-    add("--no-header", dest="header", action="store_const", const=False, help="the first row holds values")
+    header = group.add_mutually_exclusive_group()
+    header.add_argument("--header", action="store_const", const=True, help="the first row holds names")
+    header.add_argument(
+        "--no-header", dest="header", action="store_const", const=False, help="the first row holds values"
+    )
     add("--skip", type=_parse_skip, metavar="N", help="lines before the header, or before the first row")
     add("--sheet", metavar="NAME", help="of an Excel file; default: the first")
 
@@ -61,6 +70,7 @@ def read(
     messages: Messages,
     *,
     expected: Collection[str] = (),
+    model: ModelColumns = NO_MODEL,
     as_words: Collection[str] = (),
 ) -> RawTable:
     """Read a table and say how it is written.
@@ -75,6 +85,8 @@ def read(
         For what was detected.
     expected
         Names of columns that the header must have if there is one.
+    model
+        Columns of the model that the table is for.
     as_words
         Names of columns that stay text, even if all of it is numbers: the target and the ids.
 
@@ -83,7 +95,7 @@ def read(
     RawTable
     """
     source = read_source(path, messages.quiet)
-    kind = find_kind(source)
+    kind = find_kind(source, is_delimited=options.separator is not None)
     wrong = [] if kind == "text" else [option for option in options.given() if option not in MEANT.get(kind, ())]
     wrong += ["--sheet"] if options.sheet is not None and kind != "Excel" else []
     if wrong:
@@ -91,7 +103,7 @@ def read(
     if kind == "Parquet":
         table, words = formats.read_parquet(source, as_words)
     elif kind == "Excel":
-        table, words = formats.read_excel(source, options, expected, as_words)
+        table, words = formats.read_excel(source, options, expected, as_words, model)
     elif kind == "npz":
         table, words = formats.read_npz(source, as_words)
     elif kind == "ARFF":
@@ -99,15 +111,18 @@ def read(
     elif kind == "libsvm":
         table, words = formats.read_libsvm(source)
     else:
-        table, words = delimited.read(source, options, expected=expected, as_words=as_words)
+        table, words = delimited.read(source, options, expected=expected, model=model, as_words=as_words)
     if table.rows == 0:
         raise UnusableError(f"{source.name} has no rows")
     messages.say(f"{source.name}: {count(table.rows, 'row')}, {count(len(table.names), 'column')}; {words}")
     return table
 
 
-def find_kind(source: Source) -> str:
-    """Return what the bytes of a source are: text, Parquet, Excel, npz, ARFF or libsvm."""
+def find_kind(source: Source, *, is_delimited: bool = False) -> str:
+    """Return what the bytes of a source are: text, Parquet, Excel, npz, ARFF or libsvm.
+
+    `is_delimited`: the user has said what is between values, so that a text is not libsvm.
+    """
     data, name = source.data, source.name
     if data.startswith(b"PAR1"):
         return "Parquet"
@@ -128,13 +143,13 @@ def find_kind(source: Source) -> str:
             f"{name} is one NumPy array; a table needs features and labels: write both with numpy.savez"
         )
     begin = data[:4096].lstrip(b"\xef\xbb\xbf \t\r\n")
-    foreign = re.match(rb"(?i)(<!|<\?xml|<html)|[\[{]\s*[\[{\"]", begin)
+    foreign = _FOREIGN.match(begin)
     if foreign:
         what = "HTML or XML" if foreign[1] else "JSON"
         raise UnusableError(f"{name} is {what}, which is no table; the formats are {TABLE.removeprefix('table: ')}")
     if _begins_as_arff(data):
         return "ARFF"
-    if formats.is_libsvm(data):
+    if not is_delimited and formats.is_libsvm(data):
         return "libsvm"
     if source.suffix in (".parquet", ".xlsx", ".xls", ".npz"):
         raise UnusableError(f"{name} cannot be read: its bytes are not those of a {source.suffix} file")
