@@ -1,5 +1,8 @@
 """csoftmax: the softmax family for NumPy, exact to the last bits, bit-reproducible, near memory speed."""
 
+from ._runtime import interrupts as _interrupts  # noqa: F401 - watches the imports that follow
+
+# isort: split
 from ._arguments.places import DeviceError
 from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._ops import cross_entropy as _cross_entropy

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,9 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
+from ._cli.arguments import parse_path
 from ._runtime.config import get_cmake_dir, get_include, get_library, link_flags
+from ._runtime.interrupts import INTERRUPTED, watch_command
 from ._runtime.optional import UnusableError, load
 
 # The modules of _cli/, with the lines of --help.
@@ -67,8 +70,20 @@ class PrintCompletion(argparse.Action):
             shtab = load("shtab", "cli")
         except UnusableError as error:
             parser.error(str(error))
-        print(shtab.complete(make_parser(tuple(COMMANDS)), str(values)))
+        complete = make_parser(tuple(COMMANDS))
+        complete_files(complete, shtab.FILE)
+        print(shtab.complete(complete, str(values)))
         parser.exit()
+
+
+def complete_files(parser: argparse.ArgumentParser, how: dict[str, str]) -> None:
+    """Complete the arguments that are names of files, of all commands; shtab completes nothing that is not marked."""
+    for action in parser._actions:
+        if action.type is parse_path:
+            action.complete = how  # type: ignore[attr-defined]
+        elif isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                complete_files(command, how)
 
 
 def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
@@ -105,23 +120,27 @@ def make_parser(argv: Sequence[str]) -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return the exit code."""
     argv = sys.argv[1:] if argv is None else argv
-    parser = make_parser(argv)
-    arguments = parser.parse_args(argv)
-    if arguments.command is None:
-        parser.print_help()
-        return 0
-    arguments.argv = list(argv)
+    prepare_streams()
+    program = "csoftmax"
     try:
+        watch_command()
+        parser = make_parser(argv)
+        arguments = parser.parse_args(argv)
+        if arguments.command is None:
+            parser.print_help()
+            return 0
+        arguments.argv = list(argv)
+        program += f" {arguments.command}"
         if sys.stdout is None:
             raise UnusableError("standard output is closed")
         code = int(arguments.main(arguments))
         sys.stdout.flush()
         return code
     except UnusableError as error:
-        print(f"csoftmax {arguments.command}: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"{program}: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except MemoryError:
-        print(f"csoftmax {arguments.command}: there is not enough memory", file=sys.stderr)
+        print(f"{program}: there is not enough memory", file=sys.stderr)
         return 2
     except BrokenPipeError:
         # the reader has stopped, as `head` does
@@ -130,11 +149,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     except OSError as error:  # of the standard output, such as a full disk; the commands refuse their own files
         reason = f"{error.filename!r}: {error.strerror}" if error.filename else error.strerror or str(error)
         silence_output()
-        print(f"csoftmax {arguments.command}: cannot write the result: {reason}", file=sys.stderr)
+        print(f"{program}: cannot write the result: {reason}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(f"csoftmax {arguments.command}: interrupted", file=sys.stderr)
-        return 130
+        print(f"{program}: interrupted", file=sys.stderr)
+        return INTERRUPTED
+
+
+def prepare_streams() -> None:
+    """Let standard output take every letter, and send messages nowhere if standard error is closed.
+
+    What an encoding such as that of the C locale lacks is written as an escape, as it is on standard error; `predict`,
+    whose labels are data, asks first. Without a standard error Python's `print` would write to standard output.
+    """
+    if sys.stderr is None:
+        sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors == "strict":
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def silence_output() -> None:

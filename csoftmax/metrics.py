@@ -23,6 +23,7 @@ from ._learn.mistakes import find_accuracy_interval, find_mistakes
 from ._learn.probabilities import check_probabilities, check_weights, find_labels, predict_logarithms, read_array
 from ._learn.reliability import ReliabilityCurve, reliability_curve
 from ._learn.report import Report
+from ._learn.report_scores import measure_classification
 from ._learn.smooth_error import smooth_calibration_error
 from ._ops.cross_entropy import cross_entropy
 from ._ops.softmax import softmax
@@ -63,7 +64,8 @@ def evaluate(
     y : array-like of shape (N,)
         True labels, elements of the model's `classes_`.
     calibrator : fitted calibrator of `csoftmax.calibration`, or "recalibrate", optional
-        Calibrator for a second column of calibration figures. It receives the `decision_function` of a
+        Calibrator whose probabilities, and the labels that they make the most probable, are reported, with the
+        uncalibrated figures beside them. It receives the `decision_function` of a
         `csoftmax.linear_model.SoftmaxRegression` (also as the last step of a Pipeline), and the logarithms of the
         probabilities of any other classifier, 1e-12 in place of probabilities of 0, as in
         `csoftmax.calibration.CalibratedModel`. "recalibrate" asks for a cross-fitted calibration: a
@@ -92,7 +94,13 @@ def evaluate(
     The figures of calibration have one column, "as predicted". With a calibrator there is a second one, which has the
     name of its class. Without one, a `SoftmaxRegression` whose temperature is not 1 has two columns, "T = 1" and
     "as saved (T = ...)": what its calibration has changed. Accuracy, F1 and the confusion matrix are those of the
-    model's `predict`, ROC-AUC that of its probabilities; a calibrator does not change them.
+    model's `predict`, ROC-AUC that of its probabilities.
+
+    Every calibrator but a temperature can change which label is the most probable. With a fitted calibrator, accuracy,
+    F1, ROC-AUC, the confusion matrix, the figures by class and the mistakes are therefore those of the calibrated
+    probabilities, the predicted label being the most probable one, as in `csoftmax.calibration.CalibratedModel`;
+    "uncalibrated" in `to_dict` has those of the model without it. "recalibrate" leaves these figures as they are: its
+    two halves are calibrated by two calibrators, and so by no model that there is.
 
     Precision, recall and F1 are scikit-learn's with ``zero_division=0``, and macro averages are over the classes in y
     and in the predictions; text and page show a dash where a class has a figure that is 0 / 0, such as the recall of a
@@ -125,6 +133,13 @@ def evaluate(
     predicted = p.argmax(axis=1)
     if inner is None and hasattr(model, "predict"):  # the model may decide in another way
         predicted, _ = _index_labels("model.predict(X)", model.predict(X), classes)
+    given_weight, uncalibrated = None if sample_weight is None else weight, None
+    if calibrator is not None and not isinstance(calibrator, str):
+        before = measure_classification(labels, predicted, p, classes, given_weight)
+        uncalibrated = {key: value for key, value in before.items() if key not in ("per_class", "confusion_matrix")}
+        uncalibrated["accuracy_interval"] = find_accuracy_interval(labels == predicted, weight)
+        p = columns[-1].p
+        predicted = p.argmax(axis=1)
     figures: dict[str, Any] = {
         "model": repr(model),
         "rows": len(given),
@@ -132,7 +147,8 @@ def evaluate(
         "n_bins": n_bins,
         "classes": [str(c) for c in classes.tolist()],
         "accuracy_interval": find_accuracy_interval(labels == predicted, weight),
-        **_measure_classification(labels, predicted, p, classes, None if sample_weight is None else weight),
+        **measure_classification(labels, predicted, p, classes, given_weight),
+        "uncalibrated": uncalibrated,
     }
     figures["mistakes"] = find_mistakes(labels, predicted, p, weight, figures["classes"])
     errors = [_measure_calibration(labels, c, weight, n_bins) for c in columns]
@@ -313,54 +329,6 @@ def _make_display(
         n_bins=n_bins,
         smooth_error=smooth_error,
     )
-
-
-def _measure_classification(
-    labels: NDArray[np.intp],
-    predicted: NDArray[np.intp],
-    p: NDArray[np.float64],
-    classes: NDArray[Any],
-    sample_weight: NDArray[np.float64] | None,
-) -> dict[str, Any]:
-    """Figures of the predicted classes, by class and averaged."""
-    from sklearn import metrics as sk
-
-    everything = np.arange(len(classes))
-    given: dict[str, Any] = {"sample_weight": sample_weight, "zero_division": 0}
-    precision, recall, f1, _ = sk.precision_recall_fscore_support(labels, predicted, labels=everything, **given)
-    macro = sk.precision_recall_fscore_support(labels, predicted, average="macro", **given)
-    rows = np.bincount(labels, minlength=len(classes))
-    weights = np.bincount(labels, sample_weight, len(classes))
-    k = len(classes)  # scikit-learn's confusion matrix warns if there is one class
-    matrix = np.bincount(labels * k + predicted, sample_weight, k * k).reshape(k, k)
-    occurring = np.flatnonzero(weights)
-    roc_auc = None
-    if len(occurring) > 1:  # each class against the rest
-        areas = [sk.roc_auc_score(labels == c, p[:, c], sample_weight=sample_weight) for c in occurring]
-        roc_auc = float(np.mean(areas))
-    by_class = zip(classes.tolist(), precision, recall, f1, rows, weights, matrix.sum(axis=0).tolist())
-    return {
-        "accuracy": float(np.average(predicted == labels, weights=sample_weight)),
-        "macro_precision": float(macro[0]),
-        "macro_recall": float(macro[1]),
-        "macro_f1": float(macro[2]),
-        "micro_f1": float(sk.f1_score(labels, predicted, average="micro", **given)),
-        "weighted_f1": float(sk.f1_score(labels, predicted, average="weighted", **given)),
-        "roc_auc": roc_auc,
-        "per_class": [
-            {
-                "class": str(c),
-                "precision": float(pr),
-                "recall": float(r),
-                "f1": float(f),
-                "rows": int(n),
-                "weight": float(w),
-                "predicted": m,
-            }
-            for c, pr, r, f, n, w, m in by_class
-        ],
-        "confusion_matrix": matrix.tolist(),
-    }
 
 
 # Pickles, messages and help() show the public name, so that private files can move.

@@ -4,7 +4,18 @@ from __future__ import annotations
 
 import argparse
 import csv
+import re
 from collections.abc import Callable, Collection
+from pathlib import Path
+
+MAX_PENALTY = 1e100  # squares and products with the features stay finite
+
+
+def parse_path(text: str) -> Path:
+    """Parse the name of a file; an address is refused here, because a path would lose one of its slashes."""
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is an address, not a file; download it first, or give a pipe")
+    return Path(text)
 
 
 def parse_positive(text: str) -> int:
@@ -48,11 +59,16 @@ def parse_not_negative(text: str) -> float:
 
 
 def parse_penalty(text: str) -> float | str | None:
-    """Parse a number that is at least 0, "auto", or "none" for the default."""
+    """Parse a number from 0 to `MAX_PENALTY`, "auto", or "none" for the default."""
+    if text in ("auto", "none"):
+        return {"auto": "auto", "none": None}[text]
     try:
-        return {"auto": "auto", "none": None}[text] if text in ("auto", "none") else parse_not_negative(text)
+        value = parse_not_negative(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from None
+    if value > MAX_PENALTY:
+        raise argparse.ArgumentTypeError(f"must be at most {MAX_PENALTY:g}, got {text}")
+    return value
 
 
 def parse_names_of_columns(text: str) -> list[str]:

@@ -7,12 +7,11 @@ import json
 import os
 import shlex
 import sys
-from pathlib import Path
 
 from .._bench import cases, compare, cuda, peers, picture, table, terminal
 from .._cpu import binding
 from .._runtime.optional import UnusableError, check_picture, load
-from .arguments import parse_counts, parse_names, parse_positive, parse_shapes
+from .arguments import parse_counts, parse_names, parse_path, parse_positive, parse_shapes
 
 # Values of ATEN_CPU_CAPABILITY, which holds PyTorch to the same instruction set.
 TORCH_ISA = {"scalar": "default", "avx2": "avx2", "avx512": "avx512"}
@@ -45,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     forms = parser.add_mutually_exclusive_group()
     forms.add_argument("--json", action="store_true", help="as JSON")
     forms.add_argument("--markdown", action="store_true", help="as a page of Markdown")
-    add("--plot", type=Path, metavar="FILE.png", help="write a picture of the ratios (PNG, SVG or PDF)")
+    add("--plot", type=parse_path, metavar="FILE.png", help="write a picture of the ratios (PNG, SVG or PDF)")
 
 
 def main(arguments: argparse.Namespace) -> int:

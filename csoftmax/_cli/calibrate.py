@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .._runtime.optional import UnusableError
-from . import calibrated, models
+from . import calibrated, models, outputs
 from . import messages as say
-from .messages import Messages, count
+from .arguments import parse_path
+from .messages import Messages, count, name_some
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -21,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--method", choices=tuple(calibrated.METHODS), default="temperature", help="default: temperature")
     where = parser.add_mutually_exclusive_group()
-    where.add_argument("-o", "--output", type=Path, help="default: NAME.calibrated.safetensors beside the model")
+    where.add_argument("-o", "--output", type=parse_path, help="default: NAME.calibrated.safetensors beside the model")
     where.add_argument("--in-place", action="store_true", help="replace the model's own file")
     add("--json", action="store_true", help="print the result as one JSON object")
     models.add_target(parser)
@@ -33,13 +34,17 @@ def main(arguments: argparse.Namespace) -> int:
     messages = say.from_arguments(arguments)
     model = models.load_model(arguments.model)
     output = choose_output(arguments)
-    models.check_model_output(output)
+    if not arguments.in_place and outputs.is_same_file(output, arguments.model):
+        raise UnusableError(f"cannot write {str(output)!r}: it is the model that is read; --in-place replaces it")
+    outputs.check_model_output(output, {"table": arguments.data})
     prepared = models.read_table(arguments.data, model, arguments, messages, target=arguments.target)
     if isinstance(model, calibrated.CalibratedRegression):
         messages.say(f"{arguments.model} has a calibrator, {type(model.calibrator).__name__}, which is replaced")
         model = model.model
     labels = prepared.labels
     assert labels is not None, "read_table reads labels unless told not to"
+    if arguments.method == "platt":
+        refuse_absent_classes(prepared.table.source, model, labels)
     figures, result = fit_calibrator(arguments.method, model, prepared.x, labels, messages)
     messages.release()
     try:
@@ -67,6 +72,16 @@ def choose_output(arguments: argparse.Namespace) -> Path:
         return Path(arguments.output)
     path: Path = arguments.model
     return path.with_name(f"{path.stem}.calibrated{path.suffix or '.safetensors'}")
+
+
+def refuse_absent_classes(source: str, model: Any, labels: NDArray[Any]) -> None:
+    """Refuse a table without rows of a class, by its label, for the method that fits a sigmoid to each class."""
+    absent = np.setdiff1d(model.classes_, labels).tolist()
+    if absent:
+        raise UnusableError(
+            f"--method platt needs rows of every class, and {source} has none of {name_some(absent)}; add some, or use "
+            "another method, such as temperature"
+        )
 
 
 def fit_calibrator(

@@ -22,9 +22,11 @@ from numpy.typing import NDArray
 import csoftmax
 
 from .._bench.timing import Contender, interleave, ratio
-from .._runtime.optional import check_folder, load, progress
+from .._runtime.optional import load, progress
 from .._spec.formats import ulp_error
 from .._spec.softmax import exact_forward
+from .arguments import parse_path
+from .outputs import check_output
 
 if TYPE_CHECKING:
     from ..calibration import TemperatureScaling
@@ -60,7 +62,8 @@ class Digits(NamedTuple):
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
-    parser.add_argument("--output", type=Path, default=Path("csoftmax-demo.html"), help="default: csoftmax-demo.html")
+    page = "csoftmax-demo.html"
+    parser.add_argument("--output", type=parse_path, default=Path(page), help=f"default: {page}")
     parser.add_argument("--no-plot", action="store_true", help="write no page")
 
 
@@ -70,7 +73,7 @@ def main(arguments: argparse.Namespace) -> int:
         load(package, "demo")
     if not arguments.no_plot:
         load("matplotlib", "demo")
-        check_folder(arguments.output)
+        check_output(arguments.output, {})
     digits = load_digits()
     show_sizes(digits)
     plain = train(digits, None)

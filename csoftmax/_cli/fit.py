@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from .._runtime.optional import UnusableError
 from . import messages as say
-from . import models
+from . import models, outputs
 from .arguments import (
     parse_fraction,
     parse_names_of_columns,
     parse_not_negative,
+    parse_path,
     parse_penalty,
     parse_positive,
     parse_seed,
@@ -45,9 +46,9 @@ class Data(NamedTuple):
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the arguments of the command."""
     add = parser.add_argument
-    add("data", type=Path, help=reading.TABLE)
+    add("data", type=parse_path, help=reading.TABLE)
     add("--target", metavar="COLUMN", help="the column of labels: its name, or its number if there is no header")
-    add("-o", "--output", type=Path, default=Path("model.safetensors"), help="default: model.safetensors")
+    add("-o", "--output", type=parse_path, default=Path("model.safetensors"), help="default: model.safetensors")
     models.add_missing(parser, "default: mean")
     add("--drop", type=parse_names_of_columns, default=[], metavar="A,B", help="columns that are no features")
     add("--id", metavar="COLUMN", help="the column of ids: no feature; predict repeats it")
@@ -78,17 +79,18 @@ def main(arguments: argparse.Namespace) -> int:
     refuse_unused(arguments)
     messages = say.from_arguments(arguments)
     models.require_packages()
-    models.check_model_output(arguments.output)
-    data = read_data(arguments, messages)
+    outputs.check_model_output(arguments.output, {"table": arguments.data})
+    with np.errstate(over="ignore", invalid="ignore"):  # values that are too large are refused below
+        data = read_data(arguments, messages)
     names, counts = np.unique(data.y, return_counts=True)
     if len(names) < 2:
         raise UnusableError(
             f"{arguments.data}: {data.preparation.target!r} has one class, {str(names[0])!r}; there is nothing to learn"
         )
+    mean, std = find_scale(data.x, data.preparation, str(arguments.data))
     messages.release()
-    mean, std = np.zeros(data.x.shape[1]), np.ones(data.x.shape[1])
-    if arguments.standardize:
-        mean, std = find_scale(data.x, data.preparation.is_scaled())
+    if not arguments.standardize:
+        mean, std = np.zeros(data.x.shape[1]), np.ones(data.x.shape[1])
 
     def save(model: SoftmaxRegression) -> None:
         undo_scale(model, data.preparation, mean, std).save(arguments.output)
@@ -153,6 +155,7 @@ def read_data(arguments: argparse.Namespace, messages: Messages) -> Data:
         expected=[*words, *arguments.drop],
         as_words=words,
     )
+    models.refuse_lists(table, arguments.target)
     target = labels.find_target(table, arguments.target)
     y, missing = labels.parse(table, target)
     policy = arguments.missing or "mean"
@@ -169,12 +172,24 @@ def read_data(arguments: argparse.Namespace, messages: Messages) -> Data:
     return Data(x, y, preparation)
 
 
-def find_scale(x: NDArray[Any], is_scaled: NDArray[np.bool_]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def find_scale(
+    x: NDArray[Any], preparation: Preparation, source: str
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the mean and standard deviation of each feature; 1 for one that is constant up to rounding.
 
-    Levels and booleans keep their 0 and 1: scaled up, rare levels would be penalised less than common ones.
+    Levels and booleans keep their 0 and 1: scaled up, rare levels would be penalised less than common ones. Features
+    whose sum of squares overflows are refused, standardised or not: the first step of a training needs it.
     """
-    mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    is_scaled = preparation.is_scaled()
+    with np.errstate(over="ignore", invalid="ignore"):
+        mean, std = x.mean(axis=0, dtype=np.float64), x.std(axis=0, dtype=np.float64)
+    bad = np.flatnonzero(~(np.isfinite(mean) & np.isfinite(std)))
+    if len(bad):
+        largest = np.nanmax(np.abs(np.where(np.isfinite(x[:, bad[0]]), x[:, bad[0]], np.nan)))
+        raise UnusableError(
+            f"{source}: the values of column {preparation.names()[bad[0]]!r}, up to {largest:.3g}, are too large to be "
+            "trained on, because the sum of their squares overflows; divide them by a constant, or --drop the column"
+        )
     noise = len(x) * np.finfo(np.float64).eps * np.abs(x).max(axis=0)
     return np.where(is_scaled, mean, 0), np.where(is_scaled & (std > noise), std, 1)
 

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._runtime.optional import UnusableError, check_folder, load
+from .._runtime.optional import UnusableError, load
 from . import messages as say
+from .arguments import parse_path
 from .messages import Messages, count
 from .tables import columns, labels, reading
 from .tables.columns import Feature, Preparation
@@ -26,18 +27,19 @@ if TYPE_CHECKING:
 
 
 class Prepared(NamedTuple):
-    """The features of a table, its labels, and its rows as they were read."""
+    """The features of a table, its labels, and its rows as they were read; rows: which of them those of `x` are."""
 
     x: NDArray[Any]
     labels: NDArray[Any] | None
     target: str | None
     table: RawTable
+    rows: NDArray[np.intp]
 
 
 def add_model_and_table(parser: argparse.ArgumentParser) -> None:
     """Declare the two files that predict, evaluate and calibrate read, and how the table is written."""
-    parser.add_argument("model", type=Path, help="file that fit or calibrate has written")
-    parser.add_argument("data", type=Path, help=reading.TABLE)
+    parser.add_argument("model", type=parse_path, help="file that fit or calibrate has written")
+    parser.add_argument("data", type=parse_path, help=reading.TABLE)
     add_common(parser)
 
 
@@ -60,20 +62,6 @@ def add_missing(parser: argparse.ArgumentParser, default: str) -> None:
     parser.add_argument("--missing", choices=("mean", "drop", "error"), help=f"{meaning}; {default}")
 
 
-def check_output(path: Path) -> None:
-    """Refuse, before the work starts, a file that could not be written."""
-    check_folder(path)
-    if path.is_dir():
-        raise UnusableError(f"cannot write {str(path)!r}: it is a folder")
-
-
-def check_model_output(path: Path) -> None:
-    """Refuse, before the work starts, a model's file that could not be written."""
-    check_output(path)
-    if path.suffix.lower() == ".npz":
-        raise UnusableError(f"{str(path)!r}: models are safetensors files, not npz; such as model.safetensors")
-
-
 def require_packages() -> None:
     """Import the packages that the commands need, or say how to install them."""
     for name in ("scipy", "sklearn"):
@@ -90,6 +78,10 @@ def load_model(path: Path) -> Model:
     from .calibrated import load_any
 
     try:
+        if path.is_dir():
+            raise UnusableError(f"{str(path)!r} is a folder; give the file of a model in it")
+        if path.exists() and not path.is_file():
+            raise UnusableError(f"{str(path)!r} is a pipe or a device; the model is a file, because it is read twice")
         return load_any(path)
     except (OSError, ValueError, ImportError) as error:
         raise UnusableError(str(error)) from error
@@ -162,6 +154,8 @@ def read_table(
         raise UnusableError(f"--id {arguments.id}: {columns.say_columns(table)}")
     if getattr(arguments, "id", None):
         table.refuse_unusable(arguments.id)
+    if needs_target:
+        refuse_lists(table, target)
     found, missing = None, np.zeros(table.rows, bool)
     if needs_target:
         target = labels.find_target(table, target, is_given=is_given)
@@ -176,10 +170,20 @@ def read_table(
     if needs_target:
         labels.refuse_missing(table, str(target), missing, drop=drops)
     x, incomplete = columns.apply(preparation, table, messages)
+    rows = np.arange(table.rows)
     if drops:
         kept = drop_rows(table, missing | incomplete, messages)
-        x, found = x[kept], None if found is None else found[kept]
-    return Prepared(x, found, target, table)
+        x, rows, found = x[kept], rows[kept], None if found is None else found[kept]
+    return Prepared(x, found, target, table, rows)
+
+
+def refuse_lists(table: RawTable, target: str | None) -> None:
+    """Refuse a column of labels that holds neither numbers nor text: it is needed, and cannot be left out."""
+    if target in table.unusable:
+        raise UnusableError(
+            f"{table.source}: the target {target!r} holds {table.unusable[target]}, which is neither a number nor "
+            "text; name a column of labels"
+        )
 
 
 def drop_rows(table: RawTable, dropped: NDArray[np.bool_], messages: Messages) -> NDArray[np.bool_]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,8 @@ class Report:
               ``zero_division=0``. Macro averages are over the classes that occur in y or in the predictions.
             - "roc_auc": mean, over the classes in y, of the area for the class against the rest; None if there is only
               one.
+            - "uncalibrated": with a fitted calibrator, these figures and the interval without it; else None. The others
+              are then those of the calibrated probabilities.
             - "columns": for each column of the calibration table a dict of "name", "log_loss", "brier", "ece",
               "debiased_ece" (``norm=2``), "smooth_ece", "mce" and "classwise_ece". "before" and "after" are the first
               column and the second, or None; "calibration" is a sentence about them.
@@ -84,7 +86,7 @@ class Report:
               weight of the rows with this prediction.
             - "confusion_matrix": rows are true classes, columns predictions.
             - "mistakes": the nine wrong rows whose predicted class has the largest probability, each a dict of "row",
-              "true", "predicted" and "confidence".
+              "true", "predicted" and "confidence"; and of "place" after `name_rows`.
         """
         facts = {name: getattr(self, name) for name in ("title", *FACTS)}
         return {name: None if fact is None else str(fact) for name, fact in facts.items()} | self._figures
@@ -115,6 +117,29 @@ class Report:
         """
         rows = [mistake["row"] for mistake in self._figures["mistakes"]]
         self._images = take_images(X, shape, self._figures["rows"], rows)
+
+    def name_rows(self, name: Callable[[int], str]) -> None:
+        """Say where the rows of the most confident mistakes are found; otherwise they are numbers, counted from 0.
+
+        Parameters
+        ----------
+        name : callable
+            From the number of a row to text, such as its line in a file or its id.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> from csoftmax.metrics import evaluate
+        >>> X, y = load_iris(return_X_y=True)
+        >>> report = evaluate(SoftmaxRegression().fit(X[::2], y[::2]), X[1::2], y[1::2])
+        >>> report.name_rows(lambda row: f"flower {2 * row + 2}")
+        >>> mistake = report.to_dict()["mistakes"][0]
+        >>> mistake["row"], mistake["place"]
+        (41, 'flower 84')
+        """
+        mistakes = self._figures["mistakes"]
+        self._figures["mistakes"] = [{**mistake, "place": str(name(mistake["row"]))} for mistake in mistakes]
 
     def to_json(self, path: str | PathLike[str] | None = None) -> str | None:
         """Return the figures of `to_dict` as JSON, or write them to a file.

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 MAX_LISTED_CLASSES = 40  # the text report lists up to this many classes
@@ -21,16 +22,24 @@ NAMES = {
     "classwise_ece": "class-wise ECE",
 }
 
+SCORES = {"accuracy": "accuracy", "macro_f1": "macro F1", "weighted_f1": "weighted F1", "roc_auc": "ROC-AUC"}
+NUMBER = re.compile(r"-?[0-9]{1,300}(\.[0-9]+)?")
+DIGITS = re.compile("([0-9]+)")
+
 
 def make_text(f: Mapping[str, Any]) -> str:
     """The figures of a report as text."""
     columns = f["columns"]
     widths = [max(14, measure_width(c["name"]) + 3) for c in columns]
     lines = [] if f["title"] is None else [escape_controls(f["title"]), ""]
+    rows, k = f["rows"], len(f["classes"])
     lines += [
-        f"{f['rows']} rows{describe_weight(f)}, {len(f['classes'])} classes",
-        f"accuracy {f['accuracy']:.4f}   macro F1 {f['macro_f1']:.4f}   weighted F1 {f['weighted_f1']:.4f}   "
-        f"ROC-AUC {format_number(f['roc_auc'])}",
+        f"{rows} {'row' if rows == 1 else 'rows'}{describe_weight(f)}, {k} {'class' if k == 1 else 'classes'}",
+        list_scores(f),
+    ]
+    if changes_predictions(f):
+        lines.append(f"without the calibrator: {list_scores(f['uncalibrated'])}")
+    lines += [
         "",
         " " * NAME_WIDTH + "".join(f"{c['name']:>{w}}" for c, w in zip(columns, widths)),
     ]
@@ -39,12 +48,46 @@ def make_text(f: Mapping[str, Any]) -> str:
     if f["calibration"]:
         lines.append(f"calibration: {f['calibration']}")
     lines += ["", f"{'class':{NAME_WIDTH}}{'precision':>10}{'recall':>10}{'F1':>10}{'rows':>8}"]
-    for row in f["per_class"][:MAX_LISTED_CLASSES]:
+    for row in [f["per_class"][i] for i in order_classes(f["classes"])][:MAX_LISTED_CLASSES]:
         scores = "".join(f"{score:>10}" for score in format_scores(row))
         lines.append(f"{pad_name(row['class'])}{scores}{row['rows']:8}")
-    if len(f["per_class"]) > MAX_LISTED_CLASSES:
-        lines.append(f"... and {len(f['per_class']) - MAX_LISTED_CLASSES} more classes")
+    if k > MAX_LISTED_CLASSES:
+        more = k - MAX_LISTED_CLASSES
+        lines.append(f"... and {more} more {'class' if more == 1 else 'classes'}")
     return "\n".join(lines)
+
+
+def list_scores(f: Mapping[str, Any]) -> str:
+    """The figures of the predicted classes on one line."""
+    return "   ".join(f"{name} {format_number(f[key])}" for key, name in SCORES.items())
+
+
+def changes_predictions(f: Mapping[str, Any]) -> bool:
+    """Whether a figure of the predicted classes is another one without the calibrator, to four decimals."""
+    plain = f["uncalibrated"]
+    names = () if plain is None else (key for key in plain if key != "accuracy_interval")
+    return any(format_number(f[key]) != format_number(plain[key]) for key in names)
+
+
+def order_classes(names: Sequence[str]) -> list[int]:
+    """The order in which classes are listed: that of the model, but numbers within text count by their value.
+
+    Labels that are text stand in the order of their letters, 1, 10, 11, 2; numbers are in their order already.
+    """
+    order = list(range(len(names)))
+    if list(names) != sorted(names):
+        return order
+    if all(map(NUMBER.fullmatch, names)):
+        return sorted(order, key=lambda i: float(names[i]))
+
+    def split(i: int) -> list[Any]:
+        parts: list[Any] = DIGITS.split(names[i])  # text and digits take turns
+        for j in range(1, len(parts), 2):
+            digits = parts[j].lstrip("0")
+            parts[j] = (len(digits), digits)  # Python refuses to read a number of thousands of digits
+        return parts
+
+    return sorted(order, key=split)
 
 
 def describe_weight(f: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 import csv
 import json
 import sys
+import warnings
 from pathlib import Path
 
 import numpy as np
@@ -207,3 +208,132 @@ def test_nothing_to_learn(tmp_path, monkeypatch):
     write("flat.csv", ["a", "y"], [[1, 0], [-1, 0], [1, 1], [-1, 1]])
     run("fit", "flat.csv", "--target", "y")
     assert loaded("model.safetensors").predict_proba([[1.0]]).tolist() == [[0.5, 0.5]]
+
+
+def write_imbalanced(name, n=400, ids=False):
+    """A table of classes of different sizes: every calibrator of a balanced model but a temperature changes labels."""
+    rng = np.random.default_rng(0)
+    y = rng.choice(3, n, p=[0.85, 0.1, 0.05])
+    x = (rng.normal(size=(n, 3)) + 0.8 * np.eye(3)[y]).round(4)
+    header = [*(["customer"] if ids else []), "u", "v", "w", "t"]
+    write(name, header, [[*([f"c{i}"] if ids else []), *r, "abc"[c]] for i, (r, c) in enumerate(zip(x, y))])
+    return np.array(list("abc"))[y]
+
+
+@pytest.mark.parametrize("method", ["temperature", "vector", "matrix", "dirichlet", "platt", "isotonic"])
+def test_evaluate_reports_what_predict_does(tmp_path, monkeypatch, capsys, method):
+    monkeypatch.chdir(tmp_path)
+    labels = write_imbalanced("a.csv")
+    run("fit", "a.csv", "--target", "t", "--class-weight", "balanced", "-q")
+    run("calibrate", "model.safetensors", "a.csv", "--method", method, "-o", "c.safetensors", "-q")
+    found = {}
+    for model in ("model.safetensors", "c.safetensors"):
+        capsys.readouterr()
+        run("predict", model, "a.csv", "-q", "--json")
+        predicted = np.array([json.loads(line)["label"] for line in capsys.readouterr().out.splitlines()])
+        run("evaluate", model, "a.csv", "-q", "--json", "--html", "page.html")
+        figures = json.loads(capsys.readouterr().out)
+        assert figures["accuracy"] == (predicted == labels).mean()
+        matrix = [[int(((labels == a) & (predicted == b)).sum()) for b in "abc"] for a in "abc"]
+        assert figures["confusion_matrix"] == matrix
+        for mistake in figures["mistakes"]:
+            assert mistake["predicted"] == predicted[mistake["row"]] != mistake["true"]
+        found[model] = figures
+    plain, calibrated = found.values()
+    assert (method == "vector") <= (calibrated["accuracy"] > plain["accuracy"] + 0.1)
+    run("evaluate", "c.safetensors", "a.csv", "-q")
+    text = capsys.readouterr().out
+    assert f"\naccuracy {calibrated['accuracy']:.4f} " in text
+    assert (f"\nwithout the calibrator: accuracy {plain['accuracy']:.4f} " in text) == (method != "temperature")
+
+
+def test_mistakes_have_the_line_of_the_file(tmp_path, monkeypatch, capsys):
+    """Also after rows are dropped, and with the id that `fit` was told of."""
+    monkeypatch.chdir(tmp_path)
+    write_imbalanced("a.csv", ids=True)
+    lines = Path("a.csv").read_text().splitlines()
+    for i in (5, 9, 200):
+        lines[i] = lines[i].rpartition(",")[0] + ","
+    lines.insert(2, "")
+    Path("a.csv").write_text("\n".join(lines))
+    for options, with_id in (["--drop", "customer"], False), (["--id", "customer"], True):
+        run("fit", "a.csv", "--target", "t", "--missing", "drop", "-q", *options)
+        capsys.readouterr()
+        run("evaluate", "model.safetensors", "a.csv", "-q", "--json", "--html", "page.html")
+        mistakes = json.loads(capsys.readouterr().out)["mistakes"]
+        page = Path("page.html").read_text()
+        assert "counted" not in page.split('id="mistakes"')[1].split("</section>")[0]
+        for mistake in mistakes:
+            number = int(mistake["place"].split(",")[0].removeprefix("line "))
+            cells = lines[number - 1].split(",")
+            assert cells[-1] == mistake["true"]
+            assert mistake["place"] == f"line {number}" + (f", customer {cells[0]}" if with_id else "")
+            assert f"<bdi>{mistake['place']}</bdi>" in page
+        assert any(m["row"] > 200 for m in mistakes)
+
+
+def test_one_row_is_a_row(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_imbalanced("a.csv")
+    run("fit", "a.csv", "--target", "t", "-q")
+    Path("one.csv").write_text("\n".join(Path("a.csv").read_text().splitlines()[:2]))
+    capsys.readouterr()
+    run("evaluate", "model.safetensors", "one.csv", "-q")
+    assert "\n1 row, 3 classes\n" in capsys.readouterr().out
+
+
+def test_platt_names_the_labels_that_are_missing(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_imbalanced("a.csv")
+    run("fit", "a.csv", "--target", "t", "-q")
+    rows = Path("a.csv").read_text().splitlines()
+    Path("few.csv").write_text("\n".join(row for row in rows if not row.endswith(("a", "c"))))
+    capsys.readouterr()
+    run("calibrate", "model.safetensors", "few.csv", "--method", "platt", code=2)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "few.csv has none of 'a', 'c'" in line
+    assert "another method" in line
+
+
+@pytest.mark.parametrize("cell", ["1e308", "1e200"])
+@pytest.mark.parametrize("options", [[], ["--no-standardize"], ["--solver", "adamw"]])
+def test_values_whose_squares_overflow_are_refused_in_one_line(tmp_path, monkeypatch, capsys, cell, options):
+    monkeypatch.chdir(tmp_path)
+    for first, second in ((cell, f"-{cell}"), (cell, "1.5"), (cell, "")):
+        write("a.csv", ["k", "v", "t"], [[(first, second)[i % 2], i**2 % 7, i % 2] for i in range(60)])
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            run("fit", "a.csv", "--target", "t", *options, code=2)
+        line = capsys.readouterr().err
+        assert line.count("\n") == 1
+        assert "a.csv: the values of column 'k'" in line
+        assert "too large" in line
+
+
+@pytest.mark.parametrize("penalty", ["1e308", "1e101"])
+def test_a_penalty_that_overflows_is_refused(tmp_path, monkeypatch, capsys, penalty):
+    monkeypatch.chdir(tmp_path)
+    write_imbalanced("a.csv")
+    with pytest.raises(SystemExit, match="2"):
+        run("fit", "a.csv", "--target", "t", "--penalty-l2", penalty)
+    line = capsys.readouterr().err
+    assert line.count("\n") == 1
+    assert "--penalty-l2: must be at most 1e+100" in line
+    run("fit", "a.csv", "--target", "t", "--penalty-l2", "1e100")
+
+
+def test_a_target_of_lists_is_not_to_be_dropped(tmp_path, monkeypatch, capsys):
+    import pyarrow as pa
+    from pyarrow import parquet
+
+    monkeypatch.chdir(tmp_path)
+    y = write_imbalanced("a.csv")
+    run("fit", "a.csv", "--target", "t", "-q")
+    table = {"u": np.arange(len(y)) * 1.5, "v": np.zeros(len(y)), "w": np.zeros(len(y)), "t": [[1, 2]] * len(y)}
+    parquet.write_table(pa.table(table), "a.parquet")
+    for arguments in (["fit", "a.parquet", "--target", "t"], ["evaluate", "model.safetensors", "a.parquet"]):
+        run(*arguments, code=2)
+        line = capsys.readouterr().err
+        assert "the target 't' holds list" in line
+        assert "--drop" not in line

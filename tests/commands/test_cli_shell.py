@@ -211,3 +211,149 @@ def test_progress_on_a_terminal():
     assert "it" in os.read(main_end, 65536).decode()
     os.close(main_end)
     assert "\r" not in shell("$c fit a.csv --target t").stderr
+
+
+def complete(*words):
+    """Candidates of bash for the last word, with files as shtab's script finds them."""
+    write("completion", command("--print-completion", "bash")[1])
+    script = f"""source ./completion
+        COMP_WORDS=(csoftmax {" ".join(words)}); COMP_CWORD={len(words)}
+        _shtab_csoftmax csoftmax "{words[-1]}" "{words[-2]}"; echo "${{COMPREPLY[@]}}" """
+    return subprocess.run(["bash", "-c", script], capture_output=True, text=True).stdout.split()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["fit", "a.c"],
+        ["fit", "--output", "a.c"],
+        ["predict", "m.safetensors", "a.c"],
+        ["predict", "a.c"],
+        ["evaluate", "--html", "a.c"],
+        ["calibrate", "m.safetensors", "a.c"],
+        ["bench", "--plot", "a.c"],
+        ["demo", "--output", "a.c"],
+    ],
+)
+def test_completion_knows_files(words):
+    pytest.importorskip("shtab")
+    assert complete(*words) == ["a.csv"]
+
+
+@pytest.fixture
+def both():
+    """A table and its model."""
+    run("fit", "a.csv", "--target", "t")
+    yield
+    assert Path("a.csv").read_text() == BASE
+    run("predict", "model.safetensors", "a.csv")
+
+
+@pytest.mark.parametrize("data", ["a.csv", "./a.csv", "link.csv", "hard.csv"])
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["fit", "DATA", "--target", "t", "-o", "a.csv"], "table"),
+        (["calibrate", "model.safetensors", "DATA", "-o", "a.csv"], "table"),
+        (["predict", "model.safetensors", "DATA", "-o", "a.csv"], "table"),
+        (["predict", "model.safetensors", "DATA", "-o", "model.safetensors"], "model"),
+        (["evaluate", "model.safetensors", "DATA", "--html", "a.csv"], "table"),
+        (["evaluate", "model.safetensors", "DATA", "--html", "model.safetensors"], "model"),
+        (["calibrate", "model.safetensors", "DATA", "-o", "model.safetensors"], "model"),
+    ],
+)
+def test_no_input_is_overwritten(both, arguments, what, data):
+    os.symlink("a.csv", "link.csv")
+    os.link("a.csv", "hard.csv")
+    assert f"it is the {what} that is read" in refuse(*(data if a == "DATA" else a for a in arguments))
+
+
+def test_standard_input_is_not_overwritten(both):
+    done = shell("$c fit - --target t -o a.csv < a.csv")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "it is the table that is read" in done.stderr
+    assert shell("$c predict model.safetensors a.csv -o /dev/null").returncode == 0  # a device is no file that is lost
+    run("calibrate", "model.safetensors", "a.csv", "--in-place")
+
+
+def test_a_dash_is_standard_output_or_refused(both):
+    assert run("predict", "model.safetensors", "a.csv", "-o", "-")[0] == run("predict", "model.safetensors", "a.csv")[0]
+    assert "not standard output" in refuse("fit", "a.csv", "--target", "t", "-o", "-")
+    assert "not standard output" in refuse("calibrate", "model.safetensors", "a.csv", "-o", "-")
+    assert "not standard output" in refuse("evaluate", "model.safetensors", "a.csv", "--html", "-")
+    assert not Path("-").exists()
+
+
+def test_addresses_folders_and_pipes_are_called_that(both):
+    for address in ("http://x.y/a.csv", "s3://bucket/a.csv"):
+        assert f"'{address}' is an address, not a file" in refuse("fit", address, "--target", "t")
+        assert f"'{address}' is an address, not a file" in refuse("predict", address, "a.csv")
+    for name in ("predict", "evaluate", "calibrate"):
+        assert "'.' is a folder" in refuse(name, ".", "a.csv")
+        assert "'.' is a folder" in refuse(name, "model.safetensors", ".")
+    done = shell("$c predict <(cat model.safetensors) a.csv")
+    assert done.returncode == 2
+    assert "is a pipe or a device" in done.stderr
+    assert "not found" not in done.stderr
+
+
+@pytest.mark.parametrize("stub", ["numpy", "scipy", "pyarrow"])
+@pytest.mark.parametrize("start", ["module", "script"])
+def test_interruption_while_the_program_is_imported(start, stub):
+    """Whatever is being imported when Ctrl-C comes, there is one line and the exit code, and no traceback."""
+    script = "import sys\nfrom csoftmax.__main__ import main\nsys.exit(main())\n"
+    write("csoftmax", script)
+    interrupt = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
+    Path("early").mkdir()
+    # the package imports the first one, the command the others
+    write(f"early/{stub}.py", interrupt)
+    environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(["early", str(ROOT)])}
+    begin = ["-m", "csoftmax"] if start == "module" else ["csoftmax"]
+    arguments = [sys.executable, *begin, "fit", "a.csv", "--target", "t"]
+    done = subprocess.run(arguments, capture_output=True, text=True, env=environment, timeout=60)
+    assert done.returncode == 130, done.stderr
+    assert done.stderr in ("csoftmax: interrupted\n", "csoftmax fit: interrupted\n")
+
+
+def test_importing_the_package_leaves_interrupts_alone():
+    script = "import signal; before = signal.getsignal(2); import csoftmax; assert signal.getsignal(2) is before"
+    write("other.py", script)
+    for arguments in (["-c", script], ["other.py"], ["-m", "other"]):
+        done = subprocess.run([sys.executable, *arguments], env=ENVIRONMENT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+    ignored = "import signal, runpy, sys; signal.signal(2, signal.SIG_IGN); sys.argv = ['csoftmax', 'info']\n"
+    ignored += "from csoftmax.__main__ import main; main(['info']); assert signal.getsignal(2) is signal.SIG_IGN"
+    done = subprocess.run([sys.executable, "-c", ignored], env=ENVIRONMENT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_closed_standard_error():
+    for option in ("", "-q", "-v"):
+        done = shell(f"rm -f model.safetensors; $c fit a.csv --target t {option} 2>&-")
+        assert done.returncode == 0
+        assert Path("model.safetensors").exists()
+    for refused in ("fit nothing.csv --target t", "fit", "fit a.csv --target t --seed -1", "--nothing"):
+        done = shell(f"$c {refused} 2>&-")
+        assert (done.returncode, done.stdout) == (2, "")
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso8859-1"])
+def test_labels_that_standard_output_has_no_letters_for(encoding):
+    write("b.csv", BASE.replace(",a\n", ",红a\n").replace(",b\n", ",😀\n"))
+    run("fit", "b.csv", "--target", "t")
+    expected = run("predict", "model.safetensors", "b.csv", "--json")[0]
+    assert "红a" in expected
+    code = f"PYTHONIOENCODING={encoding} $c"
+    done = shell(f"{code} predict model.safetensors b.csv")
+    assert (done.returncode, done.stdout) == (2, "")  # escapes would be other labels
+    assert done.stderr.count("\n") == 1
+    assert f"standard output is written as {encoding}" in done.stderr
+    assert "-o" in done.stderr
+    done = shell(f"{code} predict model.safetensors b.csv --json")
+    assert [json.loads(line) for line in done.stdout.splitlines()] == [json.loads(x) for x in expected.splitlines()]
+    assert shell(f"{code} predict model.safetensors b.csv -o out.csv").returncode == 0
+    assert "红a" in Path("out.csv").read_text("utf-8")
+    for options in ("", "--json"):
+        done = shell(f"{code} evaluate model.safetensors b.csv {options}")
+        assert done.returncode == 0, done.stderr
+        assert "\\u7ea2a" in done.stdout

@@ -4,6 +4,7 @@ import csv
 import json
 import pickle
 import re
+import time
 import warnings
 from pathlib import Path
 
@@ -24,6 +25,8 @@ from sklearn.tree import DecisionTreeClassifier
 
 from csoftmax import calibration, metrics
 from csoftmax.__main__ import main
+from csoftmax._learn import report_scores
+from csoftmax._learn.report_text import order_classes
 from csoftmax.linear_model import SoftmaxRegression
 
 HOSTILE = [
@@ -200,6 +203,161 @@ def test_weights_are_repetitions(iris):
     for sample_weight in ([1.0], -w, np.full(len(y), np.nan)):
         with pytest.raises(ValueError, match="sample_weight"):
             metrics.evaluate(model, X, y, sample_weight=sample_weight)
+
+
+def imbalanced(k=3, n=400, seed=0, weights=(0.85, 0.1, 0.05)):
+    """A model with balanced classes, and data whose are not: every calibrator but a temperature changes labels."""
+    rng = np.random.default_rng(seed)
+    y = rng.choice(k, n, p=weights)
+    X = rng.normal(size=(n, 4)) + 0.6 * np.eye(k, 4)[y]
+    return SoftmaxRegression(class_weight="balanced").fit(X[::2], y[::2]), X[1::2], y[1::2]
+
+
+SCORES = ("accuracy", "macro_precision", "macro_recall", "macro_f1", "micro_f1", "weighted_f1", "roc_auc")
+
+
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize(
+    "kind", ["VectorScaling", "MatrixScaling", "DirichletCalibration", "PlattScaling", "IsotonicCalibration"]
+)
+def test_the_calibrated_model_is_evaluated(kind, weighted, tmp_path):
+    """All figures of the predictions are those of the calibrated probabilities, those without it stand beside them."""
+    model, X, y = imbalanced()
+    given = getattr(calibration, kind)().fit(model.decision_function(X), y)
+    weight = np.random.default_rng(1).integers(1, 4, len(y)) if weighted else None
+    options = {"sample_weight": weight}
+    report = metrics.evaluate(model, X, y, calibrator=given, **options)
+    plain, found = metrics.evaluate(model, X, y, **options).to_dict(), report.to_dict()
+    p = given.transform(model.decision_function(X))
+    predicted = p.argmax(axis=1)
+    assert (predicted != model.predict(X)).mean() > 0.1
+    assert found["accuracy"] == pytest.approx(sk.accuracy_score(y, predicted, **options))
+    assert found["macro_f1"] == pytest.approx(sk.f1_score(y, predicted, average="macro", zero_division=0, **options))
+    areas = [sk.roc_auc_score(y == c, p[:, c], **options) for c in range(3)]
+    assert found["roc_auc"] == pytest.approx(np.mean(areas), rel=1e-12)
+    assert np.array_equal(found["confusion_matrix"], sk.confusion_matrix(y, predicted, **options))
+    low, high = found["accuracy_interval"]
+    assert low < found["accuracy"] < high
+    for mistake in found["mistakes"]:
+        row = mistake["row"]
+        assert mistake["predicted"] == str(predicted[row]) != mistake["true"]
+        assert mistake["confidence"] == p[row].max()
+    assert found["uncalibrated"] == {key: plain[key] for key in (*SCORES, "accuracy_interval")}
+    assert plain["uncalibrated"] is None
+    assert json.loads(report.to_json()) == found
+    lines = str(report).splitlines()
+    assert lines[1].startswith(f"accuracy {found['accuracy']:.4f}   macro F1 {found['macro_f1']:.4f}")
+    assert lines[2].startswith(f"without the calibrator: accuracy {plain['accuracy']:.4f}")
+    report.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"from {plain['accuracy']:.4f} without the calibrator" in page
+    for key in SCORES[:4]:
+        assert f">{plain[key]:.4f}</td>" in page
+        assert f">{found[key]:.4f}</td>" in page
+    assert '<td><span class="cs-better">▲' in page.split('id="predictions"')[1]  # larger figures are better here
+
+
+def test_a_calibrator_that_changes_no_prediction_adds_no_line(tmp_path):
+    model, X, y = imbalanced(2, weights=(0.5, 0.5))
+    given = calibration.TemperatureScaling().fit(model.decision_function(X), y)
+    report = metrics.evaluate(model, X, y, calibrator=given)
+    figures, plain = report.to_dict(), metrics.evaluate(model, X, y).to_dict()
+    for key in SCORES:
+        assert figures[key] == figures["uncalibrated"][key] == plain[key]
+    assert "without the calibrator" not in str(report)
+    report.to_html(tmp_path / "page.html")
+    assert "without the calibrator" not in (tmp_path / "page.html").read_text()
+    assert metrics.evaluate(model, X, y, calibrator="recalibrate").to_dict()["uncalibrated"] is None
+
+
+@pytest.mark.parametrize("decimals", [1, 2, 17])  # with many ties, with few, without
+@pytest.mark.parametrize("weighted", [False, True, "zeros"])
+def test_areas_are_those_of_sklearn(decimals, weighted, monkeypatch):
+    monkeypatch.setattr(report_scores, "BLOCK_BYTES", 3 * 8 * 500)  # of three columns
+    rng = np.random.default_rng(0)
+    p = rng.dirichlet(np.full(11, 0.3), 500).round(decimals)
+    labels = rng.choice(11, 500, p=np.arange(11) / 55)  # of class 0 there is no row
+    weight = {False: None, True: rng.exponential(size=500), "zeros": rng.integers(0, 2, 500) * 1.0}[weighted]
+    classes = np.unique(labels)
+    found = report_scores.find_areas(labels, p, classes, weight)
+    expected = [sk.roc_auc_score(labels == c, p[:, c], sample_weight=weight) for c in classes]
+    assert np.allclose(found, expected, rtol=1e-12, atol=0)
+
+
+def test_areas_of_many_classes_need_no_second():
+    """One sort for each class: a call of scikit-learn for each takes 10 times as long."""
+    rng = np.random.default_rng(0)
+    k, n = 400, 2000
+    p, labels = rng.random((n, k)), rng.permutation(np.arange(n) % k)
+    times = []
+    for find in (
+        lambda: report_scores.find_areas(labels, p, np.arange(k), None),
+        lambda: [sk.roc_auc_score(labels == c, p[:, c]) for c in range(k)],
+    ):
+        begin = time.process_time()
+        result = find()
+        times.append((time.process_time() - begin, result))
+    assert np.allclose(times[0][1], times[1][1], rtol=1e-12)
+    assert times[0][0] < times[1][0] / 5
+
+
+@pytest.mark.parametrize(
+    ("names", "listed"),
+    [
+        (["1", "10", "11", "2"], ["1", "2", "10", "11"]),
+        (["class 1", "class 10", "class 2"], ["class 1", "class 2", "class 10"]),
+        (["-1", "0", "1"], ["-1", "0", "1"]),
+        (["0.25", "0.5", "10.5", "2.5"], ["0.25", "0.5", "2.5", "10.5"]),
+        (["high", "low"], ["high", "low"]),
+        (["low", "high"], ["low", "high"]),  # of a model with its own order
+        (["a" + "9" * 5000, "b"], ["a" + "9" * 5000, "b"]),
+        (["", "1", "a", "a01", "a1", "日2"], ["", "1", "a", "a01", "a1", "日2"]),
+    ],
+)
+def test_classes_are_listed_by_the_numbers_in_their_names(names, listed, tmp_path):
+    k = len(names)
+    p = np.full((k, k), 0.1)
+    p[np.arange(k), np.arange(k)] = 1 - 0.1 * (k - 1)
+    p[0] = p[0][::-1]  # the first class is taken for the last one
+    report = metrics.evaluate(Fixed(p, np.array(names, object)), np.zeros((k, 1)), np.array(names, object))
+    assert report.to_dict()["classes"] == names
+    found = [names[i] for i in order_classes(names)]
+    assert found == listed
+    lines = str(report).splitlines()
+    table = lines[1 + next(i for i, line in enumerate(lines) if line.startswith("class ")) :]
+    assert [line[:20].strip().strip('"') for line in table] == [name[:20].strip() for name in listed]
+    report.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    heads = re.findall(r'<tr class="cs-tr"><th title="([^"]*)">', page)
+    assert [head.strip("&#34;")[:39] for head in heads] == [name[:39] for name in listed]
+    first, last = (listed.index(names[i]) for i in (0, -1))
+    row = page.split('<tr class="cs-tr"><th title=')[1 + first]
+    cells = re.findall(r'<td class="(cs-\w+)', row)
+    assert cells[last] == "cs-wrong"
+    assert cells.count("cs-wrong") == 1
+
+
+def test_one_row_of_one_class():
+    report = metrics.evaluate(Fixed([[1.0]]), np.zeros((1, 1)), [0])
+    assert str(report).startswith("1 row, 1 class\n")
+    figures = metrics.evaluate(Fixed(np.full((41, 41), 1 / 41)), np.zeros((41, 1)), np.arange(41))
+    assert str(figures).endswith("... and 1 more class")
+
+
+def test_rows_are_named(iris, tmp_path):
+    X, y = iris
+    report = metrics.evaluate(SoftmaxRegression().fit(X[::2], y[::2]), X[1::2], y[1::2])
+    report.to_html(tmp_path / "page.html")
+    row = report.to_dict()["mistakes"][0]["row"]
+    page = (tmp_path / "page.html").read_text()
+    assert f"<bdi>row {row}</bdi>" in page
+    assert "Rows are counted from 0" in " ".join(page.split())
+    report.name_rows(lambda row: f"flower <{row}>")
+    assert report.to_dict()["mistakes"][0]["place"] == f"flower <{row}>"
+    report.to_html(tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert f"<bdi>flower &lt;{row}&gt;</bdi>" in page
+    assert "counted" not in page.split('id="mistakes"')[1].split("</section>")[0]
 
 
 def test_one_class():

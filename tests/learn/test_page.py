@@ -6,6 +6,7 @@ import io
 import pickle
 import re
 import sys
+import time
 import tomllib
 import warnings
 from pathlib import Path, PurePath
@@ -490,3 +491,36 @@ def test_no_confusion_is_lost_in_blocks():
     blocks = pictures._block_maxima(share, 5)
     assert blocks.shape == (200, 200)
     assert (blocks[199, 0], blocks[3, 100], (blocks > 0).sum()) == (0.2, 0.2, 2)
+
+
+def find_rules(page, selector):
+    """The declarations of a selector, on screens of any width."""
+    page = page.replace(".csoftmax-report.csoftmax-report", ".csoftmax-report")
+    return " ".join(re.findall(rf"(?m)^\.csoftmax-report {re.escape(selector)} \{{([^}}]*)\}}", page))
+
+
+def test_long_names_are_cut_to_one_line(tmp_path):
+    """A label of the confusion matrix that broke into lines made its row several times as high as wide."""
+    page = write(make_report(30, names=[f"a long name of a class, number {i}, and more" for i in range(30)]), tmp_path)
+    for rule in ("white-space: nowrap", "overflow: hidden", "text-overflow: ellipsis", "max-width"):
+        assert rule in find_rules(page, ".cs-confusion tbody th")
+    assert page.count('<th title="a long name of a class, number ') == 60  # beside the lines and over the columns
+
+
+def test_narrow_screens_need_no_scrolling(tmp_path):
+    report = make_report(4, names=["x" * 70 + str(i) for i in range(4)])
+    report.title = "a" * 400
+    page = write(report, tmp_path)
+    assert "flex-wrap: wrap" in find_rules(page, "nav")
+    assert "overflow-x" not in find_rules(page, "nav")
+    assert "overflow-wrap: anywhere" in find_rules(page, "bdi")  # class names in sentences, without blanks
+    assert "-webkit-line-clamp: 3" in find_rules(page, "h1")
+    assert f'<h1 title="{"a" * 400}">' in page
+
+
+@pytest.mark.slow
+def test_a_page_of_many_classes_takes_seconds(tmp_path):
+    begin = time.process_time()
+    page = write(make_report(3000, 9000), tmp_path)
+    assert time.process_time() - begin < 12  # three times as much if scikit-learn draws each ROC curve
+    assert len(page) < 1_500_000

@@ -48,6 +48,7 @@ def render(
         If jinja2 is missing, or matplotlib for the whole page.
     """
     template = _load_templates().get_template("notebook.html.jinja" if compact else "page.html.jinja")
+    figures = tables.put_in_order(figures)
     k = len(figures["classes"])
     try:
         drawn = {
@@ -68,6 +69,7 @@ def render(
         facts=tables.list_facts(figures),
         cards=tables.make_cards(figures),
         predictions=tables.list_prediction_figures(figures),
+        prediction_heads=tables.name_predictions(figures),
         probabilities=tables.list_probability_figures(figures),
         curves=tables.name_curves(figures),
         confusion=tables.make_confusion_table(figures) if is_tabular else None,

@@ -7,7 +7,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..report_text import NAMES, describe_weight, escape_controls, format_number, format_scores, measure_width
+from ..report_text import (
+    NAMES,
+    changes_predictions,
+    describe_weight,
+    escape_controls,
+    format_number,
+    format_scores,
+    measure_width,
+    order_classes,
+)
 
 Figures = Mapping[str, Any]
 
@@ -67,7 +76,7 @@ class Delta(NamedTuple):
     """Difference between the first column and the last one."""
 
     text: str
-    kind: str  # "better", "worse" or "same"; all these figures are better when smaller
+    kind: str  # "better", "worse" or "same"
 
 
 class Card(NamedTuple):
@@ -142,10 +151,12 @@ def make_cards(f: Figures) -> list[Card]:
     last = f["columns"][-1]
     where = escape_controls(last["name"]) if len(f["columns"]) > 1 else ""
     low, high = f["accuracy_interval"]
-    cards = [Card("accuracy", format_number(f["accuracy"]), f"95 % interval {low:.3f} to {high:.3f}")]
+    interval = f"95 % interval {low:.3f} to {high:.3f}"
+    cards = [Card("accuracy", format_number(f["accuracy"]), interval, _compare_predictions(f, "accuracy", True))]
     for key in ("log_loss", "ece", "smooth_ece"):
         cards.append(Card(PROBABILITY_FIGURES[key][0], format_number(last[key]), where, _compare(f, key, True)))
-    cards.append(Card("macro F1", format_number(f["macro_f1"]), "every class counts the same"))
+    change = _compare_predictions(f, "macro_f1", True)
+    cards.append(Card("macro F1", format_number(f["macro_f1"]), "every class counts the same", change))
     k = len(f["classes"])
     note = f"in {format_count(k)} {'class' if k == 1 else 'classes'}{describe_weight(f).replace(' of', ',')}"
     cards.append(Card("rows", format_count(f["rows"]), note))
@@ -157,12 +168,25 @@ def _compare(f: Figures, key: str, names_first: bool = False) -> Delta | None:
     first, last = f["columns"][0], f["columns"][-1]
     if first is last:
         return None
-    change = round(last[key], 4) - round(first[key], 4)
     origin = f", from {first[key]:.4f} ({escape_controls(first['name'])})" if names_first else ""
+    return _describe_change(first[key], last[key], origin, is_larger_better=False)
+
+
+def _compare_predictions(f: Figures, key: str, names_first: bool = False) -> Delta | None:
+    """The difference that a calibrator makes to a figure of the predicted classes, if it makes one to any of them."""
+    plain = f["uncalibrated"]
+    if not changes_predictions(f) or f[key] is None:
+        return None
+    origin = f", from {plain[key]:.4f} without the calibrator" if names_first else ""
+    return _describe_change(plain[key], f[key], origin, is_larger_better=True)
+
+
+def _describe_change(first: float, last: float, origin: str, *, is_larger_better: bool) -> Delta:
+    change = round(last, 4) - round(first, 4)
     if abs(change) < 5e-5:
         return Delta(f"no change{origin}", "same")
-    arrow, kind = ("▼", "better") if change < 0 else ("▲", "worse")
-    return Delta(f"{arrow} {abs(change):.4f} {kind}{origin}", kind)
+    kind = "better" if (change > 0) == is_larger_better else "worse"
+    return Delta(f"{'▼' if change < 0 else '▲'} {abs(change):.4f} {kind}{origin}", kind)
 
 
 def list_prediction_figures(f: Figures) -> list[FigureRow]:
@@ -172,8 +196,24 @@ def list_prediction_figures(f: Figures) -> list[FigureRow]:
         if key == "accuracy":
             low, high = f["accuracy_interval"]
             meaning += f" With 95 % confidence between {low:.4f} and {high:.4f}."
-        rows.append(FigureRow(name, meaning, [format_number(f[key])]))
+        values = [format_number(g[key]) for g in ((f["uncalibrated"], f) if changes_predictions(f) else (f,))]
+        rows.append(FigureRow(name, meaning, values, _compare_predictions(f, key)))
     return rows
+
+
+def name_predictions(f: Figures) -> list[str]:
+    """Heads of the figures of the predicted classes: those of a calibrator stand beside those without it."""
+    return [f["columns"][i]["name"] for i in (0, -1)] if changes_predictions(f) else [""]
+
+
+def put_in_order(f: Figures) -> Figures:
+    """The figures with the classes in the order in which they are listed."""
+    order = order_classes(f["classes"])
+    if order == sorted(order):
+        return f
+    matrix = np.asarray(f["confusion_matrix"])[np.ix_(order, order)]
+    listed = {key: [f[key][i] for i in order] for key in ("classes", "per_class")}
+    return {**f, **listed, "confusion_matrix": matrix.tolist()}
 
 
 def list_probability_figures(f: Figures) -> list[FigureRow]:
@@ -199,7 +239,6 @@ class ConfusionTable(NamedTuple):
     heads: list[tuple[str, str]]  # what stands over the column, and the full name
     rows: list[tuple[str, str, list[Cell], str]]  # number, name, cells, number of rows
     is_numbered: bool
-    name_width: int  # a head keeps about this width where the page is narrow, so that its name is not cut to pieces
 
 
 def make_confusion_table(f: Figures) -> ConfusionTable:
@@ -214,7 +253,7 @@ def make_confusion_table(f: Figures) -> ConfusionTable:
     for i, name in enumerate(names):
         cells = [_make_cell(matrix[i, j].item(), total[i].item(), i == j) for j in range(len(names))]
         rows.append((str(i + 1), name, cells, format_count(total[i].item())))
-    return ConfusionTable(heads, rows, is_numbered, round(0.65 * max(widths)) + 1 + is_numbered)
+    return ConfusionTable(heads, rows, is_numbered)
 
 
 def _make_cell(count: float, total: float, is_right: bool) -> Cell:
@@ -266,7 +305,8 @@ def sort_classes(f: Figures) -> list[ClassRow]:
 class Mistake(NamedTuple):
     """A row that was predicted wrongly."""
 
-    row: str
+    place: str
+    is_named: bool  # the place is a name that was given, not a number
     true: str
     predicted: str
     confidence: str
@@ -275,6 +315,12 @@ class Mistake(NamedTuple):
 def list_mistakes(f: Figures) -> list[Mistake]:
     """The mistakes of which the model was surest."""
     return [
-        Mistake(str(m["row"]), shorten(m["true"]), shorten(m["predicted"]), format_number(m["confidence"]))
+        Mistake(
+            shorten(m.get("place", f"row {m['row']}")),
+            "place" in m,
+            shorten(m["true"]),
+            shorten(m["predicted"]),
+            format_number(m["confidence"]),
+        )
         for m in f["mistakes"]
     ]
