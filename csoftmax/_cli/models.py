@@ -150,14 +150,13 @@ def read_table(
         model=preparation.locate(has_target=needs_target) if preparation else NO_MODEL,
         as_words=words,
     )
-    if getattr(arguments, "id", None) and table.find(arguments.id) is None:
-        raise UnusableError(f"--id {arguments.id}: {columns.say_columns(table)}")
     if getattr(arguments, "id", None):
+        if table.find(arguments.id) is None:
+            raise UnusableError(f"--id {arguments.id}: {columns.say_columns(table)}")
         table.refuse_unusable(arguments.id)
-    if needs_target:
-        refuse_lists(table, target)
     found, missing = None, np.zeros(table.rows, bool)
     if needs_target:
+        refuse_lists(table, target)
         target = labels.find_target(table, target, is_given=is_given)
         found, missing = labels.match(table, target, model.classes_)
     if preparation is None:

@@ -22,7 +22,7 @@ pytest.importorskip("pyarrow.parquet")
 from commands.tables import BASE, ROWS, N, T, U, V, chain, command, refuse, run, write, write_rows  # noqa: E402
 
 from csoftmax._cli.messages import Messages  # noqa: E402
-from csoftmax._cli.tables import dialect, reading  # noqa: E402
+from csoftmax._cli.tables import dialect, formats, reading  # noqa: E402
 from csoftmax._cli.tables.raw import Text, parse_number  # noqa: E402
 
 
@@ -585,3 +585,10 @@ def test_no_row_is_lost():
 def test_write_rows_writes_a_table():
     write_rows("a.csv", "u,t", U, T)
     assert command("fit", "a.csv", "--target", "t")[0] == 0
+
+
+def test_rows_of_many_numbers_are_soon_known_to_be_no_libsvm():
+    """A pattern that can divide a number's digits in several ways would try all combinations of 60 numbers."""
+    row = ",".join(["1234567890.125"] * 60)
+    assert not formats.is_libsvm(f"{row} x\n{row}:y\n".encode())
+    assert formats.is_libsvm(f"{row} 1:2\n{row} 2:3.5\n".encode())

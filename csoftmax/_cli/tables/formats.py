@@ -268,7 +268,7 @@ def _take_array(source: str, name: str, a: NDArray[Any]) -> Values:
     raise UnusableError(f"{source}: {name!r} has dtype {a.dtype}, it must hold numbers or text")
 
 
-_NUMBER = rb"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+_NUMBER = rb"[-+]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?"
 _LIBSVM_EMPTY = re.compile(rb"%(n)s(?:,%(n)s)*" % {b"n": _NUMBER})
 _LIBSVM_ROW = re.compile(
     _LIBSVM_EMPTY.pattern + rb"(?:\s+qid:\d+)?(?:\s+\d+:(?:%s|(?i:[-+]?(?:nan|inf(?:inity)?))))+" % _NUMBER

@@ -16,7 +16,7 @@ from ..._runtime.optional import UnusableError
 MISSING = frozenset({"", "?", "na", "nan", "null", "n/a", "#n/a", "<na>"})
 TRUE_OR_FALSE = {"true": 1.0, "false": 0.0}
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+_NUMBER = re.compile(r"[+-]?(\d+(?:\.\d*)?|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 # Thousands: no group of digits begins a number with 0, so that 0,150 is a fraction with the other decimal sign.
 _GROUPED = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+(\.\d*)?", re.ASCII)
 _GROUPED_BY_POINTS = re.compile(r"[+-]?[1-9]\d{0,2}(\.\d{3})+(,\d*)?", re.ASCII)
