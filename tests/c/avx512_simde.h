@@ -98,6 +98,19 @@ static inline simde__m256i emulated_cvtepi32_epi16(simde__m512i a) { /* truncate
     memcpy(&v, to, 32);
     return v;
 }
+/* Comparisons of 64-bit integers, which version 0.7.4 lacks. */
+static inline simde__mmask8 emulated_cmp_epi64(simde__m512i a, simde__m512i b, int which) {
+    long long first[8], second[8];
+    unsigned mask = 0;
+    memcpy(first, &a, 64);
+    memcpy(second, &b, 64);
+    for (int i = 0; i < 8; i++) /* _MM_CMPINT_NLT or _MM_CMPINT_NLE */
+        mask |= (unsigned)(which == 5 ? first[i] >= second[i] : first[i] > second[i]) << i;
+    return (simde__mmask8)mask;
+}
+#undef _mm512_cmp_epi64_mask
+#define _mm512_cmp_epi64_mask(a, b, which) emulated_cmp_epi64(a, b, which)
+
 #undef _mm512_cvtps_pd
 #undef _mm512_cvtpd_ps
 #undef _mm512_cvtph_ps
