@@ -111,6 +111,22 @@ static inline simde__mmask8 emulated_cmp_epi64(simde__m512i a, simde__m512i b, i
 #undef _mm512_cmp_epi64_mask
 #define _mm512_cmp_epi64_mask(a, b, which) emulated_cmp_epi64(a, b, which)
 
+static inline simde__m512i emulated_cvtepi32_epi64(simde__m256i a) {
+    emulated_halves u;
+    u.half_i[0] = _mm256_cvtepi32_epi64(_mm256_castsi256_si128(a));
+    u.half_i[1] = _mm256_cvtepi32_epi64(_mm256_extracti128_si256(a, 1));
+    return u.i;
+}
+static inline simde__m512i emulated_cvtepu32_epi64(simde__m256i a) {
+    emulated_halves u;
+    u.half_i[0] = _mm256_cvtepu32_epi64(_mm256_castsi256_si128(a));
+    u.half_i[1] = _mm256_cvtepu32_epi64(_mm256_extracti128_si256(a, 1));
+    return u.i;
+}
+#undef _mm512_cvtepi32_epi64
+#undef _mm512_cvtepu32_epi64
+#define _mm512_cvtepi32_epi64(a) emulated_cvtepi32_epi64(a)
+#define _mm512_cvtepu32_epi64(a) emulated_cvtepu32_epi64(a)
 #undef _mm512_cvtps_pd
 #undef _mm512_cvtpd_ps
 #undef _mm512_cvtph_ps
