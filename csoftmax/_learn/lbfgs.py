@@ -232,9 +232,7 @@ class _Minimizer:
         self.count, self.done = 0, False
         self.centred: Centred | None = None
 
-    def step_at(
-        self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None
-    ) -> Step:
+    def step_at(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> Step:
         """Evaluate at coef and intercept."""
         frozen, dtype = self.frozen, self.objective.x.dtype
         if frozen is not None:  # restore their bits, which the change of coordinates may have rounded
