@@ -160,8 +160,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def prepare_streams() -> None:
     """Let standard output take every letter, and send messages nowhere if standard error is closed.
 
-    What an encoding such as that of the C locale lacks is written as an escape, as it is on standard error; `predict`,
-    whose labels are data, asks first. Without a standard error Python's `print` would write to standard output.
+    Letters that its encoding lacks, such as ö in the C locale, are written as escapes, as on standard error; `predict`,
+    whose labels are data, refuses them. Without a standard error Python's `print` would write to standard output.
     """
     if sys.stderr is None:
         sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - it stays open

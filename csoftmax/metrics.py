@@ -15,12 +15,26 @@ from ._learn.calibration_error import (
     brier_score,
     classwise_calibration_error,
     expected_calibration_error,
+    fill_bins,
     maximum_calibration_error,
 )
 from ._learn.display import ReliabilityDisplay, plot_reliability, predict_probabilities
+from ._learn.intervals import (
+    find_ece_interval,
+    find_mean_interval,
+    find_prediction_intervals,
+    find_smooth_ece_interval,
+)
 from ._learn.messages import show
-from ._learn.mistakes import find_accuracy_interval, find_mistakes
-from ._learn.probabilities import check_probabilities, check_weights, find_labels, predict_logarithms, read_array
+from ._learn.mistakes import find_mistakes
+from ._learn.probabilities import (
+    check_probabilities,
+    check_weights,
+    find_labels,
+    predict_logarithms,
+    read_array,
+    take_top_labels,
+)
 from ._learn.reliability import ReliabilityCurve, reliability_curve
 from ._learn.report import Report
 from ._learn.report_scores import measure_classification
@@ -137,7 +151,7 @@ def evaluate(
     if calibrator is not None and not isinstance(calibrator, str):
         before = measure_classification(labels, predicted, p, classes, given_weight)
         uncalibrated = {key: value for key, value in before.items() if key not in ("per_class", "confusion_matrix")}
-        uncalibrated["accuracy_interval"] = find_accuracy_interval(labels == predicted, weight)
+        uncalibrated |= find_prediction_intervals(labels, predicted, weight, len(classes))
         p = columns[-1].p
         predicted = p.argmax(axis=1)
     figures: dict[str, Any] = {
@@ -146,7 +160,7 @@ def evaluate(
         "weight": float(weight.sum()),
         "n_bins": n_bins,
         "classes": [str(c) for c in classes.tolist()],
-        "accuracy_interval": find_accuracy_interval(labels == predicted, weight),
+        **find_prediction_intervals(labels, predicted, weight, len(classes)),
         **measure_classification(labels, predicted, p, classes, given_weight),
         "uncalibrated": uncalibrated,
     }
@@ -298,15 +312,16 @@ def _cross_fit(
 
 def _measure_calibration(
     labels: NDArray[np.intp], column: _Column, weight: NDArray[np.float64], n_bins: int
-) -> dict[str, float]:
+) -> dict[str, Any]:
     """Figures of one set of probabilities; their log loss, unless it is known, is that of scikit-learn."""
     p, loss = column.p, column.log_loss
     given: dict[str, Any] = {"sample_weight": weight}
+    eps = np.finfo(np.float64).eps
+    lowest = eps if loss is None else np.finfo(np.float64).tiny
+    losses = -np.log(np.clip(p[np.arange(len(p)), labels], lowest, 1 - eps))
     if loss is None:
-        eps = np.finfo(np.float64).eps
-        losses = -np.log(np.clip(p[np.arange(len(p)), labels], eps, 1 - eps))
         loss = float(losses @ weight / weight.sum())
-    return {
+    figures = {
         "log_loss": loss,
         "brier": brier_score(labels, p, **given),
         "ece": expected_calibration_error(labels, p, n_bins=n_bins, **given),
@@ -314,6 +329,12 @@ def _measure_calibration(
         "smooth_ece": smooth_calibration_error(labels, p, **given),
         "mce": maximum_calibration_error(labels, p, n_bins=n_bins, **given),
         "classwise_ece": classwise_calibration_error(labels, p, n_bins=n_bins, **given),
+    }
+    rows = take_top_labels(labels, p, None, weight)
+    return figures | {
+        "log_loss_interval": find_mean_interval(losses, weight, loss),
+        "ece_interval": find_ece_interval(fill_bins(*rows, n_bins, "uniform"), *rows),
+        "smooth_ece_interval": find_smooth_ece_interval(figures["smooth_ece"], *rows),
     }
 
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -43,6 +43,9 @@ HUGE = 1e150  # squares of such elements overflow
 CORRECTIONS = 10  # pairs of vectors that L-BFGS keeps
 
 
+Gradients: TypeAlias = "tuple[NDArray[np.float64], NDArray[np.float64] | None]"  # by coef and intercept
+
+
 class Step(NamedTuple):
     """State at the end of an iteration."""
 
@@ -52,8 +55,19 @@ class Step(NamedTuple):
     accuracy: float
     gradient_norm: float
     gradient_max: float  # largest element
-    scaled_max: float = math.inf  # largest element for centred features of unit variance
-    decrement: float = math.inf  # of the loss, by Newton steps of the single coefficients
+    gradients: Gradients  # by coef and intercept, with penalty
+    centred: Centred | None = None
+
+    # The figures that need centred features are computed on request: with few rows they would take a tenth of a fit.
+    @property
+    def scaled_max(self) -> float:
+        """Largest element of the gradient for centred features of unit variance."""
+        return math.inf if self.centred is None else self.centred.measure_gradient(*self.gradients)
+
+    @property
+    def decrement(self) -> float:
+        """Decrease of the loss by Newton steps of the single coefficients."""
+        return math.inf if self.centred is None else self.centred.measure_decrement(*self.gradients)
 
 
 class End(NamedTuple):
@@ -118,20 +132,22 @@ class Centred:
             [(coef - np.outer(intercept, self.mean)) * self.scale, (intercept * self.intercept_scale)[:, None]]
         ).ravel()
 
-    def measure(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> tuple[float, float]:
-        """Figures that do not depend on the units of the features, from the gradients by coef and intercept.
-
-        Returns the largest element of the gradient for centred features of unit variance, and half the sum of the
-        squares of the elements, divided by their curvatures.
-        """
-        largest = decrement = 0.0
+    def measure_gradient(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> float:
+        """Largest element of the gradient for centred features of unit variance, from that by coef and intercept."""
+        largest = 0.0
         if intercept is not None:
             coef = coef - np.outer(intercept, self.mean)
             largest = float(np.abs(intercept).max())
+        return max(largest, float(np.abs(coef / self.unit).max(initial=0)))
+
+    def measure_decrement(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> float:
+        """Half the sum of the squares of the gradient's elements, divided by their curvatures: free of units."""
+        decrement = 0.0
+        if intercept is not None:
+            coef = coef - np.outer(intercept, self.mean)
             decrement = float(np.sum(np.square(intercept * self.intercept_scale))) / 2
-        largest = max(largest, float(np.abs(coef / self.unit).max(initial=0)))
         with np.errstate(over="ignore"):
-            return largest, decrement + float(np.sum(np.square(coef * self.scale**2))) / 2
+            return decrement + float(np.sum(np.square(coef * self.scale**2))) / 2
 
 
 class Whitened:
@@ -216,10 +232,8 @@ class _Minimizer:
         self.count, self.done = 0, False
         self.centred: Centred | None = None
 
-    def step_at(
-        self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None
-    ) -> tuple[Step, tuple[NDArray[np.float64], NDArray[np.float64] | None]]:
-        """Evaluate at coef and intercept, and return the gradients by them."""
+    def step_at(self, coef: NDArray[np.float64], intercept: NDArray[np.float64] | None) -> Step:
+        """Evaluate at coef and intercept."""
         frozen, dtype = self.frozen, self.objective.x.dtype
         if frozen is not None:  # restore their bits, which the change of coordinates may have rounded
             for p, kept in zip((coef, intercept), self.start, strict=True):
@@ -235,9 +249,8 @@ class _Minimizer:
         loss = at.loss + self.penalty / 2 * float(np.vdot(coef, coef))
         largest = float(np.abs(flat).max(initial=0))
         norm = math.sqrt(float(flat @ flat)) if largest < HUGE else largest * math.hypot(*(flat / largest))
-        grad_intercept = None if intercept is None else at.grad_intercept
-        scaled = (math.inf, math.inf) if self.centred is None else self.centred.measure(grad_coef, grad_intercept)
-        return Step(coef, intercept, loss, at.accuracy, norm, largest, *scaled), (grad_coef, grad_intercept)
+        gradients = grad_coef, None if intercept is None else at.grad_intercept
+        return Step(coef, intercept, loss, at.accuracy, norm, largest, gradients, self.centred)
 
     def end_iteration(self, step: Step) -> None:
         """Count an iteration, and decide whether it is the last one."""
@@ -255,8 +268,8 @@ class _Minimizer:
             if self.done or step.gradient_max <= goal:
                 break
             u = coordinates.coordinates(step.coef, step.intercept)
-            u -= coordinates.gradient(*self.step_at(step.coef, step.intercept)[1])
-            trial = self.step_at(*coordinates.parameters(u))[0]
+            u -= coordinates.gradient(*step.gradients)
+            trial = self.step_at(*coordinates.parameters(u))
             if trial.gradient_max > step.gradient_max / 2:
                 break
             step = trial
@@ -274,16 +287,16 @@ class _Minimizer:
 
         def value(u: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
             nonlocal last
-            last, grads = self.step_at(*coordinates.parameters(u))
-            return last.loss, coordinates.gradient(*grads)
+            last = self.step_at(*coordinates.parameters(u))
+            return last.loss, coordinates.gradient(*last.gradients)
 
         def after_iteration(intermediate_result: Any) -> None:  # SciPy requires this name of the argument
             nonlocal start
             start = last
             if start.loss != intermediate_result.fun:  # the line search has returned to an earlier trial
-                start = self.step_at(*coordinates.parameters(intermediate_result.x))[0]
+                start = self.step_at(*coordinates.parameters(intermediate_result.x))
             self.end_iteration(start)
-            if self.done or start.gradient_max <= goal or min(start.gradient_max, start.scaled_max) <= near:
+            if self.done or start.gradient_max <= max(goal, near) or (near > 0 and start.scaled_max <= near):
                 raise StopIteration
 
         optimize.minimize(
@@ -323,7 +336,7 @@ def minimize(
     small = coef.size + has_intercept * len(coef) <= MAX_HESSIAN_PARAMETERS and penalty > 0 and frozen is None
     small = small and tol < COARSE_TOL
     minimizer = _Minimizer(objective, coef, intercept, penalty, max_iterations, frozen, after_iteration)
-    step = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())[0]
+    step = minimizer.step_at(coef.copy(), None if intercept is None else intercept.copy())
     if step.gradient_max <= tol:
         return End(step, 0, True)
     centred = minimizer.centred = Centred(objective, penalty, has_intercept)

@@ -1,4 +1,4 @@
-"""Confidence interval of a report's accuracy, and the mistakes of which the model was surest."""
+"""The mistakes of which a model was surest."""
 
 from __future__ import annotations
 
@@ -8,17 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .calibration_error import count_effective_rows
-from .reliability import find_interval
-
 MAX_MISTAKES = 9
-
-
-def find_accuracy_interval(hits: NDArray[np.bool_], weight: NDArray[np.float64], level: float = 0.95) -> list[float]:
-    """Exact binomial interval of the accuracy, for the number of rows that the weights stand for."""
-    n, w = count_effective_rows(weight), weight / weight.max()
-    low, high = find_interval(n * np.asarray((w * hits).sum() / w.sum()), np.asarray(n), level)
-    return [float(low), float(high)]
 
 
 def find_mistakes(

@@ -72,16 +72,20 @@ class Report:
             - "model" (its repr), "rows", "classes" (as strings), and "weight", the sum of the sample weights.
             - "accuracy_interval": ends of the exact binomial 95 % interval of the accuracy (Clopper & Pearson 1934);
               with weights the number of rows is their sum if all are whole numbers, else the effective one,
-              (sum w)^2 / sum w^2 (Kish 1965).
+              (sum w)^2 / sum w^2 (Kish 1965). "macro_f1_interval": that of the macro F1, by a percentile bootstrap
+              (Efron 1979), with a fixed seed.
             - "accuracy", "macro_precision", "macro_recall", "macro_f1", "micro_f1", "weighted_f1": scikit-learn's, with
               ``zero_division=0``. Macro averages are over the classes that occur in y or in the predictions.
             - "roc_auc": mean, over the classes in y, of the area for the class against the rest; None if there is only
               one.
-            - "uncalibrated": with a fitted calibrator, these figures and the interval without it; else None. The others
+            - "uncalibrated": with a fitted calibrator, these figures and intervals without it; else None. The others
               are then those of the calibrated probabilities.
             - "columns": for each column of the calibration table a dict of "name", "log_loss", "brier", "ece",
-              "debiased_ece" (``norm=2``), "smooth_ece", "mce" and "classwise_ece". "before" and "after" are the first
-              column and the second, or None; "calibration" is a sentence about them.
+              "debiased_ece" (``norm=2``), "smooth_ece", "mce" and "classwise_ece"; and of the ends of 95 % intervals:
+              "log_loss_interval" (Student's, of a mean), "ece_interval" (basic bootstrap, Davison & Hinkley 1997, with
+              a fixed seed; it allows for noise making the ECE too large) and "smooth_ece_interval" (delta method);
+              None for one row.
+              "before" and "after" are the first column and the second, or None; "calibration" is a sentence about them.
             - "per_class": for each class a dict of "class", "precision", "recall", "f1", "rows" and "predicted", the
               weight of the rows with this prediction.
             - "confusion_matrix": rows are true classes, columns predictions.

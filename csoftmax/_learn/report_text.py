@@ -65,7 +65,7 @@ def list_scores(f: Mapping[str, Any]) -> str:
 def changes_predictions(f: Mapping[str, Any]) -> bool:
     """Whether a figure of the predicted classes is another one without the calibrator, to four decimals."""
     plain = f["uncalibrated"]
-    names = () if plain is None else (key for key in plain if key != "accuracy_interval")
+    names = () if plain is None else (key for key in plain if not key.endswith("_interval"))
     return any(format_number(f[key]) != format_number(plain[key]) for key in names)
 
 

@@ -41,6 +41,7 @@ CELLS_PER_MODE = 4
 STEPS_PER_BANDWIDTH, SMALL_BANDWIDTH, SMALL_STEPS_PER_BANDWIDTH = 32, 2.0**-10, 8
 COARSE_BANDWIDTHS = (2.0**-6, 2.0**-9, 2.0**-12, 2.0**-15, 2.0**-17)  # each has its coefficients, made when needed
 MIN_BANDWIDTH = COARSE_BANDWIDTHS[-1]
+MIN_INTERVAL_BANDWIDTH = 2.0**-8  # confidence intervals look no closer: 200 draws take 0.1 s
 TOLERANCE, RELATIVE_TOLERANCE = 1e-13, 1e-12  # of the bandwidth
 SIGN_ROUNDING = 1e-15  # of the sum of masses, whose absolute values add up to 1 at most
 
@@ -115,10 +116,15 @@ class _Smoother:
 
     def measure(self, bandwidth: float) -> float:
         """The integral of abs(g_s)."""
-        steps_per_bandwidth = STEPS_PER_BANDWIDTH if bandwidth >= SMALL_BANDWIDTH else SMALL_STEPS_PER_BANDWIDTH
-        steps = 1 << max(6, math.ceil(math.log2(steps_per_bandwidth / bandwidth)))
+        steps = _choose_steps(bandwidth)
         g, integral = self.evaluate(bandwidth, steps)
         return _integrate_absolute(g / steps, np.diff(integral))
+
+
+def _choose_steps(bandwidth: float) -> int:
+    """How many steps of a grid show g_s."""
+    steps_per_bandwidth = STEPS_PER_BANDWIDTH if bandwidth >= SMALL_BANDWIDTH else SMALL_STEPS_PER_BANDWIDTH
+    return 1 << max(6, math.ceil(math.log2(steps_per_bandwidth / bandwidth)))
 
 
 def _integrate_absolute(g: Array, area: Array) -> float:
@@ -174,6 +180,40 @@ def find_smooth_error(f: Array, hits: NDArray[np.bool_], w: Array) -> float:
             return total
         high, low = low, max(low / 8, MIN_BANDWIDTH)
     return float(brentq(lambda s: smoother.measure(s) - s, low, high, xtol=TOLERANCE, rtol=RELATIVE_TOLERANCE))
+
+
+def find_smooth_influence(f: Array, hits: NDArray[np.bool_], w: Array, error: float) -> Array:
+    """Derivative of the smooth error with respect to the mass r_i at each confidence f_i.
+
+    smECE_s changes by the integral of sign(g_s) K_s(t, f_i), and the s at which smECE_s = s by that divided by
+    1 - d smECE_s / ds.
+    """
+    r = w * (hits - f) / w.sum()
+    if _has_one_sign(r):
+        return np.full(len(f), np.sign(r.sum()))
+    s = min(max(error, MIN_INTERVAL_BANDWIDTH), 1.0)
+    smoother, steps = _Smoother(f, r), _choose_steps(s)
+    sign = np.sign(smoother.evaluate(s, steps)[0]) / steps
+    sign[[0, -1]] /= 2  # the ends of a trapezoidal sum
+    grid = np.linspace(0, 1, steps + 1)
+    change, _ = _Smoother(grid, sign).evaluate(s, steps)
+    slope = (smoother.measure(1.01 * s) - smoother.measure(0.99 * s)) / (0.02 * s)
+    return np.interp(f, grid, change) / (1 - min(slope, 0.0))
+
+
+def draw_smooth_chance(f: Array, variance: Array, error: float, draws: int) -> float:
+    """Share of calibrated models with the confidences f whose smooth error on such rows is at least `error`.
+
+    variance: of each row's mass r_i. The masses of the rows in a cell are drawn as one normal number. smECE_s falls
+    with s, so that an error is at least s if and only if smECE_s is; below the least bandwidth, a few are missed.
+    """
+    s = min(max(error, MIN_INTERVAL_BANDWIDTH), 1.0)
+    steps = _choose_steps(s)
+    cell = np.minimum((f * steps).astype(np.intp), steps - 1)
+    spread, middle = np.sqrt(np.bincount(cell, variance, steps)), (np.arange(steps) + 0.5) / steps
+    middle, spread = middle[spread > 0], spread[spread > 0]
+    rng = np.random.default_rng(0)
+    return float(np.mean([_Smoother(middle, rng.normal(0, spread)).measure(s) >= error for _ in range(draws)]))
 
 
 def find_smooth_curve(

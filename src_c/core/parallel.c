@@ -56,8 +56,10 @@ double csm_now(void) {
 /* The time that the calling thread computes before it checks for an interrupt. */
 #define INTERRUPT_SECONDS 0.03
 
-/* Checks for an interrupt; only the calling thread (0) does.  The clock continues over all regions of a call. */
+/* Checks for an interrupt; only the calling thread (0) does.  The clock continues over all regions of a call.  The
+ * callback that has stopped a call is not called again while the other threads end their pieces. */
 static void check_interrupt(csm_interrupt *interrupt) {
+    if (atomic_load_explicit(&interrupt->is_stopped, memory_order_relaxed)) return;
     double time = csm_now();
     if (interrupt->last == 0) interrupt->last = time;
     if (time - interrupt->last <= INTERRUPT_SECONDS && time >= interrupt->last) return;

@@ -83,12 +83,17 @@ static inline simde__m256i emulated_cvtps_ph(simde__m512 a) {
     return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm256_cvtps_ph(u.half_ps[0], 0)),
                                    _mm256_cvtps_ph(u.half_ps[1], 0), 1);
 }
-static inline simde__m512i emulated_cvtepu16_epi32(simde__m256i a) {
-    emulated_halves u;
-    u.half_i[0] = _mm256_cvtepu16_epi32(_mm256_castsi256_si128(a));
-    u.half_i[1] = _mm256_cvtepu16_epi32(_mm256_extracti128_si256(a, 1));
-    return u.i;
-}
+#define WIDEN_INTEGERS(NAME)                                         \
+    static inline simde__m512i emulated_##NAME(simde__m256i a) {     \
+        emulated_halves u;                                           \
+        u.half_i[0] = _mm256_##NAME(_mm256_castsi256_si128(a));      \
+        u.half_i[1] = _mm256_##NAME(_mm256_extracti128_si256(a, 1)); \
+        return u.i;                                                  \
+    }
+WIDEN_INTEGERS(cvtepu16_epi32)
+WIDEN_INTEGERS(cvtepi32_epi64)
+WIDEN_INTEGERS(cvtepu32_epi64)
+#undef WIDEN_INTEGERS
 static inline simde__m256i emulated_cvtepi32_epi16(simde__m512i a) { /* truncates */
     int from[16];
     short to[16];
@@ -98,6 +103,23 @@ static inline simde__m256i emulated_cvtepi32_epi16(simde__m512i a) { /* truncate
     memcpy(&v, to, 32);
     return v;
 }
+/* Comparisons of 64-bit integers, which version 0.7.4 lacks. */
+static inline simde__mmask8 emulated_cmp_epi64(simde__m512i a, simde__m512i b, int which) {
+    long long first[8], second[8];
+    unsigned mask = 0;
+    memcpy(first, &a, 64);
+    memcpy(second, &b, 64);
+    for (int i = 0; i < 8; i++) /* else _MM_CMPINT_NLE */
+        mask |= (unsigned)(which == _MM_CMPINT_NLT ? first[i] >= second[i] : first[i] > second[i]) << i;
+    return (simde__mmask8)mask;
+}
+#undef _mm512_cmp_epi64_mask
+#define _mm512_cmp_epi64_mask(a, b, which) emulated_cmp_epi64(a, b, which)
+
+#undef _mm512_cvtepi32_epi64
+#undef _mm512_cvtepu32_epi64
+#define _mm512_cvtepi32_epi64(a) emulated_cvtepi32_epi64(a)
+#define _mm512_cvtepu32_epi64(a) emulated_cvtepu32_epi64(a)
 #undef _mm512_cvtps_pd
 #undef _mm512_cvtpd_ps
 #undef _mm512_cvtph_ps

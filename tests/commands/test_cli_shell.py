@@ -297,16 +297,16 @@ def test_addresses_folders_and_pipes_are_called_that(both):
     assert "not found" not in done.stderr
 
 
-@pytest.mark.parametrize("stub", ["numpy", "scipy", "pyarrow"])
+@pytest.mark.parametrize("package", ["numpy", "scipy", "pyarrow"])
 @pytest.mark.parametrize("start", ["module", "script"])
-def test_interruption_while_the_program_is_imported(start, stub):
+def test_interruption_while_the_program_is_imported(start, package):
     """Whatever is being imported when Ctrl-C comes, there is one line and the exit code, and no traceback."""
     script = "import sys\nfrom csoftmax.__main__ import main\nsys.exit(main())\n"
     write("csoftmax", script)
     interrupt = "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(20)\n"
     Path("early").mkdir()
     # the package imports the first one, the command the others
-    write(f"early/{stub}.py", interrupt)
+    write(f"early/{package}.py", interrupt)
     environment = ENVIRONMENT | {"PYTHONPATH": os.pathsep.join(["early", str(ROOT)])}
     begin = ["-m", "csoftmax"] if start == "module" else ["csoftmax"]
     arguments = [sys.executable, *begin, "fit", "a.csv", "--target", "t"]

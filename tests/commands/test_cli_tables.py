@@ -320,9 +320,10 @@ def test_a_time_is_no_row_of_libsvm(form, separator):
     for columns in ("{0}{s}{1}{s}{2}", "{1}{s}{2}{s}{0}"):
         rows = [columns.format(form.format(1 + i % 28), u, i % 2, s=separator) for i, u in enumerate(U)]
         write("a.csv", columns.format("time", "u", "t", s=separator) + "\n" + "\n".join(rows) + "\n")
-        run("fit", "a.csv", "--target", "t", "-q")
+        assert "libsvm" not in run("fit", "a.csv", "--target", "t")[1]
         write("a.csv", "\n".join(rows) + "\n")
-        run("fit", "a.csv", "--target", columns.format(0, 1, 2, s="")[::-1].replace("0", "")[0], "-q")
+        target = columns.format(0, 1, 2, s="")[::-1].replace("0", "")[0]
+        assert "libsvm" not in run("fit", "a.csv", "--target", target)[1]
 
 
 def test_a_separator_that_is_given_decides():
@@ -351,7 +352,7 @@ def test_a_part_of_a_page_is_html(kind, text):
 
 def test_names_between_angle_brackets_are_no_html():
     write_rows("a.csv", "<DATE>,<U>,t", [f"2026.01.{1 + i % 28:02}" for i in range(N)], U, T)
-    run("fit", "a.csv", "--target", "t")
+    assert "'<DATE>'" in run("fit", "a.csv", "--target", "t")[1]
 
 
 @pytest.mark.parametrize("letter", ["ö", "名"])

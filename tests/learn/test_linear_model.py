@@ -411,6 +411,17 @@ def test_tiny_penalties_and_large_units_end_at_the_minimum(factor, penalty):
     assert model.history_["loss"][-1] == pytest.approx(least.history_["loss"][-1], abs=1e-6)
 
 
+def test_rounding_stalls_no_order_of_the_rows():
+    """Where rounding stalls a fit in one set of coordinates, it goes on in the other; each order rounds differently."""
+    X, y = load_iris(return_X_y=True)
+    rng = np.random.default_rng(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for _ in range(10):
+            order = rng.permutation(150)
+            SoftmaxRegression(max_epochs=2000).fit(X[order] * 1e8, y[order])
+
+
 @pytest.mark.parametrize("options", [{"penalty_l2": 1e20}, {"weight": 1e-300}, {"offset": 1.7e12}], ids=str)
 def test_fits_that_converge_do_not_warn(options):
     X, y = load_iris(return_X_y=True)

@@ -198,7 +198,8 @@ def test_weights_are_repetitions(iris):
         assert np.allclose(ours[key], repeated[key], rtol=1e-12), key
     for one, other in zip(ours["columns"], repeated["columns"]):
         assert one.pop("name") == other.pop("name")
-        assert one == pytest.approx(other, rel=1e-9)
+        for key in one:
+            assert one[key] == pytest.approx(other[key], rel=1e-9), key
     assert f"75 rows of total weight {w.sum()}, 3 classes" in str(metrics.evaluate(model, X, y, sample_weight=w))
     for sample_weight in ([1.0], -w, np.full(len(y), np.nan)):
         with pytest.raises(ValueError, match="sample_weight"):
@@ -242,7 +243,7 @@ def test_the_calibrated_model_is_evaluated(kind, weighted, tmp_path):
         row = mistake["row"]
         assert mistake["predicted"] == str(predicted[row]) != mistake["true"]
         assert mistake["confidence"] == p[row].max()
-    assert found["uncalibrated"] == {key: plain[key] for key in (*SCORES, "accuracy_interval")}
+    assert found["uncalibrated"] == {key: plain[key] for key in (*SCORES, "accuracy_interval", "macro_f1_interval")}
     assert plain["uncalibrated"] is None
     assert json.loads(report.to_json()) == found
     lines = str(report).splitlines()

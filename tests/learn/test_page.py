@@ -14,11 +14,10 @@ from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from scipy import sparse, stats
+from scipy import sparse
 from sklearn.datasets import load_digits
 
 from csoftmax import metrics
-from csoftmax._learn.mistakes import find_accuracy_interval
 from csoftmax._learn.page import pictures, tables, take_images
 from csoftmax._learn.page.render import _load_templates
 from csoftmax._learn.report_text import escape_controls
@@ -401,21 +400,6 @@ def test_images_that_do_not_fit(X, shape, message):
     with pytest.raises(ValueError, match=message):
         report.add_images(X, shape)
     assert report._images is None
-
-
-@pytest.mark.parametrize(("right", "rows"), [(0, 7), (7, 7), (3, 10), (29, 30), (1, 1), (0, 1), (960, 1000)])
-def test_accuracy_interval(right, rows):
-    """Without weights SciPy's exact interval; a weight of 2 is the row twice, 0 takes it away, 0.3 changes nothing."""
-    hits = np.arange(rows) < right
-    exact = stats.binomtest(right, rows).proportion_ci(0.95, "exact")
-    assert find_accuracy_interval(hits, np.ones(rows)) == pytest.approx(list(exact), rel=1e-12)
-    assert find_accuracy_interval(hits, np.full(rows, 1e200)) == pytest.approx(list(exact), rel=1e-12)
-    padded = np.append(hits, [True, False]), np.append(np.full(rows, 0.3), [0, 0])
-    assert find_accuracy_interval(*padded) == pytest.approx(list(exact), rel=1e-12)
-    whole = np.arange(rows) % 3 + 1
-    repeated = np.repeat(hits, whole)
-    exact = stats.binomtest(int(repeated.sum()), len(repeated)).proportion_ci(0.95, "exact")
-    assert find_accuracy_interval(hits, whole.astype(float)) == pytest.approx(list(exact), rel=1e-12)
 
 
 def test_pictures_leave_the_prefixes_of_other_svg_alone():

@@ -58,7 +58,7 @@ def test_coordinates_are_a_change_of_variables():
     X, y = rng.normal(size=(50, 5)) * [1, 10, 100, 0, 1], rng.integers(0, 3, 50)
     objective = Objective(X, y, None, 3, Options())
     coef, intercept = rng.normal(size=(3, 5)), rng.normal(size=3)
-    step = lbfgs.Step(coef, intercept, 0, 0, 0, 0)
+    step = lbfgs.Step(coef, intercept, 0, 0, 0, 0, (coef, intercept))
     centred = lbfgs.Centred(objective, 1e-3, True)
     for coordinates in (centred, lbfgs.whiten(objective, step, 1e-3, centred)):
         u = coordinates.coordinates(coef, intercept)

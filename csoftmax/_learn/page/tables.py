@@ -149,14 +149,19 @@ def format_count(x: float) -> str:
 def make_cards(f: Figures) -> list[Card]:
     """The figures to see first."""
     last = f["columns"][-1]
-    where = escape_controls(last["name"]) if len(f["columns"]) > 1 else ""
-    low, high = f["accuracy_interval"]
-    interval = f"95 % interval {low:.3f} to {high:.3f}"
-    cards = [Card("accuracy", format_number(f["accuracy"]), interval, _compare_predictions(f, "accuracy", True))]
+    where = f"{escape_controls(last['name'])}, " if len(f["columns"]) > 1 else ""
+
+    def write_interval(figures: Figures, key: str) -> str:
+        ends = figures[f"{key}_interval"]
+        return "one row has no interval" if ends is None else f"95 % interval {ends[0]:.3f} to {ends[1]:.3f}"
+
+    change = _compare_predictions(f, "accuracy", True)
+    cards = [Card("accuracy", format_number(f["accuracy"]), write_interval(f, "accuracy"), change)]
     for key in ("log_loss", "ece", "smooth_ece"):
-        cards.append(Card(PROBABILITY_FIGURES[key][0], format_number(last[key]), where, _compare(f, key, True)))
+        note = where + write_interval(last, key)
+        cards.append(Card(PROBABILITY_FIGURES[key][0], format_number(last[key]), note, _compare(f, key, True)))
     change = _compare_predictions(f, "macro_f1", True)
-    cards.append(Card("macro F1", format_number(f["macro_f1"]), "every class counts the same", change))
+    cards.append(Card("macro F1", format_number(f["macro_f1"]), write_interval(f, "macro_f1"), change))
     k = len(f["classes"])
     note = f"in {format_count(k)} {'class' if k == 1 else 'classes'}{describe_weight(f).replace(' of', ',')}"
     cards.append(Card("rows", format_count(f["rows"]), note))
