@@ -81,6 +81,7 @@ csm_status crf_make_model(crf_call *call) {
 }
 void crf_release_model(crf_call *call) { csm_release(call->model.scores); }
 
+enum { ZERO_STEP = 1 << 20 }; /* bytes */
 /* The arrays of a thread, for the longest sequence; 0 beyond the last tag, -inf for scores. */
 csm_status crf_make_chain(crf_call *call, int thread) {
     csm_crf_chain *c = &call->chains[thread];
@@ -90,7 +91,10 @@ csm_status crf_make_chain(crf_call *call, int thread) {
     const size_t square = L * P, bytes = (5 * matrix + 7 * n + 2 * P + 3 * square) * sizeof(double) + n * L;
     double *at = (double *)(void *)csm_scratch_get(&call->scratch, thread, CRF_CHAIN, bytes);
     if (!at) return CSM_NO_MEMORY;
-    memset(at, 0, bytes);
+    for (size_t i = 0; i < bytes; i += ZERO_STEP) { /* the first touch of new memory takes as long as computing in it */
+        memset((char *)at + i, 0, bytes - i < ZERO_STEP ? bytes - i : ZERO_STEP);
+        if (csm_stops(&call->interrupt, thread, ZERO_STEP)) return CSM_INTERRUPTED;
+    }
     double **const matrices[] = {&c->x, &c->e, &c->alpha, &c->mu, &c->u};
     double **const rows[] = {&c->e_n, &c->alpha_n, &c->alpha_max, &c->gold, &c->gold_n, &c->beside, &c->max};
     double **const squares[] = {&c->g, &c->h, &c->d};
