@@ -201,7 +201,9 @@ def test_device_report_as_markdown():
 
 
 @pytest.mark.parametrize("op", list(binding.OPS))
-@pytest.mark.parametrize("dtype", list(binding.DTYPES))
+@pytest.mark.parametrize(
+    "dtype", [d if d == "bfloat16" else pytest.param(d, marks=pytest.mark.slow) for d in binding.DTYPES]
+)
 def test_bench_knows_every_operation(op, dtype, capsys):
     before = csoftmax.get_num_threads()
     options = ["--shapes", "4x5x6", "--axis", "1", "--dtype", dtype, "--rounds", "1", "--threads", "1"]

@@ -299,7 +299,7 @@ TRUTH = {
 }
 
 
-@pytest.mark.parametrize("labels", [LABELS, TRUTH])
+@pytest.mark.parametrize("labels", [LABELS, pytest.param(TRUTH, marks=pytest.mark.slow)])
 def test_labels_meet_by_value(labels):
     for name, column in labels.items():
         write_rows(f"{name}.csv", "u,v,t", U, V, column)

@@ -337,7 +337,9 @@ def test_a_closed_standard_error():
         assert (done.returncode, done.stdout) == (2, "")
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "iso8859-1"])
+@pytest.mark.parametrize(
+    "encoding", ["ascii", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cp1252", "iso8859-1"))]
+)
 def test_labels_that_standard_output_has_no_letters_for(encoding):
     write("b.csv", BASE.replace(",a\n", ",红a\n").replace(",b\n", ",😀\n"))
     run("fit", "b.csv", "--target", "t")

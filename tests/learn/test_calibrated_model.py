@@ -275,8 +275,8 @@ def test_threads_leave_the_filters_of_warnings_alone():
     X, y = X[::3], y[::3]
     before = warnings.filters[:], warnings._showwarnmsg_impl
     with ThreadPoolExecutor(4) as pool:
-        fits = [pool.submit(CalibratedModel(GaussianNB(), cv=2).fit, X, y) for _ in range(100)]
-        fits += [pool.submit(evaluate, GaussianNB().fit(X, y), X, y, calibrator="recalibrate") for _ in range(20)]
+        fits = [pool.submit(CalibratedModel(GaussianNB(), cv=2).fit, X, y) for _ in range(30)]
+        fits += [pool.submit(evaluate, GaussianNB().fit(X, y), X, y, calibrator="recalibrate") for _ in range(6)]
         for future in fits:
             future.result()
     assert warnings.filters == before[0]

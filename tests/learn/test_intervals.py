@@ -58,7 +58,7 @@ def find_true_errors(gap):
     return binned, brentq(lambda s: smoother.measure(s) - s, 1e-4, 1)
 
 
-@pytest.mark.parametrize("n", [200, 1000])
+@pytest.mark.parametrize("n", [300, pytest.param(2000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     "gap",
     [
@@ -69,10 +69,10 @@ def find_true_errors(gap):
     ],
 )
 def test_calibration_intervals_hold_the_true_error(gap, n):
-    """In 60 samples at least 47 times (in 500 samples it was 85 to 95 %), at lengths that tell something."""
+    """In 40 samples at least 31 times (in 400 samples it was 85 to 95 %), at lengths that tell something."""
     binned, smooth = find_true_errors(gap)
     held, lengths = np.zeros(2), np.zeros(2)
-    for seed in range(60):
+    for seed in range(40):
         f, hits = draw_rows(np.random.default_rng(seed), n, gap)
         w = np.ones(n)
         a, b = intervals.find_ece_interval(fill_bins(f, hits, w, 15, "uniform"), f, hits, w)
@@ -81,8 +81,8 @@ def test_calibration_intervals_hold_the_true_error(gap, n):
         assert c <= error <= d
         held += a <= binned <= b, c <= smooth <= d
         lengths += b - a, d - c
-    assert (held >= 47).all()
-    assert (lengths / 60 < 2.2 / np.sqrt(n)).all()
+    assert (held >= 31).all()
+    assert (lengths / 40 < 2.2 / np.sqrt(n)).all()
 
 
 def test_influence_is_the_derivative_of_the_smooth_error():

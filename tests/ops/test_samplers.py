@@ -56,7 +56,7 @@ def test_the_table_realises_the_masses_exactly(k, kind):
 
 @pytest.mark.parametrize("power", [0.0, 0.5, 0.75, 1.0, 3.0])
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("k", [1, 2, 3, 7, 1000])
+@pytest.mark.parametrize("k", [1, 2, 3, 7, 150, pytest.param(1000, marks=pytest.mark.slow)])
 def test_masses_are_the_probabilities_rounded_once(k, kind, power):
     mpmath = pytest.importorskip("mpmath")
     weights = weights_of(kind, k)

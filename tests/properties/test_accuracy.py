@@ -27,7 +27,7 @@ def check(record, sample, dtype, what):
 def test_sizes_and_scales(record, dtype):
     for k in SIZES:
         for sigma in SCALES if k < 10_000 else (5,):
-            rows = max(2, min(20, 5_000 // k))
+            rows = max(2, min(10, 2_000 // k))
             check(record, record.sample((rows, k), dtype, k, sigma), dtype, f"K={k} sigma={sigma}")
 
 
@@ -36,7 +36,7 @@ def test_sizes_and_scales(record, dtype):
 def test_kinds_of_rows(record, kind, dtype):
     """Rows that are not normal: sums whose roundings have one sign, and sums far below the maximum."""
     for k in (2, 3, 16, 17, 100, 511, 1000, 4096, 4097):
-        rows = max(4, min(20, 10_000 // k))
+        rows = max(2, min(10, 4_000 // k))
         check(record, record.sample((rows, k), dtype, k, kind), dtype, f"K={k}, {kind}")
 
 
@@ -46,7 +46,7 @@ def test_options(record, dtype):
         if chosen.is_accurate:
             for k in (1, 3, 17, 129, 4097):
                 for sigma in (0.1, 5):
-                    rows = max(2, min(20, 2_000 // k))
+                    rows = max(2, min(8, 2_000 // k))
                     sample = record.sample((rows, k), dtype, k, sigma, variant)
                     check(record, sample, dtype, f"{variant}, K={k} sigma={sigma}")
             for kind in ROW_KINDS:

@@ -31,7 +31,7 @@ def test_long_wide_and_special_arrays(record):
     run_guarded(
         "for dtype in DTYPES:\n"
         f"    check_sizes({record.name!r}, dtype, (1000, 4095, 4097), rows=(2,))\n"
-        f"    check_wide({record.name!r}, dtype, (*range(8, 36, 3), 63, 65, 127, 129, 511, 513))\n"
+        f"    check_wide({record.name!r}, dtype, (*range(8, 36, 9), 63, 65, 129, 513))\n"
         f"    check_odd_views({record.name!r}, dtype)"
     )
 

@@ -103,7 +103,7 @@ WITHIN_A_ROW = {
 }
 
 
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("name", WITHIN_A_ROW)
 def test_within_a_row(name, threads, keep_isa):
     """The same call is stopped early and late, in other passes over its row, until it is faster than the signal."""
@@ -120,7 +120,7 @@ def test_within_a_row(name, threads, keep_isa):
         assert np.all(y == np.float32(1) / 400)  # and right again
 
 
-@pytest.mark.parametrize("gradient", [False, True])
+@pytest.mark.parametrize("gradient", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_within_a_product(gradient):
     """A product of seconds, which the BLAS finishes in its own thread."""
     rng = np.random.default_rng(0)

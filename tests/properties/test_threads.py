@@ -103,7 +103,7 @@ def test_the_gil_is_released(record):
     """Another thread makes progress inside one call; with the GIL held it could only do so between two of them."""
     if not record.accepts("num_threads"):
         pytest.skip("computed by NumPy and SciPy")
-    sample = record.sample((128, 50_000))
+    sample = record.sample((64, 30_000))
     ticks, running = [0], threading.Event()
 
     def tick():
