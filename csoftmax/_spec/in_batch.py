@@ -42,7 +42,9 @@ def exact_in_batch(x, y, target=None, ids=None, log_q=None, mask=None, correctio
     g = rows.gradient * factor
     g_doubt = mass * (doubt.max(-1, keepdims=True, initial=0) + 8 * unit) * np.abs(factor)
     g_doubt = g_doubt + EXACT(2) ** (FORMATS[dtype][1] - FORMATS[dtype][0] + 1)
-    size, rest = np.abs(g) + g_doubt, unit * (8 + (n + len(y)) / 8)
+    # Half a unit for each term of a product: a BLAS may add the equal terms of a flat row one after the other, and its
+    # roundings then have one sign.
+    size, rest = np.abs(g) + g_doubt, unit * (8 + (n + len(y)) / 2)
     return (
         Exact(loss.value, loss.scale, slack),
         Exact(g @ wide_y, None, g_doubt @ np.abs(wide_y) + rest * (size @ np.abs(wide_y))),

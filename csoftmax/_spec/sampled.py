@@ -105,7 +105,7 @@ def exact_sampled(kind):
         for j in range(z.shape[1]):
             dense[np.arange(n), columns[:, j]] += g[:, j]
             dense_doubt[np.arange(n), columns[:, j]] += g_doubt[:, j]
-        rest = unit * (8 + (n + z.shape[1]) / 8)
+        rest = unit * (8 + (n + z.shape[1]) / 2)  # half a unit for each term of a product
         size = np.abs(dense) + dense_doubt
         wide_x, wide_w = np.where(kept[:, None], wide(x), 0), wide(w)
         results = [

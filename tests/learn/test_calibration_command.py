@@ -8,6 +8,7 @@ from csoftmax.__main__ import main
 from csoftmax.linear_model import SoftmaxRegression
 
 pytest.importorskip("safetensors", reason="the learn extra has it")
+pytest.importorskip("pyarrow", reason="the cli extra has it; no wheel for CPython 3.15 yet")
 
 
 def write(path, X, y):

@@ -585,6 +585,7 @@ def test_names_of_classes_do_no_harm(names, usetex, tmp_path):
 @pytest.fixture
 def prices(tmp_path, monkeypatch):
     pytest.importorskip("safetensors", reason="the learn extra has it; no wheel for a free-threaded CPython")
+    pytest.importorskip("pyarrow", reason="the cli extra has it; no wheel for CPython 3.15 yet")
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name in ("train", "test"):
