@@ -22,7 +22,7 @@ except ImportError as error:
 
 from ._arguments.numbers import check_count
 from ._learn import chain_file, chain_fit, chain_predict, spans
-from ._learn.chain_labels import as_classes
+from ._learn.chain_labels import as_classes, list_labels, list_sequences
 from ._learn.chain_parameters import prepare
 from ._learn.messages import show
 from ._learn.monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
@@ -211,11 +211,11 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         return state
 
     @contextmanager
-    def _restored_on_error(self) -> Iterator[None]:
+    def _restored_on_error(self) -> Iterator[dict[str, Any]]:
         """Give the estimator its state back if arguments are refused, or if training ends before its first weights."""
         before = dict(self.__dict__)
         try:
-            yield
+            yield before
         except BaseException:
             if self.__dict__.get("state_") is before.get("state_"):
                 self.__dict__.clear()
@@ -292,19 +292,23 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         ):
             if value != allowed:
                 raise ValueError(f"partial_fit needs {name}={allowed!r}, got {show(value)}")
-        with self._restored_on_error():
+        with self._restored_on_error() as before:
             is_first = not hasattr(self, "state_")
             if is_first:
                 if classes is None:
                     raise ValueError("classes must be passed on the first call to partial_fit")
                 self.history_, self.n_iter_ = {}, 0
             elif classes is not None:
-                given = as_classes(np.asarray(classes).tolist(), "classes")
+                given = as_classes(list_labels(classes, "classes"), "classes")
                 if not np.array_equal(given, self.classes_):
                     raise ValueError(f"classes are {show(given)}, but were {show(self.classes_)} in the first call")
-            labels = np.asarray(classes if is_first else self.classes_).tolist()
+            labels = list_labels(classes, "classes") if is_first else self.classes_.tolist()
             problem = prepare(self, X, y, None, classes=labels)
-            notes = chain_fit.fit_minibatch(self, problem)
+            try:
+                notes = chain_fit.fit_minibatch(self, problem)
+            except BaseException:  # the moments may be of half a step
+                before.pop("_trainer", None)
+                raise
         for message, category in notes:
             warnings.warn(message, category, stacklevel=2)
         return self
@@ -322,7 +326,8 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         Returns
         -------
         list of list
-            The labels of each sequence; of equal paths the one that `csoftmax.crf_decode` chooses.
+            The labels of each sequence; of equal paths the one that `csoftmax.crf_decode` chooses. None for the tokens
+            of a sequence to which the constraints leave no labels.
 
         Raises
         ------
@@ -566,7 +571,7 @@ def span_transitions(
     >>> start
     array([  0., -inf,   0.])
     """
-    return spans.make_rules(np.asarray(classes).tolist(), scheme)
+    return spans.make_rules(list_labels(classes, "classes"), scheme)
 
 
 def span_f1(
@@ -594,8 +599,9 @@ def span_f1(
 
     Raises
     ------
-    ValueError
-        If a label, the scheme or the average is not known, or if the lengths differ.
+    TypeError, ValueError
+        If y_true or y_pred is no list of sequences, if a label, the scheme or the average is not known, or if the
+        lengths differ.
 
     Notes
     -----
@@ -611,7 +617,7 @@ def span_f1(
     if average not in AVERAGES:
         raise ValueError(f"average must be 'micro', 'macro' or None, got {show(average)}")
     spans.check_scheme(scheme)
-    lists = [[list(labels) for labels in y] for y in (y_true, y_pred)]
+    lists = [list_sequences(y, name) for y, name in ((y_true, "y_true"), (y_pred, "y_pred"))]
     lengths = [[len(labels) for labels in y] for y in lists]
     if len(lists[0]) != len(lists[1]):
         raise ValueError(f"y_true has {len(lists[0])} sequences, y_pred has {len(lists[1])}")

@@ -1,7 +1,7 @@
 """Files of tagged sentences: a line for each token, columns, blank lines between sentences; CoNLL-U is recognised.
 
-Columns are separated by tabs if every line of a token has one, else by spaces.  A line that begins with "#" is a
-comment unless it has as many columns as the lines of tokens.  Of CoNLL-U, words that stand for several tokens ("3-4")
+Columns are separated by tabs if every line of a token has one, else by spaces and tabs.  A line that begins with "#" is
+a comment unless it has as many columns as the lines of tokens.  Of CoNLL-U, words that stand for several tokens ("3-4")
 and empty nodes ("3.1") are no tokens.
 """
 
@@ -16,6 +16,8 @@ from .tables import opening
 
 CONLLU = ("ID", "FORM", "LEMMA", "UPOS", "XPOS", "FEATS", "HEAD", "DEPREL", "DEPS", "MISC")
 ID = re.compile(r"\d+([-.]\d+)?")
+ENDS = re.compile(r"(\r\n|\n|\r)")
+BLANKS = re.compile(r"[ \t]+")
 
 
 class Document(NamedTuple):
@@ -23,6 +25,7 @@ class Document(NamedTuple):
 
     name: str  # for messages
     lines: list[str]
+    ends: list[str]  # of the lines
     separator: str | None  # None: spaces
     sentences: list[list[list[str]]]  # columns of each token
     places: list[list[int]]  # the line of each token
@@ -34,20 +37,31 @@ class Document(NamedTuple):
         return next((len(sentence[0]) for sentence in self.sentences), 0)
 
 
-def read(path: Path, quiet: bool) -> Document:
-    """Read a file, or standard input if the path is "-"."""
+def _split(line: str, separator: str | None) -> list[str]:
+    """The columns of a line; a no-break or ideographic space separates none."""
+    return line.split(separator) if separator else BLANKS.split(line.strip(" \t"))
+
+
+def read(path: Path, quiet: bool, separator: str | None = None) -> Document:
+    """Read a file, or standard input if the path is "-".
+
+    separator: that of the file which a model was trained on; it holds for a file without tabs, whose lines then are
+    one column each.
+    """
     source = opening.read_source(path, quiet)
     try:
         text = source.data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = source.data[: error.start].count(b"\n") + 1
         raise UnusableError(f"{source.name}: line {number} is not UTF-8 ({error.reason})") from error
-    lines = [line.removesuffix("\r") for line in text.split("\n")]
+    parts = ENDS.split(text)
+    lines, ends = parts[::2], [*parts[1::2], ""]
     filled = [line for line in lines if line.strip() and not line.startswith("#")]
     if not filled:
         raise UnusableError(f"{source.name} has no tokens, only blank lines and comments")
-    separator = "\t" if all("\t" in line for line in filled) else None
-    first = filled[0].split(separator)
+    if not (separator == "\t" and not any("\t" in line for line in filled)):
+        separator = "\t" if all("\t" in line for line in filled) else None
+    first = _split(filled[0], separator)
     has_ids = all(ID.fullmatch(line.split("\t")[0]) for line in filled)
     is_conllu = separator == "\t" and len(first) == len(CONLLU) and has_ids
     sentences: list[list[list[str]]] = [[]]
@@ -58,7 +72,7 @@ def read(path: Path, quiet: bool) -> Document:
                 sentences.append([])
                 places.append([])
             continue
-        columns = line.split(separator)
+        columns = _split(line, separator)
         if line.startswith("#") and (is_conllu or len(columns) != len(first)):
             continue
         if len(columns) != len(first):
@@ -72,7 +86,7 @@ def read(path: Path, quiet: bool) -> Document:
     if not sentences[-1]:
         sentences.pop()
         places.pop()
-    return Document(source.name, lines, separator, sentences, places, is_conllu)
+    return Document(source.name, lines, ends, separator, sentences, places, is_conllu)
 
 
 def find_column(text: str, document: Document, option: str) -> int:

@@ -117,19 +117,32 @@ def write(arguments: argparse.Namespace, names: list[str], rows: list[tuple[Any,
 
 def needs_escapes(arguments: argparse.Namespace, names: list[str], rows: list[tuple[Any, ...]]) -> bool:
     """Whether JSON escapes letters that the encoding of standard output lacks; a CSV with such letters is refused."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    text = None if arguments.output else find_unwritable(names, rows, encoding)
-    if text is not None and not arguments.json:
-        raise UnusableError(
-            f"standard output is written as {encoding}, which lacks a letter of {text!a}; write to a file with -o, "
-            "which is UTF-8, or set PYTHONIOENCODING=utf-8"
-        )
-    return text is not None
-
-
-def find_unwritable(names: list[str], rows: list[tuple[Any, ...]], encoding: str) -> str | None:
-    """Return the first text that an encoding has no letters for; escaped, it would be another label."""
+    if arguments.output:
+        return False
     texts = dict.fromkeys(cell for row in (names, *rows) for cell in row if isinstance(cell, str))
+    if arguments.json:
+        return find_unwritable(texts, find_encoding()) is not None
+    check_letters(texts)
+    return False
+
+
+def find_encoding() -> str:
+    """The encoding of standard output."""
+    return getattr(sys.stdout, "encoding", None) or "utf-8"
+
+
+def check_letters(texts: Iterable[str]) -> None:
+    """Refuse texts for which the encoding of standard output has no letters."""
+    text = find_unwritable(texts, find_encoding())
+    if text is not None:
+        raise UnusableError(
+            f"standard output is written as {find_encoding()}, which lacks a letter of {text!a}; write to a file with "
+            "-o, which is UTF-8, or set PYTHONIOENCODING=utf-8"
+        )
+
+
+def find_unwritable(texts: Iterable[str], encoding: str) -> str | None:
+    """Return the first text that an encoding has no letters for; escaped, it would be another label."""
     try:
         "\n".join(texts).encode(encoding)
     except UnicodeEncodeError:

@@ -9,17 +9,21 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from .._runtime.optional import UnusableError, load
 from . import conll, outputs
 from . import messages as say
 from .arguments import parse_names_of_columns, parse_not_negative, parse_path, parse_positive, parse_seed
 from .conll import Document
 from .messages import Messages, count
+from .predict import check_letters
 
 if TYPE_CHECKING:
     from ..sequence import CRFTagger
 
 SCHEMES = ("BIO", "IOB1", "BIOES", "BILOU", "BMES")
+NO_LABEL = "_"  # of a sentence to which the scheme leaves no labels
 # Options of one action, with what they are if they are not given.
 ONLY: dict[str, dict[str, Any]] = {
     "fit": {
@@ -105,6 +109,7 @@ def fit(arguments: argparse.Namespace, messages: Messages) -> int:
         "columns": columns,
         "scheme": arguments.scheme,
         "is_conllu": document.is_conllu,
+        "separator": document.separator,
     }
     X, y = make_data(document, columns), labels_of(document, target)
     with warnings.catch_warnings(record=True) as caught:
@@ -122,7 +127,7 @@ def fit(arguments: argparse.Namespace, messages: Messages) -> int:
         "tokens": sum(map(len, X)),
         "labels": len(tagger.classes_),
         "attributes": int(tagger.n_features_in_),
-        "weights": int(tagger.state_.nnz),
+        "weights": int(np.count_nonzero(tagger.state_.data)),
         "epochs": int(tagger.n_iter_),
         "loss": float(tagger.history_["loss"][-1]),
         "accuracy": tagger.score(X, y),
@@ -199,13 +204,15 @@ def load_tagger(path: Path) -> tuple[CRFTagger, dict[str, Any]]:
 
 def read_for(noted: dict[str, Any], arguments: argparse.Namespace, *, needs_target: bool) -> tuple[Document, int]:
     """Read a file with the columns that the model uses, and find the column of labels; it may lack the last one."""
-    document = conll.read(arguments.data, arguments.quiet)
+    document = conll.read(arguments.data, arguments.quiet, noted.get("separator"))
     if document.is_conllu != noted["is_conllu"]:
         given, known = (("", "was not"), ("not ", "was"))[noted["is_conllu"]]
         raise UnusableError(f"{document.name} is {given}CoNLL-U, and the model {known} trained on CoNLL-U")
     target = noted["target"]
     if arguments.target:
         target = conll.find_column(arguments.target, document, "--target")
+    if target in noted["columns"]:
+        raise UnusableError(f"--target {target + 1}: the model reads this column; labels would take the place of words")
     needed = max([*noted["columns"], target if needs_target else 0]) + 1
     if document.n_columns < needed:
         raise UnusableError(
@@ -230,11 +237,15 @@ def predict(arguments: argparse.Namespace, messages: Messages) -> int:
     lines = list(document.lines)
     labels = tagger.predict(make_data(document, noted["columns"]))
     for sentence, places, found in zip(document.sentences, document.places, labels):
+        if found[0] is None:
+            line = places[0] + 1
+            messages.say(f"line {line}: the scheme leaves no labels for a sentence like this; it gets {NO_LABEL}")
         for token, place, label in zip(sentence, places, found):
-            columns = [*token[:target], str(label), *token[target + 1 :]]
+            columns = [*token[:target], NO_LABEL if label is None else str(label), *token[target + 1 :]]
             lines[place] = (document.separator or " ").join(columns)
-    text = "\n".join(lines)
+    text = "".join(line + end for line, end in zip(lines, document.ends))
     if not arguments.output:
+        check_letters([text])
         sys.stdout.write(text)
         return 0
     from .._learn.store import write_whole
@@ -249,12 +260,13 @@ def predict(arguments: argparse.Namespace, messages: Messages) -> int:
 
 def evaluate(arguments: argparse.Namespace, messages: Messages) -> int:
     """Measure accuracy and, with a scheme, precision, recall and F1 of spans."""
-    from .._learn.spans import count_spans
+    from .._learn.spans import OUTSIDE, count_spans
 
     tagger, noted = load_tagger(arguments.model)
     document, target = read_for(noted, arguments, needs_target=True)
     y = labels_of(document, target)
-    predicted = tagger.predict(make_data(document, noted["columns"]))
+    found = tagger.predict(make_data(document, noted["columns"]))
+    predicted = [[OUTSIDE if label is None else label for label in labels] for labels in found]
     pairs = [(a, b) for sentence in zip(y, predicted) for a, b in zip(*sentence)]
     result: dict[str, Any] = {
         "sentences": len(y),

@@ -28,6 +28,12 @@ class ChainTrainer:
         self.last = np.zeros(layout.size, np.int64)  # step of the last update
         self.steps = 0
 
+    def is_part_of(self, layout: Layout) -> bool:
+        """Whether a layout has all pairs, transitions and ends of this one."""
+        old = self.layout
+        arrays = ((old.transitions, layout.transitions), (old.start, layout.start), (old.end, layout.end))
+        return all(np.isin(a, b).all() for a, b in ((old.pairs.keys(), layout.pairs.keys()), *arrays))
+
     def grow(self, layout: Layout) -> None:
         """Take over a layout with further pairs, transitions or ends, whose weights and moments are 0."""
         old = self.layout

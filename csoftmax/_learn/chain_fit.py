@@ -238,7 +238,7 @@ def _describe_divergence(tagger: Any, loss: float) -> Notes:
 def fit_minibatch(tagger: Any, problem: Problem) -> Notes:
     """Take the step of `partial_fit`; the moments of AdamW stay in the estimator."""
     trainer = getattr(tagger, "_trainer", None)
-    if trainer is None:
+    if trainer is None or not trainer.is_part_of(problem.layout):  # parameters have changed what has weights
         trainer = ChainTrainer(problem.layout, problem.start)
     else:
         trainer.grow(problem.layout)

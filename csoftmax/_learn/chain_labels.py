@@ -46,14 +46,32 @@ def nest(y: Any, starts: NDArray[np.int64], name: str = "y") -> Nested:
         given = [given[a:b] for a, b in zip(starts[:-1].tolist(), starts[1:].tolist())]
     if len(given) != count:
         raise ValueError(f"{name} has {len(given)} sequences, X has {count}")
-    lists: Nested = []
-    for i, (labels, length) in enumerate(zip(given, np.diff(starts).tolist())):
+    lists = list_sequences(given, name)
+    for i, (labels, length) in enumerate(zip(lists, np.diff(starts).tolist())):
+        if len(labels) != length:
+            raise ValueError(f"{name}[{i}] has {len(labels)} labels, X[{i}] has {length} tokens")
+    return lists
+
+
+def list_sequences(y: Any, name: str) -> Nested:
+    """Labels as one list for each sequence."""
+    if isinstance(y, str | bytes) or not isinstance(y, Iterable):
+        raise TypeError(f"{name} must be a list of sequences of labels, got {show(y)}")
+    lists = list(y)
+    for i, labels in enumerate(lists):
         if isinstance(labels, str | bytes | set | frozenset) or not isinstance(labels, Iterable):
             raise TypeError(f"{name}[{i}] is {show(labels)}; a sequence of labels is a list")
-        lists.append(labels.tolist() if isinstance(labels, np.ndarray) else list(labels))
-        if len(lists[-1]) != length:
-            raise ValueError(f"{name}[{i}] has {len(lists[-1])} labels, X[{i}] has {length} tokens")
-    return lists
+    return [labels.tolist() if isinstance(labels, np.ndarray) else list(labels) for labels in lists]
+
+
+def list_labels(labels: Any, name: str) -> list[Any]:
+    """Labels as a list, each as it is: an array would make one type of them."""
+    if isinstance(labels, str | bytes) or not isinstance(labels, Iterable):
+        raise TypeError(f"{name} must be a list of labels, got {show(labels)}")
+    found = labels.tolist() if isinstance(labels, np.ndarray) else list(labels)
+    if any(map(_is_list, found)):
+        raise ValueError(f"{name} must have one axis, got {show(labels)}")
+    return found
 
 
 def as_classes(labels: Iterable[Any], name: str) -> NDArray[Any]:
@@ -66,6 +84,12 @@ def as_classes(labels: Iterable[Any], name: str) -> NDArray[Any]:
         raise TypeError(f"{name} has the label {show(wrong[0])}; labels are strings, integers or bools")
     if len(kinds) > 1:
         raise TypeError(f"{name} mixes labels of different kinds: {show(sorted(map(repr, distinct)))}")
+    beyond = [c for c in numbers if not -(2**63) <= c < 2**63]
+    if beyond:
+        raise ValueError(f"{name} has the label {beyond[0]}; integers are within the range of int64")
+    ending = sorted(c for c in distinct if isinstance(c, str) and c.endswith("\0"))
+    if ending:
+        raise ValueError(f"{name} has the label {show(ending[0])}; an array of strings would lose the NUL at its end")
     return np.array(sorted(distinct))
 
 

@@ -39,7 +39,7 @@ def check_parameters(tagger: Any) -> None:
     check_number(tagger, "learning_rate", 0, math.inf, open_low=True, open_high=True)
     check_number(tagger, "validation_fraction", 0, 1, open_low=True, open_high=True)
     check_number(tagger, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
-    if tagger.constraints is not None and tagger.constraints not in tuple(SCHEMES):
+    if tagger.constraints is not None and not (isinstance(tagger.constraints, str) and tagger.constraints in SCHEMES):
         schemes = ", ".join(map(repr, SCHEMES))
         raise ValueError(f"constraints must be None or one of {schemes}, got {show(tagger.constraints)}")
     if tagger.solver == "adamw" and tagger.penalty_l1 != 0:
@@ -70,7 +70,10 @@ def check_sample_weight(given: Any, starts: NDArray[np.int64]) -> NDArray[np.flo
     """One weight for each sequence."""
     if given is None:
         return None
-    weights = np.asarray(as_plain(given, "sample_weight"), np.float64)
+    weights = np.asarray(as_plain(given, "sample_weight"))
+    if weights.dtype.kind not in "biuf":
+        raise TypeError(f"sample_weight must hold real numbers, got dtype {weights.dtype}")
+    weights = weights.astype(np.float64)
     if weights.shape != (len(starts) - 1,):
         raise ValueError(f"sample_weight has shape {weights.shape}, but there are {len(starts) - 1} sequences")
     bad = np.flatnonzero(~(np.isfinite(weights) & (weights >= 0)))
@@ -145,7 +148,9 @@ def make_layout(tagger: Any, data: Data, rules: Chain, old: Any) -> tuple[Layout
         return layout, np.zeros(layout.size)
     state = np.zeros(len(pairs))
     state[np.searchsorted(keys, old_keys)] = old.data
-    return layout, layout.join(state, Chain(tagger.transitions_, tagger.start_, tagger.end_))
+    # A transition that constraints of before forbade begins at 0, should the present ones allow it.
+    scores = (np.where(np.isneginf(a), 0.0, a) for a in (tagger.transitions_, tagger.start_, tagger.end_))
+    return layout, layout.join(state, Chain(*scores))
 
 
 def find_transitions(data: Data, n_labels: int) -> NDArray[np.bool_]:

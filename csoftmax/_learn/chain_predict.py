@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from .._ops.crf import crf_loss
 from .._ops.crf_paths import crf_decode, crf_marginals
-from .chain_features import Tokens, as_sequences, read_tokens
+from .chain_features import Tokens, as_sequences, has_names, read_tokens
 from .chain_labels import Tags, make_tags, nest, split
 from .chain_objective import Chain, count_right
 from .chain_pairs import Pairs, Scores
@@ -48,8 +48,11 @@ def model_of(tagger: Any) -> Model:
 
 def read(tagger: Any, X: Any) -> Tokens:
     """Tokens of X; attributes that the model does not know are left out."""
+    X = as_sequences(X)
+    if tagger.vocabulary_ is not None and not has_names(X):
+        raise TypeError("X has matrices, but the model was fitted on names of attributes")
     n_columns = -1 if tagger.vocabulary_ is not None else tagger.n_features_in_
-    tokens = read_tokens(as_sequences(X), tagger.vocabulary_, hashing=tagger.hashing, n_columns=n_columns)
+    tokens = read_tokens(X, tagger.vocabulary_, hashing=tagger.hashing, n_columns=n_columns)
     largest = int(tokens.columns.max(initial=-1))
     if largest >= tagger.state_.shape[0]:  # of a vocabulary that was changed; the kernels trust the columns
         raise ValueError(f"vocabulary_ has column {largest}, but the model has weights of {tagger.state_.shape[0]}")
@@ -81,7 +84,7 @@ def iterate_blocks(tagger: Any, tokens: Tokens) -> Iterator[tuple[slice, dict[st
 
 
 def decode(tagger: Any, tokens: Tokens) -> NDArray[np.int64]:
-    """Indices of the best labels of all tokens."""
+    """Indices of the best labels of all tokens; -1 in a sequence to which constraints leave no labels."""
     parts = [np.asarray(crf_decode(**arguments).tags) for _, arguments in iterate_blocks(tagger, tokens)]
     return np.concatenate(parts) if parts else np.zeros(0, np.int64)
 
@@ -89,7 +92,8 @@ def decode(tagger: Any, tokens: Tokens) -> NDArray[np.int64]:
 def predict(tagger: Any, X: Any) -> list[list[Any]]:
     """The labels of the best path of each sequence."""
     tokens = read(tagger, X)
-    return split(tagger.classes_[decode(tagger, tokens)].tolist(), tokens.starts)
+    labels = [*tagger.classes_.tolist(), None]  # None is that of -1
+    return split([labels[i] for i in decode(tagger, tokens).tolist()], tokens.starts)
 
 
 def predict_n_best(tagger: Any, X: Any, n: int) -> list[list[list[Any]]]:
@@ -123,7 +127,8 @@ def compute_log_likelihood(tagger: Any, X: Any, y: Any) -> Vector:
         a, b = tokens.starts[sequences.start], tokens.starts[sequences.stop]
         emissions = arguments.pop("emissions")
         parts.append(-np.asarray(crf_loss(emissions, tags.targets[a:b], **arguments, reduction="none")))
-    return np.concatenate(parts) if parts else np.zeros(0)
+    result = np.concatenate(parts) if parts else np.zeros(0)
+    return np.where(np.isnan(result), -np.inf, result) + 0.0  # NaN: constraints leave no labels at all; no -0.0
 
 
 def score(tagger: Any, X: Any, y: Any) -> float:

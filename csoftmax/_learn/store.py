@@ -121,6 +121,8 @@ def read(
     mmap: the arrays are read-only memory maps of the file.  verify: compare the checksums, which reads all of the file.
     """
     path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"a folder, not a file: {str(path)!r}")
     if not path.is_file():
         raise FileNotFoundError(f"file not found: {str(path)!r}")
     with reading(path), path.open("rb") as f:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -69,6 +70,8 @@ def _paths(plan: CrfPlan, count: int | None, fill: int) -> tuple[Any, dict[str, 
     else:
         shape, path_step = (*s.batch, *extra, s.length), s.length
         sequence_step = (paths - 1) * s.length
+    if math.prod(shape) >= 2**60:
+        raise ValueError(f"{paths} paths of {s.total} sequences do not fit in memory, of whatever size")
     decoded = np.full(shape, fill, np.int64)
     places = {"sequence_step": sequence_step % 2**64, "path_step": path_step, "paths": paths, "fill": fill}
     return decoded, {"decoded": decoded, **places}

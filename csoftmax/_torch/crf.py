@@ -275,7 +275,7 @@ class CRF(nn.Module):
         if reduction not in ("none", "sum", "mean", "token_mean"):
             raise ValueError(f'reduction must be "none", "sum", "mean" or "token_mean", got {reduction!r}')
         emissions, tags, mask = self._with_batch_first(emissions, tags.long(), mask)
-        parameters = {"start": self.start_transitions, "end": self.end_transitions, "mask": mask}
+        parameters: dict[str, Any] = {"start": self.start_transitions, "end": self.end_transitions, "mask": mask}
         return -crf_loss(emissions, tags, self.transitions, reduction=reduction, **parameters)
 
     def _arguments(self, emissions: Tensor, mask: Tensor | None) -> tuple[list[Any], dict[str, Any], Any]:

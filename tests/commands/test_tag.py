@@ -169,3 +169,51 @@ def test_refusals(files, capsys):
     with pytest.raises(SystemExit) as end:
         main(["tag", "fit", "train.conll"])
     assert end.value.code == 2
+
+
+def test_spaces_of_other_scripts_are_letters_of_a_word(files):
+    """Only spaces and tabs separate columns, and a bare CR ends a line as it does for text files everywhere."""
+    (files / "a.conll").write_text("10\u00a0000 O\nAnn B-PER\n東\u3000京 B-LOC\n", encoding="utf-8")
+    run("fit", "a.conll", "--model", "a.st", "--quiet")
+    run("predict", "a.conll", "--model", "a.st", "-o", "b.conll")
+    assert (files / "b.conll").read_text("utf-8") == (files / "a.conll").read_text("utf-8")
+    (files / "a.conll").write_bytes(b"# a b c\r\na B\r\nb O\r\n\r\nc B\rd O\r")
+    run("fit", "a.conll", "--model", "a.st", "--quiet")
+    run("predict", "a.conll", "--model", "a.st", "-o", "b.conll")
+    assert (files / "b.conll").read_bytes() == (files / "a.conll").read_bytes()
+
+
+def test_words_with_blanks_stay_whole_without_tabs(files):
+    """The separator is the one that the model was trained with: a file of words alone has none."""
+    (files / "a.conll").write_text("New York\tB\nparks\tO\n")
+    run("fit", "a.conll", "--model", "a.st", "--quiet")
+    (files / "b.conll").write_text("New York\nSan Jose\n")
+    run("predict", "b.conll", "--model", "a.st", "-o", "c.conll")
+    assert [line.split("\t")[0] for line in (files / "c.conll").read_text().splitlines()] == ["New York", "San Jose"]
+
+
+def test_a_sentence_that_the_scheme_has_no_labels_for(files, capsys):
+    (files / "a.conll").write_text("a B-X\nb E-X\n")
+    run("fit", "a.conll", "--model", "a.st", "--scheme", "BIOES", "--quiet")
+    (files / "b.conll").write_text("a B-X\nb E-X\n\na S-X\n")
+    run("predict", "b.conll", "--model", "a.st", "-o", "c.conll")
+    assert (files / "c.conll").read_text() == "a B-X\nb E-X\n\na _\n"
+    assert "line 4" in capsys.readouterr().err
+    run("evaluate", "b.conll", "--model", "a.st", "--json")
+    found = json.loads(capsys.readouterr().out)
+    assert found["accuracy"] == pytest.approx(2 / 3)
+    assert found["spans"]["all"]["recall"] == 0.5
+
+
+def test_labels_do_not_take_the_place_of_words(files, capsys):
+    run("fit", "train.conll", "--model", "a.st", "--quiet")
+    assert "--target 1" in refusal(capsys, "predict", "train.conll", "--model", "a.st", "--target", "1")
+
+
+def test_letters_that_standard_output_lacks(files, capsys, monkeypatch):
+    (files / "a.conll").write_text("Zürich B-LOC\n", encoding="utf-8")
+    run("fit", "a.conll", "--model", "a.st", "--quiet")
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding="ascii"))
+    run("predict", "a.conll", "--model", "a.st", code=2)
+    assert sys.stdout.buffer.getvalue() == b""
+    assert "ascii" in capsys.readouterr().err

@@ -16,7 +16,7 @@ from sklearn.exceptions import ConvergenceWarning
 from csoftmax._learn import owlqn
 from csoftmax._learn.chain_features import read_tokens
 from csoftmax._learn.chain_pairs import Pairs, Scores
-from csoftmax.sequence import CRFTagger
+from csoftmax.sequence import CRFTagger, span_f1
 
 pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
 
@@ -305,3 +305,89 @@ def test_owlqn_against_the_closed_form():
     expected = np.sign(b) * np.maximum(np.abs(b) - penalty, 0) / curvature
     np.testing.assert_allclose(end.w, expected, atol=1e-7)  # differences of the objective vanish in rounding there
     np.testing.assert_array_equal(end.w == 0, expected == 0)
+
+
+def test_constraints_that_are_lifted():
+    """A warm start begins at 0 where constraints of before forbade, whatever the solver."""
+    X, y = [[["a"], ["b"]], [["c"]]], [["B", "I"], ["O"]]
+    for solver in ("lbfgs", "adamw"):
+        tagger = CRFTagger(constraints="BIO", warm_start=True, solver=solver, max_epochs=20).fit(X, y)
+        assert np.isneginf(tagger.start_).any()
+        tagger.set_params(constraints=None).fit([[["a"], ["b"]], [["b"]]], [["B", "I"], ["I"]])
+        assert np.isfinite(tagger.history_["loss"]).all()
+        assert np.isfinite(tagger.start_).all()
+
+
+def test_no_possible_labels():
+    tagger = CRFTagger(constraints="BIOES").fit([[["a"], ["b"]]], [["B-X", "E-X"]])
+    assert tagger.predict([[["a"], ["b"]], [["a"]], []]) == [["B-X", "E-X"], [None], []]
+    assert tagger.predict_n_best([[["a"]]], 3) == [[]]
+    found = tagger.log_likelihood([[["a"]], []], [["B-X"], []])
+    assert found[0] == -np.inf
+    assert found[1] == 0
+    assert not np.signbit(found[1])
+    assert tagger.score([[["a"]]], [["B-X"]]) == 0
+
+
+def test_an_interrupted_minibatch_leaves_nothing(monkeypatch):
+    """The next step is that of a model whose moments begin again; a refused call changes nothing at all."""
+    from csoftmax._learn.chain_adamw import ChainTrainer
+
+    def make():
+        options = {"solver": "adamw", "learning_rate": 0.1}
+        return CRFTagger(**options).partial_fit([[["a"], ["b"]]], [["X", "Y"]], classes=["X", "Y"])
+
+    tagger, fresh = make(), make()
+    with monkeypatch.context() as patch:
+        patch.setattr(ChainTrainer, "settle", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            tagger.partial_fit([[["new"]]], [["X"]])
+    assert tagger.vocabulary_ == fresh.vocabulary_
+    del fresh._trainer
+    for model in (tagger, fresh):
+        model.partial_fit([[["other"]]], [["X"]])
+    assert tagger.state_features_ == fresh.state_features_
+    trainer = tagger._trainer
+    with pytest.raises(ValueError, match="not among the classes"):
+        tagger.partial_fit([[["a"]]], [["Z"]])
+    assert tagger._trainer is trainer
+
+
+def test_partial_fit_after_a_parameter_has_changed_the_layout():
+    X, y = [[["a"], ["b"]]], [["X", "Y"]]
+    tagger = CRFTagger(solver="adamw").partial_fit(X, y, classes=["X", "Y"])
+    tagger.set_params(fit_ends=False).partial_fit(X, y)
+    assert np.isfinite(tagger.transitions_).all()
+
+
+@pytest.mark.parametrize(
+    ("label", "message"), [(2**63, "within the range of int64"), (2**70, "int64"), ("a\0", "would lose the NUL")]
+)
+def test_labels_that_an_array_would_change(label, message):
+    with pytest.raises(ValueError, match=message):
+        CRFTagger().fit([[["a"], ["b"]]], [[label, -1 if isinstance(label, int) else "b"]])
+
+
+def test_classes_of_partial_fit_are_taken_as_they_are():
+    tagger = CRFTagger(solver="adamw")
+    for classes, error, message in (
+        (["1", 2], TypeError, "mixes labels"),
+        ("xy", TypeError, "classes must be a list of labels"),
+        ([["x"]], ValueError, "classes must have one axis"),
+    ):
+        with pytest.raises(error, match=message):
+            tagger.partial_fit([[["a"]]], [["1"]], classes=classes)
+
+
+def test_matrices_are_no_names():
+    tagger = CRFTagger().fit([[["a"], ["b"]]], [["X", "Y"]])
+    with pytest.raises(TypeError, match="fitted on names"):
+        tagger.predict([np.ones((2, 3))])
+    with pytest.raises(TypeError, match="sample_weight must hold real numbers"):
+        tagger.fit([[["a"]]], [["X"]], sample_weight=["a"])
+
+
+@pytest.mark.parametrize("y", ["OBI", ["O", "B"], 3])
+def test_spans_need_lists_of_sequences(y):
+    with pytest.raises(TypeError, match="y_true"):
+        span_f1(y, y)
