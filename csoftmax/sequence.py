@@ -61,7 +61,7 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
     fit_ends : bool, default True
         Whether the first and the last label have weights.
     min_count : int, default 1
-        Attributes of fewer tokens are left out.
+        Attributes that occur less often are left out.
     hashing : int, optional
         Number of columns that names of attributes are hashed to (scikit-learn's `FeatureHasher`), instead of a
         vocabulary; 2**20 is usual. Attributes of one column share their weights.

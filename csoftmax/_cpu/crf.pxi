@@ -11,10 +11,10 @@ cdef class _Contiguous:
 
     cdef void *read(self, array) except? NULL:
         # the data of an array, NULL for None
-        return self._take(array, PyBUF_ANY_CONTIGUOUS)
+        return self._take(array, PyBUF_C_CONTIGUOUS)
 
     cdef void *write(self, array) except? NULL:
-        return self._take(array, PyBUF_ANY_CONTIGUOUS | PyBUF_WRITABLE)
+        return self._take(array, PyBUF_C_CONTIGUOUS | PyBUF_WRITABLE)
 
     cdef void *_take(self, array, int flags) except? NULL:
         if array is None:

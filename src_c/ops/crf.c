@@ -23,7 +23,7 @@ static double log_partition_of(const crf_sequence *s) {
     return s->is_nan ? CSM_NAN : s->is_inf ? CSM_INF : s->outcome == CSM_CRF_DONE ? s->log_z : -CSM_INF;
 }
 
-/* Losses that are nearly 0 consist of paths that may have vanished beside the labels'. */
+/* Losses below 2^-500 are computed again with one exponent a tag: paths may have vanished beside the labels'. */
 static int is_small(const csm_crf_model *m, double r, double r_n) {
     double top = r;
     if (m->tags == 1) return 0;
@@ -63,8 +63,6 @@ static void subtract_counts(csm_crf_chain *c) {
         if (t) c->g[(size_t)c->labels[t - 1] * P + (size_t)c->labels[t]] -= 1;
     }
 }
-static csm_status stopped(csm_crf_outcome outcome) { return outcome == CSM_CRF_STOPPED ? CSM_INTERRUPTED : CSM_OK; }
-
 /* Labels of the sequence, -1 for unknown ones; returns whether there is one. */
 static int read_labels(crf_sequence *s, int64_t *labels) {
     const csm_crf_options *o = s->call->o;
@@ -88,12 +86,12 @@ static csm_status compute_gradient(crf_sequence *s, int *is_slow) {
     const int pairs = labels || s->call->o->pair_sums || s->call->o->pairs;
     csm_crf_outcome outcome = k->backward(c, pairs);
     *is_slow = outcome == CSM_CRF_SLOW;
-    if (outcome != CSM_CRF_DONE) return stopped(outcome);
+    if (outcome != CSM_CRF_DONE) return crf_stopped(outcome);
     if (!labels && !s->call->o->pair_sums) return CSM_OK;
     if (!is_possible) c->labels = NULL;
     outcome = k->pairs(c);
     c->labels = labels;
-    if (outcome != CSM_CRF_DONE) return stopped(outcome);
+    if (outcome != CSM_CRF_DONE) return crf_stopped(outcome);
     if (labels && is_possible) k->gradients(c);
     else if (labels) subtract_counts(c);
     else
@@ -125,7 +123,7 @@ csm_status crf_compute(crf_sequence *s, int gradient) {
     if (outcome == CSM_CRF_DONE && c->is_doubtful) outcome = s->call->kernels->backward(c, 0);
     if (outcome == CSM_CRF_SLOW) return crf_compute_slow(s, gradient);
     s->outcome = outcome;
-    if (outcome != CSM_CRF_DONE) return stopped(outcome);
+    if (outcome != CSM_CRF_DONE) return crf_stopped(outcome);
     s->log_z = crf_log_of(s, c->z, c->z_n);
     csm_status status = CSM_OK;
     if (c->labels) {

@@ -25,7 +25,7 @@ typedef struct crf_call {
     double divisor; /* of a mean */
     size_t slot, first; /* numbers of a slot; the first sequence of the group */
 } crf_call;
-enum { CRF_CHAIN, CRF_SLOW, CRF_HALF, CRF_SEARCH, CRF_LABELS, CRF_BUFFERS };
+enum { CRF_CHAIN, CRF_SLOW, CRF_HALF, CRF_LABELS, CRF_BUFFERS };
 
 /* One sequence while it is computed. */
 typedef struct crf_sequence {
@@ -52,6 +52,10 @@ static inline size_t crf_row(const crf_sequence *s, size_t t) {
 /* A number of a sequence as it is returned. */
 static inline double crf_round(const crf_call *call, double x) { return csm_finish_loss(x, call->itemsize < 8); }
 
+static inline csm_status crf_stopped(csm_crf_outcome outcome) {
+    return outcome == CSM_CRF_STOPPED ? CSM_INTERRUPTED : CSM_OK;
+}
+
 /* crf_model.c */
 csm_status crf_make_model(crf_call *);
 void crf_release_model(crf_call *);
@@ -64,8 +68,8 @@ double crf_loss_of(double r, double r_n); /* log(1 + r 2^r_n) */
 
 /* crf_slow.c: the same results as the kernels' in chain->mu, chain->g, log_z and loss. */
 csm_status crf_compute_slow(crf_sequence *, int gradient);
-/* Weights of the prefixes, alpha 2^alpha_n, after the kernel or crf_compute_slow, relative to the largest of position
- * t.  crf_slow_weights is for sequences with is_slow. */
+/* Of a sequence with is_slow: the weights of the prefixes that end at position t, times those of the transitions into
+ * the tag `next` (-1: none), relative to the largest. */
 void crf_slow_weights(const crf_sequence *, size_t t, int64_t next, double *weights);
 
 /* crf.c */

@@ -54,7 +54,7 @@ static int is_better(const search *h, size_t a, size_t b) {
     }
     return result;
 }
-static csm_status push(crf_sequence *s, search *h, node item) {
+static csm_status push(search *h, node item) {
     if (h->count == h->capacity) {
         const size_t more = h->capacity ? 2 * h->capacity : 256;
         node *nodes = csm_allocate(more * sizeof *nodes);
@@ -72,7 +72,6 @@ static csm_status push(crf_sequence *s, search *h, node item) {
         h->heap = heap;
         h->capacity = more;
     }
-    (void)s;
     h->nodes[h->count] = item;
     size_t at = h->size++;
     h->heap[at] = h->count++;
@@ -112,7 +111,7 @@ static csm_status search_paths(crf_sequence *s, const double *delta, search *h, 
     *found = 0;
     for (size_t j = 0; j < L && status == CSM_OK; j++) {
         const double key = delta[(s->n - 1) * P + j] + m->end[j];
-        if (key > -CSM_INF) status = push(s, h, (node){key, m->end[j], SIZE_MAX, s->n - 1, (int64_t)j});
+        if (key > -CSM_INF) status = push(h, (node){key, m->end[j], SIZE_MAX, s->n - 1, (int64_t)j});
     }
     while (h->size && *found < paths && status == CSM_OK) {
         const size_t at = pop(h);
@@ -126,13 +125,11 @@ static csm_status search_paths(crf_sequence *s, const double *delta, search *h, 
             const double suffix =
                 best.suffix + c->x[best.t * P + (size_t)best.tag] + m->scores[i * P + (size_t)best.tag];
             const double key = delta[(best.t - 1) * P + i] + suffix;
-            if (key > -CSM_INF) status = push(s, h, (node){key, suffix, at, best.t - 1, (int64_t)i});
+            if (key > -CSM_INF) status = push(h, (node){key, suffix, at, best.t - 1, (int64_t)i});
         }
     }
     return status;
 }
-
-static csm_status stopped(csm_crf_outcome outcome) { return outcome == CSM_CRF_STOPPED ? CSM_INTERRUPTED : CSM_OK; }
 
 /* The scores of the posterior path: marginals, and 0 or -inf for the parameters. */
 static csm_status search_posterior(crf_sequence *s, int64_t *tags, int *is_found) {
@@ -232,7 +229,7 @@ csm_status crf_decode(crf_sequence *s) {
             csm_release(h.nodes);
             csm_release(h.heap);
         }
-        if (status == CSM_OK) status = stopped(outcome);
+        if (status == CSM_OK) status = crf_stopped(outcome);
     } else if (!is_viterbi) {
         status = crf_compute(s, 1);
         if (status == CSM_OK && !s->is_nan && !s->is_inf && s->outcome == CSM_CRF_DONE) {

@@ -4,7 +4,7 @@
 #define LN2_HI 0x1.62e42fefa39efp-1
 #define LN2_LO 0x1.abc9e3b39803fp-56
 
-/* Copies L scores, subtracts the offset if it is not 0, and takes notice of NaN and +inf. */
+/* Copies L scores, and takes notice of NaN and +inf. */
 static void read_scores(csm_crf_model *m, double *to, const double *from, size_t L, size_t pitch) {
     for (size_t i = 0; i < pitch; i++) {
         to[i] = i >= L ? -CSM_INF : from ? from[i] : 0;
@@ -163,7 +163,7 @@ void crf_load(crf_sequence *s, int shifts) {
     add_offset(&offset, &low, m->start_offset);
     add_offset(&offset, &low, m->end_offset);
     if (m->offset != 0) add_offset(&offset, &low, m->offset * (double)(s->n - 1));
-    s->offset = offset + low;
+    s->offset = low == low ? offset + low : offset; /* where the sum overflows, its low part is NaN */
     if (s->outcome == CSM_CRF_DONE) s->call->kernels->exponentials(c->x, c->max, c->e, c->e_n, s->n, P);
 }
 

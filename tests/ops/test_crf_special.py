@@ -258,3 +258,9 @@ def test_a_long_sequence_can_be_interrupted():
 def test_no_kernels_for_cuda():
     with pytest.raises(csoftmax.DeviceError):
         csoftmax.crf_log_partition(np.zeros((2, 3)), np.zeros((3, 3)), device="cuda")
+
+
+def test_sums_that_overflow():
+    """They are infinite: NaN in a result comes from NaN, +inf or the lack of a path."""
+    for score, log_z in ((1e308, np.inf), (-1.7e308, -np.inf)):
+        assert csoftmax.crf_log_partition(np.full((3, 2), score), np.zeros((2, 2))) == log_z

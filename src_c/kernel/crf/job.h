@@ -12,8 +12,6 @@
  * weights of a prefix and a suffix, relative to all paths, beside which nothing is lost: see crf.inc.h. */
 #define CSM_CRF_SMALL 0x1p-300
 #define CSM_CRF_LARGE 0x1p200
-/* A loss below this is computed again with one exponent a tag: the paths beside the given one may have vanished. */
-#define CSM_CRF_SMALL_LOSS 0x1p-500
 #define CSM_CRF_LARGEST 0x1p45 /* largest |score| of a position or a parameter; beyond, the maximum is subtracted */
 
 /* Scores of the parameters, and their exponentials. */
