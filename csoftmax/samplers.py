@@ -7,6 +7,7 @@ instruction set change nothing.
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, SupportsIndex
 
 import numpy as np
@@ -36,6 +37,7 @@ PIECE_DRAWS = 1 << 20  # draws that are made at a time: some ms, so that Ctrl-C 
 ONE_BY_ONE = 64  # Poisson rate for each class from which on classes are included one by one
 MIN_REMAINING = 1 / 16  # share of the mass that exclude leaves, below which draws are not repeated until they suit
 KEPT_RATES = 64  # sizes whose Poisson rate is kept
+MAX_KEY = 8192  # bytes of the excluded classes with which a rate is kept
 
 _Random = int | np.random.SeedSequence | np.random.Generator | None
 _Scheme = Literal["poisson", "iid"]
@@ -49,7 +51,7 @@ class _Sampler:
 
     def __init__(self, n_classes: int):
         self._n = n_classes
-        self._rates: dict[int, float] = {}
+        self._rates: dict[tuple[int, bytes], float] = {}  # by size and the classes that are excluded
         self._with_mass = n_classes
 
     def _build(self, weights: Any, smoothing: float, power: float) -> bool:
@@ -128,10 +130,10 @@ class _Sampler:
         return self._log_inclusion(at, self._rate(size, np.empty(0, np.int64)))
 
     def _log_q(self, ids: Any, rate: float, is_poisson: bool, total: int) -> NDArray[np.float64]:
-        ids = np.ascontiguousarray(ids)
-        log_q = np.empty(ids.shape)
-        binding.run_alias_log_q(self._masses, total, rate, is_poisson, ids, log_q)
-        return log_q
+        flat = np.ascontiguousarray(ids)  # of one axis at least
+        log_q = np.empty(flat.shape)
+        binding.run_alias_log_q(self._masses, total, rate, is_poisson, flat, log_q)
+        return log_q.reshape(np.shape(ids))
 
     def _log_inclusion(self, ids: Any, rate: float) -> NDArray[np.float64]:
         if rate == np.inf:
@@ -235,6 +237,8 @@ class _Sampler:
         if per_row and (len(shape) != 2 or _check_scheme(scheme) != "iid"):
             raise ValueError(f'size must be an int, or a pair (N, m) with scheme="iid"; got {size} with {scheme!r}')
         excluded = self._check_exclude(exclude)
+        if self._excluded_mass(excluded) == self._total:
+            raise ValueError("exclude leaves no class to draw from")
         labels = None if target is None else self._check_target(target)
         states = save_states(rng)
         try:
@@ -266,14 +270,15 @@ class _Sampler:
         with_mass = self._with_mass - int(np.count_nonzero(self._mass_of(excluded)))
         if size >= with_mass:
             return np.inf
-        if not len(excluded) and size in self._rates:
-            return self._rates[size]
-        t = self._solve_rate(size, excluded)
-        if not len(excluded):
+        key = size, excluded.tobytes()
+        if key not in self._rates:
+            t = self._solve_rate(size, excluded)
+            if len(key[1]) > MAX_KEY:
+                return t
             while len(self._rates) >= KEPT_RATES:
                 self._rates.pop(next(iter(self._rates)))
-            self._rates[size] = t
-        return t
+            self._rates[key] = t
+        return self._rates[key]
 
     def _solve_rate(self, size: int, excluded: Any) -> float:
         """Newton's method. The expected number is concave, so that the rate rises towards the solution."""
@@ -322,9 +327,7 @@ class _Sampler:
 
     def _sample_iid(self, generator: Any, shape: tuple[int, ...], labels: Any, excluded: Any) -> Negatives:
         total = self._total - self._excluded_mass(excluded)
-        if total == 0:
-            raise ValueError("exclude leaves no class to draw from")
-        drawn = self._draw_without(generator, int(np.prod(shape)), excluded, total)
+        drawn = self._draw_without(generator, math.prod(shape), excluded, total)
         size = float(shape[-1])
         target_log_q = (
             None if labels is None else self._of_target(labels, excluded, lambda y: self._log_q(y, size, False, total))
@@ -364,7 +367,7 @@ class _Sampler:
 
 
 def _check_scheme(scheme: Any) -> str:
-    if scheme not in ("poisson", "iid"):
+    if not isinstance(scheme, str) or scheme not in ("poisson", "iid"):
         raise ValueError(f'scheme must be "poisson" or "iid", got {scheme!r}')
     return str(scheme)
 
@@ -574,6 +577,11 @@ class ClusterSampler:
         return len(self._cluster)
 
     @property
+    def n_features(self) -> int:
+        """The number of columns of w."""
+        return int(self._means.shape[1])
+
+    @property
     def nbytes(self) -> int:
         """The bytes that the sampler holds."""
         arrays = self._cluster, self._sizes, self._members, self._begin, self._means, self._biases
@@ -582,8 +590,8 @@ class ClusterSampler:
     def _logits(self, x: Any) -> Any:
         """The logits of the clusters of each row."""
         x = as_float("x", x)[0].astype(np.float64)
-        if x.ndim != 2 or x.shape[1] != self._means.shape[1]:
-            raise ValueError(f"x has shape {x.shape}; (N, {self._means.shape[1]}) is needed")
+        if x.ndim != 2 or x.shape[1] != self.n_features:
+            raise ValueError(f"x has shape {x.shape}; (N, {self.n_features}) is needed")
         return x @ self._means.T + self._biases
 
     def _log_probability(self, log_p: Any, ids: Any) -> NDArray[np.float64]:

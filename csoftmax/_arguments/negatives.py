@@ -55,6 +55,8 @@ def as_ids(name: str, given: Any, place: Place | None = None) -> Any:
         ids = ids.astype(np.int64)
     if ids.dtype.kind not in "iu":
         raise TypeError(f"{name} must hold integers, got dtype {ids.dtype}")
+    if ids.dtype == np.uint64 and ids.size and int(ids.max()) >= 2**63:
+        raise IndexError(f"{name} has {int(ids.max())}, which is no class")
     return ids.astype(np.int64)
 
 
@@ -75,7 +77,8 @@ def check_negatives(given: Any, batch: tuple[int, ...], n_classes: int) -> tuple
     ids = as_ids(name, negatives.ids)
     rows = math.prod(batch)
     if ids.ndim == 0 or (ids.ndim > 1 and ids.shape[:-1] not in (batch, (rows,))):
-        raise ValueError(f"{name} has shape {ids.shape}; allowed are (m,), and (*{batch}, m) for classes of each row")
+        of_rows = ", ".join(map(str, (*batch, "m")))
+        raise ValueError(f"{name} has shape {ids.shape}; allowed are (m,), and ({of_rows}) for classes of each row")
     check_classes(name, ids, n_classes)
     shape = ids.shape if ids.ndim == 1 else (rows, ids.shape[-1])
     log_q = _check_real("negatives.log_q", negatives.log_q, ids.shape)

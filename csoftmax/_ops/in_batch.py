@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
-from .._arguments.labels import check_upstream, check_weight, raise_bad_label
+from .._arguments.labels import check_upstream, check_weight
 from .._arguments.layers import count_chunk_rows, scale_weights
 from .._arguments.negatives import as_ids
 from .._arguments.numbers import check_count, check_flag, check_num_threads, check_reduction, check_temperature
@@ -130,7 +130,10 @@ def _check_target(target: Any, batch: tuple[int, ...], m: int) -> Any:
     labels = as_ids("target", target)
     if labels.shape not in (batch, (n,)):
         raise ValueError(f"target has shape {labels.shape}; {batch}, one candidate for each row, is needed")
-    raise_bad_label(labels, m, None)
+    bad = (labels < 0) | (labels >= m)
+    if bad.any():
+        at = ", ".join(map(str, np.unravel_index(int(bad.argmax()), labels.shape)))
+        raise IndexError(f"target[{at}] is {labels[bad][0]}: the candidates are 0 to {m - 1}")
     return labels.reshape(n)
 
 

@@ -263,7 +263,7 @@ def nce_loss(
     DeviceError
         If the call would compute on a CUDA device.
     TypeError, ValueError, MemoryError
-        As in `linear_cross_entropy`, for soft labels, and if negatives lack the expected counts.
+        As in `linear_cross_entropy`, for soft labels, and if negatives are plain classes.
 
     Notes
     -----

@@ -115,6 +115,8 @@ def add_rows(w: NDArray[Any], g: RowGradient, scale: float = 1.0) -> NDArray[Any
            [-0.5, -1. ],
            [ 0. ,  0. ]])
     """
+    if not isinstance(g, RowGradient):
+        raise TypeError(f"g must be a RowGradient, got {type(g).__name__}")
     _add_rows(w, g.rows, g.values, scale)
     return w
 
@@ -123,6 +125,8 @@ def add_rows(w: NDArray[Any], g: RowGradient, scale: float = 1.0) -> NDArray[Any
 def _add_rows(w: Any, rows: Any, values: Any, scale: Any) -> None:
     scale = as_number("scale", scale)
     rows, values = as_array("g.rows", rows), as_array("g.values", values)
+    if rows.dtype.kind not in "iu":
+        raise TypeError(f"g.rows must hold integers, got dtype {rows.dtype}")
     _check_rows(w, rows, values)
     matrix = w if w.ndim == 2 else w[:, None]
     rows = np.ascontiguousarray(rows, np.int64)

@@ -89,7 +89,7 @@ ERRORS = (
     BadCall({"y": np.zeros((2, FEATURES), np.float32)}, ValueError, "y has 2 rows, x 3: without target"),
     BadCall({"y": np.zeros((4, FEATURES))}, TypeError, "y has dtype float64, x has dtype float32"),
     BadCall({"target": [0, 1]}, ValueError, r"target has shape \(2,\)"),
-    BadCall({"target": [0, 1, 4]}, IndexError, r"target\[2\] is 4: the classes are 0 to 3"),
+    BadCall({"target": [0, 1, 4]}, IndexError, r"target\[2\] is 4: the candidates are 0 to 3"),
     BadCall({"ids": [1, 2]}, ValueError, "one id for each of 4 candidates"),
     BadCall({"log_q": [0, 0, np.nan, 0]}, ValueError, "log_q is nan for candidate 2"),
     BadCall({"mask": np.zeros((3, 4))}, TypeError, "mask must be boolean"),

@@ -97,6 +97,8 @@ def _run(
     temperature: Any, reduction: str, accidental_hits: str, correction: str = "ranking", log_z: Any = 0.0,
 ) -> Any:  # fmt: skip
     check_floating("x", x)
+    if isinstance(log_z, Tensor):
+        raise TypeError("log_z must be a number: as a tensor it would get no gradient here")
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')

@@ -43,6 +43,7 @@ typedef struct alias_call {
     const double *weights; /* NULL: log-uniform */
     double smoothing, power;
     int exponent; /* weights are scaled by 2^-exponent, so that no power overflows */
+    double divisor; /* of scaled weights, 1 or, for powers in which less than 1 would vanish, the largest one */
     uint64_t *masses; /* until the last pass, the bits of the weights' powers */
     double *sums; /* of blocks */
     double scale; /* from a power to its mass */
@@ -90,7 +91,7 @@ static double power_of(const alias_call *c, size_t j) {
     if (!c->weights) return csm_log1p(1 / ((double)j + 1), 0);
     const double weight = c->weights[j] + c->smoothing;
     if (!(weight > 0)) return 0;
-    const double scaled = ldexp(weight, -c->exponent);
+    const double scaled = ldexp(weight, -c->exponent) / c->divisor;
     const double v = c->power == 1 ? scaled : c->power == 0 ? 1 : scaled > 0 ? csm_pow(scaled, 0, c->power, 0) : 0;
     return v < 0x1p-1000 ? 0x1p-1000 : v;
 }
@@ -237,7 +238,8 @@ csm_status csm_alias_masses(size_t n, const double *weights, double smoothing, d
     c.power = power;
     c.masses = masses;
     if (status == CSM_OK && weights && largest == 0) status = CSM_NO_MASS;
-    if (weights && largest > 0) frexp(largest, &c.exponent);
+    const double scaled = weights && largest > 0 ? frexp(largest, &c.exponent) : 1;
+    c.divisor = power > 256 ? scaled : 1;
     if (status == CSM_OK) {
         c.sums = csm_allocate(block_count(n) * sizeof *c.sums);
         c.counts = csm_allocate(BUCKETS * sizeof *c.counts);

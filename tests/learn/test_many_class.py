@@ -586,7 +586,7 @@ def test_refused_calls(pairs):
         model.topk(X, 201)
     with pytest.raises(ValueError, match="y has the label 999"):
         model.log_proba(X[:1], [999])
-    with pytest.raises(ValueError, match=r"y has shape \(2,\), but X has 3 rows"):
+    with pytest.raises(ValueError, match=r"y has shape \(2,\), but X has shape \(3, 1\)"):
         model.log_proba(X[:3], y[:2])
     with pytest.raises(csoftmax.DeviceError):
         ManyClassRegression(device="cuda").fit([[0.0], [1.0]], [0, 1])

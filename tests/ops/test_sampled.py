@@ -518,3 +518,18 @@ def test_tensorflows_values(kind, hits):
     negatives = Negatives(TENSORFLOW_IDS, np.log(TENSORFLOW_COUNTS), None, np.log(TENSORFLOW_OWN_COUNTS), "given")
     loss = FUNCTIONS[kind][0](x, w, [1, 7, 0], negatives, bias=b, accidental_hits=hits, reduction="none")
     np.testing.assert_allclose(loss, TENSORFLOW_LOSSES[kind, hits], 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("g", "message"),
+    [
+        (np.ones((2, 1)), "g must be a RowGradient, got ndarray"),
+        (RowGradient(np.array([1.7]), np.ones((1, 1))), "g.rows must hold integers, got dtype float64"),
+        (RowGradient(np.array([True]), np.ones((1, 1))), "g.rows must hold integers, got dtype bool"),
+    ],
+)
+def test_what_is_no_gradient_of_rows(g, message):
+    w = np.zeros((3, 1))
+    with pytest.raises(TypeError, match=message):
+        csoftmax.add_rows(w, g)
+    assert not w.any()

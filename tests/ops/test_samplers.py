@@ -444,3 +444,45 @@ def test_ctrl_c_ends_long_draws(call):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.parametrize("power", [300.0, 990.0, 1000.0, 1e5, 1e300])
+def test_large_powers(power):
+    """All the mass goes to the largest classes; the others keep a unit each."""
+    masses = UnigramSampler([1, 2, 2, 0], power=power)._masses.tolist()
+    assert masses[0] == 1
+    assert masses[3] == 0
+    assert abs(masses[1] - masses[2]) <= 1
+    assert UnigramSampler(np.ones(4), power=power)._masses.tolist() == [COLUMN] * 4
+
+
+def test_one_class_has_one_log_q():
+    sampler = UnigramSampler([100, 50, 10, 5, 1])
+    for scheme in ("poisson", "iid"):
+        assert sampler.log_q(3, 2, scheme=scheme).shape == ()
+        assert sampler.log_q(3, 2, scheme=scheme) == sampler.log_q([3], 2, scheme=scheme)[0]
+    assert UniformSampler(3).log_q([[1]], 5).shape == (1, 1)
+
+
+def test_numbers_beyond_int64_are_no_classes():
+    big = np.array([2**63], np.uint64)
+    for call in (lambda: UniformSampler(3).sample(2, target=big), lambda: UniformSampler(3).sample(2, exclude=big)):
+        with pytest.raises(IndexError, match=str(2**63)):
+            call()
+
+
+@pytest.mark.parametrize("scheme", ["poisson", "iid"])
+def test_all_classes_excluded(scheme):
+    with pytest.raises(ValueError, match="exclude leaves no class"):
+        UnigramSampler([5, 0, 3, 1]).sample(3, exclude=[0, 2, 3], scheme=scheme)
+
+
+def test_the_rate_without_excluded_classes_is_kept():
+    sampler = UnigramSampler(np.arange(1, 1001))
+    first = sampler.sample(50, exclude=[7], rng=0)
+    assert len(sampler._rates) == 1
+    again = sampler.sample(50, exclude=[7], rng=0)
+    assert np.array_equal(first.ids, again.ids)
+    other = sampler.sample(50, exclude=[999], rng=0)
+    assert len(sampler._rates) == 2
+    assert 999 not in other.ids

@@ -17,6 +17,12 @@ def count_classes(estimator: Any, y: NDArray[np.intp], sample_weight: NDArray[np
     np.add.at(estimator.class_count_, y, 1.0 if sample_weight is None else sample_weight)
 
 
+def uncount_classes(estimator: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None) -> None:
+    """Take rows back that `count_classes` has added, if classes are counted."""
+    if hasattr(estimator, "class_count_"):
+        np.subtract.at(estimator.class_count_, y, 1.0 if sample_weight is None else sample_weight)
+
+
 def smooth(counts: NDArray[np.float64]) -> float:
     """What is added to counts if some are 0, so that no class has probability 0: the smallest positive count."""
     positive = counts[counts > 0]

@@ -72,7 +72,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         to all at the end of an epoch, and in `partial_fit` after each step.
     batch_size : int, default 512
         Maximum number of rows in a minibatch. With as many rows in all, or fewer, they are not shuffled, and a row of
-        weight 2 has the effect of two rows.
+        weight 2 has the effect of two rows, but with ``sampler="in_batch"``, where it is one candidate.
     max_epochs : int, default 5
         Maximum number of passes over the data.
     init_bias : {"log_prior", "zero"}, default "log_prior"
@@ -549,8 +549,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "head_")
         labels = np.atleast_1d(np.asarray(as_plain(y, "y")))
         indices = check_known_labels(labels, self.classes_, is_sorted=True)
-        if labels.ndim != 1 or len(labels) != np.shape(X)[0]:
-            raise ValueError(f"y has shape {labels.shape}, but X has {np.shape(X)[0]} rows")
+        if labels.shape != np.shape(X)[:1]:
+            raise ValueError(f"y has shape {labels.shape}, but X has shape {np.shape(X)}")
         return self._each_block(
             X, lambda features, rows: self.head_.log_proba(features, indices[rows], self.num_threads)
         )

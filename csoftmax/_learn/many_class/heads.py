@@ -63,6 +63,9 @@ class LinearHead:
 
     # Training
 
+    def check(self, estimator: Any) -> None:
+        """Refuse parameters of the estimator that do not fit the head."""
+
     def own(self) -> None:
         """Replace parameters that are read-only, such as memory maps of a file, by copies."""
         self.w, self.bias = (a if a.flags.writeable else a.copy() for a in (self.w, self.bias))

@@ -23,6 +23,16 @@ if TYPE_CHECKING:
 class SampledHead(LinearHead):
     """Trained by softmax over the classes of the minibatch and a sample of others."""
 
+    def check(self, estimator: Any) -> None:
+        """Refuse a sampler of other classes or, for its clusters, of other features."""
+        sampler = estimator.sampler
+        if isinstance(sampler, str):
+            return
+        if sampler.n_classes != self.n_classes:
+            raise ValueError(f"sampler has {sampler.n_classes} classes, but the model has {self.n_classes}")
+        if isinstance(sampler, ClusterSampler) and sampler.n_features != self.w.shape[1]:
+            raise ValueError(f"sampler has {sampler.n_features} features, but the model has {self.w.shape[1]}")
+
     def start(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
         """Read the parameters; grows: whether counts of classes are added while training, which changes the sampler."""
         self.spec, self.rng, self.grows = estimator.sampler, rng, grows
@@ -36,8 +46,6 @@ class SampledHead(LinearHead):
                 assert self.counts is not None
                 self.total = float(self.counts.sum())
             return
-        if self.spec.n_classes != self.n_classes:
-            raise ValueError(f"sampler has {self.spec.n_classes} classes, but the model has {self.n_classes}")
         self.sampler = self.spec
 
     def _choose_sampler(self) -> Any:
@@ -66,13 +74,16 @@ class SampledHead(LinearHead):
             return self._step_in_batch(x, y, sample_weight, optimizers)
         sampler = self._choose_sampler()
         at = (x,) if isinstance(sampler, ClusterSampler) else ()
+        negatives = sampler.sample(*at, self.n_sampled, target=y, rng=self.rng)
         result = sampled_softmax_loss_with_grad(
             x,
             self.w,
             y,
-            sampler.sample(*at, self.n_sampled, target=y, rng=self.rng),
+            negatives,
             bias=self.bias,
             correction=self.correction,
+            # with independent draws the expected loss has its minimum at the true model only if hits stay
+            accidental_hits="keep" if negatives.scheme == "iid" and self.correction == "ranking" else "mask",
             sample_weight=sample_weight,
             num_threads=optimizers.num_threads,
         )

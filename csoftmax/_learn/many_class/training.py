@@ -21,7 +21,7 @@ from ..messages import show
 from ..monitor import Monitor
 from ..parameters import Notes, Rows, check_known_labels, check_sample_weight, hold_out
 from .choice import HEADS
-from .counts import count_classes, smooth
+from .counts import count_classes, smooth, uncount_classes
 from .heads import LinearHead
 from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
 from .optimizers import Optimizers
@@ -155,6 +155,7 @@ def prepare(
         estimator.head_ = HEADS[estimator.head](estimator.head_.w, estimator.head_.bias)
     else:
         begin(estimator, *_shape_of_features(estimator, X))
+    estimator.head_.check(estimator)
     return (X, indices, weights), validation, rng
 
 
@@ -164,7 +165,7 @@ def _shape_of_features(estimator: Any, X: Any) -> tuple[int, Any]:
 
 
 def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Rows:
-    """Check one minibatch, and make the head and the trainer at the first one."""
+    """Check one minibatch, and make the head and the trainer at the first one; rows of weight 0 are dropped."""
     is_new = not hasattr(estimator, "head_")
     X, y = check_rows(estimator, X, y, reset=is_new)
     weights = check_sample_weight(sample_weight, X)
@@ -176,11 +177,15 @@ def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLi
         embedding = make_embedding(estimator, None, rng) if embedding is None else embedding  # type: ignore[arg-type]
         check_ids(X, len(embedding))
         estimator.embedding_ = embedding
+    if weights is not None and not weights.all():
+        kept = np.flatnonzero(weights)
+        X, indices, weights = X[kept], indices[kept], weights[kept]
     if needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior"):
         count_classes(estimator, indices, weights)
     if is_new:
         begin(estimator, *_shape_of_features(estimator, X))
     if first:
+        estimator.head_.check(estimator)
         assert rng is not None
         estimator._trainer = Trainer(estimator, rng, grows=True)
     if estimator.embedding is None:
@@ -239,7 +244,11 @@ def train_on_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: Arra
     rows = check_minibatch(estimator, X, y, sample_weight)
     trainer, sums = estimator._trainer, Sums()
     trainer.optimizers.set_learning_rate(float(estimator.learning_rate))
-    trainer.step(rows, sums)
+    try:
+        trainer.step(rows, sums)
+    except BaseException:
+        uncount_classes(estimator, *rows[1:])
+        raise
     trainer.decay()
     estimator.history_.setdefault("loss", []).append(sums.mean())
     estimator.n_iter_ += 1

@@ -1,0 +1,73 @@
+"""ManyClassRegression: samplers that do not fit, rows of weight 0, steps that fail, draws that hit labels."""
+
+import numpy as np
+import pytest
+
+from csoftmax.linear_model import ManyClassRegression
+from csoftmax.samplers import ClusterSampler, UniformSampler
+
+
+def make_classes(classes=30, rows=600):
+    rng = np.random.default_rng(0)
+    centres, y = rng.normal(size=(classes, 10)) * 3, rng.integers(0, classes, rows)
+    return centres[y] + rng.normal(size=(rows, 10)), y
+
+
+def test_a_sampler_that_does_not_fit_leaves_the_earlier_fit():
+    X, y = make_classes()
+    model = ManyClassRegression(batch_size=64, random_state=0, n_sampled=16).fit(X, y)
+    expected, history = model.predict(X), model.history_
+    for sampler, message in (
+        (UniformSampler(29), "sampler has 29 classes, but the model has 30"),
+        (ClusterSampler(np.eye(30)[:, :3], n_clusters=4, rng=0), "sampler has 3 features, but the model has 10"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            model.set_params(sampler=sampler).fit(X, y)
+        assert np.array_equal(model.predict(X), expected)
+        assert model.history_ is history
+
+
+def test_independent_draws_find_the_true_model():
+    """Of a constant feature: the classes' frequencies, also where likely classes are drawn again and again."""
+    shares = np.array([0.6, 0.2, 0.15, 0.05])
+    y = np.repeat(np.arange(4), (shares * 2000).astype(int))
+    sampler = ClusterSampler([[3.0], [0.0], [-1.0], [-3.0]], n_clusters=4, rng=0)
+    model = ManyClassRegression(
+        sampler=sampler, n_sampled=8, batch_size=500, learning_rate=0.05, max_epochs=60, random_state=0
+    )
+    found = model.fit(np.ones((2000, 1)), y).predict_proba([[1.0]])[0]
+    assert np.abs(found - shares).max() < 0.02  # 0.12 where hits are left out
+
+
+@pytest.mark.parametrize(
+    "options", [{"head": "full", "embedding": (30, 3), "optimizer": "adam"}, {"sampler": "in_batch"}]
+)
+def test_rows_of_weight_0_take_no_part_in_steps(options):
+    X, y = make_classes()
+    X = y[:, None] if "embedding" in options else X
+    weight = (np.arange(600) % 3 > 0).astype(float)
+    models = [ManyClassRegression(random_state=0, **options) for _ in range(2)]
+    for begin in range(0, 600, 100):
+        part = slice(begin, begin + 100)
+        kept = part.start + np.flatnonzero(weight[part])
+        models[0].partial_fit(X[part], y[part], classes=np.arange(30), sample_weight=weight[part])
+        models[1].partial_fit(X[kept], y[kept], classes=np.arange(30), sample_weight=weight[kept])
+    for name, given in models[0].head_.parameters.items():
+        assert np.array_equal(given, models[1].head_.parameters[name])
+    assert np.array_equal(models[0].class_count_, models[1].class_count_)
+    models[0].partial_fit(X, y, sample_weight=np.zeros(600))
+    assert np.array_equal(models[0].head_.parameters["w"], models[1].head_.parameters["w"])
+
+
+def test_a_step_that_fails_counts_no_rows(monkeypatch):
+    X, y = make_classes()
+    model = ManyClassRegression(random_state=0).partial_fit(X, y, classes=np.arange(30))
+    monkeypatch.setattr(type(model.head_), "step", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+    with pytest.raises(KeyboardInterrupt):
+        model.partial_fit(X, y)
+    assert model.class_count_.sum() == 600
+
+
+def test_labels_without_rows():
+    with pytest.raises(ValueError, match=r"X has shape \(\)"):
+        ManyClassRegression(head="full").fit([[0.0], [1.0]], [0, 1]).log_proba(3, [0])
