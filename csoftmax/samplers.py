@@ -271,14 +271,14 @@ class _Sampler:
         if size >= with_mass:
             return np.inf
         key = size, excluded.tobytes()
-        if key not in self._rates:
+        t = self._rates.get(key)
+        if t is None:
             t = self._solve_rate(size, excluded)
-            if len(key[1]) > MAX_KEY:
-                return t
-            while len(self._rates) >= KEPT_RATES:
-                self._rates.pop(next(iter(self._rates)))
-            self._rates[key] = t
-        return self._rates[key]
+            if len(key[1]) <= MAX_KEY:
+                if len(self._rates) >= KEPT_RATES:  # other threads may read the old ones
+                    self._rates = {}
+                self._rates[key] = t
+        return t
 
     def _solve_rate(self, size: int, excluded: Any) -> float:
         """Newton's method. The expected number is concave, so that the rate rises towards the solution."""
