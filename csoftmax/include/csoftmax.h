@@ -17,6 +17,7 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#include <string.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -338,7 +339,8 @@ typedef struct csm_crf_options {
     size_t position; /* set with CSM_BAD_LABEL: the row */
 } csm_crf_options;
 static inline csm_crf_options csm_default_crf_options(void) {
-    csm_crf_options o = {0};
+    csm_crf_options o; /* so many members that an initialiser would hide which is which */
+    memset(&o, 0, sizeof o);
     o.size = sizeof o;
     o.fill = -1;
     o.paths = 1;
