@@ -37,7 +37,7 @@ static void split_gold(csm_crf_chain *c, const csm_crf_kernels *kernels) {
     for (size_t t = 0; t < padded; t++) scores[t] = t < c->n ? c->x[t * c->model->pitch + (size_t)c->labels[t]] : 0;
     kernels->split(scores, c->gold, c->gold_n, padded);
 }
-csm_status crf_measure(crf_sequence *s) {
+csm_status csm_crf_measure(crf_sequence *s) {
     csm_crf_chain *c = s->chain;
     double r = 0, r_n = 0;
     const int was_slow = s->is_slow;
@@ -45,10 +45,10 @@ csm_status crf_measure(crf_sequence *s) {
     if (!was_slow) {
         split_gold(c, s->call->kernels);
         if (!s->call->kernels->tail(c, &r, &r_n)) return CSM_OK;
-        s->loss = crf_loss_of(r, r_n);
+        s->loss = csm_crf_loss_of(r, r_n);
         if (!is_small(c->model, r, r_n)) return CSM_OK;
     }
-    const csm_status status = crf_compute_slow(s, 0);
+    const csm_status status = csm_crf_compute_slow(s, 0);
     s->is_slow = was_slow;
     return status;
 }
@@ -99,7 +99,7 @@ static csm_status compute_gradient(crf_sequence *s, int *is_slow) {
     return CSM_OK;
 }
 
-csm_status crf_compute(crf_sequence *s, int gradient) {
+csm_status csm_crf_compute(crf_sequence *s, int gradient) {
     const csm_crf_options *o = s->call->o;
     csm_crf_chain *c = s->chain;
     s->is_slow = o->is_slow;
@@ -118,26 +118,26 @@ csm_status crf_compute(crf_sequence *s, int gradient) {
         }
         c->labels = labels;
     }
-    if (s->is_slow || is_set) return crf_compute_slow(s, gradient);
+    if (s->is_slow || is_set) return csm_crf_compute_slow(s, gradient);
     csm_crf_outcome outcome = s->call->kernels->forward(c);
     if (outcome == CSM_CRF_DONE && c->is_doubtful) outcome = s->call->kernels->backward(c, 0);
-    if (outcome == CSM_CRF_SLOW) return crf_compute_slow(s, gradient);
+    if (outcome == CSM_CRF_SLOW) return csm_crf_compute_slow(s, gradient);
     s->outcome = outcome;
     if (outcome != CSM_CRF_DONE) return crf_stopped(outcome);
-    s->log_z = crf_log_of(s, c->z, c->z_n);
+    s->log_z = csm_crf_log_of(s, c->z, c->z_n);
     csm_status status = CSM_OK;
     if (c->labels) {
         double r = 0, r_n = 0;
         split_gold(c, s->call->kernels);
         if (!s->call->kernels->tail(c, &r, &r_n)) s->loss = CSM_INF;
-        else if (is_small(c->model, r, r_n)) return crf_compute_slow(s, gradient);
-        else s->loss = crf_loss_of(r, r_n);
+        else if (is_small(c->model, r, r_n)) return csm_crf_compute_slow(s, gradient);
+        else s->loss = csm_crf_loss_of(r, r_n);
     }
     int is_slow = 0;
     if (gradient) status = compute_gradient(s, &is_slow);
     if (!is_slow) return status;
     const double log_z = s->log_z, loss = s->loss; /* those of a call without gradients */
-    status = crf_compute_slow(s, gradient);
+    status = csm_crf_compute_slow(s, gradient);
     s->log_z = log_z;
     s->loss = loss;
     return status;
@@ -148,7 +148,7 @@ static void fill_rows(const crf_sequence *s, double value, void *to) {
     const size_t P = s->call->model.pitch;
     double *row = s->chain->mu;
     for (size_t j = 0; j < P; j++) row[j] = value;
-    for (size_t t = 0; t < s->n; t++) crf_store(s, row, 1, crf_row(s, t) * s->call->o->tags, to);
+    for (size_t t = 0; t < s->n; t++) csm_crf_store(s, row, 1, crf_row(s, t) * s->call->o->tags, to);
 }
 static void fill_numbers(double *x, size_t count, double value) {
     for (size_t i = 0; i < count; i++) x[i] = value;
@@ -168,8 +168,8 @@ static csm_status run_loss(crf_sequence *s) {
         if (o->result) o->result[s->index] = 0;
         return CSM_OK;
     }
-    crf_load(s, 1);
-    if ((status = crf_compute(s, gradient)) != CSM_OK) return status;
+    csm_crf_load(s, 1);
+    if ((status = csm_crf_compute(s, gradient)) != CSM_OK) return status;
     const int is_good = is_ordinary(s);
     s->slot[last] = is_good ? s->weight * s->loss : CSM_NAN;
     if (o->result) o->result[s->index] = crf_round(call, s->slot[last]);
@@ -180,7 +180,7 @@ static csm_status run_loss(crf_sequence *s) {
         return CSM_OK;
     }
     const csm_crf_chain *c = s->chain;
-    for (size_t t = 0; t < s->n; t++) crf_store(s, c->mu + t * P, s->factor, crf_row(s, t) * L, o->by_tag);
+    for (size_t t = 0; t < s->n; t++) csm_crf_store(s, c->mu + t * P, s->factor, crf_row(s, t) * L, o->by_tag);
     for (size_t i = 0; i < L; i++) memcpy(s->slot + i * L, c->g + i * P, L * sizeof *s->slot);
     memcpy(s->slot + L * L, c->mu, L * sizeof *s->slot);
     memcpy(s->slot + L * L + L, c->mu + (s->n - 1) * P, L * sizeof *s->slot);
@@ -200,7 +200,7 @@ static void store_pairs(crf_sequence *s) {
                 row[j] = t && is_ordinary(s)        ? c->alpha[(t - 1) * P + i] * m->a[i * P + j] * c->u[t * P + j]
                          : is_ordinary(s) || t == 0 ? 0
                                                     : CSM_NAN;
-            crf_store(s, row, 1, (crf_row(s, t) * L + i) * L, s->call->o->pairs);
+            csm_crf_store(s, row, 1, (crf_row(s, t) * L + i) * L, s->call->o->pairs);
         }
 }
 
@@ -216,17 +216,18 @@ static csm_status run_marginals(crf_sequence *s) {
         if (sums) fill_numbers(sums, L * L, 0);
         return CSM_OK;
     }
-    crf_load(s, 1);
-    if ((status = crf_compute(s, gradient)) != CSM_OK) return status;
+    csm_crf_load(s, 1);
+    if ((status = csm_crf_compute(s, gradient)) != CSM_OK) return status;
     if (o->result) o->result[s->index] = crf_round(call, log_partition_of(s));
     const int is_good = is_ordinary(s);
     if (!is_good) {
         if (o->by_tag) fill_rows(s, CSM_NAN, o->by_tag);
         if (sums) fill_numbers(sums, L * L, CSM_NAN);
     }
-    if (o->pairs && !(is_good && s->is_slow)) store_pairs(s); /* crf_compute_slow has stored its own */
+    if (o->pairs && !(is_good && s->is_slow)) store_pairs(s); /* csm_crf_compute_slow has stored its own */
     if (!is_good) return CSM_OK;
-    for (size_t t = 0; t < s->n && o->by_tag; t++) crf_store(s, s->chain->mu + t * P, 1, crf_row(s, t) * L, o->by_tag);
+    for (size_t t = 0; t < s->n && o->by_tag; t++)
+        csm_crf_store(s, s->chain->mu + t * P, 1, crf_row(s, t) * L, o->by_tag);
     for (size_t i = 0; i < L && sums; i++)
         for (size_t j = 0; j < L; j++) sums[i * L + j] = crf_round(call, s->chain->g[i * P + j]);
     return CSM_OK;
@@ -238,12 +239,12 @@ static csm_status run_score(crf_sequence *s) {
         o->result[s->index] = 0;
         return CSM_OK;
     }
-    crf_load(s, 0);
+    csm_crf_load(s, 0);
     int64_t *labels =
         (int64_t *)(void *)csm_scratch_get(&s->call->scratch, s->thread, CRF_LABELS, s->call->longest * sizeof *labels);
     if (!labels) return CSM_NO_MEMORY;
     read_labels(s, labels);
-    o->result[s->index] = s->is_nan || s->is_inf ? CSM_NAN : crf_round(s->call, crf_score(s, labels));
+    o->result[s->index] = s->is_nan || s->is_inf ? CSM_NAN : crf_round(s->call, csm_crf_score(s, labels));
     return CSM_OK;
 }
 
@@ -251,7 +252,7 @@ static csm_status sequences_body(void *context, size_t begin, size_t end, int th
     crf_call *call = context;
     const csm_crf_options *o = call->o;
     csm_status status = CSM_OK;
-    if (!call->chains[thread].model && (status = crf_make_chain(call, thread)) != CSM_OK) return status;
+    if (!call->chains[thread].model && (status = csm_crf_make_chain(call, thread)) != CSM_OK) return status;
     for (size_t i = begin; i < end && status == CSM_OK; i++) {
         crf_sequence s = {.call = call, .chain = &call->chains[thread], .thread = thread};
         s.index = call->first + i;
@@ -265,8 +266,8 @@ static csm_status sequences_body(void *context, size_t begin, size_t end, int th
         case CSM_CRF_MARGINALS: status = run_marginals(&s); break;
         case CSM_CRF_SCORE: status = run_score(&s); break;
         case CSM_CRF_LOSS: status = run_loss(&s); break;
-        case CSM_CRF_DECODE: status = crf_decode(&s); break;
-        case CSM_CRF_SAMPLE: status = crf_draw(&s); break;
+        case CSM_CRF_DECODE: status = csm_crf_decode(&s); break;
+        case CSM_CRF_SAMPLE: status = csm_crf_draw(&s); break;
         }
         if (status == CSM_OK && csm_stops(&call->interrupt, thread, s.n * o->tags)) status = CSM_INTERRUPTED;
     }
@@ -383,7 +384,7 @@ static csm_status run_crf(crf_call *call, int threads) {
     csm_crf_options *o = call->o;
     const size_t N = o->sequences, L = o->tags;
     csm_status status = check_labels(o);
-    if (status != CSM_OK || (status = crf_make_model(call)) != CSM_OK) return status;
+    if (status != CSM_OK || (status = csm_crf_make_model(call)) != CSM_OK) return status;
     size_t positions = N ? crf_begin(o, N) - crf_begin(o, 0) : 0;
     for (size_t i = 0; i < N; i++) {
         const size_t n = crf_begin(o, i + 1) - crf_begin(o, i);
@@ -426,7 +427,7 @@ csm_status csm_run_crf(csm_dtype dtype, csm_crf_task task, const csm_table *tabl
     call.has_gradient = task == CSM_CRF_LOSS && o->by_tag;
     call.interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = saved};
     csm_status status = run_crf(&call, o->threads < 1 ? 1 : o->threads);
-    crf_release_model(&call);
+    csm_crf_release_model(&call);
     csm_fp_leave(call.interrupt.caller);
     return status;
 }

@@ -1,5 +1,5 @@
 /* A call of the linear-chain CRF, shared by the files of its driver: crf.c (sequences, threads, sums), crf_model.c (the
- * parameters), crf_slow.c (one exponent a tag), crf_decode.c (paths). */
+ * parameters), crf_slow.c (one exponent a tag), csm_crf_decode.c (paths). */
 #ifndef CSM_OPS_CRF_H
 #define CSM_OPS_CRF_H
 
@@ -57,29 +57,29 @@ static inline csm_status crf_stopped(csm_crf_outcome outcome) {
 }
 
 /* crf_model.c */
-csm_status crf_make_model(crf_call *);
-void crf_release_model(crf_call *);
-csm_status crf_make_chain(crf_call *, int thread);
+csm_status csm_crf_make_model(crf_call *);
+void csm_crf_release_model(crf_call *);
+csm_status csm_crf_make_chain(crf_call *, int thread);
 /* Reads the scores of a sequence; sets is_nan, is_inf, and outcome where there is no path for a plain reason. */
-void crf_load(crf_sequence *, int shifts);
-void crf_store(const crf_sequence *, const double *row, double by, size_t at, void *to);
-double crf_log_of(const crf_sequence *, double z, double z_n);
-double crf_loss_of(double r, double r_n); /* log(1 + r 2^r_n) */
+void csm_crf_load(crf_sequence *, int shifts);
+void csm_crf_store(const crf_sequence *, const double *row, double by, size_t at, void *to);
+double csm_crf_log_of(const crf_sequence *, double z, double z_n);
+double csm_crf_loss_of(double r, double r_n); /* log(1 + r 2^r_n) */
 
 /* crf_slow.c: the same results as the kernels' in chain->mu, chain->g, log_z and loss. */
-csm_status crf_compute_slow(crf_sequence *, int gradient);
+csm_status csm_crf_compute_slow(crf_sequence *, int gradient);
 /* Of a sequence with is_slow: the weights of the prefixes that end at position t, times those of the transitions into
  * the tag `next` (-1: none), relative to the largest. */
-void crf_slow_weights(const crf_sequence *, size_t t, int64_t next, double *weights);
+void csm_crf_slow_weights(const crf_sequence *, size_t t, int64_t next, double *weights);
 
 /* crf.c */
-csm_status crf_compute(crf_sequence *, int gradient);
+csm_status csm_crf_compute(crf_sequence *, int gradient);
 /* The loss of the labels in chain->labels, after the forward pass. */
-csm_status crf_measure(crf_sequence *);
+csm_status csm_crf_measure(crf_sequence *);
 
-/* crf_decode.c */
-csm_status crf_decode(crf_sequence *);
-csm_status crf_draw(crf_sequence *);
-double crf_score(const crf_sequence *, const int64_t *tags);
+/* csm_crf_decode.c */
+csm_status csm_crf_decode(crf_sequence *);
+csm_status csm_crf_draw(crf_sequence *);
+double csm_crf_score(const crf_sequence *, const int64_t *tags);
 
 #endif

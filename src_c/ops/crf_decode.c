@@ -1,7 +1,7 @@
 /* Paths of a linear-chain CRF: the best ones, the most probable tags, draws, and the score of a path. */
 #include "crf.h"
 
-double crf_score(const crf_sequence *s, const int64_t *tags) {
+double csm_crf_score(const crf_sequence *s, const int64_t *tags) {
     const csm_crf_model *m = &s->call->model;
     const double *x = s->chain->x;
     const size_t P = m->pitch;
@@ -184,22 +184,22 @@ static csm_status write_paths(crf_sequence *s, const int64_t *tags, size_t found
     for (size_t k = 0; k < o->paths; k++) {
         const size_t at = s->index * o->paths + k;
         write_path(s, k, k < found ? tags + k * s->n : NULL);
-        o->result[at] = k < found ? crf_round(s->call, crf_score(s, tags + k * s->n)) : is_bad ? CSM_NAN : -CSM_INF;
+        o->result[at] = k < found ? crf_round(s->call, csm_crf_score(s, tags + k * s->n)) : is_bad ? CSM_NAN : -CSM_INF;
         if (o->log_prob) o->log_prob[at] = CSM_NAN;
     }
     if (!o->log_prob || found == 0) return CSM_OK;
-    crf_load(s, 1);
-    if ((status = crf_compute(s, 0)) != CSM_OK) return status;
+    csm_crf_load(s, 1);
+    if ((status = csm_crf_compute(s, 0)) != CSM_OK) return status;
     for (size_t k = 0; k < found && status == CSM_OK && s->outcome == CSM_CRF_DONE; k++) {
         s->chain->labels = tags + k * s->n;
-        status = crf_measure(s);
+        status = csm_crf_measure(s);
         o->log_prob[s->index * o->paths + k] = s->loss == 0 ? 0 : crf_round(s->call, -s->loss);
     }
     s->chain->labels = NULL;
     return status;
 }
 
-csm_status crf_decode(crf_sequence *s) {
+csm_status csm_crf_decode(crf_sequence *s) {
     crf_call *call = s->call;
     const csm_crf_options *o = call->o;
     csm_crf_chain *c = s->chain;
@@ -217,7 +217,7 @@ csm_status crf_decode(crf_sequence *s) {
     if (!tags) return CSM_NO_MEMORY;
     size_t found = 0;
     const int is_viterbi = o->method == CSM_CRF_VITERBI;
-    crf_load(s, !is_viterbi);
+    csm_crf_load(s, !is_viterbi);
     if (is_viterbi && !s->is_nan && !s->is_inf) {
         csm_crf_outcome outcome = call->kernels->viterbi(c, c->alpha, c->mu);
         if (outcome == CSM_CRF_DONE && o->paths == 1) {
@@ -231,21 +231,21 @@ csm_status crf_decode(crf_sequence *s) {
         }
         if (status == CSM_OK) status = crf_stopped(outcome);
     } else if (!is_viterbi) {
-        status = crf_compute(s, 1);
+        status = csm_crf_compute(s, 1);
         if (status == CSM_OK && !s->is_nan && !s->is_inf && s->outcome == CSM_CRF_DONE) {
             int is_found = 1;
             if (o->method == CSM_CRF_POSTERIOR) choose_tags(s, tags);
             else status = search_posterior(s, tags, &is_found);
             found = is_found;
         }
-        crf_load(s, 0); /* scores before they were shifted */
+        csm_crf_load(s, 0); /* scores before they were shifted */
     }
     if (status != CSM_OK) return status;
     return write_paths(s, tags, found);
 }
 
 /* Draws from the last position to the first: y_n by alpha(n, i) end_a(i), y_t by alpha(t, i) a(i, y_(t + 1)). */
-csm_status crf_draw(crf_sequence *s) {
+csm_status csm_crf_draw(crf_sequence *s) {
     crf_call *call = s->call;
     const csm_crf_options *o = call->o;
     const csm_crf_model *m = &call->model;
@@ -253,8 +253,8 @@ csm_status crf_draw(crf_sequence *s) {
     const size_t L = m->tags, P = m->pitch;
     csm_status status = CSM_OK;
     if (s->n == 0) return CSM_OK;
-    crf_load(s, 1);
-    if ((status = crf_compute(s, 0)) != CSM_OK) return status;
+    csm_crf_load(s, 1);
+    if ((status = csm_crf_compute(s, 0)) != CSM_OK) return status;
     if (s->is_nan || s->is_inf || s->outcome != CSM_CRF_DONE) {
         for (size_t k = 0; k < o->paths; k++) write_path(s, k, NULL);
         return CSM_OK;
@@ -265,7 +265,7 @@ csm_status crf_draw(crf_sequence *s) {
         int64_t next = -1;
         for (size_t t = s->n; t-- > 0; u++) {
             double total = 0, sum = 0;
-            if (s->is_slow) crf_slow_weights(s, t, next, weights);
+            if (s->is_slow) csm_crf_slow_weights(s, t, next, weights);
             else
                 for (size_t i = 0; i < L; i++)
                     weights[i] = c->alpha[t * P + i] * (next < 0 ? m->end_a[i] : m->a_t[(size_t)next * P + i]);

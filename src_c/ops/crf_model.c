@@ -36,7 +36,7 @@ static double scale_weights(const double *x, const double *p, const double *n, d
     return top;
 }
 
-csm_status crf_make_model(crf_call *call) {
+csm_status csm_crf_make_model(crf_call *call) {
     const csm_crf_options *o = call->o;
     csm_crf_model *m = &call->model;
     const size_t L = o->tags;
@@ -79,11 +79,11 @@ csm_status crf_make_model(crf_call *call) {
         }
     return CSM_OK;
 }
-void crf_release_model(crf_call *call) { csm_release(call->model.scores); }
+void csm_crf_release_model(crf_call *call) { csm_release(call->model.scores); }
 
 enum { ZERO_STEP = 1 << 20 }; /* bytes */
 /* The arrays of a thread, for the longest sequence; 0 beyond the last tag, -inf for scores. */
-csm_status crf_make_chain(crf_call *call, int thread) {
+csm_status csm_crf_make_chain(crf_call *call, int thread) {
     csm_crf_chain *c = &call->chains[thread];
     const csm_crf_model *m = &call->model;
     const size_t L = m->tags, P = m->pitch, n = (call->longest + 7) / 8 * 8, matrix = n * P;
@@ -138,7 +138,7 @@ static void load_rows(crf_sequence *s) {
     }
 }
 
-void crf_load(crf_sequence *s, int shifts) {
+void csm_crf_load(crf_sequence *s, int shifts) {
     csm_crf_chain *c = s->chain;
     const csm_crf_model *m = &s->call->model;
     const size_t P = m->pitch;
@@ -167,7 +167,7 @@ void crf_load(crf_sequence *s, int shifts) {
     if (s->outcome == CSM_CRF_DONE) s->call->kernels->exponentials(c->x, c->max, c->e, c->e_n, s->n, P);
 }
 
-void crf_store(const crf_sequence *s, const double *row, double by, size_t at, void *to) {
+void csm_crf_store(const crf_sequence *s, const double *row, double by, size_t at, void *to) {
     const crf_call *call = s->call;
     const size_t L = call->o->tags, P = call->model.pitch;
     char *target = (char *)to + at * call->itemsize;
@@ -184,7 +184,7 @@ void crf_store(const crf_sequence *s, const double *row, double by, size_t at, v
 }
 
 /* log(z 2^z_n) and the offset: n ln 2 as a pair, whose product is exact up to the last digits of its low part. */
-double crf_log_of(const crf_sequence *s, double z, double z_n) {
+double csm_crf_log_of(const crf_sequence *s, double z, double z_n) {
     double low, log = csm_log(z, 0, &low);
     const double product = z_n * LN2_HI;
     double sum = product, rest = fma(z_n, LN2_HI, -product) + z_n * LN2_LO + low;
@@ -194,7 +194,7 @@ double crf_log_of(const crf_sequence *s, double z, double z_n) {
 }
 
 /* log(1 + r 2^r_n), r >= 0. */
-double crf_loss_of(double r, double r_n) {
+double csm_crf_loss_of(double r, double r_n) {
     if (r == 0) return 0;
     if (r_n + 60 < 0 || (r_n < 60 && csm_times_pow2(r, r_n) < 0x1p60)) return csm_log1p(csm_times_pow2(r, r_n), 0);
     double low, log = csm_log(r, 0, &low); /* 1 is below the last digit */

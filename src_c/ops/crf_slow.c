@@ -275,7 +275,7 @@ static void add_pairs(const slow *w, size_t t) {
             g[i * P + j] += row[j];
         }
         beside += is_label ? row[to] : 0;
-        if (o->pairs) crf_store(w->s, row, 1, (crf_row(w->s, t) * L + i) * L, o->pairs);
+        if (o->pairs) csm_crf_store(w->s, row, 1, (crf_row(w->s, t) * L + i) * L, o->pairs);
     }
     if (!is_label) return;
     if (is_impossible) { /* without unknown labels, or NaN */
@@ -306,12 +306,13 @@ static csm_status pass_backward(slow *w) {
     }
     if (o->pairs) {
         memset(w->s->chain->beta, 0, P * sizeof(double));
-        for (size_t i = 0; i < L; i++) crf_store(w->s, w->s->chain->beta, 1, (crf_row(w->s, 0) * L + i) * L, o->pairs);
+        for (size_t i = 0; i < L; i++)
+            csm_crf_store(w->s, w->s->chain->beta, 1, (crf_row(w->s, 0) * L + i) * L, o->pairs);
     }
     return CSM_OK;
 }
 
-csm_status crf_compute_slow(crf_sequence *s, int gradient) {
+csm_status csm_crf_compute_slow(crf_sequence *s, int gradient) {
     slow w;
     csm_status status = begin_slow(&w, s);
     s->is_slow = 1;
@@ -320,14 +321,14 @@ csm_status crf_compute_slow(crf_sequence *s, int gradient) {
         s->outcome = CSM_CRF_NO_PATH;
         return CSM_OK;
     }
-    s->log_z = crf_log_of(s, w.z.m, w.z.n);
+    s->log_z = csm_crf_log_of(s, w.z.m, w.z.n);
     s->loss = 0;
     if (w.has_target && w.z_in.m == 0) s->loss = CSM_INF;
-    else if (w.has_target && w.z_out.m != 0) s->loss = crf_loss_of(w.z_out.m / w.z_in.m, w.z_out.n - w.z_in.n);
+    else if (w.has_target && w.z_out.m != 0) s->loss = csm_crf_loss_of(w.z_out.m / w.z_in.m, w.z_out.n - w.z_in.n);
     return gradient ? pass_backward(&w) : CSM_OK;
 }
 
-void crf_slow_weights(const crf_sequence *s, size_t t, int64_t next, double *weights) {
+void csm_crf_slow_weights(const crf_sequence *s, size_t t, int64_t next, double *weights) {
     const csm_crf_model *m = &s->call->model;
     const size_t L = m->tags, P = m->pitch;
     const big *in =

@@ -252,7 +252,7 @@ static csm_crf_outcome crf_backward(csm_crf_chain *c, int pairs) {
     const double inverse = 1 / c->z;
     size_t work = 0;
     double *beta = c->beta, *v = c->beta + P, n = m->end_n0, max = m->end_max, least;
-    memcpy(beta, m->end_a, P * sizeof *beta);
+    for (size_t i = 0; i < P; i++) beta[i] = m->end_a[i];
     for (size_t t = c->n; t-- > 0;) {
         /* alpha beta 2^d / z */
         double d = c->alpha_n[t] + n - c->z_n;
@@ -367,7 +367,7 @@ static csm_crf_outcome crf_pairs(csm_crf_chain *c) {
     const csm_crf_model *m = c->model;
     const size_t L = m->tags, P = m->pitch;
     if (c->labels) {
-        memset(c->h, 0, L * P * sizeof *c->h);
+        for (size_t i = 0; i < L * P; i++) c->h[i] = 0;
         for (size_t t = 1; t < c->n; t++) {
             double *from = c->alpha + (t - 1) * P + c->labels[t - 1], *to = c->h + (size_t)c->labels[t - 1] * P;
             const v64_t by = v64_set(*from), without = v64_set((double)c->labels[t]);
@@ -401,7 +401,7 @@ static csm_crf_outcome crf_pairs(csm_crf_chain *c) {
 static void crf_gradients(csm_crf_chain *c) {
     const csm_crf_model *m = c->model;
     const size_t L = m->tags, P = m->pitch;
-    memset(c->d, 0, L * P * sizeof *c->d);
+    for (size_t i = 0; i < L * P; i++) c->d[i] = 0;
     for (size_t t = 0; t < c->n; t++) {
         const size_t y = (size_t)c->labels[t];
         const double others = crf_dot_except(c->mu + t * P, NULL, P, y);

@@ -83,7 +83,8 @@ static int feature_emissions(const csm_pairs *p, const csm_entries *e, size_t fi
             }
             work += row_count * p->width;
         }
-        memcpy(emissions + t * p->labels, scratch, p->labels * sizeof *scratch);
+        for (size_t j = 0; j < p->labels; j++)
+            emissions[t * p->labels + j] = scratch[j]; /* units call nothing of libc */
         work += p->width;
         if (work >= CSM_POLL_STEP) {
             if (csm_poll_stops(poll, work)) return 1;

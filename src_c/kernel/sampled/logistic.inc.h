@@ -65,7 +65,8 @@ INLINE void V(logistic_flush)(double *losses, double *products) {
 static void V(logistic_row)(csm_logistic_row *row, int gradient, int wants_square, double factor) {
     REAL *u = row->u;
     double e[LOGISTIC_PART], g[LOGISTIC_PART], rise[LOGISTIC_PART];
-    double losses[LOGISTIC_LANES] = {0}, squares[LOGISTIC_LANES] = {0}, products[LOGISTIC_LANES] = {0};
+    double losses[LOGISTIC_LANES], squares[LOGISTIC_LANES], products[LOGISTIC_LANES];
+    for (int i = 0; i < LOGISTIC_LANES; i++) losses[i] = squares[i] = products[i] = 0; /* units call nothing of libc */
     for (size_t begin = 0; begin <= row->n; begin += LOGISTIC_PART) {
         const size_t left = row->n + 1 - begin;
         const size_t k = left < LOGISTIC_PART ? left : LOGISTIC_PART;

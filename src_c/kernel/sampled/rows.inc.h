@@ -37,9 +37,8 @@ INLINE REAL FN(row_dot)(const T *x, const T *w, size_t d) {
         for (int v = 0; v < VECTORS; v++) sum[v] = V(fma)(LOAD(x + k + v * V(W)), LOAD(w + k + v * V(W)), sum[v]);
     }
     if (k < d) { /* lanes without an element get fma(0, 0, sum) */
-        T rest[2][LANES] = {{0}, {0}};
-        memcpy(rest[0], x + k, (d - k) * sizeof(T));
-        memcpy(rest[1], w + k, (d - k) * sizeof(T));
+        T rest[2][LANES];
+        for (size_t j = 0; j < LANES; j++) rest[0][j] = k + j < d ? x[k + j] : 0, rest[1][j] = k + j < d ? w[k + j] : 0;
         for (int v = 0; v < VECTORS; v++) sum[v] = V(fma)(LOAD(rest[0] + v * V(W)), LOAD(rest[1] + v * V(W)), sum[v]);
     }
     for (int v = 0; v < VECTORS; v++) V(STORE_REAL)(lane + v * V(W), sum[v]);
