@@ -68,8 +68,8 @@ double csm_crf_loss_of(double r, double r_n); /* log(1 + r 2^r_n) */
 
 /* crf_slow.c: the same results as the kernels' in chain->mu, chain->g, log_z and loss. */
 csm_status csm_crf_compute_slow(crf_sequence *, int gradient);
-/* Of a sequence with is_slow: the weights of the prefixes that end at position t, times those of the transitions into
- * the tag `next` (-1: none), relative to the largest. */
+/* Writes one weight for each tag at position t, relative to the largest: that of all prefixes that end in the tag,
+ * times its transition into the tag `next` (-1: its end weight).  Only for sequences with is_slow. */
 void csm_crf_slow_weights(const crf_sequence *, size_t t, int64_t next, double *weights);
 
 /* crf.c */

@@ -6,6 +6,7 @@ that were tested before there were records.
 """
 
 import ast
+import fnmatch
 import functools
 import inspect
 import json
@@ -110,3 +111,11 @@ def test_no_pair_has_been_lost():
     before = json.loads((RECORDS / "promises_before.json").read_text())
     pairs = {(promise, name) for promise, names in before.items() for name in names}
     assert pairs <= pairs_now(), f"lost: {sorted(pairs - pairs_now())}"
+
+
+def test_every_folder_of_tests_is_collected(request):
+    """pytest leaves some names out, `build` among them: tests in such a folder would run nowhere and fail nowhere."""
+    left_out = request.config.getini("norecursedirs")
+    folders = {path.parent.name for path in TESTS.rglob("test_*.py")}
+    assert "build" in folders
+    assert [name for name in folders if any(fnmatch.fnmatch(name, pattern) for pattern in left_out)] == []

@@ -28,7 +28,7 @@ def test_a_sampler_that_does_not_fit_leaves_the_earlier_fit():
 
 
 def test_independent_draws_find_the_true_model():
-    """Of a constant feature: the classes' frequencies, also where likely classes are drawn again and again."""
+    """A model of a constant feature learns the frequencies of the classes, although frequent ones are drawn often."""
     shares = np.array([0.6, 0.2, 0.15, 0.05])
     y = np.repeat(np.arange(4), (shares * 2000).astype(int))
     sampler = ClusterSampler([[3.0], [0.0], [-1.0], [-3.0]], n_clusters=4, rng=0)
