@@ -174,8 +174,8 @@ static const csm_table table = {
     {CSM_DTYPES(WIDEN)},
     {CSM_DTYPES(NARROW)},
     {feature_emissions, feature_gradient},
-    {crf_load_f32, crf_store_f32, crf_store_f64, crf_split, crf_maxima, crf_exponentials, crf_forward, crf_backward,
-     crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
+    {crf_load_f32, crf_store_f32, crf_store_f64, crf_add_f64, crf_split, crf_maxima, crf_exponentials, crf_forward,
+     crf_backward, crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
     {CSM_DTYPES(OPTIMIZER)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
