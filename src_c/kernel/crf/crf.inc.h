@@ -367,8 +367,8 @@ INLINE void crf_outer(const int rows, const int count, const double *alpha, cons
         }
     }
 }
-/* g over all positions but, with labels, row y_(t - 1) of position t, whose other elements go to h, in order.  Rows of h
- * are set to 0 when they are first touched: a short sequence has few labels, and must not pay for all pairs of tags. */
+/* g over all positions but, with labels, row y_(t - 1) of position t, whose other elements go to h, in order.  Rows of
+ * h are set to 0 when they are first touched: a short sequence has few labels, and must not pay for all pairs. */
 static csm_crf_outcome crf_pairs(csm_crf_chain *c) {
     const csm_crf_model *m = c->model;
     const size_t L = m->tags, P = m->pitch;
@@ -409,8 +409,8 @@ static csm_crf_outcome crf_pairs(csm_crf_chain *c) {
 }
 
 /* Gradients of log Z - score: of a label, minus the sum over the other tags of its position; of a pair of labels, minus
- * the sum of all pairs beside it, which are those into other tags and those from other tags.  Those sums are in d, which
- * is 0 elsewhere, before and after. */
+ * the sum of all pairs beside it, which are those into other tags and those from other tags.  Those sums are in d,
+ * which is 0 elsewhere, before and after. */
 static void crf_gradients(csm_crf_chain *c) {
     const size_t P = c->model->pitch;
     for (size_t t = 0; t < c->n; t++) {
