@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -43,9 +44,10 @@ def check_int(name: str, value: Any) -> Any:
 
 def as_number(name: str, value: Any) -> float:
     """A number as a float, as operators expect it."""
-    if is_bool(value):
-        raise TypeError(f"{name} must be a real number, got {value!r}")
-    return float(value)
+    if not is_bool(value) and not isinstance(value, str | bytes):
+        with contextlib.suppress(TypeError, ValueError, RuntimeError):
+            return float(value)
+    raise TypeError(f"{name} must be a real number, got {value!r}")
 
 
 def define(

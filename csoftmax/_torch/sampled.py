@@ -21,59 +21,70 @@ from .operators import Reduction, as_number, check_floating, define, detach, lik
 
 _ARRAYS = (
     "Tensor x, Tensor w, Tensor target, Tensor ids, Tensor? log_q, Tensor? count, Tensor? target_log_q, Tensor? bias, "
-    "Tensor? weight"
+    "Tensor? weight, Tensor? log_z"
 )
-_OPTIONS = "str correction, str accidental_hits, float log_z, int ignore_index, float temperature, str reduction"
+_OPTIONS = "str correction, str accidental_hits, int ignore_index, float temperature, str reduction"
 _INPUTS = 16  # of an operator, the last of which tells whether to compute gradients
+_BIAS, _LOG_Z = 7, 9  # their places among the inputs
 
 
 def _define_loss(name: str, loss_only: Callable[..., Any], with_grad: Callable[..., Any]) -> Any:
-    """Define the operator of a loss: the loss, the gradient of x, and rows, values and bias values of that of w."""
+    """Define the operator of a loss.
+
+    Its results are the loss, the gradient of x, rows, values and bias values of that of w, and the gradient of log_z.
+    """
     unknown = {"sampled_softmax_loss": {"log_z"}, "nce_loss": {"correction"}}.get(name, {"correction", "log_z"})
+
+    def without_gradients(loss: Tensor, x: Tensor, target: Tensor) -> tuple[Tensor, ...]:
+        return loss, x.new_empty(0), target.new_empty(0, dtype=torch.int64), *(x.new_empty(0) for _ in range(3))
 
     def compute(x: Tensor, w: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         *given, gradient = rest
-        ids, log_q, count, target_log_q, bias, weight = detach(*given[:6])
-        names = ("correction", "accidental_hits", "log_z", "ignore_index", "temperature", "reduction")
-        options = {key: v for key, v in zip(names, given[6:], strict=True) if key not in unknown}
+        ids, log_q, count, target_log_q, bias, weight, log_z = detach(*given[:7])
+        names = ("log_z", "correction", "accidental_hits", "ignore_index", "temperature", "reduction")
+        options = {key: v for key, v in zip(names, (log_z, *given[7:]), strict=True) if key not in unknown}
         negatives: Any = Negatives(ids, log_q, count, target_log_q)
         arrays = x.detach(), w.detach(), target.detach(), negatives
         options |= {"bias": bias, "weight": weight}
         if not gradient:
-            loss = loss_only(*arrays, **options)
-            return loss, x.new_empty(0), target.new_empty(0, dtype=torch.int64), x.new_empty(0), x.new_empty(0)
-        loss, grad_x, grad_w, grad_bias, *_ = with_grad(*arrays, **options)
+            return without_gradients(loss_only(*arrays, **options), x, target)
+        loss, grad_x, grad_w, grad_bias, *others = with_grad(*arrays, **options)
         bias_values = x.new_empty(0) if grad_bias is None else grad_bias.values
-        return loss, grad_x, grad_w.rows, grad_w.values, bias_values
+        return loss, grad_x, grad_w.rows, grad_w.values, bias_values, *(others or [x.new_empty(0)])
 
     def fake(x: Tensor, w: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, ...]:
         reduction, gradient = rest[-2:]
         loss = torch.empty(x.shape[:-1] if reduction == "none" else (), dtype=loss_dtype(x), device=x.device)
         if not gradient:
-            return loss, x.new_empty(0), target.new_empty(0, dtype=torch.int64), x.new_empty(0), x.new_empty(0)
+            return without_gradients(loss, x, target)
         rows = torch.library.get_ctx().new_dynamic_size()
-        has_bias = rest[4] is not None
-        values = x.new_empty((rows, w.shape[1]))
-        return loss, like(x), x.new_empty(rows, dtype=torch.int64), values, x.new_empty(rows if has_bias else 0)
+        bias, log_z = rest[_BIAS - 3], rest[_LOG_Z - 3]
+        grad_w = x.new_empty(rows, dtype=torch.int64), x.new_empty((rows, w.shape[1]))
+        grad_bias = x.new_empty(0 if bias is None else rows)
+        grad_log_z = x.new_empty(0) if log_z is None else x.new_empty(log_z.shape, dtype=loss_dtype(x))
+        return loss, like(x), *grad_w, grad_bias, grad_log_z
 
     def save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-        bias = inputs[7]
+        bias, log_z = inputs[_BIAS], inputs[_LOG_Z]
         ctx.w_shape, ctx.bias_shape = inputs[1].shape, None if bias is None else bias.shape
+        ctx.log_z_dtype = None if log_z is None else log_z.dtype
         ctx.mark_non_differentiable(*output[1:])
         ctx.save_for_backward(*output[1:])
 
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        grad_x, rows, values, bias_values = ctx.saved_tensors
+        grad_x, rows, values, bias_values, grad_log_z = ctx.saved_tensors
         grad_w = _sparse(rows, values * upstream, ctx.w_shape)
         grad_bias = None if ctx.bias_shape is None else _sparse(rows, bias_values * upstream, ctx.bias_shape)
         # Held beyond this call: PyTorch then copies the gradients to the leaves, instead of taking them apart and
         # losing that they are coalesced.
         ctx.held = grad_w, grad_bias
         gradients: list[Tensor | None] = [None] * _INPUTS
-        gradients[0], gradients[1], gradients[7] = (grad_x * upstream).to(grad_x.dtype), grad_w, grad_bias
+        gradients[0], gradients[1], gradients[_BIAS] = (grad_x * upstream).to(grad_x.dtype), grad_w, grad_bias
+        if ctx.needs_input_grad[_LOG_Z]:
+            gradients[_LOG_Z] = (grad_log_z * upstream).to(ctx.log_z_dtype)
         return tuple(gradients)
 
-    schema = f"({_ARRAYS}, {_OPTIONS}, bool gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+    schema = f"({_ARRAYS}, {_OPTIONS}, bool gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
     return define(name, schema, compute, fake, backward, save)
 
 
@@ -94,22 +105,24 @@ def _as_tensor(values: Any) -> Any:
 
 def _run(
     name: str, x: Tensor, w: Tensor, target: Tensor, negatives: Any, bias: Any, weight: Any, ignore_index: Any,
-    temperature: Any, reduction: str, accidental_hits: str, correction: str = "ranking", log_z: Any = 0.0,
+    temperature: Any, reduction: str, accidental_hits: str, correction: str = "ranking", log_z: Any = None,
 ) -> Any:  # fmt: skip
     check_floating("x", x)
-    if isinstance(log_z, Tensor):
-        raise TypeError("log_z must be a number: as a tensor it would get no gradient here")
-    gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
+    if name == "nce_loss" and not isinstance(log_z, Tensor):
+        log_z = torch.tensor(as_number("log_z", log_z), dtype=torch.float64)
+    gradient = any(t is not None and t.requires_grad for t in (x, w, bias, log_z)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
     if not isinstance(negatives, Negatives):
         if name == "nce_loss" or (name == "sampled_softmax_loss" and correction != "none"):
-            raise ValueError("negatives are plain classes, whose expected counts are unknown: pass a Negatives")
+            raise ValueError(
+                "negatives are plain classes, whose expected counts are unknown: pass what a sampler returns"
+            )
         negatives = Negatives(negatives)
     ids, log_q, count, target_log_q = (_as_tensor(v) for v in negatives[:4])
-    arrays = x, w, target, ids, log_q, count, target_log_q, bias, weight
-    numbers = as_number("log_z", log_z), check_integer("ignore_index", ignore_index)
-    options = correction, accidental_hits, *numbers, as_number("temperature", temperature), reduction
+    arrays = x, w, target, ids, log_q, count, target_log_q, bias, weight, log_z
+    numbers = check_integer("ignore_index", ignore_index), as_number("temperature", temperature)
+    options = correction, accidental_hits, *numbers, reduction
     return _OPERATORS[name](*arrays, *options, gradient)[0]
 
 
@@ -222,21 +235,21 @@ def nce_loss(
     negatives: Negatives,
     *,
     bias: Tensor | None = None,
-    log_z: float = 0.0,
+    log_z: float | Tensor = 0.0,
     accidental_hits: Literal["mask", "keep"] = "keep",
     weight: Tensor | None = None,
     ignore_index: int = -100,
     temperature: float = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
-    """`csoftmax.nce_loss` with gradients with respect to x, w and bias, the latter two sparse.
+    """`csoftmax.nce_loss` with gradients with respect to x, w, bias and log_z; those of w and bias are sparse.
 
     Parameters
     ----------
     x, w, target, negatives, bias, accidental_hits, weight, ignore_index, temperature, reduction
         As in `sampled_softmax_loss`.
-    log_z : float, default 0.0
-        Logarithm of the partition function, without a gradient.
+    log_z : float, or torch.Tensor of shape () or of the shape of the rows, default 0.0
+        Logarithm of the partition function; a tensor that requires a gradient gets it, and so can be learnt.
 
     Returns
     -------
@@ -254,8 +267,11 @@ def nce_loss(
     >>> import csoftmax.torch as ct
     >>> from csoftmax.samplers import Negatives
     >>> noise = Negatives([1], [0.0], None, [0.0])
-    >>> ct.nce_loss(torch.zeros(1, 2), torch.ones(3, 2), torch.tensor([0]), noise)
-    tensor(1.3863)
+    >>> log_z = torch.tensor(0.0, requires_grad=True)
+    >>> loss = ct.nce_loss(torch.zeros(1, 2), torch.ones(3, 2), torch.tensor([0]), noise, log_z=log_z)
+    >>> loss.backward()
+    >>> loss.item(), log_z.grad
+    (1.3862943649291992, tensor(0.))
     """
     given = bias, weight, ignore_index, temperature, reduction
     return _run("nce_loss", x, w, target, negatives, *given, accidental_hits, log_z=log_z)

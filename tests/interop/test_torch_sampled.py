@@ -56,6 +56,36 @@ def test_optimizers_take_the_gradients(optimizer):
     assert set(torch.nonzero(is_changed).ravel().tolist()) <= touched
 
 
+def test_log_z_as_a_tensor():
+    """A number, 0-d or one for each row, in another dtype than x; its gradient is that of the function."""
+    x, w, b, target, negatives = layer()
+    given = [torch.from_numpy(a) for a in (x, w, target)]
+    values = np.linspace(-1, 1, 7)
+    for log_z in (np.float64(0.7), values, values.astype(np.float32), np.float32(0.5)):
+        tensor = torch.tensor(log_z, requires_grad=True)
+        loss = ct.nce_loss(*given, negatives, bias=torch.from_numpy(b), log_z=tensor)
+        (3 * loss).backward()
+        expected = csoftmax.nce_loss_with_grad(x, w, target, negatives, bias=b, log_z=log_z)
+        assert loss.item() == expected.loss
+        assert tensor.grad.dtype == tensor.dtype
+        assert tensor.grad.shape == tensor.shape
+        assert np.array_equal(tensor.grad.numpy(), (3 * expected.grad_log_z).astype(log_z.dtype))
+        assert ct.nce_loss(*given, negatives, bias=torch.from_numpy(b), log_z=tensor.detach()).grad_fn is None
+
+    def loss_of(log_z):
+        return ct.nce_loss(*given, negatives, log_z=log_z, temperature=0.7, reduction="sum")
+
+    assert torch.autograd.gradcheck(loss_of, torch.tensor(values, requires_grad=True))
+    with torch.no_grad():
+        rows = ct.nce_loss(*given, negatives, log_z=torch.tensor(values, requires_grad=True), reduction="none")
+    expected = csoftmax.nce_loss(x, w, target, negatives, log_z=values, reduction="none")
+    assert np.array_equal(rows.numpy(), expected)
+    weights, log_z = torch.nn.Parameter(given[1].clone()), torch.nn.Parameter(torch.tensor(0.0))
+    ct.nce_loss(given[0], weights, given[2], negatives, log_z=log_z).backward()
+    assert weights.grad.is_sparse
+    assert log_z.grad != 0
+
+
 def test_no_gradient_is_needed():
     x, w, _, target, negatives = layer()
     tensors = torch.from_numpy(x), torch.from_numpy(w), torch.from_numpy(target)
@@ -74,6 +104,17 @@ def test_errors():
         ct.nce_loss(x, w, target, torch.tensor([1, 2]))
     with pytest.raises(TypeError, match=r"x must be a torch\.Tensor"):
         ct.nce_loss(x.numpy(), w, target, negatives)
+    for log_z, error, message in (
+        ("1", TypeError, "log_z must be a real number, got '1'"),
+        ([0.0] * 7, TypeError, "log_z must be a real number"),
+        (torch.zeros(3), ValueError, r"log_z has shape \(3,\)"),
+        (torch.tensor([0.0] * 6 + [float("inf")]), ValueError, "log_z must be finite, got inf for row 6"),
+    ):
+        with pytest.raises(error, match=message):
+            ct.nce_loss(x, w, target, negatives, log_z=log_z)
+    log_z = torch.tensor(0.0, requires_grad=True)
+    with pytest.raises(ValueError, match='reduction="none" has no gradient here'):
+        ct.nce_loss(x, w.detach(), target, negatives, log_z=log_z, reduction="none")
     with pytest.raises(IndexError, match="target"):
         ct.negative_sampling_loss(x, w, target + 30, negatives)
 
@@ -101,9 +142,13 @@ def test_compiled_graphs():
     operator = torch.ops.csoftmax.sampled_softmax_loss
     ids, log_q, _, own, _ = negatives
     arrays = x, w, target, torch.from_numpy(ids), torch.from_numpy(log_q), None, torch.from_numpy(own), b, None
-    options = "ranking", "mask", 0.0, -100, 1.0, "mean"
+    options = "ranking", "mask", -100, 1.0, "mean"
+    checks = "test_schema", "test_faketensor"
     for gradient in (False, True):
-        torch.library.opcheck(operator, (*arrays, *options, gradient), test_utils=("test_schema", "test_faketensor"))
+        torch.library.opcheck(operator, (*arrays, None, *options, gradient), test_utils=checks)
+        for log_z in (torch.tensor(0.5), torch.zeros(7)):
+            given = *arrays, log_z, *options, gradient
+            torch.library.opcheck(torch.ops.csoftmax.nce_loss, given, test_utils=checks)
 
 
 def test_uniform_sampler_takes_tensors():
