@@ -42,9 +42,17 @@ def parse_shapes(text: str) -> list[tuple[int, ...]]:
     return [tuple(parse_positive(length) for length in part.split("x")) for part in text.split(",")]
 
 
+def parse_number(text: str) -> float:
+    """Parse a number; argparse itself would call it by the name of a function."""
+    try:
+        return float(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"must be a number, got {text!r}") from None
+
+
 def parse_fraction(text: str) -> float:
     """Parse a number that is at least 0 and less than 1."""
-    value = float(text)
+    value = parse_number(text)
     if not 0 <= value < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not at least 0 and less than 1")
     return value
@@ -52,7 +60,7 @@ def parse_fraction(text: str) -> float:
 
 def parse_not_negative(text: str) -> float:
     """Parse a finite number that is at least 0."""
-    value = float(text)
+    value = parse_number(text)
     if not 0 <= value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is not at least 0 and finite")
     return value
@@ -63,9 +71,10 @@ def parse_penalty(text: str) -> float | str | None:
     if text in ("auto", "none"):
         return {"auto": "auto", "none": None}[text]
     try:
-        value = parse_not_negative(text)
+        float(text)
     except ValueError:
         raise argparse.ArgumentTypeError(f"must be a number or auto, got {text!r}") from None
+    value = parse_not_negative(text)
     if value > MAX_PENALTY:
         raise argparse.ArgumentTypeError(f"must be at most {MAX_PENALTY:g}, got {text}")
     return value

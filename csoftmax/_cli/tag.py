@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from ..sequence import CRFTagger
 
 SCHEMES = ("BIO", "IOB1", "BIOES", "BILOU", "BMES")
+PARAMETERS = ("solver", "penalty_l2", "penalty_l1", "min_count", "hashing", "max_epochs")  # that are options
 NO_LABEL = "_"  # of a sentence to which the scheme leaves no labels
 # Options of one action, with what they are if they are not given.
 ONLY: dict[str, dict[str, Any]] = {
@@ -97,6 +99,8 @@ def fit(arguments: argparse.Namespace, messages: Messages) -> int:
         raise UnusableError(f"{document.name} has one column; tag fit needs one for the word and one for its label")
     default = "UPOS" if document.is_conllu else str(document.n_columns)
     target = conll.find_column(arguments.target or default, document, "--target")
+    if arguments.columns == []:
+        raise UnusableError("--columns names no column; give numbers such as 1,2")
     if arguments.columns:
         columns = [conll.find_column(name, document, "--columns") for name in arguments.columns]
     else:
@@ -117,7 +121,7 @@ def fit(arguments: argparse.Namespace, messages: Messages) -> int:
         try:
             tagger.fit(X, y)
         except ValueError as error:
-            raise UnusableError(f"{document.name}: {error}") from error
+            raise UnusableError(f"{document.name}: {in_words_of_command(error, document, target)}") from error
     for text in dict.fromkeys(str(warning.message) for warning in caught):
         messages.say(text)
     save(tagger, arguments.model)
@@ -149,6 +153,7 @@ def fit(arguments: argparse.Namespace, messages: Messages) -> int:
 
 def make_tagger(arguments: argparse.Namespace) -> CRFTagger:
     """Return an untrained tagger; what is not given is the tagger's default."""
+    from .._learn.chain_parameters import check_parameters
     from ..sequence import CRFTagger
 
     callbacks: list[Any] = [] if arguments.quiet else ["progress"]
@@ -159,15 +164,39 @@ def make_tagger(arguments: argparse.Namespace) -> CRFTagger:
                 save(tagger, arguments.model)
 
         callbacks.append(save_regularly)
-    names = ("solver", "penalty_l2", "penalty_l1", "min_count", "hashing", "max_epochs")
-    given = {name: getattr(arguments, name) for name in names}
-    return CRFTagger(
+    given = {name: getattr(arguments, name) for name in PARAMETERS}
+    tagger = CRFTagger(
         constraints=arguments.scheme,
         early_stopping=arguments.early_stopping,
         random_state=arguments.seed or 0,
         callbacks=callbacks,
         **{name: value for name, value in given.items() if value is not None},
     )
+    try:
+        check_parameters(tagger)
+    except (TypeError, ValueError) as error:  # of an option, not of the file
+        raise UnusableError(with_names_of_options(str(error))) from error
+    return tagger
+
+
+def with_names_of_options(text: str) -> str:
+    """A message of the tagger with options in place of parameters: "--solver adamw" for "solver='adamw'"."""
+    for name in (*PARAMETERS, "early_stopping"):
+        option = f"--{name.replace('_', '-')}"
+        text = re.sub(rf"\b{name}='?([\w.+-]+)'?", rf"{option} \1", text)
+        text = re.sub(rf"^{name}\b", option, text)
+    return text
+
+
+def in_words_of_command(error: ValueError, document: Document, target: int) -> str:
+    """A message of the tagger on the labels of a file: lines and columns in place of y, options of parameters."""
+    text = re.sub(
+        r"^y\[(\d+)\]", lambda m: f"the sentence that begins in line {document.places[int(m[1])][0] + 1}", str(error)
+    )
+    text = re.sub(r"^(y|y_true) has", f"column {target + 1} has", text)
+    text = re.sub(r"^y_pred has", "the model gives", text)
+    text = re.sub(r"under constraints='(\w+)'", r"under --scheme \1", text, count=1)
+    return with_names_of_options(text)
 
 
 def save(tagger: CRFTagger, path: Path) -> None:
@@ -279,7 +308,7 @@ def evaluate(arguments: argparse.Namespace, messages: Messages) -> int:
         try:
             counts = count_spans(y, predicted, scheme)
         except ValueError as error:
-            raise UnusableError(f"{document.name}: {error}") from error
+            raise UnusableError(f"{document.name}: {in_words_of_command(error, document, target)}") from error
         result["scheme"] = scheme
         for name, kind in [("all", None), *((kind, kind) for kind in counts.types())]:
             precision, recall = counts.precision_recall(kind)

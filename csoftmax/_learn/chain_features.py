@@ -136,7 +136,10 @@ def read_token(token: Any, place: str) -> tuple[list[str], list[float] | None]:
     names: list[str] = []
     values: list[float] = []
     if isinstance(token, Mapping):
-        _read_mapping(token, "", place, names, values)
+        try:
+            _read_mapping(token, "", place, names, values)
+        except RecursionError:
+            raise ValueError(f"{place} holds itself, or is nested too deeply to be read") from None
         if values.count(1.0) == len(values):
             return names, None
         if 0.0 in values:
@@ -163,7 +166,11 @@ def _read_mapping(token: Mapping[Any, Any], prefix: str, place: str, names: list
         elif value is True:
             names.append(prefix + key)
             values.append(1.0)
-        elif isinstance(value, bool | int | float | np.number | np.bool_):
+        elif isinstance(value, bool | int | float | np.integer | np.floating | np.bool_):
+            if isinstance(value, int) and abs(value) >= 2**128:  # beyond float32; beyond float64 float() would fail
+                raise ValueError(
+                    f"{place} has {prefix}{key}, of {value.bit_length()} bits; values are finite, in float32"
+                )
             number = float(value)
             if not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
                 raise ValueError(f"{place} has {prefix}{key}={show(value)}; values are finite, in float32")
@@ -300,7 +307,24 @@ def _hash(lists: list[list[Any]], starts: NDArray[np.int64], hashing: int) -> To
     hasher = FeatureHasher(hashing, input_type="pair", alternate_sign=False)
     if starts[-1] == 0:  # the hasher refuses no rows
         return Tokens(np.zeros(1, np.int64), np.zeros(0, np.int32), None, hashing, starts)
-    return _from_matrix(hasher.transform(pairs()), starts, -1)
+    try:
+        matrix = hasher.transform(pairs())
+    except UnicodeEncodeError as error:
+        raise ValueError(_describe_surrogate(lists)) from error
+    return _from_matrix(matrix, starts, -1)
+
+
+def _describe_surrogate(lists: list[list[Any]]) -> str:
+    """Where the first attribute is that UTF-8 has no bytes for; looked for only after the hasher has met one."""
+    for i, tokens in enumerate(lists):
+        for t, token in enumerate(tokens):
+            for name in read_token(token, f"X[{i}][{t}]")[0]:
+                if any("\ud800" <= letter <= "\udfff" for letter in name):
+                    return (
+                        f"X[{i}][{t}] has the attribute {show(name)}, with half of a surrogate pair; hashing needs "
+                        "names that can be written as UTF-8"
+                    )
+    return "X has an attribute with half of a surrogate pair; hashing needs names that can be written as UTF-8"
 
 
 def drop_rare(tokens: Tokens, min_count: int, known: int, vocabulary: Vocabulary | None) -> Tokens:

@@ -135,6 +135,7 @@ def test_refusals(files, capsys):
         "ragged": "a X\nb X\nc\n",
         "invalid": "a B-X\n\nb I-X\n",
         "latin": "ok X\n",
+        "short": "a X\n",
     }.items():
         (files / name).write_text(text)
     (files / "latin").write_bytes(b"ok X\ncaf\xe9 X\n")
@@ -145,8 +146,27 @@ def test_refusals(files, capsys):
         (("fit", "one", "--model", "x"), "one has one column"),
         (("fit", "ragged", "--model", "x"), "ragged: line 3 has 1 columns, the first token has 2"),
         (("fit", "latin", "--model", "x"), "latin: line 2 is not UTF-8"),
-        (("fit", "invalid", "--model", "x", "--scheme", "BIO"), "y[1] is impossible under constraints='BIO'"),
-        (("fit", "train.conll", "--model", "x", "--scheme", "BMES"), "the labels of BMES are"),
+        (
+            ("fit", "invalid", "--model", "x", "--scheme", "BIO"),
+            "invalid: the sentence that begins in line 3 is impossible under --scheme BIO: ['I-X']",
+        ),
+        (
+            ("fit", "train.conll", "--model", "x", "--scheme", "BMES"),
+            "train.conll: column 3 has the label 'I-PER'; the labels of BMES are",
+        ),
+        (
+            ("fit", "train.conll", "--model", "x", "--solver", "adamw", "--penalty-l1", "0.5"),
+            "csoftmax tag: --penalty-l1 0.5 needs --solver lbfgs",
+        ),
+        (
+            ("fit", "train.conll", "--model", "x", "--hashing", "2147483648"),
+            "csoftmax tag: --hashing must be in [1, 2147483647], got 2147483648",
+        ),
+        (
+            ("fit", "short", "--model", "x", "--early-stopping"),
+            "short: --early-stopping needs at least 2 sequences with tokens, got 1",
+        ),
+        (("fit", "train.conll", "--model", "x", "--columns", ","), "--columns names no column"),
         (("fit", "train.conll", "--model", "x", "--target", "9"), "--target 9: train.conll has columns 1 to 3"),
         (("fit", "train.conll", "--model", "x", "--columns", "1,3"), "column 3 cannot be both"),
         (("fit", "train.conll", "--model", "no/x"), "there is no folder"),
@@ -160,15 +180,22 @@ def test_refusals(files, capsys):
         (("predict", "train.conll", "--model", "u"), "was trained on CoNLL-U"),
         (("predict", "train.conllu", "--model", "m"), "was not trained on CoNLL-U"),
         (("evaluate", "ragged", "--model", "m"), "ragged: line 3"),
+        (("evaluate", "train.conll", "--model", "m", "--scheme", "BMES"), "train.conll: column 3 has the label"),
         (("evaluate", "one", "--model", "m"), "one has 1 column; the model reads 3, one of them with labels"),
     ]
     for arguments, message in cases:
         assert message in refusal(capsys, *arguments), arguments
     CRFTagger().fit([[["a"]]], [["X"]]).save("plain")
     assert "was not written by csoftmax tag fit" in refusal(capsys, "predict", "train.conll", "--model", "plain")
-    with pytest.raises(SystemExit) as end:
-        main(["tag", "fit", "train.conll"])
-    assert end.value.code == 2
+    for arguments, message in (
+        (["fit", "train.conll"], "--model"),
+        (["fit", "train.conll", "--model", "x", "--penalty-l2", "abc"], "--penalty-l2: must be a number, got 'abc'"),
+        (["fit", "train.conll", "--model", "x", "--hashing", "0"], "--hashing: must be a positive integer, got '0'"),
+    ):
+        with pytest.raises(SystemExit) as end:
+            main(["tag", *arguments])
+        assert end.value.code == 2
+        assert message in capsys.readouterr().err
 
 
 def test_spaces_of_other_scripts_are_letters_of_a_word(files):

@@ -102,6 +102,8 @@ def test_clone_copy_and_pickle():
 
 
 ONE = [[["a"], ["b"]]], [["X", "Y"]]
+HOLDS_ITSELF = {}
+HOLDS_ITSELF["a"] = HOLDS_ITSELF
 REFUSED = [
     ({"solver": "sgd"}, ONE, ValueError, "solver must be one of 'lbfgs', 'adamw', got 'sgd'"),
     ({"states": "some"}, ONE, ValueError, "states must be one of 'seen', 'all', got 'some'"),
@@ -122,6 +124,16 @@ REFUSED = [
     ({}, ([[[1]]], [["X"]]), TypeError, r"X\[0\]\[0\] has the attribute 1; attributes of a list are strings"),
     ({}, ([[{"a": None}]], [["X"]]), TypeError, r"X\[0\]\[0\] has a=None; a value is"),
     ({}, ([[{"a": math.nan}]], [["X"]]), ValueError, r"X\[0\]\[0\] has a=nan; values are finite"),
+    (
+        {},
+        ([[{"a": 10**5000}]], [["X"]]),
+        ValueError,
+        r"X\[0\]\[0\] has a, of 16610 bits; values are finite, in float32",
+    ),
+    ({}, ([[{"a": np.complex64(1j)}]], [["X"]]), TypeError, r"X\[0\]\[0\] has a=1j; a value is"),
+    ({}, ([[{"a": HOLDS_ITSELF}]], [["X"]]), ValueError, r"X\[0\]\[0\] holds itself, or is nested too deeply"),
+    ({"hashing": 64}, ([[["b"], ["a\ud800"]]], [["X", "Y"]]), ValueError, r"X\[0\]\[1\] has the attribute 'a\\ud800'"),
+    ({"hashing": 64}, ([[["b"]], [{"a": {"\udfff": 2}}]], [["X"], ["Y"]]), ValueError, r"X\[1\]\[0\] .* 'a:\\udfff'"),
     ({}, ([[{1: "a"}]], [["X"]]), TypeError, r"X\[0\]\[0\] has the key 1; keys are strings"),
     ({}, ("abc", [["X"]]), TypeError, "X must be a list of sequences"),
     ({}, ([], []), ValueError, "y must have 1 to|there is nothing to learn"),
@@ -152,6 +164,9 @@ def test_refused_weights_and_calls():
     tagger = CRFTagger().fit(*ONE)
     with pytest.raises(ValueError, match=r"n must be at least 1"):
         tagger.predict_n_best(ONE[0], 0)
+    hashed = CRFTagger(hashing=64).fit(*ONE)
+    with pytest.raises(ValueError, match=r"X\[0\]\[0\] has the attribute '\\ud800', with half of a surrogate pair"):
+        hashed.predict([[["\ud800"]]])
     with pytest.raises(ValueError, match="has the label 'Q', which is not among the classes"):
         tagger.score(ONE[0], [["X", "Q"]])
 
