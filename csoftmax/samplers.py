@@ -15,13 +15,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from ._arguments.generators import as_generator, draw_integers, restore_states, save_states
 from ._arguments.negatives import Negatives, as_ids, check_classes
-from ._arguments.numbers import check_count, check_non_negative
-from ._arguments.places import as_array, as_float
+from ._arguments.numbers import check_choice, check_count, check_non_negative
+from ._arguments.places import as_array
 from ._cpu import binding
+from ._ops.cluster_sampler import ClusterSampler
 from ._ops.frequency import StreamingFrequency
-from ._ops.sample import sample
-from ._ops.softmax import log_softmax
-from ._runtime.optional import load
 
 __all__ = [
     "ClusterSampler",
@@ -71,12 +69,26 @@ class _Sampler:
 
     @property
     def n_classes(self) -> int:
-        """The number of classes."""
+        """The number of classes.
+
+        Examples
+        --------
+        >>> from csoftmax.samplers import UniformSampler
+        >>> UniformSampler(1000).n_classes
+        1000
+        """
         return self._n
 
     @property
     def nbytes(self) -> int:
-        """The bytes that the sampler holds: 16 for each class with an alias table, else none."""
+        """The bytes that the sampler holds: 16 for each class with an alias table, else none.
+
+        Examples
+        --------
+        >>> from csoftmax.samplers import UniformSampler, UnigramSampler
+        >>> UnigramSampler([1] * 1000).nbytes, UniformSampler(1000).nbytes
+        (16000, 0)
+        """
         return 0 if self._masses is None or self._cells is None else self._masses.nbytes + self._cells.nbytes
 
     @property
@@ -97,9 +109,24 @@ class _Sampler:
         Returns
         -------
         ndarray of float64
-            Probabilities of the shape of ids.
+            Probabilities of the shape of ids, or (K,).
+
+        Raises
+        ------
+        IndexError
+            If an id is no class.
+        TypeError, ValueError
+            If ids are not integers, or None for at least 2**60 classes.
+
+        Examples
+        --------
+        >>> from csoftmax.samplers import UnigramSampler
+        >>> UnigramSampler([9, 4, 0], power=0.5).probability()
+        array([0.6, 0.4, 0. ])
         """
         if ids is None:
+            if self._n >= 2**60:  # NumPy's own error would name no argument
+                raise ValueError(f"ids must be given: the probabilities of {self._n} classes do not fit in memory")
             masses = np.ones(self._n, np.uint64) if self._masses is None else self._masses
         else:
             at = as_ids("ids", ids)
@@ -114,18 +141,38 @@ class _Sampler:
         ----------
         ids : array_like of int
             Classes.
-        size, scheme
+        size : int
+            Number of classes that `sample` is asked for, at least 0.
+        scheme : {"poisson", "iid"}, default "poisson"
             As in `sample`.
 
         Returns
         -------
         ndarray of float64
             Of the shape of ids; -inf for classes of probability 0.
+
+        Raises
+        ------
+        IndexError
+            If an id is no class.
+        TypeError, ValueError
+            If ids are not integers, size is not an int of at least 0, or scheme is not one of the two.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.samplers import UnigramSampler
+        >>> sampler = UnigramSampler([6, 3, 1], power=1)
+        >>> np.exp(sampler.log_q([0, 1, 2], 2, scheme="iid"))  # expected counts
+        array([1.2, 0.6, 0.2])
+        >>> np.exp(sampler.log_q([0, 1, 2], 2)).round(3)  # probabilities of being among the classes
+        array([0.925, 0.725, 0.35 ])
         """
         at = as_ids("ids", ids)
         check_classes("ids", at, self._n)
         size = check_count("size", size)
-        if _check_scheme(scheme) == "iid":
+        check_choice("scheme", scheme, ("poisson", "iid"))
+        if scheme == "iid":
             return self._log_q(at, float(size), False, self._total)
         return self._log_inclusion(at, self._rate(size, np.empty(0, np.int64)))
 
@@ -147,13 +194,18 @@ class _Sampler:
         ----------
         size : int
             Number of draws.
-        rng : None, int, SeedSequence or Generator, optional
+        rng : int, SeedSequence or Generator, optional
             Source of the random numbers, of which each draw reads 64 bits.
 
         Returns
         -------
         ndarray of int64
             Classes in the order in which they are drawn.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If size is not an int of at least 0, or rng not of the kinds above.
 
         Examples
         --------
@@ -194,7 +246,7 @@ class _Sampler:
             m classes for each of N rows; equal ones are then not merged.
         target : array_like of int, optional
             Labels of the batch, for `target_log_q`. Negative ones, which a loss may ignore, get NaN.
-        rng : None, int, SeedSequence or Generator, optional
+        rng : int, SeedSequence or Generator, optional
             Source of the random numbers, or a seed.
         scheme : {"poisson", "iid"}, default "poisson"
             "poisson": the distinct classes of a Poisson process. Classes are included independently of each other, and
@@ -232,10 +284,14 @@ class _Sampler:
         >>> np.exp(negatives.log_q).round(3)
         array([0.99 , 0.384, 0.135])
         """
+        check_choice("scheme", scheme, ("poisson", "iid"))
         per_row = isinstance(size, tuple)
-        shape = tuple(check_count("size", n) for n in (size if isinstance(size, tuple) else (size,)))
-        if per_row and (len(shape) != 2 or _check_scheme(scheme) != "iid"):
-            raise ValueError(f'size must be an int, or a pair (N, m) with scheme="iid"; got {size} with {scheme!r}')
+        sizes = size if isinstance(size, tuple) else (size,)
+        shape = tuple(check_count("size", n, 0, 'an int, or a pair (N, m) with scheme="iid"') for n in sizes)
+        if per_row and (len(shape) != 2 or scheme != "iid"):
+            raise ValueError(
+                f'size must be an int, or a pair (N, m) with scheme="iid", got {size} with scheme={scheme!r}'
+            )
         excluded = self._check_exclude(exclude)
         if self._excluded_mass(excluded) == self._total:
             raise ValueError("exclude leaves no class to draw from")
@@ -243,7 +299,7 @@ class _Sampler:
         states = save_states(rng)
         try:
             generator = as_generator(rng)
-            if _check_scheme(scheme) == "poisson":
+            if scheme == "poisson":
                 return self._sample_poisson(generator, shape[0], labels, excluded)
             return self._sample_iid(generator, shape, labels, excluded)
         except BaseException:
@@ -366,12 +422,6 @@ class _Sampler:
         return values
 
 
-def _check_scheme(scheme: Any) -> str:
-    if not isinstance(scheme, str) or scheme not in ("poisson", "iid"):
-        raise ValueError(f'scheme must be "poisson" or "iid", got {scheme!r}')
-    return str(scheme)
-
-
 def _check_n_classes(n_classes: Any, maximum: int) -> int:
     n = check_count("n_classes", n_classes, 1)
     if n > maximum:
@@ -486,198 +536,6 @@ class UnigramSampler(_Sampler):
             raise ValueError("counts are all 0: add smoothing")
 
 
-class ClusterSampler:
-    """Draws for each row classes whose weights are likely to give it large logits: adaptive negatives.
-
-    Parameters
-    ----------
-    w : array_like of shape (K, D)
-        Weights of the classes, in one of the dtypes of `softmax`.
-    bias : array_like of shape (K,), optional
-        Bias of the classes.
-    n_clusters : int, optional
-        Number of clusters; the default is about ``sqrt(K)``. Empty ones are dropped.
-    rng : None, int, SeedSequence or Generator, optional
-        Source of the random numbers of the clustering.
-
-    Raises
-    ------
-    MissingPackageError
-        If scikit-learn is not installed.
-    TypeError, ValueError
-        If the arguments do not fit each other.
-
-    Notes
-    -----
-    With the k-means clusters of (w, bias), ``q(j | x) = softmax_c(x . mean_c + bias_c + log n_c) / n_c`` for the
-    classes j of cluster c. log_q is that of these probabilities, also after w has changed: stale clusters cost variance
-    only. Sampling by an index of codewords is due to Chen et al. (2025). A call takes N C D multiplications for the
-    clusters and gathers N m classes.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> from csoftmax.samplers import ClusterSampler
-    >>> w = np.repeat([[9.0, 0.0], [0.0, 9.0]], 3, axis=0)
-    >>> sampler = ClusterSampler(w, n_clusters=2, rng=0)
-    >>> np.unique(sampler.sample([[2.0, 0.0]], 100, rng=0).ids)
-    array([0, 1, 2])
-    """
-
-    def __init__(
-        self,
-        w: ArrayLike,
-        bias: ArrayLike | None = None,
-        *,
-        n_clusters: SupportsIndex | None = None,
-        rng: _Random = None,
-    ):
-        classes = len(self._check_layer(w, bias)[0])
-        count = (
-            round(classes**0.5) if n_clusters is None else check_count("n_clusters", n_clusters, 1, "an int or None")
-        )
-        self._n_clusters = max(1, min(count, classes))
-        self.refresh(w, bias, rng=rng)
-
-    @staticmethod
-    def _check_layer(w: Any, bias: Any) -> tuple[Any, Any]:
-        w = as_float("w", w)[0].astype(np.float64)
-        if w.ndim != 2 or len(w) == 0:
-            raise ValueError(f"w has shape {w.shape}; allowed is (K, D) with at least one class")
-        given = np.zeros(len(w)) if bias is None else as_float("bias", bias)[0].astype(np.float64)
-        if given.shape != (len(w),):
-            raise ValueError(f"bias has shape {given.shape}; w has {len(w)} rows, so ({len(w)},) is allowed")
-        if not (np.isfinite(w).all() and np.isfinite(given).all()):
-            raise ValueError("w and bias must be finite")
-        return w, given
-
-    def refresh(self, w: ArrayLike, bias: ArrayLike | None = None, *, rng: _Random = None) -> None:
-        """Cluster the classes again, after w has changed.
-
-        Parameters
-        ----------
-        w, bias, rng
-            As at the beginning.
-        """
-        weights, biases = self._check_layer(w, bias)
-        clusters = load("sklearn.cluster", "learn")
-        seed = int(as_generator(rng).integers(2**31))
-        k_means = clusters.MiniBatchKMeans(self._n_clusters, random_state=seed, n_init=1, batch_size=4096)
-        labels = k_means.fit_predict(np.column_stack((weights, biases)))
-        _, cluster, sizes = np.unique(labels, return_inverse=True, return_counts=True)
-        cluster = cluster.reshape(-1).astype(np.int64)
-        offsets, members = binding.sort_rows(cluster, len(sizes))
-        self._cluster, self._sizes, self._members, self._begin = cluster, sizes, members, offsets[:-1]
-        self._means = np.add.reduceat(weights[members], self._begin) / sizes[:, None]
-        self._biases = np.add.reduceat(biases[members], self._begin) / sizes + np.log(sizes)
-
-    @property
-    def n_classes(self) -> int:
-        """The number of classes."""
-        return len(self._cluster)
-
-    @property
-    def n_features(self) -> int:
-        """The number of columns of w."""
-        return int(self._means.shape[1])
-
-    @property
-    def nbytes(self) -> int:
-        """The bytes that the sampler holds."""
-        arrays = self._cluster, self._sizes, self._members, self._begin, self._means, self._biases
-        return sum(array.nbytes for array in arrays)
-
-    def _logits(self, x: Any) -> Any:
-        """The logits of the clusters of each row."""
-        x = as_float("x", x)[0].astype(np.float64)
-        if x.ndim != 2 or x.shape[1] != self.n_features:
-            raise ValueError(f"x has shape {x.shape}; (N, {self.n_features}) is needed")
-        return x @ self._means.T + self._biases
-
-    def _log_probability(self, log_p: Any, ids: Any) -> NDArray[np.float64]:
-        cluster = self._cluster[ids]
-        return np.asarray(np.take_along_axis(log_p, cluster, 1) - np.log(self._sizes[cluster]))
-
-    def log_q(self, x: ArrayLike, ids: ArrayLike, size: SupportsIndex) -> NDArray[np.float64]:
-        """Return the logarithms of the expected counts of classes in the draws of each row.
-
-        Parameters
-        ----------
-        x : array_like of shape (N, D)
-            Features.
-        ids : array_like of int of shape (N, m)
-            Classes of each row.
-        size : int
-            Number of draws.
-
-        Returns
-        -------
-        ndarray of float64
-            ``log(size q(j | x))``, of the shape of ids.
-        """
-        log_p = log_softmax(self._logits(x))
-        at = as_ids("ids", ids)
-        if at.ndim != 2 or len(at) != len(log_p):
-            raise ValueError(f"ids has shape {at.shape}; ({len(log_p)}, m) is needed")
-        check_classes("ids", at, self.n_classes)
-        with np.errstate(divide="ignore"):
-            return self._log_probability(log_p, at) + np.log(check_count("size", size))
-
-    def sample(
-        self, x: ArrayLike, size: SupportsIndex, *, target: ArrayLike | None = None, rng: _Random = None
-    ) -> Negatives:
-        """Draw classes for each row, with replacement.
-
-        Parameters
-        ----------
-        x : array_like of shape (N, D)
-            Features.
-        size : int
-            Number of draws for each row, m.
-        target : array_like of int of shape (N,), optional
-            Labels of the rows, for `target_log_q`. Negative ones, which a loss may ignore, get NaN.
-        rng : None, int, SeedSequence or Generator, optional
-            Source of the random numbers: uniform ones for the clusters as in `csoftmax.sample`, then 64 bits a class.
-
-        Returns
-        -------
-        Negatives
-            ids and log_q of shape (N, m); equal classes are not merged, and count is None.
-        """
-        m = check_count("size", size)
-        logits = self._logits(x)
-        log_p = log_softmax(logits)
-        labels = None
-        if target is not None:
-            labels = as_ids("target", target)
-            if labels.shape != (len(logits),):
-                raise ValueError(f"target has shape {labels.shape}; ({len(logits)},) is needed")
-            check_classes("target", np.maximum(labels, 0), self.n_classes)
-        states = save_states(rng)
-        try:
-            generator = as_generator(rng)
-            cluster = sample(logits, size=m, rng=generator)
-            numbers = draw_integers(generator, cluster.size).reshape(cluster.shape)
-        except BaseException:
-            restore_states(states)
-            raise
-        ids = self._members[self._begin[cluster] + _multiply_high(numbers, self._sizes[cluster])]
-        with np.errstate(divide="ignore"):
-            log_size = np.log(m)
-        target_log_q = None
-        if labels is not None:
-            target_log_q = self._log_probability(log_p, np.maximum(labels, 0)[:, None])[:, 0] + log_size
-            target_log_q[labels < 0] = np.nan
-        return Negatives(ids, self._log_probability(log_p, ids) + log_size, None, target_log_q, "iid")
-
-
-def _multiply_high(numbers: Any, n: Any) -> Any:
-    """The integer part of ``n * numbers / 2**64``, for n < 2**31."""
-    n = n.astype(np.uint64)
-    low = (numbers & np.uint64(0xFFFFFFFF)) * n >> np.uint64(32)
-    return ((numbers >> np.uint64(32)) * n + low >> np.uint64(32)).astype(np.int64)
-
-
 # Pickles and messages show the public name, so that private files can move.
-for _class in (Negatives, StreamingFrequency):
+for _class in (ClusterSampler, Negatives, StreamingFrequency):
     _class.__module__ = __name__

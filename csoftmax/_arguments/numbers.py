@@ -103,6 +103,13 @@ def check_flag(name: str, given: Any) -> bool:
     return bool(given)
 
 
+def check_choice(name: str, given: Any, allowed: tuple[str, ...], or_also: str = "") -> None:
+    """Refuse anything but some names; or_also: what else the caller accepts, in words."""
+    if not isinstance(given, str) or given not in allowed:
+        *first, last = ([or_also] if or_also else []) + [f'"{choice}"' for choice in allowed]
+        raise ValueError(f"{name} must be {', '.join(first)} or {last}, got {given!r}")
+
+
 def check_num_threads(num_threads: Any) -> Any:
     """num_threads, for calls that can return before they reach a kernel, which would check it."""
     if num_threads is not None:

@@ -127,10 +127,8 @@ def _check_lengths(lengths: Any, batch: tuple[int, ...], length: int, place: Pla
     bad = (values < 0) | (values > length)
     if bad.any():
         at = np.unravel_index(int(bad.argmax()), batch)
-        raise ValueError(
-            f"lengths must be from 0 to {length}, the number of positions, got {values[at]} at "
-            f"({', '.join(map(str, at))})"
-        )
+        where = f" at ({', '.join(map(str, at))})" if at else ""
+        raise ValueError(f"lengths must be from 0 to {length}, the number of positions, got {values[at]}{where}")
     return values.astype(np.int64)
 
 

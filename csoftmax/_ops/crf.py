@@ -18,7 +18,21 @@ __all__ = ["CrfLossResult", "crf_log_partition", "crf_loss", "crf_loss_with_grad
 
 
 class CrfLossResult(NamedTuple):
-    """The result of `crf_loss_with_grad`; gradients of parameters that were not given are None."""
+    """The result of `crf_loss_with_grad`.
+
+    Attributes
+    ----------
+    loss : scalar, or ndarray of the shape of the batch with reduction "none"
+        The loss, as from `crf_loss`: float64 for float64 and integer emissions, else float32.
+    grad_emissions : ndarray of the shape of the emissions
+        Their gradient, in their dtype (float64 for integers); exactly 0 at positions that take no part.
+    grad_transitions : ndarray of shape (L, L)
+        The gradient of the transitions, in their dtype (float64 for integers).
+    grad_start : ndarray of shape (L,), or None
+        The gradient of the scores of the first tag, in their dtype (float64 for integers); None without `start`.
+    grad_end : ndarray of shape (L,), or None
+        The same for the last tag; None without `end`.
+    """
 
     loss: Any
     grad_emissions: Any
@@ -294,7 +308,7 @@ def crf_loss(
         A label equal to it is unknown: every label is possible there.
     sample_weight : array_like broadcastable to the batch, optional
         Factors s >= 0 of the sequences' losses. A sequence with 0 is not read.
-    reduction : {"mean", "sum", "none", "token_mean"}
+    reduction : {"mean", "sum", "none", "token_mean"}, default "mean"
         "mean" is the sum of s times loss over the sum of s of the sequences with a position; "token_mean" divides by
         the sum of s times the number of positions that take part.
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.generators import draw_ragged_uniforms, restore_states, save_states
-from .._arguments.numbers import check_flag, check_integer
+from .._arguments.numbers import check_choice, check_flag, check_integer
 from .._arguments.sequences import check_size, choose_result
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -21,7 +21,20 @@ __all__ = ["CrfDecoded", "CrfMarginals", "crf_decode", "crf_marginals", "crf_sam
 
 
 class CrfMarginals(NamedTuple):
-    """The result of `crf_marginals`."""
+    """The result of `crf_marginals`.
+
+    Attributes
+    ----------
+    tags : ndarray of the shape of the emissions
+        Probability of each tag at each position, in the dtype of the emissions (float64 for integers); 0 at positions
+        that take no part.
+    pairs : ndarray of shape (..., L, L) or (..., T - 1, L, L), packed (N, L, L) or (M, L, L); or None
+        With pairs="sum" the expected number of each transition, one matrix for each sequence, in the dtype of
+        log_partition. With pairs="each" the probability of each pair of tags, in the dtype of tags: element t - 1 is
+        the pair whose later position is t, and packed, element p is that of position p. None without `pairs`.
+    log_partition : scalar, or ndarray of the shape of the batch
+        log Z, as from `crf_log_partition`: float64 for float64 and integer emissions, else float32.
+    """
 
     tags: Any
     pairs: Any
@@ -29,7 +42,17 @@ class CrfMarginals(NamedTuple):
 
 
 class CrfDecoded(NamedTuple):
-    """The result of `crf_decode`."""
+    """The result of `crf_decode`.
+
+    Attributes
+    ----------
+    tags : ndarray of int64 of shape (..., T), or (..., n_best, T); packed (M,) or (n_best, M)
+        The paths, best first with `n_best`; `fill` at positions that take no part and where there is no path.
+    score : scalar, or ndarray of the shape of the batch, followed by n_best if given
+        Score of each path, float64 for float64 and integer emissions, else float32; -inf where there is no path.
+    log_prob : scalar, or ndarray of the shape and dtype of score, or None
+        Logarithm of the probability of each path, NaN where there is none; None without ``log_prob=True``.
+    """
 
     tags: Any
     score: Any
@@ -38,8 +61,8 @@ class CrfDecoded(NamedTuple):
 
 @accept_foreign
 def _run_marginals(emissions: Any, transitions: Any, *, pairs: Any, out: Any, **options: Any) -> Any:
-    if pairs is not None and (not isinstance(pairs, str) or pairs not in ("sum", "each")):
-        raise ValueError(f'pairs must be None, "sum" or "each", got {pairs!r}')
+    if pairs is not None:
+        check_choice("pairs", pairs, ("sum", "each"), or_also="None")
     plan = plan_crf(emissions, transitions, **options)
     s, n = plan.sequences, plan.sequences.n
     target = as_buffer(choose_result(out, s.given_shape, s, (plan.allowed,), s.x.dtype))
@@ -88,8 +111,7 @@ def _check_fill(fill: Any) -> int:
 def _run_decode(
     emissions: Any, transitions: Any, *, method: Any, n_best: Any, fill: Any, log_prob: Any, **options: Any
 ) -> Any:
-    if not isinstance(method, str) or method not in binding.CRF_METHODS:
-        raise ValueError(f'method must be "viterbi", "posterior" or "posterior_path", got {method!r}')
+    check_choice("method", method, ("viterbi", "posterior", "posterior_path"))
     paths = check_size("n_best", n_best, 1)
     if paths is not None and method != "viterbi":
         raise ValueError(f'n_best needs method="viterbi", got method={method!r}')
@@ -143,7 +165,7 @@ def crf_marginals(
     ----------
     emissions : array_like of shape (..., T, L), or (M, L) with indptr
         As in `crf_log_partition`.
-    pairs : {None, "sum", "each"}
+    pairs : {None, "sum", "each"}, default None
         "sum": the expected number of each transition in each sequence. "each": the probabilities of the tags of each
         position and of the one before it.
     out : ndarray, optional
@@ -228,7 +250,7 @@ def crf_decode(
     ----------
     emissions : array_like of shape (..., T, L), or (M, L) with indptr
         As in `crf_log_partition`.
-    method : {"viterbi", "posterior", "posterior_path"}
+    method : {"viterbi", "posterior", "posterior_path"}, default "viterbi"
         The path of the largest score (Viterbi 1967); the most probable tag of each position; or, of the possible paths,
         the one with the largest sum of the probabilities of its tags (maximum expected accuracy).
     n_best : int, optional
@@ -325,8 +347,8 @@ def crf_sample(
         As in `crf_log_partition`.
     size : int, optional
         Number of paths of each sequence, along a new axis before that of the positions; None: one, without that axis.
-    rng : None, int, SeedSequence, Generator or RandomState of numpy.random, or a sequence of them, one a sequence
-        As in `sample`.
+    rng : int, SeedSequence, Generator or RandomState of numpy.random, or a sequence of them, optional
+        As in `sample`: a sequence has one of them for each sequence of the batch.
     fill : int, default -1
         Tag of positions that take no part, and of sequences without a possible path or with NaN or +inf.
     transitions, start, end, lengths, mask, indptr, allowed, device, num_threads

@@ -34,7 +34,15 @@ __all__ = ["CrossEntropyResult", "check_labels", "cross_entropy", "cross_entropy
 
 
 class CrossEntropyResult(NamedTuple):
-    """The result of `cross_entropy_with_grad`."""
+    """The result of `cross_entropy_with_grad`.
+
+    Attributes
+    ----------
+    loss : scalar, or ndarray of the shape of the rows with reduction "none"
+        The loss, as from `cross_entropy`: float64 for float64 and integer logits, else float32.
+    grad : ndarray of the shape of the logits
+        Their gradient, in their dtype (float64 for integers); `out`, if it was given.
+    """
 
     loss: Any
     grad: Any
@@ -200,7 +208,7 @@ def cross_entropy(
         Factor of ``lse**2``, which keeps logits from drifting (Chowdhery et al. 2022).
     temperature : float, default 1.0
         T, positive and finite.
-    reduction : {"mean", "sum", "none"}
+    reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
         for labels that is the sum of s * w[target]. Where that sum is 0, the mean is NaN.
     device, num_threads

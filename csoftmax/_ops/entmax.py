@@ -41,7 +41,15 @@ _Reduction = Literal["none", "sum", "mean"]
 
 
 class EntmaxLossResult(NamedTuple):
-    """The result of `entmax_loss_with_grad`."""
+    """The result of `entmax_loss_with_grad`.
+
+    Attributes
+    ----------
+    loss : scalar, or ndarray of the shape of the rows with reduction "none"
+        The loss, as from `entmax_loss`: float64 for float64 and integer x, else float32.
+    grad : ndarray of the shape of x
+        The gradient of x, in its dtype (float64 for integers).
+    """
 
     loss: Any
     grad: Any
@@ -385,7 +393,7 @@ def entmax_loss(
         As in `entmax`; 1 is cross-entropy (with soft labels the Kullback-Leibler divergence).
     axis : int, tuple of ints or None, default -1
         Axis or axes of the classes.
-    reduction : {"mean", "sum", "none"}
+    reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the number of rows.
     where, device, num_threads
         As in `softmax`.

@@ -23,7 +23,7 @@ class StreamingFrequency:
         Slots of each of 4 hashed arrays; more than there are frequent items.
     alpha : float, default 0.01
         Rate of the moving average of the steps between two hits, in (0, 1].
-    rng : None, int, SeedSequence or Generator, optional
+    rng : int, SeedSequence or Generator, optional
         Source of the hash functions.
 
     Raises
@@ -79,8 +79,18 @@ class StreamingFrequency:
 
         Raises
         ------
-        ValueError
-            If the step is not greater than the last one.
+        TypeError, ValueError
+            If ids are not integers, step is not an int, or it is not greater than the last one.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.samplers import StreamingFrequency
+        >>> frequency = StreamingFrequency(100, rng=0)
+        >>> for step in (1, 2, 3):
+        ...     frequency.update([7, 7, 9] if step == 2 else [7], step)
+        >>> np.exp(frequency.log_q([7, 9])).round(2)
+        array([1. , 0.5])
         """
         step = check_count("step", step, 1)
         if step <= self._now:
@@ -106,6 +116,21 @@ class StreamingFrequency:
         -------
         ndarray of float64
             Of the shape of ids; for items that have not occurred, that of one occurrence since the beginning.
+
+        Raises
+        ------
+        TypeError
+            If ids are not integers.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> from csoftmax.samplers import StreamingFrequency
+        >>> frequency = StreamingFrequency(100, rng=0)
+        >>> for step in (1, 2, 3):
+        ...     frequency.update([7], step)
+        >>> np.exp(frequency.log_q([7, 8]))
+        array([1.  , 0.25])
         """
         given = _as_items(ids)
         slots = self._slots_of(given.ravel())

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from .._arguments.foreign import accept_foreign
 from .._arguments.labels import check_upstream, check_weight
 from .._arguments.layers import count_chunk_rows, scale_weights
-from .._arguments.negatives import as_ids
+from .._arguments.negatives import as_ids, check_correction, check_log_q
 from .._arguments.numbers import check_count, check_flag, check_num_threads, check_reduction, check_temperature
 from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
 from .._cpu import binding
@@ -25,7 +25,17 @@ __all__ = ["InBatchLossResult", "in_batch_softmax_loss", "in_batch_softmax_loss_
 
 
 class InBatchLossResult(NamedTuple):
-    """The result of `in_batch_softmax_loss_with_grad`."""
+    """The result of `in_batch_softmax_loss_with_grad`.
+
+    Attributes
+    ----------
+    loss : scalar, or ndarray of the shape of the rows with reduction "none"
+        The loss: float64 for float64 and integer x, else float32.
+    grad_x : ndarray of shape (..., D)
+        The gradient of x, in the dtype of x (float64 for integers).
+    grad_y : ndarray of shape (M, D)
+        The gradient of y, in the same dtype.
+    """
 
     loss: Any
     grad_x: Any
@@ -88,8 +98,7 @@ def plan_in_batch(
     x = x.reshape(n, x.shape[-1])
     if check_flag("symmetric", symmetric) and (target is not None or n != m):
         raise ValueError(f"symmetric needs as many candidates as rows and no target, got {n} rows and {m} candidates")
-    if not isinstance(correction, str) or correction not in ("ranking", "partition", "none"):
-        raise ValueError(f"correction must be ranking, partition or none, got {correction!r}")
+    check_correction(correction)
     check_reduction(reduction)
     chunk_bytes = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
     t = check_temperature(temperature, True)
@@ -101,7 +110,10 @@ def plan_in_batch(
     if reduction == "mean" and s is not None and s.size:
         s = scale_weights(s)
     divisor = (float(n) if s is None else float(np.sum(s))) if reduction == "mean" else 1.0
-    shift = None if log_q is None or correction == "none" else _check_log_q(log_q, m) * t
+    shift = None
+    if log_q is not None and correction != "none":
+        needed = f"one value for each of {m} candidates"
+        shift = check_log_q("log_q", log_q, (m,), lambda at: f"candidate {at[0]}", needed) * t
     return InBatchPlan(
         x,
         y,
@@ -141,7 +153,8 @@ def _check_ids(ids: Any, m: int) -> Any:
     given = as_array("ids", ids)
     if given.dtype.kind not in "iuUS" or given.shape != (m,):
         raise ValueError(
-            f"ids has shape {given.shape} and dtype {given.dtype}; one id for each of {m} candidates is needed"
+            f"ids has shape {given.shape} and dtype {given.dtype}; one id for each of {m} candidates, an integer or a "
+            "string, is needed"
         )
     return np.unique(given, return_inverse=True)[1].reshape(m)  # small integers, which are fast to compare
 
@@ -153,19 +166,6 @@ def _check_mask(mask: Any, batch: tuple[int, ...], m: int) -> Any:
     if given.shape not in ((*batch, m), (n, m)):
         raise ValueError(f"mask has shape {given.shape}; {(*batch, m)} is needed")
     return given.reshape(n, m)
-
-
-def _check_log_q(log_q: Any, m: int) -> Any:
-    given = as_array("log_q", log_q)
-    if given.dtype.kind not in "iuf":
-        raise TypeError(f"log_q must hold real numbers, got dtype {given.dtype}")
-    if given.shape != (m,):
-        raise ValueError(f"log_q has shape {given.shape}; one value for each of {m} candidates is needed")
-    values = given.astype(np.float64)
-    if not np.isfinite(values).all():
-        at = int(np.argmin(np.isfinite(values)))
-        raise ValueError(f"log_q is {values[at]} for candidate {at}: it must be finite")
-    return values
 
 
 # Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.

@@ -30,7 +30,19 @@ __all__ = ["LinearCrossEntropyResult", "linear_cross_entropy", "linear_cross_ent
 
 
 class LinearCrossEntropyResult(NamedTuple):
-    """The result of `linear_cross_entropy_with_grad`."""
+    """The result of `linear_cross_entropy_with_grad`.
+
+    Attributes
+    ----------
+    loss : scalar, or ndarray of the shape of the rows with reduction "none"
+        The loss: float64 for float64 and integer x, else float32.
+    grad_x : ndarray of shape (..., D)
+        The gradient of x, in the dtype of x (float64 for integers).
+    grad_w : ndarray of shape (K, D)
+        The gradient of w, in the same dtype.
+    grad_bias : ndarray of shape (K,), or None
+        The gradient of the bias; None without one.
+    """
 
     loss: Any
     grad_x: Any

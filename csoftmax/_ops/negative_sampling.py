@@ -21,7 +21,21 @@ __all__ = [
 
 
 class NCELossResult(NamedTuple):
-    """The result of `nce_loss_with_grad`."""
+    """The result of `nce_loss_with_grad`.
+
+    Attributes
+    ----------
+    loss : scalar, or ndarray of the shape of the rows with reduction "none"
+        The loss: float64 for float64 and integer x, else float32.
+    grad_x : ndarray of shape (..., D)
+        The gradient of x, in the dtype of x (float64 for integers).
+    grad_w : RowGradient with values of shape (R, D)
+        The gradient of w, in the dtype of x: R rows, those of the labels and negatives of the batch.
+    grad_bias : RowGradient with values of shape (R,), or None
+        The gradient of the bias for the same rows, in the dtype of x; None without a bias.
+    grad_log_z : scalar, or ndarray of the shape of the rows
+        The gradient of log_z, in the dtype of loss: a number if log_z is one, else one for each row.
+    """
 
     loss: Any
     grad_x: Any

@@ -46,16 +46,67 @@ class RowGradient(NamedTuple):
     values: NDArray[Any]
 
     def to_dense(self, n: int) -> Any:
-        """Return the gradient as an array of n rows."""
+        """Return the gradient as an array of n rows.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows of the array, greater than the last row that has a gradient.
+
+        Returns
+        -------
+        ndarray of shape (n, D), or (n,) for a vector
+            The gradient, in the dtype of the values; 0 in the other rows.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If n is not an int, or not greater than the last row.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import csoftmax
+        >>> csoftmax.RowGradient(np.array([1]), np.array([[5.0, 6.0]])).to_dense(3)
+        array([[0., 0.],
+               [5., 6.],
+               [0., 0.]])
+        """
         return _to_dense(self.values, self.rows, self._checked(n))
 
     def to_csr(self, n: int) -> csr_array:
-        """Return the gradient as a sparse matrix of SciPy with n rows; a vector becomes one column."""
+        """Return the gradient as a sparse matrix of SciPy with n rows; a vector becomes one column.
+
+        Parameters
+        ----------
+        n : int
+            Number of rows of the matrix, greater than the last row that has a gradient.
+
+        Returns
+        -------
+        scipy.sparse.csr_array of shape (n, D), or (n, 1) for a vector
+            The gradient, with all values of its rows stored, zeros too. The values are copied.
+
+        Raises
+        ------
+        ImportError
+            If SciPy is not installed.
+        TypeError, ValueError
+            If n is not an int, or not greater than the last row.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import csoftmax
+        >>> matrix = csoftmax.RowGradient(np.array([1]), np.array([[5.0, 6.0]])).to_csr(1000)
+        >>> matrix.shape, matrix.nnz
+        ((1000, 2), 2)
+        """
         from scipy.sparse import csr_array
 
         n = self._checked(n)
-        rows = np.asarray(self.rows)
-        values = np.asarray(self.values).reshape(len(rows), math.prod(self.values.shape[1:]))
+        rows, values = np.asarray(self.rows), np.asarray(self.values)
+        values = values.reshape(len(rows), math.prod(values.shape[1:]))
         width = values.shape[1]
         lengths = np.zeros(n + 1, np.int64)
         lengths[rows + 1] = width
@@ -71,6 +122,7 @@ class RowGradient(NamedTuple):
 
 @accept_foreign
 def _to_dense(values: Any, rows: Any, n: int) -> Any:
+    values = as_array("values", values)
     dense = np.zeros((n, *values.shape[1:]), values.dtype)
     dense[rows] = values
     return dense

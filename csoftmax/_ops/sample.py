@@ -212,7 +212,7 @@ def sample(
         In [0, 1]: only classes with at least min_p times the probability of the most probable one (Nguyen et al. 2025).
     size : int or tuple of ints, optional
         Shape of the draws from each row; None means one draw, without an extra axis.
-    rng : None, int, SeedSequence, Generator or RandomState of numpy.random, or a sequence of them, one a row
+    rng : int, SeedSequence, Generator or RandomState of numpy.random, or a sequence of them, one a row, optional
         Source of the uniform numbers, or a seed for it. With a sequence (of the shape of the rows, or one source for
         each row in C order) a row's draws come from its own source, and do not depend on the other rows of its batch.
     where : array_like of bool, broadcastable to logits, optional

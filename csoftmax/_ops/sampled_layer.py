@@ -10,8 +10,8 @@ import numpy as np
 from .._arguments.foreign import accept_foreign
 from .._arguments.labels import LossOptions, check_loss_options, check_target, is_representable, raise_bad_label
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
-from .._arguments.negatives import CheckedNegatives, Negatives, check_negatives
-from .._arguments.numbers import check_count, check_num_threads
+from .._arguments.negatives import CheckedNegatives, Negatives, check_correction, check_negatives
+from .._arguments.numbers import check_choice, check_count, check_num_threads
 from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
 from .._cpu import binding
 from .._cpu.dtypes import compute_dtype
@@ -70,8 +70,8 @@ def plan_sampled(
             negatives = Negatives(*to_host(*negatives))
         (negatives,) = to_host(negatives)
     chunk_bytes = None if chunk_bytes is None else check_count("chunk_bytes", chunk_bytes, 1, "an int or None")
-    _check_choice("correction", correction, ("ranking", "partition", "none"))
-    _check_choice("accidental_hits", accidental_hits, ("mask", "keep"))
+    check_correction(correction)
+    check_choice("accidental_hits", accidental_hits, ("mask", "keep"))
     x, _ = as_float("x", x)
     w, _ = as_float("w", w)
     check_layer(x, w)
@@ -82,7 +82,9 @@ def plan_sampled(
         raise ValueError("soft labels need all classes: target must hold integer labels")
     checked, is_plain = check_negatives(negatives, batch, n)
     if is_plain and (kind == NCE or (kind == SOFTMAX and correction != "none")):
-        remedy = 'pass what a sampler returns, or correction="none"' if kind == SOFTMAX else "pass a Negatives"
+        remedy = (
+            'pass what a sampler returns, or correction="none"' if kind == SOFTMAX else "pass what a sampler returns"
+        )
         raise ValueError(f"negatives are plain classes, whose expected counts are unknown: {remedy}")
     log_z = None if log_z is None else _check_log_z(log_z, batch)
     found = check_loss_options(n, batch, compute, reduction, label_smoothing=0.0, z_loss=0.0, **options)
@@ -95,19 +97,17 @@ def plan_sampled(
     return plan._replace(masks_hits=accidental_hits == "mask", chunk_rows=max(1, chunk_rows))
 
 
-def _check_choice(name: str, given: Any, allowed: tuple[str, ...]) -> None:
-    if not isinstance(given, str) or given not in allowed:
-        raise ValueError(f"{name} must be {', '.join(allowed[:-1])} or {allowed[-1]}, got {given!r}")
-
-
 def _check_log_z(log_z: Any, batch: tuple[int, ...]) -> Any:
     values = as_array("log_z", log_z)
     if values.dtype.kind not in "iuf":
         raise TypeError(f"log_z must hold real numbers, got dtype {values.dtype}")
     if values.shape not in ((), batch):
         raise ValueError(f"log_z has shape {values.shape}; a number, or one for each row, {batch}, is needed")
-    if not np.isfinite(values).all():
-        raise ValueError("log_z must be finite")
+    is_finite = np.isfinite(values)
+    if not is_finite.all():
+        at = np.unravel_index(int(np.argmin(is_finite)), values.shape)
+        where = f" for row {', '.join(map(str, at))}" if at else ""
+        raise ValueError(f"log_z must be finite, got {values[at]}{where}")
     return np.broadcast_to(values.astype(np.float64), batch).reshape(math.prod(batch))
 
 
@@ -187,12 +187,11 @@ def _label_log_q(plan: SampledPlan) -> Any:
     log_q = plan.negatives.target_log_q
     if log_q is None:
         raise ValueError("negatives.target_log_q is missing: draw them with sample(..., target=target)")
-    bad = ~(log_q > -np.inf)
+    bad = ~np.isfinite(log_q)
     if bad.any() and plan.negatives.ids.shape[-1]:
         at = int(bad.argmax())
-        raise ValueError(
-            f"the class {plan.labels[at]}, a label, has log_q {log_q[at]}: the sampler never draws it; add smoothing"
-        )
+        remedy = "the sampler never draws it; add smoothing" if log_q[at] == -np.inf else "it must be finite"
+        raise ValueError(f"the class {plan.labels[at]}, a label, has negatives.target_log_q {log_q[at]}: {remedy}")
     return log_q
 
 

@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
-from .._arguments.numbers import check_count, check_flag, check_temperature
+from .._arguments.numbers import check_choice, check_count, check_flag, check_temperature
 from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -22,7 +22,15 @@ _Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
 
 
 class TopK(NamedTuple):
-    """The result of `topk` and `topk_softmax`."""
+    """The result of `topk` and `topk_softmax`.
+
+    Attributes
+    ----------
+    values : ndarray of the shape of x, with k in place of n
+        The elements, or their probabilities, in the dtype of x (of `topk_softmax` float64 for integers).
+    indices : ndarray of int64 of the same shape
+        Their places along the axis.
+    """
 
     values: Any
     indices: Any
@@ -215,7 +223,7 @@ def topk_softmax(
         As in `topk`; integers are computed in float64.
     temperature : float, default 1.0
         T >= 0, as in `softmax`.
-    normalize : {"topk", "full"}
+    normalize : {"topk", "full"}, default "topk"
         "topk": the k probabilities sum to 1. "full": they are those of the softmax of all elements, to the last bit.
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out. If fewer than k elements remain, masked ones fill the k, with
@@ -251,8 +259,7 @@ def topk_softmax(
     >>> csoftmax.topk_softmax(x, 2).values.round(3)
     array([0.571, 0.429])
     """
-    if normalize not in ("topk", "full"):
-        raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
+    check_choice("normalize", normalize, ("topk", "full"))
     result = _run_topk(
         x,
         k,

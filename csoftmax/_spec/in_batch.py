@@ -94,7 +94,7 @@ ERRORS = (
     BadCall({"log_q": [0, 0, np.nan, 0]}, ValueError, "log_q is nan for candidate 2"),
     BadCall({"mask": np.zeros((3, 4))}, TypeError, "mask must be boolean"),
     BadCall({"symmetric": True}, ValueError, "symmetric needs as many candidates as rows"),
-    BadCall({"correction": "all"}, ValueError, "correction must be ranking, partition or none"),
+    BadCall({"correction": "all"}, ValueError, 'correction must be "ranking", "partition" or "none", got .all.'),
     BadCall({"temperature": 0.0}, ValueError, "temperature must be positive and finite"),
 )
 EXEMPT = {

@@ -203,11 +203,11 @@ ERRORS = (
     BadCall({"negatives": Negatives([4], [0.0])}, IndexError, r"negatives.ids\[0\] is 4"),
     BadCall({"negatives": Negatives(np.zeros((2, 1), int))}, ValueError, r"negatives.ids has shape \(2, 1\)"),
     BadCall({"negatives": Negatives([1], [0.0], [-1])}, ValueError, "negatives.count must be positive"),
-    BadCall({"accidental_hits": "drop"}, ValueError, "accidental_hits must be mask or keep, got 'drop'"),
+    BadCall({"accidental_hits": "drop"}, ValueError, 'accidental_hits must be "mask" or "keep", got .drop.'),
 )
 OWN_ERRORS = {
     "softmax": (
-        BadCall({"correction": "all"}, ValueError, "correction must be ranking, partition or none, got 'all'"),
+        BadCall({"correction": "all"}, ValueError, 'correction must be "ranking", "partition" or "none", got .all.'),
         BadCall({"negatives": [1, 2]}, ValueError, "negatives are plain classes"),
         BadCall({"correction": "ranking"}, ValueError, "negatives.target_log_q is missing"),
     ),

@@ -432,6 +432,9 @@ def test_row_gradient():
     bias = RowGradient(np.array([0, 2]), np.array([1.0, 2.0]))
     assert bias.to_dense(3).tolist() == [1, 0, 2]
     assert bias.to_csr(3).toarray().ravel().tolist() == [1, 0, 2]
+    lists = RowGradient([0, 2], [1.0, 2.0])
+    assert lists.to_dense(3).tolist() == [1, 0, 2]
+    assert lists.to_csr(3).toarray().ravel().tolist() == [1, 0, 2]
     with pytest.raises(ValueError, match="n must be greater than the last row, 4, got 4"):
         gradient.to_dense(4)
 
@@ -472,9 +475,19 @@ def test_wrong_arguments():
         ({"negatives": Negatives([1], [-math.inf])}, ValueError, "negatives.log_q is -inf for the class 1"),
         ({"negatives": Negatives([1], [0.0], [0])}, ValueError, "negatives.count must be positive"),
         ({"negatives": negatives._replace(target_log_q=None)}, ValueError, "target_log_q is missing"),
-        ({"negatives": without_mass}, ValueError, "the class 0, a label, has log_q -inf: .* add smoothing"),
-        ({"correction": "full"}, ValueError, "correction must be ranking, partition or none, got 'full'"),
-        ({"accidental_hits": "drop"}, ValueError, "accidental_hits must be mask or keep"),
+        ({"negatives": without_mass}, ValueError, "a label, has negatives.target_log_q -inf: .* add smoothing"),
+        ({"negatives": negatives._replace(target_log_q=[0, math.nan])}, ValueError, "nan: it must be finite"),
+        (
+            {"negatives": Negatives([1], [math.inf])},
+            ValueError,
+            "negatives.log_q is inf for the class 1: it must be fin",
+        ),
+        ({"negatives": Negatives([[1, 2], [1, 3]], [[0, 0], [0, math.nan]])}, ValueError, "is nan for the class 3"),
+        ({"negatives": Negatives([1, 2], [0.0, 0.0], [1, 0])}, ValueError, "got 0.0 for the class 2"),
+        ({"negatives": None}, TypeError, "negatives must be a Negatives, or an array of class numbers, got None"),
+        ({"negatives": tuple(negatives)}, TypeError, "negatives must be a Negatives, or an array of class numbers"),
+        ({"correction": "full"}, ValueError, 'correction must be "ranking", "partition" or "none", got \'full\''),
+        ({"accidental_hits": "drop"}, ValueError, 'accidental_hits must be "mask" or "keep", got \'drop\''),
         ({"w": w.astype(np.float32)}, TypeError, "they must be the same"),
         ({"bias": [0.0]}, ValueError, "bias has shape"),
         ({"temperature": 0}, ValueError, "temperature must be positive"),
@@ -485,7 +498,11 @@ def test_wrong_arguments():
         arguments = {"x": x, "w": w, "target": target, "negatives": negatives} | changes
         with pytest.raises(error, match=message):
             csoftmax.sampled_softmax_loss(**arguments)
-    for log_z, message in (([0.0], "log_z has shape"), (math.nan, "log_z must be finite")):
+    for log_z, message in (
+        ([0.0], "log_z has shape"),
+        (math.nan, "log_z must be finite, got nan"),
+        ([0.0, math.inf], "log_z must be finite, got inf for row 1"),
+    ):
         with pytest.raises(ValueError, match=message):
             csoftmax.nce_loss(x, w, target, negatives, log_z=log_z)
     with pytest.raises(TypeError, match="log_z must hold real numbers"):
