@@ -54,7 +54,7 @@ def inverse_frequency(
         Labels from 0 to K - 1.
     n_classes : int, optional
         K; default: the largest label plus 1.
-    normalize : {"n_over_kn", "n_over_n", "max_over_n"}
+    normalize : {"n_over_kn", "n_over_n", "max_over_n"}, default "n_over_kn"
         The weight of class i, which has n_i of the N rows. "n_over_kn": ``N / (K * n_i)``, which gives the rows a mean
         weight of 1 if every class occurs. "n_over_n": ``N / n_i``. "max_over_n": ``max(n) / n_i``, which is at least 1.
 

@@ -21,18 +21,17 @@ except ImportError as error:
     ) from error
 
 from ._arguments.numbers import check_count
-from ._learn import chain_file, chain_fit, chain_predict, spans
-from ._learn.chain_labels import as_classes, list_labels, list_sequences
+from ._learn import chain_file, chain_fit, chain_predict
+from ._learn.chain_labels import as_classes, list_labels
 from ._learn.chain_parameters import prepare
 from ._learn.messages import show
 from ._learn.monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
+from ._learn.span_scores import span_f1, span_transitions
 
 if TYPE_CHECKING:
     from typing import Self
 
 __all__ = ["CRFTagger", "span_f1", "span_transitions"]
-
-AVERAGES = ("micro", "macro", None)
 
 
 class CRFTagger(SupportsCallbacks, BaseEstimator):
@@ -87,7 +86,7 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         Called after each epoch as ``callback(tagger, record)``, with the tagger as fitted so far and the epoch's entry
         of `history_`; a true result stops the training. One that calls ``tagger.save(path)`` every few epochs leaves
         the last whole file if the training is killed. "progress" shows a bar on a terminal (tqdm).
-    random_state : int, numpy.random.RandomState, numpy.random.Generator or None
+    random_state : int, numpy.random.RandomState, numpy.random.Generator or None, default None
         Seed of shuffling and of the held-out sequences.
     num_threads : int, optional
         Upper bound on csoftmax's threads; results do not depend on it.
@@ -250,6 +249,16 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         -----
         sklearn.exceptions.ConvergenceWarning
             If lbfgs has not reached `tol`, or if adamw has diverged.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X = [[{"word": "the"}, {"word": "cat"}], [{"word": "dogs", "is_plural": True}]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, [["D", "N"], ["N"]])
+        >>> tagger.classes_
+        array(['D', 'N'], dtype='<U1')
+        >>> sorted(tagger.vocabulary_)
+        ['is_plural', 'word:cat', 'word:dogs', 'word:the']
         """
         with self._restored_on_error():
             problem = prepare(self, X, y, sample_weight)
@@ -284,6 +293,15 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         -----
         sklearn.exceptions.ConvergenceWarning
             If adamw has diverged.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> tagger = CRFTagger(solver="adamw", learning_rate=0.5)
+        >>> for word, label in [("the", "D"), ("cat", "N"), ("the", "D"), ("dog", "N")]:
+        ...     tagger = tagger.partial_fit([[[word]]], [[label]], classes=["D", "N"])
+        >>> tagger.n_iter_, tagger.predict([[["the"]], [["cat"]]])
+        (4, [['D'], ['N']])
         """
         for name, value, allowed in (
             ("solver", self.solver, "adamw"),
@@ -331,8 +349,18 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
         TypeError, ValueError
             If X does not fit the model.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> tagger.predict([[["the"], ["fish"]], []])
+        [['D', 'N'], []]
         """
         check_is_fitted(self, "state_")
         return chain_predict.predict(self, X)
@@ -354,8 +382,18 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
         TypeError, ValueError
             If X does not fit the model, or n is no positive integer.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> tagger.predict_n_best([[["the"], ["fish"]]], 2)
+        [[['D', 'N'], ['N', 'N']]]
         """
         check_is_fitted(self, "state_")
         return chain_predict.predict_n_best(self, X, check_count("n", n, 1))
@@ -375,8 +413,19 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
         TypeError, ValueError
             If X does not fit the model.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> tagger.predict_proba([[["the"], ["fish"]], [["dogs"]]])[0].round(2)
+        array([[0.98, 0.02],
+               [0.01, 0.99]])
         """
         check_is_fitted(self, "state_")
         return chain_predict.predict_proba(self, X)
@@ -396,8 +445,18 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
         TypeError, ValueError
             If X does not fit the model.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> [{label: round(p, 2) for label, p in token.items()} for token in tagger.predict_marginals([[["dogs"]]])[0]]
+        [{'D': 0.03, 'N': 0.97}]
         """
         labels = self.classes_.tolist() if hasattr(self, "classes_") else []
         return [[dict(zip(labels, row)) for row in p.tolist()] for p in self.predict_proba(X)]
@@ -419,8 +478,18 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
         TypeError, ValueError
             If X or y does not fit the model.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> tagger.log_likelihood([[["the"], ["fish"]]] * 2, [["D", "N"], ["D", None]]).round(3)
+        array([-0.026, -0.018])
         """
         check_is_fitted(self, "state_")
         return chain_predict.compute_log_likelihood(self, X, y)
@@ -442,15 +511,46 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
         TypeError, ValueError
             If X or y does not fit the model.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> tagger.score([[["the"], ["fish"]]], [["D", "D"]])
+        0.5
         """
         check_is_fitted(self, "state_")
         return chain_predict.score(self, X, y)
 
     @property
     def state_features_(self) -> dict[tuple[Any, Any], float]:
-        """Weights by (attribute, label), without those that are 0; of matrices, attributes are column numbers."""
+        """Weights by (attribute, label), without those that are 0; of matrices, attributes are column numbers.
+
+        Returns
+        -------
+        dict of (str or int, label) to float
+            The weights, in the order of the columns and of `classes_`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
+        AttributeError
+            With `hashing`, which keeps no names.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> {pair: round(weight, 2) for pair, weight in tagger.state_features_.items()}
+        {('the', 'D'): 1.16, ('cat', 'N'): 0.25, ('dog', 'N'): 0.25, ('dogs', 'N'): 0.97}
+        """
         check_is_fitted(self, "state_")
         if self.hashing is not None:
             raise AttributeError("state_features_ needs names of attributes, which hashing does not keep")
@@ -463,7 +563,26 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
     @property
     def transition_features_(self) -> dict[tuple[Any, Any], float]:
-        """Weights by (label, next label), without those that are 0 or forbidden."""
+        """Weights by (label, next label), without those that are 0 or forbidden.
+
+        Returns
+        -------
+        dict of (label, label) to float
+            The weights, in the order of `classes_`.
+
+        Raises
+        ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
+
+        Examples
+        --------
+        >>> from csoftmax.sequence import CRFTagger
+        >>> X, y = [[["the"], ["cat"]], [["the"], ["dog"]], [["dogs"]]], [["D", "N"], ["D", "N"], ["N"]]
+        >>> tagger = CRFTagger(penalty_l2=1e-2).fit(X, y)
+        >>> {pair: round(weight, 2) for pair, weight in tagger.transition_features_.items()}
+        {('D', 'D'): -0.39, ('D', 'N'): 1.55, ('N', 'D'): -0.11, ('N', 'N'): -1.05}
+        """
         check_is_fitted(self, "state_")
         labels = self.classes_.tolist()
         rows = self.transitions_.tolist()
@@ -486,10 +605,22 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
 
         Raises
         ------
+        sklearn.exceptions.NotFittedError
+            If the tagger is not fitted.
         ValueError
             If the name ends in .npz.
         ImportError
             If safetensors is missing.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from csoftmax.sequence import CRFTagger
+        >>> tagger = CRFTagger().fit([[["a"], ["b"]]], [["X", "Y"]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tagger.save(os.path.join(folder, "tagger.safetensors"))
+        ...     os.listdir(folder)
+        ['tagger.safetensors']
         """
         check_is_fitted(self, "state_")
         chain_file.save(self, path)
@@ -534,100 +665,6 @@ class CRFTagger(SupportsCallbacks, BaseEstimator):
         return chain_file.load(cls, path, mmap=mmap, verify=verify)
 
 
-def span_transitions(
-    classes: ArrayLike, scheme: Literal["BIO", "IOB1", "BIOES", "BILOU", "BMES"] = "BIO"
-) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Which labels may follow each other in a scheme of spans, as scores for the functions of the CRF.
-
-    Parameters
-    ----------
-    classes : array-like of str, shape (L,)
-        Labels: "O", or a prefix of the scheme, alone or followed by "-" and a type.
-    scheme : {"BIO", "IOB1", "BIOES", "BILOU", "BMES"}
-        "BIO" (IOB2): each span begins with B. "IOB1" (Ramshaw & Marcus 1995): B only separates a span from one of its
-        type right before it. "BIOES", "BILOU", "BMES": the last token of a span, and a span of one token, have prefixes
-        of their own.
-
-    Returns
-    -------
-    transitions : ndarray of float64, shape (L, L)
-        0 where label j may follow label i, else -inf.
-    start, end : ndarray of float64, shape (L,)
-        0 where a label may be the first or the last one, else -inf.
-
-    Raises
-    ------
-    ValueError
-        If a label or the scheme is not known.
-
-    Examples
-    --------
-    >>> from csoftmax.sequence import span_transitions
-    >>> transitions, start, end = span_transitions(["B", "I", "O"])
-    >>> transitions
-    array([[  0.,   0.,   0.],
-           [  0.,   0.,   0.],
-           [  0., -inf,   0.]])
-    >>> start
-    array([  0., -inf,   0.])
-    """
-    return spans.make_rules(list_labels(classes, "classes"), scheme)
-
-
-def span_f1(
-    y_true: Any,
-    y_pred: Any,
-    *,
-    scheme: Literal["BIO", "IOB1", "BIOES", "BILOU", "BMES"] = "BIO",
-    average: Literal["micro", "macro"] | None = "micro",
-) -> float | dict[str, float]:
-    """F1 over spans: one is right if both of its ends and its type are.
-
-    Parameters
-    ----------
-    y_true, y_pred : list of sequences of str
-        True and predicted labels.
-    scheme : {"BIO", "IOB1", "BIOES", "BILOU", "BMES"}
-        Prefixes of the labels; see `span_transitions`.
-    average : {"micro", "macro", None}
-        "micro": over all spans. "macro": the mean over the types of all spans. None: a dict of each type.
-
-    Returns
-    -------
-    float or dict of str to float
-        F1, from 0 to 1; 0 without any span.
-
-    Raises
-    ------
-    TypeError, ValueError
-        If y_true or y_pred is no list of sequences, if a label, the scheme or the average is not known, or if the
-        lengths differ.
-
-    Notes
-    -----
-    The spans are those of conlleval (Tjong Kim Sang & Buchholz 2000), which finds some in any sequence of labels: a
-    token inside a span begins a new one if the types differ or if the token before it is outside or ends a span.
-
-    Examples
-    --------
-    >>> from csoftmax.sequence import span_f1
-    >>> span_f1([["B-LOC", "I-LOC", "O", "B-PER"]], [["B-LOC", "I-LOC", "O", "B-LOC"]])
-    0.5
-    """
-    if average not in AVERAGES:
-        raise ValueError(f"average must be 'micro', 'macro' or None, got {show(average)}")
-    spans.check_scheme(scheme)
-    lists = [list_sequences(y, name) for y, name in ((y_true, "y_true"), (y_pred, "y_pred"))]
-    lengths = [[len(labels) for labels in y] for y in lists]
-    if len(lists[0]) != len(lists[1]):
-        raise ValueError(f"y_true has {len(lists[0])} sequences, y_pred has {len(lists[1])}")
-    for i, (n, m) in enumerate(zip(*lengths)):
-        if n != m:
-            raise ValueError(f"y_true[{i}] has {n} labels, y_pred[{i}] has {m}")
-    counts = spans.count_spans(lists[0], lists[1], scheme)
-    if average == "micro":
-        return counts.f1()
-    by_type = {kind: counts.f1(kind) for kind in counts.types()}
-    if average is None:
-        return by_type
-    return float(np.mean(list(by_type.values()))) if by_type else 0.0
+# Messages show the public name.
+for _function in (span_f1, span_transitions):
+    _function.__module__ = __name__

@@ -17,7 +17,7 @@ except ImportError as error:
 
 import csoftmax
 
-from ._arguments.numbers import check_integer
+from ._arguments.numbers import check_choice, check_integer
 from ._torch.crf import CRF, crf_loss
 from ._torch.operators import Reduction, as_number, check_floating, check_int, define, detach, like, loss_dtype
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
@@ -255,7 +255,7 @@ def topk_softmax(
         The axis of the classes.
     temperature : float > 0, default 1.0
         T.
-    normalize : {"topk", "full"}
+    normalize : {"topk", "full"}, default "topk"
         Whether the sum is over the k elements or over all classes.
 
     Returns
@@ -276,8 +276,7 @@ def topk_softmax(
     tensor([0.7311, 0.2689])
     """
     check_floating("x", x)
-    if normalize not in ("topk", "full"):
-        raise ValueError(f'normalize must be "topk" or "full", got {normalize!r}')
+    check_choice("normalize", normalize, ("topk", "full"))
     k, dim = check_int("k", k), check_int("dim", dim)
     return csoftmax.TopK(*_topk_softmax(x, k, dim, as_number("temperature", temperature), normalize == "full"))
 

@@ -161,7 +161,7 @@ def expected_calibration_error(
         Number of bins.
     norm : {1, 2}, default 1
         1: mean of the distances. 2: root of the mean of their squares.
-    strategy : {"uniform", "quantile"}
+    strategy : {"uniform", "quantile"}, default "uniform"
         Bins of equal width, or of equal numbers of rows (quantiles; equal confidences share a bin). A bin includes its
         upper edge, and the first bin also includes 0.
     debiased : bool, default False
@@ -306,7 +306,7 @@ def brier_score(
     ----------
     y_true, y_prob, labels, sample_weight
         As in `expected_calibration_error`.
-    scale_by_half : {"auto", True, False}
+    scale_by_half : {"auto", True, False}, default "auto"
         Whether to halve the sum over the classes; "auto" halves it for two classes, as scikit-learn does.
 
     Returns

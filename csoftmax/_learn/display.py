@@ -40,7 +40,7 @@ class ReliabilityDisplay:
         Name of the model, for the legend.
     n_bins : int, default 15
         Number of bins.
-    strategy : {"uniform", "quantile"}
+    strategy : {"uniform", "quantile"}, default "uniform"
         Strategy of the bins.
     sample_weight : ndarray, optional
         Weights of the rows.

@@ -91,6 +91,17 @@ class Report:
             - "confusion_matrix": rows are true classes, columns predictions.
             - "mistakes": the nine wrong rows whose predicted class has the largest probability, each a dict of "row",
               "true", "predicted" and "confidence"; and of "place" after `name_rows`.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> from csoftmax.metrics import evaluate
+        >>> X, y = load_iris(return_X_y=True)
+        >>> report = evaluate(SoftmaxRegression().fit(X[::2], y[::2]), X[1::2], y[1::2])
+        >>> figures = report.to_dict()
+        >>> figures["rows"], round(figures["accuracy"], 2)
+        (75, 0.96)
         """
         facts = {name: getattr(self, name) for name in ("title", *FACTS)}
         return {name: None if fact is None else str(fact) for name, fact in facts.items()} | self._figures
@@ -162,6 +173,17 @@ class Report:
         ------
         OSError
             If the file cannot be written.
+
+        Examples
+        --------
+        >>> import json
+        >>> from sklearn.datasets import load_iris
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> from csoftmax.metrics import evaluate
+        >>> X, y = load_iris(return_X_y=True)
+        >>> report = evaluate(SoftmaxRegression().fit(X[::2], y[::2]), X[1::2], y[1::2])
+        >>> json.loads(report.to_json()) == report.to_dict()
+        True
         """
         text = json.dumps(self.to_dict(), indent=2, allow_nan=False)
         if path is None:
@@ -183,6 +205,19 @@ class Report:
             If jinja2 or matplotlib is missing; the message says how to install it.
         OSError
             If the file cannot be written.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from sklearn.datasets import load_iris
+        >>> from csoftmax.linear_model import SoftmaxRegression
+        >>> from csoftmax.metrics import evaluate
+        >>> X, y = load_iris(return_X_y=True)
+        >>> report = evaluate(SoftmaxRegression().fit(X[::2], y[::2]), X[1::2], y[1::2])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     report.to_html(os.path.join(folder, "report.html"))
+        ...     os.listdir(folder)
+        ['report.html']
         """
         page = render(self.to_dict(), self._displays, self._history, self._images)
         write_whole(path, lambda file: file.write(page.encode("utf-8", "replace")))

@@ -233,7 +233,18 @@ class CRF(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw all parameters uniformly from [-0.1, 0.1]."""
+        """Draw all parameters uniformly from [-0.1, 0.1].
+
+        Examples
+        --------
+        >>> import torch
+        >>> import csoftmax.torch as ct
+        >>> model = ct.CRF(3)
+        >>> before = model.transitions.clone()
+        >>> model.reset_parameters()
+        >>> torch.equal(model.transitions, before)
+        False
+        """
         for parameter in (self.start_transitions, self.end_transitions, self.transitions):
             nn.init.uniform_(parameter, -0.1, 0.1)
 
@@ -264,13 +275,27 @@ class CRF(nn.Module):
             Labels; -100 is an unknown one.
         mask : torch.Tensor of bool, of the shape of tags, optional
             Positions where it is False are taken out of the chain.
-        reduction : {"sum", "mean", "none", "token_mean"}
+        reduction : {"sum", "mean", "none", "token_mean"}, default "sum"
             As in `csoftmax.crf_loss`.
 
         Returns
         -------
         torch.Tensor
-            Minus `crf_loss`.
+            Minus `crf_loss`: of shape (), or (batch,) with reduction "none"; float64 for float64, else float32.
+
+        Raises
+        ------
+        TypeError, ValueError, IndexError
+            If emissions are not floating point or of another shape, and as from `crf_loss`.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import csoftmax.torch as ct
+        >>> model = ct.CRF(3, batch_first=True)
+        >>> emissions, tags = torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.long)
+        >>> model(emissions, tags, reduction="none").shape
+        torch.Size([2])
         """
         if reduction not in ("none", "sum", "mean", "token_mean"):
             raise ValueError(f'reduction must be "none", "sum", "mean" or "token_mean", got {reduction!r}')
@@ -295,6 +320,19 @@ class CRF(nn.Module):
         -------
         list of list of int
             For each sequence the tags of the positions that take part.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If emissions are not floating point or of another shape, or mask does not fit them.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import csoftmax.torch as ct
+        >>> model = ct.CRF(2, batch_first=True)
+        >>> model.decode(torch.tensor([[[9.0, 0.0], [0.0, 9.0]]]))
+        [[0, 1]]
         """
         arrays, options, mask = self._arguments(emissions, mask)
         tags = csoftmax.crf_decode(*arrays, **options).tags
@@ -314,6 +352,19 @@ class CRF(nn.Module):
         -------
         torch.Tensor
             Of the shape and dtype of emissions, 0 at positions that take no part.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If emissions are not floating point or of another shape, or mask does not fit them.
+
+        Examples
+        --------
+        >>> import torch
+        >>> import csoftmax.torch as ct
+        >>> model = ct.CRF(2, batch_first=True)
+        >>> model.marginals(torch.tensor([[[9.0, 0.0], [0.0, 9.0]]])).sum(2)
+        tensor([[1., 1.]])
         """
         arrays, options, _ = self._arguments(emissions, mask)
         tags: Tensor = csoftmax.crf_marginals(*arrays, **options).tags

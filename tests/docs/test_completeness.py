@@ -1,7 +1,8 @@
 """Fails if an operation is missing in one of the places that must have it.
 
 Places: the C registry, the binding's table, the C header, the Cython header, the modules for CUDA, the documentation.
-test_promises.py checks that each has a record, an oracle and the tests of every promise.
+test_promises.py checks that each has a record, an oracle and the tests of every promise.  It also fails if help() does
+not say what a result holds, how a method is called or what a default is.
 """
 
 import inspect
@@ -9,6 +10,7 @@ import re
 
 import pytest
 from helpers import ROOT, run_python
+from helpers.docstrings import MODULES, documented, has_example, public_methods, public_objects
 
 import csoftmax
 from csoftmax._cpu import binding
@@ -17,6 +19,13 @@ from csoftmax._spec.formats import DTYPES
 from csoftmax._spec.operations import CUDA_FAMILY, OPERATIONS, SOFTMAX_FAMILY
 
 NAMES = {op.name for op in SOFTMAX_FAMILY}
+# Classes whose methods have no examples of their own; that of the class shows how they are used.
+METHODS_WITHOUT_EXAMPLE = {
+    "heads": "parts of layers, which only work together: the example of each class is a whole step",
+    "linear_model": "the estimators' methods are scikit-learn's; the example of each class fits and predicts",
+}
+# Parameters that the two estimators of linear_model describe without their default, None.
+NONE_BY_DEFAULT = {"clip_norm", "clip_value", "random_state"}
 SUFFIX = {"float32": "f32", "float64": "f64", "float16": "f16", "bfloat16": "bf16"}
 
 
@@ -98,3 +107,72 @@ def test_import_loads_no_costly_module():
     loaded = run_python("import sys, numpy, csoftmax; print(*sys.modules)").stdout.split()
     assert "csoftmax" in loaded
     assert not costly & set(loaded)
+
+
+def public_classes():
+    """Yield module, name and class of all public classes, without exceptions."""
+    for module in MODULES:
+        for name, thing in public_objects(module):
+            if inspect.isclass(thing) and not issubclass(thing, Exception):
+                yield module.lstrip("."), name, thing
+
+
+def test_every_field_of_a_result_is_described():
+    """Its shape or type in the entry, its meaning below it, None where it may be None; in the order of the fields."""
+    results = [(name, cls) for _, name, cls in public_classes() if hasattr(cls, "_fields")]
+    assert len(results) > 10
+    for name, cls in results:
+        doc = inspect.getdoc(cls)
+        entries = documented(doc, "Attributes") or documented(doc)
+        assert tuple(entries) == cls._fields, name
+        for field, (kind, meaning) in entries.items():
+            assert re.search(r"scalar|ndarray|RowGradient|str\b", kind), f"{name}.{field}: {kind}"
+            assert meaning, f"{name}.{field} has no description"
+            may_be_none = re.search(r"\bor None\b", kind) or "None" not in str(cls.__annotations__[field])
+            assert may_be_none, f"{name}.{field}: {kind}"
+
+
+def test_every_public_class_and_method_has_an_example():
+    missing = []
+    for module, name, cls in public_classes():
+        if not hasattr(cls, "_fields") and not has_example(cls):
+            missing.append(name)
+        if module not in METHODS_WITHOUT_EXAMPLE:
+            missing += [f"{name}.{method}" for method, f in public_methods(cls) if not has_example(f)]
+    functions = [(name, f) for module in MODULES for name, f in public_objects(module) if inspect.isroutine(f)]
+    missing += [name for name, function in functions if not has_example(function)]
+    assert not missing, f"without an example: {', '.join(missing)}"
+
+
+def test_every_parameter_is_described_with_its_default():
+    """In an entry of its own, or in one of several parameters that are "as in" another function."""
+    faults = []
+    for module in MODULES:
+        for name, thing in public_objects(module):
+            if inspect.isclass(thing) and (issubclass(thing, Exception) or name == "Report"):  # evaluate makes reports
+                continue
+            methods = public_methods(thing) if inspect.isclass(thing) else ()
+            for label, f in [(name, thing), *((f"{name}.{method}", f) for method, f in methods)]:
+                faults += [f"{label}: {fault}" for fault in faults_of_parameters(f, module)]
+    assert not faults, "\n".join(faults)
+
+
+def faults_of_parameters(f, module):
+    """Yield what is wrong with the entries of the parameters of a function or class."""
+    doc = inspect.getdoc(f)
+    entries = documented(doc) | (documented(doc, "Attributes") if hasattr(f, "_fields") else {})
+    for parameter in inspect.signature(f).parameters.values():
+        if parameter.name in ("self", "cls"):
+            continue
+        if parameter.name not in entries:
+            yield f"{parameter.name} is not described"
+            continue
+        kind = entries[parameter.name][0]
+        excused = module == ".linear_model" and parameter.name in NONE_BY_DEFAULT
+        if (
+            kind
+            and parameter.default is not parameter.empty
+            and not re.search("default|optional", kind)
+            and not excused
+        ):
+            yield f"{parameter.name} has the default {parameter.default!r}, which its entry does not say: {kind}"

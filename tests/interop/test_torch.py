@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from cuda_model import stand_in
-from helpers import assert_same_bits
+from helpers import assert_same_bits, docstrings
 
 import csoftmax
 from csoftmax._spec.operations import SOFTMAX_FAMILY
@@ -430,13 +430,14 @@ def test_bfloat16_and_modules():
 
 
 def test_docstrings():
-    import doctest
-
-    import csoftmax.torch as ct
-
-    result = doctest.testmod(ct)
+    """The examples run, and every function and method has one; extra_repr is what PyTorch calls for repr()."""
+    result = docstrings.run_examples(".torch")
     assert result.attempted > 0
     assert result.failed == 0
+    for name, thing in docstrings.public_objects(".torch"):
+        methods = docstrings.public_methods(thing) if isinstance(thing, type) else ()
+        for label, member in [(name, thing), *((f"{name}.{method}", f) for method, f in methods)]:
+            assert docstrings.has_example(member) or label == "CRF.extra_repr", label
 
 
 def test_compile():

@@ -169,6 +169,14 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
         ------
         TypeError, ValueError
             As from `fit`.
+
+        Examples
+        --------
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits, y = [[4.0, 0.0]] * 30 + [[0.0, 4.0]] * 10, [0] * 20 + [1] * 20
+        >>> TemperatureScaling().fit_transform(logits, y)[:2].round(2)
+        array([[0.77, 0.23],
+               [0.77, 0.23]])
         """
         return self.fit(logits, y, sample_weight, classes).transform(logits)
 
@@ -191,6 +199,14 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             If the calibrator is not fitted.
         TypeError, ValueError
             If the logits do not fit; the message names their element or shape.
+
+        Examples
+        --------
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits, y = [[4.0, 0.0]] * 30 + [[0.0, 4.0]] * 10, [0] * 20 + [1] * 20
+        >>> TemperatureScaling().fit(logits, y).transform([[4.0, 0.0], [0.0, 8.0]]).round(2)
+        array([[0.77, 0.23],
+               [0.08, 0.92]])
         """
         return super().transform(logits)
 
@@ -213,6 +229,14 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             If the calibrator is not fitted.
         TypeError, ValueError
             If the logits do not fit; the message names their element or shape.
+
+        Examples
+        --------
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits, y = [[4.0, 0.0]] * 30 + [[0.0, 4.0]] * 10, [0] * 20 + [1] * 20
+        >>> TemperatureScaling().fit(logits, y).predict_proba([[4.0, 0.0], [0.0, 8.0]]).round(2)
+        array([[0.77, 0.23],
+               [0.08, 0.92]])
         """
         return accept_foreign(self._compute)(logits)
 
@@ -235,6 +259,13 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             If the calibrator is not fitted.
         TypeError, ValueError
             If the logits do not fit; the message names their element or shape.
+
+        Examples
+        --------
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits, y = [[4.0, 0.0]] * 30 + [[0.0, 4.0]] * 10, [0] * 20 + [1] * 20
+        >>> TemperatureScaling().fit(logits, ["a"] * 20 + ["b"] * 20).predict([[4.0, 0.0], [0.0, 8.0]])
+        array(['a', 'b'], dtype='<U1')
         """
 
         def choose(logits: ArrayLike) -> NDArray[Any]:
@@ -263,6 +294,17 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             If `classes_` are neither numbers nor strings.
         ImportError
             If safetensors is missing.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits, y = [[4.0, 0.0]] * 30 + [[0.0, 4.0]] * 10, [0] * 20 + [1] * 20
+        >>> scaling = TemperatureScaling().fit(logits, y)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scaling.save(os.path.join(folder, "scaling.safetensors"))
+        ...     os.listdir(folder)
+        ['scaling.safetensors']
         """
         check_is_fitted(self, "classes_")
         files.save(self, path, self._SHAPES)
@@ -291,6 +333,18 @@ class Calibrator(OneToOneFeatureMixin, ClassifierMixin, _Outputs, BaseEstimator,
             If there is no such file.
         ValueError
             If the file is not a calibrator of this class, or is damaged; the message names the file and the problem.
+
+        Examples
+        --------
+        >>> import os, tempfile
+        >>> from csoftmax.calibration import TemperatureScaling
+        >>> logits, y = [[4.0, 0.0]] * 30 + [[0.0, 4.0]] * 10, [0] * 20 + [1] * 20
+        >>> scaling = TemperatureScaling().fit(logits, y)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     scaling.save(os.path.join(folder, "scaling.safetensors"))
+        ...     loaded = TemperatureScaling.load(os.path.join(folder, "scaling.safetensors"))
+        >>> loaded.temperature_ == scaling.temperature_
+        True
         """
         return files.load(cls, path, cls._SHAPES, mmap=mmap, verify=verify)
 

@@ -179,6 +179,13 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         -------
         sklearn.utils.metadata_routing.MetadataRouter
             The routes.
+
+        Examples
+        --------
+        >>> from sklearn.naive_bayes import GaussianNB
+        >>> from csoftmax.calibration import CalibratedModel
+        >>> sorted(name for name, _ in CalibratedModel(GaussianNB()).get_metadata_routing())
+        ['$self_request', 'estimator']
         """
         router = MetadataRouter(owner=self.__class__.__name__).add_self_request(self)
         router.add(estimator=self.estimator, method_mapping=MethodMapping().add(caller="fit", callee="fit"))
@@ -214,6 +221,16 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
         UserWarning
             As from the calibrator's `fit`; if the estimator takes no weights; if parts of the cross-validation
             lack a class.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.naive_bayes import GaussianNB
+        >>> from csoftmax.calibration import CalibratedModel
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = CalibratedModel(GaussianNB(), "vector", cv=3).fit(X, y)
+        >>> model.calibrator_
+        VectorScaling()
         """
         if not isinstance(self.method, str) or self.method not in METHODS:
             raise ValueError(f"method must be one of {', '.join(map(repr, METHODS))}, got {self.method!r}")
@@ -355,6 +372,16 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             If the model is not fitted.
         TypeError, ValueError
             As from `estimator_`, or if its logits do not fit the calibrator.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.naive_bayes import GaussianNB
+        >>> from csoftmax.calibration import CalibratedModel
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = CalibratedModel(GaussianNB(), cv=3).fit(X, y)
+        >>> model.predict_proba(X[:1]).shape
+        (1, 3)
         """
         check_is_fitted(self, "calibrator_")
         return accept_foreign(self._compute)(X) if is_foreign(X) else self._compute(X)
@@ -378,6 +405,16 @@ class CalibratedModel(ClassifierMixin, MetaEstimatorMixin, BaseEstimator):
             If the model is not fitted.
         TypeError, ValueError
             As from `estimator_`, or if its logits do not fit the calibrator.
+
+        Examples
+        --------
+        >>> from sklearn.datasets import load_iris
+        >>> from sklearn.naive_bayes import GaussianNB
+        >>> from csoftmax.calibration import CalibratedModel
+        >>> X, y = load_iris(return_X_y=True)
+        >>> model = CalibratedModel(GaussianNB(), cv=3).fit(X, y)
+        >>> model.predict(X[[0, 60, 120]])
+        array([0, 1, 2])
         """
 
         def choose(X: Any) -> NDArray[Any]:
