@@ -1,7 +1,8 @@
-"""Parts of layers with very many classes: the optimiser of rows."""
+"""Parts of layers with very many classes: the optimiser of rows, and the adaptive softmax."""
 
+from .._learn.adaptive.head import AdaptiveSoftmax
 from .._ops.row_optimizer import RowOptimizer
 
-__all__ = ["RowOptimizer"]
+__all__ = ["AdaptiveSoftmax", "RowOptimizer"]
 
-RowOptimizer.__module__ = __name__
+AdaptiveSoftmax.__module__ = RowOptimizer.__module__ = __name__

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from .adaptive import AdaptiveHead
 from .heads import FullHead, LinearHead
 from .sampled import SampledHead
 
-HEADS: dict[str, type[LinearHead]] = {"sampled": SampledHead, "full": FullHead}
+Head = LinearHead | AdaptiveHead
+
+HEADS: dict[str, type[LinearHead] | type[AdaptiveHead]] = {
+    "sampled": SampledHead,
+    "full": FullHead,
+    "adaptive": AdaptiveHead,
+}

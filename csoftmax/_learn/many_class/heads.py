@@ -19,11 +19,14 @@ from ..._ops.rows import RowGradient
 from ..._ops.softmax import log_softmax, softmax
 from ..._ops.topk import TopK, topk
 from ..objective import compute_logits, is_sparse
+from ..store import Arrays, need
+from .counts import smooth
 
 if TYPE_CHECKING:
     from .optimizers import Optimizers
 
 CHUNK_BYTES = 64 << 20  # of the logits that exist at a time in predictions
+FLOATS = (np.float32, np.float64)
 
 
 class Step(NamedTuple):
@@ -61,6 +64,49 @@ class LinearHead:
         """Bytes of the parameters."""
         return int(self.w.nbytes + self.bias.nbytes)
 
+    @classmethod
+    def begin(cls, estimator: Any, features: int, dtype: Any, rng: np.random.Generator) -> LinearHead:
+        """A new head: weights of 0, and a bias of 0 or of the logarithms of the classes' frequencies."""
+        k = len(estimator.classes_)
+        bias = np.zeros(k, dtype)
+        if estimator.init_bias == "log_prior":
+            counts = estimator.class_count_ + smooth(estimator.class_count_)
+            bias[...] = np.log(counts / counts.sum())
+        return cls(np.zeros((k, features), dtype), bias)
+
+    @classmethod
+    def resume(cls, head: Any) -> LinearHead:
+        """A head that goes on from the parameters of another one."""
+        if not isinstance(head, LinearHead):
+            raise ValueError("warm_start cannot go on with another head: its parameters are not those of this one")
+        return cls(head.w, head.bias)
+
+    @classmethod
+    def restore(cls, arrays: Arrays, header: dict[str, Any]) -> LinearHead:
+        """Invert `describe`, in the context of `store.reading`."""
+        need("w" in arrays and "bias" in arrays, "w or bias is missing")
+        w, bias = arrays["w"], arrays["bias"]
+        need(w.ndim == 2 and w.dtype in FLOATS, f"w has shape {w.shape}, dtype {w.dtype}")
+        need(
+            bias.shape == w.shape[:1] and bias.dtype == w.dtype,
+            f"bias has shape {bias.shape}, dtype {bias.dtype}; w {w.shape}, {w.dtype}",
+        )
+        return cls(w, bias)
+
+    def describe(self) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and entries of the header of a file."""
+        return self.parameters, {}
+
+    @property
+    def n_features(self) -> int:
+        """The number of features."""
+        return self.w.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters."""
+        return self.w.dtype
+
     # Training
 
     def check(self, estimator: Any) -> None:
@@ -91,8 +137,12 @@ class LinearHead:
         rows = None if self.frozen is None else np.flatnonzero(~self.frozen)
         optimizers.weights.apply_decay("w", self.w, rows)
 
-    def add_classes(self, n: int, places: NDArray[np.intp], bias: Any) -> None:
-        """Make room for n classes in all; places: of the classes so far. New ones get weights of 0 and a bias."""
+    def add_classes(self, n: int, places: NDArray[np.intp], added: Any, total: float) -> None:
+        """Make room for n classes in all; places: of the classes so far. New ones get weights of 0 and a bias.
+
+        The bias is the lowest one, or the logarithm of the share of the added counts (None: unknown) in the total.
+        """
+        bias: Any = self.bias.min() if added is None else np.log(added / total)
         w = np.zeros((n, self.w.shape[1]), self.w.dtype)
         w[places] = self.w
         biases = np.empty(n, self.bias.dtype)

@@ -20,12 +20,11 @@ from ..fit import check_batch, encode_labels, refuse_empty_epoch
 from ..messages import show
 from ..monitor import Monitor
 from ..parameters import Notes, Rows, check_known_labels, check_sample_weight, hold_out
-from .choice import HEADS
-from .counts import count_classes, smooth, uncount_classes
-from .heads import LinearHead
+from .choice import HEADS, Head
+from .counts import count_classes, uncount_classes
 from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
 from .optimizers import Optimizers
-from .parameters import check_parameters, make_generator, needs_counts
+from .parameters import begins_with_counts, check_parameters, make_generator, needs_counts
 
 VALIDATED_ROWS = 1024  # at a time
 
@@ -47,7 +46,7 @@ class Trainer:
 
     def __init__(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
         """Start with the head and the embeddings of the estimator; grows: whether more rows will be counted."""
-        self.head: LinearHead = estimator.head_
+        self.head: Head = estimator.head_
         self.head.own()
         embedding: NDArray[Any] | None = getattr(estimator, "embedding_", None)
         if embedding is not None and not embedding.flags.writeable:
@@ -120,16 +119,6 @@ class HeadMonitor(Monitor):
 # Beginnings
 
 
-def begin(estimator: Any, features: int, dtype: Any) -> None:
-    """Set a new head: weights of 0, and a bias of 0 or of the logarithms of the classes' frequencies."""
-    k = len(estimator.classes_)
-    bias = np.zeros(k, dtype)
-    if estimator.init_bias == "log_prior":
-        counts = estimator.class_count_ + smooth(estimator.class_count_)
-        bias[...] = np.log(counts / counts.sum())
-    estimator.head_ = HEADS[estimator.head](np.zeros((k, features), dtype), bias)
-
-
 def prepare(
     estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Rows, Rows | None, np.random.Generator]:
@@ -149,12 +138,12 @@ def prepare(
     if estimator.early_stopping:
         (X, indices, weights), validation = hold_out(estimator, X, indices, weights)
     estimator.__dict__.pop("class_count_", None)
-    if needs_counts(estimator) or (not continues and estimator.init_bias == "log_prior"):
+    if needs_counts(estimator) or (not continues and begins_with_counts(estimator)):
         count_classes(estimator, indices, weights)
     if continues:
-        estimator.head_ = HEADS[estimator.head](estimator.head_.w, estimator.head_.bias)
+        estimator.head_ = HEADS[estimator.head].resume(estimator.head_)
     else:
-        begin(estimator, *_shape_of_features(estimator, X))
+        estimator.head_ = HEADS[estimator.head].begin(estimator, *_shape_of_features(estimator, X), rng)
     estimator.head_.check(estimator)
     return (X, indices, weights), validation, rng
 
@@ -180,16 +169,17 @@ def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLi
     if weights is not None and not weights.all():
         kept = np.flatnonzero(weights)
         X, indices, weights = X[kept], indices[kept], weights[kept]
-    if needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior"):
+    if needs_counts(estimator) or (is_new and begins_with_counts(estimator)):
         count_classes(estimator, indices, weights)
     if is_new:
-        begin(estimator, *_shape_of_features(estimator, X))
+        assert rng is not None
+        estimator.head_ = HEADS[estimator.head].begin(estimator, *_shape_of_features(estimator, X), rng)
     if first:
         estimator.head_.check(estimator)
         assert rng is not None
         estimator._trainer = Trainer(estimator, rng, grows=True)
     if estimator.embedding is None:
-        X = X.astype(estimator.head_.w.dtype, copy=False)
+        X = X.astype(estimator.head_.dtype, copy=False)
     return X, indices, weights
 
 
@@ -200,7 +190,7 @@ def train_on_rows(estimator: Any, rows: Rows, validation: Rows | None, rng: np.r
     """Train on all of the data, in minibatches; shuffled if there is more than one."""
     X, y, sample_weight = rows
     if estimator.embedding is None:
-        X = X.astype(estimator.head_.w.dtype, copy=False)
+        X = X.astype(estimator.head_.dtype, copy=False)
     trainer = Trainer(estimator, rng, grows=False)
     monitor = HeadMonitor(estimator, estimator.max_epochs, trainer, validation, rows)
     parts = split_batches(len(y), estimator.batch_size)
