@@ -35,8 +35,7 @@ class Classes(NamedTuple):
     @property
     def clusters(self) -> list[slice]:
         """The ranks of each cluster."""
-        ends = (*self.cutoffs[1:], self.n)
-        return [slice(begin, end) for begin, end in zip(self.cutoffs, ends, strict=True)]
+        return [slice(begin, end) for begin, end in pairwise((*self.cutoffs, self.n))]
 
     def find_clusters(self, ranks: NDArray[np.int64]) -> NDArray[np.int64]:
         """The cluster of each rank, -1 for the shortlist."""

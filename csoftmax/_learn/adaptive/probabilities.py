@@ -94,7 +94,7 @@ def draw(layer: LayerState, x: Any, batch: tuple[int, ...], size: Any, rng: Any,
     except BaseException:
         restore_states(states)
         raise
-    return result.reshape(*batch, *shape)[()]
+    return result.reshape((*batch, *shape))[()]
 
 
 def _choose(z: Any, uniforms: Any, num_threads: int | None) -> NDArray[np.int64]:

@@ -42,7 +42,10 @@ def select(z: Any, ids: NDArray[np.int64], k: int, num_threads: int | None) -> t
         boundary = values[row, k - 1]
         above = int((values[row, :k] > boundary).sum())
         found[row, above:] = np.sort(ids[np.flatnonzero(z[row] == boundary)])[: k - above]
-    return values[:, :k], found, first
+    values = values[:, :k]
+    for row in np.flatnonzero((values[:, 1:] == values[:, :-1]).any(axis=1)):
+        found[row] = found[row, np.lexsort((found[row], -values[row]))]
+    return values, found, first
 
 
 def compute_excess(z: Any, first: NDArray[np.int64], num_threads: int | None) -> NDArray[np.float64]:
