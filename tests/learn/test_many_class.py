@@ -504,7 +504,7 @@ def test_forged_files(tmp_path, pairs):
         store.write(path, "ManyClassRegression", {**arrays, **changed}, header)
         with pytest.raises(ValueError, match="cannot be read as a model"):
             ManyClassRegression.load(path)
-    for changed in ({"n_features": 0}, {"history": 3}, {"parameters": {"head": "hashed"}}):
+    for changed in ({"n_features": 0}, {"history": 3}, {"parameters": {"head": "other"}}):
         store.write(path, "ManyClassRegression", arrays, {**header, **changed})
         with pytest.raises(ValueError, match="cannot be read as a model"):
             ManyClassRegression.load(path)

@@ -128,13 +128,13 @@ def test_refused():
         (ValueError, "ascending ints from 1", {"cutoffs": [0, 5]}),
         (ValueError, "ascending ints from 1", {"cutoffs": 5}),
         (ValueError, "cutoffs must be less than 120", {"cutoffs": [5, 120]}),
-        (ValueError, "warm_start cannot go on with another head", {"head": "full", "warm_start": True}),
+        (ValueError, "a head of another kind, not a linear layer", {"head": "full", "warm_start": True}),
     ):
         with pytest.raises(error, match=match):
             copy.copy(model).set_params(**options).fit(X, y)
         assert model.head_ is head
     full = ManyClassRegression(head="full", max_epochs=1, warm_start=True, embedding=(120, 8)).fit(X, y)
-    with pytest.raises(ValueError, match="warm_start cannot go on with another head"):
+    with pytest.raises(ValueError, match="the model that warm_start continues has another head"):
         full.set_params(head="adaptive").fit(X, y)
 
 

@@ -14,6 +14,7 @@ from ..._arguments.generators import as_generator
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.topk import TopK
+from ..head_result import HeadResult
 from . import files
 from .classes import (
     check_counts,
@@ -24,7 +25,7 @@ from .classes import (
     choose_cutoffs,
     make_classes,
 )
-from .loss import HeadResult, check_features, check_labels_of, compute, plan_loss, reduce, spread
+from .loss import check_features, check_labels_of, compute, plan_loss, reduce, spread
 from .probabilities import compute_all, draw, find_best
 from .state import LayerState, make_parameters
 

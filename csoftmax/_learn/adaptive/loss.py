@@ -27,14 +27,6 @@ if TYPE_CHECKING:
     from .state import LayerState
 
 
-class HeadResult(NamedTuple):
-    """The result of `loss_with_grad` of a head."""
-
-    loss: Any
-    grad_x: Any
-    gradients: dict[str, Any]
-
-
 class LossPlan(NamedTuple):
     """A checked call: the rows that take part."""
 

@@ -32,7 +32,7 @@ class AdaptiveHead:
         self.std: NDArray[np.float64] | None = None
 
     @classmethod
-    def begin(cls, estimator: Any, features: int, dtype: Any, rng: np.random.Generator) -> AdaptiveHead:
+    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any, rng: Any) -> AdaptiveHead:
         """A new head for the counts of the classes, whose logarithms may be the bias of the head."""
         counts: NDArray[np.float64] = estimator.class_count_ + smooth(estimator.class_count_)
         k, cutoffs = len(counts), estimator.cutoffs
@@ -46,15 +46,15 @@ class AdaptiveHead:
         return cls(layer)
 
     @classmethod
-    def resume(cls, head: Any) -> AdaptiveHead:
-        """The same head, whose training goes on."""
+    def begin_again(cls, head: Any) -> AdaptiveHead:
+        """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, AdaptiveHead):
-            raise ValueError("warm_start cannot go on with another head: its parameters are not those of this one")
+            raise ValueError('head is "adaptive", but the model that warm_start continues has another head')
         return head
 
     @classmethod
-    def restore(cls, arrays: Arrays, header: dict[str, Any]) -> AdaptiveHead:
-        """Invert `describe`, in the context of `store.reading`."""
+    def read(cls, arrays: Arrays, header: dict[str, Any], classes: int) -> AdaptiveHead:
+        """The head in a file, after every check."""
         own = {name.removeprefix("head."): a for name, a in arrays.items() if name.startswith("head.")}
         mean, std = own.pop("mean", None), own.pop("std", None)
         entries: Any = header.get("head")
@@ -65,10 +65,11 @@ class AdaptiveHead:
             for a in (mean, std):
                 need(a.shape == (head.n_features,) and a.dtype == np.float64, f"mean or std has shape {a.shape}")
             head.mean, head.std = mean, std
+        need(head.n_classes == classes, f"there are {classes} classes, but the head has {head.n_classes}")
         return head
 
-    def describe(self) -> tuple[Arrays, dict[str, Any]]:
-        """Arrays and entries of the header of a file."""
+    def write(self) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and entries of the header for a file."""
         arrays, entries = files.describe(self.layer)
         if self.mean is not None and self.std is not None:
             arrays |= {"mean": self.mean, "std": self.std}

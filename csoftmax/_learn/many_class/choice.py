@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .adaptive import AdaptiveHead
-from .heads import FullHead, LinearHead
+from .heads import FullHead
 from .sampled import SampledHead
 
-Head = LinearHead | AdaptiveHead
-
-HEADS: dict[str, type[LinearHead] | type[AdaptiveHead]] = {
-    "sampled": SampledHead,
-    "full": FullHead,
-    "adaptive": AdaptiveHead,
-}
+HEADS: dict[str, Any] = {"sampled": SampledHead, "full": FullHead, "adaptive": AdaptiveHead}

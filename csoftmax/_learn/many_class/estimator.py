@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
-    from .choice import Head
 
     Sampler = UniformSampler | LogUniformSampler | UnigramSampler | ClusterSampler
 
@@ -146,7 +145,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     ['ran', 'sat']
     """
 
-    head_: Head
+    head_: Any
     embedding_: NDArray[np.float32]
     classes_: NDArray[Any]
     class_count_: NDArray[np.float64]

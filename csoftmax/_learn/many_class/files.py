@@ -15,10 +15,11 @@ from .. import store
 from ..estimator_file import describe_estimator, restore_estimator
 from ..store import Arrays, need
 from .choice import HEADS
-from .heads import FLOATS
 from .parameters import check_parameters
 
 Estimator = TypeVar("Estimator")
+
+FLOATS = (np.float32, np.float64)
 
 
 def save(model: Any, path: str | PathLike[str]) -> None:
@@ -26,7 +27,7 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     random_state = model.random_state if isinstance(model.random_state, int | np.integer) else None
     sampler = model.sampler if isinstance(model.sampler, str) else type(model)().sampler
     arrays, header = describe_estimator(model, callbacks=None, random_state=random_state, sampler=sampler)
-    of_head, entries = model.head_.describe()
+    of_head, entries = model.head_.write()
     arrays |= of_head
     header |= entries
     for name in ("embedding", "class_count", "frozen"):
@@ -52,8 +53,7 @@ def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
     need(isinstance(n_features, int) and n_features > 0, "n_features is not a positive number")
     model = restore_estimator(cls, arrays, header, check_parameters, n_features=n_features)
     k = len(model.classes_)
-    head = HEADS[model.head].restore(arrays, header)
-    need(k == head.n_classes, f"there are {k} classes, but the head has {head.n_classes}")
+    head = HEADS[model.head].read(arrays, header, k)
     need((model.classes_[1:] > model.classes_[:-1]).all(), "classes are not sorted")
     _read_embedding(model, arrays, head.n_features)
     history = header.get("history")

@@ -23,10 +23,11 @@ from ..store import Arrays, need
 from .counts import smooth
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from .optimizers import Optimizers
 
 CHUNK_BYTES = 64 << 20  # of the logits that exist at a time in predictions
-FLOATS = (np.float32, np.float64)
 
 
 class Step(NamedTuple):
@@ -65,7 +66,7 @@ class LinearHead:
         return int(self.w.nbytes + self.bias.nbytes)
 
     @classmethod
-    def begin(cls, estimator: Any, features: int, dtype: Any, rng: np.random.Generator) -> LinearHead:
+    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any, rng: Any) -> Self:
         """A new head: weights of 0, and a bias of 0 or of the logarithms of the classes' frequencies."""
         k = len(estimator.classes_)
         bias = np.zeros(k, dtype)
@@ -75,26 +76,27 @@ class LinearHead:
         return cls(np.zeros((k, features), dtype), bias)
 
     @classmethod
-    def resume(cls, head: Any) -> LinearHead:
-        """A head that goes on from the parameters of another one."""
+    def begin_again(cls, head: Any) -> Self:
+        """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, LinearHead):
-            raise ValueError("warm_start cannot go on with another head: its parameters are not those of this one")
+            raise ValueError("the model that warm_start continues has a head of another kind, not a linear layer")
         return cls(head.w, head.bias)
 
     @classmethod
-    def restore(cls, arrays: Arrays, header: dict[str, Any]) -> LinearHead:
-        """Invert `describe`, in the context of `store.reading`."""
+    def read(cls, arrays: Arrays, header: dict[str, Any], classes: int) -> Self:
+        """The head in a file, after every check."""
         need("w" in arrays and "bias" in arrays, "w or bias is missing")
         w, bias = arrays["w"], arrays["bias"]
-        need(w.ndim == 2 and w.dtype in FLOATS, f"w has shape {w.shape}, dtype {w.dtype}")
+        need(w.ndim == 2 and w.dtype in (np.float32, np.float64), f"w has shape {w.shape}, dtype {w.dtype}")
         need(
             bias.shape == w.shape[:1] and bias.dtype == w.dtype,
             f"bias has shape {bias.shape}, dtype {bias.dtype}; w {w.shape}, {w.dtype}",
         )
+        need(len(w) == classes, f"there are {classes} classes, but w has shape {w.shape}")
         return cls(w, bias)
 
-    def describe(self) -> tuple[Arrays, dict[str, Any]]:
-        """Arrays and entries of the header of a file."""
+    def write(self) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and entries of the header for a file."""
         return self.parameters, {}
 
     @property

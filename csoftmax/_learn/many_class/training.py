@@ -20,7 +20,7 @@ from ..fit import check_batch, encode_labels, refuse_empty_epoch
 from ..messages import show
 from ..monitor import Monitor
 from ..parameters import Notes, Rows, check_known_labels, check_sample_weight, hold_out
-from .choice import HEADS, Head
+from .choice import HEADS
 from .counts import count_classes, uncount_classes
 from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
 from .optimizers import Optimizers
@@ -46,7 +46,7 @@ class Trainer:
 
     def __init__(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
         """Start with the head and the embeddings of the estimator; grows: whether more rows will be counted."""
-        self.head: Head = estimator.head_
+        self.head: Any = estimator.head_
         self.head.own()
         embedding: NDArray[Any] | None = getattr(estimator, "embedding_", None)
         if embedding is not None and not embedding.flags.writeable:
@@ -119,6 +119,11 @@ class HeadMonitor(Monitor):
 # Beginnings
 
 
+def begin(estimator: Any, features: int, dtype: Any, rows: Any, rng: np.random.Generator) -> None:
+    """Set a new head; rows: all that is known of the data."""
+    estimator.head_ = HEADS[estimator.head].begin(estimator, features, dtype, rows, rng)
+
+
 def prepare(
     estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None
 ) -> tuple[Rows, Rows | None, np.random.Generator]:
@@ -141,9 +146,9 @@ def prepare(
     if needs_counts(estimator) or (not continues and begins_with_counts(estimator)):
         count_classes(estimator, indices, weights)
     if continues:
-        estimator.head_ = HEADS[estimator.head].resume(estimator.head_)
+        estimator.head_ = HEADS[estimator.head].begin_again(estimator.head_)
     else:
-        estimator.head_ = HEADS[estimator.head].begin(estimator, *_shape_of_features(estimator, X), rng)
+        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights), rng)
     estimator.head_.check(estimator)
     return (X, indices, weights), validation, rng
 
@@ -173,7 +178,7 @@ def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLi
         count_classes(estimator, indices, weights)
     if is_new:
         assert rng is not None
-        estimator.head_ = HEADS[estimator.head].begin(estimator, *_shape_of_features(estimator, X), rng)
+        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights), rng)
     if first:
         estimator.head_.check(estimator)
         assert rng is not None
