@@ -1,15 +1,16 @@
 """Adaptive softmax beside PyTorch's: time of training and of predictions, one thread, and whether the answers agree.
 
     pip install torch threadpoolctl
-    python asv_bench/adaptive.py [--rounds 7]
+    python asv_bench/adaptive.py [--rounds 7] [--classes 200000]
     python asv_bench/adaptive.py --layers
 
 Both have the same parameters, those that ``torch.nn.AdaptiveLogSoftmaxWithLoss(div_value=4, head_bias=True)`` draws.
 Labels are drawn by 1 / (rank + 1). Predictions are for 512 rows: with the clusters' logits far below the others, with
 the bias of the clusters shifted until a cluster has the largest logit of the head in half of the rows, and further,
 until half of the predicted classes lie in a cluster. Times are CPU times, the least of the rounds, in which the two
-take turns. The answers agree where the predicted classes are the same in every row, and the gradients to 1e-5 of their
-largest element. --layers measures single layers, and fits the constants of `csoftmax/_learn/adaptive/cutoffs.py`.
+take turns. The answers agree where the predicted classes are the same in every row, and the gradients to 1e-4 of their
+largest element, in float32. --layers measures single layers, and fits the constants of
+`csoftmax/_learn/adaptive/cutoffs.py`.
 """
 
 import argparse
@@ -64,7 +65,7 @@ def compare_training(torch, module, layer, x, y, name, rounds):
         given |= {f"projection{c}": tail[0].weight.grad, f"tail{c}": tail[1].weight.grad}
     pairs = [(tx.grad, result.grad_x), *((g, result.gradients[k]) for k, g in given.items())]
     agrees = abs(float(loss) - result.loss) < 1e-5 * float(loss) and all(
-        np.abs(g.numpy() - ours).max() <= 1e-5 * np.abs(ours).max() for g, ours in pairs
+        np.abs(g.numpy() - ours).max() <= 1e-4 * np.abs(ours).max() for g, ours in pairs
     )
     say(f"{name}, forward and backward", measure(rounds, train, lambda: layer.loss_with_grad(x, y)), agrees)
     say(f"{name}, forward", measure(rounds, forward, lambda: layer.loss(x, y)), agrees)
@@ -74,7 +75,7 @@ def find_shift(layer, x, shortlist, wins):
     """The shift of the clusters' bias with which they win in half of the rows."""
     bias = layer.parameters["head_bias"]
     start, low, high = bias[shortlist:].copy(), -40.0, 80.0
-    for _ in range(24):
+    for _ in range(16):
         shift = (low + high) / 2
         bias[shortlist:] = start + shift
         low, high = (low, shift) if wins() >= 0.5 else (shift, high)
@@ -107,12 +108,14 @@ def compare_predictions(torch, module, layer, x, cutoffs, name, rounds):
         bias[:] = start
 
 
-def compare(rounds):
+def compare(rounds, only):
     import torch
 
     torch.set_num_threads(1)
     print("| | PyTorch, ms | csoftmax, ms | ratio | same |\n|---|---|---|---|---|")
     for classes, features, rows, cutoffs in SHAPES:
+        if only not in (None, classes):
+            continue
         rng = np.random.default_rng(0)
         torch.manual_seed(0)
         module = torch.nn.AdaptiveLogSoftmaxWithLoss(features, classes, cutoffs, div_value=4.0, head_bias=True)
@@ -149,12 +152,16 @@ def fit_layers(rounds):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--classes", type=int, choices=[shape[0] for shape in SHAPES])
     parser.add_argument("--layers", action="store_true")
     arguments = parser.parse_args()
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), csoftmax.threads(1):
-        (fit_layers if arguments.layers else compare)(arguments.rounds)
+        if arguments.layers:
+            fit_layers(arguments.rounds)
+        else:
+            compare(arguments.rounds, arguments.classes)
 
 
 if __name__ == "__main__":

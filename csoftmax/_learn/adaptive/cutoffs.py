@@ -12,7 +12,8 @@ A dynamic programme over clusters from the last to the first finds the best posi
 evenly in the logarithm of the rank.
 
 Time alone would leave few words of a language in the shortlist, and one feature for most of the others. So the
-shortlist has at least two thirds of the rows, and clusters after the first have at least 8 features (decision heads 2).
+shortlist has at least two thirds of the rows, and clusters after the first have at least 8 features
+(docs/decisions/heads.md).
 """
 
 from __future__ import annotations
