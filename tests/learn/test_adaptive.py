@@ -268,14 +268,16 @@ def test_nothing_of_all_rows_and_classes_exists():
 
 
 def test_draws_have_the_probabilities():
-    layer = make_layer(*LAYOUTS[1])
-    x, _ = make_rows(layer, 3)
-    draws = layer.sample(x, 60_000, rng=0)
-    assert draws.shape == (3, 60_000)
-    assert draws.dtype == np.int64
-    for row, p in zip(draws, np.exp(layer.log_proba(x))):
-        found = np.bincount(row, minlength=40) / 60_000
-        assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 60_000) + 1e-5).all()
+    for layout in LAYOUTS[:2]:
+        layer = make_layer(*layout)
+        layer.parameters["head_bias"][layout[2][0] :] += 2
+        x, _ = make_rows(layer, 3)
+        draws = layer.sample(x, 60_000, rng=0)
+        assert draws.shape == (3, 60_000)
+        assert draws.dtype == np.int64
+        for row, p in zip(draws, np.exp(layer.log_proba(x))):
+            found = np.bincount(row, minlength=layer.n_classes) / 60_000
+            assert (np.abs(found - p) < 5 * np.sqrt(p * (1 - p) / 60_000) + 1e-5).all()
     assert np.array_equal(draws, layer.sample(x, 60_000, rng=np.random.default_rng(0)))
     assert np.array_equal(layer.sample(x, (2, 3), rng=[1, 2, 3])[1], layer.sample(x[1:2], (2, 3), rng=[2])[0])
     assert layer.sample(x[0], rng=0).shape == ()
@@ -390,6 +392,9 @@ def test_suggested_cutoffs():
     assert cuts == sorted(set(cuts))
     assert cuts[0] > 0
     assert cuts[-1] < 100_000
+    share = zipf / zipf.sum()
+    assert share[: cuts[0]].sum() >= 2 / 3
+    assert share[: suggest(zipf, 64, max_clusters=1)[0]].sum() >= 2 / 3
     assert cuts == suggest(np.random.default_rng(0).permutation(zipf) * 1e300, 128)
     assert AdaptiveSoftmax(128, 100_000, counts=zipf, init="zero").cutoffs == cuts
     assert AdaptiveSoftmax(128, 100_000, init="zero").cutoffs == cuts  # Zipf's law without counts
@@ -397,6 +402,8 @@ def test_suggested_cutoffs():
     assert len(suggest(zipf, 128, max_clusters=1)) == 1
     assert suggest(np.zeros(5), 8) == []
     assert AdaptiveSoftmax(64, 50).cutoffs == []
+    wide = AdaptiveSoftmax(8, 50, cutoffs=[10, 20], div_value=1e300)
+    assert wide.parameters["projection1"].shape == (1, 8)
 
 
 # Stages
@@ -554,6 +561,7 @@ def test_refused_arguments():
         (TypeError, "x has dtype object", lambda: layer.predict(np.full((4, 9), None))),
         (ValueError, "k must be at most 60, the number of classes, got 61", lambda: layer.topk(x, 61)),
         (TypeError, "k must be an int", lambda: layer.topk(x, 1.0)),
+        (TypeError, "optimizer must be a RowOptimizer, got NoneType", lambda: layer.step(x, y, None)),
         (IndexError, r"target\[0\] is 60", lambda: layer.log_proba(x, [60, 0, 0, 0])),
         (ValueError, "there is one label for each row", lambda: layer.log_proba(x, [0])),
         (TypeError, "target must hold integer labels", lambda: layer.log_proba(x, np.ones(4))),

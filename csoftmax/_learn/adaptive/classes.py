@@ -18,8 +18,8 @@ from .cutoffs import divide
 class Classes(NamedTuple):
     """The classes by rank, most frequent first, and where shortlist and clusters begin and end."""
 
-    order: NDArray[np.int64]  # of each rank the class
-    rank: NDArray[np.int64]  # of each class the rank
+    order: NDArray[np.int32]  # of each rank the class
+    rank: NDArray[np.int32]  # of each class the rank
     cutoffs: tuple[int, ...]  # the rank at which each cluster begins
 
     @property
@@ -42,10 +42,11 @@ class Classes(NamedTuple):
         return np.searchsorted(np.array(self.cutoffs, np.int64), ranks, "right") - 1
 
 
-def make_classes(order: NDArray[np.int64], cutoffs: tuple[int, ...]) -> Classes:
+def make_classes(order: NDArray[Any], cutoffs: tuple[int, ...]) -> Classes:
     """The classes of an order that has been checked."""
+    order = order.astype(np.int32, copy=False)
     rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
+    rank[order] = np.arange(len(order), dtype=np.int32)
     return Classes(order, rank, cutoffs)
 
 

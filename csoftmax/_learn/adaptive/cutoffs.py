@@ -18,6 +18,7 @@ shortlist has at least two thirds of the rows, and clusters after the first have
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,8 @@ def estimate_seconds(rows: Any, classes: Any, features: Any) -> Any:
 
 def count_features(n_features: int, div_value: float, cluster: int) -> int:
     """The features of a cluster, at least 1."""
-    power = float(div_value) ** (cluster + 1)
-    return max(1, int(n_features // power))
+    exponent = math.log(div_value) * (cluster + 1)
+    return 1 if exponent > 700 else max(1, int(n_features // float(div_value) ** (cluster + 1)))
 
 
 def _list_positions(classes: int) -> NDArray[np.int64]:

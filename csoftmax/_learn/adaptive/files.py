@@ -52,7 +52,7 @@ def restore(cls: type[Made], arrays: Arrays, header: dict[str, Any]) -> Made:
     """Invert `describe`, in the context of `store.reading`; arrays are not copied."""
     arrays = dict(arrays)
     order, counts, frozen = (arrays.pop(name, None) for name in ("order", "counts", "frozen"))
-    need(order is not None and order.ndim == 1 and order.dtype == np.int64 and len(order), "order is missing or bad")
+    need(order is not None and order.ndim == 1 and order.dtype == np.int32 and len(order), "order is missing or bad")
     assert order is not None
     n = len(order)
     need(order.min() >= 0 and order.max() < n, "order has a class that does not exist")

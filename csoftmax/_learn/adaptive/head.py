@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..._arguments.generators import as_generator
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
+from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_result import HeadResult
 from . import files
@@ -31,8 +32,6 @@ from .state import LayerState, make_parameters
 
 if TYPE_CHECKING:
     from typing import Self
-
-    from ..._ops.row_optimizer import RowOptimizer
 
 INITS = ("xavier", "zero")
 BATCH_SIZE, MAX_CLUSTERS = 512, 5  # that `suggest_cutoffs` assumes
@@ -374,6 +373,8 @@ class AdaptiveSoftmax(LayerState):
         IndexError, TypeError, ValueError
             As in `loss`; nothing has been changed then.
         """
+        if not isinstance(optimizer, RowOptimizer):
+            raise TypeError(f"optimizer must be a RowOptimizer, got {type(optimizer).__name__}")
         result = self._compute_step(x, target, sample_weight, None)
         self._update(result.gradients, optimizer, optimizer)
         return result.loss, result.grad_x
@@ -500,7 +501,7 @@ class AdaptiveSoftmax(LayerState):
         flat, batch, threads = self._read(x, num_threads)
         if target is None:
             return compute_all(self, flat, threads).reshape(*batch, self.n_classes)
-        labels = self.classes.order[check_labels_of(self, target, batch)]
+        labels = check_labels_of(self, target, batch)
         plan = plan_loss(
             self, flat, labels, weight=None, sample_weight=None, ignore_index=-100, temperature=1.0, reduction="none",
             num_threads=threads,

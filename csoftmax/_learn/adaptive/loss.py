@@ -101,7 +101,7 @@ def plan_loss(
         divisor = float(len(x)) if s is None else float(np.sum(s, dtype=np.float64))
     if divisor not in (0, 1):
         up = (np.ones(len(x)) if up is None else up) / divisor
-    ranks = layer.classes.rank[labels]
+    ranks = layer.classes.rank[labels].astype(np.int64)
     return LossPlan(x, ranks, s, up, checked.temperature, reduction, divisor, kept, batch, given, num_threads)
 
 
@@ -202,7 +202,7 @@ def spread(plan: LossPlan, grad_x: Any) -> Any:
 
 
 def check_labels_of(layer: LayerState, target: Any, batch: tuple[int, ...]) -> NDArray[np.int64]:
-    """One known class for each row, as ranks."""
+    """One known class for each row."""
     given = as_array("target", as_native(target, "target"))
     if given.size == 0 and given.dtype.kind == "f":  # NumPy makes an empty list float64
         given = given.astype(np.int64)
@@ -212,4 +212,4 @@ def check_labels_of(layer: LayerState, target: Any, batch: tuple[int, ...]) -> N
         raise ValueError(f"target has shape {given.shape}; there is one label for each row, {batch}")
     labels = given.copy()
     raise_bad_label(labels, layer.n_classes, None)
-    return layer.classes.rank[labels.astype(np.int64, copy=False).reshape(math.prod(batch))]
+    return labels.astype(np.int64, copy=False).reshape(math.prod(batch))

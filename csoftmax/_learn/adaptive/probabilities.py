@@ -130,4 +130,4 @@ def _draw_rows(layer: LayerState, x: Any, uniforms: Any, num_threads: int | None
         # negative until all clusters are done, so that no rank is taken for a cluster
         ranks[rows, columns] = -1 - (cluster.start + chosen[which, place])
     ranks = np.where(ranks < 0, -1 - ranks, ranks)
-    return classes.order[ranks]
+    return classes.order[ranks].astype(np.int64)

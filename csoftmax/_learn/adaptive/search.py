@@ -17,18 +17,18 @@ from numpy.typing import NDArray
 
 from ..._cpu import binding
 from ..._cpu.apart import multiply
-from ..._cpu.linear import kernel_threads
+from ..._cpu.linear import CHUNK_BYTES, kernel_threads
 from ..._ops.topk import topk
 
 if TYPE_CHECKING:
     from .state import LayerState
 
-PANEL_ELEMENTS = 1 << 20  # of a cluster's logits at a time
-HEAD_ELEMENTS, HEAD_ROWS = 1 << 20, 64  # of the head's logits at a time, but at least so many rows
+PANEL_ELEMENTS = 1 << 21  # of a cluster's logits at a time
+HEAD_ELEMENTS, HEAD_ROWS = 1 << 20, 64  # of the head's logits at a time; more for so many rows, up to `CHUNK_BYTES`
 NOBODY = np.iinfo(np.int64).max  # where fewer than k classes have been seen; comes after every class
 
 
-def select(z: Any, ids: NDArray[np.int64], k: int, num_threads: int | None) -> tuple[Any, NDArray[np.int64], Any]:
+def select(z: Any, ids: NDArray[np.int32], k: int, num_threads: int | None) -> tuple[Any, NDArray[np.int64], Any]:
     """The k largest of each row, the numbers of their columns, and the place of the first; ties to the lowest number.
 
     One more than k is looked for: only where it equals the k-th does the choice among equals need their numbers.
@@ -36,14 +36,22 @@ def select(z: Any, ids: NDArray[np.int64], k: int, num_threads: int | None) -> t
     wider = min(k + 1, z.shape[1])
     values, at = topk(z, wider, num_threads=num_threads)
     first = at[:, 0]
-    found = ids[at[:, :k]]
-    tied = np.flatnonzero(values[:, k - 1] == values[:, k]) if wider > k else ()
+    found = ids[at[:, :k]].astype(np.int64)
+    has_equal = (values[:, 1:] == values[:, :-1]).any(axis=1)
+    if not has_equal.any() or (ids[1:] > ids[:-1]).all():  # topk itself takes the lowest column
+        return values[:, :k], found, first
+    tied = np.flatnonzero(values[:, k - 1] == values[:, k]) if wider > k else np.zeros(0, np.intp)
+    if k == 1:
+        for begin in range(0, len(tied), 64):
+            rows = tied[begin : begin + 64]
+            found[rows, 0] = np.where(z[rows] == values[rows, :1], ids, np.iinfo(ids.dtype).max).min(axis=1)
+        return values[:, :1], found, first
     for row in tied:
         boundary = values[row, k - 1]
         above = int((values[row, :k] > boundary).sum())
         found[row, above:] = np.sort(ids[np.flatnonzero(z[row] == boundary)])[: k - above]
     values = values[:, :k]
-    for row in np.flatnonzero((values[:, 1:] == values[:, :-1]).any(axis=1)):
+    for row in np.flatnonzero(has_equal):
         found[row] = found[row, np.lexsort((found[row], -values[row]))]
     return values, found, first
 
@@ -93,7 +101,8 @@ class Search:
         self.largest, self.excess = np.empty(n), np.empty(n)
         self.bounds = np.empty((n, clusters))
         head = layer.parameters["head"]
-        size = max(1, min(n, max(HEAD_ROWS, HEAD_ELEMENTS // len(head))))
+        fitting = CHUNK_BYTES // (len(head) * head.itemsize)
+        size = max(1, min(n, max(HEAD_ELEMENTS // len(head), min(HEAD_ROWS, fitting))))
         buffer = binding.empty((size, len(head)), head.dtype)  # pages that are kept from call to call
         for begin in range(0, n, size):
             rows = slice(begin, min(begin + size, n))

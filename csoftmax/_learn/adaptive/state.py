@@ -45,7 +45,7 @@ class LayerState:
     @property
     def order(self) -> NDArray[np.int64]:
         """The classes by rank, most frequent first; a copy."""
-        return self.classes.order.copy()
+        return self.classes.order.astype(np.int64)
 
     @property
     def counts(self) -> NDArray[np.float64] | None:

@@ -71,12 +71,9 @@ def is_sampler(given: Any) -> bool:
 
 def needs_counts(estimator: Any) -> bool:
     """Whether a step of training needs the counts of the classes, which are 8 bytes for each class."""
+    if estimator.head == "adaptive":
+        return True
     return estimator.head == "sampled" and isinstance(estimator.sampler, str) and estimator.sampler in BY_COUNTS
-
-
-def begins_with_counts(estimator: Any) -> bool:
-    """Whether a new head needs the counts of the classes."""
-    return bool(estimator.init_bias == "log_prior" or estimator.head == "adaptive")
 
 
 def _is_count(value: Any) -> bool:

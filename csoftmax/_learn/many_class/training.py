@@ -24,7 +24,7 @@ from .choice import HEADS
 from .counts import count_classes, uncount_classes
 from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
 from .optimizers import Optimizers
-from .parameters import begins_with_counts, check_parameters, make_generator, needs_counts
+from .parameters import check_parameters, make_generator, needs_counts
 
 VALIDATED_ROWS = 1024  # at a time
 
@@ -143,7 +143,7 @@ def prepare(
     if estimator.early_stopping:
         (X, indices, weights), validation = hold_out(estimator, X, indices, weights)
     estimator.__dict__.pop("class_count_", None)
-    if needs_counts(estimator) or (not continues and begins_with_counts(estimator)):
+    if needs_counts(estimator) or (not continues and estimator.init_bias == "log_prior"):
         count_classes(estimator, indices, weights)
     if continues:
         estimator.head_ = HEADS[estimator.head].begin_again(estimator.head_)
@@ -174,7 +174,7 @@ def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLi
     if weights is not None and not weights.all():
         kept = np.flatnonzero(weights)
         X, indices, weights = X[kept], indices[kept], weights[kept]
-    if needs_counts(estimator) or (is_new and begins_with_counts(estimator)):
+    if needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior"):
         count_classes(estimator, indices, weights)
     if is_new:
         assert rng is not None
