@@ -58,8 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--solver", choices=("lbfgs", "adamw"), help="default: lbfgs")
     add(
         "--head",
-        choices=("sampled", "full"),
-        help="ManyClassRegression, for very many classes, instead: steps over sampled classes, or over all",
+        choices=("sampled", "full", "adaptive"),
+        help="ManyClassRegression, for very many classes, instead: steps over sampled classes, over all, or over "
+        "clusters of rare classes",
     )
     add("--n-sampled", type=parse_positive, metavar="M", help="sampled classes of a minibatch; default: 1024")
     add(

@@ -72,6 +72,16 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     optimizer = heads.RowOptimizer("adam", 0.1, penalty_l2=0.01)
     optimizer.update("w", w, gradient)
     optimizer.apply_decay("w", w)
+    layer = heads.AdaptiveSoftmax(x.shape[1], 1000, counts=np.arange(1000), cutoffs=[10, 100], rng=0)
+    step_loss, grad_x = layer.step(x, labels, heads.RowOptimizer())
+    result = layer.loss_with_grad(x, labels, upstream=2.0)
+    assert result.gradients["tail0"].shape == layer.parameters["tail0"].shape
+    assert grad_x.shape == result.grad_x.shape
+    assert step_loss > layer.loss(x, labels) - 1
+    assert layer.freeze([0]).add_classes(2, counts=[1, 1]).n_classes == 1002
+    assert layer.topk(x, 3).indices.shape == (*layer.predict(x).shape, 3)
+    assert layer.log_proba(x, labels).shape == layer.sample(x, rng=0).shape
+    assert heads.AdaptiveSoftmax.suggest_cutoffs([3, 2, 1], 8) == []
     model = linear_model.ManyClassRegression(n_sampled=2, sampler=samplers.UniformSampler(3)).fit(x, labels)
     assert model.topk(x, 2).indices.shape == (len(x), 2)
     assert sampler.log_q([0, 1], 20).shape == sampler.probability([0, 1]).shape

@@ -504,7 +504,7 @@ def test_forged_files(tmp_path, pairs):
         store.write(path, "ManyClassRegression", {**arrays, **changed}, header)
         with pytest.raises(ValueError, match="cannot be read as a model"):
             ManyClassRegression.load(path)
-    for changed in ({"n_features": 0}, {"history": 3}, {"parameters": {"head": "adaptive"}}):
+    for changed in ({"n_features": 0}, {"history": 3}, {"parameters": {"head": "other"}}):
         store.write(path, "ManyClassRegression", arrays, {**header, **changed})
         with pytest.raises(ValueError, match="cannot be read as a model"):
             ManyClassRegression.load(path)
@@ -527,7 +527,7 @@ def test_copies(pairs):
 @pytest.mark.parametrize(
     ("error", "match", "parameters"),
     [
-        (ValueError, "head must be one of 'sampled', 'full', got 'adaptive'", {"head": "adaptive"}),
+        (ValueError, "head must be one of 'sampled', 'full', 'adaptive', got 'hashed'", {"head": "hashed"}),
         (ValueError, "sampler must be one of .* or a sampler of csoftmax.samplers, got 'zipf'", {"sampler": "zipf"}),
         (ValueError, "sampler has 7 classes, but the model has 3", {"sampler": UniformSampler(7)}),
         (ValueError, "correction must be one of", {"correction": None}),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
-    from .heads import LinearHead
 
     Sampler = UniformSampler | LogUniformSampler | UnigramSampler | ClusterSampler
 
@@ -45,9 +44,11 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    head : {"sampled", "full"}, default "sampled"
+    head : {"sampled", "full", "adaptive"}, default "sampled"
         How steps of training compute the loss. "sampled": `csoftmax.sampled_softmax_loss` (Bengio & Senécal 2003), or
-        `csoftmax.in_batch_softmax_loss`. "full": `csoftmax.linear_cross_entropy`, over all classes.
+        `csoftmax.in_batch_softmax_loss`. "full": `csoftmax.linear_cross_entropy`, over all classes. "adaptive":
+        `csoftmax.heads.AdaptiveSoftmax`, another model: rare classes, by the counts at the start of training, are in
+        clusters with fewer features.
     embedding : int or pair of ints (n_ids, D), optional
         X holds ids in columns of integers; the features of a row are the mean of their embeddings, rows of a table
         (n_ids, D) in float32. An int is D, where `fit` takes the largest id in X for the last one.
@@ -62,6 +63,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         See `sampler`.
     correction : {"ranking", "partition", "none"}, default "ranking"
         As in `csoftmax.sampled_softmax_loss`.
+    cutoffs : "auto" or sequence of int, default "auto"
+        Of the adaptive head, as in `csoftmax.heads.AdaptiveSoftmax`.
     optimizer : {"rowwise_adagrad", "adagrad", "adam", "sgd"}, default "rowwise_adagrad"
         As in `csoftmax.heads.RowOptimizer`.
     learning_rate : float > 0, default 0.3
@@ -76,7 +79,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     max_epochs : int, default 5
         Maximum number of passes over the data.
     init_bias : {"log_prior", "zero"}, default "log_prior"
-        Bias at the start: the logarithms of the classes' relative counts, or 0. Weights start at 0.
+        Bias at the start: the logarithms of the classes' relative counts, or 0. Weights start at 0, except the
+        projections of an adaptive head, which are random; its clusters have no bias within.
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss over all classes has not fallen for `patience`
         epochs, and keep the parameters of the best epoch. Not for `partial_fit` and `fit_batches`.
@@ -101,13 +105,14 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     head_ : object
-        The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features.
+        The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features; an adaptive
+        head has the parameters of its ``head_.layer``, a `csoftmax.heads.AdaptiveSoftmax`.
     embedding_ : ndarray of float32, shape (n_ids, D)
         Table of embeddings; only with `embedding`.
     classes_ : ndarray of shape (K,)
         Classes, sorted, also after `add_classes`.
     class_count_ : ndarray of float64, shape (K,)
-        Sum of the weights of each class's rows in training, if the sampler or `init_bias` needs it.
+        Sum of the weights of each class's rows in training, if the sampler, the head or `init_bias` needs it.
     n_iter_ : int
         Epochs of the last fit, or steps.
     history_ : dict of str to list
@@ -140,7 +145,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     ['ran', 'sat']
     """
 
-    head_: LinearHead
+    head_: Any
     embedding_: NDArray[np.float32]
     classes_: NDArray[Any]
     class_count_: NDArray[np.float64]
@@ -159,12 +164,13 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        head: Literal["sampled", "full"] = "sampled",
+        head: Literal["sampled", "full", "adaptive"] = "sampled",
         embedding: int | tuple[int, int] | None = None,
         n_sampled: int = 1024,
         sampler: Literal["unigram", "loguniform", "uniform", "in_batch"] | Sampler = "unigram",
         power: float = 0.75,
         correction: Literal["ranking", "partition", "none"] = "ranking",
+        cutoffs: Literal["auto"] | Sequence[int] = "auto",
         optimizer: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad",
         learning_rate: float = 0.3,
         penalty_l2: float = 0.0,
@@ -186,6 +192,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         self.sampler = sampler
         self.power = power
         self.correction = correction
+        self.cutoffs = cutoffs
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.penalty_l2 = penalty_l2
@@ -381,12 +388,10 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             return self
         is_new = np.ones(n, bool)
         is_new[places] = False
-        bias: Any = self.head_.parameters["bias"].min()
-        added = None
+        added, total = None, 0.0
         if counts is not None:
             added = self._check_counts(counts, classes, merged[is_new])
-            total = self.class_count_.sum() + added.sum()
-            bias = np.log(added / total)
+            total = float(self.class_count_.sum() + added.sum())
         if hasattr(self, "class_count_"):
             all_counts = np.zeros(n)
             all_counts[places] = self.class_count_
@@ -396,7 +401,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             frozen = np.zeros(n, bool)
             frozen[places] = self.frozen_
             self.frozen_ = frozen
-        self.head_.add_classes(n, places, bias)
+        self.head_.add_classes(n, places, added, total)
         self.classes_ = merged
         self.__dict__.pop("_trainer", None)
         return self

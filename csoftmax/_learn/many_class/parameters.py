@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from ..parameters import (
     make_random_state,
 )
 
-HEADS = ("sampled", "full")
+HEADS = ("sampled", "full", "adaptive")
 IN_BATCH = "in_batch"
 BY_COUNTS = ("unigram", "loguniform", IN_BATCH)  # samplers that need to know how frequent classes are
 SAMPLERS = (*BY_COUNTS, "uniform")
@@ -44,6 +45,7 @@ def check_parameters(estimator: Any) -> None:
     check_number(estimator, "validation_fraction", 0, 1, open_low=True, open_high=True)
     check_number(estimator, "penalty_l2", 0, math.inf, open_high=True)
     check_parameters_of_steps(estimator)
+    _check_cutoffs(estimator.cutoffs)
     _check_embedding(estimator.embedding)
     list_callbacks(estimator)
     check_seed(estimator.random_state)
@@ -69,11 +71,24 @@ def is_sampler(given: Any) -> bool:
 
 def needs_counts(estimator: Any) -> bool:
     """Whether a step of training needs the counts of the classes, which are 8 bytes for each class."""
+    if estimator.head == "adaptive":
+        return True
     return estimator.head == "sampled" and isinstance(estimator.sampler, str) and estimator.sampler in BY_COUNTS
 
 
 def _is_count(value: Any) -> bool:
     return isinstance(value, numbers.Integral) and not isinstance(value, bool | np.bool_) and int(value) >= 1
+
+
+def _check_cutoffs(given: Any) -> None:
+    """Refuse what is neither "auto" nor ascending ranks; how many classes there are is not known yet."""
+    if isinstance(given, str) and given == "auto":
+        return
+    if isinstance(given, list | tuple | np.ndarray):
+        values = list(given)
+        if all(map(_is_count, values)) and all(a < b for a, b in pairwise(values)):
+            return
+    raise ValueError(f'cutoffs must be "auto" or ascending ints from 1, got {show(given)}')
 
 
 def _check_embedding(given: Any) -> None:
