@@ -1,7 +1,10 @@
-"""Parts of layers with very many classes: the optimiser of rows."""
+"""Parts of layers with very many classes: exact top-k through int8, the optimiser of rows."""
 
+from .._learn.int8_head import Int8Head, int8_topk
+from .._learn.int8_intervals import Interval, TopKInterval
 from .._ops.row_optimizer import RowOptimizer
 
-__all__ = ["RowOptimizer"]
+__all__ = ["Int8Head", "Interval", "RowOptimizer", "TopKInterval", "int8_topk"]
 
-RowOptimizer.__module__ = __name__
+for _member in (Int8Head, Interval, RowOptimizer, TopKInterval, int8_topk):
+    _member.__module__ = __name__
