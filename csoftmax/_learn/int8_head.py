@@ -39,7 +39,7 @@ class Int8Head:
     bias : array_like of shape (K,), optional
         Bias of the classes; -inf switches a class off.
     limbs : {1, 2}, default 1
-        2 stores a second limb of the weights: intervals are about 250 times narrower without exact scores.
+        2 stores a second limb of the weights: intervals are 100 to 250 times narrower before any exact score.
     copy : bool, default True
         False keeps a reference to w, such as a memory map, instead of a copy: w must not be changed but by `update`.
     device : {None, "cpu"}, optional
