@@ -31,8 +31,8 @@
     X(avx512, CSM_CPU_AVX2 | CSM_CPU_AVX512)
 
 /* CSM_CPU_FETCHES selects no unit.  It marks CPUs whose hardware prefetcher does better with few software
- * prefetches. */
-enum { CSM_CPU_NEON = 1, CSM_CPU_AVX2 = 2, CSM_CPU_AVX512 = 4, CSM_CPU_FETCHES = 8 };
+ * prefetches.  CSM_CPU_VNNI selects a function within the avx512 unit. */
+enum { CSM_CPU_NEON = 1, CSM_CPU_AVX2 = 2, CSM_CPU_AVX512 = 4, CSM_CPU_FETCHES = 8, CSM_CPU_VNNI = 16 };
 
 #define CSM_OP_ENUM(name, ...) CSM_OP_##name,
 typedef enum csm_op { CSM_OPS(CSM_OP_ENUM) CSM_OP_COUNT } csm_op;

@@ -20,6 +20,8 @@ OPTIMIZERS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
 FEATURE_LANES: Final[int]
+INT8_GROUP: Final[int]
+INT8_MAX_FEATURES: Final[int]
 STRUCT_BYTES: Final[dict[str, int]]
 SOURCE_HASH: Final[str]
 VERSION: Final[str]
@@ -284,3 +286,27 @@ def run_logistic_loss(
     clip_value: float,
     num_threads: int | None,
 ) -> None: ...
+def run_int8_quantise(layer: Any, w: NDArray[Any], ids: NDArray[Any] | None, num_threads: Any) -> None: ...
+def run_int8_topk(
+    layer: Any,
+    x: NDArray[Any],
+    k: int,
+    limbs: int,
+    where: NDArray[Any] | None,
+    indptr: NDArray[Any] | None,
+    excluded: NDArray[Any] | None,
+    values: NDArray[Any],
+    indices: NDArray[Any],
+    found: NDArray[Any],
+    rescored: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def run_int8_scores(
+    layer: Any, x: NDArray[Any], ids: NDArray[Any] | None, scores: NDArray[Any], num_threads: Any
+) -> None: ...
+def run_int8_bounds(
+    layer: Any, x: NDArray[Any], scores: NDArray[Any], bounds: NDArray[Any], num_threads: Any
+) -> float: ...
+def run_int8_dots(
+    vnni: bool, codes: NDArray[Any], x: NDArray[Any], vectors: int, offset: NDArray[Any], out: NDArray[Any]
+) -> bool: ...

@@ -3,14 +3,15 @@
 # accept plain arguments only.
 #
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
-# and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes.
+# and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
+# int8.pxi those of output layers in int8.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
 )
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
 from cpython.pycapsule cimport PyCapsule_New
-from libc.stdint cimport int32_t, int64_t, uint16_t, uint32_t, uint64_t, uintptr_t
+from libc.stdint cimport int8_t, int16_t, int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
 
 cimport csoftmax.cpu as cpu
@@ -105,6 +106,45 @@ cdef extern from "core/extension.h" nogil:
                                      double *, int, int (*)(void *) noexcept)
     cpu.csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const int64_t *, size_t,
                                             const csm_entries *, const double *, int, int (*)(void *) noexcept)
+
+    ctypedef struct csm_int8_layer:
+        size_t classes, dims
+        int dtype
+        uint8_t *codes
+        uint8_t *second
+        float *scale
+        float *residual
+        float *second_residual
+        float *norm
+        float *bias
+        const double *exact_bias
+        const int16_t *exponent
+        const void *w
+        ptrdiff_t w_row, w_axis
+        double ratio
+        int threads
+        int (*interrupt)(void *) noexcept
+    ctypedef struct csm_int8_search:
+        size_t queries, k
+        const double *x
+        int limbs
+        const unsigned char *where
+        ptrdiff_t where_row
+        const int64_t *indptr
+        const int64_t *excluded
+        double *values
+        int64_t *indices
+        int64_t *found
+        int64_t *rescored
+    int CSM_INT8_GROUP, CSM_INT8_DIMS
+    cpu.csm_status csm_run_int8_quantise(const csm_table *, const csm_int8_layer *, size_t, const int64_t *)
+    cpu.csm_status csm_run_int8_topk(const csm_table *, const csm_int8_layer *, const csm_int8_search *)
+    cpu.csm_status csm_run_int8_scores(const csm_table *, const csm_int8_layer *, const double *, size_t,
+                                       const int64_t *, double *)
+    cpu.csm_status csm_run_int8_bounds(const csm_table *, const csm_int8_layer *, const double *, double *, double *,
+                                       double *)
+    int csm_run_int8_dots(const csm_table *, int, const uint8_t *, size_t, const int8_t *, size_t, const int32_t *,
+                          int32_t *)
 
     ctypedef struct csm_loss_call:
         pass
@@ -215,6 +255,8 @@ OPTIMIZERS = {"sgd": CSM_SGD, "rowwise_adagrad": CSM_ROWWISE_ADAGRAD, "adagrad":
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 BLOCK_ELEMENTS = CSM_BLOCK
 FEATURE_LANES = CSM_FEATURE_LANES
+INT8_GROUP = CSM_INT8_GROUP  # classes
+INT8_MAX_FEATURES = CSM_INT8_DIMS
 STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device
 SOURCE_HASH = CSM_SOURCE_HASH.decode()
 VERSION = CSM_VERSION.decode()
@@ -251,6 +293,7 @@ include "crf.pxi"
 include "crf_quick.pxi"
 include "alias.pxi"
 include "sampled.pxi"
+include "int8.pxi"
 
 
 # Instruction sets

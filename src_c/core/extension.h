@@ -74,6 +74,49 @@ typedef struct csm_row_update {
 } csm_row_update;
 csm_status csm_run_row_update(csm_dtype, const csm_table *, const csm_row_update *);
 
+/* An output layer in int8 (ops/int8*.c).  Codes: for each group of 16 classes, and each four dimensions, 16 x 4 bytes;
+ * dimensions are padded to 4, classes and the arrays of a number for each class to 16. */
+typedef struct csm_int8_layer {
+    size_t classes, dims;
+    csm_dtype dtype; /* of w */
+    uint8_t *codes, *second;    /* second: the second limb of the weights, or NULL */
+    float *scale, *residual, *second_residual, *norm, *bias;
+    const double *exact_bias;   /* of each class; NULL: bias is exact */
+    const int16_t *exponent;    /* of each dimension: codes are those of w 2^-exponent */
+    const void *w;
+    ptrdiff_t w_row, w_axis;    /* bytes */
+    double ratio;               /* norm / residual of a usual class */
+    int threads;
+    int (*interrupt)(void *context);
+} csm_int8_layer;
+
+/* The k best classes of each query: `found` of them, best first; rescored: the number of exact scores, or -1 where the
+ * bounds leave so many classes that the caller must compute all scores. */
+typedef struct csm_int8_search {
+    size_t queries, k;
+    const double *x;            /* queries x dims */
+    int limbs;                  /* of x: 1, 2, or 0 for the default */
+    const unsigned char *where; /* 0: the class takes no part; NULL */
+    ptrdiff_t where_row;
+    const int64_t *indptr, *excluded; /* ascending classes of each query that take no part; NULL */
+    double *values;
+    int64_t *indices, *found, *rescored;
+} csm_int8_search;
+
+/* Codes of `count` rows of layer->w, for the classes `ids` (NULL: from 0 on), which are distinct. */
+csm_status csm_run_int8_quantise(const csm_table *, const csm_int8_layer *, size_t count, const int64_t *ids);
+csm_status csm_run_int8_topk(const csm_table *, const csm_int8_layer *, const csm_int8_search *);
+/* Exact scores of one query for the classes `ids` (NULL: count classes from 0 on). */
+csm_status csm_run_int8_scores(const csm_table *, const csm_int8_layer *, const double *x, size_t count,
+                               const int64_t *ids, double *scores);
+/* Scores of all classes for one query, and bounds of their errors, from three limbs of x and all limbs of w.
+ * Returns bounds of infinity for a query that cannot be coded.  *size: the bound of the norm of the scaled query. */
+csm_status csm_run_int8_bounds(const csm_table *, const csm_int8_layer *, const double *x, double *scores,
+                               double *bounds, double *size);
+/* The kernel of dot products: which = 0 or 1 (VNNI; returns -1 without it). */
+int csm_run_int8_dots(const csm_table *, int which, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
+                      const int32_t *offset, int32_t *out);
+
 /* ops/features.c.  Emissions: the rows of the first `attributes` attributes are filled from their weights before.
  * Gradient: the sums replace the weights of `pairs`; rows of `grad` are read up to pairs->width, so that
  * CSM_FEATURE_LANES doubles must follow it. */

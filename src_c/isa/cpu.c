@@ -29,6 +29,7 @@ unsigned csm_cpu_features(void) {
     if ((state & 0x6) == 0x6 && (r[1] & 1u << 5)) features |= CSM_CPU_AVX2;
     const unsigned wide = 1u << 16 /* F */ | 1u << 17 /* DQ */ | 1u << 30 /* BW */ | 1u << 31; /* VL */
     if ((state & 0xe6) == 0xe6 && (r[1] & wide) == wide) features |= CSM_CPU_AVX512;
+    if (features & CSM_CPU_AVX512 && (r[2] & 1u << 11)) features |= CSM_CPU_VNNI;
     if (is_zen_3_or_4 && (r[1] & 1u << 16)) features |= CSM_CPU_FETCHES; /* AVX-512: Zen 4 */
     return features;
 }

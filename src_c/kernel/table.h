@@ -7,6 +7,7 @@
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
 #include "features/job.h"
+#include "int8/job.h"
 #include "row_optimizer/job.h"
 #include "sampled/job.h"
 #include "softmax/job.h"
@@ -32,6 +33,7 @@ typedef struct csm_table {
     csm_feature_kernels features;
     csm_crf_kernels crf;
     csm_optimizer_kernels optimizer[CSM_DTYPE_COUNT];
+    csm_int8_kernels int8;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

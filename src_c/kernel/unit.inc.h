@@ -134,6 +134,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
 
+#include "int8/int8.inc.h"
+
 #define CSM_NAME_(name) #name
 #define CSM_NAME(name) CSM_NAME_(name)
 #define CSM_GLUE_(a, b) a##b
@@ -177,6 +179,7 @@ static const csm_table table = {
     {crf_load_f32, crf_store_f32, crf_store_f64, crf_add_f64, crf_split, crf_maxima, crf_exponentials, crf_forward,
      crf_backward, crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
     {CSM_DTYPES(OPTIMIZER)},
+    {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

@@ -84,6 +84,13 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert heads.AdaptiveSoftmax.suggest_cutoffs([3, 2, 1], 8) == []
     model = linear_model.ManyClassRegression(n_sampled=2, sampler=samplers.UniformSampler(3)).fit(x, labels)
     assert model.topk(x, 2).indices.shape == (len(x), 2)
+    served: heads.Int8Head = model.serving()
+    served.update([0], x[:1])
+    bounds: heads.Interval = served.log_partition(x)
+    likely: heads.TopKInterval = served.topk_softmax(x, 2)
+    assert (bounds.lower <= bounds.upper).all()
+    assert (likely.lower <= likely.upper).all()
+    assert (served.predict(x) == heads.int8_topk(x, w[:3], 1).indices[:, 0]).shape == served.sample(x).shape
     assert sampler.log_q([0, 1], 20).shape == sampler.probability([0, 1]).shape
     assert loss > 0
 

@@ -15,6 +15,7 @@ from sklearn.utils.validation import check_is_fitted
 from ..._arguments.numbers import check_count
 from ..._ops.topk import TopK
 from ..fit import forget, iterate, restore_on_error
+from ..int8_head import Int8Head
 from ..labels import merge_classes
 from ..messages import show
 from ..monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
@@ -592,6 +593,37 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         blocks = blocks_of_features(X, embedding, PREDICTED_ROWS)
         parts = [self.head_.topk(features, k, self.num_threads) for _, features in blocks]
         return TopK(*(np.concatenate(arrays) for arrays in zip(*parts)))
+
+    def serving(self, kind: Literal["int8"] = "int8") -> Int8Head:
+        """Return a copy of the output layer for fast exact top-k.
+
+        Parameters
+        ----------
+        kind : {"int8"}, default "int8"
+            An `Int8Head`. Its scores are the logits, its classes positions in `classes_`.
+
+        Returns
+        -------
+        Int8Head
+            A layer for features in the columns of X. With `embedding`, for the mean of the rows of `embedding_` of a
+            row's ids.
+
+        Raises
+        ------
+        ValueError
+            If `kind` is unknown.
+
+        Examples
+        --------
+        >>> from csoftmax.linear_model import ManyClassRegression
+        >>> model = ManyClassRegression(head="full").fit([[0.0], [1.0]], ["no", "yes"])
+        >>> model.classes_[model.serving().predict([[2.0]])]
+        array(['yes'], dtype='<U3')
+        """
+        check_is_fitted(self, "head_")
+        if kind != "int8":
+            raise ValueError(f'kind must be "int8", got {kind!r}')
+        return Int8Head(self.head_.w, self.head_.bias, num_threads=self.num_threads)
 
     # Files
 

@@ -1,0 +1,102 @@
+# Output layers in int8. A layer is csoftmax._ops.int8.Layer, whose arrays have been checked; others are contiguous, of
+# the dtypes that the arguments name. Included by binding.pyx.
+
+
+cdef void *_address_or_null(array) except? NULL:
+    return NULL if array is None else _address(array)
+
+
+cdef csm_int8_layer _layer_of(layer, num_threads) except *:
+    cdef csm_int8_layer c
+    c.classes = layer.n_classes
+    c.dims = layer.n_features
+    c.dtype = layer.dtype
+    c.codes = <uint8_t *>_address(layer.codes)
+    c.second = <uint8_t *>_address_or_null(layer.second)
+    c.scale = <float *>_address(layer.scale)
+    c.residual = <float *>_address(layer.residual)
+    c.second_residual = <float *>_address_or_null(layer.second_residual)
+    c.norm = <float *>_address(layer.norm)
+    c.bias = <float *>_address(layer.bias)
+    c.exact_bias = <const double *>_address_or_null(layer.exact_bias)
+    c.exponent = <const int16_t *>_address(layer.exponent)
+    c.w = _address(layer.w)
+    c.w_row = layer.w.strides[0]
+    c.w_axis = layer.w.strides[1]
+    c.ratio = layer.ratio
+    c.threads = _threads(num_threads)
+    c.interrupt = _check_signals
+    return c
+
+
+def run_int8_quantise(layer, w, ids, num_threads):
+    """Codes, scales and norms of the rows of w, for the classes ids (int64), or None: all."""
+    cdef csm_int8_layer c = _layer_of(layer, num_threads)
+    cdef size_t count = w.shape[0]
+    cdef const int64_t *at = <const int64_t *>_address_or_null(ids)
+    cdef cpu.csm_status status
+    c.w = _address(w)
+    c.w_row = w.strides[0]
+    c.w_axis = w.strides[1]
+    with nogil:
+        status = csm_run_int8_quantise(csm_current_table(), &c, count, at)
+    _raise(status)
+
+
+def run_int8_topk(layer, x, size_t k, int limbs, where, indptr, excluded, values, indices, found, rescored,
+                  num_threads):
+    """The k best classes of each row of x (float64); where: uint8 of one row or one for each; CSR of int64."""
+    cdef csm_int8_layer c = _layer_of(layer, num_threads)
+    cdef csm_int8_search s
+    cdef cpu.csm_status status
+    s.queries = x.shape[0]
+    s.k = k
+    s.x = <const double *>_address(x)
+    s.limbs = limbs
+    s.where = <const unsigned char *>_address_or_null(where)
+    s.where_row = where.shape[1] if where is not None and where.shape[0] != 1 else 0
+    s.indptr = <const int64_t *>_address_or_null(indptr)
+    s.excluded = <const int64_t *>_address_or_null(excluded)
+    s.values = <double *>_address(values)
+    s.indices = <int64_t *>_address(indices)
+    s.found = <int64_t *>_address(found)
+    s.rescored = <int64_t *>_address(rescored)
+    with nogil:
+        status = csm_run_int8_topk(csm_current_table(), &c, &s)
+    _raise(status)
+
+
+def run_int8_scores(layer, x, ids, scores, num_threads):
+    """Exact scores (float64) of one query x (float64) for the classes ids (int64), or None: all."""
+    cdef csm_int8_layer c = _layer_of(layer, num_threads)
+    cdef const double *given = <const double *>_address(x)
+    cdef const int64_t *at = <const int64_t *>_address_or_null(ids)
+    cdef double *to = <double *>_address(scores)
+    cdef size_t count = len(scores)
+    cdef cpu.csm_status status
+    with nogil:
+        status = csm_run_int8_scores(csm_current_table(), &c, given, count, at, to)
+    _raise(status)
+
+
+def run_int8_bounds(layer, x, scores, bounds, num_threads):
+    """Scores of all classes for one query, and bounds of their errors (float64). Returns that of the query's norm."""
+    cdef csm_int8_layer c = _layer_of(layer, num_threads)
+    cdef const double *given = <const double *>_address(x)
+    cdef double *to = <double *>_address(scores)
+    cdef double *errors = <double *>_address(bounds)
+    cdef double size = 0
+    cdef cpu.csm_status status
+    with nogil:
+        status = csm_run_int8_bounds(csm_current_table(), &c, given, to, errors, &size)
+    _raise(status)
+    return size
+
+
+def run_int8_dots(bint vnni, codes, x, size_t vectors, offset, out):
+    """The integer products of one group of 16 classes, for tests; returns whether there is such a kernel."""
+    cdef const uint8_t *given = <const uint8_t *>_address(codes)
+    cdef const int8_t *a = <const int8_t *>_address(x)
+    cdef const int32_t *start = <const int32_t *>_address(offset)
+    cdef int32_t *to = <int32_t *>_address(out)
+    return csm_run_int8_dots(csm_current_table(), vnni, given, codes.size // 64, a, vectors, start, to) == 0

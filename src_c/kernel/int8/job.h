@@ -1,0 +1,48 @@
+/* The arguments of the kernels of int8 output layers, and the table of the kernels. */
+#ifndef CSM_INT8_JOB_H
+#define CSM_INT8_JOB_H
+
+#include "../../vec/standard.h"
+
+enum {
+    CSM_INT8_GROUP = 16,  /* classes whose codes lie together: the lanes of a vector are classes */
+    CSM_INT8_VECTORS = 4, /* codes of features that one pass over a group multiplies */
+    CSM_INT8_LIMIT = 63,  /* of the codes of features; that of the codes of weights is 127 */
+    CSM_INT8_SECOND = 126, /* a second limb of features counts 1 / 126 of the first one */
+    CSM_INT8_WEIGHT_SECOND = 254, /* the same for weights */
+    CSM_INT8_DIMS = 1 << 18 /* most features: 127 * 63 * 2^18 < 2^31 */
+};
+
+/* How a query turns integers into scores and bounds, and which scores it keeps. */
+typedef struct csm_int8_query {
+    float factor;    /* score = integer * (scale[class] * factor) + bias */
+    float residual;  /* bound = residual[class] * this ... */
+    float norm;      /* ... + norm[class] * this ... */
+    float below;     /* classes whose score + bound is at most this are dropped: the float below the threshold */
+    int limbs;       /* 1: the integer is q a, 2: 126 q a + q a2 */
+    int is_wide;     /* the integer may exceed 31 bits */
+    size_t vector;   /* of its products */
+} csm_int8_query;
+
+/* The numbers of the classes of a group. */
+typedef struct csm_int8_group {
+    const float *scale, *residual, *norm, *bias;
+} csm_int8_group;
+
+typedef struct csm_int8_kernels {
+    /* out[v][class] = sum of q x over the group's codes, for v < vectors.  x: blocks of CSM_INT8_VECTORS vectors, of
+     * which four dimensions lie together.  offset[v]: -128 times the sum of the codes of vector v.  The second one
+     * needs CSM_CPU_VNNI and is NULL where there is no such instruction. */
+    void (*dots)(const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors, const int32_t *offset,
+                 int32_t *out);
+    void (*dots_vnni)(const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors, const int32_t *offset,
+                      int32_t *out);
+    /* For each query, a bit for each class of the group that may reach the threshold. */
+    void (*reach)(const csm_int8_query *, size_t count, const csm_int8_group *, const int32_t *dots, uint16_t *kept);
+    /* Lower and upper bounds of the scores of one query. */
+    void (*bounds)(const csm_int8_query *, const csm_int8_group *, const int32_t *dots, float *lower, float *upper);
+    /* the product in double, in 8 lanes */
+    double (*exact)(const double *w, const double *x, size_t n);
+} csm_int8_kernels;
+
+#endif

@@ -1,0 +1,336 @@
+/* The driver of exact top-k through int8: scans the codes, drops the classes that cannot be among the k best, and
+ * computes the exact scores of the rest.
+ *
+ * The threshold of a query is the k-th largest lower bound that a thread has seen.  A class whose upper bound is below
+ * it is not among the k best, whichever class is: k classes are better.  A thread keeps the others in a list; if the
+ * list is full, the threshold rises and the list shrinks.  In the end the lists of all threads are merged, and the
+ * threshold of the whole decides, so that the classes that are scored exactly are the same for every number of threads.
+ * Where the bounds leave more than an eighth of the classes (and more than a few thousand), the query is given back:
+ * all exact scores cost about as much then.
+ *
+ * Order: the exact score falling, NaN greatest, then the index rising.  It does not depend on the codes at all.
+ * Queries are taken 64 at a time: a group of 16 classes stays in L1 for all of them, so that codes are read once.
+ */
+#include "int8.h"
+
+#include "../core/selection.h"
+
+#include <stdlib.h>
+
+enum {
+    MAX_QUERIES = 64,      /* of a scan */
+    MIN_KEPT = 1024,       /* candidates in a list before it is compacted, in addition to 4 k */
+    MAX_KEPT_PART = 8,     /* more candidates than 1 / 8 of the classes: all exact scores */
+    FEW_QUERIES = 8,       /* below it the scan takes as long as memory, and a second limb of x is free */
+    KEPT_BYTES = 64 << 20  /* of all lists */
+};
+
+/* Candidates of one query in one thread. */
+typedef struct kept {
+    float *lower, *upper; /* one allocation */
+    int32_t *id;
+    size_t count, capacity;
+    float threshold;
+    int is_full; /* too many: all scores are needed */
+} kept;
+
+typedef struct scored {
+    double score;
+    int64_t id;
+} scored;
+
+typedef struct topk_call {
+    const csm_table *table;
+    const csm_int8_layer *layer;
+    const csm_int8_search *search;
+    size_t first, queries; /* of this scan */
+    size_t vectors, limit;
+    int threads;
+    kept *lists; /* threads x queries */
+    int8_t *codes;
+    int32_t *offset;
+    size_t coded; /* queries that are scanned */
+    csm_int8_query query[MAX_QUERIES];
+    size_t number[MAX_QUERIES]; /* of each of them in this scan */
+    int is_exact[MAX_QUERIES];
+    csm_scratch scratch;
+    csm_interrupt interrupt;
+} topk_call;
+
+static int grow(kept *list, size_t capacity) {
+    float *memory = csm_allocate(capacity * (2 * sizeof(float) + sizeof(int32_t)));
+    if (!memory) return 0;
+    if (list->count) {
+        memcpy(memory, list->lower, list->count * sizeof(float));
+        memcpy(memory + capacity, list->upper, list->count * sizeof(float));
+        memcpy(memory + 2 * capacity, list->id, list->count * sizeof(int32_t));
+    }
+    csm_release(list->lower);
+    list->lower = memory;
+    list->upper = memory + capacity;
+    list->id = (int32_t *)(memory + 2 * capacity);
+    list->capacity = capacity;
+    return 1;
+}
+
+/* The k-th largest of n lower bounds, -infinity if there are fewer. */
+static csm_status find_threshold(topk_call *call, int thread, const float *lower, size_t n, float *threshold) {
+    const size_t k = call->search->k;
+    *threshold = -INFINITY;
+    if (n < k || k == 0) return CSM_OK;
+    char *memory = csm_scratch_get(&call->scratch, thread, 0, csm_select_size(n, k, sizeof(float)));
+    if (!memory) return CSM_NO_MEMORY;
+    csm_select s = csm_select_at(memory, n, k, sizeof(float), csm_poll_of(&call->interrupt, thread));
+    call->table->select[CSM_DTYPE_f32](lower, n, k, 0, 0, &s);
+    if (s.is_stopped) return CSM_INTERRUPTED;
+    float least = INFINITY;
+    for (size_t i = 0; i < k; i++) least = lower[s.index[i]] < least ? lower[s.index[i]] : least;
+    *threshold = least;
+    return CSM_OK;
+}
+
+static void drop_below(kept *list) {
+    size_t count = 0;
+    for (size_t i = 0; i < list->count; i++) {
+        if (list->upper[i] < list->threshold) continue;
+        list->lower[count] = list->lower[i];
+        list->upper[count] = list->upper[i];
+        list->id[count++] = list->id[i];
+    }
+    list->count = count;
+}
+
+/* Makes room in a full list: by a higher threshold, or else by more memory. */
+static csm_status make_room(topk_call *call, kept *list, int thread) {
+    csm_status status = find_threshold(call, thread, list->lower, list->count, &list->threshold);
+    if (status != CSM_OK) return status;
+    drop_below(list);
+    if (list->count > call->limit) {
+        list->is_full = 1;
+        list->count = 0;
+    } else if (list->count > list->capacity / 2 && !grow(list, 2 * list->capacity)) {
+        return CSM_NO_MEMORY;
+    }
+    return CSM_OK;
+}
+
+static int takes_part(const csm_int8_search *s, size_t query, size_t id) {
+    if (s->where && !s->where[(ptrdiff_t)query * s->where_row + (ptrdiff_t)id]) return 0;
+    if (!s->indptr) return 1;
+    int64_t low = s->indptr[query], high = s->indptr[query + 1];
+    while (low < high) {
+        const int64_t middle = low + (high - low) / 2;
+        if (s->excluded[middle] == (int64_t)id) return 0;
+        if (s->excluded[middle] < (int64_t)id) low = middle + 1;
+        else high = middle;
+    }
+    return 1;
+}
+
+/* Adds the classes of a group whose bits are set. */
+static csm_status keep(topk_call *call, int thread, size_t q, size_t group, unsigned bits, const float *lower,
+                       const float *upper) {
+    kept *list = &call->lists[(size_t)thread * call->queries + q];
+    for (size_t i = 0; bits; i++, bits >>= 1) {
+        const size_t id = group * CSM_INT8_GROUP + i;
+        if (!(bits & 1) || !takes_part(call->search, call->first + q, id)) continue;
+        if (list->count == list->capacity) {
+            if (list->capacity) {
+                csm_status status = make_room(call, list, thread);
+                if (status != CSM_OK) return status;
+                if (list->is_full) return CSM_OK;
+            } else {
+                const size_t wanted = 4 * call->search->k + MIN_KEPT, all = call->layer->classes;
+                if (!grow(list, wanted < all ? wanted : all)) return CSM_NO_MEMORY;
+            }
+        }
+        list->lower[list->count] = lower[i] == lower[i] ? lower[i] : -INFINITY;
+        list->upper[list->count] = upper[i];
+        list->id[list->count++] = (int32_t)id;
+    }
+    return CSM_OK;
+}
+
+/* Classes with an upper bound of at most this float are dropped; none where the threshold is -infinity. */
+static float below(const kept *list) { return list->is_full ? INFINITY : nextafterf(list->threshold, -INFINITY); }
+
+static csm_status scan_body(void *context, size_t begin, size_t end, int thread) {
+    topk_call *call = context;
+    const csm_int8_layer *l = call->layer;
+    const size_t steps = csm_int8_steps(l), bytes = steps * 4 * CSM_INT8_GROUP;
+    const kept *lists = call->lists + (size_t)thread * call->queries;
+    int32_t dots[CSM_INT8_GROUP * (2 * MAX_QUERIES + CSM_INT8_VECTORS)];
+    float lower[CSM_INT8_GROUP], upper[CSM_INT8_GROUP];
+    csm_int8_query query[MAX_QUERIES];
+    uint16_t reached[MAX_QUERIES];
+    memcpy(query, call->query, call->coded * sizeof *query);
+    for (size_t i = 0; i < call->coded; i++) query[i].below = below(&lists[call->number[i]]);
+    for (size_t g = begin; g < end; g++) {
+        const size_t first = g * CSM_INT8_GROUP, left = l->classes - first;
+        const unsigned present = left < CSM_INT8_GROUP ? (1u << left) - 1 : 0xffff;
+        const csm_int8_group group = {l->scale + first, l->residual + first, l->norm + first, l->bias + first};
+        csm_int8_dots(call->table, l->codes + g * bytes, steps, call->codes, call->vectors, call->offset, dots);
+        call->table->int8.reach(query, call->coded, &group, dots, reached);
+        for (size_t i = 0; i < call->coded; i++) {
+            const size_t q = call->number[i];
+            if (!(reached[i] & present) || lists[q].is_full) continue;
+            call->table->int8.bounds(&query[i], &group, dots, lower, upper);
+            csm_status status = keep(call, thread, q, g, reached[i] & present, lower, upper);
+            if (status != CSM_OK) return status;
+            query[i].below = below(&lists[q]);
+        }
+        if (csm_stops(&call->interrupt, thread, l->dims * call->vectors)) return CSM_OK; /* csm_parallel reports it */
+    }
+    return CSM_OK;
+}
+
+static int compare(const void *left, const void *right) {
+    const scored *a = left, *b = right;
+    const int a_nan = a->score != a->score, b_nan = b->score != b->score;
+    if (a_nan != b_nan) return b_nan - a_nan;
+    if (!a_nan && a->score != b->score) return a->score < b->score ? 1 : -1;
+    return a->id < b->id ? -1 : a->id > b->id;
+}
+
+/* The candidates of all threads in one list, those below the threshold of the whole left out. */
+static csm_status merge(topk_call *call, size_t q, int thread, kept *all) {
+    *all = (kept){0};
+    size_t total = 0;
+    for (int t = 0; t < call->threads; t++) {
+        const kept *list = &call->lists[(size_t)t * call->queries + q];
+        if (list->is_full) all->is_full = 1;
+        total += list->count;
+    }
+    if (all->is_full || total == 0) return CSM_OK;
+    if (!grow(all, total)) return CSM_NO_MEMORY;
+    for (int t = 0; t < call->threads; t++) {
+        const kept *list = &call->lists[(size_t)t * call->queries + q];
+        if (list->count == 0) continue;
+        memcpy(all->lower + all->count, list->lower, list->count * sizeof(float));
+        memcpy(all->upper + all->count, list->upper, list->count * sizeof(float));
+        memcpy(all->id + all->count, list->id, list->count * sizeof(int32_t));
+        all->count += list->count;
+    }
+    csm_status status = find_threshold(call, thread, all->lower, all->count, &all->threshold);
+    if (status == CSM_OK) drop_below(all);
+    if (all->count > call->limit) all->is_full = 1;
+    return status;
+}
+
+/* Computes the exact scores of the candidates, and writes the k best. */
+static csm_status rescore(topk_call *call, size_t q, int thread, const kept *all) {
+    const csm_int8_layer *l = call->layer;
+    const csm_int8_search *s = call->search;
+    const size_t to = call->first + q, count = all->count < s->k ? all->count : s->k;
+    const size_t row_size = csm_int8_row_size(l);
+    char *memory = csm_scratch_get(&call->scratch, thread, 1, row_size + all->count * sizeof(scored));
+    if (!memory) return CSM_NO_MEMORY;
+    scored *best = (scored *)(memory + row_size);
+    for (size_t i = 0; i < all->count; i++) {
+        const size_t id = (size_t)all->id[i];
+        const double *row = csm_int8_row(call->table, l, id, memory);
+        best[i] = (scored){csm_int8_score(call->table, l, id, row, s->x + to * l->dims), (int64_t)id};
+        if (csm_stops(&call->interrupt, thread, l->dims)) return CSM_OK; /* csm_parallel reports it */
+    }
+    if (all->count > 1) qsort(best, all->count, sizeof *best, compare);
+    for (size_t i = 0; i < count; i++) {
+        s->values[to * s->k + i] = best[i].score;
+        s->indices[to * s->k + i] = best[i].id;
+    }
+    s->found[to] = (int64_t)count;
+    s->rescored[to] = (int64_t)all->count;
+    return CSM_OK;
+}
+
+static csm_status finish_body(void *context, size_t begin, size_t end, int thread) {
+    topk_call *call = context;
+    for (size_t q = begin; q < end; q++) {
+        kept all = {0};
+        call->search->found[call->first + q] = 0;
+        call->search->rescored[call->first + q] = -1;
+        if (call->is_exact[q]) continue;
+        csm_status status = merge(call, q, thread, &all);
+        if (status == CSM_OK && !all.is_full) status = rescore(call, q, thread, &all);
+        csm_release(all.lower);
+        if (status != CSM_OK) return status;
+    }
+    return CSM_OK;
+}
+
+/* Codes of the queries of this scan. */
+static void code_queries(topk_call *call, double *scaled) {
+    const csm_int8_layer *l = call->layer;
+    const csm_int8_search *s = call->search;
+    const int wanted = s->limbs ? s->limbs : s->queries < FEW_QUERIES ? 2 : 0;
+    call->vectors = call->coded = 0;
+    for (size_t q = 0; q < call->queries; q++) {
+        const csm_int8_codes c = csm_int8_code(l, s->x + (call->first + q) * l->dims, wanted, call->vectors,
+                                               call->codes, call->offset, scaled);
+        call->is_exact[q] = c.is_exact;
+        if (c.is_exact) continue;
+        call->number[call->coded] = q;
+        call->query[call->coded++] = (csm_int8_query){
+            .factor = (float)(c.limbs == 2 ? c.unit / CSM_INT8_SECOND : c.unit),
+            .residual = csm_int8_up(c.size),
+            .norm = csm_int8_up(c.error),
+            .limbs = c.limbs,
+            .vector = call->vectors,
+            .is_wide = (double)l->dims * (CSM_INT8_SECOND + 1) * 127 * CSM_INT8_LIMIT >= 0x1p31,
+        };
+        call->vectors += (size_t)c.limbs;
+    }
+}
+
+static csm_status scan(topk_call *call, double *scaled, int threads) {
+    csm_buffer single[2];
+    const csm_int8_layer *l = call->layer;
+    const size_t count = (size_t)threads * call->queries;
+    call->threads = threads;
+    call->lists = csm_allocate(count * sizeof *call->lists);
+    if (!call->lists) return CSM_NO_MEMORY;
+    for (size_t i = 0; i < count; i++) call->lists[i] = (kept){.threshold = -INFINITY};
+    csm_status status = csm_scratch_begin(&call->scratch, threads, 2, single);
+    if (status == CSM_OK) {
+        code_queries(call, scaled);
+        const size_t cost = (l->dims + 16) * (call->vectors + 1);
+        if (call->vectors)
+            status = csm_parallel(csm_int8_groups(l), CSM_PIECE_ELEMENTS / 8 / cost + 1, threads, scan_body, call,
+                                  &call->interrupt);
+        const int finishing = call->queries < (size_t)threads ? (int)call->queries : threads;
+        if (status == CSM_OK) status = csm_parallel(call->queries, 1, finishing, finish_body, call, &call->interrupt);
+        csm_scratch_end(&call->scratch);
+    }
+    for (size_t i = 0; i < count; i++) csm_release(call->lists[i].lower);
+    csm_release(call->lists);
+    return status;
+}
+
+csm_status csm_run_int8_topk(const csm_table *table, const csm_int8_layer *l, const csm_int8_search *s) {
+    csm_fp_environment saved = csm_fp_enter();
+    topk_call call = {.table = table, .layer = l, .search = s};
+    call.interrupt = (csm_interrupt){.check = l->interrupt, .caller = saved};
+    const size_t eighth = l->classes / MAX_KEPT_PART, few = 2 * s->k + MIN_KEPT;
+    call.limit = eighth > few ? eighth : few;
+    const size_t block = s->queries < MAX_QUERIES ? s->queries : MAX_QUERIES;
+    const double work = (double)l->classes * (double)(l->dims + 16) * (double)block / 8;
+    const int threads = csm_threads_for(work, csm_int8_groups(l), l->threads < 1 ? 1 : l->threads);
+    const size_t list = (4 * s->k + MIN_KEPT) * 12 * (size_t)threads, most = KEPT_BYTES / list;
+    const size_t step = most < 1 ? 1 : most < block ? most : block;
+    const size_t coded = csm_rounded(csm_int8_steps(l) * 4 * (2 * step + CSM_INT8_VECTORS));
+    const size_t offsets = csm_rounded((2 * step + CSM_INT8_VECTORS) * sizeof(int32_t));
+    char *memory = csm_allocate(coded + offsets + csm_rounded(l->dims * sizeof(double)));
+    csm_status status = memory ? CSM_OK : CSM_NO_MEMORY;
+    if (memory) {
+        memset(memory, 0, coded + offsets);
+        call.codes = (int8_t *)memory;
+        call.offset = (int32_t *)(memory + coded);
+    }
+    for (size_t first = 0; status == CSM_OK && first < s->queries; first += step) {
+        call.first = first;
+        call.queries = s->queries - first < step ? s->queries - first : step;
+        status = scan(&call, (double *)(memory + coded + offsets), threads);
+    }
+    csm_release(memory);
+    csm_fp_leave(call.interrupt.caller); /* the callback may have changed it */
+    return status;
+}

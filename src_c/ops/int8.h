@@ -1,0 +1,49 @@
+/* What the drivers of int8 output layers share. */
+#ifndef CSM_OPS_INT8_H
+#define CSM_OPS_INT8_H
+
+#include "../core/call.h"
+#include "../core/extension.h"
+
+enum { CSM_INT8_LIMBS = 3 }; /* most limbs of a query */
+
+/* A query in codes: x' = unit (a + a2 / 126 + a3 / 126^2) + error. */
+typedef struct csm_int8_codes {
+    double unit;
+    double size, error; /* bounds of the norms of the coded part, and of the error with that of an exact score */
+    double whole;       /* bound of the norm of x' */
+    int limbs;
+    int is_exact; /* the query cannot be coded in single precision, or holds NaN or infinity: compute all scores */
+} csm_int8_codes;
+
+/* Codes of one query: up to `limbs` limbs (0: as many as are worth while) at lane `vector` and the following ones of
+ * blocks of CSM_INT8_VECTORS vectors, and -128 times their sums.  scaled: dims doubles of scratch. */
+csm_int8_codes csm_int8_code(const csm_int8_layer *, const double *x, int limbs, size_t vector, int8_t *codes,
+                             int32_t *offset, double *scaled);
+
+/* A row of weights as doubles: in place, or in `to`, which has room for csm_int8_row_size() bytes. */
+const double *csm_int8_row(const csm_table *, const csm_int8_layer *, size_t row, char *to);
+static inline size_t csm_int8_row_size(const csm_int8_layer *l) { return 3 * csm_rounded(l->dims * sizeof(double)); }
+
+/* The exact score of a class; row: csm_int8_row() of it. */
+static inline double csm_int8_score(const csm_table *t, const csm_int8_layer *l, size_t id, const double *row,
+                                    const double *x) {
+    const double sum = t->int8.exact(row, x, l->dims) + (l->exact_bias ? l->exact_bias[id] : (double)l->bias[id]);
+    return sum == sum ? sum : CSM_NAN;
+}
+
+static inline size_t csm_int8_steps(const csm_int8_layer *l) { return (l->dims + 3) / 4; }
+static inline size_t csm_int8_groups(const csm_int8_layer *l) {
+    return (l->classes + CSM_INT8_GROUP - 1) / CSM_INT8_GROUP;
+}
+/* The kernel of dot products for this table and CPU. */
+void csm_int8_dots(const csm_table *, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
+                   const int32_t *offset, int32_t *out);
+
+/* The smallest float that is not below a double. */
+static inline float csm_int8_up(double x) {
+    const float f = (float)x;
+    return (double)f < x ? nextafterf(f, INFINITY) : f;
+}
+
+#endif
