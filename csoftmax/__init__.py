@@ -11,6 +11,7 @@ from ._ops import cross_entropy as _cross_entropy
 from ._ops import entmax as _entmax
 from ._ops import in_batch as _in_batch
 from ._ops import linear_cross_entropy as _linear_cross_entropy
+from ._ops import margins as _margins
 from ._ops import negative_sampling as _negative_sampling
 from ._ops import rows as _rows
 from ._ops import sample as _sample
@@ -23,6 +24,7 @@ from ._ops.cross_entropy import *
 from ._ops.entmax import *
 from ._ops.in_batch import *
 from ._ops.linear_cross_entropy import *
+from ._ops.margins import *
 from ._ops.negative_sampling import *
 from ._ops.rows import *
 from ._ops.sample import *
@@ -49,6 +51,7 @@ __all__ += _cross_entropy.__all__
 __all__ += _entmax.__all__
 __all__ += _in_batch.__all__
 __all__ += _linear_cross_entropy.__all__
+__all__ += _margins.__all__
 __all__ += _negative_sampling.__all__
 __all__ += _rows.__all__
 __all__ += _sample.__all__

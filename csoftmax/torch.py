@@ -19,6 +19,7 @@ import csoftmax
 
 from ._arguments.numbers import check_choice, check_integer
 from ._torch.crf import CRF, crf_loss
+from ._torch.margins import margin_cross_entropy
 from ._torch.operators import Reduction, as_number, check_floating, check_int, define, detach, like, loss_dtype
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
 
@@ -29,6 +30,7 @@ __all__ = [
     "entmax",
     "linear_cross_entropy",
     "log_softmax",
+    "margin_cross_entropy",
     "nce_loss",
     "negative_sampling_loss",
     "sampled_softmax_loss",

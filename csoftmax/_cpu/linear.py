@@ -34,7 +34,7 @@ class Layer:
 
     def __init__(self, x: Any, w: Any, bias: Any, compute: np.dtype[Any], gradient: bool):
         self.x, self.bias, self.compute = x, bias, compute
-        self.is_half = x.dtype != compute
+        self.is_half = w.dtype != compute
         is_contiguous = w.flags.c_contiguous or w.flags.f_contiguous
         self.w = w if is_contiguous else run_apart(w.nbytes, np.ascontiguousarray, w)
         classes, features = w.shape
@@ -60,7 +60,7 @@ class Layer:
         if self.bias is not None:
             logits += self.bias
 
-    def _significant_classes(self, grad: Any, limit: Any) -> list[Any]:
+    def significant_classes(self, grad: Any, limit: Any) -> list[Any]:
         """The classes whose gradient exceeds the limit of some row, in pieces as large as a panel."""
         width = max(64, PANEL_BYTES // max(1, len(grad) * grad.itemsize))
         is_significant = np.empty(grad.shape[1], bool)
@@ -72,10 +72,10 @@ class Layer:
             return self.panels
         return [classes[k : k + self.panel_classes] for k in range(0, len(classes), self.panel_classes)]
 
-    def backward(self, rows: slice, grad: Any, limit: Any | None) -> None:
-        """Add the part of a chunk to the gradients; elements of a row up to its limit may be left out."""
+    def backward(self, rows: slice, grad: Any, pieces: list[Any] | None = None) -> None:
+        """Add the part of a chunk to the gradients, of all classes or of those in pieces."""
         x = self.x[rows].astype(self.compute, copy=False)
-        pieces = self.panels if limit is None else self._significant_classes(grad, limit)
+        pieces = self.panels if pieces is None else pieces
         is_first = rows.start == 0
         if is_first and pieces is not self.panels:
             run_apart(self.grad_w.nbytes, self.grad_w.fill, 0)

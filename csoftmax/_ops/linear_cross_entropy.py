@@ -107,11 +107,11 @@ def _lay_out_linear(
     s, upstream = (None if v is None else place.xp.ascontiguousarray(v).reshape(rows) for v in by_row)
     checked = checked._replace(sample_weight=s, upstream=upstream)
     plan = LinearPlan(dtype, x, w, bias, labels, soft, checked, None, 1.0, batch, compute, None, place, 1)
-    plan = _flat_on_cuda(plan) if place.on_cuda else _kept_rows(plan, reduction)
+    plan = _flat_on_cuda(plan) if place.on_cuda else keep_rows(plan, reduction)
     return plan._replace(chunk_rows=count_chunk_rows(len(plan.x), n, x.dtype, chunk_bytes))
 
 
-def _kept_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
+def keep_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
     """The plan with checked labels, reduced to the rows that take part, and with the divisor of the mean."""
     n, rows, options = len(plan.w), math.prod(plan.batch), plan.options
     s, upstream = options.sample_weight, options.upstream
@@ -209,14 +209,15 @@ def _run_linear_on_cpu(
         if bad is not None:
             raise RuntimeError("target was changed by another thread during the call")
         if gradient:
-            layer.backward(chunk, logits, filter_eps * np.abs(upstream)[:, None] if filter_eps else None)
+            limit = filter_eps * np.abs(upstream)[:, None]
+            layer.backward(chunk, logits, layer.significant_classes(logits, limit) if filter_eps else None)
     if gradient and not divides:
         layer.clear()
-    loss = _reduced(plan, losses, reduction)
+    loss = reduce_losses(plan, losses, reduction)
     return (loss, *_gradients(plan, layer)) if gradient else (loss, None, None, None)
 
 
-def _reduced(plan: LinearPlan, losses: Any, reduction: str) -> Any:
+def reduce_losses(plan: LinearPlan, losses: Any, reduction: str) -> Any:
     """The loss in the form of the result, from the losses of the rows that take part."""
     if reduction == "none":
         loss: Any = np.zeros(math.prod(plan.batch))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from . import crf, cross_entropy, entmax, in_batch, linear_cross_entropy, sample, sampled, softmax, topk
+from . import crf, cross_entropy, entmax, in_batch, linear_cross_entropy, margins, sample, sampled, softmax, topk
 from .record import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -15,6 +15,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *crf.RECORDS,
     *sampled.RECORDS,
     *in_batch.RECORDS,
+    *margins.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

@@ -160,6 +160,15 @@ def test_thinc(tmp_path):
     assert float(re.search(r"accuracy on held-out digits: ([\d.]+)", page)[1]) > 0.95
 
 
+def test_margins(tmp_path):
+    """Classes are tighter with the margin, and pairs are told apart better."""
+    figures = read_figures(run("plot_margins.py", tmp_path))
+    plain, margin = figures["softmax of cosines"], figures["margin of 0.3"]
+    assert margin["median angle"] < 0.85 * plain["median angle"]
+    assert margin["same closer"] > plain["same closer"]
+    assert margin["accuracy"] > plain["accuracy"] - 0.01
+
+
 def test_many_classes(tmp_path):
     pytest.importorskip("wordsegment", reason="the test extra has it")
     page = run("plot_many_classes.py", tmp_path, BIGRAMS="20000")

@@ -67,6 +67,9 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     log_z -= csoftmax.nce_loss_with_grad(x, w, labels, negatives, log_z=log_z).grad_log_z
     loss += csoftmax.in_batch_softmax_loss(x, x, ids=labels)
     towers = csoftmax.in_batch_softmax_loss_with_grad(x, x, symmetric=True)
+    loss += csoftmax.margin_cross_entropy(x, w, labels, arc=0.0, cosine=0.35, classes=np.arange(500))
+    on_sphere: csoftmax.LinearCrossEntropyResult = csoftmax.margin_cross_entropy_with_grad(x, w, labels, scale=16)
+    assert on_sphere.grad_w.shape == w.shape
     assert towers.grad_x.shape == towers.grad_y.shape == x.shape
     assert gradient.to_dense(1000).shape == w.shape
     optimizer = heads.RowOptimizer("adam", 0.1, penalty_l2=0.01)
