@@ -130,6 +130,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 
 #include "topk/integer.inc.h"
 #include "features/features.inc.h"
+#include "tree/tree.inc.h"
 
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
@@ -177,6 +178,7 @@ static const csm_table table = {
     {crf_load_f32, crf_store_f32, crf_store_f64, crf_split, crf_maxima, crf_exponentials, crf_forward, crf_backward,
      crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
     {CSM_DTYPES(OPTIMIZER)},
+    {tree_terms, tree_sides},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif
