@@ -223,8 +223,9 @@ class RowOptimizer:
 
 
 def begin_step(optimizer: RowOptimizer, name: str, w: Any) -> _State:
-    """The state of a step that a caller takes itself, on rows that it computes the gradients of one by one."""
-    check_weights(w)
+    """The state of a step that a caller takes itself, on rows of w whose gradients it computes one by one."""
+    if not w.flags.writeable:
+        raise ValueError(f"{name} is read-only")
     state = optimizer._state_of(name, w)
     return state._replace(step=state.step + 1)
 

@@ -5,8 +5,8 @@
  * First the rows: paths, logits, losses, derivatives, the gradient of x.  Then a stable counting sort by digits brings
  * the entries of a node together.  Then the nodes: the sum of g x over their entries in the order of the rows and, if
  * there is an optimiser, its step at once, while the gradient is in cache.  The unit of work is a row or a node, so
- * that no bit depends on the threads.  Sums along paths are pairs of doubles: below 1 ULP for any depth, and the pair of
- * a child never exceeds that of its parent, which tree_search.c needs.
+ * that no bit depends on the threads.  Sums along paths are pairs of doubles: below 1 ULP for any depth, and the pair
+ * of a child never exceeds that of its parent, which tree_search.c needs.
  */
 #include "tree.h"
 
@@ -72,63 +72,118 @@ static double get_real(const void *from, size_t i, int is_single) {
     return is_single ? (double)((const float *)from)[i] : ((const double *)from)[i];
 }
 
-/* Loss and, in g, derivatives times factor of a path whose logits without bias are in g; *square: of the derivatives.
- */
-static csm_status compute_path(csm_tree_job *job, int thread, const csm_tree_loss *l, size_t begin, size_t m,
-                               double factor, double *loss, double *square) {
-    double z[CSM_TREE_PART], term[CSM_TREE_PART], slope[CSM_TREE_PART], sum = 0, low = 0;
-    const int single = job->size == 4;
-    *square = 0;
-    for (size_t at = begin; at < begin + m; at += CSM_TREE_PART) {
-        const size_t k = begin + m - at < CSM_TREE_PART ? begin + m - at : CSM_TREE_PART;
-        csm_tree_logits(job, l->ids + at, k, (char *)l->g + at * job->size, z);
-        job->table->tree.terms(z, l->codes + at, k, term, slope);
-        for (size_t i = 0; i < k; i++) csm_tree_add(&sum, &low, term[i]);
-        if (l->grad_x) {
-            for (size_t i = 0; i < k; i++) {
-                *square += slope[i] * slope[i];
-                put_real(l->g, at + i, slope[i] * factor, single);
-            }
-        }
-        if (csm_stops(&job->interrupt, thread, k * (job->call->d + 16))) return CSM_INTERRUPTED;
-    }
-    *loss = sum + low;
-    return CSM_OK;
+/* Of entries [begin, begin + k), whose products with x are in g: losses, and in slope the derivatives by the logits. */
+static void compute_terms(const csm_tree_job *job, size_t begin, size_t k, double *term, double *slope) {
+    const csm_tree_loss *l = job->loss;
+    double z[CSM_TREE_PART];
+    csm_tree_logits(job, l->ids + begin, k, (const char *)l->g + begin * job->size, z);
+    job->table->tree.terms(z, l->codes + begin, k, term, slope);
 }
 
+static void prefetch_theta(const csm_tree_job *job, size_t node) {
+    const char *row = (const char *)job->call->theta + (ptrdiff_t)node * job->row_bytes;
+    for (ptrdiff_t at = 0; at < job->row_bytes && at < 512; at += 64) PREFETCH(row + at);
+}
+
+/* Writes the paths of rows [begin, end) that take part, then their products.  Nodes far from the root are in no cache,
+ * so all of a group are prefetched before the first is used. */
+static void begin_rows(const csm_tree_job *job, size_t begin, size_t end) {
+    const csm_tree_loss *l = job->loss;
+    const csm_tree_call *c = job->call;
+    for (size_t i = begin; i < end; i++) {
+        const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
+        if (l->labels[i] < 0) continue; /* whatever it holds */
+        find_path(job->tree, l->labels[i], l->ids + first, l->codes + first, m);
+        for (size_t j = 0; j < m && m <= CSM_TREE_PART; j++) prefetch_theta(job, (size_t)l->ids[first + j]);
+    }
+    for (size_t i = begin; i < end; i++) {
+        const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
+        if (l->grad_x) memset((char *)l->grad_x + (ptrdiff_t)i * job->row_bytes, 0, (size_t)job->row_bytes);
+        l->loss[i] = 0;
+        if (l->labels[i] >= 0)
+            job->dots((const char *)c->x + (ptrdiff_t)i * job->row_bytes, c->theta, job->row_bytes, l->ids + first, m,
+                      c->d, (char *)l->g + first * job->size);
+    }
+}
+
+/* The sums of a row's terms, which come in parts. */
+typedef struct row_sums {
+    double sum, low, square;
+} row_sums;
+
+/* Adds k terms; derivatives times factor are written to g. */
+static void add_terms(const csm_tree_job *job, row_sums *s, size_t begin, size_t k, const double *term,
+                      const double *slope, double factor) {
+    const csm_tree_loss *l = job->loss;
+    for (size_t i = 0; i < k; i++) csm_tree_add(&s->sum, &s->low, term[i]);
+    if (!l->grad_x) return;
+    for (size_t i = 0; i < k; i++) {
+        if (l->clip_norm > 0) s->square += slope[i] * slope[i];
+        put_real(l->g, begin + i, slope[i] * factor, job->size == 4);
+    }
+}
+
+static int clips(const csm_tree_loss *l) { return l->grad_x && (l->clip_norm > 0 || l->clip_value > 0); }
+static double factor_of(const csm_tree_job *job, size_t i) {
+    const csm_tree_loss *l = job->loss;
+    if (clips(l)) return 1;
+    return (l->scale ? l->scale[i] : 1) / job->call->temperature * (l->upstream ? l->upstream[i] : 1);
+}
+
+/* The loss of row i, its clipped derivatives, and its gradient of x. */
+static void end_row(const csm_tree_job *job, size_t i, const row_sums *s) {
+    const csm_tree_loss *l = job->loss;
+    const csm_tree_call *c = job->call;
+    const int single = job->size == 4;
+    const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
+    const double loss = s->sum + s->low, scale = l->scale ? l->scale[i] : 1;
+    char *g = (char *)l->g + first * job->size;
+    l->loss[i] = l->is_rounded ? csm_finish_loss(scale * loss, single) : 0 - loss;
+    if (clips(l)) {
+        const double inner = scale / c->temperature, norm = inner * sqrt(s->square);
+        const double shrink = l->clip_norm > 0 && norm > l->clip_norm ? l->clip_norm / norm : 1;
+        const double limit = l->clip_value > 0 ? l->clip_value : CSM_INF, upstream = l->upstream ? l->upstream[i] : 1;
+        for (size_t j = 0; j < m; j++) {
+            const double a = get_real(g, j, single) * (inner * shrink);
+            put_real(g, j, (a > limit ? limit : a < -limit ? -limit : a) * upstream, single);
+        }
+    }
+    if (l->grad_x)
+        job->table->rows[job->dtype].sums(g, c->theta, job->row_bytes, l->ids + first, m, c->d,
+                                          (char *)l->grad_x + (ptrdiff_t)i * job->row_bytes);
+}
+
+/* Rows whose paths together fit one part, so that vectors of decisions are full; a longer path is a group of its own,
+ * in several parts. */
 static csm_status loss_body(void *context, size_t begin, size_t end, int thread) {
     csm_tree_job *job = context;
     const csm_tree_loss *l = job->loss;
-    const csm_tree_call *c = job->call;
-    const int single = job->size == 4, clips = l->grad_x && (l->clip_norm > 0 || l->clip_value > 0);
-    for (size_t i = begin; i < end; i++) {
-        const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
-        const double scale = l->scale ? l->scale[i] : 1, upstream = l->upstream ? l->upstream[i] : 1;
-        const double inner = scale / c->temperature;
-        const char *x = (const char *)c->x + (ptrdiff_t)i * job->row_bytes;
-        char *grad_x = l->grad_x ? (char *)l->grad_x + (ptrdiff_t)i * job->row_bytes : NULL;
-        char *g = (char *)l->g + first * job->size;
-        double loss, square;
-        if (grad_x) memset(grad_x, 0, (size_t)job->row_bytes);
-        l->loss[i] = 0;
-        if (l->labels[i] < 0) continue; /* the row takes no part, whatever it holds */
-        find_path(job->tree, l->labels[i], l->ids + first, l->codes + first, m);
-        job->dots(x, c->theta, job->row_bytes, l->ids + first, m, c->d, g);
-        const csm_status status =
-            compute_path(job, thread, l, first, m, clips ? 1 : inner * upstream, &loss, &square);
-        if (status != CSM_OK) return status;
-        l->loss[i] = l->is_rounded ? csm_finish_loss(scale * loss, single) : 0 - loss;
-        if (clips) {
-            const double norm = inner * sqrt(square);
-            const double shrink = l->clip_norm > 0 && norm > l->clip_norm ? l->clip_norm / norm : 1;
-            const double limit = l->clip_value > 0 ? l->clip_value : CSM_INF;
-            for (size_t j = 0; j < m; j++) {
-                const double a = get_real(g, j, single) * (inner * shrink);
-                put_real(g, j, (a > limit ? limit : a < -limit ? -limit : a) * upstream, single);
+    double term[CSM_TREE_PART], slope[CSM_TREE_PART];
+    for (size_t i = begin, last; i < end; i = last) {
+        const size_t first = (size_t)l->offsets[i];
+        for (last = i + 1; last < end && (size_t)l->offsets[last + 1] - first <= CSM_TREE_PART;) last++;
+        const size_t m = (size_t)l->offsets[last] - first;
+        begin_rows(job, i, last);
+        if (m <= CSM_TREE_PART) {
+            compute_terms(job, first, m, term, slope);
+            for (size_t row = i; row < last; row++) {
+                const size_t at = (size_t)l->offsets[row], k = (size_t)l->offsets[row + 1] - at;
+                row_sums sums = {0, 0, 0};
+                if (l->labels[row] < 0) continue;
+                add_terms(job, &sums, at, k, term + (at - first), slope + (at - first), factor_of(job, row));
+                end_row(job, row, &sums);
             }
+        } else {
+            row_sums sums = {0, 0, 0};
+            for (size_t at = first; at < first + m; at += CSM_TREE_PART) {
+                const size_t k = first + m - at < CSM_TREE_PART ? first + m - at : CSM_TREE_PART;
+                compute_terms(job, at, k, term, slope);
+                add_terms(job, &sums, at, k, term, slope, factor_of(job, i));
+                if (csm_stops(&job->interrupt, thread, k * (job->call->d + 16))) return CSM_INTERRUPTED;
+            }
+            end_row(job, i, &sums);
         }
-        if (grad_x)
-            job->table->rows[job->dtype].sums(g, c->theta, job->row_bytes, l->ids + first, m, c->d, grad_x);
+        if (csm_stops(&job->interrupt, thread, m * (job->call->d + 16))) return CSM_INTERRUPTED;
     }
     return CSM_OK;
 }
@@ -171,8 +226,7 @@ void csm_tree_group(const csm_tree_call *call, const csm_tree_loss *l, size_t it
     size_t n = 0, count = 0;
     for (size_t i = 0; i < call->n; i++) {
         if (l->labels[i] < 0) continue;
-        for (int64_t e = l->offsets[i]; e < l->offsets[i + 1]; e++)
-            keys[n++] = (uint64_t)l->ids[e] << 32 | (uint64_t)e;
+        for (int64_t e = l->offsets[i]; e < l->offsets[i + 1]; e++) keys[n++] = (uint64_t)l->ids[e] << 32 | (uint64_t)e;
     }
     /* rows of entries: those of the sorted array are written last, when the unsorted ones have been read */
     keys = sort_keys(keys, keys + total, n, call->tree->classes - 1);
@@ -205,6 +259,12 @@ static size_t node_at(const csm_tree_groups *groups, size_t entry) {
     return low;
 }
 
+static void prefetch_node(const csm_tree_job *job, size_t node) {
+    prefetch_theta(job, node);
+    if (job->rows->theta->kind == CSM_ROWWISE_ADAGRAD)
+        PREFETCH((const char *)job->rows->theta->state + node * job->size);
+}
+
 /* Units are equal numbers of entries, because the nodes near the root have most of them; a node belongs to the unit in
  * which its entries begin. */
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
@@ -224,14 +284,13 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         double sum = 0;
         csm_wide narrow;
         if (r->theta && r->frozen && r->frozen[node]) continue;
-        if (r->theta && i + AHEAD < last) PREFETCH((const char *)c->theta + groups->nodes[i + AHEAD] * job->row_bytes);
+        if (r->theta && i + AHEAD < last) prefetch_node(job, (size_t)groups->nodes[i + AHEAD]);
         char *row = r->theta ? csm_scratch_get(&job->scratch, thread, 0, (size_t)job->row_bytes)
                              : (char *)r->values + (ptrdiff_t)i * job->row_bytes;
         memset(row, 0, (size_t)job->row_bytes);
         job->table->rows[job->dtype].sums(g, c->x, job->row_bytes, groups->examples + first, m, c->d, row);
         for (size_t j = 0; j < m; j++) sum += get_real(g, j, single);
-        if (r->theta)
-            csm_row_stepper_take(&theta, node, row, (char *)r->theta->w + (ptrdiff_t)node * job->row_bytes);
+        if (r->theta) csm_row_stepper_take(&theta, node, row, (char *)r->theta->w + (ptrdiff_t)node * job->row_bytes);
         if (r->bias) {
             put_real(&narrow, 0, sum, single);
             csm_row_stepper_take(&bias, node, &narrow, (char *)r->bias->w + node * job->size);

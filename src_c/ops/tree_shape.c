@@ -57,8 +57,7 @@ void csm_tree_sums(const csm_tree *tree, const double *weights, double *sums) {
         const size_t node = (size_t)tree->order[i];
         for (size_t side = 0; side < 2; side++) {
             const int32_t below = tree->child[2 * node + side];
-            sums[2 * node + side] =
-                below < 0 ? weights[~below] : sums[2 * (size_t)below] + sums[2 * (size_t)below + 1];
+            sums[2 * node + side] = below < 0 ? weights[~below] : sums[2 * (size_t)below] + sums[2 * (size_t)below + 1];
         }
     }
 }

@@ -21,6 +21,7 @@ SETTINGS = {
     "few": {"n_sampled": 2, "max_epochs": 20},
     "in_batch": {"sampler": "in_batch", "max_epochs": 20},
     "early_stopping": {"early_stopping": True},
+    "hierarchical": {"head": "hierarchical", "max_epochs": 20},
 }
 PARTIAL_FIT = (
     "check_partial_fit_invalid_target",
@@ -504,7 +505,7 @@ def test_forged_files(tmp_path, pairs):
         store.write(path, "ManyClassRegression", {**arrays, **changed}, header)
         with pytest.raises(ValueError, match="cannot be read as a model"):
             ManyClassRegression.load(path)
-    for changed in ({"n_features": 0}, {"history": 3}, {"parameters": {"head": "adaptive"}}):
+    for changed in ({"n_features": 0}, {"history": 3}, {"parameters": {"head": "other"}}):
         store.write(path, "ManyClassRegression", arrays, {**header, **changed})
         with pytest.raises(ValueError, match="cannot be read as a model"):
             ManyClassRegression.load(path)
@@ -527,7 +528,7 @@ def test_copies(pairs):
 @pytest.mark.parametrize(
     ("error", "match", "parameters"),
     [
-        (ValueError, "head must be one of 'sampled', 'full', got 'adaptive'", {"head": "adaptive"}),
+        (ValueError, "head must be one of 'sampled', 'full', 'hierarchical', got 'other'", {"head": "other"}),
         (ValueError, "sampler must be one of .* or a sampler of csoftmax.samplers, got 'zipf'", {"sampler": "zipf"}),
         (ValueError, "sampler has 7 classes, but the model has 3", {"sampler": UniformSampler(7)}),
         (ValueError, "correction must be one of", {"correction": None}),

@@ -124,7 +124,7 @@ class HierarchicalSoftmax:
         self._frozen, self.frozen_nodes = frozen, None
         if frozen is not None and frozen.any():
             # nodes without a class below them that may change, as numbers that the kernels read
-            self.frozen_nodes = (self.tree._side_sums(~frozen * 1.0).sum(axis=1) == 0).astype(np.uint8)
+            self.frozen_nodes = (self.tree._side_sums((~frozen).astype(np.float64)).sum(axis=1) == 0).astype(np.uint8)
 
     @classmethod
     def _from_arrays(
@@ -309,9 +309,7 @@ class HierarchicalSoftmax:
         """
         if not isinstance(optimizer, RowOptimizer):
             raise TypeError(f"optimizer must be a RowOptimizer, got {type(optimizer).__name__}")
-        plan = losses.plan_loss(
-            self, x, target, weight=None, sample_weight=sample_weight, ignore_index=-100, temperature=1.0, upstream=1.0,
-        )  # fmt: skip
+        plan = losses.plan_step(self, x, target, sample_weight, None)
         return losses.take_step(self, plan, optimizer, optimizer)
 
     def freeze(self, classes: ArrayLike | None = None) -> None:

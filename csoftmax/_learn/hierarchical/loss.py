@@ -52,6 +52,20 @@ def check_features(layer: HierarchicalSoftmax, x: Any) -> tuple[Any, tuple[int, 
     return rows, batch, x.dtype
 
 
+def plan_quickly(layer: HierarchicalSoftmax, x: Any, target: Any, num_threads: Any) -> Plan | None:
+    """The plan of a mean without options where arrays need no conversion, which takes a fifth of the time; or None."""
+    is_plain = type(x) is np.ndarray and type(target) is np.ndarray and x.ndim == 2 and x.flags.c_contiguous
+    if not is_plain or x.dtype != layer.dtype or target.shape != x.shape[:1] or target.dtype.kind not in "iu":
+        return None
+    if not len(x) or x.shape[1] != layer.n_features or not x.flags.aligned:
+        return None
+    labels = target.astype(np.int64)
+    if labels.min() < 0 or labels.max() >= layer.n_classes:
+        return None
+    up = np.full(len(x), 1.0) / float(len(x))
+    return Plan(x, labels, None, up, 1.0, 0.0, 0.0, "mean", float(len(x)), x.shape[:1], x.dtype, num_threads)
+
+
 def plan_loss(
     layer: HierarchicalSoftmax,
     x: Any,
@@ -108,12 +122,23 @@ def plan_loss(
     )
 
 
+def plan_step(layer: HierarchicalSoftmax, x: Any, target: Any, sample_weight: Any, num_threads: Any) -> Plan:
+    """The plan of a step of training."""
+    threads = layer.num_threads if num_threads is None else num_threads
+    plan = plan_quickly(layer, x, target, threads) if sample_weight is None else None
+    return plan or plan_loss(
+        layer, x, target, weight=None, sample_weight=sample_weight, ignore_index=-100, temperature=1.0, upstream=1.0,
+        num_threads=threads,
+    )  # fmt: skip
+
+
 def _parts(layer: HierarchicalSoftmax, labels: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
     """Rows whose paths have up to MAX_ENTRIES nodes, or one row, and the places of the paths."""
-    lengths = np.zeros(len(labels) + 1, np.int64)
-    depths = layer.tree._shape.depth
-    lengths[1:] = np.where(labels >= 0, depths[labels], 0)
-    ends = np.cumsum(lengths)
+    lengths = layer.tree._shape.depth[labels]
+    if labels.min(initial=0) < 0:
+        lengths[labels < 0] = 0
+    ends = np.zeros(len(labels) + 1, np.int64)
+    np.cumsum(lengths, out=ends[1:])
     begin = 0
     while begin < len(labels):
         last = len(labels)

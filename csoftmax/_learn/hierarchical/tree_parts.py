@@ -148,7 +148,9 @@ def expand_parents(parent: Integers) -> tuple[NDArray[np.int32], int]:
         raise ValueError(f"node {leaves[wrong[0]]} is a leaf, node {wrong[0]} is not: leaves must be the first nodes")
     order, below = _peel(parent, arity, n)
     if len(order) < m:
-        raise ValueError(f"{m - len(order)} of {m} nodes cannot be reached from the root, node {root}: they are in a circle")
+        raise ValueError(
+            f"{m - len(order)} of {m} nodes cannot be reached from the root, node {root}: they form a circle"
+        )
     # children of each node, ascending
     by_parent = np.argsort(parent, kind="stable")[1:].tolist()
     starts = np.append(0, np.cumsum(arity)).tolist()
@@ -228,14 +230,13 @@ def join_paths(nodes: Integers, codes: Integers, offsets: Integers) -> tuple[Int
     below = np.empty(len(nodes), np.int64)
     below[:-1] = nodes[1:]
     below[last] = ~np.arange(n)
-    children = np.full(2 * (n - 1), np.iinfo(np.int64).max)
+    children = np.full(2 * (n - 1), n)  # where it stays, it is refused as out of range
     children[2 * nodes + codes] = below  # of several entries the last one stays
     bad = np.flatnonzero(children[2 * nodes + codes] != below)
     if len(bad):
         at = bad[0]
         owner = int(np.searchsorted(offsets, at, side="right")) - 1
-        raise ValueError(f"the paths differ in what side {codes[at]} of node {nodes[at]} is; one is that of class {owner}")
-    bad = np.flatnonzero(children == np.iinfo(np.int64).max)
-    if len(bad):
-        raise ValueError(f"no path goes to side {bad[0] % 2} of node {bad[0] // 2}")
+        raise ValueError(
+            f"the paths differ in what side {codes[at]} of node {nodes[at]} is; one is that of class {owner}"
+        )
     return children.reshape(-1, 2), root

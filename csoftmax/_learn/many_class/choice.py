@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from .heads import FullHead, LinearHead
+from typing import Any
+
+from .heads import FullHead
+from .hierarchical import HierarchicalHead
 from .sampled import SampledHead
 
-HEADS: dict[str, type[LinearHead]] = {"sampled": SampledHead, "full": FullHead}
+HEADS: dict[str, Any] = {"sampled": SampledHead, "full": FullHead, "hierarchical": HierarchicalHead}

@@ -1,6 +1,7 @@
 """Contents of a file of `csoftmax.linear_model.ManyClassRegression`, beside those of all estimators.
 
-Arrays: w, bias; embedding; class_count; frozen.  Header: "history", "table" (of the command line).
+Arrays: those of the head (w, bias; or children, tree_counts, theta, bias); embedding; class_count; frozen.  Header:
+"history", "table" (of the command line), "root" of a tree.
 """
 
 from __future__ import annotations
@@ -25,8 +26,10 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     """Write a fitted estimator."""
     random_state = model.random_state if isinstance(model.random_state, int | np.integer) else None
     sampler = model.sampler if isinstance(model.sampler, str) else type(model)().sampler
-    arrays, header = describe_estimator(model, callbacks=None, random_state=random_state, sampler=sampler)
-    arrays |= model.head_.parameters
+    tree = model.tree if isinstance(model.tree, str) else type(model)().tree
+    arrays, header = describe_estimator(model, callbacks=None, random_state=random_state, sampler=sampler, tree=tree)
+    of_head, entries = model.head_.write()
+    arrays, header = arrays | of_head, header | entries
     for name in ("embedding", "class_count", "frozen"):
         if hasattr(model, f"{name}_"):
             array = getattr(model, f"{name}_")
@@ -46,26 +49,19 @@ def load(cls: type[Estimator], path: str | PathLike[str], *, mmap: bool = False,
 
 
 def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
-    need("w" in arrays and "bias" in arrays, "w or bias is missing")
-    w, bias = arrays["w"], arrays["bias"]
-    need(w.ndim == 2 and w.dtype in FLOATS, f"w has shape {w.shape}, dtype {w.dtype}")
-    need(
-        bias.shape == w.shape[:1] and bias.dtype == w.dtype,
-        f"bias has shape {bias.shape}, dtype {bias.dtype}; w {w.shape}, {w.dtype}",
-    )
     n_features = header.get("n_features")
     need(isinstance(n_features, int) and n_features > 0, "n_features is not a positive number")
     model = restore_estimator(cls, arrays, header, check_parameters, n_features=n_features)
     k = len(model.classes_)
-    need(k == len(w), f"there are {k} classes, but w has shape {w.shape}")
     need((model.classes_[1:] > model.classes_[:-1]).all(), "classes are not sorted")
-    _read_embedding(model, arrays, w.shape[1])
+    model.head_ = HEADS[model.head].read(arrays, header, k)
+    _read_embedding(model, arrays, model.head_.n_features)
     history = header.get("history")
     need(
         isinstance(history, dict) and all(isinstance(v, list) for v in history.values()),
         "history is not a dict of lists",
     )
-    model.head_, model.history_ = HEADS[model.head](w, bias), history
+    model.history_ = history
     if "class_count" in arrays:
         counts = arrays["class_count"]
         need(counts.shape == (k,) and counts.dtype == np.float64, f"class_count has shape {counts.shape}")
@@ -83,12 +79,12 @@ def _read_embedding(model: Any, arrays: Arrays, width: int) -> None:
     """Check the table of embeddings against the parameters and the head, and set it."""
     if model.embedding is None:
         need("embedding" not in arrays, "there is a table of embeddings, but the parameter embedding is None")
-        need(model.n_features_in_ == width, f"n_features is {model.n_features_in_}, but w has {width} columns")
+        need(model.n_features_in_ == width, f"n_features is {model.n_features_in_}, but the head has {width} columns")
         return
     need("embedding" in arrays, "the table of embeddings is missing")
     table = arrays["embedding"]
     need(
         table.ndim == 2 and table.shape[1] == width and len(table) and table.dtype in FLOATS,
-        f"the table of embeddings has shape {table.shape}, dtype {table.dtype}; w has {width} columns",
+        f"the table of embeddings has shape {table.shape}, dtype {table.dtype}; the head has {width} columns",
     )
     model.embedding_ = table

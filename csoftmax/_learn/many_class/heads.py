@@ -19,8 +19,12 @@ from ..._ops.rows import RowGradient
 from ..._ops.softmax import log_softmax, softmax
 from ..._ops.topk import TopK, topk
 from ..objective import compute_logits, is_sparse
+from ..store import Arrays, need
+from .counts import smooth
 
 if TYPE_CHECKING:
+    from typing import Self
+
     from .optimizers import Optimizers
 
 CHUNK_BYTES = 64 << 20  # of the logits that exist at a time in predictions
@@ -57,9 +61,53 @@ class LinearHead:
         return len(self.w)
 
     @property
+    def n_features(self) -> int:
+        """The number of features."""
+        return self.w.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters."""
+        return self.w.dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the parameters."""
         return int(self.w.nbytes + self.bias.nbytes)
+
+    @classmethod
+    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any) -> Self:
+        """A new head: weights of 0, and a bias of 0 or of the logarithms of the classes' frequencies."""
+        k = len(estimator.classes_)
+        bias = np.zeros(k, dtype)
+        if estimator.init_bias == "log_prior":
+            counts = estimator.class_count_ + smooth(estimator.class_count_)
+            bias[...] = np.log(counts / counts.sum())
+        return cls(np.zeros((k, features), dtype), bias)
+
+    @classmethod
+    def begin_again(cls, head: Any) -> Self:
+        """The head of a training that starts from the parameters of another one."""
+        if not isinstance(head, LinearHead):
+            raise ValueError("the model that warm_start continues has a head of another kind, not a linear layer")
+        return cls(head.w, head.bias)
+
+    @classmethod
+    def read(cls, arrays: Arrays, header: dict[str, Any], classes: int) -> Self:
+        """The head in a file, after every check."""
+        need("w" in arrays and "bias" in arrays, "w or bias is missing")
+        w, bias = arrays["w"], arrays["bias"]
+        need(w.ndim == 2 and w.dtype in (np.float32, np.float64), f"w has shape {w.shape}, dtype {w.dtype}")
+        need(
+            bias.shape == w.shape[:1] and bias.dtype == w.dtype,
+            f"bias has shape {bias.shape}, dtype {bias.dtype}; w {w.shape}, {w.dtype}",
+        )
+        need(len(w) == classes, f"there are {classes} classes, but w has shape {w.shape}")
+        return cls(w, bias)
+
+    def write(self) -> tuple[Arrays, dict[str, Any]]:
+        """Arrays and entries of the header for a file."""
+        return self.parameters, {}
 
     # Training
 
@@ -91,8 +139,12 @@ class LinearHead:
         rows = None if self.frozen is None else np.flatnonzero(~self.frozen)
         optimizers.weights.apply_decay("w", self.w, rows)
 
-    def add_classes(self, n: int, places: NDArray[np.intp], bias: Any) -> None:
-        """Make room for n classes in all; places: of the classes so far. New ones get weights of 0 and a bias."""
+    def add_classes(self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None, total: float) -> None:
+        """Make room for n classes in all; places: of the classes so far.
+
+        New ones get weights of 0, and the logarithm of their share of the counts or the smallest bias.
+        """
+        bias: Any = self.bias.min() if added is None else np.log(added / total)
         w = np.zeros((n, self.w.shape[1]), self.w.dtype)
         w[places] = self.w
         biases = np.empty(n, self.bias.dtype)

@@ -21,8 +21,7 @@ from ..messages import show
 from ..monitor import Monitor
 from ..parameters import Notes, Rows, check_known_labels, check_sample_weight, hold_out
 from .choice import HEADS
-from .counts import count_classes, smooth, uncount_classes
-from .heads import LinearHead
+from .counts import count_classes, uncount_classes
 from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
 from .optimizers import Optimizers
 from .parameters import check_parameters, make_generator, needs_counts
@@ -47,7 +46,7 @@ class Trainer:
 
     def __init__(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
         """Start with the head and the embeddings of the estimator; grows: whether more rows will be counted."""
-        self.head: LinearHead = estimator.head_
+        self.head: Any = estimator.head_
         self.head.own()
         embedding: NDArray[Any] | None = getattr(estimator, "embedding_", None)
         if embedding is not None and not embedding.flags.writeable:
@@ -120,14 +119,9 @@ class HeadMonitor(Monitor):
 # Beginnings
 
 
-def begin(estimator: Any, features: int, dtype: Any) -> None:
-    """Set a new head: weights of 0, and a bias of 0 or of the logarithms of the classes' frequencies."""
-    k = len(estimator.classes_)
-    bias = np.zeros(k, dtype)
-    if estimator.init_bias == "log_prior":
-        counts = estimator.class_count_ + smooth(estimator.class_count_)
-        bias[...] = np.log(counts / counts.sum())
-    estimator.head_ = HEADS[estimator.head](np.zeros((k, features), dtype), bias)
+def begin(estimator: Any, features: int, dtype: Any, rows: Any) -> None:
+    """Set a new head; rows: all that is known of the data."""
+    estimator.head_ = HEADS[estimator.head].begin(estimator, features, dtype, rows)
 
 
 def prepare(
@@ -152,9 +146,9 @@ def prepare(
     if needs_counts(estimator) or (not continues and estimator.init_bias == "log_prior"):
         count_classes(estimator, indices, weights)
     if continues:
-        estimator.head_ = HEADS[estimator.head](estimator.head_.w, estimator.head_.bias)
+        estimator.head_ = HEADS[estimator.head].begin_again(estimator.head_)
     else:
-        begin(estimator, *_shape_of_features(estimator, X))
+        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
     estimator.head_.check(estimator)
     return (X, indices, weights), validation, rng
 
@@ -183,13 +177,13 @@ def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLi
     if needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior"):
         count_classes(estimator, indices, weights)
     if is_new:
-        begin(estimator, *_shape_of_features(estimator, X))
+        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
     if first:
         estimator.head_.check(estimator)
         assert rng is not None
         estimator._trainer = Trainer(estimator, rng, grows=True)
     if estimator.embedding is None:
-        X = X.astype(estimator.head_.w.dtype, copy=False)
+        X = X.astype(estimator.head_.dtype, copy=False)
     return X, indices, weights
 
 
@@ -200,7 +194,7 @@ def train_on_rows(estimator: Any, rows: Rows, validation: Rows | None, rng: np.r
     """Train on all of the data, in minibatches; shuffled if there is more than one."""
     X, y, sample_weight = rows
     if estimator.embedding is None:
-        X = X.astype(estimator.head_.w.dtype, copy=False)
+        X = X.astype(estimator.head_.dtype, copy=False)
     trainer = Trainer(estimator, rng, grows=False)
     monitor = HeadMonitor(estimator, estimator.max_epochs, trainer, validation, rows)
     parts = split_batches(len(y), estimator.batch_size)

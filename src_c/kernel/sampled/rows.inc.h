@@ -86,6 +86,8 @@ static void FN(row_sums)(const void *g, const char *rows, ptrdiff_t step, const 
     if (m == 0) return;
     for (; k + HELD_VECTORS * V(W) <= d; k += HELD_VECTORS * V(W))
         FN(sum_part)(g, rows, step, ids, m, d, y, k, HELD_VECTORS);
+    for (; k + HELD_VECTORS / 2 * V(W) <= d; k += HELD_VECTORS / 2 * V(W))
+        FN(sum_part)(g, rows, step, ids, m, d, y, k, HELD_VECTORS / 2);
     for (; k < d; k += V(W)) FN(sum_part)(g, rows, step, ids, m, d, y, k, 1);
 }
 
