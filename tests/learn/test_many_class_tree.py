@@ -185,14 +185,14 @@ def test_command(tmp_path, capsys):
 
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 3))
-    lines = [f"{a:.4f},{b:.4f},{c:.4f},{'pqrs'[int(a > 0) * 2 + int(b > 0)]}" for a, b, c in X]
+    lines = [f"{a:.4f},{b:.4f},{c:.4f},{'p' if a > 0 else 'q' if b > 0 else 'r' if c > 0 else 's'}" for a, b, c in X]
     table = tmp_path / "data.csv"
     table.write_text("a,b,c,label\n" + "\n".join(lines) + "\n")
     model = str(tmp_path / "model.safetensors")
     fit = ["fit", str(table), "--target", "label", "-o", model]
     for tree in ([], ["--tree", "balanced"], ["--tree", "two_means"]):
         assert main([*fit, "--head", "hierarchical", "--max-epochs", "200", "--json", "--quiet", *tree]) == 0
-        assert json.loads(capsys.readouterr().out)["accuracy"] > 0.9
+        assert json.loads(capsys.readouterr().out)["accuracy"] > 0.8
         assert main(["evaluate", model, str(table), "--json", "--quiet"]) == 0
         assert json.loads(capsys.readouterr().out)
     assert main([*fit, "--tree", "balanced"]) != 0
