@@ -58,10 +58,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--solver", choices=("lbfgs", "adamw"), help="default: lbfgs")
     add(
         "--head",
-        choices=("sampled", "full", "adaptive"),
-        help="ManyClassRegression, for very many classes, instead: steps over sampled classes, over all, or over "
-        "clusters of rare classes",
+        choices=("sampled", "full", "hierarchical", "adaptive"),
+        help="ManyClassRegression, for very many classes, instead: steps over sampled classes, over all, down a tree, "
+        "or over clusters of rare classes",
     )
+    add("--tree", choices=("huffman", "balanced", "two_means"), help="of --head hierarchical; default: huffman")
     add("--n-sampled", type=parse_positive, metavar="M", help="sampled classes of a minibatch; default: 1024")
     add(
         "--penalty-l2",
@@ -155,6 +156,8 @@ def refuse_unused(arguments: argparse.Namespace) -> None:
             raise UnusableError(f"--penalty-l2 auto does not belong to --head {arguments.head}: pass a number")
     if arguments.n_sampled is not None and arguments.head != "sampled":
         raise UnusableError("--n-sampled belongs to --head sampled")
+    if arguments.tree is not None and arguments.head != "hierarchical":
+        raise UnusableError("--tree belongs to --head hierarchical")
     if arguments.head is not None:
         return
     arguments.solver = arguments.solver or "lbfgs"
@@ -240,7 +243,7 @@ def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression | 
                 save(model)
 
         callbacks.append(save_regularly)
-    names = ("penalty_l2", "learning_rate", "n_sampled")
+    names = ("penalty_l2", "learning_rate", "n_sampled", "tree")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.head is not None:
         return ManyClassRegression(

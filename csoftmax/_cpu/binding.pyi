@@ -272,6 +272,56 @@ def run_row_add(
     w: NDArray[Any],
     num_threads: int | None,
 ) -> None: ...
+
+class TreeShape:
+    child: NDArray[np.int32]
+    leaf_parent: NDArray[np.uint32]
+    node_parent: NDArray[np.uint32]
+    order: NDArray[np.int32]
+    depth: NDArray[np.int32]
+    def __init__(self, classes: int, root: int, child: NDArray[np.int32]) -> None: ...
+    def trace(self) -> int: ...
+    def sums(self, weights: NDArray[np.float64]) -> NDArray[np.float64]: ...
+
+class TreeCall:
+    def __init__(
+        self,
+        dtype: int,
+        shape: TreeShape,
+        theta: NDArray[Any],
+        bias: NDArray[Any] | None,
+        x: NDArray[Any],
+        temperature: float,
+        num_threads: int | None,
+    ) -> None: ...
+    def log_proba(self, out: NDArray[np.float64]) -> None: ...
+    def topk(
+        self, k: int, values: NDArray[np.float64], indices: NDArray[np.int64], evaluated: NDArray[np.int64]
+    ) -> None: ...
+    def walk(self, rows: NDArray[np.int64], uniforms: NDArray[np.float64], places: NDArray[np.int64]) -> bool: ...
+
+class TreeLoss:
+    loss: NDArray[np.float64]
+    grad_x: NDArray[Any] | None
+    def __init__(
+        self,
+        call: TreeCall,
+        labels: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        scale: NDArray[np.float64] | None,
+        upstream: NDArray[np.float64] | None,
+        clip_norm: float,
+        clip_value: float,
+        is_rounded: bool,
+        gradient: bool,
+    ) -> None: ...
+    def run(self) -> None: ...
+    def gradients(self, has_bias: bool) -> tuple[NDArray[np.int64], NDArray[Any], NDArray[Any] | None]: ...
+    def step(
+        self, kind: int, learning_rate: float, theta: Any, bias: Any, frozen: NDArray[np.uint8] | None
+    ) -> None: ...
+
+def huffman(weights: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.int32]: ...
 def sort_rows(keys: NDArray[Any], bins: int) -> tuple[NDArray[Any], NDArray[Any]]: ...
 def run_logistic_loss(
     dtype: int,

@@ -5,6 +5,7 @@
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
 # and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
 # int8.pxi those of output layers in int8.
+# tree.pxi those of trees.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -145,6 +146,60 @@ cdef extern from "core/extension.h" nogil:
                                        double *)
     int csm_run_int8_dots(const csm_table *, int, const uint8_t *, size_t, const int8_t *, size_t, const int32_t *,
                           int32_t *)
+    ctypedef struct csm_tree:
+        size_t classes
+        int64_t root
+        const int32_t *child
+        uint32_t *leaf_parent
+        uint32_t *node_parent
+        int32_t *order
+        int32_t *depth
+    ctypedef struct csm_tree_call:
+        const csm_tree *tree
+        const void *theta
+        const void *bias
+        const void *x
+        size_t n, d
+        double temperature
+        int threads
+        int (*interrupt)(void *) noexcept
+    ctypedef struct csm_tree_loss:
+        const int64_t *labels
+        const int64_t *offsets
+        const double *scale
+        const double *upstream
+        double clip_norm, clip_value
+        int is_rounded
+        int64_t *ids
+        uint8_t *codes
+        void *g
+        void *grad_x
+        double *loss
+    ctypedef struct csm_tree_groups:
+        int64_t *nodes
+        int64_t *starts
+        int64_t *examples
+        void *g
+        uint64_t *keys
+        size_t count
+    ctypedef struct csm_tree_rows:
+        const csm_tree_groups *groups
+        void *values
+        void *bias_values
+        const csm_row_update *theta
+        const csm_row_update *bias
+        const uint8_t *frozen
+    void csm_tree_huffman(size_t, const double *, const int64_t *, int32_t *, double *)
+    size_t csm_tree_trace(csm_tree *, int32_t *)
+    void csm_tree_sums(const csm_tree *, const double *, double *)
+    cpu.csm_status csm_run_tree_loss(int, const csm_table *, const csm_tree_call *, const csm_tree_loss *)
+    void csm_tree_group(const csm_tree_call *, const csm_tree_loss *, size_t, csm_tree_groups *)
+    cpu.csm_status csm_run_tree_rows(int, const csm_table *, const csm_tree_call *, const csm_tree_rows *)
+    cpu.csm_status csm_run_tree_log_proba(int, const csm_table *, const csm_tree_call *, double *)
+    cpu.csm_status csm_run_tree_topk(int, const csm_table *, const csm_tree_call *, size_t, double *, int64_t *,
+                                     int64_t *)
+    cpu.csm_status csm_run_tree_walk(int, const csm_table *, const csm_tree_call *, const int64_t *, size_t,
+                                     const double *, int64_t *)
 
     ctypedef struct csm_loss_call:
         pass
@@ -294,6 +349,7 @@ include "crf_quick.pxi"
 include "alias.pxi"
 include "sampled.pxi"
 include "int8.pxi"
+include "tree.pxi"
 
 
 # Instruction sets

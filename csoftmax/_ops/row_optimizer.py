@@ -222,6 +222,19 @@ class RowOptimizer:
         )
 
 
+def begin_step(optimizer: RowOptimizer, name: str, w: Any) -> _State:
+    """The state of a step that a caller takes itself, on rows of w whose gradients it computes one by one."""
+    if not w.flags.writeable:
+        raise ValueError(f"{name} is read-only")
+    state = optimizer._state_of(name, w)
+    return state._replace(step=state.step + 1)
+
+
+def end_step(optimizer: RowOptimizer, name: str, state: _State) -> None:
+    """Keep the state of a step that has been taken."""
+    optimizer._states[name] = state
+
+
 def check_weights(w: Any) -> None:
     """Refuse weights that cannot be changed in place."""
     if is_cupy(w):

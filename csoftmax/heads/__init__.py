@@ -1,12 +1,24 @@
-"""Parts of layers with very many classes: output layers, exact top-k through int8, the optimiser of rows."""
+"""Parts of layers with very many classes: output layers, trees, exact top-k through int8, the optimiser of rows."""
 
 from .._learn.adaptive.head import AdaptiveSoftmax
 from .._learn.head_result import HeadResult
+from .._learn.hierarchical.head import HierarchicalSoftmax
+from .._learn.hierarchical.tree import Tree
 from .._learn.int8_head import Int8Head, int8_topk
 from .._learn.int8_intervals import Interval, TopKInterval
 from .._ops.row_optimizer import RowOptimizer
 
-__all__ = ["AdaptiveSoftmax", "HeadResult", "Int8Head", "Interval", "RowOptimizer", "TopKInterval", "int8_topk"]
+__all__ = [
+    "AdaptiveSoftmax",
+    "HeadResult",
+    "HierarchicalSoftmax",
+    "Int8Head",
+    "Interval",
+    "RowOptimizer",
+    "TopKInterval",
+    "Tree",
+    "int8_topk",
+]
 
-for _member in (AdaptiveSoftmax, HeadResult, Int8Head, Interval, RowOptimizer, TopKInterval, int8_topk):
-    _member.__module__ = __name__
+for _name in __all__:
+    globals()[_name].__module__ = __name__

@@ -116,6 +116,83 @@ csm_status csm_run_int8_bounds(const csm_table *, const csm_int8_layer *, const 
 /* The kernel of dot products: which = 0 or 1 (VNNI; returns -1 without it). */
 int csm_run_int8_dots(const csm_table *, int which, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
                       const int32_t *offset, int32_t *out);
+/* A binary tree of `classes` leaves and classes - 1 nodes, which csm_tree_trace has checked. */
+typedef struct csm_tree {
+    size_t classes;
+    int64_t root;          /* a node; unused where there is none */
+    const int32_t *child;  /* 2 a node, of its sides 0 and 1: a node, or ~leaf */
+    uint32_t *leaf_parent; /* node and, in bit 31, side */
+    uint32_t *node_parent;
+    int32_t *order;        /* nodes, parents first */
+    int32_t *depth;        /* of leaves: nodes above them */
+} csm_tree;
+
+/* ops/tree_shape.c.  Huffman's tree of ascending weights, whose leaves are `classes`; the root is node 0.  Sums has
+ * room for a number for each node. */
+void csm_tree_huffman(size_t n, const double *weights, const int64_t *classes, int32_t *child, double *sums);
+/* Fills the parents, the order and the depths from child and root, where every node but the root and every leaf is a
+ * child exactly once; returns the number of nodes that the root reaches: fewer than all if there is a circle. */
+size_t csm_tree_trace(csm_tree *, int32_t *node_depth);
+/* Sums of weights of the leaves below the sides of each node, 2 a node. */
+void csm_tree_sums(const csm_tree *, const double *weights, double *sums);
+
+/* ops/tree.c.  The logits of nodes are (theta x + bias) / temperature; arrays have contiguous rows of the dtype. */
+typedef struct csm_tree_call {
+    const csm_tree *tree;
+    const void *theta, *bias; /* bias: NULL for 0 */
+    const void *x;
+    size_t n, d; /* rows of x, elements of a row */
+    double temperature;
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_tree_call;
+
+/* Losses of labels; entry offsets[i] + j is node j on the path to the label of row i. */
+typedef struct csm_tree_loss {
+    const int64_t *labels;  /* -1: the row takes no part */
+    const int64_t *offsets; /* n + 1 */
+    const double *scale, *upstream; /* of each row; NULL: 1 */
+    double clip_norm, clip_value;   /* 0: none */
+    int is_rounded;         /* losses are rounded to the dtype */
+    int64_t *ids;           /* result: nodes of the entries */
+    uint8_t *codes;         /* result: their sides */
+    void *g;                /* result: derivatives of the loss by their logits, in the dtype, if there is grad_x */
+    void *grad_x;           /* result, or NULL */
+    double *loss;           /* result */
+} csm_tree_loss;
+csm_status csm_run_tree_loss(csm_dtype, const csm_table *, const csm_tree_call *, const csm_tree_loss *);
+
+/* The entries of a loss, sorted by node; in the order of the rows where the node is the same. */
+typedef struct csm_tree_groups {
+    int64_t *nodes;    /* the distinct nodes, ascending */
+    int64_t *starts;   /* of their entries, and the end of the last */
+    int64_t *examples; /* row of each entry */
+    void *g;           /* its derivative */
+    uint64_t *keys;    /* scratch: two an entry */
+    size_t count;      /* of nodes */
+} csm_tree_groups;
+void csm_tree_group(const csm_tree_call *, const csm_tree_loss *, size_t itemsize, csm_tree_groups *);
+
+/* The gradients of the nodes of groups, or the steps of optimisers on them: `theta` and `bias` then give the arrays and
+ * states.  Steps cannot be interrupted, so that they are whole. */
+typedef struct csm_tree_rows {
+    const csm_tree_groups *groups;
+    void *values, *bias_values;         /* a row and a number for each node of the groups, or NULL */
+    const csm_row_update *theta, *bias; /* or NULL */
+    const uint8_t *frozen;              /* of all nodes, or NULL: steps leave them out */
+} csm_tree_rows;
+csm_status csm_run_tree_rows(csm_dtype, const csm_table *, const csm_tree_call *, const csm_tree_rows *);
+
+/* Log-probabilities of all classes, n rows of doubles. */
+csm_status csm_run_tree_log_proba(csm_dtype, const csm_table *, const csm_tree_call *, double *out);
+/* The k best classes of each row, 0 < k <= classes; evaluated: the number of nodes whose logits were computed. */
+csm_status csm_run_tree_topk(csm_dtype, const csm_table *, const csm_tree_call *, size_t k, double *values,
+                             int64_t *indices, int64_t *evaluated);
+/* Moves each row down from its place, a node or ~leaf, by up to `levels` levels; uniforms: n x levels.  CSM_NO_MASS: a
+ * logit is NaN. */
+csm_status csm_run_tree_walk(csm_dtype, const csm_table *, const csm_tree_call *, const int64_t *rows, size_t levels,
+                             const double *uniforms, int64_t *places);
 
 /* ops/features.c.  Emissions: the rows of the first `attributes` attributes are filled from their weights before.
  * Gradient: the sums replace the weights of `pairs`; rows of `grad` are read up to pairs->width, so that

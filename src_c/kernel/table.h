@@ -12,6 +12,7 @@
 #include "sampled/job.h"
 #include "softmax/job.h"
 #include "topk/job.h"
+#include "tree/job.h"
 
 typedef struct csm_table {
     const char *name;
@@ -34,6 +35,7 @@ typedef struct csm_table {
     csm_crf_kernels crf;
     csm_optimizer_kernels optimizer[CSM_DTYPE_COUNT];
     csm_int8_kernels int8;
+    csm_tree_kernels tree;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

@@ -5,15 +5,15 @@
  * Rows are distinct, so threads write to different memory and no result depends on how rows are distributed.
  * A row whose elements are not contiguous or not aligned is computed in scratch.
  */
-#include "../core/call.h"
-#include "../core/extension.h"
+#include "row_optimizer.h"
+
 #include "../math/pair.h"
 
 enum { ROW_ELEMENTS = 32, ROWS_AHEAD = 8 }; /* work of a row besides its elements; rows of prefetching */
 
 typedef struct optimizer_call {
     csm_dtype dtype;
-    const csm_optimizer_kernels *kernels;
+    const csm_table *table;
     const csm_row_update *update;
     size_t itemsize, wide_size;
     int in_place;
@@ -39,16 +39,16 @@ static csm_pair decay_of(const csm_row_update *u) {
     return csm_pair_of(rest, error - low);
 }
 
-static char *state_at(const optimizer_call *call, void *state, size_t row) {
-    return (char *)state + row * call->update->n * call->wide_size;
+static char *state_at(const csm_row_stepper *s, void *state, size_t row) {
+    return (char *)state + row * s->update->n * s->wide_size;
 }
 
 /* Adds the mean square of g to the row's number; returns the rate of the step. */
-static double adagrad_rate(const optimizer_call *call, const void *g, size_t row) {
-    const csm_row_update *u = call->update;
-    const double mean = call->kernels->squares(g, u->n) / (double)u->n;
+static double adagrad_rate(const csm_row_stepper *s, const void *g, size_t row) {
+    const csm_row_update *u = s->update;
+    const double mean = s->kernels->squares(g, u->n) / (double)u->n;
     double sum;
-    if (call->wide_size == 4) {
+    if (s->wide_size == 4) {
         float *at = (float *)u->state + row;
         sum = (double)*at + mean;
         *at = sum == sum ? (float)sum : (float)CSM_NAN;
@@ -68,23 +68,42 @@ static void correct(const csm_row_update *u, size_t row, csm_row_step *step) {
     step->root = 1 / sqrt(1 - power(csm_pair_of(CSM_ADAM_SECOND, 0), visits));
 }
 
-static void update_row(const optimizer_call *call, char *w, const char *g, size_t row, csm_row_step *step) {
-    const csm_row_update *u = call->update;
-    const csm_optimizer_kernels *k = call->kernels;
+static void update_row(csm_row_stepper *s, char *w, const void *g, size_t row) {
+    const csm_row_update *u = s->update;
+    const csm_optimizer_kernels *k = s->kernels;
+    csm_row_step *step = &s->step;
     step->rate = u->learning_rate;
     if (!g) {
         k->decay(w, u->n, step);
         return;
     }
     switch (u->kind) {
-    case CSM_ROWWISE_ADAGRAD: step->rate = adagrad_rate(call, g, row); /* fall through */
+    case CSM_ROWWISE_ADAGRAD: step->rate = adagrad_rate(s, g, row); /* fall through */
     case CSM_SGD: k->descend(w, g, u->n, step); break;
-    case CSM_ADAGRAD: k->adagrad(w, g, state_at(call, u->state, row), u->n, step); break;
+    case CSM_ADAGRAD: k->adagrad(w, g, state_at(s, u->state, row), u->n, step); break;
     case CSM_ADAM:
         correct(u, row, step);
-        k->adam(w, g, state_at(call, u->state, row), state_at(call, u->second, row), u->n, step);
+        k->adam(w, g, state_at(s, u->state, row), state_at(s, u->second, row), u->n, step);
         break;
     }
+}
+
+void csm_row_stepper_begin(csm_row_stepper *s, csm_dtype dtype, const csm_table *table, const csm_row_update *u) {
+    csm_call sizes;
+    csm_set_dtype(&sizes, dtype, table);
+    *s = (csm_row_stepper){&table->optimizer[dtype], u, sizes.wide_size, {.decay = 1}, 0};
+}
+
+void csm_row_stepper_take(csm_row_stepper *s, size_t row, const void *g, void *w) {
+    const csm_row_update *u = s->update;
+    if (u->last) {
+        const int64_t steps = u->step - u->last[row];
+        if (steps != s->known) s->step.decay = power(decay_of(u), (uint64_t)steps);
+        s->known = steps;
+        u->last[row] = u->step;
+        if (!g && steps == 0) return;
+    }
+    update_row(s, w, g, row);
 }
 
 static void prefetch_row(const optimizer_call *call, size_t row) {
@@ -98,28 +117,20 @@ static void prefetch_row(const optimizer_call *call, size_t row) {
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
     optimizer_call *call = context;
     const csm_row_update *u = call->update;
-    const csm_pair base = decay_of(u);
-    csm_row_step step = {.decay = 1};
-    int64_t known = 0; /* steps of step.decay */
+    csm_row_stepper stepper;
     char *copy = call->in_place ? NULL : csm_scratch_get(&call->scratch, thread, 0, u->n * call->itemsize);
     if (!call->in_place && !copy) return CSM_NO_MEMORY;
+    csm_row_stepper_begin(&stepper, call->dtype, call->table, u);
     for (size_t i = begin; i < end; i++) {
         const size_t row = u->rows ? (size_t)u->rows[i] : i;
         if (u->rows && i + ROWS_AHEAD < end) prefetch_row(call, (size_t)u->rows[i + ROWS_AHEAD]);
-        if (u->last) {
-            const int64_t steps = u->step - u->last[row];
-            if (steps != known) step.decay = power(base, (uint64_t)steps);
-            known = steps;
-            u->last[row] = u->step;
-            if (!u->g && steps == 0) continue;
-        }
         const char *g = u->g ? (const char *)u->g + i * u->n * call->wide_size : NULL;
         char *w = (char *)u->w + (ptrdiff_t)row * u->w_row;
         if (call->in_place) {
-            update_row(call, w, g, row, &step);
+            csm_row_stepper_take(&stepper, row, g, w);
         } else {
             csm_gather(copy, 0, (csm_strided){w, 0, u->w_axis}, 1, u->n, call->itemsize, NULL, NULL);
-            update_row(call, copy, g, row, &step);
+            csm_row_stepper_take(&stepper, row, g, copy);
             csm_scatter(w, 0, u->w_axis, copy, 0, 1, u->n, call->itemsize);
         }
     }
@@ -128,7 +139,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
 
 csm_status csm_run_row_update(csm_dtype dtype, const csm_table *table, const csm_row_update *u) {
     csm_fp_environment saved = csm_fp_enter();
-    optimizer_call call = {.dtype = dtype, .kernels = &table->optimizer[dtype], .update = u};
+    optimizer_call call = {.dtype = dtype, .table = table, .update = u};
     csm_call sizes;
     csm_buffer single[1];
     csm_set_dtype(&sizes, dtype, table);

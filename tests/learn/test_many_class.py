@@ -21,6 +21,7 @@ SETTINGS = {
     "few": {"n_sampled": 2, "max_epochs": 20},
     "in_batch": {"sampler": "in_batch", "max_epochs": 20},
     "early_stopping": {"early_stopping": True},
+    "hierarchical": {"head": "hierarchical", "max_epochs": 20},
 }
 PARTIAL_FIT = (
     "check_partial_fit_invalid_target",
@@ -527,7 +528,11 @@ def test_copies(pairs):
 @pytest.mark.parametrize(
     ("error", "match", "parameters"),
     [
-        (ValueError, "head must be one of 'sampled', 'full', 'adaptive', got 'hashed'", {"head": "hashed"}),
+        (
+            ValueError,
+            "head must be one of 'sampled', 'full', 'hierarchical', 'adaptive', got 'hashed'",
+            {"head": "hashed"},
+        ),
         (ValueError, "sampler must be one of .* or a sampler of csoftmax.samplers, got 'zipf'", {"sampler": "zipf"}),
         (ValueError, "sampler has 7 classes, but the model has 3", {"sampler": UniformSampler(7)}),
         (ValueError, "correction must be one of", {"correction": None}),

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
+    from ..hierarchical.tree import Tree
 
     Sampler = UniformSampler | LogUniformSampler | UnigramSampler | ClusterSampler
 
@@ -45,11 +46,12 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    head : {"sampled", "full", "adaptive"}, default "sampled"
-        How steps of training compute the loss. "sampled": `csoftmax.sampled_softmax_loss` (Bengio & Senécal 2003), or
-        `csoftmax.in_batch_softmax_loss`. "full": `csoftmax.linear_cross_entropy`, over all classes. "adaptive":
-        `csoftmax.heads.AdaptiveSoftmax`, another model: rare classes, by the counts at the start of training, are in
-        clusters with fewer features.
+    head : {"sampled", "full", "hierarchical", "adaptive"}, default "sampled"
+        "sampled" and "full" are a linear layer; they differ in the loss of a step: `csoftmax.sampled_softmax_loss`
+        (Bengio & Senécal 2003) or `csoftmax.in_batch_softmax_loss`; `csoftmax.linear_cross_entropy`, over all classes.
+        "hierarchical": a `csoftmax.heads.HierarchicalSoftmax`, decisions down a tree (Morin & Bengio 2005).
+        "adaptive": a `csoftmax.heads.AdaptiveSoftmax`: rare classes, by the counts at the start of training, are in
+        clusters with fewer features (Grave et al. 2017).
     embedding : int or pair of ints (n_ids, D), optional
         X holds ids in columns of integers; the features of a row are the mean of their embeddings, rows of a table
         (n_ids, D) in float32. An int is D, where `fit` takes the largest id in X for the last one.
@@ -64,6 +66,10 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         See `sampler`.
     correction : {"ranking", "partition", "none"}, default "ranking"
         As in `csoftmax.sampled_softmax_loss`.
+    tree : {"huffman", "balanced", "two_means"} or Tree, default "huffman"
+        Tree of the hierarchical head. "huffman": by the counts of the classes; "two_means": of the means of their
+        rows' features, and the counts; in `partial_fit` and `fit_batches` these are those of the first minibatch.
+        "balanced": in the order of the classes. A `csoftmax.heads.Tree` has the positions of `classes_` as its classes.
     cutoffs : "auto" or sequence of int, default "auto"
         Of the adaptive head, as in `csoftmax.heads.AdaptiveSoftmax`.
     optimizer : {"rowwise_adagrad", "adagrad", "adam", "sgd"}, default "rowwise_adagrad"
@@ -80,8 +86,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     max_epochs : int, default 5
         Maximum number of passes over the data.
     init_bias : {"log_prior", "zero"}, default "log_prior"
-        Bias at the start: the logarithms of the classes' relative counts, or 0. Weights start at 0, except the
-        projections of an adaptive head, which are random; its clusters have no bias within.
+        Bias at the start: the logarithms of the classes' relative counts, at nodes of a tree those of the odds of its
+        sides with half a count added to both; or 0. Weights start at 0, except the projections of an adaptive head,
+        which are random; its clusters have no bias within.
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss over all classes has not fallen for `patience`
         epochs, and keep the parameters of the best epoch. Not for `partial_fit` and `fit_batches`.
@@ -106,8 +113,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     head_ : object
-        The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features; an adaptive
-        head has the parameters of its ``head_.layer``, a `csoftmax.heads.AdaptiveSoftmax`.
+        The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features. The
+        hierarchical one has "theta" (K - 1, D) and "bias" (K - 1,) instead, the adaptive one what its layer has; their
+        ``layer`` is the `HierarchicalSoftmax` or the `AdaptiveSoftmax`.
     embedding_ : ndarray of float32, shape (n_ids, D)
         Table of embeddings; only with `embedding`.
     classes_ : ndarray of shape (K,)
@@ -165,12 +173,13 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        head: Literal["sampled", "full", "adaptive"] = "sampled",
+        head: Literal["sampled", "full", "hierarchical", "adaptive"] = "sampled",
         embedding: int | tuple[int, int] | None = None,
         n_sampled: int = 1024,
         sampler: Literal["unigram", "loguniform", "uniform", "in_batch"] | Sampler = "unigram",
         power: float = 0.75,
         correction: Literal["ranking", "partition", "none"] = "ranking",
+        tree: Literal["huffman", "balanced", "two_means"] | Tree = "huffman",
         cutoffs: Literal["auto"] | Sequence[int] = "auto",
         optimizer: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad",
         learning_rate: float = 0.3,
@@ -193,6 +202,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         self.sampler = sampler
         self.power = power
         self.correction = correction
+        self.tree = tree
         self.cutoffs = cutoffs
         self.optimizer = optimizer
         self.learning_rate = learning_rate
@@ -354,7 +364,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
         `classes_` stays sorted: new classes take their sorted places, and parameters, counts and frozen classes move
         with their classes, as do the positions that `topk` returns. A new class has the bias of the least likely
-        class, or the logarithm of its share of the counts. The state of the optimiser starts anew.
+        class, or the logarithm of its share of the counts. In a tree, the leaf with the lowest count becomes a node of
+        its class and the new one (`csoftmax.heads.HierarchicalSoftmax.add_classes`). The state of the optimiser starts
+        anew.
 
         Parameters
         ----------
@@ -424,7 +436,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def freeze(self, classes: ArrayLike | None = None) -> Self:
         """Keep the parameters of some classes unchanged in all later training.
 
-        Embeddings go on to change, and with them the logits. The state of the optimiser starts anew.
+        A node of a tree stays unchanged if all classes below it are frozen. Embeddings go on to change, and with them
+        the logits. The state of the optimiser starts anew.
 
         Parameters
         ----------
@@ -634,7 +647,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         ----------
         path : str or path-like
             File name; the file is a safetensors file. Callbacks, a sampler that is an object, a `random_state` that is
-            not an int and the state of the optimiser are not saved.
+            not an int and the state of the optimiser are not saved. The parameter `tree` is not if it is an object: the
+            head's tree is.
 
         Raises
         ------

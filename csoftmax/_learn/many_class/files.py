@@ -26,10 +26,10 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     """Write a fitted estimator."""
     random_state = model.random_state if isinstance(model.random_state, int | np.integer) else None
     sampler = model.sampler if isinstance(model.sampler, str) else type(model)().sampler
-    arrays, header = describe_estimator(model, callbacks=None, random_state=random_state, sampler=sampler)
+    tree = model.tree if isinstance(model.tree, str) else type(model)().tree
+    arrays, header = describe_estimator(model, callbacks=None, random_state=random_state, sampler=sampler, tree=tree)
     of_head, entries = model.head_.write()
-    arrays |= of_head
-    header |= entries
+    arrays, header = arrays | of_head, header | entries
     for name in ("embedding", "class_count", "frozen"):
         if hasattr(model, f"{name}_"):
             array = getattr(model, f"{name}_")

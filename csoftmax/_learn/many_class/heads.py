@@ -61,6 +61,16 @@ class LinearHead:
         return len(self.w)
 
     @property
+    def n_features(self) -> int:
+        """The number of features."""
+        return self.w.shape[1]
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the parameters."""
+        return self.w.dtype
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the parameters."""
         return int(self.w.nbytes + self.bias.nbytes)
@@ -98,16 +108,6 @@ class LinearHead:
     def write(self) -> tuple[Arrays, dict[str, Any]]:
         """Arrays and entries of the header for a file."""
         return self.parameters, {}
-
-    @property
-    def n_features(self) -> int:
-        """The number of features."""
-        return self.w.shape[1]
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters."""
-        return self.w.dtype
 
     # Training
 

@@ -12,6 +12,7 @@ import numpy as np
 from ..._arguments.numbers import check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import KINDS
+from ..hierarchical.tree import Tree
 from ..messages import show
 from ..parameters import (
     check_choice,
@@ -22,7 +23,8 @@ from ..parameters import (
     make_random_state,
 )
 
-HEADS = ("sampled", "full", "adaptive")
+HEADS = ("sampled", "full", "hierarchical", "adaptive")
+TREES = ("huffman", "balanced", "two_means")
 IN_BATCH = "in_batch"
 BY_COUNTS = ("unigram", "loguniform", IN_BATCH)  # samplers that need to know how frequent classes are
 SAMPLERS = (*BY_COUNTS, "uniform")
@@ -36,6 +38,8 @@ def check_parameters(estimator: Any) -> None:
     check_choice(estimator, "correction", CORRECTIONS)
     check_choice(estimator, "optimizer", KINDS)
     check_choice(estimator, "init_bias", INIT_BIASES)
+    if not isinstance(estimator.tree, Tree):
+        check_choice(estimator, "tree", TREES, or_also=" or a csoftmax.heads.Tree")
     if not is_sampler(estimator.sampler):
         check_choice(estimator, "sampler", SAMPLERS, or_also=" or a sampler of csoftmax.samplers")
     check_switches(estimator, ("early_stopping", "warm_start"))
@@ -73,6 +77,8 @@ def needs_counts(estimator: Any) -> bool:
     """Whether a step of training needs the counts of the classes, which are 8 bytes for each class."""
     if estimator.head == "adaptive":
         return True
+    if estimator.head == "hierarchical":
+        return isinstance(estimator.tree, str) and estimator.tree != "balanced"
     return estimator.head == "sampled" and isinstance(estimator.sampler, str) and estimator.sampler in BY_COUNTS
 
 

@@ -30,13 +30,13 @@
 #endif
 
 static double FN(optimizer_squares)(const void *from, size_t n) {
-    enum { LANES = sizeof(REAL) == 4 ? 16 : 8, PER = LANES / V(W) };
+    enum { LANES = sizeof(REAL) == 4 ? 16 : 8, VECTORS = LANES / V(W) };
     const REAL *g = from;
-    V(t) sum[PER];
+    V(t) sum[VECTORS];
     REAL lane[LANES];
-    for (int v = 0; v < PER; v++) sum[v] = V(zero)();
+    for (int v = 0; v < VECTORS; v++) sum[v] = V(zero)();
     for (size_t begin = 0; begin < n; begin += LANES) {
-        for (int v = 0; v < PER; v++) {
+        for (int v = 0; v < VECTORS; v++) {
             const size_t i = begin + (size_t)v * V(W);
             if (i >= n) break;
             const size_t k = n - i < V(W) ? n - i : V(W);
@@ -44,9 +44,7 @@ static double FN(optimizer_squares)(const void *from, size_t n) {
             sum[v] = V(fma)(a, a, sum[v]);
         }
     }
-    for (int v = 0; v < PER; v++) V(STORE_REAL)(lane + v * V(W), sum[v]);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int j = 0; j < half; j++) lane[j] = lane[j] + lane[j + half];
+    CSM_FOLD(sum, lane);
     return (double)lane[0];
 }
 

@@ -41,9 +41,7 @@ INLINE REAL FN(row_dot)(const T *x, const T *w, size_t d) {
         for (size_t j = 0; j < LANES; j++) rest[0][j] = k + j < d ? x[k + j] : 0, rest[1][j] = k + j < d ? w[k + j] : 0;
         for (int v = 0; v < VECTORS; v++) sum[v] = V(fma)(LOAD(rest[0] + v * V(W)), LOAD(rest[1] + v * V(W)), sum[v]);
     }
-    for (int v = 0; v < VECTORS; v++) V(STORE_REAL)(lane + v * V(W), sum[v]);
-    for (int half = LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) lane[i] += lane[i + half];
+    CSM_FOLD(sum, lane);
     return lane[0] == lane[0] ? lane[0] : (REAL)CSM_NAN;
 }
 static void FN(row_dots)(const void *x, const char *rows, ptrdiff_t step, const int64_t *ids, size_t m, size_t d,
@@ -55,38 +53,44 @@ static void FN(row_dots)(const void *x, const char *rows, ptrdiff_t step, const 
     }
 }
 
-/* Elements [k, k + vectors W) of the sums, or fewer where one vector is left. */
-INLINE void FN(sum_part)(const REAL *g, const char *rows, ptrdiff_t step, const int64_t *ids, size_t m, size_t d,
-                         REAL *y, size_t k, const int vectors) {
+/* Elements [k, k + vectors W) of the sums, which stay in registers. */
+INLINE void FN(sum_vectors)(const REAL *g, const char *rows, ptrdiff_t step, const int64_t *ids, size_t m, size_t d,
+                            REAL *y, size_t k, const int vectors) {
     V(t) sum[HELD_VECTORS];
-    const size_t left = d - k;
-    const int is_whole = left >= (size_t)vectors * V(W);
-    for (int v = 0; v < vectors; v++)
-        sum[v] = is_whole ? V(LOAD_REAL)(y + k + v * V(W)) : V(LOAD_PART_REAL)(y + k, left, V(zero)());
+    UNROLL
+    for (int v = 0; v < vectors; v++) sum[v] = V(LOAD_REAL)(y + k + v * V(W));
     for (size_t j = 0; j < m; j++) {
         const T *w = (const T *)(const void *)(rows + ids[j] * step) + k;
         const V(t) factor = V(set)((double)g[j]);
         if (k == 0 && j + ROW_AHEAD < m) csm_prefetch_row(rows + ids[j + ROW_AHEAD] * step, d * sizeof(T));
-        if (is_whole) {
-            UNROLL
-            for (int v = 0; v < vectors; v++) sum[v] = V(fma)(factor, LOAD(w + v * V(W)), sum[v]);
-        } else {
-            sum[0] = V(fma)(factor, LOAD_PART(w, left, V(zero)()), sum[0]);
-        }
+        UNROLL
+        for (int v = 0; v < vectors; v++) sum[v] = V(fma)(factor, LOAD(w + v * V(W)), sum[v]);
     }
-    for (int v = 0; v < vectors; v++) {
-        const V(t) s = V(select)(V(ordered)(sum[v]), sum[v], V(set)(CSM_NAN));
-        if (is_whole) V(STORE_REAL)(y + k + v * V(W), s);
-        else V(STORE_PART_REAL)(y + k, left, s);
+    UNROLL
+    for (int v = 0; v < vectors; v++)
+        V(STORE_REAL)(y + k + v * V(W), V(select)(V(ordered)(sum[v]), sum[v], V(set)(CSM_NAN)));
+}
+/* The last elements, fewer than a vector. */
+INLINE void FN(sum_rest)(const REAL *g, const char *rows, ptrdiff_t step, const int64_t *ids, size_t m, size_t d,
+                         REAL *y, size_t k) {
+    V(t) sum = V(LOAD_PART_REAL)(y + k, d - k, V(zero)());
+    for (size_t j = 0; j < m; j++) {
+        const T *w = (const T *)(const void *)(rows + ids[j] * step) + k;
+        if (k == 0 && j + ROW_AHEAD < m) csm_prefetch_row(rows + ids[j + ROW_AHEAD] * step, d * sizeof(T));
+        sum = V(fma)(V(set)((double)g[j]), LOAD_PART(w, d - k, V(zero)()), sum);
     }
+    V(STORE_PART_REAL)(y + k, d - k, V(select)(V(ordered)(sum), sum, V(set)(CSM_NAN)));
 }
 static void FN(row_sums)(const void *g, const char *rows, ptrdiff_t step, const int64_t *ids, size_t m, size_t d,
                          void *y) {
     size_t k = 0;
     if (m == 0) return;
     for (; k + HELD_VECTORS * V(W) <= d; k += HELD_VECTORS * V(W))
-        FN(sum_part)(g, rows, step, ids, m, d, y, k, HELD_VECTORS);
-    for (; k < d; k += V(W)) FN(sum_part)(g, rows, step, ids, m, d, y, k, 1);
+        FN(sum_vectors)(g, rows, step, ids, m, d, y, k, HELD_VECTORS);
+    for (; k + HELD_VECTORS / 2 * V(W) <= d; k += HELD_VECTORS / 2 * V(W))
+        FN(sum_vectors)(g, rows, step, ids, m, d, y, k, HELD_VECTORS / 2);
+    for (; k + V(W) <= d; k += V(W)) FN(sum_vectors)(g, rows, step, ids, m, d, y, k, 1);
+    if (k < d) FN(sum_rest)(g, rows, step, ids, m, d, y, k);
 }
 
 static void FN(row_add)(const void *from, double scale, size_t d, void *to) {

@@ -1,0 +1,1 @@
+"""Hierarchical softmax: trees, the layer, its losses."""
