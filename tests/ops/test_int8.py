@@ -184,6 +184,25 @@ def test_bounds_of_the_scan_hold_for_every_class():
         assert np.median(head._layer.norm[:300]) >= 0
 
 
+def test_near_ties_of_exact_codes():
+    """Codes that leave nothing out, scores that differ by a unit of float32: only the terms of rounding bound them."""
+    rng = np.random.default_rng(4)
+    for _ in range(40):
+        unit, second = rng.uniform(1, 2), rng.integers(20, 63)
+        q = np.stack((np.full(200, 127), rng.integers(-127, 128, 200)), axis=1)
+        x = unit * np.array([[63.0, second]])
+        scale = (1e4 / (q @ [63, second])).astype(np.float32)  # about the same score for each class
+        w = scale[:, None].astype(np.float64) * q
+        head = Int8Head(w)
+        assert (head._layer.residual[:200] < 1e-12 * head._layer.norm[:200]).all()
+        truth = [sum(Fraction(a) * Fraction(b) for a, b in zip(row, x[0])) for row in w]
+        best = sorted(range(200), key=lambda j: (-truth[j], j))[:3]
+        found = head.topk(np.repeat(x, 9, axis=0), 3)
+        if len({float(truth[j]) for j in best}) == 3:
+            assert found.indices.tolist() == [best] * 9
+            assert head.topk(x, 3).indices.tolist() == [best]
+
+
 def test_scaling_of_columns_is_exact():
     """Exponents that differ between w and x break the bounds: these tests would notice."""
     rng = np.random.default_rng(5)
