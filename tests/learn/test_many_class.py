@@ -527,7 +527,7 @@ def test_copies(pairs):
 @pytest.mark.parametrize(
     ("error", "match", "parameters"),
     [
-        (ValueError, "head must be one of 'sampled', 'full', 'adaptive', got 'hashed'", {"head": "hashed"}),
+        (ValueError, "head must be one of 'sampled', 'full', 'adaptive', got 'other'", {"head": "other"}),
         (ValueError, "sampler must be one of .* or a sampler of csoftmax.samplers, got 'zipf'", {"sampler": "zipf"}),
         (ValueError, "sampler has 7 classes, but the model has 3", {"sampler": UniformSampler(7)}),
         (ValueError, "correction must be one of", {"correction": None}),
