@@ -15,6 +15,7 @@ from ..messages import show
 from ..store import Arrays, need
 from .counts import smooth
 from .heads import Step, as_dense
+from .parameters import make_generator
 
 if TYPE_CHECKING:
     from .optimizers import Optimizers
@@ -32,12 +33,14 @@ class AdaptiveHead:
         self.std: NDArray[np.float64] | None = None
 
     @classmethod
-    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any, rng: Any) -> AdaptiveHead:
+    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any) -> AdaptiveHead:
         """A new head for the counts of the classes, whose logarithms may be the bias of the head."""
         counts: NDArray[np.float64] = estimator.class_count_ + smooth(estimator.class_count_)
         k, cutoffs = len(counts), estimator.cutoffs
         if not isinstance(cutoffs, str) and len(cutoffs) and max(cutoffs) >= k:
             raise ValueError(f"cutoffs must be less than {k}, the number of classes, got {show(list(cutoffs))}")
+        # seeded by the training's own numbers, which embeddings and minibatches take their numbers from
+        rng = np.random.default_rng(make_generator(estimator).integers(0, 2**32, 4, np.uint64))
         layer = AdaptiveSoftmax(features, k, counts=counts, cutoffs=cutoffs, dtype=dtype, init="zero", rng=rng)
         if estimator.init_bias == "log_prior":
             shares = counts[layer.classes.order] / counts.sum()

@@ -1,7 +1,7 @@
 """Contents of a file of `csoftmax.linear_model.ManyClassRegression`, beside those of all estimators.
 
-Arrays: those of the head, such as w and bias; embedding; class_count; frozen.  Header: "history", "table" (of the
-command line), and entries of the head.
+Arrays: those of the head (w, bias; or head.*); embedding; class_count; frozen.  Header: "history", "table" (of the
+command line), "head" of an adaptive one.
 """
 
 from __future__ import annotations
@@ -53,15 +53,15 @@ def _make(cls: type[Any], arrays: Arrays, header: dict[str, Any]) -> Any:
     need(isinstance(n_features, int) and n_features > 0, "n_features is not a positive number")
     model = restore_estimator(cls, arrays, header, check_parameters, n_features=n_features)
     k = len(model.classes_)
-    head = HEADS[model.head].read(arrays, header, k)
     need((model.classes_[1:] > model.classes_[:-1]).all(), "classes are not sorted")
-    _read_embedding(model, arrays, head.n_features)
+    model.head_ = HEADS[model.head].read(arrays, header, k)
+    _read_embedding(model, arrays, model.head_.n_features)
     history = header.get("history")
     need(
         isinstance(history, dict) and all(isinstance(v, list) for v in history.values()),
         "history is not a dict of lists",
     )
-    model.head_, model.history_ = head, history
+    model.history_ = history
     if "class_count" in arrays:
         counts = arrays["class_count"]
         need(counts.shape == (k,) and counts.dtype == np.float64, f"class_count has shape {counts.shape}")
@@ -79,12 +79,12 @@ def _read_embedding(model: Any, arrays: Arrays, width: int) -> None:
     """Check the table of embeddings against the parameters and the head, and set it."""
     if model.embedding is None:
         need("embedding" not in arrays, "there is a table of embeddings, but the parameter embedding is None")
-        need(model.n_features_in_ == width, f"n_features is {model.n_features_in_}, but the head has {width}")
+        need(model.n_features_in_ == width, f"n_features is {model.n_features_in_}, but the head has {width} columns")
         return
     need("embedding" in arrays, "the table of embeddings is missing")
     table = arrays["embedding"]
     need(
         table.ndim == 2 and table.shape[1] == width and len(table) and table.dtype in FLOATS,
-        f"the table of embeddings has shape {table.shape}, dtype {table.dtype}; the head has {width} features",
+        f"the table of embeddings has shape {table.shape}, dtype {table.dtype}; the head has {width} columns",
     )
     model.embedding_ = table

@@ -76,7 +76,7 @@ class LinearHead:
         return int(self.w.nbytes + self.bias.nbytes)
 
     @classmethod
-    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any, rng: Any) -> Self:
+    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any) -> Self:
         """A new head: weights of 0, and a bias of 0 or of the logarithms of the classes' frequencies."""
         k = len(estimator.classes_)
         bias = np.zeros(k, dtype)
@@ -139,10 +139,10 @@ class LinearHead:
         rows = None if self.frozen is None else np.flatnonzero(~self.frozen)
         optimizers.weights.apply_decay("w", self.w, rows)
 
-    def add_classes(self, n: int, places: NDArray[np.intp], added: Any, total: float) -> None:
-        """Make room for n classes in all; places: of the classes so far. New ones get weights of 0 and a bias.
+    def add_classes(self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None, total: float) -> None:
+        """Make room for n classes in all; places: of the classes so far.
 
-        The bias is the lowest one, or the logarithm of the share of the added counts (None: unknown) in the total.
+        New ones get weights of 0, and the logarithm of their share of the counts or the smallest bias.
         """
         bias: Any = self.bias.min() if added is None else np.log(added / total)
         w = np.zeros((n, self.w.shape[1]), self.w.dtype)

@@ -119,9 +119,9 @@ class HeadMonitor(Monitor):
 # Beginnings
 
 
-def begin(estimator: Any, features: int, dtype: Any, rows: Any, rng: np.random.Generator) -> None:
+def begin(estimator: Any, features: int, dtype: Any, rows: Any) -> None:
     """Set a new head; rows: all that is known of the data."""
-    estimator.head_ = HEADS[estimator.head].begin(estimator, features, dtype, rows, rng)
+    estimator.head_ = HEADS[estimator.head].begin(estimator, features, dtype, rows)
 
 
 def prepare(
@@ -148,7 +148,7 @@ def prepare(
     if continues:
         estimator.head_ = HEADS[estimator.head].begin_again(estimator.head_)
     else:
-        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights), rng)
+        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
     estimator.head_.check(estimator)
     return (X, indices, weights), validation, rng
 
@@ -177,8 +177,7 @@ def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLi
     if needs_counts(estimator) or (is_new and estimator.init_bias == "log_prior"):
         count_classes(estimator, indices, weights)
     if is_new:
-        assert rng is not None
-        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights), rng)
+        begin(estimator, *_shape_of_features(estimator, X), (X, indices, weights))
     if first:
         estimator.head_.check(estimator)
         assert rng is not None
