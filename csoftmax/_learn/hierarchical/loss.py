@@ -21,7 +21,6 @@ from ..._cpu import binding
 from ..._ops.row_optimizer import RowOptimizer, begin_step, end_step
 from ..._ops.rows import RowGradient
 
-
 MAX_ENTRIES = 1 << 22  # nodes on the paths of a part of the rows, of 40 bytes each
 
 
