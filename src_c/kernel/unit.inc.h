@@ -26,9 +26,9 @@ enum {
 #else
 #define UNROLL
 #endif
-/* The sum of VECTORS vectors to lane[0], in the fixed tree of their lanes: i + n / 2, i + n / 4, ..., i + 1.  The bounds
- * of the loops are constant, so that additions are vector instructions: one loop over halves took twice the time of all
- * the products of 64 floats. */
+/* The sum of VECTORS vectors to lane[0], in the fixed tree of their lanes: i + n / 2, i + n / 4, ..., i + 1.  Bounds of
+ * loops are constant, so that additions are vector instructions: one loop over halves took twice the time of all the
+ * products of 64 floats. */
 #define CSM_FOLD_VECTORS(sum, half) \
     UNROLL                          \
     for (int v = 0; v < (VECTORS > (half) ? (half) : 0); v++) (sum)[v] = V(add)((sum)[v], (sum)[v + (half)])

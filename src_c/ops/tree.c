@@ -12,7 +12,7 @@
 
 #include "row_optimizer.h"
 
-enum { DIGIT_BITS = 11, NODE_ELEMENTS = 32, UNIT_ENTRIES = 64, AHEAD = 4 };
+enum { DIGIT_BITS = 11, NODE_ELEMENTS = 32, UNIT_ENTRIES = 64, AHEAD = 4, NEAR_LEVELS = 4 };
 
 void csm_tree_job_begin(csm_tree_job *job, csm_dtype dtype, const csm_table *table, const csm_tree_call *call) {
     memset(job, 0, sizeof *job);
@@ -56,10 +56,12 @@ void csm_tree_logits(const csm_tree_job *job, const int64_t *ids, size_t n, cons
 /* Writes the path from the root to a leaf, which has m nodes. */
 static void find_path(const csm_tree *tree, int64_t leaf, int64_t *ids, uint8_t *codes, size_t m) {
     uint32_t parent = m ? tree->leaf_parent[leaf] : 0;
+    const uint32_t *node_parent = tree->node_parent;
     while (m-- > 0) {
-        ids[m] = parent & 0x7fffffff;
+        const uint32_t node = parent & 0x7fffffff;
+        ids[m] = node;
         codes[m] = (uint8_t)(parent >> 31);
-        parent = tree->node_parent[ids[m]];
+        parent = node_parent[node];
     }
 }
 
@@ -94,7 +96,7 @@ static void begin_rows(const csm_tree_job *job, size_t begin, size_t end) {
         const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
         if (l->labels[i] < 0) continue; /* whatever it holds */
         find_path(job->tree, l->labels[i], l->ids + first, l->codes + first, m);
-        for (size_t j = 0; j < m && m <= CSM_TREE_PART; j++) prefetch_theta(job, (size_t)l->ids[first + j]);
+        for (size_t j = NEAR_LEVELS; j < m && m <= CSM_TREE_PART; j++) prefetch_theta(job, (size_t)l->ids[first + j]);
     }
     for (size_t i = begin; i < end; i++) {
         const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
@@ -115,7 +117,9 @@ typedef struct row_sums {
 static void add_terms(const csm_tree_job *job, row_sums *s, size_t begin, size_t k, const double *term,
                       const double *slope, double factor) {
     const csm_tree_loss *l = job->loss;
-    for (size_t i = 0; i < k; i++) csm_tree_add(&s->sum, &s->low, term[i]);
+    double sum = s->sum, low = s->low;
+    for (size_t i = 0; i < k; i++) csm_tree_add(&sum, &low, term[i]);
+    s->sum = sum, s->low = low;
     if (!l->grad_x) return;
     for (size_t i = 0; i < k; i++) {
         if (l->clip_norm > 0) s->square += slope[i] * slope[i];
@@ -202,17 +206,19 @@ static uint64_t *sort_keys(uint64_t *keys, uint64_t *other, size_t n, size_t nod
     int bits = 0;
     while (bits < 32 && nodes > (size_t)1 << bits) bits++;
     const int passes = (bits + DIGIT_BITS - 1) / DIGIT_BITS, digit = passes ? (bits + passes - 1) / passes : 0;
+    const uint64_t mask = ((uint64_t)1 << digit) - 1;
     for (int pass = 0; pass < passes; pass++) {
-        uint32_t places[1 << DIGIT_BITS] = {0}, sum = 0;
+        uint32_t places[2][1 << DIGIT_BITS], sum = 0; /* two counts: equal digits in a row would wait for one another */
         const int shift = 32 + pass * digit;
-        const uint64_t mask = ((uint64_t)1 << digit) - 1;
-        for (size_t i = 0; i < n; i++) places[keys[i] >> shift & mask]++;
+        memset(places[0], 0, (mask + 1) * sizeof **places);
+        memset(places[1], 0, (mask + 1) * sizeof **places);
+        for (size_t i = 0; i < n; i++) places[i & 1][keys[i] >> shift & mask]++;
         for (size_t v = 0; v <= mask; v++) {
-            const uint32_t count = places[v];
-            places[v] = sum;
+            const uint32_t count = places[0][v] + places[1][v];
+            places[0][v] = sum;
             sum += count;
         }
-        for (size_t i = 0; i < n; i++) other[places[keys[i] >> shift & mask]++] = keys[i];
+        for (size_t i = 0; i < n; i++) other[places[0][keys[i] >> shift & mask]++] = keys[i];
         uint64_t *sorted = other;
         other = keys;
         keys = sorted;

@@ -13,7 +13,7 @@ evenly in the logarithm of the rank.
 
 Time alone would leave few words of a language in the shortlist, and one feature for most of the others. So the
 shortlist has at least two thirds of the rows, and clusters after the first have at least 8 features
-(docs/decisions/heads.md).
+(docs/decisions/adaptive.md).
 """
 
 from __future__ import annotations

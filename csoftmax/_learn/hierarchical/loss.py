@@ -1,10 +1,13 @@
-"""The plan and the computation of losses of a hierarchical softmax, their gradients, and steps of training."""
+"""The plan and the computation of losses of a hierarchical softmax, their gradients, and steps of training.
+
+A layer is a `HierarchicalSoftmax`; head.py uses this module.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,9 +20,6 @@ from ..._arguments.places import as_float
 from ..._cpu import binding
 from ..._ops.row_optimizer import RowOptimizer, begin_step, end_step
 from ..._ops.rows import RowGradient
-
-if TYPE_CHECKING:
-    from .head import HierarchicalSoftmax
 
 MAX_ENTRIES = 1 << 22  # nodes on the paths of a part of the rows, of 40 bytes each
 
@@ -41,7 +41,7 @@ class Plan(NamedTuple):
     num_threads: Any
 
 
-def check_features(layer: HierarchicalSoftmax, x: Any) -> tuple[Any, tuple[int, ...], Any]:
+def check_features(layer: Any, x: Any) -> tuple[Any, tuple[int, ...], Any]:
     """Features (n, D) in the dtype of the layer, the shape of the rows, and the dtype that their gradient has."""
     x, _ = as_float("x", as_native(x, "x"))
     if x.ndim == 0 or x.shape[-1] != layer.n_features:
@@ -52,7 +52,7 @@ def check_features(layer: HierarchicalSoftmax, x: Any) -> tuple[Any, tuple[int, 
     return rows, batch, x.dtype
 
 
-def plan_quickly(layer: HierarchicalSoftmax, x: Any, target: Any, num_threads: Any) -> Plan | None:
+def plan_quickly(layer: Any, x: Any, target: Any, num_threads: Any) -> Plan | None:
     """The plan of a mean without options where arrays need no conversion, which takes a fifth of the time; or None."""
     is_plain = type(x) is np.ndarray and type(target) is np.ndarray and x.ndim == 2 and x.flags.c_contiguous
     if not is_plain or x.dtype != layer.dtype or target.shape != x.shape[:1] or target.dtype.kind not in "iu":
@@ -67,7 +67,7 @@ def plan_quickly(layer: HierarchicalSoftmax, x: Any, target: Any, num_threads: A
 
 
 def plan_loss(
-    layer: HierarchicalSoftmax,
+    layer: Any,
     x: Any,
     target: Any,
     *,
@@ -122,7 +122,7 @@ def plan_loss(
     )
 
 
-def plan_step(layer: HierarchicalSoftmax, x: Any, target: Any, sample_weight: Any, num_threads: Any) -> Plan:
+def plan_step(layer: Any, x: Any, target: Any, sample_weight: Any, num_threads: Any) -> Plan:
     """The plan of a step of training."""
     threads = layer.num_threads if num_threads is None else num_threads
     plan = plan_quickly(layer, x, target, threads) if sample_weight is None else None
@@ -132,7 +132,7 @@ def plan_step(layer: HierarchicalSoftmax, x: Any, target: Any, sample_weight: An
     )  # fmt: skip
 
 
-def _parts(layer: HierarchicalSoftmax, labels: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
+def _parts(layer: Any, labels: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
     """Rows whose paths have up to MAX_ENTRIES nodes, or one row, and the places of the paths."""
     lengths = layer.tree._shape.depth[labels]
     if labels.min(initial=0) < 0:
@@ -148,13 +148,13 @@ def _parts(layer: HierarchicalSoftmax, labels: NDArray[np.int64]) -> Iterator[tu
         begin = last
 
 
-def _call(layer: HierarchicalSoftmax, x: Any, temperature: float, num_threads: Any) -> Any:
+def _call(layer: Any, x: Any, temperature: float, num_threads: Any) -> Any:
     return binding.TreeCall(
         binding.DTYPES[layer.dtype.name], layer.tree._shape, layer.theta, layer.bias, x, temperature, num_threads
     )
 
 
-def _losses(layer: HierarchicalSoftmax, plan: Plan, gradient: bool) -> Iterator[tuple[slice, Any]]:
+def _losses(layer: Any, plan: Plan, gradient: bool) -> Iterator[tuple[slice, Any]]:
     """Losses of parts of the rows, computed."""
     for rows, offsets in _parts(layer, plan.labels):
         scale, upstream = (None if v is None else np.ascontiguousarray(v[rows]) for v in (plan.scale, plan.upstream))
@@ -175,7 +175,7 @@ def _reduced(plan: Plan, losses: NDArray[np.float64], dtype: Any) -> Any:
         return dtype.type(loss if loss == loss else np.nan)  # on x86 the NaN of 0 / 0 is negative
 
 
-def compute_loss(layer: HierarchicalSoftmax, plan: Plan) -> Any:
+def compute_loss(layer: Any, plan: Plan) -> Any:
     """The loss."""
     losses = np.zeros(len(plan.labels))
     for rows, part in _losses(layer, plan, False):
@@ -183,7 +183,7 @@ def compute_loss(layer: HierarchicalSoftmax, plan: Plan) -> Any:
     return _reduced(plan, losses, layer.dtype)
 
 
-def compute_gradients(layer: HierarchicalSoftmax, plan: Plan) -> tuple[Any, Any, dict[str, RowGradient]]:
+def compute_gradients(layer: Any, plan: Plan) -> tuple[Any, Any, dict[str, RowGradient]]:
     """The loss, the gradient of x, and those of the parameters; rows of frozen nodes are left out."""
     losses, grad_x = np.zeros(len(plan.labels)), np.zeros(plan.x.shape, layer.dtype)
     found: Any = None
@@ -221,7 +221,7 @@ def _join(first: Any, second: Any) -> Any:
     return nodes, *sums
 
 
-def take_step(layer: HierarchicalSoftmax, plan: Plan, weights: RowOptimizer, biases: RowOptimizer) -> tuple[Any, Any]:
+def take_step(layer: Any, plan: Plan, weights: RowOptimizer, biases: RowOptimizer) -> tuple[Any, Any]:
     """Let the optimisers move theta and the bias, which has no decay; the loss and the gradient of x before that.
 
     The gradient of a node is used while it is in cache; if the paths are too long for that, all are collected first.
@@ -256,7 +256,7 @@ def take_step(layer: HierarchicalSoftmax, plan: Plan, weights: RowOptimizer, bia
     return _reduced(plan, losses, layer.dtype), grad_x
 
 
-def compute_log_proba_of(layer: HierarchicalSoftmax, x: Any, labels: NDArray[np.int64], num_threads: Any) -> Any:
+def compute_log_proba_of(layer: Any, x: Any, labels: NDArray[np.int64], num_threads: Any) -> Any:
     """Log-probabilities of one class for each row, in float64."""
     result = np.zeros(len(labels))
     for rows, offsets in _parts(layer, labels):
@@ -268,14 +268,14 @@ def compute_log_proba_of(layer: HierarchicalSoftmax, x: Any, labels: NDArray[np.
     return result
 
 
-def compute_log_proba(layer: HierarchicalSoftmax, x: Any, num_threads: Any) -> Any:
+def compute_log_proba(layer: Any, x: Any, num_threads: Any) -> Any:
     """Log-probabilities of all classes, in float64."""
     result = np.empty((len(x), layer.n_classes))
     _call(layer, x, 1.0, num_threads).log_proba(result)
     return result
 
 
-def search(layer: HierarchicalSoftmax, x: Any, k: int, num_threads: Any) -> tuple[Any, Any, Any]:
+def search(layer: Any, x: Any, k: int, num_threads: Any) -> tuple[Any, Any, Any]:
     """Log-probabilities and indices of the k best classes, and the number of nodes that were evaluated for each row."""
     values, indices, evaluated = np.empty((len(x), k)), np.empty((len(x), k), np.int64), np.zeros(len(x), np.int64)
     if k:
@@ -286,7 +286,7 @@ def search(layer: HierarchicalSoftmax, x: Any, k: int, num_threads: Any) -> tupl
 LEVELS = 16  # for which random numbers are drawn at a time
 
 
-def draw(layer: HierarchicalSoftmax, x: Any, draws: int, rng: np.random.Generator, num_threads: Any) -> Any:
+def draw(layer: Any, x: Any, draws: int, rng: np.random.Generator, num_threads: Any) -> Any:
     """Classes of walks from the root, (n, draws)."""
     rows, places = np.repeat(np.arange(len(x)), draws), np.full(len(x) * draws, layer.tree.root)
     call = _call(layer, x, 1.0, num_threads)
