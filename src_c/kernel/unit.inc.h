@@ -176,8 +176,8 @@ static const csm_table table = {
     {CSM_DTYPES(WIDEN)},
     {CSM_DTYPES(NARROW)},
     {feature_emissions, feature_gradient},
-    {crf_load_f32, crf_store_f32, crf_store_f64, crf_split, crf_maxima, crf_exponentials, crf_forward, crf_backward,
-     crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
+    {crf_load_f32, crf_store_f32, crf_store_f64, crf_add_f64, crf_split, crf_maxima, crf_exponentials, crf_forward,
+     crf_backward, crf_tail, crf_pairs, crf_gradients, crf_viterbi, crf_trace},
     {CSM_DTYPES(OPTIMIZER)},
     {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact},
 };

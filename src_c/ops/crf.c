@@ -5,15 +5,16 @@
  * one with an exponent for each tag.
  *
  * Sums over sequences (loss, gradients of the parameters): first each sequence, then blocks of 32 consecutive sequences
- * in order, then the blocks in a binary tree over their index.  Groups of sequences are computed at a time, each into
- * a slot, so that the memory of the slots does not grow with the number of sequences.
+ * in order, then the blocks in a binary tree over their index.  Groups of sequences are computed at a time into slots,
+ * so that the memory of the slots does not grow with the number of sequences.
  *
  * Results of a sequence with NaN, with +inf, or without a possible path: see csoftmax.h. */
 #include "crf.h"
 
 enum {
     BLOCK = 32,             /* sequences */
-    GROUP = 256,            /* most sequences of a group with several threads */
+    BLOCKS = 8,             /* for each thread, so that they end together */
+    GROUP = 256,            /* most slots of a group */
     GROUP_BYTES = 4 << 20,  /* of its slots, if that suffices for one a thread */
     TREE_LEVELS = 60
 };
@@ -56,8 +57,7 @@ csm_status csm_crf_measure(crf_sequence *s) {
 /* mu, and the sums of pairs in g, of labels whose path is impossible: marginals less the labels themselves. */
 static void subtract_counts(csm_crf_chain *c) {
     const csm_crf_model *m = c->model;
-    const size_t L = m->tags, P = m->pitch;
-    for (size_t i = 0; i < L * P; i++) c->g[i] *= m->a[i];
+    const size_t P = m->pitch;
     for (size_t t = 0; t < c->n; t++) {
         c->mu[t * P + (size_t)c->labels[t]] -= 1;
         if (t) c->g[(size_t)c->labels[t - 1] * P + (size_t)c->labels[t]] -= 1;
@@ -94,8 +94,6 @@ static csm_status compute_gradient(crf_sequence *s, int *is_slow) {
     if (outcome != CSM_CRF_DONE) return crf_stopped(outcome);
     if (labels && is_possible) k->gradients(c);
     else if (labels) subtract_counts(c);
-    else
-        for (size_t i = 0; i < c->model->tags * c->model->pitch; i++) c->g[i] *= c->model->a[i];
     return CSM_OK;
 }
 
@@ -154,6 +152,15 @@ static void fill_numbers(double *x, size_t count, double value) {
     for (size_t i = 0; i < count; i++) x[i] = value;
 }
 
+/* Adds n rows of a pitch, times a factor, to numbers of the slot; the first sequence of a slot sets them. */
+static void add_rows(const crf_sequence *s, const double *rows, size_t n, double by, double *to) {
+    const csm_crf_kernels *k = s->call->kernels;
+    (s->is_first ? k->store_f64 : k->add_f64)(rows, n, s->call->o->tags, s->call->model.pitch, by, to);
+}
+static void add_number(const crf_sequence *s, size_t count, double value, double *to) {
+    for (size_t i = 0; i < count; i++) to[i] = s->is_first ? value : to[i] + value;
+}
+
 static csm_status run_loss(crf_sequence *s) {
     crf_call *call = s->call;
     const csm_crf_options *o = call->o;
@@ -163,7 +170,7 @@ static csm_status run_loss(crf_sequence *s) {
     csm_status status = CSM_OK;
     if (s->n == 0 || !is_used) {
         s->loss = 0;
-        fill_numbers(s->slot, call->slot, 0);
+        add_number(s, call->slot, 0, s->slot);
         if (call->has_gradient) fill_rows(s, 0, o->by_tag);
         if (o->result) o->result[s->index] = 0;
         return CSM_OK;
@@ -171,20 +178,20 @@ static csm_status run_loss(crf_sequence *s) {
     csm_crf_load(s, 1);
     if ((status = csm_crf_compute(s, gradient)) != CSM_OK) return status;
     const int is_good = is_ordinary(s);
-    s->slot[last] = is_good ? s->weight * s->loss : CSM_NAN;
-    if (o->result) o->result[s->index] = crf_round(call, s->slot[last]);
+    const double loss = is_good ? s->weight * s->loss : CSM_NAN;
+    add_number(s, 1, loss, s->slot + last);
+    if (o->result) o->result[s->index] = crf_round(call, loss);
     if (!call->has_gradient) return CSM_OK;
     if (!gradient || !is_good) {
-        fill_numbers(s->slot, last, gradient ? CSM_NAN : 0);
+        add_number(s, last, gradient ? CSM_NAN : 0, s->slot);
         fill_rows(s, gradient ? CSM_NAN : 0, o->by_tag);
         return CSM_OK;
     }
     const csm_crf_chain *c = s->chain;
     for (size_t t = 0; t < s->n; t++) csm_crf_store(s, c->mu + t * P, s->factor, crf_row(s, t) * L, o->by_tag);
-    for (size_t i = 0; i < L; i++) memcpy(s->slot + i * L, c->g + i * P, L * sizeof *s->slot);
-    memcpy(s->slot + L * L, c->mu, L * sizeof *s->slot);
-    memcpy(s->slot + L * L + L, c->mu + (s->n - 1) * P, L * sizeof *s->slot);
-    for (size_t i = 0; i < last; i++) s->slot[i] *= s->factor;
+    add_rows(s, c->g, L, s->factor, s->slot);
+    add_rows(s, c->mu, 1, s->factor, s->slot + L * L);
+    add_rows(s, c->mu + (s->n - 1) * P, 1, s->factor, s->slot + L * L + L);
     return CSM_OK;
 }
 
@@ -251,14 +258,16 @@ static csm_status run_score(crf_sequence *s) {
 static csm_status sequences_body(void *context, size_t begin, size_t end, int thread) {
     crf_call *call = context;
     const csm_crf_options *o = call->o;
+    const size_t last = end * call->in_slot < call->count ? end * call->in_slot : call->count;
     csm_status status = CSM_OK;
     if (!call->chains[thread].model && (status = csm_crf_make_chain(call, thread)) != CSM_OK) return status;
-    for (size_t i = begin; i < end && status == CSM_OK; i++) {
+    for (size_t i = begin * call->in_slot; i < last && status == CSM_OK; i++) {
         crf_sequence s = {.call = call, .chain = &call->chains[thread], .thread = thread};
         s.index = call->first + i;
+        s.is_first = i % call->in_slot == 0;
         s.begin = crf_begin(o, s.index);
         s.n = crf_begin(o, s.index + 1) - s.begin;
-        s.slot = call->slots ? call->slots + i * call->slot : NULL;
+        s.slot = call->slots ? call->slots + i / call->in_slot * call->slot : NULL;
         s.weight = o->sample_weight ? o->sample_weight[s.index] : 1;
         s.factor = s.weight * (o->upstream ? o->upstream[s.index] : 1) / call->divisor;
         switch (call->task) {
@@ -293,10 +302,11 @@ static csm_status end_block(crf_tree *tree) {
     tree->filled = 0;
     return CSM_OK;
 }
-static csm_status add_slot(crf_tree *tree, const double *slot) {
+/* Adds the slot of `count` sequences. */
+static csm_status add_slot(crf_tree *tree, const double *slot, size_t count) {
     if (tree->filled == 0) memcpy(tree->block, slot, tree->size * sizeof *slot);
     else add_numbers(tree->block, slot, tree->size);
-    return ++tree->filled == BLOCK ? end_block(tree) : CSM_OK;
+    return (tree->filled += count) >= BLOCK ? end_block(tree) : CSM_OK;
 }
 /* The sum of all blocks, in tree->block. */
 static csm_status end_tree(crf_tree *tree) {
@@ -340,23 +350,29 @@ static double divisor_of(const csm_crf_options *o) {
     return sum;
 }
 
-/* Computes the sequences in groups, and adds up their slots. */
+/* Computes the sequences in groups, and adds up their slots.  A slot has one sequence, or a block of them where there
+ * are enough blocks for all threads: then no other thread has to add them up. */
 static csm_status run_groups(crf_call *call, size_t piece, int threads) {
     const csm_crf_options *o = call->o;
     const size_t L = o->tags, N = o->sequences;
     call->divisor = divisor_of(o);
     call->slot = (call->has_gradient ? L * L + 2 * L : 0) + 1;
-    size_t group = GROUP_BYTES / sizeof(double) / call->slot, most = threads > 1 ? GROUP : BLOCK;
-    group = group < (size_t)threads ? (size_t)threads : group > most ? most : group;
-    group = group > N && N ? N : group;
+    call->in_slot = threads == 1 || N / BLOCK >= BLOCKS * (size_t)threads ? BLOCK : 1;
+    const size_t units = (N + call->in_slot - 1) / call->in_slot;
+    size_t group = GROUP_BYTES / sizeof(double) / call->slot;
+    group = group < (size_t)threads ? (size_t)threads : group > GROUP ? GROUP : group;
+    group = group > units && units ? units : group;
+    piece = piece > call->in_slot ? piece / call->in_slot : 1;
     crf_tree tree = {.size = call->slot, .block = csm_allocate(call->slot * sizeof(double))};
     call->slots = csm_allocate(group * call->slot * sizeof(double));
     csm_status status = tree.block && call->slots ? CSM_OK : CSM_NO_MEMORY;
-    for (size_t i = 0; i < N && status == CSM_OK; i += group) {
-        const size_t count = N - i < group ? N - i : group;
-        call->first = i;
+    for (size_t i = 0; i < units && status == CSM_OK; i += group) {
+        const size_t count = units - i < group ? units - i : group;
+        call->first = i * call->in_slot;
+        call->count = N - call->first;
         status = csm_parallel(count, piece, threads, sequences_body, call, &call->interrupt);
-        for (size_t k = 0; k < count && status == CSM_OK; k++) status = add_slot(&tree, call->slots + k * call->slot);
+        for (size_t k = 0; k < count && status == CSM_OK; k++)
+            status = add_slot(&tree, call->slots + k * call->slot, call->in_slot);
     }
     if (status == CSM_OK) status = end_tree(&tree);
     if (status == CSM_OK) write_sums(call, tree.block);
@@ -424,6 +440,8 @@ csm_status csm_run_crf(csm_dtype dtype, csm_crf_task task, const csm_table *tabl
     call.itemsize = sizes[dtype];
     call.emissions = emissions;
     call.o = o;
+    call.in_slot = 1;
+    call.count = o->sequences;
     call.has_gradient = task == CSM_CRF_LOSS && o->by_tag;
     call.interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = saved};
     csm_status status = run_crf(&call, o->threads < 1 ? 1 : o->threads);

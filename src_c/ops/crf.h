@@ -23,7 +23,8 @@ typedef struct crf_call {
     csm_crf_chain *chains; /* one for each thread */
     double *slots; /* sums of a group of sequences: transitions, start, end */
     double divisor; /* of a mean */
-    size_t slot, first; /* numbers of a slot; the first sequence of the group */
+    size_t slot, in_slot; /* numbers of a slot; sequences that are added into it: 1, or a block */
+    size_t first, count; /* the first sequence of the group; sequences from there on */
 } crf_call;
 enum { CRF_CHAIN, CRF_SLOW, CRF_HALF, CRF_LABELS, CRF_BUFFERS };
 
@@ -34,6 +35,7 @@ typedef struct crf_sequence {
     size_t index, n, begin; /* n positions, the first of which is `begin` of the call */
     int thread;
     double *slot;
+    int is_first; /* of its slot */
     double offset; /* subtracted from the scores of the chain, and added to log Z */
     csm_crf_outcome outcome;
     int is_nan, is_inf, is_slow; /* is_slow: results come from crf_slow.c */

@@ -88,7 +88,7 @@ csm_status csm_crf_make_chain(crf_call *call, int thread) {
     const csm_crf_model *m = &call->model;
     const size_t L = m->tags, P = m->pitch, n = (call->longest + 7) / 8 * 8, matrix = n * P;
     if (n && P > PTRDIFF_MAX / 128 / n) return CSM_BAD_SHAPE;
-    const size_t square = L * P, bytes = (5 * matrix + 7 * n + 2 * P + 3 * square) * sizeof(double) + n * L;
+    const size_t square = L * P, bytes = (5 * matrix + 7 * n + 2 * P + 3 * square) * sizeof(double) + n * L + L;
     double *at = (double *)(void *)csm_scratch_get(&call->scratch, thread, CRF_CHAIN, bytes);
     if (!at) return CSM_NO_MEMORY;
     for (size_t i = 0; i < bytes; i += ZERO_STEP) { /* the first touch of new memory takes as long as computing in it */
@@ -103,6 +103,7 @@ csm_status csm_crf_make_chain(crf_call *call, int thread) {
     for (size_t i = 0; i < sizeof squares / sizeof *squares; i++, at += square) *squares[i] = at;
     c->beta = at;
     c->before = (unsigned char *)(at + 2 * P);
+    c->touched = c->before + n * L;
     for (size_t t = 0; t < n; t++)
         for (size_t j = L; j < P; j++) c->x[t * P + j] = -CSM_INF;
     if (!csm_scratch_get(&call->scratch, thread, CRF_HALF, (L + 8) * sizeof(float))) return CSM_NO_MEMORY;

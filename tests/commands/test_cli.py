@@ -213,6 +213,7 @@ def test_bench_knows_every_operation(op, dtype, capsys):
     assert csoftmax.get_num_threads() == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("op", cases.RECORDED)
 def test_bench_knows_every_record(op, capsys):
     options = ["--op", op, "--shapes", "6x10", "--rounds", "1", "--threads", "1", "--fresh"]
@@ -226,14 +227,19 @@ def test_bench_knows_every_record(op, capsys):
     ("op", "shape"),
     [
         ("cross_entropy", "6x10"),
-        ("linear_cross_entropy", "5x4x30"),
-        ("topk", "5x40x3"),
-        ("topk_softmax", "5x40x3"),
-        ("sparsemax", "6x10"),
-        ("entmax", "6x10"),
-        ("crf", "3x5x4"),
-        ("crf_marginals", "3x5x4"),
         ("crf_decode", "3x5x4"),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in (
+                ("linear_cross_entropy", "5x4x30"),
+                ("topk", "5x40x3"),
+                ("topk_softmax", "5x40x3"),
+                ("sparsemax", "6x10"),
+                ("entmax", "6x10"),
+                ("crf", "3x5x4"),
+                ("crf_marginals", "3x5x4"),
+            )
+        ),
     ],
 )
 def test_bench_knows_losses_and_sparse_softmax(op, shape, capsys):

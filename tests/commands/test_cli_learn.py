@@ -283,7 +283,14 @@ def write_imbalanced(name, n=400, ids=False):
     return np.array(list("abc"))[y]
 
 
-@pytest.mark.parametrize("method", ["temperature", "vector", "matrix", "dirichlet", "platt", "isotonic"])
+@pytest.mark.parametrize(
+    "method",
+    [
+        "temperature",
+        "vector",
+        *(pytest.param(m, marks=pytest.mark.slow) for m in ("matrix", "dirichlet", "platt", "isotonic")),
+    ],
+)
 def test_evaluate_reports_what_predict_does(tmp_path, monkeypatch, capsys, method):
     monkeypatch.chdir(tmp_path)
     labels = write_imbalanced("a.csv")

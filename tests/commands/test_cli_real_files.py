@@ -58,6 +58,7 @@ def names_of(path):
     return [name.strip("'") for name in shown.strip().split(", ")], err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", FILES, ids=[f"{p.parent.name}-{p.name}" for p in FILES])
 def test_every_column_is_a_target_or_refused(path):
     """Whatever the target, the model is trained or the refusal is one line."""
@@ -139,7 +140,9 @@ def compare(name):
     return ours["before"]["log_loss"], theirs, ours["accuracy"], model.score(x[test], y[test])
 
 
-@pytest.mark.parametrize("name", SETS)
+@pytest.mark.parametrize(
+    "name", [name if name == "digits" else pytest.param(name, marks=pytest.mark.slow) for name in SETS]
+)
 def test_held_out_loss_is_that_of_scikit_learn(name):
     if not SETS[name][0].exists():
         pytest.skip("its package is not installed")
@@ -165,7 +168,9 @@ CHAINS = {
 }
 
 
-@pytest.mark.parametrize("name", CHAINS)
+@pytest.mark.parametrize(
+    "name", [next(iter(CHAINS)), *(pytest.param(n, marks=pytest.mark.slow) for n in [*CHAINS][1:])]
+)
 def test_the_chain_of_commands(name):
     path, target, accuracy = CHAINS[name]
     if not path.exists():

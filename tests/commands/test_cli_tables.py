@@ -108,7 +108,10 @@ def plain(tmp_path_factory):
     return report, rows
 
 
-@pytest.mark.parametrize(("name", "text", "encoding", "target", "says"), WRITTEN, ids=[w[0] for w in WRITTEN])
+@pytest.mark.parametrize(
+    ("name", "text", "encoding", "target", "says"),
+    [pytest.param(*w, id=w[0], marks=[pytest.mark.slow] if i % 3 else []) for i, w in enumerate(WRITTEN)],
+)
 def test_every_way_of_writing_gives_the_same_model(plain, name, text, encoding, target, says):
     write(name, text, encoding)
     err, report, rows = chain(name, target)
@@ -542,6 +545,7 @@ def test_long_rows():
     assert len(table.columns[0].levels[0]) == 3_000_000
 
 
+@pytest.mark.slow
 def test_wide_tables():
     """Rows that are longer than the sample from which the dialect is detected."""
     width = 60_000

@@ -22,6 +22,8 @@ from csoftmax._cuda.topk import MAX_SORTED_BY_KERNEL
 from csoftmax._spec.operations import CUDA_FAMILY
 from csoftmax._spec.samples import FixedUniform, logits
 
+pytestmark = pytest.mark.slow
+
 
 def zeros(shape, dtype):
     """An array on the device in memory that does not exist until it is written."""
@@ -43,7 +45,7 @@ def check_last_row(y, expected, what=""):
     assert not host[0].any()
 
 
-@pytest.mark.parametrize("n", [*(pytest.param(n, marks=pytest.mark.slow) for n in (500, 3000)), 60_000])
+@pytest.mark.parametrize("n", [500, 3000, 60_000])
 def test_offsets_of_rows_are_64_bits(model, n):
     """The last rows of the arrays, by each kernel."""
     host = [logits((1, n), "float16", seed) for seed in (0, 1)]

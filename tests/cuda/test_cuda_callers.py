@@ -31,7 +31,14 @@ def test_golden_bits(gpu, dtype):
         assert found == {name: golden[f"{name}/{dtype}/{case}"] for name in found}, case
 
 
-@pytest.mark.parametrize("op", ["softmax", "log_softmax", "cross_entropy", "topk", "sparsemax", "entmax"])
+@pytest.mark.parametrize(
+    "op",
+    ["softmax"]
+    + [
+        pytest.param(op, marks=pytest.mark.slow)
+        for op in ("log_softmax", "cross_entropy", "topk", "sparsemax", "entmax")
+    ],
+)
 def test_bench(gpu, op, capsys):
     from csoftmax.__main__ import main
 

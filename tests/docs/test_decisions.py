@@ -6,6 +6,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from helpers import looped
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -35,7 +36,7 @@ def test_numbers_are_consecutive(area):
     assert numbers == list(range(1, len(numbers) + 1))
 
 
-@pytest.mark.parametrize("decision", DECISIONS, ids=lambda d: f"{d.area}-{d.number}")
+@looped("decision", DECISIONS)
 def test_entry(decision):
     fields = decision.fields
     assert set(fields) <= set(index.FIELDS)
@@ -48,7 +49,7 @@ def test_entry(decision):
         assert ((area or [decision.area])[0], int(number)) in KNOWN
 
 
-@pytest.mark.parametrize("decision", DECISIONS, ids=lambda d: f"{d.area}-{d.number}")
+@looped("decision", DECISIONS)
 def test_code_is_there(decision):
     paths = re.findall(r"`([^`]+)`", decision.fields["Code"])
     assert paths

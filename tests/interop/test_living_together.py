@@ -62,7 +62,7 @@ def test_import_orders(order):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("order", [LIBRARIES, LIBRARIES[::-1]], ids="-".join)
+@pytest.mark.parametrize("order", [LIBRARIES, pytest.param(LIBRARIES[::-1], marks=pytest.mark.slow)], ids="-".join)
 def test_fork_after_use(order):
     """The child computes with csoftmax after its parent has started several thread pools."""
     code = WORK + (
@@ -80,7 +80,7 @@ def test_fork_after_use(order):
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
-@pytest.mark.parametrize("order", [LIBRARIES, LIBRARIES[::-1]], ids="-".join)
+@pytest.mark.parametrize("order", [LIBRARIES, pytest.param(LIBRARIES[::-1], marks=pytest.mark.slow)], ids="-".join)
 def test_fork_before_first_use(order):
     """The parent has only imported csoftmax; other libraries have started threads of the OpenMP that they share."""
     code = WORK + (

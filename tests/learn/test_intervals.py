@@ -63,8 +63,8 @@ def find_true_errors(gap):
     "gap",
     [
         pytest.param(lambda f: 0 * f, id="calibrated"),
-        pytest.param(lambda f: -0.08 * (f > 0.7), id="sometimes too sure"),
-        pytest.param(lambda f: 0.06 * np.sin(12 * f), id="both ways"),
+        pytest.param(lambda f: -0.08 * (f > 0.7), id="sometimes too sure", marks=pytest.mark.slow),
+        pytest.param(lambda f: 0.06 * np.sin(12 * f), id="both ways", marks=pytest.mark.slow),
         pytest.param(lambda f: -0.2 * f, id="too sure"),
     ],
 )

@@ -102,7 +102,7 @@ def test_log_partition_and_marginals(kind, path):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tags", ["labels", "sets", "unknown"])
 def test_loss_and_gradients(kind, tags, path):
-    for rng, (x, transitions, start, end) in cases(kind):
+    for rng, (x, transitions, start, end) in cases(kind, seeds=1):
         n, count = x.shape
         labels = rng.integers(0, count, n)
         sets = np.arange(count) == labels[:, None]
@@ -221,6 +221,29 @@ def test_unlikely_labels_do_not_vanish():
         result = csoftmax.crf_loss_with_grad(x, [0, 1, 2, 0, 1, 2], transitions)
         assert abs(result.loss / (-2 * ban) - 1) < 1e-3
         assert result.grad_transitions[0, 1] == -2
+
+
+@pytest.mark.parametrize("ban", [1e4, 1e9, 1e12, 3e13, 1e15])
+def test_only_stand_ins_lead_through(ban):
+    """Every path pays several bans: the tags are told apart by what is left beside numbers that are all large."""
+    n, tags = 6, 3
+    for seed in range(4):
+        rng = np.random.default_rng(seed)
+        x, transitions = rng.standard_normal((n, tags)) * 2, rng.standard_normal((tags, tags))
+        t, j = np.indices(x.shape)
+        x[(j != t % tags) & ((t + j + seed) % 2 == 1)] -= ban
+        i, j = np.indices(transitions.shape)
+        transitions[j == (i + 1) % tags] -= ban
+        if seed % 2:
+            transitions[j == (i + 2) % tags] -= ban
+            transitions[j == i] -= 2 * ban
+        labels = rng.integers(0, tags, n)
+        exact = Enumeration(x, transitions, sets=np.arange(tags) == labels[:, None])
+        mu = exact.marginals()[0]
+        keep = mu > 2.0**-600
+        result = csoftmax.crf_marginals(x, transitions)
+        assert relative(result.tags[keep], mu[keep]) <= bound(n)
+        assert abs(csoftmax.crf_loss(x, labels, transitions) / exact.loss() - 1) <= bound(n)
 
 
 def test_the_slow_path_equals_the_fast_one(monkeypatch):

@@ -222,11 +222,12 @@ def test_masked_positions_consume_no_uniforms():
     assert rng.random() == expected.random()
 
 
-@pytest.mark.parametrize("tags", [4, 9, 30])
-def test_threads_give_the_same_bits(tags, seven_threads):
+@pytest.mark.parametrize(("count", "length", "tags"), [(333, 40, 4), (333, 40, 9), (333, 40, 30), (9001, 3, 5)])
+def test_threads_give_the_same_bits(count, length, tags, seven_threads):
+    """Few sequences are summed one by one, many in blocks of 32 by the thread that computes them, in several groups."""
     rng = np.random.default_rng(tags)
-    x, labels = rng.standard_normal((333, 40, tags)), rng.integers(0, tags, (333, 40))
-    transitions, lengths = rng.standard_normal((tags, tags)), rng.integers(0, 41, 333)
+    x, labels = rng.standard_normal((count, length, tags)), rng.integers(0, tags, (count, length))
+    transitions, lengths = rng.standard_normal((tags, tags)), rng.integers(0, length + 1, count)
 
     def compute(threads):
         options = {"lengths": lengths, "num_threads": threads}

@@ -6,7 +6,7 @@ import math
 import ml_dtypes
 import numpy as np
 import pytest
-from helpers import assert_same_results
+from helpers import assert_same_results, looped
 from oracles.sampled import batch_loss, row_loss
 
 import csoftmax
@@ -69,7 +69,7 @@ def random_call(seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(60))
+@looped("seed", range(60))
 def test_losses_and_gradients(kind, seed):
     x, w, target, negatives, options = random_call(seed)
     loss_only, with_grad = FUNCTIONS[kind]
@@ -100,7 +100,7 @@ def test_losses_and_gradients(kind, seed):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("seed", range(8))
+@looped("seed", range(8))
 def test_upstream_and_clipping(kind, seed):
     rng = np.random.default_rng(seed)
     x, w, target = rng.normal(size=(6, 4)), rng.normal(size=(9, 4)), rng.integers(0, 9, 6)

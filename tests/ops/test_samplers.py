@@ -8,7 +8,7 @@ import time
 
 import numpy as np
 import pytest
-from helpers import run_python
+from helpers import looped, run_python
 from scipy import stats
 
 import csoftmax
@@ -54,7 +54,7 @@ def test_the_table_realises_the_masses_exactly(k, kind):
     assert np.all(sampler._cells[:, 1] < k)
 
 
-@pytest.mark.parametrize("power", [0.0, 0.5, 0.75, 1.0, 3.0])
+@looped("power", [0.0, 0.5, 0.75, 1.0, 3.0])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("k", [1, 2, 3, 7, 150, pytest.param(1000, marks=pytest.mark.slow)])
 def test_masses_are_the_probabilities_rounded_once(k, kind, power):

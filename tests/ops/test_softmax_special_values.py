@@ -7,7 +7,7 @@ What takes no part is never read.
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits
+from helpers import assert_same_bits, looped
 
 import csoftmax
 from csoftmax._spec.formats import NAN_BITS, UNSIGNED, bits, dtype_of, ulp_error, wide
@@ -19,7 +19,7 @@ from csoftmax._spec.samples import logits
 INDICES = 4 * 16 + 6
 INF = np.float32(np.inf)
 LONG = 4096 + 131  # two blocks
-layouts = pytest.mark.parametrize("layout", LAYOUTS)
+layouts = looped("layout", LAYOUTS)
 forward = pytest.mark.parametrize("op", FORWARD, ids=lambda op: op.name)
 backward = pytest.mark.parametrize("op", BACKWARD, ids=lambda op: op.name)
 

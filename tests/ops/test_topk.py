@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, run_python
+from helpers import assert_same_bits, looped, run_python
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
@@ -61,7 +61,7 @@ def inputs(n, dtype, seed=0):
     yield "subnormal", rng.integers(-3, 4, x.shape) * tiny
 
 
-@pytest.mark.parametrize("n", SIZES)
+@looped("n", SIZES)
 def test_stable_sort(n, dtype, isa):
     for name, x in inputs(n, dtype):
         x = x.astype(dtype_of(dtype))
@@ -116,7 +116,9 @@ def test_axes():
     assert np.array_equal(csoftmax.topk(swapped, 3).indices, csoftmax.topk(x, 3).indices)
 
 
-@pytest.mark.parametrize("n", [70_000, (1 << 20) + 5, (1 << 21) + 77])
+@pytest.mark.parametrize(
+    "n", [70_000, *(pytest.param(n, marks=pytest.mark.slow) for n in ((1 << 20) + 5, (1 << 21) + 77))]
+)
 def test_pieces_of_long_rows(n, seven_threads):
     """Few rows, and rows longer than a piece, are cut: sorted rows, ties and NaN over the cuts, any threads."""
     x = np.random.default_rng(n).standard_normal(n).astype(np.float32)
@@ -169,7 +171,7 @@ def integer_rows(n, dtype):
 
 
 @pytest.mark.parametrize("dtype", INTEGERS)
-@pytest.mark.parametrize("n", [1, 2, 3, 16, 63, 65, 128, 130, 1000, 4097])
+@looped("n", [1, 2, 3, 16, 63, 65, 128, 130, 1000, 4097])
 def test_integers_are_compared_exactly(n, dtype, isa):
     for x in integer_rows(n, dtype):
         for k in sorted({0, 1, 2, 5, 17, n // 24, n // 2, n - 1, n} & set(range(n + 1))):
@@ -269,7 +271,7 @@ def test_jax_arrays_of_integers():
 # Top-k softmax
 
 
-@pytest.mark.parametrize("temperature", [1.0, 0.3, 7.0, 0.0, np.inf, 1e-300])
+@looped("temperature", [1.0, 0.3, 7.0, 0.0, np.inf, 1e-300])
 def test_topk_softmax(temperature, dtype, isa):
     rng = np.random.default_rng(5)
     for n, k in ((3, 2), (100, 5), (130, 130), (1000, 50), (5000, 3), (20_000, 64), (9000, 5000)):

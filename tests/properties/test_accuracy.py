@@ -5,13 +5,13 @@ own tests judge (tests/ops, in mpmath).  Harder inputs of one family are in test
 """
 
 import pytest
-from helpers import every_record
+from helpers import every_record, looped
 
 from csoftmax._spec.formats import JUDGES_FLOAT64
 from csoftmax._spec.samples import ROW_KINDS, SIZES
 
 pytestmark = pytest.mark.skipif(not JUDGES_FLOAT64, reason="long double is float64 here")
-SCALES = (0, 1, 20)
+SCALES = (1, 20)
 
 
 def check(record, sample, dtype, what):
@@ -32,25 +32,32 @@ def test_sizes_and_scales(record, dtype):
 
 
 @every_record("accuracy")
-@pytest.mark.parametrize("kind", ROW_KINDS)
+@looped("kind", ROW_KINDS)
 def test_kinds_of_rows(record, kind, dtype):
     """Rows that are not normal: sums whose roundings have one sign, and sums far below the maximum."""
-    for k in (2, 3, 16, 17, 100, 511, 1000, 4096, 4097):
+    for k in (3, 17, 511, 4097):
         rows = max(2, min(10, 4_000 // k))
         check(record, record.sample((rows, k), dtype, k, kind), dtype, f"K={k}, {kind}")
 
 
+@pytest.mark.parametrize(
+    ("sizes", "scales"),
+    [
+        pytest.param((1, 17, 4097), (5,), id="few sizes"),
+        pytest.param((1, 2, 3, 16, 17, 129, 1000, 4097), (0.1, 5), id="more sizes", marks=pytest.mark.slow),
+    ],
+)
 @every_record("accuracy")
-def test_options(record, dtype):
+def test_options(record, dtype, sizes, scales):
     for variant, chosen in record.variants.items():
         if chosen.is_accurate:
-            for k in (1, 3, 17, 129, 4097):
-                for sigma in (0.1, 5):
+            for k in sizes:
+                for sigma in scales:
                     rows = max(2, min(8, 2_000 // k))
                     sample = record.sample((rows, k), dtype, k, sigma, variant)
                     check(record, sample, dtype, f"{variant}, K={k} sigma={sigma}")
             for kind in ROW_KINDS:
-                sample = record.sample((5, 130), dtype, 1, kind, variant)
+                sample = record.sample((3, 130), dtype, 1, kind, variant)
                 check(record, sample, dtype, f"{variant}, {kind}")
 
 

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from helpers import every_record, run_python
+from helpers import every_record, looped, run_python
 
 import csoftmax
 from csoftmax._spec.formats import dtype_of
@@ -66,14 +66,11 @@ def test_the_good_call_is_taken(record):
     record.function()(**good_call(record))
 
 
-@pytest.mark.parametrize(
-    ("record", "bad"),
-    [(op, bad) for op in OPERATIONS for bad in op.bad_calls if op.is_available],
-    ids=[f"{op.name}-{i}" for op in OPERATIONS for i, _ in enumerate(op.bad_calls) if op.is_available],
-)
-def test_bad_calls_of_the_record(record, bad):
-    message = refused(record, bad.exception(), **bad.changes)
-    assert re.search(bad.message, message), f"{bad.message!r} is not in the message: {message}"
+@pytest.mark.parametrize("record", [op for op in OPERATIONS if op.is_available], ids=lambda op: op.name)
+def test_bad_calls_of_the_record(record):
+    for bad in record.bad_calls:
+        message = refused(record, bad.exception(), **bad.changes)
+        assert re.search(bad.message, message), f"{bad.message!r} is not in the message: {message}, {bad.changes}"
 
 
 # Arrays
@@ -88,7 +85,7 @@ def test_dtypes_that_are_not_taken(record):
             refused(record, TypeError, name, str(bad.dtype), "float16", "float32", "float64", **{name: bad})
 
 
-@pytest.mark.parametrize("value", ["text", {1: 2}, object(), [1, None], {1.0, 2.0}, None])
+@looped("value", ["text", {1: 2}, object(), [1, None], {1.0, 2.0}, None])
 @every_record("errors")
 def test_things_that_are_not_arrays(record, value):
     for name in float_arguments(record)[:1]:
@@ -139,25 +136,25 @@ def test_y_is_missing():
 # Options that many functions have
 
 
-@pytest.mark.parametrize("axis", [2, -3, 100, (0, 2), (0, -3), 10**25, -(10**25)])
+@looped("axis", [2, -3, 100, (0, 2), (0, -3), 10**25, -(10**25)])
 @with_axis
 def test_axis_out_of_range(record, axis):
     refused(record, (ValueError, IndexError), "axis", axis=axis)
 
 
-@pytest.mark.parametrize("axis", [(0, 0), (1, -1), (0, 1, 0)])
+@looped("axis", [(0, 0), (1, -1), (0, 1, 0)])
 @with_axis
 def test_axis_twice(record, axis):
     refused(record, ValueError, "axis", str(axis), axis=axis)
 
 
-@pytest.mark.parametrize("axis", [1.0, "1", [0, 1], (0, 1.0), np.array([0, 1]), b"0", {0}])
+@looped("axis", [1.0, "1", [0, 1], (0, 1.0), np.array([0, 1]), b"0", {0}])
 @with_axis
 def test_axis_of_another_type(record, axis):
     refused(record, TypeError, "axis", "int", axis=axis)
 
 
-@pytest.mark.parametrize("axis", [True, False, np.True_, np.array(False), (True,), (0, True), (False, np.True_)])
+@looped("axis", [True, False, np.True_, np.array(False), (True,), (0, True), (False, np.True_)])
 @with_axis
 def test_axis_is_no_bool(record, axis):
     refused(record, TypeError, "axis", "int", "bool", repr(axis), axis=axis)
@@ -180,7 +177,7 @@ def test_no_labels_and_a_bad_option():
         csoftmax.check_labels([], 3, ignore_index=True)
 
 
-@pytest.mark.parametrize("dtype", ["int64", "uint8", "bool"])
+@looped("dtype", ["int64", "uint8", "bool"])
 @every_record("errors")
 def test_one_hot_rows_are_floating(record, dtype):
     if "target" not in good_call(record) or record.name == "check_labels":
@@ -189,13 +186,13 @@ def test_one_hot_rows_are_floating(record, dtype):
     assert "must be floating-point: convert them with target.astype(numpy.float32)" in message
 
 
-@pytest.mark.parametrize("value", [-1.0, -1e-300, -np.inf, np.nan, -5, np.float32(-2), decimal.Decimal(-1)])
+@looped("value", [-1.0, -1e-300, -np.inf, np.nan, -5, np.float32(-2), decimal.Decimal(-1)])
 def test_temperatures_that_are_not_positive(op, value):
     allowed = "at least 0" if op.inputs == 1 else "positive"
     refused(op, ValueError, "temperature", repr(value), allowed, temperature=value)
 
 
-@pytest.mark.parametrize("value", [0, 0.0, -0.0, np.inf])
+@looped("value", [0, 0.0, -0.0, np.inf])
 def test_limits_of_temperature_have_no_gradient(op, value):
     if op.inputs == 1:
         assert op.function()(np.zeros((3, 4)), temperature=value) is not None
@@ -291,7 +288,7 @@ def test_out_is_untouched_whatever_else_is_wrong(record):
             refused(record, (TypeError, ValueError, RuntimeError), **changes)
 
 
-@pytest.mark.parametrize("bad", [50, -7])
+@looped("bad", [50, -7])
 @every_record("errors")
 def test_a_bad_label_is_found_before_anything_is_written(record, bad):
     if "target" not in (argument.name for argument in record.arguments):
@@ -308,7 +305,7 @@ def test_a_bad_label_is_found_before_anything_is_written(record, bad):
     assert np.array_equal(first, before)
 
 
-@pytest.mark.parametrize("bad", [-1e-30, np.nan, np.inf])
+@looped("bad", [-1e-30, np.nan, np.inf])
 @every_record("errors")
 def test_a_bad_soft_label_is_found_before_anything_is_written(record, bad):
     soft = next((name for name, chosen in record.variants.items() if chosen.soft), None)
@@ -354,7 +351,7 @@ def test_what_is_missing(monkeypatch):
         csoftmax.softmax(x, device="cuda")
 
 
-@pytest.mark.parametrize("value", [0, -1, -(10**30)])
+@looped("value", [0, -1, -(10**30)])
 @with_threads
 def test_num_threads_that_are_not_positive(record, value):
     refused(record, ValueError, "num_threads", str(value), "at least 1", num_threads=value)

@@ -18,18 +18,14 @@ def run_guarded(code):
 
 
 @every_record("guard_pages")
-def test_lengths(record):
-    """Rows around every vector width, in one row and three, along the last axis and the first, with all options."""
-    run_guarded(
-        f"for dtype in DTYPES: check_sizes({record.name!r}, dtype, (*range(1, 36), 63, 64, 65, 127, 128, 129, 131))"
-    )
+def test_arrays(record):
+    """Rows around vector widths and the block length, one and three, along the last axis and the first, all options.
 
-
-@every_record("guard_pages")
-def test_long_wide_and_special_arrays(record):
-    """Around the block length and beyond, tiles of every width, several threads; rows of special values, odd views."""
+    Tiles of several widths, several threads; rows of special values, odd views.
+    """
     run_guarded(
         "for dtype in DTYPES:\n"
+        f"    check_sizes({record.name!r}, dtype, (*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 65, 127, 131))\n"
         f"    check_sizes({record.name!r}, dtype, (1000, 4095, 4097), rows=(2,))\n"
         f"    check_wide({record.name!r}, dtype, (*range(8, 36, 9), 63, 65, 129, 513))\n"
         f"    check_odd_views({record.name!r}, dtype)"
@@ -39,9 +35,9 @@ def test_long_wide_and_special_arrays(record):
 @pytest.mark.slow
 @every_record("guard_pages")
 def test_every_length(record, dtype):
-    """K = 1 ... 131, lengths of several blocks, tiles of every width."""
+    """Check K = 1 ... 131, lengths of several blocks, tiles of every width."""
     run_guarded(
-        f"check_sizes({record.name!r}, {dtype!r}, (*range(36, 132), 4096, 8191, 12289, 40001))\n"
+        f"check_sizes({record.name!r}, {dtype!r}, (*range(1, 132), 4096, 8191, 12289, 40001))\n"
         f"check_wide({record.name!r}, {dtype!r}, range(8, 36))"
     )
 

@@ -106,14 +106,14 @@ WITHIN_A_ROW = {
 @pytest.mark.parametrize("threads", [pytest.param(1, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("name", WITHIN_A_ROW)
 def test_within_a_row(name, threads, keep_isa):
-    """The same call is stopped early and late, in other passes over its row, until it is faster than the signal."""
+    """With one thread the call is stopped early and late, in other passes over its row, if it is not over by then."""
     binding.select_isa("scalar")
     with csoftmax.threads(threads):
-        for after in (0.15, 0.4):
+        for after in (0.15, 0.4) if threads == 1 else (0.2,):
             try:
                 seconds = seconds_to_stop(WITHIN_A_ROW[name], after)
             except pytest.fail.Exception:
-                assert after > 0.15, "the call is too short to be tested"
+                assert after > 0.2, "the call is too short to be tested"
                 return
             assert seconds < 0.5, f"{seconds:.2f} s from the signal to the exception"
         y = csoftmax.softmax(np.zeros((300, 400), "f4"))

@@ -6,7 +6,7 @@ import sys
 import hypothesis.strategies as st
 import numpy as np
 import pytest
-from helpers import assert_results_of_layouts, assert_same_results, every_record
+from helpers import assert_results_of_layouts, assert_same_results, every_record, looped
 from hypothesis import HealthCheck, given, settings
 
 from csoftmax._spec.formats import DTYPES
@@ -136,6 +136,7 @@ def test_very_many_views(record, call, dtype, data):
 
 
 @every_record("layouts")
+@looped("dtype", DTYPES)
 def test_every_layout(record, dtype):
     """Check every set of options in every layout that LAYOUTS names."""
     for variant in record.variants:
@@ -147,6 +148,7 @@ def test_every_layout(record, dtype):
 
 
 @every_record("layouts")
+@looped("dtype", DTYPES)
 def test_arrays_of_any_strides(record, dtype):
     """Check arrays that have no class axis as well: labels, weights, values and indices."""
     sample = record.sample((6, 24), dtype)
@@ -196,6 +198,7 @@ def move_classes(record, sample, batch, axis):
 
 
 @with_axis
+@looped("dtype", DTYPES)
 def test_large_transposed_arrays(record, dtype):
     """Check axes of every kind of inner size, wide enough for tiles, packed groups and long rows."""
     for shape, axis in (((6, 50, 32), 1), ((3, 21, 9, 64), 1), ((200, 300), 0), ((40, 100, 4), 1), ((4200, 3), 0),
@@ -234,7 +237,7 @@ def test_where_of_every_layout(record):
         assert_same_results(record.compute(sample, where=everything), record.compute(sample))
 
 
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@looped("dtype", ["float16", "float32", "float64"])
 @every_record("layouts")
 def test_byte_order(record, dtype):
     sample = record.sample((5, 33), dtype)
@@ -255,6 +258,7 @@ def test_byte_order(record, dtype):
 
 
 @every_record("layouts")
+@looped("dtype", DTYPES)
 def test_read_only_inputs(record, dtype):
     sample = record.sample((5, 33), dtype)
     before = change(record, sample, np.copy, (CLASSES, ROWS, TOP, WHOLE))
@@ -285,7 +289,7 @@ def test_fields_of_structured_arrays(record):
         assert not first.base["rest"].any()
 
 
-@pytest.mark.parametrize("name", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
+@looped("name", ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"])
 @with_axis
 def test_integers_compute_in_float64(record, name):
     """As float64, but for topk, which compares integers exactly and keeps their dtype (tests/ops/test_topk.py)."""

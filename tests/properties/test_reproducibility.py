@@ -5,7 +5,7 @@ The reference of a case is the scalar unit, serial, on a C-contiguous copy.
 
 import numpy as np
 import pytest
-from helpers import assert_same_bits, assert_same_results, every_record
+from helpers import assert_same_bits, assert_same_results, every_record, looped
 
 import csoftmax
 from csoftmax._cpu import binding
@@ -118,6 +118,7 @@ def test_the_isa_can_be_forced_and_is_the_one_used(isa):
 
 
 @every_record("reproducibility")
+@looped("dtype", DTYPES)
 def test_thread_counts(record, dtype, seven_threads):
     if not record.accepts("num_threads"):
         pytest.skip("it takes no num_threads")
@@ -160,6 +161,7 @@ def test_few_long_rows_are_split(record, dtype, seven_threads):
 
 
 @every_record("reproducibility")
+@looped("dtype", DTYPES)
 def test_batch_splits(record, dtype):
     """A row has the same bits alone, in any batch, at any position."""
     if record.name == "to_csr":
@@ -194,6 +196,7 @@ def test_rows_among_others_are_rows_alone(op, dtype, isa):
 
 
 @every_record("reproducibility")
+@looped("dtype", DTYPES)
 def test_alignment(record, dtype):
     """Check every byte offset from 0 to 63, odd ones included."""
     for k in (1, 13, 33, 260):
@@ -211,6 +214,7 @@ def test_alignment(record, dtype):
 
 
 @every_record("reproducibility")
+@looped("dtype", DTYPES)
 def test_repeated_calls(record, dtype):
     sample = record.sample((30, 777), dtype)
     expected = record.compute(sample)

@@ -8,9 +8,9 @@ import contextlib
 
 import numpy as np
 import pytest
-from helpers import assert_same_results, every_record
+from helpers import assert_same_results, every_record, looped
 
-from csoftmax._spec.formats import NAN_BITS, UNSIGNED, bits, dtype_of, loss_dtype, wide
+from csoftmax._spec.formats import DTYPES, NAN_BITS, UNSIGNED, bits, dtype_of, loss_dtype, wide
 from csoftmax._spec.layouts import LAYOUTS, compute_in
 from csoftmax._spec.record import CLASSES, ROWS, Sample
 
@@ -54,7 +54,7 @@ def assert_rows_are(results, record, expected, dtype):
             assert np.all(wide(result) == value), kind.name
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@looped("kind", KINDS)
 @every_record("special_values")
 def test_every_index(record, dtype, kind):
     if kind not in record.special:
@@ -70,7 +70,7 @@ def test_every_index(record, dtype, kind):
                 assert_rows_are(compute_in(record, sample, layout), record, expected, dtype)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@looped("kind", KINDS)
 @every_record("special_values")
 def test_long_rows(record, dtype, kind):
     """Check rows of several blocks: the special value in the first, second and last."""
@@ -93,6 +93,7 @@ def test_long_rows(record, dtype, kind):
 
 
 @every_record("special_values")
+@looped("dtype", DTYPES)
 def test_neighbours_are_left_alone(record, dtype):
     """Compare the ordinary rows among exceptional ones with the same rows among ordinary ones."""
     same = np.setdiff1d(np.arange(40), [3, 11, 12, 39])
@@ -115,6 +116,7 @@ def test_neighbours_are_left_alone(record, dtype):
 
 
 @every_record("special_values")
+@looped("dtype", DTYPES)
 def test_no_warning_and_no_floating_point_exception(record, dtype):
     """NumPy's own settings never see what happens in the kernels."""
     sample = record.sample((4, 40), dtype)
@@ -128,6 +130,7 @@ def test_no_warning_and_no_floating_point_exception(record, dtype):
 
 
 @every_record("special_values")
+@looped("dtype", DTYPES)
 def test_no_row(record, dtype):
     """Zero rows are legal, and give results without rows."""
     sample = record.sample((0, 5), dtype)
@@ -136,6 +139,7 @@ def test_no_row(record, dtype):
 
 
 @every_record("special_values")
+@looped("dtype", DTYPES)
 def test_masked_elements_keep_their_value(record, dtype):
     """In rows that are NaN, what `where` masks has the bits that it has in ordinary rows."""
     if "mask" not in record.variants:

@@ -336,9 +336,10 @@ static int crf_tail(csm_crf_chain *c, double *r, double *r_n) {
     return 1;
 }
 
-/* A block of g: `rows` tags by `count` vectors, one chain of fma from +0 over the positions. */
+/* A block of g = a (sum + h): `rows` tags by `count` vectors, one chain of fma from +0 over the positions; h is added
+ * to the rows that have been touched (NULL: to none). */
 INLINE void crf_outer(const int rows, const int count, const double *alpha, const double *u, size_t n, size_t P,
-                      double *g) {
+                      const double *a, const double *h, const unsigned char *touched, double *g) {
     v64_t sum[4][2];
     UNROLL
     for (int i = 0; i < rows; i++) {
@@ -359,17 +360,24 @@ INLINE void crf_outer(const int rows, const int count, const double *alpha, cons
     UNROLL
     for (int i = 0; i < rows; i++) {
         UNROLL
-        for (int v = 0; v < count; v++) v64_store_f64(g + (size_t)i * P + v * v64_W, sum[i][v]);
+        for (int v = 0; v < count; v++) {
+            const size_t at = (size_t)i * P + (size_t)v * v64_W;
+            if (touched && touched[i]) sum[i][v] = v64_add(sum[i][v], v64_load_f64(h + at));
+            v64_store_f64(g + at, v64_mul(sum[i][v], v64_load_f64(a + at)));
+        }
     }
 }
-/* g over all positions but, with labels, row y_(t - 1) of position t, whose other elements go to h, in order. */
+/* g over all positions but, with labels, row y_(t - 1) of position t, whose other elements go to h, in order.  Rows of
+ * h are set to 0 when they are first touched: a short sequence has few labels, and must not pay for all pairs. */
 static csm_crf_outcome crf_pairs(csm_crf_chain *c) {
     const csm_crf_model *m = c->model;
     const size_t L = m->tags, P = m->pitch;
     if (c->labels) {
-        for (size_t i = 0; i < L * P; i++) c->h[i] = 0;
         for (size_t t = 1; t < c->n; t++) {
-            double *from = c->alpha + (t - 1) * P + c->labels[t - 1], *to = c->h + (size_t)c->labels[t - 1] * P;
+            const size_t y = (size_t)c->labels[t - 1];
+            double *from = c->alpha + (t - 1) * P + y, *to = c->h + y * P;
+            for (size_t i = 0; i < P && !c->touched[y]; i += v64_W) v64_store_f64(to + i, v64_zero());
+            c->touched[y] = 1;
             const v64_t by = v64_set(*from), without = v64_set((double)c->labels[t]);
             *from = 0;
             for (size_t i = 0; i < P; i += v64_W) {
@@ -382,10 +390,13 @@ static csm_crf_outcome crf_pairs(csm_crf_chain *c) {
     for (size_t i = 0; i < L; i += 4) {
         if (csm_poll_stops(&c->poll, c->n * P)) return CSM_CRF_STOPPED;
         for (size_t j = 0; j < L; j += 2 * v64_W) {
-            const double *alpha = c->alpha + i, *u = c->u + j;
+            const double *alpha = c->alpha + i, *u = c->u + j, *a = m->a + i * P + j, *h = c->h + i * P + j;
+            const unsigned char *touched = c->labels ? c->touched + i : NULL;
             double *g = c->g + i * P + j;
             const int is_wide = j + v64_W < L;
-#define OUTER(rows) (is_wide ? crf_outer(rows, 2, alpha, u, c->n, P, g) : crf_outer(rows, 1, alpha, u, c->n, P, g))
+#define OUTER(rows)                                                    \
+    (is_wide ? crf_outer(rows, 2, alpha, u, c->n, P, a, h, touched, g) \
+             : crf_outer(rows, 1, alpha, u, c->n, P, a, h, touched, g))
             if (L - i >= 4) OUTER(4);
             else if (L - i == 3) OUTER(3);
             else if (L - i == 2) OUTER(2);
@@ -393,27 +404,26 @@ static csm_crf_outcome crf_pairs(csm_crf_chain *c) {
 #undef OUTER
         }
     }
+    for (size_t t = 1; t < c->n && c->labels; t++) c->touched[c->labels[t - 1]] = 0;
     return CSM_CRF_DONE;
 }
 
 /* Gradients of log Z - score: of a label, minus the sum over the other tags of its position; of a pair of labels, minus
- * the sum of all pairs beside it, which are those into other tags and those from other tags. */
+ * the sum of all pairs beside it, which are those into other tags and those from other tags.  Those sums are in d,
+ * which is 0 elsewhere, before and after. */
 static void crf_gradients(csm_crf_chain *c) {
-    const csm_crf_model *m = c->model;
-    const size_t L = m->tags, P = m->pitch;
-    for (size_t i = 0; i < L * P; i++) c->d[i] = 0;
+    const size_t P = c->model->pitch;
     for (size_t t = 0; t < c->n; t++) {
         const size_t y = (size_t)c->labels[t];
         const double others = crf_dot_except(c->mu + t * P, NULL, P, y);
         c->mu[t * P + y] = others == 0 ? 0 : -others;
         if (t) c->d[(size_t)c->labels[t - 1] * P + y] += others + c->beside[t] * c->u[t * P + y];
     }
-    for (size_t i = 0; i < L; i++)
-        for (size_t j = 0; j < P; j += v64_W) {
-            const size_t at = i * P + j;
-            const v64_t sum = v64_add(v64_load_f64(c->g + at), v64_load_f64(c->h + at));
-            v64_store_f64(c->g + at, v64_sub(v64_mul(sum, v64_load_f64(m->a + at)), v64_load_f64(c->d + at)));
-        }
+    for (size_t t = 1; t < c->n; t++) {
+        const size_t at = (size_t)c->labels[t - 1] * P + (size_t)c->labels[t];
+        c->g[at] -= c->d[at];
+        c->d[at] = 0;
+    }
 }
 
 /* Rows of float or double, of L numbers each, to rows of a pitch and back, times a factor. */
@@ -433,5 +443,12 @@ static void crf_store_f64(const double *from, size_t n, size_t L, size_t pitch, 
     for (; n > 0; n--, from += pitch, to += L) {
         SIMD
         for (size_t i = 0; i < L; i++) to[i] = from[i] * by;
+    }
+}
+/* The same, added to what is there. */
+static void crf_add_f64(const double *from, size_t n, size_t L, size_t pitch, double by, double *to) {
+    for (; n > 0; n--, from += pitch, to += L) {
+        SIMD
+        for (size_t i = 0; i < L; i++) to[i] += from[i] * by;
     }
 }

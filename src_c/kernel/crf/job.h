@@ -49,6 +49,7 @@ typedef struct csm_crf_chain {
     double *gold, *gold_n;     /* p and n of the scores of the labels */
     double *beside;            /* sum of alpha(t - 1, i) a(i, y_t) over i other than y_(t - 1) */
     double *g, *h, *d;         /* tags x pitch: sums for the gradient of the transitions */
+    unsigned char *touched;    /* 1: this row of h is not 0; all 0 between two sequences */
     csm_poll poll;
 } csm_crf_chain;
 
@@ -64,6 +65,7 @@ typedef struct csm_crf_kernels {
     void (*load_f32)(const float *from, size_t n, size_t L, size_t pitch, double *to);
     void (*store_f32)(const double *from, size_t n, size_t L, size_t pitch, double by, float *to);
     void (*store_f64)(const double *from, size_t n, size_t L, size_t pitch, double by, double *to);
+    void (*add_f64)(const double *from, size_t n, size_t L, size_t pitch, double by, double *to);
     /* e^x = p 2^n for `count` numbers, a multiple of 8; -inf: p = 0. */
     void (*split)(const double *x, double *p, double *n, size_t count);
     /* Row maxima of n rows, for each of which NaN is found: returns 1 if there is a NaN, 2 if there is +inf, else 0. */
@@ -73,9 +75,9 @@ typedef struct csm_crf_kernels {
     csm_crf_outcome (*backward)(csm_crf_chain *, int pairs); /* pairs: u is kept */
     /* Weight of the labels' path and of all others: the loss's argument rho = *r 2^*r_n.  0: the path is impossible. */
     int (*tail)(csm_crf_chain *, double *r, double *r_n);
-    /* g = sum over t of alpha(t - 1) u(t)^T, without the pairs of the labels if there are any. */
+    /* g = a times the sum over t of alpha(t - 1) u(t)^T, without the pairs of the labels if there are any. */
     csm_crf_outcome (*pairs)(csm_crf_chain *);
-    /* Turns mu, g, h into gradients (without a factor): those of the labels are minus the sum of the others. */
+    /* Turns mu and g into gradients (without a factor): those of the labels are minus the sum of the others. */
     void (*gradients)(csm_crf_chain *);
     /* Best scores: delta of each position, and its maxima before the position's score is added. */
     csm_crf_outcome (*viterbi)(csm_crf_chain *, double *delta, double *best);
