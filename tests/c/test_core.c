@@ -350,6 +350,7 @@ void test_blocks(size_t every);
 void test_loss(size_t every, uint64_t *hash, long counts[2]);
 void test_sparse(size_t every, uint64_t *hash, long counts[2]);
 void test_crf(size_t every, uint64_t *hash, long counts[2]);
+void test_int8(size_t every, uint64_t *hash, long counts[2]);
 
 int main(int argc, char **argv) {
     size_t every = argc > 2 && !strcmp(argv[1], "--every") ? (size_t)strtoul(argv[2], NULL, 10) : 1;
@@ -370,6 +371,7 @@ int main(int argc, char **argv) {
     test_loss(every, &hash, loss);
     test_sparse(every, &hash, loss);
     test_crf(every, &hash, loss);
+    test_int8(every, &hash, loss);
     passed += loss[0];
     failed += loss[1];
     printf("hash %016llx\n", (unsigned long long)hash);
