@@ -220,7 +220,6 @@ class Sphere:
         value, self.slope = self.plan.margin.of_rows(rows).evaluate(self.angles.theta)
         self.targets = np.arange(len(labels)), labels
         logits[self.targets] = self.plan.scale * value
-        self.is_zero = is_zero
         return logits
 
     def backward(self, rows: slice, grad: Any, limit: Any | None) -> None:
@@ -242,7 +241,6 @@ class Sphere:
         self.layer.grad_x[rows] = of_row
         at_w = self.angles.tangent_at_w(self.unit_x)
         at_w *= -(of_angle * self.w.inverse[self.chosen])[:, None]
-        at_w[self.is_zero] = 0
         add_rows(self.layer.grad_w, self.chosen, at_w)
 
     def gradients(self) -> tuple[Any, Any]:
