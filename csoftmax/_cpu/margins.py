@@ -65,13 +65,16 @@ class Angles(NamedTuple):
 
 
 def measure_angles(x: Any, w: Any, is_zero: Any) -> Angles:
-    """Angles between the rows of x and w, which are unit vectors in float64; pi / 2 where is_zero."""
+    """Angles between the rows of x and w, unit vectors in float64; pi / 2 where is_zero, where one of them is zero.
+
+    The tangents at the latter have no effect, because gradients are divided by lengths, and 1 / 0 counts as 0.
+    """
     cosine = np.einsum("ij,ij->i", x, w)
     tangent = w - cosine[:, None] * x
     tangent -= np.einsum("ij,ij->i", tangent, x)[:, None] * x  # what rounding has left along x
     sine = np.sqrt(np.einsum("ij,ij->i", tangent, tangent))
     tangent /= np.where(sine <= SMALLEST_SINE, 1, sine)[:, None]
-    tangent[(sine <= SMALLEST_SINE) | is_zero] = 0
+    tangent[sine <= SMALLEST_SINE] = 0
     cosine[is_zero], sine[is_zero] = 0, 1
     return Angles(np.arctan2(sine, cosine), cosine, sine, tangent)
 

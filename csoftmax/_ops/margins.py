@@ -220,7 +220,6 @@ class Sphere:
         value, self.slope = self.plan.margin.of_rows(rows).evaluate(self.angles.theta)
         self.targets = np.arange(len(labels)), labels
         logits[self.targets] = self.plan.scale * value
-        self.is_zero = is_zero
         return logits
 
     def backward(self, rows: slice, grad: Any, limit: Any | None) -> None:
@@ -242,7 +241,6 @@ class Sphere:
         self.layer.grad_x[rows] = of_row
         at_w = self.angles.tangent_at_w(self.unit_x)
         at_w *= -(of_angle * self.w.inverse[self.chosen])[:, None]
-        at_w[self.is_zero] = 0
         add_rows(self.layer.grad_w, self.chosen, at_w)
 
     def gradients(self) -> tuple[Any, Any]:
@@ -492,8 +490,8 @@ def margin_cross_entropy_with_grad(
     centres the gradient goes to the nearest; in float32 that of other classes than the target is the nearest by cosines
     in float32.
 
-    Besides the results a call needs `chunk_bytes`, a panel of 4 MiB, unit vectors of the rows of `x`, and some rows of
-    a chunk in float64; with `classes` a copy of their rows of `w`, with several centres 4 MB for each million of them.
+    Besides the results a call needs `chunk_bytes`, a panel of 4 MiB, unit vectors of the rows of `x`, and some arrays of
+    a chunk's rows in float64; with `classes` also a copy of their rows of `w` and of `grad_w`.
 
     Examples
     --------
