@@ -227,7 +227,7 @@ def begin_step(optimizer: RowOptimizer, name: str, w: Any) -> _State:
     if not w.flags.writeable:
         raise ValueError(f"{name} is read-only")
     state = optimizer._state_of(name, w)
-    return state._replace(step=state.step + 1)
+    return _State(*state[:6], state.step + 1)
 
 
 def end_step(optimizer: RowOptimizer, name: str, state: _State) -> None:

@@ -21,6 +21,7 @@ from ..._cpu import binding
 from ..._ops.row_optimizer import RowOptimizer, begin_step, end_step
 from ..._ops.rows import RowGradient
 
+LARGE = 1e30  # losses below it fit float32
 MAX_ENTRIES = 1 << 22  # nodes on the paths of a part of the rows, of 40 bytes each
 
 
@@ -60,9 +61,9 @@ def plan_quickly(layer: Any, x: Any, target: Any, num_threads: Any) -> Plan | No
     if not len(x) or x.shape[1] != layer.n_features or not x.flags.aligned:
         return None
     labels = target.astype(np.int64)
-    if labels.min() < 0 or labels.max() >= layer.n_classes:
+    if labels.view(np.uint64).max() >= layer.n_classes:  # negative numbers are very large ones
         return None
-    up = np.full(len(x), 1.0) / float(len(x))
+    up = np.full(len(x), 1.0 / len(x))
     return Plan(x, labels, None, up, 1.0, 0.0, 0.0, "mean", float(len(x)), x.shape[:1], x.dtype, num_threads)
 
 
@@ -170,9 +171,11 @@ def _reduced(plan: Plan, losses: NDArray[np.float64], dtype: Any) -> Any:
     """The loss in the form of the result."""
     if plan.reduction == "none":
         return losses.reshape(plan.batch).astype(dtype)[()]
-    with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        loss = np.sum(losses) / np.float64(plan.divisor)
-        return dtype.type(loss if loss == loss else np.nan)  # on x86 the NaN of 0 / 0 is negative
+    loss = math.nan if plan.divisor == 0 else float(np.add.reduce(losses)) / plan.divisor
+    if abs(loss) < LARGE:
+        return dtype.type(loss)
+    with np.errstate(over="ignore"):
+        return dtype.type(loss if loss == loss else np.nan)  # on x86 the NaN of inf - inf is negative
 
 
 def compute_loss(layer: Any, plan: Plan) -> Any:
@@ -227,7 +230,7 @@ def take_step(layer: Any, plan: Plan, weights: RowOptimizer, biases: RowOptimize
     The gradient of a node is used while it is in cache; if the paths are too long for that, all are collected first.
     """
     parts = list(_parts(layer, plan.labels))
-    if len(parts) > 1:
+    if len(parts) != 1:
         loss, grad_x, gradients = compute_gradients(layer, plan)
         weights.update("theta", layer.theta, gradients["theta"])
         if layer.bias is not None:
@@ -238,22 +241,24 @@ def take_step(layer: Any, plan: Plan, weights: RowOptimizer, biases: RowOptimize
     if layer.bias is not None:
         states["bias"] = begin_step(biases, "bias", layer.bias)
         of_bias = layer.bias, 0.0, *states["bias"][2:5], None, states["bias"].step
-    losses, grad_x = np.zeros(len(plan.labels)), np.zeros(plan.x.shape, layer.dtype)
-    for _, part in _losses(layer, plan, True):
-        part.step(
-            binding.OPTIMIZERS[weights.kind],
-            weights.learning_rate,
-            (layer.theta, weights.penalty_l2, *states["theta"][2:6], states["theta"].step),
-            of_bias,
-            layer.frozen_nodes,
-        )
-        losses, grad_x = part.loss, part.grad_x
+    part = binding.TreeLoss(
+        _call(layer, plan.x, plan.temperature, plan.num_threads),
+        *(plan.labels, parts[0][1], plan.scale, plan.upstream, plan.clip_norm, plan.clip_value, True, True),
+    )
+    part.run()
+    of_theta = layer.theta, weights.penalty_l2, *states["theta"][2:6], states["theta"].step
+    part.step(binding.OPTIMIZERS[weights.kind], weights.learning_rate, of_theta, of_bias, layer.frozen_nodes)
     end_step(weights, "theta", states["theta"])
     if layer.bias is not None:
         end_step(biases, "bias", states["bias"])
-    with np.errstate(over="ignore", under="ignore"):
-        grad_x = grad_x.astype(plan.given, copy=False).reshape(*plan.batch, layer.n_features)
-    return _reduced(plan, losses, layer.dtype), grad_x
+    grad_x = part.grad_x
+    assert grad_x is not None
+    if plan.given != layer.dtype:
+        with np.errstate(over="ignore", under="ignore"):
+            grad_x = grad_x.astype(plan.given)
+    if len(plan.batch) != 1:
+        grad_x = grad_x.reshape(*plan.batch, layer.n_features)
+    return _reduced(plan, part.loss, layer.dtype), grad_x
 
 
 def compute_log_proba_of(layer: Any, x: Any, labels: NDArray[np.int64], num_threads: Any) -> Any:
