@@ -27,14 +27,28 @@ LN2 = 0.6931471805599453
 
 
 class Interval(NamedTuple):
-    """Bounds, float64, that are certain."""
+    """Bounds that are certain.
+
+    Attributes
+    ----------
+    lower, upper : ndarray of float64
+        The truth, in real arithmetic, is not below `lower` and not above `upper`; the shape is that of the quantity.
+    """
 
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
 
 
 class TopKInterval(NamedTuple):
-    """Bounds of probabilities, float64, that are certain, and the classes, exactly the k most probable ones."""
+    """Certain bounds of the probabilities of the k most probable classes.
+
+    Attributes
+    ----------
+    lower, upper : ndarray of float64 of shape (..., k)
+        The truth, in real arithmetic, is not below `lower` and not above `upper`.
+    indices : ndarray of int64 of shape (..., k)
+        The classes: exactly the k most probable ones, best first, of equal ones the lowest index first.
+    """
 
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]

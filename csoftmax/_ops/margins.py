@@ -359,7 +359,7 @@ def margin_cross_entropy(
         is the softmax of cosines.
     multiple : float > 0, default 1
         Factor of the angle, 4 in SphereFace.
-    past_pi : {"mirror", "linear", "easy", "none"}
+    past_pi : {"mirror", "linear", "easy", "none"}, default "mirror"
         What the target's logit is where ``φ = multiple * θ + arc`` exceeds π and the cosine would rise again. "mirror":
         with k half turns, ``(-1)**k * cos(φ) - 2 * k - cosine``, which is smooth and falls everywhere. "linear":
         ``cos(θ) - arc * sin(arc)``, which jumps. "easy": no margin where θ is π / 2 or more. "none": the cosine as it
@@ -490,8 +490,8 @@ def margin_cross_entropy_with_grad(
     centres the gradient goes to the nearest; in float32 that of other classes than the target is the nearest by cosines
     in float32.
 
-    Besides the results a call needs `chunk_bytes`, a panel of 4 MiB, unit vectors of the rows of `x`, and some arrays of
-    a chunk's rows in float64; with `classes` also a copy of their rows of `w` and of `grad_w`.
+    Besides the results a call needs `chunk_bytes`, a panel of 4 MiB, unit vectors of the rows of `x`, and some arrays
+    of a chunk's rows in float64; with `classes` also a copy of their rows of `w` and of `grad_w`.
 
     Examples
     --------

@@ -107,6 +107,7 @@ def test_has_the_style(name):
     assert "xlabel=" in text
 
 
+@pytest.mark.slow
 def test_imbalance(tmp_path):
     """The rare classes gain at least ten times what the others lose."""
     page = run("plot_imbalance.py", tmp_path)
@@ -160,6 +161,7 @@ def test_thinc(tmp_path):
     assert float(re.search(r"accuracy on held-out digits: ([\d.]+)", page)[1]) > 0.95
 
 
+@pytest.mark.slow
 def test_margins(tmp_path):
     """Classes are tighter with the margin, and pairs are told apart better."""
     figures = read_figures(run("plot_margins.py", tmp_path))

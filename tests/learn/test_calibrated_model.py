@@ -51,15 +51,21 @@ def quiet():
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
+@parametrize_with_checks([CalibratedModel(SoftmaxRegression(penalty_l2=1e-2), "vector", cv=3)])
+def test_sklearn(estimator, check):
+    check(estimator)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @parametrize_with_checks(
     [
         CalibratedModel(LogisticRegression()),
-        CalibratedModel(SoftmaxRegression(penalty_l2=1e-2), "vector", cv=3),
         CalibratedModel(LogisticRegression(), "platt", cv=3),
         CalibratedModel(LogisticRegression(), "isotonic", cv=3),
     ]
 )
-def test_sklearn(estimator, check):
+def test_sklearn_with_other_methods(estimator, check):
     check(estimator)
 
 

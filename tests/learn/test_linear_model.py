@@ -34,6 +34,7 @@ SETTINGS = {
     "adamw-effective_number": {"solver": "adamw", "class_weight": "effective_number", "random_state": 0},
     "lbfgs-effective_number": {"class_weight": "effective_number"},
 }
+QUICK_SETTINGS = ("lbfgs", "adamw", "adamw-batch_norm", "lbfgs-early_stopping")  # the others are slow tests
 PARTIAL_FIT = (
     "check_fit_score_takes_y",
     "check_n_features_in_after_fitting",
@@ -64,6 +65,8 @@ def make_sklearn_checks():
         for estimator, check in estimator_checks_generator(SoftmaxRegression(**options)):
             name = getattr(check, "func", check).__name__
             marks = [pytest.mark.xfail(reason=reasons[name], strict=True)] if name in reasons else []
+            if setting not in QUICK_SETTINGS:
+                marks.append(pytest.mark.slow)
             yield pytest.param(estimator, check, id=f"{setting}-{name}", marks=marks)
 
 

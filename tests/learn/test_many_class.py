@@ -22,6 +22,7 @@ SETTINGS = {
     "in_batch": {"sampler": "in_batch", "max_epochs": 20},
     "early_stopping": {"early_stopping": True},
     "hierarchical": {"head": "hierarchical", "max_epochs": 20},
+    "adaptive": {"head": "adaptive", "max_epochs": 20},
 }
 PARTIAL_FIT = (
     "check_partial_fit_invalid_target",
@@ -49,6 +50,8 @@ def make_sklearn_checks():
         for estimator, check in estimator_checks_generator(ManyClassRegression(random_state=0, **options)):
             name = getattr(check, "func", check).__name__
             marks = [pytest.mark.xfail(reason=reasons[name], strict=True)] if name in reasons else []
+            if setting in ("few", "early_stopping"):
+                marks.append(pytest.mark.slow)
             yield pytest.param(estimator, check, id=f"{setting}-{name}", marks=marks)
 
 

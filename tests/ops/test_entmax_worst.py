@@ -122,7 +122,7 @@ def test_losses_of_every_kind_of_row(alpha, dtype):
     """Errors of the loss and its gradient, for labels and soft labels: 0.51 ULP; float64 losses near alpha = 1: 1."""
     rng = np.random.default_rng(2)
     for i, x in enumerate(kinds(dtype, 2)):
-        if (i + int(alpha * 7)) % 6 or not np.isfinite(x.astype(float)).all():
+        if (i + int(alpha * 7)) % 12 or not np.isfinite(x.astype(float)).all():
             continue
         soft = rng.random(len(x)) * (rng.random(len(x)) < 0.6) + np.eye(len(x))[0] / 10
         soft = (soft / soft.sum()).astype(np.float64 if dtype == "float64" else np.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_int8 import constructed, order, score
+from oracles.int8 import constructed, order, score
 
 from csoftmax.heads import Int8Head
 

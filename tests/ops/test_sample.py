@@ -434,7 +434,13 @@ def test_masses_of_blocks_are_added_without_rounding():
 
 
 @pytest.mark.parametrize(
-    "options", [{"top_k": 9}, {"top_p": 0.7}, {"top_k": 40, "top_p": 0.9, "min_p": 0.01}, {"temperature": 0.0}], ids=str
+    "options",
+    [
+        {"top_k": 40, "top_p": 0.9, "min_p": 0.01},
+        {"temperature": 0.0},
+        *(pytest.param(options, marks=pytest.mark.slow) for options in ({"top_k": 9}, {"top_p": 0.7})),
+    ],
+    ids=str,
 )
 def test_intervals_are_in_the_order_of_the_indices(options, dtype, isa):
     """The draws of rising numbers rise, whatever is filtered."""

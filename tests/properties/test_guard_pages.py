@@ -24,9 +24,9 @@ def test_arrays(record):
     Tiles of several widths, several threads; rows of special values, odd views.
     """
     run_guarded(
-        "for dtype in DTYPES:\n"
-        f"    check_sizes({record.name!r}, dtype, (*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 65, 127, 131))\n"
-        f"    check_sizes({record.name!r}, dtype, (1000, 4095, 4097), rows=(2,))\n"
+        "for dtype in ('float32', 'float16'):\n"
+        f"    check_sizes({record.name!r}, dtype, (*range(1, 10), 15, 16, 17, 31, 32, 33, 63, 65, 131))\n"
+        f"    check_sizes({record.name!r}, dtype, (1000, 4097), rows=(2,))\n"
         f"    check_wide({record.name!r}, dtype, (*range(8, 36, 9), 63, 65, 129, 513))\n"
         f"    check_odd_views({record.name!r}, dtype)"
     )
@@ -38,7 +38,8 @@ def test_every_length(record, dtype):
     """Check K = 1 ... 131, lengths of several blocks, tiles of every width."""
     run_guarded(
         f"check_sizes({record.name!r}, {dtype!r}, (*range(1, 132), 4096, 8191, 12289, 40001))\n"
-        f"check_wide({record.name!r}, {dtype!r}, range(8, 36))"
+        f"check_wide({record.name!r}, {dtype!r}, (*range(8, 36), 63, 65, 129, 513))\n"
+        f"check_odd_views({record.name!r}, {dtype!r})"
     )
 
 

@@ -67,7 +67,7 @@ class AdaptiveSoftmax(LayerState):
         Of the parameters, and of all computations. Features of other dtypes are converted.
     init : {"xavier", "zero"}, default "xavier"
         Uniform numbers as Glorot & Bengio (2010) scale them, or 0 for all but the projections; biases are 0.
-    rng : None, int, SeedSequence or numpy.random.Generator
+    rng : int, SeedSequence or numpy.random.Generator, optional
         Source of these numbers, or a seed for it.
     device : {None, "cpu"}, optional
         Computations are on the CPU.
@@ -592,7 +592,7 @@ class AdaptiveSoftmax(LayerState):
             Features.
         size : int or tuple of ints, optional
             Shape of the draws from each row; None means one draw, without an extra axis.
-        rng : None, int, SeedSequence, Generator or RandomState of numpy.random, or a sequence of them, one a row
+        rng : int, SeedSequence, Generator or RandomState of numpy.random, or a sequence of them, one a row, optional
             As in `csoftmax.sample`; each draw consumes two numbers of ``rng.random``, for the head and for a cluster.
         num_threads : int, optional
             As in `loss`.

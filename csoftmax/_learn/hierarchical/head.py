@@ -203,7 +203,7 @@ class HierarchicalSoftmax:
             As in `csoftmax.cross_entropy`.
         temperature : float > 0, default 1.0
             Divides the logits of the nodes.
-        label_smoothing : 0
+        label_smoothing : 0, default 0.0
             Refused otherwise: it needs all classes.
         num_threads : int, optional
             Upper bound on the number of threads; default: that of the layer.

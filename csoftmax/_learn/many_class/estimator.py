@@ -49,9 +49,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     head : {"sampled", "full", "hierarchical", "adaptive"}, default "sampled"
         "sampled" and "full" are a linear layer; they differ in the loss of a step: `csoftmax.sampled_softmax_loss`
         (Bengio & Senécal 2003) or `csoftmax.in_batch_softmax_loss`; `csoftmax.linear_cross_entropy`, over all classes.
-        "hierarchical": a `csoftmax.heads.HierarchicalSoftmax`, decisions down a tree (Morin & Bengio 2005).
-        "adaptive": a `csoftmax.heads.AdaptiveSoftmax`: rare classes, by the counts at the start of training, are in
-        clusters with fewer features (Grave et al. 2017).
+        "hierarchical": `csoftmax.heads.HierarchicalSoftmax`, decisions down a tree (Morin & Bengio 2005). "adaptive":
+        `csoftmax.heads.AdaptiveSoftmax`, clusters of rare classes, by the counts at the start (Grave et al. 2017).
     embedding : int or pair of ints (n_ids, D), optional
         X holds ids in columns of integers; the features of a row are the mean of their embeddings, rows of a table
         (n_ids, D) in float32. An int is D, where `fit` takes the largest id in X for the last one.
@@ -67,9 +66,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     correction : {"ranking", "partition", "none"}, default "ranking"
         As in `csoftmax.sampled_softmax_loss`.
     tree : {"huffman", "balanced", "two_means"} or Tree, default "huffman"
-        Tree of the hierarchical head. "huffman": by the counts of the classes; "two_means": of the means of their
-        rows' features, and the counts; in `partial_fit` and `fit_batches` these are those of the first minibatch.
-        "balanced": in the order of the classes. A `csoftmax.heads.Tree` has the positions of `classes_` as its classes.
+        Of the hierarchical head. "huffman": by the counts of the classes (in `partial_fit` and `fit_batches` those of
+        the first minibatch); "two_means": of the means of their features, and the counts; "balanced": in their order.
+        A `csoftmax.heads.Tree` has the positions of `classes_` as its classes.
     cutoffs : "auto" or sequence of int, default "auto"
         Of the adaptive head, as in `csoftmax.heads.AdaptiveSoftmax`.
     optimizer : {"rowwise_adagrad", "adagrad", "adam", "sgd"}, default "rowwise_adagrad"
@@ -86,9 +85,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     max_epochs : int, default 5
         Maximum number of passes over the data.
     init_bias : {"log_prior", "zero"}, default "log_prior"
-        Bias at the start: the logarithms of the classes' relative counts, at nodes of a tree those of the odds of its
-        sides with half a count added to both; or 0. Weights start at 0, except the projections of an adaptive head,
-        which are random; its clusters have no bias within.
+        Bias at the start: log of the classes' relative counts, at nodes of a tree of the odds of its sides with half a
+        count added to both; or 0. Weights start at 0, but the projections of an adaptive head, which are random.
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss over all classes has not fallen for `patience`
         epochs, and keep the parameters of the best epoch. Not for `partial_fit` and `fit_batches`.
@@ -113,9 +111,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     Attributes
     ----------
     head_ : object
-        The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features. The
-        hierarchical one has "theta" (K - 1, D) and "bias" (K - 1,) instead, the adaptive one what its layer has; their
-        ``layer`` is the `HierarchicalSoftmax` or the `AdaptiveSoftmax`.
+        The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features. Those of
+        the hierarchical and the adaptive one are those of ``head_.layer``, the layer of `csoftmax.heads`.
     embedding_ : ndarray of float32, shape (n_ids, D)
         Table of embeddings; only with `embedding`.
     classes_ : ndarray of shape (K,)

@@ -37,7 +37,7 @@ class HierarchicalHead:
         self.layer = layer
 
     @classmethod
-    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any, rng: Any) -> HierarchicalHead:
+    def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any) -> HierarchicalHead:
         """A new head; rows: (X, y, sample_weight) of all data, or of the first minibatch."""
         layer = HierarchicalSoftmax(features, _make_tree(estimator, features, rows), dtype=dtype)
         if estimator.init_bias == "log_prior" and layer.n_classes == len(estimator.classes_):
