@@ -490,8 +490,8 @@ def margin_cross_entropy_with_grad(
     centres the gradient goes to the nearest; in float32 that of other classes than the target is the nearest by cosines
     in float32.
 
-    Besides the results a call needs `chunk_bytes`, a panel of 4 MiB, unit vectors of the rows of `x`, and some arrays of
-    a chunk's rows in float64; with `classes` also a copy of their rows of `w` and of `grad_w`.
+    Besides the results a call needs `chunk_bytes`, a panel of 4 MiB, unit vectors of the rows of `x`, and some arrays
+    of a chunk's rows in float64; with `classes` also a copy of their rows of `w` and of `grad_w`.
 
     Examples
     --------
