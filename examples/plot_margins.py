@@ -21,7 +21,7 @@ except ImportError as error:
 
 images, digits = load_digits(return_X_y=True)
 X, X_test, y, y_test = train_test_split(images / 16, digits, test_size=0.4, random_state=0, stratify=digits)
-HIDDEN, SIZE, EPOCHS, BATCH, RATE, MOMENTUM = 128, 3, 120, 100, 0.02, 0.9
+HIDDEN, SIZE, EPOCHS, BATCH, RATE, MOMENTUM = 128, 3, 60, 100, 0.02, 0.9
 
 
 def embed(parameters, images):
