@@ -174,12 +174,13 @@ cdef extern from "core/extension.h" nogil:
         void *g
         void *grad_x
         double *loss
+        uint64_t *keys
+        uint32_t *rows
     ctypedef struct csm_tree_groups:
         int64_t *nodes
         int64_t *starts
         int64_t *examples
         void *g
-        uint64_t *keys
         size_t count
     ctypedef struct csm_tree_rows:
         const csm_tree_groups *groups
@@ -192,7 +193,7 @@ cdef extern from "core/extension.h" nogil:
     size_t csm_tree_trace(csm_tree *, int32_t *)
     void csm_tree_sums(const csm_tree *, const double *, double *)
     cpu.csm_status csm_run_tree_loss(int, const csm_table *, const csm_tree_call *, const csm_tree_loss *)
-    void csm_tree_group(const csm_tree_call *, const csm_tree_loss *, size_t, csm_tree_groups *)
+    void csm_tree_group(const csm_tree_call *, const csm_tree_loss *, csm_tree_groups *)
     cpu.csm_status csm_run_tree_rows(int, const csm_table *, const csm_tree_call *, const csm_tree_rows *)
     cpu.csm_status csm_run_tree_log_proba(int, const csm_table *, const csm_tree_call *, double *)
     cpu.csm_status csm_run_tree_topk(int, const csm_table *, const csm_tree_call *, size_t, double *, int64_t *,

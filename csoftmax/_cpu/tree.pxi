@@ -125,7 +125,6 @@ cdef class TreeLoss:
     cdef TreeCall call
     cdef csm_tree_loss terms
     cdef csm_tree_groups groups
-    cdef size_t size
     cdef readonly object loss, grad_x
     cdef object arrays
 
@@ -139,7 +138,7 @@ cdef class TreeLoss:
         cdef size_t total = offsets[-1]
         name = "float64" if call.dtype == CSM_DTYPE_f64 else "float32"
         ids, codes, g = _empty(total, "int64"), _empty(total, "uint8"), _empty(total, name)
-        self.call, self.size = call, g.itemsize
+        self.call = call
         self.loss = _empty(call.call.n, "float64")
         self.grad_x = _empty((call.call.n, call.call.d), name) if gradient else None
         self.arrays = [labels, offsets, scale, upstream, ids, codes, g]
@@ -154,6 +153,11 @@ cdef class TreeLoss:
         self.terms.g = _data_of(g)
         self.terms.grad_x = _data_of(self.grad_x) if gradient else NULL
         self.terms.loss = <double *>_data_of(self.loss)
+        if gradient:
+            keys, rows = _empty(2 * total, "uint64"), _empty(total, "uint32")
+            self.arrays += [keys, rows]
+            self.terms.keys = <uint64_t *>_data_of(keys)
+            self.terms.rows = <uint32_t *>_data_of(rows)
 
     def run(self):
         """Compute losses and, with `gradient`, the gradient of x."""
@@ -166,15 +170,14 @@ cdef class TreeLoss:
         """Sort the entries by node; return the distinct nodes."""
         cdef size_t total = len(self.arrays[4])
         arrays = [_empty(total, "int64"), _empty(total + 1, "int64"), _empty(total, "int64"),
-                  _empty(total, self.arrays[6].dtype), _empty(2 * total, "uint64")]
+                  _empty(total, self.arrays[6].dtype)]
         self.arrays += arrays
         self.groups.nodes = <int64_t *>_data_of(arrays[0])
         self.groups.starts = <int64_t *>_data_of(arrays[1])
         self.groups.examples = <int64_t *>_data_of(arrays[2])
         self.groups.g = _data_of(arrays[3])
-        self.groups.keys = <uint64_t *>_data_of(arrays[4])
         with nogil:
-            csm_tree_group(&self.call.call, &self.terms, self.size, &self.groups)
+            csm_tree_group(&self.call.call, &self.terms, &self.groups)
         return arrays[0][:self.groups.count]
 
     cdef _finish(self, csm_tree_rows *rows):

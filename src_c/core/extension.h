@@ -160,19 +160,22 @@ typedef struct csm_tree_loss {
     void *g;                /* result: derivatives of the loss by their logits, in the dtype, if there is grad_x */
     void *grad_x;           /* result, or NULL */
     double *loss;           /* result */
+    uint64_t *keys;         /* result, if there is grad_x: node and number of each entry, and as much scratch */
+    uint32_t *rows;         /* result, if there is grad_x: row of each entry */
 } csm_tree_loss;
 csm_status csm_run_tree_loss(csm_dtype, const csm_table *, const csm_tree_call *, const csm_tree_loss *);
 
 /* The entries of a loss, sorted by node; in the order of the rows where the node is the same. */
 typedef struct csm_tree_groups {
-    int64_t *nodes;    /* the distinct nodes, ascending */
-    int64_t *starts;   /* of their entries, and the end of the last */
-    int64_t *examples; /* row of each entry */
-    void *g;           /* its derivative */
-    uint64_t *keys;    /* scratch: two an entry */
-    size_t count;      /* of nodes */
+    const csm_tree_loss *loss;
+    int64_t *nodes;       /* the distinct nodes, ascending */
+    int64_t *starts;      /* of their entries, and the end of the last */
+    int64_t *examples;    /* row of each entry, and */
+    void *g;              /* its derivative: written where they are used, by threads */
+    const uint64_t *keys; /* those of the loss, sorted */
+    size_t count;         /* of nodes */
 } csm_tree_groups;
-void csm_tree_group(const csm_tree_call *, const csm_tree_loss *, size_t itemsize, csm_tree_groups *);
+void csm_tree_group(const csm_tree_call *, const csm_tree_loss *, csm_tree_groups *);
 
 /* The gradients of the nodes of groups, or the steps of optimisers on them: `theta` and `bias` then give the arrays and
  * states.  Steps cannot be interrupted, so that they are whole. */

@@ -97,6 +97,10 @@ static void begin_rows(const csm_tree_job *job, size_t begin, size_t end) {
         if (l->labels[i] < 0) continue; /* whatever it holds */
         find_path(job->tree, l->labels[i], l->ids + first, l->codes + first, m);
         for (size_t j = NEAR_LEVELS; j < m && m <= CSM_TREE_PART; j++) prefetch_theta(job, (size_t)l->ids[first + j]);
+        for (size_t e = first; e < first + m && l->grad_x; e++) {
+            l->keys[e] = (uint64_t)l->ids[e] << 32 | e;
+            l->rows[e] = (uint32_t)i;
+        }
     }
     for (size_t i = begin; i < end; i++) {
         const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
@@ -226,32 +230,20 @@ static uint64_t *sort_keys(uint64_t *keys, uint64_t *other, size_t n, size_t nod
     return keys;
 }
 
-void csm_tree_group(const csm_tree_call *call, const csm_tree_loss *l, size_t itemsize, csm_tree_groups *groups) {
+void csm_tree_group(const csm_tree_call *call, const csm_tree_loss *l, csm_tree_groups *groups) {
     const size_t total = (size_t)l->offsets[call->n];
-    uint64_t *keys = groups->keys;
-    size_t n = 0, count = 0;
-    for (size_t i = 0; i < call->n; i++) {
-        if (l->labels[i] < 0) continue;
-        for (int64_t e = l->offsets[i]; e < l->offsets[i + 1]; e++) keys[n++] = (uint64_t)l->ids[e] << 32 | (uint64_t)e;
-    }
-    /* rows of entries: those of the sorted array are written last, when the unsorted ones have been read */
-    keys = sort_keys(keys, keys + total, n, call->tree->classes - 1);
-    uint32_t *rows = (uint32_t *)(keys == groups->keys ? groups->keys + total : groups->keys);
-    for (size_t i = 0; i < call->n; i++)
-        for (int64_t e = l->offsets[i]; e < l->offsets[i + 1]; e++) rows[e] = (uint32_t)i;
-    for (size_t i = 0; i < n; i++) {
-        const uint32_t entry = (uint32_t)keys[i];
+    const uint64_t *keys = sort_keys(l->keys, l->keys + total, total, call->tree->classes - 1);
+    size_t count = 0;
+    for (size_t i = 0; i < total; i++) {
         const int64_t node = (int64_t)(keys[i] >> 32);
-        if (i == 0 || node != groups->nodes[count - 1]) {
-            groups->starts[count] = (int64_t)i;
-            groups->nodes[count++] = node;
-        }
-        groups->examples[i] = rows[entry];
-        if (itemsize == 4) ((float *)groups->g)[i] = ((const float *)l->g)[entry];
-        else ((double *)groups->g)[i] = ((const double *)l->g)[entry];
+        if (i > 0 && node == groups->nodes[count - 1]) continue;
+        groups->starts[count] = (int64_t)i;
+        groups->nodes[count++] = node;
     }
-    groups->starts[count] = (int64_t)n;
+    groups->starts[count] = (int64_t)total;
     groups->count = count;
+    groups->keys = keys;
+    groups->loss = l;
 }
 
 /* The first node of the groups whose entries begin at or after `entry`. */
@@ -271,6 +263,18 @@ static void prefetch_node(const csm_tree_job *job, size_t node) {
         PREFETCH((const char *)job->rows->theta->state + node * job->size);
 }
 
+/* Rows and derivatives of entries [first, first + m) of the groups. */
+static void gather_entries(const csm_tree_job *job, size_t first, size_t m) {
+    const csm_tree_groups *groups = job->rows->groups;
+    const csm_tree_loss *l = groups->loss;
+    for (size_t e = first; e < first + m; e++) {
+        const uint32_t entry = (uint32_t)groups->keys[e];
+        groups->examples[e] = l->rows[entry];
+        if (job->size == 4) ((float *)groups->g)[e] = ((const float *)l->g)[entry];
+        else ((double *)groups->g)[e] = ((const double *)l->g)[entry];
+    }
+}
+
 /* Units are equal numbers of entries, because the nodes near the root have most of them; a node belongs to the unit in
  * which its entries begin. */
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
@@ -286,13 +290,14 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     for (size_t i = node_at(groups, begin * UNIT_ENTRIES); i < last; i++) {
         const size_t node = (size_t)groups->nodes[i], first = (size_t)groups->starts[i];
         const size_t m = (size_t)groups->starts[i + 1] - first;
-        const char *g = (const char *)groups->g + first * job->size;
+        char *g = (char *)groups->g + first * job->size;
         double sum = 0;
         csm_wide narrow;
         if (r->theta && r->frozen && r->frozen[node]) continue;
         if (r->theta && i + AHEAD < last) prefetch_node(job, (size_t)groups->nodes[i + AHEAD]);
         char *row = r->theta ? csm_scratch_get(&job->scratch, thread, 0, (size_t)job->row_bytes)
                              : (char *)r->values + (ptrdiff_t)i * job->row_bytes;
+        gather_entries(job, first, m);
         memset(row, 0, (size_t)job->row_bytes);
         job->table->rows[job->dtype].sums(g, c->x, job->row_bytes, groups->examples + first, m, c->d, row);
         for (size_t j = 0; j < m; j++) sum += get_real(g, j, single);
