@@ -145,11 +145,7 @@ def bound_log_partition(
 
 
 def _bound_log_proba(found: _Bounds, ids: Any) -> tuple[Any, Any]:
-    """Bounds of the log-probabilities of classes whose scores are known.
-
-    Classes that the query holds in any case are left out of the other bound of the partition function: it has them at
-    the bound that is used here.
-    """
+    """Bounds of the log-probabilities of classes whose scores are known: a score over the other bound of the sum."""
     with np.errstate(invalid="ignore"):
         low, high = _outward(found.lower[ids] - found.log_upper, found.upper[ids] - found.log_lower)
     low = np.where(np.isneginf(found.lower[ids]), -np.inf, low)

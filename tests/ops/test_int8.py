@@ -90,7 +90,7 @@ def test_every_class_is_within_its_bounds(data):
                 assert abs(truth - Fraction(float(z[j]))) <= Fraction(float(bound[j])), (w, x, bias, j, limbs)
 
 
-def scan_bounds(head, x, limbs, is_vnni=False):
+def scan_bounds(head, x, limbs):
     """The bounds of the scan of one query in Python, from the definitions: the kernel's are at least as wide."""
     layer = head._layer
     k, d = layer.n_classes, layer.n_features
@@ -121,7 +121,6 @@ def test_bounds_of_the_scan_hold_for_every_class():
             z, bound = scan_bounds(head, x[row], limbs)
             slack = 1e-6 * np.abs(z) + 1e-30
             assert (np.abs(truth[row] - z) <= bound + slack).all(), name
-        assert np.median(head._layer.norm[:300]) >= 0
 
 
 def test_near_ties_of_exact_codes():
