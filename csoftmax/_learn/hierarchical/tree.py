@@ -215,10 +215,8 @@ class Tree:
         --------
         >>> from csoftmax.heads import Tree
         >>> tree = Tree.two_means([[0.0], [9.0], [0.1], [9.1]], rng=0)
-        >>> tree.children  # 0 and 2 are together, 1 and 3 are
-        array([[ 1,  2],
-               [-1, -3],
-               [-2, -4]], dtype=int32)
+        >>> sorted(sorted(pair) for pair in tree.children[1:].tolist())  # ~2 and ~0, the leaves of 2 and 0, are together
+        [[-4, -2], [-3, -1]]
         """
         given = as_array("vectors", vectors)
         if given.dtype.kind not in "iuf" or given.ndim != 2:
