@@ -215,7 +215,7 @@ class Tree:
         --------
         >>> from csoftmax.heads import Tree
         >>> tree = Tree.two_means([[0.0], [9.0], [0.1], [9.1]], rng=0)
-        >>> sorted(sorted(pair) for pair in tree.children[1:].tolist())  # ~2 and ~0, the leaves of 2 and 0, are together
+        >>> sorted(sorted(pair) for pair in tree.children[1:].tolist())  # ~2 and ~0 are together
         [[-4, -2], [-3, -1]]
         """
         given = as_array("vectors", vectors)
