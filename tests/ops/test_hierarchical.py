@@ -60,6 +60,17 @@ def test_values_against_mpmath(dtype):
         np.testing.assert_array_max_ulp(loss, expected, 1 if dtype == np.float32 else 4)
 
 
+def test_long_paths_against_mpmath():
+    """Sums of a thousand decisions lose nothing: within 1 ULP, where plain sums are off by up to 500."""
+    head = make_head(3, 5, tree=Tree.huffman(2.0 ** np.arange(1000)), dtype=np.float64, scale=0.3)
+    x = make_rows(head, 4)[0]
+    logits, found = logits_of(head, x), paths(head.tree)
+    for i in range(4):
+        for k in range(0, 1000, 53):
+            got, exact = head.log_proba(x[i], k), -loss_of_path(found[k], logits[i])
+            assert abs(mpmath.mpf(float(got)) - exact) <= float(np.spacing(abs(got))), (i, k)
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_probabilities_sum_to_one(dtype):
     for k in (1, 2, 3, 1000, 22_000):
