@@ -80,7 +80,8 @@ def _importance(z: Any, bounds: Any) -> Any:
 
 def _spread_of(layer: Layer, x: Any, ids: Any, scores: Any, size: float) -> Any:
     """Bounds of the rounding errors of exact scores."""
-    norm = layer.norm[ids].astype(np.float64) * size
+    with np.errstate(invalid="ignore"):  # a row of zeros, and a query whose size is not known
+        norm = layer.norm[ids].astype(np.float64) * size
     unknown = ~np.isfinite(norm)
     if unknown.any():
         w = layer.w[ids[unknown]]

@@ -68,6 +68,12 @@ def test_intervals_contain_the_truth_whatever_the_numbers(data):
     assert_contains(Int8Head(w, bias, limbs=data.draw(st.sampled_from([1, 2]))), x, w, bias, max_exact=effort)
 
 
+def test_a_row_of_zeros_and_a_query_that_cannot_be_coded():
+    w, x = np.float32([[0], [1]]), np.float32([[6.5e-35]])
+    assert_contains(Int8Head(w, np.zeros(2)), x, w, np.zeros(2), max_exact=0)
+    assert_contains(Int8Head(w[:1], np.zeros(1)), x, w[:1], np.zeros(1), max_exact=4096)
+
+
 def test_widths():
     """rtol holds unless max_exact is reached; a second limb of weights needs no exact score."""
     rng = np.random.default_rng(1)
