@@ -43,10 +43,19 @@ static char *state_at(const csm_row_stepper *s, void *state, size_t row) {
     return (char *)state + row * s->update->n * s->wide_size;
 }
 
+/* Of one element its square, rounded to the compute type: all other lanes of the kernel are 0. */
+static double sum_squares(const csm_row_stepper *s, const void *g) {
+    const size_t n = s->update->n;
+    if (n != 1) return s->kernels->squares(g, n);
+    if (s->wide_size == 8) return *(const double *)g * *(const double *)g;
+    const float square = *(const float *)g * *(const float *)g;
+    return (double)square;
+}
+
 /* Adds the mean square of g to the row's number; returns the rate of the step. */
 static double adagrad_rate(const csm_row_stepper *s, const void *g, size_t row) {
     const csm_row_update *u = s->update;
-    const double mean = s->kernels->squares(g, u->n) / (double)u->n;
+    const double square = sum_squares(s, g), mean = s->inverse ? square * s->inverse : square / (double)u->n;
     double sum;
     if (s->wide_size == 4) {
         float *at = (float *)u->state + row;
@@ -91,7 +100,8 @@ static void update_row(csm_row_stepper *s, char *w, const void *g, size_t row) {
 void csm_row_stepper_begin(csm_row_stepper *s, csm_dtype dtype, const csm_table *table, const csm_row_update *u) {
     csm_call sizes;
     csm_set_dtype(&sizes, dtype, table);
-    *s = (csm_row_stepper){&table->optimizer[dtype], u, sizes.wide_size, {.decay = 1}, 0};
+    const double inverse = u->n && !(u->n & (u->n - 1)) ? 1 / (double)u->n : 0; /* exact: the product is the quotient */
+    *s = (csm_row_stepper){&table->optimizer[dtype], u, sizes.wide_size, inverse, {.decay = 1}, 0};
 }
 
 void csm_row_stepper_take(csm_row_stepper *s, size_t row, const void *g, void *w) {

@@ -10,6 +10,7 @@ typedef struct csm_row_stepper {
     const csm_optimizer_kernels *kernels;
     const csm_row_update *update;
     size_t wide_size;
+    double inverse; /* of the number of elements where that is a power of two, else 0 */
     csm_row_step step;
     int64_t known; /* steps of step.decay */
 } csm_row_stepper;

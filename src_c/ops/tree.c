@@ -12,7 +12,7 @@
 
 #include "row_optimizer.h"
 
-enum { DIGIT_BITS = 11, NODE_ELEMENTS = 32, UNIT_ENTRIES = 64, AHEAD = 4, NEAR_LEVELS = 4 };
+enum { DIGIT_BITS = 10, NODE_ELEMENTS = 32, UNIT_ENTRIES = 64, AHEAD = 4, NEAR_LEVELS = 4 };
 
 void csm_tree_job_begin(csm_tree_job *job, csm_dtype dtype, const csm_table *table, const csm_tree_call *call) {
     memset(job, 0, sizeof *job);

@@ -247,8 +247,10 @@ static double int8_exact(const double *w, const double *x, size_t n) {
             sum[v] = v64_fma(v64_load_f64(w + i + v * v64_W), v64_load_f64(x + i + v * v64_W), sum[v]);
     if (i < n) {
         double last[2][LANES] = {{0}, {0}};
-        memcpy(last[0], w + i, (n - i) * sizeof(double));
-        memcpy(last[1], x + i, (n - i) * sizeof(double));
+        for (size_t j = 0; j < n - i; j++) { /* units call nothing of libc */
+            last[0][j] = w[i + j];
+            last[1][j] = x[i + j];
+        }
         for (int v = 0; v < PER; v++)
             sum[v] = v64_fma(v64_load_f64(last[0] + v * v64_W), v64_load_f64(last[1] + v * v64_W), sum[v]);
     }
