@@ -20,7 +20,17 @@ import csoftmax
 from ._arguments.numbers import check_choice, check_integer
 from ._torch.crf import CRF, crf_loss
 from ._torch.margins import margin_cross_entropy
-from ._torch.operators import Reduction, as_number, check_floating, check_int, define, detach, like, loss_dtype
+from ._torch.operators import (
+    Reduction,
+    as_number,
+    check_floating,
+    check_int,
+    check_tensors,
+    define,
+    detach,
+    like,
+    loss_dtype,
+)
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
 
 __all__ = [
@@ -508,6 +518,8 @@ def linear_cross_entropy(
     torch.Size([5, 3])
     """
     check_floating("x", x)
+    check_floating("w", w)
+    check_tensors(target=target, bias=bias, weight=weight)
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')

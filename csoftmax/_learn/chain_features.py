@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from .messages import show
 
 SEPARATOR = ":"  # between a key and its value
+FLOAT32_MAX = float(np.finfo(np.float32).max)  # a float32 itself would be compared in float32
 MAX_COLUMNS = 2**31 - 1  # columns are int32
 LOOKED_UP_NAMES = 2**14  # names that are held until they are looked up together
 
@@ -172,7 +173,7 @@ def _read_mapping(token: Mapping[Any, Any], prefix: str, place: str, names: list
                     f"{place} has {prefix}{key}, of {value.bit_length()} bits; values are finite, in float32"
                 )
             number = float(value)
-            if not math.isfinite(number) or abs(number) > np.finfo(np.float32).max:
+            if not math.isfinite(number) or abs(number) > FLOAT32_MAX:
                 raise ValueError(f"{place} has {prefix}{key}={show(value)}; values are finite, in float32")
             names.append(prefix + key)
             values.append(number)

@@ -227,7 +227,7 @@ class Sphere:
         of_angle = grad[self.targets] * self.plan.scale * self.slope  # in float64
         grad[self.targets] = 0
         if self.centers is not None:
-            every, grad = self.buffer[: len(grad)], grad
+            every = self.buffer[: len(grad)]
             self.centers.expand(grad, every)
             grad = every
         pieces = None if limit is None else self.layer.significant_classes(grad, limit)
@@ -485,10 +485,10 @@ def margin_cross_entropy_with_grad(
 
     Notes
     -----
-    Gradients are orthogonal to the vectors that they belong to, and finite everywhere. Where the angle to the target is
-    0 or π its direction is undefined, and the part of the margin is 0; so is the gradient of zero vectors. With several
-    centres the gradient goes to the nearest; in float32 that of other classes than the target is the nearest by cosines
-    in float32.
+    Gradients are orthogonal to the vectors that they belong to, and finite if the dtype can hold them. Where the
+    angle to the target is 0 or π its direction is undefined, and the part of the margin is 0; so is the gradient of
+    zero vectors. With several centres the gradient goes to the nearest; in float32 that of other classes than the
+    target is the nearest by cosines in float32.
 
     Besides the results a call needs `chunk_bytes`, a panel of 4 MiB, unit vectors of the rows of `x`, and some arrays
     of a chunk's rows in float64; with `classes` also a copy of their rows of `w` and of `grad_w`.

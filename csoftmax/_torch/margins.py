@@ -10,7 +10,7 @@ from torch import Tensor
 from .._arguments.numbers import check_integer
 from .._ops.margins import margin_cross_entropy as _loss
 from .._ops.margins import margin_cross_entropy_with_grad as _with_grad
-from .operators import Reduction, as_number, check_floating, check_int, define, detach, like, loss_dtype
+from .operators import Reduction, as_number, check_floating, check_int, check_tensors, define, detach, like, loss_dtype
 
 _NAMES = (
     "scale",
@@ -123,6 +123,12 @@ def margin_cross_entropy(
     torch.Size([3, 3])
     """
     check_floating("x", x)
+    check_floating("w", w)
+    check_tensors(target=target, classes=classes, weight=weight)
+    if target is None:
+        raise TypeError("target must be a torch.Tensor, got None")
+    if not isinstance(past_pi, str):
+        raise TypeError(f"past_pi must be a str, got {past_pi!r}")
     gradient = any(t.requires_grad for t in (x, w)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')

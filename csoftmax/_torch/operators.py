@@ -35,6 +35,13 @@ def check_floating(name: str, x: object) -> None:
         raise TypeError(f"{name} must be floating point to have a gradient, got {x.dtype}")
 
 
+def check_tensors(**values: object) -> None:
+    """Refuse what the dispatcher would refuse with the declaration of the operator; None is left to it."""
+    for name, value in values.items():
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"{name} must be a torch.Tensor, got {type(value).__name__}")
+
+
 def check_int(name: str, value: Any) -> Any:
     """Refuse a bool, which PyTorch would pass to an operator as an int."""
     if is_bool(value):

@@ -104,6 +104,11 @@ def test_wrong_arguments():
         ({"sub_centers": 2}, ValueError, "sub_centers=2, allowed are"),
         ({"scale": -1.0}, ValueError, "scale must be positive"),
         ({"past_pi": "wrap"}, ValueError, "past_pi must be one of"),
+        ({"past_pi": 3}, TypeError, "past_pi must be a str, got 3"),
+        ({"w": w.detach().numpy()}, TypeError, "w must be a torch.Tensor, got ndarray"),
+        ({"target": [0] * 6}, TypeError, "target must be a torch.Tensor, got list"),
+        ({"target": None}, TypeError, "target must be a torch.Tensor, got None"),
+        ({"classes": [0, 1]}, TypeError, "classes must be a torch.Tensor, got list"),
         ({"classes": torch.tensor([0, 1])}, ValueError, "classes must contain every target"),
         ({"target": torch.full((6, 9), 0.1)}, TypeError, "target must hold integer labels"),
     ):

@@ -124,6 +124,7 @@ REFUSED = [
     ({}, ([[[1]]], [["X"]]), TypeError, r"X\[0\]\[0\] has the attribute 1; attributes of a list are strings"),
     ({}, ([[{"a": None}]], [["X"]]), TypeError, r"X\[0\]\[0\] has a=None; a value is"),
     ({}, ([[{"a": math.nan}]], [["X"]]), ValueError, r"X\[0\]\[0\] has a=nan; values are finite"),
+    ({}, ([[{"a": 1e39}]], [["X"]]), ValueError, r"X\[0\]\[0\] has a=1e\+39; values are finite"),
     (
         {},
         ([[{"a": 10**5000}]], [["X"]]),
