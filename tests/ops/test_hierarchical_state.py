@@ -151,6 +151,7 @@ def test_draws_in_parts(monkeypatch):
     assert (parts[:2] != whole[:2]).sum() < 10 or whole.shape == parts.shape
     assert math.prod(parts.shape) == 30
     assert head.sample(x[:0], 3).shape == (0, 3)
+    assert 0 <= head.sample(x[0]) < 40
 
 
 def test_both_layers_alike(tmp_path):

@@ -579,7 +579,7 @@ class HierarchicalSoftmax:
 
         Returns
         -------
-        ndarray of int64, shape (..., *size)
+        ndarray of int64, shape (..., *size), or a scalar
 
         Raises
         ------
@@ -599,7 +599,7 @@ class HierarchicalSoftmax:
         states = save_states(rng)
         try:
             drawn: NDArray[np.int64] = losses.draw(parts, rows, math.prod(shape), as_generator(rng), threads)
-            return drawn.reshape(*batch, *shape)
+            return drawn.reshape((*batch, *shape))[()]  # of one row and one draw a scalar
         except BaseException:
             restore_states(states)
             raise
