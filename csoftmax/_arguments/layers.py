@@ -46,3 +46,30 @@ def scale_weights(s: Any) -> Any:
         return s
     with np.errstate(under="ignore"):
         return np.ldexp(s, -exponent)
+
+
+def check_float_dtype(given: Any) -> np.dtype[Any]:
+    """The dtype of the parameters of a layer: float32 or float64, in native byte order."""
+    try:
+        dtype = None if given is None else np.dtype(given)  # of None NumPy makes float64
+    except TypeError:
+        dtype = None
+    if dtype is None or dtype not in (np.float32, np.float64):
+        raise TypeError(f"dtype must be float32 or float64, got {repr(given) if dtype is None else dtype}")
+    return dtype.newbyteorder("=")
+
+
+def weigh(s: Any, weight: Any, *, is_scaled: bool) -> Any:
+    """Sample weights (None: 1) times the class weights of the rows; is_scaled: of a mean, as in `scale_weights`."""
+    if is_scaled and weight.size:
+        weight = scale_weights(weight)
+    if s is None:
+        return weight
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        return s * weight
+
+
+def add_up(values: Any) -> float:
+    """The sum in float64, without a warning where it is not finite."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return float(np.add.reduce(values, dtype=np.float64))

@@ -1,5 +1,5 @@
 # Trees of logistic decisions. Arrays are contiguous and of the dtypes that the arguments name; the classes in
-# csoftmax._learn.tree and hierarchical check them. Included by binding.pyx.
+# csoftmax._learn.hierarchical check them. Included by binding.pyx.
 
 
 cdef void *_data_of(array) except? NULL:
@@ -70,6 +70,12 @@ cdef class TreeCall:
     cdef object arrays
 
     def __init__(self, int dtype, TreeShape shape, theta, bias, x, double temperature, num_threads):
+        nodes = shape.tree.classes - 1
+        # the kernels read rows by the numbers of the tree's nodes, wherever that leads
+        if theta.shape != (nodes, x.shape[1]) or (bias is not None and bias.shape != (nodes,)):
+            of_bias = None if bias is None else bias.shape
+            raise ValueError(f"theta has shape {theta.shape}, bias {of_bias}; the tree has {nodes} nodes, x has shape "
+                             f"{x.shape}")
         self.arrays = shape, theta, bias, x
         self.dtype = dtype
         self.call.tree = &shape.tree

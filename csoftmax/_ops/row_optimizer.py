@@ -230,6 +230,13 @@ def begin_step(optimizer: RowOptimizer, name: str, w: Any) -> _State:
     return _State(*state[:6], state.step + 1)
 
 
+def check_state(optimizer: RowOptimizer, name: str, w: Any) -> None:
+    """Refuse what `update` would: for a caller that takes several steps, of which none may fail after the first."""
+    check_weights(w)
+    if name in optimizer._states:
+        optimizer._state_of(name, w)
+
+
 def end_step(optimizer: RowOptimizer, name: str, state: _State) -> None:
     """Keep the state of a step that has been taken."""
     optimizer._states[name] = state

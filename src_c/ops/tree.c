@@ -146,7 +146,9 @@ static void end_row(const csm_tree_job *job, size_t i, const row_sums *s) {
     const size_t first = (size_t)l->offsets[i], m = (size_t)l->offsets[i + 1] - first;
     const double loss = s->sum + s->low, scale = l->scale ? l->scale[i] : 1;
     char *g = (char *)l->g + first * job->size;
-    l->loss[i] = l->is_rounded ? csm_finish_loss(scale * loss, single) : 0 - loss;
+    /* a weight of 0 takes an infinite loss away, as in cross_entropy, but does not hide NaN */
+    const double weighted = scale == 0 && loss == loss ? 0 : scale * loss;
+    l->loss[i] = l->is_rounded ? csm_finish_loss(weighted, single) : 0 - loss;
     if (clips(l)) {
         const double inner = scale / c->temperature, norm = inner * sqrt(s->square);
         const double shrink = l->clip_norm > 0 && norm > l->clip_norm ? l->clip_norm / norm : 1;
@@ -324,7 +326,8 @@ csm_status csm_run_tree_rows(csm_dtype dtype, const csm_table *table, const csm_
     const int threads = call->threads < 1 ? 1 : call->threads;
     csm_status status = csm_scratch_begin(&job.scratch, threads, 1, single);
     if (status == CSM_OK) {
-        /* before anything is written */
+        /* Before anything is written, so that a step that lacks memory changes nothing.  The byte more keeps the size
+         * positive without features: NULL then always means that there is no memory. */
         for (int t = 0; rows->theta && t < threads && status == CSM_OK; t++)
             if (!csm_scratch_get(&job.scratch, t, 0, (size_t)job.row_bytes + 1)) status = CSM_NO_MEMORY;
         const double elements = UNIT_ENTRIES * (double)(2 * call->d + NODE_ELEMENTS);

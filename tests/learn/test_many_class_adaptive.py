@@ -134,7 +134,7 @@ def test_refused():
             copy.copy(model).set_params(**options).fit(X, y)
         assert model.head_ is head
     full = ManyClassRegression(head="full", max_epochs=1, warm_start=True, embedding=(120, 8)).fit(X, y)
-    with pytest.raises(ValueError, match="the model that warm_start continues has another head"):
+    with pytest.raises(ValueError, match="the model whose training goes on has another head"):
         full.set_params(head="adaptive").fit(X, y)
 
 

@@ -107,7 +107,7 @@ def test_stages(pairs, tmp_path):
     model.freeze(np.arange(100))
     assert model.head_.frozen is None or model.head_.frozen.any()
     held = copy.deepcopy(model).fit(ids, y)
-    frozen = held.head_.layer.frozen_nodes
+    frozen = held.head_.layer._parts.frozen_nodes
     assert 0 < frozen.sum() < len(frozen)
     for name in ("theta", "bias"):
         same = model.head_.parameters[name] == held.head_.parameters[name]
@@ -146,7 +146,7 @@ def test_refused(pairs, tmp_path):
         with pytest.raises((ValueError, TypeError), match=match):
             make(embedding=8, **options).fit(ids, y)
     linear = make(head="sampled", embedding=8, warm_start=True, max_epochs=1).fit(ids, y)
-    with pytest.raises(ValueError, match="the model that warm_start continues has another head"):
+    with pytest.raises(ValueError, match="the model whose training goes on has another head"):
         linear.set_params(head="hierarchical").fit(ids, y)
     tree = make(embedding=8, warm_start=True, max_epochs=1).fit(ids, y)
     with pytest.raises(ValueError, match="head of another kind"):

@@ -44,9 +44,10 @@ class Classes(NamedTuple):
 
 def make_classes(order: NDArray[Any], cutoffs: tuple[int, ...]) -> Classes:
     """The classes of an order that has been checked."""
-    order = order.astype(np.int32, copy=False)
+    order = order.astype(np.int32, copy=False).view()  # views can be read-only without a change of the caller's array
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order), dtype=np.int32)
+    order.flags.writeable = rank.flags.writeable = False
     return Classes(order, rank, cutoffs)
 
 

@@ -75,12 +75,13 @@ def restore(cls: type[Made], arrays: Arrays, header: dict[str, Any]) -> Made:
     need(counts is None or (counts >= 0).all(), "counts are negative")
     need(frozen is None or frozen.shape == (n,), "frozen is not one number for each class")
     layer = cls._of(arrays, classes, float(div_value))
-    layer._counts, layer.frozen = counts, None if frozen is None else frozen.astype(bool)
+    layer._counts, layer._frozen = counts, None if frozen is None else frozen.astype(bool)
     return layer
 
 
-def check_parameters(arrays: Arrays, classes: Classes) -> None:
-    """Refuse arrays that are not the parameters of a layer with these classes."""
+def check_parameters(arrays: Arrays, classes: Classes, names: Mapping[str, str] | None = None) -> None:
+    """Refuse arrays that are not the parameters of a layer with these classes; names: for messages."""
+    names = {} if names is None else names
     head = arrays.get("head")
     need(head is not None and head.ndim == 2 and head.dtype in FLOATS, "head is missing or no matrix of floats")
     assert head is not None
@@ -90,13 +91,16 @@ def check_parameters(arrays: Arrays, classes: Classes) -> None:
         shapes["head_bias"] = (rows,)
     for c, ranks in enumerate(classes.clusters):
         width = arrays[f"projection{c}"].shape[0] if arrays.get(f"projection{c}", np.zeros(())).ndim == 2 else 0
-        need(width, f"projection{c} is missing, no matrix or empty")
+        need(width, f"{names.get(f'projection{c}', f'projection{c}')} is missing, no matrix or empty")
         shapes[f"projection{c}"], shapes[f"tail{c}"] = (width, features), (ranks.stop - ranks.start, width)
     need(features > 0, "there is no feature")
     need(arrays.keys() == shapes.keys(), f"the arrays are {sorted(arrays)}, not {sorted(shapes)}")
     for name, shape in shapes.items():
         a = arrays[name]
-        need(a.shape == shape and a.dtype == head.dtype, f"{name} has shape {a.shape}, dtype {a.dtype}, not {shape}")
+        need(
+            a.shape == shape and a.dtype == head.dtype,
+            f"{names.get(name, name)} has shape {a.shape}, dtype {a.dtype}, not {shape}, {head.dtype}",
+        )
 
 
 # Of torch.nn.AdaptiveLogSoftmaxWithLoss
@@ -129,16 +133,18 @@ def read_state_dict(state_dict: Any) -> tuple[Arrays, Classes]:
     missing = [name for name in wanted if name not in given]
     if missing or clusters == 0:
         raise ValueError(f"state_dict lacks {(missing or ['tail.0.0.weight'])[0]!r}")
-    arrays = {"head": given.pop("head.weight")}
-    if "head.bias" in given:
-        arrays["head_bias"] = given.pop("head.bias")
+    names = {"head": "head.weight"} | ({"head_bias": "head.bias"} if "head.bias" in given else {})
     for c in range(clusters):
-        arrays[f"projection{c}"], arrays[f"tail{c}"] = (given.pop(f"tail.{c}.{i}.weight") for i in (0, 1))
+        names |= {f"projection{c}": f"tail.{c}.0.weight", f"tail{c}": f"tail.{c}.1.weight"}
+    arrays = {name: given.pop(theirs) for name, theirs in names.items()}
     if given:
         raise ValueError(f"state_dict has {next(iter(given))!r} without the rest of its cluster")
     for name, a in arrays.items():
         if a.ndim != (1 if name == "head_bias" else 2) or 0 in a.shape:
-            raise ValueError(f"state_dict: {name} has shape {a.shape}")
+            axes = "one axis" if name == "head_bias" else "two axes"
+            raise ValueError(
+                f"state_dict[{names[name]!r}] has shape {a.shape}; {axes} without a length of 0 are needed"
+            )
     shortlist = len(arrays["head"]) - clusters
     if shortlist < 1:
         raise ValueError(f"state_dict: head.weight has {len(arrays['head'])} rows for {clusters} clusters")
@@ -149,7 +155,7 @@ def read_state_dict(state_dict: Any) -> tuple[Arrays, Classes]:
     if len(dtypes) > 1:
         raise TypeError(f"state_dict mixes dtypes: {', '.join(sorted(map(str, dtypes)))}")
     try:
-        check_parameters(arrays, classes)
+        check_parameters(arrays, classes, {name: repr(theirs) for name, theirs in names.items()})
     except ValueError as error:
         raise ValueError(f"state_dict: {error}") from None
     return arrays, classes

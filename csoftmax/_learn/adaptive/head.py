@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from ..._arguments.generators import as_generator
+from ..._arguments.layers import check_float_dtype
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import RowOptimizer
@@ -136,7 +137,7 @@ class AdaptiveSoftmax(LayerState):
         division, has_bias = check_div_value(div_value), check_flag("bias", bias)
         if not isinstance(init, str) or init not in INITS:
             raise ValueError(f"init must be 'xavier' or 'zero', got {init!r}")
-        floats = _check_dtype(dtype)
+        floats = check_float_dtype(dtype)
         if device is not None and place_of(device, None).on_cuda:
             raise DeviceError(f"device is {device!r}, but AdaptiveSoftmax computes on the CPU only")
         numbers = None if counts is None else check_counts(counts, n)
@@ -371,7 +372,7 @@ class AdaptiveSoftmax(LayerState):
         Raises
         ------
         IndexError, TypeError, ValueError
-            As in `loss`; nothing has been changed then.
+            As in `loss`, or if the optimiser has the state of other shapes; nothing has been changed then.
         """
         if not isinstance(optimizer, RowOptimizer):
             raise TypeError(f"optimizer must be a RowOptimizer, got {type(optimizer).__name__}")
@@ -411,7 +412,7 @@ class AdaptiveSoftmax(LayerState):
             If classes are not integers.
         """
         if classes is None:
-            self.frozen = np.ones(self.n_classes, bool)
+            self._frozen = np.ones(self.n_classes, bool)
             return self
         given = np.atleast_1d(np.asarray(classes))
         if given.size and given.dtype.kind not in "iu":
@@ -421,7 +422,7 @@ class AdaptiveSoftmax(LayerState):
             raise IndexError(f"classes has {bad.flat[0]}; the classes are 0 to {self.n_classes - 1}")
         frozen = np.zeros(self.n_classes, bool)
         frozen[given.astype(np.int64)] = True
-        self.frozen = frozen if given.size else None
+        self._frozen = frozen if given.size else None
         return self
 
     def add_classes(self, n: SupportsIndex, counts: ArrayLike | None = None) -> Self:
@@ -671,13 +672,3 @@ class AdaptiveSoftmax(LayerState):
         True
         """
         return files.load(cls, path, mmap=mmap, verify=verify)
-
-
-def _check_dtype(given: Any) -> np.dtype[Any]:
-    try:
-        dtype = np.dtype(given)
-    except TypeError:
-        raise TypeError(f"dtype must be float32 or float64, got {given!r}") from None
-    if dtype not in (np.float32, np.float64):
-        raise TypeError(f"dtype must be float32 or float64, got {dtype}")
-    return dtype.newbyteorder("=")

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..._arguments.foreign import as_native
 from ..._arguments.labels import check_loss_options, check_target, is_representable, raise_bad_label
-from ..._arguments.layers import count_chunk_rows, scale_weights
+from ..._arguments.layers import add_up, count_chunk_rows, scale_weights, weigh
 from ..._arguments.numbers import check_num_threads
 from ..._arguments.places import as_array, as_float
 from ..._cpu import binding
@@ -91,16 +91,17 @@ def plan_loss(
     kept = None if is_kept.all() else np.flatnonzero(is_kept)
     if kept is not None:
         x, labels, s, up = (None if v is None else v[kept] for v in (x, labels, s, up))
-    if reduction == "mean" and s is not None and s.size:
+    is_mean = reduction == "mean"
+    if is_mean and s is not None and s.size:
         s = scale_weights(s)
     if checked.weight is not None:
-        weight = checked.weight[labels].astype(np.float64)
-        s = weight if s is None else s * weight
+        s = weigh(s, checked.weight[labels].astype(np.float64), is_scaled=is_mean)
     divisor = 1.0
-    if reduction == "mean":
-        divisor = float(len(x)) if s is None else float(np.sum(s, dtype=np.float64))
+    if is_mean:
+        divisor = float(len(x)) if s is None else add_up(s)
     if divisor not in (0, 1):
-        up = (np.ones(len(x)) if up is None else up) / divisor
+        with np.errstate(over="ignore", invalid="ignore"):
+            up = (np.ones(len(x)) if up is None else up) / divisor
     ranks = layer.classes.rank[labels].astype(np.int64)
     return LossPlan(x, ranks, s, up, checked.temperature, reduction, divisor, kept, batch, given, num_threads)
 
@@ -183,7 +184,7 @@ def reduce(plan: LossPlan, losses: NDArray[np.float64], dtype: Any) -> Any:
         loss[slice(None) if plan.kept is None else plan.kept] = losses
         loss = loss.reshape(plan.batch)
     else:
-        with np.errstate(invalid="ignore"):
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             loss = np.sum(losses) / np.float64(plan.divisor)
         loss = loss if loss == loss else np.nan  # on x86 the NaN of 0 / 0 is negative
     with np.errstate(over="ignore"):

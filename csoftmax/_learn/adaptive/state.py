@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._ops.row_optimizer import check_state
 from ..._ops.rows import RowGradient
+from ..messages import show
 from .classes import Classes, make_classes
 from .cutoffs import count_features
 
@@ -20,12 +22,27 @@ if TYPE_CHECKING:
 class LayerState:
     """Parameters by name, the order of the classes, their counts, and which of them are frozen."""
 
-    classes: Classes
+    _classes: Classes
     div_value: float
-    parameters: dict[str, NDArray[Any]]
-    frozen: NDArray[np.bool_] | None
+    _parameters: dict[str, NDArray[Any]]
+    _frozen: NDArray[np.bool_] | None
     _counts: NDArray[np.float64] | None
     num_threads: int | None
+
+    @property
+    def parameters(self) -> dict[str, NDArray[Any]]:
+        """The arrays that training changes, by name; in a new dict."""
+        return dict(self._parameters)
+
+    @property
+    def classes(self) -> Classes:
+        """The order of the classes, and where clusters begin."""
+        return self._classes
+
+    @property
+    def frozen(self) -> NDArray[np.bool_] | None:
+        """Which classes are frozen, (K,), or None."""
+        return self._frozen
 
     @property
     def n_features(self) -> int:
@@ -62,15 +79,21 @@ class LayerState:
         """The dtype of the parameters."""
         return self.parameters["head"].dtype
 
+    def __repr__(self) -> str:
+        return (
+            f"<{type(self).__name__}: {self.n_features} features, {self.n_classes} classes, cutoffs "
+            f"{show(self.cutoffs)}, {self.dtype}>"
+        )
+
     @property
     def nbytes(self) -> int:
         """Bytes of the parameters."""
         return sum(int(a.nbytes) for a in self.parameters.values())
 
     def _begin(self, parameters: dict[str, NDArray[Any]], classes: Classes, div_value: float) -> None:
-        self.parameters, self.classes, self.div_value = parameters, classes, div_value
+        self._parameters, self._classes, self.div_value = parameters, classes, div_value
         self._counts = None
-        self.frozen, self.num_threads = None, None
+        self._frozen, self.num_threads = None, None
 
     @classmethod
     def _of(cls, parameters: dict[str, NDArray[Any]], classes: Classes, div_value: float) -> Self:
@@ -82,11 +105,17 @@ class LayerState:
     def _update(self, gradients: dict[str, Any], weights: RowOptimizer, biases: RowOptimizer) -> None:
         """Let the optimisers move the parameters, except those of frozen classes."""
         self._own()
+        optimizers = {name: biases if name == "head_bias" else weights for name in gradients}
+        for (
+            name,
+            optimizer,
+        ) in optimizers.items():  # all before the first update, so that a refused step changes nothing
+            check_state(optimizer, name, self._parameters[name])
         for name, gradient in gradients.items():
             rows = self._find_free_rows(name)
             if rows is not None:
                 gradient = RowGradient(rows, gradient[rows])
-            (biases if name == "head_bias" else weights).update(name, self.parameters[name], gradient)
+            optimizers[name].update(name, self._parameters[name], gradient)
 
     def _decay(self, weights: RowOptimizer) -> None:
         """Apply the weight decay that is due to all parameters but the bias."""
@@ -96,29 +125,30 @@ class LayerState:
 
     def _own(self) -> None:
         """Replace parameters that are read-only, such as memory maps of a file, by copies."""
-        for name, a in self.parameters.items():
-            if not a.flags.writeable:
-                self.parameters[name] = a.copy()
+        if not all(a.flags.writeable for a in self._parameters.values()):
+            owned = {name: a if a.flags.writeable else a.copy() for name, a in self._parameters.items()}
+            self._parameters = owned
 
     def _find_free_rows(self, name: str) -> NDArray[np.intp] | None:
         """The rows of a parameter that are not frozen; None for all."""
-        if self.frozen is None:
+        given, classes = self._frozen, self._classes
+        if given is None:
             return None
-        frozen, classes = self.frozen[self.classes.order], self.classes
+        frozen = given[classes.order]
         if name.startswith("head"):
             whole = [bool(frozen[ranks].all()) for ranks in classes.clusters]
             return np.flatnonzero(~np.concatenate([frozen[: classes.shortlist], np.array(whole, bool)]))
         ranks = classes.clusters[int(name.removeprefix("projection").removeprefix("tail"))]
         if name.startswith("tail"):
             return np.flatnonzero(~frozen[ranks])
-        return np.arange(0 if frozen[ranks].all() else len(self.parameters[name]))
+        return np.arange(0 if frozen[ranks].all() else len(self._parameters[name]))
 
     def _insert(self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None) -> None:
         """Make room for n classes in all; places: numbers of those so far; added: counts of the others, in order."""
         is_new = np.ones(n, bool)
         is_new[places] = False
         new, more = np.flatnonzero(is_new), n - len(places)
-        counts, frozen = self._counts, self.frozen
+        counts, frozen = self._counts, self._frozen
         if counts is not None:
             wide = np.zeros(n)
             wide[places], wide[is_new] = counts, 0 if added is None else added
@@ -127,7 +157,7 @@ class LayerState:
             mask = np.zeros(n, bool)
             mask[places] = frozen
             frozen = mask
-        old, last = self.parameters, len(self.classes.cutoffs) - 1
+        old, last = self._parameters, len(self.classes.cutoffs) - 1
         parameters = dict(old)
         grown = "head" if last < 0 else f"tail{last}"
         parameters[grown] = np.concatenate([old[grown], np.zeros((more, old[grown].shape[1]), self.dtype)])
@@ -139,8 +169,8 @@ class LayerState:
                 bias = np.where(added > 0, share, bias)
             parameters["head_bias"] = np.concatenate([old["head_bias"], bias.astype(self.dtype)])
         order = np.concatenate([np.asarray(places)[self.classes.order], new])
-        self.classes = make_classes(order, self.classes.cutoffs)
-        self.parameters, self._counts, self.frozen = parameters, counts, frozen
+        self._classes = make_classes(order, self._classes.cutoffs)
+        self._parameters, self._counts, self._frozen = parameters, counts, frozen
 
 
 def make_parameters(

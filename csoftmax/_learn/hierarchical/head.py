@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from os import PathLike
 from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 
@@ -11,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from ..._arguments.foreign import as_native
 from ..._arguments.generators import as_generator, restore_states, save_states
 from ..._arguments.labels import check_target, raise_bad_label
+from ..._arguments.layers import check_float_dtype
 from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import RowOptimizer
@@ -18,13 +20,12 @@ from ..._ops.topk import TopK
 from .. import store
 from ..head_result import HeadResult
 from . import loss as losses
+from .state import check_layer, log_odds, make_parts, refuse_others
 from .tree import Tree
-from .tree_parts import check_counts, check_integers
+from .tree_parts import check_counts, check_integers, shrink_counts
 
 if TYPE_CHECKING:
     from typing import Self
-
-FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
 class HierarchicalSoftmax:
@@ -91,7 +92,6 @@ class HierarchicalSoftmax:
     True
     """
 
-    tree: Tree
     stats: dict[str, float]
 
     def __init__(
@@ -104,27 +104,17 @@ class HierarchicalSoftmax:
         device: str | None = None,
         num_threads: SupportsIndex | None = None,
     ) -> None:
-        self.n_features = check_count("n_features", n_features, 1)
+        features = check_count("n_features", n_features, 1)
         if not isinstance(tree, Tree):
             raise TypeError(f"tree must be a Tree, such as Tree.huffman(counts), got {type(tree).__name__}")
-        if np.dtype(dtype) not in FLOATS:
-            raise TypeError(f"dtype must be float32 or float64, got {np.dtype(dtype)}")
+        dtype = check_float_dtype(dtype)
         if device is not None and place_of(device, None).on_cuda:
             raise DeviceError(f'device is {device!r}, but HierarchicalSoftmax computes on the CPU: device="cpu"')
         has_bias = check_flag("bias", bias)
-        self.num_threads = check_num_threads(num_threads)
-        nodes = tree.n_classes - 1
-        self._set(tree, np.zeros((nodes, self.n_features), dtype), np.zeros(nodes, dtype) if has_bias else None)
-
-    def _set(self, tree: Tree, theta: NDArray[Any], bias: NDArray[Any] | None, frozen: Any = None) -> None:
-        self.tree, self._theta, self._bias, self.stats = tree, theta, bias, {}
-        self._set_frozen(frozen)
-
-    def _set_frozen(self, frozen: NDArray[np.bool_] | None) -> None:
-        self._frozen, self.frozen_nodes = frozen, None
-        if frozen is not None and frozen.any():
-            # nodes without a class below them that may change, as numbers that the kernels read
-            self.frozen_nodes = (self.tree._side_sums((~frozen).astype(np.float64)).sum(axis=1) == 0).astype(np.uint8)
+        threads, nodes = check_num_threads(num_threads), tree.n_classes - 1
+        bias_of_nodes = np.zeros(nodes, dtype) if has_bias else None
+        self._parts = make_parts(tree, np.zeros((nodes, features), dtype), bias_of_nodes, num_threads=threads)
+        self.stats = {}
 
     @classmethod
     def _from_arrays(
@@ -132,34 +122,53 @@ class HierarchicalSoftmax:
     ) -> Self:
         """A layer of arrays that have been checked."""
         layer = cls.__new__(cls)
-        layer.n_features, layer.num_threads = theta.shape[1], num_threads
-        layer._set(tree, theta, bias, frozen)
+        layer._parts, layer.stats = make_parts(tree, theta, bias, frozen, num_threads), {}
         return layer
+
+    @property
+    def tree(self) -> Tree:
+        """The tree; `add_classes` replaces it."""
+        return self._parts.tree
+
+    @property
+    def n_features(self) -> int:
+        """D, the number of features."""
+        return self._parts.n_features
+
+    @property
+    def num_threads(self) -> int | None:
+        """Upper bound on the number of threads, or None."""
+        return self._parts.num_threads
+
+    @num_threads.setter
+    def num_threads(self, value: SupportsIndex | None) -> None:
+        self._parts = self._parts._replace(num_threads=check_num_threads(value))
 
     @property
     def theta(self) -> NDArray[Any]:
         """Weights of the nodes, (K - 1, D)."""
-        return self._theta
+        return self._parts.theta
 
     @property
     def bias(self) -> NDArray[Any] | None:
         """Biases of the nodes, (K - 1,), or None."""
-        return self._bias
+        return self._parts.bias
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the parameters."""
-        return self._theta.dtype
+        return self._parts.dtype
 
     @property
     def frozen(self) -> NDArray[np.bool_] | None:
         """Classes that `freeze` was given, or None."""
-        return self._frozen
+        return self._parts.frozen
 
     @property
     def parameters(self) -> dict[str, NDArray[Any]]:
-        """The arrays that training changes: "theta" and, with a bias, "bias"."""
-        return {"theta": self._theta} | ({} if self._bias is None else {"bias": self._bias})
+        """The arrays that training changes: "theta" and, with a bias, "bias"; in a new dict."""
+        parts = self._parts
+        return {"theta": parts.theta} | ({} if parts.bias is None else {"bias": parts.bias})
 
     @property
     def n_classes(self) -> int:
@@ -222,11 +231,12 @@ class HierarchicalSoftmax:
         TypeError, ValueError
             If an argument has another type, shape or range, and for soft labels, which need all classes.
         """
+        parts = self._parts
         plan = losses.plan_loss(
-            self, x, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
+            parts, x, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
             temperature=temperature, label_smoothing=label_smoothing, reduction=reduction, num_threads=num_threads,
         )  # fmt: skip
-        return losses.compute_loss(self, plan)
+        return losses.compute_loss(parts, plan)
 
     def loss_with_grad(
         self,
@@ -272,12 +282,13 @@ class HierarchicalSoftmax:
         >>> result.gradients["theta"].rows, result.gradients["theta"].values
         (array([0]), array([[-0.5, -1. ]], dtype=float32))
         """
+        parts = self._parts
         plan = losses.plan_loss(
-            self, x, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
+            parts, x, target, weight=weight, sample_weight=sample_weight, ignore_index=ignore_index,
             temperature=temperature, label_smoothing=label_smoothing, reduction=reduction, upstream=upstream,
             clip_norm=clip_norm, clip_value=clip_value, num_threads=num_threads,
         )  # fmt: skip
-        return HeadResult(*losses.compute_gradients(self, plan))
+        return HeadResult(*losses.compute_gradients(parts, plan))
 
     def step(
         self, x: ArrayLike, target: ArrayLike, optimizer: RowOptimizer, *, sample_weight: ArrayLike | None = None
@@ -309,10 +320,11 @@ class HierarchicalSoftmax:
         """
         if not isinstance(optimizer, RowOptimizer):
             raise TypeError(f"optimizer must be a RowOptimizer, got {type(optimizer).__name__}")
-        plan = losses.plan_step(self, x, target, sample_weight, None)
-        return losses.take_step(self, plan, optimizer, optimizer)
+        parts = self._parts
+        plan = losses.plan_step(parts, x, target, sample_weight, None)
+        return losses.take_step(parts, plan, optimizer, optimizer)
 
-    def freeze(self, classes: ArrayLike | None = None) -> None:
+    def freeze(self, classes: ArrayLike | None = None) -> Self:
         """Keep what belongs to some classes unchanged: nodes that have only frozen classes below them.
 
         Parameters
@@ -320,22 +332,29 @@ class HierarchicalSoftmax:
         classes : array_like of int, optional
             Classes; None freezes all of them, an empty list none. Replaces what was frozen before.
 
+        Returns
+        -------
+        self
+
         Raises
         ------
         IndexError, TypeError
             If an element is no class.
         """
-        frozen = np.ones(self.n_classes, bool)
+        parts = self._parts
+        k = parts.n_classes
+        frozen = np.ones(k, bool)
         if classes is not None:
             chosen = check_integers("classes", classes)
-            bad = np.flatnonzero((chosen < 0) | (chosen >= self.n_classes))
+            bad = np.flatnonzero((chosen < 0) | (chosen >= k))
             if len(bad):
-                raise IndexError(f"classes[{bad[0]}] is {chosen[bad[0]]}; classes are 0 to {self.n_classes - 1}")
+                raise IndexError(f"classes[{bad[0]}] is {chosen[bad[0]]}; classes are 0 to {k - 1}")
             frozen[...] = False
             frozen[chosen] = True
-        self._set_frozen(frozen if frozen.any() else None)
+        self._parts = parts.with_frozen(frozen)
+        return self
 
-    def add_classes(self, n: int, counts: ArrayLike | None = None) -> None:
+    def add_classes(self, n: SupportsIndex, counts: ArrayLike | None = None) -> Self:
         """Add classes, whose numbers follow the others': each splits the leaf of a class that there is.
 
         The leaf with the lowest count becomes a node of its class and the new one; without counts in the tree, the
@@ -350,6 +369,10 @@ class HierarchicalSoftmax:
         counts : array_like of shape (n,), optional
             Their counts, comparable to those of the tree; default: 0.
 
+        Returns
+        -------
+        self
+
         Raises
         ------
         TypeError, ValueError
@@ -359,30 +382,33 @@ class HierarchicalSoftmax:
         --------
         >>> from csoftmax.heads import HierarchicalSoftmax, Tree
         >>> head = HierarchicalSoftmax(2, Tree.huffman([4, 2, 1]))
-        >>> head.add_classes(1, [2])
-        >>> head.tree.depths()  # 2 has become a node of 2 and 3
+        >>> head.add_classes(1, [2]).tree.depths()  # 2 has become a node of 2 and 3
         array([1, 2, 3, 3])
         """
-        n = check_count("n", n)
+        n, added = check_count("n", n), None
         if counts is not None:
-            counts = check_counts("counts", counts) if n or np.size(counts) else None
-        if counts is not None and self.tree.counts is None:
+            added = check_counts("counts", counts) if n or np.size(counts) else None
+        if added is not None and self.tree.counts is None:
             raise ValueError("counts need those of the other classes, which the tree does not have")
-        if counts is not None and len(counts) != n:
-            raise ValueError(f"counts has {len(counts)} elements, n is {n}")
-        if n == 0:
-            return
-        known = self.n_classes
-        tree, split = self.tree._grown(n, counts)
-        theta = np.concatenate([self._theta, np.zeros((n, self.n_features), self.dtype)])
-        bias = self._bias
+        if added is not None and len(added) != n:
+            raise ValueError(f"counts has {len(added)} elements, n is {n}")
+        return self._grow(n, added, self.tree) if n else self
+
+    def _grow(self, n: int, counts: NDArray[np.float64] | None, tree: Tree) -> Self:
+        """Add n classes to the layer; tree: its own, or the same with other counts."""
+        parts = self._parts
+        known = parts.n_classes
+        tree, split = tree._grown(n, counts)
+        theta = np.concatenate([parts.theta, np.zeros((n, parts.n_features), parts.dtype)])
+        bias = parts.bias
         if bias is not None:
-            added = np.zeros(n, self.dtype)
+            added = np.zeros(n, parts.dtype)
             if tree.counts is not None:
-                added[...] = np.log((tree.counts[known:] + 0.5) / (tree.counts[split] + 0.5))
+                added[...] = log_odds(tree.counts[known:], tree.counts[split])
             bias = np.concatenate([bias, added])
-        frozen = None if self._frozen is None else np.append(self._frozen, np.zeros(n, bool))
-        self._set(tree, theta, bias, frozen)
+        frozen = None if parts.frozen is None else np.append(parts.frozen, np.zeros(n, bool))
+        self._parts, self.stats = make_parts(tree, theta, bias, frozen, parts.num_threads), {}
+        return self
 
     def set_log_prior(self, counts: ArrayLike | None = None) -> None:
         """Set the bias so that, with a theta of 0, the probabilities are the frequencies of the classes.
@@ -407,23 +433,27 @@ class HierarchicalSoftmax:
         >>> np.exp(head.log_proba([0.0, 0.0])).round(2)
         array([0.5, 0.3, 0.2])
         """
-        if self._bias is None:
+        parts = self._parts
+        if parts.bias is None:
             raise ValueError("the layer has no bias")
-        weights = self.tree.counts if counts is None else check_counts("counts", counts)
+        weights = parts.tree.counts if counts is None else check_counts("counts", counts)
         if weights is None:
             raise ValueError("counts are missing, and the tree has none")
-        if len(weights) != self.n_classes:
-            raise ValueError(f"counts has {len(weights)} elements; there are {self.n_classes} classes")
-        sides = self.tree._side_sums(weights) + 0.5
-        self._bias[...] = np.log(sides[:, 1] / sides[:, 0])
+        if len(weights) != parts.n_classes:
+            raise ValueError(f"counts has {len(weights)} elements; there are {parts.n_classes} classes")
+        shrunk = shrink_counts(weights)
+        sides, half = parts.tree._side_sums(shrunk), 0.5
+        if shrunk is not weights:
+            half *= float(shrunk.max() / weights.max())
+        parts.bias[...] = log_odds(sides[:, 1], sides[:, 0], half)
 
     def _relabel(self, places: NDArray[Any]) -> None:
         """Let class k become class places[k]."""
-        frozen = None
-        if self._frozen is not None:
-            frozen = np.empty(self.n_classes, bool)
-            frozen[places] = self._frozen
-        self._set(self.tree._relabelled(places), self._theta, self._bias, frozen)
+        parts, frozen = self._parts, None
+        if parts.frozen is not None:
+            frozen = np.empty(parts.n_classes, bool)
+            frozen[places] = parts.frozen
+        self._parts = make_parts(parts.tree._relabelled(places), parts.theta, parts.bias, frozen, parts.num_threads)
 
     # Predictions
 
@@ -453,17 +483,18 @@ class HierarchicalSoftmax:
         DeviceError, TypeError, ValueError
             If an argument has another device, type or shape.
         """
-        rows, batch, _ = losses.check_features(self, x)
-        threads = check_num_threads(self.num_threads if num_threads is None else num_threads)
+        parts = self._parts
+        rows, batch, _ = losses.check_features(parts, x)
+        threads = check_num_threads(parts.num_threads if num_threads is None else num_threads)
         if target is None:
-            result: NDArray[np.float64] = losses.compute_log_proba(self, rows, threads)
-            return result.reshape(*batch, self.n_classes)
-        labels, soft = check_target(as_native(target, "target"), (*batch, self.n_classes), batch, self.dtype)
+            result: NDArray[np.float64] = losses.compute_log_proba(parts, rows, threads)
+            return result.reshape(*batch, parts.n_classes)
+        labels, soft = check_target(as_native(target, "target"), (*batch, parts.n_classes), batch, parts.dtype)
         if soft is not None:
             raise ValueError("target must hold integer labels, one for each row")
         labels = labels.copy()
-        raise_bad_label(labels, self.n_classes, None)
-        of_labels = losses.compute_log_proba_of(self, rows, labels.reshape(len(rows)).astype(np.int64), threads)
+        raise_bad_label(labels, parts.n_classes, None)
+        of_labels = losses.compute_log_proba_of(parts, rows, labels.reshape(len(rows)).astype(np.int64), threads)
         return of_labels.reshape(batch)[()]  # type: ignore[no-any-return]
 
     def predict(self, x: ArrayLike, *, num_threads: SupportsIndex | None = None) -> NDArray[np.int64]:
@@ -495,7 +526,7 @@ class HierarchicalSoftmax:
         x : array_like of shape (..., D)
             Features.
         k : int
-            From 1 to the number of classes.
+            From 0 to the number of classes.
         num_threads : int, optional
             Upper bound on the number of threads; default: that of the layer.
 
@@ -515,12 +546,13 @@ class HierarchicalSoftmax:
         The log-probability of a path bounds those of all classes below its end, so that the search ends when the k-th
         class that it has found is no worse than the best open path. `stats` has the number of nodes evaluated.
         """
-        rows, batch, _ = losses.check_features(self, x)
-        threads = check_num_threads(self.num_threads if num_threads is None else num_threads)
-        k = check_count("k", k, 1)
-        if k > self.n_classes:
-            raise ValueError(f"k must be 1 to {self.n_classes}, the number of classes, got {k}")
-        values, indices, evaluated = losses.search(self, rows, k, threads)
+        parts = self._parts
+        rows, batch, _ = losses.check_features(parts, x)
+        threads = check_num_threads(parts.num_threads if num_threads is None else num_threads)
+        k = check_count("k", k)
+        if k > parts.n_classes:
+            raise ValueError(f"k must be at most {parts.n_classes}, the number of classes, got {k}")
+        values, indices, evaluated = losses.search(parts, rows, k, threads)
         self.stats = {"nodes_mean": float(evaluated.mean()) if len(evaluated) else 0.0}
         return TopK(values.reshape(*batch, k), indices.reshape(*batch, k))
 
@@ -547,7 +579,7 @@ class HierarchicalSoftmax:
 
         Returns
         -------
-        ndarray of int64, shape (..., *size)
+        ndarray of int64, shape (..., *size), or a scalar
 
         Raises
         ------
@@ -556,19 +588,21 @@ class HierarchicalSoftmax:
 
         Notes
         -----
-        Uniform numbers, in C order of the draws, are read for up to 16 levels at a time.
+        Uniform numbers, in C order of the draws, are read for up to 16 levels at a time, for up to 2**18 draws. The
+        memory beside the result is that of one such part.
         """
-        rows, batch, _ = losses.check_features(self, x)
-        threads = check_num_threads(self.num_threads if num_threads is None else num_threads)
+        parts = self._parts
+        rows, batch, _ = losses.check_features(parts, x)
+        threads = check_num_threads(parts.num_threads if num_threads is None else num_threads)
         given = size if isinstance(size, tuple) else () if size is None else (size,)
         shape = tuple(check_count("size", n, 0, "an int, a tuple of ints or None") for n in given)
         states = save_states(rng)
         try:
-            drawn = losses.draw(self, rows, int(np.prod(shape, dtype=np.int64)), as_generator(rng), threads)
+            drawn: NDArray[np.int64] = losses.draw(parts, rows, math.prod(shape), as_generator(rng), threads)
+            return drawn.reshape((*batch, *shape))[()]  # of one row and one draw a scalar
         except BaseException:
             restore_states(states)
             raise
-        return drawn.reshape(*batch, *shape)  # type: ignore[no-any-return]
 
     # Files
 
@@ -587,10 +621,11 @@ class HierarchicalSoftmax:
         ImportError
             If safetensors is missing.
         """
-        arrays, header = self.tree._contents()
-        arrays = arrays | self.parameters
-        if self._frozen is not None:
-            arrays["frozen"] = self._frozen.astype(np.uint8)
+        parts = self._parts
+        arrays, header = parts.tree._contents()
+        arrays |= {"theta": parts.theta} | ({} if parts.bias is None else {"bias": parts.bias})
+        if parts.frozen is not None:
+            arrays["frozen"] = parts.frozen.astype(np.uint8)
         store.write(path, type(self).__name__, arrays, header)
 
     @classmethod
@@ -618,27 +653,7 @@ class HierarchicalSoftmax:
         num_threads = check_num_threads(num_threads)
         arrays, header = store.read(path, "HierarchicalSoftmax")
         with store.reading(path):
+            refuse_others(arrays, ("children", "counts", "theta", "bias", "frozen"))
             tree = Tree._from_contents(arrays, header)
             theta, bias, frozen = check_layer(tree, arrays)
             return cls._from_arrays(tree, theta, bias, frozen, num_threads)
-
-
-def check_layer(tree: Tree, arrays: dict[str, NDArray[Any]]) -> tuple[Any, Any, Any]:
-    """theta, bias and frozen classes in a file, after every check."""
-    nodes, theta, bias = tree.n_classes - 1, arrays.get("theta"), arrays.get("bias")
-    store.need(theta is not None, "the array theta is missing")
-    assert theta is not None
-    store.need(
-        theta.ndim == 2 and len(theta) == nodes and theta.shape[1] > 0 and theta.dtype in FLOATS,
-        f"theta has shape {theta.shape}, dtype {theta.dtype}; the tree has {nodes} nodes",
-    )
-    if bias is not None:
-        store.need(
-            bias.shape == (nodes,) and bias.dtype == theta.dtype,
-            f"bias has shape {bias.shape}, dtype {bias.dtype}; theta has {theta.shape}, {theta.dtype}",
-        )
-    frozen = arrays.get("frozen")
-    if frozen is not None:
-        store.need(frozen.shape == (tree.n_classes,), f"frozen has shape {frozen.shape}")
-        frozen = frozen.astype(bool)
-    return theta, bias, frozen

@@ -1,6 +1,6 @@
 """The plan and the computation of losses of a hierarchical softmax, their gradients, and steps of training.
 
-A layer is a `HierarchicalSoftmax`; head.py uses this module.
+A layer is the `Parts` of a `HierarchicalSoftmax`, which stay the same during a call; head.py uses this module.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ..._arguments.foreign import as_native
 from ..._arguments.labels import check_loss_options, check_target, is_representable, raise_bad_label
-from ..._arguments.layers import scale_weights
+from ..._arguments.layers import add_up, scale_weights, weigh
 from ..._arguments.numbers import check_num_threads
 from ..._arguments.places import as_float
 from ..._cpu import binding
-from ..._ops.row_optimizer import RowOptimizer, begin_step, end_step
+from ..._ops.row_optimizer import RowOptimizer, begin_step, check_state, end_step
 from ..._ops.rows import RowGradient
 
 LARGE = 1e30  # losses below it fit float32
@@ -105,18 +105,21 @@ def plan_loss(
         labels[left_out] = -1
         kept -= int(left_out.sum())
         s = None if s is None else np.where(left_out, 0, s)
-    if reduction == "mean" and s is not None and kept and not (checked.clip_norm or checked.clip_value):
+    # a clip compares a row with a number, so that its weight counts as it is
+    is_mean = reduction == "mean" and kept > 0 and not (checked.clip_norm or checked.clip_value)
+    if is_mean and s is not None:
         s = scale_weights(s)
     if checked.weight is not None:
-        weight = checked.weight[labels].astype(np.float64)  # of -1 any: the row takes no part
-        s = weight if s is None else s * weight
+        weight = np.where(labels < 0, 0, checked.weight[labels]).astype(np.float64)
+        s = weigh(s, weight, is_scaled=is_mean)
     divisor = 1.0
     if reduction == "mean":
-        divisor = float(kept) if s is None else float(np.sum(s[labels >= 0], dtype=np.float64))
+        divisor = float(kept) if s is None else add_up(s[labels >= 0])
     if divisor == 0:  # a mean that divides by 0 has a gradient of 0 whatever its rows hold
         labels[...] = -1
     elif divisor != 1:
-        up = (np.ones(rows) if up is None else up) / divisor
+        with np.errstate(over="ignore", invalid="ignore"):
+            up = (np.ones(rows) if up is None else up) / divisor
     return Plan(
         *(x, labels, s, up, checked.temperature, checked.clip_norm, checked.clip_value, reduction, divisor, batch),
         *(given, num_threads),
@@ -171,7 +174,7 @@ def _reduced(plan: Plan, losses: NDArray[np.float64], dtype: Any) -> Any:
     """The loss in the form of the result."""
     if plan.reduction == "none":
         return losses.reshape(plan.batch).astype(dtype)[()]
-    loss = math.nan if plan.divisor == 0 else float(np.add.reduce(losses)) / plan.divisor
+    loss = math.nan if plan.divisor == 0 else add_up(losses) / plan.divisor
     if abs(loss) < LARGE:
         return dtype.type(loss)
     with np.errstate(over="ignore"):
@@ -231,6 +234,10 @@ def take_step(layer: Any, plan: Plan, weights: RowOptimizer, biases: RowOptimize
     """
     parts = list(_parts(layer, plan.labels))
     if len(parts) != 1:
+        # all states before the first update, so that a refused step changes nothing
+        check_state(weights, "theta", layer.theta)
+        if layer.bias is not None:
+            check_state(biases, "bias", layer.bias)
         loss, grad_x, gradients = compute_gradients(layer, plan)
         weights.update("theta", layer.theta, gradients["theta"])
         if layer.bias is not None:
@@ -289,12 +296,23 @@ def search(layer: Any, x: Any, k: int, num_threads: Any) -> tuple[Any, Any, Any]
 
 
 LEVELS = 16  # for which random numbers are drawn at a time
+DRAWS = 1 << 18  # that are on their way down at a time: 32 MB of random numbers
 
 
 def draw(layer: Any, x: Any, draws: int, rng: np.random.Generator, num_threads: Any) -> Any:
     """Classes of walks from the root, (n, draws)."""
-    rows, places = np.repeat(np.arange(len(x)), draws), np.full(len(x) * draws, layer.tree.root)
+    total = len(x) * draws
+    classes = np.empty(total, np.int64)
     call = _call(layer, x, 1.0, num_threads)
+    for begin in range(0, total, DRAWS):
+        of_part = np.arange(begin, min(begin + DRAWS, total)) // draws
+        classes[begin : begin + DRAWS] = _walk(layer, call, of_part, rng)
+    return classes.reshape(len(x), draws)
+
+
+def _walk(layer: Any, call: Any, rows: Any, rng: np.random.Generator) -> Any:
+    """The classes of one walk for each of these rows of x."""
+    places = np.full(len(rows), layer.tree.root)
     active = np.arange(len(rows) if layer.n_classes > 1 else 0)
     left = layer.tree.depth
     while len(active):
@@ -305,4 +323,4 @@ def draw(layer: Any, x: Any, draws: int, rng: np.random.Generator, num_threads: 
             raise ValueError("x has a row whose logits hold NaN, so that there is nothing to draw from")
         places[active] = at
         active, left = active[at >= 0], left - uniforms.shape[1]
-    return ~places.reshape(len(x), draws)
+    return ~places

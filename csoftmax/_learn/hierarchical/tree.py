@@ -14,7 +14,15 @@ from ..._arguments.numbers import check_count
 from ..._arguments.places import as_array
 from ..._cpu import binding
 from .. import store
-from .tree_parts import check_counts, check_integers, expand_parents, join_paths, split_halves, split_two_means
+from .tree_parts import (
+    check_counts,
+    check_integers,
+    expand_parents,
+    join_paths,
+    shrink_counts,
+    split_halves,
+    split_two_means,
+)
 
 if TYPE_CHECKING:
     from typing import Self
@@ -61,8 +69,9 @@ class Tree:
     def _make(cls, children: Any, root: int, counts: Any = None, *, n_classes: int) -> Self:
         """A tree of children whose elements are in range and distinct, after a look for circles."""
         tree = cls.__new__(cls)
-        children = np.ascontiguousarray(children, np.int32).reshape(-1, 2)
-        children.flags.writeable = False
+        owner = np.array(children, np.int32, order="C")
+        owner.flags.writeable = False
+        children = owner.reshape(-1, 2)  # a view, of which nobody can set the flag back
         tree._shape = binding.TreeShape(n_classes, root, children)
         reached = tree._shape.trace()
         if reached < n_classes - 1:
@@ -70,19 +79,45 @@ class Tree:
                 f"{n_classes - 1 - reached} of {n_classes - 1} nodes cannot be reached from the root, node {root}: "
                 "they form a circle"
             )
-        tree.children, tree.root, tree.n_classes = children, root, n_classes
-        tree.depth = int(tree._shape.depth.max())
-        tree.counts = counts
+        tree._children, tree._root, tree._n_classes = children, root, n_classes
+        tree._depth = int(tree._shape.depth.max())
         if counts is not None:
             counts.flags.writeable = False
+            counts = counts.view()
+        tree._counts = counts
         return tree
 
     _shape: Any
-    children: NDArray[np.int32]
-    root: int
-    n_classes: int
-    depth: int
-    counts: NDArray[np.float64] | None
+    _children: NDArray[np.int32]
+    _root: int
+    _n_classes: int
+    _depth: int
+    _counts: NDArray[np.float64] | None
+
+    @property
+    def n_classes(self) -> int:
+        """K, the number of leaves."""
+        return self._n_classes
+
+    @property
+    def depth(self) -> int:
+        """The largest number of nodes above a leaf."""
+        return self._depth
+
+    @property
+    def root(self) -> int:
+        """Number of the root, -1 where there is one class."""
+        return self._root
+
+    @property
+    def children(self) -> NDArray[np.int32]:
+        """Both sides of each node, (K - 1, 2): the number of a node, or ``~class``; read-only."""
+        return self._children
+
+    @property
+    def counts(self) -> NDArray[np.float64] | None:
+        """What `huffman` and `two_means` were given, (K,), or None; read-only."""
+        return self._counts
 
     @classmethod
     def _from_children(cls, children: Any, root: int, counts: Any = None) -> Self:
@@ -141,7 +176,7 @@ class Tree:
         weights = check_counts("counts", counts)
         check_classes(len(weights))
         order = np.argsort(weights, kind="stable")
-        children = binding.huffman(weights[order], order) if len(weights) > 1 else np.empty((0, 2))
+        children = binding.huffman(shrink_counts(weights[order]), order) if len(weights) > 1 else np.empty((0, 2))
         return cls._make(children, 0 if len(weights) > 1 else -1, weights, n_classes=len(weights))
 
     @classmethod
@@ -343,7 +378,7 @@ class Tree:
             raise ValueError(f"counts has {len(weights)} elements; the tree has {self.n_classes} classes")
         if not weights.any():
             raise ValueError("counts are all 0, so that there is no mean")
-        return float(np.average(self._shape.depth, weights=weights))
+        return float(np.average(self._shape.depth, weights=shrink_counts(weights)))
 
     def _side_sums(self, weights: NDArray[np.float64]) -> NDArray[np.float64]:
         """Sums of weights of the classes on both sides of each node, (K - 1, 2)."""
@@ -357,6 +392,7 @@ class Tree:
         new class, side 1. Of equal ones the shallowest is taken, then the lowest class.
         """
         known, k = self.counts, self.n_classes
+        check_classes(k + n)  # before anything of that size is made
         if known is not None:
             added = np.zeros(n) if counts is None else counts
             known = np.concatenate([known, added])
@@ -377,8 +413,11 @@ class Tree:
             split[new - k] = old
             for leaf in (old, new):
                 heapq.heappush(waiting, (keys[leaf], depth + 1, leaf))
-        check_classes(k + n)
         return self._make(children, self.root if k > 1 else 0, known, n_classes=k + n), split
+
+    def _with_counts(self, counts: NDArray[np.float64]) -> Self:
+        """The same tree with other counts, which are copied."""
+        return self._make(self.children, self.root, counts.astype(np.float64), n_classes=self.n_classes)
 
     def _relabelled(self, places: NDArray[Any]) -> Self:
         """The tree whose leaf `places[k]` is this one's leaf k."""

@@ -14,6 +14,8 @@ from ..._arguments.places import as_array
 from ..._cpu import binding
 
 ROUNDS = 6  # of two means
+LARGE_EXPONENT = 900  # 2**31 counts below 2**900, times their depths, have a finite sum
+MAX_EXPONENT = 40  # of vectors: float32 holds the products of two, summed over the classes
 Integers = NDArray[np.int64]
 
 
@@ -29,6 +31,16 @@ def check_counts(name: str, given: Any) -> NDArray[np.float64]:
     if len(bad):
         raise ValueError(f"{name} must be at least 0 and finite, got {counts[bad[0]]} for class {bad[0]}")
     return counts
+
+
+def shrink_counts(counts: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Counts whose sum is finite: those that are very large, all divided by the same power of two."""
+    exponent = int(np.frexp(counts.max(initial=0))[1])
+    if exponent <= LARGE_EXPONENT:
+        return counts
+    with np.errstate(under="ignore"):
+        shrunk: NDArray[np.float64] = np.ldexp(counts, LARGE_EXPONENT - exponent)
+    return shrunk
 
 
 def check_integers(name: str, given: Any) -> Integers:
@@ -77,6 +89,10 @@ def split_two_means(
     children = np.empty((n - 1, 2), np.int32)
     leaves = np.arange(n)
     weights = np.ones(n) if counts is None else counts / (counts.max() or 1.0)
+    exponent = int(np.frexp(np.abs(points).max(initial=0))[1])
+    if abs(exponent) > MAX_EXPONENT:  # only the order of projections matters, which a power of two does not change
+        with np.errstate(under="ignore"):
+            points = np.ldexp(points, -exponent)
     begin, end, node = np.zeros(1, np.int64), np.full(1, n), 0
     while len(begin) and n > 1:
         sizes = end - begin

@@ -52,7 +52,7 @@ class AdaptiveHead:
     def begin_again(cls, head: Any) -> AdaptiveHead:
         """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, AdaptiveHead):
-            raise ValueError('head is "adaptive", but the model that warm_start continues has another head')
+            raise ValueError('head is "adaptive", but the model whose training goes on has another head')
         return head
 
     @classmethod
@@ -110,7 +110,7 @@ class AdaptiveHead:
 
     @frozen.setter
     def frozen(self, value: NDArray[np.bool_] | None) -> None:
-        self.layer.frozen = value
+        self.layer._frozen = value
 
     # Training
 
@@ -139,9 +139,18 @@ class AdaptiveHead:
         """Apply the weight decay that is due."""
         self.layer._decay(optimizers.weights)
 
-    def add_classes(self, n: int, places: NDArray[np.intp], added: Any, total: float) -> None:
-        """Make room for n classes in all; places: of the classes so far."""
-        self.layer._insert(n, places, added)
+    def add_classes(
+        self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None, counts: NDArray[np.float64] | None
+    ) -> None:
+        """Make room for n classes in all; places: of the classes so far; counts: of these now, where they are known.
+
+        They take the place of those at the start.
+        """
+        layer = copy.copy(self.layer)
+        if counts is not None:
+            layer._counts = counts.copy()
+        layer._insert(n, places, added)
+        self.layer = layer
 
     def for_raw_features(self, mean: NDArray[np.float64], std: NDArray[np.float64]) -> AdaptiveHead:
         """The head with the same logits for features x where this one has those for (x - mean) / std.

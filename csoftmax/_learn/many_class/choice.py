@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from .adaptive import AdaptiveHead
-from .heads import FullHead
+from .heads import FullHead, LinearHead
 from .hierarchical import HierarchicalHead
+from .parameters import check_parameters
 from .sampled import SampledHead
 
 HEADS: dict[str, Any] = {
@@ -15,3 +16,29 @@ HEADS: dict[str, Any] = {
     "hierarchical": HierarchicalHead,
     "adaptive": AdaptiveHead,
 }
+
+
+def find_name(head: Any) -> str:
+    """The name of a head that is there."""
+    return next(name for name, kind in HEADS.items() if type(head) is kind)
+
+
+def continue_head(estimator: Any) -> None:
+    """Let steps train the head that the parameter names: the one that is there, or one of its parameters.
+
+    A linear layer can go on with the other loss; the parameters of the other heads do not become one another's.
+    """
+    if isinstance(estimator.head, str) and type(estimator.head_) is HEADS.get(estimator.head):
+        return
+    check_parameters(estimator)
+    estimator.head_ = HEADS[estimator.head].begin_again(estimator.head_)
+    estimator.__dict__.pop("_trainer", None)
+
+
+def check_matrix(head: Any) -> None:
+    """Refuse a head without the one matrix of classes and features that serving needs."""
+    if not isinstance(head, LinearHead):
+        raise ValueError(
+            f'head is "{find_name(head)}", which has no matrix with a row for each class: serving is for "sampled" '
+            'and "full"'
+        )

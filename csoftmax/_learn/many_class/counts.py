@@ -5,7 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
+
+from ..messages import show
+from ..parameters import as_plain
 
 
 def count_classes(estimator: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None) -> None:
@@ -29,3 +32,18 @@ def smooth(counts: NDArray[np.float64]) -> float:
     if len(positive) == len(counts):
         return 0.0
     return float(positive.min()) if len(positive) else 1.0
+
+
+def check_added_counts(estimator: Any, counts: ArrayLike, given: ArrayLike, new: NDArray[Any]) -> NDArray[np.float64]:
+    """Counts of the classes that are given, in the order of the new classes, which are sorted."""
+    if not hasattr(estimator, "class_count_"):
+        raise ValueError(
+            "counts need those of the other classes, which training with this sampler and init_bias has not kept"
+        )
+    labels = np.atleast_1d(np.asarray(as_plain(given, "classes")))
+    numbers = np.atleast_1d(np.asarray(as_plain(counts, "counts")))
+    if numbers.shape != labels.shape or numbers.dtype.kind not in "iuf" or len(labels) != len(new):
+        raise ValueError(f"counts must be one number for each of the {len(new)} new classes, got {show(counts)}")
+    if not (np.isfinite(numbers) & (numbers > 0)).all():
+        raise ValueError(f"counts must be positive and finite, got {show(counts)}")
+    return numbers.astype(np.float64)[np.argsort(labels, kind="stable")]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
@@ -17,10 +18,11 @@ from ..._ops.topk import TopK
 from ..fit import forget, iterate, restore_on_error
 from ..int8_head import Int8Head
 from ..labels import merge_classes
-from ..messages import show
 from ..monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
 from ..parameters import as_plain, check_classes, check_known_labels, check_same_classes, mark_classes
 from . import files
+from .choice import check_matrix, continue_head
+from .counts import check_added_counts
 from .inputs import as_features, blocks_of_features, check_ids, check_rows
 from .parameters import check_parameters, check_parameters_of_steps
 from .training import prepare, train_on_batches, train_on_minibatch, train_on_rows
@@ -298,6 +300,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         with restore_on_error(self, until=lambda: hasattr(self, "_trainer")):
             if self.warm_start and hasattr(self, "head_"):
                 check_same_classes(classes, self.classes_)
+                continue_head(self)
             else:
                 self._begin_with(classes)
             notes = train_on_batches(self, lambda: iterate(batches), epochs)
@@ -337,8 +340,10 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
                 if classes is None:
                     raise ValueError("classes must be passed on the first call to partial_fit")
                 self._begin_with(classes)
-            elif classes is not None:
-                check_same_classes(classes, self.classes_)
+            else:
+                if classes is not None:
+                    check_same_classes(classes, self.classes_)
+                continue_head(self)
             notes = train_on_minibatch(self, X, y, sample_weight)
         for message, category in notes:
             warnings.warn(message, category, stacklevel=2)
@@ -361,9 +366,10 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
         `classes_` stays sorted: new classes take their sorted places, and parameters, counts and frozen classes move
         with their classes, as do the positions that `topk` returns. A new class has the bias of the least likely
-        class, or the logarithm of its share of the counts. In a tree, the leaf with the lowest count becomes a node of
-        its class and the new one (`csoftmax.heads.HierarchicalSoftmax.add_classes`). The state of the optimiser starts
-        anew.
+        class, or the logarithm of its share of the counts. In a tree, the leaf with the lowest count in `class_count_`
+        becomes a node of its class and the new one (`csoftmax.heads.HierarchicalSoftmax.add_classes`); a tree without
+        counts ("balanced") splits its shallowest leaf, with equal probabilities, whatever `counts` says. The state of
+        the optimiser starts anew.
 
         Parameters
         ----------
@@ -398,10 +404,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             return self
         is_new = np.ones(n, bool)
         is_new[places] = False
-        added, total = None, 0.0
-        if counts is not None:
-            added = self._check_counts(counts, classes, merged[is_new])
-            total = float(self.class_count_.sum() + added.sum())
+        added = None if counts is None else check_added_counts(self, counts, classes, merged[is_new])
+        head = copy.copy(self.head_)  # which a copy of the model may share
+        head.add_classes(n, places, added, getattr(self, "class_count_", None))
         if hasattr(self, "class_count_"):
             all_counts = np.zeros(n)
             all_counts[places] = self.class_count_
@@ -411,24 +416,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             frozen = np.zeros(n, bool)
             frozen[places] = self.frozen_
             self.frozen_ = frozen
-        self.head_.add_classes(n, places, added, total)
-        self.classes_ = merged
+        self.head_, self.classes_ = head, merged
         self.__dict__.pop("_trainer", None)
         return self
-
-    def _check_counts(self, counts: ArrayLike, given: ArrayLike, new: NDArray[Any]) -> NDArray[np.float64]:
-        """Counts of new classes in the order of the new classes, which are sorted."""
-        if not hasattr(self, "class_count_"):
-            raise ValueError(
-                "counts need those of the other classes, which training with this sampler and init_bias has not kept"
-            )
-        labels = np.atleast_1d(np.asarray(as_plain(given, "classes")))
-        numbers = np.atleast_1d(np.asarray(as_plain(counts, "counts")))
-        if numbers.shape != labels.shape or numbers.dtype.kind not in "iuf" or len(labels) != len(new):
-            raise ValueError(f"counts must be one number for each of the {len(new)} new classes, got {show(counts)}")
-        if not (np.isfinite(numbers) & (numbers > 0)).all():
-            raise ValueError(f"counts must be positive and finite, got {show(counts)}")
-        return numbers.astype(np.float64)[np.argsort(labels, kind="stable")]
 
     def freeze(self, classes: ArrayLike | None = None) -> Self:
         """Keep the parameters of some classes unchanged in all later training.
@@ -621,7 +611,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Raises
         ------
         ValueError
-            If `kind` is unknown.
+            If `kind` is unknown, or the head is "hierarchical" or "adaptive": only "sampled" and "full" are one matrix.
 
         Examples
         --------
@@ -633,6 +623,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         check_is_fitted(self, "head_")
         if kind != "int8":
             raise ValueError(f'kind must be "int8", got {kind!r}')
+        check_matrix(self.head_)
         return Int8Head(self.head_.w, self.head_.bias, num_threads=self.num_threads)
 
     # Files

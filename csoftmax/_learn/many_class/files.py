@@ -14,7 +14,7 @@ import numpy as np
 from .. import store
 from ..estimator_file import describe_estimator, restore_estimator
 from ..store import Arrays, need
-from .choice import HEADS
+from .choice import HEADS, find_name
 from .parameters import check_parameters
 
 Estimator = TypeVar("Estimator")
@@ -27,7 +27,10 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     random_state = model.random_state if isinstance(model.random_state, int | np.integer) else None
     sampler = model.sampler if isinstance(model.sampler, str) else type(model)().sampler
     tree = model.tree if isinstance(model.tree, str) else type(model)().tree
-    arrays, header = describe_estimator(model, callbacks=None, random_state=random_state, sampler=sampler, tree=tree)
+    # the head that is there: the parameter may have been set since
+    arrays, header = describe_estimator(
+        model, callbacks=None, random_state=random_state, sampler=sampler, tree=tree, head=find_name(model.head_)
+    )
     of_head, entries = model.head_.write()
     arrays, header = arrays | of_head, header | entries
     for name in ("embedding", "class_count", "frozen"):

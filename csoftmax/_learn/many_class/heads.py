@@ -89,7 +89,7 @@ class LinearHead:
     def begin_again(cls, head: Any) -> Self:
         """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, LinearHead):
-            raise ValueError("the model that warm_start continues has a head of another kind, not a linear layer")
+            raise ValueError("the model whose training goes on has a head of another kind, not a linear layer")
         return cls(head.w, head.bias)
 
     @classmethod
@@ -139,12 +139,16 @@ class LinearHead:
         rows = None if self.frozen is None else np.flatnonzero(~self.frozen)
         optimizers.weights.apply_decay("w", self.w, rows)
 
-    def add_classes(self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None, total: float) -> None:
-        """Make room for n classes in all; places: of the classes so far.
+    def add_classes(
+        self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None, counts: NDArray[np.float64] | None
+    ) -> None:
+        """Make room for n classes in all; places: of the classes so far; counts: of these now, where they are known.
 
         New ones get weights of 0, and the logarithm of their share of the counts or the smallest bias.
         """
-        bias: Any = self.bias.min() if added is None else np.log(added / total)
+        bias: Any = self.bias.min()
+        if added is not None and counts is not None:
+            bias = np.log(added / float(counts.sum() + added.sum()))
         w = np.zeros((n, self.w.shape[1]), self.w.dtype)
         w[places] = self.w
         biases = np.empty(n, self.bias.dtype)

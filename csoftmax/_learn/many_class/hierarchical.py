@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..._ops.topk import TopK
-from ..hierarchical.head import HierarchicalSoftmax, check_layer
+from ..hierarchical.head import HierarchicalSoftmax
 from ..hierarchical.loss import (
     compute_log_proba,
     compute_log_proba_of,
@@ -17,6 +17,7 @@ from ..hierarchical.loss import (
     search,
     take_step,
 )
+from ..hierarchical.state import check_layer
 from ..hierarchical.tree import Tree
 from ..store import Arrays, need
 from .counts import smooth
@@ -40,7 +41,7 @@ class HierarchicalHead:
     def begin(cls, estimator: Any, features: int, dtype: Any, rows: Any) -> HierarchicalHead:
         """A new head; rows: (X, y, sample_weight) of all data, or of the first minibatch."""
         layer = HierarchicalSoftmax(features, _make_tree(estimator, features, rows), dtype=dtype)
-        if estimator.init_bias == "log_prior" and layer.n_classes == len(estimator.classes_):
+        if estimator.init_bias == "log_prior":
             layer.set_log_prior(estimator.class_count_)
         return cls(layer)
 
@@ -48,7 +49,7 @@ class HierarchicalHead:
     def begin_again(cls, head: Any) -> HierarchicalHead:
         """The head of a training that starts from the parameters of another one."""
         if not isinstance(head, HierarchicalHead):
-            raise ValueError('head is "hierarchical", but the model that warm_start continues has another head')
+            raise ValueError('head is "hierarchical", but the model whose training goes on has another head')
         return cls(head.layer)
 
     @classmethod
@@ -102,16 +103,12 @@ class HierarchicalHead:
 
     @frozen.setter
     def frozen(self, value: NDArray[np.bool_] | None) -> None:
-        self.layer._set_frozen(value if value is not None and value.any() else None)
+        self.layer._parts = self.layer._parts.with_frozen(value)
 
     # Training
 
     def check(self, estimator: Any) -> None:
-        """Refuse a tree of other classes."""
-        if isinstance(estimator.tree, Tree) and estimator.tree.n_classes != len(estimator.classes_):
-            raise ValueError(
-                f"tree has {estimator.tree.n_classes} classes, but the model has {len(estimator.classes_)}"
-            )
+        """Refuse parameters of the estimator that do not fit the head: none, as `begin` alone reads the tree."""
 
     def own(self) -> None:
         """Replace parameters that are read-only, such as memory maps of a file, by copies."""
@@ -126,22 +123,32 @@ class HierarchicalHead:
         self, x: Any, y: NDArray[np.intp], sample_weight: NDArray[np.float64] | None, optimizers: Optimizers
     ) -> Step:
         """Train on one minibatch."""
-        plan = plan_step(self.layer, as_dense(x), y, sample_weight, optimizers.num_threads)
-        loss, grad_x = take_step(self.layer, plan, optimizers.weights, optimizers.biases)
+        parts = self.layer._parts
+        plan = plan_step(parts, as_dense(x), y, sample_weight, optimizers.num_threads)
+        loss, grad_x = take_step(parts, plan, optimizers.weights, optimizers.biases)
         return Step(float(loss), grad_x)
 
     def decay(self, optimizers: Optimizers) -> None:
         """Apply the weight decay that is due."""
-        frozen = self.layer.frozen_nodes
+        frozen = self.layer._parts.frozen_nodes
         rows = None if frozen is None else np.flatnonzero(frozen == 0)
         optimizers.weights.apply_decay("theta", self.layer.theta, rows)
 
-    def add_classes(self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None, total: float) -> None:
-        """Make room for n classes in all; places: of the classes so far."""
+    def add_classes(
+        self, n: int, places: NDArray[np.intp], added: NDArray[np.float64] | None, counts: NDArray[np.float64] | None
+    ) -> None:
+        """Make room for n classes in all; places: of the classes so far; counts: of these now, where they are known.
+
+        In a tree with counts, those of now take the place of those that it was made of. A tree without counts does not
+        use them.
+        """
         layer = copy.copy(self.layer)
         is_new = np.ones(n, bool)
         is_new[places] = False
-        layer.add_classes(n - layer.n_classes, None if layer.tree.counts is None else added)
+        tree = layer.tree
+        if tree.counts is not None and counts is not None:
+            tree = tree._with_counts(counts)
+        layer._grow(n - layer.n_classes, None if tree.counts is None else added, tree)
         layer._relabel(np.concatenate([places, np.flatnonzero(is_new)]))
         self.layer = layer
 
@@ -160,7 +167,9 @@ class HierarchicalHead:
         """Call function(features, rows) for some rows at a time, in the dtype of the layer."""
         for begin in range(0, x.shape[0], DENSE_ROWS):
             part = slice(begin, min(begin + DENSE_ROWS, x.shape[0]))
-            function(np.ascontiguousarray(as_dense(x[part]), self.dtype), part)
+            with np.errstate(over="ignore", under="ignore"):
+                features = np.ascontiguousarray(as_dense(x[part]), self.dtype)
+            function(features, part)
 
     def proba(self, x: Any, num_threads: int | None = None) -> NDArray[Any]:
         """Probabilities of all classes, (n, K) in float64."""
@@ -169,13 +178,14 @@ class HierarchicalHead:
 
     def log_proba(self, x: Any, y: NDArray[np.intp] | None = None, num_threads: int | None = None) -> NDArray[Any]:
         """Log-probabilities in float64: of all classes, (n, K), or of a given one for each row, (n,)."""
-        result = np.empty((x.shape[0], self.n_classes) if y is None else x.shape[0])
+        parts = self.layer._parts
+        result = np.empty((x.shape[0], parts.n_classes) if y is None else x.shape[0])
 
         def compute(features: Any, rows: slice) -> None:
             if y is None:
-                result[rows] = compute_log_proba(self.layer, features, num_threads)
+                result[rows] = compute_log_proba(parts, features, num_threads)
             else:
-                result[rows] = compute_log_proba_of(self.layer, features, y[rows].astype(np.int64), num_threads)
+                result[rows] = compute_log_proba_of(parts, features, y[rows].astype(np.int64), num_threads)
 
         self._each_part(x, compute)
         return result
@@ -186,10 +196,11 @@ class HierarchicalHead:
 
     def topk(self, x: Any, k: int, num_threads: int | None = None) -> TopK:
         """The k largest log-probabilities, in float64, and the indices of their classes."""
+        parts = self.layer._parts
         values, indices = np.empty((x.shape[0], k)), np.empty((x.shape[0], k), np.int64)
 
         def compute(features: Any, rows: slice) -> None:
-            values[rows], indices[rows], _ = search(self.layer, features, k, num_threads)
+            values[rows], indices[rows], _ = search(parts, features, k, num_threads)
 
         self._each_part(x, compute)
         return TopK(values, indices)
@@ -199,6 +210,8 @@ def _make_tree(estimator: Any, features: int, rows: Any) -> Tree:
     """The tree that the parameter `tree` names or is."""
     given, k = estimator.tree, len(estimator.classes_)
     if isinstance(given, Tree):
+        if given.n_classes != k:
+            raise ValueError(f"tree has {given.n_classes} classes, but the model has {k}")
         return given
     if given == "balanced":
         return Tree.balanced(k)
