@@ -491,8 +491,9 @@ def test_odd_inputs():
     wide[::2, ::2] = x
     for given in (x.tolist(), np.asfortranarray(x), wide[::2, ::2], x.astype(">f8")):
         result = layer.loss_with_grad(given, y.astype(np.uint16))
-        assert np.array_equal(result.loss, expected.loss)
-        assert np.array_equal(result.grad_x, expected.grad_x)
+        # an old BLAS has other bits for other alignments
+        np.testing.assert_allclose(result.loss, expected.loss, rtol=1e-14)
+        np.testing.assert_allclose(result.grad_x, expected.grad_x, rtol=1e-12, atol=1e-15)
     locked = x.copy()
     locked.flags.writeable = False
     assert np.array_equal(layer.predict(locked), layer.predict(x))

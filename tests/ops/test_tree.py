@@ -15,6 +15,11 @@ from csoftmax._learn import store
 from csoftmax.heads import HierarchicalSoftmax, Tree
 
 
+needs_benchmarks = pytest.mark.skipif(
+    not (ROOT / "asv_bench").is_dir(), reason="tests of an installed package are copied without the benchmarks"
+)
+
+
 def as_paths(tree):
     """Arguments of from_paths."""
     found = paths(tree)
@@ -310,6 +315,7 @@ def test_a_chain_of_a_million_parents():
     assert Tree.from_parents(parents).depth == n - 1
 
 
+@needs_benchmarks
 def test_a_model_of_fasttext(monkeypatch):
     """A model that fastText has trained, rebuilt through from_paths, has the probabilities that fastText predicts.
 
