@@ -14,7 +14,6 @@ from oracles.tree import paths
 from csoftmax._learn import store
 from csoftmax.heads import HierarchicalSoftmax, Tree
 
-
 needs_benchmarks = pytest.mark.skipif(
     not (ROOT / "asv_bench").is_dir(), reason="tests of an installed package are copied without the benchmarks"
 )
