@@ -20,7 +20,7 @@ MAX_CLASSES = 2**31 - 1
 MAX_EXPONENT = 30  # of the scales of columns, as powers of two: both w' and x' stay within range
 SAMPLED_ROWS = 16384  # most rows from which the scales of columns are found
 BLOCK_ELEMENTS = 1 << 18  # of these rows, which are float64 at a time
-_LEAST = float(np.finfo(np.float32).min)
+_OFF_BIAS = -(2.0**126)  # of src_c/ops/int8.c
 
 
 class Layer(NamedTuple):
@@ -90,14 +90,14 @@ def read_bias(bias: Any, n: int, name: str = "bias", of: str = "w") -> NDArray[n
 def make_biases(bias: NDArray[np.float64] | None, n: int) -> tuple[NDArray[np.float32], NDArray[np.float64] | None]:
     """The bias that the scan adds, padded, and the exact one where that differs from it.
 
-    The scan takes the least float for -infinity, so that classes that are switched off do not have infinite bounds. It
-    is an upper bound as it stands; the scan takes -infinity for the lower bound of a class with this bias.
+    The scan takes -2**126 for -infinity, so that classes that are switched off do not have infinite bounds: it is an
+    upper bound as it stands, and the scan takes -infinity for the lower bound of a class with such a bias.
     """
     if bias is None:
         return np.zeros(padded(n), np.float32), None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = bias.astype(np.float32)
-        single[np.isneginf(bias)] = _LEAST
+        single[np.isneginf(bias)] = _OFF_BIAS
         is_exact = np.array_equal(single, bias)
     return pad(single), None if is_exact else bias
 

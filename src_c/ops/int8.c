@@ -8,7 +8,7 @@
  * classes (and more than 2 k + 1024), the query is given back: all exact scores cost about as much then.
  * A thread decides that from its own list, before the threshold of the whole is known, because lists of all classes
  * would take more memory than the codes.  So it visits the classes in chunks that are spread over the whole layer: its
- * threshold is soon that of a fair sample, wherever a block of equal rows lies.  The result is the same for every number
+ * threshold is soon that of a fair sample, wherever a block of equal rows lies.  The result is the same for any number
  * of threads; where just about an eighth of the classes is left, whether a query is given back is not.
  *
  * Order: the exact score falling, NaN greatest, then the index rising.  It does not depend on the codes at all.
@@ -18,8 +18,12 @@
 
 #include "../core/selection.h"
 
-#include <float.h>
 #include <stdlib.h>
+
+/* The scan's bias of classes that are switched off, in place of -infinity, which would make their upper bounds NaN: any
+ * number is an upper bound of -infinity, and their lower bound is taken as -infinity.  Twice its size is still finite,
+ * as the sum of |z| and |bias| in the bound must be. */
+#define OFF_BIAS (-0x1p126F)
 
 enum {
     MAX_QUERIES = 64,      /* of a scan */
@@ -149,8 +153,7 @@ static csm_status keep(topk_call *call, int thread, size_t q, size_t group, unsi
                 if (!grow(list, wanted < all ? wanted : all)) return CSM_NO_MEMORY;
             }
         }
-        /* The bias of a class that is switched off stands for -infinity, so that its lower bound says nothing. */
-        const int is_bound = lower[i] == lower[i] && call->layer->bias[id] > -FLT_MAX;
+        const int is_bound = lower[i] == lower[i] && call->layer->bias[id] > OFF_BIAS;
         list->lower[list->count] = is_bound ? lower[i] : -INFINITY;
         list->upper[list->count] = upper[i];
         list->id[list->count++] = (int32_t)id;

@@ -419,11 +419,18 @@ def test_a_block_of_equal_rows_at_the_front():
     assert stats[0] == stats[1] == stats[2]
 
 
-def test_a_class_that_is_switched_off_bounds_no_other():
-    """Its scan has the least float for a bias of -inf, which a large product may raise above other scores."""
-    w = np.float32([[3e19], [-1e19], [-2e19]])
-    head = Int8Head(w, [-np.inf, 0, 0])
+def test_classes_that_are_switched_off():
+    """They are not scored exactly, and bound no other class, even where a product exceeds the scan's bias of them."""
+    head = Int8Head(np.float32([[1.6e19], [-1e19], [-1.2e19]]), [-np.inf, 0, 0])
+    assert head.topk([[1e19]], 1).indices.tolist() == [[1]]
     assert head.topk([[1e19]], 2).indices.tolist() == [[1, 2]]
+    rng = np.random.default_rng(12)
+    w, x = (rng.standard_normal(s).astype(np.float32) for s in ((9000, 32), (3, 32)))
+    bias = np.where(np.arange(9000) % 2, -np.inf, 0)
+    head = Int8Head(w, bias)
+    assert head.topk(x, 5).indices.tolist() == order(score(x, w, bias), 5).tolist()
+    assert head.stats["exact_scans"] == 0
+    assert head.stats["rescored_max"] < 100
 
 
 def test_scales_of_columns_take_little_memory():
