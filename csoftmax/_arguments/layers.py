@@ -19,12 +19,12 @@ def check_layer(x: Any, w: Any) -> None:
         raise TypeError(f"w has dtype {w.dtype}, x has dtype {x.dtype}: they must be the same")
 
 
-def check_bias(bias: Any, n: int) -> Any:
+def check_bias(bias: Any, n: int, name: str = "bias", of: str = "w") -> Any:
     """The bias of n classes, as it was given: a caller that needs few of its elements converts these."""
     if bias.dtype.kind not in "iuf" and not is_bfloat16(bias.dtype):
-        raise TypeError(f"bias must hold real numbers, got dtype {bias.dtype}")
+        raise TypeError(f"{name} must hold real numbers, got dtype {bias.dtype}")
     if bias.shape != (n,):
-        raise ValueError(f"bias has shape {bias.shape}; w has {n} rows, so ({n},) is allowed")
+        raise ValueError(f"{name} has shape {bias.shape}; {of} has {n} rows, so ({n},) is allowed")
     return bias
 
 

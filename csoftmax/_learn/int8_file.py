@@ -22,7 +22,7 @@ from .store import Arrays, need
 
 CLASS = "Int8Head"
 MAX_STORED_EXPONENT = 1000  # 2**1000 is a normal float64
-CHECKED_ROWS = 1000
+CHECKED_ROWS = 1000  # of given weights
 DTYPES = ("float32", "float64", "float16", "bfloat16")
 
 
@@ -81,11 +81,12 @@ def _make(arrays: Arrays, header: dict[str, Any], given: Any, verify: bool) -> t
     need(w.shape == (k, d), f"w has shape {w.shape}; the file has {k} classes and {d} features")
     own = "bfloat16" if is_bfloat16(w.dtype) else w.dtype.name
     need(own == name, f"w has dtype {own}; the file was made from {name}")
+    single, exact = int8.make_biases(bias, k)
     layer = Layer(k, d, as_buffer(w), binding.DTYPES[name], arrays["codes"], arrays.get("second"), numbers["scale"],
-                  numbers["residual"], numbers.get("second_residual"), numbers["norm"], numbers["scale"], None,
+                  numbers["residual"], numbers.get("second_residual"), numbers["norm"], single, exact,
                   exponent, 1.0)  # fmt: skip
     if verify and given is not None:
-        _compare_norms(layer, w)
+        _compare_rows(layer, w)
     return int8.finish(layer, bias), w, bias
 
 
@@ -105,9 +106,17 @@ def _read_weights(arrays: Arrays, name: str, shape: tuple[int, int]) -> Any:
     return arrays["w"].view(ml_dtypes.bfloat16)
 
 
-def _compare_norms(layer: Layer, w: Any) -> None:
-    """Compare the norms of some rows of given weights with the stored ones."""
+def _compare_rows(layer: Layer, w: Any) -> None:
+    """Compare the codes and numbers of up to 1,000 rows of given weights with the stored ones."""
     ids = np.linspace(0, layer.n_classes - 1, min(CHECKED_ROWS, layer.n_classes)).astype(np.int64)
-    part = int8.quantise(w[ids], layer.dtype, None, 1, None, layer.exponent)
-    is_same = part.norm[: len(ids)] == layer.norm[ids]
+    part = int8.quantise(w[ids], layer.dtype, None, 1 if layer.second is None else 2, None, layer.exponent)
+    is_same = np.ones(len(ids), bool)
+    for name in ("scale", "residual", "norm", "second_residual"):
+        if (stored := getattr(layer, name)) is not None:
+            is_same &= getattr(part, name)[: len(ids)] == stored[ids]
+    (group, lane), (from_group, from_lane) = (np.divmod(i, binding.INT8_GROUP) for i in (ids, np.arange(len(ids))))
+    for name in ("codes", "second"):
+        if (stored := getattr(layer, name)) is not None:
+            made = getattr(part, name)[from_group, :, from_lane]
+            is_same &= (made == stored[group, :, lane]).all(axis=(1, 2))
     need(is_same.all(), f"w is not what the file was made from: row {ids[int(np.argmin(is_same))]} differs")

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import os
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._arguments.foreign import as_native
 from .._arguments.generators import as_generator, restore_states, save_states
 from .._arguments.negatives import as_ids, check_classes
-from .._arguments.numbers import check_count, check_flag, check_non_negative, check_num_threads
+from .._arguments.numbers import check_count, check_flag, check_non_negative, check_num_threads, check_temperature
 from .._arguments.places import DeviceError, as_float
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .._ops import int8
 from .._ops.topk import TopK
 from . import int8_file
-from .int8_intervals import Interval, TopKInterval, bound_best, bound_log_partition, bound_log_proba, draw
+from .int8_intervals import Interval, TopKInterval, bound_best, bound_log_partition, bound_log_proba, check_mass, draw
 
 if TYPE_CHECKING:
     from typing import Self
@@ -53,7 +55,7 @@ class Int8Head:
         The shape of w.
     nbytes : int
         Bytes beside w: K (D + 12) and 4 K for the bias; K (2 D + 16) and 4 K with two limbs. D and K count as their
-        next multiples of 4 and 16. 8 K more if the bias has no exact float32.
+        next multiples of 4 and 16. 8 K more if the bias has no exact float32, and 2 D for the scales of columns.
     stats : dict
         Of the last `topk`, `predict` or `topk_softmax`: "rescored_mean" and "rescored_max", the numbers of exact scores
         of a query, and "exact_scans", the number of queries whose bounds were of no use, so that all scores were exact.
@@ -94,6 +96,7 @@ class Int8Head:
     ) -> None:
         _check_device(device)
         self.num_threads = check_num_threads(num_threads)
+        w = as_native(w, "w")
         weights, dtype = int8.check_weights(w)
         if check_flag("copy", copy) and np.may_share_memory(weights, np.asarray(w)):
             weights = np.array(weights, order="C")
@@ -104,6 +107,19 @@ class Int8Head:
         self._w = weights
         self._layer = int8.quantise(weights, dtype, self._bias, count, self.num_threads)
         self.stats: dict[str, float] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a copy needs; the bits of bfloat16 weights are not an array beside these."""
+        return {**self.__dict__, "_layer": self._layer._replace(w=None)}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take the state of a copy."""
+        self.__dict__.update(state)
+        self._layer = self._layer._replace(w=as_buffer(self._w))
+
+    def __copy__(self) -> Self:
+        """Return a copy that shares nothing: `update` would change shared weights and codes, but not the bias."""
+        return deepcopy(self)
 
     @property
     def n_classes(self) -> int:
@@ -206,9 +222,10 @@ class Int8Head:
             If an argument has another dtype or shape.
         """
         rows, batch = int8.read_queries(self._layer, x)
-        at = as_ids("ids", ids)
-        if at.ndim != 1 and at.shape[:-1] != batch:
-            raise ValueError(f"ids has shape {at.shape}; allowed are (m,) and {(*batch, 'm')}".replace("'", ""))
+        at = as_ids("ids", as_native(ids, "ids"))
+        if at.ndim == 0 or (at.ndim != 1 and at.shape[:-1] != batch):
+            rows_too = f" and {(*batch, 'm')}".replace("'", "") if batch else ""
+            raise ValueError(f"ids has shape {at.shape}; allowed: (m,){rows_too}")
         check_classes("ids", at, self.n_classes)
         m = at.shape[-1]
         each = np.broadcast_to(at, (*batch, m)).reshape(len(rows), m)
@@ -294,7 +311,7 @@ class Int8Head:
             If a class does not exist.
         """
         rows, batch = int8.read_queries(self._layer, x)
-        labels = as_ids("target", target)
+        labels = as_ids("target", as_native(target, "target"))
         if labels.shape != batch:
             raise ValueError(f"target has shape {labels.shape}; {batch} is needed")
         check_classes("target", labels, self.n_classes)
@@ -319,7 +336,8 @@ class Int8Head:
         size : int, optional
             Number of draws for each row; by default one, without an axis.
         temperature : float, default 1.0
-            Divides the scores; 0 gives the class with the largest score.
+            Divides the scores; 0 gives the class with the largest score, infinity each class whose score is not -inf
+            with the same probability.
         rng : None, int, SeedSequence or Generator, optional
             Source of the random numbers.
 
@@ -340,9 +358,12 @@ class Int8Head:
         """
         rows, batch = int8.read_queries(self._layer, x)
         count = 1 if size is None else check_count("size", size)
-        t = check_non_negative("temperature", temperature)
+        t = check_temperature(temperature, False)
         if t == 0:
-            best = np.repeat(self._find(rows, 1)[0].indices, count, axis=1)
+            found = self._find(rows, 1)[0]
+            for i in range(len(rows) if count else 0):
+                check_mass(found.values[i, 0], i)
+            best = np.repeat(found.indices, count, axis=1)
         else:
             states = save_states(rng)
             try:
@@ -360,8 +381,8 @@ class Int8Head:
         rows : array_like of int of shape (m,)
             Distinct classes.
         w_rows : array_like of shape (m, D)
-            Their new weights, converted to the dtype of w. They are written to w, also where the head keeps a
-            reference to it.
+            Their new weights, converted to the dtype of w, in which a value beyond its range becomes infinite. They
+            are written to w, also where the head keeps a reference to it.
         bias_rows : array_like of shape (m,), optional
             Their new biases; by default these stay.
 
@@ -372,19 +393,21 @@ class Int8Head:
         IndexError
             If a class does not exist.
         """
-        layer, ids = self._layer, as_ids("rows", rows)
+        layer, ids = self._layer, as_ids("rows", as_native(rows, "rows"))
         if ids.ndim != 1:
             raise ValueError(f"rows has shape {ids.shape}; (m,) is needed")
         check_classes("rows", ids, layer.n_classes)
         if len(np.unique(ids)) < len(ids):
             raise ValueError("rows must be distinct")
         if not self._w.flags.writeable:
-            raise ValueError("w is read-only, such as a memory map of a file: make the head with copy=True")
+            raise ValueError(
+                "w is read-only, such as a memory map of a file: make the head with copy=True, load it with mmap=False"
+            )
         new = self._convert("w_rows", w_rows, (len(ids), layer.n_features))
         bias = self._bias
         if bias_rows is not None:
             bias = np.zeros(layer.n_classes) if bias is None else bias.copy()
-            changed = int8.read_bias(bias_rows, len(ids))
+            changed = int8.read_bias(bias_rows, len(ids), "bias_rows", "w_rows")
             bias[ids] = changed
         if not len(ids):
             return
@@ -407,16 +430,16 @@ class Int8Head:
         Parameters
         ----------
         w : array_like of shape (m, D)
-            Their weights, converted to the dtype of w, of which the head then keeps a copy.
+            Their weights, converted to the dtype of w, in which a value beyond its range becomes infinite. The head
+            then keeps a copy of w.
         bias : array_like of shape (m,), optional
             Their biases; 0 by default.
         """
-        given = as_float("w", w)[0]
-        new = self._convert("w", w, (given.shape[0] if given.ndim else 0, self.n_features))
+        new = self._convert("w", w, ("m", self.n_features))
+        added = int8.read_bias(bias, len(new))
         if not len(new):
             return
         n, layer = self.n_classes, self._layer
-        added = int8.read_bias(bias, len(new))
         biases = None
         if added is not None or self._bias is not None:
             parts = (np.zeros(m) if b is None else b for b, m in ((self._bias, n), (added, len(new))))
@@ -431,10 +454,11 @@ class Int8Head:
         binding.run_int8_quantise(grown, as_buffer(new), ids, self.num_threads)
         self._w, self._bias, self._layer = weights, biases, int8.finish(grown, biases)
 
-    def _convert(self, name: str, given: Any, shape: tuple[int, ...]) -> Any:
-        rows = as_float(name, given)[0]
-        if rows.shape != shape:
-            raise ValueError(f"{name} has shape {rows.shape}; {shape} is needed")
+    def _convert(self, name: str, given: Any, shape: tuple[int | str, int]) -> Any:
+        """Rows in the dtype of w; a shape that begins with a letter allows any number of them."""
+        rows = as_float(name, as_native(given, name))[0]
+        if rows.ndim != 2 or rows.shape[1] != shape[1] or shape[0] not in ("m", len(rows)):
+            raise ValueError(f"{name} has shape {rows.shape}; ({shape[0]}, {shape[1]}) is needed")
         with np.errstate(over="ignore", under="ignore"):
             return np.ascontiguousarray(rows.astype(self._w.dtype))
 
@@ -476,8 +500,8 @@ class Int8Head:
         mmap : bool, default False
             Let codes and weights be read-only memory maps of the file, which processes share.
         verify : bool, default True
-            Compare the checksums of all arrays, which reads the file once as a whole, and the norms of 1,000 rows of a
-            given w.
+            Compare the checksums of all arrays, which reads the file once as a whole, and the codes of up to 1,000
+            rows of a given w, evenly over its classes. A difference in other rows is not found.
         num_threads : int, optional
             As at the beginning.
 

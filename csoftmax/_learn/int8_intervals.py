@@ -23,6 +23,7 @@ FIRST_EXACT, GROWTH = 64, 4  # classes that are scored exactly before the interv
 DRAWING_WIDTH = 0.5  # of the log partition: draws are accepted with a probability of at least exp(-0.5)
 OUTWARD = 2.0**-40  # relative: sums, exponentials and quotients err by less than 2^-48
 LEAST = 5e-324  # the smallest positive float64
+GREATEST = float(np.finfo(np.float64).max)
 LN2 = 0.6931471805599453
 
 
@@ -62,6 +63,13 @@ class _Bounds(NamedTuple):
     upper: NDArray[np.float64]
     log_lower: float
     log_upper: float
+    shift: float = 0.0  # what was subtracted from the scores before they were divided by the temperature
+    temperature: float = 1.0
+
+    def scale(self, scores: Any) -> Any:
+        """Scores as the bounds have them."""
+        with np.errstate(over="ignore", under="ignore"):
+            return (scores - self.shift) / self.temperature
 
 
 def _exp(x: Any) -> Any:
@@ -87,8 +95,8 @@ def _spread_of(layer: Layer, x: Any, ids: Any, scores: Any, size: float) -> Any:
         w = layer.w[ids[unknown]]
         if layer.w.dtype == np.uint16:  # bfloat16
             w = (w.astype(np.uint32) << np.uint32(16)).view(np.float32)
-        with np.errstate(over="ignore", invalid="ignore"):
-            norm[unknown] = np.sqrt(np.square(w.astype(np.float64)).sum(axis=1) * np.square(x).sum())
+        with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # squares would leave the range earlier
+            norm[unknown] = (np.abs(w.astype(np.float64)) * np.abs(x)).sum(axis=1)
     spread = layer.n_features * 2.0**-51 * norm + 2.0**-50 * np.abs(scores) + 1e-300
     return np.where(np.isfinite(scores), np.where(np.isnan(spread), np.inf, spread), 0.0)
 
@@ -102,14 +110,27 @@ def _tighten(
     known: Any = None,
     temperature: float = 1.0,
 ) -> _Bounds:
-    """Score classes exactly, at most `max_exact` besides the known ones, until the log partition is narrow enough."""
+    """Score classes exactly, at most `max_exact` besides the known ones, until the log partition is narrow enough.
+
+    A temperature below 1 divides what the scores are above the largest finite upper bound, so that none overflows.
+    """
     z, bounds, size = compute_bounds(layer, x, num_threads)
-    lower, upper = (z - bounds) / temperature, (z + bounds) / temperature
+    shift = 0.0
+
+    def scaled(a: Any, b: Any) -> tuple[Any, Any]:
+        with np.errstate(over="ignore", under="ignore"):
+            return (a - b - shift) / temperature, (a + b - shift) / temperature
 
     def score(ids: Any) -> None:
         exact = compute_scores(layer, x, ids, num_threads)
-        spread = _spread_of(layer, x, ids, exact, size)
-        lower[ids], upper[ids] = (exact - spread) / temperature, (exact + spread) / temperature
+        lower[ids], upper[ids] = scaled(exact, _spread_of(layer, x, ids, exact, size))
+
+    if temperature < 1:
+        with np.errstate(over="ignore"):
+            highest = z + bounds
+        shift = float(highest.max(initial=-np.inf, where=np.isfinite(highest)))
+        shift = shift if np.isfinite(shift) else 0.0
+    lower, upper = scaled(z, bounds)
 
     if known is not None and len(known):
         score(known)
@@ -118,7 +139,7 @@ def _tighten(
     while True:
         log_lower, log_upper = (float(logsumexp(a, num_threads=num_threads)) for a in (lower, upper))
         if log_upper == log_lower or log_upper - log_lower <= rtol or done == limit:
-            return _Bounds(lower, upper, log_lower, log_upper)
+            return _Bounds(lower, upper, log_lower, log_upper, shift, temperature)
         if order is None:
             order = topk(_importance(z, bounds), limit, num_threads=num_threads).indices
         count = min(limit, max(FIRST_EXACT, GROWTH * done))
@@ -127,7 +148,7 @@ def _tighten(
 
 
 def _outward(log_lower: Any, log_upper: Any) -> tuple[Any, Any]:
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         return (
             log_lower - OUTWARD * np.maximum(1.0, np.where(np.isfinite(log_lower), np.abs(log_lower), 1.0)),
             log_upper + OUTWARD * np.maximum(1.0, np.where(np.isfinite(log_upper), np.abs(log_upper), 1.0)),
@@ -147,8 +168,10 @@ def bound_log_partition(
 
 def _bound_log_proba(found: _Bounds, ids: Any) -> tuple[Any, Any]:
     """Bounds of the log-probabilities of classes whose scores are known: a score over the other bound of the sum."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):
         low, high = _outward(found.lower[ids] - found.log_upper, found.upper[ids] - found.log_lower)
+    is_finite = np.isfinite(found.upper[ids]) & np.isfinite(found.log_lower)
+    high = np.where(is_finite & np.isneginf(high), -GREATEST, high)  # an overflow: the truth is finite
     low = np.where(np.isneginf(found.lower[ids]), -np.inf, low)
     high = np.where(np.isneginf(found.upper[ids]), -np.inf, high)
     return low, np.minimum(high, 0.0)
@@ -191,27 +214,38 @@ def draw(
     result = np.empty((len(x), count), np.int64)
     for i, row in enumerate(x):
         if count:
-            result[i] = _draw_row(layer, row, count, temperature, generator, num_threads, i)
+            draws = None if temperature == np.inf else _draw_row(layer, row, count, temperature, generator, num_threads)
+            if draws is None:
+                scores = compute_scores(layer, row, None, num_threads)
+                check_mass(float(topk(scores, 1).values[0]), i)
+                draws = sample(scores, size=count, temperature=temperature, rng=generator, num_threads=num_threads)
+            result[i] = draws
     return result
 
 
-def _draw_row(
-    layer: Layer, x: Any, count: int, temperature: float, generator: Any, num_threads: Any, number: int
-) -> NDArray[np.int64]:
-    found = _tighten(layer, x, DRAWING_WIDTH, layer.n_classes, num_threads, None, temperature)
-    lower, upper = found.lower, found.upper
-    top = float(upper.max())
+def check_mass(top: float, number: int) -> None:
+    """Refuse a row from whose scores nothing can be drawn; top: the largest one, NaN above all."""
     if not np.isfinite(top):
         problem = "NaN" if np.isnan(top) else "+inf" if top > 0 else "only -inf"
         raise ValueError(f"row {number} of x has {problem} among its scores, from which nothing can be drawn")
+
+
+def _draw_row(
+    layer: Layer, x: Any, count: int, temperature: float, generator: Any, num_threads: Any
+) -> NDArray[np.int64] | None:
+    """Draws for one query, or None where the bounds are infinite or NaN, so that only exact scores decide."""
+    found = _tighten(layer, x, DRAWING_WIDTH, layer.n_classes, num_threads, None, temperature)
+    lower, upper = found.lower, found.upper
+    if not np.isfinite(upper.max()):
+        return None
     drawn, waiting = np.empty(count, np.int64), np.arange(count)
-    while len(waiting):
+    while len(waiting):  # ends: an open class has its exact score from then on
         ids = np.asarray(sample(upper, size=len(waiting), rng=generator, num_threads=num_threads))
         uniform = generator.random(len(waiting))
         is_taken = uniform < _exp(lower[ids] - upper[ids])
         open_ids = np.unique(ids[~is_taken])
         if len(open_ids):
-            exact = compute_scores(layer, x, open_ids, num_threads) / temperature
+            exact = found.scale(compute_scores(layer, x, open_ids, num_threads))
             proposed = upper[open_ids]
             at = np.searchsorted(open_ids, ids[~is_taken])
             is_taken[~is_taken] = uniform[~is_taken] < _exp(np.minimum(exact - proposed, 0.0))[at]

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from .._arguments.foreign import as_native
 from .._arguments.layers import check_bias
 from .._arguments.negatives import as_ids
 from .._arguments.numbers import check_count
@@ -17,8 +18,9 @@ from .topk import topk
 
 MAX_CLASSES = 2**31 - 1
 MAX_EXPONENT = 30  # of the scales of columns, as powers of two: both w' and x' stay within range
-SAMPLED_ROWS = 16384  # from which the scales of columns are found
-_LEAST = float(np.finfo(np.float32).min)
+SAMPLED_ROWS = 16384  # most rows from which the scales of columns are found
+BLOCK_ELEMENTS = 1 << 18  # of these rows, which are float64 at a time
+_OFF_BIAS = -(2.0**126)  # of src_c/ops/int8.c
 
 
 class Layer(NamedTuple):
@@ -69,7 +71,7 @@ def pad(values: Any, dtype: Any = np.float32) -> NDArray[Any]:
 
 def check_weights(w: Any, name: str = "w") -> tuple[Any, int]:
     """Weights as an array of shape (K, D) of a dtype of csoftmax, and the code of the dtype."""
-    w, dtype = as_float(name, w)
+    w, dtype = as_float(name, as_native(w, name))
     if w.ndim != 2 or not 1 <= len(w) <= MAX_CLASSES or not 1 <= w.shape[1] <= binding.INT8_MAX_FEATURES:
         raise ValueError(
             f"{name} has shape {w.shape}; allowed is (K, D) with 1 to {MAX_CLASSES} classes and 1 to "
@@ -78,37 +80,43 @@ def check_weights(w: Any, name: str = "w") -> tuple[Any, int]:
     return w, dtype
 
 
-def read_bias(bias: Any, n: int) -> NDArray[np.float64] | None:
-    """The bias of n classes as float64, or None where it is 0."""
+def read_bias(bias: Any, n: int, name: str = "bias", of: str = "w") -> NDArray[np.float64] | None:
+    """The bias of n classes as float64, or None where it is 0; name and of: the arguments, and that with n rows."""
     if bias is None:
         return None
-    return check_bias(as_array("bias", bias), n).astype(np.float64)
+    return check_bias(as_array(name, as_native(bias, name)), n, name, of).astype(np.float64)
 
 
 def make_biases(bias: NDArray[np.float64] | None, n: int) -> tuple[NDArray[np.float32], NDArray[np.float64] | None]:
     """The bias that the scan adds, padded, and the exact one where that differs from it.
 
-    The scan takes the least float for -infinity, so that classes that are switched off do not have infinite bounds.
+    The scan takes -2**126 for -infinity, so that classes that are switched off do not have infinite bounds: it is an
+    upper bound as it stands, and the scan takes -infinity for the lower bound of a class with such a bias.
     """
     if bias is None:
         return np.zeros(padded(n), np.float32), None
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         single = bias.astype(np.float32)
-        single[np.isneginf(bias)] = _LEAST
+        single[np.isneginf(bias)] = _OFF_BIAS
         is_exact = np.array_equal(single, bias)
     return pad(single), None if is_exact else bias
 
 
 def choose_exponents(w: Any) -> NDArray[np.int16]:
     """Powers of two that give the columns of w about equal sizes, measured relative to each row's largest element."""
-    sample = w[:: max(1, len(w) // SAMPLED_ROWS)].astype(np.float64)
-    size = np.abs(sample).max(axis=1)
-    usual = np.isfinite(size) & (size > 0)
-    exponent = np.zeros(w.shape[1], np.int16)
-    if not usual.any():
+    sampled = w[:: -(-len(w) // SAMPLED_ROWS)]
+    block = max(1, BLOCK_ELEMENTS // w.shape[1])
+    squares, count, exponent = np.zeros(w.shape[1]), 0, np.zeros(w.shape[1], np.int16)
+    for begin in range(0, len(sampled), block):
+        rows = sampled[begin : begin + block].astype(np.float64)
+        size = np.abs(rows).max(axis=1)
+        usual = np.isfinite(size) & (size > 0)
+        count += int(usual.sum())
+        with np.errstate(under="ignore", over="ignore"):
+            squares += np.square(rows[usual] / size[usual, None]).sum(axis=0)
+    if not count:
         return exponent
-    with np.errstate(under="ignore", over="ignore"):
-        spread = np.sqrt(np.square(sample[usual] / size[usual, None]).mean(axis=0))
+    spread = np.sqrt(squares / count)
     used = spread > 0
     if used.any():
         exponent[used] = np.rint(np.log2(spread[used] / np.median(spread[used]))).clip(-MAX_EXPONENT, MAX_EXPONENT)
@@ -154,13 +162,15 @@ def finish(layer: Layer, bias: Any) -> Layer:
     single, exact = make_biases(bias, layer.n_classes)
     residual, norm = (a[: layer.n_classes] for a in (layer.residual, layer.norm))
     usual = np.isfinite(norm) & (residual > 0)
-    ratio = float(np.median(norm[usual]) / np.median(residual[usual])) if usual.any() else 1.0
+    ratio = 1.0
+    if usual.any():  # in float64, in which the mean of the two in the middle does not overflow
+        ratio = float(np.median(norm[usual].astype(np.float64)) / np.median(residual[usual].astype(np.float64)))
     return layer._replace(bias=single, exact_bias=exact, ratio=min(ratio, 1e30))
 
 
 def read_queries(layer: Layer, x: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:
     """Features as contiguous rows of float64, and the shape of the batch."""
-    x, _ = as_float("x", x)
+    x, _ = as_float("x", as_native(x, "x"))
     if x.ndim == 0 or x.shape[-1] != layer.n_features:
         raise ValueError(f"x has shape {x.shape}; allowed is (..., {layer.n_features})")
     batch = x.shape[:-1]
@@ -171,7 +181,7 @@ def read_where(layer: Layer, where: Any, batch: tuple[int, ...]) -> NDArray[np.u
     """Which classes take part: one row for all queries, or one for each."""
     if where is None:
         return None
-    mask = as_array("where", where)
+    mask = as_array("where", as_native(where, "where"))
     if mask.dtype != np.bool_:
         raise TypeError(f"where must be boolean, got dtype {mask.dtype}")
     k = layer.n_classes

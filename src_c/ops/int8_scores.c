@@ -4,7 +4,9 @@
  *   E = r n + |w'| e + 2^-48 (|z| + |bias|) + 2^-118
  *
  * J is an exact integer below 2^62 for 2^18 dimensions; z and E are computed in double, whose roundings the third term
- * of E covers.  A bias of -infinity gives z = -infinity and E = 0: the class has probability 0.
+ * of E covers.  A bias of -infinity gives z = -infinity and E = 0: the class has probability 0.  Where the score is not
+ * known, because the row has an infinite residual or z is not finite, z = 0 and E is infinite, whatever the bias: NaN
+ * or infinity in the row may make the score NaN.
  */
 #include "int8.h"
 
@@ -72,13 +74,10 @@ static void set_bounds(const scores_call *call, size_t group, const int32_t *dot
         const double residual = (double)(l->second ? l->second_residual : l->residual)[id];
         const double bound = (residual * c->size + (double)l->norm[id] * c->error) * (1 + 0x1p-40) +
                              0x1p-48 * (fabs(z) + fabs(bias)) + 0x1p-118;
-        const int is_known = residual < INFINITY && bias == bias;
-        call->scores[id] = z;
-        call->bounds[id] = is_known && bias == -INFINITY ? 0 : is_known && bound == bound ? bound : INFINITY;
-        if (!(fabs(z) < INFINITY) && bias != -INFINITY) { /* the score is unknown */
-            call->scores[id] = 0;
-            call->bounds[id] = INFINITY;
-        }
+        const int is_coded = residual < INFINITY, is_off = is_coded && bias == -INFINITY;
+        const int is_known = is_coded && bound == bound && fabs(z) < INFINITY;
+        call->scores[id] = is_known || is_off ? z : 0;
+        call->bounds[id] = is_off ? 0 : is_known ? bound : INFINITY;
     }
 }
 

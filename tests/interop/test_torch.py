@@ -533,3 +533,29 @@ def test_entmax_with_large_alpha(alpha):
     assert_same_bits(y.detach().numpy(), expected)
     assert np.all(np.abs(expected.sum(-1) - 1) < 1e-15)
     assert_same_bits(t.grad.numpy(), csoftmax.entmax_vjp(x, expected, alpha))
+
+
+def test_int8_head_reads_tensors():
+    """Weights, bias, queries and classes of any dtype of PyTorch, with the results of NumPy's arrays."""
+    from csoftmax.heads import Int8Head, int8_topk
+
+    rng = np.random.default_rng(0)
+    for name, dtype in DTYPES.items():
+        w, x = (torch.from_numpy(rng.standard_normal(s)).to(dtype) for s in ((40, 8), (3, 8)))
+        bias = torch.zeros(40, dtype=dtype)
+        native = array(w)
+        head, expected = Int8Head(w, bias), Int8Head(native)
+        found, best = head.topk(x, 3), expected.topk(array(x), 3)
+        assert found.values.dtype.name == name
+        for a, b, c in zip(found, best, int8_topk(x, w, 3), strict=True):
+            assert a.tobytes() == b.tobytes() == c.tobytes()
+        assert head.logits(x, torch.tensor([1, 2])).tobytes() == expected.logits(array(x), [1, 2]).tobytes()
+        w[0] = 100  # a copy was made
+        assert head.topk(x, 3).values.tobytes() == best.values.tobytes()
+        head.update(torch.tensor([0]), w[:1], bias[:1])
+        head.add_classes(w[:2], bias[:2])
+        assert head.n_classes == 42
+    with pytest.raises(ValueError, match=r"w requires grad.*w\.detach"):
+        Int8Head(torch.ones(2, 2, requires_grad=True))
+    with pytest.raises(ValueError, match=r"x requires grad.*x\.detach"):
+        head.topk(torch.ones(1, 8, requires_grad=True), 1)

@@ -122,6 +122,9 @@ def test_hostile_files(tmp_path):
     other[36] *= 2
     with pytest.raises(ValueError, match="row 36 differs"):
         Int8Head.load(path, other)
+    for same_norms in (-w, w[:, ::-1]):
+        with pytest.raises(ValueError, match="row 0 differs"):
+            Int8Head.load(path, same_norms)
     assert Int8Head.load(path, other, verify=False).n_classes == 37
     with pytest.raises(FileNotFoundError):
         Int8Head.load(tmp_path / "none")

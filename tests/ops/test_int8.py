@@ -4,7 +4,12 @@ Intervals and files have their own files.
 """
 
 import itertools
+import pickle
 import sys
+import tracemalloc
+import warnings
+from copy import copy as shallow_copy
+from copy import deepcopy
 from fractions import Fraction
 
 import ml_dtypes
@@ -321,6 +326,7 @@ def test_refusals():
         (IndexError, r"ids\[1\] of exclude is 5", lambda: head.topk(x, 1, exclude=([0, 2, 2], [0, 5]))),
         (IndexError, r"ids\[1\] is 5", lambda: head.logits(x, [0, 5])),
         (ValueError, "ids has shape", lambda: head.logits(x, np.zeros((3, 1), int))),
+        (ValueError, r"ids has shape \(\); allowed: \(m,\)$", lambda: head.logits(x[0], 2)),
         (ValueError, "num_threads must be at least 1", lambda: Int8Head(x, num_threads=0)),
     ):
         with pytest.raises(error, match=message):
@@ -369,16 +375,77 @@ def test_update_and_add_classes():
             (IndexError, "rows", lambda: head.update([73], new[:1])),  # noqa: B023
             (ValueError, "distinct", lambda: head.update([1, 1], new[:2])),  # noqa: B023
             (ValueError, "w_rows has shape", lambda: head.update([1], new[:1, :4])),  # noqa: B023
-            (ValueError, "bias has shape", lambda: head.update([1], new[:1], [1.0, 2.0])),  # noqa: B023
-            (ValueError, "w has shape", lambda: head.add_classes(new[:, :4])),  # noqa: B023
+            (ValueError, "bias_rows has shape.*w_rows has 1", lambda: head.update([1], new[:1], [1.0, 2.0])),  # noqa: B023
+            (ValueError, r"w has shape \(3, 4\); \(m, 9\) is", lambda: head.add_classes(new[:, :4])),  # noqa: B023
+            (ValueError, r"w has shape \(\); \(m, 9\) is", lambda: head.add_classes(5.0)),  # noqa: B023
+            (ValueError, "bias has shape", lambda: head.add_classes(new[:0], [1.0])),  # noqa: B023
         ):
             with pytest.raises(error, match=message):
                 call()
         assert_exact(head, x, expected, changed, 9)
     fixed = w.copy()
     fixed.flags.writeable = False
-    with pytest.raises(ValueError, match="read-only"):
+    with pytest.raises(ValueError, match=r"read-only.*copy=True.*mmap=False"):
         Int8Head(fixed, copy=False).update([0], w[:1])
+
+
+def test_a_copy_shares_nothing_and_stays_whole():
+    """After an update of the copy, the copy has the new rows and the original the old ones, in every dtype."""
+    rng = np.random.default_rng(10)
+    for dtype, limbs in zip(DTYPES, (1, 2, 1, 2), strict=True):
+        w, x, bias = (rng.standard_normal(s).astype(np.float32).astype(dtype) for s in ((37, 9), (3, 9), 37))
+        head = Int8Head(w, bias, limbs=limbs)
+        for duplicate in (shallow_copy, deepcopy, lambda h: pickle.loads(pickle.dumps(h))):
+            other = duplicate(head)
+            other.update([3, 36], 5 * w[:2], [1.0, 2.0])
+            changed, biases = w.copy(), bias.astype(np.float64)
+            changed[[3, 36]], biases[[3, 36]] = 5 * w[:2], [1.0, 2.0]
+            assert_exact(other, x, changed, biases, 9)
+            assert_exact(head, x, w, bias, 9)
+
+
+def test_a_block_of_equal_rows_at_the_front():
+    """Classes in the order of their scores, or many equal ones first, are not scored all, for any number of threads."""
+    rng = np.random.default_rng(11)
+    w, x = (rng.standard_normal(s).astype(np.float32) for s in ((40000, 32), (9, 32)))
+    w[:12000] = 0
+    stats = []
+    for threads in (1, 2, 5):
+        head = Int8Head(w, num_threads=threads)
+        found = head.topk(x, 10)
+        assert found.indices.tolist() == order(score(x, w), 10).tolist()
+        stats.append(head.stats)
+    assert stats[0]["exact_scans"] == 0
+    assert stats[0] == stats[1] == stats[2]
+
+
+def test_classes_that_are_switched_off():
+    """They are not scored exactly, and bound no other class, even where a product exceeds the scan's bias of them."""
+    head = Int8Head(np.float32([[1.6e19], [-1e19], [-1.2e19]]), [-np.inf, 0, 0])
+    assert head.topk([[1e19]], 1).indices.tolist() == [[1]]
+    assert head.topk([[1e19]], 2).indices.tolist() == [[1, 2]]
+    rng = np.random.default_rng(12)
+    w, x = (rng.standard_normal(s).astype(np.float32) for s in ((9000, 32), (3, 32)))
+    bias = np.where(np.arange(9000) % 2, -np.inf, 0)
+    head = Int8Head(w, bias)
+    assert head.topk(x, 5).indices.tolist() == order(score(x, w, bias), 5).tolist()
+    assert head.stats["exact_scans"] == 0
+    assert head.stats["rescored_max"] < 100
+
+
+def test_scales_of_columns_take_little_memory():
+    """At most 16,384 rows, of which few are float64 at a time; a median of large float32 does not overflow."""
+    w = np.ones((32767, 64), np.float32)
+    tracemalloc.start()
+    try:
+        int8.choose_exponents(w)
+        assert tracemalloc.get_traced_memory()[1] < 12 << 20
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            head = Int8Head(np.float32([[2e38], [2.1e38]]))
+            assert head.predict([1.0]) == 1
+    finally:
+        tracemalloc.stop()
 
 
 def test_an_interrupted_update_leaves_a_right_layer(monkeypatch):

@@ -1,6 +1,7 @@
 """Intervals and draws of Int8Head: they contain the truth in every case, and draws have the right distribution."""
 
 import itertools
+import warnings
 
 import mpmath
 import numpy as np
@@ -163,3 +164,47 @@ def test_draws():
     ):
         with pytest.raises(error, match=message):
             call()
+
+
+def test_extreme_rows_biases_and_temperatures():
+    """Bounds are infinite only where scores are, draws need no finite bounds, and NumPy does not warn."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        head = Int8Head([[1e200], [2e200]])
+        found = head.log_partition([[1e-200]])
+        expected = np.logaddexp(1, 2)
+        assert found.lower[0] <= expected <= found.upper[0]
+        assert np.ptp(found) < 1e-9
+        assert set(head.sample([[1e-200]], 99, rng=0)[0].tolist()) == {0, 1}
+        # the sum of |w x| overflows, the score does not
+        wide = Int8Head([[1.5e308, -1.5e308], [0.0, 0.0]])
+        assert set(wide.sample([[1.0, 1.0]], 99, rng=0)[0].tolist()) == {0, 1}
+        for max_exact in (0, 9):
+            bounds = Int8Head([[1e300], [1.0]], [-np.inf, 0]).log_partition([[1.0]], max_exact=max_exact)
+            assert bounds.lower[0] <= 1 <= bounds.upper[0]
+        ends = Int8Head(np.zeros((2, 1)), [1e308, -1e308])
+        for target, truth in ((0, 0.0), (1, -np.inf)):
+            bounds = ends.log_proba([[1.0]], [target])
+            assert bounds.lower[0] <= truth
+            assert bounds.upper[0] >= max(truth, -np.finfo(float).max)
+        rng = np.random.default_rng(6)
+        w, x = rng.standard_normal((60, 8)).astype(np.float32), rng.standard_normal((3, 8)).astype(np.float32)
+        best = [[b, b] for b in order(score(x, w), 1)[:, 0]]
+        for temperature in (1e-310, 5e-324, 1e-30):
+            assert Int8Head(w).sample(x, 2, temperature=temperature, rng=0).tolist() == best
+        off = np.where(np.arange(60) < 50, -np.inf, 0.0)
+        drawn = Int8Head(w, off).sample(x, 400, temperature=np.inf, rng=0)
+        assert all(set(row.tolist()) == set(range(50, 60)) for row in drawn)
+
+
+def test_no_temperature_draws_from_scores_without_mass():
+    w = np.eye(3)
+    for bias, x, problem in (
+        (None, [1.0, np.nan, 0.0], "NaN"),
+        (None, [np.inf, 1.0, 1.0], r"NaN"),
+        ([np.inf, 0, 0], [1.0, 1.0, 1.0], r"\+inf"),
+        ([-np.inf] * 3, [1.0, 1.0, 1.0], "only -inf"),
+    ):
+        for temperature in (0, 1e-310, 1, np.inf):
+            with pytest.raises(ValueError, match=f"row 0 of x has {problem} among its scores"):
+                Int8Head(w, bias).sample([x], 2, temperature=temperature, rng=0)
