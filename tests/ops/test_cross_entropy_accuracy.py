@@ -225,3 +225,18 @@ def test_float64_gradients_with_every_factor():
             largest = np.maximum(expected.scale, np.abs(expected.gradient)) / expected.divisor.sum()
             worst = max(worst, ulp_error(grad, expected.gradient / expected.divisor.sum(), "float64", largest))
     assert worst <= 4, f"{worst:.3f} ULP"
+
+
+def test_clip_value_far_below_the_terms_of_the_gradient():
+    """An element that is smaller than the others by 2^-110 is clipped at its own size, not at a power of two of it."""
+    x, target = np.float32([[13.823368, 32.864727]]), np.float32([[0.05110694, 0.9488931]])
+    options = {"temperature": 0.25, "weight": np.float32([0, 0.9504637]), "reduction": "none"}
+    for dtype in (np.float32, np.float64):
+        grad = csoftmax.cross_entropy_with_grad(x.astype(dtype), target.astype(dtype), **options).grad
+        small = float(grad[0, 0])
+        assert 3e-33 < small < 3.1e-33
+        for limit in (2 * small, small / 3, 1e-35, 1e-37):
+            clipped = csoftmax.cross_entropy_with_grad(
+                x.astype(dtype), target.astype(dtype), clip_value=limit, **options
+            ).grad
+            assert abs(clipped[0, 0] / min(small, limit) - 1) < 1e-6, (dtype, limit)

@@ -282,12 +282,19 @@ static NOINLINE void csm_loss_any_factors(const csm_loss_call *c, const csm_loss
     if (k.e + e < lower) up = -e;
     if (k.e + e > upper) up = upper - e;
     up = up < -1000 ? -1000 : up > 1000 ? 1000 : up;
-    double put_off = k.e - up, power = csm_pow2(up);
-    if (clips) { /* clip_value keeps its digits; what the gradient loses in magnitude it has far beyond it */
+    double put_off = k.e - up;
+    if (clips) { /* clip_value keeps its digits, and with it small elements, as far as the largest has room; what that
+                  * loses in magnitude beyond it has been clipped anyway */
         double mantissa = c->clip_value;
         const double max_put_off = csm_take_exponent(&mantissa) + (single ? 100 : 900);
-        if (put_off > max_put_off) put_off = max_put_off;
+        if (put_off > max_put_off) {
+            const double room = upper - (up + e), lift = put_off - max_put_off;
+            up += room <= 0 ? 0 : lift < room ? lift : room;
+            up = up > 1000 ? 1000 : up;
+            put_off = max_put_off;
+        }
     }
+    const double power = csm_pow2(up);
     k.m.hi *= power;
     k.m.lo *= power;
     csm_pair f;
