@@ -145,14 +145,11 @@ static void int8_dots(const uint8_t *codes, size_t steps, const int8_t *x, size_
  * copy of every kernel. */
 __attribute__((target("avx512f,avx512bw,avx512vnni"))) static void int8_dots_vnni(const uint8_t *codes, size_t steps,
                                                                                   const int8_t *x, size_t vectors,
-                                                                                  const int32_t *offset, int32_t *out) {
-    CSM_INT8_ALL_DOTS()
-}
+                                                                                  const int32_t *offset,
+                                                                                  int32_t *out){CSM_INT8_ALL_DOTS()}
 #undef CSM_INT8_ADD
 #else
-enum {
-    int8_dots_vnni = 0
-};
+#define int8_dots_vnni NULL /* of the table: the CPU, or the compiler, does not have it */
 #endif
 #undef CSM_INT8_DOTS
 #undef CSM_INT8_ALL_DOTS
