@@ -360,7 +360,7 @@ def margin_cross_entropy(
     multiple : float > 0, default 1
         Factor of the angle, 4 in SphereFace.
     past_pi : {"mirror", "linear", "easy", "none"}, default "mirror"
-        What the target's logit is where ``φ = multiple * θ + arc`` exceeds π and the cosine would rise again. "mirror":
+        Form of the target's logit where ``φ = multiple * θ + arc`` exceeds π and the cosine would rise again. "mirror":
         with k half turns, ``(-1)**k * cos(φ) - 2 * k - cosine``, which is smooth and falls everywhere. "linear":
         ``cos(θ) - arc * sin(arc)``, which jumps. "easy": no margin where θ is π / 2 or more. "none": the cosine as it
         is.

@@ -65,7 +65,7 @@ class AdaptiveSoftmax(LayerState):
     bias : bool, default True
         Whether the head has a bias. Clusters have none within.
     dtype : float32 or float64, default float32
-        Of the parameters, and of all computations. Features of other dtypes are converted.
+        The dtype of the parameters and of all computations. Features of other dtypes are converted.
     init : {"xavier", "zero"}, default "xavier"
         Uniform numbers as Glorot & Bengio (2010) scale them, or 0 for all but the projections; biases are 0.
     rng : int, SeedSequence or numpy.random.Generator, optional

@@ -45,7 +45,7 @@ class HierarchicalSoftmax:
     bias : bool, default True
         Whether nodes have a bias.
     dtype : {float32, float64}, default float32
-        Of the parameters. x is converted to it.
+        The dtype of the parameters, to which x is converted.
     device : {None, "cpu"}, optional
         The layer is on the CPU.
     num_threads : int, optional

@@ -336,7 +336,7 @@ class Tree:
         children, root = join_paths(*parts)
         return cls._from_children(children, root)
 
-    # What is known of a tree
+    # Properties
 
     def depths(self) -> NDArray[np.int64]:
         """The number of nodes above each leaf.

@@ -68,11 +68,11 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     correction : {"ranking", "partition", "none"}, default "ranking"
         As in `csoftmax.sampled_softmax_loss`.
     tree : {"huffman", "balanced", "two_means"} or Tree, default "huffman"
-        Of the hierarchical head. "huffman": by the counts of the classes (in `partial_fit` and `fit_batches` those of
-        the first minibatch); "two_means": of the means of their features, and the counts; "balanced": in their order.
+        How the hierarchical head arranges the classes. "huffman": by their counts (in `partial_fit` and `fit_batches`
+        those of the first minibatch); "two_means": by the means of their features and the counts; "balanced": in order.
         A `csoftmax.heads.Tree` has the positions of `classes_` as its classes.
     cutoffs : "auto" or sequence of int, default "auto"
-        Of the adaptive head, as in `csoftmax.heads.AdaptiveSoftmax`.
+        Where the adaptive head divides the classes into clusters, as in `csoftmax.heads.AdaptiveSoftmax`.
     optimizer : {"rowwise_adagrad", "adagrad", "adam", "sgd"}, default "rowwise_adagrad"
         As in `csoftmax.heads.RowOptimizer`.
     learning_rate : float > 0, default 0.3
