@@ -15,6 +15,7 @@ from ..messages import show
 from ..store import Arrays, need
 from .counts import smooth
 from .heads import Step, as_dense
+from .layer_head import LayerHead
 from .parameters import make_generator
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 PROJECTED_ROWS = 1024  # of sparse features that are made dense at a time in predictions
 
 
-class AdaptiveHead:
+class AdaptiveHead(LayerHead):
     """A layer, and the scale of the features that it was trained on, where that is not 1."""
 
     def __init__(self, layer: AdaptiveSoftmax) -> None:
@@ -77,31 +78,6 @@ class AdaptiveHead:
         if self.mean is not None and self.std is not None:
             arrays |= {"mean": self.mean, "std": self.std}
         return {f"head.{name}": a for name, a in arrays.items()}, {"head": entries}
-
-    @property
-    def parameters(self) -> dict[str, NDArray[Any]]:
-        """The arrays that training changes, those of `layer`."""
-        return self.layer.parameters
-
-    @property
-    def n_classes(self) -> int:
-        """The number of classes."""
-        return self.layer.n_classes
-
-    @property
-    def n_features(self) -> int:
-        """The number of features."""
-        return self.layer.n_features
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters."""
-        return self.layer.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the parameters."""
-        return self.layer.nbytes
 
     @property
     def frozen(self) -> NDArray[np.bool_] | None:

@@ -23,6 +23,7 @@ from ..store import Arrays, need
 from .counts import smooth
 from .heads import Step, as_dense
 from .inputs import as_features
+from .layer_head import LayerHead
 
 if TYPE_CHECKING:
     from .optimizers import Optimizers
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 DENSE_ROWS = 1024  # of predictions at a time
 
 
-class HierarchicalHead:
+class HierarchicalHead(LayerHead):
     """A `csoftmax.heads.HierarchicalSoftmax`, the attribute `layer`."""
 
     def __init__(self, layer: HierarchicalSoftmax) -> None:
@@ -70,31 +71,6 @@ class HierarchicalHead:
         if "counts" in arrays:
             arrays["tree_counts"] = arrays.pop("counts")
         return arrays | self.parameters, header
-
-    @property
-    def parameters(self) -> dict[str, NDArray[Any]]:
-        """The arrays that training changes: "theta" of shape (K - 1, D) and "bias" of shape (K - 1,)."""
-        return self.layer.parameters
-
-    @property
-    def n_classes(self) -> int:
-        """The number of classes."""
-        return self.layer.n_classes
-
-    @property
-    def n_features(self) -> int:
-        """The number of features."""
-        return self.layer.n_features
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the parameters."""
-        return self.layer.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of the parameters and the tree."""
-        return self.layer.nbytes
 
     @property
     def frozen(self) -> NDArray[np.bool_] | None:
