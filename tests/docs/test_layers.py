@@ -42,7 +42,8 @@ def tracked(*patterns):
     files = [ROOT / line for line in listed.stdout.splitlines()]
     if listed.returncode != 0:  # an sdist
         files = [path for pattern in patterns for path in ROOT.rglob(pattern)]
-    return sorted(path for path in files if path.is_file())
+    environments = {folder.parent for folder in ROOT.glob("*/pyvenv.cfg")}  # of a user, within the checkout
+    return sorted(path for path in files if path.is_file() and not environments & set(path.parents))
 
 
 def layer_of(part, layers):
