@@ -37,7 +37,21 @@ def is_foreign(x: Any) -> bool:
     kind = type(x)
     if kind in _NATIVE_TYPES or isinstance(x, np.ndarray | np.generic):
         return False
+    if (
+        kind.__module__.partition(".")[0] == "pyarrow"
+    ):  # its DLPack refuses columns with nulls, which NumPy reads as NaN
+        return False
     return is_tensor(x) or (hasattr(kind, "__dlpack__") and not is_cupy(x))
+
+
+def is_recorded(x: Any) -> str | None:
+    """The library that records what happens to x: "torch" for a tensor's gradient, "jax" for a tracer; else None."""
+    if type(x) in _NATIVE_TYPES:
+        return None
+    if is_tensor(x):
+        return "torch" if x.requires_grad and sys.modules["torch"].is_grad_enabled() else None
+    jax = sys.modules.get("jax")
+    return "jax" if jax is not None and hasattr(jax, "core") and isinstance(x, jax.core.Tracer) else None
 
 
 def as_native(x: Any, name: str) -> Any:
@@ -130,7 +144,9 @@ def _as_ordinary(x: Any, name: str) -> Any:
 def _from_tensor(x: Any, name: str) -> Any:
     torch = sys.modules["torch"]
     if x.requires_grad:
-        raise ValueError(f"{name} requires grad, which is not recorded: use csoftmax.torch, or pass {name}.detach()")
+        if torch.is_grad_enabled():
+            raise ValueError(f"{name} requires grad, which is not recorded here: pass {name}.detach()")
+        x = x.detach()
     x = _as_ordinary(x, name)
     bfloat16 = _bfloat16(name) if x.dtype == torch.bfloat16 else None
     if bfloat16 is not None:  # neither NumPy nor every DLPack supports it, so its bits are passed

@@ -12,6 +12,7 @@ import numpy as np
 from .. import _cuda
 from .._cpu import binding
 from .._cpu.dtypes import is_bfloat16
+from .kinds import as_values, refuse_kind
 
 
 class DeviceError(RuntimeError):
@@ -109,13 +110,11 @@ def as_array(name: str, x: Any) -> Any:
     """A base-class ndarray of the argument on the CPU, whatever its dtype."""
     if is_cupy(x):
         raise DeviceError(f'{name} is a CuPy array, and the call computes on the CPU: pass device="cpu" or "cuda"')
-    if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} is a masked array; pass {name}.data, and ~numpy.ma.getmaskarray({name}) as where; to a function "
-            f"without where, {name}.filled(-numpy.inf)"
-        )
+    if type(x) is np.ndarray:
+        return x
+    refuse_kind(name, x)
     try:
-        return np.asarray(x)
+        return np.asarray(as_values(name, x))
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name} cannot be made an array of numbers: {error}") from None
     except (BufferError, RuntimeError, TypeError) as error:
@@ -164,6 +163,8 @@ def as_float(name: str, x: Any, place: Place = CPU) -> tuple[Any, int]:
         return (x if dtype == native else x.astype(native)), binding.DTYPES[native.name]
     if is_bfloat16(dtype):
         return x, binding.DTYPES["bfloat16"]
+    advice = {"O": f": numpy.asarray({name}, dtype=float) reads the numbers", "f": f": {name}.astype(numpy.float64)"}
     raise TypeError(
         f"{name} has dtype {dtype}; allowed are float16, bfloat16 (ml_dtypes), float32, float64 and the integers"
+        f"{advice.get(dtype.kind, '')}"
     )

@@ -8,7 +8,6 @@ from __future__ import annotations
 import inspect
 import math
 import numbers
-import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,7 +17,7 @@ from sklearn.preprocessing import LabelEncoder
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import _check_sample_weight, validate_data
 
-from .._arguments.foreign import as_native, is_tensor
+from .._arguments.foreign import as_native
 from .._arguments.numbers import check_num_threads
 from .._arguments.places import DeviceError, Place, is_cupy, place_of
 from .labels import indices_of, is_text, weigh_by_effective_number, weigh_by_mapping
@@ -155,13 +154,6 @@ def check_number(
         raise ValueError(f"{name} must be in {left}{low}, {high}{right}, got {show(value)}")
 
 
-def detach_unrecorded(x: Any) -> Any:
-    """A tensor without its request for a gradient where PyTorch records none; anything else unchanged."""
-    if is_tensor(x) and x.requires_grad and not sys.modules["torch"].is_grad_enabled():
-        return x.detach()
-    return x
-
-
 def as_plain(x: Any, name: str) -> Any:
     """An argument without what scikit-learn would ignore: masks; tensors become arrays on the same memory."""
     if isinstance(x, np.ma.MaskedArray):
@@ -173,7 +165,7 @@ def as_plain(x: Any, name: str) -> Any:
         raise TypeError(f"{name} is a numpy.matrix: pass numpy.asarray({name})")
     if type(x).__name__ == "LazyFrame":
         raise TypeError(f"{name} is a {type(x).__module__.partition('.')[0]} LazyFrame: pass {name}.collect()")
-    return as_native(detach_unrecorded(x), name)
+    return as_native(x, name)
 
 
 def _as_plain_on_host(x: Any, name: str) -> Any:

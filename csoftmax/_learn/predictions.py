@@ -15,7 +15,7 @@ from .._arguments.foreign import accept_foreign, is_foreign
 from .._arguments.places import is_cupy, place_of
 from .._ops.softmax import log_softmax, softmax
 from .objective import compute_logits, to_host
-from .parameters import as_plain, check_data, detach_unrecorded
+from .parameters import as_plain, check_data
 
 
 def _check_on_device(model: Any, X: Any) -> Any:
@@ -78,7 +78,6 @@ def _compute_log_probabilities(X: Any, model: Any) -> Any:
 def _answer(function: Any, X: Any, model: Any) -> Any:
     """The result of a function above; NumPy's arrays, the most frequent, are spared the search for other kinds."""
     check_is_fitted(model, "coef_")
-    X = detach_unrecorded(X)
     return function(X, model) if is_foreign(X) else function.__wrapped__(X, model)
 
 

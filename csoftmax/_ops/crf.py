@@ -8,7 +8,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import check_ignore_index, check_upstream, check_weight
+from .._arguments.recorded import hand_over_recorded
 from .._arguments.sequences import Tags, check_tags, choose_result, raise_bad_tag
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -61,6 +63,7 @@ def _run_score(emissions: Any, tags: Any, transitions: Any, **options: Any) -> A
 
 
 @accept_foreign
+@keep_labels(1)
 def _run_loss(
     emissions: Any,
     tags: Any,
@@ -129,6 +132,7 @@ def _gradients(plan: CrfPlan, out: Any, outputs: dict[str, Any]) -> tuple[Any, A
     return grad, others[0], others[1], others[2]
 
 
+@hand_over_recorded
 def crf_log_partition(
     emissions: ArrayLike,
     transitions: ArrayLike,
@@ -210,6 +214,7 @@ def crf_log_partition(
     )
 
 
+@hand_over_recorded
 def crf_score(
     emissions: ArrayLike,
     tags: ArrayLike,
@@ -273,6 +278,7 @@ def crf_score(
     )
 
 
+@hand_over_recorded
 def crf_loss(
     emissions: ArrayLike,
     tags: ArrayLike,
@@ -366,6 +372,7 @@ def _is_plain(upstream: Any, ignore_index: Any) -> bool:
     return type(upstream) is float and upstream == 1.0 and type(ignore_index) is int and ignore_index == -100
 
 
+@hand_over_recorded
 def crf_loss_with_grad(
     emissions: ArrayLike,
     tags: ArrayLike,

@@ -11,7 +11,9 @@ from numpy.typing import ArrayLike, NDArray
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.generators import draw_ragged_uniforms, restore_states, save_states
+from .._arguments.kinds import keep_labels
 from .._arguments.numbers import check_choice, check_flag, check_integer
+from .._arguments.recorded import hand_over_recorded
 from .._arguments.sequences import check_size, choose_result
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -60,6 +62,7 @@ class CrfDecoded(NamedTuple):
 
 
 @accept_foreign
+@keep_labels()
 def _run_marginals(emissions: Any, transitions: Any, *, pairs: Any, out: Any, **options: Any) -> Any:
     if pairs is not None:
         check_choice("pairs", pairs, ("sum", "each"), or_also="None")
@@ -144,6 +147,7 @@ def _is_plain(method: Any, fill: Any) -> bool:
     return type(method) is str and method == "viterbi" and type(fill) is int and fill == -1
 
 
+@hand_over_recorded
 def crf_marginals(
     emissions: ArrayLike,
     transitions: ArrayLike,
@@ -227,6 +231,7 @@ def crf_marginals(
     )
 
 
+@hand_over_recorded
 def crf_decode(
     emissions: ArrayLike,
     transitions: ArrayLike,
@@ -317,6 +322,7 @@ def crf_decode(
     )
 
 
+@hand_over_recorded
 def crf_sample(
     emissions: ArrayLike,
     transitions: ArrayLike,

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
 from .._arguments.foreign import accept_foreign, as_native
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import (
     LossOptions,
     as_label_bits,
@@ -27,6 +28,7 @@ from .._arguments.layouts import (
 )
 from .._arguments.numbers import check_count
 from .._arguments.places import Place, as_array, as_float, is_cupy, place_of, to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
 
@@ -160,11 +162,13 @@ def _lay_out_loss(
 
 
 @accept_foreign
+@keep_labels(1)
 def _run_loss(logits: Any, target: Any, **options: Any) -> tuple[Any, Any]:
     return plan_cross_entropy(logits, target, **options).execute()
 
 
 @binding.quick
+@hand_over_recorded
 def cross_entropy(
     logits: ArrayLike,
     target: ArrayLike,
@@ -285,6 +289,7 @@ def cross_entropy(
 
 
 @binding.quick_returning(CrossEntropyResult)
+@hand_over_recorded
 def cross_entropy_with_grad(
     logits: ArrayLike,
     target: ArrayLike,
@@ -373,6 +378,7 @@ def cross_entropy_with_grad(
     return CrossEntropyResult(*result)
 
 
+@hand_over_recorded
 def check_labels(target: ArrayLike, n_classes: SupportsIndex, ignore_index: SupportsIndex = -100) -> None:
     """Raise an exception unless every label is a class or `ignore_index`.
 

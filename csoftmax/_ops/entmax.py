@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import check_on_device, check_target, raise_bad_label
 from .._arguments.layouts import (
     Result,
@@ -22,6 +23,7 @@ from .._arguments.layouts import (
 )
 from .._arguments.numbers import check_alpha, check_reduction
 from .._arguments.places import Place, as_float, place_of
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
 from .cross_entropy import cross_entropy_with_grad
@@ -175,6 +177,7 @@ def _check_labels(target: Any, n_classes: int, place: Place) -> Any:
     return target.astype(np.int64) if is_hard else target
 
 
+@hand_over_recorded
 def sparsemax(
     x: ArrayLike,
     axis: _Axis = -1,
@@ -216,6 +219,7 @@ def sparsemax(
     return entmax(x, 2.0, axis, where=where, out=out, device=device, num_threads=num_threads)
 
 
+@hand_over_recorded
 def entmax(
     x: ArrayLike,
     alpha: float = 1.5,
@@ -270,10 +274,12 @@ def entmax(
 
 
 @accept_foreign
+@keep_labels()
 def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
     return plan_entmax(x, None, alpha, axis, gradient=False, **options).execute()
 
 
+@hand_over_recorded
 def entmax_vjp(
     dy: ArrayLike,
     y: ArrayLike,
@@ -329,11 +335,13 @@ def entmax_vjp(
 
 
 @accept_foreign
+@keep_labels()
 def _run_entmax_vjp(dy: Any, y: Any, alpha: float, axis: Any, **options: Any) -> Any:
     return plan_entmax(dy, y, alpha, axis, gradient=True, **options).execute()
 
 
 @accept_foreign
+@keep_labels(1)
 def _run_loss(x: Any, target: Any, alpha: Any, **options: Any) -> tuple[Any, Any]:
     plan = plan_entmax_loss(x, target, check_alpha(alpha), **options)
     return plan.execute() if plan.alpha != 1 else _run_limit(plan)
@@ -369,6 +377,7 @@ def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tu
     return loss, grad
 
 
+@hand_over_recorded
 def entmax_loss(
     x: ArrayLike,
     target: ArrayLike,
@@ -439,6 +448,7 @@ def entmax_loss(
     return loss
 
 
+@hand_over_recorded
 def entmax_loss_with_grad(
     x: ArrayLike,
     target: ArrayLike,

@@ -9,11 +9,13 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import check_upstream, check_weight
 from .._arguments.layers import count_chunk_rows, scale_weights
 from .._arguments.negatives import as_ids, check_correction, check_log_q
 from .._arguments.numbers import check_count, check_flag, check_num_threads, check_reduction, check_temperature
 from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import multiply
 from .._cpu.dtypes import compute_dtype
@@ -227,6 +229,7 @@ def _correct(plan: InBatchPlan, logits: Any, rows: Any, at: Any, shift: Any) -> 
 
 
 @accept_foreign
+@keep_labels(1)
 def _run_in_batch(x: Any, y: Any, *, gradient: bool, num_threads: Any, **options: Any) -> tuple[Any, Any, Any]:
     plan = plan_in_batch(x, y, **options)
     num_threads = check_num_threads(num_threads)
@@ -248,6 +251,7 @@ def _run_in_batch(x: Any, y: Any, *, gradient: bool, num_threads: Any, **options
     return loss, grad_x.astype(plan.x.dtype, copy=False), grad_y.astype(plan.x.dtype, copy=False)
 
 
+@hand_over_recorded
 def in_batch_softmax_loss(
     x: ArrayLike,
     y: ArrayLike,
@@ -341,6 +345,7 @@ def in_batch_softmax_loss(
     )[0]
 
 
+@hand_over_recorded
 def in_batch_softmax_loss_with_grad(
     x: ArrayLike,
     y: ArrayLike,

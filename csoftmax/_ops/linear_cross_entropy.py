@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import (
     LossOptions,
     as_label_bits,
@@ -21,6 +22,7 @@ from .._arguments.labels import (
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
 from .._arguments.places import Place, as_float, place_of, to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import run_apart
 from .._cpu.dtypes import compute_dtype
@@ -240,6 +242,7 @@ def _gradients(plan: LinearPlan, layer: Layer) -> tuple[Any, Any, Any]:
 
 
 @accept_foreign
+@keep_labels(1)
 def _run_linear(
     x: Any, w: Any, target: Any, *, bias: Any, gradient: bool, filter_eps: Any, num_threads: Any, **options: Any
 ) -> tuple[Any, Any, Any, Any]:
@@ -254,6 +257,7 @@ def _run_linear(
     return run_linear_loss(plan, gradient=gradient, reduction=reduction, chunk_rows=plan.chunk_rows)
 
 
+@hand_over_recorded
 def linear_cross_entropy(
     x: ArrayLike,
     w: ArrayLike,
@@ -336,6 +340,7 @@ def linear_cross_entropy(
     return result[0]
 
 
+@hand_over_recorded
 def linear_cross_entropy_with_grad(
     x: ArrayLike,
     w: ArrayLike,

@@ -9,10 +9,12 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import check_loss_options, check_target
 from .._arguments.layers import count_chunk_rows
 from .._arguments.numbers import as_number, check_count, check_non_negative, check_num_threads
 from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import run_apart
 from .._cpu.dtypes import compute_dtype, is_bfloat16
@@ -307,6 +309,7 @@ def _run_margins_on_cpu(
 
 
 @accept_foreign
+@keep_labels(1)
 def _run_margins(
     x: Any, w: Any, target: Any, *, gradient: bool, filter_eps: Any, num_threads: Any, **options: Any
 ) -> tuple[Any, Any, Any]:
@@ -316,6 +319,7 @@ def _run_margins(
     return _run_margins_on_cpu(plan, gradient, options["reduction"], filter_eps, num_threads)
 
 
+@hand_over_recorded
 def margin_cross_entropy(
     x: ArrayLike,
     w: ArrayLike,
@@ -434,6 +438,7 @@ def margin_cross_entropy(
     )[0]
 
 
+@hand_over_recorded
 def margin_cross_entropy_with_grad(
     x: ArrayLike,
     w: ArrayLike,

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 from numpy.typing import ArrayLike
 
 from .._arguments.negatives import Negatives
+from .._arguments.recorded import hand_over_recorded
 from .rows import RowGradient
 from .sampled import SampledLossResult
 from .sampled_layer import NCE, NEGATIVE_SAMPLING, run_sampled, with_row_gradients
@@ -44,6 +45,7 @@ class NCELossResult(NamedTuple):
     grad_log_z: Any
 
 
+@hand_over_recorded
 def negative_sampling_loss(
     x: ArrayLike,
     w: ArrayLike,
@@ -136,6 +138,7 @@ def negative_sampling_loss(
     )[0]
 
 
+@hand_over_recorded
 def negative_sampling_loss_with_grad(
     x: ArrayLike,
     w: ArrayLike,
@@ -223,6 +226,7 @@ def negative_sampling_loss_with_grad(
     return SampledLossResult(*with_row_gradients(results))
 
 
+@hand_over_recorded
 def nce_loss(
     x: ArrayLike,
     w: ArrayLike,
@@ -316,6 +320,7 @@ def nce_loss(
     )[0]
 
 
+@hand_over_recorded
 def nce_loss_with_grad(
     x: ArrayLike,
     w: ArrayLike,

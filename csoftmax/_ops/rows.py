@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from .._arguments.foreign import accept_foreign
 from .._arguments.numbers import as_number, check_count
 from .._arguments.places import as_array
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 
@@ -128,6 +129,7 @@ def _to_dense(values: Any, rows: Any, n: int) -> Any:
     return dense
 
 
+@hand_over_recorded
 def add_rows(w: NDArray[Any], g: RowGradient, scale: float = 1.0) -> NDArray[Any]:
     """Add a gradient of rows to an array in place: ``w[g.rows] += scale * g.values``.
 

@@ -15,6 +15,7 @@ from .._arguments.generators import draw_uniforms, restore_states, save_states
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes
 from .._arguments.numbers import check_count, check_parameter
 from .._arguments.places import Place, as_float, place_of, to_host
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 
@@ -170,6 +171,7 @@ def _run_sample(logits: Any, axis: Any, **options: Any) -> Any:
         raise
 
 
+@hand_over_recorded
 def sample(
     logits: ArrayLike,
     *,

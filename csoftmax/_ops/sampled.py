@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 from numpy.typing import ArrayLike
 
 from .._arguments.negatives import Negatives
+from .._arguments.recorded import hand_over_recorded
 from .rows import RowGradient
 from .sampled_layer import SOFTMAX, run_sampled, with_row_gradients
 
@@ -38,6 +39,7 @@ class SampledLossResult(NamedTuple):
     grad_bias: RowGradient | None
 
 
+@hand_over_recorded
 def sampled_softmax_loss(
     x: ArrayLike,
     w: ArrayLike,
@@ -149,6 +151,7 @@ def sampled_softmax_loss(
     )[0]
 
 
+@hand_over_recorded
 def sampled_softmax_loss_with_grad(
     x: ArrayLike,
     w: ArrayLike,

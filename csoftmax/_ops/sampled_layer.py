@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.labels import LossOptions, check_loss_options, check_target, is_representable, raise_bad_label
 from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
 from .._arguments.negatives import CheckedNegatives, Negatives, check_correction, check_negatives
@@ -304,6 +305,7 @@ def _reduced(plan: SampledPlan, losses: Any, reduction: str) -> Any:
 
 
 @accept_foreign
+@keep_labels(1)
 def run_sampled(
     x: Any, w: Any, target: Any, negatives: Any, *, kind: str, gradient: bool, num_threads: Any, **options: Any
 ) -> tuple[Any, ...]:

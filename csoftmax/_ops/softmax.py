@@ -9,9 +9,11 @@ from numpy.typing import ArrayLike, NDArray
 
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
+from .._arguments.kinds import keep_labels
 from .._arguments.layouts import Rows, lay_out_rows
 from .._arguments.numbers import check_flag, check_temperature
 from .._arguments.places import check_kernels, place_of
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 
 __all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
@@ -65,6 +67,7 @@ def plan_softmax(
 
 
 @accept_foreign
+@keep_labels()
 def _run_softmax(x: Any, axis: Any, name: str, **options: Any) -> Any:
     return plan_softmax(name, x, axis, **options).execute()
 
@@ -92,6 +95,7 @@ def softmax(
     num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
+@hand_over_recorded
 def softmax(
     x: Any,
     axis: _Axis = -1,
@@ -108,10 +112,10 @@ def softmax(
     ----------
     x : array_like of shape (...)
         Logits: float16, bfloat16 (``ml_dtypes``), float32, float64, or integers (computed in float64), with any
-        strides, alignment and byte order. A NumPy or CuPy array, a PyTorch tensor that does not require grad, or
-        another library's array; these are read without a copy, and the result is one of their kind on their device.
-        Anything else is what ``numpy.asarray`` makes of it: a list of masked arrays loses its masks, a quantity its
-        unit.
+        strides, alignment and byte order. A NumPy or CuPy array, a PyTorch tensor (one that requires grad is computed
+        by `csoftmax.torch`), or another library's array; these are read without a copy, and the result is one of their
+        kind on their device. Tables of pandas and arrays of xarray keep their labels. Anything else is what
+        ``numpy.asarray`` makes of it: a list of masked arrays loses its masks, a quantity its unit.
     axis : int, tuple of ints or None, default -1
         The axis or axes that sum to 1; None means all. A bool is refused.
     temperature : float, default 1.0
@@ -191,6 +195,7 @@ def log_softmax(
     num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
+@hand_over_recorded
 def log_softmax(
     x: Any,
     axis: _Axis = -1,
@@ -239,6 +244,7 @@ def log_softmax(
 
 
 @binding.quick
+@hand_over_recorded
 def logsumexp(
     x: ArrayLike,
     axis: _Axis = -1,
@@ -319,6 +325,7 @@ def softmax_vjp(
     num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
+@hand_over_recorded
 def softmax_vjp(
     dy: Any,
     y: Any,
@@ -410,6 +417,7 @@ def log_softmax_vjp(
     num_threads: SupportsIndex | None = None,
 ) -> Any: ...
 @binding.quick
+@hand_over_recorded
 def log_softmax_vjp(
     dy: Any,
     y: Any,

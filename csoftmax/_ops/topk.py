@@ -13,6 +13,7 @@ from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
 from .._arguments.numbers import check_choice, check_count, check_flag, check_temperature
 from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
+from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 
@@ -148,6 +149,7 @@ def _run_topk(x: Any, k: Any, axis: Any, **options: Any) -> tuple[Any, Any]:
     return plan_topk(x, k, axis, **options).execute()
 
 
+@hand_over_recorded
 def topk(
     x: ArrayLike,
     k: SupportsIndex,
@@ -202,6 +204,7 @@ def topk(
     return TopK(*_run_topk(x, k, axis, largest=largest, sorted=sorted, device=device, num_threads=num_threads))
 
 
+@hand_over_recorded
 def topk_softmax(
     x: ArrayLike,
     k: SupportsIndex,
@@ -275,6 +278,7 @@ def topk_softmax(
     return TopK(*result)
 
 
+@hand_over_recorded
 def to_csr(topk: TopK | tuple[ArrayLike, ArrayLike], n_classes: SupportsIndex) -> Any:
     """Top-k results as a sparse matrix, one row for each row of the batch.
 

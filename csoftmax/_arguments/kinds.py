@@ -1,0 +1,121 @@
+"""Tables and labelled arrays (pandas, xarray, polars, pyarrow), and the kinds of argument that are refused with advice.
+
+No such library is imported here: an argument can only be of a library that the caller has imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def refuse_kind(name: str, x: Any) -> None:
+    """Refuse what NumPy would read wrongly, or not as an array, and say what to pass instead."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(
+            f"{name} is a masked array; pass {name}.data, and ~numpy.ma.getmaskarray({name}) as where; to a function "
+            f"without where, {name}.filled(-numpy.inf)"
+        )
+    if isinstance(x, np.matrix):
+        raise TypeError(f"{name} is a numpy.matrix, which has two axes in every result: pass numpy.asarray({name})")
+    if x is None:
+        raise TypeError(f"{name} is None; an array of numbers is required")
+    what = f"{name} is a {type(x).__module__.partition('.')[0]} {type(x).__name__}"
+    if _is_dask(x):
+        how = next((f"map_{parts}" for parts in ("partitions", "blocks") if hasattr(type(x), f"map_{parts}")), None)
+        map_parts = f", or {name}.{how}(function) with a function of csoftmax, where each part holds whole rows"
+        raise TypeError(f"{what} whose values are not computed: pass {name}.compute(){map_parts if how else ''}")
+    if _is_of("scipy", x) and hasattr(x, "toarray"):
+        raise TypeError(f"{what}, which is sparse; absent elements would be logits of 0: pass {name}.toarray()")
+    if _is_of("polars", x) and hasattr(x, "collect"):
+        raise TypeError(f"{what}, whose values are not computed: pass {name}.collect()")
+
+
+def _is_of(library: str, x: Any) -> bool:
+    return type(x).__module__.partition(".")[0] == library
+
+
+def _is_dask(x: Any) -> bool:
+    """Whether x is a collection of Dask, or an array of xarray that holds one."""
+    if not hasattr(type(x), "__dask_graph__"):
+        return False
+    return not _is_of("xarray", x) or x.__dask_graph__() is not None
+
+
+def _pandas(x: Any) -> Any:
+    """The pandas module if x is one of its columns or tables, else None."""
+    pandas = sys.modules.get("pandas")
+    if pandas is None or not hasattr(pandas, "DataFrame"):  # its import is under way
+        return None
+    columns = pandas.DataFrame, pandas.Series, pandas.Index, pandas.api.extensions.ExtensionArray
+    return pandas if isinstance(x, columns) else None
+
+
+def as_values(name: str, x: Any) -> Any:
+    """An object whose elements NumPy reads as numbers; x itself, if it is not a column or table of nullable numbers.
+
+    Missing values become NaN, integers with missing values float64; bools with missing values are refused.
+    """
+    if _pandas(x) is None:
+        return x
+    given = set(x.dtypes) if hasattr(x, "columns") else {x.dtype}
+    if all(isinstance(dtype, np.dtype) for dtype in given):
+        return x
+    dtypes = [dtype if isinstance(dtype, np.dtype) else getattr(dtype, "numpy_dtype", None) for dtype in given]
+    if any(dtype is None or dtype.kind not in "biuf" for dtype in dtypes):
+        return x
+    dtype = np.result_type(*dtypes)
+    if not np.asarray(x.isna()).any():
+        return x.to_numpy(dtype=dtype)
+    if dtype.kind == "b":
+        raise ValueError(f"{name} has missing values (pandas.NA) among its bools: fill them, for example by fillna")
+    return x.to_numpy(dtype=dtype if dtype.kind == "f" else np.float64, na_value=np.nan)
+
+
+def _label(like: Any, values: Any) -> Any:
+    """The values, an array of the shape of `like`, as an object of its kind with its labels."""
+    if _is_of("xarray", like):
+        return like.copy(data=values)
+    pandas = _pandas(like)
+    if hasattr(like, "columns"):
+        return pandas.DataFrame(values, index=like.index, columns=like.columns, copy=False)
+    return pandas.Series(values, index=like.index, name=like.name, copy=False)
+
+
+def _has_labels(x: Any) -> bool:
+    """Whether x is a Series or DataFrame of pandas, or an array of xarray."""
+    if _is_of("xarray", x):
+        return hasattr(x, "dims") and hasattr(x, "shape")
+    return _pandas(x) is not None and hasattr(x, "index")
+
+
+def keep_labels(at: int = 0) -> Callable[[_Function], _Function]:
+    """Give a result of the shape of the first argument its labels; at: which one, of several.
+
+    The elements of the result must correspond to those of the argument.
+    """
+
+    def decorate(function: _Function) -> _Function:
+        @functools.wraps(function)
+        def labelled(first: Any, *arguments: Any, **options: Any) -> Any:
+            result = function(first, *arguments, **options)
+            if isinstance(first, np.ndarray) or not _has_labels(first):
+                return result
+
+            def label(a: Any) -> Any:
+                is_like_first = type(a) is np.ndarray and a.shape == first.shape and a is not options.get("out")
+                return _label(first, a) if is_like_first else a
+
+            if isinstance(result, tuple):
+                return (*result[:at], label(result[at]), *result[at + 1 :])
+            return label(result)
+
+        return cast(_Function, labelled)
+
+    return decorate

@@ -1,0 +1,215 @@
+"""Tables and labelled arrays: missing values are NaN, labels are kept; a refusal says what to pass instead."""
+
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from helpers import looped
+
+import csoftmax
+
+pandas = pytest.importorskip("pandas")
+A = np.array([[0.5, -1.0, 2.0], [3.0, 0.25, -0.5]])
+TABLE = pandas.DataFrame(A, index=["r", "s"], columns=list("abc"))
+
+
+@pytest.fixture(autouse=True)
+def _without_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def functions():
+    """Functions whose results have the shape of their first argument, with the other arguments."""
+    dy = A[::-1].copy()
+    return {
+        "softmax": {},
+        "log_softmax": {"temperature": 2.0},
+        "softmax_vjp": {"y": csoftmax.softmax(A)},
+        "log_softmax_vjp": {"y": csoftmax.log_softmax(A)},
+        "sparsemax": {},
+        "entmax": {"alpha": 1.3},
+        "entmax_vjp": {"y": csoftmax.entmax(dy)},
+    }
+
+
+@looped("name", functions())
+def test_tables_keep_their_labels(name):
+    function, options = getattr(csoftmax, name), functions()[name]
+    expected = function(A, **options)
+    for table in (TABLE, TABLE.astype("Float64"), TABLE.set_index(pandas.MultiIndex.from_tuples([(1, 2), (3, 4)]))):
+        got = function(table, **options)
+        assert type(got) is pandas.DataFrame
+        assert got.index.equals(table.index)
+        assert got.columns.equals(table.columns)
+        assert (got.dtypes == np.float64).all()
+        np.testing.assert_array_equal(got.to_numpy(), expected)
+    narrow = {k: v.astype(np.float32) if isinstance(v, np.ndarray) else v for k, v in options.items()}
+    assert (function(TABLE.astype(np.float32), **narrow).dtypes == np.float32).all()
+
+
+def test_series_keep_index_and_name():
+    column = TABLE["b"]
+    got = csoftmax.softmax(column)
+    assert got.name == "b"
+    assert got.index.equals(column.index)
+    np.testing.assert_array_equal(got.to_numpy(), csoftmax.softmax(column.to_numpy()))
+    weighted = csoftmax.softmax(TABLE, where=TABLE > 0)  # a table as the mask, too
+    np.testing.assert_array_equal(weighted.to_numpy(), csoftmax.softmax(A, where=A > 0))
+
+
+def test_gradients_keep_labels_and_other_results_do_not():
+    y = pandas.Series([2, 0], dtype="Int64")
+    loss, grad = csoftmax.cross_entropy_with_grad(TABLE, y)
+    expected = csoftmax.cross_entropy_with_grad(A, [2, 0])
+    assert loss == expected.loss
+    assert grad.columns.equals(TABLE.columns)
+    assert grad.index.equals(TABLE.index)
+    np.testing.assert_array_equal(grad.to_numpy(), expected.grad)
+    grad = csoftmax.entmax_loss_with_grad(TABLE, y).grad
+    assert grad.columns.equals(TABLE.columns)
+    w = A[::-1].copy()  # as many classes as rows: the gradient of w has the shape of x, but other rows
+    result = csoftmax.linear_cross_entropy_with_grad(TABLE, w, [1, 0])
+    assert result.grad_x.columns.equals(TABLE.columns)
+    assert type(result.grad_w) is np.ndarray
+    assert type(csoftmax.margin_cross_entropy_with_grad(TABLE, w, [1, 0]).grad_x) is pandas.DataFrame
+    assert type(csoftmax.in_batch_softmax_loss_with_grad(TABLE, w).grad_y) is np.ndarray
+    marginals = csoftmax.crf_marginals(TABLE, np.zeros((3, 3)))
+    assert marginals[0].columns.equals(TABLE.columns)
+    best = csoftmax.topk(TABLE, 3)  # of the same shape, but in another order
+    assert type(best.values) is type(best.indices) is np.ndarray
+    assert type(csoftmax.logsumexp(TABLE)) is np.ndarray
+    assert type(csoftmax.softmax(TABLE.columns.str.len())) is np.ndarray  # an Index labels nothing
+    out = np.empty_like(A)
+    assert csoftmax.softmax(TABLE, out=out) is out
+
+
+def missing():
+    """Columns of the numbers 1, missing, 2 in the types that have missing values, and the dtype of the result."""
+    yield "Float64", pandas.Series([1.0, None, 2.0], dtype="Float64"), np.float64
+    yield "Float32", pandas.Series([1.0, None, 2.0], dtype="Float32"), np.float32
+    yield "Int8", pandas.Series([1, None, 2], dtype="Int8"), np.float64
+    yield "Float64 array", pandas.array([1.0, None, 2.0], dtype="Float64"), np.float64
+    if pyarrow := sys.modules.get("pyarrow"):
+        yield "arrow float", pandas.Series([1.0, None, 2.0], dtype="float[pyarrow]"), np.float32
+        yield "arrow int", pandas.Series([1, None, 2], dtype="int64[pyarrow]"), np.float64
+        yield "Array", pyarrow.array([1.0, None, 2.0]), np.float64
+        yield "ints", pyarrow.array([1, None, 2]), np.float64
+        yield "ChunkedArray", pyarrow.chunked_array([[1.0], [None, 2.0]]), np.float64
+    if polars := sys.modules.get("polars"):
+        yield "polars", polars.Series([1.0, None, 2.0]), np.float64
+        yield "polars ints", polars.Series([1, None, 2]), np.float64
+
+
+def test_missing_values_are_nan():
+    """Without a warning: pyarrow's columns with nulls warn where they are asked for DLPack."""
+    found = [library for library in ("pyarrow", "polars") if _imports(library)]
+    assert "polars" in found, "polars is in the test extra"
+    for what, column, dtype in missing():
+        got = np.asarray(csoftmax.logsumexp(column))
+        assert np.isnan(got), what
+        assert got.dtype == dtype, what
+        got = np.asarray(csoftmax.softmax(column, where=[True, False, True]))
+        np.testing.assert_array_equal(
+            got, csoftmax.softmax(np.array([1, 0, 2], dtype), where=[True, False, True]), what
+        )
+
+
+def _imports(library):
+    try:
+        __import__(library)
+    except ImportError:
+        return False
+    return True
+
+
+def test_tables_of_mixed_types():
+    table = pandas.DataFrame({"a": pandas.Series([1, 2], dtype="Int32"), "b": np.float32([0.5, 1.0])})
+    got = csoftmax.softmax(table)
+    assert (got.dtypes == np.float64).all()  # as NumPy has it: int32 with float32
+    np.testing.assert_array_equal(got, csoftmax.softmax([[1, 0.5], [2, 1]]))
+    flags = pandas.Series([True, None, True], dtype="boolean")
+    with pytest.raises(ValueError, match=r"where has missing values \(pandas.NA\).*fillna"):
+        csoftmax.softmax([1.0, 2.0, 3.0], where=flags)
+    np.testing.assert_array_equal(
+        csoftmax.softmax([1.0, 2.0, 3.0], where=flags.fillna(False)),
+        csoftmax.softmax([1.0, 2.0, 3.0], where=[True, False, True]),
+    )
+    labels = pandas.Series([0, None], dtype="Int64")
+    with pytest.raises(ValueError, match="target"):
+        csoftmax.cross_entropy(TABLE, labels)
+    with pytest.raises(TypeError, match="x has dtype object"):
+        csoftmax.softmax(pandas.Series(["a", "b"], dtype=object))
+
+
+def test_other_tables_are_read():
+    assert _imports("polars"), "polars is in the test extra"
+    import polars
+
+    tables = [polars.DataFrame({"a": [0.5, 3.0], "b": [-1.0, 0.25], "c": [2.0, -0.5]})]
+    if _imports("pyarrow"):
+        import pyarrow
+
+        tables += [tables[0].to_arrow(), tables[0].to_arrow().to_batches()[0], pyarrow.Tensor.from_numpy(A)]
+        tables.append(pandas.DataFrame(A).astype("double[pyarrow]"))
+    for table in tables:
+        np.testing.assert_array_equal(csoftmax.softmax(table), csoftmax.softmax(A), str(type(table)))
+
+
+def test_xarray_keeps_dimensions_and_coordinates():
+    xarray = pytest.importorskip("xarray")
+    x = xarray.DataArray(A, dims=("row", "class"), coords={"row": [10, 20]}, name="z", attrs={"unit": "nat"})
+    got = csoftmax.softmax(x, axis=0)
+    assert got.dims == x.dims
+    assert got.name == "z"
+    assert got.attrs == x.attrs
+    assert got.coords["row"].equals(x.coords["row"])
+    np.testing.assert_array_equal(got.values, csoftmax.softmax(A, axis=0))
+    assert type(csoftmax.softmax(x.variable)) is xarray.Variable
+    assert csoftmax.cross_entropy_with_grad(x, [0, 1]).grad.dims == x.dims
+    assert type(csoftmax.logsumexp(x)) is np.ndarray
+
+
+def refused():
+    """What is refused, the error, and what its message says."""
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    yield A.view(np.matrix), TypeError, r"x is a numpy.matrix.*numpy\.asarray\(x\)"
+    yield np.ma.masked_array(A, A > 1), TypeError, r"x is a masked array; pass x\.data.*as where.*x\.filled"
+    yield scipy_sparse.csr_array(A), TypeError, r"x is a scipy csr_array.*x\.toarray\(\)"
+    yield scipy_sparse.coo_matrix(A), TypeError, r"x is a scipy coo_matrix.*x\.toarray\(\)"
+    yield None, TypeError, "x is None; an array of numbers is required"
+    yield np.array([1.0, None]), TypeError, r"x has dtype object; allowed.*numpy\.asarray\(x, dtype=float\)"
+    if np.longdouble != np.float64:
+        yield A.astype(np.longdouble), TypeError, r"x has dtype float\d+; allowed.*x\.astype\(numpy\.float64\)"
+    if _imports("polars"):
+        import polars
+
+        yield polars.LazyFrame({"a": [1.0]}), TypeError, r"x is a polars LazyFrame.*x\.collect\(\)"
+    if _imports("dask.array"):
+        import dask
+        import dask.array
+
+        lazy = dask.array.from_array(A, chunks=1)
+        yield lazy, TypeError, r"x is a dask Array.*x\.compute\(\), or x\.map_blocks\(function\).*holds whole rows"
+        yield dask.delayed(A), TypeError, r"x is a dask Delayed.*pass x\.compute\(\)$"
+        if _imports("xarray"):
+            import xarray
+
+            yield xarray.DataArray(lazy), TypeError, r"x is a xarray DataArray.*x\.compute\(\), or x\.map_blocks"
+
+
+def test_what_is_refused_says_what_to_pass():
+    for x, error, message in refused():
+        for function in (csoftmax.softmax, csoftmax.logsumexp, csoftmax.sparsemax, lambda x: csoftmax.topk(x, 1)):
+            with pytest.raises(error, match=message):
+                function(x)
+        with pytest.raises(error, match=r"^target "):
+            csoftmax.cross_entropy(A, x)
+
+
+def test_the_advice_for_dask_works():
+    dask_array = pytest.importorskip("dask.array")
+    x = dask_array.from_array(A, chunks=(1, 3))
+    np.testing.assert_array_equal(x.map_blocks(csoftmax.softmax).compute(), csoftmax.softmax(A))

@@ -1,0 +1,121 @@
+"""Calls on tensors that require grad and on JAX's tracers: csoftmax.torch and csoftmax.jax compute them."""
+
+import importlib
+import inspect
+
+import numpy as np
+import pytest
+from helpers import assert_same_bits
+
+import csoftmax
+
+NO_OPTION = r"{} requires grad, and csoftmax\.torch\.softmax has no option {}: call it without, or pass {}\.detach\(\)"
+
+
+def takes_arrays(name):
+    function = getattr(csoftmax, name)
+    options = inspect.signature(function).parameters if inspect.isroutine(function) else {}
+    return "num_threads" in options and options["num_threads"].kind is inspect.Parameter.KEYWORD_ONLY
+
+
+PUBLIC_FUNCTIONS = [*filter(takes_arrays, csoftmax.__all__), "check_labels", "to_csr", "add_rows"]
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+
+
+@pytest.fixture
+def jax():
+    return pytest.importorskip("jax", reason="the gate installs it")
+
+
+def test_recorded_tensors_go_to_the_operators(torch):
+    """A tensor that requires grad, a parameter among them, is computed by csoftmax.torch with all options."""
+    operators = importlib.import_module("csoftmax.torch")
+    x = torch.nn.Parameter(torch.randn(3, 4))
+    y, w = torch.tensor([0, 2, 1]), torch.randn(5, 4)
+    for ours, theirs in (
+        (csoftmax.softmax(x, 0, temperature=2.0), operators.softmax(x, 0, temperature=2.0)),
+        (csoftmax.log_softmax(x, axis=np.int64(-1)), operators.log_softmax(x)),
+        (csoftmax.entmax(x, 1.3, 0), operators.entmax(x, 1.3, 0)),
+        (csoftmax.topk_softmax(x, 2).values, operators.topk_softmax(x, 2).values),
+        (csoftmax.cross_entropy(x.T, y, axis=0, z_loss=0.1), operators.cross_entropy(x.T, y, dim=0, z_loss=0.1)),
+        (csoftmax.linear_cross_entropy(x.detach(), w.requires_grad_(), y), operators.linear_cross_entropy(x, w, y)),
+    ):
+        assert ours.requires_grad
+        assert torch.equal(ours, theirs)
+    csoftmax.cross_entropy(x, y, reduction="sum").backward()
+    expected = csoftmax.cross_entropy_with_grad(x.detach(), y, reduction="sum").grad
+    assert torch.equal(x.grad, expected)
+
+
+def test_what_the_operators_lack_is_named(torch):
+    x = torch.randn(3, 4, requires_grad=True)
+    plain = x.detach()
+    for options, name in (({"num_threads": 1}, "num_threads"), ({"device": "cpu"}, "device")):
+        with pytest.raises(ValueError, match=NO_OPTION.format("x", name, "x")):
+            csoftmax.softmax(x, **options)
+    with pytest.raises(ValueError, match=NO_OPTION.format("out", "out", "out")):
+        csoftmax.softmax(plain, out=x)
+    assert torch.equal(x, plain)
+    with pytest.raises(ValueError, match=r"x requires grad, and csoftmax\.torch\.softmax takes one axis, not None"):
+        csoftmax.softmax(x, None)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'temp'"):
+        csoftmax.softmax(x, temp=2.0)
+
+
+def test_no_function_computes_a_tensor_without_its_gradient(torch):
+    """Each function whose argument requires grad is in csoftmax.torch, or says that it is not and what to do."""
+    operators = importlib.import_module("csoftmax.torch")
+    x = torch.ones(2, 2, requires_grad=True)
+    lacking = []
+    for name in PUBLIC_FUNCTIONS:
+        if name in operators.__all__:
+            continue
+        lacking.append(name)
+        parameters = inspect.signature(getattr(csoftmax, name)).parameters.values()
+        required = [x for p in parameters if p.default is inspect.Parameter.empty]
+        message = rf"\w+ requires grad, and csoftmax\.torch has no {name}: pass \w+\.detach"
+        with pytest.raises(ValueError, match=message):
+            getattr(csoftmax, name)(*required)
+    assert len(lacking) > 15
+
+
+@pytest.mark.parametrize("context", ["no_grad", "inference_mode"])
+def test_nothing_is_recorded_where_autograd_is_off(torch, context):
+    x = torch.randn(3, 4, requires_grad=True)
+    plain = x.detach().numpy().copy()
+    with getattr(torch, context)():
+        for name in ("softmax", "logsumexp", "sparsemax"):
+            got = getattr(csoftmax, name)(x, num_threads=1)
+            assert not got.requires_grad
+            assert_same_bits(got.numpy(), getattr(csoftmax, name)(plain))
+        y, weight = torch.tensor([0, 1, 2]), torch.nn.Parameter(torch.ones(3))
+        grad = csoftmax.cross_entropy_with_grad(x, y, sample_weight=weight).grad
+        assert_same_bits(
+            grad.numpy(), csoftmax.cross_entropy_with_grad(plain, [0, 1, 2], sample_weight=np.ones(3)).grad
+        )
+    with torch.no_grad():
+        assert csoftmax.softmax(x, out=x) is x
+    assert_same_bits(x.detach().numpy(), csoftmax.softmax(plain))
+
+
+def test_tracers_go_to_the_operators(jax):
+    jnp = jax.numpy
+    x, y = jnp.asarray(np.float32([[0.5, -1.0, 2.0], [3.0, 0.25, -0.5]])), jnp.array([2, 0])
+    plain = np.asarray(x)
+    jitted = jax.jit(lambda z: csoftmax.softmax(z, 0, temperature=2.0))(x)
+    assert_same_bits(np.asarray(jitted), csoftmax.softmax(plain, 0, temperature=2.0))
+    assert_same_bits(np.asarray(jax.vmap(csoftmax.entmax)(x)), csoftmax.entmax(plain))
+    grad = jax.grad(lambda z: csoftmax.cross_entropy(z, y))(x)
+    np.testing.assert_allclose(grad, csoftmax.cross_entropy_with_grad(plain, np.asarray(y)).grad, rtol=1e-6)
+    grad = jax.grad(lambda z: csoftmax.logsumexp(z).sum())(x)
+    np.testing.assert_allclose(grad, csoftmax.softmax(plain), rtol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"x is a tracer of JAX, and csoftmax\.jax has no topk: call it outside of jax"
+    ):
+        jax.jit(lambda z: csoftmax.topk(z, 2))(x)
+    with pytest.raises(ValueError, match=r"x is a tracer of JAX, and csoftmax\.jax\.softmax has no option num_threads"):
+        jax.jit(lambda z: csoftmax.softmax(z, num_threads=1))(x)
