@@ -21,7 +21,7 @@ try:
 except ImportError as error:
     raise ImportError(f"csoftmax.jax needs JAX >= 0.5 ({error}); install it with: pip install jax") from error
 
-from ._arguments.numbers import check_integer, is_bool
+from ._arguments.numbers import check_flag, check_integer, is_bool
 from ._cpu import binding
 
 __all__ = ["crf_loss", "cross_entropy", "entmax", "log_softmax", "logsumexp", "softmax", "sparsemax"]
@@ -96,7 +96,43 @@ def _apply_along(rows: Callable[[jax.Array, float], jax.Array], x: jax.Array, ax
     return jnp.moveaxis(rows(jnp.moveaxis(x, axis, -1), number), -1, axis)
 
 
-def softmax(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0) -> jax.Array:
+def _leave_out(x: jax.Array, where: ArrayLike | None) -> jax.Array:
+    """The logits with -inf where the mask is False, which is how the kernels leave elements out."""
+    return x if where is None else jnp.where(where, x, jnp.asarray(-jnp.inf, x.dtype))
+
+
+def _check_mask(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
+    if where is None:
+        return None
+    mask = jnp.asarray(where)
+    if mask.dtype != bool:
+        raise TypeError(f"where must hold bools, got {mask.dtype}")
+    try:
+        return jnp.broadcast_to(mask, x.shape)
+    except ValueError:
+        raise ValueError(f"where has shape {mask.shape}, which does not broadcast to {x.shape}") from None
+
+
+def _apply_masked(
+    rows: Callable[[jax.Array, float], jax.Array],
+    x: jax.Array,
+    axis: int,
+    number: float,
+    where: ArrayLike | None,
+    absent: float,
+) -> jax.Array:
+    """Apply a function of rows along an axis to the elements where the mask is True; the others become `absent`.
+
+    The second selection is for rows with NaN or with nothing left, which are NaN without a mask.
+    """
+    mask = _check_mask(where, x)
+    result = _apply_along(rows, _leave_out(x, mask), axis, number)
+    return result if mask is None else jnp.where(mask, result, jnp.asarray(absent, x.dtype))
+
+
+def softmax(
+    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0, where: ArrayLike | None = None
+) -> jax.Array:
     """`csoftmax.softmax` with a gradient.
 
     Parameters
@@ -107,6 +143,8 @@ def softmax(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0)
         The axis that sums to 1.
     temperature : float > 0, default 1.0
         T, which cannot be traced.
+    where : jax.Array of bool, broadcastable to x, optional
+        Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
 
     Returns
     -------
@@ -126,16 +164,18 @@ def softmax(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0)
     Array([-0.19661194,  0.19661193], dtype=float32)
     """
     x, axis = _check_floating("x", x, axis)
-    return _apply_along(_softmax, x, axis, _check_number("temperature", temperature, 0))
+    return _apply_masked(_softmax, x, axis, _check_number("temperature", temperature, 0), where, 0.0)
 
 
-def log_softmax(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0) -> jax.Array:
+def log_softmax(
+    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0, where: ArrayLike | None = None
+) -> jax.Array:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters
     ----------
-    x, axis, temperature
-        As in `softmax`.
+    x, axis, temperature, where
+        As in `softmax`; the result is -inf where the mask is False.
 
     Returns
     -------
@@ -155,7 +195,7 @@ def log_softmax(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 
     Array([-0.6931472, -0.6931472], dtype=float32)
     """
     x, axis = _check_floating("x", x, axis)
-    return _apply_along(_log_softmax, x, axis, _check_number("temperature", temperature, 0))
+    return _apply_masked(_log_softmax, x, axis, _check_number("temperature", temperature, 0), where, -jnp.inf)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
@@ -181,13 +221,22 @@ def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tupl
 _logsumexp.defvjp(lambda x, temperature: (_logsumexp(x, temperature), x), _logsumexp_backward)
 
 
-def logsumexp(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0) -> jax.Array:
+def logsumexp(
+    x: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    keepdims: bool = False,
+    temperature: float = 1.0,
+    where: ArrayLike | None = None,
+) -> jax.Array:
     """`csoftmax.logsumexp` with a gradient.
 
     Parameters
     ----------
-    x, axis, temperature
-        As in `softmax`.
+    x, axis, temperature, where
+        As in `softmax`; a row with nothing left gives -inf.
+    keepdims : bool, default False
+        Keep `axis` with length 1.
 
     Returns
     -------
@@ -207,10 +256,12 @@ def logsumexp(x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.
     Array([0.6931, 1.6931], dtype=float32)
     """
     x, axis = _check_floating("x", x, axis)
-    return _logsumexp(jnp.moveaxis(x, axis, -1), _check_number("temperature", temperature, 0))
+    x = _leave_out(x, _check_mask(where, x))
+    result = _logsumexp(jnp.moveaxis(x, axis, -1), _check_number("temperature", temperature, 0))
+    return jnp.expand_dims(result, axis) if check_flag("keepdims", keepdims) else result
 
 
-def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1) -> jax.Array:
+def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1, *, where: ArrayLike | None = None) -> jax.Array:
     """`csoftmax.entmax` with a gradient.
 
     Parameters
@@ -221,6 +272,8 @@ def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1) -> jax.Ar
         1 is softmax, 2 is sparsemax. It can be neither traced nor differentiated.
     axis : int, default -1
         The axis that sums to 1.
+    where : jax.Array of bool, broadcastable to x, optional
+        Mask, as in `softmax`.
 
     Returns
     -------
@@ -241,15 +294,15 @@ def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1) -> jax.Ar
     """
     x, axis = _check_floating("x", x, axis)
     alpha = _check_number("alpha", alpha, 1, open_low=False)
-    return softmax(x, axis) if alpha == 1 else _apply_along(_entmax, x, axis, alpha)
+    return softmax(x, axis, where=where) if alpha == 1 else _apply_masked(_entmax, x, axis, alpha, where, 0.0)
 
 
-def sparsemax(x: ArrayLike, axis: SupportsIndex = -1) -> jax.Array:
+def sparsemax(x: ArrayLike, axis: SupportsIndex = -1, *, where: ArrayLike | None = None) -> jax.Array:
     """`csoftmax.sparsemax` with a gradient: `entmax` with alpha = 2.
 
     Parameters
     ----------
-    x, axis
+    x, axis, where
         As in `entmax`.
 
     Returns
@@ -269,7 +322,7 @@ def sparsemax(x: ArrayLike, axis: SupportsIndex = -1) -> jax.Array:
     >>> cj.sparsemax(jnp.array([0.5, 0.0]))
     Array([0.75, 0.25], dtype=float32)
     """
-    return entmax(x, 2.0, axis)
+    return entmax(x, 2.0, axis, where=where)
 
 
 def _is_equal(labels: jax.Array, value: int) -> jax.Array:
@@ -302,11 +355,24 @@ def _loss_backward(options: Any, gradient: jax.Array, upstream: jax.Array) -> tu
 _loss.defvjp(_loss_forward, _loss_backward)
 
 
+def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Weights of rows in the dtype of losses; numbers below 0 and infinity, which may be traced, become NaN."""
+    given = jnp.asarray(sample_weight)
+    if not jnp.issubdtype(given.dtype, jnp.floating) and not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"sample_weight must hold real numbers, got {given.dtype}")
+    try:
+        weights = jnp.broadcast_to(given, shape).astype(jnp.promote_types(dtype, jnp.float32))
+    except ValueError:
+        raise ValueError(f"sample_weight has shape {given.shape}, which does not broadcast to {shape}") from None
+    return jax.lax.stop_gradient(jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan))
+
+
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
     axis: SupportsIndex = -1,
     *,
+    sample_weight: ArrayLike | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     z_loss: float = 0.0,
@@ -323,10 +389,13 @@ def cross_entropy(
         Class indices, of the shape of logits without `axis`. A label that is not a class raises JAX's runtime error.
     axis : int, default -1
         The axis of the classes.
+    sample_weight : jax.Array, broadcastable to labels, optional
+        Weights of rows, at least 0. No gradient flows to them. A row of weight 0 contributes 0, whatever it holds; a
+        negative or infinite weight makes the loss NaN.
     label_smoothing, ignore_index, z_loss, temperature
         As in `csoftmax.cross_entropy`; they cannot be traced.
     reduction : {"mean", "sum", "none"}
-        The mean is over the rows that are not ignored.
+        The mean is over the rows that are not ignored, weighted.
 
     Returns
     -------
@@ -365,15 +434,21 @@ def cross_entropy(
     if classes <= jnp.iinfo(t.dtype).max:
         bad |= t >= classes
     # Labels outside the classes are replaced by one that the kernel refuses: the cast could turn them into a class.
-    indices = jnp.where(ignored, -1, jnp.where(bad, classes, t.astype(jnp.int32)))
+    weights = None if sample_weight is None else _check_weights(sample_weight, expected, z.dtype)
+    absent = ignored if weights is None else ignored | (~bad & (weights == 0))
+    indices = jnp.where(absent, -1, jnp.where(bad, classes, t.astype(jnp.int32)))
     losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
+    kept = ~ignored
+    if weights is not None:
+        kept = jnp.where(ignored, 0, weights)
+        losses *= weights
     if reduction == "none":
         return losses
     if reduction == "sum":
         return losses.sum()
-    kept = (~ignored).sum()
+    total = kept.sum()
     # a mean over no row is NaN with a gradient of 0, which the derivative of a division by 0 would not be
-    return jnp.where(kept == 0, jnp.nan, losses.sum() / jnp.maximum(kept, 1)).astype(losses.dtype)
+    return jnp.where(total == 0, jnp.nan, losses.sum() / jnp.where(total == 0, 1, total)).astype(losses.dtype)
 
 
 def _call_chain(name: str, results: Any, *arrays: jax.Array) -> Any:

@@ -17,7 +17,7 @@ except ImportError as error:
 
 import csoftmax
 
-from ._arguments.numbers import check_choice, check_integer
+from ._arguments.numbers import check_choice, check_flag, check_integer
 from ._torch.crf import CRF, crf_loss
 from ._torch.margins import margin_cross_entropy
 from ._torch.operators import (
@@ -40,6 +40,7 @@ __all__ = [
     "entmax",
     "linear_cross_entropy",
     "log_softmax",
+    "logsumexp",
     "margin_cross_entropy",
     "nce_loss",
     "negative_sampling_loss",
@@ -50,31 +51,33 @@ __all__ = [
 ]
 
 
-# softmax, log_softmax, entmax: functions of rows, with a number as their parameter and a gradient from dy and y
+# softmax, log_softmax, entmax: functions of rows, with a number as their parameter and a gradient from dy and y;
+# logsumexp, whose gradient is softmax
 
 
 def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
-    """Define the operators of a function of `csoftmax` and of its vjp."""
+    """Define the operators of a function of `csoftmax` and of its vjp; y tells the latter what is masked."""
     function, function_vjp = getattr(csoftmax, name), getattr(csoftmax, f"{name}_vjp")
 
     def compute_vjp(dy: Tensor, y: Tensor, dim: int, number: float) -> Tensor:
         return function_vjp(dy.detach(), y.detach(), axis=dim, out=like(y), **{parameter: number})
 
-    def compute(x: Tensor, dim: int, number: float) -> Tensor:
-        return function(x.detach(), axis=dim, out=like(x), **{parameter: number})
+    def compute(x: Tensor, dim: int, number: float, where: Tensor | None) -> Tensor:
+        return function(x.detach(), axis=dim, where=where, out=like(x), **{parameter: number})
 
     def save(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, ctx.dim, ctx.number = inputs
+        _, ctx.dim, ctx.number, _ = inputs
         ctx.save_for_backward(output)
 
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
-        return vjp(dy, *ctx.saved_tensors, ctx.dim, ctx.number), None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+        return vjp(dy, *ctx.saved_tensors, ctx.dim, ctx.number), None, None, None
 
     options = f"int dim, float {parameter}"
     vjp = define(
         f"{name}_vjp", f"(Tensor dy, Tensor y, {options}) -> Tensor", compute_vjp, lambda dy, y, dim, number: like(y)
     )
-    forward = define(name, f"(Tensor x, {options}) -> Tensor", compute, lambda x, dim, number: like(x), backward, save)
+    schema = f"(Tensor x, {options}, Tensor? where) -> Tensor"
+    forward = define(name, schema, compute, lambda x, dim, number, where: like(x), backward, save)
     return forward, vjp
 
 
@@ -83,7 +86,39 @@ _log_softmax, _ = _define_row_function("log_softmax", "temperature")
 _entmax, _ = _define_row_function("entmax", "alpha")
 
 
-def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
+def _compute_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
+    result = csoftmax.logsumexp(x.detach(), axis=dim, temperature=temperature, where=where)
+    return torch.as_tensor(result)
+
+
+def _fake_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
+    shape = list(x.shape)
+    del shape[dim]
+    return torch.empty(shape, dtype=x.dtype, device=x.device)
+
+
+def _save_logsumexp(ctx: Any, inputs: Any, output: Tensor) -> None:
+    x, ctx.dim, ctx.temperature, where = inputs
+    ctx.save_for_backward(x, *([] if where is None else [where]))
+
+
+def _differentiate_logsumexp(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
+    x, *where = ctx.saved_tensors
+    p = _softmax(x, ctx.dim, ctx.temperature, *(where or [None]))
+    return p * (dy.unsqueeze(ctx.dim) / ctx.temperature), None, None, None
+
+
+_logsumexp = define(
+    "logsumexp",
+    "(Tensor x, int dim, float temperature, Tensor? where) -> Tensor",
+    _compute_logsumexp,
+    _fake_logsumexp,
+    _differentiate_logsumexp,
+    _save_logsumexp,
+)
+
+
+def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor | None = None) -> Tensor:
     """`csoftmax.softmax` with a gradient.
 
     Parameters
@@ -94,6 +129,8 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
         The axis that sums to 1.
     temperature : float > 0, default 1.0
         T.
+    where : torch.Tensor of bool, broadcastable to x, optional
+        Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
 
     Returns
     -------
@@ -115,16 +152,17 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
     tensor([-0.1966,  0.1966])
     """
     check_floating("x", x)
-    return _softmax(x, check_int("dim", dim), as_number("temperature", temperature))
+    check_tensors(where=where)
+    return _softmax(x, check_int("dim", dim), as_number("temperature", temperature), where)
 
 
-def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor:
+def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor | None = None) -> Tensor:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters
     ----------
-    x, dim, temperature
-        As in `softmax`.
+    x, dim, temperature, where
+        As in `softmax`; the result is -inf where the mask is False.
 
     Returns
     -------
@@ -144,10 +182,49 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0) -> Tensor
     tensor([-1.3133, -0.3133])
     """
     check_floating("x", x)
-    return _log_softmax(x, check_int("dim", dim), as_number("temperature", temperature))
+    check_tensors(where=where)
+    return _log_softmax(x, check_int("dim", dim), as_number("temperature", temperature), where)
 
 
-def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
+def logsumexp(
+    x: Tensor, dim: int = -1, *, keepdims: bool = False, temperature: float = 1.0, where: Tensor | None = None
+) -> Tensor:
+    """`csoftmax.logsumexp` with a gradient.
+
+    Parameters
+    ----------
+    x, dim, temperature, where
+        As in `softmax`.
+    keepdims : bool, default False
+        Keep `dim` with length 1.
+
+    Returns
+    -------
+    torch.Tensor
+        Logarithms of the sums of ``exp(x / T)``, of the dtype of x and its shape without `dim`.
+
+    Raises
+    ------
+    TypeError
+        If x is not a floating-point tensor.
+
+    Examples
+    --------
+    >>> import torch
+    >>> import csoftmax.torch as ct
+    >>> x = torch.tensor([0.0, 1.0], requires_grad=True)
+    >>> ct.logsumexp(x).backward()
+    >>> x.grad
+    tensor([0.2689, 0.7311])
+    """
+    check_floating("x", x)
+    check_tensors(where=where)
+    dim = check_int("dim", dim)
+    result = _logsumexp(x, dim, as_number("temperature", temperature), where)
+    return result.unsqueeze(dim) if check_flag("keepdims", keepdims) else result
+
+
+def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1, *, where: Tensor | None = None) -> Tensor:
     """`csoftmax.entmax` with a gradient with respect to x.
 
     Parameters
@@ -158,6 +235,8 @@ def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
         1 is softmax, 2 is sparsemax.
     dim : int, default -1
         The axis that sums to 1.
+    where : torch.Tensor of bool, broadcastable to x, optional
+        Mask, as in `softmax`.
 
     Returns
     -------
@@ -177,15 +256,16 @@ def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1) -> Tensor:
     tensor([1., 0.])
     """
     check_floating("x", x)
-    return _entmax(x, check_int("dim", dim), as_number("alpha", alpha))
+    check_tensors(where=where)
+    return _entmax(x, check_int("dim", dim), as_number("alpha", alpha), where)
 
 
-def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
+def sparsemax(x: Tensor, dim: int = -1, *, where: Tensor | None = None) -> Tensor:
     """`csoftmax.sparsemax` with a gradient: `entmax` with alpha = 2.
 
     Parameters
     ----------
-    x, dim
+    x, dim, where
         As in `entmax`.
 
     Returns
@@ -205,7 +285,7 @@ def sparsemax(x: Tensor, dim: int = -1) -> Tensor:
     >>> ct.sparsemax(torch.tensor([0.5, 0.0]))
     tensor([0.7500, 0.2500])
     """
-    return entmax(x, 2.0, dim)
+    return entmax(x, 2.0, dim, where=where)
 
 
 # Top-k softmax
@@ -235,7 +315,7 @@ def _differentiate_topk(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, 
     values, indices, *x = ctx.saved_tensors
     dx = torch.zeros(ctx.shape, dtype=dy.dtype, device=dy.device)
     if ctx.full:  # the sum is over all classes, so all of them have a gradient
-        y = _softmax(x[0], ctx.dim, ctx.temperature)
+        y = _softmax(x[0], ctx.dim, ctx.temperature, None)
         dx = _softmax_vjp(dx.scatter(ctx.dim, indices, dy), y, ctx.dim, ctx.temperature)
     else:
         dx = dx.scatter(ctx.dim, indices, _softmax_vjp(dy, values, ctx.dim, ctx.temperature))
@@ -325,11 +405,18 @@ _OPTIONS_SCHEMA = (
 
 
 def _compute_loss(
-    logits: Tensor, target: Tensor, dim: int, weight: Tensor | None, *options_and_gradient: Any
+    logits: Tensor,
+    target: Tensor,
+    dim: int,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the gradient of its sum or mean, or an empty tensor."""
     *values, gradient = options_and_gradient
-    options: dict[str, Any] = {"axis": dim, "weight": detach(weight)[0], **_LossOptions(*values)._asdict()}
+    weight, sample_weight = detach(weight, sample_weight)
+    weights = {"weight": weight, "sample_weight": sample_weight}
+    options: dict[str, Any] = {"axis": dim, **weights, **_LossOptions(*values)._asdict()}
     if not gradient:
         return csoftmax.cross_entropy(logits.detach(), target.detach(), **options), logits.new_empty(0)
     options["out"] = like(logits)
@@ -338,7 +425,12 @@ def _compute_loss(
 
 
 def _fake_loss(
-    logits: Tensor, target: Tensor, dim: int, weight: Tensor | None, *options_and_gradient: Any
+    logits: Tensor,
+    target: Tensor,
+    dim: int,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor]:
     *values, gradient = options_and_gradient
     shape = list(logits.shape)
@@ -350,7 +442,7 @@ def _fake_loss(
 
 
 def _save_loss(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    ctx.dim, ctx.reduction = inputs[2], _LossOptions(*inputs[4:-1]).reduction
+    ctx.dim, ctx.reduction = inputs[2], _LossOptions(*inputs[5:-1]).reduction
     ctx.mark_non_differentiable(output[1])
     ctx.save_for_backward(output[1])
 
@@ -359,12 +451,13 @@ def _differentiate_loss(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor |
     (grad,) = ctx.saved_tensors
     if ctx.reduction == "none":
         upstream = upstream.unsqueeze(ctx.dim)
-    return (grad * upstream).to(grad.dtype), *[None] * 9
+    return (grad * upstream).to(grad.dtype), *[None] * 10
 
 
 _cross_entropy = define(
     "cross_entropy",
-    f"(Tensor logits, Tensor target, int dim, Tensor? weight, {_OPTIONS_SCHEMA}) -> (Tensor, Tensor)",
+    "(Tensor logits, Tensor target, int dim, Tensor? weight, Tensor? sample_weight, "
+    f"{_OPTIONS_SCHEMA}) -> (Tensor, Tensor)",
     _compute_loss,
     _fake_loss,
     _differentiate_loss,
@@ -378,6 +471,7 @@ def cross_entropy(
     *,
     dim: int = -1,
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     z_loss: float = 0.0,
@@ -396,6 +490,8 @@ def cross_entropy(
         The axis of the classes; in PyTorch's own function it is 1.
     weight : torch.Tensor of shape (K,), optional
         Class weights.
+    sample_weight : torch.Tensor, broadcastable to the rows, optional
+        Weights of rows. No gradient flows to weights.
     label_smoothing, ignore_index, z_loss, temperature, reduction
         As in `csoftmax.cross_entropy`.
 
@@ -419,19 +515,26 @@ def cross_entropy(
     tensor([[-0.1192,  0.1192]])
     """
     check_floating("logits", logits)
+    check_tensors(target=target, weight=weight, sample_weight=sample_weight)
     gradient = logits.requires_grad and torch.is_grad_enabled()
     options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
-    return _cross_entropy(logits, target, check_int("dim", dim), weight, *options, gradient)[0]
+    return _cross_entropy(logits, target, check_int("dim", dim), weight, sample_weight, *options, gradient)[0]
 
 
 def _compute_linear(
-    x: Tensor, w: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, *options_and_gradient: Any
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, and the gradients of x, w and bias, or empty tensors."""
     *values, gradient = options_and_gradient
     arrays = x.detach(), w.detach(), target.detach()
-    bias, weight = detach(bias, weight)
-    options = {"bias": bias, "weight": weight, **_LossOptions(*values)._asdict()}
+    bias, weight, sample_weight = detach(bias, weight, sample_weight)
+    options = {"bias": bias, "weight": weight, "sample_weight": sample_weight, **_LossOptions(*values)._asdict()}
     if not gradient:
         return csoftmax.linear_cross_entropy(*arrays, **options), x.new_empty(0), x.new_empty(0), x.new_empty(0)
     loss, grad_x, grad_w, grad_bias = csoftmax.linear_cross_entropy_with_grad(*arrays, **options)
@@ -439,7 +542,13 @@ def _compute_linear(
 
 
 def _fake_linear(
-    x: Tensor, w: Tensor, target: Tensor, bias: Tensor | None, weight: Tensor | None, *options_and_gradient: Any
+    x: Tensor,
+    w: Tensor,
+    target: Tensor,
+    bias: Tensor | None,
+    weight: Tensor | None,
+    sample_weight: Tensor | None,
+    *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *values, gradient = options_and_gradient
     rows = x.shape[:-1] if _LossOptions(*values).reduction == "none" else ()
@@ -457,12 +566,12 @@ def _save_linear(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
 
 def _differentiate_linear(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
     grads = [(grad * upstream).to(grad.dtype) for grad in ctx.saved_tensors]
-    return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 7
+    return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 8
 
 
 _linear_cross_entropy = define(
     "linear_cross_entropy",
-    f"(Tensor x, Tensor w, Tensor target, Tensor? bias, Tensor? weight, {_OPTIONS_SCHEMA})"
+    f"(Tensor x, Tensor w, Tensor target, Tensor? bias, Tensor? weight, Tensor? sample_weight, {_OPTIONS_SCHEMA})"
     " -> (Tensor, Tensor, Tensor, Tensor)",
     _compute_linear,
     _fake_linear,
@@ -478,6 +587,7 @@ def linear_cross_entropy(
     *,
     bias: Tensor | None = None,
     weight: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     z_loss: float = 0.0,
@@ -492,7 +602,7 @@ def linear_cross_entropy(
         Features and the linear layer.
     target : torch.Tensor
         Labels, or soft labels; no gradient flows to them.
-    weight, label_smoothing, ignore_index, z_loss, temperature
+    weight, sample_weight, label_smoothing, ignore_index, z_loss, temperature
         As in `csoftmax.linear_cross_entropy`.
     reduction : {"mean", "sum", "none"}
         With "none" there is no gradient, because it would have to be computed together with the loss, before the
@@ -519,9 +629,9 @@ def linear_cross_entropy(
     """
     check_floating("x", x)
     check_floating("w", w)
-    check_tensors(target=target, bias=bias, weight=weight)
+    check_tensors(target=target, bias=bias, weight=weight, sample_weight=sample_weight)
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
     options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
-    return _linear_cross_entropy(x, w, target, bias, weight, *options, gradient)[0]
+    return _linear_cross_entropy(x, w, target, bias, weight, sample_weight, *options, gradient)[0]

@@ -107,6 +107,52 @@ def test_cross_entropy(dtype, reduction):
         check_grads(loss_of, (logits,), order=1, modes=["rev"], eps=1e-6)
 
 
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_masks(name):
+    """The bits of NumPy under the same mask: a row with NaN, one with nothing left, and a mask that broadcasts."""
+    x, options = draw("float32", (5, 6)).at[1, 2].set(jnp.nan), FUNCTIONS[name]
+    mask = (RNG.random((5, 6)) < 0.6) | (np.arange(5) == 1)[:, None]
+    mask[3] = False
+    function = getattr(cj, name)
+    for where, axis in ((mask, -1), (mask[:, :1], 0), (mask[0], 1)):
+        expected = getattr(csoftmax, name)(np.asarray(x), axis=axis, where=where, **options)
+        got = jax.jit(lambda x, where, axis=axis: function(x, axis=axis, where=where, **options))(x, where)
+        np.testing.assert_array_equal(np.asarray(got), expected)
+        grad = jax.grad(lambda x, w=where, a=axis: jnp.nan_to_num(function(x, axis=a, where=w, **options)[0]).sum())(x)
+        assert not np.any(np.asarray(grad)[~np.broadcast_to(where, x.shape)])
+    finite, rows = jnp.asarray(RNG.standard_normal((4, 6))), jnp.asarray(mask[[0, 1, 2, 4]] | (np.arange(6) == 0))
+    total = lambda x: jnp.where(jnp.isneginf(y := function(x, where=rows, **options)), 0, y)  # noqa: E731
+    check_grads(total, (finite,), order=1, modes=["rev"], eps=1e-6)
+    if name == "logsumexp":
+        assert function(x, keepdims=True).shape == (5, 1)
+        assert function(x, axis=0, keepdims=True).shape == (1, 6)
+    with pytest.raises(TypeError, match="where must hold bools, got int"):
+        function(finite, where=jnp.ones(6, int))
+    with pytest.raises(ValueError, match=r"where has shape \(5,\), which does not broadcast to \(4, 6\)"):
+        function(finite, where=jnp.ones(5, bool))
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+def test_sample_weights(reduction):
+    """Rows of weight 0 contribute 0, whatever they hold; weights that are not allowed make the loss NaN."""
+    logits, labels = draw("float64", (5, 4)).at[2, 0].set(jnp.nan), jnp.array([0, 3, 1, -100, 2])
+    weights = np.array([0.5, 2.0, 0.0, 1.0, 3.0])
+    expected = csoftmax.cross_entropy_with_grad(
+        np.asarray(logits), np.asarray(labels), sample_weight=weights, reduction=reduction
+    )
+    loss_of = jax.jit(lambda z, s: cj.cross_entropy(z, labels, sample_weight=s, reduction=reduction))
+    np.testing.assert_allclose(loss_of(logits, weights), expected.loss, rtol=1e-14)
+    grad, of_weights = jax.grad(lambda z, s: loss_of(z, s).sum(), argnums=(0, 1))(logits, weights)
+    np.testing.assert_allclose(grad, expected.grad, rtol=1e-13, atol=1e-300)
+    assert not np.any(of_weights)
+    for bad in (-1.0, np.inf):
+        assert np.isnan(loss_of(logits, np.where(weights == 2.0, bad, weights))).any()
+    with pytest.raises(ValueError, match=r"sample_weight has shape \(4,\), which does not broadcast to \(5,\)"):
+        cj.cross_entropy(logits, labels, sample_weight=weights[:4])
+    with pytest.raises(TypeError, match="sample_weight must hold real numbers, got bool"):
+        cj.cross_entropy(logits, labels, sample_weight=weights > 0)
+
+
 def test_a_mean_over_no_row():
     """NaN, with a gradient of 0."""
     ignored = jnp.full(3, -100)

@@ -40,6 +40,7 @@ def test_recorded_tensors_go_to_the_operators(torch):
         (csoftmax.softmax(x, 0, temperature=2.0), operators.softmax(x, 0, temperature=2.0)),
         (csoftmax.log_softmax(x, axis=np.int64(-1)), operators.log_softmax(x)),
         (csoftmax.entmax(x, 1.3, 0), operators.entmax(x, 1.3, 0)),
+        (csoftmax.logsumexp(x, where=w[:3] > 0), operators.logsumexp(x, where=w[:3] > 0)),
         (csoftmax.topk_softmax(x, 2).values, operators.topk_softmax(x, 2).values),
         (csoftmax.cross_entropy(x.T, y, axis=0, z_loss=0.1), operators.cross_entropy(x.T, y, dim=0, z_loss=0.1)),
         (csoftmax.linear_cross_entropy(x.detach(), w.requires_grad_(), y), operators.linear_cross_entropy(x, w, y)),
@@ -49,6 +50,26 @@ def test_recorded_tensors_go_to_the_operators(torch):
     csoftmax.cross_entropy(x, y, reduction="sum").backward()
     expected = csoftmax.cross_entropy_with_grad(x.detach(), y, reduction="sum").grad
     assert torch.equal(x.grad, expected)
+
+
+def test_options_have_the_bits_of_numpy(torch):
+    operators = importlib.import_module("csoftmax.torch")
+    x = torch.randn(3, 4, dtype=torch.float64)
+    where, s = torch.tensor([[True, False, True, True], [False] * 4, [True] * 4]), torch.tensor([0.5, 0.0, 2.0])
+    for name in ("softmax", "log_softmax", "logsumexp", "sparsemax", "entmax"):
+        got = getattr(operators, name)(x, where=where)
+        assert_same_bits(got.numpy(), getattr(csoftmax, name)(x.numpy(), where=where.numpy()))
+    assert operators.logsumexp(x, 0, keepdims=True).shape == (1, 4)
+    y, w = torch.tensor([0, 2, 1]), torch.randn(5, 4, dtype=torch.float64)
+    got = operators.cross_entropy(x, y, sample_weight=s)
+    assert_same_bits(got.numpy(), csoftmax.cross_entropy(x.numpy(), y.numpy(), sample_weight=s.numpy()))
+    got = operators.linear_cross_entropy(x, w, y, sample_weight=s)
+    np.testing.assert_allclose(
+        got, csoftmax.linear_cross_entropy(x.numpy(), w.numpy(), y.numpy(), sample_weight=s.numpy()), rtol=1e-14
+    )
+    for call in (lambda: operators.softmax(x, where=[True] * 4), lambda: operators.logsumexp(x, where=where.numpy())):
+        with pytest.raises(TypeError, match=r"where must be a torch\.Tensor"):
+            call()
 
 
 def test_what_the_operators_lack_is_named(torch):
