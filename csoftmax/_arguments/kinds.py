@@ -25,7 +25,7 @@ def refuse_kind(name: str, x: Any) -> None:
     if isinstance(x, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix, which has two axes in every result: pass numpy.asarray({name})")
     if x is None:
-        raise TypeError(f"{name} is None; an array of numbers is required")
+        raise TypeError(f"{name} has dtype object, because it is None: an array of numbers is required")
     what = f"{name} is a {type(x).__module__.partition('.')[0]} {type(x).__name__}"
     if _is_dask(x):
         how = next((f"map_{parts}" for parts in ("partitions", "blocks") if hasattr(type(x), f"map_{parts}")), None)

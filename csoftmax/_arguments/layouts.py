@@ -191,6 +191,7 @@ class Rows(NamedTuple):
     second: Any | None  # y of a gradient
     where: Any | None
     result: Result
+    row_shape: tuple[int, ...]  # of the argument, with length 1 along the softmax axes
 
 
 def lay_out_rows(
@@ -211,6 +212,7 @@ def lay_out_rows(
             )
     axes = normalize_axes(axis, x.ndim)
     shape = x.shape
+    row_shape = tuple(1 if i in axes else n for i, n in enumerate(shape))
     if reduces:
         dropped = axes if x.ndim else ()
         shape = tuple(1 if i in dropped else n for i, n in enumerate(x.shape) if keepdims or i not in dropped)
@@ -234,7 +236,7 @@ def lay_out_rows(
     result = lay_out_result(array, x, axes, out is not None, place, reduces)
     first = as_buffer(axis_last(x, axes))
     second = as_buffer(axis_last(y, axes)) if gradient else None
-    return Rows(dtype, first, second, axis_last(where, axes) if where is not None else None, result)
+    return Rows(dtype, first, second, axis_last(where, axes) if where is not None else None, result, row_shape)
 
 
 def lay_out_gradient(

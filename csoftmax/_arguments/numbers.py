@@ -39,6 +39,27 @@ def check_temperature(temperature: Any, gradient: bool) -> float:
     return value
 
 
+def check_temperatures(temperature: Any, row_shape: tuple[int, ...], gradient: bool) -> float | Any:
+    """T as a float, or as a float64 array for the rows: row_shape is the shape of x with length 1 along the axis."""
+    is_array = isinstance(temperature, list | tuple) or np.ndim(temperature) > 0
+    if not is_array:
+        return check_temperature(temperature, gradient)
+    given = as_array("temperature", temperature)
+    if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
+        raise TypeError(f"temperature must hold real numbers, got dtype {given.dtype}")
+    try:
+        values = np.broadcast_to(given.astype(np.float64), row_shape)
+    except ValueError:
+        allowed = f"a number and what broadcasts to {row_shape}, the shape of the rows with length 1 along the axis"
+        raise ValueError(f"temperature has shape {given.shape}; allowed are {allowed}") from None
+    bad = ~((values > 0) & (values < math.inf)) if gradient else ~(values >= 0)
+    if bad.any():
+        at = tuple(map(int, np.unravel_index(int(bad.argmax()), row_shape)))
+        allowed = "positive and finite" if gradient else "at least 0"
+        raise ValueError(f"temperature must be {allowed}, got {values[at]} at {at}")
+    return values
+
+
 def check_alpha(alpha: Any) -> float:
     """The alpha of entmax as a float."""
     value = as_number("alpha", alpha)

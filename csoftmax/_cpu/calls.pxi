@@ -67,10 +67,11 @@ def loss_call(size_t n, double temperature, double label_smoothing, double z_los
     return _frombuffer((<char *>&call)[:sizeof(call)], f"V{sizeof(call)}")
 
 
-def run_softmax(int op, int dtype, first, second, result, where, double temperature, num_threads):
+def run_softmax(int op, int dtype, first, second, result, where, double temperature, num_threads, temperatures):
     """Compute an operation of OPS. The last axis is the softmax axis, which the result of a reduction lacks.
 
-    `first` is x, or dy of a gradient, whose y is `second`.
+    `first` is x, or dy of a gradient, whose y is `second`. `temperatures` is None, or a float64 for each row, which
+    then counts instead of `temperature`.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_options options = cpu.csm_default_options()
@@ -84,6 +85,7 @@ def run_softmax(int op, int dtype, first, second, result, where, double temperat
     to = buffers.take(1, result, csm_op_keeps_axis[op] != 0, True)
     second_view = buffers.take(2, second, True, False)
     options.where = buffers.take(3, where, True, False)
+    options.temperatures = buffers.take(4, temperatures, False, False)
     with nogil:
         status = csm_run_softmax(op, dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second_view, to,
                                  &options)

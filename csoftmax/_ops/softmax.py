@@ -11,8 +11,8 @@ from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.layouts import Rows, lay_out_rows
-from .._arguments.numbers import check_flag, check_temperature
-from .._arguments.places import check_kernels, place_of
+from .._arguments.numbers import check_flag, check_temperatures
+from .._arguments.places import DeviceError, check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 
@@ -26,19 +26,21 @@ class SoftmaxPlan(NamedTuple):
     """A checked call of an operation of the family."""
 
     operation: int
-    temperature: float
+    temperature: float | Any  # a number, or an array with one for each row
     rows: Rows
     num_threads: int | None
 
     def execute(self) -> Any:
         """Compute, and return the result."""
         rows = self.rows
-        arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, self.temperature
+        arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where
         if not rows.result.place.on_cuda:
-            binding.run_softmax(*arguments, self.num_threads)
+            is_number = isinstance(self.temperature, float)
+            temperatures = None if is_number else self.temperature.reshape(rows.first.shape[:-1])
+            binding.run_softmax(*arguments, self.temperature if is_number else 1.0, self.num_threads, temperatures)
             return rows.result.finish()
         with rows.first.device:
-            _cuda.launch_softmax(*arguments)
+            _cuda.launch_softmax(*arguments, self.temperature)
             return rows.result.finish()
 
 
@@ -61,8 +63,10 @@ def plan_softmax(
     if place.on_cuda:
         check_kernels(name)
     with place.context():
-        temperature = check_temperature(temperature, gradient)
         rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient, keepdims=keepdims)
+        temperature = check_temperatures(*to_host(temperature), rows.row_shape, gradient)
+        if place.on_cuda and not isinstance(temperature, float):
+            raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
     return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
 
 
@@ -77,7 +81,7 @@ def softmax(
     x: NDArray[_Float],
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
@@ -88,7 +92,7 @@ def softmax(
     x: ArrayLike,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
@@ -100,7 +104,7 @@ def softmax(
     x: Any,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: Any = None,
     out: Any = None,
     device: str | None = None,
@@ -118,8 +122,9 @@ def softmax(
         ``numpy.asarray`` makes of it: a list of masked arrays loses its masks, a quantity its unit.
     axis : int, tuple of ints or None, default -1
         The axis or axes that sum to 1; None means all. A bool is refused.
-    temperature : float, default 1.0
-        T >= 0. 0 is the limit, uniform over the maxima; infinity is uniform over the entries greater than -inf.
+    temperature : float or array_like, default 1.0
+        T >= 0. 0 is the limit, uniform over the maxima; infinity is uniform over the entries greater than -inf. An
+        array, of length 1 along `axis`, broadcasts to the rows, each of which then has the bits that it has alone.
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out, whatever their value, and their result is exactly 0, in rows that
         are NaN too.
@@ -177,7 +182,7 @@ def log_softmax(
     x: NDArray[_Float],
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
@@ -188,7 +193,7 @@ def log_softmax(
     x: ArrayLike,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
@@ -200,7 +205,7 @@ def log_softmax(
     x: Any,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: Any = None,
     out: Any = None,
     device: str | None = None,
@@ -250,7 +255,7 @@ def logsumexp(
     axis: _Axis = -1,
     *,
     keepdims: bool = False,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -306,7 +311,7 @@ def softmax_vjp(
     y: NDArray[_Float],
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
@@ -318,7 +323,7 @@ def softmax_vjp(
     y: ArrayLike,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
@@ -331,7 +336,7 @@ def softmax_vjp(
     y: Any,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: Any = None,
     out: Any = None,
     device: str | None = None,
@@ -347,7 +352,7 @@ def softmax_vjp(
         The result of ``softmax(x, axis, temperature=temperature, where=where)``.
     axis : int, tuple of ints or None, default -1
         As in the call of `softmax`.
-    temperature : float, default 1.0
+    temperature : float or array_like, default 1.0
         As in the call of `softmax`; positive and finite.
     where : array_like of bool, broadcastable to dy, optional
         Mask. Elements where it is False are left out; their gradient is 0.
@@ -398,7 +403,7 @@ def log_softmax_vjp(
     y: NDArray[_Float],
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
@@ -410,7 +415,7 @@ def log_softmax_vjp(
     y: ArrayLike,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
@@ -423,7 +428,7 @@ def log_softmax_vjp(
     y: Any,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: Any = None,
     out: Any = None,
     device: str | None = None,

@@ -66,8 +66,9 @@ typedef struct csm_options {
     size_t scratch_size;
     int (*interrupt)(void *context); /* called about every 30 ms by the calling thread; non-zero stops the call */
     void *interrupt_context;
+    const csm_view *temperatures; /* a double for each row, instead of `temperature`; NULL = the same for all */
 } csm_options;
-#define CSM_OPTIONS_INIT {sizeof(csm_options), 1.0, NULL, 1, NULL, 0, NULL, NULL}
+#define CSM_OPTIONS_INIT {sizeof(csm_options), 1.0, NULL, 1, NULL, 0, NULL, NULL, NULL}
 
 /* y = softmax(x / T), y = log(softmax(x / T)); y may be x, other overlap is not allowed. */
 csm_status csm_softmax_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);

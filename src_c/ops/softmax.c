@@ -7,6 +7,9 @@
  *   long    n > CSM_BLOCK: row by row (softmax_row.c); few or huge  unit: a row, or none
  *           rows are split at their blocks
  *   small   few elements in contiguous rows                         no unit: computed before a path is chosen
+ *
+ * Where rows have temperatures of their own, a unit is a row, which takes the path of its layout alone (no tiles): so it
+ * has the bits that it has with this temperature in any other call.
  */
 #include "softmax_row.h"
 
@@ -40,6 +43,23 @@ static size_t tile_width(const csm_softmax_call *c) {
     return width < min_width ? min_width : width;
 }
 
+/* Checks a temperature: gradients exclude the limits. */
+static int is_temperature(const csm_softmax_call *c, double t) {
+    return t >= 0 && !(c->is_gradient && (t == 0 || !(t < CSM_INF)));
+}
+
+static double temperature_of(const csm_softmax_call *c, size_t row) {
+    double t;
+    memcpy(&t, csm_row_data(&c->base, &c->temperatures, row), sizeof t);
+    return t;
+}
+
+/* Gives a call the temperature of one of its rows. */
+static void take_temperature(csm_softmax_call *c, size_t row) {
+    const double t = temperature_of(c, row);
+    if (t != c->base.scales.temperature) csm_set_scales(&c->base.scales, t, csm_is_single(&c->base));
+}
+
 typedef enum path { ROWS, TILES, PACKED, LONG } path;
 
 /* A call with its path, and the sizes that depend on the path. */
@@ -59,7 +79,7 @@ static size_t scratch_size(path p, size_t n, size_t itemsize) {
     if (p == TILES) size += CSM_TILE_BYTES;
     if (p == PACKED || p == TILES) size += 2 * csm_pack_pitch(n, itemsize) * csm_pack_rows(n, itemsize);
     if (p == ROWS) size += CSM_BLOCK * sizeof(float);
-    return csm_rounded(size);
+    return csm_rounded(size) + csm_rounded(sizeof(csm_softmax_call)); /* own_body's copy */
 }
 
 size_t csm_scratch_size(const csm_shape *shape, int threads) {
@@ -243,6 +263,30 @@ static csm_status long_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
+/* Rows with temperatures of their own: each is computed as a call of few rows, by a copy of the call. */
+static csm_status own_body(void *context, size_t begin, size_t end, int thread) {
+    routed_call *routed = context, mine = *routed;
+    char *memory = scratch_of(routed, thread);
+    if (!memory) return CSM_NO_MEMORY;
+    const size_t before = routed->scratch_size - csm_rounded(sizeof(csm_softmax_call));
+    csm_softmax_call *own = (csm_softmax_call *)(void *)(memory + before);
+    memcpy(own, routed->call, sizeof *own);
+    mine.call = own;
+    csm_status status = CSM_OK;
+    while (begin < end && status == CSM_OK) {
+        take_temperature(own, begin);
+        const double t = own->base.scales.temperature;
+        const size_t last = begin + rows_to_end(routed, begin, end); /* neighbours of the same temperature go together */
+        size_t stop = begin + 1;
+        while (stop < last && temperature_of(own, stop) == t) stop++;
+        if (routed->path == LONG) status = long_body(&mine, begin, stop, thread);
+        else if (routed->path == ROWS) status = rows_body(&mine, begin, stop, thread);
+        else status = run_packed(&mine, begin, stop - begin, thread);
+        begin = stop;
+    }
+    return status;
+}
+
 _Static_assert(sizeof(csm_row_scratch) <= TABLE_BYTES / 2 && sizeof(csm_buffer) <= TABLE_BYTES / 2, "TABLE_BYTES");
 static csm_status run_split(routed_call *routed, csm_softmax_call *c) {
     const size_t threads = (size_t)c->base.threads;
@@ -257,6 +301,7 @@ static csm_status run_split(routed_call *routed, csm_softmax_call *c) {
     }
     for (size_t i = 0; status == CSM_OK && i < routed->rows; i++) {
         csm_row_place place = place_row(c, i);
+        if (c->has_temperatures) take_temperature(c, i);
         status = csm_run_split_row(c, &place, each);
     }
     if (!c->given_scratch) csm_release(each);
@@ -282,7 +327,7 @@ static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
         return LONG;
     }
     if (plain) return ROWS;
-    if (!c->base.has_where && c->kernels->tile && n > 0 && inner >= 8 && is_side_by_side(shape, &c->input, size, 1) &&
+    if (!c->base.has_where && !c->has_temperatures && c->kernels->tile && n > 0 && inner >= 8 && is_side_by_side(shape, &c->input, size, 1) &&
         is_side_by_side(shape, &c->result, size, c->keeps_axis) && is_for_kernels(c) &&
         (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
         return TILES;
@@ -302,7 +347,8 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
     size_t per = 1, units = rows;
     if (p == TILES) per = tile_width(c);
     if (p == PACKED) per = csm_pack_rows(n, base->itemsize);
-    if (p == TILES || p == PACKED) {
+    if (c->has_temperatures) per = 1;
+    else if (p == TILES || p == PACKED) {
         if (p == TILES && threads > 1) /* at least one tile for each thread */
             while (per > 16 && rows / inner * ((inner + per - 1) / per) < (size_t)threads) per /= 2;
         per = per > 16 ? per / 16 * 16 : per;
@@ -337,8 +383,8 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
             base->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
     if (split) status = run_split(&routed, c);
     else
-        status = csm_parallel(units, CSM_PIECE_ELEMENTS / (per * n + 1) + 1, base->threads, bodies[p], &routed,
-                              &base->interrupt);
+        status = csm_parallel(units, CSM_PIECE_ELEMENTS / (per * n + 1) + 1, base->threads,
+                              c->has_temperatures ? own_body : bodies[p], &routed, &base->interrupt);
     csm_scratch_end(&routed.scratch);
     return status;
 }
@@ -347,7 +393,7 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
 static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const csm_view *input, const csm_view *y,
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
-    if (shape->ndim > 1 || shape->n == 0 || rows * shape->n >= SMALL_ELEMENTS || c->base.has_where ||
+    if (shape->ndim > 1 || shape->n == 0 || c->has_temperatures || rows * shape->n >= SMALL_ELEMENTS || c->base.has_where ||
         c->given_scratch || !is_for_kernels(c) || (c->op == CSM_OP_softmax && size != c->base.wide_size) ||
         !csm_is_contiguous(shape, input, size, 1) || (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
         !csm_is_contiguous(shape, result, size, c->keeps_axis))
@@ -415,8 +461,9 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     c.is_gradient = is_gradient[op];
     c.keeps_axis = keeps_axis[op];
     base->has_where = options->where != NULL;
-    const double t = options->temperature;
-    if (!(t >= 0) || (c.is_gradient && (t == 0 || !(t < CSM_INF)))) return CSM_BAD_TEMPERATURE;
+    c.has_temperatures = options->temperatures != NULL;
+    const double t = c.has_temperatures ? 1 : options->temperature;
+    if (!is_temperature(&c, t)) return CSM_BAD_TEMPERATURE;
     int nothing;
     csm_status status = check_shape(shape, base->itemsize, c.keeps_axis, &nothing);
     if (status != CSM_OK || nothing) return status;
@@ -430,18 +477,24 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
     base->shape.ndim = shape->ndim;
     for (size_t i = 0; i < shape->ndim; i++) base->shape.shape[i] = shape->shape[i];
     if (done) base->shape.shape[0] -= done;
-    csm_view *const all[4] = {&c.input, &c.result, &c.y, &base->where};
-    const csm_view *const given[4] = {input, result, y, options->where};
-    const int is_used[4] = {1, 1, c.is_gradient, base->has_where};
-    csm_view *used[4];
+    csm_view *const all[5] = {&c.input, &c.result, &c.y, &base->where, &c.temperatures};
+    const csm_view *const given[5] = {input, result, y, options->where, options->temperatures};
+    const int is_used[5] = {1, 1, c.is_gradient, base->has_where, c.has_temperatures};
+    csm_view *used[5];
     int count = 0;
-    for (int v = 0; v < 4; v++) {
+    for (int v = 0; v < 5; v++) {
         if (!is_used[v]) continue;
         csm_copy_view(all[v], given[v], shape->ndim);
         if (done) all[v]->data = (char *)all[v]->data + (ptrdiff_t)done * all[v]->strides[0];
         used[count++] = all[v];
     }
     csm_collapse(&base->shape, used, count);
+    if (c.has_temperatures) {
+        size_t rows = 1;
+        for (size_t i = 0; i < base->shape.ndim; i++) rows *= base->shape.shape[i];
+        for (size_t i = 0; i < rows; i++)
+            if (!is_temperature(&c, temperature_of(&c, i))) return CSM_BAD_TEMPERATURE;
+    }
 
     base->absent = absent_bits(op, dtype);
     c.masked = op == CSM_OP_softmax ? 0 : base->absent;

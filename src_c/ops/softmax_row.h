@@ -12,6 +12,8 @@ typedef struct csm_softmax_call {
     csm_view input;                  /* x; for a gradient dy */
     csm_view y;                      /* for a gradient: the result of the forward function */
     csm_view result;
+    csm_view temperatures;           /* a double for each row, if has_temperatures */
+    int has_temperatures;
     uint64_t masked, nan;            /* storage bits of a masked element in the result, and of NaN */
     int is_gradient, keeps_axis; /* keeps_axis: the result has the softmax axis */
     char *given_scratch;         /* the caller's, or NULL */

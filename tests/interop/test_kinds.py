@@ -179,7 +179,7 @@ def refused():
     yield np.ma.masked_array(A, A > 1), TypeError, r"x is a masked array; pass x\.data.*as where.*x\.filled"
     yield scipy_sparse.csr_array(A), TypeError, r"x is a scipy csr_array.*x\.toarray\(\)"
     yield scipy_sparse.coo_matrix(A), TypeError, r"x is a scipy coo_matrix.*x\.toarray\(\)"
-    yield None, TypeError, "x is None; an array of numbers is required"
+    yield None, TypeError, "x has dtype object, because it is None: an array of numbers is required"
     yield np.array([1.0, None]), TypeError, r"x has dtype object; allowed.*numpy\.asarray\(x, dtype=float\)"
     if np.longdouble != np.float64:
         yield A.astype(np.longdouble), TypeError, r"x has dtype float\d+; allowed.*x\.astype\(numpy\.float64\)"
