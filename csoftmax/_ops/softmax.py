@@ -35,9 +35,11 @@ class SoftmaxPlan(NamedTuple):
         rows = self.rows
         arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where
         if not rows.result.place.on_cuda:
-            is_number = isinstance(self.temperature, float)
-            temperatures = None if is_number else self.temperature.reshape(rows.first.shape[:-1])
-            binding.run_softmax(*arguments, self.temperature if is_number else 1.0, self.num_threads, temperatures)
+            number: Any = self.temperature
+            each = None
+            if not isinstance(number, float):
+                number, each = 1.0, number.reshape(rows.first.shape[:-1])
+            binding.run_softmax(*arguments, number, self.num_threads, each)
             return rows.result.finish()
         with rows.first.device:
             _cuda.launch_softmax(*arguments, self.temperature)
@@ -64,7 +66,8 @@ def plan_softmax(
         check_kernels(name)
     with place.context():
         rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient, keepdims=keepdims)
-        temperature = check_temperatures(*to_host(temperature), rows.row_shape, gradient)
+        (temperature,) = to_host(temperature)
+        temperature = check_temperatures(temperature, rows.row_shape, gradient)
         if place.on_cuda and not isinstance(temperature, float):
             raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
     return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
