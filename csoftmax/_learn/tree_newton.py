@@ -126,108 +126,134 @@ class _Blocks:
             u = np.matmul(z, v[of_block][:, :, None])[:, :, 0]
             e = np.exp(-np.abs(u))
             share = 1 / (1 + e)
-            starts = np.flatnonzero(np.append(True, of_block[1:] != of_block[:-1]))
-            at = of_block[starts]
-            value[at] += np.add.reduceat((weights * (np.maximum(u, 0) + np.log1p(e))).sum(axis=1), starts)
             slope = weights * np.where(u >= 0, share, e * share)
-            gradient[at] += np.add.reduceat(np.matmul(slope[:, None], z)[:, 0], starts)
             curvature = (weights * e * share * share)[:, :, None]
-            hessian[at] += np.add.reduceat(np.matmul(z.transpose(0, 2, 1), z * curvature), starts)
+            sums = (
+                (weights * (np.maximum(u, 0) + np.log1p(e))).sum(axis=1),
+                np.matmul(slope[:, None], z)[:, 0],
+                np.matmul(z.transpose(0, 2, 1), z * curvature),
+            )
+            starts = np.flatnonzero(np.append(True, of_block[1:] != of_block[:-1]))
+            for total, part in zip((value, gradient, hessian), sums):
+                total[of_block[starts]] += part if len(starts) == len(part) else np.add.reduceat(part, starts)
         return value, gradient, hessian
 
 
 class _Classes:
-    """The classes of a batch of nodes, sorted by node, and which of them are on side 1."""
+    """The classes of a batch of nodes, and which of them are on side 1.
+
+    Arrays are (nodes, S): the sizes of nodes of one level differ by 1 at most, and smaller ones begin with a gap.
+    """
 
     def __init__(self, sums: Floats, sizes: Integers):
-        self.sums, self.sizes = sums, sizes
-        self.starts = np.cumsum(sizes) - sizes
-        self.nodes = np.repeat(np.arange(len(sizes)), sizes)
-        self.places = np.arange(len(sums)) - self.starts[self.nodes]
-        self.is_one = np.zeros(len(sums), bool)
+        """sums: S of the classes of each node, one node after the other."""
+        longest = int(sizes.max())
+        self.is_there = np.arange(longest) >= (longest - sizes)[:, None]
+        self.sums = np.zeros((*self.is_there.shape, sums.shape[1]))
+        self.sums[self.is_there] = sums
+        self.sizes = sizes
+        self.is_one = np.zeros(self.is_there.shape, bool)
 
-    def order(self, scores: Floats) -> Integers:
-        """Classes by node and score; of equal scores, in the order in which they are."""
-        return np.lexsort((scores, self.nodes))
+    def keep(self, kept: NDArray[np.bool_]) -> None:
+        """Drop the other nodes."""
+        self.sums, self.sizes = self.sums[kept], self.sizes[kept]
+        self.is_there, self.is_one = self.is_there[kept], self.is_one[kept]
 
     def assign(self, scores: Floats, chosen: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """Put the upper halves of chosen nodes on side 1; whether a node's classes have changed."""
-        is_one = np.empty_like(self.is_one)
-        is_one[self.order(scores)] = self.places >= (self.sizes[self.nodes] + 1) // 2
-        is_one = np.where(chosen[self.nodes], is_one, self.is_one)
-        changed = np.logical_or.reduceat(is_one != self.is_one, self.starts)
-        self.is_one = is_one
-        return np.asarray(changed)
+        """Put the upper halves of chosen nodes on side 1; whether a node's classes have changed.
+
+        Of equal scores, the later class is the larger.
+        """
+        order = np.argsort(np.where(self.is_there, scores, -np.inf)[chosen], axis=1, kind="stable")
+        length = self.is_there.shape[1]
+        is_upper = np.arange(length) >= length - (self.sizes[chosen] // 2)[:, None]
+        is_one = np.zeros(order.shape, bool)
+        np.put_along_axis(is_one, order, is_upper, axis=1)
+        changed = np.zeros(len(self.sizes), bool)
+        changed[chosen] = (is_one != self.is_one[chosen]).any(axis=1)
+        self.is_one[chosen] = is_one
+        return changed
 
     def scores(self, v: Floats) -> Floats:
         """S_c . v of each class."""
-        return np.asarray(np.einsum("cp,cp->c", self.sums, v[self.nodes]))
+        return np.asarray(np.einsum("ncp,np->nc", self.sums, v))
 
     def sums_of_one(self) -> Floats:
         """The sum of S over side 1 of each node."""
-        return np.asarray(np.add.reduceat(self.sums * self.is_one[:, None], self.starts))
+        return np.asarray(np.einsum("nc,ncp->np", self.is_one.astype(np.float64), self.sums))
 
     def first_direction(self) -> Floats:
         """Scores of the classes along their main direction around the mean of their node, by the power method."""
-        total = np.add.reduceat(self.sums, self.starts)
-        count = np.where(total[:, -1:] > 0, total[:, -1:], 1)
-        around = self.sums[:, :-1] - self.sums[:, -1:] * (total[:, :-1] / count)[self.nodes]
+        total = self.sums.sum(axis=1)
+        mean = total[:, :-1] / np.where(total[:, -1:] > 0, total[:, -1:], 1)
+        around = self.sums[:, :, :-1] - self.sums[:, :, -1:] * mean[:, None]
         around /= np.abs(around).max() or 1.0  # the squares of sums with very large weights would overflow
-        norms = np.einsum("cp,cp->c", around, around)
-        direction = around[self.order(norms)[self.starts + self.sizes - 1]]  # the class that is farthest
+        norms = np.einsum("ncp,ncp->nc", around, around)
+        direction = around[np.arange(len(norms)), norms.argmax(axis=1)]  # the class that is farthest
         for _ in range(DIRECTIONS):
             length = np.sqrt(np.einsum("np,np->n", direction, direction))
             direction = direction / np.where(length > 0, length, 1)[:, None]
-            along = np.einsum("cp,cp->c", around, direction[self.nodes])
-            direction = np.add.reduceat(around * along[:, None], self.starts)
-        return np.asarray(np.einsum("cp,cp->c", around, direction[self.nodes]))
+            along = np.einsum("ncp,np->nc", around, direction)
+            direction = np.einsum("ncp,nc->np", around, along)
+        return np.asarray(np.einsum("ncp,np->nc", around, direction))
 
 
 def _fit_batch(rows: Rows, classes: Integers, sizes: Integers, penalty: float) -> tuple[Integers, Floats]:
     """The classes of each node with those of side 0 first, and v of each node."""
-    parts = _Classes(rows.sums[classes], sizes)
+    starts = np.cumsum(sizes) - sizes
     counts = rows.begin[classes + 1] - rows.begin[classes]
     chosen = rows.order[concatenate_ranges(rows.begin[classes], counts)]
-    blocks = _Blocks(rows.z[chosen], rows.weights[chosen], np.add.reduceat(counts, parts.starts))
+    blocks = _Blocks(rows.z[chosen], rows.weights[chosen], np.add.reduceat(counts, starts))
+    parts = _Classes(rows.sums[classes], sizes)
     parts.assign(parts.first_direction(), np.ones(len(sizes), bool))
-    v = _descend(blocks, parts, penalty)
-    places = np.lexsort((classes, parts.is_one, parts.nodes))  # by number within a side
+    is_there = parts.is_there
+    v, is_one = _descend(blocks, parts, penalty)
+    # by number within a side
+    places = np.lexsort((classes, is_one[is_there], np.repeat(np.arange(len(sizes)), sizes)))
     return classes[places], v
 
 
-def _descend(blocks: _Blocks, parts: _Classes, penalty: float) -> Floats:
-    """Newton's method at each node, steps halved where the objective rises; sets the sides of the classes."""
-    nodes, p = len(parts.sizes), parts.sums.shape[1]
-    v, trial = np.zeros((nodes, p)), np.zeros((nodes, p))
-    best, direction = np.full(nodes, np.inf), np.zeros((nodes, p))
-    limit, active, is_left = np.zeros(nodes), np.arange(nodes), np.ones(nodes, bool)
+def _descend(blocks: _Blocks, parts: _Classes, penalty: float) -> tuple[Floats, NDArray[np.bool_]]:
+    """Newton's method at each node, steps halved where the objective rises: v of each node, and its sides.
+
+    Nodes leave the batch when they are done, so that arrays but the first two belong to those that are left.
+    """
+    nodes, p = len(parts.sizes), parts.sums.shape[2]
+    found, sides = np.zeros((nodes, p)), parts.is_one.copy()
+    active, best = np.arange(nodes), np.full(nodes, np.inf)
+    v, trial, direction = (np.zeros((nodes, p)) for _ in range(3))
+    limit = np.zeros(nodes)
     for step in range(MAX_STEPS):
-        value, gradient, hessian = blocks.evaluate(trial[active])
-        f = _objective(value, parts.sums_of_one()[active], trial[active], penalty)
-        fell = f <= best[active]
+        value, gradient, hessian = blocks.evaluate(trial)
+        f = _objective(value, parts.sums_of_one(), trial, penalty)
+        fell = f <= best
         if step == 0:
             limit = TOLERANCE * value  # log 2 times the weight
         else:
-            fell |= f - best[active] <= ROUNDING * value
-        good = active[fell]
-        v[good] = trial[good]
-        changed = np.zeros(nodes, bool)
+            fell |= f - best <= ROUNDING * value
+        v[fell] = trial[fell]
+        changed = np.zeros(len(active), bool)
         if step > 0:  # at v = 0 all scores are equal
-            changed = parts.assign(parts.scores(v), np.isin(np.arange(nodes), good))
-        ones = parts.sums_of_one()[good]
-        best[good] = _objective(value[fell], ones, v[good], penalty)
-        downhill = gradient[fell] - ones + penalty * v[good]
-        direction[active[~fell]] /= 2
-        direction[good] = _solve(hessian[fell], downhill, penalty)
-        trial[active] = v[active] - direction[active]
-        done = np.einsum("np,np->n", downhill, direction[good]) <= limit[good]
-        is_left[good[done & ~changed[good]]] = False
-        if not is_left[active].all():
-            blocks.keep(is_left[active])
-            active = active[is_left[active]]
+            changed = parts.assign(parts.scores(v), fell)
+        ones = parts.sums_of_one()[fell]
+        best[fell] = _objective(value[fell], ones, v[fell], penalty)
+        downhill = gradient[fell] - ones + penalty * v[fell]
+        direction[~fell] /= 2
+        direction[fell] = _solve(hessian[fell], downhill, penalty)
+        trial = v - direction
+        is_left = np.ones(len(active), bool)
+        is_left[fell] = (np.einsum("np,np->n", downhill, direction[fell]) > limit[fell]) | changed[fell]
+        if step == MAX_STEPS - 1:
+            is_left[...] = False
+        if not is_left.all():
+            found[active[~is_left]], sides[active[~is_left]] = v[~is_left], parts.is_one[~is_left]
+            blocks.keep(is_left)
+            parts.keep(is_left)
+            active, best, limit = active[is_left], best[is_left], limit[is_left]
+            v, trial, direction = v[is_left], trial[is_left], direction[is_left]
         if not len(active):
             break
-    return v
+    return found, sides
 
 
 def _objective(value: Floats, ones: Floats, v: Floats, penalty: float) -> Floats:

@@ -103,7 +103,10 @@ class TreeSampler:
         self._penalty = as_number("penalty", penalty)
         if not 0 < self._penalty < np.inf:
             raise ValueError(f"penalty must be positive and finite, got {penalty!r}: without it nodes have no minimum")
-        as_generator(random_state if random_state is not None else 0)
+        try:
+            as_generator(0 if random_state is None else random_state)
+        except (TypeError, ValueError) as error:
+            raise type(error)(str(error).replace("rng", "random_state", 1)) from None
         self._random_state = random_state
         self._fitted: _Fitted | None = None
 
@@ -141,7 +144,7 @@ class TreeSampler:
         >>> from csoftmax.adversarial import TreeSampler
         >>> sampler = TreeSampler(3).fit([[0.0], [1.0], [5.0], [6.0]], [0, 0, 2, 2])
         >>> sampler.log_prob([[0.0], [6.0]], [0, 2]).round(2)
-        array([-0.1 , -0.04])
+        array([-0.04, -0.1 ])
         """
         x = _check_rows("X", X, None)
         labels = as_ids("y", as_native(y, "y"))
@@ -247,8 +250,8 @@ class TreeSampler:
         >>> sampler = TreeSampler(2).fit(np.arange(8.0)[:, None], np.arange(8) // 4)
         >>> negatives = sampler.sample([[1.0], [5.0]], 4, target=[0, 1], rng=0)
         >>> negatives.ids
-        array([[0, 0, 0, 1],
-               [1, 0, 1, 1]])
+        array([[0, 0, 0, 0],
+               [1, 1, 1, 1]])
         >>> negatives.target_log_q.round(2)
         array([1.36, 1.28])
         """
@@ -393,6 +396,8 @@ class TreeSampler:
 
 def _check_rows(name: str, given: Any, n_features: int | None) -> Any:
     """Finite features (N, D)."""
+    if hasattr(given, "toarray"):
+        raise TypeError(f"{name} is a sparse matrix; pass {name}.toarray()")
     x = as_float(name, as_native(given, name))[0]
     if x.ndim != 2 or n_features not in (None, x.shape[1]):
         needed = "(N, D)" if n_features is None else f"(N, {n_features})"

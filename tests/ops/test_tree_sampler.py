@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from helpers import run_python
 from oracles.tree import loss_of_path, paths
-from scipy import optimize, stats
+from scipy import optimize, sparse, stats
 
 import csoftmax
 from csoftmax._learn import principal, tree_newton
@@ -274,7 +274,8 @@ def test_wrong_arguments():
         (lambda: TreeSampler(5, penalty=0), ValueError, "penalty must be positive and finite, got 0"),
         (lambda: TreeSampler(5, penalty=np.nan), ValueError, "penalty must be positive and finite, got nan"),
         (lambda: TreeSampler(5, penalty="x"), TypeError, "penalty must be a real number"),
-        (lambda: TreeSampler(5, random_state=1.5), TypeError, "must be"),
+        (lambda: TreeSampler(5, random_state=1.5), TypeError, "random_state must be an int"),
+        (lambda: TreeSampler(5, random_state=-1), ValueError, "random_state must be at least 0"),
         (lambda: TreeSampler(5).sample(x, 1), ValueError, "this TreeSampler is not fitted: call fit"),
         (lambda: TreeSampler(5).log_prob_all(x), ValueError, "this TreeSampler is not fitted: call fit"),
         (lambda: sampler.fit(x, y - 1), IndexError, r"y\[\d+\] is -1: the classes are 0 to 4"),
@@ -282,6 +283,7 @@ def test_wrong_arguments():
         (lambda: sampler.fit(x, y * 1.0), TypeError, "y must hold integers, got dtype float64"),
         (lambda: sampler.fit(x, y[1:]), ValueError, r"y has shape \(49,\); \(50,\) is needed"),
         (lambda: sampler.fit(x[0], y), ValueError, r"X has shape \(5,\); \(N, D\) is needed"),
+        (lambda: sampler.fit(sparse.csr_array(x), y), TypeError, r"X is a sparse matrix; pass X.toarray\(\)"),
         (lambda: sampler.fit(x[:0], y[:0]), ValueError, "X has no rows"),
         (lambda: sampler.fit(np.where(x == x[3, 1], np.nan, x), y), ValueError, r"got nan at X\[3, 1\]"),
         (lambda: sampler.fit(x, y, sample_weight=-y), ValueError, r"sample_weight\[\d+\] is -"),
