@@ -37,6 +37,19 @@ def parse_counts(text: str) -> list[int]:
     return [parse_positive(part) for part in text.split(",")]
 
 
+def parse_cutoffs(text: str) -> str | list[int]:
+    """Parse "auto", or a comma-separated list of ascending positive integers."""
+    if text == "auto":
+        return text
+    try:
+        ranks = parse_counts(text)
+    except argparse.ArgumentTypeError:
+        ranks = [1, 1]
+    if sorted(set(ranks)) != ranks:
+        raise argparse.ArgumentTypeError(f"must be auto or ascending positive integers, got {text!r}")
+    return ranks
+
+
 def parse_shapes(text: str) -> list[tuple[int, ...]]:
     """Parse a comma-separated list of shapes such as 128x1000."""
     return [tuple(parse_positive(length) for length in part.split("x")) for part in text.split(",")]

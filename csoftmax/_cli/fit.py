@@ -17,6 +17,7 @@ from .._runtime.optional import UnusableError
 from . import messages as say
 from . import models, outputs
 from .arguments import (
+    parse_cutoffs,
     parse_fraction,
     parse_names_of_columns,
     parse_not_negative,
@@ -63,6 +64,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "or over clusters of rare classes",
     )
     add("--tree", choices=("huffman", "balanced", "two_means"), help="of --head hierarchical; default: huffman")
+    add(
+        "--cutoffs",
+        type=parse_cutoffs,
+        metavar="R,S",
+        help="of --head adaptive: ranks of frequency at which clusters begin; default: auto, by a model of the time",
+    )
     add("--n-sampled", type=parse_positive, metavar="M", help="sampled classes of a minibatch; default: 1024")
     add(
         "--penalty-l2",
@@ -158,6 +165,8 @@ def refuse_unused(arguments: argparse.Namespace) -> None:
         raise UnusableError("--n-sampled belongs to --head sampled")
     if arguments.tree is not None and arguments.head != "hierarchical":
         raise UnusableError("--tree belongs to --head hierarchical")
+    if arguments.cutoffs is not None and arguments.head != "adaptive":
+        raise UnusableError("--cutoffs belongs to --head adaptive")
     if arguments.head is not None:
         return
     arguments.solver = arguments.solver or "lbfgs"
@@ -243,7 +252,7 @@ def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression | 
                 save(model)
 
         callbacks.append(save_regularly)
-    names = ("penalty_l2", "learning_rate", "n_sampled", "tree")
+    names = ("penalty_l2", "learning_rate", "n_sampled", "tree", "cutoffs")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.head is not None:
         return ManyClassRegression(

@@ -425,7 +425,7 @@ class Int8Head:
         self._w[ids] = new
         _write_rows(self._layer, ids, part)
 
-    def add_classes(self, w: ArrayLike, bias: ArrayLike | None = None) -> None:
+    def add_classes(self, w: ArrayLike, bias: ArrayLike | None = None) -> Self:
         """Add classes behind the others.
 
         Parameters
@@ -435,11 +435,15 @@ class Int8Head:
             then keeps a copy of w.
         bias : array_like of shape (m,), optional
             Their biases; 0 by default.
+
+        Returns
+        -------
+        self
         """
         new = self._convert("w", w, ("m", self.n_features))
         added = int8.read_bias(bias, len(new))
         if not len(new):
-            return
+            return self
         n, layer = self.n_classes, self._layer
         biases = None
         if added is not None or self._bias is not None:
@@ -454,6 +458,7 @@ class Int8Head:
         ids = np.arange(n, n + len(new))
         binding.run_int8_quantise(grown, as_buffer(new), ids, self.num_threads)
         self._w, self._bias, self._layer = weights, biases, int8.finish(grown, biases)
+        return self
 
     def _convert(self, name: str, given: Any, shape: tuple[int | str, int]) -> Any:
         """Rows in the dtype of w; a shape that begins with a letter allows any number of them."""

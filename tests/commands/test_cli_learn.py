@@ -244,6 +244,11 @@ def test_very_many_classes(iris, capsys, head):
         (["--head", "full", "--penalty-l2", "auto"], "--penalty-l2 auto does not belong to --head full"),
         (["--head", "full", "--n-sampled", "3"], "--n-sampled belongs to --head sampled"),
         (["--n-sampled", "3"], "--n-sampled belongs to --head sampled"),
+        (["--head", "full", "--cutoffs", "2"], "--cutoffs belongs to --head adaptive"),
+        (["--cutoffs", "auto"], "--cutoffs belongs to --head adaptive"),
+        (["--head", "adaptive", "--cutoffs", "2,1"], "must be auto or ascending positive integers, got '2,1'"),
+        (["--head", "adaptive", "--cutoffs", "1,x"], "must be auto or ascending positive integers, got '1,x'"),
+        (["--head", "adaptive", "--cutoffs", "1,3"], "cutoffs must be less than 3, the number of classes"),
         (["--head", "sampled", "--learning-rate", "0"], "learning_rate must be in"),
     ],
 )
@@ -251,6 +256,15 @@ def test_refused_options_of_very_many_classes(iris, capsys, options, says):
     run("fit", "train.csv", "--target", "species", *options, code=2)
     assert says in capsys.readouterr().err
     assert not Path("model.safetensors").exists()
+
+
+def test_cutoffs(iris):
+    for given, cutoffs in (("1,2", [1, 2]), ("2", [2]), ("auto", "auto")):
+        run("fit", "train.csv", "--target", "species", "--head", "adaptive", "--cutoffs", given, "--max-epochs", "1")
+        model = ManyClassRegression.load("model.safetensors")
+        assert model.cutoffs == cutoffs
+        if given != "auto":
+            assert list(model.head_.layer.cutoffs) == cutoffs
 
 
 def test_options_of_very_many_classes(iris, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import csoftmax
-from csoftmax import calibration, class_weight, heads, linear_model, metrics, samplers, sequence
+from csoftmax import adversarial, calibration, class_weight, heads, linear_model, metrics, samplers, sequence
 
 
 def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -58,6 +58,10 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     w, log_z = np.zeros((1000, x.shape[1]), np.float32), np.float32(0)
     sampler = samplers.UnigramSampler(np.arange(1, 1001), power=0.75)
     negatives: samplers.Negatives = sampler.sample(20, target=labels, rng=0, exclude=[999])
+    tree = adversarial.TreeSampler(1000, n_components=4, penalty=0.2).fit(x, labels)
+    of_rows: samplers.Negatives = tree.sample(x, 3, target=labels, rng=0)
+    assert (tree.log_q(x, of_rows.ids, 3) == of_rows.log_q).all()
+    assert tree.log_prob(x, labels).shape == tree.log_prob_all(x).shape[:1]
     each = sampler.sample((len(x), 5), rng=0, scheme="iid")
     loss = csoftmax.sampled_softmax_loss(x, w, labels, negatives, correction="partition")
     loss += csoftmax.negative_sampling_loss(x, w, labels, each.ids) + csoftmax.nce_loss(x, w, labels, negatives)

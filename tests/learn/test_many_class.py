@@ -590,7 +590,7 @@ def test_refused_calls(pairs):
     with pytest.raises(ValueError, match="early_stopping needs rows to hold out"):
         ManyClassRegression(embedding=(100, 4), early_stopping=True).fit_batches([(X, y)], np.arange(200))
     model = ManyClassRegression(embedding=4, max_epochs=1, random_state=0).fit(X, y)
-    with pytest.raises(ValueError, match="k must be 1 to 200"):
+    with pytest.raises(ValueError, match="k must be 0 to 200"):
         model.topk(X, 201)
     with pytest.raises(ValueError, match="y has the label 999"):
         model.log_proba(X[:1], [999])

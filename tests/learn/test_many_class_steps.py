@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from sklearn.base import clone
 
+from csoftmax.adversarial import TreeSampler
 from csoftmax.linear_model import ManyClassRegression
 from csoftmax.samplers import ClusterSampler, UniformSampler
 
@@ -20,6 +22,9 @@ def test_a_sampler_that_does_not_fit_leaves_the_earlier_fit():
     for sampler, message in (
         (UniformSampler(29), "sampler has 29 classes, but the model has 30"),
         (ClusterSampler(np.eye(30)[:, :3], n_clusters=4, rng=0), "sampler has 3 features, but the model has 10"),
+        (TreeSampler(29).fit(X[y < 29], y[y < 29]), "sampler has 29 classes, but the model has 30"),
+        (TreeSampler(30).fit(X[:, :3], y), "sampler has 3 features, but the model has 10"),
+        (TreeSampler(30), "this TreeSampler is not fitted: call fit"),
     ):
         with pytest.raises(ValueError, match=message):
             model.set_params(sampler=sampler).fit(X, y)
@@ -37,6 +42,63 @@ def test_independent_draws_find_the_true_model():
     )
     found = model.fit(np.ones((2000, 1)), y).predict_proba([[1.0]])[0]
     assert np.abs(found - shares).max() < 0.02  # 0.12 where hits are left out
+
+
+def test_a_tree_of_classes_as_sampler():
+    """Where classes overlap, its few draws for each row do more than uniform ones; predictions need no tree."""
+    X, y = make_classes(200, 4000)
+    X += np.random.default_rng(1).normal(0, 3, X.shape)
+    tree = TreeSampler(200).fit(X, y)
+    options = {"batch_size": 100, "max_epochs": 3, "random_state": 0, "n_sampled": 4}
+    model = ManyClassRegression(sampler=tree, **options).fit(X, y)
+    uniform = ManyClassRegression(sampler="uniform", **options).fit(X, y)
+    losses = [-m.log_proba(X, y).mean() for m in (model, uniform)]
+    assert losses[0] < losses[1] - 1, losses
+    again = clone(model).fit(X, y)
+    assert np.array_equal(again.predict_proba(X), model.predict_proba(X))
+
+
+def test_predictions_read_what_the_model_was_fitted_to(tmp_path):
+    """Setting `embedding` on a fitted model changes the next fit: not predictions, nor files; nor may steps go on."""
+    rng = np.random.default_rng(0)
+    ids, X = rng.integers(0, 20, (200, 2)), rng.normal(size=(200, 4))
+    y = ids[:, 0] % 5
+    options = {"max_epochs": 2, "random_state": 0}
+    for data, first, others in ((ids, 8, (None, 16, (25, 8))), (X, None, (4, (20, 8)))):
+        for other in others:
+            model = ManyClassRegression(embedding=first, **options).fit(data, y)
+            before, best = model.predict_proba(data), model.topk(data, 2)
+            model.set_params(embedding=other)
+            assert np.array_equal(model.predict_proba(data), before)
+            assert np.array_equal(model.topk(data, 2).indices, best.indices)
+            for call in (
+                lambda: model.partial_fit(data, y),  # noqa: B023
+                lambda: model.set_params(warm_start=True).fit(data, y),  # noqa: B023
+                lambda: model.fit_batches([(data, y)], np.arange(5)),  # noqa: B023
+            ):
+                with pytest.raises(
+                    ValueError, match=r"embedding is .*, but the model that training would continue has"
+                ):
+                    call()
+                assert np.array_equal(model.predict_proba(data), before)
+            model.save(tmp_path / "model.safetensors")
+            loaded = ManyClassRegression.load(tmp_path / "model.safetensors")
+            assert np.array_equal(loaded.predict_proba(data), before)
+            if first is not None:
+                loaded.partial_fit(data, y)
+            anew = X if other is None else ids
+            assert len(model.set_params(warm_start=False).fit(anew, y).predict(anew)) == 200
+    same = ManyClassRegression(embedding=8, **options).fit(ids, y).set_params(embedding=(20, 8))
+    assert same.partial_fit(ids, y).embedding_.shape == (20, 8)
+
+
+@pytest.mark.parametrize("head", ["sampled", "full", "adaptive", "hierarchical"])
+def test_no_best_classes(head):
+    X, y = make_classes(rows=90)
+    ids = np.arange(90)[:, None] % 30
+    for data, options in ((X, {}), (ids, {"embedding": 3})):
+        best = ManyClassRegression(head=head, max_epochs=1, random_state=0, **options).fit(data, y).topk(data, 0)
+        assert best.values.shape == best.indices.shape == (90, 0)
 
 
 @pytest.mark.parametrize(

@@ -367,7 +367,8 @@ def test_update_and_add_classes():
         fresh = int8.quantise(expected, 0, changed, limbs, None, head._layer.exponent)
         for name in ("codes", "second", "scale", "residual", "second_residual", "norm", "bias", "exact_bias"):
             np.testing.assert_array_equal(getattr(head._layer, name), getattr(fresh, name))
-        head.add_classes(new, [0.5, 0.25, 9.0])
+        assert head.add_classes(new, [0.5, 0.25, 9.0]) is head
+        assert head.add_classes(new[:0]) is head
         expected, changed = np.concatenate((expected, new)), np.concatenate((changed, [0.5, 0.25, 9.0]))
         assert head.n_classes == 73
         assert_exact(head, x, expected, changed, 9)

@@ -32,8 +32,9 @@ if TYPE_CHECKING:
 
     from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
     from ..hierarchical.tree import Tree
+    from ..tree_sampler import TreeSampler
 
-    Sampler = UniformSampler | LogUniformSampler | UnigramSampler | ClusterSampler
+    Sampler = UniformSampler | LogUniformSampler | UnigramSampler | ClusterSampler | TreeSampler
 
 PREDICTED_ROWS = 1024  # of features that are made of embeddings at a time
 
@@ -62,7 +63,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         Distribution of sampled classes. "unigram": their counts in the data, to the power of `power` (Mikolov et al.
         2013). "loguniform": by the rank of their counts. "in_batch": no sample, but the labels of the other rows of
         the minibatch (Yi et al. 2019). Counts are sums of sample weights; where classes have none, the smallest
-        positive count is added to all. An object of `csoftmax.samplers` is used as it is.
+        positive count is added to all. An object of `csoftmax.samplers`, or a `csoftmax.adversarial.TreeSampler` that
+        is fitted to the features and the positions of labels in `classes_`, is used as it is.
     power : float >= 0, default 0.75
         See `sampler`.
     correction : {"ranking", "partition", "none"}, default "ranking"
@@ -451,14 +453,14 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         """Checked features of X, or ids, of which features are made block by block."""
         check_is_fitted(self, "head_")
         X = check_rows(self, X)
-        if self.embedding is not None:
+        if hasattr(self, "embedding_"):
             check_ids(X, len(self.embedding_))
         return X
 
     def _each_block(self, X: Any, function: Callable[[Any, slice], NDArray[Any]]) -> NDArray[Any]:
         """The results of function(features, rows) for all rows of X, which are checked first."""
         X = self._features(X)
-        if self.embedding is None:
+        if not hasattr(self, "embedding_"):
             return function(X, slice(None))
         blocks = blocks_of_features(X, self.embedding_, PREDICTED_ROWS)
         return np.concatenate([function(features, rows) for rows, features in blocks])
@@ -569,7 +571,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         X : array-like or sparse matrix, as in `fit`
             Features or ids.
         k : int
-            From 1 to the number of classes.
+            From 0 to the number of classes.
 
         Returns
         -------
@@ -583,9 +585,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
             If X does not fit the model, or k is out of range.
         """
         check_is_fitted(self, "head_")
-        k = check_count("k", k, 1)
+        k = check_count("k", k)
         if k > len(self.classes_):
-            raise ValueError(f"k must be 1 to {len(self.classes_)}, the number of classes, got {k}")
+            raise ValueError(f"k must be 0 to {len(self.classes_)}, the number of classes, got {k}")
         X = self._features(X)
         embedding = getattr(self, "embedding_", None)
         if embedding is None:

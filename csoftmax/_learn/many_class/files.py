@@ -15,6 +15,7 @@ from .. import store
 from ..estimator_file import describe_estimator, restore_estimator
 from ..store import Arrays, need
 from .choice import HEADS, find_name
+from .inputs import agrees
 from .parameters import check_parameters
 
 Estimator = TypeVar("Estimator")
@@ -27,10 +28,11 @@ def save(model: Any, path: str | PathLike[str]) -> None:
     random_state = model.random_state if isinstance(model.random_state, int | np.integer) else None
     sampler = model.sampler if isinstance(model.sampler, str) else type(model)().sampler
     tree = model.tree if isinstance(model.tree, str) else type(model)().tree
-    # the head that is there: the parameter may have been set since
-    arrays, header = describe_estimator(
-        model, callbacks=None, random_state=random_state, sampler=sampler, tree=tree, head=find_name(model.head_)
-    )
+    # the head and the embeddings that are there: the parameters may have been set since
+    table = getattr(model, "embedding_", None)
+    embedding = model.embedding if agrees(model.embedding, table) else None if table is None else table.shape
+    parameters = {"random_state": random_state, "sampler": sampler, "tree": tree, "embedding": embedding}
+    arrays, header = describe_estimator(model, callbacks=None, head=find_name(model.head_), **parameters)
     of_head, entries = model.head_.write()
     arrays, header = arrays | of_head, header | entries
     for name in ("embedding", "class_count", "frozen"):

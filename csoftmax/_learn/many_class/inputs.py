@@ -16,8 +16,11 @@ from ..parameters import as_plain, check_data
 
 
 def check_rows(estimator: Any, *data: Any, reset: bool = False) -> Any:
-    """X, or (X, y), as training and predictions need them: features as in SoftmaxRegression, or int64 ids."""
-    if estimator.embedding is None:
+    """X, or (X, y), as training and predictions need them: features as in SoftmaxRegression, or int64 ids.
+
+    What a fitted model reads is what it was fitted to: the parameter may have been set since.
+    """
+    if not (hasattr(estimator, "embedding_") if not reset else estimator.embedding is not None):
         return check_data(estimator, *data, reset=reset)
     X, *y = (as_plain(a, name) for a, name in zip(data, ("X", "y")))
     if is_sparse(X):
@@ -60,6 +63,24 @@ def make_embedding(estimator: Any, X: NDArray[np.int64] | None, rng: np.random.G
     table: NDArray[np.float32] = rng.standard_normal((int(n_ids), int(dimension)), np.float32)
     table /= np.float32(np.sqrt(dimension))
     return table
+
+
+def agrees(given: Any, table: NDArray[Any] | None) -> bool:
+    """Whether the parameter `embedding` describes a table of embeddings, or its absence."""
+    if given is None or table is None:
+        return given is None and table is None
+    return tuple(given) == table.shape if isinstance(given, tuple | list) else int(given) == table.shape[1]
+
+
+def check_same_embedding(estimator: Any) -> None:
+    """Refuse to continue a training with other embeddings than those that there are."""
+    table = getattr(estimator, "embedding_", None)
+    if not agrees(estimator.embedding, table):
+        fitted = "no embeddings" if table is None else f"embeddings of shape {table.shape}"
+        raise ValueError(
+            f"embedding is {show(estimator.embedding)}, but the model that training would continue has {fitted}: "
+            "set it back, or fit anew with warm_start=False"
+        )
 
 
 def as_features(X: Any, embedding: NDArray[Any] | None) -> Any:

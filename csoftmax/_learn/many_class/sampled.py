@@ -11,6 +11,7 @@ from ..._ops.in_batch import in_batch_softmax_loss_with_grad
 from ..._ops.rows import RowGradient
 from ..._ops.sampled import sampled_softmax_loss_with_grad
 from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
+from ..tree_sampler import TreeSampler
 from .counts import smooth
 from .heads import LinearHead, Step, as_dense
 from .inputs import spread_gradient
@@ -18,6 +19,8 @@ from .parameters import BY_COUNTS, IN_BATCH
 
 if TYPE_CHECKING:
     from .optimizers import Optimizers
+
+OF_ROWS = ClusterSampler, TreeSampler  # samplers whose draws depend on the features of a row
 
 
 class SampledHead(LinearHead):
@@ -30,7 +33,7 @@ class SampledHead(LinearHead):
             return
         if sampler.n_classes != self.n_classes:
             raise ValueError(f"sampler has {sampler.n_classes} classes, but the model has {self.n_classes}")
-        if isinstance(sampler, ClusterSampler) and sampler.n_features != self.w.shape[1]:
+        if isinstance(sampler, OF_ROWS) and sampler.n_features != self.w.shape[1]:
             raise ValueError(f"sampler has {sampler.n_features} features, but the model has {self.w.shape[1]}")
 
     def start(self, estimator: Any, rng: np.random.Generator, *, grows: bool) -> None:
@@ -73,7 +76,7 @@ class SampledHead(LinearHead):
         if self.spec == IN_BATCH:
             return self._step_in_batch(x, y, sample_weight, optimizers)
         sampler = self._choose_sampler()
-        at = (x,) if isinstance(sampler, ClusterSampler) else ()
+        at = (x,) if isinstance(sampler, OF_ROWS) else ()
         negatives = sampler.sample(*at, self.n_sampled, target=y, rng=self.rng)
         result = sampled_softmax_loss_with_grad(
             x,

@@ -22,7 +22,15 @@ from ..monitor import Monitor
 from ..parameters import Notes, Rows, check_known_labels, check_sample_weight, hold_out
 from .choice import HEADS
 from .counts import count_classes, uncount_classes
-from .inputs import as_features, blocks_of_features, check_ids, check_rows, make_embedding, spread_gradient
+from .inputs import (
+    as_features,
+    blocks_of_features,
+    check_ids,
+    check_rows,
+    check_same_embedding,
+    make_embedding,
+    spread_gradient,
+)
 from .optimizers import Optimizers
 from .parameters import check_parameters, make_generator, needs_counts
 
@@ -131,6 +139,8 @@ def prepare(
     check_parameters(estimator)
     continues = estimator.warm_start and hasattr(estimator, "head_")
     estimator.__dict__.pop("_trainer", None)
+    if continues:
+        check_same_embedding(estimator)
     X, y = check_rows(estimator, X, y, reset=not continues)
     X, indices, weights = encode_labels(estimator, X, y, sample_weight, continues)
     if continues and hasattr(estimator, "embedding_"):
@@ -161,6 +171,8 @@ def _shape_of_features(estimator: Any, X: Any) -> tuple[int, Any]:
 def check_minibatch(estimator: Any, X: Any, y: ArrayLike, sample_weight: ArrayLike | None = None) -> Rows:
     """Check one minibatch, and make the head and the trainer at the first one; rows of weight 0 are dropped."""
     is_new = not hasattr(estimator, "head_")
+    if not is_new:
+        check_same_embedding(estimator)
     X, y = check_rows(estimator, X, y, reset=is_new)
     weights = check_sample_weight(sample_weight, X)
     indices = check_known_labels(y, estimator.classes_, is_sorted=True)
