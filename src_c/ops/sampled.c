@@ -222,6 +222,26 @@ static void run_logistic_row(const logistic_rows *c, void *u, size_t i) {
     if (c->sums && o->gradient) c->sums[i] = row.sum == row.sum ? row.sum : CSM_NAN;
 }
 
+static void run_logistic_rows(const logistic_rows *c, char *u, ptrdiff_t step, size_t begin, size_t count) {
+    const csm_logistic_options *o = c->options;
+    const int clips = o->gradient && (o->clip_norm > 0 || o->clip_value > 0);
+    if (c->m >= LOGISTIC_LANES || count < 2 || c->counts || c->scale || clips) {
+        for (size_t i = 0; i < count; i++) run_logistic_row(c, u + (ptrdiff_t)i * step, begin + i);
+        return;
+    }
+    for (size_t at = 0, rows; at < count; at += rows) {
+        double factors[LOGISTIC_FEW];
+        double *loss = c->loss + begin + at, *sums = c->sums ? c->sums + begin + at : NULL;
+        rows = count - at < LOGISTIC_FEW ? count - at : LOGISTIC_FEW;
+        for (size_t r = 0; r < rows; r++)
+            factors[r] = 1 / o->temperature * (c->upstream ? c->upstream[begin + at + r] : 1);
+        c->kernels->few(u + (ptrdiff_t)at * step, step, rows, c->m, o->gradient, factors, loss, sums);
+        for (size_t r = 0; r < rows; r++) loss[r] = csm_finish_loss(loss[r], c->wide_size == 4);
+        for (size_t r = 0; sums && r < rows; r++)
+            if (sums[r] != sums[r]) sums[r] = CSM_NAN;
+    }
+}
+
 typedef struct logistic_call {
     csm_call base;
     logistic_rows rows;
@@ -232,7 +252,7 @@ typedef struct logistic_call {
 static csm_status logistic_body(void *context, size_t begin, size_t end, int thread) {
     const logistic_call *c = context;
     (void)thread;
-    for (size_t i = begin; i < end; i++) run_logistic_row(&c->rows, c->u + (ptrdiff_t)i * c->u_step, i);
+    run_logistic_rows(&c->rows, c->u + (ptrdiff_t)begin * c->u_step, c->u_step, begin, end - begin);
     return CSM_OK;
 }
 csm_status csm_run_logistic_loss(csm_dtype dtype, const csm_table *table, size_t n, size_t m, void *u, ptrdiff_t u_step,
@@ -367,10 +387,9 @@ static csm_status sampled_body(void *context, size_t begin, size_t end, int thre
         for (size_t i = begin; i < begin + count; i++) {
             if (i + c->tile < o->n) prefetch_rows(c, i + c->tile);
             finish_logits(c, i);
-            if (o->is_softmax) continue;
-            if (o->options.temperature != 1) divide(c, logits_of(c, i), o->options.temperature);
-            run_logistic_row(&c->logistic, logits_of(c, i), i);
+            if (!o->is_softmax && o->options.temperature != 1) divide(c, logits_of(c, i), o->options.temperature);
         }
+        if (!o->is_softmax) run_logistic_rows(&c->logistic, logits_of(c, begin), o->u_step, begin, count);
         if (o->is_softmax) {
             const csm_status status = run_softmax_rows(c, begin, count, thread);
             if (status != CSM_OK) return status;

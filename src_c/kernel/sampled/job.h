@@ -16,6 +16,8 @@ typedef struct csm_row_kernels {
     void (*add)(const void *v, double scale, size_t d, void *row);
 } csm_row_kernels;
 
+enum { LOGISTIC_LANES = 8, LOGISTIC_FEW = 16 }; /* terms of a vector, rows of one call */
+
 /* A row of logistic terms: softplus(-u_n) of the target, which is the last, and c_j softplus(u_j) of the others. */
 typedef struct csm_logistic_row {
     void *u; /* n + 1 numbers of the compute type */
@@ -29,6 +31,9 @@ typedef struct csm_logistic_row {
 typedef struct csm_logistic_kernels {
     /* With `gradient`, u becomes the derivatives of the terms, each times factor; wants_square: row->square is set. */
     void (*row)(csm_logistic_row *, int gradient, int wants_square, double factor);
+    /* At most LOGISTIC_FEW rows, `step` bytes apart, of n + 1 <= LOGISTIC_LANES terms without counts; sums or NULL. */
+    void (*few)(void *u, ptrdiff_t step, size_t rows, size_t n, int gradient, const double *factors, double *losses,
+                double *sums);
     /* g_j is multiplied by `before`, limited to [-limit, limit], then multiplied by factor; returns the sum of these. */
     double (*clip)(void *g, size_t n, double before, double limit, double factor);
 } csm_logistic_kernels;

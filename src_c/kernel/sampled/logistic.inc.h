@@ -22,7 +22,6 @@
 #define CSM_LOGISTIC_PART
 enum {
     LOGISTIC_PART = 128,
-    LOGISTIC_LANES = 8,
     LOGISTIC_FLUSH = 32 /* parts: a product of 512 factors of at most 2 */
 };
 /* e^-a for a >= 0: 0 beyond 745.2, NaN passes.  No branch, so that loops of it become vectors. */
@@ -63,59 +62,54 @@ INLINE void V(logistic_flush)(double *losses, double *products) {
         products[l] = 0;
     }
 }
-INLINE void V(logistic_end)(csm_logistic_row *row, double *losses, double *squares, double *sums) {
-    for (int half = LOGISTIC_LANES / 2; half > 0; half /= 2)
-        for (int i = 0; i < half; i++) {
-            losses[i] += losses[i + half];
-            squares[i] += squares[i + half];
-            sums[i] += sums[i + half];
+/* Many rows of at most eight terms without counts, as those of word2vec are.  Each has its own vector, one term for
+ * each lane, and vectors of different rows overlap: alone, a row waits for the latencies of one exp, one log1p and three
+ * divisions, 1.5 times as long (decision sampled 6). */
+static void V(logistic_few)(void *p, ptrdiff_t step, size_t rows, size_t n, int gradient, const double *factor,
+                            double *loss, double *sum) {
+    REAL z[(LOGISTIC_FEW + 1) * LOGISTIC_LANES]; /* a vector of floats may be two rows */
+    double term[LOGISTIC_FEW * LOGISTIC_LANES], g[LOGISTIC_FEW * LOGISTIC_LANES];
+    char *u = p;
+    for (size_t r = 0; r < rows; r++)
+        for (size_t at = 0; at < LOGISTIC_LANES; at += V(W)) {
+            const size_t left = at <= n ? n + 1 - at : 0;
+            const REAL *from = (const REAL *)(const void *)(u + (ptrdiff_t)r * step) + (left ? at : 0);
+            V(STORE_REAL)(z + r * LOGISTIC_LANES + at, V(LOAD_PART_REAL)(from, left < V(W) ? left : V(W), V(zero)()));
         }
-    row->loss = losses[0];
-    row->square = squares[0];
-    row->sum = sums[0];
-}
-/* A row of at most eight terms without counts, as a row of word2vec is: one term for each lane, so that nothing leaves
- * the registers; the general row takes 2.5 times its time (decision sampled 6). */
-static void V(logistic_short)(csm_logistic_row *row, int gradient, double factor) {
-    enum { HELD = (int)LOGISTIC_LANES > (int)V(W) ? (int)LOGISTIC_LANES : (int)V(W) };
-    REAL *u = row->u, held[HELD];
-    double g[LOGISTIC_LANES], losses[LOGISTIC_LANES], squares[LOGISTIC_LANES], sums[LOGISTIC_LANES];
-    const int64_t last = (int64_t)row->n; /* of the size of a double, so that vectors are whole */
-    for (size_t at = 0; at < HELD; at += V(W)) {
-        const size_t left = at <= row->n ? row->n + 1 - at : 0;
-        V(STORE_REAL)(held + at, V(LOAD_PART_REAL)(u + (left ? at : 0), left < V(W) ? left : V(W), V(zero)()));
-    }
+    for (size_t r = 0; r < rows; r++) z[r * LOGISTIC_LANES + n] = -z[r * LOGISTIC_LANES + n];
     SIMD
-    for (int64_t i = 0; i < LOGISTIC_LANES; i++) {
-        const double z = csm_choose(i == last, -(double)held[i], (double)held[i]);
-        const double a = csm_double_of(csm_double_bits(z) & 0x7fffffffffffffffu), e = csm_exp_falling(a);
-        const int rises = z >= 0, is_term = i <= last;
-        const double rise = csm_choose(rises, z, csm_choose(z < 0, 0, z));
-        const double derivative = csm_choose(rises, 1, e) / (1 + e);
-        const double own = csm_choose(i == last, -derivative, derivative), v = own * factor;
-        losses[i] = csm_choose(is_term, rise + csm_log1p(e, 0), 0);
-        squares[i] = csm_choose(is_term, own * own, 0);
-        g[i] = csm_choose(v == v, v, CSM_NAN);
-        sums[i] = csm_choose(is_term, g[i], 0);
+    for (size_t i = 0; i < rows * LOGISTIC_LANES; i++) {
+        const double v = (double)z[i], a = csm_double_of(csm_double_bits(v) & 0x7fffffffffffffffu);
+        const int rises = v >= 0;
+        const double e = csm_exp_falling(a), rise = csm_choose(rises, v, csm_choose(v < 0, 0, v));
+        g[i] = csm_choose(rises, 1, e) / (1 + e);
+        term[i] = rise + csm_log1p(e, 0);
     }
-    V(logistic_end)(row, losses, squares, sums);
-    if (!gradient) return;
-    SIMD
-    for (int i = 0; i < LOGISTIC_LANES; i++) held[i] = (REAL)g[i];
-    for (size_t at = 0; at <= row->n; at += V(W)) {
-        const size_t left = row->n + 1 - at;
-        if (left < V(W)) V(STORE_PART_REAL)(u + at, left, V(LOAD_REAL)(held + at));
-        else V(STORE_REAL)(u + at, V(LOAD_REAL)(held + at));
+    for (size_t r = 0; r < rows; r++) {
+        double *own = g + r * LOGISTIC_LANES, *t = term + r * LOGISTIC_LANES;
+        REAL *to = (REAL *)(void *)(u + (ptrdiff_t)r * step);
+        own[n] = -own[n];
+        for (size_t i = n + 1; i < LOGISTIC_LANES; i++) t[i] = own[i] = 0;
+        for (int half = LOGISTIC_LANES / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; i++) t[i] += t[i + half];
+        loss[r] = t[0];
+        if (!gradient) continue;
+        for (size_t i = 0; i <= n; i++) {
+            const double v = own[i] * factor[r];
+            own[i] = csm_choose(v == v, v, CSM_NAN);
+            to[i] = (REAL)own[i];
+        }
+        if (!sum) continue;
+        for (int half = LOGISTIC_LANES / 2; half > 0; half /= 2)
+            for (int i = 0; i < half; i++) own[i] += own[i + half];
+        sum[r] = own[0];
     }
 }
 static void V(logistic_row)(csm_logistic_row *row, int gradient, int wants_square, double factor) {
     REAL *u = row->u;
     double e[LOGISTIC_PART], g[LOGISTIC_PART], rise[LOGISTIC_PART];
     double losses[LOGISTIC_LANES], squares[LOGISTIC_LANES], sums[LOGISTIC_LANES], products[LOGISTIC_LANES];
-    if (row->n < LOGISTIC_LANES && !row->counts) {
-        V(logistic_short)(row, gradient, factor);
-        return;
-    }
+    for (int i = 0; i < LOGISTIC_LANES; i++) losses[i] = squares[i] = sums[i] = products[i] = 0; /* no call of libc */
     for (int i = 0; i < LOGISTIC_LANES; i++) losses[i] = squares[i] = sums[i] = products[i] = 0; /* no call of libc */
     for (size_t begin = 0; begin <= row->n; begin += LOGISTIC_PART) {
         const size_t left = row->n + 1 - begin;
@@ -160,7 +154,15 @@ static void V(logistic_row)(csm_logistic_row *row, int gradient, int wants_squar
         for (size_t i = 0; i < k; i++) part[i] = (REAL)g[i];
     }
     if (!row->counts) V(logistic_flush)(losses, products);
-    V(logistic_end)(row, losses, squares, sums);
+    for (int half = LOGISTIC_LANES / 2; half > 0; half /= 2)
+        for (int i = 0; i < half; i++) {
+            losses[i] += losses[i + half];
+            squares[i] += squares[i + half];
+            sums[i] += sums[i + half];
+        }
+    row->loss = losses[0];
+    row->square = squares[0];
+    row->sum = sums[0];
 }
 
 static double V(logistic_clip)(void *p, size_t n, double before, double limit, double factor) {
