@@ -5,8 +5,8 @@
 
 Both train skip-grams with five negatives on pairs of words from wordsegment's table of bigrams, each pair in both
 directions, vectors of 100 float32. csoftmax's step is `negative_sampling_loss_with_grad` with negatives of each row,
-`add_rows` for the vectors of the contexts, and `add_rows` for those of the words, whose gradients SciPy adds up by word.
-Times are CPU times in turn, of the training alone.
+`add_rows` for the vectors of the contexts, and `add_rows` for those of the words, whose gradients SciPy adds up by
+word. Times are CPU times in turn, of the training alone.
 """
 
 import argparse
@@ -80,7 +80,10 @@ def main():
     for _ in range(arguments.rounds):
         theirs = train_gensim(data, before, after)
         ours, loss = train_csoftmax(data, before, after, arguments.batch)
-        print(f"gensim {theirs:9.0f} words/s, csoftmax {ours:9.0f}, {ours / theirs:.2f} times; loss {loss:.4f}", flush=True)
+        print(
+            f"gensim {theirs:9.0f} words/s, csoftmax {ours:9.0f}, {ours / theirs:.2f} times; loss {loss:.4f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

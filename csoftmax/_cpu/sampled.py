@@ -57,7 +57,7 @@ def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
 def padded_length(length: int, dtype: np.dtype[Any]) -> int:
     """Elements from one row of logits to the next: whole cache lines, but no multiple of a page.
 
-    Rows that begin at the same place of their pages share few sets of the first cache, and the products take 2 % longer.
+    Rows that begin at the same place of their pages share few sets of the first cache: the products take 2 % longer.
     """
     padded = -(-length // LINE_ELEMENTS) * LINE_ELEMENTS
     return padded if padded * dtype.itemsize % PAGE_BYTES else padded + LINE_ELEMENTS

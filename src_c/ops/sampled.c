@@ -4,8 +4,8 @@
  * rows, `step` bytes apart.
  *
  * A loss goes over tiles of rows: products of gathered rows, biases less shifts, accidental hits, loss and gradient in
- * place, and the gradient of x from the same gathered rows, all while the tile is in the first cache.  One pass over
- * each of these needs 1.4 times the time of all but the products (decision sampled 6). */
+ * place, and the gradient of x from the same gathered rows, all while the tile is in the first cache (decision
+ * sampled 6 has the times). */
 #include "../core/call.h"
 #include "../core/extension.h"
 #include "../core/reduction.h"
