@@ -203,6 +203,7 @@ class SampledLayer:
     def _shared_values(self) -> tuple[Any, Any]:
         """The same where all rows share the sampled classes."""
         m, count = len(self.ids), len(self.rows)
+        first: Any
         first, label_offsets, labels, id_offsets, columns, group = binding.split_terms(self.offsets, self.order, m)
         values = binding.empty((count, self.x.shape[1]), self.compute)
         start, of_labels = self.grad_ids, (label_offsets, self.label_grad[labels], as_buffer(self.x), labels)

@@ -249,7 +249,7 @@ def _run_on_cpu(
     grad_x, touched, values, bias_values = layer.gradients()
     layer.scratch.give_back()
     results = loss, _of_all_rows(plan, grad_x).reshape(*plan.batch, plan.x.shape[1]), touched, values, bias_values
-    if kind != NCE:
+    if sums is None:
         return results
     # the gradient of log_z: no logit holds it multiplied by the temperature
     return *results, _of_all_rows(plan, -plan.options.temperature * sums)
