@@ -3,7 +3,16 @@
 
 
 cdef void *_address(array) except? NULL:
-    return <void *><uintptr_t>array.ctypes.data
+    # By the buffer protocol, in 0.1 us: array.ctypes takes 0.7. The caller keeps the array alive.
+    cdef Py_buffer view
+    cdef void *data
+    try:
+        PyObject_GetBuffer(array, &view, PyBUF_STRIDED_RO)
+    except (BufferError, ValueError):  # a dtype without a format, such as bfloat16
+        return <void *><uintptr_t>array.ctypes.data
+    data = view.buf
+    PyBuffer_Release(&view)
+    return data
 
 
 cdef cpu.csm_options _options(num_threads) except *:

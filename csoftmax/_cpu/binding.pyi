@@ -262,6 +262,8 @@ def run_row_sums(
     g: NDArray[Any],
     w: NDArray[Any],
     ids: NDArray[Any],
+    start: NDArray[Any] | None,
+    start_ids: NDArray[Any] | None,
     out: NDArray[Any],
     num_threads: int | None,
 ) -> None: ...
@@ -324,6 +326,33 @@ class TreeLoss:
 
 def huffman(weights: NDArray[np.float64], classes: NDArray[np.int64]) -> NDArray[np.int32]: ...
 def sort_rows(keys: NDArray[Any], bins: int) -> tuple[NDArray[Any], NDArray[Any]]: ...
+def group_rows(
+    keys: NDArray[Any], columns: int, has_source: bool
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any], NDArray[Any]]: ...
+def split_terms(offsets: NDArray[Any], order: NDArray[Any], m: int) -> tuple[NDArray[Any], ...]: ...
+def run_sampled_loss(
+    dtype: int,
+    is_softmax: bool,
+    x: NDArray[Any],
+    w: NDArray[Any],
+    ids: NDArray[Any] | None,
+    labels: NDArray[Any],
+    u: NDArray[Any],
+    terms: NDArray[Any] | None,
+    label_terms: NDArray[Any] | None,
+    hits: tuple[Any, ...] | None,
+    counts: NDArray[Any] | None,
+    scale: NDArray[Any] | None,
+    upstream: NDArray[Any] | None,
+    loss: NDArray[Any],
+    sums: NDArray[Any] | None,
+    grad_x: NDArray[Any] | None,
+    gradient: bool,
+    temperature: float,
+    clip_norm: float,
+    clip_value: float,
+    num_threads: int | None,
+) -> None: ...
 def run_logistic_loss(
     dtype: int,
     u: NDArray[Any],

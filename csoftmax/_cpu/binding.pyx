@@ -78,13 +78,41 @@ cdef extern from "core/extension.h" nogil:
                                     const void *, ptrdiff_t, const int64_t *, ptrdiff_t, void *, ptrdiff_t,
                                     const cpu.csm_options *)
     cpu.csm_status csm_run_row_sums(int, const csm_table *, size_t, const int64_t *, size_t, const void *,
-                                    const void *, ptrdiff_t, const int64_t *, void *, ptrdiff_t,
-                                    const cpu.csm_options *)
+                                    const void *, ptrdiff_t, const int64_t *, const void *, ptrdiff_t,
+                                    const int64_t *, void *, ptrdiff_t, const cpu.csm_options *)
     cpu.csm_status csm_run_row_add(int, const csm_table *, size_t, size_t, const int64_t *, const void *, ptrdiff_t,
                                    double, void *, ptrdiff_t, const cpu.csm_options *)
     cpu.csm_status csm_run_logistic_loss(int, const csm_table *, size_t, size_t, void *, ptrdiff_t, const double *,
                                          size_t, const double *, const double *, double *,
                                          const cpu.csm_logistic_options *)
+    cpu.csm_status csm_group_rows(size_t, const int64_t *, size_t, int64_t *, int64_t *, int64_t *, int64_t *,
+                                  size_t *)
+    ctypedef struct csm_sampled_loss:
+        int is_softmax
+        size_t n, m, d
+        const void *x
+        const void *w
+        ptrdiff_t x_step, w_step
+        const int64_t *ids
+        const int64_t *labels
+        void *u
+        ptrdiff_t u_step
+        const void *terms
+        ptrdiff_t terms_step
+        const void *label_terms
+        int masks_hits
+        const int64_t *sorted
+        const int64_t *order
+        const double *counts
+        size_t counts_step
+        const double *scale
+        const double *upstream
+        double *loss
+        double *sums
+        void *grad_x
+        ptrdiff_t grad_x_step
+        cpu.csm_logistic_options options
+    cpu.csm_status csm_run_sampled_loss(int, const csm_table *, const csm_sampled_loss *)
     cpu.csm_status csm_run_cross_entropy(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,

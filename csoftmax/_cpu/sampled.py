@@ -19,6 +19,7 @@ from .apart import multiply
 from .dtypes import as_buffer
 
 LINE_ELEMENTS = 16  # of float32 in a cache line, to which rows of logits are padded
+PAGE_BYTES = 4096
 CHUNK_BYTES = 3 << 19  # default size of a chunk's logits, which then stay close between their passes
 KEPT_BYTES = 16 << 20  # scratch of a thread that is kept for its next call
 
@@ -53,142 +54,167 @@ def bytes_of(shape: tuple[int, ...], dtype: np.dtype[Any]) -> int:
     return -(-math.prod(shape) * dtype.itemsize // 64) * 64
 
 
+def padded_length(length: int, dtype: np.dtype[Any]) -> int:
+    """Elements from one row of logits to the next: whole cache lines, but no multiple of a page.
+
+    Rows that begin at the same place of their pages share few sets of the first cache: the products take 2 % longer.
+    """
+    padded = -(-length // LINE_ELEMENTS) * LINE_ELEMENTS
+    return padded if padded * dtype.itemsize % PAGE_BYTES else padded + LINE_ELEMENTS
+
+
 class SampledLayer:
-    """logits = x w' + bias for the sampled classes `ids`, (m,) or (rows, m), and the labels."""
+    """logits = x w' + bias for the sampled classes `ids`, (m,) or (rows, m), and the labels; losses and gradients."""
 
     def __init__(
         self, x: Any, w: Any, bias: Any, labels: Any, ids: Any, compute: np.dtype[Any], chunk_rows: int, threads: Any
     ):
         self.dtype, self.compute, self.num_threads = binding.DTYPES[x.dtype.name], compute, threads
-        self.x, self.labels, self.ids, self.bias = np.require(x, None, ("C", "A")), labels, ids, bias
+        self.x, self.w, self.labels, self.ids, self.bias = np.require(x, None, ("C", "A")), w, labels, ids, bias
         self.is_shared = ids.ndim == 1
-        self.rows, positions = np.unique(np.concatenate((ids.ravel(), labels)), return_inverse=True)
-        positions = positions.reshape(-1)  # NumPy 2.0 gives them the shape of the ids
-        self.id_positions, self.label_positions = positions[: ids.size], positions[ids.size :]
-        self.w, at_ids, at_labels = w, ids, labels
+        m, d = ids.shape[-1], x.shape[1]
+        keys = np.concatenate((ids.ravel(), labels))
+        # the distinct classes, and the terms of the gradient of each: the sampled part first
+        self.rows, self.offsets, self.order, self.source = binding.group_rows(keys, m, not self.is_shared)
+        self.at_ids, self.at_labels = ids, labels  # in w
         if w.strides[1] != w.itemsize or w.strides[0] % w.itemsize or not w.flags.aligned or w.size == 0:
             self.w = np.ascontiguousarray(w[self.rows])  # the kernels need contiguous rows
-            at_ids, at_labels = self.id_positions.reshape(ids.shape), self.label_positions
-        width, m, d = ids.shape[-1] + 1, ids.shape[-1], x.shape[1]
-        padded = chunk_rows, -(-width // LINE_ELEMENTS) * LINE_ELEMENTS
-        panels = 3 if self.is_shared else 0  # the gathered rows, their gradient, and that of a chunk
-        self.scratch = Scratch(bytes_of(padded, compute) + panels * bytes_of((m, d), compute))
-        self.logits = self.scratch.take(padded, compute)[:, :width]
-        if self.is_shared:
-            self.w_ids, self.grad_ids, self.grad_chunk = (self.scratch.take((m, d), compute) for _ in range(3))
-            if self.w.dtype == compute:
-                np.take(self.w, at_ids, axis=0, out=self.w_ids, mode="clip")
-            else:
-                self.w_ids[...] = self.w[at_ids]
-            self.is_ascending = bool(np.all(ids[1:] > ids[:-1]))
-            self.at = np.ascontiguousarray(at_labels[:, None])
-        else:
-            self.at = np.concatenate((at_ids, at_labels[:, None]), axis=1)
-
-    def forward(self, rows: slice, logits: Any, shift: Any, label_shift: Any) -> None:
-        """Write the logits of a chunk less the shifts of the classes, (m,) or (rows, m), and of the labels, (rows,)."""
-        x, m = self.x[rows], self.ids.shape[-1]
-        as_rows = as_buffer(self.w)
-        if self.is_shared:
-            multiply(x.astype(self.compute, copy=False), self.w_ids.T, logits[:, :m])
-            binding.run_row_dots(self.dtype, as_buffer(x), as_rows, self.at[rows], logits[:, m:], self.num_threads)
-            self._add(logits[:, :m], self.ids, shift)
-        else:
-            binding.run_row_dots(self.dtype, as_buffer(x), as_rows, self.at[rows], logits, self.num_threads)
-            self._add(logits[:, :m], self.ids[rows], None if shift is None else shift[rows])
-        self._add(logits[:, m], self.labels[rows], None if label_shift is None else label_shift[rows])
-
-    def _add(self, logits: Any, classes: Any, shift: Any) -> None:
-        """Add the bias of the classes less their shift: one rounding of the difference, one of the sum."""
-        if self.bias is None and shift is None:
+            self.at_ids = np.searchsorted(self.rows, ids)
+            self.at_labels = np.searchsorted(self.rows, labels)
+        self.as_rows = as_buffer(self.w)
+        if not self.is_shared:  # the gradient of w needs the rows of logits without gaps between them
+            self.scratch = Scratch(bytes_of((len(x), m + 1), compute))
+            self.logits = self.scratch.take((len(x), m + 1), compute)
             return
-        term = -shift if self.bias is None else self.bias[classes].astype(self.compute, copy=False)
-        if self.bias is not None and shift is not None:
-            term = term - shift  # in float64
-        logits += term.astype(self.compute, copy=False)
+        self.is_ascending = bool((ids[1:] > ids[:-1]).all())
+        padded = chunk_rows, padded_length(m + 1, compute)
+        # the logits of a chunk, the gathered rows, their gradient, and that of a chunk
+        self.scratch = Scratch(bytes_of(padded, compute) + 3 * bytes_of((m, d), compute))
+        self.logits = self.scratch.take(padded, compute)[:, : m + 1]
+        self.w_ids, self.grad_ids, self.grad_chunk = (self.scratch.take((m, d), compute) for _ in range(3))
+        if self.w.dtype == compute:
+            np.take(self.w, self.at_ids, axis=0, out=self.w_ids, mode="clip")
+        else:
+            self.w_ids[...] = self.w[self.at_ids]
 
-    def mask_hits(self, rows: slice, logits: Any) -> None:
-        """Set the logits of sampled classes that are their row's label to -inf."""
-        labels = self.labels[rows]
+    def terms(self, classes: Any, shift: Any) -> Any:
+        """The bias of classes less their shift, in one rounding; None: neither exists."""
+        if self.bias is None:
+            return None if shift is None else np.negative(shift).astype(self.compute, copy=False)
+        term = self.bias[classes].astype(self.compute, copy=False)
+        return term if shift is None else (term - shift).astype(self.compute, copy=False)  # in float64
+
+    def hits(self) -> Any:
+        """What `compute` needs to find the sampled classes that are their row's label."""
         if not self.is_shared:
-            logits[:, :-1][self.ids[rows] == labels[:, None]] = -np.inf
-            return
-        if self.is_ascending:  # so that each class has one column
-            columns = np.full(len(self.rows), -1)
-            columns[self.id_positions] = np.arange(len(self.ids))
-            at = columns[self.label_positions[rows]]
-            hits = np.flatnonzero(at >= 0)
-            logits[hits, at[hits]] = -np.inf
-            return
-        order = np.argsort(self.ids, kind="stable")
-        ids = self.ids[order]
-        begin, end = np.searchsorted(ids, labels), np.searchsorted(ids, labels, side="right")
-        for k in range(int(np.max(end - begin, initial=0))):  # the caller's ids may hold a class several times
-            hits = np.flatnonzero(begin + k < end)
-            logits[hits, order[begin[hits] + k]] = -np.inf
+            return ()
+        if self.is_ascending:
+            return self.at_ids, None
+        order = np.argsort(self.at_ids, kind="stable")  # the caller's ids may hold a class several times
+        return self.at_ids[order], order
+
+    def compute_losses(
+        self, rows: slice, *, is_softmax: bool, terms: Any, label_terms: Any, hits: Any, counts: Any, scale: Any,
+        upstream: Any, losses: Any, sums: Any, gradient: bool, options: Any, threads: Any,
+    ) -> None:  # fmt: skip
+        """Write the losses of a chunk, whose logits become their gradient, and the sums of the latter over each row.
+
+        terms, (1, m) or (rows, m), and label_terms are added to the logits; scale and upstream are those of the chunk.
+        """
+        x = self.x[rows]
+        logits = self.logits[: len(x)]
+        if self.is_shared:
+            multiply(x.astype(self.compute, copy=False), self.w_ids.T, logits[:, :-1])
+        binding.run_sampled_loss(
+            self.dtype,
+            is_softmax,
+            as_buffer(x),
+            self.as_rows,
+            None if self.is_shared else self.at_ids[rows],
+            self.at_labels[rows],
+            logits,
+            terms,
+            label_terms,
+            hits,
+            counts,
+            scale,
+            upstream,
+            losses,
+            sums,
+            self.grad_x[rows] if gradient and not self.is_shared else None,
+            gradient,
+            options.temperature,
+            options.clip_norm,
+            options.clip_value,
+            threads,
+        )
+        if gradient and self.is_shared:
+            self._add_shared(rows, x, logits)
+        self.is_started = gradient
 
     def start_gradients(self) -> None:
-        """Make the arrays that `backward` fills."""
+        """Make the arrays that `compute_losses` fills; without a chunk they stay 0."""
         n, d = self.x.shape
-        self.grad_x = np.zeros((n, d), self.compute)
-        self.label_grad = np.zeros(n, self.compute)
+        self.grad_x = binding.empty((n, d), self.compute)
+        self.is_started = False
         if self.is_shared:
+            self.label_grad = np.zeros(n, self.compute)
             self.grad_bias_ids = np.zeros(len(self.ids))
-            self.is_started = False  # whether grad_ids holds a sum
-        else:
-            self.row_grad = np.zeros(self.ids.shape, self.compute)
 
-    def backward(self, rows: slice, grad: Any) -> None:
-        """Add the part of a chunk, whose logits' gradient is given, to the gradients."""
-        x, to, count = self.x[rows], self.grad_x[rows], len(grad)
+    def _add_shared(self, rows: slice, x: Any, grad: Any) -> None:
+        """Add the part of a chunk with shared classes, whose logits' gradient is given, to the gradients."""
+        to, count, shared = self.grad_x[rows], len(grad), grad[:, :-1]
         self.label_grad[rows] = grad[:, -1]
-        if self.is_shared:
-            shared = grad[:, :-1]
-            wide = x.astype(self.compute, copy=False)
-            multiply(shared, self.w_ids, to)
-            if self.is_started:
-                self.grad_ids += multiply(shared.T, wide, self.grad_chunk)
-            else:
-                multiply(shared.T, wide, self.grad_ids)
-                self.is_started = True
-            if self.bias is not None:
-                self.grad_bias_ids += np.ones(count, self.compute) @ shared
-            factors, offsets = self.label_grad[rows], np.arange(count + 1)
+        wide = x.astype(self.compute, copy=False)
+        multiply(shared, self.w_ids, to)
+        if self.is_started:
+            self.grad_ids += multiply(shared.T, wide, self.grad_chunk)
         else:
-            self.row_grad[rows] = grad[:, :-1]
-            factors, offsets = np.ascontiguousarray(grad), np.arange(count + 1) * grad.shape[1]
-        at = np.ascontiguousarray(self.at[rows])
-        binding.run_row_sums(self.dtype, offsets, factors, as_buffer(self.w), at, to, self.num_threads)
+            multiply(shared.T, wide, self.grad_ids)
+        if self.bias is not None:
+            self.grad_bias_ids += np.ones(count, self.compute) @ shared
+        labels, each = self.at_labels[rows], np.arange(count + 1)
+        factors = self.label_grad[rows]
+        binding.run_row_sums(self.dtype, each, factors, self.as_rows, labels, to, None, to, self.num_threads)
 
     def gradients(self) -> tuple[Any, Any, Any, Any]:
         """The gradient of x, and the rows, values and bias values of the gradient of w, in the dtype of x."""
         n, d = self.x.shape
         dtype = self.x.dtype
-        rows = self.rows if n else self.rows[:0]
-        values = np.zeros((len(rows), d), self.compute)
-        bias: Any = None if self.bias is None else np.zeros(len(rows))
-        if n and self.is_shared and self.is_started:
-            if self.is_ascending:
-                values[self.id_positions] = self.grad_ids
-            else:
-                ones = np.ones(len(self.ids), self.compute)
-                self._scatter(binding.DTYPES[self.compute.name], self.id_positions, ones, self.grad_ids, None, values)
-            self._scatter(self.dtype, self.label_positions, self.label_grad, self.x, None, values)
-            if bias is not None:
-                bias += np.bincount(self.id_positions, self.grad_bias_ids, len(rows))
-                bias += np.bincount(self.label_positions, self.label_grad, len(rows))
-        elif n and not self.is_shared:
-            keys = np.concatenate((self.id_positions, self.label_positions))
-            factors = np.concatenate((self.row_grad.ravel(), self.label_grad))
-            source = np.concatenate((np.repeat(np.arange(n), self.ids.shape[1]), np.arange(n)))
-            self._scatter(self.dtype, keys, factors, self.x, source, values)
-            if bias is not None:
-                bias += np.bincount(keys, factors, len(rows))
+        if not self.is_started:
+            rows = self.rows if n else self.rows[:0]
+            bias = None if self.bias is None else np.zeros(len(rows), dtype)
+            return np.zeros((n, d), dtype), rows, np.zeros((len(rows), d), dtype), bias
+        values, bias = self._shared_values() if self.is_shared else self._gathered_values()
         bias = None if bias is None else bias.astype(dtype)
-        return self.grad_x.astype(dtype, copy=False), rows, values.astype(dtype, copy=False), bias
+        return self.grad_x.astype(dtype, copy=False), self.rows, values.astype(dtype, copy=False), bias
 
-    def _scatter(self, dtype: int, keys: Any, factors: Any, x: Any, source: Any, values: Any) -> None:
-        """Add factor times its row of x to the values of its key, in the order of the terms."""
-        offsets, order = binding.sort_rows(np.ascontiguousarray(keys), len(values))
-        at = order if source is None else source[order]
-        binding.run_row_sums(dtype, offsets, factors[order], as_buffer(x), at, values, self.num_threads)
+    def _gathered_values(self) -> tuple[Any, Any]:
+        """Values and bias values of the gradient of w, by class, where the classes of each row are its own."""
+        values = binding.empty((len(self.rows), self.x.shape[1]), self.compute)
+        factors = self.logits.reshape(-1)[self.order]
+        x = as_buffer(self.x)
+        binding.run_row_sums(self.dtype, self.offsets, factors, x, self.source, None, None, values, self.num_threads)
+        if self.bias is None:
+            return values, None
+        classes = np.repeat(np.arange(len(self.rows)), np.diff(self.offsets))
+        return values, np.bincount(classes, factors, len(self.rows))
+
+    def _shared_values(self) -> tuple[Any, Any]:
+        """The same where all rows share the sampled classes."""
+        m, count = len(self.ids), len(self.rows)
+        first: Any
+        first, label_offsets, labels, id_offsets, columns, group = binding.split_terms(self.offsets, self.order, m)
+        values = binding.empty((count, self.x.shape[1]), self.compute)
+        start, of_labels = self.grad_ids, (label_offsets, self.label_grad[labels], as_buffer(self.x), labels)
+        if not self.is_ascending:  # the caller's ids may hold a class several times
+            code, ones = binding.DTYPES[self.compute.name], np.ones(m, self.compute)
+            of_ids = id_offsets, ones, self.grad_ids, columns
+            binding.run_row_sums(code, *of_ids, None, None, values, self.num_threads)
+            start, first = values, None
+        binding.run_row_sums(self.dtype, *of_labels, start, first, values, self.num_threads)
+        if self.bias is None:
+            return values, None
+        bias = np.bincount(group[m:], self.label_grad, count)
+        bias += np.bincount(group[:m], self.grad_bias_ids, count) if m else 0
+        return values, bias

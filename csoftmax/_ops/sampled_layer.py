@@ -14,7 +14,6 @@ from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale
 from .._arguments.negatives import CheckedNegatives, Negatives, check_correction, check_negatives
 from .._arguments.numbers import check_choice, check_count, check_num_threads
 from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
-from .._cpu import binding
 from .._cpu.dtypes import compute_dtype
 from .._cpu.linear import kernel_threads
 from .._cpu.sampled import CHUNK_BYTES, SampledLayer
@@ -201,37 +200,49 @@ def _label_log_q(plan: SampledPlan) -> Any:
 def _run_on_cpu(
     kind: str, plan: SampledPlan, gradient: bool, reduction: str, num_threads: int | None
 ) -> tuple[Any, ...]:
-    rows = len(plan.x)
-    options, per_row_shift = plan.options, plan.shift is not None and plan.shift.ndim > plan.negatives.ids.ndim
-    coefficient = None if plan.upstream is None and plan.divisor == 1 else np.ones(rows)
-    if coefficient is not None:
-        coefficient = (coefficient if plan.upstream is None else plan.upstream) / plan.divisor
-    chunk_rows = min(plan.chunk_rows, rows)
-    arrays = plan.x, plan.w, plan.bias, plan.labels, plan.negatives.ids
-    layer = SampledLayer(*arrays, plan.compute, chunk_rows, num_threads)
+    rows, ids = len(plan.x), plan.negatives.ids
+    upstream = None if plan.upstream is None else plan.upstream / plan.divisor
+    if upstream is None and plan.divisor != 1:
+        upstream = np.full(rows, 1 / np.float64(plan.divisor))
+    layer = SampledLayer(
+        plan.x, plan.w, plan.bias, plan.labels, ids, plan.compute, min(plan.chunk_rows, rows), num_threads
+    )
     if gradient:
         layer.start_gradients()
-    losses, logits_sums = np.zeros(rows), np.zeros(rows)
+    losses, sums = np.zeros(rows), np.zeros(rows) if kind == NCE and gradient else None
+    counts = None if kind == SOFTMAX else plan.negatives.counts
+    hits = layer.hits() if plan.masks_hits else None
+    label_terms = layer.terms(plan.labels, plan.label_shift)
+    # all rows have the same terms, counts, or each its own
+    has_own_terms = plan.shift is not None and plan.shift.ndim == 2
+    terms = None if has_own_terms and layer.is_shared else layer.terms(ids, plan.shift)
+    if layer.is_shared:
+        terms, counts = (None if v is None else v[None] for v in (terms, counts))
     # a mean that divides by 0 has a gradient of 0 whatever its rows hold, and 0 times infinity would not be 0
     for begin in range(0, rows if plan.divisor != 0 else 0, plan.chunk_rows):
         chunk = slice(begin, min(begin + plan.chunk_rows, rows))
-        logits = layer.logits[: chunk.stop - begin]
-        layer.forward(chunk, logits, None if per_row_shift else plan.shift, plan.label_shift)
-        if per_row_shift:
+        if has_own_terms and layer.is_shared:
             assert plan.shift is not None
-            logits[:, :-1] -= plan.shift[chunk].astype(plan.compute)
-        if plan.masks_hits:
-            layer.mask_hits(chunk, logits)
-        s, upstream = (None if v is None else v[chunk] for v in (plan.scale, coefficient))
-        threads = kernel_threads(logits.size, num_threads)
-        if kind == SOFTMAX:
-            _softmax_rows(logits, losses[chunk], s, upstream, options, plan.compute, gradient, threads)
-        else:
-            _logistic_rows(logits, losses[chunk], s, upstream, plan, chunk, gradient, threads)
-        if gradient:
-            if kind == NCE:
-                logits_sums[chunk] = logits.sum(-1, dtype=np.float64)
-            layer.backward(chunk, logits)
+            terms = layer.terms(ids, plan.shift[chunk])
+        label_part, s, factor, sums_part = (
+            None if v is None else v[chunk] for v in (label_terms, plan.scale, upstream, sums)
+        )
+        size = (chunk.stop - begin) * (ids.shape[-1] + 1)
+        layer.compute_losses(
+            chunk,
+            is_softmax=kind == SOFTMAX,
+            terms=terms,
+            label_terms=label_part,
+            hits=hits,
+            counts=counts,
+            scale=s,
+            upstream=factor,
+            losses=losses[chunk],
+            sums=sums_part,
+            gradient=gradient,
+            options=plan.options,
+            threads=kernel_threads(size, num_threads) if layer.is_shared else num_threads,
+        )
     loss = _reduced(plan, losses, reduction)
     if not gradient:
         layer.scratch.give_back()
@@ -239,50 +250,10 @@ def _run_on_cpu(
     grad_x, touched, values, bias_values = layer.gradients()
     layer.scratch.give_back()
     results = loss, _of_all_rows(plan, grad_x).reshape(*plan.batch, plan.x.shape[1]), touched, values, bias_values
-    if kind != NCE:
+    if sums is None:
         return results
     # the gradient of log_z: no logit holds it multiplied by the temperature
-    return *results, _of_all_rows(plan, -options.temperature * logits_sums)
-
-
-def _softmax_rows(
-    logits: Any, losses: Any, s: Any, upstream: Any, options: LossOptions, compute: Any, gradient: bool, threads: Any
-) -> None:
-    label = np.full(len(logits), logits.shape[1] - 1)
-    binding.run_cross_entropy(
-        binding.DTYPES[compute.name],
-        logits,
-        logits if gradient else None,
-        losses,
-        label,
-        *(None, None, None, s, upstream),
-        *options.factors,
-        binding.REDUCTIONS["none"],
-        threads,
-    )
-
-
-def _logistic_rows(
-    logits: Any, losses: Any, s: Any, upstream: Any, plan: SampledPlan, rows: slice, gradient: bool, threads: Any
-) -> None:
-    options, count = plan.options, plan.negatives.counts
-    if options.temperature != 1:
-        logits /= plan.compute.type(options.temperature)
-    if count is not None:
-        count = count[None, :] if plan.negatives.is_shared else np.ascontiguousarray(count[rows])
-    binding.run_logistic_loss(
-        binding.DTYPES[plan.compute.name],
-        logits,
-        count,
-        None if s is None else np.ascontiguousarray(s),
-        None if upstream is None else np.ascontiguousarray(upstream),
-        losses,
-        gradient,
-        options.temperature,
-        options.clip_norm,
-        options.clip_value,
-        threads,
-    )
+    return *results, _of_all_rows(plan, -plan.options.temperature * sums)
 
 
 def _of_all_rows(plan: SampledPlan, values: Any) -> Any:

@@ -44,14 +44,49 @@ csm_status csm_run_crf(csm_dtype, csm_crf_task, const csm_table *, const void *e
 csm_status csm_run_row_dots(csm_dtype, const csm_table *, size_t n, size_t m, size_t d, const void *x, ptrdiff_t x_step,
                             const void *w, ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, void *out,
                             ptrdiff_t out_step, const csm_options *);
+/* out_i = start + sum of g_e w[ids_e] for e from offsets[i] on.  start: out itself, NULL: 0, or row start_ids[i] (-1: 0)
+ * of another matrix. */
 csm_status csm_run_row_sums(csm_dtype, const csm_table *, size_t n, const int64_t *offsets, size_t d, const void *g,
-                            const void *w, ptrdiff_t w_step, const int64_t *ids, void *out, ptrdiff_t out_step,
+                            const void *w, ptrdiff_t w_step, const int64_t *ids, const void *start,
+                            ptrdiff_t start_step, const int64_t *start_ids, void *out, ptrdiff_t out_step,
                             const csm_options *);
 csm_status csm_run_row_add(csm_dtype, const csm_table *, size_t n, size_t d, const int64_t *ids, const void *values,
                            ptrdiff_t values_step, double scale, void *w, ptrdiff_t w_step, const csm_options *);
 csm_status csm_run_logistic_loss(csm_dtype, const csm_table *, size_t n, size_t m, void *u, ptrdiff_t u_step,
                                  const double *counts, size_t counts_step, const double *scale, const double *upstream,
                                  double *loss, const csm_logistic_options *);
+
+/* Distinct keys >= 0, ascending, as `rows`; positions order[offsets[r]] to order[offsets[r + 1] - 1] hold rows[r], in
+ * order.  rows and order have room for `count` numbers, offsets for one more; *found: the number of rows.
+ * With `source`, keys are n x m numbers and then n, of the last column: `order` has the positions in n x (m + 1), and
+ * `source` their first index. */
+csm_status csm_group_rows(size_t count, const int64_t *keys, size_t m, int64_t *rows, int64_t *offsets, int64_t *order,
+                          int64_t *source, size_t *found);
+
+/* Losses of n rows over m negatives and, last, the label, from their products to their gradients. */
+typedef struct csm_sampled_loss {
+    int is_softmax; /* else logistic terms */
+    size_t n, m, d;
+    const void *x, *w; /* in storage */
+    ptrdiff_t x_step, w_step;
+    const int64_t *ids;    /* n x m rows of w; NULL: u holds the products with negatives that all rows share */
+    const int64_t *labels; /* n rows of w */
+    void *u;               /* n x (m + 1) of the compute type: the logits; result, with options.gradient: theirs */
+    ptrdiff_t u_step;
+    const void *terms; /* of the compute type, added to the logits of negatives, or NULL */
+    ptrdiff_t terms_step; /* 0: all rows have the same */
+    const void *label_terms; /* the same for the labels */
+    int masks_hits;          /* negatives that are the row's label get the logit -inf */
+    const int64_t *sorted, *order; /* shared negatives, ascending, and their columns (NULL: 0 to m - 1) */
+    const double *counts; /* logistic terms only: of negatives, or NULL */
+    size_t counts_step;
+    const double *scale, *upstream; /* of each row, or NULL */
+    double *loss, *sums; /* results; sums, or NULL: of the derivatives of logistic terms, over each row */
+    void *grad_x; /* of the compute type, gathered negatives only, or NULL: the gradient of x is added */
+    ptrdiff_t grad_x_step;
+    csm_logistic_options options;
+} csm_sampled_loss;
+csm_status csm_run_sampled_loss(csm_dtype, const csm_table *, const csm_sampled_loss *);
 
 /* One step of an optimiser on some rows of w, in place; the state has the compute type. */
 typedef struct csm_row_update {

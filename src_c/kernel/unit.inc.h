@@ -171,8 +171,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
 #define ENTMAX(suffix, storage, compute) {support_##suffix, spread_##suffix, entmax_vjp_##suffix},
 #define ROWS(suffix, storage, compute) {row_dots_##suffix, row_sums_##suffix, row_add_##suffix},
-#define LOGISTIC_f32 {v32_logistic_row, v32_logistic_clip}
-#define LOGISTIC_f64 {v64_logistic_row, v64_logistic_clip}
+#define LOGISTIC_f32 {v32_logistic_row, v32_logistic_few, v32_logistic_clip}
+#define LOGISTIC_f64 {v64_logistic_row, v64_logistic_few, v64_logistic_clip}
 #define LOGISTIC(suffix, storage, compute) LOGISTIC_##compute,
 #define SELECT(suffix, storage, compute) select_##suffix,
 #define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,

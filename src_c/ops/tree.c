@@ -158,9 +158,10 @@ static void end_row(const csm_tree_job *job, size_t i, const row_sums *s) {
             put_real(g, j, (a > limit ? limit : a < -limit ? -limit : a) * upstream, single);
         }
     }
-    if (l->grad_x)
-        job->table->rows[job->dtype].sums(g, c->theta, job->row_bytes, l->ids + first, m, c->d,
-                                          (char *)l->grad_x + (ptrdiff_t)i * job->row_bytes);
+    if (l->grad_x) {
+        char *to = (char *)l->grad_x + (ptrdiff_t)i * job->row_bytes;
+        job->table->rows[job->dtype].sums(g, c->theta, job->row_bytes, l->ids + first, m, c->d, to, to);
+    }
 }
 
 /* Rows whose paths together fit one part, so that vectors of decisions are full; a longer path is a group of its own,
@@ -300,8 +301,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         char *row = r->theta ? csm_scratch_get(&job->scratch, thread, 0, (size_t)job->row_bytes)
                              : (char *)r->values + (ptrdiff_t)i * job->row_bytes;
         gather_entries(job, first, m);
-        memset(row, 0, (size_t)job->row_bytes);
-        job->table->rows[job->dtype].sums(g, c->x, job->row_bytes, groups->examples + first, m, c->d, row);
+        job->table->rows[job->dtype].sums(g, c->x, job->row_bytes, groups->examples + first, m, c->d, NULL, row);
         for (size_t j = 0; j < m; j++) sum += get_real(g, j, single);
         if (r->theta) csm_row_stepper_take(&theta, node, row, (char *)r->theta->w + (ptrdiff_t)node * job->row_bytes);
         if (r->bias) {

@@ -404,6 +404,81 @@ def test_counting_sort():
         assert np.array_equal(offsets, np.searchsorted(np.sort(keys), np.arange(bins + 1)))
 
 
+def test_grouped_keys():
+    """The radix sort of classes, and what it says about the terms of each."""
+    rng = np.random.default_rng(0)
+    for n, m, classes in ((0, 3, 5), (1, 0, 5), (1, 1, 1), (40, 3, 7), (300, 5, 70_000), (50, 2, 2**62)):
+        ids, labels = rng.integers(0, classes, (n, m)), rng.integers(0, classes, n)
+        keys = np.concatenate((ids.ravel(), labels))
+        rows, offsets, order, source = binding.group_rows(keys, m, False)
+        assert source is None
+        assert np.array_equal(rows, np.unique(keys))
+        assert np.array_equal(order, np.argsort(keys, kind="stable"))
+        assert np.array_equal(offsets, np.searchsorted(np.sort(keys), np.append(rows, np.iinfo(np.int64).max)))
+        _, _, places, source = binding.group_rows(keys, m, True)
+        grid = np.arange(n * (m + 1)).reshape(n, m + 1)
+        assert np.array_equal(places, np.append(grid[:, :m], grid[:, m])[order])
+        assert np.array_equal(source, places // (m + 1))
+        count = len(ids.ravel())
+        first, label_offsets, label_order, id_offsets, id_order, group = binding.split_terms(offsets, order, count)
+        assert np.array_equal(rows[group], keys)
+        assert np.array_equal(id_order, order[order < count])
+        assert np.array_equal(label_order, order[order >= count] - count)
+        assert np.array_equal(id_offsets + label_offsets, offsets)
+        assert np.array_equal(np.diff(id_offsets), np.bincount(group[:count], minlength=len(rows)))
+        assert np.array_equal(first >= 0, np.diff(id_offsets) > 0)
+        assert np.array_equal(first[first >= 0], id_order[id_offsets[:-1][first >= 0]])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_row_sums_start_where_they_are_told(dtype, isa):
+    """From the result itself, from 0, or from rows of another matrix; one chain of fma, in the order of the terms."""
+    rng = np.random.default_rng(0)
+    real = np.float64 if dtype == np.float64 else np.float32
+    code = binding.DTYPES[np.dtype(dtype).name]
+    as_bits = (lambda a: a.view(np.uint16)) if dtype == ml_dtypes.bfloat16 else (lambda a: a)
+    offsets = np.array([0, 0, 1, 4, 9])
+    for d in (0, 1, 5, 16, 37, 100, 131):
+        w, g = rng.integers(-8, 9, (6, d)).astype(dtype), rng.integers(-8, 9, 9).astype(real)
+        ids, start = rng.integers(0, 6, 9), rng.integers(-8, 9, (3, d)).astype(real)
+        exact = np.stack([g[b:e] @ w.astype(real)[ids[b:e]] for b, e in itertools.pairwise(offsets)])
+        begin = np.array([2, -1, 0, 1])
+        for given, numbers, expected in (
+            ("out", None, exact + 7),
+            (None, None, exact),
+            (start, begin, exact + np.where(begin[:, None] < 0, 0, start[begin])),
+        ):
+            out = np.full((4, d), 7, real)
+            at = out if isinstance(given, str) else given
+            binding.run_row_sums(code, offsets, g, as_bits(w), ids, at, numbers, out, 1)
+            assert np.array_equal(out, expected)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_tiles_of_rows_do_not_matter(kind, keep_isa):
+    """Rows and classes of more than one tile, gathered and shared, against the formulas; every instruction set."""
+    rng = np.random.default_rng(0)
+    for n, m, d, by_row in ((70, 3, 5, True), (5, 300, 9, True), (2, 4200, 2, True), (130, 600, 3, False)):
+        k = 4300
+        x, w = rng.normal(size=(n, d)), 0.3 * rng.normal(size=(k, d))
+        target = rng.integers(0, k, n)
+        ids = rng.integers(0, k, (n, m) if by_row else m)
+        (ids[::3, 0] if by_row else ids)[: n // 3] = target[: 3 * (n // 3) : 3]  # hits
+        log_q = -rng.random(ids.shape)
+        negatives = Negatives(ids, log_q, None, -rng.random(n))
+        options = {"accidental_hits": "mask", "reduction": "none"}
+        expected = batch_loss(kind, x, w, target, negatives, **options)
+        found = set()
+        for isa in binding.isa_available():
+            binding.select_isa(isa)
+            got = FUNCTIONS[kind][1](x, w, target, negatives, **options, num_threads=2)
+            np.testing.assert_allclose(got.loss, expected[0], 1e-12)
+            np.testing.assert_allclose(got.grad_x, expected[1], 1e-10, 1e-12)
+            np.testing.assert_allclose(got.grad_w.to_dense(k), expected[2], 1e-10, 1e-12)
+            found.add(bits_of(got) if by_row else b"")
+        assert len(found) == 1
+
+
 # Rows
 
 

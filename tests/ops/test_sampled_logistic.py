@@ -121,3 +121,22 @@ def test_long_rows_of_equal_terms(value, isa):
     loss, _ = run(u)
     term = max(value, 0) + math.log1p(math.exp(-abs(value)))
     assert loss[0] == pytest.approx(n * term, rel=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_few_terms_have_the_bits_of_the_row_alone(dtype, keep_isa):
+    """Rows of at most eight terms share a kernel; a scale of 1 takes each of them alone."""
+    rng = np.random.default_rng(0)
+    special = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 745.2, -745.2, 1e-30, -1e-30], dtype)
+    for n in range(1, 10):
+        for rows in (2, 3, 15, 16, 17, 40):
+            u, upstream = (8 * rng.normal(size=(rows, n))).astype(dtype), rng.normal(size=rows)
+            u[rng.random((rows, n)) < 0.1] = rng.choice(special)
+            found = set()
+            for isa in binding.isa_available():
+                binding.select_isa(isa)
+                for scale in (None, np.ones(rows)):
+                    loss, g = run(u, scale=scale, upstream=upstream, temperature=0.7)
+                    found.add(loss.tobytes() + g.tobytes())
+                    assert np.array_equal(run(u, scale=scale, gradient=False)[1], u, equal_nan=True)
+            assert len(found) == 1
