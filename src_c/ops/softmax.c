@@ -276,7 +276,8 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
     while (begin < end && status == CSM_OK) {
         take_temperature(own, begin);
         const double t = own->base.scales.temperature;
-        const size_t last = begin + rows_to_end(routed, begin, end); /* neighbours of the same temperature go together */
+        const size_t last =
+            begin + rows_to_end(routed, begin, end); /* neighbours of the same temperature go together */
         size_t stop = begin + 1;
         while (stop < last && temperature_of(own, stop) == t) stop++;
         if (routed->path == LONG) status = long_body(&mine, begin, stop, thread);
@@ -327,9 +328,9 @@ static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
         return LONG;
     }
     if (plain) return ROWS;
-    if (!c->base.has_where && !c->has_temperatures && c->kernels->tile && n > 0 && inner >= 8 && is_side_by_side(shape, &c->input, size, 1) &&
-        is_side_by_side(shape, &c->result, size, c->keeps_axis) && is_for_kernels(c) &&
-        (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
+    if (!c->base.has_where && !c->has_temperatures && c->kernels->tile && n > 0 && inner >= 8 &&
+        is_side_by_side(shape, &c->input, size, 1) && is_side_by_side(shape, &c->result, size, c->keeps_axis) &&
+        is_for_kernels(c) && (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
         return TILES;
     return PACKED;
 }
@@ -393,9 +394,10 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
 static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const csm_view *input, const csm_view *y,
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
-    if (shape->ndim > 1 || shape->n == 0 || c->has_temperatures || rows * shape->n >= SMALL_ELEMENTS || c->base.has_where ||
-        c->given_scratch || !is_for_kernels(c) || (c->op == CSM_OP_softmax && size != c->base.wide_size) ||
-        !csm_is_contiguous(shape, input, size, 1) || (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
+    if (shape->ndim > 1 || shape->n == 0 || c->has_temperatures || rows * shape->n >= SMALL_ELEMENTS ||
+        c->base.has_where || c->given_scratch || !is_for_kernels(c) ||
+        (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_is_contiguous(shape, input, size, 1) ||
+        (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
         !csm_is_contiguous(shape, result, size, c->keeps_axis))
         return 0;
     csm_rows_job job = {.input = input->data,
