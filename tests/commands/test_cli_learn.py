@@ -210,7 +210,7 @@ def test_nothing_to_learn(tmp_path, monkeypatch):
     assert loaded("model.safetensors").predict_proba([[1.0]]).tolist() == [[0.5, 0.5]]
 
 
-@pytest.mark.parametrize("head", ["sampled", "full", "adaptive"])
+@pytest.mark.parametrize("head", ["sampled", "full", "adaptive", "hashed"])
 def test_very_many_classes(iris, capsys, head):
     """The model of --head is read by predict and evaluate, and has the scale of the columns in its weights."""
     X, names = iris

@@ -48,11 +48,13 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    head : {"sampled", "full", "hierarchical", "adaptive"}, default "sampled"
+    head : {"sampled", "full", "hierarchical", "adaptive", "hashed"}, default "sampled"
         "sampled" and "full" are a linear layer; they differ in the loss of a step: `csoftmax.sampled_softmax_loss`
         (Bengio & Senécal 2003) or `csoftmax.in_batch_softmax_loss`; `csoftmax.linear_cross_entropy`, over all classes.
         "hierarchical": `csoftmax.heads.HierarchicalSoftmax`, decisions down a tree (Morin & Bengio 2005). "adaptive":
         `csoftmax.heads.AdaptiveSoftmax`, clusters of rare classes, by the counts at the start (Grave et al. 2017).
+        "hashed": `csoftmax.heads.HashedSoftmax`, softmaxes over a few buckets of classes (Medini et al. 2019), whose
+        probabilities are those of its aggregate "prior", by the counts so far.
     embedding : int or pair of ints (n_ids, D), optional
         X holds ids in columns of integers; the features of a row are the mean of their embeddings, rows of a table
         (n_ids, D) in float32. An int is D, where `fit` takes the largest id in X for the last one.
@@ -73,6 +75,10 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         A `csoftmax.heads.Tree` has the positions of `classes_` as its classes.
     cutoffs : "auto" or sequence of int, default "auto"
         Where the adaptive head divides the classes into clusters, as in `csoftmax.heads.AdaptiveSoftmax`.
+    n_buckets : int, optional
+        Number of buckets of each hash of the hashed head; default: ``max(16, 2 * ceil(sqrt(K)))``.
+    n_hashes : int, default 16
+        Number of hashes of the hashed head.
     optimizer : {"rowwise_adagrad", "adagrad", "adam", "sgd"}, default "rowwise_adagrad"
         As in `csoftmax.heads.RowOptimizer`.
     learning_rate : float > 0, default 0.3
@@ -172,7 +178,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        head: Literal["sampled", "full", "hierarchical", "adaptive"] = "sampled",
+        head: Literal["sampled", "full", "hierarchical", "adaptive", "hashed"] = "sampled",
         embedding: int | tuple[int, int] | None = None,
         n_sampled: int = 1024,
         sampler: Literal["unigram", "loguniform", "uniform", "in_batch"] | Sampler = "unigram",
@@ -180,6 +186,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         correction: Literal["ranking", "partition", "none"] = "ranking",
         tree: Literal["huffman", "balanced", "two_means"] | Tree = "huffman",
         cutoffs: Literal["auto"] | Sequence[int] = "auto",
+        n_buckets: int | None = None,
+        n_hashes: int = 16,
         optimizer: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad",
         learning_rate: float = 0.3,
         penalty_l2: float = 0.0,
@@ -203,6 +211,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         self.correction = correction
         self.tree = tree
         self.cutoffs = cutoffs
+        self.n_buckets = n_buckets
+        self.n_hashes = n_hashes
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.penalty_l2 = penalty_l2
