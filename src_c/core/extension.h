@@ -206,7 +206,8 @@ csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const 
                                     const csm_entries *, const double *grad, int threads, int (*interrupt)(void *));
 
 /* ops/hashed.c: class hashing.  Rows have `tables` tables of B floats, one for each hash or one for all, after another;
- * no number is NaN, or all of a row are.  Classes are begin to begin + count - 1, or ids: of each row, ids_row apart. */
+ * no number is NaN, or all of a row are.  Classes are begin to begin + count - 1, or ids: those of the rows are ids_row
+ * apart. */
 typedef struct csm_hash_call {
     csm_hash hash;
     size_t rows, tables, count;

@@ -48,8 +48,8 @@ static void score_block(const hash_run *run, size_t row, size_t begin, size_t n,
 static void start(hash_run *run, const csm_table *table, const csm_hash_call *call) {
     run->table = table;
     run->call = call;
-    run->rule = (csm_hash_rule){call->tables > 1 ? (size_t)call->hash.buckets : 0, call->is_least,
-                                (float)call->divisor, call->prior};
+    run->rule = (csm_hash_rule){call->tables > 1 ? (size_t)call->hash.buckets : 0, call->is_least, (float)call->divisor,
+                                call->prior};
     run->blocks = (call->count + CSM_HASH_BLOCK - 1) / CSM_HASH_BLOCK;
 }
 
@@ -58,8 +58,7 @@ static csm_status work(hash_run *run, csm_body body, size_t units, size_t unit_e
     csm_fp_environment saved = csm_fp_enter();
     csm_buffer single[2];
     run->interrupt = (csm_interrupt){.check = c->interrupt, .caller = saved};
-    const int threads =
-        csm_threads_for((double)units * (double)unit_elements, units, c->threads < 1 ? 1 : c->threads);
+    const int threads = csm_threads_for((double)units * (double)unit_elements, units, c->threads < 1 ? 1 : c->threads);
     csm_status status = csm_scratch_begin(&run->scratch, threads, 2, single);
     if (status == CSM_OK) {
         status = csm_parallel(units, CSM_PIECE_ELEMENTS / (unit_elements + 1) + 1, threads, body, run, &run->interrupt);
@@ -97,7 +96,8 @@ static csm_status scores_body(void *context, size_t begin, size_t end, int threa
     for (size_t u = begin; u < end; u++) {
         const size_t row = u / run->blocks, first = u % run->blocks * CSM_HASH_BLOCK;
         score_block(run, row, first, block_length(run, first), run->scores + row * c->count + first);
-        if (csm_stops(&run->interrupt, thread, CSM_HASH_BLOCK * c->hash.hashes)) return CSM_OK; /* csm_parallel reports */
+        if (csm_stops(&run->interrupt, thread, CSM_HASH_BLOCK * c->hash.hashes))
+            return CSM_OK; /* csm_parallel reports */
     }
     return CSM_OK;
 }
@@ -121,8 +121,8 @@ static csm_status topk_body(void *context, size_t unit, size_t end, int thread) 
     hash_run *run = context;
     const csm_hash_call *c = run->call;
     const size_t room = csm_rounded((run->k + run->chunk) * sizeof(float));
-    char *memory = csm_scratch_get(&run->scratch, thread, 0, room + csm_rounded(run->k * sizeof(float)) +
-                                                                 csm_rounded(run->k * sizeof(int64_t)));
+    char *memory = csm_scratch_get(&run->scratch, thread, 0,
+                                   room + csm_rounded(run->k * sizeof(float)) + csm_rounded(run->k * sizeof(int64_t)));
     if (!memory) return CSM_NO_MEMORY;
     float *score = (float *)memory, *better = (float *)(memory + room); /* score: the best so far, then a chunk */
     int64_t *at = (int64_t *)(memory + room + csm_rounded(run->k * sizeof(float)));

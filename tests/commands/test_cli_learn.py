@@ -244,6 +244,9 @@ def test_very_many_classes(iris, capsys, head):
         (["--head", "full", "--penalty-l2", "auto"], "--penalty-l2 auto does not belong to --head full"),
         (["--head", "full", "--n-sampled", "3"], "--n-sampled belongs to --head sampled"),
         (["--n-sampled", "3"], "--n-sampled belongs to --head sampled"),
+        (["--head", "full", "--n-buckets", "3"], "--n-buckets belongs to --head hashed"),
+        (["--n-hashes", "3"], "--n-hashes belongs to --head hashed"),
+        (["--head", "hashed", "--n-buckets", "1"], "n_buckets must be None or an int from 2"),
         (["--head", "sampled", "--learning-rate", "0"], "learning_rate must be in"),
     ],
 )
@@ -270,6 +273,8 @@ def test_options_of_very_many_classes(iris, capsys):
     figures = json.loads(capsys.readouterr().out)
     model = ManyClassRegression.load("model.safetensors")
     assert (model.n_sampled, model.random_state, model.early_stopping) == (2, 3, True)
+    run("fit", "train.csv", "--target", "species", "--head", "hashed", "--n-buckets", "8", "--n-hashes", "5")
+    assert ManyClassRegression.load("model.safetensors").head_.parameters["w"].shape == (40, 4)
     assert figures["epochs"] == model.n_iter_
 
 

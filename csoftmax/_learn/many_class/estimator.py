@@ -53,8 +53,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         (Bengio & Senécal 2003) or `csoftmax.in_batch_softmax_loss`; `csoftmax.linear_cross_entropy`, over all classes.
         "hierarchical": `csoftmax.heads.HierarchicalSoftmax`, decisions down a tree (Morin & Bengio 2005). "adaptive":
         `csoftmax.heads.AdaptiveSoftmax`, clusters of rare classes, by the counts at the start (Grave et al. 2017).
-        "hashed": `csoftmax.heads.HashedSoftmax`, softmaxes over a few buckets of classes (Medini et al. 2019), whose
-        probabilities are those of its aggregate "prior", by the counts so far.
+        "hashed": `csoftmax.heads.HashedSoftmax` by "prior", softmaxes over buckets of classes (Medini et al. 2019).
     embedding : int or pair of ints (n_ids, D), optional
         X holds ids in columns of integers; the features of a row are the mean of their embeddings, rows of a table
         (n_ids, D) in float32. An int is D, where `fit` takes the largest id in X for the last one.
@@ -93,8 +92,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     max_epochs : int, default 5
         Maximum number of passes over the data.
     init_bias : {"log_prior", "zero"}, default "log_prior"
-        Bias at the start: log of the classes' relative counts, at nodes of a tree of the odds of its sides with half a
-        count added to both; or 0. Weights start at 0, but the projections of an adaptive head, which are random.
+        Bias at the start: log of the relative counts of classes or buckets, at nodes of a tree of the odds of its sides
+        with half a count added to both; or 0. Weights start at 0, but the projections of an adaptive head, which are random.
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss over all classes has not fallen for `patience`
         epochs, and keep the parameters of the best epoch. Not for `partial_fit` and `fit_batches`.
@@ -120,7 +119,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     ----------
     head_ : object
         The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features. Those of
-        the hierarchical and the adaptive one are those of ``head_.layer``, the layer of `csoftmax.heads`.
+        the other heads are those of ``head_.layer``, the layer of `csoftmax.heads`.
     embedding_ : ndarray of float32, shape (n_ids, D)
         Table of embeddings; only with `embedding`.
     classes_ : ndarray of shape (K,)
@@ -377,9 +376,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         `classes_` stays sorted: new classes take their sorted places, and parameters, counts and frozen classes move
         with their classes, as do the positions that `topk` returns. A new class has the bias of the least likely
         class, or the logarithm of its share of the counts. In a tree, the leaf with the lowest count in `class_count_`
-        becomes a node of its class and the new one (`csoftmax.heads.HierarchicalSoftmax.add_classes`); a tree without
-        counts ("balanced") splits its shallowest leaf, with equal probabilities, whatever `counts` says. The state of
-        the optimiser starts anew.
+        becomes a node of its class and the new one; a tree without counts ("balanced") splits its shallowest leaf, with
+        equal probabilities, whatever `counts` says. In a hashed head a new class has buckets already, and the smallest
+        of the counts. The state of the optimiser starts anew.
 
         Parameters
         ----------
@@ -433,8 +432,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def freeze(self, classes: ArrayLike | None = None) -> Self:
         """Keep the parameters of some classes unchanged in all later training.
 
-        A node of a tree stays unchanged if all classes below it are frozen. Embeddings go on to change, and with them
-        the logits. The state of the optimiser starts anew.
+        A node of a tree stays unchanged if all classes below it are frozen, a bucket of a hashed head if one of its
+        classes is. Embeddings go on to change. The state of the optimiser starts anew.
 
         Parameters
         ----------
