@@ -37,7 +37,7 @@ class HashedSoftmax(HashedLayer):
     Each of `n_hashes` random hashes maps the classes to `n_buckets` buckets, over which it has a softmax. Training
     raises the probabilities of the buckets of the label; the score of a class puts those of its buckets together. The
     layer has ``n_hashes * n_buckets`` rows of weights, no array with a row for each class, and classes may be any
-    64-bit integers. That costs quality: see Notes.
+    64-bit integers. Its probabilities are much worse than those of a softmax over all classes: see Notes.
 
     Parameters
     ----------
@@ -93,9 +93,9 @@ class HashedSoftmax(HashedLayer):
 
     Notes
     -----
-    On a bigram model of English with 22,254 words the ten best words hold the next one in 42 % of all cases with 9 %
-    of the parameters of the softmax over all classes, which reaches 48 %. Scores of "mean" are useless as probabilities
-    there: normalised, they have a larger loss than the frequencies of the words alone; "prior" has a smaller one.
+    On a bigram model of English with 22,254 words the ten best by "geometric" hold the next word as often as those of
+    the softmax over all words, with 9 % of its rows of weights; by "mean" a quarter less often. Only "prior" is of use
+    as a probability there: its loss is 5.4, that of the softmax 5.0, that of the frequencies of the words alone 6.4.
 
     Examples
     --------
