@@ -13,7 +13,8 @@ enum {
     MIN_CHUNK = 8 * CSM_HASH_BLOCK, /* classes */
     MIN_SEGMENT = 8 * MIN_CHUNK,
     SEGMENTS_OF_THREAD = 4,
-    LIST_PART = 8 /* the lists of all segments have at most 1 / 8 as many classes as there are */
+    LIST_PART = 8, /* the lists of all segments have at most 1 / 8 as many classes as there are */
+    FEW_ROWS = 3   /* so many rows are scored one by one */
 };
 
 typedef struct hash_run {
@@ -22,7 +23,9 @@ typedef struct hash_run {
     csm_hash_rule rule;
     int64_t *buckets;
     float *scores;
-    size_t blocks; /* of a row */
+    size_t blocks;        /* of a row */
+    size_t group, groups; /* rows that are scored together, 1 or CSM_HASH_ROWS, and how often */
+    float *beside;        /* tables of groups with the rows side by side */
     /* top-k */
     size_t k, chunk, segment, segments; /* classes of a chunk and of a segment, segments of a row */
     float *values; /* of each segment of each row, k */
@@ -38,28 +41,55 @@ static size_t block_length(const hash_run *run, size_t begin) {
     return left < CSM_HASH_BLOCK ? left : CSM_HASH_BLOCK;
 }
 
-static void score_block(const hash_run *run, size_t row, size_t begin, size_t n, float *to) {
+/* Scores of the rows of a group: to[row]. */
+static void score_block(const hash_run *run, size_t group, size_t begin, size_t n, float *const *to) {
     const csm_hash_call *c = run->call;
-    const float *tables = c->table + row * c->tables * (size_t)c->hash.buckets;
+    const size_t row = group * run->group, size = c->tables * (size_t)c->hash.buckets;
     const uint64_t *ids = c->ids ? c->ids + row * c->ids_row + begin : NULL;
-    run->table->hash.scores(&c->hash, &run->rule, tables, c->begin + begin, ids, n, to);
+    if (run->group == 1) {
+        run->table->hash.scores(&c->hash, &run->rule, c->table + row * size, c->begin + begin, ids, n, to[0]);
+        return;
+    }
+    const size_t left = c->rows - row, rows = left < run->group ? left : run->group;
+    run->table->hash.scores_of_rows(&c->hash, &run->rule, run->beside + row * size, c->begin + begin, ids, n, rows, to);
 }
 
-static void start(hash_run *run, const csm_table *table, const csm_hash_call *call) {
+/* The tables of each group of rows side by side, 0 for rows that are not there. */
+static csm_status lay_beside(hash_run *run) {
+    const csm_hash_call *c = run->call;
+    const size_t size = c->tables * (size_t)c->hash.buckets;
+    run->group = CSM_HASH_ROWS;
+    run->groups = (c->rows + CSM_HASH_ROWS - 1) / CSM_HASH_ROWS;
+    run->beside = csm_allocate(run->groups * CSM_HASH_ROWS * size * sizeof(float));
+    if (!run->beside) return CSM_NO_MEMORY;
+    for (size_t g = 0; g < run->groups; g++)
+        for (size_t i = 0; i < size; i++)
+            for (size_t row = 0; row < CSM_HASH_ROWS; row++) {
+                const size_t at = g * CSM_HASH_ROWS + row;
+                run->beside[(g * size + i) * CSM_HASH_ROWS + row] = at < c->rows ? c->table[at * size + i] : 0;
+            }
+    return CSM_OK;
+}
+
+/* Begins a run; some rows of the same classes are scored together if there are more classes than buckets. */
+static csm_status start(hash_run *run, const csm_table *table, const csm_hash_call *call) {
     run->table = table;
     run->call = call;
     run->rule = (csm_hash_rule){call->tables > 1 ? (size_t)call->hash.buckets : 0, call->is_least, (float)call->divisor,
                                 call->prior};
     run->blocks = (call->count + CSM_HASH_BLOCK - 1) / CSM_HASH_BLOCK;
+    run->group = 1;
+    run->groups = call->rows;
+    return call->rows > FEW_ROWS && call->ids_row == 0 && call->count > call->hash.buckets ? lay_beside(run) : CSM_OK;
 }
 
 static csm_status work(hash_run *run, csm_body body, size_t units, size_t unit_elements) {
     const csm_hash_call *c = run->call;
     csm_fp_environment saved = csm_fp_enter();
-    csm_buffer single[2];
+    csm_buffer single[3];
     run->interrupt = (csm_interrupt){.check = c->interrupt, .caller = saved};
     const int threads = csm_threads_for((double)units * (double)unit_elements, units, c->threads < 1 ? 1 : c->threads);
-    csm_status status = csm_scratch_begin(&run->scratch, threads, 2, single);
+    csm_status status = csm_scratch_begin(&run->scratch, threads, 3, single);
     if (status == CSM_OK) {
         status = csm_parallel(units, CSM_PIECE_ELEMENTS / (unit_elements + 1) + 1, threads, body, run, &run->interrupt);
         csm_scratch_end(&run->scratch);
@@ -86,7 +116,7 @@ static csm_status buckets_body(void *context, size_t begin, size_t end, int thre
 
 csm_status csm_run_hash_buckets(const csm_table *table, const csm_hash_call *call, int64_t *out) {
     hash_run run = {.buckets = out};
-    start(&run, table, call);
+    start(&run, table, call); /* there are no rows */
     return work(&run, buckets_body, run.blocks, CSM_HASH_BLOCK * call->hash.hashes);
 }
 
@@ -94,8 +124,13 @@ static csm_status scores_body(void *context, size_t begin, size_t end, int threa
     hash_run *run = context;
     const csm_hash_call *c = run->call;
     for (size_t u = begin; u < end; u++) {
-        const size_t row = u / run->blocks, first = u % run->blocks * CSM_HASH_BLOCK;
-        score_block(run, row, first, block_length(run, first), run->scores + row * c->count + first);
+        const size_t group = u / run->blocks, first = u % run->blocks * CSM_HASH_BLOCK;
+        float *to[CSM_HASH_ROWS];
+        for (size_t i = 0; i < run->group; i++) {
+            const size_t row = group * run->group + i;
+            to[i] = row < c->rows ? run->scores + row * c->count + first : NULL;
+        }
+        score_block(run, group, first, block_length(run, first), to);
         if (csm_stops(&run->interrupt, thread, CSM_HASH_BLOCK * c->hash.hashes))
             return CSM_OK; /* csm_parallel reports */
     }
@@ -104,8 +139,11 @@ static csm_status scores_body(void *context, size_t begin, size_t end, int threa
 
 csm_status csm_run_hash_scores(const csm_table *table, const csm_hash_call *call, float *out) {
     hash_run run = {.scores = out};
-    start(&run, table, call);
-    return work(&run, scores_body, call->rows * run.blocks, CSM_HASH_BLOCK * call->hash.hashes);
+    csm_status status = start(&run, table, call);
+    if (status == CSM_OK)
+        status = work(&run, scores_body, run.groups * run.blocks, CSM_HASH_BLOCK * call->hash.hashes * run.group);
+    csm_release(run.beside);
+    return status;
 }
 
 /* The k best of n numbers (their places), best first.  s is set for the following ones. */
@@ -117,43 +155,60 @@ static csm_status select_best(hash_run *run, int thread, const float *from, size
     return s->is_stopped ? CSM_INTERRUPTED : CSM_OK;
 }
 
+/* Finds the k best of the best so far (kept: at score, best first; their places) and the n scores behind them. */
+static csm_status improve(hash_run *run, int thread, float *score, int64_t *places, size_t kept, size_t first,
+                          size_t n) {
+    const size_t all = kept + n, k = all < run->k ? all : run->k;
+    if (kept == run->k && run->table->max[CSM_DTYPE_f32](score + kept, n) <= (double)score[kept - 1]) return CSM_OK;
+    char *memory = csm_scratch_get(&run->scratch, thread, 2, run->k * (sizeof(int64_t) + sizeof(float)));
+    if (!memory) return CSM_NO_MEMORY;
+    int64_t *at = (int64_t *)memory;
+    float *better = (float *)(at + run->k);
+    csm_select s;
+    csm_status status = select_best(run, thread, score, all, k, &s);
+    if (status != CSM_OK) return status;
+    for (size_t i = 0; i < k; i++) {
+        const size_t from = (size_t)s.index[i];
+        better[i] = score[from];
+        at[i] = from < kept ? places[from] : (int64_t)(first + (from - kept));
+    }
+    memcpy(score, better, k * sizeof(float));
+    memcpy(places, at, k * sizeof(int64_t));
+    return CSM_OK;
+}
+
 static csm_status topk_body(void *context, size_t unit, size_t end, int thread) {
     hash_run *run = context;
     const csm_hash_call *c = run->call;
-    const size_t room = csm_rounded((run->k + run->chunk) * sizeof(float));
-    char *memory = csm_scratch_get(&run->scratch, thread, 0,
-                                   room + csm_rounded(run->k * sizeof(float)) + csm_rounded(run->k * sizeof(int64_t)));
+    const size_t room = csm_rounded((run->k + run->chunk) * sizeof(float)); /* the best so far, then a chunk */
+    char *memory = csm_scratch_get(&run->scratch, thread, 0, run->group * room);
     if (!memory) return CSM_NO_MEMORY;
-    float *score = (float *)memory, *better = (float *)(memory + room); /* score: the best so far, then a chunk */
-    int64_t *at = (int64_t *)(memory + room + csm_rounded(run->k * sizeof(float)));
     for (; unit < end; unit++) {
-        const size_t row = unit / run->segments, begin = unit % run->segments * run->segment;
+        const size_t group = unit / run->segments, part = unit % run->segments, begin = part * run->segment;
         const size_t stop = c->count - begin < run->segment ? c->count : begin + run->segment;
-        float *values = run->values + unit * run->k;
-        int64_t *places = run->places + unit * run->k;
-        size_t kept = 0;
+        const size_t first_row = group * run->group, left = c->rows - first_row;
+        const size_t rows = left < run->group ? left : run->group;
+        size_t kept = 0; /* the same for all rows */
         for (size_t first = begin, last; first < stop; first = last) {
             last = stop - first < run->chunk ? stop : first + run->chunk;
             for (size_t i = first; i < last; i += CSM_HASH_BLOCK) {
                 const size_t n = last - i < CSM_HASH_BLOCK ? last - i : CSM_HASH_BLOCK;
-                score_block(run, row, i, n, score + kept + (i - first));
+                float *to[CSM_HASH_ROWS];
+                for (size_t row = 0; row < rows; row++) to[row] = (float *)(memory + row * room) + kept + (i - first);
+                score_block(run, group, i, n, to);
                 if (csm_stops(&run->interrupt, thread, n * c->hash.hashes)) return CSM_OK; /* csm_parallel reports it */
             }
-            const size_t n = last - first, all = kept + n, k = all < run->k ? all : run->k;
-            if (kept == run->k && run->table->max[CSM_DTYPE_f32](score + kept, n) <= (double)score[kept - 1]) continue;
-            csm_select s;
-            csm_status status = select_best(run, thread, score, all, k, &s);
-            if (status != CSM_OK) return status;
-            for (size_t i = 0; i < k; i++) {
-                const size_t from = (size_t)s.index[i];
-                better[i] = score[from];
-                at[i] = from < kept ? places[from] : (int64_t)(first + (from - kept));
+            for (size_t row = 0; row < rows; row++) {
+                int64_t *places = run->places + ((first_row + row) * run->segments + part) * run->k;
+                csm_status status =
+                    improve(run, thread, (float *)(memory + row * room), places, kept, first, last - first);
+                if (status != CSM_OK) return status;
             }
-            memcpy(score, better, k * sizeof(float));
-            memcpy(places, at, k * sizeof(int64_t));
-            kept = k;
+            kept = kept + (last - first) < run->k ? kept + (last - first) : run->k;
         }
-        memcpy(values, score, kept * sizeof(float));
+        for (size_t row = 0; row < rows; row++)
+            memcpy(run->values + ((first_row + row) * run->segments + part) * run->k, memory + row * room,
+                   kept * sizeof(float));
     }
     return CSM_OK;
 }
@@ -192,7 +247,8 @@ static void cut(hash_run *run) {
     const csm_hash_call *c = run->call;
     const size_t threads = c->threads < 1 ? 1 : (size_t)c->threads;
     size_t segments = 1;
-    if (c->rows < SEGMENTS_OF_THREAD * threads && threads > 1) segments = SEGMENTS_OF_THREAD * threads / c->rows;
+    if (run->groups < SEGMENTS_OF_THREAD * threads && threads > 1)
+        segments = SEGMENTS_OF_THREAD * threads / run->groups;
     if (segments > c->count / MIN_SEGMENT) segments = c->count / MIN_SEGMENT;
     if (segments > c->count / LIST_PART / run->k) segments = c->count / LIST_PART / run->k;
     if (segments < 1) segments = 1;
@@ -206,18 +262,23 @@ static void cut(hash_run *run) {
 csm_status csm_run_hash_topk(const csm_table *table, const csm_hash_call *call, size_t k, float *values,
                              int64_t *places) {
     hash_run run = {.k = k, .values = values, .places = places, .best = values, .best_places = places};
-    start(&run, table, call);
+    csm_status status = start(&run, table, call);
     cut(&run);
     const size_t lists = call->rows * run.segments * k;
     char *memory = NULL;
-    if (run.segments > 1) {
+    if (status == CSM_OK && run.segments > 1) {
         memory = csm_allocate(csm_rounded(lists * sizeof(float)) + lists * sizeof(int64_t));
-        if (!memory) return CSM_NO_MEMORY;
-        run.values = (float *)memory;
-        run.places = (int64_t *)(memory + csm_rounded(lists * sizeof(float)));
+        if (memory) {
+            run.values = (float *)memory;
+            run.places = (int64_t *)(memory + csm_rounded(lists * sizeof(float)));
+        } else {
+            status = CSM_NO_MEMORY;
+        }
     }
-    csm_status status = work(&run, topk_body, call->rows * run.segments, run.segment * call->hash.hashes);
+    if (status == CSM_OK)
+        status = work(&run, topk_body, run.groups * run.segments, run.segment * call->hash.hashes * run.group);
     if (status == CSM_OK && run.segments > 1) status = work(&run, join_body, call->rows, run.segments * k);
     csm_release(memory);
+    csm_release(run.beside);
     return status;
 }

@@ -226,7 +226,7 @@ def test_bits_of_threads_and_instruction_sets(keep_isa):
     rng = np.random.default_rng(0)
     family = rng.integers(0, 2**64, (3, 7), np.uint64)
     count = 150_001
-    tables = np.log(rng.random((2, 7, 300))).astype(np.float32)
+    tables = np.log(rng.random((11, 7, 300))).astype(np.float32)  # a whole group of rows, and three
     prior = rng.random(count).astype(np.float32)
     ids = rng.permutation(count)
     for is_least, given in itertools.product((False, True), (None, ids)):
@@ -235,14 +235,18 @@ def test_bits_of_threads_and_instruction_sets(keep_isa):
         for isa in binding.isa_available():
             binding.select_isa(isa)
             for threads in (1, 2, 5):
-                scores = np.empty((2, count), np.float32)
-                values, places = np.empty((2, 33), np.float32), np.empty((2, 33), np.int64)
+                scores = np.empty((11, count), np.float32)
+                values, places = np.empty((11, 33), np.float32), np.empty((11, 33), np.int64)
                 compute_scores(family, tables, given, rule, scores, threads)
                 find_best(family, tables, count, given, rule, values, places, threads)
                 got = scores, values, places, compute_buckets(family, 300, ids, threads)
                 if expected is None:
                     expected = got
                     assert np.array_equal(places, order(scores, 33))
+                    alone = np.empty((1, count), np.float32)
+                    for row in range(11):
+                        compute_scores(family, tables[row : row + 1], given, rule, alone, threads)
+                        assert np.array_equal(alone[0], scores[row])
                 for a, b in zip(got, expected, strict=True):
                     assert np.array_equal(a, b), (isa, threads)
 

@@ -92,8 +92,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     max_epochs : int, default 5
         Maximum number of passes over the data.
     init_bias : {"log_prior", "zero"}, default "log_prior"
-        Bias at the start: log of the relative counts of classes or buckets, at nodes of a tree of the odds of its sides
-        with half a count added to both; or 0. Weights start at 0, but the projections of an adaptive head, which are random.
+        Bias at the start: log of the relative counts of classes or buckets, at nodes of a tree that of the odds of
+        their sides with half a count added to both; or 0. Weights start at 0, but random projections of "adaptive".
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss over all classes has not fallen for `patience`
         epochs, and keep the parameters of the best epoch. Not for `partial_fit` and `fit_batches`.

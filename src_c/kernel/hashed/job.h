@@ -4,7 +4,11 @@
 
 #include "../../vec/standard.h"
 
-enum { CSM_HASH_BLOCK = 1024 }; /* classes at a time: their sums and the table of one hash stay in L1 */
+enum {
+    CSM_HASH_BLOCK = 1024, /* classes at a time: their sums and the table of one hash stay in L1 */
+    CSM_HASH_ROWS = 8,     /* rows whose tables lie side by side */
+    CSM_HASH_PART = 256    /* classes at a time for these */
+};
 
 /* R hashes of 64-bit ids: bucket = (h B) >> 32, h = ((first lo + second hi + add) mod 2^64) >> 32. */
 typedef struct csm_hash {
@@ -28,6 +32,9 @@ typedef struct csm_hash_kernels {
     /* Scores of the same classes for one row. */
     void (*scores)(const csm_hash *, const csm_hash_rule *, const float *tables, uint64_t begin, const uint64_t *ids,
                    size_t n, float *to);
+    /* The same for CSM_HASH_ROWS rows: tables[bucket][row] for each hash, to[row] for the first `rows` of them. */
+    void (*scores_of_rows)(const csm_hash *, const csm_hash_rule *, const float *tables, uint64_t begin,
+                           const uint64_t *ids, size_t n, size_t rows, float *const *to);
 } csm_hash_kernels;
 
 #endif
