@@ -200,6 +200,10 @@ def test_special_values():
         assert np.isnan(best.values[[1, 3]]).all()
         assert layer.predict(x)[1] == 0
     layer = fill(HashedSoftmax(5, K, n_buckets=37, n_hashes=5, counts=np.ones(K), rng=1))
+    layer.parameters["bias"][37 * 2 + 4] = np.inf  # one softmax of five is NaN
+    for aggregate in AGGREGATES:
+        layer.aggregate = aggregate
+        assert np.isnan(layer.scores(np.ones((9, 5)))).all()
     layer.parameters["bias"][37 * 2 + 4] = -np.inf
     is_off = layer.buckets(np.arange(K))[:, 2] == 4
     for aggregate in ("geometric", "prior"):
@@ -314,6 +318,8 @@ def test_steps_and_frozen_buckets():
         rows = np.unique(layer._find_rows(y[:2]))
         layer.freeze(y[:2]).step(x, y, optimizer)
         assert np.flatnonzero(layer.frozen).tolist() == rows.tolist()
+        first = np.arange(8) * 512 if make is HashedSoftmax else 0  # of each hash
+        assert np.unique(layer.buckets(y[:2]) + first).tolist() == rows.tolist()
         for name, a in layer.parameters.items():
             is_same = (a == before[name]).reshape(len(a), -1).all(axis=1)
             assert is_same[rows].all()

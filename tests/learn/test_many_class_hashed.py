@@ -80,6 +80,10 @@ def test_the_prior_is_that_of_all_rows_so_far():
     before = model.predict_proba(X[:20])
     assert np.array_equal(model.class_count_, counts)
     assert np.array_equal(model.head_.layer.counts, counts + least)
+    once = copy.deepcopy(model)
+    once.partial_fit(X[:100], y[:100]).predict(X[:1])
+    once.partial_fit(X[:100], y[:100]).predict(X[:1])
+    assert (once.head_.layer.counts >= counts + 2 * np.bincount(y[:100], minlength=120)).all()
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         assert np.array_equal(twin.predict_proba(X[:20]), before)
         twin.partial_fit(X[:100], y[:100])
@@ -103,8 +107,12 @@ def test_added_classes_keep_their_buckets():
     assert np.array_equal(np.delete(numbers, [0, 5, 122]), np.arange(120))
     assert np.array_equal(layer._with("geometric").scores(model.embedding_[:5], np.arange(120)), scores)
     check_predictions(model, X[:50], y[:50] * 2)
-    model.partial_fit(np.repeat(X[:1], 100, axis=0), np.full(100, 7))
-    assert model.predict(X[:1])[0] == 7 or model.class_count_[5] == 106
+    before = model.log_proba(X[:1], [7])
+    for _ in range(20):
+        model.partial_fit(np.repeat(X[:1], 100, axis=0), np.full(100, 7))
+    assert model.predict(X[:1])[0] == 7
+    assert model.log_proba(X[:1], [7]) > max(before, np.log(0.9))
+    assert np.array_equal(model.head_.layer.counts[numbers], model.class_count_)
     check_predictions(model, X[:50], y[:50] * 2)
     without = make_model(max_epochs=1).fit(X, y).add_classes([120, 121])
     assert without.head_.numbers is None
