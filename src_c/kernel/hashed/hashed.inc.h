@@ -11,8 +11,8 @@
  * Accumulators: one float for each class, to which the hashes are added in their order.  All else is exact or rounded
  * once, so that the bits are the same everywhere.
  * NaN: a row whose tables hold NaN must hold nothing else; its scores are NaN.
- * Error: that of R - 1 additions, a division and an addition in float; without a prior measured 6.6 2^-24 of the mean of
- * the magnitudes for 16 hashes, 9.9 for 64.
+ * Error: that of R - 1 additions, a division and an addition in float; without a prior measured 6.6 2^-24 of the mean
+ * of the magnitudes for 16 hashes, 9.9 for 64.
  */
 #ifndef CSM_HASHED_INC_H
 #define CSM_HASHED_INC_H
