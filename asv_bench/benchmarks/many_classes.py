@@ -44,3 +44,24 @@ class Update:
 
     def time_update(self, kind):
         self.optimizer.update("w", self.w, self.gradient)
+
+
+class Hashes:
+    """Scores of classes from buckets: the ten best of a row, and of a batch."""
+
+    params = ((1, 64),)
+    param_names = ("rows",)
+
+    def setup(self, rows):
+        from csoftmax.heads import HashedSoftmax
+
+        rng = np.random.default_rng(0)
+        self.layer = HashedSoftmax(D, 10**6, n_buckets=512, rng=0, num_threads=1)
+        self.layer.parameters["w"][:] = rng.standard_normal(self.layer.parameters["w"].shape)
+        self.x = rng.standard_normal((rows, D), np.float32)
+
+    def time_topk(self, rows):
+        self.layer.topk(self.x, 10)
+
+    def peakmem_topk(self, rows):
+        self.layer.topk(self.x, 10)

@@ -151,13 +151,13 @@ def _make_reader(name: str, rng: Any, or_also: str) -> Any:
     return np.random.default_rng(rng).random
 
 
-def as_generator(rng: Any) -> Any:
+def as_generator(rng: Any, name: str = "rng") -> Any:
     """A numpy.random.Generator: the caller's, or one with the given seed."""
     if isinstance(rng, np.random.Generator):
         return rng
-    read = None if isinstance(rng, np.random.RandomState) else _make_reader("rng", rng, "None")
+    read = None if isinstance(rng, np.random.RandomState) else _make_reader(name, rng, "None")
     if read is None:
-        raise TypeError("rng must be None, an int, a SeedSequence or a Generator, got a RandomState")
+        raise TypeError(f"{name} must be None, an int, a SeedSequence or a Generator, got a RandomState")
     return read.__self__
 
 

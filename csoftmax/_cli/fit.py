@@ -59,9 +59,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--solver", choices=("lbfgs", "adamw"), help="default: lbfgs")
     add(
         "--head",
-        choices=("sampled", "full", "hierarchical", "adaptive"),
+        choices=("sampled", "full", "hierarchical", "adaptive", "hashed"),
         help="ManyClassRegression, for very many classes, instead: steps over sampled classes, over all, down a tree, "
-        "or over clusters of rare classes",
+        "over clusters of rare classes, or over buckets of classes",
     )
     add("--tree", choices=("huffman", "balanced", "two_means"), help="of --head hierarchical; default: huffman")
     add(
@@ -70,6 +70,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="R,S",
         help="of --head adaptive: ranks of frequency at which clusters begin; default: auto, by a model of the time",
     )
+    add("--n-buckets", type=parse_positive, metavar="B", help="of --head hashed; default: 2 sqrt(classes)")
+    add("--n-hashes", type=parse_positive, metavar="R", help="of --head hashed; default: 16")
     add("--n-sampled", type=parse_positive, metavar="M", help="sampled classes of a minibatch; default: 1024")
     add(
         "--penalty-l2",
@@ -167,6 +169,9 @@ def refuse_unused(arguments: argparse.Namespace) -> None:
         raise UnusableError("--tree belongs to --head hierarchical")
     if arguments.cutoffs is not None and arguments.head != "adaptive":
         raise UnusableError("--cutoffs belongs to --head adaptive")
+    for option in ("n_buckets", "n_hashes"):
+        if getattr(arguments, option) is not None and arguments.head != "hashed":
+            raise UnusableError(f"--{option.replace('_', '-')} belongs to --head hashed")
     if arguments.head is not None:
         return
     arguments.solver = arguments.solver or "lbfgs"
@@ -252,7 +257,7 @@ def make_model(arguments: argparse.Namespace, save: Any) -> SoftmaxRegression | 
                 save(model)
 
         callbacks.append(save_regularly)
-    names = ("penalty_l2", "learning_rate", "n_sampled", "tree", "cutoffs")
+    names = ("penalty_l2", "learning_rate", "n_sampled", "tree", "cutoffs", "n_buckets", "n_hashes")
     given = {name: value for name in names if (value := getattr(arguments, name)) is not None}
     if arguments.head is not None:
         return ManyClassRegression(

@@ -366,6 +366,28 @@ def run_logistic_loss(
     clip_value: float,
     num_threads: int | None,
 ) -> None: ...
+def run_hash_buckets(
+    family: NDArray[np.uint64], buckets: int, ids: NDArray[Any], out: NDArray[np.int64], num_threads: Any
+) -> None: ...
+def run_hash_scores(
+    family: NDArray[np.uint64],
+    tables: NDArray[np.float32],
+    begin: int,
+    ids: NDArray[Any] | None,
+    rule: tuple[bool, float, NDArray[np.float32] | None],
+    out: NDArray[np.float32],
+    num_threads: Any,
+) -> None: ...
+def run_hash_topk(
+    family: NDArray[np.uint64],
+    tables: NDArray[np.float32],
+    count: int,
+    ids: NDArray[Any] | None,
+    rule: tuple[bool, float, NDArray[np.float32] | None],
+    values: NDArray[np.float32],
+    places: NDArray[np.int64],
+    num_threads: Any,
+) -> None: ...
 def run_int8_quantise(layer: Any, w: NDArray[Any], ids: NDArray[Any] | None, num_threads: Any) -> None: ...
 def run_int8_topk(
     layer: Any,

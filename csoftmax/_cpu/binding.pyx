@@ -4,7 +4,7 @@
 #
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
 # and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
-# int8.pxi those of output layers in int8, tree.pxi those of trees.
+# int8.pxi those of output layers in int8, tree.pxi those of trees, hashed.pxi those of class hashing.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -173,6 +173,29 @@ cdef extern from "core/extension.h" nogil:
                                        double *)
     int csm_run_int8_dots(const csm_table *, int, const uint8_t *, size_t, const int8_t *, size_t, const int32_t *,
                           int32_t *)
+
+    ctypedef struct csm_hash:
+        size_t hashes
+        uint64_t buckets
+        const uint64_t *first
+        const uint64_t *second
+        const uint64_t *add
+    ctypedef struct csm_hash_call:
+        csm_hash hash
+        size_t rows, tables, count
+        const float *table
+        uint64_t begin
+        const uint64_t *ids
+        size_t ids_row
+        int is_least
+        double divisor
+        const float *prior
+        int threads
+        int (*interrupt)(void *) noexcept
+    cpu.csm_status csm_run_hash_buckets(const csm_table *, const csm_hash_call *, int64_t *)
+    cpu.csm_status csm_run_hash_scores(const csm_table *, const csm_hash_call *, float *)
+    cpu.csm_status csm_run_hash_topk(const csm_table *, const csm_hash_call *, size_t, float *, int64_t *)
+
     ctypedef struct csm_tree:
         size_t classes
         int64_t root
@@ -377,6 +400,7 @@ include "crf_quick.pxi"
 include "alias.pxi"
 include "sampled.pxi"
 include "int8.pxi"
+include "hashed.pxi"
 include "tree.pxi"
 
 

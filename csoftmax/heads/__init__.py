@@ -1,15 +1,20 @@
-"""Parts of layers with very many classes: output layers, trees, exact top-k through int8, the optimiser of rows."""
+"""Parts of layers with very many classes: output layers, trees, hashes, exact top-k through int8, an optimiser."""
 
 from .._learn.adaptive.head import AdaptiveSoftmax
+from .._learn.hashed.bloom import BloomSoftmax
+from .._learn.hashed.head import HashedSoftmax
 from .._learn.head_result import HeadResult
 from .._learn.hierarchical.head import HierarchicalSoftmax
 from .._learn.hierarchical.tree import Tree
 from .._learn.int8_head import Int8Head, int8_topk
 from .._learn.int8_intervals import Interval, TopKInterval
+from .._ops.hashed import hash_buckets
 from .._ops.row_optimizer import RowOptimizer
 
 __all__ = [
     "AdaptiveSoftmax",
+    "BloomSoftmax",
+    "HashedSoftmax",
     "HeadResult",
     "HierarchicalSoftmax",
     "Int8Head",
@@ -17,6 +22,7 @@ __all__ = [
     "RowOptimizer",
     "TopKInterval",
     "Tree",
+    "hash_buckets",
     "int8_topk",
 ]
 

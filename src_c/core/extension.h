@@ -240,6 +240,29 @@ csm_status csm_run_emissions(const csm_table *, const csm_pairs *, size_t attrib
 csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const int64_t *blocks, size_t block_count,
                                     const csm_entries *, const double *grad, int threads, int (*interrupt)(void *));
 
+/* ops/hashed.c: class hashing.  Rows have `tables` tables of B floats, one for each hash or one for all, after another;
+ * no number is NaN, or all of a row are.  Classes are begin to begin + count - 1, or ids: those of the rows are ids_row
+ * apart. */
+typedef struct csm_hash_call {
+    csm_hash hash;
+    size_t rows, tables, count;
+    const float *table;
+    uint64_t begin;      /* a multiple of CSM_HASH_BLOCK */
+    const uint64_t *ids; /* NULL */
+    size_t ids_row;      /* ids, 0 if all rows have the same */
+    int is_least;        /* the least number in place of the sum */
+    double divisor;
+    const float *prior;  /* of each class; NULL */
+    int threads;
+    int (*interrupt)(void *context);
+} csm_hash_call;
+/* Buckets of count ids: count x hashes. */
+csm_status csm_run_hash_buckets(const csm_table *, const csm_hash_call *, int64_t *out);
+/* Scores: rows x count. */
+csm_status csm_run_hash_scores(const csm_table *, const csm_hash_call *, float *out);
+/* The k best classes of each row, 0 < k <= count, by their place among the classes; of equal ones the first. */
+csm_status csm_run_hash_topk(const csm_table *, const csm_hash_call *, size_t k, float *values, int64_t *places);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

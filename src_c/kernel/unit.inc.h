@@ -156,6 +156,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
 
+#include "hashed/hashed.inc.h"
 #include "int8/int8.inc.h"
 
 #define CSM_NAME_(name) #name
@@ -203,6 +204,7 @@ static const csm_table table = {
     {CSM_DTYPES(OPTIMIZER)},
     {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact},
     {tree_terms, tree_sides},
+    {hash_buckets, hash_scores, hash_scores_of_rows},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

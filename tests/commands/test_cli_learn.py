@@ -210,7 +210,7 @@ def test_nothing_to_learn(tmp_path, monkeypatch):
     assert loaded("model.safetensors").predict_proba([[1.0]]).tolist() == [[0.5, 0.5]]
 
 
-@pytest.mark.parametrize("head", ["sampled", "full", "adaptive"])
+@pytest.mark.parametrize("head", ["sampled", "full", "adaptive", "hashed"])
 def test_very_many_classes(iris, capsys, head):
     """The model of --head is read by predict and evaluate, and has the scale of the columns in its weights."""
     X, names = iris
@@ -249,6 +249,9 @@ def test_very_many_classes(iris, capsys, head):
         (["--head", "adaptive", "--cutoffs", "2,1"], "must be auto or ascending positive integers, got '2,1'"),
         (["--head", "adaptive", "--cutoffs", "1,x"], "must be auto or ascending positive integers, got '1,x'"),
         (["--head", "adaptive", "--cutoffs", "1,3"], "cutoffs must be less than 3, the number of classes"),
+        (["--head", "full", "--n-buckets", "3"], "--n-buckets belongs to --head hashed"),
+        (["--n-hashes", "3"], "--n-hashes belongs to --head hashed"),
+        (["--head", "hashed", "--n-buckets", "1"], "n_buckets must be None or an int from 2"),
         (["--head", "sampled", "--learning-rate", "0"], "learning_rate must be in"),
     ],
 )
@@ -284,6 +287,8 @@ def test_options_of_very_many_classes(iris, capsys):
     figures = json.loads(capsys.readouterr().out)
     model = ManyClassRegression.load("model.safetensors")
     assert (model.n_sampled, model.random_state, model.early_stopping) == (2, 3, True)
+    run("fit", "train.csv", "--target", "species", "--head", "hashed", "--n-buckets", "8", "--n-hashes", "5")
+    assert ManyClassRegression.load("model.safetensors").head_.parameters["w"].shape == (40, 4)
     assert figures["epochs"] == model.n_iter_
 
 

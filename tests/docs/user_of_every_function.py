@@ -89,6 +89,13 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert layer.topk(x, 3).indices.shape == (*layer.predict(x).shape, 3)
     assert layer.log_proba(x, labels).shape == layer.sample(x, rng=0).shape
     assert heads.AdaptiveSoftmax.suggest_cutoffs([3, 2, 1], 8) == []
+    hashed = heads.HashedSoftmax(x.shape[1], 1000, n_buckets=64, counts=np.arange(1000), aggregate="prior", rng=0)
+    assert hashed.log_proba(x).shape == hashed.unbiased(x).shape == hashed.scores(x).shape
+    assert hashed.loss_with_grad(x, labels).gradients["w"].shape == hashed.parameters["w"].shape
+    bloom = heads.BloomSoftmax(x.shape[1], n_buckets=64, rng=0)
+    step_loss, grad_x = bloom.step(x, labels, heads.RowOptimizer())
+    assert bloom.topk(x, 3, classes=np.arange(5)).indices.shape == (*bloom.predict(x, [1, 2]).shape, 3)
+    assert bloom.buckets(labels).shape == heads.hash_buckets(labels, 64, 4, seed=0).shape
     model = linear_model.ManyClassRegression(n_sampled=2, sampler=samplers.UniformSampler(3)).fit(x, labels)
     assert model.topk(x, 2).indices.shape == (len(x), 2)
     served: heads.Int8Head = model.serving()

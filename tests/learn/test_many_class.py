@@ -23,6 +23,7 @@ SETTINGS = {
     "early_stopping": {"early_stopping": True},
     "hierarchical": {"head": "hierarchical", "max_epochs": 20},
     "adaptive": {"head": "adaptive", "max_epochs": 20},
+    "hashed": {"head": "hashed", "max_epochs": 20},
 }
 PARTIAL_FIT = (
     "check_partial_fit_invalid_target",
@@ -533,8 +534,8 @@ def test_copies(pairs):
     [
         (
             ValueError,
-            "head must be one of 'sampled', 'full', 'hierarchical', 'adaptive', got 'hashed'",
-            {"head": "hashed"},
+            "head must be one of 'sampled', 'full', 'hierarchical', 'adaptive', 'hashed', got 'clustered'",
+            {"head": "clustered"},
         ),
         (ValueError, "sampler must be one of .* or a sampler of csoftmax.samplers, got 'zipf'", {"sampler": "zipf"}),
         (ValueError, "sampler has 7 classes, but the model has 3", {"sampler": UniformSampler(7)}),

@@ -1,4 +1,4 @@
-"""The hierarchical and the adaptive head in ManyClassRegression: counts of now, copies, a head that is set, serving."""
+"""Heads with a layer in ManyClassRegression: counts of now, copies, a head that is set, serving."""
 
 import copy
 import warnings
@@ -9,7 +9,7 @@ import pytest
 from csoftmax.heads import AdaptiveSoftmax, RowOptimizer, Tree
 from csoftmax.linear_model import ManyClassRegression
 
-HEADS = ("sampled", "full", "hierarchical", "adaptive")
+HEADS = ("sampled", "full", "hierarchical", "adaptive", "hashed")
 
 
 def make_rows(classes=20, n=60, dtype=np.float64):
@@ -74,7 +74,13 @@ def test_a_head_that_is_set_later(tmp_path):
     """Steps refuse another kind of head, as fit does with warm_start; a file has the head that is there."""
     X, y = make_rows()
     path = tmp_path / "model.safetensors"
-    for head, other in (("full", "adaptive"), ("hierarchical", "sampled"), ("adaptive", "hierarchical")):
+    for head, other in (
+        ("full", "adaptive"),
+        ("hierarchical", "sampled"),
+        ("adaptive", "hierarchical"),
+        ("hashed", "full"),
+        ("sampled", "hashed"),
+    ):
         model = make(head, warm_start=True).partial_fit(X, y, classes=np.arange(20)).set_params(head=other)
         before = model.predict_proba(X)
         for call in (lambda: model.partial_fit(X, y), lambda: model.fit_batches([(X, y)], np.arange(20))):  # noqa: B023
@@ -93,7 +99,7 @@ def test_a_head_that_is_set_later(tmp_path):
 
 def test_serving_and_large_features():
     X, y = make_rows(dtype=np.float32)
-    for head in ("hierarchical", "adaptive"):
+    for head in ("hierarchical", "adaptive", "hashed"):
         model = make(head).fit(X, y)
         with pytest.raises(ValueError, match=f'head is "{head}".*"sampled" and "full"'):
             model.serving()

@@ -16,6 +16,7 @@ from ..._arguments.numbers import check_count, check_flag, check_num_threads
 from ..._arguments.places import DeviceError, place_of
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
+from ..head_loss import check_features, plan_loss, reduce, spread
 from ..head_result import HeadResult
 from . import files
 from .classes import (
@@ -27,7 +28,7 @@ from .classes import (
     choose_cutoffs,
     make_classes,
 )
-from .loss import check_features, check_labels_of, compute, plan_loss, reduce, spread
+from .loss import check_labels_of, compute
 from .probabilities import compute_all, draw, find_best
 from .state import LayerState, make_parameters
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .adaptive import AdaptiveHead
+from .hashed import HashedHead
 from .heads import FullHead, LinearHead
 from .hierarchical import HierarchicalHead
 from .parameters import check_parameters
@@ -15,6 +16,7 @@ HEADS: dict[str, Any] = {
     "full": FullHead,
     "hierarchical": HierarchicalHead,
     "adaptive": AdaptiveHead,
+    "hashed": HashedHead,
 }
 
 

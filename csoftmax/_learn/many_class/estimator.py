@@ -49,11 +49,12 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
 
     Parameters
     ----------
-    head : {"sampled", "full", "hierarchical", "adaptive"}, default "sampled"
+    head : {"sampled", "full", "hierarchical", "adaptive", "hashed"}, default "sampled"
         "sampled" and "full" are a linear layer; they differ in the loss of a step: `csoftmax.sampled_softmax_loss`
         (Bengio & Senécal 2003) or `csoftmax.in_batch_softmax_loss`; `csoftmax.linear_cross_entropy`, over all classes.
         "hierarchical": `csoftmax.heads.HierarchicalSoftmax`, decisions down a tree (Morin & Bengio 2005). "adaptive":
         `csoftmax.heads.AdaptiveSoftmax`, clusters of rare classes, by the counts at the start (Grave et al. 2017).
+        "hashed": `csoftmax.heads.HashedSoftmax` by "prior", softmaxes over buckets of classes (Medini et al. 2019).
     embedding : int or pair of ints (n_ids, D), optional
         X holds ids in columns of integers; the features of a row are the mean of their embeddings, rows of a table
         (n_ids, D) in float32. An int is D, where `fit` takes the largest id in X for the last one.
@@ -75,6 +76,10 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         A `csoftmax.heads.Tree` has the positions of `classes_` as its classes.
     cutoffs : "auto" or sequence of int, default "auto"
         Where the adaptive head divides the classes into clusters, as in `csoftmax.heads.AdaptiveSoftmax`.
+    n_buckets : int, optional
+        Number of buckets of each hash of the hashed head; default: ``max(16, 2 * ceil(sqrt(K)))``.
+    n_hashes : int, default 16
+        Number of hashes of the hashed head.
     optimizer : {"rowwise_adagrad", "adagrad", "adam", "sgd"}, default "rowwise_adagrad"
         As in `csoftmax.heads.RowOptimizer`.
     learning_rate : float > 0, default 0.3
@@ -89,8 +94,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     max_epochs : int, default 5
         Maximum number of passes over the data.
     init_bias : {"log_prior", "zero"}, default "log_prior"
-        Bias at the start: log of the classes' relative counts, at nodes of a tree of the odds of its sides with half a
-        count added to both; or 0. Weights start at 0, but the projections of an adaptive head, which are random.
+        Bias at the start: log of the relative counts of classes or buckets, at nodes of a tree that of the odds of
+        their sides with half a count added to both; or 0. Weights start at 0, but random projections of "adaptive".
     early_stopping : bool, default False
         Hold out `validation_fraction` of the rows, stop when their loss over all classes has not fallen for `patience`
         epochs, and keep the parameters of the best epoch. Not for `partial_fit` and `fit_batches`.
@@ -116,7 +121,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     ----------
     head_ : object
         The output layer; ``head_.parameters`` has "w" (K, D) and "bias" (K,), in the dtype of the features. Those of
-        the hierarchical and the adaptive one are those of ``head_.layer``, the layer of `csoftmax.heads`.
+        the other heads are those of ``head_.layer``, the layer of `csoftmax.heads`.
     embedding_ : ndarray of float32, shape (n_ids, D)
         Table of embeddings; only with `embedding`.
     classes_ : ndarray of shape (K,)
@@ -174,7 +179,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def __init__(
         self,
         *,
-        head: Literal["sampled", "full", "hierarchical", "adaptive"] = "sampled",
+        head: Literal["sampled", "full", "hierarchical", "adaptive", "hashed"] = "sampled",
         embedding: int | tuple[int, int] | None = None,
         n_sampled: int = 1024,
         sampler: Literal["unigram", "loguniform", "uniform", "in_batch"] | Sampler = "unigram",
@@ -182,6 +187,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         correction: Literal["ranking", "partition", "none"] = "ranking",
         tree: Literal["huffman", "balanced", "two_means"] | Tree = "huffman",
         cutoffs: Literal["auto"] | Sequence[int] = "auto",
+        n_buckets: int | None = None,
+        n_hashes: int = 16,
         optimizer: Literal["rowwise_adagrad", "adagrad", "adam", "sgd"] = "rowwise_adagrad",
         learning_rate: float = 0.3,
         penalty_l2: float = 0.0,
@@ -205,6 +212,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         self.correction = correction
         self.tree = tree
         self.cutoffs = cutoffs
+        self.n_buckets = n_buckets
+        self.n_hashes = n_hashes
         self.optimizer = optimizer
         self.learning_rate = learning_rate
         self.penalty_l2 = penalty_l2
@@ -369,9 +378,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         `classes_` stays sorted: new classes take their sorted places, and parameters, counts and frozen classes move
         with their classes, as do the positions that `topk` returns. A new class has the bias of the least likely
         class, or the logarithm of its share of the counts. In a tree, the leaf with the lowest count in `class_count_`
-        becomes a node of its class and the new one (`csoftmax.heads.HierarchicalSoftmax.add_classes`); a tree without
-        counts ("balanced") splits its shallowest leaf, with equal probabilities, whatever `counts` says. The state of
-        the optimiser starts anew.
+        becomes a node of its class and the new one; a tree without counts ("balanced") splits its shallowest leaf, with
+        equal probabilities, whatever `counts` says. In a hashed head a new class has buckets already, and the smallest
+        of the counts. The state of the optimiser starts anew.
 
         Parameters
         ----------
@@ -425,8 +434,8 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
     def freeze(self, classes: ArrayLike | None = None) -> Self:
         """Keep the parameters of some classes unchanged in all later training.
 
-        A node of a tree stays unchanged if all classes below it are frozen. Embeddings go on to change, and with them
-        the logits. The state of the optimiser starts anew.
+        A node of a tree stays unchanged if all classes below it are frozen, a bucket of a hashed head if one of its
+        classes is. Embeddings go on to change. The state of the optimiser starts anew.
 
         Parameters
         ----------

@@ -23,7 +23,7 @@ from ..parameters import (
     make_random_state,
 )
 
-HEADS = ("sampled", "full", "hierarchical", "adaptive")
+HEADS = ("sampled", "full", "hierarchical", "adaptive", "hashed")
 TREES = ("huffman", "balanced", "two_means")
 IN_BATCH = "in_batch"
 BY_COUNTS = ("unigram", "loguniform", IN_BATCH)  # samplers that need to know how frequent classes are
@@ -50,6 +50,9 @@ def check_parameters(estimator: Any) -> None:
     check_number(estimator, "penalty_l2", 0, math.inf, open_high=True)
     check_parameters_of_steps(estimator)
     _check_cutoffs(estimator.cutoffs)
+    check_number(estimator, "n_hashes", 1, math.inf, whole=True)
+    if estimator.n_buckets is not None and not (_is_count(estimator.n_buckets) and 2 <= estimator.n_buckets < 2**31):
+        raise ValueError(f"n_buckets must be None or an int from 2 to 2**31 - 1, got {show(estimator.n_buckets)}")
     _check_embedding(estimator.embedding)
     list_callbacks(estimator)
     check_seed(estimator.random_state)
@@ -75,7 +78,7 @@ def is_sampler(given: Any) -> bool:
 
 def needs_counts(estimator: Any) -> bool:
     """Whether a step of training needs the counts of the classes, which are 8 bytes for each class."""
-    if estimator.head == "adaptive":
+    if estimator.head in ("adaptive", "hashed"):
         return True
     if estimator.head == "hierarchical":
         return isinstance(estimator.tree, str) and estimator.tree != "balanced"

@@ -1,0 +1,1 @@
+"""The layers of `csoftmax.heads.HashedSoftmax` and `csoftmax.heads.BloomSoftmax`."""

@@ -1,0 +1,103 @@
+"""The loss of a layer over buckets and its gradients.
+
+The logits of all buckets are one product. `HashedSoftmax` has a softmax for each hash, and its loss is the mean of
+their cross-entropies; that of `BloomSoftmax` is the cross-entropy of one softmax with soft labels, equal parts at the
+buckets of a label. As in `csoftmax.linear_cross_entropy`, the kernel turns the logits of some rows into their gradient
+in place, and two products bring it on. Losses are added in float64.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from ..._arguments.layers import count_chunk_rows
+from ..._cpu import binding
+from ..._cpu.linear import Layer, kernel_threads
+from ..head_loss import LossPlan, plan_loss, reduce, spread
+from ..head_result import HeadResult
+from .state import BucketLayer
+
+
+def _spread_labels(buckets: Any, n_buckets: int, dtype: Any) -> Any:
+    """Soft labels (n, B): for each bucket of a label its share of the hashes."""
+    rows, hashes = buckets.shape
+    flat = (buckets + np.arange(rows)[:, None] * n_buckets).reshape(-1)
+    return (np.bincount(flat, minlength=rows * n_buckets) / hashes).astype(dtype).reshape(rows, n_buckets)
+
+
+# Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
+@np.errstate(all="ignore")
+def compute(layer: BucketLayer, plan: LossPlan, gradient: bool) -> tuple[Any, Any, dict[str, Any]]:
+    """Row losses in float64, the gradient of x, and those of the parameters."""
+    losses = np.zeros(len(plan.x))
+    if plan.divisor == 0 or not len(plan.x):
+        return losses, np.zeros_like(plan.x), {}
+    parameters, tables, n = layer.parameters, layer._tables, layer.n_buckets
+    w, dtype = parameters["w"], layer.dtype
+    linear = Layer(plan.x, w, parameters.get("bias"), dtype, gradient)
+    chunk_rows = count_chunk_rows(len(plan.x), len(w), dtype, None)
+    buffer = binding.empty((chunk_rows, len(w)), dtype)
+    threads = kernel_threads(buffer.size, plan.num_threads)
+    for begin in range(0, len(plan.x), chunk_rows):
+        chunk = slice(begin, min(begin + chunk_rows, len(plan.x)))
+        rows = chunk.stop - begin
+        logits = buffer[:rows]
+        linear.forward(chunk, logits)
+        buckets = layer._find_buckets(plan.labels[chunk])
+        s, upstream = (None if v is None else np.repeat(v[chunk], tables) for v in (plan.scale, plan.upstream))
+        if tables > 1:
+            upstream = (np.ones(rows * tables) if upstream is None else upstream) / tables
+        is_soft = buckets.shape[1] != tables
+        found = np.zeros(rows * tables)
+        every = logits.reshape(rows * tables, n)
+        binding.run_cross_entropy(
+            binding.DTYPES[dtype.name],
+            every,
+            every if gradient else None,
+            found,
+            None if is_soft else buckets.reshape(-1),
+            None,
+            _spread_labels(buckets, n, dtype) if is_soft else None,
+            *(None, s, upstream),
+            *(plan.temperature, 0.0, 0.0, 0.0, 0.0),
+            binding.REDUCTIONS["none"],
+            threads,
+        )
+        losses[chunk] = found.reshape(rows, tables).sum(axis=1) / tables
+        if gradient:
+            linear.backward(chunk, logits, None)
+    if not gradient:
+        return losses, None, {}
+    grad_x, grad_w, grad_bias = linear.gradients()
+    gradients = {"w": grad_w}
+    if grad_bias is not None:
+        gradients["bias"] = grad_bias
+    return losses, grad_x, gradients
+
+
+def compute_loss(layer: BucketLayer, x: Any, target: Any, **options: Any) -> Any:
+    """The loss, in the form of the result."""
+    plan = plan_loss(layer, x, target, **options)
+    return reduce(plan, compute(layer, plan, False)[0], layer.dtype)
+
+
+def compute_gradients(layer: BucketLayer, x: Any, target: Any, **options: Any) -> HeadResult:
+    """The loss and all gradients."""
+    plan = plan_loss(layer, x, target, **options)
+    losses, grad_x, found = compute(layer, plan, True)
+    gradients = {
+        name: found[name] if name in found else np.zeros(a.shape, a.dtype) for name, a in layer.parameters.items()
+    }
+    return HeadResult(reduce(plan, losses, layer.dtype), spread(plan, grad_x), gradients)
+
+
+def compute_step(layer: BucketLayer, x: Any, target: Any, sample_weight: Any, num_threads: Any) -> HeadResult:
+    """The mean loss of a minibatch and its gradients, without those of parameters where no row takes part."""
+    plan = plan_loss(
+        layer, x, target, weight=None, sample_weight=sample_weight, ignore_index=-100, temperature=1.0,
+        reduction="mean", upstream=1.0, num_threads=num_threads,
+    )  # fmt: skip
+    losses, grad_x, found = compute(layer, plan, True)
+    return HeadResult(reduce(plan, losses, layer.dtype), spread(plan, grad_x), found)
