@@ -1,6 +1,8 @@
 """Parts of layers with very many classes: output layers, trees, exact top-k through int8, the optimiser of rows."""
 
 from .._learn.adaptive.head import AdaptiveSoftmax
+from .._learn.clustered_head import ClusteredHead, ClusteredTopK
+from .._learn.clustered_intervals import ClusteredInterval
 from .._learn.head_result import HeadResult
 from .._learn.hierarchical.head import HierarchicalSoftmax
 from .._learn.hierarchical.tree import Tree
@@ -10,6 +12,9 @@ from .._ops.row_optimizer import RowOptimizer
 
 __all__ = [
     "AdaptiveSoftmax",
+    "ClusteredHead",
+    "ClusteredInterval",
+    "ClusteredTopK",
     "HeadResult",
     "HierarchicalSoftmax",
     "Int8Head",
