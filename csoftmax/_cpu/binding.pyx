@@ -145,6 +145,7 @@ cdef extern from "core/extension.h" nogil:
         const double *largest
         const double *typical
         const double *spread
+        const double *along
         size_t probes
         int is_exact
         size_t limit

@@ -69,7 +69,7 @@ def run_int8_topk(layer, x, size_t k, int limbs, where, indptr, excluded, values
 
 def run_int8_lists(layer, centers, lists, x, size_t k, size_t probes, bint is_exact, size_t limit, where, indptr,
                    excluded, values, indices, found, rescored, certified, scanned, probed, num_threads):
-    """The same within lists, of which centers is a layer; lists: begin (int64), radius, largest, typical, spread."""
+    """The same within lists, of which centers is a layer; lists: begin (int64) and numbers (float64)."""
     cdef csm_int8_layer c = _layer_of(layer, num_threads), means = _layer_of(centers, num_threads)
     cdef csm_int8_search s
     cdef csm_int8_lists some
@@ -86,7 +86,7 @@ def run_int8_lists(layer, centers, lists, x, size_t k, size_t probes, bint is_ex
     s.indices = <int64_t *>_address(indices)
     s.found = <int64_t *>_address(found)
     s.rescored = <int64_t *>_address(rescored)
-    begin, radius, largest, typical, spread = lists
+    begin, radius, largest, typical, spread, along = lists
     some.centers = &means
     some.lists = len(radius)
     some.begin = <const int64_t *>_address(begin)
@@ -94,6 +94,7 @@ def run_int8_lists(layer, centers, lists, x, size_t k, size_t probes, bint is_ex
     some.largest = <const double *>_address(largest)
     some.typical = <const double *>_address(typical)
     some.spread = <const double *>_address(spread)
+    some.along = <const double *>_address(along)
     some.probes = probes
     some.is_exact = is_exact
     some.limit = limit

@@ -21,7 +21,7 @@ from .store import Arrays, need
 
 CLASS = "ClusteredHead"
 NUMBERS = Lists._fields[3:]
-SIGNED = ("largest", "typical", "least")
+SIGNED = ("largest", "typical", "least", "along")
 
 
 def save(lists: Lists, w: Any, bias: Any, path: str | PathLike[str], weights: bool) -> None:

@@ -75,7 +75,7 @@ class ClusteredHead:
     n_classes, n_features, n_clusters : int
         The shape of w, and the number of clusters.
     nbytes : int
-        Bytes beside w: about K (D + 24), 8 K more with a bias, and 9 D + 130 for each cluster.
+        Bytes beside w: about K (D + 24), 8 K more with a bias, and 9 D + 140 for each cluster.
     stats : dict
         What the last `topk` or `predict` did: "rescored_mean" and "rescored_max", the mean and the largest number of
         exact scores of a query; "scanned_mean", the mean number of classes that were looked at; "exact_scans", the
@@ -91,7 +91,8 @@ class ClusteredHead:
     Notes
     -----
     Lists of this kind are the inverted file of Sivic & Zisserman (2003). They are searched in the order of
-    ``x . mean + |x| s sqrt(2 log n)``, about the largest score of n classes with the standard deviation s a feature.
+    ``x . mean + |x| s sqrt(2 log n)``, about the largest score of n classes with the standard deviation s in the
+    direction of x, which is that along the mean or across it, by their angle.
     Classes without codes (NaN, infinity, norms 2**40 times the median) are looked at by every query.
 
     Examples

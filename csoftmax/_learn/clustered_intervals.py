@@ -131,7 +131,7 @@ def _bound_lists(q: _Query) -> _Outside:
     variance = np.minimum(np.square(deviation), np.square(around)) * UP
     log_size = np.log(np.maximum(sizes, 1))
     upper = log_size + mean + error + np.minimum(_bound_mean(above, variance), above)
-    per_feature = np.where(sizes > 1, np.square(lists.spread[:n]) / np.maximum(2 * log_size, 1), 0)
+    per_feature = np.where(sizes > 1, lists.spread[:n] / np.maximum(2 * log_size, 1), 0)
     return _Outside(log_size + mean - error, np.where(np.isnan(upper), np.inf, upper),
                     mean + norm * norm * per_feature + lists.bias_variance[:n])  # fmt: skip
 

@@ -39,7 +39,8 @@ class Lists(NamedTuple):
     radius: NDArray[np.float64]  # largest distance to the mean, and the rounding of exact scores for |x| = 1
     largest: NDArray[np.float64]  # bias; of the last two infinity and -infinity, which are their bounds
     typical: NDArray[np.float64]  # mean of the bias
-    spread: NDArray[np.float64]  # by which a score is likely to exceed that of the mean, for |x| = 1
+    spread: NDArray[np.float64]  # square of what a score is likely to have above that of the mean, across it, |x| = 1
+    along: NDArray[np.float64]  # the same along the mean less that across it, for a score of the mean of 1
     least: NDArray[np.float64]  # bias
     mean_error: NDArray[np.float64]  # of the mean, as a distance
     variance: NDArray[np.float64]  # bound of that of a score for |x| = 1, without the bias
@@ -238,13 +239,24 @@ def _describe(rows: NDArray[np.float64], bias: Any, norm: float) -> tuple[NDArra
         "radius": np.sqrt(squares.max()) * UP + norm * (d * SCORE_ROUNDING + 2.0**-49),
         "mean_error": (n + 4) * 2.0**-53 * norm * UP,
         "variance": _bound_variance(rows, total) + (2.0**-49 * norm) ** 2,
-        "spread": np.sqrt(total / d * 2 * np.log(n)),
+        **_describe_spread(rows, mean, total),
     }
     if bias is not None:
         found["typical"] = bias.sum() / n
         found["bias_variance"] = np.square(bias - found["typical"]).sum() / n * UP
         found["largest"], found["least"] = bias.max(), bias.min()
     return mean, found
+
+
+def _describe_spread(rows: NDArray[np.float64], mean: Any, total: float) -> dict[str, float]:
+    """2 log n times the variance of a score, across the mean and along it: the best of n is about its root above."""
+    n, d = rows.shape
+    square = float(np.square(mean).sum())
+    if not 2.0**-500 < square < 2.0**500 or d == 1:
+        return {"spread": total / d * 2 * np.log(n), "along": 0.0}
+    of_mean = float(np.square((rows * mean).sum(axis=1)).sum() / n / square)
+    across = max(total - of_mean, 0.0) / (d - 1)
+    return {"spread": across * 2 * np.log(n), "along": (of_mean - across) * 2 * np.log(n) / square}
 
 
 def _bound_variance(rows: NDArray[np.float64], total: float) -> float:
@@ -282,7 +294,7 @@ def find_in_lists(
     certified = np.ones(n, np.bool_)
     results = values, indices, found, rescored
     if n and k:
-        numbers = lists.begin, lists.radius, lists.largest, lists.typical, lists.spread
+        numbers = lists.begin, lists.radius, lists.largest, lists.typical, lists.spread, lists.along
         limit = layer.n_classes // MAX_GIVEN_BACK
         binding.run_int8_lists(layer, lists.centers, numbers, x, k, n_probe, is_exact, limit, mask, *excluded, *results,
                                certified.view(np.uint8), scanned, probed, num_threads)  # fmt: skip
@@ -291,10 +303,12 @@ def find_in_lists(
         part = int8.search(layer, x[back], k, *_choose(mask, excluded, back), 0, num_threads)
         values[back], indices[back], rescored[back], found[back] = part.values, part.indices, part.rescored, k
         is_scan[back] = part.is_scan
-    complete_scan = rescored == -1
-    int8.complete(layer, x, mask, excluded, complete_scan, results, num_threads)
-    all_codes = is_scan | (np.isin(np.arange(n), back))
-    scanned[all_codes], probed[all_codes] = layer.n_classes, len(lists.radius)
+    is_whole = rescored == -1
+    if is_whole.any() or (found < k).any():
+        int8.complete(layer, x, mask, excluded, is_whole, results, num_threads)
+    is_whole[back] = True
+    if is_whole.any():
+        scanned[is_whole], probed[is_whole] = layer.n_classes, len(lists.radius)
     return FoundInLists(values, indices, certified, rescored, scanned, probed, is_scan), batch
 
 

@@ -121,8 +121,8 @@ typedef struct csm_int8_lists {
     const int64_t *begin;   /* lists + 1 */
     const double *radius;   /* no score is above x.mean + |x| radius + largest, whatever its rounding */
     const double *largest;  /* largest bias; of lists without a mean, their bound: infinity or -infinity */
-    const double *typical;  /* bias that orders the lists: by x.mean + |x| spread + typical */
-    const double *spread;
+    const double *typical;  /* bias; lists are ordered by z + sqrt(|x|^2 spread + z^2 along) + typical, z = x.mean */
+    const double *spread, *along;
     size_t probes;          /* lists that are searched, and more until there are k classes */
     int is_exact;           /* search more, until no other list can hold one of the k best */
     size_t limit;           /* with is_exact: most codes of these; with more the query is given back */

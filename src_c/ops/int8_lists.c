@@ -2,7 +2,7 @@
  * whether another one could hold one of the k best.
  *
  *   bound   z + E + |x| radius + largest >= the score of each class of the list
- *   key     z + |x| spread + typical, by which the lists are searched, highest first
+ *   key     z + sqrt(|x|^2 spread + z^2 along) + typical, by which the lists are searched, highest first
  *
  * z and E are the score of the list's mean and the bound of its error, from three limbs of x (int8_scores.c).  |x| is
  * rounded up by 2^-40, and so is the sum; radius has been, and contains the rounding of exact scores.  Within a list
@@ -57,9 +57,7 @@ typedef struct state {
     int64_t scanned, probed;
 } state;
 
-static float threshold_of(const state *s) {
-    return s->kept.heaped == s->call->search->k ? s->kept.heap[0] : -INFINITY;
-}
+static float threshold_of(const state *s) { return s->kept.heaped == s->call->search->k ? s->kept.heap[0] : -INFINITY; }
 
 /* Adds a lower bound to the heap of the k largest ones. */
 static void add_lower(state *s, float lower) {
@@ -68,7 +66,8 @@ static void add_lower(state *s, float lower) {
     const size_t k = s->call->search->k;
     size_t at;
     if (list->heaped < k) {
-        for (at = list->heaped++; at > 0 && heap[(at - 1) / 2] > lower; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+        for (at = list->heaped++; at > 0 && heap[(at - 1) / 2] > lower; at = (at - 1) / 2)
+            heap[at] = heap[(at - 1) / 2];
         heap[at] = lower;
         return;
     }
@@ -185,7 +184,8 @@ static void order_lists(state *s, const csm_int8_codes *coded) {
         const double z = s->key[i], largest = lists->largest[i];
         s->bound[i] = (z + largest) + (s->bound[i] + norm * lists->radius[i]) * (1 + 0x1p-40) +
                       0x1p-48 * (fabs(z) + fabs(largest)) + 0x1p-118;
-        s->key[i] = z + norm * lists->spread[i] + lists->typical[i];
+        const double spread = norm * norm * lists->spread[i] + z * z * lists->along[i];
+        s->key[i] = z + sqrt(spread > 0 ? spread : 0) + lists->typical[i];
     }
 }
 

@@ -195,7 +195,7 @@ def test_memory_and_names():
     head = ClusteredHead(w, rng=0)
     assert (head.n_classes, head.n_features) == w.shape
     assert 0.9 * 4 * 4000**0.5 <= head.n_clusters <= 253
-    assert 0.9 < head.nbytes / (4000 * (32 + 24) + head.n_clusters * (9 * 32 + 130)) < 1.1
+    assert 0.9 < head.nbytes / (4000 * (32 + 24) + head.n_clusters * (9 * 32 + 140)) < 1.1
     assert repr(head) == f"ClusteredHead(4000 classes, 32 features, {head.n_clusters} clusters)"
     assert ClusteredHead(w[:1], rng=0).n_clusters == ClusteredHead(w[:50] * np.nan).n_clusters == 1
     assert ClusteredHead(np.repeat(w[:3], 50, axis=0), n_clusters=100, rng=0).n_clusters <= 100

@@ -38,7 +38,7 @@ def continue_head(estimator: Any) -> None:
     estimator.__dict__.pop("_trainer", None)
 
 
-def make_serving(head: Any, kind: str, num_threads: Any) -> Int8Head | ClusteredHead:
+def make_serving(head: Any, kind: str, num_threads: Any) -> Any:
     """A copy of the one matrix of classes and features that serving needs; heads without it are refused."""
     check_choice("kind", kind, ("int8", "clustered"))
     if not isinstance(head, LinearHead):

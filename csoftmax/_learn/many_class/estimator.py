@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -595,6 +595,10 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         parts = [self.head_.topk(features, k, self.num_threads) for _, features in blocks]
         return TopK(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
+    @overload
+    def serving(self, kind: Literal["int8"] = "int8") -> Int8Head: ...
+    @overload
+    def serving(self, kind: Literal["clustered"]) -> ClusteredHead: ...
     def serving(self, kind: Literal["int8", "clustered"] = "int8") -> Int8Head | ClusteredHead:
         """Return a copy of the output layer for fast top-k.
 
