@@ -1,7 +1,7 @@
 """The heads of ManyClassRegression on a bigram model of English: the table and the picture of "How to choose a head".
 
     pip install wordsegment matplotlib
-    python asv_bench/choose_a_head.py --picture docs/guide/choose_a_head.svg [--pairs 500000] [--seed 0]
+    python asv_bench/choose_a_head.py --picture docs/guide/choose_a_head.svg [--pairs 500000] [--seed 0] [head]
 
 The model and the data are those of many_classes.py: 22,254 words, 64 numbers for each, row-wise Adagrad, one pass over
 pairs that are drawn from the table, in minibatches of 512. A first minibatch holds every word once, with its count as
@@ -74,11 +74,11 @@ def population_loss(data, model):
     return -float(data.p @ np.concatenate(log_p))
 
 
-def measure(data, pairs, seed):
-    """The figures of each head, by name."""
+def measure(data, heads, pairs, seed):
+    """The figures of heads, by name."""
     rows = {}
     frequent = np.argsort(-np.bincount(data.before, data.p, data.n_words))[:QUERIES]
-    for head in HEADS:
+    for head in heads:
         try:
             ManyClassRegression(head=head, max_epochs=1).fit([[0.0], [1.0]], [0, 1])
         except ValueError as error:
@@ -145,12 +145,13 @@ def draw(rows, entropy, path):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("heads", nargs="*", metavar="head", help=f"{', '.join(HEADS)}; default: all")
     parser.add_argument("--picture", help="file name, such as docs/guide/choose_a_head.svg")
     parser.add_argument("--pairs", type=int, default=500_000)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     data = Bigrams()
-    rows = measure(data, arguments.pairs, arguments.seed)
+    rows = measure(data, arguments.heads or HEADS, arguments.pairs, arguments.seed)
     print(f"\n| head | {' | '.join(MEASURES.values())} |\n|---|{'---|' * len(MEASURES)}")
     for name, figures in rows.items():
         cells = ["" if figures[m] is None else f"{figures[m]:.3g}" for m in MEASURES]
