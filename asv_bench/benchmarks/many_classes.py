@@ -1,11 +1,15 @@
-"""Time and peak memory of training with very many classes: both must not depend on those that no step visits."""
+"""Very many classes: time and peak memory of training, which must not depend on those that no step visits; serving."""
+
+import os
+import tempfile
 
 import numpy as np
 
-from csoftmax.heads import RowOptimizer
+from csoftmax.heads import ClusteredHead, Int8Head, RowOptimizer
 from csoftmax.linear_model import ManyClassRegression
 
 D, BATCH, SAMPLED = 16, 512, 1024
+CLASSES = 200_000  # of layers that serve
 
 
 class Training:
@@ -65,3 +69,43 @@ class Hashes:
 
     def peakmem_topk(self, rows):
         self.layer.topk(self.x, 10)
+
+
+class Clustered:
+    """Top-k of 64 queries within lists, and of all classes in int8."""
+
+    params = (("n_probe=16", "exact", "int8"),)
+    param_names = ("search",)
+    timeout = 300
+
+    def setup_cache(self):
+        rng = np.random.default_rng(0)
+        centers = rng.standard_normal((300, 64), np.float32)
+        w = centers[rng.integers(0, 300, CLASSES)] + 0.3 * rng.standard_normal((CLASSES, 64), np.float32)
+        return ClusteredHead(w, rng=0, num_threads=1), Int8Head(w, num_threads=1), w[:64]
+
+    def time_topk(self, layers, search):
+        clustered, int8, x = layers
+        if search == "int8":
+            int8.topk(x, 10)
+        else:
+            clustered.topk(x, 10, exact=search == "exact")
+
+
+class MappedLayer:
+    """Peak memory of a process that loads a layer of 200,000 x 128 and answers one query.
+
+    A mapped layer makes 28 MB of codes resident, and of 102 MB of weights only the rows that are scored exactly.
+    """
+
+    params = ((True, False),)
+    param_names = ("mmap",)
+    timeout = 120
+
+    def setup_cache(self):
+        path = os.path.join(tempfile.mkdtemp(), "head.safetensors")
+        Int8Head(np.random.default_rng(0).standard_normal((CLASSES, 128), np.float32)).save(path)
+        return path
+
+    def peakmem_topk(self, path, mmap):
+        Int8Head.load(path, mmap=mmap, verify=False, num_threads=1).topk(np.ones(128), 10)

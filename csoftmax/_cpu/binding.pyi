@@ -403,6 +403,27 @@ def run_int8_topk(
     rescored: NDArray[Any],
     num_threads: Any,
 ) -> None: ...
+def run_int8_lists(
+    layer: Any,
+    centers: Any,
+    lists: tuple[NDArray[Any], ...],
+    x: NDArray[Any],
+    k: int,
+    probes: int,
+    is_exact: bool,
+    limit: int,
+    where: NDArray[Any] | None,
+    indptr: NDArray[Any] | None,
+    excluded: NDArray[Any] | None,
+    values: NDArray[Any],
+    indices: NDArray[Any],
+    found: NDArray[Any],
+    rescored: NDArray[Any],
+    certified: NDArray[Any],
+    scanned: NDArray[Any],
+    probed: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
 def run_int8_scores(
     layer: Any, x: NDArray[Any], ids: NDArray[Any] | None, scores: NDArray[Any], num_threads: Any
 ) -> None: ...

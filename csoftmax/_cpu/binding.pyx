@@ -152,6 +152,7 @@ cdef extern from "core/extension.h" nogil:
         double ratio
         int threads
         int (*interrupt)(void *) noexcept
+        const int64_t *order
     ctypedef struct csm_int8_search:
         size_t queries, k
         const double *x
@@ -164,9 +165,26 @@ cdef extern from "core/extension.h" nogil:
         int64_t *indices
         int64_t *found
         int64_t *rescored
+    ctypedef struct csm_int8_lists:
+        const csm_int8_layer *centers
+        size_t lists
+        const int64_t *begin
+        const double *radius
+        const double *largest
+        const double *typical
+        const double *spread
+        const double *along
+        size_t probes
+        int is_exact
+        size_t limit
+        unsigned char *certified
+        int64_t *scanned
+        int64_t *probed
     int CSM_INT8_GROUP, CSM_INT8_DIMS
     cpu.csm_status csm_run_int8_quantise(const csm_table *, const csm_int8_layer *, size_t, const int64_t *)
     cpu.csm_status csm_run_int8_topk(const csm_table *, const csm_int8_layer *, const csm_int8_search *)
+    cpu.csm_status csm_run_int8_lists(const csm_table *, const csm_int8_layer *, const csm_int8_search *,
+                                      const csm_int8_lists *)
     cpu.csm_status csm_run_int8_scores(const csm_table *, const csm_int8_layer *, const double *, size_t,
                                        const int64_t *, double *)
     cpu.csm_status csm_run_int8_bounds(const csm_table *, const csm_int8_layer *, const double *, double *, double *,

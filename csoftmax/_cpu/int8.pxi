@@ -26,6 +26,7 @@ cdef csm_int8_layer _layer_of(layer, num_threads) except *:
     c.ratio = layer.ratio
     c.threads = _threads(num_threads)
     c.interrupt = _check_signals
+    c.order = <const int64_t *>_address_or_null(layer.order)
     return c
 
 
@@ -63,6 +64,45 @@ def run_int8_topk(layer, x, size_t k, int limbs, where, indptr, excluded, values
     s.rescored = <int64_t *>_address(rescored)
     with nogil:
         status = csm_run_int8_topk(csm_current_table(), &c, &s)
+    _raise(status)
+
+
+def run_int8_lists(layer, centers, lists, x, size_t k, size_t probes, bint is_exact, size_t limit, where, indptr,
+                   excluded, values, indices, found, rescored, certified, scanned, probed, num_threads):
+    """The same within lists, of which centers is a layer; lists: begin (int64) and numbers (float64)."""
+    cdef csm_int8_layer c = _layer_of(layer, num_threads), means = _layer_of(centers, num_threads)
+    cdef csm_int8_search s
+    cdef csm_int8_lists some
+    cdef cpu.csm_status status
+    s.queries = x.shape[0]
+    s.k = k
+    s.x = <const double *>_address(x)
+    s.limbs = 2
+    s.where = <const unsigned char *>_address_or_null(where)
+    s.where_row = where.shape[1] if where is not None and where.shape[0] != 1 else 0
+    s.indptr = <const int64_t *>_address_or_null(indptr)
+    s.excluded = <const int64_t *>_address_or_null(excluded)
+    s.values = <double *>_address(values)
+    s.indices = <int64_t *>_address(indices)
+    s.found = <int64_t *>_address(found)
+    s.rescored = <int64_t *>_address(rescored)
+    begin, radius, largest, typical, spread, along = lists
+    some.centers = &means
+    some.lists = len(radius)
+    some.begin = <const int64_t *>_address(begin)
+    some.radius = <const double *>_address(radius)
+    some.largest = <const double *>_address(largest)
+    some.typical = <const double *>_address(typical)
+    some.spread = <const double *>_address(spread)
+    some.along = <const double *>_address(along)
+    some.probes = probes
+    some.is_exact = is_exact
+    some.limit = limit
+    some.certified = <unsigned char *>_address(certified)
+    some.scanned = <int64_t *>_address(scanned)
+    some.probed = <int64_t *>_address(probed)
+    with nogil:
+        status = csm_run_int8_lists(csm_current_table(), &c, &s, &some)
     _raise(status)
 
 

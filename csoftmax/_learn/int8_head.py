@@ -222,18 +222,8 @@ class Int8Head:
         TypeError, ValueError
             If an argument has another dtype or shape.
         """
-        rows, batch = int8.read_queries(self._layer, x)
-        at = as_ids("ids", as_native(ids, "ids"))
-        if at.ndim == 0 or (at.ndim != 1 and at.shape[:-1] != batch):
-            rows_too = f" and {(*batch, 'm')}".replace("'", "") if batch else ""
-            raise ValueError(f"ids has shape {at.shape}; allowed: (m,){rows_too}")
-        check_classes("ids", at, self.n_classes)
-        m = at.shape[-1]
-        each = np.broadcast_to(at, (*batch, m)).reshape(len(rows), m)
-        scores = np.empty((len(rows), m))
-        for i, row in enumerate(rows):
-            scores[i] = int8.compute_scores(self._layer, row, np.ascontiguousarray(each[i]), self.num_threads)
-        return int8.round_scores(scores, self._w.dtype).reshape(*batch, m)
+        scores = int8.compute_logits(self._layer, x, ids, self.num_threads)
+        return int8.round_scores(scores, self._w.dtype)
 
     def log_partition(self, x: ArrayLike, *, rtol: float = 1e-2, max_exact: SupportsIndex = 4096) -> Interval:
         """Return certain bounds of the logarithm of the partition function, ``log(sum(exp(scores)))``.

@@ -86,13 +86,13 @@ def _importance(z: Any, bounds: Any) -> Any:
     return np.where(bounds > 0, z + large, -np.inf)
 
 
-def _spread_of(layer: Layer, x: Any, ids: Any, scores: Any, size: float) -> Any:
-    """Bounds of the rounding errors of exact scores."""
+def spread_of(layer: Layer, x: Any, ids: Any, scores: Any, size: float) -> Any:
+    """Bounds of the rounding errors of exact scores; ids: codes of the layer; size: the norm of the scaled query."""
     with np.errstate(invalid="ignore"):  # a row of zeros, and a query whose size is not known
         norm = layer.norm[ids].astype(np.float64) * size
     unknown = ~np.isfinite(norm)
     if unknown.any():
-        w = layer.w[ids[unknown]]
+        w = layer.w[ids[unknown] if layer.order is None else layer.order[ids[unknown]]]
         if layer.w.dtype == np.uint16:  # bfloat16
             w = (w.astype(np.uint32) << np.uint32(16)).view(np.float32)
         with np.errstate(over="ignore", under="ignore", invalid="ignore"):  # squares would leave the range earlier
@@ -123,7 +123,7 @@ def _tighten(
 
     def score(ids: Any) -> None:
         exact = compute_scores(layer, x, ids, num_threads)
-        lower[ids], upper[ids] = scaled(exact, _spread_of(layer, x, ids, exact, size))
+        lower[ids], upper[ids] = scaled(exact, spread_of(layer, x, ids, exact, size))
 
     if temperature < 1:
         with np.errstate(over="ignore"):
@@ -147,7 +147,8 @@ def _tighten(
         done = count
 
 
-def _outward(log_lower: Any, log_upper: Any) -> tuple[Any, Any]:
+def outward(log_lower: Any, log_upper: Any) -> tuple[Any, Any]:
+    """Bounds of a logarithm, rounded outward."""
     with np.errstate(over="ignore", invalid="ignore"):
         return (
             log_lower - OUTWARD * np.maximum(1.0, np.where(np.isfinite(log_lower), np.abs(log_lower), 1.0)),
@@ -163,13 +164,13 @@ def bound_log_partition(
     for i, row in enumerate(x):
         found = _tighten(layer, row, rtol, max_exact, num_threads)
         logs[:, i] = found.log_lower, found.log_upper
-    return Interval(*_outward(*logs))
+    return Interval(*outward(*logs))
 
 
 def _bound_log_proba(found: _Bounds, ids: Any) -> tuple[Any, Any]:
     """Bounds of the log-probabilities of classes whose scores are known: a score over the other bound of the sum."""
     with np.errstate(over="ignore", invalid="ignore"):
-        low, high = _outward(found.lower[ids] - found.log_upper, found.upper[ids] - found.log_lower)
+        low, high = outward(found.lower[ids] - found.log_upper, found.upper[ids] - found.log_lower)
     is_finite = np.isfinite(found.upper[ids]) & np.isfinite(found.log_lower)
     high = np.where(is_finite & np.isneginf(high), -GREATEST, high)  # an overflow: the truth is finite
     low = np.where(np.isneginf(found.lower[ids]), -np.inf, low)

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from .._arguments.foreign import as_native
 from .._arguments.layers import check_bias
-from .._arguments.negatives import as_ids
+from .._arguments.negatives import as_ids, check_classes
 from .._arguments.numbers import check_count
 from .._arguments.places import as_array, as_float
 from .._cpu import binding
@@ -40,6 +40,8 @@ class Layer(NamedTuple):
     exact_bias: NDArray[np.float64] | None
     exponent: NDArray[np.int16]
     ratio: float  # norm / residual of a usual class
+    order: NDArray[np.int64] | None = None  # the row of w, which is the class, of each code; None: their own
+    plain: Any = None  # with an order, the layer with the biases in the order of the classes, for exact scores
 
     @property
     def nbytes(self) -> int:
@@ -230,7 +232,12 @@ def find_best(
         raise ValueError(f"k must be at most the number of classes, {layer.n_classes}, got {k}")
     x, batch = read_queries(layer, x)
     mask = read_where(layer, where, batch)
-    indptr, excluded = read_exclude(layer, exclude, len(x))
+    return search(layer, x, k, mask, read_exclude(layer, exclude, len(x)), limbs, num_threads), batch
+
+
+def search(layer: Layer, x: Any, k: int, mask: Any, exclude: Any, limbs: int, num_threads: Any) -> Found:
+    """The k best classes of each row of x, from arguments that have been read."""
+    indptr, excluded = exclude
     n = len(x)
     values, indices = np.full((n, k), -np.inf), np.zeros((n, k), np.int64)
     found, rescored = np.zeros(n, np.int64), np.zeros(n, np.int64)
@@ -238,17 +245,26 @@ def find_best(
     if n and k:
         binding.run_int8_topk(layer, x, k, limbs, *arguments, num_threads)
     is_scan = rescored < 0
+    complete(layer, x, mask, exclude, is_scan, (values, indices, found, rescored), num_threads)
+    return Found(values, indices, rescored, is_scan)
+
+
+def complete(layer: Layer, x: Any, mask: Any, exclude: Any, is_scan: Any, results: Any, num_threads: Any) -> None:
+    """Compute all scores of queries where `is_scan` says so, and fill results where fewer than k classes take part."""
+    values, indices, found, rescored = results
+    indptr, ids = exclude
+    k = values.shape[1]
     for i in np.flatnonzero(is_scan | (found < k)):
         allowed = None if mask is None else mask[i if len(mask) > 1 else 0].astype(bool)
         if indptr is not None:
             allowed = np.ones(layer.n_classes, bool) if allowed is None else allowed
-            allowed[excluded[indptr[i] : indptr[i + 1]]] = False
+            allowed[ids[indptr[i] : indptr[i + 1]]] = False
         if is_scan[i]:
-            found[i], rescored[i] = _scan(layer, x[i], allowed, values[i], indices[i], num_threads)
+            plain = layer.plain or layer
+            found[i], rescored[i] = _scan(plain, x[i], allowed, values[i], indices[i], num_threads)
         if found[i] < k:
             values[i, found[i] :] = -np.inf
             indices[i, found[i] :] = np.flatnonzero(~allowed)[: k - found[i]]  # type: ignore[operator]
-    return Found(values, indices, rescored, is_scan), batch
 
 
 def _scan(layer: Layer, x: Any, allowed: Any, values: Any, indices: Any, num_threads: Any) -> tuple[int, int]:
@@ -267,6 +283,22 @@ def compute_scores(layer: Layer, x: Any, ids: Any, num_threads: Any) -> NDArray[
     scores = np.empty(layer.n_classes if ids is None else len(ids))
     binding.run_int8_scores(layer, x, ids, scores, num_threads)
     return scores
+
+
+def compute_logits(layer: Layer, x: Any, ids: Any, num_threads: Any) -> NDArray[np.float64]:
+    """Exact scores of given classes, (m,) the same for all rows of x or (..., m) some for each: (..., m)."""
+    rows, batch = read_queries(layer, x)
+    at = as_ids("ids", as_native(ids, "ids"))
+    if at.ndim == 0 or (at.ndim != 1 and at.shape[:-1] != batch):
+        rows_too = f" and {(*batch, 'm')}".replace("'", "") if batch else ""
+        raise ValueError(f"ids has shape {at.shape}; allowed: (m,){rows_too}")
+    check_classes("ids", at, layer.n_classes)
+    m = at.shape[-1]
+    each = np.broadcast_to(at, (*batch, m)).reshape(len(rows), m)
+    scores = np.empty((len(rows), m))
+    for i, row in enumerate(rows):
+        scores[i] = compute_scores(layer, row, np.ascontiguousarray(each[i]), num_threads)
+    return scores.reshape(*batch, m)
 
 
 def compute_bounds(layer: Layer, x: Any, num_threads: Any) -> tuple[NDArray[np.float64], NDArray[np.float64], float]:

@@ -1,6 +1,8 @@
 """Parts of layers with very many classes: output layers, trees, hashes, exact top-k through int8, an optimiser."""
 
 from .._learn.adaptive.head import AdaptiveSoftmax
+from .._learn.clustered_head import ClusteredHead, ClusteredTopK
+from .._learn.clustered_intervals import ClusteredInterval
 from .._learn.hashed.bloom import BloomSoftmax
 from .._learn.hashed.head import HashedSoftmax
 from .._learn.head_result import HeadResult
@@ -14,6 +16,9 @@ from .._ops.row_optimizer import RowOptimizer
 __all__ = [
     "AdaptiveSoftmax",
     "BloomSoftmax",
+    "ClusteredHead",
+    "ClusteredInterval",
+    "ClusteredTopK",
     "HashedSoftmax",
     "HeadResult",
     "HierarchicalSoftmax",

@@ -123,6 +123,7 @@ typedef struct csm_int8_layer {
     double ratio;               /* norm / residual of a usual class */
     int threads;
     int (*interrupt)(void *context);
+    const int64_t *order;       /* the row of w, which is the class, of each code and its numbers; NULL: their own */
 } csm_int8_layer;
 
 /* The k best classes of each query: `found` of them, best first; rescored: the number of exact scores, or -1 where the
@@ -148,6 +149,24 @@ csm_status csm_run_int8_scores(const csm_table *, const csm_int8_layer *, const 
  * Returns bounds of infinity for a query that cannot be coded.  *size: the bound of the norm of the scaled query. */
 csm_status csm_run_int8_bounds(const csm_table *, const csm_int8_layer *, const double *x, double *scores,
                                double *bounds, double *size);
+/* Lists of the codes of a layer, each of a mean and of codes that lie together, and what a search in them finds. */
+typedef struct csm_int8_lists {
+    const csm_int8_layer *centers; /* a class for each of the first lists: their means */
+    size_t lists;
+    const int64_t *begin;   /* lists + 1 */
+    const double *radius;   /* no score is above x.mean + |x| radius + largest, whatever its rounding */
+    const double *largest;  /* largest bias; of lists without a mean, their bound: infinity or -infinity */
+    const double *typical;  /* bias; lists are ordered by z + sqrt(|x|^2 spread + z^2 along) + typical, z = x.mean */
+    const double *spread, *along;
+    size_t probes;          /* lists that are searched, and more until there are k classes */
+    int is_exact;           /* search more, until no other list can hold one of the k best */
+    size_t limit;           /* with is_exact: most codes of these; with more the query is given back */
+    unsigned char *certified; /* no other list can hold one of the k best */
+    int64_t *scanned, *probed; /* codes and lists that were searched */
+} csm_int8_lists;
+/* The same as csm_run_int8_topk within lists.  rescored is -1 where x is out of range, and -2 with too many codes. */
+csm_status csm_run_int8_lists(const csm_table *, const csm_int8_layer *, const csm_int8_search *,
+                              const csm_int8_lists *);
 /* The kernel of dot products: which = 0 or 1 (VNNI; returns -1 without it). */
 int csm_run_int8_dots(const csm_table *, int which, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
                       const int32_t *offset, int32_t *out);

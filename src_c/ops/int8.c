@@ -20,11 +20,6 @@
 
 #include <stdlib.h>
 
-/* The scan's bias of classes that are switched off, in place of -infinity, which would make their upper bounds NaN: any
- * number is an upper bound of -infinity, and their lower bound is taken as -infinity.  Twice its size is still finite,
- * as the sum of |z| and |bias| in the bound must be. */
-#define OFF_BIAS (-0x1p126F)
-
 enum {
     MAX_QUERIES = 64,      /* of a scan */
     MIN_KEPT = 1024,       /* candidates in a list before it is compacted, in addition to 4 k */
@@ -41,11 +36,6 @@ typedef struct kept {
     float threshold;
     int is_full; /* too many: all scores are needed */
 } kept;
-
-typedef struct scored {
-    double score;
-    int64_t id;
-} scored;
 
 typedef struct topk_call {
     const csm_table *table;
@@ -123,7 +113,7 @@ static csm_status make_room(topk_call *call, kept *list, int thread) {
     return CSM_OK;
 }
 
-static int takes_part(const csm_int8_search *s, size_t query, size_t id) {
+int csm_int8_takes_part(const csm_int8_search *s, size_t query, size_t id) {
     if (s->where && !s->where[(ptrdiff_t)query * s->where_row + (ptrdiff_t)id]) return 0;
     if (!s->indptr) return 1;
     int64_t low = s->indptr[query], high = s->indptr[query + 1];
@@ -142,7 +132,8 @@ static csm_status keep(topk_call *call, int thread, size_t q, size_t group, unsi
     kept *list = &call->lists[(size_t)thread * call->queries + q];
     for (size_t i = 0; bits; i++, bits >>= 1) {
         const size_t id = group * CSM_INT8_GROUP + i;
-        if (!(bits & 1) || !takes_part(call->search, call->first + q, id)) continue;
+        if (!(bits & 1) || !csm_int8_takes_part(call->search, call->first + q, csm_int8_row_of(call->layer, id)))
+            continue;
         if (list->count == list->capacity) {
             if (list->capacity) {
                 csm_status status = make_room(call, list, thread);
@@ -153,7 +144,7 @@ static csm_status keep(topk_call *call, int thread, size_t q, size_t group, unsi
                 if (!grow(list, wanted < all ? wanted : all)) return CSM_NO_MEMORY;
             }
         }
-        const int is_bound = lower[i] == lower[i] && call->layer->bias[id] > OFF_BIAS;
+        const int is_bound = lower[i] == lower[i] && call->layer->bias[id] > CSM_INT8_OFF_BIAS;
         list->lower[list->count] = is_bound ? lower[i] : -INFINITY;
         list->upper[list->count] = upper[i];
         list->id[list->count++] = (int32_t)id;
@@ -227,8 +218,8 @@ static csm_status scan_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-static int compare(const void *left, const void *right) {
-    const scored *a = left, *b = right;
+int csm_int8_compare(const void *left, const void *right) {
+    const csm_int8_scored *a = left, *b = right;
     const int a_nan = a->score != a->score, b_nan = b->score != b->score;
     if (a_nan != b_nan) return b_nan - a_nan;
     if (!a_nan && a->score != b->score) return a->score < b->score ? 1 : -1;
@@ -266,16 +257,16 @@ static csm_status rescore(topk_call *call, size_t q, int thread, const kept *all
     const csm_int8_search *s = call->search;
     const size_t to = call->first + q, count = all->count < s->k ? all->count : s->k;
     const size_t row_size = csm_int8_row_size(l);
-    char *memory = csm_scratch_get(&call->scratch, thread, 1, row_size + all->count * sizeof(scored));
+    char *memory = csm_scratch_get(&call->scratch, thread, 1, row_size + all->count * sizeof(csm_int8_scored));
     if (!memory) return CSM_NO_MEMORY;
-    scored *best = (scored *)(memory + row_size);
+    csm_int8_scored *best = (csm_int8_scored *)(memory + row_size);
     for (size_t i = 0; i < all->count; i++) {
-        const size_t id = (size_t)all->id[i];
-        const double *row = csm_int8_row(call->table, l, id, memory);
-        best[i] = (scored){csm_int8_score(call->table, l, id, row, s->x + to * l->dims), (int64_t)id};
+        const size_t id = (size_t)all->id[i], from = csm_int8_row_of(l, id);
+        const double *row = csm_int8_row(call->table, l, from, memory);
+        best[i] = (csm_int8_scored){csm_int8_score(call->table, l, id, row, s->x + to * l->dims), (int64_t)from};
         if (csm_stops(&call->interrupt, thread, l->dims)) return CSM_OK; /* csm_parallel reports it */
     }
-    if (all->count > 1) qsort(best, all->count, sizeof *best, compare);
+    if (all->count > 1) qsort(best, all->count, sizeof *best, csm_int8_compare);
     for (size_t i = 0; i < count; i++) {
         s->values[to * s->k + i] = best[i].score;
         s->indices[to * s->k + i] = best[i].id;

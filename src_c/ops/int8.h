@@ -32,6 +32,30 @@ static inline double csm_int8_score(const csm_table *t, const csm_int8_layer *l,
     return sum == sum ? sum : CSM_NAN;
 }
 
+/* The row of w, which is the class, of a code. */
+static inline size_t csm_int8_row_of(const csm_int8_layer *l, size_t code) {
+    return l->order ? (size_t)l->order[code] : code;
+}
+
+/* A class and its exact score, and the order of the best: NaN first, the score falling, then the class rising. */
+typedef struct csm_int8_scored {
+    double score;
+    int64_t id;
+} csm_int8_scored;
+int csm_int8_compare(const void *left, const void *right);
+
+/* Whether a class takes part for a query. */
+int csm_int8_takes_part(const csm_int8_search *, size_t query, size_t id);
+
+/* The scan's bias of classes that are switched off, in place of -infinity, which would make their upper bounds NaN: any
+ * number is an upper bound of -infinity, and their lower bound is taken as -infinity.  Twice its size is still finite,
+ * as the sum of |z| and |bias| in the bound must be. */
+#define CSM_INT8_OFF_BIAS (-0x1p126F)
+
+/* Scores and bounds of the classes of a group in double, from the products of three limbs of a query. */
+void csm_int8_set_bounds(const csm_int8_layer *, const csm_int8_codes *, size_t group, const int32_t *dots,
+                         const int32_t *second, double *scores, double *bounds);
+
 static inline size_t csm_int8_steps(const csm_int8_layer *l) { return (l->dims + 3) / 4; }
 static inline size_t csm_int8_groups(const csm_int8_layer *l) {
     return (l->classes + CSM_INT8_GROUP - 1) / CSM_INT8_GROUP;

@@ -57,9 +57,8 @@ csm_status csm_run_int8_scores(const csm_table *table, const csm_int8_layer *l, 
     return run(&call, exact_body, count, (double)count * (double)l->dims, CSM_PIECE_ELEMENTS / 4 / (l->dims + 16) + 1);
 }
 
-static void set_bounds(const scores_call *call, size_t group, const int32_t *dots, const int32_t *second) {
-    const csm_int8_layer *l = call->layer;
-    const csm_int8_codes *c = &call->coded;
+void csm_int8_set_bounds(const csm_int8_layer *l, const csm_int8_codes *c, size_t group, const int32_t *dots,
+                         const int32_t *second, double *scores, double *bounds) {
     const int64_t square = CSM_INT8_SECOND * CSM_INT8_SECOND;
     const double factor = c->unit / (double)(CSM_INT8_WEIGHT_SECOND * square);
     for (size_t i = 0; i < CSM_INT8_GROUP; i++) {
@@ -76,8 +75,8 @@ static void set_bounds(const scores_call *call, size_t group, const int32_t *dot
                              0x1p-48 * (fabs(z) + fabs(bias)) + 0x1p-118;
         const int is_coded = residual < INFINITY, is_off = is_coded && bias == -INFINITY;
         const int is_known = is_coded && bound == bound && fabs(z) < INFINITY;
-        call->scores[id] = is_known || is_off ? z : 0;
-        call->bounds[id] = is_off ? 0 : is_known ? bound : INFINITY;
+        scores[id] = is_known || is_off ? z : 0;
+        bounds[id] = is_off ? 0 : is_known ? bound : INFINITY;
     }
 }
 
@@ -90,7 +89,7 @@ static csm_status bounds_body(void *context, size_t begin, size_t end, int threa
         csm_int8_dots(call->table, l->codes + g * bytes, steps, call->codes, CSM_INT8_LIMBS, call->offset, dots);
         if (l->second)
             csm_int8_dots(call->table, l->second + g * bytes, steps, call->codes, CSM_INT8_LIMBS, call->offset, second);
-        set_bounds(call, g, dots, second);
+        csm_int8_set_bounds(l, &call->coded, g, dots, second, call->scores, call->bounds);
         if (csm_stops(&call->interrupt, thread, l->dims)) return CSM_OK; /* csm_parallel reports it */
     }
     return CSM_OK;

@@ -104,6 +104,20 @@ def test_many_classes_run():
         assert update.w.any()
 
 
+def test_serving_runs(monkeypatch):
+    """Both layers, on a tenth of the classes and fewer."""
+    monkeypatch.setattr(many_classes, "CLASSES", 2000)
+    benchmark = many_classes.Clustered()
+    layers = benchmark.setup_cache()
+    for search in benchmark.params[0]:
+        benchmark.time_topk(layers, search)
+    mapped = many_classes.MappedLayer()
+    path = mapped.setup_cache()
+    for is_mapped in mapped.params[0]:
+        mapped.peakmem_topk(path, is_mapped)
+    shutil.rmtree(os.path.dirname(path))
+
+
 def test_check_results(tmp_path):
     def check():
         script = ROOT / "asv_bench" / "check_results.py"

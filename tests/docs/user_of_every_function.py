@@ -100,6 +100,11 @@ def use_many_classes(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert model.topk(x, 2).indices.shape == (len(x), 2)
     served: heads.Int8Head = model.serving()
     served.update([0], x[:1])
+    listed: heads.ClusteredHead = model.serving("clustered")
+    close: heads.ClusteredTopK = listed.topk(x, 2, n_probe=1)
+    estimated: heads.ClusteredInterval = listed.log_partition(x, n_sample=2, rng=0)
+    assert listed.predict(x, exact=True).shape == listed.logits(x, [0])[:, 0].shape
+    assert close.certified.shape == estimated.estimate.shape
     bounds: heads.Interval = served.log_partition(x)
     likely: heads.TopKInterval = served.topk_softmax(x, 2)
     assert (bounds.lower <= bounds.upper).all()

@@ -216,8 +216,11 @@ def test_serving():
         before = served.topk(x, 2).values
         model.partial_fit(x, y)
         assert (served.topk(x, 2).values == before).all(), "a copy"
-        with pytest.raises(ValueError, match='kind must be "int8"'):
-            model.serving("clustered")
+        clustered = model.serving("clustered")
+        assert (clustered.predict(x, exact=True) == model.serving().predict(x)).all()
+        assert (clustered.topk(x, 2).values == model.serving("clustered").topk(x, 2).values).all(), "the same clusters"
+        with pytest.raises(ValueError, match='kind must be "int8" or "clustered"'):
+            model.serving("int4")
     ids = rng.integers(0, 12, (200, 3))
     model = ManyClassRegression(head="full", embedding=(12, 4), max_epochs=2, random_state=0).fit(ids, y)
     assert (model.classes_[model.serving().predict(model.embedding_[ids].mean(axis=1))] == model.predict(ids)).all()

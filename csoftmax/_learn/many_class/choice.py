@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..._arguments.numbers import check_choice
+from ..clustered_head import ClusteredHead
+from ..int8_head import Int8Head
 from .adaptive import AdaptiveHead
 from .hashed import HashedHead
 from .heads import FullHead, LinearHead
@@ -37,10 +40,14 @@ def continue_head(estimator: Any) -> None:
     estimator.__dict__.pop("_trainer", None)
 
 
-def check_matrix(head: Any) -> None:
-    """Refuse a head without the one matrix of classes and features that serving needs."""
+def make_serving(head: Any, kind: str, num_threads: Any) -> Any:
+    """A copy of the one matrix of classes and features that serving needs; heads without it are refused."""
+    check_choice("kind", kind, ("int8", "clustered"))
     if not isinstance(head, LinearHead):
         raise ValueError(
             f'head is "{find_name(head)}", which has no matrix with a row for each class: serving is for "sampled" '
             'and "full"'
         )
+    if kind == "clustered":
+        return ClusteredHead(head.w, head.bias, rng=0, num_threads=num_threads)
+    return Int8Head(head.w, head.bias, num_threads=num_threads)

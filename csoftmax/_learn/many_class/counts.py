@@ -47,3 +47,13 @@ def check_added_counts(estimator: Any, counts: ArrayLike, given: ArrayLike, new:
     if not (np.isfinite(numbers) & (numbers > 0)).all():
         raise ValueError(f"counts must be positive and finite, got {show(counts)}")
     return numbers.astype(np.float64)[np.argsort(labels, kind="stable")]
+
+
+def spread(values: NDArray[Any], n: int, places: NDArray[np.intp], new: Any) -> NDArray[Any]:
+    """Values of classes at their places among n; new: those of the classes between them, in order."""
+    result = np.empty(n, values.dtype)
+    result[places] = values
+    is_new = np.ones(n, bool)
+    is_new[places] = False
+    result[is_new] = new
+    return result

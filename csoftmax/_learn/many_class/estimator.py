@@ -6,7 +6,7 @@ import copy
 import os
 import warnings
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -16,13 +16,12 @@ from sklearn.utils.validation import check_is_fitted
 from ..._arguments.numbers import check_count
 from ..._ops.topk import TopK
 from ..fit import forget, iterate, restore_on_error
-from ..int8_head import Int8Head
 from ..labels import merge_classes
 from ..monitor import WRAPPER_FRAMES, SupportsCallbacks, with_callbacks
 from ..parameters import as_plain, check_classes, check_known_labels, check_same_classes, mark_classes
 from . import files
-from .choice import check_matrix, continue_head
-from .counts import check_added_counts
+from .choice import continue_head, make_serving
+from .counts import check_added_counts, spread
 from .inputs import as_features, blocks_of_features, check_ids, check_rows
 from .parameters import check_parameters, check_parameters_of_steps
 from .training import prepare, train_on_batches, train_on_minibatch, train_on_rows
@@ -31,7 +30,9 @@ if TYPE_CHECKING:
     from typing import Self
 
     from ...samplers import ClusterSampler, LogUniformSampler, UniformSampler, UnigramSampler
+    from ..clustered_head import ClusteredHead
     from ..hierarchical.tree import Tree
+    from ..int8_head import Int8Head
     from ..tree_sampler import TreeSampler
 
     Sampler = UniformSampler | LogUniformSampler | UnigramSampler | ClusterSampler | TreeSampler
@@ -419,14 +420,9 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         head = copy.copy(self.head_)  # which a copy of the model may share
         head.add_classes(n, places, added, getattr(self, "class_count_", None))
         if hasattr(self, "class_count_"):
-            all_counts = np.zeros(n)
-            all_counts[places] = self.class_count_
-            all_counts[is_new] = 0 if added is None else added
-            self.class_count_ = all_counts
+            self.class_count_ = spread(self.class_count_, n, places, 0 if added is None else added)
         if hasattr(self, "frozen_"):
-            frozen = np.zeros(n, bool)
-            frozen[places] = self.frozen_
-            self.frozen_ = frozen
+            self.frozen_ = spread(self.frozen_, n, places, False)
         self.head_, self.classes_ = head, merged
         self.__dict__.pop("_trainer", None)
         return self
@@ -605,17 +601,22 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         parts = [self.head_.topk(features, k, self.num_threads) for _, features in blocks]
         return TopK(*(np.concatenate(arrays) for arrays in zip(*parts)))
 
-    def serving(self, kind: Literal["int8"] = "int8") -> Int8Head:
-        """Return a copy of the output layer for fast exact top-k.
+    @overload
+    def serving(self, kind: Literal["int8"] = "int8") -> Int8Head: ...
+    @overload
+    def serving(self, kind: Literal["clustered"]) -> ClusteredHead: ...
+    def serving(self, kind: Literal["int8", "clustered"] = "int8") -> Int8Head | ClusteredHead:
+        """Return a copy of the output layer for fast top-k.
 
         Parameters
         ----------
-        kind : {"int8"}, default "int8"
-            An `Int8Head`. Its scores are the logits, its classes positions in `classes_`.
+        kind : {"int8", "clustered"}, default "int8"
+            An `Int8Head`, which is exact, or a `ClusteredHead`, which may miss classes and whose clusters begin with
+            the seed 0. Their scores are the logits, their classes positions in `classes_`.
 
         Returns
         -------
-        Int8Head
+        Int8Head or ClusteredHead
             A layer for features in the columns of X. With `embedding`, for the mean of the rows of `embedding_` of a
             row's ids.
 
@@ -632,10 +633,7 @@ class ManyClassRegression(SupportsCallbacks, ClassifierMixin, BaseEstimator):
         array(['yes'], dtype='<U3')
         """
         check_is_fitted(self, "head_")
-        if kind != "int8":
-            raise ValueError(f'kind must be "int8", got {kind!r}')
-        check_matrix(self.head_)
-        return Int8Head(self.head_.w, self.head_.bias, num_threads=self.num_threads)
+        return make_serving(self.head_, kind, self.num_threads)
 
     # Files
 
