@@ -1,0 +1,13 @@
+"""Smallest perturbations that change the class of a linear layer, certificates against them, and training with them."""
+
+from ._ops.adversarial import Certificate, certify
+from ._ops.adversarial_perturb import perturb
+
+__all__ = [
+    "Certificate",
+    "certify",
+    "perturb",
+]
+
+for _name in __all__:
+    globals()[_name].__module__ = __name__
