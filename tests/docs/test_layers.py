@@ -20,7 +20,7 @@ PYTHON_LAYERS = [
     {"__init__"},
     {"samplers", "_torch"},
     {"_spec", "_learn"},
-    {"torch", "jax", "heads", "linear_model", "calibration", "class_weight", "sequence"},
+    {"torch", "jax", "adversarial", "heads", "linear_model", "calibration", "class_weight", "sequence"},
     {"metrics"},
     {"_bench"},
     {"_cli"},

@@ -8,12 +8,12 @@
  * reach, p = 2 and infinity: delta_i = min(level s_i, r_i), s = q (p = 2) or 1 (infinity).  The sum S(level) of
  * q_i delta_i is concave and piecewise linear; Newton's method from below ends at its root after a few passes, and each
  * step is a tangent, which lies above S, so that every level on the way is a lower bound.  p = 1: coordinates of the
- * largest q_i are used up first (a heap, so that only those that are needed are sorted); R + (need - c) / q_k is a lower
- * bound for every k by duality.
+ * largest q_i are used up first (a heap, so that only those that are needed are sorted); R + (need - c) / q_k, with the
+ * sums R of r and c of q r over those used up, is a lower bound for every k by duality.
  *
  * Every result is a certain lower bound in exact arithmetic.  g is a pair: products and sums with their rounding errors
- * (two-sum and fma), less the bound (n + 8)^2 2^-104 sum |x_i a_i| for n additions a lane.  |a_i| and r_i are rounded up,
- * norms grow by (n + 8) 2^-52, results are multiplied by 1 - 2^-51.
+ * (two-sum and fma), less the bound (n + 8)^2 2^-104 sum |x_i a_i| for n additions a lane.  |a_i| and r_i are rounded
+ * up, norms grow by (n + 8) 2^-52, results are multiplied by 1 - 2^-51.
  * Accumulators: 8 lanes of doubles or pairs, i mod 8, which are added in a fixed tree; no sum depends on the
  * instruction set.  Weights are scaled by a power of two, so that no square overflows.
  * Passes: gap one over both rows and x; reach one over them, and one over 2 d numbers for each step (3 to 6).
