@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -64,13 +65,26 @@ def find_subgradients(w: Any, y: int, norm: float) -> Any:
 class RobustShift:
     """eps times the dual norms of w_j - w_y, added to the logits of rows with label y."""
 
-    def __init__(self, w: Any, labels: Any, eps: float, norm: float, num_threads: Any):
+    def __init__(self, w: Any, labels: Any, eps: float, norm: float, num_threads: Any, groups: Any = None):
+        """Find the norms; groups: the distinct labels and the place of each label among these, if they are known."""
         self.w = np.ascontiguousarray(w, np.float64)
         self.labels, self.eps, self.norm, self.num_threads = labels, eps, norm, num_threads
-        self.classes, self.places = np.unique(labels, return_inverse=True)
-        self.is_cached = len(self.classes) * len(w) <= CACHED_NORMS
-        self.norms = find_dual_norms(self.w, self.classes, norm, num_threads) if self.is_cached else None
+        found: Any = groups or np.unique(labels, return_inverse=True)
+        classes, self.places = found
+        is_cached = len(classes) * len(w) <= CACHED_NORMS
+        self.norms = find_dual_norms(self.w, classes, norm, num_threads) if is_cached else None
         self.sums: dict[int, Any] = {}  # of the gradients of logits, by label
+
+    def part(self) -> RobustShift:
+        """The same shift with sums of its own, for rows that another thread adds up."""
+        other = copy.copy(self)
+        other.sums = {}
+        return other
+
+    def add_part(self, part: RobustShift) -> None:
+        """Add the sums of some of the rows."""
+        for y, total in part.sums.items():
+            self.sums[y] = self.sums[y] + total if y in self.sums else total
 
     def add_to(self, logits: Any, rows: slice) -> None:
         """Add to the logits of a chunk of rows."""
@@ -112,7 +126,7 @@ def _run_robust(
     num_threads = check_num_threads(num_threads)
     plan = plan_linear(x, w, target, bias, **options)
     if plan.labels is None:
-        raise TypeError(f"target must hold integer labels: the bound is that of one class; got dtype {plan.soft.dtype}")
+        raise TypeError("target must hold integer labels: the bound is that of one class; got soft labels")
     with np.errstate(all="ignore"):
         shift = RobustShift(plan.w, plan.labels, eps, norm, num_threads) if eps > 0 else None
         return run_linear_on_cpu(plan, gradient, options["reduction"], 0.0, num_threads, shift)
@@ -312,11 +326,8 @@ class VatTerms:
     def __init__(self, eps: float, iterations: int, rng: Any, num_threads: Any):
         self.eps, self.iterations, self.rng, self.num_threads = eps, iterations, rng, num_threads
 
-    def evaluate(self, x: Any, w: Any, bias: Any, rows: slice, scale: Any) -> RowTerms:
-        """Terms of a chunk of rows, the gradients times a column of scales."""
-        fixed = multiply(x, w.T)
-        if bias is not None:
-            fixed += bias
+    def evaluate(self, x: Any, fixed: Any, w: Any, rows: slice, scale: Any) -> RowTerms:
+        """Terms of rows with the logits `fixed`, the gradients times a column of scales."""
         delta = perturb_for_divergence(fixed, w, self.eps, self.iterations, self.rng, self.num_threads)
         found = find_divergence(fixed, multiply(delta, (w - w[:1]).T), self.num_threads)
         return RowTerms(found.value, None, found.grad_moved * scale, delta)
@@ -325,8 +336,8 @@ class VatTerms:
 class TradesTerms:
     """The terms of TRADES."""
 
-    def __init__(self, labels: Any, ball: tuple[float, float], walls: Walls | None, beta: float, climbing: tuple):
-        self.labels, self.ball, self.walls, self.beta = labels, ball, walls, beta
+    def __init__(self, labels: Any, ball: tuple[float, float], walls: Any, beta: float, climbing: Any):
+        self.labels, self.ball, self.walls, self.beta = labels, ball, walls, beta  # labels None: without cross-entropy
         self.steps, self.step_size, self.rng, self.num_threads = climbing
 
     def perturb(self, x: Any, fixed: Any, w: Any, rows: slice) -> Any:
@@ -340,19 +351,18 @@ class TradesTerms:
         gradient = DivergenceGradient(fixed, w, self.num_threads)
         return climb(gradient, start, Ball.of(eps, norm, x, near), self.steps, self.step_size, self.num_threads)
 
-    def evaluate(self, x: Any, w: Any, bias: Any, rows: slice, scale: Any) -> RowTerms:
-        """Terms of a chunk of rows, the gradients times a column of scales."""
-        fixed = multiply(x, w.T)
-        if bias is not None:
-            fixed += bias
+    def evaluate(self, x: Any, fixed: Any, w: Any, rows: slice, scale: Any) -> RowTerms:
+        """Terms of rows with the logits `fixed`, the gradients times a column of scales."""
         delta = self.perturb(x, fixed, w, rows)
         found = find_divergence(fixed, multiply(delta, (w - w[:1]).T), self.num_threads)
-        plain = cross_entropy_with_grad(
-            fixed, self.labels[rows], reduction="none", upstream=scale[:, 0], num_threads=self.num_threads
-        )
-        grad = plain.grad + found.grad_fixed * (self.beta * scale)
-        loss = plain.loss + self.beta * found.value
-        return RowTerms(loss, grad, found.grad_moved * (self.beta * scale), delta)
+        scaled = self.beta * scale
+        loss, grad, grad_moved = self.beta * found.value, found.grad_fixed * scaled, found.grad_moved * scaled
+        if self.labels is not None:
+            plain = cross_entropy_with_grad(
+                fixed, self.labels[rows], reduction="none", upstream=scale[:, 0], num_threads=self.num_threads
+            )
+            loss, grad = loss + plain.loss, grad + plain.grad
+        return RowTerms(loss, grad, grad_moved, delta)
 
 
 def _run_terms(plan: LinearPlan, terms: VatTerms | TradesTerms, reduction: str) -> tuple[Any, Any, Any, Any]:
@@ -370,7 +380,10 @@ def _run_terms(plan: LinearPlan, terms: VatTerms | TradesTerms, reduction: str) 
     for begin in range(0, rows if divides else 0, plan.chunk_rows):
         chunk = slice(begin, min(begin + plan.chunk_rows, rows))
         x = plan.x[chunk].astype(compute, copy=False)
-        found = terms.evaluate(x, w, plan.bias, chunk, scale[chunk])
+        fixed = multiply(x, w.T)
+        if plan.bias is not None:
+            fixed += plan.bias
+        found = terms.evaluate(x, fixed, w, chunk, scale[chunk])
         losses[chunk] = found.loss * weights[chunk]
         moved = found.grad_moved.astype(compute)
         total = moved
@@ -384,7 +397,7 @@ def _run_terms(plan: LinearPlan, terms: VatTerms | TradesTerms, reduction: str) 
     return reduce_losses(plan, losses, reduction), *spread_gradients(plan, layer)
 
 
-NO_OPTIONS = {"label_smoothing": 0.0, "z_loss": 0.0, "temperature": 1.0}
+NO_OPTIONS: dict[str, Any] = {"label_smoothing": 0.0, "z_loss": 0.0, "temperature": 1.0}
 
 
 def _check_classes(w: Any) -> None:
@@ -514,7 +527,7 @@ def _run_trades(
     climbing = steps, check_step_size(step_size, eps, steps), check_rng(rng), check_num_threads(num_threads)
     plan = plan_linear(x, w, target, bias, chunk_bytes=None, **NO_OPTIONS, **options)
     if plan.labels is None:
-        raise TypeError(f"target must hold integer labels, got dtype {plan.soft.dtype}")
+        raise TypeError("target must hold integer labels, got soft labels")
     every = np.asarray(x).reshape(math.prod(plan.batch), plan.x.shape[1])
     walls = check_bounds(bounds, Head(every, plan.w, None, plan.batch, plan.compute))
     if walls is not None and plan.kept is not None:
@@ -544,8 +557,8 @@ def trades_loss_with_grad(
 ) -> LinearCrossEntropyResult:
     """Compute the loss of TRADES and its gradients (Zhang et al. 2019).
 
-    The loss of a row is ``cross_entropy(z, target) + beta * KL(p(x) || p(x + d))``, where d in the ball of radius eps is
-    found by projected gradient ascent on the divergence, from a start of 0.001 times normal numbers.
+    The loss of a row is ``cross_entropy(z, target) + beta * KL(p(x) || p(x + d))``, where d in the ball of radius eps
+    is found by projected gradient ascent on the divergence, from a start of 0.001 times normal numbers.
 
     Parameters
     ----------

@@ -33,6 +33,9 @@ SETTINGS = {
     "adamw-early_stopping": {"solver": "adamw", "early_stopping": True, "random_state": 0},
     "adamw-effective_number": {"solver": "adamw", "class_weight": "effective_number", "random_state": 0},
     "lbfgs-effective_number": {"class_weight": "effective_number"},
+    "lbfgs-certified": {"adversarial": "certified", "adversarial_eps": 0.05},
+    "adamw-pgd": {"solver": "adamw", "random_state": 0, "adversarial": "pgd", "adversarial_eps": 0.05},
+    "adamw-trades": {"solver": "adamw", "random_state": 0, "adversarial": "trades", "adversarial_eps": 0.05},
 }
 QUICK_SETTINGS = ("lbfgs", "adamw", "adamw-batch_norm", "lbfgs-early_stopping")  # the others are slow tests
 PARTIAL_FIT = (

@@ -45,6 +45,11 @@ def differentiate(f, a, h=1e-6):
     return grad
 
 
+def with_labels(y):
+    """The functions with their arguments after w."""
+    return (robust_cross_entropy_with_grad, (y,)), (trades_loss_with_grad, (y,)), (vat_loss_with_grad, ())
+
+
 def check_gradients(result, loss, x, w, bias):
     np.testing.assert_allclose(result.loss, loss(x, w, bias), rtol=1e-13)
     np.testing.assert_allclose(result.grad_x, differentiate(lambda v: loss(v, w, bias), x), atol=2e-9)
