@@ -46,3 +46,18 @@ def run_dual_norms(w, classes, norm, out, num_threads):
     with nogil:
         status = csm_run_dual_norms(csm_current_table(), &c, count, of, to)
     _raise(status)
+
+
+def run_climb(int dtype, delta, g, low, high, double step, num_threads):
+    """A step along the signs of g and the projection between low and high; arrays of float32 or float64, in place."""
+    cdef size_t n = delta.size
+    cdef int threads = _threads(num_threads)
+    cdef void *to = _address(delta)
+    cdef const void *slope = _address(g)
+    cdef const void *least = _address(low)
+    cdef const void *largest = _address(high)
+    cdef cpu.csm_status status
+    with nogil:
+        status = csm_run_climb(dtype, csm_current_table(), n, to, slope, least, largest, step, threads,
+                               _check_signals)
+    _raise(status)

@@ -377,3 +377,12 @@ def run_certify(
 def run_dual_norms(
     w: NDArray[Any], classes: NDArray[Any], norm: tuple[int, float], out: NDArray[Any], num_threads: Any
 ) -> None: ...
+def run_climb(
+    dtype: int,
+    delta: NDArray[Any],
+    g: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    step: float,
+    num_threads: Any,
+) -> None: ...

@@ -220,6 +220,8 @@ cdef extern from "core/extension.h" nogil:
         void *interrupt_context
     int CSM_NORM_1, CSM_NORM_2, CSM_NORM_INF, CSM_NORM_OTHER
     cpu.csm_status csm_run_certify(const csm_table *, const csm_certify_call *)
+    cpu.csm_status csm_run_climb(int, const csm_table *, size_t, void *, const void *, const void *, const void *,
+                                 double, int, int (*)(void *) noexcept)
     cpu.csm_status csm_run_dual_norms(const csm_table *, const csm_certify_call *, size_t, const int64_t *, double *)
 
     ctypedef struct csm_loss_call:

@@ -25,14 +25,15 @@ class Certificate(NamedTuple):
 
     Attributes
     ----------
-    radius : float64, of the shape of the rows
-        The distance to the nearest rival class, rounded down: no perturbation whose norm is at most the radius changes
-        the class. 0 where another class is level or ahead already, inf where none can be reached, NaN for rows with
-        logits that are not finite.
-    rival : int64, of the shape of the rows
-        The nearest rival; where the radius is 0, the class with the largest other logit; -1 where it is inf or NaN.
-    margin : float64, of the shape of the rows
-        The logit of the target minus the largest other one; inf for one class, NaN as the radius.
+    radius : scalar, or ndarray of the shape of the rows
+        The distance to the nearest rival class in float64, rounded down: no perturbation whose norm is at most the
+        radius changes the class. 0 where another class is level or ahead already, inf where none can be reached, NaN
+        for rows with logits that are not finite.
+    rival : scalar, or ndarray of the shape of the rows
+        The nearest rival, int64; where the radius is 0, the class with the largest other logit; -1 where it is inf or
+        NaN.
+    margin : scalar, or ndarray of the shape of the rows
+        The logit of the target minus the largest other one, float64; inf for one class, NaN as the radius.
     """
 
     radius: Any

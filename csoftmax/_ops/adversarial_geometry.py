@@ -23,12 +23,16 @@ def row_norms(a: Any, norm: float) -> Any:
 
 
 def find_directions(g: Any, norm: float) -> Any:
-    """The perturbations of norm 1 along which linear functions with the gradients g rise most; 0 where g is 0."""
+    """The perturbations of norm 1 along which linear functions with the gradients g rise most; 0 where g is 0.
+
+    They may replace g: a new array of 128 KiB or more is memory that the system has to clear.
+    """
     if norm == math.inf:
-        return np.sign(g)
+        return np.sign(g, out=g)
     if norm == 2:
         length = row_norms(g, 2)
-        return g / np.where(length > 0, length, 1)
+        g /= np.where(length > 0, length, 1)
+        return g
     direction = np.zeros_like(g)
     if g.shape[1]:
         at = np.arange(len(g)), np.abs(g).argmax(axis=1)

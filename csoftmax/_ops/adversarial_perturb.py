@@ -11,7 +11,8 @@ from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign, as_native, give_like, is_foreign
 from .._arguments.numbers import check_choice, check_count, check_flag, check_non_negative, check_num_threads
-from .._arguments.places import as_array
+from .._arguments.places import as_array, check_kernels, place_of
+from .._cpu import binding
 from .._cpu.apart import multiply
 from .adversarial import Head, Walls, check_bounds, check_labels_of, check_norm, find_certificates, plan_head
 from .adversarial_divergence import find_divergence
@@ -20,7 +21,8 @@ from .cross_entropy import cross_entropy_with_grad
 from .softmax import softmax
 
 METHODS = ("fgsm", "pgd", "exact", "vat")
-CHUNK_ELEMENTS = 1 << 17  # of x: the arrays of a chunk stay in cache over all steps
+CHUNK_ELEMENTS = 1 << 14  # of x: the arrays of a chunk stay in cache over all steps
+MIN_CHUNK_ROWS = 64  # so that products stay fast
 STRETCH = 2.0  # growth of what an exact perturbation goes beyond its radius, until the class changes
 
 __all__ = ["perturb"]
@@ -31,15 +33,17 @@ class Ball(NamedTuple):
 
     eps: float
     norm: float
-    low: Any | None  # least and largest perturbation, in the compute type, or None
-    high: Any | None
+    low: Any  # least and largest perturbation, contiguous in the compute type; None: only the ball limits them
+    high: Any
 
     @classmethod
     def of(cls, eps: float, norm: float, x: Any, walls: Walls | None) -> Ball:
         """The ball around the rows of x, within the walls."""
         if walls is None:
-            return cls(eps, norm, *((-eps, eps) if norm == math.inf else (None, None)))
-        low, high = ((wall - x).astype(x.dtype) for wall in walls)
+            if norm != math.inf:
+                return cls(eps, norm, None, None)
+            return cls(eps, norm, np.full_like(x, -eps), np.full_like(x, eps))
+        low, high = (np.ascontiguousarray(wall - x, x.dtype) for wall in walls)
         if norm == math.inf:
             np.clip(low, -eps, eps, out=low)
             np.clip(high, -eps, eps, out=high)
@@ -117,8 +121,13 @@ class DivergenceGradient:
 
 def climb(gradient: Callable[[Any], Any], delta: Any, ball: Ball, steps: int, step_size: float, threads: Any) -> Any:
     """Projected gradient ascent from delta, which is changed (Madry et al. 2018)."""
+    dtype = binding.DTYPES[delta.dtype.name]
     for _ in range(steps):
-        direction = find_directions(gradient(delta), ball.norm)
+        g = gradient(delta)
+        if ball.norm == math.inf:
+            binding.run_climb(dtype, delta, np.ascontiguousarray(g), ball.low, ball.high, step_size, threads)
+            continue
+        direction = find_directions(g, ball.norm)
         direction *= step_size
         delta += direction
         delta = ball.project(delta, threads)
@@ -250,7 +259,7 @@ class ExactStep:
 def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | None) -> Any:
     x, w, bias = head.in_compute_type()
     result = np.empty_like(head.x)
-    step = max(1, CHUNK_ELEMENTS // max(1, x.shape[1]))
+    step = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // max(1, x.shape[1]))
     for begin in range(0, len(x), step):
         part = slice(begin, min(begin + step, len(x)))
         near = None if walls is None else Walls(*(wall if len(wall) == 1 else wall[part] for wall in walls))
@@ -277,7 +286,7 @@ def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack,
         g = as_array("gradient(x)", as_native(gradient(give(moved)), "gradient(x)"))
         if g.shape != shape:
             raise ValueError(f"gradient must return an array of the shape of x, {shape}, got {g.shape}")
-        return g.reshape(head.x.shape).astype(head.compute)
+        return g.reshape(head.x.shape).astype(head.compute)  # a copy, because steps overwrite it
 
     return apply_perturbation(head.x, attack.follow(at, features, walls), walls).reshape(shape)
 
@@ -286,6 +295,8 @@ def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack,
 @accept_foreign
 @np.errstate(all="ignore")
 def _perturb(x: Any, w: Any, target: Any, *, bias: Any, bounds: Any, gradient: Any, attack: Any, give: Any) -> Any:
+    if place_of(None, x).on_cuda:
+        check_kernels("perturb")
     if gradient is not None:
         return _perturb_by_gradient(x, gradient, attack, bounds, give)
     head = plan_head("perturb", x, w, bias)

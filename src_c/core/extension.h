@@ -217,6 +217,10 @@ csm_status csm_run_certify(const csm_table *, const csm_certify_call *);
 csm_status csm_run_dual_norms(const csm_table *, const csm_certify_call *, size_t count, const int64_t *of,
                               double *out);
 
+/* A step of n perturbations in the inf-norm, in place; arrays of the dtype, f32 or f64. */
+csm_status csm_run_climb(csm_dtype, const csm_table *, size_t n, void *delta, const void *g, const void *low,
+                         const void *high, double step, int threads, int (*interrupt)(void *));
+
 /* ops/features.c.  Emissions: the rows of the first `attributes` attributes are filled from their weights before.
  * Gradient: the sums replace the weights of `pairs`; rows of `grad` are read up to pairs->width, so that
  * CSM_FEATURE_LANES doubles must follow it. */

@@ -204,7 +204,7 @@ static const csm_table table = {
     {CSM_DTYPES(OPTIMIZER)},
     {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact},
     {tree_terms, tree_sides},
-    {adversarial_gap, adversarial_reach, adversarial_norm},
+    {adversarial_gap, adversarial_reach, adversarial_norm, adversarial_climb_f32, adversarial_climb_f64},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

@@ -5,7 +5,17 @@ import importlib
 import inspect
 import re
 
-MODULES = ("", ".samplers", ".heads", ".linear_model", ".calibration", ".metrics", ".class_weight", ".sequence")
+MODULES = (
+    "",
+    ".adversarial",
+    ".samplers",
+    ".heads",
+    ".linear_model",
+    ".calibration",
+    ".metrics",
+    ".class_weight",
+    ".sequence",
+)
 
 
 def public_objects(module):

@@ -33,6 +33,9 @@ typedef struct csm_adversarial_kernels {
                     csm_distance_norm norm, const csm_gap *gap, double *scratch);
     /* The dual norm of the difference of two rows of weights, to nearest within a few roundings. */
     double (*norm)(const double *w, const double *other, size_t d, csm_distance_norm norm, double exponent);
+    /* A step along the signs of g and the projection: delta = min(max(delta + step sign(g), low), high). */
+    void (*climb_f32)(float *delta, const float *g, const float *low, const float *high, float step, size_t n);
+    void (*climb_f64)(double *delta, const double *g, const double *low, const double *high, double step, size_t n);
 } csm_adversarial_kernels;
 
 #endif
