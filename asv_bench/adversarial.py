@@ -127,12 +127,11 @@ def show_attacks(model, x, y):
     attacks = {
         "DeepFool": (2, foolbox.attacks.L2DeepFoolAttack()),
         "DeepFool, inf": (np.inf, foolbox.attacks.LinfDeepFoolAttack()),
-        "Carlini-Wagner": (2, foolbox.attacks.L2CarliniWagnerAttack(steps=1000)),
+        "Carlini-Wagner": (2, foolbox.attacks.L2CarliniWagnerAttack(steps=300)),
         "DDN": (2, foolbox.attacks.DDNAttack()),
         "FMN, 1": (1, foolbox.attacks.L1FMNAttack(steps=200)),
         "FMN, 2": (2, foolbox.attacks.L2FMNAttack(steps=200)),
         "FMN, inf": (np.inf, foolbox.attacks.LInfFMNAttack(steps=200)),
-        "Brendel-Bethge, 1": (1, foolbox.attacks.L1BrendelBethgeAttack(steps=200)),
     }
     smallest = np.inf
     for name, (norm, attack) in attacks.items():
