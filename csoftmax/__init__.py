@@ -66,7 +66,13 @@ for _name in __all__:
 
 _LATE_MODULES = (
     "adversarial",
-    *("calibration", "class_weight", "heads", "linear_model", "metrics", "samplers", "sequence"),
+    "calibration",
+    "class_weight",
+    "heads",
+    "linear_model",
+    "metrics",
+    "samplers",
+    "sequence",
 )
 
 

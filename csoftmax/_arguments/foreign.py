@@ -281,3 +281,8 @@ def accept_foreign(function: _Function) -> _Function:
         return tuple(map(give_back, result)) if isinstance(result, tuple) else give_back(result)
 
     return cast(_Function, with_foreign)
+
+
+def give_like(like: Any, a: Any) -> Any:
+    """An array of the library of `like`, for a function of the caller's."""
+    return _to_library_of(like, a)

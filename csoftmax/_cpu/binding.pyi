@@ -16,6 +16,7 @@ NORMALIZE: Final[dict[str | None, int]]
 CRF_TASKS: Final[dict[str, int]]
 CRF_REDUCTIONS: Final[dict[str, int]]
 CRF_METHODS: Final[dict[str, int]]
+NORMS: Final[dict[float | None, int]]
 OPTIMIZERS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
@@ -433,3 +434,28 @@ def run_int8_bounds(
 def run_int8_dots(
     vnni: bool, codes: NDArray[Any], x: NDArray[Any], vectors: int, offset: NDArray[Any], out: NDArray[Any]
 ) -> bool: ...
+def run_certify(
+    x: NDArray[Any],
+    w: NDArray[Any],
+    bias: NDArray[Any] | None,
+    target: NDArray[Any] | None,
+    low: NDArray[Any] | None,
+    high: NDArray[Any] | None,
+    norm: tuple[int, float],
+    radius: NDArray[Any],
+    margin: NDArray[Any],
+    rival: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def run_dual_norms(
+    w: NDArray[Any], classes: NDArray[Any], norm: tuple[int, float], out: NDArray[Any], num_threads: Any
+) -> None: ...
+def run_climb(
+    dtype: int,
+    delta: NDArray[Any],
+    g: NDArray[Any],
+    low: NDArray[Any],
+    high: NDArray[Any],
+    step: float,
+    num_threads: Any,
+) -> None: ...

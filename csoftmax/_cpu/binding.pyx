@@ -4,7 +4,8 @@
 #
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
 # and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
-# int8.pxi those of output layers in int8, tree.pxi those of trees, hashed.pxi those of class hashing.
+# int8.pxi those of output layers in int8, tree.pxi those of trees, hashed.pxi those of class hashing,
+# adversarial.pxi those of certificates.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -270,6 +271,29 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_tree_walk(int, const csm_table *, const csm_tree_call *, const int64_t *, size_t,
                                      const double *, int64_t *)
 
+    ctypedef struct csm_certify_call:
+        size_t n, classes, d
+        const double *x
+        const double *w
+        const double *bias
+        const int64_t *target
+        const double *low
+        const double *high
+        size_t low_step, high_step
+        int norm
+        double exponent
+        double *radius
+        double *margin
+        int64_t *rival
+        int threads
+        int (*interrupt)(void *) noexcept
+        void *interrupt_context
+    int CSM_NORM_1, CSM_NORM_2, CSM_NORM_INF, CSM_NORM_OTHER
+    cpu.csm_status csm_run_certify(const csm_table *, const csm_certify_call *)
+    cpu.csm_status csm_run_climb(int, const csm_table *, size_t, void *, const void *, const void *, const void *,
+                                 double, int, int (*)(void *) noexcept)
+    cpu.csm_status csm_run_dual_norms(const csm_table *, const csm_certify_call *, size_t, const int64_t *, double *)
+
     ctypedef struct csm_loss_call:
         pass
     void csm_set_scales(csm_scales *, double, int)
@@ -376,6 +400,7 @@ CRF_METHODS = {
     "posterior_path": cpu.CSM_CRF_POSTERIOR_PATH,
 }
 OPTIMIZERS = {"sgd": CSM_SGD, "rowwise_adagrad": CSM_ROWWISE_ADAGRAD, "adagrad": CSM_ADAGRAD, "adam": CSM_ADAM}
+NORMS = {1.0: CSM_NORM_1, 2.0: CSM_NORM_2, float("inf"): CSM_NORM_INF, None: CSM_NORM_OTHER}
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 BLOCK_ELEMENTS = CSM_BLOCK
 FEATURE_LANES = CSM_FEATURE_LANES
@@ -420,6 +445,7 @@ include "sampled.pxi"
 include "int8.pxi"
 include "hashed.pxi"
 include "tree.pxi"
+include "adversarial.pxi"
 
 
 # Instruction sets

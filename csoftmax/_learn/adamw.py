@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from .._arguments.places import Place, place_of
 from .._ops.cross_entropy import cross_entropy_with_grad
+from .adversary import Adversary, Extra
 from .divergence import SoundSteps
 from .objective import Options, compute_logits, multiply_by_rows, runs_at_place, to_host
 
@@ -107,11 +108,12 @@ class Trainer:
         batch_norm: Statistics | None = None,
         frozen: NDArray[np.bool_] | None = None,
         num_threads: int | None = None,
+        adversary: Adversary | None = None,
     ):
         """Start from coef and intercept.
 
         batch_norm: None, or the statistics with which the normalised logits equal coef x + intercept at the start.
-        frozen: classes whose parameters do not change.
+        frozen: classes whose parameters do not change.  adversary: perturbs rows, or adds to the loss.
         """
         self.place, self.dtype = place, coef.dtype
         first = {"coef": coef}
@@ -126,6 +128,7 @@ class Trainer:
         self.parameters = {name: place.array(name, p) for name, p in first.items()}
         self.has_intercept, self.has_batch_norm = intercept is not None, batch_norm is not None
         self.options, self.hyper, self.num_threads = options.at(place), hyper, num_threads
+        self.adversary = adversary
         self.frozen = None if frozen is None else place.array("frozen", frozen)
         with place.context():
             self.moments = {name: (np.zeros_like(p), np.zeros_like(p)) for name, p in self.parameters.items()}
@@ -163,7 +166,10 @@ class Trainer:
         if self.place.number is not None:
             x, y = self.place.array("X", x), self.place.array("y", y)
             sample_weight = None if sample_weight is None else self.place.array("sample_weight", sample_weight)
-        logits = compute_logits(x, self.parameters["coef"], self.parameters.get("intercept"))
+        coef, intercept = self.parameters["coef"], self.parameters.get("intercept")
+        if self.adversary is not None:
+            x = self.adversary.move(x, y, coef, intercept, self.options.temperature)
+        logits = compute_logits(x, coef, intercept)
         weight = float(len(y)) if sample_weight is None else _as_float(sample_weight.sum())
         if weight == 0:
             return Progress(0.0, 0.0, 0.0, 0.0, 0.0)
@@ -180,13 +186,28 @@ class Trainer:
             divisor = _as_float(row_weights.sum() if sample_weight is None else (row_weights * sample_weight).sum())
         if divisor == 0:  # every row has weight 0
             return Progress(0.0, 0.0, right, weight, 0.0)
+        extra = self._prepare_extra(x, y, sample_weight, logits, divisor)
         result = cross_entropy_with_grad(
             logits, y, sample_weight=sample_weight, out=logits, num_threads=self.num_threads, **self.options._asdict()
         )
+        if extra is not None:
+            extra.change(logits)
         gradients = self._differentiate(x, logits, normal, std, shares)
+        if extra is not None:
+            extra.add_to(gradients, logits)
         norm = self._clip(gradients)
         self._update(gradients)
-        return Progress(_as_float(result.loss), divisor, right, weight, norm)
+        loss = _as_float(result.loss) + (0.0 if extra is None else extra.loss)
+        return Progress(loss, divisor, right, weight, norm)
+
+    def _prepare_extra(self, x: Any, y: Any, sample_weight: Any, logits: Any, divisor: float) -> Extra | None:
+        """What the adversary adds to the loss of a minibatch; it may shift the logits."""
+        if self.adversary is None:
+            return None
+        scale = np.full(len(y), 1 / divisor) if sample_weight is None else sample_weight / divisor
+        if self.options.weight is not None:
+            scale = scale * self.options.weight[y]
+        return self.adversary.prepare(x, y, logits, self.parameters["coef"], self.options, scale)
 
     def _differentiate(self, x: Any, grad: Any, normal: Any, std: Any, shares: Any) -> dict[str, Any]:
         """Gradients of the parameters, from that of the logits and, with batch norm, the normalised logits.

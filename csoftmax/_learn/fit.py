@@ -21,6 +21,7 @@ from .._arguments.numbers import check_num_threads
 from .._arguments.places import Place
 from .._ops.cross_entropy import cross_entropy
 from . import adamw, lbfgs
+from .adversary import CornerSearch, make_adversary, make_bound
 from .divergence import BestEpoch, SoundSteps, are_finite
 from .messages import show
 from .monitor import Monitor, keep_parameters
@@ -133,7 +134,9 @@ def _start_monitor(estimator: Any, rows: Rows, options: Options, validation: Row
     held_out = None
     if validation is not None:
         options = options._replace(label_smoothing=0.0)
-        held_out = Objective(*validation, len(estimator.classes_), options, estimator.num_threads, place)
+        held_out = Objective(
+            *validation, len(estimator.classes_), options, estimator.num_threads, place, make_bound(estimator)
+        )
     return Monitor(estimator, estimator.max_epochs, held_out, rows)
 
 
@@ -156,15 +159,18 @@ def fit_lbfgs(
         options = options._replace(weight=None if options.weight is None else options.weight.astype(np.float64))
     tol = estimator.tol or TOLERANCE[X.dtype]
     place = choose_place(estimator, X)
-    objective = Objective(X, y, sample_weight, k, options, check_num_threads(estimator.num_threads), place)
+    num_threads = check_num_threads(estimator.num_threads)
+    objective = Objective(X, y, sample_weight, k, options, num_threads, place, make_bound(estimator))
     monitor = _start_monitor(estimator, rows, options, validation, place)
 
     def record(step: lbfgs.Step) -> dict[str, float]:
         return {**{name: getattr(step, name) for name in RECORDED}, "learning_rate": math.nan}
 
+    corner = CornerSearch(is_used=objective.bound is not None)
+
     def after_iteration(step: lbfgs.Step) -> bool:
         monitor.take_parameters(step.coef, step.intercept, dtype)
-        return monitor.epoch_ends(record(step))
+        return monitor.epoch_ends(record(step)) or corner.is_found(step.loss)
 
     start, frozen = choose_start(estimator, X.shape[1], np.float64, zeros=True), getattr(estimator, "frozen_", None)
     problem = Problem(k, options, start, frozen, objective.num_threads, place, objective.map_parts)
@@ -187,7 +193,7 @@ def fit_lbfgs(
         estimator.n_iter_ = end.iterations
         if end.iterations == 0:  # the start is the minimum
             estimator.history_ = {name: [value] for name, value in record(step).items()}
-    if end.converged or monitor.stopped:
+    if end.converged or monitor.stopped or (corner.is_used and end.iterations < estimator.max_epochs):
         return choice.notes
     return choice.notes + _describe_gradient(estimator, end, tol)
 
@@ -452,6 +458,11 @@ def _blocks(X: Any, sample_weight: NDArray[np.float64] | None, rows: int) -> Ite
     return ((X[part], None if sample_weight is None else sample_weight[part]) for part in parts)
 
 
+def _draw_seed(estimator: Any) -> int | None:
+    """A seed for the starts of trades; nothing is drawn for others."""
+    return int(make_random_state(estimator).randint(2**31 - 1)) if estimator.adversarial == "trades" else None
+
+
 def _new_trainer(estimator: Any, blocks: Iterable[Any], X: Any, options: Options, place: Place) -> adamw.Trainer:
     """A trainer that starts where earlier training ended, or anew; blocks: (X, sample weights), some rows at a time."""
     known = hasattr(estimator, "coef_")
@@ -473,4 +484,5 @@ def _new_trainer(estimator: Any, blocks: Iterable[Any], X: Any, options: Options
         batch_norm=batch_norm,
         frozen=frozen,
         num_threads=estimator.num_threads,
+        adversary=make_adversary(estimator, _draw_seed(estimator)),
     )

@@ -161,8 +161,13 @@ class Objective:
         options: Options,
         num_threads: int | None = None,
         place: Place = CPU,
+        bound: Any = None,
     ):
-        """Divide the rows into groups of blocks and move the data to the place."""
+        """Divide the rows into groups of blocks and move the data to the place.
+
+        bound: an adversary.Bound over perturbations of the rows, which replaces the loss, or None.
+        """
+        self.bound, self.groups_of_y = bound, (np.arange(classes), y)
         self.classes, self.num_threads, self.place = classes, num_threads, place
         self.rows, self.features = x.shape
         weights = np.ones(self.rows) if sample_weight is None else np.asarray(sample_weight, np.float64)
@@ -217,11 +222,11 @@ class Objective:
         return self.x[part], self.y[part], weight
 
     def _evaluate_group(
-        self, blocks: list[slice], coef: Any, intercept: Any, gradient: bool
+        self, blocks: list[slice], coef: Any, intercept: Any, gradient: bool, shift: Any
     ) -> tuple[float, float, Any]:
         """Loss, weight of the correctly classified rows, and gradients, summed over the blocks of a group.
 
-        The loss is a sum; the gradients are those of the mean.
+        The loss is a sum; the gradients are those of the mean.  shift: of the logits, by a bound, or None.
         """
         loss = right = 0.0
         grads = None
@@ -232,12 +237,16 @@ class Objective:
             logits = compute_logits(x, coef, intercept)
             hits = logits.argmax(axis=1) == y
             right += float(to_host(hits.sum() if weight is None else (hits * weight).sum()))
+            if shift is not None:
+                shift.add_to(logits, part)
             given = {**self.options._asdict(), "sample_weight": weight, "reduction": "sum", "num_threads": 1}
             if not gradient:
                 loss += float(to_host(cross_entropy(logits, y, **given)))
                 continue
             result = cross_entropy_with_grad(logits, y, upstream=1 / self.divisor, out=logits, **given)
             loss += float(to_host(result.loss))
+            if shift is not None:
+                shift.take(logits, part)
             block_grads = multiply_by_rows(logits, x), logits.sum(axis=0, dtype=np.float64)
             if grads is None:
                 grads = block_grads
@@ -250,11 +259,20 @@ class Objective:
         """Evaluate at coef (K, D) and intercept (K,) or None, both of X's dtype."""
         coef = self.place.array("coef", coef)
         intercept = None if intercept is None else self.place.array("intercept", intercept)
-        parts = self.map_parts(lambda blocks: self._evaluate_group(blocks, coef, intercept, gradient), self.groups)
+        whole = None if self.bound is None else self.bound.shift(coef, self.y, self.groups_of_y)
+        shifts = [None if whole is None else whole.part() for _ in self.groups]
+        parts = self.map_parts(
+            lambda group: self._evaluate_group(group[0], coef, intercept, gradient, group[1]),
+            list(zip(self.groups, shifts)),
+        )
         loss, right = (math.fsum(part[i] for part in parts) for i in (0, 1))
         grads = parts[0][2] or (None, None)
         for part in parts[1:] if gradient else ():
             _add_to(grads, part[2])
+        if whole is not None and gradient:
+            for shift in shifts:
+                whole.add_part(shift)
+            whole.finish(grads[0])
         return Evaluation(loss / self.divisor, right / self.total_weight, *map(to_host, grads))
 
     def moments(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

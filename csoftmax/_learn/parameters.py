@@ -20,6 +20,7 @@ from sklearn.utils.validation import _check_sample_weight, validate_data
 from .._arguments.foreign import as_native
 from .._arguments.numbers import check_num_threads
 from .._arguments.places import DeviceError, Place, is_cupy, place_of
+from .adversary import KINDS, check_adversarial
 from .labels import indices_of, is_text, weigh_by_effective_number, weigh_by_mapping
 from .messages import show
 from .objective import Options, is_sparse
@@ -55,6 +56,7 @@ def check_parameters(estimator: Any) -> None:
     check_number(estimator, "validation_fraction", 0, 1, open_low=True, open_high=True)
     check_number(estimator, "temperature", 0, math.inf, open_low=True, open_high=True)
     check_number(estimator, "tol", 0, math.inf, open_low=True, open_high=True, optional=True)
+    _check_adversarial_parameters(estimator)
     check_parameters_of_steps(estimator)
     if estimator.solver == "lbfgs":
         for name, unset in ADAMW_ONLY.items():
@@ -64,6 +66,16 @@ def check_parameters(estimator: Any) -> None:
     list_callbacks(estimator)
     check_seed(estimator.random_state)
     check_num_threads(estimator.num_threads)
+
+
+def _check_adversarial_parameters(estimator: Any) -> None:
+    """Refuse adversarial training without meaning; its numbers are checked also where they have no effect."""
+    if estimator.adversarial is not None:
+        check_choice(estimator, "adversarial", KINDS, or_also=" or None")
+    for name in ("adversarial_eps", "adversarial_beta"):
+        check_number(estimator, name, 0, math.inf, open_high=True)
+    check_number(estimator, "adversarial_norm", 1, math.inf)
+    check_adversarial(estimator)
 
 
 def check_choice(estimator: Any, name: str, allowed: Sequence[str], *, or_also: str = "") -> None:

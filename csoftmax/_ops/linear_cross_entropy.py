@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, Literal, NamedTuple, Protocol, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -169,11 +169,30 @@ def _flat_on_cuda(plan: LinearPlan) -> LinearPlan:
     return plan._replace(x=x, labels=labels, soft=soft, ignore=as_label_bits(ignore_index, labels))
 
 
+class LogitShift(Protocol):
+    """What a loss adds to the logits of a linear layer, as a function of its weights and of the labels."""
+
+    def add_to(self, logits: Any, rows: slice) -> None:
+        """Add to the logits of a chunk of rows."""
+
+    def take(self, grad: Any, rows: slice) -> None:
+        """Collect what the gradient of the weights needs from that of a chunk's logits."""
+
+    def finish(self, grad_w: Any) -> None:
+        """Add the part of the shift to the gradient of the weights."""
+
+
 # Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
 @np.errstate(all="ignore")
-def _run_linear_on_cpu(
-    plan: LinearPlan, gradient: bool, reduction: str, filter_eps: float, num_threads: int | None
+def run_linear_on_cpu(
+    plan: LinearPlan,
+    gradient: bool,
+    reduction: str,
+    filter_eps: float,
+    num_threads: int | None,
+    shift: LogitShift | None = None,
 ) -> tuple[Any, Any, Any, Any]:
+    """Loss and gradients of a checked call; shift: added to its logits."""
     options, (rows, classes) = plan.options, (len(plan.x), len(plan.w))
     # the kernel reduces nothing, because the divisor of the mean is known
     coefficient: Any = np.ones(rows) if options.upstream is None else options.upstream
@@ -189,6 +208,8 @@ def _run_linear_on_cpu(
         chunk = slice(begin, min(begin + plan.chunk_rows, rows))
         logits = buffer[: chunk.stop - begin]
         layer.forward(chunk, logits)
+        if shift is not None:
+            shift.add_to(logits, chunk)
         labels, soft, sample_weight = (
             None if v is None else v[chunk] for v in (plan.labels, plan.soft, options.sample_weight)
         )
@@ -213,10 +234,14 @@ def _run_linear_on_cpu(
         if gradient:
             limit = filter_eps * np.abs(upstream)[:, None]
             layer.backward(chunk, logits, layer.significant_classes(logits, limit) if filter_eps else None)
+            if shift is not None:
+                shift.take(logits, chunk)
     if gradient and not divides:
         layer.clear()
+    elif gradient and shift is not None and rows:
+        shift.finish(layer.grad_w)
     loss = reduce_losses(plan, losses, reduction)
-    return (loss, *_gradients(plan, layer)) if gradient else (loss, None, None, None)
+    return (loss, *spread_gradients(plan, layer)) if gradient else (loss, None, None, None)
 
 
 def reduce_losses(plan: LinearPlan, losses: Any, reduction: str) -> Any:
@@ -231,7 +256,7 @@ def reduce_losses(plan: LinearPlan, losses: Any, reduction: str) -> Any:
     return np.asarray(loss).astype(plan.compute)[()]
 
 
-def _gradients(plan: LinearPlan, layer: Layer) -> tuple[Any, Any, Any]:
+def spread_gradients(plan: LinearPlan, layer: Layer) -> tuple[Any, Any, Any]:
     """The gradients in the dtypes and shapes of the caller's arrays."""
     grad_x, grad_w, grad_bias = layer.gradients()
     if plan.kept is not None:
@@ -251,7 +276,7 @@ def _run_linear(
     num_threads = check_num_threads(num_threads)
     reduction = options["reduction"]
     if not plan.place.on_cuda:
-        return _run_linear_on_cpu(plan, gradient, reduction, filter_eps, num_threads)
+        return run_linear_on_cpu(plan, gradient, reduction, filter_eps, num_threads)
     from .._cuda.linear import run_linear_loss
 
     return run_linear_loss(plan, gradient=gradient, reduction=reduction, chunk_rows=plan.chunk_rows)

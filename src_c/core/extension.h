@@ -251,6 +251,30 @@ csm_status csm_run_tree_topk(csm_dtype, const csm_table *, const csm_tree_call *
 csm_status csm_run_tree_walk(csm_dtype, const csm_table *, const csm_tree_call *, const int64_t *rows, size_t levels,
                              const double *uniforms, int64_t *places);
 
+/* ops/adversarial.c.  Distances of the rows of x to the classes of a linear layer; contiguous arrays of doubles. */
+typedef struct csm_certify_call {
+    size_t n, classes, d;
+    const double *x, *w, *bias;
+    const int64_t *target;             /* NULL: the class with the largest logit */
+    const double *low, *high;          /* walls, or NULL for none */
+    size_t low_step, high_step;        /* d: each row has its own; 0: one row for all */
+    csm_distance_norm norm;
+    double exponent;                   /* of the dual norm, for CSM_NORM_OTHER */
+    double *radius, *margin;           /* results */
+    int64_t *rival;
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_certify_call;
+csm_status csm_run_certify(const csm_table *, const csm_certify_call *);
+/* Of each of `count` classes and each class j: the dual norm of w_class - w_j. */
+csm_status csm_run_dual_norms(const csm_table *, const csm_certify_call *, size_t count, const int64_t *of,
+                              double *out);
+
+/* A step of n perturbations in the inf-norm, in place; arrays of the dtype, f32 or f64. */
+csm_status csm_run_climb(csm_dtype, const csm_table *, size_t n, void *delta, const void *g, const void *low,
+                         const void *high, double step, int threads, int (*interrupt)(void *));
+
 /* ops/features.c.  Emissions: the rows of the first `attributes` attributes are filled from their weights before.
  * Gradient: the sums replace the weights of `pairs`; rows of `grad` are read up to pairs->width, so that
  * CSM_FEATURE_LANES doubles must follow it. */

@@ -3,6 +3,7 @@
 #define CSM_KERNEL_TABLE_H
 
 #include "../registry.h"
+#include "adversarial/job.h"
 #include "crf/job.h"
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
@@ -38,6 +39,7 @@ typedef struct csm_table {
     csm_int8_kernels int8;
     csm_tree_kernels tree;
     csm_hash_kernels hash;
+    csm_adversarial_kernels adversarial;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

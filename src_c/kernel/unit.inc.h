@@ -152,6 +152,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "topk/integer.inc.h"
 #include "features/features.inc.h"
 #include "tree/tree.inc.h"
+#include "adversarial/adversarial.inc.h"
 
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
@@ -205,6 +206,7 @@ static const csm_table table = {
     {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact},
     {tree_terms, tree_sides},
     {hash_buckets, hash_scores, hash_scores_of_rows},
+    {adversarial_gap, adversarial_reach, adversarial_norm, adversarial_climb_f32, adversarial_climb_f64},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

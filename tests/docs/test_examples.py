@@ -162,6 +162,16 @@ def test_thinc(tmp_path):
 
 
 @pytest.mark.slow
+def test_adversarial(tmp_path):
+    """Attacks leave more than the exact worst case; training on the bound certifies more."""
+    figures = read_figures(run("plot_adversarial.py", tmp_path))
+    plain, robust = figures["as it is"], figures["trained on the bound"]
+    assert (plain["exact"], plain["PGD"]) == pytest.approx((0.878, 0.886), abs=0.003)
+    assert robust["exact"] > plain["exact"] + 0.015
+    assert robust["exact"] <= robust["PGD"]
+
+
+@pytest.mark.slow
 def test_margins(tmp_path):
     """Classes are tighter with the margin, and pairs are told apart better."""
     figures = read_figures(run("plot_margins.py", tmp_path))

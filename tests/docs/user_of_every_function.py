@@ -145,6 +145,21 @@ def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert len(weights) == x.shape[1]
 
 
+def use_adversarial(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    w = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]], np.float32)
+    certificate: adversarial.Certificate = adversarial.certify(x, w, target=labels, norm=2)
+    moved = adversarial.perturb(x, w, labels, eps=1.0, method="exact", norm=2)
+    assert moved.shape == x.shape
+    assert (certificate.radius >= 0).all()
+    loss = adversarial.robust_cross_entropy(x, w, labels, eps=0.1)
+    assert loss == adversarial.robust_cross_entropy_with_grad(x, w, labels, eps=0.1).loss
+    trades = adversarial.trades_loss_with_grad(x, w, labels, eps=0.1, rng=0)
+    vat = adversarial.vat_loss_with_grad(x, w, eps=0.1)
+    assert trades.grad_w.shape == vat.grad_w.shape == w.shape
+    model = linear_model.SoftmaxRegression(adversarial="certified", adversarial_eps=0.01).fit(x, labels)
+    assert 0 <= model.score_certified(x, labels, 0.01) <= 1
+
+
 def use_tagger() -> None:
     x, y = [[["a"], ["b"]], [["c"]]], [["B-P", "I-P"], ["O"]]
     tagger = sequence.CRFTagger(max_epochs=5, tol=1.0, constraints="BIO").fit(x, y)
@@ -170,4 +185,5 @@ if __name__ == "__main__":
     use_many_classes(logits, targets)
     use_the_process()
     use_learning(logits, targets)
+    use_adversarial(logits, targets)
     use_tagger()

@@ -1,0 +1,427 @@
+"""Perturbations of features that raise the loss of a linear layer, or of any model whose gradient is given."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from .._arguments.foreign import accept_foreign, as_native, give_like, is_foreign
+from .._arguments.numbers import check_choice, check_count, check_flag, check_non_negative, check_num_threads
+from .._arguments.places import as_array, check_kernels, place_of
+from .._cpu import binding
+from .._cpu.apart import multiply
+from .adversarial import Head, Walls, check_bounds, check_labels_of, check_norm, find_certificates, plan_head
+from .adversarial_divergence import find_divergence
+from .adversarial_geometry import find_directions, project_on_ball, reach_furthest, row_norms
+from .cross_entropy import cross_entropy_with_grad
+from .softmax import softmax
+
+METHODS = ("fgsm", "pgd", "exact", "vat")
+CHUNK_ELEMENTS = 1 << 14  # of x: the arrays of a chunk stay in cache over all steps
+MIN_CHUNK_ROWS = 64  # so that products stay fast
+STRETCH = 2.0  # growth of what an exact perturbation goes beyond its radius, until the class changes
+
+__all__ = ["perturb"]
+
+
+class Ball(NamedTuple):
+    """Where perturbations of checked rows may lie."""
+
+    eps: float
+    norm: float
+    low: Any  # least and largest perturbation, contiguous in the compute type; None: only the ball limits them
+    high: Any
+
+    @classmethod
+    def of(cls, eps: float, norm: float, x: Any, walls: Walls | None) -> Ball:
+        """The ball around the rows of x, within the walls."""
+        if walls is None:
+            if norm != math.inf:
+                return cls(eps, norm, None, None)
+            return cls(eps, norm, np.full_like(x, -eps), np.full_like(x, eps))
+        low, high = (np.ascontiguousarray(wall - x, x.dtype) for wall in walls)
+        if norm == math.inf:
+            np.clip(low, -eps, eps, out=low)
+            np.clip(high, -eps, eps, out=high)
+        return cls(eps, norm, low, high)
+
+    def project(self, delta: Any, num_threads: Any) -> Any:
+        """Bring perturbations into the ball and within the walls; delta may be changed."""
+        if self.norm != math.inf:
+            delta = project_on_ball(delta, self.eps, self.norm, num_threads)
+        return delta if self.low is None else np.clip(delta, self.low, self.high, out=delta)
+
+
+def apply_perturbation(x: Any, delta: Any, walls: Walls | None) -> Any:
+    """X + delta in the dtype of x, within the walls; rows with a perturbation that is not finite stay as they are."""
+    unusable = ~np.isfinite(delta).all(axis=1)
+    if unusable.any():
+        delta = np.where(unusable[:, None], 0, delta)
+    moved = (x + delta).astype(x.dtype)
+    if walls is not None:
+        low, high = (np.broadcast_to(wall, x.shape) for wall in walls)
+        moved = _clip_in_dtype(moved, low, high)
+    stays = unusable[:, None] | (delta == 0)
+    return np.where(stays, x, moved) if stays.any() else moved
+
+
+def _clip_in_dtype(x: Any, low: Any, high: Any) -> Any:
+    """X between walls that its dtype may not hold: the nearest numbers inside of them."""
+    lowest, highest = low.astype(x.dtype), high.astype(x.dtype)
+    below, above = lowest.astype(np.float64) < low, highest.astype(np.float64) > high
+    if below.any():
+        lowest = np.where(below, np.nextafter(lowest, x.dtype.type(math.inf)), lowest)
+    if above.any():
+        highest = np.where(above, np.nextafter(highest, x.dtype.type(-math.inf)), highest)
+    return np.clip(x, lowest, highest)
+
+
+def find_differences(w: Any) -> Any:
+    """W - w[0], whose product with a gradient of logits is that of w, because such a gradient has the sum 0.
+
+    Features whose weights do not differ between the classes get a gradient of exactly 0 instead of rounding errors,
+    whose signs a step would follow.
+    """
+    return w - w[:1]
+
+
+class LossGradient:
+    """The gradient of the cross-entropy of checked rows by their perturbation."""
+
+    def __init__(self, x: Any, w: Any, bias: Any, labels: Any, num_threads: Any):
+        self.w, self.labels, self.num_threads = w, labels, num_threads
+        self.differences = find_differences(w)
+        self.fixed = multiply(x, w.T)  # logits without perturbation
+        if bias is not None:
+            self.fixed += bias
+        self.logits, self.result = np.empty_like(self.fixed), np.empty_like(x)
+
+    def __call__(self, delta: Any) -> Any:
+        logits = multiply(delta, self.w.T, self.logits)
+        logits += self.fixed
+        cross_entropy_with_grad(logits, self.labels, reduction="sum", out=logits, num_threads=self.num_threads)
+        return multiply(logits, self.differences, self.result)
+
+
+class DivergenceGradient:
+    """The gradient of KL(p(x) || p(x + delta)) of checked rows by their perturbation delta."""
+
+    def __init__(self, fixed: Any, w: Any, num_threads: Any):
+        self.fixed, self.w, self.num_threads = fixed, w, num_threads
+        self.differences = find_differences(w)
+
+    def __call__(self, delta: Any) -> Any:
+        grad = find_divergence(self.fixed, multiply(delta, self.differences.T), self.num_threads).grad_moved
+        return multiply(grad.astype(self.w.dtype, copy=False), self.differences)
+
+
+def climb(gradient: Callable[[Any], Any], delta: Any, ball: Ball, steps: int, step_size: float, threads: Any) -> Any:
+    """Projected gradient ascent from delta, which is changed (Madry et al. 2018)."""
+    dtype = binding.DTYPES[delta.dtype.name]
+    for _ in range(steps):
+        g = gradient(delta)
+        if ball.norm == math.inf:
+            binding.run_climb(dtype, delta, np.ascontiguousarray(g), ball.low, ball.high, step_size, threads)
+            continue
+        direction = find_directions(g, ball.norm)
+        direction *= step_size
+        delta += direction
+        delta = ball.project(delta, threads)
+    return delta
+
+
+class Attack(NamedTuple):
+    """The checked options of a perturbation."""
+
+    method: str
+    eps: float
+    norm: float
+    steps: int
+    step_size: float
+    random_start: bool
+    rng: Any
+    num_threads: Any
+
+    def start(self, x: Any, ball: Ball) -> Any:
+        """The first perturbation of gradient ascent."""
+        if not self.random_start:
+            return np.zeros_like(x)
+        start = self.rng.uniform(-self.eps, self.eps, x.shape).astype(x.dtype)
+        return ball.project(start, self.num_threads)
+
+    def follow(self, gradient: Callable[[Any], Any], x: Any, walls: Walls | None) -> Any:
+        """The perturbation that fgsm or pgd finds."""
+        ball = Ball.of(self.eps, self.norm, x, walls)
+        steps, step_size = (1, self.eps) if self.method == "fgsm" else (self.steps, self.step_size)
+        return climb(gradient, self.start(x, ball), ball, steps, step_size, self.num_threads)
+
+
+def check_rng(rng: Any) -> Any:
+    """A source of random numbers with the methods of numpy.random.Generator."""
+    if isinstance(rng, np.random.RandomState | np.random.Generator):
+        return rng
+    try:
+        if isinstance(rng, bool | np.bool_):
+            raise TypeError("a bool is no seed")
+        return np.random.default_rng(rng)
+    except (TypeError, ValueError) as error:
+        allowed = "None, an int, a numpy.random.SeedSequence, Generator or RandomState"
+        raise type(error)(f"rng must be {allowed}, got {rng!r}: {error}") from None
+
+
+def check_step_size(step_size: Any, eps: float, steps: int) -> float:
+    """The length of a step; by default 2.5 eps / steps."""
+    return 2.5 * eps / steps if step_size is None else check_non_negative("step_size", step_size)
+
+
+def find_curvature_directions(fixed: Any, w: Any, iterations: int, rng: Any, num_threads: Any) -> Any:
+    """The direction of unit length along which KL(p(x) || p(x + r)) curves most, for the logits of the rows.
+
+    For a linear layer its Hessian is exactly H d = W' (p * (W d) - p (p . W d)). Power iteration needs no differences.
+    """
+    p = softmax(fixed, num_threads=num_threads)
+    if rng is not None:
+        d = rng.standard_normal((len(fixed), w.shape[1])).astype(w.dtype)
+    elif fixed.shape[1] < 2:
+        d = np.zeros((len(fixed), w.shape[1]), w.dtype)
+    else:
+        best = np.argsort(-fixed, axis=1, kind="stable")[:, :2]
+        d = w[best[:, 0]] - w[best[:, 1]]
+    d, differences = find_directions(d, 2), find_differences(w)
+    for _ in range(iterations):
+        u = multiply(d, differences.T)
+        u -= np.einsum("ij,ij->i", p, u)[:, None]
+        u *= p
+        d = find_directions(multiply(u, differences), 2)
+    return d
+
+
+def perturb_for_divergence(fixed: Any, w: Any, eps: float, iterations: int, rng: Any, num_threads: Any) -> Any:
+    """Eps times the direction of most curvature, with the sign that has the larger divergence (Miyato et al. 2018)."""
+    delta = find_curvature_directions(fixed, w, iterations, rng, num_threads)
+    delta *= eps
+    change = multiply(delta, find_differences(w).T)
+    forth, back = (find_divergence(fixed, s * change, num_threads).value for s in (1, -1))
+    return np.where((back > forth)[:, None], -delta, delta)
+
+
+class ExactStep:
+    """The smallest perturbations of checked rows that change the class, in the dtype of x."""
+
+    def __init__(self, head: Head, labels: Any, attack: Attack, walls: Walls | None):
+        self.head, self.labels, self.attack, self.walls = head, labels, attack, walls
+        self.x, self.w, self.bias = head.in_double()
+        self.radius, self.rival, self.margin = find_certificates(
+            self.x, self.w, self.bias, labels, attack.norm, walls, attack.num_threads
+        )
+
+    def keeps_class(self, rows: Any, moved: Any) -> Any:
+        """Whether rows that were moved still have their class, or may have it in the arithmetic of their dtype."""
+        labels, threads = self.labels[rows], self.attack.num_threads
+        margin = find_certificates(moved.astype(np.float64), self.w, self.bias, labels, math.inf, None, threads)[2]
+        # logits in the compute type differ by this much with the order of their sums
+        size = multiply(np.abs(moved).astype(np.float64), np.abs(self.w).T).max(axis=1)
+        return ~(margin < -size * np.finfo(self.head.compute).eps * (8 + math.sqrt(moved.shape[1])))
+
+    def find(self, rows: Any, budget: Any) -> Any:
+        """Rows moved towards their rivals by the norm of a column of budgets."""
+        x, y, rival = self.x[rows], self.labels[rows], self.rival[rows]
+        slope = self.w[rival] - self.w[y]
+        sign = np.sign(slope)
+        room = np.full(x.shape, math.inf)
+        walls = self.walls
+        if walls is not None:
+            walls = Walls(*(wall if len(wall) == 1 else wall[rows] for wall in walls))
+            room = np.where(sign > 0, walls.high - x, x - walls.low)
+        delta = sign * reach_furthest(np.abs(slope), room, budget, self.attack.norm)
+        return apply_perturbation(self.head.x[rows], delta, walls)
+
+    def run(self) -> Any:
+        """The perturbed rows."""
+        result, eps = self.head.x.copy(), self.attack.eps
+        movable = (self.rival >= 0) & ~(self.margin < 0)
+        rows = np.flatnonzero(movable)
+        spacing = np.spacing(np.abs(self.head.x)).astype(np.float64)
+        unit = np.maximum(self.radius, row_norms(spacing, self.attack.norm)[:, 0])
+        stretch = 0.0
+        while len(rows):
+            budget = np.minimum(self.radius[rows] + stretch * unit[rows], eps)
+            result[rows] = self.find(rows, budget[:, None])
+            rows = rows[self.keeps_class(rows, result[rows]) & (budget < eps)]
+            stretch = max(float(np.finfo(self.head.compute).eps), stretch * STRETCH)
+        return result
+
+
+def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | None) -> Any:
+    x, w, bias = head.in_compute_type()
+    result = np.empty_like(head.x)
+    step = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // max(1, x.shape[1]))
+    for begin in range(0, len(x), step):
+        part = slice(begin, min(begin + step, len(x)))
+        near = None if walls is None else Walls(*(wall if len(wall) == 1 else wall[part] for wall in walls))
+        if attack.method == "vat":
+            fixed = multiply(x[part], w.T) if bias is None else multiply(x[part], w.T) + bias
+            delta = perturb_for_divergence(fixed, w, attack.eps, attack.steps, attack.rng, attack.num_threads)
+        else:
+            gradient = LossGradient(x[part], w, bias, labels[part], attack.num_threads)
+            delta = attack.follow(gradient, x[part], near)
+            delta[~np.isfinite(gradient.fixed).all(axis=1)] = 0
+        result[part] = apply_perturbation(head.x[part], delta, near)
+    return result
+
+
+def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack, bounds: Any, give: Any) -> Any:
+    """The same for a model whose gradient at x' is gradient(x'), an array of the shape of x."""
+    head = plan_head("perturb", x, np.empty((0, np.shape(x)[-1] if np.ndim(x) else 0), np.asarray(x).dtype), None)
+    shape = (*head.batch, head.x.shape[1])
+    walls = check_bounds(bounds, head)
+    features = head.x.astype(head.compute, copy=False)
+
+    def at(delta: Any) -> Any:
+        moved = apply_perturbation(head.x, delta, walls).reshape(shape)
+        g = as_array("gradient(x)", as_native(gradient(give(moved)), "gradient(x)"))
+        if g.shape != shape:
+            raise ValueError(f"gradient must return an array of the shape of x, {shape}, got {g.shape}")
+        return g.reshape(head.x.shape).astype(head.compute)  # a copy, because steps overwrite it
+
+    return apply_perturbation(head.x, attack.follow(at, features, walls), walls).reshape(shape)
+
+
+# Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
+@accept_foreign
+@np.errstate(all="ignore")
+def _perturb(x: Any, w: Any, target: Any, *, bias: Any, bounds: Any, gradient: Any, attack: Any, give: Any) -> Any:
+    if place_of(None, x).on_cuda:
+        check_kernels("perturb")
+    if gradient is not None:
+        return _perturb_by_gradient(x, gradient, attack, bounds, give)
+    head = plan_head("perturb", x, w, bias)
+    walls = check_bounds(bounds, head)
+    labels = None if attack.method == "vat" else check_labels_of(target, head)
+    if attack.eps == 0:
+        moved = head.x.copy()
+    elif attack.method == "exact":
+        moved = ExactStep(head, labels, attack, walls).run()
+    else:
+        moved = _perturb_by_head(head, labels, attack, walls)
+    return moved.reshape(*head.batch, head.x.shape[1])
+
+
+def perturb(
+    x: ArrayLike,
+    w: ArrayLike | None,
+    target: ArrayLike | None,
+    *,
+    bias: ArrayLike | None = None,
+    eps: float,
+    norm: float | None = None,
+    method: Literal["fgsm", "pgd", "exact", "vat"] = "pgd",
+    steps: SupportsIndex = 40,
+    step_size: float | None = None,
+    random_start: bool = False,
+    bounds: tuple[Any, Any] | None = None,
+    gradient: Callable[[Any], Any] | None = None,
+    rng: Any = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Perturb features within a ball so that a linear layer, or another model, errs.
+
+    Parameters
+    ----------
+    x : array_like of shape (..., D)
+        Features, in one of the dtypes of `csoftmax.softmax`.
+    w : array_like of shape (K, D) and the dtype of x
+        One row for each class, for the logits ``x @ w.T + bias``. None with `gradient`.
+    target : array_like of integers of shape (...)
+        The right classes. Not read by "vat" and with `gradient`, where it is None.
+    bias : array_like of shape (K,), optional
+        Added to the logits.
+    eps : float
+        Largest norm of a perturbation, at least 0.
+    norm : {1, 2, numpy.inf}, optional
+        Norm of the perturbations. Default inf, for "vat" 2, which has no other.
+    method : {"fgsm", "pgd", "exact", "vat"}, default "pgd"
+        "fgsm": one step of length eps up the cross-entropy (Goodfellow et al. 2015). "pgd": several steps, each
+        followed by a projection (Madry et al. 2018). "exact": the smallest perturbation that changes the class, towards
+        the nearest rival of `certify`. "vat": along the direction in which the predicted distribution changes most
+        (Miyato et al. 2018).
+    steps : int, default 40
+        Number of steps of "pgd", and of power iterations of "vat".
+    step_size : float, optional
+        Length of a step of "pgd". Default ``2.5 * eps / steps``.
+    random_start : bool, default False
+        Start "pgd" from a perturbation that is drawn uniformly from [-eps, eps] and projected.
+    bounds : pair (low, high), optional
+        Limits of the perturbed features, as in `certify`. x must lie within.
+    gradient : callable, optional
+        Another model for "fgsm" and "pgd": called with perturbed features of the kind, shape and dtype of x, it returns
+        the gradient of the loss by them.
+    rng : int, numpy.random.Generator, RandomState or SeedSequence, optional
+        Source of the random start, and of the first direction of "vat", which without one is the difference of the
+        weights of the two most probable classes. Default: fresh entropy for the random start.
+    num_threads : int, optional
+        Maximum number of threads of the kernels; products are those of the BLAS.
+
+    Returns
+    -------
+    ndarray of shape (..., D)
+        The perturbed features, in the dtype of x (float64 for integers). Rows with logits that are not finite stay as
+        they are.
+
+    Raises
+    ------
+    IndexError, TypeError, ValueError, DeviceError, MemoryError
+        The message names the argument, its value and what is allowed.
+
+    Notes
+    -----
+    Steps follow the sign of the gradient (inf-norm), its direction (2-norm), or its largest coordinate, of equal ones
+    the first (1-norm). Where the gradient is 0 a row stays. Every row takes all steps. Gradients come from logits, not
+    from probabilities, so that they do not vanish for rows that are certain of their class.
+
+    "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in that
+    of the dtype, but not further than eps; a row whose rival is further away moves towards it by eps, and a row that is
+    misclassified already, or has no rival within the bounds, stays. Perturbations are rounded with x', so that
+    ``norm(x' - x)`` may exceed eps by the rounding of x'.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from csoftmax.adversarial import perturb
+    >>> w = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+    >>> x = np.array([[3.0, 1.0], [0.0, 2.0]])
+    >>> perturb(x, w, [0, 1], eps=0.5)
+    array([[2.5, 1.5],
+           [0.5, 1.5]])
+    >>> moved = perturb(x, w, [0, 1], eps=2.0, norm=2, method="exact")
+    >>> (moved @ w.T).argmax(axis=1), np.linalg.norm(moved - x, axis=1).round(4)
+    (array([1, 0]), array([1.4142, 1.4142]))
+    >>> perturb(x, None, None, eps=0.5, method="fgsm", gradient=lambda features: -features)
+    array([[2.5, 0.5],
+           [0. , 1.5]])
+    """
+    check_choice("method", method, METHODS)
+    eps = check_non_negative("eps", eps)
+    if method == "vat":
+        norm = check_norm(2.0 if norm is None else norm, (2.0,))
+    else:
+        norm = check_norm(math.inf if norm is None else norm, (1.0, 2.0, math.inf))
+    steps = check_count("steps", steps, 1)
+    is_random = check_flag("random_start", random_start)
+    if gradient is not None and not callable(gradient):
+        raise TypeError(f"gradient must be callable or None, got {type(gradient).__name__}")
+    if gradient is not None and method not in ("fgsm", "pgd"):
+        raise ValueError(f'gradient is for method "fgsm" or "pgd", got method={method!r}')
+    if gradient is not None and not (w is None and target is None and bias is None):
+        raise ValueError("gradient stands for a model: pass None for w, target and bias")
+    if is_random and method != "pgd":
+        raise ValueError(f'random_start is for method "pgd", got method={method!r}')
+    generator = None if rng is None and not is_random else check_rng(rng)
+    length = check_step_size(step_size, eps, steps)
+    attack = Attack(method, eps, norm, steps, length, is_random, generator, check_num_threads(num_threads))
+    give = (lambda a: give_like(x, a)) if is_foreign(x) else (lambda a: a)
+    return _perturb(x, w, target, bias=bias, bounds=bounds, gradient=gradient, attack=attack, give=give)

@@ -1,0 +1,239 @@
+"""Perturbations: the definition of each method, its ball and box, and the exact optimum as a bound."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+
+import csoftmax
+from csoftmax.adversarial import certify, perturb
+
+INF = math.inf
+NORMS = (1, 2, INF)
+
+
+def problem(seed=0, n=40, d=9, k=4, dtype=np.float64):
+    rng = np.random.default_rng(seed)
+    x = rng.uniform(0, 1, (n, d))
+    x[rng.random((n, d)) < 0.2] = 0
+    w, bias = rng.normal(size=(k, d)), rng.normal(size=k)
+    return x.astype(dtype), w.astype(dtype), bias.astype(dtype), rng.integers(0, k, n)
+
+
+def gradient_of(x, w, bias, y):
+    p = csoftmax.softmax(x @ w.T + bias)
+    p[np.arange(len(x)), y] -= 1
+    return p @ w
+
+
+def steepest(g, norm):
+    if norm == INF:
+        return np.sign(g)
+    if norm == 2:
+        return g / np.linalg.norm(g, axis=1, keepdims=True)
+    direction = np.zeros_like(g)
+    at = np.arange(len(g)), np.abs(g).argmax(axis=1)
+    direction[at] = np.sign(g[at])
+    return direction
+
+
+def project(d, eps, norm):
+    if norm == INF:
+        return np.clip(d, -eps, eps)
+    if norm == 2:
+        return d * np.minimum(1, eps / np.maximum(np.linalg.norm(d, axis=1, keepdims=True), 1e-300))
+    result = d.copy()
+    for row in result:
+        if np.abs(row).sum() > eps:
+            low, high = 0.0, np.abs(row).max()
+            for _ in range(200):
+                cut = (low + high) / 2
+                low, high = (cut, high) if np.maximum(np.abs(row) - cut, 0).sum() > eps else (low, cut)
+            row[:] = np.sign(row) * np.maximum(np.abs(row) - high, 0)
+    return result
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_fgsm_and_pgd_are_their_definitions(norm):
+    x, w, bias, y = problem()
+    eps = {1: 0.8, 2: 0.4, INF: 0.1}[norm]
+    step = steepest(gradient_of(x, w, bias, y), norm) * eps
+    np.testing.assert_allclose(perturb(x, w, y, bias=bias, eps=eps, norm=norm, method="fgsm"), x + step, rtol=1e-12)
+    d = np.random.default_rng(7).uniform(-eps, eps, x.shape)
+    d = np.clip(x + project(d, eps, norm), 0, 1) - x
+    for _ in range(5):
+        d = d + steepest(gradient_of(x + d, w, bias, y), norm) * 0.13
+        d = np.clip(x + project(d, eps, norm), 0, 1) - x
+    options = {"bias": bias, "eps": eps, "norm": norm, "bounds": (0, 1), "random_start": True, "rng": 7}
+    got = perturb(x, w, y, steps=5, step_size=0.13, **options)
+    np.testing.assert_allclose(got, x + d, atol=1e-12)
+    again = perturb(x, w, y, steps=5, step_size=0.13, **{**options, "rng": np.random.RandomState(3)})
+    assert np.abs(again - got).max() > 1e-3
+    default = perturb(x, w, y, steps=5, **options)
+    np.testing.assert_array_equal(default, perturb(x, w, y, steps=5, step_size=2.5 * eps / 5, **options))
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])
+def test_results_stay_in_the_ball_and_in_the_box(dtype):
+    x, w, bias, y = problem(1, dtype=dtype)
+    unit = float(np.finfo(dtype).eps)
+    for norm in NORMS:
+        for method in ("fgsm", "pgd", "exact"):
+            eps = {1: 0.7, 2: 0.3, INF: 0.07}[norm]
+            got = perturb(x, w, y, bias=bias, eps=eps, norm=norm, method=method, bounds=(0, 1))
+            assert got.dtype == dtype
+            assert got.min() >= 0
+            assert got.max() <= 1
+            length = np.linalg.norm((got.astype(float) - x.astype(float)), ord=norm, axis=1)
+            assert length.max() <= eps + unit * x.shape[1]
+            assert np.abs(got.astype(float) - x.astype(float)).max() > 0
+    low = np.nextafter(np.float64(0.1), 1)  # no number of a narrower type
+    inside = np.clip(x, np.nextafter(dtype(low), dtype(1)), 1)
+    assert (perturb(inside, w, y, bias=bias, eps=0.5, bounds=(low, 2.0)).astype(float) >= low).all()
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_exact_changes_the_class_by_little_more_than_the_radius(dtype):
+    x, w, bias, _ = problem(2, n=60, dtype=dtype)
+    y = np.array(
+        [
+            max(
+                range(4),
+                key=lambda j, r=r: (
+                    sum(Fraction(float(a)) * Fraction(float(b)) for a, b in zip(w[j], r)) + Fraction(float(bias[j]))
+                ),
+            )
+            for r in x
+        ]
+    )
+    for norm in NORMS:
+        for bounds in (None, (0, 1)):
+            radius, rival, _ = certify(x, w, bias=bias, target=y, norm=norm, bounds=bounds)
+            moved = perturb(x, w, y, bias=bias, eps=1e3, norm=norm, method="exact", bounds=bounds)
+            reached = radius < INF
+            logits = moved @ w.T + bias
+            assert (logits.argmax(axis=1)[reached] == rival[reached]).all()
+            np.testing.assert_array_equal(moved[~reached], x[~reached])
+            length = np.linalg.norm(moved.astype(float) - x, ord=norm, axis=1)
+            tolerance = 1e-11 if dtype == np.float64 else 1e-4
+            assert (length[reached] <= radius[reached] * (1 + tolerance) + tolerance * 1e-1).all()
+            if dtype == np.float64:
+                assert (length[reached] > radius[reached] * (1 - 1e-13)).all()
+            # no attack changes the class within the radius
+            small = np.min(radius) * (1 - (1e-12 if dtype == np.float64 else 1e-4))
+            for method in ("pgd", "fgsm", "exact"):
+                near = perturb(x, w, y, bias=bias, eps=small, norm=norm, method=method, bounds=bounds)
+                assert ((near @ w.T + bias).argmax(axis=1) == y).all()
+
+
+def test_exact_moves_by_eps_where_the_rival_is_further_away():
+    x, w, bias, _ = problem(3)
+    y = (x @ w.T + bias).argmax(axis=1)
+    for norm in NORMS:
+        radius, rival, _margin = certify(x, w, bias=bias, norm=norm)
+        eps = float(np.median(radius))
+        moved = perturb(x, w, y, bias=bias, eps=eps, norm=norm, method="exact")
+        far = radius > eps
+        np.testing.assert_allclose(np.linalg.norm(moved - x, ord=norm, axis=1)[far], eps, rtol=1e-12)
+        z = moved @ w.T + bias
+        rows = np.flatnonzero(far)
+        gap = z[rows, y[rows]] - z[rows, rival[rows]]
+        q = {1: INF, 2: 2, INF: 1}[norm]
+        dual = np.linalg.norm(w[rival[rows]] - w[y[rows]], ord=q, axis=1)
+        before = (x @ w.T + bias)[rows, y[rows]] - (x @ w.T + bias)[rows, rival[rows]]
+        np.testing.assert_allclose(gap, before - eps * dual, atol=1e-12)
+        # rows that are wrong already stay
+        wrong = perturb(x, w, rival, bias=bias, eps=eps, norm=norm, method="exact")
+        np.testing.assert_array_equal(wrong, x)
+
+
+def test_vat_follows_the_largest_curvature():
+    x, w, bias, _ = problem(4, n=20)
+    fixed = x @ w.T + bias
+    moved = perturb(x, w, None, bias=bias, eps=0.3, method="vat", steps=300)
+    for row, z, p in zip(moved - x, fixed, csoftmax.softmax(fixed)):
+        hessian = w.T @ (np.diag(p) - np.outer(p, p)) @ w
+        values, vectors = np.linalg.eigh(hessian)
+        assert abs(vectors[:, -1] @ row) == pytest.approx(0.3, rel=1e-9) or values[-1] / values[-2] < 1.1
+        other = csoftmax.softmax(z - row @ w.T)
+        here = csoftmax.softmax(z + row @ w.T)
+        assert p @ np.log(p / here) >= p @ np.log(p / other) * (1 - 1e-9)
+    assert perturb(x, w, None, bias=bias, eps=0.3, method="vat", steps=1, rng=0).shape == x.shape
+    # of a certain row the Hessian is 0
+    certain = perturb([[1.0, 0.0]], [[1e6, 0.0], [0.0, 1.0]], None, eps=0.3, method="vat")
+    np.testing.assert_array_equal(certain, [[1.0, 0.0]])
+    np.testing.assert_array_equal(perturb([[1.0, 2.0]], [[1.0, 0.0]], None, eps=0.3, method="vat"), [[1.0, 2.0]])
+
+
+def test_another_model_is_attacked_by_its_gradient():
+    x, w, bias, y = problem(5)
+    seen = []
+
+    def gradient(features):
+        seen.append((features.shape, features.dtype))
+        return gradient_of(features.reshape(40, 9), w, bias, y).reshape(features.shape)
+
+    for norm in NORMS:
+        expected = perturb(x, w, y, bias=bias, eps=0.2, norm=norm, steps=7, bounds=(0, 1))
+        got = perturb(x.reshape(5, 8, 9), None, None, eps=0.2, norm=norm, steps=7, bounds=(0, 1), gradient=gradient)
+        np.testing.assert_allclose(got.reshape(40, 9), expected, atol=1e-9)
+    assert set(seen) == {((5, 8, 9), np.dtype(float))}
+    assert len(seen) == 21
+    with pytest.raises(ValueError, match="gradient must return an array of the shape of x"):
+        perturb(x, None, None, eps=0.2, gradient=lambda features: features[0])
+    with pytest.raises(ValueError, match="pass None for w, target and bias"):
+        perturb(x, w, y, eps=0.2, gradient=gradient)
+
+
+def test_threads_and_repetition_do_not_matter():
+    x, w, bias, y = problem(6, n=200, d=33)
+    for method in ("fgsm", "pgd", "exact", "vat"):
+        one, other = (perturb(x, w, y, bias=bias, eps=0.1, method=method, steps=5, num_threads=n) for n in (1, 3))
+        np.testing.assert_array_equal(one, other)
+
+
+def test_special_rows():
+    w, x = np.array([[1.0, 0.0], [0.0, 1.0]]), np.array([[np.nan, 1.0], [np.inf, 0.0], [3.0, 1.0], [2.0, 2.0]])
+    for method in ("fgsm", "pgd", "exact", "vat"):
+        norm = 2 if method == "vat" else INF
+        got = perturb(x, w, [0] * 4, eps=1.0, method=method, norm=norm, steps=3)
+        np.testing.assert_array_equal(got[:2], x[:2])
+        assert (got[2:] != x[2:]).any(axis=1).all()
+        np.testing.assert_array_equal(perturb(x, w, [0] * 4, eps=0, method=method), x)
+        assert perturb(x[:0], w, [], eps=1.0, method=method).shape == (0, 2)
+        assert perturb(x[2], w, 0, eps=1.0, method=method).shape == (2,)
+        assert perturb(np.zeros((3, 0)), np.zeros((2, 0)), [0, 1, 0], eps=1.0, method=method).shape == (3, 0)
+        np.testing.assert_array_equal(perturb([[1.0]], [[2.0]], [0], eps=1.0, method=method), [[1.0]])
+    assert perturb([[1, 2]], [[1, 0], [0, 1]], [0], eps=0.25).dtype == np.float64
+    # a gradient of 0 does not move a row
+    np.testing.assert_array_equal(perturb([[1.0, 2.0]], np.ones((3, 2)), [0], eps=1.0), [[1.0, 2.0]])
+    for norm in NORMS:  # nor does it divide by it
+        moved = perturb([[1.0, 2.0], [0.0, 1.0]], np.ones((3, 2)), [0, 1], eps=1.0, norm=norm)
+        np.testing.assert_array_equal(moved, [[1.0, 2.0], [0.0, 1.0]])
+
+
+@pytest.mark.parametrize(
+    ("error", "text", "options"),
+    [
+        (ValueError, "method must be", {"method": "deepfool"}),
+        (ValueError, "eps must be at least 0", {"eps": -1}),
+        (ValueError, "eps must be at least 0", {"eps": INF}),
+        (ValueError, "norm must be 1 or 2 or numpy.inf", {"norm": 3}),
+        (ValueError, "norm must be 2", {"norm": INF, "method": "vat"}),
+        (ValueError, "steps must be at least 1", {"steps": 0}),
+        (ValueError, "step_size must be at least 0", {"step_size": -1.0}),
+        (TypeError, "random_start must be a bool", {"random_start": 1}),
+        (ValueError, 'random_start is for method "pgd"', {"random_start": True, "method": "fgsm"}),
+        (TypeError, "rng must be", {"rng": "a"}),
+        (ValueError, "rng must be", {"rng": -1}),
+        (TypeError, "gradient must be callable", {"gradient": 3}),
+        (ValueError, "gradient is for method", {"gradient": abs, "method": "exact"}),
+        (ValueError, "x must lie within bounds", {"bounds": (0, 1)}),
+        (IndexError, "target.0. is 7", {"target": [7]}),
+    ],
+)
+def test_errors_name_the_argument(error, text, options):
+    given = {"target": [0], "eps": 0.1, **options}
+    with pytest.raises(error, match=text):
+        perturb(np.array([[0.5, 2.0]]), np.eye(2), **given)
