@@ -64,7 +64,7 @@ for _name in __all__:
     if _name != "__version__":
         globals()[_name].__module__ = __name__
 
-_LATE_MODULES = ("calibration", "class_weight", "heads", "linear_model", "metrics", "samplers", "sequence")
+_LATE_MODULES = ("calibration", "class_weight", "geometric", "heads", "linear_model", "metrics", "samplers", "sequence")
 
 
 def __getattr__(name: str) -> object:

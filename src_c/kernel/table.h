@@ -7,6 +7,7 @@
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
 #include "features/job.h"
+#include "geometric/job.h"
 #include "int8/job.h"
 #include "row_optimizer/job.h"
 #include "sampled/job.h"
@@ -36,6 +37,7 @@ typedef struct csm_table {
     csm_optimizer_kernels optimizer[CSM_DTYPE_COUNT];
     csm_int8_kernels int8;
     csm_tree_kernels tree;
+    csm_geometric_kernels geometric;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

@@ -152,6 +152,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "topk/integer.inc.h"
 #include "features/features.inc.h"
 #include "tree/tree.inc.h"
+#include "geometric/geometric.inc.h"
 
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
@@ -203,6 +204,7 @@ static const csm_table table = {
     {CSM_DTYPES(OPTIMIZER)},
     {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact},
     {tree_terms, tree_sides},
+    {geometric_dot, geometric_subtract, geometric_combine},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

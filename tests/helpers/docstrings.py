@@ -5,7 +5,10 @@ import importlib
 import inspect
 import re
 
-MODULES = ("", ".samplers", ".heads", ".linear_model", ".calibration", ".metrics", ".class_weight", ".sequence")
+MODULES = (
+    *("", ".samplers", ".geometric", ".heads", ".linear_model", ".calibration", ".metrics", ".class_weight"),
+    ".sequence",
+)
 
 
 def public_objects(module):
