@@ -116,6 +116,9 @@ def use_geometry(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert geometric.g_logsumexp(x, cost).shape == labels.shape
     assert geometric.g_softmax_vjp(x, y, cost).shape == y.shape
     assert geometric.g_cross_entropy_with_grad(x, labels, cost.matrix).grad.shape == y.shape
+    assert geometric.poincare_logits(x, np.ones_like(x)).shape == (len(x), len(x))
+    result: geometric.HyperbolicLossResult = geometric.poincare_cross_entropy_with_grad(x, np.ones_like(x), labels)
+    assert result.grad_x.shape == x.shape
 
 
 def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
