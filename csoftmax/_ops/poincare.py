@@ -185,8 +185,8 @@ def poincare_logits(
     >>> from csoftmax.geometric import poincare_logits
     >>> w = np.array([[1.0, 0.0], [0.0, 1.0]])
     >>> poincare_logits(np.array([[0.5, 0.1], [300.0, 0.1]]), w, [0.0, 0.5]).round(4)
-    array([[   1.9625,   -3.0135],
-           [1200.    , 1187.6407]])
+    array([[    2.0095,    -2.363 ],
+           [ 1200.0001, -1200.3221]])
     """
     return _run_logits(x, w, bias, c=c, coordinates=coordinates)
 
@@ -238,10 +238,9 @@ def _run_loss(
         if len(at):
             grad_x[at] = _add_gradients(plan, at, g[at], sums)
     grads = [np.where(np.isnan(v), math.nan, v) for v in (grad_x.reshape(plan.shape), *sums)]
-    in_dtype = [v.astype(plan.dtype) for v in grads[:3]]
-    if not plan.has_bias:
-        in_dtype[2] = None
-    return (np.asarray(loss).astype(compute_dtype(plan.dtype))[()], *in_dtype, np.float64(grads[3]))
+    grad_x, grad_w, grad_bias = (v.astype(plan.dtype) for v in grads[:3])
+    loss = np.asarray(loss).astype(compute_dtype(plan.dtype))[()]
+    return loss, grad_x, grad_w, grad_bias if plan.has_bias else None, np.float64(grads[3])
 
 
 def poincare_cross_entropy_with_grad(
@@ -305,8 +304,8 @@ def poincare_cross_entropy_with_grad(
     >>> x, w = np.array([[0.5, 0.1], [0.0, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0]])
     >>> result = poincare_cross_entropy_with_grad(x, w, [0, 1], bias=[0.0, 0.5])
     >>> result.loss.round(4), result.grad_x.round(4)
-    (np.float64(1.0674), array([[-0.0096,  0.0204],
-           [ 1.7616, -1.1416]]))
+    (np.float64(1.0697), array([[-0.0428,  0.0208],
+           [ 1.7616, -1.7616]]))
     """
     result = _run_loss(
         x,
