@@ -250,7 +250,11 @@ csm_status csm_run_geometric(csm_geometric_task task, const csm_table *table, co
         c.memory = (char **)(void *)(memory + row_bytes);
         for (int i = 0; i < threads; i++) c.memory[i] = NULL;
         const size_t piece = (size_t)(CSM_PIECE_ELEMENTS / each);
-        status = csm_parallel(call->rows, piece < 1 ? 1 : piece > 64 ? 64 : piece, threads, rows_body, &c, &c.interrupt);
+        status = csm_parallel(call->rows,
+                              piece < 1    ? 1
+                              : piece > 64 ? 64
+                                           : piece,
+                              threads, rows_body, &c, &c.interrupt);
         for (int i = 0; i < threads; i++) csm_release(c.memory[i]);
     }
     csm_release(memory);
