@@ -3,8 +3,8 @@
  *     LSE_C(x) = -log min over p in the simplex of sum p_i p_j e^(-(x_i + x_j + C_ij) / 2),
  *
  * whose minimiser is g-softmax.  With K = e^(-C/2) and u = e^(x/2), p_i is proportional to u_i w_i, where w minimises
- * w'K w / 2 - u'w over w >= 0 (geometric_solve.c), and LSE_C = log u'w.  u is p 2^(n - n of the maximum), so that x - m is
- * never formed: the power of two cancels.
+ * w'K w / 2 - u'w over w >= 0 (geometric_solve.c), and LSE_C = log u'w.  u is p 2^(n - n of the maximum), so that x - m
+ * is never formed: the power of two cancels.
  *
  * LSE_C(x) - m = log1p(excess), m the largest logit.  Where its class b is in the support, the excess u'w / u_b^2 - 1
  * is the sum of squares of L^-1 u without b, with b first in the factor: positive terms, so that a small loss keeps its

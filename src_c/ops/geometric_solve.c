@@ -20,7 +20,7 @@
 
 /* Of u - K w relative to u, where a class enters: a hundred times rounding, and a fifth of the gap that is promised. */
 #define TOLERANCE 1e-14
-/* Schur complement of a class, its distance from the support squared, below which it has none: rounding of 100 terms. */
+/* Schur complement of a class, its squared distance from the support, below which it has none: rounding of 100 terms. */
 #define SMALLEST_DISTANCE 1e-14
 enum {
     REFINEMENTS = 4,
@@ -141,8 +141,8 @@ static void settle(geometric_row *r) {
 }
 
 /* Exchanges a class whose column csm_geometric_append has found to be K c, c on the support, for the one that reaches
- * weight 0 first; or for several, until it has a distance from the others.  Returns 0 if there is none.  v, the last row
- * of the factor, is L^-1 of the column. */
+ * weight 0 first; or for several, until it has a distance from the others.  Returns 0 if there is none.  v, the last
+ * row of the factor, is L^-1 of the column. */
 static int exchange(geometric_row *r, size_t entering) {
     double weight = 0;
     do {
