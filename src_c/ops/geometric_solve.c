@@ -20,7 +20,7 @@
 
 /* Of u - K w relative to u, where a class enters: a hundred times rounding, and a fifth of the gap that is promised. */
 #define TOLERANCE 1e-14
-/* Schur complement of a class, its squared distance from the support, below which it has none: rounding of 100 terms. */
+/* Schur complement of a class, its squared distance from the support, below which it is none: rounding of 100 terms */
 #define SMALLEST_DISTANCE 1e-14
 enum {
     REFINEMENTS = 4,
