@@ -68,6 +68,7 @@ _LATE_MODULES = (
     "adversarial",
     "calibration",
     "class_weight",
+    "geometric",
     "heads",
     "linear_model",
     "metrics",

@@ -21,6 +21,8 @@ OPTIMIZERS: Final[dict[str, int]]
 ISAS: Final[tuple[str, ...]]
 BLOCK_ELEMENTS: Final[int]
 FEATURE_LANES: Final[int]
+GEOMETRIC_LANES: Final[int]
+GEOMETRIC_TASKS: Final[dict[str, int]]
 INT8_GROUP: Final[int]
 INT8_MAX_FEATURES: Final[int]
 STRUCT_BYTES: Final[dict[str, int]]
@@ -93,6 +95,17 @@ def run_cross_entropy(
     reduction: int,
     num_threads: int | None,
 ) -> int | None: ...
+def run_geometric(
+    task: int,
+    similarities: NDArray[np.float64],
+    group: NDArray[np.int32] | None,
+    x: NDArray[np.float64],
+    dy: NDArray[np.float64] | None,
+    y: NDArray[np.float64] | None,
+    excess: NDArray[np.float64] | None,
+    gap: NDArray[np.float64] | None,
+    num_threads: int | None,
+) -> None: ...
 def run_emissions(
     indptr: NDArray[np.int64],
     attributes: NDArray[np.int32],

@@ -5,7 +5,7 @@
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
 # and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
 # int8.pxi those of output layers in int8, tree.pxi those of trees, hashed.pxi those of class hashing,
-# adversarial.pxi those of certificates.
+# adversarial.pxi those of certificates, geometric.pxi that of g-softmax.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -135,6 +135,24 @@ cdef extern from "core/extension.h" nogil:
                                      double *, int, int (*)(void *) noexcept)
     cpu.csm_status csm_run_feature_gradient(const csm_table *, const csm_pairs *, const int64_t *, size_t,
                                             const csm_entries *, const double *, int, int (*)(void *) noexcept)
+
+    ctypedef enum csm_geometric_task:
+        CSM_GEOMETRIC_SOLVE
+        CSM_GEOMETRIC_MEASURE
+        CSM_GEOMETRIC_DIFFERENTIATE
+    ctypedef struct csm_geometric:
+        size_t rows, classes, groups, pitch
+        const double *similarities
+        const int32_t *group
+        const double *x
+        const double *dy
+        double *y
+        double *excess
+        double *gap
+        int threads
+        int (*interrupt)(void *) noexcept
+    int CSM_GEOMETRIC_LANES
+    cpu.csm_status csm_run_geometric(csm_geometric_task, const csm_table *, const csm_geometric *)
 
     ctypedef struct csm_int8_layer:
         size_t classes, dims
@@ -404,6 +422,10 @@ NORMS = {1.0: CSM_NORM_1, 2.0: CSM_NORM_2, float("inf"): CSM_NORM_INF, None: CSM
 ISAS = tuple(csm_isa_names[i].decode() for i in range(CSM_ISA_COUNT))
 BLOCK_ELEMENTS = CSM_BLOCK
 FEATURE_LANES = CSM_FEATURE_LANES
+GEOMETRIC_LANES = CSM_GEOMETRIC_LANES
+GEOMETRIC_TASKS = {
+    "solve": CSM_GEOMETRIC_SOLVE, "measure": CSM_GEOMETRIC_MEASURE, "differentiate": CSM_GEOMETRIC_DIFFERENTIATE,
+}
 INT8_GROUP = CSM_INT8_GROUP  # classes
 INT8_MAX_FEATURES = CSM_INT8_DIMS
 STRUCT_BYTES = {"csm_block": sizeof(csm_block), "csm_row": sizeof(csm_row)}  # for kernels on a device
@@ -446,6 +468,7 @@ include "int8.pxi"
 include "hashed.pxi"
 include "tree.pxi"
 include "adversarial.pxi"
+include "geometric.pxi"
 
 
 # Instruction sets

@@ -275,6 +275,26 @@ csm_status csm_run_dual_norms(const csm_table *, const csm_certify_call *, size_
 csm_status csm_run_climb(csm_dtype, const csm_table *, size_t n, void *delta, const void *g, const void *low,
                          const void *high, double step, int threads, int (*interrupt)(void *));
 
+/* ops/geometric.c: g-softmax.  Similarities e^(-C/2) of `groups` groups of classes, rows of a pitch that is a multiple
+ * of CSM_GEOMETRIC_LANES, 0 beyond the last group; group: that of each class, or NULL if each is one of its own. */
+typedef enum csm_geometric_task {
+    CSM_GEOMETRIC_SOLVE,        /* x: logits, -inf where they take no part */
+    CSM_GEOMETRIC_MEASURE,      /* x: distributions; excess: their Omega */
+    CSM_GEOMETRIC_DIFFERENTIATE /* x: g-softmax, dy; y: the gradient of the logits */
+} csm_geometric_task;
+typedef struct csm_geometric {
+    size_t rows, classes, groups, pitch;
+    const double *similarities;
+    const int32_t *group;
+    const double *x, *dy;
+    double *y;      /* result, rows x classes, or NULL: may be x or dy itself */
+    double *excess; /* result, or NULL: log-sum-exp less the largest logit of each row */
+    double *gap;    /* result, or NULL: relative Frank-Wolfe gap of each row */
+    int threads;
+    int (*interrupt)(void *);
+} csm_geometric;
+csm_status csm_run_geometric(csm_geometric_task, const csm_table *, const csm_geometric *);
+
 /* ops/features.c.  Emissions: the rows of the first `attributes` attributes are filled from their weights before.
  * Gradient: the sums replace the weights of `pairs`; rows of `grad` are read up to pairs->width, so that
  * CSM_FEATURE_LANES doubles must follow it. */

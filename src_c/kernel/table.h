@@ -8,6 +8,7 @@
 #include "cross_entropy/job.h"
 #include "entmax/job.h"
 #include "features/job.h"
+#include "geometric/job.h"
 #include "hashed/job.h"
 #include "int8/job.h"
 #include "row_optimizer/job.h"
@@ -40,6 +41,7 @@ typedef struct csm_table {
     csm_tree_kernels tree;
     csm_hash_kernels hash;
     csm_adversarial_kernels adversarial;
+    csm_geometric_kernels geometric;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

@@ -153,6 +153,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "features/features.inc.h"
 #include "tree/tree.inc.h"
 #include "adversarial/adversarial.inc.h"
+#include "geometric/geometric.inc.h"
 
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
@@ -207,6 +208,7 @@ static const csm_table table = {
     {tree_terms, tree_sides},
     {hash_buckets, hash_scores, hash_scores_of_rows},
     {adversarial_gap, adversarial_reach, adversarial_norm, adversarial_climb_f32, adversarial_climb_f64},
+    {geometric_dot, geometric_subtract, geometric_combine},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

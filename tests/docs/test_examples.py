@@ -171,6 +171,14 @@ def test_adversarial(tmp_path):
     assert robust["exact"] <= robust["PGD"]
 
 
+def test_geometric(tmp_path):
+    """Few ages have a probability, fewer where more count as close, and two neighbours are hardly uncertain."""
+    page = run("plot_geometric.py", tmp_path)
+    small, large = (int(n) for n in re.findall(r"(\d+) of 61 ages", page))
+    assert large < small < 61
+    assert all(float(e) < 0.1 for e in re.findall(r"two neighbours ([\d.]+)", page))
+
+
 @pytest.mark.slow
 def test_margins(tmp_path):
     """Classes are tighter with the margin, and pairs are told apart better."""

@@ -6,7 +6,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 import csoftmax
-from csoftmax import adversarial, calibration, class_weight, heads, linear_model, metrics, samplers, sequence
+from csoftmax import (
+    adversarial,
+    calibration,
+    class_weight,
+    geometric,
+    heads,
+    linear_model,
+    metrics,
+    samplers,
+    sequence,
+)
 
 
 def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -126,6 +136,17 @@ def use_the_process() -> None:
     assert all(paths)
 
 
+def use_geometry(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    cost = geometric.Cost(points=np.arange(x.shape[1]))
+    y: NDArray[np.float32] = geometric.g_softmax(x, cost, where=x > -9)
+    assert geometric.g_logsumexp(x, cost).shape == labels.shape
+    assert geometric.g_softmax_vjp(x, y, cost).shape == y.shape
+    assert geometric.g_cross_entropy_with_grad(x, labels, cost.matrix).grad.shape == y.shape
+    assert geometric.poincare_logits(x, np.ones_like(x)).shape == (len(x), len(x))
+    result: geometric.HyperbolicLossResult = geometric.poincare_cross_entropy_with_grad(x, np.ones_like(x), labels)
+    assert result.grad_x.shape == x.shape
+
+
 def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     weights = class_weight.inverse_frequency(labels)
     class_weight.effective_number(labels)
@@ -187,3 +208,4 @@ if __name__ == "__main__":
     use_learning(logits, targets)
     use_adversarial(logits, targets)
     use_tagger()
+    use_geometry(logits, targets)

@@ -9,6 +9,7 @@ MODULES = (
     "",
     ".adversarial",
     ".samplers",
+    ".geometric",
     ".heads",
     ".linear_model",
     ".calibration",
