@@ -123,9 +123,9 @@ def _nearest(points: _Points, at: Any, means: NDArray[np.float32], num_threads: 
 
 def _sums(rows: Any, offsets: Any, order: Any, num_threads: Any) -> NDArray[Any]:
     """Sums of rows by a counting sort of their clusters, in ascending order of the rows."""
-    sums = np.zeros((len(offsets) - 1, rows.shape[1]), rows.dtype)
+    sums = np.empty((len(offsets) - 1, rows.shape[1]), rows.dtype)
     ones = np.ones(len(order), rows.dtype)
-    binding.run_row_sums(binding.DTYPES[rows.dtype.name], offsets, ones, rows, order, sums, num_threads)
+    binding.run_row_sums(binding.DTYPES[rows.dtype.name], offsets, ones, rows, order, None, None, sums, num_threads)
     return sums
 
 
