@@ -169,6 +169,7 @@ cdef extern from "core/extension.h" nogil:
         const void *w
         ptrdiff_t w_row, w_axis
         double ratio
+        double largest
         int threads
         int (*interrupt)(void *) noexcept
         const int64_t *order
@@ -210,6 +211,8 @@ cdef extern from "core/extension.h" nogil:
                                        double *)
     int csm_run_int8_dots(const csm_table *, int, const uint8_t *, size_t, const int8_t *, size_t, const int32_t *,
                           int32_t *)
+    void csm_run_int8_narrow_dots(const csm_table *, const uint8_t *, size_t, const int8_t *, size_t, const int32_t *,
+                                  uint8_t *, int32_t *)
 
     ctypedef struct csm_hash:
         size_t hashes

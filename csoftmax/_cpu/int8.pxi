@@ -24,6 +24,7 @@ cdef csm_int8_layer _layer_of(layer, num_threads) except *:
     c.w_row = layer.w.strides[0]
     c.w_axis = layer.w.strides[1]
     c.ratio = layer.ratio
+    c.largest = layer.largest
     c.threads = _threads(num_threads)
     c.interrupt = _check_signals
     c.order = <const int64_t *>_address_or_null(layer.order)
@@ -140,3 +141,13 @@ def run_int8_dots(bint vnni, codes, x, size_t vectors, offset, out):
     cdef const int32_t *start = <const int32_t *>_address(offset)
     cdef int32_t *to = <int32_t *>_address(out)
     return csm_run_int8_dots(csm_current_table(), vnni, given, codes.size // 64, a, vectors, start, to) == 0
+
+
+def run_int8_narrow_dots(codes, x, size_t vectors, offset, scratch, out):
+    """The integer products of the leading six bits of one group of 16 classes, for tests."""
+    cdef const uint8_t *given = <const uint8_t *>_address(codes)
+    cdef const int8_t *a = <const int8_t *>_address(x)
+    cdef const int32_t *start = <const int32_t *>_address(offset)
+    cdef uint8_t *room = <uint8_t *>_address(scratch)
+    cdef int32_t *to = <int32_t *>_address(out)
+    csm_run_int8_narrow_dots(csm_current_table(), given, codes.size // 64, a, vectors, start, room, to)

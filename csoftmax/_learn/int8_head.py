@@ -410,7 +410,7 @@ class Int8Head:
         if writable.second_residual is not None:
             writable.second_residual[ids] = np.inf
         single, exact = int8.make_biases(bias, layer.n_classes)
-        self._layer = writable._replace(bias=single, exact_bias=exact)
+        self._layer = writable._replace(bias=single, exact_bias=exact, largest=max(layer.largest, part.largest))
         self._bias = bias
         self._w[ids] = new
         _write_rows(self._layer, ids, part)

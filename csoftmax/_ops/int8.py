@@ -42,6 +42,7 @@ class Layer(NamedTuple):
     ratio: float  # norm / residual of a usual class
     order: NDArray[np.int64] | None = None  # the row of w, which is the class, of each code; None: their own
     plain: Any = None  # with an order, the layer with the biases in the order of the classes, for exact scores
+    largest: float = 0.0  # finite norm
 
     @property
     def nbytes(self) -> int:
@@ -164,10 +165,11 @@ def finish(layer: Layer, bias: Any) -> Layer:
     single, exact = make_biases(bias, layer.n_classes)
     residual, norm = (a[: layer.n_classes] for a in (layer.residual, layer.norm))
     usual = np.isfinite(norm) & (residual > 0)
-    ratio = 1.0
+    ratio, finite = 1.0, norm[np.isfinite(norm)]
     if usual.any():  # in float64, in which the mean of the two in the middle does not overflow
         ratio = float(np.median(norm[usual].astype(np.float64)) / np.median(residual[usual].astype(np.float64)))
-    return layer._replace(bias=single, exact_bias=exact, ratio=min(ratio, 1e30))
+    largest = float(finite.max(initial=0.0))
+    return layer._replace(bias=single, exact_bias=exact, ratio=min(ratio, 1e30), largest=largest)
 
 
 def read_queries(layer: Layer, x: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:

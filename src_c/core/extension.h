@@ -121,6 +121,7 @@ typedef struct csm_int8_layer {
     const void *w;
     ptrdiff_t w_row, w_axis;    /* bytes */
     double ratio;               /* norm / residual of a usual class */
+    double largest;             /* the largest finite norm, or 0 for none, if classes must not be filtered */
     int threads;
     int (*interrupt)(void *context);
     const int64_t *order;       /* the row of w, which is the class, of each code and its numbers; NULL: their own */
@@ -170,6 +171,9 @@ csm_status csm_run_int8_lists(const csm_table *, const csm_int8_layer *, const c
 /* The kernel of dot products: which = 0 or 1 (VNNI; returns -1 without it). */
 int csm_run_int8_dots(const csm_table *, int which, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
                       const int32_t *offset, int32_t *out);
+/* The same for their leading six bits. */
+void csm_run_int8_narrow_dots(const csm_table *, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
+                              const int32_t *offset, uint8_t *scratch, int32_t *out);
 /* A binary tree of `classes` leaves and classes - 1 nodes, which csm_tree_trace has checked. */
 typedef struct csm_tree {
     size_t classes;

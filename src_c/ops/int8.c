@@ -24,8 +24,13 @@ enum {
     MAX_QUERIES = 64,      /* of a scan */
     MIN_KEPT = 1024,       /* candidates in a list before it is compacted, in addition to 4 k */
     MAX_KEPT_PART = 8,     /* more candidates than 1 / 8 of the classes: all exact scores */
+    MIN_FILTERED = 3,      /* queries for which six bits are tried first: fewer wait for memory */
     FEW_QUERIES = 8,       /* below it the scan takes as long as memory, and a second limb of x is free */
-    KEPT_BYTES = 64 << 20  /* of all lists */
+    KEPT_BYTES = 64 << 20, /* of all lists */
+    HEAP_MOST = 256,       /* largest k whose threshold is up to date after each candidate */
+    WINDOW = 64,
+    PLAIN = 512, /* groups after which the use of a filter is judged, and for which it is left out */
+    AHEAD = 4096 /* most bytes of a group that are prefetched */
 };
 
 /* Candidates of one query in one thread. */
@@ -33,9 +38,17 @@ typedef struct kept {
     float *lower, *upper; /* one allocation */
     int32_t *id;
     size_t count, capacity;
+    float *best; /* the k largest lower bounds, the least of them first (a heap), where k is at most HEAP_MOST */
+    size_t held; /* of them */
     float threshold;
+    float below; /* classes with an upper bound of at most this are dropped: all after the list was given up */
     int is_full; /* too many: all scores are needed */
 } kept;
+
+/* How often a thread's filter has been of no use lately. */
+typedef struct pace {
+    size_t visits, hits, plain;
+} pace;
 
 typedef struct topk_call {
     const csm_table *table;
@@ -52,9 +65,28 @@ typedef struct topk_call {
     csm_int8_query query[MAX_QUERIES];
     size_t number[MAX_QUERIES]; /* of each of them in this scan */
     int is_exact[MAX_QUERIES];
+    int is_filtered; /* by six bits of the codes */
+    int8_t *coarse_codes; /* of queries, for the filter */
+    int32_t *coarse_offset;
+    csm_int8_filter filter[MAX_QUERIES];
+    pace *paces; /* of threads */
     csm_scratch scratch;
     csm_interrupt interrupt;
 } topk_call;
+
+/* The float below the threshold; none is where that is -infinity, because no upper bound is: where a score overflows,
+ * its bound is infinite and the sum NaN. */
+static void raise_threshold(kept *list, float threshold) {
+    if (!(threshold > list->threshold) || list->is_full) return;
+    list->threshold = threshold;
+    list->below = nextafterf(threshold, -INFINITY);
+}
+
+static void give_up(kept *list) {
+    list->is_full = 1;
+    list->count = 0;
+    list->below = INFINITY;
+}
 
 static int grow(kept *list, size_t capacity) {
     float *memory = csm_allocate(capacity * (2 * sizeof(float) + sizeof(int32_t)));
@@ -88,6 +120,25 @@ static csm_status find_threshold(topk_call *call, int thread, const float *lower
     return CSM_OK;
 }
 
+/* Adds a lower bound to the k largest ones, and raises the threshold. */
+static void rank_lower(kept *list, size_t k, float lower) {
+    float *heap = list->best;
+    size_t at;
+    if (list->held < k) {
+        for (at = list->held++; at && heap[(at - 1) / 2] > lower; at = (at - 1) / 2) heap[at] = heap[(at - 1) / 2];
+    } else {
+        if (!(lower > heap[0])) return;
+        at = 0;
+        for (size_t child; (child = 2 * at + 1) < k; at = child) {
+            if (child + 1 < k && heap[child + 1] < heap[child]) child++;
+            if (heap[child] >= lower) break;
+            heap[at] = heap[child];
+        }
+    }
+    heap[at] = lower;
+    if (list->held == k) raise_threshold(list, heap[0]);
+}
+
 static void drop_below(kept *list) {
     size_t count = 0;
     for (size_t i = 0; i < list->count; i++) {
@@ -101,12 +152,15 @@ static void drop_below(kept *list) {
 
 /* Makes room in a full list: by a higher threshold, or else by more memory. */
 static csm_status make_room(topk_call *call, kept *list, int thread) {
-    csm_status status = find_threshold(call, thread, list->lower, list->count, &list->threshold);
-    if (status != CSM_OK) return status;
+    if (!list->best) {
+        float threshold;
+        csm_status status = find_threshold(call, thread, list->lower, list->count, &threshold);
+        if (status != CSM_OK) return status;
+        raise_threshold(list, threshold);
+    }
     drop_below(list);
     if (list->count > call->limit) {
-        list->is_full = 1;
-        list->count = 0;
+        give_up(list);
     } else if (list->count > list->capacity / 2 && !grow(list, 2 * list->capacity)) {
         return CSM_NO_MEMORY;
     }
@@ -126,10 +180,17 @@ int csm_int8_takes_part(const csm_int8_search *s, size_t query, size_t id) {
     return 1;
 }
 
-/* Adds the classes of a group whose bits are set. */
-static csm_status keep(topk_call *call, int thread, size_t q, size_t group, unsigned bits, const float *lower,
-                       const float *upper) {
-    kept *list = &call->lists[(size_t)thread * call->queries + q];
+/* The first memory of a list. */
+static int begin_list(const topk_call *call, kept *list) {
+    const size_t k = call->search->k, wanted = 4 * k + MIN_KEPT, all = call->layer->classes;
+    if (!grow(list, wanted < all ? wanted : all)) return 0;
+    if (k <= HEAP_MOST) list->best = csm_allocate(k * sizeof *list->best);
+    return k > HEAP_MOST || list->best != NULL;
+}
+
+/* Adds the classes of a group whose bits are set to a list of query q of this scan. */
+static csm_status keep(topk_call *call, int thread, kept *list, size_t q, size_t group, unsigned bits,
+                       const float *lower, const float *upper) {
     for (size_t i = 0; bits; i++, bits >>= 1) {
         const size_t id = group * CSM_INT8_GROUP + i;
         if (!(bits & 1) || !csm_int8_takes_part(call->search, call->first + q, csm_int8_row_of(call->layer, id)))
@@ -139,22 +200,18 @@ static csm_status keep(topk_call *call, int thread, size_t q, size_t group, unsi
                 csm_status status = make_room(call, list, thread);
                 if (status != CSM_OK) return status;
                 if (list->is_full) return CSM_OK;
-            } else {
-                const size_t wanted = 4 * call->search->k + MIN_KEPT, all = call->layer->classes;
-                if (!grow(list, wanted < all ? wanted : all)) return CSM_NO_MEMORY;
+            } else if (!begin_list(call, list)) {
+                return CSM_NO_MEMORY;
             }
         }
         const int is_bound = lower[i] == lower[i] && call->layer->bias[id] > CSM_INT8_OFF_BIAS;
         list->lower[list->count] = is_bound ? lower[i] : -INFINITY;
         list->upper[list->count] = upper[i];
         list->id[list->count++] = (int32_t)id;
+        if (list->best) rank_lower(list, call->search->k, list->lower[list->count - 1]);
     }
     return CSM_OK;
 }
-
-/* Classes with an upper bound of at most this float are dropped: all after a list was given up.  None is where the
- * threshold is -infinity, because no upper bound is: where a score overflows, its bound is infinite and the sum NaN. */
-static float below(const kept *list) { return list->is_full ? INFINITY : nextafterf(list->threshold, -INFINITY); }
 
 /* Whole chunks are visited a stride apart that is coprime to their number and about its golden section, which spreads
  * any run of them evenly.  A chunk is 1 MiB of codes, so that one query takes about 5% longer than in order (with
@@ -184,35 +241,130 @@ static size_t group_at(const topk_call *call, size_t i) {
     return (size_t)((uint64_t)chunk * call->stride % call->chunks) * call->chunk + i % call->chunk;
 }
 
+/* What a thread needs for the groups of a piece. */
+typedef struct scanner {
+    topk_call *call;
+    int thread;
+    kept *lists; /* of this thread */
+    uint8_t *narrow;
+    csm_int8_query query[MAX_QUERIES];
+    csm_int8_filter filter[MAX_QUERIES];
+    uint16_t reached[MAX_QUERIES];
+    int32_t *dots;
+} scanner;
+
+static unsigned classes_of(const csm_int8_layer *l, size_t g) {
+    const size_t left = l->classes - g * CSM_INT8_GROUP;
+    return left < CSM_INT8_GROUP ? (1u << left) - 1 : 0xffff;
+}
+
+static csm_int8_group group_of(const csm_int8_layer *l, size_t g) {
+    const size_t first = g * CSM_INT8_GROUP;
+    return (csm_int8_group){l->scale + first, l->residual + first, l->norm + first, l->bias + first};
+}
+
+/* Keeps the classes of a group that the full codes leave for one query.  Limbs that are in two blocks
+ * of vectors are multiplied one after the other. */
+static csm_status refine(topk_call *call, int thread, kept *list, size_t i, size_t g) {
+    const csm_int8_layer *l = call->layer;
+    const size_t steps = csm_int8_steps(l);
+    const csm_int8_group group = group_of(l, g);
+    csm_int8_query query = call->query[i];
+    int32_t dots[2 * CSM_INT8_GROUP];
+    float lower[CSM_INT8_GROUP], upper[CSM_INT8_GROUP];
+    uint16_t reached;
+    for (size_t limb = 0, limbs = (size_t)query.limbs, together; limb < limbs; limb += together) {
+        const size_t v = query.vector + limb, lane = v % CSM_INT8_VECTORS;
+        const int8_t *x = call->codes + (v / CSM_INT8_VECTORS * steps * CSM_INT8_VECTORS + lane) * 4;
+        together = lane + limbs - limb <= CSM_INT8_VECTORS ? limbs - limb : 1;
+        csm_int8_dots(call->table, l->codes + g * steps * 4 * CSM_INT8_GROUP, steps, x, together, call->offset + v,
+                      dots + CSM_INT8_GROUP * limb);
+    }
+    query.vector = 0;
+    query.below = list->below;
+    call->table->int8.reach(&query, 1, &group, dots, &reached);
+    reached &= (uint16_t)classes_of(l, g);
+    if (!reached) return CSM_OK;
+    call->table->int8.bounds(&query, &group, dots, lower, upper);
+    return keep(call, thread, list, call->number[i], g, reached, lower, upper);
+}
+
+/* A group by full codes, for all queries. */
+static csm_status visit_plain(scanner *s, size_t g) {
+    topk_call *call = s->call;
+    const csm_int8_layer *l = call->layer;
+    const size_t steps = csm_int8_steps(l);
+    const unsigned present = classes_of(l, g);
+    const csm_int8_group group = group_of(l, g);
+    float lower[CSM_INT8_GROUP], upper[CSM_INT8_GROUP];
+    csm_int8_dots(call->table, l->codes + g * steps * 4 * CSM_INT8_GROUP, steps, call->codes, call->vectors,
+                  call->offset, s->dots);
+    call->table->int8.reach(s->query, call->coded, &group, s->dots, s->reached);
+    for (size_t i = 0; i < call->coded; i++) {
+        kept *list = &s->lists[call->number[i]];
+        if (!(s->reached[i] & present) || list->is_full) continue;
+        call->table->int8.bounds(&s->query[i], &group, s->dots, lower, upper);
+        csm_status status = keep(call, s->thread, list, call->number[i], g, s->reached[i] & present, lower, upper);
+        if (status != CSM_OK) return status;
+        s->query[i].below = s->filter[i].below = list->below;
+    }
+    return CSM_OK;
+}
+
+/* A group by codes of six bits, and where these do not exclude it, by full codes. */
+static csm_status visit_narrow(scanner *s, size_t g, pace *p) {
+    topk_call *call = s->call;
+    const csm_int8_layer *l = call->layer;
+    const size_t steps = csm_int8_steps(l);
+    const unsigned present = classes_of(l, g);
+    const csm_int8_group group = group_of(l, g);
+    if (p->plain) {
+        p->plain--;
+        return visit_plain(s, g);
+    }
+    for (size_t at = 0; at < steps * 64 && at < AHEAD; at += 64) PREFETCH(l->codes + (g + 1) * steps * 64 + at);
+    call->table->int8.narrow(l->codes + g * steps * 4 * CSM_INT8_GROUP, steps, s->narrow);
+    call->table->int8.narrow_dots(s->narrow, steps, call->coarse_codes, call->coded, call->coarse_offset, s->dots);
+    call->table->int8.test(s->filter, call->coded, &group, s->dots, s->reached);
+    for (size_t i = 0; i < call->coded; i++) {
+        kept *list = &s->lists[call->number[i]];
+        if (!(s->reached[i] & present) || list->is_full) continue;
+        csm_status status = refine(call, s->thread, list, i, g);
+        if (status != CSM_OK) return status;
+        s->query[i].below = s->filter[i].below = list->below;
+        p->hits++;
+    }
+    if (++p->visits == WINDOW) {
+        if (p->hits > WINDOW / 4 * call->coded) p->plain = PLAIN;
+        p->visits = p->hits = 0;
+    }
+    return CSM_OK;
+}
+
 static csm_status scan_body(void *context, size_t begin, size_t end, int thread) {
     topk_call *call = context;
     const csm_int8_layer *l = call->layer;
-    const size_t steps = csm_int8_steps(l), bytes = steps * 4 * CSM_INT8_GROUP;
-    const kept *lists = call->lists + (size_t)thread * call->queries;
-    int32_t dots[CSM_INT8_GROUP * (2 * MAX_QUERIES + CSM_INT8_VECTORS)];
-    float lower[CSM_INT8_GROUP], upper[CSM_INT8_GROUP];
-    csm_int8_query query[MAX_QUERIES];
-    uint16_t reached[MAX_QUERIES];
-    memcpy(query, call->query, call->coded * sizeof *query);
-    for (size_t i = 0; i < call->coded; i++) query[i].below = below(&lists[call->number[i]]);
+    scanner s;
+    s.call = call;
+    s.thread = thread;
+    s.lists = call->lists + (size_t)thread * call->queries;
+    const size_t codes = csm_int8_steps(l) * 4 * CSM_INT8_GROUP;
+    const size_t dots = CSM_INT8_GROUP * (2 * MAX_QUERIES + CSM_INT8_VECTORS) * sizeof(int32_t);
+    s.narrow = (uint8_t *)csm_scratch_get(&call->scratch, thread, 2, codes + dots); /* 64 bytes a step */
+    if (!s.narrow) return CSM_NO_MEMORY;
+    s.dots = (int32_t *)(void *)(s.narrow + codes);
+    for (size_t i = 0; i < call->coded; i++) {
+        s.query[i] = call->query[i];
+        s.filter[i] = call->filter[i];
+        s.query[i].below = s.filter[i].below = s.lists[call->number[i]].below;
+    }
     for (size_t visit = begin, g = 0, chunk_end = begin; visit < end; visit++, g++) {
         if (visit == chunk_end) { /* not for each group, because of the divisions */
             g = group_at(call, visit);
             chunk_end = (visit / call->chunk + 1) * call->chunk;
         }
-        const size_t first = g * CSM_INT8_GROUP, left = l->classes - first;
-        const unsigned present = left < CSM_INT8_GROUP ? (1u << left) - 1 : 0xffff;
-        const csm_int8_group group = {l->scale + first, l->residual + first, l->norm + first, l->bias + first};
-        csm_int8_dots(call->table, l->codes + g * bytes, steps, call->codes, call->vectors, call->offset, dots);
-        call->table->int8.reach(query, call->coded, &group, dots, reached);
-        for (size_t i = 0; i < call->coded; i++) {
-            const size_t q = call->number[i];
-            if (!(reached[i] & present) || lists[q].is_full) continue;
-            call->table->int8.bounds(&query[i], &group, dots, lower, upper);
-            csm_status status = keep(call, thread, q, g, reached[i] & present, lower, upper);
-            if (status != CSM_OK) return status;
-            query[i].below = below(&lists[q]);
-        }
+        const csm_status status = call->is_filtered ? visit_narrow(&s, g, &call->paces[thread]) : visit_plain(&s, g);
+        if (status != CSM_OK) return status;
         if (csm_stops(&call->interrupt, thread, l->dims * call->vectors)) return CSM_OK; /* csm_parallel reports it */
     }
     return CSM_OK;
@@ -228,7 +380,7 @@ int csm_int8_compare(const void *left, const void *right) {
 
 /* The candidates of all threads in one list, those below the threshold of the whole left out. */
 static csm_status merge(topk_call *call, size_t q, int thread, kept *all) {
-    *all = (kept){0};
+    *all = (kept){.threshold = -INFINITY};
     size_t total = 0;
     for (int t = 0; t < call->threads; t++) {
         const kept *list = &call->lists[(size_t)t * call->queries + q];
@@ -296,6 +448,7 @@ static void code_queries(topk_call *call, double *scaled) {
     const csm_int8_layer *l = call->layer;
     const csm_int8_search *s = call->search;
     const int wanted = s->limbs ? s->limbs : s->queries < FEW_QUERIES ? 2 : 0;
+    int is_filtered = s->queries >= MIN_FILTERED && l->dims <= CSM_INT8_COARSE_DIMS && !csm_int8_has_vnni(call->table);
     call->vectors = call->coded = 0;
     for (size_t q = 0; q < call->queries; q++) {
         const csm_int8_codes c = csm_int8_code(l, s->x + (call->first + q) * l->dims, wanted, call->vectors,
@@ -313,29 +466,37 @@ static void code_queries(topk_call *call, double *scaled) {
             .is_wide = (double)l->dims * (CSM_INT8_SECOND + 1) * 127 * CSM_INT8_LIMIT >= 0x1p31,
         };
         call->vectors += (size_t)c.limbs;
+        is_filtered = is_filtered && csm_int8_filter_of(l, &c, scaled, call->coded - 1, call->coarse_codes,
+                                                        call->coarse_offset, &call->filter[call->coded - 1]);
     }
+    call->is_filtered = is_filtered;
 }
 
 static csm_status scan(topk_call *call, double *scaled, int threads) {
-    csm_buffer single[2];
+    csm_buffer single[3];
     const csm_int8_layer *l = call->layer;
     const size_t count = (size_t)threads * call->queries;
     call->threads = threads;
-    call->lists = csm_allocate(count * sizeof *call->lists);
+    call->lists = csm_allocate(count * sizeof *call->lists + (size_t)threads * sizeof *call->paces);
     if (!call->lists) return CSM_NO_MEMORY;
-    for (size_t i = 0; i < count; i++) call->lists[i] = (kept){.threshold = -INFINITY};
-    csm_status status = csm_scratch_begin(&call->scratch, threads, 2, single);
+    call->paces = (pace *)(call->lists + count);
+    memset(call->paces, 0, (size_t)threads * sizeof *call->paces);
+    for (size_t i = 0; i < count; i++) call->lists[i] = (kept){.threshold = -INFINITY, .below = -INFINITY};
+    csm_status status = csm_scratch_begin(&call->scratch, threads, 3, single);
     if (status == CSM_OK) {
         code_queries(call, scaled);
         const size_t cost = (l->dims + 16) * (call->vectors + 1);
         if (call->vectors)
-            status = csm_parallel(csm_int8_groups(l), CSM_PIECE_ELEMENTS / 8 / cost + 1, threads, scan_body, call,
+            status = csm_parallel(csm_int8_groups(l), 2 * CSM_PIECE_ELEMENTS / cost + 1, threads, scan_body, call,
                                   &call->interrupt);
         const int finishing = call->queries < (size_t)threads ? (int)call->queries : threads;
         if (status == CSM_OK) status = csm_parallel(call->queries, 1, finishing, finish_body, call, &call->interrupt);
         csm_scratch_end(&call->scratch);
     }
-    for (size_t i = 0; i < count; i++) csm_release(call->lists[i].lower);
+    for (size_t i = 0; i < count; i++) {
+        csm_release(call->lists[i].lower);
+        csm_release(call->lists[i].best);
+    }
     csm_release(call->lists);
     return status;
 }
@@ -354,17 +515,20 @@ csm_status csm_run_int8_topk(const csm_table *table, const csm_int8_layer *l, co
     const size_t step = most < 1 ? 1 : most < block ? most : block;
     const size_t coded = csm_rounded(csm_int8_steps(l) * 4 * (2 * step + CSM_INT8_VECTORS));
     const size_t offsets = csm_rounded((2 * step + CSM_INT8_VECTORS) * sizeof(int32_t));
-    char *memory = csm_allocate(coded + offsets + csm_rounded(l->dims * sizeof(double)));
+    const size_t both = 2 * (coded + offsets); /* of the scan and of the filter, which takes at most as much */
+    char *memory = csm_allocate(both + csm_rounded(l->dims * sizeof(double)));
     csm_status status = memory ? CSM_OK : CSM_NO_MEMORY;
     if (memory) {
-        memset(memory, 0, coded + offsets);
+        memset(memory, 0, both);
         call.codes = (int8_t *)memory;
         call.offset = (int32_t *)(memory + coded);
+        call.coarse_codes = (int8_t *)(memory + coded + offsets);
+        call.coarse_offset = (int32_t *)(memory + 2 * coded + offsets);
     }
     for (size_t first = 0; status == CSM_OK && first < s->queries; first += step) {
         call.first = first;
         call.queries = s->queries - first < step ? s->queries - first : step;
-        status = scan(&call, (double *)(memory + coded + offsets), threads);
+        status = scan(&call, (double *)(memory + both), threads);
     }
     csm_release(memory);
     csm_fp_leave(call.interrupt.caller); /* the callback may have changed it */

@@ -16,15 +16,19 @@
 #define DIFFERENCE_ROUNDING 0x1p-50
 #define MIN_FACTOR 0x1p-100 /* of a query, in float: below it the roundings of the bound might underflow */
 
-void csm_int8_dots(const csm_table *table, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
-                   const int32_t *offset, int32_t *out) {
+int csm_int8_has_vnni(const csm_table *table) {
     static atomic_int vnni; /* 0: not yet known.  Cached, because CPUID takes longer than a group. */
     int answer = atomic_load_explicit(&vnni, memory_order_relaxed);
     if (!answer) {
         answer = csm_cpu_features() & CSM_CPU_VNNI ? 2 : 1;
         atomic_store_explicit(&vnni, answer, memory_order_relaxed);
     }
-    if (answer == 2 && table->int8.dots_vnni) table->int8.dots_vnni(codes, steps, x, vectors, offset, out);
+    return answer == 2 && table->int8.dots_vnni;
+}
+
+void csm_int8_dots(const csm_table *table, const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors,
+                   const int32_t *offset, int32_t *out) {
+    if (csm_int8_has_vnni(table)) table->int8.dots_vnni(codes, steps, x, vectors, offset, out);
     else table->int8.dots(codes, steps, x, vectors, offset, out);
 }
 
@@ -33,6 +37,12 @@ int csm_run_int8_dots(const csm_table *table, int which, const uint8_t *codes, s
     if (which && !(table->int8.dots_vnni && csm_cpu_features() & CSM_CPU_VNNI)) return -1;
     (which ? table->int8.dots_vnni : table->int8.dots)(codes, steps, x, vectors, offset, out);
     return 0;
+}
+
+void csm_run_int8_narrow_dots(const csm_table *table, const uint8_t *codes, size_t steps, const int8_t *x,
+                              size_t vectors, const int32_t *offset, uint8_t *scratch, int32_t *out) {
+    table->int8.narrow(codes, steps, scratch);
+    table->int8.narrow_dots(scratch, steps, x, vectors, offset, out);
 }
 
 const double *csm_int8_row(const csm_table *table, const csm_int8_layer *l, size_t row, char *to) {

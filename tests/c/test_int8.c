@@ -83,8 +83,10 @@ static void compute(const float *w, const double *x, size_t classes, size_t dims
     s.found = r->found;
     s.rescored = r->rescored;
     const csm_table *t = csm_current_table();
-    if (csm_run_int8_quantise(t, &l, classes, NULL) || csm_run_int8_topk(t, &l, &s) ||
-        csm_run_int8_bounds(t, &l, x, r->scores, r->bounds, &r->size) ||
+    int status = csm_run_int8_quantise(t, &l, classes, NULL);
+    for (size_t j = 0; j < classes; j++) l.largest = l.norm[j] > l.largest ? l.norm[j] : l.largest;
+    status = status || csm_run_int8_topk(t, &l, &s);
+    if (status || csm_run_int8_bounds(t, &l, x, r->scores, r->bounds, &r->size) ||
         csm_run_int8_scores(t, &l, x, classes, NULL, r->exact)) {
         printf("FAILED int8 %s: status\n", csm_isa());
         exit(1);

@@ -192,6 +192,40 @@ def test_integers_of_the_kernels(isa):
     assert binding.run_int8_dots(False, u, x, vectors, offset, out)
 
 
+def test_integers_of_coarse_kernels(isa):
+    """The worst codes, and random ones: sums of 16 bits never saturate, and each instruction set has the same."""
+    rng = np.random.default_rng(1)
+    for steps, vectors, kind in itertools.product((1, 2, 7, 8, 9, 33), (1, 2, 3, 5), (0, 255, None)):
+        u = rng.integers(0, 256, (steps, 16, 4)) if kind is None else np.full((steps, 16, 4), kind)
+        a = rng.integers(-31, 32, (vectors, steps, 4)) if kind is None else np.full((vectors, steps, 4), 31)
+        a *= rng.choice([-1, 1], (vectors, 1, 1))
+        blocks = -(-vectors // 4)
+        x, offset = np.zeros((blocks, steps, 4, 4), np.int8), np.zeros(4 * blocks, np.int32)
+        for v in range(vectors):
+            x[v // 4, :, v % 4] = a[v]
+        offset[:vectors] = -253 * a.sum(axis=(1, 2))
+        out, scratch = np.zeros((4 * blocks, 16), np.int32), np.zeros((steps, 16, 4), np.uint8)
+        binding.run_int8_narrow_dots(u.astype(np.uint8), x, vectors, offset, scratch, out)
+        expected = np.einsum("ncb,vnb->vc", 8 * (u // 4) - 253, a)
+        assert (out[:vectors] == expected).all(), (isa, steps, vectors, kind)
+
+
+def test_filters_change_nothing(isa):
+    """Coarse codes drop only what full codes would drop: answer and number of exact scores are those without them."""
+    rng = np.random.default_rng(7)
+    for name, (w, x) in constructed(rng, 3000, 40).items():
+        bias = None if len(name) % 2 else rng.standard_normal(3000).astype(np.float32)
+        head = Int8Head(w, bias, num_threads=1)
+        plain = Int8Head(w, bias, num_threads=1)
+        plain._layer = plain._layer._replace(largest=0.0)
+        for rows, k in itertools.product((x[:1], x[4:5], x[:3], x), (1, 10, 300)):
+            found, expected = head.topk(rows, k), plain.topk(rows, k)
+            assert found.indices.tobytes() == expected.indices.tobytes(), name
+            assert found.values.tobytes() == expected.values.tobytes(), name
+            if not (head.stats["exact_scans"] or plain.stats["exact_scans"]):
+                assert head.stats == plain.stats, name
+
+
 def test_many_features():
     """More than 2,113 features, where the integer of two limbs leaves 31 bits, and the most that are allowed."""
     w = np.ones((40, 1 << 18), np.float32)

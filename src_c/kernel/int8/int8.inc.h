@@ -154,15 +154,28 @@ __attribute__((target("avx512f,avx512bw,avx512vnni"))) static void int8_dots_vnn
 #undef CSM_INT8_DOTS
 #undef CSM_INT8_ALL_DOTS
 
+/* Integers as floats. */
 #if defined(CSM_VEC_AVX512_H) && !defined(CSM_AVX512_EMULATED)
-#define CSM_INT8_FLOAT(p) _mm512_cvtepi32_ps(_mm512_loadu_si512(p))
+INLINE v32_t csm_int8_float(const int32_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_loadu_si512(p));
+}
 #elif defined(CSM_VEC_AVX2_H)
-#define CSM_INT8_FLOAT(p) _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)(p)))
+INLINE v32_t csm_int8_float(const int32_t *p) {
+    return _mm256_cvtepi32_ps(_mm256_loadu_si256((const __m256i *)p));
+}
 #elif defined(CSM_VEC_NEON_H)
-#define CSM_INT8_FLOAT(p) vcvtq_f32_s32(vld1q_s32(p))
+INLINE v32_t csm_int8_float(const int32_t *p) {
+    return vcvtq_f32_s32(vld1q_s32(p));
+}
+#else
+INLINE v32_t csm_int8_float(const int32_t *p) {
+    float to[v32_W];
+    for (int i = 0; i < v32_W; i++) to[i] = (float)p[i];
+    return v32_load_f32(to);
+}
 #endif
 
-/* The integers of two limbs, or those that no vector function converts, as floats. */
+/* The integers as floats. */
 INLINE const float *csm_int8_integers(const csm_int8_query *query, const int32_t *dots, float *to) {
     if (query->limbs == 1) {
         SIMD
@@ -200,17 +213,15 @@ static void int8_reach(const csm_int8_query *query, size_t count, const csm_int8
         const v32_t below = v32_set((double)q->below);
         unsigned bits = 0;
         v32_t bound;
-#ifdef CSM_INT8_FLOAT
         if (q->limbs == 1) {
             UNROLL
             for (int i = 0; i < CSM_INT8_GROUP; i += v32_W) {
-                const v32_t z = csm_int8_score(q, group, i, CSM_INT8_FLOAT(from + i), &bound);
+                const v32_t z = csm_int8_score(q, group, i, csm_int8_float(from + i), &bound);
                 bits |= v32_bits(v32_not_le(v32_add(z, bound), below)) << i;
             }
             kept[n] = (uint16_t)bits;
             continue;
         }
-#endif
         csm_int8_integers(q, from, integers);
         for (int i = 0; i < CSM_INT8_GROUP; i += v32_W) {
             const v32_t z = csm_int8_score(q, group, i, v32_load_f32(integers + i), &bound);
@@ -231,8 +242,6 @@ static void int8_bounds(const csm_int8_query *q, const csm_int8_group *group, co
         v32_store_f32(upper + i, v32_add(z, bound));
     }
 }
-#undef CSM_INT8_FLOAT
-
 static double int8_exact(const double *w, const double *x, size_t n) {
     enum { LANES = 8, PER = LANES / v64_W };
     v64_t sum[PER];

@@ -10,7 +10,10 @@ enum {
     CSM_INT8_LIMIT = 63,  /* of the codes of features; that of the codes of weights is 127 */
     CSM_INT8_SECOND = 126, /* a second limb of features counts 1 / 126 of the first one */
     CSM_INT8_WEIGHT_SECOND = 254, /* the same for weights */
-    CSM_INT8_DIMS = 1 << 18 /* most features: 127 * 63 * 2^18 < 2^31 */
+    CSM_INT8_DIMS = 1 << 18, /* most features: 127 * 63 * 2^18 < 2^31 */
+    CSM_INT8_SUMS = 8, /* pairs of coarse products that 16 bits hold */
+    CSM_INT8_NARROW_LIMIT = 31, /* of the codes of features that are multiplied by 6 bits */
+    CSM_INT8_COARSE_DIMS = 1 << 16 /* most features for them */
 };
 
 /* How a query turns integers into scores and bounds, and which scores it keeps. */
@@ -29,6 +32,14 @@ typedef struct csm_int8_group {
     const float *scale, *residual, *norm, *bias;
 } csm_int8_group;
 
+/* How a query turns coarse integers into upper bounds, in single precision. */
+typedef struct csm_int8_filter {
+    float factor, constant; /* score = (integer * factor + constant) * scale[class] + bias */
+    float residual;  /* bound = residual[class] * this ... */
+    float norm;      /* ... + norm[class] * this */
+    float below;     /* as above */
+} csm_int8_filter;
+
 typedef struct csm_int8_kernels {
     /* out[v][class] = sum of q x over the group's codes, for v < vectors.  x: blocks of CSM_INT8_VECTORS vectors, of
      * which four dimensions lie together.  offset[v]: -128 times the sum of the codes of vector v.  The second one
@@ -43,6 +54,12 @@ typedef struct csm_int8_kernels {
     void (*bounds)(const csm_int8_query *, const csm_int8_group *, const int32_t *dots, float *lower, float *upper);
     /* the product in double, in 8 lanes */
     double (*exact)(const double *w, const double *x, size_t n);
+    /* Codes of a group without their last two bits; and their products, as `dots` has them. */
+    void (*narrow)(const uint8_t *codes, size_t steps, uint8_t *to);
+    void (*narrow_dots)(const uint8_t *codes, size_t steps, const int8_t *x, size_t vectors, const int32_t *offset,
+                        int32_t *out);
+    /* For each query, a bit for each class of the group whose upper bound from coarse integers exceeds `below`. */
+    void (*test)(const csm_int8_filter *, size_t count, const csm_int8_group *, const int32_t *dots, uint16_t *reached);
 } csm_int8_kernels;
 
 #endif
