@@ -1,0 +1,532 @@
+/* Drawing: filters by passes over the row, whatever their order and however many classes they keep.
+ *
+ *   top_k        the k largest logits that are left
+ *   top_p        the fewest of the most probable classes whose mass is at least top_p
+ *   typical_p    the same of the classes whose -log p is nearest to the entropy: |x - sum p x| rises
+ *   min_p        classes with at least min_p times the largest probability
+ *   top_n_sigma  logits of at least max - n sigma, sigma the standard deviation of the finite logits that are left
+ *
+ * The classes that are left are always those on one side of a logit, or of a distance, and among equals those up to an
+ * index (csm_sample_set), so that nothing of the row's length is stored or sorted.  To find that end, a pass adds the
+ * masses up in buckets of the distance from the maximum (or from sum p x), and a second one the masses before the
+ * bucket in which the sum passes its limit, and counts the candidates in it; if they are many, buckets of the bits of
+ * the keys follow, each round of which has a thousandth of the range.  The candidates are sorted and added up in order.
+ * The sums of the buckets are only a guide: before the candidates, masses are added within a block from the first to
+ * the last in double, blocks without rounding, so that the result does not depend on the threads.
+ *
+ * Passes: for each filter by mass one for the sums of the blocks, one for the buckets, two for the candidates; top_k
+ * does not need the first; top_n_sigma has two, min_p two.  Each computes the masses again.
+ * Rows with NaN or +inf have no mass: the first sum finds them, so that all others see ordered numbers only.
+ */
+#include "sample.h"
+
+#include "../kernel/softmax/combine.h"
+
+enum {
+    BUCKETS = 2048,
+    GROUPS = 8, /* of blocks with buckets of their own, so that threads may share a row */
+    CANDIDATES = 4096 /* so many are sorted; more of them are divided once more */
+};
+#define RANGE 28 /* of the first buckets, in units of T: e^-28 times 2^31 classes is little */
+
+typedef struct candidate {
+    uint64_t key;
+    int64_t at;
+    double x, mass;
+} candidate;
+
+/* The search for the last class that is kept. */
+typedef struct search {
+    csm_sample_row *row;
+    csm_sample_measure measure;
+    double limit, origin, scale; /* buckets of the distance from the origin ... */
+    int by_bits, shift;          /* ... or of the keys */
+    uint64_t lo, hi;             /* the smallest and the largest key of the candidates */
+    int first, last;             /* their buckets */
+    double before;               /* what is before them */
+    double slack;                /* of the guide, as a part of the limit */
+    size_t count, groups;        /* number of candidates */
+    double *sums;                /* groups x BUCKETS */
+    candidate *list;
+} search;
+
+/* A number whose order as an integer is the falling order of the logits. */
+static inline uint64_t falling_key(double x) {
+    const uint64_t bits = csm_double_bits(x + 0.0); /* -0 is 0 */
+    return ~(bits >> 63 ? ~bits : bits | (uint64_t)1 << 63);
+}
+static inline double distance_of(const search *s, double x) {
+    return s->measure == CSM_SAMPLE_NEAR ? fabs(x - s->origin) : s->origin - x;
+}
+static inline uint64_t key_of(const search *s, double x) {
+    return s->measure == CSM_SAMPLE_NEAR ? csm_double_bits(distance_of(s, x)) : falling_key(x);
+}
+/* The bucket of a logit: -1 before the range of the keys, BUCKETS after it. */
+static inline int bucket_of(const search *s, double x) {
+    if (!s->by_bits) {
+        const double at = distance_of(s, x) * s->scale;
+        return at < BUCKETS - 1 ? at > 0 ? (int)at : 0 : BUCKETS - 1;
+    }
+    const uint64_t key = key_of(s, x);
+    return key < s->lo ? -1 : key > s->hi ? BUCKETS : (int)((key - s->lo) >> s->shift);
+}
+
+/* Loops over the logits of a block and their masses (NULL: 1 each), for each compute type REAL. */
+#define LOOPS(REAL)                                                                                                \
+    static void fill_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, double *sums) {            \
+        for (size_t i = 0; i < k; i++) {                                                                           \
+            const int bucket = bucket_of(s, (double)x[i]);                                                         \
+            if (bucket >= 0 && bucket < BUCKETS) sums[bucket] += mass ? (double)mass[i] : 1;                       \
+        }                                                                                                          \
+    }                                                                                                              \
+    /* The sum before the candidates; block: their number, and their smallest and largest key. */                  \
+    static double before_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, csm_block *block) {    \
+        double sum = 0;                                                                                            \
+        uint64_t lo = UINT64_MAX, hi = 0;                                                                          \
+        size_t count = 0;                                                                                          \
+        for (size_t i = 0; i < k; i++) {                                                                           \
+            const int bucket = bucket_of(s, (double)x[i]);                                                         \
+            if (bucket < s->first) {                                                                               \
+                sum += mass ? (double)mass[i] : 1;                                                                 \
+            } else if (bucket <= s->last) {                                                                        \
+                const uint64_t key = key_of(s, (double)x[i]);                                                      \
+                lo = key < lo ? key : lo;                                                                          \
+                hi = key > hi ? key : hi;                                                                          \
+                count++;                                                                                           \
+            }                                                                                                      \
+        }                                                                                                          \
+        block->count = (double)count;                                                                              \
+        memcpy(&block->top, &lo, sizeof lo);                                                                       \
+        memcpy(&block->top_low, &hi, sizeof hi);                                                                   \
+        return sum;                                                                                                \
+    }                                                                                                              \
+    static void list_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, size_t at, candidate *to) { \
+        for (size_t i = 0; i < k; i++) {                                                                           \
+            const uint64_t key = key_of(s, (double)x[i]);                                                          \
+            if (key >= s->lo && key <= s->hi)                                                                      \
+                *to++ = (candidate){key, (int64_t)(at + i), (double)x[i], mass ? (double)mass[i] : 1};             \
+        }                                                                                                          \
+    }                                                                                                              \
+    static double smallest_##REAL(const REAL *x, size_t k, const REAL *mass, double threshold) {                   \
+        double smallest = CSM_INF;                                                                                 \
+        for (size_t i = 0; i < k; i++)                                                                             \
+            if ((double)mass[i] >= threshold && (double)x[i] < smallest) smallest = (double)x[i];                  \
+        return smallest;                                                                                           \
+    }                                                                                                              \
+    static double moment_##REAL(const REAL *x, size_t k, const REAL *mass, double origin) {                        \
+        double sum = 0;                                                                                            \
+        for (size_t i = 0; i < k; i++)                                                                             \
+            if (mass[i] > 0) sum += (double)mass[i] * ((double)x[i] - origin);                                     \
+        return sum;                                                                                                \
+    }                                                                                                              \
+    /* The sum of ((x - origin) scale - mean)^power over the finite logits, in whose x * half nothing overflows. */ \
+    static double spread_##REAL(const REAL *x, size_t k, const double *number, int power) {                        \
+        double sum = 0;                                                                                            \
+        for (size_t i = 0; i < k; i++) {                                                                           \
+            const double d = ((double)x[i] * 0.5 - number[0]) * number[1] - number[2];                             \
+            if (x[i] > (REAL)-CSM_INF) sum += power == 1 ? d : d * d;                                              \
+        }                                                                                                          \
+        return sum;                                                                                                \
+    }                                                                                                              \
+    static size_t finite_##REAL(const REAL *x, size_t k, double *lowest) {                                         \
+        size_t count = 0;                                                                                          \
+        for (size_t i = 0; i < k; i++) {                                                                           \
+            const int is_finite = x[i] > (REAL)-CSM_INF;                                                           \
+            count += (size_t)is_finite;                                                                            \
+            *lowest = is_finite && (double)x[i] < *lowest ? (double)x[i] : *lowest;                                \
+        }                                                                                                          \
+        return count;                                                                                              \
+    }
+LOOPS(float)
+LOOPS(double)
+#undef LOOPS
+
+/* The logits of a block that are left and, unless `mass` is NULL, their masses. */
+static csm_status look(const csm_sample_row *row, size_t b, int thread, char **x, char **mass) {
+    double unused;
+    if (mass && !(*mass = csm_sample_masses(row, b, thread, &unused))) return CSM_NO_MEMORY;
+    *x = csm_sample_wide(row, b, thread);
+    if (!*x) return CSM_NO_MEMORY;
+    return csm_stops(&row->call->base.interrupt, thread, CSM_BLOCK) ? CSM_INTERRUPTED : CSM_OK;
+}
+static size_t length_of(const csm_sample_row *row, size_t b) { return csm_block_length(row->count, b * CSM_BLOCK); }
+
+static csm_status for_each(search *s, size_t units, size_t piece, csm_body body) {
+    csm_sample_call *call = s->row->call;
+    if (!call->is_split) return body(s, 0, units, s->row->thread);
+    return csm_parallel(units, piece, call->base.threads, body, s, &call->base.interrupt);
+}
+
+static csm_status fill_body(void *context, size_t begin, size_t end, int thread) {
+    const search *s = context;
+    const csm_sample_row *row = s->row;
+    const size_t blocks = csm_block_count(row->count);
+    for (size_t group = begin; group < end; group++)
+        for (size_t b = blocks * group / s->groups; b < blocks * (group + 1) / s->groups; b++) {
+            char *x, *mass = NULL;
+            csm_status status = look(row, b, thread, &x, s->measure == CSM_SAMPLE_COUNT ? NULL : &mass);
+            if (status != CSM_OK) return status;
+            CSM_BY_TYPE(row, fill, x, length_of(row, b), s, (void *)mass, s->sums + group * BUCKETS);
+        }
+    return CSM_OK;
+}
+static csm_status before_body(void *context, size_t begin, size_t end, int thread) {
+    const search *s = context;
+    const csm_sample_row *row = s->row;
+    for (size_t b = begin; b < end; b++) {
+        char *x, *mass = NULL;
+        csm_status status = look(row, b, thread, &x, s->measure == CSM_SAMPLE_COUNT ? NULL : &mass);
+        if (status != CSM_OK) return status;
+        row->blocks[b].hi = CSM_BY_TYPE(row, before, x, length_of(row, b), s, (void *)mass, &row->blocks[b]);
+    }
+    return CSM_OK;
+}
+/* blocks[b].n: the number of candidates before the block. */
+static csm_status list_body(void *context, size_t begin, size_t end, int thread) {
+    const search *s = context;
+    const csm_sample_row *row = s->row;
+    for (size_t b = begin; b < end; b++) {
+        char *x, *mass = NULL;
+        if (row->blocks[b].count == 0) continue;
+        csm_status status = look(row, b, thread, &x, s->measure == CSM_SAMPLE_COUNT ? NULL : &mass);
+        if (status != CSM_OK) return status;
+        CSM_BY_TYPE(row, list, x, length_of(row, b), s, (void *)mass, b * CSM_BLOCK, s->list + (size_t)row->blocks[b].n);
+    }
+    return CSM_OK;
+}
+
+/* Chooses the buckets in which the sum passes the limit. */
+static csm_status fill_buckets(search *s) {
+    memset(s->sums, 0, s->groups * BUCKETS * sizeof *s->sums);
+    csm_status status = for_each(s, s->groups, 1, fill_body);
+    double sum = s->before;
+    int filled = 0;
+    s->first = s->last = BUCKETS;
+    for (int j = 0; j < BUCKETS && status == CSM_OK; j++) {
+        double more = 0;
+        for (size_t group = 0; group < s->groups; group++) more += s->sums[group * BUCKETS + j];
+        sum += more;
+        if (more > 0) filled = j;
+        if (s->first == BUCKETS && sum >= s->limit * (1 - s->slack)) s->first = j;
+        if (sum >= s->limit * (1 + s->slack)) {
+            s->last = j;
+            break;
+        }
+    }
+    if (s->first == BUCKETS) s->first = filled;
+    if (s->last == BUCKETS) s->last = BUCKETS - 1;
+    return status;
+}
+/* Counts the candidates in the chosen buckets, and adds up what is before them. */
+static csm_status count_candidates(search *s) {
+    const csm_sample_row *row = s->row;
+    const size_t blocks = csm_block_count(row->count);
+    csm_exact sum;
+    double rest;
+    csm_status status = for_each(s, blocks, CSM_SAMPLE_PIECE, before_body);
+    if (status != CSM_OK) return status;
+    csm_exact_zero(&sum);
+    s->count = 0;
+    s->lo = UINT64_MAX;
+    s->hi = 0;
+    for (size_t b = 0; b < blocks; b++) {
+        csm_block *block = &row->blocks[b];
+        uint64_t lo, hi;
+        memcpy(&lo, &block->top, sizeof lo);
+        memcpy(&hi, &block->top_low, sizeof hi);
+        s->lo = lo < s->lo ? lo : s->lo;
+        s->hi = hi > s->hi ? hi : s->hi;
+        block->n = (double)s->count;
+        s->count += (size_t)block->count;
+        csm_exact_add(&sum, block->hi, 0, 1);
+    }
+    csm_exact_pair(&sum, 0, &s->before, &rest);
+    return CSM_OK;
+}
+
+static int precedes(const candidate *a, const candidate *b) {
+    return a->key < b->key || (a->key == b->key && a->at < b->at);
+}
+/* Moves an element down the heap whose root is the last one in order. */
+static void sift(candidate *list, size_t at, size_t count) {
+    const candidate moved = list[at];
+    for (size_t child; (child = 2 * at + 1) < count; at = child) {
+        if (child + 1 < count && precedes(&list[child], &list[child + 1])) child++;
+        if (!precedes(&moved, &list[child])) break;
+        list[at] = list[child];
+    }
+    list[at] = moved;
+}
+/* Heap sort: no memory, no recursion, and its time does not depend on the data. */
+static csm_status sort_candidates(candidate *list, size_t count, csm_poll *poll) {
+    for (size_t i = count / 2; i-- > 0;) {
+        sift(list, i, count);
+        if (csm_poll_at(poll, i)) return CSM_INTERRUPTED;
+    }
+    for (size_t last = count; last-- > 1;) {
+        const candidate best = list[0];
+        list[0] = list[last];
+        list[last] = best;
+        sift(list, 0, last);
+        if (csm_poll_at(poll, last)) return CSM_INTERRUPTED;
+    }
+    return CSM_OK;
+}
+
+/* What the last class that is kept is known by. */
+typedef struct end_of_set {
+    double x, sum, without; /* the sum with and without it */
+    int64_t at;
+    int is_reached; /* the sum has reached the limit */
+} end_of_set;
+
+/* Adds up candidates of one key in the order of the indices. */
+static csm_status walk_equals(const search *s, end_of_set *end) {
+    const csm_sample_row *row = s->row;
+    for (size_t b = 0; b < csm_block_count(row->count) && !end->is_reached; b++) {
+        char *x, *mass = NULL;
+        const size_t k = length_of(row, b);
+        if (row->blocks[b].count == 0) continue;
+        csm_status status = look(row, b, row->thread, &x, s->measure == CSM_SAMPLE_COUNT ? NULL : &mass);
+        if (status != CSM_OK) return status;
+        for (size_t i = 0; i < k && !end->is_reached; i++) {
+            const double value = csm_wide_at(&row->call->base, x, i);
+            if (key_of(s, value) != s->lo) continue;
+            end->without = end->sum;
+            end->sum += mass ? csm_wide_at(&row->call->base, mass, i) : 1;
+            end->x = value;
+            end->at = (int64_t)(b * CSM_BLOCK + i);
+            end->is_reached = end->sum >= s->limit;
+        }
+    }
+    return CSM_OK;
+}
+static csm_status walk_candidates(search *s, end_of_set *end) {
+    csm_sample_row *row = s->row;
+    csm_poll poll = csm_poll_of(&row->call->base.interrupt, row->thread);
+    const size_t size = s->count * sizeof *s->list;
+    s->list = (candidate *)(void *)csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_VALUES, size);
+    if (!s->list) return CSM_NO_MEMORY;
+    csm_status status = for_each(s, csm_block_count(row->count), CSM_SAMPLE_PIECE, list_body);
+    if (status == CSM_OK) status = sort_candidates(s->list, s->count, &poll);
+    for (size_t i = 0; i < s->count && status == CSM_OK && !end->is_reached; i++) {
+        end->without = end->sum;
+        end->sum += s->list[i].mass;
+        end->x = s->list[i].x;
+        end->at = s->list[i].at;
+        end->is_reached = end->sum >= s->limit;
+    }
+    return status;
+}
+
+static csm_status find_end(search *s, end_of_set *end) {
+    csm_status status;
+    s->by_bits = 0;
+    s->before = 0;
+    for (size_t known = SIZE_MAX;; known = s->count) {
+        status = fill_buckets(s);
+        if (status == CSM_OK) status = count_candidates(s);
+        if (status != CSM_OK) return status;
+        if (s->count <= CANDIDATES || s->lo == s->hi || (s->by_bits && (s->shift == 0 || s->count == known))) break;
+        s->by_bits = 1;
+        for (s->shift = 0; (s->hi - s->lo) >> s->shift >= BUCKETS;) s->shift++;
+    }
+    *end = (end_of_set){.sum = s->before};
+    if (s->before >= s->limit) return CSM_OK; /* the guide has led too far */
+    return s->lo == s->hi ? walk_equals(s, end) : walk_candidates(s, end);
+}
+
+csm_status csm_sample_narrow(csm_sample_row *row, csm_sample_measure measure, double limit, double *margin) {
+    csm_sample_set *set = &row->set;
+    end_of_set end;
+    search s = {.row = row, .measure = measure, .limit = limit, .groups = row->call->is_split ? GROUPS : 1};
+    const size_t size = s.groups * BUCKETS * sizeof *s.sums;
+    s.sums = (double *)(void *)csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_SUMS, size);
+    if (!s.sums) return CSM_NO_MEMORY;
+    s.origin = measure == CSM_SAMPLE_NEAR ? set->center : row->max;
+    const double range = RANGE * (row->scales->temperature > 0x1p-1000 ? row->scales->temperature : 0x1p-1000);
+    s.scale = range < 0x1p1000 ? BUCKETS / range : 0x1p-1000;
+    csm_status status = find_end(&s, &end);
+    if (status == CSM_OK && !end.is_reached) { /* the sums of the buckets have been rounded the other way */
+        s.slack = (double)row->count * 0x1p-51;
+        status = find_end(&s, &end);
+    }
+    if (status != CSM_OK) return status;
+    const double over = fabs(end.sum - limit) / limit, under = fabs(limit - end.without) / limit;
+    *margin = over < under ? over : under;
+    /* Floats that are multiples of a last bit, up to 2^52 times it, add up without rounding. */
+    if (csm_is_single(&row->call->base) && limit < 0x1p28 * (end.sum - end.without)) *margin = CSM_INF;
+    if (!(end.x > -CSM_INF) || (!end.is_reached && s.before >= limit)) return CSM_OK; /* all are kept */
+    if (measure == CSM_SAMPLE_NEAR) {
+        set->is_typical = 1;
+        set->distance = fabs(end.x - set->center);
+        set->last = end.at;
+        if (!set->is_active) set->low = -CSM_INF, set->low_last = INT64_MAX;
+    } else {
+        set->low = end.x;
+        set->low_last = end.at;
+    }
+    set->is_active = 1;
+    return CSM_OK;
+}
+
+/* Keeps logits of at least `low`. */
+static void keep_from(csm_sample_set *set, double low) {
+    if (set->is_active && set->low >= low) return;
+    set->is_active = 1;
+    set->low = low;
+    set->low_last = INT64_MAX;
+}
+
+static csm_status smallest_body(void *context, size_t begin, size_t end, int thread) {
+    csm_sample_row *row = context;
+    for (size_t b = begin; b < end; b++) {
+        char *x, *mass;
+        csm_status status = look(row, b, thread, &x, &mass);
+        if (status != CSM_OK) return status;
+        row->blocks[b].far = CSM_BY_TYPE(row, smallest, x, length_of(row, b), (void *)mass, row->limit);
+    }
+    return CSM_OK;
+}
+csm_status csm_sample_apply_min_p(csm_sample_row *row) {
+    double low = CSM_INF;
+    row->limit = row->min_p * row->max_mass;
+    row->min_p = 0;
+    csm_status status = csm_sample_blocks(row, smallest_body);
+    for (size_t b = 0; b < csm_block_count(row->count) && status == CSM_OK; b++)
+        if (row->blocks[b].far < low) low = row->blocks[b].far;
+    if (status == CSM_OK) keep_from(&row->set, low);
+    return status;
+}
+
+static csm_status moment_body(void *context, size_t begin, size_t end, int thread) {
+    csm_sample_row *row = context;
+    for (size_t b = begin; b < end; b++) {
+        char *x, *mass;
+        csm_status status = look(row, b, thread, &x, &mass);
+        if (status != CSM_OK) return status;
+        row->blocks[b].far = CSM_BY_TYPE(row, moment, x, length_of(row, b), (void *)mass, row->max);
+    }
+    return CSM_OK;
+}
+/* The sum of what a pass has left in `far`. */
+static double sum_of_far(const csm_sample_row *row) {
+    csm_exact sum;
+    double total, rest;
+    csm_exact_zero(&sum);
+    for (size_t b = 0; b < csm_block_count(row->count); b++) csm_exact_add(&sum, row->blocks[b].far, 0, 1);
+    csm_exact_pair(&sum, 0, &total, &rest);
+    return total;
+}
+static csm_status keep_typical(csm_sample_row *row) {
+    const double total = csm_sample_mass(row);
+    double unused;
+    csm_status status = csm_sample_blocks(row, moment_body);
+    if (status != CSM_OK) return status;
+    row->set.center = row->max + sum_of_far(row) / total;
+    return csm_sample_narrow(row, CSM_SAMPLE_NEAR, row->typical_p * total, &unused);
+}
+
+static csm_status finite_body(void *context, size_t begin, size_t end, int thread) {
+    csm_sample_row *row = context;
+    for (size_t b = begin; b < end; b++) {
+        char *x;
+        csm_status status = look(row, b, thread, &x, NULL);
+        if (status != CSM_OK) return status;
+        row->blocks[b].max = CSM_INF;
+        row->blocks[b].count = (double)CSM_BY_TYPE(row, finite, x, length_of(row, b), &row->blocks[b].max);
+    }
+    return CSM_OK;
+}
+/* A pass of top_n_sigma, in whose row `numbers` are those of `spread`. */
+typedef struct spreading {
+    csm_sample_row *row;
+    double numbers[3];
+    int power;
+} spreading;
+static csm_status spread_body(void *context, size_t begin, size_t end, int thread) {
+    const spreading *s = context;
+    const csm_sample_row *row = s->row;
+    for (size_t b = begin; b < end; b++) {
+        char *x;
+        csm_status status = look(row, b, thread, &x, NULL);
+        if (status != CSM_OK) return status;
+        row->blocks[b].far = CSM_BY_TYPE(row, spread, x, length_of(row, b), s->numbers, s->power);
+    }
+    return CSM_OK;
+}
+static csm_status spread(spreading *s) {
+    csm_sample_call *call = s->row->call;
+    const size_t blocks = csm_block_count(s->row->count);
+    if (!call->is_split) return spread_body(s, 0, blocks, s->row->thread);
+    return csm_parallel(blocks, CSM_SAMPLE_PIECE, call->base.threads, spread_body, s, &call->base.interrupt);
+}
+/* Distances from the maximum are scaled to at most 1, so that their squares are numbers. */
+static csm_status keep_sigmas(csm_sample_row *row) {
+    double lowest = CSM_INF, count = 0;
+    csm_status status = csm_sample_blocks(row, finite_body);
+    if (status != CSM_OK) return status;
+    for (size_t b = 0; b < csm_block_count(row->count); b++) {
+        count += row->blocks[b].count;
+        if (row->blocks[b].max < lowest) lowest = row->blocks[b].max;
+    }
+    const double range = row->max * 0.5 - lowest * 0.5;
+    if (!(range > 0)) return CSM_OK;
+    double scale = 1;
+    while (range * scale > 1) scale *= 0x1p-60;
+    while (range * scale < 0x1p-60) scale *= 0x1p60;
+    spreading s = {.row = row, .numbers = {row->max * 0.5, scale, 0}, .power = 1};
+    status = spread(&s);
+    if (status != CSM_OK) return status;
+    s.numbers[2] = sum_of_far(row) / count;
+    s.power = 2;
+    status = spread(&s);
+    if (status != CSM_OK) return status;
+    const double sigma = sqrt(sum_of_far(row) / count) / scale * 2;
+    keep_from(&row->set, row->max - row->top_n_sigma * sigma);
+    return CSM_OK;
+}
+
+csm_status csm_sample_filter(csm_sample_row *row) {
+    csm_sample_call *call = row->call;
+    const csm_scales *tempered = row->scales;
+    const size_t n = row->count;
+    double unused;
+    int is_summed = 0;
+    csm_status status = CSM_OK;
+    if (call->order_count > 0 && call->order[0] != CSM_FILTER_TEMPERATURE) row->scales = &call->unit;
+    if (row->temperature == 0) row->scales = &call->unit; /* the largest logit is chosen where T comes */
+    status = csm_sample_sum(row); /* finds rows without mass */
+    is_summed = 1;
+    const double min_p = row->min_p;
+    row->min_p = 0;
+    for (size_t i = 0; i < call->order_count && status == CSM_OK; i++) {
+        const csm_filter filter = call->order[i];
+        const int by_mass = (filter == CSM_FILTER_TYPICAL_P && row->typical_p < 1) ||
+                            (filter == CSM_FILTER_TOP_P && row->top_p < 1) || (filter == CSM_FILTER_MIN_P && min_p > 0);
+        const int by_logit = (filter == CSM_FILTER_TOP_N_SIGMA && row->top_n_sigma < CSM_INF) ||
+                             (filter == CSM_FILTER_TOP_K && row->top_k < n);
+        if (filter == CSM_FILTER_TEMPERATURE) {
+            if (row->temperature == 0) return csm_sample_narrow(row, CSM_SAMPLE_COUNT, 1, &unused);
+            is_summed = is_summed && row->scales == tempered;
+            row->scales = tempered;
+            continue;
+        }
+        if (!by_mass && !by_logit) continue;
+        if (!is_summed) status = csm_sample_sum(row);
+        is_summed = 0;
+        if (status != CSM_OK) return status;
+        switch (filter) {
+        case CSM_FILTER_TOP_N_SIGMA: status = keep_sigmas(row); break;
+        case CSM_FILTER_TOP_K: status = csm_sample_narrow(row, CSM_SAMPLE_COUNT, (double)row->top_k, &unused); break;
+        case CSM_FILTER_TYPICAL_P: status = keep_typical(row); break;
+        case CSM_FILTER_TOP_P:
+            status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * csm_sample_mass(row), &unused);
+            break;
+        default:
+            row->min_p = min_p;
+            status = csm_sample_apply_min_p(row);
+        }
+    }
+    return status;
+}
