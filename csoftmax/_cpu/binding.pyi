@@ -160,14 +160,14 @@ def run_sample(
     top_k: NDArray[Any] | None,
     top_p: NDArray[Any] | None,
     min_p: NDArray[Any] | None,
-    typical_p: NDArray[Any] | None,
-    top_n_sigma: NDArray[Any] | None,
-    order: tuple[int, ...] | None,
-    replace: bool,
-    log_prob: NDArray[Any] | None,
-    raw_log_prob: NDArray[Any] | None,
     num_threads: int | None,
-) -> str: ...
+    typical_p: NDArray[Any] | None = None,
+    top_n_sigma: NDArray[Any] | None = None,
+    order: tuple[int, ...] | None = None,
+    replace: bool = True,
+    log_prob: NDArray[Any] | None = None,
+    raw_log_prob: NDArray[Any] | None = None,
+) -> bool: ...
 def run_penalize(
     dtype: int,
     x: NDArray[Any],

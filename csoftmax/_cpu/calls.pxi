@@ -206,13 +206,12 @@ def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, in
     _raise(status)
 
 
-def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p, min_p, typical_p, top_n_sigma, order,
-               bint replace, log_prob, raw_log_prob, num_threads):
+def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p, min_p, num_threads, typical_p=None,
+               top_n_sigma=None, order=None, bint replace=True, log_prob=None, raw_log_prob=None):
     """Draw from rows along the last axis of x, one index for each uniform number; parameters have one value a row.
 
     order holds numbers of FILTERS, or is None; log_prob and raw_log_prob have the shape of indices and the compute
-    dtype, or are None. Returns "", or what is wrong with a row: "mass", or "few" where draws without replacement are
-    more than its classes.
+    dtype, or are None. Returns whether all rows have mass and, without replacement, as many classes as draws.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_sample_options options = cpu.csm_default_sample_options()
@@ -243,19 +242,17 @@ def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p,
     with nogil:
         status = csm_run_sample(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], draws,
                                 &buffers.view[1], &buffers.view[2], &options)
-    if status == cpu.CSM_NO_MASS:
-        return "mass"
-    if status == cpu.CSM_TOO_FEW:
-        return "few"
+    if status == cpu.CSM_NO_MASS or status == cpu.CSM_TOO_FEW:
+        return False
     _raise(status)
-    return ""
+    return True
 
 
 def run_penalize(int dtype, x, y, tokens, lengths, repetition, presence, frequency, bias, classes, values, num_threads):
     """Write the logits x with penalties to y, which may be x; the class axis is the last.
 
-    tokens are int64, with an axis of any length last; lengths (int64) and the three penalties (float64) have one value
-    a row; bias is float64 with the class axis, or None; classes (int64) and values (float64) are those of single biases.
+    tokens are int64, with an axis of any length last; lengths (int64) and the three penalties (float64) have one
+    value a row; bias is float64 with the class axis, or None; classes (int64) and values (float64) are single biases.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_penalize_options options = cpu.csm_default_penalize_options()

@@ -88,9 +88,7 @@ def plan_penalize(
     return PenalizePlan(dtype, rows.first, *options, rows.result)
 
 
-def _check_penalty(
-    place: Place, name: str, given: Any, batch: tuple[int, ...], allowed: str, is_allowed: Any
-) -> Any:
+def _check_penalty(place: Place, name: str, given: Any, batch: tuple[int, ...], allowed: str, is_allowed: Any) -> Any:
     """One number a row, or None."""
     if given is not None and not isinstance(given, int | float):
         given = place.array(name, given)
@@ -138,7 +136,8 @@ def _check_bias(bias: Any, shape: tuple[int, ...], axes: tuple[int, ...], batch:
         raise TypeError(f"bias must hold real numbers, got {bias.dtype}")
     if bias.shape != (n,) and bias.shape != shape:
         raise ValueError(
-            f"bias has shape {bias.shape}; it needs one number for each class, ({n},), or the shape of the logits, {shape}"
+            f"bias has shape {bias.shape}; it needs one number for each class, ({n},), or the shape of the logits, "
+            f"{shape}"
         )
     wide = bias.astype(np.float64, copy=False)
     if not np.all(wide < math.inf):

@@ -78,33 +78,33 @@ class SamplePlan(NamedTuple):
         logs: list[Any] = [None, None]
         if self.return_log_prob:
             logs = [np.empty(indices.shape, compute_dtype(self.logits.dtype)) for _ in range(2)]
-        if self._run_on_cpu(..., indices, *logs):
+        if not self._run_on_cpu(None, indices, *logs):
             self._raise_for_a_row()
         if not self.return_log_prob:
             return self._finish(indices)
         return Draws(self._finish(indices), *(log.reshape(self.shape)[()] for log in logs))
 
-    def _run_on_cpu(self, rows: Any, indices: Any, *logs: Any) -> str:
-        """Draw from some rows; "", or what is wrong with one of them."""
-        p = {name: None if values is None else values[rows] for name, values in self.parameters.items()}
-        where = None if self.where is None else self.where[rows]
-        arrays = self.dtype, as_buffer(self.logits)[rows], self.uniforms[rows], indices, where
-        usual = p["temperature"], p["top_k"], p["top_p"], p["min_p"]
-        more = p["typical_p"], p["top_n_sigma"], self.order, self.replace
-        return str(binding.run_sample(*arrays, *usual, *more, *logs, self.num_threads))
+    def _run_on_cpu(self, row: Any, indices: Any, *logs: Any) -> bool:
+        """Draw from all rows, or from one; whether that is possible."""
+        arrays = as_buffer(self.logits), self.uniforms, self.where, *self.parameters.values()
+        if row is not None:
+            arrays = tuple(None if a is None else a[row] for a in arrays)
+        x, uniforms, where, temperature, top_n_sigma, top_k, typical_p, top_p, min_p = arrays
+        usual = where, temperature, top_k, top_p, min_p, self.num_threads
+        more = typical_p, top_n_sigma, self.order, self.replace, *logs
+        return binding.run_sample(self.dtype, x, uniforms, indices, *usual, *more)
 
     def _raise_for_a_row(self) -> NoReturn:
         """Raise for the first row that cannot be drawn from."""
-        if not self.replace:
-            draws = self.uniforms.shape[-1]
-            for row in np.ndindex(self.logits.shape[:-1]):
-                if self._run_on_cpu(row, np.empty(draws, np.int64), None, None) == "few":
-                    raise ValueError(
-                        f"size must be at most the number of classes without replacement, got {draws}: row "
-                        f"({', '.join(map(str, row))}) has fewer that are left by where and the filters"
-                    )
-                if not np.isfinite(self._largest(row)):
-                    break
+        draws = self.uniforms.shape[-1]
+        for row in np.ndindex(self.logits.shape[:-1]) if not self.replace else ():
+            if not np.isfinite(self._largest(row)):
+                break
+            if not self._run_on_cpu(row, np.empty(draws, np.int64), None, None):
+                raise ValueError(
+                    f"size must be at most the number of classes without replacement, got {draws}: row "
+                    f"({', '.join(map(str, row))}) has fewer that are left by where and the filters"
+                )
         self._raise_without_mass(self._find_without_mass())
 
     def _find_without_mass(self) -> int:
@@ -247,9 +247,7 @@ def _check_options_of_kernels(
 ) -> None:
     """Refuse options that have no kernels for CUDA."""
     used = [
-        name
-        for name, values in parameters.items()
-        if values is not None and np.any(values != _PARAMETERS[name][3])
+        name for name, values in parameters.items() if values is not None and np.any(values != _PARAMETERS[name][3])
     ]
     usual = [binding.FILTERS[name] for name in used]
     lacking = [f"{name}=" for name in ("top_n_sigma", "typical_p") if name in used]

@@ -279,8 +279,8 @@ typedef struct csm_sample_options {
     const csm_view *raw_log_prob; /* the same of log_softmax(x); NULL */
 } csm_sample_options;
 static inline csm_sample_options csm_default_sample_options(void) {
-    csm_sample_options o = {sizeof(csm_sample_options), NULL, NULL, NULL, NULL, NULL, 1, NULL, NULL, NULL, NULL, NULL, 0,
-                            0, NULL, NULL};
+    csm_sample_options o = {
+        sizeof(csm_sample_options), NULL, NULL, NULL, NULL, NULL, 1, NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL};
     return o;
 }
 /* uniform: `draws` doubles along the axis of each row; indices: as many int64_t. */

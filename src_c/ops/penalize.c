@@ -30,7 +30,8 @@ typedef struct seen {
     size_t number; /* among those seen */
 } seen;
 
-static double parameter(const penalize_call *call, const csm_view *given, const csm_view *v, size_t row, double otherwise) {
+static double parameter(const penalize_call *call, const csm_view *given, const csm_view *v, size_t row,
+                        double otherwise) {
     double value = otherwise;
     if (given) memcpy(&value, csm_row_data(&call->base, v, row), sizeof value);
     return value;
@@ -75,25 +76,25 @@ static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen
     return CSM_OK;
 }
 
-#define LOOPS(REAL)                                                                     \
-    static void to_double_##REAL(const REAL *x, size_t k, double *to) {                 \
-        for (size_t i = 0; i < k; i++) to[i] = (double)x[i];                            \
-    }                                                                                   \
-    static void from_double_##REAL(REAL *to, size_t k, const double *x) {               \
-        for (size_t i = 0; i < k; i++) to[i] = (REAL)x[i];                              \
-    }                                                                                   \
-    static void add_##REAL(REAL *x, size_t k, const char *bias, ptrdiff_t step) {       \
-        for (size_t i = 0; i < k; i++) {                                                \
-            double more;                                                                \
-            memcpy(&more, bias + (ptrdiff_t)i * step, sizeof more);                     \
-            x[i] = (REAL)((double)x[i] + more);                                         \
-        }                                                                               \
+#define LOOPS(REAL)                                                               \
+    static void to_double_##REAL(const REAL *x, size_t k, double *to) {           \
+        for (size_t i = 0; i < k; i++) to[i] = (double)x[i];                      \
+    }                                                                             \
+    static void from_double_##REAL(REAL *to, size_t k, const double *x) {         \
+        for (size_t i = 0; i < k; i++) to[i] = (REAL)x[i];                        \
+    }                                                                             \
+    static void add_##REAL(REAL *x, size_t k, const char *bias, ptrdiff_t step) { \
+        for (size_t i = 0; i < k; i++) {                                          \
+            double more;                                                          \
+            memcpy(&more, bias + (ptrdiff_t)i * step, sizeof more);               \
+            x[i] = (REAL)((double)x[i] + more);                                   \
+        }                                                                         \
     }
 LOOPS(float)
 LOOPS(double)
 #undef LOOPS
-#define BY_TYPE(c, function, x, ...)                                              \
-    (csm_is_single(c) ? function##_float((float *)(void *)(x), __VA_ARGS__)       \
+#define BY_TYPE(c, function, x, ...)                                        \
+    (csm_is_single(c) ? function##_float((float *)(void *)(x), __VA_ARGS__) \
                       : function##_double((double *)(void *)(x), __VA_ARGS__))
 
 static void copy_number(char *to, const char *from, size_t size) {
@@ -103,7 +104,8 @@ static void copy_number(char *to, const char *from, size_t size) {
 }
 static double bias_at(const penalize_call *call, size_t row, int64_t class) {
     double value;
-    memcpy(&value, csm_row_data(&call->base, &call->bias, row) + (ptrdiff_t)class * call->bias.axis_stride, sizeof value);
+    memcpy(&value, csm_row_data(&call->base, &call->bias, row) + (ptrdiff_t)class * call->bias.axis_stride,
+           sizeof value);
     return value;
 }
 
@@ -125,8 +127,8 @@ static csm_status copy_row(penalize_call *call, size_t row, int thread) {
         if (!call->x_is_direct) csm_gather(stored, 0, x, 1, k, c->itemsize, NULL, NULL);
         if (has_bias) {
             c->table->widen[c->dtype](block, wide, k);
-            BY_TYPE(c, add, wide, k,
-                    csm_row_data(c, &call->bias, row) + (ptrdiff_t)begin * call->bias.axis_stride, call->bias.axis_stride);
+            BY_TYPE(c, add, wide, k, csm_row_data(c, &call->bias, row) + (ptrdiff_t)begin * call->bias.axis_stride,
+                    call->bias.axis_stride);
             c->table->narrow[c->dtype](wide, stored, k);
             block = stored;
         }
@@ -138,7 +140,8 @@ static csm_status copy_row(penalize_call *call, size_t row, int thread) {
 }
 
 /* The biases of single classes: added to the values of those that have been seen, and written for all others. */
-static csm_status add_biases(penalize_call *call, size_t row, const seen *table, size_t size, double *values, int thread) {
+static csm_status add_biases(penalize_call *call, size_t row, const seen *table, size_t size, double *values,
+                             int thread) {
     const csm_call *c = &call->base;
     const csm_penalize_options *o = &call->options;
     const csm_poll poll = csm_poll_of(&call->base.interrupt, thread);
@@ -245,7 +248,8 @@ static csm_status run_penalize(penalize_call *call, csm_dtype dtype, const csm_t
     csm_buffer single[BUFFERS];
     status = csm_scratch_begin(&call->scratch, c->threads, BUFFERS, single);
     if (status != CSM_OK) return status;
-    status = csm_parallel(call->rows, CSM_PIECE_ELEMENTS / 4 / (each + 1) + 1, c->threads, rows_body, call, &c->interrupt);
+    status =
+        csm_parallel(call->rows, CSM_PIECE_ELEMENTS / 4 / (each + 1) + 1, c->threads, rows_body, call, &c->interrupt);
     csm_scratch_end(&call->scratch);
     *caller = c->interrupt.caller; /* the callback may have changed it */
     return status;
@@ -271,9 +275,9 @@ csm_status csm_run_penalize(csm_dtype dtype, const csm_table *table, const csm_s
     return status;
 }
 
-#define PENALIZE(suffix, storage, compute)                                                                             \
-    csm_status csm_penalize_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y, size_t count,       \
-                                     const csm_view *tokens, const csm_penalize_options *o) {                          \
-        return csm_run_penalize(CSM_DTYPE_##suffix, csm_current_table(), shape, x, y, count, tokens, o);               \
+#define PENALIZE(suffix, storage, compute)                                                                       \
+    csm_status csm_penalize_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y, size_t count, \
+                                     const csm_view *tokens, const csm_penalize_options *o) {                    \
+        return csm_run_penalize(CSM_DTYPE_##suffix, csm_current_table(), shape, x, y, count, tokens, o);         \
     }
 CSM_DTYPES(PENALIZE)

@@ -1,5 +1,5 @@
-/* The driver of sampling: temperature, top-n-sigma, top-k, typical-p, top-p and min-p in a given order, then the inverse
- * of the cumulative distribution at one uniform number for each draw.
+/* The driver of sampling: temperature, top-n-sigma, top-k, typical-p, top-p and min-p in a given order, then the
+ * inverse of the cumulative distribution at one uniform number for each draw.
  *
  * Each class owns an interval of [0, 1), in the order of the indices, whose length is its probability.  Masses are the
  * e' of softmax, equal on every instruction set.  So a draw depends only on the row, its parameters and its uniform
@@ -73,7 +73,8 @@ static int is_usual(const csm_sample_row *row, int *is_named) {
     for (size_t i = 0; i < call->order_count; i++) {
         const csm_filter filter = call->order[i];
         if (!has_filter(row, filter)) continue;
-        is_usual = is_usual && (int)filter > previous && filter != CSM_FILTER_TOP_N_SIGMA && filter != CSM_FILTER_TYPICAL_P;
+        is_usual =
+            is_usual && (int)filter > previous && filter != CSM_FILTER_TOP_N_SIGMA && filter != CSM_FILTER_TYPICAL_P;
         previous = (int)filter;
         seen[filter]++;
     }
@@ -159,9 +160,9 @@ static csm_status run_sample(csm_sample_call *call, csm_dtype dtype, const csm_t
     csm_set_dtype(c, dtype, table);
     const csm_view *given[] = {x,        indices,  uniform,      o->where,       o->temperature, o->top_k,
                                o->top_p, o->min_p, o->typical_p, o->top_n_sigma, o->log_prob,    o->raw_log_prob};
-    csm_view *to[] = {&call->x,     &call->indices, &call->uniforms,  &c->where,          &call->temperature, &call->top_k,
-                      &call->top_p, &call->min_p,   &call->typical_p, &call->top_n_sigma, &call->log_prob,
-                      &call->raw_log_prob};
+    csm_view *to[] = {&call->x,           &call->indices,     &call->uniforms, &c->where,
+                      &call->temperature, &call->top_k,       &call->top_p,    &call->min_p,
+                      &call->typical_p,   &call->top_n_sigma, &call->log_prob, &call->raw_log_prob};
     const int count = sizeof given / sizeof *given;
     for (int i = 0; i < count; i++) to[i] = given[i] ? to[i] : NULL;
     csm_status status = csm_lay_out(c, shape, given, to, count, &call->rows);
@@ -199,8 +200,7 @@ csm_status csm_run_sample(csm_dtype dtype, const csm_table *table, const csm_sha
     if (call) {
         memset(call, 0, sizeof *call);
         status = copy_options(call, options);
-        if (status == CSM_OK)
-            status = run_sample(call, dtype, table, shape, x, draws, uniform, indices, &saved);
+        if (status == CSM_OK) status = run_sample(call, dtype, table, shape, x, draws, uniform, indices, &saved);
     }
     csm_release(call);
     csm_fp_leave(saved);

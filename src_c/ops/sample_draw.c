@@ -14,24 +14,24 @@ enum {
 };
 
 /* Loops over masses, for each compute type REAL. */
-#define LOOPS(REAL)                                                                                       \
-    /* Adds up masses in order, and stores each sum. */                                                   \
-    static double prefix_##REAL(const REAL *mass, size_t k, double *sums) {                               \
-        double sum = 0;                                                                                   \
-        for (size_t i = 0; i < k; i++) sums[i] = sum += (double)mass[i];                                  \
-        return sum;                                                                                       \
-    }                                                                                                     \
-    /* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */              \
-    static size_t search_##REAL(const REAL *mass, size_t k, double target) {                              \
-        double sum = 0;                                                                                   \
-        size_t last = 0;                                                                                  \
-        for (size_t i = 0; i < k; i++) {                                                                  \
-            const double next = sum + (double)mass[i];                                                    \
-            last = next > sum ? i : last;                                                                 \
-            sum = next;                                                                                   \
-            if (sum > target) break;                                                                      \
-        }                                                                                                 \
-        return last;                                                                                      \
+#define LOOPS(REAL)                                                                          \
+    /* Adds up masses in order, and stores each sum. */                                      \
+    static double prefix_##REAL(const REAL *mass, size_t k, double *sums) {                  \
+        double sum = 0;                                                                      \
+        for (size_t i = 0; i < k; i++) sums[i] = sum += (double)mass[i];                     \
+        return sum;                                                                          \
+    }                                                                                        \
+    /* The first i with sum_{l <= i} mass_l > target, else the last that adds to the sum. */ \
+    static size_t search_##REAL(const REAL *mass, size_t k, double target) {                 \
+        double sum = 0;                                                                      \
+        size_t last = 0;                                                                     \
+        for (size_t i = 0; i < k; i++) {                                                     \
+            const double next = sum + (double)mass[i];                                       \
+            last = next > sum ? i : last;                                                    \
+            sum = next;                                                                      \
+            if (sum > target) break;                                                         \
+        }                                                                                    \
+        return last;                                                                         \
     }
 LOOPS(float)
 LOOPS(double)

@@ -72,70 +72,70 @@ static inline int bucket_of(const search *s, double x) {
 }
 
 /* Loops over the logits of a block and their masses (NULL: 1 each), for each compute type REAL. */
-#define LOOPS(REAL)                                                                                                \
-    static void fill_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, double *sums) {            \
-        for (size_t i = 0; i < k; i++) {                                                                           \
-            const int bucket = bucket_of(s, (double)x[i]);                                                         \
-            if (bucket >= 0 && bucket < BUCKETS) sums[bucket] += mass ? (double)mass[i] : 1;                       \
-        }                                                                                                          \
-    }                                                                                                              \
-    /* The sum before the candidates; block: their number, and their smallest and largest key. */                  \
-    static double before_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, csm_block *block) {    \
-        double sum = 0;                                                                                            \
-        uint64_t lo = UINT64_MAX, hi = 0;                                                                          \
-        size_t count = 0;                                                                                          \
-        for (size_t i = 0; i < k; i++) {                                                                           \
-            const int bucket = bucket_of(s, (double)x[i]);                                                         \
-            if (bucket < s->first) {                                                                               \
-                sum += mass ? (double)mass[i] : 1;                                                                 \
-            } else if (bucket <= s->last) {                                                                        \
-                const uint64_t key = key_of(s, (double)x[i]);                                                      \
-                lo = key < lo ? key : lo;                                                                          \
-                hi = key > hi ? key : hi;                                                                          \
-                count++;                                                                                           \
-            }                                                                                                      \
-        }                                                                                                          \
-        block->count = (double)count;                                                                              \
-        memcpy(&block->top, &lo, sizeof lo);                                                                       \
-        memcpy(&block->top_low, &hi, sizeof hi);                                                                   \
-        return sum;                                                                                                \
-    }                                                                                                              \
+#define LOOPS(REAL)                                                                                                 \
+    static void fill_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, double *sums) {             \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            const int bucket = bucket_of(s, (double)x[i]);                                                          \
+            if (bucket >= 0 && bucket < BUCKETS) sums[bucket] += mass ? (double)mass[i] : 1;                        \
+        }                                                                                                           \
+    }                                                                                                               \
+    /* The sum before the candidates; block: their number, and their smallest and largest key. */                   \
+    static double before_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, csm_block *block) {     \
+        double sum = 0;                                                                                             \
+        uint64_t lo = UINT64_MAX, hi = 0;                                                                           \
+        size_t count = 0;                                                                                           \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            const int bucket = bucket_of(s, (double)x[i]);                                                          \
+            if (bucket < s->first) {                                                                                \
+                sum += mass ? (double)mass[i] : 1;                                                                  \
+            } else if (bucket <= s->last) {                                                                         \
+                const uint64_t key = key_of(s, (double)x[i]);                                                       \
+                lo = key < lo ? key : lo;                                                                           \
+                hi = key > hi ? key : hi;                                                                           \
+                count++;                                                                                            \
+            }                                                                                                       \
+        }                                                                                                           \
+        block->count = (double)count;                                                                               \
+        memcpy(&block->top, &lo, sizeof lo);                                                                        \
+        memcpy(&block->top_low, &hi, sizeof hi);                                                                    \
+        return sum;                                                                                                 \
+    }                                                                                                               \
     static void list_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, size_t at, candidate *to) { \
-        for (size_t i = 0; i < k; i++) {                                                                           \
-            const uint64_t key = key_of(s, (double)x[i]);                                                          \
-            if (key >= s->lo && key <= s->hi)                                                                      \
-                *to++ = (candidate){key, (int64_t)(at + i), (double)x[i], mass ? (double)mass[i] : 1};             \
-        }                                                                                                          \
-    }                                                                                                              \
-    static double smallest_##REAL(const REAL *x, size_t k, const REAL *mass, double threshold) {                   \
-        double smallest = CSM_INF;                                                                                 \
-        for (size_t i = 0; i < k; i++)                                                                             \
-            if ((double)mass[i] >= threshold && (double)x[i] < smallest) smallest = (double)x[i];                  \
-        return smallest;                                                                                           \
-    }                                                                                                              \
-    static double moment_##REAL(const REAL *x, size_t k, const REAL *mass, double origin) {                        \
-        double sum = 0;                                                                                            \
-        for (size_t i = 0; i < k; i++)                                                                             \
-            if (mass[i] > 0) sum += (double)mass[i] * ((double)x[i] - origin);                                     \
-        return sum;                                                                                                \
-    }                                                                                                              \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            const uint64_t key = key_of(s, (double)x[i]);                                                           \
+            if (key >= s->lo && key <= s->hi)                                                                       \
+                *to++ = (candidate){key, (int64_t)(at + i), (double)x[i], mass ? (double)mass[i] : 1};              \
+        }                                                                                                           \
+    }                                                                                                               \
+    static double smallest_##REAL(const REAL *x, size_t k, const REAL *mass, double threshold) {                    \
+        double smallest = CSM_INF;                                                                                  \
+        for (size_t i = 0; i < k; i++)                                                                              \
+            if ((double)mass[i] >= threshold && (double)x[i] < smallest) smallest = (double)x[i];                   \
+        return smallest;                                                                                            \
+    }                                                                                                               \
+    static double moment_##REAL(const REAL *x, size_t k, const REAL *mass, double origin) {                         \
+        double sum = 0;                                                                                             \
+        for (size_t i = 0; i < k; i++)                                                                              \
+            if (mass[i] > 0) sum += (double)mass[i] * ((double)x[i] - origin);                                      \
+        return sum;                                                                                                 \
+    }                                                                                                               \
     /* The sum of ((x - origin) scale - mean)^power over the finite logits, in whose x * half nothing overflows. */ \
-    static double spread_##REAL(const REAL *x, size_t k, const double *number, int power) {                        \
-        double sum = 0;                                                                                            \
-        for (size_t i = 0; i < k; i++) {                                                                           \
-            const double d = ((double)x[i] * 0.5 - number[0]) * number[1] - number[2];                             \
-            if (x[i] > (REAL)-CSM_INF) sum += power == 1 ? d : d * d;                                              \
-        }                                                                                                          \
-        return sum;                                                                                                \
-    }                                                                                                              \
-    static size_t finite_##REAL(const REAL *x, size_t k, double *lowest) {                                         \
-        size_t count = 0;                                                                                          \
-        for (size_t i = 0; i < k; i++) {                                                                           \
-            const int is_finite = x[i] > (REAL)-CSM_INF;                                                           \
-            count += (size_t)is_finite;                                                                            \
-            *lowest = is_finite && (double)x[i] < *lowest ? (double)x[i] : *lowest;                                \
-        }                                                                                                          \
-        return count;                                                                                              \
+    static double spread_##REAL(const REAL *x, size_t k, const double *number, int power) {                         \
+        double sum = 0;                                                                                             \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            const double d = ((double)x[i] * 0.5 - number[0]) * number[1] - number[2];                              \
+            if (x[i] > (REAL)-CSM_INF) sum += power == 1 ? d : d * d;                                               \
+        }                                                                                                           \
+        return sum;                                                                                                 \
+    }                                                                                                               \
+    static size_t finite_##REAL(const REAL *x, size_t k, double *lowest) {                                          \
+        size_t count = 0;                                                                                           \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            const int is_finite = x[i] > (REAL)-CSM_INF;                                                            \
+            count += (size_t)is_finite;                                                                             \
+            *lowest = is_finite && (double)x[i] < *lowest ? (double)x[i] : *lowest;                                 \
+        }                                                                                                           \
+        return count;                                                                                               \
     }
 LOOPS(float)
 LOOPS(double)
@@ -190,7 +190,8 @@ static csm_status list_body(void *context, size_t begin, size_t end, int thread)
         if (row->blocks[b].count == 0) continue;
         csm_status status = look(row, b, thread, &x, s->measure == CSM_SAMPLE_COUNT ? NULL : &mass);
         if (status != CSM_OK) return status;
-        CSM_BY_TYPE(row, list, x, length_of(row, b), s, (void *)mass, b * CSM_BLOCK, s->list + (size_t)row->blocks[b].n);
+        CSM_BY_TYPE(row, list, x, length_of(row, b), s, (void *)mass, b * CSM_BLOCK,
+                    s->list + (size_t)row->blocks[b].n);
     }
     return CSM_OK;
 }
@@ -523,9 +524,7 @@ csm_status csm_sample_filter(csm_sample_row *row) {
         case CSM_FILTER_TOP_P:
             status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * csm_sample_mass(row), &unused);
             break;
-        default:
-            row->min_p = min_p;
-            status = csm_sample_apply_min_p(row);
+        default: row->min_p = min_p; status = csm_sample_apply_min_p(row);
         }
     }
     return status;

@@ -63,25 +63,25 @@ static inline int is_in(const csm_sample_set *s, double x, int64_t at) {
 }
 /* Loops that leave out elements, for each compute type REAL.  Ends of the set are rare, so that most elements are
  * decided by one comparison without a branch. */
-#define LEAVE_OUT(REAL)                                                                             \
-    static void keep_set_##REAL(REAL *x, size_t k, const csm_sample_set *s, int64_t first) {        \
-        const REAL none = (REAL)-CSM_INF;                                                           \
-        if (s->is_typical) {                                                                        \
+#define LEAVE_OUT(REAL)                                                                                     \
+    static void keep_set_##REAL(REAL *x, size_t k, const csm_sample_set *s, int64_t first) {                \
+        const REAL none = (REAL)-CSM_INF;                                                                   \
+        if (s->is_typical) {                                                                                \
             for (size_t i = 0; i < k; i++) x[i] = is_in(s, (double)x[i], first + (int64_t)i) ? x[i] : none; \
-            return;                                                                                 \
-        }                                                                                           \
-        if (first + (int64_t)k - 1 <= s->low_last) {                                                \
-            for (size_t i = 0; i < k; i++) x[i] = (double)x[i] >= s->low ? x[i] : none;             \
-        } else if (first > s->low_last) {                                                           \
-            for (size_t i = 0; i < k; i++) x[i] = (double)x[i] > s->low ? x[i] : none;              \
-        } else {                                                                                    \
+            return;                                                                                         \
+        }                                                                                                   \
+        if (first + (int64_t)k - 1 <= s->low_last) {                                                        \
+            for (size_t i = 0; i < k; i++) x[i] = (double)x[i] >= s->low ? x[i] : none;                     \
+        } else if (first > s->low_last) {                                                                   \
+            for (size_t i = 0; i < k; i++) x[i] = (double)x[i] > s->low ? x[i] : none;                      \
+        } else {                                                                                            \
             for (size_t i = 0; i < k; i++) x[i] = is_in(s, (double)x[i], first + (int64_t)i) ? x[i] : none; \
-        }                                                                                           \
-    }                                                                                               \
-    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) {                         \
-        for (size_t word = 0; word * 64 < k; word++)                                                \
-            for (uint64_t left = removed[word]; left; left &= left - 1)                             \
-                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;                               \
+        }                                                                                                   \
+    }                                                                                                       \
+    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) {                                 \
+        for (size_t word = 0; word * 64 < k; word++)                                                        \
+            for (uint64_t left = removed[word]; left; left &= left - 1)                                     \
+                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;                                       \
     }
 LEAVE_OUT(float)
 LEAVE_OUT(double)
@@ -155,24 +155,24 @@ csm_status csm_sample_set_max(csm_sample_row *row, double max) {
 }
 
 /* Loops over masses, for each compute type REAL. */
-#define LOOPS(REAL)                                                                                       \
-    /* Multiplies masses by a power of two; returns whether one of them is left. */                       \
-    static int scale_##REAL(REAL *mass, size_t k, double scale) {                                         \
-        REAL largest = 0;                                                                                 \
-        for (size_t i = 0; i < k; i++) {                                                                  \
-            mass[i] = (REAL)((double)mass[i] * scale);                                                    \
-            largest = mass[i] > largest ? mass[i] : largest;                                              \
-        }                                                                                                 \
-        return largest > 0;                                                                               \
-    }                                                                                                     \
-    /* Sets masses below the threshold to 0, and returns the sum of the others. */                        \
-    static double filter_##REAL(REAL *mass, size_t k, double threshold) {                                 \
-        double sum = 0;                                                                                   \
-        for (size_t i = 0; i < k; i++) {                                                                  \
-            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                                         \
-            sum += (double)mass[i];                                                                       \
-        }                                                                                                 \
-        return sum;                                                                                       \
+#define LOOPS(REAL)                                                                 \
+    /* Multiplies masses by a power of two; returns whether one of them is left. */ \
+    static int scale_##REAL(REAL *mass, size_t k, double scale) {                   \
+        REAL largest = 0;                                                           \
+        for (size_t i = 0; i < k; i++) {                                            \
+            mass[i] = (REAL)((double)mass[i] * scale);                              \
+            largest = mass[i] > largest ? mass[i] : largest;                        \
+        }                                                                           \
+        return largest > 0;                                                         \
+    }                                                                               \
+    /* Sets masses below the threshold to 0, and returns the sum of the others. */  \
+    static double filter_##REAL(REAL *mass, size_t k, double threshold) {           \
+        double sum = 0;                                                             \
+        for (size_t i = 0; i < k; i++) {                                            \
+            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                   \
+            sum += (double)mass[i];                                                 \
+        }                                                                           \
+        return sum;                                                                 \
     }
 LOOPS(float)
 LOOPS(double)
@@ -203,7 +203,7 @@ csm_status csm_sample_scale_body(void *context, size_t begin, size_t end, int th
         double n;
         if (row->mass)
             is_positive = CSM_BY_TYPE(row, scale, row->mass + b * CSM_BLOCK * c->wide_size,
-                                  csm_block_length(row->count, b * CSM_BLOCK), scale);
+                                      csm_block_length(row->count, b * CSM_BLOCK), scale);
         else if (scale < 0x1p-64) /* else the block's largest e' stays far from 0 */
             is_positive = csm_from_wide(c, csm_to_wide(c, mass_of(row, csm_to_wide(c, block->max), &n) * scale)) > 0;
         if (!is_positive) block->hi = 0;
@@ -249,15 +249,15 @@ double csm_sample_mass(const csm_sample_row *row) {
 }
 
 /* Loops over the logits of a block, those that are left out are -inf. */
-#define LOOPS(REAL)                                                                                        \
-    static size_t count_##REAL(const REAL *x, size_t k) {                                                  \
-        size_t count = 0;                                                                                  \
-        for (size_t i = 0; i < k; i++) count += x[i] > (REAL)-CSM_INF;                                     \
-        return count;                                                                                      \
-    }                                                                                                      \
-    static void list_##REAL(const REAL *x, size_t k, int64_t first, int64_t *to) {                         \
-        for (size_t i = 0; i < k; i++)                                                                     \
-            if (x[i] > (REAL)-CSM_INF) *to++ = first + (int64_t)i;                                         \
+#define LOOPS(REAL)                                                                \
+    static size_t count_##REAL(const REAL *x, size_t k) {                          \
+        size_t count = 0;                                                          \
+        for (size_t i = 0; i < k; i++) count += x[i] > (REAL)-CSM_INF;             \
+        return count;                                                              \
+    }                                                                              \
+    static void list_##REAL(const REAL *x, size_t k, int64_t first, int64_t *to) { \
+        for (size_t i = 0; i < k; i++)                                             \
+            if (x[i] > (REAL)-CSM_INF) *to++ = first + (int64_t)i;                 \
     }
 LOOPS(float)
 LOOPS(double)

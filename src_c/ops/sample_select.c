@@ -42,7 +42,8 @@ static csm_status select_best(csm_sample_row *row, const char *whole, size_t k, 
     const size_t n = c->shape.n, size = c->itemsize;
     csm_poll poll = csm_poll_of(&call->base.interrupt, row->thread);
     if (call->is_split) {
-        int64_t *classes = (int64_t *)(void *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_SELECT, k * sizeof *classes);
+        int64_t *classes =
+            (int64_t *)(void *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_SELECT, k * sizeof *classes);
         if (!classes) return CSM_NO_MEMORY;
         const csm_shape shape = {.n = n};
         const csm_view x = {(void *)(uintptr_t)whole, (ptrdiff_t)size, {0}}, to = {values, (ptrdiff_t)size, {0}};
@@ -79,7 +80,7 @@ static csm_status nucleus_body(void *context, size_t begin, size_t end, int thre
     size_t added;
     (void)thread;
     row->sum = CSM_BY_TYPE(row, add_until, row->mass + first * row->call->base.wide_size, last - first, row->sum,
-                       row->limit, &added);
+                           row->limit, &added);
     row->kept += added;
     return CSM_OK;
 }
@@ -136,7 +137,8 @@ static csm_status keep_many(csm_sample_row *row, double all, int *is_done) {
             all = csm_sample_mass(row);
         }
     }
-    if (status == CSM_OK && row->top_p < 1) status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * all, &margin);
+    if (status == CSM_OK && row->top_p < 1)
+        status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * all, &margin);
     row->min_p = min_p;
     *is_done = row->top_p == 1 || margin > doubtful(n);
     if (!*is_done) row->set.is_active = 0;

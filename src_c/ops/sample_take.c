@@ -7,9 +7,9 @@
  * Draws without replacement: a class that is drawn is marked, its block is added up again without it, and the next draw
  * is that of the row that is left: its largest logit becomes the reference, so that no mass is too small to be drawn.
  * Each costs a block and the records of the others.
- * Passes of a log-probability: one over the row for its sums, and the logits that have been drawn.  Kernels and sums are
- * those of log_softmax, with its error: raw_log_prob has the bits of log_softmax, and log_prob those of log_softmax(x,
- * temperature=T) where nothing is filtered.
+ * Passes of a log-probability: one over the row for its sums, and the logits that have been drawn.  Kernels and sums
+ * are those of log_softmax, with its error: raw_log_prob has the bits of log_softmax, and log_prob those of
+ * log_softmax(x, temperature=T) where nothing is filtered.
  */
 #include "sample.h"
 
@@ -24,8 +24,9 @@ static csm_status log_body(void *context, size_t begin, size_t end, int thread) 
         csm_dtype dtype;
         const char *x = csm_sample_fetch(row, b, thread, &dtype);
         if (!x) return CSM_NO_MEMORY;
-        log_kernels(row, dtype)->pass1(x, NULL, NULL, csm_block_length(row->count, b * CSM_BLOCK),
-                                       csm_sample_temperature(row), &row->logs[b]);
+        log_kernels(row, dtype)
+            ->pass1(x, NULL, NULL, csm_block_length(row->count, b * CSM_BLOCK), csm_sample_temperature(row),
+                    &row->logs[b]);
     }
     return CSM_OK;
 }
@@ -68,12 +69,14 @@ static csm_status draws_body(void *context, size_t begin, size_t end, int thread
         for (size_t i = 0; i < k; i++) {
             int64_t at;
             memcpy(&at, indices + (ptrdiff_t)(first + i) * call->indices.axis_stride, sizeof at);
-            csm_sample_copy_number(stored + i * c->itemsize, row->from.data + (ptrdiff_t)at * row->from.axis, c->itemsize);
+            csm_sample_copy_number(stored + i * c->itemsize, row->from.data + (ptrdiff_t)at * row->from.axis,
+                                   c->itemsize);
         }
         c->table->widen[c->dtype](stored, x, k);
         evaluate(row, &l->sums, x, k, y);
         for (size_t i = 0; i < k; i++)
-            csm_sample_copy_number(to + (ptrdiff_t)(first + i) * l->to->axis_stride, y + i * c->wide_size, c->wide_size);
+            csm_sample_copy_number(to + (ptrdiff_t)(first + i) * l->to->axis_stride, y + i * c->wide_size,
+                                   c->wide_size);
         if (csm_stops(&call->base.interrupt, thread, k)) return CSM_INTERRUPTED;
     }
     return CSM_OK;
@@ -89,8 +92,13 @@ static csm_status put_logs(csm_sample_row *row, const csm_view *to) {
 /* Adds up the logits of a row as they are, at T = 1. */
 static csm_status put_raw_logs(const csm_sample_row *drawn) {
     csm_sample_call *call = drawn->call;
-    csm_sample_row row = {.call = call, .index = drawn->index, .thread = drawn->thread, .count = call->base.shape.n,
-                          .from = drawn->from, .mask = drawn->mask, .scales = &call->unit};
+    csm_sample_row row = {.call = call,
+                          .index = drawn->index,
+                          .thread = drawn->thread,
+                          .count = call->base.shape.n,
+                          .from = drawn->from,
+                          .mask = drawn->mask,
+                          .scales = &call->unit};
     if (call->is_direct) row.whole = row.from.data;
     if (!get_logs(&row)) return CSM_NO_MEMORY;
     csm_status status = csm_sample_blocks(&row, log_body);
@@ -174,11 +182,13 @@ csm_status csm_sample_take(csm_sample_row *row) {
         memcpy(to + (ptrdiff_t)draw * call->indices.axis_stride, &class, sizeof class);
         if (row->logs) {
             csm_row sums;
-            char *x = csm_sample_wide(row, b, row->thread), *y = csm_sample_buffer(call, row->thread, CSM_SAMPLE_WIDE, 64);
+            char *x = csm_sample_wide(row, b, row->thread),
+                 *y = csm_sample_buffer(call, row->thread, CSM_SAMPLE_WIDE, 64);
             if (!x || !y) return CSM_NO_MEMORY;
             combine(row, &sums);
             evaluate(row, &sums, x + at % CSM_BLOCK * c->wide_size, 1, y);
-            csm_sample_copy_number((char *)call->log_prob.data + csm_offset(&c->shape, call->log_prob.strides, row->index) +
+            csm_sample_copy_number((char *)call->log_prob.data +
+                                       csm_offset(&c->shape, call->log_prob.strides, row->index) +
                                        (ptrdiff_t)draw * call->log_prob.axis_stride,
                                    y, c->wide_size);
         }
