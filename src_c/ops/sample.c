@@ -20,19 +20,6 @@ static double number_at(const csm_sample_call *call, const csm_view *v, size_t r
     return value;
 }
 
-/* Sums of the blocks of all classes, or of those in the set. */
-static csm_status sum_all(csm_sample_row *row) {
-    const csm_call *c = &row->call->base;
-    if (row->count <= CSM_SAMPLE_KEPT_ELEMENTS) {
-        row->mass = csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_MASS, row->count * c->wide_size);
-        if (!row->mass) return CSM_NO_MEMORY;
-    }
-    csm_status status = csm_sample_sum(row);
-    if (status == CSM_OK) status = csm_sample_blocks(row, csm_sample_scale_body);
-    if (status == CSM_OK && row->min_p > 0) status = csm_sample_blocks(row, csm_sample_min_p_body);
-    return status;
-}
-
 /* Reads and checks the parameters of a row. */
 static csm_status read_parameters(const csm_sample_call *call, csm_sample_row *row) {
     const csm_sample_options *o = &call->options;
@@ -90,6 +77,7 @@ static csm_status draw_row(csm_sample_call *call, size_t at, int thread) {
     const size_t n = c->shape.n;
     csm_sample_row row = {.call = call, .index = at, .thread = thread, .count = n, .scales = scales};
     int is_named;
+    csm_sample_clear_set(&row.set);
     csm_status status = read_parameters(call, &row);
     if (status != CSM_OK) return status;
     const int usual = is_usual(&row, &is_named);
@@ -105,7 +93,7 @@ static csm_status draw_row(csm_sample_call *call, size_t at, int thread) {
     if (call->is_direct) row.whole = row.from.data;
     else if (selects || n <= CSM_SAMPLE_KEPT_ELEMENTS) status = csm_sample_copy(&row);
     if (status == CSM_OK && !usual) status = csm_sample_filter(&row);
-    if (status == CSM_OK) status = selects ? csm_sample_selected(&row) : sum_all(&row);
+    if (status == CSM_OK) status = selects ? csm_sample_selected(&row) : csm_sample_sum_all(&row);
     if (status == CSM_OK) status = o->without_replacement ? csm_sample_take(&row) : csm_sample_draw(&row);
     if (status == CSM_OK && (o->log_prob || o->raw_log_prob)) status = csm_sample_log_probs(&row);
     return status;

@@ -4,6 +4,7 @@
  *   sample_masses.c   blocks of a row, their masses and their sums
  *   sample_select.c   top-k and top-p of few classes, from a sorted selection
  *   sample_filter.c   all other filters, from passes over the row
+ *   sample_near.c     intervals of logits, for the search of a filter's end
  *   sample_draw.c     the draws
  *   sample_take.c     draws without replacement, log-probabilities
  */
@@ -46,12 +47,16 @@ typedef struct csm_sample_call {
     csm_scratch scratch;
 } csm_sample_call;
 
-/* The classes that filters have left: those that are at least `low`, among equals up to the index `low_last`, and, if
- * is_typical, at most `distance` away from `center`, among equals up to `last`. */
+/* Logits between two numbers of the compute type, ends included; those in the wider interval only up to an index. */
+typedef struct csm_sample_range {
+    double low, high, wide_low, wide_high;
+    int64_t last;
+} csm_sample_range;
+/* The classes that filters have left: logits that are large enough, and logits near enough to `center`. */
 typedef struct csm_sample_set {
-    int is_active, is_typical;
-    double low, center, distance;
-    int64_t low_last, last;
+    int is_active;
+    csm_sample_range large, near;
+    double center;
 } csm_sample_set;
 
 /* The state of a row while it is drawn from. */
@@ -119,6 +124,7 @@ csm_status csm_sample_min_p_body(void *row, size_t begin, size_t end, int thread
 /* The masses of a block, after min-p: those that are kept, or new ones in the thread's buffer; NULL: no memory.
  * *sum: theirs, if they are new and min-p is used. */
 char *csm_sample_masses(const csm_sample_row *, size_t b, int thread, double *sum);
+csm_status csm_sample_sum_all(csm_sample_row *); /* sums of the blocks of all classes, or of those in the set */
 double csm_sample_mass(const csm_sample_row *); /* of a whole row, of whose blocks the sums are known */
 
 /* sample_select.c */
@@ -129,14 +135,25 @@ csm_status csm_sample_selected(csm_sample_row *); /* top-k, top-p and min-p, the
 /* Narrows the set to its smallest part that holds `limit` classes, or a mass of at least `limit`, in falling order
  * or, for CSM_SAMPLE_NEAR, in rising order of the distance from set.center; among equals in the order of the indices.
  * The sums of the row's blocks are known (csm_sample_sum); of CSM_SAMPLE_COUNT only a maximum that is at least that of
- * the set.  *margin: how far from the limit, as a part of it, the mass is with and without the last class: the lesser
+ * the set.  part: the limit, as a part of all that is left.  *margin: how far from the limit, as a part of it, the mass is with and without the last class: the lesser
  * of the two. */
 typedef enum csm_sample_measure { CSM_SAMPLE_COUNT, CSM_SAMPLE_MASS_OF, CSM_SAMPLE_NEAR } csm_sample_measure;
-csm_status csm_sample_narrow(csm_sample_row *, csm_sample_measure, double limit, double *margin);
-/* Copies the logits of the set to contiguous storage, with their classes; the set is then all of them. */
-csm_status csm_sample_compact(csm_sample_row *);
+csm_status csm_sample_narrow(csm_sample_row *, csm_sample_measure, double limit, double part, double *margin);
 csm_status csm_sample_filter(csm_sample_row *); /* all filters in the order of the call */
 csm_status csm_sample_apply_min_p(csm_sample_row *); /* to the set, of which nothing needs to be known */
+
+/* sample_near.c */
+void csm_sample_clear_set(csm_sample_set *);
+double csm_sample_next(const csm_sample_row *, double);  /* the next larger number of the compute type */
+double csm_sample_least(const csm_sample_row *, double); /* the smallest one that is at least x */
+/* Sets the intervals of the numbers nearer to the centre of the row's set than a distance, and up to it (the wide one). */
+void csm_sample_around(const csm_sample_row *, double distance, csm_sample_range *);
+/* Makes a row of every so manieth logit of a row. */
+csm_status csm_sample_pick(const csm_sample_row *, size_t count, csm_sample_row *some);
+/* Makes a row of the logits that are not in the interval of `before`, but in the wide one of `until`, with their
+ * numbers.  *start: the mass of those in the interval of `before`, or how many they are. */
+csm_status csm_sample_list(csm_sample_row *, int counts, const csm_sample_range *before, const csm_sample_range *until,
+                           double *start, csm_sample_row *listed, const uint32_t **numbers);
 
 /* sample_draw.c */
 csm_status csm_sample_draw(csm_sample_row *); /* given the sums of the blocks in `hi` */

@@ -7,15 +7,16 @@
  *   top_n_sigma  logits of at least max - n sigma, sigma the standard deviation of the finite logits that are left
  *
  * The classes that are left are always those on one side of a logit, or of a distance, and among equals those up to an
- * index (csm_sample_set), so that nothing of the row's length is stored or sorted.  To find that end, a pass adds the
- * masses up in buckets of the distance from the maximum (or from sum p x), and a second one the masses before the
- * bucket in which the sum passes its limit, and counts the candidates in it; if they are many, buckets of the bits of
- * the keys follow, each round of which has a thousandth of the range.  The candidates are sorted and added up in order.
- * The sums of the buckets are only a guide: before the candidates, masses are added within a block from the first to
- * the last in double, blocks without rounding, so that the result does not depend on the threads.
+ * index (csm_sample_set), so that nothing is sorted.  To find that end, 2048 logits of the row are looked at, which
+ * say between which two numbers it very probably is.  A pass adds up what is before them and lists what is between
+ * them (sample_near.c).  What is listed, or the whole row if the end is not there, is added up in buckets of the
+ * distance from the maximum (or from sum p x), and up to the bucket in which the sum passes its limit; if candidates
+ * are many, buckets of the bits of their keys follow, each round of which has a thousandth of the range.  Candidates
+ * are sorted and added up in order.  Samples and buckets are only guides: what is before the candidates is added up
+ * in an order that does not depend on the threads, and without rounding over blocks.
  *
- * Passes: for each filter by mass one for the sums of the blocks, one for the buckets, two for the candidates; top_k
- * does not need the first; top_n_sigma has two, min_p two.  Each computes the masses again.
+ * Passes: for each filter by mass one for the sums of the blocks and one more for the end; top_k does not need the
+ * first; typical_p one more; top_n_sigma has three, min_p two.  Each computes the masses again.
  * Rows with NaN or +inf have no mass: the first sum finds them, so that all others see ordered numbers only.
  */
 #include "sample.h"
@@ -25,7 +26,9 @@
 enum {
     BUCKETS = 2048,
     GROUPS = 8, /* of blocks with buckets of their own, so that threads may share a row */
-    CANDIDATES = 4096 /* so many are sorted; more of them are divided once more */
+    CANDIDATES = 1024, /* so many are sorted; more of them are divided once more */
+    SAMPLE = 2048, /* logits of a row that are looked at first ... */
+    LISTED_ELEMENTS = 4 * SAMPLE /* ... if it is longer than this */
 };
 #define RANGE 28 /* of the first buckets, in units of T: e^-28 times 2^31 classes is little */
 
@@ -43,7 +46,7 @@ typedef struct search {
     int by_bits, shift;          /* ... or of the keys */
     uint64_t lo, hi;             /* the smallest and the largest key of the candidates */
     int first, last;             /* their buckets */
-    double before;               /* what is before them */
+    double start, before;        /* what is before all of the row, and before the candidates */
     double slack;                /* of the guide, as a part of the limit */
     size_t count, groups;        /* number of candidates */
     double *sums;                /* groups x BUCKETS */
@@ -71,6 +74,9 @@ static inline int bucket_of(const search *s, double x) {
     return key < s->lo ? -1 : key > s->hi ? BUCKETS : (int)((key - s->lo) >> s->shift);
 }
 
+static double sum_of_lanes(const double *lane) {
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
 /* Loops over the logits of a block and their masses (NULL: 1 each), for each compute type REAL. */
 #define LOOPS(REAL)                                                                                                 \
     static void fill_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, double *sums) {             \
@@ -114,19 +120,24 @@ static inline int bucket_of(const search *s, double x) {
         return smallest;                                                                                            \
     }                                                                                                               \
     static double moment_##REAL(const REAL *x, size_t k, const REAL *mass, double origin) {                         \
-        double sum = 0;                                                                                             \
-        for (size_t i = 0; i < k; i++)                                                                              \
-            if (mass[i] > 0) sum += (double)mass[i] * ((double)x[i] - origin);                                      \
-        return sum;                                                                                                 \
+        double lane[8] = {0};                                                                                       \
+        for (size_t i = 0; i < k; i += 8)                                                                           \
+            for (size_t l = 0; l < (k - i < 8 ? k - i : 8); l++) {                                                  \
+                const double more = (double)mass[i + l] * ((double)x[i + l] - origin);                              \
+                lane[l] += mass[i + l] > 0 ? more : 0;                                                              \
+            }                                                                                                       \
+        return sum_of_lanes(lane);                                                                                  \
     }                                                                                                               \
     /* The sum of ((x - origin) scale - mean)^power over the finite logits, in whose x * half nothing overflows. */ \
     static double spread_##REAL(const REAL *x, size_t k, const double *number, int power) {                         \
-        double sum = 0;                                                                                             \
-        for (size_t i = 0; i < k; i++) {                                                                            \
-            const double d = ((double)x[i] * 0.5 - number[0]) * number[1] - number[2];                              \
-            if (x[i] > (REAL)-CSM_INF) sum += power == 1 ? d : d * d;                                               \
-        }                                                                                                           \
-        return sum;                                                                                                 \
+        const double origin = number[0], scale = number[1], mean = number[2];                                       \
+        double lane[8] = {0};                                                                                       \
+        for (size_t i = 0; i < k; i += 8)                                                                           \
+            for (size_t l = 0; l < (k - i < 8 ? k - i : 8); l++) {                                                  \
+                const double d = ((double)x[i + l] * 0.5 - origin) * scale - mean, more = power == 1 ? d : d * d;   \
+                lane[l] += x[i + l] > (REAL)-CSM_INF ? more : 0;                                                    \
+            }                                                                                                       \
+        return sum_of_lanes(lane);                                                                                  \
     }                                                                                                               \
     static size_t finite_##REAL(const REAL *x, size_t k, double *lowest) {                                          \
         size_t count = 0;                                                                                           \
@@ -241,6 +252,7 @@ static csm_status count_candidates(search *s) {
         s->count += (size_t)block->count;
         csm_exact_add(&sum, block->hi, 0, 1);
     }
+    csm_exact_add(&sum, s->start, 0, 1);
     csm_exact_pair(&sum, 0, &s->before, &rest);
     return CSM_OK;
 }
@@ -323,7 +335,7 @@ static csm_status walk_candidates(search *s, end_of_set *end) {
 static csm_status find_end(search *s, end_of_set *end) {
     csm_status status;
     s->by_bits = 0;
-    s->before = 0;
+    s->before = s->start;
     for (size_t known = SIZE_MAX;; known = s->count) {
         status = fill_buckets(s);
         if (status == CSM_OK) status = count_candidates(s);
@@ -337,46 +349,121 @@ static csm_status find_end(search *s, end_of_set *end) {
     return s->lo == s->hi ? walk_equals(s, end) : walk_candidates(s, end);
 }
 
-csm_status csm_sample_narrow(csm_sample_row *row, csm_sample_measure measure, double limit, double *margin) {
-    csm_sample_set *set = &row->set;
-    end_of_set end;
-    search s = {.row = row, .measure = measure, .limit = limit, .groups = row->call->is_split ? GROUPS : 1};
-    const size_t size = s.groups * BUCKETS * sizeof *s.sums;
-    s.sums = (double *)(void *)csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_SUMS, size);
-    if (!s.sums) return CSM_NO_MEMORY;
-    s.origin = measure == CSM_SAMPLE_NEAR ? set->center : row->max;
+/* Searches the whole row, and again with some slack if the sums of the buckets have been rounded the other way. */
+static csm_status find_with_slack(search *s, end_of_set *end) {
+    csm_status status = find_end(s, end);
+    if (status != CSM_OK || end->is_reached) return status;
+    s->slack = (double)s->row->count * 0x1p-51;
+    return find_end(s, end);
+}
+static csm_status begin_search(search *s, csm_sample_row *row, csm_sample_measure measure, double limit) {
+    *s = (search){.row = row, .measure = measure, .limit = limit, .groups = row->call->is_split ? GROUPS : 1};
+    const size_t size = s->groups * BUCKETS * sizeof *s->sums;
+    s->sums = (double *)(void *)csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_SUMS, size);
+    s->origin = measure == CSM_SAMPLE_NEAR ? row->set.center : row->max;
     const double range = RANGE * (row->scales->temperature > 0x1p-1000 ? row->scales->temperature : 0x1p-1000);
-    s.scale = range < 0x1p1000 ? BUCKETS / range : 0x1p-1000;
-    csm_status status = find_end(&s, &end);
-    if (status == CSM_OK && !end.is_reached) { /* the sums of the buckets have been rounded the other way */
-        s.slack = (double)row->count * 0x1p-51;
-        status = find_end(&s, &end);
+    s->scale = range < 0x1p1000 ? BUCKETS / range : 0x1p-1000;
+    return s->sums ? CSM_OK : CSM_NO_MEMORY;
+}
+
+/* The interval of the logits before an end, or up to it. */
+static csm_sample_range range_of(const csm_sample_row *row, csm_sample_measure measure, double x, int64_t at) {
+    csm_sample_range r = {x, CSM_INF, x, CSM_INF, at};
+    if (measure == CSM_SAMPLE_NEAR) csm_sample_around(row, fabs(x - row->set.center), &r);
+    else r.low = csm_sample_next(row, x);
+    return r;
+}
+
+/* Finds the logit at which the sum over a sample of the row passes a part of its own. */
+static csm_status quantile(csm_sample_row *row, csm_sample_measure measure, double limit, double *x) {
+    search s;
+    end_of_set end;
+    csm_status status = begin_search(&s, row, measure, limit);
+    if (status == CSM_OK) status = find_end(&s, &end);
+    *x = status == CSM_OK && end.is_reached ? end.x : CSM_NAN;
+    return status;
+}
+/* Chooses two intervals between whose ends that of the set very probably is.  part: the limit, as a part of all. */
+static csm_status guess(csm_sample_row *row, csm_sample_measure measure, double part, csm_sample_range *before,
+                        csm_sample_range *until) {
+    csm_sample_row some;
+    double sum = 0, squares = 0, low, high;
+    csm_status status = csm_sample_pick(row, SAMPLE, &some);
+    if (status != CSM_OK) return status;
+    char *x, *mass = NULL;
+    status = look(&some, 0, row->thread, &x, measure == CSM_SAMPLE_COUNT ? NULL : &mass);
+    if (status != CSM_OK) return status;
+    for (size_t i = 0; i < some.count; i++) {
+        const double m = mass ? csm_wide_at(&row->call->base, mass, i) : 1;
+        sum += m;
+        squares += m * m;
+    }
+    const double error = 4 * sqrt((part * (1 - part) + 0.01) * squares);
+    *before = (csm_sample_range){CSM_INF, -CSM_INF, CSM_INF, -CSM_INF, 0};
+    *until = (csm_sample_range){-CSM_INF, CSM_INF, -CSM_INF, CSM_INF, 0};
+    if (part * sum > error) {
+        status = quantile(&some, measure, part * sum - error, &low);
+        if (status == CSM_OK && low > -CSM_INF) *before = range_of(row, measure, low, 0);
+    }
+    if (status == CSM_OK && part * sum + error < sum) {
+        status = quantile(&some, measure, part * sum + error, &high);
+        if (status == CSM_OK && high > -CSM_INF) *until = range_of(row, measure, high, 0);
+    }
+    return status;
+}
+/* Searches between those intervals; end->is_reached is 0 if the end is not there. */
+static csm_status find_between(csm_sample_row *row, csm_sample_measure measure, double limit, double part,
+                               end_of_set *end) {
+    csm_sample_range before, until;
+    csm_sample_row listed;
+    const uint32_t *list;
+    search s;
+    csm_status status = guess(row, measure, part, &before, &until);
+    double start;
+    end->is_reached = 0;
+    if (status == CSM_OK)
+        status = csm_sample_list(row, measure == CSM_SAMPLE_COUNT, &before, &until, &start, &listed, &list);
+    if (status != CSM_OK || start >= limit || listed.count == 0) return status;
+    status = begin_search(&s, &listed, measure, limit);
+    if (status != CSM_OK) return status;
+    s.start = start;
+    status = find_with_slack(&s, end);
+    if (status == CSM_OK && end->is_reached) end->at = (int64_t)list[end->at];
+    return status;
+}
+
+csm_status csm_sample_narrow(csm_sample_row *row, csm_sample_measure measure, double limit, double part,
+                             double *margin) {
+    csm_sample_set *set = &row->set;
+    end_of_set end = {.is_reached = 0};
+    csm_status status = CSM_OK;
+    int is_all = 0;
+    if (row->count >= LISTED_ELEMENTS && !row->call->is_split) status = find_between(row, measure, limit, part, &end);
+    if (status == CSM_OK && !end.is_reached) {
+        search s;
+        status = begin_search(&s, row, measure, limit);
+        if (status == CSM_OK) status = find_with_slack(&s, &end);
+        is_all = !end.is_reached && s.before >= limit;
     }
     if (status != CSM_OK) return status;
     const double over = fabs(end.sum - limit) / limit, under = fabs(limit - end.without) / limit;
     *margin = over < under ? over : under;
     /* Floats that are multiples of a last bit, up to 2^52 times it, add up without rounding. */
     if (csm_is_single(&row->call->base) && limit < 0x1p28 * (end.sum - end.without)) *margin = CSM_INF;
-    if (!(end.x > -CSM_INF) || (!end.is_reached && s.before >= limit)) return CSM_OK; /* all are kept */
-    if (measure == CSM_SAMPLE_NEAR) {
-        set->is_typical = 1;
-        set->distance = fabs(end.x - set->center);
-        set->last = end.at;
-        if (!set->is_active) set->low = -CSM_INF, set->low_last = INT64_MAX;
-    } else {
-        set->low = end.x;
-        set->low_last = end.at;
-    }
+    if (!(end.x > -CSM_INF) || is_all) return CSM_OK; /* all are kept */
+    if (measure == CSM_SAMPLE_NEAR) set->near = range_of(row, measure, end.x, end.at);
+    else set->large = range_of(row, measure, end.x, end.at);
     set->is_active = 1;
     return CSM_OK;
 }
 
 /* Keeps logits of at least `low`. */
-static void keep_from(csm_sample_set *set, double low) {
-    if (set->is_active && set->low >= low) return;
+static void keep_from(csm_sample_row *row, double low) {
+    csm_sample_set *set = &row->set;
+    if (csm_is_single(&row->call->base) && low > -CSM_INF) low = csm_sample_least(row, low);
+    if (!(low > set->large.wide_low)) return;
     set->is_active = 1;
-    set->low = low;
-    set->low_last = INT64_MAX;
+    set->large = (csm_sample_range){low, CSM_INF, low, CSM_INF, INT64_MAX};
 }
 
 static csm_status smallest_body(void *context, size_t begin, size_t end, int thread) {
@@ -396,7 +483,7 @@ csm_status csm_sample_apply_min_p(csm_sample_row *row) {
     csm_status status = csm_sample_blocks(row, smallest_body);
     for (size_t b = 0; b < csm_block_count(row->count) && status == CSM_OK; b++)
         if (row->blocks[b].far < low) low = row->blocks[b].far;
-    if (status == CSM_OK) keep_from(&row->set, low);
+    if (status == CSM_OK) keep_from(row, low);
     return status;
 }
 
@@ -425,7 +512,7 @@ static csm_status keep_typical(csm_sample_row *row) {
     csm_status status = csm_sample_blocks(row, moment_body);
     if (status != CSM_OK) return status;
     row->set.center = row->max + sum_of_far(row) / total;
-    return csm_sample_narrow(row, CSM_SAMPLE_NEAR, row->typical_p * total, &unused);
+    return csm_sample_narrow(row, CSM_SAMPLE_NEAR, row->typical_p * total, row->typical_p, &unused);
 }
 
 static csm_status finite_body(void *context, size_t begin, size_t end, int thread) {
@@ -484,8 +571,14 @@ static csm_status keep_sigmas(csm_sample_row *row) {
     status = spread(&s);
     if (status != CSM_OK) return status;
     const double sigma = sqrt(sum_of_far(row) / count) / scale * 2;
-    keep_from(&row->set, row->max - row->top_n_sigma * sigma);
+    keep_from(row, row->max - row->top_n_sigma * sigma);
     return CSM_OK;
+}
+
+static csm_status keep_largest(csm_sample_row *row) {
+    double unused;
+    const double k = (double)row->top_k;
+    return csm_sample_narrow(row, CSM_SAMPLE_COUNT, k, k / (double)row->count, &unused);
 }
 
 csm_status csm_sample_filter(csm_sample_row *row) {
@@ -508,7 +601,7 @@ csm_status csm_sample_filter(csm_sample_row *row) {
         const int by_logit = (filter == CSM_FILTER_TOP_N_SIGMA && row->top_n_sigma < CSM_INF) ||
                              (filter == CSM_FILTER_TOP_K && row->top_k < n);
         if (filter == CSM_FILTER_TEMPERATURE) {
-            if (row->temperature == 0) return csm_sample_narrow(row, CSM_SAMPLE_COUNT, 1, &unused);
+            if (row->temperature == 0) return csm_sample_narrow(row, CSM_SAMPLE_COUNT, 1, 0, &unused);
             is_summed = is_summed && row->scales == tempered;
             row->scales = tempered;
             continue;
@@ -519,10 +612,10 @@ csm_status csm_sample_filter(csm_sample_row *row) {
         if (status != CSM_OK) return status;
         switch (filter) {
         case CSM_FILTER_TOP_N_SIGMA: status = keep_sigmas(row); break;
-        case CSM_FILTER_TOP_K: status = csm_sample_narrow(row, CSM_SAMPLE_COUNT, (double)row->top_k, &unused); break;
+        case CSM_FILTER_TOP_K: status = keep_largest(row); break;
         case CSM_FILTER_TYPICAL_P: status = keep_typical(row); break;
         case CSM_FILTER_TOP_P:
-            status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * csm_sample_mass(row), &unused);
+            status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * csm_sample_mass(row), row->top_p, &unused);
             break;
         default: row->min_p = min_p; status = csm_sample_apply_min_p(row);
         }

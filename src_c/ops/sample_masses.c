@@ -54,38 +54,48 @@ static const char *stored_block(const csm_sample_row *row, size_t b, size_t k, i
     return copy;
 }
 
-/* Whether a logit is in the set; NaN is not. */
-static inline int is_in(const csm_sample_set *s, double x, int64_t at) {
-    if (!(x > s->low || (x == s->low && at <= s->low_last))) return 0;
-    if (!s->is_typical) return 1;
-    const double distance = fabs(x - s->center);
-    return distance < s->distance || (distance == s->distance && at <= s->last);
+static inline int is_in(const csm_sample_range *r, double x, int64_t at) {
+    return (x >= r->low && x <= r->high) || (at <= r->last && x >= r->wide_low && x <= r->wide_high);
 }
-/* Loops that leave out elements, for each compute type REAL.  Ends of the set are rare, so that most elements are
- * decided by one comparison without a branch. */
-#define LEAVE_OUT(REAL)                                                                                     \
-    static void keep_set_##REAL(REAL *x, size_t k, const csm_sample_set *s, int64_t first) {                \
-        const REAL none = (REAL)-CSM_INF;                                                                   \
-        if (s->is_typical) {                                                                                \
-            for (size_t i = 0; i < k; i++) x[i] = is_in(s, (double)x[i], first + (int64_t)i) ? x[i] : none; \
-            return;                                                                                         \
-        }                                                                                                   \
-        if (first + (int64_t)k - 1 <= s->low_last) {                                                        \
-            for (size_t i = 0; i < k; i++) x[i] = (double)x[i] >= s->low ? x[i] : none;                     \
-        } else if (first > s->low_last) {                                                                   \
-            for (size_t i = 0; i < k; i++) x[i] = (double)x[i] > s->low ? x[i] : none;                      \
-        } else {                                                                                            \
-            for (size_t i = 0; i < k; i++) x[i] = is_in(s, (double)x[i], first + (int64_t)i) ? x[i] : none; \
-        }                                                                                                   \
-    }                                                                                                       \
-    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) {                                 \
-        for (size_t word = 0; word * 64 < k; word++)                                                        \
-            for (uint64_t left = removed[word]; left; left &= left - 1)                                     \
-                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;                                       \
+/* Loops that leave out elements, for each compute type REAL. */
+#define LEAVE_OUT(REAL)                                                                               \
+    static void keep_between_##REAL(REAL *x, size_t k, double low, double high) {                     \
+        const REAL a = (REAL)low, b = (REAL)high, none = (REAL)-CSM_INF;                              \
+        for (size_t i = 0; i < k; i++) x[i] = (x[i] >= a) & (x[i] <= b) ? x[i] : none;                \
+    }                                                                                                 \
+    static void keep_set_##REAL(REAL *x, size_t k, const csm_sample_set *s, int64_t first) {          \
+        for (size_t i = 0; i < k; i++) {                                                              \
+            const int64_t at = first + (int64_t)i;                                                    \
+            const int kept = is_in(&s->large, (double)x[i], at) && is_in(&s->near, (double)x[i], at); \
+            x[i] = kept ? x[i] : (REAL)-CSM_INF;                                                      \
+        }                                                                                             \
+    }                                                                                                 \
+    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) {                           \
+        for (size_t word = 0; word * 64 < k; word++)                                                  \
+            for (uint64_t left = removed[word]; left; left &= left - 1)                               \
+                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;                                 \
     }
 LEAVE_OUT(float)
 LEAVE_OUT(double)
 #undef LEAVE_OUT
+
+/* The interval of a range for all elements from `first` to `last`; 0: it is not the same for all of them. */
+static int narrow_bounds(const csm_sample_range *r, int64_t first, int64_t last, double *low, double *high) {
+    if (first <= r->last && last > r->last) return 0;
+    const double a = last <= r->last ? r->wide_low : r->low, b = last <= r->last ? r->wide_high : r->high;
+    *low = a > *low ? a : *low;
+    *high = b < *high ? b : *high;
+    return 1;
+}
+/* Most blocks have no end of the set within them: one comparison without a branch decides. */
+static void keep_set(const csm_sample_row *row, char *wide, size_t k, int64_t first) {
+    double low = -CSM_INF, high = CSM_INF;
+    const int64_t last = first + (int64_t)k - 1;
+    if (narrow_bounds(&row->set.large, first, last, &low, &high) &&
+        narrow_bounds(&row->set.near, first, last, &low, &high))
+        CSM_BY_TYPE(row, keep_between, wide, k, low, high);
+    else CSM_BY_TYPE(row, keep_set, wide, k, &row->set, first);
+}
 
 char *csm_sample_wide(const csm_sample_row *row, size_t b, int thread) {
     const csm_call *c = &row->call->base;
@@ -94,7 +104,7 @@ char *csm_sample_wide(const csm_sample_row *row, size_t b, int thread) {
     char *wide = csm_sample_buffer(row->call, thread, CSM_SAMPLE_RAW, CSM_BLOCK * c->wide_size);
     if (!x || !wide) return NULL;
     c->table->widen[c->dtype](x, wide, k);
-    if (row->set.is_active) CSM_BY_TYPE(row, keep_set, wide, k, &row->set, (int64_t)(b * CSM_BLOCK));
+    if (row->set.is_active) keep_set(row, wide, k, (int64_t)(b * CSM_BLOCK));
     if (row->removed) CSM_BY_TYPE(row, remove, wide, k, row->removed + b * CSM_BLOCK / 64);
     return wide;
 }
@@ -177,6 +187,21 @@ csm_status csm_sample_set_max(csm_sample_row *row, double max) {
 LOOPS(float)
 LOOPS(double)
 #undef LOOPS
+/* filter_float in lanes, for masses whose sums have no rounding. */
+static double filter_exactly(float *mass, size_t k, float least) {
+    double lane[8] = {0};
+    size_t i = 0;
+    for (; i + 8 <= k; i += 8)
+        for (size_t l = 0; l < 8; l++) {
+            mass[i + l] = mass[i + l] >= least ? mass[i + l] : 0;
+            lane[l] += (double)mass[i + l];
+        }
+    for (; i < k; i++) {
+        mass[i] = mass[i] >= least ? mass[i] : 0;
+        lane[0] += (double)mass[i];
+    }
+    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
+}
 
 csm_status csm_sample_sum(csm_sample_row *row) {
     row->is_transformed = 0;
@@ -211,9 +236,13 @@ csm_status csm_sample_scale_body(void *context, size_t begin, size_t end, int th
     return CSM_OK;
 }
 
-/* Sets masses below min_p times the largest to 0, and returns the sum of the others. */
+/* Sets masses below min_p times the largest to 0, and returns the sum of the others.  The masses of a block of floats
+ * are multiples of the last bit of the smallest one, and their sum is less than 2^53 of them. */
 static double apply_min_p(const csm_sample_row *row, char *mass, size_t k) {
-    return CSM_BY_TYPE(row, filter, mass, k, row->min_p * row->max_mass);
+    const double threshold = row->min_p * row->max_mass;
+    if (csm_is_single(&row->call->base) && row->min_p >= 0x1p-16)
+        return filter_exactly((float *)(void *)mass, k, (float)csm_sample_least(row, threshold));
+    return CSM_BY_TYPE(row, filter, mass, k, threshold);
 }
 char *csm_sample_masses(const csm_sample_row *row, size_t b, int thread, double *sum) {
     csm_sample_call *call = row->call;
@@ -248,60 +277,14 @@ double csm_sample_mass(const csm_sample_row *row) {
     return total;
 }
 
-/* Loops over the logits of a block, those that are left out are -inf. */
-#define LOOPS(REAL)                                                                \
-    static size_t count_##REAL(const REAL *x, size_t k) {                          \
-        size_t count = 0;                                                          \
-        for (size_t i = 0; i < k; i++) count += x[i] > (REAL)-CSM_INF;             \
-        return count;                                                              \
-    }                                                                              \
-    static void list_##REAL(const REAL *x, size_t k, int64_t first, int64_t *to) { \
-        for (size_t i = 0; i < k; i++)                                             \
-            if (x[i] > (REAL)-CSM_INF) *to++ = first + (int64_t)i;                 \
+csm_status csm_sample_sum_all(csm_sample_row *row) {
+    const csm_call *c = &row->call->base;
+    if (row->count <= CSM_SAMPLE_KEPT_ELEMENTS) {
+        row->mass = csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_MASS, row->count * c->wide_size);
+        if (!row->mass) return CSM_NO_MEMORY;
     }
-LOOPS(float)
-LOOPS(double)
-#undef LOOPS
-static csm_status count_body(void *context, size_t begin, size_t end, int thread) {
-    const csm_sample_row *row = context;
-    for (size_t b = begin; b < end; b++) {
-        char *x = csm_sample_wide(row, b, thread);
-        if (!x) return CSM_NO_MEMORY;
-        row->blocks[b].count = (double)CSM_BY_TYPE(row, count, x, csm_block_length(row->count, b * CSM_BLOCK));
-    }
-    return CSM_OK;
-}
-/* blocks[b].n: the number of classes before the block. */
-static csm_status compact_body(void *context, size_t begin, size_t end, int thread) {
-    const csm_sample_row *row = context;
-    const size_t size = row->call->base.itemsize;
-    for (size_t b = begin; b < end; b++) {
-        const size_t first = (size_t)row->blocks[b].n, count = (size_t)row->blocks[b].count;
-        const size_t k = csm_block_length(row->count, b * CSM_BLOCK);
-        char *x = csm_sample_wide(row, b, thread);
-        if (!x) return CSM_NO_MEMORY;
-        if (count) CSM_BY_TYPE(row, list, x, k, (int64_t)(b * CSM_BLOCK), row->classes + first);
-        const char *from = stored_block(row, b, k, thread);
-        for (size_t i = first; i < first + count; i++)
-            csm_sample_copy_number(row->copy + i * size, from + ((size_t)row->classes[i] - b * CSM_BLOCK) * size, size);
-    }
-    return CSM_OK;
-}
-csm_status csm_sample_compact(csm_sample_row *row) {
-    csm_sample_call *call = row->call;
-    size_t kept = 0;
-    csm_status status = csm_sample_blocks(row, count_body);
-    if (status != CSM_OK) return status;
-    for (size_t b = 0; b < csm_block_count(row->count); b++) {
-        row->blocks[b].n = (double)kept;
-        kept += (size_t)row->blocks[b].count;
-    }
-    row->classes = (int64_t *)(void *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_SELECT, kept * sizeof(int64_t));
-    row->copy = csm_sample_buffer(call, row->thread, CSM_SAMPLE_VALUES, kept * call->base.itemsize);
-    if (!row->classes || !row->copy) return CSM_NO_MEMORY;
-    status = csm_sample_blocks(row, compact_body);
-    row->whole = row->copy;
-    row->count = kept;
-    row->set.is_active = 0;
+    csm_status status = csm_sample_sum(row);
+    if (status == CSM_OK) status = csm_sample_blocks(row, csm_sample_scale_body);
+    if (status == CSM_OK && row->min_p > 0) status = csm_sample_blocks(row, csm_sample_min_p_body);
     return status;
 }

@@ -119,8 +119,8 @@ static csm_status selected_masses(csm_sample_row *row) {
 /* How close, as a part of it, sums of n masses in different orders may be to their limit. */
 static double doubtful(size_t n) { return (double)n * 0x1p-51; }
 
-/* Keeps the classes of top-k and top-p by passes over the row.  all: the mass of the row.  *is_done: 0 if the kept
- * classes might depend on the order of the sum; the set is then all of the row. */
+/* Keeps the classes of top-k and top-p by passes over the row, in its set.  all: the mass of the row.  *is_done: 0 if
+ * the kept classes might depend on the order of the sum; the set is then all of the row. */
 static csm_status keep_many(csm_sample_row *row, double all, int *is_done) {
     csm_status status = CSM_OK;
     const size_t n = row->count;
@@ -131,18 +131,20 @@ static csm_status keep_many(csm_sample_row *row, double all, int *is_done) {
     row->min_p = 0;
     if (row->top_k < n) {
         status = csm_sample_sum(row);
-        if (status == CSM_OK) status = csm_sample_narrow(row, CSM_SAMPLE_COUNT, (double)row->top_k, &margin);
+        if (status == CSM_OK)
+            status =
+                csm_sample_narrow(row, CSM_SAMPLE_COUNT, (double)row->top_k, (double)row->top_k / (double)n, &margin);
         if (status == CSM_OK && row->top_p < 1) {
             status = csm_sample_sum(row);
             all = csm_sample_mass(row);
         }
     }
     if (status == CSM_OK && row->top_p < 1)
-        status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * all, &margin);
+        status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * all, row->top_p, &margin);
     row->min_p = min_p;
     *is_done = row->top_p == 1 || margin > doubtful(n);
-    if (!*is_done) row->set.is_active = 0;
-    return status == CSM_OK && *is_done ? csm_sample_compact(row) : status;
+    if (!*is_done) csm_sample_clear_set(&row->set);
+    return status;
 }
 
 /* Selects k classes, keeps those that top-p needs and brings them into order; *is_done: 0 if they do not suffice. */
@@ -202,6 +204,7 @@ csm_status csm_sample_selected(csm_sample_row *row) {
         status = keep_few(row, whole, k, all, &is_done);
     }
     if (status != CSM_OK) return status;
+    if (row->set.is_active) return csm_sample_sum_all(row);
     row->mass = csm_sample_buffer(call, row->thread, CSM_SAMPLE_MASS, row->count * c->wide_size);
     if (!row->mass) return CSM_NO_MEMORY;
     status = selected_masses(row);
