@@ -9,7 +9,7 @@ from .record import CLASSES, Argument, BadCall, Operation, Result, Variant
 from .softmax import make_logits
 from .topk import NO_QUICK_PATH
 
-TOKENS = 7  # of a row
+TOKENS = 7  # of every row
 
 
 def exact_penalties(
@@ -18,10 +18,10 @@ def exact_penalties(
     """Return the new logits, and the largest of the numbers that they are computed from."""
     x = wide(logits)
     rows, n = x.shape
-    lengths = np.broadcast_to(tokens.shape[1] if lengths is None else lengths, rows)
+    lengths = np.broadcast_to(len(tokens) if lengths is None else lengths, rows)
     seen = np.zeros(x.shape, np.int64)
     for row, length in enumerate(lengths):
-        valid = tokens[row, :length]
+        valid = tokens[:length]
         np.add.at(seen[row], valid[(valid >= 0) & (valid < n)], 1)
     theta, once, each = (
         np.broadcast_to(np.asarray(p, EXACT), rows)[:, None] for p in (repetition, presence, frequency)
@@ -42,10 +42,9 @@ def exact_penalties(
 
 
 def seen_tokens(shape, seed):
-    """Return tokens of rows, many of them twice, some of them padding."""
-    rng = np.random.default_rng(seed + 5)
-    tokens = rng.integers(-2, shape[-1] + 2, (int(np.prod(shape[:-1])), TOKENS))
-    tokens[:, 3] = tokens[:, 0]
+    """Return the tokens of every row: one of them is there twice, some are padding."""
+    tokens = np.random.default_rng(seed + 5).integers(-2, shape[-1] + 2, TOKENS)
+    tokens[3] = tokens[0]
     return tokens
 
 

@@ -24,8 +24,7 @@ CLASSES, ROWS, TOP, DRAWS, WHOLE = "classes", "rows", "top", "draws", "whole"
 # Options that are arrays (all others are passed on as they are).
 OPTION_ROLES = {
     **{"where": CLASSES, "sample_weight": ROWS, "upstream": ROWS, "rng": ROWS, "mask": ROWS},
-    # of penalize; tokens have one axis more
-    **{"tokens": ROWS, "lengths": ROWS, "repetition": ROWS, "presence": ROWS, "frequency": ROWS},
+    **{"lengths": ROWS, "repetition": ROWS, "presence": ROWS, "frequency": ROWS},
 }
 
 

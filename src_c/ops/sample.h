@@ -27,6 +27,8 @@ enum {
     CSM_SAMPLE_KEPT,
     CSM_SAMPLE_RECORDS,
     CSM_SAMPLE_LOGS,
+    CSM_SAMPLE_NUMBERS,
+    CSM_SAMPLE_CLOSER,
     CSM_SAMPLE_BUFFERS
 };
 enum {
@@ -135,8 +137,8 @@ csm_status csm_sample_selected(csm_sample_row *); /* top-k, top-p and min-p, the
 /* Narrows the set to its smallest part that holds `limit` classes, or a mass of at least `limit`, in falling order
  * or, for CSM_SAMPLE_NEAR, in rising order of the distance from set.center; among equals in the order of the indices.
  * The sums of the row's blocks are known (csm_sample_sum); of CSM_SAMPLE_COUNT only a maximum that is at least that of
- * the set.  part: the limit, as a part of all that is left.  *margin: how far from the limit, as a part of it, the mass is with and without the last class: the lesser
- * of the two. */
+ * the set.  part: the limit, as a part of all that is left.  *margin: how far from the limit, as a part of it, the mass
+ * is with and without the last class: the lesser of the two. */
 typedef enum csm_sample_measure { CSM_SAMPLE_COUNT, CSM_SAMPLE_MASS_OF, CSM_SAMPLE_NEAR } csm_sample_measure;
 csm_status csm_sample_narrow(csm_sample_row *, csm_sample_measure, double limit, double part, double *margin);
 csm_status csm_sample_filter(csm_sample_row *); /* all filters in the order of the call */
@@ -146,14 +148,16 @@ csm_status csm_sample_apply_min_p(csm_sample_row *); /* to the set, of which not
 void csm_sample_clear_set(csm_sample_set *);
 double csm_sample_next(const csm_sample_row *, double);  /* the next larger number of the compute type */
 double csm_sample_least(const csm_sample_row *, double); /* the smallest one that is at least x */
-/* Sets the intervals of the numbers nearer to the centre of the row's set than a distance, and up to it (the wide one). */
+/* Sets the intervals of the numbers nearer to the centre of the row's set than a distance, and (wide) up to it. */
 void csm_sample_around(const csm_sample_row *, double distance, csm_sample_range *);
 /* Makes a row of every so manieth logit of a row. */
 csm_status csm_sample_pick(const csm_sample_row *, size_t count, csm_sample_row *some);
 /* Makes a row of the logits that are not in the interval of `before`, but in the wide one of `until`, with their
- * numbers.  *start: the mass of those in the interval of `before`, or how many they are. */
-csm_status csm_sample_list(csm_sample_row *, int counts, const csm_sample_range *before, const csm_sample_range *until,
-                           double *start, csm_sample_row *listed, const uint32_t **numbers);
+ * numbers.  *start: the mass of those in the interval of `before`, or how many they are.
+ * level: 1 where the row itself has been listed. */
+csm_status csm_sample_list(csm_sample_row *, int counts, int level, const csm_sample_range *before,
+                           const csm_sample_range *until, double *start, csm_sample_row *listed,
+                           const uint32_t **numbers);
 
 /* sample_draw.c */
 csm_status csm_sample_draw(csm_sample_row *); /* given the sums of the blocks in `hi` */

@@ -28,7 +28,7 @@ enum {
     GROUPS = 8, /* of blocks with buckets of their own, so that threads may share a row */
     CANDIDATES = 1024, /* so many are sorted; more of them are divided once more */
     SAMPLE = 2048, /* logits of a row that are looked at first ... */
-    LISTED_ELEMENTS = 4 * SAMPLE /* ... if it is longer than this */
+    LISTED_ELEMENTS = 3 * SAMPLE /* ... if it is longer than this */
 };
 #define RANGE 28 /* of the first buckets, in units of T: e^-28 times 2^31 classes is little */
 
@@ -383,11 +383,14 @@ static csm_status quantile(csm_sample_row *row, csm_sample_measure measure, doub
     *x = status == CSM_OK && end.is_reached ? end.x : CSM_NAN;
     return status;
 }
-/* Chooses two intervals between whose ends that of the set very probably is.  part: the limit, as a part of all. */
-static csm_status guess(csm_sample_row *row, csm_sample_measure measure, double part, csm_sample_range *before,
-                        csm_sample_range *until) {
+/* Chooses two intervals between whose ends that of the set very probably is.  part: the limit, as a part of all, or
+ * -1 if it is to be estimated. */
+static csm_status guess(csm_sample_row *row, csm_sample_measure measure, double limit, double part,
+                        csm_sample_range *before, csm_sample_range *until) {
     csm_sample_row some;
-    double sum = 0, squares = 0, low, high;
+    double sum = 0, squares = 0, at;
+    *before = (csm_sample_range){CSM_INF, -CSM_INF, CSM_INF, -CSM_INF, 0};
+    *until = (csm_sample_range){-CSM_INF, CSM_INF, -CSM_INF, CSM_INF, 0};
     csm_status status = csm_sample_pick(row, SAMPLE, &some);
     if (status != CSM_OK) return status;
     char *x, *mass = NULL;
@@ -398,36 +401,44 @@ static csm_status guess(csm_sample_row *row, csm_sample_measure measure, double 
         sum += m;
         squares += m * m;
     }
-    const double error = 4 * sqrt((part * (1 - part) + 0.01) * squares);
-    *before = (csm_sample_range){CSM_INF, -CSM_INF, CSM_INF, -CSM_INF, 0};
-    *until = (csm_sample_range){-CSM_INF, CSM_INF, -CSM_INF, CSM_INF, 0};
-    if (part * sum > error) {
-        status = quantile(&some, measure, part * sum - error, &low);
-        if (status == CSM_OK && low > -CSM_INF) *before = range_of(row, measure, low, 0);
+    /* four standard deviations of the sum up to the limit */
+    const double error = 4 * sqrt((part < 0 ? 0.5 : part * (1 - part) + 0.01) * squares);
+    const double middle = part < 0 ? limit * SAMPLE / (double)row->count : part * sum;
+    if (middle > error) {
+        status = quantile(&some, measure, middle - error, &at);
+        if (status == CSM_OK && at > -CSM_INF) *before = range_of(row, measure, at, 0);
     }
-    if (status == CSM_OK && part * sum + error < sum) {
-        status = quantile(&some, measure, part * sum + error, &high);
-        if (status == CSM_OK && high > -CSM_INF) *until = range_of(row, measure, high, 0);
+    if (status == CSM_OK && middle + error < sum) {
+        status = quantile(&some, measure, middle + error, &at);
+        if (status == CSM_OK && at > -CSM_INF) *until = range_of(row, measure, at, 0);
     }
     return status;
 }
-/* Searches between those intervals; end->is_reached is 0 if the end is not there. */
-static csm_status find_between(csm_sample_row *row, csm_sample_measure measure, double limit, double part,
-                               end_of_set *end) {
+/* Searches between those intervals, and once more between two of what is listed there; end->is_reached is 0 if the end
+ * is not there.  start: what is before all of the row. */
+static csm_status find_between(csm_sample_row *row, csm_sample_measure measure, double limit, double part, double start,
+                               int level, end_of_set *end) {
     csm_sample_range before, until;
     csm_sample_row listed;
     const uint32_t *list;
-    search s;
-    csm_status status = guess(row, measure, part, &before, &until);
-    double start;
+    double more;
+    csm_status status = guess(row, measure, limit - start, part, &before, &until);
     end->is_reached = 0;
     if (status == CSM_OK)
-        status = csm_sample_list(row, measure == CSM_SAMPLE_COUNT, &before, &until, &start, &listed, &list);
+        status = csm_sample_list(row, measure == CSM_SAMPLE_COUNT, level, &before, &until, &more, &listed, &list);
+    start += more;
     if (status != CSM_OK || start >= limit || listed.count == 0) return status;
-    status = begin_search(&s, &listed, measure, limit);
-    if (status != CSM_OK) return status;
-    s.start = start;
-    status = find_with_slack(&s, end);
+    if (level == 0 && listed.count >= LISTED_ELEMENTS) {
+        status = find_between(&listed, measure, limit, -1, start, 1, end);
+        if (status != CSM_OK) return status;
+    }
+    if (!end->is_reached) {
+        search s;
+        status = begin_search(&s, &listed, measure, limit);
+        if (status != CSM_OK) return status;
+        s.start = start;
+        status = find_with_slack(&s, end);
+    }
     if (status == CSM_OK && end->is_reached) end->at = (int64_t)list[end->at];
     return status;
 }
@@ -438,7 +449,8 @@ csm_status csm_sample_narrow(csm_sample_row *row, csm_sample_measure measure, do
     end_of_set end = {.is_reached = 0};
     csm_status status = CSM_OK;
     int is_all = 0;
-    if (row->count >= LISTED_ELEMENTS && !row->call->is_split) status = find_between(row, measure, limit, part, &end);
+    if (row->count >= LISTED_ELEMENTS && !row->call->is_split)
+        status = find_between(row, measure, limit, part, 0, 0, &end);
     if (status == CSM_OK && !end.is_reached) {
         search s;
         status = begin_search(&s, row, measure, limit);

@@ -50,8 +50,8 @@ double csm_sample_least(const csm_sample_row *row, double x) {
  * distances are rounded, so that only trying tells. */
 static double outermost(const csm_sample_row *row, double middle, double end, double distance, int equal) {
     int64_t in = number_of(row, middle), out = number_of(row, end);
-    while (in - out > 1 || out - in > 1) {
-        const int64_t at = in + (out - in) / 2;
+    while ((uint64_t)in - (uint64_t)out + 1 > 2) { /* their difference is beyond 1 */
+        const int64_t at = in / 2 + out / 2 + (in % 2 + out % 2) / 2;
         const double d = fabs(of_number(row, at) - row->set.center);
         if (d < distance || (equal && d == distance)) in = at;
         else out = at;
@@ -90,37 +90,49 @@ csm_status csm_sample_pick(const csm_sample_row *row, size_t count, csm_sample_r
 }
 
 /* Loops over a block, for each compute type REAL. */
-#define LOOPS(REAL)                                                                                                    \
-    /* Marks what is in the outer interval and not in the inner one, and lists it. */                                  \
-    static size_t list_##REAL(const REAL *x, size_t k, const csm_sample_range *before, double outer_low,               \
-                              double outer_high, uint8_t *marks, size_t first, uint32_t *list) {                       \
-        const REAL a = (REAL)before->low, b = (REAL)before->high, c = (REAL)outer_low, d = (REAL)outer_high;           \
-        size_t count = 0;                                                                                              \
-        for (size_t i = 0; i < k; i++) marks[i] = (uint8_t)((x[i] >= c) & (x[i] <= d) & !((x[i] >= a) & (x[i] <= b))); \
-        for (size_t i = k; i % 8; i++) marks[i] = 0;                                                                   \
-        for (size_t i = 0; i < k; i += 8) {                                                                            \
-            uint64_t eight;                                                                                            \
-            memcpy(&eight, marks + i, sizeof eight);                                                                   \
-            for (; eight; eight &= eight - 1) list[count++] = (uint32_t)(first + i + CSM_LOWEST_BIT(eight) / 8);       \
-        }                                                                                                              \
-        return count;                                                                                                  \
-    }                                                                                                                  \
-    /* Leaves what is in the interval; returns its number. */                                                          \
-    static size_t keep_##REAL(REAL *x, size_t k, double low, double high) {                                            \
-        const REAL a = (REAL)low, b = (REAL)high, none = (REAL)-CSM_INF;                                               \
-        size_t count = 0;                                                                                              \
-        for (size_t i = 0; i < k; i++) {                                                                               \
-            const int kept = (x[i] >= a) & (x[i] <= b);                                                                \
-            x[i] = kept ? x[i] : none;                                                                                 \
-            count += (size_t)kept;                                                                                     \
-        }                                                                                                              \
-        return count;                                                                                                  \
+#define LOOPS(REAL)                                                                                                 \
+    /* Marks what is in the outer interval and not in the inner one. */                                             \
+    static void mark_##REAL(const REAL *x, size_t k, const double *outer, const double *inner, uint8_t *marks) {    \
+        const REAL a = (REAL)inner[0], b = (REAL)inner[1], c = (REAL)outer[0], d = (REAL)outer[1];                  \
+        for (size_t i = 0; i < k; i++) marks[i] = (uint8_t)((x[i] >= c) & (x[i] <= d) & ((x[i] < a) | (x[i] > b))); \
+    }                                                                                                               \
+    /* Leaves what is in the interval; returns whether it is anything. */                                           \
+    static int keep_##REAL(REAL *x, size_t k, const double *inner) {                                                \
+        const REAL a = (REAL)inner[0], b = (REAL)inner[1], none = (REAL)-CSM_INF;                                   \
+        int any = 0;                                                                                                \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            const int kept = (x[i] >= a) & (x[i] <= b);                                                             \
+            any |= kept;                                                                                            \
+            x[i] = kept ? x[i] : none;                                                                              \
+        }                                                                                                           \
+        return any;                                                                                                 \
+    }                                                                                                               \
+    static size_t count_##REAL(const REAL *x, size_t k) {                                                           \
+        size_t count = 0;                                                                                           \
+        for (size_t i = 0; i < k; i++) count += x[i] > (REAL)-CSM_INF;                                              \
+        return count;                                                                                               \
     }
 LOOPS(float)
 LOOPS(double)
 #undef LOOPS
 
-csm_status csm_sample_list(csm_sample_row *row, int counts, const csm_sample_range *before,
+/* Lists what is marked: eight marks are looked at together, and each is listed without a branch. */
+static size_t list_marked(uint8_t *marks, size_t k, size_t first, uint32_t *list) {
+    size_t count = 0;
+    for (size_t i = k; i % 8; i++) marks[i] = 0;
+    for (size_t i = 0; i < k; i += 8) {
+        uint64_t eight;
+        memcpy(&eight, marks + i, sizeof eight);
+        if (eight == 0) continue;
+        for (size_t l = 0; l < 8; l++) {
+            list[count] = (uint32_t)(first + i + l);
+            count += marks[i + l];
+        }
+    }
+    return count;
+}
+
+csm_status csm_sample_list(csm_sample_row *row, int counts, int level, const csm_sample_range *before,
                            const csm_sample_range *until, double *start, csm_sample_row *listed,
                            const uint32_t **numbers) {
     csm_sample_call *call = row->call;
@@ -128,8 +140,10 @@ csm_status csm_sample_list(csm_sample_row *row, int counts, const csm_sample_ran
     /* What the set has left out is -inf, which is in no interval: a bound of -inf is the lowest number. */
     const double lowest = csm_is_single(c) ? -0x1.fffffep127 : -0x1.fffffffffffffp1023;
     const double outer_low = until->wide_low > lowest ? until->wide_low : lowest;
-    uint32_t *list =
-        (uint32_t *)(void *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_KEPT, row->count * sizeof *list);
+    const double outer[2] = {outer_low, until->wide_high}, inner[2] = {before->low, before->high};
+    const int lists = level ? CSM_SAMPLE_NUMBERS : CSM_SAMPLE_KEPT,
+              values = level ? CSM_SAMPLE_CLOSER : CSM_SAMPLE_RECORDS;
+    uint32_t *list = (uint32_t *)(void *)csm_sample_buffer(call, row->thread, lists, (row->count + 8) * sizeof *list);
     uint8_t *marks = (uint8_t *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_SELECT, CSM_BLOCK + 8);
     size_t count = 0, above = 0;
     csm_exact sum;
@@ -141,10 +155,11 @@ csm_status csm_sample_list(csm_sample_row *row, int counts, const csm_sample_ran
         csm_block block;
         char *x = csm_sample_wide(row, b, row->thread);
         if (!x) return CSM_NO_MEMORY;
-        count += CSM_BY_TYPE(row, list, x, k, before, outer_low, until->wide_high, marks, b * CSM_BLOCK, list + count);
-        const size_t kept = CSM_BY_TYPE(row, keep, x, k, before->low, before->high);
-        above += kept;
-        if (kept && !counts) {
+        CSM_BY_TYPE(row, mark, x, k, outer, inner, marks);
+        count += list_marked(marks, k, b * CSM_BLOCK, list + count);
+        const int is_any = CSM_BY_TYPE(row, keep, x, k, inner);
+        if (is_any && counts) above += CSM_BY_TYPE(row, count, x, k);
+        if (is_any && !counts) {
             if (row->is_transformed) csm_transform(row->scales, csm_is_single(c), x, k, row->max);
             c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(x, NULL, NULL, k, csm_sample_temperature(row),
                                                                    &block);
@@ -154,7 +169,7 @@ csm_status csm_sample_list(csm_sample_row *row, int counts, const csm_sample_ran
     }
     csm_exact_pair(&sum, (int64_t)row->n, start, &rest);
     if (counts) *start = (double)above;
-    char *stored = csm_sample_buffer(call, row->thread, CSM_SAMPLE_RECORDS, (count + 1) * c->itemsize);
+    char *stored = csm_sample_buffer(call, row->thread, values, (count + 1) * c->itemsize);
     if (!stored) return CSM_NO_MEMORY;
     for (size_t i = 0; i < count; i++)
         csm_sample_copy_number(stored + i * c->itemsize, row->from.data + (ptrdiff_t)list[i] * row->from.axis,
@@ -162,6 +177,8 @@ csm_status csm_sample_list(csm_sample_row *row, int counts, const csm_sample_ran
     *numbers = list;
     *listed = *row;
     listed->whole = stored;
+    listed->from = (csm_strided){stored, 0, (ptrdiff_t)c->itemsize};
+    listed->mask = (csm_strided){NULL, 0, 0};
     listed->count = count;
     listed->set.is_active = 0;
     return CSM_OK;

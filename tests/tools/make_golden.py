@@ -193,6 +193,8 @@ def hashes():
         for case in CASES:
             found[f"crf/{dtype}/{case}"] = crf_digest(dtype, case)
             found[f"sampled, of each row/{dtype}/{case}"] = sampled_digest(dtype, case)
+    for dtype in DTYPES:
+        for case in CASES:
             found[f"sampler/{dtype}/{case}"] = sampler_digest(dtype, case)
     return found
 
