@@ -374,21 +374,23 @@ static csm_sample_range range_of(const csm_sample_row *row, csm_sample_measure m
     return r;
 }
 
-/* Finds the logit at which the sum over a sample of the row passes a part of its own. */
-static csm_status quantile(csm_sample_row *row, csm_sample_measure measure, double limit, double *x) {
-    search s;
-    end_of_set end;
-    csm_status status = begin_search(&s, row, measure, limit);
-    if (status == CSM_OK) status = find_end(&s, &end);
-    *x = status == CSM_OK && end.is_reached ? end.x : CSM_NAN;
-    return status;
+/* The interval of the logits in the buckets before one of them, or, if `wide`, up to it. */
+static csm_sample_range range_of_buckets(const search *s, csm_sample_row *row, int bucket, int wide) {
+    const double distance = (double)(bucket + wide) / s->scale;
+    if (s->measure != CSM_SAMPLE_NEAR) {
+        const double x = csm_sample_least(row, s->origin - distance);
+        return (csm_sample_range){x, CSM_INF, x, CSM_INF, 0};
+    }
+    csm_sample_range r = {0};
+    csm_sample_around(row, distance, &r);
+    return r;
 }
 /* Chooses two intervals between whose ends that of the set very probably is.  part: the limit, as a part of all, or
  * -1 if it is to be estimated. */
 static csm_status guess(csm_sample_row *row, csm_sample_measure measure, double limit, double part,
                         csm_sample_range *before, csm_sample_range *until) {
     csm_sample_row some;
-    double sum = 0, squares = 0, at;
+    double sum = 0, squares = 0, so_far = 0;
     *before = (csm_sample_range){CSM_INF, -CSM_INF, CSM_INF, -CSM_INF, 0};
     *until = (csm_sample_range){-CSM_INF, CSM_INF, -CSM_INF, CSM_INF, 0};
     csm_status status = csm_sample_pick(row, SAMPLE, &some);
@@ -404,14 +406,20 @@ static csm_status guess(csm_sample_row *row, csm_sample_measure measure, double 
     /* four standard deviations of the sum up to the limit */
     const double error = 4 * sqrt((part < 0 ? 0.5 : part * (1 - part) + 0.01) * squares);
     const double middle = part < 0 ? limit * SAMPLE / (double)row->count : part * sum;
-    if (middle > error) {
-        status = quantile(&some, measure, middle - error, &at);
-        if (status == CSM_OK && at > -CSM_INF) *before = range_of(row, measure, at, 0);
+    search s;
+    status = begin_search(&s, &some, measure, limit);
+    if (status != CSM_OK) return status;
+    s.groups = 1;
+    memset(s.sums, 0, BUCKETS * sizeof *s.sums);
+    status = fill_body(&s, 0, 1, row->thread);
+    int first = -1, last = -1;
+    for (int j = 0; j < BUCKETS && status == CSM_OK; j++) {
+        so_far += s.sums[j];
+        if (first < 0 && so_far >= middle - error) first = j;
+        if (last < 0 && so_far >= middle + error) last = j;
     }
-    if (status == CSM_OK && middle + error < sum) {
-        status = quantile(&some, measure, middle + error, &at);
-        if (status == CSM_OK && at > -CSM_INF) *until = range_of(row, measure, at, 0);
-    }
+    if (first > 0) *before = range_of_buckets(&s, row, first, 0);
+    if (last >= 0 && last < BUCKETS - 1) *until = range_of_buckets(&s, row, last, 1);
     return status;
 }
 /* Searches between those intervals, and once more between two of what is listed there; end->is_reached is 0 if the end

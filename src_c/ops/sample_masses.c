@@ -59,10 +59,6 @@ static inline int is_in(const csm_sample_range *r, double x, int64_t at) {
 }
 /* Loops that leave out elements, for each compute type REAL. */
 #define LEAVE_OUT(REAL)                                                                               \
-    static void keep_between_##REAL(REAL *x, size_t k, double low, double high) {                     \
-        const REAL a = (REAL)low, b = (REAL)high, none = (REAL)-CSM_INF;                              \
-        for (size_t i = 0; i < k; i++) x[i] = (x[i] >= a) & (x[i] <= b) ? x[i] : none;                \
-    }                                                                                                 \
     static void keep_set_##REAL(REAL *x, size_t k, const csm_sample_set *s, int64_t first) {          \
         for (size_t i = 0; i < k; i++) {                                                              \
             const int64_t at = first + (int64_t)i;                                                    \
@@ -93,7 +89,7 @@ static void keep_set(const csm_sample_row *row, char *wide, size_t k, int64_t fi
     const int64_t last = first + (int64_t)k - 1;
     if (narrow_bounds(&row->set.large, first, last, &low, &high) &&
         narrow_bounds(&row->set.near, first, last, &low, &high))
-        CSM_BY_TYPE(row, keep_between, wide, k, low, high);
+        row->call->base.table->sample[row->call->base.dtype].keep(wide, k, low, high);
     else CSM_BY_TYPE(row, keep_set, wide, k, &row->set, first);
 }
 
@@ -187,22 +183,6 @@ csm_status csm_sample_set_max(csm_sample_row *row, double max) {
 LOOPS(float)
 LOOPS(double)
 #undef LOOPS
-/* filter_float in lanes, for masses whose sums have no rounding. */
-static double filter_exactly(float *mass, size_t k, float least) {
-    double lane[8] = {0};
-    size_t i = 0;
-    for (; i + 8 <= k; i += 8)
-        for (size_t l = 0; l < 8; l++) {
-            mass[i + l] = mass[i + l] >= least ? mass[i + l] : 0;
-            lane[l] += (double)mass[i + l];
-        }
-    for (; i < k; i++) {
-        mass[i] = mass[i] >= least ? mass[i] : 0;
-        lane[0] += (double)mass[i];
-    }
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
-
 csm_status csm_sample_sum(csm_sample_row *row) {
     row->is_transformed = 0;
     csm_status status = csm_sample_blocks(row, csm_sample_sum_body);
@@ -241,7 +221,7 @@ csm_status csm_sample_scale_body(void *context, size_t begin, size_t end, int th
 static double apply_min_p(const csm_sample_row *row, char *mass, size_t k) {
     const double threshold = row->min_p * row->max_mass;
     if (csm_is_single(&row->call->base) && row->min_p >= 0x1p-16)
-        return filter_exactly((float *)(void *)mass, k, (float)csm_sample_least(row, threshold));
+        return row->call->base.table->sample[row->call->base.dtype].filter(mass, k, csm_sample_least(row, threshold));
     return CSM_BY_TYPE(row, filter, mass, k, threshold);
 }
 char *csm_sample_masses(const csm_sample_row *row, size_t b, int thread, double *sum) {

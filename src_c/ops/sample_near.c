@@ -90,47 +90,15 @@ csm_status csm_sample_pick(const csm_sample_row *row, size_t count, csm_sample_r
 }
 
 /* Loops over a block, for each compute type REAL. */
-#define LOOPS(REAL)                                                                                                 \
-    /* Marks what is in the outer interval and not in the inner one. */                                             \
-    static void mark_##REAL(const REAL *x, size_t k, const double *outer, const double *inner, uint8_t *marks) {    \
-        const REAL a = (REAL)inner[0], b = (REAL)inner[1], c = (REAL)outer[0], d = (REAL)outer[1];                  \
-        for (size_t i = 0; i < k; i++) marks[i] = (uint8_t)((x[i] >= c) & (x[i] <= d) & ((x[i] < a) | (x[i] > b))); \
-    }                                                                                                               \
-    /* Leaves what is in the interval; returns whether it is anything. */                                           \
-    static int keep_##REAL(REAL *x, size_t k, const double *inner) {                                                \
-        const REAL a = (REAL)inner[0], b = (REAL)inner[1], none = (REAL)-CSM_INF;                                   \
-        int any = 0;                                                                                                \
-        for (size_t i = 0; i < k; i++) {                                                                            \
-            const int kept = (x[i] >= a) & (x[i] <= b);                                                             \
-            any |= kept;                                                                                            \
-            x[i] = kept ? x[i] : none;                                                                              \
-        }                                                                                                           \
-        return any;                                                                                                 \
-    }                                                                                                               \
-    static size_t count_##REAL(const REAL *x, size_t k) {                                                           \
-        size_t count = 0;                                                                                           \
-        for (size_t i = 0; i < k; i++) count += x[i] > (REAL)-CSM_INF;                                              \
-        return count;                                                                                               \
+#define LOOPS(REAL)                                                    \
+    static size_t count_##REAL(const REAL *x, size_t k) {              \
+        size_t count = 0;                                              \
+        for (size_t i = 0; i < k; i++) count += x[i] > (REAL)-CSM_INF; \
+        return count;                                                  \
     }
 LOOPS(float)
 LOOPS(double)
 #undef LOOPS
-
-/* Lists what is marked: eight marks are looked at together, and each is listed without a branch. */
-static size_t list_marked(uint8_t *marks, size_t k, size_t first, uint32_t *list) {
-    size_t count = 0;
-    for (size_t i = k; i % 8; i++) marks[i] = 0;
-    for (size_t i = 0; i < k; i += 8) {
-        uint64_t eight;
-        memcpy(&eight, marks + i, sizeof eight);
-        if (eight == 0) continue;
-        for (size_t l = 0; l < 8; l++) {
-            list[count] = (uint32_t)(first + i + l);
-            count += marks[i + l];
-        }
-    }
-    return count;
-}
 
 csm_status csm_sample_list(csm_sample_row *row, int counts, int level, const csm_sample_range *before,
                            const csm_sample_range *until, double *start, csm_sample_row *listed,
@@ -144,20 +112,18 @@ csm_status csm_sample_list(csm_sample_row *row, int counts, int level, const csm
     const int lists = level ? CSM_SAMPLE_NUMBERS : CSM_SAMPLE_KEPT,
               values = level ? CSM_SAMPLE_CLOSER : CSM_SAMPLE_RECORDS;
     uint32_t *list = (uint32_t *)(void *)csm_sample_buffer(call, row->thread, lists, (row->count + 8) * sizeof *list);
-    uint8_t *marks = (uint8_t *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_SELECT, CSM_BLOCK + 8);
     size_t count = 0, above = 0;
     csm_exact sum;
     double rest;
-    if (!list || !marks) return CSM_NO_MEMORY;
+    if (!list) return CSM_NO_MEMORY;
     csm_exact_zero(&sum);
     for (size_t b = 0; b < csm_block_count(row->count); b++) {
         const size_t k = csm_block_length(row->count, b * CSM_BLOCK);
         csm_block block;
         char *x = csm_sample_wide(row, b, row->thread);
         if (!x) return CSM_NO_MEMORY;
-        CSM_BY_TYPE(row, mark, x, k, outer, inner, marks);
-        count += list_marked(marks, k, b * CSM_BLOCK, list + count);
-        const int is_any = CSM_BY_TYPE(row, keep, x, k, inner);
+        const int is_any =
+            c->table->sample[c->dtype].divide(x, k, outer, inner, (uint32_t)(b * CSM_BLOCK), list, &count);
         if (is_any && counts) above += CSM_BY_TYPE(row, count, x, k);
         if (is_any && !counts) {
             if (row->is_transformed) csm_transform(row->scales, csm_is_single(c), x, k, row->max);
