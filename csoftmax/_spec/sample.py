@@ -161,17 +161,21 @@ RECORDS = (
             BadCall({"top_k": 3, "order": ("top_p",)}, ValueError, 'order must name every filter .* without "top_k"'),
             BadCall({"temperature": [1, 2, 1], "order": ()}, ValueError, 'order must name .* without "temperature"'),
             BadCall(
-                {"uniforms": np.zeros((3, 2)), "rng": None}, ValueError, r"uniforms have shape \(3, 2\); .* has \(3,\)"
+                {"uniforms": np.zeros((3, 2)), "rng": None, "size": None},
+                ValueError,
+                r"uniforms have shape \(3, 2\); .* has \(3,\)",
             ),
             BadCall(
-                {"uniforms": [0, 1, 0], "rng": None},
+                {"uniforms": [0, 1, 0], "rng": None, "size": None},
                 ValueError,
                 r"uniforms must be .* less than 1, got 1.0 for row \(1\)",
             ),
             BadCall(
-                {"uniforms": [0, np.nan, 0], "rng": None}, ValueError, r"uniforms must be .* got nan for row \(1\)"
+                {"uniforms": [0, np.nan, 0], "rng": None, "size": None},
+                ValueError,
+                r"uniforms must be .* got nan for row \(1\)",
             ),
-            BadCall({"uniforms": ["0"] * 3, "rng": None}, TypeError, "uniforms must hold real numbers"),
+            BadCall({"uniforms": ["0"] * 3, "rng": None, "size": None}, TypeError, "uniforms must hold real numbers"),
             BadCall({"uniforms": np.zeros(3), "rng": 1}, ValueError, "rng must be None where uniforms are given"),
             BadCall({"replace": 0}, TypeError, "replace must be a bool"),
             BadCall({"return_log_prob": "no"}, TypeError, "return_log_prob must be a bool"),

@@ -7,7 +7,7 @@
  *   top_n_sigma  logits of at least max - n sigma, sigma the standard deviation of the finite logits that are left
  *
  * The classes that are left are always those on one side of a logit, or of a distance, and among equals those up to an
- * index (csm_sample_set), so that nothing is sorted.  To find that end, 2048 logits of the row are looked at, which
+ * index (csm_sample_set), so that nothing is sorted.  To find that end, 4096 logits of the row are looked at, which
  * say between which two numbers it very probably is.  A pass adds up what is before them and lists what is between
  * them (sample_near.c).  What is listed, or the whole row if the end is not there, is added up in buckets of the
  * distance from the maximum (or from sum p x), and up to the bucket in which the sum passes its limit; if candidates
@@ -27,8 +27,10 @@ enum {
     BUCKETS = 2048,
     GROUPS = 8, /* of blocks with buckets of their own, so that threads may share a row */
     CANDIDATES = 1024, /* so many are sorted; more of them are divided once more */
-    SAMPLE = 2048, /* logits of a row that are looked at first ... */
-    LISTED_ELEMENTS = 3 * SAMPLE /* ... if it is longer than this */
+    SAMPLE = CSM_BLOCK, /* logits of a row that are looked at first ... */
+    CLOSER_SAMPLE = 512, /* ... and of those that are listed, ... */
+    LISTED_ELEMENTS = 2 * SAMPLE,
+    CLOSER_ELEMENTS = 2048 /* ... if they are more than these */
 };
 #define RANGE 28 /* of the first buckets, in units of T: e^-28 times 2^31 classes is little */
 
@@ -74,9 +76,6 @@ static inline int bucket_of(const search *s, double x) {
     return key < s->lo ? -1 : key > s->hi ? BUCKETS : (int)((key - s->lo) >> s->shift);
 }
 
-static double sum_of_lanes(const double *lane) {
-    return ((lane[0] + lane[4]) + (lane[2] + lane[6])) + ((lane[1] + lane[5]) + (lane[3] + lane[7]));
-}
 /* Loops over the logits of a block and their masses (NULL: 1 each), for each compute type REAL. */
 #define LOOPS(REAL)                                                                                                 \
     static void fill_##REAL(const REAL *x, size_t k, const search *s, const REAL *mass, double *sums) {             \
@@ -119,34 +118,18 @@ static double sum_of_lanes(const double *lane) {
             if ((double)mass[i] >= threshold && (double)x[i] < smallest) smallest = (double)x[i];                   \
         return smallest;                                                                                            \
     }                                                                                                               \
-    static double moment_##REAL(const REAL *x, size_t k, const REAL *mass, double origin) {                         \
-        double lane[8] = {0};                                                                                       \
-        for (size_t i = 0; i < k; i += 8)                                                                           \
-            for (size_t l = 0; l < (k - i < 8 ? k - i : 8); l++) {                                                  \
-                const double more = (double)mass[i + l] * ((double)x[i + l] - origin);                              \
-                lane[l] += mass[i + l] > 0 ? more : 0;                                                              \
-            }                                                                                                       \
-        return sum_of_lanes(lane);                                                                                  \
+    static double lowest_##REAL(const REAL *x, size_t k) {                                                          \
+        double lowest = CSM_INF;                                                                                    \
+        for (size_t i = 0; i < k; i++)                                                                              \
+            if (x[i] > (REAL)-CSM_INF && (double)x[i] < lowest) lowest = (double)x[i];                              \
+        return lowest;                                                                                              \
     }                                                                                                               \
-    /* The sum of ((x - origin) scale - mean)^power over the finite logits, in whose x * half nothing overflows. */ \
-    static double spread_##REAL(const REAL *x, size_t k, const double *number, int power) {                         \
-        const double origin = number[0], scale = number[1], mean = number[2];                                       \
-        double lane[8] = {0};                                                                                       \
-        for (size_t i = 0; i < k; i += 8)                                                                           \
-            for (size_t l = 0; l < (k - i < 8 ? k - i : 8); l++) {                                                  \
-                const double d = ((double)x[i + l] * 0.5 - origin) * scale - mean, more = power == 1 ? d : d * d;   \
-                lane[l] += x[i + l] > (REAL)-CSM_INF ? more : 0;                                                    \
-            }                                                                                                       \
-        return sum_of_lanes(lane);                                                                                  \
-    }                                                                                                               \
-    static size_t finite_##REAL(const REAL *x, size_t k, double *lowest) {                                          \
-        size_t count = 0;                                                                                           \
+    static void squares_##REAL(const REAL *mass, size_t k, double *sum, double *squares) {                          \
         for (size_t i = 0; i < k; i++) {                                                                            \
-            const int is_finite = x[i] > (REAL)-CSM_INF;                                                            \
-            count += (size_t)is_finite;                                                                             \
-            *lowest = is_finite && (double)x[i] < *lowest ? (double)x[i] : *lowest;                                 \
+            const double m = mass ? (double)mass[i] : 1;                                                            \
+            *sum += m;                                                                                              \
+            *squares += m * m;                                                                                      \
         }                                                                                                           \
-        return count;                                                                                               \
     }
 LOOPS(float)
 LOOPS(double)
@@ -390,22 +373,19 @@ static csm_sample_range range_of_buckets(const search *s, csm_sample_row *row, i
 static csm_status guess(csm_sample_row *row, csm_sample_measure measure, double limit, double part,
                         csm_sample_range *before, csm_sample_range *until) {
     csm_sample_row some;
+    const size_t size = part < 0 ? CLOSER_SAMPLE : SAMPLE;
     double sum = 0, squares = 0, so_far = 0;
     *before = (csm_sample_range){CSM_INF, -CSM_INF, CSM_INF, -CSM_INF, 0};
     *until = (csm_sample_range){-CSM_INF, CSM_INF, -CSM_INF, CSM_INF, 0};
-    csm_status status = csm_sample_pick(row, SAMPLE, &some);
+    csm_status status = csm_sample_pick(row, size, &some);
     if (status != CSM_OK) return status;
     char *x, *mass = NULL;
     status = look(&some, 0, row->thread, &x, measure == CSM_SAMPLE_COUNT ? NULL : &mass);
     if (status != CSM_OK) return status;
-    for (size_t i = 0; i < some.count; i++) {
-        const double m = mass ? csm_wide_at(&row->call->base, mass, i) : 1;
-        sum += m;
-        squares += m * m;
-    }
-    /* four standard deviations of the sum up to the limit */
-    const double error = 4 * sqrt((part < 0 ? 0.5 : part * (1 - part) + 0.01) * squares);
-    const double middle = part < 0 ? limit * SAMPLE / (double)row->count : part * sum;
+    CSM_BY_TYPE(row, squares, (uintptr_t)mass, some.count, &sum, &squares);
+    /* three standard deviations of the sum up to the limit */
+    const double error = 3 * sqrt((part < 0 ? 0.5 : part * (1 - part) + 0.01) * squares);
+    const double middle = part < 0 ? limit * (double)size / (double)row->count : part * sum;
     search s;
     status = begin_search(&s, &some, measure, limit);
     if (status != CSM_OK) return status;
@@ -436,7 +416,7 @@ static csm_status find_between(csm_sample_row *row, csm_sample_measure measure, 
         status = csm_sample_list(row, measure == CSM_SAMPLE_COUNT, level, &before, &until, &more, &listed, &list);
     start += more;
     if (status != CSM_OK || start >= limit || listed.count == 0) return status;
-    if (level == 0 && listed.count >= LISTED_ELEMENTS) {
+    if (level == 0 && listed.count >= CLOSER_ELEMENTS) {
         status = find_between(&listed, measure, limit, -1, start, 1, end);
         if (status != CSM_OK) return status;
     }
@@ -507,13 +487,16 @@ csm_status csm_sample_apply_min_p(csm_sample_row *row) {
     return status;
 }
 
+static const csm_sample_kernels *table_of(const csm_sample_row *row) {
+    return &row->call->base.table->sample[row->call->base.dtype];
+}
 static csm_status moment_body(void *context, size_t begin, size_t end, int thread) {
     csm_sample_row *row = context;
     for (size_t b = begin; b < end; b++) {
         char *x, *mass;
         csm_status status = look(row, b, thread, &x, &mass);
         if (status != CSM_OK) return status;
-        row->blocks[b].far = CSM_BY_TYPE(row, moment, x, length_of(row, b), (void *)mass, row->max);
+        row->blocks[b].far = table_of(row)->moment(x, mass, length_of(row, b), row->max);
     }
     return CSM_OK;
 }
@@ -535,14 +518,13 @@ static csm_status keep_typical(csm_sample_row *row) {
     return csm_sample_narrow(row, CSM_SAMPLE_NEAR, row->typical_p * total, row->typical_p, &unused);
 }
 
-static csm_status finite_body(void *context, size_t begin, size_t end, int thread) {
+static csm_status lowest_body(void *context, size_t begin, size_t end, int thread) {
     csm_sample_row *row = context;
     for (size_t b = begin; b < end; b++) {
         char *x;
         csm_status status = look(row, b, thread, &x, NULL);
         if (status != CSM_OK) return status;
-        row->blocks[b].max = CSM_INF;
-        row->blocks[b].count = (double)CSM_BY_TYPE(row, finite, x, length_of(row, b), &row->blocks[b].max);
+        row->blocks[b].max = CSM_BY_TYPE(row, lowest, x, length_of(row, b));
     }
     return CSM_OK;
 }
@@ -559,7 +541,7 @@ static csm_status spread_body(void *context, size_t begin, size_t end, int threa
         char *x;
         csm_status status = look(row, b, thread, &x, NULL);
         if (status != CSM_OK) return status;
-        row->blocks[b].far = CSM_BY_TYPE(row, spread, x, length_of(row, b), s->numbers, s->power);
+        row->blocks[b].far = table_of(row)->spread(x, length_of(row, b), s->numbers, s->power, &row->blocks[b].count);
     }
     return CSM_OK;
 }
@@ -569,23 +551,29 @@ static csm_status spread(spreading *s) {
     if (!call->is_split) return spread_body(s, 0, blocks, s->row->thread);
     return csm_parallel(blocks, CSM_SAMPLE_PIECE, call->base.threads, spread_body, s, &call->base.interrupt);
 }
-/* Distances from the maximum are scaled to at most 1, so that their squares are numbers. */
-static csm_status keep_sigmas(csm_sample_row *row) {
-    double lowest = CSM_INF, count = 0;
-    csm_status status = csm_sample_blocks(row, finite_body);
-    if (status != CSM_OK) return status;
-    for (size_t b = 0; b < csm_block_count(row->count); b++) {
-        count += row->blocks[b].count;
+/* The scale of distances from the maximum: at most 1 for doubles, so that their squares are numbers; 0: all are 0.  The
+ * squares of floats are numbers anyway. */
+static csm_status scale_of(csm_sample_row *row, double *scale) {
+    double lowest = CSM_INF;
+    *scale = 1;
+    if (csm_is_single(&row->call->base)) return CSM_OK;
+    csm_status status = csm_sample_blocks(row, lowest_body);
+    for (size_t b = 0; b < csm_block_count(row->count); b++)
         if (row->blocks[b].max < lowest) lowest = row->blocks[b].max;
-    }
     const double range = row->max * 0.5 - lowest * 0.5;
-    if (!(range > 0)) return CSM_OK;
-    double scale = 1;
-    while (range * scale > 1) scale *= 0x1p-60;
-    while (range * scale < 0x1p-60) scale *= 0x1p60;
+    while (range * *scale > 1) *scale *= 0x1p-60;
+    while (range > 0 && range * *scale < 0x1p-60) *scale *= 0x1p60;
+    if (!(range > 0)) *scale = 0;
+    return status;
+}
+static csm_status keep_sigmas(csm_sample_row *row) {
+    double count = 0, scale;
+    csm_status status = scale_of(row, &scale);
+    if (status != CSM_OK || scale == 0) return status;
     spreading s = {.row = row, .numbers = {row->max * 0.5, scale, 0}, .power = 1};
     status = spread(&s);
     if (status != CSM_OK) return status;
+    for (size_t b = 0; b < csm_block_count(row->count); b++) count += row->blocks[b].count;
     s.numbers[2] = sum_of_far(row) / count;
     s.power = 2;
     status = spread(&s);

@@ -13,6 +13,11 @@ typedef struct csm_sample_kernels {
                   size_t *listed);
     /* Replaces masses below `least` by 0 and returns the sum of the others, which must be free of rounding. */
     double (*filter)(void *mass, size_t k, double least);
+    /* The sum of m_i (x_i - origin) over the finite logits. */
+    double (*moment)(const void *x, const void *mass, size_t k, double origin);
+    /* The sum of d_i^power, d_i = (x_i / 2 - number[0]) number[1] - number[2], over the finite logits; *count: their
+     * number.  power: 1 or 2. */
+    double (*spread)(const void *x, size_t k, const double *number, int power, double *count);
 } csm_sample_kernels;
 
 #endif
