@@ -44,17 +44,22 @@ static int V(sample_divide)(void *x, size_t k, const double *outer, const double
     const V(t) c = SET_REAL((REAL)outer[0]), d = SET_REAL((REAL)outer[1]);
     V(t) largest = none;
     size_t count = *listed;
-    for (size_t i = 0; i < k; i += V(W)) {
-        const int is_part = k - i < V(W);
-        const V(t) v = is_part ? V(LOAD_PART_REAL)(p + i, k - i, none) : V(LOAD_REAL)(p + i);
-        const V(t) kept = V(within)(v, a, b, none);
-        unsigned bits = V(bits)(V(ge)(v, c)) & V(bits)(V(ge)(d, v));
-        bits &= ~(V(bits)(V(ge)(v, a)) & V(bits)(V(ge)(b, v)));
-        if (is_part) bits &= (1u << (k - i)) - 1;
-        largest = V(max)(kept, largest);
-        if (is_part) V(STORE_PART_REAL)(p + i, k - i, kept);
-        else V(STORE_REAL)(p + i, kept);
-        for (; bits; bits &= bits - 1) list[count++] = first + (uint32_t)i + (uint32_t)CSM_LOWEST_BIT(bits);
+    for (size_t first_of_word = 0; first_of_word < k; first_of_word += 64) {
+        const size_t end = k - first_of_word < 64 ? k : first_of_word + 64;
+        uint64_t word = 0; /* of 64 elements, so that one branch for each of those that are listed is unpredictable */
+        for (size_t i = first_of_word; i < end; i += V(W)) {
+            const int is_part = end - i < V(W);
+            const V(t) v = is_part ? V(LOAD_PART_REAL)(p + i, end - i, none) : V(LOAD_REAL)(p + i);
+            const V(t) kept = V(within)(v, a, b, none);
+            unsigned bits = V(bits)(V(ge)(v, c)) & V(bits)(V(ge)(d, v));
+            bits &= ~(V(bits)(V(ge)(v, a)) & V(bits)(V(ge)(b, v)));
+            if (is_part) bits &= (1u << (end - i)) - 1;
+            word |= (uint64_t)bits << (i - first_of_word);
+            largest = V(max)(kept, largest);
+            if (is_part) V(STORE_PART_REAL)(p + i, end - i, kept);
+            else V(STORE_REAL)(p + i, kept);
+        }
+        for (; word; word &= word - 1) list[count++] = first + (uint32_t)(first_of_word + CSM_LOWEST_BIT(word));
     }
     *listed = count;
     return V(top)(largest) > (REAL)-CSM_INF;
