@@ -189,13 +189,13 @@ def plan_sample(
         x = axis_last(x, axes)
         mask = None if mask is None else axis_last(mask, axes)
         batch = x.shape[:-1]
-        values = [given.get(name) for name in _PARAMETERS]
-        if place.on_cuda or place.moves:  # they are few, and are checked on the CPU
-            values = to_host(*values)
-        parameters = {
-            name: check_parameter(name, value, batch, *rule[:3])
-            for (name, rule), value in zip(_PARAMETERS.items(), values, strict=True)
-        }
+        parameters: dict[str, Any] = dict.fromkeys(_PARAMETERS)
+        for name, value in given.items():
+            if value is None or (value == 1.0 if name == "temperature" and type(value) is float else False):
+                continue  # the usual case
+            if place.on_cuda or place.moves:  # they are few, and are checked on the CPU
+                (value,) = to_host(value)
+            parameters[name] = check_parameter(name, value, batch, *_PARAMETERS[name][:3])
         numbers = None if order is None else _check_order(order, parameters)
         draws = _check_size(size)
         if not replace:

@@ -179,9 +179,13 @@ RECORDS = (
             BadCall({"uniforms": np.zeros(3), "rng": 1}, ValueError, "rng must be None where uniforms are given"),
             BadCall({"replace": 0}, TypeError, "replace must be a bool"),
             BadCall({"return_log_prob": "no"}, TypeError, "return_log_prob must be a bool"),
-            BadCall({"replace": False, "size": 5}, ValueError, r"size must be at most .*, got 5: row \(0\) has fewer"),
             BadCall(
-                {"replace": False, "size": 2, "temperature": [1, 1, 0]},
+                {"replace": False, "size": 5, "rng": None},
+                ValueError,
+                r"size must be at most .*, got 5: row \(0\) has fewer",
+            ),
+            BadCall(
+                {"replace": False, "size": 2, "temperature": [1, 1, 0], "rng": None},
                 ValueError,
                 r"temperature must be greater than 0 for 2 draws without replacement, got 0 for row \(2\)",
             ),
