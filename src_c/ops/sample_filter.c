@@ -409,7 +409,7 @@ static csm_status find_between(csm_sample_row *row, csm_sample_measure measure, 
     csm_sample_range before, until;
     csm_sample_row listed;
     const uint32_t *list;
-    double more;
+    double more = 0;
     csm_status status = guess(row, measure, limit - start, part, &before, &until);
     end->is_reached = 0;
     if (status == CSM_OK)
