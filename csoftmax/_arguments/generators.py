@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .numbers import is_bool
+from .places import as_array
 
 PIECE = 1 << 20  # numbers drawn at a time: some ms, so that Ctrl-C is seen between them
 _KINDS = "an int, a numpy.random.SeedSequence, Generator or RandomState"
@@ -72,6 +73,24 @@ def draw_uniforms(rng: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> ND
     for row, read in zip(uniforms, readers, strict=True):
         _read_in_pieces(read, size, row)
     return uniforms.reshape(*batch, count)
+
+
+def check_uniforms(given: Any, batch: tuple[int, ...], size: tuple[int, ...]) -> NDArray[Any]:
+    """Uniform numbers of the caller's, of the shape (*batch, *size), as float64 of the shape (*batch, prod(size))."""
+    uniforms = as_array("uniforms", given)
+    if uniforms.dtype.kind not in "iuf" and not (uniforms.size == 0 and isinstance(given, list | tuple)):
+        raise TypeError(f"uniforms must hold real numbers, got {uniforms.dtype}")
+    if uniforms.shape != batch + size:
+        raise ValueError(
+            f"uniforms have shape {uniforms.shape}; the result, the rows followed by size, has {batch + size}"
+        )
+    uniforms = uniforms.astype(np.float64, copy=False)
+    bad = ~((uniforms >= 0) & (uniforms < 1))
+    if np.any(bad):
+        at = np.unravel_index(int(np.argmax(bad)), uniforms.shape)
+        row = ", ".join(str(int(i)) for i in at[: len(batch)])
+        raise ValueError(f"uniforms must be at least 0 and less than 1, got {uniforms[at]} for row ({row})")
+    return uniforms.reshape(*batch, math.prod(size))
 
 
 def draw_ragged_uniforms(rng: Any, batch: tuple[int, ...], counts: Any) -> NDArray[Any]:

@@ -13,6 +13,7 @@ SUFFIXES: Final[dict[str, str]]
 LABELS: Final[dict[str, int]]
 REDUCTIONS: Final[dict[str, int]]
 NORMALIZE: Final[dict[str | None, int]]
+FILTERS: Final[dict[str, int]]
 CRF_TASKS: Final[dict[str, int]]
 CRF_REDUCTIONS: Final[dict[str, int]]
 CRF_METHODS: Final[dict[str, int]]
@@ -175,7 +176,27 @@ def run_sample(
     top_p: NDArray[Any] | None,
     min_p: NDArray[Any] | None,
     num_threads: int | None,
+    typical_p: NDArray[Any] | None = None,
+    top_n_sigma: NDArray[Any] | None = None,
+    order: tuple[int, ...] | None = None,
+    replace: bool = True,
+    log_prob: NDArray[Any] | None = None,
+    raw_log_prob: NDArray[Any] | None = None,
 ) -> bool: ...
+def run_penalize(
+    dtype: int,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    tokens: NDArray[np.int64],
+    lengths: NDArray[np.int64] | None,
+    repetition: NDArray[np.float64] | None,
+    presence: NDArray[np.float64] | None,
+    frequency: NDArray[np.float64] | None,
+    bias: NDArray[np.float64] | None,
+    classes: NDArray[np.int64] | None,
+    values: NDArray[np.float64] | None,
+    num_threads: int | None,
+) -> None: ...
 def run_crf(
     task: int,
     dtype: int,

@@ -57,6 +57,9 @@ cdef extern from "core/extension.h" nogil:
                                        const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_sample(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *, size_t,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_sample_options *)
+    cpu.csm_status csm_run_penalize(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                    const cpu.csm_view *, size_t, const cpu.csm_view *,
+                                    const cpu.csm_penalize_options *)
     cpu.csm_status csm_run_crf(int, cpu.csm_crf_task, const csm_table *, const void *, cpu.csm_crf_options *)
     ctypedef struct csm_row_update:
         int kind
@@ -408,6 +411,11 @@ LABELS = {
 }
 REDUCTIONS = {"none": cpu.CSM_NONE, "sum": cpu.CSM_SUM, "mean": cpu.CSM_MEAN}
 NORMALIZE = {None: cpu.CSM_TOPK_NONE, "topk": cpu.CSM_TOPK_SOFTMAX, "full": cpu.CSM_TOPK_FULL}
+FILTERS = {
+    "temperature": cpu.CSM_FILTER_TEMPERATURE, "top_n_sigma": cpu.CSM_FILTER_TOP_N_SIGMA,
+    "top_k": cpu.CSM_FILTER_TOP_K, "typical_p": cpu.CSM_FILTER_TYPICAL_P, "top_p": cpu.CSM_FILTER_TOP_P,
+    "min_p": cpu.CSM_FILTER_MIN_P,
+}
 CRF_TASKS = {
     "log_partition": cpu.CSM_CRF_LOG_PARTITION, "score": cpu.CSM_CRF_SCORE, "loss": cpu.CSM_CRF_LOSS,
     "marginals": cpu.CSM_CRF_MARGINALS, "decode": cpu.CSM_CRF_DECODE, "sample": cpu.CSM_CRF_SAMPLE,

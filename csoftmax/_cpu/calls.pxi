@@ -12,13 +12,13 @@ cdef void _describe(Py_buffer *buffer, cpu.csm_view *view, bint has_axis) noexce
 
 cdef class _Buffers:
     # the buffers of a call, released when this object dies, even after an exception
-    cdef Py_buffer buffer[8]
-    cdef cpu.csm_view view[8]
-    cdef bint held[8]
+    cdef Py_buffer buffer[12]
+    cdef cpu.csm_view view[12]
+    cdef bint held[12]
     cdef cpu.csm_shape shape
 
     def __dealloc__(self):
-        for i in range(8):
+        for i in range(12):
             if self.held[i]:
                 PyBuffer_Release(&self.buffer[i])
 
@@ -208,17 +208,27 @@ def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, in
     _raise(status)
 
 
-def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p, min_p, num_threads):
+def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p, min_p, num_threads, typical_p=None,
+               top_n_sigma=None, order=None, bint replace=True, log_prob=None, raw_log_prob=None):
     """Draw from rows along the last axis of x, one index for each uniform number; parameters have one value a row.
 
-    Returns whether all rows have mass.
+    order holds numbers of FILTERS, or is None; log_prob and raw_log_prob have the shape of indices and the compute
+    dtype, or are None. Returns whether all rows have mass and, without replacement, as many classes as draws.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_sample_options options = cpu.csm_default_sample_options()
+    cdef cpu.csm_filter filters[cpu.CSM_FILTER_COUNT]
     cdef cpu.csm_status status
     cdef size_t draws = uniform.shape[-1]
+    cdef int i
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals
+    options.without_replacement = not replace
+    if order is not None:
+        for i in range(len(order)):
+            filters[i] = <cpu.csm_filter><int>order[i]
+        options.order = filters
+        options.order_count = len(order)
     buffers.take(0, x, True, False)
     buffers.take(1, uniform, True, False)
     buffers.take(2, indices, True, True)
@@ -227,13 +237,50 @@ def run_sample(int dtype, x, uniform, indices, where, temperature, top_k, top_p,
     options.top_k = buffers.take(5, top_k, False, False)
     options.top_p = buffers.take(6, top_p, False, False)
     options.min_p = buffers.take(7, min_p, False, False)
+    options.typical_p = buffers.take(8, typical_p, False, False)
+    options.top_n_sigma = buffers.take(9, top_n_sigma, False, False)
+    options.log_prob = buffers.take(10, log_prob, True, True)
+    options.raw_log_prob = buffers.take(11, raw_log_prob, True, True)
     with nogil:
         status = csm_run_sample(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], draws,
                                 &buffers.view[1], &buffers.view[2], &options)
-    if status == cpu.CSM_NO_MASS:
+    if status == cpu.CSM_NO_MASS or status == cpu.CSM_TOO_FEW:
         return False
     _raise(status)
     return True
+
+
+def run_penalize(int dtype, x, y, tokens, lengths, repetition, presence, frequency, bias, classes, values, num_threads):
+    """Write the logits x with penalties to y, which may be x; the class axis is the last.
+
+    tokens are int64, with an axis of any length last; lengths (int64) and the three penalties (float64) have one
+    value a row; bias is float64 with the class axis, or None; classes (int64) and values (float64) are single biases.
+    """
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_penalize_options options = cpu.csm_default_penalize_options()
+    cdef const cpu.csm_view *seen
+    cdef cpu.csm_status status
+    cdef size_t count = tokens.shape[-1]
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, x, True, False)
+    buffers.take(1, y, True, True)
+    seen = buffers.take(2, tokens, True, False)
+    options.lengths = buffers.take(3, lengths, False, False)
+    options.repetition = buffers.take(4, repetition, False, False)
+    options.presence = buffers.take(5, presence, False, False)
+    options.frequency = buffers.take(6, frequency, False, False)
+    options.bias = buffers.take(7, bias, True, False)
+    if classes is not None and len(classes):
+        options.biases = len(classes)
+        buffers.take(8, classes, True, False)
+        buffers.take(9, values, True, False)
+        options.bias_classes = <const int64_t *>buffers.view[8].data
+        options.bias_values = <const double *>buffers.view[9].data
+    with nogil:
+        status = csm_run_penalize(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], &buffers.view[1], count,
+                                  seen, &options)
+    _raise(status)
 
 
 def run_row_update(int dtype, int kind, double learning_rate, double penalty, w, rows, g, state, second, visits, last,

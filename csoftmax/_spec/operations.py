@@ -2,7 +2,19 @@
 
 from __future__ import annotations
 
-from . import crf, cross_entropy, entmax, in_batch, linear_cross_entropy, margins, sample, sampled, softmax, topk
+from . import (
+    crf,
+    cross_entropy,
+    entmax,
+    in_batch,
+    linear_cross_entropy,
+    margins,
+    penalize,
+    sample,
+    sampled,
+    softmax,
+    topk,
+)
 from .record import Operation
 
 OPERATIONS: tuple[Operation, ...] = (
@@ -12,6 +24,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *topk.RECORDS,
     *entmax.RECORDS,
     *sample.RECORDS,
+    *penalize.RECORDS,
     *crf.RECORDS,
     *sampled.RECORDS,
     *in_batch.RECORDS,

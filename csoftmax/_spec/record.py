@@ -22,7 +22,10 @@ PROMISES = (
 # unrelated shape.  TOP has a class axis of k elements, DRAWS the rows first and any number of draws after them.
 CLASSES, ROWS, TOP, DRAWS, WHOLE = "classes", "rows", "top", "draws", "whole"
 # Options that are arrays (all others are passed on as they are).
-OPTION_ROLES = {"where": CLASSES, "sample_weight": ROWS, "upstream": ROWS, "rng": ROWS, "mask": ROWS}
+OPTION_ROLES = {
+    **{"where": CLASSES, "sample_weight": ROWS, "upstream": ROWS, "rng": ROWS, "mask": ROWS},
+    **{"lengths": ROWS, "repetition": ROWS, "presence": ROWS, "frequency": ROWS},
+}
 
 
 class Argument(NamedTuple):

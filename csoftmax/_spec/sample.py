@@ -13,25 +13,48 @@ from .topk import NO_QUICK_PATH, SPARSE
 DRAWS_OF_A_ROW = 9
 
 
-def distribution(x, temperature=1.0, top_k=None, top_p=None, min_p=None):
-    """Return the probabilities of one row after all filters."""
+ORDER = ("temperature", "top_n_sigma", "top_k", "typical_p", "top_p", "min_p")
+
+
+def distribution(x, temperature=1.0, order=ORDER, **filters):
+    """Return the probabilities of one row after all filters, each as its definition says."""
     x = np.asarray(x).astype(EXACT)
-    n = len(x)
-    order = np.argsort(-x, kind="stable")
-    if temperature == 0:
-        return np.eye(n, dtype=EXACT)[order[0]]
-    p = exact_forward(x, temperature)[0]
-    if top_k is not None and top_k > 0:
-        p[order[top_k:]] = 0
-        p /= p.sum()
-    if top_p is not None and top_p < 1:
-        before = np.concatenate([[0], np.cumsum(p[order])[:-1]])
-        p[order[before >= top_p]] = 0
-        p /= p.sum()
-    if min_p is not None:
-        p[p < min_p * p.max()] = 0
-        p /= p.sum()
-    return p
+    left, t = np.isfinite(x), EXACT(1)
+    for name in order:
+        value = temperature if name == "temperature" else filters.get(name)
+        if value is None:
+            continue
+        classes = np.flatnonzero(left)
+        falling = classes[np.argsort(-x[classes], kind="stable")]
+        if name == "temperature":
+            t = EXACT(value)
+            keep = falling[:1] if value == 0 else classes
+        elif name == "top_n_sigma":
+            sigma = np.sqrt(np.mean((x[classes] - x[classes].mean()) ** 2))
+            keep = classes[x[classes] >= x[classes].max() - EXACT(value) * sigma]
+        else:
+            p = _softmax(np.where(left, x, -np.inf), t)
+            keep = _keep(name, value, x, p, classes, falling)
+        left = np.zeros(len(x), bool)
+        left[keep] = True
+    return _softmax(np.where(left, x, -np.inf), t)
+
+
+def _softmax(x, t):
+    return np.where(x == x.max(), 1, 0).astype(EXACT) if t == 0 else exact_forward(x, float(t))[0]
+
+
+def _keep(name, value, x, p, classes, falling):
+    """Return the classes that a filter by rank or by probability keeps."""
+    if name == "top_k":
+        return falling[:value] if value > 0 else classes
+    if name == "min_p":
+        return classes[p[classes] >= EXACT(value) * p.max()]
+    if name == "typical_p":
+        from_mean = np.abs(x[classes] - np.sum(p[classes] * x[classes]))
+        falling = classes[np.argsort(from_mean, kind="stable")]
+    before = np.concatenate([[0], np.cumsum(p[falling])[:-1]])
+    return falling[before < value] if value < 1 else classes
 
 
 def exact_draws(logits, rng, size, where=None, **filters):
@@ -51,7 +74,9 @@ def exact_draws(logits, rng, size, where=None, **filters):
         found = []
         for sign in (-1, 1):
             near = {
-                name: value * (1 + sign * tolerance) for name, value in filters.items() if name in ("top_p", "min_p")
+                name: value * (1 + sign * tolerance)
+                for name, value in filters.items()
+                if name in ("top_p", "min_p", "typical_p", "top_n_sigma")
             }
             p = distribution(wide[row], **{**filters, **near})
             sums, last = np.cumsum(p), np.flatnonzero(p)[-1]
@@ -71,6 +96,13 @@ def draw(**filters):
         return given | filters
 
     return options
+
+
+def draw_few(shape, dtype, seed):
+    """Return options of draws without replacement, as many as the row has classes."""
+    given = draw()(shape, dtype, seed)
+    size = min(DRAWS_OF_A_ROW, shape[-1])
+    return given | {"rng": FixedUniform(given["rng"].uniforms[:, :size]), "size": size, "replace": False}
 
 
 def draw_masked(shape, dtype, seed):
@@ -97,6 +129,12 @@ RECORDS = (
             "min-p": Variant(draw(min_p=0.2)),
             "every filter": Variant(draw(temperature=2.0, top_k=30, top_p=0.7, min_p=0.1)),
             "mask": Variant(draw_masked),
+            "typical-p": Variant(draw(typical_p=0.7)),
+            "top-n-sigma": Variant(draw(top_n_sigma=1.3)),
+            "another order": Variant(
+                draw(temperature=2.0, top_p=0.9, top_k=40, order=("top_p", "temperature", "top_k"))
+            ),
+            "no replacement": Variant(draw_few, is_accurate=False),
         },
         {"NaN": NO_MASS, "+inf": NO_MASS, "all -inf": NO_MASS},
         (
@@ -115,6 +153,42 @@ RECORDS = (
             BadCall({"top_p": 1.01}, ValueError, "top_p must be greater than 0"),
             BadCall({"min_p": -0.1}, ValueError, "min_p must be at least 0 and at most 1"),
             BadCall({"min_p": np.nan}, ValueError, "min_p must be at least 0"),
+            BadCall({"typical_p": 0}, ValueError, "typical_p must be greater than 0 and at most 1, got 0"),
+            BadCall({"top_n_sigma": [1, -1, 1]}, ValueError, r"top_n_sigma must be at least 0, got -1 for row \(1\)"),
+            BadCall({"order": "top_p"}, TypeError, "order must be a sequence of the names"),
+            BadCall({"order": ("top_q",)}, ValueError, "order must hold names among .*, got 'top_q'"),
+            BadCall({"order": ("top_p", "top_p")}, ValueError, 'order must name each filter once, got "top_p" 2 times'),
+            BadCall({"top_k": 3, "order": ("top_p",)}, ValueError, 'order must name every filter .* without "top_k"'),
+            BadCall({"temperature": [1, 2, 1], "order": ()}, ValueError, 'order must name .* without "temperature"'),
+            BadCall(
+                {"uniforms": np.zeros((3, 2)), "rng": None, "size": None},
+                ValueError,
+                r"uniforms have shape \(3, 2\); .* has \(3,\)",
+            ),
+            BadCall(
+                {"uniforms": [0, 1, 0], "rng": None, "size": None},
+                ValueError,
+                r"uniforms must be .* less than 1, got 1.0 for row \(1\)",
+            ),
+            BadCall(
+                {"uniforms": [0, np.nan, 0], "rng": None, "size": None},
+                ValueError,
+                r"uniforms must be .* got nan for row \(1\)",
+            ),
+            BadCall({"uniforms": ["0"] * 3, "rng": None, "size": None}, TypeError, "uniforms must hold real numbers"),
+            BadCall({"uniforms": np.zeros(3), "rng": 1}, ValueError, "rng must be None where uniforms are given"),
+            BadCall({"replace": 0}, TypeError, "replace must be a bool"),
+            BadCall({"return_log_prob": "no"}, TypeError, "return_log_prob must be a bool"),
+            BadCall(
+                {"replace": False, "size": 5, "rng": None},
+                ValueError,
+                r"size must be at most .*, got 5: row \(0\) has fewer",
+            ),
+            BadCall(
+                {"replace": False, "size": 2, "temperature": [1, 1, 0], "rng": None},
+                ValueError,
+                r"temperature must be greater than 0 for 2 draws without replacement, got 0 for row \(2\)",
+            ),
             BadCall({"size": -1}, ValueError, "size must be at least 0"),
             BadCall({"size": True}, TypeError, "size must be an int"),
             BadCall({"size": 1.5}, TypeError, "size must be an int, a tuple of ints or None"),
@@ -133,7 +207,7 @@ RECORDS = (
             BadCall({"where": np.zeros((3, 4), bool)}, ValueError, r"row \(0\): where leaves none of its classes"),
             BadCall({"logits": np.zeros((3, 0), np.float32)}, ValueError, r"row \(0\): its axis has no classes"),
         ),
-        SPARSE,
+        (*SPARSE, "sampler"),
         exempt={
             "overlap": "its out holds class numbers: the bits of logits would be meaningless as integers",
             "quick": NO_QUICK_PATH,

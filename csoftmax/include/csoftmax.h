@@ -39,7 +39,8 @@ typedef enum csm_status {
     CSM_SMALL_SCRATCH = 5,  /* options->scratch is smaller than csm_scratch_size() */
     CSM_BAD_LABEL = 6,      /* a label is not a class (loss->position), or a soft label is negative or not finite */
     CSM_BAD_OPTION = 7, /* an option is out of range: smoothing, a clip, k, alpha, top-p ...; or there are no labels */
-    CSM_NO_MASS = 8 /* a row to draw from holds NaN or +inf, or only -inf */
+    CSM_NO_MASS = 8, /* a row to draw from holds NaN or +inf, or only -inf */
+    CSM_TOO_FEW = 9 /* a row has fewer classes than draws without replacement */
 } csm_status;
 
 /* The batch axes, outermost first, and the number of classes n along the softmax axis. */
@@ -245,10 +246,21 @@ csm_status csm_entmax_loss_f16(const csm_shape *, const csm_view *x, const csm_v
 csm_status csm_entmax_loss_bf16(const csm_shape *, const csm_view *x, const csm_view *labels, const csm_view *soft,
                                 const csm_view *gradient, double *loss, const csm_entmax_options *);
 
-/* Draws from rows of logits.  The logits are divided by the temperature; then the classes are restricted to the top_k
- * largest, to the smallest set whose mass reaches top_p, and to those with at least min_p times the largest
- * probability, in this order, each applied to the result of the previous one, ties to the lowest index.
+/* Draws from softmax(x / T), filtered to the logits of at least max - top_n_sigma sigma (sigma: the population standard
+ * deviation of the finite ones), to the top_k largest, to the smallest set of mass at least typical_p whose -log p are
+ * nearest to the entropy, to the smallest set of the most probable ones whose mass is at least top_p, and to those with
+ * at least min_p times the largest probability, in this order or in another one, each applied to the result of the
+ * previous one, ties to the lowest index.
  * Each draw consumes one uniform number in [0, 1).  A row with NaN, +inf or only -inf: CSM_NO_MASS. */
+typedef enum csm_filter {
+    CSM_FILTER_TEMPERATURE,
+    CSM_FILTER_TOP_N_SIGMA,
+    CSM_FILTER_TOP_K,
+    CSM_FILTER_TYPICAL_P,
+    CSM_FILTER_TOP_P,
+    CSM_FILTER_MIN_P,
+    CSM_FILTER_COUNT
+} csm_filter;
 typedef struct csm_sample_options {
     size_t size; /* sizeof(csm_sample_options) when the caller was compiled */
     const csm_view *where; /* unsigned char; NULL: all elements take part */
@@ -259,9 +271,17 @@ typedef struct csm_sample_options {
     int threads;
     int (*interrupt)(void *context);
     void *interrupt_context;
+    const csm_view *typical_p; /* a double in (0, 1] for each row; NULL = 1 */
+    const csm_view *top_n_sigma; /* a double >= 0 for each row; NULL = infinity */
+    const csm_filter *order; /* each filter that is used once, and the temperature unless it is 1; NULL: as above */
+    size_t order_count;
+    int without_replacement; /* each draw is one of what the previous ones have left; too few classes: CSM_TOO_FEW */
+    const csm_view *log_prob; /* receives that of each draw: floats, of f64 doubles; laid out as indices; NULL */
+    const csm_view *raw_log_prob; /* the same of log_softmax(x); NULL */
 } csm_sample_options;
 static inline csm_sample_options csm_default_sample_options(void) {
-    csm_sample_options o = {sizeof(csm_sample_options), NULL, NULL, NULL, NULL, NULL, 1, NULL, NULL};
+    csm_sample_options o = {
+        sizeof(csm_sample_options), NULL, NULL, NULL, NULL, NULL, 1, NULL, NULL, NULL, NULL, NULL, 0, 0, NULL, NULL};
     return o;
 }
 /* uniform: `draws` doubles along the axis of each row; indices: as many int64_t. */
@@ -273,6 +293,37 @@ csm_status csm_sample_f16(const csm_shape *, const csm_view *x, size_t draws, co
                           const csm_view *indices, const csm_sample_options *);
 csm_status csm_sample_bf16(const csm_shape *, const csm_view *x, size_t draws, const csm_view *uniform,
                            const csm_view *indices, const csm_sample_options *);
+
+/* Logits with penalties for the tokens of each row, and with biases: for a class that is among them c > 0 times,
+ * x / repetition if x > 0, else x * repetition, then minus presence, minus frequency * c; then, for each class, plus
+ * its bias. */
+typedef struct csm_penalize_options {
+    size_t size; /* sizeof(csm_penalize_options) when the caller was compiled */
+    const csm_view *lengths; /* an int64_t for each row: so many of its tokens are valid; NULL: all */
+    const csm_view *repetition; /* a double > 0 for each row; NULL = 1 */
+    const csm_view *presence; /* a finite double for each row; NULL = 0 */
+    const csm_view *frequency; /* the same */
+    const csm_view *bias; /* a double for each class; NULL = 0 */
+    size_t biases; /* number of single classes with a bias, in every row */
+    const int64_t *bias_classes;
+    const double *bias_values;
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_penalize_options;
+static inline csm_penalize_options csm_default_penalize_options(void) {
+    csm_penalize_options o = {sizeof(csm_penalize_options), NULL, NULL, NULL, NULL, NULL, 0, NULL, NULL, 1, NULL, NULL};
+    return o;
+}
+/* tokens: `count` int64_t along the axis of each row, those that are no class are ignored; y may be x. */
+csm_status csm_penalize_f32(const csm_shape *, const csm_view *x, const csm_view *y, size_t count,
+                            const csm_view *tokens, const csm_penalize_options *);
+csm_status csm_penalize_f64(const csm_shape *, const csm_view *x, const csm_view *y, size_t count,
+                            const csm_view *tokens, const csm_penalize_options *);
+csm_status csm_penalize_f16(const csm_shape *, const csm_view *x, const csm_view *y, size_t count,
+                            const csm_view *tokens, const csm_penalize_options *);
+csm_status csm_penalize_bf16(const csm_shape *, const csm_view *x, const csm_view *y, size_t count,
+                             const csm_view *tokens, const csm_penalize_options *);
 
 /* Linear-chain conditional random fields: sequences of positions, each with a row of L scores (emissions), and scores
  * of transitions between the tags of neighbouring positions.  A path y of n positions has the score

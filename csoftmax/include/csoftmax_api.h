@@ -70,6 +70,8 @@ typedef csm_status (*csm_logistic_loss_f32_fn)(size_t, size_t, float *, ptrdiff_
                                                const double *, const double *, double *, const csm_logistic_options *);
 typedef csm_status (*csm_logistic_loss_f64_fn)(size_t, size_t, double *, ptrdiff_t, const double *, size_t,
                                                const double *, const double *, double *, const csm_logistic_options *);
+typedef csm_status (*csm_penalize_f32_fn)(const csm_shape *, const csm_view *, const csm_view *, size_t,
+                                          const csm_view *, const csm_penalize_options *);
 
 /* X(type, name without csm_) */
 #define CSM_API_FUNCTIONS(X)                       \
@@ -159,7 +161,11 @@ typedef csm_status (*csm_logistic_loss_f64_fn)(size_t, size_t, double *, ptrdiff
     X(csm_row_add_f16_fn, row_add_bf16)            \
     X(csm_sort_rows_fn, sort_rows)                 \
     X(csm_logistic_loss_f32_fn, logistic_loss_f32) \
-    X(csm_logistic_loss_f64_fn, logistic_loss_f64)
+    X(csm_logistic_loss_f64_fn, logistic_loss_f64) \
+    X(csm_penalize_f32_fn, penalize_f32)           \
+    X(csm_penalize_f32_fn, penalize_f64)           \
+    X(csm_penalize_f32_fn, penalize_f16)           \
+    X(csm_penalize_f32_fn, penalize_bf16)
 /* Until here. */
 
 #define CSM_API_MEMBER(type, name) type name;

@@ -40,6 +40,8 @@ csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, 
                                const csm_entmax_options *);
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
+csm_status csm_run_penalize(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *y,
+                            size_t count, const csm_view *tokens, const csm_penalize_options *);
 csm_status csm_run_crf(csm_dtype, csm_crf_task, const csm_table *, const void *emissions, csm_crf_options *);
 csm_status csm_run_row_dots(csm_dtype, const csm_table *, size_t n, size_t m, size_t d, const void *x, ptrdiff_t x_step,
                             const void *w, ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, void *out,

@@ -31,7 +31,7 @@ enum { CSM_PACK_LIMIT_BYTES = 8 << 20 };
 ptrdiff_t csm_offset(const csm_shape *shape, const ptrdiff_t *strides, size_t row);
 ptrdiff_t csm_last_stride(const csm_shape *, const csm_view *);
 
-enum { CSM_MAX_VIEWS = 8 };
+enum { CSM_MAX_VIEWS = 12 };
 /* Copies a view up to its last batch axis: a csm_view is 528 bytes. */
 static inline void csm_copy_view(csm_view *to, const csm_view *from, size_t ndim) {
     to->data = from->data;

@@ -12,6 +12,7 @@ const char *csm_status_text(csm_status status) {
     case CSM_BAD_LABEL: return "a label is not a class, or a soft label is negative or not finite";
     case CSM_BAD_OPTION: return "an option is outside its range, or contradicts another";
     case CSM_NO_MASS: return "a row to draw from holds NaN or +inf, or only -inf";
+    case CSM_TOO_FEW: return "a row has fewer classes than draws without replacement";
     }
     return "unknown status";
 }

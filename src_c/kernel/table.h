@@ -12,6 +12,7 @@
 #include "hashed/job.h"
 #include "int8/job.h"
 #include "row_optimizer/job.h"
+#include "sample/job.h"
 #include "sampled/job.h"
 #include "softmax/job.h"
 #include "topk/job.h"
@@ -24,6 +25,7 @@ typedef struct csm_table {
     csm_entmax_kernels entmax[CSM_DTYPE_COUNT];
     csm_row_kernels rows[CSM_DTYPE_COUNT];
     csm_logistic_kernels logistic[CSM_DTYPE_COUNT]; /* of the compute type */
+    csm_sample_kernels sample[CSM_DTYPE_COUNT];     /* the same */
     /* Finds the indices of the k best of n, 0 < k <= n, for s->index; best first if `sorted`. */
     void (*select[CSM_DTYPE_COUNT])(const void *x, size_t n, size_t k, int smallest, int sorted, csm_select *s);
     /* The same for int32_t, uint32_t, int64_t and uint64_t. */

@@ -95,6 +95,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "softmax/element.inc.h"
 #include "topk/select.inc.h"
 #include "sampled/logistic.inc.h"
+#define v32_TO_DOUBLE v32_widen
+#include "sample/sample.inc.h"
 
 #define T float
 #define STORED_AS_REAL 1
@@ -139,6 +141,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "softmax/element.inc.h"
 #include "topk/select.inc.h"
 #include "sampled/logistic.inc.h"
+#define v64_TO_DOUBLE(from, to) ((to)[0] = (from))
+#include "sample/sample.inc.h"
 
 #define T double
 #define STORED_AS_REAL 1
@@ -178,6 +182,9 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define LOGISTIC_f32 {v32_logistic_row, v32_logistic_few, v32_logistic_clip}
 #define LOGISTIC_f64 {v64_logistic_row, v64_logistic_few, v64_logistic_clip}
 #define LOGISTIC(suffix, storage, compute) LOGISTIC_##compute,
+#define DRAW_f32 {v32_sample_keep, v32_sample_divide, v32_sample_filter, v32_sample_moment, v32_sample_spread}
+#define DRAW_f64 {v64_sample_keep, v64_sample_divide, v64_sample_filter, v64_sample_moment, v64_sample_spread}
+#define DRAW(suffix, storage, compute) DRAW_##compute,
 #define SELECT(suffix, storage, compute) select_##suffix,
 #define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,
 #define MAX(suffix, storage, compute) max_##suffix,
@@ -195,6 +202,7 @@ static const csm_table table = {
     {CSM_DTYPES(ENTMAX)},
     {CSM_DTYPES(ROWS)},
     {CSM_DTYPES(LOGISTIC)},
+    {CSM_DTYPES(DRAW)},
     {CSM_DTYPES(SELECT)},
     {select_i32, select_u32, select_i64, select_u64},
     {CSM_DTYPES(SOFTMAX_SUM)},

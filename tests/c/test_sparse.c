@@ -15,6 +15,7 @@
 #define VJP(name, storage, compute) csm_entmax_vjp_##name,
 #define LOSS(name, storage, compute) csm_entmax_loss_##name,
 #define DRAW(name, storage, compute) csm_sample_##name,
+#define PENALIZE(name, storage, compute) csm_penalize_##name,
 #define ITEM(name, storage, compute) sizeof(storage),
 #define ISA_NAME(name, bits) #name,
 static csm_status (*const topk[])(const csm_shape *, const csm_view *, size_t, const csm_view *, const csm_view *,
@@ -27,6 +28,8 @@ static csm_status (*const loss[])(const csm_shape *, const csm_view *, const csm
                                   const csm_view *, double *, const csm_entmax_options *) = {CSM_DTYPES(LOSS)};
 static csm_status (*const draw[])(const csm_shape *, const csm_view *, size_t, const csm_view *, const csm_view *,
                                   const csm_sample_options *) = {CSM_DTYPES(DRAW)};
+static csm_status (*const penalize[])(const csm_shape *, const csm_view *, const csm_view *, size_t, const csm_view *,
+                                      const csm_penalize_options *) = {CSM_DTYPES(PENALIZE)};
 static const size_t sizes[] = {CSM_DTYPES(ITEM)};
 static const char *const isas[] = {CSM_ISAS(ISA_NAME)};
 enum { ISAS = sizeof isas / sizeof isas[0], ROWS = 4, DRAWS = 9 };
@@ -63,9 +66,10 @@ static void put(char *to, csm_dtype dtype, double value) {
 /* The results of a problem, row by row. */
 typedef struct result {
     char *values, *full, *y, *dx, *gradient;
-    int64_t *indices, *lowest, draws[2][ROWS * DRAWS];
-    double loss[ROWS];
-    csm_status status[8];
+    int64_t *indices, *lowest, draws[4][ROWS * DRAWS];
+    double loss[ROWS], logs[3][ROWS * DRAWS];
+    csm_status status[11];
+    char *penalized;
 } result;
 
 static result empty_result(size_t n, size_t k, size_t size) {
@@ -78,12 +82,55 @@ static result empty_result(size_t n, size_t k, size_t size) {
                 (int64_t *)(void *)need(ROWS * k * 8),
                 {{0}},
                 {0},
-                {0}};
+                {{0}},
+                {0},
+                need(ROWS * n * size)};
     return r;
 }
 static void release(result *r) {
-    void *const all[] = {r->values, r->full, r->y, r->dx, r->gradient, r->indices, r->lowest};
+    void *const all[] = {r->values, r->full, r->y, r->dx, r->gradient, r->indices, r->lowest, r->penalized};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) free(all[i]);
+}
+
+/* Draws with other filters in another order, draws without replacement, penalties. */
+static void compute_more(csm_dtype dtype, const csm_shape *shape, const csm_view *vx, const csm_view *vu, int threads,
+                         result *r) {
+    static const csm_filter order[] = {CSM_FILTER_TOP_P, CSM_FILTER_TEMPERATURE, CSM_FILTER_TYPICAL_P,
+                                       CSM_FILTER_TOP_N_SIGMA};
+    const size_t n = shape->n, wide = dtype == CSM_DTYPE_f64 ? 8 : 4, few = n < DRAWS ? n : DRAWS;
+    double top_p = 0.9, temperature = 0.75, typical_p = 0.8, top_n_sigma = 1.5, one = 1.25, half = 0.5;
+    csm_view views[6], drawn = csm_contiguous(shape, DRAWS, r->draws[2], 8);
+    csm_view taken = csm_contiguous(shape, DRAWS, r->draws[3], 8), log = csm_contiguous(shape, DRAWS, r->logs[0], wide);
+    csm_view raw = csm_contiguous(shape, DRAWS, r->logs[1], wide), own = csm_contiguous(shape, DRAWS, r->logs[2], wide);
+    double *const values[] = {&top_p, &temperature, &typical_p, &top_n_sigma, &one, &half};
+    for (int i = 0; i < 6; i++) {
+        views[i] = csm_contiguous(shape, 1, values[i], 8);
+        views[i].strides[0] = 0;
+    }
+    csm_sample_options s = csm_default_sample_options();
+    s.threads = threads;
+    s.top_p = &views[0];
+    s.temperature = &views[1];
+    s.typical_p = &views[2];
+    s.top_n_sigma = &views[3];
+    s.order = order;
+    s.order_count = 4;
+    s.log_prob = &log;
+    s.raw_log_prob = &raw;
+    r->status[8] = draw[dtype](shape, vx, DRAWS, vu, &drawn, &s);
+    s = csm_default_sample_options();
+    s.threads = threads;
+    s.without_replacement = 1;
+    s.log_prob = &own;
+    r->status[9] = draw[dtype](shape, vx, few, vu, &taken, &s);
+    int64_t tokens[ROWS * DRAWS];
+    for (int i = 0; i < ROWS * DRAWS; i++) tokens[i] = (int64_t)((size_t)i * 7 % (n + 2)) - 1;
+    csm_view seen = csm_contiguous(shape, DRAWS, tokens, 8), to = csm_contiguous(shape, n, r->penalized, sizes[dtype]);
+    csm_penalize_options p = csm_default_penalize_options();
+    p.threads = threads;
+    p.repetition = &views[4];
+    p.presence = p.frequency = &views[5];
+    r->status[10] = penalize[dtype](shape, vx, &to, DRAWS, &seen, &p);
 }
 
 /* Computes all results as contiguous rows.  transposed: x is transposed in memory. */
@@ -134,6 +181,7 @@ static void compute(csm_dtype dtype, const char *x, size_t n, size_t k, double a
     s.top_p = &p;
     s.temperature = &warm;
     r->status[7] = draw[dtype](&shape, &vx, DRAWS, &vu, &nucleus, &s);
+    compute_more(dtype, &shape, &vx, &vu, threads, r);
     free(laid);
 }
 
@@ -162,13 +210,17 @@ static int is_selected(csm_dtype dtype, const char *x, size_t n, size_t k, const
     return 1;
 }
 
+static int all_drawn(const result *r) {
+    return r->status[6] == CSM_OK && r->status[7] == CSM_OK && r->status[8] == CSM_OK && r->status[9] == CSM_OK;
+}
 static int is_same(const result *a, const result *b, size_t n, size_t k, size_t size) {
     return !memcmp(a->values, b->values, ROWS * k * size) && !memcmp(a->full, b->full, ROWS * k * size) &&
            !memcmp(a->y, b->y, ROWS * n * size) && !memcmp(a->dx, b->dx, ROWS * n * size) &&
            !memcmp(a->gradient, b->gradient, ROWS * n * size) && !memcmp(a->indices, b->indices, ROWS * k * 8) &&
            !memcmp(a->lowest, b->lowest, ROWS * k * 8) && !memcmp(a->loss, b->loss, sizeof a->loss) &&
-           !memcmp(a->status, b->status, sizeof a->status) &&
-           (a->status[6] != CSM_OK || !memcmp(a->draws, b->draws, sizeof a->draws));
+           !memcmp(a->status, b->status, sizeof a->status) && !memcmp(a->penalized, b->penalized, ROWS * n * size) &&
+           (!all_drawn(a) ||
+            (!memcmp(a->draws, b->draws, sizeof a->draws) && !memcmp(a->logs, b->logs, sizeof a->logs)));
 }
 
 static void add_to(uint64_t *hash, const void *data, size_t size) {
@@ -267,16 +319,22 @@ void test_sparse(size_t every, uint64_t *hash, long counts[2]) {
                 compute((csm_dtype)dtype, x, n, k, alpha, 0, 1, &expected);
                 int ok = (n * k > 400000 || is_selected((csm_dtype)dtype, x, n, k, &expected));
                 for (int i = 0; i < 6; i++) ok &= expected.status[i] == CSM_OK;
-                for (int i = 6; i < 8; i++)
-                    ok &= expected.status[i] ==
-                          (kind == 8 || kind == 9 || (kind == 7 && n < 9) ? expected.status[i] : CSM_OK);
+                ok &= expected.status[10] == CSM_OK;
+                for (int i = 6; i < 10; i++)
+                    ok &=
+                        expected.status[i] ==
+                        (kind == 8 || kind == 9 || kind == 10 || (kind == 7 && n < 100) ? expected.status[i] : CSM_OK);
                 add_to(hash, expected.values, ROWS * k * size);
                 add_to(hash, expected.full, ROWS * k * size);
                 add_to(hash, expected.y, ROWS * n * size);
                 add_to(hash, expected.dx, ROWS * n * size);
                 add_to(hash, expected.gradient, ROWS * n * size);
                 add_to(hash, expected.loss, sizeof expected.loss);
-                if (expected.status[6] == CSM_OK) add_to(hash, expected.draws, sizeof expected.draws);
+                add_to(hash, expected.penalized, ROWS * n * size);
+                if (all_drawn(&expected)) {
+                    add_to(hash, expected.draws, sizeof expected.draws);
+                    add_to(hash, expected.logs, sizeof expected.logs);
+                }
                 for (int i = 0; i < ISAS; i++) {
                     if (csm_select_isa(isas[i])) continue;
                     for (int form = 0; form < 3; form++) {

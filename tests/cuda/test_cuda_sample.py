@@ -140,6 +140,33 @@ def test_sample_parameters_on_another_device(gpu):
         assert np.array_equal(csoftmax.sample(there, top_k=given, rng=0, device="cpu"), expected)
 
 
+def test_sample_with_given_uniform_numbers(gpu):
+    x = logits((3, 40), "float32", sigma=2)
+    u = np.random.default_rng(3).random((3, 5))
+    expected = csoftmax.sample(x, uniforms=u, size=5, top_k=9)
+    for given in (u, gpu.cupy.asarray(u)):
+        got = csoftmax.sample(gpu.cupy.asarray(x), uniforms=given, size=5, top_k=9, order=("temperature", "top_k"))
+        assert np.array_equal(got.get(), expected)
+
+
+def test_options_without_kernels(gpu):
+    """They are named; parameters that change nothing need none."""
+    x = gpu.cupy.asarray(logits((4, 30)))
+    for options, name in (
+        ({"typical_p": 0.5}, "typical_p="),
+        ({"top_n_sigma": 1.0}, "top_n_sigma="),
+        ({"top_k": 3, "top_p": 0.5, "order": ("top_p", "top_k")}, "order="),
+        ({"replace": False}, "replace=False"),
+        ({"return_log_prob": True}, "return_log_prob=True"),
+    ):
+        with pytest.raises(csoftmax.DeviceError, match=f"{name} has no kernels for CUDA"):
+            csoftmax.sample(x, **options)
+    same = csoftmax.sample(x, rng=0, typical_p=1, top_n_sigma=np.inf, order=("typical_p", "top_n_sigma"))
+    assert np.array_equal(same.get(), csoftmax.sample(x.get(), rng=0))
+    with pytest.raises(csoftmax.DeviceError, match="penalize has no kernels for CUDA"):
+        csoftmax.penalize(x, gpu.cupy.asarray(np.zeros((4, 3), np.int64)))
+
+
 def test_sample_errors(gpu):
     x = gpu.cupy.asarray(logits((4, 30)))
     for options in ({"temperature": -1}, {"top_k": -2}, {"top_p": [0.5, 2, 1, 1]}, {"min_p": [1, 2]}, {"size": -1}):

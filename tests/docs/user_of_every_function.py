@@ -47,6 +47,8 @@ def use_sparse(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     csoftmax.entmax_loss(x, labels, reduction="none")
     grad = csoftmax.entmax_loss_with_grad(x, labels).grad
     drawn = csoftmax.sample(x, temperature=0.7, top_k=2, size=3, rng=0)
+    draws: csoftmax.Draws = csoftmax.sample(x, typical_p=0.9, order=("typical_p",), rng=0, return_log_prob=True)
+    assert draws.log_prob.shape == csoftmax.penalize(x, [[0]], repetition=1.2, bias={1: 0.5}).shape[:-1]
     assert best.values.shape == (len(x), 2)
     assert y.shape == grad.shape == x.shape
     assert drawn.shape == (len(x), 3)

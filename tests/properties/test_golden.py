@@ -17,6 +17,7 @@ from tools.make_golden import (
     digest,
     loss_digest,
     sampled_digest,
+    sampler_digest,
     sparse_digest,
 )
 
@@ -31,6 +32,7 @@ NAMES |= {f"cross_entropy, {kind}": (lambda dtype, case, kind=kind: loss_digest(
 NAMES |= {f"sparse, alpha={a}": (lambda dtype, case, a=a: sparse_digest(dtype, case, a)) for a in SPARSE}
 NAMES["crf"] = crf_digest
 NAMES["sampled, of each row"] = sampled_digest
+NAMES["sampler"] = sampler_digest
 
 
 @pytest.fixture(scope="module")

@@ -146,6 +146,24 @@ def sampled_digest(dtype, case):
     return hashed(*parts, sampler._masses, sampler._cells, drawn, sampler.log_q(np.arange(k), 2, scheme="iid"))
 
 
+def sampler_digest(dtype, case):
+    """Return the hash of draws with every filter and without replacement, their log-probabilities, and penalties."""
+    rows, k, _, _, temperature = CASES[case]
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    options = {"temperature": temperature, "size": min(k, 9), "return_log_prob": True}
+    parts = []
+    for filters in (
+        {"typical_p": 0.625},
+        {"top_n_sigma": 1.25, "min_p": 0.125},
+        {"top_p": 0.875, "top_k": max(k // 2, 1), "order": ("top_p", "temperature", "top_k")},
+        {"replace": False},
+    ):
+        parts += csoftmax.sample(x, rng=Uniform(), **options, **filters)
+    tokens = (integers(rows * 6, 3).reshape(rows, 6) % (k + 1)).astype(np.int64)
+    penalties = {"repetition": 1.25, "presence": 0.125, "frequency": 0.0625, "bias": {0: 2.5}}
+    return hashed(*parts, csoftmax.penalize(x, tokens, **penalties))
+
+
 class Uniform(np.random.Generator):
     """A generator whose uniform numbers are derived from integers."""
 
@@ -175,6 +193,9 @@ def hashes():
         for case in CASES:
             found[f"crf/{dtype}/{case}"] = crf_digest(dtype, case)
             found[f"sampled, of each row/{dtype}/{case}"] = sampled_digest(dtype, case)
+    for dtype in DTYPES:
+        for case in CASES:
+            found[f"sampler/{dtype}/{case}"] = sampler_digest(dtype, case)
     return found
 
 
