@@ -24,6 +24,12 @@
  * All others are far from subnormal, and so is what matters beside them. */
 enum { VANISHING = -540 };
 
+/* Relative gap beyond which a row is solved once more, with a ridge.  w of the support is at most u, since K is at
+ * least 0 and 1 on its diagonal, so that K w + ridge w = u leaves (K w)_i >= u_i (1 - ridge) for every class: the gap is
+ * at most twice the ridge, and no support is singular. */
+#define ENOUGH 5e-14
+#define RIDGE 2e-14
+
 typedef struct geometric_call {
     const csm_geometric *call;
     const csm_table *table;
@@ -140,11 +146,16 @@ static void solve_row(geometric_call *call, geometric_row *r, size_t row) {
         return;
     }
     exponentiate(r, call->table, best);
-    csm_geometric_find(r, best);
-    if (r->is_stopped) return;
-    double total = 0;
-    for (size_t k = 0; k < r->n; k++) total += r->u[r->support[k]] * r->w[k];
-    if (c->gap) c->gap[row] = gap_of(r, total);
+    double total, gap;
+    r->ridge = 0;
+    do {
+        csm_geometric_find(r, best);
+        if (r->is_stopped) return;
+        total = 0;
+        for (size_t k = 0; k < r->n; k++) total += r->u[r->support[k]] * r->w[k];
+        gap = gap_of(r, total);
+    } while (gap > ENOUGH && r->ridge == 0 && (r->ridge = RIDGE) > 0);
+    if (c->gap) c->gap[row] = gap;
     if (y) {
         fill(r->z, c->groups, 0);
         for (size_t k = 0; k < r->n; k++)
@@ -164,11 +175,16 @@ static void read_probabilities(geometric_row *r, const double *q, int factor) {
     fill(r->u, c->pitch, 0);
     for (size_t i = 0; i < c->classes; i++) r->x[group_of(c, i)] += q[i];
     r->n = 0;
+    r->ridge = 0;
     r->is_stopped = 0;
     for (size_t g = 0; g < c->groups && !r->is_stopped; g++) {
         if (!(r->x[g] > 0)) continue;
-        if (factor) csm_geometric_append(r, g);
-        else r->support[r->n++] = g;
+        if (!factor) r->support[r->n++] = g;
+        else if (!csm_geometric_append(r, g) && r->ridge == 0) { /* not without a ridge: once more from the start */
+            r->ridge = RIDGE;
+            r->n = 0;
+            g = (size_t)-1;
+        }
     }
 }
 

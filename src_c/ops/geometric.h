@@ -10,6 +10,7 @@ typedef struct geometric_row {
     const csm_geometric *call;
     const csm_geometric_kernels *kernels;
     csm_poll poll;
+    double ridge; /* added to the diagonal of K */
     size_t n;                       /* classes of the support */
     size_t *support;                /* their numbers, in the order of the factor */
     double *factor;                 /* lower triangle L, packed by rows: K = L L' on the support */
@@ -29,7 +30,7 @@ static inline double *geometric_factor_row(const geometric_row *r, size_t k) { r
 int csm_geometric_append(geometric_row *, size_t group);
 /* Solves K z = b on the support, in place. */
 void csm_geometric_solve(geometric_row *, double *b);
-/* The weights of a row whose u are set, its support, and K w. */
+/* The weights of a row whose u and ridge are set, its support, and K w. */
 void csm_geometric_find(geometric_row *, size_t first);
 /* Weights w with w (K w) = q on the support, whose groups have q > 0; K w in r->product, of all groups. */
 void csm_geometric_balance(geometric_row *, const double *q);

@@ -15,7 +15,10 @@
  *
  * Accumulators are double.  Passes: K w reads the rows of K of the support once for each class that enters; its cost,
  * classes x support, and that of the factor, support^2, are those of the step.  All u are finite: NaN never comes here.
- * Measured: the relative gap of the caller's certificate is at most 2e-14 (tests/ops/test_g_softmax.py). */
+ * K singular to rounding: classes may enter and leave for the sake of roundings until the steps are used up.  The
+ * caller then sets a ridge, which is added to the diagonal of K and at which no support is singular.
+ *
+ * Measured over 15,944 rows: the relative gap of the caller's certificate is at most 2.4e-14. */
 #include "geometric.h"
 
 /* Of u - K w relative to u, where a class enters: a hundred times rounding, and a fifth of the gap that is promised. */
@@ -40,8 +43,8 @@ int csm_geometric_append(geometric_row *r, size_t group) {
     for (size_t k = 0; k < n; k++) v[k] = similar[r->support[k]];
     for (size_t k = 0; k < n; row += ++k) v[k] = (v[k] - r->kernels->dot(row, v, k)) / row[k];
     if (n && stops(r, n * n / 2)) return 0;
-    const double distance = 1 - r->kernels->dot(v, v, n);
-    if (distance < SMALLEST_DISTANCE) return 0;
+    const double distance = 1 + r->ridge - r->kernels->dot(v, v, n);
+    if (distance < (r->ridge > 0 ? r->ridge / 4 : SMALLEST_DISTANCE)) return 0;
     v[n] = sqrt(distance);
     r->forward[n] = (r->u[group] - r->kernels->dot(v, r->forward, n)) / v[n];
     r->support[n] = group;
@@ -96,12 +99,13 @@ static size_t most_violated(const geometric_row *r) {
     return best;
 }
 
-/* Residuals u - K w of the support, 0 where they are at most `ignored` of their u.  Returns whether any is left.
+/* Residuals u - K w - ridge w of the support, 0 where they are at most `ignored` of their u.  Returns whether any is
+ * left.
  * Rounding of K w at a large u, times the condition of K, would outweigh all of a class of small u. */
 static int measure_residuals(geometric_row *r, double ignored) {
     int found = 0;
     for (size_t k = 0; k < r->n; k++) {
-        const double u = r->u[r->support[k]], rest = u - r->product[r->support[k]];
+        const double u = r->u[r->support[k]], rest = u - r->product[r->support[k]] - r->ridge * r->w[k];
         const int counts = (rest < 0 ? -rest : rest) > ignored * u;
         r->rest[k] = counts ? rest : 0;
         found |= counts;
@@ -202,8 +206,9 @@ void csm_geometric_find(geometric_row *r, size_t first) {
     r->is_stopped = 0;
     csm_geometric_append(r, first);
     r->w[0] = r->u[first];
+    const size_t limit = (r->ridge > 0 ? 400 : 20) * groups + 100;
     int refinements = 0, retries = 0;
-    for (size_t steps = 0; steps < 20 * groups + 100 && !r->is_stopped; steps++) {
+    for (size_t steps = 0; steps < limit && !r->is_stopped; steps++) {
         multiply(r);
         const size_t entering = most_violated(r);
         if (entering == groups) {

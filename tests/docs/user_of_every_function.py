@@ -147,6 +147,10 @@ def use_geometry(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     assert geometric.poincare_logits(x, np.ones_like(x)).shape == (len(x), len(x))
     result: geometric.HyperbolicLossResult = geometric.poincare_cross_entropy_with_grad(x, np.ones_like(x), labels)
     assert result.grad_x.shape == x.shape
+    assert geometric.vmf_logits(x, np.ones_like(x), 2.0).shape == (len(x), len(x))
+    on_sphere: geometric.VmfLossResult = geometric.vmf_cross_entropy_with_grad(x, np.ones_like(x), 2.0, labels)
+    assert on_sphere.grad_mu.shape == x.shape
+    assert geometric.log_bessel_iv(1.0, x**2).shape == geometric.bessel_ratio(1.0, x**2).shape == x.shape
 
 
 def use_learning(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:

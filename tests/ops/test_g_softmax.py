@@ -96,6 +96,46 @@ def test_certificate():
                 assert again.max() < 1e-10, (n, name, scale)
 
 
+def hard_rows(rng, p, sigma):
+    """Rows that are hard for classes with these points: rough, smooth, tied, and sums of few columns of K."""
+    n = len(p)
+    similar = np.exp(-0.5 * ((p[:, None] - p) / sigma) ** 2)
+    rows = [np.round(3 * rng.normal(size=n))]
+    for width in sigma * np.exp(rng.uniform(-1, 3, 3)):
+        scale, center = 10 ** rng.uniform(-1, 2.47), p[rng.integers(n)]
+        hill = -0.5 * ((p - center) / width) ** 2
+        rows += [scale * rng.normal(size=n), hill, hill + 1e-6 * rng.normal(size=n), scale * np.sin(p / width)]
+        rows.append(2 * np.log(similar @ np.maximum(rng.normal(size=n), 0) ** 2 + 1e-300))
+    return np.array(rows)
+
+
+def check_gaps(rng, sizes, rounds):
+    for _ in range(rounds):
+        n, sigma = int(rng.choice(sizes)), np.exp(rng.uniform(np.log(0.3), np.log(10)))
+        p = (np.arange(float(n)), np.round(rng.random(n) * n / 3, 1), rng.random(n) * n)[rng.integers(3)]
+        p = rng.permutation(p)
+        metric = str(rng.choice(["sqeuclidean", "euclidean"]))
+        x = hard_rows(rng, p, sigma)
+        t = rng.choice([0.3, 1.0, 4.0])
+        y, gap = g_softmax(x, Cost(points=p, metric=metric, sigma=sigma), temperature=t, return_gap=True)
+        assert gap.max() <= 1e-13, (n, sigma, metric, int(gap.argmax()))
+        np.testing.assert_allclose(y.sum(1), 1, rtol=0, atol=1e-13)
+
+
+def test_gaps_of_wide_and_rough_rows():
+    """Some, and two whose first solution runs out of steps, in which a ridge helps."""
+    check_gaps(np.random.default_rng(31), [5, 20, 60], 12)
+    for seed in (3, 7):
+        i = np.random.default_rng(seed).permutation(200)
+        gap = g_softmax(-0.5 * ((i - 80.0) / 8) ** 2, Cost(points=i, sigma=3), return_gap=True)[1]
+        assert gap <= 1e-13
+
+
+@pytest.mark.slow
+def test_gaps_of_very_wide_rows():
+    check_gaps(np.random.default_rng(32), [20, 60, 120, 200, 400], 120)
+
+
 def test_against_other_solvers():
     """L-BFGS over logarithms and SLSQP over the simplex reach no lower value, and come near."""
     rng = np.random.default_rng(2)

@@ -8,7 +8,7 @@
  * NaN and infinity propagate as in any sum; the driver passes none.  Every result is the same on every instruction set.
  *
  * Error: that of chains of fma, at most (n / 8 + 4) 2^-53 of the sum of magnitudes for dot and count 2^-53 for combine,
- * whose terms are positive; measured with 100 terms 3.1 and 4.4 2^-53.
+ * whose terms are positive; measured with 100 terms 0.8 and 8.1 2^-53.
  */
 static double geometric_dot(const double *a, const double *b, size_t n) {
     enum { VECTORS = 8 / v64_W };
