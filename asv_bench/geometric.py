@@ -16,14 +16,21 @@ ROUNDS = 7
 
 
 def solve_row(x, similarities, tolerance=1e-13):
-    """g-softmax of one row, in NumPy: no copies of classes among the similarities."""
+    """g-softmax of one row, in NumPy; a class that is a combination of those of the support is refused."""
     u, support, w = np.exp((x - x.max()) / 2), [], np.zeros(len(x))
+    refused: list[int] = []
     while True:
         slack = u - similarities @ w
-        slack[support] = -np.inf
+        slack[support + refused] = -np.inf
         entering = int(slack.argmax())
         if slack[entering] <= tolerance:
             return u * w / (u @ w)
+        if support:
+            factor = np.linalg.cholesky(similarities[np.ix_(support, support)])
+            v = np.linalg.solve(factor, similarities[support, entering])
+            if 1 - v @ v < 1e-12:
+                refused.append(entering)
+                continue
         support.append(entering)
         while True:
             z = np.linalg.solve(similarities[np.ix_(support, support)], u[support])

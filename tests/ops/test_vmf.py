@@ -212,6 +212,22 @@ def test_gradients_by_differences():
             assert shared.grad_kappa == pytest.approx(each.grad_kappa.sum(), rel=1e-12)
 
 
+def test_gradient_of_large_concentrations():
+    """cosine - A(kappa) relative to itself, next to centres, where both are close to 1."""
+    rng = np.random.default_rng(7)
+    for d, kappa in ((2, [1e4, 9e3]), (3, [1e5, 1e5]), (40, [3e4, 20.0])):
+        mu = rng.normal(size=(1, d)) + 1e-2 * rng.normal(size=(2, d))
+        x = mu.mean(axis=0, keepdims=True) + 1e-3 * rng.normal(size=(1, d))
+        found = vmf_cross_entropy_with_grad(x, mu, kappa, [0]).grad_kappa
+        g = csoftmax.cross_entropy_with_grad(vmf_logits(x, mu, kappa), [0]).grad[0]
+        with mpmath.workdps(40):
+            for k in range(2):
+                a, b = ([mpmath.mpf(float(t)) for t in v] for v in (x[0], mu[k]))
+                cosine = mpmath.fdot(a, b) / mpmath.sqrt(mpmath.fdot(a, a) * mpmath.fdot(b, b))
+                exact = g[k] * (cosine - exact_bessel(d / 2 - 1, kappa[k])[1])
+                assert abs(found[k] - exact) <= 1e-9 * abs(exact), (d, k)
+
+
 def test_limits_and_finite_gradients():
     """kappa = 0 is uniform, and neither it nor a zero vector nor a huge kappa has an infinite gradient."""
     rng = np.random.default_rng(5)
