@@ -75,7 +75,8 @@ class ClusteredHead:
     n_classes, n_features, n_clusters : int
         The shape of w, and the number of clusters.
     nbytes : int
-        Bytes beside w: about K (D + 24), 8 K more with a bias, and 9 D + 140 for each cluster.
+        Bytes beside w: about K (D + 24) and 9 D + 140 for each cluster; with a bias 12 K more, and 20 K if float32 does
+        not hold it.
     stats : dict
         What the last `topk` or `predict` did: "rescored_mean" and "rescored_max", the mean and the largest number of
         exact scores of a query; "scanned_mean", the mean number of classes that were looked at; "exact_scans", the
@@ -170,7 +171,8 @@ class ClusteredHead:
     @property
     def nbytes(self) -> int:
         """Bytes beside w."""
-        return self._lists.nbytes
+        bias = None if self._bias is self._lists.layer.plain.exact_bias else self._bias
+        return self._lists.nbytes + (0 if bias is None else bias.nbytes)
 
     def __repr__(self) -> str:
         """Return the shape of the layer."""
@@ -223,7 +225,7 @@ class ClusteredHead:
     def _find(
         self, x: Any, k: Any, n_probe: Any, exact: Any, where: Any = None, exclude: Any = None
     ) -> tuple[clusters.FoundInLists, tuple[int, ...]]:
-        probes, is_exact = check_count("n_probe", n_probe, 1), check_flag("exact", exact)
+        probes, is_exact = min(check_count("n_probe", n_probe, 1), self.n_clusters), check_flag("exact", exact)
         found, batch = clusters.find_in_lists(self._lists, x, k, where, exclude, probes, is_exact, self.num_threads)
         n = max(1, len(found.rescored))
         self.stats = {
@@ -234,7 +236,7 @@ class ClusteredHead:
         }
         return found, batch
 
-    def predict(self, x: ArrayLike, *, n_probe: SupportsIndex = 16, exact: bool = False) -> NDArray[np.int64]:
+    def predict(self, x: ArrayLike, *, n_probe: SupportsIndex = 16, exact: bool = False) -> Any:
         """Return the class with the largest score of each row among the classes of some lists, of equal ones the first.
 
         Parameters
@@ -246,11 +248,11 @@ class ClusteredHead:
 
         Returns
         -------
-        ndarray of int64
-            Classes, of the shape of the batch.
+        ndarray of int64 of the shape of the batch, or a scalar for one row
+            Classes.
         """
         found, batch = self._find(x, 1, n_probe, exact)
-        return found.indices.reshape(batch)
+        return found.indices.reshape(batch)[()]
 
     def logits(self, x: ArrayLike, ids: ArrayLike) -> NDArray[Any]:
         """Return the exact scores of given classes.
@@ -300,7 +302,7 @@ class ClusteredHead:
             Probability with which the bounds of the estimate contain the truth, if the logarithm of the sampled part
             is normal. With few samples, or a few classes that hold most of it, fewer do: see the guide for figures.
         rng : None, int, SeedSequence or Generator, optional
-            Source of the random numbers.
+            Source of the random numbers; without a sample none are drawn.
 
         Returns
         -------
@@ -318,6 +320,9 @@ class ClusteredHead:
         The lower bound takes the other lists at their means (Jensen), and is close. The upper one is that of the
         largest sum which their radius and their variance allow (Bennett 1962): it is certain but wide. Narrow bounds
         that are certain are those of `Int8Head.log_partition`.
+        The estimate of the partition function is unbiased, so that it may lie outside of all bounds: clipped into them
+        it would not be. It adds to the lists at their means the differences of the classes of the sample (Cochran
+        1977). Bounds of the estimate lie within the certain ones; where none of them would, they are the certain ones.
         """
         rows, batch = int8.read_queries(self._lists.layer, x)
         probes, count = check_count("n_probe", n_probe, 1), check_count("n_sample", n_sample)
@@ -326,7 +331,7 @@ class ClusteredHead:
             raise ValueError(f"confidence must be in (0, 1), got {confidence!r}")
         states = save_states(rng)
         try:
-            generator = as_generator(rng) if count else None
+            generator = as_generator(rng)
             found = bound_log_partition(self._lists, rows, probes, count, level, generator, self.num_threads)
         except BaseException:
             restore_states(states)

@@ -6,9 +6,12 @@ m, are at most m + r, and have at most the variance v,
     n exp(m)  <=  sum of exp(scores)  <=  n exp(m) (r^2 exp(-v / r) + v exp(r)) / (r^2 + v)
 
 by the inequality of Jensen and by the extreme distribution of Bennett (1962).  Both hold; the second is wide.  The
-estimate is that of Horvitz & Thompson (1952): other classes take part independently, with known probabilities, and
-count as many times as one over theirs.  Its interval is that of a normal logarithm of the sampled part: a sample that
-misses a large term has a small variance as well, and an interval that is symmetric in the sum is too low then.
+estimate is a difference estimate (Cochran 1977): n exp(m) of each of these lists, which is known, and the differences
+exp(score) - exp(m) of some classes, which take part independently, with known probabilities, and count as many times as
+one over theirs (Horvitz & Thompson 1952).  Its variance is below that of exp(score) alone by at least what exp(m) has
+itself.  Its interval is that of a normal logarithm of the part outside of the lists that were looked at: a sample that
+misses a large term has a small variance as well, and an interval that is symmetric in the sum is too low then.  For the
+same reason the variance is at least that of normal scores in each list, which depends on no sample.
 """
 
 from __future__ import annotations
@@ -26,6 +29,7 @@ from .._ops.topk import topk
 from .int8_intervals import outward, spread_of
 
 SINGLE_DRAWS = 0.25  # inclusion probability from which each class has a random number of its own
+LEAST_VARIANCE = 0.25  # of a score in a list, relative to its bound: what is likely may be far too little
 LEAST_LOG_SHARE = -60.0  # of the inclusion probability, relative to the largest one: none is 0
 
 
@@ -37,10 +41,12 @@ class ClusteredInterval(NamedTuple):
     lower, upper : ndarray of float64
         The truth, in real arithmetic, is not below `lower` and not above `upper`; the shape is that of the batch.
     estimate : ndarray of float64
-        Logarithm of an unbiased estimate of the partition function. NaN without a sample, unless all lists were used.
+        Logarithm of an unbiased estimate of the partition function, which may lie outside of all bounds; -inf where
+        that is not positive. NaN without a sample, unless all lists were used.
     estimate_lower, estimate_upper : ndarray of float64
         Bounds of the truth that hold with about the confidence that was asked for, if the logarithm of the sampled
-        part is normal, within the certain ones. NaN where the estimate is.
+        part is normal, within the certain ones: these themselves where none of it would be left. NaN where the
+        estimate is.
     """
 
     lower: NDArray[np.float64]
@@ -69,17 +75,18 @@ class _Query(NamedTuple):
 
 
 class _Outside(NamedTuple):
-    """Bounds of the logarithm of the sum over each list with a mean, and what its classes are likely to add."""
+    """Bounds of the logarithm of the sum over each list with a mean, and what is likely of one of its classes."""
 
     lower: NDArray[np.float64]
     upper: NDArray[np.float64]
-    log_share: NDArray[np.float64]  # of one class
+    mean: NDArray[np.float64]  # of the scores
+    log_share: NDArray[np.float64]  # root of the mean of (exp(score) - exp(mean))^2
 
 
 def bound_log_partition(
     lists: Lists, x: NDArray[np.float64], n_probe: int, n_sample: int, confidence: float, rng: Any, num_threads: Any
 ) -> ClusteredInterval:
-    """Intervals of each row of x; rng: a Generator, or None without a sample."""
+    """Intervals of each row of x; rng: a Generator."""
     result = np.empty((5, len(x)))
     quantile = NormalDist().inv_cdf((1 + confidence) / 2)
     scale = np.ldexp(1.0, lists.layer.exponent.astype(np.int64))
@@ -111,7 +118,7 @@ def _bound_row(q: _Query, n_probe: int, n_sample: int, quantile: float, rng: Any
         return lower, upper, q.log_sum(scores), lower, upper
     if not n_sample:
         return lower, upper, np.nan, np.nan, np.nan
-    return lower, upper, *_estimate(q, scores, rest, outside.log_share, n_sample, quantile, rng, lower, upper)
+    return lower, upper, *_estimate(q, scores, rest, outside, n_sample, quantile, rng, lower, upper)
 
 
 def _bound_lists(q: _Query) -> _Outside:
@@ -131,9 +138,15 @@ def _bound_lists(q: _Query) -> _Outside:
     variance = np.minimum(np.square(deviation), np.square(around)) * UP
     log_size = np.log(np.maximum(sizes, 1))
     upper = log_size + mean + error + np.minimum(_bound_mean(above, variance), above)
-    per_feature = np.where(sizes > 1, lists.spread[:n] / np.maximum(2 * log_size, 1), 0)
-    return _Outside(log_size + mean - error, np.where(np.isnan(upper), np.inf, upper),
-                    mean + norm * norm * per_feature + lists.bias_variance[:n])  # fmt: skip
+    likely = norm * norm * lists.spread[:n] + np.square(center) * lists.along[:n]
+    likely = np.where(sizes > 1, likely / np.maximum(2 * log_size, 1), 0) + lists.bias_variance[:n]
+    log_share = mean + _log_deviation(np.maximum(likely, LEAST_VARIANCE * variance))
+    return _Outside(log_size + mean - error, np.where(np.isnan(upper), np.inf, upper), mean, log_share)
+
+
+def _log_deviation(v: Any) -> Any:
+    """The logarithm of the root of the mean of (exp(y) - 1)^2, for normal y with mean 0 and variance v."""
+    return v + 0.5 * np.log(np.maximum(np.expm1(-2 * v) - 2 * np.expm1(-1.5 * v), 2.0**-200))
 
 
 def _bound_mean(r: Any, v: Any) -> Any:
@@ -144,26 +157,32 @@ def _bound_mean(r: Any, v: Any) -> Any:
 
 
 def _estimate(
-    q: _Query, scores: Any, rest: Any, log_share: Any, n_sample: int, quantile: float, rng: Any, lower: Any, upper: Any
+    q: _Query, scores: Any, rest: Any, outside: Any, n_sample: int, quantile: float, rng: Any, lower: Any, upper: Any
 ) -> tuple[float, ...]:
     """The logarithm of the estimate, and its bounds."""
     lists = q.lists
     sizes = lists.begin[rest + 1] - lists.begin[rest]
-    inclusion = _choose_inclusion(log_share[rest], sizes, n_sample)
+    inclusion = _choose_inclusion(outside.log_share[rest], sizes, n_sample)
     at, codes = _draw(lists.begin[rest], sizes, inclusion, rng)
     drawn = q.score(codes)[0]
-    shift = max(scores.max(initial=-np.inf), drawn.max(initial=-np.inf))
+    mean = outside.mean[rest]
+    shift = max(scores.max(initial=-np.inf), drawn.max(initial=-np.inf), mean.max(initial=-np.inf))
     if not np.isfinite(shift):
         return (lower, lower, upper) if shift == -np.inf else (np.nan, np.nan, np.nan)
-    p = inclusion[at]
-    terms = np.exp(drawn - shift) / p
-    known, sampled = float(np.exp(scores - shift).sum()), float(terms.sum())
-    with np.errstate(divide="ignore"):
-        if sampled == 0:  # no class was drawn, or none that counts
-            return float(shift + np.log(known)), lower, upper
-        factor = np.exp(quantile * float(np.sqrt(((1 - p) * np.square(terms)).sum())) / sampled)
-        logs = shift + np.log([known + sampled, known + sampled / factor, known + sampled * factor])
-    return float(logs[0]), *(float(min(max(a, lower), upper)) for a in logs[1:])
+    p, means = inclusion[at], np.exp(mean - shift)
+    terms = (np.exp(drawn - shift) - means[at]) / p
+    known, missing = float(np.exp(scores - shift).sum()), float((sizes * means).sum() + terms.sum())
+    with np.errstate(divide="ignore", over="ignore"):
+        estimate = float(shift + np.log(max(known + missing, 0.0)))
+        if not len(at) or missing <= 0:
+            return estimate, lower, upper
+        likely = (sizes * (1 - inclusion) / inclusion * np.exp(2 * (outside.log_share[rest] - shift))).sum()
+        variance = max(float(((1 - p) * np.square(terms)).sum()), float(likely))
+        factor = np.exp(quantile * np.sqrt(variance) / missing)
+        low, high = (float(a) for a in shift + np.log([known + missing / factor, known + missing * factor]))
+    if low > upper or high < lower:
+        return estimate, lower, upper
+    return estimate, max(low, lower), min(high, upper)
 
 
 def _choose_inclusion(log_share: Any, sizes: Any, n_sample: int) -> Any:

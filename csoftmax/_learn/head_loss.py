@@ -46,10 +46,15 @@ def check_features(layer: Any, x: Any) -> tuple[Any, Any]:
 def _check_labels(target: Any, n: int | None, batch: tuple[int, ...], dtype: Any) -> Any:
     """Integer labels of the shape of the rows; n: the number of classes, or None where each integer is a class."""
     if n is not None:
-        labels, soft = check_target(target, (*batch, n), batch, dtype)
-        if soft is not None:
-            raise ValueError("soft labels need all classes: target must hold integer labels")
-        return labels
+        given = as_array("target", target)
+        if given.shape == (*batch, n) != batch:
+            raise ValueError(
+                f"soft labels need all classes: target has shape {given.shape}; one integer label for each row, "
+                f"of shape {batch}, is allowed"
+            )
+        if given.shape == batch and given.size and given.dtype.kind == "f":
+            raise TypeError(f"target must hold integer labels, got dtype {given.dtype}")
+        return check_target(target, (*batch, n), batch, dtype)[0]
     labels = as_array("target", target)
     if labels.size == 0 and labels.dtype == np.float64:  # NumPy makes an empty list float64
         labels = labels.astype(np.int64)
@@ -78,23 +83,24 @@ def plan_loss(
     if n is None and options.get("weight") is not None:
         raise ValueError("weight needs a number of classes, which the layer was made without")
     options = {name: as_native(value, name) for name, value in options.items()}
+    ignored = options.pop("ignore_index")
     checked = check_loss_options(
         n or 0, batch, layer.dtype, reduction, upstream=as_native(upstream, "upstream"),
-        label_smoothing=label_smoothing, z_loss=0.0, **options,
+        label_smoothing=label_smoothing, z_loss=0.0, ignore_index=-1 if ignored is None else ignored, **options,
     )  # fmt: skip
     if checked.label_smoothing:
         raise ValueError("label_smoothing needs all classes: it must be 0")
     num_threads = check_num_threads(layer.num_threads if num_threads is None else num_threads)
     labels = labels.copy()  # so that no other thread can change labels that have been checked
     if n is not None:
-        raise_bad_label(labels, n, checked.ignore_index)
+        raise_bad_label(labels, n, None if ignored is None else checked.ignore_index)
     rows = math.prod(batch)
     s, up = (
         None if v is None else np.ascontiguousarray(v).reshape(rows) for v in (checked.sample_weight, checked.upstream)
     )
     labels, x = labels.reshape(rows), x.reshape(rows, x.shape[-1])
     is_kept = np.ones(rows, bool) if s is None else s != 0
-    if is_representable(checked.ignore_index, labels.dtype):
+    if ignored is not None and is_representable(checked.ignore_index, labels.dtype):
         is_kept &= labels != labels.dtype.type(checked.ignore_index)
     labels = labels.astype(np.int64, copy=False)
     kept = None if is_kept.all() else np.flatnonzero(is_kept)

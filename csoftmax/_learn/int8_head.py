@@ -55,7 +55,7 @@ class Int8Head:
         The shape of w.
     nbytes : int
         Bytes beside w: K (D + 12) and 4 K for the bias; K (2 D + 16) and 4 K with two limbs. D and K count as their
-        next multiples of 4 and 16. 8 K more if the bias has no exact float32, and 2 D for the scales of columns.
+        next multiples of 4 and 16. 8 K more with a bias, and 2 D for the scales of columns.
     stats : dict
         What the last `topk`, `predict` or `topk_softmax` computed: "rescored_mean" and "rescored_max", the mean and the
         largest number of exact scores of a query; "exact_scans", the number of queries whose scores were all exact,
@@ -135,7 +135,8 @@ class Int8Head:
     @property
     def nbytes(self) -> int:
         """Bytes beside w."""
-        return self._layer.nbytes
+        bias = None if self._bias is self._layer.exact_bias else self._bias
+        return self._layer.nbytes + (0 if bias is None else bias.nbytes)
 
     def __repr__(self) -> str:
         """Return the shape of the layer."""
@@ -184,7 +185,7 @@ class Int8Head:
         }
         return found, batch
 
-    def predict(self, x: ArrayLike) -> NDArray[np.int64]:
+    def predict(self, x: ArrayLike) -> Any:
         """Return the class with the largest score of each row, of equal ones the first.
 
         Parameters
@@ -194,11 +195,11 @@ class Int8Head:
 
         Returns
         -------
-        ndarray of int64
-            Classes, of the shape of the batch.
+        ndarray of int64 of the shape of the batch, or a scalar for one row
+            Classes.
         """
         found, batch = self._find(x, 1)
-        return found.indices.reshape(batch)
+        return found.indices.reshape(batch)[()]
 
     def logits(self, x: ArrayLike, ids: ArrayLike) -> NDArray[Any]:
         """Return the exact scores of given classes.
@@ -410,7 +411,8 @@ class Int8Head:
         if writable.second_residual is not None:
             writable.second_residual[ids] = np.inf
         single, exact = int8.make_biases(bias, layer.n_classes)
-        self._layer = writable._replace(bias=single, exact_bias=exact, largest=max(layer.largest, part.largest))
+        largest = int8.find_largest(np.concatenate((writable.norm, part.norm)), single)
+        self._layer = writable._replace(bias=single, exact_bias=exact, largest=largest)
         self._bias = bias
         self._w[ids] = new
         _write_rows(self._layer, ids, part)

@@ -62,6 +62,8 @@ def _compute_checksums(text: str, arrays: Arrays) -> dict[str, str]:
 
 def write(path: str | PathLike[str], class_name: str, arrays: Arrays, header: dict[str, Any]) -> None:
     """Write a model of the named class: its arrays, and a header of what JSON can hold."""
+    if not isinstance(path, str | PathLike):
+        raise TypeError(f"path must be a str or path-like, got {path!r}")
     path = Path(path)
     if path.suffix.lower() == ".npz":
         raise ValueError(f"path is {str(path)!r}, but models are safetensors files; choose a name without .npz")

@@ -21,6 +21,7 @@ TRAINED_ROWS = 64  # for each cluster: k-means takes no more, the last assignmen
 BLOCK_ELEMENTS = 1 << 20  # of rows in float64 at a time
 NORMAL_RANGE = 2.0**40  # classes with a norm this many times the median are in the list that is always searched
 UP = 1 + 2.0**-30  # covers the roundings of a norm in float64
+TINY_NORM = 2.0**-520  # above that of a row whose squares are all 0
 SCORE_ROUNDING = 2.0**-51  # of an exact score, for each feature, relative to |w| |x|
 MAX_COVARIANCE = 1024  # rows or columns: beyond it the trace bounds the largest eigenvalue
 MAX_GIVEN_BACK = 4  # exact search of more than 1 / 4 of the codes: all codes at once, for all queries together
@@ -151,7 +152,9 @@ def _norms(w: Any) -> NDArray[np.float64]:
     norms = np.empty(len(w))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         for block in _blocks(len(w), w.shape[1]):
-            norms[block] = np.sqrt(np.square(_rows_of(w, block)).sum(axis=1))
+            rows = _rows_of(w, block)
+            norms[block] = np.sqrt(np.square(rows).sum(axis=1))
+            norms[block][(norms[block] == 0) & rows.any(axis=1)] = TINY_NORM
     return norms
 
 
@@ -167,6 +170,7 @@ def _sort(norms: Any, bias: Any) -> tuple[NDArray[np.bool_], NDArray[np.bool_], 
     return is_usual & (norms <= NORMAL_RANGE * size), is_off, size
 
 
+@np.errstate(under="ignore")
 def make_lists(
     w: Any, dtype: int, bias: Any, n_clusters: int, iterations: int, generator: Any, num_threads: Any
 ) -> Lists:
@@ -301,7 +305,8 @@ def find_in_lists(
     is_scan, back = rescored == -1, np.flatnonzero(rescored == -2)
     if len(back):
         part = int8.search(layer, x[back], k, *_choose(mask, excluded, back), 0, num_threads)
-        values[back], indices[back], rescored[back], found[back] = part.values, part.indices, part.rescored, k
+        values[back], indices[back], rescored[back] = part.values, part.indices, part.rescored
+        found[back] = k  # `search` has filled what fewer classes left
         is_scan[back] = part.is_scan
     is_whole = rescored == -1
     if is_whole.any() or (found < k).any():

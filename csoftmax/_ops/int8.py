@@ -20,7 +20,8 @@ MAX_CLASSES = 2**31 - 1
 MAX_EXPONENT = 30  # of the scales of columns, as powers of two: both w' and x' stay within range
 SAMPLED_ROWS = 16384  # most rows from which the scales of columns are found
 BLOCK_ELEMENTS = 1 << 18  # of these rows, which are float64 at a time
-_OFF_BIAS = -(2.0**126)  # of src_c/ops/int8.c
+_OFF_BIAS = -(2.0**126)  # of src_c/ops/int8.h
+MAX_FILTERED_BIAS = 2.0**126  # with a larger one bounds of the scan overflow, and it keeps what coarse codes drop
 
 
 class Layer(NamedTuple):
@@ -42,7 +43,7 @@ class Layer(NamedTuple):
     ratio: float  # norm / residual of a usual class
     order: NDArray[np.int64] | None = None  # the row of w, which is the class, of each code; None: their own
     plain: Any = None  # with an order, the layer with the biases in the order of the classes, for exact scores
-    largest: float = 0.0  # finite norm
+    largest: float = 0.0  # finite norm, or 0 where coarse codes must not be used: see `find_largest`
 
     @property
     def nbytes(self) -> int:
@@ -165,11 +166,18 @@ def finish(layer: Layer, bias: Any) -> Layer:
     single, exact = make_biases(bias, layer.n_classes)
     residual, norm = (a[: layer.n_classes] for a in (layer.residual, layer.norm))
     usual = np.isfinite(norm) & (residual > 0)
-    ratio, finite = 1.0, norm[np.isfinite(norm)]
+    ratio = 1.0
     if usual.any():  # in float64, in which the mean of the two in the middle does not overflow
         ratio = float(np.median(norm[usual].astype(np.float64)) / np.median(residual[usual].astype(np.float64)))
-    largest = float(finite.max(initial=0.0))
+    largest = find_largest(norm, single)
     return layer._replace(bias=single, exact_bias=exact, ratio=min(ratio, 1e30), largest=largest)
+
+
+def find_largest(norm: Any, bias: Any) -> float:
+    """The largest finite norm; 0, which switches coarse codes off, with NaN or a number beyond 2**126 as a bias."""
+    if not (np.abs(bias) <= MAX_FILTERED_BIAS).all():
+        return 0.0
+    return float(norm.max(initial=0.0, where=np.isfinite(norm)))
 
 
 def read_queries(layer: Layer, x: Any) -> tuple[NDArray[np.float64], tuple[int, ...]]:

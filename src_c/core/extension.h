@@ -123,7 +123,7 @@ typedef struct csm_int8_layer {
     const void *w;
     ptrdiff_t w_row, w_axis;    /* bytes */
     double ratio;               /* norm / residual of a usual class */
-    double largest;             /* the largest finite norm, or 0 for none, if classes must not be filtered */
+    double largest;             /* finite norm; 0: no filter by coarse codes, as with a bias beyond 2^126 */
     int threads;
     int (*interrupt)(void *context);
     const int64_t *order;       /* the row of w, which is the class, of each code and its numbers; NULL: their own */

@@ -24,8 +24,8 @@ enum {
     MAX_QUERIES = 64,      /* of a scan */
     MIN_KEPT = 1024,       /* candidates in a list before it is compacted, in addition to 4 k */
     MAX_KEPT_PART = 8,     /* more candidates than 1 / 8 of the classes: all exact scores */
-    MIN_FILTERED = 3,      /* queries for which six bits are tried first: fewer wait for memory */
-    FEW_QUERIES = 8,       /* below it the scan takes as long as memory, and a second limb of x is free */
+    MIN_FILTERED = 3,      /* queries of a scan for which six bits are tried first: fewer wait for memory */
+    FEW_QUERIES = 8,       /* of a scan: with fewer it takes as long as memory, and a second limb of x is free */
     KEPT_BYTES = 64 << 20, /* of all lists */
     HEAP_MOST = 256,       /* largest k whose threshold is up to date after each candidate */
     WINDOW = 64,
@@ -246,6 +246,7 @@ typedef struct scanner {
     topk_call *call;
     int thread;
     kept *lists; /* of this thread */
+    size_t open; /* lists that are not full: without any the other groups need not be multiplied */
     uint8_t *narrow;
     csm_int8_query query[MAX_QUERIES];
     csm_int8_filter filter[MAX_QUERIES];
@@ -307,6 +308,7 @@ static csm_status visit_plain(scanner *s, size_t g) {
         csm_status status = keep(call, s->thread, list, call->number[i], g, s->reached[i] & present, lower, upper);
         if (status != CSM_OK) return status;
         s->query[i].below = s->filter[i].below = list->below;
+        s->open -= (size_t)list->is_full;
     }
     return CSM_OK;
 }
@@ -332,6 +334,7 @@ static csm_status visit_narrow(scanner *s, size_t g, pace *p) {
         csm_status status = refine(call, s->thread, list, i, g);
         if (status != CSM_OK) return status;
         s->query[i].below = s->filter[i].below = list->below;
+        s->open -= (size_t)list->is_full;
         p->hits++;
     }
     if (++p->visits == WINDOW) {
@@ -353,12 +356,14 @@ static csm_status scan_body(void *context, size_t begin, size_t end, int thread)
     s.narrow = (uint8_t *)csm_scratch_get(&call->scratch, thread, 2, codes + dots); /* 64 bytes a step */
     if (!s.narrow) return CSM_NO_MEMORY;
     s.dots = (int32_t *)(void *)(s.narrow + codes);
+    s.open = 0;
     for (size_t i = 0; i < call->coded; i++) {
+        s.open += !s.lists[call->number[i]].is_full;
         s.query[i] = call->query[i];
         s.filter[i] = call->filter[i];
         s.query[i].below = s.filter[i].below = s.lists[call->number[i]].below;
     }
-    for (size_t visit = begin, g = 0, chunk_end = begin; visit < end; visit++, g++) {
+    for (size_t visit = begin, g = 0, chunk_end = begin; visit < end && s.open; visit++, g++) {
         if (visit == chunk_end) { /* not for each group, because of the divisions */
             g = group_at(call, visit);
             chunk_end = (visit / call->chunk + 1) * call->chunk;
@@ -447,8 +452,9 @@ static csm_status finish_body(void *context, size_t begin, size_t end, int threa
 static void code_queries(topk_call *call, double *scaled) {
     const csm_int8_layer *l = call->layer;
     const csm_int8_search *s = call->search;
-    const int wanted = s->limbs ? s->limbs : s->queries < FEW_QUERIES ? 2 : 0;
-    int is_filtered = s->queries >= MIN_FILTERED && l->dims <= CSM_INT8_COARSE_DIMS && !csm_int8_has_vnni(call->table);
+    const int wanted = s->limbs ? s->limbs : call->queries < FEW_QUERIES ? CSM_INT8_SCAN_LIMBS : 0;
+    int is_filtered =
+        call->queries >= MIN_FILTERED && l->dims <= CSM_INT8_COARSE_DIMS && !csm_int8_has_vnni(call->table);
     call->vectors = call->coded = 0;
     for (size_t q = 0; q < call->queries; q++) {
         const csm_int8_codes c = csm_int8_code(l, s->x + (call->first + q) * l->dims, wanted, call->vectors,

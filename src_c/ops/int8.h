@@ -5,7 +5,13 @@
 #include "../core/call.h"
 #include "../core/extension.h"
 
-enum { CSM_INT8_LIMBS = 3 }; /* most limbs of a query */
+enum {
+    CSM_INT8_LIMBS = 3,     /* most limbs of a query */
+    CSM_INT8_SCAN_LIMBS = 2 /* most of them in a scan */
+};
+
+/* rint() of a number below 2^51 without a call of libm, as the compiler needs without SSE 4.1. */
+static inline double csm_int8_nearest(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
 
 /* A query in codes: x' = unit (a + a2 / 126 + a3 / 126^2) + error. */
 typedef struct csm_int8_codes {

@@ -10,25 +10,25 @@
  * |q - p| <= 1.5 sqrt(D):
  *   upper = s p.y + bias + 1.5 s sqrt(D) m + r (n + delta) + |w'| (e + delta).
  * Roundings: all terms are at most (|w'| + r + s |q - p|) (m + n) + |bias|, and 2^-18 of these are added, 64 units of
- * single precision; each of both bounds takes at most 12.  Underflows are below 2^-116.  A number that overflows could
- * be dropped, so that queries with large products are not filtered.
+ * single precision; each of both bounds takes at most 12.  Underflows are below 2^-116.  Where a bound of the scan
+ * overflows, it keeps its class, which a coarse bound could drop: neither queries with large products are filtered, nor
+ * any query of a layer with a bias beyond 2^126, whose `largest` is 0.
  */
 #include "int8.h"
 
 #define SLACK 0x1p-18
 #define MOST_PRODUCT 0x1p+96 /* of norms: far from the overflow of a sum */
 
-/* rint() of a number below 2^51, as in int8_codes.c. */
-static inline double nearest(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
-
-/* The norm of the difference between two codings of a query: in the limbs of the scan, and as `unit` times integers. */
+/* The norm of the difference between two codings of a query: in the limbs of the scan, and as `unit` times integers.
+ * The scan has one limb or two; a third one would have to be added here, and the bound would not hold without it. */
+_Static_assert(CSM_INT8_SCAN_LIMBS == 2, "distance() adds two limbs");
 static double distance(const csm_int8_layer *l, const csm_int8_codes *c, const double *scaled, double unit) {
     const double inverse = c->unit > 0 ? 1 / c->unit : 0, coarse = unit > 0 ? 1 / unit : 0;
     double square = 0;
     for (size_t d = 0; d < l->dims; d++) {
-        const double ratio = scaled[d] * inverse, a = nearest(ratio);
-        const double second = c->limbs > 1 ? nearest(CSM_INT8_SECOND * (ratio - a)) / CSM_INT8_SECOND : 0;
-        const double left = c->unit * (a + second) - unit * nearest(scaled[d] * coarse);
+        const double ratio = scaled[d] * inverse, a = csm_int8_nearest(ratio);
+        const double second = c->limbs > 1 ? csm_int8_nearest(CSM_INT8_SECOND * (ratio - a)) / CSM_INT8_SECOND : 0;
+        const double left = c->unit * (a + second) - unit * csm_int8_nearest(scaled[d] * coarse);
         square = left * left + square;
     }
     return sqrt(square) * (1 + 0x1p-20) + 0x1p-50 * c->whole;
@@ -44,7 +44,7 @@ int csm_int8_filter_of(const csm_int8_layer *l, const csm_int8_codes *c, const d
     for (size_t d = 0; d < l->dims; d++) {
         const size_t row = vector / CSM_INT8_VECTORS * csm_int8_steps(l) + d / 4;
         const size_t lane = vector % CSM_INT8_VECTORS * 4 + d % 4;
-        const double a = nearest(scaled[d] * inverse);
+        const double a = csm_int8_nearest(scaled[d] * inverse);
         codes[row * 4 * CSM_INT8_VECTORS + lane] = (int8_t)a;
         sum += (int32_t)a;
         square = unit * a * (unit * a) + square;

@@ -66,9 +66,6 @@ const double *csm_int8_row(const csm_table *table, const csm_int8_layer *l, size
     return wide;
 }
 
-/* rint() of a number below 2^51 without a call of libm, as the compiler needs without SSE 4.1. */
-static inline double nearest(double x) { return (x + 0x1.8p52) - 0x1.8p52; }
-
 /* The codes of the first four dimensions of a class; those of the next four are 64 bytes behind. */
 static uint8_t *codes_of(uint8_t *codes, const csm_int8_layer *l, size_t id) {
     const size_t group = id / CSM_INT8_GROUP, lane = id % CSM_INT8_GROUP;
@@ -90,7 +87,7 @@ static void code_row(const csm_int8_layer *l, size_t id, const double *row, cons
     const double inverse = is_coded && max > 0 ? 1 / (double)scale : 0;
     uint8_t *codes = codes_of(l->codes, l, id), *second = l->second ? codes_of(l->second, l, id) : NULL;
     for (size_t d = 0; d < csm_int8_steps(l) * 4; d++) {
-        const double ratio = is_coded && d < l->dims ? w[d] * inverse : 0, q = nearest(ratio);
+        const double ratio = is_coded && d < l->dims ? w[d] * inverse : 0, q = csm_int8_nearest(ratio);
         const size_t at = d / 4 * 4 * CSM_INT8_GROUP + d % 4;
         codes[at] = (uint8_t)((int)q + 128);
         if (d >= l->dims) {
@@ -100,7 +97,7 @@ static void code_row(const csm_int8_layer *l, size_t id, const double *row, cons
         const double left = w[d] - (double)scale * q;
         rest = left * left + rest;
         if (!second) continue;
-        const double q2 = nearest(CSM_INT8_WEIGHT_SECOND * (ratio - q));
+        const double q2 = csm_int8_nearest(CSM_INT8_WEIGHT_SECOND * (ratio - q));
         const double second_left = w[d] - (double)scale * (q + q2 / CSM_INT8_WEIGHT_SECOND);
         second[at] = (uint8_t)((int)q2 + 128);
         second_rest = second_left * second_left + second_rest;
@@ -164,7 +161,7 @@ static double write_codes(const csm_int8_layer *l, const double *scaled, double 
         double ratio = d < l->dims ? scaled[d] * inverse : 0, coded = 0, weight = 1;
         for (int limb = 0; limb < limbs; limb++) {
             const size_t v = vector + (size_t)limb;
-            const double a = nearest(ratio);
+            const double a = csm_int8_nearest(ratio);
             codes[(v / CSM_INT8_VECTORS * steps + d / 4) * 4 * CSM_INT8_VECTORS + v % CSM_INT8_VECTORS * 4 + d % 4] =
                 (int8_t)a;
             offset[v] -= 128 * (int32_t)a;

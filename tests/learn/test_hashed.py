@@ -523,3 +523,54 @@ print(trained - begin, time.monotonic() - trained, peak / 2**20)
     seconds, searching, gigabytes = map(float, run_python(code).stdout.split())
     print(f"30 steps {seconds:.1f} s, the ten best of two rows {searching:.1f} s, {gigabytes:.2f} GB")
     assert gigabytes < 1
+
+
+@pytest.mark.parametrize("make", [HashedSoftmax, BloomSoftmax])
+def test_arguments_that_newcomers_try(make):
+    """Messages name the argument, internals are read-only, -100 is a class where each integer is one."""
+    x = np.ones((2, 4), np.float32)
+    layer = make(4, 100, n_buckets=32, rng=0)
+    for error, match, call in (
+        (
+            csoftmax.DeviceError,
+            'on the CPU only: device must be None or "cpu"',
+            lambda: make(4, n_buckets=9, device="cuda"),
+        ),
+        (ValueError, "n_features is 1000000000000", lambda: make(10**12, 9, n_buckets=2**31 - 1)),
+        (ValueError, "classes must be given", lambda: make(4, 2**63, n_buckets=64, n_hashes=30).scores(x)),
+        (TypeError, "path must be", lambda: layer.save(None)),
+        (TypeError, "mmap must be a bool", lambda: make.load("x", mmap=1)),
+        (TypeError, "integer labels, got dtype float64", lambda: layer.loss(x, [0.5, 1.0])),
+        (
+            ValueError,
+            r"soft labels need all classes: target has shape \(2, 100\)",
+            lambda: layer.loss(x, np.ones((2, 100), int)),
+        ),
+    ):
+        with pytest.raises(error, match=match):
+            call()
+    assert layer.add_classes(5).add_classes(0).n_classes == 105
+    with pytest.raises(ValueError, match=r"at most 2\*\*63"):
+        layer.add_classes(2**63)
+    assert not layer.freeze([3]).frozen.flags.writeable
+    for labels in ([-100, -100], np.array([-100, -100]).view(np.uint64)):
+        every = make(4, n_buckets=32, rng=0)
+        assert every.step(x, labels, RowOptimizer())[0] > 0
+        assert np.abs(every.parameters["w"]).max() > 0
+        assert every.loss(x, labels, ignore_index=None) > 0
+    assert layer.loss(x, [1, -100], reduction="none")[1] == 0
+    with pytest.raises(IndexError, match=r"target\[1\] is -100"):
+        layer.loss(x, [1, -100], ignore_index=None)
+    assert np.ndim(layer.predict(x[0])) == 0
+
+
+def test_counts_are_read_only_and_warnings_name_the_call():
+    counted = HashedSoftmax(4, 100, n_buckets=32, rng=0, counts=np.ones(100))
+    with pytest.raises(ValueError, match="read-only"):
+        counted.counts[0] = 5
+    with pytest.raises(ValueError, match="counts has shape"):
+        counted.add_classes(0, [1])
+    assert counted.add_classes(0, []).add_classes(1, [0]).counts[-1] == 0
+    with pytest.warns(UserWarning, match="n_hashes is 1") as found:
+        HashedSoftmax(2, 10**4, n_buckets=256, n_hashes=1)
+    assert found[0].filename == __file__

@@ -172,3 +172,18 @@ def test_sparse_features_and_refusals():
     ):
         with pytest.raises((ValueError, TypeError), match=match):
             ManyClassRegression(**options, **parameters).fit(X, y)
+
+
+def test_training_goes_on_with_the_buckets_that_there_are():
+    rng = np.random.default_rng(0)
+    X, y = rng.normal(size=(60, 3)), rng.integers(0, 5, 60)
+    model = ManyClassRegression(head="hashed", max_epochs=1, random_state=0, warm_start=True).fit(X, y).fit(X, y)
+    for parameters in ({"n_buckets": 64}, {"n_hashes": 4}):
+        before = model.get_params()
+        with pytest.raises(ValueError, match="but the model that training would continue has 16"):
+            model.set_params(**parameters).fit(X, y)
+        model.set_params(**before).fit(X, y)
+    model.set_params(n_buckets=16).fit(X, y)
+    with pytest.warns(UserWarning, match="n_hashes is 1") as found:
+        ManyClassRegression(head="hashed", max_epochs=1, n_hashes=1).fit(X, y)
+    assert any(w.filename == __file__ for w in found)

@@ -320,6 +320,48 @@ def test_estimates_of_special_queries():
     assert generator.random() == np.random.default_rng(0).random()
 
 
+def test_estimates_and_their_bounds():
+    """Where scores hardly differ the estimate is far better than one without means, and bounds are never empty."""
+    rng = np.random.default_rng(0)
+    w, x = 0.02 * rng.standard_normal((2000, 16)), rng.standard_normal((200, 16))
+    found = ClusteredHead(w, rng=0).log_partition(x, n_probe=4, n_sample=100, rng=0)
+    truth = np.log(np.exp(x @ w.T).sum(axis=1))
+    assert np.sqrt(np.square(found.estimate - truth).mean()) < 0.01
+    assert ((found.lower <= found.estimate_lower) & (found.estimate_upper <= found.upper)).all()
+    assert (found.estimate_lower < found.estimate_upper).all()
+    assert ((found.estimate_lower <= truth) & (truth <= found.estimate_upper)).mean() > 0.97
+    w, x = 0.5 * rng.standard_normal((5000, 16)), rng.standard_normal((200, 16))
+    found = ClusteredHead(w, rng=0).log_partition(x, n_probe=4, n_sample=100, rng=0)
+    truth = np.log(np.exp(x @ w.T).sum(axis=1))
+    assert ((found.estimate_lower <= truth) & (truth <= found.estimate_upper)).mean() > 0.95
+    few = ClusteredHead(w, rng=0).log_partition(x, n_probe=1, n_sample=1, rng=0)
+    assert (few.lower <= few.estimate_lower).all()
+    assert (few.estimate_lower <= few.estimate_upper).all()
+
+
+def test_odd_numbers():
+    """n_probe beyond 64 bits, strict floating-point errors, squares that underflow, bytes of the bias, a bad rng."""
+    rng = np.random.default_rng(1)
+    w, x = rng.standard_normal((4000, 8)), rng.standard_normal((2, 8))
+    head = ClusteredHead(w, rng=0)
+    assert head.topk(x, 3, n_probe=2**70).certified.all()
+    assert head.log_partition(x, n_probe=2**70, n_sample=2**70).estimate.shape == (2,)
+    assert np.ndim(head.predict(x[0])) == 0
+    with pytest.raises(TypeError, match="rng must be"):
+        head.log_partition(x, rng="a")
+    for bias, each in ((rng.standard_normal(4000).astype(np.float32), 12), (rng.standard_normal(4000), 20)):
+        assert abs(ClusteredHead(w, bias * np.float32(2**-30), n_clusters=1, rng=0).nbytes
+                   - ClusteredHead(w, n_clusters=1, rng=0).nbytes - each * 4000) < 200  # fmt: skip
+    tiny = w[:40].copy()
+    tiny[::4] *= 1e-200
+    with np.errstate(all="raise"):
+        for weights in (tiny, w[:40] * 1e-300):
+            head = ClusteredHead(weights, rng=0)
+            assert_right(head, x, weights, None, 5)
+    lists = ClusteredHead(tiny, rng=0)._lists
+    assert set(range(0, 40, 4)) <= set(lists.layer.order[lists.begin[-3] : lists.begin[-2]].tolist())
+
+
 def test_refusals():
     x = np.ones((2, 3))
     head = ClusteredHead(np.ones((5, 3), np.float32))

@@ -226,6 +226,25 @@ def test_filters_change_nothing(isa):
                 assert head.stats == plain.stats, name
 
 
+def test_filters_and_large_biases(isa):
+    """Where bounds of the scan overflow, it keeps what coarse codes would drop: they are not used then."""
+    rng = np.random.default_rng(0)
+    w, x = rng.standard_normal((1000, 8)).astype(np.float32), rng.standard_normal((9, 8)).astype(np.float32)
+    for value in (-3e38, 3e38, -1e300, -(2.0**126), -np.inf, np.nan):
+        bias = np.zeros(1000)
+        bias[500] = value
+        head, plain = Int8Head(w, bias, num_threads=1), Int8Head(w, bias, num_threads=1)
+        assert (head._layer.largest > 0) == (value in (-np.inf, -(2.0**126)))
+        plain._layer = plain._layer._replace(largest=0.0)
+        assert head.topk(x, 1).indices.tobytes() == plain.topk(x, 1).indices.tobytes()
+        assert head.stats == plain.stats
+        head.update([500], w[500:501], [0.0])
+        assert head._layer.largest == Int8Head(w)._layer.largest
+        head.update([500], w[500:501], [3e38])
+        assert head._layer.largest == 0
+    assert np.ndim(Int8Head(w).predict(x[0])) == 0
+
+
 def test_many_features():
     """More than 2,113 features, where the integer of two limbs leaves 31 bits, and the most that are allowed."""
     w = np.ones((40, 1 << 18), np.float32)

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any, SupportsIndex
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..._arguments.numbers import check_count
 from ..._ops.hashed import Rule
 from ..._ops.softmax import log_softmax
 from ..store import Arrays, need
 from .layer import HashedLayer
+
+if TYPE_CHECKING:
+    from typing import Self
 
 
 class BloomSoftmax(HashedLayer):
@@ -83,6 +87,32 @@ class BloomSoftmax(HashedLayer):
         num_threads: SupportsIndex | None = None,
     ) -> None:
         self._begin_new(n_features, n_classes, n_buckets, n_hashes, bias, dtype, rng, device, num_threads)
+
+    def add_classes(self, n: SupportsIndex) -> Self:
+        """Add classes with the numbers K, K + 1, ...; they have buckets already.
+
+        Parameters
+        ----------
+        n : int
+            Number of new classes. Does nothing without a number of classes.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        TypeError, ValueError
+            If n is no count, or too large.
+
+        Examples
+        --------
+        >>> from csoftmax.heads import BloomSoftmax
+        >>> BloomSoftmax(8, 100, n_buckets=32, rng=0).add_classes(5).n_classes
+        105
+        """
+        self._grow(check_count("n", n))
+        return self
 
     @staticmethod
     def _count_tables(hashes: int) -> int:

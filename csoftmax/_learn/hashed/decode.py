@@ -22,6 +22,7 @@ from ..._ops.topk import TopK
 from ..head_loss import check_features
 from .state import BucketLayer, check_known
 
+MOST_SCORES = 1 << 48  # a pebibyte of float32
 NORMALISED_CLASSES = 1 << 17  # of which scores exist at a time; a multiple of the block of the kernel, 1024
 
 
@@ -80,6 +81,8 @@ def _of_rows(query: Query, rows: slice) -> NDArray[Any] | None:
 
 def score(layer: BucketLayer, query: Query) -> NDArray[np.float32]:
     """Scores (n, m)."""
+    if query.ids is None and max(1, len(query.x)) * query.width >= MOST_SCORES:
+        raise ValueError(f"classes must be given: scores of all {query.width} classes do not fit into memory")
     out = np.empty((len(query.x), query.width), np.float32)
     for rows, tables in _each_part(layer, query):
         compute_scores(

@@ -15,7 +15,7 @@ from ..adaptive.classes import check_counts
 from ..store import Arrays, need
 from .decode import normalise, read_query, score
 from .layer import HashedLayer
-from .state import MAX_CLASSES, warn_if_confused
+from .state import as_read_only, warn_if_confused
 
 if TYPE_CHECKING:
     from typing import Self
@@ -134,7 +134,7 @@ class HashedSoftmax(HashedLayer):
         self._set_counts(None if counts is None else check_mass(check_counts(counts, classes)))
         self.aggregate = aggregate
         self._begin_new(n_features, n_classes, n_buckets, n_hashes, bias, dtype, rng, device, num_threads)
-        warn_if_confused(self.n_classes, self.n_buckets, self.n_hashes, 2)
+        warn_if_confused(self.n_classes, self.n_buckets, self.n_hashes)
 
     @property
     def aggregate(self) -> str:
@@ -150,8 +150,8 @@ class HashedSoftmax(HashedLayer):
 
     @property
     def counts(self) -> NDArray[np.float64] | None:
-        """The counts of the classes, or None."""
-        return self._counts
+        """The counts of the classes, read-only, or None."""
+        return None if self._counts is None else as_read_only(self._counts)
 
     def _set_counts(self, counts: NDArray[np.float64] | None) -> None:
         self._counts: NDArray[np.float64] | None = counts
@@ -282,7 +282,8 @@ class HashedSoftmax(HashedLayer):
         n : int
             Number of new classes. Does nothing without a number of classes.
         counts : array_like of shape (n,), optional
-            Their counts, if the layer has been made with counts; default: the smallest positive one.
+            Their counts, if the layer has been made with counts; default: the smallest positive one. A count of 0
+            gives the probability 0.
 
         Returns
         -------
@@ -302,15 +303,13 @@ class HashedSoftmax(HashedLayer):
         more = check_count("n", n)
         if counts is not None and self._counts is None:
             raise ValueError("counts need those of the other classes, which the layer was made without")
-        if self._n_classes is None or more == 0:
-            return self
-        if self._n_classes + more > MAX_CLASSES:
-            raise ValueError(f"n must leave at most 2**63 classes, got {more} to be added to {self._n_classes}")
-        if self._counts is not None:
-            least = self._counts[self._counts > 0].min()
-            added = np.full(more, least) if counts is None else check_counts(counts, more)
-            self._set_counts(np.concatenate([self._counts, added]))
-        self._n_classes += more
+        if counts is not None and (more or np.size(counts)):
+            counts = check_counts(counts, more)
+        known = self._counts
+        self._grow(more)
+        if known is not None and more:
+            added = np.full(more, known[known > 0].min()) if counts is None else np.asarray(counts)
+            self._set_counts(np.concatenate([known, added]))
         return self
 
     def _describe(self) -> tuple[Arrays, dict[str, Any]]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from ..._arguments.numbers import check_flag
 from ..._ops.row_optimizer import RowOptimizer
 from ..._ops.topk import TopK
 from ..head_result import HeadResult
@@ -30,7 +31,7 @@ class HashedLayer(BucketLayer):
         *,
         weight: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-        ignore_index: SupportsIndex = -100,
+        ignore_index: SupportsIndex | None = -100,
         temperature: float = 1.0,
         reduction: Literal["none", "sum", "mean"] = "mean",
         label_smoothing: float = 0.0,
@@ -48,8 +49,9 @@ class HashedLayer(BucketLayer):
             Weights of the classes, at least 0: that of a row's label multiplies the row.
         sample_weight : array_like, broadcastable to the rows, optional
             Weights of the rows, at least 0. Rows of weight 0 take no part.
-        ignore_index : int, default -100
-            Rows with this label take no part.
+        ignore_index : int or None, default -100
+            Rows with this label take no part. None: every label is one of a class, such as -100 where every 64-bit
+            integer is a class.
         temperature : float > 0, default 1.0
             Divides the logits.
         reduction : {"none", "sum", "mean"}, default "mean"
@@ -83,7 +85,7 @@ class HashedLayer(BucketLayer):
         *,
         weight: ArrayLike | None = None,
         sample_weight: ArrayLike | None = None,
-        ignore_index: SupportsIndex = -100,
+        ignore_index: SupportsIndex | None = -100,
         temperature: float = 1.0,
         reduction: Literal["none", "sum", "mean"] = "mean",
         label_smoothing: float = 0.0,
@@ -124,7 +126,7 @@ class HashedLayer(BucketLayer):
         Parameters
         ----------
         x, target, sample_weight
-            As in `loss`.
+            As in `loss`. Labels of -100 take no part; without a number of classes they are those of a class.
         optimizer : RowOptimizer
             Its state is kept under the names of the parameters.
 
@@ -282,4 +284,4 @@ class HashedLayer(BucketLayer):
         ValueError
             If the file is not such a layer, or damaged. The message names the file and the problem.
         """
-        return files.load(cls, path, mmap=mmap, verify=verify)
+        return files.load(cls, path, mmap=check_flag("mmap", mmap), verify=check_flag("verify", verify))

@@ -96,7 +96,8 @@ def compute_gradients(layer: BucketLayer, x: Any, target: Any, **options: Any) -
 def compute_step(layer: BucketLayer, x: Any, target: Any, sample_weight: Any, num_threads: Any) -> HeadResult:
     """The mean loss of a minibatch and its gradients, without those of parameters where no row takes part."""
     plan = plan_loss(
-        layer, x, target, weight=None, sample_weight=sample_weight, ignore_index=-100, temperature=1.0,
+        layer, x, target, weight=None, sample_weight=sample_weight,
+        ignore_index=None if layer.n_classes is None else -100, temperature=1.0,
         reduction="mean", upstream=1.0, num_threads=num_threads,
     )  # fmt: skip
     losses, grad_x, found = compute(layer, plan, True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +71,15 @@ class BucketLayer:
         if buckets > MAX_BUCKETS:
             raise ValueError(f"n_buckets must be at most 2**31 - 1, got {buckets}")
         has_bias, floats = check_flag("bias", bias), check_float_dtype(dtype)
-        if device is not None and place_of(device, None).on_cuda:
-            raise DeviceError(f"device is {device!r}, but {type(self).__name__} computes on the CPU only")
+        if isinstance(device, str) and device.startswith("cuda"):
+            raise DeviceError(
+                f'{type(self).__name__} computes on the CPU only: device must be None or "cpu", got {device!r}'
+            )
+        place_of(device, None)
         threads, generator = check_num_threads(num_threads), as_generator(rng)
         rows = buckets * self._count_tables(hashes)
+        if rows * features * floats.itemsize >= 2**63:
+            raise ValueError(f"n_features is {features}, with {rows} rows of weights: they do not fit into memory")
         parameters = {"w": np.zeros((rows, features), floats)}
         if has_bias:
             parameters["bias"] = np.zeros(rows, floats)
@@ -86,8 +92,8 @@ class BucketLayer:
 
     @property
     def frozen(self) -> NDArray[np.bool_] | None:
-        """Which rows of the parameters are frozen, or None."""
-        return self._frozen
+        """Which rows of the parameters are frozen, read-only, or None: see `freeze`."""
+        return None if self._frozen is None else as_read_only(self._frozen)
 
     @property
     def n_features(self) -> int:
@@ -228,6 +234,14 @@ class BucketLayer:
         self._frozen = rows if given.size else None
         return self
 
+    def _grow(self, more: int) -> None:
+        """Add classes; without a number of classes there is nothing to do."""
+        if self._n_classes is None:
+            return
+        if self._n_classes + more > MAX_CLASSES:
+            raise ValueError(f"n must leave at most 2**63 classes, got {more} to be added to {self._n_classes}")
+        self._n_classes += more
+
     def _update(self, gradients: dict[str, Any], weights: RowOptimizer, biases: RowOptimizer) -> None:
         """Let the optimisers move the parameters, except frozen rows."""
         self._own()
@@ -266,7 +280,25 @@ def check_known(name: str, ids: NDArray[Any], n_classes: int | None) -> None:
         raise IndexError(f"{name}[{', '.join(map(str, at))}] is {ids[at]}: the classes are 0 to {n_classes - 1}")
 
 
-def warn_if_confused(n_classes: int | None, n_buckets: int, n_hashes: int, stacklevel: int) -> None:
+def as_read_only(a: NDArray[Any]) -> NDArray[Any]:
+    """A view that cannot be written to: what depends on the array would not notice."""
+    view = a.view()
+    view.flags.writeable = False
+    return view
+
+
+def _find_caller() -> int:
+    """The stacklevel of a warning of the calling function that names the caller of csoftmax, also through `fit`."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in (
+        "csoftmax",
+        "sklearn",
+    ):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def warn_if_confused(n_classes: int | None, n_buckets: int, n_hashes: int) -> None:
     """Warn where so few buckets and hashes leave two classes with the same buckets, with a probability of 0.1."""
     if n_classes is None or n_classes == 1:
         return
@@ -276,5 +308,5 @@ def warn_if_confused(n_classes: int | None, n_buckets: int, n_hashes: int, stack
             f"n_hashes is {n_hashes}, but with {n_buckets} buckets it takes {needed} to tell all {n_classes} classes "
             f"apart with a probability of {1 - CONFUSED}; add hashes or buckets",
             UserWarning,
-            stacklevel=stacklevel + 1,
+            stacklevel=_find_caller(),
         )

@@ -104,7 +104,14 @@ class HashedHead(LayerHead):
     # Training
 
     def check(self, estimator: Any) -> None:
-        """Refuse parameters of the estimator that do not fit the head: none."""
+        """Refuse other buckets and hashes than those that there are: training goes on with these."""
+        for name, value in (("n_buckets", estimator.n_buckets), ("n_hashes", estimator.n_hashes)):
+            there = getattr(self.layer, name)
+            if value is not None and value != there:
+                raise ValueError(
+                    f"{name} is {value}, but the model that training would continue has {there}: set it back, or fit "
+                    "anew with warm_start=False"
+                )
 
     def own(self) -> None:
         """Replace parameters that are read-only, such as memory maps of a file, by copies."""

@@ -25,6 +25,7 @@ static void int8_narrow(const uint8_t *codes, size_t steps, uint8_t *to) {
     for (size_t i = 0; i < 64 * steps; i++) to[i] = (uint8_t)(codes[i] >> 2);
 }
 
+/* Steps of the next block: sums of 16 bits hold the products of `most` steps. */
 INLINE size_t csm_int8_block(size_t left, size_t most) { return left < most ? left : most; }
 
 #if defined(CSM_VEC_AVX512_H) && !defined(CSM_AVX512_EMULATED)
