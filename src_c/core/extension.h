@@ -46,8 +46,8 @@ csm_status csm_run_crf(csm_dtype, csm_crf_task, const csm_table *, const void *e
 csm_status csm_run_row_dots(csm_dtype, const csm_table *, size_t n, size_t m, size_t d, const void *x, ptrdiff_t x_step,
                             const void *w, ptrdiff_t w_step, const int64_t *ids, ptrdiff_t ids_step, void *out,
                             ptrdiff_t out_step, const csm_options *);
-/* out_i = start + sum of g_e w[ids_e] for e from offsets[i] on.  start: out itself, NULL: 0, or row start_ids[i] (-1: 0)
- * of another matrix. */
+/* out_i = start + sum of g_e w[ids_e] for e from offsets[i] on.  start: out itself, NULL: 0, or row start_ids[i] of
+ * another matrix (-1: 0). */
 csm_status csm_run_row_sums(csm_dtype, const csm_table *, size_t n, const int64_t *offsets, size_t d, const void *g,
                             const void *w, ptrdiff_t w_step, const int64_t *ids, const void *start,
                             ptrdiff_t start_step, const int64_t *start_ids, void *out, ptrdiff_t out_step,

@@ -8,8 +8,8 @@
  *           rows are split at their blocks
  *   small   few elements in contiguous rows                         no unit: computed before a path is chosen
  *
- * Where rows have temperatures of their own, a unit is a row, which takes the path of its layout alone (no tiles): so it
- * has the bits that it has with this temperature in any other call.
+ * Where rows have temperatures of their own, a unit is a row, which takes the path of its layout alone (no tiles), so
+ * that it has the bits that it has with this temperature in any other call.
  */
 #include "softmax_row.h"
 

@@ -34,7 +34,7 @@ typedef struct csm_logistic_kernels {
     /* At most LOGISTIC_FEW rows, `step` bytes apart, of n + 1 <= LOGISTIC_LANES terms without counts; sums or NULL. */
     void (*few)(void *u, ptrdiff_t step, size_t rows, size_t n, int gradient, const double *factors, double *losses,
                 double *sums);
-    /* g_j is multiplied by `before`, limited to [-limit, limit], then multiplied by factor; returns the sum of these. */
+    /* g_j is multiplied by `before`, limited to [-limit, limit], then multiplied by factor; returns their sum. */
     double (*clip)(void *g, size_t n, double before, double limit, double factor);
 } csm_logistic_kernels;
 

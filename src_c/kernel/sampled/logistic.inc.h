@@ -63,8 +63,8 @@ INLINE void V(logistic_flush)(double *losses, double *products) {
     }
 }
 /* Many rows of at most eight terms without counts, as those of word2vec are.  Each has its own vector, one term for
- * each lane, and vectors of different rows overlap: alone, a row waits for the latencies of one exp, one log1p and three
- * divisions.  Six terms: 30 ns a row instead of 65 (decision sampled 6). */
+ * each lane, and vectors of different rows overlap: alone, a row waits for the latencies of one exp, one log1p and
+ * three divisions.  Six terms: 30 ns a row instead of 65 (decision sampled 6). */
 static void V(logistic_few)(void *p, ptrdiff_t step, size_t rows, size_t n, int gradient, const double *factor,
                             double *loss, double *sum) {
     REAL z[(LOGISTIC_FEW + 1) * LOGISTIC_LANES]; /* a vector of floats may be two rows */
