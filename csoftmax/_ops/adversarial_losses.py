@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.generators import as_generator
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
 from .._arguments.places import check_kernels, place_of
 from .._cpu import binding
@@ -17,7 +18,14 @@ from .._cpu.apart import multiply
 from .._cpu.linear import Layer
 from .adversarial import Head, Walls, check_bounds, check_norm, code_of_norm
 from .adversarial_divergence import find_divergence
-from .adversarial_perturb import Ball, DivergenceGradient, check_rng, check_step_size, climb, perturb_for_divergence
+from .adversarial_perturb import (
+    Ball,
+    DivergenceGradient,
+    check_step_size,
+    climb,
+    find_differences,
+    perturb_for_divergence,
+)
 from .cross_entropy import cross_entropy_with_grad
 from .linear_cross_entropy import (
     LinearCrossEntropyResult,
@@ -329,7 +337,7 @@ class VatTerms:
     def evaluate(self, x: Any, fixed: Any, w: Any, rows: slice, scale: Any) -> RowTerms:
         """Terms of rows with the logits `fixed`, the gradients times a column of scales."""
         delta = perturb_for_divergence(fixed, w, self.eps, self.iterations, self.rng, self.num_threads)
-        found = find_divergence(fixed, multiply(delta, (w - w[:1]).T), self.num_threads)
+        found = find_divergence(fixed, multiply(delta, find_differences(w).T), self.num_threads)
         return RowTerms(found.value, None, found.grad_moved * scale, delta)
 
 
@@ -354,7 +362,7 @@ class TradesTerms:
     def evaluate(self, x: Any, fixed: Any, w: Any, rows: slice, scale: Any) -> RowTerms:
         """Terms of rows with the logits `fixed`, the gradients times a column of scales."""
         delta = self.perturb(x, fixed, w, rows)
-        found = find_divergence(fixed, multiply(delta, (w - w[:1]).T), self.num_threads)
+        found = find_divergence(fixed, multiply(delta, find_differences(w).T), self.num_threads)
         scaled = self.beta * scale
         loss, grad, grad_moved = self.beta * found.value, found.grad_fixed * scaled, found.grad_moved * scaled
         if self.labels is not None:
@@ -416,7 +424,7 @@ def _run_vat(
     terms = VatTerms(
         check_non_negative("eps", eps),
         check_count("iterations", iterations, 1),
-        None if rng is None else check_rng(rng),
+        None if rng is None else as_generator(rng, or_random_state=True),
         check_num_threads(num_threads),
     )
     _check_classes(w)
@@ -524,7 +532,8 @@ def _run_trades(
         check_kernels("trades_loss_with_grad")
     eps, norm = check_non_negative("eps", eps), check_norm(norm, (1.0, 2.0, math.inf))
     beta, steps = check_non_negative("beta", beta), check_count("steps", steps, 1)
-    climbing = steps, check_step_size(step_size, eps, steps), check_rng(rng), check_num_threads(num_threads)
+    source, num_threads = as_generator(rng, or_random_state=True), check_num_threads(num_threads)
+    climbing = steps, check_step_size(step_size, eps, steps), source, num_threads
     plan = plan_linear(x, w, target, bias, chunk_bytes=None, **NO_OPTIONS, **options)
     if plan.labels is None:
         raise TypeError("target must hold integer labels, got soft labels")

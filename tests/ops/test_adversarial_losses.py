@@ -284,7 +284,7 @@ def test_rows_that_are_not_finite_have_loss_nan_and_equal_weights_no_slope():
         (robust_cross_entropy, ValueError, "norm must be at least 1", {"norm": 0}),
         (robust_cross_entropy, IndexError, "target", {"target": [9]}),
         (robust_cross_entropy, TypeError, "integer labels", {"target": [[0.5, 0.5]]}),
-        (trades_loss_with_grad, ValueError, "norm must be 1 or 2 or numpy.inf", {"norm": 3}),
+        (trades_loss_with_grad, ValueError, "norm must be 1, 2 or numpy.inf", {"norm": 3}),
         (trades_loss_with_grad, ValueError, "beta must be at least 0", {"beta": -1}),
         (trades_loss_with_grad, ValueError, "steps must be at least 1", {"steps": 0}),
         (trades_loss_with_grad, ValueError, "within bounds", {"bounds": (0, 1)}),
