@@ -50,9 +50,25 @@ def find_dual_norms(w: Any, classes: Any, norm: float, num_threads: Any = None) 
     return out
 
 
-def find_subgradients(w: Any, y: int, norm: float) -> Any:
+def find_smooth_norms(w: Any, classes: Any, norm: float, smoothing: float, num_threads: Any = None) -> Any:
+    """The same, made smooth: sum of (a_i^2 + smoothing^2)^(1/2) - smoothing for norm inf, else that of the norm.
+
+    They are below the norms by less than the smoothing (for norm inf, D times it), and differentiable, but for the
+    ties of the largest elements for norm 1.
+    """
+    if norm == math.inf:
+        return np.stack([(np.hypot(w - w[y], smoothing) - smoothing).sum(axis=1) for y in classes])
+    return np.hypot(find_dual_norms(w, classes, norm, num_threads), smoothing) - smoothing
+
+
+def find_subgradients(w: Any, y: int, norm: float, smoothing: float = 0.0) -> Any:
     """The gradients of the dual norms of w[j] - w[y] by w[j], of all classes j; 0 where the norm is 0."""
     a = w - w[y]
+    if smoothing > 0:
+        if norm == math.inf:
+            return a / np.hypot(a, smoothing)
+        length = find_dual_norms(w, [y], norm)[0][:, None]
+        return find_subgradients(w, y, norm) * (length / np.hypot(length, smoothing))
     if norm == math.inf:
         return np.sign(a)
     size = np.abs(a)
@@ -73,15 +89,34 @@ def find_subgradients(w: Any, y: int, norm: float) -> Any:
 class RobustShift:
     """eps times the dual norms of w_j - w_y, added to the logits of rows with label y."""
 
-    def __init__(self, w: Any, labels: Any, eps: float, norm: float, num_threads: Any, groups: Any = None):
-        """Find the norms; groups: the distinct labels and the place of each label among these, if they are known."""
+    def __init__(
+        self,
+        w: Any,
+        labels: Any,
+        eps: float,
+        norm: float,
+        num_threads: Any,
+        groups: Any = None,
+        smoothing: float = 0.0,
+    ):
+        """Find the norms; groups: the distinct labels and the place of each label among these, if they are known.
+
+        smoothing: that of `find_smooth_norms`, for minimisations; 0 for the norms themselves.
+        """
         self.w = np.ascontiguousarray(w, np.float64)
         self.labels, self.eps, self.norm, self.num_threads = labels, eps, norm, num_threads
+        self.smoothing = smoothing
         found: Any = groups or np.unique(labels, return_inverse=True)
         classes, self.places = found
         is_cached = len(classes) * len(w) <= CACHED_NORMS
-        self.norms = find_dual_norms(self.w, classes, norm, num_threads) if is_cached else None
+        self.norms = self.find_norms(classes) if is_cached else None
         self.sums: dict[int, Any] = {}  # of the gradients of logits, by label
+
+    def find_norms(self, classes: Any) -> Any:
+        """The norms of the differences of some classes from all."""
+        if self.smoothing > 0:
+            return find_smooth_norms(self.w, classes, self.norm, self.smoothing, self.num_threads)
+        return find_dual_norms(self.w, classes, self.norm, self.num_threads)
 
     def part(self) -> RobustShift:
         """The same shift with sums of its own, for rows that another thread adds up."""
@@ -98,7 +133,7 @@ class RobustShift:
         """Add to the logits of a chunk of rows."""
         if self.norms is None:
             classes, places = np.unique(self.labels[rows], return_inverse=True)
-            norms = find_dual_norms(self.w, classes, self.norm, self.num_threads)
+            norms = self.find_norms(classes)
         else:
             norms, places = self.norms, self.places[rows]
         logits += (self.eps * norms).astype(logits.dtype, copy=False)[places]
@@ -116,7 +151,7 @@ class RobustShift:
         """Add the part of the norms to the gradient of w."""
         part = np.zeros(self.w.shape)
         for y, total in self.sums.items():
-            s = find_subgradients(self.w, y, self.norm)
+            s = find_subgradients(self.w, y, self.norm, self.smoothing)
             part[y] -= total @ s
             s *= total[:, None]
             part += s
