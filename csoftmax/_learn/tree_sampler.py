@@ -24,7 +24,7 @@ from .tree_newton import Rows, fit_tree
 if TYPE_CHECKING:
     from typing import Self
 
-MAX_LOGIT = 1e300  # beyond it a sum may overflow
+MAX_LOGIT = 1e307  # beyond it a sum may overflow
 PIECE_NODES = 1 << 20  # nodes on the ways of the draws of one piece: 8 MB of uniform numbers
 
 _Random = int | np.random.SeedSequence | np.random.Generator | None

@@ -98,16 +98,16 @@ def check_labels_of(target: Any, head: Head) -> Any:
     return np.ascontiguousarray(labels.reshape(-1), np.int64)
 
 
-def check_norm(norm: Any, allowed: tuple[float, ...] | None = None) -> float:
+def check_norm(norm: Any, allowed: tuple[float, ...] | None = None, name: str = "norm") -> float:
     """The order of a norm, from 1 to infinity, or one of those allowed."""
-    value = as_number("norm", norm)
+    value = as_number(name, norm)
     if allowed is None:
         if not value >= 1:
-            raise ValueError(f"norm must be at least 1 (1, 2, numpy.inf or any number between), got {norm!r}")
+            raise ValueError(f"{name} must be at least 1 (1, 2, numpy.inf or any number between), got {norm!r}")
     elif value not in allowed:
         names = ["numpy.inf" if p == math.inf else f"{p:g}" for p in allowed]
         choices = " or ".join(filter(None, (", ".join(names[:-1]), names[-1])))
-        raise ValueError(f"norm must be {choices}, got {norm!r}")
+        raise ValueError(f"{name} must be {choices}, got {norm!r}")
     return value
 
 

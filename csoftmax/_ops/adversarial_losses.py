@@ -136,7 +136,12 @@ class RobustShift:
             norms = self.find_norms(classes)
         else:
             norms, places = self.norms, self.places[rows]
-        logits += (self.eps * norms).astype(logits.dtype, copy=False)[places]
+        shift = (self.eps * norms).astype(logits.dtype, copy=False)
+        logits += shift[places]
+        infinite = np.isinf(shift)
+        if infinite.any():  # the loss is infinite, not NaN: all of the probability is at these rivals
+            at = np.flatnonzero(infinite[places].any(axis=1) & ~np.isnan(logits).any(axis=1))
+            logits[at] = np.where(infinite[places[at]], 0, -math.inf)
 
     def take(self, grad: Any, rows: slice) -> None:
         """Add up the gradients of a chunk's logits by label."""
@@ -233,7 +238,8 @@ def robust_cross_entropy(
     Notes
     -----
     For two classes the bound is the largest loss itself. A row whose loss is below log 2 keeps its class under every
-    such perturbation (the bound of Wong & Kolter 2018 for a linear layer).
+    such perturbation (the bound of Wong & Kolter 2018 for a linear layer), up to the rounding of the logits: `certify`
+    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf.
 
     Examples
     --------
@@ -602,7 +608,8 @@ def trades_loss_with_grad(
     """Compute the loss of TRADES and its gradients (Zhang et al. 2019).
 
     The loss of a row is ``cross_entropy(z, target) + beta * KL(p(x) || p(x + d))``, where d in the ball of radius eps
-    is found by projected gradient ascent on the divergence, from a start of 0.001 times normal numbers.
+    is found by projected gradient ascent on the divergence, from a start of 0.001 times normal numbers. The divergence
+    is not concave in d: what ascent finds may be far below the largest one.
 
     Parameters
     ----------

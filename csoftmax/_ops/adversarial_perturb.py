@@ -15,6 +15,7 @@ from .._arguments.numbers import check_choice, check_count, check_flag, check_no
 from .._arguments.places import as_array, check_kernels, place_of
 from .._cpu import binding
 from .._cpu.apart import multiply
+from .._cpu.dtypes import is_bfloat16
 from .adversarial import Head, Walls, check_bounds, check_labels_of, check_norm, find_certificates, plan_head
 from .adversarial_divergence import find_divergence
 from .adversarial_geometry import find_directions, project_on_ball, reach_furthest, row_norms
@@ -67,6 +68,8 @@ def apply_perturbation(x: Any, delta: Any, walls: Walls | None) -> Any:
     if walls is not None:
         low, high = (np.broadcast_to(wall, x.shape) for wall in walls)
         moved = _clip_in_dtype(moved, low, high)
+    if not np.isfinite(moved).all() and (np.isinf(moved) & np.isfinite(x)).any():
+        raise ValueError(f"eps is too large: perturbed features overflow {x.dtype}")
     stays = unusable[:, None] | (delta == 0)
     return np.where(stays, x, moved) if stays.any() else moved
 
@@ -314,10 +317,14 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
         if attack.method == "vat":
             fixed = multiply(x[part], w.T) if bias is None else multiply(x[part], w.T) + bias
             delta = perturb_for_divergence(fixed, w, attack.eps, attack.steps, attack.rng, attack.num_threads)
+            usable = np.isfinite(fixed).all(axis=1)
         else:
             gradient = LossGradient(x[part], w, bias, labels[part], attack.num_threads)
             delta = attack.follow(gradient, x[part], near)
-            delta[~np.isfinite(gradient.fixed).all(axis=1)] = 0
+            usable = np.isfinite(gradient.fixed).all(axis=1)
+        delta[~usable] = 0
+        if not np.isfinite(delta).all():
+            raise ValueError(f"eps={attack.eps!r} is too large: logits of perturbed rows overflow {x.dtype}")
         result[part] = apply_perturbation(head.x[part], delta, near)
     return result
 
@@ -332,6 +339,8 @@ def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack,
     def at(delta: Any) -> Any:
         moved = apply_perturbation(head.x, delta, walls).reshape(shape)
         g = as_array("gradient(x)", as_native(gradient(give(moved)), "gradient(x)"))
+        if g.dtype.kind not in "iuf" and not is_bfloat16(g.dtype):
+            raise TypeError(f"gradient must return an array of real numbers, got dtype {g.dtype}")
         if g.shape != shape:
             raise ValueError(f"gradient must return an array of the shape of x, {shape}, got {g.shape}")
         return g.reshape(head.x.shape).astype(head.compute)  # a copy, because steps overwrite it
@@ -349,6 +358,8 @@ def _perturb(x: Any, w: Any, target: Any, *, bias: Any, bounds: Any, gradient: A
         return _perturb_by_gradient(x, gradient, attack, bounds, give)
     head = plan_head("perturb", x, w, bias)
     walls = check_bounds(bounds, head)
+    if attack.method == "vat" and not len(head.w):
+        raise ValueError("w must have at least one row: there is no distribution over no class")
     labels = None if attack.method == "vat" else check_labels_of(target, head)
     if attack.eps == 0:
         moved = head.x.copy()
@@ -428,8 +439,9 @@ def perturb(
     Notes
     -----
     Steps follow the sign of the gradient (inf-norm), its direction (2-norm), or its largest coordinate, of equal ones
-    the first (1-norm). Where the gradient is 0 a row stays. Every row takes all steps. Gradients come from logits, not
-    from probabilities, so that they do not vanish for rows that are certain of their class.
+    the first (1-norm). Where the gradient is 0 a row stays. Every row takes all steps. Gradients are divided by the
+    probability of the other classes, which cancels in their directions: they do not vanish for rows that are certain of
+    their class, however large the margin is. An eps for which features or logits would overflow is a ValueError.
 
     "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in that
     of the dtype, but not further than eps; a row whose rival is further away moves towards it by eps, and a row that is

@@ -214,6 +214,8 @@ def test_certified_score_counts_the_rows_of_certify(digits):
     assert model.score_certified(X, np.full(300, "none"), 0) == 0 == model.score_certified(X, y, 0)
     single = SoftmaxRegression().fit(X.astype(np.float32), y)
     assert single.score_certified(X.astype(np.float32), y, 0.01) > 0.5
+    with pytest.raises(ValueError, match="adversarial_norm must be at least 1"):
+        SoftmaxRegression().fit(X, y).set_params(adversarial_norm=0.5).score_certified(X, y, 0)
     for error, text, given in (
         (ValueError, "eps must be at least 0", (X, names, -1)),
         (ValueError, "y must have shape", (X, names[:5], 0)),

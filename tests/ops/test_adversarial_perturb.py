@@ -250,6 +250,22 @@ def test_special_rows():
         np.testing.assert_array_equal(moved, [[1.0, 2.0], [0.0, 1.0]])
 
 
+def test_an_eps_that_overflows_is_refused():
+    x, w = np.array([[3.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 2.0]])
+    for dtype, eps in ((np.float64, 1.7e308), (np.float32, 1e39), (np.float16, 1e5)):
+        for method in ("pgd",) if dtype == np.float64 else ("fgsm", "pgd", "vat"):  # one step of float64 may suffice
+            norm = 2 if method == "vat" else INF
+            with pytest.raises(ValueError, match=r"eps.* is too large"):
+                perturb(x.astype(dtype), w.astype(dtype), [0], eps=eps, method=method, norm=norm)
+        moved = perturb(x.astype(dtype), w.astype(dtype), [0], eps=eps, method="exact")
+        np.testing.assert_allclose(moved.astype(float), [[2.0, 2.0]], rtol=1e-2)
+    with pytest.raises(ValueError, match="at least one row"):
+        perturb(x, np.zeros((0, 2)), None, eps=1.0, method="vat")
+    for gradient in (lambda x: x + 1j, lambda x: x > 0):
+        with pytest.raises(TypeError, match="gradient must return an array of real numbers, got dtype"):
+            perturb(x, None, None, eps=0.5, gradient=gradient)
+
+
 @pytest.mark.parametrize(
     ("error", "text", "options"),
     [
