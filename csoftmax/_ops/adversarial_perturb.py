@@ -107,7 +107,7 @@ class Others(NamedTuple):
         """Leave out the class `chosen` of each row; NaN where logits are not finite."""
         rows, logits = np.arange(len(logits)), logits.astype(np.float64)
         own = logits[rows, chosen][:, None]
-        logits[rows, chosen] = own[:, 0] * 0 - math.inf  # NaN if it is not finite
+        logits[rows, chosen] = own[:, 0] - own[:, 0] - math.inf  # NaN if it is not finite
         if logits.shape[1] < 2:
             return cls(rows, chosen, np.where(np.isnan(logits), logits, 0), np.zeros_like(own))
         shares = softmax(logits, num_threads=num_threads)
@@ -136,22 +136,24 @@ class LossGradient:
     """
 
     def __init__(self, x: Any, w: Any, bias: Any, labels: Any, num_threads: Any):
-        self.w, self.labels, self.num_threads = w, labels, num_threads
+        self.w, self.num_threads = w, num_threads
         self.differences = find_differences(w)
         self.fixed = multiply(x, w.T)  # logits without perturbation
         if bias is not None:
             self.fixed += bias
-        self.logits, self.result, self.rows = np.empty_like(self.fixed), np.empty_like(x), np.arange(len(x))
+        self.logits, self.result = np.empty_like(self.fixed, order="C"), np.empty_like(x)
+        self.flat = self.logits.reshape(-1)
+        self.places = np.arange(len(x)) * len(w) + labels  # of the targets
 
     def __call__(self, delta: Any) -> Any:
         logits = multiply(delta, self.w.T, self.logits)
         logits += self.fixed
-        own = self.rows, self.labels
-        chosen = logits[own]
-        logits[own] = chosen * 0 - math.inf  # NaN if it is not finite
+        own = self.flat[self.places]
+        zero = own - own  # NaN for a logit that is not finite
+        self.flat[self.places] = zero - math.inf
         if logits.shape[1] > 1:
             softmax(logits, out=logits, num_threads=self.num_threads)
-        logits[own] = np.where(chosen - chosen == 0, -1, math.nan)
+        self.flat[self.places] = zero - 1
         return multiply(logits, self.differences, self.result)
 
 
