@@ -183,8 +183,8 @@ class SoftmaxRegression(ScoresCertified, SupportsCallbacks, ClassifierMixin, Bas
     in turn. The penalty is chosen anew in each `fit`, whatever `warm_start`.
 
     Perturbations in training have no bounds. `history_` has the loss that is minimised, and for "fgsm" and "pgd" the
-    accuracy of perturbed rows. Early stopping looks at rows as they are, or at the bound. The bound has corners, where
-    gradients do not fall to `tol`: lbfgs ends when 20 iterations lower it by less than 5e-4 of it.
+    accuracy of perturbed rows. Early stopping looks at rows as they are, or at the bound, whose corners keep gradients
+    from `tol`: lbfgs first smooths its norms (as `history_` shows), and ends when a round lowers it by less than 5e-4.
 
     Examples
     --------

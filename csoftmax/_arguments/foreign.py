@@ -286,3 +286,8 @@ def accept_foreign(function: _Function) -> _Function:
 def give_like(like: Any, a: Any) -> Any:
     """An array of the library of `like`, for a function of the caller's."""
     return _to_library_of(like, a)
+
+
+def narrows_results(like: Any) -> bool:
+    """Whether float64 results become float32 in the library of `like`, as in JAX unless 8 bytes are switched on."""
+    return is_foreign(like) and as_native(_to_library_of(like, np.zeros(1)), "x").dtype == np.float32

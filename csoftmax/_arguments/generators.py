@@ -151,7 +151,7 @@ def _flatten(rng: Any, batch: tuple[int, ...]) -> list[tuple[str, Any]]:
     return named
 
 
-def _make_reader(name: str, rng: Any, or_also: str) -> Any:
+def _make_reader(name: str, rng: Any, or_also: str, kinds: str = _KINDS) -> Any:
     """The function of a source that returns uniform numbers of a shape."""
     if isinstance(rng, np.random.RandomState):
         return rng.random_sample
@@ -159,25 +159,29 @@ def _make_reader(name: str, rng: Any, or_also: str) -> Any:
         return rng.random
     if rng is not None and not isinstance(rng, np.random.SeedSequence | np.random.BitGenerator):
         if is_bool(rng) or not hasattr(type(rng), "__index__"):
-            raise TypeError(f"{name} must be {_KINDS}, or {or_also}, got {rng!r}")
+            raise TypeError(f"{name} must be {kinds}, or {or_also}, got {rng!r}")
         try:
             seed = operator.index(rng)
         except TypeError:  # an array that is no single integer
-            raise TypeError(f"{name} must be {_KINDS}, or {or_also}, got {rng!r}") from None
+            raise TypeError(f"{name} must be {kinds}, or {or_also}, got {rng!r}") from None
         if seed < 0:
             raise ValueError(f"{name} must be at least 0 where it is an int, got {seed}")
         rng = seed
     return np.random.default_rng(rng).random
 
 
-def as_generator(rng: Any, name: str = "rng") -> Any:
-    """A numpy.random.Generator: the caller's, or one with the given seed."""
-    if isinstance(rng, np.random.Generator):
+def as_generator(rng: Any, name: str = "rng", *, or_random_state: bool = False) -> Any:
+    """A numpy.random.Generator: the caller's, or one with the given seed.
+
+    or_random_state: a RandomState of the caller's is accepted too, which has the methods for uniform and normal
+    numbers, but not that for integers.
+    """
+    if isinstance(rng, np.random.Generator) or (or_random_state and isinstance(rng, np.random.RandomState)):
         return rng
-    read = None if isinstance(rng, np.random.RandomState) else _make_reader(name, rng, "None")
-    if read is None:
-        raise TypeError(f"{name} must be None, an int, a SeedSequence or a Generator, got a RandomState")
-    return read.__self__
+    kinds = _KINDS if or_random_state else "an int, a numpy.random.SeedSequence or Generator"
+    if isinstance(rng, np.random.RandomState):
+        raise TypeError(f"{name} must be {kinds}, or None, got a RandomState")
+    return _make_reader(name, rng, "None", kinds).__self__
 
 
 def draw_integers(generator: Any, count: int) -> NDArray[Any]:

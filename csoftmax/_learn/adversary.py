@@ -7,6 +7,7 @@ The temperature divides coefficients and intercept, so that perturbations are th
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -20,7 +21,10 @@ from .objective import Options, is_sparse
 
 KINDS = ("certified", "fgsm", "pgd", "trades", "vat")
 STEPS = 10  # of pgd and trades
-CORNER_ITERATIONS, CORNER_SHARE = 20, 5e-4  # digits, eps 0.05: 0.3 % above the objective of 4000 iterations
+CORNER_ITERATIONS, CORNER_SHARE = 20, 5e-4  # share of the objective, for the default tol
+DEFAULT_TOL = 1e-8
+SMOOTHINGS = (1.0, 0.1, 0.01, 0.001)  # in the size of the coefficients of the loss without perturbations
+SCALE_ITERATIONS = 10  # that find it
 
 
 def check_adversarial(estimator: Any) -> None:
@@ -46,27 +50,73 @@ def check_adversarial(estimator: Any) -> None:
 class Bound:
     """The upper bound of the loss over all perturbations of norm at most eps, as a shift of the logits."""
 
-    def __init__(self, eps: float, norm: float, num_threads: Any = None):
-        self.eps, self.norm, self.num_threads = eps, norm, num_threads
+    def __init__(self, eps: float, norm: float, num_threads: Any = None, smoothing: float = 0.0):
+        self.eps, self.norm, self.num_threads, self.smoothing = eps, norm, num_threads, smoothing
+
+    def smoothed(self, smoothing: float) -> Bound:
+        """The bound with norms that have no corner at 0."""
+        return Bound(self.eps, self.norm, self.num_threads, smoothing)
 
     def shift(self, coef: Any, y: NDArray[np.intp], groups: Any = None) -> RobustShift:
         """The shift for coefficients and class indices; groups as in `RobustShift`."""
-        return RobustShift(coef, y, self.eps, self.norm, self.num_threads, groups)
+        return RobustShift(coef, y, self.eps, self.norm, self.num_threads, groups, self.smoothing)
 
 
 class CornerSearch:
-    """Says when a minimisation of a bound has come to an end at a corner, where gradients do not tend to 0."""
+    """The rounds of L-BFGS on a bound, which has corners where gradients do not tend to 0, and their end.
 
-    def __init__(self, *, is_used: bool):
-        self.is_used = is_used
+    Coefficients that are all 0 are the corner of all classes: the rounds begin with parts of eps. A corner may also end
+    a line search away from the minimum, where a new round, without the pairs of vectors of the last one, goes on.
+    """
+
+    def __init__(self, bound: Bound | None, tol: float | None):
+        self.bound = bound
+        self.share = CORNER_SHARE * min(1.0, (tol or DEFAULT_TOL) / DEFAULT_TOL)
         self.losses: list[float] = []
+        self.is_found = False  # the last round has lowered the objective by little
+        self.equal_loss = math.inf  # of classes with equal coefficients
 
-    def is_found(self, loss: float) -> bool:
+    def ends_round(self, loss: float) -> bool:
         """Whether the objective has fallen by little over the last iterations."""
         self.losses.append(loss)
-        if not self.is_used or len(self.losses) <= CORNER_ITERATIONS:
+        if self.bound is None or len(self.losses) <= CORNER_ITERATIONS:
             return False
-        return self.losses[-1 - CORNER_ITERATIONS] - loss <= CORNER_SHARE * abs(loss)
+        return self.losses[-1 - CORNER_ITERATIONS] - loss <= self.share * abs(loss)
+
+    def minimize(
+        self, solver: Any, objective: Any, start: Any, max_iterations: int, after_iteration: Any, is_stopped: Any
+    ) -> Any:
+        """The end of solver(coef, intercept, max_iterations=, after_iteration=), from a start that lasts.
+
+        The rounds are repeated until one lowers the objective by little.
+        """
+        run = functools.partial(solver, after_iteration=after_iteration)
+        bound, count = self.bound, 0
+        if bound is None:
+            return run(*start, max_iterations=max_iterations)
+        if not np.any(start[0]):
+            self.equal_loss = objective.evaluate(*start, gradient=False).loss
+            try:
+                objective.bound = None
+                end = solver(*start, max_iterations=SCALE_ITERATIONS)
+                scale = math.sqrt(float(np.mean(end.step.coef**2)))
+                for share in SMOOTHINGS if scale > 0 and max_iterations > len(SMOOTHINGS) else ():
+                    objective.bound, self.losses = bound.smoothed(share * scale), []
+                    end = run(*start, max_iterations=max_iterations // (len(SMOOTHINGS) + 1))
+                    start, count = (end.step.coef, end.step.intercept), count + end.iterations
+                    if is_stopped():
+                        return end._replace(iterations=count)
+            finally:
+                objective.bound = bound
+        before = math.inf
+        while True:
+            self.losses = []
+            end = run(*start, max_iterations=max_iterations - count)
+            start, count = (end.step.coef, end.step.intercept), count + end.iterations
+            self.is_found = before - end.step.loss <= self.share * abs(end.step.loss)
+            if self.is_found or end.converged or count >= max_iterations or is_stopped():
+                return end._replace(iterations=count)
+            before = end.step.loss
 
 
 class Extra:

@@ -9,7 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.utils.validation import check_is_fitted
 
 from .._arguments.numbers import check_non_negative
-from .._ops.adversarial import certify
+from .._ops.adversarial import certify, check_norm
 from .labels import indices_of, is_text
 from .objective import is_sparse
 from .parameters import as_plain, check_data
@@ -70,6 +70,7 @@ class ScoresCertified:
         """
         check_is_fitted(self, "coef_")
         eps = check_non_negative("eps", eps)
+        check_norm(self.adversarial_norm, name="adversarial_norm")  # type: ignore[attr-defined]
         X = check_data(self, X)
         labels = np.asarray(as_plain(y, "y"))
         if labels.shape != (X.shape[0],):

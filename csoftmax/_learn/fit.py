@@ -7,6 +7,7 @@ returns its warnings.  The public methods issue them: only there is the depth of
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NoReturn
@@ -42,6 +43,7 @@ from .penalty import Problem, check_in_memory, settle, settle_decay
 
 TOLERANCE = {np.dtype(np.float64): 1e-8, np.dtype(np.float32): 1e-5}  # largest element of the gradient
 ROUNDING = 100  # times tol: a gradient that rounding keeps from tol by less than this deserves no warning
+ALL_EQUAL = 1e-3  # of logits, over standard deviations of the features: classes do not differ
 RATED_ROWS = 256  # of the last minibatch, whose loss rates the last parameters of adamw
 RECORDED = ("loss", "accuracy", "gradient_norm")  # figures of each iteration of L-BFGS
 SMALL_ELEMENTS = 2**22  # X of at most this size is computed in float64 whatever its dtype, if there are few parameters
@@ -166,11 +168,11 @@ def fit_lbfgs(
     def record(step: lbfgs.Step) -> dict[str, float]:
         return {**{name: getattr(step, name) for name in RECORDED}, "learning_rate": math.nan}
 
-    corner = CornerSearch(is_used=objective.bound is not None)
+    corner = CornerSearch(objective.bound, estimator.tol)
 
     def after_iteration(step: lbfgs.Step) -> bool:
         monitor.take_parameters(step.coef, step.intercept, dtype)
-        return monitor.epoch_ends(record(step)) or corner.is_found(step.loss)
+        return monitor.epoch_ends(record(step)) or corner.ends_round(step.loss)
 
     start, frozen = choose_start(estimator, X.shape[1], np.float64, zeros=True), getattr(estimator, "frozen_", None)
     problem = Problem(k, options, start, frozen, objective.num_threads, place, objective.map_parts)
@@ -178,24 +180,30 @@ def fit_lbfgs(
         choice = settle(estimator.penalty_l2, X, y, sample_weight, problem, objective.divisor)
     estimator.penalty_l2_ = choice.penalty
     with monitor, objective.use_threads():
-        end = lbfgs.minimize(
-            objective,
-            *(choice.start if validation is None else start),  # early stopping needs the way from the start
-            penalty=choice.penalty,
-            tol=tol,
-            max_iterations=estimator.max_epochs,
-            frozen=frozen,
-            after_iteration=after_iteration,
-        )
+        options_of_lbfgs: Any = {"penalty": choice.penalty, "tol": tol, "frozen": frozen}
+        solver = functools.partial(lbfgs.minimize, objective, **options_of_lbfgs)
+        begin = choice.start if validation is None else start  # early stopping needs the way from the start
+        end = corner.minimize(solver, objective, begin, estimator.max_epochs, after_iteration, lambda: monitor.stopped)
         step = end.step
         coef, intercept = monitor.best or (step.coef, step.intercept)
         keep_parameters(estimator, coef, intercept, dtype)
         estimator.n_iter_ = end.iterations
         if end.iterations == 0:  # the start is the minimum
             estimator.history_ = {name: [value] for name, value in record(step).items()}
-    if end.converged or monitor.stopped or (corner.is_used and end.iterations < estimator.max_epochs):
+    if corner.is_found and (end.step.spread < ALL_EQUAL or end.step.loss > corner.equal_loss):
+        return [*choice.notes, _describe_equal(estimator)]
+    if end.converged or monitor.stopped or corner.is_found:
         return choice.notes
     return choice.notes + _describe_gradient(estimator, end, tol)
+
+
+def _describe_equal(estimator: Any) -> tuple[str, type[Warning]]:
+    """Say that training against perturbations has not told the classes apart."""
+    text = (
+        f"at adversarial_eps={estimator.adversarial_eps!r} lbfgs found no coefficients for which the bound is lower "
+        "than where those of all classes are equal: lower adversarial_eps"
+    )
+    return text, ConvergenceWarning
 
 
 def _describe_gradient(estimator: Any, end: lbfgs.End, tol: float) -> Notes:

@@ -65,6 +65,13 @@ class Step(NamedTuple):
         return math.inf if self.centred is None else self.centred.measure_gradient(*self.gradients)
 
     @property
+    def spread(self) -> float:
+        """Largest difference of coefficients of two classes for features of unit variance."""
+        if self.centred is None:
+            return math.inf
+        return float((np.ptp(self.coef, axis=0) * self.centred.unit).max(initial=0))
+
+    @property
     def decrement(self) -> float:
         """Decrease of the loss by Newton steps of the single coefficients."""
         return math.inf if self.centred is None else self.centred.measure_decrement(*self.gradients)

@@ -118,7 +118,7 @@ def _add_to(totals: Any, parts: Any) -> None:
 
 
 @functools.cache
-def _find_libraries() -> Any:
+def find_libraries() -> Any:
     """The BLAS libraries of the process; searched once, because it takes milliseconds."""
     from threadpoolctl import ThreadpoolController
 
@@ -134,7 +134,7 @@ def limit_blas_to_one_thread() -> Iterator[None]:
     """Limit BLAS in the whole process while any training needs it; the last training to end restores the old limit."""
     with _LOCK:
         if _LIMIT["users"] == 0:
-            _LIMIT["limiter"] = _find_libraries().limit(limits=1, user_api="blas")
+            _LIMIT["limiter"] = find_libraries().limit(limits=1, user_api="blas")
             _LIMIT["limiter"].__enter__()
         _LIMIT["users"] += 1
     try:

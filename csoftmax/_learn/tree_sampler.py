@@ -16,7 +16,7 @@ from .._arguments.places import as_float
 from .._cpu import binding
 from .hierarchical import loss as losses
 from .hierarchical.state import Parts, make_parts
-from .hierarchical.tree import Tree
+from .hierarchical.tree import Tree, shape_of
 from .hierarchical.tree import check_classes as check_tree
 from .principal import Components, find_components
 from .tree_newton import Rows, fit_tree
@@ -24,6 +24,7 @@ from .tree_newton import Rows, fit_tree
 if TYPE_CHECKING:
     from typing import Self
 
+MAX_LOGIT = 1e307  # beyond it a sum may overflow
 PIECE_NODES = 1 << 20  # nodes on the ways of the draws of one piece: 8 MB of uniform numbers
 
 _Random = int | np.random.SeedSequence | np.random.Generator | None
@@ -208,7 +209,7 @@ class TreeSampler:
         104
         """
         components, parts, _ = self._state()
-        shape = parts.tree._shape
+        shape = shape_of(parts.tree)
         tree = sum(a.nbytes for a in (shape.child, shape.leaf_parent, shape.node_parent, shape.order, shape.depth))
         assert parts.bias is not None
         return int(components.nbytes + parts.theta.nbytes + parts.bias.nbytes + tree)
@@ -437,14 +438,25 @@ def _sum_classes(z: Any, weights: Any, order: Any, begin: Any) -> NDArray[np.flo
 
 
 def _project(state: _Fitted, name: str, x: Any) -> Any:
-    return state.components.project(_check_rows(name, x, state.n_features))
+    """The components of rows whose logits at every node are numbers."""
+    rows = _check_rows(name, x, state.n_features)
+    z = state.components.project(rows)
+    limit = np.float64(MAX_LOGIT) / max(1.0, float(np.abs(state.parts.theta).sum(axis=1).max(initial=0)))
+    too_large = ~(np.abs(z) <= limit).all(axis=1)  # NaN is too large
+    if too_large.any():
+        row = int(too_large.argmax())
+        raise ValueError(
+            f"{name}[{row}] is too large: its largest element is {np.abs(rows[row]).max()}, and logits of the tree may "
+            f"overflow where a component exceeds {limit:.3g}"
+        )
+    return z
 
 
 def _draw(parts: Parts, z: Any, m: int, rng: np.random.Generator) -> tuple[Any, Any]:
     """Classes and their log-probabilities, (N, m): a walk for each, with one uniform number for each level."""
     total, depth = len(z) * m, parts.tree.depth
     ids, log_p = np.empty(total, np.int64), np.empty(total)
-    call = losses._call(parts, z, 1.0, None)
+    call = losses.make_call(parts, z, 1.0, None)
     step = max(1, PIECE_NODES // max(1, depth))
     for begin in range(0, total, step):
         at = slice(begin, min(begin + step, total))
@@ -470,10 +482,10 @@ def _log_p_of(parts: Parts, z: Any, ids: Any) -> NDArray[np.float64]:
 
 def _one_thread() -> Any:
     """BLAS with one thread, if it can be limited, so that the fit does not depend on the number of threads."""
-    from .objective import _find_libraries, limit_blas_to_one_thread
+    from .objective import find_libraries, limit_blas_to_one_thread
 
     try:
-        _find_libraries()
+        find_libraries()
     except ImportError:  # threadpoolctl comes with scikit-learn, which samplers do not need
         return contextlib.nullcontext()
     return limit_blas_to_one_thread()

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign
+from .._arguments.generators import as_generator
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
 from .._arguments.places import check_kernels, place_of
 from .._cpu import binding
@@ -17,7 +18,14 @@ from .._cpu.apart import multiply
 from .._cpu.linear import Layer
 from .adversarial import Head, Walls, check_bounds, check_norm, code_of_norm
 from .adversarial_divergence import find_divergence
-from .adversarial_perturb import Ball, DivergenceGradient, check_rng, check_step_size, climb, perturb_for_divergence
+from .adversarial_perturb import (
+    Ball,
+    DivergenceGradient,
+    check_step_size,
+    climb,
+    find_differences,
+    perturb_for_divergence,
+)
 from .cross_entropy import cross_entropy_with_grad
 from .linear_cross_entropy import (
     LinearCrossEntropyResult,
@@ -42,9 +50,25 @@ def find_dual_norms(w: Any, classes: Any, norm: float, num_threads: Any = None) 
     return out
 
 
-def find_subgradients(w: Any, y: int, norm: float) -> Any:
+def find_smooth_norms(w: Any, classes: Any, norm: float, smoothing: float, num_threads: Any = None) -> Any:
+    """The same, made smooth: sum of (a_i^2 + smoothing^2)^(1/2) - smoothing for norm inf, else that of the norm.
+
+    They are below the norms by less than the smoothing (for norm inf, D times it), and differentiable, but for the
+    ties of the largest elements for norm 1.
+    """
+    if norm == math.inf:
+        return np.stack([(np.hypot(w - w[y], smoothing) - smoothing).sum(axis=1) for y in classes])
+    return np.hypot(find_dual_norms(w, classes, norm, num_threads), smoothing) - smoothing
+
+
+def find_subgradients(w: Any, y: int, norm: float, smoothing: float = 0.0) -> Any:
     """The gradients of the dual norms of w[j] - w[y] by w[j], of all classes j; 0 where the norm is 0."""
     a = w - w[y]
+    if smoothing > 0:
+        if norm == math.inf:
+            return a / np.hypot(a, smoothing)
+        length = find_dual_norms(w, [y], norm)[0][:, None]
+        return find_subgradients(w, y, norm) * (length / np.hypot(length, smoothing))
     if norm == math.inf:
         return np.sign(a)
     size = np.abs(a)
@@ -65,15 +89,34 @@ def find_subgradients(w: Any, y: int, norm: float) -> Any:
 class RobustShift:
     """eps times the dual norms of w_j - w_y, added to the logits of rows with label y."""
 
-    def __init__(self, w: Any, labels: Any, eps: float, norm: float, num_threads: Any, groups: Any = None):
-        """Find the norms; groups: the distinct labels and the place of each label among these, if they are known."""
+    def __init__(
+        self,
+        w: Any,
+        labels: Any,
+        eps: float,
+        norm: float,
+        num_threads: Any,
+        groups: Any = None,
+        smoothing: float = 0.0,
+    ):
+        """Find the norms; groups: the distinct labels and the place of each label among these, if they are known.
+
+        smoothing: that of `find_smooth_norms`, for minimisations; 0 for the norms themselves.
+        """
         self.w = np.ascontiguousarray(w, np.float64)
         self.labels, self.eps, self.norm, self.num_threads = labels, eps, norm, num_threads
+        self.smoothing = smoothing
         found: Any = groups or np.unique(labels, return_inverse=True)
         classes, self.places = found
         is_cached = len(classes) * len(w) <= CACHED_NORMS
-        self.norms = find_dual_norms(self.w, classes, norm, num_threads) if is_cached else None
+        self.norms = self.find_norms(classes) if is_cached else None
         self.sums: dict[int, Any] = {}  # of the gradients of logits, by label
+
+    def find_norms(self, classes: Any) -> Any:
+        """The norms of the differences of some classes from all."""
+        if self.smoothing > 0:
+            return find_smooth_norms(self.w, classes, self.norm, self.smoothing, self.num_threads)
+        return find_dual_norms(self.w, classes, self.norm, self.num_threads)
 
     def part(self) -> RobustShift:
         """The same shift with sums of its own, for rows that another thread adds up."""
@@ -90,10 +133,15 @@ class RobustShift:
         """Add to the logits of a chunk of rows."""
         if self.norms is None:
             classes, places = np.unique(self.labels[rows], return_inverse=True)
-            norms = find_dual_norms(self.w, classes, self.norm, self.num_threads)
+            norms = self.find_norms(classes)
         else:
             norms, places = self.norms, self.places[rows]
-        logits += (self.eps * norms).astype(logits.dtype, copy=False)[places]
+        shift = (self.eps * norms).astype(logits.dtype, copy=False)
+        logits += shift[places]
+        infinite = np.isinf(shift)
+        if infinite.any():  # the loss is infinite, not NaN: all of the probability is at these rivals
+            at = np.flatnonzero(infinite[places].any(axis=1) & ~np.isnan(logits).any(axis=1))
+            logits[at] = np.where(infinite[places[at]], 0, -math.inf)
 
     def take(self, grad: Any, rows: slice) -> None:
         """Add up the gradients of a chunk's logits by label."""
@@ -108,7 +156,7 @@ class RobustShift:
         """Add the part of the norms to the gradient of w."""
         part = np.zeros(self.w.shape)
         for y, total in self.sums.items():
-            s = find_subgradients(self.w, y, self.norm)
+            s = find_subgradients(self.w, y, self.norm, self.smoothing)
             part[y] -= total @ s
             s *= total[:, None]
             part += s
@@ -190,7 +238,8 @@ def robust_cross_entropy(
     Notes
     -----
     For two classes the bound is the largest loss itself. A row whose loss is below log 2 keeps its class under every
-    such perturbation (the bound of Wong & Kolter 2018 for a linear layer).
+    such perturbation (the bound of Wong & Kolter 2018 for a linear layer), up to the rounding of the logits: `certify`
+    has the certificate that no rounding breaks. Where eps times a norm overflows the loss is inf.
 
     Examples
     --------
@@ -329,7 +378,7 @@ class VatTerms:
     def evaluate(self, x: Any, fixed: Any, w: Any, rows: slice, scale: Any) -> RowTerms:
         """Terms of rows with the logits `fixed`, the gradients times a column of scales."""
         delta = perturb_for_divergence(fixed, w, self.eps, self.iterations, self.rng, self.num_threads)
-        found = find_divergence(fixed, multiply(delta, (w - w[:1]).T), self.num_threads)
+        found = find_divergence(fixed, multiply(delta, find_differences(w).T), self.num_threads)
         return RowTerms(found.value, None, found.grad_moved * scale, delta)
 
 
@@ -354,7 +403,7 @@ class TradesTerms:
     def evaluate(self, x: Any, fixed: Any, w: Any, rows: slice, scale: Any) -> RowTerms:
         """Terms of rows with the logits `fixed`, the gradients times a column of scales."""
         delta = self.perturb(x, fixed, w, rows)
-        found = find_divergence(fixed, multiply(delta, (w - w[:1]).T), self.num_threads)
+        found = find_divergence(fixed, multiply(delta, find_differences(w).T), self.num_threads)
         scaled = self.beta * scale
         loss, grad, grad_moved = self.beta * found.value, found.grad_fixed * scaled, found.grad_moved * scaled
         if self.labels is not None:
@@ -416,7 +465,7 @@ def _run_vat(
     terms = VatTerms(
         check_non_negative("eps", eps),
         check_count("iterations", iterations, 1),
-        None if rng is None else check_rng(rng),
+        None if rng is None else as_generator(rng, or_random_state=True),
         check_num_threads(num_threads),
     )
     _check_classes(w)
@@ -524,7 +573,8 @@ def _run_trades(
         check_kernels("trades_loss_with_grad")
     eps, norm = check_non_negative("eps", eps), check_norm(norm, (1.0, 2.0, math.inf))
     beta, steps = check_non_negative("beta", beta), check_count("steps", steps, 1)
-    climbing = steps, check_step_size(step_size, eps, steps), check_rng(rng), check_num_threads(num_threads)
+    source, num_threads = as_generator(rng, or_random_state=True), check_num_threads(num_threads)
+    climbing = steps, check_step_size(step_size, eps, steps), source, num_threads
     plan = plan_linear(x, w, target, bias, chunk_bytes=None, **NO_OPTIONS, **options)
     if plan.labels is None:
         raise TypeError("target must hold integer labels, got soft labels")
@@ -558,7 +608,8 @@ def trades_loss_with_grad(
     """Compute the loss of TRADES and its gradients (Zhang et al. 2019).
 
     The loss of a row is ``cross_entropy(z, target) + beta * KL(p(x) || p(x + d))``, where d in the ball of radius eps
-    is found by projected gradient ascent on the divergence, from a start of 0.001 times normal numbers.
+    is found by projected gradient ascent on the divergence, from a start of 0.001 times normal numbers. The divergence
+    is not concave in d: what ascent finds may be far below the largest one.
 
     Parameters
     ----------

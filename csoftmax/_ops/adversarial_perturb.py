@@ -10,19 +10,22 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from .._arguments.foreign import accept_foreign, as_native, give_like, is_foreign
+from .._arguments.generators import as_generator
 from .._arguments.numbers import check_choice, check_count, check_flag, check_non_negative, check_num_threads
 from .._arguments.places import as_array, check_kernels, place_of
 from .._cpu import binding
 from .._cpu.apart import multiply
+from .._cpu.dtypes import is_bfloat16
 from .adversarial import Head, Walls, check_bounds, check_labels_of, check_norm, find_certificates, plan_head
 from .adversarial_divergence import find_divergence
 from .adversarial_geometry import find_directions, project_on_ball, reach_furthest, row_norms
-from .cross_entropy import cross_entropy_with_grad
-from .softmax import softmax
+from .softmax import logsumexp, softmax
 
 METHODS = ("fgsm", "pgd", "exact", "vat")
 CHUNK_ELEMENTS = 1 << 14  # of x: the arrays of a chunk stay in cache over all steps
 MIN_CHUNK_ROWS = 64  # so that products stay fast
+TINY = 1e-250  # a gradient below it has lost digits, or all of them, to underflow
+LARGEST_RISE = 600.0  # its exponential and sums of these are finite
 STRETCH = 2.0  # growth of what an exact perturbation goes beyond its radius, until the class changes
 
 __all__ = ["perturb"]
@@ -65,6 +68,8 @@ def apply_perturbation(x: Any, delta: Any, walls: Walls | None) -> Any:
     if walls is not None:
         low, high = (np.broadcast_to(wall, x.shape) for wall in walls)
         moved = _clip_in_dtype(moved, low, high)
+    if not np.isfinite(moved).all() and (np.isinf(moved) & np.isfinite(x)).any():
+        raise ValueError(f"eps is too large: perturbed features overflow {x.dtype}")
     stays = unusable[:, None] | (delta == 0)
     return np.where(stays, x, moved) if stays.any() else moved
 
@@ -89,34 +94,90 @@ def find_differences(w: Any) -> Any:
     return w - w[:1]
 
 
+class Others(NamedTuple):
+    """The probabilities of the classes other than one of each row, in float64, which do not underflow together."""
+
+    rows: Any  # and `chosen`: the places of the class of each row
+    chosen: Any
+    shares: Any  # given that the class is another one; 0 for the chosen one
+    mass: Any  # of the other classes, a column
+
+    @classmethod
+    def of(cls, logits: Any, chosen: Any, num_threads: Any) -> Others:
+        """Leave out the class `chosen` of each row; NaN where logits are not finite."""
+        rows, logits = np.arange(len(logits)), logits.astype(np.float64)
+        own = logits[rows, chosen][:, None]
+        logits[rows, chosen] = own[:, 0] - own[:, 0] - math.inf  # NaN if it is not finite
+        if logits.shape[1] < 2:
+            return cls(rows, chosen, np.where(np.isnan(logits), logits, 0), np.zeros_like(own))
+        shares = softmax(logits, num_threads=num_threads)
+        rest = logsumexp(logits, num_threads=num_threads)[:, None]
+        return cls(rows, chosen, shares, 1 / (1 + np.exp(own - rest)))
+
+    def balance(self, u: Any) -> Any:
+        """Rows u whose element of the chosen class is set so that their sum is 0, scaled to largest elements of 1."""
+        u[self.rows, self.chosen] = 0
+        u[self.rows, self.chosen] = -u.sum(axis=1)
+        return scale_rows(u)
+
+
+def scale_rows(u: Any) -> Any:
+    """Divide rows by their largest elements, in place, so that products with them neither overflow nor underflow."""
+    top = np.abs(u).max(axis=1, keepdims=True, initial=0)
+    u /= np.where(top > 0, top, 1)
+    return u
+
+
 class LossGradient:
-    """The gradient of the cross-entropy of checked rows by their perturbation."""
+    """The gradient of the cross-entropy of checked rows by their perturbation, over the probability of an error.
+
+    With the target's logit left out, softmax gives p_j / (1 - p_y), which does not underflow: the gradient of the
+    logits, p - e_y, is 1 - p_y times that less e_y. Steps need only its direction.
+    """
 
     def __init__(self, x: Any, w: Any, bias: Any, labels: Any, num_threads: Any):
-        self.w, self.labels, self.num_threads = w, labels, num_threads
+        self.w, self.num_threads = w, num_threads
         self.differences = find_differences(w)
         self.fixed = multiply(x, w.T)  # logits without perturbation
         if bias is not None:
             self.fixed += bias
-        self.logits, self.result = np.empty_like(self.fixed), np.empty_like(x)
+        self.logits, self.result = np.empty_like(self.fixed, order="C"), np.empty_like(x)
+        self.flat = self.logits.reshape(-1)
+        self.places = np.arange(len(x)) * len(w) + labels  # of the targets
 
     def __call__(self, delta: Any) -> Any:
         logits = multiply(delta, self.w.T, self.logits)
         logits += self.fixed
-        cross_entropy_with_grad(logits, self.labels, reduction="sum", out=logits, num_threads=self.num_threads)
+        own = self.flat[self.places]
+        zero = own - own  # NaN for a logit that is not finite
+        self.flat[self.places] = zero - math.inf
+        if logits.shape[1] > 1:
+            softmax(logits, out=logits, num_threads=self.num_threads)
+        self.flat[self.places] = zero - 1
         return multiply(logits, self.differences, self.result)
 
 
 class DivergenceGradient:
-    """The gradient of KL(p(x) || p(x + delta)) of checked rows by their perturbation delta."""
+    """The gradient of KL(p(x) || p(x + delta)) of checked rows by their perturbation delta, times a positive number.
+
+    Where it underflows, p(x) has almost all of its mass at one class t, and p' - p is p_j (e^u_j - 1) for the other
+    classes, u_j the change of z_j - z_t.
+    """
 
     def __init__(self, fixed: Any, w: Any, num_threads: Any):
         self.fixed, self.w, self.num_threads = fixed, w, num_threads
         self.differences = find_differences(w)
 
     def __call__(self, delta: Any) -> Any:
-        grad = find_divergence(self.fixed, multiply(delta, self.differences.T), self.num_threads).grad_moved
-        return multiply(grad.astype(self.w.dtype, copy=False), self.differences)
+        change = multiply(delta, self.differences.T)
+        grad = find_divergence(self.fixed, change, self.num_threads).grad_moved
+        tiny = np.flatnonzero(np.abs(grad).max(axis=1, initial=0) < TINY)
+        if len(tiny) and grad.shape[1] > 1:
+            others = Others.of(self.fixed[tiny], self.fixed[tiny].argmax(axis=1), self.num_threads)
+            u = change[tiny].astype(np.float64)
+            u -= u[others.rows, others.chosen][:, None]
+            grad[tiny] = others.balance(others.shares * np.expm1(np.minimum(u, LARGEST_RISE)))
+        return multiply(scale_rows(grad).astype(self.w.dtype, copy=False), self.differences)
 
 
 def climb(gradient: Callable[[Any], Any], delta: Any, ball: Ball, steps: int, step_size: float, threads: Any) -> Any:
@@ -160,19 +221,6 @@ class Attack(NamedTuple):
         return climb(gradient, self.start(x, ball), ball, steps, step_size, self.num_threads)
 
 
-def check_rng(rng: Any) -> Any:
-    """A source of random numbers with the methods of numpy.random.Generator."""
-    if isinstance(rng, np.random.RandomState | np.random.Generator):
-        return rng
-    try:
-        if isinstance(rng, bool | np.bool_):
-            raise TypeError("a bool is no seed")
-        return np.random.default_rng(rng)
-    except (TypeError, ValueError) as error:
-        allowed = "None, an int, a numpy.random.SeedSequence, Generator or RandomState"
-        raise type(error)(f"rng must be {allowed}, got {rng!r}: {error}") from None
-
-
 def check_step_size(step_size: Any, eps: float, steps: int) -> float:
     """The length of a step; by default 2.5 eps / steps."""
     return 2.5 * eps / steps if step_size is None else check_non_negative("step_size", step_size)
@@ -181,9 +229,10 @@ def check_step_size(step_size: Any, eps: float, steps: int) -> float:
 def find_curvature_directions(fixed: Any, w: Any, iterations: int, rng: Any, num_threads: Any) -> Any:
     """The direction of unit length along which KL(p(x) || p(x + r)) curves most, for the logits of the rows.
 
-    For a linear layer its Hessian is exactly H d = W' (p * (W d) - p (p . W d)). Power iteration needs no differences.
+    For a linear layer its Hessian is exactly H d = W' h, h = p * (W d) - p (p . W d). Power iteration needs no
+    differences. With v = W d less its element at the most probable class, and of the other classes the mass r and the
+    shares s, h / r = s (v - r s . v) for these, and the sum of h is 0: nothing cancels or underflows where r does.
     """
-    p = softmax(fixed, num_threads=num_threads)
     if rng is not None:
         d = rng.standard_normal((len(fixed), w.shape[1])).astype(w.dtype)
     elif fixed.shape[1] < 2:
@@ -192,18 +241,22 @@ def find_curvature_directions(fixed: Any, w: Any, iterations: int, rng: Any, num
         best = np.argsort(-fixed, axis=1, kind="stable")[:, :2]
         d = w[best[:, 0]] - w[best[:, 1]]
     d, differences = find_directions(d, 2), find_differences(w)
+    if fixed.shape[1] < 2:
+        return np.zeros_like(d)
+    others = Others.of(fixed, fixed.argmax(axis=1), num_threads)
     for _ in range(iterations):
-        u = multiply(d, differences.T)
-        u -= np.einsum("ij,ij->i", p, u)[:, None]
-        u *= p
-        d = find_directions(multiply(u, differences), 2)
+        v = scale_rows(multiply(d, differences.T).astype(np.float64))
+        v -= v[others.rows, others.chosen][:, None]
+        v -= others.mass * np.einsum("ij,ij->i", others.shares, v)[:, None]
+        v = others.balance(others.shares * v)
+        d = find_directions(multiply(v.astype(w.dtype), differences), 2)
     return d
 
 
 def perturb_for_divergence(fixed: Any, w: Any, eps: float, iterations: int, rng: Any, num_threads: Any) -> Any:
     """Eps times the direction of most curvature, with the sign that has the larger divergence (Miyato et al. 2018)."""
     delta = find_curvature_directions(fixed, w, iterations, rng, num_threads)
-    delta *= eps
+    delta = project_on_ball(delta * w.dtype.type(eps), eps, 2)
     change = multiply(delta, find_differences(w).T)
     forth, back = (find_divergence(fixed, s * change, num_threads).value for s in (1, -1))
     return np.where((back > forth)[:, None], -delta, delta)
@@ -266,10 +319,14 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
         if attack.method == "vat":
             fixed = multiply(x[part], w.T) if bias is None else multiply(x[part], w.T) + bias
             delta = perturb_for_divergence(fixed, w, attack.eps, attack.steps, attack.rng, attack.num_threads)
+            usable = np.isfinite(fixed).all(axis=1)
         else:
             gradient = LossGradient(x[part], w, bias, labels[part], attack.num_threads)
             delta = attack.follow(gradient, x[part], near)
-            delta[~np.isfinite(gradient.fixed).all(axis=1)] = 0
+            usable = np.isfinite(gradient.fixed).all(axis=1)
+        delta[~usable] = 0
+        if not np.isfinite(delta).all():
+            raise ValueError(f"eps={attack.eps!r} is too large: logits of perturbed rows overflow {x.dtype}")
         result[part] = apply_perturbation(head.x[part], delta, near)
     return result
 
@@ -284,6 +341,8 @@ def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack,
     def at(delta: Any) -> Any:
         moved = apply_perturbation(head.x, delta, walls).reshape(shape)
         g = as_array("gradient(x)", as_native(gradient(give(moved)), "gradient(x)"))
+        if g.dtype.kind not in "iuf" and not is_bfloat16(g.dtype):
+            raise TypeError(f"gradient must return an array of real numbers, got dtype {g.dtype}")
         if g.shape != shape:
             raise ValueError(f"gradient must return an array of the shape of x, {shape}, got {g.shape}")
         return g.reshape(head.x.shape).astype(head.compute)  # a copy, because steps overwrite it
@@ -301,6 +360,8 @@ def _perturb(x: Any, w: Any, target: Any, *, bias: Any, bounds: Any, gradient: A
         return _perturb_by_gradient(x, gradient, attack, bounds, give)
     head = plan_head("perturb", x, w, bias)
     walls = check_bounds(bounds, head)
+    if attack.method == "vat" and not len(head.w):
+        raise ValueError("w must have at least one row: there is no distribution over no class")
     labels = None if attack.method == "vat" else check_labels_of(target, head)
     if attack.eps == 0:
         moved = head.x.copy()
@@ -380,8 +441,9 @@ def perturb(
     Notes
     -----
     Steps follow the sign of the gradient (inf-norm), its direction (2-norm), or its largest coordinate, of equal ones
-    the first (1-norm). Where the gradient is 0 a row stays. Every row takes all steps. Gradients come from logits, not
-    from probabilities, so that they do not vanish for rows that are certain of their class.
+    the first (1-norm). Where the gradient is 0 a row stays. Every row takes all steps. Gradients are divided by the
+    probability of the other classes, which cancels in their directions: they do not vanish for rows that are certain of
+    their class, however large the margin is. An eps for which features or logits would overflow is a ValueError.
 
     "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in that
     of the dtype, but not further than eps; a row whose rival is further away moves towards it by eps, and a row that is
@@ -420,7 +482,7 @@ def perturb(
         raise ValueError("gradient stands for a model: pass None for w, target and bias")
     if is_random and method != "pgd":
         raise ValueError(f'random_start is for method "pgd", got method={method!r}')
-    generator = None if rng is None and not is_random else check_rng(rng)
+    generator = None if rng is None and not is_random else as_generator(rng, or_random_state=True)
     length = check_step_size(step_size, eps, steps)
     attack = Attack(method, eps, norm, steps, length, is_random, generator, check_num_threads(num_threads))
     give = (lambda a: give_like(x, a)) if is_foreign(x) else (lambda a: a)

@@ -94,6 +94,19 @@ def test_jax_arrays_are_not_written():
         csoftmax.softmax(X.astype(np.float32), out=z)
 
 
+def test_certificates_are_rounded_down_for_libraries_without_float64():
+    jnp = pytest.importorskip("jax.numpy", reason="the gate installs it")
+    x, w = RNG.normal(size=(200, 4)).astype(np.float32), RNG.normal(size=(3, 4)).astype(np.float32)
+    exact = csoftmax.adversarial.certify(x, w)
+    got = csoftmax.adversarial.certify(jnp.asarray(x), jnp.asarray(w))
+    radius = np.asarray(got.radius)
+    assert (radius.astype(float) <= exact.radius).all()
+    assert (radius.astype(float) >= exact.radius * (1 - 2e-7)).all()
+    one = csoftmax.adversarial.certify(jnp.asarray(x[0]), jnp.asarray(w))
+    assert float(one.radius) == radius[0]
+    np.testing.assert_array_equal(np.asarray(got.rival), exact.rival)
+
+
 def test_jax_bfloat16():
     jnp = pytest.importorskip("jax.numpy", reason="the gate installs it")
     z = jnp.asarray(X).astype(jnp.bfloat16)

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.sparse
 from sklearn.base import clone
-from sklearn.datasets import load_digits
+from sklearn.datasets import load_breast_cancer, load_digits
+from sklearn.exceptions import ConvergenceWarning
 
 import csoftmax
 from csoftmax import adversarial
@@ -155,6 +156,51 @@ def test_lbfgs_minimises_the_bound(digits):
         np.testing.assert_array_equal(model.coef_, plain.coef_)
 
 
+def test_lbfgs_leaves_the_corner_of_equal_classes(digits):
+    X, y = digits
+    found = {}
+    for eps, tol in ((0.2, None), (0.3, None), (0.2, 1e-10)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            model = SoftmaxRegression(adversarial="certified", adversarial_eps=eps, tol=tol, max_epochs=3000).fit(X, y)
+        found[eps, tol] = model.history_["loss"][-1]
+        assert np.abs(model.coef_).max() > 0.5
+    assert found[0.2, None] < 1.79
+    assert found[0.3, None] < 2.285  # where all classes are equal: 2.3026
+    assert found[0.2, 1e-10] < found[0.2, None]
+    X, y = load_breast_cancer(return_X_y=True)
+    X = (X - X.mean(axis=0)) / X.std(axis=0)
+    model = SoftmaxRegression(adversarial="certified", adversarial_eps=0.05, penalty_l2=1e-7, max_epochs=1000).fit(X, y)
+    assert model.history_["loss"][-1] < 0.0876  # the minimum is 0.0875
+    with pytest.warns(ConvergenceWarning, match="adversarial_eps=30.0 lbfgs found no coefficients"):
+        SoftmaxRegression(adversarial="certified", adversarial_eps=30.0, max_epochs=1000).fit(*digits)
+    few = SoftmaxRegression(adversarial="certified", adversarial_eps=0.1, max_epochs=3)
+    with pytest.warns(ConvergenceWarning, match="has not converged in 3 iterations"):
+        few.fit(*digits)
+    assert few.n_iter_ == 3
+
+
+def test_smoothed_norms_and_their_gradients():
+    from csoftmax._ops.adversarial_losses import find_dual_norms, find_smooth_norms, find_subgradients
+
+    w = np.random.default_rng(0).normal(size=(4, 5))
+    w[3] = w[0]
+    classes, h = np.arange(4), 1e-6
+    for norm, share in ((INF, 5), (2, 1), (1, 1), (3, 1)):
+        smooth = find_smooth_norms(w, classes, norm, 0.1)
+        exact = find_dual_norms(w, classes, norm)
+        assert (smooth <= exact + 1e-15).all()
+        assert (smooth >= exact - 0.1 * share).all()
+        slope = find_subgradients(w, 1, norm, 0.1)
+        for j in (0, 2):
+            for i in range(5):
+                up, down = w.copy(), w.copy()
+                up[j, i] += h
+                down[j, i] -= h
+                values = [find_smooth_norms(v, [1], norm, 0.1)[0, j] for v in (up, down)]
+                assert slope[j, i] == pytest.approx((values[0] - values[1]) / (2 * h), abs=1e-7)
+
+
 def test_certified_score_counts_the_rows_of_certify(digits):
     X, y = digits
     names = np.array([f"digit {i}" for i in range(10)])[y]
@@ -168,6 +214,8 @@ def test_certified_score_counts_the_rows_of_certify(digits):
     assert model.score_certified(X, np.full(300, "none"), 0) == 0 == model.score_certified(X, y, 0)
     single = SoftmaxRegression().fit(X.astype(np.float32), y)
     assert single.score_certified(X.astype(np.float32), y, 0.01) > 0.5
+    with pytest.raises(ValueError, match="adversarial_norm must be at least 1"):
+        SoftmaxRegression().fit(X, y).set_params(adversarial_norm=0.5).score_certified(X, y, 0)
     for error, text, given in (
         (ValueError, "eps must be at least 0", (X, names, -1)),
         (ValueError, "y must have shape", (X, names[:5], 0)),

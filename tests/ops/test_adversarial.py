@@ -148,6 +148,32 @@ def test_no_perturbation_within_the_radius_changes_the_class_in_exact_arithmetic
             assert overtakes or got.radius == INF
 
 
+def test_radii_of_subnormal_and_of_huge_weights_are_not_above_the_distance():
+    u = 5e-324
+    rng = np.random.default_rng(0)
+    cases = [(np.array([[3 * u, 3 * u], [0, 0]]), np.array([1e10, 1e10]))]
+    for scale in (1e-323, 1e-320, 1e-312, 1e-307, 1e-300, 1e300):
+        for d in (1, 2, 9, 17):
+            size = 10.0 ** rng.integers(5, 12) if scale < 1 else 1e-5
+            cases.append((rng.normal(size=(3, d)) * scale, rng.normal(size=d) * size))
+    for w, x in cases:
+        fx = [Fraction(v) for v in x]
+        y = max(range(len(w)), key=lambda j, w=w, fx=fx: sum(Fraction(p) * q for p, q in zip(w[j], fx)))
+        for norm, bounds in itertools.product((1, 2, INF, 1.5, 3.0), (None, (-INF, INF))):
+            if bounds and norm in (1.5, 3.0):
+                continue
+            radius = Fraction(float(certify(x, w, target=y, norm=norm, bounds=bounds).radius))
+            for _, a, gap in exact_gaps(x, w, np.zeros(len(w)), y):
+                if norm in (1.5, 3.0):  # the cube of the dual norm of 1.5; that of 3 is larger
+                    assert sum(abs(v) ** 3 for v in a) * radius**3 <= gap**3
+                else:
+                    gain = {1: max(map(abs, a)) ** 2, 2: sum(v * v for v in a), INF: sum(map(abs, a)) ** 2}[norm]
+                    assert gain * radius**2 <= gap**2
+    # distances above the largest double are not infinite, and have their rival
+    got = certify([1e300], [[1e-300], [0]], bias=[1e300, 0.0])
+    assert got == (np.finfo(float).max, 1, 1e300)
+
+
 def test_random_perturbations_of_the_radius_keep_the_class_in_exact_arithmetic():
     rng, x, w, bias = layer(3, 5, 4)
     for norm in (1, 2, INF):
@@ -250,6 +276,7 @@ def test_dtypes_and_layouts_give_the_same_distances():
         (ValueError, "must not hold NaN", {"bounds": (np.nan, 2)}),
         (ValueError, "does not broadcast", {"bounds": (np.zeros(3), 2)}),
         (TypeError, "a pair", {"bounds": 3}),
+        (TypeError, "a pair .* got a tuple of length 3", {"bounds": (0, 1, 2)}),
         (TypeError, "real numbers", {"bounds": ("a", 2)}),
         (IndexError, "target.0. is 5", {"target": [5]}),
         (IndexError, "target.0. is -1", {"target": [-1]}),

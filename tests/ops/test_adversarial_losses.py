@@ -277,6 +277,16 @@ def test_rows_that_are_not_finite_have_loss_nan_and_equal_weights_no_slope():
     assert np.isfinite(far.grad_w).all()
 
 
+def test_a_bound_that_overflows_is_infinite():
+    x, w = np.array([[1.0, 2.0], [0.5, 0.0]]), np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]])
+    for dtype, eps in ((np.float64, 1.5e308), (np.float32, 3e38)):
+        x, w = x.astype(dtype), w.astype(dtype)
+        result = robust_cross_entropy_with_grad(x, w, [0, 1], eps=eps, reduction="none")
+        assert (result.loss == math.inf).all()
+        assert not np.isnan(result.grad_x).any()
+        assert np.isnan(robust_cross_entropy(x * dtype(np.nan), w, [0, 1], eps=eps))
+
+
 @pytest.mark.parametrize(
     ("function", "error", "text", "options"),
     [
@@ -284,7 +294,7 @@ def test_rows_that_are_not_finite_have_loss_nan_and_equal_weights_no_slope():
         (robust_cross_entropy, ValueError, "norm must be at least 1", {"norm": 0}),
         (robust_cross_entropy, IndexError, "target", {"target": [9]}),
         (robust_cross_entropy, TypeError, "integer labels", {"target": [[0.5, 0.5]]}),
-        (trades_loss_with_grad, ValueError, "norm must be 1 or 2 or numpy.inf", {"norm": 3}),
+        (trades_loss_with_grad, ValueError, "norm must be 1, 2 or numpy.inf", {"norm": 3}),
         (trades_loss_with_grad, ValueError, "beta must be at least 0", {"beta": -1}),
         (trades_loss_with_grad, ValueError, "steps must be at least 1", {"steps": 0}),
         (trades_loss_with_grad, ValueError, "within bounds", {"bounds": (0, 1)}),

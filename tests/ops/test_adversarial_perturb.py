@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import csoftmax
-from csoftmax.adversarial import certify, perturb
+from csoftmax.adversarial import certify, perturb, trades_loss_with_grad
 
 INF = math.inf
 NORMS = (1, 2, INF)
@@ -160,10 +160,47 @@ def test_vat_follows_the_largest_curvature():
         here = csoftmax.softmax(z + row @ w.T)
         assert p @ np.log(p / here) >= p @ np.log(p / other) * (1 - 1e-9)
     assert perturb(x, w, None, bias=bias, eps=0.3, method="vat", steps=1, rng=0).shape == x.shape
-    # of a certain row the Hessian is 0
-    certain = perturb([[1.0, 0.0]], [[1e6, 0.0], [0.0, 1.0]], None, eps=0.3, method="vat")
-    np.testing.assert_array_equal(certain, [[1.0, 0.0]])
+    # the Hessian of a certain row underflows, its direction does not
+    for dtype in (np.float32, np.float64):
+        certain = perturb(np.array([[1, 0]], dtype), np.array([[1e6, 0], [0, 1]], dtype), None, eps=0.3, method="vat")
+        np.testing.assert_allclose(certain, [[1.3, -3e-7]], rtol=1e-6)
+        for scale in (1e-30, 1e30) if dtype == np.float32 else (1e-200, 1e200):
+            args = (w * scale).astype(dtype), None
+            far = perturb((x / scale).astype(dtype), *args, bias=bias.astype(dtype), eps=0.3 / scale, method="vat")
+            near = perturb(x.astype(dtype), w.astype(dtype), None, bias=bias.astype(dtype), eps=0.3, method="vat")
+            np.testing.assert_allclose(far * dtype(scale), near, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(perturb([[1.0, 2.0]], [[1.0, 0.0]], None, eps=0.3, method="vat"), [[1.0, 2.0]])
+
+
+def test_gradients_do_not_vanish_where_the_model_is_certain():
+    for dtype, size in ((np.float32, 120), (np.float32, 1e6), (np.float64, 900), (np.float64, 1e9)):
+        x, w = np.array([[size, 0]], dtype), np.eye(2, dtype=dtype)
+        eps = 0.6 * size
+        for norm, moved in ((INF, [0.4, 0.6]), (2, [1 - 0.6 * 0.5**0.5, 0.6 * 0.5**0.5]), (1, [0.4, 0])):
+            for method in ("fgsm", "pgd"):
+                steps = 1 if norm == 1 else 10  # steps along one coordinate change sides
+                got = perturb(x, w, [0], eps=eps, norm=norm, method=method, steps=steps, step_size=eps)
+                np.testing.assert_allclose(got, [np.multiply(moved, size)], rtol=1e-5, atol=1e-5 * size)
+        # the divergence of TRADES has two sides, of which the start chooses one
+        result = trades_loss_with_grad(np.repeat(x, 40, axis=0), w, [0] * 40, eps=eps, rng=0, reduction="none")
+        assert 0.2 < np.mean(result.loss > 0.5 * size) < 0.8
+    # three classes: directions are those of softmax without the target
+    x, w = np.array([[900.0, 0.0, 1.0]]), np.eye(3)
+    step = perturb(x, w, [0], eps=1.0, norm=2, method="fgsm") - x
+    shares = csoftmax.softmax([0.0, 1.0])
+    direction = np.array([-1, *shares])
+    np.testing.assert_allclose(step[0], direction / np.linalg.norm(direction), rtol=1e-12)
+
+
+def test_the_euclidean_norm_of_many_features_stays_below_eps():
+    rng = np.random.default_rng(0)
+    x, w = (rng.normal(size=(n, 300_000)).astype(np.float32) for n in (2, 3))
+    x *= np.float32(1e-3)
+    for method in ("fgsm", "vat"):
+        moved = perturb(x, w, None if method == "vat" else [0, 1], eps=1.0, norm=2, method=method)
+        length = np.linalg.norm(moved.astype(float) - x, axis=1)
+        assert (length <= 1).all()
+        assert (length > 1 - 1e-6).all()
 
 
 def test_another_model_is_attacked_by_its_gradient():
@@ -213,13 +250,29 @@ def test_special_rows():
         np.testing.assert_array_equal(moved, [[1.0, 2.0], [0.0, 1.0]])
 
 
+def test_an_eps_that_overflows_is_refused():
+    x, w = np.array([[3.0, 1.0]]), np.array([[2.0, 0.0], [0.0, 2.0]])
+    for dtype, eps in ((np.float64, 1.7e308), (np.float32, 1e39), (np.float16, 1e5)):
+        for method in ("pgd",) if dtype == np.float64 else ("fgsm", "pgd", "vat"):  # one step of float64 may suffice
+            norm = 2 if method == "vat" else INF
+            with pytest.raises(ValueError, match=r"eps.* is too large"):
+                perturb(x.astype(dtype), w.astype(dtype), [0], eps=eps, method=method, norm=norm)
+        moved = perturb(x.astype(dtype), w.astype(dtype), [0], eps=eps, method="exact")
+        np.testing.assert_allclose(moved.astype(float), [[2.0, 2.0]], rtol=1e-2)
+    with pytest.raises(ValueError, match="at least one row"):
+        perturb(x, np.zeros((0, 2)), None, eps=1.0, method="vat")
+    for gradient in (lambda x: x + 1j, lambda x: x > 0):
+        with pytest.raises(TypeError, match="gradient must return an array of real numbers, got dtype"):
+            perturb(x, None, None, eps=0.5, gradient=gradient)
+
+
 @pytest.mark.parametrize(
     ("error", "text", "options"),
     [
         (ValueError, "method must be", {"method": "deepfool"}),
         (ValueError, "eps must be at least 0", {"eps": -1}),
         (ValueError, "eps must be at least 0", {"eps": INF}),
-        (ValueError, "norm must be 1 or 2 or numpy.inf", {"norm": 3}),
+        (ValueError, "norm must be 1, 2 or numpy.inf", {"norm": 3}),
         (ValueError, "norm must be 2", {"norm": INF, "method": "vat"}),
         (ValueError, "steps must be at least 1", {"steps": 0}),
         (ValueError, "step_size must be at least 0", {"step_size": -1.0}),

@@ -21,7 +21,7 @@ from .. import store
 from ..head_result import HeadResult
 from . import loss as losses
 from .state import check_layer, log_odds, make_parts, refuse_others
-from .tree import Tree
+from .tree import Tree, shape_of
 from .tree_parts import check_counts, check_integers, shrink_counts
 
 if TYPE_CHECKING:
@@ -178,7 +178,7 @@ class HierarchicalSoftmax:
     @property
     def nbytes(self) -> int:
         """Bytes of the parameters and of the tree."""
-        shape = self.tree._shape
+        shape = shape_of(self.tree)
         of_tree = (self.tree.children, shape.leaf_parent, shape.node_parent, shape.order, shape.depth)
         return sum(int(a.nbytes) for a in (*self.parameters.values(), *of_tree))
 

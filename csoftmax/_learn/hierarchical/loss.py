@@ -20,6 +20,7 @@ from ..._arguments.places import as_float
 from ..._cpu import binding
 from ..._ops.row_optimizer import RowOptimizer, begin_step, check_state, end_step
 from ..._ops.rows import RowGradient
+from .tree import shape_of
 
 LARGE = 1e30  # losses below it fit float32
 MAX_ENTRIES = 1 << 22  # nodes on the paths of a part of the rows, of 40 bytes each
@@ -138,7 +139,7 @@ def plan_step(layer: Any, x: Any, target: Any, sample_weight: Any, num_threads: 
 
 def _parts(layer: Any, labels: NDArray[np.int64]) -> Iterator[tuple[slice, NDArray[np.int64]]]:
     """Rows whose paths have up to MAX_ENTRIES nodes, or one row, and the places of the paths."""
-    lengths = layer.tree._shape.depth[labels]
+    lengths = shape_of(layer.tree).depth[labels]
     if labels.min(initial=0) < 0:
         lengths[labels < 0] = 0
     ends = np.zeros(len(labels) + 1, np.int64)
@@ -152,9 +153,9 @@ def _parts(layer: Any, labels: NDArray[np.int64]) -> Iterator[tuple[slice, NDArr
         begin = last
 
 
-def _call(layer: Any, x: Any, temperature: float, num_threads: Any) -> Any:
+def make_call(layer: Any, x: Any, temperature: float, num_threads: Any) -> Any:
     return binding.TreeCall(
-        binding.DTYPES[layer.dtype.name], layer.tree._shape, layer.theta, layer.bias, x, temperature, num_threads
+        binding.DTYPES[layer.dtype.name], shape_of(layer.tree), layer.theta, layer.bias, x, temperature, num_threads
     )
 
 
@@ -163,7 +164,7 @@ def _losses(layer: Any, plan: Plan, gradient: bool) -> Iterator[tuple[slice, Any
     for rows, offsets in _parts(layer, plan.labels):
         scale, upstream = (None if v is None else np.ascontiguousarray(v[rows]) for v in (plan.scale, plan.upstream))
         loss = binding.TreeLoss(
-            _call(layer, plan.x[rows], plan.temperature, plan.num_threads),
+            make_call(layer, plan.x[rows], plan.temperature, plan.num_threads),
             *(plan.labels[rows], offsets, scale, upstream, plan.clip_norm, plan.clip_value, True, gradient),
         )
         loss.run()
@@ -249,7 +250,7 @@ def take_step(layer: Any, plan: Plan, weights: RowOptimizer, biases: RowOptimize
         states["bias"] = begin_step(biases, "bias", layer.bias)
         of_bias = layer.bias, 0.0, *states["bias"][2:5], None, states["bias"].step
     part = binding.TreeLoss(
-        _call(layer, plan.x, plan.temperature, plan.num_threads),
+        make_call(layer, plan.x, plan.temperature, plan.num_threads),
         *(plan.labels, parts[0][1], plan.scale, plan.upstream, plan.clip_norm, plan.clip_value, True, True),
     )
     part.run()
@@ -273,7 +274,7 @@ def compute_log_proba_of(layer: Any, x: Any, labels: NDArray[np.int64], num_thre
     result = np.zeros(len(labels))
     for rows, offsets in _parts(layer, labels):
         loss = binding.TreeLoss(
-            _call(layer, x[rows], 1.0, num_threads), labels[rows], offsets, None, None, 0.0, 0.0, False, False
+            make_call(layer, x[rows], 1.0, num_threads), labels[rows], offsets, None, None, 0.0, 0.0, False, False
         )
         loss.run()
         result[rows] = loss.loss
@@ -283,7 +284,7 @@ def compute_log_proba_of(layer: Any, x: Any, labels: NDArray[np.int64], num_thre
 def compute_log_proba(layer: Any, x: Any, num_threads: Any) -> Any:
     """Log-probabilities of all classes, in float64."""
     result = np.empty((len(x), layer.n_classes))
-    _call(layer, x, 1.0, num_threads).log_proba(result)
+    make_call(layer, x, 1.0, num_threads).log_proba(result)
     return result
 
 
@@ -291,7 +292,7 @@ def search(layer: Any, x: Any, k: int, num_threads: Any) -> tuple[Any, Any, Any]
     """Log-probabilities and indices of the k best classes, and the number of nodes that were evaluated for each row."""
     values, indices, evaluated = np.empty((len(x), k)), np.empty((len(x), k), np.int64), np.zeros(len(x), np.int64)
     if k:
-        _call(layer, x, 1.0, num_threads).topk(k, values, indices, evaluated)
+        make_call(layer, x, 1.0, num_threads).topk(k, values, indices, evaluated)
     return values, indices, evaluated
 
 
@@ -303,7 +304,7 @@ def draw(layer: Any, x: Any, draws: int, rng: np.random.Generator, num_threads: 
     """Classes of walks from the root, (n, draws)."""
     total = len(x) * draws
     classes = np.empty(total, np.int64)
-    call = _call(layer, x, 1.0, num_threads)
+    call = make_call(layer, x, 1.0, num_threads)
     for begin in range(0, total, DRAWS):
         of_part = np.arange(begin, min(begin + DRAWS, total)) // draws
         classes[begin : begin + DRAWS] = _walk(layer, call, of_part, rng)

@@ -527,6 +527,11 @@ class Tree:
         return _restore, (type(self), np.array(self.children), self.root, self.counts)
 
 
+def shape_of(tree: Tree) -> Any:
+    """The tree as kernels take it, a binding.TreeShape."""
+    return tree._shape
+
+
 def _restore(cls: type[Tree], children: Any, root: int, counts: Any) -> Tree:
     """A tree that pickle has read."""
     return cls._from_children(children, root, counts)

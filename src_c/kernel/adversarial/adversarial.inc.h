@@ -15,11 +15,16 @@
  * (two-sum and fma), less the bound (n + 8)^2 2^-104 sum |x_i a_i| for n additions a lane.  |a_i| and r_i are rounded
  * up, norms grow by (n + 8) 2^-52, results are multiplied by 1 - 2^-51.
  * Accumulators: 8 lanes of doubles or pairs, i mod 8, which are added in a fixed tree; no sum depends on the
- * instruction set.  Weights are scaled by a power of two, so that no square overflows.
+ * instruction set.  Weights are scaled by a power of two, so that no square overflows and no product of a norm is
+ * subnormal; distances within walls that are below 2^-960 are 0.
  * Passes: gap one over both rows and x; reach one over them, and one over 2 d numbers for each step (3 to 6).
- * NaN and infinity: gap->ahead is not finite if a product or a sum is not; callers do not call reach then.
- * Error, against exact rational arithmetic (tests/ops/test_adversarial.py): radii are below the true ones by at most
- * (n + 20) 2^-52 of them.
+ * NaN and infinity: gap->ahead is not finite if a difference, a product or a sum is not; callers do not call reach
+ * then.  Distances above the largest double are that number; infinite ones cannot be reached.
+ * Error, against exact rational arithmetic (tests/ops/test_adversarial.py): radii are never above the true ones.  They
+ * are usually below them by less than (n + 20) 2^-52 of them; by 1e-12 for the other norms, whose powers are bounded by
+ * (n + 64) 2^-46; by more where g is a difference of products that cancel to less than 2^-50 of their size (its bound
+ * of the error is then a part of g, and may exceed it: radius 0), and with walls for features of very unequal size
+ * (6e-7 seen with sizes from 1e-8 to 1e8), where the bound of sum q r is larger than the need that is left.
  */
 #ifndef SIMD
 #error "adversarial.inc.h needs SIMD"
@@ -43,6 +48,7 @@ ADVERSARIAL_CLIMB(f64, double)
 #undef ADVERSARIAL_CLIMB
 
 enum { GAP_LANES = 8, GAP_MAX_STEPS = 100000 };
+#define GAP_BIGGEST 0x1.fffffffffffffp+1023 /* the largest number: infinite distances are those that none can reach */
 
 INLINE double csm_magnitude(double x) { return csm_double_of(csm_double_bits(x) & 0x7fffffffffffffffu); }
 INLINE double csm_lower(double x) { /* a number below any that was rounded to x once or twice; at least 0 */
@@ -108,13 +114,19 @@ static double gap_square_norm(const double *w, const double *other, size_t d, do
     return sqrt(gap_total(lanes));
 }
 
+/* The dual norm over the largest magnitude. */
+static double gap_root(const double *w, const double *other, size_t d, csm_distance_norm norm, double exponent,
+                       double top) {
+    return norm == CSM_NORM_OTHER ? gap_power_norm(w, other, d, top, exponent) : gap_square_norm(w, other, d, top);
+}
+
 /* The dual norm, from the sums of magnitudes and squares and the largest magnitude. */
 INLINE double gap_norm(const double *w, const double *other, size_t d, csm_distance_norm norm, double exponent,
                        double sum, double square, double top) {
     if (norm == CSM_NORM_INF) return sum;
     if (norm == CSM_NORM_1 || !(top > 0) || top - top != 0) return top;
-    if (norm == CSM_NORM_OTHER) return top * gap_power_norm(w, other, d, top, exponent);
-    return square > 0x1p-900 && square < 0x1p900 ? sqrt(square) : top * gap_square_norm(w, other, d, top);
+    if (norm == CSM_NORM_2 && square > 0x1p-900 && square < 0x1p900) return sqrt(square);
+    return top * gap_root(w, other, d, norm, exponent, top);
 }
 
 static void adversarial_gap(const double *w, const double *other, const double *x, size_t d, double bias,
@@ -142,10 +154,15 @@ static void adversarial_gap(const double *w, const double *other, const double *
     gap->ahead_low = low - (rounded - ahead);
     gap->top = top;
     gap->need = csm_lower(ahead + (low - error));
-    const double dual = gap_norm(w, other, d, norm, exponent, sum, square, top);
+    /* Sums and maxima of subnormal numbers are exact, but not their products with roots, which are formed larger. */
+    const double scale = top < 0x1p-900 && (norm == CSM_NORM_2 || norm == CSM_NORM_OTHER) ? 0x1p+200 : 1;
+    const double dual = scale > 1 ? top * scale * gap_root(w, other, d, norm, exponent, top)
+                                  : gap_norm(w, other, d, norm, exponent, sum, square, top);
     /* an exponent that is not an integer or 1/2 goes through logarithms */
     const double above = norm == CSM_NORM_OTHER ? dual * (1 + (n + 64) * 0x1p-46) : csm_wider(dual, n);
-    gap->distance = top > 0 ? csm_lower(gap->need / above) : rounded > 0 ? CSM_INF : 0;
+    const double need = gap->need * scale < GAP_BIGGEST ? gap->need * scale : GAP_BIGGEST;
+    const double distance = csm_lower(need / above);
+    gap->distance = top > 0 ? (distance < GAP_BIGGEST ? distance : GAP_BIGGEST) : rounded > 0 ? CSM_INF : 0;
 }
 
 static double adversarial_norm(const double *w, const double *other, size_t d, csm_distance_norm norm,
@@ -193,7 +210,7 @@ INLINE void find_level_sums(level_sums *s, const double *q, const double *r, siz
 
 /* A lower bound of the root of sum q_i min(level s_i, r_i) = need. */
 INLINE double find_level(const double *q, const double *r, size_t d, double need, const int is_two) {
-    const double n = (double)(d / GAP_LANES), biggest = 0x1.fffffffffffffp+1023;
+    const double n = (double)(d / GAP_LANES);
     double level = 0, count = -1;
     for (int step = 0; step < GAP_MAX_STEPS; step++) {
         level_sums s;
@@ -203,7 +220,7 @@ INLINE double find_level(const double *q, const double *r, size_t d, double need
         count = now;
         const double left = (need - full) - s.full.low[0];
         double next = csm_lower(left - (n + 8) * ((n + 8) * 0x1p-104 * full + 0x1p-1070)) / csm_wider(open, n);
-        next = csm_lower(next < biggest ? next : biggest);
+        next = csm_lower(next < GAP_BIGGEST ? next : GAP_BIGGEST);
         if (!(next > level)) break;
         level = next;
     }
@@ -272,10 +289,7 @@ static double adversarial_reach(const double *w, const double *other, const doub
     double *q = scratch, *r = scratch + d, top = gap->top;
     double lanes[GAP_LANES] = {0, 0, 0, 0, 0, 0, 0, 0};
     const double exponent = -csm_take_exponent(&top);
-    const double scale = csm_pow2(exponent > 1000    ? 1000
-                                  : exponent < -1000 ? -1000
-                                                     : exponent),
-                 biggest = 0x1.fffffffffffffp+1023;
+    const double scale = csm_pow2(exponent > 1000 ? 1000 : exponent < -1000 ? -1000 : exponent);
     SIMD
     for (size_t i = 0; i < d; i++) {
         const double a = w[i] - other[i], size = csm_magnitude(a);
@@ -291,9 +305,12 @@ static double adversarial_reach(const double *w, const double *other, const doub
     }
     for (int l = 0; i < d; i++, l++) lanes[l] = fma(q[i], r[i], lanes[l]);
     double need = csm_lower(gap->need * scale);
-    need = need < biggest ? need : biggest;
+    need = need < GAP_BIGGEST ? need : GAP_BIGGEST;
     if (csm_wider(gap_total(lanes), (double)(d / GAP_LANES)) < need) return CSM_INF;
-    if (norm == CSM_NORM_1) return reach_in_sum(q, r, d, need, scratch + 2 * d);
-    if (norm == CSM_NORM_INF) return find_level(q, r, d, need, 0);
-    return find_level_norm(q, r, d, find_level(q, r, d, need, 1));
+    double result = 0;
+    if (norm == CSM_NORM_1) result = reach_in_sum(q, r, d, need, scratch + 2 * d);
+    if (norm == CSM_NORM_INF) result = find_level(q, r, d, need, 0);
+    if (norm == CSM_NORM_2) result = find_level_norm(q, r, d, find_level(q, r, d, need, 1));
+    /* rounding errors of subnormal numbers may exceed what the bounds subtract */
+    return result < 0x1p-960 ? 0 : result < GAP_BIGGEST ? result : GAP_BIGGEST;
 }
