@@ -144,6 +144,8 @@ def _lay_out_loss(
     labels, soft = check_target(target, x.shape, batch, compute, place)
     n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
     checked = check_loss_options(n_classes, batch, compute, reduction, place=place, **options)
+    if reduction == "mean" and not place.on_cuda and not (checked.clip_norm or checked.clip_value):
+        checked = _scale_products(checked)
     x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place)
     return CrossEntropyPlan(
         dtype,
@@ -159,6 +161,25 @@ def _lay_out_loss(
         compute,
         place,
     )
+
+
+def _scale_products(options: LossOptions) -> LossOptions:
+    """Options of a mean with weights scaled by powers of two, which cancel, so that their products stay in range.
+
+    Class weights are only scaled up: the largest may be of a class without a row.
+    """
+    weight, s = options.weight, options.sample_weight
+    if weight is None or not weight.size:
+        return options
+    exponent = int(np.frexp(weight.max())[1])
+    if exponent < -60:
+        weight, exponent = np.ldexp(weight, -exponent), 0
+    if s is not None and s.size:
+        exponent += int(np.frexp(s.max())[1])
+        if abs(exponent) > 60:
+            with np.errstate(under="ignore"):
+                s = np.ldexp(s, -exponent)
+    return options._replace(weight=weight, sample_weight=s)
 
 
 @accept_foreign
