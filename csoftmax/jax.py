@@ -373,16 +373,15 @@ def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...], dtype: Any)
 def _scale_weights(weights: jax.Array) -> jax.Array:
     """Weights of a mean times a power of two, which cancels there, where their sum or their products leave the range.
 
-    XLA on the CPU takes subnormal numbers for 0. If all weights are, their bits count multiples of the smallest one.
+    XLA on the CPU takes subnormal numbers for 0, so that they are read by their bits, multiples of the smallest one.
     """
-    bits = jax.lax.bitcast_convert_type(weights, f"int{8 * weights.dtype.itemsize}")
-    bits = jnp.where(jnp.isnan(weights), 0, jnp.maximum(bits, 0))
-    top = bits.max(initial=0)
-    is_subnormal = top < jax.lax.bitcast_convert_type(jnp.finfo(weights.dtype).smallest_normal, bits.dtype)
-    half = 2.0 ** (jnp.finfo(weights.dtype).maxexp // 2)
-    large = weights > half
-    factor = jnp.where(large.any(), 1 / half, jnp.where((weights < 1 / half).all(), half, 1.0)).astype(weights.dtype)
-    return jnp.where(is_subnormal & ~jnp.isnan(weights), bits.astype(weights.dtype), weights * factor)
+    limits = jnp.finfo(weights.dtype)
+    half = 2.0 ** (limits.maxexp // 2)
+    bits = jnp.maximum(jax.lax.bitcast_convert_type(weights, f"int{limits.bits}"), 0)  # -0.0 has negative ones
+    multiples = bits.astype(weights.dtype) * (half * float(limits.smallest_subnormal))
+    enlarged = jnp.where(bits < 1 << limits.nmant, multiples, weights * half)
+    is_large, is_small = (weights > half).any(), ~(weights >= 1 / half).any()
+    return jnp.where(is_large, weights / half, jnp.where(is_small, enlarged, weights))
 
 
 def cross_entropy(

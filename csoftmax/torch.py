@@ -111,11 +111,13 @@ def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, 
     dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
     if temperature == 1:
         return p.mul_(dy)
-    if x.dtype != torch.float64:
-        return p.double().mul_(dy.double()).div_(temperature).to(x.dtype)
     mantissa, exponent = math.frexp(temperature)
     if abs(exponent) <= 60:
+        if x.dtype.itemsize < 4:
+            return p.float().mul_(dy.float() / temperature).to(x.dtype)
         return p.mul_(dy / temperature)
+    if x.dtype != torch.float64:
+        return p.double().mul_(dy.double()).div_(temperature).to(x.dtype)
     # Mantissas are multiplied, exponents added. The powers of two are multiplied in three steps, none of which leaves
     # the range before the product does.
     p, p_exponent = torch.frexp(p)

@@ -20,6 +20,7 @@ from .._arguments.labels import (
     check_target,
     raise_bad_label,
 )
+from .._arguments.layers import scale_products
 from .._arguments.layouts import (
     Result,
     batch_shape,
@@ -145,7 +146,8 @@ def _lay_out_loss(
     n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
     checked = check_loss_options(n_classes, batch, compute, reduction, place=place, **options)
     if reduction == "mean" and not place.on_cuda and not (checked.clip_norm or checked.clip_value):
-        checked = _scale_products(checked)
+        weight, s = scale_products(checked.weight, checked.sample_weight, batch)
+        checked = checked._replace(weight=weight, sample_weight=s)
     x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place)
     return CrossEntropyPlan(
         dtype,
@@ -161,25 +163,6 @@ def _lay_out_loss(
         compute,
         place,
     )
-
-
-def _scale_products(options: LossOptions) -> LossOptions:
-    """Options of a mean with weights scaled by powers of two, which cancel, so that their products stay in range.
-
-    Class weights are only scaled up: the largest may be of a class without a row.
-    """
-    weight, s = options.weight, options.sample_weight
-    if weight is None or not weight.size:
-        return options
-    exponent = int(np.frexp(weight.max())[1])
-    if exponent < -60:
-        weight, exponent = np.ldexp(weight, -exponent), 0
-    if s is not None and s.size:
-        exponent += int(np.frexp(s.max())[1])
-        if abs(exponent) > 60:
-            with np.errstate(under="ignore"):
-                s = np.ldexp(s, -exponent)
-    return options._replace(weight=weight, sample_weight=s)
 
 
 @accept_foreign

@@ -41,6 +41,7 @@ def test_a_second_derivative_is_an_error():
         assert grad.isfinite().all(), name
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # of PyTorch's own modules
 def test_forward_mode_is_an_error():
     forward_ad = torch.autograd.forward_ad
     x = point().detach()
@@ -143,7 +144,8 @@ def test_gradients_of_logsumexp_beyond_the_range_of_the_dtype():
         p = np.longdouble(csoftmax.softmax(x.detach().numpy(), temperature=t))
         with np.errstate(over="ignore", under="ignore"):
             expected = (p * np.longdouble(given.numpy()) / np.longdouble(t)).astype(x.detach().numpy().dtype)
-        np.testing.assert_allclose(x.grad.numpy(), expected, rtol=3e-16 if dtype == f64 else 0, err_msg=f"{dtype} {t}")
+        tolerance = 0 if dtype == f16 else 4 * torch.finfo(dtype).eps
+        np.testing.assert_allclose(x.grad.numpy(), expected, rtol=tolerance, err_msg=f"{dtype} {t}")
 
 
 def test_tensors_without_axes():
@@ -156,6 +158,7 @@ def test_tensors_without_axes():
     assert compiled(x).shape == ()
 
 
+@pytest.mark.slow
 def test_numbers_may_change_in_compiled_functions():
     """Without a break of the graph: the second value makes a number a symbol."""
 
