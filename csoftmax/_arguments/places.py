@@ -123,6 +123,11 @@ def as_array(name: str, x: Any) -> Any:
         what = f"{name} is a {type(x).__name__} that holds a tensor"
         if tensor is None:
             raise TypeError(f"{name} cannot be made an array of numbers: {error}") from error
+        if tensor is x:
+            if tensor.requires_grad:
+                message = f"{name} requires grad, which is not recorded here: pass {name}.detach()"
+                raise ValueError(message) from error
+            raise TypeError(f"{name} is a tensor which NumPy cannot read: {error}") from error
         if tensor.requires_grad:
             raise ValueError(
                 f"{what} which requires grad, which is not recorded: pass torch.stack({name}) to the function of this "
