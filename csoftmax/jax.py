@@ -206,7 +206,10 @@ def _logsumexp(x: jax.Array, temperature: float) -> jax.Array:
 
 def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
     p = _softmax(x, temperature)
+    if temperature == 1:
+        return (p * dy[..., None],)
     exponent = math.frexp(temperature)[1]
+    dy = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
     if abs(exponent) <= 60:
         return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
     # 1/T can be beyond the range of the dtype: mantissas are multiplied, exponents added, and joined at the end
@@ -367,6 +370,20 @@ def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...], dtype: Any)
     return jax.lax.stop_gradient(jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan))
 
 
+def _scale_weights(weights: jax.Array) -> jax.Array:
+    """Weights of a mean times a power of two, which cancels there, where their sum or their products leave the range.
+
+    XLA on the CPU takes subnormal numbers for 0, so that they are read by their bits, multiples of the smallest one.
+    """
+    limits = jnp.finfo(weights.dtype)
+    half = 2.0 ** (limits.maxexp // 2)
+    bits = jnp.maximum(jax.lax.bitcast_convert_type(weights, f"int{limits.bits}"), 0)  # -0.0 has negative ones
+    multiples = bits.astype(weights.dtype) * (half * float(limits.smallest_subnormal))
+    enlarged = jnp.where(bits < 1 << limits.nmant, multiples, weights * half)
+    is_large, is_small = (weights > half).any(), ~(weights >= 1 / half).any()
+    return jnp.where(is_large, weights / half, jnp.where(is_small, enlarged, weights))
+
+
 def cross_entropy(
     logits: ArrayLike,
     labels: ArrayLike,
@@ -435,12 +452,15 @@ def cross_entropy(
         bad |= t >= classes
     # Labels outside the classes are replaced by one that the kernel refuses: the cast could turn them into a class.
     weights = None if sample_weight is None else _check_weights(sample_weight, expected, z.dtype)
+    if weights is not None:  # whatever the weights of ignored rows are
+        weights = jnp.where(ignored, 0, weights)
+        weights = _scale_weights(weights) if reduction == "mean" else weights
     absent = ignored if weights is None else ignored | (~bad & (weights == 0))
     indices = jnp.where(absent, -1, jnp.where(bad, classes, t.astype(jnp.int32)))
     losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
     kept = ~ignored
     if weights is not None:
-        kept = jnp.where(ignored, 0, weights)
+        kept = weights
         losses *= weights
     if reduction == "none":
         return losses

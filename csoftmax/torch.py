@@ -1,12 +1,14 @@
 """Differentiable functions for PyTorch: custom operators with gradients, which do not break `torch.compile` graphs.
 
-The functions of `csoftmax` compute the numbers; PyTorch records the graph.  There are no second derivatives: asking
-for one is an error.  Axes are called `dim`, as in PyTorch.  On CUDA the kernels run through CuPy (not yet run on
-hardware).
+The functions of `csoftmax` compute the numbers; PyTorch records the graph.  There are no second derivatives, and none
+in forward mode: asking for one is an error.  A tensor that requires grad is refused where no gradient flows to it, such
+as a temperature or weights.  Axes are called `dim`, as in PyTorch.  On CUDA the kernels run through CuPy (not yet run
+on hardware).
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any, Literal, NamedTuple
 
 try:
@@ -23,13 +25,18 @@ from ._torch.margins import margin_cross_entropy
 from ._torch.operators import (
     Reduction,
     as_number,
+    check_constants,
     check_floating,
     check_int,
+    check_temperature,
     check_tensors,
     define,
     detach,
+    keep_gradients,
     like,
     loss_dtype,
+    multiply,
+    of_loss,
 )
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
 
@@ -93,8 +100,40 @@ def _compute_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | 
 
 def _fake_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
     shape = list(x.shape)
-    del shape[dim]
+    if shape:  # a tensor without axes is one row of one element
+        del shape[dim]
     return torch.empty(shape, dtype=x.dtype, device=x.device)
+
+
+def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
+    """Softmax times dy / T, where 1 / T and dy / T may leave the range of the dtype though the product does not."""
+    p = csoftmax.softmax(x.detach(), axis=dim, temperature=temperature, where=where, out=like(x))
+    dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
+    if temperature == 1:
+        return p.mul_(dy)
+    mantissa, exponent = math.frexp(temperature)
+    if abs(exponent) <= 60:
+        if x.dtype.itemsize < 4:
+            return p.float().mul_(dy.float() / temperature).to(x.dtype)
+        return p.mul_(dy / temperature)
+    if x.dtype != torch.float64:
+        return p.double().mul_(dy.double()).div_(temperature).to(x.dtype)
+    # Mantissas are multiplied, exponents added. The powers of two are multiplied in three steps, none of which leaves
+    # the range before the product does.
+    p, p_exponent = torch.frexp(p)
+    dy, dy_exponent = torch.frexp(dy)
+    exponents = (p_exponent + dy_exponent - exponent).clamp(-2400, 2400)
+    third = exponents.div(3, rounding_mode="trunc")
+    step = torch.pow(2.0, third.double())
+    return p.mul_(dy / mantissa).mul_(step).mul_(step).mul_(torch.pow(2.0, (exponents - 2 * third).double()))
+
+
+_logsumexp_vjp = define(
+    "logsumexp_vjp",
+    "(Tensor dy, Tensor x, int dim, float temperature, Tensor? where) -> Tensor",
+    _compute_logsumexp_vjp,
+    lambda dy, x, dim, temperature, where: like(x),
+)
 
 
 def _save_logsumexp(ctx: Any, inputs: Any, output: Tensor) -> None:
@@ -104,8 +143,7 @@ def _save_logsumexp(ctx: Any, inputs: Any, output: Tensor) -> None:
 
 def _differentiate_logsumexp(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
     x, *where = ctx.saved_tensors
-    p = _softmax(x, ctx.dim, ctx.temperature, *(where or [None]))
-    return p * (dy.unsqueeze(ctx.dim) / ctx.temperature), None, None, None
+    return _logsumexp_vjp(dy, x, ctx.dim, ctx.temperature, *(where or [None])), None, None, None
 
 
 _logsumexp = define(
@@ -139,8 +177,8 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor
 
     Raises
     ------
-    TypeError
-        If x is not a floating-point tensor.
+    TypeError, ValueError
+        If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
 
     Examples
     --------
@@ -153,7 +191,7 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor
     """
     check_floating("x", x)
     check_tensors(where=where)
-    return _softmax(x, check_int("dim", dim), as_number("temperature", temperature), where)
+    return _softmax(x, check_int("dim", dim), check_temperature(temperature, x), where)
 
 
 def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor | None = None) -> Tensor:
@@ -171,8 +209,8 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Te
 
     Raises
     ------
-    TypeError
-        If x is not a floating-point tensor.
+    TypeError, ValueError
+        If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
 
     Examples
     --------
@@ -183,7 +221,7 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Te
     """
     check_floating("x", x)
     check_tensors(where=where)
-    return _log_softmax(x, check_int("dim", dim), as_number("temperature", temperature), where)
+    return _log_softmax(x, check_int("dim", dim), check_temperature(temperature, x), where)
 
 
 def logsumexp(
@@ -205,8 +243,8 @@ def logsumexp(
 
     Raises
     ------
-    TypeError
-        If x is not a floating-point tensor.
+    TypeError, ValueError
+        If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
 
     Examples
     --------
@@ -220,8 +258,8 @@ def logsumexp(
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    result = _logsumexp(x, dim, as_number("temperature", temperature), where)
-    return result.unsqueeze(dim) if check_flag("keepdims", keepdims) else result
+    result = _logsumexp(x, dim, check_temperature(temperature, x), where)
+    return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and x.dim() else result
 
 
 def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1, *, where: Tensor | None = None) -> Tensor:
@@ -245,8 +283,8 @@ def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1, *, where: Tensor | None
 
     Raises
     ------
-    TypeError
-        If x is not a floating-point tensor.
+    TypeError, ValueError
+        If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
 
     Examples
     --------
@@ -275,8 +313,8 @@ def sparsemax(x: Tensor, dim: int = -1, *, where: Tensor | None = None) -> Tenso
 
     Raises
     ------
-    TypeError
-        If x is not a floating-point tensor.
+    TypeError, ValueError
+        If x is not a floating-point tensor, T is out of its range, or another argument requires grad.
 
     Examples
     --------
@@ -443,15 +481,15 @@ def _fake_loss(
 
 def _save_loss(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
     ctx.dim, ctx.reduction = inputs[2], _LossOptions(*inputs[5:-1]).reduction
-    ctx.mark_non_differentiable(output[1])
-    ctx.save_for_backward(output[1])
+    keep_gradients(ctx, output[1])
 
 
-def _differentiate_loss(ctx: Any, upstream: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+@of_loss(11)
+def _differentiate_loss(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
     if ctx.reduction == "none":
         upstream = upstream.unsqueeze(ctx.dim)
-    return (grad * upstream).to(grad.dtype), *[None] * 10
+    return multiply(grad, upstream), *[None] * 10
 
 
 _cross_entropy = define(
@@ -515,7 +553,7 @@ def cross_entropy(
     tensor([[-0.1192,  0.1192]])
     """
     check_floating("logits", logits)
-    check_tensors(target=target, weight=weight, sample_weight=sample_weight)
+    check_constants(target=target, weight=weight, sample_weight=sample_weight)
     gradient = logits.requires_grad and torch.is_grad_enabled()
     options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
     return _cross_entropy(logits, target, check_int("dim", dim), weight, sample_weight, *options, gradient)[0]
@@ -560,12 +598,12 @@ def _fake_linear(
 
 def _save_linear(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     ctx.has_bias = inputs[3] is not None
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
+    keep_gradients(ctx, *output[1:])
 
 
-def _differentiate_linear(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    grads = [(grad * upstream).to(grad.dtype) for grad in ctx.saved_tensors]
+@of_loss(12)
+def _differentiate_linear(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    grads = [multiply(grad, upstream) for grad in ctx.saved_tensors]
     return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 8
 
 
@@ -629,7 +667,8 @@ def linear_cross_entropy(
     """
     check_floating("x", x)
     check_floating("w", w)
-    check_tensors(target=target, bias=bias, weight=weight, sample_weight=sample_weight)
+    check_tensors(bias=bias)
+    check_constants(target=target, weight=weight, sample_weight=sample_weight)
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')

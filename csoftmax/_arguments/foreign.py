@@ -49,9 +49,31 @@ def is_recorded(x: Any) -> str | None:
     if type(x) in _NATIVE_TYPES:
         return None
     if is_tensor(x):
-        return "torch" if x.requires_grad and sys.modules["torch"].is_grad_enabled() else None
+        return "torch" if _is_recorded_tensor(x) else None
     jax = sys.modules.get("jax")
     return "jax" if jax is not None and hasattr(jax, "core") and isinstance(x, jax.core.Tracer) else None
+
+
+def _is_recorded_tensor(x: Any) -> bool:
+    torch = sys.modules["torch"]
+    return (x.requires_grad and torch.is_grad_enabled()) or is_of_torch_func(x) or has_tangent(x)
+
+
+def is_of_torch_func(x: Any) -> bool:
+    """Whether a tensor stands for the elements of another one inside torch.func, such as in torch.func.vmap."""
+    torch = sys.modules["torch"]
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._functorch.is_functorch_wrapped_tensor(x))
+
+
+def has_tangent(x: Any) -> bool:
+    """Whether a tensor is a dual number of forward mode."""
+    torch = sys.modules["torch"]
+    forward_ad = torch.autograd.forward_ad
+    if torch.compiler.is_compiling() or forward_ad._current_level < 0:
+        return False
+    return forward_ad.unpack_dual(x).tangent is not None
 
 
 def as_native(x: Any, name: str) -> Any:
@@ -147,6 +169,8 @@ def _from_tensor(x: Any, name: str) -> Any:
         if torch.is_grad_enabled():
             raise ValueError(f"{name} requires grad, which is not recorded here: pass {name}.detach()")
         x = x.detach()
+    if has_tangent(x):
+        raise ValueError(f"{name} has a tangent of forward mode, which is not passed on here: pass {name}.detach()")
     x = _as_ordinary(x, name)
     bfloat16 = _bfloat16(name) if x.dtype == torch.bfloat16 else None
     if bfloat16 is not None:  # neither NumPy nor every DLPack supports it, so its bits are passed
@@ -163,8 +187,8 @@ def _from_tensor(x: Any, name: str) -> Any:
             raise TypeError(f"{name} has dtype {x.dtype}, which NumPy lacks: {error}") from error
         except RuntimeError as error:  # no memory: inside torch.func and torch.compile
             raise TypeError(
-                f"{name} is a tensor whose memory cannot be accessed: {error}; inside torch.func or torch.compile use "
-                "csoftmax.torch"
+                f"{name} is a tensor whose memory cannot be accessed: {error}; inside torch.func.vmap and "
+                "torch.compile the functions of csoftmax.torch work, with gradients by autograd, not in forward mode"
             ) from error
     return a if bfloat16 is None else a.view(bfloat16)
 
@@ -235,8 +259,15 @@ def _to_tensor(a: Any) -> Any:
     return t.view(torch.bfloat16) if is_bfloat16 else t
 
 
+def tell_written(x: Any) -> None:
+    """Tell autograd that a tensor has been changed: it refuses gradients that need the elements it had before."""
+    if is_tensor(x) and not x.is_inference():
+        sys.modules["torch"].autograd.graph.increment_version(x)
+
+
 def _after_writing(out: Any) -> Any:
     """The caller's `out`; on CUDA, PyTorch's stream is made to wait for ours, which PyTorch does not know."""
+    tell_written(out)
     if is_tensor(out) and out.device.type == "cuda":
         cupy = sys.modules["cupy"]
         with cupy.cuda.Device(out.device.index):

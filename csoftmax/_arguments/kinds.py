@@ -14,14 +14,13 @@ import numpy as np
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
+_LOGITS = ("x", "logits", "emissions")  # arguments whose elements can be left out by a mask or -inf
+
 
 def refuse_kind(name: str, x: Any) -> None:
     """Refuse what NumPy would read wrongly, or not as an array, and say what to pass instead."""
     if isinstance(x, np.ma.MaskedArray):
-        raise TypeError(
-            f"{name} is a masked array; pass {name}.data, and ~numpy.ma.getmaskarray({name}) as where; to a function "
-            f"without where, {name}.filled(-numpy.inf)"
-        )
+        raise TypeError(f"{name} is a masked array; {_advise_masked(name)}")
     if isinstance(x, np.matrix):
         raise TypeError(f"{name} is a numpy.matrix, which has two axes in every result: pass numpy.asarray({name})")
     if x is None:
@@ -32,9 +31,26 @@ def refuse_kind(name: str, x: Any) -> None:
         map_parts = f", or {name}.{how}(function) with a function of csoftmax, where each part holds whole rows"
         raise TypeError(f"{what} whose values are not computed: pass {name}.compute(){map_parts if how else ''}")
     if _is_of("scipy", x) and hasattr(x, "toarray"):
-        raise TypeError(f"{what}, which is sparse; absent elements would be logits of 0: pass {name}.toarray()")
+        absent = "; absent elements would be logits of 0" if name in _LOGITS else ""
+        raise TypeError(f"{what}, which is sparse{absent}: pass {name}.toarray()")
     if _is_of("polars", x) and hasattr(x, "collect"):
         raise TypeError(f"{what}, whose values are not computed: pass {name}.collect()")
+
+
+def _advise_masked(name: str) -> str:
+    """What to pass instead of a masked array: which number stands for nothing depends on the argument."""
+    if name in _LOGITS:
+        return (
+            f"pass {name}.data, and ~numpy.ma.getmaskarray({name}) as where; to a function without where, "
+            f"{name}.filled(-numpy.inf)"
+        )
+    if name in ("where", "mask"):
+        return f"pass {name}.filled(False), which leaves masked elements out"
+    if name in ("target", "labels", "tags"):
+        return f"pass {name}.filled(-100), where -100 is the ignore_index, which leaves masked rows out"
+    if name in ("weight", "sample_weight"):
+        return f"pass {name}.filled(0), which leaves masked ones out"
+    return f"pass {name}.filled(value) with the value that masked elements have"
 
 
 def _is_of(library: str, x: Any) -> bool:
@@ -42,10 +58,10 @@ def _is_of(library: str, x: Any) -> bool:
 
 
 def _is_dask(x: Any) -> bool:
-    """Whether x is a collection of Dask, or an array of xarray that holds one."""
+    """Whether x is a collection of Dask, or an array of xarray whose values are one; its coordinates are not read."""
     if not hasattr(type(x), "__dask_graph__"):
         return False
-    return not _is_of("xarray", x) or x.__dask_graph__() is not None
+    return not _is_of("xarray", x) or getattr(x, "variable", x).__dask_graph__() is not None
 
 
 def _pandas(x: Any) -> Any:
@@ -71,11 +87,38 @@ def as_values(name: str, x: Any) -> Any:
     if any(dtype is None or dtype.kind not in "biuf" for dtype in dtypes):
         return x
     dtype = np.result_type(*dtypes)
-    if not np.asarray(x.isna()).any():
+    is_missing = np.asarray(x.isna())
+    if not is_missing.any():
         return x.to_numpy(dtype=dtype)
-    if dtype.kind == "b":
+    of_columns = x.dtypes if hasattr(x, "columns") else [x.dtype]
+    is_bool = [getattr(dtype, "numpy_dtype", dtype).kind == "b" for dtype in of_columns]
+    if is_missing.reshape(len(is_missing), -1)[:, is_bool].any():
         raise ValueError(f"{name} has missing values (pandas.NA) among its bools: fill them, for example by fillna")
     return x.to_numpy(dtype=dtype if dtype.kind == "f" else np.float64, na_value=np.nan)
+
+
+def refuse_missing_bools(name: str, x: Any, a: Any) -> None:
+    """Refuse bools with nulls of polars or pyarrow, of which NumPy makes objects: a is what it made of x."""
+    if a.dtype != object or not (_is_of("polars", x) or _is_of("pyarrow", x)):
+        return
+    kinds = set(map(type, a.flat))
+    if type(None) in kinds and kinds <= {bool, type(None)}:
+        raise ValueError(f"{name} has missing values (nulls) among its bools: fill them, for example by fill_null")
+
+
+def describe_objects(name: str, x: Any, a: Any) -> str:
+    """How a message about an array of objects goes on: how to read the numbers, or that there are none."""
+    try:
+        a.astype(float)
+    except (TypeError, ValueError):
+        if a.ndim == 0:
+            return f", because it is a {type(x).__name__}: an array of numbers is required"
+        for element in a.flat:
+            try:
+                float(element)
+            except (TypeError, ValueError):
+                return f", because it holds a {type(element).__name__}, which is no number"
+    return f": numpy.asarray({name}, dtype=float) reads the numbers"
 
 
 def _label(like: Any, values: Any) -> Any:

@@ -33,6 +33,11 @@ def check_target(target: Any, shape: tuple[int, ...], batch: tuple[int, ...], dt
         target, given, kind = target.astype(np.int64), np.dtype(np.int64), "i"  # NumPy makes an empty list float64
     if kind == "f":
         if target.shape != shape:
+            if target.shape == batch and not is_cupy(target) and np.isnan(target.astype(np.float64)).any():
+                raise ValueError(
+                    "target has missing values (NaN), which integer labels cannot hold: fill them, with the "
+                    "ignore_index to leave their rows out, and pass integers, as by target.fillna(-100).astype(int)"
+                )
             raise ValueError(
                 f"target has shape {target.shape}: soft labels have the shape of the logits, {shape}; "
                 f"labels of shape {batch} are integers, and the target is {given}"

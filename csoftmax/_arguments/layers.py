@@ -48,6 +48,27 @@ def scale_weights(s: Any) -> Any:
         return np.ldexp(s, -exponent)
 
 
+def scale_products(weight: Any, s: Any, shape: tuple[int, ...]) -> tuple[Any, Any]:
+    """Class weights and sample weights of a mean (None: 1) whose products, and sums of these, stay in range.
+
+    They are multiplied by powers of two, which cancel in the mean. They are scaled down no more than sums of products
+    with losses need, because the largest class weight may be of a class without a row.
+    """
+    if weight is None or not weight.size:
+        return weight, s
+    exponent = int(np.frexp(weight.max())[1])
+    if not -60 <= exponent <= 900:
+        allowed = max(0, min(exponent, 900))
+        with np.errstate(under="ignore"):
+            weight, exponent = np.ldexp(weight, allowed - exponent), allowed
+    exponent += int(np.frexp(s.max())[1]) if s is not None and s.size else 0
+    if not -60 <= exponent <= 900:
+        allowed = max(0, min(exponent, 900))
+        with np.errstate(under="ignore"):
+            s = np.ldexp(np.ones(shape) if s is None else s, allowed - exponent)
+    return weight, s
+
+
 def check_float_dtype(given: Any) -> np.dtype[Any]:
     """The dtype of the parameters of a layer: float32 or float64, in native byte order."""
     try:

@@ -12,7 +12,7 @@ import numpy as np
 from .. import _cuda
 from .._cpu import binding
 from .._cpu.dtypes import is_bfloat16
-from .kinds import as_values, refuse_kind
+from .kinds import as_values, describe_objects, refuse_kind, refuse_missing_bools
 
 
 class DeviceError(RuntimeError):
@@ -113,8 +113,9 @@ def as_array(name: str, x: Any) -> Any:
     if type(x) is np.ndarray:
         return x
     refuse_kind(name, x)
+    values = as_values(name, x)
     try:
-        return np.asarray(as_values(name, x))
+        a = np.asarray(values)
     except ValueError as error:  # rows of different lengths
         raise ValueError(f"{name} cannot be made an array of numbers: {error}") from None
     except (BufferError, RuntimeError, TypeError) as error:
@@ -122,12 +123,19 @@ def as_array(name: str, x: Any) -> Any:
         what = f"{name} is a {type(x).__name__} that holds a tensor"
         if tensor is None:
             raise TypeError(f"{name} cannot be made an array of numbers: {error}") from error
+        if tensor is x:
+            if tensor.requires_grad:
+                message = f"{name} requires grad, which is not recorded here: pass {name}.detach()"
+                raise ValueError(message) from error
+            raise TypeError(f"{name} is a tensor which NumPy cannot read: {error}") from error
         if tensor.requires_grad:
             raise ValueError(
                 f"{what} which requires grad, which is not recorded: pass torch.stack({name}) to the function of this "
                 f"name in csoftmax.torch, or torch.stack({name}).detach() here"
             ) from error
         raise TypeError(f"{what} which NumPy cannot read ({error}): pass torch.stack({name})") from error
+    refuse_missing_bools(name, x, a)
+    return a
 
 
 def _first_tensor(x: Any) -> Any:
@@ -152,7 +160,7 @@ def as_float(name: str, x: Any, place: Place = CPU) -> tuple[Any, int]:
 
     Integers become float64.
     """
-    x = place.array(name, x)
+    given, x = x, place.array(name, x)
     dtype = x.dtype
     if dtype.kind in "iu":
         return x.astype(np.float64), binding.DTYPES["float64"]
@@ -163,8 +171,9 @@ def as_float(name: str, x: Any, place: Place = CPU) -> tuple[Any, int]:
         return (x if dtype == native else x.astype(native)), binding.DTYPES[native.name]
     if is_bfloat16(dtype):
         return x, binding.DTYPES["bfloat16"]
-    advice = {"O": f": numpy.asarray({name}, dtype=float) reads the numbers", "f": f": {name}.astype(numpy.float64)"}
+    advice = f": {name}.astype(numpy.float64)" if dtype.kind == "f" else ""
+    advice = describe_objects(name, given, x) if dtype.kind == "O" else advice
     raise TypeError(
         f"{name} has dtype {dtype}; allowed are float16, bfloat16 (ml_dtypes), float32, float64 and the integers"
-        f"{advice.get(dtype.kind, '')}"
+        f"{advice}"
     )

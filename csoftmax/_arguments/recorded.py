@@ -1,7 +1,7 @@
 """Calls that PyTorch or JAX records: the function of the same name in csoftmax.torch or csoftmax.jax takes them.
 
 These modules stand above this layer and import their libraries, so that they are found by name, and only when an
-argument is a tensor that requires grad while PyTorch records, or a tracer of JAX.
+argument is a tensor that requires grad while PyTorch records, a tensor inside of torch.func, or a tracer of JAX.
 """
 
 from __future__ import annotations
@@ -9,12 +9,16 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-import operator
 import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from .foreign import is_recorded
+import numpy as np
+
+from .foreign import has_tangent, is_recorded, is_tensor
+from .negatives import Negatives
+from .numbers import check_integer
+from .places import as_array
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -33,29 +37,61 @@ def hand_over_recorded(function: _Function) -> _Function:
     return cast(_Function, with_recorded)
 
 
+def _describe(name: str, x: Any, library: str) -> tuple[str, str]:
+    """What is recorded, and how to call the function without."""
+    if library == "jax":
+        return f"{name} is a tracer of JAX", "call it outside of jax.jit, jax.grad and jax.vmap"
+    if x.requires_grad:
+        return f"{name} requires grad", f"pass {name}.detach()"
+    if has_tangent(x):
+        return f"{name} has a tangent of forward mode", f"pass {name}.detach()"
+    return f"{name} is a tensor inside of torch.func", "call it outside"
+
+
 def _hand_over(function: Any, library: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
     signature = inspect.signature(function)
-    bound = signature.bind(*arguments, **options).arguments
     name, module = function.__name__, f"csoftmax.{library}"
+    try:
+        bound = signature.bind(*arguments, **options).arguments
+    except TypeError as error:
+        raise TypeError(f"{name}(): {error}") from None
     first = next(key for key, x in bound.items() if is_recorded(x))
-    what, remedy = {
-        "torch": (f"{first} requires grad", f"pass {first}.detach()"),
-        "jax": (f"{first} is a tracer of JAX", "call it outside of jax.jit, jax.grad and jax.vmap"),
-    }[library]
+    what, remedy = _describe(first, bound[first], library)
     functions = importlib.import_module(module)
     if name not in functions.__all__:
         raise ValueError(f"{what}, and {module} has no {name}: {remedy}")
     allowed = inspect.signature(getattr(functions, name)).parameters
+    by_place = iter(allowed.values())
     required, keywords = [], {}
     for key, x in bound.items():
         default = signature.parameters[key].default
         to = "dim" if key == "axis" and library == "torch" else key
         if default is inspect.Parameter.empty:  # whatever its name is there
-            required.append(x)
+            required.append(_convert(key, x, next(by_place), bound[first], library))
         elif to in allowed:
+            x = x[0] if key == "axis" and isinstance(x, tuple) and len(x) == 1 else x
             if key == "axis" and (x is None or isinstance(x, tuple)):
                 raise ValueError(f"{what}, and {module}.{name} takes one axis, not {x}: {remedy}")
-            keywords[to] = operator.index(x) if key == "axis" else x
+            if key in ("temperature", "alpha") and _ndim(x):
+                raise ValueError(f"{what}, and {module}.{name} takes one number as {key}, not an array: {remedy}")
+            keywords[to] = check_integer(key, x) if key == "axis" else x
+            keywords[to] = _convert(key, keywords[to], allowed[to], bound[first], library)
         elif not (x is default or (isinstance(x, bool | int | float | str) and x == default)):
             raise ValueError(f"{what}, and {module}.{name} has no option {key}: call it without, or {remedy}")
     return getattr(functions, name)(*required, **keywords)
+
+
+def _ndim(x: Any) -> int:
+    return x.ndim if hasattr(x, "ndim") else np.ndim(x)
+
+
+def _convert(name: str, x: Any, parameter: inspect.Parameter, recorded: Any, library: str) -> Any:
+    """What csoftmax takes as any array and csoftmax.torch as a tensor, as one on the device of the recorded tensor."""
+    kind = str(parameter.annotation)
+    if library != "torch" or x is None or is_tensor(x) or isinstance(x, Negatives) or "Tensor" not in kind:
+        return x
+    if "float" in kind and not _ndim(x):
+        return x
+    torch = sys.modules["torch"]
+    a = as_array(name, x)
+    return torch.from_numpy(np.array(a, a.dtype.newbyteorder("="), order="C")).to(recorded.device)

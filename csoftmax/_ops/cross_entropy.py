@@ -20,6 +20,7 @@ from .._arguments.labels import (
     check_target,
     raise_bad_label,
 )
+from .._arguments.layers import scale_products
 from .._arguments.layouts import (
     Result,
     batch_shape,
@@ -144,6 +145,9 @@ def _lay_out_loss(
     labels, soft = check_target(target, x.shape, batch, compute, place)
     n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
     checked = check_loss_options(n_classes, batch, compute, reduction, place=place, **options)
+    if reduction == "mean" and not place.on_cuda and not (checked.clip_norm or checked.clip_value):
+        weight, s = scale_products(checked.weight, checked.sample_weight, batch)
+        checked = checked._replace(weight=weight, sample_weight=s)
     x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place)
     return CrossEntropyPlan(
         dtype,

@@ -19,7 +19,7 @@ from .._arguments.labels import (
     is_representable,
     raise_bad_label,
 )
-from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
+from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_products, scale_weights
 from .._arguments.numbers import check_count, check_non_negative, check_num_threads
 from .._arguments.places import Place, as_float, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
@@ -138,8 +138,12 @@ def keep_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
         )
     divisor = 1.0
     if reduction == "mean":
-        if s is not None and s.size and not (options.clip_norm or options.clip_value):
-            s = scale_weights(s)
+        if not (options.clip_norm or options.clip_value):
+            if options.weight is not None:
+                weight, s = scale_products(options.weight, s, (len(x),))
+                options = options._replace(weight=weight)
+            elif s is not None and s.size:
+                s = scale_weights(s)
         divisor = _divisor(len(x), labels, soft, s, options.weight)
     options = options._replace(sample_weight=s, upstream=upstream)
     return plan._replace(x=x, labels=labels, soft=soft, options=options, kept=kept, divisor=divisor)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from .._arguments.foreign import accept_foreign
+from .._arguments.foreign import accept_foreign, tell_written
 from .._arguments.numbers import as_number, check_count
 from .._arguments.places import as_array
 from .._arguments.recorded import hand_over_recorded
@@ -172,6 +172,7 @@ def add_rows(w: NDArray[Any], g: RowGradient, scale: float = 1.0) -> NDArray[Any
     if not isinstance(g, RowGradient):
         raise TypeError(f"g must be a RowGradient, got {type(g).__name__}")
     _add_rows(w, g.rows, g.values, scale)
+    tell_written(w)
     return w
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.labels import LossOptions, check_loss_options, check_target, is_representable, raise_bad_label
-from .._arguments.layers import check_bias, check_layer, count_chunk_rows, scale_weights
+from .._arguments.layers import add_up, check_bias, check_layer, count_chunk_rows, scale_weights, weigh
 from .._arguments.negatives import CheckedNegatives, Negatives, check_correction, check_negatives
 from .._arguments.numbers import check_choice, check_count, check_num_threads
 from .._arguments.places import as_array, as_float, check_kernels, place_of, to_host
@@ -142,14 +142,14 @@ def _keep_rows(
         target_log_q, *own = (None if v is None else v[kept] for v in by_row)
         ids, log_q, count = own or negatives[:3]
         negatives = CheckedNegatives(ids, log_q, count, target_log_q)
-    if reduction == "mean" and s is not None and s.size and not (options.clip_norm or options.clip_value):
+    is_scaled = reduction == "mean" and not (options.clip_norm or options.clip_value)
+    if is_scaled and s is not None and s.size:
         s = scale_weights(s)
     if options.weight is not None:
-        weight = options.weight[labels].astype(np.float64)
-        s = weight if s is None else s * weight
+        s = weigh(s, options.weight[labels].astype(np.float64), is_scaled=is_scaled)
     divisor = 1.0
     if reduction == "mean":
-        divisor = float(len(x)) if s is None else float(np.sum(s, dtype=np.float64))
+        divisor = float(len(x)) if s is None else add_up(s)
     options = options._replace(weight=None, sample_weight=None, upstream=None)
     return SampledPlan(
         *(x, w, bias, labels, negatives, None, log_z, s, upstream, options, True, kept, divisor, batch),

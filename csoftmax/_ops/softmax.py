@@ -79,6 +79,11 @@ def _run_softmax(x: Any, axis: Any, name: str, **options: Any) -> Any:
     return plan_softmax(name, x, axis, **options).execute()
 
 
+@accept_foreign  # no labels: with keepdims a sum of one column has the shape of x, but is no column
+def _run_logsumexp(x: Any, axis: Any, **options: Any) -> Any:
+    return plan_softmax("logsumexp", x, axis, **options).execute()
+
+
 @overload
 def softmax(
     x: NDArray[_Float],
@@ -296,10 +301,9 @@ def logsumexp(
     >>> csoftmax.logsumexp([1000.0, 1000.0])
     np.float64(1000.6931471805599)
     """
-    return _run_softmax(
+    return _run_logsumexp(
         x,
         axis,
-        "logsumexp",
         temperature=temperature,
         where=where,
         device=device,

@@ -6,7 +6,17 @@ from typing import Any, Literal
 
 import csoftmax
 
-from .operators import check_floating, define, detach, loss_dtype
+from .operators import (
+    check_constants,
+    check_floating,
+    check_tensors,
+    define,
+    detach,
+    keep_gradients,
+    loss_dtype,
+    multiply,
+    of_loss,
+)
 
 # isort: split
 import torch
@@ -111,17 +121,17 @@ def _fake(
 
 
 def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
     ctx.ignore_index, ctx.reduction = inputs[6], inputs[7]
     ctx.given = inputs[3] is not None, inputs[4] is not None
-    ctx.save_for_backward(*(inputs[:6] if ctx.reduction == "none" else output[1:]))
+    keep_gradients(ctx, *(inputs[:6] if ctx.reduction == "none" else output[1:]))
 
 
-def _differentiate(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+@of_loss(9)
+def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     if ctx.reduction == "none":
         grads = _crf_loss_grad(*ctx.saved_tensors, ctx.ignore_index, "none", upstream)[1:]
     else:
-        grads = [(grad * upstream).to(grad.dtype) for grad in ctx.saved_tensors]
+        grads = [multiply(grad, upstream) for grad in ctx.saved_tensors]
     start, end = (grad if given else None for grad, given in zip(grads[2:], ctx.given, strict=True))
     return grads[0], None, grads[1], start, end, *[None] * 4
 
@@ -185,6 +195,8 @@ def crf_loss(
              [ 0.2689, -0.2689]]])
     """
     check_floating("emissions", emissions)
+    check_constants(tags=tags, mask=mask)
+    check_tensors(transitions=transitions, start=start, end=end)
     gradient = torch.is_grad_enabled() and any(
         t is not None and t.requires_grad for t in (emissions, transitions, start, end)
     )

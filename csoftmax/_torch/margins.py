@@ -10,7 +10,20 @@ from torch import Tensor
 from .._arguments.numbers import check_integer
 from .._ops.margins import margin_cross_entropy as _loss
 from .._ops.margins import margin_cross_entropy_with_grad as _with_grad
-from .operators import Reduction, as_number, check_floating, check_int, check_tensors, define, detach, like, loss_dtype
+from .operators import (
+    Reduction,
+    as_number,
+    check_constants,
+    check_floating,
+    check_int,
+    define,
+    detach,
+    keep_gradients,
+    like,
+    loss_dtype,
+    multiply,
+    of_loss,
+)
 
 _NAMES = (
     "scale",
@@ -49,12 +62,12 @@ def _fake(x: Tensor, w: Tensor, target: Tensor, *rest: Any) -> tuple[Tensor, Ten
 
 
 def _save(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
-    ctx.mark_non_differentiable(*output[1:])
-    ctx.save_for_backward(*output[1:])
+    keep_gradients(ctx, *output[1:])
 
 
-def _differentiate(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-    grads = [(grad * upstream).to(grad.dtype) for grad in ctx.saved_tensors]
+@of_loss(_INPUTS)
+def _differentiate(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
+    grads = [multiply(grad, upstream) for grad in ctx.saved_tensors]
     return (*grads, *[None] * (_INPUTS - 2))
 
 
@@ -124,7 +137,7 @@ def margin_cross_entropy(
     """
     check_floating("x", x)
     check_floating("w", w)
-    check_tensors(target=target, classes=classes, weight=weight)
+    check_constants(target=target, classes=classes, weight=weight)
     if target is None:
         raise TypeError("target must be a torch.Tensor, got None")
     if not isinstance(past_pi, str):

@@ -9,15 +9,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .._arguments.negatives import Negatives
-from .._arguments.numbers import check_integer
+from .._arguments.negatives import Negatives, check_correction
+from .._arguments.numbers import check_choice, check_integer, check_reduction
 from .._ops.negative_sampling import nce_loss as _nce
 from .._ops.negative_sampling import nce_loss_with_grad as _nce_with_grad
 from .._ops.negative_sampling import negative_sampling_loss as _negative_sampling
 from .._ops.negative_sampling import negative_sampling_loss_with_grad as _negative_sampling_with_grad
 from .._ops.sampled import sampled_softmax_loss as _softmax
 from .._ops.sampled import sampled_softmax_loss_with_grad as _softmax_with_grad
-from .operators import Reduction, as_number, check_floating, define, detach, like, loss_dtype
+from .operators import (
+    Reduction,
+    as_number,
+    check_constants,
+    check_floating,
+    check_tensors,
+    define,
+    detach,
+    keep_gradients,
+    like,
+    loss_dtype,
+    multiply,
+    of_loss,
+)
 
 _ARRAYS = (
     "Tensor x, Tensor w, Tensor target, Tensor ids, Tensor? log_q, Tensor? count, Tensor? target_log_q, Tensor? bias, "
@@ -68,20 +81,20 @@ def _define_loss(name: str, loss_only: Callable[..., Any], with_grad: Callable[.
         bias, log_z = inputs[_BIAS], inputs[_LOG_Z]
         ctx.w_shape, ctx.bias_shape = inputs[1].shape, None if bias is None else bias.shape
         ctx.log_z_dtype = None if log_z is None else log_z.dtype
-        ctx.mark_non_differentiable(*output[1:])
-        ctx.save_for_backward(*output[1:])
+        keep_gradients(ctx, *output[1:], indices=(output[2],))
 
-    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+    @of_loss(_INPUTS)
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
         grad_x, rows, values, bias_values, grad_log_z = ctx.saved_tensors
-        grad_w = _sparse(rows, values * upstream, ctx.w_shape)
-        grad_bias = None if ctx.bias_shape is None else _sparse(rows, bias_values * upstream, ctx.bias_shape)
+        grad_w = _sparse(rows, multiply(values, upstream), ctx.w_shape)
+        grad_bias = None if ctx.bias_shape is None else _sparse(rows, multiply(bias_values, upstream), ctx.bias_shape)
         # Held beyond this call: PyTorch then copies the gradients to the leaves, instead of taking them apart and
         # losing that they are coalesced.
         ctx.held = grad_w, grad_bias
         gradients: list[Tensor | None] = [None] * _INPUTS
-        gradients[0], gradients[1], gradients[_BIAS] = (grad_x * upstream).to(grad_x.dtype), grad_w, grad_bias
+        gradients[0], gradients[1], gradients[_BIAS] = multiply(grad_x, upstream), grad_w, grad_bias
         if ctx.needs_input_grad[_LOG_Z]:
-            gradients[_LOG_Z] = (grad_log_z * upstream).to(ctx.log_z_dtype)
+            gradients[_LOG_Z] = multiply(grad_log_z, upstream).to(ctx.log_z_dtype)
         return tuple(gradients)
 
     schema = f"({_ARRAYS}, {_OPTIONS}, bool gradient) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
@@ -108,6 +121,14 @@ def _run(
     temperature: Any, reduction: str, accidental_hits: str, correction: str = "ranking", log_z: Any = None,
 ) -> Any:  # fmt: skip
     check_floating("x", x)
+    check_floating("w", w)
+    check_tensors(bias=bias)
+    check_constants(target=target, weight=weight)
+    if target is None:
+        raise TypeError("target must be a torch.Tensor, got None")
+    check_reduction(reduction)
+    check_choice("accidental_hits", accidental_hits, ("mask", "keep"))
+    check_correction(correction)
     if name == "nce_loss" and not isinstance(log_z, Tensor):
         log_z = torch.tensor(as_number("log_z", log_z), dtype=torch.float64)
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias, log_z)) and torch.is_grad_enabled()
@@ -120,6 +141,9 @@ def _run(
             )
         negatives = Negatives(negatives)
     ids, log_q, count, target_log_q = (_as_tensor(v) for v in negatives[:4])
+    check_constants(**{"negatives.log_q": log_q, "negatives.count": count, "negatives.target_log_q": target_log_q})
+    if isinstance(log_z, Tensor):
+        check_tensors(log_z=log_z)
     arrays = x, w, target, ids, log_q, count, target_log_q, bias, weight, log_z
     numbers = check_integer("ignore_index", ignore_index), as_number("temperature", temperature)
     options = correction, accidental_hits, *numbers, reduction

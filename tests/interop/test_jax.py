@@ -161,6 +161,41 @@ def test_a_mean_over_no_row():
     assert not np.any(grad != 0)
 
 
+def test_sample_weights_of_every_scale():
+    """The scale cancels in a mean, though sums and products would leave the range; ignored rows have none."""
+    x, y = np.asarray([[1.0, 2.0, 3.0], [0.0, 1.0, -1.0], [2.0, 0.5, 0.0]]), np.array([0, 1, -100])
+    scales = {"float32": (1e-45, 1e-40, 1e-38, 1e-30, 3e37), "float64": (5e-324, 1e-310, 1e-300, 5e307)}
+    for dtype in scales:
+        z = jnp.asarray(x, dtype)
+        expected = csoftmax.cross_entropy_with_grad(x.astype(dtype), y, sample_weight=[1.0, 3.0, 1.0])
+        for scale in scales[dtype]:
+            for last in (scale, 0.0, np.nan, np.inf, -1.0):
+                weights = jnp.asarray(np.array([scale, 3 * np.array(scale, dtype), last], dtype))
+                loss, grad = jax.value_and_grad(lambda z, s=weights: cj.cross_entropy(z, y, sample_weight=s))(z)
+                tolerance = {"rtol": 2e-6 if dtype == "float32" else 1e-14, "err_msg": f"{scale} {last}"}
+                np.testing.assert_allclose(loss, expected.loss, **tolerance)
+                np.testing.assert_allclose(grad, expected.grad, **tolerance)
+    s = jnp.asarray([1.0, 3.0, np.nan])
+    rows = cj.cross_entropy(x, y, sample_weight=s, reduction="none")
+    assert rows[2] == 0
+    np.testing.assert_allclose(cj.cross_entropy(x, y, sample_weight=s, reduction="sum"), rows.sum())
+    assert np.isnan(cj.cross_entropy(x, y, sample_weight=jnp.asarray([np.nan, 1.0, 1.0])))
+
+
+def test_gradients_of_logsumexp_in_half_types():
+    """1/T and dy/T may leave the range of the dtype where their product with the softmax does not."""
+    for dtype, t, dy in (
+        ("float16", 1e-6, 1.0), ("float16", 1e-8, 6e-8), ("float16", 1e5, 6e4), ("float16", 1e-30, 6e-8),
+        ("bfloat16", 1e30, 1e30), ("bfloat16", 1e-40, 1e-30), ("float32", 1e40, 1e30),
+    ):  # fmt: skip
+        x, dy = jnp.asarray([0.0, 1.0], dtype), jnp.asarray(dy, dtype)
+        (grad,) = jax.vjp(lambda x, t=t: cj.logsumexp(x, temperature=t), x)[1](dy)
+        p = np.asarray(csoftmax.softmax(np.asarray(x), temperature=t), np.float64)
+        with np.errstate(over="ignore"):
+            expected = np.asarray((p * float(dy) / t).astype(grad.dtype), np.float64)
+        np.testing.assert_allclose(np.asarray(grad, np.float64), expected, rtol=2e-7, err_msg=f"{dtype} {t}")
+
+
 @pytest.mark.parametrize("temperature", [1e-60, 1e60, 1e-300, 1e300])
 def test_extreme_temperatures(temperature):
     """1/T is beyond the range of float32."""

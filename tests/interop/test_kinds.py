@@ -81,6 +81,7 @@ def test_gradients_keep_labels_and_other_results_do_not():
     best = csoftmax.topk(TABLE, 3)  # of the same shape, but in another order
     assert type(best.values) is type(best.indices) is np.ndarray
     assert type(csoftmax.logsumexp(TABLE)) is np.ndarray
+    assert type(csoftmax.logsumexp(TABLE[["a"]], keepdims=True)) is np.ndarray  # one column, and a sum of it
     assert type(csoftmax.softmax(TABLE.columns.str.len())) is np.ndarray  # an Index labels nothing
     out = np.empty_like(A)
     assert csoftmax.softmax(TABLE, out=out) is out
@@ -137,9 +138,16 @@ def test_tables_of_mixed_types():
         csoftmax.softmax([1.0, 2.0, 3.0], where=flags.fillna(False)),
         csoftmax.softmax([1.0, 2.0, 3.0], where=[True, False, True]),
     )
+    columns = {"a": pandas.array([True, None], dtype="boolean"), "b": pandas.array([1.0, 2.0], dtype="Float64")}
+    with pytest.raises(ValueError, match=r"^x has missing values \(pandas.NA\) among its bools"):
+        csoftmax.softmax(pandas.DataFrame(columns))
+    columns = {"a": pandas.array([True, False], dtype="boolean"), "b": pandas.array([1.0, None], dtype="Float64")}
+    np.testing.assert_array_equal(csoftmax.softmax(pandas.DataFrame(columns))[:1], [[0.5, 0.5]])
     labels = pandas.Series([0, None], dtype="Int64")
-    with pytest.raises(ValueError, match="target"):
-        csoftmax.cross_entropy(TABLE, labels)
+    for target in (labels, labels.to_numpy(float, na_value=np.nan)):
+        with pytest.raises(ValueError, match=r"^target has missing values \(NaN\).*fill them, with the ignore_index"):
+            csoftmax.cross_entropy(TABLE, target)
+    assert csoftmax.cross_entropy(TABLE, labels.fillna(-100)) == csoftmax.cross_entropy(TABLE, [0, -100])
     with pytest.raises(TypeError, match="x has dtype object"):
         csoftmax.softmax(pandas.Series(["a", "b"], dtype=object))
 
@@ -156,6 +164,13 @@ def test_other_tables_are_read():
         tables.append(pandas.DataFrame(A).astype("double[pyarrow]"))
     for table in tables:
         np.testing.assert_array_equal(csoftmax.softmax(table), csoftmax.softmax(A), str(type(table)))
+    masks = [polars.Series([True, None, False])]
+    masks += [masks[0].to_arrow()] if _imports("pyarrow") else []
+    for mask in masks:
+        with pytest.raises(ValueError, match=r"^where has missing values \(nulls\) among its bools.*fill_null"):
+            csoftmax.softmax(A, where=mask)
+        filled = csoftmax.softmax(A, where=mask.fill_null(False))
+        np.testing.assert_array_equal(filled, csoftmax.softmax(A, where=[True, False, False]))
 
 
 def test_xarray_keeps_dimensions_and_coordinates():
@@ -207,6 +222,40 @@ def test_what_is_refused_says_what_to_pass():
                 function(x)
         with pytest.raises(error, match=r"^target "):
             csoftmax.cross_entropy(A, x)
+
+
+def test_the_advice_fits_the_argument():
+    scipy_sparse = pytest.importorskip("scipy.sparse")
+    masked = {"mask": [False, True]}
+    for name, x, advice in (
+        ("where", np.ma.array([[True, True, False]] * 2, mask=A > 1), r"pass where\.filled\(False\)"),
+        ("temperature", np.ma.array([[1.0], [2.0]], mask=[[0], [1]]), r"pass temperature\.filled\(value\)"),
+        ("where", scipy_sparse.csr_array(A > 1), r"which is sparse: pass where\.toarray\(\)"),
+    ):
+        with pytest.raises(TypeError, match=rf"^{name} is a .*{advice}"):
+            csoftmax.softmax(A, **{name: x})
+    with pytest.raises(TypeError, match=r"target is a masked array; pass target\.filled\(-100\)"):
+        csoftmax.cross_entropy(A, np.ma.array([0, 1], **masked))
+    with pytest.raises(TypeError, match=r"sample_weight is a masked array; pass sample_weight\.filled\(0\)"):
+        csoftmax.cross_entropy(A, [0, 1], sample_weight=np.ma.array([1.0, 1.0], **masked))
+    for x, what in (
+        ({1: 2.0}, "because it is a dict: an array of numbers is required"),
+        ((i for i in range(3)), "because it is a generator"),
+        (pandas.Series(["a", "b"], dtype=object), "because it holds a str, which is no number"),
+        ([1.0, {}], "because it holds a dict, which is no number"),
+    ):
+        with pytest.raises(TypeError, match=f"x has dtype object; allowed are .* the integers, {what}"):
+            csoftmax.softmax(x)
+
+
+def test_only_values_have_to_be_computed():
+    """Coordinates that Dask has not computed are passed on as they are."""
+    dask_array, xarray = pytest.importorskip("dask.array"), pytest.importorskip("xarray")
+    lazy = dask_array.ones(2, chunks=1)
+    x = xarray.DataArray(A, dims=("row", "class"), coords={"z": ("row", lazy)})
+    got = csoftmax.softmax(x)
+    np.testing.assert_array_equal(got.values, csoftmax.softmax(A))
+    assert type(got.coords["z"].data) is type(lazy)
 
 
 def test_the_advice_for_dask_works():

@@ -72,6 +72,37 @@ def test_options_have_the_bits_of_numpy(torch):
             call()
 
 
+def test_arguments_of_other_kinds_are_accepted(torch):
+    """As in a call that is not recorded: lists and NumPy arrays, a tuple of one axis."""
+    x, y = torch.randn(3, 4, requires_grad=True), np.array([0, 2, 1])
+    plain, w = x.detach().numpy(), np.random.default_rng(0).normal(size=(5, 4)).astype(np.float32)
+    mask = plain > 0
+    for call in (
+        lambda x: csoftmax.softmax(x, where=mask),
+        lambda x: csoftmax.softmax(x, (1,), where=[True, False, True, True]),
+        lambda x: csoftmax.logsumexp(x, (-2,), where=mask, keepdims=True),
+        lambda x: csoftmax.entmax(x, np.float32(1.25), where=mask.tolist()),
+        lambda x: csoftmax.topk_softmax(x, 2).values,
+        lambda x: csoftmax.cross_entropy(x, [0, 2, 1], weight=[1.0, 2.0, 3.0, 4.0], sample_weight=[1, 0, 2]),
+        lambda x: csoftmax.cross_entropy(x, y.astype(">i4"), sample_weight=np.float16([1, 0.5, 2])[::-1]),
+        lambda x: csoftmax.cross_entropy(x[0], 2),
+        lambda x: csoftmax.linear_cross_entropy(x, w, y, bias=np.ones(5, np.float32), sample_weight=2.0),
+        lambda x: csoftmax.negative_sampling_loss(x, w, y, [1, 3]),
+    ):
+        got = call(x)
+        assert got.requires_grad
+        np.testing.assert_allclose(got.detach().numpy(), np.asarray(call(plain)), rtol=1e-6)
+    with pytest.raises(TypeError, match="axis must be an int, got True"):
+        csoftmax.softmax(x, True)
+    with pytest.raises(TypeError, match=r"axis must be an int, got 1\.0"):
+        csoftmax.softmax(x, 1.0)
+    for t in ([[1.0], [2.0], [3.0]], np.ones((3, 1)), torch.ones(3, 1)):
+        with pytest.raises(ValueError, match=r"x requires grad, and .*softmax takes one number as temperature"):
+            csoftmax.softmax(x, temperature=t)
+    with pytest.raises(TypeError, match=r"^softmax\(\): missing a required argument: 'x'"):
+        csoftmax.softmax(axis=x)
+
+
 def test_what_the_operators_lack_is_named(torch):
     x = torch.randn(3, 4, requires_grad=True)
     plain = x.detach()
@@ -83,7 +114,7 @@ def test_what_the_operators_lack_is_named(torch):
     assert torch.equal(x, plain)
     with pytest.raises(ValueError, match=r"x requires grad, and csoftmax\.torch\.softmax takes one axis, not None"):
         csoftmax.softmax(x, None)
-    with pytest.raises(TypeError, match="unexpected keyword argument 'temp'"):
+    with pytest.raises(TypeError, match=r"^softmax\(\): got an unexpected keyword argument 'temp'"):
         csoftmax.softmax(x, temp=2.0)
 
 

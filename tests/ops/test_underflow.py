@@ -5,6 +5,7 @@ factors of any magnitude, and those that were reported.
 """
 
 import math
+import warnings
 
 import mpmath
 import numpy as np
@@ -14,6 +15,7 @@ from helpers import assert_same_bits
 import csoftmax
 from csoftmax._cpu import binding
 from csoftmax._spec.formats import FORMATS, bits, dtype_of, wide
+from csoftmax.samplers import Negatives
 
 HALF = ("float16", "bfloat16")
 LARGEST_EXPONENT = {"float64": 1023, "float16": 15}
@@ -265,3 +267,31 @@ def test_every_path_has_the_same_bits(dtype, n):
     in_place = dy.copy()
     csoftmax.log_softmax_vjp(in_place, log_y, out=in_place)
     assert_same_bits(in_place, csoftmax.log_softmax_vjp(dy, log_y))
+
+
+def test_means_with_weights_of_every_scale():
+    """The scale of class and sample weights cancels, though their sums and products leave the range of float64."""
+    x, y = np.array([[1.0, 2.0, 3.0], [0.0, 1.0, -1.0]]), np.array([0, 1])
+    w, negatives = np.array([[1.0] * 3, [2.0] * 3, [-1.0] * 3]), Negatives([2], [-0.5], None, [-1.0, -2.0])
+
+    def cross_entropy(**options):
+        return csoftmax.cross_entropy_with_grad(x, y, **options)
+
+    def linear(**options):
+        return csoftmax.linear_cross_entropy_with_grad(x, w, y, **options)[:2]
+
+    losses = [cross_entropy, linear]
+    for name in ("sampled_softmax_loss", "negative_sampling_loss", "nce_loss"):
+        with_grad = getattr(csoftmax, f"{name}_with_grad")
+        losses.append(lambda with_grad=with_grad, **options: with_grad(x, w, y, negatives, **options)[:2])
+    for loss in losses:
+        expected = loss()
+        for a, b in ((1e-310, None), (1.7e308, None), (1e-200, 1e-200), (1e200, 1e200), (5e-324, 1.0), (1e300, 1e-300)):
+            options = {"weight": [a] * 3} | ({} if b is None else {"sample_weight": [b] * 2})
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                found = loss(**options)
+            for got, value in zip(found, expected, strict=True):
+                np.testing.assert_allclose(got, value, rtol=1e-14, err_msg=f"{loss} {a} {b}")
+    huge_and_absent = csoftmax.cross_entropy(x, y, weight=[1e-20, 1e-20, 1e300], sample_weight=[1.0, 1.0])
+    np.testing.assert_allclose(huge_and_absent, csoftmax.cross_entropy(x, y), rtol=1e-14)
