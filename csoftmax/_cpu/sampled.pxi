@@ -100,8 +100,8 @@ def group_rows(keys, size_t columns, bint has_source):
 def split_terms(offsets, order, size_t m):
     """Groups of positions below m, those of ids, and of others, those of labels, each in order.
 
-    Returns the first id of each group (-1: none), the offsets and positions of labels, less m, the offsets and positions
-    of ids, and the group of each position.
+    Returns the first id of each group (-1: none), the offsets and positions of labels, less m, the offsets and
+    positions of ids, and the group of each position.
     """
     cdef size_t count = len(order), n = len(offsets) - 1, r, i, at, ids = 0, labels = 0
     first, group = _empty(n, "int64"), _empty(count, "int64")

@@ -25,8 +25,8 @@
 enum { VANISHING = -540 };
 
 /* Relative gap beyond which a row is solved once more, with a ridge.  K is at least 0 and 1 on its diagonal, so that w
- * of the support is at most u: K w + ridge w = u leaves (K w)_i >= u_i (1 - ridge) for every class.  The gap is at most
- * twice the ridge, and no support is singular. */
+ * of the support is at most u: K w + ridge w = u leaves (K w)_i >= u_i (1 - ridge) for every class.  The gap is at
+ * most twice the ridge, and no support is singular. */
 #define ENOUGH 5e-14
 #define RIDGE 2e-14
 
