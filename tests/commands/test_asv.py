@@ -88,7 +88,8 @@ def test_sparse_runs(monkeypatch):
     for name in sparse.Sample.params[0]:
         benchmark = sparse.Sample()
         benchmark.setup(name)
-        assert benchmark.time_sample(name).shape == (64,)
+        drawn = benchmark.time_sample(name)
+        assert len(getattr(drawn, "indices", drawn)) == 64
 
 
 def test_many_classes_run():
