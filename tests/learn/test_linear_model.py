@@ -199,7 +199,9 @@ def test_pipeline_search_and_calibration_of_sklearn():
     assert calibrated.score(X, y) > 0.9
 
 
-@pytest.mark.parametrize("setting", SETTINGS)
+@pytest.mark.parametrize(
+    "setting", [pytest.param(name, marks=[] if name in QUICK_SETTINGS else pytest.mark.slow) for name in SETTINGS]
+)
 def test_estimator_in_parallel(setting):
     """joblib's processes give the numbers of one process."""
     X, y = load_iris(return_X_y=True)

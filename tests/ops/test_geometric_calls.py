@@ -83,7 +83,7 @@ class Exported:
     """An array of another library, which knows DLPack alone."""
 
     def __init__(self, array):
-        self.array = array
+        self.array = np.array(array)  # NumPy before 2.1 exports no read-only arrays
 
     def __dlpack__(self, **options):
         return self.array.__dlpack__(**options)
