@@ -107,7 +107,8 @@ def _fake_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | Non
 
 def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
     """Softmax times dy / T, where 1 / T and dy / T may leave the range of the dtype though the product does not."""
-    p = csoftmax.softmax(x.detach(), axis=dim, temperature=temperature, where=where, out=like(x))
+    to: Any = like(x)
+    p = csoftmax.softmax(x.detach(), axis=dim, temperature=temperature, where=where, out=to)
     dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
     if temperature == 1:
         return p.mul_(dy)

@@ -468,6 +468,14 @@ def run_int8_bounds(
 def run_int8_dots(
     vnni: bool, codes: NDArray[Any], x: NDArray[Any], vectors: int, offset: NDArray[Any], out: NDArray[Any]
 ) -> bool: ...
+def run_int8_narrow_dots(
+    codes: NDArray[Any],
+    x: NDArray[Any],
+    vectors: int,
+    offset: NDArray[Any],
+    scratch: NDArray[Any],
+    out: NDArray[Any],
+) -> None: ...
 def run_certify(
     x: NDArray[Any],
     w: NDArray[Any],
