@@ -38,7 +38,7 @@ def hand_over_recorded(function: _Function) -> _Function:
 
 
 def _describe(name: str, x: Any, library: str) -> tuple[str, str]:
-    """What is recorded, and how to call the function without."""
+    """Say which argument is recorded, and how to call the function without a record."""
     if library == "jax":
         return f"{name} is a tracer of JAX", "call it outside of jax.jit, jax.grad and jax.vmap"
     if x.requires_grad:

@@ -187,7 +187,7 @@ def forward(points: Points, products: Any, planes: Planes, gradient: bool) -> Lo
 
 
 class Gradients(NamedTuple):
-    """What the gradients of points and planes need besides products with w and v."""
+    """Factors of the gradients of points and planes, beside the products with w and v."""
 
     by_w: Any  # factor of w_k in the gradient of v, and of v in that of w_k, (N, K)
     along_v: Any  # factor of v in its own gradient, (N, 1)

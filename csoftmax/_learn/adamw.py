@@ -201,7 +201,7 @@ class Trainer:
         return Progress(loss, divisor, right, weight, norm)
 
     def _prepare_extra(self, x: Any, y: Any, sample_weight: Any, logits: Any, divisor: float) -> Extra | None:
-        """What the adversary adds to the loss of a minibatch; it may shift the logits."""
+        """The term that the adversary adds to the loss of a minibatch; it may shift the logits."""
         if self.adversary is None:
             return None
         scale = np.full(len(y), 1 / divisor) if sample_weight is None else sample_weight / divisor

@@ -120,7 +120,7 @@ class CornerSearch:
 
 
 class Extra:
-    """What is added to the loss and to the gradients of a minibatch; here nothing."""
+    """Terms added to the loss and to the gradients of a minibatch; here nothing."""
 
     loss = 0.0
 

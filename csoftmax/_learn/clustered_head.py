@@ -78,7 +78,7 @@ class ClusteredHead:
         Bytes beside w: about K (D + 24) and 9 D + 140 for each cluster; with a bias 12 K more, and 20 K if float32 does
         not hold it.
     stats : dict
-        What the last `topk` or `predict` did: "rescored_mean" and "rescored_max", the mean and the largest number of
+        Counts of the last `topk` or `predict`: "rescored_mean" and "rescored_max", the mean and the largest number of
         exact scores of a query; "scanned_mean", the mean number of classes that were looked at; "exact_scans", the
         number of queries whose scores were all exact.
 

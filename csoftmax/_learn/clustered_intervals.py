@@ -57,7 +57,7 @@ class ClusteredInterval(NamedTuple):
 
 
 class _Query(NamedTuple):
-    """What is known of one query."""
+    """The exact scores and the bounds that a query has collected."""
 
     lists: Lists
     x: NDArray[np.float64]

@@ -33,7 +33,7 @@ def save(layer: Layer, w: Any, bias: Any, path: str | PathLike[str], weights: bo
 
 
 def collect(layer: Layer, w: Any, bias: Any, weights: bool) -> tuple[Arrays, dict[str, Any]]:
-    """What a file holds of a layer: arrays and header."""
+    """The arrays and the header that a file holds of a layer."""
     k = layer.n_classes
     numbers = {"scale": layer.scale, "residual": layer.residual, "norm": layer.norm}
     arrays: Arrays = {"codes": layer.codes, "exponent": layer.exponent}

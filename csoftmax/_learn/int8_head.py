@@ -57,7 +57,7 @@ class Int8Head:
         Bytes beside w: K (D + 12) and 4 K for the bias; K (2 D + 16) and 4 K with two limbs. D and K count as their
         next multiples of 4 and 16. 8 K more with a bias, and 2 D for the scales of columns.
     stats : dict
-        What the last `topk`, `predict` or `topk_softmax` computed: "rescored_mean" and "rescored_max", the mean and the
+        Counts of the last `topk`, `predict` or `topk_softmax`: "rescored_mean" and "rescored_max", the mean and the
         largest number of exact scores of a query; "exact_scans", the number of queries whose scores were all exact,
         because the bounds were of no use.
 

@@ -174,7 +174,7 @@ def _flat_on_cuda(plan: LinearPlan) -> LinearPlan:
 
 
 class LogitShift(Protocol):
-    """What a loss adds to the logits of a linear layer, as a function of its weights and of the labels."""
+    """A term that a loss adds to the logits of a linear layer, from its weights and the labels."""
 
     def add_to(self, logits: Any, rows: slice) -> None:
         """Add to the logits of a chunk of rows."""

@@ -203,9 +203,9 @@ def penalize(
     repetition : float or array_like, broadcastable to the rows, default 1.0
         Greater than 0; above 1 it makes tokens that have been seen less probable (Keskar et al. 2019).
     presence : float or array_like, broadcastable to the rows, default 0.0
-        What is subtracted once from a class that has been seen; negative numbers make it more probable.
+        The number subtracted once from a class that has been seen; negative numbers make it more probable.
     frequency : float or array_like, broadcastable to the rows, default 0.0
-        What is subtracted for each time that a class has been seen.
+        The number subtracted for each time that a class has been seen.
     bias : array_like of shape (K,) or of the shape of logits, or mapping of class to number, optional
         What is added in the end; -inf bans a class.
     axis : int, tuple of ints or None, default -1

@@ -451,7 +451,9 @@ def test_refused_counts_and_aggregates():
             call()
     with pytest.raises(ValueError, match=r"n_buckets must be at most 2\*\*32"):
         hash_buckets([1], 2**32 + 1, 1, 0)
-    with pytest.raises(TypeError, match="seed must be an int, a numpy"):
+    with pytest.raises(
+        TypeError, match=r"seed must be an int, a numpy\.random\.SeedSequence or Generator, or None, got"
+    ):
         hash_buckets([1], 3, 1, np.random.RandomState(0))
     huge = HashedSoftmax(2, 3, n_buckets=64, counts=[1e308, 1e308, 1e308], rng=0)
     assert np.allclose(np.exp(huge.log_proba([[0.0, 0.0]])), 1 / 3)

@@ -4,6 +4,7 @@ import ml_dtypes
 import mpmath
 import numpy as np
 import pytest
+from helpers import NUMPY
 from scipy import stats
 
 import csoftmax
@@ -150,8 +151,8 @@ def test_logits_in_many_digits():
                 for k in range(len(kappa)):
                     exact = exact_logit(x[row], mu[k], kappa[k])
                     distance = np.linalg.norm(x[row] / np.linalg.norm(x[row]) - mu[k] / np.linalg.norm(mu[k]))
-                    # log I is within 6.1e-15, 28 units (by NumPy 1.26's logarithm 30)
-                    bound = 2**-52 * (abs(float(exact)) + 40 + 8 * kappa[k] * distance)
+                    slack = 20 if NUMPY >= (2,) else 32  # the logarithm of NumPy 1.26 is further off
+                    bound = 2**-52 * (abs(float(exact)) + slack + 8 * kappa[k] * distance)
                     assert abs(found[row, k] - exact) <= bound, (d, row, k)
 
 

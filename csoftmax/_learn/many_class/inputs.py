@@ -18,7 +18,7 @@ from ..parameters import as_plain, check_data
 def check_rows(estimator: Any, *data: Any, reset: bool = False) -> Any:
     """X, or (X, y), as training and predictions need them: features as in SoftmaxRegression, or int64 ids.
 
-    What a fitted model reads is what it was fitted to: the parameter may have been set since.
+    A fitted model reads the kind of input that it was fitted to: the parameter may have been set since.
     """
     if not (hasattr(estimator, "embedding_") if not reset else estimator.embedding is not None):
         return check_data(estimator, *data, reset=reset)
