@@ -15,6 +15,7 @@ from csoftmax._spec.operations import SOFTMAX_FAMILY
 from csoftmax._spec.samples import logits
 
 torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+ct = importlib.import_module("csoftmax.torch")
 losses, rows, topk = (importlib.import_module(f"csoftmax._torch.{name}") for name in ("losses", "rows", "topk"))
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
@@ -295,7 +296,6 @@ def test_lists_of_tensors():
 @pytest.mark.parametrize("value", [True, False, np.True_, torch.tensor(True)])
 def test_integers_that_are_no_bools(value):
     x, labels = torch.zeros(2, 3), torch.tensor([0, 1])
-    ct = csoftmax.torch
     for call in (
         lambda: ct.softmax(x, value),
         lambda: ct.log_softmax(x, dim=value),
@@ -382,8 +382,6 @@ def test_operators_and_their_gradients(name):
 
 
 def test_against_pytorch():
-    import csoftmax.torch as ct
-
     functional = torch.nn.functional
     x, target = torch.randn(6, 9), torch.tensor([0, 8, 3, -100, 1, 1])
     w, layer = torch.rand(9), torch.randn(9, 4)
@@ -414,8 +412,6 @@ def test_against_pytorch():
 
 
 def test_bfloat16_and_modules():
-    import csoftmax.torch as ct
-
     x = torch.randn(4, 7, dtype=torch.bfloat16, requires_grad=True)
     loss = ct.cross_entropy(x, torch.arange(4))
     assert loss.dtype == torch.float32
@@ -444,7 +440,6 @@ def test_docstrings():
 
 def test_compile():
     """torch.compile keeps the operators in one graph."""
-    import csoftmax.torch as ct
 
     def f(x, target):
         p = ct.softmax(2 * x, temperature=0.5)
@@ -462,8 +457,6 @@ def test_compile():
 
 
 def test_errors_of_operators():
-    import csoftmax.torch as ct
-
     x = torch.randn(3, 4, requires_grad=True)
     for f in (ct.softmax, ct.log_softmax, ct.entmax, lambda x: ct.topk_softmax(x, 1)):
         with pytest.raises(TypeError, match="floating point"):
