@@ -23,8 +23,9 @@ from .softmax import logsumexp, softmax
 
 METHODS = ("fgsm", "pgd", "exact", "vat")
 CHUNK_ELEMENTS = 1 << 14  # of x: the arrays of a chunk stay in cache over all steps
-CACHED_CHUNK_ELEMENTS = 1 << 18  # the same where a kernel takes blocks of rows through all steps
-CACHED_BYTES = 1 << 18  # of w for that kernel
+CACHED_CHUNK_ELEMENTS = 1 << 16  # the same where a kernel takes blocks of rows through all steps
+CACHED_BYTES = 1 << 20  # of w for that kernel
+CACHED_LENGTH = 1 << 12  # of features and of classes for it: a block has some of each in scratch
 MIN_CHUNK_ROWS = 64  # so that products stay fast
 TINY = 1e-250  # a gradient below it has lost digits, or all of them, to underflow
 LARGEST_RISE = 600.0  # its exponential and sums of these are finite
@@ -66,25 +67,24 @@ def apply_perturbation(x: Any, delta: Any, walls: Walls | None) -> Any:
     unusable = ~np.isfinite(delta).all(axis=1)
     if unusable.any():
         delta = np.where(unusable[:, None], 0, delta)
-    moved = (x + delta).astype(x.dtype)
+    moved = (x + delta).astype(x.dtype, copy=False)
     if walls is not None:
-        low, high = (np.broadcast_to(wall, x.shape) for wall in walls)
-        moved = _clip_in_dtype(moved, low, high)
+        _clip_in_dtype(moved, *walls)
     if not np.isfinite(moved).all() and (np.isinf(moved) & np.isfinite(x)).any():
         raise ValueError(f"eps is too large: perturbed features overflow {x.dtype}")
     stays = unusable[:, None] | (delta == 0)
     return np.where(stays, x, moved) if stays.any() else moved
 
 
-def _clip_in_dtype(x: Any, low: Any, high: Any) -> Any:
-    """X between walls that its dtype may not hold: the nearest numbers inside of them."""
-    lowest, highest = low.astype(x.dtype), high.astype(x.dtype)
-    below, above = lowest.astype(np.float64) < low, highest.astype(np.float64) > high
+def _clip_in_dtype(x: Any, low: Any, high: Any) -> None:
+    """Bring x between walls that its dtype may not hold: the nearest numbers inside of them."""
+    lowest, highest = low.astype(x.dtype, copy=False), high.astype(x.dtype, copy=False)
+    below, above = lowest.astype(np.float64, copy=False) < low, highest.astype(np.float64, copy=False) > high
     if below.any():
         lowest = np.where(below, np.nextafter(lowest, x.dtype.type(math.inf)), lowest)
     if above.any():
         highest = np.where(above, np.nextafter(highest, x.dtype.type(-math.inf)), highest)
-    return np.clip(x, lowest, highest)
+    np.clip(x, lowest, highest, out=x)
 
 
 def find_differences(w: Any) -> Any:
@@ -330,7 +330,7 @@ def climb_in_cache(x: Any, w: Any, bias: Any, labels: Any, attack: Attack, walls
 def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | None) -> Any:
     x, w, bias = head.in_compute_type()
     result = np.empty_like(head.x)
-    stays_in_cache = attack.method != "vat" and w.nbytes <= CACHED_BYTES
+    stays_in_cache = attack.method != "vat" and w.nbytes <= CACHED_BYTES and max(w.shape) <= CACHED_LENGTH
     elements = CACHED_CHUNK_ELEMENTS if stays_in_cache else CHUNK_ELEMENTS
     step = max(MIN_CHUNK_ROWS, elements // max(1, x.shape[1]))
     for begin in range(0, len(x), step):

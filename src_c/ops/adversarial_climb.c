@@ -59,8 +59,9 @@ csm_status csm_run_climb(csm_dtype dtype, const csm_table *table, const csm_clim
     const csm_fp_environment saved = csm_fp_enter();
     job.interrupt = (csm_interrupt){.check = call->interrupt, .caller = saved};
     job.block_rows = CSM_CLIMB_BYTES / (dtype == CSM_DTYPE_f64 ? sizeof(double) : sizeof(float));
-    const size_t units = (call->n + job.block_rows - 1) / job.block_rows;
-    const double elements = (double)units * (double)call->steps * ((double)call->layer.classes * (double)call->layer.d + 1);
+    const size_t units = call->layer.d ? (call->n + job.block_rows - 1) / job.block_rows : 0;
+    const double elements =
+        (double)units * (double)call->steps * ((double)call->layer.classes * (double)call->layer.d + 1);
     const int threads = csm_threads_for(elements, units, call->threads < 1 ? 1 : call->threads);
     csm_status status = csm_scratch_begin(&job.scratch, threads, 1, single);
     if (status == CSM_OK) {

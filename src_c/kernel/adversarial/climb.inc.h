@@ -5,12 +5,12 @@
  *   delta <- projection(delta + step direction(g))
  *
  * direction: sign (inf-norm); g over its length (2-norm); the sign of the largest |g_i|, of equal ones the first, alone
- * (1-norm).  projection: between `low` and `high` (inf-norm); scaled, or lowered by the level of find_climb_level, and
+ * (1-norm).  projection: between `low` and `high` (inf-norm); scaled, or lowered by the level of climb_level, and
  * then between `low` and `high` if there are any (2-norm, 1-norm).
- * The lanes of a vector are rows.  A block lies in scratch feature by feature, its numbers for all rows side by side, so
- * that no sum crosses lanes and each row's numbers depend on that row alone.
- * Accumulators: chains of fma from +0 in the order of the features (z, to which `fixed` is added last) and of the classes
- * (g, the sum of exponentials by additions); squares of lengths in double, the level of the 1-norm in REAL.
+ * The lanes of a vector are rows.  A block lies in scratch feature by feature, each with the numbers of all rows, so that
+ * no sum crosses lanes and a row's numbers depend on that row alone.
+ * Accumulators: chains of fma from +0, in the order of the features (z, to which `fixed` is added last) and of the
+ * classes (g; the sum of exponentials has additions); squares of lengths in double, the level of the 1-norm in REAL.
  * Passes: one over w and delta for each CLIMB_TILE of classes; one over w - w[0], delta, low and high.
  * NaN and infinity: a row whose z_y is not finite, or another one NaN or +inf, has NaN in delta from then on.
  * Error: z within (d + 1) u sum |w_ji delta_i| + u |z_j| (u: half the distance of 1 to the next number); |delta| is at
@@ -23,7 +23,8 @@
 enum {
     V(CLIMB_ROWS) = CSM_CLIMB_BYTES / sizeof(REAL),
     V(CLIMB_VECTORS) = V(CLIMB_ROWS) / V(W),
-    V(CLIMB_TILE) = V(CLIMB_VECTORS) < 8 ? 12 / V(CLIMB_VECTORS) : 1, /* sums that stay in registers */
+    V(CLIMB_TILE) = V(CLIMB_VECTORS) < 8 ? 12 / V(CLIMB_VECTORS) : 1, /* of classes, or of features: ... */
+    V(CLIMB_SUMS) = V(CLIMB_TILE) *V(CLIMB_VECTORS), /* ... their sums stay in registers */
 };
 #define EACH_VECTOR \
     UNROLL          \
@@ -48,8 +49,8 @@ static void V(climb_numbers)(void *delta, const void *g, const void *low, const 
     for (size_t i = 0; i < n; i += V(W)) {
         const size_t left = n - i;
         if (left >= V(W)) {
-            V(STORE_REAL)(to + i, V(climb_along)(V(LOAD_REAL)(to + i), V(LOAD_REAL)(slope + i), V(LOAD_REAL)(lowest + i),
-                                                 V(LOAD_REAL)(highest + i), length));
+            V(STORE_REAL)(to + i, V(climb_along)(V(LOAD_REAL)(to + i), V(LOAD_REAL)(slope + i),
+                                                 V(LOAD_REAL)(lowest + i), V(LOAD_REAL)(highest + i), length));
             continue;
         }
         const V(t) d = V(LOAD_PART_REAL)(to + i, left, zero), by = V(LOAD_PART_REAL)(slope + i, left, zero);
@@ -60,8 +61,8 @@ static void V(climb_numbers)(void *delta, const void *g, const void *low, const 
 
 /* Sums over the features of the numbers `a` of a block with `count` rows of w. */
 INLINE void V(climb_dots)(const int count, const REAL *a, const REAL *w, size_t d, const REAL *fixed, REAL *to) {
-    V(t) sum[V(CLIMB_TILE) * V(CLIMB_VECTORS)];
-    EACH_OF(count) EACH_VECTOR sum[c * V(CLIMB_VECTORS) + v] = V(zero)();
+    V(t) sum[V(CLIMB_SUMS)];
+    EACH_OF(count) { EACH_VECTOR sum[c * V(CLIMB_VECTORS) + v] = V(zero)(); }
     for (size_t i = 0; i < d; i++) {
         V(t) x[V(CLIMB_VECTORS)];
         EACH_VECTOR x[v] = V(LOAD_REAL)(a + i * V(CLIMB_ROWS) + v * V(W));
@@ -70,10 +71,12 @@ INLINE void V(climb_dots)(const int count, const REAL *a, const REAL *w, size_t 
             EACH_VECTOR sum[c * V(CLIMB_VECTORS) + v] = V(fma)(by, x[v], sum[c * V(CLIMB_VECTORS) + v]);
         }
     }
-    EACH_OF(count) EACH_VECTOR {
-        const size_t at = (size_t)(c * V(CLIMB_ROWS) + v * V(W));
-        const V(t) z = sum[c * V(CLIMB_VECTORS) + v];
-        V(STORE_REAL)(to + at, V(add)(z, V(LOAD_REAL)(fixed + at)));
+    EACH_OF(count) {
+        EACH_VECTOR {
+            const size_t at = (size_t)(c * V(CLIMB_ROWS) + v * V(W));
+            const V(t) z = sum[c * V(CLIMB_VECTORS) + v];
+            V(STORE_REAL)(to + at, V(add)(z, V(LOAD_REAL)(fixed + at)));
+        }
     }
 }
 static void V(climb_logits)(const csm_climb_block *b, const REAL *a, const REAL *fixed, REAL *to) {
@@ -92,11 +95,11 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
     const size_t vectors = b->classes * V(CLIMB_VECTORS);
     const csm_temperature one = {0};
     const V(shift) s = V(shift_by)(V(set)(EXP_EXPONENT_BIAS + EXP_BIAS), &one, 0);
-    V(t) target[V(CLIMB_VECTORS)], top[V(CLIMB_VECTORS)], sum[V(CLIMB_VECTORS)], is_finite[V(CLIMB_VECTORS)];
+    V(t) target[V(CLIMB_VECTORS)], top[V(CLIMB_VECTORS)], sum[V(CLIMB_VECTORS)], own[V(CLIMB_VECTORS)];
     EACH_VECTOR {
         target[v] = V(LOAD_REAL)(label + v * V(W));
         top[v] = V(set)(-CSM_INF);
-        sum[v] = is_finite[v] = V(zero)();
+        sum[v] = own[v] = V(zero)();
     }
     for (size_t j = 0; j < b->classes; j++) {
         const V(t) class = V(set)((double)j);
@@ -104,7 +107,7 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
         EACH_VECTOR {
             const V(t) x = V(LOAD_REAL)(at + v * V(W));
             const V(mask) is_target = V(eq)(class, target[v]);
-            is_finite[v] = V(select)(is_target, V(sub)(x, x), is_finite[v]);
+            own[v] = V(select)(is_target, V(sub)(x, x), own[v]); /* 0, or NaN */
             const V(t) other = V(select)(is_target, V(set)(-CSM_INF), x);
             V(STORE_REAL)(at + v * V(W), other);
             top[v] = V(max)(top[v], other);
@@ -130,7 +133,7 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
         REAL *at = z + j * V(CLIMB_ROWS);
         EACH_VECTOR {
             const V(t) share = V(mul)(V(LOAD_REAL)(at + v * V(W)), sum[v]);
-            const V(t) c = V(select)(V(eq)(class, target[v]), V(sub)(is_finite[v], V(set)(1)), share);
+            const V(t) c = V(select)(V(eq)(class, target[v]), V(sub)(own[v], V(set)(1)), share);
             V(STORE_REAL)(at + v * V(W), c);
         }
     }
@@ -138,11 +141,11 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
 
 /* The gradients of `count` features from feature i on. */
 INLINE void V(climb_slopes)(const int count, const csm_climb_block *b, size_t i, V(t) *g) {
-    const REAL *c0 = b->logits, *w = (const REAL *)b->differences + i;
-    EACH_OF(count) EACH_VECTOR g[c * V(CLIMB_VECTORS) + v] = V(zero)();
+    const REAL *coefficients = b->logits, *w = (const REAL *)b->differences + i;
+    EACH_OF(count) { EACH_VECTOR g[c * V(CLIMB_VECTORS) + v] = V(zero)(); }
     for (size_t j = 0; j < b->classes; j++) {
         V(t) x[V(CLIMB_VECTORS)];
-        EACH_VECTOR x[v] = V(LOAD_REAL)(c0 + j * V(CLIMB_ROWS) + v * V(W));
+        EACH_VECTOR x[v] = V(LOAD_REAL)(coefficients + j * V(CLIMB_ROWS) + v * V(W));
         EACH_OF(count) {
             const V(t) by = V(set)((double)w[j * b->d + (size_t)c]);
             EACH_VECTOR g[c * V(CLIMB_VECTORS) + v] = V(fma)(by, x[v], g[c * V(CLIMB_VECTORS) + v]);
@@ -150,28 +153,32 @@ INLINE void V(climb_slopes)(const int count, const csm_climb_block *b, size_t i,
     }
 }
 INLINE void V(climb_signs)(const int count, const csm_climb_block *b, size_t i) {
-    V(t) g[V(CLIMB_TILE) * V(CLIMB_VECTORS)];
+    V(t) g[V(CLIMB_SUMS)];
     const V(t) step = V(set)(b->step);
     V(climb_slopes)(count, b, i, g);
-    EACH_OF(count) EACH_VECTOR {
-        const size_t at = (i + (size_t)c) * V(CLIMB_ROWS) + (size_t)(v * V(W));
-        REAL *delta = (REAL *)b->delta + at;
-        V(STORE_REAL)(delta, V(climb_along)(V(LOAD_REAL)(delta), g[c * V(CLIMB_VECTORS) + v],
-                                            V(LOAD_REAL)((const REAL *)b->low + at),
-                                            V(LOAD_REAL)((const REAL *)b->high + at), step));
+    EACH_OF(count) {
+        EACH_VECTOR {
+            const size_t at = (i + (size_t)c) * V(CLIMB_ROWS) + (size_t)(v * V(W));
+            REAL *delta = (REAL *)b->delta + at;
+            V(STORE_REAL)(delta, V(climb_along)(V(LOAD_REAL)(delta), g[c * V(CLIMB_VECTORS) + v],
+                                                V(LOAD_REAL)((const REAL *)b->low + at),
+                                                V(LOAD_REAL)((const REAL *)b->high + at), step));
+        }
     }
 }
 INLINE void V(climb_keep)(const int count, const csm_climb_block *b, size_t i) {
-    V(t) g[V(CLIMB_TILE) * V(CLIMB_VECTORS)];
+    V(t) g[V(CLIMB_SUMS)];
     V(climb_slopes)(count, b, i, g);
-    EACH_OF(count) EACH_VECTOR V(STORE_REAL)((REAL *)b->g + (i + (size_t)c) * V(CLIMB_ROWS) + (size_t)(v * V(W)),
-                                             g[c * V(CLIMB_VECTORS) + v]);
+    EACH_OF(count) {
+        EACH_VECTOR V(STORE_REAL)((REAL *)b->g + (i + (size_t)c) * V(CLIMB_ROWS) + (size_t)(v * V(W)),
+                                  g[c * V(CLIMB_VECTORS) + v]);
+    }
 }
-#define CLIMB_FEATURES(each)                                              \
-    do {                                                                  \
-        size_t i = 0;                                                     \
+#define CLIMB_FEATURES(each)                                                             \
+    do {                                                                                 \
+        size_t i = 0;                                                                    \
         for (; b->d - i >= V(CLIMB_TILE); i += V(CLIMB_TILE)) each(V(CLIMB_TILE), b, i); \
-        for (; i < b->d; i++) each(1, b, i);                              \
+        for (; i < b->d; i++) each(1, b, i);                                             \
     } while (0)
 
 /* The Euclidean length of each row of the block.  Squares that overflow or underflow are taken of a / top. */
@@ -180,11 +187,13 @@ static void V(climb_lengths)(const csm_climb_block *b, const REAL *a, double *le
     v64_t sum[SUMS];
     UNROLL
     for (int v = 0; v < SUMS; v++) sum[v] = v64_zero();
-    for (size_t i = 0; i < b->d; i++) EACH_VECTOR {
-        v64_t part[PARTS];
-        V(TO_DOUBLE)(V(LOAD_REAL)(a + i * V(CLIMB_ROWS) + v * V(W)), part);
-        UNROLL
-        for (int p = 0; p < PARTS; p++) sum[v * PARTS + p] = v64_fma(part[p], part[p], sum[v * PARTS + p]);
+    for (size_t i = 0; i < b->d; i++) {
+        EACH_VECTOR {
+            v64_t part[PARTS];
+            V(TO_DOUBLE)(V(LOAD_REAL)(a + i * V(CLIMB_ROWS) + v * V(W)), part);
+            UNROLL
+            for (int p = 0; p < PARTS; p++) sum[v * PARTS + p] = v64_fma(part[p], part[p], sum[v * PARTS + p]);
+        }
     }
     UNROLL
     for (int v = 0; v < SUMS; v++) v64_store_f64(length + v * v64_W, sum[v]);
@@ -215,12 +224,14 @@ static void V(climb_level)(const csm_climb_block *b, V(t) *level) {
     while (changes) {
         V(t) sum[V(CLIMB_VECTORS)], count[V(CLIMB_VECTORS)];
         EACH_VECTOR sum[v] = count[v] = zero;
-        for (size_t i = 0; i < b->d; i++) EACH_VECTOR {
-            const V(t) x = V(LOAD_REAL)(delta + i * V(CLIMB_ROWS) + v * V(W));
-            const V(t) above = V(sub)(V(max)(x, V(sub)(zero, x)), level[v]);
-            const V(mask) counts = V(not_le)(above, zero);
-            sum[v] = V(add)(sum[v], V(keep)(counts, above));
-            count[v] = V(add)(count[v], V(keep)(counts, V(set)(1)));
+        for (size_t i = 0; i < b->d; i++) {
+            EACH_VECTOR {
+                const V(t) x = V(LOAD_REAL)(delta + i * V(CLIMB_ROWS) + v * V(W));
+                const V(t) above = V(sub)(V(max)(x, V(sub)(zero, x)), level[v]);
+                const V(mask) counts = V(not_le)(above, zero);
+                sum[v] = V(add)(sum[v], V(keep)(counts, above));
+                count[v] = V(add)(count[v], V(keep)(counts, V(set)(1)));
+            }
         }
         changes = 0;
         EACH_VECTOR { /* a row that is at its root stays there, however long others of the block take */
@@ -250,7 +261,7 @@ static void V(climb_largest)(const csm_climb_block *b) {
         V(STORE_REAL)(at + v * V(W), place);
         V(STORE_REAL)(slope + v * V(W), from);
     }
-    for (size_t r = 0; r < V(CLIMB_ROWS) && b->d; r++) {
+    for (size_t r = 0; r < V(CLIMB_ROWS); r++) {
         REAL *to = delta + (size_t)at[r] * V(CLIMB_ROWS) + r;
         const REAL step = (REAL)b->step;
         *to = slope[r] > 0 ? *to + step : slope[r] < 0 ? *to - step : *to + slope[r];
@@ -262,12 +273,14 @@ static void V(climb_in_sum)(const csm_climb_block *b) {
     V(t) level[V(CLIMB_VECTORS)];
     V(climb_largest)(b);
     V(climb_level)(b, level);
-    for (size_t i = 0; i < b->d; i++) EACH_VECTOR {
-        REAL *to = delta + i * V(CLIMB_ROWS) + v * V(W);
-        const V(t) x = V(LOAD_REAL)(to);
-        /* the constant comes first, so that NaN passes */
-        const V(t) size = V(max)(zero, V(sub)(V(max)(x, V(sub)(zero, x)), level[v]));
-        V(STORE_REAL)(to, V(select)(V(not_le)(x, zero), size, V(sub)(zero, size)));
+    for (size_t i = 0; i < b->d; i++) {
+        EACH_VECTOR {
+            REAL *to = delta + i * V(CLIMB_ROWS) + v * V(W);
+            const V(t) x = V(LOAD_REAL)(to);
+            /* the constant comes first, so that NaN passes */
+            const V(t) size = V(max)(zero, V(sub)(V(max)(x, V(sub)(zero, x)), level[v]));
+            V(STORE_REAL)(to, V(select)(V(not_le)(x, zero), size, V(sub)(zero, size)));
+        }
     }
 }
 static void V(climb_in_square)(const csm_climb_block *b) {
@@ -278,16 +291,20 @@ static void V(climb_in_square)(const csm_climb_block *b) {
     const V(t) step = V(set)(b->step);
     V(climb_lengths)(b, b->g, length);
     for (size_t r = 0; r < V(CLIMB_ROWS); r++) factor[r] = (REAL)(length[r] > 0 ? length[r] : 1);
-    for (size_t i = 0; i < b->d; i++) EACH_VECTOR {
-        const size_t at = i * V(CLIMB_ROWS) + (size_t)(v * V(W));
-        const V(t) u = V(div)(V(LOAD_REAL)((const REAL *)b->g + at), V(LOAD_REAL)(factor + v * V(W)));
-        V(STORE_REAL)(delta + at, V(add)(V(LOAD_REAL)(delta + at), V(mul)(step, u)));
+    for (size_t i = 0; i < b->d; i++) {
+        EACH_VECTOR {
+            const size_t at = i * V(CLIMB_ROWS) + (size_t)(v * V(W));
+            const V(t) u = V(div)(V(LOAD_REAL)((const REAL *)b->g + at), V(LOAD_REAL)(factor + v * V(W)));
+            V(STORE_REAL)(delta + at, V(add)(V(LOAD_REAL)(delta + at), V(mul)(step, u)));
+        }
     }
     V(climb_lengths)(b, delta, length);
     for (size_t r = 0; r < V(CLIMB_ROWS); r++) factor[r] = (REAL)(length[r] > limit ? limit / length[r] : 1);
-    for (size_t i = 0; i < b->d; i++) EACH_VECTOR {
-        REAL *to = delta + i * V(CLIMB_ROWS) + v * V(W);
-        V(STORE_REAL)(to, V(mul)(V(LOAD_REAL)(to), V(LOAD_REAL)(factor + v * V(W))));
+    for (size_t i = 0; i < b->d; i++) {
+        EACH_VECTOR {
+            REAL *to = delta + i * V(CLIMB_ROWS) + v * V(W);
+            V(STORE_REAL)(to, V(mul)(V(LOAD_REAL)(to), V(LOAD_REAL)(factor + v * V(W))));
+        }
     }
 }
 
@@ -301,7 +318,8 @@ static void V(climb_step)(const csm_climb_block *b) {
     CLIMB_FEATURES(V(climb_keep));
     if (b->norm == CSM_NORM_2) V(climb_in_square)(b);
     else V(climb_in_sum)(b);
-    for (size_t i = 0; i < b->d * V(CLIMB_ROWS) && b->low; i += V(W)) {
+    if (!b->low) return;
+    for (size_t i = 0; i < b->d * V(CLIMB_ROWS); i += V(W)) {
         REAL *to = (REAL *)b->delta + i;
         const V(t) low = V(LOAD_REAL)((const REAL *)b->low + i), high = V(LOAD_REAL)((const REAL *)b->high + i);
         V(STORE_REAL)(to, V(climb_between)(V(LOAD_REAL)(to), low, high));
@@ -331,7 +349,8 @@ static void V(climb_begin)(const csm_climb_block *b, const csm_climb_rows *rows,
     for (size_t r = 0; r < V(CLIMB_ROWS); r++) label[r] = r < count ? (REAL)rows->labels[first + r] : 0;
     for (size_t i = 0; i < b->d; i++)
         for (size_t r = 0; r < V(CLIMB_ROWS); r++)
-            delta[i * V(CLIMB_ROWS) + r] = r < count && rows->start ? ((const REAL *)rows->start)[(first + r) * b->d + i] : 0;
+            delta[i * V(CLIMB_ROWS) + r] =
+                r < count && rows->start ? ((const REAL *)rows->start)[(first + r) * b->d + i] : 0;
 }
 
 /* Writes the perturbations of `count` rows, 0 for rows with logits that are not finite. */
