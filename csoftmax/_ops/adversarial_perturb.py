@@ -448,7 +448,8 @@ def perturb(
         Source of the random start, and of the first direction of "vat", which without one is the difference of the
         weights of the two most probable classes. Default: fresh entropy for the random start.
     num_threads : int, optional
-        Maximum number of threads of the kernels; products are those of the BLAS.
+        Maximum number of threads of the kernels. "fgsm" and "pgd" have the same bits for any number, and in any batch,
+        if w takes at most 1 MiB and has at most 4096 rows and columns; other products are those of the BLAS.
 
     Returns
     -------

@@ -7,7 +7,6 @@ from fractions import Fraction
 
 import numpy as np
 import pytest
-
 from helpers import looped
 from helpers.signals import seconds_to_stop
 
@@ -142,7 +141,9 @@ def test_large_layers_take_products_of_the_blas_to_the_same_losses(monkeypatch, 
             patch.setattr(module, "CACHED_BYTES", 0)
             large = perturb(x, w, y, **options)
         ours, theirs = (
-            csoftmax.linear_cross_entropy(a.astype(float), w.astype(float), y, bias=bias.astype(float), reduction="none")
+            csoftmax.linear_cross_entropy(
+                a.astype(float), w.astype(float), y, bias=bias.astype(float), reduction="none"
+            )
             for a in (got, large)
         )
         # steps go to and fro at the end, to which side depends on rounding errors

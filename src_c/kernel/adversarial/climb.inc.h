@@ -7,8 +7,8 @@
  * direction: sign (inf-norm); g over its length (2-norm); the sign of the largest |g_i|, of equal ones the first, alone
  * (1-norm).  projection: between `low` and `high` (inf-norm); scaled, or lowered by the level of climb_level, and
  * then between `low` and `high` if there are any (2-norm, 1-norm).
- * The lanes of a vector are rows.  A block lies in scratch feature by feature, each with the numbers of all rows, so that
- * no sum crosses lanes and a row's numbers depend on that row alone.
+ * The lanes of a vector are rows.  A block lies in scratch feature by feature, each with the numbers of all rows, so
+ * that no sum crosses lanes and a row's numbers depend on that row alone.
  * Accumulators: chains of fma from +0, in the order of the features (z, to which `fixed` is added last) and of the
  * classes (g; the sum of exponentials has additions); squares of lengths in double, the level of the 1-norm in REAL.
  * Passes: one over w and delta for each CLIMB_TILE of classes; one over w - w[0], delta, low and high.
