@@ -48,7 +48,38 @@ def run_dual_norms(w, classes, norm, out, num_threads):
     _raise(status)
 
 
-def run_climb(int dtype, delta, g, low, high, double step, num_threads):
+def run_climb(int dtype, x, layer, labels, walls, ball, steps, start, delta, num_threads):
+    """The perturbations, delta, that steps of projected gradient ascent reach; arrays of float32 or float64.
+
+    layer: w, w - w[0] and the bias or None.  walls: None, or float64 of one row or one for each.  ball: eps, the norm
+    as a number of NORMS, and the length of a step.  start: the first perturbations, or None for 0.
+    """
+    cdef csm_climb_call c
+    cdef cpu.csm_status status
+    w, differences, bias = layer
+    low, high = (None, None) if walls is None else walls
+    c.n, c.steps = x.shape[0], steps
+    c.layer.classes, c.layer.d = w.shape
+    c.layer.w = _address(w)
+    c.layer.differences = _address(differences)
+    c.layer.eps, c.layer.norm, c.layer.step = ball
+    c.rows.x = _address(x)
+    c.rows.bias = _address_or_null(bias)
+    c.rows.start = _address_or_null(start)
+    c.rows.labels = <const int64_t *>_address(labels)
+    c.rows.low = <const double *>_address_or_null(low)
+    c.rows.high = <const double *>_address_or_null(high)
+    c.rows.low_step = c.layer.d if low is not None and low.shape[0] != 1 else 0
+    c.rows.high_step = c.layer.d if high is not None and high.shape[0] != 1 else 0
+    c.rows.delta = _address(delta)
+    c.threads = _threads(num_threads)
+    c.interrupt = _check_signals
+    with nogil:
+        status = csm_run_climb(dtype, csm_current_table(), &c)
+    _raise(status)
+
+
+def run_climb_step(int dtype, delta, g, low, high, double step, num_threads):
     """A step along the signs of g and the projection between low and high; arrays of float32 or float64, in place."""
     cdef size_t n = delta.size
     cdef int threads = _threads(num_threads)
@@ -58,6 +89,6 @@ def run_climb(int dtype, delta, g, low, high, double step, num_threads):
     cdef const void *largest = _address(high)
     cdef cpu.csm_status status
     with nogil:
-        status = csm_run_climb(dtype, csm_current_table(), n, to, slope, least, largest, step, threads,
-                               _check_signals)
+        status = csm_run_climb_step(dtype, csm_current_table(), n, to, slope, least, largest, step, threads,
+                                    _check_signals)
     _raise(status)

@@ -494,6 +494,18 @@ def run_dual_norms(
 ) -> None: ...
 def run_climb(
     dtype: int,
+    x: NDArray[Any],
+    layer: tuple[NDArray[Any], NDArray[Any], NDArray[Any] | None],
+    labels: NDArray[Any],
+    walls: tuple[NDArray[Any], NDArray[Any]] | None,
+    ball: tuple[float, int, float],
+    steps: int,
+    start: NDArray[Any] | None,
+    delta: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def run_climb_step(
+    dtype: int,
     delta: NDArray[Any],
     g: NDArray[Any],
     low: NDArray[Any],

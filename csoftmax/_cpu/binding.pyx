@@ -314,8 +314,30 @@ cdef extern from "core/extension.h" nogil:
         void *interrupt_context
     int CSM_NORM_1, CSM_NORM_2, CSM_NORM_INF, CSM_NORM_OTHER
     cpu.csm_status csm_run_certify(const csm_table *, const csm_certify_call *)
-    cpu.csm_status csm_run_climb(int, const csm_table *, size_t, void *, const void *, const void *, const void *,
-                                 double, int, int (*)(void *) noexcept)
+    ctypedef struct csm_climb_rows:
+        const void *x
+        const void *bias
+        const void *start
+        const int64_t *labels
+        const double *low
+        const double *high
+        size_t low_step, high_step
+        void *delta
+    ctypedef struct csm_climb_block:
+        size_t classes, d
+        const void *w
+        const void *differences
+        double step, eps
+        int norm
+    ctypedef struct csm_climb_call:
+        size_t n, steps
+        csm_climb_rows rows
+        csm_climb_block layer
+        int threads
+        int (*interrupt)(void *) noexcept
+    cpu.csm_status csm_run_climb(int, const csm_table *, const csm_climb_call *)
+    cpu.csm_status csm_run_climb_step(int, const csm_table *, size_t, void *, const void *, const void *, const void *,
+                                      double, int, int (*)(void *) noexcept)
     cpu.csm_status csm_run_dual_norms(const csm_table *, const csm_certify_call *, size_t, const int64_t *, double *)
 
     ctypedef struct csm_loss_call:

@@ -23,6 +23,9 @@ from .softmax import logsumexp, softmax
 
 METHODS = ("fgsm", "pgd", "exact", "vat")
 CHUNK_ELEMENTS = 1 << 14  # of x: the arrays of a chunk stay in cache over all steps
+CACHED_CHUNK_ELEMENTS = 1 << 16  # the same where a kernel takes blocks of rows through all steps
+CACHED_BYTES = 1 << 20  # of w for that kernel
+CACHED_LENGTH = 1 << 12  # of features and of classes for it: a block has some of each in scratch
 MIN_CHUNK_ROWS = 64  # so that products stay fast
 TINY = 1e-250  # a gradient below it has lost digits, or all of them, to underflow
 LARGEST_RISE = 600.0  # its exponential and sums of these are finite
@@ -64,25 +67,24 @@ def apply_perturbation(x: Any, delta: Any, walls: Walls | None) -> Any:
     unusable = ~np.isfinite(delta).all(axis=1)
     if unusable.any():
         delta = np.where(unusable[:, None], 0, delta)
-    moved = (x + delta).astype(x.dtype)
+    moved = (x + delta).astype(x.dtype, copy=False)
     if walls is not None:
-        low, high = (np.broadcast_to(wall, x.shape) for wall in walls)
-        moved = _clip_in_dtype(moved, low, high)
+        _clip_in_dtype(moved, *walls)
     if not np.isfinite(moved).all() and (np.isinf(moved) & np.isfinite(x)).any():
         raise ValueError(f"eps is too large: perturbed features overflow {x.dtype}")
     stays = unusable[:, None] | (delta == 0)
     return np.where(stays, x, moved) if stays.any() else moved
 
 
-def _clip_in_dtype(x: Any, low: Any, high: Any) -> Any:
-    """X between walls that its dtype may not hold: the nearest numbers inside of them."""
-    lowest, highest = low.astype(x.dtype), high.astype(x.dtype)
-    below, above = lowest.astype(np.float64) < low, highest.astype(np.float64) > high
+def _clip_in_dtype(x: Any, low: Any, high: Any) -> None:
+    """Bring x between walls that its dtype may not hold: the nearest numbers inside of them."""
+    lowest, highest = low.astype(x.dtype, copy=False), high.astype(x.dtype, copy=False)
+    below, above = lowest.astype(np.float64, copy=False) < low, highest.astype(np.float64, copy=False) > high
     if below.any():
         lowest = np.where(below, np.nextafter(lowest, x.dtype.type(math.inf)), lowest)
     if above.any():
         highest = np.where(above, np.nextafter(highest, x.dtype.type(-math.inf)), highest)
-    return np.clip(x, lowest, highest)
+    np.clip(x, lowest, highest, out=x)
 
 
 def find_differences(w: Any) -> Any:
@@ -186,7 +188,7 @@ def climb(gradient: Callable[[Any], Any], delta: Any, ball: Ball, steps: int, st
     for _ in range(steps):
         g = gradient(delta)
         if ball.norm == math.inf:
-            binding.run_climb(dtype, delta, np.ascontiguousarray(g), ball.low, ball.high, step_size, threads)
+            binding.run_climb_step(dtype, delta, np.ascontiguousarray(g), ball.low, ball.high, step_size, threads)
             continue
         direction = find_directions(g, ball.norm)
         direction *= step_size
@@ -207,6 +209,10 @@ class Attack(NamedTuple):
     rng: Any
     num_threads: Any
 
+    def pace(self) -> tuple[int, float]:
+        """Number and length of the steps of fgsm or pgd."""
+        return (1, self.eps) if self.method == "fgsm" else (self.steps, self.step_size)
+
     def start(self, x: Any, ball: Ball) -> Any:
         """The first perturbation of gradient ascent."""
         if not self.random_start:
@@ -217,8 +223,7 @@ class Attack(NamedTuple):
     def follow(self, gradient: Callable[[Any], Any], x: Any, walls: Walls | None) -> Any:
         """The perturbation that fgsm or pgd finds."""
         ball = Ball.of(self.eps, self.norm, x, walls)
-        steps, step_size = (1, self.eps) if self.method == "fgsm" else (self.steps, self.step_size)
-        return climb(gradient, self.start(x, ball), ball, steps, step_size, self.num_threads)
+        return climb(gradient, self.start(x, ball), ball, *self.pace(), self.num_threads)
 
 
 def check_step_size(step_size: Any, eps: float, steps: int) -> float:
@@ -309,10 +314,25 @@ class ExactStep:
         return result
 
 
+def climb_in_cache(x: Any, w: Any, bias: Any, labels: Any, attack: Attack, walls: Walls | None) -> Any:
+    """The perturbations that fgsm or pgd finds for checked rows, by the kernel that takes blocks of rows through all
+    steps; 0 for rows with logits that are not finite."""
+    start = attack.start(x, Ball.of(attack.eps, attack.norm, x, walls)) if attack.random_start else None
+    x, w, bias = (None if a is None else np.ascontiguousarray(a) for a in (x, w, bias))
+    delta, layer = np.empty_like(x), (w, find_differences(w), bias)
+    steps, length = attack.pace()
+    ball = attack.eps, binding.NORMS[attack.norm], length
+    dtype = binding.DTYPES[x.dtype.name]
+    binding.run_climb(dtype, x, layer, labels, walls, ball, steps, start, delta, attack.num_threads)
+    return delta
+
+
 def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | None) -> Any:
     x, w, bias = head.in_compute_type()
     result = np.empty_like(head.x)
-    step = max(MIN_CHUNK_ROWS, CHUNK_ELEMENTS // max(1, x.shape[1]))
+    stays_in_cache = attack.method != "vat" and w.nbytes <= CACHED_BYTES and max(w.shape) <= CACHED_LENGTH
+    elements = CACHED_CHUNK_ELEMENTS if stays_in_cache else CHUNK_ELEMENTS
+    step = max(MIN_CHUNK_ROWS, elements // max(1, x.shape[1]))
     for begin in range(0, len(x), step):
         part = slice(begin, min(begin + step, len(x)))
         near = None if walls is None else Walls(*(wall if len(wall) == 1 else wall[part] for wall in walls))
@@ -320,11 +340,14 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
             fixed = multiply(x[part], w.T) if bias is None else multiply(x[part], w.T) + bias
             delta = perturb_for_divergence(fixed, w, attack.eps, attack.steps, attack.rng, attack.num_threads)
             usable = np.isfinite(fixed).all(axis=1)
+        elif stays_in_cache:
+            delta, usable = climb_in_cache(x[part], w, bias, labels[part], attack, near), None
         else:
             gradient = LossGradient(x[part], w, bias, labels[part], attack.num_threads)
             delta = attack.follow(gradient, x[part], near)
             usable = np.isfinite(gradient.fixed).all(axis=1)
-        delta[~usable] = 0
+        if usable is not None:
+            delta[~usable] = 0
         if not np.isfinite(delta).all():
             raise ValueError(f"eps={attack.eps!r} is too large: logits of perturbed rows overflow {x.dtype}")
         result[part] = apply_perturbation(head.x[part], delta, near)
@@ -425,7 +448,8 @@ def perturb(
         Source of the random start, and of the first direction of "vat", which without one is the difference of the
         weights of the two most probable classes. Default: fresh entropy for the random start.
     num_threads : int, optional
-        Maximum number of threads of the kernels; products are those of the BLAS.
+        Maximum number of threads of the kernels. "fgsm" and "pgd" have the same bits for any number, and in any batch,
+        if w takes at most 1 MiB and has at most 4096 rows and columns; other products are those of the BLAS.
 
     Returns
     -------

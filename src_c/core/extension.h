@@ -277,9 +277,18 @@ csm_status csm_run_certify(const csm_table *, const csm_certify_call *);
 csm_status csm_run_dual_norms(const csm_table *, const csm_certify_call *, size_t count, const int64_t *of,
                               double *out);
 
-/* A step of n perturbations in the inf-norm, in place; arrays of the dtype, f32 or f64. */
-csm_status csm_run_climb(csm_dtype, const csm_table *, size_t n, void *delta, const void *g, const void *low,
-                         const void *high, double step, int threads, int (*interrupt)(void *));
+/* ops/adversarial_climb.c.  Projected gradient ascent from n perturbations; arrays of the dtype, f32 or f64. */
+typedef struct csm_climb_call {
+    size_t n, steps;
+    csm_climb_rows rows;
+    csm_climb_block layer; /* without scratch */
+    int threads;
+    int (*interrupt)(void *context);
+} csm_climb_call;
+csm_status csm_run_climb(csm_dtype, const csm_table *, const csm_climb_call *);
+/* A step of n perturbations in the inf-norm along the signs of g, in place. */
+csm_status csm_run_climb_step(csm_dtype, const csm_table *, size_t n, void *delta, const void *g, const void *low,
+                              const void *high, double step, int threads, int (*interrupt)(void *));
 
 /* ops/geometric.c: g-softmax.  Similarities e^(-C/2) of `groups` groups of classes, rows of a pitch that is a multiple
  * of CSM_GEOMETRIC_LANES, 0 beyond the last group; group: that of each class, or NULL if each is one of its own. */

@@ -43,6 +43,7 @@ typedef struct csm_table {
     csm_tree_kernels tree;
     csm_hash_kernels hash;
     csm_adversarial_kernels adversarial;
+    csm_climb_kernels climb[CSM_DTYPE_COUNT]; /* of the compute type */
     csm_geometric_kernels geometric;
 } csm_table;
 

@@ -97,6 +97,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "sampled/logistic.inc.h"
 #define v32_TO_DOUBLE v32_widen
 #include "sample/sample.inc.h"
+#include "adversarial/climb.inc.h"
 
 #define T float
 #define STORED_AS_REAL 1
@@ -143,6 +144,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "sampled/logistic.inc.h"
 #define v64_TO_DOUBLE(from, to) ((to)[0] = (from))
 #include "sample/sample.inc.h"
+#include "adversarial/climb.inc.h"
 
 #define T double
 #define STORED_AS_REAL 1
@@ -182,6 +184,9 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define LOGISTIC_f32 {v32_logistic_row, v32_logistic_few, v32_logistic_clip}
 #define LOGISTIC_f64 {v64_logistic_row, v64_logistic_few, v64_logistic_clip}
 #define LOGISTIC(suffix, storage, compute) LOGISTIC_##compute,
+#define CLIMB_f32 {v32_climb_numbers, v32_climb_begin, v32_climb_step, v32_climb_end}
+#define CLIMB_f64 {v64_climb_numbers, v64_climb_begin, v64_climb_step, v64_climb_end}
+#define CLIMB(suffix, storage, compute) CLIMB_##compute,
 #define DRAW_f32 {v32_sample_keep, v32_sample_divide, v32_sample_filter, v32_sample_moment, v32_sample_spread}
 #define DRAW_f64 {v64_sample_keep, v64_sample_divide, v64_sample_filter, v64_sample_moment, v64_sample_spread}
 #define DRAW(suffix, storage, compute) DRAW_##compute,
@@ -216,7 +221,8 @@ static const csm_table table = {
     {int8_dots, int8_dots_vnni, int8_reach, int8_bounds, int8_exact, int8_narrow, int8_narrow_dots, int8_test},
     {tree_terms, tree_sides},
     {hash_buckets, hash_scores, hash_scores_of_rows},
-    {adversarial_gap, adversarial_reach, adversarial_norm, adversarial_climb_f32, adversarial_climb_f64},
+    {adversarial_gap, adversarial_reach, adversarial_norm},
+    {CSM_DTYPES(CLIMB)},
     {geometric_dot, geometric_subtract, geometric_combine},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;

@@ -21,6 +21,7 @@ INLINE double csm_choose(int which, double yes, double no) {
     const uint64_t mask = 0 - (uint64_t)which;
     return csm_double_of((csm_double_bits(yes) & mask) | (csm_double_bits(no) & ~mask));
 }
+INLINE double csm_magnitude(double x) { return csm_double_of(csm_double_bits(x) & 0x7fffffffffffffffu); }
 
 #define CSM_NAN csm_double_of(0x7ff8000000000000u)
 #define CSM_INF csm_double_of(0x7ff0000000000000u)

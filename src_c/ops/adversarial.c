@@ -6,16 +6,12 @@
  * are visited in rising order of that bound, until it is no less than the best distance found: 1.2 to 1.8 of 9 on
  * average for digits.  A row is computed by one thread, so that no bit depends on the threads.
  * Rows with a gap that is not finite have radius NaN.
- *
- * Also steps of gradient ascent in the inf-norm: NumPy's sign and clip take most of the time of one otherwise.
  */
 #include "../core/extension.h"
 #include "../core/parallel.h"
 #include "../core/scratch.h"
 
 #include <string.h>
-
-enum { CLIMB_ELEMENTS = 4096 }; /* of a unit of work */
 
 typedef struct certify_job {
     const csm_table *table;
@@ -181,40 +177,4 @@ csm_status csm_run_dual_norms(const csm_table *table, const csm_certify_call *ca
                               double *out) {
     certify_job job = {.table = table, .call = call, .count = count, .of = of, .norms = out};
     return run(&job, count, norms_body);
-}
-
-typedef struct climb_job {
-    csm_dtype dtype;
-    const csm_table *table;
-    size_t n;
-    char *delta;
-    const char *g, *low, *high;
-    double step;
-    csm_interrupt interrupt;
-} climb_job;
-
-static csm_status climb_body(void *context, size_t begin, size_t end, int thread) {
-    const climb_job *j = context;
-    const size_t from = begin * CLIMB_ELEMENTS, to = end * CLIMB_ELEMENTS < j->n ? end * CLIMB_ELEMENTS : j->n;
-    const csm_adversarial_kernels *k = &j->table->adversarial;
-    (void)thread;
-    if (j->dtype == CSM_DTYPE_f64)
-        k->climb_f64((double *)j->delta + from, (const double *)j->g + from, (const double *)j->low + from,
-                     (const double *)j->high + from, j->step, to - from);
-    else
-        k->climb_f32((float *)j->delta + from, (const float *)j->g + from, (const float *)j->low + from,
-                     (const float *)j->high + from, (float)j->step, to - from);
-    return CSM_OK;
-}
-
-csm_status csm_run_climb(csm_dtype dtype, const csm_table *table, size_t n, void *delta, const void *g, const void *low,
-                         const void *high, double step, int threads, int (*interrupt)(void *)) {
-    climb_job job = {dtype, table, n, delta, g, low, high, step, {0}};
-    const csm_fp_environment saved = csm_fp_enter();
-    const size_t units = (n + CLIMB_ELEMENTS - 1) / CLIMB_ELEMENTS;
-    job.interrupt = (csm_interrupt){.check = interrupt, .caller = saved};
-    threads = csm_threads_for((double)n, units, threads < 1 ? 1 : threads);
-    const csm_status status = units ? csm_parallel(units, 16, threads, climb_body, &job, &job.interrupt) : CSM_OK;
-    csm_fp_leave(job.interrupt.caller); /* the callback may have changed it */
-    return status;
 }

@@ -1,12 +1,18 @@
 """Perturbations: the definition of each method, its ball and box, and the exact optimum as a bound."""
 
+import itertools
 import math
+import sys
 from fractions import Fraction
 
 import numpy as np
 import pytest
+from helpers import looped
+from helpers.signals import seconds_to_stop
 
 import csoftmax
+import csoftmax._ops.adversarial_perturb as module
+from csoftmax._cpu import binding
 from csoftmax.adversarial import certify, perturb, trades_loss_with_grad
 
 INF = math.inf
@@ -72,6 +78,130 @@ def test_fgsm_and_pgd_are_their_definitions(norm):
     assert np.abs(again - got).max() > 1e-3
     default = perturb(x, w, y, steps=5, **options)
     np.testing.assert_array_equal(default, perturb(x, w, y, steps=5, step_size=2.5 * eps / 5, **options))
+
+
+def climb_slowly(x, w, bias, y, eps, norm, steps, bounds):
+    """Projected gradient ascent by its definition."""
+    d, step = np.zeros_like(x), 2.5 * eps / steps
+    for _ in range(steps):
+        d = project(d + steepest(gradient_of(x + d, w, bias, y), norm) * step, eps, norm)
+        d = d if bounds is None else np.clip(x + d, *bounds) - x
+    return x + d
+
+
+SIZES = [(1, 1, 2), (3, 2, 3), (15, 3, 5), (16, 5, 4), (17, 7, 6), (31, 15, 7), (32, 16, 12), (33, 33, 13), (40, 65, 3)]
+
+
+@looped("size", SIZES)
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_size_is_its_definition(size, norm):
+    """Rows fill blocks and classes and features tiles, or do not."""
+    n, d, k = size
+    x, w, bias, y = problem(n, n, d, k)
+    eps = {1: 0.8, 2: 0.4, INF: 0.1}[norm]
+    for bounds in (None, (0, 1)):
+        options = {"eps": eps, "norm": norm, "steps": 4, "bounds": bounds}
+        expected = climb_slowly(x, w, bias, y, **options)
+        np.testing.assert_allclose(perturb(x, w, y, bias=bias, **options), expected, atol=1e-12)
+        x32, w32, bias32 = (a.astype(np.float32) for a in (x, w, bias))
+        near = climb_slowly(*(a.astype(float) for a in (x32, w32, bias32)), y, **options)
+        got = perturb(x32, w32, y, bias=bias32, **options)
+        # rounding errors may decide which of two coordinates, or which sign, is next: in few rows
+        assert np.mean(np.abs(got - near).max(axis=1) > 1e-5) < 0.1
+
+
+def test_blocks_threads_and_instruction_sets_have_the_same_bits(keep_isa):
+    for dtype, norm, bounds in itertools.product((np.float64, np.float32), NORMS, (None, (0, 1))):
+        x, w, bias, y = problem(11, n=70, d=37, k=11, dtype=dtype)
+        x[3] = 0.5
+        w[:, 5] = w[0, 5]
+        rows = np.random.default_rng(1).permutation(len(x))
+        options = {"bias": bias, "eps": 0.3, "norm": norm, "steps": 6, "bounds": bounds}
+        expected = perturb(x, w, y, **options)
+        for isa in binding.isa_available():
+            binding.select_isa(isa)
+            for same in (x, np.asfortranarray(x)):
+                np.testing.assert_array_equal(perturb(same, w, y, **options), expected)
+            np.testing.assert_array_equal(perturb(x, w, y, num_threads=3, **options), expected)
+            np.testing.assert_array_equal(perturb(x[rows], w, y[rows], **options), expected[rows])
+            np.testing.assert_array_equal([perturb(x[i], w, y[i], **options) for i in range(20)], expected[:20])
+        assert norm == 2 or (expected[:, 5] == x[:, 5]).all()  # scaling may round x
+
+
+@pytest.mark.parametrize("norm", NORMS)
+@pytest.mark.parametrize("dtype", [np.float64, np.float32])
+def test_large_layers_take_products_of_the_blas_to_the_same_losses(monkeypatch, norm, dtype):
+    x, w, bias, y = problem(12, n=300, d=40, k=10, dtype=dtype)
+    unit = float(np.finfo(dtype).eps)
+    for bounds in (None, (0, 1)):
+        options = {"bias": bias, "eps": {1: 0.8, 2: 0.4, INF: 0.1}[norm], "norm": norm, "bounds": bounds}
+        options |= {"random_start": True, "rng": 3}
+        got = perturb(x, w, y, **options)
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "CACHED_BYTES", 0)
+            large = perturb(x, w, y, **options)
+        ours, theirs = (
+            csoftmax.linear_cross_entropy(
+                a.astype(float), w.astype(float), y, bias=bias.astype(float), reduction="none"
+            )
+            for a in (got, large)
+        )
+        # steps go to and fro at the end, to which side depends on rounding errors
+        assert np.mean(ours) == pytest.approx(np.mean(theirs), rel=1e-3)
+        assert np.quantile(np.abs(ours - theirs), 0.8) < 100 * unit
+
+
+@looped("norm", NORMS)
+def test_perturbations_are_within_the_ball_in_exact_arithmetic(norm):
+    for seed, dtype in itertools.product(range(3), (np.float64, np.float32)):
+        x, w, bias, y = problem(seed, n=33, d=21, k=5, dtype=dtype)
+        x[:] = 0  # so that x' is the perturbation
+        unit = Fraction(float(np.finfo(dtype).eps))
+        for eps in (1e-3, 0.3, 7.0):
+            got = perturb(x, w, y, bias=bias, eps=eps, norm=norm, steps=9, random_start=True, rng=seed)
+            limit = Fraction(eps) * (1 + (21 * unit if norm == 1 else unit))
+            for row in got:
+                sizes = [abs(Fraction(float(v))) for v in row]
+                if norm == 2:
+                    assert sum(v * v for v in sizes) <= limit * limit
+                else:
+                    assert (max(sizes) if norm == INF else sum(sizes)) <= limit
+
+
+def test_steps_of_the_one_norm_take_the_first_of_equal_coordinates():
+    w = np.array([[1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]])
+    for dtype in (np.float64, np.float32):
+        moved = perturb(np.zeros((20, 3), dtype), w.astype(dtype), [0, 1] * 10, eps=0.5, norm=1, method="fgsm")
+        np.testing.assert_array_equal(moved, [[-0.5, 0, 0], [0.5, 0, 0]] * 10)
+
+
+@looped("value", [math.nan, INF, -INF, 1e308])
+def test_special_numbers_stay_in_their_rows(value):
+    x, w, bias, y = problem(13, n=18, d=5, k=3)
+    for norm in NORMS:
+        options = {"bias": bias, "eps": 0.2, "norm": norm, "steps": 3}
+        expected = perturb(x, w, y, **options)
+        for row, feature in itertools.product((0, 7, 15, 17), range(5)):
+            other = x.copy()
+            other[row, feature] = value
+            wanted = expected.copy()
+            wanted[row] = perturb(other[row], w, y[row], **options)
+            np.testing.assert_array_equal(perturb(other, w, y, **options), wanted)
+            if not math.isfinite(value):
+                np.testing.assert_array_equal(wanted[row], other[row])
+        if value != 1e308:  # in the layer
+            for place in range(3):
+                b, v = bias.copy(), w.copy()
+                b[place] = v[place, 1] = value
+                for layer in ({"w": w, "bias": b}, {"w": v, "bias": bias}):
+                    got = perturb(x[1:2], target=y[1:2], eps=0.2, norm=norm, steps=3, **layer)
+                    np.testing.assert_array_equal(got, x[1:2])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+def test_many_steps_can_be_interrupted():
+    x, w, bias, y = problem(14, n=64, d=64, k=10)
+    assert seconds_to_stop(lambda: perturb(x, w, y, bias=bias, eps=0.1, steps=10**9)) < 1
 
 
 @pytest.mark.parametrize("dtype", [np.float64, np.float32, np.float16])

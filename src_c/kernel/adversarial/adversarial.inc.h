@@ -30,27 +30,9 @@
 #error "adversarial.inc.h needs SIMD"
 #endif
 
-/* A step of gradient ascent in the inf-norm: one pass, elementwise; NaN in g or delta becomes NaN in delta. */
-#define ADVERSARIAL_CLIMB(suffix, real)                                                                              \
-    static void adversarial_climb_##suffix(real *delta, const real *g, const real *low, const real *high, real step, \
-                                           size_t n) {                                                               \
-        SIMD                                                                                                         \
-        for (size_t i = 0; i < n; i++) {                                                                             \
-            const real up = g[i] > 0 ? step : 0, down = g[i] < 0 ? step : 0;                                         \
-            real v = delta[i] + (up - down);                                                                         \
-            v = v < low[i] ? low[i] : v;                                                                             \
-            v = v > high[i] ? high[i] : v;                                                                           \
-            delta[i] = g[i] == g[i] ? v : g[i];                                                                      \
-        }                                                                                                            \
-    }
-ADVERSARIAL_CLIMB(f32, float)
-ADVERSARIAL_CLIMB(f64, double)
-#undef ADVERSARIAL_CLIMB
-
 enum { GAP_LANES = 8, GAP_MAX_STEPS = 100000 };
 #define GAP_BIGGEST 0x1.fffffffffffffp+1023 /* the largest number: infinite distances are those that none can reach */
 
-INLINE double csm_magnitude(double x) { return csm_double_of(csm_double_bits(x) & 0x7fffffffffffffffu); }
 INLINE double csm_lower(double x) { /* a number below any that was rounded to x once or twice; at least 0 */
     x = x * (1 - 0x1p-51) - 0x1p-1074;
     return x > 0 ? x : 0;

@@ -33,9 +33,39 @@ typedef struct csm_adversarial_kernels {
                     csm_distance_norm norm, const csm_gap *gap, double *scratch);
     /* The dual norm of the difference of two rows of weights, to nearest within a few roundings. */
     double (*norm)(const double *w, const double *other, size_t d, csm_distance_norm norm, double exponent);
-    /* A step along the signs of g and the projection: delta = min(max(delta + step sign(g), low), high). */
-    void (*climb_f32)(float *delta, const float *g, const float *low, const float *high, float step, size_t n);
-    void (*climb_f64)(double *delta, const double *g, const double *low, const double *high, double step, size_t n);
 } csm_adversarial_kernels;
+
+enum { CSM_CLIMB_BYTES = 128 }; /* of a number of all rows of a block: 16 doubles or 32 floats */
+
+/* The rows of a call; arrays of the compute type unless they say otherwise. */
+typedef struct csm_climb_rows {
+    const void *x;              /* (n, d) */
+    const void *bias, *start;   /* (classes) and (n, d), or NULL: 0 */
+    const int64_t *labels;
+    const double *low, *high;   /* walls, or NULL for none */
+    size_t low_step, high_step; /* d: each row has its own; 0: one row for all */
+    void *delta;                /* (n, d): the result */
+} csm_climb_rows;
+
+/* A block of rows, and its layer.  Scratch has CSM_CLIMB_BYTES for each feature or class. */
+typedef struct csm_climb_block {
+    size_t classes, d;
+    const void *w, *differences; /* (classes, d); w - w[0] */
+    double step, eps;
+    csm_distance_norm norm; /* 1, 2 or infinity */
+    void *delta;            /* d: the perturbations */
+    void *low, *high;       /* d: their limits; NULL: none */
+    void *g;                /* d: gradients; NULL for the inf-norm */
+    void *fixed, *logits;   /* classes: logits without perturbation; of the step, and then their gradients */
+    void *label;            /* 1 */
+} csm_climb_block;
+
+typedef struct csm_climb_kernels {
+    /* A step along the signs of g for n numbers: delta = min(max(delta + step sign(g), low), high). */
+    void (*numbers)(void *delta, const void *g, const void *low, const void *high, double step, size_t n);
+    void (*begin)(const csm_climb_block *, const csm_climb_rows *, size_t first, size_t count);
+    void (*step)(const csm_climb_block *);
+    void (*end)(const csm_climb_block *, const csm_climb_rows *, size_t first, size_t count);
+} csm_climb_kernels;
 
 #endif
