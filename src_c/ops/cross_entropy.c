@@ -7,6 +7,8 @@
  *             outside the range of exp's reduction (see softmax_row.c) are transformed block by block, twice; rows in
  *             which probabilities underflow whose gradients would not are computed by underflow.h
  *   sum       adds the row losses in double, in a tree over their C order that depends only on their number
+ *
+ * Where rows have temperatures of their own, neighbours of one temperature are computed by a copy of the call with it.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
@@ -18,7 +20,7 @@
 
 typedef struct cross_entropy_call {
     csm_call base;
-    csm_view x, gradient, soft_labels, sample_weight, upstream;
+    csm_view x, gradient, soft_labels, sample_weight, upstream, temperatures;
     csm_view order; /* offsets: the rows' indices in C order */
     const csm_loss_options *options;
     const csm_loss_kernels *kernels, *wide_kernels;
@@ -29,6 +31,7 @@ typedef struct cross_entropy_call {
     int has_lost; /* whether rows can have gradients that the kernels lose */
     double lost_extra, lost_limit, lost_upstream; /* those rows: weight |upstream| (mass + extra) > limit, or, where
                                                      clip_value comes before upstream, |upstream| > lost_upstream */
+    double divisor; /* of the mean, else 1 */
     int64_t *labels;
     double *loss, *mass;
     size_t e_size, block_size, wide_size; /* parts of a thread's scratch: e', blocks, a wide block; then packed rows */
@@ -467,6 +470,60 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
+/* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
+static void find_lost_limit(cross_entropy_call *call) {
+    const csm_loss_call *c = &call->loss_call;
+    const csm_loss_options *o = call->options;
+    const int single = csm_is_single(&call->base);
+    const double of_max = call->base.scales.always_transform ? CSM_INF : (single ? 1e6 : 0x1p45) + 64;
+    if (c->n == 0) return;
+    call->lost_extra = c->smoothing / (double)c->n * c->weight_sum + (c->z_loss != 0 ? 2 * c->z_loss * of_max : 0);
+    call->lost_limit = csm_times_pow2(single ? 0x1p20 : 0x1p210, -c->t_exponent - c->divisor_exponent);
+    call->lost_upstream = c->clip_value < CSM_INF ? csm_times_pow2(4, -c->divisor_exponent) : CSM_INF;
+    call->has_lost = c->gradient && (call->is_soft || o->weight || o->sample_weight || o->upstream ||
+                                     1 + call->lost_extra > call->lost_limit || 1 > call->lost_upstream);
+}
+
+static void set_temperature(csm_loss_call *c, double temperature) {
+    const csm_pair per = csm_pair_reciprocal(temperature, &c->t_exponent);
+    c->temperature = temperature;
+    c->per_t = per.hi;
+    c->per_t_low = per.lo;
+}
+
+/* Sets what depends on the divisor and on the temperature; the constants of the temperature are in base.scales. */
+static void finish_constants(cross_entropy_call *call, double divisor) {
+    csm_loss_divide(&call->loss_call, divisor);
+    find_lost_limit(call);
+    call->loss_call.t = &call->base.scales.ordinary;
+    call->transformed_call = call->loss_call;
+    call->transformed_call.t = &call->base.scales.transformed;
+}
+
+static double temperature_of(const cross_entropy_call *call, size_t row) {
+    double t;
+    memcpy(&t, csm_row_data(&call->base, &call->temperatures, row), sizeof t);
+    return t;
+}
+static int is_temperature(double t) { return t > 0 && t < CSM_INF; }
+
+/* Rows with temperatures of their own. */
+static csm_status own_body(void *context, size_t begin, size_t end, int thread) {
+    cross_entropy_call *call = context, own;
+    csm_status status = CSM_OK;
+    memcpy(&own, call, sizeof own);
+    own.base.interrupt.original = &call->base.interrupt;
+    for (size_t stop; begin < end && status == CSM_OK; begin = stop) {
+        const double t = temperature_of(call, begin);
+        for (stop = begin + 1; stop < end && temperature_of(call, stop) == t;) stop++;
+        csm_set_scales(&own.base.scales, t, csm_is_single(&own.base));
+        set_temperature(&own.loss_call, t);
+        finish_constants(&own, call->divisor);
+        status = rows_body(&own, begin, stop, thread);
+    }
+    return status;
+}
+
 /* The call */
 
 static int is_fraction(double x) { return x >= 0 && x <= 1; }
@@ -475,7 +532,6 @@ static int is_fraction(double x) { return x >= 0 && x <= 1; }
  * sum of the weights. */
 csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient) {
     csm_loss_call constants = {.n = n,
-                               .temperature = o->temperature,
                                .w = o->weight,
                                .weight_sum = (double)n,
                                .smoothing = o->label_smoothing,
@@ -484,9 +540,7 @@ csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient
                                .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
                                .soft = o->soft != NULL,
                                .gradient = gradient};
-    const csm_pair per = csm_pair_reciprocal(o->temperature, &constants.t_exponent);
-    constants.per_t = per.hi;
-    constants.per_t_low = per.lo;
+    set_temperature(&constants, o->temperature);
     return constants;
 }
 
@@ -523,20 +577,6 @@ static csm_status clear_body(void *context, size_t begin, size_t end, int thread
     return CSM_OK;
 }
 
-/* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
-static void find_lost_limit(cross_entropy_call *call) {
-    const csm_loss_call *c = &call->loss_call;
-    const csm_loss_options *o = call->options;
-    const int single = csm_is_single(&call->base);
-    const double of_max = call->base.scales.always_transform ? CSM_INF : (single ? 1e6 : 0x1p45) + 64;
-    if (c->n == 0) return;
-    call->lost_extra = c->smoothing / (double)c->n * c->weight_sum + (c->z_loss != 0 ? 2 * c->z_loss * of_max : 0);
-    call->lost_limit = csm_times_pow2(single ? 0x1p20 : 0x1p210, -c->t_exponent - c->divisor_exponent);
-    call->lost_upstream = c->clip_value < CSM_INF ? csm_times_pow2(4, -c->divisor_exponent) : CSM_INF;
-    call->has_lost = c->gradient && (call->is_soft || o->weight || o->sample_weight || o->upstream ||
-                                     1 + call->lost_extra > call->lost_limit || 1 > call->lost_upstream);
-}
-
 static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_loss_options *o, int threads,
                           double *loss) {
     csm_call *c = &call->base;
@@ -551,18 +591,16 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
         if (status != CSM_OK) return status;
         if (atomic_load(&call->has_bad_label)) return CSM_BAD_LABEL;
     }
-    const double divisor = find_divisor(call);
-    csm_loss_divide(&call->loss_call, divisor);
+    const double divisor = call->divisor = find_divisor(call);
+    finish_constants(call, divisor);
     if (csm_loss_is_empty(&call->loss_call)) {
         *loss = CSM_NAN;
         if (!call->loss_call.gradient || n == 0) return CSM_OK;
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
-    find_lost_limit(call);
-    call->transformed_call = call->loss_call;
-    call->transformed_call.t = &c->scales.transformed;
     if (n > 0) {
-        status = csm_parallel(call->rows, piece, c->threads, rows_body, call, &c->interrupt);
+        csm_body body = o->temperatures ? own_body : rows_body;
+        status = csm_parallel(call->rows, piece, c->threads, body, call, &c->interrupt);
         if (status != CSM_OK) return status;
     }
     for (size_t i = 0; n == 0 && i < call->rows; i++) /* lse = -inf; all labels are ignored, or soft */
@@ -594,19 +632,22 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
                           const csm_fp_environment *caller) {
     csm_call *c = &call->base;
     const size_t n = shape->n;
-    if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
+    if (!o->temperatures && !is_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(
-        c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream},
+        c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream, o->temperatures},
         (csm_view *[]){&call->x, &call->order, gradient ? &call->gradient : NULL, o->soft ? &call->soft_labels : NULL,
-                       o->sample_weight ? &call->sample_weight : NULL, o->upstream ? &call->upstream : NULL},
-        6, &call->rows);
+                       o->sample_weight ? &call->sample_weight : NULL, o->upstream ? &call->upstream : NULL,
+                       o->temperatures ? &call->temperatures : NULL},
+        7, &call->rows);
     if (status != CSM_OK) return status;
+    for (size_t i = 0; o->temperatures && i < call->rows; i++)
+        if (!is_temperature(temperature_of(call, i))) return CSM_BAD_TEMPERATURE;
     csm_set_dtype(c, dtype, table);
     c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
-    csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
+    csm_set_scales(&c->scales, o->temperatures ? 1 : o->temperature, csm_is_single(c));
     call->options = o;
     call->is_soft = o->soft != NULL;
     call->kernels = &table->loss[dtype];
@@ -614,7 +655,6 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
     double weight_sum = (double)n;
     if (o->weight) weight_sum = sum_of_weights(call, n);
     call->loss_call = csm_loss_call_of(o, n, gradient != NULL);
-    call->loss_call.t = &c->scales.ordinary;
     call->loss_call.weight_sum = weight_sum;
     call->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
     call->is_direct = csm_is_contiguous(&c->shape, &call->x, c->itemsize, 1) &&

@@ -72,6 +72,7 @@ typedef struct routed_call {
     size_t scratch_size;   /* bytes per thread */
     csm_prefetch prefetch;
     csm_scratch scratch;
+    csm_interrupt *interrupt; /* that of the call */
 } routed_call;
 
 static size_t scratch_size(path p, size_t n, size_t itemsize) {
@@ -271,6 +272,7 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
     const size_t before = routed->scratch_size - csm_rounded(sizeof(csm_softmax_call));
     csm_softmax_call *own = (csm_softmax_call *)(void *)(memory + before);
     memcpy(own, routed->call, sizeof *own);
+    own->base.interrupt.original = routed->interrupt;
     mine.call = own;
     csm_status status = CSM_OK;
     while (begin < end && status == CSM_OK) {
@@ -365,7 +367,8 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
                           .per = per,
                           .pack_pitch = csm_pack_pitch(n, base->itemsize),
                           .scratch_size = scratch_size(p, n, base->itemsize),
-                          .prefetch = csm_prefetch_for(2 * elements * (double)base->itemsize)};
+                          .prefetch = csm_prefetch_for(2 * elements * (double)base->itemsize),
+                          .interrupt = &base->interrupt};
     csm_buffer single;
     csm_status status = CSM_OK;
     if (c->given_scratch) {
