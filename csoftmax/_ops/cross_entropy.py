@@ -78,7 +78,7 @@ class CrossEntropyPlan(NamedTuple):
         """Compute, and return the loss (a scalar unless there is one for each row) and the gradient or None."""
         if self.place.on_cuda:
             return self._run_on_cuda()
-        arguments = [*self._arguments(), self.num_threads]
+        arguments = [*self._arguments(), self.num_threads, self.options.temperatures]
         if binding.run_cross_entropy(*arguments) is not None:
             self._raise_bad_label()
             raise RuntimeError("target was changed by another thread during the call; nothing has been written")
@@ -144,7 +144,8 @@ def _lay_out_loss(
     compute, batch = compute_dtype(x.dtype), batch_shape(x, axes)
     labels, soft = check_target(target, x.shape, batch, compute, place)
     n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
-    checked = check_loss_options(n_classes, batch, compute, reduction, place=place, **options)
+    row_shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    checked = check_loss_options(n_classes, batch, compute, reduction, place=place, row_shape=row_shape, **options)
     if reduction == "mean" and not place.on_cuda and not (checked.clip_norm or checked.clip_value):
         weight, s = scale_products(checked.weight, checked.sample_weight, batch)
         checked = checked._replace(weight=weight, sample_weight=s)

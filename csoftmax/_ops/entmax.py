@@ -11,18 +11,27 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.labels import check_on_device, check_target, raise_bad_label
+from .._arguments.labels import (
+    check_ignore_index,
+    check_on_device,
+    check_target,
+    check_weight,
+    is_representable,
+    raise_bad_label,
+)
+from .._arguments.layers import scale_products, scale_weights
 from .._arguments.layouts import (
     Result,
     Rows,
     batch_shape,
     check_where,
     lay_out_gradient,
+    lay_out_result,
     lay_out_rows,
     normalize_axes,
 )
-from .._arguments.numbers import check_alpha, check_reduction
-from .._arguments.places import Place, as_float, place_of
+from .._arguments.numbers import check_alphas, check_flag, check_reduction, is_for_rows, number_and_rows
+from .._arguments.places import DeviceError, Place, as_float, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
@@ -30,6 +39,7 @@ from .cross_entropy import cross_entropy_with_grad
 from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
 
 __all__ = [
+    "EntmaxGradients",
     "EntmaxLossResult",
     "entmax",
     "entmax_loss",
@@ -57,32 +67,83 @@ class EntmaxLossResult(NamedTuple):
     grad: Any
 
 
+class EntmaxGradients(NamedTuple):
+    """The result of `entmax_vjp` with ``return_alpha_grad=True``.
+
+    Attributes
+    ----------
+    grad : ndarray of the shape of dy
+        dL/dx, in the dtype of `dy` (float64 for integers); `out`, if it was given.
+    alpha_grad : float64, or ndarray of float64 of the shape of alpha
+        dL/dalpha, summed over the rows that share an alpha.
+    """
+
+    grad: Any
+    alpha_grad: Any
+
+
+_NO_ROWS_ON_CUDA = '{} no kernels for CUDA. device="cpu" computes on the CPU.'
+
+
 class EntmaxPlan(NamedTuple):
     """A checked call of entmax, or, with a second input, of entmax_vjp."""
 
-    alpha: float
+    alpha: float | Any  # a number, or an array with one for each row
     rows: Rows
     num_threads: Any
+    alpha_gradient: Any | None  # receives dL/dalpha of each row
 
     def execute(self) -> Any:
         """Compute, and return the result."""
         rows = self.rows
-        arguments = rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, self.alpha
+        batch = rows.first.shape[:-1]
+        number, each = number_and_rows(self.alpha, batch, 2.0)
+        arguments = rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, number
         if not rows.result.place.on_cuda:
-            binding.run_entmax(*arguments, self.num_threads)
+            if number == 1:
+                each = np.broadcast_to(1.0, batch)
+            binding.run_entmax(*arguments, self.num_threads, each, self.alpha_gradient)
             return rows.result.finish()
         with rows.first.device:
             _cuda.launch_entmax(*arguments)
             return rows.result.finish()
 
+    def reduce_alpha_gradient(self, shape: tuple[int, ...]) -> Any:
+        """dL/dalpha summed over the rows that share an alpha; shape: that of the caller's alpha."""
+        by_row: Any = self.alpha_gradient
+        if not shape:
+            return np.float64(math.fsum(by_row.ravel())) if np.isfinite(by_row).all() else by_row.sum()
+        full = self.rows.row_shape
+        by_row = by_row.reshape(full)
+        padded = (1,) * (len(full) - len(shape)) + shape
+        shared = tuple(i for i, n in enumerate(padded) if n == 1 and full[i] != 1)
+        return by_row.sum(axis=shared, keepdims=True).reshape(shape)
+
 
 def plan_entmax(
-    x: Any, y: Any, alpha: float, axis: Any, *, gradient: bool, where: Any, out: Any, device: Any, num_threads: Any
+    x: Any,
+    y: Any,
+    alpha: Any,
+    axis: Any,
+    *,
+    gradient: bool,
+    where: Any,
+    out: Any,
+    device: Any,
+    num_threads: Any,
+    alpha_gradient: bool = False,
 ) -> EntmaxPlan:
     """Check a call of entmax, or of entmax_vjp, where x is dy."""
     place = place_of(device, x)
     with place.context():
-        return EntmaxPlan(alpha, lay_out_rows(place, x, y, axis, where, out, gradient=gradient), num_threads)
+        rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient)
+        alpha = check_alphas(*to_host(alpha), rows.row_shape)
+        if place.on_cuda and not isinstance(alpha, float):
+            raise DeviceError(_NO_ROWS_ON_CUDA.format("alphas of rows have"))
+        if place.on_cuda and alpha_gradient:
+            raise DeviceError(_NO_ROWS_ON_CUDA.format("the gradient of alpha has"))
+        by_row = np.zeros(rows.first.shape[:-1]) if alpha_gradient else None
+        return EntmaxPlan(alpha, rows, num_threads, by_row)
 
 
 class EntmaxLossPlan(NamedTuple):
@@ -90,25 +151,35 @@ class EntmaxLossPlan(NamedTuple):
 
     dtype: int
     x: Any
-    target: Any
-    alpha: float
+    target: Any  # soft labels, or on the CPU int64 labels, -1 for rows that take no part
+    alpha: float | Any  # a number, or an array with one for each row
     reduction: str
     num_threads: Any
     compute: np.dtype[Any]
     gradient: Result | None
     place: Place
+    weight: Any | None
+    sample_weight: Any | None
+    ignore_index: int
+
+    @property
+    def is_soft(self) -> bool:
+        """Whether the labels are distributions."""
+        return bool(self.target.dtype.kind == "f")
 
     def execute(self) -> tuple[Any, Any]:
         """Compute, and return the loss and the gradient or None."""
-        soft = self.target if self.target.dtype.kind == "f" else None
+        target = (None, self.target) if self.is_soft else (self.target, None)
         rows = None if self.gradient is None else self.gradient.rows
-        arrays = self.dtype, as_buffer(self.x), self.target if soft is None else None, soft, rows
-        options = self.alpha, binding.REDUCTIONS[self.reduction]
+        arrays = self.dtype, as_buffer(self.x), *target, rows
+        number, each = number_and_rows(self.alpha, self.x.shape[:-1], 2.0)
+        options = number, binding.REDUCTIONS[self.reduction]
         shape = self.x.shape[:-1] if self.reduction == "none" else ()
         if not self.place.on_cuda:
             loss = np.empty(shape, np.float64)
-            binding.run_entmax_loss(*arrays, loss, *options, self.num_threads)
-            return self._finish(loss)
+            weights = self.weight, self.sample_weight
+            binding.run_entmax_loss(*arrays, loss, *options, self.num_threads, each, *weights)
+            return self.finish(loss)
         with self.x.device:
             if self.x.size:
                 loss = self.place.xp.empty(shape, self.compute)
@@ -116,22 +187,61 @@ class EntmaxLossPlan(NamedTuple):
             else:  # the sum of no rows is 0; the loss of a row without classes and the mean of no rows are NaN
                 is_zero = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
                 loss = self.place.xp.full(shape, 0 if is_zero else math.nan, self.compute)
-            return self._finish(loss)
+            return self.finish(loss)
+
+    def row_factors(self) -> Any:
+        """What multiplies the losses of rows, None for 1; 0 also for rows that take no part."""
+        xp, factors = self.place.xp, self.sample_weight
+        if self.weight is not None and self.is_soft:
+            masses = (self.target.astype(np.float64) * self.weight).sum(-1)
+            factors = masses if factors is None else xp.where(factors == 0, 0.0, factors * masses)
+        elif self.weight is not None:
+            labels = xp.clip(self.target, 0, self.x.shape[-1] - 1)
+            of_label = self.weight.astype(np.float64)[labels]
+            factors = of_label if factors is None else factors * of_label
+        if not self.is_soft:
+            ignored = self.is_ignored()
+            if self.place.on_cuda or ignored.any():
+                factors = xp.where(ignored, 0.0, 1.0 if factors is None else factors)
+        return factors
+
+    def is_ignored(self) -> Any:
+        """Which rows have the label that is ignored."""
+        if not self.place.on_cuda:
+            return self.target < 0
+        if not is_representable(self.ignore_index, self.target.dtype):
+            return self.place.xp.zeros(self.target.shape, bool)
+        return self.target == self.target.dtype.type(self.ignore_index)
 
     def reduce(self, losses: Any, grad: Any) -> tuple[Any, Any]:
         """The loss and the gradient, from the losses of the rows and the gradient of their sum."""
-        loss = losses
-        count = loss.size if self.reduction == "mean" else 1
-        if self.reduction != "none":
-            with np.errstate(invalid="ignore"):  # the mean of no rows
-                loss = loss.sum() / np.float64(count)
-        if self.gradient is not None:
-            if count != 1:
-                grad = (grad.astype(self.compute) / self.compute.type(count)).astype(grad.dtype)
-            self.gradient.rows[...] = as_buffer(grad)
-        return self._finish(loss.astype(self.compute) if self.place.on_cuda else np.asarray(loss, np.float64))
+        xp, factors = self.place.xp, self.row_factors()
+        loss: Any = losses.astype(np.float64)
+        divisor: Any = loss.size if factors is None else factors.sum()
+        scale = xp.ones(loss.shape) if factors is None else factors
+        with np.errstate(all="ignore"):
+            if factors is not None:
+                absent = self._takes_no_part()
+                loss = xp.where(absent | ((factors == 0) & (loss == loss)), 0.0, loss * factors)
+            if self.reduction == "mean":
+                loss, scale = loss.sum() / divisor, scale / divisor
+            elif self.reduction == "sum":
+                loss = loss.sum()
+            if self.gradient is not None:
+                grad = (grad.astype(np.float64) * scale[..., None]).astype(grad.dtype)
+                if factors is not None:
+                    is_zero = absent | (divisor == 0) if self.reduction == "mean" else absent
+                    grad = xp.where(xp.broadcast_to(is_zero, factors.shape)[..., None], grad.dtype.type(0), grad)
+                self.gradient.rows[...] = as_buffer(grad)
+        return self.finish(loss.astype(self.compute) if self.place.on_cuda else np.asarray(loss, np.float64))
 
-    def _finish(self, loss: Any) -> tuple[Any, Any]:
+    def _takes_no_part(self) -> Any:
+        """Which rows contribute 0 whatever they hold."""
+        absent = self.place.xp.zeros(self.x.shape[:-1], bool) if self.is_soft else self.is_ignored()
+        return absent if self.sample_weight is None else absent | (self.sample_weight == 0)
+
+    def finish(self, loss: Any) -> tuple[Any, Any]:
+        """The loss in its final form, and the complete gradient or None."""
         gradient = None if self.gradient is None else self.gradient.finish()
         if self.place.on_cuda:
             return loss, gradient
@@ -142,11 +252,14 @@ class EntmaxLossPlan(NamedTuple):
 def plan_entmax_loss(
     x: Any,
     target: Any,
-    alpha: float,
+    alpha: Any,
     *,
     gradient: bool,
     axis: Any,
     reduction: str,
+    ignore_index: Any,
+    weight: Any,
+    sample_weight: Any,
     where: Any = None,
     out: Any = None,
     device: str | None = None,
@@ -158,23 +271,48 @@ def plan_entmax_loss(
         x, dtype = as_float("x", x, place)
         axes = normalize_axes(axis, x.ndim)
         compute = compute_dtype(x.dtype)
-        labels, soft = check_target(target, x.shape, batch_shape(x, axes), compute, place)
+        batch = batch_shape(x, axes)
+        labels, soft = check_target(target, x.shape, batch, compute, place)
         check_reduction(reduction)
+        alpha = check_alphas(*to_host(alpha), tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
+        if place.on_cuda and not isinstance(alpha, float):
+            raise DeviceError(_NO_ROWS_ON_CUDA.format("alphas of rows have"))
+        ignore_index = check_ignore_index(ignore_index)
         mask = None if where is None else check_where(where, x.shape, place)
         x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place, mask)
-        target = _check_labels(labels, x.shape[-1], place) if soft is None else _check_labels(soft, x.shape[-1], place)
-    return EntmaxLossPlan(dtype, x, target, alpha, reduction, num_threads, compute, result, place)
+        n_classes = x.shape[-1]
+        if weight is not None:
+            weight = place.xp.ascontiguousarray(check_weight("weight", weight, (n_classes,), compute, place))
+        if sample_weight is not None:
+            sample_weight = check_weight("sample_weight", sample_weight, batch, np.float64, place)
+        if reduction == "mean" and not place.on_cuda:
+            weight, sample_weight = _scale(weight, sample_weight, batch)
+        target = _check_labels(labels if soft is None else soft, n_classes, ignore_index, place)
+    weights = weight, sample_weight, ignore_index
+    return EntmaxLossPlan(dtype, x, target, alpha, reduction, num_threads, compute, result, place, *weights)
 
 
-def _check_labels(target: Any, n_classes: int, place: Place) -> Any:
+def _scale(weight: Any, s: Any, batch: tuple[int, ...]) -> tuple[Any, Any]:
+    """The weights of a mean, whose scale cancels, in the middle of the range."""
+    if weight is not None:
+        return scale_products(weight, s, batch)
+    return None, s if s is None or not s.size else scale_weights(s)
+
+
+def _check_labels(target: Any, n_classes: int, ignore_index: int, place: Place) -> Any:
     """Checked labels; hard labels are copied, so that no other thread can change them after the check."""
     if place.on_cuda:
-        check_on_device(target, n_classes, None)
+        check_on_device(target, n_classes, ignore_index)
         return target
-    is_hard = target.dtype.kind != "f"
-    target = target.copy() if is_hard else target
-    raise_bad_label(target, n_classes, None)
-    return target.astype(np.int64) if is_hard else target
+    if target.dtype.kind == "f":
+        raise_bad_label(target, n_classes, None)
+        return target
+    target = target.copy()
+    raise_bad_label(target, n_classes, ignore_index)
+    labels = target.astype(np.int64)
+    if is_representable(ignore_index, target.dtype):
+        labels[target == target.dtype.type(ignore_index)] = -1
+    return labels
 
 
 @hand_over_recorded
@@ -222,7 +360,7 @@ def sparsemax(
 @hand_over_recorded
 def entmax(
     x: ArrayLike,
-    alpha: float = 1.5,
+    alpha: ArrayLike = 1.5,
     axis: _Axis = -1,
     *,
     where: ArrayLike | None = None,
@@ -236,8 +374,9 @@ def entmax(
     ----------
     x : array_like of shape (...)
         Logits, in one of the dtypes of `softmax`.
-    alpha : float, default 1.5
-        At least 1 and finite: 1 is `softmax`, 2 is `sparsemax`.
+    alpha : float or array_like, default 1.5
+        At least 1 and finite: 1 is `softmax`, 2 is `sparsemax`. An array, of length 1 along `axis`, broadcasts to the
+        rows, each of which then has the bits that it has alone.
     axis, where, out, device, num_threads
         As in `softmax`.
 
@@ -268,14 +407,18 @@ def entmax(
     >>> csoftmax.entmax(np.array([1.0, 0.5, -1.0, -2.0])).round(4)
     array([0.674, 0.326, 0.   , 0.   ])
     """
-    alpha = check_alpha(alpha)
     options: dict[str, Any] = {"where": where, "out": out, "device": device, "num_threads": num_threads}
-    return softmax(x, axis, **options) if alpha == 1 else _run_entmax(x, alpha, axis, **options)
+    return softmax(x, axis, **options) if _is_limit(alpha) else _run_entmax(x, alpha, axis, **options)
+
+
+def _is_limit(alpha: Any) -> bool:
+    """Whether alpha is the number 1, at which entmax is softmax."""
+    return not is_for_rows(alpha) and check_alphas(alpha, ()) == 1
 
 
 @accept_foreign
 @keep_labels()
-def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
+def _run_entmax(x: Any, alpha: Any, axis: Any, **options: Any) -> Any:
     return plan_entmax(x, None, alpha, axis, gradient=False, **options).execute()
 
 
@@ -283,9 +426,10 @@ def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
 def entmax_vjp(
     dy: ArrayLike,
     y: ArrayLike,
-    alpha: float = 1.5,
+    alpha: ArrayLike = 1.5,
     axis: _Axis = -1,
     *,
+    return_alpha_grad: bool = False,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
@@ -299,15 +443,18 @@ def entmax_vjp(
         dL/dy, in one of the dtypes of `softmax`.
     y : array_like of the shape and dtype of dy
         The result of ``entmax(x, alpha, axis)``.
-    alpha : float, default 1.5
+    alpha : float or array_like, default 1.5
         As in the call of `entmax`.
+    return_alpha_grad : bool, default False
+        Whether to compute dL/dalpha as well (Correia, Niculae & Martins 2019), on the CPU.
     axis, where, out, device, num_threads
         As in `softmax_vjp`.
 
     Returns
     -------
-    ndarray of the shape of dy
-        ``s * (dy - sum(s * dy) / sum(s))``, ``s = y ** (2 - alpha)`` where y > 0, else 0.
+    ndarray of the shape of dy, or EntmaxGradients
+        ``s * (dy - sum(s * dy) / sum(s))``, ``s = y ** (2 - alpha)`` where y > 0, else 0; with `return_alpha_grad`, a
+        pair of it and of dL/dalpha, in float64 and the shape of `alpha`: for a number, the sum over all rows.
 
     Raises
     ------
@@ -321,6 +468,10 @@ def entmax_vjp(
     effect of rounding s, which only shows where ``g - mean of g`` nearly cancels; alpha 2 has no such term. Weights
     beyond the range of double are allowed (large alpha); a gradient beyond the range of the dtype is infinite.
 
+    With a = alpha - 1 and m the mean of `dy` under s, dL/dalpha of a row is ``sum(h * (dy - m))``, ``h = y * (1 - a *
+    log(y)) / a**2``, or with ``h - s / a**2`` for h, which has the same sum and is ``-y * log(y)**2 / 2`` at alpha = 1;
+    the one with the smaller terms counts. Its error is ``2**-50`` of the sum of their magnitudes.
+
     Examples
     --------
     >>> import numpy as np
@@ -329,34 +480,63 @@ def entmax_vjp(
     >>> csoftmax.entmax_vjp(np.array([1.0, 0.0, 5.0]), y, alpha=2.0)
     array([ 0.5, -0.5,  0. ])
     """
-    alpha = check_alpha(alpha)
     options: dict[str, Any] = {"where": where, "out": out, "device": device, "num_threads": num_threads}
-    return softmax_vjp(dy, y, axis, **options) if alpha == 1 else _run_entmax_vjp(dy, y, alpha, axis, **options)
+    if check_flag("return_alpha_grad", return_alpha_grad):
+        return EntmaxGradients(*_run_both_gradients(dy, y, alpha, axis, **options))
+    return softmax_vjp(dy, y, axis, **options) if _is_limit(alpha) else _run_entmax_vjp(dy, y, alpha, axis, **options)
 
 
 @accept_foreign
 @keep_labels()
-def _run_entmax_vjp(dy: Any, y: Any, alpha: float, axis: Any, **options: Any) -> Any:
+def _run_entmax_vjp(dy: Any, y: Any, alpha: Any, axis: Any, **options: Any) -> Any:
     return plan_entmax(dy, y, alpha, axis, gradient=True, **options).execute()
+
+
+@accept_foreign
+@keep_labels()
+def _run_both_gradients(dy: Any, y: Any, alpha: Any, axis: Any, **options: Any) -> tuple[Any, Any]:
+    plan = plan_entmax(dy, y, alpha, axis, gradient=True, alpha_gradient=True, **options)
+    return plan.execute(), plan.reduce_alpha_gradient(np.shape(alpha))
 
 
 @accept_foreign
 @keep_labels(1)
 def _run_loss(x: Any, target: Any, alpha: Any, **options: Any) -> tuple[Any, Any]:
-    plan = plan_entmax_loss(x, target, check_alpha(alpha), **options)
-    return plan.execute() if plan.alpha != 1 else _run_limit(plan)
+    plan = plan_entmax_loss(x, target, alpha, **options)
+    if isinstance(plan.alpha, float):
+        return plan.execute() if plan.alpha != 1 else plan.reduce(*_run_limit(plan))
+    is_limit = (plan.alpha == 1).reshape(plan.x.shape[:-1])
+    return _run_both_kinds(plan, is_limit) if is_limit.any() else plan.execute()
 
 
 def _run_limit(plan: EntmaxLossPlan) -> tuple[Any, Any]:
-    """The loss at alpha = 1: cross-entropy, or, with soft labels, the Kullback-Leibler divergence."""
+    """Losses and gradients at alpha = 1: cross-entropy, or, with soft labels, the Kullback-Leibler divergence."""
     with plan.place.context():
-        no_label = 2**64  # no label can equal it, so that nothing is ignored
+        ignore = plan.ignore_index if plan.place.on_cuda else -1
         loss, grad = cross_entropy_with_grad(
-            plan.x, plan.target, reduction="none", ignore_index=no_label, num_threads=plan.num_threads
+            plan.x, plan.target, reduction="none", ignore_index=ignore, num_threads=plan.num_threads
         )
-        if plan.target.dtype.kind == "f":
-            loss, grad = _kullback_leibler(plan, loss, grad)
-        return plan.reduce(loss, grad)
+        return _kullback_leibler(plan, loss, grad) if plan.is_soft else (loss, grad)
+
+
+def _run_both_kinds(plan: EntmaxLossPlan, is_limit: Any) -> tuple[Any, Any]:
+    """The loss and the gradient of rows with alphas of their own, some of which are 1: each kind is a call."""
+    factors, shape = plan.row_factors(), is_limit.shape
+    divisor = 1.0 if plan.reduction != "mean" else is_limit.size if factors is None else factors.sum()
+    losses, grad = np.empty(shape, plan.compute), np.empty_like(plan.x)
+    if divisor == 0:
+        return plan.reduce(np.zeros_like(losses), grad)
+    s = np.ones(shape) if plan.sample_weight is None else plan.sample_weight
+    for kind in (is_limit, ~is_limit):
+        x, alpha = plan.x[kind], plan.alpha.reshape(shape)[kind]
+        result = lay_out_result(np.empty_like(x), x, (x.ndim - 1,), False, plan.place)
+        part = plan._replace(x=x, target=plan.target[kind], alpha=alpha, sample_weight=s[kind] / divisor)
+        part = part._replace(reduction="none", gradient=result)
+        losses[kind], grad[kind] = part.reduce(*_run_limit(part)) if kind is is_limit else part.execute()
+    if plan.gradient is not None:
+        plan.gradient.rows[...] = as_buffer(grad)
+    loss: Any = losses.astype(np.float64)
+    return plan.finish(loss if plan.reduction == "none" else np.asarray(loss.sum()))
 
 
 def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tuple[Any, Any]:
@@ -381,10 +561,13 @@ def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tu
 def entmax_loss(
     x: ArrayLike,
     target: ArrayLike,
-    alpha: float = 1.5,
+    alpha: ArrayLike = 1.5,
     *,
     axis: _Axis = -1,
     reduction: _Reduction = "mean",
+    ignore_index: SupportsIndex = -100,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     where: ArrayLike | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -398,12 +581,21 @@ def entmax_loss(
     target : array_like
         Labels, integers in the shape of `x` without `axis`; or soft labels, floating-point numbers in the shape of `x`,
         at least 0 and finite.
-    alpha : float, default 1.5
+    alpha : float or array_like, default 1.5
         As in `entmax`; 1 is cross-entropy (with soft labels the Kullback-Leibler divergence).
     axis : int, tuple of ints or None, default -1
         Axis or axes of the classes.
     reduction : {"mean", "sum", "none"}, default "mean"
-        The mean divides by the number of rows.
+        The mean divides by the sum of the factors of the rows, which without weights is the number of rows that are not
+        ignored. Where that sum is 0, the mean is NaN and the gradient 0.
+    ignore_index : int, default -100
+        Rows with this label are left out: their logits are not read, and their loss is 0. It does not apply to soft
+        labels.
+    weight : array_like of shape (K,), optional
+        Class weights w, at least 0 and finite. The loss of a row, and its gradient, have the factor w[target], with
+        soft labels q ``sum(w * q)``.
+    sample_weight : array_like, broadcastable to the rows, optional
+        Weights of rows, at least 0 and finite, another factor. A row of weight 0 is left out.
     where, device, num_threads
         As in `softmax`.
 
@@ -415,7 +607,7 @@ def entmax_loss(
     Raises
     ------
     IndexError
-        If a label is not a class; the message names the first position and value. On a CUDA device the loss and the
+        If a label is neither a class nor `ignore_index`; the message names the first position and value. On a CUDA device the loss and the
         gradient of such a row are NaN instead, because the call does not wait for the device; with
         ``CSOFTMAX_SYNC_CHECKS=1`` it waits and raises.
     TypeError, ValueError, DeviceError, MemoryError
@@ -444,6 +636,7 @@ def entmax_loss(
     array([0.0625, 0.    ])
     """
     options = {"axis": axis, "reduction": reduction, "where": where, "device": device, "num_threads": num_threads}
+    options |= {"ignore_index": ignore_index, "weight": weight, "sample_weight": sample_weight}
     loss, _ = _run_loss(x, target, alpha, gradient=False, **options)
     return loss
 
@@ -452,10 +645,13 @@ def entmax_loss(
 def entmax_loss_with_grad(
     x: ArrayLike,
     target: ArrayLike,
-    alpha: float = 1.5,
+    alpha: ArrayLike = 1.5,
     *,
     axis: _Axis = -1,
     reduction: _Reduction = "mean",
+    ignore_index: SupportsIndex = -100,
+    weight: ArrayLike | None = None,
+    sample_weight: ArrayLike | None = None,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
@@ -465,7 +661,7 @@ def entmax_loss_with_grad(
 
     Parameters
     ----------
-    x, target, alpha, axis, reduction, where
+    x, target, alpha, axis, reduction, ignore_index, weight, sample_weight, where
         As in `entmax_loss`.
     out : ndarray of the shape and dtype of x, optional
         Array that receives the gradient. It may be `x` itself.
@@ -497,4 +693,5 @@ def entmax_loss_with_grad(
     EntmaxLossResult(loss=np.float64(0.0625), grad=array([[-0.25,  0.25,  0.  ]]))
     """
     options = {"axis": axis, "reduction": reduction, "where": where, "device": device, "num_threads": num_threads}
+    options |= {"ignore_index": ignore_index, "weight": weight, "sample_weight": sample_weight}
     return EntmaxLossResult(*_run_loss(x, target, alpha, gradient=True, out=out, **options))

@@ -11,7 +11,7 @@ from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.layouts import Rows, lay_out_rows
-from .._arguments.numbers import check_flag, check_temperatures
+from .._arguments.numbers import check_flag, check_temperatures, number_and_rows
 from .._arguments.places import DeviceError, check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
@@ -35,10 +35,7 @@ class SoftmaxPlan(NamedTuple):
         rows = self.rows
         arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where
         if not rows.result.place.on_cuda:
-            number: Any = self.temperature
-            each = None
-            if not isinstance(number, float):
-                number, each = 1.0, number.reshape(rows.first.shape[:-1])
+            number, each = number_and_rows(self.temperature, rows.first.shape[:-1], 1.0)
             binding.run_softmax(*arguments, number, self.num_threads, each)
             return rows.result.finish()
         with rows.first.device:

@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
-from .._arguments.numbers import check_choice, check_count, check_flag, check_temperature
-from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
+from .._arguments.numbers import check_choice, check_count, check_flag, check_temperatures, number_and_rows
+from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -47,7 +47,7 @@ class TopKPlan(NamedTuple):
     smallest: bool
     unsorted: bool
     normalize: int
-    temperature: float
+    temperature: float | Any  # a number, or an array with one for each row
     num_threads: int | None
     result: tuple[Any, Any]  # the arrays that values and indices are views of
     out: tuple[Any, Any] | None  # the caller's arrays for them
@@ -57,12 +57,13 @@ class TopKPlan(NamedTuple):
     def execute(self) -> tuple[Any, Any]:
         """Compute, and return values and indices."""
         arrays = self.dtype, as_buffer(self.x), as_buffer(self.values), self.indices
-        options = self.smallest, self.unsorted, self.normalize, self.temperature
+        number, each = number_and_rows(self.temperature, self.x.shape[:-1], 1.0)
+        options = self.smallest, self.unsorted, self.normalize, number
         if self.place.on_cuda:
             with self.x.device:
                 _cuda.launch_topk(*arrays, *options)
                 return self._finish()
-        binding.run_topk(*arrays, *options, self.num_threads)
+        binding.run_topk(*arrays, *options, self.num_threads, each)
         return self._finish()
 
     def _finish(self) -> tuple[Any, Any]:
@@ -94,16 +95,21 @@ def plan_topk(
     largest, sorted = check_flag("largest", largest), check_flag("sorted", sorted)
     place = place_of(device, x)
     with place.context():
-        options = not largest, not sorted, binding.NORMALIZE[normalize], check_temperature(temperature, False)
-        return _lay_out_topk(place, x, k, axis, (*options, num_threads), where, out)
+        (temperature,) = to_host(temperature)
+        options = not largest, not sorted, binding.NORMALIZE[normalize], temperature, num_threads
+        return _lay_out_topk(place, x, k, axis, options, where, out)
 
 
 def _lay_out_topk(
-    place: Place, x: Any, k: Any, axis: Any, options: tuple[bool, bool, int, float, Any], where: Any, out: Any
+    place: Place, x: Any, k: Any, axis: Any, options: tuple[bool, bool, int, Any, Any], where: Any, out: Any
 ) -> TopKPlan:
     xp = place.xp
     x, dtype = _as_comparable(x, place) if options[2] == binding.NORMALIZE[None] else as_float("x", x, place)
     axes = normalize_axes(axis, x.ndim)
+    *flags, temperature, num_threads = options
+    temperature = check_temperatures(temperature, tuple(1 if i in axes else n for i, n in enumerate(x.shape)), False)
+    if place.on_cuda and not isinstance(temperature, float):
+        raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
     mask = None if where is None else check_where(where, x.shape, place)
     if x.ndim == 0:
         x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
@@ -123,7 +129,7 @@ def _lay_out_topk(
     if out is not None:
         _check_pair(out, result, place)
     values, indices = (np.moveaxis(a, at, -1) for a in result)
-    return TopKPlan(dtype, rows, values, indices, *options, result, out, empty, place)
+    return TopKPlan(dtype, rows, values, indices, *flags, temperature, num_threads, result, out, empty, place)
 
 
 def _as_comparable(x: Any, place: Place) -> tuple[Any, int]:
