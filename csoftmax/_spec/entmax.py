@@ -123,7 +123,7 @@ def exact_entmax(x, alpha=1.5, where=None):
 
 
 def exact_sparsemax(x, where=None):
-    return exact_entmax(x, 2.0, where)
+    return exact_entmax(x, alpha=2.0, where=where)
 
 
 def exact_entmax_vjp(dy, y, alpha=1.5, where=None):
@@ -246,7 +246,7 @@ LOSS_VARIANTS = {
 
 def entmax_limits(dtype, options):
     """Return 0.51 ULP; alpha = 1 is softmax."""
-    if options.get("alpha") == 1 and dtype in ("float32", "float64"):
+    if np.all(options.get("alpha") == 1) and dtype in ("float32", "float64"):
         return (3.0 if dtype == "float32" else 4.0,)
     return (0.51,)
 
