@@ -174,7 +174,8 @@ static csm_status run_limit(entmax_call *call, size_t row, const csm_poll *poll)
         mask.axis_stride = c->where.axis_stride;
         o.where = &mask;
     }
-    if (call->stage == FORWARD) return csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &input, NULL, &result, &o);
+    if (call->stage == FORWARD)
+        return csm_run_softmax(CSM_OP_softmax, c->dtype, c->table, &shape, &input, NULL, &result, &o);
     y.data = (void *)(uintptr_t)csm_row_data(c, &call->y, row);
     y.axis_stride = call->y.axis_stride;
     return csm_run_softmax(CSM_OP_softmax_vjp, c->dtype, c->table, &shape, &input, &y, &result, &o);
@@ -216,8 +217,7 @@ static csm_status run_forward_row(entmax_call *call, const csm_entmax *e, size_t
     } else {
         if (s.is_nan && is_masked_out(call, row, &s)) s.is_nan = 0; /* all 0 */
         call->kernels->spread(&s, 1, result, n);
-        if (s.is_nan && c->has_where)
-            csm_fill_masked(result, (ptrdiff_t)size, csm_mask_of(c, row), n, size, &none);
+        if (s.is_nan && c->has_where) csm_fill_masked(result, (ptrdiff_t)size, csm_mask_of(c, row), n, size, &none);
     }
     return s.is_stopped ? CSM_INTERRUPTED : CSM_OK;
 }
@@ -306,15 +306,16 @@ static csm_status prepare(entmax_call *call, entmax_stage stage, csm_dtype dtype
     call->has_result = a.result != NULL;
     call->stage = stage;
     call->options = o;
-    csm_status status = csm_lay_out(
-        c, shape,
-        (const csm_view *[]){a.input, a.result, a.y, a.soft_labels, o->where, a.labels, NULL, o->alphas,
-                             o->alpha_gradient, o->sample_weight},
-        (csm_view *[]){&call->input, a.result ? &call->result : NULL, a.y ? &call->y : NULL,
-                       a.soft_labels ? &call->soft_labels : NULL, o->where ? &c->where : NULL,
-                       a.labels ? &call->labels : NULL, &call->order, o->alphas ? &call->alphas : NULL,
-                       o->alpha_gradient ? &call->alpha_gradient : NULL, o->sample_weight ? &call->sample_weight : NULL},
-        10, &call->rows);
+    csm_status status =
+        csm_lay_out(c, shape,
+                    (const csm_view *[]){a.input, a.result, a.y, a.soft_labels, o->where, a.labels, NULL, o->alphas,
+                                         o->alpha_gradient, o->sample_weight},
+                    (csm_view *[]){&call->input, a.result ? &call->result : NULL, a.y ? &call->y : NULL,
+                                   a.soft_labels ? &call->soft_labels : NULL, o->where ? &c->where : NULL,
+                                   a.labels ? &call->labels : NULL, &call->order, o->alphas ? &call->alphas : NULL,
+                                   o->alpha_gradient ? &call->alpha_gradient : NULL,
+                                   o->sample_weight ? &call->sample_weight : NULL},
+                    10, &call->rows);
     if (status != CSM_OK) return status;
     for (size_t i = 0; o->alphas && i < call->rows; i++) {
         const double alpha = number_of(call, &call->alphas, i);

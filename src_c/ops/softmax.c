@@ -264,6 +264,56 @@ static csm_status long_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
+/* Computes rows [begin, stop) of one temperature as a call of few rows. */
+static csm_status run_own(routed_call *mine, size_t begin, size_t stop, int thread) {
+    if (mine->path == LONG) return long_body(mine, begin, stop, thread);
+    if (mine->path == ROWS) return rows_body(mine, begin, stop, thread);
+    return run_packed(mine, begin, stop - begin, thread);
+}
+
+/* Contiguous rows from `begin` on, which do not cross the end of the last batch axis: the kernel computes them by
+ * their temperatures, neighbours of the same one together.  Returns how many it has done before one that is not ordinary, or whose temperature is
+ * not usual. */
+static size_t run_usual(const routed_call *routed, size_t begin, size_t count, char *scratch) {
+    enum { TOGETHER = 16 };
+    const csm_softmax_call *c = routed->call;
+    const csm_shape *shape = &c->base.shape;
+    const csm_row_place p = place_row(c, begin);
+    const char *t = csm_row_data(&c->base, &c->temperatures, begin);
+    const ptrdiff_t t_step = csm_last_stride(shape, &c->temperatures);
+    double numbers[TOGETHER];
+    csm_temperature constants[TOGETHER];
+    csm_rows_job job = {.input = p.input.data,
+                        .y = p.y.data,
+                        .result = p.result,
+                        .input_step = csm_last_stride(shape, &c->input),
+                        .y_step = csm_last_stride(shape, &c->y),
+                        .result_step = csm_last_stride(shape, &c->result),
+                        .n = shape->n,
+                        .scratch = scratch,
+                        .prefetch = routed->prefetch};
+    for (size_t at = 0, rows; at < count; at += rows) {
+        const size_t wanted = count - at < TOGETHER ? count - at : TOGETHER;
+        for (rows = 0; rows < wanted; rows++) {
+            memcpy(&numbers[rows], t + (ptrdiff_t)(at + rows) * t_step, sizeof numbers[rows]);
+            if (!csm_is_usual_temperature(numbers[rows], c->is_gradient)) break;
+        }
+        if (rows == 0) return at;
+        csm_set_ordinary(constants, numbers, rows, csm_is_single(&c->base));
+        for (size_t i = 0; i < rows; i += job.rows) {
+            const size_t same = csm_count_same(numbers + i, rows - i);
+            job.temperature = &constants[i];
+            job.rows = same;
+            const size_t done = c->kernels->rows(&job);
+            if (done < same) return at + i + done;
+            job.input += (ptrdiff_t)same * job.input_step;
+            job.result += (ptrdiff_t)same * job.result_step;
+            if (c->is_gradient) job.y += (ptrdiff_t)same * job.y_step;
+        }
+    }
+    return count;
+}
+
 /* Rows with temperatures of their own: each is computed as a call of few rows, by a copy of the call. */
 static csm_status own_body(void *context, size_t begin, size_t end, int thread) {
     routed_call *routed = context, mine = *routed;
@@ -276,15 +326,14 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
     mine.call = own;
     csm_status status = CSM_OK;
     while (begin < end && status == CSM_OK) {
+        const size_t last = begin + rows_to_end(routed, begin, end);
+        if (routed->path == ROWS) begin += run_usual(routed, begin, last - begin, memory);
+        if (begin == last) continue;
         take_temperature(own, begin);
         const double t = own->base.scales.temperature;
-        const size_t last =
-            begin + rows_to_end(routed, begin, end); /* neighbours of the same temperature go together */
-        size_t stop = begin + 1;
+        size_t stop = begin + 1; /* neighbours of the same temperature go together */
         while (stop < last && temperature_of(own, stop) == t) stop++;
-        if (routed->path == LONG) status = long_body(&mine, begin, stop, thread);
-        else if (routed->path == ROWS) status = rows_body(&mine, begin, stop, thread);
-        else status = run_packed(&mine, begin, stop - begin, thread);
+        status = run_own(&mine, begin, stop, thread);
         begin = stop;
     }
     return status;

@@ -337,9 +337,10 @@ static csm_status run_topk(element_type type, const csm_table *table, const csm_
     if (!o->temperatures && !(o->temperature >= 0)) return CSM_BAD_TEMPERATURE;
     if (type.is_integer && (o->normalize || (unsigned)type.integer > CSM_UINT64)) return CSM_BAD_OPTION;
     set_type(&call, type, table);
-    csm_status status = csm_lay_out(
-        c, shape, (const csm_view *[]){x, values, indices, o->temperatures},
-        (csm_view *[]){&call.x, &call.values, &call.indices, o->temperatures ? &call.temperatures : NULL}, 4, &call.rows);
+    csm_status status =
+        csm_lay_out(c, shape, (const csm_view *[]){x, values, indices, o->temperatures},
+                    (csm_view *[]){&call.x, &call.values, &call.indices, o->temperatures ? &call.temperatures : NULL},
+                    4, &call.rows);
     if (status != CSM_OK) return status;
     for (size_t i = 0; o->temperatures && i < call.rows; i++)
         if (!(temperature_of(&call, i) >= 0)) return CSM_BAD_TEMPERATURE;

@@ -340,28 +340,38 @@ def make_calls():
     weight = torch.rand(5, dtype=torch.float64, generator=generator)
     mask = torch.rand(3, 5, generator=generator) < 0.7
     row_weights = torch.rand(4, dtype=torch.float64, generator=generator)
-    base = (None, None, 0.0, -100, 0.0, 1.0)
-    full = (weight, row_weights, 0.1, -100, 0.01, 2.0)
+    temperatures = torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64)
+    base = (None, None, None, 0.0, -100, 0.0, 1.0)
+    full = (weight, row_weights, None, 0.1, -100, 0.01, 2.0)
     return {
-        "softmax": (rows.apply_softmax, (x(3, 5), 0, 1.5, None)),
-        "log_softmax": (rows._log_softmax, (turned(3, 5), 1, 1.0, None)),
-        "entmax": (rows._entmax, (x(3, 5), -1, 1.5, None)),
-        "softmax where": (rows.apply_softmax, (x(3, 5), 0, 1.5, mask)),
-        "log_softmax where": (rows._log_softmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
-        "entmax where": (rows._entmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
-        "logsumexp": (rows._logsumexp, (x(3, 5), 0, 1.5, None)),
-        "logsumexp where": (rows._logsumexp, (turned(5, 3), -1, 0.5, mask | (torch.arange(5) == 0))),
-        "topk_softmax": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, False)),
-        "topk_softmax full": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, True)),
+        "softmax": (rows.apply_softmax, (x(3, 5), 0, 1.5, None, None)),
+        "log_softmax": (rows._log_softmax, (turned(3, 5), 1, 1.0, None, None)),
+        "entmax": (rows._entmax, (x(3, 5), -1, 1.5, None, None)),
+        "softmax where": (rows.apply_softmax, (x(3, 5), 0, 1.5, None, mask)),
+        "log_softmax where": (rows._log_softmax, (x(3, 5), 1, 1.5, None, mask | (torch.arange(5) == 0))),
+        "entmax where": (rows._entmax, (x(3, 5), 1, 1.5, None, mask | (torch.arange(5) == 0))),
+        "logsumexp": (rows._logsumexp, (x(3, 5), 0, 1.5, None, None)),
+        "logsumexp where": (rows._logsumexp, (turned(5, 3), -1, 0.5, None, mask | (torch.arange(5) == 0))),
+        "topk_softmax": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, False)),
+        "topk_softmax full": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, True)),
         "cross_entropy": (losses._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
-        "softmax turned": (rows.apply_softmax, (turned(3, 5), 1, 1.0, None)),
+        "softmax turned": (rows.apply_softmax, (turned(3, 5), 1, 1.0, None, None)),
         "cross_entropy turned": (losses._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
-        "entmax turned": (rows._entmax, (turned(3, 5), 0, 1.3, None)),
-        "topk_softmax turned": (topk._topk_softmax, (turned(3, 5), 2, 0, 1.5, True)),
+        "entmax turned": (rows._entmax, (turned(3, 5), 0, 1.3, None, None)),
+        "topk_softmax turned": (topk._topk_softmax, (turned(3, 5), 2, 0, 1.5, None, True)),
         "linear turned": (losses._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
         "cross_entropy none": (losses._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
         "cross_entropy soft": (losses._cross_entropy, (x(4, 5), soft, -1, *full, "sum", True)),
         "linear": (losses._linear_cross_entropy, (x(4, 3), x(5, 3), target, x(5), *full, "mean", True)),
+        "softmax rows": (rows.apply_softmax, (x(3, 5), 1, 1.0, temperatures, None)),
+        "log_softmax rows": (rows._log_softmax, (x(5, 3), 0, 1.0, temperatures.T, None)),
+        "entmax rows": (rows._entmax, (x(3, 5), 1, 2.0, x(3, 1).detach().abs().add(1.2).requires_grad_(), mask)),
+        "logsumexp rows": (rows._logsumexp, (x(3, 5), 1, 1.0, temperatures, mask | (torch.arange(5) == 0))),
+        "topk_softmax rows": (topk._topk_softmax, (x(3, 5), 2, -1, 1.0, temperatures, True)),
+        "cross_entropy rows": (
+            losses._cross_entropy,
+            (x(4, 5), target, -1, weight, None, torch.tensor([[0.5], [1.0], [2.0], [3.0]]), *base[3:], "mean", True),
+        ),
         "linear, no bias": (losses._linear_cross_entropy, (x(4, 3), x(5, 3), target, None, *base, "sum", True)),
     }
 

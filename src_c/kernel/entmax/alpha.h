@@ -13,7 +13,13 @@
 #include "vjp.h"
 
 /* Passes over the elements with y > 0: those of the gradient, and the last. */
-typedef enum csm_alpha_pass { CSM_ALPHA_REFER, CSM_ALPHA_NEXT, CSM_ALPHA_ADD, CSM_ALPHA_SUM, CSM_ALPHA_END } csm_alpha_pass;
+typedef enum csm_alpha_pass {
+    CSM_ALPHA_REFER,
+    CSM_ALPHA_NEXT,
+    CSM_ALPHA_ADD,
+    CSM_ALPHA_SUM,
+    CSM_ALPHA_END
+} csm_alpha_pass;
 
 typedef struct csm_alpha_sums {
     csm_pair h, g;
