@@ -210,7 +210,7 @@ def check_loss_options(
     if row_shape is None:
         t, each = check_temperature(temperature, True), None
     else:
-        t, each = number_and_rows(check_temperatures(*to_host(temperature), row_shape, True), batch, 1.0)
+        t, each = number_and_rows(check_temperatures(to_host(temperature)[0], row_shape, True), batch, 1.0)
     if each is not None and place.on_cuda:
         raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
     if weight is not None:

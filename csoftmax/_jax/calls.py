@@ -68,7 +68,9 @@ def check_rows(name: str, value: Any, x: jax.Array, axis: int) -> jax.Array:
     try:
         rows = jnp.broadcast_to(given, shape)
     except ValueError:
-        raise ValueError(f"{name} has shape {given.shape}; allowed are a number and what broadcasts to {shape}") from None
+        raise ValueError(
+            f"{name} has shape {given.shape}; allowed are a number and what broadcasts to {shape}"
+        ) from None
     wide = jnp.float64 if rows.dtype == jnp.float64 else jnp.float32
     return jnp.squeeze(rows, axis).astype(wide)
 

@@ -15,7 +15,6 @@ from jax.typing import ArrayLike
 from .._arguments.numbers import check_flag
 from .calls import call_kernel, check_floating, check_mask, check_number, check_rows, is_for_rows, leave_out, like
 
-
 # A function of rows, of a number for each row or None, and of the number for all of them.
 _RowFunction = Callable[[jax.Array, Any, float], jax.Array]
 

@@ -184,7 +184,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -215,8 +215,9 @@ def cross_entropy(
         labels.
     z_loss : float, default 0.0
         Factor of ``lse**2``, which keeps logits from drifting (Chowdhery et al. 2022).
-    temperature : float, default 1.0
-        T, positive and finite.
+    temperature : float or array_like, default 1.0
+        T, positive and finite. An array, of length 1 along `axis`, broadcasts to the rows, each of which then has the
+        bits that it has alone (not on CUDA).
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
         for labels that is the sum of s * w[target]. Where that sum is 0, the mean is NaN.
@@ -305,7 +306,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,

@@ -106,7 +106,7 @@ def _lay_out_topk(
     xp = place.xp
     x, dtype = _as_comparable(x, place) if options[2] == binding.NORMALIZE[None] else as_float("x", x, place)
     axes = normalize_axes(axis, x.ndim)
-    *flags, temperature, num_threads = options
+    smallest, unsorted, normalize, temperature, num_threads = options
     temperature = check_temperatures(temperature, tuple(1 if i in axes else n for i, n in enumerate(x.shape)), False)
     if place.on_cuda and not isinstance(temperature, float):
         raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
@@ -129,6 +129,7 @@ def _lay_out_topk(
     if out is not None:
         _check_pair(out, result, place)
     values, indices = (np.moveaxis(a, at, -1) for a in result)
+    flags = smallest, unsorted, normalize
     return TopKPlan(dtype, rows, values, indices, *flags, temperature, num_threads, result, out, empty, place)
 
 
@@ -216,7 +217,7 @@ def topk_softmax(
     k: SupportsIndex,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     normalize: Literal["topk", "full"] = "topk",
     sorted: bool = True,
     where: ArrayLike | None = None,
@@ -230,8 +231,8 @@ def topk_softmax(
     ----------
     x, k, axis, sorted
         As in `topk`; integers are computed in float64.
-    temperature : float, default 1.0
-        T >= 0, as in `softmax`.
+    temperature : float or array_like, default 1.0
+        T >= 0, as in `softmax`: a number, or one a row.
     normalize : {"topk", "full"}, default "topk"
         "topk": the k probabilities sum to 1. "full": they are those of the softmax of all elements, to the last bit.
     where : array_like of bool, broadcastable to x, optional

@@ -12,8 +12,9 @@ from .samples import logits
 def exact_forward(x, temperature=1.0, where=None):
     """Return softmax, log_softmax, logsumexp of finite logits, and the scale of the last: max(|m|, |logsumexp|).
 
-    m is the maximum of x / temperature, a number or an array of length 1 along the last axis.  The maximum itself is kept out of the sum, so that the tail keeps its digits
-    where one class is near-certain.  Limits of temperature (0 and infinity) are those of the documentation.
+    m is the maximum of x / temperature, a number or an array of length 1 along the last axis.  The maximum itself is
+    kept out of the sum, so that the tail keeps its digits where one class is near-certain.  Its limits, 0 and
+    infinity, are those of the documentation.
     """
     x = wide(x)
     if where is not None:

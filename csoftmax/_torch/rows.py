@@ -203,9 +203,7 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, wher
     return apply_softmax(x, check_int("dim", dim), *check_temperature(temperature, x), where)
 
 
-def log_softmax(
-    x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, where: Tensor | None = None
-) -> Tensor:
+def log_softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, where: Tensor | None = None) -> Tensor:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters

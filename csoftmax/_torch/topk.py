@@ -14,9 +14,7 @@ from .operators import check_floating, check_int, define, number_or_rows
 from .rows import apply_softmax, apply_softmax_vjp
 
 
-def _compute_topk(
-    x: Tensor, k: int, dim: int, number: float, rows: Tensor | None, full: bool
-) -> tuple[Tensor, Tensor]:
+def _compute_topk(x: Tensor, k: int, dim: int, number: float, rows: Tensor | None, full: bool) -> tuple[Tensor, Tensor]:
     temperature: Any = number if rows is None else rows.detach()
     result = csoftmax.topk_softmax(x.detach(), k, dim, temperature=temperature, normalize="full" if full else "topk")
     return result.values.contiguous(), result.indices.contiguous()

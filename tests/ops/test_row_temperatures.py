@@ -164,7 +164,9 @@ def test_reduced_losses():
     got = csoftmax.cross_entropy_with_grad(x, y, temperature=t, sample_weight=s)
     np.testing.assert_allclose(got.loss, rows.sum() / s.sum(), rtol=1e-14)
     for i in range(4):
-        alone = csoftmax.cross_entropy_with_grad(x[i], y[i], temperature=t[i, 0, 0], sample_weight=s[i], reduction="sum")
+        alone = csoftmax.cross_entropy_with_grad(
+            x[i], y[i], temperature=t[i, 0, 0], sample_weight=s[i], reduction="sum"
+        )
         np.testing.assert_allclose(got.grad[i], alone.grad / s.sum(), rtol=1e-14)
     turned = csoftmax.cross_entropy_with_grad(np.moveaxis(x, -1, 1), y, axis=1, temperature=t, sample_weight=s)
     assert turned.loss == got.loss
