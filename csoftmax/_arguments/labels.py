@@ -18,7 +18,7 @@ from .numbers import (
     check_temperatures,
     number_and_rows,
 )
-from .places import CPU, DeviceError, Place, as_array, is_cupy, to_host
+from .places import CPU, Place, as_array, is_cupy, to_host
 
 # How the message goes on for one-hot rows that are not floating.
 CONVERT_ONE_HOT = (
@@ -211,8 +211,6 @@ def check_loss_options(
         t, each = check_temperature(temperature, True), None
     else:
         t, each = number_and_rows(check_temperatures(to_host(temperature)[0], row_shape, True), batch, 1.0)
-    if each is not None and place.on_cuda:
-        raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
     if weight is not None:
         weight = place.xp.ascontiguousarray(check_weight("weight", weight, (n_classes,), dtype, place))
     if sample_weight is not None:

@@ -305,8 +305,8 @@ static void *run_entmax(xla_frame *f, int backward) {
 void *csm_xla_entmax(xla_frame *f) { return run_entmax(f, 0); }
 void *csm_xla_entmax_vjp(xla_frame *f) { return run_entmax(f, 1); }
 
-/* (x, int32 labels, -1: ignored, and optionally a temperature for each row) -> the loss of each row (float64 for float64, else float32), and its gradient if
- * there is a second result. */
+/* (x, int32 labels, -1: ignored, and optionally a temperature for each row) -> the loss of each row (float64 for
+ * float64, else float32), and its gradient if there is a second result. */
 void *csm_xla_cross_entropy(xla_frame *f) {
     void *answer;
     if (!is_execution(f, &answer)) return answer;

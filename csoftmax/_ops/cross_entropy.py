@@ -97,7 +97,7 @@ class CrossEntropyPlan(NamedTuple):
         check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
         with self.logits.device:
             if self.logits.size:
-                _cuda.launch_cross_entropy(*self._arguments())
+                _cuda.launch_cross_entropy(*self._arguments(), temperatures=self.options.temperatures)
             else:  # no row, or no class: nothing to compute, and the CPU gives the result
                 dtype, logits, rows, _, *rest = to_host(*self._arguments(), None)
                 host = np.empty(self.loss.shape, np.float64)
@@ -217,7 +217,7 @@ def cross_entropy(
         Factor of ``lse**2``, which keeps logits from drifting (Chowdhery et al. 2022).
     temperature : float or array_like, default 1.0
         T, positive and finite. An array, of length 1 along `axis`, broadcasts to the rows, each of which then has the
-        bits that it has alone (not on CUDA).
+        bits that it has alone. On CUDA rows of the same temperature are a launch.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
         for labels that is the sum of s * w[target]. Where that sum is 0, the mean is NaN.

@@ -38,9 +38,6 @@ class EntmaxGradients(NamedTuple):
     alpha_grad: Any
 
 
-NO_ROWS_ON_CUDA = '{} no kernels for CUDA. device="cpu" computes on the CPU.'
-
-
 class EntmaxPlan(NamedTuple):
     """A checked call of entmax, or, with a second input, of entmax_vjp."""
 
@@ -61,7 +58,7 @@ class EntmaxPlan(NamedTuple):
             binding.run_entmax(*arguments, self.num_threads, each, self.alpha_gradient)
             return rows.result.finish()
         with rows.first.device:
-            _cuda.launch_entmax(*arguments)
+            _cuda.launch_entmax(*arguments, each)
             return rows.result.finish()
 
     def reduce_alpha_gradient(self, shape: tuple[int, ...]) -> Any:
@@ -94,10 +91,8 @@ def plan_entmax(
     with place.context():
         rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient)
         alpha = check_alphas(to_host(alpha)[0], rows.row_shape)
-        if place.on_cuda and not isinstance(alpha, float):
-            raise DeviceError(NO_ROWS_ON_CUDA.format("alphas of rows have"))
         if place.on_cuda and alpha_gradient:
-            raise DeviceError(NO_ROWS_ON_CUDA.format("the gradient of alpha has"))
+            raise DeviceError('the gradient of alpha has no kernel for CUDA. device="cpu" computes on the CPU.')
         by_row = np.zeros(rows.first.shape[:-1]) if alpha_gradient else None
         return EntmaxPlan(alpha, rows, num_threads, by_row)
 

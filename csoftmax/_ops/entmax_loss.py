@@ -12,6 +12,7 @@ from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.labels import (
+    as_label_bits,
     check_ignore_index,
     check_on_device,
     check_target,
@@ -34,7 +35,6 @@ from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer, compute_dtype
 from .cross_entropy import cross_entropy_with_grad
-from .entmax import NO_ROWS_ON_CUDA
 from .softmax import log_softmax, logsumexp
 
 __all__ = ["EntmaxLossResult", "entmax_loss", "entmax_loss_with_grad"]
@@ -95,7 +95,8 @@ class EntmaxLossPlan(NamedTuple):
         with self.x.device:
             if self.x.size:
                 loss = self.place.xp.empty(shape, self.compute)
-                _cuda.launch_entmax_loss(*arrays, loss, *options)
+                ignore = as_label_bits(self.ignore_index, labels)
+                _cuda.launch_entmax_loss(*arrays, loss, *options, each, self.weight, self.sample_weight, ignore)
             else:  # the sum of no rows is 0; the loss of a row without classes and the mean of no rows are NaN
                 is_zero = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
                 loss = self.place.xp.full(shape, 0 if is_zero else math.nan, self.compute)
@@ -108,8 +109,8 @@ class EntmaxLossPlan(NamedTuple):
             masses = (self.target.astype(np.float64) * self.weight).sum(-1)
             factors = masses if factors is None else xp.where(factors == 0, 0.0, factors * masses)
         elif self.weight is not None:
-            labels = xp.clip(self.target, 0, self.x.shape[-1] - 1)
-            of_label = self.weight.astype(np.float64)[labels]
+            is_class = (self.target >= 0) & (self.target < self.x.shape[-1])
+            of_label = self.weight.astype(np.float64)[xp.where(is_class, self.target, 0)]
             factors = of_label if factors is None else factors * of_label
         if not self.is_soft:
             ignored = self.is_ignored()
@@ -122,7 +123,7 @@ class EntmaxLossPlan(NamedTuple):
         if not self.place.on_cuda:
             return self.target < 0
         if not is_representable(self.ignore_index, self.target.dtype):
-            return self.place.xp.zeros(self.target.shape, bool)
+            return self.place.xp.full(self.target.shape, False, np.bool_)
         return self.target == self.target.dtype.type(self.ignore_index)
 
     def reduce(self, losses: Any, grad: Any) -> tuple[Any, Any]:
@@ -130,7 +131,7 @@ class EntmaxLossPlan(NamedTuple):
         xp, factors = self.place.xp, self.row_factors()
         loss: Any = losses.astype(np.float64)
         divisor: Any = loss.size if factors is None else factors.sum()
-        scale = xp.ones(loss.shape) if factors is None else factors
+        scale = xp.full(loss.shape, 1.0, np.float64) if factors is None else factors
         with np.errstate(all="ignore"):
             if factors is not None:
                 absent = self._takes_no_part()
@@ -149,7 +150,7 @@ class EntmaxLossPlan(NamedTuple):
 
     def _takes_no_part(self) -> Any:
         """Which rows contribute 0 whatever they hold."""
-        absent = self.place.xp.zeros(self.x.shape[:-1], bool) if self.is_soft else self.is_ignored()
+        absent = self.place.xp.full(self.x.shape[:-1], False, np.bool_) if self.is_soft else self.is_ignored()
         return absent if self.sample_weight is None else absent | (self.sample_weight == 0)
 
     def finish(self, loss: Any) -> tuple[Any, Any]:
@@ -187,8 +188,9 @@ def plan_entmax_loss(
         labels, soft = check_target(target, x.shape, batch, compute, place)
         check_reduction(reduction)
         alpha = check_alphas(to_host(alpha)[0], tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
-        if place.on_cuda and not isinstance(alpha, float):
-            raise DeviceError(NO_ROWS_ON_CUDA.format("alphas of rows have"))
+        if place.on_cuda and not isinstance(alpha, float) and np.any(alpha == 1):
+            what = "losses have no kernel for CUDA where alpha is 1 in some rows only"
+            raise DeviceError(f'{what}. device="cpu" computes on the CPU.')
         ignore_index = check_ignore_index(ignore_index)
         mask = None if where is None else check_where(where, x.shape, place)
         x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place, mask)
@@ -232,19 +234,21 @@ def _check_labels(target: Any, n_classes: int, ignore_index: int, place: Place) 
 def _run_loss(x: Any, target: Any, alpha: Any, **options: Any) -> tuple[Any, Any]:
     plan = plan_entmax_loss(x, target, alpha, **options)
     if isinstance(plan.alpha, float):
-        return plan.execute() if plan.alpha != 1 else plan.reduce(*_run_limit(plan))
+        if plan.alpha != 1:
+            return plan.execute()
+        with plan.place.context():
+            return plan.reduce(*_run_limit(plan))
     is_limit = (plan.alpha == 1).reshape(plan.x.shape[:-1])
     return _run_both_kinds(plan, is_limit) if is_limit.any() else plan.execute()
 
 
 def _run_limit(plan: EntmaxLossPlan) -> tuple[Any, Any]:
     """Losses and gradients at alpha = 1: cross-entropy, or, with soft labels, the Kullback-Leibler divergence."""
-    with plan.place.context():
-        ignore = plan.ignore_index if plan.place.on_cuda else -1
-        loss, grad = cross_entropy_with_grad(
-            plan.x, plan.target, reduction="none", ignore_index=ignore, num_threads=plan.num_threads
-        )
-        return _kullback_leibler(plan, loss, grad) if plan.is_soft else (loss, grad)
+    ignore = plan.ignore_index if plan.place.on_cuda else -1
+    loss, grad = cross_entropy_with_grad(
+        plan.x, plan.target, reduction="none", ignore_index=ignore, num_threads=plan.num_threads
+    )
+    return _kullback_leibler(plan, loss, grad) if plan.is_soft else (loss, grad)
 
 
 def _run_both_kinds(plan: EntmaxLossPlan, is_limit: Any) -> tuple[Any, Any]:

@@ -105,8 +105,9 @@ def _lay_out_linear(
     labels, soft = check_target(target, (*batch, n), batch, compute, place)
     checked = check_loss_options(n, batch, compute, reduction, place=place, row_shape=(*batch, 1), **options)
     rows = math.prod(batch)
-    by_row = checked.sample_weight, checked.upstream, checked.temperatures
-    s, upstream, t = (None if v is None else place.xp.ascontiguousarray(v).reshape(rows) for v in by_row)
+    by_row = checked.sample_weight, checked.upstream
+    s, upstream = (None if v is None else place.xp.ascontiguousarray(v).reshape(rows) for v in by_row)
+    t = None if checked.temperatures is None else checked.temperatures.reshape(rows)
     checked = checked._replace(sample_weight=s, upstream=upstream, temperatures=t)
     plan = LinearPlan(dtype, x, w, bias, labels, soft, checked, None, 1.0, batch, compute, None, place, 1)
     plan = _flat_on_cuda(plan) if place.on_cuda else keep_rows(plan, reduction)

@@ -61,7 +61,7 @@ class TopKPlan(NamedTuple):
         options = self.smallest, self.unsorted, self.normalize, number
         if self.place.on_cuda:
             with self.x.device:
-                _cuda.launch_topk(*arrays, *options)
+                _cuda.launch_topk(*arrays, *options, each)
                 return self._finish()
         binding.run_topk(*arrays, *options, self.num_threads, each)
         return self._finish()
@@ -108,8 +108,6 @@ def _lay_out_topk(
     axes = normalize_axes(axis, x.ndim)
     smallest, unsorted, normalize, temperature, num_threads = options
     temperature = check_temperatures(temperature, tuple(1 if i in axes else n for i, n in enumerate(x.shape)), False)
-    if place.on_cuda and not isinstance(temperature, float):
-        raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
     mask = None if where is None else check_where(where, x.shape, place)
     if x.ndim == 0:
         x, mask = x.reshape(1), None if mask is None else mask.reshape(1)

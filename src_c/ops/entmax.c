@@ -1,8 +1,8 @@
 /* The driver of alpha-entmax, its gradient and its Fenchel-Young loss.
  *
  * A contiguous row is computed in place, any other row in scratch; a row is never split.  The buffer for survivors of
- * the kernel's filter grows when a row needs it.  Where rows have an alpha of their own, one with alpha = 1 is a call of
- * softmax, or of its gradient.
+ * the kernel's filter grows when a row needs it.  Where rows have an alpha of their own, one with alpha = 1 is a call
+ * of softmax, or of its gradient.
  */
 #include "../core/call.h"
 #include "../core/extension.h"

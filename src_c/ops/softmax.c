@@ -272,8 +272,8 @@ static csm_status run_own(routed_call *mine, size_t begin, size_t stop, int thre
 }
 
 /* Contiguous rows from `begin` on, which do not cross the end of the last batch axis: the kernel computes them by
- * their temperatures, neighbours of the same one together.  Returns how many it has done before one that is not ordinary, or whose temperature is
- * not usual. */
+ * their temperatures, neighbours of the same one together.  Returns how many it has done before one that is not
+ * ordinary, or whose temperature is not usual. */
 static size_t run_usual(const routed_call *routed, size_t begin, size_t count, char *scratch) {
     enum { TOGETHER = 16 };
     const csm_softmax_call *c = routed->call;
