@@ -97,7 +97,8 @@ class CrossEntropyPlan(NamedTuple):
         check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
         with self.logits.device:
             if self.logits.size:
-                _cuda.launch_cross_entropy(*self._arguments(), temperatures=self.options.temperatures)
+                given = [*self._arguments(), self.options.temperatures]
+                _cuda.launch_cross_entropy(*given)
             else:  # no row, or no class: nothing to compute, and the CPU gives the result
                 dtype, logits, rows, _, *rest = to_host(*self._arguments(), None)
                 host = np.empty(self.loss.shape, np.float64)
