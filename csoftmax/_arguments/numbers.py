@@ -41,7 +41,7 @@ def check_temperature(temperature: Any, gradient: bool) -> float:
 
 def is_for_rows(value: Any) -> bool:
     """Whether a parameter is an array with a number for each row, or a list of one."""
-    return isinstance(value, list | tuple) or np.ndim(value) > 0
+    return type(value) is not float and (isinstance(value, (list, tuple)) or np.ndim(value) > 0)
 
 
 def _check_rows(

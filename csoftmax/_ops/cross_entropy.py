@@ -145,7 +145,8 @@ def _lay_out_loss(
     compute, batch = compute_dtype(x.dtype), batch_shape(x, axes)
     labels, soft = check_target(target, x.shape, batch, compute, place)
     n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
-    row_shape = tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    is_number = type(options["temperature"]) is float  # as in most calls, which this saves the shape of the rows
+    row_shape = None if is_number else tuple(1 if i in axes else n for i, n in enumerate(x.shape))
     checked = check_loss_options(n_classes, batch, compute, reduction, place=place, row_shape=row_shape, **options)
     if reduction == "mean" and not place.on_cuda and not (checked.clip_norm or checked.clip_value):
         weight, s = scale_products(checked.weight, checked.sample_weight, batch)

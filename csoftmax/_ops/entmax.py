@@ -90,7 +90,7 @@ def plan_entmax(
     place = place_of(device, x)
     with place.context():
         rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient)
-        alpha = check_alphas(to_host(alpha)[0], rows.row_shape)
+        alpha = check_alphas(alpha if type(alpha) is float else to_host(alpha)[0], rows.row_shape)
         if place.on_cuda and alpha_gradient:
             raise DeviceError('the gradient of alpha has no kernel for CUDA. device="cpu" computes on the CPU.')
         by_row = np.zeros(rows.first.shape[:-1]) if alpha_gradient else None
@@ -195,7 +195,7 @@ def entmax(
 
 def _is_limit(alpha: Any) -> bool:
     """Whether alpha is the number 1, at which entmax is softmax."""
-    return not is_for_rows(alpha) and check_alphas(alpha, ()) == 1
+    return alpha == 1 if type(alpha) is float else not is_for_rows(alpha) and check_alphas(alpha, ()) == 1
 
 
 @accept_foreign

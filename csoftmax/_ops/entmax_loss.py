@@ -187,7 +187,8 @@ def plan_entmax_loss(
         batch = batch_shape(x, axes)
         labels, soft = check_target(target, x.shape, batch, compute, place)
         check_reduction(reduction)
-        alpha = check_alphas(to_host(alpha)[0], tuple(1 if i in axes else n for i, n in enumerate(x.shape)))
+        row_shape = () if type(alpha) is float else tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+        alpha = check_alphas(to_host(alpha)[0], row_shape)
         if place.on_cuda and not isinstance(alpha, float) and np.any(alpha == 1):
             what = "losses have no kernel for CUDA where alpha is 1 in some rows only"
             raise DeviceError(f'{what}. device="cpu" computes on the CPU.')
@@ -222,10 +223,11 @@ def _check_labels(target: Any, n_classes: int, ignore_index: int, place: Place) 
         raise_bad_label(target, n_classes, None)
         return target
     target = target.copy()
-    raise_bad_label(target, n_classes, ignore_index)
     labels = target.astype(np.int64)
-    if is_representable(ignore_index, target.dtype):
-        labels[target == target.dtype.type(ignore_index)] = -1
+    if 0 <= ignore_index < n_classes or ((target < 0) | (target >= n_classes)).any():
+        raise_bad_label(target, n_classes, ignore_index)
+        if is_representable(ignore_index, target.dtype):
+            labels[target == target.dtype.type(ignore_index)] = -1
     return labels
 
 

@@ -107,7 +107,8 @@ def _lay_out_topk(
     x, dtype = _as_comparable(x, place) if options[2] == binding.NORMALIZE[None] else as_float("x", x, place)
     axes = normalize_axes(axis, x.ndim)
     smallest, unsorted, normalize, temperature, num_threads = options
-    temperature = check_temperatures(temperature, tuple(1 if i in axes else n for i, n in enumerate(x.shape)), False)
+    row_shape = () if type(temperature) is float else tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    temperature = check_temperatures(temperature, row_shape, False)
     mask = None if where is None else check_where(where, x.shape, place)
     if x.ndim == 0:
         x, mask = x.reshape(1), None if mask is None else mask.reshape(1)

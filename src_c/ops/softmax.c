@@ -275,9 +275,10 @@ static csm_status run_own(routed_call *mine, size_t begin, size_t stop, int thre
  * their temperatures, neighbours of the same one together.  Returns how many it has done before one that is not
  * ordinary, or whose temperature is not usual. */
 static size_t run_usual(const routed_call *routed, size_t begin, size_t count, char *scratch) {
-    enum { TOGETHER = 16 };
+    enum { TOGETHER = 16, MIN_SAME = 8 }; /* MIN_SAME: of short rows, for which a kernel with one temperature pays */
     const csm_softmax_call *c = routed->call;
     const csm_shape *shape = &c->base.shape;
+    const int is_short = c->op == CSM_OP_softmax && csm_is_single(&c->base) && shape->n <= CSM_SHORT_ROW;
     const csm_row_place p = place_row(c, begin);
     const char *t = csm_row_data(&c->base, &c->temperatures, begin);
     const ptrdiff_t t_step = csm_last_stride(shape, &c->temperatures);
@@ -301,14 +302,15 @@ static size_t run_usual(const routed_call *routed, size_t begin, size_t count, c
         if (rows == 0) return at;
         csm_set_ordinary(constants, numbers, rows, csm_is_single(&c->base));
         for (size_t i = 0; i < rows; i += job.rows) {
-            const size_t same = csm_count_same(numbers + i, rows - i);
+            job.rows = csm_count_same(numbers + i, rows - i);
             job.temperature = &constants[i];
-            job.rows = same;
+            job.has_temperatures = is_short && job.rows < MIN_SAME;
+            if (job.has_temperatures) job.rows = rows - i;
             const size_t done = c->kernels->rows(&job);
-            if (done < same) return at + i + done;
-            job.input += (ptrdiff_t)same * job.input_step;
-            job.result += (ptrdiff_t)same * job.result_step;
-            if (c->is_gradient) job.y += (ptrdiff_t)same * job.y_step;
+            if (done < job.rows) return at + i + done;
+            job.input += (ptrdiff_t)done * job.input_step;
+            job.result += (ptrdiff_t)done * job.result_step;
+            if (c->is_gradient) job.y += (ptrdiff_t)done * job.y_step;
         }
     }
     return count;

@@ -5,6 +5,7 @@ import pytest
 from helpers import assert_same_bits, looped
 
 import csoftmax
+from csoftmax._cpu import binding
 
 RNG = np.random.default_rng(0)
 TEMPERATURES = np.array([1.0, 0.5, 0.5, 3.0, 1e-3, 1e70, 1e-200, 7.25, 1.0, 1e300])
@@ -88,6 +89,25 @@ def test_rows_that_kernels_compute_together():
             y = csoftmax.softmax(np.where(np.isfinite(x), x, 0))
             expected = [csoftmax.softmax_vjp(x[i], y[i], temperature=float(t[i])) for i in range(len(t))]
             assert_same_bits(csoftmax.softmax_vjp(x, y, temperature=t[:, None]), np.stack(expected))
+
+
+@looped("dtype", DTYPES)
+def test_short_rows_on_every_instruction_set(dtype):
+    """Rows that float kernels compute side by side, each with its temperature; some of them are not ordinary."""
+    before = binding.isa()
+    t = RNG.uniform(0.3, 3, 70)
+    t[[3, 20, 21, 22, 23, 24, 25, 26, 27, 50]] = 1, *[0.7] * 8, 1e-80
+    try:
+        for n in range(1, 18):
+            x = (RNG.standard_normal((len(t), n)) * 3).astype(dtype)
+            x[40, n // 2], x[41], x[60, 0] = np.nan, -np.inf, 30_000
+            expected = np.concatenate([csoftmax.softmax(x[i : i + 1], temperature=float(v)) for i, v in enumerate(t)])
+            for isa in binding.isa_available():
+                binding.select_isa(isa)
+                assert_same_bits(csoftmax.softmax(x, temperature=t[:, None]), expected)
+            binding.select_isa(before)
+    finally:
+        binding.select_isa(before)
 
 
 LOSS_OPTIONS = {
