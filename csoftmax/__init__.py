@@ -9,6 +9,7 @@ from ._ops import crf as _crf
 from ._ops import crf_paths as _crf_paths
 from ._ops import cross_entropy as _cross_entropy
 from ._ops import entmax as _entmax
+from ._ops import entmax_loss as _entmax_loss
 from ._ops import in_batch as _in_batch
 from ._ops import linear_cross_entropy as _linear_cross_entropy
 from ._ops import margins as _margins
@@ -23,6 +24,7 @@ from ._ops.crf import *
 from ._ops.crf_paths import *
 from ._ops.cross_entropy import *
 from ._ops.entmax import *
+from ._ops.entmax_loss import *
 from ._ops.in_batch import *
 from ._ops.linear_cross_entropy import *
 from ._ops.margins import *
@@ -51,6 +53,7 @@ __all__ += _crf.__all__
 __all__ += _crf_paths.__all__
 __all__ += _cross_entropy.__all__
 __all__ += _entmax.__all__
+__all__ += _entmax_loss.__all__
 __all__ += _in_batch.__all__
 __all__ += _linear_cross_entropy.__all__
 __all__ += _margins.__all__

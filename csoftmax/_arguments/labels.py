@@ -9,8 +9,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .._cpu.dtypes import is_bfloat16
-from .numbers import check_integer, check_non_negative, check_positive, check_reduction, check_temperature
-from .places import CPU, Place, as_array, is_cupy
+from .numbers import (
+    check_integer,
+    check_non_negative,
+    check_positive,
+    check_reduction,
+    check_temperature,
+    check_temperatures,
+    number_and_rows,
+)
+from .places import CPU, Place, as_array, is_cupy, to_host
 
 # How the message goes on for one-hot rows that are not floating.
 CONVERT_ONE_HOT = (
@@ -170,6 +178,7 @@ class LossOptions(NamedTuple):
     clip_norm: float
     clip_value: float
     ignore_index: int
+    temperatures: Any | None = None  # those of the rows, which then count instead of `temperature`
 
     @property
     def factors(self) -> tuple[float, float, float, float, float]:
@@ -193,9 +202,17 @@ def check_loss_options(
     clip_norm: Any = None,
     clip_value: Any = None,
     place: Place = CPU,
+    row_shape: tuple[int, ...] | None = None,
 ) -> LossOptions:
-    """Check the options that losses of logits and of linear layers share; upstream None means no gradient."""
+    """Check the options that losses of logits and of linear layers share; upstream None means no gradient.
+
+    row_shape : the shape that arrays of temperatures broadcast to; None where only a number is allowed.
+    """
     check_reduction(reduction)
+    if row_shape is None:
+        t, each = check_temperature(temperature, True), None
+    else:
+        t, each = number_and_rows(check_temperatures(to_host(temperature)[0], row_shape, True), batch, 1.0)
     if weight is not None:
         weight = place.xp.ascontiguousarray(check_weight("weight", weight, (n_classes,), dtype, place))
     if sample_weight is not None:
@@ -204,10 +221,11 @@ def check_loss_options(
         weight,
         sample_weight,
         None if upstream is None else check_upstream(upstream, reduction, batch, place),
-        check_temperature(temperature, True),
+        t,
         check_non_negative("label_smoothing", label_smoothing, 1),
         check_non_negative("z_loss", z_loss),
         check_positive("clip_norm", clip_norm),
         check_positive("clip_value", clip_value),
         check_ignore_index(ignore_index),
+        each,
     )

@@ -39,25 +39,38 @@ def check_temperature(temperature: Any, gradient: bool) -> float:
     return value
 
 
-def check_temperatures(temperature: Any, row_shape: tuple[int, ...], gradient: bool) -> float | Any:
-    """T as a float, or as a float64 array for the rows: row_shape is the shape of x with length 1 along the axis."""
-    is_array = isinstance(temperature, list | tuple) or np.ndim(temperature) > 0
-    if not is_array:
-        return check_temperature(temperature, gradient)
-    given = as_array("temperature", temperature)
+def is_for_rows(value: Any) -> bool:
+    """Whether a parameter is an array with a number for each row, or a list of one."""
+    return type(value) is not float and (isinstance(value, (list, tuple)) or np.ndim(value) > 0)
+
+
+def _check_rows(
+    name: str, value: Any, row_shape: tuple[int, ...], allowed: str, is_allowed: Callable[[Any], Any]
+) -> Any:
+    """A float64 array for the rows: row_shape is the shape of x with length 1 along the axis."""
+    given = as_array(name, value)
     if given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype):
-        raise TypeError(f"temperature must hold real numbers, got dtype {given.dtype}")
+        raise TypeError(f"{name} must hold real numbers, got dtype {given.dtype}")
     try:
         values = np.broadcast_to(given.astype(np.float64), row_shape)
     except ValueError:
-        allowed = f"a number and what broadcasts to {row_shape}, the shape of the rows with length 1 along the axis"
-        raise ValueError(f"temperature has shape {given.shape}; allowed are {allowed}") from None
-    bad = ~((values > 0) & (values < math.inf)) if gradient else ~(values >= 0)
+        shapes = f"a number and what broadcasts to {row_shape}, the shape of the rows with length 1 along the axis"
+        raise ValueError(f"{name} has shape {given.shape}; allowed are {shapes}") from None
+    bad = ~is_allowed(values)
     if bad.any():
         at = tuple(map(int, np.unravel_index(int(bad.argmax()), row_shape)))
-        allowed = "positive and finite" if gradient else "at least 0"
-        raise ValueError(f"temperature must be {allowed}, got {values[at]} at {at}")
+        raise ValueError(f"{name} must be {allowed}, got {values[at]} at {at}")
     return values
+
+
+def check_temperatures(temperature: Any, row_shape: tuple[int, ...], gradient: bool) -> float | Any:
+    """T as a float, or as a float64 array for the rows: row_shape is the shape of x with length 1 along the axis."""
+    if not is_for_rows(temperature):
+        return check_temperature(temperature, gradient)
+    if gradient:
+        allowed = "positive and finite"
+        return _check_rows("temperature", temperature, row_shape, allowed, lambda t: (t > 0) & (t < math.inf))
+    return _check_rows("temperature", temperature, row_shape, "at least 0", lambda t: t >= 0)
 
 
 def check_alpha(alpha: Any) -> float:
@@ -66,6 +79,18 @@ def check_alpha(alpha: Any) -> float:
     if not 1 <= value < math.inf:
         raise ValueError(f"alpha must be at least 1 and finite, got {alpha!r}")
     return value
+
+
+def check_alphas(alpha: Any, row_shape: tuple[int, ...]) -> float | Any:
+    """The alpha of entmax as a float, or as a float64 array for the rows, whose shape has length 1 along the axis."""
+    if not is_for_rows(alpha):
+        return check_alpha(alpha)
+    return _check_rows("alpha", alpha, row_shape, "at least 1 and finite", lambda a: (a >= 1) & (a < math.inf))
+
+
+def number_and_rows(value: float | Any, batch: tuple[int, ...], number: float) -> tuple[float, Any | None]:
+    """A checked parameter as kernels take it: a number and None, or `number`, unused, and an array of the rows."""
+    return (value, None) if isinstance(value, float) else (number, value.reshape(batch))
 
 
 def check_positive(name: str, value: Any) -> float:

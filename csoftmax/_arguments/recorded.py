@@ -72,8 +72,6 @@ def _hand_over(function: Any, library: str, arguments: tuple[Any, ...], options:
             x = x[0] if key == "axis" and isinstance(x, tuple) and len(x) == 1 else x
             if key == "axis" and (x is None or isinstance(x, tuple)):
                 raise ValueError(f"{what}, and {module}.{name} takes one axis, not {x}: {remedy}")
-            if key in ("temperature", "alpha") and _ndim(x):
-                raise ValueError(f"{what}, and {module}.{name} takes one number as {key}, not an array: {remedy}")
             keywords[to] = check_integer(key, x) if key == "axis" else x
             keywords[to] = _convert(key, keywords[to], allowed[to], bound[first], library)
         elif not (x is default or (isinstance(x, bool | int | float | str) and x == default)):

@@ -95,6 +95,7 @@ def run_cross_entropy(
     clip_value: float,
     reduction: int,
     num_threads: int | None,
+    temperatures: NDArray[Any] | None = None,
 ) -> int | None: ...
 def run_geometric(
     task: int,
@@ -144,6 +145,7 @@ def run_topk(
     normalize: int,
     temperature: float,
     num_threads: int | None,
+    temperatures: NDArray[Any] | None = None,
 ) -> None: ...
 def run_entmax(
     dtype: int,
@@ -153,6 +155,8 @@ def run_entmax(
     where: NDArray[Any] | None,
     alpha: float,
     num_threads: int | None,
+    alphas: NDArray[Any] | None = None,
+    alpha_gradient: NDArray[Any] | None = None,
 ) -> None: ...
 def run_entmax_loss(
     dtype: int,
@@ -164,6 +168,9 @@ def run_entmax_loss(
     alpha: float,
     reduction: int,
     num_threads: int | None,
+    alphas: NDArray[Any] | None = None,
+    weight: NDArray[Any] | None = None,
+    sample_weight: NDArray[Any] | None = None,
 ) -> None: ...
 def run_sample(
     dtype: int,

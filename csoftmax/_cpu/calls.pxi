@@ -94,12 +94,12 @@ def run_softmax(int op, int dtype, first, second, result, where, double temperat
 
 def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sample_weight, upstream,
                       double temperature, double label_smoothing, double z_loss, double clip_norm,
-                      double clip_value, int reduction, num_threads):
+                      double clip_value, int reduction, num_threads, temperatures=None):
     """Compute cross-entropy, and with y its gradient. x, y and soft have the class axis last; other arrays lack it.
 
-    labels are integers of a native dtype, ignore is a label as 64 bits or None; sample_weight and upstream are
-    float64, weight and soft have the compute dtype. Returns None, or, if a label is bad, the index of the first row
-    with a bad hard label (any number for soft labels), and then writes nothing.
+    labels are integers of a native dtype, ignore is a label as 64 bits or None; sample_weight, upstream and
+    temperatures (None: one number) are float64, weight and soft have the compute dtype. Returns None, or, if a label is
+    bad, the index of the first row with a bad hard label (any number for soft labels), and then writes nothing.
     """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_loss_options options = cpu.csm_default_loss_options()
@@ -125,6 +125,7 @@ def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sampl
     options.sample_weight = buffers.take(4, sample_weight, False, False)
     options.upstream = buffers.take(5, upstream, False, False)
     buffers.take(6, loss, False, True)
+    options.temperatures = buffers.take(7, temperatures, False, False)
     if weight is not None:
         options.weight = <const void *><uintptr_t>weight.ctypes.data
     with nogil:
@@ -136,10 +137,10 @@ def run_cross_entropy(int dtype, x, y, loss, labels, ignore, soft, weight, sampl
 
 
 def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int normalize, double temperature,
-             num_threads):
+             num_threads, temperatures=None):
     """The k best along the last axis; k is the length of the last axis of values and indices.
 
-    dtype: one of DTYPES, or INTEGER for x of any integer dtype.
+    dtype: one of DTYPES, or INTEGER for x of any integer dtype. temperatures: a float64 for each row, or None.
     """
     cdef _Buffers b = _Buffers()
     cdef cpu.csm_topk_options options = cpu.csm_default_topk_options()
@@ -154,6 +155,7 @@ def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int no
     b.take(0, x, True, False)
     b.take(1, values, True, True)
     b.take(2, indices, True, True)
+    options.temperatures = b.take(3, temperatures, False, False)
     cdef bint is_integer = dtype == INTEGER
     cdef int integer = LABELS[f"{'u' * (x.dtype.kind == 'u')}int{8 * x.dtype.itemsize}"] if is_integer else 0
     with nogil:
@@ -166,8 +168,12 @@ def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int no
     _raise(status)
 
 
-def run_entmax(int dtype, first, second, result, where, double alpha, num_threads):
-    """alpha-entmax of `first` along the last axis, or, with `second`, its gradient from dy and y = entmax(x)."""
+def run_entmax(int dtype, first, second, result, where, double alpha, num_threads, alphas=None, alpha_gradient=None):
+    """alpha-entmax of `first` along the last axis, or, with `second`, its gradient from dy and y = entmax(x).
+
+    alphas: a float64 for each row, which then counts instead of alpha, or None; alpha_gradient receives a float64 for
+    each row, or is None.
+    """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
     cdef const cpu.csm_view *second_view
@@ -179,14 +185,21 @@ def run_entmax(int dtype, first, second, result, where, double alpha, num_thread
     second_view = buffers.take(1, second, True, False)
     buffers.take(2, result, True, True)
     options.where = buffers.take(3, where, True, False)
+    options.alphas = buffers.take(4, alphas, False, False)
+    options.alpha_gradient = buffers.take(5, alpha_gradient, False, True)
     with nogil:
         status = csm_run_entmax(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], second_view,
                                 &buffers.view[2], &options)
     _raise(status)
 
 
-def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, int reduction, num_threads):
-    """Fenchel-Young loss in float64 and its gradient; labels are int64, soft labels have the compute dtype."""
+def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, int reduction, num_threads, alphas=None,
+                    weight=None, sample_weight=None):
+    """Fenchel-Young loss in float64 and its gradient; labels are int64, soft labels have the compute dtype.
+
+    Rows of label -1 are left out. alphas and sample_weight have a float64 for each row, weight, contiguous, has the
+    compute dtype; None where they do not count.
+    """
     cdef _Buffers buffers = _Buffers()
     cdef cpu.csm_entmax_options options = cpu.csm_default_entmax_options()
     cdef const cpu.csm_view *hard
@@ -194,6 +207,8 @@ def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, in
     cdef const cpu.csm_view *to
     cdef cpu.csm_status status
     options.alpha = alpha
+    options.has_ignore = True
+    options.ignore = -1
     options.reduction = <cpu.csm_reduction>reduction
     options.threads = _threads(num_threads)
     options.interrupt = _check_signals
@@ -202,6 +217,10 @@ def run_entmax_loss(int dtype, x, labels, soft, gradient, loss, double alpha, in
     distribution = buffers.take(2, soft, True, False)
     to = buffers.take(3, gradient, True, True)
     buffers.take(4, loss, False, True)
+    options.alphas = buffers.take(5, alphas, False, False)
+    options.sample_weight = buffers.take(6, sample_weight, False, False)
+    if buffers.take(7, weight, True, False) is not NULL:
+        options.weight = buffers.view[7].data
     with nogil:
         status = csm_run_entmax_loss(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], hard, distribution,
                                      to, <double *>buffers.view[4].data, &options)

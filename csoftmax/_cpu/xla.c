@@ -210,6 +210,30 @@ static void *wrong(const xla_frame *f) {
                    "csoftmax: the arguments have other shapes or dtypes than those that csoftmax.jax passes");
 }
 
+/* One number for each row, as doubles: in the buffer itself, or in `memory`, to be freed, where that has floats. */
+typedef struct row_numbers {
+    const xla_buffer *buffer;
+    double *memory;
+    csm_view view;
+} row_numbers;
+/* Returns 0 if the buffer has other elements; without memory `view` has no data. */
+static int row_numbers_of(const matrix *m, const xla_buffer *b, row_numbers *numbers) {
+    *numbers = (row_numbers){.buffer = b};
+    if (view_of(m, b, XLA_F64, 1, &numbers->view)) return 1;
+    if (!view_of(m, b, XLA_F32, 1, &numbers->view)) return 0;
+    const size_t rows = m->shape.shape[0];
+    numbers->memory = malloc((rows | 1) * sizeof(double));
+    for (size_t i = 0; numbers->memory && i < rows; i++) numbers->memory[i] = (double)((const float *)b->data)[i];
+    numbers->view = csm_contiguous(&m->shape, 1, numbers->memory, sizeof(double));
+    return 1;
+}
+/* Brings results back to the buffer, and frees the memory. */
+static void return_row_numbers(const matrix *m, row_numbers *numbers) {
+    if (!numbers->memory) return;
+    for (size_t i = 0; i < m->shape.shape[0]; i++) ((float *)numbers->buffer->data)[i] = (float)numbers->memory[i];
+    free(numbers->memory);
+}
+
 /* The arrays of (x) -> y or (dy, y) -> dx, all of one dtype.  Results have n elements per row, or (n = 0) as many as
  * x. */
 typedef struct operands {
@@ -223,16 +247,25 @@ static int operands_of(const xla_frame *f, int has_second, size_t n, operands *o
            (!has_second || view_of(m, buffer_of(&f->arguments, 1), m->kind, m->shape.n, &o->second));
 }
 
+/* The last argument, if there is one more than the operands: a temperature for each row. */
 static void *run_softmax(xla_frame *f, csm_op op, int has_second, int reduces) {
     void *answer;
     if (!is_execution(f, &answer)) return answer;
     operands o;
+    row_numbers temperatures = {0};
     if (!operands_of(f, has_second, reduces, &o)) return wrong(f);
     csm_options options = csm_default_options();
+    if (f->arguments.count > 1 + has_second) {
+        if (!row_numbers_of(&o.m, buffer_of(&f->arguments, 1 + has_second), &temperatures)) return wrong(f);
+        if (!temperatures.view.data) return failed_with(f, CSM_NO_MEMORY);
+        options.temperatures = &temperatures.view;
+    }
     read_real(f, "temperature", &options.temperature);
     options.threads = threads(f);
-    return failed_with(f, csm_run_softmax(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
-                                          has_second ? &o.second : NULL, &o.y, &options));
+    const csm_status status = csm_run_softmax(op, o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
+                                              has_second ? &o.second : NULL, &o.y, &options);
+    free(temperatures.memory);
+    return failed_with(f, status);
 }
 #define TARGET(name, signature, keeps_axis, ...)                                        \
     void *csm_xla_##name(xla_frame *f) {                                                \
@@ -241,39 +274,60 @@ static void *run_softmax(xla_frame *f, csm_op op, int has_second, int reduces) {
 CSM_OPS(TARGET)
 #undef TARGET
 
+/* The last argument, if there is one more than the operands: an alpha for each row; then the gradient has a second
+ * result, dL/dalpha of each row. */
 static void *run_entmax(xla_frame *f, int backward) {
     void *answer;
     if (!is_execution(f, &answer)) return answer;
     operands o;
+    row_numbers alphas = {0}, gradient = {0};
     if (!operands_of(f, backward, 0, &o)) return wrong(f);
     csm_entmax_options options = csm_default_entmax_options();
+    const int has_alphas = f->arguments.count > 1 + backward, has_gradient = has_alphas && backward;
+    csm_status status = CSM_OK;
+    if ((has_alphas && !row_numbers_of(&o.m, buffer_of(&f->arguments, 1 + backward), &alphas)) ||
+        (has_gradient && !row_numbers_of(&o.m, buffer_of(&f->results, 1), &gradient))) {
+        free(alphas.memory);
+        return wrong(f);
+    }
+    if ((has_alphas && !alphas.view.data) || (has_gradient && !gradient.view.data)) status = CSM_NO_MEMORY;
+    options.alphas = has_alphas ? &alphas.view : NULL;
+    options.alpha_gradient = has_gradient ? &gradient.view : NULL;
     read_real(f, "alpha", &options.alpha);
     options.threads = threads(f);
-    return failed_with(f, csm_run_entmax(o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x,
-                                         backward ? &o.second : NULL, &o.y, &options));
+    if (status == CSM_OK)
+        status = csm_run_entmax(o.m.dtype, csm_current_table(), &o.m.shape, &o.m.x, backward ? &o.second : NULL, &o.y,
+                                &options);
+    return_row_numbers(&o.m, &gradient);
+    free(alphas.memory);
+    return failed_with(f, status);
 }
 void *csm_xla_entmax(xla_frame *f) { return run_entmax(f, 0); }
 void *csm_xla_entmax_vjp(xla_frame *f) { return run_entmax(f, 1); }
 
-/* (x, int32 labels, -1: ignored) -> the loss of each row (float64 for float64, else float32), and its gradient if
- * there is a second result. */
+/* (x, int32 labels, -1: ignored, and optionally a temperature for each row) -> the loss of each row (float64 for
+ * float64, else float32), and its gradient if there is a second result. */
 void *csm_xla_cross_entropy(xla_frame *f) {
     void *answer;
     if (!is_execution(f, &answer)) return answer;
     matrix m;
     csm_view labels, loss, gradient;
-    const int has_gradient = f->results.count > 1;
+    row_numbers temperatures = {0};
+    const int has_gradient = f->results.count > 1, has_temperatures = f->arguments.count > 2;
     if (!matrix_of(f, &m)) return wrong(f);
     const int wide = m.kind == XLA_F64;
     if (!view_of(&m, buffer_of(&f->arguments, 1), XLA_S32, 1, &labels) ||
         !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, 1, &loss) ||
-        (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)))
+        (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)) ||
+        (has_temperatures && !row_numbers_of(&m, buffer_of(&f->arguments, 2), &temperatures)))
         return wrong(f);
+    if (has_temperatures && !temperatures.view.data) return failed_with(f, CSM_NO_MEMORY);
     csm_loss_options options = csm_default_loss_options();
     options.labels = &labels;
     options.label_type = CSM_INT32;
     options.has_ignore = 1;
     options.ignore = (uint64_t)-1;
+    options.temperatures = has_temperatures ? &temperatures.view : NULL;
     read_real(f, "temperature", &options.temperature);
     read_real(f, "label_smoothing", &options.label_smoothing);
     read_real(f, "z_loss", &options.z_loss);
@@ -281,13 +335,17 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     options.threads = threads(f);
     const size_t rows = m.shape.shape[0];
     double *each = wide ? loss.data : malloc((rows | 1) * sizeof(double));
-    if (!each) return failed_with(f, CSM_NO_MEMORY);
+    if (!each) {
+        free(temperatures.memory);
+        return failed_with(f, CSM_NO_MEMORY);
+    }
     csm_status status = csm_run_cross_entropy(m.dtype, csm_current_table(), &m.shape, &m.x,
                                               has_gradient ? &gradient : NULL, each, &options);
     if (!wide) {
         for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss.data)[i] = (float)each[i];
         free(each);
     }
+    free(temperatures.memory);
     return failed_with(f, status);
 }
 

@@ -7,10 +7,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._cpu import binding
 from .device import read_shared_limit
-from .launch import as_rows, as_size, contiguous_or_new, launch_kernel, make_scales
+from .launch import as_rows, as_size, contiguous_or_new, groups_of, launch_kernel, make_scales
 from .sizes import (
     BLOCK_BYTES,
     BLOCK_ELEMENTS,
@@ -93,6 +94,8 @@ class CrossEntropyInSteps:
     Arrays are C-contiguous with their rows in one axis; soft, sample_weight, upstream and labels have one entry for
     each row.
     factors : temperature, label_smoothing, z_loss, clip_norm, clip_value.
+    temperatures : those of the rows, on the CPU, which count instead of the one of factors; rows of the same one are a
+        launch.
     """
 
     def __init__(
@@ -109,20 +112,30 @@ class CrossEntropyInSteps:
         *,
         reduction: int,
         gradient: bool,
+        temperatures: NDArray[Any] | None = None,
     ) -> None:
         import cupy
 
         given = labels if soft is None else soft
         self.dtype, self.n, self.count, self.device = dtype, n, len(given), given.device.id
         self.soft, self.weight, self.sample_weight, self.upstream = soft, weight, sample_weight, upstream
-        self.temperature = factors[0]
-        call = binding.loss_call(n, *factors, soft is not None, gradient)
+        self.temperature, self.temperatures = factors[0], temperatures
         self.losses = cupy.empty(self.count, np.float64)
-        self.prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
         self.target = launch_target(dtype, n, labels, ignore, soft, weight, sample_weight)
-        mean = np.int32(reduction == binding.REDUCTIONS["mean"])
-        arguments = self.target.terms, weight, self.prepared, np.int64(self.count), mean, call
+        self.mean = np.int32(reduction == binding.REDUCTIONS["mean"])
+        self._options = *factors[1:], soft is not None, gradient
+        self.prepared = self._divide(factors[0])
+
+    def _divide(self, temperature: float) -> Any:
+        """The divisor and the constants of the rows of a temperature."""
+        import cupy
+
+        prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
+        call = binding.loss_call(self.n, temperature, *self._options)
+        terms = self.target.terms if self.temperatures is None else self.target.terms.copy()  # they are overwritten
+        arguments = terms, self.weight, prepared, np.int64(self.count), self.mean, call
         self._launch("divide", 1, 1024, 0, *arguments)
+        return prepared
 
     def _launch(self, kernel: str, grid: int, threads: int, shared_bytes: int, *arguments: Any) -> None:
         launch_cross_entropy_kernel(self.dtype, self.device, kernel, grid, threads, shared_bytes, *arguments)
@@ -143,15 +156,34 @@ class CrossEntropyInSteps:
         if not count:
             return
         part = slice(first, first + count)
+        by_row = self.soft, *self.target[:2], self.sample_weight, self.upstream, self.losses, row_losses
+        *given, losses, row_losses = (None if a is None else a[part] for a in by_row)
+        inputs, outputs = (x, *given), (y, losses, row_losses)
+        if self.temperatures is None:
+            self._run(inputs, outputs, self.prepared, self.temperature)
+            return
+        for number, places in groups_of(self.temperatures[part]):
+            there, t = cupy.asarray(places), float(number)
+            parts = tuple(None if a is None else cupy.empty((len(places), *a.shape[1:]), a.dtype) for a in outputs)
+            self._run(tuple(None if a is None else a[there] for a in inputs), parts, self._divide(t), t)
+            for to, a in zip(outputs, parts, strict=True):
+                if to is not None:
+                    to[there] = a
+
+    def _run(self, inputs: tuple[Any, ...], outputs: tuple[Any, ...], prepared: Any, temperature: float) -> None:
+        """Launch rows of one temperature."""
+        import cupy
+
+        x, soft, labels, masses, weights, upstream = inputs
+        y, losses, row_losses = outputs
+        count = len(x)
         warps, shared_bytes, record_bytes = plan_cross_entropy_launch(
             self.dtype, self.n, read_shared_limit(self.device)
         )
         grid = min(count, _GRID_WITH_RECORDS) if record_bytes else count
         records = cupy.empty(grid * record_bytes, np.uint8) if record_bytes else None
-        by_row = self.soft, *self.target[:2], self.sample_weight, self.upstream, self.losses, row_losses
-        soft, labels, masses, weights, upstream, losses, row_losses = (None if a is None else a[part] for a in by_row)
-        arrays = x, soft, y, labels, masses, self.weight, weights, upstream, losses, row_losses, records, self.prepared
-        scales = make_scales(self.dtype, self.temperature)
+        arrays = x, soft, y, labels, masses, self.weight, weights, upstream, losses, row_losses, records, prepared
+        scales = make_scales(self.dtype, temperature)
         self._launch("rows", grid, 32 * warps, shared_bytes, *arrays, *as_size(count, self.n), scales)
 
     def reduce(self, loss: Any) -> None:
@@ -176,6 +208,7 @@ def launch_cross_entropy(
     clip_norm: float,
     clip_value: float,
     reduction: int,
+    temperatures: NDArray[Any] | None = None,
 ) -> None:
     """Cross-entropy of CuPy arrays, with the arguments of the CPU's run_cross_entropy; `loss` has the compute dtype.
 
@@ -189,7 +222,10 @@ def launch_cross_entropy(
         to = contiguous_or_new(y)
         by_row = weight, as_rows(sample_weight, rows), as_rows(upstream, rows)
         target = as_rows(labels, rows), ignore, as_rows(soft, rows, n)
-        steps = CrossEntropyInSteps(dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None)
+        each = None if temperatures is None else temperatures.ravel()
+        steps = CrossEntropyInSteps(
+            dtype, n, *target, *by_row, factors, reduction=reduction, gradient=y is not None, temperatures=each
+        )
         row_losses = as_rows(loss, rows) if reduction == binding.REDUCTIONS["none"] else None
         steps.run_rows(as_rows(x, rows, n), as_rows(to, rows, n), 0, row_losses)
         if row_losses is None:

@@ -210,8 +210,9 @@ INLINE void scatter(T *to, double factor) {
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     forward(const T *x, const uint8_t *__restrict__ mask, T *y, double *in_global, long long capacity, long long rows,
-            long long n, int part, csm_entmax e) {
+            long long n, int part, const csm_entmax *__restrict__ each, csm_entmax same) {
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const csm_entmax e = each ? each[at] : same;
         const outcome found = find_support(x + at * n, mask ? mask + at * n : NULL, in_global, capacity, n, part, e);
         fill(y + at * n, n, part, found == UNDEFINED ? CSM_NAN : 0);
         if (found == FOUND) scatter(y + at * n, 1);
@@ -222,18 +223,29 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     }
 }
 
-/* Computes the losses of rows, and writes their gradients times factor to y unless y is NULL.  labels: negative if not
- * a class; NULL: soft labels q, whose mass is NaN in a row with a bad one. */
+/* Computes the losses of rows, and writes their gradients to y unless y is NULL.  labels: -1 if ignored, -2 if not a
+ * class; NULL: soft labels q, whose mass is NaN in a row with a bad one.  The loss of a row has the factor terms[at]
+ * (NULL: 1), its gradient also 1 / divisor[0] (NULL: 1); a row of sample weight 0 is not read. */
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     rows(const T *x, const REAL *__restrict__ q, T *y, const long long *__restrict__ labels,
-         const double *__restrict__ masses, double *losses, REAL *row_losses, double *in_global, long long capacity,
-         long long rows, long long n, int part, double factor, csm_entmax e) {
+         const double *__restrict__ masses, const double *__restrict__ terms, const double *__restrict__ weights,
+         const double *__restrict__ divisor, double *losses, REAL *row_losses, double *in_global, long long capacity,
+         long long rows, long long n, int part, const csm_entmax *__restrict__ each, csm_entmax same) {
     shared_row *const shared = (shared_row *)(void *)memory;
     int *const places = (int *)(void *)array_at(0, part); /* the row is no longer needed */
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
         const T *const from = x + at * n;
         T *const to = y ? y + at * n : NULL;
+        const csm_entmax e = each ? each[at] : same;
         const long long label = labels ? labels[at] : 0;
+        const double term = terms ? terms[at] : 1, whole = divisor ? divisor[0] : 1, factor = term / whole;
+        if (label == -1 || (weights && weights[at] == 0) || whole == 0) {
+            if (threadIdx.x == 0) losses[at] = 0;
+            if (threadIdx.x == 0 && row_losses) row_losses[at] = 0;
+            if (to) fill(to, n, part, 0);
+            __syncthreads();
+            continue;
+        }
         outcome found = labels ? (label < 0 ? UNDEFINED : FOUND) : (masses[at] == masses[at] ? FOUND : UNDEFINED);
         if (found == FOUND) found = find_support(from, NULL, in_global, capacity, n, part, e);
         double loss = CSM_NAN;
@@ -263,6 +275,7 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
             if (threadIdx.x == 0) loss = csm_soft_end(&e, &shared->s, &l);
         }
         if (threadIdx.x == 0) {
+            if (term != 1) loss = term == 0 && found == FOUND ? 0 : term * loss;
             losses[at] = loss == loss ? loss : CSM_NAN;
             if (row_losses) row_losses[at] = canonical((REAL)loss);
         }
@@ -274,10 +287,10 @@ extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
             continue;
         }
         __syncthreads();
-        if (labels && threadIdx.x == 0) STORE(to + label, V(set)(-factor));
+        if (labels && threadIdx.x == 0) STORE(to + label, V(set)(0 - factor));
         for (long long j = threadIdx.x; !labels && j < n; j += blockDim.x) {
             const double qj = (double)q[at * n + j];
-            if (qj > 0) STORE(to + j, V(set)(-qj * factor));
+            if (qj > 0) STORE(to + j, V(set)(0 - qj * factor));
         }
         scatter(to, factor);
     }
@@ -306,13 +319,14 @@ INLINE void gather_gradient(int pass, const REAL *p, const REAL *g, int k, doubl
 
 extern "C" __global__ void __launch_bounds__(MAX_THREADS, 1)
     backward(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, long long n, int part,
-             csm_entmax e) {
+             const csm_entmax *__restrict__ each, csm_entmax same) {
     shared_row *const shared = (shared_row *)(void *)memory;
     csm_entmax_vjp &v = shared->v;
     REAL *const first = array_at(0, part), *const second = array_at(1, part);
     double *const w = (double *)(void *)array_at(2, part), *const d = w + part;
-    const int begin_pass = e.kind == CSM_ENTMAX_ANY ? REFER : ADD;
     for (long long at = blockIdx.x; at < rows; at += gridDim.x) {
+        const csm_entmax e = each ? each[at] : same;
+        const int begin_pass = e.kind == CSM_ENTMAX_ANY ? REFER : ADD;
         if (threadIdx.x == 0) v = csm_vjp_start();
         for (int pass = begin_pass; pass <= WRITE; pass++) {
             __syncthreads();

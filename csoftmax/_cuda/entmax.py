@@ -7,12 +7,22 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._cpu import binding
 from .cross_entropy import launch_cross_entropy_kernel, launch_target
 from .device import read_shared_limit
-from .launch import as_rows, as_size, contiguous_or_new, launch_kernel, make_contiguous
+from .launch import (
+    as_rows,
+    as_size,
+    constants_of_rows,
+    contiguous_or_new,
+    launch_groups,
+    launch_kernel,
+    make_contiguous,
+)
 from .sizes import RECORD_BYTES, SHARED_ROW_BYTES, SHARED_SURVIVORS, SURVIVOR_BYTES, align, item_bytes, room
+from .softmax import launch_softmax
 
 _PARTS_ELEMENTS = 4096, 2048, 1024  # of a row in shared memory; a gradient keeps the whole row there if it fits
 MAX_SURVIVORS_BYTES = 2**28  # of global memory, for survivors that shared memory does not hold
@@ -43,23 +53,43 @@ def plan_entmax_launch(dtype: int, n: int, gradient: bool, shared_limit: int) ->
     return EntmaxLaunch(part, warps, shared_bytes, 0 if gradient or n <= SHARED_SURVIVORS else padded)
 
 
-def launch_entmax(dtype: int, first: Any, second: Any, result: Any, where: Any, alpha: float) -> None:
-    """alpha-entmax of CuPy arrays along the last axis, or its gradient, with the arguments of the CPU's run_entmax."""
+def launch_entmax(
+    dtype: int, first: Any, second: Any, result: Any, where: Any, alpha: float, alphas: NDArray[Any] | None
+) -> None:
+    """alpha-entmax of CuPy arrays along the last axis, or its gradient, with the arguments of the CPU's run_entmax.
+
+    alphas : those of the rows, on the CPU, or None. Rows with alpha = 1 are calls of softmax, or of its gradient.
+    """
     import cupy
 
     n, rows = first.shape[-1], math.prod(first.shape[:-1])
     if result.size == 0:
         return
     device = first.device.id
+    if alphas is not None and np.any(alphas == 1):
+        is_limit = alphas.ravel() == 1
+        above = alphas.ravel()[~is_limit]
+
+        def launch(limit: Any, arrays: list[Any], part: Any) -> None:
+            a, b, kept = arrays
+            if limit:
+                op = binding.OPS["softmax" if second is None else "softmax_vjp"]
+                launch_softmax(op, dtype, a, b, part, kept, 1.0)
+            else:
+                launch_entmax(dtype, a, b, part, kept, alpha, above)
+
+        with cupy.cuda.Device(device):
+            launch_groups(is_limit.astype(np.int8), (first, second, where), result, launch)
+        return
     with cupy.cuda.Device(device):
         inputs, mask = make_contiguous(first, second, where)
         to = contiguous_or_new(result)
-        constants = binding.entmax(dtype, alpha)
+        constants = constants_of_rows(binding.entmax, dtype, alphas), binding.entmax(dtype, alpha)
         if second is None:
-            _launch_support("forward", dtype, device, rows, n, inputs[0], mask, to, last=(constants,))
+            _launch_support("forward", dtype, device, rows, n, inputs[0], mask, to, last=constants)
         else:
             part, warps, shared_bytes, _ = plan_entmax_launch(dtype, n, True, read_shared_limit(device))
-            arguments = *inputs, mask, to, *as_size(rows, n), np.int32(part), constants
+            arguments = *inputs, mask, to, *as_size(rows, n), np.int32(part), *constants
             launch_kernel("entmax", dtype, device, "backward", rows, 32 * warps, shared_bytes, *arguments)
         if to is not result:
             result[...] = to
@@ -81,11 +111,23 @@ def _launch_support(
 
 
 def launch_entmax_loss(
-    dtype: int, x: Any, labels: Any, soft: Any, y: Any, loss: Any, alpha: float, reduction: int
+    dtype: int,
+    x: Any,
+    labels: Any,
+    soft: Any,
+    y: Any,
+    loss: Any,
+    alpha: float,
+    reduction: int,
+    alphas: NDArray[Any] | None,
+    weight: Any,
+    sample_weight: Any,
+    ignore: int | None,
 ) -> None:
     """The loss of entmax of CuPy arrays, with the arguments of the CPU's run_entmax_loss; `loss` has the compute dtype.
 
-    A row with a bad label gets NaN.
+    ignore : the ignored label as 64 bits, or None. alphas: those of the rows, on the CPU and above 1, or None. A row
+    with a bad label gets NaN.
     """
     import cupy
 
@@ -94,25 +136,33 @@ def launch_entmax_loss(
     with cupy.cuda.Device(device):
         x, soft, labels = as_rows(x, rows, n), as_rows(soft, rows, n), as_rows(labels, rows)
         to = contiguous_or_new(y)
-        target = launch_target(dtype, n, labels, None, soft)
+        weights = as_rows(sample_weight, rows)
+        target = launch_target(dtype, n, labels, ignore, soft, weight, weights)
+        # without class weights the factor of soft labels is the sample weight, whatever they sum to
+        terms = target.terms if soft is None or weight is not None else weights
+        prepared = _launch_divide(dtype, device, n, rows, terms, mean)
         losses = cupy.empty(rows, np.float64)
         row_losses = cupy.empty(rows, loss.dtype) if reduction == binding.REDUCTIONS["none"] else None
-        arrays = x, soft, to, target.labels, target.masses, losses, row_losses
-        last = np.float64(1 / rows if mean else 1.0), binding.entmax(dtype, alpha)
+        factors = terms, weights, prepared[:8].view(np.float64)
+        arrays = x, soft, to, target.labels, target.masses, *factors, losses, row_losses
+        last = constants_of_rows(binding.entmax, dtype, alphas), binding.entmax(dtype, alpha)
         _launch_support("rows", dtype, device, rows, n, *arrays, last=last)
         if row_losses is not None:
             loss[...] = row_losses.reshape(loss.shape)
         else:
-            _launch_reduction(dtype, device, n, losses, loss, mean)
+            sizes = prepared, np.int64(rows)
+            launch_cross_entropy_kernel(dtype, device, "reduce", 1, 1024, 0, losses, loss, *sizes)
         if to is not y:
             y[...] = to
 
 
-def _launch_reduction(dtype: int, device: int, n: int, losses: Any, loss: Any, mean: bool) -> None:
-    """The sum or the mean of row losses, by the kernels of cross-entropy."""
+def _launch_divide(dtype: int, device: int, n: int, rows: int, terms: Any, mean: bool) -> Any:
+    """The divisor of a mean, from the factors of the rows (None: 1), in the record that `reduce` reads."""
     import cupy
 
-    count, prepared = np.int64(len(losses)), cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
-    ones, call = cupy.full(len(losses), 1.0, np.float64), binding.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
-    launch_cross_entropy_kernel(dtype, device, "divide", 1, 1024, 0, ones, None, prepared, count, np.int32(mean), call)
-    launch_cross_entropy_kernel(dtype, device, "reduce", 1, 1024, 0, losses, loss, prepared, count)
+    prepared = cupy.empty(RECORD_BYTES["cross_entropy.cu"], np.uint8)
+    terms = cupy.full(rows, 1.0, np.float64) if terms is None else terms.copy()  # they are overwritten
+    call = binding.loss_call(n, 1.0, 0.0, 0.0, 0.0, 0.0, False, False)
+    arguments = terms, None, prepared, np.int64(rows), np.int32(mean), call
+    launch_cross_entropy_kernel(dtype, device, "divide", 1, 1024, 0, *arguments)
+    return prepared

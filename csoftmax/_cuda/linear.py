@@ -43,7 +43,8 @@ def run_linear_loss(plan: Any, *, gradient: bool, reduction: str, chunk_rows: in
     with cupy.cuda.Device(plan.x.device.id):
         by_row = plan.labels, plan.ignore, plan.soft, options.weight, options.sample_weight, options.upstream
         code, kind = binding.DTYPES[wide.name], binding.REDUCTIONS[reduction]
-        steps = CrossEntropyInSteps(code, classes, *by_row, options.factors, reduction=kind, gradient=gradient)
+        rest = {"reduction": kind, "gradient": gradient, "temperatures": options.temperatures}
+        steps = CrossEntropyInSteps(code, classes, *by_row, options.factors, **rest)
         is_kept = _find_kept(steps)
         x = _select(is_kept, plan.x)
         w = plan.w.astype(wide, copy=False)

@@ -7,10 +7,11 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._cpu import binding
 from .device import read_shared_limit
-from .launch import MAX_GRID, as_size, contiguous_or_new, launch_kernel, make_contiguous, make_scales
+from .launch import MAX_GRID, as_size, contiguous_or_new, launch_groups, launch_kernel, make_contiguous, make_scales
 from .sizes import (
     BLOCK_BYTES,
     BLOCK_ELEMENTS,
@@ -75,10 +76,20 @@ def plan_softmax_launch(op: str, dtype: int, n: int, shared_limit: int) -> Softm
     )
 
 
-def launch_softmax(op: int, dtype: int, first: Any, second: Any, result: Any, where: Any, temperature: float) -> None:
+def launch_softmax(
+    op: int,
+    dtype: int,
+    first: Any,
+    second: Any,
+    result: Any,
+    where: Any,
+    temperature: float,
+    temperatures: NDArray[Any] | None = None,
+) -> None:
     """Run an operation on CuPy arrays whose last axis is the softmax axis (the result of a reduction lacks it).
 
-    The kernels need contiguous rows: any other layout is copied, and so is a mask that is broadcast.
+    The kernels need contiguous rows: any other layout is copied, and so is a mask that is broadcast. temperatures, one
+    for each row on the CPU, count instead of temperature: rows of the same one are a launch.
     """
     import cupy
 
@@ -88,6 +99,15 @@ def launch_softmax(op: int, dtype: int, first: Any, second: Any, result: Any, wh
         return
     if n == 0:  # the log-sum-exp of an empty row
         result[...] = 0xFF80 if result.dtype == np.uint16 else -math.inf  # bfloat16 comes as its bits
+        return
+    if temperatures is not None:
+
+        def launch(number: Any, arrays: list[Any], part: Any) -> None:
+            a, b, mask = arrays
+            launch_softmax(op, dtype, a, b, part, mask, float(number))
+
+        with cupy.cuda.Device(first.device.id):
+            launch_groups(temperatures, (first, second, where), result, launch)
         return
     device = first.device.id
     with cupy.cuda.Device(device):

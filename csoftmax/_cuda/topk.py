@@ -7,6 +7,7 @@ import math
 from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from .._cpu import binding
 from .device import read_shared_limit
@@ -48,6 +49,7 @@ def launch_topk(
     unsorted: bool,
     normalize: int,
     temperature: float,
+    temperatures: NDArray[Any] | None = None,
 ) -> None:
     """The k best of CuPy arrays along the last axis, with the arguments of the CPU's run_topk, INTEGER included.
 
@@ -73,10 +75,10 @@ def launch_topk(
             found = found.view(f"{' iu'[kind]}{found.dtype.itemsize}")
         if normalize == binding.NORMALIZE["full"]:
             probabilities = cupy.empty_like(x)
-            launch_softmax(binding.OPS["softmax"], dtype, x, None, probabilities, None, temperature)
+            launch_softmax(binding.OPS["softmax"], dtype, x, None, probabilities, None, temperature, temperatures)
             found = _gather(dtype, 0, probabilities, best)
         elif normalize == binding.NORMALIZE["topk"]:
-            launch_softmax(binding.OPS["softmax"], dtype, found, None, found, None, temperature)
+            launch_softmax(binding.OPS["softmax"], dtype, found, None, found, None, temperature, temperatures)
         values[...] = found.reshape(values.shape)
         indices[...] = best.reshape(indices.shape)
 

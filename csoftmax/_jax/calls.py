@@ -54,6 +54,27 @@ def check_number(name: str, value: Any, low: float, high: float = MAX_NUMBER, *,
     return value
 
 
+def is_for_rows(value: Any) -> bool:
+    """Whether a parameter is an array with axes, a number for each row."""
+    return isinstance(value, list | tuple) or jnp.ndim(value) > 0
+
+
+def check_rows(name: str, value: Any, x: jax.Array, axis: int) -> jax.Array:
+    """A number for each row, from an array of length 1 along the axis that broadcasts to x; it may be traced."""
+    given = jnp.asarray(value)
+    if not jnp.issubdtype(given.dtype, jnp.floating) and not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"{name} must hold real numbers, got {given.dtype}")
+    shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    try:
+        rows = jnp.broadcast_to(given, shape)
+    except ValueError:
+        raise ValueError(
+            f"{name} has shape {given.shape}; allowed are a number and what broadcasts to {shape}"
+        ) from None
+    wide = jnp.float64 if rows.dtype == jnp.float64 else jnp.float32
+    return jnp.squeeze(rows, axis).astype(wide)
+
+
 def leave_out(x: jax.Array, where: ArrayLike | None) -> jax.Array:
     """The logits with -inf where the mask is False, which is how the kernels leave elements out."""
     return x if where is None else jnp.where(where, x, jnp.asarray(-jnp.inf, x.dtype))

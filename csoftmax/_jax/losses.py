@@ -11,28 +11,35 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_integer
-from .calls import call_kernel, check_floating, check_number, is_equal, like
+from .calls import call_kernel, check_floating, check_number, check_rows, is_equal, is_for_rows, like
 
 
-def _compute_losses(logits: jax.Array, labels: jax.Array, options: Any, gradient: bool) -> list[jax.Array]:
+def _compute_losses(
+    logits: jax.Array, labels: jax.Array, temperatures: jax.Array | None, options: Any, gradient: bool
+) -> list[jax.Array]:
     """Loss of each row and, if `gradient`, its gradient."""
     results = [jax.ShapeDtypeStruct(labels.shape, jnp.promote_types(logits.dtype, jnp.float32))]
     results += [like(logits)] * gradient
-    return call_kernel("cross_entropy", results, logits, labels, **dict(options))
+    each = () if temperatures is None else (temperatures,)
+    return call_kernel("cross_entropy", results, logits, labels, *each, **dict(options))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _loss(logits: jax.Array, labels: jax.Array, options: Any) -> jax.Array:
-    return _compute_losses(logits, labels, options, gradient=False)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _loss(logits: jax.Array, labels: jax.Array, temperatures: jax.Array | None, options: Any) -> jax.Array:
+    return _compute_losses(logits, labels, temperatures, options, gradient=False)[0]
 
 
-def _loss_forward(logits: jax.Array, labels: jax.Array, options: Any) -> tuple[jax.Array, jax.Array]:
-    loss, gradient = _compute_losses(logits, labels, options, gradient=True)
-    return loss, gradient
+def _loss_forward(
+    logits: jax.Array, labels: jax.Array, temperatures: jax.Array | None, options: Any
+) -> tuple[jax.Array, Any]:
+    loss, gradient = _compute_losses(logits, labels, temperatures, options, gradient=True)
+    return loss, (gradient, temperatures)
 
 
-def _loss_backward(options: Any, gradient: jax.Array, upstream: jax.Array) -> tuple[jax.Array, None]:
-    return (gradient * upstream[..., None]).astype(gradient.dtype), None
+def _loss_backward(options: Any, saved: Any, upstream: jax.Array) -> tuple[jax.Array, None, jax.Array | None]:
+    gradient, temperatures = saved
+    of_temperatures = None if temperatures is None else jnp.zeros_like(temperatures)
+    return (gradient * upstream[..., None]).astype(gradient.dtype), None, of_temperatures
 
 
 _loss.defvjp(_loss_forward, _loss_backward)
@@ -73,7 +80,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["mean", "sum", "none"] = "mean",
 ) -> jax.Array:
     """`csoftmax.cross_entropy` of labels, with a gradient that is computed with the loss in one pass.
@@ -89,8 +96,10 @@ def cross_entropy(
     sample_weight : jax.Array, broadcastable to labels, optional
         Weights of rows, at least 0. No gradient flows to them. A row of weight 0 contributes 0, whatever it holds; a
         negative or infinite weight makes the loss NaN.
-    label_smoothing, ignore_index, z_loss, temperature
+    label_smoothing, ignore_index, z_loss
         As in `csoftmax.cross_entropy`; they cannot be traced.
+    temperature : float > 0 or array of them, default 1.0
+        As in `softmax`.
     reduction : {"mean", "sum", "none"}
         The mean is over the rows that are not ignored, weighted.
 
@@ -122,7 +131,7 @@ def cross_entropy(
     ignore_index = check_integer("ignore_index", ignore_index)
     options = (
         ("label_smoothing", np.float64(check_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
-        ("temperature", np.float64(check_number("temperature", temperature, 0))),
+        ("temperature", np.float64(1 if is_for_rows(temperature) else check_number("temperature", temperature, 0))),
         ("z_loss", np.float64(check_number("z_loss", z_loss, 0, open_low=False))),
     )
     ignored = is_equal(t, ignore_index)
@@ -137,7 +146,10 @@ def cross_entropy(
         weights = _scale_weights(weights) if reduction == "mean" else weights
     absent = ignored if weights is None else ignored | (~bad & (weights == 0))
     indices = jnp.where(absent, -1, jnp.where(bad, classes, t.astype(jnp.int32)))
-    losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
+    each = None
+    if is_for_rows(temperature):
+        each = jax.lax.stop_gradient(check_rows("temperature", temperature, z, position))
+    losses = _loss(jnp.moveaxis(z, position, -1), indices, each, options)
     kept = ~ignored
     if weights is not None:
         kept = weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import jax
 import jax.numpy as jnp
@@ -13,22 +13,33 @@ import numpy as np
 from jax.typing import ArrayLike
 
 from .._arguments.numbers import check_flag
-from .calls import call_kernel, check_floating, check_mask, check_number, leave_out, like
+from .calls import call_kernel, check_floating, check_mask, check_number, check_rows, is_for_rows, leave_out, like
+
+# A function of rows, of a number for each row or None, and of the number for all of them.
+_RowFunction = Callable[[jax.Array, Any, float], jax.Array]
 
 
-def _define_row_function(name: str, parameter: str) -> Callable[[jax.Array, float], jax.Array]:
-    """Define a function of rows and of the number `parameter`, with its gradient from dy and y."""
+def _define_row_function(name: str, parameter: str, *, is_differentiable: bool = False) -> _RowFunction:
+    """Define a function of rows and of `parameter`, with its gradient from dy and y.
 
-    @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-    def rows(x: jax.Array, number: float) -> jax.Array:
-        return call_kernel(name, like(x), x, **{parameter: np.float64(number)})
+    is_differentiable : the gradient's kernel has a second result, that of the numbers of the rows.
+    """
 
-    def forward(x: jax.Array, number: float) -> tuple[jax.Array, jax.Array]:
-        y = rows(x, number)
-        return y, y
+    @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+    def rows(x: jax.Array, numbers: jax.Array | None, number: float) -> jax.Array:
+        each = () if numbers is None else (numbers,)
+        return call_kernel(name, like(x), x, *each, **{parameter: np.float64(number)})
 
-    def backward(number: float, y: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-        return (call_kernel(f"{name}_vjp", like(y), dy, y, **{parameter: np.float64(number)}),)
+    def forward(x: jax.Array, numbers: jax.Array | None, number: float) -> tuple[jax.Array, Any]:
+        y = rows(x, numbers, number)
+        return y, (y, numbers)
+
+    def backward(number: float, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        y, numbers = saved
+        each = () if numbers is None else (numbers,)
+        results = [like(y), like(numbers)] if is_differentiable and each else [like(y)]
+        dx, *rest = call_kernel(f"{name}_vjp", results, dy, y, *each, **{parameter: np.float64(number)})
+        return dx, rest[0] if rest else None if numbers is None else jnp.zeros_like(numbers)
 
     rows.defvjp(forward, backward)
     return rows
@@ -36,19 +47,21 @@ def _define_row_function(name: str, parameter: str) -> Callable[[jax.Array, floa
 
 _softmax = _define_row_function("softmax", "temperature")
 _log_softmax = _define_row_function("log_softmax", "temperature")
-_entmax = _define_row_function("entmax", "alpha")
+_entmax = _define_row_function("entmax", "alpha", is_differentiable=True)
 
 
-def _apply_along(rows: Callable[[jax.Array, float], jax.Array], x: jax.Array, axis: int, number: float) -> jax.Array:
-    """Apply a function of rows along an axis."""
-    return jnp.moveaxis(rows(jnp.moveaxis(x, axis, -1), number), -1, axis)
+def _check_temperature(temperature: Any, x: jax.Array, axis: int) -> tuple[jax.Array | None, float]:
+    """The temperatures of the rows or None, and the one for all."""
+    if is_for_rows(temperature):
+        return jax.lax.stop_gradient(check_rows("temperature", temperature, x, axis)), 1.0
+    return None, check_number("temperature", temperature, 0)
 
 
 def _apply_masked(
-    rows: Callable[[jax.Array, float], jax.Array],
+    rows: _RowFunction,
     x: jax.Array,
     axis: int,
-    number: float,
+    numbers: tuple[jax.Array | None, float],
     where: ArrayLike | None,
     absent: float,
 ) -> jax.Array:
@@ -57,12 +70,12 @@ def _apply_masked(
     The second selection is for rows with NaN or with nothing left, which are NaN without a mask.
     """
     mask = check_mask(where, x)
-    result = _apply_along(rows, leave_out(x, mask), axis, number)
+    result = jnp.moveaxis(rows(jnp.moveaxis(leave_out(x, mask), axis, -1), *numbers), -1, axis)
     return result if mask is None else jnp.where(mask, result, jnp.asarray(absent, x.dtype))
 
 
 def softmax(
-    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0, where: ArrayLike | None = None
+    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None
 ) -> jax.Array:
     """`csoftmax.softmax` with a gradient.
 
@@ -72,8 +85,9 @@ def softmax(
         float16, bfloat16, float32 or float64.
     axis : int, default -1
         The axis that sums to 1.
-    temperature : float > 0, default 1.0
-        T, which cannot be traced.
+    temperature : float > 0 or array of them, default 1.0
+        T. A number cannot be traced; an array, of length 1 along `axis`, broadcasts to the rows and can. No gradient
+        flows to it.
     where : jax.Array of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
 
@@ -95,11 +109,11 @@ def softmax(
     Array([-0.19661194,  0.19661193], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
-    return _apply_masked(_softmax, x, axis, check_number("temperature", temperature, 0), where, 0.0)
+    return _apply_masked(_softmax, x, axis, _check_temperature(temperature, x, axis), where, 0.0)
 
 
 def log_softmax(
-    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: float = 1.0, where: ArrayLike | None = None
+    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None
 ) -> jax.Array:
     """`csoftmax.log_softmax` with a gradient.
 
@@ -126,33 +140,44 @@ def log_softmax(
     Array([-0.6931472, -0.6931472], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
-    return _apply_masked(_log_softmax, x, axis, check_number("temperature", temperature, 0), where, -jnp.inf)
+    return _apply_masked(_log_softmax, x, axis, _check_temperature(temperature, x, axis), where, -jnp.inf)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _logsumexp(x: jax.Array, temperature: float) -> jax.Array:
-    result = jax.ShapeDtypeStruct(x.shape[:-1], x.dtype)
-    return call_kernel("logsumexp", result, x, temperature=np.float64(temperature))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _logsumexp(x: jax.Array, temperatures: jax.Array | None, temperature: float) -> jax.Array:
+    result, each = jax.ShapeDtypeStruct(x.shape[:-1], x.dtype), () if temperatures is None else (temperatures,)
+    return call_kernel("logsumexp", result, x, *each, temperature=np.float64(temperature))
 
 
-def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    p = _softmax(x, temperature)
+def _logsumexp_backward(temperature: float, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    x, temperatures = saved
+    p = _softmax(x, temperatures, temperature)
+    if temperatures is not None:
+        mantissa, exponent = jnp.frexp(temperatures)
+        wide = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
+        near = (p * (wide / temperatures.astype(wide.dtype))[..., None]).astype(x.dtype)
+        far = _scale(p, wide, mantissa.astype(wide.dtype), exponent)
+        return jnp.where((jnp.abs(exponent) <= 60)[..., None], near, far), jnp.zeros_like(temperatures)
     if temperature == 1:
-        return (p * dy[..., None],)
-    exponent = math.frexp(temperature)[1]
+        return p * dy[..., None], None
+    number, power = math.frexp(temperature)
     dy = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if abs(exponent) <= 60:
-        return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
-    # 1/T can be beyond the range of the dtype: mantissas are multiplied, exponents added, and joined at the end
-    p, p_exponent = jnp.frexp(p.astype(dy.dtype))
+    if abs(power) <= 60:
+        return (p * (dy / temperature)[..., None]).astype(x.dtype), None
+    return _scale(p, dy, number, power), None
+
+
+def _scale(p: jax.Array, dy: jax.Array, mantissa: Any, exponent: Any) -> jax.Array:
+    """P dy / T, where 1/T can be beyond the range: mantissas are multiplied, exponents added, and joined at the end."""
+    p_part, p_exponent = jnp.frexp(p.astype(dy.dtype))
     dy, dy_exponent = jnp.frexp(dy)
-    product = p * (dy / math.ldexp(temperature, -exponent))[..., None]
-    exponents = p_exponent + dy_exponent[..., None] - exponent
+    product = p_part * (dy / mantissa)[..., None]
+    exponents = p_exponent + (dy_exponent - exponent)[..., None]
     half = exponents // 2
-    return (jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(x.dtype),)
+    return jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(p.dtype)
 
 
-_logsumexp.defvjp(lambda x, temperature: (_logsumexp(x, temperature), x), _logsumexp_backward)
+_logsumexp.defvjp(lambda x, each, number: (_logsumexp(x, each, number), (x, each)), _logsumexp_backward)
 
 
 def logsumexp(
@@ -160,7 +185,7 @@ def logsumexp(
     axis: SupportsIndex = -1,
     *,
     keepdims: bool = False,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
 ) -> jax.Array:
     """`csoftmax.logsumexp` with a gradient.
@@ -191,19 +216,22 @@ def logsumexp(
     """
     x, axis = check_floating("x", x, axis)
     x = leave_out(x, check_mask(where, x))
-    result = _logsumexp(jnp.moveaxis(x, axis, -1), check_number("temperature", temperature, 0))
+    result = _logsumexp(jnp.moveaxis(x, axis, -1), *_check_temperature(temperature, x, axis))
     return jnp.expand_dims(result, axis) if check_flag("keepdims", keepdims) else result
 
 
-def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1, *, where: ArrayLike | None = None) -> jax.Array:
-    """`csoftmax.entmax` with a gradient.
+def entmax(
+    x: ArrayLike, alpha: ArrayLike = 1.5, axis: SupportsIndex = -1, *, where: ArrayLike | None = None
+) -> jax.Array:
+    """`csoftmax.entmax` with gradients with respect to x and to an array of alphas.
 
     Parameters
     ----------
     x : jax.Array
         float16, bfloat16, float32 or float64.
-    alpha : float >= 1, default 1.5
-        1 is softmax, 2 is sparsemax. It can be neither traced nor differentiated.
+    alpha : float >= 1, or jax.Array of them, default 1.5
+        1 is softmax, 2 is sparsemax. A float is compiled into the call. An array without axes, or of length 1 along
+        `axis` that broadcasts to the rows, can be traced and differentiated.
     axis : int, default -1
         The axis that sums to 1.
     where : jax.Array of bool, broadcastable to x, optional
@@ -227,8 +255,11 @@ def entmax(x: ArrayLike, alpha: float = 1.5, axis: SupportsIndex = -1, *, where:
     Array([1., 0.], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
+    if is_for_rows(alpha) or isinstance(alpha, jax.core.Tracer):
+        rows = check_rows("alpha", alpha, x, axis)
+        return _apply_masked(_entmax, x, axis, (rows, 2.0), where, 0.0)
     alpha = check_number("alpha", alpha, 1, open_low=False)
-    return softmax(x, axis, where=where) if alpha == 1 else _apply_masked(_entmax, x, axis, alpha, where, 0.0)
+    return softmax(x, axis, where=where) if alpha == 1 else _apply_masked(_entmax, x, axis, (None, alpha), where, 0.0)
 
 
 def sparsemax(x: ArrayLike, axis: SupportsIndex = -1, *, where: ArrayLike | None = None) -> jax.Array:

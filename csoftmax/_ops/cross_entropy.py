@@ -78,7 +78,7 @@ class CrossEntropyPlan(NamedTuple):
         """Compute, and return the loss (a scalar unless there is one for each row) and the gradient or None."""
         if self.place.on_cuda:
             return self._run_on_cuda()
-        arguments = [*self._arguments(), self.num_threads]
+        arguments = [*self._arguments(), self.num_threads, self.options.temperatures]
         if binding.run_cross_entropy(*arguments) is not None:
             self._raise_bad_label()
             raise RuntimeError("target was changed by another thread during the call; nothing has been written")
@@ -97,7 +97,8 @@ class CrossEntropyPlan(NamedTuple):
         check_on_device(self._target(), self.logits.shape[-1], self.options.ignore_index)
         with self.logits.device:
             if self.logits.size:
-                _cuda.launch_cross_entropy(*self._arguments())
+                given = [*self._arguments(), self.options.temperatures]
+                _cuda.launch_cross_entropy(*given)
             else:  # no row, or no class: nothing to compute, and the CPU gives the result
                 dtype, logits, rows, _, *rest = to_host(*self._arguments(), None)
                 host = np.empty(self.loss.shape, np.float64)
@@ -144,7 +145,9 @@ def _lay_out_loss(
     compute, batch = compute_dtype(x.dtype), batch_shape(x, axes)
     labels, soft = check_target(target, x.shape, batch, compute, place)
     n_classes = math.prod(x.shape[i] for i in axes) if x.ndim else 1
-    checked = check_loss_options(n_classes, batch, compute, reduction, place=place, **options)
+    is_number = type(options["temperature"]) is float  # as in most calls, which this saves the shape of the rows
+    row_shape = None if is_number else tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    checked = check_loss_options(n_classes, batch, compute, reduction, place=place, row_shape=row_shape, **options)
     if reduction == "mean" and not place.on_cuda and not (checked.clip_norm or checked.clip_value):
         weight, s = scale_products(checked.weight, checked.sample_weight, batch)
         checked = checked._replace(weight=weight, sample_weight=s)
@@ -183,7 +186,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -214,8 +217,9 @@ def cross_entropy(
         labels.
     z_loss : float, default 0.0
         Factor of ``lse**2``, which keeps logits from drifting (Chowdhery et al. 2022).
-    temperature : float, default 1.0
-        T, positive and finite.
+    temperature : float or array_like, default 1.0
+        T, positive and finite. An array, of length 1 along `axis`, broadcasts to the rows, each of which then has the
+        bits that it has alone. On CUDA rows of the same temperature are a launch.
     reduction : {"mean", "sum", "none"}, default "mean"
         The mean divides by the sum of ``s * sum(w * q)`` over the rows that are not ignored, with q before smoothing;
         for labels that is the sum of s * w[target]. Where that sum is 0, the mean is NaN.
@@ -304,7 +308,7 @@ def cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,

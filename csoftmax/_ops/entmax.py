@@ -1,9 +1,9 @@
-"""Sparsemax and alpha-entmax, the gradient of both, and their Fenchel-Young losses."""
+"""Sparsemax and alpha-entmax, and the gradient of both."""
 
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple, SupportsIndex
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -11,170 +11,90 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.labels import check_on_device, check_target, raise_bad_label
-from .._arguments.layouts import (
-    Result,
-    Rows,
-    batch_shape,
-    check_where,
-    lay_out_gradient,
-    lay_out_rows,
-    normalize_axes,
-)
-from .._arguments.numbers import check_alpha, check_reduction
-from .._arguments.places import Place, as_float, place_of
+from .._arguments.layouts import Rows, lay_out_rows
+from .._arguments.numbers import check_alphas, check_flag, is_for_rows, number_and_rows
+from .._arguments.places import DeviceError, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
-from .._cpu.dtypes import as_buffer, compute_dtype
-from .cross_entropy import cross_entropy_with_grad
-from .softmax import log_softmax, logsumexp, softmax, softmax_vjp
+from .softmax import softmax, softmax_vjp
 
-__all__ = [
-    "EntmaxLossResult",
-    "entmax",
-    "entmax_loss",
-    "entmax_loss_with_grad",
-    "entmax_vjp",
-    "sparsemax",
-]
+__all__ = ["EntmaxGradients", "entmax", "entmax_vjp", "sparsemax"]
 
 _Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
-_Reduction = Literal["none", "sum", "mean"]
 
 
-class EntmaxLossResult(NamedTuple):
-    """The result of `entmax_loss_with_grad`.
+class EntmaxGradients(NamedTuple):
+    """The result of `entmax_vjp` with ``return_alpha_grad=True``.
 
     Attributes
     ----------
-    loss : scalar, or ndarray of the shape of the rows with reduction "none"
-        The loss, as from `entmax_loss`: float64 for float64 and integer x, else float32.
-    grad : ndarray of the shape of x
-        The gradient of x, in its dtype (float64 for integers).
+    grad : ndarray of the shape of dy
+        dL/dx, in the dtype of `dy` (float64 for integers); `out`, if it was given.
+    alpha_grad : float64, or ndarray of float64 of the shape of alpha
+        dL/dalpha, summed over the rows that share an alpha.
     """
 
-    loss: Any
     grad: Any
+    alpha_grad: Any
 
 
 class EntmaxPlan(NamedTuple):
     """A checked call of entmax, or, with a second input, of entmax_vjp."""
 
-    alpha: float
+    alpha: float | Any  # a number, or an array with one for each row
     rows: Rows
     num_threads: Any
+    alpha_gradient: Any | None  # receives dL/dalpha of each row
 
     def execute(self) -> Any:
         """Compute, and return the result."""
         rows = self.rows
-        arguments = rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, self.alpha
+        batch = rows.first.shape[:-1]
+        number, each = number_and_rows(self.alpha, batch, 2.0)
+        arguments = rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, number
         if not rows.result.place.on_cuda:
-            binding.run_entmax(*arguments, self.num_threads)
+            if number == 1:
+                each = np.broadcast_to(1.0, batch)
+            binding.run_entmax(*arguments, self.num_threads, each, self.alpha_gradient)
             return rows.result.finish()
         with rows.first.device:
-            _cuda.launch_entmax(*arguments)
+            _cuda.launch_entmax(*arguments, each)
             return rows.result.finish()
+
+    def reduce_alpha_gradient(self, shape: tuple[int, ...]) -> Any:
+        """dL/dalpha summed over the rows that share an alpha; shape: that of the caller's alpha."""
+        by_row: Any = self.alpha_gradient
+        if not shape:
+            return np.float64(math.fsum(by_row.ravel())) if np.isfinite(by_row).all() else by_row.sum()
+        full = self.rows.row_shape
+        by_row = by_row.reshape(full)
+        padded = (1,) * (len(full) - len(shape)) + shape
+        shared = tuple(i for i, n in enumerate(padded) if n == 1 and full[i] != 1)
+        return by_row.sum(axis=shared, keepdims=True).reshape(shape)
 
 
 def plan_entmax(
-    x: Any, y: Any, alpha: float, axis: Any, *, gradient: bool, where: Any, out: Any, device: Any, num_threads: Any
+    x: Any,
+    y: Any,
+    alpha: Any,
+    axis: Any,
+    *,
+    gradient: bool,
+    where: Any,
+    out: Any,
+    device: Any,
+    num_threads: Any,
+    alpha_gradient: bool = False,
 ) -> EntmaxPlan:
     """Check a call of entmax, or of entmax_vjp, where x is dy."""
     place = place_of(device, x)
     with place.context():
-        return EntmaxPlan(alpha, lay_out_rows(place, x, y, axis, where, out, gradient=gradient), num_threads)
-
-
-class EntmaxLossPlan(NamedTuple):
-    """A checked call of entmax_loss or entmax_loss_with_grad; x and target have the class axis last."""
-
-    dtype: int
-    x: Any
-    target: Any
-    alpha: float
-    reduction: str
-    num_threads: Any
-    compute: np.dtype[Any]
-    gradient: Result | None
-    place: Place
-
-    def execute(self) -> tuple[Any, Any]:
-        """Compute, and return the loss and the gradient or None."""
-        soft = self.target if self.target.dtype.kind == "f" else None
-        rows = None if self.gradient is None else self.gradient.rows
-        arrays = self.dtype, as_buffer(self.x), self.target if soft is None else None, soft, rows
-        options = self.alpha, binding.REDUCTIONS[self.reduction]
-        shape = self.x.shape[:-1] if self.reduction == "none" else ()
-        if not self.place.on_cuda:
-            loss = np.empty(shape, np.float64)
-            binding.run_entmax_loss(*arrays, loss, *options, self.num_threads)
-            return self._finish(loss)
-        with self.x.device:
-            if self.x.size:
-                loss = self.place.xp.empty(shape, self.compute)
-                _cuda.launch_entmax_loss(*arrays, loss, *options)
-            else:  # the sum of no rows is 0; the loss of a row without classes and the mean of no rows are NaN
-                is_zero = math.prod(self.x.shape[:-1]) == 0 and self.reduction == "sum"
-                loss = self.place.xp.full(shape, 0 if is_zero else math.nan, self.compute)
-            return self._finish(loss)
-
-    def reduce(self, losses: Any, grad: Any) -> tuple[Any, Any]:
-        """The loss and the gradient, from the losses of the rows and the gradient of their sum."""
-        loss = losses
-        count = loss.size if self.reduction == "mean" else 1
-        if self.reduction != "none":
-            with np.errstate(invalid="ignore"):  # the mean of no rows
-                loss = loss.sum() / np.float64(count)
-        if self.gradient is not None:
-            if count != 1:
-                grad = (grad.astype(self.compute) / self.compute.type(count)).astype(grad.dtype)
-            self.gradient.rows[...] = as_buffer(grad)
-        return self._finish(loss.astype(self.compute) if self.place.on_cuda else np.asarray(loss, np.float64))
-
-    def _finish(self, loss: Any) -> tuple[Any, Any]:
-        gradient = None if self.gradient is None else self.gradient.finish()
-        if self.place.on_cuda:
-            return loss, gradient
-        with np.errstate(over="ignore", under="ignore"):
-            return loss.astype(self.compute)[()], gradient
-
-
-def plan_entmax_loss(
-    x: Any,
-    target: Any,
-    alpha: float,
-    *,
-    gradient: bool,
-    axis: Any,
-    reduction: str,
-    where: Any = None,
-    out: Any = None,
-    device: str | None = None,
-    num_threads: Any = None,
-) -> EntmaxLossPlan:
-    """Check a call of entmax_loss or, with `gradient`, of entmax_loss_with_grad."""
-    place = place_of(device, x)
-    with place.context():
-        x, dtype = as_float("x", x, place)
-        axes = normalize_axes(axis, x.ndim)
-        compute = compute_dtype(x.dtype)
-        labels, soft = check_target(target, x.shape, batch_shape(x, axes), compute, place)
-        check_reduction(reduction)
-        mask = None if where is None else check_where(where, x.shape, place)
-        x, soft, result = lay_out_gradient(x, soft, axes, gradient, out, place, mask)
-        target = _check_labels(labels, x.shape[-1], place) if soft is None else _check_labels(soft, x.shape[-1], place)
-    return EntmaxLossPlan(dtype, x, target, alpha, reduction, num_threads, compute, result, place)
-
-
-def _check_labels(target: Any, n_classes: int, place: Place) -> Any:
-    """Checked labels; hard labels are copied, so that no other thread can change them after the check."""
-    if place.on_cuda:
-        check_on_device(target, n_classes, None)
-        return target
-    is_hard = target.dtype.kind != "f"
-    target = target.copy() if is_hard else target
-    raise_bad_label(target, n_classes, None)
-    return target.astype(np.int64) if is_hard else target
+        rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient)
+        alpha = check_alphas(alpha if type(alpha) is float else to_host(alpha)[0], rows.row_shape)
+        if place.on_cuda and alpha_gradient:
+            raise DeviceError('the gradient of alpha has no kernel for CUDA. device="cpu" computes on the CPU.')
+        by_row = np.zeros(rows.first.shape[:-1]) if alpha_gradient else None
+        return EntmaxPlan(alpha, rows, num_threads, by_row)
 
 
 @hand_over_recorded
@@ -222,7 +142,7 @@ def sparsemax(
 @hand_over_recorded
 def entmax(
     x: ArrayLike,
-    alpha: float = 1.5,
+    alpha: ArrayLike = 1.5,
     axis: _Axis = -1,
     *,
     where: ArrayLike | None = None,
@@ -236,8 +156,9 @@ def entmax(
     ----------
     x : array_like of shape (...)
         Logits, in one of the dtypes of `softmax`.
-    alpha : float, default 1.5
-        At least 1 and finite: 1 is `softmax`, 2 is `sparsemax`.
+    alpha : float or array_like, default 1.5
+        At least 1 and finite: 1 is `softmax`, 2 is `sparsemax`. An array, of length 1 along `axis`, broadcasts to the
+        rows, each of which then has the bits that it has alone.
     axis, where, out, device, num_threads
         As in `softmax`.
 
@@ -268,14 +189,18 @@ def entmax(
     >>> csoftmax.entmax(np.array([1.0, 0.5, -1.0, -2.0])).round(4)
     array([0.674, 0.326, 0.   , 0.   ])
     """
-    alpha = check_alpha(alpha)
     options: dict[str, Any] = {"where": where, "out": out, "device": device, "num_threads": num_threads}
-    return softmax(x, axis, **options) if alpha == 1 else _run_entmax(x, alpha, axis, **options)
+    return softmax(x, axis, **options) if _is_limit(alpha) else _run_entmax(x, alpha, axis, **options)
+
+
+def _is_limit(alpha: Any) -> bool:
+    """Whether alpha is the number 1, at which entmax is softmax."""
+    return alpha == 1 if type(alpha) is float else not is_for_rows(alpha) and check_alphas(alpha, ()) == 1
 
 
 @accept_foreign
 @keep_labels()
-def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
+def _run_entmax(x: Any, alpha: Any, axis: Any, **options: Any) -> Any:
     return plan_entmax(x, None, alpha, axis, gradient=False, **options).execute()
 
 
@@ -283,9 +208,10 @@ def _run_entmax(x: Any, alpha: float, axis: Any, **options: Any) -> Any:
 def entmax_vjp(
     dy: ArrayLike,
     y: ArrayLike,
-    alpha: float = 1.5,
+    alpha: ArrayLike = 1.5,
     axis: _Axis = -1,
     *,
+    return_alpha_grad: bool = False,
     where: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
@@ -299,15 +225,18 @@ def entmax_vjp(
         dL/dy, in one of the dtypes of `softmax`.
     y : array_like of the shape and dtype of dy
         The result of ``entmax(x, alpha, axis)``.
-    alpha : float, default 1.5
+    alpha : float or array_like, default 1.5
         As in the call of `entmax`.
+    return_alpha_grad : bool, default False
+        Whether to compute dL/dalpha as well (Correia, Niculae & Martins 2019), on the CPU.
     axis, where, out, device, num_threads
         As in `softmax_vjp`.
 
     Returns
     -------
-    ndarray of the shape of dy
-        ``s * (dy - sum(s * dy) / sum(s))``, ``s = y ** (2 - alpha)`` where y > 0, else 0.
+    ndarray of the shape of dy, or EntmaxGradients
+        ``s * (dy - sum(s * dy) / sum(s))``, ``s = y ** (2 - alpha)`` where y > 0, else 0; with `return_alpha_grad`, a
+        pair of it and of dL/dalpha, in float64 and the shape of `alpha`: for a number, the sum over all rows.
 
     Raises
     ------
@@ -321,6 +250,10 @@ def entmax_vjp(
     effect of rounding s, which only shows where ``g - mean of g`` nearly cancels; alpha 2 has no such term. Weights
     beyond the range of double are allowed (large alpha); a gradient beyond the range of the dtype is infinite.
 
+    With a = alpha - 1 and m the mean of `dy` under s, dL/dalpha of a row is ``sum(h * (dy - m))``, ``h = y * (1 - a *
+    log(y)) / a**2``, or with ``h - s / a**2`` for h, which has the same sum and is ``-y * log(y)**2 / 2`` at alpha = 1;
+    the one with the smaller terms counts. Its error is ``2**-50`` of the sum of their magnitudes.
+
     Examples
     --------
     >>> import numpy as np
@@ -329,172 +262,20 @@ def entmax_vjp(
     >>> csoftmax.entmax_vjp(np.array([1.0, 0.0, 5.0]), y, alpha=2.0)
     array([ 0.5, -0.5,  0. ])
     """
-    alpha = check_alpha(alpha)
     options: dict[str, Any] = {"where": where, "out": out, "device": device, "num_threads": num_threads}
-    return softmax_vjp(dy, y, axis, **options) if alpha == 1 else _run_entmax_vjp(dy, y, alpha, axis, **options)
+    if check_flag("return_alpha_grad", return_alpha_grad):
+        return EntmaxGradients(*_run_both_gradients(dy, y, alpha, axis, **options))
+    return softmax_vjp(dy, y, axis, **options) if _is_limit(alpha) else _run_entmax_vjp(dy, y, alpha, axis, **options)
 
 
 @accept_foreign
 @keep_labels()
-def _run_entmax_vjp(dy: Any, y: Any, alpha: float, axis: Any, **options: Any) -> Any:
+def _run_entmax_vjp(dy: Any, y: Any, alpha: Any, axis: Any, **options: Any) -> Any:
     return plan_entmax(dy, y, alpha, axis, gradient=True, **options).execute()
 
 
 @accept_foreign
-@keep_labels(1)
-def _run_loss(x: Any, target: Any, alpha: Any, **options: Any) -> tuple[Any, Any]:
-    plan = plan_entmax_loss(x, target, check_alpha(alpha), **options)
-    return plan.execute() if plan.alpha != 1 else _run_limit(plan)
-
-
-def _run_limit(plan: EntmaxLossPlan) -> tuple[Any, Any]:
-    """The loss at alpha = 1: cross-entropy, or, with soft labels, the Kullback-Leibler divergence."""
-    with plan.place.context():
-        no_label = 2**64  # no label can equal it, so that nothing is ignored
-        loss, grad = cross_entropy_with_grad(
-            plan.x, plan.target, reduction="none", ignore_index=no_label, num_threads=plan.num_threads
-        )
-        if plan.target.dtype.kind == "f":
-            loss, grad = _kullback_leibler(plan, loss, grad)
-        return plan.reduce(loss, grad)
-
-
-def _kullback_leibler(plan: EntmaxLossPlan, cross_entropy: Any, grad: Any) -> tuple[Any, Any]:
-    """Losses and gradients of rows, from those of cross-entropy, which assumes that the mass of each row is 1."""
-    xp = plan.place.xp
-    with np.errstate(all="ignore"):
-        x, q = plan.x.astype(np.float64), plan.target.astype(np.float64)
-        log_p = log_softmax(x, num_threads=plan.num_threads)
-        log_q = np.log(xp.where(q > 0, q, 1.0))
-        terms = xp.where(q > 0, q * (log_q - log_p) - q, 0.0) + np.exp(log_p)
-        left = 1 - q.sum(-1)
-        lse = logsumexp(x, num_threads=plan.num_threads)
-        loss = np.maximum(terms, 0).sum(-1) + xp.where(left == 0, 0.0, left * (lse - 1))
-        if plan.place.on_cuda:  # rows with bad labels are NaN
-            loss = xp.where(cross_entropy == cross_entropy, loss, math.nan)
-        if plan.place.on_cuda or np.any(left):  # always on a device: testing the masses would wait for it
-            grad = (grad + left[..., None] * np.exp(log_p)).astype(grad.dtype)
-    return loss, grad
-
-
-@hand_over_recorded
-def entmax_loss(
-    x: ArrayLike,
-    target: ArrayLike,
-    alpha: float = 1.5,
-    *,
-    axis: _Axis = -1,
-    reduction: _Reduction = "mean",
-    where: ArrayLike | None = None,
-    device: str | None = None,
-    num_threads: SupportsIndex | None = None,
-) -> Any:
-    """Fenchel-Young loss of alpha-entmax: 0 exactly where ``entmax(x)`` is the target's distribution.
-
-    Parameters
-    ----------
-    x : array_like of shape (..., K)
-        Logits, in one of the dtypes of `softmax`; K is the length of `axis`.
-    target : array_like
-        Labels, integers in the shape of `x` without `axis`; or soft labels, floating-point numbers in the shape of `x`,
-        at least 0 and finite.
-    alpha : float, default 1.5
-        As in `entmax`; 1 is cross-entropy (with soft labels the Kullback-Leibler divergence).
-    axis : int, tuple of ints or None, default -1
-        Axis or axes of the classes.
-    reduction : {"mean", "sum", "none"}, default "mean"
-        The mean divides by the number of rows.
-    where, device, num_threads
-        As in `softmax`.
-
-    Returns
-    -------
-    scalar, or ndarray of the shape of the rows with reduction "none"
-        float64 for float64 and integer logits, else float32.
-
-    Raises
-    ------
-    IndexError
-        If a label is not a class; the message names the first position and value. On a CUDA device the loss and the
-        gradient of such a row are NaN instead, because the call does not wait for the device; with
-        ``CSOFTMAX_SYNC_CHECKS=1`` it waits and raises.
-    TypeError, ValueError, DeviceError, MemoryError
-        As in `softmax`.
-
-    Notes
-    -----
-    Blondel, Martins & Niculae, "Learning with Fenchel-Young losses", JMLR 2020: ``Omega*(x) + Omega(q) - sum(q * x)``,
-    ``Omega(p) = sum(p**alpha - p) / (alpha * (alpha - 1))``. It is computed as the Bregman divergence of q and
-    ``entmax(x)`` plus the share of the classes outside the support: all terms are at least 0, so that small losses keep
-    their digits, which the difference of large terms in the formula rounds away. For alpha > 1 the loss of a label
-    is within 0.51 ULP (float64: 1 ULP, and half an ULP more for each doubling of the rows whose losses a reduction
-    adds up), flat rows and near-certain ones included. So is that of soft labels, next to
-    ``entmax(x)`` too, but for float64 labels that equal its rounded elements: what the rounding of a power contributes
-    remains there, some 1e-45 of losses of 1e-34 (measured). At alpha = 1 the divergence of soft labels is added up in
-    float64, with an error of up to 6e-16 times the larger of 1 and the largest abs(x) where the labels sum to 1 (1e-14
-    times where they do not): float32 losses above 1e-7 are within 1 ULP, a float64 loss of 1e-3 within some hundred. A
-    row that `where` masks completely has loss NaN.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import csoftmax
-    >>> x = np.array([[1.0, 0.5, -1.0], [3.0, 0.0, 0.0]])
-    >>> csoftmax.entmax_loss(x, [0, 0], alpha=2.0, reduction="none")
-    array([0.0625, 0.    ])
-    """
-    options = {"axis": axis, "reduction": reduction, "where": where, "device": device, "num_threads": num_threads}
-    loss, _ = _run_loss(x, target, alpha, gradient=False, **options)
-    return loss
-
-
-@hand_over_recorded
-def entmax_loss_with_grad(
-    x: ArrayLike,
-    target: ArrayLike,
-    alpha: float = 1.5,
-    *,
-    axis: _Axis = -1,
-    reduction: _Reduction = "mean",
-    where: ArrayLike | None = None,
-    out: NDArray[Any] | None = None,
-    device: str | None = None,
-    num_threads: SupportsIndex | None = None,
-) -> EntmaxLossResult:
-    """`entmax_loss` and its gradient with respect to the logits, ``entmax(x) - q``.
-
-    Parameters
-    ----------
-    x, target, alpha, axis, reduction, where
-        As in `entmax_loss`.
-    out : ndarray of the shape and dtype of x, optional
-        Array that receives the gradient. It may be `x` itself.
-    device, num_threads
-        As in `softmax`.
-
-    Returns
-    -------
-    EntmaxLossResult
-        `loss`, as from `entmax_loss`, and `grad`, of the shape and dtype of `x`: the gradient of the reduced loss, or,
-        with reduction "none", of the sum of the losses.
-
-    Raises
-    ------
-    IndexError, TypeError, ValueError, DeviceError, MemoryError
-        As in `entmax_loss`.
-
-    Notes
-    -----
-    The gradient of the label is minus the sum of the other probabilities. For alpha > 1 every gradient of labels is
-    within 0.51 ULP (with reduction "mean" 1.5, because of the division); with soft labels, of the larger of the two
-    numbers whose difference it is (at alpha = 1 within 4 ULP of it).
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import csoftmax
-    >>> csoftmax.entmax_loss_with_grad(np.array([[1.0, 0.5, -1.0]]), [0], alpha=2.0)
-    EntmaxLossResult(loss=np.float64(0.0625), grad=array([[-0.25,  0.25,  0.  ]]))
-    """
-    options = {"axis": axis, "reduction": reduction, "where": where, "device": device, "num_threads": num_threads}
-    return EntmaxLossResult(*_run_loss(x, target, alpha, gradient=True, out=out, **options))
+@keep_labels()
+def _run_both_gradients(dy: Any, y: Any, alpha: Any, axis: Any, **options: Any) -> tuple[Any, Any]:
+    plan = plan_entmax(dy, y, alpha, axis, gradient=True, alpha_gradient=True, **options)
+    return plan.execute(), plan.reduce_alpha_gradient(np.shape(alpha))

@@ -61,7 +61,7 @@ class LinearPlan(NamedTuple):
     bias: Any | None  # in the compute type
     labels: Any | None
     soft: Any | None
-    options: LossOptions  # sample_weight and upstream for the rows of x
+    options: LossOptions  # sample_weight, upstream and temperatures for the rows of x
     kept: Any | None  # indices of these rows among those of the caller; None if all take part
     divisor: float
     batch: tuple[int, ...]
@@ -103,11 +103,12 @@ def _lay_out_linear(
         with np.errstate(over="ignore", under="ignore"):
             bias = check_bias(place.array("bias", bias), n).astype(compute)
     labels, soft = check_target(target, (*batch, n), batch, compute, place)
-    checked = check_loss_options(n, batch, compute, reduction, place=place, **options)
+    checked = check_loss_options(n, batch, compute, reduction, place=place, row_shape=(*batch, 1), **options)
     rows = math.prod(batch)
     by_row = checked.sample_weight, checked.upstream
     s, upstream = (None if v is None else place.xp.ascontiguousarray(v).reshape(rows) for v in by_row)
-    checked = checked._replace(sample_weight=s, upstream=upstream)
+    t = None if checked.temperatures is None else checked.temperatures.reshape(rows)
+    checked = checked._replace(sample_weight=s, upstream=upstream, temperatures=t)
     plan = LinearPlan(dtype, x, w, bias, labels, soft, checked, None, 1.0, batch, compute, None, place, 1)
     plan = _flat_on_cuda(plan) if place.on_cuda else keep_rows(plan, reduction)
     return plan._replace(chunk_rows=count_chunk_rows(len(plan.x), n, x.dtype, chunk_bytes))
@@ -116,7 +117,7 @@ def _lay_out_linear(
 def keep_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
     """The plan with checked labels, reduced to the rows that take part, and with the divisor of the mean."""
     n, rows, options = len(plan.w), math.prod(plan.batch), plan.options
-    s, upstream = options.sample_weight, options.upstream
+    s, upstream, t = options.sample_weight, options.upstream, options.temperatures
     labels: Any = plan.labels
     soft: Any = plan.soft
     is_kept = np.ones(rows, bool) if s is None else s != 0
@@ -133,8 +134,8 @@ def keep_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
     kept = None if is_kept.all() else np.flatnonzero(is_kept)
     x = run_apart(plan.x.nbytes, plan.x.reshape, rows, plan.x.shape[-1])
     if kept is not None:
-        x, labels, soft, s, upstream = (
-            None if v is None else run_apart(v.nbytes, v.__getitem__, kept) for v in (x, labels, soft, s, upstream)
+        x, labels, soft, s, upstream, t = (
+            None if v is None else run_apart(v.nbytes, v.__getitem__, kept) for v in (x, labels, soft, s, upstream, t)
         )
     divisor = 1.0
     if reduction == "mean":
@@ -145,7 +146,7 @@ def keep_rows(plan: LinearPlan, reduction: str) -> LinearPlan:
             elif s is not None and s.size:
                 s = scale_weights(s)
         divisor = _divisor(len(x), labels, soft, s, options.weight)
-    options = options._replace(sample_weight=s, upstream=upstream)
+    options = options._replace(sample_weight=s, upstream=upstream, temperatures=t)
     return plan._replace(x=x, labels=labels, soft=soft, options=options, kept=kept, divisor=divisor)
 
 
@@ -214,8 +215,9 @@ def run_linear_on_cpu(
         layer.forward(chunk, logits)
         if shift is not None:
             shift.add_to(logits, chunk)
-        labels, soft, sample_weight = (
-            None if v is None else v[chunk] for v in (plan.labels, plan.soft, options.sample_weight)
+        labels, soft, sample_weight, temperatures = (
+            None if v is None else v[chunk]
+            for v in (plan.labels, plan.soft, options.sample_weight, options.temperatures)
         )
         upstream = coefficient[chunk]
         bad = binding.run_cross_entropy(
@@ -232,6 +234,7 @@ def run_linear_on_cpu(
             *options.factors,
             binding.REDUCTIONS["none"],
             num_threads,
+            temperatures,
         )
         if bad is not None:
             raise RuntimeError("target was changed by another thread during the call")
@@ -299,7 +302,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     filter_eps: float = 0.0,
     device: str | None = None,
@@ -382,7 +385,7 @@ def linear_cross_entropy_with_grad(
     label_smoothing: float = 0.0,
     ignore_index: SupportsIndex = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     reduction: Literal["none", "sum", "mean"] = "mean",
     upstream: ArrayLike = 1.0,
     clip_norm: float | None = None,

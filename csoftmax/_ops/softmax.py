@@ -11,8 +11,8 @@ from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.layouts import Rows, lay_out_rows
-from .._arguments.numbers import check_flag, check_temperatures
-from .._arguments.places import DeviceError, check_kernels, place_of, to_host
+from .._arguments.numbers import check_flag, check_temperatures, number_and_rows
+from .._arguments.places import check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 
@@ -34,15 +34,12 @@ class SoftmaxPlan(NamedTuple):
         """Compute, and return the result."""
         rows = self.rows
         arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where
+        number, each = number_and_rows(self.temperature, rows.first.shape[:-1], 1.0)
         if not rows.result.place.on_cuda:
-            number: Any = self.temperature
-            each = None
-            if not isinstance(number, float):
-                number, each = 1.0, number.reshape(rows.first.shape[:-1])
             binding.run_softmax(*arguments, number, self.num_threads, each)
             return rows.result.finish()
         with rows.first.device:
-            _cuda.launch_softmax(*arguments, self.temperature)
+            _cuda.launch_softmax(*arguments, number, each)
             return rows.result.finish()
 
 
@@ -68,8 +65,6 @@ def plan_softmax(
         rows = lay_out_rows(place, x, y, axis, where, out, gradient=gradient, keepdims=keepdims)
         (temperature,) = to_host(temperature)
         temperature = check_temperatures(temperature, rows.row_shape, gradient)
-        if place.on_cuda and not isinstance(temperature, float):
-            raise DeviceError('temperatures of rows have no kernels for CUDA. device="cpu" computes on the CPU.')
     return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
 
 

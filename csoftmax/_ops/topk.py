@@ -11,8 +11,8 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign, as_native
 from .._arguments.layouts import axis_last, check_out, check_where, masked, normalize_axes, shares_memory
-from .._arguments.numbers import check_choice, check_count, check_flag, check_temperature
-from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of
+from .._arguments.numbers import check_choice, check_count, check_flag, check_temperatures, number_and_rows
+from .._arguments.places import DeviceError, Place, as_array, as_float, is_cupy, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.dtypes import as_buffer
@@ -47,7 +47,7 @@ class TopKPlan(NamedTuple):
     smallest: bool
     unsorted: bool
     normalize: int
-    temperature: float
+    temperature: float | Any  # a number, or an array with one for each row
     num_threads: int | None
     result: tuple[Any, Any]  # the arrays that values and indices are views of
     out: tuple[Any, Any] | None  # the caller's arrays for them
@@ -57,12 +57,13 @@ class TopKPlan(NamedTuple):
     def execute(self) -> tuple[Any, Any]:
         """Compute, and return values and indices."""
         arrays = self.dtype, as_buffer(self.x), as_buffer(self.values), self.indices
-        options = self.smallest, self.unsorted, self.normalize, self.temperature
+        number, each = number_and_rows(self.temperature, self.x.shape[:-1], 1.0)
+        options = self.smallest, self.unsorted, self.normalize, number
         if self.place.on_cuda:
             with self.x.device:
-                _cuda.launch_topk(*arrays, *options)
+                _cuda.launch_topk(*arrays, *options, each)
                 return self._finish()
-        binding.run_topk(*arrays, *options, self.num_threads)
+        binding.run_topk(*arrays, *options, self.num_threads, each)
         return self._finish()
 
     def _finish(self) -> tuple[Any, Any]:
@@ -94,16 +95,20 @@ def plan_topk(
     largest, sorted = check_flag("largest", largest), check_flag("sorted", sorted)
     place = place_of(device, x)
     with place.context():
-        options = not largest, not sorted, binding.NORMALIZE[normalize], check_temperature(temperature, False)
-        return _lay_out_topk(place, x, k, axis, (*options, num_threads), where, out)
+        (temperature,) = to_host(temperature)
+        options = not largest, not sorted, binding.NORMALIZE[normalize], temperature, num_threads
+        return _lay_out_topk(place, x, k, axis, options, where, out)
 
 
 def _lay_out_topk(
-    place: Place, x: Any, k: Any, axis: Any, options: tuple[bool, bool, int, float, Any], where: Any, out: Any
+    place: Place, x: Any, k: Any, axis: Any, options: tuple[bool, bool, int, Any, Any], where: Any, out: Any
 ) -> TopKPlan:
     xp = place.xp
     x, dtype = _as_comparable(x, place) if options[2] == binding.NORMALIZE[None] else as_float("x", x, place)
     axes = normalize_axes(axis, x.ndim)
+    smallest, unsorted, normalize, temperature, num_threads = options
+    row_shape = () if type(temperature) is float else tuple(1 if i in axes else n for i, n in enumerate(x.shape))
+    temperature = check_temperatures(temperature, row_shape, False)
     mask = None if where is None else check_where(where, x.shape, place)
     if x.ndim == 0:
         x, mask = x.reshape(1), None if mask is None else mask.reshape(1)
@@ -123,7 +128,8 @@ def _lay_out_topk(
     if out is not None:
         _check_pair(out, result, place)
     values, indices = (np.moveaxis(a, at, -1) for a in result)
-    return TopKPlan(dtype, rows, values, indices, *options, result, out, empty, place)
+    flags = smallest, unsorted, normalize
+    return TopKPlan(dtype, rows, values, indices, *flags, temperature, num_threads, result, out, empty, place)
 
 
 def _as_comparable(x: Any, place: Place) -> tuple[Any, int]:
@@ -210,7 +216,7 @@ def topk_softmax(
     k: SupportsIndex,
     axis: _Axis = -1,
     *,
-    temperature: float = 1.0,
+    temperature: ArrayLike = 1.0,
     normalize: Literal["topk", "full"] = "topk",
     sorted: bool = True,
     where: ArrayLike | None = None,
@@ -224,8 +230,8 @@ def topk_softmax(
     ----------
     x, k, axis, sorted
         As in `topk`; integers are computed in float64.
-    temperature : float, default 1.0
-        T >= 0, as in `softmax`.
+    temperature : float or array_like, default 1.0
+        T >= 0, as in `softmax`: a number, or one a row.
     normalize : {"topk", "full"}, default "topk"
         "topk": the k probabilities sum to 1. "full": they are those of the softmax of all elements, to the last bit.
     where : array_like of bool, broadcastable to x, optional

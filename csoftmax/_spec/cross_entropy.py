@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from .formats import EXACT, Exact, dtype_of, loss_dtype, wide
-from .record import CLASSES, ROWS, Argument, BadCall, Operation, Result, Variant, constant
+from .record import CLASSES, ROWS, Argument, BadCall, Operation, Result, Variant, constant, numbers_of_rows
 from .samples import logits
 
 
@@ -38,7 +38,8 @@ def exact_rows(
 ) -> ExactRows:
     """Return the rows' losses and gradients; soft labels and weights are first rounded to the compute type."""
     real = np.float64 if np.asarray(x).dtype in (np.float64, EXACT) else np.float32
-    x, target, t, eps, z_loss = wide(x), np.asarray(target), EXACT(temperature), EXACT(label_smoothing), EXACT(z_loss)
+    x, target, t = wide(x), np.asarray(target), np.asarray(temperature, EXACT)
+    eps, z_loss = EXACT(label_smoothing), EXACT(z_loss)
     n = x.shape[-1]
     hard = np.issubdtype(target.dtype, np.integer)
     kept = target != ignore_index if hard else np.ones(x.shape[:-1], bool)
@@ -165,6 +166,7 @@ LOSS_VARIANTS = {
     "every weight, T": Variant(every_weight),
     "soft, z-loss": Variant(constant(z_loss=0.0625, reduction="none"), soft=True),
     "soft, weights": Variant(weighted, soft=True),
+    "T a row": Variant(numbers_of_rows("temperature", (1.0, 0.3, 7.0), reduction="none")),
     "mean": Variant(constant(reduction="mean"), is_rowwise=False),
     "sum": Variant(constant(reduction="sum"), is_rowwise=False),
 }

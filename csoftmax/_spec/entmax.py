@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from .cross_entropy import make_logits_and_target, one_hot, target_errors
+from .cross_entropy import class_weights, make_logits_and_target, one_hot, row_weights, target_errors
 from .formats import EXACT, Exact, dtype_of, smallest_normal, wide
-from .record import CLASSES, ROWS, Argument, BadCall, Operation, Result, Variant, constant
+from .record import CLASSES, ROWS, Argument, BadCall, Operation, Result, Variant, constant, numbers_of_rows
 from .samples import logits
 from .softmax import exact_forward, make_logits, mask_of
 from .topk import NO_QUICK_PATH, SPARSE
@@ -95,13 +95,35 @@ def slack_of_probabilities(p, alpha):
     return np.where(p < smallest_normal("float32"), np.maximum(slack, p), slack)
 
 
+def for_alphas(oracle):
+    """Let an oracle take alphas of shape (rows, 1): each row is a call with its own number."""
+
+    def by_row(*arrays, alpha=1.5, **options):
+        if np.ndim(alpha) == 0:
+            return oracle(*arrays, alpha=alpha, **options)
+        by_class = {name: value for name, value in options.items() if name not in ("where", "sample_weight")}
+        cut = {name: value for name, value in options.items() if name not in by_class and value is not None}
+        calls = []
+        for i, number in enumerate(np.ravel(alpha)):
+            row = slice(i, i + 1)
+            of_row = {name: value[row] for name, value in cut.items()}
+            calls.append(oracle(*(a[row] for a in map(np.asarray, arrays)), alpha=float(number), **by_class, **of_row))
+        return tuple(
+            Exact(np.concatenate([r.value for r in results]), None, np.concatenate([r.slack for r in results]))
+            for results in zip(*calls)
+        )
+
+    return by_row
+
+
+@for_alphas
 def exact_entmax(x, alpha=1.5, where=None):
     p = exact_probabilities(x, alpha, where)
     return (Exact(p, None, slack_of_probabilities(p, alpha)),)
 
 
 def exact_sparsemax(x, where=None):
-    return exact_entmax(x, 2.0, where)
+    return exact_entmax(x, alpha=2.0, where=where)
 
 
 def exact_entmax_vjp(dy, y, alpha=1.5, where=None):
@@ -110,7 +132,7 @@ def exact_entmax_vjp(dy, y, alpha=1.5, where=None):
     dy, y = wide(dy), wide(y)
     if where is not None:
         y = np.where(where, y, 0)
-    s = np.where(y > 0, np.where(y > 0, y, 1) ** (2 - EXACT(alpha)), 0)
+    s = np.where(y > 0, np.where(y > 0, y, 1) ** (2 - np.asarray(alpha, EXACT)), 0)
     dy = np.where(y > 0, dy, 0)
     total = np.maximum(s.sum(axis=-1, keepdims=True), np.finfo(EXACT).tiny)
     mean = (s * dy).sum(axis=-1, keepdims=True) / total
@@ -127,27 +149,47 @@ def conjugate_terms(p, alpha):
     return np.sum(np.where(p > 0, np.where(p > 0, p, 1) ** a, 0) - p, axis=-1) / (a * (a - 1))
 
 
-def exact_entmax_loss_with_grad(x, target, alpha=1.5, reduction="mean", where=None):
+def row_factors(q, kept, weight, sample_weight, real):
+    """Return what multiplies the loss of each row: s sum(w q), s without class weights, and 0 where it is ignored."""
+    factor = np.ones(kept.shape, EXACT)
+    if weight is not None:
+        factor = (np.asarray(weight).astype(real).astype(EXACT) * q).sum(-1)
+    if sample_weight is not None:
+        factor = factor * np.asarray(sample_weight, EXACT)
+    return np.where(kept, factor, 0)
+
+
+@for_alphas
+def exact_entmax_loss_with_grad(
+    x, target, alpha=1.5, reduction="mean", where=None, weight=None, sample_weight=None, ignore_index=-100
+):
     """Return Omega*(x) + Omega(q) - <x, q> and its gradient; the slack is what long double rounds away."""
     real = np.float64 if np.asarray(x).dtype.name == "float64" else np.float32
     target = np.asarray(target)
-    q = one_hot(target, x.shape[-1]) if target.dtype.kind in "iu" else target.astype(real).astype(EXACT)
+    is_hard = target.dtype.kind in "iu"
+    kept = target != ignore_index if is_hard else np.ones(target.shape[:-1], bool)
+    q = one_hot(np.where(kept, target, 0), x.shape[-1]) if is_hard else target.astype(real).astype(EXACT)
     p = exact_probabilities(x, alpha, where)
     x = wide(x)
     x = np.where(p + q > 0, x, 0)
     top = np.abs(x).max(axis=-1)
     each = ((p - q) * x).sum(axis=-1) - conjugate_terms(p, alpha) + conjugate_terms(q, alpha)
     slack = 64 * np.finfo(EXACT).eps * (top + 1) / min(EXACT(alpha) - 1, EXACT(1)) if alpha != 1 else top * 0
-    factor = {"none": EXACT(1), "sum": EXACT(1), "mean": 1 / EXACT(max(each.size, 1))}[reduction]
-    loss = Exact(each, None, slack) if reduction == "none" else Exact(each.sum() * factor, None, slack.sum() * factor)
+    of_row = row_factors(q, kept, weight, sample_weight, real)
+    each, slack = np.where(of_row == 0, 0, each * of_row), slack * of_row
+    divisor = of_row.sum() if reduction == "mean" and of_row.size else EXACT(1)
+    loss = Exact(each, None, slack)
+    if reduction != "none":
+        loss = Exact(each.sum() / divisor, None, slack.sum() / divisor)
+    factor = (of_row / divisor)[..., None]
     slack = slack_of_probabilities(p, alpha)
     # a label's p - q is formed from the other classes, in which the oracle's errors add up
     doubt = slack + np.where(q > 0, slack.sum(axis=-1, keepdims=True) + 16 * np.finfo(EXACT).eps, 0)
     return loss, Exact((p - q) * factor, None, doubt * factor)
 
 
-def exact_entmax_loss(x, target, alpha=1.5, reduction="mean", where=None):
-    return exact_entmax_loss_with_grad(x, target, alpha, reduction, where)[:1]
+def exact_entmax_loss(x, target, alpha=1.5, **options):
+    return exact_entmax_loss_with_grad(x, target, alpha=alpha, **options)[:1]
 
 
 def make_gradient(shape, dtype, seed, sigma, soft):
@@ -167,15 +209,28 @@ ALPHA_ERRORS = (
     BadCall({"alpha": "2"}, TypeError, "alpha must be a real number"),
 )
 ALPHAS = (1.0, 1.2, 1.5, 2.0, 3.0, 30.0)
+
+
+def weighted(shape, dtype, seed):
+    return {
+        "weight": class_weights(shape, dtype, seed),
+        "sample_weight": row_weights(shape, seed),
+        "ignore_index": 0,
+        "reduction": "none",
+    }
+
+
 ENTMAX_VARIANTS = {
     "plain": Variant(),
     "mask": Variant(mask_of),
     **{f"alpha = {alpha:g}": Variant(constant(alpha=alpha)) for alpha in ALPHAS},
+    "alpha a row": Variant(numbers_of_rows("alpha", ALPHAS[1:])),
 }
 VJP_VARIANTS = {
     "plain": Variant(),
     "mask": Variant(mask_of),
     **{f"alpha = {alpha:g}": Variant(constant(alpha=alpha)) for alpha in ALPHAS[1:-1]},
+    "alpha a row": Variant(numbers_of_rows("alpha", ALPHAS[1:-1])),
 }
 LOSS_VARIANTS = {
     "plain": Variant(constant(reduction="none")),
@@ -183,12 +238,15 @@ LOSS_VARIANTS = {
     "mean": Variant(constant(reduction="mean"), is_rowwise=False),
     "sum": Variant(constant(reduction="sum"), is_rowwise=False),
     **{f"alpha = {alpha:g}": Variant(constant(reduction="none", alpha=alpha)) for alpha in ALPHAS[1:]},
+    "alpha a row": Variant(numbers_of_rows("alpha", ALPHAS[1:], reduction="none")),
+    "weights": Variant(weighted),
+    "soft, weights": Variant(weighted, soft=True),
 }
 
 
 def entmax_limits(dtype, options):
     """Return 0.51 ULP; alpha = 1 is softmax."""
-    if options.get("alpha") == 1 and dtype in ("float32", "float64"):
+    if np.all(options.get("alpha") == 1) and dtype in ("float32", "float64"):
         return (3.0 if dtype == "float32" else 4.0,)
     return (0.51,)
 
@@ -201,11 +259,12 @@ def loss_limits(dtype, options):
     """Return the limits of loss and gradient.
 
     Losses are added up in float64 in a tree: half an ULP for each of its levels, of which the samples have two. A mean
-    divides once more.
+    divides once more. The factor of a row is rounded up to three times, its product once.
     """
     reduction = options.get("reduction")
     added = {"sum": 1.0, "mean": 1.5}.get(reduction, 0.0) if dtype == "float64" else 0.0
-    return 1.1 + added, 1.6 if reduction == "mean" else 1.1
+    weights = 1.5 if dtype == "float64" and options.get("weight") is not None else 0.0
+    return 1.1 + added + weights, (1.6 if reduction == "mean" else 1.1) + weights
 
 
 LOSS_ERRORS = target_errors() + ALPHA_ERRORS

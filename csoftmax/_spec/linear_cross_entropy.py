@@ -16,7 +16,7 @@ from .cross_entropy import (
     row_weights,
 )
 from .formats import EXACT, FORMATS, Exact, loss_dtype, wide
-from .record import ROWS, WHOLE, Argument, BadCall, Operation, Result, Variant, constant
+from .record import ROWS, WHOLE, Argument, BadCall, Operation, Result, Variant, constant, numbers_of_rows
 from .samples import logits
 
 FEATURES = 6
@@ -39,10 +39,11 @@ def exact_linear(x, w, target, bias=None, reduction="mean", upstream=1.0, chunk_
         options["weight"] = np.asarray(options["weight"]).astype(real)
     target = np.asarray(target) if np.asarray(target).dtype.kind in "iu" else np.asarray(target).astype(real)
     rows = exact_rows(z, target, **options)
-    doubt = unit * (x.shape[-1] / 8 + 4) * terms / EXACT(options.get("temperature", 1.0))  # of a logit
+    t = np.asarray(options.get("temperature", 1.0), EXACT)
+    doubt = unit * (x.shape[-1] / 8 + 4) * terms / t  # of a logit
     mass = np.abs(rows.gradient) + 2 * np.abs(rows.scale)
     loss, factor = reduce_exact(rows, reduction)
-    row_doubt = (mass * doubt).sum(-1) * EXACT(options.get("temperature", 1.0)) + 8 * unit * rows.loss_scale
+    row_doubt = (mass * doubt * t).sum(-1) + 8 * unit * rows.loss_scale
     loss_slack = row_doubt if reduction == "none" else row_doubt.sum() * abs(factor)
     factor = np.broadcast_to(factor * np.asarray(upstream, EXACT), rows.loss.shape)[..., None]
     g = rows.gradient * factor
@@ -96,6 +97,7 @@ VARIANTS = {
     "bias, weights, smoothing": Variant(with_bias),
     "chunks": Variant(in_chunks),
     "soft, z-loss": Variant(constant(z_loss=0.0625, reduction="none"), soft=True),
+    "T a row": Variant(numbers_of_rows("temperature", (1.0, 0.3, 7.0), reduction="none")),
     "mean": Variant(constant(reduction="mean"), is_rowwise=False),
 }
 W = np.zeros((4, FEATURES), np.float32)

@@ -25,6 +25,7 @@ CLASSES, ROWS, TOP, DRAWS, WHOLE = "classes", "rows", "top", "draws", "whole"
 OPTION_ROLES = {
     **{"where": CLASSES, "sample_weight": ROWS, "upstream": ROWS, "rng": ROWS, "mask": ROWS},
     **{"lengths": ROWS, "repetition": ROWS, "presence": ROWS, "frequency": ROWS},
+    **{"temperature": CLASSES, "alpha": CLASSES},  # of length 1 along the class axis
 }
 
 
@@ -73,6 +74,15 @@ class BadCall(NamedTuple):
         import csoftmax
 
         return getattr(csoftmax, self.error)
+
+
+def numbers_of_rows(name: str, choices: tuple[float, ...], **more) -> Callable[[tuple, str, int], dict]:
+    """Return options in which `name` has one of some numbers for each row."""
+
+    def options(shape, dtype, seed):
+        return {name: np.random.default_rng(seed + 7).choice(choices, (*shape[:-1], 1)), **more}
+
+    return options
 
 
 def constant(**options) -> Callable[[tuple, str, int], dict]:

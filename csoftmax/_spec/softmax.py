@@ -5,28 +5,31 @@ from __future__ import annotations
 import numpy as np
 
 from .formats import EXACT, Exact, dtype_of, spacing, wide
-from .record import CLASSES, ROWS, Argument, BadCall, Operation, Result, Variant, constant
+from .record import CLASSES, ROWS, Argument, BadCall, Operation, Result, Variant, constant, numbers_of_rows
 from .samples import logits
 
 
 def exact_forward(x, temperature=1.0, where=None):
     """Return softmax, log_softmax, logsumexp of finite logits, and the scale of the last: max(|m|, |logsumexp|).
 
-    m is the maximum of x / temperature.  The maximum itself is kept out of the sum, so that the tail keeps its digits
-    where one class is near-certain.  Limits of temperature (0 and infinity) are those of the documentation.
+    m is the maximum of x / temperature, a number or an array of length 1 along the last axis.  The maximum itself is
+    kept out of the sum, so that the tail keeps its digits where one class is near-certain.  Its limits, 0 and
+    infinity, are those of the documentation.
     """
     x = wide(x)
     if where is not None:
         x = np.where(where, x, -np.inf)
     m = x.max(axis=-1, keepdims=True, initial=-np.inf)
     with np.errstate(invalid="ignore", divide="ignore", over="ignore"):
-        if temperature == 0:
+        is_number = np.ndim(temperature) == 0
+        if is_number and temperature == 0:
             z = np.where(x == m, EXACT(0), -np.inf)
             top = np.where(m == 0, EXACT(0), np.copysign(EXACT(np.inf), m))
-        elif temperature == np.inf:
+        elif is_number and temperature == np.inf:
             z, top = np.where(x > -np.inf, EXACT(0), -np.inf), np.zeros_like(m)
         else:
-            z, top = (x - m) / EXACT(temperature), m / EXACT(temperature)
+            t = np.asarray(temperature, EXACT)
+            z, top = (x - m) / t, m / t
         is_max = z == 0
         tail = np.sum(np.exp(z), axis=-1, keepdims=True, where=~is_max) + (np.sum(is_max, axis=-1, keepdims=True) - 1)
         lse = top + np.log1p(tail)
@@ -59,9 +62,10 @@ def exact_softmax_vjp(dy, y, temperature=1.0, where=None):
         y = np.where(where, y, 0)
     dy = np.where(y == 0, 0, dy)
     products = dy * y
-    value = y * (dy - products.sum(axis=-1, keepdims=True)) / EXACT(temperature)
+    t = np.asarray(temperature, EXACT)
+    value = y * (dy - products.sum(axis=-1, keepdims=True)) / t
     terms = np.abs(products).sum(axis=-1, keepdims=True) + (np.abs(dy) if is_double else 0)
-    slack = np.abs(y) * terms * precision / EXACT(temperature)
+    slack = np.abs(y) * terms * precision / t
     return (Exact(value, None, slack),)
 
 
@@ -79,11 +83,12 @@ def exact_log_softmax_vjp(dy, y, temperature=1.0, where=None):
     dy, y = np.where(is_kept, dy, 0), np.where(is_kept, y, 0)
     s = dy.sum(axis=-1, keepdims=True)
     near = (dy - s) - s * np.expm1(np.maximum(y, -1))
-    value = np.where(is_kept, np.where(y > -0.7, near, dy - s * np.exp(y)), 0) / EXACT(temperature)
+    t = np.asarray(temperature, EXACT)
+    value = np.where(is_kept, np.where(y > -0.7, near, dy - s * np.exp(y)), 0) / t
     n = np.rint(y / np.log(EXACT(2)))
     power = np.exp2(n)
     remainder = np.where(n == 0, np.expm1(np.minimum(y, 1)), np.exp(y) - power)
-    scale = np.maximum(np.abs(dy - s * power), np.abs(s * remainder)) / EXACT(temperature)
+    scale = np.maximum(np.abs(dy - s * power), np.abs(s * remainder)) / t
     if name in ("float16", "bfloat16"):
         return (Exact(value, None, np.where(is_kept, 4 * spacing(scale, "float32"), 0)),)
     return (Exact(value, np.where(is_kept, np.maximum(scale, np.abs(value)), 0)),)
@@ -110,6 +115,7 @@ def mask_of(shape, dtype, seed):
     return {"where": mask}
 
 
+TEMPERATURES = (1.0, 0.3, 7.0)  # of rows
 SOFTMAX_LIMITS = {"float32": (3.0,), "float64": (4.0,), "float16": (0.51,), "bfloat16": (0.51,)}
 LOG_LIMITS = {"float32": (4.0,), "float64": (4.0,), "float16": (0.51,), "bfloat16": (0.51,)}
 VJP_LIMITS = {"float32": (4.0,), "float64": (4.0,), "float16": (0.52,), "bfloat16": (0.52,)}
@@ -117,6 +123,7 @@ VARIANTS = {
     "plain": Variant(),
     "T = 0.3": Variant(constant(temperature=0.3)),
     "T = 7": Variant(constant(temperature=7.0)),
+    "T a row": Variant(numbers_of_rows("temperature", TEMPERATURES)),
     "mask": Variant(mask_of),
 }
 LIMITS_OF_TEMPERATURE = {"T = 0": Variant(constant(temperature=0.0)), "T = inf": Variant(constant(temperature=np.inf))}
@@ -127,7 +134,7 @@ def log_vjp_limits(dtype, options):
     """Return the limits of log_softmax_vjp: dividing by T rounds once more."""
     if dtype in ("float16", "bfloat16"):
         return (0.51,)
-    return (4.5 if options.get("temperature", 1.0) == 1.0 else 5.5,)
+    return (4.5 if np.all(options.get("temperature", 1.0) == 1.0) else 5.5,)
 
 
 FORWARD_ERRORS = tuple(BadCall({"temperature": t}, ValueError, TOO_SMALL) for t in (-1.0, -np.inf, np.nan))

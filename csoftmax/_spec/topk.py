@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 
 from .formats import Bounds, Exact, wide
-from .record import CLASSES, TOP, WHOLE, Argument, BadCall, Operation, Result, Variant
+from .record import CLASSES, TOP, WHOLE, Argument, BadCall, Operation, Result, Variant, numbers_of_rows
 from .samples import logits
-from .softmax import SOFTMAX_LIMITS, exact_forward, make_logits, mask_of
+from .softmax import SOFTMAX_LIMITS, TEMPERATURES, exact_forward, make_logits, mask_of
 
 
 def stable_topk(x, k, largest=True):
@@ -52,6 +52,12 @@ def exact_csr(values, indices, n_classes):
 
 def count_of(limit, **more):
     return lambda shape, dtype, seed: {"k": min(limit, shape[-1]), **more}
+
+
+def count_with_temperatures(shape, dtype, seed):
+    return numbers_of_rows("temperature", TEMPERATURES, **count_of(5, normalize="full")(shape, dtype, seed))(
+        shape, dtype, seed
+    )
 
 
 def masked_count(shape, dtype, seed):
@@ -114,6 +120,7 @@ RECORDS = (
             "plain": Variant(count_of(5)),
             "full, T = 0.3": Variant(count_of(40, normalize="full", temperature=0.3)),
             "all, full": Variant(count_of(ALL, normalize="full")),
+            "full, T a row": Variant(count_with_temperatures),
             "mask": Variant(masked_count),
         },
         {"NaN": (np.nan, None), "+inf": (np.nan, None), "all -inf": (np.nan, None)},

@@ -23,6 +23,7 @@ from .operators import (
     like,
     loss_dtype,
     multiply,
+    number_or_rows,
     of_loss,
 )
 
@@ -49,6 +50,10 @@ class _LossOptions(NamedTuple):
             reduction,
         )
 
+    def as_keywords(self, temperatures: Tensor | None) -> dict[str, Any]:
+        """The options of a call, with the temperatures of the rows if there are any."""
+        return self._asdict() | ({} if temperatures is None else {"temperature": temperatures.detach()})
+
 
 _OPTIONS_SCHEMA = (
     "float label_smoothing, int ignore_index, float z_loss, float temperature, str reduction, bool gradient"
@@ -61,13 +66,14 @@ def _compute_loss(
     dim: int,
     weight: Tensor | None,
     sample_weight: Tensor | None,
+    temperatures: Tensor | None,
     *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor]:
     """Loss, and the gradient of its sum or mean, or an empty tensor."""
     *values, gradient = options_and_gradient
     weight, sample_weight = detach(weight, sample_weight)
     weights = {"weight": weight, "sample_weight": sample_weight}
-    options: dict[str, Any] = {"axis": dim, **weights, **_LossOptions(*values)._asdict()}
+    options: dict[str, Any] = {"axis": dim, **weights, **_LossOptions(*values).as_keywords(temperatures)}
     if not gradient:
         return csoftmax.cross_entropy(logits.detach(), target.detach(), **options), logits.new_empty(0)
     options["out"] = like(logits)
@@ -81,6 +87,7 @@ def _fake_loss(
     dim: int,
     weight: Tensor | None,
     sample_weight: Tensor | None,
+    temperatures: Tensor | None,
     *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor]:
     *values, gradient = options_and_gradient
@@ -93,21 +100,21 @@ def _fake_loss(
 
 
 def _save_loss(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    ctx.dim, ctx.reduction = inputs[2], _LossOptions(*inputs[5:-1]).reduction
+    ctx.dim, ctx.reduction = inputs[2], _LossOptions(*inputs[6:-1]).reduction
     keep_gradients(ctx, output[1])
 
 
-@of_loss(11)
+@of_loss(12)
 def _differentiate_loss(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     (grad,) = ctx.saved_tensors
     if ctx.reduction == "none":
         upstream = upstream.unsqueeze(ctx.dim)
-    return multiply(grad, upstream), *[None] * 10
+    return multiply(grad, upstream), *[None] * 11
 
 
 _cross_entropy = define(
     "cross_entropy",
-    "(Tensor logits, Tensor target, int dim, Tensor? weight, Tensor? sample_weight, "
+    "(Tensor logits, Tensor target, int dim, Tensor? weight, Tensor? sample_weight, Tensor? temperatures, "
     f"{_OPTIONS_SCHEMA}) -> (Tensor, Tensor)",
     _compute_loss,
     _fake_loss,
@@ -126,7 +133,7 @@ def cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """`csoftmax.cross_entropy` with a gradient with respect to the logits, computed with the loss in one pass.
@@ -168,8 +175,9 @@ def cross_entropy(
     check_floating("logits", logits)
     check_constants(target=target, weight=weight, sample_weight=sample_weight)
     gradient = logits.requires_grad and torch.is_grad_enabled()
-    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
-    return _cross_entropy(logits, target, check_int("dim", dim), weight, sample_weight, *options, gradient)[0]
+    number, rows = number_or_rows("temperature", temperature)
+    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, number, reduction)
+    return _cross_entropy(logits, target, check_int("dim", dim), weight, sample_weight, rows, *options, gradient)[0]
 
 
 def _compute_linear(
@@ -179,13 +187,15 @@ def _compute_linear(
     bias: Tensor | None,
     weight: Tensor | None,
     sample_weight: Tensor | None,
+    temperatures: Tensor | None,
     *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Loss, and the gradients of x, w and bias, or empty tensors."""
     *values, gradient = options_and_gradient
     arrays = x.detach(), w.detach(), target.detach()
     bias, weight, sample_weight = detach(bias, weight, sample_weight)
-    options = {"bias": bias, "weight": weight, "sample_weight": sample_weight, **_LossOptions(*values)._asdict()}
+    weights = {"bias": bias, "weight": weight, "sample_weight": sample_weight}
+    options = {**weights, **_LossOptions(*values).as_keywords(temperatures)}
     if not gradient:
         return csoftmax.linear_cross_entropy(*arrays, **options), x.new_empty(0), x.new_empty(0), x.new_empty(0)
     loss, grad_x, grad_w, grad_bias = csoftmax.linear_cross_entropy_with_grad(*arrays, **options)
@@ -199,6 +209,7 @@ def _fake_linear(
     bias: Tensor | None,
     weight: Tensor | None,
     sample_weight: Tensor | None,
+    temperatures: Tensor | None,
     *options_and_gradient: Any,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     *values, gradient = options_and_gradient
@@ -214,16 +225,16 @@ def _save_linear(ctx: Any, inputs: Any, output: tuple[Tensor, ...]) -> None:
     keep_gradients(ctx, *output[1:])
 
 
-@of_loss(12)
+@of_loss(13)
 def _differentiate_linear(ctx: Any, upstream: Tensor) -> tuple[Tensor | None, ...]:
     grads = [multiply(grad, upstream) for grad in ctx.saved_tensors]
-    return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 8
+    return grads[0], grads[1], None, grads[2] if ctx.has_bias else None, *[None] * 9
 
 
 _linear_cross_entropy = define(
     "linear_cross_entropy",
-    f"(Tensor x, Tensor w, Tensor target, Tensor? bias, Tensor? weight, Tensor? sample_weight, {_OPTIONS_SCHEMA})"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    "(Tensor x, Tensor w, Tensor target, Tensor? bias, Tensor? weight, Tensor? sample_weight, Tensor? temperatures, "
+    f"{_OPTIONS_SCHEMA}) -> (Tensor, Tensor, Tensor, Tensor)",
     _compute_linear,
     _fake_linear,
     _differentiate_linear,
@@ -242,7 +253,7 @@ def linear_cross_entropy(
     label_smoothing: float = 0.0,
     ignore_index: int = -100,
     z_loss: float = 0.0,
-    temperature: float = 1.0,
+    temperature: float | Tensor = 1.0,
     reduction: Reduction = "mean",
 ) -> Tensor:
     """`csoftmax.linear_cross_entropy` with gradients with respect to x, w and bias, without a matrix of all logits.
@@ -285,5 +296,6 @@ def linear_cross_entropy(
     gradient = any(t is not None and t.requires_grad for t in (x, w, bias)) and torch.is_grad_enabled()
     if gradient and reduction == "none":
         raise ValueError('reduction="none" has no gradient here; use "sum" or "mean", or torch.no_grad()')
-    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, temperature, reduction)
-    return _linear_cross_entropy(x, w, target, bias, weight, sample_weight, *options, gradient)[0]
+    number, rows = number_or_rows("temperature", temperature)
+    options = _LossOptions.check(label_smoothing, ignore_index, z_loss, number, reduction)
+    return _linear_cross_entropy(x, w, target, bias, weight, sample_weight, rows, *options, gradient)[0]

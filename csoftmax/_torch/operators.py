@@ -96,12 +96,27 @@ def as_number(name: str, value: Any) -> float:
     raise TypeError(f"{name} must be a real number, got {value!r}")
 
 
-def check_temperature(temperature: Any, x: Tensor) -> float:
-    """T as a float; 0 and infinity are limits, which have no gradient."""
-    number = as_number("temperature", temperature)
+def is_for_rows(value: Any) -> bool:
+    """Whether a parameter is a tensor with axes, a number for each row."""
+    return isinstance(value, Tensor) and value.dim() > 0
+
+
+def number_or_rows(name: str, value: Any) -> tuple[float, Tensor | None]:
+    """A number and None, or a number that does not count and a tensor of the rows, to which no gradient flows."""
+    if not is_for_rows(value):
+        return as_number(name, value), None
+    check_constants(**{name: value})
+    return 1.0, value
+
+
+def check_temperature(temperature: Any, x: Tensor) -> tuple[float, Tensor | None]:
+    """T as `number_or_rows` gives it; 0 and infinity are limits, which have no gradient."""
+    number, rows = number_or_rows("temperature", temperature)
+    if rows is not None:  # read by the kernel, which refuses such a T in backward
+        return number, rows
     if x.requires_grad and torch.is_grad_enabled() and not 0 < number < math.inf:
         raise ValueError(f"temperature must be positive and finite where x requires grad, got {temperature!r}")
-    return number
+    return number, None
 
 
 def define(

@@ -1,7 +1,7 @@
 """Softmax, its logarithm, log-sum-exp and entmax as PyTorch operators.
 
-Softmax, its logarithm and entmax are functions of rows with a number as their parameter and a gradient from dy and y;
-the gradient of log-sum-exp is softmax.
+Softmax, its logarithm and entmax are functions of rows with a parameter and a gradient from dy and y; the gradient of
+log-sum-exp is softmax. The parameter is a number or, as another argument, a tensor that broadcasts to the rows.
 """
 
 from __future__ import annotations
@@ -22,33 +22,46 @@ from .operators import (
     check_temperature,
     check_tensors,
     define,
+    is_for_rows,
     like,
 )
+
+
+def _choose(number: float, rows: Tensor | None) -> Any:
+    """The parameter of a call: a number, or a tensor of the rows."""
+    return number if rows is None else rows.detach()
 
 
 def _define_row_function(name: str, parameter: str) -> tuple[Any, Any]:
     """Define the operators of a function of `csoftmax` and of its vjp; y tells the latter what is masked."""
     function, function_vjp = getattr(csoftmax, name), getattr(csoftmax, f"{name}_vjp")
 
-    def compute_vjp(dy: Tensor, y: Tensor, dim: int, number: float) -> Tensor:
-        return function_vjp(dy.detach(), y.detach(), axis=dim, out=like(y), **{parameter: number})
+    def compute_vjp(dy: Tensor, y: Tensor, dim: int, number: float, rows: Tensor | None) -> Tensor:
+        return function_vjp(dy.detach(), y.detach(), axis=dim, out=like(y), **{parameter: _choose(number, rows)})
 
-    def compute(x: Tensor, dim: int, number: float, where: Tensor | None) -> Tensor:
-        return function(x.detach(), axis=dim, where=where, out=like(x), **{parameter: number})
+    def compute(x: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None) -> Tensor:
+        return function(x.detach(), axis=dim, where=where, out=like(x), **{parameter: _choose(number, rows)})
 
     def save(ctx: Any, inputs: Any, output: Tensor) -> None:
-        _, ctx.dim, ctx.number, _ = inputs
-        ctx.save_for_backward(output)
+        _, ctx.dim, ctx.number, rows, _ = inputs
+        ctx.save_for_backward(output, *([] if rows is None else [rows]))
 
-    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-        return vjp(dy, *ctx.saved_tensors, ctx.dim, ctx.number), None, None, None
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        y, *rows = ctx.saved_tensors
+        if rows and ctx.needs_input_grad[3]:  # alpha
+            dx, of_rows = _entmax_gradients(dy, y, ctx.dim, rows[0])
+            return dx, None, None, of_rows, None
+        return vjp(dy, y, ctx.dim, ctx.number, *(rows or [None])), None, None, None, None
 
-    options = f"int dim, float {parameter}"
+    options = f"int dim, float {parameter}, Tensor? rows"
     vjp = define(
-        f"{name}_vjp", f"(Tensor dy, Tensor y, {options}) -> Tensor", compute_vjp, lambda dy, y, dim, number: like(y)
+        f"{name}_vjp",
+        f"(Tensor dy, Tensor y, {options}) -> Tensor",
+        compute_vjp,
+        lambda dy, y, dim, number, rows: like(y),
     )
     schema = f"(Tensor x, {options}, Tensor? where) -> Tensor"
-    forward = define(name, schema, compute, lambda x, dim, number, where: like(x), backward, save)
+    forward = define(name, schema, compute, lambda x, dim, number, rows, where: like(x), backward, save)
     return forward, vjp
 
 
@@ -57,23 +70,46 @@ _log_softmax, _ = _define_row_function("log_softmax", "temperature")
 _entmax, _ = _define_row_function("entmax", "alpha")
 
 
-def _compute_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
-    result = csoftmax.logsumexp(x.detach(), axis=dim, temperature=temperature, where=where)
+def _compute_entmax_gradients(dy: Tensor, y: Tensor, dim: int, alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of alpha."""
+    options: dict[str, Any] = {"out": like(y), "return_alpha_grad": True}
+    dx, of_alpha = csoftmax.entmax_vjp(dy.detach(), y.detach(), alpha.detach(), dim, **options)
+    return dx, torch.as_tensor(of_alpha).to(alpha.dtype)
+
+
+_entmax_gradients = define(
+    "entmax_gradients",
+    "(Tensor dy, Tensor y, int dim, Tensor alpha) -> (Tensor, Tensor)",
+    _compute_entmax_gradients,
+    lambda dy, y, dim, alpha: (like(y), like(alpha)),
+)
+
+
+def _compute_logsumexp(x: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None) -> Tensor:
+    result = csoftmax.logsumexp(x.detach(), axis=dim, temperature=_choose(number, rows), where=where)
     return torch.as_tensor(result)
 
 
-def _fake_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
+def _fake_logsumexp(x: Tensor, dim: int, number: float, rows: Tensor | None, where: Tensor | None) -> Tensor:
     shape = list(x.shape)
     if shape:  # a tensor without axes is one row of one element
         del shape[dim]
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
-def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
+def _compute_logsumexp_vjp(
+    dy: Tensor, x: Tensor, dim: int, temperature: float, rows: Tensor | None, where: Tensor | None
+) -> Tensor:
     """Softmax times dy / T, where 1 / T and dy / T may leave the range of the dtype though the product does not."""
     to: Any = like(x)
-    p = csoftmax.softmax(x.detach(), axis=dim, temperature=temperature, where=where, out=to)
+    p = csoftmax.softmax(x.detach(), axis=dim, temperature=_choose(temperature, rows), where=where, out=to)
     dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
+    if rows is not None:
+        t = rows.detach().double()
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        near = (p.to(wide) * (dy.to(wide) / t.to(wide))).to(x.dtype)
+        mantissas, exponents = torch.frexp(t)
+        return torch.where(exponents.abs() <= 60, near, _scale_far(p, dy, t, mantissas, exponents))
     if temperature == 1:
         return p.mul_(dy)
     mantissa, exponent = math.frexp(temperature)
@@ -81,8 +117,13 @@ def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, 
         if x.dtype.itemsize < 4:
             return p.float().mul_(dy.float() / temperature).to(x.dtype)
         return p.mul_(dy / temperature)
-    if x.dtype != torch.float64:
-        return p.double().mul_(dy.double()).div_(temperature).to(x.dtype)
+    return _scale_far(p, dy, temperature, mantissa, exponent)
+
+
+def _scale_far(p: Tensor, dy: Tensor, t: Any, mantissa: Any, exponent: Any) -> Tensor:
+    """The product p dy / T for T = mantissa 2**exponent, a number or a tensor, of any magnitude."""
+    if p.dtype != torch.float64:
+        return p.double().mul_(dy.double()).div_(t).to(p.dtype)
     # Mantissas are multiplied, exponents added. The powers of two are multiplied in three steps, none of which leaves
     # the range before the product does.
     p, p_exponent = torch.frexp(p)
@@ -95,25 +136,28 @@ def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, 
 
 _logsumexp_vjp = define(
     "logsumexp_vjp",
-    "(Tensor dy, Tensor x, int dim, float temperature, Tensor? where) -> Tensor",
+    "(Tensor dy, Tensor x, int dim, float temperature, Tensor? rows, Tensor? where) -> Tensor",
     _compute_logsumexp_vjp,
-    lambda dy, x, dim, temperature, where: like(x),
+    lambda dy, x, dim, temperature, rows, where: like(x),
 )
 
 
 def _save_logsumexp(ctx: Any, inputs: Any, output: Tensor) -> None:
-    x, ctx.dim, ctx.temperature, where = inputs
-    ctx.save_for_backward(x, *([] if where is None else [where]))
+    x, ctx.dim, ctx.temperature, *others = inputs
+    ctx.is_given = [t is not None for t in others]
+    ctx.save_for_backward(x, *[t for t in others if t is not None])
 
 
-def _differentiate_logsumexp(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None, None]:
-    x, *where = ctx.saved_tensors
-    return _logsumexp_vjp(dy, x, ctx.dim, ctx.temperature, *(where or [None])), None, None, None
+def _differentiate_logsumexp(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, *given = ctx.saved_tensors
+    saved = iter(given)
+    others = [next(saved) if is_given else None for is_given in ctx.is_given]
+    return _logsumexp_vjp(dy, x, ctx.dim, ctx.temperature, *others), None, None, None, None
 
 
 _logsumexp = define(
     "logsumexp",
-    "(Tensor x, int dim, float temperature, Tensor? where) -> Tensor",
+    "(Tensor x, int dim, float temperature, Tensor? rows, Tensor? where) -> Tensor",
     _compute_logsumexp,
     _fake_logsumexp,
     _differentiate_logsumexp,
@@ -121,7 +165,7 @@ _logsumexp = define(
 )
 
 
-def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor | None = None) -> Tensor:
+def softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, where: Tensor | None = None) -> Tensor:
     """`csoftmax.softmax` with a gradient.
 
     Parameters
@@ -130,8 +174,8 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor
         Floating point.
     dim : int, default -1
         The axis that sums to 1.
-    temperature : float > 0, default 1.0
-        T.
+    temperature : float > 0 or torch.Tensor of them, default 1.0
+        T; a tensor of length 1 along `dim` broadcasts to the rows. No gradient flows to it.
     where : torch.Tensor of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
 
@@ -156,10 +200,10 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor
     """
     check_floating("x", x)
     check_tensors(where=where)
-    return apply_softmax(x, check_int("dim", dim), check_temperature(temperature, x), where)
+    return apply_softmax(x, check_int("dim", dim), *check_temperature(temperature, x), where)
 
 
-def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Tensor | None = None) -> Tensor:
+def log_softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, where: Tensor | None = None) -> Tensor:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters
@@ -186,11 +230,16 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float = 1.0, where: Te
     """
     check_floating("x", x)
     check_tensors(where=where)
-    return _log_softmax(x, check_int("dim", dim), check_temperature(temperature, x), where)
+    return _log_softmax(x, check_int("dim", dim), *check_temperature(temperature, x), where)
 
 
 def logsumexp(
-    x: Tensor, dim: int = -1, *, keepdims: bool = False, temperature: float = 1.0, where: Tensor | None = None
+    x: Tensor,
+    dim: int = -1,
+    *,
+    keepdims: bool = False,
+    temperature: float | Tensor = 1.0,
+    where: Tensor | None = None,
 ) -> Tensor:
     """`csoftmax.logsumexp` with a gradient.
 
@@ -223,19 +272,20 @@ def logsumexp(
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    result = _logsumexp(x, dim, check_temperature(temperature, x), where)
+    result = _logsumexp(x, dim, *check_temperature(temperature, x), where)
     return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and x.dim() else result
 
 
-def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1, *, where: Tensor | None = None) -> Tensor:
-    """`csoftmax.entmax` with a gradient with respect to x.
+def entmax(x: Tensor, alpha: float | Tensor = 1.5, dim: int = -1, *, where: Tensor | None = None) -> Tensor:
+    """`csoftmax.entmax` with gradients with respect to x and to a tensor of alphas.
 
     Parameters
     ----------
     x : torch.Tensor
         Floating point.
-    alpha : float >= 1, default 1.5
-        1 is softmax, 2 is sparsemax.
+    alpha : float >= 1 or torch.Tensor of them, default 1.5
+        1 is softmax, 2 is sparsemax. A tensor of length 1 along `dim` broadcasts to the rows; a tensor that requires
+        grad, without axes or with them, gets its gradient (Correia, Niculae & Martins 2019).
     dim : int, default -1
         The axis that sums to 1.
     where : torch.Tensor of bool, broadcastable to x, optional
@@ -260,7 +310,11 @@ def entmax(x: Tensor, alpha: float = 1.5, dim: int = -1, *, where: Tensor | None
     """
     check_floating("x", x)
     check_tensors(where=where)
-    return _entmax(x, check_int("dim", dim), as_number("alpha", alpha), where)
+    dim = check_int("dim", dim)
+    if is_for_rows(alpha) or (isinstance(alpha, Tensor) and alpha.requires_grad and torch.is_grad_enabled()):
+        check_tensors(alpha=alpha)
+        return _entmax(x, dim, 2.0, alpha, where)
+    return _entmax(x, dim, as_number("alpha", alpha), None, where)
 
 
 def sparsemax(x: Tensor, dim: int = -1, *, where: Tensor | None = None) -> Tensor:

@@ -10,21 +10,17 @@ from torch import Tensor
 import csoftmax
 
 from .._arguments.numbers import check_choice
-from .operators import (
-    as_number,
-    check_floating,
-    check_int,
-    define,
-)
+from .operators import check_floating, check_int, define, number_or_rows
 from .rows import apply_softmax, apply_softmax_vjp
 
 
-def _compute_topk(x: Tensor, k: int, dim: int, temperature: float, full: bool) -> tuple[Tensor, Tensor]:
+def _compute_topk(x: Tensor, k: int, dim: int, number: float, rows: Tensor | None, full: bool) -> tuple[Tensor, Tensor]:
+    temperature: Any = number if rows is None else rows.detach()
     result = csoftmax.topk_softmax(x.detach(), k, dim, temperature=temperature, normalize="full" if full else "topk")
     return result.values.contiguous(), result.indices.contiguous()
 
 
-def _fake_topk(x: Tensor, k: int, dim: int, temperature: float, full: bool) -> tuple[Tensor, Tensor]:
+def _fake_topk(x: Tensor, k: int, dim: int, number: float, rows: Tensor | None, full: bool) -> tuple[Tensor, Tensor]:
     shape = list(x.shape)
     shape[dim] = k
     empty = torch.empty(shape, dtype=x.dtype, device=x.device)
@@ -32,27 +28,28 @@ def _fake_topk(x: Tensor, k: int, dim: int, temperature: float, full: bool) -> t
 
 
 def _save_topk(ctx: Any, inputs: Any, output: tuple[Tensor, Tensor]) -> None:
-    x, _, ctx.dim, ctx.temperature, ctx.full = inputs
+    x, _, ctx.dim, ctx.temperature, rows, ctx.full = inputs
     values, indices = output
     ctx.mark_non_differentiable(indices)
-    ctx.shape = x.shape
-    ctx.save_for_backward(values, indices, *([x] if ctx.full else []))
+    ctx.shape, ctx.has_rows = x.shape, rows is not None
+    ctx.save_for_backward(values, indices, *([x] if ctx.full else []), *([rows] if ctx.has_rows else []))
 
 
-def _differentiate_topk(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor, None, None, None, None]:
-    values, indices, *x = ctx.saved_tensors
+def _differentiate_topk(ctx: Any, dy: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    values, indices, *others = ctx.saved_tensors
+    temperature = ctx.temperature, others.pop() if ctx.has_rows else None
     dx = torch.zeros(ctx.shape, dtype=dy.dtype, device=dy.device)
     if ctx.full:  # the sum is over all classes, so all of them have a gradient
-        y = apply_softmax(x[0], ctx.dim, ctx.temperature, None)
-        dx = apply_softmax_vjp(dx.scatter(ctx.dim, indices, dy), y, ctx.dim, ctx.temperature)
+        y = apply_softmax(others[0], ctx.dim, *temperature, None)
+        dx = apply_softmax_vjp(dx.scatter(ctx.dim, indices, dy), y, ctx.dim, *temperature)
     else:
-        dx = dx.scatter(ctx.dim, indices, apply_softmax_vjp(dy, values, ctx.dim, ctx.temperature))
-    return dx, None, None, None, None
+        dx = dx.scatter(ctx.dim, indices, apply_softmax_vjp(dy, values, ctx.dim, *temperature))
+    return dx, None, None, None, None, None
 
 
 _topk_softmax = define(
     "topk_softmax",
-    "(Tensor x, int k, int dim, float temperature, bool full) -> (Tensor, Tensor)",
+    "(Tensor x, int k, int dim, float temperature, Tensor? rows, bool full) -> (Tensor, Tensor)",
     _compute_topk,
     _fake_topk,
     _differentiate_topk,
@@ -61,7 +58,7 @@ _topk_softmax = define(
 
 
 def topk_softmax(
-    x: Tensor, k: int, dim: int = -1, *, temperature: float = 1.0, normalize: Literal["topk", "full"] = "topk"
+    x: Tensor, k: int, dim: int = -1, *, temperature: float | Tensor = 1.0, normalize: Literal["topk", "full"] = "topk"
 ) -> csoftmax.TopK:
     """`csoftmax.topk_softmax` with a gradient of the values.
 
@@ -73,8 +70,8 @@ def topk_softmax(
         Number of largest elements.
     dim : int, default -1
         The axis of the classes.
-    temperature : float > 0, default 1.0
-        T.
+    temperature : float > 0 or torch.Tensor of them, default 1.0
+        T; a tensor of length 1 along `dim` broadcasts to the rows.
     normalize : {"topk", "full"}, default "topk"
         Whether the sum is over the k elements or over all classes.
 
@@ -98,4 +95,4 @@ def topk_softmax(
     check_floating("x", x)
     check_choice("normalize", normalize, ("topk", "full"))
     k, dim = check_int("k", k), check_int("dim", dim)
-    return csoftmax.TopK(*_topk_softmax(x, k, dim, as_number("temperature", temperature), normalize == "full"))
+    return csoftmax.TopK(*_topk_softmax(x, k, dim, *number_or_rows("temperature", temperature), normalize == "full"))

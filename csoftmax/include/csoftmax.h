@@ -138,6 +138,7 @@ typedef struct csm_loss_options {
     int (*interrupt)(void *context);
     void *interrupt_context;
     size_t position; /* set with CSM_BAD_LABEL: the row, in C order */
+    const csm_view *temperatures; /* a double for each row, instead of `temperature`; NULL = the same for all */
 } csm_loss_options;
 static inline csm_loss_options csm_default_loss_options(void) {
     csm_loss_options o = {sizeof(csm_loss_options),
@@ -158,7 +159,8 @@ static inline csm_loss_options csm_default_loss_options(void) {
                           1,
                           NULL,
                           NULL,
-                          0};
+                          0,
+                          NULL};
     return o;
 }
 
@@ -190,9 +192,10 @@ typedef struct csm_topk_options {
     int threads;
     int (*interrupt)(void *context);
     void *interrupt_context;
+    const csm_view *temperatures; /* a double for each row, instead of `temperature`; NULL = the same for all */
 } csm_topk_options;
 static inline csm_topk_options csm_default_topk_options(void) {
-    csm_topk_options o = {sizeof(csm_topk_options), 0, 0, CSM_TOPK_NONE, 1, 1, NULL, NULL};
+    csm_topk_options o = {sizeof(csm_topk_options), 0, 0, CSM_TOPK_NONE, 1, 1, NULL, NULL, NULL};
     return o;
 }
 /* values: k elements along the axis in the dtype of x; indices: as many int64_t; k <= n.  Neither may overlap x. */
@@ -218,9 +221,18 @@ typedef struct csm_entmax_options {
     int threads;
     int (*interrupt)(void *context);
     void *interrupt_context;
+    const csm_view *alphas; /* a double for each row, instead of `alpha`; but for the loss, 1 is softmax; NULL = one */
+    const csm_view *alpha_gradient; /* of the gradient: a double for each row, dL/dalpha; NULL = not computed */
+    /* The loss of a row, and its gradient, are multiplied by s w[label], with soft labels by s sum w_j q_j (without w
+     * by s); CSM_MEAN divides by the sum of these factors. */
+    const void *weight; /* n class weights >= 0: float or double as soft labels; NULL = 1 */
+    const csm_view *sample_weight; /* s, a double >= 0 for each row; NULL = 1 */
+    int has_ignore;
+    int64_t ignore; /* rows of this label, and of sample weight 0, are not read and contribute 0 */
 } csm_entmax_options;
 static inline csm_entmax_options csm_default_entmax_options(void) {
-    csm_entmax_options o = {sizeof(csm_entmax_options), 1.5, NULL, CSM_MEAN, 1, NULL, NULL};
+    csm_entmax_options o = {
+        sizeof(csm_entmax_options), 1.5, NULL, CSM_MEAN, 1, NULL, NULL, NULL, NULL, NULL, NULL, 0, 0};
     return o;
 }
 csm_status csm_entmax_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_entmax_options *);

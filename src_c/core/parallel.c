@@ -70,6 +70,7 @@ static void check_interrupt(csm_interrupt *interrupt) {
 }
 
 int csm_stops(csm_interrupt *interrupt, int thread, size_t elements) {
+    if (interrupt->original) interrupt = interrupt->original;
     if (thread == 0 && interrupt->check) {
         interrupt->unchecked += elements;
         if (interrupt->unchecked >= CSM_POLL_ELEMENTS) {

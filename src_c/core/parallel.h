@@ -17,6 +17,7 @@ typedef struct csm_interrupt {
     atomic_int is_stopped;     /* the call ends with CSM_INTERRUPTED */
     char apart[CSM_ALIGN];     /* what follows is in another cache line; alignment would make small calls slower */
     size_t unchecked; /* elements since the clock was last read in csm_stops: written by the calling thread */
+    struct csm_interrupt *original; /* in a copy of a call, the interrupt of the call itself, which all threads share */
 } csm_interrupt;
 
 /* Says, after work on `elements` elements within a unit, whether the call has been interrupted.  Every thread asks, at

@@ -4,7 +4,7 @@
 #include "extension.h"
 
 /* Computes the constants for a compute type, and the largest maximum of an ordinary row. */
-static void set_temperature(csm_temperature *t, double value, int single) {
+static inline void set_temperature(csm_temperature *t, double value, int single) {
     const double ln2 = 0x1.62e42fefa39efp-1, ln2_low = 0x1.abc9e3b39803fp-56, log2e = 0x1.71547652b82fep+0;
     t->t = value;
     t->tempered = value != 1;
@@ -25,6 +25,13 @@ static void set_temperature(csm_temperature *t, double value, int single) {
     /* In y T^-1 (dy - s) the factor below 1 comes last: y may be subnormal where y (dy - s) is not. */
     t->inv_t1 = value > 1 ? 1 : t->inv_t;
     t->inv_t2 = value > 1 ? t->inv_t : 1;
+}
+
+void csm_set_ordinary(csm_temperature *t, const double *temperatures, size_t count, int single) {
+    if (single)
+        for (size_t i = 0; i < count; i++) set_temperature(&t[i], temperatures[i], 1);
+    else
+        for (size_t i = 0; i < count; i++) set_temperature(&t[i], temperatures[i], 0);
 }
 
 /* Makes the transformed rows those of x / 2 and T / 2; as only powers of two differ, the bits are those of x and T. */

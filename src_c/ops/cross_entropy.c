@@ -7,101 +7,28 @@
  *             outside the range of exp's reduction (see softmax_row.c) are transformed block by block, twice; rows in
  *             which probabilities underflow whose gradients would not are computed by underflow.h
  *   sum       adds the row losses in double, in a tree over their C order that depends only on their number
+ *
+ * Where rows have temperatures of their own, neighbours of one temperature are computed by a copy of the call with it.
  */
-#include "../core/call.h"
-#include "../core/extension.h"
+#include "cross_entropy.h"
+
 #include "../core/labels.h"
 #include "../core/reduction.h"
 #include "../kernel/cross_entropy/underflow.h"
 
-#include <stdatomic.h>
-
-typedef struct cross_entropy_call {
-    csm_call base;
-    csm_view x, gradient, soft_labels, sample_weight, upstream;
-    csm_view order; /* offsets: the rows' indices in C order */
-    const csm_loss_options *options;
-    const csm_loss_kernels *kernels, *wide_kernels;
-    csm_loss_call loss_call, transformed_call; /* for ordinary and for transformed rows */
-    size_t rows, inner; /* all rows; rows along the last batch axis */
-    size_t pitch, soft_pitch, group; /* of rows in scratch */
-    int is_soft, is_direct; /* is_direct: every array is contiguous along the axis */
-    int has_lost; /* whether rows can have gradients that the kernels lose */
-    double lost_extra, lost_limit, lost_upstream; /* those rows: weight |upstream| (mass + extra) > limit, or, where
-                                                     clip_value comes before upstream, |upstream| > lost_upstream */
-    int64_t *labels;
-    double *loss, *mass;
-    size_t e_size, block_size, wide_size; /* parts of a thread's scratch: e', blocks, a wide block; then packed rows */
-    csm_scratch scratch;
-    atomic_int has_bad_label;
-} cross_entropy_call;
-
-static double class_weight(const cross_entropy_call *call, size_t j) {
-    const void *w = call->options->weight;
-    if (!w) return 1;
-    return csm_is_single(&call->base) ? (double)((const float *)w)[j] : ((const double *)w)[j];
-}
-static double sample_weight(const cross_entropy_call *call, size_t row) {
-    double value = 1;
-    if (call->options->sample_weight)
-        memcpy(&value, csm_row_data(&call->base, &call->sample_weight, row), sizeof value);
-    return value;
-}
-static size_t order_of(const cross_entropy_call *call, size_t row) {
-    return (size_t)csm_offset(&call->base.shape, call->order.strides, row);
-}
-
-static char *scratch_of(cross_entropy_call *call, int thread) {
-    size_t size = call->e_size + call->block_size + call->wide_size;
-    if (!call->is_direct) size += call->group * (call->pitch + (call->is_soft ? call->soft_pitch : 0));
-    return csm_scratch_get(&call->scratch, thread, 0, size);
-}
-
-/* Computes sum w_j q_j of each row of soft labels. */
-static csm_status mass_body(void *context, size_t begin, size_t end, int thread) {
-    cross_entropy_call *call = context;
-    const csm_call *c = &call->base;
-    const size_t n = c->shape.n;
-    char *memory = scratch_of(call, thread);
-    if (!memory) return CSM_NO_MEMORY;
-    for (size_t row = begin; row < end; row++) {
-        const csm_strided q = csm_row_of(c, &call->soft_labels, row);
-        csm_pair_sum sum;
-        csm_pair_sum_zero(&sum);
-        int is_plain = (uintptr_t)q.data % c->wide_size == 0 && (q.axis == (ptrdiff_t)c->wide_size || n == 1);
-        for (size_t i = 0; i < n; i += CSM_BLOCK) {
-            size_t k = csm_block_length(n, i);
-            const char *part = q.data + (ptrdiff_t)i * q.axis;
-            const void *w = call->loss_call.w ? (const char *)call->loss_call.w + i * c->wide_size : NULL;
-            double hi, lo;
-            if (!is_plain) {
-                csm_strided from = {part, 0, q.axis};
-                csm_gather(memory, 0, from, 1, k, c->wide_size, NULL, NULL);
-                part = memory;
-            }
-            if (!call->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&call->has_bad_label, 1);
-            if (n <= CSM_BLOCK) call->mass[order_of(call, row)] = hi + lo;
-            else csm_pair_sum_add(&sum, hi, lo);
-            if (i > 0 && csm_stops(&call->base.interrupt, thread, k)) return CSM_INTERRUPTED;
-        }
-        if (n > CSM_BLOCK) call->mass[order_of(call, row)] = csm_pair_sum_rounded(&sum);
-    }
-    return CSM_OK;
-}
-
 /* Rows */
 
 /* Collects the inputs of a row other than its logits.  Returns whether the row takes part. */
-static int read_input(const cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
+static int read_input(const csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
     *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
     if (!csm_read_label_and_weight(job, at, in)) return 0;
     if (job->upstream) memcpy(&in->upstream, job->upstream + at * job->upstream_step, sizeof in->upstream);
-    if (in->label >= 0) in->mass = in->w_label = class_weight(call, (size_t)in->label);
+    if (in->label >= 0) in->mass = in->w_label = csm_class_weight(call, (size_t)in->label);
     else in->mass = job->mass[at * job->order];
     return 1;
 }
 
-static void fill_row(const cross_entropy_call *call, char *gradient, double value, const csm_poll *poll) {
+static void fill_row(const csm_loss_run *call, char *gradient, double value, const csm_poll *poll) {
     const csm_call *c = &call->base;
     csm_wide element;
     if (!gradient) return;
@@ -111,7 +38,7 @@ static void fill_row(const cross_entropy_call *call, char *gradient, double valu
 }
 
 /* Whether the kernels lose the gradient of one of a row's classes; sets the row's maximum in `in`. */
-static int has_lost_gradient(const cross_entropy_call *call, const char *x, csm_loss_input *in, char *wide) {
+static int has_lost_gradient(const csm_loss_run *call, const char *x, csm_loss_input *in, char *wide) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n, count = csm_block_count(n);
     const int single = csm_is_single(c);
@@ -136,7 +63,7 @@ static int has_lost_gradient(const cross_entropy_call *call, const char *x, csm_
 
 /* The state of a contiguous row of any length and content while it is computed. */
 typedef struct row_state {
-    const cross_entropy_call *call;
+    const csm_loss_run *call;
     const csm_loss_call *loss_call; /* for ordinary or for transformed rows */
     const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
     const char *x, *q;
@@ -202,7 +129,7 @@ static void run_pass1(row_state *s, size_t b, const loss_block *p) {
 
 /* Computes the maxima, pass 1 of every block, and the row's sums and loss.  Returns 0 if the loss is NaN. */
 static int sum_row(row_state *s) {
-    const cross_entropy_call *call = s->call;
+    const csm_loss_run *call = s->call;
     const csm_call *c = &call->base;
     const size_t count = csm_block_count(c->shape.n);
     csm_loss_input *in = &s->in;
@@ -293,7 +220,7 @@ static void pass_over_lost(row_state *s, csm_loss_exact *exact, csm_factor *squa
                 continue;
             }
             const double q = s->q ? csm_wide_at(c, s->q, begin + j) : is_label;
-            const csm_factor g = csm_loss_exact_of_row(exact, x, q, class_weight(s->call, begin + j), is_label);
+            const csm_factor g = csm_loss_exact_of_row(exact, x, q, csm_class_weight(s->call, begin + j), is_label);
             if (pass == NORM) *square = csm_factor_add(*square, csm_factor_mul(g, g));
             else csm_put(c, s->gradient + (begin + j) * c->itemsize, csm_loss_exact_result(exact, g));
         }
@@ -313,7 +240,7 @@ static void write_lost_gradient(row_state *s) {
     pass_over_lost(s, &exact, &square, GRADIENT);
 }
 
-static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, int thread, char *memory) {
+static void run_row(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, int thread, char *memory) {
     csm_call *c = &call->base;
     row_state s = {.call = call,
                    .loss_call = &call->loss_call,
@@ -347,7 +274,7 @@ static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t
 }
 
 /* The end of the rows from `at` on that the kernels of many rows compute. */
-static ptrdiff_t end_of_kernel_rows(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, char *memory) {
+static ptrdiff_t end_of_kernel_rows(csm_loss_run *call, const csm_loss_job *job, ptrdiff_t at, char *memory) {
     const csm_call *c = &call->base;
     csm_loss_input in;
     if (c->shape.n > CSM_BLOCK || c->scales.always_transform) return at;
@@ -357,32 +284,38 @@ static ptrdiff_t end_of_kernel_rows(cross_entropy_call *call, const csm_loss_job
     return at;
 }
 
-static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, int thread, char *memory) {
-    const csm_loss_job all = job;
-    ptrdiff_t at = 0, rows = (ptrdiff_t)job.rows;
+/* The job of the rows from `at` on, `rows` of them. */
+static csm_loss_job job_at(const csm_loss_job *all, ptrdiff_t at, size_t rows, void *scratch) {
+    csm_loss_job job = *all;
+    job.x = all->x + at * all->x_step;
+    job.q = all->q ? all->q + at * all->q_step : NULL;
+    job.gradient = all->gradient ? all->gradient + at * all->gradient_step : NULL;
+    job.label = all->label ? all->label + at * all->order : NULL;
+    job.mass = all->mass ? all->mass + at * all->order : NULL;
+    job.loss = all->loss + at * all->order;
+    job.weight = all->weight ? all->weight + at * all->weight_step : NULL;
+    job.upstream = all->upstream ? all->upstream + at * all->upstream_step : NULL;
+    job.rows = rows;
+    job.scratch = scratch;
+    return job;
+}
+
+static void run_contiguous_rows(csm_loss_run *call, const csm_loss_job *all, int thread, char *memory) {
+    ptrdiff_t at = 0, rows = (ptrdiff_t)all->rows;
     while (at < rows) {
-        const ptrdiff_t end = end_of_kernel_rows(call, &all, at, memory + call->e_size + call->block_size);
+        const ptrdiff_t end = end_of_kernel_rows(call, all, at, memory + call->e_size + call->block_size);
         if (at < end) {
-            job.x = all.x + at * all.x_step;
-            job.q = all.q ? all.q + at * all.q_step : NULL;
-            job.gradient = all.gradient ? all.gradient + at * all.gradient_step : NULL;
-            job.label = all.label ? all.label + at * all.order : NULL;
-            job.mass = all.mass ? all.mass + at * all.order : NULL;
-            job.loss = all.loss + at * all.order;
-            job.weight = all.weight ? all.weight + at * all.weight_step : NULL;
-            job.upstream = all.upstream ? all.upstream + at * all.upstream_step : NULL;
-            job.rows = (size_t)(end - at);
-            job.scratch = memory;
+            const csm_loss_job job = job_at(all, at, (size_t)(end - at), memory);
             at += (ptrdiff_t)call->kernels->rows(&job);
             if (at == end) continue;
         }
-        run_row(call, &all, at++, thread, memory);
+        run_row(call, all, at++, thread, memory);
     }
 }
 
 /* Copies the rows that take part to their places in scratch; no other row is read.  Returns 0 if the call has been
  * interrupted. */
-static int gather_kept(cross_entropy_call *call, int thread, const csm_loss_job *job, char *to, size_t pitch,
+static int gather_kept(csm_loss_run *call, int thread, const csm_loss_job *job, char *to, size_t pitch,
                        csm_strided from, size_t size) {
     const size_t n = call->base.shape.n;
     csm_loss_input in;
@@ -396,10 +329,10 @@ static int gather_kept(cross_entropy_call *call, int thread, const csm_loss_job 
 }
 
 /* The job of `count` rows starting at `row`, along the last batch axis. */
-static csm_loss_job job_of(cross_entropy_call *call, size_t row, size_t count) {
+static csm_loss_job job_of(csm_loss_run *call, size_t row, size_t count) {
     const csm_call *c = &call->base;
     const csm_shape *shape = &c->shape;
-    const size_t order = order_of(call, row);
+    const size_t order = csm_order_of(call, row);
     csm_loss_job job = {.call = &call->loss_call,
                         .x = csm_row_data(c, &call->x, row),
                         .x_step = csm_last_stride(shape, &call->x),
@@ -428,16 +361,16 @@ static csm_loss_job job_of(cross_entropy_call *call, size_t row, size_t count) {
 }
 
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    cross_entropy_call *call = context;
+    csm_loss_run *call = context;
     const csm_call *c = &call->base;
-    char *memory = scratch_of(call, thread);
+    char *memory = csm_loss_scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     while (begin < end) {
         size_t left = call->inner - begin % call->inner, count = end - begin < left ? end - begin : left;
         if (!call->is_direct && count > call->group) count = call->group;
         const csm_loss_job job = job_of(call, begin, count);
         if (call->is_direct) {
-            run_contiguous_rows(call, job, thread, memory);
+            run_contiguous_rows(call, &job, thread, memory);
         } else {
             char *x = memory + call->e_size + call->block_size + call->wide_size, *q = x + call->group * call->pitch;
             const csm_strided from = {job.x, job.x_step, call->x.axis_stride};
@@ -452,7 +385,7 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
             packed.q_step = (ptrdiff_t)call->soft_pitch;
             if (job.gradient) packed.gradient = x;
             packed.gradient_step = (ptrdiff_t)call->pitch;
-            run_contiguous_rows(call, packed, thread, memory);
+            run_contiguous_rows(call, &packed, thread, memory);
             if (job.gradient && count == 1) {
                 if (!csm_scatter_row(&call->base, thread, job.gradient, call->gradient.axis_stride, x, c->shape.n,
                                      c->itemsize))
@@ -467,64 +400,8 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-/* The call */
-
-static int is_fraction(double x) { return x >= 0 && x <= 1; }
-
-/* The constants that the rows of a call have in common, except the mean's divisor, the temperature's constants and the
- * sum of the weights. */
-csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient) {
-    csm_loss_call constants = {.n = n,
-                               .temperature = o->temperature,
-                               .w = o->weight,
-                               .weight_sum = (double)n,
-                               .smoothing = o->label_smoothing,
-                               .z_loss = o->z_loss,
-                               .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
-                               .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
-                               .soft = o->soft != NULL,
-                               .gradient = gradient};
-    const csm_pair per = csm_pair_reciprocal(o->temperature, &constants.t_exponent);
-    constants.per_t = per.hi;
-    constants.per_t_low = per.lo;
-    return constants;
-}
-
-/* The number by which the sum of the losses is divided. */
-static double find_divisor(cross_entropy_call *call) {
-    const csm_loss_options *o = call->options;
-    if (o->reduction != CSM_MEAN) return 1;
-    if (call->labels && !o->weight && !o->sample_weight) {
-        size_t kept = 0;
-        for (size_t i = 0; i < call->rows; i++) kept += call->labels[i] >= 0;
-        return (double)kept;
-    }
-    for (size_t i = 0; i < call->rows; i++) { /* the array of losses, which is not yet in use, holds the terms */
-        size_t at = order_of(call, i);
-        double s = sample_weight(call, i);
-        if (call->labels) call->loss[at] = call->labels[at] < 0 ? 0 : s * class_weight(call, (size_t)call->labels[at]);
-        else call->loss[at] = call->base.shape.n == 0 ? 0 : s * call->mass[at];
-    }
-    return csm_tree_sum(call->loss, call->rows);
-}
-
-/* Writes 0 to the gradients of rows. */
-static csm_status clear_body(void *context, size_t begin, size_t end, int thread) {
-    const cross_entropy_call *call = context;
-    const csm_call *c = &call->base;
-    const ptrdiff_t axis = call->gradient.axis_stride;
-    (void)thread;
-    for (; begin < end; begin++) {
-        char *to = (char *)call->gradient.data + csm_offset(&c->shape, call->gradient.strides, begin);
-        if (axis == (ptrdiff_t)c->itemsize) memset(to, 0, c->shape.n * c->itemsize);
-        else
-            for (size_t j = 0; j < c->shape.n; j++) memset(to + (ptrdiff_t)j * axis, 0, c->itemsize);
-    }
-    return CSM_OK;
-}
-
 /* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
-static void find_lost_limit(cross_entropy_call *call) {
+static void find_lost_limit(csm_loss_run *call) {
     const csm_loss_call *c = &call->loss_call;
     const csm_loss_options *o = call->options;
     const int single = csm_is_single(&call->base);
@@ -537,8 +414,125 @@ static void find_lost_limit(cross_entropy_call *call) {
                                      1 + call->lost_extra > call->lost_limit || 1 > call->lost_upstream);
 }
 
-static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_loss_options *o, int threads,
-                          double *loss) {
+static void set_temperature(csm_loss_call *c, double temperature) {
+    const csm_pair per = csm_pair_reciprocal(temperature, &c->t_exponent);
+    c->temperature = temperature;
+    c->per_t = per.hi;
+    c->per_t_low = per.lo;
+}
+
+/* Sets what depends on the divisor and on the temperature; the constants of the temperature are in base.scales. */
+static void finish_constants(csm_loss_run *call, double divisor) {
+    csm_loss_divide(&call->loss_call, divisor);
+    find_lost_limit(call);
+    call->loss_call.t = &call->base.scales.ordinary;
+    call->transformed_call = call->loss_call;
+    call->transformed_call.t = &call->base.scales.transformed;
+}
+
+static double temperature_of(const csm_loss_run *call, size_t row) {
+    double t;
+    memcpy(&t, csm_row_data(&call->base, &call->temperatures, row), sizeof t);
+    return t;
+}
+static int is_temperature(double t) { return t > 0 && t < CSM_INF; }
+
+/* Contiguous rows from `begin` on, along the last batch axis: the kernel computes them by their temperatures,
+ * neighbours of the same one together.  Returns how many it has done before one that the kernels do not compute, or
+ * whose temperature is not usual. */
+static size_t run_usual(csm_loss_run *own, size_t begin, size_t count, char *memory) {
+    enum { TOGETHER = 16 };
+    const csm_loss_job all = job_of(own, begin, count);
+    double numbers[TOGETHER];
+    csm_temperature constants[TOGETHER];
+    if (own->base.shape.n > CSM_BLOCK || !own->is_direct) return 0;
+    own->base.scales.always_transform = 0;
+    set_temperature(&own->loss_call, 1);
+    csm_loss_divide(&own->loss_call, own->divisor);
+    const int is_simple = own->loss_call.simple;
+    for (size_t at = 0, rows; at < count; at += rows) {
+        const size_t wanted = count - at < TOGETHER ? count - at : TOGETHER;
+        for (rows = 0; rows < wanted; rows++) {
+            numbers[rows] = temperature_of(own, begin + at + rows);
+            if (!csm_is_usual_temperature(numbers[rows], all.gradient != NULL)) break;
+        }
+        if (rows == 0) return at;
+        csm_set_ordinary(constants, numbers, rows, csm_is_single(&own->base));
+        for (size_t i = 0, same; i < rows; i += same) {
+            same = csm_count_same(numbers + i, rows - i);
+            set_temperature(&own->loss_call, numbers[i]);
+            own->loss_call.t = &constants[i];
+            own->loss_call.simple = is_simple && numbers[i] == 1;
+            find_lost_limit(own);
+            csm_loss_job job = job_at(&all, (ptrdiff_t)(at + i), same, memory);
+            job.rows = (size_t)end_of_kernel_rows(own, &job, 0, memory + own->e_size + own->block_size);
+            const size_t done = job.rows ? own->kernels->rows(&job) : 0;
+            if (done < same) return at + i + done;
+        }
+    }
+    return count;
+}
+
+/* Rows with temperatures of their own. */
+static csm_status own_body(void *context, size_t begin, size_t end, int thread) {
+    csm_loss_run *call = context, own;
+    csm_status status = CSM_OK;
+    char *memory = csm_loss_scratch_of(call, thread);
+    if (!memory) return CSM_NO_MEMORY;
+    memcpy(&own, call, sizeof own);
+    own.base.interrupt.original = &call->base.interrupt;
+    while (begin < end && status == CSM_OK) {
+        const size_t left = call->inner - begin % call->inner, last = end - begin < left ? end : begin + left;
+        begin += run_usual(&own, begin, last - begin, memory);
+        if (begin == last) continue;
+        const double t = temperature_of(call, begin);
+        size_t stop = begin + 1; /* neighbours of the same temperature go together */
+        while (stop < last && temperature_of(call, stop) == t) stop++;
+        csm_set_scales(&own.base.scales, t, csm_is_single(&own.base));
+        set_temperature(&own.loss_call, t);
+        finish_constants(&own, call->divisor);
+        status = rows_body(&own, begin, stop, thread);
+        begin = stop;
+    }
+    return status;
+}
+
+/* The call */
+
+static int is_fraction(double x) { return x >= 0 && x <= 1; }
+
+/* The constants that the rows of a call have in common, except the mean's divisor, the temperature's constants and the
+ * sum of the weights. */
+csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient) {
+    csm_loss_call constants = {.n = n,
+                               .w = o->weight,
+                               .weight_sum = (double)n,
+                               .smoothing = o->label_smoothing,
+                               .z_loss = o->z_loss,
+                               .clip_norm = o->clip_norm > 0 ? o->clip_norm : CSM_INF,
+                               .clip_value = o->clip_value > 0 ? o->clip_value : CSM_INF,
+                               .soft = o->soft != NULL,
+                               .gradient = gradient};
+    set_temperature(&constants, o->temperature);
+    return constants;
+}
+
+/* Writes 0 to the gradients of rows. */
+static csm_status clear_body(void *context, size_t begin, size_t end, int thread) {
+    const csm_loss_run *call = context;
+    const csm_call *c = &call->base;
+    const ptrdiff_t axis = call->gradient.axis_stride;
+    (void)thread;
+    for (; begin < end; begin++) {
+        char *to = (char *)call->gradient.data + csm_offset(&c->shape, call->gradient.strides, begin);
+        if (axis == (ptrdiff_t)c->itemsize) memset(to, 0, c->shape.n * c->itemsize);
+        else
+            for (size_t j = 0; j < c->shape.n; j++) memset(to + (ptrdiff_t)j * axis, 0, c->itemsize);
+    }
+    return CSM_OK;
+}
+
+static csm_status compute(csm_loss_run *call, const csm_shape *shape, csm_loss_options *o, int threads, double *loss) {
     csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_status status = CSM_OK;
@@ -547,26 +541,25 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     c->threads = csm_threads_for((double)call->rows * (double)n, call->rows, threads);
     const size_t piece = CSM_PIECE_ELEMENTS / (n + 1) + 1;
     if (call->is_soft && n > 0) {
-        status = csm_parallel(call->rows, piece, c->threads, mass_body, call, &c->interrupt);
+        status = csm_parallel(call->rows, piece, c->threads, csm_loss_masses, call, &c->interrupt);
         if (status != CSM_OK) return status;
         if (atomic_load(&call->has_bad_label)) return CSM_BAD_LABEL;
     }
-    const double divisor = find_divisor(call);
-    csm_loss_divide(&call->loss_call, divisor);
+    const double divisor = call->divisor = csm_loss_divisor(call);
+    finish_constants(call, divisor);
     if (csm_loss_is_empty(&call->loss_call)) {
         *loss = CSM_NAN;
         if (!call->loss_call.gradient || n == 0) return CSM_OK;
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
-    find_lost_limit(call);
-    call->transformed_call = call->loss_call;
-    call->transformed_call.t = &c->scales.transformed;
     if (n > 0) {
-        status = csm_parallel(call->rows, piece, c->threads, rows_body, call, &c->interrupt);
+        csm_body body = o->temperatures ? own_body : rows_body;
+        status = csm_parallel(call->rows, piece, c->threads, body, call, &c->interrupt);
         if (status != CSM_OK) return status;
     }
     for (size_t i = 0; n == 0 && i < call->rows; i++) /* lse = -inf; all labels are ignored, or soft */
-        call->loss[order_of(call, i)] = call->is_soft && o->z_loss > 0 && sample_weight(call, i) != 0 ? CSM_INF : 0;
+        call->loss[csm_order_of(call, i)] =
+            call->is_soft && o->z_loss > 0 && csm_sample_weight(call, i) != 0 ? CSM_INF : 0;
     /* Rounded here, where the caller's rounding mode is not in effect. */
     if (o->reduction != CSM_NONE)
         *loss = csm_finish_loss(csm_tree_sum(call->loss, call->rows) / divisor, csm_is_single(c));
@@ -575,46 +568,34 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     return CSM_OK;
 }
 
-/* The sum of the class weights: compensated within a block, without rounding over blocks. */
-static double sum_of_weights(const cross_entropy_call *call, size_t n) {
-    csm_pair_sum all;
-    csm_pair_sum_zero(&all);
-    for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
-        const size_t k = csm_block_length(n, begin);
-        double sum = 0, low = 0;
-        for (size_t j = begin; j < begin + k; j++) csm_two_sum(&sum, &low, class_weight(call, j));
-        if (k == n) return sum + low;
-        csm_pair_sum_add(&all, sum, low);
-    }
-    return csm_pair_sum_rounded(&all);
-}
-
-static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+static csm_status prepare(csm_loss_run *call, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                           const csm_view *x, const csm_view *gradient, csm_loss_options *o,
                           const csm_fp_environment *caller) {
     csm_call *c = &call->base;
     const size_t n = shape->n;
-    if (!(o->temperature > 0 && o->temperature < CSM_INF)) return CSM_BAD_TEMPERATURE;
+    if (!o->temperatures && !is_temperature(o->temperature)) return CSM_BAD_TEMPERATURE;
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || !o->labels == !o->soft || (unsigned)o->reduction > CSM_MEAN)
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(
-        c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream},
+        c, shape, (const csm_view *[]){x, NULL, gradient, o->soft, o->sample_weight, o->upstream, o->temperatures},
         (csm_view *[]){&call->x, &call->order, gradient ? &call->gradient : NULL, o->soft ? &call->soft_labels : NULL,
-                       o->sample_weight ? &call->sample_weight : NULL, o->upstream ? &call->upstream : NULL},
-        6, &call->rows);
+                       o->sample_weight ? &call->sample_weight : NULL, o->upstream ? &call->upstream : NULL,
+                       o->temperatures ? &call->temperatures : NULL},
+        7, &call->rows);
     if (status != CSM_OK) return status;
+    for (size_t i = 0; o->temperatures && i < call->rows; i++)
+        if (!is_temperature(temperature_of(call, i))) return CSM_BAD_TEMPERATURE;
     csm_set_dtype(c, dtype, table);
     c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
-    csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
+    csm_set_scales(&c->scales, o->temperatures ? 1 : o->temperature, csm_is_single(c));
     call->options = o;
     call->is_soft = o->soft != NULL;
     call->kernels = &table->loss[dtype];
     call->wide_kernels = &table->loss[c->wide_dtype];
     double weight_sum = (double)n;
-    if (o->weight) weight_sum = sum_of_weights(call, n);
+    if (o->weight) weight_sum = csm_loss_weight_sum(call, n);
     call->loss_call = csm_loss_call_of(o, n, gradient != NULL);
-    call->loss_call.t = &c->scales.ordinary;
     call->loss_call.weight_sum = weight_sum;
     call->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
     call->is_direct = csm_is_contiguous(&c->shape, &call->x, c->itemsize, 1) &&
@@ -637,7 +618,7 @@ static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, con
     enum { STACK_BYTES = 1024, STACK_SCRATCH_BYTES = 2048 }; /* small calls allocate nothing */
     _Alignas(CSM_ALIGN) char stack[STACK_BYTES], stack_scratch[STACK_SCRATCH_BYTES];
     csm_buffer single;
-    cross_entropy_call call;
+    csm_loss_run call;
     memset(&call, 0, sizeof call);
     csm_status status = prepare(&call, dtype, table, shape, x, gradient, o, caller);
     if (status != CSM_OK) return status;

@@ -72,6 +72,7 @@ typedef struct routed_call {
     size_t scratch_size;   /* bytes per thread */
     csm_prefetch prefetch;
     csm_scratch scratch;
+    csm_interrupt *interrupt; /* that of the call */
 } routed_call;
 
 static size_t scratch_size(path p, size_t n, size_t itemsize) {
@@ -263,6 +264,58 @@ static csm_status long_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
+/* Computes rows [begin, stop) of one temperature as a call of few rows. */
+static csm_status run_own(routed_call *mine, size_t begin, size_t stop, int thread) {
+    if (mine->path == LONG) return long_body(mine, begin, stop, thread);
+    if (mine->path == ROWS) return rows_body(mine, begin, stop, thread);
+    return run_packed(mine, begin, stop - begin, thread);
+}
+
+/* Contiguous rows from `begin` on, which do not cross the end of the last batch axis: the kernel computes them by
+ * their temperatures, neighbours of the same one together.  Returns how many it has done before one that is not
+ * ordinary, or whose temperature is not usual. */
+static size_t run_usual(const routed_call *routed, size_t begin, size_t count, char *scratch) {
+    enum { TOGETHER = 16, MIN_SAME = 8 }; /* MIN_SAME: of short rows, for which a kernel with one temperature pays */
+    const csm_softmax_call *c = routed->call;
+    const csm_shape *shape = &c->base.shape;
+    const int is_short = c->op == CSM_OP_softmax && csm_is_single(&c->base) && shape->n <= CSM_SHORT_ROW;
+    const csm_row_place p = place_row(c, begin);
+    const char *t = csm_row_data(&c->base, &c->temperatures, begin);
+    const ptrdiff_t t_step = csm_last_stride(shape, &c->temperatures);
+    double numbers[TOGETHER];
+    csm_temperature constants[TOGETHER];
+    csm_rows_job job = {.input = p.input.data,
+                        .y = p.y.data,
+                        .result = p.result,
+                        .input_step = csm_last_stride(shape, &c->input),
+                        .y_step = csm_last_stride(shape, &c->y),
+                        .result_step = csm_last_stride(shape, &c->result),
+                        .n = shape->n,
+                        .scratch = scratch,
+                        .prefetch = routed->prefetch};
+    for (size_t at = 0, rows; at < count; at += rows) {
+        const size_t wanted = count - at < TOGETHER ? count - at : TOGETHER;
+        for (rows = 0; rows < wanted; rows++) {
+            memcpy(&numbers[rows], t + (ptrdiff_t)(at + rows) * t_step, sizeof numbers[rows]);
+            if (!csm_is_usual_temperature(numbers[rows], c->is_gradient)) break;
+        }
+        if (rows == 0) return at;
+        csm_set_ordinary(constants, numbers, rows, csm_is_single(&c->base));
+        for (size_t i = 0; i < rows; i += job.rows) {
+            job.rows = csm_count_same(numbers + i, rows - i);
+            job.temperature = &constants[i];
+            job.has_temperatures = is_short && job.rows < MIN_SAME;
+            if (job.has_temperatures) job.rows = rows - i;
+            const size_t done = c->kernels->rows(&job);
+            if (done < job.rows) return at + i + done;
+            job.input += (ptrdiff_t)done * job.input_step;
+            job.result += (ptrdiff_t)done * job.result_step;
+            if (c->is_gradient) job.y += (ptrdiff_t)done * job.y_step;
+        }
+    }
+    return count;
+}
+
 /* Rows with temperatures of their own: each is computed as a call of few rows, by a copy of the call. */
 static csm_status own_body(void *context, size_t begin, size_t end, int thread) {
     routed_call *routed = context, mine = *routed;
@@ -271,18 +324,18 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
     const size_t before = routed->scratch_size - csm_rounded(sizeof(csm_softmax_call));
     csm_softmax_call *own = (csm_softmax_call *)(void *)(memory + before);
     memcpy(own, routed->call, sizeof *own);
+    own->base.interrupt.original = routed->interrupt;
     mine.call = own;
     csm_status status = CSM_OK;
     while (begin < end && status == CSM_OK) {
+        const size_t last = begin + rows_to_end(routed, begin, end);
+        if (routed->path == ROWS) begin += run_usual(routed, begin, last - begin, memory);
+        if (begin == last) continue;
         take_temperature(own, begin);
         const double t = own->base.scales.temperature;
-        const size_t last =
-            begin + rows_to_end(routed, begin, end); /* neighbours of the same temperature go together */
-        size_t stop = begin + 1;
+        size_t stop = begin + 1; /* neighbours of the same temperature go together */
         while (stop < last && temperature_of(own, stop) == t) stop++;
-        if (routed->path == LONG) status = long_body(&mine, begin, stop, thread);
-        else if (routed->path == ROWS) status = rows_body(&mine, begin, stop, thread);
-        else status = run_packed(&mine, begin, stop - begin, thread);
+        status = run_own(&mine, begin, stop, thread);
         begin = stop;
     }
     return status;
@@ -365,7 +418,8 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
                           .per = per,
                           .pack_pitch = csm_pack_pitch(n, base->itemsize),
                           .scratch_size = scratch_size(p, n, base->itemsize),
-                          .prefetch = csm_prefetch_for(2 * elements * (double)base->itemsize)};
+                          .prefetch = csm_prefetch_for(2 * elements * (double)base->itemsize),
+                          .interrupt = &base->interrupt};
     csm_buffer single;
     csm_status status = CSM_OK;
     if (c->given_scratch) {

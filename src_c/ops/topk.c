@@ -29,7 +29,7 @@ typedef struct topk_call {
     element_type type;
     select_kernel select;
     size_t searched_size; /* bytes of an element that the kernel reads: itemsize, or 4 for shorter integers */
-    csm_view x, values, indices;
+    csm_view x, values, indices, temperatures;
     const csm_topk_options *options;
     size_t k, rows;
     size_t piece, pieces, merged; /* length and number of the pieces of a row; number of their candidates */
@@ -204,13 +204,25 @@ static csm_status write_row(topk_call *call, size_t row, const char *whole, csm_
     return is_done ? CSM_OK : CSM_INTERRUPTED;
 }
 
-static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
-    topk_call *call = context;
+static double temperature_of(const topk_call *call, size_t row) {
+    double t;
+    memcpy(&t, csm_row_data(&call->base, &call->temperatures, row), sizeof t);
+    return t;
+}
+/* Gives a call the temperature of one of its rows, if rows have their own. */
+static void take_temperature(topk_call *call, size_t row) {
+    csm_scales *s = &call->base.scales;
+    if (call->options->temperatures && temperature_of(call, row) != s->temperature)
+        csm_set_scales(s, temperature_of(call, row), csm_is_single(&call->base));
+}
+
+static csm_status compute_rows(topk_call *call, size_t begin, size_t end, int thread) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n;
     char *memory = scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     for (size_t row = begin; row < end; row++) {
+        take_temperature(call, row);
         csm_select s = csm_select_at(memory, n, call->k, c->wide_size, csm_poll_of(&call->base.interrupt, thread));
         const char *x = fetch(call, thread, x_at(call, row, 0), n, memory + call->select_size);
         if (!x) return CSM_INTERRUPTED;
@@ -219,6 +231,14 @@ static csm_status rows_body(void *context, size_t begin, size_t end, int thread)
         if (status != CSM_OK) return status;
     }
     return CSM_OK;
+}
+
+static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {
+    topk_call *call = context, own;
+    if (!call->options->temperatures) return compute_rows(call, begin, end, thread);
+    memcpy(&own, call, sizeof own);
+    own.base.interrupt.original = &call->base.interrupt;
+    return compute_rows(&own, begin, end, thread);
 }
 
 static int64_t *candidate_indices(const topk_call *call) {
@@ -285,6 +305,7 @@ static csm_status run_pieces(topk_call *call) {
     c->interrupt.last = c->interrupt.check ? csm_now() : 0; /* many short regions: the clock runs across them */
     for (call->row = 0; call->row < call->rows && status == CSM_OK; call->row++) {
         status = csm_parallel(call->pieces, 1, c->threads, pieces_body, call, &c->interrupt);
+        take_temperature(call, call->row);
         if (status == CSM_OK) status = merge_row(call);
     }
     csm_release(call->candidates);
@@ -313,13 +334,18 @@ static csm_status run_topk(element_type type, const csm_table *table, const csm_
     csm_call *c = &call.base;
     memset(&call, 0, sizeof call);
     if (k > shape->n || (unsigned)o->normalize > CSM_TOPK_FULL || (o->normalize && o->smallest)) return CSM_BAD_OPTION;
-    if (!(o->temperature >= 0)) return CSM_BAD_TEMPERATURE;
+    if (!o->temperatures && !(o->temperature >= 0)) return CSM_BAD_TEMPERATURE;
     if (type.is_integer && (o->normalize || (unsigned)type.integer > CSM_UINT64)) return CSM_BAD_OPTION;
     set_type(&call, type, table);
-    csm_status status = csm_lay_out(c, shape, (const csm_view *[]){x, values, indices},
-                                    (csm_view *[]){&call.x, &call.values, &call.indices}, 3, &call.rows);
-    if (status != CSM_OK || call.rows == 0 || k == 0) return status;
-    csm_set_scales(&c->scales, o->temperature, csm_is_single(c));
+    csm_status status =
+        csm_lay_out(c, shape, (const csm_view *[]){x, values, indices, o->temperatures},
+                    (csm_view *[]){&call.x, &call.values, &call.indices, o->temperatures ? &call.temperatures : NULL},
+                    4, &call.rows);
+    if (status != CSM_OK) return status;
+    for (size_t i = 0; o->temperatures && i < call.rows; i++)
+        if (!(temperature_of(&call, i) >= 0)) return CSM_BAD_TEMPERATURE;
+    if (call.rows == 0 || k == 0) return status;
+    csm_set_scales(&c->scales, o->temperatures ? 1 : o->temperature, csm_is_single(c));
     c->interrupt = (csm_interrupt){.check = o->interrupt, .context = o->interrupt_context, .caller = *caller};
     call.options = o;
     call.k = k;

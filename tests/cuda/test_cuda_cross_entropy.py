@@ -186,6 +186,20 @@ def bad_targets():
     return (np.array([1, 30, -1, 2**40, 29]), IndexError), (soft, ValueError)
 
 
+@pytest.mark.parametrize("n", [1, 9, 600])
+def test_temperatures_of_rows(gpu, dtype, n):
+    x, t = logits((6, n), dtype, seed=n), np.array([1.0, 0.3, 7.0, 0.3, 1e-3, 1.0])[:, None]
+    hard, soft = make_targets(x.shape, dtype, n)
+    s = np.random.default_rng(n).random(6)
+    for target in (hard, soft):
+        for options in (
+            {"reduction": "none", "upstream": s},
+            {"sample_weight": s, "label_smoothing": 0.125},
+            {"reduction": "sum", "clip_norm": 0.25, "z_loss": 0.0625},
+        ):
+            check_loss(gpu, x, target, temperature=t, **options)
+
+
 @pytest.mark.parametrize("name", ["cross_entropy", "entmax_loss"])
 def test_bad_labels(gpu, monkeypatch, name):
     """Loss and gradient of their rows are NaN; with CSOFTMAX_SYNC_CHECKS they raise."""

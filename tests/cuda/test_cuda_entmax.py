@@ -103,6 +103,46 @@ def test_entmax_layouts(gpu, dtype):
     assert_same_bits(csoftmax.entmax(gpu.cupy.asarray(x), 1.0).get(), csoftmax.softmax(x))
 
 
+ALPHAS = np.array([1.5, 2.0, 1.1, 3.0, 2.0])
+
+
+@pytest.mark.parametrize("n", [1, 9, 40, 700])
+def test_alphas_of_rows(gpu, dtype, n):
+    """Rows with alpha 1 are softmax's; the losses take no such rows beside others."""
+    x = logits((5, n), dtype, seed=n)
+    hard, soft = make_targets(x.shape, dtype, n)
+    check_entmax(gpu, x, ALPHAS[:, None])
+    mask, with_limits = np.random.default_rng(n).random(x.shape) < 0.7, np.where(ALPHAS == 2, 1, ALPHAS)[:, None]
+    check_entmax(gpu, x, with_limits, where=mask)
+    check_entmax(gpu, x.T.copy(), ALPHAS[None], axis=0)
+    for target, reduction in ((hard, "none"), (soft, "mean")):
+        check_loss(gpu, x, target, "entmax_loss", alpha=ALPHAS[:, None], reduction=reduction)
+    with pytest.raises(csoftmax.DeviceError, match="where alpha is 1 in some rows only"):
+        csoftmax.entmax_loss(*on_device(gpu, x, soft), with_limits)
+    with pytest.raises(csoftmax.DeviceError, match="the gradient of alpha has no kernel"):
+        csoftmax.entmax_vjp(*on_device(gpu, x, x), return_alpha_grad=True)
+
+
+@pytest.mark.parametrize("n", [2, 40, 700])
+def test_weights_of_losses(gpu, dtype, n):
+    rng = np.random.default_rng(n)
+    x = logits((5, n), dtype, seed=n)
+    hard, soft = make_targets(x.shape, dtype, n)
+    weight, s = rng.random(n).astype(soft.dtype), rng.random(5)
+    s[1], x[1], x[2] = 0, np.nan, np.inf  # row 2 has the ignored label
+    for reduction in ("none", "sum", "mean"):
+        check_loss(gpu, x, hard, "entmax_loss", reduction=reduction, sample_weight=s)
+        check_loss(gpu, x, hard, "entmax_loss", reduction=reduction, sample_weight=s, weight=weight)
+    x[2] = 1
+    for reduction in ("none", "sum", "mean"):
+        check_loss(gpu, x, soft, "entmax_loss", reduction=reduction, sample_weight=s)
+    got = csoftmax.entmax_loss_with_grad(*on_device(gpu, x, soft), weight=gpu.cupy.asarray(weight), reduction="none")
+    expected = csoftmax.entmax_loss_with_grad(x, soft, weight=weight, reduction="none")
+    np.testing.assert_allclose(got.loss.get()[2:], expected.loss[2:], rtol=1e-5)
+    for weights in ({"sample_weight": np.zeros(5)}, {"weight": np.zeros(n)}):
+        check_loss(gpu, x, hard, "entmax_loss", **weights)
+
+
 LOSSES = [("mean", 2), ("sum", 0.05), ("none", 5)]  # reduction, sigma
 
 
@@ -170,14 +210,18 @@ def test_entmax_loss_with_alpha_1(gpu, dtype):
             assert np.allclose(a, b, rtol=1e-2 if b.ndim == 2 and x.itemsize == 2 else 1e-5, atol=1e-6)
 
 
-def test_alpha_one_ignores_no_label(gpu):
-    """-100, the default ignore_index of cross_entropy, is a bad label here, as for every other alpha."""
-    x, labels = gpu.cupy.asarray(np.zeros((2, 4))), gpu.cupy.asarray(np.array([0, -100]))
+def test_labels_that_are_ignored_and_bad(gpu):
+    """-100 is ignored by default, for every alpha; -1 is no class."""
+    x, labels = gpu.cupy.asarray(np.zeros((3, 4))), gpu.cupy.asarray(np.array([0, -100, -1]))
     for alpha in (1.0, 1.5):
         assert np.isnan(csoftmax.entmax_loss(x, labels, alpha).get())
         loss, grad = csoftmax.entmax_loss_with_grad(x, labels, alpha, reduction="none")
-        assert np.array_equal(np.isnan(loss.get()), [False, True])
-        assert np.array_equal(np.isnan(grad.get()), [[False] * 4, [True] * 4])
+        assert np.array_equal(np.isnan(loss.get()), [False, False, True])
+        assert np.array_equal(np.isnan(grad.get()), [[False] * 4, [False] * 4, [True] * 4])
+        assert loss.get()[1] == 0
+        assert (grad.get()[1] == 0).all()
+        loss = csoftmax.entmax_loss(x, labels, alpha, reduction="none", ignore_index=-1)
+        assert np.array_equal(np.isnan(loss.get()), [False, True, False])
 
 
 @costly_dtypes

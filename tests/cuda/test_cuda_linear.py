@@ -48,6 +48,7 @@ def test_linear_cross_entropy(gpu, dtype):
     weights[7] = 0
     check_linear(gpu, dtype, sample_weight=weights, weight=rng.random(301).astype(wide), reduction="sum")
     check_linear(gpu, dtype, reduction="none", upstream=rng.random(23), clip_norm=0.1, z_loss=0.01, temperature=2.0)
+    check_linear(gpu, dtype, chunk_bytes=10_000, temperature=rng.choice([0.5, 1.0, 2.0], (23, 1)))
 
 
 def test_linear_cross_entropy_of_nothing(gpu):

@@ -40,6 +40,19 @@ def test_bits_of_the_cpu(gpu, op, dtype, n):
     check(gpu, op, make_inputs(op, (rows, n), dtype, seed=n, sigma=5))
 
 
+@pytest.mark.parametrize("n", [1, 9, 600])
+def test_temperatures_of_rows(gpu, op, dtype, n):
+    """Rows of the same temperature are a launch."""
+    t = np.array([1.0, 0.3, 7.0, 0.3, 1e-3])
+    check(gpu, op, make_inputs(op, (5, n), dtype, seed=n), temperature=t[:, None])
+    check(gpu, op, [a.T.copy() for a in make_inputs(op, (5, n), dtype, seed=n)], axis=0, temperature=t[None])
+    launches = len(gpu.launches)
+    x = make_inputs(op, (5, n), dtype)
+    op.function()(*on_device(gpu, *x), temperature=t[:, None])
+    if gpu.model:
+        assert len(gpu.launches) - launches == 4
+
+
 @costly_dtypes
 @pytest.mark.parametrize("n", [9, 40, 1000, 4500])
 def test_kinds_of_rows(gpu, op, dtype, n):

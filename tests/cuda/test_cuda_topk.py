@@ -34,6 +34,15 @@ def test_topk(gpu, dtype, n):
             check_topk(gpu, ties, k)
 
 
+def test_temperatures_of_rows(gpu, dtype):
+    x, t = logits((4, 700), dtype), np.array([[0.5], [2.0], [0.5], [0.0]])
+    for normalize in ("topk", "full"):
+        expected = csoftmax.topk_softmax(x, 9, temperature=t, normalize=normalize)
+        got = csoftmax.topk_softmax(gpu.cupy.asarray(x), 9, temperature=gpu.cupy.asarray(t), normalize=normalize)
+        assert_same_bits(got.values.get(), expected.values)
+        assert np.array_equal(got.indices.get(), expected.indices)
+
+
 @costly_dtypes
 @pytest.mark.parametrize("n", slow_from(19, [1, 2, 19, 600]))
 def test_topk_of_special_values(gpu, dtype, n):

@@ -44,7 +44,8 @@ def use_sparse(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     csoftmax.to_csr(csoftmax.topk_softmax(x, 2, normalize="full"), x.shape[1])
     y = csoftmax.sparsemax(x)
     csoftmax.entmax_vjp(x, csoftmax.entmax(x, 1.5), 1.5)
-    csoftmax.entmax_loss(x, labels, reduction="none")
+    csoftmax.entmax_vjp(x, csoftmax.entmax(x, [[1.5]]), [[1.5]], return_alpha_grad=True)
+    csoftmax.entmax_loss(x, labels, reduction="none", ignore_index=0, weight=np.ones(3), sample_weight=2.0)
     grad = csoftmax.entmax_loss_with_grad(x, labels).grad
     drawn = csoftmax.sample(x, temperature=0.7, top_k=2, size=3, rng=0)
     draws: csoftmax.Draws = csoftmax.sample(x, typical_p=0.9, order=("typical_p",), rng=0, return_log_prob=True)

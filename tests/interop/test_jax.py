@@ -391,3 +391,66 @@ def test_crf_loss_of_batches_and_dtypes():
     with pytest.raises(ValueError, match=r"start has shape \(3,\)"):
         cj.crf_loss(x, tags, transitions, start=jnp.zeros(3))
     assert jnp.isnan(cj.crf_loss(x, tags, transitions, mask=jnp.zeros(tags.shape, bool)))
+
+
+@pytest.mark.parametrize("wide", [False, True])
+def test_rows_have_the_bits_that_they_have_alone(wide):
+    """Temperatures and alphas of rows, under jit too; the gradient of alpha is that of `csoftmax.entmax_vjp`."""
+    with set_float64(wide):
+        dtype = np.float64 if wide else np.float32
+        t = jnp.asarray(np.array([[1.0], [0.5], [3.0], [7.25], [1e-30], [1.0]], dtype))
+        alpha = jnp.asarray(np.array([[1.0], [1.5], [2.0], [1.25], [4.0], [1.0]], dtype))
+        x, dy = (jnp.asarray(RNG.standard_normal((6, 7)).astype(dtype)) for _ in range(2))
+        for function, numbers in (
+            (lambda x, t: cj.softmax(x, temperature=t), t),
+            (lambda x, t: csoftmax.log_softmax(x, temperature=t), t),
+            (lambda x, t: cj.logsumexp(x, temperature=t), t),
+            (cj.entmax, alpha),
+        ):
+            y, backward = jax.vjp(jax.jit(function), x, numbers)
+            upstream = dy[:, 0] if y.ndim == 1 else dy
+            dx, of_numbers = backward(upstream)
+            for i, number in enumerate(np.asarray(numbers).ravel()):
+                row = slice(i, i + 1)
+                one, alone = jax.vjp(lambda x, n=float(number), f=function: f(x, n), x[row])
+                np.testing.assert_array_equal(one, y[row])
+                np.testing.assert_array_equal(alone(upstream[row])[0], dx[row])
+            if numbers is t:
+                assert not of_numbers.any()
+            else:
+                arrays = map(np.asarray, (dy, y, alpha))
+                expected = csoftmax.entmax_vjp(*arrays, return_alpha_grad=True).alpha_grad
+                np.testing.assert_array_equal(of_numbers, expected.astype(dtype))
+        labels = jnp.array([0, 1, 2, 3, 6, -100])
+        arrays = [np.asarray(a) for a in (x, labels, t)]
+        got = jax.jit(lambda t: cj.cross_entropy(x, labels, temperature=t, reduction="none"))(t)
+        expected = csoftmax.cross_entropy_with_grad(*arrays[:2], temperature=arrays[2], reduction="none")
+        np.testing.assert_array_equal(got, expected.loss)
+        grad = jax.grad(lambda x: cj.cross_entropy(x, labels, temperature=t, reduction="sum"))(x)
+        np.testing.assert_array_equal(grad, expected.grad)
+        turned = cj.cross_entropy(x.T, labels, 0, temperature=t.T, reduction="none")
+        np.testing.assert_array_equal(turned, got)
+        apart = jax.vmap(lambda x, t: cj.softmax(x, temperature=t))(x[:, None], t[:, None])
+        np.testing.assert_array_equal(apart[:, 0], cj.softmax(x, temperature=t))
+
+
+def test_gradients_of_shared_alphas():
+    x, dy = draw("float64", (2, 3, 5)), RNG.standard_normal((2, 3, 5))
+    for alpha in (1.3, np.full((3, 1), 1.3), np.full((1,), 1.3)):
+        got = jax.grad(lambda a: (csoftmax.entmax(x, a) * dy).sum())(alpha)
+        y = csoftmax.entmax(np.asarray(x), alpha)
+        expected = csoftmax.entmax_vjp(dy, y, alpha, return_alpha_grad=True).alpha_grad
+        assert got.shape == np.shape(alpha)
+        np.testing.assert_allclose(got, expected, rtol=1e-14)
+    check_grads(lambda x, a: cj.entmax(x, a), (x, jnp.full((2, 3, 1), 1.4)), 1, ["rev"], atol=1e-6, rtol=1e-6)
+
+
+def test_errors_of_parameters_of_rows():
+    x = draw("float32", (3, 4))
+    with pytest.raises(ValueError, match=r"temperature has shape \(3,\); allowed are .* broadcasts to \(3, 1\)"):
+        cj.softmax(x, temperature=jnp.ones(3))
+    with pytest.raises(TypeError, match="alpha must hold real numbers, got bool"):
+        cj.entmax(x, jnp.ones((3, 1), bool))
+    for call in (lambda: cj.softmax(x, temperature=jnp.zeros((3, 1)) - 1), lambda: cj.entmax(x, jnp.zeros((3, 1)))):
+        with pytest.raises(KERNEL_ERRORS, match="csoftmax"):
+            jax.block_until_ready(call())

@@ -340,28 +340,38 @@ def make_calls():
     weight = torch.rand(5, dtype=torch.float64, generator=generator)
     mask = torch.rand(3, 5, generator=generator) < 0.7
     row_weights = torch.rand(4, dtype=torch.float64, generator=generator)
-    base = (None, None, 0.0, -100, 0.0, 1.0)
-    full = (weight, row_weights, 0.1, -100, 0.01, 2.0)
+    temperatures = torch.tensor([[0.5], [1.0], [2.0]], dtype=torch.float64)
+    base = (None, None, None, 0.0, -100, 0.0, 1.0)
+    full = (weight, row_weights, None, 0.1, -100, 0.01, 2.0)
     return {
-        "softmax": (rows.apply_softmax, (x(3, 5), 0, 1.5, None)),
-        "log_softmax": (rows._log_softmax, (turned(3, 5), 1, 1.0, None)),
-        "entmax": (rows._entmax, (x(3, 5), -1, 1.5, None)),
-        "softmax where": (rows.apply_softmax, (x(3, 5), 0, 1.5, mask)),
-        "log_softmax where": (rows._log_softmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
-        "entmax where": (rows._entmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
-        "logsumexp": (rows._logsumexp, (x(3, 5), 0, 1.5, None)),
-        "logsumexp where": (rows._logsumexp, (turned(5, 3), -1, 0.5, mask | (torch.arange(5) == 0))),
-        "topk_softmax": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, False)),
-        "topk_softmax full": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, True)),
+        "softmax": (rows.apply_softmax, (x(3, 5), 0, 1.5, None, None)),
+        "log_softmax": (rows._log_softmax, (turned(3, 5), 1, 1.0, None, None)),
+        "entmax": (rows._entmax, (x(3, 5), -1, 1.5, None, None)),
+        "softmax where": (rows.apply_softmax, (x(3, 5), 0, 1.5, None, mask)),
+        "log_softmax where": (rows._log_softmax, (x(3, 5), 1, 1.5, None, mask | (torch.arange(5) == 0))),
+        "entmax where": (rows._entmax, (x(3, 5), 1, 1.5, None, mask | (torch.arange(5) == 0))),
+        "logsumexp": (rows._logsumexp, (x(3, 5), 0, 1.5, None, None)),
+        "logsumexp where": (rows._logsumexp, (turned(5, 3), -1, 0.5, None, mask | (torch.arange(5) == 0))),
+        "topk_softmax": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, False)),
+        "topk_softmax full": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, None, True)),
         "cross_entropy": (losses._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
-        "softmax turned": (rows.apply_softmax, (turned(3, 5), 1, 1.0, None)),
+        "softmax turned": (rows.apply_softmax, (turned(3, 5), 1, 1.0, None, None)),
         "cross_entropy turned": (losses._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
-        "entmax turned": (rows._entmax, (turned(3, 5), 0, 1.3, None)),
-        "topk_softmax turned": (topk._topk_softmax, (turned(3, 5), 2, 0, 1.5, True)),
+        "entmax turned": (rows._entmax, (turned(3, 5), 0, 1.3, None, None)),
+        "topk_softmax turned": (topk._topk_softmax, (turned(3, 5), 2, 0, 1.5, None, True)),
         "linear turned": (losses._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
         "cross_entropy none": (losses._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
         "cross_entropy soft": (losses._cross_entropy, (x(4, 5), soft, -1, *full, "sum", True)),
         "linear": (losses._linear_cross_entropy, (x(4, 3), x(5, 3), target, x(5), *full, "mean", True)),
+        "softmax rows": (rows.apply_softmax, (x(3, 5), 1, 1.0, temperatures, None)),
+        "log_softmax rows": (rows._log_softmax, (x(5, 3), 0, 1.0, temperatures.T, None)),
+        "entmax rows": (rows._entmax, (x(3, 5), 1, 2.0, x(3, 1).detach().abs().add(1.2).requires_grad_(), mask)),
+        "logsumexp rows": (rows._logsumexp, (x(3, 5), 1, 1.0, temperatures, mask | (torch.arange(5) == 0))),
+        "topk_softmax rows": (topk._topk_softmax, (x(3, 5), 2, -1, 1.0, temperatures, True)),
+        "cross_entropy rows": (
+            losses._cross_entropy,
+            (x(4, 5), target, -1, weight, None, torch.tensor([[0.5], [1.0], [2.0], [3.0]]), *base[3:], "mean", True),
+        ),
         "linear, no bias": (losses._linear_cross_entropy, (x(4, 3), x(5, 3), target, None, *base, "sum", True)),
     }
 
@@ -379,6 +389,66 @@ def test_operators_and_their_gradients(name):
 
     tensors = [a for a in arguments if isinstance(a, torch.Tensor) and a.requires_grad]
     torch.autograd.gradcheck(differentiable, tensors, atol=1e-6)
+
+
+def differentiate(function, x, parameter, labels, upstream):
+    """The result of a function of x, and the gradient of x."""
+    x = x.clone().requires_grad_()
+    y = function(x, parameter, labels)
+    y.backward(upstream[:, 0] if y.dim() == 1 else upstream[:, : y.shape[1]])
+    return y.detach(), x.grad
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_have_the_bits_that_they_have_alone(dtype):
+    """Temperatures and alphas of rows: results and gradients, in csoftmax.torch and handed over by csoftmax."""
+    t = torch.tensor([[1.0], [0.5], [3.0], [7.25], [1e-30], [1.0]], dtype=torch.float64)
+    alpha = torch.tensor([[1.0], [1.5], [2.0], [1.3], [4.0], [1.0]])
+    x, dy = (torch.randn(6, 7, dtype=torch.float64).to(DTYPES[dtype]) for _ in range(2))
+    labels = torch.tensor([0, 1, 2, 3, 6, -100])
+    for function, numbers in (
+        (lambda x, t, _: ct.softmax(x, temperature=t), t),
+        (lambda x, t, _: csoftmax.log_softmax(x, temperature=t), t),
+        (lambda x, t, _: ct.logsumexp(x, temperature=t), t),
+        (lambda x, t, _: ct.topk_softmax(x, 3, temperature=t).values, t),
+        (lambda x, t, _: csoftmax.topk_softmax(x, 3, temperature=t, normalize="full").values, t),
+        (lambda x, t, y: ct.cross_entropy(x, y, temperature=t, reduction="none").to(x.dtype), t),
+        (lambda x, alpha, _: ct.entmax(x, alpha), alpha),
+    ):
+        got = differentiate(function, x, numbers, labels, dy)
+        rows = [(x[i : i + 1], float(n), labels[i : i + 1], dy[i : i + 1]) for i, n in enumerate(numbers)]
+        parts = [differentiate(function, *row) for row in rows]
+        for whole, alone in zip(got, zip(*parts)):
+            assert_same_bits(array(whole), array(torch.cat(alone)))
+
+
+def test_gradients_of_alpha():
+    x, dy = torch.randn(2, 3, 5, dtype=torch.float64), torch.randn(2, 3, 5, dtype=torch.float64)
+    for alpha in (torch.tensor(1.3), torch.rand(2, 3, 1, dtype=torch.float64) + 1, torch.rand(3, 1) + 1.2):
+        for entmax in (ct.entmax, csoftmax.entmax):
+            given = alpha.clone().requires_grad_()
+            y = entmax(x, given)
+            y.backward(dy)
+            expected = csoftmax.entmax_vjp(dy, y.detach(), alpha, return_alpha_grad=True)
+            assert given.grad.dtype == alpha.dtype
+            assert torch.equal(given.grad, expected.alpha_grad.to(alpha.dtype))
+    both = x.clone().requires_grad_()
+    given = torch.full((3, 1), 1.5, dtype=torch.float64, requires_grad=True)
+    compiled = torch.compile(lambda x, a: ct.entmax(x, a).square().sum(), backend="aot_eager", fullgraph=True)
+    compiled(both, given).backward()
+    assert given.grad.shape == (3, 1)
+    assert both.grad.shape == x.shape
+    with torch.no_grad():
+        assert torch.equal(ct.entmax(x, given), ct.entmax(x, 1.5))
+
+
+def test_linear_losses_with_temperatures():
+    x, w, t = torch.randn(4, 3).requires_grad_(), torch.randn(5, 3).requires_grad_(), torch.rand(4, 1) + 0.5
+    y = torch.tensor([0, 4, 2, -100])
+    ct.linear_cross_entropy(x, w, y, temperature=t).backward()
+    expected = csoftmax.linear_cross_entropy_with_grad(x.detach(), w.detach(), y, temperature=t)
+    torch.testing.assert_close(x.grad, expected.grad_x)
+    torch.testing.assert_close(w.grad, expected.grad_w)
 
 
 def test_against_pytorch():

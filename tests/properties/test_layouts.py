@@ -84,10 +84,12 @@ def check_view(record, call, dtype, variant):
             role = record.role(name, sample)
             given_part[name] = flat_part[name] = value
             if role == CLASSES:
-                whole = np.moveaxis(value.reshape(*batch, *(shape[a] for a in axes)), last, axes)
+                # a number for each row, such as a temperature, has length 1 along the class axis
+                of_class = (shape[a] if value.shape[-1] == k else 1 for a in axes)
+                whole = np.moveaxis(value.reshape(*batch, *of_class), last, axes)
                 steps, order, _ = next(views)
                 given_part[name] = view = strided_view(whole, steps, order)
-                flat_part[name] = np.array(np.moveaxis(view, axes, last).reshape(rows, k), order="C")
+                flat_part[name] = np.array(np.moveaxis(view, axes, last).reshape(value.shape), order="C")
             elif role == ROWS and isinstance(value, np.ndarray):
                 steps, _, is_strided = next(views)
                 steps = [s or 1 for s in steps[: len(batch)]] if is_strided else [1] * len(batch)

@@ -46,6 +46,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 from oracles import crf as crf_oracle  # noqa: E402
 from oracles import entmax as entmax_oracle  # noqa: E402
 from oracles import softmax as softmax_oracle  # noqa: E402
+from oracles.entmax_alpha import exact_alpha_gradient  # noqa: E402
 
 EXHAUSTIVE = ROOT / "tests" / "records" / "exp_exhaustive.json"
 SIGMAS = (0, 0.1, 1, 3, 5, 8, 20, 50, 100)
@@ -199,6 +200,26 @@ def sparse():
             for what, found in ((name, worst), (f"loss of {name}", loss)):
                 figures = " | ".join(f"{found[isa]:.3f}" for isa in isas)
                 lines.append(f"| {what} | {dtype} | {figures} | {elements:,} |")
+    return lines
+
+
+def alpha_gradients():
+    """Return lines of the table: dL/dalpha, in units of 2^-50 of the sum of its terms' magnitudes."""
+    isas, before = binding.isa_available(), binding.isa()
+    lines = ["| dL/dalpha at alpha | dtype | " + " | ".join(isas) + " | rows |", "|---|---|" + "---|" * (len(isas) + 1)]
+    for alpha, dtype in itertools.product((1.0, 1 + 1e-7, 1.2, 1.5, 2.0, 3.0, 1000.0), ("float32", "float64")):
+        worst, rows = dict.fromkeys(isas, 0.0), 0
+        for seed, x in enumerate(entmax_oracle.rows(dtype)):
+            y, dy, rows = csoftmax.entmax(x, alpha), logits((len(x),), dtype, seed, 1.0), rows + 1
+            value, unit = exact_alpha_gradient(dy, y, alpha)
+            for isa in isas:
+                binding.select_isa(isa)
+                got = csoftmax.entmax_vjp(dy, y, alpha, return_alpha_grad=True).alpha_grad
+                if unit:
+                    worst[isa] = max(worst[isa], float(abs(got - value) / unit * 2**50))
+            binding.select_isa(before)
+        figures = " | ".join(f"{worst[isa]:.3f}" for isa in isas)
+        lines.append(f"| {alpha:.8g} | {dtype} | {figures} | {rows} |")
     return lines
 
 
@@ -453,6 +474,11 @@ def main():
         "1 ULP). Harder rows are in tests/ops/test_entmax_worst.py.",
         "",
         *of_sparse,
+        "",
+        "The gradient of entmax with respect to alpha, the same rows, against mpmath. The promise is 1 unit: 2⁻⁵⁰ of",
+        "the sum of the magnitudes of its terms (`entmax_vjp`).",
+        "",
+        *alpha_gradients(),
         "",
         "Log-probabilities of draws (`sample`, K = 2 to 5000, σ = 1 to 20, T = 1, 0.3 and 7). The promise is that of",
         "log_softmax, 4 ULP.",

@@ -331,8 +331,9 @@ INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t max_vecto
     for (; i + V(W) <= job->rows; i += V(W)) {
         FN(group) g;
         REAL f[V(W)], f_low[V(W)];
-        if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, job->temperature,
-                           max_vectors, tempered, 0))
+        const csm_temperature *t = job->temperature + (tempered == 2 ? i : 0);
+        if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, t, max_vectors,
+                           tempered, 0))
             return i;
         FN(reciprocals)(g.sums, f, f_low);
         V(t) all = V(LOAD_REAL)(f);
@@ -369,15 +370,46 @@ static NOINLINE size_t FN(small_groups)(const csm_rows_job *job, int op) {
     const int tempered = job->temperature->tempered;
     if (op == CSM_OP_log_softmax) return FN(log_groups)(job, 1);
     if (op == CSM_OP_logsumexp) return FN(log_groups)(job, 0);
+    if (job->has_temperatures)
+        return ONE_VECTOR(job->n) ? FN(softmax_groups)(job, 1, 2) : FN(softmax_groups)(job, 2, 2);
     if (ONE_VECTOR(job->n)) return tempered ? FN(softmax_groups)(job, 1, 1) : FN(softmax_groups)(job, 1, 0);
     return tempered ? FN(softmax_groups)(job, 2, 1) : FN(softmax_groups)(job, 2, 0);
 }
 #endif
 
+/* Softmax of short rows with temperatures of their own: W rows at a time where all differ from 1, whose form has one
+ * rounding less; others one by one. */
+static NOINLINE size_t FN(own_rows)(const csm_rows_job *job) {
+    csm_rows_job rest = *job;
+    size_t done = 0, tempered = 0; /* rows from `done` on whose temperatures differ from 1 */
+    while (done < job->rows) {
+        rest.input = job->input + (ptrdiff_t)done * job->input_step;
+        rest.result = job->result + (ptrdiff_t)done * job->result_step;
+        rest.temperature = job->temperature + done;
+        while (done + tempered < job->rows && job->temperature[done + tempered].tempered) tempered++;
+        size_t computed = 0;
+#if EXP_MANTISSA == 23
+        rest.rows = tempered;
+        rest.has_temperatures = 1;
+        if (V(W) > 1 && tempered >= V(W)) computed = FN(small_groups)(&rest, CSM_OP_softmax);
+#endif
+        if (!computed) {
+            rest.rows = 1;
+            rest.has_temperatures = 0;
+            if (!FN(tiny_rows)(&rest, 0, 1)) break;
+            computed = 1;
+        }
+        done += computed;
+        tempered -= computed < tempered ? computed : tempered;
+    }
+    return done;
+}
+
 static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
     csm_rows_job rest = *job;
     size_t done = 0;
     if (job->n == 0) return 0; /* nothing to load: left to ops/softmax_row.c */
+    if (job->has_temperatures) return FN(own_rows)(job);
     while (done < job->rows) {
         rest.input = job->input + (ptrdiff_t)done * job->input_step;
         rest.result = job->result + (ptrdiff_t)done * job->result_step;

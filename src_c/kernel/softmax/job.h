@@ -16,9 +16,11 @@ typedef struct csm_rows_job {
     ptrdiff_t input_step, y_step, result_step; /* bytes between rows */
     size_t rows, n;
     const csm_temperature *temperature;
+    int has_temperatures; /* temperature points to one for each row: only softmax in float, n <= CSM_SHORT_ROW */
     void *scratch; /* CSM_BLOCK elements of the compute type */
     csm_prefetch prefetch;
 } csm_rows_job;
+enum { CSM_SHORT_ROW = 16 }; /* rows of float up to this length are computed side by side */
 
 /* A tile of neighbouring rows that lie side by side: strided along the softmax axis, contiguous across. */
 typedef struct csm_tile_job {

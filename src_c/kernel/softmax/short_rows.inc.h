@@ -37,7 +37,33 @@ INLINE int FN(rows_shift)(const V(t) *tops, const csm_temperature *t, const int 
     return 1;
 }
 
-/* Computes e' and the sums of a group.  Returns 0 if a row is not ordinary. */
+/* The same for rows with temperatures of their own, t[r], other than 1: all of *s differs from row to row. */
+typedef struct FN(own_constants) {
+    REAL log2e[V(W)], ln2_hi[V(W)], ln2_lo[V(W)], inv_t[V(W)], inv_t_low[V(W)];
+} FN(own_constants);
+INLINE int FN(own_shift)(const V(t) *tops, const csm_temperature *t, FN(own_constants) * c, REAL *magic, REAL *lowest,
+                         REAL *max, REAL *n) {
+    const V(t) all = V(tops)(tops);
+    V(STORE_REAL)(max, all);
+    for (size_t r = 0; r < V(W); r++) {
+        if (!csm_is_ordinary(&t[r], (double)max[r])) return 0;
+        c->log2e[r] = (REAL)t[r].log2e;
+        c->ln2_hi[r] = (REAL)t[r].ln2_hi;
+        c->ln2_lo[r] = (REAL)t[r].ln2_lo;
+        c->inv_t[r] = (REAL)t[r].inv_t;
+        c->inv_t_low[r] = (REAL)t[r].inv_t_low;
+    }
+    const V(t) magic_number = V(set)(EXP_MAGIC);
+    const V(t) n0 = V(sub)(V(fma)(all, V(LOAD_REAL)(c->log2e), magic_number), magic_number);
+    const V(t) bias = V(sub)(V(set)(EXP_EXPONENT_BIAS + EXP_BIAS), n0);
+    V(STORE_REAL)(magic, V(add)(magic_number, bias));
+    V(STORE_REAL)(lowest, V(fnma)(bias, V(LOAD_REAL)(c->ln2_hi), V(zero)()));
+    V(STORE_REAL)(n, n0);
+    return 1;
+}
+
+/* Computes e' and the sums of a group.  tempered: 2 if t points to a temperature for each row.  Returns 0 if a row is
+ * not ordinary. */
 INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                          const size_t max_vectors, const int tempered, const int exact) {
     const size_t used = USED(n, max_vectors), left = n - (used - 1) * V(W);
@@ -56,13 +82,23 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
         }
     }
     V(shift) s;
-    if (!FN(rows_shift)(tops, t, tempered, &s, magic, lowest, g->max, g->n)) return 0;
+    FN(own_constants) own;
+    if (!(tempered == 2 ? FN(own_shift)(tops, t, &own, magic, lowest, g->max, g->n)
+                        : FN(rows_shift)(tops, t, tempered, &s, magic, lowest, g->max, g->n)))
+        return 0;
     for (size_t r = 0; r < V(W); r++) {
         V(sum) sum;
         V(t) y[V(SIXTEEN)];
         unsigned count = 0;
         s.magic = V(splat)(magic + r);
         s.lowest = V(splat)(lowest + r);
+        if (tempered == 2) {
+            s.log2e = V(splat)(own.log2e + r);
+            s.ln2_hi = V(splat)(own.ln2_hi + r);
+            s.ln2_lo = V(splat)(own.ln2_lo + r);
+            s.inv_t = V(splat)(own.inv_t + r);
+            s.inv_t_low = V(splat)(own.inv_t_low + r);
+        }
         UNROLL
         for (size_t v = 0; v < V(SIXTEEN); v++) {
             y[v] = V(zero)();
