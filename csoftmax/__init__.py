@@ -8,6 +8,7 @@ from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._ops import crf as _crf
 from ._ops import crf_paths as _crf_paths
 from ._ops import cross_entropy as _cross_entropy
+from ._ops import divergence as _divergence
 from ._ops import entmax as _entmax
 from ._ops import in_batch as _in_batch
 from ._ops import linear_cross_entropy as _linear_cross_entropy
@@ -22,6 +23,7 @@ from ._ops import topk as _topk
 from ._ops.crf import *
 from ._ops.crf_paths import *
 from ._ops.cross_entropy import *
+from ._ops.divergence import *
 from ._ops.entmax import *
 from ._ops.in_batch import *
 from ._ops.linear_cross_entropy import *
@@ -50,6 +52,7 @@ __all__ = [
 __all__ += _crf.__all__
 __all__ += _crf_paths.__all__
 __all__ += _cross_entropy.__all__
+__all__ += _divergence.__all__
 __all__ += _entmax.__all__
 __all__ += _in_batch.__all__
 __all__ += _linear_cross_entropy.__all__

@@ -50,6 +50,9 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_topk_integer(cpu.csm_label_type, const csm_table *, const cpu.csm_shape *,
                                         const cpu.csm_view *, size_t, const cpu.csm_view *, const cpu.csm_view *,
                                         const cpu.csm_topk_options *)
+    cpu.csm_status csm_run_divergence(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                      const cpu.csm_view *, const cpu.csm_view *, double *,
+                                      const cpu.csm_divergence_options *)
     cpu.csm_status csm_run_entmax(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_entmax_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,

@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp, and the gradients of the first two."""
+"""softmax, log_softmax, logsumexp, entropy, and the gradients of the first two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from .._arguments.places import DeviceError, check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 
-__all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
+__all__ = ["entropy", "log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
 _Float = TypeVar("_Float", bound=np.floating[Any])
 _Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
@@ -80,8 +80,8 @@ def _run_softmax(x: Any, axis: Any, name: str, **options: Any) -> Any:
 
 
 @accept_foreign  # no labels: with keepdims a sum of one column has the shape of x, but is no column
-def _run_logsumexp(x: Any, axis: Any, **options: Any) -> Any:
-    return plan_softmax("logsumexp", x, axis, **options).execute()
+def _run_reduction(x: Any, axis: Any, name: str, **options: Any) -> Any:
+    return plan_softmax(name, x, axis, **options).execute()
 
 
 @overload
@@ -301,11 +301,78 @@ def logsumexp(
     >>> csoftmax.logsumexp([1000.0, 1000.0])
     np.float64(1000.6931471805599)
     """
-    return _run_logsumexp(
+    return _run_reduction(
         x,
         axis,
+        "logsumexp",
         temperature=temperature,
         where=where,
+        device=device,
+        num_threads=num_threads,
+        keepdims=check_flag("keepdims", keepdims),
+    )
+
+
+@binding.quick
+@hand_over_recorded
+def entropy(
+    x: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Shannon entropy of ``softmax(x / T)`` in nats, from logits, along one or more axes.
+
+    Parameters
+    ----------
+    x, axis, temperature, device, num_threads
+        As in `softmax`.
+    where : array_like of bool, broadcastable to x, optional
+        Mask. Elements where it is False are left out; if none is left, the result is 0.
+    keepdims : bool, default False
+        If True, the reduced axes stay in the result with length 1.
+    out : ndarray of the shape and dtype of the result, optional
+        Array that receives the result.
+
+    Returns
+    -------
+    ndarray or scalar
+        ``-sum(p * log(p))`` with ``p = softmax(x / T)``: `x` without `axis`, in the dtype of `x` (float64 for
+        integers); `out` if given. At least 0; classes of probability 0 contribute 0.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`. There are no kernels for CUDA.
+
+    Notes
+    -----
+    The *relative* error is at most 4 ULP, also where one class has nearly all of the probability and the entropy nearly
+    vanishes: the result is ``log1p(S) + sum(p * (m - x)) / T``, with m the maximum and S the sum of the other
+    ``exp((x - m) / T)``, and none of these terms is negative. NaN or +inf anywhere, or a row with only -inf, gives NaN;
+    a row without classes gives 0. Temperature 0 gives the logarithm of the number of maxima. Shannon, "A mathematical
+    theory of communication", Bell System Technical Journal 27 (1948).
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> csoftmax.entropy([0.0, 0.0])
+    np.float64(0.6931471805599453)
+    >>> csoftmax.entropy([40.0, 0.0])
+    np.float64(1.7418461208312474e-16)
+    """
+    return _run_reduction(
+        x,
+        axis,
+        "entropy",
+        temperature=temperature,
+        where=where,
+        out=out,
         device=device,
         num_threads=num_threads,
         keepdims=check_flag("keepdims", keepdims),

@@ -4,6 +4,7 @@
 #include "softmax/tile.inc.h"
 #include "softmax/vjp.inc.h"
 #include "cross_entropy/loss.inc.h"
+#include "divergence/divergence.inc.h"
 #include "topk/topk.inc.h"
 #include "entmax/entmax.inc.h"
 #include "row_optimizer/row_optimizer.inc.h"

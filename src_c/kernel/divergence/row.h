@@ -1,0 +1,42 @@
+/* The Kullback-Leibler divergence: the scalar work for a row, in double.  divergence.inc.h has the formulas. */
+#ifndef CSM_DIVERGENCE_ROW_H
+#define CSM_DIVERGENCE_ROW_H
+
+#include "../../math/pair.h"
+#include "../softmax/combine.h"
+#include "job.h"
+
+/* Sets a row's constants from the sums of both sides, whose tails are known.  factor: of the gradient. */
+INLINE void csm_kl_set(csm_kl_row *row, double max_x, double max_y, double tail_x, double tail_y, double total_x,
+                       double total_y, double factor) {
+    row->max_x = max_x;
+    row->max_y = max_y;
+    row->offset = tail_y - tail_x;
+    row->ratio = total_x / total_y;
+    row->total = total_x;
+    row->exponent = 0;
+    row->factor = factor / total_x;
+    row->is_nan = !(row->offset - row->offset == 0);
+}
+/* Moves a power of two out of the factor, unless it is in the middle of the range: then no product is subnormal or
+ * infinite on the way. */
+INLINE void csm_kl_balance(csm_kl_row *row, double factor, double safe) {
+    double mantissa = factor;
+    const double exponent = csm_take_exponent(&mantissa);
+    if (!(exponent < -safe || exponent > safe)) return;
+    row->factor = mantissa / row->total;
+    row->exponent = exponent;
+}
+INLINE double csm_kl_total(const csm_row *sums) { return fma(sums->count, sums->top, sums->hi + sums->lo); }
+
+/* The factor of the gradient of row number i of a job.  Returns 0 if the row has weight 0, and is not read. */
+INLINE int csm_kl_read(const csm_kl_job *job, ptrdiff_t i, double *weight, double *factor) {
+    double upstream = 1;
+    *weight = 1;
+    if (job->weight) memcpy(weight, job->weight + i * job->weight_step, sizeof *weight);
+    if (job->upstream) memcpy(&upstream, job->upstream + i * job->upstream_step, sizeof upstream);
+    *factor = job->factor * *weight * upstream;
+    return *weight != 0;
+}
+
+#endif
