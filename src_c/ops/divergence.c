@@ -21,7 +21,7 @@ typedef struct divergence_call {
     size_t rows, inner, group, pitch; /* inner: rows along the last batch axis; group, pitch: of rows in scratch */
     size_t e_size, block_size, wide_size;
     int has_gradient, is_direct; /* is_direct: every array is contiguous along the axis */
-    double divisor;
+    double divisor, log_n;
     double *loss; /* by row, in C order */
     csm_scratch scratch;
 } divergence_call;
@@ -67,8 +67,10 @@ static int run_long_row(const divergence_call *call, const csm_kl_row_place *p, 
                p->factor / t->t);
     csm_kl_balance(&row, p->factor / t->t, csm_is_single(c) ? 30 : 450);
     if (row.is_nan || sums_x.is_nan || sums_y.is_nan) return 0;
-    for (int writes = !waits; writes < 2; writes++) { /* loss, then gradient, or both at once */
-        char *to = writes || !waits ? p->gradient : NULL;
+    double all = 0;
+    enum { LINEAR, EXACT, GRADIENT } pass = LINEAR; /* a gradient that cannot be written at once waits */
+    for (;;) {
+        char *to = pass == GRADIENT || (pass == LINEAR && !waits) ? p->gradient : NULL;
         csm_pair_sum sum;
         csm_pair_sum_zero(&sum);
         for (size_t b = 0; b < count; b++) {
@@ -77,17 +79,21 @@ static int run_long_row(const divergence_call *call, const csm_kl_row_place *p, 
             if (!is_kept) kernels->again(p->y + begin * size, e_y, k, t, &blocks_y[b]);
             const double part = kernels->pass2(p->x + begin * size, p->y + begin * size, e_x + at, e_y + at,
                                                to ? to + begin * size : NULL, k, t, &row, blocks_x[b].n - sums_x.n,
-                                               blocks_y[b].n - sums_y.n);
+                                               blocks_y[b].n - sums_y.n, pass == EXACT);
             csm_pair_sum_add(&sum, part, 0);
             if (csm_poll_stops(&p->poll, 2 * k)) return 1;
         }
-        const double all = csm_pair_sum_rounded(&sum);
-        if (!writes && !(all - all == 0)) return 0;
-        if (!waits && !(all - all == 0)) return 0; /* what has been written is written again */
-        if (!writes || !waits) *p->loss = p->weight * (all > 0 ? all / row.total : 0);
-        if (!p->gradient) break;
+        if (pass == GRADIENT) return 1;
+        all = csm_pair_sum_rounded(&sum);
+        if (pass == LINEAR && !csm_kl_is_linear(&row, all, call->log_n)) {
+            pass = EXACT;
+            continue;
+        }
+        if (!(all - all == 0)) return 0; /* a gradient that has been written is written again */
+        *p->loss = p->weight * (all > 0 ? all / row.total : 0);
+        if (!waits || !p->gradient) return 1;
+        pass = GRADIENT;
     }
-    return 1;
 }
 
 /* Computes rows of one temperature that follow each other. */
@@ -136,6 +142,7 @@ static csm_kl_job job_of(divergence_call *call, size_t row, size_t count) {
                       .y_step = csm_last_stride(shape, &call->y),
                       .rows = count,
                       .n = shape->n,
+                      .log_n = call->log_n,
                       .factor = 1 / call->divisor,
                       .loss = call->loss + csm_offset(shape, call->order.strides, row),
                       .order = csm_last_stride(shape, &call->order)};
@@ -266,6 +273,7 @@ static csm_status prepare(divergence_call *call, csm_dtype dtype, const csm_tabl
     csm_set_scales(&c->scales, o->temperatures ? 1 : o->temperature, csm_is_single(c));
     csm_put(c, &c->absent, -CSM_INF);
     call->kernels = &table->divergence[dtype];
+    call->log_n = csm_log1p(n > 1 ? (double)(n - 1) : 0, 0);
     call->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
     call->is_direct = !c->has_where && csm_is_contiguous(&c->shape, &call->x, c->itemsize, 1) &&
                       csm_is_contiguous(&c->shape, &call->y, c->itemsize, 1) &&

@@ -2,11 +2,12 @@
  * and its gradient with respect to y, (q - p) / T, for one storage type.
  *
  *   w_j  = log p_j - log q_j = ((x_j - m_x) - (y_j - m_y)) / T + (tail_y - tail_x)
- *   loss = sum p_j h(w_j),  h(w) = w - 1 + e^-w >= 0: the sum of p log(p / q) - p + q, terms of one sign
+ *   loss = sum p_j w_j = sum p_j h(w_j),  h(w) = w - 1 + e^-w >= 0
  *
- * Where |w| <= 1/2, h is w^2 times a polynomial, so that neither the rounding of w nor that of p matters to first order;
- * elsewhere the term is p w + (q - p), whose difference the gradient needs anyway.  An element with x = -inf has the
- * term q.  p and q are e' of the two rows, times 1 / total: the sum is that of e'_x h, and is divided once.
+ * Where the distributions differ by enough, the first sum is accurate (csm_kl_is_linear).  Otherwise the second one
+ * replaces it, whose terms p log(p / q) - p + q have one sign: where |w| <= 1/2, h is w^2 times a polynomial, so that
+ * neither the rounding of w nor that of p matters to first order; elsewhere the term is p w + (q - p).  An element with
+ * x = -inf has the term q.  p and q are e' of the two rows, times 1 / total: sums are divided once.
  * Passes: the maxima; e' of both rows and their sums without the maxima, kept in scratch; loss and gradient.
  * Accumulators: those of sum.inc.h; of the loss, four terms in the compute type, then double (float64: pairs).
  * NaN: sums that are NaN make loss and gradient NaN.  q = 0 < p, or a product beyond the range, makes the loss infinite
@@ -42,17 +43,26 @@ typedef struct FN(kl_constants) {
     V(t) max_x, max_y, inv_t, offset, ratio, factor, up_x, up_y, post1, post2;
 } FN(kl_constants);
 
-/* Adds the term of a vector to the lane `sum` and returns its gradient.  plain: there are no powers of two apart. */
-INLINE V(t) FN(kl_term)(V(t) x, V(t) y, V(t) e_x, V(t) e_y, const FN(kl_constants) * c, V(t) *sum, const int plain) {
+/* Adds the term of a vector to the lane `sum` and returns its gradient.  exact: h(w) instead of w.  plain: there are no
+ * powers of two apart. */
+INLINE V(t) FN(kl_term)(V(t) x, V(t) y, V(t) e_x, V(t) e_y, const FN(kl_constants) * c, V(t) *sum, const int exact,
+                        const int tempered, const int plain) {
     if (!plain) {
         e_x = V(mul)(e_x, c->up_x);
         e_y = V(mul)(e_y, c->up_y);
     }
-    const V(t) w = V(fma)(V(sub)(V(sub)(x, c->max_x), V(sub)(y, c->max_y)), c->inv_t, c->offset), square = V(mul)(w, w);
-    const V(mask) is_small = V(ge)(V(set)(0.25), square), takes_part = V(ge)(x, V(set)(-EXP_MOST));
-    const V(t) difference = V(fma)(e_y, c->ratio, V(sub)(V(zero)(), e_x));
-    const V(t) h = V(keep)(takes_part, V(select)(is_small, V(mul)(square, FN(kl_curve)(w)), w));
-    *sum = V(fma)(e_x, h, V(add)(*sum, V(drop)(is_small, difference)));
+    const V(t) far = V(sub)(V(sub)(x, c->max_x), V(sub)(y, c->max_y));
+    const V(t) w = tempered ? V(fma)(far, c->inv_t, c->offset) : V(add)(far, c->offset);
+    const V(mask) takes_part = V(ge)(x, V(set)(-EXP_MOST));
+    const V(t) difference = V(fnma)(e_y, c->ratio, e_x); /* p - q */
+    if (exact) {
+        const V(t) square = V(mul)(w, w);
+        const V(mask) is_small = V(ge)(V(set)(0.25), square);
+        const V(t) h = V(keep)(takes_part, V(select)(is_small, V(mul)(square, FN(kl_curve)(w)), w));
+        *sum = V(fma)(e_x, h, V(sub)(*sum, V(drop)(is_small, difference)));
+    } else {
+        *sum = V(fma)(e_x, V(keep)(takes_part, w), *sum);
+    }
     V(t) g = V(mul)(difference, c->factor);
     if (!plain) {
         g = V(mul)(V(mul)(g, c->post1), c->post2);
@@ -62,7 +72,8 @@ INLINE V(t) FN(kl_term)(V(t) x, V(t) y, V(t) e_x, V(t) e_y, const FN(kl_constant
 }
 
 INLINE double FN(kl_pass)(const T *x, const T *y, const REAL *e_x, const REAL *e_y, T *to, size_t k,
-                          const FN(kl_constants) * c, const int stores, const int plain) {
+                          const FN(kl_constants) * c, const int stores, const int exact, const int tempered,
+                          const int plain) {
     V(products) sum;
     V(products_zero)(&sum);
     size_t i = 0;
@@ -71,32 +82,36 @@ INLINE double FN(kl_pass)(const T *x, const T *y, const REAL *e_x, const REAL *e
         for (size_t v = 0; v < V(PRODUCTS); v++) {
             const size_t at = i + v * V(W);
             const V(t) g = FN(kl_term)(LOAD(x + at), LOAD(y + at), V(LOAD_REAL)(e_x + at), V(LOAD_REAL)(e_y + at), c,
-                                       &sum.hi[v % V(CYCLE)], plain);
+                                       &sum.hi[v % V(CYCLE)], exact, tempered, plain);
             if (stores) STORE(to + at, g);
         }
         V(products_flush)(&sum);
     }
     for (size_t v = 0; i < k; i += V(W), v++) {
         const size_t left = k - i;
-        const V(t) low = V(set)(-CSM_INF);
-        if (left >= V(W)) {
-            const V(t) g = FN(kl_term)(LOAD(x + i), LOAD(y + i), V(LOAD_REAL)(e_x + i), V(LOAD_REAL)(e_y + i), c,
-                                       &sum.hi[v % V(CYCLE)], plain);
-            if (stores) STORE(to + i, g);
-        } else {
-            const V(t) g = FN(kl_term)(LOAD_PART(x + i, left, low), LOAD_PART(y + i, left, V(zero)()),
-                                       V(LOAD_PART_REAL)(e_x + i, left, V(zero)()),
-                                       V(LOAD_PART_REAL)(e_y + i, left, V(zero)()), c, &sum.hi[v % V(CYCLE)], plain);
-            if (stores) STORE_PART(to + i, left, g);
-        }
+        const V(t) low = V(set)(-CSM_INF), none = V(zero)();
+        const int is_whole = left >= V(W);
+        const V(t) a = is_whole ? LOAD(x + i) : LOAD_PART(x + i, left, low);
+        const V(t) b = is_whole ? LOAD(y + i) : LOAD_PART(y + i, left, none);
+        const V(t) e_a = is_whole ? V(LOAD_REAL)(e_x + i) : V(LOAD_PART_REAL)(e_x + i, left, none);
+        const V(t) e_b = is_whole ? V(LOAD_REAL)(e_y + i) : V(LOAD_PART_REAL)(e_y + i, left, none);
+        const V(t) g = FN(kl_term)(a, b, e_a, e_b, c, &sum.hi[v % V(CYCLE)], exact, tempered, plain);
+        if (stores && is_whole) STORE(to + i, g);
+        else if (stores) STORE_PART(to + i, left, g);
     }
     V(products_flush)(&sum);
     return V(products_total)(&sum);
 }
-static NOINLINE double FN(kl_pass_plain)(const T *x, const T *y, const REAL *e_x, const REAL *e_y, T *to, size_t k,
-                                         const FN(kl_constants) * c) {
-    if (to) return FN(kl_pass)(x, y, e_x, e_y, to, k, c, 1, 1);
-    return FN(kl_pass)(x, y, e_x, e_y, NULL, k, c, 0, 1);
+/* The common cases, each out of line. */
+static NOINLINE double FN(kl_linear)(const T *x, const T *y, const REAL *e_x, const REAL *e_y, T *to, size_t k,
+                                     const FN(kl_constants) * c, int tempered) {
+    if (tempered) return FN(kl_pass)(x, y, e_x, e_y, to, k, c, 1, 0, 1, 1);
+    return FN(kl_pass)(x, y, e_x, e_y, to, k, c, 1, 0, 0, 1);
+}
+static NOINLINE double FN(kl_sum)(const T *x, const T *y, const REAL *e_x, const REAL *e_y, size_t k,
+                                  const FN(kl_constants) * c, int exact) {
+    if (exact) return FN(kl_pass)(x, y, e_x, e_y, NULL, k, c, 0, 1, 1, 1);
+    return FN(kl_pass)(x, y, e_x, e_y, NULL, k, c, 0, 0, 1, 1);
 }
 
 /* shift_x, shift_y: powers of two of e', those of a block relative to its row.  Returns whether they and the exponent of
@@ -108,7 +123,7 @@ INLINE int FN(kl_set)(const csm_kl_row *row, const csm_temperature *t, double sh
     c->inv_t = V(set)(t->inv_t);
     c->offset = V(set)(row->offset);
     c->ratio = V(set)(row->ratio);
-    c->factor = V(set)(row->factor);
+    c->factor = V(set)(-row->factor);
     if (shift_x == 0 && shift_y == 0 && row->exponent == 0) return 1;
     const double lowest = 1 - EXP_EXPONENT_BIAS, half = (row->exponent * 0.5 + 0x1.8p52) - 0x1.8p52;
     c->up_x = V(set)(shift_x < lowest ? 0 : csm_pow2(shift_x));
@@ -119,11 +134,14 @@ INLINE int FN(kl_set)(const csm_kl_row *row, const csm_temperature *t, double sh
 }
 
 static double FN(kl_pass2)(const void *x, const void *y, const void *e_x, const void *e_y, void *to, size_t k,
-                           const csm_temperature *t, const csm_kl_row *row, double shift_x, double shift_y) {
+                           const csm_temperature *t, const csm_kl_row *row, double shift_x, double shift_y, int exact) {
     FN(kl_constants) c;
-    if (FN(kl_set)(row, t, shift_x, shift_y, &c)) return FN(kl_pass_plain)(x, y, e_x, e_y, to, k, &c);
-    if (to) return FN(kl_pass)(x, y, e_x, e_y, to, k, &c, 1, 0);
-    return FN(kl_pass)(x, y, e_x, e_y, NULL, k, &c, 0, 0);
+    if (FN(kl_set)(row, t, shift_x, shift_y, &c))
+        return to && !exact ? FN(kl_linear)(x, y, e_x, e_y, to, k, &c, t->tempered)
+                            : FN(kl_sum)(x, y, e_x, e_y, k, &c, exact);
+    if (exact) return FN(kl_pass)(x, y, e_x, e_y, NULL, k, &c, 0, 1, 1, 0);
+    if (to) return FN(kl_pass)(x, y, e_x, e_y, to, k, &c, 1, 0, 1, 0);
+    return FN(kl_pass)(x, y, e_x, e_y, NULL, k, &c, 0, 0, 1, 0);
 }
 
 static void FN(kl_pass1)(const void *x, void *e, size_t k, const csm_temperature *t, csm_block *block) {
@@ -135,15 +153,16 @@ static void FN(kl_again)(const void *x, void *e, size_t k, const csm_temperature
     FN(exp_store)(x, e, k, t, &again, NULL, NULL, NULL);
 }
 
-/* Writes the loss and the gradient of a row whose e' are known.  Returns 0, with nothing written, if the loss is not
- * finite. */
+/* Writes the loss and the gradient of a row whose e' are known.  Returns 0, with nothing of the inputs overwritten, if
+ * the loss is not finite. */
 INLINE int FN(kl_finish)(const csm_kl_job *job, const T *x, const T *y, const REAL *e_x, const REAL *e_y, T *to,
                          const csm_kl_row *row, double weight, double *loss) {
-    /* A gradient that overwrites its input waits until the loss is known to be finite. */
+    /* A gradient that overwrites its input waits until the loss is known. */
     const int waits = to == x || to == y;
-    double sum = FN(kl_pass2)(x, y, e_x, e_y, waits ? NULL : to, job->n, job->t, row, 0, 0);
+    double sum = FN(kl_pass2)(x, y, e_x, e_y, waits ? NULL : to, job->n, job->t, row, 0, 0, 0);
+    if (!csm_kl_is_linear(row, sum, job->log_n)) sum = FN(kl_pass2)(x, y, e_x, e_y, NULL, job->n, job->t, row, 0, 0, 1);
     if (!(sum - sum == 0)) return 0;
-    if (waits && to) FN(kl_pass2)(x, y, e_x, e_y, to, job->n, job->t, row, 0, 0);
+    if (waits && to) FN(kl_pass2)(x, y, e_x, e_y, to, job->n, job->t, row, 0, 0, 0);
     *loss = weight * (sum > 0 ? sum / row->total : 0);
     return 1;
 }
@@ -172,6 +191,7 @@ static NOINLINE size_t FN(kl_group_rows)(const csm_kl_job *job, size_t i) {
         csm_kl_row row = {.max_x = tails_x.max[r],
                           .max_y = tails_y.max[r],
                           .offset = all.offset[r],
+                          .tails = tails_x.tail[r] + tails_y.tail[r],
                           .ratio = all.ratio[r],
                           .total = all.total[r],
                           .factor = factor / all.total[r]};
@@ -207,7 +227,7 @@ static size_t FN(kl_rows)(const csm_kl_job *job) {
         const T *y = (const T *)(const void *)(job->y + at * job->y_step);
         T *to = job->gradient ? (T *)(void *)(job->gradient + at * job->gradient_step) : NULL;
         double weight, factor, *loss = job->loss + at * job->order;
-        csm_block block_x, block_y;
+        csm_block block_x = {0}, block_y = {0};
         csm_row sums_x, sums_y;
         csm_kl_row row;
         if (!csm_kl_read(job, at, &weight, &factor)) {
