@@ -388,6 +388,7 @@ cdef extern from "quick.h":
         int (*interrupt)(void *) noexcept
         int (*raise_ "raise")(cpu.csm_status) except -1
     int CSM_QUICK_CROSS_ENTROPY, CSM_QUICK_CROSS_ENTROPY_WITH_GRAD
+    int CSM_QUICK_KL_DIVERGENCE, CSM_QUICK_KL_DIVERGENCE_WITH_GRAD
     int csm_quick_set_up(const csm_quick *) except -1
     object csm_quick_function(int, object, object, object, object)
 
@@ -535,6 +536,8 @@ _QUICK = {
     **OPS,
     "cross_entropy": CSM_QUICK_CROSS_ENTROPY,
     "cross_entropy_with_grad": CSM_QUICK_CROSS_ENTROPY_WITH_GRAD,
+    "kl_divergence": CSM_QUICK_KL_DIVERGENCE,
+    "kl_divergence_with_grad": CSM_QUICK_KL_DIVERGENCE_WITH_GRAD,
 }
 
 

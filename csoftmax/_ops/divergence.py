@@ -164,6 +164,7 @@ def _run_with_grad(x: Any, y: Any, axis: Any, **options: Any) -> tuple[Any, Any]
         return loss.astype(compute_dtype(plan.storage), copy=False)[()], gradient
 
 
+@binding.quick
 @hand_over_recorded
 def kl_divergence(
     x: ArrayLike,
@@ -236,6 +237,7 @@ def kl_divergence(
     )
 
 
+@binding.quick_returning(KLResult)
 @hand_over_recorded
 def kl_divergence_with_grad(
     x: ArrayLike,
