@@ -146,7 +146,7 @@ static double FN(kl_pass2)(const void *x, const void *y, const void *e_x, const 
 
 static void FN(kl_pass1)(const void *x, void *e, size_t k, const csm_temperature *t, csm_block *block) {
     block->max = FN(max)(x, k);
-    FN(exp_exact)(x, e, k, t, block, NULL, NULL, NULL);
+    FN(exp_exact)(x, e, k, t, block, NULL, (const char *)x + k * sizeof(T), (const char *)e + k * sizeof(REAL));
 }
 static void FN(kl_again)(const void *x, void *e, size_t k, const csm_temperature *t, const csm_block *block) {
     csm_block again = *block;
