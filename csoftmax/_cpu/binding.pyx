@@ -396,6 +396,7 @@ cdef extern from "xla.h" nogil:
     void csm_xla_entmax()
     void csm_xla_entmax_vjp()
     void csm_xla_cross_entropy()
+    void csm_xla_kl_divergence()
     void csm_xla_crf()
     void csm_xla_crf_vjp()
 
@@ -574,6 +575,7 @@ XLA_TARGETS = {name: _target(csm_xla_targets[i]) for name, i in OPS.items()} | {
     "entmax": _target(<void *>csm_xla_entmax),
     "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
     "cross_entropy": _target(<void *>csm_xla_cross_entropy),
+    "kl_divergence": _target(<void *>csm_xla_kl_divergence),
     "crf": _target(<void *>csm_xla_crf),
     "crf_vjp": _target(<void *>csm_xla_crf_vjp),
 }

@@ -10,8 +10,8 @@
  * x = -inf has the term q.  p and q are e' of the two rows, times 1 / total: sums are divided once.
  * Passes: the maxima; e' of both rows and their sums without the maxima, kept in scratch; loss and gradient.
  * Accumulators: those of sum.inc.h; of the loss, four terms in the compute type, then double (float64: pairs).
- * NaN: sums that are NaN make loss and gradient NaN.  q = 0 < p, or a product beyond the range, makes the loss infinite
- * or NaN: such rows, and those beyond exp's range, are left to ops/divergence.c before anything is written.
+ * NaN: rows whose sums are NaN, whose loss is not finite (q = 0 < p, or a product beyond the range), or beyond exp's range
+ * are left to ops/divergence_row.c before anything of them is overwritten.
  * Measured error: ACCURACY.md.
  */
 #ifndef FN
@@ -63,7 +63,7 @@ INLINE V(t) FN(kl_term)(V(t) x, V(t) y, V(t) e_x, V(t) e_y, const FN(kl_constant
     } else {
         *sum = V(fma)(e_x, V(keep)(takes_part, w), *sum);
     }
-    V(t) g = V(mul)(difference, c->factor);
+    V(t) g = V(sub)(V(zero)(), V(mul)(difference, c->factor)); /* no -0 */
     if (!plain) {
         g = V(mul)(V(mul)(g, c->post1), c->post2);
         g = V(select)(V(ordered)(g), g, V(set)(CSM_NAN)); /* infinite factors */
@@ -123,7 +123,7 @@ INLINE int FN(kl_set)(const csm_kl_row *row, const csm_temperature *t, double sh
     c->inv_t = V(set)(t->inv_t);
     c->offset = V(set)(row->offset);
     c->ratio = V(set)(row->ratio);
-    c->factor = V(set)(-row->factor);
+    c->factor = V(set)(row->factor);
     if (shift_x == 0 && shift_y == 0 && row->exponent == 0) return 1;
     const double lowest = 1 - EXP_EXPONENT_BIAS, half = (row->exponent * 0.5 + 0x1.8p52) - 0x1.8p52;
     c->up_x = V(set)(shift_x < lowest ? 0 : csm_pow2(shift_x));
@@ -251,12 +251,8 @@ static size_t FN(kl_rows)(const csm_kl_job *job) {
         csm_kl_set(&row, block_x.max, block_y.max, sums_x.tail, sums_y.tail, csm_kl_total(&sums_x),
                    csm_kl_total(&sums_y), factor);
         csm_kl_balance(&row, factor, EXP_SAFE);
-        if (row.is_nan || sums_x.is_nan || sums_y.is_nan) {
-            *loss = CSM_NAN;
-            if (to) FN(fill)(to, n, CSM_NAN);
-        } else if (!FN(kl_finish)(job, x, y, e_x, e_y, to, &row, weight, loss)) {
+        if (row.is_nan || sums_x.is_nan || sums_y.is_nan || !FN(kl_finish)(job, x, y, e_x, e_y, to, &row, weight, loss))
             return i;
-        }
     }
     return job->rows;
 }
