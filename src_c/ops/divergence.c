@@ -95,8 +95,8 @@ static int run_long_row(const divergence_call *call, const csm_kl_row_place *p, 
             e_y = memory + call->e_size / 2;
             continue;
         }
-        if (!(all - all == 0)) return 0; /* a gradient that has been written is written again */
-        *p->loss = p->weight * (all > 0 ? all / row.total : 0);
+        if (csm_kl_is_slow(&row, all, csm_is_single(c))) return 0; /* a gradient that has been written is written again */
+        *p->loss = p->weight * (all / row.total);
         if (!waits || !p->gradient) return 1;
         pass = GRADIENT;
     }

@@ -153,17 +153,17 @@ static void FN(kl_again)(const void *x, void *e, size_t k, const csm_temperature
     FN(exp_store)(x, e, k, t, &again, NULL, NULL, NULL);
 }
 
-/* Writes the loss and the gradient of a row whose e' are known.  Returns 0, with nothing of the inputs overwritten, if
- * the loss is not finite. */
+/* Writes the loss and the gradient of a row whose e' are known.  Returns 0, with nothing of the inputs overwritten, for
+ * csm_kl_slow_row. */
 INLINE int FN(kl_finish)(const csm_kl_job *job, const T *x, const T *y, const REAL *e_x, const REAL *e_y, T *to,
                          const csm_kl_row *row, double weight, double *loss) {
     /* A gradient that overwrites its input waits until the loss is known. */
     const int waits = to == x || to == y;
     double sum = FN(kl_pass2)(x, y, e_x, e_y, waits ? NULL : to, job->n, job->t, row, 0, 0, 0);
     if (!csm_kl_is_linear(row, sum, job->log_n)) sum = FN(kl_pass2)(x, y, e_x, e_y, NULL, job->n, job->t, row, 0, 0, 1);
-    if (!(sum - sum == 0)) return 0;
+    if (csm_kl_is_slow(row, sum, EXP_MANTISSA == 23)) return 0;
     if (waits && to) FN(kl_pass2)(x, y, e_x, e_y, to, job->n, job->t, row, 0, 0, 0);
-    *loss = weight * (sum > 0 ? sum / row->total : 0);
+    *loss = weight * (sum / row->total);
     return 1;
 }
 

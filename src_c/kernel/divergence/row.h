@@ -36,6 +36,11 @@ INLINE int csm_kl_is_linear(const csm_kl_row *row, double sum, double log_n) {
     const double kl = sum / row->total;
     return kl * (4 * (2 + row->tails) - 5.5) >= 3 * log_n + 3;
 }
+/* Whether the loss of a row is computed by ops/divergence_row.c: it is not finite, or p and q are so close that the
+ * squares of the roundings of w, which are u |log p|, would show beside it.  Equal logits have exactly 0. */
+INLINE int csm_kl_is_slow(const csm_kl_row *row, double sum, const int single) {
+    return !(sum - sum == 0) || (sum != 0 && sum < row->total * (single ? 0x1p-32 : 0x1p-90));
+}
 INLINE double csm_kl_total(const csm_row *sums) { return fma(sums->count, sums->top, sums->hi + sums->lo); }
 
 /* The factor of the gradient of row number i of a job.  Returns 0 if the row has weight 0, and is not read. */
