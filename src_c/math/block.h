@@ -18,7 +18,8 @@ enum { CSM_BLOCK = 4096, CSM_FLUSH = 512 };
  * Gradients: sum = hi + lo. */
 typedef struct csm_block {
     double max, n, hi, lo, count, top, top_low;
-    double mass, far; /* cross-entropy: sum a_j and sum a_j (max - x_j), in units of x; entropy: far = sum e' (max - x) */
+    double mass,
+        far; /* cross-entropy: sum a_j and sum a_j (max - x_j), in units of x; entropy: far = sum e' (max - x) */
 } csm_block;
 
 /* The sums of a whole row, which its second pass needs. */

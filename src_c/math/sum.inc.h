@@ -95,8 +95,7 @@ INLINE void V(products_flush)(V(products) *s) {
         v64_t wide[V(PARTS)];
         v32_widen(s->hi[i], wide);
         UNROLL
-        for (int p = 0; p < V(PARTS); p++)
-            s->lane[i * V(PARTS) + p] = v64_add(s->lane[i * V(PARTS) + p], wide[p]);
+        for (int p = 0; p < V(PARTS); p++) s->lane[i * V(PARTS) + p] = v64_add(s->lane[i * V(PARTS) + p], wide[p]);
         s->hi[i] = V(zero)();
     }
 }

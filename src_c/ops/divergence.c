@@ -95,7 +95,8 @@ static int run_long_row(const divergence_call *call, const csm_kl_row_place *p, 
             e_y = memory + call->e_size / 2;
             continue;
         }
-        if (csm_kl_is_slow(&row, all, csm_is_single(c))) return 0; /* a gradient that has been written is written again */
+        if (csm_kl_is_slow(&row, all, csm_is_single(c)))
+            return 0; /* a gradient that has been written is written again */
         *p->loss = p->weight * (all / row.total);
         if (!waits || !p->gradient) return 1;
         pass = GRADIENT;
@@ -264,13 +265,12 @@ static csm_status prepare(divergence_call *call, csm_dtype dtype, const csm_tabl
     if ((unsigned)o->reduction > CSM_MEAN) return CSM_BAD_OPTION;
     if (!o->temperatures && !is_temperature(call, o->temperature)) return CSM_BAD_TEMPERATURE;
     c->has_where = o->where != NULL;
-    csm_status status =
-        csm_lay_out(c, shape,
-                    (const csm_view *[]){x, y, gradient, o->where, o->sample_weight, o->upstream, o->temperatures, NULL},
-                    (csm_view *[]){&call->x, &call->y, gradient ? &call->gradient : NULL, o->where ? &c->where : NULL,
-                                   o->sample_weight ? &call->weight : NULL, o->upstream ? &call->upstream : NULL,
-                                   o->temperatures ? &call->temperatures : NULL, &call->order},
-                    8, &call->rows);
+    csm_status status = csm_lay_out(
+        c, shape, (const csm_view *[]){x, y, gradient, o->where, o->sample_weight, o->upstream, o->temperatures, NULL},
+        (csm_view *[]){&call->x, &call->y, gradient ? &call->gradient : NULL, o->where ? &c->where : NULL,
+                       o->sample_weight ? &call->weight : NULL, o->upstream ? &call->upstream : NULL,
+                       o->temperatures ? &call->temperatures : NULL, &call->order},
+        8, &call->rows);
     if (status != CSM_OK) return status;
     for (size_t i = 0; o->temperatures && i < call->rows; i++)
         if (!is_temperature(call, temperature_of(call, i))) return CSM_BAD_TEMPERATURE;
@@ -286,7 +286,8 @@ static csm_status prepare(divergence_call *call, csm_dtype dtype, const csm_tabl
                       (!gradient || csm_is_contiguous(&c->shape, &call->gradient, c->itemsize, 1));
     call->pitch = csm_pack_pitch(n, c->itemsize);
     call->group = csm_pack_rows(n, c->itemsize);
-    const size_t kept = n <= CSM_BLOCK ? csm_loss_scratch(n, csm_is_single(c) ? call->rows : 1) : (n <= KEPT_ELEMENTS ? n : CSM_BLOCK) + 16;
+    const size_t kept = n <= CSM_BLOCK ? csm_loss_scratch(n, csm_is_single(c) ? call->rows : 1)
+                                       : (n <= KEPT_ELEMENTS ? n : CSM_BLOCK) + 16;
     call->e_size = 2 * csm_rounded(kept * c->wide_size);
     call->block_size = csm_rounded((csm_block_count(n) + 1) * sizeof(csm_block));
     call->wide_size = 2 * csm_rounded((n < CSM_BLOCK ? n : CSM_BLOCK) * c->wide_size);
@@ -330,9 +331,9 @@ csm_status csm_run_divergence(csm_dtype dtype, const csm_table *table, const csm
     return status;
 }
 
-#define DIVERGENCE(suffix, storage, compute)                                                                       \
-    csm_status csm_kl_divergence_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y,            \
+#define DIVERGENCE(suffix, storage, compute)                                                                         \
+    csm_status csm_kl_divergence_##suffix(const csm_shape *shape, const csm_view *x, const csm_view *y,              \
                                           const csm_view *gradient, double *loss, const csm_divergence_options *o) { \
-        return csm_run_divergence(CSM_DTYPE_##suffix, csm_current_table(), shape, x, y, gradient, loss, o);        \
+        return csm_run_divergence(CSM_DTYPE_##suffix, csm_current_table(), shape, x, y, gradient, loss, o);          \
     }
 CSM_DTYPES(DIVERGENCE)

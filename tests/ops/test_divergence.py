@@ -1,4 +1,4 @@
-"""Entropy and the Kullback-Leibler divergence: exact values in mpmath, limits, rows of temperature, infinite results."""
+"""Entropy and the Kullback-Leibler divergence: exact values, limits, rows of temperature, infinite results."""
 
 import mpmath
 import numpy as np
@@ -83,7 +83,8 @@ def test_equal_and_shifted_logits_have_no_divergence():
     coarse = np.round(x * 64) / 64
     for y in (x, x.copy()):
         loss, grad = csoftmax.kl_divergence_with_grad(x, y, reduction="none")
-        assert np.all(loss == 0) and np.all(grad == 0)
+        assert np.all(loss == 0)
+        assert np.all(grad == 0)
     assert np.all(csoftmax.kl_divergence(coarse, coarse + 3) == 0)
 
 
@@ -104,7 +105,9 @@ def test_classes_without_mass(dtype):
         x[0, 1] = y[0, 1] = -inf  # in neither
         y[1, 2] = -inf  # q = 0 < p
         loss, grad = csoftmax.kl_divergence_with_grad(x, y, reduction="none")
-        assert loss[0] == 0 and np.all(grad[0] == 0) and loss[1] == inf
+        assert loss[0] == 0
+        assert np.all(grad[0] == 0)
+        assert loss[1] == inf
         np.testing.assert_allclose(grad[1, 2], -1 / n, rtol=1e-6)
         x[1, 2] = -1e5  # p underflows, and is not 0
         assert csoftmax.kl_divergence(x, y)[1] == inf
@@ -135,15 +138,19 @@ def test_rows_of_temperature_and_weights(n):
     np.testing.assert_allclose(mean.loss, loss.sum() / s.sum(), rtol=1e-14)
     np.testing.assert_allclose(mean.grad, grad * (2 / s.sum()), rtol=1e-13, atol=1e-300)
     empty = csoftmax.kl_divergence_with_grad(x, y, sample_weight=np.zeros(6))
-    assert np.isnan(empty.loss) and np.all(empty.grad == 0)
+    assert np.isnan(empty.loss)
+    assert np.all(empty.grad == 0)
 
 
 def test_masks_and_rows_without_classes():
     x, y = np.full((2, 4), np.nan), np.ones((2, 4))
     mask = np.array([[True] * 4, [False] * 4])
-    assert np.isnan(csoftmax.entropy(x, where=mask)[0]) and csoftmax.entropy(x, where=mask)[1] == 0
+    assert np.isnan(csoftmax.entropy(x, where=mask)[0])
+    assert csoftmax.entropy(x, where=mask)[1] == 0
     loss, grad = csoftmax.kl_divergence_with_grad(x, y, where=mask, reduction="none")
-    assert np.isnan(loss[0]) and loss[1] == 0 and np.all(grad[1] == 0)
+    assert np.isnan(loss[0])
+    assert loss[1] == 0
+    assert np.all(grad[1] == 0)
     assert np.all(csoftmax.entropy(np.zeros((3, 0))) == 0)
     assert np.all(csoftmax.kl_divergence(np.zeros((3, 0)), np.zeros((3, 0))) == 0)
     mean = csoftmax.kl_divergence_with_grad(np.zeros((2, 4)), y, where=mask)
@@ -156,7 +163,8 @@ def test_out_and_keepdims():
     for i in range(2):
         a, b = x.copy(), y.copy()
         got = csoftmax.kl_divergence_with_grad(a, b, axis=(0, 2), out=(a, b)[i])
-        assert got.grad is (a, b)[i] and got.loss == expected.loss
+        assert got.grad is (a, b)[i]
+        assert got.loss == expected.loss
         np.testing.assert_array_equal(got.grad, expected.grad)
     for function, arrays in ((csoftmax.entropy, (x,)), (csoftmax.kl_divergence, (x, y))):
         out = np.empty((1, 4, 1))

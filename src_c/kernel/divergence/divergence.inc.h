@@ -198,9 +198,9 @@ static NOINLINE size_t FN(kl_group_rows)(const csm_kl_job *job, size_t i) {
         csm_kl_balance(&row, factor, EXP_SAFE);
         char *to = job->gradient ? job->gradient + (ptrdiff_t)(i + r) * job->gradient_step : NULL;
         if (!FN(kl_finish)(job, (const T *)(const void *)(x + (ptrdiff_t)r * job->x_step),
-                           (const T *)(const void *)(y + (ptrdiff_t)r * job->y_step), n <= 16 ? g_x.e[r] : e_x + r * pitch,
-                           n <= 16 ? g_y.e[r] : e_y + r * pitch, (T *)(void *)to, &row, weight,
-                           job->loss + ((ptrdiff_t)i + (ptrdiff_t)r) * job->order))
+                           (const T *)(const void *)(y + (ptrdiff_t)r * job->y_step),
+                           n <= 16 ? g_x.e[r] : e_x + r * pitch, n <= 16 ? g_y.e[r] : e_y + r * pitch, (T *)(void *)to,
+                           &row, weight, job->loss + ((ptrdiff_t)i + (ptrdiff_t)r) * job->order))
             return r;
     }
     return V(W);
