@@ -10,10 +10,11 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.layouts import Rows, lay_out_rows
+from .._arguments.layouts import Rows, check_out, lay_out_rows
 from .._arguments.numbers import check_flag, check_temperatures
 from .._arguments.places import DeviceError, check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
+from .._arguments.sinks import append_sink
 from .._cpu import binding
 
 __all__ = ["entropy", "log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
@@ -73,14 +74,44 @@ def plan_softmax(
     return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
 
 
+def _run_with_sink(
+    name: str,
+    x: Any,
+    axis: Any,
+    sink: Any,
+    *,
+    temperature: Any,
+    where: Any,
+    device: Any,
+    num_threads: Any,
+    out: Any = None,
+    keepdims: Any = None,
+) -> Any:
+    """Compute rows that have the sink as one more element, and leave its result out."""
+    place = place_of(device, x)
+    if device is not None and not place.on_cuda:
+        x, sink, where, temperature = to_host(x, sink, where, temperature)
+    with place.context():
+        s = append_sink(place, x, sink, axis, where)
+        if out is not None:  # before anything is computed
+            check_out(out, out.shape, s.rows.dtype, place)
+        options = {"temperature": s.temperature(temperature), "where": s.where, "num_threads": num_threads}
+        y = plan_softmax(name, s.rows, -1, keepdims=None if keepdims is None else False, **options).execute()
+        return s.result_of_classes(y, out) if keepdims is None else s.result_of_rows(y, keepdims, out)
+
+
 @accept_foreign
 @keep_labels()
-def _run_softmax(x: Any, axis: Any, name: str, **options: Any) -> Any:
+def _run_softmax(x: Any, axis: Any, name: str, sink: Any = None, **options: Any) -> Any:
+    if sink is not None:
+        return _run_with_sink(name, x, axis, sink, **options)
     return plan_softmax(name, x, axis, **options).execute()
 
 
 @accept_foreign  # no labels: with keepdims a sum of one column has the shape of x, but is no column
-def _run_reduction(x: Any, axis: Any, name: str, **options: Any) -> Any:
+def _run_reduction(x: Any, axis: Any, name: str, sink: Any = None, **options: Any) -> Any:
+    if sink is not None:
+        return _run_with_sink(name, x, axis, sink, **options)
     return plan_softmax(name, x, axis, **options).execute()
 
 
@@ -91,6 +122,7 @@ def softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -102,6 +134,7 @@ def softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -114,6 +147,7 @@ def softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: Any = None,
+    sink: Any = None,
     out: Any = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -136,6 +170,10 @@ def softmax(
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out, whatever their value, and their result is exactly 0, in rows that
         are NaN too.
+    sink : float or array_like, optional
+        A logit that takes part in the denominator, divided by T like the others, and has no output: a number or, as
+        with `temperature`, one a row, in the dtype of `x`. 0 is softmax-plus-one; attention sinks (Xiao et al. 2023)
+        are learnt. `where` never masks it. The rows are copied, with the sink as one more element.
     out : ndarray of the shape and dtype of the result, optional
         Array that receives the result. It may be `x` itself, or overlap it in any way.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
@@ -181,7 +219,7 @@ def softmax(
     array([0., 1.])
     """
     return _run_softmax(
-        x, axis, "softmax", temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
+        x, axis, "softmax", sink, temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
     )
 
 
@@ -192,6 +230,7 @@ def log_softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -203,6 +242,7 @@ def log_softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -215,6 +255,7 @@ def log_softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: Any = None,
+    sink: Any = None,
     out: Any = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -223,7 +264,7 @@ def log_softmax(
 
     Parameters
     ----------
-    x, axis, temperature, out, device, num_threads
+    x, axis, temperature, sink, out, device, num_threads
         As in `softmax`.
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out; their result is -inf.
@@ -252,7 +293,15 @@ def log_softmax(
     array([-4.5753403e-08, -1.6900000e+01], dtype=float32)
     """
     return _run_softmax(
-        x, axis, "log_softmax", temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
+        x,
+        axis,
+        "log_softmax",
+        sink,
+        temperature=temperature,
+        where=where,
+        out=out,
+        device=device,
+        num_threads=num_threads,
     )
 
 
@@ -265,6 +314,8 @@ def logsumexp(
     keepdims: bool = False,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -278,11 +329,15 @@ def logsumexp(
         If True, the reduced axes stay in the result with length 1.
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out; if none is left, the result is -inf.
+    sink : float or array_like, optional
+        As in `softmax`; it is part of the sum.
+    out : ndarray of the shape and dtype of the result, optional
+        Array that receives the result.
 
     Returns
     -------
     ndarray or scalar
-        `x` without `axis`, in the dtype of `x` (float64 for integers).
+        `x` without `axis`, in the dtype of `x` (float64 for integers); `out` if given.
 
     Raises
     ------
@@ -305,8 +360,10 @@ def logsumexp(
         x,
         axis,
         "logsumexp",
+        sink,
         temperature=temperature,
         where=where,
+        out=out,
         device=device,
         num_threads=num_threads,
         keepdims=check_flag("keepdims", keepdims),

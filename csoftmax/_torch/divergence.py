@@ -39,9 +39,11 @@ def _compute_entropy(x: Tensor, dim: int, temperature: float, where: Tensor | No
 def _compute_entropy_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
     """The entropy is sum p (-log p), whose gradient is that of sum p a with the constants a = -log p."""
     options: dict[str, Any] = {"axis": dim, "temperature": temperature, "where": where}
-    p = csoftmax.softmax(x.detach(), out=like(x), **options)
-    minus_log = csoftmax.log_softmax(x.detach(), out=like(x), **options).neg_()
-    dx = csoftmax.softmax_vjp(minus_log, p, axis=dim, temperature=temperature, out=minus_log)
+    to: Any = like(x)
+    logs: Any = like(x)
+    p = csoftmax.softmax(x.detach(), out=to, **options)
+    minus_log: Any = csoftmax.log_softmax(x.detach(), out=logs, **options).neg_()
+    dx: Any = csoftmax.softmax_vjp(minus_log, p, axis=dim, temperature=temperature, out=minus_log)
     return dx.mul_(dy.detach().unsqueeze(dim) if x.dim() else dy.detach())
 
 
@@ -79,10 +81,11 @@ def _compute_kl(
     """Divergences of rows, and the gradient of their sum, or an empty tensor."""
     x, y = x.detach(), y.detach()
     (where,) = detach(where)
+    to: Any = like(y)
     options: dict[str, Any] = {"axis": dim, "temperature": temperature, "where": where}
     if not gradient:
         return torch.as_tensor(csoftmax.kl_divergence(x, y, **options)), y.new_empty(0)
-    result = csoftmax.kl_divergence_with_grad(x, y, reduction="none", out=like(y), **options)
+    result = csoftmax.kl_divergence_with_grad(x, y, reduction="none", out=to, **options)
     return torch.as_tensor(result.loss).to(y.dtype), result.grad
 
 

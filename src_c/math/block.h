@@ -98,8 +98,8 @@ INLINE void csm_log_tail(double count, double hi, double lo, double top, double 
     row->tail = csm_log1p(q, q_low);
 }
 
-/* The entropy of a row whose tail and sums are known: tail + sum e'_j (max - x_j) / (T sum e'), terms of one sign.  far:
- * the second sum times csm_distance_scale. */
+/* The entropy of a row whose tail and sums are known: tail + sum e'_j (max - x_j) / (T sum e'), terms of one sign.
+ * far: the sum times csm_distance_scale. */
 INLINE double csm_entropy_of(double tail, double far, double total, const csm_temperature *t) {
     return tail + far / (total * (t->t * csm_distance_scale(t)));
 }

@@ -12,7 +12,7 @@
  *               k elements is below k EXP_SMALL_MEAN, the dot product of e' with ones replaces it.
  * Dot products: sixteen lanes j mod 16, then lane l + lane l+8; float: exact float64 products, fused into the sum;
  *               double: products and sums with their errors (Ogita, Rump & Oishi 2005, Dot2).
- * Products:     sums of e' (m - x), whose terms are not negative: four terms of a lane of a cycle (float: j mod 16, double:
+ * Products:     sums of e' (m - x), whose terms are not negative: four terms of a lane (float: j mod 16, double:
  *               j mod 8) are fused in the compute type, then added in double (double: with the rounding errors).
  * Eight lanes are added as ((0+4) + (2+6)) + ((1+5) + (3+7)).
  * fold, dot_one and pair_of do the same for W rows side by side, a lane being a vector of one lane of each row.

@@ -1,6 +1,7 @@
-/* A row of the Kullback-Leibler divergence that the kernels leave: beyond exp's range, with an extreme temperature, NaN,
- * without elements, or with an infinite divergence.  In double and, where the rounding would show, in pairs; the
- * formulas are those of kernel/divergence/divergence.inc.h.  This is the cold path: it is not optimised for speed.
+/* A row of the Kullback-Leibler divergence that the kernels leave: beyond exp's range, with an extreme temperature,
+ * NaN, without elements, with an infinite divergence or a very small one.  In double and, where the rounding would
+ * show, in pairs; the formulas are those of kernel/divergence/divergence.inc.h.  This is the cold path: it is not
+ * optimised for speed.
  *
  *   NaN, +inf, or only -inf on either side    NaN
  *   nothing left by the mask, no class        0

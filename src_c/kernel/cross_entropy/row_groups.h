@@ -8,8 +8,8 @@
 
 #include "row.h"
 
-/* In: maximum, its n, sum of e' without the maxima, number of maxima; for entropies also sum e' (max - x).  Out: e' of a
- * maximum, log(sum e^(x - max)) or the entropy. */
+/* In: maximum, its n, sum of e' without the maxima, number of maxima; for entropies also sum e' (max - x).  Out: e' of
+ * a maximum, log(sum e^(x - max)) or the entropy. */
 typedef struct csm_tails {
     double max[v32_W], n[v32_W], sum[v32_W], count[v32_W], far[v32_W], top[v32_W], tail[v32_W];
 } csm_tails;

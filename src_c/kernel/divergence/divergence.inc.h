@@ -10,8 +10,8 @@
  * x = -inf has the term q.  p and q are e' of the two rows, times 1 / total: sums are divided once.
  * Passes: the maxima; e' of both rows and their sums without the maxima, kept in scratch; loss and gradient.
  * Accumulators: those of sum.inc.h; of the loss, four terms in the compute type, then double (float64: pairs).
- * NaN: rows whose sums are NaN, whose loss is not finite (q = 0 < p, or a product beyond the range), or beyond exp's range
- * are left to ops/divergence_row.c before anything of them is overwritten.
+ * NaN: rows whose sums are NaN, whose loss is not finite (q = 0 < p, or a product beyond the range), or beyond exp's
+ * range are left to ops/divergence_row.c before anything of them is overwritten.
  * Measured error: ACCURACY.md.
  */
 #ifndef FN
@@ -114,8 +114,8 @@ static NOINLINE double FN(kl_sum)(const T *x, const T *y, const REAL *e_x, const
     return FN(kl_pass)(x, y, e_x, e_y, NULL, k, c, 0, 0, 1, 1);
 }
 
-/* shift_x, shift_y: powers of two of e', those of a block relative to its row.  Returns whether they and the exponent of
- * the gradient's factor can be left out. */
+/* shift_x, shift_y: powers of two of e', those of a block relative to its row.  Returns whether they and the exponent
+ * of the gradient's factor can be left out. */
 INLINE int FN(kl_set)(const csm_kl_row *row, const csm_temperature *t, double shift_x, double shift_y,
                       FN(kl_constants) * c) {
     c->max_x = V(set)(row->max_x);
@@ -168,7 +168,7 @@ INLINE int FN(kl_finish)(const csm_kl_job *job, const T *x, const T *y, const RE
 }
 
 #if EXP_MANTISSA == 23
-/* A group of W rows without weights.  Returns the number of rows done: W, fewer, or 0 if a row is NaN or not ordinary. */
+/* A group of W rows without weights.  Returns the number of rows done, 0 if a row is NaN or not ordinary. */
 static NOINLINE size_t FN(kl_group_rows)(const csm_kl_job *job, size_t i) {
     const size_t n = job->n, pitch = (n + 15) / 16 * 16 + 16;
     const char *x = job->x + (ptrdiff_t)i * job->x_step, *y = job->y + (ptrdiff_t)i * job->y_step;

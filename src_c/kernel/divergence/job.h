@@ -6,7 +6,7 @@
 #include "../../math/temperature.h"
 
 /* The constants of a row.  With u = (x - max_x) / T and v = (y - max_y) / T, log p_j - log q_j = u_j - v_j + offset;
- * q_j is e'_y ratio and p_j is e'_x, both times 1 / total, and the gradient is (e'_y ratio - e'_x) factor 2^exponent. */
+ * q_j is e'_y ratio and p_j is e'_x, both times 1 / total; the gradient is (e'_y ratio - e'_x) factor 2^exponent. */
 typedef struct csm_kl_row {
     double max_x, max_y, offset, tails, ratio, total, factor, exponent; /* tails: their sum */
     int is_nan;

@@ -29,8 +29,8 @@ INLINE void csm_kl_balance(csm_kl_row *row, double factor, double safe) {
     row->exponent = exponent;
 }
 /* Whether sum p w, which is `sum` / row->total, is accurate enough.  In units of the rounding u, its error is at most
- * 1.5 sum p (|x - m_x| + |y - m_y|) / T, the roundings of w, and 4 sum p |w|, those of p and of the sum; the first sum is
- * at most 2 log n + KL, as an entropy is at most log n, and the second at most KL + 2 / e.  Allowed are
+ * 1.5 sum p (|x - m_x| + |y - m_y|) / T, the roundings of w, and 4 sum p |w|, those of p and of the sum; the first sum
+ * is at most 2 log n + KL, as an entropy is at most log n, and the second at most KL + 2 / e.  Allowed are
  * 4 sum p |w| (2 + |log p| + |log q|), where -log p and -log q are at least the tails, and sum p |w| is at least KL. */
 INLINE int csm_kl_is_linear(const csm_kl_row *row, double sum, double log_n) {
     const double kl = sum / row->total;
