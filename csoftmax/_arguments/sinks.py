@@ -15,7 +15,7 @@ from .places import Place, as_array, as_float, is_cupy
 
 def check_sink(sink: Any, row_shape: tuple[int, ...], dtype: Any, place: Place) -> Any:
     """The sink of each row, of shape row_shape, in the dtype of the logits; row_shape has length 1 along the axis."""
-    on_device = place.on_cuda and is_cupy(sink)
+    on_device = place.on_cuda and (is_cupy(sink) or np.ndim(sink) > 0)
     given = place.array("sink", sink) if on_device else as_array("sink", sink)
     if is_bool(sink) or (given.dtype.kind not in "iuf" and not is_bfloat16(given.dtype)):
         raise TypeError(f"sink must hold real numbers, got dtype {given.dtype}")
@@ -26,7 +26,9 @@ def check_sink(sink: Any, row_shape: tuple[int, ...], dtype: Any, place: Place) 
     except ValueError:
         allowed = f"a number and what broadcasts to {row_shape}, the shape of the rows with length 1 along the axis"
         raise ValueError(f"sink has shape {given.shape}; allowed are {allowed}") from None
-    return values if on_device or not place.on_cuda else place.array("sink", values)
+    if on_device or not place.on_cuda:
+        return values
+    return place.xp.asarray(np.ascontiguousarray(as_buffer(values))).view(dtype)  # a number, copied to the device
 
 
 class SinkRows(NamedTuple):
@@ -88,6 +90,7 @@ def append_sink(place: Place, x: Any, sink: Any, axis: Any, where: Any) -> SinkR
     as_buffer(rows)[..., :n] = as_buffer(axis_last(x, axes))
     as_buffer(rows)[..., n] = as_buffer(values).reshape(batch)
     if where is not None:
-        mask = place.xp.ones((*batch, n + 1), bool)
+        mask = place.xp.empty((*batch, n + 1), bool)
         mask[..., :n] = axis_last(where, axes)
+        mask[..., n] = True
     return SinkRows(rows, mask, shape, axes, place)
