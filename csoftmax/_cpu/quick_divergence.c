@@ -1,8 +1,8 @@
 /* Plain calls of kl_divergence and kl_divergence_with_grad.
  *
  * A call is plain if x and y are C-contiguous NumPy arrays of native float32 or float64, of one dtype and shape, with
- * the classes on the last axis; the temperature is a positive finite float, upstream is 1; there are no masks and weights;
- * `out` is x or y, or shares no memory with them.
+ * the classes on the last axis; the temperature is a positive finite float, upstream is 1; there are no masks and
+ * weights; `out` is x or y, or shares no memory with them.
  */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
