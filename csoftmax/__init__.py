@@ -8,6 +8,7 @@ from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._ops import crf as _crf
 from ._ops import crf_paths as _crf_paths
 from ._ops import cross_entropy as _cross_entropy
+from ._ops import divergence as _divergence
 from ._ops import entmax as _entmax
 from ._ops import entmax_loss as _entmax_loss
 from ._ops import in_batch as _in_batch
@@ -23,6 +24,7 @@ from ._ops import topk as _topk
 from ._ops.crf import *
 from ._ops.crf_paths import *
 from ._ops.cross_entropy import *
+from ._ops.divergence import *
 from ._ops.entmax import *
 from ._ops.entmax_loss import *
 from ._ops.in_batch import *
@@ -52,6 +54,7 @@ __all__ = [
 __all__ += _crf.__all__
 __all__ += _crf_paths.__all__
 __all__ += _cross_entropy.__all__
+__all__ += _divergence.__all__
 __all__ += _entmax.__all__
 __all__ += _entmax_loss.__all__
 __all__ += _in_batch.__all__

@@ -65,6 +65,26 @@ cdef int logsumexp_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, p
     return csm_logsumexp_rows_bf16(x, x_step, y, y_step, n, begin, end, temperature)
 
 
+cdef int entropy_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n,
+                          size_t begin, size_t end, double temperature) noexcept nogil:
+    return csm_entropy_rows_f32(x, x_step, y, y_step, n, begin, end, temperature)
+
+
+cdef int entropy_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n,
+                          size_t begin, size_t end, double temperature) noexcept nogil:
+    return csm_entropy_rows_f64(x, x_step, y, y_step, n, begin, end, temperature)
+
+
+cdef int entropy_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                          size_t begin, size_t end, double temperature) noexcept nogil:
+    return csm_entropy_rows_f16(x, x_step, y, y_step, n, begin, end, temperature)
+
+
+cdef int entropy_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                           size_t begin, size_t end, double temperature) noexcept nogil:
+    return csm_entropy_rows_bf16(x, x_step, y, y_step, n, begin, end, temperature)
+
+
 cdef int softmax_line(double *x, intptr_t n, double *y, intptr_t m, void *temperature) noexcept nogil:
     # scipy.ndimage.generic_filter1d with filter_size=1; temperature: a double, or NULL
     if n != m:

@@ -13,7 +13,18 @@ except ImportError as error:
     raise ImportError(f"csoftmax.jax needs JAX >= 0.5 ({error}); install it with: pip install jax") from error
 
 from ._jax.crf import crf_loss
+from ._jax.divergence import entropy, kl_divergence
 from ._jax.losses import cross_entropy
 from ._jax.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
 
-__all__ = ["crf_loss", "cross_entropy", "entmax", "log_softmax", "logsumexp", "softmax", "sparsemax"]
+__all__ = [
+    "crf_loss",
+    "cross_entropy",
+    "entmax",
+    "entropy",
+    "kl_divergence",
+    "log_softmax",
+    "logsumexp",
+    "softmax",
+    "sparsemax",
+]

@@ -14,6 +14,7 @@ except ImportError as error:
     raise ImportError(f"csoftmax.torch needs PyTorch >= 2.4 ({error}); see https://pytorch.org") from error
 
 from ._torch.crf import CRF, crf_loss
+from ._torch.divergence import entropy, kl_divergence
 from ._torch.losses import cross_entropy, linear_cross_entropy
 from ._torch.margins import margin_cross_entropy
 from ._torch.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
@@ -25,6 +26,8 @@ __all__ = [
     "crf_loss",
     "cross_entropy",
     "entmax",
+    "entropy",
+    "kl_divergence",
     "linear_cross_entropy",
     "log_softmax",
     "logsumexp",

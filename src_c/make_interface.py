@@ -43,6 +43,7 @@ TYPES = {
     "entmax_vjp_f32": "csm_entmax_vjp_fn",
     "entmax_loss_f32": "csm_entmax_loss_fn",
     "sample_f32": "csm_sample_fn",
+    "kl_divergence_f32": "csm_kl_fn",
     "softmax_rows_f32": "csm_rows_f32_fn",
     "softmax_rows_f64": "csm_rows_f64_fn",
     "softmax_rows_f16": "csm_rows_u16_fn",

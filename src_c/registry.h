@@ -4,12 +4,13 @@
 
 /* Functions that share a driver (ops/softmax.c) and a table of kernels (kernel/table.h).
  *        name             signature, output has the softmax axis; whose pass 1 and combination of blocks it uses */
-#define CSM_OPS(X)                                     \
-    X(softmax, UNARY, 1, softmax, softmax)             \
-    X(log_softmax, UNARY, 1, log_softmax, log_softmax) \
-    X(logsumexp, UNARY, 0, log_softmax, log_softmax)   \
-    X(softmax_vjp, BINARY, 1, softmax_vjp, vjp)        \
-    X(log_softmax_vjp, BINARY, 1, log_softmax_vjp, vjp)
+#define CSM_OPS(X)                                      \
+    X(softmax, UNARY, 1, softmax, softmax)              \
+    X(log_softmax, UNARY, 1, log_softmax, log_softmax)  \
+    X(logsumexp, UNARY, 0, log_softmax, log_softmax)    \
+    X(softmax_vjp, BINARY, 1, softmax_vjp, vjp)         \
+    X(log_softmax_vjp, BINARY, 1, log_softmax_vjp, vjp) \
+    X(entropy, UNARY, 0, entropy, entropy)
 #define CSM_INPUTS_UNARY 1  /* x -> y */
 #define CSM_INPUTS_BINARY 2 /* dy, y -> dx */
 

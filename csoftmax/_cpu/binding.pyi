@@ -158,6 +158,20 @@ def run_entmax(
     alphas: NDArray[Any] | None = None,
     alpha_gradient: NDArray[Any] | None = None,
 ) -> None: ...
+def run_divergence(
+    dtype: int,
+    x: NDArray[Any],
+    y: NDArray[Any],
+    gradient: NDArray[Any] | None,
+    loss: NDArray[Any],
+    where: NDArray[Any] | None,
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    sample_weight: NDArray[Any] | None,
+    upstream: NDArray[Any] | None,
+    reduction: int,
+    num_threads: int | None,
+) -> None: ...
 def run_entmax_loss(
     dtype: int,
     x: NDArray[Any],

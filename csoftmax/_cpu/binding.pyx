@@ -50,6 +50,9 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_topk_integer(cpu.csm_label_type, const csm_table *, const cpu.csm_shape *,
                                         const cpu.csm_view *, size_t, const cpu.csm_view *, const cpu.csm_view *,
                                         const cpu.csm_topk_options *)
+    cpu.csm_status csm_run_divergence(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
+                                      const cpu.csm_view *, const cpu.csm_view *, double *,
+                                      const cpu.csm_divergence_options *)
     cpu.csm_status csm_run_entmax(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                   const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_entmax_options *)
     cpu.csm_status csm_run_entmax_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
@@ -407,6 +410,7 @@ cdef extern from "quick.h":
         int (*interrupt)(void *) noexcept
         int (*raise_ "raise")(cpu.csm_status) except -1
     int CSM_QUICK_CROSS_ENTROPY, CSM_QUICK_CROSS_ENTROPY_WITH_GRAD
+    int CSM_QUICK_KL_DIVERGENCE, CSM_QUICK_KL_DIVERGENCE_WITH_GRAD
     int csm_quick_set_up(const csm_quick *) except -1
     object csm_quick_function(int, object, object, object, object)
 
@@ -414,6 +418,7 @@ cdef extern from "xla.h" nogil:
     void csm_xla_entmax()
     void csm_xla_entmax_vjp()
     void csm_xla_cross_entropy()
+    void csm_xla_kl_divergence()
     void csm_xla_crf()
     void csm_xla_crf_vjp()
 
@@ -554,6 +559,8 @@ _QUICK = {
     **OPS,
     "cross_entropy": CSM_QUICK_CROSS_ENTROPY,
     "cross_entropy_with_grad": CSM_QUICK_CROSS_ENTROPY_WITH_GRAD,
+    "kl_divergence": CSM_QUICK_KL_DIVERGENCE,
+    "kl_divergence_with_grad": CSM_QUICK_KL_DIVERGENCE_WITH_GRAD,
 }
 
 
@@ -590,6 +597,7 @@ XLA_TARGETS = {name: _target(csm_xla_targets[i]) for name, i in OPS.items()} | {
     "entmax": _target(<void *>csm_xla_entmax),
     "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
     "cross_entropy": _target(<void *>csm_xla_cross_entropy),
+    "kl_divergence": _target(<void *>csm_xla_kl_divergence),
     "crf": _target(<void *>csm_xla_crf),
     "crf_vjp": _target(<void *>csm_xla_crf_vjp),
 }

@@ -168,6 +168,34 @@ def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int no
     _raise(status)
 
 
+def run_divergence(int dtype, x, y, gradient, loss, where, double temperature, temperatures, sample_weight, upstream,
+                   int reduction, num_threads):
+    """Kullback-Leibler divergence of rows in float64, and with `gradient` that of y.
+
+    `temperatures`, `sample_weight` and `upstream` are None or a float64 for each row.
+    """
+    cdef _Buffers buffers = _Buffers()
+    cdef cpu.csm_divergence_options options = cpu.csm_default_divergence_options()
+    cdef const cpu.csm_view *to
+    cdef cpu.csm_status status
+    options.temperature = temperature
+    options.reduction = <cpu.csm_reduction>reduction
+    options.threads = _threads(num_threads)
+    options.interrupt = _check_signals
+    buffers.take(0, x, True, False)
+    buffers.take(1, y, True, False)
+    to = buffers.take(2, gradient, True, True)
+    buffers.take(3, loss, False, True)
+    options.where = buffers.take(4, where, True, False)
+    options.temperatures = buffers.take(5, temperatures, False, False)
+    options.sample_weight = buffers.take(6, sample_weight, False, False)
+    options.upstream = buffers.take(7, upstream, False, False)
+    with nogil:
+        status = csm_run_divergence(dtype, csm_current_table(), &buffers.shape, &buffers.view[0], &buffers.view[1], to,
+                                    <double *>buffers.view[3].data, &options)
+    _raise(status)
+
+
 def run_entmax(int dtype, first, second, result, where, double alpha, num_threads, alphas=None, alpha_gradient=None):
     """alpha-entmax of `first` along the last axis, or, with `second`, its gradient from dy and y = entmax(x).
 

@@ -41,6 +41,8 @@ enum {
     SOFTMAX_KEYWORDS = BIT(AXIS) | BIT(TEMPERATURE) | BIT(WHERE) | BIT(DEVICE) | BIT(NUM_THREADS),
     LOSS_KEYWORDS = BIT(AXIS) | BIT(WEIGHT) | BIT(SAMPLE_WEIGHT) | BIT(LABEL_SMOOTHING) | BIT(IGNORE_INDEX) |
         BIT(Z_LOSS) | BIT(TEMPERATURE) | BIT(REDUCTION) | BIT(DEVICE) | BIT(NUM_THREADS),
+    DIVERGENCE_KEYWORDS = BIT(AXIS) | BIT(TEMPERATURE) | BIT(WHERE) | BIT(DEVICE) | BIT(NUM_THREADS),
+    DIVERGENCE_GRADIENT_KEYWORDS = BIT(REDUCTION) | BIT(SAMPLE_WEIGHT) | BIT(UPSTREAM) | BIT(OUT),
     GRADIENT_KEYWORDS = BIT(UPSTREAM) | BIT(CLIP_NORM) | BIT(CLIP_VALUE) | BIT(OUT),
     NONE_IS_DEFAULT = BIT(WHERE) | BIT(OUT) | BIT(DEVICE) | BIT(NUM_THREADS) | BIT(KEEPDIMS) | BIT(WEIGHT) |
         BIT(SAMPLE_WEIGHT) | BIT(CLIP_NORM) | BIT(CLIP_VALUE),
@@ -49,6 +51,8 @@ enum {
 
 static unsigned accepted_keywords(int which) {
     if (which < CSM_OP_COUNT) return SOFTMAX_KEYWORDS | (keeps_axis[which] ? BIT(OUT) : BIT(KEEPDIMS));
+    if (which == CSM_QUICK_KL_DIVERGENCE) return DIVERGENCE_KEYWORDS | BIT(KEEPDIMS);
+    if (which == CSM_QUICK_KL_DIVERGENCE_WITH_GRAD) return DIVERGENCE_KEYWORDS | DIVERGENCE_GRADIENT_KEYWORDS;
     return LOSS_KEYWORDS | (which == CSM_QUICK_CROSS_ENTROPY_WITH_GRAD ? GRADIENT_KEYWORDS : 0u);
 }
 
@@ -138,7 +142,7 @@ int csm_is_disjoint(const Py_buffer *a, const Py_buffer *b) {
     return x >= y + b->len || y >= x + a->len;
 }
 
-static int has_same_shape(const Py_buffer *a, const Py_buffer *b) {
+int csm_has_same_shape(const Py_buffer *a, const Py_buffer *b) {
     if (a->ndim != b->ndim) return 0;
     for (int i = 0; i < a->ndim; i++)
         if (a->shape[i] != b->shape[i]) return 0;
@@ -146,7 +150,7 @@ static int has_same_shape(const Py_buffer *a, const Py_buffer *b) {
 }
 
 int csm_may_write(const Py_buffer *to, const Py_buffer *from) {
-    return !to->readonly && to->itemsize == from->itemsize && has_same_shape(to, from) && csm_is_plain(to) &&
+    return !to->readonly && to->itemsize == from->itemsize && csm_has_same_shape(to, from) && csm_is_plain(to) &&
            csm_is_plain(from) && (to->buf == from->buf || csm_is_disjoint(to, from));
 }
 
@@ -218,7 +222,7 @@ static PyObject *quick_softmax(csm_op op, const csm_arguments *given) {
     while (held < arrays && PyObject_GetBuffer(given->array[held], &buffer[held], PyBUF_STRIDED_RO) == 0) held++;
     int axis = -1;
     if (held == arrays && buffer[0].ndim > 0) axis = read_axis(given->keyword[CSM_KEYWORD_AXIS], buffer[0].ndim);
-    if (axis < 0 || buffer[0].len == 0 || (arrays > 1 && !has_same_shape(&buffer[0], &buffer[1]))) goto end;
+    if (axis < 0 || buffer[0].len == 0 || (arrays > 1 && !csm_has_same_shape(&buffer[0], &buffer[1]))) goto end;
     options.threads = module.threads(threads ? threads : Py_None);
     if (options.threads < 0) goto end;
 
@@ -267,10 +271,12 @@ end:
 static PyObject *enter(int which, PyObject *const *args, Py_ssize_t count, PyObject *kwnames) {
     csm_arguments given;
     PyObject *result = NULL;
-    if (read_arguments(which, args, count, kwnames, &given))
-        result = which < CSM_OP_COUNT
-                     ? quick_softmax((csm_op)which, &given)
-                     : csm_quick_loss(which == CSM_QUICK_CROSS_ENTROPY_WITH_GRAD, &given, result_types[which]);
+    if (read_arguments(which, args, count, kwnames, &given)) {
+        if (which < CSM_OP_COUNT) result = quick_softmax((csm_op)which, &given);
+        else if (which >= CSM_QUICK_KL_DIVERGENCE)
+            result = csm_quick_divergence(which != CSM_QUICK_KL_DIVERGENCE, &given, result_types[which]);
+        else result = csm_quick_loss(which == CSM_QUICK_CROSS_ENTROPY_WITH_GRAD, &given, result_types[which]);
+    }
     return result || PyErr_Occurred() ? result : pass_on(which, args, count, kwnames);
 }
 
@@ -286,7 +292,10 @@ static PyObject *enter(int which, PyObject *const *args, Py_ssize_t count, PyObj
 CSM_OPS(OP_ENTRY)
 ENTRY(cross_entropy, CSM_QUICK_CROSS_ENTROPY)
 ENTRY(cross_entropy_with_grad, CSM_QUICK_CROSS_ENTROPY_WITH_GRAD)
-static PyMethodDef methods[] = {CSM_OPS(OP_METHOD) METHOD(cross_entropy), METHOD(cross_entropy_with_grad)};
+ENTRY(kl_divergence, CSM_QUICK_KL_DIVERGENCE)
+ENTRY(kl_divergence_with_grad, CSM_QUICK_KL_DIVERGENCE_WITH_GRAD)
+static PyMethodDef methods[] = {CSM_OPS(OP_METHOD) METHOD(cross_entropy), METHOD(cross_entropy_with_grad),
+                                METHOD(kl_divergence), METHOD(kl_divergence_with_grad)};
 
 int csm_quick_set_up(const csm_quick *given) {
     static const char *const names[] = {

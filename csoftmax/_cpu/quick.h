@@ -10,6 +10,8 @@
 enum {
     CSM_QUICK_CROSS_ENTROPY = CSM_OP_COUNT,
     CSM_QUICK_CROSS_ENTROPY_WITH_GRAD,
+    CSM_QUICK_KL_DIVERGENCE,
+    CSM_QUICK_KL_DIVERGENCE_WITH_GRAD,
     CSM_QUICK_COUNT,
 };
 
@@ -69,6 +71,7 @@ PyObject *csm_quick_function(int which, PyObject *function, PyObject *module, Py
 int csm_is_plain(const Py_buffer *);
 /* Whether two plain buffers share no memory. */
 int csm_is_disjoint(const Py_buffer *, const Py_buffer *);
+int csm_has_same_shape(const Py_buffer *, const Py_buffer *);
 /* Whether a result can be written to `to` while `from` is read: same shape, both plain, and same memory or disjoint. */
 int csm_may_write(const Py_buffer *to, const Py_buffer *from);
 
@@ -79,6 +82,18 @@ int csm_dtype_index(PyObject *array, PyObject *const *known, int count, int *is_
 int csm_is_count(PyObject *given);
 /* Returns a new result in the shape of x (whose buffer is `like`) without the axis `without` (negative: all axes). */
 PyObject *csm_new_result(PyObject *x, const Py_buffer *like, int without, PyObject *dtype, int is_copy);
+
+/* Whether an argument is absent or a float, or an int, in [low, high]; *to keeps its value if it is absent. */
+int csm_read_float(PyObject *given, double low, double high, double *to);
+int csm_read_int(PyObject *given, long low, long high, long *to);
+int csm_read_reduction(PyObject *given, csm_reduction *to);
+/* A loss in its final form: a scalar, or, from an array of float64, one of the dtype. */
+PyObject *csm_finish_quick_loss(PyObject *losses, double loss, int dtype);
+/* result_type((loss, gradient)). */
+PyObject *csm_quick_pair(PyObject *loss, PyObject *gradient, PyObject *result_type);
+
+/* The same as csm_quick_loss for a plain Kullback-Leibler divergence (quick_divergence.c). */
+PyObject *csm_quick_divergence(int gradient, const csm_arguments *, PyObject *result_type);
 
 /* Computes a plain cross-entropy (quick_loss.c): a new reference, NULL with an exception, or NULL without one if the
  * call is not plain. */

@@ -15,16 +15,14 @@
 
 #define module csm_quick_module
 
-/* Whether an argument is absent or a float in [low, high]; *to keeps its value if it is absent. */
-static int read_float(PyObject *given, double low, double high, double *to) {
+int csm_read_float(PyObject *given, double low, double high, double *to) {
     if (!given) return 1;
     if (!PyFloat_CheckExact(given)) return 0;
     *to = PyFloat_AsDouble(given);
     return *to >= low && *to <= high;
 }
 
-/* Whether an argument is absent or an int in [low, high]; *to keeps its value if it is absent. */
-static int read_int(PyObject *given, long low, long high, long *to) {
+int csm_read_int(PyObject *given, long low, long high, long *to) {
     if (!given) return 1;
     int overflow;
     if (!PyLong_CheckExact(given)) return 0;
@@ -32,7 +30,7 @@ static int read_int(PyObject *given, long low, long high, long *to) {
     return !overflow && *to >= low && *to <= high;
 }
 
-static int read_reduction(PyObject *given, csm_reduction *to) {
+int csm_read_reduction(PyObject *given, csm_reduction *to) {
     static const struct {
         const char *name;
         csm_reduction reduction;
@@ -53,15 +51,15 @@ static int read_options(const csm_arguments *given, csm_loss_options *options) {
     const double tiny = DBL_TRUE_MIN;
     long axis = -1, ignore_index = -100;
     double upstream = 1;
-    const int plain = read_int(k[CSM_KEYWORD_AXIS], -1, -1, &axis) &&
-                      read_int(k[CSM_KEYWORD_IGNORE_INDEX], INT32_MIN, INT32_MAX, &ignore_index) &&
-                      read_float(k[CSM_KEYWORD_LABEL_SMOOTHING], 0, 1, &options->label_smoothing) &&
-                      read_float(k[CSM_KEYWORD_Z_LOSS], 0, DBL_MAX, &options->z_loss) &&
-                      read_float(k[CSM_KEYWORD_TEMPERATURE], tiny, DBL_MAX, &options->temperature) &&
-                      read_float(k[CSM_KEYWORD_UPSTREAM], 1, 1, &upstream) &&
-                      read_float(k[CSM_KEYWORD_CLIP_NORM], tiny, DBL_MAX, &options->clip_norm) &&
-                      read_float(k[CSM_KEYWORD_CLIP_VALUE], tiny, DBL_MAX, &options->clip_value) &&
-                      read_reduction(k[CSM_KEYWORD_REDUCTION], &options->reduction) &&
+    const int plain = csm_read_int(k[CSM_KEYWORD_AXIS], -1, -1, &axis) &&
+                      csm_read_int(k[CSM_KEYWORD_IGNORE_INDEX], INT32_MIN, INT32_MAX, &ignore_index) &&
+                      csm_read_float(k[CSM_KEYWORD_LABEL_SMOOTHING], 0, 1, &options->label_smoothing) &&
+                      csm_read_float(k[CSM_KEYWORD_Z_LOSS], 0, DBL_MAX, &options->z_loss) &&
+                      csm_read_float(k[CSM_KEYWORD_TEMPERATURE], tiny, DBL_MAX, &options->temperature) &&
+                      csm_read_float(k[CSM_KEYWORD_UPSTREAM], 1, 1, &upstream) &&
+                      csm_read_float(k[CSM_KEYWORD_CLIP_NORM], tiny, DBL_MAX, &options->clip_norm) &&
+                      csm_read_float(k[CSM_KEYWORD_CLIP_VALUE], tiny, DBL_MAX, &options->clip_value) &&
+                      csm_read_reduction(k[CSM_KEYWORD_REDUCTION], &options->reduction) &&
                       csm_is_count(k[CSM_KEYWORD_NUM_THREADS]);
     options->has_ignore = 1;
     options->ignore = (uint64_t)(int64_t)ignore_index;
@@ -146,7 +144,7 @@ static csm_status compute(csm_dtype dtype, const buffers *b, int is_soft, double
 }
 
 /* Returns the loss in its final form: a scalar, or, with reduction "none", an array in the logits' dtype. */
-static PyObject *finish_loss(PyObject *losses, double loss, int dtype) {
+PyObject *csm_finish_quick_loss(PyObject *losses, double loss, int dtype) {
     if (losses && dtype == CSM_DTYPE_f64) {
         Py_INCREF(losses);
         return losses;
@@ -159,7 +157,7 @@ static PyObject *finish_loss(PyObject *losses, double loss, int dtype) {
 }
 
 /* result_type((loss, gradient)) through tuple.__new__, which takes half the time of calling the named tuple. */
-static PyObject *pair_of(PyObject *loss, PyObject *gradient, PyObject *result_type) {
+PyObject *csm_quick_pair(PyObject *loss, PyObject *gradient, PyObject *result_type) {
     newfunc new_tuple = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
     PyObject *fields = PyTuple_Pack(2, loss, gradient), *arguments = fields ? PyTuple_Pack(1, fields) : NULL;
     PyObject *pair = arguments ? new_tuple((PyTypeObject *)result_type, arguments, NULL) : NULL;
@@ -202,8 +200,8 @@ PyObject *csm_quick_loss(int gradient, const csm_arguments *given, PyObject *res
     }
     const csm_status status = compute((csm_dtype)dtype, &b, is_soft, to, &options);
     if (status == CSM_BAD_LABEL || module.raise(status) != 0) goto end;
-    loss = finish_loss(losses, sum, dtype);
-    if (loss && gradient) result = pair_of(loss, grad, result_type);
+    loss = csm_finish_quick_loss(losses, sum, dtype);
+    if (loss && gradient) result = csm_quick_pair(loss, grad, result_type);
     else if (loss) {
         Py_INCREF(loss);
         result = loss;

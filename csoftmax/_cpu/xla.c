@@ -305,6 +305,42 @@ static void *run_entmax(xla_frame *f, int backward) {
 void *csm_xla_entmax(xla_frame *f) { return run_entmax(f, 0); }
 void *csm_xla_entmax_vjp(xla_frame *f) { return run_entmax(f, 1); }
 
+/* Losses of rows in float64, as the core writes them, for a result of float64 or float32; NULL without memory. */
+static double *begin_losses(const csm_view *loss, int wide, size_t rows) {
+    return wide ? loss->data : malloc((rows | 1) * sizeof(double));
+}
+static void end_losses(const csm_view *loss, int wide, double *each, size_t rows, csm_status status) {
+    if (wide) return;
+    for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss->data)[i] = (float)each[i];
+    free(each);
+}
+
+/* (x, y) -> the Kullback-Leibler divergence of each row (float64 for float64, else float32), and the gradient of y if
+ * there is a second result. */
+void *csm_xla_kl_divergence(xla_frame *f) {
+    void *answer;
+    if (!is_execution(f, &answer)) return answer;
+    matrix m;
+    csm_view y, loss, gradient;
+    const int has_gradient = f->results.count > 1;
+    if (!matrix_of(f, &m)) return wrong(f);
+    const int wide = m.kind == XLA_F64;
+    if (!view_of(&m, buffer_of(&f->arguments, 1), m.kind, m.shape.n, &y) ||
+        !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, 1, &loss) ||
+        (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient)))
+        return wrong(f);
+    csm_divergence_options options = csm_default_divergence_options();
+    read_real(f, "temperature", &options.temperature);
+    options.reduction = CSM_NONE;
+    options.threads = threads(f);
+    double *each = begin_losses(&loss, wide, m.shape.shape[0]);
+    if (!each) return failed_with(f, CSM_NO_MEMORY);
+    csm_status status = csm_run_divergence(m.dtype, csm_current_table(), &m.shape, &m.x, &y,
+                                           has_gradient ? &gradient : NULL, each, &options);
+    end_losses(&loss, wide, each, m.shape.shape[0], status);
+    return failed_with(f, status);
+}
+
 /* (x, int32 labels, -1: ignored, and optionally a temperature for each row) -> the loss of each row (float64 for
  * float64, else float32), and its gradient if there is a second result. */
 void *csm_xla_cross_entropy(xla_frame *f) {
@@ -334,17 +370,14 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     options.reduction = CSM_NONE;
     options.threads = threads(f);
     const size_t rows = m.shape.shape[0];
-    double *each = wide ? loss.data : malloc((rows | 1) * sizeof(double));
+    double *each = begin_losses(&loss, wide, rows);
     if (!each) {
         free(temperatures.memory);
         return failed_with(f, CSM_NO_MEMORY);
     }
     csm_status status = csm_run_cross_entropy(m.dtype, csm_current_table(), &m.shape, &m.x,
                                               has_gradient ? &gradient : NULL, each, &options);
-    if (!wide) {
-        for (size_t i = 0; status == CSM_OK && i < rows; i++) ((float *)loss.data)[i] = (float)each[i];
-        free(each);
-    }
+    end_losses(&loss, wide, each, rows, status);
     free(temperatures.memory);
     return failed_with(f, status);
 }

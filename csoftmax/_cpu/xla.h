@@ -11,6 +11,7 @@ CSM_OPS(CSM_XLA_TARGET)
 void *csm_xla_entmax(xla_frame *);
 void *csm_xla_entmax_vjp(xla_frame *);
 void *csm_xla_cross_entropy(xla_frame *);
+void *csm_xla_kl_divergence(xla_frame *);
 void *csm_xla_crf(xla_frame *);
 void *csm_xla_crf_vjp(xla_frame *);
 

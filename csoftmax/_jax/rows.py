@@ -74,8 +74,36 @@ def _apply_masked(
     return result if mask is None else jnp.where(mask, result, jnp.asarray(absent, x.dtype))
 
 
+def _append_sink(
+    x: jax.Array, axis: int, where: ArrayLike | None, sink: ArrayLike | None
+) -> tuple[jax.Array, jax.Array | None]:
+    """The logits, and their mask, with the sink as the last element along the axis; JAX finds its gradient."""
+    mask = check_mask(where, x)
+    if sink is None:
+        return x, mask
+    shape = (*x.shape[:axis], 1, *x.shape[axis + 1 :])
+    given = jnp.asarray(sink)
+    try:
+        column = jnp.broadcast_to(given.astype(x.dtype), shape)
+    except ValueError:
+        allowed = f"a number and what broadcasts to {shape}, the shape of the rows with length 1 along the axis"
+        raise ValueError(f"sink has shape {given.shape}; allowed are {allowed}") from None
+    if mask is not None:
+        mask = jnp.concatenate([mask, jnp.ones(shape, bool)], axis)
+    return jnp.concatenate([x, column], axis), mask
+
+
+def _leave_sink_out(y: jax.Array, axis: int, sink: ArrayLike | None) -> jax.Array:
+    return y if sink is None else jax.lax.slice_in_dim(y, 0, y.shape[axis] - 1, axis=axis)
+
+
 def softmax(
-    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None
+    x: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
 ) -> jax.Array:
     """`csoftmax.softmax` with a gradient.
 
@@ -90,6 +118,9 @@ def softmax(
         flows to it.
     where : jax.Array of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
+    sink : float or jax.Array, optional
+        A logit that takes part in the denominator and has no output: a number, or an array of length 1 along `axis`
+        that broadcasts to the rows. It gets a gradient.
 
     Returns
     -------
@@ -109,17 +140,24 @@ def softmax(
     Array([-0.19661194,  0.19661193], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
-    return _apply_masked(_softmax, x, axis, _check_temperature(temperature, x, axis), where, 0.0)
+    rows, mask = _append_sink(x, axis, where, sink)
+    y = _apply_masked(_softmax, rows, axis, _check_temperature(temperature, rows, axis), mask, 0.0)
+    return _leave_sink_out(y, axis, sink)
 
 
 def log_softmax(
-    x: ArrayLike, axis: SupportsIndex = -1, *, temperature: ArrayLike = 1.0, where: ArrayLike | None = None
+    x: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
 ) -> jax.Array:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters
     ----------
-    x, axis, temperature, where
+    x, axis, temperature, where, sink
         As in `softmax`; the result is -inf where the mask is False.
 
     Returns
@@ -140,7 +178,9 @@ def log_softmax(
     Array([-0.6931472, -0.6931472], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
-    return _apply_masked(_log_softmax, x, axis, _check_temperature(temperature, x, axis), where, -jnp.inf)
+    rows, mask = _append_sink(x, axis, where, sink)
+    y = _apply_masked(_log_softmax, rows, axis, _check_temperature(temperature, rows, axis), mask, -jnp.inf)
+    return _leave_sink_out(y, axis, sink)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -187,12 +227,13 @@ def logsumexp(
     keepdims: bool = False,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
 ) -> jax.Array:
     """`csoftmax.logsumexp` with a gradient.
 
     Parameters
     ----------
-    x, axis, temperature, where
+    x, axis, temperature, where, sink
         As in `softmax`; a row with nothing left gives -inf.
     keepdims : bool, default False
         Keep `axis` with length 1.
@@ -215,8 +256,10 @@ def logsumexp(
     Array([0.6931, 1.6931], dtype=float32)
     """
     x, axis = check_floating("x", x, axis)
-    x = leave_out(x, check_mask(where, x))
-    result = _logsumexp(jnp.moveaxis(x, axis, -1), *_check_temperature(temperature, x, axis))
+    rows, mask = _append_sink(x, axis, where, sink)
+    result = _logsumexp(
+        jnp.moveaxis(leave_out(rows, mask), axis, -1), *_check_temperature(temperature, rows, axis)
+    )
     return jnp.expand_dims(result, axis) if check_flag("keepdims", keepdims) else result
 
 

@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp, and the gradients of the first two."""
+"""softmax, log_softmax, logsumexp, entropy, and the gradients of the first two."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from numpy.typing import ArrayLike, NDArray
 from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.layouts import Rows, lay_out_rows
+from .._arguments.layouts import Rows, check_out, lay_out_rows
 from .._arguments.numbers import check_flag, check_temperatures, number_and_rows
-from .._arguments.places import check_kernels, place_of, to_host
+from .._arguments.places import DeviceError, check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
+from .._arguments.sinks import append_sink
 from .._cpu import binding
 
-__all__ = ["log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
+__all__ = ["entropy", "log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
 _Float = TypeVar("_Float", bound=np.floating[Any])
 _Axis = SupportsIndex | tuple[SupportsIndex, ...] | None
@@ -68,15 +69,45 @@ def plan_softmax(
     return SoftmaxPlan(binding.OPS[name], temperature, rows, num_threads)
 
 
+def _run_with_sink(
+    name: str,
+    x: Any,
+    axis: Any,
+    sink: Any,
+    *,
+    temperature: Any,
+    where: Any,
+    device: Any,
+    num_threads: Any,
+    out: Any = None,
+    keepdims: Any = None,
+) -> Any:
+    """Compute rows that have the sink as one more element, and leave its result out."""
+    place = place_of(device, x)
+    if device is not None and not place.on_cuda:
+        x, sink, where, temperature = to_host(x, sink, where, temperature)
+    with place.context():
+        s = append_sink(place, x, sink, axis, where)
+        if out is not None:  # before anything is computed
+            check_out(out, out.shape, s.rows.dtype, place)
+        options = {"temperature": s.temperature(temperature), "where": s.where, "num_threads": num_threads}
+        y = plan_softmax(name, s.rows, -1, keepdims=None if keepdims is None else False, **options).execute()
+        return s.result_of_classes(y, out) if keepdims is None else s.result_of_rows(y, keepdims, out)
+
+
 @accept_foreign
 @keep_labels()
-def _run_softmax(x: Any, axis: Any, name: str, **options: Any) -> Any:
+def _run_softmax(x: Any, axis: Any, name: str, sink: Any = None, **options: Any) -> Any:
+    if sink is not None:
+        return _run_with_sink(name, x, axis, sink, **options)
     return plan_softmax(name, x, axis, **options).execute()
 
 
 @accept_foreign  # no labels: with keepdims a sum of one column has the shape of x, but is no column
-def _run_logsumexp(x: Any, axis: Any, **options: Any) -> Any:
-    return plan_softmax("logsumexp", x, axis, **options).execute()
+def _run_reduction(x: Any, axis: Any, name: str, sink: Any = None, **options: Any) -> Any:
+    if sink is not None:
+        return _run_with_sink(name, x, axis, sink, **options)
+    return plan_softmax(name, x, axis, **options).execute()
 
 
 @overload
@@ -86,6 +117,7 @@ def softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -97,6 +129,7 @@ def softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -109,6 +142,7 @@ def softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: Any = None,
+    sink: Any = None,
     out: Any = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -131,6 +165,10 @@ def softmax(
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out, whatever their value, and their result is exactly 0, in rows that
         are NaN too.
+    sink : float or array_like, optional
+        A logit that takes part in the denominator, divided by T like the others, and has no output: a number or, as
+        with `temperature`, one a row, in the dtype of `x`. 0 is softmax-plus-one; attention sinks (Xiao et al. 2023)
+        are learnt. `where` never masks it. The rows are copied, with the sink as one more element.
     out : ndarray of the shape and dtype of the result, optional
         Array that receives the result. It may be `x` itself, or overlap it in any way.
     device : {None, "cpu", "cuda", "cuda:<index>"}, optional
@@ -176,7 +214,7 @@ def softmax(
     array([0., 1.])
     """
     return _run_softmax(
-        x, axis, "softmax", temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
+        x, axis, "softmax", sink, temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
     )
 
 
@@ -187,6 +225,7 @@ def log_softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[_Float] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -198,6 +237,7 @@ def log_softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
     out: NDArray[Any] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -210,6 +250,7 @@ def log_softmax(
     *,
     temperature: ArrayLike = 1.0,
     where: Any = None,
+    sink: Any = None,
     out: Any = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
@@ -218,7 +259,7 @@ def log_softmax(
 
     Parameters
     ----------
-    x, axis, temperature, out, device, num_threads
+    x, axis, temperature, sink, out, device, num_threads
         As in `softmax`.
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out; their result is -inf.
@@ -247,7 +288,15 @@ def log_softmax(
     array([-4.5753403e-08, -1.6900000e+01], dtype=float32)
     """
     return _run_softmax(
-        x, axis, "log_softmax", temperature=temperature, where=where, out=out, device=device, num_threads=num_threads
+        x,
+        axis,
+        "log_softmax",
+        sink,
+        temperature=temperature,
+        where=where,
+        out=out,
+        device=device,
+        num_threads=num_threads,
     )
 
 
@@ -260,6 +309,8 @@ def logsumexp(
     keepdims: bool = False,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
+    sink: ArrayLike | None = None,
+    out: NDArray[Any] | None = None,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -273,11 +324,15 @@ def logsumexp(
         If True, the reduced axes stay in the result with length 1.
     where : array_like of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out; if none is left, the result is -inf.
+    sink : float or array_like, optional
+        As in `softmax`; it is part of the sum.
+    out : ndarray of the shape and dtype of the result, optional
+        Array that receives the result.
 
     Returns
     -------
     ndarray or scalar
-        `x` without `axis`, in the dtype of `x` (float64 for integers).
+        `x` without `axis`, in the dtype of `x` (float64 for integers); `out` if given.
 
     Raises
     ------
@@ -296,11 +351,80 @@ def logsumexp(
     >>> csoftmax.logsumexp([1000.0, 1000.0])
     np.float64(1000.6931471805599)
     """
-    return _run_logsumexp(
+    return _run_reduction(
         x,
         axis,
+        "logsumexp",
+        sink,
         temperature=temperature,
         where=where,
+        out=out,
+        device=device,
+        num_threads=num_threads,
+        keepdims=check_flag("keepdims", keepdims),
+    )
+
+
+@binding.quick
+@hand_over_recorded
+def entropy(
+    x: ArrayLike,
+    axis: _Axis = -1,
+    *,
+    temperature: ArrayLike = 1.0,
+    where: ArrayLike | None = None,
+    keepdims: bool = False,
+    out: NDArray[Any] | None = None,
+    device: str | None = None,
+    num_threads: SupportsIndex | None = None,
+) -> Any:
+    """Shannon entropy of ``softmax(x / T)`` in nats, from logits, along one or more axes.
+
+    Parameters
+    ----------
+    x, axis, temperature, device, num_threads
+        As in `softmax`.
+    where : array_like of bool, broadcastable to x, optional
+        Mask. Elements where it is False are left out; if none is left, the result is 0.
+    keepdims : bool, default False
+        If True, the reduced axes stay in the result with length 1.
+    out : ndarray of the shape and dtype of the result, optional
+        Array that receives the result.
+
+    Returns
+    -------
+    ndarray or scalar
+        ``-sum(p * log(p))`` with ``p = softmax(x / T)``: `x` without `axis`, in the dtype of `x` (float64 for
+        integers); `out` if given. At least 0; classes of probability 0 contribute 0.
+
+    Raises
+    ------
+    TypeError, ValueError, DeviceError, MemoryError
+        As in `softmax`. There are no kernels for CUDA.
+
+    Notes
+    -----
+    The *relative* error is at most 4 ULP, also where one class has nearly all of the probability and the entropy nearly
+    vanishes: the result is ``log1p(S) + sum(p * (m - x)) / T``, with m the maximum and S the sum of the other
+    ``exp((x - m) / T)``, and none of these terms is negative. NaN or +inf anywhere, or a row with only -inf, gives NaN;
+    a row without classes gives 0. Temperature 0 gives the logarithm of the number of maxima. Shannon, "A mathematical
+    theory of communication", Bell System Technical Journal 27 (1948).
+
+    Examples
+    --------
+    >>> import csoftmax
+    >>> csoftmax.entropy([0.0, 0.0])
+    np.float64(0.6931471805599453)
+    >>> csoftmax.entropy([40.0, 0.0])
+    np.float64(1.7418252446695514e-16)
+    """
+    return _run_reduction(
+        x,
+        axis,
+        "entropy",
+        temperature=temperature,
+        where=where,
+        out=out,
         device=device,
         num_threads=num_threads,
         keepdims=check_flag("keepdims", keepdims),

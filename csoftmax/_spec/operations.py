@@ -5,6 +5,7 @@ from __future__ import annotations
 from . import (
     crf,
     cross_entropy,
+    divergence,
     entmax,
     in_batch,
     linear_cross_entropy,
@@ -29,6 +30,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sampled.RECORDS,
     *in_batch.RECORDS,
     *margins.RECORDS,
+    *divergence.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

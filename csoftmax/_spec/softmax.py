@@ -1,4 +1,4 @@
-"""softmax, log_softmax, logsumexp and their gradients: records, and their formulas in long double."""
+"""softmax, log_softmax, logsumexp, their gradients and entropy: records, and their formulas in long double."""
 
 from __future__ import annotations
 
@@ -47,6 +47,14 @@ def exact_log_softmax(x, temperature=1.0, where=None):
 
 def exact_logsumexp(x, temperature=1.0, where=None):
     return (Exact(*exact_forward(x, temperature, where)[2:]),)
+
+
+def exact_entropy(x, temperature=1.0, where=None):
+    """Return sum p (-log p); the maxima have -log p = log1p(S), so that nothing cancels."""
+    probability, log_probability = exact_forward(x, temperature, where)[:2]
+    with np.errstate(invalid="ignore"):
+        terms = np.where(probability == 0, EXACT(0), -probability * log_probability)
+    return (Exact(terms.sum(axis=-1)),)
 
 
 def exact_softmax_vjp(dy, y, temperature=1.0, where=None):
@@ -198,4 +206,16 @@ RECORDS = (
     ),
     backward("softmax_vjp", exact_softmax_vjp, lambda dtype, options: VJP_LIMITS[dtype], False),
     backward("log_softmax_vjp", exact_log_softmax_vjp, log_vjp_limits, True),
+    forward(
+        "entropy",
+        ROWS,
+        exact_entropy,
+        LOG_LIMITS,
+        NAN_ROWS,
+        devices=("cpu",),
+        exempt={
+            "overlap": "its result lacks the class axis, and an out that overlaps x is a copy's business",
+            "memory": "its results, one number for each row, are too small for the memory that is kept",
+        },
+    ),
 )

@@ -165,7 +165,35 @@ _logsumexp = define(
 )
 
 
-def softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, where: Tensor | None = None) -> Tensor:
+def _append_sink(
+    x: Tensor, dim: int, where: Tensor | None, sink: Tensor | float | None
+) -> tuple[Tensor, Tensor | None]:
+    """The logits, and their mask, with the sink as the last element along dim; autograd finds its gradient."""
+    if sink is None:
+        return x, where
+    if not x.dim():
+        raise ValueError("x must have an axis where there is a sink")
+    shape = list(x.shape)
+    shape[dim] = 1
+    given: Tensor = sink if isinstance(sink, Tensor) else torch.as_tensor(sink)
+    try:
+        column = given.to(x).broadcast_to(shape)
+    except RuntimeError:
+        allowed = f"a number and what broadcasts to {tuple(shape)}, the shape of the rows with length 1 along dim"
+        raise ValueError(f"sink has shape {tuple(given.shape)}; allowed are {allowed}") from None
+    if where is not None:
+        where = torch.cat([where.broadcast_to(x.shape), torch.ones(shape, dtype=torch.bool, device=x.device)], dim)
+    return torch.cat([x, column], dim), where
+
+
+def softmax(
+    x: Tensor,
+    dim: int = -1,
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Tensor | None = None,
+    sink: Tensor | float | None = None,
+) -> Tensor:
     """`csoftmax.softmax` with a gradient.
 
     Parameters
@@ -178,6 +206,9 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, wher
         T; a tensor of length 1 along `dim` broadcasts to the rows. No gradient flows to it.
     where : torch.Tensor of bool, broadcastable to x, optional
         Mask. Elements where it is False are left out: their result and their gradient are exactly 0.
+    sink : torch.Tensor or float, optional
+        A logit that takes part in the denominator and has no output: a number, or a tensor of length 1 along `dim` that
+        broadcasts to the rows. It gets a gradient.
 
     Returns
     -------
@@ -200,15 +231,25 @@ def softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, wher
     """
     check_floating("x", x)
     check_tensors(where=where)
-    return apply_softmax(x, check_int("dim", dim), *check_temperature(temperature, x), where)
+    dim = check_int("dim", dim)
+    rows, where = _append_sink(x, dim, where, sink)
+    y = apply_softmax(rows, dim, *check_temperature(temperature, rows), where)
+    return y if sink is None else y.narrow(dim, 0, x.shape[dim])
 
 
-def log_softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, where: Tensor | None = None) -> Tensor:
+def log_softmax(
+    x: Tensor,
+    dim: int = -1,
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Tensor | None = None,
+    sink: Tensor | float | None = None,
+) -> Tensor:
     """`csoftmax.log_softmax` with a gradient.
 
     Parameters
     ----------
-    x, dim, temperature, where
+    x, dim, temperature, where, sink
         As in `softmax`; the result is -inf where the mask is False.
 
     Returns
@@ -230,7 +271,10 @@ def log_softmax(x: Tensor, dim: int = -1, *, temperature: float | Tensor = 1.0, 
     """
     check_floating("x", x)
     check_tensors(where=where)
-    return _log_softmax(x, check_int("dim", dim), *check_temperature(temperature, x), where)
+    dim = check_int("dim", dim)
+    rows, where = _append_sink(x, dim, where, sink)
+    y = _log_softmax(rows, dim, *check_temperature(temperature, rows), where)
+    return y if sink is None else y.narrow(dim, 0, x.shape[dim])
 
 
 def logsumexp(
@@ -240,12 +284,13 @@ def logsumexp(
     keepdims: bool = False,
     temperature: float | Tensor = 1.0,
     where: Tensor | None = None,
+    sink: Tensor | float | None = None,
 ) -> Tensor:
     """`csoftmax.logsumexp` with a gradient.
 
     Parameters
     ----------
-    x, dim, temperature, where
+    x, dim, temperature, where, sink
         As in `softmax`.
     keepdims : bool, default False
         Keep `dim` with length 1.
@@ -272,7 +317,8 @@ def logsumexp(
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    result = _logsumexp(x, dim, *check_temperature(temperature, x), where)
+    rows, where = _append_sink(x, dim, where, sink)
+    result = _logsumexp(rows, dim, *check_temperature(temperature, rows), where)
     return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and x.dim() else result
 
 

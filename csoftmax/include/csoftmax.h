@@ -87,6 +87,12 @@ csm_status csm_logsumexp_f64(const csm_shape *, const csm_view *x, const csm_vie
 csm_status csm_logsumexp_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
 csm_status csm_logsumexp_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
 
+/* y = the entropy of softmax(x / T), in nats.  y has no softmax axis. */
+csm_status csm_entropy_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_entropy_f64(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_entropy_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+csm_status csm_entropy_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_options *);
+
 /* dx = dL/dx from dy = dL/dy and y, the result of the forward function; dx may be dy or y. */
 csm_status csm_softmax_vjp_f32(const csm_shape *, const csm_view *dy, const csm_view *y, const csm_view *dx,
                                const csm_options *);
@@ -210,6 +216,39 @@ csm_status csm_topk_bf16(const csm_shape *, const csm_view *x, size_t k, const c
 /* The same for integers, which are compared exactly; no normalize. */
 csm_status csm_topk_integer(csm_label_type, const csm_shape *, const csm_view *x, size_t k, const csm_view *values,
                             const csm_view *indices, const csm_topk_options *);
+
+/* The Kullback-Leibler divergence of softmax(x / T) from softmax(y / T), sum p (log p - log q), and its gradient with
+ * respect to y.  Views of rows have doubles, and no softmax axis. */
+typedef struct csm_divergence_options {
+    size_t size; /* sizeof(csm_divergence_options) when the caller was compiled */
+    double temperature; /* as in csm_options; T > 0 and finite with a gradient */
+    const csm_view *temperatures; /* one for each row, instead of `temperature`; NULL = the same for all */
+    const csm_view *where; /* as in csm_options */
+    const csm_view *sample_weight; /* of each row, at least 0; NULL = 1 */
+    const csm_view *upstream; /* of each row, a factor of the gradient; NULL = 1 */
+    csm_reduction reduction; /* the mean is weighted by sample_weight */
+    int threads;
+    int (*interrupt)(void *context);
+    void *interrupt_context;
+} csm_divergence_options;
+static inline csm_divergence_options csm_default_divergence_options(void) {
+    csm_divergence_options o;
+    memset(&o, 0, sizeof o);
+    o.size = sizeof o;
+    o.temperature = 1.0;
+    o.reduction = CSM_MEAN;
+    o.threads = 1;
+    return o;
+}
+/* loss: one number, or with CSM_NONE one for each row in C order.  gradient: NULL, x, y, or without overlap. */
+csm_status csm_kl_divergence_f32(const csm_shape *, const csm_view *x, const csm_view *y, const csm_view *gradient,
+                                 double *loss, const csm_divergence_options *);
+csm_status csm_kl_divergence_f64(const csm_shape *, const csm_view *x, const csm_view *y, const csm_view *gradient,
+                                 double *loss, const csm_divergence_options *);
+csm_status csm_kl_divergence_f16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_view *gradient,
+                                 double *loss, const csm_divergence_options *);
+csm_status csm_kl_divergence_bf16(const csm_shape *, const csm_view *x, const csm_view *y, const csm_view *gradient,
+                                  double *loss, const csm_divergence_options *);
 
 /* alpha-entmax, y_i = [(alpha - 1) x_i - tau]_+^(1 / (alpha - 1)) with the tau for which sum y = 1; alpha > 1, 2 is
  * sparsemax.  Its gradient from dy and y, and its Fenchel-Young loss. */
@@ -419,8 +458,8 @@ csm_status csm_crf_f16(csm_crf_task, const void *emissions, csm_crf_options *);
 csm_status csm_crf_bf16(csm_crf_task, const void *emissions, csm_crf_options *);
 
 /* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread only: for programs that distribute
- * the rows of a call over their own threads.  Steps: elements between two rows.  The y of a log-sum-exp has one element
- * for each row. */
+ * the rows of a call over their own threads.  Steps: elements between two rows.  The y of a log-sum-exp or an
+ * entropy has one element for each row. */
 csm_status csm_softmax_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n, size_t begin,
                                 size_t end, double temperature);
 csm_status csm_softmax_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n, size_t begin,
@@ -445,6 +484,14 @@ csm_status csm_logsumexp_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t 
                                   size_t begin, size_t end, double temperature);
 csm_status csm_logsumexp_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
                                    size_t begin, size_t end, double temperature);
+csm_status csm_entropy_rows_f32(const float *x, ptrdiff_t x_step, float *y, ptrdiff_t y_step, size_t n, size_t begin,
+                                size_t end, double temperature);
+csm_status csm_entropy_rows_f64(const double *x, ptrdiff_t x_step, double *y, ptrdiff_t y_step, size_t n, size_t begin,
+                                size_t end, double temperature);
+csm_status csm_entropy_rows_f16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                size_t begin, size_t end, double temperature);
+csm_status csm_entropy_rows_bf16(const uint16_t *x, ptrdiff_t x_step, uint16_t *y, ptrdiff_t y_step, size_t n,
+                                 size_t begin, size_t end, double temperature);
 
 /* Bytes of scratch that suffice for any function above with csm_options, on this shape with this many threads. */
 size_t csm_scratch_size(const csm_shape *, int threads);

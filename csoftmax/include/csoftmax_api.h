@@ -72,6 +72,8 @@ typedef csm_status (*csm_logistic_loss_f64_fn)(size_t, size_t, double *, ptrdiff
                                                const double *, const double *, double *, const csm_logistic_options *);
 typedef csm_status (*csm_penalize_f32_fn)(const csm_shape *, const csm_view *, const csm_view *, size_t,
                                           const csm_view *, const csm_penalize_options *);
+typedef csm_status (*csm_kl_fn)(const csm_shape *, const csm_view *, const csm_view *, const csm_view *, double *,
+                                const csm_divergence_options *);
 
 /* X(type, name without csm_) */
 #define CSM_API_FUNCTIONS(X)                       \
@@ -165,7 +167,19 @@ typedef csm_status (*csm_penalize_f32_fn)(const csm_shape *, const csm_view *, c
     X(csm_penalize_f32_fn, penalize_f32)           \
     X(csm_penalize_f32_fn, penalize_f64)           \
     X(csm_penalize_f32_fn, penalize_f16)           \
-    X(csm_penalize_f32_fn, penalize_bf16)
+    X(csm_penalize_f32_fn, penalize_bf16)          \
+    X(csm_map_fn, entropy_f32)                     \
+    X(csm_map_fn, entropy_f64)                     \
+    X(csm_map_fn, entropy_f16)                     \
+    X(csm_map_fn, entropy_bf16)                    \
+    X(csm_rows_f32_fn, entropy_rows_f32)           \
+    X(csm_rows_f64_fn, entropy_rows_f64)           \
+    X(csm_rows_u16_fn, entropy_rows_f16)           \
+    X(csm_rows_u16_fn, entropy_rows_bf16)          \
+    X(csm_kl_fn, kl_divergence_f32)                \
+    X(csm_kl_fn, kl_divergence_f64)                \
+    X(csm_kl_fn, kl_divergence_f16)                \
+    X(csm_kl_fn, kl_divergence_bf16)
 /* Until here. */
 
 #define CSM_API_MEMBER(type, name) type name;

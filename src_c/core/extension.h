@@ -38,6 +38,8 @@ csm_status csm_run_entmax(csm_dtype, const csm_table *, const csm_shape *, const
 csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
                                const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
                                const csm_entmax_options *);
+csm_status csm_run_divergence(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *y,
+                              const csm_view *gradient, double *loss, const csm_divergence_options *);
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
                           const csm_view *uniform, const csm_view *indices, const csm_sample_options *);
 csm_status csm_run_penalize(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *y,

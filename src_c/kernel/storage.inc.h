@@ -1,9 +1,11 @@
 /* All kernels of one storage type.  Undefines the macros that unit.inc.h defined for it. */
 #include "softmax/short_rows.inc.h"
 #include "softmax/forward.inc.h"
+#include "softmax/log_rows.inc.h"
 #include "softmax/tile.inc.h"
 #include "softmax/vjp.inc.h"
 #include "cross_entropy/loss.inc.h"
+#include "divergence/divergence.inc.h"
 #include "topk/topk.inc.h"
 #include "entmax/entmax.inc.h"
 #include "row_optimizer/row_optimizer.inc.h"

@@ -6,6 +6,7 @@
 #include "adversarial/job.h"
 #include "crf/job.h"
 #include "cross_entropy/job.h"
+#include "divergence/job.h"
 #include "entmax/job.h"
 #include "features/job.h"
 #include "geometric/job.h"
@@ -45,6 +46,7 @@ typedef struct csm_table {
     csm_adversarial_kernels adversarial;
     csm_climb_kernels climb[CSM_DTYPE_COUNT]; /* of the compute type */
     csm_geometric_kernels geometric;
+    csm_kl_kernels divergence[CSM_DTYPE_COUNT];
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

@@ -82,6 +82,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 }
 
 #include "cross_entropy/row_groups.h"
+#include "divergence/row_groups.h"
 #include "entmax/solve.h"
 #include "entmax/vjp.h"
 
@@ -180,6 +181,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
     {loss_rows_##suffix, loss_pass1_##suffix, loss_sums_##suffix, loss_factors_##suffix, \
      loss_norm_##suffix, loss_pass2_##suffix, loss_mass_##suffix},
 #define ENTMAX(suffix, storage, compute) {support_##suffix, spread_##suffix, entmax_vjp_##suffix},
+#define DIVERGENCE(suffix, storage, compute) \
+    {kl_rows_##suffix, kl_pass1_##suffix, kl_again_##suffix, kl_pass2_##suffix},
 #define ROWS(suffix, storage, compute) {row_dots_##suffix, row_sums_##suffix, row_add_##suffix},
 #define LOGISTIC_f32 {v32_logistic_row, v32_logistic_few, v32_logistic_clip}
 #define LOGISTIC_f64 {v64_logistic_row, v64_logistic_few, v64_logistic_clip}
@@ -224,6 +227,7 @@ static const csm_table table = {
     {adversarial_gap, adversarial_reach, adversarial_norm},
     {CSM_DTYPES(CLIMB)},
     {geometric_dot, geometric_subtract, geometric_combine},
+    {CSM_DTYPES(DIVERGENCE)},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

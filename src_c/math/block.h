@@ -7,6 +7,7 @@
 #define CSM_MATH_BLOCK_H
 
 #include "exact.h"
+#include "temperature.h"
 
 /* Number of elements in a block.  Every sum is computed block by block, and blocks are combined without rounding and
  * in any order (exact.h): changing CSM_BLOCK changes bits.  CSM_FLUSH: see sum.inc.h. */
@@ -17,7 +18,8 @@ enum { CSM_BLOCK = 4096, CSM_FLUSH = 512 };
  * Gradients: sum = hi + lo. */
 typedef struct csm_block {
     double max, n, hi, lo, count, top, top_low;
-    double mass, far; /* cross-entropy: sum a_j and sum a_j (max - x_j), in units of x */
+    double mass,
+        far; /* cross-entropy: sum a_j and sum a_j (max - x_j), in units of x; entropy: far = sum e' (max - x) */
 } csm_block;
 
 /* The sums of a whole row, which its second pass needs. */
@@ -94,6 +96,15 @@ INLINE void csm_log_tail(double count, double hi, double lo, double top, double 
     double q, q_low;
     csm_log_quotient(count, hi, lo, top, top_low, row, &q, &q_low);
     row->tail = csm_log1p(q, q_low);
+}
+
+/* The entropy of a row whose tail and sums are known: tail + sum e'_j (max - x_j) / (T sum e'), terms of one sign.
+ * far: the sum times csm_distance_scale. */
+INLINE double csm_entropy_of(double tail, double far, double total, const csm_temperature *t) {
+    return tail + far / (total * (t->t * csm_distance_scale(t)));
+}
+INLINE double csm_entropy(const csm_row *row, double far, const csm_temperature *t) {
+    return csm_entropy_of(row->tail, far, fma(row->count, row->top, row->hi + row->lo), t);
 }
 
 #endif

@@ -12,6 +12,8 @@
  *               k elements is below k EXP_SMALL_MEAN, the dot product of e' with ones replaces it.
  * Dot products: sixteen lanes j mod 16, then lane l + lane l+8; float: exact float64 products, fused into the sum;
  *               double: products and sums with their errors (Ogita, Rump & Oishi 2005, Dot2).
+ * Products:     sums of e' (m - x), whose terms are not negative: four terms of a lane (float: j mod 16, double:
+ *               j mod 8) are fused in the compute type, then added in double (double: with the rounding errors).
  * Eight lanes are added as ((0+4) + (2+6)) + ((1+5) + (3+7)).
  * fold, dot_one and pair_of do the same for W rows side by side, a lane being a vector of one lane of each row.
  * NaN in an element makes the total NaN.  Measured error: that of the kernels (forward.inc.h, vjp.inc.h).
@@ -80,6 +82,27 @@ INLINE void V(sum_total)(const V(sum) *s, double *hi, double *lo) {
     V(sum_eight)(s, eight);
     *hi = v64_tree(eight);
     *lo = 0;
+}
+
+typedef V(sum) V(products); /* hi: four terms; its float64 lanes */
+INLINE void V(products_zero)(V(products) *s) {
+    for (int i = 0; i < V(CYCLE); i++) s->hi[i] = V(zero)();
+    for (int i = 0; i < 2 * V(EIGHT); i++) s->lane[i] = v64_zero();
+}
+INLINE void V(products_flush)(V(products) *s) {
+    UNROLL
+    for (int i = 0; i < V(CYCLE); i++) {
+        v64_t wide[V(PARTS)];
+        v32_widen(s->hi[i], wide);
+        UNROLL
+        for (int p = 0; p < V(PARTS); p++) s->lane[i * V(PARTS) + p] = v64_add(s->lane[i * V(PARTS) + p], wide[p]);
+        s->hi[i] = V(zero)();
+    }
+}
+INLINE double V(products_total)(const V(products) *s) {
+    double hi, lo;
+    V(sum_total)(s, &hi, &lo);
+    return hi;
 }
 
 typedef V(sum) V(dot); /* its float64 lanes */
@@ -169,6 +192,29 @@ INLINE void V(sum_total)(const V(sum) *s, double *hi, double *lo) {
     V(pair_total)(a, b, hi, lo);
 }
 
+typedef struct V(products) {
+    v64_t hi[V(CYCLE)], lane[V(EIGHT)], low[V(EIGHT)]; /* hi: four terms */
+} V(products);
+INLINE void V(products_zero)(V(products) *s) {
+    for (int i = 0; i < V(EIGHT); i++) s->hi[i] = s->lane[i] = s->low[i] = v64_zero();
+}
+INLINE void V(products_flush)(V(products) *s) {
+    UNROLL
+    for (int i = 0; i < V(CYCLE); i++) {
+        V(accumulate)(&s->lane[i], &s->low[i], s->hi[i]);
+        s->hi[i] = v64_zero();
+    }
+}
+INLINE double V(products_total)(const V(products) *s) {
+    double a[8], b[8], hi, lo;
+    for (int i = 0; i < V(EIGHT); i++) {
+        v64_store_f64(a + i * v64_W, s->lane[i]);
+        v64_store_f64(b + i * v64_W, s->low[i]);
+    }
+    V(pair_total)(a, b, &hi, &lo);
+    return hi + lo;
+}
+
 typedef struct V(dot) {
     v64_t hi[2 * V(EIGHT)], lo[2 * V(EIGHT)];
 } V(dot);
@@ -216,6 +262,30 @@ INLINE void V(pair_of)(const v64_t *hi, v64_t lo, V(t) *high, V(t) *low) {
     *low = v64_keep(v64_eq(v64_sub(*high, *high), v64_zero()), v64_add(v64_sub(sum, *high), rest));
 }
 #endif
+
+/* The sum of e' (m - x) over a row, with the constants of the distances. */
+enum { V(PRODUCTS) = 4 * V(CYCLE) }; /* vectors between two flushes */
+typedef struct V(distances) {
+    V(t) max, lowest, scale; /* scale: a power of two, csm_distance_scale */
+    V(products) sum;
+} V(distances);
+INLINE V(distances) V(distances_from)(double ref, V(t) lowest, double scale) {
+    V(distances) d;
+    d.max = V(set)(ref);
+    d.lowest = lowest;
+    d.scale = V(set)(scale);
+    V(products_zero)(&d.sum);
+    return d;
+}
+INLINE V(t) V(distance)(const V(distances) *d, V(t) x, const int tempered) {
+    const V(t) z = V(sub)(d->max, V(max)(d->lowest, x)); /* below the lowest e' is 0 */
+    return tempered ? V(mul)(z, d->scale) : z;
+}
+/* Adds e' times a distance to the lanes of the vector number i of a row. */
+INLINE void V(distances_add)(V(distances) *d, size_t i, V(t) e, V(t) distance) {
+    d->sum.hi[i % V(CYCLE)] = V(fma)(e, distance, d->sum.hi[i % V(CYCLE)]);
+    if ((i + 1) % V(PRODUCTS) == 0) V(products_flush)(&d->sum);
+}
 
 /* Whether a sum of k elements without the maxima is a small sum (see above). */
 INLINE int V(is_small_sum)(double sum, size_t k) { return sum < (double)k * EXP_SMALL_MEAN && sum > 0; }

@@ -57,6 +57,12 @@ INLINE double csm_vjp_lift(const csm_temperature *t, double max) {
     return max > 0 && lift > 1 ? lift : 1;
 }
 
+/* The power of two by which an entropy's distances m - x are multiplied, so that they are near (m - x) / T: the rest of
+ * the division comes after the sum. */
+INLINE double csm_distance_scale(const csm_temperature *t) {
+    return csm_double_of(0x7fe0000000000000u - (csm_double_bits(t->t) & 0x7ff0000000000000u));
+}
+
 /* The maximum of a block, clamped if it is infinite or far outside the ordinary range. */
 INLINE double csm_reference(double max, const csm_temperature *t) {
     return max > t->reference_limit ? t->reference_limit : max < -t->reference_limit ? -t->reference_limit : max;

@@ -290,3 +290,16 @@ def test_launch_plans_fit():
             if plan.kernel == "teams":
                 assert plan.rows_per_warp * n < 2**31
             assert plan.grid(2**40) < 2**31
+
+
+@pytest.mark.parametrize("name", ["float32", "float64", "bfloat16"])
+def test_sink(gpu, name):
+    """A sink is one more element of each row, on the device too."""
+    x = logits((5, 40), name, 3, 4.0)
+    mask = np.random.default_rng(0).random((5, 40)) < 0.7
+    for sink in (0.5, np.linspace(-2, 2, 5)[:, None]):
+        given = gpu.cupy.asarray(sink) if isinstance(sink, np.ndarray) else sink
+        for function in (csoftmax.softmax, csoftmax.log_softmax, csoftmax.logsumexp):
+            got = function(copy_on_device(gpu, x), sink=given, where=gpu.cupy.asarray(mask))
+            assert isinstance(got, gpu.cupy.ndarray)
+            assert_same_bits(got.get(), function(x, sink=sink, where=mask))

@@ -24,6 +24,7 @@ def use_softmax(x: NDArray[np.float32]) -> NDArray[np.float32]:
     z: NDArray[np.float32] = csoftmax.log_softmax(x, axis=0, out=np.empty_like(x))
     total = float(np.sum(csoftmax.logsumexp(x, keepdims=True)))
     assert total == total
+    assert float(np.sum(csoftmax.entropy(x, temperature=2.0))) >= 0
     dx: NDArray[np.float32] = csoftmax.log_softmax_vjp(x, z, axis=0)
     dx += csoftmax.softmax_vjp(x, y)
     return dx
@@ -36,7 +37,10 @@ def use_losses(x: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     w = np.ones((x.shape[1], x.shape[1]), np.float32)
     loss += csoftmax.linear_cross_entropy(x, w, labels)
     linear = csoftmax.linear_cross_entropy_with_grad(x, w, labels, bias=np.zeros(x.shape[1]))
-    return float(loss + result.loss + linear.loss)
+    loss += np.sum(csoftmax.kl_divergence(x, x, keepdims=True))
+    divergence = csoftmax.kl_divergence_with_grad(x, -x, temperature=2.0, reduction="sum")
+    assert divergence.grad.shape == x.shape
+    return float(loss + result.loss + linear.loss + divergence.loss)
 
 
 def use_sparse(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:

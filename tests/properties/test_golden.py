@@ -15,6 +15,7 @@ from tools.make_golden import (
     SPARSE,
     crf_digest,
     digest,
+    divergence_digest,
     loss_digest,
     sampled_digest,
     sampler_digest,
@@ -31,6 +32,7 @@ NAMES = {op.name: (lambda dtype, case, op=op: digest(op, dtype, case)) for op in
 NAMES |= {f"cross_entropy, {kind}": (lambda dtype, case, kind=kind: loss_digest(dtype, case, kind)) for kind in LOSSES}
 NAMES |= {f"sparse, alpha={a}": (lambda dtype, case, a=a: sparse_digest(dtype, case, a)) for a in SPARSE}
 NAMES["crf"] = crf_digest
+NAMES["kl_divergence"] = divergence_digest
 NAMES["sampled, of each row"] = sampled_digest
 NAMES["sampler"] = sampler_digest
 

@@ -99,6 +99,20 @@ def sparse_digest(dtype, case, alpha, place=np.asarray):
     return hashed(*full, *smallest, y, csoftmax.entmax_vjp(x, y, alpha), loss, grad, *draws)
 
 
+def divergence_digest(dtype, case, place=np.asarray):
+    """Return the hash of divergences with their gradients, of logits that differ and of logits that are close."""
+    x, other = (
+        place(((integers(rows * k, seed).reshape(rows, k) / 2**24 - 0.5) * scale + offset).astype(dtype_of(dtype)))
+        for rows, k, scale, offset, _ in (CASES[case],)
+        for seed in (1, 2)
+    )
+    close = (x.astype(np.float64) * (1 + 2.0**-9)).astype(x.dtype)
+    results = (
+        csoftmax.kl_divergence_with_grad(x, y, temperature=CASES[case][4], reduction="none") for y in (other, close)
+    )
+    return hashed(*(part for result in results for part in result))
+
+
 def crf_digest(dtype, case, place=np.asarray):
     """Return the hash of the loss with gradients, marginals, paths and draws of sequences of up to 7 tags."""
     rows, k, _, _, _ = CASES[case]
@@ -192,6 +206,7 @@ def hashes():
     for dtype in DTYPES:
         for case in CASES:
             found[f"crf/{dtype}/{case}"] = crf_digest(dtype, case)
+            found[f"kl_divergence/{dtype}/{case}"] = divergence_digest(dtype, case)
             found[f"sampled, of each row/{dtype}/{case}"] = sampled_digest(dtype, case)
     for dtype in DTYPES:
         for case in CASES:

@@ -8,9 +8,10 @@
 
 #include "row.h"
 
-/* In: maximum, its n, sum of e' without the maxima, number of maxima.  Out: e' of a maximum, log(sum e^(x - max)). */
+/* In: maximum, its n, sum of e' without the maxima, number of maxima; for entropies also sum e' (max - x).  Out: e' of
+ * a maximum, log(sum e^(x - max)) or the entropy. */
 typedef struct csm_tails {
-    double max[v32_W], n[v32_W], sum[v32_W], count[v32_W], top[v32_W], tail[v32_W];
+    double max[v32_W], n[v32_W], sum[v32_W], count[v32_W], far[v32_W], top[v32_W], tail[v32_W];
 } csm_tails;
 
 INLINE void csm_find_tails_at(csm_tails *s, double t, double bias) {
@@ -29,6 +30,12 @@ INLINE void csm_find_tails_at(csm_tails *s, double t, double bias) {
 static NOINLINE void csm_find_tails(csm_tails *s, double t, double bias) {
     if (t == 1) csm_find_tails_at(s, 1, bias);
     else csm_find_tails_at(s, t, bias);
+}
+
+static NOINLINE void csm_find_entropies(csm_tails *s, const csm_temperature *t) {
+    SIMD
+    for (int r = 0; r < v32_W; r++)
+        s->tail[r] = csm_entropy_of(s->tail[r], s->far[r], fma(s->count[r], s->top[r], s->sum[r]), t);
 }
 
 /* In: the label's logit and e'.  Out: the results of csm_loss_sums and csm_loss_factors for a `simple` call. */

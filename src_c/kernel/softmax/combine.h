@@ -2,6 +2,7 @@
  *
  *   softmax      sum e' = sum over the blocks of S_b 2^(n_b - n), n that of the block with the maximum; 1 / sum e'
  *   log family   the same without the maxima, which are counted: tail = log1p((c - 1) + S'/e'_m)
+ *   entropy      the tail, plus the weighted distances to the row's maximum
  *   gradients    s = sum over the blocks of s_b
  *
  * Passes: two over the records of the blocks (gradients: one), none over the row.
@@ -23,7 +24,7 @@
 INLINE int csm_is_special(csm_op op, double temperature, double max, int nan, int kept, double *fill) {
     const int lse = op == CSM_OP_logsumexp;
     *fill = CSM_NAN;
-    if (!kept) *fill = op == CSM_OP_softmax ? 0 : -CSM_INF;
+    if (!kept) *fill = op == CSM_OP_softmax || op == CSM_OP_entropy ? 0 : -CSM_INF;
     else if (nan) return 1;
     else if (max == CSM_INF || max == -CSM_INF) *fill = lse ? max : CSM_NAN;
     else if (lse && temperature == 0 && max != 0) *fill = max > 0 ? CSM_INF : -CSM_INF;
@@ -105,6 +106,25 @@ INLINE void csm_combine_log(const csm_block *blocks, size_t count, csm_row *row)
     double q, q_low;
     csm_combine_quotient(blocks, count, row, &q, &q_low);
     row->tail = csm_log1p(q, q_low);
+}
+/* Each block's distances are to its own maximum: those to the row's are larger by the difference, times the block's sum
+ * of e'.  No term is negative. */
+INLINE void csm_combine_entropy(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
+    double far = blocks->far, low;
+    csm_combine_log(blocks, count, row);
+    if (count > 1) {
+        csm_exact sum;
+        csm_exact_zero(&sum);
+        for (size_t b = 0; b < count && !row->is_nan; b++) {
+            const csm_block *block = &blocks[b];
+            if (!(block->max > -CSM_INF)) continue;
+            const double distance = (csm_reference(row->max, t) - csm_reference(block->max, t)) * csm_distance_scale(t);
+            const double all = fma(block->count, block->top, block->hi + block->lo);
+            csm_exact_add(&sum, fma(distance, all, block->far), (int64_t)block->n, 1);
+        }
+        csm_exact_pair(&sum, (int64_t)row->n, &far, &low);
+    }
+    row->tail = csm_entropy(row, far, t);
 }
 
 /* For gradients: adds the sums of the blocks as a pair. */

@@ -3,6 +3,7 @@
  *   softmax      y_j = e'_j / sum e',   e'_j = P(r_j) 2^(n_j - n0 + B)           (exp.inc.h)
  *   log_softmax  y_j = (x_j - m)/T - log1p((c - 1) + S'/e'_m)                    c maxima, S' the sum of the others
  *   logsumexp    m/T + log1p((c - 1) + S'/e'_m)
+ *   entropy      log1p((c - 1) + S'/e'_m) + sum e'_j (m - x_j) / (T sum e'), terms of one sign
  *
  * Passes: maximum; e' and its sum (softmax stores e'); result.  Rows longer than CSM_BLOCK are computed block by
  * block, each with its own n0, and combined exactly (combine.h): that is the specification.
@@ -45,11 +46,12 @@ static double FN(max)(const void *from, size_t k) { return (double)V(top)(FN(max
  * store: e' is stored in e.  A partial last vector goes to *last instead, unless that is NULL: loading it right after a
  * partial store would stall.
  * exact: the log family, which keeps elements equal to the maximum out of the sum and counts them.
+ * far: NULL, or what receives the sum of e' (m - x), only with exact.
  * ahead, ahead_to: addresses to prefetch, which will be read and written next ((256, 50257) on AVX2: 0.42 ns per
  * element without, 0.38 with the first, 0.35 with both). */
 INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(shift) s, V(sum) *sum, V(t) *count,
-                         const int tempered, const int store, const int exact, V(t) *last, const char *ahead,
-                         const char *ahead_to) {
+                         const int tempered, const int store, const int exact, V(distances) *far, V(t) *last,
+                         const char *ahead, const char *ahead_to) {
     enum { STEP = (int)V(CYCLE) > (int)V(STEP) ? (int)V(CYCLE) : (int)V(STEP) }; /* a multiple of CYCLE */
     _Static_assert(STEP % V(SIDE) == 0, "groups of vectors whose exp is computed side by side");
     size_t i = 0;
@@ -93,12 +95,13 @@ INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(sh
         for (size_t v = 0; v < STEP; v++) {
             if (store && !has_max) V(STORE_REAL)(e + i + v * V(W), y[v]);
             V(sum_add)(sum, v % V(CYCLE), y[v]);
+            if (far) V(distances_add)(far, i / V(W) + v, y[v], V(distance)(far, LOAD(x + i + v * V(W)), tempered));
         }
     }
     for (size_t first = 0; i < k;
          i += V(SIDE) *V(W), first += V(SIDE)) { /* the end of the row; the filler -inf adds 0 */
         const size_t whole = (k - i) / V(W), rest = whole < V(SIDE) ? (k - i) % V(W) : 0;
-        V(t) y[V(SIDE)], z[V(SIDE)], end = V(set)(-CSM_INF), end_z = V(set)(CSM_NAN);
+        V(t) y[V(SIDE)], z[V(SIDE)], d[V(SIDE)], end = V(set)(-CSM_INF), end_z = V(set)(CSM_NAN);
         if (rest) end = LOAD_PART(x + i + whole * V(W), rest, end);
         /* a maximum of -inf must not be found in the filler */
         if (rest && exact) end_z = LOAD_PART(x + i + whole * V(W), rest, end_z);
@@ -106,6 +109,7 @@ INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(sh
         for (size_t v = 0; v < V(SIDE); v++) {
             z[v] = y[v] = v < whole ? LOAD(x + i + v * V(W)) : v == whole ? end : V(set)(-CSM_INF);
             if (exact && v >= whole) z[v] = v == whole ? end_z : V(set)(CSM_NAN);
+            if (far) d[v] = V(distance)(far, y[v], tempered);
         }
         V(exp_values)(V(SIDE), y, s, tempered);
         UNROLL
@@ -114,10 +118,12 @@ INLINE void FN(exp_part)(const T *x, REAL *e, size_t k, const V(t) m, const V(sh
             if (v == whole) end = y[v];
             if (exact) y[v] = V(without_max)(y[v], V(eq)(z[v], m), count);
             V(sum_add)(sum, V(SIDE) % V(CYCLE) == 0 ? v % V(CYCLE) : (first + v) % V(CYCLE), y[v]);
+            if (far) V(distances_add)(far, i / V(W) + v, y[v], d[v]);
         }
         if (rest && store && last) *last = end;
         else if (rest && store) V(STORE_PART_REAL)(e + i + whole * V(W), rest, end);
     }
+    if (far) V(products_flush)(&far->sum);
 }
 
 /* Adds the e' of a row or block again, as a small sum (sum.inc.h).  e: where they are stored, or NULL; last: NULL, or
@@ -149,7 +155,8 @@ static NOINLINE void FN(add_small)(const T *x, const REAL *e, size_t k, const cs
 
 /* The second pass over a row or block of any length whose maximum is known; the sums go to *block. */
 INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block, const int tempered,
-                        const int store, const int exact, V(t) *last, const char *ahead, const char *ahead_to) {
+                        const int store, const int exact, const int entropy, V(t) *last, const char *ahead,
+                        const char *ahead_to) {
     const double ref = csm_reference(block->max, t);
     V(t) n0, count;
     V(shift) s = V(shift_to)(V(set)(ref), t, tempered, &n0);
@@ -160,14 +167,17 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
     if (exact) csm_top(ref, t->t, EXP_BIAS, EXP_MANTISSA == 23, block); /* overlaps with the vectors */
     V(sum_zero)(&sum);
     count = V(zero)();
+    V(distances) far;
+    if (entropy) far = V(distances_from)(ref, s.lowest, csm_distance_scale(t));
     for (size_t i = 0; i < k; i += CSM_FLUSH) {
         FN(exp_part)(x + i, store ? e + i : NULL, k - i < CSM_FLUSH ? k - i : CSM_FLUSH, V(set)(block->max), s, &sum,
-                     &count, tempered, store, exact, last, ahead ? ahead + i * sizeof(T) : NULL,
+                     &count, tempered, store, exact, entropy ? &far : NULL, last, ahead ? ahead + i * sizeof(T) : NULL,
                      ahead_to ? ahead_to + i * sizeof(T) : NULL);
         V(sum_flush)(&sum);
     }
     V(sum_total)(&sum, &block->hi, &block->lo);
     if (!exact) return;
+    if (entropy) block->far = V(products_total)(&far.sum);
     block->count = V(sum_exact)(count);
     if (V(is_small_sum)(block->hi + block->lo, k)) FN(add_small)(x, store ? e : NULL, k, t, last, block);
 }
@@ -175,19 +185,25 @@ INLINE void FN(exp_sum)(const T *x, REAL *e, size_t k, const csm_temperature *t,
 /* Out of line on purpose: the body is large and has many callers. */
 static NOINLINE void FN(exp_store)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block,
                                    V(t) *last, const char *ahead, const char *ahead_to) {
-    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, last, ahead, ahead_to);
-    else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, last, ahead, ahead_to);
+    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, 1, 0, 0, last, ahead, ahead_to);
+    else FN(exp_sum)(x, e, k, t, block, 0, 1, 0, 0, last, ahead, ahead_to);
 }
 static NOINLINE void FN(exp_only)(const T *x, size_t k, const csm_temperature *t, csm_block *block) {
-    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, NULL, NULL, NULL);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, NULL, NULL, NULL);
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 0, 0, NULL, NULL, NULL);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 0, 0, NULL, NULL, NULL);
 }
 /* e: the destination of e', or NULL. */
 static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temperature *t, csm_block *block,
                                    V(t) *last, const char *ahead, const char *ahead_to) {
-    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, e != NULL, 1, last, ahead, ahead_to);
-    else if (e) FN(exp_sum)(x, e, k, t, block, 0, 1, 1, last, ahead, ahead_to);
-    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, NULL, ahead, ahead_to);
+    if (t->tempered) FN(exp_sum)(x, e, k, t, block, 1, e != NULL, 1, 0, last, ahead, ahead_to);
+    else if (e) FN(exp_sum)(x, e, k, t, block, 0, 1, 1, 0, last, ahead, ahead_to);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, 0, NULL, ahead, ahead_to);
+}
+/* For an entropy, whose weighted sum goes to block->far. */
+static NOINLINE void FN(exp_entropy)(const T *x, size_t k, const csm_temperature *t, csm_block *block,
+                                     const char *ahead) {
+    if (t->tempered) FN(exp_sum)(x, NULL, k, t, block, 1, 0, 1, 1, NULL, ahead, NULL);
+    else FN(exp_sum)(x, NULL, k, t, block, 0, 0, 1, 1, NULL, ahead, NULL);
 }
 
 #if EXP_MANTISSA == 23
@@ -195,7 +211,7 @@ static NOINLINE void FN(exp_exact)(const T *x, REAL *e, size_t k, const csm_temp
  * computations. */
 typedef struct FN(rows) {
     REAL max[V(W)], n[V(W)];
-    v64_t sums[V(PARTS)];
+    v64_t sums[V(PARTS)], far[V(PARTS)]; /* far: of entropies only */
     double count[V(W)]; /* exact only */
     V(t) last[V(W)]; /* not exact: the last vector of a row, if it is partial */
 } FN(rows);
@@ -203,13 +219,13 @@ typedef struct FN(rows) {
 /* e: the destination of e' of the rows, `pitch` bytes apart.  Returns 0, with nothing written, if a row is not
  * ordinary. */
 INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g, const int store,
-                        const int exact) {
+                        const int exact, const int entropy) {
     const int prefetches = exact ? job->prefetch != CSM_PREFETCH_NOTHING : job->prefetch == CSM_PREFETCH_ALL;
     const size_t n = job->n; /* at most CSM_FLUSH */
     REAL magic[V(W)], lowest[V(W)];
     V(t) tops[V(W)];
     V(sum) sum[V(W)];
-    v64_t sums[V(W)][V(EIGHT)];
+    v64_t sums[V(W)][V(EIGHT)], far_sums[V(W)][V(EIGHT)];
     for (int r = 0; r < V(W); r++)
         tops[r] = FN(max_lanes)((const T *)(const void *)(job->input + r * job->input_step), n);
     V(shift) s;
@@ -221,24 +237,32 @@ INLINE int FN(exp_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(ro
         s.magic = V(splat)(magic + r);
         s.lowest = V(splat)(lowest + r);
         V(sum_restart)(&sum[r]);
+        V(distances) far;
+        if (entropy) far = V(distances_from)((double)g->max[r], s.lowest, 1);
         FN(exp_part)(x, store ? (REAL *)(void *)(e + r * pitch) : NULL, n, m, s, &sum[r], &count, 0, store, exact,
-                     exact ? NULL : &g->last[r], prefetches ? (const char *)x + V(W) *job->input_step : NULL,
+                     entropy ? &far : NULL, exact ? NULL : &g->last[r],
+                     prefetches ? (const char *)x + V(W) *job->input_step : NULL,
                      prefetches && job->result ? job->result + (r + 1) * job->result_step : NULL);
         if (exact) g->count[r] = V(sum_exact)(count);
+        if (entropy) V(sum_eight)(&far.sum, far_sums[r]);
     }
     for (int r = 0; r < V(W); r++) { /* in a separate loop, so that no row stalls the next */
         V(sum_eight_of_part)(&sum[r], sums[r]);
     }
     V(trees)((const v64_t(*)[V(EIGHT)])sums, g->sums);
+    if (entropy) V(trees)((const v64_t(*)[V(EIGHT)])far_sums, g->far);
     return 1;
 }
 /* Out of line as above.  Grouped only at T = 1: a second copy for other temperatures would push the wheel past its size
  * limit. */
 static NOINLINE int FN(exp_rows_store)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
-    return FN(exp_rows)(job, e, pitch, g, 1, 0);
+    return FN(exp_rows)(job, e, pitch, g, 1, 0, 0);
 }
 static NOINLINE int FN(exp_rows_exact)(const csm_rows_job *job, char *e, ptrdiff_t pitch, FN(rows) * g) {
-    return FN(exp_rows)(job, e, pitch, g, e != NULL, 1);
+    return FN(exp_rows)(job, e, pitch, g, e != NULL, 1, 0);
+}
+static NOINLINE int FN(exp_rows_entropy)(const csm_rows_job *job, FN(rows) * g) {
+    return FN(exp_rows)(job, NULL, 0, g, 0, 1, 1);
 }
 #endif
 
@@ -250,7 +274,7 @@ static void FN(fill)(T *y, size_t k, double value) {
 }
 
 /* Rows of up to 16 elements stay in registers from the load to the store. */
-INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int keeps_axis) {
+INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int keeps_axis, const int entropy) {
     const csm_temperature *t = job->temperature;
     const int tempered = t->tempered; /* not specialised on T = 1: with few rows this branch is not the bottleneck */
     const size_t n = job->n, used = (n + V(W) - 1) / V(W), left = n - (used - 1) * V(W);
@@ -281,6 +305,15 @@ INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int 
         }
         V(sum_sixteen)(&sum, e);
         V(sum_total)(&sum, &block.hi, &block.lo);
+        if (entropy) {
+            V(distances) far = V(distances_from)(block.max, s.lowest, csm_distance_scale(t));
+            double hi, lo;
+            UNROLL
+            for (size_t v = 0; v < V(SIXTEEN); v++) e[v] = V(mul)(e[v], V(distance)(&far, z[v], 1));
+            V(sum_sixteen)(&sum, e);
+            V(sum_total)(&sum, &hi, &lo);
+            block.far = hi + lo;
+        }
         V(t) f, f_low;
         if (!exact) {
             csm_reciprocal(block.hi, block.lo, EXP_MANTISSA == 23, &row);
@@ -297,7 +330,9 @@ INLINE size_t FN(tiny_rows)(const csm_rows_job *job, const int exact, const int 
             f = f_low = V(set)(-row.tail);
         }
         if (row.is_nan || !keeps_axis) {
-            FN(fill)(y, keeps_axis ? n : 1, row.is_nan ? CSM_NAN : block.max / t->t + row.tail);
+            double value = CSM_NAN;
+            if (!row.is_nan) value = entropy ? csm_entropy(&row, block.far, t) : block.max / t->t + row.tail;
+            FN(fill)(y, keeps_axis ? n : 1, value);
             continue;
         }
         UNROLL
@@ -333,7 +368,7 @@ INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t max_vecto
         REAL f[V(W)], f_low[V(W)];
         const csm_temperature *t = job->temperature + (tempered == 2 ? i : 0);
         if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, t, max_vectors,
-                           tempered, 0))
+                           tempered, 0, 0))
             return i;
         FN(reciprocals)(g.sums, f, f_low);
         V(t) all = V(LOAD_REAL)(f);
@@ -348,18 +383,21 @@ INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t max_vecto
     }
     return i;
 }
-INLINE size_t FN(log_groups)(const csm_rows_job *job, const int keeps_axis) {
+INLINE size_t FN(log_groups)(const csm_rows_job *job, const int keeps_axis, const int entropy) {
     const csm_temperature *t = job->temperature;
     const V(t) inv_t = V(set)(t->inv_t);
     size_t i = 0;
     for (; i + V(W) <= job->rows; i += V(W)) {
         FN(group) g;
         csm_tails s;
-        if (!FN(group_log)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, job->n, t, &s)) return i;
+        const char *from = job->input + (ptrdiff_t)i * job->input_step;
+        if (!(entropy ? FN(group_entropy)(&g, from, job->input_step, job->n, t, &s)
+                      : FN(group_log)(&g, from, job->input_step, job->n, t, &s)))
+            return i;
         for (size_t r = 0; r < V(W); r++) {
             T *y = (T *)(job->result + (ptrdiff_t)(i + r) * job->result_step);
             const V(t) tail = V(set)(-s.tail[r]), max = V(splat)(g.max + r);
-            if (!keeps_axis) STORE_PART(y, 1, V(set)(s.max[r] / t->t + s.tail[r]));
+            if (!keeps_axis) STORE_PART(y, 1, V(set)(entropy ? s.tail[r] : s.max[r] / t->t + s.tail[r]));
             for (size_t v = 0; keeps_axis && v * V(W) < job->n; v++)
                 FN(group_store)(y, job->n, v, V(fma)(V(sub)(V(LOAD_REAL)(g.z[r] + v * V(W)), max), inv_t, tail));
         }
@@ -368,8 +406,9 @@ INLINE size_t FN(log_groups)(const csm_rows_job *job, const int keeps_axis) {
 }
 static NOINLINE size_t FN(small_groups)(const csm_rows_job *job, int op) {
     const int tempered = job->temperature->tempered;
-    if (op == CSM_OP_log_softmax) return FN(log_groups)(job, 1);
-    if (op == CSM_OP_logsumexp) return FN(log_groups)(job, 0);
+    if (op == CSM_OP_log_softmax) return FN(log_groups)(job, 1, 0);
+    if (op == CSM_OP_logsumexp) return FN(log_groups)(job, 0, 0);
+    if (op == CSM_OP_entropy) return FN(log_groups)(job, 0, 1);
     if (job->has_temperatures)
         return ONE_VECTOR(job->n) ? FN(softmax_groups)(job, 1, 2) : FN(softmax_groups)(job, 2, 2);
     if (ONE_VECTOR(job->n)) return tempered ? FN(softmax_groups)(job, 1, 1) : FN(softmax_groups)(job, 1, 0);
@@ -424,10 +463,10 @@ static NOINLINE size_t FN(small_rows)(const csm_rows_job *job, int op) {
             if (rest.rows > V(W)) rest.rows = V(W); /* just past the row that stopped the groups */
         }
 #endif
-        const int keeps_axis = op != CSM_OP_logsumexp;
         size_t single;
-        if (op == CSM_OP_softmax) single = FN(tiny_rows)(&rest, 0, 1);
-        else single = FN(tiny_rows)(&rest, 1, keeps_axis);
+        if (op == CSM_OP_softmax) single = FN(tiny_rows)(&rest, 0, 1, 0);
+        else if (op == CSM_OP_entropy) single = FN(tiny_rows)(&rest, 1, 0, 1);
+        else single = FN(tiny_rows)(&rest, 1, op != CSM_OP_logsumexp, 0);
         done += single;
         if (single < rest.rows) break;
     }
@@ -554,120 +593,6 @@ static size_t FN(softmax_rows)(const csm_rows_job *job) {
     }
     return job->rows;
 }
-
-/* log_softmax and logsumexp */
-
-static void FN(log_softmax_pass1)(const void *a, const void *b, void *e, size_t k, const csm_temperature *t,
-                                  csm_block *block) {
-    (void)b;
-    (void)e;
-    block->max = FN(max)(a, k);
-    FN(exp_exact)(a, NULL, k, t, block, NULL, NULL, NULL);
-}
-
-static void FN(log_softmax_combine)(const csm_block *blocks, size_t count, const csm_temperature *t, csm_row *row) {
-    (void)t;
-    csm_combine_log(blocks, count, row);
-}
-
-/* (x - m)/T - tail: both terms have one sign, so nothing cancels. */
-static void FN(log_softmax_pass2)(const void *a, const void *b, void *to, size_t k, const csm_temperature *t,
-                                  const csm_row *row, const csm_block *block) {
-    const T *x = a;
-    T *y = to;
-    V(t) m = V(set)(row->max), inv_t = V(set)(t->inv_t), tail = V(set)(-row->tail);
-    size_t i = 0;
-    (void)b;
-    (void)block;
-    if (row->is_nan) {
-        FN(fill)(y, k, CSM_NAN);
-        return;
-    }
-    if ((i = FN(head)(y, k)) > 0) STORE_PART(y, i, V(fma)(V(sub)(LOAD_PART(x, i, m), m), inv_t, tail));
-    for (; i + V(W) <= k; i += V(W)) STORE(y + i, V(fma)(V(sub)(LOAD(x + i), m), inv_t, tail));
-    if (i < k) STORE_PART(y + i, k - i, V(fma)(V(sub)(LOAD_PART(x + i, k - i, m), m), inv_t, tail));
-}
-
-static void FN(logsumexp_pass2)(const void *a, const void *b, void *y, size_t k, const csm_temperature *t,
-                                const csm_row *row, const csm_block *block) {
-    (void)a;
-    (void)b;
-    (void)k;
-    (void)block;
-    FN(fill)(y, 1, row->is_nan ? CSM_NAN : row->max / t->t + row->tail);
-}
-
-#if EXP_MANTISSA == 23
-/* The first W rows, grouped, of up to GROUPED_LOG_LENGTH elements, and their tails.  e: the destination of e', or NULL.
- * Returns 0 if a row is NaN or not ordinary. */
-static int FN(grouped_log_rows)(const csm_rows_job *job, char *e, ptrdiff_t pitch, csm_tails *s) {
-    double none = 0;
-    FN(rows) g;
-    if (!FN(exp_rows_exact)(job, e, pitch, &g)) return 0;
-    for (int p = 0; p < V(PARTS); p++) v64_store_f64(s->sum + p * v64_W, g.sums[p]);
-    for (int r = 0; r < V(W); r++) {
-        s->max[r] = (double)g.max[r];
-        s->n[r] = (double)g.n[r];
-        s->count[r] = g.count[r];
-        none += s->sum[r] * 0;
-        if (V(is_small_sum)(s->sum[r], job->n)) {
-            csm_block block = {.max = s->max[r]};
-            FN(add_small)((const T *)(const void *)(job->input + r * job->input_step), NULL, job->n, job->temperature,
-                          NULL, &block);
-            s->sum[r] = block.hi;
-        }
-    }
-    csm_find_tails(s, job->temperature->t, EXP_BIAS);
-    return none == 0;
-}
-#endif
-
-INLINE size_t FN(log_rows)(const csm_rows_job *job, const int keeps_axis) {
-    const csm_temperature *t = job->temperature;
-    if (job->n <= 16) return FN(small_rows)(job, keeps_axis ? CSM_OP_log_softmax : CSM_OP_logsumexp);
-    double max = 0; /* of the next row: found while the scalar work for this one is in flight */
-    int is_known = 0;
-    for (size_t i = 0; i < job->rows; i++) {
-        const T *x = (const T *)(job->input + (ptrdiff_t)i * job->input_step);
-        T *y = (T *)(job->result + (ptrdiff_t)i * job->result_step);
-        csm_block block;
-        csm_row row;
-#if EXP_MANTISSA == 23
-        csm_tails s;
-        csm_rows_job group_job = *job;
-        group_job.input = (const char *)x;
-        group_job.result = keeps_axis ? (char *)y : NULL;
-        if (V(W) > 1 && !t->tempered && job->n <= GROUPED_LOG_LENGTH && i % V(W) == 0 &&
-            job->rows - i >= V(W) &&FN(grouped_log_rows)(&group_job, NULL, 0, &s)) {
-            for (int r = 0; r < V(W); r++) {
-                block.max = row.max = s.max[r];
-                row.tail = s.tail[r];
-                row.is_nan = 0;
-                if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
-                else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
-                x = (const T *)((const char *)x + job->input_step);
-                y = (T *)((char *)y + job->result_step);
-            }
-            i += V(W) - 1;
-            is_known = 0;
-            continue;
-        }
-#endif
-        block.max = is_known ? max : FN(max)(x, job->n);
-        if (!csm_is_ordinary(t, block.max)) return i;
-        FN(exp_exact)(x, NULL, job->n, t, &block, NULL, (const char *)x + job->input_step,
-                      keeps_axis ? (const char *)y : NULL);
-        row.max = block.max;
-        csm_log_tail(block.count, block.hi, block.lo, block.top, block.top_low, &row);
-        is_known = job->n <= EARLY_MAX_LENGTH && i + 1 < job->rows;
-        if (is_known) max = FN(max)((const char *)x + job->input_step, job->n);
-        if (keeps_axis) FN(log_softmax_pass2)(x, NULL, y, job->n, t, &row, &block);
-        else FN(logsumexp_pass2)(x, NULL, y, 1, t, &row, &block);
-    }
-    return job->rows;
-}
-static size_t FN(log_softmax_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 1); }
-static size_t FN(logsumexp_rows)(const csm_rows_job *job) { return FN(log_rows)(job, 0); }
 
 /* Conversions between storage and compute type, for drivers that work on the compute type. */
 static void FN(widen)(const void *from, void *to, size_t k) {

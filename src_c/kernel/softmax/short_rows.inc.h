@@ -14,7 +14,7 @@
 typedef struct FN(group) {
     REAL z[V(W)][16], e[V(W)][16]; /* whole vectors; z only if exact, -inf beyond the row */
     REAL max[V(W)], n[V(W)];
-    v64_t sums[V(PARTS)]; /* exact: without the maxima */
+    v64_t sums[V(PARTS)], far[V(PARTS)]; /* exact: without the maxima; far: of entropies only */
     double count[V(W)]; /* exact: number of maxima */
 } FN(group);
 
@@ -65,12 +65,12 @@ INLINE int FN(own_shift)(const V(t) *tops, const csm_temperature *t, FN(own_cons
 /* Computes e' and the sums of a group.  tempered: 2 if t points to a temperature for each row.  Returns 0 if a row is
  * not ordinary. */
 INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
-                         const size_t max_vectors, const int tempered, const int exact) {
+                         const size_t max_vectors, const int tempered, const int exact, const int entropy) {
     const size_t used = USED(n, max_vectors), left = n - (used - 1) * V(W);
     const V(t) low = V(set)(-CSM_INF);
     REAL (*z)[16] = exact ? g->z : g->e, magic[V(W)], lowest[V(W)];
     V(t) tops[V(W)];
-    v64_t sums[V(W)][V(EIGHT)];
+    v64_t sums[V(W)][V(EIGHT)], far_sums[V(W)][V(EIGHT)];
     for (size_t r = 0; r < V(W); r++) {
         const T *x = (const T *)(a + (ptrdiff_t)r * step);
         tops[r] = low;
@@ -114,17 +114,26 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
         g->count[r] = (double)count;
         V(sum_sixteen)(&sum, y);
         V(sum_eight)(&sum, sums[r]);
+        if (!entropy) continue;
+        const V(distances) far = V(distances_from)((double)g->max[r], s.lowest, csm_distance_scale(t));
+        UNROLL
+        for (size_t v = 0; v < V(SIXTEEN); v++)
+            if (v < used) y[v] = V(mul)(y[v], V(distance)(&far, V(LOAD_REAL)(z[r] + v * V(W)), tempered));
+        V(sum_sixteen)(&sum, y);
+        V(sum_eight)(&sum, far_sums[r]);
     }
     V(trees)((const v64_t(*)[V(EIGHT)])sums, g->sums);
+    if (entropy) V(trees)((const v64_t(*)[V(EIGHT)])far_sums, g->far);
     return 1;
 }
 
 /* Computes e', the sums and the tails of a group.  Returns 0 if a row is NaN or not ordinary. */
 INLINE int FN(group_log_of)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
-                            csm_tails *s, const size_t max_vectors, const int tempered) {
+                            csm_tails *s, const size_t max_vectors, const int tempered, const int entropy) {
     double check = 0;
-    if (!FN(group_exp)(g, a, step, n, t, max_vectors, tempered, 1)) return 0;
+    if (!FN(group_exp)(g, a, step, n, t, max_vectors, tempered, 1, entropy)) return 0;
     for (int p = 0; p < V(PARTS); p++) v64_store_f64(s->sum + p * v64_W, g->sums[p]);
+    for (int p = 0; entropy && p < V(PARTS); p++) v64_store_f64(s->far + p * v64_W, g->far[p]);
     for (int r = 0; r < V(W); r++) {
         s->max[r] = (double)g->max[r];
         s->n[r] = (double)g->n[r];
@@ -132,14 +141,26 @@ INLINE int FN(group_log_of)(FN(group) * g, const char *a, ptrdiff_t step, size_t
         check += s->sum[r] * 0;
     }
     csm_find_tails(s, t->t, EXP_BIAS);
+    if (entropy) csm_find_entropies(s, t);
     return check == 0;
 }
 /* Out of line on purpose: the body is large and has several callers. */
 static NOINLINE int FN(group_log)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                                   csm_tails *s) {
     if (ONE_VECTOR(n))
-        return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 1, 1) : FN(group_log_of)(g, a, step, n, t, s, 1, 0);
-    return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1) : FN(group_log_of)(g, a, step, n, t, s, 2, 0);
+        return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 1, 1, 0)
+                           : FN(group_log_of)(g, a, step, n, t, s, 1, 0, 0);
+    return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1, 0)
+                       : FN(group_log_of)(g, a, step, n, t, s, 2, 0, 0);
+}
+/* The same for entropies, which are left in s->tail. */
+static NOINLINE int FN(group_entropy)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
+                                      csm_tails *s) {
+    if (ONE_VECTOR(n))
+        return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 1, 1, 1)
+                           : FN(group_log_of)(g, a, step, n, t, s, 1, 0, 1);
+    return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1, 1)
+                       : FN(group_log_of)(g, a, step, n, t, s, 2, 0, 1);
 }
 
 /* Stores vector v of a row. */

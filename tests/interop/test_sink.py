@@ -1,0 +1,53 @@
+"""The sink in csoftmax.torch and csoftmax.jax, with its gradient."""
+
+import numpy as np
+import pytest
+
+import csoftmax
+
+X = np.random.default_rng(0).normal(size=(3, 5, 4)) * 2
+SINK = np.random.default_rng(1).normal(size=(3, 1, 4))
+MASK = np.random.default_rng(2).random((3, 5, 4)) < 0.7
+NAMES = ("softmax", "log_softmax", "logsumexp")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_torch(name):
+    torch = pytest.importorskip("torch")
+    import csoftmax.torch as ct
+
+    x, sink = torch.tensor(X, requires_grad=True), torch.tensor(SINK, requires_grad=True)
+    where = torch.tensor(MASK)
+
+    def function(x, sink):
+        y = getattr(ct, name)(x, 1, temperature=0.7, where=where, sink=sink)
+        return torch.where(where, y, 0) if name == "log_softmax" else y
+
+    assert torch.autograd.gradcheck(function, (x, sink))
+    expected = getattr(csoftmax, name)(X, 1, sink=SINK)
+    np.testing.assert_array_equal(getattr(ct, name)(x, 1, sink=sink).detach(), expected)
+    np.testing.assert_array_equal(getattr(csoftmax, name)(x.detach(), 1, sink=sink).detach(), expected)
+    assert getattr(csoftmax, name)(x.detach(), 1, sink=sink).requires_grad
+    assert getattr(ct, name)(x, sink=0.0).shape == getattr(ct, name)(x).shape
+    with pytest.raises(ValueError, match=r"sink has shape \(7,\)"):
+        getattr(ct, name)(x, sink=torch.zeros(7))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_jax(name):
+    jax = pytest.importorskip("jax")
+    from jax.test_util import check_grads
+
+    import csoftmax.jax as cj
+
+    with jax.enable_x64(True) if hasattr(jax, "enable_x64") else jax.experimental.enable_x64():
+
+        def function(x, sink):
+            y = getattr(cj, name)(x, 1, temperature=0.7, where=MASK, sink=sink)
+            return jax.numpy.where(MASK, y, 0).sum() if name == "log_softmax" else y.sum()
+
+        check_grads(function, (X, SINK), 1, ["rev"])
+        expected = getattr(csoftmax, name)(X, 1, sink=SINK)
+        np.testing.assert_array_equal(getattr(cj, name)(X, 1, sink=SINK), expected)
+        with pytest.raises(ValueError, match=r"sink has shape \(7,\)"):
+            getattr(cj, name)(X, sink=np.zeros(7))
