@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from .._cpu import binding
 from .foreign import as_native
 from .numbers import check_count
 from .places import CPU, Place, place_of, to_host
@@ -95,7 +96,7 @@ class Segments:
                 raise ValueError(f"num_segments is {num_segments}, and indptr has {len(self.indptr) - 1} segments")
         else:
             ids = _check_ids(segment_ids)
-            self.indptr, self.order = _sort_ids(ids, _count_segments(ids, num_segments))
+            self.indptr, self.order = _sort_ids(ids, num_segments)
             self.num_elements = len(ids)
         self.num_segments = len(self.indptr) - 1
         for values in (self.indptr, self.order):
@@ -121,7 +122,7 @@ class Segments:
         return _restore, (self.indptr, self.order, self.num_elements)
 
     def on(self, place: Place) -> tuple[Any, Any]:
-        """indptr and order at a place; those on a device are copied once."""
+        """Offsets and order at a place; those on a device are copied once."""
         if place.number is None:
             return self.indptr, self.order
         if place.number not in self._on_devices:
@@ -203,21 +204,17 @@ def _check_ids(segment_ids: Any) -> Any:
     return ids
 
 
-def _count_segments(ids: Any, num_segments: Any) -> int:
-    largest = int(ids.max()) if len(ids) else -1
-    smallest = int(ids.min()) if len(ids) else -1
-    count = max(largest + 1, 0) if num_segments is None else check_count("num_segments", num_segments)
-    if smallest < -1 or largest >= count:
-        at = int(np.argmax((ids < -1) | (ids >= count)))
-        allowed = f"-1 to {count - 1}" if count else "only -1"
-        raise IndexError(f"segment_ids[{at}] is {ids[at]}; allowed are {allowed}, and -1 leaves an element out")
-    return count
-
-
-def _sort_ids(ids: Any, count: int) -> tuple[Any, Any]:
+def _sort_ids(ids: Any, num_segments: Any) -> tuple[Any, Any]:
     """Offsets of the segments, and the elements in their order, or None if they are sorted."""
-    indptr = np.cumsum(np.bincount(ids + 1, minlength=count + 1), dtype=np.int64)
-    if np.all(ids[1:] >= ids[:-1]):
-        return indptr, None
-    order = np.argsort(ids, kind="stable")
-    return indptr, order.astype(np.int32) if len(ids) < 2**31 else order
+    if num_segments is None:
+        count = max(int(ids.max()) + 1, 0) if len(ids) else 0
+    else:
+        count = check_count("num_segments", num_segments)
+    indptr = np.empty(count + 1, np.int64)
+    order = np.empty(len(ids), np.int32 if len(ids) < 2**31 else np.int64)
+    found = binding.sort_segments(ids, count, indptr, order)
+    if found is None or found is True:
+        return indptr, order if found else None
+    at = -found - 1
+    allowed = f"-1 to {count - 1}" if count else "only -1"
+    raise IndexError(f"segment_ids[{at}] is {ids[at]}; allowed are {allowed}, and -1 leaves an element out")

@@ -5,7 +5,7 @@
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
 # and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
 # int8.pxi those of output layers in int8, tree.pxi those of trees, hashed.pxi those of class hashing,
-# adversarial.pxi those of certificates, geometric.pxi that of g-softmax.
+# adversarial.pxi those of certificates, geometric.pxi that of g-softmax, segments.pxi those over segments.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -121,6 +121,9 @@ cdef extern from "core/extension.h" nogil:
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                    const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
+    cpu.csm_status csm_run_segments(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_segments *,
+                                    const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *,
+                                    const cpu.csm_options *)
 
     ctypedef struct csm_pairs:
         size_t labels, width
@@ -480,6 +483,7 @@ include "hashed.pxi"
 include "tree.pxi"
 include "adversarial.pxi"
 include "geometric.pxi"
+include "segments.pxi"
 
 
 # Instruction sets

@@ -1,6 +1,7 @@
 /* All kernels of one storage type.  Undefines the macros that unit.inc.h defined for it. */
 #include "softmax/short_rows.inc.h"
 #include "softmax/forward.inc.h"
+#include "softmax/ragged.inc.h"
 #include "softmax/tile.inc.h"
 #include "softmax/vjp.inc.h"
 #include "cross_entropy/loss.inc.h"

@@ -332,7 +332,7 @@ INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t max_vecto
         FN(group) g;
         REAL f[V(W)], f_low[V(W)];
         if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, job->temperature,
-                           max_vectors, tempered, 0))
+                           max_vectors, tempered, 0, NULL))
             return i;
         FN(reciprocals)(g.sums, f, f_low);
         V(t) all = V(LOAD_REAL)(f);
