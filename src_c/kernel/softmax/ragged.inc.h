@@ -39,7 +39,7 @@ INLINE T *FN(ragged_target)(const FN(ragged) * g, const csm_ragged_job *job, T *
 }
 INLINE void FN(ragged_store)(const FN(ragged) * g, T *y, size_t r, size_t v, V(t) result) {
     if (g->are_neighbours) STORE(y + v * V(W), result);
-    else FN(group_store)(y, g->rows.n[r], v, result);
+    else if (v * V(W) < g->rows.n[r]) FN(group_store)(y, g->rows.n[r], v, result);
 }
 INLINE void FN(ragged_flush)(const FN(ragged) * g, const csm_ragged_job *job, const T *stack) {
     T *y = (T *)(void *)job->result + g->begin[0];
@@ -65,7 +65,8 @@ INLINE int FN(ragged_softmax)(const csm_ragged_job *job, const uint32_t *at, siz
     if (!(V(sum_exact)(V(sub)(all, all)) == 0)) return 0; /* a sum is NaN */
     for (size_t r = 0; r < count; r++) {
         T *y = FN(ragged_target)(&rows, job, stack, r);
-        for (size_t v = 0; v * V(W) < rows.rows.n[r]; v++)
+        UNROLL
+        for (size_t v = 0; v < max_vectors; v++)
             FN(ragged_store)(&rows, y, r, v,
                              V(scaled)(V(LOAD_REAL)(g.e[r] + v * V(W)), V(splat)(f + r), V(splat)(f_low + r)));
     }
@@ -90,7 +91,8 @@ static NOINLINE int FN(ragged_log)(const csm_ragged_job *job, const uint32_t *at
         }
         T *y = FN(ragged_target)(&rows, job, stack, r);
         const V(t) tail = V(set)(-s.tail[r]), max = V(splat)(g.max + r);
-        for (size_t v = 0; v * V(W) < rows.rows.n[r]; v++)
+        UNROLL
+        for (size_t v = 0; v < V(SIXTEEN); v++)
             FN(ragged_store)(&rows, y, r, v, V(fma)(V(sub)(V(LOAD_REAL)(g.z[r] + v * V(W)), max), inv_t, tail));
     }
     if (keeps_axis) FN(ragged_flush)(&rows, job, stack);
@@ -130,11 +132,11 @@ static NOINLINE size_t FN(ragged_rows)(const csm_ragged_job *job, uint32_t *left
     const int64_t *p = job->indptr;
     size_t count = 0, s = 0;
 #if EXP_MANTISSA == 23
-    enum { GROUP = V(W) };
+    enum { GROUP = V(W), RUN = 2 * GROUP };
     uint32_t held[GROUP];
     size_t holds = 0;
 #else
-    enum { GROUP = 1 }; /* none */
+    enum { GROUP = 1, RUN = 2 }; /* no groups */
 #endif
     while (s < job->count) {
         const int64_t n = p[s + 1] - p[s];
@@ -144,21 +146,20 @@ static NOINLINE size_t FN(ragged_rows)(const csm_ragged_job *job, uint32_t *left
             continue;
         }
         size_t end = s + 1;
-        while (end < job->count && p[end + 1] - p[end] == n) end++;
-        if (n > 16 || GROUP == 1 || end - s >= 4 * GROUP) {
+        if (end + RUN <= job->count && p[s + RUN] - p[s] == RUN * n) /* rare, unless the lengths are equal */
+            while (end < job->count && p[end + 1] - p[end] == n) end++;
+        if (n > 16 || GROUP == 1 || end - s >= RUN) {
             count += FN(ragged_equal)(job, s, end, left + count, op);
             s = end;
             continue;
         }
 #if EXP_MANTISSA == 23
-        for (; s < end; s++) {
-            held[holds++] = (uint32_t)s;
-            if (holds < V(W)) continue;
-            holds = 0;
-            if (FN(ragged_group)(job, held, V(W), op)) continue;
-            for (int r = 0; r < V(W); r++)
-                count += FN(ragged_equal)(job, held[r], (size_t)held[r] + 1, left + count, op);
-        }
+        held[holds++] = (uint32_t)s++;
+        if (holds < V(W)) continue;
+        holds = 0;
+        if (FN(ragged_group)(job, held, V(W), op)) continue;
+        for (int r = 0; r < V(W); r++)
+            count += FN(ragged_equal)(job, held[r], (size_t)held[r] + 1, left + count, op);
 #endif
     }
 #if EXP_MANTISSA == 23

@@ -37,11 +37,12 @@ INLINE int FN(rows_shift)(const V(t) *tops, const csm_temperature *t, const int 
     return 1;
 }
 
-/* Elements [v V(W), v V(W) + V(W)) of a row of n, those beyond it -inf. */
+/* Elements [v V(W), v V(W) + V(W)) of a row of n, those beyond it -inf: without a branch, which differences between
+ * neighbouring rows would mispredict. */
 INLINE V(t) FN(short_part)(const T *x, size_t n, size_t v) {
-    const size_t left = n > v * V(W) ? n - v * V(W) : 0;
-    if (left >= V(W)) return LOAD(x + v * V(W));
-    return left ? LOAD_PART(x + v * V(W), left, V(set)(-CSM_INF)) : V(set)(-CSM_INF);
+    size_t left = n > v * V(W) ? n - v * V(W) : 0;
+    left = left < V(W) ? left : V(W);
+    return LOAD_PART(x + v * V(W), left, V(set)(-CSM_INF));
 }
 
 /* Computes e' and the sums of a group.  each: the rows, of up to n elements; NULL: all of n, `step` bytes apart from a
