@@ -3,6 +3,7 @@
 #include "softmax/forward.inc.h"
 #include "softmax/ragged.inc.h"
 #include "softmax/tile.inc.h"
+#include "softmax/ragged_tiles.inc.h"
 #include "softmax/vjp.inc.h"
 #include "cross_entropy/loss.inc.h"
 #include "topk/topk.inc.h"

@@ -245,31 +245,63 @@ static int run_tiles(worker *w, size_t row, size_t rows, size_t segment) {
     return 1;
 }
 
+/* Segments whose rows lie side by side. */
+static csm_status run_side_by_side(worker *w, const csm_segment_unit *u) {
+    const segments_call *call = w->call;
+    const csm_softmax_call *c = &call->softmax;
+    const csm_segments *s = call->segments;
+    uint32_t left[CSM_RAGGED_ROWS];
+    csm_status status = CSM_OK;
+    for (size_t begin = u->begin; begin < u->end && status == CSM_OK; begin += CSM_RAGGED_ROWS) {
+        const ptrdiff_t first = (ptrdiff_t)s->indptr[begin];
+        const ptrdiff_t to = (c->keeps_axis ? first : (ptrdiff_t)begin) * c->result.axis_stride;
+        const csm_ragged_tiles_job job = {
+            .input = csm_row_data(&c->base, &c->input, u->row) + first * c->input.axis_stride,
+            .result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, u->row) + to,
+            .input_step = c->input.axis_stride,
+            .result_step = c->result.axis_stride,
+            .indptr = s->indptr + begin,
+            .count = u->end - begin < CSM_RAGGED_ROWS ? u->end - begin : CSM_RAGGED_ROWS,
+            .width = u->rows,
+            .temperature = &c->base.scales.ordinary};
+        const int has_kernel = c->kernels->ragged_tiles != NULL;
+        const size_t count = has_kernel ? c->kernels->ragged_tiles(&job, left) : job.count;
+        for (size_t i = 0; i < count && status == CSM_OK; i++) {
+            const size_t segment = begin + (has_kernel ? left[i] : i);
+            if (csm_segment_length(s, segment) >= call->split || run_tiles(w, u->row, u->rows, segment)) continue;
+            status = gather_all(w, u->row, u->rows, segment, segment + 1);
+        }
+    }
+    return status;
+}
+
+/* Segments of rows whose elements lie one behind the other. */
+static csm_status run_direct(worker *w, const csm_segment_unit *u) {
+    const csm_softmax_call *c = &w->call->softmax;
+    const ptrdiff_t size = (ptrdiff_t)c->base.itemsize, first = (ptrdiff_t)w->call->segments->indptr[u->begin];
+    csm_status status = CSM_OK;
+    for (size_t row = u->row; row < u->row + u->rows && status == CSM_OK; row++) {
+        line l = {.row = row, .input = csm_row_data(&c->base, &c->input, row) + first * size};
+        if (c->is_gradient) l.y = csm_row_data(&c->base, &c->y, row) + first * size;
+        l.result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, row);
+        l.result += c->keeps_axis ? first * size : (ptrdiff_t)u->begin * c->result.axis_stride;
+        l.result_step = c->result.axis_stride;
+        status = run_line(w, &l, u->begin, u->end);
+    }
+    return status;
+}
+
 static csm_status units_body(void *context, size_t begin, size_t end, int thread) {
     segments_call *call = context;
-    const csm_softmax_call *c = &call->softmax;
-    const size_t size = c->base.itemsize;
     worker w = {.call = call, .thread = thread};
-    memcpy(&w.softmax, c, sizeof w.softmax);
+    memcpy(&w.softmax, &call->softmax, sizeof w.softmax);
     csm_status status = CSM_OK;
     for (; begin < end && status == CSM_OK; begin++) {
         const csm_segment_unit u = csm_segment_unit_at(&call->units, begin);
         if (u.begin == u.end) continue;
-        const ptrdiff_t first = (ptrdiff_t)call->segments->indptr[u.begin];
-        for (size_t r = 0; r < u.rows && call->is_direct && status == CSM_OK; r++) {
-            const size_t row = u.row + r;
-            line l = {.row = row, .input = csm_row_data(&c->base, &c->input, row) + first * (ptrdiff_t)size};
-            if (c->is_gradient) l.y = csm_row_data(&c->base, &c->y, row) + first * (ptrdiff_t)size;
-            l.result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, row);
-            l.result += c->keeps_axis ? first * (ptrdiff_t)size : (ptrdiff_t)u.begin * c->result.axis_stride;
-            l.result_step = c->result.axis_stride;
-            status = run_line(&w, &l, u.begin, u.end);
-        }
-        for (size_t s = u.begin; s < u.end && call->is_tiled && status == CSM_OK; s++) {
-            if (csm_segment_length(call->segments, s) >= call->split || run_tiles(&w, u.row, u.rows, s)) continue;
-            status = gather_all(&w, u.row, u.rows, s, s + 1);
-        }
-        if (!call->is_direct && !call->is_tiled) status = gather_all(&w, u.row, u.rows, u.begin, u.end);
+        if (call->is_direct) status = run_direct(&w, &u);
+        else if (call->is_tiled) status = run_side_by_side(&w, &u);
+        else status = gather_all(&w, u.row, u.rows, u.begin, u.end);
     }
     return status;
 }

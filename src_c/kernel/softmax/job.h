@@ -54,6 +54,18 @@ enum {
     CSM_VJP_WIDTH = 128          /* rows of the widest tile of a gradient; float64: half of it */
 };
 
+/* Tiles of different lengths one behind the other: tile s has the classes indptr[s] - indptr[0] to
+ * indptr[s + 1] - indptr[0] - 1 of `input`, and of a result that has the axis. */
+typedef struct csm_ragged_tiles_job {
+    const char *input;
+    char *result;
+    ptrdiff_t input_step, result_step; /* bytes between successive classes, or results without the axis */
+    const int64_t *indptr;
+    size_t count, width; /* at most CSM_RAGGED_ROWS, CSM_TILE_WIDTH */
+    const csm_temperature *temperature;
+} csm_ragged_tiles_job;
+enum { CSM_SHORT_TILE = 32 };
+
 typedef struct csm_kernels {
     /* Computes rows in order and returns the number of rows done.  If that is less than job->rows, the maximum of the
      * next row is outside the ordinary range; that row has been neither changed nor written. */
@@ -69,6 +81,8 @@ typedef struct csm_kernels {
     /* Computes rows of different lengths, and returns the number of rows that it leaves to the caller, `left`: those
      * that `rows` leaves, of more than CSM_BLOCK elements or, if they have a result, of none.  NULL for gradients. */
     size_t (*ragged)(const csm_ragged_job *job, uint32_t *left);
+    /* The same for rows side by side, of which it computes those of 1 to CSM_SHORT_TILE elements. */
+    size_t (*ragged_tiles)(const csm_ragged_tiles_job *job, uint32_t *left);
 } csm_kernels;
 
 #endif

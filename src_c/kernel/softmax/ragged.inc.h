@@ -29,6 +29,9 @@ INLINE void FN(ragged_collect)(FN(ragged) * g, const csm_ragged_job *job, const 
         g->rows.n[r] = (size_t)(p[s + 1] - p[s]);
         if (r < count) g->elements += g->rows.n[r];
     }
+    for (size_t at = 0; at < g->elements * sizeof(T); at += 64) {
+        PREFETCH(g->rows.x[0] + 1024 + at);
+    }
     g->are_neighbours = g->begin[count - 1] + g->rows.n[count - 1] - g->begin[0] == g->elements;
 }
 
