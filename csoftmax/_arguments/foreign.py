@@ -282,7 +282,8 @@ def accept_foreign(function: _Function) -> _Function:
 
     @functools.wraps(function)
     def with_foreign(*arguments: Any, **options: Any) -> Any:
-        if all(type(a) in _NATIVE_TYPES for a in arguments) and all(type(a) in _NATIVE_TYPES for a in options.values()):
+        # the elements of tuples, among them Negatives, are read by the functions that take them
+        if all(type(a) in _NATIVE_TYPES or isinstance(a, tuple) for a in (*arguments, *options.values())):
             return function(*arguments, **options)
         given = {}  # foreign arrays, by the identity of the arrays they became
 

@@ -138,6 +138,8 @@ def check_ignore_index(ignore_index: Any) -> int:
 
 def check_upstream(upstream: Any, reduction: str, batch: tuple[int, ...], place: Place = CPU) -> Any:
     """The upstream gradient as float64 for every row, or None where it is 1."""
+    if type(upstream) is float and upstream == 1:  # the default
+        return None
     if place.on_cuda and (is_cupy(upstream) or np.ndim(upstream)):
         values = place.array("upstream", upstream)
     else:

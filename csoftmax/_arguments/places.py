@@ -11,7 +11,7 @@ import numpy as np
 
 from .. import _cuda
 from .._cpu import binding
-from .._cpu.dtypes import is_bfloat16
+from .._cpu.dtypes import dtype_code, is_bfloat16
 from .kinds import as_values, describe_objects, refuse_kind, refuse_missing_bools
 
 
@@ -168,7 +168,7 @@ def as_float(name: str, x: Any, place: Place = CPU) -> tuple[Any, int]:
         native = dtype.newbyteorder("=")
         if dtype != native and is_cupy(x):
             raise TypeError(f"{name} is a CuPy array in foreign byte order, which CuPy does not convert")
-        return (x if dtype == native else x.astype(native)), binding.DTYPES[native.name]
+        return (x if dtype == native else x.astype(native)), dtype_code(native)
     if is_bfloat16(dtype):
         return x, binding.DTYPES["bfloat16"]
     advice = f": {name}.astype(numpy.float64)" if dtype.kind == "f" else ""

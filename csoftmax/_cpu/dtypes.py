@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
 import numpy as np
+
+from . import binding
 
 
 def is_bfloat16(dtype: Any) -> bool:
     """Whether a dtype is ml_dtypes' bfloat16. No such array exists before that package has been imported."""
     module = sys.modules.get("ml_dtypes")
     return module is not None and dtype == module.bfloat16
+
+
+@functools.cache  # a dtype makes its name anew each time, in some microseconds
+def dtype_code(dtype: np.dtype[Any]) -> int:
+    """The number by which kernels know one of the four storage types, given in native byte order."""
+    return binding.DTYPES[dtype.name]
 
 
 def compute_dtype(dtype: Any) -> np.dtype[Any]:

@@ -16,11 +16,11 @@ import numpy as np
 
 from . import binding
 from .apart import multiply
-from .dtypes import as_buffer
+from .dtypes import as_buffer, dtype_code
 
 LINE_ELEMENTS = 16  # of float32 in a cache line, to which rows of logits are padded
 PAGE_BYTES = 4096
-CHUNK_BYTES = 3 << 19  # default size of a chunk's logits, which then stay close between their passes
+CHUNK_BYTES = 1 << 22  # default size of a chunk's logits
 KEPT_BYTES = 16 << 20  # scratch of a thread that is kept for its next call
 
 
@@ -69,7 +69,7 @@ class SampledLayer:
     def __init__(
         self, x: Any, w: Any, bias: Any, labels: Any, ids: Any, compute: np.dtype[Any], chunk_rows: int, threads: Any
     ):
-        self.dtype, self.compute, self.num_threads = binding.DTYPES[x.dtype.name], compute, threads
+        self.dtype, self.compute, self.num_threads = dtype_code(x.dtype), compute, threads
         self.x, self.w, self.labels, self.ids, self.bias = np.require(x, None, ("C", "A")), w, labels, ids, bias
         self.is_shared = ids.ndim == 1
         m, d = ids.shape[-1], x.shape[1]
@@ -208,7 +208,7 @@ class SampledLayer:
         values = binding.empty((count, self.x.shape[1]), self.compute)
         start, of_labels = self.grad_ids, (label_offsets, self.label_grad[labels], as_buffer(self.x), labels)
         if not self.is_ascending:  # the caller's ids may hold a class several times
-            code, ones = binding.DTYPES[self.compute.name], np.ones(m, self.compute)
+            code, ones = dtype_code(self.compute), np.ones(m, self.compute)
             of_ids = id_offsets, ones, self.grad_ids, columns
             binding.run_row_sums(code, *of_ids, None, None, values, self.num_threads)
             start, first = values, None

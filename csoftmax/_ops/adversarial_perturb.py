@@ -15,7 +15,7 @@ from .._arguments.numbers import check_choice, check_count, check_flag, check_no
 from .._arguments.places import as_array, check_kernels, place_of
 from .._cpu import binding
 from .._cpu.apart import multiply
-from .._cpu.dtypes import is_bfloat16
+from .._cpu.dtypes import dtype_code, is_bfloat16
 from .adversarial import Head, Walls, check_bounds, check_labels_of, check_norm, find_certificates, plan_head
 from .adversarial_divergence import find_divergence
 from .adversarial_geometry import find_directions, project_on_ball, reach_furthest, row_norms
@@ -182,7 +182,7 @@ class DivergenceGradient:
 
 def climb(gradient: Callable[[Any], Any], delta: Any, ball: Ball, steps: int, step_size: float, threads: Any) -> Any:
     """Projected gradient ascent from delta, which is changed (Madry et al. 2018)."""
-    dtype = binding.DTYPES[delta.dtype.name]
+    dtype = dtype_code(delta.dtype)
     for _ in range(steps):
         g = gradient(delta)
         if ball.norm == math.inf:

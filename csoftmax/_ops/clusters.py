@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from .._arguments.numbers import check_count
 from .._cpu import binding
+from .._cpu.dtypes import dtype_code
 from . import int8
 from .int8 import Layer, make_biases, quantise
 
@@ -126,7 +127,7 @@ def _sums(rows: Any, offsets: Any, order: Any, num_threads: Any) -> NDArray[Any]
     """Sums of rows by a counting sort of their clusters, in ascending order of the rows."""
     sums = np.empty((len(offsets) - 1, rows.shape[1]), rows.dtype)
     ones = np.ones(len(order), rows.dtype)
-    binding.run_row_sums(binding.DTYPES[rows.dtype.name], offsets, ones, rows, order, None, None, sums, num_threads)
+    binding.run_row_sums(dtype_code(rows.dtype), offsets, ones, rows, order, None, None, sums, num_threads)
     return sums
 
 

@@ -18,7 +18,7 @@ from .._arguments.places import as_array, as_float, check_kernels, place_of, to_
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import multiply
-from .._cpu.dtypes import compute_dtype
+from .._cpu.dtypes import compute_dtype, dtype_code
 from .._cpu.linear import kernel_threads
 
 CHUNK_BYTES = 8 << 20  # default size of a chunk's logits: each chunk adds once to the gradient of y
@@ -192,7 +192,7 @@ def _run_direction(plan: InBatchPlan, gradient: bool, num_threads: int | None) -
         _correct(plan, logits, rows, at, shift)
         row_losses = np.empty(len(rows))
         binding.run_cross_entropy(
-            binding.DTYPES[compute.name],
+            dtype_code(compute),
             logits,
             logits if gradient else None,
             row_losses,

@@ -25,7 +25,7 @@ from .._arguments.places import Place, as_float, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import run_apart
-from .._cpu.dtypes import compute_dtype
+from .._cpu.dtypes import compute_dtype, dtype_code
 from .._cpu.linear import Layer, kernel_threads
 
 __all__ = ["LinearCrossEntropyResult", "linear_cross_entropy", "linear_cross_entropy_with_grad"]
@@ -202,7 +202,7 @@ def run_linear_on_cpu(
     coefficient: Any = np.ones(rows) if options.upstream is None else options.upstream
     coefficient = coefficient / plan.divisor
     layer = Layer(plan.x, plan.w, plan.bias, plan.compute, gradient)
-    dtype = binding.DTYPES[plan.compute.name]
+    dtype = dtype_code(plan.compute)
     losses = np.zeros(rows)
     buffer = binding.empty((plan.chunk_rows, classes), plan.compute)
     num_threads = kernel_threads(buffer.size, num_threads)

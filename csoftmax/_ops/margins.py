@@ -17,7 +17,7 @@ from .._arguments.places import as_array, as_float, check_kernels, place_of, to_
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
 from .._cpu.apart import run_apart
-from .._cpu.dtypes import compute_dtype, is_bfloat16
+from .._cpu.dtypes import compute_dtype, dtype_code, is_bfloat16
 from .._cpu.linear import Layer, kernel_threads
 from .._cpu.margins import (
     Centers,
@@ -286,7 +286,7 @@ def _run_margins_on_cpu(
         logits = sphere.forward(chunk)
         upstream = coefficient[chunk]
         binding.run_cross_entropy(
-            binding.DTYPES[linear.compute.name],
+            dtype_code(linear.compute),
             logits,
             logits if gradient else None,
             losses[chunk],

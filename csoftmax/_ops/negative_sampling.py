@@ -87,7 +87,7 @@ def negative_sampling_loss(
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
-        1.5 MiB. Classes of each row are not chunked.
+        4 MiB. Classes of each row are not chunked.
 
     Returns
     -------
@@ -267,7 +267,7 @@ def nce_loss(
         As in `cross_entropy`. There are no kernels for CUDA: CuPy arrays need device="cpu".
     chunk_bytes : int, optional
         Upper bound on the bytes of the logits that exist at a time, which are those of 1 to 1024 rows; the default is
-        1.5 MiB. Classes of each row are not chunked.
+        4 MiB. Classes of each row are not chunked.
 
     Returns
     -------

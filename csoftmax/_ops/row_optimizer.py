@@ -11,7 +11,7 @@ from .._arguments.layouts import overlaps_itself
 from .._arguments.numbers import check_non_negative, check_num_threads, check_positive
 from .._arguments.places import DeviceError, is_cupy
 from .._cpu import binding
-from .._cpu.dtypes import as_buffer, compute_dtype, is_bfloat16
+from .._cpu.dtypes import as_buffer, compute_dtype, dtype_code, is_bfloat16
 from .rows import RowGradient
 
 __all__ = ["RowOptimizer"]
@@ -206,7 +206,7 @@ class RowOptimizer:
     def _run(self, w: Any, rows: Any, values: Any, state: _State) -> None:
         buffer = as_buffer(w)
         binding.run_row_update(
-            binding.DTYPES[w.dtype.name],
+            dtype_code(w.dtype),
             binding.OPTIMIZERS[self.kind],
             self.learning_rate,
             self.penalty_l2,

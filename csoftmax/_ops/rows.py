@@ -13,7 +13,7 @@ from .._arguments.numbers import as_number, check_count
 from .._arguments.places import as_array
 from .._arguments.recorded import hand_over_recorded
 from .._cpu import binding
-from .._cpu.dtypes import as_buffer
+from .._cpu.dtypes import as_buffer, dtype_code
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -190,7 +190,7 @@ def _add_rows(w: Any, rows: Any, values: Any, scale: Any) -> None:
     to = matrix if is_ordinary else matrix[rows]
     at = rows if is_ordinary else np.arange(len(rows))
     if to.size:
-        binding.run_row_add(binding.DTYPES[w.dtype.name], at, as_buffer(values), scale, as_buffer(to), None)
+        binding.run_row_add(dtype_code(w.dtype), at, as_buffer(values), scale, as_buffer(to), None)
     if not is_ordinary:
         matrix[rows] = to
 

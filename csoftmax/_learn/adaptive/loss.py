@@ -20,6 +20,7 @@ from ..._arguments.layers import count_chunk_rows
 from ..._arguments.places import as_array
 from ..._cpu import binding
 from ..._cpu.apart import multiply
+from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import Layer, kernel_threads
 from ..head_loss import LossPlan
 
@@ -43,7 +44,7 @@ def _run_layer(
         layer.forward(chunk, logits)
         s, upstream = (None if v is None else v[chunk] for v in (scale, coefficient))
         binding.run_cross_entropy(
-            binding.DTYPES[w.dtype.name],
+            dtype_code(w.dtype),
             logits,
             logits if gradient else None,
             found[chunk],

@@ -13,6 +13,7 @@ from ..._arguments.generators import draw_uniforms, restore_states, save_states
 from ..._arguments.numbers import check_count
 from ..._cpu import binding
 from ..._cpu.apart import multiply
+from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import CHUNK_BYTES, MAX_CHUNK_ROWS
 from .search import Search, compute_excess
 
@@ -102,7 +103,7 @@ def _choose(z: Any, uniforms: Any, num_threads: int | None) -> NDArray[np.int64]
     found = np.empty(uniforms.shape, np.int64)
     if found.size:
         options = (None, None, None, None, None, num_threads)
-        dtype = binding.DTYPES[z.dtype.name]
+        dtype = dtype_code(z.dtype)
         if not binding.run_sample(dtype, z, np.ascontiguousarray(uniforms), found, *options):
             row = int(np.flatnonzero(~np.isfinite(z.max(axis=1)))[0])
             raise ValueError(f"a row of x has no probabilities: its largest logit is {z[row].max()}")

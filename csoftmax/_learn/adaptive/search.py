@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..._cpu import binding
 from ..._cpu.apart import multiply
+from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import CHUNK_BYTES, kernel_threads
 from ..._ops.topk import topk
 
@@ -60,7 +61,7 @@ def compute_excess(z: Any, first: NDArray[np.int64], num_threads: int | None) ->
     """Log-sum-exp of each row less its largest logit, which is at `first`: exact where it is nearly 0."""
     excess = np.zeros(len(z))
     binding.run_cross_entropy(
-        binding.DTYPES[z.dtype.name],
+        dtype_code(z.dtype),
         z,
         None,
         excess,

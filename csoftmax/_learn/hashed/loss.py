@@ -14,6 +14,7 @@ import numpy as np
 
 from ..._arguments.layers import count_chunk_rows
 from ..._cpu import binding
+from ..._cpu.dtypes import dtype_code
 from ..._cpu.linear import Layer, kernel_threads
 from ..head_loss import LossPlan, plan_loss, reduce, spread
 from ..head_result import HeadResult
@@ -53,7 +54,7 @@ def compute(layer: BucketLayer, plan: LossPlan, gradient: bool) -> tuple[Any, An
         found = np.zeros(rows * tables)
         every = logits.reshape(rows * tables, n)
         binding.run_cross_entropy(
-            binding.DTYPES[dtype.name],
+            dtype_code(dtype),
             every,
             every if gradient else None,
             found,

@@ -18,6 +18,7 @@ from ..._arguments.layers import add_up, scale_weights, weigh
 from ..._arguments.numbers import check_num_threads
 from ..._arguments.places import as_float
 from ..._cpu import binding
+from ..._cpu.dtypes import dtype_code
 from ..._ops.row_optimizer import RowOptimizer, begin_step, check_state, end_step
 from ..._ops.rows import RowGradient
 from .tree import shape_of
@@ -155,7 +156,7 @@ def _parts(layer: Any, labels: NDArray[np.int64]) -> Iterator[tuple[slice, NDArr
 
 def make_call(layer: Any, x: Any, temperature: float, num_threads: Any) -> Any:
     return binding.TreeCall(
-        binding.DTYPES[layer.dtype.name], shape_of(layer.tree), layer.theta, layer.bias, x, temperature, num_threads
+        dtype_code(layer.dtype), shape_of(layer.tree), layer.theta, layer.bias, x, temperature, num_threads
     )
 
 
