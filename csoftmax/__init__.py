@@ -18,6 +18,7 @@ from ._ops import penalize as _penalize
 from ._ops import rows as _rows
 from ._ops import sample as _sample
 from ._ops import sampled as _sampled
+from ._ops import segment_cross_entropy as _segment_cross_entropy
 from ._ops import segments as _segments
 from ._ops import softmax as _softmax
 from ._ops import topk as _topk
@@ -33,6 +34,7 @@ from ._ops.penalize import *
 from ._ops.rows import *
 from ._ops.sample import *
 from ._ops.sampled import *
+from ._ops.segment_cross_entropy import *
 from ._ops.segments import *
 from ._ops.softmax import *
 from ._ops.topk import *
@@ -63,6 +65,7 @@ __all__ += _penalize.__all__
 __all__ += _rows.__all__
 __all__ += _sample.__all__
 __all__ += _sampled.__all__
+__all__ += _segment_cross_entropy.__all__
 __all__ += _segments.__all__
 __all__ += _softmax.__all__
 __all__ += _topk.__all__

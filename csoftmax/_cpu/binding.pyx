@@ -124,6 +124,9 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_segments(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_segments *,
                                     const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *,
                                     const cpu.csm_options *)
+    cpu.csm_status csm_run_segment_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_segments *,
+                                        const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *,
+                                        const cpu.csm_view *, double *, cpu.csm_loss_options *)
 
     ctypedef struct csm_pairs:
         size_t labels, width
