@@ -15,5 +15,18 @@ except ImportError as error:
 from ._jax.crf import crf_loss
 from ._jax.losses import cross_entropy
 from ._jax.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
+from ._jax.segments import segment_cross_entropy, segment_log_softmax, segment_logsumexp, segment_softmax
 
-__all__ = ["crf_loss", "cross_entropy", "entmax", "log_softmax", "logsumexp", "softmax", "sparsemax"]
+__all__ = [
+    "crf_loss",
+    "cross_entropy",
+    "entmax",
+    "log_softmax",
+    "logsumexp",
+    "segment_cross_entropy",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
+    "softmax",
+    "sparsemax",
+]

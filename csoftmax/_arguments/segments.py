@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ class Segments:
         if (indptr is None) == (segment_ids is None):
             count = "neither" if indptr is None else "both"
             raise TypeError(f"indptr or segment_ids is needed, got {count}")
-        self._on_devices: dict[int, tuple[Any, Any]] = {}
+        self._on_devices: dict[int | str, tuple[Any, Any]] = {}
         if segment_ids is None:
             self.indptr, self.order, self.num_elements = _check_offsets(indptr), None, None
             if num_segments is not None and check_count("num_segments", num_segments) != len(self.indptr) - 1:
@@ -119,17 +120,20 @@ class Segments:
         return f"Segments(num_segments={self.num_segments}, num_elements={self.num_elements})"
 
     def __reduce__(self) -> Any:
-        return _restore, (self.indptr, self.order, self.num_elements)
+        return restore_segments, (self.indptr, self.order, self.num_elements)
 
     def on(self, place: Place) -> tuple[Any, Any]:
         """Offsets and order at a place; those on a device are copied once."""
         if place.number is None:
             return self.indptr, self.order
-        if place.number not in self._on_devices:
-            with place.context():
-                order = None if self.order is None else place.xp.asarray(self.order)
-                self._on_devices[place.number] = place.xp.asarray(self.indptr), order
-        return self._on_devices[place.number]
+        with place.context():
+            return self.converted(place.number, place.xp.asarray)
+
+    def converted(self, key: int | str, convert: Callable[[Any], Any]) -> tuple[Any, Any]:
+        """Offsets and order as arrays of another kind, which are kept under the key."""
+        if key not in self._on_devices:
+            self._on_devices[key] = convert(self.indptr), None if self.order is None else convert(self.order)
+        return self._on_devices[key]
 
     def check_length(self, name: str, length: int, axis: int) -> None:
         """Refuse an array whose axis these segments do not fit."""
@@ -145,10 +149,10 @@ class Segments:
             dtype = np.int32 if order.size * count < 2**31 else np.int64
             order = (order.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)
         elements = None if self.num_elements is None else self.num_elements * count
-        return _restore(self.indptr * count, order, elements)
+        return restore_segments(self.indptr * count, order, elements)
 
 
-def _restore(indptr: Any, order: Any, num_elements: int | None) -> Segments:
+def restore_segments(indptr: Any, order: Any, num_elements: int | None) -> Segments:
     """Segments of arrays that have been checked."""
     segments = Segments.__new__(Segments)
     segments.indptr, segments.order, segments.num_elements = indptr, order, num_elements

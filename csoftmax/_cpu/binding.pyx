@@ -352,9 +352,11 @@ cdef extern from *:
     #define CSM_ROW_COUNT(name, ...) +1
     #define CSM_ROW_KEEPS_AXIS(name, signature, keeps_axis, ...) keeps_axis,
     #define CSM_ROW_TARGET(name, ...) (void *)csm_xla_##name,
+    #define CSM_ROW_SEGMENT_TARGET(name, ...) (void *)csm_xla_segment_##name,
     static const char *const csm_op_names[] = {CSM_OPS(CSM_ROW_NAME)};
     static const char csm_op_keeps_axis[] = {CSM_OPS(CSM_ROW_KEEPS_AXIS)};
     static void *const csm_xla_targets[] = {CSM_OPS(CSM_ROW_TARGET)};
+    static void *const csm_xla_segment_targets[] = {CSM_OPS(CSM_ROW_SEGMENT_TARGET)};
     static const char *const csm_dtype_suffixes[] = {CSM_DTYPES(CSM_ROW_NAME)};
     static const char *const csm_isa_names[] = {CSM_ISAS(CSM_ROW_NAME)};
     enum { CSM_ISA_COUNT = 0 CSM_ISAS(CSM_ROW_COUNT) };
@@ -362,6 +364,7 @@ cdef extern from *:
     const char **csm_op_names
     const char *csm_op_keeps_axis
     void **csm_xla_targets
+    void **csm_xla_segment_targets
     const char **csm_dtype_suffixes
     const char **csm_isa_names
     int CSM_ISA_COUNT
@@ -397,6 +400,7 @@ cdef extern from "quick.h":
 cdef extern from "xla.h" nogil:
     void csm_xla_entmax()
     void csm_xla_entmax_vjp()
+    void csm_xla_segment_cross_entropy()
     void csm_xla_cross_entropy()
     void csm_xla_crf()
     void csm_xla_crf_vjp()
@@ -572,6 +576,9 @@ cdef _target(void *function):
 
 
 XLA_TARGETS = {name: _target(csm_xla_targets[i]) for name, i in OPS.items()} | {
+    f"segment_{name}": _target(csm_xla_segment_targets[i]) for name, i in OPS.items()
+} | {
+    "segment_cross_entropy": _target(<void *>csm_xla_segment_cross_entropy),
     "entmax": _target(<void *>csm_xla_entmax),
     "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
     "cross_entropy": _target(<void *>csm_xla_cross_entropy),

@@ -135,21 +135,25 @@ def _logsumexp(x: jax.Array, temperature: float) -> jax.Array:
     return call_kernel("logsumexp", result, x, temperature=np.float64(temperature))
 
 
-def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
-    p = _softmax(x, temperature)
+def scale_softmax(p: jax.Array, dy: jax.Array, temperature: float) -> jax.Array:
+    """Softmax p times dy / T, which can be beyond the range of the dtype where the product is not."""
     if temperature == 1:
-        return (p * dy[..., None],)
-    exponent = math.frexp(temperature)[1]
-    dy = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
+        return p * dy
+    dtype, exponent = p.dtype, math.frexp(temperature)[1]
+    dy = dy.astype(jnp.promote_types(dtype, jnp.float32))
     if abs(exponent) <= 60:
-        return ((p * (dy / temperature)[..., None]).astype(x.dtype),)
-    # 1/T can be beyond the range of the dtype: mantissas are multiplied, exponents added, and joined at the end
+        return (p * (dy / temperature)).astype(dtype)
+    # mantissas are multiplied, exponents added, and joined at the end
     p, p_exponent = jnp.frexp(p.astype(dy.dtype))
     dy, dy_exponent = jnp.frexp(dy)
-    product = p * (dy / math.ldexp(temperature, -exponent))[..., None]
-    exponents = p_exponent + dy_exponent[..., None] - exponent
+    product = p * (dy / math.ldexp(temperature, -exponent))
+    exponents = p_exponent + dy_exponent - exponent
     half = exponents // 2
-    return (jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(x.dtype),)
+    return jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(dtype)
+
+
+def _logsumexp_backward(temperature: float, x: jax.Array, dy: jax.Array) -> tuple[jax.Array]:
+    return (scale_softmax(_softmax(x, temperature), dy[..., None], temperature),)
 
 
 _logsumexp.defvjp(lambda x, temperature: (_logsumexp(x, temperature), x), _logsumexp_backward)

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple, SupportsIndex
 
 from numpy.typing import ArrayLike, NDArray
 
+from .. import _cuda
 from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
-from .._arguments.places import check_kernels, place_of
+from .._arguments.places import DeviceError, place_of
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.segment_layouts import SegmentRows, check_segment_temperatures, lay_out_segments
 from .._arguments.segments import Segments, as_segments
@@ -36,7 +37,12 @@ class SegmentsPlan(NamedTuple):
     def execute(self) -> Any:
         """Compute, and return the result."""
         rows, number, each = self.rows, self.temperature, None
-        segments = rows.axis.segments
+        segments, place = rows.axis.segments, rows.result.place
+        if place.on_cuda:
+            arrays = rows.first, rows.second, rows.result.rows, rows.where
+            with place.context():
+                _cuda.launch_segments(self.operation, rows.dtype, *arrays, self.temperature, segments, place)
+                return rows.result.finish()
         if not isinstance(number, float):
             number, each = 1.0, self.temperature
         arguments = self.operation, rows.dtype, rows.first, rows.second, rows.result.rows, rows.where, number, each
@@ -60,13 +66,13 @@ def plan_segments(
     """Check a call of the operation `name` over segments; x is dy in a gradient."""
     gradient = name.endswith("_vjp")
     place = place_of(device, x)
-    if place.on_cuda:
-        check_kernels("segments")
     with place.context():
         rows = lay_out_segments(
             place, x, y, axis, segments, where, out, gradient=gradient, reduces=name == "logsumexp"
         )
         temperature = check_segment_temperatures(temperature, rows.axis, gradient)
+        if place.on_cuda and not isinstance(temperature, float):
+            raise DeviceError('temperatures of segments have no kernels for CUDA. device="cpu" computes on the CPU.')
     return SegmentsPlan(binding.OPS[name], temperature, rows, num_threads)
 
 

@@ -69,20 +69,17 @@ def _fake_logsumexp(x: Tensor, dim: int, temperature: float, where: Tensor | Non
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
-def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
-    """Softmax times dy / T, where 1 / T and dy / T may leave the range of the dtype though the product does not."""
-    to: Any = like(x)
-    p = csoftmax.softmax(x.detach(), axis=dim, temperature=temperature, where=where, out=to)
-    dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
+def scale_softmax(p: Tensor, dy: Tensor, temperature: float) -> Tensor:
+    """Softmax p times dy / T, in place where 1 / T and dy / T stay within the range of the dtype."""
     if temperature == 1:
         return p.mul_(dy)
     mantissa, exponent = math.frexp(temperature)
     if abs(exponent) <= 60:
-        if x.dtype.itemsize < 4:
-            return p.float().mul_(dy.float() / temperature).to(x.dtype)
+        if p.dtype.itemsize < 4:
+            return p.float().mul_(dy.float() / temperature).to(p.dtype)
         return p.mul_(dy / temperature)
-    if x.dtype != torch.float64:
-        return p.double().mul_(dy.double()).div_(temperature).to(x.dtype)
+    if p.dtype != torch.float64:
+        return p.double().mul_(dy.double()).div_(temperature).to(p.dtype)
     # Mantissas are multiplied, exponents added. The powers of two are multiplied in three steps, none of which leaves
     # the range before the product does.
     p, p_exponent = torch.frexp(p)
@@ -91,6 +88,12 @@ def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, 
     third = exponents.div(3, rounding_mode="trunc")
     step = torch.pow(2.0, third.double())
     return p.mul_(dy / mantissa).mul_(step).mul_(step).mul_(torch.pow(2.0, (exponents - 2 * third).double()))
+
+
+def _compute_logsumexp_vjp(dy: Tensor, x: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
+    to: Any = like(x)
+    p = csoftmax.softmax(x.detach(), axis=dim, temperature=temperature, where=where, out=to)
+    return scale_softmax(p, dy.detach().unsqueeze(dim) if x.dim() else dy.detach(), temperature)
 
 
 _logsumexp_vjp = define(
