@@ -20,7 +20,7 @@ from .layouts import (
 )
 from .numbers import check_temperatures
 from .places import Place, as_float, to_host
-from .segments import Segments
+from .segments import Segments, repeat_segments
 
 
 class SegmentAxis(NamedTuple):
@@ -52,7 +52,7 @@ def lay_out_axis(name: str, shape: tuple[int, ...], axis: Any, segments: Segment
         raise ValueError("axis must name at least one axis, got ()")
     segments.check_length(name, shape[axes[0]], axes[0])
     if len(axes) > 1:
-        segments = segments.repeated(math.prod(shape[i] for i in axes[1:]))
+        segments = repeat_segments(segments, math.prod(shape[i] for i in axes[1:]))
     batch = tuple(n for i, n in enumerate(shape) if i not in axes)
     place = axes[0] - sum(i < axes[0] for i in axes[1:])
     reduced = (*batch[:place], segments.num_segments, *batch[place:])

@@ -106,7 +106,7 @@ class Segments:
         if device is not None:
             place = place_of(device, self.indptr)
             if place.on_cuda:
-                self.on(place)
+                place_segments(self, place)
 
     @property
     def lengths(self) -> NDArray[np.int64]:
@@ -122,34 +122,58 @@ class Segments:
     def __reduce__(self) -> Any:
         return restore_segments, (self.indptr, self.order, self.num_elements)
 
-    def on(self, place: Place) -> tuple[Any, Any]:
-        """Offsets and order at a place; those on a device are copied once."""
-        if place.number is None:
-            return self.indptr, self.order
-        with place.context():
-            return self.converted(place.number, place.xp.asarray)
-
-    def converted(self, key: int | str, convert: Callable[[Any], Any]) -> tuple[Any, Any]:
-        """Offsets and order as arrays of another kind, which are kept under the key."""
-        if key not in self._on_devices:
-            self._on_devices[key] = convert(self.indptr), None if self.order is None else convert(self.order)
-        return self._on_devices[key]
-
     def check_length(self, name: str, length: int, axis: int) -> None:
-        """Refuse an array whose axis these segments do not fit."""
+        """Refuse an array whose axis these segments do not fit.
+
+        Parameters
+        ----------
+        name : str
+            What messages call the array.
+        length : int
+            Its length along the axis.
+        axis : int
+            The axis, for messages.
+
+        Raises
+        ------
+        ValueError
+            If the length is not that of the ids, or less than the last offset.
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.Segments(indptr=[0, 2, 5]).check_length("x", 5, 0)
+        """
         if self.num_elements is not None and length != self.num_elements:
             raise ValueError(f"{name} has {length} elements along axis {axis}; segment_ids has {self.num_elements}")
         if length < self.indptr[-1]:
             raise ValueError(f"{name} has {length} elements along axis {axis}; indptr ends at {self.indptr[-1]}")
 
-    def repeated(self, count: int) -> Segments:
-        """The segments of an axis each of whose elements has become `count` neighbouring ones."""
-        order = self.order
-        if order is not None:
-            dtype = np.int32 if order.size * count < 2**31 else np.int64
-            order = (order.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)
-        elements = None if self.num_elements is None else self.num_elements * count
-        return restore_segments(self.indptr * count, order, elements)
+
+def convert_segments(segments: Segments, key: int | str, convert: Callable[[Any], Any]) -> tuple[Any, Any]:
+    """Offsets and order as arrays of another kind, which are kept under the key."""
+    kept = segments._on_devices
+    if key not in kept:
+        kept[key] = convert(segments.indptr), None if segments.order is None else convert(segments.order)
+    return kept[key]
+
+
+def place_segments(segments: Segments, place: Place) -> tuple[Any, Any]:
+    """Offsets and order at a place; those on a device are copied once."""
+    if place.number is None:
+        return segments.indptr, segments.order
+    with place.context():
+        return convert_segments(segments, place.number, place.xp.asarray)
+
+
+def repeat_segments(segments: Segments, count: int) -> Segments:
+    """The segments of an axis each of whose elements has become `count` neighbouring ones."""
+    order = segments.order
+    if order is not None:
+        dtype = np.int32 if order.size * count < 2**31 else np.int64
+        order = (order.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)
+    elements = None if segments.num_elements is None else segments.num_elements * count
+    return restore_segments(segments.indptr * count, order, elements)
 
 
 def restore_segments(indptr: Any, order: Any, num_elements: int | None) -> Segments:

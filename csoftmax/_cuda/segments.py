@@ -39,9 +39,21 @@ def _absent(name: str, dtype: Any) -> Any:
 
 
 def launch_segments(
-    op: int, dtype: int, first: Any, second: Any, result: Any, where: Any, temperature: float, segments: Any, place: Any
+    op: int,
+    dtype: int,
+    first: Any,
+    second: Any,
+    result: Any,
+    where: Any,
+    temperature: float,
+    segments: Any,
+    indptr: Any,
+    order: Any,
 ) -> None:
-    """Run an operation over segments of the last axis, which are the last axis of a reduction's result."""
+    """Run an operation over segments of the last axis, which are the last axis of a reduction's result.
+
+    indptr and order are those of the segments, on the device; the segments themselves are on the host.
+    """
     import cupy
 
     name, length = OP_NAMES[op], first.shape[-1]
@@ -50,7 +62,6 @@ def launch_segments(
     result[...] = _absent(name, result.dtype)
     if result.size == 0 or length == 0:
         return
-    indptr, order = segments.on(place)
 
     def in_order(x: Any) -> Any:
         if x is None:

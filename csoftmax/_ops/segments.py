@@ -12,7 +12,7 @@ from .._arguments.kinds import keep_labels
 from .._arguments.places import DeviceError, place_of
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.segment_layouts import SegmentRows, check_segment_temperatures, lay_out_segments
-from .._arguments.segments import Segments, as_segments
+from .._arguments.segments import Segments, as_segments, place_segments
 from .._cpu import binding
 
 __all__ = [
@@ -41,7 +41,8 @@ class SegmentsPlan(NamedTuple):
         if place.on_cuda:
             arrays = rows.first, rows.second, rows.result.rows, rows.where
             with place.context():
-                _cuda.launch_segments(self.operation, rows.dtype, *arrays, self.temperature, segments, place)
+                there = place_segments(segments, place)
+                _cuda.launch_segments(self.operation, rows.dtype, *arrays, self.temperature, segments, *there)
                 return rows.result.finish()
         if not isinstance(number, float):
             number, each = 1.0, self.temperature
@@ -198,6 +199,10 @@ def segment_log_softmax(
     IndexError, TypeError, ValueError, DeviceError, MemoryError
         As in `segment_softmax`.
 
+    Notes
+    -----
+    Errors and special values are those of `log_softmax` for each segment.
+
     Examples
     --------
     >>> import numpy as np
@@ -246,6 +251,10 @@ def segment_logsumexp(
     ------
     IndexError, TypeError, ValueError, DeviceError, MemoryError
         As in `segment_softmax`.
+
+    Notes
+    -----
+    Errors and special values are those of `logsumexp` for each segment: -inf alone gives -inf, and NaN stays NaN.
 
     Examples
     --------
@@ -302,6 +311,10 @@ def segment_softmax_vjp(
     IndexError, TypeError, ValueError, DeviceError, MemoryError
         As in `segment_softmax`.
 
+    Notes
+    -----
+    Errors are those of `softmax_vjp`. Elements with y = 0, and those of no segment, are left out: their dy is not read.
+
     Examples
     --------
     >>> import numpy as np
@@ -351,6 +364,10 @@ def segment_log_softmax_vjp(
     ------
     IndexError, TypeError, ValueError, DeviceError, MemoryError
         As in `segment_softmax`.
+
+    Notes
+    -----
+    Errors are those of `log_softmax_vjp`. Elements with y = -inf, and those of no segment, are left out.
 
     Examples
     --------

@@ -12,6 +12,7 @@ from . import (
     penalize,
     sample,
     sampled,
+    segments,
     softmax,
     topk,
 )
@@ -29,6 +30,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *sampled.RECORDS,
     *in_batch.RECORDS,
     *margins.RECORDS,
+    *segments.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

@@ -14,7 +14,7 @@ from torch import Tensor
 import csoftmax
 
 from .._arguments.numbers import check_integer
-from .._arguments.segments import Segments, as_segments, restore_segments
+from .._arguments.segments import Segments, as_segments, convert_segments, restore_segments
 from .operators import (
     Reduction,
     as_number,
@@ -65,7 +65,7 @@ def _segment_tensors(
             raise TypeError("num_segments is needed with segment_ids inside of torch.compile")
         return _sort(segment_ids, num_segments)
     found = as_segments(indptr, segment_ids, num_segments, segments)
-    offsets, order = found.converted("torch", lambda a: torch.from_numpy(a.copy()))
+    offsets, order = convert_segments(found, "torch", lambda a: torch.from_numpy(a.copy()))
     return offsets, offsets.new_empty(0, dtype=torch.int32) if order is None else order
 
 

@@ -214,13 +214,15 @@ static csm_status gather_all(worker *w, size_t row, size_t rows, size_t begin, s
     return status;
 }
 
-/* Whether a segment of the rows has been computed as tiles. */
-static int run_tiles(worker *w, size_t row, size_t rows, size_t segment) {
+/* A segment of rows side by side, as tiles; what these leave is gathered. */
+static csm_status run_tiles(worker *w, size_t row, size_t rows, size_t segment) {
     csm_softmax_call *c = &w->softmax;
     const csm_segments *s = w->call->segments;
     const size_t n = csm_segment_length(s, segment);
-    char *memory = n == 0 || n > CSM_BLOCK ? NULL : row_scratch(w, 0);
-    if (!memory) return 0;
+    if (n >= w->call->split) return CSM_OK;
+    if (n == 0 || n > CSM_BLOCK) return gather_all(w, row, rows, segment, segment + 1);
+    char *memory = row_scratch(w, 0);
+    if (!memory) return CSM_NO_MEMORY;
     c->base.shape.n = n;
     const size_t width = csm_tile_width(c);
     for (size_t r = 0; r < rows; r += width) {
@@ -240,9 +242,10 @@ static int run_tiles(worker *w, size_t row, size_t rows, size_t segment) {
             job.y_step = c->y.axis_stride;
         }
         if (c->kernels->tile(&job)) continue;
-        if (run_gathered(w, row + r, job.width, segment, segment + 1) != CSM_OK) return 0;
+        const csm_status status = run_gathered(w, row + r, job.width, segment, segment + 1);
+        if (status != CSM_OK) return status;
     }
-    return 1;
+    return CSM_OK;
 }
 
 /* Segments whose rows lie side by side. */
@@ -266,11 +269,8 @@ static csm_status run_side_by_side(worker *w, const csm_segment_unit *u) {
             .temperature = &c->base.scales.ordinary};
         const int has_kernel = c->kernels->ragged_tiles != NULL;
         const size_t count = has_kernel ? c->kernels->ragged_tiles(&job, left) : job.count;
-        for (size_t i = 0; i < count && status == CSM_OK; i++) {
-            const size_t segment = begin + (has_kernel ? left[i] : i);
-            if (csm_segment_length(s, segment) >= call->split || run_tiles(w, u->row, u->rows, segment)) continue;
-            status = gather_all(w, u->row, u->rows, segment, segment + 1);
-        }
+        for (size_t i = 0; i < count && status == CSM_OK; i++)
+            status = run_tiles(w, u->row, u->rows, begin + (has_kernel ? left[i] : i));
     }
     return status;
 }

@@ -102,6 +102,7 @@ def test_headers(file):
     text = (ROOT / file).read_text()
     declared = set(re.findall(r"^\s*csm_status (csm_\w+?)\(const csm_shape", text, re.M))
     in_c = NAMES | {"cross_entropy", "topk", "entmax", "entmax_vjp", "entmax_loss", "sample", "penalize"}
+    in_c |= {f"segment_{name}" for name in NAMES | {"cross_entropy"}}
     assert declared == {f"csm_{name}_{suffix}" for name in in_c for suffix in SUFFIX.values()}
 
 

@@ -31,9 +31,7 @@ with_out = pytest.mark.parametrize(
 
 def good_call(record):
     """Return the named arguments of a call on (3, 4) float32 that is right."""
-    sample = record.sample((3, 4), "float32", seed=1)
-    arrays = sample.arrays if record.invoke is None else {"topk": tuple(sample.arrays.values())}
-    return {**arrays, **sample.options}
+    return record.named(record.sample((3, 4), "float32", seed=1))
 
 
 def refused(record, error, *patterns, **changes):
@@ -55,7 +53,8 @@ def refused(record, error, *patterns, **changes):
 def float_arguments(record):
     """Return the names of the arrays that must be of floating type."""
     sample = record.sample((3, 4), "float32")
-    return [] if record.invoke else [name for name, a in sample.arrays.items() if a.dtype == np.float32]
+    given = record.named(sample)
+    return [name for name in sample.arrays if name in given and given[name].dtype == np.float32]
 
 
 # The errors of each record
