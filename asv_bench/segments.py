@@ -4,10 +4,10 @@
     python asv_bench/segments.py [--rounds 9] [--elements 1000000] [--isa avx512]
 
 The peer is `torch_geometric.utils.softmax` of float32, by offsets (`ptr`) or by ids, without its optional extensions.
-Lengths are Poisson of the given mean, or those of a power law (zipf 1.7); "heads" have 8 scores for each element; ids are
-in random order over the given number of segments, in a `Segments` or sorted by the call. "dense" is csoftmax.softmax of
-rows of equal length. Times are wall times of one thread, in turn, results in given memory; the ratios are of their
-minima.
+Lengths are Poisson of the given mean, or those of a power law (zipf 1.7); "heads" have 8 scores for each element; ids
+are in random order over the given number of segments, in a `Segments` or sorted by the call. "dense" is
+csoftmax.softmax of rows of equal length. Times are wall times of one thread, in turn, results in given memory; the
+ratios are of their minima.
 """
 
 import argparse

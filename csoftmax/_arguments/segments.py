@@ -168,7 +168,7 @@ def place_segments(segments: Segments, place: Place) -> tuple[Any, Any]:
 
 def repeat_segments(segments: Segments, count: int) -> Segments:
     """The segments of an axis each of whose elements has become `count` neighbouring ones."""
-    order = segments.order
+    order: Any = segments.order
     if order is not None:
         dtype = np.int32 if order.size * count < 2**31 else np.int64
         order = (order.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)

@@ -291,7 +291,7 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     return failed_with(f, status);
 }
 
-/* Segments: the last two arguments are offsets (int32 or int64) and the order of the elements (the same; none of them: in
+/* Segments: the last two arguments are offsets (int32 or int64) and the order of the elements (the same; empty: in
  * order), which all rows share. */
 typedef struct ragged {
     csm_segments segments;

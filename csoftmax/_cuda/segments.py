@@ -83,8 +83,9 @@ def launch_segments(
         launch_kernel(name, dtype, device, "segments", grid, 32 * warps, shared, *inputs, mask, to, *size, *last)
     for s in np.flatnonzero(lengths > BLOCK_ELEMENTS):
         begin, end = (int(at) for at in segments.indptr[s : s + 2])
-        parts = [None if x is None else x[:, begin:end] for x in (inputs[0], inputs[1] if is_gradient else None, mask)]
-        launch_softmax(op, dtype, *parts[:2], to[:, s] if reduces else to[:, begin:end], parts[2], temperature)
+        given = inputs[0], inputs[1] if is_gradient else None, mask
+        a, b, kept = (None if x is None else x[:, begin:end] for x in given)
+        launch_softmax(op, dtype, a, b, to[:, s] if reduces else to[:, begin:end], kept, temperature)
     shaped = to.reshape(result.shape)
     if order is None or reduces:
         result[...] = shaped

@@ -308,7 +308,8 @@ extern "C" __global__ void __launch_bounds__(128, 3)
         const long long begin = at * length + indptr[segment];
         const int k = (int)(indptr[segment + 1] - indptr[segment]);
         const REAL *b;
-        REAL *a = load_both(warp_data, capacity, dy + begin, y + begin, mask ? mask + begin : NULL, k, lane, c.lift, &b);
+        REAL *a =
+            load_both(warp_data, capacity, dy + begin, y + begin, mask ? mask + begin : NULL, k, lane, c.lift, &b);
         V(dot) sum;
         csm_block block = {0};
         csm_row row;

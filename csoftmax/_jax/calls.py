@@ -19,7 +19,7 @@ for _name, _target in binding.XLA_TARGETS.items():
 
 
 def call_kernel(
-    name: str, results: Any, *arrays: jax.Array, vmap_method: str = "broadcast_all", **attributes: Any
+    name: str, results: Any, *arrays: jax.Array, vmap_method: Any = "broadcast_all", **attributes: Any
 ) -> Any:
     """Call a kernel on rows along the last axis; vmap prepends axes to all arrays, or, "sequential", calls it often."""
     call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method=vmap_method)

@@ -153,7 +153,7 @@ def _apply(
     temperature: float,
     where: ArrayLike | None,
     absent: float,
-    given: tuple[Any, ...],
+    given: tuple[Any, Any, Any, Segments | None],
 ) -> jax.Array:
     """Apply a function of the elements along an axis where the mask is True; the others become `absent`."""
     x, axis = check_floating("x", x, axis)

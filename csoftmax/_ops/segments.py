@@ -68,9 +68,7 @@ def plan_segments(
     gradient = name.endswith("_vjp")
     place = place_of(device, x)
     with place.context():
-        rows = lay_out_segments(
-            place, x, y, axis, segments, where, out, gradient=gradient, reduces=name == "logsumexp"
-        )
+        rows = lay_out_segments(place, x, y, axis, segments, where, out, gradient=gradient, reduces=name == "logsumexp")
         temperature = check_segment_temperatures(temperature, rows.axis, gradient)
         if place.on_cuda and not isinstance(temperature, float):
             raise DeviceError('temperatures of segments have no kernels for CUDA. device="cpu" computes on the CPU.')

@@ -1,12 +1,13 @@
 """The softmax family and cross-entropy over segments: records of calls with one segment, which is the row.
 
-Properties hold for one segment as for the rows of the dense functions, with their oracles and bounds; tests/ops compares
-any number of segments with the dense functions bit by bit.
+Properties hold for one segment as for the rows of the dense functions, with their oracles and bounds; tests/ops
+compares any number of segments with the dense functions bit by bit.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -22,13 +23,15 @@ ONE_INTEGER = "indptr must hold integers, got dtype float64"
 
 def place_of(axis: Any, ndim: int) -> tuple[Any, int]:
     """Return the axes as a tuple, and where the segments lie in results; any axis that is refused is left as it is."""
-    axes = tuple(range(ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
-    if not axes or not all(isinstance(a, int | np.integer) and not isinstance(a, bool) for a in axes):
+    given = tuple(range(ndim)) if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    try:
+        axes = [operator.index(a) for a in given]
+    except TypeError:
         return axis, 0
-    if not all(-ndim <= a < ndim for a in axes):
+    if not axes or not all(-ndim <= a < ndim for a in axes):
         return axis, 0
     first, *rest = (a % ndim for a in axes)
-    return (axes if axis is None else axis), first - sum(a < first for a in rest)
+    return (given if len(given) > 1 else axes[0]), first - sum(a < first for a in rest)
 
 
 def in_one_segment(function: Callable, *arrays: Any, axis: Any = -1, **options: Any) -> Any:
@@ -42,21 +45,24 @@ def in_one_segment(function: Callable, *arrays: Any, axis: Any = -1, **options: 
     options.setdefault("indptr", [0, shape[first] if is_axis else 0])
     at = (slice(None),) * place
 
-    def widen(x):
+    def widen(x, is_of_rows):
         """Give an array with one element a row the axis of the segment."""
-        is_of_rows = x is not None and 0 < np.ndim(x) < len(shape)
-        return (np.asarray(x) if isinstance(x, list | tuple) else x)[(*at, None)] if is_of_rows else x
+        if not is_of_rows:
+            return x
+        return (x if hasattr(x, "reshape") else np.asarray(x))[(*at, None)]
 
     name = function.__name__
     if name == "segment_logsumexp":
         out = options.get("out")
-        result = function(*arrays, axis=axis, **(options | {"out": widen(out)}))
+        result = function(*arrays, axis=axis, **(options | {"out": widen(out, out is not None)}))
         return result[(*at, 0)] if out is None else out
     if "cross_entropy" not in name:
         return function(*arrays, axis=axis, **options)
     x, target = arrays
-    options |= {key: widen(options[key]) for key in ("sample_weight", "upstream") if key in options}
-    result = function(x, widen(target), axis=axis, **options)
+    for key in ("sample_weight", "upstream"):
+        if key in options:
+            options[key] = widen(options[key], np.ndim(options[key]) > 0)
+    result = function(x, widen(target, np.ndim(target) != len(shape)), axis=axis, **options)
     loss, *rest = result if isinstance(result, tuple) else (result,)
     loss = loss[(*at, 0)] if getattr(loss, "ndim", 0) else loss
     return type(result)(loss, *rest) if rest else loss
@@ -90,7 +96,7 @@ SEGMENT_ERRORS = (
 def over_segments(record: Operation, **changes: Any) -> Operation:
     """Return the record of a function over segments from that of its dense function."""
     exempt = {k: v for k, v in record.exempt.items() if k != "overlap"} | {"quick": NOT_QUICK}
-    fields = {
+    fields: dict[str, Any] = {
         "name": f"segment_{record.name}",
         "family": FAMILY,
         "bad_calls": (*record.bad_calls, *SEGMENT_ERRORS),

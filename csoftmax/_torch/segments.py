@@ -86,9 +86,7 @@ def _define_segment_function(name: str) -> Any:
         options = {"segments": _segments_of(indptr, order), "axis": dim, "temperature": temperature}
         return function_vjp(dy.detach(), y.detach(), out=like(y), **options)
 
-    def compute(
-        x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None
-    ) -> Tensor:
+    def compute(x: Tensor, indptr: Tensor, order: Tensor, dim: int, temperature: float, where: Tensor | None) -> Tensor:
         options = {"segments": _segments_of(indptr, order), "axis": dim, "temperature": temperature}
         return function(x.detach(), where=where, out=like(x), **options)
 

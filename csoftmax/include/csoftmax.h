@@ -426,55 +426,55 @@ csm_status csm_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t 
                             int *is_sorted, size_t *position);
 /* Elements outside of all segments: 0, of log_softmax -inf.  options->scratch is not used. */
 csm_status csm_segment_softmax_f32(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                  const csm_options *);
-csm_status csm_segment_softmax_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                  const csm_options *);
-csm_status csm_segment_softmax_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                  const csm_options *);
-csm_status csm_segment_softmax_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
                                    const csm_options *);
+csm_status csm_segment_softmax_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                   const csm_options *);
+csm_status csm_segment_softmax_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                   const csm_options *);
+csm_status csm_segment_softmax_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                    const csm_options *);
 csm_status csm_segment_log_softmax_f32(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                      const csm_options *);
-csm_status csm_segment_log_softmax_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                      const csm_options *);
-csm_status csm_segment_log_softmax_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                      const csm_options *);
-csm_status csm_segment_log_softmax_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
                                        const csm_options *);
+csm_status csm_segment_log_softmax_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                       const csm_options *);
+csm_status csm_segment_log_softmax_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                       const csm_options *);
+csm_status csm_segment_log_softmax_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                        const csm_options *);
 csm_status csm_segment_logsumexp_f32(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                    const csm_options *);
-csm_status csm_segment_logsumexp_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                    const csm_options *);
-csm_status csm_segment_logsumexp_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
-                                    const csm_options *);
-csm_status csm_segment_logsumexp_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
                                      const csm_options *);
-csm_status csm_segment_softmax_vjp_f32(const csm_shape *, const csm_segments *, const csm_view *dy,
-                                      const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_segment_softmax_vjp_f64(const csm_shape *, const csm_segments *, const csm_view *dy,
-                                      const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_segment_softmax_vjp_f16(const csm_shape *, const csm_segments *, const csm_view *dy,
-                                      const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_segment_softmax_vjp_bf16(const csm_shape *, const csm_segments *, const csm_view *dy,
-                                       const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_segment_logsumexp_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                     const csm_options *);
+csm_status csm_segment_logsumexp_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                     const csm_options *);
+csm_status csm_segment_logsumexp_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                      const csm_options *);
+csm_status csm_segment_softmax_vjp_f32(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                       const csm_view *dx, const csm_options *);
+csm_status csm_segment_softmax_vjp_f64(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                       const csm_view *dx, const csm_options *);
+csm_status csm_segment_softmax_vjp_f16(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                       const csm_view *dx, const csm_options *);
+csm_status csm_segment_softmax_vjp_bf16(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                        const csm_view *dx, const csm_options *);
 csm_status csm_segment_log_softmax_vjp_f32(const csm_shape *, const csm_segments *, const csm_view *dy,
-                                          const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_segment_log_softmax_vjp_f64(const csm_shape *, const csm_segments *, const csm_view *dy,
-                                          const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_segment_log_softmax_vjp_f16(const csm_shape *, const csm_segments *, const csm_view *dy,
-                                          const csm_view *y, const csm_view *dx, const csm_options *);
-csm_status csm_segment_log_softmax_vjp_bf16(const csm_shape *, const csm_segments *, const csm_view *dy,
                                            const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_segment_log_softmax_vjp_f64(const csm_shape *, const csm_segments *, const csm_view *dy,
+                                           const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_segment_log_softmax_vjp_f16(const csm_shape *, const csm_segments *, const csm_view *dy,
+                                           const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_segment_log_softmax_vjp_bf16(const csm_shape *, const csm_segments *, const csm_view *dy,
+                                            const csm_view *y, const csm_view *dx, const csm_options *);
 /* labels: an element of the segment, from 0 on.  loss: one for each row and segment, in C order with the segments last,
  * and after them one more, their sum or mean.  options->weight is not allowed; segments without elements weigh 0. */
 csm_status csm_segment_cross_entropy_f32(const csm_shape *, const csm_segments *, const csm_view *x,
-                                        const csm_view *gradient, double *loss, csm_loss_options *);
-csm_status csm_segment_cross_entropy_f64(const csm_shape *, const csm_segments *, const csm_view *x,
-                                        const csm_view *gradient, double *loss, csm_loss_options *);
-csm_status csm_segment_cross_entropy_f16(const csm_shape *, const csm_segments *, const csm_view *x,
-                                        const csm_view *gradient, double *loss, csm_loss_options *);
-csm_status csm_segment_cross_entropy_bf16(const csm_shape *, const csm_segments *, const csm_view *x,
                                          const csm_view *gradient, double *loss, csm_loss_options *);
+csm_status csm_segment_cross_entropy_f64(const csm_shape *, const csm_segments *, const csm_view *x,
+                                         const csm_view *gradient, double *loss, csm_loss_options *);
+csm_status csm_segment_cross_entropy_f16(const csm_shape *, const csm_segments *, const csm_view *x,
+                                         const csm_view *gradient, double *loss, csm_loss_options *);
+csm_status csm_segment_cross_entropy_bf16(const csm_shape *, const csm_segments *, const csm_view *x,
+                                          const csm_view *gradient, double *loss, csm_loss_options *);
 
 /* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread only: for programs that distribute
  * the rows of a call over their own threads.  Steps: elements between two rows.  The y of a log-sum-exp has one element

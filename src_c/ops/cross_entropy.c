@@ -167,7 +167,8 @@ static double find_divisor(csm_cross_entropy_call *call) {
     for (size_t i = 0; i < call->rows; i++) { /* the array of losses, which is not yet in use, holds the terms */
         size_t at = order_of(call, i);
         double s = sample_weight(call, i);
-        if (call->labels) call->loss[at] = call->labels[at] < 0 ? 0 : s * csm_class_weight(call, (size_t)call->labels[at]);
+        if (call->labels)
+            call->loss[at] = call->labels[at] < 0 ? 0 : s * csm_class_weight(call, (size_t)call->labels[at]);
         else call->loss[at] = call->base.shape.n == 0 ? 0 : s * call->mass[at];
     }
     return csm_tree_sum(call->loss, call->rows);

@@ -68,9 +68,8 @@ static csm_status run_one(worker *w, const line *l, size_t first, size_t segment
     char *memory = row_scratch(w, n);
     if (!memory) return CSM_NO_MEMORY;
     const csm_row_scratch s = csm_row_scratch_at(memory, n);
-    csm_row_place place = {.input = {l->input + bytes, 0, (ptrdiff_t)size},
-                           .result_axis = (ptrdiff_t)size,
-                           .is_gathered = 1};
+    csm_row_place place = {
+        .input = {l->input + bytes, 0, (ptrdiff_t)size}, .result_axis = (ptrdiff_t)size, .is_gathered = 1};
     if (c->is_gradient) place.y = (csm_strided){l->y + bytes, 0, (ptrdiff_t)size};
     if (l->mask) place.where = (csm_strided){l->mask + offset, 0, 1};
     place.result = l->result + (c->keeps_axis ? bytes : (ptrdiff_t)(segment - first) * l->result_step);
@@ -228,8 +227,7 @@ static csm_status run_tiles(worker *w, size_t row, size_t rows, size_t segment) 
     for (size_t r = 0; r < rows; r += width) {
         const ptrdiff_t first = (ptrdiff_t)s->indptr[segment], at = c->keeps_axis ? first : (ptrdiff_t)segment;
         csm_tile_job job = {.input = csm_row_data(&c->base, &c->input, row + r) + first * c->input.axis_stride,
-                            .result = (char *)c->result.data +
-                                      csm_offset(&c->base.shape, c->result.strides, row + r) +
+                            .result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, row + r) +
                                       at * c->result.axis_stride,
                             .input_step = c->input.axis_stride,
                             .result_step = c->result.axis_stride,
@@ -378,7 +376,8 @@ static void choose_path(segments_call *call, size_t rows) {
     const csm_softmax_call *c = &call->softmax;
     const csm_shape *shape = &c->base.shape;
     const size_t size = c->base.itemsize, inner = shape->ndim ? shape->shape[shape->ndim - 1] : 1;
-    const int is_plain = !c->base.has_where && !call->segments->order && (c->keeps_axis || c->result.axis_stride % (ptrdiff_t)size == 0);
+    const int is_plain =
+        !c->base.has_where && !call->segments->order && (c->keeps_axis || c->result.axis_stride % (ptrdiff_t)size == 0);
     call->is_direct = is_plain && csm_is_contiguous(shape, &c->input, size, 1) &&
                       (!c->is_gradient || csm_is_contiguous(shape, &c->y, size, 1)) &&
                       csm_is_contiguous(shape, &c->result, size, c->keeps_axis);
@@ -459,16 +458,14 @@ csm_status csm_run_segments(csm_op op, csm_dtype dtype, const csm_table *table, 
 
 /* The functions of csoftmax.h */
 
-#define UNARY(suffix, storage, compute, op)                                                                    \
-    csm_status csm_segment_##op##_##suffix(const csm_shape *shape, const csm_segments *segments,               \
-                                           const csm_view *x, const csm_view *y, const csm_options *o) {       \
-        return csm_run_segments(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, segments, x, NULL, \
-                                y, o);                                                                         \
+#define UNARY(suffix, storage, compute, op)                                                                            \
+    csm_status csm_segment_##op##_##suffix(const csm_shape *shape, const csm_segments *segments, const csm_view *x,    \
+                                           const csm_view *y, const csm_options *o) {                                  \
+        return csm_run_segments(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, segments, x, NULL, y, o); \
     }
-#define BINARY(suffix, storage, compute, op)                                                                        \
-    csm_status csm_segment_##op##_##suffix(const csm_shape *shape, const csm_segments *segments,                    \
-                                           const csm_view *dy, const csm_view *y, const csm_view *dx,               \
-                                           const csm_options *o) {                                                  \
+#define BINARY(suffix, storage, compute, op)                                                                          \
+    csm_status csm_segment_##op##_##suffix(const csm_shape *shape, const csm_segments *segments, const csm_view *dy,  \
+                                           const csm_view *y, const csm_view *dx, const csm_options *o) {             \
         return csm_run_segments(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, segments, dy, y, dx, o); \
     }
 #define ENTRIES(op, signature, keeps_axis, pass1, combine) CSM_DTYPES_WITH(signature, op)

@@ -283,8 +283,9 @@ static double find_divisor(segment_loss_call *call, size_t rows) {
         const size_t place = place_of(call, row);
         for (size_t i = 0; i < count; i++) {
             const double s = weight_at(call, row, i);
-            const int is_kept = call->is_any ? csm_segment_length(call->segments, i) > 0 :
-                                call->loss.labels ? call->loss.labels[place + i] >= 0 : 1;
+            const int is_kept = call->is_any        ? csm_segment_length(call->segments, i) > 0
+                                : call->loss.labels ? call->loss.labels[place + i] >= 0
+                                                    : 1;
             double term = is_kept ? s : 0;
             if (call->loss.mass) term = csm_segment_length(call->segments, i) ? s * call->loss.mass[place + i] : 0;
             kept += (size_t)is_kept;
@@ -322,13 +323,11 @@ static csm_status compute(segment_loss_call *call, const csm_shape *shape, csm_l
         *total = CSM_NAN;
         return clear(call, rows);
     }
-    if (call->loss.loss_call.gradient)
-        status = csm_fill_outside(c, &call->loss.gradient, call->segments, rows, &zero);
+    if (call->loss.loss_call.gradient) status = csm_fill_outside(c, &call->loss.gradient, call->segments, rows, &zero);
     if (status == CSM_OK) status = csm_parallel(units, piece, c->threads, loss_body, call, &c->interrupt);
     if (status != CSM_OK) return status;
     double *losses = call->losses.data;
-    if (o->reduction != CSM_NONE)
-        *total = csm_finish_loss(csm_tree_sum(losses, numbers) / divisor, csm_is_single(c));
+    if (o->reduction != CSM_NONE) *total = csm_finish_loss(csm_tree_sum(losses, numbers) / divisor, csm_is_single(c));
     for (size_t i = 0; o->reduction == CSM_NONE && csm_is_single(c) && i < numbers; i++)
         losses[i] = (double)(float)losses[i];
     return CSM_OK;
@@ -349,9 +348,9 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(
         c, shape, (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream, positives},
-        (csm_view *[]){&l->x, &l->order, &call->losses, gradient ? &l->gradient : NULL, o->soft ? &l->soft_labels : NULL,
-                       o->sample_weight ? &l->sample_weight : NULL, o->upstream ? &l->upstream : NULL,
-                       positives ? &call->positives : NULL},
+        (csm_view *[]){&l->x, &l->order, &call->losses, gradient ? &l->gradient : NULL,
+                       o->soft ? &l->soft_labels : NULL, o->sample_weight ? &l->sample_weight : NULL,
+                       o->upstream ? &l->upstream : NULL, positives ? &call->positives : NULL},
         8, &l->rows);
     if (status != CSM_OK) return status;
     csm_set_dtype(c, dtype, table);
@@ -368,10 +367,10 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
                                .clip_norm = l->loss_call.clip_norm,
                                .clip_value = l->loss_call.clip_value};
     csm_set_scales(&call->any.scales, o->temperature, 0);
-    call->is_direct = !segments->order && csm_is_contiguous(&c->shape, &l->x, c->itemsize, 1) &&
-                      (!gradient || csm_is_contiguous(&c->shape, &l->gradient, c->itemsize, 1)) &&
-                      (!targets_of(call) ||
-                       csm_is_contiguous(&c->shape, targets_of(call), call->is_any ? 1 : c->wide_size, 1));
+    call->is_direct =
+        !segments->order && csm_is_contiguous(&c->shape, &l->x, c->itemsize, 1) &&
+        (!gradient || csm_is_contiguous(&c->shape, &l->gradient, c->itemsize, 1)) &&
+        (!targets_of(call) || csm_is_contiguous(&c->shape, targets_of(call), call->is_any ? 1 : c->wide_size, 1));
     for (size_t i = 0; i < segments->count; i++)
         if (csm_segment_length(segments, i) > call->longest) call->longest = csm_segment_length(segments, i);
     const size_t block = call->longest < CSM_BLOCK ? call->longest : CSM_BLOCK;
@@ -411,8 +410,7 @@ static csm_status run_segment_loss(segment_loss_call *call, const csm_shape *sha
 
 csm_status csm_run_segment_loss(csm_dtype dtype, const csm_table *table, const csm_shape *shape,
                                 const csm_segments *segments, const csm_view *x, const csm_view *gradient,
-                                const csm_view *losses, const csm_view *positives, double *total,
-                                csm_loss_options *o) {
+                                const csm_view *losses, const csm_view *positives, double *total, csm_loss_options *o) {
     segment_loss_call call;
     if (!o) return CSM_BAD_OPTION; /* labels are required */
     csm_fp_environment saved = csm_fp_enter();
@@ -440,10 +438,10 @@ static csm_status run_public(csm_dtype dtype, const csm_shape *shape, const csm_
                                 loss + step / sizeof(double), o);
 }
 
-#define CROSS_ENTROPY(suffix, storage, compute)                                                                        \
-    csm_status csm_segment_cross_entropy_##suffix(const csm_shape *shape, const csm_segments *segments,                \
-                                                  const csm_view *x, const csm_view *gradient, double *loss,           \
-                                                  csm_loss_options *o) {                                               \
-        return run_public(CSM_DTYPE_##suffix, shape, segments, x, gradient, loss, o);                                  \
+#define CROSS_ENTROPY(suffix, storage, compute)                                                              \
+    csm_status csm_segment_cross_entropy_##suffix(const csm_shape *shape, const csm_segments *segments,      \
+                                                  const csm_view *x, const csm_view *gradient, double *loss, \
+                                                  csm_loss_options *o) {                                     \
+        return run_public(CSM_DTYPE_##suffix, shape, segments, x, gradient, loss, o);                        \
     }
 CSM_DTYPES(CROSS_ENTROPY)

@@ -13,9 +13,9 @@ int csm_has_valid_segments(const csm_segments *s, size_t n) {
 }
 
 /* The sort: counts, offsets, places.  indptr[s + 1] first holds the place of the next element of segment s. */
-#define PLACE(T)                                                                  \
+#define PLACE(T)                                                                   \
     static void place_##T(size_t n, const int64_t *ids, int64_t *next, T *order) { \
-        for (size_t i = 0; i < n; i++) order[next[ids[i]]++] = (T)i;              \
+        for (size_t i = 0; i < n; i++) order[next[ids[i]]++] = (T)i;               \
     }
 PLACE(int32_t)
 PLACE(int64_t)
@@ -79,9 +79,7 @@ void csm_segment_divide(csm_segment_units *u, const csm_segments *segments, cons
     if (u->step < 64) u->step = 64;
     u->chunks = segments->count ? (weight_before(segments, segments->count) - 1) / u->step + 1 : 0;
 }
-size_t csm_segment_unit_count(const csm_segment_units *u) {
-    return u->rows / u->inner * u->groups * u->chunks;
-}
+size_t csm_segment_unit_count(const csm_segment_units *u) { return u->rows / u->inner * u->groups * u->chunks; }
 csm_segment_unit csm_segment_unit_at(const csm_segment_units *u, size_t unit) {
     const size_t chunk = unit % u->chunks, group = unit / u->chunks, inner = group % u->groups * u->per;
     csm_segment_unit at = {.row = group / u->groups * u->inner + inner,
@@ -121,13 +119,13 @@ static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *
         for (size_t r = 0; r < rows; r++) memcpy(y + (ptrdiff_t)r * row, from + r * pitch + j * size, size);
     }
 }
-#define FOR_SIZES(function, ...)                              \
-    do {                                                      \
-        if (bytes == 4 && size == 4) function(__VA_ARGS__, 4, 4); \
+#define FOR_SIZES(function, ...)                                       \
+    do {                                                               \
+        if (bytes == 4 && size == 4) function(__VA_ARGS__, 4, 4);      \
         else if (bytes == 4 && size == 8) function(__VA_ARGS__, 4, 8); \
         else if (bytes == 4 && size == 2) function(__VA_ARGS__, 4, 2); \
-        else if (bytes == 4) function(__VA_ARGS__, 4, 1);     \
-        else function(__VA_ARGS__, 8, size);                  \
+        else if (bytes == 4) function(__VA_ARGS__, 4, 1);              \
+        else function(__VA_ARGS__, 8, size);                           \
     } while (0)
 
 void csm_gather_ordered(char *to, size_t pitch, csm_strided from, size_t rows, const csm_segments *s, size_t begin,
@@ -183,8 +181,7 @@ static csm_status fill_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-csm_status csm_fill_outside(csm_call *c, const csm_view *result, const csm_segments *s, size_t rows,
-                            const void *fill) {
+csm_status csm_fill_outside(csm_call *c, const csm_view *result, const csm_segments *s, size_t rows, const void *fill) {
     outside o = {.call = c, .result = result, .segments = s, .first_count = (size_t)s->indptr[0], .fill = fill};
     o.count = c->shape.n - (size_t)(s->indptr[s->count] - s->indptr[0]);
     o.parts = csm_block_count(o.count);

@@ -42,7 +42,6 @@ static double temperature_of(const csm_softmax_call *c, size_t row) {
     return t;
 }
 
-
 typedef enum path { ROWS, TILES, PACKED, LONG } path;
 
 /* A call with its path, and the sizes that depend on the path. */

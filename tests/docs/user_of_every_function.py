@@ -222,7 +222,7 @@ if __name__ == "__main__":
     logits, targets = rng.standard_normal((12, 3)).astype(np.float32), np.arange(12) % 3
     use_softmax(logits)
     use_losses(logits, targets)
-    use_segments(x)
+    use_segments(logits)
     use_sparse(logits, targets)
     use_sequences(logits, targets)
     use_many_classes(logits, targets)

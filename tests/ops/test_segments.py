@@ -10,7 +10,7 @@ from helpers import assert_same_bits, looped, run_python
 from hypothesis import given, settings
 
 import csoftmax
-from csoftmax._spec.formats import DTYPES, dtype_of
+from csoftmax._spec.formats import DTYPES
 from csoftmax._spec.samples import logits
 
 FORWARD = ("softmax", "log_softmax", "logsumexp")
@@ -98,7 +98,10 @@ def test_random_partitions(lengths, heads, dtype, is_ordered, heads_first, threa
     if heads_first and heads:
         x, axis = np.ascontiguousarray(np.moveaxis(x, 0, -1)), -1
     rng = np.random.default_rng(seed)
-    options = ({}, {"where": rng.random(x.shape) < 0.7}, {"temperature": 0.6}, {"temperature": rng.random(len(lengths))})
+    options = (
+        *({}, {"where": rng.random(x.shape) < 0.7}),
+        *({"temperature": 0.6}, {"temperature": rng.random(len(lengths))}),
+    )
     check(x, segments, axis, seed, num_threads=threads, **options[seed % 4])
 
 

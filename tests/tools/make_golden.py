@@ -118,7 +118,7 @@ def crf_digest(dtype, case, place=np.asarray):
 
 def segments_digest(dtype, case):
     """Return the hash of the family over segments of the rows' elements, by offsets and by ids in another order."""
-    rows, k, _, _, temperature = CASES[case]
+    rows, _, _, _, temperature = CASES[case]
     (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
     x = x.reshape(-1)
     ids = (integers(len(x), 4) % (rows + 1)).astype(np.int64) - 1

@@ -29,9 +29,7 @@ INLINE void FN(ragged_collect)(FN(ragged) * g, const csm_ragged_job *job, const 
         g->rows.n[r] = (size_t)(p[s + 1] - p[s]);
         if (r < count) g->elements += g->rows.n[r];
     }
-    for (size_t at = 0; at < g->elements * sizeof(T); at += 64) {
-        PREFETCH(g->rows.x[0] + 1024 + at);
-    }
+    for (size_t at = 0; at < g->elements * sizeof(T); at += 64) { PREFETCH(g->rows.x[0] + 1024 + at); }
     g->are_neighbours = g->begin[count - 1] + g->rows.n[count - 1] - g->begin[0] == g->elements;
 }
 
@@ -117,7 +115,8 @@ static size_t FN(ragged_equal)(const csm_ragged_job *job, size_t s, size_t end, 
     while (s < end) {
         const size_t begin = (size_t)(job->indptr[s] - job->indptr[0]) * sizeof(T);
         const csm_rows_job rows = {.input = job->input + begin,
-                                   .result = job->result + (keeps_axis ? (ptrdiff_t)begin : (ptrdiff_t)s * job->result_step),
+                                   .result =
+                                       job->result + (keeps_axis ? (ptrdiff_t)begin : (ptrdiff_t)s * job->result_step),
                                    .input_step = step,
                                    .result_step = keeps_axis ? step : job->result_step,
                                    .rows = end - s,
@@ -161,8 +160,7 @@ static NOINLINE size_t FN(ragged_rows)(const csm_ragged_job *job, uint32_t *left
         if (holds < V(W)) continue;
         holds = 0;
         if (FN(ragged_group)(job, held, V(W), op)) continue;
-        for (int r = 0; r < V(W); r++)
-            count += FN(ragged_equal)(job, held[r], (size_t)held[r] + 1, left + count, op);
+        for (int r = 0; r < V(W); r++) count += FN(ragged_equal)(job, held[r], (size_t)held[r] + 1, left + count, op);
 #endif
     }
 #if EXP_MANTISSA == 23

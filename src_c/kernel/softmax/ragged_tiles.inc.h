@@ -8,9 +8,7 @@
 #error "ragged_tiles.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-INLINE V(t) FN(tile_load)(const T *x, size_t lanes) {
-    return lanes >= V(W) ? LOAD(x) : LOAD_PART(x, lanes, V(zero)());
-}
+INLINE V(t) FN(tile_load)(const T *x, size_t lanes) { return lanes >= V(W) ? LOAD(x) : LOAD_PART(x, lanes, V(zero)()); }
 
 /* One tile of n classes.  Returns 0, with nothing written, if a row is not ordinary. */
 INLINE int FN(short_tile)(const char *input, char *result, const csm_ragged_tiles_job *job, size_t n, const int exact,
@@ -21,9 +19,9 @@ INLINE int FN(short_tile)(const char *input, char *result, const csm_ragged_tile
     for (size_t c = 0; c < job->width; c += V(W)) {
         V(t) m = V(set)(-CSM_INF);
         for (size_t j = 0; j < n; j++)
-            m = V(max)(FN(tile_load)((const T *)(const void *)(input + (ptrdiff_t)j * job->input_step) + c,
-                                     job->width - c),
-                       m);
+            m = V(max)(
+                FN(tile_load)((const T *)(const void *)(input + (ptrdiff_t)j * job->input_step) + c, job->width - c),
+                m);
         if (!((double)V(top)(V(max)(m, V(sub)(V(zero)(), m))) <= t->limit)) return 0;
         V(STORE_REAL)(max + c, m);
     }

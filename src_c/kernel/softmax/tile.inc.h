@@ -143,8 +143,8 @@ INLINE void FN(tile_tails)(csm_tails *s, const double *low, const csm_temperatur
 #endif
 }
 
-/* The sums of one vector of rows, of which `lanes` count: the factors of their results, or, with `reduced`, the results.
- * z: the logits, which e' replaces unless exact.  Returns 1 if a row is NaN. */
+/* The sums of one vector of rows, of which `lanes` count: the factors of their results, or, with `reduced`, these
+ * results.  z: the logits, which e' replaces unless exact.  Returns 1 if a row is NaN. */
 INLINE int FN(tile_factors)(REAL *z, size_t n, const REAL *max, size_t lanes, const csm_temperature *t, const int exact,
                             T *reduced, REAL *factor, REAL *factor_low) {
     V(t) m = V(LOAD_REAL)(max), count = V(zero)(), n0;
