@@ -23,7 +23,7 @@ typedef struct segments_call {
     const csm_segments *segments;
     csm_segment_units units;
     int is_direct, is_tiled;
-    size_t split; /* length of the shortest segment that is split */
+    size_t longest, split; /* length of the longest segment, and of the shortest one that is split */
     csm_scratch scratch;
 } segments_call;
 
@@ -348,16 +348,16 @@ static csm_status run_split_segment(segments_call *call, csm_softmax_call *c, si
     return status;
 }
 
-static csm_status run_split(segments_call *call, size_t longest, int threads) {
+static csm_status run_split(segments_call *call, int threads) {
     csm_softmax_call c;
     memcpy(&c, &call->softmax, sizeof c);
     c.base.threads = threads;
     csm_row_scratch *each = csm_allocate((size_t)threads * sizeof *each);
-    const size_t size = csm_row_scratch_size(longest);
+    const size_t size = csm_row_scratch_size(call->longest);
     char *memory = csm_allocate((size_t)threads * size);
     csm_status status = each && memory ? CSM_OK : CSM_NO_MEMORY;
     for (int i = 0; i < threads && status == CSM_OK; i++)
-        each[i] = csm_row_scratch_at(memory + (size_t)i * size, longest);
+        each[i] = csm_row_scratch_at(memory + (size_t)i * size, call->longest);
     for (size_t s = 0; s < call->segments->count && status == CSM_OK; s++) {
         if (csm_segment_length(call->segments, s) < call->split) continue;
         for (size_t row = 0; row < call->units.rows && status == CSM_OK; row++) {
@@ -395,12 +395,9 @@ static csm_status run_call(segments_call *call, size_t rows, int threads) {
     const csm_segments *s = call->segments;
     const double elements = (double)rows * (double)(s->indptr[s->count] - s->indptr[0]);
     csm_buffer single[BUFFERS];
-    size_t longest = 0;
     choose_path(call, rows);
     const size_t units = csm_segment_unit_count(&call->units);
     call->split = units < (size_t)threads ? CSM_BLOCK + 1 : SPLIT_ELEMENTS;
-    for (size_t i = 0; i < s->count; i++)
-        if (csm_segment_length(s, i) > longest) longest = csm_segment_length(s, i);
     base->threads = csm_threads_for(elements, units, threads);
     csm_status status = CSM_OK;
     if (call->softmax.keeps_axis) {
@@ -415,7 +412,7 @@ static csm_status run_call(segments_call *call, size_t rows, int threads) {
                               &base->interrupt);
         csm_scratch_end(&call->scratch);
     }
-    if (status == CSM_OK && longest >= call->split) status = run_split(call, longest, threads);
+    if (status == CSM_OK && call->longest >= call->split) status = run_split(call, threads);
     return status;
 }
 
@@ -430,7 +427,7 @@ static csm_status run_segments(csm_op op, csm_dtype dtype, const csm_table *tabl
     if (!options) options = &defaults;
     csm_status status = csm_begin_softmax(c, op, dtype, table, options);
     if (status != CSM_OK) return status;
-    if (!csm_has_valid_segments(segments, shape->n)) return CSM_BAD_OPTION;
+    if (!csm_check_segments(segments, shape->n, &call.longest)) return CSM_BAD_OPTION;
     call.segments = segments;
     status = csm_lay_out(base, shape, (const csm_view *[]){input, result, y, options->where, options->temperatures},
                          (csm_view *[]){&c->input, &c->result, c->is_gradient ? &c->y : NULL,

@@ -9,8 +9,8 @@ enum {
     CSM_GATHER_ELEMENTS = 4096 /* of segments and rows that are copied to scratch at a time, unless one is longer */
 };
 
-/* Whether the offsets rise within 0 to n. */
-int csm_has_valid_segments(const csm_segments *, size_t n);
+/* Whether the offsets rise within 0 to n; and the length of the longest segment. */
+int csm_check_segments(const csm_segments *, size_t n, size_t *longest);
 static inline size_t csm_segment_length(const csm_segments *s, size_t i) {
     return (size_t)(s->indptr[i + 1] - s->indptr[i]);
 }

@@ -344,7 +344,7 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
     if (!is_fraction(o->label_smoothing) || !(o->z_loss >= 0 && o->z_loss < CSM_INF) || !(o->clip_norm >= 0) ||
         !(o->clip_value >= 0) || (o->labels != NULL) + (o->soft != NULL) + (positives != NULL) != 1 || o->weight ||
         (positives && o->label_smoothing > 0) || (unsigned)o->reduction > CSM_MEAN ||
-        !csm_has_valid_segments(segments, shape->n))
+        !csm_check_segments(segments, shape->n, &call->longest))
         return CSM_BAD_OPTION;
     csm_status status = csm_lay_out(
         c, shape, (const csm_view *[]){x, NULL, losses, gradient, o->soft, o->sample_weight, o->upstream, positives},
@@ -371,8 +371,6 @@ static csm_status prepare(segment_loss_call *call, csm_dtype dtype, const csm_ta
         !segments->order && csm_is_contiguous(&c->shape, &l->x, c->itemsize, 1) &&
         (!gradient || csm_is_contiguous(&c->shape, &l->gradient, c->itemsize, 1)) &&
         (!targets_of(call) || csm_is_contiguous(&c->shape, targets_of(call), call->is_any ? 1 : c->wide_size, 1));
-    for (size_t i = 0; i < segments->count; i++)
-        if (csm_segment_length(segments, i) > call->longest) call->longest = csm_segment_length(segments, i);
     const size_t block = call->longest < CSM_BLOCK ? call->longest : CSM_BLOCK;
     l->e_size = csm_rounded((csm_loss_scratch(block, 1) + 16) * c->wide_size);
     l->wide_size = csm_rounded(block * c->wide_size);

@@ -3,13 +3,16 @@
 
 #include "../core/extension.h"
 
-enum { AHEAD = 16 /* elements between a prefetch and its use */ };
-
-int csm_has_valid_segments(const csm_segments *s, size_t n) {
+int csm_check_segments(const csm_segments *s, size_t n, size_t *longest) {
     if (!s || !s->indptr || (s->order && s->order_bytes != 4 && s->order_bytes != 8) || s->indptr[0] < 0) return 0;
-    for (size_t i = 0; i < s->count; i++)
-        if (s->indptr[i + 1] < s->indptr[i]) return 0;
-    return (uint64_t)s->indptr[s->count] <= n;
+    int64_t least = 0, most = 0;
+    for (size_t i = 0; i < s->count; i++) { /* without branches: there may be as many segments as elements */
+        const int64_t length = s->indptr[i + 1] - s->indptr[i];
+        least = length < least ? length : least;
+        most = length > most ? length : most;
+    }
+    *longest = (size_t)most;
+    return least >= 0 && (uint64_t)s->indptr[s->count] <= n;
 }
 
 /* The sort: counts, offsets, places.  indptr[s + 1] first holds the place of the next element of segment s. */
@@ -102,20 +105,27 @@ static inline size_t place_of(const void *order, int bytes, size_t i) {
     return bytes == 4 ? (size_t)((const int32_t *)order)[i] : (size_t)((const int64_t *)order)[i];
 }
 
-/* Inlined with constant sizes.  Prefetches ahead, because places are in no order that hardware knows. */
+/* Inlined with constant sizes, and for a single row with a constant step.  No prefetch: out-of-order execution overlaps
+ * the misses, and prefetches made a gather of 10^6 floats in random order 40 % slower. */
 static inline void gather(char *to, size_t pitch, csm_strided from, size_t rows, const char *order, size_t k,
                           const int bytes, const size_t size) {
+    if (rows == 1 && from.axis == (ptrdiff_t)size) {
+        for (size_t j = 0; j < k; j++) memcpy(to + j * size, from.data + place_of(order, bytes, j) * size, size);
+        return;
+    }
     for (size_t j = 0; j < k; j++) {
         const char *x = from.data + (ptrdiff_t)place_of(order, bytes, j) * from.axis;
-        if (j + AHEAD < k) PREFETCH(from.data + (ptrdiff_t)place_of(order, bytes, j + AHEAD) * from.axis);
         for (size_t r = 0; r < rows; r++) memcpy(to + r * pitch + j * size, x + (ptrdiff_t)r * from.row, size);
     }
 }
 static inline void scatter(char *to, ptrdiff_t row, ptrdiff_t axis, const char *from, size_t pitch, size_t rows,
                            const char *order, size_t k, const int bytes, const size_t size) {
+    if (rows == 1 && axis == (ptrdiff_t)size) {
+        for (size_t j = 0; j < k; j++) memcpy(to + place_of(order, bytes, j) * size, from + j * size, size);
+        return;
+    }
     for (size_t j = 0; j < k; j++) {
         char *y = to + (ptrdiff_t)place_of(order, bytes, j) * axis;
-        if (j + AHEAD < k) PREFETCH(to + (ptrdiff_t)place_of(order, bytes, j + AHEAD) * axis);
         for (size_t r = 0; r < rows; r++) memcpy(y + (ptrdiff_t)r * row, from + r * pitch + j * size, size);
     }
 }

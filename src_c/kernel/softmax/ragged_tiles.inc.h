@@ -8,8 +8,6 @@
 #error "ragged_tiles.inc.h needs FN(name), T, LOAD, LOAD_PART, STORE, STORE_PART"
 #endif
 
-INLINE V(t) FN(tile_load)(const T *x, size_t lanes) { return lanes >= V(W) ? LOAD(x) : LOAD_PART(x, lanes, V(zero)()); }
-
 /* One tile of n classes.  Returns 0, with nothing written, if a row is not ordinary. */
 INLINE int FN(short_tile)(const char *input, char *result, const csm_ragged_tiles_job *job, size_t n, const int exact,
                           const int keeps_axis) {

@@ -191,15 +191,12 @@ INLINE V(t) FN(tile_result)(V(t) v, V(t) f, V(t) low, V(t) m, V(t) inv_t, const 
     return has_nan ? V(select)(V(ordered)(f), v, V(set)(CSM_NAN)) : v;
 }
 
-INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_axis) {
-    const csm_temperature *t = job->temperature;
-    const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
-    const size_t plane = (n | 1) * V(W); /* elements of z for one vector of rows, class after class */
-    REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
-    V(t) low = V(set)(-CSM_INF);
-    int has_nan = 0;
+INLINE V(t) FN(tile_load)(const T *x, size_t lanes) { return lanes >= V(W) ? LOAD(x) : LOAD_PART(x, lanes, V(zero)()); }
 
-    for (size_t c = 0; c < width; c += V(W)) V(STORE_REAL)(max + c, low);
+/* Copies a tile to z, one vector of rows after the other, and finds the maxima of the rows. */
+INLINE void FN(tile_copy)(const csm_tile_job *job, REAL *z, REAL *max) {
+    const size_t n = job->n, width = job->width, whole = width / V(W) *V(W), plane = (n | 1) * V(W);
+    for (size_t c = 0; c < width; c += V(W)) V(STORE_REAL)(max + c, V(set)(-CSM_INF));
     for (size_t j = 0; j < n; j++) {
         const T *x = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
         REAL *to = z + j * V(W);
@@ -214,6 +211,29 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
             V(STORE_REAL)(to + whole / V(W) *plane, v);
             V(STORE_REAL)(max + whole, V(max)(v, V(LOAD_REAL)(max + whole)));
         }
+    }
+}
+
+INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_axis) {
+    const csm_temperature *t = job->temperature;
+    const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
+    const size_t plane = (n | 1) * V(W); /* elements of z for one vector of rows, class after class */
+    REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
+    V(t) low = V(set)(-CSM_INF);
+    int has_nan = 0;
+
+    if (width <= V(W)) { /* one vector, whose maxima stay in a register */
+        V(t) m = low;
+        for (size_t j = 0; j < n; j++) {
+            const T *x = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
+            const V(t) v = FN(tile_load)(x, width);
+            if (job->input_step > 256) csm_prefetch_tile(job->input, job->input_step, j, n, 64);
+            V(STORE_REAL)(z + j * V(W), v);
+            m = V(max)(v, m);
+        }
+        V(STORE_REAL)(max, m);
+    } else {
+        FN(tile_copy)(job, z, max);
     }
     for (size_t c = 0; c < width; c++)
         if (!csm_is_ordinary(t, (double)max[c])) return 0;
