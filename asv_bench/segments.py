@@ -6,7 +6,7 @@
 The peer is `torch_geometric.utils.softmax` of float32, by offsets (`ptr`) or by ids, without its optional extensions.
 Lengths are Poisson of the given mean, or those of a power law (zipf 1.7); "heads" have 8 scores for each element; ids
 are in random order over the given number of segments, in a `Segments` or sorted by the call. "dense" is
-csoftmax.softmax of rows of equal length. Times are wall times of one thread, in turn, results in given memory; the
+csoftmax.softmax of rows of equal length. Times are CPU times of one thread, in turn, results in given memory; the
 ratios are of their minima.
 """
 
@@ -33,10 +33,10 @@ def race(functions, rounds):
     best = [float("inf")] * len(functions)
     for at in range(rounds + 1):
         for i, function in enumerate(functions):
-            begin = time.perf_counter()
+            begin = time.process_time()
             function()
             if at:
-                best[i] = min(best[i], time.perf_counter() - begin)
+                best[i] = min(best[i], time.process_time() - begin)
     return best
 
 

@@ -110,7 +110,14 @@ class Segments:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """The number of elements of each segment, int64 of shape (S,)."""
+        """The number of elements of each segment, int64 of shape (S,).
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.Segments(indptr=[0, 2, 2, 5]).lengths
+        array([2, 0, 3])
+        """
         return np.diff(self.indptr)
 
     def __len__(self) -> int:

@@ -174,8 +174,10 @@ def segment_cross_entropy(
         Segments with this label are left out.
     label_smoothing : float in [0, 1], default 0.0
         As in `cross_entropy`, over the elements of the segment; 0 with positives "any".
-    z_loss, temperature : float
-        As in `cross_entropy`.
+    z_loss : float, default 0.0
+        Factor of the square of each segment's log-sum-exp.
+    temperature : float, default 1.0
+        T, positive and finite.
     reduction : {"mean", "sum", "none"}, default "mean"
         As in `cross_entropy`. With "any" the mean divides by the sum of the weights of the segments with elements.
     device, num_threads

@@ -11,17 +11,21 @@
 #include "segments.h"
 #include "softmax_row.h"
 
+#include "../isa/dispatch.h"
+
 enum {
     SPLIT_ELEMENTS = 1 << 20, /* as in softmax.c */
     GATHERED_ROWS = 8,
     TILED_ROWS = 128,
-    MIN_TILED_ROWS = 8
+    MIN_TILED_ROWS = 8,
+    NARROW_ROWS = 8 /* of float: half a vector of AVX-512 */
 };
 
 typedef struct segments_call {
     csm_softmax_call softmax;
     const csm_segments *segments;
     csm_segment_units units;
+    const csm_kernels *tiles; /* those for rows side by side */
     int is_direct, is_tiled;
     size_t longest, split; /* length of the longest segment, and of the shortest one that is split */
     csm_scratch scratch;
@@ -239,7 +243,7 @@ static csm_status run_tiles(worker *w, size_t row, size_t rows, size_t segment) 
             job.y = csm_row_data(&c->base, &c->y, row + r) + first * c->y.axis_stride;
             job.y_step = c->y.axis_stride;
         }
-        if (c->kernels->tile(&job)) continue;
+        if (w->call->tiles->tile(&job)) continue;
         const csm_status status = run_gathered(w, row + r, job.width, segment, segment + 1);
         if (status != CSM_OK) return status;
     }
@@ -265,8 +269,8 @@ static csm_status run_side_by_side(worker *w, const csm_segment_unit *u) {
             .count = u->end - begin < CSM_RAGGED_ROWS ? u->end - begin : CSM_RAGGED_ROWS,
             .width = u->rows,
             .temperature = &c->base.scales.ordinary};
-        const int has_kernel = c->kernels->ragged_tiles != NULL;
-        const size_t count = has_kernel ? c->kernels->ragged_tiles(&job, left) : job.count;
+        const int has_kernel = call->tiles->ragged_tiles != NULL;
+        const size_t count = has_kernel ? call->tiles->ragged_tiles(&job, left) : job.count;
         for (size_t i = 0; i < count && status == CSM_OK; i++)
             status = run_tiles(w, u->row, u->rows, begin + (has_kernel ? left[i] : i));
     }
@@ -386,6 +390,8 @@ static void choose_path(segments_call *call, size_t rows) {
                      csm_is_side_by_side(shape, &c->input, size, 1) &&
                      csm_is_side_by_side(shape, &c->result, size, 1) &&
                      (!c->is_gradient || csm_is_side_by_side(shape, &c->y, size, 1));
+    const int is_narrow = csm_is_single(&c->base) && inner <= NARROW_ROWS;
+    call->tiles = &(is_narrow ? csm_half_table(c->base.table) : c->base.table)->kernels[c->op][c->base.dtype];
     const size_t per = call->is_tiled ? TILED_ROWS : call->is_direct ? 1 : GATHERED_ROWS;
     csm_segment_divide(&call->units, call->segments, shape, rows, per);
 }

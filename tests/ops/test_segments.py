@@ -1,6 +1,8 @@
 """Segments: each has the bits of the dense call on its elements, whatever the lengths, order, layout and threads."""
 
+import ctypes
 import pickle
+import sys
 
 import hypothesis.strategies as st
 import ml_dtypes  # noqa: F401
@@ -307,3 +309,73 @@ def test_every_instruction_set(isa):
 
     if isa in binding.isa_available():
         assert run_python(code, CSOFTMAX_ISA=isa).stdout == run_python(code, CSOFTMAX_ISA="scalar").stdout
+
+
+class Shape(ctypes.Structure):
+    _fields_ = (("n", ctypes.c_size_t), ("ndim", ctypes.c_size_t), ("shape", ctypes.c_size_t * 64))
+
+
+class View(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("axis", ctypes.c_ssize_t), ("strides", ctypes.c_ssize_t * 64))
+
+
+class CSegments(ctypes.Structure):
+    _fields_ = (
+        *(("size", ctypes.c_size_t), ("count", ctypes.c_size_t), ("indptr", ctypes.c_void_p)),
+        *(("order", ctypes.c_void_p), ("order_bytes", ctypes.c_int)),
+    )
+
+
+class LossOptions(ctypes.Structure):
+    _fields_ = (
+        *(("size", ctypes.c_size_t), ("labels", ctypes.c_void_p), ("label_type", ctypes.c_int)),
+        *(("has_ignore", ctypes.c_int), ("ignore", ctypes.c_uint64), ("soft", ctypes.c_void_p)),
+        *(("weight", ctypes.c_void_p), ("sample_weight", ctypes.c_void_p), ("upstream", ctypes.c_void_p)),
+        *((name, ctypes.c_double) for name in ("temperature", "smoothing", "z_loss", "clip_norm", "clip_value")),
+        *(("reduction", ctypes.c_int), ("threads", ctypes.c_int), ("interrupt", ctypes.c_void_p)),
+        *(("interrupt_context", ctypes.c_void_p), ("position", ctypes.c_size_t)),
+    )
+
+
+def view_of(a):
+    return View(a.ctypes.data, a.strides[-1], (ctypes.c_ssize_t * 64)(*a.strides[:-1]))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the shared library of a build on Linux")
+def test_c_functions():
+    """As a C program calls them: the sort, softmax, and the loss, whose sum follows the losses."""
+    c = ctypes.CDLL(csoftmax.get_library())
+    ids = np.array([2, 0, 2, -1, 0, 2])
+    indptr, order, position = np.empty(4, np.int64), np.empty(6, np.int32), ctypes.c_size_t()
+    arrays = ids.ctypes.data, ctypes.c_size_t(3), indptr.ctypes.data, order.ctypes.data
+    call = [ctypes.c_size_t(6), *map(ctypes.c_void_p, arrays[:1]), arrays[1], *map(ctypes.c_void_p, arrays[2:])]
+    is_sorted = ctypes.c_int()
+    assert c.csm_segment_sort(*call, 4, ctypes.byref(is_sorted), ctypes.byref(position)) == 0
+    expected = csoftmax.Segments(segment_ids=ids)
+    assert not is_sorted.value
+    assert indptr.tolist() == expected.indptr.tolist()
+    assert order.tolist() == expected.order.tolist()
+    x = logits((2, 6), "float32", 1, 3.0)
+    y, shape = np.empty_like(x), Shape(6, 1, (ctypes.c_size_t * 64)(2))
+    segments = CSegments(ctypes.sizeof(CSegments), 3, indptr.ctypes.data, order.ctypes.data, 4)
+    views = [ctypes.byref(view_of(a)) for a in (x, y)]
+    assert c.csm_segment_softmax_f32(ctypes.byref(shape), ctypes.byref(segments), *views, None) == 0
+    assert_same_bits(y, csoftmax.segment_softmax(x, segments=expected, axis=1))
+    labels, losses = np.array([[1, -100, 2], [0, -100, 0]]), np.empty(7)
+    given = view_of(labels)
+    options = LossOptions(
+        size=ctypes.sizeof(LossOptions), labels=ctypes.addressof(given), label_type=3, has_ignore=1,
+        ignore=2**64 - 100, temperature=1.0, reduction=1, threads=1,
+    )  # fmt: skip
+    loss = ctypes.c_void_p(losses.ctypes.data)
+    arguments = ctypes.byref(shape), ctypes.byref(segments), ctypes.byref(view_of(x)), None, loss
+    assert c.csm_segment_cross_entropy_f32(*arguments, ctypes.byref(options)) == 0
+    right = csoftmax.segment_cross_entropy(x, labels, segments=expected, axis=1, reduction="none")
+    assert_same_bits(losses[:6].reshape(2, 3).astype(np.float32), right)
+    total = csoftmax.segment_cross_entropy(x, labels, segments=expected, axis=1, reduction="sum")
+    assert np.float32(losses[6]) == total
+    ids[4] = 3
+    assert c.csm_segment_sort(*call, 4, ctypes.byref(is_sorted), ctypes.byref(position)) == 6
+    assert position.value == 4
+    segments.order_bytes = 3
+    assert c.csm_segment_softmax_f32(ctypes.byref(shape), ctypes.byref(segments), *views, None) == 7

@@ -18,6 +18,7 @@ from tools.make_golden import (
     loss_digest,
     sampled_digest,
     sampler_digest,
+    segments_digest,
     sparse_digest,
 )
 
@@ -33,6 +34,7 @@ NAMES |= {f"sparse, alpha={a}": (lambda dtype, case, a=a: sparse_digest(dtype, c
 NAMES["crf"] = crf_digest
 NAMES["sampled, of each row"] = sampled_digest
 NAMES["sampler"] = sampler_digest
+NAMES["segments"] = segments_digest
 
 
 @pytest.fixture(scope="module")
