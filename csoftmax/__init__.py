@@ -4,6 +4,7 @@ from ._runtime import interrupts as _interrupts  # noqa: F401 - watches the impo
 
 # isort: split
 from ._arguments.places import DeviceError
+from ._arguments.segments import Segments
 from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._ops import crf as _crf
 from ._ops import crf_paths as _crf_paths
@@ -19,6 +20,8 @@ from ._ops import penalize as _penalize
 from ._ops import rows as _rows
 from ._ops import sample as _sample
 from ._ops import sampled as _sampled
+from ._ops import segment_cross_entropy as _segment_cross_entropy
+from ._ops import segments as _segments
 from ._ops import softmax as _softmax
 from ._ops import topk as _topk
 from ._ops.crf import *
@@ -35,6 +38,8 @@ from ._ops.penalize import *
 from ._ops.rows import *
 from ._ops.sample import *
 from ._ops.sampled import *
+from ._ops.segment_cross_entropy import *
+from ._ops.segments import *
 from ._ops.softmax import *
 from ._ops.topk import *
 from ._runtime.config import __version__, get_cmake_dir, get_include, get_library, show_config
@@ -42,6 +47,7 @@ from ._runtime.threads import get_num_threads, set_num_threads, threads
 
 __all__ = [
     "DeviceError",
+    "Segments",
     "__version__",
     "get_cmake_dir",
     "get_include",
@@ -65,6 +71,8 @@ __all__ += _penalize.__all__
 __all__ += _rows.__all__
 __all__ += _sample.__all__
 __all__ += _sampled.__all__
+__all__ += _segment_cross_entropy.__all__
+__all__ += _segments.__all__
 __all__ += _softmax.__all__
 __all__ += _topk.__all__
 

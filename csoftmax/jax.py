@@ -16,6 +16,7 @@ from ._jax.crf import crf_loss
 from ._jax.divergence import entropy, kl_divergence
 from ._jax.losses import cross_entropy
 from ._jax.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
+from ._jax.segments import segment_cross_entropy, segment_log_softmax, segment_logsumexp, segment_softmax
 
 __all__ = [
     "crf_loss",
@@ -25,6 +26,10 @@ __all__ = [
     "kl_divergence",
     "log_softmax",
     "logsumexp",
+    "segment_cross_entropy",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "softmax",
     "sparsemax",
 ]

@@ -19,6 +19,12 @@ from ._torch.losses import cross_entropy, linear_cross_entropy
 from ._torch.margins import margin_cross_entropy
 from ._torch.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
+from ._torch.segments import (
+    segment_cross_entropy,
+    segment_log_softmax,
+    segment_logsumexp,
+    segment_softmax,
+)
 from ._torch.topk import topk_softmax
 
 __all__ = [
@@ -35,6 +41,10 @@ __all__ = [
     "nce_loss",
     "negative_sampling_loss",
     "sampled_softmax_loss",
+    "segment_cross_entropy",
+    "segment_log_softmax",
+    "segment_logsumexp",
+    "segment_softmax",
     "softmax",
     "sparsemax",
     "topk_softmax",

@@ -97,6 +97,41 @@ def run_cross_entropy(
     num_threads: int | None,
     temperatures: NDArray[Any] | None = None,
 ) -> int | None: ...
+def sort_segments(ids: Any, count: int, indptr: Any, order: Any) -> bool | int | None: ...
+def run_segments(
+    op: int,
+    dtype: int,
+    first: Any,
+    second: Any,
+    result: Any,
+    where: Any,
+    temperature: float,
+    temperatures: Any,
+    indptr: Any,
+    order: Any,
+    num_threads: Any,
+) -> None: ...
+def run_segment_loss(
+    dtype: int,
+    x: Any,
+    y: Any,
+    losses: Any,
+    labels: Any,
+    ignore: int | None,
+    soft: Any,
+    positives: Any,
+    sample_weight: Any,
+    upstream: Any,
+    temperature: float,
+    label_smoothing: float,
+    z_loss: float,
+    clip_norm: float,
+    clip_value: float,
+    reduction: int,
+    indptr: Any,
+    order: Any,
+    num_threads: Any,
+) -> float | int: ...
 def run_geometric(
     task: int,
     similarities: NDArray[np.float64],

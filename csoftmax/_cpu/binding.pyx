@@ -5,7 +5,7 @@
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
 # and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
 # int8.pxi those of output layers in int8, tree.pxi those of trees, hashed.pxi those of class hashing,
-# adversarial.pxi those of certificates, geometric.pxi that of g-softmax.
+# adversarial.pxi those of certificates, geometric.pxi that of g-softmax, segments.pxi those over segments.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -124,6 +124,12 @@ cdef extern from "core/extension.h" nogil:
                                          const cpu.csm_view *, double *, cpu.csm_loss_options *)
     cpu.csm_status csm_run_softmax(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                    const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_options *)
+    cpu.csm_status csm_run_segments(int, int, const csm_table *, const cpu.csm_shape *, const cpu.csm_segments *,
+                                    const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *,
+                                    const cpu.csm_options *)
+    cpu.csm_status csm_run_segment_loss(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_segments *,
+                                        const cpu.csm_view *, const cpu.csm_view *, const cpu.csm_view *,
+                                        const cpu.csm_view *, double *, cpu.csm_loss_options *)
 
     ctypedef struct csm_pairs:
         size_t labels, width
@@ -371,9 +377,11 @@ cdef extern from *:
     #define CSM_ROW_COUNT(name, ...) +1
     #define CSM_ROW_KEEPS_AXIS(name, signature, keeps_axis, ...) keeps_axis,
     #define CSM_ROW_TARGET(name, ...) (void *)csm_xla_##name,
+    #define CSM_ROW_SEGMENT_TARGET(name, ...) (void *)csm_xla_segment_##name,
     static const char *const csm_op_names[] = {CSM_OPS(CSM_ROW_NAME)};
     static const char csm_op_keeps_axis[] = {CSM_OPS(CSM_ROW_KEEPS_AXIS)};
     static void *const csm_xla_targets[] = {CSM_OPS(CSM_ROW_TARGET)};
+    static void *const csm_xla_segment_targets[] = {CSM_OPS(CSM_ROW_SEGMENT_TARGET)};
     static const char *const csm_dtype_suffixes[] = {CSM_DTYPES(CSM_ROW_NAME)};
     static const char *const csm_isa_names[] = {CSM_ISAS(CSM_ROW_NAME)};
     enum { CSM_ISA_COUNT = 0 CSM_ISAS(CSM_ROW_COUNT) };
@@ -381,6 +389,7 @@ cdef extern from *:
     const char **csm_op_names
     const char *csm_op_keeps_axis
     void **csm_xla_targets
+    void **csm_xla_segment_targets
     const char **csm_dtype_suffixes
     const char **csm_isa_names
     int CSM_ISA_COUNT
@@ -417,6 +426,7 @@ cdef extern from "quick.h":
 cdef extern from "xla.h" nogil:
     void csm_xla_entmax()
     void csm_xla_entmax_vjp()
+    void csm_xla_segment_cross_entropy()
     void csm_xla_cross_entropy()
     void csm_xla_kl_divergence()
     void csm_xla_crf()
@@ -507,6 +517,7 @@ include "hashed.pxi"
 include "tree.pxi"
 include "adversarial.pxi"
 include "geometric.pxi"
+include "segments.pxi"
 
 
 # Instruction sets
@@ -594,6 +605,9 @@ cdef _target(void *function):
 
 
 XLA_TARGETS = {name: _target(csm_xla_targets[i]) for name, i in OPS.items()} | {
+    f"segment_{name}": _target(csm_xla_segment_targets[i]) for name, i in OPS.items()
+} | {
+    "segment_cross_entropy": _target(<void *>csm_xla_segment_cross_entropy),
     "entmax": _target(<void *>csm_xla_entmax),
     "entmax_vjp": _target(<void *>csm_xla_entmax_vjp),
     "cross_entropy": _target(<void *>csm_xla_cross_entropy),

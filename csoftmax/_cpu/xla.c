@@ -382,6 +382,98 @@ void *csm_xla_cross_entropy(xla_frame *f) {
     return failed_with(f, status);
 }
 
+/* Segments: the last two arguments are offsets (int32 or int64) and the order of the elements (the same; empty: in
+ * order), which all rows share. */
+typedef struct ragged {
+    csm_segments segments;
+    int64_t *indptr; /* a copy, or NULL */
+} ragged;
+static int segments_of(const xla_frame *f, size_t n, ragged *r) {
+    const xla_buffer *indptr = buffer_of(&f->arguments, f->arguments.count - 2);
+    const xla_buffer *order = buffer_of(&f->arguments, f->arguments.count - 1);
+    r->segments = csm_default_segments();
+    r->indptr = NULL;
+    if (!indptr || !order || indptr->rank != 1 || order->rank != 1 || indptr->dims[0] < 1 ||
+        (order->dims[0] != 0 && (size_t)order->dims[0] != n) ||
+        (indptr->dtype != XLA_S32 && indptr->dtype != XLA_S64) || (order->dtype != XLA_S32 && order->dtype != XLA_S64))
+        return 0;
+    const size_t count = (size_t)indptr->dims[0];
+    r->segments.count = count - 1;
+    r->segments.order = order->dims[0] ? order->data : NULL;
+    r->segments.order_bytes = order->dtype == XLA_S32 ? 4 : 8;
+    r->segments.indptr = indptr->data;
+    if (indptr->dtype == XLA_S64) return 1;
+    r->segments.indptr = r->indptr = malloc(count * sizeof *r->indptr);
+    for (size_t i = 0; r->indptr && i < count; i++) r->indptr[i] = ((const int32_t *)indptr->data)[i];
+    return r->indptr != NULL;
+}
+
+static void *run_segments(xla_frame *f, csm_op op, int has_second, int reduces) {
+    void *answer;
+    if (!is_execution(f, &answer)) return answer;
+    operands o;
+    ragged r;
+    if (!matrix_of(f, &o.m) || !segments_of(f, o.m.shape.n, &r) ||
+        !operands_of(f, has_second, reduces ? r.segments.count : 0, &o))
+        return wrong(f);
+    csm_options options = csm_default_options();
+    read_real(f, "temperature", &options.temperature);
+    options.threads = threads(f);
+    const csm_status status = csm_run_segments(op, o.m.dtype, csm_current_table(), &o.m.shape, &r.segments, &o.m.x,
+                                               has_second ? &o.second : NULL, &o.y, &options);
+    free(r.indptr);
+    return failed_with(f, status);
+}
+#define TARGET(name, signature, keeps_axis, ...)                                         \
+    void *csm_xla_segment_##name(xla_frame *f) {                                         \
+        return run_segments(f, CSM_OP_##name, CSM_INPUTS_##signature == 2, !keeps_axis); \
+    }
+CSM_OPS(TARGET)
+#undef TARGET
+
+/* (x, int32 labels, -1: ignored, offsets, order) -> the loss of each segment and its gradient, as above. */
+void *csm_xla_segment_cross_entropy(xla_frame *f) {
+    void *answer;
+    if (!is_execution(f, &answer)) return answer;
+    matrix m;
+    ragged r;
+    csm_view labels, loss, gradient;
+    const int has_gradient = f->results.count > 1;
+    if (!matrix_of(f, &m) || !segments_of(f, m.shape.n, &r)) return wrong(f);
+    const int wide = m.kind == XLA_F64;
+    const size_t numbers = m.shape.shape[0] * r.segments.count;
+    if (!view_of(&m, buffer_of(&f->arguments, 1), XLA_S32, r.segments.count, &labels) ||
+        !view_of(&m, buffer_of(&f->results, 0), wide ? XLA_F64 : XLA_F32, r.segments.count, &loss) ||
+        (has_gradient && !view_of(&m, buffer_of(&f->results, 1), m.kind, m.shape.n, &gradient))) {
+        free(r.indptr);
+        return wrong(f);
+    }
+    csm_loss_options options = csm_default_loss_options();
+    options.labels = &labels;
+    options.label_type = CSM_INT32;
+    options.has_ignore = 1;
+    options.ignore = (uint64_t)-1;
+    read_real(f, "temperature", &options.temperature);
+    read_real(f, "label_smoothing", &options.label_smoothing);
+    read_real(f, "z_loss", &options.z_loss);
+    options.reduction = CSM_NONE;
+    options.threads = threads(f);
+    double total, *each = malloc((numbers | 1) * sizeof(double));
+    csm_status status = each ? CSM_OK : CSM_NO_MEMORY;
+    if (each) {
+        const csm_view losses = csm_contiguous(&m.shape, r.segments.count, each, sizeof(double));
+        status = csm_run_segment_loss(m.dtype, csm_current_table(), &m.shape, &r.segments, &m.x,
+                                      has_gradient ? &gradient : NULL, &losses, NULL, &total, &options);
+    }
+    for (size_t i = 0; status == CSM_OK && i < numbers; i++) {
+        if (wide) ((double *)loss.data)[i] = each[i];
+        else ((float *)loss.data)[i] = (float)each[i];
+    }
+    free(each);
+    free(r.indptr);
+    return failed_with(f, status);
+}
+
 /* Linear-chain CRF: (emissions, int32 labels with -1 for unknown ones, transitions, start, end, int32 mask) -> the loss
  * of each sequence; with a factor for each sequence as the last argument -> the gradients of the sum of factor times
  * loss: those of the emissions, transitions, start and end.  Parameters may be float beside half types, or double. */

@@ -5,13 +5,16 @@
 #include "registry.h"
 
 typedef struct xla_frame xla_frame;
-#define CSM_XLA_TARGET(name, ...) void *csm_xla_##name(xla_frame *);
+#define CSM_XLA_TARGET(name, ...)      \
+    void *csm_xla_##name(xla_frame *); \
+    void *csm_xla_segment_##name(xla_frame *);
 CSM_OPS(CSM_XLA_TARGET)
 #undef CSM_XLA_TARGET
 void *csm_xla_entmax(xla_frame *);
 void *csm_xla_entmax_vjp(xla_frame *);
 void *csm_xla_cross_entropy(xla_frame *);
 void *csm_xla_kl_divergence(xla_frame *);
+void *csm_xla_segment_cross_entropy(xla_frame *);
 void *csm_xla_crf(xla_frame *);
 void *csm_xla_crf_vjp(xla_frame *);
 

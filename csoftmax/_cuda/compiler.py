@@ -30,8 +30,8 @@ SOURCES = {
     "sample": "sample.cu",
 }
 KERNELS = {
-    "softmax.cu": ("teams", "whole", "blocks", "combine", "apply"),
-    "vjp.cu": ("teams", "whole", "blocks", "combine", "apply"),
+    "softmax.cu": ("teams", "whole", "blocks", "combine", "apply", "segments"),
+    "vjp.cu": ("teams", "whole", "blocks", "combine", "apply", "segments"),
     "cross_entropy.cu": ("labels", "masses", "divide", "rows", "reduce"),
     "topk.cu": ("choose", "keys", "gather"),
     "entmax.cu": ("forward", "rows", "backward"),

@@ -9,6 +9,8 @@
  *            rows that do not fit shared memory: a warp for each block, twice; in between one thread combines the
  *            blocks in their order
  *
+ *   segments rows of different lengths, one behind the other (segments.py): a warp for each
+ *
  * Reads and writes of each element: one and one; blocks + apply: two and one (tests/cuda counts them).
  * Accumulators: pairs of the compute type in 16 (double: 8) lanes; float lanes are added to double after 512 elements;
  * row constants are double.  NaN: the maximum drops it, the sum keeps it, and the whole row becomes the canonical NaN.
@@ -310,6 +312,54 @@ extern "C" __global__ void __launch_bounds__(32, 1)
         if (row.transforms) transform(s, k, c, row.max);
         if (!EXACT) exp_again(s, k, block, t);
         store(to, k, result_of(s, row.sums, block.n, t), lane, WARP);
+        __syncwarp();
+    }
+}
+
+/* Segments of up to CSM_BLOCK elements of rows of `length`: a warp for each.  which: their numbers; results: numbers in
+ * a row of y where it lacks the axis; capacity: the room of a warp. */
+extern "C" __global__ void __launch_bounds__(128, 3)
+    segments(const T *x, const uint8_t *__restrict__ mask, T *y, long long rows, long long length, long long results,
+             const long long *__restrict__ indptr, const int *__restrict__ which, int count, int capacity,
+             csm_scales c) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    REAL *warp_data = (REAL *)(void *)memory + warp * (capacity + (SEGMENTED ? LOG_SEGMENT_ELEMENTS : 0));
+    REAL *part = warp_data + capacity;
+    for (long long unit = (long long)blockIdx.x * warps + warp; unit < rows * count;
+         unit += (long long)gridDim.x * warps) {
+        const long long at = unit / count, segment = which[unit - at * count];
+        const long long begin = at * length + indptr[segment];
+        const int k = (int)(indptr[segment + 1] - indptr[segment]);
+        const uint8_t *kept = mask ? mask + begin : NULL;
+        REAL *s = warp_data + lead(x + begin);
+        load(s, x + begin, kept, k, (REAL)-CSM_INF, lane, WARP);
+        __syncwarp();
+        REAL max = warp_max(s, k);
+        whole_row row;
+        row.max = (double)max;
+        row.transforms = !csm_fits_range(&c, row.max);
+        row.special = 0;
+        if (row.transforms) { /* all threads agree */
+            const int found = inspect(s, kept, k);
+            row.special = csm_is_special(OP, c.temperature, row.max, found & 1, found & 2, &row.fill);
+            if (!row.special) {
+                transform(s, k, c, row.max);
+                max = (REAL)csm_transformed(&c, (double)max, row.max);
+            }
+        }
+        const csm_temperature t = row.transforms ? c.transformed : c.ordinary;
+        csm_block block;
+        add_up<WARP, EXACT, !EXACT>(s, part, k, (double)max, t, &block);
+        combine_blocks(&block, 1, &row.sums);
+        __syncwarp();
+        if (REDUCES) {
+            if (lane == 0) STORE(y + at * results + segment, log_sum_exp(row, c));
+        } else if (is_filled(row)) {
+            const filled value = {fill_of(row), kept};
+            store(y + begin, k, value, lane, WARP);
+        } else {
+            store(y + begin, k, result_of(s, row.sums, block.n, t), lane, WARP);
+        }
         __syncwarp();
     }
 }

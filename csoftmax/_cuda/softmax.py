@@ -24,8 +24,8 @@ from .sizes import (
     room,
 )
 
-_OP_NAMES = {number: name for name, number in binding.OPS.items()}
-_GRADIENTS = ("softmax_vjp", "log_softmax_vjp")
+OP_NAMES = {number: name for name, number in binding.OPS.items()}
+GRADIENTS = ("softmax_vjp", "log_softmax_vjp")
 _TEAM_ELEMENTS = {4: 512, 8: 256}  # the longest row that a team computes, by the compute type's bytes
 _TEAM_BLOCK_WARPS = 4
 
@@ -54,7 +54,7 @@ class SoftmaxLaunch(NamedTuple):
 @functools.lru_cache(1024)
 def plan_softmax_launch(op: str, dtype: int, n: int, shared_limit: int) -> SoftmaxLaunch:
     """The launch of rows of n elements on a device whose blocks of threads have `shared_limit` bytes."""
-    inputs = 2 if op in _GRADIENTS else 1
+    inputs = 2 if op in GRADIENTS else 1
     itemsize, wide = item_bytes(dtype)
     blocks = -(-n // BLOCK_ELEMENTS)
     if n <= _TEAM_ELEMENTS[wide]:
@@ -93,7 +93,7 @@ def launch_softmax(
     """
     import cupy
 
-    name, n = _OP_NAMES[op], first.shape[-1]
+    name, n = OP_NAMES[op], first.shape[-1]
     rows = math.prod(first.shape[:-1])
     if result.size == 0:
         return
@@ -142,7 +142,7 @@ def _launch_in_blocks(
     """Launch the kernels of rows that do not fit shared memory: blocks, combine, apply."""
     import cupy
 
-    backward = name in _GRADIENTS
+    backward = name in GRADIENTS
     record_bytes = RECORD_BYTES["vjp.cu" if backward else "softmax.cu"]
     blocks = cupy.empty(rows * plan.blocks * BLOCK_BYTES, np.uint8)
     known = cupy.empty(rows * record_bytes, np.uint8)

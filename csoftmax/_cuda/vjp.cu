@@ -294,3 +294,49 @@ extern "C" __global__ void __launch_bounds__(32, 1)
         }
     }
 }
+
+/* Segments of up to CSM_BLOCK elements, as in softmax.cu. */
+extern "C" __global__ void __launch_bounds__(128, 3)
+    segments(const T *dy, const T *y, const uint8_t *__restrict__ mask, T *dx, long long rows, long long length,
+             const long long *__restrict__ indptr, const int *__restrict__ which, int count, int capacity,
+             csm_scales c) {
+    const int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP, warps = blockDim.x / WARP;
+    REAL *warp_data = (REAL *)(void *)memory + warp * 2 * capacity;
+    for (long long unit = (long long)blockIdx.x * warps + warp; unit < rows * count;
+         unit += (long long)gridDim.x * warps) {
+        const long long at = unit / count, segment = which[unit - at * count];
+        const long long begin = at * length + indptr[segment];
+        const int k = (int)(indptr[segment + 1] - indptr[segment]);
+        const REAL *b;
+        REAL *a =
+            load_both(warp_data, capacity, dy + begin, y + begin, mask ? mask + begin : NULL, k, lane, c.lift, &b);
+        V(dot) sum;
+        csm_block block = {0};
+        csm_row row;
+        double lift = 1;
+        V(dot_zero)(&sum);
+        add_products<WARP>(&sum, a, b, k);
+        dot_total<WARP>(sum, &block.hi, &block.lo);
+        __syncwarp(); /* other threads have read the elements that are overwritten below */
+        csm_combine_pair(&block, 1, SINGLE && !is_in_double(c), &row);
+        if (!SINGLE && !LOG && !csm_vjp_is_ordinary(&c.ordinary, row.hi, LOG, SINGLE)) { /* as in `teams` */
+            lift = csm_vjp_lift(&c.ordinary, (double)largest_dy<WARP>(a, b, k));
+            __syncwarp();
+            lift_dy<WARP>(a, k, lift);
+            V(dot_zero)(&sum);
+            add_products<WARP>(&sum, a, b, k);
+            dot_total<WARP>(sum, &block.hi, &block.lo);
+            csm_combine_pair(&block, 1, SINGLE, &row);
+        }
+        if (is_in_double(c) || is_exact(row, c)) {
+            if (is_in_double(c)) replace_in_double(a, b, k, row, c, lane, WARP);
+            else replace_exactly(a, b, k, row, c, lane, WARP);
+            __syncwarp();
+            const copied value = {a};
+            store(dx + begin, k, value, lane, WARP);
+        } else {
+            store(dx + begin, k, gradient_of(a, b, row, c, lift), lane, WARP);
+        }
+        __syncwarp();
+    }
+}

@@ -18,9 +18,11 @@ for _name, _target in binding.XLA_TARGETS.items():
     jax.ffi.register_ffi_target(f"csoftmax_{_name}", _target, platform="cpu")
 
 
-def call_kernel(name: str, results: Any, *arrays: jax.Array, **attributes: Any) -> Any:
-    """Call a kernel on rows along the last axis; vmap prepends axes to all arrays."""
-    call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method="broadcast_all")
+def call_kernel(
+    name: str, results: Any, *arrays: jax.Array, vmap_method: Any = "broadcast_all", **attributes: Any
+) -> Any:
+    """Call a kernel on rows along the last axis; vmap prepends axes to all arrays, or, "sequential", calls it often."""
+    call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method=vmap_method)
     return call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
 
 

@@ -191,30 +191,37 @@ def _logsumexp(x: jax.Array, temperatures: jax.Array | None, temperature: float)
 
 def _logsumexp_backward(temperature: float, saved: Any, dy: jax.Array) -> tuple[jax.Array, jax.Array | None]:
     x, temperatures = saved
-    p = _softmax(x, temperatures, temperature)
-    if temperatures is not None:
-        mantissa, exponent = jnp.frexp(temperatures)
-        wide = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
-        near = (p * (wide / temperatures.astype(wide.dtype))[..., None]).astype(x.dtype)
-        far = _scale(p, wide, mantissa.astype(wide.dtype), exponent)
-        return jnp.where((jnp.abs(exponent) <= 60)[..., None], near, far), jnp.zeros_like(temperatures)
+    p, dy = _softmax(x, temperatures, temperature), dy[..., None]
+    if temperatures is None:
+        return scale_softmax(p, dy, temperature), None
+    each = temperatures[..., None]
+    mantissa, exponent = jnp.frexp(each)
+    wide = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
+    near = (p * (wide / each.astype(wide.dtype))).astype(x.dtype)
+    far = _scale_far(p, wide, mantissa.astype(wide.dtype), exponent)
+    return jnp.where(jnp.abs(exponent) <= 60, near, far), jnp.zeros_like(temperatures)
+
+
+def scale_softmax(p: jax.Array, dy: jax.Array, temperature: float) -> jax.Array:
+    """Softmax p times dy / T, which can be beyond the range of the dtype where the product is not."""
     if temperature == 1:
-        return p * dy[..., None], None
-    number, power = math.frexp(temperature)
-    dy = dy.astype(jnp.promote_types(x.dtype, jnp.float32))
-    if abs(power) <= 60:
-        return (p * (dy / temperature)[..., None]).astype(x.dtype), None
-    return _scale(p, dy, number, power), None
+        return p * dy
+    dtype, (mantissa, exponent) = p.dtype, math.frexp(temperature)
+    dy = dy.astype(jnp.promote_types(dtype, jnp.float32))
+    if abs(exponent) <= 60:
+        return (p * (dy / temperature)).astype(dtype)
+    return _scale_far(p, dy, mantissa, exponent)
 
 
-def _scale(p: jax.Array, dy: jax.Array, mantissa: Any, exponent: Any) -> jax.Array:
-    """P dy / T, where 1/T can be beyond the range: mantissas are multiplied, exponents added, and joined at the end."""
-    p_part, p_exponent = jnp.frexp(p.astype(dy.dtype))
+def _scale_far(p: jax.Array, dy: jax.Array, mantissa: Any, exponent: Any) -> jax.Array:
+    """The product p dy / T for T = mantissa 2**exponent: mantissas are multiplied, and exponents added."""
+    dtype = p.dtype
+    p, p_exponent = jnp.frexp(p.astype(dy.dtype))
     dy, dy_exponent = jnp.frexp(dy)
-    product = p_part * (dy / mantissa)[..., None]
-    exponents = p_exponent + (dy_exponent - exponent)[..., None]
+    product = p * (dy / mantissa)
+    exponents = p_exponent + dy_exponent - exponent
     half = exponents // 2
-    return jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(p.dtype)
+    return jnp.ldexp(jnp.ldexp(product, half), exponents - half).astype(dtype)
 
 
 _logsumexp.defvjp(lambda x, each, number: (_logsumexp(x, each, number), (x, each)), _logsumexp_backward)
@@ -257,9 +264,7 @@ def logsumexp(
     """
     x, axis = check_floating("x", x, axis)
     rows, mask = _append_sink(x, axis, where, sink)
-    result = _logsumexp(
-        jnp.moveaxis(leave_out(rows, mask), axis, -1), *_check_temperature(temperature, rows, axis)
-    )
+    result = _logsumexp(jnp.moveaxis(leave_out(rows, mask), axis, -1), *_check_temperature(temperature, rows, axis))
     return jnp.expand_dims(result, axis) if check_flag("keepdims", keepdims) else result
 
 

@@ -12,7 +12,7 @@ from .._arguments.foreign import accept_foreign
 from .._arguments.kinds import keep_labels
 from .._arguments.layouts import Rows, check_out, lay_out_rows
 from .._arguments.numbers import check_flag, check_temperatures, number_and_rows
-from .._arguments.places import DeviceError, check_kernels, place_of, to_host
+from .._arguments.places import check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.sinks import append_sink
 from .._cpu import binding

@@ -13,6 +13,7 @@ from . import (
     penalize,
     sample,
     sampled,
+    segments,
     softmax,
     topk,
 )
@@ -31,6 +32,7 @@ OPERATIONS: tuple[Operation, ...] = (
     *in_batch.RECORDS,
     *margins.RECORDS,
     *divergence.RECORDS,
+    *segments.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

@@ -120,6 +120,7 @@ class Operation:
     golden: tuple[str, ...] = ()  # the names under which tests/records/golden.json holds its bits
     exempt: Mapping[str, str] = field(default_factory=dict)  # promise → why it does not hold or cannot be tested
     invoke: Callable | None = None  # (function, *arrays, **options), where arguments are not the arrays themselves
+    name_arguments: Callable[[Sample], dict] | None = None  # the same call with all arguments by name
     unpack: Callable[[Any], tuple[np.ndarray, ...]] = unpack
     log: bool = False  # probabilities among the arguments and results are logarithms
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -175,6 +176,12 @@ class Operation:
         if self.invoke is not None:
             return self.invoke(self.function(), *sample.arrays.values(), **options)
         return self.function()(*sample.arrays.values(), **options)
+
+    def named(self, sample: Sample) -> dict:
+        """Return all arguments of a call by name."""
+        if self.name_arguments is not None:
+            return self.name_arguments(sample)
+        return {**sample.arrays, **sample.options}
 
     def compute(self, sample: Sample, axis=..., **options) -> tuple[np.ndarray, ...]:
         """Call the function and return its results as a tuple of arrays."""

@@ -153,6 +153,7 @@ RECORDS = (
             BadCall({"topk": ([1.0, 2],)}, TypeError, "topk must be a TopK or a pair of arrays"),
         ),
         invoke=lambda function, values, indices, **options: function((values, indices), **options),
+        name_arguments=lambda sample: {"topk": tuple(sample.arrays.values()), **sample.options},
         unpack=lambda matrix: (matrix.data, matrix.indices, matrix.indptr),
         exempt={
             "special_values": "it moves values and computes nothing from them",

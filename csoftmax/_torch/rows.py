@@ -97,25 +97,14 @@ def _fake_logsumexp(x: Tensor, dim: int, number: float, rows: Tensor | None, whe
     return torch.empty(shape, dtype=x.dtype, device=x.device)
 
 
-def _compute_logsumexp_vjp(
-    dy: Tensor, x: Tensor, dim: int, temperature: float, rows: Tensor | None, where: Tensor | None
-) -> Tensor:
-    """Softmax times dy / T, where 1 / T and dy / T may leave the range of the dtype though the product does not."""
-    to: Any = like(x)
-    p = csoftmax.softmax(x.detach(), axis=dim, temperature=_choose(temperature, rows), where=where, out=to)
-    dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
-    if rows is not None:
-        t = rows.detach().double()
-        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
-        near = (p.to(wide) * (dy.to(wide) / t.to(wide))).to(x.dtype)
-        mantissas, exponents = torch.frexp(t)
-        return torch.where(exponents.abs() <= 60, near, _scale_far(p, dy, t, mantissas, exponents))
+def scale_softmax(p: Tensor, dy: Tensor, temperature: float) -> Tensor:
+    """Softmax p times dy / T, in place where 1 / T and dy / T stay within the range of the dtype."""
     if temperature == 1:
         return p.mul_(dy)
     mantissa, exponent = math.frexp(temperature)
     if abs(exponent) <= 60:
-        if x.dtype.itemsize < 4:
-            return p.float().mul_(dy.float() / temperature).to(x.dtype)
+        if p.dtype.itemsize < 4:
+            return p.float().mul_(dy.float() / temperature).to(p.dtype)
         return p.mul_(dy / temperature)
     return _scale_far(p, dy, temperature, mantissa, exponent)
 
@@ -132,6 +121,21 @@ def _scale_far(p: Tensor, dy: Tensor, t: Any, mantissa: Any, exponent: Any) -> T
     third = exponents.div(3, rounding_mode="trunc")
     step = torch.pow(2.0, third.double())
     return p.mul_(dy / mantissa).mul_(step).mul_(step).mul_(torch.pow(2.0, (exponents - 2 * third).double()))
+
+
+def _compute_logsumexp_vjp(
+    dy: Tensor, x: Tensor, dim: int, temperature: float, rows: Tensor | None, where: Tensor | None
+) -> Tensor:
+    to: Any = like(x)
+    p = csoftmax.softmax(x.detach(), axis=dim, temperature=_choose(temperature, rows), where=where, out=to)
+    dy = dy.detach().unsqueeze(dim) if x.dim() else dy.detach()
+    if rows is None:
+        return scale_softmax(p, dy, temperature)
+    t = rows.detach().double()
+    wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+    near = (p.to(wide) * (dy.to(wide) / t.to(wide))).to(x.dtype)
+    mantissas, exponents = torch.frexp(t)
+    return torch.where(exponents.abs() <= 60, near, _scale_far(p, dy, t, mantissas, exponents))
 
 
 _logsumexp_vjp = define(

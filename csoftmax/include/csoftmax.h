@@ -457,6 +457,76 @@ csm_status csm_crf_f64(csm_crf_task, const void *emissions, csm_crf_options *);
 csm_status csm_crf_f16(csm_crf_task, const void *emissions, csm_crf_options *);
 csm_status csm_crf_bf16(csm_crf_task, const void *emissions, csm_crf_options *);
 
+/* Segments: groups of elements along the axis.  Each gives the bits that its elements, in their order, give as a row of
+ * the function of the same name.  A result of a reduction, and every array with one element a row there
+ * (temperatures, labels, sample_weight, upstream), has one for each row and segment: the segments go along the axis. */
+typedef struct csm_segments {
+    size_t size; /* sizeof(csm_segments) when the caller was compiled */
+    size_t count;
+    const int64_t *indptr; /* count + 1 numbers that rise within 0 to n: segment s has indptr[s] to indptr[s + 1] - 1 */
+    const void *order; /* these are places in a list of all n positions along the axis, each once; NULL: positions */
+    int order_bytes; /* 4: the list holds int32_t; 8: int64_t */
+} csm_segments;
+static inline csm_segments csm_default_segments(void) {
+    csm_segments o = {sizeof(csm_segments), 0, NULL, NULL, 8};
+    return o;
+}
+/* Sorts n ids into indptr and order, stably: ids are -1 (before the first segment: no part) to count - 1.  *is_sorted:
+ * they are ascending, and `order` has not been written.  An id out of range: CSM_BAD_LABEL, and its *position. */
+csm_status csm_segment_sort(size_t n, const int64_t *ids, size_t count, int64_t *indptr, void *order, int order_bytes,
+                            int *is_sorted, size_t *position);
+/* Elements outside of all segments: 0, of log_softmax -inf.  options->scratch is not used. */
+csm_status csm_segment_softmax_f32(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                   const csm_options *);
+csm_status csm_segment_softmax_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                   const csm_options *);
+csm_status csm_segment_softmax_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                   const csm_options *);
+csm_status csm_segment_softmax_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                    const csm_options *);
+csm_status csm_segment_log_softmax_f32(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                       const csm_options *);
+csm_status csm_segment_log_softmax_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                       const csm_options *);
+csm_status csm_segment_log_softmax_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                       const csm_options *);
+csm_status csm_segment_log_softmax_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                        const csm_options *);
+csm_status csm_segment_logsumexp_f32(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                     const csm_options *);
+csm_status csm_segment_logsumexp_f64(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                     const csm_options *);
+csm_status csm_segment_logsumexp_f16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                     const csm_options *);
+csm_status csm_segment_logsumexp_bf16(const csm_shape *, const csm_segments *, const csm_view *x, const csm_view *y,
+                                      const csm_options *);
+csm_status csm_segment_softmax_vjp_f32(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                       const csm_view *dx, const csm_options *);
+csm_status csm_segment_softmax_vjp_f64(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                       const csm_view *dx, const csm_options *);
+csm_status csm_segment_softmax_vjp_f16(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                       const csm_view *dx, const csm_options *);
+csm_status csm_segment_softmax_vjp_bf16(const csm_shape *, const csm_segments *, const csm_view *dy, const csm_view *y,
+                                        const csm_view *dx, const csm_options *);
+csm_status csm_segment_log_softmax_vjp_f32(const csm_shape *, const csm_segments *, const csm_view *dy,
+                                           const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_segment_log_softmax_vjp_f64(const csm_shape *, const csm_segments *, const csm_view *dy,
+                                           const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_segment_log_softmax_vjp_f16(const csm_shape *, const csm_segments *, const csm_view *dy,
+                                           const csm_view *y, const csm_view *dx, const csm_options *);
+csm_status csm_segment_log_softmax_vjp_bf16(const csm_shape *, const csm_segments *, const csm_view *dy,
+                                            const csm_view *y, const csm_view *dx, const csm_options *);
+/* labels: an element of the segment, from 0 on.  loss: one for each row and segment, in C order with the segments last,
+ * and after them one more, their sum or mean.  options->weight is not allowed; segments without elements weigh 0. */
+csm_status csm_segment_cross_entropy_f32(const csm_shape *, const csm_segments *, const csm_view *x,
+                                         const csm_view *gradient, double *loss, csm_loss_options *);
+csm_status csm_segment_cross_entropy_f64(const csm_shape *, const csm_segments *, const csm_view *x,
+                                         const csm_view *gradient, double *loss, csm_loss_options *);
+csm_status csm_segment_cross_entropy_f16(const csm_shape *, const csm_segments *, const csm_view *x,
+                                         const csm_view *gradient, double *loss, csm_loss_options *);
+csm_status csm_segment_cross_entropy_bf16(const csm_shape *, const csm_segments *, const csm_view *x,
+                                          const csm_view *gradient, double *loss, csm_loss_options *);
+
 /* Rows begin to end - 1 of a matrix with n contiguous columns, in the calling thread only: for programs that distribute
  * the rows of a call over their own threads.  Steps: elements between two rows.  The y of a log-sum-exp or an
  * entropy has one element for each row. */

@@ -29,6 +29,13 @@ csm_status csm_run_softmax(csm_op, csm_dtype, const csm_table *, const csm_shape
                            const csm_options *); /* input: x, or dy of a gradient, whose y is given */
 csm_status csm_run_cross_entropy(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
                                  const csm_view *gradient, double *loss, csm_loss_options *);
+csm_status csm_run_segments(csm_op, csm_dtype, const csm_table *, const csm_shape *, const csm_segments *,
+                            const csm_view *input, const csm_view *y, const csm_view *result, const csm_options *);
+/* losses: a double for each row and segment, in any order but without gaps; with CSM_NONE the results.  positives: one
+ * byte for each element, instead of labels or soft labels: the loss of their total probability. */
+csm_status csm_run_segment_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_segments *,
+                                const csm_view *x, const csm_view *gradient, const csm_view *losses,
+                                const csm_view *positives, double *total, csm_loss_options *);
 csm_status csm_run_topk(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t k,
                         const csm_view *values, const csm_view *indices, const csm_topk_options *);
 csm_status csm_run_topk_integer(csm_label_type, const csm_table *, const csm_shape *, const csm_view *x, size_t k,

@@ -166,6 +166,13 @@ int csm_is_contiguous(const csm_shape *shape, const csm_view *view, size_t items
     return bits % itemsize == 0;
 }
 
+int csm_is_side_by_side(const csm_shape *shape, const csm_view *view, size_t itemsize, int has_axis) {
+    uintptr_t bits = (uintptr_t)view->data;
+    if (has_axis) bits |= (uintptr_t)view->axis_stride;
+    for (size_t i = 0; i < shape->ndim; i++) bits |= (uintptr_t)view->strides[i];
+    return bits % itemsize == 0 && csm_last_stride(shape, view) == (ptrdiff_t)itemsize;
+}
+
 size_t csm_pack_pitch(size_t n, size_t itemsize) { return ((n * itemsize + 63) / 64 | 1) * 64; }
 size_t csm_pack_rows(size_t n, size_t itemsize) {
     size_t pitch = csm_pack_pitch(n, itemsize), rows = PACK_BYTES / pitch;

@@ -21,6 +21,9 @@ void csm_fill_masked(char *row, ptrdiff_t axis, csm_strided mask, size_t n, size
 /* Whether every element is aligned and, if the view has the softmax axis, rows are contiguous along it. */
 int csm_is_contiguous(const csm_shape *shape, const csm_view *view, size_t itemsize, int keeps_axis);
 
+/* Whether neighbouring rows are neighbours in memory, and every element is aligned.  has_axis: the axis counts too. */
+int csm_is_side_by_side(const csm_shape *shape, const csm_view *view, size_t itemsize, int has_axis);
+
 /* Rows that are copied to scratch in groups: bytes between two rows, an odd number of cache lines, so that rows do not
  * share a cache set; and the number of rows in a group. */
 size_t csm_pack_pitch(size_t n, size_t itemsize);

@@ -49,6 +49,10 @@ csm_prefetch csm_prefetch_for(double bytes) {
     return (csm_prefetch)answer;
 }
 
+const csm_table *csm_half_table(const csm_table *table) {
+    return csm_table_avx2 && table == csm_table_avx512 ? csm_table_avx2 : table;
+}
+
 const char *csm_isa(void) { return csm_current_table()->name; }
 int csm_isa_built(const char *name) {
     const isa *i = find_isa(name);

@@ -1,6 +1,7 @@
 /* Cross-entropy: a call, and what its files share.
  *
- *   cross_entropy.c           the driver: rows, temperatures, the sum of the losses
+ *   cross_entropy.c           the driver: layouts, temperatures, the sum of the losses
+ *   cross_entropy_row.c       contiguous rows of any length and content
  *   cross_entropy_weights.c   masses of soft labels, the mean's divisor, the sum of the class weights
  */
 #ifndef CSM_OPS_CROSS_ENTROPY_H
@@ -8,6 +9,7 @@
 
 #include "../core/call.h"
 #include "../core/extension.h"
+#include "../kernel/cross_entropy/underflow.h"
 
 #include <stdatomic.h>
 
@@ -53,11 +55,22 @@ static inline char *csm_loss_scratch_of(csm_loss_run *call, int thread) {
     return csm_scratch_get(&call->scratch, thread, 0, size);
 }
 
-/* Computes sum w_j q_j of rows of soft labels: a csm_body, whose context is the csm_loss_run. */
+/* Computes sum w_j q_j of a row of soft labels, with a thread's scratch.  A bad one is noted in the call. */
+csm_status csm_find_mass(csm_loss_run *, csm_strided q, int thread, char *memory, double *mass);
+/* Computes the masses of rows: a csm_body, whose context is the csm_loss_run. */
 csm_status csm_loss_masses(void *context, size_t begin, size_t end, int thread);
 /* The number by which the sum of the losses is divided. */
 double csm_loss_divisor(csm_loss_run *);
 /* The sum of the n class weights: compensated within a block, without rounding over blocks. */
 double csm_loss_weight_sum(const csm_loss_run *, size_t n);
+
+/* Sets which rows are looked at for gradients that the kernels lose: those with large factors. */
+void csm_find_lost_limit(csm_loss_run *);
+/* The job of `rows` rows of a job from `at` on. */
+csm_loss_job csm_loss_job_at(const csm_loss_job *, ptrdiff_t at, size_t rows, void *scratch);
+/* The end of the rows of a job from `at` on that the kernels of many rows compute.  memory: a wide block. */
+ptrdiff_t csm_end_of_kernel_rows(csm_loss_run *, const csm_loss_job *, ptrdiff_t at, char *memory);
+/* Computes the contiguous rows of a job.  memory: the parts e', blocks and wide block of a thread's scratch. */
+void csm_run_loss_rows(csm_loss_run *, const csm_loss_job *, int thread, char *memory);
 
 #endif

@@ -3,33 +3,40 @@
 
 #include "../core/reduction.h"
 
-csm_status csm_loss_masses(void *context, size_t begin, size_t end, int thread) {
-    csm_loss_run *call = context;
+csm_status csm_find_mass(csm_loss_run *call, csm_strided q, int thread, char *memory, double *mass) {
     const csm_call *c = &call->base;
     const size_t n = c->shape.n;
+    csm_pair_sum sum;
+    csm_pair_sum_zero(&sum);
+    int is_plain = (uintptr_t)q.data % c->wide_size == 0 && (q.axis == (ptrdiff_t)c->wide_size || n == 1);
+    *mass = 0;
+    for (size_t i = 0; i < n; i += CSM_BLOCK) {
+        size_t k = csm_block_length(n, i);
+        const char *part = q.data + (ptrdiff_t)i * q.axis;
+        const void *w = call->loss_call.w ? (const char *)call->loss_call.w + i * c->wide_size : NULL;
+        double hi, lo;
+        if (!is_plain) {
+            csm_strided from = {part, 0, q.axis};
+            csm_gather(memory, 0, from, 1, k, c->wide_size, NULL, NULL);
+            part = memory;
+        }
+        if (!call->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&call->has_bad_label, 1);
+        if (n <= CSM_BLOCK) *mass = hi + lo;
+        else csm_pair_sum_add(&sum, hi, lo);
+        if (i > 0 && csm_stops(&call->base.interrupt, thread, k)) return CSM_INTERRUPTED;
+    }
+    if (n > CSM_BLOCK) *mass = csm_pair_sum_rounded(&sum);
+    return CSM_OK;
+}
+
+csm_status csm_loss_masses(void *context, size_t begin, size_t end, int thread) {
+    csm_loss_run *call = context;
     char *memory = csm_loss_scratch_of(call, thread);
     if (!memory) return CSM_NO_MEMORY;
     for (size_t row = begin; row < end; row++) {
-        const csm_strided q = csm_row_of(c, &call->soft_labels, row);
-        csm_pair_sum sum;
-        csm_pair_sum_zero(&sum);
-        int is_plain = (uintptr_t)q.data % c->wide_size == 0 && (q.axis == (ptrdiff_t)c->wide_size || n == 1);
-        for (size_t i = 0; i < n; i += CSM_BLOCK) {
-            size_t k = csm_block_length(n, i);
-            const char *part = q.data + (ptrdiff_t)i * q.axis;
-            const void *w = call->loss_call.w ? (const char *)call->loss_call.w + i * c->wide_size : NULL;
-            double hi, lo;
-            if (!is_plain) {
-                csm_strided from = {part, 0, q.axis};
-                csm_gather(memory, 0, from, 1, k, c->wide_size, NULL, NULL);
-                part = memory;
-            }
-            if (!call->kernels->mass(part, w, k, &hi, &lo)) atomic_store(&call->has_bad_label, 1);
-            if (n <= CSM_BLOCK) call->mass[csm_order_of(call, row)] = hi + lo;
-            else csm_pair_sum_add(&sum, hi, lo);
-            if (i > 0 && csm_stops(&call->base.interrupt, thread, k)) return CSM_INTERRUPTED;
-        }
-        if (n > CSM_BLOCK) call->mass[csm_order_of(call, row)] = csm_pair_sum_rounded(&sum);
+        const csm_strided q = csm_row_of(&call->base, &call->soft_labels, row);
+        const csm_status status = csm_find_mass(call, q, thread, memory, &call->mass[csm_order_of(call, row)]);
+        if (status != CSM_OK) return status;
     }
     return CSM_OK;
 }

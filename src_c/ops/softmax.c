@@ -13,7 +13,6 @@
  */
 #include "softmax_row.h"
 
-#include "../core/extension.h"
 #include "../isa/dispatch.h"
 
 #include <stdlib.h>
@@ -25,13 +24,7 @@ enum {
     TABLE_BYTES = 2 * 64 /* of the caller's scratch, for the csm_buffer and the csm_row_scratch of a thread */
 };
 
-/* Whether the kernels of many rows know the call's temperature. */
-static int is_for_kernels(const csm_softmax_call *c) {
-    if (c->is_gradient) return !csm_is_in_double(c) && c->base.scales.lift == 1;
-    return !c->base.scales.always_transform;
-}
-
-static size_t tile_width(const csm_softmax_call *c) {
+size_t csm_tile_width(const csm_softmax_call *c) {
     const size_t wide_size = c->base.wide_size;
     size_t min_width = 16, max_width = CSM_TILE_WIDTH;
     if (c->is_gradient) { /* scratch holds lanes, not a copy of the tile */
@@ -43,21 +36,10 @@ static size_t tile_width(const csm_softmax_call *c) {
     return width < min_width ? min_width : width;
 }
 
-/* Checks a temperature: gradients exclude the limits. */
-static int is_temperature(const csm_softmax_call *c, double t) {
-    return t >= 0 && !(c->is_gradient && (t == 0 || !(t < CSM_INF)));
-}
-
 static double temperature_of(const csm_softmax_call *c, size_t row) {
     double t;
     memcpy(&t, csm_row_data(&c->base, &c->temperatures, row), sizeof t);
     return t;
-}
-
-/* Gives a call the temperature of one of its rows. */
-static void take_temperature(csm_softmax_call *c, size_t row) {
-    const double t = temperature_of(c, row);
-    if (t != c->base.scales.temperature) csm_set_scales(&c->base.scales, t, csm_is_single(&c->base));
 }
 
 typedef enum path { ROWS, TILES, PACKED, LONG } path;
@@ -121,7 +103,7 @@ static csm_status run_rows(routed_call *routed, csm_rows_job job, int thread, co
         job.y = c->is_gradient ? all.y + (ptrdiff_t)at * all.y_step : NULL;
         job.result = all.result + (ptrdiff_t)at * all.result_step;
         job.rows = all.rows - at;
-        if (n <= CSM_BLOCK && is_for_kernels(c)) {
+        if (n <= CSM_BLOCK && csm_is_for_kernels(c)) {
             size_t done = c->kernels->rows(&job);
             at += done;
             if (at == all.rows) break;
@@ -331,7 +313,7 @@ static csm_status own_body(void *context, size_t begin, size_t end, int thread) 
         const size_t last = begin + rows_to_end(routed, begin, end);
         if (routed->path == ROWS) begin += run_usual(routed, begin, last - begin, memory);
         if (begin == last) continue;
-        take_temperature(own, begin);
+        csm_take_temperature(own, temperature_of(own, begin));
         const double t = own->base.scales.temperature;
         size_t stop = begin + 1; /* neighbours of the same temperature go together */
         while (stop < last && temperature_of(own, stop) == t) stop++;
@@ -355,19 +337,11 @@ static csm_status run_split(routed_call *routed, csm_softmax_call *c) {
     }
     for (size_t i = 0; status == CSM_OK && i < routed->rows; i++) {
         csm_row_place place = place_row(c, i);
-        if (c->has_temperatures) take_temperature(c, i);
+        if (c->has_temperatures) csm_take_temperature(c, temperature_of(c, i));
         status = csm_run_split_row(c, &place, each);
     }
     if (!c->given_scratch) csm_release(each);
     return status;
-}
-
-/* Whether neighbouring rows are neighbours in memory, and every element is aligned. */
-static int is_side_by_side(const csm_shape *shape, const csm_view *v, size_t size, int has_axis) {
-    uintptr_t bits = (uintptr_t)v->data;
-    if (has_axis) bits |= (uintptr_t)v->axis_stride;
-    for (size_t i = 0; i < shape->ndim; i++) bits |= (uintptr_t)v->strides[i];
-    return bits % size == 0 && csm_last_stride(shape, v) == (ptrdiff_t)size;
 }
 
 static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
@@ -382,8 +356,8 @@ static path choose_path(const csm_softmax_call *c, size_t rows, size_t inner) {
     }
     if (plain) return ROWS;
     if (!c->base.has_where && !c->has_temperatures && c->kernels->tile && n > 0 && inner >= 8 &&
-        is_side_by_side(shape, &c->input, size, 1) && is_side_by_side(shape, &c->result, size, c->keeps_axis) &&
-        is_for_kernels(c) && (!c->is_gradient || is_side_by_side(shape, &c->y, size, 1)))
+        csm_is_side_by_side(shape, &c->input, size, 1) && csm_is_side_by_side(shape, &c->result, size, c->keeps_axis) &&
+        csm_is_for_kernels(c) && (!c->is_gradient || csm_is_side_by_side(shape, &c->y, size, 1)))
         return TILES;
     return PACKED;
 }
@@ -399,7 +373,7 @@ static csm_status run_call(csm_softmax_call *c, int threads) {
     double elements = (double)rows * (double)n;
     int split = p == LONG && (n >= SPLIT_ELEMENTS || rows < (size_t)threads);
     size_t per = 1, units = rows;
-    if (p == TILES) per = tile_width(c);
+    if (p == TILES) per = csm_tile_width(c);
     if (p == PACKED) per = csm_pack_rows(n, base->itemsize);
     if (c->has_temperatures) per = 1;
     else if (p == TILES || p == PACKED) {
@@ -449,7 +423,7 @@ static size_t run_small(const csm_softmax_call *c, const csm_shape *shape, const
                         const csm_view *result) {
     const size_t size = c->base.itemsize, rows = shape->ndim ? shape->shape[0] : 1;
     if (shape->ndim > 1 || shape->n == 0 || c->has_temperatures || rows * shape->n >= SMALL_ELEMENTS ||
-        c->base.has_where || c->given_scratch || !is_for_kernels(c) ||
+        c->base.has_where || c->given_scratch || !csm_is_for_kernels(c) ||
         (c->op == CSM_OP_softmax && size != c->base.wide_size) || !csm_is_contiguous(shape, input, size, 1) ||
         (c->is_gradient && !csm_is_contiguous(shape, y, size, 1)) ||
         !csm_is_contiguous(shape, result, size, c->keeps_axis))
@@ -497,35 +471,52 @@ static csm_status check_shape(const csm_shape *shape, size_t itemsize, int keeps
     return CSM_OK;
 }
 
-static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
-                              const csm_view *input, const csm_view *y, const csm_view *result,
-                              const csm_options *options, csm_fp_environment *caller) {
-    static const csm_options defaults = CSM_OPTIONS_INIT;
+csm_status csm_begin_softmax(csm_softmax_call *c, csm_op op, csm_dtype dtype, const csm_table *table,
+                             const csm_options *options) {
 #define IS_GRADIENT(name, signature, keeps_axis, pass1, combine) CSM_INPUTS_##signature == 2,
 #define KEEPS_AXIS(name, signature, keeps_axis, pass1, combine) keeps_axis,
     static const char is_gradient[] = {CSM_OPS(IS_GRADIENT)}, keeps_axis[] = {CSM_OPS(KEEPS_AXIS)};
 #undef IS_GRADIENT
 #undef KEEPS_AXIS
+    csm_call *base = &c->base;
+    csm_set_dtype(base, dtype, table);
+    c->op = op;
+    c->kernels = &table->kernels[op][dtype];
+    c->wide_kernels = &table->kernels[op][base->wide_dtype];
+    c->is_gradient = is_gradient[op];
+    c->keeps_axis = keeps_axis[op];
+    c->given_scratch = options->scratch;
+    base->has_where = options->where != NULL;
+    c->has_temperatures = options->temperatures != NULL;
+    const double t = c->has_temperatures ? 1 : options->temperature;
+    if (!csm_is_temperature(c, t)) return CSM_BAD_TEMPERATURE;
+    csm_set_scales(&base->scales, t, csm_is_single(base));
+    return CSM_OK;
+}
+
+void csm_finish_softmax(csm_softmax_call *c, const csm_options *options, const csm_fp_environment *caller) {
+    csm_call *base = &c->base;
+    base->absent = absent_bits(c->op, base->dtype);
+    c->masked = c->op == CSM_OP_softmax ? 0 : base->absent;
+    c->nan = 0;
+    csm_put(base, &c->nan, CSM_NAN);
+    base->interrupt =
+        (csm_interrupt){.check = options->interrupt, .context = options->interrupt_context, .caller = *caller};
+    base->threads = 1;
+}
+
+static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+                              const csm_view *input, const csm_view *y, const csm_view *result,
+                              const csm_options *options, csm_fp_environment *caller) {
+    static const csm_options defaults = CSM_OPTIONS_INIT;
     csm_softmax_call c;
     csm_call *base = &c.base;
     if (!options) options = &defaults;
     if (shape->ndim > CSM_MAX_NDIM) return CSM_BAD_SHAPE;
-    csm_set_dtype(base, dtype, table);
-    c.op = op;
-    c.kernels = &table->kernels[op][dtype];
-    c.wide_kernels = &table->kernels[op][base->wide_dtype];
-    c.is_gradient = is_gradient[op];
-    c.keeps_axis = keeps_axis[op];
-    base->has_where = options->where != NULL;
-    c.has_temperatures = options->temperatures != NULL;
-    const double t = c.has_temperatures ? 1 : options->temperature;
-    if (!is_temperature(&c, t)) return CSM_BAD_TEMPERATURE;
     int nothing;
-    csm_status status = check_shape(shape, base->itemsize, c.keeps_axis, &nothing);
+    csm_status status = csm_begin_softmax(&c, op, dtype, table, options);
+    if (status == CSM_OK) status = check_shape(shape, base->itemsize, c.keeps_axis, &nothing);
     if (status != CSM_OK || nothing) return status;
-
-    c.given_scratch = options->scratch;
-    csm_set_scales(&base->scales, t, csm_is_single(base));
     const size_t done = run_small(&c, shape, input, y, result);
     if (done > 0 && done == (shape->ndim ? shape->shape[0] : 1)) return CSM_OK;
 
@@ -549,16 +540,10 @@ static csm_status run_softmax(csm_op op, csm_dtype dtype, const csm_table *table
         size_t rows = 1;
         for (size_t i = 0; i < base->shape.ndim; i++) rows *= base->shape.shape[i];
         for (size_t i = 0; i < rows; i++)
-            if (!is_temperature(&c, temperature_of(&c, i))) return CSM_BAD_TEMPERATURE;
+            if (!csm_is_temperature(&c, temperature_of(&c, i))) return CSM_BAD_TEMPERATURE;
     }
 
-    base->absent = absent_bits(op, dtype);
-    c.masked = op == CSM_OP_softmax ? 0 : base->absent;
-    c.nan = 0;
-    csm_put(base, &c.nan, CSM_NAN);
-    base->interrupt =
-        (csm_interrupt){.check = options->interrupt, .context = options->interrupt_context, .caller = *caller};
-    base->threads = 1;
+    csm_finish_softmax(&c, options, caller);
     if (c.given_scratch) {
         c.given_size = csm_scratch_size(shape, 1);
         size_t threads = options->threads < 1 ? 1 : (size_t)options->threads;

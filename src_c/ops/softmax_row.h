@@ -3,6 +3,7 @@
 #define CSM_OPS_SOFTMAX_ROW_H
 
 #include "../core/call.h"
+#include "../core/extension.h"
 
 typedef struct csm_softmax_call {
     csm_call base;
@@ -24,6 +25,27 @@ typedef struct csm_softmax_call {
 static inline int csm_is_in_double(const csm_softmax_call *c) {
     return c->is_gradient && csm_is_single(&c->base) && csm_exceeds_float(&c->base.scales);
 }
+
+/* Whether the kernels of many rows know the call's temperature. */
+static inline int csm_is_for_kernels(const csm_softmax_call *c) {
+    if (c->is_gradient) return !csm_is_in_double(c) && c->base.scales.lift == 1;
+    return !c->base.scales.always_transform;
+}
+/* Checks a temperature: gradients exclude the limits. */
+static inline int csm_is_temperature(const csm_softmax_call *c, double t) {
+    return t >= 0 && !(c->is_gradient && (t == 0 || !(t < CSM_INF)));
+}
+/* Gives a call the temperature of one of its rows. */
+static inline void csm_take_temperature(csm_softmax_call *c, double t) {
+    if (t != c->base.scales.temperature) csm_set_scales(&c->base.scales, t, csm_is_single(&c->base));
+}
+
+/* The two parts of the beginning of a call: what options and types say, with a check of the temperature; and, once the
+ * views are there, fillers and the interrupt. */
+csm_status csm_begin_softmax(csm_softmax_call *, csm_op, csm_dtype, const csm_table *, const csm_options *);
+void csm_finish_softmax(csm_softmax_call *, const csm_options *, const csm_fp_environment *caller);
+/* Rows of a tile of the call's n classes. */
+size_t csm_tile_width(const csm_softmax_call *);
 
 /* The location of a row in memory. */
 typedef struct csm_row_place {

@@ -103,6 +103,7 @@ def test_headers(file):
     declared = set(re.findall(r"^\s*csm_status (csm_\w+?)\(const csm_shape", text, re.M))
     in_c = NAMES | {"cross_entropy", "topk", "entmax", "entmax_vjp", "entmax_loss", "sample", "penalize"}
     in_c |= {"kl_divergence"}
+    in_c |= {f"segment_{name}" for name in NAMES - {"entropy"} | {"cross_entropy"}}
     assert declared == {f"csm_{name}_{suffix}" for name in in_c for suffix in SUFFIX.values()}
 
 

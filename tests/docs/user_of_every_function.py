@@ -43,6 +43,21 @@ def use_losses(x: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
     return float(loss + result.loss + linear.loss + divergence.loss)
 
 
+def use_segments(x: NDArray[np.float32]) -> None:
+    segments = csoftmax.Segments(segment_ids=np.arange(len(x)) % 2)
+    y = csoftmax.segment_softmax(x, segments=segments)
+    z = csoftmax.segment_log_softmax(x, indptr=[0, len(x)], temperature=[2.0])
+    sums = csoftmax.segment_logsumexp(x, segments=segments)
+    dx = csoftmax.segment_softmax_vjp(x, y, segments=segments)
+    dx += csoftmax.segment_log_softmax_vjp(x, z, indptr=[0, len(x)], temperature=2.0)
+    labels = np.zeros(sums.shape, np.int64)
+    loss = float(csoftmax.segment_cross_entropy(x, labels, segments=segments))
+    result = csoftmax.segment_cross_entropy_with_grad(x, x > 0, segments=segments, positives="any", reduction="none")
+    assert loss > 0
+    assert result.grad.shape == dx.shape == x.shape
+    assert result.loss.shape == sums.shape
+
+
 def use_sparse(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
     best = csoftmax.topk(x, 2)
     csoftmax.to_csr(csoftmax.topk_softmax(x, 2, normalize="full"), x.shape[1])
@@ -212,6 +227,7 @@ if __name__ == "__main__":
     logits, targets = rng.standard_normal((12, 3)).astype(np.float32), np.arange(12) % 3
     use_softmax(logits)
     use_losses(logits, targets)
+    use_segments(logits)
     use_sparse(logits, targets)
     use_sequences(logits, targets)
     use_many_classes(logits, targets)

@@ -19,6 +19,7 @@ from tools.make_golden import (
     loss_digest,
     sampled_digest,
     sampler_digest,
+    segments_digest,
     sparse_digest,
 )
 
@@ -35,6 +36,7 @@ NAMES["crf"] = crf_digest
 NAMES["kl_divergence"] = divergence_digest
 NAMES["sampled, of each row"] = sampled_digest
 NAMES["sampler"] = sampler_digest
+NAMES["segments"] = segments_digest
 
 
 @pytest.fixture(scope="module")

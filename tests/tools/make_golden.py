@@ -130,6 +130,27 @@ def crf_digest(dtype, case, place=np.asarray):
     return hashed(*loss[:4], *marginals, *decoded, draws)
 
 
+def segments_digest(dtype, case):
+    """Return the hash of the family over segments of the rows' elements, by offsets and by ids in another order."""
+    rows, _, _, _, temperature = CASES[case]
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    x = x.reshape(-1)
+    ids = (integers(len(x), 4) % (rows + 1)).astype(np.int64) - 1
+    indptr = np.sort(integers(rows + 4, 5).astype(np.int64) % (len(x) + 1))
+    positives = integers(len(x), 6) % 3 == 0
+    parts = []
+    for given in ({"indptr": indptr}, {"segment_ids": ids, "num_segments": rows}):
+        segments = csoftmax.Segments(**given)
+        options = {"segments": segments, "temperature": temperature}
+        y, z = csoftmax.segment_softmax(x, **options), csoftmax.segment_log_softmax(x, **options)
+        parts += [y, z, csoftmax.segment_logsumexp(x, **options)]
+        parts += [csoftmax.segment_softmax_vjp(x, y, **options), csoftmax.segment_log_softmax_vjp(x, z, **options)]
+        labels = np.where(segments.lengths > 0, (segments.lengths - 1) // 2, -100)
+        parts += csoftmax.segment_cross_entropy_with_grad(x, labels, **options)
+        parts += csoftmax.segment_cross_entropy_with_grad(x, positives, positives="any", reduction="none", **options)
+    return hashed(*parts)
+
+
 SAMPLED_FEATURES, SAMPLED_CLASSES = 33, 5
 
 
@@ -211,6 +232,7 @@ def hashes():
     for dtype in DTYPES:
         for case in CASES:
             found[f"sampler/{dtype}/{case}"] = sampler_digest(dtype, case)
+            found[f"segments/{dtype}/{case}"] = segments_digest(dtype, case)
     return found
 
 

@@ -368,7 +368,7 @@ INLINE size_t FN(softmax_groups)(const csm_rows_job *job, const size_t max_vecto
         REAL f[V(W)], f_low[V(W)];
         const csm_temperature *t = job->temperature + (tempered == 2 ? i : 0);
         if (!FN(group_exp)(&g, job->input + (ptrdiff_t)i * job->input_step, job->input_step, n, t, max_vectors,
-                           tempered, 0, 0))
+                           tempered, 0, 0, NULL))
             return i;
         FN(reciprocals)(g.sums, f, f_low);
         V(t) all = V(LOAD_REAL)(f);
@@ -435,7 +435,7 @@ static NOINLINE size_t FN(own_rows)(const csm_rows_job *job) {
         if (!computed) {
             rest.rows = 1;
             rest.has_temperatures = 0;
-            if (!FN(tiny_rows)(&rest, 0, 1)) break;
+            if (!FN(tiny_rows)(&rest, 0, 1, 0)) break;
             computed = 1;
         }
         done += computed;

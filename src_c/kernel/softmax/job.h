@@ -22,6 +22,25 @@ typedef struct csm_rows_job {
 } csm_rows_job;
 enum { CSM_SHORT_ROW = 16 }; /* rows of float up to this length are computed side by side */
 
+/* Up to 16 rows of up to 16 elements, each with its place and length. */
+typedef struct csm_short_rows {
+    const char *x[16];
+    size_t n[16];
+} csm_short_rows;
+
+/* Rows of different lengths one behind the other: row s has the elements indptr[s] - indptr[0] to
+ * indptr[s + 1] - indptr[0] - 1 of `input`, and of a result that has the axis. */
+typedef struct csm_ragged_job {
+    const char *input;
+    char *result;
+    ptrdiff_t result_step; /* bytes between results without the axis */
+    const int64_t *indptr;
+    size_t count;
+    const csm_temperature *temperature;
+    void *scratch; /* CSM_BLOCK elements of the compute type */
+} csm_ragged_job;
+enum { CSM_RAGGED_ROWS = 256 }; /* most rows of such a job */
+
 /* A tile of neighbouring rows that lie side by side: strided along the softmax axis, contiguous across. */
 typedef struct csm_tile_job {
     const char *input, *y; /* as in csm_rows_job */
@@ -37,6 +56,18 @@ enum {
     CSM_VJP_WIDTH = 128          /* rows of the widest tile of a gradient; float64: half of it */
 };
 
+/* Tiles of different lengths one behind the other: tile s has the classes indptr[s] - indptr[0] to
+ * indptr[s + 1] - indptr[0] - 1 of `input`, and of a result that has the axis. */
+typedef struct csm_ragged_tiles_job {
+    const char *input;
+    char *result;
+    ptrdiff_t input_step, result_step; /* bytes between successive classes, or results without the axis */
+    const int64_t *indptr;
+    size_t count, width; /* at most CSM_RAGGED_ROWS, CSM_TILE_WIDTH */
+    const csm_temperature *temperature;
+} csm_ragged_tiles_job;
+enum { CSM_SHORT_TILE = 32 };
+
 typedef struct csm_kernels {
     /* Computes rows in order and returns the number of rows done.  If that is less than job->rows, the maximum of the
      * next row is outside the ordinary range; that row has been neither changed nor written. */
@@ -49,6 +80,11 @@ typedef struct csm_kernels {
     /* Writes the result of one block.  input NULL (softmax only): the result holds e' from pass1. */
     void (*pass2)(const void *input, const void *y, void *result, size_t k, const csm_temperature *t,
                   const csm_row *row, const csm_block *block);
+    /* Computes rows of different lengths, and returns the number of rows that it leaves to the caller, `left`: those
+     * that `rows` leaves, of more than CSM_BLOCK elements or, if they have a result, of none.  NULL for gradients. */
+    size_t (*ragged)(const csm_ragged_job *job, uint32_t *left);
+    /* The same for rows side by side, of which it computes those of 1 to CSM_SHORT_TILE elements. */
+    size_t (*ragged_tiles)(const csm_ragged_tiles_job *job, uint32_t *left);
 } csm_kernels;
 
 #endif

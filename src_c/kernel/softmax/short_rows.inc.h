@@ -62,21 +62,32 @@ INLINE int FN(own_shift)(const V(t) *tops, const csm_temperature *t, FN(own_cons
     return 1;
 }
 
-/* Computes e' and the sums of a group.  tempered: 2 if t points to a temperature for each row.  Returns 0 if a row is
- * not ordinary. */
+/* Elements [v V(W), v V(W) + V(W)) of a row of n, those beyond it -inf: without a branch, which differences between
+ * neighbouring rows would mispredict. */
+INLINE V(t) FN(short_part)(const T *x, size_t n, size_t v) {
+    size_t left = n > v * V(W) ? n - v * V(W) : 0;
+    left = left < V(W) ? left : V(W);
+    return LOAD_PART(x + v * V(W), left, V(set)(-CSM_INF));
+}
+
+/* Computes e' and the sums of a group.  tempered: 2 if t points to a temperature for each row.  each: the rows, of up
+ * to n elements; NULL: all of n, `step` bytes apart from a on.  Returns 0 if a row is not ordinary. */
 INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
-                         const size_t max_vectors, const int tempered, const int exact, const int entropy) {
+                         const size_t max_vectors, const int tempered, const int exact, const int entropy,
+                         const csm_short_rows *each) {
     const size_t used = USED(n, max_vectors), left = n - (used - 1) * V(W);
     const V(t) low = V(set)(-CSM_INF);
     REAL (*z)[16] = exact ? g->z : g->e, magic[V(W)], lowest[V(W)];
     V(t) tops[V(W)];
     v64_t sums[V(W)][V(EIGHT)], far_sums[V(W)][V(EIGHT)];
     for (size_t r = 0; r < V(W); r++) {
-        const T *x = (const T *)(a + (ptrdiff_t)r * step);
+        const T *x = (const T *)(const void *)(each ? each->x[r] : a + (ptrdiff_t)r * step);
         tops[r] = low;
         UNROLL
         for (size_t v = 0; v < used; v++) {
-            V(t) part = v + 1 < used || left == V(W) ? LOAD(x + v * V(W)) : LOAD_PART(x + v * V(W), left, low);
+            V(t) part;
+            if (each) part = FN(short_part)(x, each->n[r], v);
+            else part = v + 1 < used || left == V(W) ? LOAD(x + v * V(W)) : LOAD_PART(x + v * V(W), left, low);
             tops[r] = V(max)(part, tops[r]);
             V(STORE_REAL)(z[r] + v * V(W), part);
         }
@@ -129,9 +140,10 @@ INLINE int FN(group_exp)(FN(group) * g, const char *a, ptrdiff_t step, size_t n,
 
 /* Computes e', the sums and the tails of a group.  Returns 0 if a row is NaN or not ordinary. */
 INLINE int FN(group_log_of)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
-                            csm_tails *s, const size_t max_vectors, const int tempered, const int entropy) {
+                            csm_tails *s, const size_t max_vectors, const int tempered, const int entropy,
+                            const csm_short_rows *each) {
     double check = 0;
-    if (!FN(group_exp)(g, a, step, n, t, max_vectors, tempered, 1, entropy)) return 0;
+    if (!FN(group_exp)(g, a, step, n, t, max_vectors, tempered, 1, entropy, each)) return 0;
     for (int p = 0; p < V(PARTS); p++) v64_store_f64(s->sum + p * v64_W, g->sums[p]);
     for (int p = 0; entropy && p < V(PARTS); p++) v64_store_f64(s->far + p * v64_W, g->far[p]);
     for (int r = 0; r < V(W); r++) {
@@ -148,19 +160,19 @@ INLINE int FN(group_log_of)(FN(group) * g, const char *a, ptrdiff_t step, size_t
 static NOINLINE int FN(group_log)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                                   csm_tails *s) {
     if (ONE_VECTOR(n))
-        return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 1, 1, 0)
-                           : FN(group_log_of)(g, a, step, n, t, s, 1, 0, 0);
-    return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1, 0)
-                       : FN(group_log_of)(g, a, step, n, t, s, 2, 0, 0);
+        return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 1, 1, 0, NULL)
+                           : FN(group_log_of)(g, a, step, n, t, s, 1, 0, 0, NULL);
+    return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1, 0, NULL)
+                       : FN(group_log_of)(g, a, step, n, t, s, 2, 0, 0, NULL);
 }
 /* The same for entropies, which are left in s->tail. */
 static NOINLINE int FN(group_entropy)(FN(group) * g, const char *a, ptrdiff_t step, size_t n, const csm_temperature *t,
                                       csm_tails *s) {
     if (ONE_VECTOR(n))
-        return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 1, 1, 1)
-                           : FN(group_log_of)(g, a, step, n, t, s, 1, 0, 1);
-    return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1, 1)
-                       : FN(group_log_of)(g, a, step, n, t, s, 2, 0, 1);
+        return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 1, 1, 1, NULL)
+                           : FN(group_log_of)(g, a, step, n, t, s, 1, 0, 1, NULL);
+    return t->tempered ? FN(group_log_of)(g, a, step, n, t, s, 2, 1, 1, NULL)
+                       : FN(group_log_of)(g, a, step, n, t, s, 2, 0, 1, NULL);
 }
 
 /* Stores vector v of a row. */

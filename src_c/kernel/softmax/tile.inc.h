@@ -47,7 +47,8 @@ INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int temper
     V(t) sum[V(LANES)], low[V(LANES)];
 #if EXP_MANTISSA == 23
     v64_t wide[V(LANES)][V(PARTS)];
-    for (int l = 0; l < V(LANES); l++)
+    const int used = n <= 8 ? 8 : V(LANES); /* other lanes are 0, and not added */
+    for (int l = 0; l < used; l++)
         for (int p = 0; p < V(PARTS); p++) wide[l][p] = v64_zero();
     if (n <= 16) {
         for (size_t j = 0; j < n; j++) {
@@ -67,7 +68,7 @@ INLINE void FN(tile_sum)(REAL *z, size_t n, V(t) m, V(shift) s, const int temper
     }
     for (int p = 0; p < V(PARTS); p++) {
         v64_t eight[8];
-        for (int l = 0; l < 8; l++) eight[l] = v64_add(wide[l][p], wide[l + 8][p]);
+        for (int l = 0; l < 8; l++) eight[l] = used == 8 ? wide[l][p] : v64_add(wide[l][p], wide[l + 8][p]);
         V(fold)(eight, NULL, &hi[p], &lo[p]);
     }
 #else
@@ -142,15 +143,60 @@ INLINE void FN(tile_tails)(csm_tails *s, const double *low, const csm_temperatur
 #endif
 }
 
-INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_axis) {
-    const csm_temperature *t = job->temperature;
-    const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
-    const size_t plane = (n | 1) * V(W); /* elements of z for one vector of rows, class after class */
-    REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
-    V(t) low = V(set)(-CSM_INF);
-    int has_nan = 0;
+/* The sums of one vector of rows, of which `lanes` count: the factors of their results, or, with `reduced`, these
+ * results.  z: the logits, which e' replaces unless exact.  Returns 1 if a row is NaN. */
+INLINE int FN(tile_factors)(REAL *z, size_t n, const REAL *max, size_t lanes, const csm_temperature *t, const int exact,
+                            T *reduced, REAL *factor, REAL *factor_low) {
+    V(t) m = V(LOAD_REAL)(max), count = V(zero)(), n0;
+    V(shift) s = V(shift_to)(m, t, 1, &n0);
+    v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
+    /* The log family tests for a temperature inside the loop, which saves a second copy of a large body. */
+    if (exact || t->tempered) FN(tile_sum)(z, n, m, s, t->tempered, exact, &count, hi, lo);
+    else FN(tile_sum)(z, n, m, s, 0, exact, &count, hi, lo);
+    if (!exact) {
+        FN(tile_reciprocal)(hi, lo, factor, factor_low);
+        V(t) r = V(LOAD_REAL)(factor);
+        return !(V(sum_exact)(V(sub)(r, r)) == 0);
+    }
+    csm_tails tails;
+    REAL counts[V(W)], n0s[V(W)];
+    double low_parts[V(W)];
+    V(STORE_REAL)(n0s, n0);
+    V(STORE_REAL)(counts, count);
+    for (int p = 0; p < V(W) / v64_W; p++) {
+        v64_store_f64(tails.sum + p * v64_W, hi[p]);
+        v64_store_f64(low_parts + p * v64_W, lo[p]);
+    }
+    int small = 0, has_nan = 0;
+    for (size_t i = 0; i < V(W); i++) small |= V(is_small_sum)(tails.sum[i] + low_parts[i], n);
+    if (small) FN(tile_add_small)(z, n, s, t->tempered, tails.sum, low_parts);
+    for (size_t i = 0; i < V(W); i++) {
+        tails.max[i] = (double)max[i];
+        tails.n[i] = (double)n0s[i];
+        tails.count[i] = (double)counts[i];
+    }
+    FN(tile_tails)(&tails, low_parts, t);
+    for (size_t i = 0; i < lanes; i++) {
+        const double tail = tails.tail[i];
+        factor[i] = (REAL)-tail;
+        has_nan |= tail != tail;
+        if (reduced) FN(fill)(reduced + i, 1, tail == tail ? tails.max[i] / t->t + tail : CSM_NAN);
+    }
+    return has_nan;
+}
 
-    for (size_t c = 0; c < width; c += V(W)) V(STORE_REAL)(max + c, low);
+/* One class of one vector of rows: v is its e', or its logit if exact; f and low are the factors. */
+INLINE V(t) FN(tile_result)(V(t) v, V(t) f, V(t) low, V(t) m, V(t) inv_t, const int exact, int has_nan) {
+    v = exact ? V(fma)(V(sub)(v, m), inv_t, f) : V(scaled)(v, f, low);
+    return has_nan ? V(select)(V(ordered)(f), v, V(set)(CSM_NAN)) : v;
+}
+
+INLINE V(t) FN(tile_load)(const T *x, size_t lanes) { return lanes >= V(W) ? LOAD(x) : LOAD_PART(x, lanes, V(zero)()); }
+
+/* Copies a tile to z, one vector of rows after the other, and finds the maxima of the rows. */
+INLINE void FN(tile_copy)(const csm_tile_job *job, REAL *z, REAL *max) {
+    const size_t n = job->n, width = job->width, whole = width / V(W) *V(W), plane = (n | 1) * V(W);
+    for (size_t c = 0; c < width; c += V(W)) V(STORE_REAL)(max + c, V(set)(-CSM_INF));
     for (size_t j = 0; j < n; j++) {
         const T *x = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
         REAL *to = z + j * V(W);
@@ -166,48 +212,35 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
             V(STORE_REAL)(max + whole, V(max)(v, V(LOAD_REAL)(max + whole)));
         }
     }
+}
+
+INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_axis) {
+    const csm_temperature *t = job->temperature;
+    const size_t n = job->n, width = job->width, whole = width / V(W) *V(W);
+    const size_t plane = (n | 1) * V(W); /* elements of z for one vector of rows, class after class */
+    REAL *z = job->scratch, max[CSM_TILE_WIDTH], factor[CSM_TILE_WIDTH], factor_low[CSM_TILE_WIDTH];
+    V(t) low = V(set)(-CSM_INF);
+    int has_nan = 0;
+
+    if (width <= V(W)) { /* one vector, whose maxima stay in a register */
+        V(t) m = low;
+        for (size_t j = 0; j < n; j++) {
+            const T *x = (const T *)(job->input + (ptrdiff_t)j * job->input_step);
+            const V(t) v = FN(tile_load)(x, width);
+            if (job->input_step > 256) csm_prefetch_tile(job->input, job->input_step, j, n, 64);
+            V(STORE_REAL)(z + j * V(W), v);
+            m = V(max)(v, m);
+        }
+        V(STORE_REAL)(max, m);
+    } else {
+        FN(tile_copy)(job, z, max);
+    }
     for (size_t c = 0; c < width; c++)
         if (!csm_is_ordinary(t, (double)max[c])) return 0;
 
-    for (size_t c = 0; c < width; c += V(W)) {
-        V(t) m = V(LOAD_REAL)(max + c), count = V(zero)(), n0;
-        V(shift) s = V(shift_to)(m, t, 1, &n0);
-        v64_t hi[V(W) / v64_W], lo[V(W) / v64_W];
-        /* The log family tests for a temperature inside the loop, which saves a second copy of a large body. */
-        if (exact || t->tempered) FN(tile_sum)(z + c / V(W) *plane, n, m, s, t->tempered, exact, &count, hi, lo);
-        else FN(tile_sum)(z + c / V(W) *plane, n, m, s, 0, exact, &count, hi, lo);
-        if (!exact) {
-            FN(tile_reciprocal)(hi, lo, factor + c, factor_low + c);
-            V(t) r = V(LOAD_REAL)(factor + c);
-            has_nan |= !(V(sum_exact)(V(sub)(r, r)) == 0);
-            continue;
-        }
-        csm_tails tails;
-        REAL counts[V(W)], n0s[V(W)];
-        double low_parts[V(W)];
-        V(STORE_REAL)(n0s, n0);
-        V(STORE_REAL)(counts, count);
-        for (int p = 0; p < V(W) / v64_W; p++) {
-            v64_store_f64(tails.sum + p * v64_W, hi[p]);
-            v64_store_f64(low_parts + p * v64_W, lo[p]);
-        }
-        int small = 0;
-        for (size_t i = 0; i < V(W); i++) small |= V(is_small_sum)(tails.sum[i] + low_parts[i], n);
-        if (small) FN(tile_add_small)(z + c / V(W) *plane, n, s, t->tempered, tails.sum, low_parts);
-        for (size_t i = 0; i < V(W); i++) {
-            tails.max[i] = (double)max[c + i];
-            tails.n[i] = (double)n0s[i];
-            tails.count[i] = (double)counts[i];
-        }
-        FN(tile_tails)(&tails, low_parts, t);
-        for (size_t i = 0; i < V(W) &&c + i < width; i++) {
-            const double tail = tails.tail[i];
-            factor[c + i] = (REAL)-tail;
-            has_nan |= tail != tail;
-            if (!keeps_axis)
-                FN(fill)((T *)(void *)job->result + c + i, 1, tail == tail ? tails.max[i] / t->t + tail : CSM_NAN);
-        }
-    }
+    for (size_t c = 0; c < width; c += V(W))
+        has_nan |= FN(tile_factors)(z + c / V(W) *plane, n, max + c, width - c < V(W) ? width - c : V(W), t, exact,
+                                    keeps_axis ? NULL : (T *)(void *)job->result + c, factor + c, factor_low + c);
     if (!keeps_axis) return 1;
 
     V(t) inv_t = V(set)(t->inv_t);
@@ -215,10 +248,8 @@ INLINE int FN(tile)(const csm_tile_job *job, const int exact, const int keeps_ax
         T *y = (T *)(job->result + (ptrdiff_t)j * job->result_step);
         csm_prefetch_tile(job->result, job->result_step, j, n, width * sizeof(T));
         for (size_t c = 0; c < width; c += V(W)) {
-            V(t) v = V(LOAD_REAL)(z + c / V(W) *plane + j * V(W)), f = V(LOAD_REAL)(factor + c);
-            v = exact ? V(fma)(V(sub)(v, V(LOAD_REAL)(max + c)), inv_t, f)
-                      : V(scaled)(v, f, V(LOAD_REAL)(factor_low + c));
-            if (has_nan) v = V(select)(V(ordered)(f), v, V(set)(CSM_NAN));
+            const V(t) v = FN(tile_result)(V(LOAD_REAL)(z + c / V(W) *plane + j * V(W)), V(LOAD_REAL)(factor + c),
+                                           V(LOAD_REAL)(factor_low + c), V(LOAD_REAL)(max + c), inv_t, exact, has_nan);
             if (c < whole) STORE(y + c, v);
             else STORE_PART(y + c, width - c, v);
         }

@@ -1,0 +1,478 @@
+/* The driver of the softmax family over segments.  A unit of work is a chunk of neighbouring segments of some
+ * neighbouring rows; there is a path for each kind of layout, and all give the bits of the dense call:
+ *
+ *   lines     contiguous along the axis, elements in order: the kernel of ragged rows, in place
+ *   tiles     rows side by side (an axis that is not the last): a tile for each segment
+ *   gathered  any other layout, a mask, or an order: some segments are copied to scratch, and are lines there
+ *   split     segments of at least SPLIT_ELEMENTS, at the end: each is split at its blocks over threads
+ *
+ * Segments that are longer than CSM_BLOCK, empty or not ordinary are computed by softmax_row.c, as such rows are.
+ */
+#include "segments.h"
+#include "softmax_row.h"
+
+#include "../isa/dispatch.h"
+
+enum {
+    SPLIT_ELEMENTS = 1 << 20, /* as in softmax.c */
+    GATHERED_ROWS = 8,
+    TILED_ROWS = 128,
+    MIN_TILED_ROWS = 8,
+    NARROW_ROWS = 8 /* of float: half a vector of AVX-512 */
+};
+
+typedef struct segments_call {
+    csm_softmax_call softmax;
+    const csm_segments *segments;
+    csm_segment_units units;
+    const csm_kernels *tiles; /* those for rows side by side */
+    int is_direct, is_tiled;
+    size_t longest, split; /* length of the longest segment, and of the shortest one that is split */
+    csm_scratch scratch;
+} segments_call;
+
+/* A thread's copy of the call, whose n is the length of the segment at hand, and whose temperature is its own. */
+typedef struct worker {
+    segments_call *call;
+    csm_softmax_call softmax;
+    int thread;
+} worker;
+
+/* Buffers of a thread: that of rows and of tiles; copies of lines. */
+enum { ROW_BUFFER, LINES_BUFFER, BUFFERS };
+
+static char *row_scratch(worker *w, size_t n) {
+    const size_t tile = w->call->is_tiled ? CSM_TILE_BYTES : 0;
+    return csm_scratch_get(&w->call->scratch, w->thread, ROW_BUFFER, csm_row_scratch_size(n) + tile);
+}
+
+/* Segments of one row whose elements lie one behind the other. */
+typedef struct line {
+    size_t row;
+    const char *input, *y, *mask; /* of the first of them; mask: one byte for each element, or NULL */
+    char *result;
+    ptrdiff_t result_step; /* of a reduction */
+} line;
+
+static double temperature_of(const segments_call *call, size_t row, size_t segment) {
+    const csm_view *v = &call->softmax.temperatures;
+    double t;
+    memcpy(&t, csm_row_data(&call->softmax.base, v, row) + (ptrdiff_t)segment * v->axis_stride, sizeof t);
+    return t;
+}
+
+/* Any segment: by softmax_row.c. */
+static csm_status run_one(worker *w, const line *l, size_t first, size_t segment) {
+    const csm_segments *segments = w->call->segments;
+    const size_t n = csm_segment_length(segments, segment), size = w->softmax.base.itemsize;
+    const size_t offset = (size_t)(segments->indptr[segment] - segments->indptr[first]);
+    const ptrdiff_t bytes = (ptrdiff_t)(offset * size);
+    csm_softmax_call *c = &w->softmax;
+    if (n >= w->call->split || (n == 0 && c->keeps_axis)) return CSM_OK;
+    char *memory = row_scratch(w, n);
+    if (!memory) return CSM_NO_MEMORY;
+    const csm_row_scratch s = csm_row_scratch_at(memory, n);
+    csm_row_place place = {
+        .input = {l->input + bytes, 0, (ptrdiff_t)size}, .result_axis = (ptrdiff_t)size, .is_gathered = 1};
+    if (c->is_gradient) place.y = (csm_strided){l->y + bytes, 0, (ptrdiff_t)size};
+    if (l->mask) place.where = (csm_strided){l->mask + offset, 0, 1};
+    place.result = l->result + (c->keeps_axis ? bytes : (ptrdiff_t)(segment - first) * l->result_step);
+    c->base.shape.n = n;
+    csm_run_row(c, &place, &s);
+    return CSM_OK;
+}
+
+/* Gradients have no kernel for ragged rows: equal neighbours are one job. */
+static csm_status run_gradients(worker *w, const line *l, size_t first, size_t begin, size_t end) {
+    const csm_segments *s = w->call->segments;
+    const csm_softmax_call *c = &w->softmax;
+    while (begin < end) {
+        const size_t n = csm_segment_length(s, begin);
+        size_t stop = begin + 1;
+        while (stop < end && csm_segment_length(s, stop) == n) stop++;
+        if (n == 0) begin = stop;
+        if (n == 0) continue;
+        size_t done = 0;
+        if (n <= CSM_BLOCK && csm_is_for_kernels(c)) {
+            const ptrdiff_t step = (ptrdiff_t)(n * c->base.itemsize);
+            const size_t at = (size_t)(s->indptr[begin] - s->indptr[first]) * c->base.itemsize;
+            const csm_rows_job job = {.input = l->input + at,
+                                      .y = l->y + at,
+                                      .result = l->result + at,
+                                      .input_step = step,
+                                      .y_step = step,
+                                      .result_step = step,
+                                      .rows = stop - begin,
+                                      .n = n,
+                                      .temperature = &c->base.scales.ordinary};
+            done = c->kernels->rows(&job);
+        }
+        begin += done;
+        if (begin == stop) continue;
+        const csm_status status = run_one(w, l, first, begin++);
+        if (status != CSM_OK) return status;
+    }
+    return CSM_OK;
+}
+
+/* Segments of one temperature. */
+static csm_status run_even(worker *w, const line *l, size_t first, size_t begin, size_t end) {
+    const csm_segments *s = w->call->segments;
+    const csm_softmax_call *c = &w->softmax;
+    uint32_t left[CSM_RAGGED_ROWS];
+    csm_status status = CSM_OK;
+    if (c->is_gradient) return run_gradients(w, l, first, begin, end);
+    char *memory = row_scratch(w, 0);
+    if (!memory) return CSM_NO_MEMORY;
+    while (begin < end && status == CSM_OK) {
+        const size_t bytes = (size_t)(s->indptr[begin] - s->indptr[first]) * c->base.itemsize;
+        const csm_ragged_job job = {
+            .input = l->input + bytes,
+            .result = l->result + (c->keeps_axis ? (ptrdiff_t)bytes : (ptrdiff_t)(begin - first) * l->result_step),
+            .result_step = l->result_step,
+            .indptr = s->indptr + begin,
+            .count = end - begin < CSM_RAGGED_ROWS ? end - begin : CSM_RAGGED_ROWS,
+            .temperature = &c->base.scales.ordinary,
+            .scratch = memory};
+        const int is_for_kernel = csm_is_for_kernels(c);
+        const size_t count = is_for_kernel ? c->kernels->ragged(&job, left) : job.count;
+        for (size_t i = 0; i < count && status == CSM_OK; i++)
+            status = run_one(w, l, first, begin + (is_for_kernel ? left[i] : i));
+        begin += job.count;
+    }
+    return status;
+}
+
+static csm_status run_line(worker *w, const line *l, size_t begin, size_t end) {
+    const size_t first = begin;
+    csm_status status = CSM_OK;
+    if (!w->softmax.has_temperatures) return run_even(w, l, first, begin, end);
+    while (begin < end && status == CSM_OK) {
+        const double t = temperature_of(w->call, l->row, begin);
+        size_t stop = begin + 1;
+        while (stop < end && temperature_of(w->call, l->row, stop) == t) stop++;
+        csm_take_temperature(&w->softmax, t);
+        status = run_even(w, l, first, begin, stop);
+        begin = stop;
+    }
+    return status;
+}
+
+/* The first element of rows from `row` on. */
+static csm_strided rows_of(const csm_call *c, const csm_view *v, size_t row) {
+    return (csm_strided){csm_row_data(c, v, row), csm_last_stride(&c->shape, v), v->axis_stride};
+}
+
+/* Copies segments to scratch, computes them there, and copies their results back. */
+static csm_status run_gathered(worker *w, size_t row, size_t rows, size_t begin, size_t end) {
+    const csm_softmax_call *c = &w->call->softmax;
+    const csm_call *base = &c->base;
+    const csm_segments *s = w->call->segments;
+    const size_t at = (size_t)s->indptr[begin], k = (size_t)s->indptr[end] - at, size = base->itemsize;
+    const size_t pitch = csm_pack_pitch(k, size), mask_pitch = csm_rounded(k + 1);
+    const size_t result_pitch = c->keeps_axis ? 0 : csm_rounded((end - begin) * size);
+    if (k == 0 && c->keeps_axis) return CSM_OK;
+    char *input = csm_scratch_get(&w->call->scratch, w->thread, LINES_BUFFER,
+                                  rows * ((1 + (size_t)c->is_gradient) * pitch + mask_pitch + result_pitch));
+    if (!input) return CSM_NO_MEMORY;
+    char *y = input + rows * pitch, *mask = y + (c->is_gradient ? rows * pitch : 0);
+    char *result = c->keeps_axis ? input : mask + rows * mask_pitch;
+    csm_gather_ordered(input, pitch, rows_of(base, &c->input, row), rows, s, at, k, size);
+    if (c->is_gradient) csm_gather_ordered(y, pitch, rows_of(base, &c->y, row), rows, s, at, k, size);
+    if (base->has_where) csm_gather_ordered(mask, mask_pitch, rows_of(base, &base->where, row), rows, s, at, k, 1);
+    for (size_t r = 0; r < rows; r++) {
+        const csm_strided m = {mask + r * mask_pitch, 0, 1};
+        char *masked = (c->is_gradient ? y : input) + r * pitch;
+        line l = {.row = row + r, .input = input + r * pitch, .result_step = (ptrdiff_t)size};
+        l.result = result + r * (c->keeps_axis ? pitch : result_pitch);
+        if (c->is_gradient) l.y = masked;
+        if (base->has_where) {
+            csm_fill_masked(masked, (ptrdiff_t)size, m, k, size, &base->absent);
+            l.mask = m.data;
+        }
+        const csm_status status = run_line(w, &l, begin, end);
+        if (status != CSM_OK) return status;
+        for (size_t i = begin; i < end && base->has_where; i++) {
+            const size_t n = csm_segment_length(s, i), from = (size_t)s->indptr[i] - at;
+            if (n && csm_is_masked_nan(c, l.result + from * size))
+                csm_fill_masked(l.result + from * size, (ptrdiff_t)size, (csm_strided){m.data + from, 0, 1}, n, size,
+                                &c->masked);
+        }
+    }
+    char *to = (char *)c->result.data + csm_offset(&base->shape, c->result.strides, row);
+    const ptrdiff_t step = csm_last_stride(&base->shape, &c->result), axis = c->result.axis_stride;
+    if (c->keeps_axis) csm_scatter_ordered(to, step, axis, result, pitch, rows, s, at, k, size);
+    else csm_scatter(to + (ptrdiff_t)begin * axis, step, axis, result, result_pitch, rows, end - begin, size);
+    return CSM_OK;
+}
+
+static csm_status gather_all(worker *w, size_t row, size_t rows, size_t begin, size_t end) {
+    const csm_segments *s = w->call->segments;
+    csm_status status = CSM_OK;
+    while (begin < end && status == CSM_OK) {
+        const size_t stop = csm_segment_gather_end(s, begin, end, rows);
+        if (csm_segment_length(s, begin) < w->call->split) status = run_gathered(w, row, rows, begin, stop);
+        begin = stop;
+    }
+    return status;
+}
+
+/* A segment of rows side by side, as tiles; what these leave is gathered. */
+static csm_status run_tiles(worker *w, size_t row, size_t rows, size_t segment) {
+    csm_softmax_call *c = &w->softmax;
+    const csm_segments *s = w->call->segments;
+    const size_t n = csm_segment_length(s, segment);
+    if (n >= w->call->split) return CSM_OK;
+    if (n == 0 || n > CSM_BLOCK) return gather_all(w, row, rows, segment, segment + 1);
+    char *memory = row_scratch(w, 0);
+    if (!memory) return CSM_NO_MEMORY;
+    c->base.shape.n = n;
+    const size_t width = csm_tile_width(c);
+    for (size_t r = 0; r < rows; r += width) {
+        const ptrdiff_t first = (ptrdiff_t)s->indptr[segment], at = c->keeps_axis ? first : (ptrdiff_t)segment;
+        csm_tile_job job = {.input = csm_row_data(&c->base, &c->input, row + r) + first * c->input.axis_stride,
+                            .result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, row + r) +
+                                      at * c->result.axis_stride,
+                            .input_step = c->input.axis_stride,
+                            .result_step = c->result.axis_stride,
+                            .n = n,
+                            .width = rows - r < width ? rows - r : width,
+                            .temperature = &c->base.scales.ordinary,
+                            .scratch = memory + csm_row_scratch_size(0)};
+        if (c->is_gradient) {
+            job.y = csm_row_data(&c->base, &c->y, row + r) + first * c->y.axis_stride;
+            job.y_step = c->y.axis_stride;
+        }
+        if (w->call->tiles->tile(&job)) continue;
+        const csm_status status = run_gathered(w, row + r, job.width, segment, segment + 1);
+        if (status != CSM_OK) return status;
+    }
+    return CSM_OK;
+}
+
+/* Segments whose rows lie side by side. */
+static csm_status run_side_by_side(worker *w, const csm_segment_unit *u) {
+    const segments_call *call = w->call;
+    const csm_softmax_call *c = &call->softmax;
+    const csm_segments *s = call->segments;
+    uint32_t left[CSM_RAGGED_ROWS];
+    csm_status status = CSM_OK;
+    for (size_t begin = u->begin; begin < u->end && status == CSM_OK; begin += CSM_RAGGED_ROWS) {
+        const ptrdiff_t first = (ptrdiff_t)s->indptr[begin];
+        const ptrdiff_t to = (c->keeps_axis ? first : (ptrdiff_t)begin) * c->result.axis_stride;
+        const csm_ragged_tiles_job job = {
+            .input = csm_row_data(&c->base, &c->input, u->row) + first * c->input.axis_stride,
+            .result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, u->row) + to,
+            .input_step = c->input.axis_stride,
+            .result_step = c->result.axis_stride,
+            .indptr = s->indptr + begin,
+            .count = u->end - begin < CSM_RAGGED_ROWS ? u->end - begin : CSM_RAGGED_ROWS,
+            .width = u->rows,
+            .temperature = &c->base.scales.ordinary};
+        const int has_kernel = call->tiles->ragged_tiles != NULL;
+        const size_t count = has_kernel ? call->tiles->ragged_tiles(&job, left) : job.count;
+        for (size_t i = 0; i < count && status == CSM_OK; i++)
+            status = run_tiles(w, u->row, u->rows, begin + (has_kernel ? left[i] : i));
+    }
+    return status;
+}
+
+/* Segments of rows whose elements lie one behind the other. */
+static csm_status run_direct(worker *w, const csm_segment_unit *u) {
+    const csm_softmax_call *c = &w->call->softmax;
+    const ptrdiff_t size = (ptrdiff_t)c->base.itemsize, first = (ptrdiff_t)w->call->segments->indptr[u->begin];
+    csm_status status = CSM_OK;
+    for (size_t row = u->row; row < u->row + u->rows && status == CSM_OK; row++) {
+        line l = {.row = row, .input = csm_row_data(&c->base, &c->input, row) + first * size};
+        if (c->is_gradient) l.y = csm_row_data(&c->base, &c->y, row) + first * size;
+        l.result = (char *)c->result.data + csm_offset(&c->base.shape, c->result.strides, row);
+        l.result += c->keeps_axis ? first * size : (ptrdiff_t)u->begin * c->result.axis_stride;
+        l.result_step = c->result.axis_stride;
+        status = run_line(w, &l, u->begin, u->end);
+    }
+    return status;
+}
+
+static csm_status units_body(void *context, size_t begin, size_t end, int thread) {
+    segments_call *call = context;
+    worker w = {.call = call, .thread = thread};
+    memcpy(&w.softmax, &call->softmax, sizeof w.softmax);
+    csm_status status = CSM_OK;
+    for (; begin < end && status == CSM_OK; begin++) {
+        const csm_segment_unit u = csm_segment_unit_at(&call->units, begin);
+        if (u.begin == u.end) continue;
+        if (call->is_direct) status = run_direct(&w, &u);
+        else if (call->is_tiled) status = run_side_by_side(&w, &u);
+        else status = gather_all(&w, u.row, u.rows, u.begin, u.end);
+    }
+    return status;
+}
+
+/* A segment that is split over threads.  With an order it is copied first, and its result back. */
+static csm_status run_split_segment(segments_call *call, csm_softmax_call *c, size_t row, size_t segment,
+                                    const csm_row_scratch *each) {
+    const csm_segments *s = call->segments;
+    const csm_call *base = &call->softmax.base;
+    const size_t at = (size_t)s->indptr[segment], n = csm_segment_length(s, segment), size = base->itemsize;
+    const csm_view *const views[3] = {&c->input, &c->y, &base->where};
+    const int is_used[3] = {1, c->is_gradient, base->has_where};
+    csm_strided from[3] = {{NULL, 0, 0}, {NULL, 0, 0}, {NULL, 0, 0}};
+    char *memory = s->order ? csm_allocate(n * (2 * size + 1)) : NULL;
+    if (s->order && !memory) return CSM_NO_MEMORY;
+    c->base.shape.n = n;
+    for (int v = 0; v < 3; v++) {
+        if (!is_used[v]) continue;
+        const csm_strided x = rows_of(base, views[v], row);
+        const size_t item = v == 2 ? 1 : size;
+        from[v] = (csm_strided){x.data + (ptrdiff_t)at * x.axis, 0, x.axis};
+        if (!memory) continue;
+        char *copy = memory + (size_t)v * n * size;
+        for (size_t i = 0; i < n; i += CSM_POLL_ELEMENTS) {
+            const size_t k = n - i < CSM_POLL_ELEMENTS ? n - i : CSM_POLL_ELEMENTS;
+            csm_gather_ordered(copy + i * item, 0, x, 1, s, at + i, k, item);
+            if (csm_stops(&c->base.interrupt, 0, k)) {
+                csm_release(memory);
+                return CSM_INTERRUPTED;
+            }
+        }
+        from[v] = (csm_strided){copy, 0, (ptrdiff_t)item};
+    }
+    csm_row_place place = {.input = from[0], .y = from[1], .where = from[2]};
+    char *to = (char *)c->result.data + csm_offset(&base->shape, c->result.strides, row);
+    const int copies_back = memory && c->keeps_axis;
+    place.result = copies_back ? memory : to + (ptrdiff_t)(c->keeps_axis ? at : segment) * c->result.axis_stride;
+    place.result_axis = copies_back ? (ptrdiff_t)size : c->result.axis_stride;
+    csm_status status = csm_run_split_row(c, &place, each);
+    for (size_t i = 0; i < n && copies_back && status == CSM_OK; i += CSM_POLL_ELEMENTS) {
+        const size_t k = n - i < CSM_POLL_ELEMENTS ? n - i : CSM_POLL_ELEMENTS;
+        csm_scatter_ordered(to, 0, c->result.axis_stride, memory + i * size, 0, 1, s, at + i, k, size);
+        if (csm_stops(&c->base.interrupt, 0, k)) status = CSM_INTERRUPTED;
+    }
+    csm_release(memory);
+    return status;
+}
+
+static csm_status run_split(segments_call *call, int threads) {
+    csm_softmax_call c;
+    memcpy(&c, &call->softmax, sizeof c);
+    c.base.threads = threads;
+    csm_row_scratch *each = csm_allocate((size_t)threads * sizeof *each);
+    const size_t size = csm_row_scratch_size(call->longest);
+    char *memory = csm_allocate((size_t)threads * size);
+    csm_status status = each && memory ? CSM_OK : CSM_NO_MEMORY;
+    for (int i = 0; i < threads && status == CSM_OK; i++)
+        each[i] = csm_row_scratch_at(memory + (size_t)i * size, call->longest);
+    for (size_t s = 0; s < call->segments->count && status == CSM_OK; s++) {
+        if (csm_segment_length(call->segments, s) < call->split) continue;
+        for (size_t row = 0; row < call->units.rows && status == CSM_OK; row++) {
+            if (c.has_temperatures) csm_take_temperature(&c, temperature_of(call, row, s));
+            status = run_split_segment(call, &c, row, s, each);
+        }
+    }
+    csm_release(each);
+    csm_release(memory);
+    atomic_store(&call->softmax.base.interrupt.is_stopped, atomic_load(&c.base.interrupt.is_stopped));
+    call->softmax.base.interrupt.caller = c.base.interrupt.caller;
+    return status;
+}
+
+static void choose_path(segments_call *call, size_t rows) {
+    const csm_softmax_call *c = &call->softmax;
+    const csm_shape *shape = &c->base.shape;
+    const size_t size = c->base.itemsize, inner = shape->ndim ? shape->shape[shape->ndim - 1] : 1;
+    const int is_plain =
+        !c->base.has_where && !call->segments->order && (c->keeps_axis || c->result.axis_stride % (ptrdiff_t)size == 0);
+    call->is_direct = is_plain && csm_is_contiguous(shape, &c->input, size, 1) &&
+                      (!c->is_gradient || csm_is_contiguous(shape, &c->y, size, 1)) &&
+                      csm_is_contiguous(shape, &c->result, size, c->keeps_axis);
+    call->is_tiled = is_plain && !call->is_direct && !c->has_temperatures && c->kernels->tile &&
+                     inner >= MIN_TILED_ROWS && csm_is_for_kernels(c) &&
+                     csm_is_side_by_side(shape, &c->input, size, 1) &&
+                     csm_is_side_by_side(shape, &c->result, size, 1) &&
+                     (!c->is_gradient || csm_is_side_by_side(shape, &c->y, size, 1));
+    const int is_narrow = csm_is_single(&c->base) && inner <= NARROW_ROWS;
+    call->tiles = &(is_narrow ? csm_half_table(c->base.table) : c->base.table)->kernels[c->op][c->base.dtype];
+    const size_t per = call->is_tiled ? TILED_ROWS : call->is_direct ? 1 : GATHERED_ROWS;
+    csm_segment_divide(&call->units, call->segments, shape, rows, per);
+}
+
+static csm_status run_call(segments_call *call, size_t rows, int threads) {
+    csm_call *base = &call->softmax.base;
+    const csm_segments *s = call->segments;
+    const double elements = (double)rows * (double)(s->indptr[s->count] - s->indptr[0]);
+    csm_buffer single[BUFFERS];
+    choose_path(call, rows);
+    const size_t units = csm_segment_unit_count(&call->units);
+    call->split = units < (size_t)threads ? CSM_BLOCK + 1 : SPLIT_ELEMENTS;
+    base->threads = csm_threads_for(elements, units, threads);
+    csm_status status = CSM_OK;
+    if (call->softmax.keeps_axis) {
+        const uint64_t zero = 0;
+        status = csm_fill_outside(base, &call->softmax.result, s, rows,
+                                  call->softmax.is_gradient ? &zero : &call->softmax.masked);
+    }
+    if (status == CSM_OK && units) {
+        status = csm_scratch_begin(&call->scratch, base->threads, BUFFERS, single);
+        if (status != CSM_OK) return status;
+        status = csm_parallel(units, CSM_PIECE_ELEMENTS / CSM_CHUNK_ELEMENTS, base->threads, units_body, call,
+                              &base->interrupt);
+        csm_scratch_end(&call->scratch);
+    }
+    if (status == CSM_OK && call->longest >= call->split) status = run_split(call, threads);
+    return status;
+}
+
+static csm_status run_segments(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+                               const csm_segments *segments, const csm_view *input, const csm_view *y,
+                               const csm_view *result, const csm_options *options, csm_fp_environment *caller) {
+    static const csm_options defaults = CSM_OPTIONS_INIT;
+    segments_call call;
+    csm_softmax_call *c = &call.softmax;
+    csm_call *base = &c->base;
+    size_t rows;
+    if (!options) options = &defaults;
+    csm_status status = csm_begin_softmax(c, op, dtype, table, options);
+    if (status != CSM_OK) return status;
+    if (!csm_check_segments(segments, shape->n, &call.longest)) return CSM_BAD_OPTION;
+    call.segments = segments;
+    status = csm_lay_out(base, shape, (const csm_view *[]){input, result, y, options->where, options->temperatures},
+                         (csm_view *[]){&c->input, &c->result, c->is_gradient ? &c->y : NULL,
+                                        base->has_where ? &base->where : NULL,
+                                        c->has_temperatures ? &c->temperatures : NULL},
+                         5, &rows);
+    if (status != CSM_OK || rows == 0) return status;
+    for (size_t row = 0; row < rows && c->has_temperatures; row++)
+        for (size_t i = 0; i < segments->count; i++)
+            if (!csm_is_temperature(c, temperature_of(&call, row, i))) return CSM_BAD_TEMPERATURE;
+    csm_finish_softmax(c, options, caller);
+    status = run_call(&call, rows, options->threads < 1 ? 1 : options->threads);
+    *caller = base->interrupt.caller; /* the callback may have changed it */
+    return status;
+}
+
+csm_status csm_run_segments(csm_op op, csm_dtype dtype, const csm_table *table, const csm_shape *shape,
+                            const csm_segments *segments, const csm_view *input, const csm_view *y,
+                            const csm_view *result, const csm_options *options) {
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = run_segments(op, dtype, table, shape, segments, input, y, result, options, &saved);
+    csm_fp_leave(saved);
+    return status;
+}
+
+/* The functions of csoftmax.h */
+
+#define UNARY(suffix, storage, compute, op)                                                                            \
+    csm_status csm_segment_##op##_##suffix(const csm_shape *shape, const csm_segments *segments, const csm_view *x,    \
+                                           const csm_view *y, const csm_options *o) {                                  \
+        return csm_run_segments(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, segments, x, NULL, y, o); \
+    }
+#define BINARY(suffix, storage, compute, op)                                                                          \
+    csm_status csm_segment_##op##_##suffix(const csm_shape *shape, const csm_segments *segments, const csm_view *dy,  \
+                                           const csm_view *y, const csm_view *dx, const csm_options *o) {             \
+        return csm_run_segments(CSM_OP_##op, CSM_DTYPE_##suffix, csm_current_table(), shape, segments, dy, y, dx, o); \
+    }
+CSM_DTYPES_WITH(UNARY, softmax)
+CSM_DTYPES_WITH(UNARY, log_softmax)
+CSM_DTYPES_WITH(UNARY, logsumexp)
+CSM_DTYPES_WITH(BINARY, softmax_vjp)
+CSM_DTYPES_WITH(BINARY, log_softmax_vjp)

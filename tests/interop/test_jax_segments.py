@@ -1,0 +1,73 @@
+"""csoftmax.jax over segments: the bits of csoftmax, traced ids and offsets, gradients, vmap, and what is refused."""
+
+import numpy as np
+import pytest
+
+jax = pytest.importorskip("jax")
+cj = pytest.importorskip("csoftmax.jax")
+
+import jax.numpy as jnp  # noqa: E402
+
+import csoftmax  # noqa: E402
+
+IDS = np.array([2, 0, 2, -1, 0, 2])
+FUNCTIONS = ("segment_softmax", "segment_log_softmax", "segment_logsumexp")
+
+
+def make_logits(seed=0):
+    return (np.random.default_rng(seed).standard_normal((6, 2)) * 3).astype(np.float32)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_bits(name):
+    x = make_logits()
+    function, expected = getattr(cj, name), getattr(csoftmax, name)(x, segment_ids=IDS)
+    assert np.array_equal(function(jnp.asarray(x), segment_ids=IDS), expected)
+    traced = jax.jit(lambda x, ids: function(x, segment_ids=ids, num_segments=3))
+    assert np.array_equal(traced(x, IDS), expected)
+    assert np.array_equal(traced(x, np.where(IDS < 0, 17, IDS)), expected)  # what is no segment takes no part
+    by_offsets = jax.jit(lambda x, p: function(x, indptr=p))(x, np.array([0, 2, 2, 6]))
+    assert np.array_equal(by_offsets, getattr(csoftmax, name)(x, indptr=[0, 2, 2, 6]))
+    each = jax.vmap(lambda z: function(z, segment_ids=IDS))(jnp.stack([x, x + 1]))
+    assert np.array_equal(each[0], expected)
+    along = function(jnp.asarray(x.T), segment_ids=IDS, axis=-1)
+    assert np.array_equal(np.asarray(along).T, expected)
+
+
+@pytest.mark.parametrize("name", FUNCTIONS)
+def test_gradients(name):
+    """Against those of csoftmax.torch's formulas in NumPy: y (dy - sum dy y) and its kin, by the vjps."""
+    x, dy = make_logits(1), make_logits(2)
+    mask = np.arange(12).reshape(6, 2) % 4 > 0
+    for options in ({}, {"temperature": 0.7}, {"where": mask}):
+        y, pull = jax.vjp(lambda z, o=options: getattr(cj, name)(z, segment_ids=IDS, **o), x)
+        (dx,) = pull(jnp.asarray(dy[: y.shape[0]]))
+        if name == "segment_logsumexp":
+            p = csoftmax.segment_softmax(x, segment_ids=IDS, **options)
+            weight = np.where(IDS[:, None] < 0, 0, dy[np.maximum(IDS, 0)])
+            np.testing.assert_allclose(dx, p * weight / options.get("temperature", 1.0), 1e-6, 1e-7)
+        else:
+            expected = getattr(csoftmax, f"{name}_vjp")(dy, np.asarray(y), segment_ids=IDS, **options)
+            np.testing.assert_array_equal(dx, expected)
+
+
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_losses(reduction):
+    x, labels = make_logits(3), np.array([[0, 1], [-100, -100], [2, 0]])
+    options = {"segment_ids": IDS, "reduction": reduction, "label_smoothing": 0.1}
+    loss, pull = jax.vjp(lambda z: cj.segment_cross_entropy(z, labels, **options), x)
+    expected = csoftmax.segment_cross_entropy_with_grad(x, labels, **options)
+    np.testing.assert_allclose(loss, expected.loss, 1e-6)
+    np.testing.assert_allclose(pull(jnp.ones_like(loss))[0], expected.grad, 1e-6, 1e-7)
+
+
+def test_refused():
+    x = jnp.zeros(6)
+    with pytest.raises(TypeError, match="num_segments is needed where segment_ids are traced"):
+        jax.jit(lambda ids: cj.segment_softmax(x, segment_ids=ids))(IDS)
+    with pytest.raises(TypeError, match="exactly one of indptr, segment_ids and segments is needed"):
+        cj.segment_softmax(x)
+    with pytest.raises(ValueError, match="labels has shape"):
+        cj.segment_cross_entropy(x, jnp.zeros(2, int), segment_ids=IDS)
+    with pytest.raises(Exception, match=r"label|csoftmax"):
+        cj.segment_cross_entropy(x, jnp.array([5, 0, 0]), segment_ids=IDS).block_until_ready()

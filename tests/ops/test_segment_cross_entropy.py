@@ -1,0 +1,165 @@
+"""Cross-entropy over segments: the dense losses bit by bit, and the total probability of positives with mpmath."""
+
+import hypothesis.strategies as st
+import ml_dtypes  # noqa: F401
+import mpmath
+import numpy as np
+import pytest
+from helpers import assert_same_bits, looped
+from hypothesis import given, settings
+
+import csoftmax
+from csoftmax._spec.formats import DTYPES, loss_dtype
+from csoftmax._spec.samples import logits
+
+few = settings(max_examples=60, deadline=None, derandomize=True)
+OPTIONS = (
+    {},
+    {"label_smoothing": 0.125, "temperature": 0.7},
+    {"z_loss": 0.01, "clip_norm": 0.5},
+    {"clip_value": 0.2, "upstream": 0.5},
+)
+
+
+def make_labels(lengths, heads, rng):
+    """Return an element of each segment, and -100 for some and for those without elements."""
+    shape = (len(lengths), *heads)
+    count = np.broadcast_to(np.reshape(lengths, (-1, *[1] * len(heads))), shape)
+    return np.where((count == 0) | (rng.random(shape) < 0.1), -100, rng.integers(0, np.maximum(count, 1)))
+
+
+@few
+@given(
+    st.lists(st.one_of(st.integers(0, 20), st.integers(0, 300), st.just(4200)), min_size=1, max_size=20),
+    st.sampled_from([(), (1,), (4,)]),
+    st.sampled_from(DTYPES),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 2**16),
+)
+def test_bits_of_the_dense_loss(lengths, heads, dtype, is_ordered, is_soft, seed):
+    rng = np.random.default_rng(seed)
+    ids = np.repeat(np.arange(len(lengths)), lengths)
+    if not is_ordered:
+        rng.shuffle(ids)
+    segments = csoftmax.Segments(segment_ids=ids, num_segments=len(lengths))
+    x = logits((len(ids), *heads), dtype, seed, (3.0, 40.0)[seed % 2])
+    target = make_labels(lengths, heads, rng)
+    if is_soft:
+        target = (rng.random(x.shape) * (rng.random(x.shape) < 0.6)).astype(loss_dtype(dtype))
+    weight = rng.random((len(lengths), *heads)) * (rng.random((len(lengths), *heads)) < 0.8)
+    options = OPTIONS[seed % 4]
+    result = csoftmax.segment_cross_entropy_with_grad(
+        x, target, segments=segments, sample_weight=weight, reduction="none", num_threads=seed % 3 + 1, **options
+    )
+    loss, grad = np.zeros_like(result.loss), np.zeros_like(x)
+    for s in range(len(lengths)):
+        at = np.flatnonzero(ids == s)
+        if len(at):
+            part = target[at] if is_soft else target[s]
+            one = csoftmax.cross_entropy_with_grad(
+                x[at], part, axis=0, sample_weight=weight[s], reduction="none", **options
+            )
+            loss[s], grad[at] = one
+    assert_same_bits(result.loss, loss)
+    assert_same_bits(result.grad, grad)
+
+
+@looped("reduction", ["mean", "sum"])
+def test_reduction_of_equal_lengths(reduction):
+    """Equal segments are the rows of a dense call, with its sum over rows and its divisor."""
+    rng = np.random.default_rng(1)
+    x, labels = logits((37, 5, 3), "float32", 2, 3.0), rng.integers(0, 5, (37, 3))
+    labels[4, 1], weight = -100, rng.random((37, 3))
+    for target in (labels, rng.random(x.shape).astype(np.float32)):
+        flat = target if target.shape == labels.shape else target.reshape(-1, 3)
+        for options in ({}, {"sample_weight": weight, "z_loss": 0.1}):
+            dense = csoftmax.cross_entropy_with_grad(x, target, axis=1, reduction=reduction, **options)
+            got = csoftmax.segment_cross_entropy_with_grad(
+                x.reshape(-1, 3), flat, indptr=np.arange(0, 186, 5), reduction=reduction, **options
+            )
+            assert_same_bits(np.asarray(got.loss), np.asarray(dense.loss))
+            assert_same_bits(got.grad.reshape(x.shape), dense.grad)
+
+
+def exact_any(x, positive, temperature, z_loss):
+    """Return loss and gradient with 60 digits."""
+    with mpmath.workdps(60):
+        t, z = mpmath.mpf(float(temperature)), mpmath.mpf(float(z_loss))
+        e = [mpmath.exp(mpmath.mpf(float(v)) / t) for v in x]
+        p = sum((a for a, is_p in zip(e, positive, strict=True) if is_p), mpmath.mpf(0))
+        o = sum((a for a, is_p in zip(e, positive, strict=True) if not is_p), mpmath.mpf(0))
+        lse = mpmath.log(p + o)
+        grad = [(-a / p * o / (p + o) if is_p else a / (p + o)) for a, is_p in zip(e, positive, strict=True)]
+        grad = [(g + 2 * z * lse * a / (p + o)) / t for g, a in zip(grad, e, strict=True)]
+        return mpmath.log1p(o / p) + z * lse**2, grad
+
+
+@few
+@given(
+    st.lists(st.tuples(st.floats(-50, 50), st.booleans()), min_size=1, max_size=12),
+    st.sampled_from([1.0, 30.0, 2e4, 1e12]),
+    st.sampled_from([(1.0, 0.0), (0.7, 0.0), (1.0, 0.01)]),
+    st.sampled_from(["float32", "float64"]),
+)
+def test_total_probability_of_positives(elements, scale, options, dtype):
+    positive = np.array([is_p for _, is_p in elements])
+    positive[0] = True
+    temperature, z_loss = options
+    x = (np.array([v for v, _ in elements]) * scale).astype(dtype)
+    got = csoftmax.segment_cross_entropy_with_grad(
+        x, positive, indptr=[0, len(x)], positives="any", temperature=temperature, z_loss=z_loss, reduction="sum"
+    )
+    loss, grad = exact_any(x, positive, temperature, z_loss)
+    eps = float(np.finfo(dtype).eps)
+    assert abs(mpmath.mpf(float(got.loss)) - loss) <= 4 * eps * loss + float(np.finfo(dtype).smallest_subnormal)
+    for g, right in zip(got.grad, grad, strict=True):
+        scale_of = abs(right) + (2 * z_loss * float(abs(x).max()) + 2 if z_loss else 0)
+        assert abs(mpmath.mpf(float(g)) - right) <= 4 * eps * scale_of + float(np.finfo(dtype).smallest_subnormal)
+
+
+def test_special_cases_of_positives():
+    inf, nan = np.inf, np.nan
+    x = np.array([0.0, 0.0, 1.0, -inf, 5.0, -inf, -inf, 5.0, nan, 0.0, -inf, -inf])
+    positive = np.array([False, False, True, True, False, True, True, False, True, False, True, False])
+    indptr = [0, 2, 3, 5, 8, 10, 12, 12]
+    got = csoftmax.segment_cross_entropy_with_grad(x, positive, indptr=indptr, positives="any", reduction="none")
+    np.testing.assert_array_equal(got.loss, [inf, 0, inf, inf, nan, nan, 0])
+    expected = [0.5, 0.5, 0, -1, 1, nan, nan, 1, nan, nan, nan, nan]
+    np.testing.assert_array_equal(got.grad, expected)
+    weight = [1, 2, 0, 0, 0, 0, 7]
+    mean = csoftmax.segment_cross_entropy(
+        x, positive | (np.arange(12) == 0), indptr=indptr, positives="any", sample_weight=weight
+    )
+    assert mean == np.log(2.0) / 3  # a segment without elements weighs 0
+    each = csoftmax.segment_cross_entropy(x[:3], positive[:3], indptr=[0, 2, 3], reduction="none")
+    np.testing.assert_array_equal(each, [0, 0])  # without positives nothing is asked of a segment
+
+
+def test_a_single_positive_is_a_label():
+    x = logits((40,), "float64", 3, 5.0)
+    indptr = np.array([0, 7, 8, 40])
+    positive = np.zeros(40, bool)
+    positive[indptr[:-1]] = True
+    label = csoftmax.segment_cross_entropy_with_grad(x, [0, 0, 0], indptr=indptr, reduction="none")
+    for kind in ("any", "each"):
+        got = csoftmax.segment_cross_entropy_with_grad(x, positive, indptr=indptr, positives=kind, reduction="none")
+        np.testing.assert_allclose(got.loss, label.loss, 1e-15)
+        np.testing.assert_allclose(got.grad, label.grad, 1e-14, 1e-300 if kind == "any" else 1e-15)
+
+
+def test_refused():
+    x = np.zeros(5)
+    indptr = [0, 2, 2, 5]
+    with pytest.raises(IndexError, match=r"target\[1\] is 0: the segment has no element, and ignore_index is -100"):
+        csoftmax.segment_cross_entropy(x, [0, 0, 0], indptr=indptr)
+    with pytest.raises(IndexError, match=r"target\[0\] is 2: the segment has the elements 0 to 1"):
+        csoftmax.segment_cross_entropy(x, [2, -100, 0], indptr=indptr)
+    with pytest.raises(ValueError, match="label_smoothing must be 0 with positives"):
+        csoftmax.segment_cross_entropy(x, x > 0, indptr=indptr, positives="any", label_smoothing=0.1)
+    with pytest.raises(ValueError, match="soft labels must be at least 0"):
+        csoftmax.segment_cross_entropy(x, x - 1, indptr=indptr)
+    assert np.isnan(csoftmax.segment_cross_entropy(x, [-100] * 3, indptr=indptr))
+    got = csoftmax.segment_cross_entropy_with_grad(x, [-100] * 3, indptr=indptr, z_loss=1.0)
+    assert np.isnan(got.loss)
+    assert not got.grad.any()
