@@ -2,9 +2,9 @@
  *
  * With m the element of the largest |b| e^(x / T):
  *     result = x_m / T + log |b_m| + log1p(R),  R = sum of the others (b_j / b_m) e^((x_j - x_m) / T)
- * Terms of R are pairs of doubles, and so is the sum of the three parts: the error is that of one rounding where nothing
- * cancels in R.  An element with b = 0 is left out, whatever it holds; a weight that is not finite makes the row NaN.
- * A row is computed element by element (about 0.3 us each): this is no path for speed.
+ * Terms of R are pairs of doubles, and so is the sum of the three parts: the error is that of one rounding where
+ * nothing cancels in R.  An element with b = 0 is left out, whatever it holds; a weight that is not finite makes the
+ * row NaN.  A row is computed element by element (about 0.3 us each): this is no path for speed.
  */
 #include "../core/call.h"
 #include "../core/extension.h"
