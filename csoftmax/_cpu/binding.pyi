@@ -193,6 +193,17 @@ def run_entmax(
     alphas: NDArray[Any] | None = None,
     alpha_gradient: NDArray[Any] | None = None,
 ) -> None: ...
+def run_weighted_sum(
+    dtype: int,
+    x: NDArray[Any],
+    b: NDArray[Any],
+    result: NDArray[Any],
+    sign: NDArray[Any],
+    where: NDArray[Any] | None,
+    temperature: float,
+    temperatures: NDArray[Any] | None,
+    num_threads: int | None,
+) -> None: ...
 def run_divergence(
     dtype: int,
     x: NDArray[Any],

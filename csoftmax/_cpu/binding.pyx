@@ -50,6 +50,18 @@ cdef extern from "core/extension.h" nogil:
     cpu.csm_status csm_run_topk_integer(cpu.csm_label_type, const csm_table *, const cpu.csm_shape *,
                                         const cpu.csm_view *, size_t, const cpu.csm_view *, const cpu.csm_view *,
                                         const cpu.csm_topk_options *)
+    ctypedef struct csm_weighted_sum:
+        const cpu.csm_view *x
+        const cpu.csm_view *b
+        const cpu.csm_view *where
+        const cpu.csm_view *result
+        const cpu.csm_view *sign
+        const cpu.csm_view *temperatures
+        double temperature
+        int threads
+        int (*interrupt)(void *) noexcept
+
+    cpu.csm_status csm_run_weighted_sum(int, const csm_table *, const cpu.csm_shape *, const csm_weighted_sum *)
     cpu.csm_status csm_run_divergence(int, const csm_table *, const cpu.csm_shape *, const cpu.csm_view *,
                                       const cpu.csm_view *, const cpu.csm_view *, double *,
                                       const cpu.csm_divergence_options *)

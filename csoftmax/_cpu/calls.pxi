@@ -168,6 +168,25 @@ def run_topk(int dtype, x, values, indices, bint smallest, bint unsorted, int no
     _raise(status)
 
 
+def run_weighted_sum(int dtype, x, b, result, sign, where, double temperature, temperatures, num_threads):
+    """log |sum b e^(x / T)| of rows along the last axis, and the sign of the sum; all but x and where are float64."""
+    cdef _Buffers buffers = _Buffers()
+    cdef csm_weighted_sum sum
+    cdef cpu.csm_status status
+    sum.temperature = temperature
+    sum.threads = _threads(num_threads)
+    sum.interrupt = _check_signals
+    sum.x = buffers.take(0, x, True, False)
+    sum.b = buffers.take(1, b, True, False)
+    sum.result = buffers.take(2, result, False, True)
+    sum.sign = buffers.take(3, sign, False, True)
+    sum.where = buffers.take(4, where, True, False)
+    sum.temperatures = buffers.take(5, temperatures, False, False)
+    with nogil:
+        status = csm_run_weighted_sum(dtype, csm_current_table(), &buffers.shape, &sum)
+    _raise(status)
+
+
 def run_divergence(int dtype, x, y, gradient, loss, where, double temperature, temperatures, sample_weight, upstream,
                    int reduction, num_threads):
     """Kullback-Leibler divergence of rows in float64, and with `gradient` that of y.

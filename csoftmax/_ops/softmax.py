@@ -16,6 +16,7 @@ from .._arguments.places import check_kernels, place_of, to_host
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.sinks import append_sink
 from .._cpu import binding
+from .weighted_sum import plan_weighted_sum
 
 __all__ = ["entropy", "log_softmax", "log_softmax_vjp", "logsumexp", "softmax", "softmax_vjp"]
 
@@ -101,6 +102,14 @@ def _run_softmax(x: Any, axis: Any, name: str, sink: Any = None, **options: Any)
     if sink is not None:
         return _run_with_sink(name, x, axis, sink, **options)
     return plan_softmax(name, x, axis, **options).execute()
+
+
+@accept_foreign
+def _run_weighted(
+    x: Any, axis: Any, b: Any, sink: Any, return_sign: bool, *, out: Any, keepdims: bool, **options: Any
+) -> Any:
+    value, sign = plan_weighted_sum(x, axis, b, sink, **options).finish(keepdims, out, return_sign)
+    return (value, sign) if return_sign else value
 
 
 @accept_foreign  # no labels: with keepdims a sum of one column has the shape of x, but is no column
@@ -306,6 +315,8 @@ def logsumexp(
     x: ArrayLike,
     axis: _Axis = -1,
     *,
+    b: ArrayLike | None = None,
+    return_sign: bool = False,
     keepdims: bool = False,
     temperature: ArrayLike = 1.0,
     where: ArrayLike | None = None,
@@ -320,6 +331,12 @@ def logsumexp(
     ----------
     x, axis, temperature, device, num_threads
         As in `softmax`.
+    b : array_like, broadcastable to x, optional
+        Factors of the exponentials, of any sign, as in SciPy: ``log(abs(sum(b * exp(x / T))))``. An element with b = 0
+        is left out, whatever it holds; a factor that is not finite gives NaN. T must be positive and finite. On the CPU
+        only, and some hundred times slower than without.
+    return_sign : bool, default False
+        If True, also return the sign of the sum, 1, -1, 0 or NaN; if False, a negative sum gives NaN.
     keepdims : bool, default False
         If True, the reduced axes stay in the result with length 1.
     where : array_like of bool, broadcastable to x, optional
@@ -332,7 +349,8 @@ def logsumexp(
     Returns
     -------
     ndarray or scalar
-        `x` without `axis`, in the dtype of `x` (float64 for integers); `out` if given.
+        `x` without `axis`, in the dtype of `x` (float64 for integers); `out` if given. With `return_sign` a tuple of
+        that and the signs.
 
     Raises
     ------
@@ -341,7 +359,8 @@ def logsumexp(
 
     Notes
     -----
-    The error is at most 4 ULP of max(abs(m), abs(result)), with m the maximum of ``x / T``. NaN anywhere gives NaN,
+    The error is at most 4 ULP of max(abs(m), abs(result)), with m the maximum of ``x / T``; with `b`, at most 4 ULP of
+    the larger of abs(result) and ``abs(log(sum(abs(b) * exp(x / T))))`` where nothing cancels. NaN anywhere gives NaN,
     +inf gives +inf; a row with only -inf, or without classes, gives -inf. Temperature 0 gives ``sign(max) * inf``, or
     the logarithm of the number of maxima if they are 0.
 
@@ -351,6 +370,20 @@ def logsumexp(
     >>> csoftmax.logsumexp([1000.0, 1000.0])
     np.float64(1000.6931471805599)
     """
+    if b is not None or check_flag("return_sign", return_sign):
+        return _run_weighted(
+            x,
+            axis,
+            1.0 if b is None else b,
+            sink,
+            return_sign,
+            temperature=temperature,
+            where=where,
+            keepdims=check_flag("keepdims", keepdims),
+            out=out,
+            device=device,
+            num_threads=num_threads,
+        )
     return _run_reduction(
         x,
         axis,

@@ -45,6 +45,16 @@ csm_status csm_run_entmax(csm_dtype, const csm_table *, const csm_shape *, const
 csm_status csm_run_entmax_loss(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x,
                                const csm_view *labels, const csm_view *soft, const csm_view *gradient, double *loss,
                                const csm_entmax_options *);
+/* log |sum b e^(x / T)| of each row, in double, and the sign of the sum (ops/weighted_sum.c).  0 < T < infinity. */
+typedef struct csm_weighted_sum {
+    const csm_view *x, *b, *where; /* b: doubles; where: NULL */
+    const csm_view *result, *sign; /* doubles, one for each row */
+    const csm_view *temperatures;  /* doubles, one for each row; NULL: temperature */
+    double temperature;
+    int threads;
+    int (*interrupt)(void *context);
+} csm_weighted_sum;
+csm_status csm_run_weighted_sum(csm_dtype, const csm_table *, const csm_shape *, const csm_weighted_sum *);
 csm_status csm_run_divergence(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, const csm_view *y,
                               const csm_view *gradient, double *loss, const csm_divergence_options *);
 csm_status csm_run_sample(csm_dtype, const csm_table *, const csm_shape *, const csm_view *x, size_t draws,
