@@ -102,21 +102,27 @@ static void add_blocks(const csm_sample_row *row, double *far, double *mass) {
     csm_exact_pair(&sum[0], 0, far, &rest);
     csm_exact_pair(&sum[1], 0, mass, &rest);
 }
+static csm_status know_total(csm_sample_row *row, double *total) {
+    return *total < 0 ? csm_sample_total(row, total) : CSM_OK;
+}
 /* *total: the mass of the set, or -1 if it is not known; then that of what is kept. */
 static csm_status keep_typical(csm_sample_row *row, double *total) {
     double moment, mass, unused;
     csm_status status = csm_sample_blocks(row, moment_body);
     if (status != CSM_OK) return status;
     add_blocks(row, &moment, &mass);
-    if (*total >= 0) mass = *total;
+    if (*total < 0 && csm_is_single(&row->call->base)) *total = mass;
+    status = know_total(row, total);
+    if (status != CSM_OK) return status;
+    mass = *total;
     row->set.center = row->max + moment / mass;
     return csm_sample_narrow(row, CSM_SAMPLE_NEAR, row->typical_p * mass, mass, total, &unused);
 }
 static csm_status keep_probable(csm_sample_row *row, double *total) {
-    double mass = *total, unused;
-    csm_status status = mass < 0 ? csm_sample_total(row, &mass) : CSM_OK;
+    double unused;
+    csm_status status = know_total(row, total);
     if (status != CSM_OK) return status;
-    return csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * mass, mass, total, &unused);
+    return csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * *total, *total, total, &unused);
 }
 
 /* A pass of top_n_sigma, in whose row `numbers` are those of `spread`. */

@@ -36,7 +36,8 @@ typedef struct listing {
     char *x, *mass; /* numbers of the compute type; mass NULL: of classes that are counted */
     size_t count, room;
     double last; /* the upper key, and what comes before the list */
-    csm_sample_part before;
+    double before;
+    size_t number_before;
 } listing;
 typedef struct search {
     csm_sample_row *row;
@@ -173,7 +174,9 @@ static csm_status pass_body(void *context, size_t begin, size_t end, int thread)
             continue;
         }
         block->hi = part.sum[0];
-        block->lo = part.sum[1];
+        block->lo = part.low[0];
+        block->top = part.sum[1];
+        block->top_low = part.low[1];
         block->count = (double)part.count[0];
         block->mass = (double)part.count[1];
         if (!places) continue;
@@ -215,12 +218,11 @@ static csm_status pass_over_row(search *s, const double *keys, csm_sample_part *
         part->count[1] += (size_t)block->mass;
         if (s->measure == CSM_SAMPLE_COUNT) continue;
         csm_exact_add(&sum[0], block->hi, 0, 1);
-        csm_exact_add(&sum[1], block->lo, 0, 1);
+        csm_exact_add(&sum[0], block->lo, 0, 1);
+        csm_exact_add(&sum[1], block->top, 0, 1);
+        csm_exact_add(&sum[1], block->top_low, 0, 1);
     }
-    for (int i = 0; i < 2; i++) {
-        double rest;
-        csm_exact_pair(&sum[i], 0, &part->sum[i], &rest);
-    }
+    for (int i = 0; i < 2; i++) csm_exact_pair(&sum[i], 0, &part->sum[i], &part->low[i]);
     const size_t listed = part->count[1] - part->count[0];
     if (lists && is_split && listed <= s->list.room) {
         p.is_placed = 1;
@@ -228,7 +230,8 @@ static csm_status pass_over_row(search *s, const double *keys, csm_sample_part *
         s->list.count = listed;
     }
     s->list.last = keys[1];
-    s->list.before = (csm_sample_part){{part->sum[0], 0}, {part->count[0], 0}};
+    s->list.before = part->sum[0];
+    s->list.number_before = part->count[0];
     return status;
 }
 /* The same of the list, without another list. */
@@ -238,8 +241,8 @@ static void pass_over_list(const search *s, const double *keys, csm_sample_part 
     for (int i = 0; i < 2; i++) interval_of(s, keys[i], interval[i]);
     kernels_of(s->row)->divide(l->x, l->mass, l->count, interval[0], interval[1], places, part);
     for (int i = 0; i < 2; i++) {
-        part->sum[i] += l->before.sum[0];
-        part->count[i] += l->before.count[0];
+        part->sum[i] = l->before + (part->sum[i] + part->low[i]);
+        part->count[i] += l->number_before;
     }
     if (keys[1] >= l->last && part->sum[1] < s->limit) part->sum[1] = s->limit; /* rounded the other way */
 }
@@ -495,7 +498,7 @@ csm_status csm_sample_narrow(csm_sample_row *row, csm_sample_measure measure, do
     csm_status status = begin_search(&s, row, measure, limit);
     if (status == CSM_OK) status = find_end(&s, total, &end);
     if (status != CSM_OK) return status;
-    *kept = end.sum;
+    *kept = csm_is_single(&row->call->base) ? end.sum : -1;
     const double over = fabs(end.sum - limit) / limit, under = fabs(limit - end.without) / limit;
     *margin = over < under ? over : under;
     /* Floats that are multiples of a last bit, up to 2^52 times it, add up without rounding. */

@@ -158,7 +158,7 @@ static csm_status keep_few(csm_sample_row *row, const char *whole, size_t k, dou
     row->count = k;
     if (status == CSM_OK && top_p < 1) status = selected_masses(row);
     if (status != CSM_OK) return status;
-    row->total = all;
+    row->total = top_k < n ? 0 : all;
     if (top_k < n && top_p < 1) status = csm_sample_in_order(row, total_body);
     row->limit = top_p * row->total;
     row->sum = 0;

@@ -4,9 +4,9 @@
 
 #include "../../vec/standard.h"
 
-/* What lies in an inner interval [0], and in an outer one [1]. */
+/* What lies in an inner interval [0], and in an outer one [1]: masses, as pairs of numbers, and numbers of logits. */
 typedef struct csm_sample_part {
-    double sum[2];
+    double sum[2], low[2];
     size_t count[2];
 } csm_sample_part;
 

@@ -11,7 +11,7 @@
  * Passes: one over the block.  Comparisons are exact.  Accumulators of `filter`: a float64 lane for each lane of a
  * vector; callers make sure that no sum of these masses is rounded, so that the bits do not depend on the lanes.
  * `divide`, `moment` and `spread` have 16 float64 lanes, i mod 16, added as in sum.inc.h; a logit outside its interval
- * adds 0.
+ * adds 0.  `divide` adds masses in float64 to pairs, as Dot2 does.
  * NaN lies in no interval, and is not at least anything.  Error: none; of sums that of 256 float64 additions.
  */
 #ifndef V
@@ -96,11 +96,16 @@ INLINE double V(lanes_total)(const v64_t *lane) {
     for (int l = 0; l < 8 / v64_W; l++) eight[l] = v64_add(lane[l], lane[l + 8 / v64_W]);
     return v64_tree(eight);
 }
-INLINE void V(lanes_add)(v64_t *lane, V(t) a) {
-    v64_t part[V(W) / v64_W];
-    V(TO_DOUBLE)(a, part);
+/* Adds masses to the lanes of vector i of sixteen. */
+INLINE void V(tally)(V(dot) *s, int i, V(t) a) {
+#if EXP_MANTISSA == 23
+    v64_t part[V(PARTS)];
+    v32_widen(a, part);
     UNROLL
-    for (int p = 0; p < V(W) / v64_W; p++) lane[p] = v64_add(lane[p], part[p]);
+    for (int p = 0; p < V(PARTS); p++) s->lane[i * V(PARTS) + p] = v64_add(s->lane[i * V(PARTS) + p], part[p]);
+#else
+    V(accumulate)(&s->hi[i], &s->lo[i], a);
+#endif
 }
 /* The last logits of a block, followed by -inf, and their masses, followed by 0. */
 INLINE void V(pad)(const REAL *x, const REAL *mass, size_t k, REAL *to, REAL *to_mass) {
@@ -111,7 +116,7 @@ INLINE void V(pad)(const REAL *x, const REAL *mass, size_t k, REAL *to, REAL *to
 }
 
 /* Adds sixteen logits; bits: those of the inner and of the outer interval. */
-INLINE void V(divide_sixteen)(V(lanes) *s, const REAL *x, const REAL *mass, const V(t) *end, unsigned *bits) {
+INLINE void V(divide_sixteen)(V(dot) *s, const REAL *x, const REAL *mass, const V(t) *end, unsigned *bits) {
     bits[0] = bits[1] = 0;
     UNROLL
     for (int i = 0; i < 16 / V(W); i++) {
@@ -120,28 +125,28 @@ INLINE void V(divide_sixteen)(V(lanes) *s, const REAL *x, const REAL *mass, cons
         bits[1] |= V(bits_within)(v, end[2], end[3]) << (i * V(W));
         if (!mass) continue;
         const V(t) m = V(LOAD_REAL)(mass + i * V(W));
-        V(lanes_add)(&s->first[i * V(W) / v64_W], V(keep_within)(v, end[0], end[1], m));
-        V(lanes_add)(&s->second[i * V(W) / v64_W], V(keep_within)(v, end[2], end[3], m));
+        V(tally)(&s[0], i, V(keep_within)(v, end[0], end[1], m));
+        V(tally)(&s[1], i, V(keep_within)(v, end[2], end[3], m));
     }
 }
 INLINE void V(divide_block)(const REAL *x, const REAL *mass, size_t k, const double *inner, const double *outer,
                             uint32_t *list, csm_sample_part *part) {
     const V(t) end[4] = {SET_REAL((REAL)inner[0]), SET_REAL((REAL)inner[1]), SET_REAL((REAL)outer[0]),
                          SET_REAL((REAL)outer[1])};
-    V(lanes) s;
+    V(dot) s[2];
     size_t inside = 0, all = 0;
     unsigned bits[2];
-    V(lanes_zero)(&s);
+    for (int i = 0; i < 2; i++) V(dot_zero)(&s[i]);
     for (size_t first = 0; first < k; first += 32) {
         uint32_t words[2] = {0, 0}; /* of 32 logits, so that one branch for each that is listed is unpredictable */
         for (size_t i = 0; i < 32 && first + i < k; i += 16) {
             const size_t at = first + i;
             if (at + 16 <= k) {
-                V(divide_sixteen)(&s, x + at, mass ? mass + at : NULL, end, bits);
+                V(divide_sixteen)(s, x + at, mass ? mass + at : NULL, end, bits);
             } else {
                 REAL rest[2][16];
                 V(pad)(x + at, mass ? mass + at : NULL, k - at, rest[0], rest[1]);
-                V(divide_sixteen)(&s, rest[0], mass ? rest[1] : NULL, end, bits);
+                V(divide_sixteen)(s, rest[0], mass ? rest[1] : NULL, end, bits);
             }
             words[0] |= bits[0] << i;
             words[1] |= bits[1] << i;
@@ -154,8 +159,7 @@ INLINE void V(divide_block)(const REAL *x, const REAL *mass, size_t k, const dou
     }
     part->count[0] = inside;
     part->count[1] = all;
-    part->sum[0] = mass ? V(lanes_total)(s.first) : 0;
-    part->sum[1] = mass ? V(lanes_total)(s.second) : 0;
+    for (int i = 0; i < 2; i++) V(dot_total)(&s[i], &part->sum[i], &part->low[i]);
 }
 static void V(sample_divide)(const void *x, const void *mass, size_t k, const double *inner, const double *outer,
                              uint32_t *list, csm_sample_part *part) {
