@@ -54,18 +54,8 @@ static const char *stored_block(const csm_sample_row *row, size_t b, size_t k, i
     return copy;
 }
 
-static inline int is_in(const csm_sample_range *r, double x, int64_t at) {
-    return (x >= r->low && x <= r->high) || (at <= r->last && x >= r->wide_low && x <= r->wide_high);
-}
-/* Loops that leave out elements, for each compute type REAL. */
+/* Leaves out the logits that have been drawn, for each compute type REAL. */
 #define LEAVE_OUT(REAL)                                                                               \
-    static void keep_set_##REAL(REAL *x, size_t k, const csm_sample_set *s, int64_t first) {          \
-        for (size_t i = 0; i < k; i++) {                                                              \
-            const int64_t at = first + (int64_t)i;                                                    \
-            const int kept = is_in(&s->large, (double)x[i], at) && is_in(&s->near, (double)x[i], at); \
-            x[i] = kept ? x[i] : (REAL)-CSM_INF;                                                      \
-        }                                                                                             \
-    }                                                                                                 \
     static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) {                           \
         for (size_t word = 0; word * 64 < k; word++)                                                  \
             for (uint64_t left = removed[word]; left; left &= left - 1)                               \
@@ -83,14 +73,20 @@ static int narrow_bounds(const csm_sample_range *r, int64_t first, int64_t last,
     *high = b < *high ? b : *high;
     return 1;
 }
-/* Most blocks have no end of the set within them: one comparison without a branch decides. */
+/* A block with ends of the set within it is kept in parts, up to the last index of each range. */
 static void keep_set(const csm_sample_row *row, char *wide, size_t k, int64_t first) {
-    double low = -CSM_INF, high = CSM_INF;
-    const int64_t last = first + (int64_t)k - 1;
-    if (narrow_bounds(&row->set.large, first, last, &low, &high) &&
-        narrow_bounds(&row->set.near, first, last, &low, &high))
-        row->call->base.table->sample[row->call->base.dtype].keep(wide, k, low, high);
-    else CSM_BY_TYPE(row, keep_set, wide, k, &row->set, first);
+    const csm_call *c = &row->call->base;
+    const csm_sample_set *s = &row->set;
+    const int64_t end = first + (int64_t)k;
+    for (int64_t at = first, last; at < end; at = last + 1) {
+        double low = -CSM_INF, high = CSM_INF;
+        last = end - 1;
+        if (s->large.last >= at && s->large.last < last) last = s->large.last;
+        if (s->near.last >= at && s->near.last < last) last = s->near.last;
+        narrow_bounds(&s->large, at, last, &low, &high);
+        narrow_bounds(&s->near, at, last, &low, &high);
+        c->table->sample[c->dtype].keep(wide + (size_t)(at - first) * c->wide_size, (size_t)(last + 1 - at), low, high);
+    }
 }
 
 char *csm_sample_wide(const csm_sample_row *row, size_t b, int thread) {

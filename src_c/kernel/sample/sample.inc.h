@@ -96,60 +96,69 @@ INLINE double V(lanes_total)(const v64_t *lane) {
     for (int l = 0; l < 8 / v64_W; l++) eight[l] = v64_add(lane[l], lane[l + 8 / v64_W]);
     return v64_tree(eight);
 }
-/* Adds masses to the lanes of vector i of sixteen. */
-INLINE void V(tally)(V(dot) *s, int i, V(t) a) {
+#if EXP_MANTISSA == 23
+enum { V(TALLIES) = 16 / v64_W, V(TALLY_LOW) = 1 };
+#else
+enum { V(TALLIES) = 16 / v64_W, V(TALLY_LOW) = 16 / v64_W };
+#endif
+/* Adds masses to the lanes of vector i of sixteen; float masses have no low parts. */
+INLINE void V(tally)(v64_t *lane, v64_t *low, int i, V(t) a) {
 #if EXP_MANTISSA == 23
     v64_t part[V(PARTS)];
+    (void)low;
     v32_widen(a, part);
     UNROLL
-    for (int p = 0; p < V(PARTS); p++) s->lane[i * V(PARTS) + p] = v64_add(s->lane[i * V(PARTS) + p], part[p]);
+    for (int p = 0; p < V(PARTS); p++) lane[i * V(PARTS) + p] = v64_add(lane[i * V(PARTS) + p], part[p]);
 #else
-    V(accumulate)(&s->hi[i], &s->lo[i], a);
+    V(accumulate)(&lane[i], &low[i], a);
 #endif
 }
-/* The last logits of a block, followed by -inf, and their masses, followed by 0. */
-INLINE void V(pad)(const REAL *x, const REAL *mass, size_t k, REAL *to, REAL *to_mass) {
-    for (size_t j = 0; j < 16; j++) {
+INLINE void V(tally_total)(const v64_t *lane, const v64_t *low, double *sum, double *rest) {
+    V(dot) s;
+#if EXP_MANTISSA == 23
+    (void)low;
+    for (int i = 0; i < V(TALLIES); i++) s.lane[i] = lane[i];
+#else
+    for (int i = 0; i < V(TALLIES); i++) s.hi[i] = lane[i];
+    for (int i = 0; i < V(TALLIES); i++) s.lo[i] = low[i];
+#endif
+    V(dot_total)(&s, sum, rest);
+}
+/* The last logits of a block, followed by -inf, and their masses, followed by 0: in all `count`. */
+INLINE void V(pad)(const REAL *x, const REAL *mass, size_t k, REAL *to, REAL *to_mass, size_t count) {
+    for (size_t j = 0; j < count; j++) {
         to[j] = j < k ? x[j] : (REAL)-CSM_INF;
         to_mass[j] = mass && j < k ? mass[j] : 0;
     }
 }
 
-/* Adds sixteen logits; bits: those of the inner and of the outer interval. */
-INLINE void V(divide_sixteen)(V(dot) *s, const REAL *x, const REAL *mass, const V(t) *end, unsigned *bits) {
-    bits[0] = bits[1] = 0;
-    UNROLL
-    for (int i = 0; i < 16 / V(W); i++) {
-        const V(t) v = V(LOAD_REAL)(x + i * V(W));
-        bits[0] |= V(bits_within)(v, end[0], end[1]) << (i * V(W));
-        bits[1] |= V(bits_within)(v, end[2], end[3]) << (i * V(W));
-        if (!mass) continue;
-        const V(t) m = V(LOAD_REAL)(mass + i * V(W));
-        V(tally)(&s[0], i, V(keep_within)(v, end[0], end[1], m));
-        V(tally)(&s[1], i, V(keep_within)(v, end[2], end[3], m));
-    }
-}
 INLINE void V(divide_block)(const REAL *x, const REAL *mass, size_t k, const double *inner, const double *outer,
                             uint32_t *list, csm_sample_part *part) {
-    const V(t) end[4] = {SET_REAL((REAL)inner[0]), SET_REAL((REAL)inner[1]), SET_REAL((REAL)outer[0]),
-                         SET_REAL((REAL)outer[1])};
-    V(dot) s[2];
+    enum { EACH = 32 }; /* logits, so that one branch for each that is listed is unpredictable */
+    const V(t) a = SET_REAL((REAL)inner[0]), b = SET_REAL((REAL)inner[1]);
+    const V(t) c = SET_REAL((REAL)outer[0]), d = SET_REAL((REAL)outer[1]);
+    v64_t in[V(TALLIES)], in_low[V(TALLY_LOW)], out[V(TALLIES)], out_low[V(TALLY_LOW)];
     size_t inside = 0, all = 0;
-    unsigned bits[2];
-    for (int i = 0; i < 2; i++) V(dot_zero)(&s[i]);
-    for (size_t first = 0; first < k; first += 32) {
-        uint32_t words[2] = {0, 0}; /* of 32 logits, so that one branch for each that is listed is unpredictable */
-        for (size_t i = 0; i < 32 && first + i < k; i += 16) {
-            const size_t at = first + i;
-            if (at + 16 <= k) {
-                V(divide_sixteen)(s, x + at, mass ? mass + at : NULL, end, bits);
-            } else {
-                REAL rest[2][16];
-                V(pad)(x + at, mass ? mass + at : NULL, k - at, rest[0], rest[1]);
-                V(divide_sixteen)(s, rest[0], mass ? rest[1] : NULL, end, bits);
-            }
-            words[0] |= bits[0] << i;
-            words[1] |= bits[1] << i;
+    for (int i = 0; i < V(TALLIES); i++) in[i] = out[i] = v64_zero();
+    for (int i = 0; i < V(TALLY_LOW); i++) in_low[i] = out_low[i] = v64_zero();
+    for (size_t first = 0; first < k; first += EACH) {
+        REAL rest[2][EACH];
+        const REAL *p = x + first, *m = mass ? mass + first : NULL;
+        uint32_t words[2] = {0, 0};
+        if (k - first < EACH) {
+            V(pad)(p, m, k - first, rest[0], rest[1], EACH);
+            p = rest[0];
+            if (mass) m = rest[1];
+        }
+        UNROLL
+        for (int i = 0; i < EACH / V(W); i++) {
+            const V(t) v = V(LOAD_REAL)(p + i * V(W));
+            words[0] |= (uint32_t)V(bits_within)(v, a, b) << (i * V(W));
+            words[1] |= (uint32_t)V(bits_within)(v, c, d) << (i * V(W));
+            if (!mass) continue;
+            const V(t) e = V(LOAD_REAL)(m + i * V(W));
+            V(tally)(in, in_low, i % (16 / V(W)), V(keep_within)(v, a, b, e));
+            V(tally)(out, out_low, i % (16 / V(W)), V(keep_within)(v, c, d, e));
         }
         inside += CSM_BIT_COUNT(words[0]);
         all += CSM_BIT_COUNT(words[1]);
@@ -159,7 +168,8 @@ INLINE void V(divide_block)(const REAL *x, const REAL *mass, size_t k, const dou
     }
     part->count[0] = inside;
     part->count[1] = all;
-    for (int i = 0; i < 2; i++) V(dot_total)(&s[i], &part->sum[i], &part->low[i]);
+    V(tally_total)(in, in_low, &part->sum[0], &part->low[0]);
+    V(tally_total)(out, out_low, &part->sum[1], &part->low[1]);
 }
 static void V(sample_divide)(const void *x, const void *mass, size_t k, const double *inner, const double *outer,
                              uint32_t *list, csm_sample_part *part) {
@@ -204,7 +214,7 @@ INLINE double V(add_sixteens)(const REAL *x, const REAL *mass, size_t k, const d
     for (; i + 16 <= k; i += 16) V(sixteen)(&s, x + i, mass ? mass + i : NULL, end, number, power);
     if (i < k) {
         REAL rest[2][16];
-        V(pad)(x + i, mass ? mass + i : NULL, k - i, rest[0], rest[1]);
+        V(pad)(x + i, mass ? mass + i : NULL, k - i, rest[0], rest[1], 16);
         V(sixteen)(&s, rest[0], rest[1], end, number, power);
     }
     *count = V(lanes_total)(s.second);
