@@ -183,6 +183,10 @@ double csm_sample_least(const csm_sample_row *, double); /* the smallest one tha
 void csm_sample_around(const csm_sample_row *, double distance, int equal, double *interval);
 /* Picks every so manieth logit of a row of at least CSM_SAMPLE_PICKED and nearly sorts what is picked. */
 csm_status csm_sample_pick(csm_sample_row *);
+/* Nearly sorts up to CSM_SAMPLE_PICKED numbers, the largest first, without -inf; returns their number.
+ * room: for twice as many. */
+size_t csm_sample_sort(const double *values, size_t count, uint64_t *room, double *sorted);
+void csm_sample_unpack(const csm_sample_row *, const char *x, size_t k, double *to); /* numbers of the compute type */
 
 /* sample_draw.c */
 csm_status csm_sample_draw(csm_sample_row *); /* given the sums of the blocks in `hi` */

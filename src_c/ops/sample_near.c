@@ -96,7 +96,24 @@ static void sort(uint64_t *a, uint64_t *b, size_t count) {
     for (size_t i = 0; i < count; i++) b[first[0][a[i] >> (32 + SKIPPED) & (DIGITS - 1)]++] = a[i];
     for (size_t i = 0; i < count; i++) a[first[1][b[i] >> (32 + SKIPPED + DIGIT)]++] = b[i];
 }
-/* The distance from the largest logit, as the bits of a float, orders the logits; its last bits do not matter. */
+/* The distance from the largest number, as the bits of a float, orders them; its last bits do not matter. */
+size_t csm_sample_sort(const double *values, size_t count, uint64_t *room, double *sorted) {
+    double max = -CSM_INF;
+    size_t left = 0;
+    for (size_t i = 0; i < count; i++) max = values[i] > max ? values[i] : max;
+    for (size_t i = 0; i < count; i++) {
+        const float distance = (float)(max - values[i]);
+        uint32_t bits;
+        memcpy(&bits, &distance, sizeof bits);
+        if (values[i] > -CSM_INF) room[left++] = (uint64_t)bits << 32 | i;
+    }
+    sort(room, room + left, left);
+    for (size_t i = 0; i < left; i++) sorted[i] = values[(uint32_t)room[i]];
+    return left;
+}
+void csm_sample_unpack(const csm_sample_row *row, const char *x, size_t k, double *to) {
+    CSM_BY_TYPE(row, unpack, (uintptr_t)x, k, to);
+}
 csm_status csm_sample_pick(csm_sample_row *row) {
     const csm_call *c = &row->call->base;
     enum { MOST = CSM_SAMPLE_PICKED };
@@ -106,23 +123,12 @@ csm_status csm_sample_pick(csm_sample_row *row) {
     char *memory = csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_SORTED, MOST * 4 * sizeof(double));
     if (!memory) return CSM_NO_MEMORY;
     double *sorted = (double *)(void *)memory, *values = sorted + MOST;
-    uint64_t *keys = (uint64_t *)(void *)(values + MOST);
-    char *stored = (char *)keys, *wide = (char *)(keys + MOST); /* until the keys are written */
+    uint64_t *room = (uint64_t *)(void *)(values + MOST);
+    char *stored = (char *)room, *wide = (char *)(room + MOST); /* until the values are sorted */
     csm_gather(stored, 0, from, 1, MOST, c->itemsize, &mask, &c->absent);
     c->table->widen[c->dtype](stored, wide, MOST);
-    CSM_BY_TYPE(row, unpack, wide, MOST, values);
-    double max = -CSM_INF;
-    size_t count = 0;
-    for (size_t i = 0; i < MOST; i++) max = values[i] > max ? values[i] : max;
-    for (size_t i = 0; i < MOST; i++) {
-        const float distance = (float)(max - values[i]);
-        uint32_t bits;
-        memcpy(&bits, &distance, sizeof bits);
-        if (values[i] > -CSM_INF) keys[count++] = (uint64_t)bits << 32 | i;
-    }
-    sort(keys, keys + MOST, count);
-    for (size_t i = 0; i < count; i++) sorted[i] = values[(uint32_t)keys[i]];
+    csm_sample_unpack(row, wide, MOST, values);
+    row->picked_count = csm_sample_sort(values, MOST, room, sorted);
     row->picked = sorted;
-    row->picked_count = count;
     return CSM_OK;
 }

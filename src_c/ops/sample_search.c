@@ -26,6 +26,7 @@ enum {
     FEW = 48, /* so many classes are sorted */
     LISTED_MOST = 1 << 16, /* longest list */
     SHORT = 8192, /* rows up to here are listed without a sample */
+    HEAVY = 8, /* so manieth logit of the sample and larger ones are listed for typical_p */
     ROUNDS_OF_PICKED = 16 /* passes that a sample may guide */
 };
 #define STEP 0.03125 /* how far two keys are from the interpolated one, as a part of what is left */
@@ -127,11 +128,7 @@ typedef struct pass {
                             REAL *to_mass) {                                                                  \
         for (size_t i = 0; i < count; i++) to[i] = x[places[i]];                                              \
         for (size_t i = 0; mass && i < count; i++) to_mass[i] = mass[places[i]];                              \
-    }                                                                                                         \
-    static void unpack_##REAL(const REAL *x, size_t k, double *to) {                                          \
-        for (size_t i = 0; i < k; i++) to[i] = (double)x[i];                                                  \
-    }                                                                                                         \
-    static void pack_##REAL(REAL *to, size_t k, const double *x) {                                            \
+    }    static void pack_##REAL(REAL *to, size_t k, const double *x) {                                            \
         for (size_t i = 0; i < k; i++) to[i] = (REAL)x[i];                                                    \
     }
 LOOPS(float)
@@ -353,75 +350,119 @@ static csm_status search_list(search *s, end_of_set *end) {
     return CSM_OK;
 }
 
+/* The sample of a row as the search sees it: keys rise.  x: the logits, then their masses. */
+typedef struct picture {
+    double *keys, *x;
+    char *wide, *mass; /* room for numbers of the compute type */
+    double *sorted;    /* what is sorted, the largest first, and how many of them ... */
+    uint64_t *room;
+    size_t count, sorted_count;
+    double heavy; /* ... are at least this: all that the row has of them */
+} picture;
+
 static int is_in_wide(const csm_sample_range *r, double x) {
     return (x >= r->low && x <= r->high) || (x >= r->wide_low && x <= r->wide_high);
 }
-/* The logits of the sample that are in the set, by rising keys, in x; room: for numbers of the compute type, and for
- * their masses. */
-static csm_status order_picked(search *s, double **x, char **room) {
+static csm_status begin_picture(search *s, picture *p) {
     csm_sample_row *row = s->row;
-    enum { MOST = CSM_SAMPLE_PICKED };
+    enum { MOST = 2 * CSM_SAMPLE_PICKED };
     csm_status status = row->picked ? CSM_OK : csm_sample_pick(row);
     if (status != CSM_OK) return status;
-    const size_t size = 4 * MOST * sizeof(double);
-    s->keys = (double *)(void *)csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_GUESSED, size);
-    if (!s->keys) return CSM_NO_MEMORY;
-    *x = s->keys + MOST;
-    room[0] = (char *)(s->keys + 2 * MOST);
-    room[1] = (char *)(s->keys + 3 * MOST);
+    double *memory =
+        (double *)(void *)csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_GUESSED, 6 * MOST * sizeof *memory);
+    if (!memory) return CSM_NO_MEMORY;
+    *p = (picture){.keys = memory, .x = memory + MOST, .sorted = memory + 2 * MOST, .heavy = CSM_INF};
+    p->wide = (char *)(memory + 3 * MOST);
+    p->mass = (char *)(memory + 4 * MOST);
+    p->room = (uint64_t *)(void *)(memory + 5 * MOST);
+    memcpy(p->sorted, row->picked, row->picked_count * sizeof *p->sorted);
+    p->sorted_count = row->picked_count;
+    return CSM_OK;
+}
+/* Few logits hold much of the mass, and a sample lacks most of them: the largest ones are listed, in a pass that adds
+ * nothing up.  Only typical_p leaves them out. */
+static csm_status add_heavy(search *s, picture *p) {
+    csm_sample_row *row = s->row;
+    if (p->sorted_count <= HEAVY) return CSM_OK;
+    const double least = p->sorted[HEAVY], keys[2] = {-CSM_INF, 0 - least};
+    search all = {.row = row, .measure = CSM_SAMPLE_COUNT, .list = s->list};
+    csm_sample_part part;
+    all.list.mass = NULL;
+    all.list.room = CSM_SAMPLE_PICKED;
+    csm_status status = pass_over_row(&all, keys, &part, 1);
+    if (status != CSM_OK || all.list.count > CSM_SAMPLE_PICKED) return status;
+    size_t smaller = 0;
+    while (smaller < row->picked_count && row->picked[smaller] >= least) smaller++;
+    csm_sample_unpack(row, all.list.x, all.list.count, p->x);
+    p->sorted_count = csm_sample_sort(p->x, all.list.count, p->room, p->sorted);
+    for (; smaller < row->picked_count; smaller++)
+        if (row->picked[smaller] < least) p->sorted[p->sorted_count++] = row->picked[smaller];
+    p->heavy = least;
+    return CSM_OK;
+}
+/* Orders the logits of the sample that are in the set by rising keys. */
+static void order_picture(const search *s, picture *p) {
+    const csm_sample_set *set = &s->row->set;
     const int is_near = s->measure == CSM_SAMPLE_NEAR;
-    size_t at = MOST;
-    for (size_t i = 0, j = row->picked_count; i < j;) {
-        const double high = row->picked[i], low = row->picked[j - 1];
+    size_t at = 2 * CSM_SAMPLE_PICKED;
+    for (size_t i = 0, j = p->sorted_count; i < j;) {
+        const double high = p->sorted[i], low = p->sorted[j - 1];
         const int is_high = is_near && key_of(s, high) > key_of(s, low);
         const double chosen = is_high ? high : low;
         i += is_high;
         j -= !is_high;
-        if (row->set.is_active && !(is_in_wide(&row->set.large, chosen) && is_in_wide(&row->set.near, chosen)))
-            continue;
-        s->keys[--at] = key_of(s, chosen);
-        (*x)[at] = chosen;
+        if (set->is_active && !(is_in_wide(&set->large, chosen) && is_in_wide(&set->near, chosen))) continue;
+        p->keys[--at] = key_of(s, chosen);
+        p->x[at] = chosen;
     }
-    s->keys += at;
-    *x += at;
-    s->picked = MOST - at;
-    return CSM_OK;
+    p->keys += at;
+    p->x += at;
+    p->count = 2 * CSM_SAMPLE_PICKED - at;
+}
+/* The numbers of classes of the sample before the end, at least and at most, from what comes after the end, and three
+ * standard deviations of its estimate: the sum of the squares.  part: the sample, as a part of the row. */
+static void bound_by_mass(const search *s, picture *p, double total, double part, size_t *first, size_t *last) {
+    const double after = (total - s->limit) * part;
+    double sum = 0, squares = 0, *mass = p->x;
+    size_t middle = p->count;
+    if (p->count == 0) return;
+    CSM_BY_TYPE(s->row, pack, p->wide, p->count, p->x);
+    for (size_t at = 0; at < p->count; at += CSM_BLOCK)
+        csm_sample_weigh_numbers(s->row, p->wide + at * s->row->call->base.wide_size,
+                                 csm_block_length(p->count, at), p->mass + at * s->row->call->base.wide_size);
+    for (size_t i = 0; i < p->count; i++) mass[i] = number_at(s->row, p->mass, i) * (p->x[i] >= p->heavy ? part : 1);
+    while (middle > 0 && sum < after) {
+        middle--;
+        sum += mass[middle];
+        squares += mass[middle] * mass[middle];
+    }
+    const double error = 3 * sqrt(squares);
+    double more = sum;
+    for (*last = middle; *last < p->count && more > after - error; ++*last) more -= mass[*last];
+    for (*first = middle, more = sum; *first > 0 && more < after + error;) more += mass[--*first];
 }
 /* Chooses the first two keys.  total: the mass of the set. */
 static csm_status guess(search *s, double total, double *keys) {
-    csm_sample_row *row = s->row;
-    double *x;
-    char *room[2];
-    csm_status status = order_picked(s, &x, room);
+    const double part = (double)CSM_SAMPLE_PICKED / (double)s->row->count;
+    picture p;
+    csm_status status = begin_picture(s, &p);
+    if (status == CSM_OK && s->measure == CSM_SAMPLE_NEAR) status = add_heavy(s, &p);
     if (status != CSM_OK) return status;
-    const size_t count = s->picked;
-    const double part = (double)CSM_SAMPLE_PICKED / (double)row->count;
-    size_t first = 0, last = count; /* numbers of classes before the end, at least and at most */
+    order_picture(s, &p);
+    size_t first = 0, last = p.count;
     if (s->measure == CSM_SAMPLE_COUNT) {
-        const double wanted = s->limit * part, error = 3 * sqrt(wanted * (1 - s->limit / (double)row->count)) + 1;
+        const double wanted = s->limit * part, error = 3 * sqrt(wanted * (1 - s->limit / (double)s->row->count)) + 1;
         first = wanted > error ? (size_t)(wanted - error) : 0;
         last = (size_t)(wanted + error) + 1;
-    } else if (count > 0) {
-        /* What comes after the end, and three standard deviations of its estimate: the sum of the squares. */
-        const double after = (total - s->limit) * part;
-        double sum = 0, squares = 0, *mass = x;
-        CSM_BY_TYPE(row, pack, room[0], count, x);
-        csm_sample_weigh_numbers(row, room[0], count, room[1]);
-        CSM_BY_TYPE(row, unpack, (uintptr_t)room[1], count, mass);
-        size_t middle = count;
-        while (middle > 0 && sum < after) {
-            sum += mass[--middle];
-            squares += mass[middle] * mass[middle];
-        }
-        const double error = 3 * sqrt(squares);
-        double more = sum;
-        for (last = middle; last < count && more > after - error; last++) more -= mass[last];
-        for (first = middle, more = sum; first > 0 && more < after + error;) more += mass[--first];
+    } else {
+        bound_by_mass(s, &p, total, part, &first, &last);
     }
-    first = first < count ? first : count;
-    keys[0] = first > 0 ? s->keys[first - 1] : -CSM_INF;
-    keys[1] = last < count ? s->keys[last] : CSM_INF;
+    first = first < p.count ? first : p.count;
+    keys[0] = first > 0 ? p.keys[first - 1] : -CSM_INF;
+    keys[1] = last < p.count ? p.keys[last] : CSM_INF;
     if (keys[0] >= keys[1]) keys[0] = number_before(keys[1]);
+    s->keys = p.keys;
+    s->picked = p.count;
     return CSM_OK;
 }
 /* Chooses the next two keys of the row: all that is left if it fits into the list, else the median of the sample that
