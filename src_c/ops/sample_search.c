@@ -350,11 +350,11 @@ static csm_status search_list(search *s, end_of_set *end) {
     return CSM_OK;
 }
 
-/* The sample of a row as the search sees it: keys rise.  x: the logits, then their masses. */
+/* The sample of a row as the search sees it: keys rise. */
 typedef struct picture {
     double *keys, *x;
     char *wide, *mass; /* room for numbers of the compute type */
-    double *sorted;    /* what is sorted, the largest first, and how many of them ... */
+    double *sorted;    /* what is sorted, the largest first, later masses; and how many of them ... */
     uint64_t *room;
     size_t count, sorted_count;
     double heavy; /* ... are at least this: all that the row has of them */
@@ -423,7 +423,7 @@ static void order_picture(const search *s, picture *p) {
  * standard deviations of its estimate: the sum of the squares.  part: the sample, as a part of the row. */
 static void bound_by_mass(const search *s, picture *p, double total, double part, size_t *first, size_t *last) {
     const double after = (total - s->limit) * part;
-    double sum = 0, squares = 0, *mass = p->x;
+    double sum = 0, squares = 0, *mass = p->sorted;
     size_t middle = p->count;
     if (p->count == 0) return;
     CSM_BY_TYPE(s->row, pack, p->wide, p->count, p->x);
@@ -434,7 +434,7 @@ static void bound_by_mass(const search *s, picture *p, double total, double part
     while (middle > 0 && sum < after) {
         middle--;
         sum += mass[middle];
-        squares += mass[middle] * mass[middle];
+        squares += p->x[middle] >= p->heavy ? 0 : mass[middle] * mass[middle];
     }
     const double error = 3 * sqrt(squares);
     double more = sum;
