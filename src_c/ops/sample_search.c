@@ -29,6 +29,7 @@ enum {
     HEAVY = 8, /* so manieth logit of the sample and larger ones are listed for typical_p */
     ROUNDS_OF_PICKED = 16 /* passes that a sample may guide */
 };
+#define DEVIATIONS 2.5 /* of the estimate from the sample; with 3 lists are longer, with 2 a twentieth needs a second pass */
 #define STEP 0.03125 /* how far two keys are from the interpolated one, as a part of what is left */
 
 /* The classes between two keys. */
@@ -148,7 +149,8 @@ static csm_status pass_body(void *context, size_t begin, size_t end, int thread)
     csm_sample_row *row = s->row;
     uint32_t *places = NULL;
     if (p->lists || p->is_placed) {
-        places = (uint32_t *)(void *)csm_sample_buffer(row->call, thread, CSM_SAMPLE_PLACES, CSM_BLOCK * sizeof *places);
+        places = (uint32_t *)(void *)csm_sample_buffer(row->call, thread, CSM_SAMPLE_PLACES,
+                                                        (CSM_BLOCK + CSM_SAMPLE_SPARE) * sizeof *places);
         if (!places) return CSM_NO_MEMORY;
     }
     for (size_t b = begin; b < end; b++) {
@@ -282,7 +284,7 @@ static void walk_list(const search *s, end_of_set *end) {
 }
 /* Sorts the few classes between the keys, and adds them up. */
 static void walk_few(const search *s, end_of_set *end) {
-    uint32_t places[FEW];
+    uint32_t places[FEW + CSM_SAMPLE_SPARE];
     double keys[FEW];
     csm_sample_part part;
     pass_over_list(s, s->key, &part, places);
@@ -436,7 +438,7 @@ static void bound_by_mass(const search *s, picture *p, double total, double part
         sum += mass[middle];
         squares += p->x[middle] >= p->heavy ? 0 : mass[middle] * mass[middle];
     }
-    const double error = 3 * sqrt(squares);
+    const double error = DEVIATIONS * sqrt(squares);
     double more = sum;
     for (*last = middle; *last < p->count && more > after - error; ++*last) more -= mass[*last];
     for (*first = middle, more = sum; *first > 0 && more < after + error;) more += mass[--*first];
@@ -451,7 +453,7 @@ static csm_status guess(search *s, double total, double *keys) {
     order_picture(s, &p);
     size_t first = 0, last = p.count;
     if (s->measure == CSM_SAMPLE_COUNT) {
-        const double wanted = s->limit * part, error = 3 * sqrt(wanted * (1 - s->limit / (double)s->row->count)) + 1;
+        const double wanted = s->limit * part, error = DEVIATIONS * sqrt(wanted * (1 - s->limit / (double)s->row->count)) + 1;
         first = wanted > error ? (size_t)(wanted - error) : 0;
         last = (size_t)(wanted + error) + 1;
     } else {

@@ -4,6 +4,8 @@
 
 #include "../../vec/standard.h"
 
+enum { CSM_SAMPLE_SPARE = 4 };
+
 /* What lies in an inner interval [0], and in an outer one [1]: masses, as pairs of numbers, and numbers of logits. */
 typedef struct csm_sample_part {
     double sum[2], low[2];
@@ -16,7 +18,7 @@ typedef struct csm_sample_kernels {
     int (*keep)(void *x, size_t k, double low, double high);
     /* Adds up the masses, and counts the logits, in two intervals of which the outer one contains the inner one, and
      * lists the places of those that are only in the outer one.  mass NULL: sums are 0; list NULL: nothing is listed.
-     * The list has room for all of them. */
+     * The list has room for all of them, and for CSM_SAMPLE_SPARE more. */
     void (*divide)(const void *x, const void *mass, size_t k, const double *inner, const double *outer, uint32_t *list,
                    csm_sample_part *part);
     /* Multiplies masses by a power of two that is a normal number of the compute type, or by 0; returns whether one of

@@ -134,7 +134,7 @@ INLINE void V(pad)(const REAL *x, const REAL *mass, size_t k, REAL *to, REAL *to
 
 INLINE void V(divide_block)(const REAL *x, const REAL *mass, size_t k, const double *inner, const double *outer,
                             uint32_t *list, csm_sample_part *part) {
-    enum { EACH = 32 }; /* logits, so that one branch for each that is listed is unpredictable */
+    enum { EACH = 32 };
     const V(t) a = SET_REAL((REAL)inner[0]), b = SET_REAL((REAL)inner[1]);
     const V(t) c = SET_REAL((REAL)outer[0]), d = SET_REAL((REAL)outer[1]);
     v64_t in[V(TALLIES)], in_low[V(TALLY_LOW)], out[V(TALLIES)], out_low[V(TALLY_LOW)];
@@ -162,9 +162,17 @@ INLINE void V(divide_block)(const REAL *x, const REAL *mass, size_t k, const dou
         }
         inside += CSM_BIT_COUNT(words[0]);
         all += CSM_BIT_COUNT(words[1]);
-        if (list)
-            for (uint32_t left = words[1] & ~words[0]; left; left &= left - 1)
-                *list++ = (uint32_t)first + CSM_LOWEST_BIT(left);
+        if (list) {
+            /* Four at a time, whether they are there or not: their number is not predictable. */
+            uint64_t left = words[1] & ~words[0];
+            const unsigned count = CSM_BIT_COUNT((uint32_t)left);
+            unsigned i = 0;
+            do {
+                for (int j = 0; j < CSM_SAMPLE_SPARE; j++, left &= left - 1)
+                    list[i++] = (uint32_t)first + CSM_LOWEST_BIT(left | (uint64_t)1 << EACH);
+            } while (i < count);
+            list += count;
+        }
     }
     part->count[0] = inside;
     part->count[1] = all;
