@@ -185,47 +185,64 @@ static void V(sample_divide)(const void *x, const void *mass, size_t k, const do
     else V(divide_block)(x, NULL, k, inner, outer, list, part);
 }
 
-/* Adds sixteen logits.  power 0: moment. */
-INLINE void V(sixteen)(V(lanes) *s, const REAL *x, const REAL *mass, const V(t) *end, const double *number,
-                       const int power) {
+/* Adds sixteen logits; returns how many are in the interval.  power 0: moment.  If all of them are, none is masked: most
+ * rows have few -inf. */
+INLINE void V(add_vector)(V(lanes) *s, int i, V(t) x, V(t) mass, const double *number, const int power, const int all,
+                          V(t) inside) {
     enum { PARTS = V(W) / v64_W };
     const v64_t origin = v64_set(number[0]), scale = v64_set(number[1]), mean = v64_set(number[2]);
     const v64_t half = v64_set(0.5);
+    v64_t a[PARTS], m[PARTS];
+    V(TO_DOUBLE)(x, a);
+    if (power == 0) V(TO_DOUBLE)(mass, m);
+    else if (!all) V(TO_DOUBLE)(inside, m);
     UNROLL
-    for (int i = 0; i < 16 / V(W); i++) {
-        const V(t) v = V(LOAD_REAL)(x + i * V(W));
-        const V(t) one = power == 0 ? V(LOAD_REAL)(mass + i * V(W)) : V(set)(1);
-        const V(t) inside = V(keep_within)(v, end[0], end[1], v);
-        v64_t a[PARTS], m[PARTS];
-        V(TO_DOUBLE)(inside, a);
-        V(TO_DOUBLE)(V(keep_within)(v, end[0], end[1], one), m);
-        UNROLL
-        for (int p = 0; p < PARTS; p++) {
-            v64_t *const lane = &s->first[i * PARTS + p], *const count = &s->second[i * PARTS + p];
-            *count = v64_add(*count, m[p]);
-            if (power == 0) {
-                *lane = v64_fma(m[p], v64_sub(a[p], origin), *lane);
-                continue;
-            }
-            const v64_t far = v64_mul(v64_sub(v64_mul(a[p], half), origin), scale);
-            const v64_t d = v64_mul(v64_sub(far, mean), m[p]);
-            *lane = power == 1 ? v64_add(*lane, d) : v64_fma(d, d, *lane);
+    for (int p = 0; p < PARTS; p++) {
+        v64_t *const lane = &s->first[i * PARTS + p], *const total = &s->second[i * PARTS + p];
+        if (power == 0) {
+            *total = v64_add(*total, m[p]);
+            *lane = v64_fma(m[p], v64_sub(a[p], origin), *lane);
+            continue;
         }
+        v64_t d = v64_sub(v64_mul(v64_sub(v64_mul(a[p], half), origin), scale), mean);
+        if (!all) d = v64_mul(d, m[p]);
+        *lane = power == 1 ? v64_add(*lane, d) : v64_fma(d, d, *lane);
     }
 }
+INLINE unsigned V(sixteen)(V(lanes) *s, const REAL *x, const REAL *mass, V(t) low, V(t) high, const double *number,
+                           const int power) {
+    const V(t) one = V(set)(1);
+    unsigned bits = 0;
+    UNROLL
+    for (int i = 0; i < 16 / V(W); i++) bits |= V(bits_within)(V(LOAD_REAL)(x + i * V(W)), low, high) << (i * V(W));
+    if (bits == 0xffff) {
+        UNROLL
+        for (int i = 0; i < 16 / V(W); i++)
+            V(add_vector)(s, i, V(LOAD_REAL)(x + i * V(W)), power == 0 ? V(LOAD_REAL)(mass + i * V(W)) : one, number,
+                          power, 1, one);
+    } else {
+        UNROLL
+        for (int i = 0; i < 16 / V(W); i++) {
+            const V(t) v = V(LOAD_REAL)(x + i * V(W)), m = power == 0 ? V(LOAD_REAL)(mass + i * V(W)) : one;
+            V(add_vector)(s, i, V(keep_within)(v, low, high, v), V(keep_within)(v, low, high, m), number, power, 0,
+                          V(keep_within)(v, low, high, one));
+        }
+    }
+    return CSM_BIT_COUNT(bits);
+}
 INLINE double V(add_sixteens)(const REAL *x, const REAL *mass, size_t k, const double *interval, const double *number,
-                              const int power, double *count) {
-    const V(t) end[2] = {SET_REAL((REAL)interval[0]), SET_REAL((REAL)interval[1])};
+                              const int power, double *more) {
+    const V(t) low = SET_REAL((REAL)interval[0]), high = SET_REAL((REAL)interval[1]);
     V(lanes) s;
     V(lanes_zero)(&s);
-    size_t i = 0;
-    for (; i + 16 <= k; i += 16) V(sixteen)(&s, x + i, mass ? mass + i : NULL, end, number, power);
+    size_t i = 0, count = 0;
+    for (; i + 16 <= k; i += 16) count += V(sixteen)(&s, x + i, mass ? mass + i : NULL, low, high, number, power);
     if (i < k) {
         REAL rest[2][16];
         V(pad)(x + i, mass ? mass + i : NULL, k - i, rest[0], rest[1], 16);
-        V(sixteen)(&s, rest[0], rest[1], end, number, power);
+        count += V(sixteen)(&s, rest[0], rest[1], low, high, number, power);
     }
-    *count = V(lanes_total)(s.second);
+    *more = power == 0 ? V(lanes_total)(s.second) : (double)count;
     return V(lanes_total)(s.first);
 }
 static double V(sample_moment)(const void *x, const void *mass, size_t k, const double *interval, double origin,
