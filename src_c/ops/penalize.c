@@ -51,6 +51,7 @@ static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen
                                size_t *classes) {
     const csm_call *c = &call->base;
     const char *tokens = csm_row_data(c, &call->tokens, row);
+    const csm_strided from = csm_row_of(c, &call->x, row);
     const csm_poll poll = csm_poll_of(&call->base.interrupt, thread);
     size_t length = call->count;
     if (call->options.lengths) {
@@ -68,6 +69,7 @@ static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen
         if (token < 0 || (uint64_t)token >= c->shape.n) continue; /* padding */
         const size_t at = place_of(table, size, token);
         if (table[at].class < 0) {
+            PREFETCH(from.data + (ptrdiff_t)token * from.axis);
             table[at] = (seen){token, 0, *classes};
             list[(*classes)++] = at;
         }
