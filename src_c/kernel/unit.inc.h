@@ -182,10 +182,12 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define LOGISTIC_f32 {v32_logistic_row, v32_logistic_few, v32_logistic_clip}
 #define LOGISTIC_f64 {v64_logistic_row, v64_logistic_few, v64_logistic_clip}
 #define LOGISTIC(suffix, storage, compute) LOGISTIC_##compute,
-#define DRAW_f32 {v32_sample_keep,   v32_sample_divide, v32_sample_scale, v32_sample_filter, \
-                  v32_sample_moment, v32_sample_spread, v32_sample_ends}
-#define DRAW_f64 {v64_sample_keep,   v64_sample_divide, v64_sample_scale, v64_sample_filter, \
-                  v64_sample_moment, v64_sample_spread, v64_sample_ends}
+#define DRAW_f32                                                                \
+    {v32_sample_keep,   v32_sample_divide, v32_sample_scale, v32_sample_filter, \
+     v32_sample_moment, v32_sample_spread, v32_sample_ends}
+#define DRAW_f64                                                                \
+    {v64_sample_keep,   v64_sample_divide, v64_sample_scale, v64_sample_filter, \
+     v64_sample_moment, v64_sample_spread, v64_sample_ends}
 #define DRAW(suffix, storage, compute) DRAW_##compute,
 #define SELECT(suffix, storage, compute) select_##suffix,
 #define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,

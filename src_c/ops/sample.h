@@ -168,8 +168,8 @@ csm_status csm_sample_apply_min_p(csm_sample_row *); /* to the set, of which not
 /* Narrows the set to its smallest part that holds `limit` classes, or a mass of at least `limit`, in falling order
  * or, for CSM_SAMPLE_NEAR, in rising order of the distance from set.center; among equals in the order of the indices.
  * The row has been weighed; for CSM_SAMPLE_COUNT only NaN and +inf have been ruled out.  total: the mass of the set,
- * as far as it is known.  *kept: the mass of what is left, or -1 where its last bits are not known.  *margin: how far from the limit, as a part of it, the mass
- * is with and without the last class: the lesser of the two. */
+ * as far as it is known.  *kept: the mass of what is left, or -1 where its last bits are not known.  *margin: how far
+ * from the limit, as a part of it, the mass is with and without the last class: the lesser of the two. */
 typedef enum csm_sample_measure { CSM_SAMPLE_COUNT, CSM_SAMPLE_MASS_OF, CSM_SAMPLE_NEAR } csm_sample_measure;
 csm_status csm_sample_narrow(csm_sample_row *, csm_sample_measure, double limit, double total, double *kept,
                              double *margin);

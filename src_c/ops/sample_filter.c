@@ -146,10 +146,9 @@ static csm_status spread_body(void *context, size_t begin, size_t end, int threa
 static csm_status spread(spreading *s, double *sum, double *count) {
     csm_sample_call *call = s->row->call;
     const size_t blocks = csm_block_count(s->row->count);
-    csm_status status =
-        call->is_split
-            ? csm_parallel(blocks, CSM_SAMPLE_PIECE, call->base.threads, spread_body, s, &call->base.interrupt)
-            : spread_body(s, 0, blocks, s->row->thread);
+    csm_status status = call->is_split ? csm_parallel(blocks, CSM_SAMPLE_PIECE, call->base.threads, spread_body, s,
+                                                      &call->base.interrupt)
+                                       : spread_body(s, 0, blocks, s->row->thread);
     if (status == CSM_OK) add_blocks(s->row, sum, count);
     return status;
 }

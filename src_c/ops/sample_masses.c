@@ -55,11 +55,11 @@ static const char *stored_block(const csm_sample_row *row, size_t b, size_t k, i
 }
 
 /* Leaves out the logits that have been drawn, for each compute type REAL. */
-#define LEAVE_OUT(REAL)                                                                               \
-    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) {                           \
-        for (size_t word = 0; word * 64 < k; word++)                                                  \
-            for (uint64_t left = removed[word]; left; left &= left - 1)                               \
-                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;                                 \
+#define LEAVE_OUT(REAL)                                                     \
+    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) { \
+        for (size_t word = 0; word * 64 < k; word++)                        \
+            for (uint64_t left = removed[word]; left; left &= left - 1)     \
+                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;       \
     }
 LEAVE_OUT(float)
 LEAVE_OUT(double)
@@ -110,7 +110,8 @@ csm_status csm_sample_look_at(const csm_sample_row *row, size_t b, int thread, i
     to->interval[1] = CSM_INF;
     to->mass = masses ? csm_sample_masses(row, b, thread, &unused) : NULL;
     if (masses && !to->mass) return CSM_NO_MEMORY;
-    const int is_even = !row->removed && narrow_bounds(&row->set.large, first, last, &to->interval[0], &to->interval[1]) &&
+    const int is_even = !row->removed &&
+                        narrow_bounds(&row->set.large, first, last, &to->interval[0], &to->interval[1]) &&
                         narrow_bounds(&row->set.near, first, last, &to->interval[0], &to->interval[1]);
     if (is_even && row->whole && c->dtype == c->wide_dtype) {
         to->x = row->whole + b * CSM_BLOCK * c->itemsize;
@@ -187,24 +188,24 @@ csm_status csm_sample_set_max(csm_sample_row *row, double max) {
 }
 
 /* Loops over masses, for each compute type REAL. */
-#define LOOPS(REAL)                                                                 \
+#define LOOPS(REAL)                                                                                                 \
     /* Multiplies masses by a power of two below those of the compute type; returns whether one of them is left. */ \
-    static int scale_down_##REAL(REAL *mass, size_t k, double scale) {              \
-        REAL largest = 0;                                                           \
-        for (size_t i = 0; i < k; i++) {                                            \
-            mass[i] = (REAL)((double)mass[i] * scale);                              \
-            largest = mass[i] > largest ? mass[i] : largest;                        \
-        }                                                                           \
-        return largest > 0;                                                         \
-    }                                                                               \
-    /* Sets masses below the threshold to 0, and returns the sum of the others. */  \
-    static double filter_##REAL(REAL *mass, size_t k, double threshold) {           \
-        double sum = 0;                                                             \
-        for (size_t i = 0; i < k; i++) {                                            \
-            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                   \
-            sum += (double)mass[i];                                                 \
-        }                                                                           \
-        return sum;                                                                 \
+    static int scale_down_##REAL(REAL *mass, size_t k, double scale) {                                              \
+        REAL largest = 0;                                                                                           \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            mass[i] = (REAL)((double)mass[i] * scale);                                                              \
+            largest = mass[i] > largest ? mass[i] : largest;                                                        \
+        }                                                                                                           \
+        return largest > 0;                                                                                         \
+    }                                                                                                               \
+    /* Sets masses below the threshold to 0, and returns the sum of the others. */                                  \
+    static double filter_##REAL(REAL *mass, size_t k, double threshold) {                                           \
+        double sum = 0;                                                                                             \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                                                   \
+            sum += (double)mass[i];                                                                                 \
+        }                                                                                                           \
+        return sum;                                                                                                 \
     }
 LOOPS(float)
 LOOPS(double)

@@ -73,9 +73,9 @@ void csm_sample_around(const csm_sample_row *row, double distance, int equal, do
 }
 
 /* Copies numbers of the compute type. */
-#define UNPACK(REAL)                                                      \
-    static void unpack_##REAL(const REAL *x, size_t k, double *to) {      \
-        for (size_t i = 0; i < k; i++) to[i] = (double)x[i];              \
+#define UNPACK(REAL)                                                 \
+    static void unpack_##REAL(const REAL *x, size_t k, double *to) { \
+        for (size_t i = 0; i < k; i++) to[i] = (double)x[i];         \
     }
 UNPACK(float)
 UNPACK(double)

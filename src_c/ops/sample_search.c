@@ -29,7 +29,8 @@ enum {
     HEAVY = 8, /* so manieth logit of the sample and larger ones are listed for typical_p */
     ROUNDS_OF_PICKED = 16 /* passes that a sample may guide */
 };
-#define DEVIATIONS 2.5 /* of the estimate from the sample; with 3 lists are longer, with 2 a twentieth needs a second pass */
+#define DEVIATIONS \
+    2.5 /* of the estimate from the sample; with 3 lists are longer, with 2 a twentieth needs a second pass */
 #define STEP 0.03125 /* how far two keys are from the interpolated one, as a part of what is left */
 
 /* The classes between two keys. */
@@ -124,13 +125,14 @@ typedef struct pass {
 } pass;
 
 /* Copies what is listed of a block to a place of the list. */
-#define LOOPS(REAL)                                                                                           \
-    static void copy_##REAL(const REAL *x, size_t count, const uint32_t *places, const REAL *mass, REAL *to,  \
-                            REAL *to_mass) {                                                                  \
-        for (size_t i = 0; i < count; i++) to[i] = x[places[i]];                                              \
-        for (size_t i = 0; mass && i < count; i++) to_mass[i] = mass[places[i]];                              \
-    }    static void pack_##REAL(REAL *to, size_t k, const double *x) {                                            \
-        for (size_t i = 0; i < k; i++) to[i] = (REAL)x[i];                                                    \
+#define LOOPS(REAL)                                                                                          \
+    static void copy_##REAL(const REAL *x, size_t count, const uint32_t *places, const REAL *mass, REAL *to, \
+                            REAL *to_mass) {                                                                 \
+        for (size_t i = 0; i < count; i++) to[i] = x[places[i]];                                             \
+        for (size_t i = 0; mass && i < count; i++) to_mass[i] = mass[places[i]];                             \
+    }                                                                                                        \
+    static void pack_##REAL(REAL *to, size_t k, const double *x) {                                           \
+        for (size_t i = 0; i < k; i++) to[i] = (REAL)x[i];                                                   \
     }
 LOOPS(float)
 LOOPS(double)
@@ -150,7 +152,7 @@ static csm_status pass_body(void *context, size_t begin, size_t end, int thread)
     uint32_t *places = NULL;
     if (p->lists || p->is_placed) {
         places = (uint32_t *)(void *)csm_sample_buffer(row->call, thread, CSM_SAMPLE_PLACES,
-                                                        (CSM_BLOCK + CSM_SAMPLE_SPARE) * sizeof *places);
+                                                       (CSM_BLOCK + CSM_SAMPLE_SPARE) * sizeof *places);
         if (!places) return CSM_NO_MEMORY;
     }
     for (size_t b = begin; b < end; b++) {
@@ -430,8 +432,8 @@ static void bound_by_mass(const search *s, picture *p, double total, double part
     if (p->count == 0) return;
     CSM_BY_TYPE(s->row, pack, p->wide, p->count, p->x);
     for (size_t at = 0; at < p->count; at += CSM_BLOCK)
-        csm_sample_weigh_numbers(s->row, p->wide + at * s->row->call->base.wide_size,
-                                 csm_block_length(p->count, at), p->mass + at * s->row->call->base.wide_size);
+        csm_sample_weigh_numbers(s->row, p->wide + at * s->row->call->base.wide_size, csm_block_length(p->count, at),
+                                 p->mass + at * s->row->call->base.wide_size);
     for (size_t i = 0; i < p->count; i++) mass[i] = number_at(s->row, p->mass, i) * (p->x[i] >= p->heavy ? part : 1);
     while (middle > 0 && sum < after) {
         middle--;
@@ -453,7 +455,8 @@ static csm_status guess(search *s, double total, double *keys) {
     order_picture(s, &p);
     size_t first = 0, last = p.count;
     if (s->measure == CSM_SAMPLE_COUNT) {
-        const double wanted = s->limit * part, error = DEVIATIONS * sqrt(wanted * (1 - s->limit / (double)s->row->count)) + 1;
+        const double wanted = s->limit * part,
+                     error = DEVIATIONS * sqrt(wanted * (1 - s->limit / (double)s->row->count)) + 1;
         first = wanted > error ? (size_t)(wanted - error) : 0;
         last = (size_t)(wanted + error) + 1;
     } else {
@@ -509,8 +512,8 @@ static csm_status begin_search(search *s, csm_sample_row *row, csm_sample_measur
     *s = (search){.row = row, .measure = measure, .limit = limit, .key = {-CSM_INF, CSM_INF}};
     s->count[1] = row->count;
     s->list.room = room;
-    s->list.number = (int64_t *)(void *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_NUMBERS,
-                                                          room * sizeof *s->list.number);
+    s->list.number =
+        (int64_t *)(void *)csm_sample_buffer(call, row->thread, CSM_SAMPLE_NUMBERS, room * sizeof *s->list.number);
     s->list.x = csm_sample_buffer(call, row->thread, CSM_SAMPLE_LISTED, size);
     if (!s->list.number || !s->list.x) return CSM_NO_MEMORY;
     if (measure == CSM_SAMPLE_COUNT) return CSM_OK;

@@ -185,8 +185,7 @@ static void V(sample_divide)(const void *x, const void *mass, size_t k, const do
     else V(divide_block)(x, NULL, k, inner, outer, list, part);
 }
 
-/* Adds sixteen logits; returns how many are in the interval.  power 0: moment.  If all of them are, none is masked: most
- * rows have few -inf. */
+/* Adds a vector of sixteen logits.  all: none of them is masked.  power 0: moment. */
 INLINE void V(add_vector)(V(lanes) *s, int i, V(t) x, V(t) mass, const double *number, const int power, const int all,
                           V(t) inside) {
     enum { PARTS = V(W) / v64_W };
@@ -209,6 +208,7 @@ INLINE void V(add_vector)(V(lanes) *s, int i, V(t) x, V(t) mass, const double *n
         *lane = power == 1 ? v64_add(*lane, d) : v64_fma(d, d, *lane);
     }
 }
+/* Adds sixteen logits; returns how many are in the interval.  Mostly all of them are. */
 INLINE unsigned V(sixteen)(V(lanes) *s, const REAL *x, const REAL *mass, V(t) low, V(t) high, const double *number,
                            const int power) {
     const V(t) one = V(set)(1);
