@@ -70,12 +70,12 @@ def plan_penalize(
     lengths = None if lengths is None else place.array("lengths", lengths)
     lengths = check_parameter("lengths", lengths, batch, np.int64, "at least 0", lambda v: v >= 0)
     _check_lengths(lengths, seen.shape[-1])
-    finite = "finite", np.isfinite
+    finite = "finite", lambda v: abs(v) < math.inf
     positive = "greater than 0 and finite", lambda v: (v > 0) & (v < math.inf)
     penalties = [
-        _check_penalty(place, "repetition", repetition, batch, *positive),
-        _check_penalty(place, "presence", presence, batch, *finite),
-        _check_penalty(place, "frequency", frequency, batch, *finite),
+        _check_penalty(place, "repetition", repetition, 1.0, batch, *positive),
+        _check_penalty(place, "presence", presence, 0.0, batch, *finite),
+        _check_penalty(place, "frequency", frequency, 0.0, batch, *finite),
     ]
     dense, classes, values = None, None, None
     if isinstance(bias, Mapping):
@@ -90,8 +90,12 @@ def plan_penalize(
     return PenalizePlan(dtype, rows.first, *options, rows.result)
 
 
-def _check_penalty(place: Place, name: str, given: Any, batch: tuple[int, ...], allowed: str, is_allowed: Any) -> Any:
-    """One number a row, or None."""
+def _check_penalty(
+    place: Place, name: str, given: Any, neutral: float, batch: tuple[int, ...], allowed: str, is_allowed: Any
+) -> Any:
+    """One number a row, or None for the number that changes nothing."""
+    if type(given) is float and is_allowed(given):  # the usual case
+        return None if given == neutral else np.full(batch, given)
     if given is not None and not isinstance(given, int | float):
         given = place.array(name, given)
     return check_parameter(name, given, batch, np.float64, allowed, is_allowed)

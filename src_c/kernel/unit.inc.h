@@ -191,8 +191,12 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #define CLIMB_f32 {v32_climb_numbers, v32_climb_begin, v32_climb_step, v32_climb_end}
 #define CLIMB_f64 {v64_climb_numbers, v64_climb_begin, v64_climb_step, v64_climb_end}
 #define CLIMB(suffix, storage, compute) CLIMB_##compute,
-#define DRAW_f32 {v32_sample_keep, v32_sample_divide, v32_sample_filter, v32_sample_moment, v32_sample_spread}
-#define DRAW_f64 {v64_sample_keep, v64_sample_divide, v64_sample_filter, v64_sample_moment, v64_sample_spread}
+#define DRAW_f32                                                                \
+    {v32_sample_keep,   v32_sample_divide, v32_sample_scale, v32_sample_filter, \
+     v32_sample_moment, v32_sample_spread, v32_sample_ends}
+#define DRAW_f64                                                                \
+    {v64_sample_keep,   v64_sample_divide, v64_sample_scale, v64_sample_filter, \
+     v64_sample_moment, v64_sample_spread, v64_sample_ends}
 #define DRAW(suffix, storage, compute) DRAW_##compute,
 #define SELECT(suffix, storage, compute) select_##suffix,
 #define SOFTMAX_SUM(suffix, storage, compute) softmax_sum_##suffix,

@@ -13,7 +13,7 @@
 #include "../core/call.h"
 #include "../core/extension.h"
 
-enum { TABLE, LIST, STORED, WIDE, VALUES, BLOCK, BUFFERS };
+enum { TABLE, CLASSES, COUNTS, STORED, WIDE, VALUES, BLOCK, BUFFERS };
 
 typedef struct penalize_call {
     csm_call base;
@@ -25,9 +25,8 @@ typedef struct penalize_call {
 } penalize_call;
 
 typedef struct seen {
-    int64_t class; /* -1: the place is empty */
-    int64_t count;
-    size_t number; /* among those seen */
+    int64_t class;  /* -1: the place is empty */
+    int64_t number; /* among those seen */
 } seen;
 
 static double parameter(const penalize_call *call, const csm_view *given, const csm_view *v, size_t row,
@@ -46,11 +45,12 @@ static size_t place_of(const seen *table, size_t size, int64_t class) {
     return at;
 }
 
-/* Counts the valid tokens of a row, and lists the places of their classes. */
-static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen *table, size_t size, size_t *list,
-                               size_t *classes) {
+/* Counts the valid tokens of a row, and lists their classes, whose logits are fetched ahead. */
+static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen *table, size_t size, int64_t *classes,
+                               double *counts, size_t *found) {
     const csm_call *c = &call->base;
     const char *tokens = csm_row_data(c, &call->tokens, row);
+    const csm_strided from = csm_row_of(c, &call->x, row);
     const csm_poll poll = csm_poll_of(&call->base.interrupt, thread);
     size_t length = call->count;
     if (call->options.lengths) {
@@ -59,8 +59,8 @@ static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen
         if (given < 0 || (uint64_t)given > length) return CSM_BAD_OPTION;
         length = (size_t)given;
     }
-    for (size_t i = 0; i < size; i++) table[i].class = -1;
-    *classes = 0;
+    memset(table, -1, size * sizeof *table);
+    *found = 0;
     for (size_t i = 0; i < length; i++) {
         int64_t token;
         memcpy(&token, tokens + (ptrdiff_t)i * call->tokens.axis_stride, sizeof token);
@@ -68,12 +68,23 @@ static csm_status count_tokens(penalize_call *call, size_t row, int thread, seen
         if (token < 0 || (uint64_t)token >= c->shape.n) continue; /* padding */
         const size_t at = place_of(table, size, token);
         if (table[at].class < 0) {
-            table[at] = (seen){token, 0, *classes};
-            list[(*classes)++] = at;
+            PREFETCH(from.data + (ptrdiff_t)token * from.axis);
+            table[at] = (seen){token, (int64_t)*found};
+            classes[*found] = token;
+            counts[(*found)++] = 0;
         }
-        table[at].count++;
+        counts[table[at].number] += 1;
     }
     return CSM_OK;
+}
+
+/* Loops without branches, which the compiler vectorises: signs are not predictable. */
+static void penalize_values(double *values, size_t k, const double *counts, double repetition, double presence,
+                            double frequency) {
+    for (size_t i = 0; i < k; i++) {
+        const double divided = values[i] / repetition, multiplied = values[i] * repetition;
+        values[i] = (values[i] > 0 ? divided : multiplied) - presence - frequency * counts[i];
+    }
 }
 
 #define LOOPS(REAL)                                                               \
@@ -175,32 +186,29 @@ static csm_status penalize_row(penalize_call *call, size_t row, int thread) {
     size_t size = 2, k = 0, wanted = 2 * most > 2 * CSM_BLOCK ? 2 * most : 2 * CSM_BLOCK; /* copy_row needs a block */
     while (size < 2 * most) size *= 2;
     seen *table = (seen *)(void *)buffer(call, thread, TABLE, size * sizeof *table);
-    size_t *list = (size_t *)(void *)buffer(call, thread, LIST, (most + 1) * sizeof *list);
+    int64_t *classes = (int64_t *)(void *)buffer(call, thread, CLASSES, (most + 1) * sizeof *classes);
+    double *counts = (double *)(void *)buffer(call, thread, COUNTS, (most + 1) * sizeof *counts);
     double *values = (double *)(void *)buffer(call, thread, VALUES, (most + 1) * sizeof *values);
     char *stored = buffer(call, thread, STORED, wanted * sizeof(double));
     char *wide = buffer(call, thread, WIDE, (most + 1) * sizeof(double));
-    if (!table || !list || !values || !stored || !wide) return CSM_NO_MEMORY;
+    if (!table || !classes || !counts || !values || !stored || !wide) return CSM_NO_MEMORY;
     if (!(repetition > 0 && repetition < INFINITY) || !(presence - presence == 0) || !(frequency - frequency == 0))
         return CSM_BAD_OPTION;
-    csm_status status = count_tokens(call, row, thread, table, size, list, &k);
+    csm_status status = count_tokens(call, row, thread, table, size, classes, counts, &k);
     if (status != CSM_OK) return status;
     for (size_t i = 0; i < k; i++)
-        copy_number(stored + i * c->itemsize, from.data + (ptrdiff_t)table[list[i]].class * from.axis, c->itemsize);
+        copy_number(stored + i * c->itemsize, from.data + (ptrdiff_t)classes[i] * from.axis, c->itemsize);
     c->table->widen[c->dtype](stored, wide, k);
     BY_TYPE(c, to_double, wide, k, values);
-    for (size_t i = 0; i < k; i++) {
-        const seen *s = &table[list[i]];
-        values[i] = values[i] > 0 ? values[i] / repetition : values[i] * repetition;
-        values[i] = values[i] - presence - frequency * (double)s->count;
-        if (o->bias) values[i] += bias_at(call, row, s->class);
-    }
+    penalize_values(values, k, counts, repetition, presence, frequency);
+    for (size_t i = 0; o->bias && i < k; i++) values[i] += bias_at(call, row, classes[i]);
     status = copy_row(call, row, thread);
     if (status == CSM_OK) status = add_biases(call, row, table, size, values, thread);
     if (status != CSM_OK) return status;
     BY_TYPE(c, from_double, wide, k, values);
     c->table->narrow[c->dtype](wide, stored, k);
     for (size_t i = 0; i < k; i++)
-        copy_number(to + (ptrdiff_t)table[list[i]].class * call->y.axis_stride, stored + i * c->itemsize, c->itemsize);
+        copy_number(to + (ptrdiff_t)classes[i] * call->y.axis_stride, stored + i * c->itemsize, c->itemsize);
     return CSM_OK;
 }
 static csm_status rows_body(void *context, size_t begin, size_t end, int thread) {

@@ -4,7 +4,8 @@
  *   sample_masses.c   blocks of a row, their masses and their sums
  *   sample_select.c   top-k and top-p of few classes, from a sorted selection
  *   sample_filter.c   all other filters, from passes over the row
- *   sample_near.c     intervals of logits, for the search of a filter's end
+ *   sample_search.c   the search of a filter's end
+ *   sample_near.c     intervals of logits and the sample of a row, for that search
  *   sample_draw.c     the draws
  *   sample_take.c     draws without replacement, log-probabilities
  */
@@ -27,12 +28,19 @@ enum {
     CSM_SAMPLE_KEPT,
     CSM_SAMPLE_RECORDS,
     CSM_SAMPLE_LOGS,
+    CSM_SAMPLE_WEIGHED,
+    CSM_SAMPLE_SORTED,
+    CSM_SAMPLE_GUESSED,
+    CSM_SAMPLE_PLACES,
     CSM_SAMPLE_NUMBERS,
-    CSM_SAMPLE_CLOSER,
+    CSM_SAMPLE_LISTED,
+    CSM_SAMPLE_LISTED_MASS,
     CSM_SAMPLE_BUFFERS
 };
 enum {
     CSM_SAMPLE_KEPT_ELEMENTS = 8 << 12, /* longest row whose e' are kept, in cache */
+    CSM_SAMPLE_WEIGHED_ELEMENTS = 1 << 20, /* longest row whose e' are kept for filters */
+    CSM_SAMPLE_PICKED = 2048, /* logits in the sample of a row; their places have 11 bits */
     CSM_SAMPLE_PIECE = 16 /* blocks of a row that is split */
 };
 
@@ -86,7 +94,15 @@ typedef struct csm_sample_row {
     size_t kept;
     char *copy; /* where the row is being copied to */
     csm_block *logs; /* the sums of the log family of each block */
+    const double *picked; /* a sample of the logits, the largest first, or NULL */
+    size_t picked_count;
 } csm_sample_row;
+
+/* A block of a row: the logits in the interval are those that are left. */
+typedef struct csm_sample_look {
+    const char *x, *mass;
+    double interval[2];
+} csm_sample_look;
 
 static inline char *csm_sample_buffer(csm_sample_call *call, int thread, int which, size_t size) {
     return csm_scratch_get(&call->scratch, thread, which, size);
@@ -96,6 +112,10 @@ static inline void csm_sample_copy_number(char *to, const char *from, size_t siz
     if (size == 2) memcpy(to, from, 2);
     else if (size == 4) memcpy(to, from, 4);
     else memcpy(to, from, 8);
+}
+/* The lowest number of the compute type: -inf is what has been left out. */
+static inline double csm_sample_lowest(const csm_sample_row *row) {
+    return csm_is_single(&row->call->base) ? -0x1.fffffep127 : -0x1.fffffffffffffp1023;
 }
 /* Calls a function of the compute type. */
 #define CSM_BY_TYPE(row, function, mass, ...)                                                   \
@@ -113,9 +133,12 @@ csm_status csm_sample_copy(csm_sample_row *); /* makes the row contiguous */
 char *csm_sample_wide(const csm_sample_row *, size_t b, int thread);
 /* The same as contiguous storage of either type, or transformed; *dtype: its type. */
 const char *csm_sample_fetch(const csm_sample_row *, size_t b, int thread, csm_dtype *dtype);
+/* A block as filters see it; masses: whether they are wanted.  Asks for interrupts. */
+csm_status csm_sample_look_at(const csm_sample_row *, size_t b, int thread, int masses, csm_sample_look *);
 const csm_temperature *csm_sample_temperature(const csm_sample_row *);
 /* Sets what depends on the largest logit.  A row whose maximum is not finite has no mass. */
 csm_status csm_sample_set_max(csm_sample_row *, double max);
+double csm_sample_mass_of(const csm_sample_row *, double x); /* e' of one logit, scaled as those of the row */
 csm_status csm_sample_sum_body(void *row, size_t begin, size_t end, int thread);
 /* Computes the sums of all blocks (hi + lo, times 2^n of the block) and what depends on the maximum. */
 csm_status csm_sample_sum(csm_sample_row *);
@@ -128,36 +151,42 @@ csm_status csm_sample_min_p_body(void *row, size_t begin, size_t end, int thread
 char *csm_sample_masses(const csm_sample_row *, size_t b, int thread, double *sum);
 csm_status csm_sample_sum_all(csm_sample_row *); /* sums of the blocks of all classes, or of those in the set */
 double csm_sample_mass(const csm_sample_row *); /* of a whole row, of whose blocks the sums are known */
+/* Sums the row for a filter and keeps the e' if it is not too long; *total: its mass. */
+csm_status csm_sample_weigh(csm_sample_row *, double *total);
+/* e' of k numbers of the compute type, scaled as those of the row; the numbers may be overwritten. */
+void csm_sample_weigh_numbers(const csm_sample_row *, char *x, size_t k, char *mass);
 
 /* sample_select.c */
 csm_status csm_sample_selected(csm_sample_row *); /* top-k, top-p and min-p, then the sums of the blocks */
 
 /* sample_filter.c */
+csm_status csm_sample_filter(csm_sample_row *); /* all filters in the order of the call */
+csm_status csm_sample_apply_min_p(csm_sample_row *); /* to the set, of which nothing needs to be known */
+
+/* sample_search.c */
 
 /* Narrows the set to its smallest part that holds `limit` classes, or a mass of at least `limit`, in falling order
  * or, for CSM_SAMPLE_NEAR, in rising order of the distance from set.center; among equals in the order of the indices.
- * The sums of the row's blocks are known (csm_sample_sum); of CSM_SAMPLE_COUNT only a maximum that is at least that of
- * the set.  part: the limit, as a part of all that is left.  *margin: how far from the limit, as a part of it, the mass
- * is with and without the last class: the lesser of the two. */
+ * The row has been weighed; for CSM_SAMPLE_COUNT only NaN and +inf have been ruled out.  total: the mass of the set,
+ * as far as it is known.  *kept: the mass of what is left, or -1 where its last bits are not known.  *margin: how far
+ * from the limit, as a part of it, the mass is with and without the last class: the lesser of the two. */
 typedef enum csm_sample_measure { CSM_SAMPLE_COUNT, CSM_SAMPLE_MASS_OF, CSM_SAMPLE_NEAR } csm_sample_measure;
-csm_status csm_sample_narrow(csm_sample_row *, csm_sample_measure, double limit, double part, double *margin);
-csm_status csm_sample_filter(csm_sample_row *); /* all filters in the order of the call */
-csm_status csm_sample_apply_min_p(csm_sample_row *); /* to the set, of which nothing needs to be known */
+csm_status csm_sample_narrow(csm_sample_row *, csm_sample_measure, double limit, double total, double *kept,
+                             double *margin);
+csm_status csm_sample_total(csm_sample_row *, double *total); /* the mass of the set */
 
 /* sample_near.c */
 void csm_sample_clear_set(csm_sample_set *);
 double csm_sample_next(const csm_sample_row *, double);  /* the next larger number of the compute type */
 double csm_sample_least(const csm_sample_row *, double); /* the smallest one that is at least x */
-/* Sets the intervals of the numbers nearer to the centre of the row's set than a distance, and (wide) up to it. */
-void csm_sample_around(const csm_sample_row *, double distance, csm_sample_range *);
-/* Makes a row of every so manieth logit of a row. */
-csm_status csm_sample_pick(const csm_sample_row *, size_t count, csm_sample_row *some);
-/* Makes a row of the logits that are not in the interval of `before`, but in the wide one of `until`, with their
- * numbers.  *start: the mass of those in the interval of `before`, or how many they are.
- * level: 1 where the row itself has been listed. */
-csm_status csm_sample_list(csm_sample_row *, int counts, int level, const csm_sample_range *before,
-                           const csm_sample_range *until, double *start, csm_sample_row *listed,
-                           const uint32_t **numbers);
+/* The interval of the numbers nearer to the centre of the row's set than a distance or, if `equal`, up to it. */
+void csm_sample_around(const csm_sample_row *, double distance, int equal, double *interval);
+/* Picks every so manieth logit of a row of at least CSM_SAMPLE_PICKED and nearly sorts what is picked. */
+csm_status csm_sample_pick(csm_sample_row *);
+/* Nearly sorts up to CSM_SAMPLE_PICKED numbers, the largest first, without -inf; returns their number.
+ * room: for twice as many. */
+size_t csm_sample_sort(const double *values, size_t count, uint64_t *room, double *sorted);
+void csm_sample_unpack(const csm_sample_row *, const char *x, size_t k, double *to); /* numbers of the compute type */
 
 /* sample_draw.c */
 csm_status csm_sample_draw(csm_sample_row *); /* given the sums of the blocks in `hi` */

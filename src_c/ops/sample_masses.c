@@ -54,22 +54,12 @@ static const char *stored_block(const csm_sample_row *row, size_t b, size_t k, i
     return copy;
 }
 
-static inline int is_in(const csm_sample_range *r, double x, int64_t at) {
-    return (x >= r->low && x <= r->high) || (at <= r->last && x >= r->wide_low && x <= r->wide_high);
-}
-/* Loops that leave out elements, for each compute type REAL. */
-#define LEAVE_OUT(REAL)                                                                               \
-    static void keep_set_##REAL(REAL *x, size_t k, const csm_sample_set *s, int64_t first) {          \
-        for (size_t i = 0; i < k; i++) {                                                              \
-            const int64_t at = first + (int64_t)i;                                                    \
-            const int kept = is_in(&s->large, (double)x[i], at) && is_in(&s->near, (double)x[i], at); \
-            x[i] = kept ? x[i] : (REAL)-CSM_INF;                                                      \
-        }                                                                                             \
-    }                                                                                                 \
-    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) {                           \
-        for (size_t word = 0; word * 64 < k; word++)                                                  \
-            for (uint64_t left = removed[word]; left; left &= left - 1)                               \
-                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;                                 \
+/* Leaves out the logits that have been drawn, for each compute type REAL. */
+#define LEAVE_OUT(REAL)                                                     \
+    static void remove_##REAL(REAL *x, size_t k, const uint64_t *removed) { \
+        for (size_t word = 0; word * 64 < k; word++)                        \
+            for (uint64_t left = removed[word]; left; left &= left - 1)     \
+                x[word * 64 + CSM_LOWEST_BIT(left)] = (REAL)-CSM_INF;       \
     }
 LEAVE_OUT(float)
 LEAVE_OUT(double)
@@ -83,14 +73,20 @@ static int narrow_bounds(const csm_sample_range *r, int64_t first, int64_t last,
     *high = b < *high ? b : *high;
     return 1;
 }
-/* Most blocks have no end of the set within them: one comparison without a branch decides. */
+/* A block with ends of the set within it is kept in parts, up to the last index of each range. */
 static void keep_set(const csm_sample_row *row, char *wide, size_t k, int64_t first) {
-    double low = -CSM_INF, high = CSM_INF;
-    const int64_t last = first + (int64_t)k - 1;
-    if (narrow_bounds(&row->set.large, first, last, &low, &high) &&
-        narrow_bounds(&row->set.near, first, last, &low, &high))
-        row->call->base.table->sample[row->call->base.dtype].keep(wide, k, low, high);
-    else CSM_BY_TYPE(row, keep_set, wide, k, &row->set, first);
+    const csm_call *c = &row->call->base;
+    const csm_sample_set *s = &row->set;
+    const int64_t end = first + (int64_t)k;
+    for (int64_t at = first, last; at < end; at = last + 1) {
+        double low = -CSM_INF, high = CSM_INF;
+        last = end - 1;
+        if (s->large.last >= at && s->large.last < last) last = s->large.last;
+        if (s->near.last >= at && s->near.last < last) last = s->near.last;
+        narrow_bounds(&s->large, at, last, &low, &high);
+        narrow_bounds(&s->near, at, last, &low, &high);
+        c->table->sample[c->dtype].keep(wide + (size_t)(at - first) * c->wide_size, (size_t)(last + 1 - at), low, high);
+    }
 }
 
 char *csm_sample_wide(const csm_sample_row *row, size_t b, int thread) {
@@ -103,6 +99,29 @@ char *csm_sample_wide(const csm_sample_row *row, size_t b, int thread) {
     if (row->set.is_active) keep_set(row, wide, k, (int64_t)(b * CSM_BLOCK));
     if (row->removed) CSM_BY_TYPE(row, remove, wide, k, row->removed + b * CSM_BLOCK / 64);
     return wide;
+}
+csm_status csm_sample_look_at(const csm_sample_row *row, size_t b, int thread, int masses, csm_sample_look *to) {
+    const csm_call *c = &row->call->base;
+    const size_t k = csm_block_length(row->count, b * CSM_BLOCK);
+    const int64_t first = (int64_t)(b * CSM_BLOCK), last = first + (int64_t)k - 1;
+    const double lowest = csm_sample_lowest(row);
+    double unused;
+    to->interval[0] = lowest;
+    to->interval[1] = CSM_INF;
+    to->mass = masses ? csm_sample_masses(row, b, thread, &unused) : NULL;
+    if (masses && !to->mass) return CSM_NO_MEMORY;
+    const int is_even = !row->removed &&
+                        narrow_bounds(&row->set.large, first, last, &to->interval[0], &to->interval[1]) &&
+                        narrow_bounds(&row->set.near, first, last, &to->interval[0], &to->interval[1]);
+    if (is_even && row->whole && c->dtype == c->wide_dtype) {
+        to->x = row->whole + b * CSM_BLOCK * c->itemsize;
+    } else {
+        to->x = csm_sample_wide(row, b, thread);
+        if (!is_even) to->interval[0] = lowest;
+        if (!is_even) to->interval[1] = CSM_INF;
+    }
+    if (!to->x) return CSM_NO_MEMORY;
+    return csm_stops(&row->call->base.interrupt, thread, k) ? CSM_INTERRUPTED : CSM_OK;
 }
 const char *csm_sample_fetch(const csm_sample_row *row, size_t b, int thread, csm_dtype *dtype) {
     const csm_call *c = &row->call->base;
@@ -149,6 +168,14 @@ static double mass_of(const csm_sample_row *row, csm_wide x, double *n) {
     *n = block.n;
     return csm_from_wide(c, e);
 }
+double csm_sample_mass_of(const csm_sample_row *row, double x) {
+    const csm_call *c = &row->call->base;
+    double n;
+    csm_wide wide = csm_to_wide(c, x);
+    if (row->is_transformed) csm_transform(row->scales, csm_is_single(c), &wide, 1, row->max);
+    const double mass = mass_of(row, wide, &n);
+    return csm_from_wide(c, csm_to_wide(c, mass * csm_pow2(n - row->n)));
+}
 csm_status csm_sample_set_max(csm_sample_row *row, double max) {
     const csm_call *c = &row->call->base;
     csm_wide highest = csm_to_wide(c, max);
@@ -161,28 +188,42 @@ csm_status csm_sample_set_max(csm_sample_row *row, double max) {
 }
 
 /* Loops over masses, for each compute type REAL. */
-#define LOOPS(REAL)                                                                 \
-    /* Multiplies masses by a power of two; returns whether one of them is left. */ \
-    static int scale_##REAL(REAL *mass, size_t k, double scale) {                   \
-        REAL largest = 0;                                                           \
-        for (size_t i = 0; i < k; i++) {                                            \
-            mass[i] = (REAL)((double)mass[i] * scale);                              \
-            largest = mass[i] > largest ? mass[i] : largest;                        \
-        }                                                                           \
-        return largest > 0;                                                         \
-    }                                                                               \
-    /* Sets masses below the threshold to 0, and returns the sum of the others. */  \
-    static double filter_##REAL(REAL *mass, size_t k, double threshold) {           \
-        double sum = 0;                                                             \
-        for (size_t i = 0; i < k; i++) {                                            \
-            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                   \
-            sum += (double)mass[i];                                                 \
-        }                                                                           \
-        return sum;                                                                 \
+#define LOOPS(REAL)                                                                                                 \
+    /* Multiplies masses by a power of two below those of the compute type; returns whether one of them is left. */ \
+    static int scale_down_##REAL(REAL *mass, size_t k, double scale) {                                              \
+        REAL largest = 0;                                                                                           \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            mass[i] = (REAL)((double)mass[i] * scale);                                                              \
+            largest = mass[i] > largest ? mass[i] : largest;                                                        \
+        }                                                                                                           \
+        return largest > 0;                                                                                         \
+    }                                                                                                               \
+    /* Sets masses below the threshold to 0, and returns the sum of the others. */                                  \
+    static double filter_##REAL(REAL *mass, size_t k, double threshold) {                                           \
+        double sum = 0;                                                                                             \
+        for (size_t i = 0; i < k; i++) {                                                                            \
+            mass[i] = (double)mass[i] >= threshold ? mass[i] : 0;                                                   \
+            sum += (double)mass[i];                                                                                 \
+        }                                                                                                           \
+        return sum;                                                                                                 \
     }
 LOOPS(float)
 LOOPS(double)
 #undef LOOPS
+/* Multiplies masses by a power of two; returns whether one of them is left. */
+static int scale_masses(const csm_sample_row *row, char *mass, size_t k, double scale) {
+    const csm_call *c = &row->call->base;
+    if (csm_is_single(c) && scale < 0x1p-126) return CSM_BY_TYPE(row, scale_down, mass, k, scale);
+    return c->table->sample[c->dtype].scale(mass, k, scale);
+}
+void csm_sample_weigh_numbers(const csm_sample_row *row, char *x, size_t k, char *mass) {
+    const csm_call *c = &row->call->base;
+    csm_block block;
+    if (row->is_transformed) csm_transform(row->scales, csm_is_single(c), x, k, row->max);
+    c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(x, NULL, mass, k, csm_sample_temperature(row), &block);
+    const double scale = csm_pow2(block.n - row->n);
+    if (scale != 1) scale_masses(row, mass, k, scale);
+}
 csm_status csm_sample_sum(csm_sample_row *row) {
     row->is_transformed = 0;
     csm_status status = csm_sample_blocks(row, csm_sample_sum_body);
@@ -207,8 +248,8 @@ csm_status csm_sample_scale_body(void *context, size_t begin, size_t end, int th
         int is_positive = 1;
         double n;
         if (row->mass)
-            is_positive = CSM_BY_TYPE(row, scale, row->mass + b * CSM_BLOCK * c->wide_size,
-                                      csm_block_length(row->count, b * CSM_BLOCK), scale);
+            is_positive = scale_masses(row, row->mass + b * CSM_BLOCK * c->wide_size,
+                                       csm_block_length(row->count, b * CSM_BLOCK), scale);
         else if (scale < 0x1p-64) /* else the block's largest e' stays far from 0 */
             is_positive = csm_from_wide(c, csm_to_wide(c, mass_of(row, csm_to_wide(c, block->max), &n) * scale)) > 0;
         if (!is_positive) block->hi = 0;
@@ -233,7 +274,7 @@ char *csm_sample_masses(const csm_sample_row *row, size_t b, int thread, double 
     char *mass = csm_sample_buffer(call, thread, CSM_SAMPLE_MASS, CSM_BLOCK * c->wide_size);
     if (!mass || sum_block(row, b, mass, &block, thread) != CSM_OK) return NULL;
     const double scale = csm_pow2(block.n - row->n);
-    if (scale != 1) CSM_BY_TYPE(row, scale, mass, k, scale);
+    if (scale != 1) scale_masses(row, mass, k, scale);
     if (row->min_p > 0) *sum = apply_min_p(row, mass, k);
     return mass;
 }
@@ -257,8 +298,22 @@ double csm_sample_mass(const csm_sample_row *row) {
     return total;
 }
 
+csm_status csm_sample_weigh(csm_sample_row *row, double *total) {
+    const size_t size = row->count * row->call->base.wide_size;
+    row->mass = NULL;
+    if (row->count <= CSM_SAMPLE_WEIGHED_ELEMENTS) {
+        row->mass = csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_WEIGHED, size);
+        if (!row->mass) return CSM_NO_MEMORY;
+    }
+    csm_status status = csm_sample_sum(row);
+    if (status != CSM_OK) return status;
+    *total = csm_sample_mass(row);
+    return row->mass ? csm_sample_blocks(row, csm_sample_scale_body) : CSM_OK;
+}
+
 csm_status csm_sample_sum_all(csm_sample_row *row) {
     const csm_call *c = &row->call->base;
+    row->mass = NULL;
     if (row->count <= CSM_SAMPLE_KEPT_ELEMENTS) {
         row->mass = csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_MASS, row->count * c->wide_size);
         if (!row->mass) return CSM_NO_MEMORY;

@@ -1,12 +1,15 @@
-/* Drawing: the logits of a row between two intervals, and intervals around a number.
+/* Drawing: intervals of logits, and the sample of a row.
  *
- * A pass marks what is in the outer interval and not in the inner one, lists it, and adds up what is in the inner one:
- * the other logits are -inf before the kernel of softmax sees them, so that the sum of a block is the kernel's; blocks
- * are added without rounding.  Comparisons are in the compute type.  Only rows that no threads share come here.
+ * Numbers of the compute type are counted as integers, so that the next one, or the outermost one within a distance, is
+ * found exactly: distances are rounded, and only trying tells.
  */
 #include "sample.h"
 
-#include "../kernel/softmax/combine.h"
+enum {
+    DIGIT = 11, /* bits of a digit of the sort, which has two digits */
+    DIGITS = 1 << DIGIT,
+    SKIPPED = 9 /* last bits of a float that are not compared: differences below 2^-14 */
+};
 
 void csm_sample_clear_set(csm_sample_set *set) {
     const csm_sample_range all = {-CSM_INF, CSM_INF, -CSM_INF, CSM_INF, INT64_MAX};
@@ -58,94 +61,74 @@ static double outermost(const csm_sample_row *row, double middle, double end, do
     }
     return of_number(row, in);
 }
-void csm_sample_around(const csm_sample_row *row, double distance, csm_sample_range *r) {
+void csm_sample_around(const csm_sample_row *row, double distance, int equal, double *interval) {
     const double center = row->set.center, largest = csm_is_single(&row->call->base) ? 0x1p128 : CSM_INF;
     const double middle = csm_is_single(&row->call->base) ? (double)(float)center : center;
     const double d = fabs(middle - center);
-    r->low = r->wide_low = CSM_INF; /* empty */
-    r->high = r->wide_high = -CSM_INF;
-    if (d < distance) {
-        r->low = outermost(row, middle, -largest, distance, 0);
-        r->high = outermost(row, middle, largest, distance, 0);
-    }
-    if (d <= distance) {
-        r->wide_low = outermost(row, middle, -largest, distance, 1);
-        r->wide_high = outermost(row, middle, largest, distance, 1);
-    }
+    interval[0] = CSM_INF; /* empty */
+    interval[1] = -CSM_INF;
+    if (!(d < distance || (equal && d == distance))) return;
+    interval[0] = outermost(row, middle, -largest, distance, equal);
+    interval[1] = outermost(row, middle, largest, distance, equal);
 }
 
-csm_status csm_sample_pick(const csm_sample_row *row, size_t count, csm_sample_row *some) {
+/* Copies numbers of the compute type. */
+#define UNPACK(REAL)                                                 \
+    static void unpack_##REAL(const REAL *x, size_t k, double *to) { \
+        for (size_t i = 0; i < k; i++) to[i] = (double)x[i];         \
+    }
+UNPACK(float)
+UNPACK(double)
+#undef UNPACK
+
+/* Sorts numbers by two digits: from a to a. */
+static void sort(uint64_t *a, uint64_t *b, size_t count) {
+    uint16_t first[2][DIGITS];
+    memset(first, 0, sizeof first);
+    for (size_t i = 0; i < count; i++)
+        for (int d = 0; d < 2; d++) first[d][a[i] >> (32 + SKIPPED + d * DIGIT) & (DIGITS - 1)]++;
+    for (int d = 0; d < 2; d++)
+        for (size_t i = 0, sum = 0; i < DIGITS; i++) {
+            const uint16_t more = first[d][i];
+            first[d][i] = (uint16_t)sum;
+            sum += more;
+        }
+    for (size_t i = 0; i < count; i++) b[first[0][a[i] >> (32 + SKIPPED) & (DIGITS - 1)]++] = a[i];
+    for (size_t i = 0; i < count; i++) a[first[1][b[i] >> (32 + SKIPPED + DIGIT)]++] = b[i];
+}
+/* The distance from the largest number, as the bits of a float, orders them; its last bits do not matter. */
+size_t csm_sample_sort(const double *values, size_t count, uint64_t *room, double *sorted) {
+    double max = -CSM_INF;
+    size_t left = 0;
+    for (size_t i = 0; i < count; i++) max = values[i] > max ? values[i] : max;
+    for (size_t i = 0; i < count; i++) {
+        const float distance = (float)(max - values[i]);
+        uint32_t bits;
+        memcpy(&bits, &distance, sizeof bits);
+        if (values[i] > -CSM_INF) room[left++] = (uint64_t)bits << 32 | i;
+    }
+    sort(room, room + left, left);
+    for (size_t i = 0; i < left; i++) sorted[i] = values[(uint32_t)room[i]];
+    return left;
+}
+void csm_sample_unpack(const csm_sample_row *row, const char *x, size_t k, double *to) {
+    CSM_BY_TYPE(row, unpack, (uintptr_t)x, k, to);
+}
+csm_status csm_sample_pick(csm_sample_row *row) {
     const csm_call *c = &row->call->base;
-    const size_t step = row->count / count;
+    enum { MOST = CSM_SAMPLE_PICKED };
+    const size_t step = row->count / MOST;
     csm_strided from = {row->from.data, 0, row->from.axis * (ptrdiff_t)step};
     csm_strided mask = {row->mask.data, 0, row->mask.axis * (ptrdiff_t)step};
-    char *stored = csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_LOGS, count * c->itemsize);
-    if (!stored) return CSM_NO_MEMORY;
-    csm_gather(stored, 0, from, 1, count, c->itemsize, &mask, &c->absent);
-    *some = *row;
-    some->whole = stored;
-    some->count = count;
-    some->mass = NULL;
-    return CSM_OK;
-}
-
-/* Loops over a block, for each compute type REAL. */
-#define LOOPS(REAL)                                                    \
-    static size_t count_##REAL(const REAL *x, size_t k) {              \
-        size_t count = 0;                                              \
-        for (size_t i = 0; i < k; i++) count += x[i] > (REAL)-CSM_INF; \
-        return count;                                                  \
-    }
-LOOPS(float)
-LOOPS(double)
-#undef LOOPS
-
-csm_status csm_sample_list(csm_sample_row *row, int counts, int level, const csm_sample_range *before,
-                           const csm_sample_range *until, double *start, csm_sample_row *listed,
-                           const uint32_t **numbers) {
-    csm_sample_call *call = row->call;
-    const csm_call *c = &call->base;
-    /* What the set has left out is -inf, which is in no interval: a bound of -inf is the lowest number. */
-    const double lowest = csm_is_single(c) ? -0x1.fffffep127 : -0x1.fffffffffffffp1023;
-    const double outer_low = until->wide_low > lowest ? until->wide_low : lowest;
-    const double outer[2] = {outer_low, until->wide_high}, inner[2] = {before->low, before->high};
-    const int lists = level ? CSM_SAMPLE_NUMBERS : CSM_SAMPLE_KEPT,
-              values = level ? CSM_SAMPLE_CLOSER : CSM_SAMPLE_RECORDS;
-    uint32_t *list = (uint32_t *)(void *)csm_sample_buffer(call, row->thread, lists, (row->count + 8) * sizeof *list);
-    size_t count = 0, above = 0;
-    csm_exact sum;
-    double rest;
-    if (!list) return CSM_NO_MEMORY;
-    csm_exact_zero(&sum);
-    for (size_t b = 0; b < csm_block_count(row->count); b++) {
-        const size_t k = csm_block_length(row->count, b * CSM_BLOCK);
-        csm_block block;
-        char *x = csm_sample_wide(row, b, row->thread);
-        if (!x) return CSM_NO_MEMORY;
-        const int is_any =
-            c->table->sample[c->dtype].divide(x, k, outer, inner, (uint32_t)(b * CSM_BLOCK), list, &count);
-        if (is_any && counts) above += CSM_BY_TYPE(row, count, x, k);
-        if (is_any && !counts) {
-            if (row->is_transformed) csm_transform(row->scales, csm_is_single(c), x, k, row->max);
-            c->table->kernels[CSM_OP_softmax][c->wide_dtype].pass1(x, NULL, NULL, k, csm_sample_temperature(row),
-                                                                   &block);
-            csm_exact_add_block(&sum, &block);
-        }
-        if (csm_stops(&call->base.interrupt, row->thread, k)) return CSM_INTERRUPTED;
-    }
-    csm_exact_pair(&sum, (int64_t)row->n, start, &rest);
-    if (counts) *start = (double)above;
-    char *stored = csm_sample_buffer(call, row->thread, values, (count + 1) * c->itemsize);
-    if (!stored) return CSM_NO_MEMORY;
-    for (size_t i = 0; i < count; i++)
-        csm_sample_copy_number(stored + i * c->itemsize, row->from.data + (ptrdiff_t)list[i] * row->from.axis,
-                               c->itemsize);
-    *numbers = list;
-    *listed = *row;
-    listed->whole = stored;
-    listed->from = (csm_strided){stored, 0, (ptrdiff_t)c->itemsize};
-    listed->mask = (csm_strided){NULL, 0, 0};
-    listed->count = count;
-    listed->set.is_active = 0;
+    char *memory = csm_sample_buffer(row->call, row->thread, CSM_SAMPLE_SORTED, MOST * 4 * sizeof(double));
+    if (!memory) return CSM_NO_MEMORY;
+    double *sorted = (double *)(void *)memory, *values = sorted + MOST;
+    uint64_t *room = (uint64_t *)(void *)(values + MOST);
+    char *stored = (char *)room, *wide = (char *)(room + MOST); /* until the values are sorted */
+    csm_gather(stored, 0, from, 1, MOST, c->itemsize, &mask, &c->absent);
+    c->table->widen[c->dtype](stored, wide, MOST);
+    csm_sample_unpack(row, wide, MOST, values);
+    row->picked_count = csm_sample_sort(values, MOST, room, sorted);
+    row->picked = sorted;
     return CSM_OK;
 }

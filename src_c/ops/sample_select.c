@@ -119,28 +119,23 @@ static csm_status selected_masses(csm_sample_row *row) {
 /* How close, as a part of it, sums of n masses in different orders may be to their limit. */
 static double doubtful(size_t n) { return (double)n * 0x1p-51; }
 
-/* Keeps the classes of top-k and top-p by passes over the row, in its set.  all: the mass of the row.  *is_done: 0 if
- * the kept classes might depend on the order of the sum; the set is then all of the row. */
-static csm_status keep_many(csm_sample_row *row, double all, int *is_done) {
+/* Keeps the classes of top-k and top-p by passes over the row, in its set.  weighed: the masses of the row, or NULL;
+ * all: their sum.  *is_done: 0 if the kept classes might depend on the order of the sum; the set is then all of the
+ * row. */
+static csm_status keep_many(csm_sample_row *row, char *weighed, double all, int *is_done) {
     csm_status status = CSM_OK;
     const size_t n = row->count;
     const double min_p = row->min_p;
-    double margin = CSM_INF;
-    row->mass = NULL;
+    double margin = CSM_INF, unused;
     row->classes = NULL;
     row->min_p = 0;
+    row->mass = weighed;
     if (row->top_k < n) {
-        status = csm_sample_sum(row);
-        if (status == CSM_OK)
-            status =
-                csm_sample_narrow(row, CSM_SAMPLE_COUNT, (double)row->top_k, (double)row->top_k / (double)n, &margin);
-        if (status == CSM_OK && row->top_p < 1) {
-            status = csm_sample_sum(row);
-            all = csm_sample_mass(row);
-        }
+        status = csm_sample_narrow(row, CSM_SAMPLE_COUNT, (double)row->top_k, all, &unused, &margin);
+        if (status == CSM_OK && row->top_p < 1) status = csm_sample_total(row, &all);
     }
     if (status == CSM_OK && row->top_p < 1)
-        status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * all, row->top_p, &margin);
+        status = csm_sample_narrow(row, CSM_SAMPLE_MASS_OF, row->top_p * all, all, &unused, &margin);
     row->min_p = min_p;
     *is_done = row->top_p == 1 || margin > doubtful(n);
     if (!*is_done) csm_sample_clear_set(&row->set);
@@ -163,7 +158,7 @@ static csm_status keep_few(csm_sample_row *row, const char *whole, size_t k, dou
     row->count = k;
     if (status == CSM_OK && top_p < 1) status = selected_masses(row);
     if (status != CSM_OK) return status;
-    row->total = all;
+    row->total = top_k < n ? 0 : all;
     if (top_k < n && top_p < 1) status = csm_sample_in_order(row, total_body);
     row->limit = top_p * row->total;
     row->sum = 0;
@@ -181,24 +176,27 @@ csm_status csm_sample_selected(csm_sample_row *row) {
     const csm_call *c = &call->base;
     const size_t n = row->count, top_k = row->top_k;
     const char *whole = row->whole;
+    const int is_many = top_k < n && top_k > MANY_SELECTED && top_k > n / MANY_PART;
     csm_status status = CSM_OK;
+    char *weighed = NULL;
     double all = 0;
-    if (top_k == n) {
-        status = csm_sample_sum(row);
-        if (status == CSM_OK) all = csm_sample_mass(row);
+    if (top_k == n || is_many) {
+        status = csm_sample_weigh(row, &all);
+        weighed = row->mass;
     }
     size_t k = top_k < n ? top_k : n < FIRST_SELECTED ? n : FIRST_SELECTED;
     int is_done = 0;
-    if (status == CSM_OK && top_k < n && top_k > MANY_SELECTED && top_k > n / MANY_PART)
-        status = keep_many(row, all, &is_done);
-    for (int rounds = 0; status == CSM_OK && !is_done; rounds++) {
-        if (rounds == 1) { /* of top-p alone */
+    /* Where 64 times the largest mass does not suffice, selecting 64 is in vain. */
+    const int begins_with_passes =
+        is_many || (top_k == n && n > FIRST_SELECTED && FIRST_SELECTED * row->max_mass < row->top_p * all);
+    for (int rounds = begins_with_passes; status == CSM_OK && !is_done; rounds++) {
+        if (rounds == 1) {
             row->whole = whole;
             row->count = n;
-            status = keep_many(row, all, &is_done);
+            status = keep_many(row, weighed, all, &is_done);
             if (status != CSM_OK || is_done) break;
         }
-        if (rounds > 0) k = k > n / GROWTH ? n : k * GROWTH;
+        if (rounds > 0 && top_k == n) k = k > n / GROWTH ? n : k * GROWTH;
         row->whole = whole;
         row->count = n;
         status = keep_few(row, whole, k, all, &is_done);
