@@ -501,3 +501,40 @@ def run_climb(
     step: float,
     num_threads: Any,
 ) -> None: ...
+def run_stream_blocks(
+    operation: int,
+    dtype: int,
+    x: NDArray[Any],
+    temperature: float,
+    max: NDArray[Any] | None,
+    blocks: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def combine_stream(
+    operation: int,
+    dtype: int,
+    temperature: float,
+    max: NDArray[Any] | None,
+    blocks: NDArray[Any],
+    rows: NDArray[Any],
+    lse: NDArray[Any] | None,
+) -> None: ...
+def run_stream_results(
+    dtype: int,
+    x: NDArray[Any],
+    temperature: float,
+    max: NDArray[Any] | None,
+    rows: NDArray[Any],
+    y: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def run_stream_values(
+    dtype: int,
+    x: NDArray[Any],
+    temperature: float,
+    max: NDArray[Any] | None,
+    values: NDArray[Any],
+    blocks: NDArray[Any],
+    sums: NDArray[Any],
+    num_threads: Any,
+) -> None: ...

@@ -480,6 +480,7 @@ include "hashed.pxi"
 include "tree.pxi"
 include "adversarial.pxi"
 include "geometric.pxi"
+include "streams.pxi"
 
 
 # Instruction sets

@@ -332,6 +332,29 @@ csm_status csm_run_hash_scores(const csm_table *, const csm_hash_call *, float *
 /* The k best classes of each row, 0 < k <= count, by their place among the classes; of equal ones the first. */
 csm_status csm_run_hash_topk(const csm_table *, const csm_hash_call *, size_t k, float *values, int64_t *places);
 
+/* ops/streams.c: rows x n contiguous elements of the softmax family.  max: NULL for rows within the ordinary range of
+ * exp; else the maximum of each row, all of which are transformed first (ops/softmax_row.c). */
+typedef struct csm_stream_call {
+    csm_dtype dtype;
+    size_t rows, n;
+    const void *x;
+    double temperature;
+    const double *max;
+    const void *values; /* rows x n x width, of the dtype */
+    size_t width;
+    int threads;
+    int (*interrupt)(void *);
+} csm_stream_call;
+/* The blocks of each row, for logsumexp or softmax. */
+csm_status csm_run_stream_blocks(csm_op, const csm_table *, const csm_stream_call *, csm_block *blocks);
+/* The sums of rows of `count` blocks, and with logsumexp the results.  Reads neither x nor n. */
+void csm_stream_combine(csm_op, const csm_table *, const csm_stream_call *, size_t count, const csm_block *blocks,
+                        csm_row *rows, double *lse);
+/* The softmax of pieces of rows whose sums are known. */
+csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, const csm_row *rows, void *y);
+/* One block a row, n <= CSM_BLOCK: its softmax block, and the sums of e' times the values. */
+csm_status csm_run_stream_values(const csm_table *, const csm_stream_call *, csm_block *blocks, double *sums);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif
