@@ -12,6 +12,7 @@ from ._ops import entmax as _entmax
 from ._ops import in_batch as _in_batch
 from ._ops import linear_cross_entropy as _linear_cross_entropy
 from ._ops import margins as _margins
+from ._ops import merge_states as _merge_states
 from ._ops import negative_sampling as _negative_sampling
 from ._ops import penalize as _penalize
 from ._ops import rows as _rows
@@ -27,6 +28,7 @@ from ._ops.entmax import *
 from ._ops.in_batch import *
 from ._ops.linear_cross_entropy import *
 from ._ops.margins import *
+from ._ops.merge_states import *
 from ._ops.negative_sampling import *
 from ._ops.penalize import *
 from ._ops.rows import *
@@ -56,6 +58,7 @@ __all__ += _entmax.__all__
 __all__ += _in_batch.__all__
 __all__ += _linear_cross_entropy.__all__
 __all__ += _margins.__all__
+__all__ += _merge_states.__all__
 __all__ += _negative_sampling.__all__
 __all__ += _penalize.__all__
 __all__ += _rows.__all__

@@ -1,23 +1,20 @@
-"""Softmax and log-sum-exp of rows that arrive in pieces, and states of partial attentions merged."""
+"""Softmax and log-sum-exp of rows that arrive in pieces."""
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 import threading
-from typing import Any, NamedTuple, SupportsIndex
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
 from .._arguments.foreign import accept_foreign
 from .._arguments.layouts import check_where
-from .._arguments.numbers import check_count, check_integer, check_temperature
+from .._arguments.numbers import check_count, check_temperature
 from .._arguments.places import as_float
-from .._arguments.recorded import hand_over_recorded
 from .._cpu.dtypes import is_bfloat16
-from .softmax import logsumexp, softmax
+from .stream_bytes import dtype_named, read_bytes, write_bytes
 from .stream_rows import (
     BLOCK,
     FIELDS,
@@ -32,10 +29,7 @@ from .stream_rows import (
     total_of,
 )
 
-__all__ = ["MergedStates", "SoftmaxState", "merge_states"]
-
-_MAGIC = b"csoftmax SoftmaxState\n"
-_VERSION = 1
+__all__ = ["SoftmaxState"]
 
 
 class SoftmaxState:
@@ -270,7 +264,7 @@ class SoftmaxState:
         return self
 
     def _restore(self, found: dict[str, Any], filled: int, kept: list[int]) -> None:
-        """Take over arrays as `_arrays` gives them, and the lengths of the unfinished block and of those that are kept."""
+        """Take over what `_arrays` gives, and the lengths of the unfinished block and of those that are kept."""
         if found["log"].shape[1]:
             self._blocks = [Blocks(found["log"], found["softmax"], None)]
         ends = np.cumsum(kept, dtype=np.int64)[:-1]
@@ -466,18 +460,8 @@ class SoftmaxState:
         np.True_
         """
         with self._lock:
-            arrays = self._arrays()
-            header = {
-                "version": _VERSION,
-                **self._describe(),
-                "filled": self._filled,
-                "kept": [e.shape[1] for e, _ in self._kept],
-                "arrays": {name: a.shape for name, a in arrays.items()},
-            }
-        text = json.dumps(header).encode()
-        body = b"".join(_raw(a) for a in arrays.values())
-        blob = _MAGIC + len(text).to_bytes(8, "little") + text + body
-        return blob + hashlib.sha256(blob).digest()
+            kept = [e.shape[1] for e, _ in self._kept]
+            return write_bytes({**self._describe(), "filled": self._filled, "kept": kept}, self._arrays())
 
     def _arrays(self) -> dict[str, Any]:
         """All arrays of the state, in the order of its bytes."""
@@ -527,15 +511,11 @@ class SoftmaxState:
         """
         if not isinstance(data, bytes | bytearray | memoryview):
             raise TypeError(f"data must be bytes, got {type(data).__name__}")
-        blob = bytes(data)
-        if not blob.startswith(_MAGIC):
-            raise ValueError(f"data are not those of a SoftmaxState: they begin with {blob[: len(_MAGIC)]!r}")
-        if hashlib.sha256(blob[:-32]).digest() != blob[-32:]:
-            raise ValueError("data are damaged or incomplete: their checksum does not match")
         try:
-            return _read(blob[len(_MAGIC) : -32])
-        except ValueError as error:
-            raise ValueError(f"data cannot be read as a SoftmaxState: {error}") from None
+            header, arrays = read_bytes(bytes(data))
+            return _restored(header, arrays)
+        except ValueError:
+            raise
         except Exception as error:  # whatever forged bytes may cause
             raise ValueError(f"data cannot be read as a SoftmaxState: {error!r}") from error
 
@@ -547,64 +527,24 @@ class SoftmaxState:
         return f"SoftmaxState({described})"
 
 
-def _read(blob: bytes) -> SoftmaxState:
-    """The state in the bytes behind the first line and before the checksum."""
-    length = int.from_bytes(blob[:8], "little")
-    header = json.loads(blob[8 : 8 + length])
-    if header["version"] != _VERSION:
-        raise ValueError(f"version {header['version']} is not the one that this csoftmax reads, {_VERSION}")
+def _restored(header: dict[str, Any], arrays: dict[str, Any]) -> SoftmaxState:
+    """The state whose bytes have been read, if header and arrays fit together."""
     values = None if header["values"] is None else tuple(header["values"])
-    state = SoftmaxState(
-        tuple(header["shape"]), _dtype_named(header["dtype"]), temperature=header["temperature"], values=values
-    )
-    at, found = 8 + length, {}
-    dtype = state._kind.dtype
-    dtypes = {"counts": np.dtype(np.int64), "has_nan": np.dtype(bool)}
-    dtypes |= dict.fromkeys(("log", "softmax", "totals", "exponents"), np.dtype(np.float64))
-    for name, given in header["arrays"].items():
-        shape, kind = tuple(given), dtypes.get(name, dtype)
-        size = math.prod(shape) * kind.itemsize
-        if min(shape, default=0) < 0 or at + size > len(blob):
-            raise ValueError(f"array {name} of shape {shape} is not there")
-        found[name] = _from_raw(blob[at : at + size], kind).reshape(shape)
-        at += size
-    if at != len(blob):
-        raise ValueError(f"{len(blob) - at} bytes are left over")
-    expected = {name: a.shape for name, a in state._arrays().items()}
-    filled, kept = header["filled"], header["kept"]
-    for name, shape in expected.items():
-        free = {"log": 1, "softmax": 1, "kept": 1, "tail": 1, "kept_values": 1, "tail_values": 1}.get(name)
-        same = [n for i, n in enumerate(found[name].shape) if i != free] == [
-            n for i, n in enumerate(shape) if i != free
-        ]
-        if not same or found[name].ndim != len(shape):
-            raise ValueError(f"array {name} has shape {found[name].shape}")
-    lengths = {"tail": filled, "tail_values": filled, "kept": sum(kept), "kept_values": sum(kept)}
-    if found["log"].shape != found["softmax"].shape or not all(
-        found[name].shape[1] == n for name, n in lengths.items() if name in found
-    ):
-        raise ValueError("arrays of different lengths")
+    dtype = dtype_named(header["dtype"])
+    state = SoftmaxState(tuple(header["shape"]), dtype, temperature=header["temperature"], values=values)
+    filled, kept, blocks = header["filled"], header["kept"], arrays["log"].shape[1]
+    lengths = {"log": blocks, "softmax": blocks, "kept": sum(kept), "tail": filled}
+    lengths |= {"kept_values": sum(kept), "tail_values": filled}
+    for name, empty in state._arrays().items():
+        shape = list(empty.shape)
+        if name in lengths:
+            shape[1] = lengths[name]
+        if arrays[name].shape != tuple(shape) or arrays[name].dtype != empty.dtype:
+            raise ValueError(f"data have {name} of shape {arrays[name].shape} in place of {tuple(shape)}")
     if not 0 <= filled < BLOCK or not all(0 < n <= BLOCK for n in kept):
-        raise ValueError("blocks of impossible lengths")
-    state._restore(found, filled, kept)
+        raise ValueError(f"data have blocks of {filled} and {kept} elements, of {BLOCK} at most")
+    state._restore(arrays, filled, kept)
     return state
-
-
-def _raw(a: Any) -> bytes:
-    """The elements in C order and little-endian."""
-    a = np.ascontiguousarray(a)
-    return a.view(np.uint16).astype("<u2").tobytes() if is_bfloat16(a.dtype) else a.astype(_little(a.dtype)).tobytes()
-
-
-def _little(dtype: Any) -> Any:
-    return dtype.newbyteorder("<")
-
-
-def _from_raw(raw: bytes, dtype: Any) -> Any:
-    """What `_raw` has written."""
-    if is_bfloat16(dtype):
-        return np.frombuffer(raw, "<u2").astype(np.uint16).view(dtype)
-    return np.frombuffer(raw, _little(dtype)).astype(dtype)
 
 
 def _grown(a: Any, used: int, needed: int) -> Any:
@@ -621,14 +561,6 @@ def _check_shape(name: str, given: Any) -> tuple[int, ...]:
     if not isinstance(given, tuple | list):
         given = (given,)
     return tuple(check_count(name, n, 0, allowed) for n in given)
-
-
-def _dtype_named(name: str) -> Any:
-    if name == "bfloat16":
-        import ml_dtypes
-
-        return ml_dtypes.bfloat16
-    return np.dtype(name)
 
 
 def _check_dtype(given: Any) -> Any:
@@ -663,8 +595,9 @@ def _append(x: Any, values: Any, where: Any, state: SoftmaxState) -> None:
     beside = None
     if values is not None:
         beside, _ = as_float("values", values)
-        if beside.shape != (*pieces.shape, *state._values):
-            raise ValueError(f"values has shape {beside.shape}; {(*pieces.shape, *state._values)} is allowed")
+        allowed = pieces.shape + (state._values or ())
+        if beside.shape != allowed:
+            raise ValueError(f"values has shape {beside.shape}; {allowed} is allowed")
         with np.errstate(over="ignore", under="ignore"):
             beside = beside.astype(state.dtype, copy=False).reshape(rows, n, state._width)
     with state._lock:
@@ -678,98 +611,3 @@ def _probabilities(x: Any, state: SoftmaxState) -> Any:
         totals = state._total()[0]
     flat = pieces.reshape(state._rows, pieces.shape[-1])
     return probabilities_of(flat, totals, state._kind).reshape(pieces.shape)
-
-
-class MergedStates(NamedTuple):
-    """The result of `merge_states`.
-
-    Attributes
-    ----------
-    value : ndarray of the shape of values without the axis
-        The merged values, in their dtype.
-    lse : scalar, or ndarray of the shape of lse without the axis
-        The merged log-sum-exps, in their dtype.
-    """
-
-    value: Any
-    lse: Any
-
-
-@accept_foreign
-def _merge(values: Any, lse: Any, axis: Any, base: Any) -> Any:
-    v, _ = as_float("values", values)
-    weights, _ = as_float("lse", lse)
-    if weights.ndim == 0 or v.shape[: weights.ndim] != weights.shape:
-        raise ValueError(
-            f"lse has shape {weights.shape} and values {v.shape}: values have the axes of lse, at least one, and then "
-            "those of what is averaged"
-        )
-    axis = check_integer("axis", axis)
-    if not -weights.ndim <= axis < weights.ndim:
-        raise np.exceptions.AxisError(f"axis {axis} is out of bounds for lse of dimension {weights.ndim}")
-    axis %= weights.ndim
-    if base is not None and (isinstance(base, bool) or base != 2):
-        raise ValueError(f"base must be None, for natural logarithms, or 2, got {base!r}")
-    unit = 1.0 if base is None else math.log(2)
-    wide = weights.astype(np.float64) * unit
-    merged = logsumexp(wide, axis=axis) / unit
-    present = wide != -np.inf
-    p = softmax(wide, axis=axis, where=present)
-    trailing = (1,) * (v.ndim - weights.ndim)
-    shape = v.shape[:axis] + v.shape[axis + 1 :]
-    total = np.zeros(shape)
-    with np.errstate(all="ignore"):
-        for i in range(v.shape[axis]):
-            at = (slice(None),) * axis + (i,)
-            weight, is_there = p[at], present[at]
-            term = weight.reshape(weight.shape + trailing) * v[at].astype(np.float64)
-            total += np.where(is_there.reshape(is_there.shape + trailing), term, 0.0)
-        value = total.astype(v.dtype)
-        return value[()], np.asarray(merged).astype(weights.dtype)[()]
-
-
-@hand_over_recorded
-def merge_states(
-    values: ArrayLike, lse: ArrayLike, *, axis: SupportsIndex = 0, base: int | None = None
-) -> MergedStates:
-    """Merge the results of attention over parts of the keys into that over all of them.
-
-    Parameters
-    ----------
-    values : array_like of shape (..., *value)
-        Weighted means of the parts, in one of the dtypes of `softmax`: the axes of `lse`, then those of a value.
-    lse : array_like of shape (...)
-        Log-sum-exps of the parts; may be float32 beside values of a half type. -inf: the part is empty, and its value
-        is not read.
-    axis : int, default 0
-        The axis of `lse` along which the parts lie.
-    base : {None, 2}, optional
-        Base of the logarithms of `lse` and of the result; None is e.
-
-    Returns
-    -------
-    MergedStates
-        ``value``, the mean of the parts weighted with ``softmax(lse)``, and ``lse``, their log-sum-exp. If all parts
-        are empty they are 0 and -inf; NaN stays NaN.
-
-    Raises
-    ------
-    TypeError, ValueError
-        The message names the argument, its value and what is allowed.
-
-    Notes
-    -----
-    The weights are those of `softmax` in float64, and the values are added in float64 in their order along the axis.
-    A single part gives itself. Dao et al., "FlashAttention" (2022), merge the blocks of attention in this way.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> import csoftmax
-    >>> merged = csoftmax.merge_states([[1.0, 2.0], [3.0, 4.0]], [0.0, 0.0])
-    >>> merged.value, merged.lse.round(4)
-    (array([2., 3.]), np.float64(0.6931))
-    >>> csoftmax.merge_states(np.full((2, 1), np.nan), [-np.inf, -np.inf])
-    MergedStates(value=array([0.]), lse=np.float64(-inf))
-    """
-    return MergedStates(*_merge(values, lse, axis, base))
