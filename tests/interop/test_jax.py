@@ -1,10 +1,10 @@
 """csoftmax.jax: the bits of the functions for NumPy under jit, gradients, vmap, errors."""
 
-import doctest
 import importlib
 
 import numpy as np
 import pytest
+from helpers import docstrings
 
 import csoftmax
 
@@ -336,8 +336,9 @@ def test_default_set_float64():
         np.testing.assert_array_equal(cj.softmax(x), csoftmax.softmax(np.asarray(x)))
         grad = jax.grad(lambda x: cj.cross_entropy(x, jnp.arange(5)))(x)
         np.testing.assert_allclose(grad, csoftmax.cross_entropy_with_grad(np.asarray(x), np.arange(5)).grad, rtol=1e-6)
-        assert doctest.testmod(cj).failed == 0
-        assert doctest.testmod(cj).attempted > 5
+        result = docstrings.run_examples(".jax")
+        assert result.failed == 0
+        assert result.attempted > 5
 
 
 def test_entmax_with_alpha_1_is_softmax():

@@ -15,6 +15,8 @@ from csoftmax._spec.operations import SOFTMAX_FAMILY
 from csoftmax._spec.samples import logits
 
 torch = pytest.importorskip("torch", reason="PyTorch belongs to the bench extra; the gate installs it")
+ct = importlib.import_module("csoftmax.torch")
+losses, rows, topk = (importlib.import_module(f"csoftmax._torch.{name}") for name in ("losses", "rows", "topk"))
 ml_dtypes = pytest.importorskip("ml_dtypes")
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -294,7 +296,6 @@ def test_lists_of_tensors():
 @pytest.mark.parametrize("value", [True, False, np.True_, torch.tensor(True)])
 def test_integers_that_are_no_bools(value):
     x, labels = torch.zeros(2, 3), torch.tensor([0, 1])
-    ct = csoftmax.torch
     for call in (
         lambda: ct.softmax(x, value),
         lambda: ct.log_softmax(x, dim=value),
@@ -327,7 +328,6 @@ def test_integers_that_are_no_bools(value):
 
 def make_calls():
     """Name -> (operator, arguments of which some record a gradient)."""
-    import csoftmax.torch as ct
 
     def x(*shape):
         return torch.randn(*shape, dtype=torch.float64, generator=generator).requires_grad_()
@@ -339,30 +339,30 @@ def make_calls():
     target, soft = torch.tensor([0, 4, 2, -100]), torch.rand(4, 5, dtype=torch.float64, generator=generator)
     weight = torch.rand(5, dtype=torch.float64, generator=generator)
     mask = torch.rand(3, 5, generator=generator) < 0.7
-    rows = torch.rand(4, dtype=torch.float64, generator=generator)
+    row_weights = torch.rand(4, dtype=torch.float64, generator=generator)
     base = (None, None, 0.0, -100, 0.0, 1.0)
-    full = (weight, rows, 0.1, -100, 0.01, 2.0)
+    full = (weight, row_weights, 0.1, -100, 0.01, 2.0)
     return {
-        "softmax": (ct._softmax, (x(3, 5), 0, 1.5, None)),
-        "log_softmax": (ct._log_softmax, (turned(3, 5), 1, 1.0, None)),
-        "entmax": (ct._entmax, (x(3, 5), -1, 1.5, None)),
-        "softmax where": (ct._softmax, (x(3, 5), 0, 1.5, mask)),
-        "log_softmax where": (ct._log_softmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
-        "entmax where": (ct._entmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
-        "logsumexp": (ct._logsumexp, (x(3, 5), 0, 1.5, None)),
-        "logsumexp where": (ct._logsumexp, (turned(5, 3), -1, 0.5, mask | (torch.arange(5) == 0))),
-        "topk_softmax": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, False)),
-        "topk_softmax full": (ct._topk_softmax, (x(3, 5), 2, -1, 1.5, True)),
-        "cross_entropy": (ct._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
-        "softmax turned": (ct._softmax, (turned(3, 5), 1, 1.0, None)),
-        "cross_entropy turned": (ct._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
-        "entmax turned": (ct._entmax, (turned(3, 5), 0, 1.3, None)),
-        "topk_softmax turned": (ct._topk_softmax, (turned(3, 5), 2, 0, 1.5, True)),
-        "linear turned": (ct._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
-        "cross_entropy none": (ct._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
-        "cross_entropy soft": (ct._cross_entropy, (x(4, 5), soft, -1, *full, "sum", True)),
-        "linear": (ct._linear_cross_entropy, (x(4, 3), x(5, 3), target, x(5), *full, "mean", True)),
-        "linear, no bias": (ct._linear_cross_entropy, (x(4, 3), x(5, 3), target, None, *base, "sum", True)),
+        "softmax": (rows.apply_softmax, (x(3, 5), 0, 1.5, None)),
+        "log_softmax": (rows._log_softmax, (turned(3, 5), 1, 1.0, None)),
+        "entmax": (rows._entmax, (x(3, 5), -1, 1.5, None)),
+        "softmax where": (rows.apply_softmax, (x(3, 5), 0, 1.5, mask)),
+        "log_softmax where": (rows._log_softmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
+        "entmax where": (rows._entmax, (x(3, 5), 1, 1.5, mask | (torch.arange(5) == 0))),
+        "logsumexp": (rows._logsumexp, (x(3, 5), 0, 1.5, None)),
+        "logsumexp where": (rows._logsumexp, (turned(5, 3), -1, 0.5, mask | (torch.arange(5) == 0))),
+        "topk_softmax": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, False)),
+        "topk_softmax full": (topk._topk_softmax, (x(3, 5), 2, -1, 1.5, True)),
+        "cross_entropy": (losses._cross_entropy, (x(4, 5), target, -1, *base, "mean", True)),
+        "softmax turned": (rows.apply_softmax, (turned(3, 5), 1, 1.0, None)),
+        "cross_entropy turned": (losses._cross_entropy, (turned(5, 4), target, -1, *base, "mean", True)),
+        "entmax turned": (rows._entmax, (turned(3, 5), 0, 1.3, None)),
+        "topk_softmax turned": (topk._topk_softmax, (turned(3, 5), 2, 0, 1.5, True)),
+        "linear turned": (losses._linear_cross_entropy, (turned(3, 4), turned(3, 5), target, x(5), *base, "sum", True)),
+        "cross_entropy none": (losses._cross_entropy, (x(5, 4), target, 0, *full, "none", True)),
+        "cross_entropy soft": (losses._cross_entropy, (x(4, 5), soft, -1, *full, "sum", True)),
+        "linear": (losses._linear_cross_entropy, (x(4, 3), x(5, 3), target, x(5), *full, "mean", True)),
+        "linear, no bias": (losses._linear_cross_entropy, (x(4, 3), x(5, 3), target, None, *base, "sum", True)),
     }
 
 
@@ -382,8 +382,6 @@ def test_operators_and_their_gradients(name):
 
 
 def test_against_pytorch():
-    import csoftmax.torch as ct
-
     functional = torch.nn.functional
     x, target = torch.randn(6, 9), torch.tensor([0, 8, 3, -100, 1, 1])
     w, layer = torch.rand(9), torch.randn(9, 4)
@@ -414,8 +412,6 @@ def test_against_pytorch():
 
 
 def test_bfloat16_and_modules():
-    import csoftmax.torch as ct
-
     x = torch.randn(4, 7, dtype=torch.bfloat16, requires_grad=True)
     loss = ct.cross_entropy(x, torch.arange(4))
     assert loss.dtype == torch.float32
@@ -444,7 +440,6 @@ def test_docstrings():
 
 def test_compile():
     """torch.compile keeps the operators in one graph."""
-    import csoftmax.torch as ct
 
     def f(x, target):
         p = ct.softmax(2 * x, temperature=0.5)
@@ -462,8 +457,6 @@ def test_compile():
 
 
 def test_errors_of_operators():
-    import csoftmax.torch as ct
-
     x = torch.randn(3, 4, requires_grad=True)
     for f in (ct.softmax, ct.log_softmax, ct.entmax, lambda x: ct.topk_softmax(x, 1)):
         with pytest.raises(TypeError, match="floating point"):

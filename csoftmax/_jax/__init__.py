@@ -1,0 +1,1 @@
+"""Parts of `csoftmax.jax`, which names the public ones."""

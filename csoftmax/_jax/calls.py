@@ -1,0 +1,77 @@
+"""What the functions for JAX share: calls of kernels through XLA, and checks of arguments."""
+
+from __future__ import annotations
+
+from typing import Any, SupportsIndex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from .._arguments.numbers import check_integer, is_bool
+from .._cpu import binding
+
+MAX_NUMBER = float(np.finfo(np.float64).max)
+
+for _name, _target in binding.XLA_TARGETS.items():
+    jax.ffi.register_ffi_target(f"csoftmax_{_name}", _target, platform="cpu")
+
+
+def call_kernel(name: str, results: Any, *arrays: jax.Array, **attributes: Any) -> Any:
+    """Call a kernel on rows along the last axis; vmap prepends axes to all arrays."""
+    call = jax.ffi.ffi_call(f"csoftmax_{name}", results, vmap_method="broadcast_all")
+    return call(*arrays, threads=np.int64(binding.get_threads()), **attributes)
+
+
+def like(x: jax.Array) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(x.shape, x.dtype)
+
+
+def check_floating(name: str, x: ArrayLike, axis: SupportsIndex) -> tuple[jax.Array, int]:
+    """The array, and the axis counted from the front."""
+    array = jnp.asarray(x)
+    if not jnp.issubdtype(array.dtype, jnp.floating) or array.dtype.itemsize < 2:
+        raise TypeError(f"{name} must be float16, bfloat16, float32 or float64, got {array.dtype}")
+    if array.ndim == 0:
+        raise ValueError(f"{name} must have at least one axis")
+    index = check_integer("axis", axis)
+    if not -array.ndim <= index < array.ndim:
+        raise ValueError(f"axis must be from {-array.ndim} to {array.ndim - 1}, got {index}")
+    return array, index % array.ndim
+
+
+def check_number(name: str, value: Any, low: float, high: float = MAX_NUMBER, *, open_low: bool = True) -> float:
+    """A float: JAX compiles it into the call, so it cannot be traced."""
+    try:
+        if is_bool(value):
+            raise TypeError
+        value = float(value)
+    except (TypeError, jax.errors.ConcretizationTypeError):
+        raise TypeError(f"{name} must be a number that is known when the function is traced, got {value!r}") from None
+    if not (low < value if open_low else low <= value) or not value <= high:
+        raise ValueError(f"{name} must be in {'(' if open_low else '['}{low}, {high}], got {value}")
+    return value
+
+
+def leave_out(x: jax.Array, where: ArrayLike | None) -> jax.Array:
+    """The logits with -inf where the mask is False, which is how the kernels leave elements out."""
+    return x if where is None else jnp.where(where, x, jnp.asarray(-jnp.inf, x.dtype))
+
+
+def check_mask(where: ArrayLike | None, x: jax.Array) -> jax.Array | None:
+    if where is None:
+        return None
+    mask = jnp.asarray(where)
+    if mask.dtype != bool:
+        raise TypeError(f"where must hold bools, got {mask.dtype}")
+    try:
+        return jnp.broadcast_to(mask, x.shape)
+    except ValueError:
+        raise ValueError(f"where has shape {mask.shape}, which does not broadcast to {x.shape}") from None
+
+
+def is_equal(labels: jax.Array, value: int) -> jax.Array:
+    """Whether each label has the value, which may be outside the range of their dtype."""
+    bounds = jnp.iinfo(labels.dtype)
+    return labels == value if bounds.min <= value <= bounds.max else jnp.zeros(labels.shape, bool)

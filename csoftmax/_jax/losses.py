@@ -1,0 +1,151 @@
+"""Cross-entropy for JAX; its gradient is computed together with the loss."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Literal, SupportsIndex
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
+
+from .._arguments.numbers import check_integer
+from .calls import call_kernel, check_floating, check_number, is_equal, like
+
+
+def _compute_losses(logits: jax.Array, labels: jax.Array, options: Any, gradient: bool) -> list[jax.Array]:
+    """Loss of each row and, if `gradient`, its gradient."""
+    results = [jax.ShapeDtypeStruct(labels.shape, jnp.promote_types(logits.dtype, jnp.float32))]
+    results += [like(logits)] * gradient
+    return call_kernel("cross_entropy", results, logits, labels, **dict(options))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _loss(logits: jax.Array, labels: jax.Array, options: Any) -> jax.Array:
+    return _compute_losses(logits, labels, options, gradient=False)[0]
+
+
+def _loss_forward(logits: jax.Array, labels: jax.Array, options: Any) -> tuple[jax.Array, jax.Array]:
+    loss, gradient = _compute_losses(logits, labels, options, gradient=True)
+    return loss, gradient
+
+
+def _loss_backward(options: Any, gradient: jax.Array, upstream: jax.Array) -> tuple[jax.Array, None]:
+    return (gradient * upstream[..., None]).astype(gradient.dtype), None
+
+
+_loss.defvjp(_loss_forward, _loss_backward)
+
+
+def _check_weights(sample_weight: ArrayLike, shape: tuple[int, ...], dtype: Any) -> jax.Array:
+    """Weights of rows in the dtype of losses; numbers below 0 and infinity, which may be traced, become NaN."""
+    given = jnp.asarray(sample_weight)
+    if not jnp.issubdtype(given.dtype, jnp.floating) and not jnp.issubdtype(given.dtype, jnp.integer):
+        raise TypeError(f"sample_weight must hold real numbers, got {given.dtype}")
+    try:
+        weights = jnp.broadcast_to(given, shape).astype(jnp.promote_types(dtype, jnp.float32))
+    except ValueError:
+        raise ValueError(f"sample_weight has shape {given.shape}, which does not broadcast to {shape}") from None
+    return jax.lax.stop_gradient(jnp.where((weights >= 0) & (weights < jnp.inf), weights, jnp.nan))
+
+
+def _scale_weights(weights: jax.Array) -> jax.Array:
+    """Weights of a mean times a power of two, which cancels there, where their sum or their products leave the range.
+
+    XLA on the CPU takes subnormal numbers for 0, so that they are read by their bits, multiples of the smallest one.
+    """
+    limits = jnp.finfo(weights.dtype)
+    half = 2.0 ** (limits.maxexp // 2)
+    bits = jnp.maximum(jax.lax.bitcast_convert_type(weights, f"int{limits.bits}"), 0)  # -0.0 has negative ones
+    multiples = bits.astype(weights.dtype) * (half * float(limits.smallest_subnormal))
+    enlarged = jnp.where(bits < 1 << limits.nmant, multiples, weights * half)
+    is_large, is_small = (weights > half).any(), ~(weights >= 1 / half).any()
+    return jnp.where(is_large, weights / half, jnp.where(is_small, enlarged, weights))
+
+
+def cross_entropy(
+    logits: ArrayLike,
+    labels: ArrayLike,
+    axis: SupportsIndex = -1,
+    *,
+    sample_weight: ArrayLike | None = None,
+    label_smoothing: float = 0.0,
+    ignore_index: int = -100,
+    z_loss: float = 0.0,
+    temperature: float = 1.0,
+    reduction: Literal["mean", "sum", "none"] = "mean",
+) -> jax.Array:
+    """`csoftmax.cross_entropy` of labels, with a gradient that is computed with the loss in one pass.
+
+    Parameters
+    ----------
+    logits : jax.Array of shape (..., K)
+        float16, bfloat16, float32 or float64.
+    labels : jax.Array of int
+        Class indices, of the shape of logits without `axis`. A label that is not a class raises JAX's runtime error.
+    axis : int, default -1
+        The axis of the classes.
+    sample_weight : jax.Array, broadcastable to labels, optional
+        Weights of rows, at least 0. No gradient flows to them. A row of weight 0 contributes 0, whatever it holds; a
+        negative or infinite weight makes the loss NaN.
+    label_smoothing, ignore_index, z_loss, temperature
+        As in `csoftmax.cross_entropy`; they cannot be traced.
+    reduction : {"mean", "sum", "none"}
+        The mean is over the rows that are not ignored, weighted.
+
+    Returns
+    -------
+    jax.Array
+        The loss, float64 for float64 logits, else float32.
+
+    Raises
+    ------
+    TypeError, ValueError
+        The message names the argument, its value and what is allowed.
+
+    Examples
+    --------
+    >>> import jax, jax.numpy as jnp
+    >>> import csoftmax.jax as cj
+    >>> jax.grad(cj.cross_entropy)(jnp.array([[2.0, 0.0]]), jnp.array([0])).round(4)
+    Array([[-0.1192,  0.1192]], dtype=float32)
+    """
+    z, position = check_floating("logits", logits, axis)
+    t = jnp.asarray(labels)
+    expected = z.shape[:position] + z.shape[position + 1 :]
+    if t.shape != expected or not jnp.issubdtype(t.dtype, jnp.integer):
+        hint = f"; of one-hot rows pass labels.argmax({axis})" if t.shape == z.shape else ""
+        raise TypeError(f"labels must be integers of shape {expected}, got {t.dtype} of shape {t.shape}{hint}")
+    if reduction not in ("mean", "sum", "none"):
+        raise ValueError(f'reduction must be "mean", "sum" or "none", got {reduction!r}')
+    ignore_index = check_integer("ignore_index", ignore_index)
+    options = (
+        ("label_smoothing", np.float64(check_number("label_smoothing", label_smoothing, 0, 1, open_low=False))),
+        ("temperature", np.float64(check_number("temperature", temperature, 0))),
+        ("z_loss", np.float64(check_number("z_loss", z_loss, 0, open_low=False))),
+    )
+    ignored = is_equal(t, ignore_index)
+    classes = z.shape[position]
+    bad = t < 0
+    if classes <= jnp.iinfo(t.dtype).max:
+        bad |= t >= classes
+    # Labels outside the classes are replaced by one that the kernel refuses: the cast could turn them into a class.
+    weights = None if sample_weight is None else _check_weights(sample_weight, expected, z.dtype)
+    if weights is not None:  # whatever the weights of ignored rows are
+        weights = jnp.where(ignored, 0, weights)
+        weights = _scale_weights(weights) if reduction == "mean" else weights
+    absent = ignored if weights is None else ignored | (~bad & (weights == 0))
+    indices = jnp.where(absent, -1, jnp.where(bad, classes, t.astype(jnp.int32)))
+    losses = _loss(jnp.moveaxis(z, position, -1), indices, options)
+    kept = ~ignored
+    if weights is not None:
+        kept = weights
+        losses *= weights
+    if reduction == "none":
+        return losses
+    if reduction == "sum":
+        return losses.sum()
+    total = kept.sum()
+    # a mean over no row is NaN with a gradient of 0, which the derivative of a division by 0 would not be
+    return jnp.where(total == 0, jnp.nan, losses.sum() / jnp.where(total == 0, 1, total)).astype(losses.dtype)
