@@ -4,6 +4,7 @@ from ._runtime import interrupts as _interrupts  # noqa: F401 - watches the impo
 
 # isort: split
 from ._arguments.places import DeviceError
+from ._arguments.segments import Segments
 from ._cpu.binding import C_API as _C_API  # noqa: F401 - for csoftmax_api.h
 from ._ops import crf as _crf
 from ._ops import crf_paths as _crf_paths
@@ -42,6 +43,7 @@ from ._runtime.threads import get_num_threads, set_num_threads, threads
 
 __all__ = [
     "DeviceError",
+    "Segments",
     "__version__",
     "get_cmake_dir",
     "get_include",

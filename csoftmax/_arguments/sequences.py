@@ -65,7 +65,8 @@ def _check_bools(name: str, given: Any, shape: tuple[int, ...], place: Place) ->
         raise ValueError(f"{name} has shape {values.shape}, which does not broadcast to {shape}") from None
 
 
-def _check_integers(name: str, given: Any, place: Place) -> Any:
+def check_integers(name: str, given: Any, place: Place) -> Any:
+    """An array of integers, of any of their dtypes."""
     values = place.array(name, given)
     if values.size == 0 and values.dtype.kind == "f":  # NumPy makes an empty list float64
         return values.astype(np.int64)
@@ -76,16 +77,17 @@ def _check_integers(name: str, given: Any, place: Place) -> Any:
 
 def _check_indptr(indptr: Any, rows: int, place: Place) -> Any:
     """Offsets that rise from 0 to the number of rows."""
-    values = _check_integers("indptr", indptr, place)
+    values = check_integers("indptr", indptr, place)
     if values.ndim != 1 or len(values) == 0:
         raise ValueError(f"indptr has shape {values.shape}; one axis with at least one element is allowed")
     offsets = np.array(values, np.int64)
     if offsets[0] != 0 or offsets[-1] != rows or np.any(values[1:] < values[:-1]):
-        raise ValueError(f"indptr must rise from 0 to the number of positions, {rows}, got {_shown(values)}")
+        raise ValueError(f"indptr must rise from 0 to the number of positions, {rows}, got {describe_values(values)}")
     return offsets
 
 
-def _shown(values: Any) -> str:
+def describe_values(values: Any) -> str:
+    """The first and last elements of an array, for a message."""
     return np.array2string(values, threshold=8, edgeitems=3, separator=", ")
 
 
@@ -121,7 +123,7 @@ def lay_out_sequences(
 
 
 def _check_lengths(lengths: Any, batch: tuple[int, ...], length: int, place: Place) -> Any:
-    values = _check_integers("lengths", lengths, place)
+    values = check_integers("lengths", lengths, place)
     if values.shape != batch:
         raise ValueError(f"lengths has shape {values.shape}; there is one for each sequence, {batch}")
     bad = (values < 0) | (values > length)
