@@ -21,6 +21,7 @@ from ._ops import sample as _sample
 from ._ops import sampled as _sampled
 from ._ops import softmax as _softmax
 from ._ops import streams as _streams
+from ._ops import subsets as _subsets
 from ._ops import topk as _topk
 from ._ops.crf import *
 from ._ops.crf_paths import *
@@ -37,6 +38,7 @@ from ._ops.sample import *
 from ._ops.sampled import *
 from ._ops.softmax import *
 from ._ops.streams import *
+from ._ops.subsets import *
 from ._ops.topk import *
 from ._runtime.config import __version__, get_cmake_dir, get_include, get_library, show_config
 from ._runtime.threads import get_num_threads, set_num_threads, threads
@@ -68,6 +70,7 @@ __all__ += _sample.__all__
 __all__ += _sampled.__all__
 __all__ += _softmax.__all__
 __all__ += _streams.__all__
+__all__ += _subsets.__all__
 __all__ += _topk.__all__
 
 # Pickles and messages show the public name, so that private files can move.

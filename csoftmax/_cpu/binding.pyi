@@ -538,3 +538,11 @@ def run_stream_values(
     sums: NDArray[Any],
     num_threads: Any,
 ) -> None: ...
+def run_subsets(
+    x: NDArray[Any],
+    offsets: NDArray[Any],
+    k: NDArray[Any],
+    log_sums: NDArray[Any] | None,
+    marginals: NDArray[Any] | None,
+    num_threads: Any,
+) -> None: ...

@@ -355,6 +355,18 @@ csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, co
 /* One block a row, n <= CSM_BLOCK: its softmax block, and the sums of e' times the values. */
 csm_status csm_run_stream_values(const csm_table *, const csm_stream_call *, csm_block *blocks, double *sums);
 
+/* ops/subsets.c: subsets of k[i] of the elements offsets[i] to offsets[i + 1] - 1. */
+typedef struct csm_subset_call {
+    size_t rows;
+    const int64_t *offsets, *k;
+    const double *x;
+    double *log_sums;  /* result: one a row, or NULL */
+    double *marginals; /* result: one an element, or NULL */
+    int threads;
+    int (*interrupt)(void *);
+} csm_subset_call;
+csm_status csm_run_subsets(const csm_table *, const csm_subset_call *);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

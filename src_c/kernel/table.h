@@ -15,6 +15,7 @@
 #include "sample/job.h"
 #include "sampled/job.h"
 #include "softmax/job.h"
+#include "subsets/job.h"
 #include "topk/job.h"
 #include "tree/job.h"
 
@@ -44,6 +45,7 @@ typedef struct csm_table {
     csm_hash_kernels hash;
     csm_adversarial_kernels adversarial;
     csm_geometric_kernels geometric;
+    csm_subset_kernels subsets;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */
