@@ -44,7 +44,7 @@ def test_against_many_digits(case):
 
 
 @pytest.mark.slow
-@looped("seed", range(30))
+@looped("seed", range(8))
 def test_against_many_digits_at_random(seed):
     rng = np.random.default_rng(seed)
     n = int(rng.integers(2, 101))
@@ -149,7 +149,7 @@ def test_bits_do_not_depend_on_threads_layouts_or_instruction_sets(keep_isa):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
 def test_long_calls_see_ctrl_c():
-    x = np.random.default_rng(5).normal(size=(4, 20_000))
+    x = np.random.default_rng(5).normal(size=(40, 20_000))
     for threads in (1, 2):
         assert seconds_to_stop(lambda threads=threads: subset_logsumexp(x, 8000, num_threads=threads)) < 1
 

@@ -6,7 +6,8 @@
  *
  * Passes: one each.  Accumulators: doubles, 8 lanes (element i in lane i mod 8) in the order of i, added by v64_tree;
  * all else is elementwise, so that every instruction set has the same bits.  All terms are positive.
- * NaN and infinities never come here.  Error: p and q below 2 ULP, those of a rounded a; a step 1.5 ULP.
+ * NaN and infinities never come here.  What a loses in rounding is given back to the smaller of p and
+ * q, whose digits it would cost.  Error: p and q below 2 ULP; a step 1.5 ULP.
  */
 #ifndef SIMD
 #error "subsets.inc.h needs SIMD and the functions of sampled/logistic.inc.h"
@@ -24,9 +25,10 @@ static double subset_sigmoids(const double *x, double shift, size_t n, double *p
     SIMD
     for (size_t i = 0; i < n; i++) {
         const double a = x[i] + shift, e = csm_exp_falling(csm_double_of(csm_double_bits(a) & 0x7fffffffffffffffu));
-        const double near = 1 / (1 + e), far = e / (1 + e);
-        p[i] = csm_choose(a >= 0, near, far);
-        q[i] = csm_choose(a >= 0, far, near);
+        const double near = 1 / (1 + e), b = a - x[i], rest = (x[i] - (a - b)) + (shift - b); /* x + shift - a */
+        const double far = e / (1 + e), exact = far - far * (near * csm_choose(a >= 0, rest, -rest));
+        p[i] = csm_choose(a >= 0, near, exact);
+        q[i] = csm_choose(a >= 0, exact, near);
     }
     size_t i = 0;
     for (; i + SUBSET_LANES <= n; i += SUBSET_LANES) {
