@@ -16,6 +16,7 @@ from ._ops import margins as _margins
 from ._ops import merge_states as _merge_states
 from ._ops import negative_sampling as _negative_sampling
 from ._ops import penalize as _penalize
+from ._ops import rankings as _rankings
 from ._ops import rows as _rows
 from ._ops import sample as _sample
 from ._ops import sampled as _sampled
@@ -33,6 +34,7 @@ from ._ops.margins import *
 from ._ops.merge_states import *
 from ._ops.negative_sampling import *
 from ._ops.penalize import *
+from ._ops.rankings import *
 from ._ops.rows import *
 from ._ops.sample import *
 from ._ops.sampled import *
@@ -65,6 +67,7 @@ __all__ += _margins.__all__
 __all__ += _merge_states.__all__
 __all__ += _negative_sampling.__all__
 __all__ += _penalize.__all__
+__all__ += _rankings.__all__
 __all__ += _rows.__all__
 __all__ += _sample.__all__
 __all__ += _sampled.__all__

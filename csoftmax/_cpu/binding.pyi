@@ -546,3 +546,22 @@ def run_subsets(
     marginals: NDArray[Any] | None,
     num_threads: Any,
 ) -> None: ...
+
+RANKING_TIES: dict[str, int]
+
+def run_rankings(
+    dtype: int,
+    x: NDArray[Any],
+    relevance: NDArray[Any],
+    observed: NDArray[Any] | None,
+    offsets: NDArray[Any],
+    ties: int,
+    top: int | None,
+    temperature: Any,
+    sample_weight: NDArray[Any] | None,
+    upstream: NDArray[Any] | None,
+    reduction: int,
+    losses: NDArray[Any],
+    grad: NDArray[Any] | None,
+    num_threads: Any,
+) -> float: ...

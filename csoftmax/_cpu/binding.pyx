@@ -483,6 +483,7 @@ include "adversarial.pxi"
 include "geometric.pxi"
 include "streams.pxi"
 include "subsets.pxi"
+include "rankings.pxi"
 
 
 # Instruction sets

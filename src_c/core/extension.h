@@ -367,6 +367,35 @@ typedef struct csm_subset_call {
 } csm_subset_call;
 csm_status csm_run_subsets(const csm_table *, const csm_subset_call *);
 
+/* ops/rankings.c: the Plackett-Luce loss of `lists` lists, list i of the elements offsets[i] to offsets[i + 1] - 1. */
+typedef enum csm_ranking_ties {
+    CSM_RANKING_BRESLOW,
+    CSM_RANKING_EFRON,
+    CSM_RANKING_EXACT,
+    CSM_RANKING_ORDER
+} csm_ranking_ties;
+typedef struct csm_ranking_call {
+    csm_dtype dtype;
+    size_t lists;
+    const int64_t *offsets;
+    const void *x;                 /* of the dtype */
+    const double *relevance;       /* NaN: not in the list */
+    const unsigned char *observed; /* or NULL: all are */
+    csm_ranking_ties ties;
+    size_t top;                  /* SIZE_MAX: all places */
+    double temperature;          /* of all lists, unless there are temperatures */
+    const double *temperatures;  /* one a list, or NULL */
+    const double *sample_weight; /* the same */
+    const double *upstream;      /* the same */
+    csm_reduction reduction;
+    double *losses; /* result: one a list */
+    double total;   /* result with a reduction */
+    void *grad;     /* result, or NULL: of the dtype; elements outside the lists are not written */
+    int threads;
+    int (*interrupt)(void *);
+} csm_ranking_call;
+csm_status csm_run_rankings(const csm_table *, csm_ranking_call *);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

@@ -11,6 +11,7 @@
 #include "geometric/job.h"
 #include "hashed/job.h"
 #include "int8/job.h"
+#include "rankings/job.h"
 #include "row_optimizer/job.h"
 #include "sample/job.h"
 #include "sampled/job.h"
@@ -46,6 +47,7 @@ typedef struct csm_table {
     csm_adversarial_kernels adversarial;
     csm_geometric_kernels geometric;
     csm_subset_kernels subsets;
+    csm_ranking_kernels rankings;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

@@ -159,6 +159,7 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "adversarial/adversarial.inc.h"
 #include "geometric/geometric.inc.h"
 #include "subsets/subsets.inc.h"
+#include "rankings/rankings.inc.h"
 
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
@@ -220,6 +221,7 @@ static const csm_table table = {
     {adversarial_gap, adversarial_reach, adversarial_norm, adversarial_climb_f32, adversarial_climb_f64},
     {geometric_dot, geometric_subtract, geometric_combine},
     {subset_sigmoids, subset_logs, subset_step},
+    {ranking_places},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif
