@@ -221,7 +221,7 @@ static const csm_table table = {
     {adversarial_gap, adversarial_reach, adversarial_norm, adversarial_climb_f32, adversarial_climb_f64},
     {geometric_dot, geometric_subtract, geometric_combine},
     {subset_sigmoids, subset_logs, subset_step},
-    {ranking_places},
+    {ranking_places, ranking_terms},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

@@ -15,7 +15,7 @@
 
 #define RANKING_RANGE 600.0      /* nats: quotients of sums of up to 2^60 terms stay far from the range of double */
 #define RANKING_LARGEST 0x1p45   /* beyond it, the maximum is subtracted first */
-enum { NUMBERS, PLACES, EXACT, BUFFERS, PAD = 8, ARRAYS = 14, PIECE_ELEMENTS = 4096 };
+enum { NUMBERS, PLACES, EXACT, BUFFERS, PIECE_ELEMENTS = 16384 };
 
 typedef struct ranking_job {
     const csm_ranking_call *call;
@@ -27,37 +27,41 @@ typedef struct ranking_job {
 /* A list while it is computed: arrays of its members, in the order of the call or sorted. */
 typedef struct ranking_run {
     ranking_job *job;
+    int thread;
     size_t list, first, length; /* its elements */
     size_t n;                   /* its members: elements with a relevance */
-    double *wide, *key, *sorted_key, *x, *e, *p, *power, *others, *weight, *grad, *by_place;
-    int64_t *member, *place, *order, *beside;
+    double *key, *sorted_key, *x, *e, *p, *power, *others, *weight, *grad;
+    float *narrow, *narrow_key, *places; /* storage in the compute type; keys that floats hold; their places */
+    int64_t *member, *order, *beside; /* elements in their order; those of `order` in falling order */
     size_t *begin;
     unsigned char *observed;
-    size_t pairs; /* of equal keys, if they were counted; else 1 */
+    int has_ties, has_absent; /* has_absent: an x is -inf */
 } ranking_run;
 
-static int make_run(ranking_run *run, int thread) {
-    const size_t room = (run->length + 1 + PAD) / PAD * PAD + PAD;
-    double *at = (double *)(void *)csm_scratch_get(&run->job->scratch, thread, NUMBERS, ARRAYS * room * sizeof *at);
-    int64_t *places = (int64_t *)(void *)csm_scratch_get(&run->job->scratch, thread, PLACES, 6 * room * sizeof *places);
+/* The arrays for lists of up to `length` elements. */
+static int make_run(ranking_run *run, size_t length) {
+    const size_t room = (length + CSM_RANKING_PAD - 1) / CSM_RANKING_PAD * CSM_RANKING_PAD + CSM_RANKING_PAD;
+    csm_scratch *scratch = &run->job->scratch;
+    double *at = (double *)(void *)csm_scratch_get(scratch, run->thread, NUMBERS, 13 * room * sizeof *at);
+    int64_t *places = (int64_t *)(void *)csm_scratch_get(scratch, run->thread, PLACES, 5 * room * sizeof *places);
     if (!at || !places) return 0;
-    run->wide = at;
-    run->key = at + room;
-    run->sorted_key = at + 2 * room;
-    run->x = at + 3 * room;
-    run->e = at + 4 * room;
-    run->p = at + 5 * room;
-    run->power = at + 6 * room;
-    run->others = at + 7 * room; /* two numbers for each element */
-    run->weight = at + 9 * room;
-    run->grad = at + 11 * room;
-    run->by_place = at + 12 * room;
+    run->key = at;
+    run->sorted_key = at + room;
+    run->x = at + 2 * room;
+    run->e = at + 3 * room;
+    run->p = at + 4 * room;
+    run->power = at + 5 * room;
+    run->others = at + 6 * room; /* two numbers for each element */
+    run->weight = at + 8 * room; /* the same */
+    run->grad = at + 10 * room;
+    run->narrow = (float *)(void *)(at + 11 * room); /* or doubles */
+    run->narrow_key = (float *)(void *)(at + 12 * room);
+    run->places = run->narrow_key + room;
     run->member = places;
-    run->place = places + room;
-    run->order = places + 2 * room;
-    run->beside = places + 3 * room;
-    run->begin = (size_t *)(places + 4 * room);
-    run->observed = (unsigned char *)(places + 5 * room);
+    run->order = places + room;
+    run->beside = places + 2 * room;
+    run->begin = (size_t *)(places + 3 * room);
+    run->observed = (unsigned char *)(places + 4 * room);
     return 1;
 }
 
@@ -102,32 +106,42 @@ static void merge_places(ranking_run *run) {
     if (from != run->order) memcpy(run->order, from, n * sizeof *from);
 }
 
-/* Finds the members and their order. */
+/* Finds the members and their order; `order` holds elements afterwards. */
 static void sort_members(ranking_run *run) {
-    const csm_ranking_call *c = run->job->call;
-    const double *relevance = c->relevance + run->first;
-    int falls = 1, has_ties = 0;
-    run->n = 0;
+    const double *relevance = run->job->call->relevance + run->first;
+    int falls = 1, is_narrow = 1;
+    double last = CSM_INF;
+    size_t n = 0;
     for (size_t i = 0; i < run->length; i++) {
         const double key = relevance[i];
-        run->member[run->n] = (int64_t)i;
-        run->key[run->n] = key;
-        if (run->n > 0) {
-            falls &= !(key > run->key[run->n - 1]);
-            has_ties |= key == run->key[run->n - 1];
-        }
-        run->n += key == key;
+        run->member[n] = (int64_t)i;
+        run->key[n] = key;
+        n += key == key;
     }
-    run->pairs = 1;
+    run->n = n;
+    for (size_t i = 0; i < n; i++) {
+        const float narrow = (float)run->key[i];
+        run->narrow_key[i] = narrow;
+        is_narrow &= (double)narrow == run->key[i];
+        falls &= run->key[i] <= last;
+        last = run->key[i];
+    }
     if (falls) {
-        for (size_t i = 0; i < run->n; i++) run->order[i] = (int64_t)i;
-        run->pairs = (size_t)has_ties;
-    } else if (run->n <= CSM_RANKING_COUNTED) {
-        run->pairs = run->job->base.table->rankings.places(run->key, run->n, run->place);
-        for (size_t i = 0; i < run->n; i++) run->order[run->place[i]] = (int64_t)i;
+        for (size_t i = 0; i < n; i++) run->order[i] = (int64_t)i;
+    } else if (n <= CSM_RANKING_COUNTED && is_narrow) {
+        run->job->base.table->rankings.places(run->narrow_key, n, run->places);
+        for (size_t i = 0; i < n; i++) run->order[(size_t)(int64_t)run->places[i]] = (int64_t)i;
     } else {
         merge_places(run);
     }
+    int has_ties = 0;
+    for (size_t i = 0; i < n; i++) {
+        const int64_t at = run->order[i];
+        run->sorted_key[i] = run->key[at];
+        run->order[i] = run->member[at];
+        has_ties |= i > 0 && run->sorted_key[i] == run->sorted_key[i - 1];
+    }
+    run->has_ties = has_ties;
 }
 
 /* Reads x / T of the members in their order.  Returns 1 if the list is NaN. */
@@ -135,27 +149,46 @@ static int read_members(ranking_run *run, double temperature, double *max, doubl
     const csm_ranking_call *c = run->job->call;
     const csm_call *base = &run->job->base;
     const char *x = (const char *)c->x + run->first * base->itemsize;
-    const int single = csm_is_single(base);
-    float *narrow = (float *)(void *)run->by_place;
+    const size_t n = run->n;
+    const double *wide = (const double *)(const void *)x;
+    const float *narrow = (const float *)(const void *)x;
+    double *to = run->x, top = -CSM_INF, least = CSM_INF;
     int is_bad = 0;
-    base->table->widen[base->dtype](x, single ? (void *)narrow : (void *)run->wide, run->length);
-    for (size_t i = 0; i < run->length && single; i++) run->wide[i] = (double)narrow[i];
-    *max = -CSM_INF;
-    *min = CSM_INF;
-    for (size_t i = 0; i < run->n; i++) {
-        double v = run->wide[run->member[run->order[i]]];
-        if (temperature != 1) v /= temperature;
-        is_bad |= !(v < CSM_INF);
-        run->x[i] = v;
-        *max = v > *max ? v : *max;
-        *min = v > -CSM_INF && v < *min ? v : *min;
+    if (base->itemsize == 2) {
+        base->table->widen[base->dtype](x, run->narrow, run->length);
+        narrow = run->narrow;
     }
-    if (*max > RANKING_LARGEST || *max < -RANKING_LARGEST)
-        for (size_t i = 0; i < run->n; i++) run->x[i] -= *max;
-    if (c->observed)
-        for (size_t i = 0; i < run->n; i++)
-            run->observed[i] = c->observed[run->first + (size_t)run->member[run->order[i]]] != 0;
+    if (csm_is_single(base))
+        for (size_t i = 0; i < n; i++) to[i] = (double)narrow[run->order[i]];
+    else
+        for (size_t i = 0; i < n; i++) to[i] = wide[run->order[i]];
+    for (size_t i = 0; i < n && temperature != 1; i++) to[i] /= temperature;
+    for (size_t i = 0; i < n; i++) {
+        is_bad |= !(to[i] < CSM_INF);
+        top = to[i] > top ? to[i] : top;
+        least = to[i] < least ? to[i] : least;
+    }
+    run->has_absent = least == -CSM_INF;
+    if (run->has_absent) {
+        least = CSM_INF;
+        for (size_t i = 0; i < n; i++) least = to[i] > -CSM_INF && to[i] < least ? to[i] : least;
+    }
+    if (top > RANKING_LARGEST || top < -RANKING_LARGEST)
+        for (size_t i = 0; i < n; i++) to[i] -= top;
+    *max = top;
+    *min = least;
     return is_bad;
+}
+/* Whether the elements are observed, in their order, or NULL if all are. */
+static const unsigned char *read_observed(ranking_run *run) {
+    const csm_ranking_call *c = run->job->call;
+    int all = 1;
+    if (!c->observed) return NULL;
+    for (size_t i = 0; i < run->n; i++) {
+        run->observed[i] = c->observed[run->first + (size_t)run->order[i]] != 0;
+        all &= run->observed[i];
+    }
+    return all ? NULL : run->observed;
 }
 
 /* Groups of ties, and those that count. */
@@ -165,8 +198,7 @@ static void find_groups(ranking_run *run, ranking_list *list) {
     list->groups = n;
     list->factors = n < c->top ? n : c->top;
     list->begin = NULL;
-    if (c->ties == CSM_RANKING_ORDER || run->pairs == 0) return;
-    for (size_t i = 0; i < n; i++) run->sorted_key[i] = run->key[run->order[i]];
+    if (c->ties == CSM_RANKING_ORDER || !run->has_ties) return;
     size_t groups = 0;
     list->factors = 0;
     for (size_t i = 0; i < n; i++) {
@@ -176,13 +208,13 @@ static void find_groups(ranking_run *run, ranking_list *list) {
     }
     run->begin[groups] = n;
     list->groups = groups;
-    if (groups < n) list->begin = run->begin;
+    list->begin = run->begin;
 }
 
 /* e of the members, or p and power where they are too far apart. */
 static void exponentials(ranking_run *run, ranking_list *list, double max, double min) {
     const csm_crf_kernels *k = &run->job->base.table->crf;
-    const size_t n = run->n, padded = (n + PAD - 1) / PAD * PAD;
+    const size_t n = run->n, padded = (n + 7) / 8 * 8;
     double reference = max > RANKING_LARGEST || max < -RANKING_LARGEST ? 0 : max, power;
     for (size_t i = n; i < padded; i++) run->x[i] = -CSM_INF;
     if (!(reference > -CSM_INF)) reference = 0;
@@ -191,31 +223,65 @@ static void exponentials(ranking_run *run, ranking_list *list, double max, doubl
     else k->exponentials(run->x, &reference, run->e, &power, 1, padded);
 }
 
+/* Writes the gradient of the list times a factor; grad NULL: the factor for every member. */
 static void write_gradient(const ranking_run *run, const double *grad, double factor) {
     const csm_ranking_call *c = run->job->call;
     const csm_call *base = &run->job->base;
-    const size_t length = run->length;
-    double *out = run->by_place;
     char *to = (char *)c->grad + run->first * base->itemsize;
-    if (run->n < length) memset(out, 0, length * sizeof *out);
-    for (size_t i = 0; i < run->n; i++) out[run->member[grad ? run->order[i] : (int64_t)i]] = grad ? grad[i] * factor : factor;
-    if (csm_is_single(base)) {
-        float *narrow = (float *)(void *)out; /* behind the doubles that are still to be read */
-        for (size_t i = 0; i < length; i++) {
-            const float v = (float)out[i];
-            memcpy(&narrow[i], &v, sizeof v);
-        }
+    float *narrow = base->itemsize == 4 ? (float *)(void *)to : run->narrow;
+    double *wide = (double *)(void *)to;
+    const int single = csm_is_single(base);
+    for (size_t i = 0; i < run->length && run->n < run->length; i++) {
+        if (single) narrow[i] = 0;
+        else wide[i] = 0;
     }
-    base->table->narrow[base->dtype](out, to, length);
+    for (size_t i = 0; i < run->n; i++) {
+        const double v = grad ? grad[i] * factor : factor;
+        if (single) narrow[run->order[i]] = (float)v;
+        else wide[run->order[i]] = v;
+    }
+    if (base->itemsize == 2) base->table->narrow[base->dtype](narrow, to, run->length);
 }
 
-static csm_status run_list(ranking_run *run, int thread) {
+/* The terms of a list whose numbers have been read. */
+static csm_status compute_terms(ranking_run *run, double max, double min, double *loss) {
+    ranking_job *job = run->job;
+    const csm_ranking_call *c = job->call;
+    ranking_list list = {.table = job->base.table,
+                         .ties = c->ties,
+                         .poll = csm_poll_of(&job->base.interrupt, run->thread),
+                         .n = run->n,
+                         .observed = read_observed(run),
+                         .x = run->x,
+                         .e = run->e,
+                         .p = run->p,
+                         .power = run->power,
+                         .others = run->others,
+                         .weight = run->weight,
+                         .grad = run->grad};
+    find_groups(run, &list);
+    exponentials(run, &list, max, min);
+    if (!list.is_wide && !list.begin && !list.observed && list.factors == list.n && !run->has_absent)
+        list.loss = job->base.table->rankings.terms(run->e, run->n, run->others, run->weight, run->grad);
+    else if (list.is_wide) csm_ranking_terms_wide(&list);
+    else csm_ranking_terms(&list);
+    if (c->ties == CSM_RANKING_EXACT && list.begin) {
+        const size_t numbers = csm_ranking_exact_scratch(&list);
+        double *beside = (double *)(void *)csm_scratch_get(&job->scratch, run->thread, EXACT, numbers * sizeof *beside);
+        if (!beside) return CSM_NO_MEMORY;
+        if (!csm_ranking_exact(&list, beside)) return CSM_INTERRUPTED;
+    }
+    *loss = list.loss;
+    return CSM_OK;
+}
+
+static csm_status run_list(ranking_run *run) {
     ranking_job *job = run->job;
     const csm_ranking_call *c = job->call;
     const double weight = c->sample_weight ? c->sample_weight[run->list] : 1;
     const double temperature = c->temperatures ? c->temperatures[run->list] : c->temperature;
-    double *loss = &c->losses[run->list], factor = weight, max, min;
-    *loss = 0;
+    double *to = &c->losses[run->list], factor = weight, max, min, loss;
+    *to = 0;
     run->n = 0;
     if (c->upstream) factor *= c->upstream[run->list];
     factor = job->divisor == 0 || factor == 0 ? 0 : factor / job->divisor;
@@ -224,34 +290,14 @@ static csm_status run_list(ranking_run *run, int thread) {
         if (c->grad) write_gradient(run, NULL, 0);
         return CSM_OK;
     }
-    ranking_list list = {.table = job->base.table,
-                         .ties = c->ties,
-                         .poll = csm_poll_of(&job->base.interrupt, thread),
-                         .n = run->n,
-                         .observed = c->observed ? run->observed : NULL,
-                         .x = run->x,
-                         .e = run->e,
-                         .p = run->p,
-                         .power = run->power,
-                         .others = run->others,
-                         .weight = run->weight,
-                         .grad = run->grad};
     if (read_members(run, temperature, &max, &min)) {
-        *loss = CSM_NAN;
+        *to = CSM_NAN;
         if (c->grad) write_gradient(run, NULL, factor == 0 ? 0 : CSM_NAN);
         return CSM_OK;
     }
-    find_groups(run, &list);
-    exponentials(run, &list, max, min);
-    if (list.is_wide) csm_ranking_terms_wide(&list);
-    else csm_ranking_terms(&list);
-    if (c->ties == CSM_RANKING_EXACT && list.begin) {
-        const size_t numbers = csm_ranking_exact_scratch(&list);
-        double *beside = (double *)(void *)csm_scratch_get(&job->scratch, thread, EXACT, numbers * sizeof *beside);
-        if (!beside) return CSM_NO_MEMORY;
-        if (!csm_ranking_exact(&list, beside)) return CSM_INTERRUPTED;
-    }
-    *loss = weight * list.loss;
+    const csm_status status = compute_terms(run, max, min, &loss);
+    if (status != CSM_OK) return status;
+    *to = weight * loss;
     if (c->grad) write_gradient(run, run->grad, factor / temperature);
     return CSM_OK;
 }
@@ -259,13 +305,23 @@ static csm_status run_list(ranking_run *run, int thread) {
 static csm_status lists_body(void *context, size_t begin, size_t end, int thread) {
     ranking_job *job = context;
     const int64_t *offsets = job->call->offsets;
+    ranking_run run = {.job = job, .thread = thread};
+    size_t longest = 0, elements = 0;
     for (size_t i = begin; i < end; i++) {
-        ranking_run run = {.job = job, .list = i, .first = (size_t)offsets[i]};
+        const size_t length = (size_t)(offsets[i + 1] - offsets[i]);
+        if (length > longest) longest = length;
+    }
+    if (!make_run(&run, longest)) return CSM_NO_MEMORY;
+    for (size_t i = begin; i < end; i++) {
+        run.list = i;
+        run.first = (size_t)offsets[i];
         run.length = (size_t)offsets[i + 1] - run.first;
-        if (!make_run(&run, thread)) return CSM_NO_MEMORY;
-        const csm_status status = run_list(&run, thread);
+        const csm_status status = run_list(&run);
         if (status != CSM_OK) return status;
-        if (csm_stops(&job->base.interrupt, thread, 16 * run.length)) return CSM_INTERRUPTED;
+        elements += 16 * run.length;
+        if (elements < CSM_POLL_ELEMENTS && i + 1 < end) continue;
+        if (csm_stops(&job->base.interrupt, thread, elements)) return CSM_INTERRUPTED;
+        elements = 0;
     }
     return CSM_OK;
 }

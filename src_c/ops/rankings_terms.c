@@ -11,29 +11,29 @@ enum { LANES = 4 };
 /* A product of numbers of at least 1, less 1, in four factors, and the logarithm of what no longer fits. */
 typedef struct ranking_product {
     double less_one[LANES], log;
+    size_t next; /* the factor that the next number goes to */
 } ranking_product;
 
 static double ranking_log(double u) {
     double low;
     return csm_log(u, 0, &low);
 }
-/* Multiplies by 1 + rho. */
-static inline void multiply_lane(ranking_product *product, double *q, double rho) {
+/* Multiplies a factor by 1 + rho. */
+static inline void multiply_by(ranking_product *product, size_t lane, double rho) {
+    double *q = &product->less_one[lane];
     *q = (*q + rho) + *q * rho;
     if (!(*q <= 0x1p100)) {
         product->log += csm_log1p(*q, 0);
         *q = 0;
     }
 }
-static double ranking_product_log(ranking_product *product) {
-    double *q = product->less_one;
-    for (int i = 1; i < LANES; i++) multiply_lane(product, &q[0], q[i]);
-    return product->log + csm_log1p(q[0], 0);
+static inline void multiply_next(ranking_product *product, double rho) {
+    multiply_by(product, product->next, rho);
+    product->next = (product->next + 1) % LANES;
 }
-static inline void next_lane(ranking_product *product) {
-    const double first = product->less_one[0];
-    for (int i = 1; i < LANES; i++) product->less_one[i - 1] = product->less_one[i];
-    product->less_one[LANES - 1] = first;
+static double ranking_product_log(ranking_product *product) {
+    for (size_t i = 1; i < LANES; i++) multiply_by(product, 0, product->less_one[i]);
+    return product->log + csm_log1p(product->less_one[0], 0);
 }
 
 /* Doubles, for x that are at most RANKING_RANGE apart: every quotient of sums is within their range. */
@@ -51,8 +51,7 @@ static inline double plain_to_double(double a) { return a; }
 static inline void plain_put(double *to, size_t i, double a) { to[i] = a; }
 static inline double plain_get(const double *from, size_t i) { return from[i]; }
 static inline void plain_multiply(ranking_product *product, double others, double e) {
-    multiply_lane(product, &product->less_one[0], e > 0 ? others / e : CSM_INF);
-    next_lane(product);
+    multiply_next(product, e > 0 ? others / e : CSM_INF);
 }
 static inline void plain_accumulate(double *mantissa, double *exponent, double den, double e) {
     *mantissa = e > 0 && *mantissa < CSM_INF ? *mantissa * (den / e) : CSM_INF;
@@ -98,7 +97,7 @@ static inline void far_multiply(ranking_product *product, ranking_far others, ra
     }
     const ranking_far rho = far_divide(others, e);
     if (rho.e > 100) product->log += ranking_log(rho.m) + rho.e * 0x1.62e42fefa39efp-1;
-    else multiply_lane(product, &product->less_one[0], far_to_double(rho));
+    else multiply_next(product, far_to_double(rho));
 }
 static inline void far_accumulate(double *mantissa, double *exponent, ranking_far den, ranking_far e) {
     if (e.m == 0 || !(*mantissa < CSM_INF)) {

@@ -104,7 +104,7 @@ static NUM NAME(group)(ranking_list *list, ranking_product *product, size_t grou
 
 /* All groups but those of "exact" with several observed elements, whose terms are added later. */
 void RUN(ranking_list *list) {
-    ranking_product product = {{0, 0, 0, 0}, 0};
+    ranking_product product = {{0, 0, 0, 0}, 0, 0};
     NUM sum = NAME(zero)(), before = NAME(zero)();
     if (!list->begin) {
         for (size_t i = list->n; i-- > 0;) sum = NAME(single)(list, &product, i, i < list->factors, sum);
