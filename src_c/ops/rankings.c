@@ -2,7 +2,7 @@
  *
  * A list is computed by one thread, alone, in double, so that its bits depend on nothing else.  Its order is found by
  * counting (kernel/rankings), from 65 elements on by merging; e^x are those of the CRF's kernels, relative to the
- * maximum, or with exponents of their own where the x are more than RANKING_RANGE apart.
+ * maximum, or with exponents of their own where the x are more than far apart.
  *
  * Losses are added in a tree over the lists.  A list with NaN among its elements, or with +inf, is NaN; elements without
  * a relevance are not read, and their gradient is 0. */
@@ -13,8 +13,8 @@
 
 #include <string.h>
 
-#define RANKING_RANGE 600.0      /* nats: quotients of sums of up to 2^60 terms stay far from the range of double */
-#define RANKING_LARGEST 0x1p45   /* beyond it, the maximum is subtracted first */
+#define RANKING_TINY 0x1p-860 /* least e^(x - max): quotients of sums of up to 2^60 terms stay within the range of double */
+#define RANKING_LARGEST 0x1p45 /* beyond it, the maximum is subtracted first */
 enum { NUMBERS, PLACES, EXACT, BUFFERS, PIECE_ELEMENTS = 16384 };
 
 typedef struct ranking_job {
@@ -106,54 +106,70 @@ static void merge_places(ranking_run *run) {
     if (from != run->order) memcpy(run->order, from, n * sizeof *from);
 }
 
-/* Finds the members and their order; `order` holds elements afterwards. */
-static void sort_members(ranking_run *run) {
-    const double *relevance = run->job->call->relevance + run->first;
-    int falls = 1, is_narrow = 1;
-    double last = CSM_INF;
+/* The order of elements whose relevance a float holds, all of them members. */
+static void count_places(ranking_run *run, const double *relevance) {
+    const size_t n = run->length;
+    run->job->base.table->rankings.places(run->narrow_key, n, run->places);
+    for (size_t i = 0; i < n; i++) {
+        const size_t place = (size_t)(int64_t)run->places[i];
+        run->order[place] = (int64_t)i;
+        run->sorted_key[place] = relevance[i];
+    }
+}
+/* The order of any elements: the members are gathered, and sorted unless they are. */
+static void sort_any(ranking_run *run, const double *relevance) {
+    int falls = 1;
     size_t n = 0;
     for (size_t i = 0; i < run->length; i++) {
-        const double key = relevance[i];
+        if (relevance[i] != relevance[i]) continue;
         run->member[n] = (int64_t)i;
-        run->key[n] = key;
-        n += key == key;
+        run->key[n] = relevance[i];
+        falls &= n == 0 || run->key[n] <= run->key[n - 1];
+        n++;
     }
     run->n = n;
+    if (!falls) merge_places(run);
     for (size_t i = 0; i < n; i++) {
-        const float narrow = (float)run->key[i];
-        run->narrow_key[i] = narrow;
-        is_narrow &= (double)narrow == run->key[i];
-        falls &= run->key[i] <= last;
-        last = run->key[i];
-    }
-    if (falls) {
-        for (size_t i = 0; i < n; i++) run->order[i] = (int64_t)i;
-    } else if (n <= CSM_RANKING_COUNTED && is_narrow) {
-        run->job->base.table->rankings.places(run->narrow_key, n, run->places);
-        for (size_t i = 0; i < n; i++) run->order[(size_t)(int64_t)run->places[i]] = (int64_t)i;
-    } else {
-        merge_places(run);
-    }
-    int has_ties = 0;
-    for (size_t i = 0; i < n; i++) {
-        const int64_t at = run->order[i];
+        const size_t at = falls ? i : (size_t)run->order[i];
         run->sorted_key[i] = run->key[at];
         run->order[i] = run->member[at];
-        has_ties |= i > 0 && run->sorted_key[i] == run->sorted_key[i - 1];
     }
+}
+/* Finds the members, their order, and whether there are ties. */
+static void sort_members(ranking_run *run) {
+    const double *relevance = run->job->call->relevance + run->first;
+    const size_t n = run->length;
+    int is_narrow = 1, falls = 1, has_ties = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float narrow = (float)relevance[i];
+        run->narrow_key[i] = narrow;
+        is_narrow &= (double)narrow == relevance[i]; /* not NaN either */
+    }
+    for (size_t i = 1; i < n; i++) falls &= relevance[i] <= relevance[i - 1];
+    run->n = n;
+    if (is_narrow && falls) {
+        for (size_t i = 0; i < n; i++) {
+            run->order[i] = (int64_t)i;
+            run->sorted_key[i] = relevance[i];
+        }
+    } else if (is_narrow && n <= CSM_RANKING_COUNTED) {
+        count_places(run, relevance);
+    } else {
+        sort_any(run, relevance);
+    }
+    for (size_t i = 1; i < run->n; i++) has_ties |= run->sorted_key[i] == run->sorted_key[i - 1];
     run->has_ties = has_ties;
 }
 
-/* Reads x / T of the members in their order.  Returns 1 if the list is NaN. */
-static int read_members(ranking_run *run, double temperature, double *max, double *min) {
+/* Reads x / T of the members in their order, and their maximum.  Returns 1 if the list is NaN. */
+static int read_members(ranking_run *run, double temperature, double *max) {
     const csm_ranking_call *c = run->job->call;
     const csm_call *base = &run->job->base;
     const char *x = (const char *)c->x + run->first * base->itemsize;
-    const size_t n = run->n;
+    const size_t n = run->n, padded = (n + 7) / 8 * 8;
     const double *wide = (const double *)(const void *)x;
     const float *narrow = (const float *)(const void *)x;
-    double *to = run->x, top = -CSM_INF, least = CSM_INF;
-    int is_bad = 0;
+    double *to = run->x;
     if (base->itemsize == 2) {
         base->table->widen[base->dtype](x, run->narrow, run->length);
         narrow = run->narrow;
@@ -163,21 +179,8 @@ static int read_members(ranking_run *run, double temperature, double *max, doubl
     else
         for (size_t i = 0; i < n; i++) to[i] = wide[run->order[i]];
     for (size_t i = 0; i < n && temperature != 1; i++) to[i] /= temperature;
-    for (size_t i = 0; i < n; i++) {
-        is_bad |= !(to[i] < CSM_INF);
-        top = to[i] > top ? to[i] : top;
-        least = to[i] < least ? to[i] : least;
-    }
-    run->has_absent = least == -CSM_INF;
-    if (run->has_absent) {
-        least = CSM_INF;
-        for (size_t i = 0; i < n; i++) least = to[i] > -CSM_INF && to[i] < least ? to[i] : least;
-    }
-    if (top > RANKING_LARGEST || top < -RANKING_LARGEST)
-        for (size_t i = 0; i < n; i++) to[i] -= top;
-    *max = top;
-    *min = least;
-    return is_bad;
+    for (size_t i = n; i < padded; i++) to[i] = -CSM_INF;
+    return base->table->crf.maxima(to, 1, padded, max) != 0;
 }
 /* Whether the elements are observed, in their order, or NULL if all are. */
 static const unsigned char *read_observed(ranking_run *run) {
@@ -212,15 +215,26 @@ static void find_groups(ranking_run *run, ranking_list *list) {
 }
 
 /* e of the members, or p and power where they are too far apart. */
-static void exponentials(ranking_run *run, ranking_list *list, double max, double min) {
+static void exponentials(ranking_run *run, ranking_list *list, double max) {
     const csm_crf_kernels *k = &run->job->base.table->crf;
     const size_t n = run->n, padded = (n + 7) / 8 * 8;
-    double reference = max > RANKING_LARGEST || max < -RANKING_LARGEST ? 0 : max, power;
-    for (size_t i = n; i < padded; i++) run->x[i] = -CSM_INF;
-    if (!(reference > -CSM_INF)) reference = 0;
-    list->is_wide = min < CSM_INF && !(max - min <= RANKING_RANGE);
+    double reference = max, power, least = CSM_INF;
+    int is_tiny = 0;
+    if (max > RANKING_LARGEST || max < -RANKING_LARGEST) {
+        for (size_t i = 0; i < n && max > -CSM_INF; i++) run->x[i] -= max;
+        reference = 0;
+    }
+    k->exponentials(run->x, &reference, run->e, &power, 1, padded);
+    for (size_t i = 0; i < n; i++) is_tiny |= run->e[i] < RANKING_TINY;
+    run->has_absent = 0;
+    list->is_wide = 0;
+    if (!is_tiny) return;
+    for (size_t i = 0; i < n; i++) {
+        run->has_absent |= run->x[i] == -CSM_INF;
+        if (run->x[i] > -CSM_INF && run->e[i] < least) least = run->e[i];
+    }
+    list->is_wide = least < RANKING_TINY;
     if (list->is_wide) k->split(run->x, run->p, run->power, padded);
-    else k->exponentials(run->x, &reference, run->e, &power, 1, padded);
 }
 
 /* Writes the gradient of the list times a factor; grad NULL: the factor for every member. */
@@ -244,7 +258,7 @@ static void write_gradient(const ranking_run *run, const double *grad, double fa
 }
 
 /* The terms of a list whose numbers have been read. */
-static csm_status compute_terms(ranking_run *run, double max, double min, double *loss) {
+static csm_status compute_terms(ranking_run *run, double max, double *loss) {
     ranking_job *job = run->job;
     const csm_ranking_call *c = job->call;
     ranking_list list = {.table = job->base.table,
@@ -260,7 +274,7 @@ static csm_status compute_terms(ranking_run *run, double max, double min, double
                          .weight = run->weight,
                          .grad = run->grad};
     find_groups(run, &list);
-    exponentials(run, &list, max, min);
+    exponentials(run, &list, max);
     if (!list.is_wide && !list.begin && !list.observed && list.factors == list.n && !run->has_absent)
         list.loss = job->base.table->rankings.terms(run->e, run->n, run->others, run->weight, run->grad);
     else if (list.is_wide) csm_ranking_terms_wide(&list);
@@ -280,7 +294,7 @@ static csm_status run_list(ranking_run *run) {
     const csm_ranking_call *c = job->call;
     const double weight = c->sample_weight ? c->sample_weight[run->list] : 1;
     const double temperature = c->temperatures ? c->temperatures[run->list] : c->temperature;
-    double *to = &c->losses[run->list], factor = weight, max, min, loss;
+    double *to = &c->losses[run->list], factor = weight, max, loss;
     *to = 0;
     run->n = 0;
     if (c->upstream) factor *= c->upstream[run->list];
@@ -290,12 +304,12 @@ static csm_status run_list(ranking_run *run) {
         if (c->grad) write_gradient(run, NULL, 0);
         return CSM_OK;
     }
-    if (read_members(run, temperature, &max, &min)) {
+    if (read_members(run, temperature, &max)) {
         *to = CSM_NAN;
         if (c->grad) write_gradient(run, NULL, factor == 0 ? 0 : CSM_NAN);
         return CSM_OK;
     }
-    const csm_status status = compute_terms(run, max, min, &loss);
+    const csm_status status = compute_terms(run, max, &loss);
     if (status != CSM_OK) return status;
     *to = weight * loss;
     if (c->grad) write_gradient(run, run->grad, factor / temperature);

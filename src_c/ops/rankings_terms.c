@@ -36,7 +36,7 @@ static double ranking_product_log(ranking_product *product) {
     return product->log + csm_log1p(product->less_one[0], 0);
 }
 
-/* Doubles, for x that are at most RANKING_RANGE apart: every quotient of sums is within their range. */
+/* Doubles, for x that are not far apart: every quotient of sums is within their range. */
 #define NUM double
 #define NAME(name) plain_##name
 #define RUN csm_ranking_terms

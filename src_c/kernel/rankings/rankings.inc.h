@@ -5,7 +5,8 @@
  *             grad(i) = e(i) C(i) - S(i + 1) / S(i),  C(i + 1) = C(i) + 1 / S(i)
  *
  * Passes: places compares each key with all others, in vectors, without branches that depend on the keys; terms passes
- * once from the last element to the first, once in vectors for the quotients, and once back.
+ * once from the last element to the first, once in vectors for the quotients, and once back.  Sums of four elements
+ * at a time keep the chains of additions short.
  * Accumulators: doubles; the product less 1 in 8 lanes (i mod 8), q + rho + q rho, which are multiplied in a fixed tree;
  * a lane above 2^100 is turned into its logarithm.  So every instruction set has the same bits.
  * NaN, infinities and elements of -inf never come here.  Error: ops/rankings_terms.c.
@@ -59,7 +60,16 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
         e[i] = 1;
         sum[i] = 0;
     }
-    for (size_t i = n; i-- > 0;) sum[i] = behind = behind + e[i];
+    size_t rest = n;
+    for (; rest % 4; rest--) sum[rest - 1] = behind = behind + e[rest - 1];
+    for (; rest > 0; rest -= 4) { /* one addition of the chain for four elements */
+        const double *x = e + rest - 4;
+        const double two = x[3] + x[2];
+        sum[rest - 1] = behind + x[3];
+        sum[rest - 2] = behind + two;
+        sum[rest - 3] = behind + (two + x[1]);
+        sum[rest - 4] = behind = behind + (two + (x[1] + x[0]));
+    }
     UNROLL
     for (int v = 0; v < VECTORS; v++) q[v] = v64_zero();
     for (size_t i = 0; i < n; i += 8) {
@@ -82,7 +92,16 @@ static double ranking_terms(double *e, size_t n, double *sum, double *inverse, d
     for (int v = 0; v < VECTORS; v++) v64_store_f64(lane + v * v64_W, q[v]);
     for (int half = 4; half > 0; half /= 2)
         for (int l = 0; l < half; l++) lane[l] = ranking_times(lane[l], lane[l + half], &log);
-    for (size_t i = 0; i < n; i++) {
+    size_t i = 0;
+    for (; i + 4 <= n; i += 4) {
+        const double *by = inverse + i, two = by[0] + by[1];
+        grad[i] = e[i] * before - grad[i];
+        grad[i + 1] = e[i + 1] * (before + by[0]) - grad[i + 1];
+        grad[i + 2] = e[i + 2] * (before + two) - grad[i + 2];
+        grad[i + 3] = e[i + 3] * (before + (two + by[2])) - grad[i + 3];
+        before = before + (two + (by[2] + by[3]));
+    }
+    for (; i < n; i++) {
         grad[i] = e[i] * before - grad[i];
         before += inverse[i];
     }
