@@ -20,7 +20,8 @@ try:
     from sklearn.utils.validation import check_is_fitted
 except ImportError as error:
     raise ImportError(
-        f"csoftmax.choice needs SciPy and scikit-learn >= 1.6 ({error}); install them with: pip install 'csoftmax[learn]'"
+        f"csoftmax.choice needs SciPy and scikit-learn >= 1.6 ({error}); install them with: "
+        "pip install 'csoftmax[learn]'"
     ) from error
 
 from . import plackett_luce_loss_with_grad
@@ -62,8 +63,8 @@ class ConditionalLogit(BaseEstimator):
     """Conditional logit: the probability that an alternative is chosen is the softmax of its utility within its group.
 
     The utility is ``X @ coef_`` plus an offset. Groups may have any sizes; there is no intercept, which would cancel:
-    constants of alternatives are columns of X. `fit` maximises the log-likelihood minus ``penalty_l2 / 2 * sum(coef**2)``
-    by Newton's method.
+    constants of alternatives are columns of X. `fit` maximises the log-likelihood minus
+    ``penalty_l2 / 2 * sum(coef**2)`` by Newton's method.
 
     Parameters
     ----------
@@ -215,7 +216,9 @@ class ConditionalLogit(BaseEstimator):
         within = np.add.reduceat(chosen[rows], offsets[:-1]) if len(offsets) > 1 else np.zeros(0)
         if shares and not np.allclose(within, 1, rtol=0, atol=1e-6):
             at = int(np.argmax(~np.isclose(within, 1, rtol=0, atol=1e-6)))
-            raise ValueError(f"shares in y must sum to 1 in each group; those of {found.labels[keep][at]!r} sum to {within[at]}")
+            raise ValueError(
+                f"shares in y must sum to 1 in each group; those of {found.labels[keep][at]!r} sum to {within[at]}"
+            )
         choices = np.ones(len(within), np.int64) if shares else np.rint(within).astype(np.int64)
         beside = None if offset is None else check_vector("offset", offset, len(x), "rows")[rows]
         kept_weight = None if weight is None else np.ascontiguousarray(weight[keep])

@@ -121,7 +121,7 @@ class Segments:
         return _restore, (self.indptr, self.order, self.num_elements)
 
     def on(self, place: Place) -> tuple[Any, Any]:
-        """indptr and order at a place; those on a device are copied once."""
+        """Indptr and order at a place; those on a device are copied once."""
         if place.number is None:
             return self.indptr, self.order
         if place.number not in self._on_devices:

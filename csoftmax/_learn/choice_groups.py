@@ -6,8 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from .._arguments.sequences import check_integers, describe_values
 from .._arguments.places import CPU, as_array, as_float
+from .._arguments.sequences import check_integers, describe_values
 
 
 class Groups(NamedTuple):
@@ -24,7 +24,13 @@ def find_groups(groups: Any, indptr: Any, rows: int) -> Groups:
         raise TypeError("groups or indptr is needed, and not both")
     if indptr is not None:
         offsets = check_integers("indptr", indptr, CPU).astype(np.int64)
-        if offsets.ndim != 1 or not len(offsets) or offsets[0] != 0 or offsets[-1] != rows or (np.diff(offsets) < 0).any():
+        if (
+            offsets.ndim != 1
+            or not len(offsets)
+            or offsets[0] != 0
+            or offsets[-1] != rows
+            or (np.diff(offsets) < 0).any()
+        ):
             raise ValueError(f"indptr must rise from 0 to the number of rows, {rows}, got {describe_values(offsets)}")
         return Groups(np.arange(len(offsets) - 1), None, offsets)
     ids, labels = number(groups, "groups")

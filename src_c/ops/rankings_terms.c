@@ -51,7 +51,8 @@ static inline double plain_to_double(double a) { return a; }
 static inline void plain_put(double *to, size_t i, double a) { to[i] = a; }
 static inline double plain_get(const double *from, size_t i) { return from[i]; }
 static inline void plain_multiply(ranking_product *product, double others, double e) {
-    multiply_next(product, e > 0 ? others / e : CSM_INF);
+    if (e > 0) multiply_next(product, others / e);
+    else product->log = CSM_INF;
 }
 static inline void plain_accumulate(double *mantissa, double *exponent, double den, double e) {
     *mantissa = e > 0 && *mantissa < CSM_INF ? *mantissa * (den / e) : CSM_INF;
