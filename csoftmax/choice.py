@@ -217,7 +217,7 @@ class ConditionalLogit(BaseEstimator):
         if shares and not np.allclose(within, 1, rtol=0, atol=1e-6):
             at = int(np.argmax(~np.isclose(within, 1, rtol=0, atol=1e-6)))
             raise ValueError(
-                f"shares in y must sum to 1 in each group; those of {found.labels[keep][at]!r} sum to {within[at]}"
+                f"shares in y must sum to 1 in each group; those of {found.labels[keep][at]} sum to {within[at]}"
             )
         choices = np.ones(len(within), np.int64) if shares else np.rint(within).astype(np.int64)
         beside = None if offset is None else check_vector("offset", offset, len(x), "rows")[rows]
@@ -253,9 +253,10 @@ class ConditionalLogit(BaseEstimator):
 
         start = np.zeros(columns)
         self.loglik_null_ = add_up(classes, start, threads, hessian=False).loglik
+        columns_of = newton.Columns(names, sum((np.einsum("gjd,gjd->d", c.x, c.x) for c in classes), start.copy()))
         climb = newton.ascend if has_hessian else newton.ascend_without_hessian
-        end = climb(at, start, penalty, names, int(self.max_iter), float(self.tol))
-        inverse = newton.invert(end.information, names)
+        end = climb(at, start, penalty, columns_of, int(self.max_iter), float(self.tol))
+        inverse = newton.invert(end.information, columns_of)
         if self.covariance != "hessian":
             scores = add_up(classes, end.beta, threads, hessian=False, scores=True).scores
             inverse = newton.sandwich(inverse, scores, clusters)
@@ -567,13 +568,14 @@ class PlackettLuce(BaseEstimator):
             return Sums(sums.loglik - 0.5 * mean * mean, sums.gradient - mean, None, None)
 
         polishes = count <= _MAX_DIFFERENCES
-        settings = names, int(self.max_iter), float(self.tol)
+        columns = newton.Columns(names, np.zeros(count))
+        settings = columns, int(self.max_iter), float(self.tol)
         end = newton.ascend_without_hessian(held, np.zeros(count), penalty, *settings, polishes=polishes)
         beta = end.beta - end.beta.mean() if is_items and count else end.beta
         self.coef_, self.loglik_, self.n_iter_ = beta, at(beta).loglik, end.iterations
         self.covariance_ = self.std_err_ = None
         if end.information is not None:
-            inverse = newton.invert(end.information, names)
+            inverse = newton.invert(end.information, columns)
             if is_items and count:  # without the variance along the mean, which the penalty on it gave
                 centre = np.eye(count) - 1 / count
                 inverse = centre @ inverse @ centre

@@ -13,7 +13,15 @@ import scipy.optimize
 from .choice_objective import Sums
 
 STEPS = 40  # halvings of a step
+_CONSTANT = 1e-20  # of the sum of squares of a column: what rounding leaves where it is constant within groups
 _RANK = 1e-11  # least eigenvalue of a Hessian with unit diagonal that counts as regular
+
+
+class Columns(NamedTuple):
+    """Names of coefficients, and the sums of squares of their columns, 0 if they are not known."""
+
+    names: list[str]
+    squares: Any
 
 
 class Maximum(NamedTuple):
@@ -26,17 +34,17 @@ class Maximum(NamedTuple):
     has_converged: bool
 
 
-def factor(information: Any, names: list[str]) -> Any:
+def factor(information: Any, columns: Columns) -> Any:
     """The Cholesky factor, or a LinAlgError that names the columns that are linear combinations of others."""
     scale = np.sqrt(np.diag(information))
-    problem = np.flatnonzero(~(scale > 0))
+    problem = np.flatnonzero(~(np.diag(information) > _CONSTANT * columns.squares) | ~(scale > 0))
     if not len(problem):
         values, vectors = np.linalg.eigh(information / np.outer(scale, scale))
         if values[0] > _RANK:
             return scipy.linalg.cho_factor(information)
         null = vectors[:, 0] / np.abs(vectors[:, 0]).max()
         problem = np.flatnonzero(np.abs(null) > 1e-6)
-    shown = ", ".join(names[i] for i in problem)
+    shown = ", ".join(columns.names[i] for i in problem)
     raise np.linalg.LinAlgError(
         f"the Hessian is singular: within groups these columns of X are constant or collinear: {shown}. Drop one of "
         "them, or use penalty_l2"
@@ -44,7 +52,7 @@ def factor(information: Any, names: list[str]) -> Any:
 
 
 def ascend(
-    evaluate: Callable[[Any], Sums], beta: Any, penalty: float, names: list[str], max_iter: int, tol: float
+    evaluate: Callable[[Any], Sums], beta: Any, penalty: float, columns: Columns, max_iter: int, tol: float
 ) -> Maximum:
     """Maximise by Newton steps, halved while the objective falls, until one is worth no more than tol."""
     sums = evaluate(beta)
@@ -52,7 +60,7 @@ def ascend(
     ridge = penalty * np.eye(len(beta))
     while not has_converged and iterations < max_iter:
         gradient = sums.gradient - penalty * beta
-        step = scipy.linalg.cho_solve(factor(sums.information + ridge, names), gradient)
+        step = scipy.linalg.cho_solve(factor(sums.information + ridge, columns), gradient)
         worth = 0.5 * float(gradient @ step)
         before = sums.loglik - 0.5 * penalty * float(beta @ beta)
         has_converged = worth <= tol
@@ -92,7 +100,7 @@ def ascend_without_hessian(
     evaluate: Callable[[Any], Sums],
     beta: Any,
     penalty: float,
-    names: list[str],
+    columns: Columns,
     max_iter: int,
     tol: float,
     *,
@@ -115,15 +123,15 @@ def ascend_without_hessian(
     def with_hessian(b: Any) -> Sums:
         return evaluate(b)._replace(information=differentiate(lambda at: evaluate(at).gradient, b))
 
-    end = ascend(with_hessian, found.x, penalty, names, max_iter, tol)
+    end = ascend(with_hessian, found.x, penalty, columns, max_iter, tol)
     return end._replace(iterations=int(found.nit) + end.iterations)
 
 
-def invert(information: Any, names: list[str]) -> Any:
+def invert(information: Any, columns: Columns) -> Any:
     """The inverse, symmetric."""
     if not len(information):
         return information
-    inverse = scipy.linalg.cho_solve(factor(information, names), np.eye(len(information)))
+    inverse = scipy.linalg.cho_solve(factor(information, columns), np.eye(len(information)))
     return 0.5 * (inverse + inverse.T)
 
 

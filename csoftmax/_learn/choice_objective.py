@@ -114,7 +114,7 @@ def add_up(
 
 
 def _information(part: LengthClass, residual: Any) -> Any:
-    """Sum over groups of the covariance of x under the probabilities: products of centred rows, without cancellation."""
+    """Sum over groups of the covariance of x under the probabilities, from centred rows: nothing cancels."""
     if part.choices != 1:
         return 0.0
     target = part.target
