@@ -10,9 +10,11 @@ from . import (
     linear_cross_entropy,
     margins,
     penalize,
+    rankings,
     sample,
     sampled,
     softmax,
+    subsets,
     topk,
 )
 from .record import Operation
@@ -29,6 +31,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *sampled.RECORDS,
     *in_batch.RECORDS,
     *margins.RECORDS,
+    *rankings.RECORDS,
+    *subsets.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

@@ -16,9 +16,11 @@ from tools.make_golden import (
     crf_digest,
     digest,
     loss_digest,
+    ranking_digest,
     sampled_digest,
     sampler_digest,
     sparse_digest,
+    subset_digest,
 )
 
 import csoftmax
@@ -33,6 +35,8 @@ NAMES |= {f"sparse, alpha={a}": (lambda dtype, case, a=a: sparse_digest(dtype, c
 NAMES["crf"] = crf_digest
 NAMES["sampled, of each row"] = sampled_digest
 NAMES["sampler"] = sampler_digest
+NAMES["rankings"] = ranking_digest
+NAMES["subsets"] = subset_digest
 
 
 @pytest.fixture(scope="module")
