@@ -16,6 +16,7 @@ except ImportError as error:
 from ._torch.crf import CRF, crf_loss
 from ._torch.losses import cross_entropy, linear_cross_entropy
 from ._torch.margins import margin_cross_entropy
+from ._torch.rankings import plackett_luce_loss
 from ._torch.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
 from ._torch.topk import topk_softmax
@@ -31,6 +32,7 @@ __all__ = [
     "margin_cross_entropy",
     "nce_loss",
     "negative_sampling_loss",
+    "plackett_luce_loss",
     "sampled_softmax_loss",
     "softmax",
     "sparsemax",

@@ -542,6 +542,7 @@ def run_subsets(
     x: NDArray[Any],
     offsets: NDArray[Any],
     k: NDArray[Any],
+    is_rounded: bool,
     log_sums: NDArray[Any] | None,
     marginals: NDArray[Any] | None,
     num_threads: Any,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import EllipsisType
 from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
@@ -16,6 +17,7 @@ from .._arguments.places import as_float, check_kernels, place_of
 from .._arguments.recorded import hand_over_recorded
 from .._arguments.segments import Segments, as_segments
 from .._cpu import binding
+from .._cpu.dtypes import compute_dtype
 from .softmax import logsumexp, softmax
 
 __all__ = ["subset_logsumexp", "subset_marginals"]
@@ -38,7 +40,8 @@ class SubsetsPlan(NamedTuple):
         wide = np.ascontiguousarray(self.elements, np.float64).reshape(-1)
         sums = None if marginals else np.empty(len(self.k))
         each = np.zeros(wide.size) if marginals else None
-        binding.run_subsets(wide, self.offsets, self.k, sums, each, self.num_threads)
+        is_rounded = bool(compute_dtype(self.x.dtype) == np.float32)
+        binding.run_subsets(wide, self.offsets, self.k, is_rounded, sums, each, self.num_threads)
         return each if marginals else sums
 
     def finish_sums(self) -> Any:
@@ -65,7 +68,10 @@ class SubsetsPlan(NamedTuple):
             taken, rows = rows, np.zeros((len(rows), self.x.shape[self.axes[0]]), rows.dtype)
             rows[:, _taken_by(self.segments)] = taken
         moved = rows.reshape(batch_shape(self.x, self.axes) + tuple(self.x.shape[i] for i in self.axes))
-        return np.moveaxis(moved, tuple(range(self.x.ndim - len(self.axes), self.x.ndim)), self.axes)
+        last = tuple(range(self.x.ndim - len(self.axes), self.x.ndim))
+        result = binding.empty_like(self.x)
+        result[...] = np.moveaxis(moved, last, self.axes)
+        return result
 
     def single(self) -> Any:
         """The lists whose subsets have one element, by length: they and their elements. They are those of softmax."""
@@ -83,7 +89,7 @@ def plan_subsets(x: Any, k: Any, *, axis: Any, device: Any, num_threads: Any, **
         check_kernels("subsets")
     x, _ = as_float("x", x, place)
     chosen = as_segments(**segments) if any(given is not None for given in segments.values()) else None
-    axes = normalize_axes((-1 if chosen is None else 0) if axis is None else axis, x.ndim)
+    axes = normalize_axes((-1 if chosen is None else 0) if axis is ... else axis, x.ndim)
     if x.ndim == 0:
         x = x.reshape(1)
     elements = axis_last(x, axes)
@@ -137,7 +143,7 @@ def subset_logsumexp(
     segment_ids: ArrayLike | None = None,
     num_segments: SupportsIndex | None = None,
     segments: Segments | None = None,
-    axis: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
+    axis: SupportsIndex | tuple[SupportsIndex, ...] | EllipsisType | None = ...,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:
@@ -155,8 +161,9 @@ def subset_logsumexp(
     indptr, segment_ids, num_segments, segments
         The rows are segments of different lengths, as `Segments` takes them; at most one of indptr, segment_ids and
         segments. By default all rows have the length of the axis.
-    axis : int or tuple of ints, optional
-        Axis of the elements, by default the last, with segments the first. A tuple is allowed without segments.
+    axis : int, tuple of ints or None, optional
+        Axis of the elements, by default the last, with segments the first. Without segments also several axes; None
+        means all.
     device, num_threads
         As in `softmax`; there are no kernels for CUDA.
 
@@ -210,7 +217,7 @@ def subset_marginals(
     segment_ids: ArrayLike | None = None,
     num_segments: SupportsIndex | None = None,
     segments: Segments | None = None,
-    axis: SupportsIndex | tuple[SupportsIndex, ...] | None = None,
+    axis: SupportsIndex | tuple[SupportsIndex, ...] | EllipsisType | None = ...,
     device: str | None = None,
     num_threads: SupportsIndex | None = None,
 ) -> Any:

@@ -360,6 +360,7 @@ typedef struct csm_subset_call {
     size_t rows;
     const int64_t *offsets, *k;
     const double *x;
+    int is_rounded;    /* results are rounded to float */
     double *log_sums;  /* result: one a row, or NULL */
     double *marginals; /* result: one an element, or NULL */
     int threads;

@@ -360,7 +360,12 @@ csm_status csm_run_rankings(const csm_table *table, csm_ranking_call *call) {
     if (status == CSM_OK)
         status = csm_parallel(call->lists, piece, threads, lists_body, &job, &job.base.interrupt);
     csm_scratch_end(&job.scratch);
-    if (status != CSM_OK || call->reduction == CSM_NONE) return status;
+    if (status != CSM_OK) return status;
+    if (call->reduction == CSM_NONE) { /* NumPy would round in the caller's rounding mode */
+        for (size_t i = 0; i < call->lists && csm_is_single(&job.base); i++)
+            call->losses[i] = (double)(float)call->losses[i];
+        return CSM_OK;
+    }
     const double sum = csm_tree_sum(call->losses, call->lists);
     call->total = csm_finish_loss(job.divisor == 0 ? CSM_NAN : sum / job.divisor, csm_is_single(&job.base));
     return CSM_OK;

@@ -198,11 +198,18 @@ static csm_status run_row(subset_job *job, size_t row, int thread) {
     for (size_t i = 0, j = 0; i < n && taken; i++) taken[i] = c->x[begin + i] > -CSM_INF ? r.taken[j++] : 0;
     return CSM_OK;
 }
+/* NumPy would round in the caller's rounding mode. */
+static void round_row(const csm_subset_call *c, size_t row) {
+    if (c->log_sums) c->log_sums[row] = (double)(float)c->log_sums[row];
+    for (int64_t i = c->offsets[row]; i < c->offsets[row + 1] && c->marginals; i++)
+        c->marginals[i] = (double)(float)c->marginals[i];
+}
 static csm_status subsets_body(void *context, size_t begin, size_t end, int thread) {
     subset_job *job = context;
     for (size_t row = begin; row < end; row++) {
         const csm_status status = run_row(job, row, thread);
         if (status != CSM_OK) return status;
+        if (job->call->is_rounded) round_row(job->call, row);
     }
     return CSM_OK;
 }
