@@ -84,6 +84,7 @@ for _name in __all__:
 _LATE_MODULES = (
     "adversarial",
     "calibration",
+    "choice",
     "class_weight",
     "geometric",
     "heads",
