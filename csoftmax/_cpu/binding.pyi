@@ -542,9 +542,9 @@ def run_subsets(
     x: NDArray[Any],
     offsets: NDArray[Any],
     k: NDArray[Any],
-    is_rounded: bool,
     log_sums: NDArray[Any] | None,
     marginals: NDArray[Any] | None,
+    single: NDArray[Any] | None,
     num_threads: Any,
 ) -> None: ...
 
@@ -563,6 +563,7 @@ def run_rankings(
     upstream: NDArray[Any] | None,
     reduction: int,
     losses: NDArray[Any],
+    single: NDArray[Any] | None,
     grad: NDArray[Any] | None,
     num_threads: Any,
 ) -> float: ...

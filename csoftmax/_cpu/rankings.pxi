@@ -18,6 +18,7 @@ cdef extern from "core/extension.h" nogil:
         const double *upstream
         int reduction
         double *losses
+        float *single
         double total
         void *grad
         int threads
@@ -31,8 +32,8 @@ RANKING_TIES = {
 
 
 def run_rankings(int dtype, x, relevance, observed, offsets, int ties, top, temperature, sample_weight, upstream,
-                 int reduction, losses, grad, num_threads):
-    """Write the losses of lists, and the gradient unless it is None; return the reduced loss.
+                 int reduction, losses, single, grad, num_threads):
+    """Write the losses of lists, and as float32 and the gradient unless these are None; return the reduced loss.
 
     top: None, or a number of places; temperature: a number, or an array with one for each list.
     """
@@ -53,6 +54,7 @@ def run_rankings(int dtype, x, relevance, observed, offsets, int ties, top, temp
     c.upstream = <const double *>_data(upstream)
     c.reduction = reduction
     c.losses = <double *>_data(losses)
+    c.single = <float *>_data(single)
     c.total = 0
     c.grad = _data(grad)
     c.threads = _threads(num_threads)

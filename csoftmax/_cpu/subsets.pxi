@@ -6,23 +6,25 @@ cdef extern from "core/extension.h" nogil:
         const int64_t *offsets
         const int64_t *k
         const double *x
-        int is_rounded
         double *log_sums
         double *marginals
+        float *single
         int threads
         int (*interrupt)(void *) noexcept
     cpu.csm_status csm_run_subsets(const csm_table *, const csm_subset_call *)
 
 
-def run_subsets(x, offsets, k, bint is_rounded, log_sums, marginals, num_threads):
-    """log_sums[i]: over the subsets of k[i] of row i; marginals: of each element. Either may be None. is_rounded: to float32."""
+def run_subsets(x, offsets, k, log_sums, marginals, single, num_threads):
+    """log_sums[i]: over the subsets of k[i] of row i; marginals: of each element. Either may be None. single: its float32.
+
+    single may be None too."""
     cdef csm_subset_call c
     cdef cpu.csm_status status
     c.rows = k.shape[0]
     c.offsets = <const int64_t *>_data(offsets)
     c.k = <const int64_t *>_data(k)
     c.x = <const double *>_data(x)
-    c.is_rounded = is_rounded
+    c.single = <float *>_data(single)
     c.log_sums = <double *>_data(log_sums)
     c.marginals = <double *>_data(marginals)
     c.threads = _threads(num_threads)

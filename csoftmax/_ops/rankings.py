@@ -40,7 +40,8 @@ class RankingsPlan(NamedTuple):
 
     def run(self, reduction: str, grad: Any | None, upstream: Any | None) -> Any:
         """The loss in its dtype; the gradient of the elements goes to `grad` unless that is None."""
-        losses = np.empty(math.prod(self.batch))
+        losses, dtype = np.empty(math.prod(self.batch)), compute_dtype(self.x.dtype)
+        single = np.empty(len(losses), np.float32) if reduction == "none" and dtype == np.float32 else None
         total = binding.run_rankings(
             self.dtype,
             as_buffer(self.elements),
@@ -50,14 +51,13 @@ class RankingsPlan(NamedTuple):
             upstream=upstream,
             reduction=binding.REDUCTIONS[reduction],
             losses=losses,
+            single=single,
             grad=None if grad is None else as_buffer(grad),
             **self.options,
         )
-        dtype = compute_dtype(self.x.dtype)
         if reduction != "none":
             return dtype.type(total)
-        with np.errstate(over="ignore", under="ignore"):
-            return losses.astype(dtype, copy=False).reshape(self.batch)[()]
+        return (losses if single is None else single).reshape(self.batch)[()]
 
     def gradient(self, out: Any, reduction: str, upstream: Any | None) -> tuple[Any, Any]:
         """The loss, and the gradient in the shape of x."""

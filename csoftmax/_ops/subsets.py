@@ -36,18 +36,18 @@ class SubsetsPlan(NamedTuple):
     num_threads: Any
 
     def run(self, *, marginals: bool) -> Any:
-        """The sums of the lists, or the marginals of their elements, both in float64."""
+        """The sums of the lists, or the marginals of their elements, in the type that x computes in."""
         wide = np.ascontiguousarray(self.elements, np.float64).reshape(-1)
-        sums = None if marginals else np.empty(len(self.k))
-        each = np.zeros(wide.size) if marginals else None
-        is_rounded = bool(compute_dtype(self.x.dtype) == np.float32)
-        binding.run_subsets(wide, self.offsets, self.k, is_rounded, sums, each, self.num_threads)
-        return each if marginals else sums
+        found = np.zeros(wide.size) if marginals else np.empty(len(self.k))
+        single = np.zeros(len(found), np.float32) if compute_dtype(self.x.dtype) == np.float32 else None
+        sums, each = (None, found) if marginals else (found, None)
+        binding.run_subsets(wide, self.offsets, self.k, sums, each, single, self.num_threads)
+        return found if single is None else single
 
     def finish_sums(self) -> Any:
         """The sums in the shape and dtype of the result."""
         with np.errstate(over="ignore"):
-            result = self.run(marginals=False).astype(self.x.dtype)
+            result = self.run(marginals=False).astype(self.x.dtype, copy=False)
         flat = self.elements.reshape(-1)
         for lists, at in self.single():
             result[lists] = logsumexp(flat[at], num_threads=self.num_threads)
@@ -59,7 +59,7 @@ class SubsetsPlan(NamedTuple):
     def finish_marginals(self) -> Any:
         """The marginals in the shape and dtype of x."""
         with np.errstate(under="ignore"):
-            result = self.run(marginals=True).astype(self.x.dtype)
+            result = self.run(marginals=True).astype(self.x.dtype, copy=False)
         flat = self.elements.reshape(-1)
         for _, at in self.single():
             result[at] = softmax(flat[at], num_threads=self.num_threads)

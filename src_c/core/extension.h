@@ -360,9 +360,9 @@ typedef struct csm_subset_call {
     size_t rows;
     const int64_t *offsets, *k;
     const double *x;
-    int is_rounded;    /* results are rounded to float */
     double *log_sums;  /* result: one a row, or NULL */
     double *marginals; /* result: one an element, or NULL */
+    float *single;     /* result: the one or the other as floats, or NULL */
     int threads;
     int (*interrupt)(void *);
 } csm_subset_call;
@@ -390,6 +390,7 @@ typedef struct csm_ranking_call {
     const double *upstream;      /* the same */
     csm_reduction reduction;
     double *losses; /* result: one a list */
+    float *single;  /* result: the same as floats, or NULL */
     double total;   /* result with a reduction */
     void *grad;     /* result, or NULL: of the dtype; elements outside the lists are not written */
     int threads;

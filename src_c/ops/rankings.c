@@ -347,9 +347,18 @@ static double sum_of_weights(const csm_ranking_call *c, double *beside) {
     return csm_tree_sum(beside, c->lists);
 }
 
+/* NumPy would round in the caller's rounding mode, and flush subnormal numbers to zero if the caller does. */
+static void reduce(const ranking_job *job, csm_ranking_call *call) {
+    for (size_t i = 0; i < call->lists && call->single; i++) call->single[i] = (float)call->losses[i];
+    if (call->reduction == CSM_NONE) return;
+    const double sum = csm_tree_sum(call->losses, call->lists);
+    call->total = csm_finish_loss(job->divisor == 0 ? CSM_NAN : sum / job->divisor, csm_is_single(&job->base));
+}
+
 csm_status csm_run_rankings(const csm_table *table, csm_ranking_call *call) {
     ranking_job job = {.call = call, .divisor = 1};
     csm_buffer single[BUFFERS];
+    job.base.interrupt.caller = csm_fp_enter();
     csm_set_dtype(&job.base, call->dtype, table);
     if (call->reduction == CSM_MEAN) job.divisor = sum_of_weights(call, call->losses);
     const double elements = call->lists ? (double)(call->offsets[call->lists] - call->offsets[0]) : 0;
@@ -360,13 +369,7 @@ csm_status csm_run_rankings(const csm_table *table, csm_ranking_call *call) {
     if (status == CSM_OK)
         status = csm_parallel(call->lists, piece, threads, lists_body, &job, &job.base.interrupt);
     csm_scratch_end(&job.scratch);
-    if (status != CSM_OK) return status;
-    if (call->reduction == CSM_NONE) { /* NumPy would round in the caller's rounding mode */
-        for (size_t i = 0; i < call->lists && csm_is_single(&job.base); i++)
-            call->losses[i] = (double)(float)call->losses[i];
-        return CSM_OK;
-    }
-    const double sum = csm_tree_sum(call->losses, call->lists);
-    call->total = csm_finish_loss(job.divisor == 0 ? CSM_NAN : sum / job.divisor, csm_is_single(&job.base));
-    return CSM_OK;
+    if (status == CSM_OK) reduce(&job, call);
+    csm_fp_leave(job.base.interrupt.caller); /* the callback may have changed it */
+    return status;
 }

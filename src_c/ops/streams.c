@@ -32,6 +32,7 @@ typedef struct stream_job {
 static csm_status begin(stream_job *job, csm_op op, const csm_table *table, const csm_stream_call *call,
                         csm_buffer *single, double elements, size_t units) {
     memset(job, 0, sizeof *job);
+    job->base.interrupt.caller = csm_fp_enter();
     csm_set_dtype(&job->base, call->dtype, table);
     csm_set_scales(&job->base.scales, call->temperature, csm_is_single(&job->base));
     job->call = call;
@@ -40,11 +41,14 @@ static csm_status begin(stream_job *job, csm_op op, const csm_table *table, cons
     job->each = csm_block_count(call->n);
     job->base.interrupt.check = call->interrupt;
     job->base.threads = csm_threads_for(elements, units, call->threads);
-    return csm_scratch_begin(&job->scratch, job->base.threads, BUFFERS, single);
+    const csm_status status = csm_scratch_begin(&job->scratch, job->base.threads, BUFFERS, single);
+    if (status != CSM_OK) csm_fp_leave(job->base.interrupt.caller);
+    return status;
 }
 static csm_status end(stream_job *job, size_t units, size_t piece, csm_body body) {
     const csm_status status = csm_parallel(units, piece, job->base.threads, body, job, &job->base.interrupt);
     csm_scratch_end(&job->scratch);
+    csm_fp_leave(job->base.interrupt.caller); /* the callback may have changed it */
     return status;
 }
 
@@ -85,6 +89,7 @@ csm_status csm_run_stream_blocks(csm_op op, const csm_table *table, const csm_st
 void csm_stream_combine(csm_op op, const csm_table *table, const csm_stream_call *call, size_t count,
                         const csm_block *blocks, csm_row *rows, double *lse) {
     stream_job job;
+    const csm_fp_environment caller = csm_fp_enter();
     csm_set_dtype(&job.base, call->dtype, table);
     csm_set_scales(&job.base.scales, call->temperature, csm_is_single(&job.base));
     const csm_scales *scales = &job.base.scales;
@@ -96,6 +101,7 @@ void csm_stream_combine(csm_op op, const csm_table *table, const csm_stream_call
         const double max = call->max ? call->max[r] : rows[r].max;
         lse[r] = rows[r].is_nan ? CSM_NAN : csm_reduced(op, scales, max, rows[r].tail, call->max != NULL);
     }
+    csm_fp_leave(caller);
 }
 
 static csm_status results_body(void *context, size_t first, size_t last, int thread) {

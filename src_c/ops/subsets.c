@@ -198,18 +198,17 @@ static csm_status run_row(subset_job *job, size_t row, int thread) {
     for (size_t i = 0, j = 0; i < n && taken; i++) taken[i] = c->x[begin + i] > -CSM_INF ? r.taken[j++] : 0;
     return CSM_OK;
 }
-/* NumPy would round in the caller's rounding mode. */
+/* NumPy would round in the caller's rounding mode, and flush subnormal numbers to zero if the caller does. */
 static void round_row(const csm_subset_call *c, size_t row) {
-    if (c->log_sums) c->log_sums[row] = (double)(float)c->log_sums[row];
-    for (int64_t i = c->offsets[row]; i < c->offsets[row + 1] && c->marginals; i++)
-        c->marginals[i] = (double)(float)c->marginals[i];
+    if (c->log_sums) c->single[row] = (float)c->log_sums[row];
+    for (int64_t i = c->offsets[row]; i < c->offsets[row + 1] && c->marginals; i++) c->single[i] = (float)c->marginals[i];
 }
 static csm_status subsets_body(void *context, size_t begin, size_t end, int thread) {
     subset_job *job = context;
     for (size_t row = begin; row < end; row++) {
         const csm_status status = run_row(job, row, thread);
         if (status != CSM_OK) return status;
-        if (job->call->is_rounded) round_row(job->call, row);
+        if (job->call->single) round_row(job->call, row);
     }
     return CSM_OK;
 }
@@ -217,6 +216,7 @@ csm_status csm_run_subsets(const csm_table *table, const csm_subset_call *call) 
     subset_job job = {.table = table, .call = call};
     csm_buffer single[BUFFERS];
     double cells = 0;
+    job.interrupt.caller = csm_fp_enter();
     for (size_t i = 0; i < call->rows; i++)
         cells += (double)(call->offsets[i + 1] - call->offsets[i]) * (double)(call->k[i] + 16);
     const int threads = csm_threads_for(cells, call->rows, call->threads);
@@ -224,5 +224,6 @@ csm_status csm_run_subsets(const csm_table *table, const csm_subset_call *call) 
     csm_status status = csm_scratch_begin(&job.scratch, threads, BUFFERS, single);
     if (status == CSM_OK) status = csm_parallel(call->rows, 1, threads, subsets_body, &job, &job.interrupt);
     csm_scratch_end(&job.scratch);
+    csm_fp_leave(job.interrupt.caller); /* the callback may have changed it */
     return status;
 }
