@@ -118,7 +118,7 @@ class Segments:
         return f"Segments(num_segments={self.num_segments}, num_elements={self.num_elements})"
 
     def __reduce__(self) -> Any:
-        return _restore, (self.indptr, self.order, self.num_elements)
+        return restore_segments, (self.indptr, self.order, self.num_elements)
 
     def on(self, place: Place) -> tuple[Any, Any]:
         """Indptr and order at a place; those on a device are copied once."""
@@ -141,13 +141,13 @@ class Segments:
         """The segments of an axis each of whose elements has become `count` neighbouring ones."""
         order = self.order
         if order is not None:
-            dtype = np.int32 if order.size * count < 2**31 else np.int64
+            dtype: Any = np.int32 if order.size * count < 2**31 else np.int64
             order = (order.astype(dtype)[:, None] * count + np.arange(count, dtype=dtype)).reshape(-1)
         elements = None if self.num_elements is None else self.num_elements * count
-        return _restore(self.indptr * count, order, elements)
+        return restore_segments(self.indptr * count, order, elements)
 
 
-def _restore(indptr: Any, order: Any, num_elements: int | None) -> Segments:
+def restore_segments(indptr: Any, order: Any, num_elements: int | None) -> Segments:
     """Segments of arrays that have been checked."""
     segments = Segments.__new__(Segments)
     segments.indptr, segments.order, segments.num_elements = indptr, order, num_elements

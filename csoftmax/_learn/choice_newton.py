@@ -29,7 +29,7 @@ class Maximum(NamedTuple):
 
     beta: Any
     sums: Sums
-    information: Any  # with the penalty
+    information: Any  # with the penalty; None if it has not been computed
     iterations: int
     has_converged: bool
 
@@ -55,7 +55,7 @@ def ascend(
     evaluate: Callable[[Any], Sums], beta: Any, penalty: float, columns: Columns, max_iter: int, tol: float
 ) -> Maximum:
     """Maximise by Newton steps, halved while the objective falls, until one is worth no more than tol."""
-    sums = evaluate(beta)
+    sums: Any = evaluate(beta)
     iterations, has_converged = 0, len(beta) == 0
     ridge = penalty * np.eye(len(beta))
     while not has_converged and iterations < max_iter:

@@ -65,7 +65,8 @@ def evaluate(classes: list[LengthClass], beta: Any, num_threads: Any) -> Iterato
     for whole in classes:
         step = max(1, BLOCK_NUMBERS // max(1, whole.x.shape[1] * whole.x.shape[2]))
         for begin in range(0, len(whole.x), step):
-            part = LengthClass(*(a[begin : begin + step] if isinstance(a, np.ndarray) else a for a in whole))
+            cut: list[Any] = [a[begin : begin + step] if isinstance(a, np.ndarray) else a for a in whole]
+            part = LengthClass(*cut)
             v = part.x.reshape(-1, part.x.shape[2]) @ beta
             v = v.reshape(part.x.shape[:2])
             if part.offset is not None:

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from .._arguments.numbers import check_count
-from .._arguments.segments import Segments, as_segments
-from .._arguments.segments import _restore as restore_segments
+from .._arguments.segments import Segments, as_segments, restore_segments
 from .._ops.rankings import plackett_luce_loss as _loss
 from .._ops.rankings import plackett_luce_loss_with_grad as _with_grad
 from .operators import (

@@ -4,7 +4,7 @@
  * counting (kernel/rankings), from 65 elements on by merging; e^x are those of the CRF's kernels, relative to the
  * maximum, or with exponents of their own where the x are more than far apart.
  *
- * Losses are added in a tree over the lists.  A list with NaN among its elements, or with +inf, is NaN; elements without
+ * Losses are added in a tree over the lists.  A list with NaN or +inf among its elements is NaN; elements without
  * a relevance are not read, and their gradient is 0. */
 #include "rankings.h"
 
@@ -13,7 +13,8 @@
 
 #include <string.h>
 
-#define RANKING_TINY 0x1p-860 /* least e^(x - max): quotients of sums of up to 2^60 terms stay within the range of double */
+#define RANKING_TINY \
+    0x1p-860 /* least e^(x - max): quotients of sums of up to 2^60 terms stay within the range of double */
 #define RANKING_LARGEST 0x1p45 /* beyond it, the maximum is subtracted first */
 enum { NUMBERS, PLACES, EXACT, BUFFERS, PIECE_ELEMENTS = 16384 };
 
@@ -342,8 +343,7 @@ static csm_status lists_body(void *context, size_t begin, size_t end, int thread
 
 /* The sum of the weights of lists with a factor; `beside` has room for one number a list. */
 static double sum_of_weights(const csm_ranking_call *c, double *beside) {
-    for (size_t i = 0; i < c->lists; i++)
-        beside[i] = has_factor(c, i) ? c->sample_weight ? c->sample_weight[i] : 1 : 0;
+    for (size_t i = 0; i < c->lists; i++) beside[i] = has_factor(c, i) ? c->sample_weight ? c->sample_weight[i] : 1 : 0;
     return csm_tree_sum(beside, c->lists);
 }
 
@@ -366,8 +366,7 @@ csm_status csm_run_rankings(const csm_table *table, csm_ranking_call *call) {
     const size_t piece = elements > 0 ? (size_t)(PIECE_ELEMENTS * (double)call->lists / elements) + 1 : 1;
     job.base.interrupt.check = call->interrupt;
     csm_status status = csm_scratch_begin(&job.scratch, threads, BUFFERS, single);
-    if (status == CSM_OK)
-        status = csm_parallel(call->lists, piece, threads, lists_body, &job, &job.base.interrupt);
+    if (status == CSM_OK) status = csm_parallel(call->lists, piece, threads, lists_body, &job, &job.base.interrupt);
     csm_scratch_end(&job.scratch);
     if (status == CSM_OK) reduce(&job, call);
     csm_fp_leave(job.base.interrupt.caller); /* the callback may have changed it */

@@ -1,4 +1,4 @@
-/* The terms of a ranking: rankings_terms.inc.h for doubles, for numbers with an exponent, and ties as sums over subsets.
+/* The terms of a ranking: rankings_terms.inc.h for doubles and for numbers with an exponent; ties as sums over subsets.
  *
  * All numbers are positive, and none is the difference of two others: the relative error of a sum of n terms is at most
  * n 2^-53, and the loss has it too, however small it is. */
@@ -123,7 +123,7 @@ size_t csm_ranking_exact_scratch(const ranking_list *list) {
     return most + 4 * list->n;
 }
 
-/* The loss of a group whose elements, above all others, are the likeliest set: log1p of the sum over the other sets, the
+/* The loss of a group whose elements, above all others, are the likeliest set: log1p of the sum over other sets, the
  * m-th elementary polynomial of e^-x of the group times that of e^x of the others.  x: the group's first, d of n. */
 static double loss_of_likeliest(const double *x, size_t n, size_t d, double middle, double *scratch) {
     const size_t most = d < n - d ? d : n - d;

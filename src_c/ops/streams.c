@@ -167,8 +167,7 @@ static csm_status values_body(void *context, size_t first, size_t last, int thre
     }
     return CSM_OK;
 }
-csm_status csm_run_stream_values(const csm_table *table, const csm_stream_call *call, csm_block *blocks,
-                                 double *sums) {
+csm_status csm_run_stream_values(const csm_table *table, const csm_stream_call *call, csm_block *blocks, double *sums) {
     stream_job job;
     csm_buffer single[BUFFERS];
     const double elements = (double)call->rows * (double)call->n * (double)(call->width + 1);

@@ -8,9 +8,9 @@
  *   log e_k = log F(n, k) + sum log(1 + e^(x_i + lambda)) - lambda k,
  *   taken_i = p_i sum_j F(i, j) B(i + 1, k - 1 - j) / F(n, k),   left_i the same with 1 - p_i and k - j.
  *
- * F(n, k) is near the mode of its distribution, and all terms are positive.  lambda needs no accuracy: it starts halfway
- * between the k-th and the (k + 1)-th largest x, and takes at most 12 Newton steps on the logit of the mean, safeguarded
- * by a bracket, until the sum is within 1/4 of k.
+ * F(n, k) is near the mode of its distribution, and all terms are positive.  lambda needs no accuracy: it starts
+ * halfway between the k-th and the (k + 1)-th largest x, and takes at most 12 Newton steps on the logit of the mean,
+ * safeguarded by a bracket, until the sum is within 1/4 of k.
  * Passes: O(n k) steps; probabilities keep all of F, (n + 1) (k + 2) doubles.  A row is computed by one thread.
  * NaN, infinities, k = 0 and k >= n are the driver's.
  * Error (tests/ops/test_subsets.py, mpmath): log e_k 1 ULP of its largest term; probabilities 7e-15 at n = 100.
@@ -185,7 +185,8 @@ static csm_status run_row(subset_job *job, size_t row, int thread) {
     if (is_simple(c->x + begin, n, k, to, taken)) return CSM_OK;
     const size_t numbers = csm_subset_scratch(n, k, taken != NULL);
     double *beside = NULL;
-    if (numbers) beside = (double *)(void *)csm_scratch_get(&job->scratch, thread, 0, (numbers + 3 * n) * sizeof *beside);
+    if (numbers)
+        beside = (double *)(void *)csm_scratch_get(&job->scratch, thread, 0, (numbers + 3 * n) * sizeof *beside);
     if (!beside) return CSM_NO_MEMORY;
     csm_subset_row r = {.table = job->table, .poll = csm_poll_of(&job->interrupt, thread), .k = k, .x = beside};
     for (size_t i = 0; i < n; i++)
@@ -201,7 +202,8 @@ static csm_status run_row(subset_job *job, size_t row, int thread) {
 /* NumPy would round in the caller's rounding mode, and flush subnormal numbers to zero if the caller does. */
 static void round_row(const csm_subset_call *c, size_t row) {
     if (c->log_sums) c->single[row] = (float)c->log_sums[row];
-    for (int64_t i = c->offsets[row]; i < c->offsets[row + 1] && c->marginals; i++) c->single[i] = (float)c->marginals[i];
+    for (int64_t i = c->offsets[row]; i < c->offsets[row + 1] && c->marginals; i++)
+        c->single[i] = (float)c->marginals[i];
 }
 static csm_status subsets_body(void *context, size_t begin, size_t end, int thread) {
     subset_job *job = context;

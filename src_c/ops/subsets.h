@@ -14,11 +14,11 @@ typedef struct csm_subset_row {
     csm_poll poll;
     double *scratch;
     const double *x; /* finite */
-    size_t n, k;     /* 0 < k < n */
-    double *taken;   /* result, or NULL: the probability that a subset has the element */
-    double *left;    /* result, or NULL: that it has not; both or neither */
-    double log_sum;  /* result: log of the sum over subsets of e^(sum of their x) */
-    double shift;    /* result: the lambda of the row, and log F(n, k) */
+    size_t n, k; /* 0 < k < n */
+    double *taken; /* result, or NULL: the probability that a subset has the element */
+    double *left; /* result, or NULL: that it has not; both or neither */
+    double log_sum; /* result: log of the sum over subsets of e^(sum of their x) */
+    double shift; /* result: the lambda of the row, and log F(n, k) */
     double log_f;
 } csm_subset_row;
 /* Returns 0 if the call has been interrupted. */

@@ -118,7 +118,7 @@ def crf_digest(dtype, case, place=np.asarray):
 
 def ranking_digest(dtype, case):
     """Return the hash of losses and gradients of lists with every kind of ties, with and without a temperature."""
-    rows, k, _, _, _ = CASES[case]
+    k = CASES[case][1]
     (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
     x, few = x[:, :4096], max(2, k // 3)
     relevance = (integers(x.size, 3) % few).reshape(x.shape)
@@ -135,7 +135,7 @@ def ranking_digest(dtype, case):
 
 def subset_digest(dtype, case):
     """Return the hash of sums over subsets and of their marginals."""
-    rows, k, _, _, _ = CASES[case]
+    rows = CASES[case][0]
     (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
     x = x[:, :1000]
     sizes = (integers(rows, 3) % min(30, x.shape[1] + 1)).astype(np.int64)

@@ -7,7 +7,7 @@
  * Passes: places compares each key with all others, in vectors, without branches that depend on the keys; terms passes
  * once from the last element to the first, once in vectors for the quotients, and once back.  Sums of four elements
  * at a time keep the chains of additions short.
- * Accumulators: doubles; the product less 1 in 8 lanes (i mod 8), q + rho + q rho, which are multiplied in a fixed tree;
+ * Accumulators: doubles; the product less 1 in 8 lanes (i mod 8), q + rho + q rho, multiplied in a fixed tree;
  * a lane above 2^100 is turned into its logarithm.  So every instruction set has the same bits.
  * NaN, infinities and elements of -inf never come here.  Error: ops/rankings_terms.c.
  */
@@ -32,7 +32,8 @@ static void ranking_places(float *key, size_t n, float *place) {
         for (; j < b; j++) before = v32_add(before, v32_keep(v32_ge(v32_set((double)key[j]), own), one));
         for (; j < end; j++) {
             const v32_t other = v32_set((double)key[j]), at = v32_set((double)(j - b));
-            const v32_t as_later = v32_keep(v32_ge(other, own), one), as_earlier = v32_keep(v32_not_le(other, own), one);
+            const v32_t as_later = v32_keep(v32_ge(other, own), one),
+                        as_earlier = v32_keep(v32_not_le(other, own), one);
             before = v32_add(before, v32_select(v32_not_le(lanes, at), as_later, as_earlier));
         }
         for (; j + 2 <= n; j += 2) {
