@@ -1,5 +1,5 @@
-# The loss of rankings. Arrays are contiguous, and of the dtypes of csm_ranking_call; the callers check them. Included by
-# binding.pyx.
+# The loss of rankings. Arrays are contiguous, and of the dtypes of csm_ranking_call; the callers check them. Included
+# by binding.pyx.
 
 cdef extern from "core/extension.h" nogil:
     int CSM_RANKING_BRESLOW, CSM_RANKING_EFRON, CSM_RANKING_EXACT, CSM_RANKING_ORDER

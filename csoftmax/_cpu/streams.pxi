@@ -1,5 +1,6 @@
 # Pieces of rows of the softmax family, for SoftmaxState. Arrays are contiguous, and of the dtypes that the callers
-# check; blocks and rows are csm_block and csm_row as float64 (a csm_row with its flag as bytes). Included by binding.pyx.
+# check; blocks and rows are csm_block and csm_row as float64 (a csm_row with its flag as bytes). Included by
+# binding.pyx.
 
 cdef extern from "core/extension.h" nogil:
     ctypedef struct csm_stream_call:
@@ -13,7 +14,8 @@ cdef extern from "core/extension.h" nogil:
         int threads
         int (*interrupt)(void *) noexcept
     cpu.csm_status csm_run_stream_blocks(int, const csm_table *, const csm_stream_call *, csm_block *)
-    void csm_stream_combine(int, const csm_table *, const csm_stream_call *, size_t, const csm_block *, csm_row *, double *)
+    void csm_stream_combine(int, const csm_table *, const csm_stream_call *, size_t, const csm_block *, csm_row *,
+                            double *)
     cpu.csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, const csm_row *, void *)
     cpu.csm_status csm_run_stream_values(const csm_table *, const csm_stream_call *, csm_block *, double *)
 

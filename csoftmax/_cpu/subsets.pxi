@@ -15,9 +15,10 @@ cdef extern from "core/extension.h" nogil:
 
 
 def run_subsets(x, offsets, k, log_sums, marginals, single, num_threads):
-    """log_sums[i]: over the subsets of k[i] of row i; marginals: of each element. Either may be None. single: its float32.
+    """log_sums[i]: over the subsets of k[i] of row i; marginals: of each element. One of them is None.
 
-    single may be None too."""
+    single: the other one as float32, or None.
+    """
     cdef csm_subset_call c
     cdef cpu.csm_status status
     c.rows = k.shape[0]
