@@ -120,9 +120,9 @@ class ConditionalLogit(BaseEstimator):
     >>> y[np.arange(1000), utility.argmax(1)] = 1
     >>> model = ConditionalLogit().fit(X, y.ravel(), groups=groups)
     >>> model.coef_.round(1)
-    array([ 1. , -0.5])
+    array([ 1.1, -0.5])
     >>> model.std_err_.round(2)
-    array([0.05, 0.05])
+    array([0.06, 0.05])
     """
 
     def __init__(
@@ -192,7 +192,7 @@ class ConditionalLogit(BaseEstimator):
         >>> from csoftmax.choice import ConditionalLogit
         >>> X = [[1.0], [0.0], [3.0], [1.0], [2.0]]
         >>> ConditionalLogit().fit(X, [1, 0, 0, 0, 1], groups=["a", "a", "b", "b", "b"]).coef_.round(3)
-        array([0.563])
+        array([0.571])
         """
         _check_settings(self)
         check_choice("covariance", self.covariance, ("hessian", "robust", "cluster"))
@@ -378,10 +378,10 @@ class ConditionalLogit(BaseEstimator):
         >>> model = ConditionalLogit().fit(X, [1, 0, 0, 0, 1], groups=["a", "a", "b", "b", "b"])
         >>> print(model.summary())
         Conditional logit, 2 groups, 5 alternatives
-        log-likelihood -1.63801, without coefficients -1.79176, pseudo R2 0.0858
+        log-likelihood -1.65233, without coefficients -1.79176, pseudo R2 0.0778
         covariance: hessian
                         coef    std err         z   P>|z|     [0.025     0.975]
-        x0           0.56345    1.04961     0.537   0.591   -1.49376    2.62065
+        x0           0.57058    1.11774     0.510   0.610   -1.62016    2.76132
         """
         check_is_fitted(self)
         ratio = 1 - self.loglik_ / self.loglik_null_ if self.loglik_null_ else math.nan
@@ -442,7 +442,7 @@ class PlackettLuce(BaseEstimator):
     >>> places = [1, 2, 3, 1, 2, 3, 1, 2, 3]
     >>> model = PlackettLuce().fit(items, [-p for p in places], groups=[0, 0, 0, 1, 1, 1, 2, 2, 2])
     >>> [str(item) for item in model.items_], model.coef_.round(3)
-    (['a', 'b', 'c'], array([ 0.239,  0.016, -0.255]))
+    (['a', 'b', 'c'], array([ 0.591,  0.073, -0.664]))
     """
 
     def __init__(
@@ -509,7 +509,7 @@ class PlackettLuce(BaseEstimator):
         >>> from csoftmax.choice import PlackettLuce
         >>> X = [[0.0], [1.0], [2.0], [0.0], [2.0], [1.0]]
         >>> PlackettLuce().fit(X, [0, 1, 2, 1, 0, 2], indptr=[0, 3, 6]).coef_.round(3)
-        array([0.378])
+        array([0.195])
         """
         _check_settings(self)
         check_choice("ties", self.ties, ("breslow", "efron", "exact", "order"))

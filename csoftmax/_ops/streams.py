@@ -106,12 +106,26 @@ class SoftmaxState:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the batch."""
+        """Shape of the batch.
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.SoftmaxState(3).shape
+        (3,)
+        """
         return self._shape
 
     @property
     def dtype(self) -> Any:
-        """Dtype of the elements."""
+        """Dtype of the elements.
+
+        Examples
+        --------
+        >>> import csoftmax
+        >>> csoftmax.SoftmaxState().dtype
+        dtype('float32')
+        """
         return self._kind.dtype
 
     def update(self, x: ArrayLike, values: ArrayLike | None = None, where: ArrayLike | None = None) -> SoftmaxState:
