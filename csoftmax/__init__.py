@@ -15,14 +15,18 @@ from ._ops import entmax_loss as _entmax_loss
 from ._ops import in_batch as _in_batch
 from ._ops import linear_cross_entropy as _linear_cross_entropy
 from ._ops import margins as _margins
+from ._ops import merge_states as _merge_states
 from ._ops import negative_sampling as _negative_sampling
 from ._ops import penalize as _penalize
+from ._ops import rankings as _rankings
 from ._ops import rows as _rows
 from ._ops import sample as _sample
 from ._ops import sampled as _sampled
 from ._ops import segment_cross_entropy as _segment_cross_entropy
 from ._ops import segments as _segments
 from ._ops import softmax as _softmax
+from ._ops import streams as _streams
+from ._ops import subsets as _subsets
 from ._ops import topk as _topk
 from ._ops.crf import *
 from ._ops.crf_paths import *
@@ -33,14 +37,18 @@ from ._ops.entmax_loss import *
 from ._ops.in_batch import *
 from ._ops.linear_cross_entropy import *
 from ._ops.margins import *
+from ._ops.merge_states import *
 from ._ops.negative_sampling import *
 from ._ops.penalize import *
+from ._ops.rankings import *
 from ._ops.rows import *
 from ._ops.sample import *
 from ._ops.sampled import *
 from ._ops.segment_cross_entropy import *
 from ._ops.segments import *
 from ._ops.softmax import *
+from ._ops.streams import *
+from ._ops.subsets import *
 from ._ops.topk import *
 from ._runtime.config import __version__, get_cmake_dir, get_include, get_library, show_config
 from ._runtime.threads import get_num_threads, set_num_threads, threads
@@ -66,14 +74,18 @@ __all__ += _entmax_loss.__all__
 __all__ += _in_batch.__all__
 __all__ += _linear_cross_entropy.__all__
 __all__ += _margins.__all__
+__all__ += _merge_states.__all__
 __all__ += _negative_sampling.__all__
 __all__ += _penalize.__all__
+__all__ += _rankings.__all__
 __all__ += _rows.__all__
 __all__ += _sample.__all__
 __all__ += _sampled.__all__
 __all__ += _segment_cross_entropy.__all__
 __all__ += _segments.__all__
 __all__ += _softmax.__all__
+__all__ += _streams.__all__
+__all__ += _subsets.__all__
 __all__ += _topk.__all__
 
 # Pickles and messages show the public name, so that private files can move.
@@ -84,6 +96,7 @@ for _name in __all__:
 _LATE_MODULES = (
     "adversarial",
     "calibration",
+    "choice",
     "class_weight",
     "geometric",
     "heads",

@@ -17,6 +17,7 @@ from ._torch.crf import CRF, crf_loss
 from ._torch.divergence import entropy, kl_divergence
 from ._torch.losses import cross_entropy, linear_cross_entropy
 from ._torch.margins import margin_cross_entropy
+from ._torch.rankings import plackett_luce_loss
 from ._torch.rows import entmax, log_softmax, logsumexp, softmax, sparsemax
 from ._torch.sampled import nce_loss, negative_sampling_loss, sampled_softmax_loss
 from ._torch.segments import (
@@ -40,6 +41,7 @@ __all__ = [
     "margin_cross_entropy",
     "nce_loss",
     "negative_sampling_loss",
+    "plackett_luce_loss",
     "sampled_softmax_loss",
     "segment_cross_entropy",
     "segment_log_softmax",

@@ -580,3 +580,69 @@ def run_climb_step(
     step: float,
     num_threads: Any,
 ) -> None: ...
+def run_stream_blocks(
+    operation: int,
+    dtype: int,
+    x: NDArray[Any],
+    temperature: float,
+    max: NDArray[Any] | None,
+    blocks: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def combine_stream(
+    operation: int,
+    dtype: int,
+    temperature: float,
+    max: NDArray[Any] | None,
+    blocks: NDArray[Any],
+    rows: NDArray[Any],
+    lse: NDArray[Any] | None,
+) -> None: ...
+def run_stream_results(
+    dtype: int,
+    x: NDArray[Any],
+    temperature: float,
+    max: NDArray[Any] | None,
+    rows: NDArray[Any],
+    y: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def run_stream_values(
+    dtype: int,
+    x: NDArray[Any],
+    temperature: float,
+    max: NDArray[Any] | None,
+    values: NDArray[Any],
+    blocks: NDArray[Any],
+    sums: NDArray[Any],
+    num_threads: Any,
+) -> None: ...
+def run_subsets(
+    x: NDArray[Any],
+    offsets: NDArray[Any],
+    k: NDArray[Any],
+    log_sums: NDArray[Any] | None,
+    marginals: NDArray[Any] | None,
+    single: NDArray[Any] | None,
+    num_threads: Any,
+) -> None: ...
+
+RANKING_TIES: dict[str, int]
+
+def run_rankings(
+    dtype: int,
+    x: NDArray[Any],
+    relevance: NDArray[Any],
+    observed: NDArray[Any] | None,
+    offsets: NDArray[Any],
+    ties: int,
+    top: int | None,
+    temperature: Any,
+    sample_weight: NDArray[Any] | None,
+    upstream: NDArray[Any] | None,
+    reduction: int,
+    losses: NDArray[Any],
+    single: NDArray[Any] | None,
+    grad: NDArray[Any] | None,
+    num_threads: Any,
+) -> float: ...

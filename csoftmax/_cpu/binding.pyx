@@ -5,7 +5,8 @@
 # threads.pxi has thread counts, results.pxi the memory of results, calls.pxi one function for each signature, crf.pxi
 # and crf_quick.pxi those of the CRF, alias.pxi those of alias tables, sampled.pxi those of losses over sampled classes,
 # int8.pxi those of output layers in int8, tree.pxi those of trees, hashed.pxi those of class hashing,
-# adversarial.pxi those of certificates, geometric.pxi that of g-softmax, segments.pxi those over segments.
+# adversarial.pxi those of certificates, geometric.pxi that of g-softmax, segments.pxi those over segments, streams.pxi
+# those of rows in pieces, subsets.pxi and rankings.pxi those of subsets and rankings.
 
 from cpython.buffer cimport (
     PyBUF_C_CONTIGUOUS, PyBUF_FORMAT, PyBUF_STRIDED_RO, PyBUF_WRITABLE, PyBuffer_Release, PyObject_GetBuffer,
@@ -530,6 +531,9 @@ include "tree.pxi"
 include "adversarial.pxi"
 include "geometric.pxi"
 include "segments.pxi"
+include "streams.pxi"
+include "subsets.pxi"
+include "rankings.pxi"
 
 
 # Instruction sets

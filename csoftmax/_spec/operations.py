@@ -11,10 +11,12 @@ from . import (
     linear_cross_entropy,
     margins,
     penalize,
+    rankings,
     sample,
     sampled,
     segments,
     softmax,
+    subsets,
     topk,
 )
 from .record import Operation
@@ -33,6 +35,8 @@ OPERATIONS: tuple[Operation, ...] = (
     *margins.RECORDS,
     *divergence.RECORDS,
     *segments.RECORDS,
+    *rankings.RECORDS,
+    *subsets.RECORDS,
 )
 BY_NAME = {operation.name: operation for operation in OPERATIONS}
 # The operations of one C signature, which the registry of the core lists.

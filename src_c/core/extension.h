@@ -360,6 +360,72 @@ csm_status csm_run_hash_scores(const csm_table *, const csm_hash_call *, float *
 /* The k best classes of each row, 0 < k <= count, by their place among the classes; of equal ones the first. */
 csm_status csm_run_hash_topk(const csm_table *, const csm_hash_call *, size_t k, float *values, int64_t *places);
 
+/* ops/streams.c: rows x n contiguous elements of the softmax family.  max: NULL for rows within the ordinary range of
+ * exp; else the maximum of each row, all of which are transformed first (ops/softmax_row.c). */
+typedef struct csm_stream_call {
+    csm_dtype dtype;
+    size_t rows, n;
+    const void *x;
+    double temperature;
+    const double *max;
+    const void *values; /* rows x n x width, of the dtype */
+    size_t width;
+    int threads;
+    int (*interrupt)(void *);
+} csm_stream_call;
+/* The blocks of each row, for logsumexp or softmax. */
+csm_status csm_run_stream_blocks(csm_op, const csm_table *, const csm_stream_call *, csm_block *blocks);
+/* The sums of rows of `count` blocks, and with logsumexp the results.  Reads neither x nor n. */
+void csm_stream_combine(csm_op, const csm_table *, const csm_stream_call *, size_t count, const csm_block *blocks,
+                        csm_row *rows, double *lse);
+/* The softmax of pieces of rows whose sums are known. */
+csm_status csm_run_stream_results(const csm_table *, const csm_stream_call *, const csm_row *rows, void *y);
+/* One block a row, n <= CSM_BLOCK: its softmax block, and the sums of e' times the values. */
+csm_status csm_run_stream_values(const csm_table *, const csm_stream_call *, csm_block *blocks, double *sums);
+
+/* ops/subsets.c: subsets of k[i] of the elements offsets[i] to offsets[i + 1] - 1. */
+typedef struct csm_subset_call {
+    size_t rows;
+    const int64_t *offsets, *k;
+    const double *x;
+    double *log_sums;  /* result: one a row, or NULL */
+    double *marginals; /* result: one an element, or NULL */
+    float *single;     /* result: the one or the other as floats, or NULL */
+    int threads;
+    int (*interrupt)(void *);
+} csm_subset_call;
+csm_status csm_run_subsets(const csm_table *, const csm_subset_call *);
+
+/* ops/rankings.c: the Plackett-Luce loss of `lists` lists, list i of the elements offsets[i] to offsets[i + 1] - 1. */
+typedef enum csm_ranking_ties {
+    CSM_RANKING_BRESLOW,
+    CSM_RANKING_EFRON,
+    CSM_RANKING_EXACT,
+    CSM_RANKING_ORDER
+} csm_ranking_ties;
+typedef struct csm_ranking_call {
+    csm_dtype dtype;
+    size_t lists;
+    const int64_t *offsets;
+    const void *x;                 /* of the dtype */
+    const double *relevance;       /* NaN: not in the list */
+    const unsigned char *observed; /* or NULL: all are */
+    csm_ranking_ties ties;
+    size_t top;                  /* SIZE_MAX: all places */
+    double temperature;          /* of all lists, unless there are temperatures */
+    const double *temperatures;  /* one a list, or NULL */
+    const double *sample_weight; /* the same */
+    const double *upstream;      /* the same */
+    csm_reduction reduction;
+    double *losses; /* result: one a list */
+    float *single;  /* result: the same as floats, or NULL */
+    double total;   /* result with a reduction */
+    void *grad;     /* result, or NULL: of the dtype; elements outside the lists are not written */
+    int threads;
+    int (*interrupt)(void *);
+} csm_ranking_call;
+csm_status csm_run_rankings(const csm_table *, csm_ranking_call *);
+
 #if defined(__GNUC__) && !defined(_WIN32)
 #pragma GCC visibility pop
 #endif

@@ -12,10 +12,12 @@
 #include "geometric/job.h"
 #include "hashed/job.h"
 #include "int8/job.h"
+#include "rankings/job.h"
 #include "row_optimizer/job.h"
 #include "sample/job.h"
 #include "sampled/job.h"
 #include "softmax/job.h"
+#include "subsets/job.h"
 #include "topk/job.h"
 #include "tree/job.h"
 
@@ -47,6 +49,8 @@ typedef struct csm_table {
     csm_climb_kernels climb[CSM_DTYPE_COUNT]; /* of the compute type */
     csm_geometric_kernels geometric;
     csm_kl_kernels divergence[CSM_DTYPE_COUNT];
+    csm_subset_kernels subsets;
+    csm_ranking_kernels rankings;
 } csm_table;
 
 /* One exported symbol per unit; NULL if the unit was built without its instruction set. */

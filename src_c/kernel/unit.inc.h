@@ -161,6 +161,8 @@ INLINE void csm_prefetch_tile(const void *tile, ptrdiff_t step, size_t j, size_t
 #include "tree/tree.inc.h"
 #include "adversarial/adversarial.inc.h"
 #include "geometric/geometric.inc.h"
+#include "subsets/subsets.inc.h"
+#include "rankings/rankings.inc.h"
 
 #include "crf/crf.inc.h"
 #include "crf/viterbi.inc.h"
@@ -233,6 +235,8 @@ static const csm_table table = {
     {CSM_DTYPES(CLIMB)},
     {geometric_dot, geometric_subtract, geometric_combine},
     {CSM_DTYPES(DIVERGENCE)},
+    {subset_sigmoids, subset_logs, subset_step},
+    {ranking_places, ranking_terms},
 };
 const csm_table *const CSM_GLUE(csm_table_, CSM_UNIT) = &table;
 #endif

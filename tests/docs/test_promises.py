@@ -29,8 +29,9 @@ SETTINGS = {
     "show_config",
     "threads",
 }
-# Public functions that serve others: tests/ops/test_sampled.py compares add_rows with the assignment that it is.
-HELPERS = {"add_rows"}
+# Public functions that serve others: tests/ops/test_sampled.py compares add_rows with the assignment that it is,
+# tests/ops/test_streams.py merge_states with the attention that it is.
+HELPERS = {"add_rows", "merge_states"}
 
 
 def decorators(path):

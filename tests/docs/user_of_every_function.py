@@ -9,6 +9,7 @@ import csoftmax
 from csoftmax import (
     adversarial,
     calibration,
+    choice,
     class_weight,
     geometric,
     heads,
@@ -222,6 +223,23 @@ def use_tagger() -> None:
     assert len(adamw.state_features_) + len(adamw.transition_features_) > 0
 
 
+def use_rankings(x: NDArray[np.float32], labels: NDArray[np.int64]) -> None:
+    loss = csoftmax.plackett_luce_loss(x, x, ties="efron", top=2)
+    result: csoftmax.CrossEntropyResult = csoftmax.plackett_luce_loss_with_grad(x, x, ties="efron", top=2)
+    assert loss == result.loss
+    assert csoftmax.subset_logsumexp(x, 2).shape == csoftmax.subset_marginals(x, 2).shape[:-1]
+    state = csoftmax.SoftmaxState(len(x), values=2).update(x, values=np.zeros((*x.shape, 2)))
+    again = csoftmax.SoftmaxState.from_bytes(state.copy().to_bytes()).merge(state)
+    merged: csoftmax.MergedStates = csoftmax.merge_states(state.weighted_mean()[None], state.logsumexp()[None])
+    assert merged.value.shape == again.weighted_mean().shape
+    groups, features = np.repeat(np.arange(len(x)), x.shape[1]), np.arange(2.0 * x.size).reshape(-1, 2) % 7 % 3
+    model = choice.ConditionalLogit(penalty_l2=0.1).fit(features, np.eye(x.shape[1])[labels].ravel(), groups=groups)
+    assert model.predict(features, groups=groups).sum() == len(x)
+    assert "coef" in model.summary()
+    worths = choice.PlackettLuce(penalty_l2=0.1).fit(groups % 3, x.ravel(), groups=groups // 3)
+    assert worths.coef_.shape == (3,)
+
+
 if __name__ == "__main__":
     rng = np.random.default_rng(0)
     logits, targets = rng.standard_normal((12, 3)).astype(np.float32), np.arange(12) % 3
@@ -236,3 +254,4 @@ if __name__ == "__main__":
     use_adversarial(logits, targets)
     use_tagger()
     use_geometry(logits, targets)
+    use_rankings(logits, targets)

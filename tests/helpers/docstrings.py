@@ -13,6 +13,7 @@ MODULES = (
     ".heads",
     ".linear_model",
     ".calibration",
+    ".choice",
     ".metrics",
     ".class_weight",
     ".sequence",

@@ -17,10 +17,12 @@ from tools.make_golden import (
     digest,
     divergence_digest,
     loss_digest,
+    ranking_digest,
     sampled_digest,
     sampler_digest,
     segments_digest,
     sparse_digest,
+    subset_digest,
 )
 
 import csoftmax
@@ -37,6 +39,8 @@ NAMES["kl_divergence"] = divergence_digest
 NAMES["sampled, of each row"] = sampled_digest
 NAMES["sampler"] = sampler_digest
 NAMES["segments"] = segments_digest
+NAMES["rankings"] = ranking_digest
+NAMES["subsets"] = subset_digest
 
 
 @pytest.fixture(scope="module")

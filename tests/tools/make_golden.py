@@ -151,6 +151,32 @@ def segments_digest(dtype, case):
     return hashed(*parts)
 
 
+def ranking_digest(dtype, case):
+    """Return the hash of losses and gradients of lists with every kind of ties, with and without a temperature."""
+    k = CASES[case][1]
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    x, few = x[:, :4096], max(2, k // 3)
+    relevance = (integers(x.size, 3) % few).reshape(x.shape)
+    observed = (integers(x.size, 4) % 4 > 0).reshape(x.shape)
+    parts = []
+    for ties in ("breslow", "efron", "exact", "order"):
+        part = slice(None, 100) if ties == "exact" else slice(None)
+        parts += csoftmax.plackett_luce_loss_with_grad(
+            x[:, part], relevance[:, part], observed=observed[:, part], ties=ties, reduction="none"
+        )
+    parts += csoftmax.plackett_luce_loss_with_grad(x, np.arange(x.shape[1]) + 0 * relevance, temperature=0.75)
+    return hashed(*parts)
+
+
+def subset_digest(dtype, case):
+    """Return the hash of sums over subsets and of their marginals."""
+    rows = CASES[case][0]
+    (x,) = inputs(SOFTMAX_FAMILY[0], dtype, case)
+    x = x[:, :1000]
+    sizes = (integers(rows, 3) % min(30, x.shape[1] + 1)).astype(np.int64)
+    return hashed(csoftmax.subset_logsumexp(x, sizes), csoftmax.subset_marginals(x, sizes))
+
+
 SAMPLED_FEATURES, SAMPLED_CLASSES = 33, 5
 
 
@@ -233,6 +259,10 @@ def hashes():
         for case in CASES:
             found[f"sampler/{dtype}/{case}"] = sampler_digest(dtype, case)
             found[f"segments/{dtype}/{case}"] = segments_digest(dtype, case)
+    for dtype in DTYPES:
+        for case in CASES:
+            found[f"rankings/{dtype}/{case}"] = ranking_digest(dtype, case)
+            found[f"subsets/{dtype}/{case}"] = subset_digest(dtype, case)
     return found
 
 

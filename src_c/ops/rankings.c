@@ -1,0 +1,374 @@
+/* The driver of the Plackett-Luce loss: lists, their order, threads, and the sum over lists.
+ *
+ * A list is computed by one thread, alone, in double, so that its bits depend on nothing else.  Its order is found by
+ * counting (kernel/rankings), from 65 elements on by merging; e^x are those of the CRF's kernels, relative to the
+ * maximum, or with exponents of their own where the x are more than far apart.
+ *
+ * Losses are added in a tree over the lists.  A list with NaN or +inf among its elements is NaN; elements without
+ * a relevance are not read, and their gradient is 0. */
+#include "rankings.h"
+
+#include "../core/call.h"
+#include "../core/reduction.h"
+
+#include <string.h>
+
+#define RANKING_TINY \
+    0x1p-860 /* least e^(x - max): quotients of sums of up to 2^60 terms stay within the range of double */
+#define RANKING_LARGEST 0x1p45 /* beyond it, the maximum is subtracted first */
+enum { NUMBERS, PLACES, EXACT, BUFFERS, PIECE_ELEMENTS = 16384 };
+
+typedef struct ranking_job {
+    const csm_ranking_call *call;
+    csm_call base; /* dtype, table, threads, interrupt */
+    double divisor;
+    csm_scratch scratch;
+} ranking_job;
+
+/* A list while it is computed: arrays of its members, in the order of the call or sorted. */
+typedef struct ranking_run {
+    ranking_job *job;
+    int thread;
+    size_t list, first, length; /* its elements */
+    size_t n;                   /* its members: elements with a relevance */
+    double *key, *sorted_key, *x, *e, *p, *power, *others, *weight, *grad;
+    float *narrow, *narrow_key, *places; /* storage in the compute type; keys that floats hold; their places */
+    int64_t *member, *order, *beside; /* elements in their order; those of `order` in falling order */
+    size_t *begin;
+    unsigned char *observed;
+    int has_ties, has_absent; /* has_absent: an x is -inf */
+} ranking_run;
+
+/* The arrays for lists of up to `length` elements. */
+static int make_run(ranking_run *run, size_t length) {
+    const size_t room = (length + CSM_RANKING_PAD - 1) / CSM_RANKING_PAD * CSM_RANKING_PAD + CSM_RANKING_PAD;
+    csm_scratch *scratch = &run->job->scratch;
+    double *at = (double *)(void *)csm_scratch_get(scratch, run->thread, NUMBERS, 13 * room * sizeof *at);
+    int64_t *places = (int64_t *)(void *)csm_scratch_get(scratch, run->thread, PLACES, 5 * room * sizeof *places);
+    if (!at || !places) return 0;
+    run->key = at;
+    run->sorted_key = at + room;
+    run->x = at + 2 * room;
+    run->e = at + 3 * room;
+    run->p = at + 4 * room;
+    run->power = at + 5 * room;
+    run->others = at + 6 * room; /* two numbers for each element */
+    run->weight = at + 8 * room; /* the same */
+    run->grad = at + 10 * room;
+    run->narrow = (float *)(void *)(at + 11 * room); /* or doubles */
+    run->narrow_key = (float *)(void *)(at + 12 * room);
+    run->places = run->narrow_key + room;
+    run->member = places;
+    run->order = places + room;
+    run->beside = places + 2 * room;
+    run->begin = (size_t *)(places + 3 * room);
+    run->observed = (unsigned char *)(places + 4 * room);
+    return 1;
+}
+
+static int is_observed(const csm_ranking_call *c, size_t i) { return !c->observed || c->observed[i]; }
+
+/* Whether an observed element is among the places that count: the first of the most relevant ones decides. */
+static int has_factor(const csm_ranking_call *c, size_t list) {
+    const size_t begin = (size_t)c->offsets[list], end = (size_t)c->offsets[list + 1];
+    size_t best = end, before = 0;
+    if (c->top == 0) return 0;
+    for (size_t i = begin; i < end; i++) {
+        if (c->relevance[i] != c->relevance[i] || !is_observed(c, i)) continue;
+        if (best == end || c->relevance[i] > c->relevance[best]) best = i;
+        if (c->top == SIZE_MAX) return 1;
+    }
+    if (best == end) return 0;
+    for (size_t i = begin; i < end; i++) {
+        before += c->relevance[i] > c->relevance[best];
+        if (c->ties == CSM_RANKING_ORDER) before += i < best && c->relevance[i] == c->relevance[best];
+    }
+    return before < c->top;
+}
+
+/* Sorts the places of keys in falling order, equal ones in their order, by merging runs. */
+static void merge_places(ranking_run *run) {
+    const size_t n = run->n;
+    int64_t *from = run->order, *to = run->beside;
+    for (size_t i = 0; i < n; i++) from[i] = (int64_t)i;
+    for (size_t width = 1; width < n; width *= 2) {
+        for (size_t low = 0; low < n; low += 2 * width) {
+            const size_t middle = n - low < width ? n : low + width, high = n - low < 2 * width ? n : low + 2 * width;
+            size_t i = low, j = middle;
+            for (size_t at = low; at < high; at++) {
+                const int takes_right = i == middle || (j < high && run->key[from[j]] > run->key[from[i]]);
+                to[at] = takes_right ? from[j++] : from[i++];
+            }
+        }
+        int64_t *swapped = from;
+        from = to;
+        to = swapped;
+    }
+    if (from != run->order) memcpy(run->order, from, n * sizeof *from);
+}
+
+/* The order of elements whose relevance a float holds, all of them members. */
+static void count_places(ranking_run *run, const double *relevance) {
+    const size_t n = run->length;
+    run->job->base.table->rankings.places(run->narrow_key, n, run->places);
+    for (size_t i = 0; i < n; i++) {
+        const size_t place = (size_t)(int64_t)run->places[i];
+        run->order[place] = (int64_t)i;
+        run->sorted_key[place] = relevance[i];
+    }
+}
+/* The order of any elements: the members are gathered, and sorted unless they are. */
+static void sort_any(ranking_run *run, const double *relevance) {
+    int falls = 1;
+    size_t n = 0;
+    for (size_t i = 0; i < run->length; i++) {
+        if (relevance[i] != relevance[i]) continue;
+        run->member[n] = (int64_t)i;
+        run->key[n] = relevance[i];
+        falls &= n == 0 || run->key[n] <= run->key[n - 1];
+        n++;
+    }
+    run->n = n;
+    if (!falls) merge_places(run);
+    for (size_t i = 0; i < n; i++) {
+        const size_t at = falls ? i : (size_t)run->order[i];
+        run->sorted_key[i] = run->key[at];
+        run->order[i] = run->member[at];
+    }
+}
+/* Finds the members, their order, and whether there are ties. */
+static void sort_members(ranking_run *run) {
+    const double *relevance = run->job->call->relevance + run->first;
+    const size_t n = run->length;
+    int is_narrow = 1, falls = 1, has_ties = 0;
+    for (size_t i = 0; i < n; i++) {
+        const float narrow = (float)relevance[i];
+        run->narrow_key[i] = narrow;
+        is_narrow &= (double)narrow == relevance[i]; /* not NaN either */
+    }
+    for (size_t i = 1; i < n; i++) falls &= relevance[i] <= relevance[i - 1];
+    run->n = n;
+    if (is_narrow && falls) {
+        for (size_t i = 0; i < n; i++) {
+            run->order[i] = (int64_t)i;
+            run->sorted_key[i] = relevance[i];
+        }
+    } else if (is_narrow && n <= CSM_RANKING_COUNTED) {
+        count_places(run, relevance);
+    } else {
+        sort_any(run, relevance);
+    }
+    for (size_t i = 1; i < run->n; i++) has_ties |= run->sorted_key[i] == run->sorted_key[i - 1];
+    run->has_ties = has_ties;
+}
+
+/* Reads x / T of the members in their order, and their maximum.  Returns 1 if the list is NaN. */
+static int read_members(ranking_run *run, double temperature, double *max) {
+    const csm_ranking_call *c = run->job->call;
+    const csm_call *base = &run->job->base;
+    const char *x = (const char *)c->x + run->first * base->itemsize;
+    const size_t n = run->n, padded = (n + 7) / 8 * 8;
+    const double *wide = (const double *)(const void *)x;
+    const float *narrow = (const float *)(const void *)x;
+    double *to = run->x;
+    if (base->itemsize == 2) {
+        base->table->widen[base->dtype](x, run->narrow, run->length);
+        narrow = run->narrow;
+    }
+    if (csm_is_single(base))
+        for (size_t i = 0; i < n; i++) to[i] = (double)narrow[run->order[i]];
+    else
+        for (size_t i = 0; i < n; i++) to[i] = wide[run->order[i]];
+    for (size_t i = 0; i < n && temperature != 1; i++) to[i] /= temperature;
+    for (size_t i = n; i < padded; i++) to[i] = -CSM_INF;
+    return base->table->crf.maxima(to, 1, padded, max) != 0;
+}
+/* Whether the elements are observed, in their order, or NULL if all are. */
+static const unsigned char *read_observed(ranking_run *run) {
+    const csm_ranking_call *c = run->job->call;
+    int all = 1;
+    if (!c->observed) return NULL;
+    for (size_t i = 0; i < run->n; i++) {
+        run->observed[i] = c->observed[run->first + (size_t)run->order[i]] != 0;
+        all &= run->observed[i];
+    }
+    return all ? NULL : run->observed;
+}
+
+/* Groups of ties, and those that count. */
+static void find_groups(ranking_run *run, ranking_list *list) {
+    const csm_ranking_call *c = run->job->call;
+    const size_t n = run->n;
+    list->groups = n;
+    list->factors = n < c->top ? n : c->top;
+    list->begin = NULL;
+    if (c->ties == CSM_RANKING_ORDER || !run->has_ties) return;
+    size_t groups = 0;
+    list->factors = 0;
+    for (size_t i = 0; i < n; i++) {
+        if (i > 0 && run->sorted_key[i] == run->sorted_key[i - 1]) continue;
+        run->begin[groups++] = i;
+        list->factors += i < c->top;
+    }
+    run->begin[groups] = n;
+    list->groups = groups;
+    list->begin = run->begin;
+}
+
+/* e of the members, or p and power where they are too far apart. */
+static void exponentials(ranking_run *run, ranking_list *list, double max) {
+    const csm_crf_kernels *k = &run->job->base.table->crf;
+    const size_t n = run->n, padded = (n + 7) / 8 * 8;
+    double reference = max, power, least = CSM_INF;
+    int is_tiny = 0;
+    if (max > RANKING_LARGEST || max < -RANKING_LARGEST) {
+        for (size_t i = 0; i < n && max > -CSM_INF; i++) run->x[i] -= max;
+        reference = 0;
+    }
+    k->exponentials(run->x, &reference, run->e, &power, 1, padded);
+    for (size_t i = 0; i < n; i++) is_tiny |= run->e[i] < RANKING_TINY;
+    run->has_absent = 0;
+    list->is_wide = 0;
+    if (!is_tiny) return;
+    for (size_t i = 0; i < n; i++) {
+        run->has_absent |= run->x[i] == -CSM_INF;
+        if (run->x[i] > -CSM_INF && run->e[i] < least) least = run->e[i];
+    }
+    list->is_wide = least < RANKING_TINY;
+    if (list->is_wide) k->split(run->x, run->p, run->power, padded);
+}
+
+/* Writes the gradient of the list times a factor; grad NULL: the factor for every member. */
+static void write_gradient(const ranking_run *run, const double *grad, double factor) {
+    const csm_ranking_call *c = run->job->call;
+    const csm_call *base = &run->job->base;
+    char *to = (char *)c->grad + run->first * base->itemsize;
+    float *narrow = base->itemsize == 4 ? (float *)(void *)to : run->narrow;
+    double *wide = (double *)(void *)to;
+    const int single = csm_is_single(base);
+    for (size_t i = 0; i < run->length && run->n < run->length; i++) {
+        if (single) narrow[i] = 0;
+        else wide[i] = 0;
+    }
+    for (size_t i = 0; i < run->n; i++) {
+        const double v = grad ? grad[i] * factor : factor;
+        if (single) narrow[run->order[i]] = (float)v;
+        else wide[run->order[i]] = v;
+    }
+    if (base->itemsize == 2) base->table->narrow[base->dtype](narrow, to, run->length);
+}
+
+/* The terms of a list whose numbers have been read. */
+static csm_status compute_terms(ranking_run *run, double max, double *loss) {
+    ranking_job *job = run->job;
+    const csm_ranking_call *c = job->call;
+    ranking_list list = {.table = job->base.table,
+                         .ties = c->ties,
+                         .poll = csm_poll_of(&job->base.interrupt, run->thread),
+                         .n = run->n,
+                         .observed = read_observed(run),
+                         .x = run->x,
+                         .e = run->e,
+                         .p = run->p,
+                         .power = run->power,
+                         .others = run->others,
+                         .weight = run->weight,
+                         .grad = run->grad};
+    find_groups(run, &list);
+    exponentials(run, &list, max);
+    if (!list.is_wide && !list.begin && !list.observed && list.factors == list.n && !run->has_absent)
+        list.loss = job->base.table->rankings.terms(run->e, run->n, run->others, run->weight, run->grad);
+    else if (list.is_wide) csm_ranking_terms_wide(&list);
+    else csm_ranking_terms(&list);
+    if (c->ties == CSM_RANKING_EXACT && list.begin) {
+        const size_t numbers = csm_ranking_exact_scratch(&list);
+        double *beside = (double *)(void *)csm_scratch_get(&job->scratch, run->thread, EXACT, numbers * sizeof *beside);
+        if (!beside) return CSM_NO_MEMORY;
+        if (!csm_ranking_exact(&list, beside)) return CSM_INTERRUPTED;
+    }
+    *loss = list.loss;
+    return CSM_OK;
+}
+
+static csm_status run_list(ranking_run *run) {
+    ranking_job *job = run->job;
+    const csm_ranking_call *c = job->call;
+    const double weight = c->sample_weight ? c->sample_weight[run->list] : 1;
+    const double temperature = c->temperatures ? c->temperatures[run->list] : c->temperature;
+    double *to = &c->losses[run->list], factor = weight, max, loss;
+    *to = 0;
+    run->n = 0;
+    if (c->upstream) factor *= c->upstream[run->list];
+    factor = job->divisor == 0 || factor == 0 ? 0 : factor / job->divisor;
+    if (weight != 0) sort_members(run);
+    if (run->n == 0) {
+        if (c->grad) write_gradient(run, NULL, 0);
+        return CSM_OK;
+    }
+    if (read_members(run, temperature, &max)) {
+        *to = CSM_NAN;
+        if (c->grad) write_gradient(run, NULL, factor == 0 ? 0 : CSM_NAN);
+        return CSM_OK;
+    }
+    const csm_status status = compute_terms(run, max, &loss);
+    if (status != CSM_OK) return status;
+    *to = weight * loss;
+    if (c->grad) write_gradient(run, run->grad, factor / temperature);
+    return CSM_OK;
+}
+
+static csm_status lists_body(void *context, size_t begin, size_t end, int thread) {
+    ranking_job *job = context;
+    const int64_t *offsets = job->call->offsets;
+    ranking_run run = {.job = job, .thread = thread};
+    size_t longest = 0, elements = 0;
+    for (size_t i = begin; i < end; i++) {
+        const size_t length = (size_t)(offsets[i + 1] - offsets[i]);
+        if (length > longest) longest = length;
+    }
+    if (!make_run(&run, longest)) return CSM_NO_MEMORY;
+    for (size_t i = begin; i < end; i++) {
+        run.list = i;
+        run.first = (size_t)offsets[i];
+        run.length = (size_t)offsets[i + 1] - run.first;
+        const csm_status status = run_list(&run);
+        if (status != CSM_OK) return status;
+        elements += 16 * run.length;
+        if (elements < CSM_POLL_ELEMENTS && i + 1 < end) continue;
+        if (csm_stops(&job->base.interrupt, thread, elements)) return CSM_INTERRUPTED;
+        elements = 0;
+    }
+    return CSM_OK;
+}
+
+/* The sum of the weights of lists with a factor; `beside` has room for one number a list. */
+static double sum_of_weights(const csm_ranking_call *c, double *beside) {
+    for (size_t i = 0; i < c->lists; i++) beside[i] = has_factor(c, i) ? c->sample_weight ? c->sample_weight[i] : 1 : 0;
+    return csm_tree_sum(beside, c->lists);
+}
+
+/* NumPy would round in the caller's rounding mode, and flush subnormal numbers to zero if the caller does. */
+static void reduce(const ranking_job *job, csm_ranking_call *call) {
+    for (size_t i = 0; i < call->lists && call->single; i++) call->single[i] = (float)call->losses[i];
+    if (call->reduction == CSM_NONE) return;
+    const double sum = csm_tree_sum(call->losses, call->lists);
+    call->total = csm_finish_loss(job->divisor == 0 ? CSM_NAN : sum / job->divisor, csm_is_single(&job->base));
+}
+
+csm_status csm_run_rankings(const csm_table *table, csm_ranking_call *call) {
+    ranking_job job = {.call = call, .divisor = 1};
+    csm_buffer single[BUFFERS];
+    job.base.interrupt.caller = csm_fp_enter();
+    csm_set_dtype(&job.base, call->dtype, table);
+    if (call->reduction == CSM_MEAN) job.divisor = sum_of_weights(call, call->losses);
+    const double elements = call->lists ? (double)(call->offsets[call->lists] - call->offsets[0]) : 0;
+    const int threads = csm_threads_for(8 * elements, call->lists, call->threads);
+    const size_t piece = elements > 0 ? (size_t)(PIECE_ELEMENTS * (double)call->lists / elements) + 1 : 1;
+    job.base.interrupt.check = call->interrupt;
+    csm_status status = csm_scratch_begin(&job.scratch, threads, BUFFERS, single);
+    if (status == CSM_OK) status = csm_parallel(call->lists, piece, threads, lists_body, &job, &job.base.interrupt);
+    csm_scratch_end(&job.scratch);
+    if (status == CSM_OK) reduce(&job, call);
+    csm_fp_leave(job.base.interrupt.caller); /* the callback may have changed it */
+    return status;
+}

@@ -1,0 +1,77 @@
+"""csoftmax.torch.plackett_luce_loss: gradcheck, the numbers of csoftmax, options, torch.compile's checks, hand-over."""
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import csoftmax  # noqa: E402
+import csoftmax.torch as ct  # noqa: E402
+from csoftmax._torch.rankings import _operator  # noqa: E402
+
+
+def make_lists(dtype=torch.float64):
+    rng = np.random.default_rng(0)
+    x = torch.tensor(rng.normal(size=14), dtype=dtype, requires_grad=True)
+    relevance, observed = torch.tensor(rng.integers(0, 3, 14)), torch.tensor(rng.random(14) < 0.8)
+    return x, relevance, observed, torch.tensor([0, 5, 5, 14])
+
+
+@pytest.mark.parametrize("ties", ["breslow", "efron", "exact", "order"])
+@pytest.mark.parametrize("reduction", ["none", "sum", "mean"])
+def test_gradcheck(ties, reduction):
+    x, relevance, observed, indptr = make_lists()
+    options = {"observed": observed, "ties": ties, "indptr": indptr, "reduction": reduction, "temperature": 0.7}
+    assert torch.autograd.gradcheck(lambda t: ct.plackett_luce_loss(t, relevance, **options), x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16])
+def test_numbers_are_those_of_csoftmax(dtype):
+    x, relevance, observed, indptr = make_lists(dtype)
+    weight = torch.tensor([1.0, 2.0, 0.5])
+    options = {"observed": observed, "top": 4, "sample_weight": weight}
+    expected = csoftmax.plackett_luce_loss_with_grad(x.detach(), relevance, indptr=indptr, **options)
+    ids = torch.tensor([0] * 5 + [2] * 9)
+    segments = csoftmax.Segments(segment_ids=ids, num_segments=3)
+    for lists in ({"indptr": indptr}, {"segment_ids": ids, "num_segments": 3}, {"segments": segments}):
+        x.grad = None
+        loss = ct.plackett_luce_loss(x, relevance, **lists, **options)
+        loss.backward()
+        assert torch.equal(
+            loss.detach(), expected.loss if torch.is_tensor(expected.loss) else torch.tensor(expected.loss)
+        )
+        assert torch.equal(x.grad, expected.grad)
+    order = torch.randperm(14, generator=torch.Generator().manual_seed(0))
+    y = x.detach()[order].requires_grad_()
+    ct.plackett_luce_loss(
+        y, relevance[order], segment_ids=ids[order], num_segments=3, reduction="none"
+    ).sum().backward()
+    alone = csoftmax.plackett_luce_loss_with_grad(
+        y.detach(), relevance[order], segment_ids=ids[order], num_segments=3, reduction="sum"
+    )
+    assert torch.equal(y.grad, alone.grad)
+
+
+def test_dense_lists_without_gradient():
+    x = torch.randn(3, 5)
+    loss = ct.plackett_luce_loss(x, torch.arange(5).expand(3, 5), reduction="none")
+    assert loss.shape == (3,)
+    assert not loss.requires_grad
+
+
+def test_the_operator_is_well_formed():
+    x, relevance, observed, indptr = make_lists()
+    for reduction in ("mean", "none"):
+        arguments = x, relevance, indptr, None, observed, None, "efron", 3, 1.0, reduction, True
+        torch.library.opcheck(_operator, arguments, test_utils=("test_schema", "test_faketensor"))
+
+
+def test_recorded_tensors_are_handed_over():
+    x, relevance, observed, indptr = make_lists()
+    loss = csoftmax.plackett_luce_loss(x, relevance, indptr=indptr, observed=observed)
+    loss.backward()
+    assert x.grad.abs().sum() > 0
+    with pytest.raises(ValueError, match="relevance requires grad"):
+        ct.plackett_luce_loss(x, x, indptr=indptr)
+    with pytest.raises(ValueError, match=r"csoftmax\.torch has no plackett_luce_loss_with_grad"):
+        csoftmax.plackett_luce_loss_with_grad(x, relevance, indptr=indptr)
