@@ -290,8 +290,9 @@ static csm_status refine(topk_call *call, int thread, kept *list, size_t i, size
     return keep(call, thread, list, call->number[i], g, reached, lower, upper);
 }
 
-/* Prefetches a group that comes later: hardware prefetchers stop at the ends of pages.  Chunks are visited out of order,
- * but are far longer than AHEAD.  Inline, because GCC drops calls of a function that has no other effect. */
+/* Prefetches a group that comes later: hardware prefetchers stop at the ends of pages (decision heads_int8 7).  Chunks
+ * are visited out of order, but are far longer than AHEAD.  Inline, because GCC drops calls of a function that has no
+ * other effect. */
 INLINE void fetch_ahead(const csm_int8_layer *l, size_t g) {
     const size_t bytes = csm_int8_steps(l) * 4 * CSM_INT8_GROUP, groups = AHEAD / bytes;
     const size_t ahead = g + groups, first = ahead * CSM_INT8_GROUP;
