@@ -30,7 +30,7 @@ enum {
     HEAP_MOST = 256,       /* largest k whose threshold is up to date after each candidate */
     WINDOW = 64,
     PLAIN = 512, /* groups after which the use of a filter is judged, and for which it is left out */
-    AHEAD = 4096 /* most bytes of a group that are prefetched */
+    AHEAD = 8192 /* bytes of codes between a group and the one that is prefetched */
 };
 
 /* Candidates of one query in one thread. */
@@ -290,6 +290,20 @@ static csm_status refine(topk_call *call, int thread, kept *list, size_t i, size
     return keep(call, thread, list, call->number[i], g, reached, lower, upper);
 }
 
+/* Prefetches a group that comes later: hardware prefetchers stop at the ends of pages (decision heads_int8 7).  Chunks
+ * are visited out of order, but are far longer than AHEAD.  Inline, because GCC drops calls of a function that has no
+ * other effect. */
+INLINE void fetch_ahead(const csm_int8_layer *l, size_t g) {
+    const size_t bytes = csm_int8_steps(l) * 4 * CSM_INT8_GROUP, groups = AHEAD / bytes;
+    const size_t ahead = g + groups, first = ahead * CSM_INT8_GROUP;
+    if (groups == 0 || ahead >= csm_int8_groups(l)) return;
+    for (size_t at = 0; at < bytes; at += 64) PREFETCH(l->codes + ahead * bytes + at);
+    PREFETCH(l->scale + first);
+    PREFETCH(l->residual + first);
+    PREFETCH(l->norm + first);
+    PREFETCH(l->bias + first);
+}
+
 /* A group by full codes, for all queries. */
 static csm_status visit_plain(scanner *s, size_t g) {
     topk_call *call = s->call;
@@ -298,6 +312,7 @@ static csm_status visit_plain(scanner *s, size_t g) {
     const unsigned present = classes_of(l, g);
     const csm_int8_group group = group_of(l, g);
     float lower[CSM_INT8_GROUP], upper[CSM_INT8_GROUP];
+    fetch_ahead(l, g);
     csm_int8_dots(call->table, l->codes + g * steps * 4 * CSM_INT8_GROUP, steps, call->codes, call->vectors,
                   call->offset, s->dots);
     call->table->int8.reach(s->query, call->coded, &group, s->dots, s->reached);
@@ -324,7 +339,7 @@ static csm_status visit_narrow(scanner *s, size_t g, pace *p) {
         p->plain--;
         return visit_plain(s, g);
     }
-    for (size_t at = 0; at < steps * 64 && at < AHEAD; at += 64) PREFETCH(l->codes + (g + 1) * steps * 64 + at);
+    fetch_ahead(l, g);
     call->table->int8.narrow(l->codes + g * steps * 4 * CSM_INT8_GROUP, steps, s->narrow);
     call->table->int8.narrow_dots(s->narrow, steps, call->coarse_codes, call->coded, call->coarse_offset, s->dots);
     call->table->int8.test(s->filter, call->coded, &group, s->dots, s->reached);
