@@ -34,8 +34,7 @@ from csoftmax._spec.formats import (
     ulp_error,
     wide,
 )
-from csoftmax._spec.margins import RECORDS as MARGINS
-from csoftmax._spec.operations import BACKWARD, FORWARD, SOFTMAX_FAMILY
+from csoftmax._spec.operations import BACKWARD, BY_NAME, FORWARD, SOFTMAX_FAMILY
 from csoftmax._spec.sample import distribution
 from csoftmax._spec.samples import ROW_KINDS, SIZES, logits
 from csoftmax._spec.softmax import exact_forward, exact_log_softmax_vjp
@@ -299,9 +298,9 @@ def chains():
     return lines
 
 
-def margins():
-    """Return lines of the table: margin_cross_entropy_with_grad against long double, all options of its record."""
-    isas, before, record = binding.isa_available(), binding.isa(), MARGINS[1]
+def of_record(record):
+    """Return lines of a table: all options of an operation's record against its oracle in long double."""
+    isas, before = binding.isa_available(), binding.isa()
     worst, numbers = {}, {}
     variants = [name for name, variant in record.variants.items() if variant.is_accurate]
     for dtype, k, sigma, variant in itertools.product(DTYPES, (2, 3, 17, 129, 1000), (0.3, 5, *ROW_KINDS), variants):
@@ -323,7 +322,7 @@ def margins():
                 numbers[key] = numbers.get(key, 0) + np.size(got)
         binding.select_isa(before)
     lines = [
-        "| margin_cross_entropy | dtype | " + " | ".join(isas) + " | elements |",
+        f"| {record.name} | dtype | " + " | ".join(isas) + " | elements |",
         "|---|---|" + "---|" * (len(isas) + 1),
     ]
     for what, dtype in dict.fromkeys(key[:2] for key in worst):
@@ -430,7 +429,11 @@ def main():
     worst.update(exact_gradients(int(24 * max(1, arguments.effort))))
     of_losses = losses(arguments.effort)
     of_sparse = sparse()
-    of_chains, of_margins = chains(), margins()
+    of_chains = chains()
+    of_margins, of_divergence, of_rankings = (
+        of_record(BY_NAME[f"{name}_with_grad"])
+        for name in ("margin_cross_entropy", "kl_divergence", "plackett_luce_loss")
+    )
     seconds = time.time() - begin
     commit = output_of("git", "rev-parse", "--short=12", "HEAD") or "unknown"
     if output_of("git", "status", "--porcelain", "--", "src_c", "csoftmax"):
@@ -500,6 +503,16 @@ def main():
         "multiplies their rounding. Oracle: longdouble (64 bits), all logits, angles and tangents.",
         "",
         *of_margins,
+        "",
+        "Kullback-Leibler divergence, on the same rows, every other student close to its teacher: as a share of the",
+        "promise (`csoftmax/_spec/divergence.py`); the figures in brackets are large where the divergence is small",
+        "beside its terms.",
+        "",
+        *of_divergence,
+        "",
+        "Plackett-Luce loss, on the same rows, all options of the record.",
+        "",
+        *of_rankings,
         "",
         "## Softmax beside its peers (sampled)",
         "",
