@@ -14,7 +14,7 @@ from .operators import (
     check_constants,
     check_floating,
     check_int,
-    check_temperature,
+    check_number_temperature,
     check_tensors,
     define,
     detach,
@@ -156,7 +156,7 @@ def entropy(
     check_floating("x", x)
     check_tensors(where=where)
     dim = check_int("dim", dim)
-    result = _entropy(x, dim, check_temperature(temperature, x), where)
+    result = _entropy(x, dim, check_number_temperature(temperature, x), where)
     return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and x.dim() else result
 
 
@@ -205,5 +205,5 @@ def kl_divergence(
     check_constants(x=x, where=where)
     dim = check_int("dim", dim)
     gradient = y.requires_grad and torch.is_grad_enabled()
-    result, _ = _kl_divergence(x, y, dim, check_temperature(temperature, y), where, gradient)
+    result, _ = _kl_divergence(x, y, dim, check_number_temperature(temperature, y), where, gradient)
     return result.unsqueeze(dim) if check_flag("keepdims", keepdims) and y.dim() else result

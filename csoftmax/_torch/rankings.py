@@ -15,7 +15,7 @@ from .operators import (
     Reduction,
     check_constants,
     check_floating,
-    check_temperature,
+    check_number_temperature,
     define,
     keep_gradients,
     loss_dtype,
@@ -162,7 +162,7 @@ def plackett_luce_loss(
         order = None if chosen.order is None else torch.tensor(chosen.order)
     places = 0 if top is None else check_count("top", top, 1, "an int or None")
     gradient = x.requires_grad and torch.is_grad_enabled()
-    options = ties, places, check_temperature(temperature, x), reduction
+    options = ties, places, check_number_temperature(temperature, x), reduction
     loss: Tensor = _operator(x, relevance, indices, order, observed, sample_weight, *options, gradient)[0]
     return loss
 

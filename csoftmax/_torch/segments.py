@@ -21,7 +21,7 @@ from .operators import (
     check_constants,
     check_floating,
     check_int,
-    check_temperature,
+    check_number_temperature,
     check_tensors,
     define,
     detach,
@@ -301,7 +301,7 @@ def segment_softmax(
     check_floating("x", x)
     check_tensors(where=where)
     tensors = _segment_tensors(indptr, segment_ids, num_segments, segments)
-    return _softmax(x, *tensors, check_int("dim", dim), check_temperature(temperature, x), where)
+    return _softmax(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
 
 
 def segment_log_softmax(
@@ -342,7 +342,7 @@ def segment_log_softmax(
     check_floating("x", x)
     check_tensors(where=where)
     tensors = _segment_tensors(indptr, segment_ids, num_segments, segments)
-    return _log_softmax(x, *tensors, check_int("dim", dim), check_temperature(temperature, x), where)
+    return _log_softmax(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
 
 
 def segment_logsumexp(
@@ -383,7 +383,7 @@ def segment_logsumexp(
     check_floating("x", x)
     check_tensors(where=where)
     tensors = _segment_tensors(indptr, segment_ids, num_segments, segments)
-    return _logsumexp(x, *tensors, check_int("dim", dim), check_temperature(temperature, x), where)
+    return _logsumexp(x, *tensors, check_int("dim", dim), check_number_temperature(temperature, x), where)
 
 
 def segment_cross_entropy(
