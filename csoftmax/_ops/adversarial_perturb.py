@@ -27,7 +27,8 @@ CHUNK_ELEMENTS = 1 << 14  # of x: the arrays of a chunk stay in cache over all s
 CACHED_CHUNK_ELEMENTS = 1 << 16  # the same where a kernel takes blocks of rows through all steps
 CACHED_BYTES = 1 << 20  # of w in the compute type, for that kernel
 CACHED_LENGTH = 1 << 12  # of features and of classes for it: a block has some of each in scratch
-MIN_CHUNK_ROWS = 64  # so that products stay fast, and blocks of the kernel are full
+MIN_CHUNK_ROWS = 64  # so that products stay fast
+CACHED_MIN_CHUNK_ROWS = 128  # the same for that kernel: blocks of 16 or 32 rows for several threads, all of them full
 TINY = 1e-250  # a gradient below it has lost digits, or all of them, to underflow
 LARGEST_RISE = 600.0  # its exponential and sums of these are finite
 FREE_EXPONENTS = 16  # between scaled weights and overflow: lengths of differences of weights are numbers
@@ -139,8 +140,8 @@ class LossGradient:
 
     With the target's logit left out, softmax gives p_j / (1 - p_y), which does not underflow: the gradient of the
     logits, p - e_y, is 1 - p_y times that less e_y. Steps need only its direction. Its product with w - w[0] cancels
-    where hardly any of the mass has weights that differ from those of the target; sums that may be no more than rounding
-    errors are formed anew from the differences from w[target].
+    where hardly any of the mass has weights that differ from those of the target: sums that may be no more than
+    rounding errors are formed anew, from differences from w[target].
     """
 
     def __init__(self, x: Any, w: Any, bias: Any, labels: Any, num_threads: Any):
@@ -367,7 +368,8 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
     result = np.empty_like(head.x)
     stays_in_cache = attack.method != "vat" and w.nbytes <= CACHED_BYTES and max(w.shape) <= CACHED_LENGTH
     elements = CACHED_CHUNK_ELEMENTS if stays_in_cache else CHUNK_ELEMENTS
-    step = MIN_CHUNK_ROWS * max(1, elements // max(1, x.shape[1]) // MIN_CHUNK_ROWS)
+    rows = CACHED_MIN_CHUNK_ROWS if stays_in_cache else MIN_CHUNK_ROWS
+    step = rows * max(1, elements // max(1, x.shape[1]) // rows)
     if stays_in_cache:
         w = np.ascontiguousarray(w)
         layer = w, scale_weights(w), None if bias is None else np.ascontiguousarray(bias)
@@ -492,7 +494,8 @@ def perturb(
         weights of the two most probable classes. Default: fresh entropy for the random start.
     num_threads : int, optional
         Maximum number of threads of the kernels. "fgsm" and "pgd" have the same bits for any number, and in any batch,
-        if w takes at most 1 MiB and has at most 4096 rows and columns; other products are those of the BLAS.
+        if w has at most 4096 rows and columns and takes at most 1 MiB in the compute type (float32 for 16-bit types,
+        float64 for integers); other products are those of the BLAS.
 
     Returns
     -------
@@ -510,7 +513,9 @@ def perturb(
     Steps follow the sign of the gradient (inf-norm), its direction (2-norm), or its largest coordinate, of equal ones
     the first (1-norm). Where the gradient is 0 a row stays. Every row takes all steps. Gradients are divided by the
     probability of the other classes, which cancels in their directions: they do not vanish for rows that are certain of
-    their class, however large the margin is. An eps for which features or logits would overflow is a ValueError.
+    their class, however large the margin is. They are sums of probabilities times differences from the weights of the
+    target, so that features of which only rare classes make use move by the right sign too. An eps for which features
+    or logits would overflow is a ValueError; a step_size may be as large as it likes.
 
     "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in that
     of the dtype, but not further than eps; a row whose rival is further away moves towards it by eps, and a row that is

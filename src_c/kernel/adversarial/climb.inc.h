@@ -25,11 +25,15 @@
 enum {
     V(CLIMB_ROWS) = CSM_CLIMB_BYTES / sizeof(REAL),
     V(CLIMB_VECTORS) = V(CLIMB_ROWS) / V(W),
-    V(CLIMB_TILE) = V(CLIMB_VECTORS) < 8 ? 12 / V(CLIMB_VECTORS) : 1, /* of classes, or of features: ... */
+    V(CLIMB_TILE) = V(CLIMB_VECTORS) < 8 ? 12 / V(CLIMB_VECTORS) : 1, /* of classes: ... */
     V(CLIMB_SUMS) = V(CLIMB_TILE) *V(CLIMB_VECTORS), /* ... their sums stay in registers */
-    /* of sums over classes, whose w_y takes as many registers: vectors, and features */
-    V(CLIMB_GROUP) = V(CLIMB_VECTORS) == 4 ? 1 : V(CLIMB_VECTORS) < 16 ? 2 : V(CLIMB_VECTORS),
-    V(CLIMB_FEATURES) = V(CLIMB_VECTORS) == 4 ? 7 : V(CLIMB_VECTORS) < 16 ? 4 : 1,
+    /* Vectors and features of sums over classes; w_y takes as many registers as they do. */
+    V(CLIMB_GROUP) = V(CLIMB_VECTORS) == 4 ? 1
+    : V(CLIMB_VECTORS) < 16                ? 2
+                                           : V(CLIMB_VECTORS),
+    V(CLIMB_FEATURES) = V(CLIMB_VECTORS) == 4 ? 7
+    : V(CLIMB_VECTORS) < 16                   ? 4
+                                              : 1,
 };
 #define EACH_OF_GROUP \
     UNROLL            \
@@ -150,7 +154,7 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
 /* The gradients of `count` features from feature i on, of a group of rows from row `from` on. */
 INLINE void V(climb_slopes)(const int count, const csm_climb_block *b, size_t i, size_t from, V(t) *g) {
     const REAL *coefficients = (const REAL *)b->logits + from, *w = (const REAL *)b->scaled + i;
-    V(t) of_label[V(CLIMB_FEATURES) * V(CLIMB_GROUP)];
+    V(t) of_label[V(CLIMB_FEATURES) *V(CLIMB_GROUP)];
     EACH_OF(count) {
         EACH_OF_GROUP {
             const size_t at = (i + (size_t)c) * V(CLIMB_ROWS) + from + (size_t)(v * V(W));
@@ -171,7 +175,7 @@ INLINE void V(climb_slopes)(const int count, const csm_climb_block *b, size_t i,
     }
 }
 INLINE void V(climb_signs)(const int count, const csm_climb_block *b, size_t i, size_t from) {
-    V(t) g[V(CLIMB_FEATURES) * V(CLIMB_GROUP)];
+    V(t) g[V(CLIMB_FEATURES) *V(CLIMB_GROUP)];
     const V(t) step = V(set)(b->step);
     V(climb_slopes)(count, b, i, from, g);
     EACH_OF(count) {
@@ -185,7 +189,7 @@ INLINE void V(climb_signs)(const int count, const csm_climb_block *b, size_t i, 
     }
 }
 INLINE void V(climb_keep)(const int count, const csm_climb_block *b, size_t i, size_t from) {
-    V(t) g[V(CLIMB_FEATURES) * V(CLIMB_GROUP)];
+    V(t) g[V(CLIMB_FEATURES) *V(CLIMB_GROUP)];
     V(climb_slopes)(count, b, i, from, g);
     EACH_OF(count) {
         EACH_OF_GROUP V(STORE_REAL)((REAL *)b->g + (i + (size_t)c) * V(CLIMB_ROWS) + from + (size_t)(v * V(W)),
@@ -194,13 +198,12 @@ INLINE void V(climb_keep)(const int count, const csm_climb_block *b, size_t i, s
 }
 /* Calls each(count, b, i, from) for all features and rows. */
 #define CLIMB_EACH_GROUP(each, count) \
-    for (size_t from = 0; from < V(CLIMB_ROWS); from += V(CLIMB_GROUP) * V(W)) each(count, b, i, from)
-#define CLIMB_EACH_FEATURE(each)                            \
-    do {                                                    \
-        size_t i = 0;                                       \
-        for (; b->d - i >= V(CLIMB_FEATURES); i += V(CLIMB_FEATURES)) \
-            CLIMB_EACH_GROUP(each, V(CLIMB_FEATURES));      \
-        for (; i < b->d; i++) CLIMB_EACH_GROUP(each, 1);    \
+    for (size_t from = 0; from < V(CLIMB_ROWS); from += V(CLIMB_GROUP) *V(W)) each(count, b, i, from)
+#define CLIMB_EACH_FEATURE(each)                                                                                 \
+    do {                                                                                                         \
+        size_t i = 0;                                                                                            \
+        for (; b->d - i >= V(CLIMB_FEATURES); i += V(CLIMB_FEATURES)) CLIMB_EACH_GROUP(each, V(CLIMB_FEATURES)); \
+        for (; i < b->d; i++) CLIMB_EACH_GROUP(each, 1);                                                         \
     } while (0)
 
 /* The Euclidean length of each row of the block.  Squares that overflow or underflow are taken of a / top. */
@@ -235,11 +238,11 @@ static void V(climb_lengths)(const csm_climb_block *b, const REAL *a, double *le
 }
 
 /* What the 1-norm leaves of each row whose sizes |delta_i| add up to more than eps: `kept` is the size that its largest
- * number keeps, and others keep max(kept - behind_i, 0) with behind_i = top - |delta_i|, where the level top - kept by
- * which all fall would cancel after a step much longer than eps.  kept is the root of sum max(kept - behind_i, 0) = eps,
- * which is convex and piecewise linear, by Newton's method from above, which is at the root's piece when no number falls
- * to 0 any more.  Two more steps correct rounding errors of the first ones, whose sums may be d eps; the last factor
- * keeps those of kept below 0. */
+ * number keeps, and others keep max(kept - behind_i, 0) with behind_i = top - |delta_i|; the level top - kept by which
+ * all fall would cancel after a step much longer than eps.  kept is the root of sum max(kept - behind_i, 0) = eps, which
+ * is convex and piecewise linear, by Newton's method from above, which is at the root's piece when no number falls to 0
+ * any more.  Two more steps correct the rounding errors of the first ones, whose sums may be d eps; the last factor
+ * covers those of kept itself. */
 INLINE V(t) V(climb_size)(V(t) x) { return V(max)(x, V(sub)(V(zero)(), x)); }
 static void V(climb_kept)(const csm_climb_block *b, V(t) *top, V(t) *kept, V(t) *total) {
     enum { CORRECTIONS = 2 };
@@ -323,8 +326,8 @@ static void V(climb_in_sum)(const csm_climb_block *b) {
     }
 }
 
-/* Divides lengths by powers of two that leave them near 1, so that they, and ratios of them, are normal numbers of REAL;
- * scale: the inverses of the powers. */
+/* Divides lengths by powers of two that leave them near 1, so that they, and ratios of them, are normal numbers of
+ * REAL; scale: the inverses of the powers. */
 static void V(climb_normalise)(double *length, REAL *scale) {
     const double limit = sizeof(REAL) == sizeof(double) ? 1022 : 126;
     for (size_t r = 0; r < V(CLIMB_ROWS); r++) {
@@ -385,7 +388,8 @@ static void V(climb_step)(const csm_climb_block *b) {
 
 /* Reads `count` rows from row `first` on; the rest of the block is zeros. */
 static void V(climb_begin)(const csm_climb_block *b, const csm_climb_rows *rows, size_t first, size_t count) {
-    REAL *delta = b->delta, *low = b->low, *high = b->high, *bias = b->logits, *label = b->label, *of_label = b->label_weights;
+    REAL *delta = b->delta, *low = b->low, *high = b->high, *bias = b->logits, *label = b->label,
+         *of_label = b->label_weights;
     const REAL eps = (REAL)b->eps;
     for (size_t i = 0; i < b->d; i++)
         for (size_t r = 0; r < V(CLIMB_ROWS); r++) {
