@@ -539,3 +539,6 @@ def test_extreme_lengths_are_used_or_refused_by_name():
             perturb(x, w, [0], eps=0.1, steps=steps)
     with pytest.raises(ValueError, match=r"x has shape \(\); allowed is \(\.\.\., D\)$"):
         perturb(1.0, None, None, eps=0.1, gradient=abs)
+    for layer, options in (((np.eye(1), [0]), {}), ((None, None), {"gradient": abs})):
+        with pytest.raises(TypeError, match=r"pass x.filled\(value\)"):
+            perturb(np.ma.masked_array([[1.0]], [[True]]), *layer, eps=0.1, **options)
