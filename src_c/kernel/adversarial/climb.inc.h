@@ -241,9 +241,9 @@ static void V(climb_lengths)(const csm_climb_block *b, const REAL *a, double *le
  * number keeps, and others keep max(kept - behind_i, 0) with behind_i = top - |delta_i|; the level top - kept by which
  * all fall would cancel after a step much longer than eps.  kept is the root of
  *   sum max(kept - behind_i, 0) = eps,
- * which is convex and piecewise linear, by Newton's method from above, which is at the root's piece when no number falls
- * to 0 any more.  Two more steps correct the rounding errors of the first ones, whose sums may be d eps; the last factor
- * covers those of kept itself. */
+ * which is convex and piecewise linear, by Newton's method from above, which is at the root's piece when no number
+ * falls to 0 any more.  Two more steps correct the rounding errors of the first ones, whose sums may be d eps; the last
+ * factor covers those of kept itself. */
 INLINE V(t) V(climb_size)(V(t) x) { return V(max)(x, V(sub)(V(zero)(), x)); }
 static void V(climb_kept)(const csm_climb_block *b, V(t) *top, V(t) *kept, V(t) *total) {
     enum { CORRECTIONS = 2 };
