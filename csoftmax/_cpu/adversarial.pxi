@@ -51,8 +51,8 @@ def run_dual_norms(w, classes, norm, out, num_threads):
 def run_climb(int dtype, x, layer, labels, walls, ball, steps, start, delta, num_threads):
     """The perturbations, delta, that steps of projected gradient ascent reach; arrays of float32 or float64.
 
-    layer: w, w times a power of two, and the bias or None.  walls: None, or float64 of one row or one for each.  ball: eps, the norm
-    as a number of NORMS, and the length of a step.  start: the first perturbations, or None for 0.
+    layer: w, w times a power of two, and the bias or None.  walls: None, or float64 of one row or one for each.  ball:
+    eps, the norm as a number of NORMS, and the length of a step.  start: the first perturbations, or None for 0.
     """
     cdef csm_climb_call c
     cdef cpu.csm_status status
