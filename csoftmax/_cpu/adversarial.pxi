@@ -51,17 +51,17 @@ def run_dual_norms(w, classes, norm, out, num_threads):
 def run_climb(int dtype, x, layer, labels, walls, ball, steps, start, delta, num_threads):
     """The perturbations, delta, that steps of projected gradient ascent reach; arrays of float32 or float64.
 
-    layer: w, w - w[0] and the bias or None.  walls: None, or float64 of one row or one for each.  ball: eps, the norm
-    as a number of NORMS, and the length of a step.  start: the first perturbations, or None for 0.
+    layer: w, w times a power of two, and the bias or None.  walls: None, or float64 of one row or one for each.  ball:
+    eps, the norm as a number of NORMS, and the length of a step.  start: the first perturbations, or None for 0.
     """
     cdef csm_climb_call c
     cdef cpu.csm_status status
-    w, differences, bias = layer
+    w, scaled, bias = layer
     low, high = (None, None) if walls is None else walls
     c.n, c.steps = x.shape[0], steps
     c.layer.classes, c.layer.d = w.shape
     c.layer.w = _address(w)
-    c.layer.differences = _address(differences)
+    c.layer.scaled = _address(scaled)
     c.layer.eps, c.layer.norm, c.layer.step = ball
     c.rows.x = _address(x)
     c.rows.bias = _address_or_null(bias)

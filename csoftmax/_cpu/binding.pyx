@@ -348,7 +348,7 @@ cdef extern from "core/extension.h" nogil:
     ctypedef struct csm_climb_block:
         size_t classes, d
         const void *w
-        const void *differences
+        const void *scaled
         double step, eps
         int norm
     ctypedef struct csm_climb_call:

@@ -78,6 +78,8 @@ def plan_head(name: str, x: Any, w: Any, bias: Any) -> Head:
     """Check the layer of a call of the named function."""
     if place_of(None, x).on_cuda:
         check_kernels(name)
+    if isinstance(x, np.ma.MaskedArray):  # x has no logits, where -inf would leave masked ones out
+        raise TypeError("x is a masked array; pass x.filled(value) with the value that masked elements have")
     x, _ = as_float("x", x)
     w, _ = as_float("w", w)
     check_layer(x, w)

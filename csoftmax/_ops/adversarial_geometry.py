@@ -25,6 +25,13 @@ def row_norms(a: Any, norm: float) -> Any:
     return top * np.sqrt(np.einsum("ij,ij->i", size, size, dtype=np.float64))[:, None]
 
 
+def scale_rows(u: Any) -> Any:
+    """Divide rows by their largest elements, in place, so that products with them neither overflow nor underflow."""
+    top = np.abs(u).max(axis=1, keepdims=True, initial=0)
+    u /= np.where(top > 0, top, 1)
+    return u
+
+
 def find_directions(g: Any, norm: float) -> Any:
     """The perturbations of norm 1 along which linear functions with the gradients g rise most; 0 where g is 0.
 
@@ -32,8 +39,9 @@ def find_directions(g: Any, norm: float) -> Any:
     """
     if norm == math.inf:
         return np.sign(g, out=g)
-    if norm == 2:
-        length = row_norms(g, 2)
+    if norm == 2:  # the dtype may hold g, and not its length
+        scale_rows(g)
+        length = np.sqrt(np.einsum("ij,ij->i", g, g, dtype=np.float64, casting="same_kind"))[:, None]
         g /= np.where(length > 0, length, 1).astype(g.dtype, copy=False)
         return g
     direction = np.zeros_like(g)
@@ -56,8 +64,11 @@ def project_on_ball(delta: Any, eps: float, norm: float, num_threads: Any = None
     if len(outside) and eps > 0:
         part = delta[outside]
         delta = delta.copy()
-        # the nearest point of the simplex {u >= 0, sum u = 1} is sparsemax
-        delta[outside] = np.copysign(sparsemax(np.abs(part) / eps, num_threads=num_threads) * eps, part)
+        # the nearest point of the simplex {u >= 0, sum u = 1} is sparsemax, which is 0 where u is 1 below the largest
+        behind = np.abs(part)
+        behind -= behind.max(axis=1, keepdims=True)
+        nearest = sparsemax(np.maximum(behind, -2 * eps) / eps, num_threads=num_threads)
+        delta[outside] = np.copysign(nearest * eps, part)
     return delta if eps > 0 else np.zeros_like(delta)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
@@ -18,17 +19,21 @@ from .._cpu.apart import multiply
 from .._cpu.dtypes import dtype_code, is_bfloat16
 from .adversarial import Head, Walls, check_bounds, check_labels_of, check_norm, find_certificates, plan_head
 from .adversarial_divergence import find_divergence
-from .adversarial_geometry import find_directions, project_on_ball, reach_furthest, row_norms
+from .adversarial_geometry import find_directions, project_on_ball, reach_furthest, row_norms, scale_rows
 from .softmax import logsumexp, softmax
 
 METHODS = ("fgsm", "pgd", "exact", "vat")
 CHUNK_ELEMENTS = 1 << 14  # of x: the arrays of a chunk stay in cache over all steps
 CACHED_CHUNK_ELEMENTS = 1 << 16  # the same where a kernel takes blocks of rows through all steps
-CACHED_BYTES = 1 << 20  # of w for that kernel
+CACHED_BYTES = 1 << 20  # of w in the compute type, for that kernel
 CACHED_LENGTH = 1 << 12  # of features and of classes for it: a block has some of each in scratch
 MIN_CHUNK_ROWS = 64  # so that products stay fast
+CACHED_MIN_CHUNK_ROWS = 128  # the same for that kernel: blocks of 16 or 32 rows for several threads, all of them full
 TINY = 1e-250  # a gradient below it has lost digits, or all of them, to underflow
 LARGEST_RISE = 600.0  # its exponential and sums of these are finite
+FREE_EXPONENTS = 16  # between scaled weights and overflow: lengths of differences of weights are numbers
+MAX_STEPS = 2**63 - 1
+MAX_EXACT_ELEMENTS = 1 << 20  # of the weights that sums which cancel are formed from at once
 STRETCH = 2.0  # growth of what an exact perturbation goes beyond its radius, until the class changes
 
 __all__ = ["perturb"]
@@ -62,7 +67,7 @@ class Ball(NamedTuple):
         return delta if self.low is None else np.clip(delta, self.low, self.high, out=delta)
 
 
-def apply_perturbation(x: Any, delta: Any, walls: Walls | None) -> Any:
+def apply_perturbation(x: Any, delta: Any, walls: Walls | None, eps: float) -> Any:
     """X + delta in the dtype of x, within the walls; rows with a perturbation that is not finite stay as they are."""
     unusable = ~np.isfinite(delta).all(axis=1)
     if unusable.any():
@@ -71,7 +76,7 @@ def apply_perturbation(x: Any, delta: Any, walls: Walls | None) -> Any:
     if walls is not None:
         _clip_in_dtype(moved, *walls)
     if not np.isfinite(moved).all() and (np.isinf(moved) & np.isfinite(x)).any():
-        raise ValueError(f"eps is too large: perturbed features overflow {x.dtype}")
+        raise ValueError(f"eps={eps!r} is too large: perturbed features overflow {x.dtype}")
     stays = unusable[:, None] | (delta == 0)
     return np.where(stays, x, moved) if stays.any() else moved
 
@@ -96,6 +101,13 @@ def find_differences(w: Any) -> Any:
     return w - w[:1]
 
 
+def scale_weights(w: Any) -> Any:
+    """W, or if differences of its elements or their lengths might overflow, w times a power of two."""
+    largest = max(w.max(initial=0), -w.min(initial=0))
+    excess = math.frexp(largest)[1] - (np.finfo(w.dtype).maxexp - FREE_EXPONENTS)
+    return w if excess <= 0 else w * w.dtype.type(2.0**-excess)
+
+
 class Others(NamedTuple):
     """The probabilities of the classes other than one of each row, in float64, which do not underflow together."""
 
@@ -108,13 +120,13 @@ class Others(NamedTuple):
     def of(cls, logits: Any, chosen: Any, num_threads: Any) -> Others:
         """Leave out the class `chosen` of each row; NaN where logits are not finite."""
         rows, logits = np.arange(len(logits)), logits.astype(np.float64)
-        own = logits[rows, chosen][:, None]
-        logits[rows, chosen] = own[:, 0] - own[:, 0] - math.inf  # NaN if it is not finite
+        at_chosen = logits[rows, chosen][:, None]
+        logits[rows, chosen] = at_chosen[:, 0] - at_chosen[:, 0] - math.inf  # NaN if it is not finite
         if logits.shape[1] < 2:
-            return cls(rows, chosen, np.where(np.isnan(logits), logits, 0), np.zeros_like(own))
+            return cls(rows, chosen, np.where(np.isnan(logits), logits, 0), np.zeros_like(at_chosen))
         shares = softmax(logits, num_threads=num_threads)
         rest = logsumexp(logits, num_threads=num_threads)[:, None]
-        return cls(rows, chosen, shares, 1 / (1 + np.exp(own - rest)))
+        return cls(rows, chosen, shares, 1 / (1 + np.exp(at_chosen - rest)))
 
     def balance(self, u: Any) -> Any:
         """Rows u whose element of the chosen class is set so that their sum is 0, scaled to largest elements of 1."""
@@ -123,23 +135,22 @@ class Others(NamedTuple):
         return scale_rows(u)
 
 
-def scale_rows(u: Any) -> Any:
-    """Divide rows by their largest elements, in place, so that products with them neither overflow nor underflow."""
-    top = np.abs(u).max(axis=1, keepdims=True, initial=0)
-    u /= np.where(top > 0, top, 1)
-    return u
-
-
 class LossGradient:
     """The gradient of the cross-entropy of checked rows by their perturbation, over the probability of an error.
 
     With the target's logit left out, softmax gives p_j / (1 - p_y), which does not underflow: the gradient of the
-    logits, p - e_y, is 1 - p_y times that less e_y. Steps need only its direction.
+    logits, p - e_y, is 1 - p_y times that less e_y. Steps need only its direction. Its product with w - w[0] cancels
+    where hardly any of the mass has weights that differ from those of the target: sums that may be no more than
+    rounding errors are formed anew, from differences from w[target].
     """
 
     def __init__(self, x: Any, w: Any, bias: Any, labels: Any, num_threads: Any):
         self.w, self.num_threads = w, num_threads
-        self.differences = find_differences(w)
+        self.labels, self.scaled = labels, scale_weights(w)
+        self.differences = find_differences(self.scaled)
+        # sums of the absolute values of coefficients are 2
+        unit = float(np.finfo(w.dtype).eps)
+        self.noise = np.abs(self.differences).max(axis=0, initial=0) * w.dtype.type(2 * (len(w) + 4) * unit)
         self.fixed = multiply(x, w.T)  # logits without perturbation
         if bias is not None:
             self.fixed += bias
@@ -150,13 +161,20 @@ class LossGradient:
     def __call__(self, delta: Any) -> Any:
         logits = multiply(delta, self.w.T, self.logits)
         logits += self.fixed
-        own = self.flat[self.places]
-        zero = own - own  # NaN for a logit that is not finite
+        of_label = self.flat[self.places]
+        zero = of_label - of_label  # NaN for a logit that is not finite
         self.flat[self.places] = zero - math.inf
         if logits.shape[1] > 1:
             softmax(logits, out=logits, num_threads=self.num_threads)
         self.flat[self.places] = zero - 1
-        return multiply(logits, self.differences, self.result)
+        g = multiply(logits, self.differences, self.result)
+        rows, features = np.nonzero(np.abs(g) < self.noise)
+        step = max(1, MAX_EXACT_ELEMENTS // len(self.w))
+        for begin in range(0, len(rows), step):
+            r, i = rows[begin : begin + step], features[begin : begin + step]
+            change = self.scaled.take(i, axis=1) - self.scaled[self.labels[r], i]
+            g[r, i] = np.einsum("ji,ij->i", change, logits[r])
+        return g
 
 
 class DivergenceGradient:
@@ -188,6 +206,8 @@ def climb(gradient: Callable[[Any], Any], delta: Any, ball: Ball, steps: int, st
     for _ in range(steps):
         g = gradient(delta)
         if ball.norm == math.inf:
+            if g.dtype != delta.dtype:  # which may not hold g
+                g = np.sign(g).astype(delta.dtype)
             binding.run_climb_step(dtype, delta, np.ascontiguousarray(g), ball.low, ball.high, step_size, threads)
             continue
         direction = find_directions(g, ball.norm)
@@ -209,26 +229,42 @@ class Attack(NamedTuple):
     rng: Any
     num_threads: Any
 
-    def pace(self) -> tuple[int, float]:
-        """Number and length of the steps of fgsm or pgd."""
-        return (1, self.eps) if self.method == "fgsm" else (self.steps, self.step_size)
+    def pace(self, dtype: Any, walls: Walls | None) -> tuple[int, float]:
+        """Number and length of the steps of fgsm or pgd, where perturbations have this dtype."""
+        steps, length = (1, self.eps) if self.method == "fgsm" else (self.steps, self.step_size)
+        if self.norm == math.inf:  # perturbations that overflow are clipped
+            return steps, length
+        largest = float(np.finfo(dtype).max)
+        is_limited = self.eps <= largest / 4 or (walls is not None and self.eps > largest)
+        return steps, min(length, largest / 4) if is_limited else length
 
     def start(self, x: Any, ball: Ball) -> Any:
         """The first perturbation of gradient ascent."""
         if not self.random_start:
             return np.zeros_like(x)
-        start = self.rng.uniform(-self.eps, self.eps, x.shape).astype(x.dtype)
+        start = (self.rng.uniform(-1, 1, x.shape) * self.eps).astype(x.dtype)
         return ball.project(start, self.num_threads)
 
     def follow(self, gradient: Callable[[Any], Any], x: Any, walls: Walls | None) -> Any:
         """The perturbation that fgsm or pgd finds."""
         ball = Ball.of(self.eps, self.norm, x, walls)
-        return climb(gradient, self.start(x, ball), ball, *self.pace(), self.num_threads)
+        return climb(gradient, self.start(x, ball), ball, *self.pace(x.dtype, walls), self.num_threads)
 
 
 def check_step_size(step_size: Any, eps: float, steps: int) -> float:
     """The length of a step; by default 2.5 eps / steps."""
-    return 2.5 * eps / steps if step_size is None else check_non_negative("step_size", step_size)
+    if step_size is not None:
+        return check_non_negative("step_size", step_size)
+    length = 2.5 * eps / steps
+    return length if length < math.inf else min(2.5 * (eps / steps), sys.float_info.max)
+
+
+def check_steps(steps: Any) -> int:
+    """The number of steps."""
+    count = check_count("steps", steps, 1)
+    if count > MAX_STEPS:
+        raise ValueError(f"steps must be at most 2**63 - 1, got an integer of {count.bit_length()} bits")
+    return count
 
 
 def find_curvature_directions(fixed: Any, w: Any, iterations: int, rng: Any, num_threads: Any) -> Any:
@@ -296,7 +332,7 @@ class ExactStep:
             walls = Walls(*(wall if len(wall) == 1 else wall[rows] for wall in walls))
             room = np.where(sign > 0, walls.high - x, x - walls.low)
         delta = sign * reach_furthest(np.abs(slope), room, budget, self.attack.norm)
-        return apply_perturbation(self.head.x[rows], delta, walls)
+        return apply_perturbation(self.head.x[rows], delta, walls, self.attack.eps)
 
     def run(self) -> Any:
         """The perturbed rows."""
@@ -314,13 +350,13 @@ class ExactStep:
         return result
 
 
-def climb_in_cache(x: Any, w: Any, bias: Any, labels: Any, attack: Attack, walls: Walls | None) -> Any:
+def climb_in_cache(x: Any, layer: Any, labels: Any, attack: Attack, walls: Walls | None) -> Any:
     """The perturbations that fgsm or pgd finds for checked rows, by the kernel that takes blocks of rows through all
-    steps; 0 for rows with logits that are not finite."""
+    steps; 0 for rows with logits that are not finite. Layer: w, `scale_weights` of it and the bias, contiguous."""
     start = attack.start(x, Ball.of(attack.eps, attack.norm, x, walls)) if attack.random_start else None
-    x, w, bias = (None if a is None else np.ascontiguousarray(a) for a in (x, w, bias))
-    delta, layer = np.empty_like(x), (w, find_differences(w), bias)
-    steps, length = attack.pace()
+    x = np.ascontiguousarray(x)
+    delta = np.empty_like(x)
+    steps, length = attack.pace(x.dtype, walls)
     ball = attack.eps, binding.NORMS[attack.norm], length
     dtype = binding.DTYPES[x.dtype.name]
     binding.run_climb(dtype, x, layer, labels, walls, ball, steps, start, delta, attack.num_threads)
@@ -332,7 +368,11 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
     result = np.empty_like(head.x)
     stays_in_cache = attack.method != "vat" and w.nbytes <= CACHED_BYTES and max(w.shape) <= CACHED_LENGTH
     elements = CACHED_CHUNK_ELEMENTS if stays_in_cache else CHUNK_ELEMENTS
-    step = max(MIN_CHUNK_ROWS, elements // max(1, x.shape[1]))
+    rows = CACHED_MIN_CHUNK_ROWS if stays_in_cache else MIN_CHUNK_ROWS
+    step = rows * max(1, elements // max(1, x.shape[1]) // rows)
+    if stays_in_cache:
+        w = np.ascontiguousarray(w)
+        layer = w, scale_weights(w), None if bias is None else np.ascontiguousarray(bias)
     for begin in range(0, len(x), step):
         part = slice(begin, min(begin + step, len(x)))
         near = None if walls is None else Walls(*(wall if len(wall) == 1 else wall[part] for wall in walls))
@@ -341,7 +381,7 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
             delta = perturb_for_divergence(fixed, w, attack.eps, attack.steps, attack.rng, attack.num_threads)
             usable = np.isfinite(fixed).all(axis=1)
         elif stays_in_cache:
-            delta, usable = climb_in_cache(x[part], w, bias, labels[part], attack, near), None
+            delta, usable = climb_in_cache(x[part], layer, labels[part], attack, near), None
         else:
             gradient = LossGradient(x[part], w, bias, labels[part], attack.num_threads)
             delta = attack.follow(gradient, x[part], near)
@@ -350,27 +390,32 @@ def _perturb_by_head(head: Head, labels: Any, attack: Attack, walls: Walls | Non
             delta[~usable] = 0
         if not np.isfinite(delta).all():
             raise ValueError(f"eps={attack.eps!r} is too large: logits of perturbed rows overflow {x.dtype}")
-        result[part] = apply_perturbation(head.x[part], delta, near)
+        result[part] = apply_perturbation(head.x[part], delta, near, attack.eps)
     return result
 
 
 def _perturb_by_gradient(x: Any, gradient: Callable[[Any], Any], attack: Attack, bounds: Any, give: Any) -> Any:
     """The same for a model whose gradient at x' is gradient(x'), an array of the shape of x."""
-    head = plan_head("perturb", x, np.empty((0, np.shape(x)[-1] if np.ndim(x) else 0), np.asarray(x).dtype), None)
+    if np.ndim(x) == 0:
+        raise ValueError("x has shape (); allowed is (..., D)")
+    head = plan_head("perturb", x, np.empty((0, np.shape(x)[-1]), np.asarray(x).dtype), None)
     shape = (*head.batch, head.x.shape[1])
     walls = check_bounds(bounds, head)
     features = head.x.astype(head.compute, copy=False)
 
     def at(delta: Any) -> Any:
-        moved = apply_perturbation(head.x, delta, walls).reshape(shape)
+        moved = apply_perturbation(head.x, delta, walls, attack.eps).reshape(shape)
         g = as_array("gradient(x)", as_native(gradient(give(moved)), "gradient(x)"))
         if g.dtype.kind not in "iuf" and not is_bfloat16(g.dtype):
             raise TypeError(f"gradient must return an array of real numbers, got dtype {g.dtype}")
         if g.shape != shape:
             raise ValueError(f"gradient must return an array of the shape of x, {shape}, got {g.shape}")
-        return g.reshape(head.x.shape).astype(head.compute)  # a copy, because steps overwrite it
+        # its own dtype may hold more than x's; a copy, because steps overwrite it
+        wide = head.compute if is_bfloat16(g.dtype) else np.result_type(g.dtype, head.compute)
+        return g.reshape(head.x.shape).astype(wide)
 
-    return apply_perturbation(head.x, attack.follow(at, features, walls), walls).reshape(shape)
+    delta = attack.follow(at, features, walls)
+    return apply_perturbation(head.x, delta, walls, attack.eps).reshape(shape)
 
 
 # Overflow and NaN are results here, as in the kernels, and should not raise NumPy's warnings.
@@ -449,7 +494,8 @@ def perturb(
         weights of the two most probable classes. Default: fresh entropy for the random start.
     num_threads : int, optional
         Maximum number of threads of the kernels. "fgsm" and "pgd" have the same bits for any number, and in any batch,
-        if w takes at most 1 MiB and has at most 4096 rows and columns; other products are those of the BLAS.
+        if w has at most 4096 rows and columns and takes at most 1 MiB in the compute type (float32 for 16-bit types,
+        float64 for integers); other products are those of the BLAS.
 
     Returns
     -------
@@ -467,7 +513,9 @@ def perturb(
     Steps follow the sign of the gradient (inf-norm), its direction (2-norm), or its largest coordinate, of equal ones
     the first (1-norm). Where the gradient is 0 a row stays. Every row takes all steps. Gradients are divided by the
     probability of the other classes, which cancels in their directions: they do not vanish for rows that are certain of
-    their class, however large the margin is. An eps for which features or logits would overflow is a ValueError.
+    their class, however large the margin is. They are sums of probabilities times differences from the weights of the
+    target, so that features of which only rare classes make use move by the right sign too. An eps for which features
+    or logits would overflow is a ValueError; a step_size may be as large as it likes.
 
     "exact" goes a little further than the radius of `certify`, until the class changes in exact arithmetic and in that
     of the dtype, but not further than eps; a row whose rival is further away moves towards it by eps, and a row that is
@@ -496,7 +544,7 @@ def perturb(
         norm = check_norm(2.0 if norm is None else norm, (2.0,))
     else:
         norm = check_norm(math.inf if norm is None else norm, (1.0, 2.0, math.inf))
-    steps = check_count("steps", steps, 1)
+    steps = check_steps(steps)
     is_random = check_flag("random_start", random_start)
     if gradient is not None and not callable(gradient):
         raise TypeError(f"gradient must be callable or None, got {type(gradient).__name__}")

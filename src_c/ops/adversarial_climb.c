@@ -30,13 +30,14 @@ static csm_status climb_body(void *context, size_t begin, size_t end, int thread
     const csm_climb_call *c = job->call;
     csm_climb_block b = c->layer;
     const int has_gradient = b.norm != CSM_NORM_INF, has_walls = c->rows.low || !has_gradient;
-    const size_t lines = (1 + 2 * (size_t)has_walls + (size_t)has_gradient) * b.d + 2 * b.classes + 1;
+    const size_t lines = (2 + 2 * (size_t)has_walls + (size_t)has_gradient) * b.d + 2 * b.classes + 1;
     char *at = csm_scratch_get(&job->scratch, thread, 0, lines * CSM_CLIMB_BYTES);
     if (!at) return CSM_NO_MEMORY;
     b.delta = take(&at, b.d);
     b.low = has_walls ? take(&at, b.d) : NULL;
     b.high = has_walls ? take(&at, b.d) : NULL;
     b.g = has_gradient ? take(&at, b.d) : NULL;
+    b.label_weights = take(&at, b.d);
     b.fixed = take(&at, b.classes);
     b.logits = take(&at, b.classes);
     b.label = take(&at, 1);

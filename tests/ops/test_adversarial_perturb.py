@@ -420,3 +420,125 @@ def test_errors_name_the_argument(error, text, options):
     given = {"target": [0], "eps": 0.1, **options}
     with pytest.raises(error, match=text):
         perturb(np.array([[0.5, 2.0]]), np.eye(2), **given)
+
+
+@pytest.mark.parametrize("is_large", [False, True])
+@pytest.mark.parametrize(("dtype", "size"), [(np.float32, 18.0), (np.float64, 40.0)])
+def test_features_that_hardly_any_mass_uses_move_the_right_way(monkeypatch, dtype, size, is_large):
+    """The share of the class that uses feature 0 is far below the rounding errors of the other shares."""
+    if is_large:
+        monkeypatch.setattr(module, "CACHED_BYTES", 0)
+    rng = np.random.default_rng(0)
+    x = np.zeros((200, 6), dtype)
+    x[:, 1:] = size + rng.uniform(-0.5, 0.5, (200, 5))
+    w, y = np.diag([10.0, 1, 1, 1, 1, 1]).astype(dtype), np.ones(200, int)
+    for order in itertools.chain([np.arange(6)], (rng.permutation(6) for _ in range(4))):
+        target = np.flatnonzero(order == 1)[y - 1]
+        moved = perturb(x, w[order], target, eps=5.0, method="fgsm")
+        np.testing.assert_array_equal(moved, x + np.array([5, -5, 5, 5, 5, 5], dtype))
+    for column in (1.0, 1 / 3, -7e5):  # features that tell no class apart stay
+        w[:, 3] = column
+        moved = perturb(x, w, y, eps=5.0, method="fgsm")
+        np.testing.assert_array_equal(moved[:, 3], x[:, 3])
+    # the weight of the target and its rival, and no other one: their shares are nearly 1 and -1
+    w = np.array([[3.0, 1], [3.0, 1], [0, -30]], dtype)
+    moved = perturb(np.full((40, 2), 0.5, dtype), w, [0, 1] * 20, eps=0.25, method="fgsm")
+    np.testing.assert_array_equal(moved, [[0.25, 0.25]] * 40)
+
+
+@looped("ratio", [1, 2.5, 1e2, 1e4, 1e6, 1e12, 1e30])
+def test_long_steps_end_on_the_ball(ratio):
+    for dtype, norm, is_large in itertools.product((np.float64, np.float32), NORMS, (False, True)):
+        unit = Fraction(float(np.finfo(dtype).eps))
+        for d in (1, 8, 40):
+            _, w, _, y = problem(d, n=17, d=d, k=5, dtype=dtype)
+            with pytest.MonkeyPatch.context() as patch:
+                if is_large:
+                    patch.setattr(module, "CACHED_BYTES", 0)
+                got = perturb(np.zeros((17, d), dtype), w, y, eps=0.01, norm=norm, step_size=0.01 * ratio, steps=3)
+            for row in got:
+                sizes = [abs(Fraction(float(v))) for v in row]
+                length = {1: sum(sizes), 2: sum(v * v for v in sizes), INF: max(sizes)}[norm]
+                eps = Fraction(0.01) ** (2 if norm == 2 else 1)
+                assert length <= eps * (1 + unit * (d if norm == 1 and is_large else d / 2 if norm == 1 else 2))
+                assert length >= eps * (1 - unit * (4 * d if norm == 1 else 16))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "powers"), [(np.float32, (-120, 120, 127)), (np.float64, (-1000, -600, 600, 1018, 1023))]
+)
+def test_large_and_small_weights_have_the_same_directions(dtype, powers):
+    """Lengths of gradients, and differences of weights, may not be numbers of the dtype."""
+    _, w, _, y = problem(3, n=33, d=100, k=3)
+    w, x = np.copysign(0.75, w), np.zeros((33, 100), dtype)
+    for norm, power, is_large in itertools.product(NORMS, powers, (False, True)):
+        with pytest.MonkeyPatch.context() as patch:
+            if is_large:
+                patch.setattr(module, "CACHED_BYTES", 0)
+            wanted = perturb(x, w.astype(dtype), y, eps=1e-8, norm=norm, method="fgsm")
+            got = perturb(x, (w * 2.0**power).astype(dtype), y, eps=1e-8, norm=norm, method="fgsm")
+        np.testing.assert_allclose(np.linalg.norm(wanted.astype(float), ord=norm, axis=1), 1e-8, rtol=1e-6)
+        np.testing.assert_allclose(got, wanted, rtol=1e-6)
+
+
+def test_bounds_of_each_row_hold_in_every_chunk(monkeypatch):
+    x, w, bias, y = problem(15, n=300, d=7, k=3)
+    rng = np.random.default_rng(2)
+    low, high = x - rng.uniform(0, 0.1, x.shape), x + rng.uniform(0, 0.1, x.shape)
+    for norm, eps in ((1, 0.8), (2, 0.4), (INF, 0.1)):
+        for bounds in ((low, high), (0 * low - 1, high), (low, 3.0), (low[:1] * 0 - 1, high)):
+            options = {"bias": bias, "eps": eps, "norm": norm, "steps": 5}
+            moved = perturb(x, w, y, bounds=bounds, **options)
+            assert (moved >= bounds[0]).all()
+            assert (moved <= bounds[1]).all()
+            with monkeypatch.context() as patch:
+                patch.setattr(module, "CACHED_CHUNK_ELEMENTS", 1)
+                np.testing.assert_array_equal(perturb(x, w, y, bounds=bounds, **options), moved)
+            near = [tuple(b if np.ndim(b) == 0 or len(b) == 1 else b[i : i + 1] for b in bounds) for i in range(40)]
+            alone = [perturb(x[i : i + 1], w, y[i : i + 1], bounds=near[i], **options)[0] for i in range(40)]
+            np.testing.assert_array_equal(alone, moved[:40])
+
+
+def test_the_direction_of_another_gradient_is_that_of_its_dtype():
+    for dtype, size in itertools.product((np.float16, np.float32, np.float64), (1e-300, 1e-60, 1.0, 1e200, 1.5e308)):
+        for norm in NORMS:
+            moved = perturb(
+                np.zeros((2, 2), dtype),
+                None,
+                None,
+                eps=0.25,
+                norm=norm,
+                method="fgsm",
+                gradient=lambda features, size=size: np.array([[size, -size], [0, -size]]),
+            )
+            first = {1: [0.25, 0], 2: [0.5**2.5, -(0.5**2.5)], INF: [0.25, -0.25]}[norm]
+            np.testing.assert_allclose(moved.astype(float), [first, [0, -0.25]], rtol=1e-3)
+    big = perturb([[0.0, 0.0]], None, None, eps=1.0, gradient=lambda features: np.array([[2**62, -3]]))
+    np.testing.assert_array_equal(big, [[1.0, -1.0]])
+
+
+def test_extreme_lengths_are_used_or_refused_by_name():
+    x, w = np.array([[0.5, 0.25]]), np.eye(2)
+    for dtype, norm in itertools.product((np.float64, np.float32), NORMS):
+        args = x.astype(dtype), w.astype(dtype), [0]
+        for step_size in (1e38, 1e308):
+            moved = perturb(*args, eps=0.125, norm=norm, step_size=step_size, steps=3)
+            assert np.linalg.norm(moved[0] - x[0].astype(dtype), ord=norm) == pytest.approx(0.125, rel=1e-6)
+        for eps in (1e39, 1e308):  # bounds keep them small
+            for method in ("fgsm", "pgd"):
+                moved = perturb(*args, eps=eps, norm=norm, method=method, steps=3, bounds=(0, 1))
+                assert moved.min() >= 0
+                assert moved.max() <= 1
+                assert (moved != x).any()
+        moved = perturb(*args, eps=1e308, norm=INF, random_start=True, rng=0, bounds=(0, 1))
+        np.testing.assert_array_equal(moved, [[0, 1]])
+    with pytest.raises(ValueError, match=r"eps=100000.0 is too large: perturbed features overflow float16"):
+        perturb(x.astype(np.float16), w.astype(np.float16), [0], eps=1e5)
+    for steps in (2**63, 2**64, 10**400):
+        with pytest.raises(ValueError, match=r"steps must be at most 2\*\*63 - 1, got an integer of \d+ bits"):
+            perturb(x, w, [0], eps=0.1, steps=steps)
+    with pytest.raises(ValueError, match=r"x has shape \(\); allowed is \(\.\.\., D\)$"):
+        perturb(1.0, None, None, eps=0.1, gradient=abs)
+    for layer, options in (((np.eye(1), [0]), {}), ((None, None), {"gradient": abs})):
+        with pytest.raises(TypeError, match=r"pass x.filled\(value\)"):
+            perturb(np.ma.masked_array([[1.0]], [[True]]), *layer, eps=0.1, **options)

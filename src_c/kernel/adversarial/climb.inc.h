@@ -1,20 +1,22 @@
 /* Projected gradient ascent on the cross-entropy of a linear layer, for a block of rows, one step at a time.
  *
- *   z_j = fixed_j + sum_i w_ji delta_i;  c_j = e^(z_j - m) / sum of these for j != y, m their largest logit;  c_y = -1
- *   g_i = sum_j c_j (w_ji - w_0i), which is the gradient over the probability of an error
+ *   z_j = fixed_j + sum_i w_ji delta_i;  c_j = e^(z_j - m) / sum of these for j != y, m their largest logit;  c_y = 0
+ *   g_i = sum_j c_j (w_ji - w_yi), which is the gradient over the probability of an error
  *   delta <- projection(delta + step direction(g))
  *
  * direction: sign (inf-norm); g over its length (2-norm); the sign of the largest |g_i|, of equal ones the first, alone
- * (1-norm).  projection: between `low` and `high` (inf-norm); scaled, or lowered by the level of climb_level, and
- * then between `low` and `high` if there are any (2-norm, 1-norm).
+ * (1-norm).  projection: between `low` and `high` (inf-norm); scaled, or lowered as climb_kept says, and then between
+ * `low` and `high` if there are any (2-norm, 1-norm).
  * The lanes of a vector are rows.  A block lies in scratch feature by feature, each with the numbers of all rows, so
  * that no sum crosses lanes and a row's numbers depend on that row alone.
  * Accumulators: chains of fma from +0, in the order of the features (z, to which `fixed` is added last) and of the
- * classes (g; the sum of exponentials has additions); squares of lengths in double, the level of the 1-norm in REAL.
- * Passes: one over w and delta for each CLIMB_TILE of classes; one over w - w[0], delta, low and high.
- * NaN and infinity: a row whose z_y is not finite, or another one NaN or +inf, has NaN in delta from then on.
- * Error: z within (d + 1) u sum |w_ji delta_i| + u |z_j| (u: half the distance of 1 to the next number); |delta| is at
- * most eps in the inf-norm, eps (1 + u) in the 2-norm and eps (1 + d u) in the 1-norm.
+ * classes (g; the sum of exponentials has additions); squares of lengths in double, sizes of the 1-norm in REAL.
+ * Passes: one over w and delta for each CLIMB_TILE of classes; one over w, w_y, delta, low and high.
+ * NaN and infinity: a row whose z_y is not finite, or another one NaN or +inf, or all others -inf, has NaN in delta
+ * from then on.
+ * Error: z within (d + 1) u sum |w_ji delta_i| + u |z_j| (u: half the distance of 1 to the next number); g, given c,
+ * within (classes + 1) u sum c_j |w_ji - w_yi|, so that it is 0 where no class with c_j > 0 differs from y; |delta| is
+ * at most eps (1 + u) in the inf-norm, which rounds eps, and in the 2-norm, and eps (1 + d u) in the 1-norm.
  */
 #ifndef V
 #error "climb.inc.h needs V(name), REAL"
@@ -23,9 +25,19 @@
 enum {
     V(CLIMB_ROWS) = CSM_CLIMB_BYTES / sizeof(REAL),
     V(CLIMB_VECTORS) = V(CLIMB_ROWS) / V(W),
-    V(CLIMB_TILE) = V(CLIMB_VECTORS) < 8 ? 12 / V(CLIMB_VECTORS) : 1, /* of classes, or of features: ... */
+    V(CLIMB_TILE) = V(CLIMB_VECTORS) < 8 ? 12 / V(CLIMB_VECTORS) : 1, /* of classes: ... */
     V(CLIMB_SUMS) = V(CLIMB_TILE) *V(CLIMB_VECTORS), /* ... their sums stay in registers */
+    /* Vectors and features of sums over classes; w_y takes as many registers as they do. */
+    V(CLIMB_GROUP) = V(CLIMB_VECTORS) == 4 ? 1
+    : V(CLIMB_VECTORS) < 16                ? 2
+                                           : V(CLIMB_VECTORS),
+    V(CLIMB_FEATURES) = V(CLIMB_VECTORS) == 4 ? 7
+    : V(CLIMB_VECTORS) < 16                   ? 4
+                                              : 1,
 };
+#define EACH_OF_GROUP \
+    UNROLL            \
+    for (int v = 0; v < V(CLIMB_GROUP); v++)
 #define EACH_VECTOR \
     UNROLL          \
     for (int v = 0; v < V(CLIMB_VECTORS); v++)
@@ -93,13 +105,14 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
     const REAL *label = b->label;
     REAL *z = b->logits;
     const size_t vectors = b->classes * V(CLIMB_VECTORS);
-    const csm_temperature one = {0};
-    const V(shift) s = V(shift_by)(V(set)(EXP_EXPONENT_BIAS + EXP_BIAS), &one, 0);
-    V(t) target[V(CLIMB_VECTORS)], top[V(CLIMB_VECTORS)], sum[V(CLIMB_VECTORS)], own[V(CLIMB_VECTORS)];
+    const csm_temperature unit = {0};
+    const V(shift) s = V(shift_by)(V(set)(EXP_EXPONENT_BIAS + EXP_BIAS), &unit, 0);
+    V(t) target[V(CLIMB_VECTORS)], top[V(CLIMB_VECTORS)], sum[V(CLIMB_VECTORS)];
+    V(t) zero_or_nan[V(CLIMB_VECTORS)]; /* z_y - z_y */
     EACH_VECTOR {
         target[v] = V(LOAD_REAL)(label + v * V(W));
         top[v] = V(set)(-CSM_INF);
-        sum[v] = own[v] = V(zero)();
+        sum[v] = zero_or_nan[v] = V(zero)();
     }
     for (size_t j = 0; j < b->classes; j++) {
         const V(t) class = V(set)((double)j);
@@ -107,7 +120,7 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
         EACH_VECTOR {
             const V(t) x = V(LOAD_REAL)(at + v * V(W));
             const V(mask) is_target = V(eq)(class, target[v]);
-            own[v] = V(select)(is_target, V(sub)(x, x), own[v]); /* 0, or NaN */
+            zero_or_nan[v] = V(select)(is_target, V(sub)(x, x), zero_or_nan[v]);
             const V(t) other = V(select)(is_target, V(set)(-CSM_INF), x);
             V(STORE_REAL)(at + v * V(W), other);
             top[v] = V(max)(top[v], other);
@@ -133,52 +146,64 @@ static void V(climb_coefficients)(const csm_climb_block *b) {
         REAL *at = z + j * V(CLIMB_ROWS);
         EACH_VECTOR {
             const V(t) share = V(mul)(V(LOAD_REAL)(at + v * V(W)), sum[v]);
-            const V(t) c = V(select)(V(eq)(class, target[v]), V(sub)(own[v], V(set)(1)), share);
-            V(STORE_REAL)(at + v * V(W), c);
+            V(STORE_REAL)(at + v * V(W), V(select)(V(eq)(class, target[v]), zero_or_nan[v], share));
         }
     }
 }
 
-/* The gradients of `count` features from feature i on. */
-INLINE void V(climb_slopes)(const int count, const csm_climb_block *b, size_t i, V(t) *g) {
-    const REAL *coefficients = b->logits, *w = (const REAL *)b->differences + i;
-    EACH_OF(count) { EACH_VECTOR g[c * V(CLIMB_VECTORS) + v] = V(zero)(); }
+/* The gradients of `count` features from feature i on, of a group of rows from row `from` on. */
+INLINE void V(climb_slopes)(const int count, const csm_climb_block *b, size_t i, size_t from, V(t) *g) {
+    const REAL *coefficients = (const REAL *)b->logits + from, *w = (const REAL *)b->scaled + i;
+    V(t) of_label[V(CLIMB_FEATURES) *V(CLIMB_GROUP)];
+    EACH_OF(count) {
+        EACH_OF_GROUP {
+            const size_t at = (i + (size_t)c) * V(CLIMB_ROWS) + from + (size_t)(v * V(W));
+            of_label[c * V(CLIMB_GROUP) + v] = V(LOAD_REAL)((const REAL *)b->label_weights + at);
+            g[c * V(CLIMB_GROUP) + v] = V(zero)();
+        }
+    }
     for (size_t j = 0; j < b->classes; j++) {
-        V(t) x[V(CLIMB_VECTORS)];
-        EACH_VECTOR x[v] = V(LOAD_REAL)(coefficients + j * V(CLIMB_ROWS) + v * V(W));
+        V(t) x[V(CLIMB_GROUP)];
+        EACH_OF_GROUP x[v] = V(LOAD_REAL)(coefficients + j * V(CLIMB_ROWS) + v * V(W));
         EACH_OF(count) {
             const V(t) by = V(set)((double)w[j * b->d + (size_t)c]);
-            EACH_VECTOR g[c * V(CLIMB_VECTORS) + v] = V(fma)(by, x[v], g[c * V(CLIMB_VECTORS) + v]);
+            EACH_OF_GROUP {
+                const int at = c * V(CLIMB_GROUP) + v;
+                g[at] = V(fma)(V(sub)(by, of_label[at]), x[v], g[at]);
+            }
         }
     }
 }
-INLINE void V(climb_signs)(const int count, const csm_climb_block *b, size_t i) {
-    V(t) g[V(CLIMB_SUMS)];
+INLINE void V(climb_signs)(const int count, const csm_climb_block *b, size_t i, size_t from) {
+    V(t) g[V(CLIMB_FEATURES) *V(CLIMB_GROUP)];
     const V(t) step = V(set)(b->step);
-    V(climb_slopes)(count, b, i, g);
+    V(climb_slopes)(count, b, i, from, g);
     EACH_OF(count) {
-        EACH_VECTOR {
-            const size_t at = (i + (size_t)c) * V(CLIMB_ROWS) + (size_t)(v * V(W));
+        EACH_OF_GROUP {
+            const size_t at = (i + (size_t)c) * V(CLIMB_ROWS) + from + (size_t)(v * V(W));
             REAL *delta = (REAL *)b->delta + at;
-            V(STORE_REAL)(delta, V(climb_along)(V(LOAD_REAL)(delta), g[c * V(CLIMB_VECTORS) + v],
+            V(STORE_REAL)(delta, V(climb_along)(V(LOAD_REAL)(delta), g[c * V(CLIMB_GROUP) + v],
                                                 V(LOAD_REAL)((const REAL *)b->low + at),
                                                 V(LOAD_REAL)((const REAL *)b->high + at), step));
         }
     }
 }
-INLINE void V(climb_keep)(const int count, const csm_climb_block *b, size_t i) {
-    V(t) g[V(CLIMB_SUMS)];
-    V(climb_slopes)(count, b, i, g);
+INLINE void V(climb_keep)(const int count, const csm_climb_block *b, size_t i, size_t from) {
+    V(t) g[V(CLIMB_FEATURES) *V(CLIMB_GROUP)];
+    V(climb_slopes)(count, b, i, from, g);
     EACH_OF(count) {
-        EACH_VECTOR V(STORE_REAL)((REAL *)b->g + (i + (size_t)c) * V(CLIMB_ROWS) + (size_t)(v * V(W)),
-                                  g[c * V(CLIMB_VECTORS) + v]);
+        EACH_OF_GROUP V(STORE_REAL)((REAL *)b->g + (i + (size_t)c) * V(CLIMB_ROWS) + from + (size_t)(v * V(W)),
+                                    g[c * V(CLIMB_GROUP) + v]);
     }
 }
-#define CLIMB_FEATURES(each)                                                             \
-    do {                                                                                 \
-        size_t i = 0;                                                                    \
-        for (; b->d - i >= V(CLIMB_TILE); i += V(CLIMB_TILE)) each(V(CLIMB_TILE), b, i); \
-        for (; i < b->d; i++) each(1, b, i);                                             \
+/* Calls each(count, b, i, from) for all features and rows. */
+#define CLIMB_EACH_GROUP(each, count) \
+    for (size_t from = 0; from < V(CLIMB_ROWS); from += V(CLIMB_GROUP) *V(W)) each(count, b, i, from)
+#define CLIMB_EACH_FEATURE(each)                                                                                 \
+    do {                                                                                                         \
+        size_t i = 0;                                                                                            \
+        for (; b->d - i >= V(CLIMB_FEATURES); i += V(CLIMB_FEATURES)) CLIMB_EACH_GROUP(each, V(CLIMB_FEATURES)); \
+        for (; i < b->d; i++) CLIMB_EACH_GROUP(each, 1);                                                         \
     } while (0)
 
 /* The Euclidean length of each row of the block.  Squares that overflow or underflow are taken of a / top. */
@@ -212,22 +237,37 @@ static void V(climb_lengths)(const csm_climb_block *b, const REAL *a, double *le
     }
 }
 
-/* The level by which the sizes of each row's numbers have to fall, at least to 0, so that their sum is at most eps:
- * the root of sum max(|delta_i| - level, 0) = eps, which is convex and piecewise linear, by Newton's method from below,
- * which is at the root when no number falls to 0 any more. */
-static void V(climb_level)(const csm_climb_block *b, V(t) *level) {
+/* What the 1-norm leaves of each row whose sizes |delta_i| add up to more than eps: `kept` is the size that its largest
+ * number keeps, and others keep max(kept - behind_i, 0) with behind_i = top - |delta_i|; the level top - kept by which
+ * all fall would cancel after a step much longer than eps.  kept is the root of
+ *   sum max(kept - behind_i, 0) = eps,
+ * which is convex and piecewise linear, by Newton's method from above, which is at the root's piece when no number
+ * falls to 0 any more.  Two more steps correct the rounding errors of the first ones, whose sums may be d eps; the last
+ * factor covers those of kept itself. */
+INLINE V(t) V(climb_size)(V(t) x) { return V(max)(x, V(sub)(V(zero)(), x)); }
+static void V(climb_kept)(const csm_climb_block *b, V(t) *top, V(t) *kept, V(t) *total) {
+    enum { CORRECTIONS = 2 };
     const REAL *delta = b->delta;
     const V(t) zero = V(zero)(), eps = V(set)(b->eps);
     V(t) before[V(CLIMB_VECTORS)];
     int changes = 1;
-    EACH_VECTOR level[v] = before[v] = zero;
-    while (changes) {
+    EACH_VECTOR top[v] = total[v] = before[v] = zero;
+    for (size_t i = 0; i < b->d; i++) {
+        EACH_VECTOR {
+            const V(t) size = V(climb_size)(V(LOAD_REAL)(delta + i * V(CLIMB_ROWS) + v * V(W)));
+            top[v] = V(max)(top[v], size);
+            total[v] = V(add)(total[v], size);
+        }
+    }
+    EACH_VECTOR kept[v] = V(min)(eps, top[v]);
+    for (int settled = 0; settled <= CORRECTIONS; settled += !changes) {
         V(t) sum[V(CLIMB_VECTORS)], count[V(CLIMB_VECTORS)];
+        const int is_correction = settled > 0;
         EACH_VECTOR sum[v] = count[v] = zero;
         for (size_t i = 0; i < b->d; i++) {
             EACH_VECTOR {
-                const V(t) x = V(LOAD_REAL)(delta + i * V(CLIMB_ROWS) + v * V(W));
-                const V(t) above = V(sub)(V(max)(x, V(sub)(zero, x)), level[v]);
+                const V(t) size = V(climb_size)(V(LOAD_REAL)(delta + i * V(CLIMB_ROWS) + v * V(W)));
+                const V(t) above = V(sub)(kept[v], V(sub)(top[v], size));
                 const V(mask) counts = V(not_le)(above, zero);
                 sum[v] = V(add)(sum[v], V(keep)(counts, above));
                 count[v] = V(add)(count[v], V(keep)(counts, V(set)(1)));
@@ -235,13 +275,15 @@ static void V(climb_level)(const csm_climb_block *b, V(t) *level) {
         }
         changes = 0;
         EACH_VECTOR { /* a row that is at its root stays there, however long others of the block take */
-            const V(t) next = V(add)(level[v], V(div)(V(sub)(sum[v], eps), count[v]));
-            const V(t) higher = V(max)(V(select)(V(eq)(count[v], before[v]), level[v], next), level[v]);
-            changes |= V(bits)(V(not_le)(higher, level[v])) != 0;
-            level[v] = higher;
+            const V(t) next = V(sub)(kept[v], V(div)(V(sub)(sum[v], eps), count[v]));
+            const V(t) lower = V(min)(V(select)(V(eq)(count[v], before[v]), kept[v], next), kept[v]);
+            const unsigned is_lower = V(bits)(V(not_le)(kept[v], lower)) & V(bits)(V(ordered)(lower));
+            changes |= !is_correction && is_lower != 0;
+            kept[v] = is_correction ? V(select)(V(ordered)(next), next, kept[v]) : lower;
             before[v] = count[v];
         }
     }
+    EACH_VECTOR kept[v] = V(mul)(kept[v], V(set)(1 - (sizeof(REAL) == sizeof(double) ? 0x1p-52 : 0x1p-23)));
 }
 
 /* The largest |g_i| of each row, of equal ones the first: where it is, and the step along its sign. */
@@ -269,41 +311,60 @@ static void V(climb_largest)(const csm_climb_block *b) {
 }
 static void V(climb_in_sum)(const csm_climb_block *b) {
     REAL *delta = b->delta;
-    const V(t) zero = V(zero)();
-    V(t) level[V(CLIMB_VECTORS)];
+    const V(t) zero = V(zero)(), eps = V(set)(b->eps);
+    V(t) top[V(CLIMB_VECTORS)], kept[V(CLIMB_VECTORS)], total[V(CLIMB_VECTORS)];
     V(climb_largest)(b);
-    V(climb_level)(b, level);
+    V(climb_kept)(b, top, kept, total);
     for (size_t i = 0; i < b->d; i++) {
         EACH_VECTOR {
             REAL *to = delta + i * V(CLIMB_ROWS) + v * V(W);
             const V(t) x = V(LOAD_REAL)(to);
             /* the constant comes first, so that NaN passes */
-            const V(t) size = V(max)(zero, V(sub)(V(max)(x, V(sub)(zero, x)), level[v]));
-            V(STORE_REAL)(to, V(select)(V(not_le)(x, zero), size, V(sub)(zero, size)));
+            const V(t) size = V(max)(zero, V(sub)(kept[v], V(sub)(top[v], V(climb_size)(x))));
+            const V(t) lowered = V(select)(V(not_le)(x, zero), size, V(sub)(zero, size));
+            V(STORE_REAL)(to, V(select)(V(not_le)(total[v], eps), lowered, x));
         }
+    }
+}
+
+/* Divides lengths by powers of two that leave them near 1, so that they, and ratios of them, are normal numbers of
+ * REAL; scale: the inverses of the powers. */
+static void V(climb_normalise)(double *length, REAL *scale) {
+    const double limit = sizeof(REAL) == sizeof(double) ? 1022 : 126;
+    for (size_t r = 0; r < V(CLIMB_ROWS); r++) {
+        double mantissa = length[r], exponent = 0;
+        if (length[r] > 0 && length[r] < CSM_INF) exponent = csm_take_exponent(&mantissa);
+        exponent = exponent > limit ? limit : exponent < -limit ? -limit : exponent;
+        scale[r] = (REAL)csm_pow2(-exponent);
+        length[r] = length[r] * csm_pow2(-exponent);
     }
 }
 static void V(climb_in_square)(const csm_climb_block *b) {
     double length[V(CLIMB_ROWS)];
-    REAL factor[V(CLIMB_ROWS)], *delta = b->delta;
+    REAL scale[V(CLIMB_ROWS)], factor[V(CLIMB_ROWS)], *delta = b->delta;
     /* so that rounded numbers are within eps */
     const double limit = b->eps * (1 - (sizeof(REAL) == sizeof(double) ? 0x1p-52 : 0x1p-23));
     const V(t) step = V(set)(b->step);
     V(climb_lengths)(b, b->g, length);
+    V(climb_normalise)(length, scale);
     for (size_t r = 0; r < V(CLIMB_ROWS); r++) factor[r] = (REAL)(length[r] > 0 ? length[r] : 1);
     for (size_t i = 0; i < b->d; i++) {
         EACH_VECTOR {
             const size_t at = i * V(CLIMB_ROWS) + (size_t)(v * V(W));
-            const V(t) u = V(div)(V(LOAD_REAL)((const REAL *)b->g + at), V(LOAD_REAL)(factor + v * V(W)));
+            const V(t) g = V(mul)(V(LOAD_REAL)((const REAL *)b->g + at), V(LOAD_REAL)(scale + v * V(W)));
+            const V(t) u = V(div)(g, V(LOAD_REAL)(factor + v * V(W)));
             V(STORE_REAL)(delta + at, V(add)(V(LOAD_REAL)(delta + at), V(mul)(step, u)));
         }
     }
     V(climb_lengths)(b, delta, length);
-    for (size_t r = 0; r < V(CLIMB_ROWS); r++) factor[r] = (REAL)(length[r] > limit ? limit / length[r] : 1);
+    for (size_t r = 0; r < V(CLIMB_ROWS); r++) length[r] = length[r] > limit ? length[r] : 0;
+    V(climb_normalise)(length, scale);
+    for (size_t r = 0; r < V(CLIMB_ROWS); r++) factor[r] = (REAL)(length[r] > 0 ? limit / length[r] : 1);
     for (size_t i = 0; i < b->d; i++) {
         EACH_VECTOR {
             REAL *to = delta + i * V(CLIMB_ROWS) + v * V(W);
-            V(STORE_REAL)(to, V(mul)(V(LOAD_REAL)(to), V(LOAD_REAL)(factor + v * V(W))));
+            const V(t) x = V(mul)(V(LOAD_REAL)(to), V(LOAD_REAL)(scale + v * V(W)));
+            V(STORE_REAL)(to, V(mul)(x, V(LOAD_REAL)(factor + v * V(W))));
         }
     }
 }
@@ -312,10 +373,10 @@ static void V(climb_step)(const csm_climb_block *b) {
     V(climb_logits)(b, b->delta, b->fixed, b->logits);
     V(climb_coefficients)(b);
     if (b->norm == CSM_NORM_INF) {
-        CLIMB_FEATURES(V(climb_signs));
+        CLIMB_EACH_FEATURE(V(climb_signs));
         return;
     }
-    CLIMB_FEATURES(V(climb_keep));
+    CLIMB_EACH_FEATURE(V(climb_keep));
     if (b->norm == CSM_NORM_2) V(climb_in_square)(b);
     else V(climb_in_sum)(b);
     if (!b->low) return;
@@ -328,7 +389,8 @@ static void V(climb_step)(const csm_climb_block *b) {
 
 /* Reads `count` rows from row `first` on; the rest of the block is zeros. */
 static void V(climb_begin)(const csm_climb_block *b, const csm_climb_rows *rows, size_t first, size_t count) {
-    REAL *delta = b->delta, *low = b->low, *high = b->high, *bias = b->logits, *label = b->label;
+    REAL *delta = b->delta, *low = b->low, *high = b->high, *bias = b->logits, *label = b->label,
+         *of_label = b->label_weights;
     const REAL eps = (REAL)b->eps;
     for (size_t i = 0; i < b->d; i++)
         for (size_t r = 0; r < V(CLIMB_ROWS); r++) {
@@ -346,7 +408,11 @@ static void V(climb_begin)(const csm_climb_block *b, const csm_climb_rows *rows,
         for (size_t r = 0; r < V(CLIMB_ROWS); r++)
             bias[j * V(CLIMB_ROWS) + r] = rows->bias ? ((const REAL *)rows->bias)[j] : 0;
     V(climb_logits)(b, delta, bias, b->fixed);
-    for (size_t r = 0; r < V(CLIMB_ROWS); r++) label[r] = r < count ? (REAL)rows->labels[first + r] : 0;
+    for (size_t r = 0; r < V(CLIMB_ROWS); r++) {
+        const size_t y = r < count ? (size_t)rows->labels[first + r] : 0;
+        label[r] = (REAL)y;
+        for (size_t i = 0; i < b->d; i++) of_label[i * V(CLIMB_ROWS) + r] = ((const REAL *)b->scaled)[y * b->d + i];
+    }
     for (size_t i = 0; i < b->d; i++)
         for (size_t r = 0; r < V(CLIMB_ROWS); r++)
             delta[i * V(CLIMB_ROWS) + r] =
@@ -362,6 +428,8 @@ static void V(climb_end)(const csm_climb_block *b, const csm_climb_rows *rows, s
         for (size_t i = 0; i < b->d; i++) to[i] = zero == 0 ? delta[i * V(CLIMB_ROWS) + r] : 0;
     }
 }
-#undef CLIMB_FEATURES
+#undef CLIMB_EACH_FEATURE
+#undef CLIMB_EACH_GROUP
 #undef EACH_OF
+#undef EACH_OF_GROUP
 #undef EACH_VECTOR

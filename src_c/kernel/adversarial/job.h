@@ -50,12 +50,13 @@ typedef struct csm_climb_rows {
 /* A block of rows, and its layer.  Scratch has CSM_CLIMB_BYTES for each feature or class. */
 typedef struct csm_climb_block {
     size_t classes, d;
-    const void *w, *differences; /* (classes, d); w - w[0] */
+    const void *w, *scaled; /* (classes, d); w times a power of two for which no gradient overflows, or w itself */
     double step, eps;
     csm_distance_norm norm; /* 1, 2 or infinity */
     void *delta;            /* d: the perturbations */
     void *low, *high;       /* d: their limits; NULL: none */
     void *g;                /* d: gradients; NULL for the inf-norm */
+    void *label_weights;    /* d: the row of `scaled` of each label */
     void *fixed, *logits;   /* classes: logits without perturbation; of the step, and then their gradients */
     void *label;            /* 1 */
 } csm_climb_block;
