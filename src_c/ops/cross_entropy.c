@@ -8,39 +8,15 @@
  *             which probabilities underflow whose gradients would not are computed by underflow.h
  *   sum       adds the row losses in double, in a tree over their C order that depends only on their number
  */
-#include "../core/call.h"
+#include "cross_entropy_row.h"
+
 #include "../core/extension.h"
 #include "../core/labels.h"
 #include "../core/reduction.h"
-#include "../kernel/cross_entropy/underflow.h"
+#include "../kernel/cross_entropy/row.h"
 
-#include <stdatomic.h>
+typedef csm_cross_entropy_call cross_entropy_call;
 
-typedef struct cross_entropy_call {
-    csm_call base;
-    csm_view x, gradient, soft_labels, sample_weight, upstream;
-    csm_view order; /* offsets: the rows' indices in C order */
-    const csm_loss_options *options;
-    const csm_loss_kernels *kernels, *wide_kernels;
-    csm_loss_call loss_call, transformed_call; /* for ordinary and for transformed rows */
-    size_t rows, inner; /* all rows; rows along the last batch axis */
-    size_t pitch, soft_pitch, group; /* of rows in scratch */
-    int is_soft, is_direct; /* is_direct: every array is contiguous along the axis */
-    int has_lost; /* whether rows can have gradients that the kernels lose */
-    double lost_extra, lost_limit, lost_upstream; /* those rows: weight |upstream| (mass + extra) > limit, or, where
-                                                     clip_value comes before upstream, |upstream| > lost_upstream */
-    int64_t *labels;
-    double *loss, *mass;
-    size_t e_size, block_size, wide_size; /* parts of a thread's scratch: e', blocks, a wide block; then packed rows */
-    csm_scratch scratch;
-    atomic_int has_bad_label;
-} cross_entropy_call;
-
-static double class_weight(const cross_entropy_call *call, size_t j) {
-    const void *w = call->options->weight;
-    if (!w) return 1;
-    return csm_is_single(&call->base) ? (double)((const float *)w)[j] : ((const double *)w)[j];
-}
 static double sample_weight(const cross_entropy_call *call, size_t row) {
     double value = 1;
     if (call->options->sample_weight)
@@ -89,271 +65,17 @@ static csm_status mass_body(void *context, size_t begin, size_t end, int thread)
     return CSM_OK;
 }
 
-/* Rows */
-
-/* Collects the inputs of a row other than its logits.  Returns whether the row takes part. */
-static int read_input(const cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, csm_loss_input *in) {
-    *in = (csm_loss_input){.w_label = 1, .upstream = 1, .e_label = -1};
-    if (!csm_read_label_and_weight(job, at, in)) return 0;
-    if (job->upstream) memcpy(&in->upstream, job->upstream + at * job->upstream_step, sizeof in->upstream);
-    if (in->label >= 0) in->mass = in->w_label = class_weight(call, (size_t)in->label);
-    else in->mass = job->mass[at * job->order];
-    return 1;
-}
-
-static void fill_row(const cross_entropy_call *call, char *gradient, double value, const csm_poll *poll) {
-    const csm_call *c = &call->base;
-    csm_wide element;
-    if (!gradient) return;
-    csm_put(c, &element, value);
-    for (size_t j = 0; j < c->shape.n && !csm_poll_at(poll, j); j++)
-        memcpy(gradient + j * c->itemsize, &element, c->itemsize);
-}
-
-/* Whether the kernels lose the gradient of one of a row's classes; sets the row's maximum in `in`. */
-static int has_lost_gradient(const cross_entropy_call *call, const char *x, csm_loss_input *in, char *wide) {
-    const csm_call *c = &call->base;
-    const size_t n = c->shape.n, count = csm_block_count(n);
-    const int single = csm_is_single(c);
-    const double upstream = fabs(in->upstream);
-    if (!(in->weight * upstream * (in->mass + call->lost_extra) > call->lost_limit) &&
-        !(upstream > call->lost_upstream))
-        return 0;
-    in->max = -CSM_INF;
-    for (size_t b = 0; b < count; b++) {
-        const double max = c->table->max[c->dtype](x + b * CSM_BLOCK * c->itemsize, csm_block_length(n, b * CSM_BLOCK));
-        if (!(max <= in->max)) in->max = max;
-    }
-    const csm_loss_lost lost = csm_loss_lost_of(&call->loss_call, in, single);
-    for (size_t b = 0; b < count && lost.low <= lost.high; b++) {
-        const size_t k = csm_block_length(n, b * CSM_BLOCK);
-        c->table->widen[c->dtype](x + b * CSM_BLOCK * c->itemsize, wide, k);
-        for (size_t j = 0; j < k; j++)
-            if (csm_loss_is_lost(lost, csm_wide_at(c, wide, j))) return 1;
-    }
-    return 0;
-}
-
-/* The state of a contiguous row of any length and content while it is computed. */
-typedef struct row_state {
-    const cross_entropy_call *call;
-    const csm_loss_call *loss_call; /* for ordinary or for transformed rows */
-    const csm_loss_kernels *kernels; /* for ordinary or for transformed rows */
-    const char *x, *q;
-    char *gradient; /* may be x; NULL: none */
-    char *wide, *scratch; /* for a block of the compute type; for e' of a block */
-    csm_block *blocks;
-    csm_loss_input in;
-    csm_loss_row row;
-    double max;
-    int is_transformed, stores_e; /* stores_e: pass 1 stores e' in the gradient */
-    csm_poll poll;
-    int is_stopped; /* the call has been interrupted */
-} row_state;
-
-/* Asks after block b of a long row. */
-static int stops(row_state *s, size_t b) { return (s->is_stopped |= b > 0 && csm_poll_stops(&s->poll, CSM_BLOCK)); }
-
-/* A block of such a row. */
-typedef struct loss_block {
-    size_t k;
-    const char *x;
-    char *e, *gradient; /* e: NULL if pass 1 does not store e' in the gradient */
-    csm_loss_terms terms;
-    int has_terms;
-} loss_block;
-
-static loss_block block_at(const row_state *s, size_t b) {
-    const csm_call *c = &s->call->base;
-    const csm_loss_call *call = s->loss_call;
-    const size_t begin = b * CSM_BLOCK, wide_begin = begin * c->wide_size;
-    loss_block p = {.k = csm_block_length(c->shape.n, begin), .x = s->x + begin * c->itemsize};
-    p.gradient = s->gradient ? s->gradient + begin * c->itemsize : NULL;
-    p.e = s->stores_e ? p.gradient : NULL;
-    p.has_terms = call->soft || call->smoothing != 0;
-    p.terms = (csm_loss_terms){s->q ? s->q + wide_begin : NULL, call->w ? (const char *)call->w + wide_begin : NULL,
-                               1 - call->smoothing, call->smoothing / (double)c->shape.n};
-    if (s->is_transformed) {
-        c->table->widen[c->dtype](p.x, s->wide, p.k);
-        csm_transform(&c->scales, csm_is_single(c), s->wide, p.k, s->max);
-        p.x = s->wide;
-    }
-    return p;
-}
-
-/* The weighted distances of a block of a transformed row. */
-static double far_of_block(const row_state *s, size_t b, const loss_block *p) {
-    const csm_call *c = &s->call->base;
-    const char *q = p->terms.q, *w = p->terms.w;
-    csm_pair lanes[CSM_FAR_LANES] = {{0, 0}}, sum = {0, 0};
-    c->table->widen[c->dtype](s->x + b * CSM_BLOCK * c->itemsize, s->wide, p->k);
-    for (size_t j = 0; j < p->k; j++)
-        csm_far_add(&lanes[j % CSM_FAR_LANES], &p->terms, q ? csm_wide_at(c, q, j) : 0, w ? csm_wide_at(c, w, j) : 1,
-                    s->max, csm_wide_at(c, s->wide, j), c->scales.temperature);
-    for (int l = 0; l < CSM_FAR_LANES; l++) csm_far_join(&sum, lanes[l]);
-    return csm_far_total(sum);
-}
-
-static void run_pass1(row_state *s, size_t b, const loss_block *p) {
-    const int sums_terms = p->has_terms && !s->is_transformed;
-    s->kernels->pass1(p->x, p->e, p->k, s->loss_call->t, sums_terms ? &p->terms : NULL, &s->blocks[b]);
-    if (p->has_terms && s->is_transformed) s->blocks[b].far = far_of_block(s, b, p);
-}
-
-/* Computes the maxima, pass 1 of every block, and the row's sums and loss.  Returns 0 if the loss is NaN. */
-static int sum_row(row_state *s) {
-    const cross_entropy_call *call = s->call;
-    const csm_call *c = &call->base;
-    const size_t count = csm_block_count(c->shape.n);
-    csm_loss_input *in = &s->in;
-    /* Pass 1 and the search for the maximum share one loop, unless pass 1 could overwrite a row that must be
-     * transformed. */
-    const int is_fused = !c->scales.always_transform && s->gradient != s->x;
-    s->max = -CSM_INF;
-    for (size_t b = 0; b < count; b++) {
-        const loss_block p = block_at(s, b);
-        s->blocks[b].max = c->table->max[c->dtype](p.x, p.k);
-        if (s->blocks[b].max > s->max) s->max = s->blocks[b].max;
-        if (is_fused) run_pass1(s, b, &p);
-        if (stops(s, b)) return 0;
-    }
-    in->max = s->max;
-    if (!csm_fits_range(&c->scales, s->max)) {
-        s->is_transformed = 1;
-        s->stores_e = 0;
-        s->loss_call = &call->transformed_call;
-        s->kernels = call->wide_kernels;
-        if (in->label >= 0) {
-            csm_wide w = csm_to_wide(c, in->x_label);
-            csm_transform(&c->scales, csm_is_single(c), &w, 1, s->max);
-            in->z_label = csm_from_wide(c, w);
-        }
-    }
-    if (!(s->max < CSM_INF && s->max > -CSM_INF)) return 0;
-    for (size_t b = 0; b < count && (!is_fused || s->is_transformed); b++) {
-        const loss_block p = block_at(s, b);
-        if (s->is_transformed) s->blocks[b].max = c->table->max[c->wide_dtype](p.x, p.k);
-        run_pass1(s, b, &p);
-        if (stops(s, b)) return 0;
-    }
-    if (s->stores_e && in->label >= 0) {
-        in->e_label = csm_element(c, s->gradient, (size_t)in->label);
-        in->n = s->blocks[(size_t)in->label / CSM_BLOCK].n;
-    }
-    s->kernels->sums(s->loss_call, in, s->blocks, count, &s->row);
-    return !s->row.is_nan;
-}
-
-/* The factor that clip_norm requires. */
-static double clip_factor(row_state *s) {
-    const size_t count = csm_block_count(s->call->base.shape.n);
-    csm_pair_sum squares;
-    if (!(s->loss_call->clip_norm < CSM_INF)) return 1;
-    s->kernels->factors(s->loss_call, &s->in, -1, &s->row);
-    csm_pair_sum_zero(&squares);
-    for (size_t b = 0; b < count; b++) {
-        const loss_block p = block_at(s, b);
-        ptrdiff_t place = s->in.label - (ptrdiff_t)(b * CSM_BLOCK);
-        if (s->in.label < 0 || place < 0 || place >= (ptrdiff_t)p.k) place = -1;
-        const double of_block = s->kernels->norm(p.x, p.e, p.k, s->loss_call->t, &s->blocks[b], &s->row,
-                                                 p.has_terms ? &p.terms : NULL, place, s->scratch);
-        csm_pair_sum_add(&squares, of_block, 0);
-        if (stops(s, b)) break;
-    }
-    return csm_loss_shrink(s->loss_call, &s->in, &s->row, csm_pair_sum_rounded(&squares));
-}
-
-static void write_gradient(row_state *s) {
-    const csm_call *c = &s->call->base;
-    const size_t count = csm_block_count(c->shape.n);
-    for (size_t b = 0; b < count; b++) {
-        const loss_block p = block_at(s, b);
-        char *to = s->is_transformed ? s->wide : p.gradient;
-        s->kernels->pass2(p.x, p.e, to, p.k, s->loss_call->t, &s->blocks[b], &s->row, p.has_terms ? &p.terms : NULL,
-                          s->scratch);
-        if (s->is_transformed) c->table->narrow[c->dtype](s->wide, p.gradient, p.k);
-        if (stops(s, b)) return;
-    }
-    if (s->in.label >= 0) csm_put(c, s->gradient + (size_t)s->in.label * c->itemsize, s->row.target);
-}
-
-/* The passes over a row with lost gradients: its sums, its norm, its gradient. */
-enum { SUMS, NORM, GRADIENT };
-static void pass_over_lost(row_state *s, csm_loss_exact *exact, csm_factor *square, int pass) {
-    const csm_call *c = &s->call->base;
-    const size_t n = c->shape.n;
-    for (size_t b = 0; b < csm_block_count(n) && !s->is_stopped; b++) {
-        const size_t begin = b * CSM_BLOCK, k = csm_block_length(n, begin);
-        c->table->widen[c->dtype](s->x + begin * c->itemsize, s->wide, k);
-        for (size_t j = 0; j < k; j++) {
-            const double x = csm_wide_at(c, s->wide, j);
-            const int is_label = (ptrdiff_t)(begin + j) == s->in.label;
-            if (pass == SUMS) {
-                csm_loss_exact_add(exact, x, is_label);
-                continue;
-            }
-            const double q = s->q ? csm_wide_at(c, s->q, begin + j) : is_label;
-            const csm_factor g = csm_loss_exact_of_row(exact, x, q, class_weight(s->call, begin + j), is_label);
-            if (pass == NORM) *square = csm_factor_add(*square, csm_factor_mul(g, g));
-            else csm_put(c, s->gradient + (begin + j) * c->itemsize, csm_loss_exact_result(exact, g));
-        }
-        s->is_stopped |= csm_poll_stops(&s->poll, 16 * k); /* an element takes some 0.1 us */
-    }
-}
-static void write_lost_gradient(row_state *s) {
-    const csm_loss_call *call = &s->call->loss_call;
-    csm_loss_exact exact = csm_loss_exact_begin(call, s->max);
-    csm_factor square = {{0, 0}, 0};
-    pass_over_lost(s, &exact, &square, SUMS);
-    csm_loss_exact_factors(call, &s->in, &exact);
-    if (call->clip_norm < CSM_INF) {
-        pass_over_lost(s, &exact, &square, NORM);
-        csm_loss_exact_shrink(call, square, &exact);
-    }
-    pass_over_lost(s, &exact, &square, GRADIENT);
-}
-
-static void run_row(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, int thread, char *memory) {
-    csm_call *c = &call->base;
-    row_state s = {.call = call,
-                   .loss_call = &call->loss_call,
-                   .kernels = call->kernels,
-                   .x = job->x + at * job->x_step,
-                   .q = job->q ? job->q + at * job->q_step : NULL,
-                   .gradient = job->gradient ? job->gradient + at * job->gradient_step : NULL,
-                   .wide = memory + call->e_size + call->block_size,
-                   .scratch = memory,
-                   .blocks = (csm_block *)(void *)(memory + call->e_size),
-                   .poll = csm_poll_of(&c->interrupt, thread)};
-    double *loss = &job->loss[at * job->order];
-    if (!read_input(call, job, at, &s.in)) { /* the logits are not read */
-        *loss = 0;
-        fill_row(call, s.gradient, 0, &s.poll);
-        return;
-    }
-    const int has_lost = s.gradient && call->has_lost && has_lost_gradient(call, s.x, &s.in, s.wide);
-    s.stores_e = s.gradient && !has_lost && c->itemsize == c->wide_size;
-    if (s.in.label >= 0) s.in.x_label = s.in.z_label = csm_element(c, s.x, (size_t)s.in.label);
-    const int is_number = sum_row(&s);
-    *loss = is_number ? s.row.loss : CSM_NAN;
-    if (!s.gradient || s.is_stopped) return;
-    if (is_number && has_lost) {
-        write_lost_gradient(&s);
-        return;
-    }
-    if (is_number) s.kernels->factors(s.loss_call, &s.in, clip_factor(&s), &s.row);
-    if (!is_number || s.row.is_nan) fill_row(call, s.gradient, CSM_NAN, &s.poll);
-    else write_gradient(&s);
-}
+/* Rows (cross_entropy_row.c) */
 
 /* The end of the rows from `at` on that the kernels of many rows compute. */
 static ptrdiff_t end_of_kernel_rows(cross_entropy_call *call, const csm_loss_job *job, ptrdiff_t at, char *memory) {
     const csm_call *c = &call->base;
     csm_loss_input in;
-    if (c->shape.n > CSM_BLOCK || c->scales.always_transform) return at;
+    if (c->shape.n > CSM_BLOCK || call->shard || c->scales.always_transform) return at;
     if (!job->gradient || !call->has_lost) return (ptrdiff_t)job->rows;
     for (; at < (ptrdiff_t)job->rows; at++)
-        if (read_input(call, job, at, &in) && has_lost_gradient(call, job->x + at * job->x_step, &in, memory)) break;
+        if (csm_read_loss_input(call, job, at, &in) &&
+            csm_has_lost_gradient(call, job->x + at * job->x_step, &in, memory)) break;
     return at;
 }
 
@@ -376,7 +98,7 @@ static void run_contiguous_rows(cross_entropy_call *call, csm_loss_job job, int 
             at += (ptrdiff_t)call->kernels->rows(&job);
             if (at == end) continue;
         }
-        run_row(call, &all, at++, thread, memory);
+        csm_run_loss_row(call, &all, at++, thread, memory);
     }
 }
 
@@ -502,7 +224,7 @@ static double find_divisor(cross_entropy_call *call) {
     for (size_t i = 0; i < call->rows; i++) { /* the array of losses, which is not yet in use, holds the terms */
         size_t at = order_of(call, i);
         double s = sample_weight(call, i);
-        if (call->labels) call->loss[at] = call->labels[at] < 0 ? 0 : s * class_weight(call, (size_t)call->labels[at]);
+        if (call->labels) call->loss[at] = call->labels[at] < 0 ? 0 : s * csm_class_weight(call, (size_t)call->labels[at]);
         else call->loss[at] = call->base.shape.n == 0 ? 0 : s * call->mass[at];
     }
     return csm_tree_sum(call->loss, call->rows);
@@ -542,16 +264,20 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     csm_call *c = &call->base;
     const size_t n = c->shape.n;
     csm_status status = CSM_OK;
-    if (call->labels) status = csm_read_labels(shape, o, call->rows, call->labels);
+    if (call->labels) {
+        csm_shape checked = *shape;
+        if (call->shard) checked.n = SIZE_MAX; /* the label of a row is a class of any shard */
+        status = csm_read_labels(&checked, o, call->rows, call->labels);
+    }
     if (status != CSM_OK) return status;
     c->threads = csm_threads_for((double)call->rows * (double)n, call->rows, threads);
     const size_t piece = CSM_PIECE_ELEMENTS / (n + 1) + 1;
-    if (call->is_soft && n > 0) {
+    if (call->is_soft && n > 0 && !call->shard) {
         status = csm_parallel(call->rows, piece, c->threads, mass_body, call, &c->interrupt);
         if (status != CSM_OK) return status;
         if (atomic_load(&call->has_bad_label)) return CSM_BAD_LABEL;
     }
-    const double divisor = find_divisor(call);
+    const double divisor = call->shard ? call->shard->options->divisor : find_divisor(call);
     csm_loss_divide(&call->loss_call, divisor);
     if (csm_loss_is_empty(&call->loss_call)) {
         *loss = CSM_NAN;
@@ -561,10 +287,11 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     find_lost_limit(call);
     call->transformed_call = call->loss_call;
     call->transformed_call.t = &c->scales.transformed;
-    if (n > 0) {
+    if (n > 0 || call->shard) {
         status = csm_parallel(call->rows, piece, c->threads, rows_body, call, &c->interrupt);
         if (status != CSM_OK) return status;
     }
+    if (call->shard) return atomic_load(&call->has_bad_label) ? CSM_BAD_LABEL : CSM_OK;
     for (size_t i = 0; n == 0 && i < call->rows; i++) /* lse = -inf; all labels are ignored, or soft */
         call->loss[order_of(call, i)] = call->is_soft && o->z_loss > 0 && sample_weight(call, i) != 0 ? CSM_INF : 0;
     /* Rounded here, where the caller's rounding mode is not in effect. */
@@ -581,8 +308,8 @@ static double sum_of_weights(const cross_entropy_call *call, size_t n) {
     csm_pair_sum_zero(&all);
     for (size_t begin = 0; begin < n; begin += CSM_BLOCK) {
         const size_t k = csm_block_length(n, begin);
-        double sum = 0, low = 0;
-        for (size_t j = begin; j < begin + k; j++) csm_two_sum(&sum, &low, class_weight(call, j));
+        double sum, low;
+        csm_sum_weights(call->options->weight, !csm_is_single(&call->base), begin, k, &sum, &low);
         if (k == n) return sum + low;
         csm_pair_sum_add(&all, sum, low);
     }
@@ -612,8 +339,13 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
     call->kernels = &table->loss[dtype];
     call->wide_kernels = &table->loss[c->wide_dtype];
     double weight_sum = (double)n;
-    if (o->weight) weight_sum = sum_of_weights(call, n);
+    if (call->shard) weight_sum = call->shard->options->weight_sum;
+    else if (o->weight) weight_sum = sum_of_weights(call, n);
     call->loss_call = csm_loss_call_of(o, n, gradient != NULL);
+    if (call->shard) {
+        call->loss_call.n = call->shard->options->classes;
+        call->loss_call.gradient |= call->shard->stage == CSM_STAGE_SQUARES || call->shard->stage == CSM_STAGE_LOST;
+    }
     call->loss_call.t = &c->scales.ordinary;
     call->loss_call.weight_sum = weight_sum;
     call->inner = c->shape.ndim ? c->shape.shape[c->shape.ndim - 1] : 1;
@@ -633,23 +365,25 @@ static csm_status prepare(cross_entropy_call *call, csm_dtype dtype, const csm_t
 
 static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                                     const csm_view *gradient, double *loss, csm_loss_options *o,
-                                    csm_fp_environment *caller) {
+                                    const csm_shard *shard, csm_fp_environment *caller) {
     enum { STACK_BYTES = 1024, STACK_SCRATCH_BYTES = 2048 }; /* small calls allocate nothing */
     _Alignas(CSM_ALIGN) char stack[STACK_BYTES], stack_scratch[STACK_SCRATCH_BYTES];
     csm_buffer single;
     cross_entropy_call call;
     memset(&call, 0, sizeof call);
+    call.shard = shard;
     csm_status status = prepare(&call, dtype, table, shape, x, gradient, o, caller);
     if (status != CSM_OK) return status;
     int threads = o->threads < 1 ? 1 : o->threads;
     if ((size_t)threads > call.rows) threads = call.rows ? (int)call.rows : 1;
     const size_t labels_size = csm_rounded(call.rows * (o->labels ? sizeof(int64_t) : sizeof(double)));
-    const size_t loss_size = o->reduction == CSM_NONE ? 0 : csm_rounded(call.rows * sizeof(double));
+    const int keeps_rows = o->reduction == CSM_NONE && loss;
+    const size_t loss_size = keeps_rows ? 0 : csm_rounded(call.rows * sizeof(double));
     char *memory = labels_size + loss_size <= sizeof stack ? stack : csm_allocate(labels_size + loss_size);
     if (!memory) return CSM_NO_MEMORY;
     if (o->labels) call.labels = (int64_t *)(void *)memory;
     else call.mass = (double *)(void *)memory;
-    call.loss = o->reduction == CSM_NONE ? loss : (double *)(void *)(memory + labels_size);
+    call.loss = keeps_rows ? loss : (double *)(void *)(memory + labels_size);
     status = csm_scratch_begin(&call.scratch, threads, 1, &single);
     if (status == CSM_OK) {
         csm_scratch_lend(&call.scratch, 0, 0, stack_scratch, sizeof stack_scratch);
@@ -661,13 +395,17 @@ static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, con
     return status;
 }
 
+csm_status csm_run_loss_shard(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
+                              const csm_view *gradient, double *loss, csm_loss_options *o, const csm_shard *shard) {
+    csm_fp_environment saved = csm_fp_enter();
+    csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, shard, &saved);
+    csm_fp_leave(saved);
+    return status;
+}
 csm_status csm_run_cross_entropy(csm_dtype dtype, const csm_table *table, const csm_shape *shape, const csm_view *x,
                                  const csm_view *gradient, double *loss, csm_loss_options *o) {
     if (!o) return CSM_BAD_OPTION; /* labels are required */
-    csm_fp_environment saved = csm_fp_enter();
-    csm_status status = run_cross_entropy(dtype, table, shape, x, gradient, loss, o, &saved);
-    csm_fp_leave(saved);
-    return status;
+    return csm_run_loss_shard(dtype, table, shape, x, gradient, loss, o, NULL);
 }
 
 #define CROSS_ENTROPY(suffix, storage, compute)                                                                \
