@@ -137,7 +137,7 @@ def finish_shard_loss(int dtype, bint from_e, records, block_max, loss, gradient
     """Write the losses of rows, unless None, and the gradient of their sum / divisor, unless None."""
     cdef _ShardLoss c = _ShardLoss(*arguments)
     cdef const cpu.csm_view *to = c.b.take(5, gradient, True, True)
-    cdef const int64_t *words = _words(records)
+    cdef const int64_t *words = NULL if records is None else _words(records)
     cdef const double *maxima = _doubles(block_max)
     cdef double *losses = <double *>_doubles(loss)
     cdef cpu.csm_status status
@@ -175,19 +175,19 @@ def clear_records(records):
         cpu.csm_records_clear(_words(records), records.size // words, words)
 
 
-def merge_records(into, other, int kind):
+def merge_records(into, other):
     """Merge records, words last."""
     cdef size_t words = into.shape[-1], rows = into.size // words
     cdef int64_t *a = _words(into)
     cdef const int64_t *b = _words(other)
     with nogil:
-        cpu.csm_records_merge(a, b, rows, words, <cpu.csm_shard_kind>kind)
+        cpu.csm_records_merge(a, b, rows, words)
 
 
-def fold_records(records, row_max, int kind):
+def fold_records(records, row_max):
     """Make row_max the maximum of each record."""
     cdef size_t words = records.shape[-1]
-    cpu.csm_records_fold(_words(records), _doubles(row_max), records.size // words, words, <cpu.csm_shard_kind>kind)
+    cpu.csm_records_fold(_words(records), _doubles(row_max), records.size // words, words)
 
 
 def raise_records(records, highest):

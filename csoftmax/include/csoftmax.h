@@ -591,7 +591,8 @@ static inline csm_shard_options csm_default_shard_options(void) {
 csm_status csm_shard_rows(csm_shard_kind, csm_array_type, const csm_shape *, const csm_view *input, const csm_view *y,
                           const csm_view *e, int64_t *records, double *block_max, const csm_shard_options *);
 /* result: the shard's part; may be the input; without the axis for a log-sum-exp, which reads no input.  from_e: the
- * result holds the powers. */
+ * result holds the powers.  Here a shard may begin and end anywhere, with the maximum of each of its 4096 classes as
+ * block_max: pieces of a block, which all have its maximum, are finished one by one. */
 csm_status csm_finish_rows(csm_shard_kind, csm_array_type, const csm_shape *, const csm_view *input, const csm_view *y,
                            int from_e, const int64_t *records, const double *block_max, const csm_view *result,
                            const csm_shard_options *);
@@ -607,7 +608,8 @@ csm_status csm_shard_squares(csm_array_type, const csm_shape *, const csm_view *
  * a class in any shard, else 0.  csm_cross_entropy with the whole row computes it. */
 csm_status csm_shard_lost(csm_array_type, const csm_shape *, const csm_view *x, const int64_t *records, int64_t *lost,
                           const csm_shard_options *, csm_loss_options *);
-/* loss: a double for each row, or NULL; gradient: that of the sum of the losses, divided by the divisor, or NULL. */
+/* loss: a double for each row, or NULL; gradient: that of the sum of the losses, divided by the divisor, or NULL.  As
+ * csm_finish_rows, also of pieces of a block.  Rows of at most 4096 classes are whole, and need no records. */
 csm_status csm_finish_losses(csm_array_type, const csm_shape *, const csm_view *x, int from_e, const int64_t *records,
                              const double *block_max, double *loss, const csm_view *gradient, const csm_shard_options *,
                              csm_loss_options *);
@@ -618,10 +620,10 @@ void csm_sums_merge(int64_t *into, const int64_t *other, size_t count);
 
 /* Records without an element. */
 void csm_records_clear(int64_t *records, size_t rows, size_t words);
-void csm_records_merge(int64_t *into, const int64_t *other, size_t rows, size_t words, csm_shard_kind kind);
+void csm_records_merge(int64_t *into, const int64_t *other, size_t rows, size_t words);
 /* For reductions: fold makes row_max the maximum of each record; raise brings the exact sums of a record, of which
  * there are csm_records_sums(words), to the given highest bins. */
-void csm_records_fold(int64_t *records, const double *row_max, size_t rows, size_t words, csm_shard_kind kind);
+void csm_records_fold(int64_t *records, const double *row_max, size_t rows, size_t words);
 void csm_records_raise(int64_t *records, const int64_t *highest, size_t rows, size_t words);
 size_t csm_records_sums(size_t words);
 /* Sets row_max for the second round, and returns the number of rows that need it.  temperatures: one for each row, or

@@ -91,9 +91,8 @@ typedef void (*csm_shard_weights_fn)(csm_array_type, const void *, size_t, int64
 typedef double (*csm_sum_total_fn)(const int64_t *);
 typedef void (*csm_sums_merge_fn)(int64_t *, const int64_t *, size_t);
 typedef void (*csm_records_clear_fn)(int64_t *, size_t, size_t);
-typedef void (*csm_records_merge_fn)(int64_t *, const int64_t *, size_t, size_t, csm_shard_kind);
-typedef void (*csm_records_fold_fn)(int64_t *, const double *, size_t, size_t, csm_shard_kind);
-typedef void (*csm_records_raise_fn)(int64_t *, const int64_t *, size_t, size_t);
+typedef void (*csm_records_merge_fn)(int64_t *, const int64_t *, size_t, size_t);
+typedef void (*csm_records_fold_fn)(int64_t *, const double *, size_t, size_t);
 typedef size_t (*csm_records_sums_fn)(size_t);
 typedef size_t (*csm_records_second_round_fn)(csm_shard_kind, csm_array_type, const int64_t *, size_t, size_t, double,
                                               const double *, double *);
@@ -203,7 +202,7 @@ typedef size_t (*csm_records_second_round_fn)(csm_shard_kind, csm_array_type, co
     X(csm_records_clear_fn, records_clear)               \
     X(csm_records_merge_fn, records_merge)               \
     X(csm_records_fold_fn, records_fold)                 \
-    X(csm_records_raise_fn, records_raise)               \
+    X(csm_records_merge_fn, records_raise)               \
     X(csm_records_sums_fn, records_sums)                 \
     X(csm_records_second_round_fn, records_second_round)
 /* Until here. */

@@ -215,6 +215,7 @@ csm_loss_call csm_loss_call_of(const csm_loss_options *o, size_t n, int gradient
 /* The number by which the sum of the losses is divided. */
 static double find_divisor(cross_entropy_call *call) {
     const csm_loss_options *o = call->options;
+    if (call->divisor) return *call->divisor;
     if (o->reduction != CSM_MEAN) return 1;
     if (call->labels && !o->weight && !o->sample_weight) {
         size_t kept = 0;
@@ -277,10 +278,10 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
         if (status != CSM_OK) return status;
         if (atomic_load(&call->has_bad_label)) return CSM_BAD_LABEL;
     }
-    const double divisor = call->shard ? call->shard->options->divisor : find_divisor(call);
+    const double divisor = find_divisor(call);
     csm_loss_divide(&call->loss_call, divisor);
     if (csm_loss_is_empty(&call->loss_call)) {
-        *loss = CSM_NAN;
+        if (loss) *loss = CSM_NAN;
         if (!call->loss_call.gradient || n == 0) return CSM_OK;
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
@@ -297,7 +298,7 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     /* Rounded here, where the caller's rounding mode is not in effect. */
     if (o->reduction != CSM_NONE)
         *loss = csm_finish_loss(csm_tree_sum(call->loss, call->rows) / divisor, csm_is_single(c));
-    for (size_t i = 0; o->reduction == CSM_NONE && csm_is_single(c) && i < call->rows; i++)
+    for (size_t i = 0; !call->divisor && o->reduction == CSM_NONE && csm_is_single(c) && i < call->rows; i++)
         loss[i] = (double)(float)loss[i];
     return CSM_OK;
 }
@@ -371,7 +372,10 @@ static csm_status run_cross_entropy(csm_dtype dtype, const csm_table *table, con
     csm_buffer single;
     cross_entropy_call call;
     memset(&call, 0, sizeof call);
-    call.shard = shard;
+    if (shard) {
+        call.divisor = &shard->options->divisor;
+        if (shard->stage != CSM_STAGE_WHOLE) call.shard = shard;
+    }
     csm_status status = prepare(&call, dtype, table, shape, x, gradient, o, caller);
     if (status != CSM_OK) return status;
     int threads = o->threads < 1 ? 1 : o->threads;

@@ -330,7 +330,7 @@ static void sum_block(row_state *s, csm_loss_record *r, size_t b, ptrdiff_t labe
             r->label.n = block->n;
         }
         const csm_record of_block = csm_record_of_block(block, 1);
-        csm_record_merge(&r->base, &of_block, 1);
+        csm_record_merge(&r->base, &of_block);
         if (!(block->hi - block->hi == 0)) r->base.flags |= CSM_RECORD_NAN;
         if (p.has_terms) add_far(r, block, s->loss_call->t);
     } else if (block->max > r->base.max) {

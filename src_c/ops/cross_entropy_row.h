@@ -12,6 +12,7 @@ typedef struct csm_cross_entropy_call {
     csm_view order; /* offsets: the rows' indices in C order */
     const csm_loss_options *options;
     const csm_shard *shard; /* the call is of a shard of the classes, or NULL */
+    const double *divisor;  /* that the caller gives, or NULL */
     const csm_loss_kernels *kernels, *wide_kernels;
     csm_loss_call loss_call, transformed_call; /* for ordinary and for transformed rows */
     size_t rows, inner; /* all rows; rows along the last batch axis */

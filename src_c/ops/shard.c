@@ -72,7 +72,7 @@ csm_record csm_record_of_block(const csm_block *block, int is_log) {
     return a;
 }
 
-/* The maxima of a record that are not the row's become terms of its sum. */
+/* The maxima of a record that are not the row's become terms of its sum, unless they are in it (a count of 0). */
 static void join_maxima(csm_record *a) {
     if (a->max > -CSM_INF) {
         csm_exact_add(&a->sum, a->top, (int64_t)a->n, a->count);
@@ -80,14 +80,14 @@ static void join_maxima(csm_record *a) {
     }
     a->count = 0;
 }
-void csm_record_merge(csm_record *a, const csm_record *b, int is_log) {
+void csm_record_merge(csm_record *a, const csm_record *b) {
     csm_record c = *b;
     if (c.max > a->max) {
         const csm_record larger = c;
         c = *a;
         *a = larger;
     }
-    if (c.max < a->max && is_log) join_maxima(&c);
+    if (c.max < a->max) join_maxima(&c);
     csm_exact_merge(&a->sum, &c.sum);
     if (a->count == 0 && c.count > 0) {
         a->n = c.n;
@@ -114,24 +114,21 @@ void csm_records_clear(int64_t *records, size_t rows, size_t words) {
     csm_loss_record_clear(&a);
     for (size_t r = 0; r < rows; r++) csm_loss_record_store(&a, records + r * words, words);
 }
-static int is_log_kind(csm_shard_kind kind) {
-    return kind == CSM_SHARD_LOG_SOFTMAX || kind == CSM_SHARD_LOGSUMEXP || kind == CSM_SHARD_LOSS;
-}
-void csm_records_merge(int64_t *into, const int64_t *other, size_t rows, size_t words, csm_shard_kind kind) {
+void csm_records_merge(int64_t *into, const int64_t *other, size_t rows, size_t words) {
     for (size_t r = 0; r < rows; r++) {
         csm_loss_record a = csm_loss_record_load(into + r * words, words);
         const csm_loss_record b = csm_loss_record_load(other + r * words, words);
-        csm_record_merge(&a.base, &b.base, is_log_kind(kind));
+        csm_record_merge(&a.base, &b.base);
         if (words > CSM_RECORD_WORDS) merge_labels(&a, &b);
         csm_loss_record_store(&a, into + r * words, words);
     }
 }
 
-void csm_records_fold(int64_t *records, const double *row_max, size_t rows, size_t words, csm_shard_kind kind) {
+void csm_records_fold(int64_t *records, const double *row_max, size_t rows, size_t words) {
     for (size_t r = 0; r < rows; r++) {
         csm_record a = csm_record_load(records + r * words);
         if (!(a.max < row_max[r])) continue;
-        if (is_log_kind(kind)) join_maxima(&a);
+        join_maxima(&a);
         a.max = row_max[r];
         csm_record_store(&a, records + r * words);
     }
@@ -210,9 +207,11 @@ size_t csm_records_second_round(csm_shard_kind kind, csm_array_type type, const 
 static const csm_op ops[] = {CSM_OP_softmax, CSM_OP_log_softmax, CSM_OP_logsumexp, CSM_OP_softmax_vjp,
                              CSM_OP_log_softmax_vjp};
 
+static int is_part(const csm_shape *shape, const csm_shard_options *o) {
+    return o->classes > CSM_BLOCK && o->offset <= o->classes && shape->n <= o->classes - o->offset;
+}
 static int is_shard(const csm_shape *shape, const csm_shard_options *o) {
-    return o->classes > CSM_BLOCK && o->offset % CSM_BLOCK == 0 && o->offset <= o->classes &&
-           shape->n <= o->classes - o->offset &&
+    return is_part(shape, o) && (o->offset % CSM_BLOCK == 0 || shape->n == 0) &&
            (shape->n % CSM_BLOCK == 0 || o->offset + shape->n == o->classes);
 }
 static size_t rows_of(const csm_shape *shape) {
@@ -255,7 +254,7 @@ csm_status csm_finish_rows(csm_shard_kind kind, csm_array_type type, const csm_s
                              .words = CSM_RECORD_WORDS,
                              .from_e = from_e && kind == CSM_SHARD_SOFTMAX};
     const csm_options options = options_of(o);
-    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_shard(shape, o))
+    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_part(shape, o))
         return CSM_BAD_OPTION;
     return csm_run_softmax_shard(ops[kind], (csm_dtype)type, csm_current_table(), shape, input, y, result, &options,
                                  &shard);
@@ -265,7 +264,9 @@ static csm_status run_loss(csm_array_type type, const csm_shape *shape, const cs
                            double *loss, csm_loss_options *loss_options, const csm_shard *shard) {
     const csm_shard_options *o = shard->options;
     csm_loss_options options = *loss_options;
-    if ((unsigned)type > CSM_BF16 || !is_shard(shape, o)) return CSM_BAD_OPTION;
+    const int is_finish = shard->stage == CSM_STAGE_FINISH || shard->stage == CSM_STAGE_LOST;
+    const int fits = shard->stage == CSM_STAGE_WHOLE ? shape->n == o->classes : (is_finish ? is_part : is_shard)(shape, o);
+    if ((unsigned)type > CSM_BF16 || !fits) return CSM_BAD_OPTION;
     options.temperature = o->temperature;
     options.threads = o->threads;
     options.interrupt = o->interrupt;
@@ -305,7 +306,7 @@ csm_status csm_shard_lost(csm_array_type type, const csm_shape *shape, const csm
 csm_status csm_finish_losses(csm_array_type type, const csm_shape *shape, const csm_view *x, int from_e,
                            const int64_t *records, const double *block_max, double *loss, const csm_view *gradient,
                            const csm_shard_options *o, csm_loss_options *loss_options) {
-    const csm_shard shard = {.stage = CSM_STAGE_FINISH,
+    const csm_shard shard = {.stage = o->classes > CSM_BLOCK ? CSM_STAGE_FINISH : CSM_STAGE_WHOLE,
                              .options = o,
                              .merged = records,
                              .merged_block_max = block_max,

@@ -15,7 +15,7 @@ typedef struct csm_record {
     csm_exact sum;          /* softmax: of all e'; log family: without the maxima; gradients: of the terms */
     double max;             /* gradients: the largest |dy|, or 0 */
     int64_t count;          /* of the maxima */
-    double n, top, top_low; /* of the maximum; set only if it is counted */
+    double n, top, top_low; /* of the maximum; 0 in softmax, whose maxima are not counted */
     int64_t flags;
 } csm_record;
 
@@ -45,7 +45,7 @@ csm_record csm_record_load(const int64_t *words);
 void csm_record_store(const csm_record *, int64_t *words);
 csm_loss_record csm_loss_record_load(const int64_t *words, size_t count);
 void csm_loss_record_store(const csm_loss_record *, int64_t *words, size_t count);
-void csm_record_merge(csm_record *a, const csm_record *b, int is_log);
+void csm_record_merge(csm_record *a, const csm_record *b);
 /* The record of one block.  A sum that is NaN or infinite adds nothing. */
 csm_record csm_record_of_block(const csm_block *, int is_log);
 
@@ -54,7 +54,13 @@ csm_pair_sum csm_sum_load(const int64_t *words);
 void csm_sum_store(const csm_pair_sum *, int64_t *words);
 
 /* What a call gets for a shard.  Its driver then computes row by row, as for very long rows. */
-typedef enum csm_stage { CSM_STAGE_SHARD, CSM_STAGE_SQUARES, CSM_STAGE_LOST, CSM_STAGE_FINISH } csm_stage;
+typedef enum csm_stage {
+    CSM_STAGE_SHARD,
+    CSM_STAGE_SQUARES,
+    CSM_STAGE_LOST,
+    CSM_STAGE_FINISH,
+    CSM_STAGE_WHOLE /* losses of rows of one block: an ordinary call whose divisor is given */
+} csm_stage;
 typedef struct csm_shard {
     csm_stage stage;
     const csm_shard_options *options;

@@ -397,7 +397,7 @@ static csm_status sum_shard(row_state *state, csm_record *record, block_runner p
         for (size_t b = 0; b < count; b++) {
             const csm_block *block = &state->blocks[b];
             const csm_record of_block = csm_record_of_block(block, is_log);
-            csm_record_merge(record, &of_block, is_log);
+            csm_record_merge(record, &of_block);
             is_checked |= !(block->hi - block->hi == 0) || !csm_fits_range(scales, block->max);
         }
     }
@@ -418,7 +418,7 @@ static csm_status sum_shard(row_state *state, csm_record *record, block_runner p
         record->flags = flags | CSM_RECORD_TRANSFORMED;
         for (size_t b = 0; b < count; b++) {
             const csm_record of_block = csm_record_of_block(&state->blocks[b], is_log);
-            csm_record_merge(record, &of_block, is_log);
+            csm_record_merge(record, &of_block);
         }
     }
     double *block_max = c->shard->block_max + index * count;
