@@ -158,9 +158,13 @@ def shard_weights(int dtype, weight):
     return words
 
 
-def sum_total(words):
-    """The number that is the sum of SUM_WORDS words."""
-    return cpu.csm_sum_total(_words(words))
+def sum_totals(words, totals):
+    """Write the numbers that sums of SUM_WORDS words are."""
+    cdef const int64_t *from_ = _words(words)
+    cdef double *to = <double *>_doubles(totals)
+    cdef size_t i, count = totals.size
+    for i in range(count):
+        to[i] = cpu.csm_sum_total(from_ + i * <size_t>cpu.CSM_SUM_WORDS)
 
 
 def merge_sums(into, other):

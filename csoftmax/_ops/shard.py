@@ -91,6 +91,23 @@ class Terms(NamedTuple):
         return int(binding.SHARD_KINDS[KINDS[self.kind]])
 
     @property
+    def storage(self) -> np.dtype[Any]:
+        """The dtype of the arrays."""
+        return np.dtype(sys.modules["ml_dtypes"].bfloat16 if self.name == "bfloat16" else self.name)
+
+    @property
+    def bits(self) -> np.dtype[Any]:
+        """The dtype in which the core gets them."""
+        return np.dtype(np.uint16 if self.name == "bfloat16" else self.name)
+
+    def with_classes(self, n_classes: int) -> Terms:
+        """The same for another number of classes."""
+        losses = self.losses
+        if losses is not None and losses.labels is not None:
+            losses = losses._replace(labels=_check_labels(losses.target, n_classes, losses.ignore_index))
+        return self._replace(n_classes=n_classes, losses=losses)
+
+    @property
     def compute(self) -> np.dtype[Any]:
         """The compute type."""
         return np.dtype(np.float64 if self.name == "float64" else np.float32)
@@ -164,6 +181,7 @@ class Partial:
     terms: Terms = dataclasses.field(repr=False)
     local: Piece | None = dataclasses.field(repr=False, default=None)  # the complete blocks of the shard
     joined: dict[int, Any] = dataclasses.field(repr=False, default_factory=dict)  # blocks of fragments: their maxima
+    blocks: dict[int, Piece] = dataclasses.field(repr=False, default_factory=dict)  # their elements, for clip_norm
     whole: Piece | None = dataclasses.field(repr=False, default=None)  # rows of at most 4096 classes
     version: str = dataclasses.field(repr=False, default=binding.VERSION)
     byte_order: str = dataclasses.field(repr=False, default=sys.byteorder)
@@ -247,7 +265,8 @@ def plan_losses(
 
 
 def _check_shard(offset: Any, n_classes: Any, length: int) -> tuple[int, int]:
-    offset, n = check_count("offset", offset), check_count("n_classes", n_classes)
+    offset = check_count("offset", offset)
+    n = offset + length if n_classes is None else check_count("n_classes", n_classes)
     if offset + length > n:
         raise ValueError(
             f"the shard has {length} classes from offset {offset} on; n_classes is {n}, so offset must be at most "
@@ -269,7 +288,10 @@ def plan_partial(
     target: Any = None,
     losses: dict[str, Any] | None = None,
 ) -> tuple[Terms, Piece]:
-    """Check a call of `partial`: what it has in common with other shards, and its elements."""
+    """Check a call of `partial`: what it has in common with other shards, and its elements.
+
+    n_classes None: not yet known.
+    """
     if kind not in KINDS:
         raise ValueError(f"kind must be one of {', '.join(map(repr, KINDS))}, got {kind!r}")
     gradient, loss = kind.endswith("_vjp"), kind == "loss"
@@ -424,7 +446,7 @@ def sum_piece(
     if n <= BLOCK:
         fragments = {0: [piece.copy()]} if intervals else {}
         result = Partial(None, None, fragments, None, intervals, None, None, terms)
-        _join_fragments(result)
+        join_fragments(result)
         return result
     begin = min(-(-first // BLOCK) * BLOCK, stop)
     end = stop if stop == n else max(begin, stop // BLOCK * BLOCK)
@@ -438,11 +460,11 @@ def sum_piece(
     records, block_max, e = terms.sums(local, row_max, keep, num_threads)
     words = None if piece.weight is None else terms.weight_words(local.weight)
     result = Partial(records, block_max, fragments, e, intervals, row_max, words, terms, local)
-    _join_fragments(result)
+    join_fragments(result)
     return result
 
 
-def _join_fragments(to: Partial) -> None:
+def join_fragments(to: Partial) -> None:
     """Add the blocks whose fragments are complete."""
     terms = to.terms
     for block in [b for b, pieces in to.fragments.items() if _is_complete(b, pieces, terms.n_classes)]:
@@ -458,6 +480,8 @@ def _join_fragments(to: Partial) -> None:
         records, block_max, _ = terms.sums(piece, to.row_max)
         binding.merge_records(to.records, records)
         to.joined[block] = block_max
+        if terms.losses is not None and terms.losses.factors[3]:
+            to.blocks[block] = piece
         if to.weight_words is not None:
             binding.merge_sums(to.weight_words, terms.weight_words(piece.weight))
 
@@ -572,7 +596,7 @@ def _merge_into(a: Partial, b: Partial) -> None:
     a.joined |= b.joined
     a.whole = a.whole if b.whole is None else b.whole
     a.intervals = _united(a.intervals + b.intervals)
-    _join_fragments(a)
+    join_fragments(a)
 
 
 def _united(intervals: Iterable[tuple[int, int]]) -> tuple[tuple[int, int], ...]:

@@ -61,8 +61,15 @@ def check_merged(part: Partial, merged: Any) -> Merged:
         raise ValueError("partial and merged are of different rounds")
     check_owners(merged)
     words = merged.weight_words
-    total = float(n) if words is None else binding.sum_total(words)
+    total = float(n) if words is None else float(total_sums(words))
     return Merged(merged.records, merged.joined, merged.whole, merged.row_max, total)
+
+
+def total_sums(words: Any) -> NDArray[np.float64]:
+    """The numbers that sums are, whose words are the last axis."""
+    totals = np.empty(words.shape[:-1])
+    binding.sum_totals(np.ascontiguousarray(words), totals)
+    return totals
 
 
 def _from_records(part: Partial, records: Any) -> Partial:
@@ -83,14 +90,18 @@ def _from_records(part: Partial, records: Any) -> Partial:
     return Partial(records, None, {}, None, ((0, terms.n_classes),), part.row_max, None, terms)
 
 
+def check_classes(terms: Terms) -> None:
+    """Raise for a label that is no class."""
+    losses = terms.losses
+    if losses is not None and losses.labels is not None and (losses.labels == NO_LABEL).any():
+        raise_bad_label(losses.target, terms.n_classes, losses.ignore_index)
+
+
 def check_owners(merged: Partial) -> None:
     """Raise the same error in every shard for a label that is no class, or that no or several shards have."""
-    losses, n = merged.terms.losses, merged.terms.n_classes
-    if losses is None or losses.labels is None:
-        return
-    if (losses.labels == NO_LABEL).any():
-        raise_bad_label(losses.target, n, losses.ignore_index)
-    if merged.records is None:
+    check_classes(merged.terms)
+    losses = merged.terms.losses
+    if losses is None or losses.labels is None or merged.records is None:
         return
     owners = merged.records[..., binding.LABEL_WORDS - 1]
     bad = (owners != 1) & (losses.labels >= 0)
@@ -275,15 +286,14 @@ def finish_log_softmax(
 def sum_up_rows(part: Partial, merged: Merged) -> Any:
     """The log-sum-exp of each row, in the dtype of x."""
     terms = part.terms
-    bits = np.dtype(np.uint16) if terms.name == "bfloat16" else np.dtype(terms.name)
-    result = np.empty(terms.batch, bits)
+    result = np.empty(terms.batch, terms.bits)
     numbers = terms.temperature, terms.temperatures
     kind = binding.SHARD_KINDS["logsumexp"]
     if merged.whole is not None:
         arrays = merged.whole.x, None, result, merged.whole.where
         binding.run_softmax(binding.OPS["logsumexp"], terms.dtype, *arrays, numbers[0], None, numbers[1])
         return result
-    shape = np.broadcast_to(np.zeros((), bits), (*terms.batch, 0))
+    shape = np.broadcast_to(np.zeros((), terms.bits), (*terms.batch, 0))
     arrays = shape, None, False, None, merged.records, None, result
     binding.finish_shard(kind, terms.dtype, *arrays, terms.n_classes, 0, *numbers, merged.row_max, None)
     return result
@@ -291,11 +301,7 @@ def sum_up_rows(part: Partial, merged: Merged) -> Any:
 
 def as_scalar_or_rows(terms: Terms, result: Any) -> Any:
     """Rows of bits in the dtype that they stand for; a scalar for a single row without a shape."""
-    if terms.name == "bfloat16":
-        import ml_dtypes
-
-        result = result.view(ml_dtypes.bfloat16)
-    return result[()]
+    return result.view(terms.storage)[()]
 
 
 def finish_logsumexp(partial: Partial, merged: Any) -> Any:
@@ -405,8 +411,7 @@ def add_losses(part: Partial, merged: Merged) -> NDArray[np.float64]:
         arguments = terms.loss_arguments(merged.whole, None, None, merged.weight_sum, 1.0)
         binding.finish_shard_loss(terms.dtype, False, None, None, loss, None, None, *arguments)
         return loss
-    bits = np.dtype(np.uint16) if terms.name == "bfloat16" else np.dtype(terms.name)
-    nothing = np.broadcast_to(np.zeros((), bits), (*terms.batch, 0))
+    nothing = np.broadcast_to(np.zeros((), terms.bits), (*terms.batch, 0))
     soft = None if losses.labels is not None else np.broadcast_to(np.zeros((), terms.compute), (*terms.batch, 0))
     weight = np.empty(0, terms.compute) if losses.has_weight else None
     arguments = terms.loss_arguments(

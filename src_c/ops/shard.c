@@ -208,7 +208,7 @@ static const csm_op ops[] = {CSM_OP_softmax, CSM_OP_log_softmax, CSM_OP_logsumex
                              CSM_OP_log_softmax_vjp};
 
 static int is_part(const csm_shape *shape, const csm_shard_options *o) {
-    return o->classes > CSM_BLOCK && o->offset <= o->classes && shape->n <= o->classes - o->offset;
+    return o->offset <= o->classes && shape->n <= o->classes - o->offset;
 }
 static int is_shard(const csm_shape *shape, const csm_shard_options *o) {
     return is_part(shape, o) && (o->offset % CSM_BLOCK == 0 || shape->n == 0) &&
@@ -236,7 +236,7 @@ csm_status csm_shard_rows(csm_shard_kind kind, csm_array_type type, const csm_sh
     const csm_shard shard = {
         .stage = CSM_STAGE_SHARD, .options = o, .records = records, .block_max = block_max, .words = CSM_RECORD_WORDS};
     const csm_options options = options_of(o);
-    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_shard(shape, o))
+    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_shard(shape, o) || o->classes <= CSM_BLOCK)
         return CSM_BAD_OPTION;
     const csm_op op = kind == CSM_SHARD_LOGSUMEXP ? CSM_OP_log_softmax : ops[kind]; /* the same records */
     csm_records_clear(records, rows_of(shape), CSM_RECORD_WORDS); /* for a shard without classes */
@@ -254,7 +254,7 @@ csm_status csm_finish_rows(csm_shard_kind kind, csm_array_type type, const csm_s
                              .words = CSM_RECORD_WORDS,
                              .from_e = from_e && kind == CSM_SHARD_SOFTMAX};
     const csm_options options = options_of(o);
-    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_part(shape, o))
+    if ((unsigned)kind > CSM_SHARD_LOG_SOFTMAX_VJP || (unsigned)type > CSM_BF16 || !is_part(shape, o) || o->classes <= CSM_BLOCK)
         return CSM_BAD_OPTION;
     return csm_run_softmax_shard(ops[kind], (csm_dtype)type, csm_current_table(), shape, input, y, result, &options,
                                  &shard);
@@ -306,7 +306,7 @@ csm_status csm_shard_lost(csm_array_type type, const csm_shape *shape, const csm
 csm_status csm_finish_losses(csm_array_type type, const csm_shape *shape, const csm_view *x, int from_e,
                            const int64_t *records, const double *block_max, double *loss, const csm_view *gradient,
                            const csm_shard_options *o, csm_loss_options *loss_options) {
-    const csm_shard shard = {.stage = o->classes > CSM_BLOCK ? CSM_STAGE_FINISH : CSM_STAGE_WHOLE,
+    const csm_shard shard = {.stage = records ? CSM_STAGE_FINISH : CSM_STAGE_WHOLE,
                              .options = o,
                              .merged = records,
                              .merged_block_max = block_max,

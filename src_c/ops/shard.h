@@ -59,7 +59,7 @@ typedef enum csm_stage {
     CSM_STAGE_SQUARES,
     CSM_STAGE_LOST,
     CSM_STAGE_FINISH,
-    CSM_STAGE_WHOLE /* losses of rows of one block: an ordinary call whose divisor is given */
+    CSM_STAGE_WHOLE /* losses of whole rows: an ordinary call whose divisor is given */
 } csm_stage;
 typedef struct csm_shard {
     csm_stage stage;
