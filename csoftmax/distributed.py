@@ -1,5 +1,16 @@
-"""The softmax family over classes or rows that are divided among processes, with the bits of one process."""
+"""The softmax family over classes or rows that are divided among processes, with the bits of one process.
 
+Functions of the names that csoftmax has take a `group`: a communicator of mpi4py, a process group of PyTorch, or any
+other object with the members of `Group`. They compute shards of the classes, and return what one process with whole
+rows would, equal in every bit for any number of ranks. `split`, `partial`, `merge` and the functions that finish do the
+same without a group, for engines that move arrays by themselves; `Nodes` are sums over rows. No engine is imported
+here.
+"""
+
+from ._ops.group_losses import cross_entropy, cross_entropy_with_grad
+from ._ops.group_rows import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
+from ._ops.groups import DistributedError, DistributedMemoryError, Group
+from ._ops.nodes import Nodes
 from ._ops.shard import Partial, merge, partial, split
 from ._ops.shard_finish import (
     finish_gradient,
@@ -11,15 +22,26 @@ from ._ops.shard_finish import (
 )
 
 __all__ = [
+    "DistributedError",
+    "DistributedMemoryError",
+    "Group",
+    "Nodes",
     "Partial",
+    "cross_entropy",
+    "cross_entropy_with_grad",
     "finish_gradient",
     "finish_log_softmax",
     "finish_logsumexp",
     "finish_loss",
     "finish_softmax",
     "finish_vjp",
+    "log_softmax",
+    "log_softmax_vjp",
+    "logsumexp",
     "merge",
     "partial",
+    "softmax",
+    "softmax_vjp",
     "split",
 ]
 

@@ -62,7 +62,7 @@ def merge_over(
         assert part is not None
         row_max = merged.second_round
         if row_max is None:
-            part.joined = merged.joined
+            part.joined, part.blocks = merged.joined, merged.blocks
             part.whole = merged.whole
             return part, check_merged(part, merged)
 

@@ -460,15 +460,15 @@ def finish_loss(partial: Partial, merged: Any) -> Any:
     return round_losses(partial.terms, add_losses(partial, check_merged(partial, merged)))
 
 
-def add_squares(part: Partial, merged: Merged, x: Any, upstream: Any, divisor: float) -> NDArray[np.int64]:
-    """The sums of the squares of the row losses' gradient over the complete blocks of the shard, for clip_norm."""
-    terms = part.terms
+def add_squares(
+    terms: Terms, merged: Merged, piece: Piece | None, block_max: Any, upstream: Any, divisor: float
+) -> NDArray[np.int64]:
+    """The sums of the squares of the row losses' gradient over whole blocks, for clip_norm."""
     squares = np.zeros((*terms.batch, binding.SUM_WORDS), np.int64)
-    if part.local is None:
+    if piece is None:
         return squares
-    piece = part.local._replace(x=x)
     arguments = terms.loss_arguments(piece, merged.row_max, upstream, merged.weight_sum, divisor)
-    binding.run_shard_squares(terms.dtype, merged.records, part.block_max, squares, *arguments)
+    binding.run_shard_squares(terms.dtype, merged.records, block_max, squares, *arguments)
     return squares
 
 

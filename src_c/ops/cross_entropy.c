@@ -282,7 +282,7 @@ static csm_status compute(cross_entropy_call *call, const csm_shape *shape, csm_
     csm_loss_divide(&call->loss_call, divisor);
     if (csm_loss_is_empty(&call->loss_call)) {
         if (loss) *loss = CSM_NAN;
-        if (!call->loss_call.gradient || n == 0) return CSM_OK;
+        if (!call->gradient.data || n == 0) return CSM_OK;
         return csm_parallel(call->rows, piece, c->threads, clear_body, call, &c->interrupt);
     }
     find_lost_limit(call);
