@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments.foreign import accept_foreign
+from .._arguments.foreign import as_native
 from .._arguments.labels import check_upstream
 from .._arguments.layers import scale_products
 from .._arguments.layouts import apart_from, axis_last, normalize_axes
@@ -17,7 +17,7 @@ from .._cpu import binding
 from .._cpu.dtypes import as_buffer
 from .cross_entropy import CrossEntropyResult
 from .group_merge import cut_lengths
-from .group_rows import check_result, chunks_of, header_of, known, merge_over, place_in, place_result, rows_of
+from .group_rows import check_result, chunks_of, give_result, header_of, known, merge_over, place_in, place_result, rows_of
 from .groups import Header, Layout, as_group, enter, raise_on_all
 from .nodes import Nodes
 from .shard import BLOCK, Partial, Piece, Terms, plan_partial
@@ -85,6 +85,9 @@ def prepare_loss(
     """Check a call on this rank."""
     n, first = known("n_classes", n_classes), known("offset", offset)
     check_reduction(reduction)
+    arrays = ("logits", logits), ("target", target), ("upstream", upstream), ("out", out)
+    logits, target, upstream, out = (as_native(a, name) for name, a in arrays)
+    losses = {name: as_native(a, name) for name, a in losses.items()}
     terms, piece = plan_partial(
         logits, offset=0, n_classes=None, kind="loss", axis=axis, target=target, losses=losses
     )
@@ -274,17 +277,27 @@ def run_loss(
             if factor is not None and chunk.rows is not None:
                 factor = factor[chunk.rows]
             squares = _merge_squares(comm, layout, chunk, factor, divisor)
-            options = {"upstream": factor, "divisor": divisor, "squares": squares, "num_threads": num_threads}
-            write_gradient(chunk.part, chunk.merged, chunk.piece, to, from_e=chunk.part.e is not None, **options)
+            write_gradient(
+                chunk.part,
+                chunk.merged,
+                chunk.piece,
+                to,
+                upstream=factor,
+                divisor=divisor,
+                from_e=chunk.part.e is not None,
+                squares=squares,
+                num_threads=num_threads,
+            )
             if chunk.merged.whole is None:
                 _write_lost(comm, layout, chunk, to, factor, divisor, num_threads)
+    gradient = None if gradient is None else give_result(logits, options.get("out"), gradient)
     if call.reduction == "none":
-        return round_losses(terms, losses.reshape(terms.batch)), gradient
+        return give_result(logits, None, round_losses(terms, losses.reshape(terms.batch))), gradient
     total = sums.add(losses)
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         is_empty = divisor == 0 or np.isinf(divisor)
         value = np.float64("nan") if is_empty else np.float64(total) / np.float64(divisor)
-        return value.astype(terms.compute), gradient
+        return give_result(logits, None, value.astype(terms.compute)), gradient
 
 
 def _enter(group: Any, rows_group: Any, prepare: Any) -> tuple[Layout, Loss]:
@@ -304,7 +317,6 @@ def _enter(group: Any, rows_group: Any, prepare: Any) -> tuple[Layout, Loss]:
     return entered
 
 
-@accept_foreign
 def cross_entropy(
     logits: ArrayLike,
     target: ArrayLike,
@@ -365,7 +377,6 @@ def cross_entropy(
     return loss
 
 
-@accept_foreign
 def cross_entropy_with_grad(
     logits: ArrayLike,
     target: ArrayLike,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments.foreign import accept_foreign
+from .._arguments.foreign import as_native, give_like, is_foreign
 from .._arguments.layouts import apart_from, axis_last, check_out, normalize_axes
 from .._arguments.numbers import check_count, check_flag
 from .._cpu.dtypes import as_buffer
@@ -118,6 +118,8 @@ def _prepare(
     name: str, x: Any, y: Any, axis: Any, n_classes: Any, offset: Any, temperature: Any, where: Any, out: Any
 ) -> tuple[Header, _Rows]:
     n, first = known("n_classes", n_classes), known("offset", offset)
+    gives = "dy" if y is not None else "x"
+    x, y, where, out = (as_native(a, i) for a, i in ((x, gives), (y, "y"), (where, "where"), (out, "out")))
     kind = KIND_OF.get(name, name)
     terms, piece = plan_partial(
         x, offset=0, n_classes=None, kind=kind, axis=axis, temperature=temperature, where=where, y=y
@@ -169,11 +171,17 @@ def _run(
         else:
             write_vjp(part, merged, part_piece.x, part_piece.y, to, **options)
     if name == "logsumexp":
-        return as_scalar_or_rows(terms, sums[0] if len(sums) == 1 else np.concatenate(sums))
-    return result
+        result = as_scalar_or_rows(terms, sums[0] if len(sums) == 1 else np.concatenate(sums))
+    return give_result(x, out, result)
 
 
-@accept_foreign
+def give_result(like: Any, out: Any, result: Any) -> Any:
+    """The caller's out, or the result as an array of the library of `like`."""
+    if out is not None:
+        return out
+    return give_like(like, np.asarray(result)) if is_foreign(like) else result
+
+
 def softmax(
     x: ArrayLike,
     axis: SupportsIndex = -1,
@@ -248,7 +256,6 @@ def softmax(
     )  # fmt: skip
 
 
-@accept_foreign
 def log_softmax(
     x: ArrayLike,
     axis: SupportsIndex = -1,
@@ -284,7 +291,6 @@ def log_softmax(
     )  # fmt: skip
 
 
-@accept_foreign
 def logsumexp(
     x: ArrayLike,
     axis: SupportsIndex = -1,
@@ -324,7 +330,6 @@ def logsumexp(
     return np.expand_dims(result, normalize_axes(axis, np.ndim(x))) if keeps else result
 
 
-@accept_foreign
 def softmax_vjp(
     dy: ArrayLike,
     y: ArrayLike,
@@ -363,7 +368,6 @@ def softmax_vjp(
     )  # fmt: skip
 
 
-@accept_foreign
 def log_softmax_vjp(
     dy: ArrayLike,
     y: ArrayLike,

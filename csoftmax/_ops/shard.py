@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple, SupportsIndex
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from .._arguments.foreign import accept_foreign
+from .._arguments.foreign import as_native
 from .._arguments.labels import as_label_bits, check_loss_options, check_target, raise_bad_label
 from .._arguments.layouts import axis_last, batch_shape, check_where, normalize_axes
 from .._arguments.numbers import check_count, check_flag, check_temperatures
@@ -333,7 +333,6 @@ def _target_last(target: Any, rows: Any, axes: tuple[int, ...]) -> Any:
     return axis_last(given, axes) if given.ndim == rows.ndim else given
 
 
-@accept_foreign
 def partial(
     x: ArrayLike,
     *,
@@ -417,17 +416,15 @@ def partial(
         "z_loss": z_loss,
         "temperature": temperature,
     }
+    shard = {"offset": offset, "n_classes": n_classes, "kind": kind, "axis": axis}
     terms, piece = plan_partial(
-        x,
-        offset=offset,
-        n_classes=n_classes,
-        kind=kind,
-        axis=axis,
+        as_native(x, "dy" if y is not None else "x"),
+        **shard,
         temperature=temperature,
-        where=where,
-        y=y,
-        target=target,
-        losses=losses,
+        where=as_native(where, "where"),
+        y=as_native(y, "y"),
+        target=as_native(target, "target"),
+        losses={name: as_native(a, name) for name, a in losses.items()},
     )
     maxima = None
     if row_max is not None:

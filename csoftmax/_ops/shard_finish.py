@@ -191,7 +191,8 @@ def _where_of(part: Partial) -> Any:
     return np.concatenate([p.where for p in pieces], axis=-1)
 
 
-def _finish_rows(name: str, x: Any, part: Partial, merged: Any, axis: int, out: Any) -> Any:
+@accept_foreign
+def _finish_rows(x: Any, name: str, part: Partial, merged: Any, axis: int, out: Any) -> Any:
     if KIND_OF[name] != part.terms.kind:
         raise ValueError(f"partial has kind {part.terms.kind!r}; finish_{name} needs {KIND_OF[name]!r}")
     whole = check_merged(part, merged)
@@ -209,7 +210,6 @@ def _finish_rows(name: str, x: Any, part: Partial, merged: Any, axis: int, out: 
 KIND_OF = {"softmax": "softmax", "log_softmax": "log", "logsumexp": "log"}
 
 
-@accept_foreign
 def finish_softmax(
     x: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
 ) -> Any:
@@ -247,10 +247,9 @@ def finish_softmax(
     >>> float(finish_softmax(x[:, :4096], parts[0], merge(parts)).sum())
     0.5
     """
-    return _finish_rows("softmax", x, partial, merged, axis, out)
+    return _finish_rows(x, "softmax", partial, merged, axis, out)
 
 
-@accept_foreign
 def finish_log_softmax(
     x: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
 ) -> Any:
@@ -280,7 +279,7 @@ def finish_log_softmax(
     >>> float(finish_log_softmax(x[:, :4096], parts[0], merge(parts))[0, 0])
     -9.010913347279288
     """
-    return _finish_rows("log_softmax", x, partial, merged, axis, out)
+    return _finish_rows(x, "log_softmax", partial, merged, axis, out)
 
 
 def sum_up_rows(part: Partial, merged: Merged) -> Any:
@@ -356,7 +355,6 @@ def write_vjp(part: Partial, merged: Merged, dy: Any, y: Any, result: Any, *, wh
         )
 
 
-@accept_foreign
 def finish_vjp(
     dy: ArrayLike, y: ArrayLike, partial: Partial, merged: Any, *, axis: int = -1, out: NDArray[Any] | None = None
 ) -> Any:
@@ -391,6 +389,11 @@ def finish_vjp(
     >>> float(abs(finish_vjp(dy[:, :4096], y[:, :4096], parts[0], merge(parts))).max())
     0.0
     """
+    return _finish_vjp(dy, y, partial, merged, axis, out)
+
+
+@accept_foreign
+def _finish_vjp(dy: Any, y: Any, partial: Partial, merged: Any, axis: int, out: Any) -> Any:
     if not partial.terms.kind.endswith("_vjp"):
         raise ValueError(f"partial has kind {partial.terms.kind!r}; finish_vjp needs that of a gradient")
     whole = check_merged(partial, merged)
@@ -526,7 +529,6 @@ def write_gradient(
         binding.finish_shard_loss(terms.dtype, keeps, merged.records, block_max, None, to, squares, *arguments)
 
 
-@accept_foreign
 def finish_gradient(
     x: ArrayLike,
     partial: Partial,
@@ -571,6 +573,13 @@ def finish_gradient(
     >>> float(finish_gradient(x[:, :4096], parts[0], merge(parts))[0, 0])
     0.0001220703125
     """
+    return _finish_gradient(x, partial, merged, axis, divisor, upstream, out)
+
+
+@accept_foreign
+def _finish_gradient(
+    x: Any, partial: Partial, merged: Any, axis: int, divisor: Any, upstream: Any, out: Any
+) -> Any:
     terms = partial.terms
     if terms.losses is None:
         raise ValueError(f"partial has kind {terms.kind!r}; finish_gradient needs 'loss'")

@@ -4,10 +4,11 @@ import numpy as np
 
 import csoftmax
 from csoftmax import distributed
+from helpers import assert_same_bits
 
 try:
     import ml_dtypes
-except ImportError:
+except ImportError:  # its type is then not tested, as in all of the tests
     ml_dtypes = None
 
 DTYPES = [np.float32, np.float64, np.float16] + ([] if ml_dtypes is None else [ml_dtypes.bfloat16])
@@ -17,11 +18,6 @@ KINDS = [
 ]  # fmt: skip
 OPERATIONS = ["softmax", "log_softmax", "logsumexp", "softmax_vjp", "log_softmax_vjp", "loss", "gradient"]
 TEMPERATURES = [1.0, 1.0, 0.5, 2.0, 1e-30, 3.3, 1e-3, 1e20]
-
-
-def same_bits(a, b):
-    a, b = np.asarray(a), np.asarray(b)
-    return a.dtype == b.dtype and a.shape == b.shape and a.tobytes() == b.tobytes()
 
 
 def make_rows(rng, kind, shape, dtype):
@@ -72,6 +68,13 @@ def merge_in_a_tree(rng, parts):
     return distributed.merge(parts[0])
 
 
+def significant(records):
+    """Records without the words of the maximum's power where it is not counted: they are not read."""
+    records = records.copy()
+    records[..., 8:11] = np.where(records[..., 7:8] > 0, records[..., 8:11], 0)
+    return records
+
+
 class Call:
     """A random call: its arguments for whole rows, and for each shard."""
 
@@ -93,11 +96,12 @@ class Call:
         if self.losses is None and rng.random() < 0.4:
             self.where = rng.random((self.rows, self.n)) < rng.choice([0, 0.001, 0.5])
         self.upstream = 1.0 if rng.random() < 0.5 else rng.normal(size=self.rows)
+        self.group_options = self._make_group_options(rng)
         self.boundaries = make_boundaries(rng, self.n)
         self.keep = bool(rng.random() < 0.3)
         self.description = (
             f"{self.operation} {np.dtype(dtype).name} {kind} n={self.n} T={self.temperature} {self.boundaries} "
-            f"where={self.where is not None} {sorted(self.losses or ())}"
+            f"where={self.where is not None} {sorted(self.losses or ())} {self.group_options}"
         )
 
     def _make_losses(self, rng, dtype):
@@ -117,6 +121,16 @@ class Call:
         if rng.random() < 0.2:
             losses["z_loss"] = 1e-3
         return losses
+
+    def _make_group_options(self, rng):
+        """Options of cross-entropy that only functions over groups have; large factors bring underflows back."""
+        options = {"reduction": str(rng.choice(["mean", "sum", "none"]))}
+        options["upstream"] = float(rng.choice([1.0, 2.5e7]))
+        if rng.random() < 0.3:
+            options["clip_norm"] = float(rng.choice([1e-3, 0.5, 10]))
+        if rng.random() < 0.2:
+            options["clip_value"] = 1e-3
+        return options
 
     def whole(self):
         options = {"temperature": self.temperature}
@@ -150,22 +164,73 @@ class Call:
                 arguments["target"] = self.losses["target"][:, a:b]
         return arguments
 
+    @property
+    def shards(self):
+        return list(zip(self.boundaries, self.boundaries[1:], strict=False))
+
+    def check(self, rng):
+        expected, got = self.whole(), self.over_shards(rng)
+        assert_same_bits(np.asarray(got), np.asarray(expected), self.description)
+
     def over_shards(self, rng):
-        shards = list(zip(self.boundaries, self.boundaries[1:], strict=False))
         row_max = None
         for _ in range(2):
-            parts = [distributed.partial(self.x[:, a:b], row_max=row_max, **self._arguments(a, b)) for a, b in shards]
-            merged = merge_in_a_tree(rng, parts)
+            parts = [
+                distributed.partial(self.x[:, a:b], row_max=row_max, **self._arguments(a, b)) for a, b in self.shards
+            ]
+            merged, again = merge_in_a_tree(rng, parts), merge_in_a_tree(rng, parts)
+            if merged.records is not None:
+                assert_same_bits(significant(again.records), significant(merged.records), self.description)
             if (row_max := merged.second_round) is None:
                 break
         results = [
             self._finish(self.x[:, a:b], None if self.y is None else self.y[:, a:b], part, merged)
-            for (a, b), part in zip(shards, parts, strict=True)
+            for (a, b), part in zip(self.shards, parts, strict=True)
         ]
         if self.operation in ("loss", "logsumexp"):
-            assert all(same_bits(r, results[0]) for r in results)
+            for result in results:
+                assert_same_bits(np.asarray(result), np.asarray(results[0]), self.description)
             return results[0]
         return np.concatenate(results, axis=1)
+
+    def over_group(self, group):
+        """The shard of this rank, by the function of the group that has the name of the operation."""
+        a, b = self.shards[group.rank]
+        if self.losses is not None:
+            losses = {k: v[a:b] if k == "weight" else v for k, v in self.losses.items()}
+            if losses["target"].ndim == 2:
+                losses["target"] = losses["target"][:, a:b]
+            losses |= {"temperature": self.temperature, **self.group_options}
+            if self.operation == "loss":
+                losses = {k: v for k, v in losses.items() if k not in ("upstream", "clip_norm", "clip_value")}
+                return distributed.cross_entropy(self.x[:, a:b], group=group, **losses)
+            return distributed.cross_entropy_with_grad(self.x[:, a:b], group=group, **losses)
+        arrays = [self.x[:, a:b]] if self.y is None else [self.x[:, a:b], self.y[:, a:b]]
+        where = None if self.where is None else self.where[:, a:b]
+        function = getattr(distributed, self.operation)
+        return function(*arrays, group=group, temperature=self.temperature, where=where)
+
+    def check_over_group(self, results):
+        """Compare what the ranks have returned with the call of whole rows."""
+        for result in results:
+            if isinstance(result, Exception):
+                raise AssertionError(self.description) from result
+        if self.operation in ("loss", "gradient"):
+            losses = self.losses | {"temperature": self.temperature} | self.group_options
+            with np.errstate(all="ignore"):
+                expected = csoftmax.cross_entropy_with_grad(self.x, **losses)
+            for result in results:
+                loss = np.asarray(result if self.operation == "loss" else result.loss)
+                assert_same_bits(loss, np.asarray(expected.loss), self.description)
+            if self.operation == "gradient":
+                gradient = np.concatenate([result.grad for result in results], axis=1)
+                assert_same_bits(gradient, expected.grad, self.description)
+            return
+        expected = self.whole()
+        for result in results if self.operation == "logsumexp" else []:
+            assert_same_bits(np.asarray(result), np.asarray(expected), self.description)
+        if self.operation != "logsumexp":
+            assert_same_bits(np.concatenate(results, axis=1), expected, self.description)
 
     def _finish(self, x, y, part, merged):
         if self.operation == "logsumexp":
