@@ -193,9 +193,9 @@ class Call:
             return results[0]
         return np.concatenate(results, axis=1)
 
-    def over_group(self, group):
+    def over_group(self, group, rank=None):
         """The shard of this rank, by the function of the group that has the name of the operation."""
-        a, b = self.shards[group.rank]
+        a, b = self.shards[group.rank if rank is None else rank]
         if self.losses is not None:
             losses = {k: v[a:b] if k == "weight" else v for k, v in self.losses.items()}
             if losses["target"].ndim == 2:
