@@ -7,8 +7,10 @@ same without a group, for engines that move arrays by themselves; `Nodes` are su
 here.
 """
 
+from ._ops.group_linear import linear_cross_entropy, linear_cross_entropy_with_grad
 from ._ops.group_losses import cross_entropy, cross_entropy_with_grad
 from ._ops.group_rows import log_softmax, log_softmax_vjp, logsumexp, softmax, softmax_vjp
+from ._ops.group_topk import entmax, sample, sparsemax, topk, topk_softmax
 from ._ops.groups import DistributedError, DistributedMemoryError, Group
 from ._ops.nodes import Nodes
 from ._ops.shard import Partial, merge, partial, split
@@ -29,20 +31,27 @@ __all__ = [
     "Partial",
     "cross_entropy",
     "cross_entropy_with_grad",
+    "entmax",
     "finish_gradient",
     "finish_log_softmax",
     "finish_logsumexp",
     "finish_loss",
     "finish_softmax",
     "finish_vjp",
+    "linear_cross_entropy",
+    "linear_cross_entropy_with_grad",
     "log_softmax",
     "log_softmax_vjp",
     "logsumexp",
     "merge",
     "partial",
+    "sample",
     "softmax",
     "softmax_vjp",
+    "sparsemax",
     "split",
+    "topk",
+    "topk_softmax",
 ]
 
 # Pickles and messages show the public name, so that private files can move.

@@ -203,3 +203,114 @@ def test_results_go_to_out_and_other_axes():
     results = run_on(2, work)
     assert all(result is part for result, part in results)
     assert_same_bits(np.concatenate([result for result, _ in results]), csoftmax.softmax(x, 0))
+
+
+# The k best, draws, linear layers
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, np.int32])
+@pytest.mark.parametrize("n", [30, 9000])
+def test_topk_is_that_of_whole_rows(dtype, n):
+    rng = np.random.default_rng(n)
+    x = rng.integers(-40, 40, (4, n)).astype(dtype)  # many ties
+    if dtype != np.int32:
+        x[1, ::5], x[2, 3] = -np.inf, np.nan
+    cuts = [0, 7, n // 2, n]
+    for k in (1, 5, 20):
+        for largest in (True, False):
+            expected = csoftmax.topk(x, k, largest=largest)
+
+            def work(group, k=k, largest=largest):
+                shard = x[:, slice(*cuts[group.rank : group.rank + 2])]
+                return distributed.topk(shard, k, group=group, largest=largest)
+
+            for result in run_on(3, work):
+                assert_same_bits(result.values, expected.values)
+                assert_same_bits(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize("normalize", ["topk", "full"])
+@pytest.mark.parametrize("n", [30, 9000])
+@pytest.mark.parametrize("masks", [False, True])
+def test_topk_softmax_is_that_of_whole_rows(normalize, n, masks):
+    rng = np.random.default_rng(n)
+    x = np.round(rng.normal(size=(3, n)) * 3, 1).astype(np.float32)
+    where = rng.random((3, n)) < [[0.5], [0.0], [1.0]] if masks else None
+    cuts, options = [0, 11, n // 2, n], {"normalize": normalize, "temperature": 0.7}
+    expected = csoftmax.topk_softmax(x, 6, where=where, **options)
+
+    def work(group):
+        s = slice(*cuts[group.rank : group.rank + 2])
+        return distributed.topk_softmax(x[:, s], 6, group=group, where=None if where is None else where[:, s], **options)
+
+    for result in run_on(3, work):
+        assert_same_bits(result.values, expected.values)
+        assert_same_bits(result.indices, expected.indices)
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 5}, {"top_p": 0.9, "temperature": 0.8}, {"min_p": 0.01}])
+def test_draws_are_those_of_whole_rows_with_the_generator_of_rank_0(options):
+    x = np.random.default_rng(0).normal(size=(5, 9000)) * 3
+    expected = csoftmax.sample(x, size=4, rng=np.random.default_rng(8), **options)
+    generators = [np.random.default_rng(8), np.random.default_rng(9)]
+
+    def work(group):
+        a, b = ((0, 5000), (5000, 9000))[group.rank]
+        return distributed.sample(x[:, a:b], group=group, size=4, rng=generators[group.rank], **options)
+
+    for result in run_on(2, work):
+        assert_same_bits(result, expected)
+    assert generators[0].random() != np.random.default_rng(8).random()
+    assert generators[1].random() == np.random.default_rng(9).random()
+
+
+@pytest.mark.parametrize("options", [{"replace": False}, {"return_log_prob": True}, {"typical_p": 0.5}])
+def test_draws_that_shards_do_not_have_are_refused_on_all_ranks(options):
+    for result in run_on(2, lambda group: distributed.sample(np.zeros((1, 5)), group=group, **options)):
+        with pytest.raises(NotImplementedError, match="sample over shards has no"):
+            raise result
+
+
+@pytest.mark.parametrize("function", [distributed.sparsemax, distributed.entmax])
+def test_entmax_over_shards_is_not_implemented(function):
+    for result in run_on(2, lambda group: function(np.zeros((1, 5)), group=group)):
+        with pytest.raises(NotImplementedError, match="over shards is not implemented"):
+            raise result
+
+
+@pytest.mark.parametrize("reduction, is_soft", [("mean", False), ("sum", False), ("none", True)])
+def test_linear_layers_have_the_same_bits_for_any_number_of_ranks(reduction, is_soft):
+    rng = np.random.default_rng(0)
+    n, d = 9000, 8
+    x, w, bias = (rng.normal(size=s).astype(np.float32) for s in ((10, d), (n, d), (n,)))
+    weight, s = rng.random(n), rng.random(10)
+    target = (rng.random((10, n)) * (rng.random((10, n)) < 0.001)).astype(np.float32) if is_soft else None
+    target = rng.integers(0, n, 10) if target is None else target
+    if not is_soft:
+        target[3] = -100
+    options = {"label_smoothing": 0.1, "reduction": reduction, "sample_weight": s}
+    expected = csoftmax.linear_cross_entropy_with_grad(x, w, target, bias=bias, weight=weight, **options)
+    found = []
+    for size in (1, 2, 3):
+        cuts = distributed.split(n, size)
+
+        def work(group, cuts=cuts):
+            part = slice(*cuts[group.rank : group.rank + 2])
+            y = target[:, part] if is_soft else target
+            shard = {"bias": bias[part], "weight": weight[part]}
+            loss = distributed.linear_cross_entropy(x, w[part], y, group=group, **shard, **options)
+            result = distributed.linear_cross_entropy_with_grad(x, w[part], y, group=group, **shard, **options)
+            assert_same_bits(np.asarray(loss), np.asarray(result.loss))
+            return result
+
+        results = run_on(size, work)
+        for result in results:
+            assert not isinstance(result, Exception), result
+            assert_same_bits(np.asarray(result.loss), np.asarray(results[0].loss))
+            np.testing.assert_allclose(result.grad_x, expected.grad_x, rtol=0, atol=2e-5 * abs(expected.grad_x).max())
+        found.append((results[0].loss, *(np.concatenate([r[i] for r in results]) for i in (2, 3))))
+        for got, right in zip(found[-1], (expected.loss, *expected[2:]), strict=True):
+            np.testing.assert_allclose(got, right, rtol=0, atol=2e-5 * np.abs(right).max())
+    for got in found[1:]:
+        for a, b in zip(got, found[0], strict=True):
+            assert_same_bits(np.asarray(a), np.asarray(b))

@@ -20,7 +20,7 @@ PYTHON_LAYERS = [
     {"__init__"},
     {"samplers", "geometric", "_torch", "_jax"},
     {"_spec", "_learn"},
-    {"adversarial", "torch", "jax", "heads", "linear_model", "calibration", "class_weight", "sequence"},
+    {"adversarial", "torch", "jax", "heads", "linear_model", "calibration", "class_weight", "sequence", "distributed"},
     {"metrics"},
     {"_bench"},
     {"_cli"},
